@@ -1,0 +1,77 @@
+//! The error type of the library: what was found, where, and what was expected, on one line.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Result with this crate's [`enum@Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Everything that can go wrong. Every message is one line that names the file or the key.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused.
+    #[error("{}: {}", path.display(), plain_io(source))]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What it answered.
+        source: io::Error,
+    },
+    /// A file is there but does not hold what it should.
+    #[error("{}: {problem}", path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// Where in it, what was found and what was expected.
+        problem: String,
+    },
+    /// A configuration, or a value given in code or on the command line, makes no sense.
+    #[error("{0}")]
+    Config(String),
+    /// A placement is not valid.
+    #[error("{0}")]
+    Placement(#[from] crate::placement::PlacementError),
+    /// Training stopped because a number stopped being one.
+    #[error("{0}")]
+    Diverged(String),
+    /// A program this one needs is missing or failed.
+    #[error("{0}")]
+    External(String),
+}
+
+impl Error {
+    /// Attaches the path to an I/O error; for `map_err`.
+    pub fn io(path: impl AsRef<Path>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.as_ref().to_path_buf();
+        move |source| Self::Io { path, source }
+    }
+
+    /// A [`Error::Format`].
+    pub fn format(path: impl AsRef<Path>, problem: impl Into<String>) -> Self {
+        Self::Format {
+            path: path.as_ref().to_path_buf(),
+            problem: problem.into(),
+        }
+    }
+
+    /// A [`Error::Config`].
+    pub fn config(problem: impl Into<String>) -> Self {
+        Self::Config(problem.into())
+    }
+
+    /// Whether the user can mend this by calling differently (exit code 2 on the command line).
+    pub fn is_usage(&self) -> bool {
+        matches!(self, Self::Config(_) | Self::Placement(_))
+    }
+}
+
+fn plain_io(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => "no such file or folder".into(),
+        io::ErrorKind::PermissionDenied => "permission denied".into(),
+        io::ErrorKind::StorageFull => "the disk is full".into(),
+        io::ErrorKind::ReadOnlyFilesystem => "the file system is read-only".into(),
+        _ => error.to_string(),
+    }
+}

@@ -1,0 +1,9 @@
+//! Train transformer language models and measure where to normalize.
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+pub mod error;
+pub mod files;
+pub mod placement;
+
+pub use error::{Error, Result};
