@@ -1,0 +1,251 @@
+//! Activations of the feed-forward network.
+//!
+//! GELU is the tanh approximation of GPT-2 and Gemma (Hendrycks, Gimpel 2016, arXiv 1606.08415),
+//! `x / (1 + exp(-2u))` with `u = sqrt(2/pi) (x + 0.044715 x^3)`, which is the same as
+//! `0.5 x (1 + tanh(u))`. Gated forms: Shazeer 2020, arXiv 2002.05202. Squared ReLU: So et al.
+//! 2021, arXiv 2109.08668.
+
+use crate::math::sigmoid;
+use crate::parallel::rows_per_chunk;
+use crate::simd::dispatch;
+use rayon::prelude::*;
+
+/// An activation; see [`Activation::inputs`] for the width of its rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `silu(gate) * up` on rows of `[gate | up]`.
+    Swiglu,
+    /// `gelu(gate) * up` on rows of `[gate | up]`.
+    Geglu,
+    /// `gelu(x)`.
+    Gelu,
+    /// `max(x, 0)^2`.
+    Relu2,
+}
+
+impl Activation {
+    /// Values per input row for `f` output values: 2f for the gated ones, else f.
+    pub fn inputs(self, f: usize) -> usize {
+        match self {
+            Activation::Swiglu | Activation::Geglu => 2 * f,
+            Activation::Gelu | Activation::Relu2 => f,
+        }
+    }
+}
+
+/// `y` (n, f) from `x` (n, 2f) laid out `[gate | up]` for the gated activations, else (n, f).
+pub fn forward(act: Activation, x: &[f32], y: &mut [f32], f: usize) {
+    check_lengths("activation::forward", act, x.len(), y.len(), f);
+    let chunk = rows_per_chunk(y.len() / f, f);
+    let x_chunks = x.par_chunks(chunk * act.inputs(f));
+    y.par_chunks_mut(chunk * f)
+        .zip(x_chunks)
+        .for_each(|(y, x)| {
+            dispatch(
+                #[inline(always)]
+                || match act {
+                    Activation::Swiglu => forward_gated(x, y, f, |x| silu(x).0),
+                    Activation::Geglu => forward_gated(x, y, f, |x| gelu(x).0),
+                    Activation::Gelu => forward_plain(x, y, |x| gelu(x).0),
+                    Activation::Relu2 => forward_plain(x, y, |x| relu2(x).0),
+                },
+            );
+        });
+}
+
+/// `dx`, shaped like the `x` of [`forward`], from `dy` (n, f).
+pub fn backward(act: Activation, x: &[f32], dy: &[f32], dx: &mut [f32], f: usize) {
+    check_lengths("activation::backward", act, x.len(), dy.len(), f);
+    assert_eq!(
+        dx.len(),
+        x.len(),
+        "activation::backward: dx is not as long as x"
+    );
+    let chunk = rows_per_chunk(dy.len() / f, f);
+    let wide = chunk * act.inputs(f);
+    let inputs = x.par_chunks(wide).zip(dy.par_chunks(chunk * f));
+    dx.par_chunks_mut(wide)
+        .zip(inputs)
+        .for_each(|(dx, (x, dy))| {
+            dispatch(
+                #[inline(always)]
+                || match act {
+                    Activation::Swiglu => backward_gated(x, dy, dx, f, silu),
+                    Activation::Geglu => backward_gated(x, dy, dx, f, gelu),
+                    Activation::Gelu => backward_plain(x, dy, dx, gelu),
+                    Activation::Relu2 => backward_plain(x, dy, dx, relu2),
+                },
+            );
+        });
+}
+
+fn check_lengths(name: &str, act: Activation, x: usize, y: usize, f: usize) {
+    assert!(f > 0, "{name}: width 0");
+    assert_eq!(
+        y % f,
+        0,
+        "{name}: the output side is not made of rows of {f}"
+    );
+    let rows = y / f;
+    let inputs = act.inputs(f);
+    assert_eq!(x, rows * inputs, "{name}: x is not ({rows}, {inputs})");
+}
+
+#[inline(always)]
+fn forward_gated(x: &[f32], y: &mut [f32], f: usize, value: impl Fn(f32) -> f32) {
+    for (x, y) in x.chunks_exact(2 * f).zip(y.chunks_exact_mut(f)) {
+        let (gate, up) = x.split_at(f);
+        for ((y, &gate), &up) in y.iter_mut().zip(gate).zip(up) {
+            *y = value(gate) * up;
+        }
+    }
+}
+
+#[inline(always)]
+fn forward_plain(x: &[f32], y: &mut [f32], value: impl Fn(f32) -> f32) {
+    for (y, &x) in y.iter_mut().zip(x) {
+        *y = value(x);
+    }
+}
+
+#[inline(always)]
+fn backward_gated(
+    x: &[f32],
+    dy: &[f32],
+    dx: &mut [f32],
+    f: usize,
+    value_and_slope: impl Fn(f32) -> (f32, f32),
+) {
+    let inputs = x.chunks_exact(2 * f).zip(dy.chunks_exact(f));
+    for ((x, dy), dx) in inputs.zip(dx.chunks_exact_mut(2 * f)) {
+        let (gate, up) = x.split_at(f);
+        let (dgate, dup) = dx.split_at_mut(f);
+        let outputs = dgate.iter_mut().zip(dup);
+        for (((dgate, dup), (&gate, &up)), &dy) in outputs.zip(gate.iter().zip(up)).zip(dy) {
+            let (value, slope) = value_and_slope(gate);
+            *dgate = dy * up * slope;
+            *dup = dy * value;
+        }
+    }
+}
+
+#[inline(always)]
+fn backward_plain(
+    x: &[f32],
+    dy: &[f32],
+    dx: &mut [f32],
+    value_and_slope: impl Fn(f32) -> (f32, f32),
+) {
+    for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
+        *dx = dy * value_and_slope(x).1;
+    }
+}
+
+/// `x sigmoid(x)` and its derivative.
+#[inline(always)]
+fn silu(x: f32) -> (f32, f32) {
+    let s = sigmoid(x);
+    let value = x * s;
+    (value, s + value * (1.0 - s))
+}
+
+const GELU_SCALE: f32 = 0.797_884_6; // sqrt(2/pi)
+const GELU_CUBE: f32 = 0.044_715;
+
+/// GELU (tanh approximation) and its derivative.
+#[inline(always)]
+fn gelu(x: f32) -> (f32, f32) {
+    // Beyond 20 the function is x or 0 to the last bit; the clamp keeps x^3 finite.
+    let c = x.clamp(-20.0, 20.0);
+    let square = c * c;
+    let s = sigmoid(2.0 * GELU_SCALE * c * (1.0 + GELU_CUBE * square));
+    let inner = 2.0 * GELU_SCALE * (1.0 + 3.0 * GELU_CUBE * square);
+    (x * s, s + c * s * (1.0 - s) * inner)
+}
+
+/// `max(x, 0)^2` and its derivative.
+#[inline(always)]
+fn relu2(x: f32) -> (f32, f32) {
+    let positive = if x < 0.0 { 0.0 } else { x };
+    (positive * positive, 2.0 * positive)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Rng, all_close, check_gradient, same_bits_on_any_pool, weigh, wide};
+    use proptest::prelude::*;
+
+    const ALL: [Activation; 4] = [
+        Activation::Swiglu,
+        Activation::Geglu,
+        Activation::Gelu,
+        Activation::Relu2,
+    ];
+
+    fn naive(act: Activation, x: &[f64], f: usize) -> Vec<f64> {
+        let gelu = |x: f64| {
+            let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+            0.5 * x * (1.0 + u.tanh())
+        };
+        let one = |x: f64| match act {
+            Activation::Swiglu => x / (1.0 + (-x).exp()),
+            Activation::Geglu | Activation::Gelu => gelu(x),
+            Activation::Relu2 => x.max(0.0).powi(2),
+        };
+        let row = |x: &[f64]| -> Vec<f64> {
+            (0..f)
+                .map(|i| one(x[i]) * if x.len() > f { x[f + i] } else { 1.0 })
+                .collect()
+        };
+        x.chunks(act.inputs(f)).flat_map(row).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+        #[test]
+        fn matches_the_reference(
+            act in prop::sample::select(ALL.to_vec()), n in 1usize..5, f in 1usize..40,
+            seed in any::<u64>(),
+        ) {
+            let mut rng = Rng::new(seed);
+            let (x, dy) = (rng.normal(n * act.inputs(f)), rng.normal(n * f));
+            let mut y = vec![f32::NAN; n * f];
+            forward(act, &x, &mut y, f);
+            all_close(&y, &naive(act, &wide(&x), f), 1e-6);
+            let mut dx = vec![f32::NAN; x.len()];
+            backward(act, &x, &dy, &mut dx, f);
+            check_gradient(|x| weigh(&naive(act, x, f), &dy), &x, &dx, 1e-5);
+        }
+    }
+
+    #[test]
+    fn large_values_stay_finite() {
+        let x = [-1e20f32, -100.0, 100.0, 1e18];
+        for act in [Activation::Gelu, Activation::Swiglu, Activation::Geglu] {
+            let x: Vec<f32> = x.iter().flat_map(|&v| vec![v; act.inputs(1)]).collect();
+            let (mut y, mut dx) = (vec![0.0; 4], vec![0.0; x.len()]);
+            forward(act, &x, &mut y, 1);
+            backward(act, &x, &[1.0; 4], &mut dx, 1);
+            assert!(
+                y.iter().chain(&dx).all(|v| v.is_finite()),
+                "{act:?}: {y:?} {dx:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn bits_do_not_depend_on_threads() {
+        for act in ALL {
+            let (n, f) = (300, 50);
+            let mut rng = Rng::new(31);
+            let (x, dy) = (rng.normal(n * act.inputs(f)), rng.normal(n * f));
+            same_bits_on_any_pool(|| {
+                let (mut y, mut dx) = (vec![0.0; n * f], vec![0.0; x.len()]);
+                forward(act, &x, &mut y, f);
+                backward(act, &x, &dy, &mut dx, f);
+                [y, dx].concat()
+            });
+        }
+    }
+}

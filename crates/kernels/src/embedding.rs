@@ -1,0 +1,138 @@
+//! Token embedding: a table look-up, and its gradient as a sum over the rows that read an entry.
+
+use crate::parallel::rows_per_chunk;
+use rayon::prelude::*;
+
+/// Ranges the vocabulary is split into for the backward pass. Each range scans all ids once.
+const RANGES: usize = 32;
+
+/// `y` (n, d) = rows `ids` (n) of `w` (v, d). The width d is `y.len() / ids.len()`.
+///
+/// # Panics
+///
+/// If an id is negative or not below v.
+pub fn forward(ids: &[i32], w: &[f32], y: &mut [f32]) {
+    let Some(width) = width("embedding::forward", ids, w, y) else {
+        return;
+    };
+    let chunk = rows_per_chunk(ids.len(), width);
+    y.par_chunks_mut(chunk * width)
+        .zip(ids.par_chunks(chunk))
+        .for_each(|(y, ids)| {
+            for (y, &id) in y.chunks_exact_mut(width).zip(ids) {
+                let at = id as usize * width;
+                y.copy_from_slice(&w[at..at + width]);
+            }
+        });
+}
+
+/// `dw` (v, d): for each entry the sum, in row order, of the rows of `dy` (n, d) that read it.
+///
+/// # Panics
+///
+/// If an id is negative or not below v.
+pub fn backward(ids: &[i32], dy: &[f32], dw: &mut [f32]) {
+    let Some(width) = width("embedding::backward", ids, dw, dy) else {
+        return dw.fill(0.0);
+    };
+    let entries = (dw.len() / width).div_ceil(RANGES);
+    dw.par_chunks_mut(entries * width)
+        .enumerate()
+        .for_each(|(range, dw)| {
+            dw.fill(0.0);
+            let first = range * entries;
+            for (&id, dy) in ids.iter().zip(dy.chunks_exact(width)) {
+                let Some(entry) = (id as usize).checked_sub(first) else {
+                    continue;
+                };
+                let at = entry * width;
+                let Some(dw) = dw.get_mut(at..at + width) else {
+                    continue;
+                };
+                for (dw, dy) in dw.iter_mut().zip(dy) {
+                    *dw += dy;
+                }
+            }
+        });
+}
+
+/// Checks shapes and ids; `None` if there are no ids.
+fn width(name: &str, ids: &[i32], table: &[f32], rows: &[f32]) -> Option<usize> {
+    if ids.is_empty() {
+        assert!(rows.is_empty(), "{name}: rows without ids");
+        return None;
+    }
+    let width = rows.len() / ids.len();
+    assert!(width > 0, "{name}: width 0");
+    assert_eq!(
+        rows.len(),
+        ids.len() * width,
+        "{name}: rows are not (ids, width)"
+    );
+    assert_eq!(
+        table.len() % width,
+        0,
+        "{name}: table is not made of rows of {width}"
+    );
+    let entries = table.len() / width;
+    for &id in ids {
+        let known = usize::try_from(id).is_ok_and(|id| id < entries);
+        assert!(known, "{name}: id {id} is outside a table of {entries}");
+    }
+    Some(width)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Rng, all_close, check_gradient, same_bits_on_any_pool, weigh, wide};
+    use proptest::prelude::*;
+
+    fn naive(ids: &[i32], w: &[f64], d: usize) -> Vec<f64> {
+        ids.iter()
+            .flat_map(|&id| w[id as usize * d..][..d].to_vec())
+            .collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        #[test]
+        fn matches_the_reference(n in 1usize..20, v in 1usize..80, d in 1usize..9) {
+            let mut rng = Rng::new(41);
+            let ids = rng.below(v, n);
+            let (w, dy) = (rng.normal(v * d), rng.normal(n * d));
+            let mut y = vec![f32::NAN; n * d];
+            forward(&ids, &w, &mut y);
+            all_close(&y, &naive(&ids, &wide(&w), d), 0.0);
+            let mut dw = vec![f32::NAN; v * d];
+            backward(&ids, &dy, &mut dw);
+            check_gradient(|w| weigh(&naive(&ids, w, d), &dy), &w, &dw, 1e-5);
+        }
+    }
+
+    #[test]
+    fn bits_do_not_depend_on_threads() {
+        let mut rng = Rng::new(42);
+        let ids = rng.below(30, 2000);
+        let dy = rng.normal(2000 * 12);
+        same_bits_on_any_pool(|| {
+            let (mut dw, mut y) = (vec![0.0; 30 * 12], vec![0.0; 2000 * 12]);
+            backward(&ids, &dy, &mut dw);
+            forward(&ids, &dw, &mut y);
+            [dw, y].concat()
+        });
+    }
+
+    #[test]
+    fn no_ids_give_a_zero_gradient() {
+        let mut dw = vec![1.0; 6];
+        backward(&[], &[], &mut dw);
+        assert_eq!(dw, [0.0; 6]);
+    }
+
+    #[test]
+    #[should_panic(expected = "id 5 is outside a table of 3")]
+    fn an_unknown_id_is_refused() {
+        forward(&[5], &[0.0; 6], &mut [0.0; 2]);
+    }
+}

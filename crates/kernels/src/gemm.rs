@@ -1,0 +1,237 @@
+//! Matrix products: the one door to the `gemm` crate, and the only `unsafe` code of this crate.
+
+use gemm::Parallelism;
+
+/// Multiply-adds from which a product is worth spreading over threads.
+const PARALLEL_WORK: usize = 1 << 18;
+
+/// `c = alpha * a b`, or `c += alpha * a b` if `accumulate`.
+///
+/// `a` is (m, k), `b` is (k, n) and `c` is (m, n); element (i, j) of a matrix lies at
+/// `i * strides.0 + j * strides.1` of its slice, so a transpose is a swap of the strides.
+/// Each element is a sum over k in an order that depends on the shapes only, hence the bits of the
+/// result do not depend on `parallel` or on the number of threads.
+///
+/// # Panics
+///
+/// If a slice is too short for its shape and strides, or if elements of `c` overlap.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "three matrices with strides, as in BLAS"
+)]
+pub fn matmul(
+    m: usize,
+    n: usize,
+    k: usize,
+    a: &[f32],
+    a_strides: (usize, usize),
+    b: &[f32],
+    b_strides: (usize, usize),
+    c: &mut [f32],
+    c_strides: (usize, usize),
+    alpha: f32,
+    accumulate: bool,
+    parallel: bool,
+) {
+    check_bounds("a", m, k, a_strides, a.len());
+    check_bounds("b", k, n, b_strides, b.len());
+    check_bounds("c", m, n, c_strides, c.len());
+    assert!(
+        has_distinct_elements(m, n, c_strides),
+        "matmul: elements of c overlap: {c_strides:?}"
+    );
+    let work = m.saturating_mul(n).saturating_mul(k);
+    let parallelism = if parallel && work >= PARALLEL_WORK {
+        Parallelism::Rayon(rayon::current_num_threads())
+    } else {
+        Parallelism::None
+    };
+    let stride = |s: usize| isize::try_from(s).expect("matmul: a stride fits isize");
+    // SAFETY: `check_bounds` has shown that every element read or written lies within its slice,
+    // `c` is borrowed mutably and so overlaps neither `a` nor `b`, and `has_distinct_elements` has
+    // shown that no two threads can be given the same element of `c`.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            c.as_mut_ptr(),
+            stride(c_strides.1),
+            stride(c_strides.0),
+            accumulate,
+            a.as_ptr(),
+            stride(a_strides.1),
+            stride(a_strides.0),
+            b.as_ptr(),
+            stride(b_strides.1),
+            stride(b_strides.0),
+            1.0,
+            alpha,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}
+
+fn check_bounds(name: &str, rows: usize, columns: usize, strides: (usize, usize), len: usize) {
+    if rows == 0 || columns == 0 {
+        return;
+    }
+    let down = (rows - 1).checked_mul(strides.0);
+    let right = (columns - 1).checked_mul(strides.1);
+    let last = down.zip(right).and_then(|(d, r)| d.checked_add(r));
+    assert!(
+        last.is_some_and(|last| last < len),
+        "matmul: {name} of shape ({rows}, {columns}) with strides {strides:?} \
+         does not fit a slice of {len}"
+    );
+}
+
+/// Whether rows lie one after another, or columns do, so that no element is shared.
+fn has_distinct_elements(rows: usize, columns: usize, strides: (usize, usize)) -> bool {
+    let nested = |inner: usize, inner_stride: usize, outer: usize, outer_stride: usize| {
+        (inner <= 1 || inner_stride > 0)
+            && (outer <= 1 || outer_stride > inner.saturating_sub(1) * inner_stride)
+    };
+    nested(columns, strides.1, rows, strides.0) || nested(rows, strides.0, columns, strides.1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Rng, all_close, same_bits_on_any_pool};
+    use proptest::prelude::*;
+
+    #[derive(Debug, Clone, Copy)]
+    struct Case {
+        m: usize,
+        n: usize,
+        k: usize,
+        transposed: [bool; 3],
+        padding: usize,
+        alpha: f32,
+        accumulate: bool,
+    }
+
+    fn layout(rows: usize, columns: usize, transposed: bool, padding: usize) -> (usize, usize) {
+        if transposed {
+            (1, rows + padding)
+        } else {
+            (columns + padding, 1)
+        }
+    }
+
+    fn check(case: Case) {
+        let Case {
+            m,
+            n,
+            k,
+            transposed: [ta, tb, tc],
+            padding,
+            alpha,
+            accumulate,
+        } = case;
+        let (sa, sb) = (layout(m, k, ta, padding), layout(k, n, tb, padding));
+        let sc = layout(m, n, tc, padding);
+        let mut rng = Rng::new(7);
+        let a = rng.normal((m + padding) * (k + padding));
+        let b = rng.normal((k + padding) * (n + padding));
+        let before = rng.normal((m + padding) * (n + padding));
+        let mut want: Vec<f64> = before.iter().map(|&v| f64::from(v)).collect();
+        for i in 0..m {
+            for j in 0..n {
+                let at = i * sc.0 + j * sc.1;
+                let product: f64 = (0..k)
+                    .map(|l| f64::from(a[i * sa.0 + l * sa.1]) * f64::from(b[l * sb.0 + j * sb.1]))
+                    .sum();
+                let start = if accumulate { want[at] } else { 0.0 };
+                want[at] = start + f64::from(alpha) * product;
+            }
+        }
+        for parallel in [false, true] {
+            let mut c = before.clone();
+            matmul(
+                m, n, k, &a, sa, &b, sb, &mut c, sc, alpha, accumulate, parallel,
+            );
+            all_close(&c, &want, 1e-5);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn matches_the_definition(
+            m in 0usize..40, n in 0usize..40, k in 0usize..70,
+            transposed in any::<[bool; 3]>(), padding in 0usize..3,
+            alpha in prop::sample::select(vec![1.0f32, 0.5, -2.0]), accumulate in any::<bool>(),
+        ) {
+            check(Case { m, n, k, transposed, padding, alpha, accumulate });
+        }
+    }
+
+    #[test]
+    fn bits_do_not_depend_on_threads() {
+        let shapes = [
+            (1, 700, 300),
+            (700, 1, 300),
+            (65, 129, 1000),
+            (200, 300, 77),
+            (3, 500, 400),
+        ];
+        for (m, n, k) in shapes {
+            for transposed in [false, true] {
+                let mut rng = Rng::new(3);
+                let (a, b) = (rng.normal(m * k), rng.normal(k * n));
+                let sa = layout(m, k, transposed, 0);
+                let sb = layout(k, n, !transposed, 0);
+                let product = |parallel: bool| {
+                    let mut c = vec![1.0; m * n];
+                    matmul(m, n, k, &a, sa, &b, sb, &mut c, (n, 1), 0.3, true, parallel);
+                    c
+                };
+                same_bits_on_any_pool(|| product(true));
+                assert_eq!(product(true), product(false));
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "matmul: b of shape")]
+    fn a_short_slice_is_refused() {
+        matmul(
+            2,
+            2,
+            2,
+            &[0.0; 4],
+            (2, 1),
+            &[0.0; 3],
+            (2, 1),
+            &mut [0.0; 4],
+            (2, 1),
+            1.0,
+            false,
+            false,
+        );
+    }
+
+    #[test]
+    #[should_panic(expected = "elements of c overlap")]
+    fn an_overlapping_output_is_refused() {
+        matmul(
+            2,
+            2,
+            2,
+            &[0.0; 4],
+            (2, 1),
+            &[0.0; 4],
+            (2, 1),
+            &mut [0.0; 4],
+            (1, 1),
+            1.0,
+            false,
+            false,
+        );
+    }
+}

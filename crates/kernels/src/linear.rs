@@ -1,0 +1,166 @@
+//! Linear maps without bias, weights (out, in) as in PyTorch's `torch.nn.Linear`.
+//!
+//! `y = x w^T`, hence `dx = dy w` and `dw = dy^T x`.
+
+use crate::gemm::matmul;
+use rayon::prelude::*;
+
+/// Outputs per task when a single row is multiplied.
+const OUTPUTS_PER_TASK: usize = 256;
+
+/// `y = x w^T` for `x` (n, inputs), `w` (outputs, inputs), `y` (n, outputs).
+pub fn forward(x: &[f32], w: &[f32], y: &mut [f32], inputs: usize, outputs: usize) {
+    let n = rows("linear::forward: y", y, outputs);
+    check_lengths("linear::forward", n, x, w, inputs, outputs);
+    if n == 1 && inputs > 0 {
+        return forward_row(x, w, y, inputs);
+    }
+    matmul(
+        n,
+        outputs,
+        inputs,
+        x,
+        (inputs, 1),
+        w,
+        (1, inputs),
+        y,
+        (outputs, 1),
+        1.0,
+        false,
+        true,
+    );
+}
+
+/// One row is bound by reading the weights, which the `gemm` crate does on one thread.
+fn forward_row(x: &[f32], w: &[f32], y: &mut [f32], inputs: usize) {
+    y.par_chunks_mut(OUTPUTS_PER_TASK)
+        .zip(w.par_chunks(OUTPUTS_PER_TASK * inputs))
+        .for_each(|(y, w)| {
+            let outputs = y.len();
+            let strides = ((inputs, 1), (1, inputs), (outputs, 1));
+            matmul(
+                1, outputs, inputs, x, strides.0, w, strides.1, y, strides.2, 1.0, false, false,
+            );
+        });
+}
+
+/// `dx = dy w` for `dy` (n, outputs), `w` (outputs, inputs), `dx` (n, inputs).
+pub fn backward_input(dy: &[f32], w: &[f32], dx: &mut [f32], inputs: usize, outputs: usize) {
+    let n = rows("linear::backward_input: dy", dy, outputs);
+    check_lengths("linear::backward_input", n, dx, w, inputs, outputs);
+    matmul(
+        n,
+        inputs,
+        outputs,
+        dy,
+        (outputs, 1),
+        w,
+        (inputs, 1),
+        dx,
+        (inputs, 1),
+        1.0,
+        false,
+        true,
+    );
+}
+
+/// `dw = dy^T x` for `dy` (n, outputs), `x` (n, inputs), `dw` (outputs, inputs).
+pub fn backward_weight(dy: &[f32], x: &[f32], dw: &mut [f32], inputs: usize, outputs: usize) {
+    let n = rows("linear::backward_weight: dy", dy, outputs);
+    check_lengths("linear::backward_weight", n, x, dw, inputs, outputs);
+    matmul(
+        outputs,
+        inputs,
+        n,
+        dy,
+        (1, outputs),
+        x,
+        (inputs, 1),
+        dw,
+        (inputs, 1),
+        1.0,
+        false,
+        true,
+    );
+}
+
+fn rows(name: &str, slice: &[f32], width: usize) -> usize {
+    assert!(width > 0, "{name}: width 0");
+    assert_eq!(
+        slice.len() % width,
+        0,
+        "{name} is not made of rows of {width}"
+    );
+    slice.len() / width
+}
+
+fn check_lengths(name: &str, n: usize, x: &[f32], w: &[f32], inputs: usize, outputs: usize) {
+    assert_eq!(
+        x.len(),
+        n * inputs,
+        "{name}: input side is not ({n}, {inputs})"
+    );
+    assert_eq!(
+        w.len(),
+        outputs * inputs,
+        "{name}: weight is not ({outputs}, {inputs})"
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Rng, all_close, check_gradient, same_bits_on_any_pool, weigh, wide};
+    use proptest::prelude::*;
+
+    fn naive(x: &[f64], w: &[f64], inputs: usize) -> Vec<f64> {
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum();
+        x.chunks(inputs)
+            .flat_map(|x| w.chunks(inputs).map(move |w| dot(x, w)))
+            .collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        #[test]
+        fn matches_the_reference(n in 1usize..9, i in 1usize..20, o in 1usize..20) {
+            let mut rng = Rng::new(11);
+            let (x, w, dy) = (rng.normal(n * i), rng.normal(o * i), rng.normal(n * o));
+            let mut y = vec![f32::NAN; n * o];
+            forward(&x, &w, &mut y, i, o);
+            all_close(&y, &naive(&wide(&x), &wide(&w), i), 1e-5);
+            let mut dx = vec![f32::NAN; n * i];
+            backward_input(&dy, &w, &mut dx, i, o);
+            check_gradient(|x| weigh(&naive(x, &wide(&w), i), &dy), &x, &dx, 1e-5);
+            let mut dw = vec![f32::NAN; o * i];
+            backward_weight(&dy, &x, &mut dw, i, o);
+            check_gradient(|w| weigh(&naive(&wide(&x), w, i), &dy), &w, &dw, 1e-5);
+        }
+    }
+
+    #[test]
+    fn a_long_single_row_matches_the_reference() {
+        let mut rng = Rng::new(12);
+        let (x, w) = (rng.normal(130), rng.normal(130 * 700));
+        let mut y = vec![0.0; 700];
+        forward(&x, &w, &mut y, 130, 700);
+        all_close(&y, &naive(&wide(&x), &wide(&w), 130), 1e-5);
+    }
+
+    #[test]
+    fn bits_do_not_depend_on_threads() {
+        let mut rng = Rng::new(13);
+        for n in [1, 130] {
+            let (i, o) = (96, 530);
+            let (x, w, dy) = (rng.normal(n * i), rng.normal(o * i), rng.normal(n * o));
+            same_bits_on_any_pool(|| {
+                let (mut y, mut dx, mut dw) =
+                    (vec![0.0; n * o], vec![0.0; n * i], vec![0.0; o * i]);
+                forward(&x, &w, &mut y, i, o);
+                backward_input(&dy, &w, &mut dx, i, o);
+                backward_weight(&dy, &x, &mut dw, i, o);
+                [y, dx, dw].concat()
+            });
+        }
+    }
+}

@@ -1,0 +1,484 @@
+//! Normalizations of rows, and the element-wise functions that take their place.
+//!
+//! With `h` the normalized row and `g` the effective gain, every backward pass has the form
+//! `dx = slope * (g dy - corrections)`; for RMSNorm `dx = (g dy - h mean(g dy h)) / r` with
+//! `r = sqrt(mean(x^2) + eps)`.
+//!
+//! Sources: LayerNorm (Ba, Kiros, Hinton 2016, arXiv 1607.06450), RMSNorm (Zhang, Sennrich 2019,
+//! arXiv 1910.07467), DyT (Zhu et al. 2025, arXiv 2503.10622), Derf (arXiv 2512.10938), unit-length
+//! rows (nGPT, arXiv 2410.01131).
+
+use crate::math::{erf, erf_slope, tanh};
+use crate::parallel::{rows_per_chunk, sum_partials};
+use crate::simd::{dispatch, sum, sums};
+use rayon::prelude::*;
+use std::borrow::Cow;
+
+/// What happens to a row before gain and bias.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormFn {
+    /// `x / sqrt(mean(x^2) + eps)`.
+    Rms,
+    /// `(x - mean(x)) / sqrt(var(x) + eps)` with the biased variance, in two passes.
+    Layer,
+    /// `x / sqrt(sum(x^2) + eps)`.
+    L2,
+    /// `tanh(alpha x)` with a learned scalar alpha.
+    Dyt,
+    /// `erf(alpha x + shift)` with learned scalars alpha and shift.
+    Derf,
+}
+
+/// How the gain parameter `w` enters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gain {
+    /// No gain.
+    None,
+    /// `w h`; starts at 1 (LLaMA).
+    Plain,
+    /// `(1 + w) h`; starts at 0 (Gemma).
+    OnePlus,
+}
+
+/// A normalization of rows of `width` values.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Norm {
+    /// The function of the row.
+    pub function: NormFn,
+    /// Added under the square root; not used by `Dyt` and `Derf`.
+    pub eps: f32,
+    /// The gain.
+    pub gain: Gain,
+    /// Whether a learned bias is added.
+    pub bias: bool,
+    /// Values per row.
+    pub width: usize,
+    /// Parameter groups: row r uses gain and bias number `r % groups`.
+    pub groups: usize,
+}
+
+/// Parameters of one call: gain and bias in effect for each group, and the two scalars.
+pub(crate) struct Params<'a> {
+    gain: Cow<'a, [f32]>,
+    bias: Cow<'a, [f32]>,
+    alpha: f32,
+    shift: f32,
+}
+
+impl Norm {
+    /// Length of the flat parameter slice:
+    /// `[gain: groups * width][bias: groups * width][alpha: 1][shift: 1]`, where a part is absent
+    /// if the gain is `None`, without bias, unless `Dyt` or `Derf`, and unless `Derf`.
+    pub fn params_len(&self) -> usize {
+        let [gain, bias, alpha, shift] = self.parts();
+        gain + bias + alpha + shift
+    }
+
+    fn parts(&self) -> [usize; 4] {
+        let channels = self.groups * self.width;
+        [
+            if self.gain == Gain::None { 0 } else { channels },
+            if self.bias { channels } else { 0 },
+            usize::from(matches!(self.function, NormFn::Dyt | NormFn::Derf)),
+            usize::from(self.function == NormFn::Derf),
+        ]
+    }
+
+    pub(crate) fn check_params(&self, name: &str, params: &[f32]) {
+        assert!(
+            self.width > 0 && self.groups > 0,
+            "{name}: width and groups must not be 0"
+        );
+        assert_eq!(
+            params.len(),
+            self.params_len(),
+            "{name}: wrong number of parameters"
+        );
+    }
+
+    pub(crate) fn resolve<'a>(&self, params: &'a [f32]) -> Params<'a> {
+        let [gain_len, bias_len, alpha_len, _] = self.parts();
+        let (gain, rest) = params.split_at(gain_len);
+        let (bias, scalars) = rest.split_at(bias_len);
+        let channels = self.groups * self.width;
+        Params {
+            gain: match self.gain {
+                Gain::None => Cow::Owned(vec![1.0; channels]),
+                Gain::Plain => Cow::Borrowed(gain),
+                Gain::OnePlus => Cow::Owned(gain.iter().map(|w| 1.0 + w).collect()),
+            },
+            bias: if self.bias {
+                Cow::Borrowed(bias)
+            } else {
+                Cow::Owned(vec![0.0; channels])
+            },
+            alpha: if alpha_len == 1 { scalars[0] } else { 1.0 },
+            shift: scalars.get(1).copied().unwrap_or(0.0),
+        }
+    }
+}
+
+/// Normalizes each row of `x` (rows, width) into `y` of the same shape.
+pub fn forward(n: &Norm, x: &[f32], params: &[f32], y: &mut [f32]) {
+    n.check_params("norm::forward", params);
+    assert_eq!(
+        x.len() % n.width,
+        0,
+        "norm::forward: x is not made of rows of {}",
+        n.width
+    );
+    assert_eq!(y.len(), x.len(), "norm::forward: y is not as long as x");
+    let p = n.resolve(params);
+    let chunk = rows_per_chunk(x.len() / n.width, n.width);
+    let size = chunk * n.width;
+    y.par_chunks_mut(size)
+        .zip(x.par_chunks(size))
+        .enumerate()
+        .for_each(|(c, (y, x))| {
+            dispatch(
+                #[inline(always)]
+                || {
+                    let rows = x.chunks_exact(n.width).zip(y.chunks_exact_mut(n.width));
+                    for (r, (x, y)) in (c * chunk..).zip(rows) {
+                        forward_row(n, &p, r % n.groups, x, y);
+                    }
+                },
+            );
+        });
+}
+
+/// Gradients of [`forward`]: from `dy` (rows, width) to `dx` (rows, width) and to `dparams`, which
+/// is laid out like `params` and summed over the rows of each group.
+pub fn backward(
+    n: &Norm,
+    x: &[f32],
+    params: &[f32],
+    dy: &[f32],
+    dx: &mut [f32],
+    dparams: &mut [f32],
+) {
+    n.check_params("norm::backward", params);
+    assert_eq!(
+        x.len() % n.width,
+        0,
+        "norm::backward: x is not made of rows of {}",
+        n.width
+    );
+    assert_eq!(dy.len(), x.len(), "norm::backward: dy is not as long as x");
+    assert_eq!(dx.len(), x.len(), "norm::backward: dx is not as long as x");
+    assert_eq!(
+        dparams.len(),
+        params.len(),
+        "norm::backward: dparams is not as long as params"
+    );
+    let p = n.resolve(params);
+    let chunk = rows_per_chunk(x.len() / n.width, n.width);
+    let size = chunk * n.width;
+    let partials: Vec<Vec<f32>> = dx
+        .par_chunks_mut(size)
+        .zip(x.par_chunks(size).zip(dy.par_chunks(size)))
+        .enumerate()
+        .map(|(c, (dx, (x, dy)))| {
+            let mut partial = vec![0.0; params.len()];
+            dispatch(
+                #[inline(always)]
+                || {
+                    let inputs = x.chunks_exact(n.width).zip(dy.chunks_exact(n.width));
+                    let rows = inputs.zip(dx.chunks_exact_mut(n.width));
+                    for (r, ((x, dy), dx)) in (c * chunk..).zip(rows) {
+                        backward_row(n, &p, r % n.groups, x, dy, dx, &mut partial);
+                    }
+                },
+            );
+            partial
+        })
+        .collect();
+    sum_partials(&partials, dparams);
+}
+
+/// One row of [`forward`].
+#[inline(always)]
+pub(crate) fn forward_row(n: &Norm, p: &Params, group: usize, x: &[f32], y: &mut [f32]) {
+    let channels = group * n.width..(group + 1) * n.width;
+    let (gain, bias) = (&p.gain[channels.clone()], &p.bias[channels]);
+    match n.function {
+        NormFn::Rms | NormFn::Layer | NormFn::L2 => {
+            let (mean, slope) = statistics(n, x);
+            affine(x, gain, bias, y, |x| (x - mean) * slope);
+        }
+        NormFn::Dyt => affine(x, gain, bias, y, |x| tanh(p.alpha * x)),
+        NormFn::Derf => affine(x, gain, bias, y, |x| erf(p.alpha * x + p.shift)),
+    }
+}
+
+/// Mean (0 unless `Layer`) and the factor of the row, 1 / sqrt(... + eps).
+#[inline(always)]
+fn statistics(n: &Norm, x: &[f32]) -> (f32, f32) {
+    let count = n.width as f32;
+    let mean = if n.function == NormFn::Layer {
+        sum(x, |x| x) / count
+    } else {
+        0.0
+    };
+    let squares = sum(x, |x| (x - mean) * (x - mean));
+    let spread = if n.function == NormFn::L2 {
+        squares
+    } else {
+        squares / count
+    };
+    (mean, 1.0 / (spread + n.eps).sqrt())
+}
+
+#[inline(always)]
+fn affine(x: &[f32], gain: &[f32], bias: &[f32], y: &mut [f32], h: impl Fn(f32) -> f32) {
+    for (((y, &x), &g), &b) in y.iter_mut().zip(x).zip(gain).zip(bias) {
+        *y = h(x) * g + b;
+    }
+}
+
+/// One row of [`backward`]; adds to `grads`, which is laid out like the parameters.
+#[inline(always)]
+pub(crate) fn backward_row(
+    n: &Norm,
+    p: &Params,
+    group: usize,
+    x: &[f32],
+    dy: &[f32],
+    dx: &mut [f32],
+    grads: &mut [f32],
+) {
+    let channels = group * n.width..(group + 1) * n.width;
+    let gain = &p.gain[channels.clone()];
+    let [gain_len, bias_len, ..] = n.parts();
+    let (dgain, rest) = grads.split_at_mut(gain_len);
+    let (dbias, dscalars) = rest.split_at_mut(bias_len);
+    let dgain = dgain.get_mut(channels.clone()).unwrap_or_default();
+    if let Some(dbias) = dbias.get_mut(channels) {
+        for (db, &dy) in dbias.iter_mut().zip(dy) {
+            *db += dy;
+        }
+    }
+    match n.function {
+        NormFn::Rms | NormFn::Layer | NormFn::L2 => {
+            let (mean, slope) = statistics(n, x);
+            let h = |x: f32| (x - mean) * slope;
+            let [plain, along] = sums(x, dy, gain, |x, dy, g| [g * dy, g * dy * h(x)]);
+            let count = if n.function == NormFn::L2 {
+                1.0
+            } else {
+                n.width as f32
+            };
+            let along = along / count;
+            let plain = if n.function == NormFn::Layer {
+                plain / count
+            } else {
+                0.0
+            };
+            for (((dx, &x), &dy), &g) in dx.iter_mut().zip(x).zip(dy).zip(gain) {
+                *dx = (g * dy - plain - h(x) * along) * slope;
+            }
+            add_products(dgain, x, dy, h);
+        }
+        NormFn::Dyt => {
+            let slope = |x: f32| {
+                let h = tanh(p.alpha * x);
+                1.0 - h * h
+            };
+            let [dalpha, _] = pointwise(p.alpha, x, dy, gain, dx, slope);
+            dscalars[0] += dalpha;
+            add_products(dgain, x, dy, |x| tanh(p.alpha * x));
+        }
+        NormFn::Derf => {
+            let slope = |x: f32| erf_slope(p.alpha * x + p.shift);
+            let [dalpha, dshift] = pointwise(p.alpha, x, dy, gain, dx, slope);
+            dscalars[0] += dalpha;
+            dscalars[1] += dshift;
+            add_products(dgain, x, dy, |x| erf(p.alpha * x + p.shift));
+        }
+    }
+}
+
+/// Gradient of the gain: `dgain += dy h(x)`; nothing if there is no gain.
+#[inline(always)]
+fn add_products(dgain: &mut [f32], x: &[f32], dy: &[f32], h: impl Fn(f32) -> f32) {
+    for ((dg, &x), &dy) in dgain.iter_mut().zip(x).zip(dy) {
+        *dg += dy * h(x);
+    }
+}
+
+/// `dx = g dy slope(x) alpha` for a function of `alpha x + shift`; returns the gradients of alpha
+/// and shift.
+#[inline(always)]
+fn pointwise(
+    alpha: f32,
+    x: &[f32],
+    dy: &[f32],
+    gain: &[f32],
+    dx: &mut [f32],
+    slope: impl Fn(f32) -> f32,
+) -> [f32; 2] {
+    for (((dx, &x), &dy), &g) in dx.iter_mut().zip(x).zip(dy).zip(gain) {
+        *dx = g * dy * slope(x);
+    }
+    let scalars = sums(x, dx, dx, |x, du, _| [x * du, du]);
+    for dx in dx {
+        *dx *= alpha;
+    }
+    scalars
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::testing::{
+        Rng, all_close, check_gradient, erf_f64, same_bits_on_any_pool, weigh, wide,
+    };
+    use proptest::prelude::*;
+
+    pub(crate) const FUNCTIONS: [NormFn; 5] = [
+        NormFn::Rms,
+        NormFn::Layer,
+        NormFn::L2,
+        NormFn::Dyt,
+        NormFn::Derf,
+    ];
+    pub(crate) const GAINS: [Gain; 3] = [Gain::None, Gain::Plain, Gain::OnePlus];
+
+    /// The definitions, row by row.
+    pub(crate) fn naive(n: &Norm, x: &[f64], params: &[f64]) -> Vec<f64> {
+        let channels = n.groups * n.width;
+        let bias_at = if n.gain == Gain::None { 0 } else { channels };
+        let scalars = &params[bias_at + if n.bias { channels } else { 0 }..];
+        let eps = f64::from(n.eps);
+        let mut y = Vec::new();
+        for (r, x) in x.chunks(n.width).enumerate() {
+            let count = n.width as f64;
+            let mean = x.iter().sum::<f64>() / count;
+            let squares: f64 = x.iter().map(|v| v * v).sum();
+            let variance = x.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / count;
+            for (c, &v) in x.iter().enumerate() {
+                let h = match n.function {
+                    NormFn::Rms => v / (squares / count + eps).sqrt(),
+                    NormFn::Layer => (v - mean) / (variance + eps).sqrt(),
+                    NormFn::L2 => v / (squares + eps).sqrt(),
+                    NormFn::Dyt => (scalars[0] * v).tanh(),
+                    NormFn::Derf => erf_f64(scalars[0] * v + scalars[1]),
+                };
+                let at = (r % n.groups) * n.width + c;
+                let gained = match n.gain {
+                    Gain::None => h,
+                    Gain::Plain => params[at] * h,
+                    Gain::OnePlus => (1.0 + params[at]) * h,
+                };
+                y.push(gained + if n.bias { params[bias_at + at] } else { 0.0 });
+            }
+        }
+        y
+    }
+
+    fn check(n: &Norm, rows: usize, seed: u64) {
+        let mut rng = Rng::new(seed);
+        let len = rows * n.width;
+        let (x, params, dy) = (rng.normal(len), rng.normal(n.params_len()), rng.normal(len));
+        let mut y = vec![f32::NAN; len];
+        forward(n, &x, &params, &mut y);
+        all_close(&y, &naive(n, &wide(&x), &wide(&params)), 2e-6);
+        let (mut dx, mut dparams) = (vec![f32::NAN; len], vec![f32::NAN; params.len()]);
+        backward(n, &x, &params, &dy, &mut dx, &mut dparams);
+        check_gradient(|x| weigh(&naive(n, x, &wide(&params)), &dy), &x, &dx, 1e-5);
+        check_gradient(
+            |p| weigh(&naive(n, &wide(&x), p), &dy),
+            &params,
+            &dparams,
+            1e-5,
+        );
+    }
+
+    #[test]
+    fn every_combination_matches_the_reference() {
+        for function in FUNCTIONS {
+            for gain in GAINS {
+                for bias in [false, true] {
+                    for groups in [1, 3] {
+                        let n = Norm {
+                            function,
+                            eps: 1e-3,
+                            gain,
+                            bias,
+                            width: 19,
+                            groups,
+                        };
+                        check(&n, 6, 21);
+                    }
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+        #[test]
+        fn every_shape_matches_the_reference(
+            function in prop::sample::select(FUNCTIONS.to_vec()),
+            gain in prop::sample::select(GAINS.to_vec()),
+            bias in any::<bool>(), width in 2usize..70, groups in 1usize..4, rows in 1usize..7,
+            seed in any::<u64>(),
+        ) {
+            // A width of at least 2 and a large eps keep tiny variances away from the differences.
+            check(&Norm { function, eps: 1e-1, gain, bias, width, groups }, rows, seed);
+        }
+    }
+
+    #[test]
+    fn many_rows_span_several_chunks() {
+        let n = Norm {
+            function: NormFn::Layer,
+            eps: 1e-5,
+            gain: Gain::Plain,
+            bias: true,
+            width: 40,
+            groups: 7,
+        };
+        check(&n, 301, 22);
+    }
+
+    #[test]
+    fn layer_norm_survives_a_large_mean() {
+        let n = Norm {
+            function: NormFn::Layer,
+            eps: 1e-5,
+            gain: Gain::None,
+            bias: false,
+            width: 64,
+            groups: 1,
+        };
+        let x: Vec<f32> = (0..64).map(|i| 4096.0 + (i % 2) as f32).collect();
+        let mut y = vec![0.0; 64];
+        forward(&n, &x, &[], &mut y);
+        all_close(&y, &naive(&n, &wide(&x), &[]), 1e-5);
+    }
+
+    #[test]
+    fn bits_do_not_depend_on_threads() {
+        for function in FUNCTIONS {
+            let n = Norm {
+                function,
+                eps: 1e-5,
+                gain: Gain::Plain,
+                bias: true,
+                width: 48,
+                groups: 4,
+            };
+            let mut rng = Rng::new(23);
+            let len = 1000 * n.width;
+            let (x, params, dy) = (rng.normal(len), rng.normal(n.params_len()), rng.normal(len));
+            same_bits_on_any_pool(|| {
+                let (mut y, mut dx) = (vec![0.0; len], vec![0.0; len]);
+                let mut dparams = vec![0.0; params.len()];
+                forward(&n, &x, &params, &mut y);
+                backward(&n, &x, &params, &dy, &mut dx, &mut dparams);
+                [y, dx, dparams].concat()
+            });
+        }
+    }
+}

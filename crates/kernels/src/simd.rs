@@ -1,0 +1,173 @@
+//! Run-time choice of instruction set, and reductions in a fixed order that still vectorize.
+//!
+//! Floating-point addition is not associative, so a compiler may not vectorize a plain sum. Here a
+//! reduction runs over `LANES` independent accumulators which are folded in a fixed tree: the
+//! order is part of the code and the same on every machine.
+
+/// Independent accumulators of a reduction: two AVX2 registers, enough to hide the latency.
+const LANES: usize = 16;
+
+/// Runs `body` compiled for the best instruction set of this machine.
+///
+/// The body must be inlined to profit: write `dispatch(#[inline(always)] || ...)` and mark what it
+/// calls `#[inline(always)]`.
+#[inline(always)]
+pub(crate) fn dispatch<R>(body: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(body)
+}
+
+#[inline(always)]
+fn fold(mut lanes: [f32; LANES], join: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut half = LANES / 2;
+    while half > 0 {
+        for lane in 0..half {
+            lanes[lane] = join(lanes[lane], lanes[lane + half]);
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
+/// Sum of `f(x)` over a slice.
+#[inline(always)]
+pub(crate) fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let (chunks, tail) = x.as_chunks::<LANES>();
+    for chunk in chunks {
+        for lane in 0..LANES {
+            lanes[lane] += f(chunk[lane]);
+        }
+    }
+    let mut total = fold(lanes, |a, b| a + b);
+    for &v in tail {
+        total += f(v);
+    }
+    total
+}
+
+/// `N` sums at once of `f(x, y, z)` over three slices of the same length.
+#[inline(always)]
+pub(crate) fn sums<const N: usize>(
+    x: &[f32],
+    y: &[f32],
+    z: &[f32],
+    f: impl Fn(f32, f32, f32) -> [f32; N],
+) -> [f32; N] {
+    let mut lanes = [[0.0f32; LANES]; N];
+    let (xs, x_tail) = x.as_chunks::<LANES>();
+    let (ys, y_tail) = y.as_chunks::<LANES>();
+    let (zs, z_tail) = z.as_chunks::<LANES>();
+    for ((x, y), z) in xs.iter().zip(ys).zip(zs) {
+        for lane in 0..LANES {
+            let terms = f(x[lane], y[lane], z[lane]);
+            for n in 0..N {
+                lanes[n][lane] += terms[n];
+            }
+        }
+    }
+    let mut totals = lanes.map(|l| fold(l, |a, b| a + b));
+    for ((&x, &y), &z) in x_tail.iter().zip(y_tail).zip(z_tail) {
+        let terms = f(x, y, z);
+        for n in 0..N {
+            totals[n] += terms[n];
+        }
+    }
+    totals
+}
+
+/// Dot product.
+#[inline(always)]
+pub(crate) fn dot(x: &[f32], y: &[f32]) -> f32 {
+    let [total] = sums(x, y, y, |x, y, _| [x * y]);
+    total
+}
+
+/// Replaces each `x` by `f(x)` and returns the sum of the new values.
+#[inline(always)]
+pub(crate) fn map_sum(x: &mut [f32], f: impl Fn(f32) -> f32) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let (chunks, tail) = x.as_chunks_mut::<LANES>();
+    for chunk in chunks {
+        for lane in 0..LANES {
+            chunk[lane] = f(chunk[lane]);
+            lanes[lane] += chunk[lane];
+        }
+    }
+    let mut total = fold(lanes, |a, b| a + b);
+    for v in tail {
+        *v = f(*v);
+        total += *v;
+    }
+    total
+}
+
+/// Largest value; negative infinity for an empty slice. A NaN is passed over.
+#[inline(always)]
+pub(crate) fn max(x: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (chunks, tail) = x.as_chunks::<LANES>();
+    for chunk in chunks {
+        for lane in 0..LANES {
+            lanes[lane] = larger(lanes[lane], chunk[lane]);
+        }
+    }
+    tail.iter().fold(fold(lanes, larger), |a, &b| larger(a, b))
+}
+
+/// Sum of squares in double precision.
+#[inline(always)]
+pub(crate) fn sum_squares_f64(x: &[f32]) -> f64 {
+    let mut lanes = [0.0f64; LANES];
+    let (chunks, tail) = x.as_chunks::<LANES>();
+    for chunk in chunks {
+        for lane in 0..LANES {
+            let v = f64::from(chunk[lane]);
+            lanes[lane] += v * v;
+        }
+    }
+    let total: f64 = lanes.iter().sum();
+    tail.iter()
+        .fold(total, |t, &v| t + f64::from(v) * f64::from(v))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Rng, close};
+
+    #[test]
+    fn reductions_match_double_precision_at_every_length() {
+        let mut rng = Rng::new(1);
+        for len in 0..100 {
+            let x = rng.normal(len);
+            let y = rng.normal(len);
+            let exact: f64 = x.iter().map(|&v| f64::from(v).powi(2)).sum();
+            close(sum(&x, |v| v * v), exact, 1e-5);
+            close(sum_squares_f64(&x) as f32, exact, 1e-6);
+            let exact: f64 = x
+                .iter()
+                .zip(&y)
+                .map(|(&a, &b)| f64::from(a) * f64::from(b))
+                .sum();
+            close(dot(&x, &y), exact, 1e-5);
+            let largest = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            assert_eq!(max(&x), largest);
+            let mut doubled = x.clone();
+            let total = map_sum(&mut doubled, |v| 2.0 * v);
+            close(total, x.iter().map(|&v| 2.0 * f64::from(v)).sum(), 1e-5);
+            assert!(doubled.iter().zip(&x).all(|(d, v)| *d == 2.0 * v));
+        }
+    }
+
+    #[test]
+    fn dispatched_loops_give_the_bits_of_the_baseline() {
+        let x = Rng::new(2).normal(1000);
+        let plain = sum(&x, crate::math::exp);
+        let fast = dispatch(
+            #[inline(always)]
+            || sum(&x, crate::math::exp),
+        );
+        assert_eq!(plain.to_bits(), fast.to_bits());
+    }
+}

@@ -1,0 +1,171 @@
+//! What the tests of all ops share: random numbers, comparisons, derivatives, thread pools.
+
+/// SplitMix64 (Steele, Lea, Flood 2014): small, seedable, good enough for tests.
+pub(crate) struct Rng(u64);
+
+impl Rng {
+    pub(crate) fn new(seed: u64) -> Self {
+        Rng(seed)
+    }
+
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Uniform in [0, 1).
+    pub(crate) fn uniform(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// Roughly normal, variance 1 (sum of twelve uniforms).
+    pub(crate) fn normal(&mut self, len: usize) -> Vec<f32> {
+        let mut one = || (0..12).map(|_| self.uniform()).sum::<f64>() - 6.0;
+        (0..len).map(|_| one() as f32).collect()
+    }
+
+    /// Integers below `end`.
+    pub(crate) fn below(&mut self, end: usize, len: usize) -> Vec<i32> {
+        (0..len)
+            .map(|_| (self.next() % end as u64) as i32)
+            .collect()
+    }
+}
+
+pub(crate) fn wide(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|&v| f64::from(v)).collect()
+}
+
+/// Asserts |got - want| <= tolerance * max(1, |want|).
+#[track_caller]
+pub(crate) fn close(got: f32, want: f64, tolerance: f64) {
+    let error = (f64::from(got) - want).abs();
+    assert!(
+        error <= tolerance * want.abs().max(1.0),
+        "got {got}, want {want}: error {error:e}"
+    );
+}
+
+/// Asserts `close` for every element, relative to the largest one.
+#[track_caller]
+pub(crate) fn all_close(got: &[f32], want: &[f64], tolerance: f64) {
+    assert_eq!(got.len(), want.len(), "lengths differ");
+    let scale = want.iter().fold(1e-3f64, |m, v| m.max(v.abs()));
+    for (i, (&g, &w)) in got.iter().zip(want).enumerate() {
+        let error = (f64::from(g) - w).abs();
+        assert!(
+            error <= tolerance * scale,
+            "element {i}: got {g}, want {w}, scale {scale}"
+        );
+    }
+}
+
+/// Compares a gradient with central differences of an `f64` function: every coordinate of a small
+/// input, and else a sample of coordinates and of random directions, which see all coordinates.
+#[track_caller]
+pub(crate) fn check_gradient(f: impl Fn(&[f64]) -> f64, x: &[f32], gradient: &[f32], tol: f64) {
+    const STEP: f64 = 1e-5;
+    assert_eq!(
+        x.len(),
+        gradient.len(),
+        "a gradient is as long as its input"
+    );
+    let at = wide(x);
+    let along = |direction: &[(usize, f64)]| {
+        let moved = |step: f64| {
+            let mut y = at.clone();
+            for &(i, d) in direction {
+                y[i] += step * d;
+            }
+            f(&y)
+        };
+        (moved(STEP) - moved(-STEP)) / (2.0 * STEP)
+    };
+    let scale = gradient
+        .iter()
+        .fold(1e-3f64, |m, v| m.max(f64::from(v.abs())));
+    let mut rng = Rng::new(x.len() as u64);
+    let all = x.len() <= 160;
+    let coordinates: Vec<usize> = if all {
+        (0..x.len()).collect()
+    } else {
+        (0..24)
+            .map(|_| (rng.next() % x.len() as u64) as usize)
+            .collect()
+    };
+    for i in coordinates {
+        let want = along(&[(i, 1.0)]);
+        let error = (f64::from(gradient[i]) - want).abs();
+        assert!(
+            error <= tol * scale,
+            "gradient {i}: got {}, want {want}",
+            gradient[i]
+        );
+    }
+    for _ in 0..if all { 0 } else { 4 } {
+        let direction: Vec<(usize, f64)> = rng
+            .normal(x.len())
+            .into_iter()
+            .map(f64::from)
+            .enumerate()
+            .collect();
+        let want = along(&direction);
+        let got: f64 = direction
+            .iter()
+            .map(|&(i, d)| f64::from(gradient[i]) * d)
+            .sum();
+        let size = scale * (x.len() as f64).sqrt();
+        assert!(
+            (got - want).abs() <= tol * size,
+            "direction: got {got}, want {want}"
+        );
+    }
+}
+
+/// Runs `op` in pools of 1, 2 and 3 threads and asserts that the results have the same bits.
+#[track_caller]
+pub(crate) fn same_bits_on_any_pool(op: impl Fn() -> Vec<f32> + Sync) {
+    let run = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap();
+        pool.install(&op)
+            .into_iter()
+            .map(f32::to_bits)
+            .collect::<Vec<u32>>()
+    };
+    let one = run(1);
+    for threads in [2, 3] {
+        assert!(
+            run(threads) == one,
+            "results differ between 1 and {threads} threads"
+        );
+    }
+}
+
+/// Dot product with fixed weights: turns an op's output into a loss whose gradient is `weights`.
+pub(crate) fn weigh(output: &[f64], weights: &[f32]) -> f64 {
+    output
+        .iter()
+        .zip(weights)
+        .map(|(&o, &w)| o * f64::from(w))
+        .sum()
+}
+
+/// Error function by its Maclaurin series in a form without cancellation
+/// (Abramowitz and Stegun 7.1.6).
+pub(crate) fn erf_f64(x: f64) -> f64 {
+    let mut term = x;
+    let mut total = x;
+    let mut n = 0.0;
+    while term.abs() > 1e-18 * total.abs() {
+        n += 1.0;
+        term *= 2.0 * x * x / (2.0 * n + 1.0);
+        total += term;
+    }
+    2.0 / std::f64::consts::PI.sqrt() * (-x * x).exp() * total
+}
