@@ -95,7 +95,9 @@ fn has_distinct_elements(rows: usize, columns: usize, strides: (usize, usize)) -
         (inner <= 1 || inner_stride > 0)
             && (outer <= 1 || outer_stride > inner.saturating_sub(1) * inner_stride)
     };
-    nested(columns, strides.1, rows, strides.0) || nested(rows, strides.0, columns, strides.1)
+    rows * columns == 0
+        || nested(columns, strides.1, rows, strides.0)
+        || nested(rows, strides.0, columns, strides.1)
 }
 
 #[cfg(test)]

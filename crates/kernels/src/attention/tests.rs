@@ -1,0 +1,214 @@
+use super::*;
+use crate::testing::{Rng, all_close, check_gradient, same_bits_on_any_pool, weigh, wide};
+use proptest::prelude::*;
+
+/// Context of queries at positions `past..past + new` of each sequence, by the definition.
+/// `q`, `k` and `v` give the channels of a head at (sequence, position, head).
+fn naive<'a>(
+    a: &Attention,
+    past: usize,
+    q: impl Fn(usize, usize, usize) -> &'a [f64],
+    k: impl Fn(usize, usize, usize) -> &'a [f64],
+    v: impl Fn(usize, usize, usize) -> &'a [f64],
+) -> Vec<f64> {
+    let mut ctx = Vec::new();
+    for b in 0..a.batch {
+        for t in 0..a.seq {
+            for h in 0..a.heads {
+                let g = h * a.kv_heads / a.heads;
+                let score = |s: usize| {
+                    let product: f64 = q(b, t, h).iter().zip(k(b, s, g)).map(|(q, k)| q * k).sum();
+                    let u = f64::from(a.scale) * product;
+                    a.softcap
+                        .map_or(u, |c| f64::from(c) * (u / f64::from(c)).tanh())
+                };
+                let e: Vec<f64> = (0..=past + t).map(|s| score(s).exp()).collect();
+                let total: f64 = e.iter().sum();
+                for c in 0..a.head_dim {
+                    let sum: f64 = e.iter().enumerate().map(|(s, e)| e * v(b, s, g)[c]).sum();
+                    ctx.push(sum / total);
+                }
+            }
+        }
+    }
+    ctx
+}
+
+fn naive_packed(a: &Attention, qkv: &[f64]) -> Vec<f64> {
+    let d = a.head_dim;
+    let part = |first: usize| {
+        move |b: usize, t: usize, h: usize| {
+            &qkv[(b * a.seq + t) * a.packed_width() + (first + h) * d..][..d]
+        }
+    };
+    naive(a, 0, part(0), part(a.heads), part(a.heads + a.kv_heads))
+}
+
+fn run(a: &Attention, qkv: &[f32], dctx: &[f32]) -> [Vec<f32>; 3] {
+    let mut ctx = vec![f32::NAN; a.batch * a.seq * a.heads * a.head_dim];
+    let mut lse = vec![f32::NAN; a.batch * a.seq * a.heads];
+    let mut dqkv = vec![f32::NAN; qkv.len()];
+    forward(a, qkv, &mut ctx, &mut lse);
+    backward(a, qkv, &ctx, &lse, dctx, &mut dqkv);
+    [ctx, lse, dqkv]
+}
+
+fn random(a: &Attention, seed: u64) -> (Vec<f32>, Vec<f32>) {
+    let mut rng = Rng::new(seed);
+    let rows = a.batch * a.seq;
+    (
+        rng.normal(rows * a.packed_width()),
+        rng.normal(rows * a.heads * a.head_dim),
+    )
+}
+
+fn check(a: &Attention, seed: u64) {
+    let (qkv, dctx) = random(a, seed);
+    let [ctx, _, dqkv] = run(a, &qkv, &dctx);
+    all_close(&ctx, &naive_packed(a, &wide(&qkv)), 3e-6);
+    check_gradient(|x| weigh(&naive_packed(a, x), &dctx), &qkv, &dqkv, 2e-5);
+}
+
+const SMALL: Attention = Attention {
+    batch: 1,
+    seq: 8,
+    heads: 2,
+    kv_heads: 1,
+    head_dim: 4,
+    scale: 0.5,
+    softcap: None,
+};
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    #[test]
+    fn matches_the_reference(
+        batch in 1usize..3, seq in 1usize..12, kv_heads in 1usize..3, shared in 1usize..4,
+        head_dim in 1usize..12, scale in 0.2f32..1.0,
+        softcap in prop::sample::select(vec![None, Some(2.0f32)]), seed in any::<u64>(),
+    ) {
+        check(&Attention { batch, seq, heads: kv_heads * shared, kv_heads, head_dim, scale, softcap }, seed);
+    }
+}
+
+#[test]
+fn sequences_around_the_tile_sizes_match_the_reference() {
+    for seq in [
+        QUERIES - 1,
+        QUERIES,
+        QUERIES + 1,
+        KEYS,
+        KEYS + 1,
+        KEYS + QUERIES + 3,
+    ] {
+        for softcap in [None, Some(1.5)] {
+            check(
+                &Attention {
+                    seq,
+                    softcap,
+                    ..SMALL
+                },
+                seq as u64,
+            );
+        }
+    }
+}
+
+#[test]
+fn a_query_never_sees_a_later_position() {
+    let a = Attention { seq: 150, ..SMALL };
+    let (qkv, dctx) = random(&a, 91);
+    let [ctx, ..] = run(&a, &qkv, &dctx);
+    let mut changed = qkv.clone();
+    let later = 100 * a.packed_width();
+    changed[later..].iter_mut().for_each(|v| *v *= -3.0);
+    let [other, ..] = run(&a, &changed, &dctx);
+    let width = a.heads * a.head_dim;
+    assert_eq!(ctx[..100 * width], other[..100 * width]);
+    assert_ne!(ctx[100 * width..], other[100 * width..]);
+}
+
+#[test]
+fn large_scores_do_not_overflow() {
+    let a = Attention {
+        seq: 300,
+        scale: 1e4,
+        ..SMALL
+    };
+    let (qkv, dctx) = random(&a, 92);
+    assert!(run(&a, &qkv, &dctx).iter().flatten().all(|v| v.is_finite()));
+}
+
+/// The cache that holds the keys and values of packed rows, with room to spare.
+fn cache_of(a: &Attention, qkv: &[f32], capacity: usize) -> Vec<f32> {
+    let (width, kv) = (a.packed_width(), 2 * a.kv_heads * a.head_dim);
+    let mut cache = vec![f32::NAN; a.batch * capacity * kv];
+    for (row, x) in qkv.chunks(width).enumerate() {
+        let at = (row / a.seq * capacity + row % a.seq) * kv;
+        cache[at..at + kv].copy_from_slice(&x[width - kv..]);
+    }
+    cache
+}
+
+#[test]
+fn decoding_with_a_cache_gives_the_whole_context() {
+    for (past, new) in [(0, 1), (7, 1), (250, 70), (255, 1), (256, 3), (0, 130)] {
+        let whole = Attention {
+            batch: 2,
+            seq: past + new,
+            heads: 4,
+            kv_heads: 2,
+            ..SMALL
+        };
+        let (qkv, dctx) = random(&whole, 93);
+        let [ctx, ..] = run(&whole, &qkv, &dctx);
+        let cache = cache_of(&whole, &qkv, past + new + 5);
+        let part = Attention { seq: new, ..whole };
+        let newest = |x: &[f32], width: usize| -> Vec<f32> {
+            x.chunks(whole.seq * width)
+                .flat_map(|s| s[past * width..].to_vec())
+                .collect()
+        };
+        let width = whole.heads * whole.head_dim;
+        let mut got = vec![f32::NAN; 2 * new * width];
+        cached(
+            &part,
+            &newest(&qkv, whole.packed_width()),
+            &cache,
+            past,
+            &mut got,
+        );
+        all_close(&got, &wide(&newest(&ctx, width)), 2e-6);
+    }
+}
+
+#[test]
+fn bits_do_not_depend_on_threads() {
+    let a = Attention {
+        batch: 2,
+        seq: 333,
+        heads: 4,
+        kv_heads: 2,
+        softcap: Some(4.0),
+        ..SMALL
+    };
+    let (qkv, dctx) = random(&a, 94);
+    let cache = cache_of(&a, &qkv, a.seq);
+    let last = Attention { seq: 1, ..a };
+    let queries: Vec<f32> = qkv
+        .chunks(a.seq * a.packed_width())
+        .flat_map(|s| s[s.len() - a.packed_width()..].to_vec())
+        .collect();
+    same_bits_on_any_pool(|| {
+        let mut newest = vec![0.0; 2 * a.heads * a.head_dim];
+        cached(&last, &queries, &cache, a.seq - 1, &mut newest);
+        [run(&a, &qkv, &dctx).concat(), newest].concat()
+    });
+}
+
+#[test]
+#[should_panic(expected = "exceed the capacity 4")]
+fn a_cache_that_is_too_small_is_refused() {
+    let a = Attention { seq: 2, ..SMALL };
+    cached(&a, &[0.0; 32], &[0.0; 32], 3, &mut [0.0; 16]);
+}

@@ -1,0 +1,246 @@
+use super::*;
+use crate::norm::tests::{FUNCTIONS, GAINS, naive as naive_norm};
+use crate::norm::{Gain, NormFn};
+use crate::testing::{Rng, all_close, check_gradient, same_bits_on_any_pool, weigh, wide};
+use proptest::prelude::*;
+
+/// The steps one after another, as the module documentation lists them.
+fn naive(p: &QkvPrep, qkv: &[f64], rope: &[f32], params: [&[f64]; 3]) -> Vec<f64> {
+    let (d, half) = (p.head_dim, p.head_dim / 2);
+    let turn = |x: &[f64], row: &[f32]| -> Vec<f64> {
+        let mut y = x.to_vec();
+        for head in y.chunks_mut(d) {
+            for i in 0..half {
+                let (c, s) = (f64::from(row[i]), f64::from(row[half + i]));
+                let (x1, x2) = (head[i], head[i + half]);
+                head[i] = x1 * c - x2 * s;
+                head[i + half] = x2 * c + x1 * s;
+            }
+        }
+        y
+    };
+    let norm = |n: Option<Norm>, x: Vec<f64>, params: &[f64]| match n {
+        Some(n) => naive_norm(&n, &x, params),
+        None => x,
+    };
+    let mut out = Vec::new();
+    for (r, x) in qkv.chunks(p.width()).enumerate() {
+        let row = &rope[r % (rope.len() / d) * d..][..d];
+        let clip = f64::from(p.clip.unwrap_or(f32::MAX));
+        let x: Vec<f64> = x.iter().map(|v| v.clamp(-clip, clip)).collect();
+        let (q, kv) = x.split_at(p.heads * d);
+        let (k, v) = kv.split_at(p.kv_heads * d);
+        for (n, x, params) in [(p.q, q, params[0]), (p.k, k, params[1])] {
+            let y = match p.order {
+                QkOrder::BeforeRope => turn(&norm(n, x.to_vec(), params), row),
+                QkOrder::AfterRope => norm(n, turn(x, row), params),
+            };
+            out.extend(y.iter().map(|v| v * f64::from(p.qk_scale)));
+        }
+        out.extend(norm(p.v, v.to_vec(), params[2]));
+    }
+    out
+}
+
+struct Inputs {
+    qkv: Vec<f32>,
+    rope: Vec<f32>,
+    params: [Vec<f32>; 3],
+    dout: Vec<f32>,
+}
+
+fn inputs(p: &QkvPrep, batch: usize, t: usize, seed: u64) -> Inputs {
+    let mut rng = Rng::new(seed);
+    let len = batch * t * p.width();
+    let params = [p.q, p.k, p.v].map(|n| rng.normal(n.map_or(0, |n| n.params_len())));
+    let rope = rope_table(100.0, p.head_dim, 3, t);
+    let mut qkv = rng.normal(len);
+    // No value within reach of a difference step from the kink of the clamp.
+    for x in &mut qkv {
+        if p.clip.is_some_and(|clip| (x.abs() - clip).abs() < 1e-3) {
+            *x *= 1.01;
+        }
+    }
+    Inputs {
+        qkv,
+        rope,
+        params,
+        dout: rng.normal(len),
+    }
+}
+
+fn run_forward(p: &QkvPrep, i: &Inputs) -> Vec<f32> {
+    let mut out = vec![f32::NAN; i.qkv.len()];
+    forward(
+        p,
+        &i.qkv,
+        &i.rope,
+        &i.params[0],
+        &i.params[1],
+        &i.params[2],
+        &mut out,
+    );
+    out
+}
+
+fn run_backward(p: &QkvPrep, i: &Inputs) -> (Vec<f32>, [Vec<f32>; 3]) {
+    let mut dqkv = vec![f32::NAN; i.qkv.len()];
+    let mut grads = i.params.clone();
+    let [dq, dk, dv] = &mut grads;
+    let [q, k, v] = &i.params;
+    backward(p, &i.qkv, &i.rope, q, k, v, &i.dout, &mut dqkv, dq, dk, dv);
+    (dqkv, grads)
+}
+
+fn check(p: &QkvPrep, batch: usize, t: usize, seed: u64) {
+    let i = inputs(p, batch, t, seed);
+    let params = i.params.each_ref().map(|x| wide(x));
+    let views = || params.each_ref().map(|x| &x[..]);
+    all_close(
+        &run_forward(p, &i),
+        &naive(p, &wide(&i.qkv), &i.rope, views()),
+        3e-6,
+    );
+    let (dqkv, grads) = run_backward(p, &i);
+    let loss = |x: &[f64]| weigh(&naive(p, x, &i.rope, views()), &i.dout);
+    check_gradient(loss, &i.qkv, &dqkv, 2e-5);
+    for which in 0..3 {
+        let loss = |x: &[f64]| {
+            let mut all = views();
+            all[which] = x;
+            weigh(&naive(p, &wide(&i.qkv), &i.rope, all), &i.dout)
+        };
+        check_gradient(loss, &i.params[which], &grads[which], 2e-5);
+    }
+}
+
+fn hybridnorm(heads: usize, kv_heads: usize, head_dim: usize) -> QkvPrep {
+    let n = Norm {
+        function: NormFn::Rms,
+        eps: 1e-5,
+        gain: Gain::Plain,
+        bias: false,
+        width: head_dim,
+        groups: 1,
+    };
+    let (norm, order) = (Some(n), QkOrder::BeforeRope);
+    let (q, k, v) = (norm, norm, norm);
+    QkvPrep {
+        heads,
+        kv_heads,
+        head_dim,
+        q,
+        k,
+        v,
+        order,
+        qk_scale: 1.0,
+        clip: None,
+    }
+}
+
+/// 0: no norm, 1: shared by the heads, 2: one gain per head, 3: whole segment.
+fn norm_kind(kind: usize, mut n: Norm, heads: usize, head_dim: usize) -> Option<Norm> {
+    (n.width, n.groups) = match kind {
+        0 => return None,
+        1 => (head_dim, 1),
+        2 => (head_dim, heads),
+        _ => (heads * head_dim, 1),
+    };
+    Some(n)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn every_setting_matches_the_reference(
+        function in prop::sample::select(FUNCTIONS.to_vec()),
+        gain in prop::sample::select(GAINS.to_vec()), bias in any::<bool>(),
+        kinds in [0usize..4, 0usize..4, 0usize..4], shared in 1usize..3, kv_heads in 1usize..3,
+        half in 1usize..20, after in any::<bool>(), clip in any::<bool>(),
+        qk_scale in prop::sample::select(vec![1.0f32, 1.2]),
+        batch in 1usize..3, t in 1usize..4, seed in any::<u64>(),
+    ) {
+        let (heads, head_dim) = (kv_heads * shared, 2 * half);
+        let n = Norm { function, eps: 1e-1, gain, bias, width: 0, groups: 0 };
+        check(&QkvPrep {
+            heads, kv_heads, head_dim,
+            q: norm_kind(kinds[0], n, heads, head_dim),
+            k: norm_kind(kinds[1], n, kv_heads, head_dim),
+            v: norm_kind(kinds[2], n, kv_heads, head_dim),
+            order: if after { QkOrder::AfterRope } else { QkOrder::BeforeRope },
+            qk_scale,
+            clip: clip.then_some(0.9),
+        }, batch, t, seed);
+    }
+}
+
+#[test]
+fn many_rows_span_several_chunks() {
+    check(&hybridnorm(4, 2, 16), 3, 70, 71);
+}
+
+#[test]
+fn a_norm_without_gain_commutes_with_the_rotation_and_one_with_gain_does_not() {
+    for (gain, commutes) in [(Gain::None, true), (Gain::Plain, false)] {
+        let mut p = hybridnorm(2, 1, 8);
+        for n in [&mut p.q, &mut p.k, &mut p.v].into_iter().flatten() {
+            n.gain = gain;
+        }
+        let i = inputs(&p, 1, 5, 72);
+        let before = run_forward(&p, &i);
+        let after = run_forward(
+            &QkvPrep {
+                order: QkOrder::AfterRope,
+                ..p
+            },
+            &i,
+        );
+        let largest = before
+            .iter()
+            .zip(&after)
+            .map(|(a, b)| (a - b).abs())
+            .fold(0.0, f32::max);
+        assert_eq!(largest < 1e-5, commutes, "{gain:?}: {largest}");
+    }
+}
+
+#[test]
+fn a_table_continues_where_another_ended() {
+    let whole = rope_table(10_000.0, 6, 0, 9);
+    assert_eq!(whole[4 * 6..], rope_table(10_000.0, 6, 4, 5));
+    assert_eq!(whole[..6], [1.0, 1.0, 1.0, 0.0, 0.0, 0.0]);
+}
+
+#[test]
+fn bits_do_not_depend_on_threads() {
+    for order in [QkOrder::BeforeRope, QkOrder::AfterRope] {
+        let p = QkvPrep {
+            order,
+            clip: Some(2.0),
+            ..hybridnorm(4, 2, 16)
+        };
+        let i = inputs(&p, 2, 150, 73);
+        same_bits_on_any_pool(|| {
+            let (dqkv, [dq, dk, dv]) = run_backward(&p, &i);
+            [run_forward(&p, &i), dqkv, dq, dk, dv].concat()
+        });
+    }
+}
+
+#[test]
+#[should_panic(expected = "norm of k has width 12")]
+fn a_norm_that_fits_no_head_is_refused() {
+    let mut p = hybridnorm(2, 2, 8);
+    p.k = p.k.map(|n| Norm {
+        width: 12,
+        gain: Gain::None,
+        ..n
+    });
+    run_forward(
+        &p,
+        &Inputs {
+            params: [vec![1.0; 8], vec![], vec![1.0; 8]],
+            ..inputs(&hybridnorm(2, 2, 8), 1, 1, 1)
+        },
+    );
+}
