@@ -18,6 +18,9 @@ mod tally;
 mod tree;
 mod validate;
 
+#[cfg(test)]
+mod tests;
+
 pub use choice::{PlacementChoice, from_value};
 pub use error::PlacementError;
 pub use explain::{Equation, Explanation, Group, Math};
