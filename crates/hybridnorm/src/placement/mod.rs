@@ -1,14 +1,33 @@
 //! The placement algebra: types, named values, layer overrides, validation, equations.
+//!
+//! A [`Placement`] is plain data. [`from_value`] reads one from a configuration, [`named`] gives
+//! the published ones, [`validate()`] judges one at a depth, [`resolve()`] turns it into numbers for
+//! every block, [`Explanation`] prints it as equations and [`Placement::hash`] identifies it.
+//! Nothing here knows of tensors.
 
+mod choice;
+mod error;
+mod explain;
+mod forms;
+mod hash;
+mod layers;
+mod named;
+mod resolve;
 pub mod spec;
-pub use spec::*;
+mod tally;
+mod tree;
+mod validate;
 
-/// Why a placement is not valid: the field, what it holds, and what it may hold.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("placement.{field}: {problem}")]
-pub struct PlacementError {
-    /// Path of the field, e.g. `block.ffn.skip` or `overrides[0].set`.
-    pub field: String,
-    /// What is wrong and what would be right.
-    pub problem: String,
-}
+#[cfg(test)]
+mod tests;
+
+pub use choice::{PlacementChoice, from_value};
+pub use error::PlacementError;
+pub use explain::{Equation, Explanation, Group, Math};
+pub use hash::canonical_hash;
+pub use layers::{layer_rules, layers};
+pub use named::{Named, entry, named, names};
+pub use resolve::{At, Resolved, ResolvedInit, ResolvedLogits, Role, RoleFactors, resolve};
+pub use spec::*;
+pub use tally::{Shape, Tally};
+pub use validate::{ModelFacts, Warning, WarningRule, validate};

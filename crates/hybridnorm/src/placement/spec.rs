@@ -11,18 +11,36 @@
 //!
 //! The structs are generic over how a scale is written. In a [`Placement`] it is a [`Scale`]: a
 //! constant, a closed formula of the depth, or a learned parameter. After
-//! [`resolve`](super::resolve) it is a [`Factor`], a plain number for one layer.
+//! [`resolve`](super::resolve()) it is a [`Factor`], a plain number for one layer.
+//!
+//! How the values are written in a file is in `forms.rs`: a scale is a number, the name of a
+//! formula or a small table; whatever can be switched off is `false` when it is.
+//!
+//! In a parallel block both functions read the same state and share one sum:
+//!
+//! ```text
+//! o_A = A.out_scale · A.out_norm(A(A.in_scale · A.in_norm(s)))      o_F likewise
+//! s'  = A.post_norm(A.skip_scale · s + o_A + o_F)
+//! ```
+//!
+//! so the skip, its scale and the norm of the sum are attention's; the feed-forward's stay off.
+//! With `parallel_shared` there is one input norm: attention's, which the feed-forward reads too.
 
 use serde::{Deserialize, Serialize};
 
+use super::forms;
+
 /// A complete answer to "where do we normalize", independent of model size.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(
+    default,
+    deny_unknown_fields,
+    expecting = "a table of placement fields"
+)]
 pub struct Placement {
     /// The rule that every block follows unless an override says otherwise.
     pub block: BlockRule,
     /// Patches for some layers; applied in order, later ones win.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub overrides: Vec<Override>,
     /// The norm function used at every site.
     pub norm: NormSpec,
@@ -59,7 +77,7 @@ pub type BlockSpec = Block<Factor>;
 
 /// Where norms, skips and scales sit in one block.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "a table of block fields")]
 pub struct Block<S: Default> {
     /// How the two sub-layers are connected.
     pub topology: Topology,
@@ -88,7 +106,11 @@ pub enum Topology {
 
 /// One application of the sub-layer rule (see the module documentation).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(
+    default,
+    deny_unknown_fields,
+    expecting = "a table of sub-layer fields"
+)]
 pub struct SubLayer<S: Default> {
     /// Normalize the state before the function.
     pub in_norm: bool,
@@ -98,7 +120,9 @@ pub struct SubLayer<S: Default> {
     pub skip: Skip,
     /// Multiplies the skip.
     pub skip_scale: S,
-    /// Normalize the function's output before it is added; the value is the gain's initial value.
+    /// Normalize the function's output before it is added. Written `false`, `true` (gain starts at
+    /// 1) or `{ gain_init = … }`.
+    #[serde(with = "forms::off_or_table")]
     pub out_norm: Option<OutNorm<S>>,
     /// Multiplies the (normed) output before it is added.
     pub out_scale: S,
@@ -122,7 +146,7 @@ impl<S: Default> Default for SubLayer<S> {
 
 /// A norm on a sub-layer's output.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "a table with `gain_init`")]
 pub struct OutNorm<S: Default> {
     /// Initial value of the gain (7B HybridNorm: `1/√(2L)`; Swin-v2: 0). Must not be learned.
     pub gain_init: S,
@@ -145,9 +169,14 @@ pub enum Skip {
 
 /// Norms and scales inside attention, in the order in which they apply.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(
+    default,
+    deny_unknown_fields,
+    expecting = "a table of norms and scales inside attention"
+)]
 pub struct AttnInner<S: Default> {
-    /// Clamp q, k and v to `±clip_qkv` before anything else (OLMo).
+    /// Clamp q, k and v to `±clip_qkv` before anything else (OLMo). `false` is off.
+    #[serde(with = "forms::off_or_number")]
     pub clip_qkv: Option<f64>,
     /// Norm on queries.
     pub q_norm: HeadNorm,
@@ -157,15 +186,17 @@ pub struct AttnInner<S: Default> {
     pub v_norm: HeadNorm,
     /// Whether the q and k norms come before or after the rotary embedding.
     pub qk_order: QkOrder,
-    /// Multiplies normed queries and keys (nanochat: 1.2).
+    /// Multiplies queries and keys, whichever of them is normed, after norm and rotation
+    /// (nanochat: 1.2). Must not be learned: the norms' own gains are.
     pub qk_post_scale: S,
     /// Multiplies `q·k` before the softmax.
     pub attn_scale: AttnScale,
-    /// `c · tanh(score / c)` on the scaled scores (Gemma 2: 50).
+    /// `c · tanh(score / c)` on the scaled scores (Gemma 2: 50). `false` is off.
+    #[serde(with = "forms::off_or_number")]
     pub attn_softcap: Option<f64>,
     /// Norm on the context (the weighted sum of values) before the output projection.
     pub ctx_norm: HeadNorm,
-    /// One learned factor per head on the context, initially 1 (NormFormer).
+    /// One learned factor per head on the (normed) context, initially 1 (NormFormer).
     pub head_gain: bool,
 }
 
@@ -200,8 +231,9 @@ pub enum QkOrder {
 }
 
 /// What multiplies `q·k` before the softmax.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+///
+/// Written as a number or one of `inv_sqrt_head_dim`, `sqrt_head_dim`, `cosine`.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub enum AttnScale {
     /// `1/√(head width)`.
     #[default]
@@ -217,7 +249,11 @@ pub enum AttnScale {
 
 /// Norms inside the feed-forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(
+    default,
+    deny_unknown_fields,
+    expecting = "a table of norms inside the feed-forward"
+)]
 pub struct FfnInner {
     /// Norm on the gate projection (SimpleNorm). Needs a gated activation.
     pub gate_norm: bool,
@@ -228,8 +264,11 @@ pub struct FfnInner {
 }
 
 /// A factor as written in a placement.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+///
+/// In a file: a number (`0.5`), a formula (`"inv_sqrt_layer"`, `{ depth_power = { k = 2, p = 0.25 } }`)
+/// or a parameter (`{ learned = { shape = "vector", init = 0.1 } }`, where `init` is again a number
+/// or a formula).
+#[derive(Debug, Clone, PartialEq)]
 pub enum Scale {
     /// A number.
     Const(f64),
@@ -253,16 +292,13 @@ impl Default for Scale {
 /// A closed formula. `l` is the 1-based block index, `L` the number of blocks, `d` the width.
 ///
 /// Deliberately not an expression language: every member has a source.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Formula {
     /// `1/√l` (LayerNorm Scaling, arXiv 2502.05795; HybridNorm-DS).
     InvSqrtLayer,
     /// `1/√(2l)` (SiameseNorm's released code, arXiv 2602.08064).
-    #[serde(rename = "inv_sqrt_2_layer")]
     InvSqrt2Layer,
     /// `1/√(2L)` (GPT-2; the 7B HybridNorm's output gains).
-    #[serde(rename = "inv_sqrt_2_depth")]
     InvSqrt2Depth,
     /// `2L`, the number of sub-layers (Keel, arXiv 2601.19895).
     TwoDepth,
@@ -276,7 +312,6 @@ pub enum Formula {
     /// `√d` (embedding scale of the original Transformer and Gemma).
     SqrtWidth,
     /// `√(ln 2L)` (Sub-LN's weight gains, arXiv 2210.06423).
-    #[serde(rename = "sqrt_ln_2_depth")]
     SqrtLn2Depth,
     /// 0.1 for L ≤ 18, 1e-5 for L ≤ 24, else 1e-6 (LayerScale, arXiv 2103.17239).
     LayerScale,
@@ -292,9 +327,8 @@ pub enum LearnedShape {
     Vector,
 }
 
-/// A [`Scale`] resolved for one layer.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+/// A [`Scale`] resolved for one layer. Written like a scale, without formulas.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Factor {
     /// A number.
     Const(f64),
@@ -315,7 +349,7 @@ impl Default for Factor {
 
 /// A patch for the blocks that a selector names.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a table with `layers` and `set`")]
 pub struct Override {
     /// Which blocks.
     pub layers: Selector,
@@ -324,8 +358,10 @@ pub struct Override {
 }
 
 /// Names some blocks. Indices are 0-based.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+///
+/// In a file: `[0, 3]`, `{ range = { start = 0, end = 4 } }`, `{ first_fraction = 0.25 }`,
+/// `{ last = 1 }` or `{ every = 6 }`.
+#[derive(Debug, Clone, PartialEq)]
 pub enum Selector {
     /// These blocks.
     Indices(Vec<usize>),
@@ -346,7 +382,7 @@ pub enum Selector {
 
 /// The norm function and what goes with it, at every site of the model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "a table of norm fields")]
 pub struct NormSpec {
     /// The function.
     pub kind: NormKind,
@@ -356,8 +392,8 @@ pub struct NormSpec {
     pub gain: Gain,
     /// Whether a bias is added.
     pub bias: bool,
-    /// DyT's α or Derf's a where the norm starts; `None` means 0.5.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// DyT's α or Derf's a where the norm starts; `None`, in a file `false`, means 0.5.
+    #[serde(with = "forms::off_or_number")]
     pub alpha_init: Option<f64>,
 }
 
@@ -399,7 +435,7 @@ pub enum Gain {
     /// `g · x̂`, g starts at 1.
     #[default]
     Plain,
-    /// `(1 + w) · x̂`, w starts at 0 (Gemma).
+    /// `(1 + w) · x̂`, w starts at 0 (Gemma); where a gain shall start at g, w starts at g − 1.
     OnePlus,
     /// `x̂`.
     None,
@@ -407,23 +443,28 @@ pub enum Gain {
 
 /// What happens to the token embedding before the first block.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(
+    default,
+    deny_unknown_fields,
+    expecting = "a table of embedding fields"
+)]
 pub struct Embed {
     /// Multiplies the embedding.
     pub scale: Scale,
     /// A norm after the scale.
     pub norm: bool,
-    /// Standard deviation of the embedding at the start; `None` follows the init scheme.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// Standard deviation of the embedding at the start; `None`, in a file `false`, follows the
+    /// init scheme.
+    #[serde(with = "forms::off_or_number")]
     pub init_std: Option<f64>,
 }
 
 /// What happens to the logits.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "a table of logits fields")]
 pub struct Logits {
-    /// `c · tanh(z / c)` (Gemma 2: 30).
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// `c · tanh(z / c)` (Gemma 2: 30). `false` is off.
+    #[serde(with = "forms::off_or_number")]
     pub softcap: Option<f64>,
     /// Multiplies the logits before the cap.
     pub scale: Scale,
@@ -433,7 +474,7 @@ pub struct Logits {
 
 /// How weights are drawn.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "a table of init fields")]
 pub struct Init {
     /// The scheme.
     pub scheme: InitScheme,
@@ -459,9 +500,8 @@ pub enum InitScheme {
     Xavier,
 }
 
-/// The base standard deviation.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+/// The base standard deviation. Written as a number or `small_init`.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub enum StdRule {
     /// `1/√(2.5 · d)` ("small init", arXiv 1910.05895).
     #[default]
@@ -470,9 +510,9 @@ pub enum StdRule {
     Const(f64),
 }
 
-/// Factors on the initial weights, by role.
+/// Factors on the initial weights, by role. None of them can be learned.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default, deny_unknown_fields, expecting = "a table of gains by role")]
 pub struct RoleGains {
     /// Query projection.
     pub q: Scale,

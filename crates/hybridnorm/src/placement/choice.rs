@@ -1,0 +1,170 @@
+//! How a configuration says which placement it wants: a name, or a table of the algebra.
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde_json::{Map, Value};
+
+use super::error::{PlacementError, key, unknown};
+use super::layers::normalize_overrides;
+use super::named::{entry, named};
+use super::spec::Placement;
+use super::tree;
+
+/// What stands under `placement` in a configuration.
+///
+/// ```toml
+/// placement = "hybridnorm"
+/// placement = { base = "hybridnorm", block = { ffn = { skip = "raw" } } }
+/// placement = { block = { attn = { in_norm = true }, ffn = { in_norm = true } } }
+/// ```
+///
+/// In a table, fields are laid over the value that `base` names, or over the default where there
+/// is no base. Tables of the algebra are merged; lists and scales are replaced as a whole.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlacementChoice {
+    /// The canonical name of the value that the choice started from.
+    pub base: Option<&'static str>,
+    /// Whether fields were laid over it that changed it.
+    pub modified: bool,
+    /// The result.
+    pub placement: Placement,
+}
+
+impl PlacementChoice {
+    /// The placement of this name or alias.
+    ///
+    /// # Errors
+    /// The name is unknown; the message lists the nearest known ones.
+    pub fn from_name(name: &str) -> Result<Self, PlacementError> {
+        let entry = entry(name)?;
+        Ok(Self {
+            base: Some(entry.name),
+            modified: false,
+            placement: entry.placement(),
+        })
+    }
+
+    /// Reads a name or a table.
+    ///
+    /// # Errors
+    /// An unknown name, an unknown key or a value of the wrong kind; the error names the path.
+    pub fn from_value(value: &Value) -> Result<Self, PlacementError> {
+        match value {
+            Value::String(name) => Self::from_name(name),
+            Value::Object(fields) => Self::from_table(fields),
+            other => Err(PlacementError::new(
+                "",
+                format!(
+                    "expected a name or a table of placement fields, found {}",
+                    kind(other)
+                ),
+            )),
+        }
+    }
+
+    fn from_table(fields: &Map<String, Value>) -> Result<Self, PlacementError> {
+        let base = match fields.get("base") {
+            None => None,
+            Some(Value::String(name)) => Some(entry(name).map_err(|e| e.under("base"))?.name),
+            Some(other) => {
+                return Err(PlacementError::new(
+                    "base",
+                    format!("expected a placement's name, found {}", kind(other)),
+                ));
+            }
+        };
+        let start = base.map_or_else(|| Ok(Placement::default()), named)?;
+        let template = written(&Placement::default())?;
+        let patch = without_base(fields, &template)?;
+        let mut value = written(&start)?;
+        tree::merge(&mut value, &patch, &template);
+        let placement = normalize_overrides(tree::read(&value)?)?;
+        Ok(Self {
+            base,
+            modified: placement != start,
+            placement,
+        })
+    }
+
+    /// The name, or the name with a mark that it was changed, or `custom`: for tables and file
+    /// names.
+    pub fn label(&self) -> String {
+        match (self.base, self.modified) {
+            (Some(name), false) => name.into(),
+            (Some(name), true) => format!("{name}+{}", &self.placement.hash()[..6]),
+            (None, _) => format!("custom+{}", &self.placement.hash()[..6]),
+        }
+    }
+}
+
+fn without_base(fields: &Map<String, Value>, template: &Value) -> Result<Value, PlacementError> {
+    let known: Vec<&str> = template
+        .as_object()
+        .into_iter()
+        .flat_map(|fields| fields.keys())
+        .map(String::as_str)
+        .chain(["base"])
+        .collect();
+    let mut patch = fields.clone();
+    patch.remove("base");
+    match patch.keys().find(|name| !known.contains(&name.as_str())) {
+        Some(name) => Err(PlacementError::new(
+            key(name),
+            unknown("unknown field", name, &known),
+        )),
+        None => Ok(patch.into()),
+    }
+}
+
+/// Reads a placement as a configuration writes it: a name or a table (see [`PlacementChoice`]).
+///
+/// # Errors
+/// An unknown name, an unknown key or a value of the wrong kind; the error names the path. Whether
+/// the placement makes sense is for [`validate`](super::validate()) to say.
+pub fn from_value(value: Value) -> Result<Placement, PlacementError> {
+    PlacementChoice::from_value(&value).map(|choice| choice.placement)
+}
+
+/// The written form of a value of the algebra.
+pub(super) fn written<T: Serialize>(value: &T) -> Result<Value, PlacementError> {
+    serde_json::to_value(value)
+        .map_err(|e| PlacementError::new("", format!("cannot be written down: {e}")))
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a switch",
+        Value::Number(_) => "a number",
+        Value::String(_) => "text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "a table",
+    }
+}
+
+impl<'de> Deserialize<'de> for PlacementChoice {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = Value::deserialize(deserializer)?;
+        Self::from_value(&value).map_err(de::Error::custom)
+    }
+}
+
+impl Serialize for PlacementChoice {
+    /// The name where nothing was changed; otherwise every field, and the base's name.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Table<'a> {
+            #[serde(skip_serializing_if = "Option::is_none")]
+            base: Option<&'a str>,
+            #[serde(flatten)]
+            placement: &'a Placement,
+        }
+        match (self.base, self.modified) {
+            (Some(name), false) => serializer.serialize_str(name),
+            (base, _) => Table {
+                base,
+                placement: &self.placement,
+            }
+            .serialize(serializer),
+        }
+    }
+}

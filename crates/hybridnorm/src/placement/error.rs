@@ -1,0 +1,139 @@
+//! The error of this module, and the art of guessing what was meant.
+
+use std::fmt;
+
+use serde::de;
+
+/// Why a placement is not valid: the field, what it holds, and what it may hold.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}: {problem}", full_path(field))]
+pub struct PlacementError {
+    /// Path of the field, e.g. `block.ffn.skip` or `overrides[0].set`; empty for the whole value.
+    pub field: String,
+    /// What is wrong and what would be right, on one line.
+    pub problem: String,
+}
+
+fn full_path(field: &str) -> String {
+    match field {
+        "" => "placement".into(),
+        path if path.starts_with('[') => format!("placement{path}"),
+        path => format!("placement.{path}"),
+    }
+}
+
+impl PlacementError {
+    /// An error at `field`.
+    pub fn new(field: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self {
+            field: field.into(),
+            problem: problem.into(),
+        }
+    }
+
+    /// The same error seen from one level further out.
+    pub(super) fn under(mut self, parent: &str) -> Self {
+        self.field = join(parent, &self.field);
+        self
+    }
+}
+
+/// Joins two paths; `child` may be empty or begin with an index.
+pub(super) fn join(parent: &str, child: &str) -> String {
+    match (parent, child) {
+        ("", _) => child.into(),
+        (_, "") => parent.into(),
+        _ if child.starts_with('[') => format!("{parent}{child}"),
+        _ => format!("{parent}.{child}"),
+    }
+}
+
+/// A key as it stands in a path; quoted where it would not read as one word, cut where it is long.
+pub(super) fn key(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    let short = shorten(text);
+    if !short.is_empty() && short.chars().all(plain) {
+        short
+    } else {
+        format!("{short:?}")
+    }
+}
+
+fn shorten(text: &str) -> String {
+    const LIMIT: usize = 60;
+    if text.chars().count() <= LIMIT {
+        return text.into();
+    }
+    text.chars().take(LIMIT).chain("...".chars()).collect()
+}
+
+/// The words of `known` that `word` may have been meant to be, nearest first, at most three.
+pub(super) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
+    if word.chars().count() > 60 {
+        return Vec::new();
+    }
+    let word = word.to_lowercase();
+    let mut near: Vec<(f64, &str)> = known
+        .into_iter()
+        .map(|name| (strsim::jaro_winkler(&word, name), name))
+        .filter(|(likeness, _)| *likeness > 0.8)
+        .collect();
+    near.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(b.1)));
+    near.dedup();
+    near.into_iter().take(3).map(|(_, name)| name).collect()
+}
+
+/// `what`, the likeliest correction if there is one, and all that is known.
+pub(super) fn unknown(what: &str, word: &str, known: &[&str]) -> String {
+    let list = known
+        .iter()
+        .map(|name| format!("`{name}`"))
+        .collect::<Vec<_>>()
+        .join(", ");
+    match nearest(word, known.iter().copied()).first() {
+        Some(near) => format!("{what}, did you mean `{near}`? Known: {list}"),
+        None if known.is_empty() => format!("{what}; nothing is known here"),
+        None => format!("{what}. Known: {list}"),
+    }
+}
+
+impl de::Error for PlacementError {
+    fn custom<T: fmt::Display>(message: T) -> Self {
+        let message = message.to_string().replace(['\n', '\r'], " ");
+        Self::new("", message)
+    }
+
+    fn unknown_field(field: &str, expected: &'static [&'static str]) -> Self {
+        Self::new(key(field), unknown("unknown field", field, expected))
+    }
+
+    fn unknown_variant(variant: &str, expected: &'static [&'static str]) -> Self {
+        let what = format!("unknown value {:?}", shorten(variant));
+        Self::new("", unknown(&what, variant, expected))
+    }
+
+    fn invalid_type(found: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
+        Self::new(
+            "",
+            format!("expected {expected}, found {}", describe(found)),
+        )
+    }
+
+    fn invalid_value(found: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
+        Self::invalid_type(found, expected)
+    }
+}
+
+fn describe(found: de::Unexpected<'_>) -> String {
+    match found {
+        de::Unexpected::Str(text) => format!("the text {:?}", shorten(text)),
+        de::Unexpected::Map => "a table".into(),
+        de::Unexpected::Seq => "a list".into(),
+        de::Unexpected::Unit | de::Unexpected::Option => "null".into(),
+        de::Unexpected::Bool(value) => value.to_string(),
+        de::Unexpected::Unsigned(value) => value.to_string(),
+        de::Unexpected::Signed(value) => value.to_string(),
+        de::Unexpected::Float(value) => format!("{value:?}"),
+        other => other.to_string(),
+    }
+}

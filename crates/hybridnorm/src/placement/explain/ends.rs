@@ -1,0 +1,199 @@
+//! The equations outside the blocks: embedding, head, the norm function, the initial weights.
+
+use super::super::resolve::Resolved;
+use super::super::spec::{Gain, InitScheme, NormKind, NormSpec, Placement, RoleGains, Scale};
+use super::math::{Equation, Math, apply, number, plain, sym, times};
+use super::scales::Scales;
+
+pub(super) fn embedding(placement: &Placement, r: &Resolved) -> Vec<Equation> {
+    let mut scales = Scales::new(r.n_layers(), r.d_model, None);
+    let factor = scales.factor(&placement.embed.scale);
+    let mut x = times(factor, sym("E[token]", "E[\\mathrm{token}]"));
+    if r.embed_norm {
+        x = apply(&plain("N"), &x);
+    }
+    let mut lines = vec![Equation::new(sym("X₀", "X_0"), x)];
+    lines.append(&mut scales.lines);
+    lines
+}
+
+pub(super) fn head(placement: &Placement, r: &Resolved) -> Vec<Equation> {
+    let mut scales = Scales::new(r.n_layers(), r.d_model, None);
+    let last = sym("X_L", "X_L");
+    let read = match r.final_norm {
+        true => apply(&plain("N"), &last),
+        false => last,
+    };
+    let product = sym(
+        format!("W_head {}", read.text),
+        format!("W_{{\\mathrm{{head}}}} \\, {}", read.latex),
+    );
+    let factor = scales.factor(&placement.logits.scale);
+    let mut z = times(factor, product);
+    if let Some(cap) = r.logits.softcap {
+        let cap = number(cap);
+        z = sym(
+            format!("{0}·tanh({1} / {0})", cap.text, z.text),
+            format!("{0} \\tanh\\left({1} / {0}\\right)", cap.latex, z.latex),
+        );
+    }
+    let mut lines = vec![Equation::new(sym("logits", "\\mathrm{logits}"), z)];
+    if r.logits.z_loss != 0.0 {
+        let c = number(r.logits.z_loss);
+        lines.push(Equation::new(
+            sym("loss", "\\mathrm{loss}"),
+            sym(
+                format!("cross-entropy + {}·logsumexp(logits)²", c.text),
+                format!(
+                    "\\text{{cross-entropy}} + {} \\operatorname{{logsumexp}}(\\mathrm{{logits}})^2",
+                    c.latex
+                ),
+            ),
+        ));
+    }
+    lines.append(&mut scales.lines);
+    lines
+}
+
+/// What `N` is.
+pub(super) fn norm_function(norm: &NormSpec) -> Vec<Equation> {
+    let eps = number(norm.eps);
+    let row = match norm.kind {
+        NormKind::Rmsnorm => sym(
+            format!("x / √(mean(x²) + {})", eps.text),
+            format!(
+                "\\frac{{x}}{{\\sqrt{{\\operatorname{{mean}}(x^2) + {}}}}}",
+                eps.latex
+            ),
+        ),
+        NormKind::Layernorm => sym(
+            format!("(x − mean(x)) / √(var(x) + {})", eps.text),
+            format!(
+                "\\frac{{x - \\operatorname{{mean}}(x)}}{{\\sqrt{{\\operatorname{{var}}(x) + {}}}}}",
+                eps.latex
+            ),
+        ),
+        NormKind::L2 => sym(
+            format!("x / √(Σx² + {})", eps.text),
+            format!("\\frac{{x}}{{\\sqrt{{\\sum x^2 + {}}}}}", eps.latex),
+        ),
+        NormKind::Dyt => sym("tanh(α·x)", "\\tanh(\\alpha x)"),
+        NormKind::Derf => sym("erf(α·x + s)", "\\operatorname{erf}(\\alpha x + s)"),
+        NormKind::None => {
+            return vec![Equation::note(
+                plain("N"),
+                "left out wherever the placement has one",
+            )];
+        }
+    };
+    let gained = match norm.gain {
+        Gain::Plain => sym(
+            format!("g ⊙ {}", row.text),
+            format!("g \\odot {}", row.latex),
+        ),
+        Gain::OnePlus => sym(
+            format!("(1 + w) ⊙ {}", row.text),
+            format!("(1 + w) \\odot {}", row.latex),
+        ),
+        Gain::None => row,
+    };
+    let shifted = match norm.bias {
+        true => sym(
+            format!("{} + b", gained.text),
+            format!("{} + b", gained.latex),
+        ),
+        false => gained,
+    };
+    let mut lines = vec![Equation::new(apply(&plain("N"), &plain("x")), shifted)];
+    lines.extend(norm_parameters(norm));
+    lines
+}
+
+fn norm_parameters(norm: &NormSpec) -> Vec<Equation> {
+    let mut lines = Vec::new();
+    let mut say = |name: Math, prose: String| lines.push(Equation::note(name, prose));
+    let own = "every norm has its own";
+    match norm.gain {
+        Gain::Plain => say(plain("g"), format!("starts at 1; {own}")),
+        Gain::OnePlus => say(plain("w"), format!("starts at 0; {own}")),
+        Gain::None => {}
+    }
+    if norm.bias {
+        say(plain("b"), format!("starts at 0; {own}"));
+    }
+    if matches!(norm.kind, NormKind::Dyt | NormKind::Derf) {
+        let start = number(norm.alpha_init.unwrap_or(0.5)).text;
+        say(
+            sym("α", "\\alpha"),
+            format!("learned, one number, starts at {start}; {own}"),
+        );
+    }
+    if norm.kind == NormKind::Derf {
+        say(
+            plain("s"),
+            format!("learned, one number, starts at 0; {own}"),
+        );
+    }
+    lines
+}
+
+/// How the weights start.
+pub(super) fn init(placement: &Placement, r: &Resolved) -> Vec<Equation> {
+    let sigma = number(r.init.std).text;
+    let prose = match r.init.scheme {
+        InitScheme::Normal => format!("normal, standard deviation σ = {sigma}"),
+        InitScheme::Megatron => format!(
+            "normal cut off at 3σ, σ = {sigma}; W_O and W_down at {}",
+            number(r.init.std / (2.0 * r.n_layers() as f64).sqrt()).text
+        ),
+        InitScheme::DepthScaled => "normal, variance 1 / (2 · fan_in · l)".into(),
+        InitScheme::Xavier => "normal, variance 2 / (fan_in + fan_out)".into(),
+    };
+    let weights = plain("W");
+    let mut lines = vec![Equation::note(weights, prose)];
+    lines.push(Equation::note(
+        plain("E"),
+        format!("normal, standard deviation {}", number(r.embed_std()).text),
+    ));
+    lines.extend(gains(&placement.init.gains, r));
+    lines
+}
+
+/// Roles that share a gain share a line.
+fn gains(gains: &RoleGains, r: &Resolved) -> Vec<Equation> {
+    let roles = [
+        ("q", &gains.q),
+        ("k", &gains.k),
+        ("v", &gains.v),
+        ("O", &gains.o),
+        ("gate", &gains.gate),
+        ("up", &gains.up),
+        ("down", &gains.down),
+    ];
+    let mut scales = Scales::new(r.n_layers(), r.d_model, Some((1, r.n_layers())));
+    let mut lines: Vec<Equation> = Vec::new();
+    let mut done: Vec<&Scale> = vec![&Scale::Const(1.0)];
+    for (_, gain) in roles {
+        if done.contains(&gain) {
+            continue;
+        }
+        done.push(gain);
+        let names: Vec<_> = roles
+            .iter()
+            .filter(|(_, other)| *other == gain)
+            .map(|(name, _)| *name)
+            .collect();
+        let start = scales.start(gain);
+        let text = names.iter().map(|n| format!("W_{n}")).collect::<Vec<_>>();
+        let latex = names
+            .iter()
+            .map(|n| format!("W_{{\\mathrm{{{n}}}}}"))
+            .collect::<Vec<_>>();
+        let mut line = Equation::note(sym(text.join(", "), latex.join(", ")), "start times ");
+        line.rhs.text.push_str(&start.text);
+        line.rhs.latex.push_str(&start.latex);
+        lines.push(line);
+    }
+    lines.append(&mut scales.lines);
+    lines
+}

@@ -1,0 +1,211 @@
+//! Formulas that can be read in a terminal and in LaTeX: built once, written twice.
+
+use serde::{Deserialize, Serialize};
+
+use super::super::spec::Formula;
+
+/// A formula in both notations.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Math {
+    /// Unicode.
+    pub text: String,
+    /// LaTeX, for math mode; needs amsmath only.
+    pub latex: String,
+}
+
+/// One line: `lhs = rhs`, or `lhs : rhs` where the right side is prose.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Equation {
+    /// What is defined.
+    pub lhs: Math,
+    /// `=` or `:`.
+    pub relation: String,
+    /// What it is.
+    pub rhs: Math,
+}
+
+impl Equation {
+    pub(super) fn new(lhs: Math, rhs: Math) -> Self {
+        Self {
+            lhs,
+            relation: "=".into(),
+            rhs,
+        }
+    }
+
+    /// A line whose right side is prose.
+    pub(super) fn note(lhs: Math, prose: impl Into<String>) -> Self {
+        let text = prose.into();
+        Self {
+            lhs,
+            relation: ":".into(),
+            rhs: Math {
+                latex: format!("\\text{{{}}}", escape(&text)),
+                text,
+            },
+        }
+    }
+}
+
+/// A symbol with its two spellings.
+pub(super) fn sym(text: impl Into<String>, latex: impl Into<String>) -> Math {
+    Math {
+        text: text.into(),
+        latex: latex.into(),
+    }
+}
+
+/// A symbol that is spelled alike in both notations.
+pub(super) fn plain(text: &str) -> Math {
+    sym(text, text)
+}
+
+/// `a + b + …`
+pub(super) fn sum(terms: &[Math]) -> Math {
+    let join = |part: fn(&Math) -> &str| terms.iter().map(part).collect::<Vec<_>>().join(" + ");
+    sym(join(|m| &m.text), join(|m| &m.latex))
+}
+
+/// `f(x)`
+pub(super) fn apply(f: &Math, x: &Math) -> Math {
+    sym(
+        format!("{}({})", f.text, x.text),
+        format!("{}({})", f.latex, x.latex),
+    )
+}
+
+/// `c·x`; nothing to write where there is no factor.
+pub(super) fn times(factor: Option<Math>, x: Math) -> Math {
+    let Some(c) = factor else { return x };
+    let fragile = |text: &str| text.contains('/') && !text.contains('^') || text.starts_with('-');
+    let wrap = |part: &str, wanted: bool| match wanted {
+        true => format!("({part})"),
+        false => part.to_string(),
+    };
+    let is_sum = x
+        .text
+        .split_once(" + ")
+        .is_some_and(|(head, _)| head.matches('(').count() == head.matches(')').count());
+    sym(
+        format!(
+            "{}·{}",
+            wrap(&c.text, fragile(&c.text)),
+            wrap(&x.text, is_sum)
+        ),
+        format!(
+            "{} \\, {}",
+            wrap(&c.latex, c.latex.starts_with('-')),
+            wrap(&x.latex, is_sum)
+        ),
+    )
+}
+
+/// A number with at most four digits that matter.
+pub(super) fn number(value: f64) -> Math {
+    let text = digits(value);
+    let latex = match text.split_once('e') {
+        Some(("1", power)) => format!("10^{{{power}}}"),
+        Some((head, power)) => format!("{head} \\cdot 10^{{{power}}}"),
+        None => text.clone(),
+    };
+    sym(text, latex)
+}
+
+fn digits(value: f64) -> String {
+    let size = value.abs();
+    if value == 0.0 || (value.fract() == 0.0 && size < 1e6) {
+        return format!("{value:.0}");
+    }
+    let trim = |text: &str| text.trim_end_matches('0').trim_end_matches('.').to_string();
+    let scientific = format!("{value:.3e}");
+    let (head, power) = scientific.split_once('e').unwrap_or((&scientific, "0"));
+    let power: i32 = power.parse().unwrap_or(0);
+    if (-3..6).contains(&power) {
+        trim(&format!(
+            "{value:.*}",
+            usize::try_from(3 - power).unwrap_or(0).max(1)
+        ))
+    } else {
+        format!("{}e{power}", trim(head))
+    }
+}
+
+/// A formula of the depth as a symbol.
+pub(super) fn formula(formula: Formula) -> Math {
+    match formula {
+        Formula::InvSqrtLayer => sym("1/√l", "\\tfrac{1}{\\sqrt{l}}"),
+        Formula::InvSqrt2Layer => sym("1/√(2l)", "\\tfrac{1}{\\sqrt{2l}}"),
+        Formula::InvSqrt2Depth => sym("1/√(2L)", "\\tfrac{1}{\\sqrt{2L}}"),
+        Formula::TwoDepth => plain("2L"),
+        Formula::DepthPower { k, p } => {
+            let base = if k == 1.0 {
+                plain("L")
+            } else {
+                let k = number(k);
+                sym(format!("({}L)", k.text), format!("({} L)", k.latex))
+            };
+            let power = fraction(p);
+            sym(
+                format!("{}^{}", base.text, power.text),
+                format!("{}^{{{}}}", base.latex, power.latex),
+            )
+        }
+        Formula::SqrtWidth => sym("√d", "\\sqrt{d}"),
+        Formula::SqrtLn2Depth => sym("√(ln 2L)", "\\sqrt{\\ln 2L}"),
+        Formula::LayerScale => sym("ε_L", "\\varepsilon_L"),
+    }
+}
+
+/// Quarters, thirds and halves as fractions, anything else as a decimal.
+fn fraction(value: f64) -> Math {
+    for below in [2.0, 3.0, 4.0] {
+        let above = value * below;
+        if above.fract() == 0.0 && value.fract() != 0.0 {
+            let text = format!("{}/{}", digits(above), digits(below));
+            return sym(format!("({text})"), text);
+        }
+    }
+    number(value)
+}
+
+/// Subscript digits.
+pub(super) fn subscript(number: usize) -> String {
+    number
+        .to_string()
+        .chars()
+        .map(|c| char::from_u32(0x2080 + c.to_digit(10).unwrap_or(0)).unwrap_or(c))
+        .collect()
+}
+
+/// `symbol` with an index.
+pub(super) fn indexed(symbol: &Math, index: usize) -> Math {
+    sym(
+        format!("{}{}", symbol.text, subscript(index)),
+        format!("{}_{{{index}}}", symbol.latex),
+    )
+}
+
+/// Prose for LaTeX's text mode.
+fn escape(prose: &str) -> String {
+    let mut out = String::new();
+    for c in prose.chars() {
+        match c {
+            '%' | '&' | '#' | '_' | '{' | '}' | '$' => {
+                out.push('\\');
+                out.push(c);
+            }
+            '\\' => out.push_str("\\textbackslash{}"),
+            '~' => out.push_str("\\textasciitilde{}"),
+            '^' => out.push_str("\\textasciicircum{}"),
+            '·' => out.push_str("$\\cdot$"),
+            'α' => out.push_str("$\\alpha$"),
+            'σ' => out.push_str("$\\sigma$"),
+            '≥' => out.push_str("$\\ge$"),
+            '≤' => out.push_str("$\\le$"),
+            '–' => out.push_str("--"),
+            c if c.is_ascii() => out.push(c),
+            _ => out.push('?'),
+        }
+    }
+    out
+}

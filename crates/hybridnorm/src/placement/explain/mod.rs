@@ -1,0 +1,197 @@
+//! A placement as equations: for the terminal, for a paper, for a program.
+
+mod block;
+mod ends;
+mod inner;
+mod math;
+mod render;
+mod scales;
+
+use serde::{Deserialize, Serialize};
+
+pub use math::{Equation, Math};
+
+use super::error::PlacementError;
+use super::layers::layer_rules;
+use super::resolve::{Resolved, resolve};
+use super::spec::{BlockRule, NormKind, Placement};
+use super::tally::Tally;
+use super::validate::{ModelFacts, Warning, validate};
+use scales::Scales;
+
+/// Everything there is to say about a placement at one depth.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// What to call it, where it has a name.
+    pub name: Option<String>,
+    /// The placement's canonical hash.
+    pub hash: String,
+    /// Number of blocks `L`.
+    pub n_layers: usize,
+    /// What was assumed of the model; it decides the numbers beside formulas of the width.
+    pub facts: ModelFacts,
+    /// From token to the first block.
+    pub embedding: Vec<Equation>,
+    /// Blocks that follow one rule, in order of their first block.
+    pub groups: Vec<Group>,
+    /// From the last block to logits and loss.
+    pub head: Vec<Equation>,
+    /// The norm function.
+    pub norm: Vec<Equation>,
+    /// How weights start.
+    pub init: Vec<Equation>,
+    /// Parameters of all norms of the model.
+    pub norm_parameters: Tally,
+    /// Elements per token that pass through a norm, in the whole model.
+    pub normalized_elements: Tally,
+    /// Learned scales of the whole model.
+    pub learned_parameters: Tally,
+    /// What validation warns of.
+    pub warnings: Vec<Warning>,
+    /// The placement itself.
+    pub placement: Placement,
+    /// The placement in numbers.
+    pub resolved: Resolved,
+}
+
+/// Blocks that follow one rule.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Group {
+    /// For a heading, with 1-based numbers: `block 1`, `blocks 2–12`.
+    pub title: String,
+    /// 0-based indices.
+    pub layers: Vec<usize>,
+    /// From the state `X` that enters a block to the state `X′` that leaves it.
+    pub equations: Vec<Equation>,
+    /// What the equations use.
+    pub definitions: Vec<Equation>,
+    /// Parameters of the norms of one block.
+    pub norm_parameters: Tally,
+    /// Elements per token that pass through a norm in one block.
+    pub normalized_elements: Tally,
+    /// Learned scales of one block.
+    pub learned_parameters: Tally,
+}
+
+impl Explanation {
+    /// The depth that is assumed where nothing else is said.
+    pub const DEFAULT_LAYERS: usize = 12;
+
+    /// Explains a placement at a depth and size.
+    ///
+    /// # Errors
+    /// The placement is not valid there.
+    pub fn new(
+        placement: &Placement,
+        n_layers: usize,
+        facts: &ModelFacts,
+    ) -> Result<Self, PlacementError> {
+        let warnings = validate(placement, n_layers, facts)?;
+        let r = resolve(placement, n_layers, facts.d_model)?;
+        let groups = groups(placement, &r, facts)?;
+        let of_blocks = |count: fn(&Group) -> Tally| {
+            groups.iter().fold(Tally::default(), |sum, group| {
+                sum + count(group) * group.layers.len()
+            })
+        };
+        let outer_norms = usize::from(r.embed_norm) + usize::from(r.final_norm);
+        let wide = Tally {
+            d: outer_norms,
+            ..Tally::default()
+        };
+        Ok(Self {
+            name: None,
+            hash: placement.hash(),
+            n_layers,
+            facts: *facts,
+            embedding: ends::embedding(placement, &r),
+            head: ends::head(placement, &r),
+            norm: ends::norm_function(&r.norm),
+            init: ends::init(placement, &r),
+            norm_parameters: of_blocks(|g| g.norm_parameters)
+                + Tally::of_one_norm(&r.norm) * outer_norms,
+            normalized_elements: of_blocks(|g| g.normalized_elements) + wide,
+            learned_parameters: of_blocks(|g| g.learned_parameters)
+                + Tally::of_factor(r.embed_scale)
+                + Tally::of_factor(r.logits.scale),
+            groups,
+            warnings,
+            placement: placement.clone(),
+            resolved: r,
+        })
+    }
+
+    /// Explains a placement at 12 blocks of width 768.
+    ///
+    /// # Errors
+    /// The placement is not valid there.
+    pub fn of(placement: &Placement) -> Result<Self, PlacementError> {
+        Self::new(placement, Self::DEFAULT_LAYERS, &ModelFacts::default())
+    }
+
+    /// The same with a name for the heading.
+    pub fn named(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+}
+
+fn groups(
+    placement: &Placement,
+    r: &Resolved,
+    facts: &ModelFacts,
+) -> Result<Vec<Group>, PlacementError> {
+    let mut kinds: Vec<(BlockRule, Vec<usize>)> = Vec::new();
+    for (layer, mut rule) in layer_rules(placement, r.n_layers())?
+        .into_iter()
+        .enumerate()
+    {
+        if r.norm.kind == NormKind::None {
+            rule.leave_out_norms();
+        }
+        match kinds.iter_mut().find(|(known, _)| *known == rule) {
+            Some((_, layers)) => layers.push(layer),
+            None => kinds.push((rule, vec![layer])),
+        }
+    }
+    Ok(kinds
+        .into_iter()
+        .map(|(rule, layers)| group(&rule, layers, r, facts))
+        .collect())
+}
+
+fn group(rule: &BlockRule, layers: Vec<usize>, r: &Resolved, facts: &ModelFacts) -> Group {
+    let (first, last) = (layers[0], layers[layers.len() - 1]);
+    let scales = Scales::new(r.n_layers(), r.d_model, Some((first + 1, last + 1)));
+    let text = block::equations(rule, scales, facts.gated);
+    let spec = &r.blocks[first];
+    Group {
+        title: title(&layers),
+        equations: text.equations,
+        definitions: text.definitions,
+        norm_parameters: Tally::norm_parameters(spec, &r.norm),
+        normalized_elements: Tally::normalized_elements(spec),
+        learned_parameters: Tally::learned_parameters(spec),
+        layers,
+    }
+}
+
+/// `block 1`, `blocks 2–12`, `blocks 1–3, 5`
+fn title(layers: &[usize]) -> String {
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    for number in layers.iter().map(|layer| layer + 1) {
+        match runs.last_mut() {
+            Some((_, end)) if *end + 1 == number => *end = number,
+            _ => runs.push((number, number)),
+        }
+    }
+    let runs: Vec<String> = runs
+        .into_iter()
+        .map(|(start, end)| match end - start {
+            0 => start.to_string(),
+            _ => format!("{start}–{end}"),
+        })
+        .collect();
+    let word = if layers.len() == 1 { "block" } else { "blocks" };
+    format!("{word} {}", runs.join(", "))
+}

@@ -1,0 +1,103 @@
+//! How scales stand in equations, and the lines that say what they are worth.
+
+use super::super::resolve::At;
+use super::super::spec::{Formula, LearnedShape, Scale};
+use super::math::{Equation, Math, formula, indexed, number, plain, sym};
+
+/// Collects what the scales of a group of blocks need explained.
+pub(super) struct Scales {
+    n_layers: usize,
+    d_model: usize,
+    /// 1-based numbers of the first and last block, where there are blocks.
+    span: Option<(usize, usize)>,
+    learned: usize,
+    pub lines: Vec<Equation>,
+}
+
+impl Scales {
+    pub fn new(n_layers: usize, d_model: usize, span: Option<(usize, usize)>) -> Self {
+        Self {
+            n_layers,
+            d_model,
+            span,
+            learned: 0,
+            lines: Vec::new(),
+        }
+    }
+
+    /// The symbol of a factor; `None` for the factor 1, which is not written.
+    pub fn factor(&mut self, scale: &Scale) -> Option<Math> {
+        match scale {
+            Scale::Const(1.0) => None,
+            Scale::Learned { shape, init } => {
+                self.learned += 1;
+                let lambda = indexed(&sym("λ", "\\lambda"), self.learned);
+                let start = self.start(init);
+                let shape = match shape {
+                    LearnedShape::Scalar => "learned, one number, starts at ",
+                    LearnedShape::Vector => "learned, one number per channel, starts at ",
+                };
+                let mut line = Equation::note(lambda.clone(), shape);
+                line.rhs.text.push_str(&start.text);
+                line.rhs.latex.push_str(&start.latex);
+                self.lines.push(line);
+                Some(lambda)
+            }
+            plain => Some(self.start(plain)),
+        }
+    }
+
+    /// The symbol of an initial value, written also where it is 1.
+    pub fn start(&mut self, scale: &Scale) -> Math {
+        match scale {
+            Scale::Const(value) => number(*value),
+            Scale::Formula(f) => {
+                self.explain(*f);
+                formula(*f)
+            }
+            Scale::Learned { init, .. } => self.start(init),
+        }
+    }
+
+    fn explain(&mut self, f: Formula) {
+        let lhs = formula(f);
+        if self.lines.iter().any(|line| line.lhs == lhs) {
+            return;
+        }
+        let rhs = match self.span {
+            Some((first, last)) if f.depends_on_layer() && first != last => {
+                let (a, b) = (self.value(f, first), self.value(f, last));
+                sym(
+                    format!("{} … {}  (l is the block's number)", a.text, b.text),
+                    format!(
+                        "{} \\ldots {} \\quad \\text{{(l is the block's number)}}",
+                        a.latex, b.latex
+                    ),
+                )
+            }
+            Some((first, _)) => self.value(f, first),
+            None => self.value(f, 1),
+        };
+        let rhs = match f {
+            Formula::LayerScale => sym(
+                format!("{}  (0.1 for L ≤ 18, 1e-5 for L ≤ 24, else 1e-6)", rhs.text),
+                format!(
+                    "{} \\quad (0.1 \\text{{ for }} L \\le 18,\\ 10^{{-5}} \\text{{ for }} L \\le \
+                     24, \\text{{ else }} 10^{{-6}})",
+                    rhs.latex
+                ),
+            ),
+            _ => rhs,
+        };
+        self.lines.push(Equation::new(lhs, rhs));
+    }
+
+    fn value(&self, f: Formula, layer: usize) -> Math {
+        let at = At {
+            layer: Some(layer),
+            n_layers: self.n_layers,
+            d_model: self.d_model,
+        };
+        f.value(at).map_or_else(|| plain("?"), number)
+    }
+}

@@ -1,0 +1,409 @@
+//! How values of the algebra are written in a file, where the derived form would be clumsy.
+//!
+//! A scale is a number, a formula's name or a table; a selector is a list of indices or a table;
+//! an optional value is `false` when it is off, so that a patch can switch it off again and so
+//! that every field of a placement has a written form, also in TOML, which has no null.
+
+use std::fmt;
+
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Error, MapAccess, SeqAccess, Visitor};
+use serde::ser::SerializeMap;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::spec::{AttnScale, Factor, Formula, LearnedShape, Scale, Selector, StdRule};
+
+impl Formula {
+    /// The formulas that are written as one word.
+    pub const NAMES: &'static [&'static str] = &[
+        "inv_sqrt_layer",
+        "inv_sqrt_2_layer",
+        "inv_sqrt_2_depth",
+        "two_depth",
+        "sqrt_width",
+        "sqrt_ln_2_depth",
+        "layer_scale",
+    ];
+
+    /// The formula of this name; [`Formula::DepthPower`] has none, it needs its two numbers.
+    pub fn by_name(name: &str) -> Option<Self> {
+        Some(match name {
+            "inv_sqrt_layer" => Self::InvSqrtLayer,
+            "inv_sqrt_2_layer" => Self::InvSqrt2Layer,
+            "inv_sqrt_2_depth" => Self::InvSqrt2Depth,
+            "two_depth" => Self::TwoDepth,
+            "sqrt_width" => Self::SqrtWidth,
+            "sqrt_ln_2_depth" => Self::SqrtLn2Depth,
+            "layer_scale" => Self::LayerScale,
+            _ => return None,
+        })
+    }
+}
+
+impl Serialize for Formula {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match *self {
+            Self::InvSqrtLayer => serializer.serialize_str("inv_sqrt_layer"),
+            Self::InvSqrt2Layer => serializer.serialize_str("inv_sqrt_2_layer"),
+            Self::InvSqrt2Depth => serializer.serialize_str("inv_sqrt_2_depth"),
+            Self::TwoDepth => serializer.serialize_str("two_depth"),
+            Self::SqrtWidth => serializer.serialize_str("sqrt_width"),
+            Self::SqrtLn2Depth => serializer.serialize_str("sqrt_ln_2_depth"),
+            Self::LayerScale => serializer.serialize_str("layer_scale"),
+            Self::DepthPower { k, p } => table(serializer, "depth_power", &Power { k, p }),
+        }
+    }
+}
+
+impl Serialize for Scale {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Const(value) => serializer.serialize_f64(*value),
+            Self::Formula(formula) => formula.serialize(serializer),
+            Self::Learned { shape, init } => table(
+                serializer,
+                "learned",
+                &Learned {
+                    shape: *shape,
+                    init: init.as_ref(),
+                },
+            ),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Scale {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Form;
+        impl<'de> Visitor<'de> for Form {
+            type Value = Scale;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str(
+                    "a number, a formula's name, { depth_power = { k, p } } or \
+                     { learned = { shape, init } }",
+                )
+            }
+            fn visit_f64<E: Error>(self, value: f64) -> Result<Scale, E> {
+                Ok(Scale::Const(value))
+            }
+            fn visit_i64<E: Error>(self, value: i64) -> Result<Scale, E> {
+                Ok(Scale::Const(value as f64))
+            }
+            fn visit_u64<E: Error>(self, value: u64) -> Result<Scale, E> {
+                Ok(Scale::Const(value as f64))
+            }
+            fn visit_str<E: Error>(self, name: &str) -> Result<Scale, E> {
+                match Formula::by_name(name) {
+                    Some(formula) => Ok(Scale::Formula(formula)),
+                    None if name == "depth_power" => Err(E::custom(
+                        "`depth_power` needs its numbers: { depth_power = { k = 2, p = 0.25 } }",
+                    )),
+                    None => Err(E::unknown_variant(name, Formula::NAMES)),
+                }
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Scale, A::Error> {
+                let written = ScaleTable::deserialize(MapAccessDeserializer::new(map))?;
+                Ok(match written {
+                    ScaleTable::DepthPower(Power { k, p }) => {
+                        Scale::Formula(Formula::DepthPower { k, p })
+                    }
+                    ScaleTable::Learned(Learned { shape, init }) => Scale::Learned {
+                        shape,
+                        init: Box::new(init),
+                    },
+                })
+            }
+        }
+        deserializer.deserialize_any(Form)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum ScaleTable {
+    DepthPower(Power),
+    Learned(Learned<Scale>),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table with `k` and `p`")]
+struct Power {
+    k: f64,
+    p: f64,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table with `shape` and `init`")]
+struct Learned<T> {
+    shape: LearnedShape,
+    init: T,
+}
+
+impl Serialize for Factor {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match *self {
+            Self::Const(value) => serializer.serialize_f64(value),
+            Self::Learned { shape, init } => table(serializer, "learned", &Learned { shape, init }),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Factor {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Scale::deserialize(deserializer)? {
+            Scale::Const(value) => Ok(Self::Const(value)),
+            Scale::Learned { shape, init } => match *init {
+                Scale::Const(init) => Ok(Self::Learned { shape, init }),
+                _ => Err(D::Error::custom("a resolved factor starts at a number")),
+            },
+            Scale::Formula(_) => Err(D::Error::custom("a resolved factor is not a formula")),
+        }
+    }
+}
+
+impl Serialize for AttnScale {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match *self {
+            Self::InvSqrtHeadDim => serializer.serialize_str("inv_sqrt_head_dim"),
+            Self::SqrtHeadDim => serializer.serialize_str("sqrt_head_dim"),
+            Self::Const(value) => serializer.serialize_f64(value),
+            Self::Cosine => serializer.serialize_str("cosine"),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for AttnScale {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        number_or_word(
+            deserializer,
+            Self::Const,
+            &["inv_sqrt_head_dim", "sqrt_head_dim", "cosine"],
+            &[Self::InvSqrtHeadDim, Self::SqrtHeadDim, Self::Cosine],
+        )
+    }
+}
+
+impl Serialize for StdRule {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match *self {
+            Self::SmallInit => serializer.serialize_str("small_init"),
+            Self::Const(value) => serializer.serialize_f64(value),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for StdRule {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        number_or_word(
+            deserializer,
+            Self::Const,
+            &["small_init"],
+            &[Self::SmallInit],
+        )
+    }
+}
+
+/// Reads a number through `number`, or one of `words` as the value at the same place.
+fn number_or_word<'de, D: Deserializer<'de>, T: Copy>(
+    deserializer: D,
+    number: fn(f64) -> T,
+    words: &'static [&'static str],
+    values: &[T],
+) -> Result<T, D::Error> {
+    struct Form<'v, T> {
+        number: fn(f64) -> T,
+        words: &'static [&'static str],
+        values: &'v [T],
+    }
+    impl<T: Copy> Visitor<'_> for Form<'_, T> {
+        type Value = T;
+
+        fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+            write!(f, "a number or one of `{}`", self.words.join("`, `"))
+        }
+        fn visit_f64<E: Error>(self, value: f64) -> Result<T, E> {
+            Ok((self.number)(value))
+        }
+        fn visit_i64<E: Error>(self, value: i64) -> Result<T, E> {
+            Ok((self.number)(value as f64))
+        }
+        fn visit_u64<E: Error>(self, value: u64) -> Result<T, E> {
+            Ok((self.number)(value as f64))
+        }
+        fn visit_str<E: Error>(self, word: &str) -> Result<T, E> {
+            match self.words.iter().position(|known| *known == word) {
+                Some(place) => Ok(self.values[place]),
+                None => Err(E::unknown_variant(word, self.words)),
+            }
+        }
+    }
+    deserializer.deserialize_any(Form {
+        number,
+        words,
+        values,
+    })
+}
+
+impl Serialize for Selector {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Indices(indices) => indices.serialize(serializer),
+            Self::Range { start, end } => table(
+                serializer,
+                "range",
+                &Span {
+                    start: *start,
+                    end: *end,
+                },
+            ),
+            Self::FirstFraction(fraction) => table(serializer, "first_fraction", fraction),
+            Self::Last(count) => table(serializer, "last", count),
+            Self::Every(step) => table(serializer, "every", step),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Selector {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Form;
+        impl<'de> Visitor<'de> for Form {
+            type Value = Selector;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str(
+                    "a list of 0-based block indices, { range = { start, end } }, \
+                     { first_fraction = … }, { last = … } or { every = … }",
+                )
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Selector, A::Error> {
+                let mut indices = Vec::new();
+                while let Some(index) = seq.next_element()? {
+                    indices.push(index);
+                }
+                Ok(Selector::Indices(indices))
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Selector, A::Error> {
+                let written = SelectorTable::deserialize(MapAccessDeserializer::new(map))?;
+                Ok(match written {
+                    SelectorTable::Indices(indices) => Selector::Indices(indices),
+                    SelectorTable::Range(Span { start, end }) => Selector::Range { start, end },
+                    SelectorTable::FirstFraction(fraction) => Selector::FirstFraction(fraction),
+                    SelectorTable::Last(count) => Selector::Last(count),
+                    SelectorTable::Every(step) => Selector::Every(step),
+                })
+            }
+        }
+        deserializer.deserialize_any(Form)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum SelectorTable {
+    Indices(Vec<usize>),
+    Range(Span),
+    FirstFraction(f64),
+    Last(usize),
+    Every(usize),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields, expecting = "a table with `start` and `end`")]
+struct Span {
+    start: usize,
+    end: usize,
+}
+
+fn table<S: Serializer, T: Serialize + ?Sized>(
+    serializer: S,
+    key: &str,
+    value: &T,
+) -> Result<S::Ok, S::Error> {
+    let mut map = serializer.serialize_map(Some(1))?;
+    map.serialize_entry(key, value)?;
+    map.end()
+}
+
+/// An optional number that is `false` when it is off.
+pub(super) mod off_or_number {
+    use super::*;
+
+    pub fn serialize<S: Serializer>(value: &Option<f64>, s: S) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(number) => s.serialize_f64(*number),
+            None => s.serialize_bool(false),
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Option<f64>, D::Error> {
+        struct Form;
+        impl Visitor<'_> for Form {
+            type Value = Option<f64>;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a number, or false for off")
+            }
+            fn visit_bool<E: Error>(self, on: bool) -> Result<Self::Value, E> {
+                if on {
+                    return Err(E::invalid_type(serde::de::Unexpected::Bool(on), &self));
+                }
+                Ok(None)
+            }
+            fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
+                Ok(None)
+            }
+            fn visit_f64<E: Error>(self, value: f64) -> Result<Self::Value, E> {
+                Ok(Some(value))
+            }
+            fn visit_i64<E: Error>(self, value: i64) -> Result<Self::Value, E> {
+                Ok(Some(value as f64))
+            }
+            fn visit_u64<E: Error>(self, value: u64) -> Result<Self::Value, E> {
+                Ok(Some(value as f64))
+            }
+        }
+        d.deserialize_any(Form)
+    }
+}
+
+/// An optional table that is `false` when it is off and `true` when all its fields are default.
+pub(super) mod off_or_table {
+    use super::*;
+    use std::marker::PhantomData;
+
+    pub fn serialize<S: Serializer, T: Serialize>(
+        value: &Option<T>,
+        s: S,
+    ) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(fields) => fields.serialize(s),
+            None => s.serialize_bool(false),
+        }
+    }
+
+    pub fn deserialize<'de, D, T>(d: D) -> Result<Option<T>, D::Error>
+    where
+        D: Deserializer<'de>,
+        T: Deserialize<'de> + Default,
+    {
+        struct Form<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de> + Default> Visitor<'de> for Form<T> {
+            type Value = Option<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("true, false or a table")
+            }
+            fn visit_bool<E: Error>(self, on: bool) -> Result<Self::Value, E> {
+                Ok(on.then(T::default))
+            }
+            fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
+                Ok(None)
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map)).map(Some)
+            }
+        }
+        d.deserialize_any(Form(PhantomData))
+    }
+}

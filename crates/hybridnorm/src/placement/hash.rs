@@ -1,0 +1,76 @@
+//! A short fingerprint of a placement that does not depend on how it was written or named.
+
+use std::fmt::Write;
+
+use serde::Serialize;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use super::layers::normalize_overrides;
+use super::spec::Placement;
+
+impl Placement {
+    /// The canonical hash: 16 hex digits over every field, defaults included.
+    ///
+    /// Two placements that are equal as values hash equal, whatever order, defaults or number
+    /// formats they were written with; patches and selectors are brought into one form first.
+    /// The name plays no part. Two placements that only happen to resolve to the same blocks at
+    /// some depth differ here and agree in [`Resolved::hash`](super::Resolved::hash).
+    pub fn hash(&self) -> String {
+        match normalize_overrides(self.clone()) {
+            Ok(normal) => canonical_hash(&normal),
+            Err(_) => canonical_hash(self),
+        }
+    }
+}
+
+/// The first 16 hex digits of the SHA-256 of `value`'s canonical JSON: keys sorted, no spaces,
+/// every number as the shortest decimal that reads back as the same double, in exponent form.
+pub fn canonical_hash<T: Serialize>(value: &T) -> String {
+    let mut json = String::new();
+    write_canonical(
+        &serde_json::to_value(value).unwrap_or(Value::Null),
+        &mut json,
+    );
+    let digest = Sha256::digest(json.as_bytes());
+    digest[..8].iter().fold(String::new(), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
+}
+
+fn write_canonical(value: &Value, out: &mut String) {
+    match value {
+        Value::Number(number) => {
+            let number = number.as_f64().unwrap_or(f64::NAN);
+            // Adding zero turns -0 into 0.
+            let _ = write!(out, "{:e}", number + 0.0);
+        }
+        Value::Array(items) => {
+            out.push('[');
+            for (place, item) in items.iter().enumerate() {
+                if place > 0 {
+                    out.push(',');
+                }
+                write_canonical(item, out);
+            }
+            out.push(']');
+        }
+        Value::Object(fields) => {
+            let mut keys: Vec<_> = fields.iter().collect();
+            keys.sort_by(|a, b| a.0.cmp(b.0));
+            out.push('{');
+            for (place, (key, item)) in keys.into_iter().enumerate() {
+                if place > 0 {
+                    out.push(',');
+                }
+                let _ = write!(out, "{}:", Value::from(key.as_str()));
+                write_canonical(item, out);
+            }
+            out.push('}');
+        }
+        plain => {
+            let _ = write!(out, "{plain}");
+        }
+    }
+}

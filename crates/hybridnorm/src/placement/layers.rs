@@ -1,0 +1,174 @@
+//! Which blocks an override names, and the rule of every block once all patches are laid over.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use super::choice::written;
+use super::error::PlacementError;
+use super::spec::{BlockRule, Placement, Selector};
+use super::tree;
+
+/// The 0-based indices of the blocks that a selector names at this depth, in order. A fraction or
+/// a step may name none.
+///
+/// # Errors
+/// An index beyond the depth, an empty list or range, a fraction outside (0, 1], a step of 0.
+pub fn layers(selector: &Selector, n_layers: usize) -> Result<Vec<usize>, PlacementError> {
+    let fail = |problem: String| Err(PlacementError::new("layers", problem));
+    match selector {
+        Selector::Indices(indices) => {
+            let mut sorted = indices.clone();
+            sorted.sort_unstable();
+            sorted.dedup();
+            match sorted.last() {
+                None => fail("the list of blocks is empty, so the patch has no effect".into()),
+                Some(&last) if last >= n_layers => fail(format!(
+                    "block index {last} does not exist: {n_layers} blocks have indices 0 to {}",
+                    n_layers.saturating_sub(1)
+                )),
+                Some(_) => Ok(sorted),
+            }
+        }
+        Selector::Range { start, end } if start >= end => fail(format!(
+            "the range {start}..{end} is empty; end is one past the last block"
+        )),
+        Selector::Range { end, .. } if *end > n_layers => fail(format!(
+            "the range ends at {end}, but there are only {n_layers} blocks"
+        )),
+        Selector::Range { start, end } => Ok((*start..*end).collect()),
+        Selector::FirstFraction(fraction) if !(*fraction > 0.0 && *fraction <= 1.0) => fail(
+            format!("first_fraction is {fraction}; it must lie in (0, 1]"),
+        ),
+        Selector::FirstFraction(fraction) => {
+            // The small term keeps 0.29 · 100 from being 28.
+            Ok((0..(fraction * n_layers as f64 + 1e-9).floor() as usize).collect())
+        }
+        Selector::Last(0) => fail("last = 0 names no block, so the patch has no effect".into()),
+        Selector::Last(count) if *count > n_layers => fail(format!(
+            "the last {count} blocks are asked for, but there are only {n_layers}"
+        )),
+        Selector::Last(count) => Ok((n_layers - count..n_layers).collect()),
+        Selector::Every(0) => fail("every = 0 names no block; 1 names all of them".into()),
+        Selector::Every(step) => Ok((0..n_layers).skip(step - 1).step_by(*step).collect()),
+    }
+}
+
+/// The rule of one block and the overrides that made it.
+#[derive(Debug, Clone)]
+pub(super) struct LayerRule {
+    pub rule: BlockRule,
+    pub patches: Vec<usize>,
+}
+
+impl LayerRule {
+    /// Where the value of the field `path` of a block comes from: the last patch that sets it, or
+    /// the block rule.
+    pub fn origin(&self, placement: &Placement, path: &str) -> String {
+        let sets = |patch: &&usize| {
+            let mut value = &placement.overrides[**patch].set;
+            for (depth, step) in path.split('.').enumerate() {
+                match value.get(step) {
+                    Some(inner) => value = inner,
+                    None => return depth > 0 && !value.is_object(),
+                }
+            }
+            true
+        };
+        match self.patches.iter().rev().find(sets) {
+            Some(patch) => format!("overrides[{patch}].set.{path}"),
+            None => format!("block.{path}"),
+        }
+    }
+}
+
+pub(super) fn rules(
+    placement: &Placement,
+    n_layers: usize,
+) -> Result<Vec<LayerRule>, PlacementError> {
+    let mut patches = vec![Vec::new(); n_layers];
+    for (number, patch) in placement.overrides.iter().enumerate() {
+        let chosen = layers(&patch.layers, n_layers)
+            .map_err(|e| e.under(&format!("overrides[{number}]")))?;
+        for layer in chosen {
+            patches[layer].push(number);
+        }
+    }
+    let mut known: BTreeMap<Vec<usize>, BlockRule> = BTreeMap::new();
+    patches
+        .into_iter()
+        .map(|patches| {
+            let rule = match known.get(&patches) {
+                Some(rule) => rule.clone(),
+                None => patched(placement, &patches)?,
+            };
+            known.insert(patches.clone(), rule.clone());
+            Ok(LayerRule { rule, patches })
+        })
+        .collect()
+}
+
+fn patched(placement: &Placement, patches: &[usize]) -> Result<BlockRule, PlacementError> {
+    let mut rule = placement.block.clone();
+    for &number in patches {
+        rule = apply(&rule, &placement.overrides[number].set)
+            .map_err(|e| e.under(&format!("overrides[{number}].set")))?;
+    }
+    Ok(rule)
+}
+
+/// Lays one patch over a rule.
+fn apply(rule: &BlockRule, patch: &Value) -> Result<BlockRule, PlacementError> {
+    if !patch.is_object() {
+        return Err(PlacementError::new(
+            "",
+            "expected a table of block fields, such as { ffn = { skip = \"raw\" } }",
+        ));
+    }
+    let mut value = written(rule)?;
+    tree::merge(&mut value, patch, &written(&BlockRule::default())?);
+    tree::read(&value)
+}
+
+/// Brings patches and selectors into the one form that equal values share.
+pub(super) fn normalize_overrides(mut placement: Placement) -> Result<Placement, PlacementError> {
+    let blank = BlockRule::default();
+    let template = written(&blank)?;
+    for (number, patch) in placement.overrides.iter_mut().enumerate() {
+        let typed =
+            apply(&blank, &patch.set).map_err(|e| e.under(&format!("overrides[{number}].set")))?;
+        patch.set = tree::project(&written(&typed)?, &patch.set, &template);
+        if let Selector::Range { start, end } = patch.layers
+            && end.saturating_sub(start) == 1
+        {
+            patch.layers = Selector::Indices(vec![start]);
+        }
+        if let Selector::Indices(indices) = &mut patch.layers {
+            indices.sort_unstable();
+            indices.dedup();
+            if let [first, .., last] = indices[..]
+                && last - first + 1 == indices.len()
+            {
+                patch.layers = Selector::Range {
+                    start: first,
+                    end: last + 1,
+                };
+            }
+        }
+    }
+    Ok(placement)
+}
+
+/// The rule of every block after the overrides, scales still as written.
+///
+/// # Errors
+/// A selector that makes no sense at this depth, or a patch that does not fit the algebra.
+pub fn layer_rules(
+    placement: &Placement,
+    n_layers: usize,
+) -> Result<Vec<BlockRule>, PlacementError> {
+    Ok(rules(placement, n_layers)?
+        .into_iter()
+        .map(|layer| layer.rule)
+        .collect())
+}

@@ -1,0 +1,176 @@
+//! The steps that the named placements are built from.
+
+use super::super::spec::{
+    AttnInner, FfnInner, Formula, HeadNorm, Init, InitScheme, LearnedShape, NormKind, OutNorm,
+    Override, Placement, RoleGains, Scale, Selector, Skip, StdRule, SubLayer,
+};
+
+/// A step on a sub-layer.
+pub(super) type Sub = SubLayer<Scale>;
+
+/// Everything off: raw skips, no norm but the final one.
+pub(super) fn off() -> Placement {
+    Placement::default()
+}
+
+/// A norm before each sub-layer.
+pub(super) fn pre() -> Placement {
+    off().both(in_norm)
+}
+
+/// A norm on each sum; the last one takes the place of the final norm.
+pub(super) fn post() -> Placement {
+    off().both(post_norm).without_final_norm()
+}
+
+/// Steps on a placement.
+pub(super) trait Build {
+    fn attn(self, step: impl Fn(&mut Sub)) -> Self;
+    fn ffn(self, step: impl Fn(&mut Sub)) -> Self;
+    fn both(self, step: impl Fn(&mut Sub)) -> Self;
+    fn inner(self, step: impl Fn(&mut AttnInner<Scale>)) -> Self;
+    fn ffn_inner(self, step: impl Fn(&mut FfnInner)) -> Self;
+    fn patch(self, layers: Selector, set: serde_json::Value) -> Self;
+    fn without_final_norm(self) -> Self;
+    fn kind(self, kind: NormKind) -> Self;
+    fn eps(self, eps: f64) -> Self;
+    fn init(self, scheme: InitScheme, std: StdRule) -> Self;
+    fn gains(self, gain: Scale, roles: impl Fn(&mut RoleGains) -> Vec<&mut Scale>) -> Self;
+}
+
+impl Build for Placement {
+    fn attn(mut self, step: impl Fn(&mut Sub)) -> Self {
+        step(&mut self.block.attn);
+        self
+    }
+    fn ffn(mut self, step: impl Fn(&mut Sub)) -> Self {
+        step(&mut self.block.ffn);
+        self
+    }
+    fn both(self, step: impl Fn(&mut Sub)) -> Self {
+        self.attn(&step).ffn(&step)
+    }
+    fn inner(mut self, step: impl Fn(&mut AttnInner<Scale>)) -> Self {
+        step(&mut self.block.attn_inner);
+        self
+    }
+    fn ffn_inner(mut self, step: impl Fn(&mut FfnInner)) -> Self {
+        step(&mut self.block.ffn_inner);
+        self
+    }
+    fn patch(mut self, layers: Selector, set: serde_json::Value) -> Self {
+        self.overrides.push(Override { layers, set });
+        self
+    }
+    fn without_final_norm(mut self) -> Self {
+        self.final_norm = false;
+        self
+    }
+    fn kind(mut self, kind: NormKind) -> Self {
+        self.norm.kind = kind;
+        self.norm.bias = matches!(kind, NormKind::Layernorm | NormKind::Derf);
+        self
+    }
+    fn eps(mut self, eps: f64) -> Self {
+        self.norm.eps = eps;
+        self
+    }
+    fn init(mut self, scheme: InitScheme, std: StdRule) -> Self {
+        self.init = Init {
+            scheme,
+            std,
+            ..self.init
+        };
+        self
+    }
+    fn gains(mut self, gain: Scale, roles: impl Fn(&mut RoleGains) -> Vec<&mut Scale>) -> Self {
+        for role in roles(&mut self.init.gains) {
+            *role = gain.clone();
+        }
+        self
+    }
+}
+
+pub(super) fn in_norm(s: &mut Sub) {
+    s.in_norm = true;
+}
+
+pub(super) fn post_norm(s: &mut Sub) {
+    s.post_norm = true;
+}
+
+/// A norm before the function, whose result the skip carries.
+pub(super) fn normed_skip(s: &mut Sub) {
+    s.in_norm = true;
+    s.skip = Skip::Normed;
+}
+
+pub(super) fn skip(skip: Skip) -> impl Fn(&mut Sub) {
+    move |s| s.skip = skip
+}
+
+pub(super) fn out_norm(s: &mut Sub) {
+    s.out_norm = Some(OutNorm::default());
+}
+
+pub(super) fn out_norm_from(gain_init: Scale) -> impl Fn(&mut Sub) {
+    move |s| {
+        s.out_norm = Some(OutNorm {
+            gain_init: gain_init.clone(),
+        })
+    }
+}
+
+pub(super) fn in_scale(scale: Scale) -> impl Fn(&mut Sub) {
+    move |s| s.in_scale = scale.clone()
+}
+
+pub(super) fn skip_scale(scale: Scale) -> impl Fn(&mut Sub) {
+    move |s| s.skip_scale = scale.clone()
+}
+
+pub(super) fn out_scale(scale: Scale) -> impl Fn(&mut Sub) {
+    move |s| s.out_scale = scale.clone()
+}
+
+/// Norms on a subset of `q`, `k`, `v` and the context `c`, as the appendix of the HybridNorm paper
+/// names them.
+pub(super) fn heads(subset: &'static str, norm: HeadNorm) -> impl Fn(&mut AttnInner<Scale>) {
+    move |inner| {
+        for letter in subset.chars() {
+            match letter {
+                'q' => inner.q_norm = norm,
+                'k' => inner.k_norm = norm,
+                'v' => inner.v_norm = norm,
+                _ => inner.ctx_norm = norm,
+            }
+        }
+    }
+}
+
+pub(super) fn formula(formula: Formula) -> Scale {
+    Scale::Formula(formula)
+}
+
+/// `(k·L)^p`.
+pub(super) fn depth_power(k: f64, p: f64) -> Scale {
+    formula(Formula::DepthPower { k, p })
+}
+
+pub(super) fn learned(shape: LearnedShape, init: Scale) -> Scale {
+    Scale::Learned {
+        shape,
+        init: Box::new(init),
+    }
+}
+
+/// The weights that a sub-layer's output is proportional to: all but q and k.
+pub(super) fn value_path(gains: &mut RoleGains) -> Vec<&mut Scale> {
+    vec![
+        &mut gains.v,
+        &mut gains.o,
+        &mut gains.gate,
+        &mut gains.up,
+        &mut gains.down,
+    ]
+}

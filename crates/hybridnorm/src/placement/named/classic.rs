@@ -1,0 +1,113 @@
+//! Pre, post, output and sandwich norms, norms after linear maps, parallel blocks, other norm
+//! functions.
+
+use super::super::spec::{
+    AttnScale, Formula, HeadNorm, InitScheme, LearnedShape, NormKind, Placement, Scale, StdRule,
+    Topology,
+};
+use super::build::*;
+
+/// The original multiplies the embedding by √d and adds positions; here it stays unscaled, so
+/// that the placement differs from pre-norm in its norms only.
+pub(super) fn post_norm() -> Placement {
+    post()
+}
+
+/// `u' = N(u) + G(N(u))` at every sub-layer: post-norm shifted by one norm.
+pub(super) fn post_norm_entry() -> Placement {
+    off().both(normed_skip)
+}
+
+pub(super) fn pre_norm() -> Placement {
+    pre()
+}
+
+pub(super) fn pre_norm_qk() -> Placement {
+    pre().inner(heads("qk", HeadNorm::PerHead))
+}
+
+pub(super) fn pre_norm_qk_full() -> Placement {
+    pre().inner(heads("qk", HeadNorm::Full))
+}
+
+pub(super) fn sandwich() -> Placement {
+    pre().both(out_norm)
+}
+
+pub(super) fn olmo2() -> Placement {
+    off()
+        .inner(heads("qk", HeadNorm::Full))
+        .both(out_norm)
+        .eps(1e-6)
+}
+
+/// Gains and biases of the output norms start at 0. The extra norm every six blocks of the largest
+/// model is not part of the value.
+pub(super) fn swin_v2() -> Placement {
+    off()
+        .inner(|inner| inner.attn_scale = AttnScale::Cosine)
+        .both(out_norm_from(Scale::Const(0.0)))
+        .kind(NormKind::Layernorm)
+}
+
+/// Decoder-only gains: √(ln 2L) on v, o, up and down as factors on Xavier weights.
+pub(super) fn sub_ln() -> Placement {
+    pre()
+        .inner(heads("c", HeadNorm::Full))
+        .ffn_inner(|inner| inner.mid_norm = true)
+        .init(InitScheme::Xavier, StdRule::SmallInit)
+        .gains(formula(Formula::SqrtLn2Depth), |g| {
+            vec![&mut g.v, &mut g.o, &mut g.up, &mut g.down]
+        })
+}
+
+pub(super) fn normformer() -> Placement {
+    pre()
+        .inner(|inner| inner.head_gain = true)
+        .attn(out_norm)
+        .ffn_inner(|inner| inner.mid_norm = true)
+        .ffn(skip_scale(learned(LearnedShape::Vector, Scale::Const(1.0))))
+        .kind(NormKind::Layernorm)
+}
+
+/// Weights at 0.02, and at 0.02/√(2l) for o, up and down; embedding at 1.
+pub(super) fn simple_norm() -> Placement {
+    let mut placement = off()
+        .inner(heads("qkv", HeadNorm::Full))
+        .both(out_norm)
+        .ffn_inner(|inner| {
+            inner.gate_norm = true;
+            inner.up_norm = true;
+        })
+        .init(InitScheme::Normal, StdRule::Const(0.02))
+        .gains(formula(Formula::InvSqrt2Layer), |g| {
+            vec![&mut g.o, &mut g.up, &mut g.down]
+        });
+    placement.embed.init_std = Some(1.0);
+    placement
+}
+
+pub(super) fn gpt_j_parallel() -> Placement {
+    parallel(Topology::ParallelShared)
+}
+
+pub(super) fn neox_parallel() -> Placement {
+    parallel(Topology::ParallelTwo)
+}
+
+fn parallel(topology: Topology) -> Placement {
+    let mut placement = pre();
+    placement.block.topology = topology;
+    placement
+}
+
+/// The paper's language models have no bias and a learned scalar on the embedding from √d.
+pub(super) fn dyt() -> Placement {
+    let mut placement = pre().kind(NormKind::Dyt);
+    placement.embed.scale = learned(LearnedShape::Scalar, formula(Formula::SqrtWidth));
+    placement
+}
+
+pub(super) fn derf() -> Placement {
+    pre().kind(NormKind::Derf)
+}

@@ -1,0 +1,183 @@
+//! Published placements by name: data, not branches.
+//!
+//! Each name stands for one value of the algebra, written in the family files by the small steps
+//! of `build.rs`, so that a line there reads like a row of a table.
+//!
+//! Where nothing else is said, a value keeps the defaults: RMSNorm with a plain gain and eps 1e-5,
+//! raw skips, a final norm, and every matrix drawn with one standard deviation `1/√(2.5·d)`.
+//! Optimizer matters (decay of gains, warm-up) are no part of a placement.
+
+mod build;
+mod classic;
+mod hybrid;
+mod models;
+mod scaled;
+
+use super::error::{PlacementError, key, nearest};
+use super::spec::Placement;
+
+/// A name for a placement.
+#[derive(Debug, Clone, Copy)]
+pub struct Named {
+    /// The canonical name.
+    pub name: &'static str,
+    /// Other names for the same value.
+    pub aliases: &'static [&'static str],
+    /// What it means, in one line.
+    pub meaning: &'static str,
+    /// Where it comes from: a paper's arXiv number or a repository.
+    pub source: &'static str,
+    build: fn() -> Placement,
+}
+
+impl Named {
+    /// The value that the name stands for.
+    pub fn placement(&self) -> Placement {
+        (self.build)()
+    }
+}
+
+/// Every named placement, grouped by family.
+pub fn names() -> &'static [Named] {
+    NAMES
+}
+
+/// The registry entry of this name or alias; case does not matter and `_` reads as `-`.
+pub fn entry(name: &str) -> Result<&'static Named, PlacementError> {
+    let wanted = name.trim().to_ascii_lowercase().replace(['_', ' '], "-");
+    let found = NAMES
+        .iter()
+        .find(|n| n.name == wanted || n.aliases.contains(&wanted.as_str()));
+    found.ok_or_else(|| {
+        let all = NAMES
+            .iter()
+            .flat_map(|n| n.aliases.iter().chain([&n.name]))
+            .copied();
+        let near = nearest(&wanted, all)
+            .iter()
+            .map(|n| format!("`{n}`"))
+            .collect::<Vec<_>>()
+            .join(", ");
+        let advice = match near.as_str() {
+            "" => format!(
+                "the {} known names begin with `pre-norm` and `hybridnorm`",
+                NAMES.len()
+            ),
+            near => format!("nearest known: {near}"),
+        };
+        PlacementError::new("", format!("unknown placement {}; {advice}", key(name)))
+    })
+}
+
+/// The placement of this name or alias.
+///
+/// # Errors
+/// The name is unknown; the message lists the nearest known ones.
+pub fn named(name: &str) -> Result<Placement, PlacementError> {
+    entry(name).map(Named::placement)
+}
+
+macro_rules! registry {
+    ($($name:literal $(| $alias:literal)* : $build:path, $source:literal, $meaning:literal;)*) => {
+        &[$(Named {
+            name: $name,
+            aliases: &[$($alias),*],
+            meaning: $meaning,
+            source: $source,
+            build: $build,
+        }),*]
+    };
+}
+
+static NAMES: &[Named] = registry! {
+    "hybridnorm" | "qkv-post" | "hybrid-norm": hybrid::hybridnorm, "arXiv 2503.04598",
+        "norms on q, k and v; the feed-forward's skip carries the normed state";
+    "hybridnorm-star" | "hybridnorm*" | "hybrid-norm-star": hybrid::hybridnorm_star,
+        "arXiv 2503.04598",
+        "HybridNorm whose first block is pre-norm with q, k and v norms";
+    "hybridnorm-7b": hybrid::hybridnorm_7b, "arXiv 2503.04598",
+        "HybridNorm* with a norm on the attention output whose gain starts at 1/√(2L)";
+    "hybridnorm-ds": hybrid::hybridnorm_ds, "arXiv 2602.08064 (ablation)",
+        "HybridNorm with both outputs divided by √l";
+    "first-qkv-pre": hybrid::first_qkv_pre, "arXiv 2503.04598, appendix G",
+        "HybridNorm whose first block has a raw feed-forward skip";
+    "first-embed-norm": hybrid::first_embed_norm, "arXiv 2503.04598, appendix G",
+        "HybridNorm with a norm on the embedding";
+    "qkv-pre": hybrid::qkv_pre, "arXiv 2503.04598, appendix G",
+        "norms on q, k and v; pre-norm feed-forward (HybridNorm with a raw skip)";
+    "pre-qkv-pre": hybrid::pre_qkv_pre, "arXiv 2503.04598, appendix G",
+        "pre-norm with norms on q, k and v";
+    "pre-qkv-post": hybrid::pre_qkv_post, "arXiv 2503.04598, appendix G",
+        "HybridNorm with a norm before attention as well";
+    "qkvc-post": hybrid::qkvc_post, "arXiv 2503.04598, appendix G",
+        "HybridNorm with a norm on each head's context as well";
+    "qkc-post": hybrid::qkc_post, "arXiv 2503.04598, appendix G",
+        "HybridNorm with the context normed instead of v";
+    "kv-post": hybrid::kv_post, "arXiv 2503.04598, appendix G",
+        "HybridNorm without the norm on q";
+    "kc-post": hybrid::kc_post, "arXiv 2503.04598, appendix G",
+        "norms on k and the context; normed feed-forward skip";
+    "qk-post": hybrid::qk_post, "arXiv 2503.04598, appendix G",
+        "norms on q and k only; normed feed-forward skip (diverged in the paper)";
+    "pre-post": hybrid::pre_post, "arXiv 2503.04598, appendix G",
+        "pre-norm attention; normed feed-forward skip";
+    "post-pre": hybrid::post_pre, "arXiv 2503.04598, appendix G",
+        "normed attention skip; pre-norm feed-forward";
+    "post-norm" | "post-ln": classic::post_norm, "arXiv 1706.03762",
+        "a norm on each sum (the original; its √d on the embedding is left out)";
+    "post-norm-entry": classic::post_norm_entry, "github BryceZhuo/HybridNorm",
+        "post-norm written with normed skips, so that the embedding is normed too";
+    "pre-norm" | "pre-ln" | "llama": classic::pre_norm, "arXiv 2002.04745",
+        "a norm before attention and before the feed-forward; raw skips";
+    "pre-norm-qk" | "qk-norm" | "qwen3": classic::pre_norm_qk, "arXiv 2302.05442, Qwen 3",
+        "pre-norm with norms on each head's q and k";
+    "pre-norm-qk-full": classic::pre_norm_qk_full, "github allenai/OLMo-core",
+        "pre-norm with norms on q and k over all heads together";
+    "sandwich" | "peri-ln" | "peri-norm" | "sandwich-ln": classic::sandwich,
+        "arXiv 2105.13290, 2502.02732",
+        "norms on the input and on the output of each sub-layer";
+    "olmo2" | "output-norm" | "olmo3" | "reordered-norm": classic::olmo2, "arXiv 2501.00656",
+        "norms on the outputs only, and on q and k over all heads together";
+    "swin-v2-res-post" | "res-post-norm": classic::swin_v2, "arXiv 2111.09883",
+        "LayerNorms on the outputs with gains that start at 0; cosine attention";
+    "sub-ln" | "magneto": classic::sub_ln, "arXiv 2210.06423",
+        "pre-norm with a second norm before each output projection";
+    "normformer": classic::normformer, "arXiv 2110.09456",
+        "pre-norm with head gains, an output norm on attention and a norm inside the feed-forward";
+    "simple-norm" | "simplegpt": classic::simple_norm, "arXiv 2602.01212",
+        "a norm after every linear map, none before";
+    "gpt-j-parallel" | "palm-parallel": classic::gpt_j_parallel, "GPT-J; arXiv 2204.02311",
+        "attention and feed-forward side by side behind one shared norm";
+    "neox-parallel": classic::neox_parallel, "arXiv 2204.06745",
+        "attention and feed-forward side by side, each behind its own norm";
+    "dyt": classic::dyt, "arXiv 2503.10622",
+        "pre-norm with tanh(α·x) in place of the norm and a learned embedding scale";
+    "derf": classic::derf, "arXiv 2512.10938",
+        "pre-norm with erf(α·x + s) in place of the norm";
+    "deepnorm": scaled::deepnorm, "arXiv 2203.00555",
+        "post-norm with skips times (2L)^(1/4) and smaller initial weights";
+    "mix-ln": scaled::mix_ln, "arXiv 2412.13795",
+        "post-norm in the first quarter of the blocks, pre-norm in the others";
+    "lns" | "layernorm-scaling": scaled::lns, "arXiv 2502.05795",
+        "pre-norm with the normed input divided by √l";
+    "keel": scaled::keel, "arXiv 2601.19895",
+        "post-norm with skips times 2L and a norm before each sub-layer";
+    "spannorm": scaled::spannorm, "arXiv 2601.22580",
+        "post-norm whose feed-forward skip comes from the block's input";
+    "b2t": scaled::b2t, "arXiv 2206.00330",
+        "post-norm with an extra skip from the block's input to its last sum";
+    "layerscale" | "layer-scale" | "cait": scaled::layerscale, "arXiv 2103.17239",
+        "pre-norm with a learned factor per channel on each output, small at the start";
+    "rezero": scaled::rezero, "arXiv 2003.04887",
+        "no norm; a learned factor on each output that starts at 0";
+    "minimax-text-01": scaled::minimax_text_01, "arXiv 2501.08313",
+        "normed skips times (2L)^(1/4) (3.5566 at its 80 layers) with an entry and a final norm";
+    "gemma2": models::gemma2, "arXiv 2408.00118",
+        "input and output norms with gains 1 + w, soft caps, embedding times √d";
+    "gemma3": models::gemma3, "arXiv 2503.19786",
+        "input and output norms with gains 1 + w, norms on q and k, embedding times √d";
+    "gemma3n": models::gemma3n, "github huggingface/transformers",
+        "input and output norms, norms on q, k and (without gain) v, attention scale 1; norms only";
+    "nanochat": models::nanochat, "github karpathy/nanochat",
+        "pre-norm without gains, embedding norm, q and k normed after rotation and times 1.2";
+};

@@ -1,0 +1,80 @@
+//! Placements that scale skips or outputs, many of them by a formula of the depth.
+
+use serde_json::json;
+
+use super::super::spec::{
+    Formula, InitScheme, LearnedShape, NormKind, Placement, Scale, Selector, Skip, StdRule,
+};
+use super::build::*;
+
+/// Decoder-only constants: skips (2L)^(1/4), Xavier gains (8L)^(−1/4) on all but q and k.
+pub(super) fn deepnorm() -> Placement {
+    post()
+        .both(skip_scale(depth_power(2.0, 0.25)))
+        .init(InitScheme::Xavier, StdRule::SmallInit)
+        .gains(depth_power(8.0, -0.25), value_path)
+}
+
+/// The released code draws the embedding with √(2/5) and has eps 1e-6.
+pub(super) fn mix_ln() -> Placement {
+    let post = json!({ "in_norm": false, "post_norm": true });
+    let mut placement = pre()
+        .patch(
+            Selector::FirstFraction(0.25),
+            json!({ "attn": post, "ffn": post }),
+        )
+        .eps(1e-6);
+    placement.embed.init_std = Some(0.4_f64.sqrt());
+    placement
+}
+
+pub(super) fn lns() -> Placement {
+    pre().both(in_scale(formula(Formula::InvSqrtLayer)))
+}
+
+/// The first attention is plain pre-norm; the first feed-forward keeps its norm on the sum.
+pub(super) fn keel() -> Placement {
+    post()
+        .both(in_norm)
+        .both(skip_scale(formula(Formula::TwoDepth)))
+        .patch(
+            Selector::Indices(vec![0]),
+            json!({
+                "attn": { "skip_scale": 1.0, "post_norm": false },
+                "ffn": { "skip_scale": 1.0 },
+            }),
+        )
+}
+
+/// The paper also scales the initial weights by depth; those constants are not included.
+pub(super) fn spannorm() -> Placement {
+    post().ffn(skip(Skip::BlockInput)).patch(
+        Selector::Indices(vec![0]),
+        json!({ "attn": { "in_norm": true } }),
+    )
+}
+
+pub(super) fn b2t() -> Placement {
+    post().ffn(skip(Skip::RawPlusBlockInput))
+}
+
+pub(super) fn layerscale() -> Placement {
+    pre().both(out_scale(learned(
+        LearnedShape::Vector,
+        formula(Formula::LayerScale),
+    )))
+}
+
+pub(super) fn rezero() -> Placement {
+    off()
+        .both(out_scale(learned(LearnedShape::Scalar, Scale::Const(0.0))))
+        .without_final_norm()
+        .kind(NormKind::None)
+}
+
+/// The outputs' own factor β is 1 in the released configuration.
+pub(super) fn minimax_text_01() -> Placement {
+    off()
+        .both(normed_skip)
+        .both(skip_scale(depth_power(2.0, 0.25)))
+}

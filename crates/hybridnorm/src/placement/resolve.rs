@@ -1,0 +1,416 @@
+//! From a placement to numbers: what each formula is worth in each block.
+
+use serde::{Deserialize, Serialize};
+
+use super::error::{PlacementError, join};
+use super::hash::canonical_hash;
+use super::layers::rules;
+use super::spec::{
+    AttnInner, Block, BlockRule, BlockSpec, Factor, FfnInner, Formula, HeadNorm, InitScheme,
+    NormKind, NormSpec, OutNorm, Placement, QkOrder, RoleGains, Scale, Skip, StdRule, SubLayer,
+};
+
+/// A placement at one depth and width: everything that was a formula is a number.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Resolved {
+    /// Width of the model.
+    pub d_model: usize,
+    /// One spec per block, first block first.
+    pub blocks: Vec<BlockSpec>,
+    /// The norm function; with [`NormKind::None`] no block has a norm left.
+    pub norm: NormSpec,
+    /// Multiplies the embedding.
+    pub embed_scale: Factor,
+    /// Whether a norm follows the embedding's scale.
+    pub embed_norm: bool,
+    /// Standard deviation of the embedding at the start, where the placement fixes it.
+    pub embed_init_std: Option<f64>,
+    /// Whether a norm stands before the output head.
+    pub final_norm: bool,
+    /// What happens to the logits.
+    pub logits: ResolvedLogits,
+    /// How weights are drawn.
+    pub init: ResolvedInit,
+}
+
+/// What happens to the logits, in numbers: `softcap(scale · z)`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ResolvedLogits {
+    /// `c · tanh(z / c)`.
+    pub softcap: Option<f64>,
+    /// Multiplies the logits before the cap; never one per channel.
+    pub scale: Factor,
+    /// Coefficient of `logsumexp(z)²` in the loss; 0 is off.
+    pub z_loss: f64,
+}
+
+/// How weights are drawn, in numbers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ResolvedInit {
+    /// The scheme.
+    pub scheme: InitScheme,
+    /// The base standard deviation σ.
+    pub std: f64,
+    /// Factors on the initial weights, one set per block.
+    pub gains: Vec<RoleFactors>,
+}
+
+/// Factors on the initial weights of one block.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct RoleFactors {
+    pub q: f64,
+    pub k: f64,
+    pub v: f64,
+    pub o: f64,
+    pub gate: f64,
+    pub up: f64,
+    pub down: f64,
+}
+
+/// What a matrix of a block is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Query projection.
+    Q,
+    /// Key projection.
+    K,
+    /// Value projection.
+    V,
+    /// Attention output projection.
+    O,
+    /// Feed-forward gate projection.
+    Gate,
+    /// Feed-forward up projection.
+    Up,
+    /// Feed-forward down projection.
+    Down,
+}
+
+impl RoleFactors {
+    /// The factor of one role.
+    pub fn get(&self, role: Role) -> f64 {
+        match role {
+            Role::Q => self.q,
+            Role::K => self.k,
+            Role::V => self.v,
+            Role::O => self.o,
+            Role::Gate => self.gate,
+            Role::Up => self.up,
+            Role::Down => self.down,
+        }
+    }
+}
+
+impl Resolved {
+    /// Number of blocks.
+    pub fn n_layers(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// Canonical hash of the resolved value (16 hex digits).
+    pub fn hash(&self) -> String {
+        canonical_hash(self)
+    }
+
+    /// Standard deviation of a block's matrix at the start; `layer` is 0-based.
+    ///
+    /// [`InitScheme`] gives the rule of each scheme; the role's gain multiplies it.
+    ///
+    /// # Panics
+    /// `layer` is not below [`n_layers`](Self::n_layers).
+    pub fn weight_std(&self, layer: usize, role: Role, fan_in: usize, fan_out: usize) -> f64 {
+        let depth = self.n_layers() as f64;
+        let std = match self.init.scheme {
+            InitScheme::Normal => self.init.std,
+            InitScheme::Megatron if matches!(role, Role::O | Role::Down) => {
+                self.init.std / (2.0 * depth).sqrt()
+            }
+            InitScheme::Megatron => self.init.std,
+            InitScheme::DepthScaled => 1.0 / (2.0 * fan_in as f64 * (layer + 1) as f64).sqrt(),
+            InitScheme::Xavier => (2.0 / (fan_in + fan_out) as f64).sqrt(),
+        };
+        std * self.init.gains[layer].get(role)
+    }
+
+    /// Standard deviation of the embedding at the start: the placement's own if it has one, else σ
+    /// where the scheme has one, else `1/√d`.
+    pub fn embed_std(&self) -> f64 {
+        self.embed_init_std.unwrap_or(match self.init.scheme {
+            InitScheme::Normal | InitScheme::Megatron => self.init.std,
+            InitScheme::DepthScaled | InitScheme::Xavier => 1.0 / (self.d_model as f64).sqrt(),
+        })
+    }
+
+    /// Standard deviation of an untied output head at the start: σ for `normal`, else `1/√d`.
+    pub fn head_std(&self) -> f64 {
+        match self.init.scheme {
+            InitScheme::Normal => self.init.std,
+            _ => 1.0 / (self.d_model as f64).sqrt(),
+        }
+    }
+
+    /// At how many standard deviations draws are cut off, if at all.
+    pub fn truncate_at(&self) -> Option<f64> {
+        (self.init.scheme == InitScheme::Megatron).then_some(3.0)
+    }
+}
+
+/// Where a formula is evaluated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct At {
+    /// The 1-based block index `l`; `None` outside the blocks.
+    pub layer: Option<usize>,
+    /// The number of blocks `L`.
+    pub n_layers: usize,
+    /// The width `d`.
+    pub d_model: usize,
+}
+
+impl Formula {
+    /// Whether the value differs from block to block.
+    pub fn depends_on_layer(self) -> bool {
+        matches!(self, Self::InvSqrtLayer | Self::InvSqrt2Layer)
+    }
+
+    /// The value; `None` where it depends on the block and `at` names none.
+    pub fn value(self, at: At) -> Option<f64> {
+        let depth = at.n_layers as f64;
+        let layer = at.layer.map(|l| l as f64);
+        Some(match self {
+            Self::InvSqrtLayer => 1.0 / layer?.sqrt(),
+            Self::InvSqrt2Layer => 1.0 / (2.0 * layer?).sqrt(),
+            Self::InvSqrt2Depth => 1.0 / (2.0 * depth).sqrt(),
+            Self::TwoDepth => 2.0 * depth,
+            Self::DepthPower { k, p } => (k * depth).powf(p),
+            Self::SqrtWidth => (at.d_model as f64).sqrt(),
+            Self::SqrtLn2Depth => (2.0 * depth).ln().sqrt(),
+            Self::LayerScale if at.n_layers <= 18 => 0.1,
+            Self::LayerScale if at.n_layers <= 24 => 1e-5,
+            Self::LayerScale => 1e-6,
+        })
+    }
+}
+
+impl Scale {
+    /// The factor at this place; `field` is for the error.
+    ///
+    /// # Errors
+    /// A learned start of a learned scale, a formula of the block index outside the blocks, or a
+    /// value that is not finite.
+    pub fn factor(&self, at: At, field: &str) -> Result<Factor, PlacementError> {
+        match self {
+            Self::Const(value) => finite(*value, field).map(Factor::Const),
+            Self::Formula(formula) => {
+                let value = formula.value(at).ok_or_else(|| {
+                    PlacementError::new(
+                        field,
+                        "this formula depends on the block index, which is not defined here; \
+                         use a number or a formula of the depth or width",
+                    )
+                })?;
+                finite(value, field).map(Factor::Const)
+            }
+            Self::Learned { shape, init } => match init.factor(at, field)? {
+                Factor::Const(init) => Ok(Factor::Learned {
+                    shape: *shape,
+                    init,
+                }),
+                Factor::Learned { .. } => Err(PlacementError::new(
+                    field,
+                    "a learned scale starts at a number or a formula; its `init` must not be \
+                     learned itself",
+                )),
+            },
+        }
+    }
+}
+
+fn finite(value: f64, field: &str) -> Result<f64, PlacementError> {
+    if value.is_finite() {
+        return Ok(value);
+    }
+    let problem = format!("the scale comes to {value}; it must be a finite number");
+    Err(PlacementError::new(field, problem))
+}
+
+/// Resolves a placement for `n_layers` blocks of width `d_model`.
+///
+/// With [`NormKind::None`] every norm is left out and a normed skip is a raw one, so that whoever
+/// reads the result never has to ask.
+///
+/// # Errors
+/// No blocks or no width, a selector or patch that does not fit, a scale that has no value. Whether
+/// the result makes sense is for [`validate`](super::validate()) to say.
+pub fn resolve(
+    placement: &Placement,
+    n_layers: usize,
+    d_model: usize,
+) -> Result<Resolved, PlacementError> {
+    let mut resolved = as_written(placement, n_layers, d_model)?;
+    if resolved.norm.kind == NormKind::None {
+        resolved.blocks.iter_mut().for_each(Block::leave_out_norms);
+        resolved.embed_norm = false;
+        resolved.final_norm = false;
+    }
+    Ok(resolved)
+}
+
+/// Resolves without leaving out the norms of [`NormKind::None`].
+pub(super) fn as_written(
+    placement: &Placement,
+    n_layers: usize,
+    d_model: usize,
+) -> Result<Resolved, PlacementError> {
+    if n_layers == 0 || d_model == 0 {
+        return Err(PlacementError::new(
+            "",
+            format!("{n_layers} blocks of width {d_model} are no model; both must be at least 1"),
+        ));
+    }
+    let inside = |layer: usize| At {
+        layer: Some(layer + 1),
+        n_layers,
+        d_model,
+    };
+    let outside = At {
+        layer: None,
+        n_layers,
+        d_model,
+    };
+    let mut blocks = Vec::with_capacity(n_layers);
+    for (layer, rule) in rules(placement, n_layers)?.iter().enumerate() {
+        blocks.push(block_spec(&rule.rule, &|path, scale| {
+            scale.factor(inside(layer), &rule.origin(placement, path))
+        })?);
+    }
+    let gains = (0..n_layers)
+        .map(|layer| role_factors(&placement.init.gains, inside(layer)))
+        .collect::<Result<_, _>>()?;
+    let logits = ResolvedLogits {
+        softcap: placement.logits.softcap,
+        scale: placement.logits.scale.factor(outside, "logits.scale")?,
+        z_loss: placement.logits.z_loss,
+    };
+    let std = match placement.init.std {
+        StdRule::SmallInit => 1.0 / (2.5 * d_model as f64).sqrt(),
+        StdRule::Const(value) => value,
+    };
+    Ok(Resolved {
+        d_model,
+        blocks,
+        norm: NormSpec {
+            alpha_init: match placement.norm.kind {
+                NormKind::Dyt | NormKind::Derf => placement.norm.alpha_init.or(Some(0.5)),
+                _ => placement.norm.alpha_init,
+            },
+            ..placement.norm.clone()
+        },
+        embed_scale: placement.embed.scale.factor(outside, "embed.scale")?,
+        embed_norm: placement.embed.norm,
+        embed_init_std: placement.embed.init_std,
+        final_norm: placement.final_norm,
+        logits,
+        init: ResolvedInit {
+            scheme: placement.init.scheme,
+            std,
+            gains,
+        },
+    })
+}
+
+type Evaluate<'a> = &'a dyn Fn(&str, &Scale) -> Result<Factor, PlacementError>;
+
+fn block_spec(rule: &BlockRule, value: Evaluate) -> Result<BlockSpec, PlacementError> {
+    let inner = &rule.attn_inner;
+    Ok(Block {
+        topology: rule.topology,
+        attn: sub_layer(&rule.attn, "attn", value)?,
+        attn_inner: AttnInner {
+            clip_qkv: inner.clip_qkv,
+            q_norm: inner.q_norm,
+            k_norm: inner.k_norm,
+            v_norm: inner.v_norm,
+            qk_order: inner.qk_order,
+            qk_post_scale: value("attn_inner.qk_post_scale", &inner.qk_post_scale)?,
+            attn_scale: inner.attn_scale,
+            attn_softcap: inner.attn_softcap,
+            ctx_norm: inner.ctx_norm,
+            head_gain: inner.head_gain,
+        },
+        ffn: sub_layer(&rule.ffn, "ffn", value)?,
+        ffn_inner: rule.ffn_inner,
+    })
+}
+
+fn sub_layer(
+    rule: &SubLayer<Scale>,
+    name: &str,
+    value: Evaluate,
+) -> Result<SubLayer<Factor>, PlacementError> {
+    let value = |field: &str, scale: &Scale| value(&join(name, field), scale);
+    let out_norm = match &rule.out_norm {
+        Some(norm) => Some(OutNorm {
+            gain_init: value("out_norm.gain_init", &norm.gain_init)?,
+        }),
+        None => None,
+    };
+    Ok(SubLayer {
+        in_norm: rule.in_norm,
+        in_scale: value("in_scale", &rule.in_scale)?,
+        skip: rule.skip,
+        skip_scale: value("skip_scale", &rule.skip_scale)?,
+        out_norm,
+        out_scale: value("out_scale", &rule.out_scale)?,
+        post_norm: rule.post_norm,
+    })
+}
+
+fn role_factors(gains: &RoleGains, at: At) -> Result<RoleFactors, PlacementError> {
+    let number = |role: &str, scale: &Scale| {
+        let field = format!("init.gains.{role}");
+        match scale.factor(at, &field)? {
+            Factor::Const(value) => Ok(value),
+            Factor::Learned { .. } => Err(PlacementError::new(
+                field,
+                "a gain on initial weights is used once and cannot be learned; give a number or a \
+                 formula",
+            )),
+        }
+    };
+    Ok(RoleFactors {
+        q: number("q", &gains.q)?,
+        k: number("k", &gains.k)?,
+        v: number("v", &gains.v)?,
+        o: number("o", &gains.o)?,
+        gate: number("gate", &gains.gate)?,
+        up: number("up", &gains.up)?,
+        down: number("down", &gains.down)?,
+    })
+}
+
+impl<S: Default> Block<S> {
+    /// Turns every norm off and every normed skip into a raw one.
+    pub fn leave_out_norms(&mut self) {
+        for sub in [&mut self.attn, &mut self.ffn] {
+            sub.in_norm = false;
+            sub.out_norm = None;
+            sub.post_norm = false;
+            if sub.skip == Skip::Normed {
+                sub.skip = Skip::Raw;
+            }
+        }
+        let inner = &mut self.attn_inner;
+        for norm in [
+            &mut inner.q_norm,
+            &mut inner.k_norm,
+            &mut inner.v_norm,
+            &mut inner.ctx_norm,
+        ] {
+            *norm = HeadNorm::None;
+        }
+        inner.qk_order = QkOrder::BeforeRope;
+        inner.qk_post_scale = S::default();
+        self.ffn_inner = FfnInner::default();
+    }
+}

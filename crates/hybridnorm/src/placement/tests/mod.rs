@@ -1,0 +1,32 @@
+mod explain;
+mod forms;
+mod hash;
+mod named;
+mod resolve;
+mod tally;
+mod validate;
+
+use serde_json::Value;
+
+use super::*;
+
+/// A small model of a shape at which nothing should warn.
+const SMALL: ModelFacts = ModelFacts {
+    d_model: 512,
+    head_dim: 64,
+    gated: true,
+};
+
+fn get(name: &str) -> Placement {
+    named(name).unwrap()
+}
+
+/// A placement from JSON.
+fn of(value: Value) -> Placement {
+    from_value(value).unwrap()
+}
+
+/// The message with which JSON is refused.
+fn refused(value: Value) -> String {
+    from_value(value).unwrap_err().to_string()
+}

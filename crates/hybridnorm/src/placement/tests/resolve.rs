@@ -1,0 +1,177 @@
+use serde_json::json;
+
+use super::*;
+
+#[test]
+fn selectors_name_the_blocks_they_say() {
+    let chosen = |s: Selector| layers(&s, 12).unwrap();
+    assert_eq!(chosen(Selector::Indices(vec![3, 1, 3])), [1, 3]);
+    assert_eq!(chosen(Selector::Range { start: 2, end: 4 }), [2, 3]);
+    assert_eq!(chosen(Selector::FirstFraction(0.25)), [0, 1, 2]);
+    assert_eq!(chosen(Selector::Last(2)), [10, 11]);
+    assert_eq!(chosen(Selector::Every(6)), [5, 11]);
+    assert_eq!(chosen(Selector::Every(1)).len(), 12);
+    assert_eq!(
+        layers(&Selector::FirstFraction(0.29), 100).unwrap().len(),
+        29
+    );
+    assert_eq!(layers(&Selector::FirstFraction(0.25), 3).unwrap(), []);
+}
+
+#[test]
+fn later_patches_win_and_leave_the_rest() {
+    let p = of(json!({
+        "base": "hybridnorm",
+        "overrides": [
+            { "layers": { "range": { "start": 0, "end": 3 } },
+              "set": { "ffn": { "skip": "raw", "in_scale": 0.5 } } },
+            { "layers": { "last": 2 }, "set": { "ffn": { "skip": "normed" } } },
+        ],
+    }));
+    let r = resolve(&p, 4, 64).unwrap();
+    let seen: Vec<_> = r
+        .blocks
+        .iter()
+        .map(|b| (b.ffn.skip, b.ffn.in_scale))
+        .collect();
+    let (half, one) = (Factor::Const(0.5), Factor::Const(1.0));
+    assert_eq!(
+        seen,
+        [
+            (Skip::Raw, half),
+            (Skip::Raw, half),
+            (Skip::Normed, half),
+            (Skip::Normed, one)
+        ]
+    );
+}
+
+#[test]
+fn a_patch_replaces_a_scale_as_a_whole() {
+    let p = of(json!({
+        "base": "deepnorm",
+        "overrides": [{
+            "layers": [0],
+            "set": { "attn": { "skip_scale": { "learned": { "shape": "scalar", "init": 1 } } } },
+        }],
+    }));
+    let r = resolve(&p, 2, 64).unwrap();
+    let shape = LearnedShape::Scalar;
+    assert_eq!(
+        r.blocks[0].attn.skip_scale,
+        Factor::Learned { shape, init: 1.0 }
+    );
+}
+
+#[test]
+fn leaving_norms_out_leaves_none() {
+    for n in names() {
+        let mut p = n.placement();
+        p.norm = NormSpec {
+            kind: NormKind::None,
+            ..NormSpec::default()
+        };
+        let r = resolve(&p, 12, 64).unwrap();
+        assert!(!r.embed_norm && !r.final_norm, "{}", n.name);
+        for block in &r.blocks {
+            assert_eq!(Tally::normalized_elements(block), Tally::default());
+            assert!(block.attn.skip != Skip::Normed && block.ffn.skip != Skip::Normed);
+        }
+    }
+}
+
+#[test]
+fn formulas_have_their_values() {
+    let at = At {
+        layer: Some(4),
+        n_layers: 8,
+        d_model: 64,
+    };
+    let value = |f: Formula| f.value(at).unwrap();
+    assert_eq!(value(Formula::InvSqrtLayer), 0.5);
+    assert!((value(Formula::InvSqrt2Layer) - 8.0_f64.sqrt().recip()).abs() < 1e-15);
+    assert_eq!(value(Formula::InvSqrt2Depth), 0.25);
+    assert_eq!(value(Formula::TwoDepth), 16.0);
+    assert_eq!(value(Formula::DepthPower { k: 2.0, p: 0.25 }), 2.0);
+    assert_eq!(value(Formula::SqrtWidth), 8.0);
+    assert!((value(Formula::SqrtLn2Depth) - 16.0_f64.ln().sqrt()).abs() < 1e-15);
+    assert_eq!(value(Formula::LayerScale), 0.1);
+    let outside = At { layer: None, ..at };
+    assert_eq!(Formula::InvSqrtLayer.value(outside), None);
+}
+
+#[test]
+fn scales_without_a_value_are_refused_with_their_field() {
+    let learned = json!({ "learned": { "shape": "scalar", "init": 1 } });
+    let cases = [
+        (
+            json!({ "embed": { "scale": "inv_sqrt_layer" } }),
+            "embed.scale",
+        ),
+        (
+            json!({ "logits": { "scale": "inv_sqrt_2_layer" } }),
+            "logits.scale",
+        ),
+        (
+            json!({ "block": { "ffn": { "out_scale":
+                { "learned": { "shape": "scalar", "init": learned } } } } }),
+            "block.ffn.out_scale",
+        ),
+        (
+            json!({ "init": { "gains": { "v": learned } } }),
+            "init.gains.v",
+        ),
+        (
+            json!({ "block": { "attn": { "skip_scale":
+                { "depth_power": { "k": -1, "p": 0.5 } } } } }),
+            "block.attn.skip_scale",
+        ),
+    ];
+    for (value, field) in cases {
+        let error = resolve(&of(value), 4, 64).unwrap_err();
+        assert_eq!(error.field, field, "{error}");
+    }
+}
+
+#[test]
+fn no_blocks_and_no_width_are_no_model() {
+    assert!(resolve(&get("pre-norm"), 0, 64).is_err());
+    assert!(resolve(&get("pre-norm"), 4, 0).is_err());
+}
+
+#[test]
+fn initial_weights_follow_their_scheme() {
+    let std = |scheme: &str, layer, role| {
+        let p = of(json!({ "init": { "scheme": scheme } }));
+        resolve(&p, 8, 256)
+            .unwrap()
+            .weight_std(layer, role, 100, 300)
+    };
+    let sigma = 1.0 / 640.0_f64.sqrt();
+    assert_eq!(std("normal", 3, Role::Down), sigma);
+    assert_eq!(std("megatron", 3, Role::Up), sigma);
+    assert_eq!(std("megatron", 3, Role::Down), sigma / 4.0);
+    assert_eq!(std("megatron", 0, Role::O), sigma / 4.0);
+    assert_eq!(std("depth_scaled", 1, Role::Q), 0.05);
+    assert!((std("xavier", 1, Role::V) - 0.005_f64.sqrt()).abs() < 1e-15);
+}
+
+#[test]
+fn embedding_and_head_follow_the_scheme_too() {
+    let r = resolve(&get("hybridnorm"), 4, 100).unwrap();
+    assert_eq!(r.embed_std(), r.init.std);
+    assert_eq!(r.head_std(), 0.1);
+    assert_eq!(r.truncate_at(), Some(3.0));
+    let r = resolve(&get("pre-norm"), 4, 100).unwrap();
+    assert_eq!(r.head_std(), r.init.std);
+    assert_eq!(r.truncate_at(), None);
+}
+
+#[test]
+fn a_resolved_value_survives_json() {
+    for n in names() {
+        let r = resolve(&n.placement(), 5, 64).unwrap();
+        let json = serde_json::to_string(&r).unwrap();
+        assert_eq!(serde_json::from_str::<Resolved>(&json).unwrap(), r);
+    }
+}

@@ -1,0 +1,566 @@
+use serde_json::json;
+
+use super::*;
+
+/// The error at 12 blocks.
+fn error(value: Value) -> PlacementError {
+    validate(&of(value), 12, &SMALL).unwrap_err()
+}
+
+/// Asserts where the error is and that its message holds a phrase.
+fn rejects(value: Value, field: &str, phrase: &str) {
+    let error = error(value);
+    assert_eq!(error.field, field, "{error}");
+    let message = error.to_string();
+    assert!(message.contains(phrase), "{message}");
+    assert!(
+        message.starts_with(&format!("placement.{field}: ")),
+        "{message}"
+    );
+}
+
+fn warnings(value: Value) -> Vec<Warning> {
+    validate(&of(value), 12, &SMALL).unwrap()
+}
+
+/// Asserts that exactly one warning speaks, and of what.
+fn warns(value: Value, rule: WarningRule, field: &str, phrase: &str) {
+    let all = warnings(value);
+    assert_eq!(all.len(), 1, "{all:?}");
+    assert_eq!((all[0].rule, all[0].field.as_str()), (rule, field));
+    assert!(all[0].message.contains(phrase), "{}", all[0]);
+}
+
+/// Patches of the block rule over a named value.
+fn block(base: &str, block: Value) -> Value {
+    json!({ "base": base, "block": block })
+}
+
+#[test]
+fn a_normed_skip_needs_its_norm() {
+    rejects(
+        block("hybridnorm", json!({ "ffn": { "in_norm": false } })),
+        "block.ffn.skip",
+        "ffn.in_norm = true",
+    );
+    rejects(
+        block(
+            "pre-norm",
+            json!({ "attn": { "in_norm": false, "skip": "normed" } }),
+        ),
+        "block.attn.skip",
+        "which is off",
+    );
+}
+
+#[test]
+fn errors_name_the_patch_that_made_them() {
+    rejects(
+        json!({ "base": "hybridnorm",
+            "overrides": [{ "layers": [3], "set": { "attn": { "skip": "normed" } } }] }),
+        "overrides[0].set.attn.skip",
+        "normed skip",
+    );
+}
+
+#[test]
+fn without_a_final_norm_the_last_block_ends_in_one() {
+    rejects(
+        json!({ "base": "pre-norm", "final_norm": false }),
+        "final_norm",
+        "raw sum",
+    );
+    rejects(
+        json!({ "base": "layerscale", "final_norm": false }),
+        "final_norm",
+        "post_norm",
+    );
+    rejects(
+        json!({ "base": "keel",
+            "overrides": [{ "layers": { "last": 1 }, "set": { "ffn": { "post_norm": false } } }] }),
+        "final_norm",
+        "final_norm = true",
+    );
+    assert_eq!(warnings(json!("rezero")), []);
+    let parallel = json!({ "base": "gpt-j-parallel", "final_norm": false,
+        "block": { "attn": { "post_norm": true } } });
+    assert_eq!(warnings(parallel), []);
+}
+
+#[test]
+fn a_norm_after_a_norm_warns() {
+    let rule = WarningRule::DoubleNorm;
+    warns(
+        json!({ "base": "post-norm", "final_norm": true }),
+        rule,
+        "final_norm",
+        "twice",
+    );
+    warns(
+        json!({ "base": "post-norm-entry", "embed": { "norm": true } }),
+        rule,
+        "block.attn.skip",
+        "twice",
+    );
+    warns(
+        block("hybridnorm", json!({ "attn": { "post_norm": true } })),
+        rule,
+        "block.ffn.skip",
+        "attn.post_norm",
+    );
+}
+
+#[test]
+fn skips_from_the_block_input_belong_to_a_sequential_ffn() {
+    for skip in ["block_input", "raw_plus_block_input"] {
+        rejects(
+            block("pre-norm", json!({ "attn": { "skip": skip } })),
+            "block.attn.skip",
+            "sequential block",
+        );
+        rejects(
+            block("neox-parallel", json!({ "ffn": { "skip": skip } })),
+            "block.ffn.skip",
+            "one skip",
+        );
+    }
+}
+
+#[test]
+fn full_width_after_rotation_is_rejected() {
+    for norm in ["full", "full_plain"] {
+        rejects(
+            block(
+                "pre-norm",
+                json!({ "attn_inner": { "k_norm": norm, "qk_order": "after_rope" } }),
+            ),
+            "block.attn_inner.k_norm",
+            "before_rope",
+        );
+    }
+}
+
+#[test]
+fn an_order_without_norms_is_rejected() {
+    rejects(
+        block(
+            "pre-norm",
+            json!({ "attn_inner": { "qk_order": "after_rope" } }),
+        ),
+        "block.attn_inner.qk_order",
+        "no effect",
+    );
+}
+
+#[test]
+fn unbounded_attention_warns() {
+    let rule = WarningRule::UnboundedAttention;
+    warns(json!("qk-post"), rule, "block.attn.in_norm", "diverged");
+    for safe in [
+        "qkc-post",
+        "kv-post",
+        "olmo2",
+        "post-norm",
+        "b2t",
+        "spannorm",
+        "swin-v2-res-post",
+    ] {
+        assert_eq!(warnings(json!(safe)), [], "{safe}");
+    }
+}
+
+#[test]
+fn an_unbounded_feed_forward_warns() {
+    warns(
+        block("pre-norm", json!({ "ffn": { "in_norm": false } })),
+        WarningRule::UnboundedFfn,
+        "block.ffn.in_norm",
+        "without bound",
+    );
+}
+
+#[test]
+fn a_model_without_norms_needs_small_outputs() {
+    let all = warnings(json!({ "base": "pre-norm", "norm": { "kind": "none" } }));
+    let fields: Vec<_> = all.iter().map(|w| w.field.as_str()).collect();
+    assert_eq!(fields, ["block.attn.out_scale", "block.ffn.out_scale"]);
+    assert!(all[0].message.contains("ReZero"));
+}
+
+#[test]
+fn lns_with_shrinking_weights_warns() {
+    for scheme in ["megatron", "depth_scaled"] {
+        let all = warnings(json!({ "base": "lns", "init": { "scheme": scheme } }));
+        assert_eq!(all.len(), 2);
+        assert!(all.iter().all(|w| w.rule == WarningRule::DepthScaledTwice));
+        assert_eq!(all[0].field, "block.attn.in_scale");
+    }
+}
+
+#[test]
+fn hybridnorm_without_its_init_warns() {
+    for scheme in ["normal", "depth_scaled"] {
+        warns(
+            json!({ "base": "hybridnorm", "init": { "scheme": scheme } }),
+            WarningRule::HybridInit,
+            "init.scheme",
+            "megatron",
+        );
+    }
+    let raw = json!({ "base": "qkv-pre", "init": { "scheme": "normal" } });
+    assert_eq!(warnings(raw), []);
+}
+
+#[test]
+fn eps_that_is_large_against_the_first_queries_warns() {
+    let rule = WarningRule::EpsTooLarge;
+    let fixed = json!({ "base": "hybridnorm", "init": { "std": 0.02 } });
+    warns(fixed, rule, "norm.eps", "12 %");
+    let at = |name: &str, d_model| {
+        let facts = ModelFacts { d_model, ..SMALL };
+        validate(&get(name), 12, &facts).unwrap()
+    };
+    let all = at("hybridnorm", 2048);
+    assert_eq!(all.len(), 1);
+    assert!(all[0].message.contains("13 %"), "{}", all[0]);
+    assert_eq!(at("hybridnorm", 768), []);
+    assert_eq!(at("hybridnorm-star", 2048), []);
+    assert_eq!(at("first-embed-norm", 2048), []);
+    assert_eq!(at("pre-norm-qk", 2048), []);
+    let scaled = json!({ "base": "hybridnorm", "embed": { "scale": "sqrt_width" },
+        "init": { "std": 0.02 } });
+    assert_eq!(warnings(scaled), []);
+}
+
+#[test]
+fn parallel_blocks_have_one_skip_and_one_sum() {
+    let parallel = |value| block("neox-parallel", value);
+    rejects(
+        parallel(json!({ "ffn": { "skip": "normed" } })),
+        "block.ffn.skip",
+        "no effect",
+    );
+    rejects(
+        parallel(json!({ "ffn": { "skip_scale": 2 } })),
+        "block.ffn.skip_scale",
+        "attn",
+    );
+    rejects(
+        parallel(json!({ "ffn": { "post_norm": true } })),
+        "block.ffn.post_norm",
+        "attn",
+    );
+    rejects(
+        parallel(json!({ "attn": { "skip": "normed" } })),
+        "block.attn.skip",
+        "raw",
+    );
+    let fine = parallel(json!({ "attn": { "skip_scale": 2, "out_scale": 0.5 },
+        "ffn": { "in_scale": 0.5, "out_norm": true } }));
+    assert_eq!(warnings(fine), []);
+}
+
+#[test]
+fn a_shared_norm_is_on_for_both_or_for_none() {
+    rejects(
+        block("gpt-j-parallel", json!({ "ffn": { "in_norm": false } })),
+        "block.ffn.in_norm",
+        "parallel_two",
+    );
+}
+
+#[test]
+fn a_gate_norm_needs_a_gate() {
+    let facts = ModelFacts {
+        gated: false,
+        ..SMALL
+    };
+    let error = validate(&get("simple-norm"), 12, &facts).unwrap_err();
+    assert_eq!(error.field, "block.ffn_inner.gate_norm");
+    assert!(error.problem.contains("gated"));
+}
+
+#[test]
+fn an_output_gain_starts_at_a_number_and_must_exist() {
+    let gain = |value: Value| json!({ "attn": { "out_norm": { "gain_init": value } } });
+    let field = "block.attn.out_norm.gain_init";
+    let learned = json!({ "learned": { "shape": "scalar", "init": 1 } });
+    rejects(block("sandwich", gain(learned)), field, "not learned");
+    let half = |norm| json!({ "base": "sandwich", "block": gain(json!(0.5)), "norm": norm });
+    rejects(half(json!({ "gain": "none" })), field, "no effect");
+    rejects(half(json!({ "kind": "none" })), field, "no effect");
+}
+
+#[test]
+fn two_zeros_in_a_row_never_learn() {
+    let zero = json!({ "learned": { "shape": "scalar", "init": 0 } });
+    rejects(
+        block("swin-v2-res-post", json!({ "ffn": { "out_scale": zero } })),
+        "block.ffn.out_scale",
+        "gradient",
+    );
+}
+
+#[test]
+fn a_constant_zero_cuts_off() {
+    for field in ["in_scale", "out_scale"] {
+        rejects(
+            block("pre-norm", json!({ "attn": { field: 0 } })),
+            &format!("block.attn.{field}"),
+            "gradient",
+        );
+    }
+    rejects(json!({ "embed": { "scale": 0 } }), "embed.scale", "0");
+    rejects(json!({ "logits": { "scale": 0 } }), "logits.scale", "0");
+    rejects(
+        json!({ "init": { "gains": { "v": 0 } } }),
+        "init.gains.v",
+        "0",
+    );
+}
+
+#[test]
+fn learned_is_only_learned_once() {
+    let learned = json!({ "learned": { "shape": "scalar", "init": 1 } });
+    let twice = json!({ "learned": { "shape": "scalar", "init": learned } });
+    rejects(
+        block("pre-norm", json!({ "attn": { "out_scale": twice } })),
+        "block.attn.out_scale",
+        "must not be",
+    );
+    rejects(
+        json!({ "base": "pre-norm", "init": { "gains": { "down": learned } } }),
+        "init.gains.down",
+        "cannot be learned",
+    );
+}
+
+#[test]
+fn the_scale_after_qk_norm_needs_the_norm() {
+    let inner = |value| json!({ "attn_inner": value });
+    let field = "block.attn_inner.qk_post_scale";
+    rejects(
+        block("pre-norm", inner(json!({ "qk_post_scale": 1.2 }))),
+        field,
+        "no effect",
+    );
+    rejects(
+        json!({ "base": "nanochat", "norm": { "kind": "none", "gain": "plain" } }),
+        field,
+        "no effect",
+    );
+    let learned = json!({ "learned": { "shape": "scalar", "init": 1 } });
+    rejects(
+        block("pre-norm-qk", inner(json!({ "qk_post_scale": learned }))),
+        field,
+        "gain",
+    );
+    rejects(
+        block("pre-norm-qk", inner(json!({ "qk_post_scale": 0 }))),
+        field,
+        "removes",
+    );
+    rejects(
+        block(
+            "pre-norm-qk",
+            inner(json!({ "qk_post_scale": 2, "attn_scale": "cosine" })),
+        ),
+        field,
+        "unit length",
+    );
+}
+
+#[test]
+fn cosine_attention_makes_plain_norms_idle() {
+    rejects(
+        block(
+            "nanochat",
+            json!({ "attn_inner": { "qk_post_scale": 1, "attn_scale": "cosine" } }),
+        ),
+        "block.attn_inner.q_norm",
+        "no effect",
+    );
+    let with_gain = block(
+        "pre-norm-qk",
+        json!({ "attn_inner": { "attn_scale": "cosine" } }),
+    );
+    assert_eq!(warnings(with_gain), []);
+}
+
+#[test]
+fn norms_with_a_learned_alpha_are_never_plain() {
+    rejects(
+        block(
+            "dyt",
+            json!({ "attn_inner": { "v_norm": "per_head_plain" } }),
+        ),
+        "block.attn_inner.v_norm",
+        "α",
+    );
+}
+
+#[test]
+fn alpha_belongs_to_dyt_and_derf() {
+    let alpha = |kind: &str, value: f64| json!({ "base": "pre-norm", "norm": { "kind": kind, "alpha_init": value } });
+    rejects(alpha("rmsnorm", 0.5), "norm.alpha_init", "no effect");
+    rejects(alpha("dyt", 0.0), "norm.alpha_init", "above 0");
+    assert_eq!(warnings(alpha("dyt", 0.8)), []);
+}
+
+#[test]
+fn a_left_out_norm_has_no_gain_and_no_bias() {
+    let none = |key: &str, value: Value| json!({ "norm": { "kind": "none", key: value } });
+    rejects(none("gain", json!("one_plus")), "norm.gain", "no effect");
+    rejects(none("bias", json!(true)), "norm.bias", "no effect");
+}
+
+#[test]
+fn limits_are_positive_and_finite() {
+    for bad in [0.0, -1.0] {
+        rejects(json!({ "norm": { "eps": bad } }), "norm.eps", "above 0");
+        rejects(
+            json!({ "logits": { "softcap": bad } }),
+            "logits.softcap",
+            "above 0",
+        );
+        rejects(
+            json!({ "embed": { "init_std": bad } }),
+            "embed.init_std",
+            "above 0",
+        );
+        rejects(
+            json!({ "base": "pre-norm", "init": { "std": bad } }),
+            "init.std",
+            "above 0",
+        );
+        for field in ["attn_softcap", "clip_qkv", "attn_scale"] {
+            rejects(
+                block("pre-norm", json!({ "attn_inner": { field: bad } })),
+                &format!("block.attn_inner.{field}"),
+                "above 0",
+            );
+        }
+    }
+    rejects(
+        json!({ "logits": { "z_loss": -1e-4 } }),
+        "logits.z_loss",
+        "0 or above",
+    );
+    for bad in [f64::NAN, f64::INFINITY] {
+        let mut p = get("pre-norm");
+        p.norm.eps = bad;
+        assert_eq!(validate(&p, 12, &SMALL).unwrap_err().field, "norm.eps");
+        let mut p = get("pre-norm");
+        p.block.attn.skip_scale = Scale::Const(bad);
+        assert_eq!(
+            validate(&p, 12, &SMALL).unwrap_err().field,
+            "block.attn.skip_scale"
+        );
+        let mut p = get("pre-norm");
+        p.logits.z_loss = bad;
+        assert_eq!(validate(&p, 12, &SMALL).unwrap_err().field, "logits.z_loss");
+    }
+}
+
+#[test]
+fn a_standard_deviation_belongs_to_schemes_that_have_one() {
+    for scheme in ["xavier", "depth_scaled"] {
+        rejects(
+            json!({ "base": "pre-norm", "init": { "scheme": scheme, "std": 0.02 } }),
+            "init.std",
+            "no effect",
+        );
+    }
+}
+
+#[test]
+fn a_scale_before_the_embedding_norm_is_idle() {
+    rejects(
+        json!({ "base": "nanochat", "embed": { "scale": "sqrt_width" } }),
+        "embed.scale",
+        "no effect",
+    );
+    assert_eq!(
+        warnings(json!({ "base": "dyt", "embed": { "norm": true } })),
+        []
+    );
+}
+
+#[test]
+fn logits_have_no_channels() {
+    rejects(
+        json!({ "logits": { "scale": { "learned": { "shape": "vector", "init": 1 } } } }),
+        "logits.scale",
+        "scalar",
+    );
+}
+
+#[test]
+fn selectors_name_blocks_that_exist() {
+    let over = |layers: Value| {
+        json!({ "base": "hybridnorm",
+            "overrides": [{ "layers": layers, "set": { "ffn": { "skip": "raw" } } }] })
+    };
+    let field = "overrides[0].layers";
+    rejects(over(json!([12])), field, "indices 0 to 11");
+    rejects(over(json!([])), field, "empty");
+    rejects(
+        over(json!({ "range": { "start": 3, "end": 3 } })),
+        field,
+        "empty",
+    );
+    rejects(
+        over(json!({ "range": { "start": 3, "end": 13 } })),
+        field,
+        "only 12",
+    );
+    rejects(over(json!({ "last": 0 })), field, "no block");
+    rejects(over(json!({ "last": 13 })), field, "only 12");
+    rejects(over(json!({ "every": 0 })), field, "no block");
+    rejects(over(json!({ "first_fraction": 0 })), field, "(0, 1]");
+    rejects(over(json!({ "first_fraction": 1.5 })), field, "(0, 1]");
+    let rule = WarningRule::NoLayers;
+    warns(
+        over(json!({ "first_fraction": 0.01 })),
+        rule,
+        field,
+        "no effect",
+    );
+    warns(over(json!({ "every": 13 })), rule, field, "no effect");
+}
+
+#[test]
+fn an_empty_patch_is_rejected() {
+    rejects(
+        json!({ "overrides": [{ "layers": [0], "set": {} }] }),
+        "overrides[0].set",
+        "no effect",
+    );
+}
+
+#[test]
+fn a_bad_patch_in_code_is_an_error_too() {
+    let mut p = get("hybridnorm");
+    p.overrides.push(Override {
+        layers: Selector::Indices(vec![0]),
+        set: json!({ "ffn": { "skipp": "raw" } }),
+    });
+    let error = validate(&p, 12, &SMALL).unwrap_err();
+    assert_eq!(error.field, "overrides[0].set.ffn.skipp");
+}
+
+#[test]
+fn no_heads_are_no_model() {
+    let facts = ModelFacts {
+        head_dim: 0,
+        ..SMALL
+    };
+    assert!(validate(&get("pre-norm"), 12, &facts).is_err());
+}
+
+#[test]
+fn a_warning_is_said_once_however_many_blocks_it_is_true_of() {
+    let p = of(json!({ "base": "qk-post",
+        "overrides": [{ "layers": [0], "set": { "ffn": { "skip": "raw" } } }] }));
+    assert_eq!(validate(&p, 29, &SMALL).unwrap().len(), 1);
+}

@@ -1,0 +1,222 @@
+//! Reading typed values out of a tree of JSON values, with errors that name the path.
+
+use serde::de::value::StrDeserializer;
+use serde::de::{
+    DeserializeOwned, DeserializeSeed, Deserializer, EnumAccess, Error, IntoDeserializer,
+    MapAccess, SeqAccess, Unexpected, VariantAccess, Visitor,
+};
+use serde_json::{Map, Value, map};
+
+use super::error::{PlacementError, key};
+
+/// Reads a `T`; the error's field is the path from `value` down to the mistake.
+pub(super) fn read<T: DeserializeOwned>(value: &Value) -> Result<T, PlacementError> {
+    T::deserialize(Node(value))
+}
+
+/// Lays `patch` over `base`. Tables are merged where `template` has a table too, which is where the
+/// algebra has a struct; anything else is replaced as a whole.
+pub(super) fn merge(base: &mut Value, patch: &Value, template: &Value) {
+    match (base, patch, template) {
+        (Value::Object(base), Value::Object(patch), Value::Object(template)) => {
+            for (key, value) in patch {
+                let inner = template.get(key).unwrap_or(&Value::Null);
+                merge(base.entry(key).or_insert(Value::Null), value, inner);
+            }
+        }
+        (base, patch, _) => *base = patch.clone(),
+    }
+}
+
+/// The part of `value` that `shape` names: what a patch says once it is in its written form.
+pub(super) fn project(value: &Value, shape: &Value, template: &Value) -> Value {
+    match (value, shape, template) {
+        (Value::Object(value), Value::Object(shape), Value::Object(template)) => shape
+            .iter()
+            .filter_map(|(key, inner)| {
+                let below = template.get(key).unwrap_or(&Value::Null);
+                Some((key.clone(), project(value.get(key)?, inner, below)))
+            })
+            .collect::<Map<_, _>>()
+            .into(),
+        (value, _, _) => value.clone(),
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Node<'a>(&'a Value);
+
+impl<'de> Deserializer<'de> for Node<'de> {
+    type Error = PlacementError;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, PlacementError> {
+        match self.0 {
+            Value::Null => visitor.visit_unit(),
+            Value::Bool(on) => visitor.visit_bool(*on),
+            Value::String(text) => visitor.visit_str(text),
+            Value::Array(items) => visitor.visit_seq(Items {
+                items: items.iter().enumerate(),
+            }),
+            Value::Object(fields) => {
+                let mut left = fields.len();
+                let read = visitor.visit_map(Fields {
+                    fields: fields.iter(),
+                    current: None,
+                    left: &mut left,
+                })?;
+                match left {
+                    0 => Ok(read),
+                    _ => Err(PlacementError::new(
+                        "",
+                        format!(
+                            "a table with one key is expected here, found {}",
+                            fields.len()
+                        ),
+                    )),
+                }
+            }
+            Value::Number(number) => {
+                if let Some(whole) = number.as_u64() {
+                    visitor.visit_u64(whole)
+                } else if let Some(whole) = number.as_i64() {
+                    visitor.visit_i64(whole)
+                } else {
+                    visitor.visit_f64(number.as_f64().unwrap_or(f64::NAN))
+                }
+            }
+        }
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, PlacementError> {
+        match self.0 {
+            Value::Null => visitor.visit_none(),
+            _ => visitor.visit_some(self),
+        }
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        _variants: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, PlacementError> {
+        match self.0 {
+            Value::String(word) => visitor.visit_enum(Word(word)),
+            Value::Object(_) => Err(Error::invalid_type(Unexpected::Map, &visitor)),
+            _ => self.deserialize_any(visitor),
+        }
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        visitor: V,
+    ) -> Result<V::Value, PlacementError> {
+        visitor.visit_newtype_struct(self)
+    }
+
+    serde::forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf
+        unit unit_struct seq tuple tuple_struct map struct identifier ignored_any
+    }
+}
+
+struct Fields<'a, 'n> {
+    fields: map::Iter<'a>,
+    current: Option<(&'a str, &'a Value)>,
+    left: &'n mut usize,
+}
+
+impl<'de> MapAccess<'de> for Fields<'de, '_> {
+    type Error = PlacementError;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(
+        &mut self,
+        seed: K,
+    ) -> Result<Option<K::Value>, PlacementError> {
+        let Some((name, value)) = self.fields.next() else {
+            return Ok(None);
+        };
+        self.current = Some((name, value));
+        *self.left -= 1;
+        let name: StrDeserializer<'_, PlacementError> = name.as_str().into_deserializer();
+        seed.deserialize(name).map(Some)
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'de>>(
+        &mut self,
+        seed: V,
+    ) -> Result<V::Value, PlacementError> {
+        let (name, value) = self.current.take().unwrap_or(("", &Value::Null));
+        seed.deserialize(Node(value))
+            .map_err(|error| error.under(&key(name)))
+    }
+}
+
+struct Items<'a> {
+    items: std::iter::Enumerate<std::slice::Iter<'a, Value>>,
+}
+
+impl<'de> SeqAccess<'de> for Items<'de> {
+    type Error = PlacementError;
+
+    fn next_element_seed<T: DeserializeSeed<'de>>(
+        &mut self,
+        seed: T,
+    ) -> Result<Option<T::Value>, PlacementError> {
+        self.items
+            .next()
+            .map(|(index, item)| {
+                seed.deserialize(Node(item))
+                    .map_err(|error| error.under(&format!("[{index}]")))
+            })
+            .transpose()
+    }
+}
+
+/// A word that names a variant without content.
+struct Word<'a>(&'a str);
+
+impl<'de> EnumAccess<'de> for Word<'de> {
+    type Error = PlacementError;
+    type Variant = Self;
+
+    fn variant_seed<V: DeserializeSeed<'de>>(
+        self,
+        seed: V,
+    ) -> Result<(V::Value, Self), PlacementError> {
+        let word: StrDeserializer<'_, PlacementError> = self.0.into_deserializer();
+        Ok((seed.deserialize(word)?, self))
+    }
+}
+
+impl<'de> VariantAccess<'de> for Word<'de> {
+    type Error = PlacementError;
+
+    fn unit_variant(self) -> Result<(), PlacementError> {
+        Ok(())
+    }
+
+    fn newtype_variant_seed<T: DeserializeSeed<'de>>(
+        self,
+        _seed: T,
+    ) -> Result<T::Value, PlacementError> {
+        Err(Error::invalid_type(Unexpected::UnitVariant, &"a table"))
+    }
+
+    fn tuple_variant<V: Visitor<'de>>(
+        self,
+        _len: usize,
+        visitor: V,
+    ) -> Result<V::Value, PlacementError> {
+        Err(Error::invalid_type(Unexpected::UnitVariant, &visitor))
+    }
+
+    fn struct_variant<V: Visitor<'de>>(
+        self,
+        _fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, PlacementError> {
+        Err(Error::invalid_type(Unexpected::UnitVariant, &visitor))
+    }
+}

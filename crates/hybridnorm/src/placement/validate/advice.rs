@@ -1,0 +1,278 @@
+//! Warnings: what is allowed and known to work badly.
+
+use super::super::layers::layers;
+use super::super::resolve::Role;
+use super::super::spec::{
+    BlockSpec, Factor, HeadNorm, InitScheme, NormKind, Scale, Skip, Topology,
+};
+use super::{Case, Site, Warning, WarningRule};
+
+pub(super) fn warnings(case: &Case) -> Vec<Warning> {
+    let mut all = Vec::new();
+    no_layers(case, &mut all);
+    double_norm(case, &mut all);
+    unbounded(case, &mut all);
+    depth_scaled_twice(case, &mut all);
+    hybrid_init(case, &mut all);
+    eps(case, &mut all);
+    all
+}
+
+/// Adds a warning unless the same was said of another block.
+fn warn(all: &mut Vec<Warning>, rule: WarningRule, field: String, message: impl Into<String>) {
+    let seen = |w: &Warning| w.rule == rule && w.field == field;
+    if !all.iter().any(seen) {
+        all.push(Warning {
+            rule,
+            field,
+            message: message.into(),
+        });
+    }
+}
+
+fn sites<'a>(case: &'a Case<'a>) -> impl Iterator<Item = Site<'a>> {
+    (0..case.resolved.n_layers()).map(|layer| case.site(layer))
+}
+
+fn no_layers(case: &Case, all: &mut Vec<Warning>) {
+    let depth = case.resolved.n_layers();
+    for (number, patch) in case.placement.overrides.iter().enumerate() {
+        if layers(&patch.layers, depth).is_ok_and(|chosen| chosen.is_empty()) {
+            warn(
+                all,
+                WarningRule::NoLayers,
+                format!("overrides[{number}].layers"),
+                format!(
+                    "names no block of {depth}, so the patch has no effect at this depth; use more \
+                     blocks or another selector"
+                ),
+            );
+        }
+    }
+}
+
+/// Whether the state that enters this block's attention has just been normed.
+fn enters_normed(site: &Site) -> bool {
+    match site.layer.checked_sub(1) {
+        None => site.case.resolved.embed_norm,
+        Some(before) => leaves_normed(&site.case.resolved.blocks[before]),
+    }
+}
+
+fn leaves_normed(block: &BlockSpec) -> bool {
+    match block.topology {
+        Topology::Sequential => block.ffn.post_norm,
+        Topology::ParallelShared | Topology::ParallelTwo => block.attn.post_norm,
+    }
+}
+
+fn double_norm(case: &Case, all: &mut Vec<Warning>) {
+    if case.without_norms() {
+        return;
+    }
+    let twice = |what: &str, todo: &str| {
+        format!("{what}, so the residual path is normed twice in a row; {todo}")
+    };
+    for site in sites(case) {
+        let spec = site.spec;
+        if spec.attn.skip == Skip::Normed && enters_normed(&site) {
+            warn(
+                all,
+                WarningRule::DoubleNorm,
+                site.origin("attn.skip"),
+                twice(
+                    "this skip carries a norm of a state that a norm has just made",
+                    "use a raw skip or drop the norm before it",
+                ),
+            );
+        }
+        let sequential = spec.topology == Topology::Sequential;
+        if sequential && spec.ffn.skip == Skip::Normed && spec.attn.post_norm {
+            warn(
+                all,
+                WarningRule::DoubleNorm,
+                site.origin("ffn.skip"),
+                twice(
+                    "this skip carries a norm of the state that attn.post_norm has just made",
+                    "drop one of the two",
+                ),
+            );
+        }
+    }
+    if case.resolved.final_norm && case.resolved.blocks.last().is_some_and(leaves_normed) {
+        warn(
+            all,
+            WarningRule::DoubleNorm,
+            "final_norm".into(),
+            twice(
+                "the last block already ends in a norm",
+                "set final_norm = false",
+            ),
+        );
+    }
+}
+
+/// QK-Post, whose attention passes the raw stream on through W_V and W_O, diverged in the HybridNorm
+/// paper; QKC-Post and OLMo 2, which norm the context or the output, did not.
+fn unbounded(case: &Case, all: &mut Vec<Warning>) {
+    if case.norm_free() {
+        return norm_free(case, all);
+    }
+    for site in sites(case) {
+        let spec = site.spec;
+        let inner = &spec.attn_inner;
+        let attn_normed = spec.attn.in_norm
+            || spec.attn.out_norm.is_some()
+            || spec.attn.post_norm
+            || inner.v_norm != HeadNorm::None
+            || inner.ctx_norm != HeadNorm::None;
+        if !attn_normed && !enters_normed(&site) {
+            warn(
+                all,
+                WarningRule::UnboundedAttention,
+                site.origin("attn.in_norm"),
+                "no norm stands between the residual stream and attention's output (in_norm, \
+                 v_norm, ctx_norm, out_norm and post_norm are all off), so the stream feeds itself \
+                 without bound; such a placement (qk-post) diverged in the HybridNorm paper; norm \
+                 v or the context as well",
+            );
+        }
+        let parallel = spec.topology != Topology::Sequential;
+        let ffn_normed = spec.ffn.in_norm
+            || spec.ffn.out_norm.is_some()
+            || spec.ffn.post_norm
+            || spec.ffn_inner.mid_norm
+            || spec.attn.post_norm
+            || (parallel && enters_normed(&site))
+            || (spec.ffn_inner.up_norm && (spec.ffn_inner.gate_norm || !case.facts.gated));
+        if !ffn_normed {
+            warn(
+                all,
+                WarningRule::UnboundedFfn,
+                site.origin("ffn.in_norm"),
+                "no norm stands between the residual stream and the feed-forward's output, so the \
+                 stream feeds itself without bound; set ffn.in_norm = true or ffn.out_norm = true",
+            );
+        }
+    }
+}
+
+/// A model without any norm needs outputs that start small, as in ReZero.
+fn norm_free(case: &Case, all: &mut Vec<Warning>) {
+    let damped = |factor: Factor| match factor {
+        Factor::Const(value) => value.abs() < 1.0,
+        Factor::Learned { init, .. } => init.abs() < 1.0,
+    };
+    for site in sites(case) {
+        for (name, rule, sub) in [
+            ("attn", WarningRule::UnboundedAttention, &site.spec.attn),
+            ("ffn", WarningRule::UnboundedFfn, &site.spec.ffn),
+        ] {
+            if !damped(sub.out_scale) {
+                warn(
+                    all,
+                    rule,
+                    site.origin(&format!("{name}.out_scale")),
+                    "the model has no norm at all and adds this output at full size, so the stream \
+                     grows without bound; let the scale start small, as ReZero does with a learned \
+                     scalar from 0",
+                );
+            }
+        }
+    }
+}
+
+/// LayerNorm Scaling's authors advise against initial weights that shrink with depth.
+fn depth_scaled_twice(case: &Case, all: &mut Vec<Warning>) {
+    let scheme = case.resolved.init.scheme;
+    if !matches!(scheme, InitScheme::DepthScaled | InitScheme::Megatron) {
+        return;
+    }
+    let shrinks = |scale: &Scale| matches!(scale, Scale::Formula(f) if f.depends_on_layer());
+    for site in sites(case) {
+        let rule = &case.rules[site.layer].rule;
+        for (name, sub) in [("attn", &rule.attn), ("ffn", &rule.ffn)] {
+            if shrinks(&sub.in_scale) {
+                warn(
+                    all,
+                    WarningRule::DepthScaledTwice,
+                    site.origin(&format!("{name}.in_scale")),
+                    "inputs shrink with depth and so do the initial weights; the authors of \
+                     LayerNorm Scaling advise against both; set init.scheme = \"normal\"",
+                );
+            }
+        }
+    }
+}
+
+/// HybridNorm at 550M: perplexity 20.00 with megatron init, 20.44 normal, 20.40 depth-scaled
+/// (arXiv 2503.04598, init ablation).
+fn hybrid_init(case: &Case, all: &mut Vec<Warning>) {
+    let scheme = case.resolved.init.scheme;
+    if !matches!(scheme, InitScheme::Normal | InitScheme::DepthScaled) || case.without_norms() {
+        return;
+    }
+    let hybrid = |block: &BlockSpec| {
+        let inner = &block.attn_inner;
+        let heads = [inner.q_norm, inner.k_norm, inner.v_norm];
+        block.ffn.skip == Skip::Normed
+            && !block.attn.in_norm
+            && heads.iter().all(|norm| *norm != HeadNorm::None)
+    };
+    if case.resolved.blocks.iter().any(hybrid) {
+        warn(
+            all,
+            WarningRule::HybridInit,
+            "init.scheme".into(),
+            "HybridNorm wants smaller output projections at the start: its paper measures \
+             perplexity 20.00 with `megatron` but 20.44 with `normal` and 20.40 with \
+             `depth_scaled`, and ports without it diverged; set init.scheme = \"megatron\"",
+        );
+    }
+}
+
+/// eps above this share of what is normed changes the norm.
+const EPS_SHARE: f64 = 0.05;
+
+/// Where raw embeddings feed normed queries, their variance at the start is `d · σ_w² · σ_e²`, which
+/// is small enough for eps to matter.
+fn eps(case: &Case, all: &mut Vec<Warning>) {
+    let r = case.resolved;
+    let first = &r.blocks[0];
+    let (inner, attn) = (&first.attn_inner, &first.attn);
+    let heads = [inner.q_norm, inner.k_norm, inner.v_norm];
+    let applies = matches!(
+        r.norm.kind,
+        NormKind::Rmsnorm | NormKind::Layernorm | NormKind::L2
+    ) && heads.iter().any(|norm| *norm != HeadNorm::None)
+        && !attn.in_norm
+        && !r.embed_norm;
+    if !applies {
+        return;
+    }
+    let start = |factor: Factor| match factor {
+        Factor::Const(value) => value,
+        Factor::Learned { init, .. } => init,
+    };
+    let d = r.d_model;
+    let input = r.embed_std() * start(r.embed_scale) * start(attn.in_scale);
+    let variance = d as f64 * (r.weight_std(0, Role::Q, d, d) * input).powi(2);
+    let (eps, per) = match r.norm.kind {
+        NormKind::L2 => (r.norm.eps / case.facts.head_dim as f64, " per channel"),
+        _ => (r.norm.eps, ""),
+    };
+    if eps > EPS_SHARE * variance {
+        warn(
+            all,
+            WarningRule::EpsTooLarge,
+            "norm.eps".into(),
+            format!(
+                "the first block norms queries of raw embeddings, whose variance at the start is \
+                 about {variance:.1e}; eps is {:.0} % of that{per}, so these norms fall short of \
+                 unit size; use a smaller eps (1e-6), norm or scale the embedding, or give the \
+                 first block attn.in_norm (hybridnorm-star)",
+                100.0 * eps / variance
+            ),
+        );
+    }
+}

@@ -1,0 +1,171 @@
+//! Errors of the fields that hold for the whole model.
+
+use super::super::error::PlacementError;
+use super::super::spec::{
+    Embed, Factor, Gain, Init, InitScheme, LearnedShape, Logits, NormKind, NormSpec, Scale,
+    StdRule, Topology,
+};
+use super::{Case, ONE};
+
+pub(super) fn check(case: &Case) -> Result<(), PlacementError> {
+    norm(&case.placement.norm)?;
+    overrides(case)?;
+    embed(case, &case.placement.embed)?;
+    logits(case, &case.placement.logits)?;
+    init(&case.placement.init)
+}
+
+fn fail<T>(field: &str, problem: impl Into<String>) -> Result<T, PlacementError> {
+    Err(PlacementError::new(field, problem))
+}
+
+/// Accepts finite numbers above 0.
+pub(super) fn positive(value: f64, field: &str, what: &str) -> Result<(), PlacementError> {
+    if value.is_finite() && value > 0.0 {
+        return Ok(());
+    }
+    let problem = format!("{what} is {value}; it must be a finite number above 0");
+    fail(field, problem)
+}
+
+fn norm(norm: &NormSpec) -> Result<(), PlacementError> {
+    positive(norm.eps, "norm.eps", "eps")?;
+    let has_alpha = matches!(norm.kind, NormKind::Dyt | NormKind::Derf);
+    if let Some(alpha) = norm.alpha_init {
+        if !has_alpha {
+            return fail(
+                "norm.alpha_init",
+                "only `dyt` and `derf` have an α, so this has no effect; remove it or change \
+                 norm.kind",
+            );
+        }
+        positive(alpha, "norm.alpha_init", "the initial α")?;
+    }
+    if norm.kind == NormKind::None {
+        if norm.gain != Gain::Plain {
+            return fail(
+                "norm.gain",
+                "norm.kind = \"none\" leaves every norm out, so a kind of gain has no effect; \
+                 remove it",
+            );
+        }
+        if norm.bias {
+            return fail(
+                "norm.bias",
+                "norm.kind = \"none\" leaves every norm out, so a bias has no effect; remove it",
+            );
+        }
+    }
+    Ok(())
+}
+
+fn overrides(case: &Case) -> Result<(), PlacementError> {
+    for (number, patch) in case.placement.overrides.iter().enumerate() {
+        if patch.set.as_object().is_none_or(|set| set.is_empty()) {
+            return fail(
+                &format!("overrides[{number}].set"),
+                "the patch is not a table with fields, so it has no effect; name the fields to \
+                 change or remove it",
+            );
+        }
+    }
+    Ok(())
+}
+
+fn embed(case: &Case, embed: &Embed) -> Result<(), PlacementError> {
+    if let Some(std) = embed.init_std {
+        positive(std, "embed.init_std", "the standard deviation")?;
+    }
+    if case.resolved.embed_scale == Factor::Const(0.0) {
+        return fail(
+            "embed.scale",
+            "a factor of 0 removes the input; give another number",
+        );
+    }
+    let rescales = matches!(
+        case.resolved.norm.kind,
+        NormKind::Rmsnorm | NormKind::Layernorm | NormKind::L2
+    );
+    if embed.norm && rescales && case.resolved.embed_scale != ONE {
+        return fail(
+            "embed.scale",
+            "embed.norm divides by the embedding's size, so a scale before it has no effect; drop \
+             one of the two",
+        );
+    }
+    Ok(())
+}
+
+fn logits(case: &Case, logits: &Logits) -> Result<(), PlacementError> {
+    if let Some(cap) = logits.softcap {
+        positive(cap, "logits.softcap", "the cap")?;
+    }
+    if !(logits.z_loss.is_finite() && logits.z_loss >= 0.0) {
+        let problem = format!(
+            "the coefficient is {}; it must be a finite number, 0 or above",
+            logits.z_loss
+        );
+        return fail("logits.z_loss", problem);
+    }
+    match case.resolved.logits.scale {
+        Factor::Const(0.0) => fail("logits.scale", "a factor of 0 removes the logits"),
+        Factor::Learned {
+            shape: LearnedShape::Vector,
+            ..
+        } => fail(
+            "logits.scale",
+            "a vector has one number per channel of the width, which logits do not have; use \
+             shape = \"scalar\"",
+        ),
+        _ => Ok(()),
+    }
+}
+
+fn init(init: &Init) -> Result<(), PlacementError> {
+    if let StdRule::Const(std) = init.std {
+        positive(std, "init.std", "the standard deviation")?;
+        if matches!(init.scheme, InitScheme::DepthScaled | InitScheme::Xavier) {
+            return fail(
+                "init.std",
+                "`depth_scaled` and `xavier` compute standard deviations from shapes, so this has \
+                 no effect; remove it or use `normal` or `megatron`",
+            );
+        }
+    }
+    let g = &init.gains;
+    for (role, gain) in [
+        ("q", &g.q),
+        ("k", &g.k),
+        ("v", &g.v),
+        ("o", &g.o),
+        ("gate", &g.gate),
+        ("up", &g.up),
+        ("down", &g.down),
+    ] {
+        if *gain == Scale::Const(0.0) && !matches!(role, "o" | "down") {
+            return fail(
+                &format!("init.gains.{role}"),
+                "weights of 0 never leave 0 here, because what they feed starts at 0 too; only `o` \
+                 and `down` may start at 0",
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Without a final norm, the last block must end in one, unless the model has none at all.
+pub(super) fn check_final_norm(case: &Case) -> Result<(), PlacementError> {
+    let last = case.site(case.resolved.n_layers() - 1);
+    let ends_in_norm = match last.spec.topology {
+        Topology::Sequential => last.spec.ffn.post_norm,
+        Topology::ParallelShared | Topology::ParallelTwo => last.spec.attn.post_norm,
+    };
+    if case.resolved.final_norm || ends_in_norm || case.norm_free() {
+        return Ok(());
+    }
+    fail(
+        "final_norm",
+        "without a final norm the output head reads a raw sum whose size grows with depth; set \
+         final_norm = true, or end the last block in a norm with ffn.post_norm = true",
+    )
+}
