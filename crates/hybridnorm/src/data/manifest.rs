@@ -1,0 +1,299 @@
+//! The manifest of a prepared folder: what is in it and how to check it.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::files;
+
+/// Name of the manifest in a prepared folder; written last.
+pub const MANIFEST_NAME: &str = "manifest.json";
+/// Version of the layout that this program writes and reads.
+pub const MANIFEST_VERSION: u32 = 1;
+const FORMAT: &str = "hybridnorm-tokens";
+const MANIFEST_LIMIT: u64 = 64 << 20;
+
+/// Type of the numbers in a token file; little-endian.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// Unsigned, one byte.
+    U8,
+    /// Unsigned, two bytes.
+    U16,
+    /// Unsigned, four bytes.
+    U32,
+    /// Signed, four bytes.
+    I32,
+    /// Signed, eight bytes.
+    I64,
+}
+
+impl Dtype {
+    /// The type of shards for a vocabulary: u16 up to 65,536 tokens, u32 above.
+    pub fn for_vocab(vocab_size: usize) -> Self {
+        if vocab_size <= 1 << 16 {
+            Self::U16
+        } else {
+            Self::U32
+        }
+    }
+
+    /// Bytes per token.
+    pub fn size(self) -> usize {
+        match self {
+            Self::U8 => 1,
+            Self::U16 => 2,
+            Self::U32 | Self::I32 => 4,
+            Self::I64 => 8,
+        }
+    }
+
+    /// Its name: `u8`, `u16`, `u32`, `i32` or `i64`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::U8 => "u8",
+            Self::U16 => "u16",
+            Self::U32 => "u32",
+            Self::I32 => "i32",
+            Self::I64 => "i64",
+        }
+    }
+
+    /// The type of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::U8, Self::U16, Self::U32, Self::I32, Self::I64]
+            .into_iter()
+            .find(|dtype| dtype.name() == name)
+    }
+
+    /// One token out of its bytes; `None` when negative or above `u32::MAX`.
+    pub(super) fn read(self, bytes: &[u8]) -> Option<u32> {
+        match *bytes {
+            [a] => Some(a.into()),
+            [a, b] => Some(u16::from_le_bytes([a, b]).into()),
+            [a, b, c, d] if self == Self::I32 => {
+                u32::try_from(i32::from_le_bytes([a, b, c, d])).ok()
+            }
+            [a, b, c, d] => Some(u32::from_le_bytes([a, b, c, d])),
+            [a, b, c, d, e, f, g, h] => {
+                u32::try_from(i64::from_le_bytes([a, b, c, d, e, f, g, h])).ok()
+            }
+            _ => None,
+        }
+    }
+}
+
+/// What a prepared folder holds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Always `hybridnorm-tokens`.
+    pub format: String,
+    /// Version of the layout.
+    pub version: u32,
+    /// The tokenizer that made the tokens; it lies in the same folder.
+    pub tokenizer: TokenizerRecord,
+    /// Type of the tokens in the shards, u16 or u32.
+    pub dtype: Dtype,
+    /// Training tokens.
+    pub train: SplitRecord,
+    /// Validation tokens; no shards when none were held out.
+    pub validation: SplitRecord,
+    /// The inputs.
+    pub sources: Vec<SourceRecord>,
+    /// Seed of the split.
+    pub seed: u64,
+    /// Fraction of documents held out for validation; absent where validation inputs were named.
+    pub validation_fraction: Option<f64>,
+}
+
+/// A tokenizer, as recorded in manifests.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenizerRecord {
+    /// What was asked for: `bytes`, `bpe:4096`, a path.
+    pub name: String,
+    /// [`super::Tokenizer::fingerprint`].
+    pub fingerprint: String,
+    /// Token ids are below this.
+    pub vocab_size: usize,
+    /// The id that ends every document.
+    pub eos_id: u32,
+}
+
+/// Tokens of one split.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SplitRecord {
+    /// Its shards, in order; together they are one stream.
+    pub shards: Vec<ShardRecord>,
+    /// Tokens in all shards, ends of documents included.
+    pub tokens: u64,
+    /// Documents in all shards.
+    pub documents: u64,
+    /// Bytes of UTF-8 text they were made from.
+    pub text_bytes: u64,
+}
+
+/// One token file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardRecord {
+    /// Its name in the folder.
+    pub file: String,
+    /// Tokens in it.
+    pub tokens: u64,
+    /// Documents in it.
+    pub documents: u64,
+    /// Bytes of UTF-8 text they were made from.
+    pub text_bytes: u64,
+    /// Size and SHA-256 of the file.
+    #[serde(flatten)]
+    pub fingerprint: files::Fingerprint,
+}
+
+/// One input, as recorded in manifests.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceRecord {
+    /// As it was given.
+    pub input: String,
+    /// Whether all of it is validation text.
+    pub validation: bool,
+    /// Files it stood for; 0 for generated text.
+    pub files: u64,
+    /// Documents read from it.
+    pub documents: u64,
+    /// Bytes of UTF-8 text in them.
+    pub text_bytes: u64,
+}
+
+impl Manifest {
+    pub(super) fn new(tokenizer: TokenizerRecord, seed: u64) -> Self {
+        Self {
+            format: FORMAT.into(),
+            version: MANIFEST_VERSION,
+            dtype: Dtype::for_vocab(tokenizer.vocab_size),
+            tokenizer,
+            train: SplitRecord::default(),
+            validation: SplitRecord::default(),
+            sources: Vec::new(),
+            seed,
+            validation_fraction: None,
+        }
+    }
+
+    /// Writes it to `folder`, whole or not at all.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        let path = folder.join(MANIFEST_NAME);
+        let mut json = serde_json::to_vec_pretty(self)
+            .map_err(|error| Error::format(&path, error.to_string()))?;
+        json.push(b'\n');
+        files::write(&path, &json).map(drop)
+    }
+
+    /// Reads the manifest of `folder` and checks that it is consistent with itself.
+    ///
+    /// # Errors
+    /// If it is missing, of another version, damaged, or says impossible things.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join(MANIFEST_NAME);
+        let json = files::read_small(&path, MANIFEST_LIMIT)?;
+        Self::parse(&json).map_err(|problem| Error::format(&path, problem))
+    }
+
+    fn parse(json: &[u8]) -> Result<Self, String> {
+        #[derive(Deserialize)]
+        struct Head {
+            format: Option<String>,
+            version: Option<u32>,
+        }
+        let head: Head = serde_json::from_slice(json).map_err(|error| error.to_string())?;
+        if head.format.as_deref() != Some(FORMAT) {
+            return Err(format!(
+                "not a manifest of tokens (format is not `{FORMAT}`)"
+            ));
+        }
+        if head.version != Some(MANIFEST_VERSION) {
+            return Err(format!(
+                "manifest version {}, this program reads version {MANIFEST_VERSION}; prepare the data again",
+                head.version.map_or("missing".into(), |v| v.to_string())
+            ));
+        }
+        let manifest: Self = serde_json::from_slice(json).map_err(|error| error.to_string())?;
+        manifest.check()?;
+        Ok(manifest)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let vocab = self.tokenizer.vocab_size;
+        if vocab == 0 || vocab > 1 << 24 {
+            return Err(format!("vocab_size is {vocab}, expected 1 to {}", 1 << 24));
+        }
+        if self.tokenizer.eos_id as usize >= vocab {
+            return Err(format!(
+                "eos_id {} is not below vocab_size {vocab}",
+                self.tokenizer.eos_id
+            ));
+        }
+        let expected = Dtype::for_vocab(vocab);
+        if self.dtype != expected {
+            return Err(format!(
+                "dtype {}, expected {} for {vocab} tokens of vocabulary",
+                self.dtype.name(),
+                expected.name()
+            ));
+        }
+        self.train.check("train", self.dtype)?;
+        self.validation.check("validation", self.dtype)
+    }
+}
+
+impl SplitRecord {
+    pub(super) fn push(&mut self, shard: ShardRecord) {
+        self.tokens += shard.tokens;
+        self.documents += shard.documents;
+        self.text_bytes += shard.text_bytes;
+        self.shards.push(shard);
+    }
+
+    /// Bytes of text per token, ends of documents counted as tokens; 0 for an empty split.
+    pub fn bytes_per_token(&self) -> f64 {
+        if self.tokens == 0 {
+            0.0
+        } else {
+            self.text_bytes as f64 / self.tokens as f64
+        }
+    }
+
+    fn check(&self, split: &str, dtype: Dtype) -> Result<(), String> {
+        let mut tokens = 0_u64;
+        for shard in &self.shards {
+            let name = &shard.file;
+            let plain = !name.is_empty()
+                && !name.starts_with('.')
+                && name
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+            if !plain {
+                return Err(format!("{split}: {name:?} is not the name of a shard"));
+            }
+            if shard.tokens.checked_mul(dtype.size() as u64) != Some(shard.fingerprint.bytes) {
+                return Err(format!(
+                    "{split}: {name} has {} tokens and {} bytes, which do not agree",
+                    shard.tokens, shard.fingerprint.bytes
+                ));
+            }
+            tokens = tokens
+                .checked_add(shard.tokens)
+                .ok_or_else(|| format!("{split}: too many tokens"))?;
+        }
+        if tokens != self.tokens {
+            return Err(format!(
+                "{split}: {} tokens in all, but the shards have {tokens}",
+                self.tokens
+            ));
+        }
+        Ok(())
+    }
+}

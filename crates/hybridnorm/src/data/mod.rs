@@ -1,0 +1,59 @@
+//! From text to batches: sources, tokenizers, token shards and the batch stream.
+//!
+//! ```text
+//! inputs -> Sources -> documents -> Tokenizer -> ShardWriter -> folder with manifest.json
+//!        -> TokenDataset -> BatchStream -> Batch
+//! ```
+//!
+//! [`prepare()`] walks the first line once and writes a prepared folder; [`open()`] takes what a
+//! configuration names (prepared folders, ready token files, raw text) and returns a
+//! [`TokenDataset`]; [`BatchStream`] hands out batches from an exact, serializable [`Cursor`].
+//!
+//! Nothing here prints. Long functions take a [`ProgressFn`].
+
+pub mod bpe;
+pub mod gutenberg;
+pub mod inspect;
+pub mod open;
+pub mod prepare;
+pub mod ready;
+pub mod shard;
+pub mod source;
+pub mod stories;
+pub mod stream;
+pub mod tokenizer;
+
+mod jsonl;
+mod lines;
+mod manifest;
+mod numpy;
+
+pub use inspect::{Inspection, SplitReport, inspect};
+pub use manifest::{Dtype, Manifest, ShardRecord, SourceRecord, SplitRecord, TokenizerRecord};
+pub use open::{OpenOptions, Opened, Split, open};
+pub use prepare::{PrepareOptions, prepare, prepare_with};
+pub use ready::ReadyTokens;
+pub use shard::{PreparedFolder, ShardWriter, TokenStream};
+pub use source::{Document, Documents, InvalidUtf8, SourceOptions, SourceStats, Sources};
+pub use stories::{Stories, story};
+pub use stream::{Batch, BatchStream, Cursor, Order, SequentialBatches, TokenDataset};
+pub use tokenizer::{StreamDecoder, Tokenizer, TokenizerSpec};
+
+/// How far a long step has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// The step, in a word or two: `"read text"`, `"merge tokens"`, `"write tokens"`.
+    pub stage: &'static str,
+    /// Units done.
+    pub done: u64,
+    /// Units in all, where known.
+    pub total: Option<u64>,
+    /// What is counted: `"bytes"`, `"merges"`, `"documents"`.
+    pub unit: &'static str,
+}
+
+/// Receives [`Progress`]; called often, so it should return quickly.
+pub type ProgressFn<'a> = &'a mut dyn FnMut(Progress);
+
+/// A [`ProgressFn`] that ignores everything.
+pub fn quiet(_: Progress) {}

@@ -1,0 +1,198 @@
+//! Headers of NumPy files, read defensively.
+
+use npyz::{DType, Endianness, NpyHeader, Order, TypeChar};
+
+use super::manifest::Dtype;
+
+/// Longest header that is read; NumPy writes 118 bytes for plain arrays.
+const HEADER_LIMIT: usize = 64 << 10;
+
+/// Layout of the numbers in a NumPy file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Array {
+    pub(super) dtype: Dtype,
+    pub(super) shape: Vec<u64>,
+    /// Where they start, in bytes.
+    pub(super) offset: usize,
+}
+
+/// Whether a file starts like a NumPy file.
+pub(super) fn is_numpy(file: &[u8]) -> bool {
+    file.starts_with(b"\x93NUMPY")
+}
+
+/// Reads the header of a NumPy file of one or two dimensions and checks it against the file's
+/// length.
+pub(super) fn parse(file: &[u8]) -> Result<Array, String> {
+    let offset = data_offset(file)?;
+    let text = &file[..offset];
+    reject_tricks(&text[10..])?;
+    let header = NpyHeader::from_reader(text).map_err(|error| format!("bad header: {error}"))?;
+    let dtype = integer_type(&header.dtype())?;
+    let shape = header.shape().to_vec();
+    if !matches!(shape.len(), 1 | 2) {
+        return Err(format!(
+            "an array of {} dimensions, expected 1 (a stream) or 2 (one instance per row)",
+            shape.len()
+        ));
+    }
+    if shape.len() == 2 && header.order() == Order::Fortran && shape.iter().all(|&n| n > 1) {
+        return Err("stored column by column; save it in C order".into());
+    }
+    let expected = shape
+        .iter()
+        .try_fold(dtype.size() as u64, |bytes, &n| bytes.checked_mul(n))
+        .and_then(|bytes| bytes.checked_add(offset as u64))
+        .ok_or("the shape is too large")?;
+    if expected != file.len() as u64 {
+        return Err(format!(
+            "{} bytes, but shape {shape:?} of {} needs {expected}",
+            file.len(),
+            dtype.name()
+        ));
+    }
+    Ok(Array {
+        dtype,
+        shape,
+        offset,
+    })
+}
+
+fn data_offset(file: &[u8]) -> Result<usize, String> {
+    let (before, length) = match file {
+        _ if !is_numpy(file) => return Err("not a NumPy file".into()),
+        &[_, _, _, _, _, _, 1, _, a, b, ..] => (10, u16::from_le_bytes([a, b]).into()),
+        &[_, _, _, _, _, _, 2 | 3, _, a, b, c, d, ..] => {
+            (12, u32::from_le_bytes([a, b, c, d]) as usize)
+        }
+        &[_, _, _, _, _, _, major, minor, ..] => {
+            return Err(format!("NumPy format {major}.{minor}, expected 1.0 to 3.0"));
+        }
+        _ => return Err("cut short within its header".into()),
+    };
+    if length > HEADER_LIMIT {
+        return Err(format!(
+            "a header of {length} bytes, expected at most {HEADER_LIMIT}"
+        ));
+    }
+    match before + length {
+        end if end <= file.len() => Ok(end),
+        _ => Err("cut short within its header".into()),
+    }
+}
+
+/// Refuses headers that would make a parser recurse deeply or multiply beyond 64 bits.
+fn reject_tricks(header: &[u8]) -> Result<(), String> {
+    if header.iter().filter(|byte| b"([{".contains(byte)).count() > 8 {
+        return Err("bad header: too deeply nested for an array of numbers".into());
+    }
+    header
+        .split(|byte| !byte.is_ascii_digit())
+        .filter(|digits| !digits.is_empty())
+        .try_fold(1_u64, |product, digits| {
+            let number: u64 = std::str::from_utf8(digits).ok()?.parse().ok()?;
+            product.checked_mul(number.max(1))
+        })
+        .map(drop)
+        .ok_or_else(|| "the shape is too large".into())
+}
+
+fn integer_type(dtype: &DType) -> Result<Dtype, String> {
+    let unfit = || {
+        format!(
+            "numbers of type {}, expected '|u1', '<u2', '<u4', '<i4' or '<i8'",
+            dtype.descr()
+        )
+    };
+    let DType::Plain(plain) = dtype else {
+        return Err(unfit());
+    };
+    match (plain.type_char(), plain.size_field(), plain.endianness()) {
+        (TypeChar::Uint, 1, _) => Ok(Dtype::U8),
+        (_, _, Endianness::Big) => Err(unfit()),
+        (TypeChar::Uint, 2, _) => Ok(Dtype::U16),
+        (TypeChar::Uint, 4, _) => Ok(Dtype::U32),
+        (TypeChar::Int, 4, _) => Ok(Dtype::I32),
+        (TypeChar::Int, 8, _) => Ok(Dtype::I64),
+        _ => Err(unfit()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn file(descr: &str, fortran: &str, shape: &str, data: usize) -> Vec<u8> {
+        let text =
+            format!("{{'descr': {descr}, 'fortran_order': {fortran}, 'shape': {shape}, }}\n");
+        let mut file = b"\x93NUMPY\x01\x00".to_vec();
+        file.extend((text.len() as u16).to_le_bytes());
+        file.extend(text.as_bytes());
+        file.resize(file.len() + data, 0);
+        file
+    }
+
+    #[test]
+    fn reads_plain_headers() {
+        let stream = parse(&file("'<u2'", "False", "(5,)", 10)).unwrap();
+        assert_eq!((stream.dtype, stream.shape), (Dtype::U16, vec![5]));
+        let rows = parse(&file("'<i8'", "False", "(2, 3)", 48)).unwrap();
+        assert_eq!((rows.dtype, rows.shape), (Dtype::I64, vec![2, 3]));
+    }
+
+    #[test]
+    fn refuses_the_rest() {
+        let nested = format!("{}3{}", "(".repeat(5000), ")".repeat(5000));
+        for (bad, why) in [
+            (file("'<f4'", "False", "(5,)", 20), "numbers of type"),
+            (file("'>u2'", "False", "(5,)", 10), "numbers of type"),
+            (file("'|O'", "False", "(5,)", 40), "numbers of type"),
+            (
+                file("[('a', '<u2')]", "False", "(5,)", 10),
+                "numbers of type",
+            ),
+            (file("'<u2'", "True", "(2, 2)", 8), "column by column"),
+            (file("'<u2'", "False", "()", 2), "0 dimensions"),
+            (file("'<u2'", "False", "(1, 1, 1)", 2), "3 dimensions"),
+            (file("'<u2'", "False", "(5,)", 9), "needs"),
+            (
+                file("'<u2'", "False", "(4294967296, 4294967296)", 9),
+                "too large",
+            ),
+            (
+                file("'<u2'", "False", "(99999999999999999999999,)", 9),
+                "too large",
+            ),
+            (file("'<u2'", "False", &nested, 2), "nested"),
+            (b"\x93NUMPY\x01\x00".to_vec(), "cut short"),
+            (b"\x93NUMPY\x09\x00\x00\x00\x00\x00".to_vec(), "format 9.0"),
+            (b"\x93NUMPY\x02\x00\xff\xff\xff\xff".to_vec(), "a header of"),
+        ] {
+            let error = parse(&bad).unwrap_err();
+            assert!(error.contains(why), "{error} / {why}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn random_bytes_never_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = parse(&bytes);
+            bytes.splice(0..0, *b"\x93NUMPY\x01\x00");
+            let _ = parse(&bytes);
+        }
+
+        #[test]
+        fn damaged_files_never_panic(
+            at in any::<prop::sample::Index>(), bit in 0..8_u8, cut in any::<prop::sample::Index>()
+        ) {
+            let mut bytes = file("'<u2'", "False", "(5, 3)", 30);
+            let at = at.index(bytes.len());
+            bytes[at] ^= 1 << bit;
+            let _ = parse(&bytes);
+            let cut = cut.index(bytes.len());
+            prop_assert!(parse(&bytes[..cut]).is_err());
+        }
+    }
+}

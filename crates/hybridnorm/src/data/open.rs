@@ -1,0 +1,351 @@
+//! From what a configuration names to a data set.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::files;
+
+use super::prepare::{PrepareOptions, prepare, prepare_with};
+use super::ready::{self, ReadyTokens};
+use super::shard::{PreparedFolder, TokenStream};
+use super::source::{Sources, is_text_input};
+use super::stream::TokenDataset;
+use super::tokenizer::{Tokenizer, TokenizerSpec};
+use super::{ProgressFn, manifest::MANIFEST_NAME};
+
+/// Which tokens of the data are meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Split {
+    /// Those to train on.
+    Train,
+    /// Those held out.
+    Validation,
+    /// All: first those to train on, then those held out. For data that as a whole is validation
+    /// data, as where a configuration names it separately.
+    All,
+}
+
+/// The tokenizer that data is to be made with.
+#[derive(Debug, Clone)]
+pub enum TokenizerChoice {
+    /// By specification.
+    Spec(TokenizerSpec),
+    /// This one.
+    Loaded(Tokenizer),
+}
+
+/// How to open data.
+#[derive(Debug, Clone)]
+pub struct OpenOptions {
+    /// Inputs per instance.
+    pub seq_len: usize,
+    /// Needed for raw text; must agree with that of prepared folders where both are given
+    /// (`bpe:N` agrees with any).
+    pub tokenizer: Option<TokenizerChoice>,
+    /// Ids in ready files are below this; the tokenizer's size where absent.
+    pub vocab_size: Option<usize>,
+    /// Folder in which tokenized raw text is kept, under a name made from its content.
+    pub cache: PathBuf,
+    /// How raw text is tokenized.
+    pub prepare: PrepareOptions,
+    /// Whether to hash all shards of prepared folders first, and read every token of ready files.
+    pub verify: bool,
+}
+
+impl OpenOptions {
+    /// Options with every choice left at its default: no tokenizer, shards verified.
+    pub fn new(seq_len: usize, cache: impl Into<PathBuf>) -> Self {
+        Self {
+            seq_len,
+            tokenizer: None,
+            vocab_size: None,
+            cache: cache.into(),
+            prepare: PrepareOptions::default(),
+            verify: true,
+        }
+    }
+}
+
+/// Data, and what it was made with.
+#[derive(Debug)]
+pub struct Opened {
+    /// The instances.
+    pub dataset: TokenDataset,
+    /// The tokenizer, where known: not for ready files alone.
+    pub tokenizer: Option<Tokenizer>,
+    /// The prepared folders in it, those made from raw text included.
+    pub folders: Vec<PreparedFolder>,
+}
+
+enum Entry {
+    Folder(PreparedFolder),
+    Ready(String),
+    /// All raw text together, in the place of its first input.
+    Text,
+}
+
+/// Opens what `paths` name: prepared folders, ready files ([`super::ready`]), and raw text
+/// ([`super::source`]), which is tokenized into the cache unless it is there already.
+///
+/// # Errors
+/// If something does not exist, is of an unknown kind, is damaged, was made with another
+/// tokenizer, or gives no single instance.
+pub fn open(
+    paths: &[String],
+    split: Split,
+    options: &OpenOptions,
+    progress: ProgressFn,
+) -> Result<Opened> {
+    if paths.is_empty() {
+        return Err(Error::config("no data was named"));
+    }
+    let mut entries = Vec::new();
+    let mut text = Vec::new();
+    for path in paths {
+        match classify(path)? {
+            Some(found) => entries.extend(found),
+            None => {
+                if text.is_empty() {
+                    entries.push(Entry::Text);
+                }
+                text.push(path.clone());
+            }
+        }
+    }
+    let mut tokenizer = agreed_tokenizer(&entries, options)?;
+    if !text.is_empty() {
+        let folder = tokenized(&text, tokenizer.as_ref(), options, progress)?;
+        if tokenizer.is_none() {
+            tokenizer = Some(folder.tokenizer()?);
+        }
+        for entry in &mut entries {
+            if matches!(entry, Entry::Text) {
+                *entry = Entry::Folder(folder.clone());
+            }
+        }
+    }
+    let dataset = collect(&entries, split, tokenizer.as_ref(), options)?;
+    if dataset.is_empty() {
+        return Err(too_short(paths, split, &dataset));
+    }
+    let folders = entries
+        .into_iter()
+        .filter_map(|entry| match entry {
+            Entry::Folder(folder) => Some(folder),
+            _ => None,
+        })
+        .collect();
+    Ok(Opened {
+        dataset,
+        tokenizer,
+        folders,
+    })
+}
+
+/// What a path is; `None` for raw text.
+fn classify(given: &str) -> Result<Option<Vec<Entry>>> {
+    let path = Path::new(given);
+    if path.is_dir() {
+        return if PreparedFolder::is_prepared(path) {
+            Ok(Some(vec![Entry::Folder(PreparedFolder::open(path)?)]))
+        } else {
+            Ok(None)
+        };
+    }
+    if let Some((file, dtype)) = ready::parse_name(given) {
+        let spelled = file.to_string_lossy();
+        if file.exists() || !spelled.contains(['*', '?', '[']) {
+            return Ok(Some(vec![Entry::Ready(given.to_owned())]));
+        }
+        let suffix = dtype
+            .filter(|_| spelled.len() < given.len())
+            .map(|dtype| format!(":{}", dtype.name()))
+            .unwrap_or_default();
+        return matching(&spelled, &suffix).map(Some);
+    }
+    if is_text_input(given) {
+        return Ok(None);
+    }
+    fs::metadata(path).map_err(Error::io(path))?;
+    Err(Error::format(
+        path,
+        "unknown kind of data; expected a prepared folder, `.npy`, `.bin`, `.u16`, `.u32`, `.txt`, `.jsonl`, `.jsonl.gz`, `.jsonl.zst`, `.json.gz`, `stories:N` or `gutenberg`",
+    ))
+}
+
+fn matching(pattern: &str, suffix: &str) -> Result<Vec<Entry>> {
+    let paths = glob::glob(pattern)
+        .map_err(|error| Error::config(format!("`{pattern}` is not a valid pattern: {error}")))?;
+    let mut found = Vec::new();
+    for path in paths {
+        let path = path.map_err(|error| {
+            let path = error.path().to_path_buf();
+            Error::io(path)(error.into())
+        })?;
+        let name = path
+            .to_str()
+            .ok_or_else(|| Error::format(&path, "the name is not UTF-8"))?;
+        found.push(format!("{name}{suffix}"));
+    }
+    if found.is_empty() {
+        return Err(Error::config(format!("no file matches `{pattern}`")));
+    }
+    found.sort();
+    Ok(found.into_iter().map(Entry::Ready).collect())
+}
+
+/// The one tokenizer that the options and all prepared folders agree on, if any is known.
+fn agreed_tokenizer(entries: &[Entry], options: &OpenOptions) -> Result<Option<Tokenizer>> {
+    let mut agreed = match &options.tokenizer {
+        None | Some(TokenizerChoice::Spec(TokenizerSpec::Bpe { .. })) => None,
+        Some(TokenizerChoice::Spec(spec)) => Some(Tokenizer::from_spec(spec)?),
+        Some(TokenizerChoice::Loaded(tokenizer)) => Some(tokenizer.clone()),
+    };
+    for entry in entries {
+        let Entry::Folder(folder) = entry else {
+            continue;
+        };
+        let theirs = folder.tokenizer()?;
+        match &agreed {
+            Some(ours) if ours.fingerprint() != theirs.fingerprint() => {
+                return Err(Error::format(
+                    folder.folder(),
+                    format!(
+                        "made with tokenizer {} ({} tokens), but {} ({} tokens) is used here; prepare the text again with that",
+                        theirs.name(),
+                        theirs.vocab_size(),
+                        ours.name(),
+                        ours.vocab_size()
+                    ),
+                ));
+            }
+            Some(_) => {}
+            None => agreed = Some(theirs),
+        }
+    }
+    Ok(agreed)
+}
+
+/// The cached tokens of raw text, made now if they are not there.
+fn tokenized(
+    inputs: &[String],
+    tokenizer: Option<&Tokenizer>,
+    options: &OpenOptions,
+    progress: ProgressFn,
+) -> Result<PreparedFolder> {
+    let made_with = match (tokenizer, &options.tokenizer) {
+        (Some(tokenizer), _) => tokenizer.fingerprint().to_owned(),
+        (None, Some(TokenizerChoice::Spec(spec))) => spec.to_string(),
+        _ => {
+            return Err(Error::config(
+                "raw text needs a tokenizer: bytes, r50k, cl100k, bpe:N, or the path of a tokenizer.json",
+            ));
+        }
+    };
+    let mut contents = vec![Sources::resolve(inputs, &options.prepare.source)?.fingerprint()?];
+    if !options.prepare.validation_inputs.is_empty() {
+        let inputs = &options.prepare.validation_inputs;
+        contents.push(Sources::resolve(inputs, &options.prepare.source)?.fingerprint()?);
+    }
+    let key = serde_json::json!(["text 1", made_with, options.prepare, contents]).to_string();
+    let name = format!("text-{}", &files::sha256(key.as_bytes())[..24]);
+    let folder = options.cache.join(&name);
+    if PreparedFolder::is_prepared(&folder) {
+        let prepared = PreparedFolder::open(&folder)?;
+        if options.verify {
+            prepared.verify()?;
+        }
+        return Ok(prepared);
+    }
+    files::create_dir(&options.cache)?;
+    let work = tempfile::Builder::new()
+        .prefix(&name)
+        .suffix(files::TEMPORARY_SUFFIX)
+        .tempdir_in(&options.cache)
+        .map_err(Error::io(&options.cache))?;
+    let staged = work.path().join(&name);
+    match (tokenizer, &options.tokenizer) {
+        (None, Some(TokenizerChoice::Spec(spec))) => {
+            prepare(inputs, spec, &staged, &options.prepare, progress)?
+        }
+        (Some(tokenizer), _) => {
+            prepare_with(inputs, tokenizer, &staged, &options.prepare, progress)?
+        }
+        (None, _) => return Err(Error::config("raw text needs a tokenizer")),
+    };
+    match fs::rename(&staged, &folder) {
+        Ok(()) => {}
+        // Another run made the same folder in the meantime.
+        Err(_) if folder.join(MANIFEST_NAME).exists() => {}
+        Err(error) => return Err(Error::io(&folder)(error)),
+    }
+    PreparedFolder::open(&folder)
+}
+
+fn collect(
+    entries: &[Entry],
+    split: Split,
+    tokenizer: Option<&Tokenizer>,
+    options: &OpenOptions,
+) -> Result<TokenDataset> {
+    let mut dataset = TokenDataset::new(options.seq_len)?;
+    for entry in entries {
+        match entry {
+            Entry::Folder(folder) => {
+                if options.verify {
+                    folder.verify()?;
+                }
+                let manifest = folder.manifest();
+                let mut push = |tokens: TokenStream, record| {
+                    dataset.push_stream(tokens, &serde_json::json!(record).to_string());
+                };
+                if split != Split::Validation {
+                    push(folder.train()?, &manifest.train);
+                }
+                if split != Split::Train {
+                    push(folder.validation()?, &manifest.validation);
+                }
+            }
+            Entry::Ready(input) if split == Split::Validation => {
+                return Err(Error::config(format!(
+                    "{input}: a token file has no held-out part; name validation data separately"
+                )));
+            }
+            Entry::Ready(input) => {
+                let vocab_size = options
+                    .vocab_size
+                    .or(tokenizer.map(Tokenizer::vocab_size))
+                    .ok_or_else(|| {
+                        Error::config(format!(
+                            "{input}: a token file needs the vocabulary's size; set vocab_size or the tokenizer"
+                        ))
+                    })?;
+                let ready = ReadyTokens::open(input, vocab_size)?;
+                if options.verify {
+                    ready.tokens().check()?;
+                }
+                dataset.push_ready(ready)?;
+            }
+            Entry::Text => {}
+        }
+    }
+    Ok(dataset)
+}
+
+fn too_short(paths: &[String], split: Split, dataset: &TokenDataset) -> Error {
+    let (what, advice) = match split {
+        Split::Validation => (
+            "validation tokens",
+            "hold out a larger fraction, name validation data separately",
+        ),
+        Split::Train => ("training tokens", "use more text"),
+        Split::All => ("tokens", "use more text"),
+    };
+    Error::config(format!(
+        "{}: {} {what}, fewer than one sequence of {} and its targets; {advice}, or use a shorter sequence length",
+        paths.join(", "),
+        dataset.tokens(),
+        dataset.seq_len()
+    ))
+}

@@ -1,0 +1,409 @@
+//! From text to a folder of token shards.
+//!
+//! The folder holds `train-00000.bin`, ..., `validation-00000.bin`, ..., the tokenizer, and
+//! `manifest.json`, which is written last: without it the folder counts as unfinished and may be
+//! prepared again.
+//!
+//! **The split** is by document. A document is held out when a hash of (seed, text) falls below
+//! the fraction, so the choice does not depend on the order of inputs, and copies of one document
+//! never end up on both sides. Where chance would leave a side empty, the document nearest to the
+//! threshold changes sides, so that two documents give one for each. BPE is trained on the
+//! training side only.
+
+use std::fs;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+use crate::files;
+
+use super::bpe::BpeTrainer;
+use super::manifest::{MANIFEST_NAME, Manifest, SourceRecord};
+use super::shard::ShardWriter;
+use super::source::{SourceOptions, Sources};
+use super::tokenizer::{Tokenizer, TokenizerSpec};
+use super::{Progress, ProgressFn};
+
+/// Text that is tokenized at once, in bytes.
+const BATCH_BYTES: usize = 8 << 20;
+
+/// How text becomes shards.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PrepareOptions {
+    /// How text is read.
+    #[serde(flatten)]
+    pub source: SourceOptions,
+    /// Fraction of documents to hold out for validation, at least 0 and below 1. With 0, or with
+    /// `validation_inputs`, all inputs are for training.
+    pub validation_fraction: f64,
+    /// Inputs of which every document is validation text.
+    pub validation_inputs: Vec<String>,
+    /// A shard is closed when it reaches this many tokens.
+    pub shard_tokens: u64,
+    /// Seed of the split.
+    pub seed: u64,
+    /// Threads to tokenize on; 0: one per core. The result does not depend on it.
+    #[serde(skip)]
+    pub threads: usize,
+    /// Whether to replace what an earlier preparation wrote to the folder.
+    #[serde(skip)]
+    pub overwrite: bool,
+}
+
+impl Default for PrepareOptions {
+    fn default() -> Self {
+        Self {
+            source: SourceOptions::default(),
+            validation_fraction: 0.01,
+            validation_inputs: Vec::new(),
+            shard_tokens: 100_000_000,
+            seed: 0,
+            threads: 0,
+            overwrite: false,
+        }
+    }
+}
+
+/// Tokenizes `inputs` into `out` with the tokenizer that `spec` names, training it if it is
+/// `bpe:N`.
+///
+/// # Errors
+/// If an input is missing, empty or malformed, the tokenizer cannot be loaded, an option makes no
+/// sense, or `out` cannot be written or holds something else.
+pub fn prepare(
+    inputs: &[String],
+    spec: &TokenizerSpec,
+    out: &Path,
+    options: &PrepareOptions,
+    progress: ProgressFn,
+) -> Result<Manifest> {
+    let TokenizerSpec::Bpe { vocab_size } = *spec else {
+        return prepare_with(inputs, &Tokenizer::from_spec(spec)?, out, options, progress);
+    };
+    let job = Job::new(inputs, out, options)?;
+    let mut trainer = BpeTrainer::new(vocab_size)?;
+    let plan = job.scan(Some(&mut trainer), progress)?;
+    let json = trainer.finish(progress);
+    let tokenizer = Tokenizer::from_json(json.into_bytes(), None)?.named(&spec.to_string());
+    job.write(&tokenizer, &plan, progress)
+}
+
+/// As [`prepare()`], with the tokenizer given.
+///
+/// # Errors
+/// As [`prepare()`].
+pub fn prepare_with(
+    inputs: &[String],
+    tokenizer: &Tokenizer,
+    out: &Path,
+    options: &PrepareOptions,
+    progress: ProgressFn,
+) -> Result<Manifest> {
+    let job = Job::new(inputs, out, options)?;
+    let plan = if job.fraction > 0.0 {
+        job.scan(None, progress)?
+    } else {
+        Plan::default()
+    };
+    job.write(tokenizer, &plan, progress)
+}
+
+struct Job<'j> {
+    sources: Sources,
+    validation: Option<Sources>,
+    fraction: f64,
+    out: &'j Path,
+    options: &'j PrepareOptions,
+}
+
+/// What the first pass over the text found.
+#[derive(Default)]
+struct Plan {
+    /// Bytes of text, for the progress of the second pass.
+    text_bytes: Option<u64>,
+    /// A document that changes sides, by its index, and whether it becomes validation text.
+    moved: Option<(u64, bool)>,
+}
+
+impl<'j> Job<'j> {
+    fn new(inputs: &[String], out: &'j Path, options: &'j PrepareOptions) -> Result<Self> {
+        let fraction = options.validation_fraction;
+        if !(0.0..1.0).contains(&fraction) {
+            return Err(Error::config(format!(
+                "validation_fraction is {fraction}; expected at least 0 and below 1"
+            )));
+        }
+        if options.shard_tokens == 0 {
+            return Err(Error::config("shard_tokens is 0"));
+        }
+        check_room(out, options.overwrite)?;
+        let validation = match options.validation_inputs.as_slice() {
+            [] => None,
+            inputs => Some(Sources::resolve(inputs, &options.source)?),
+        };
+        Ok(Self {
+            sources: Sources::resolve(inputs, &options.source)?,
+            fraction: if validation.is_some() { 0.0 } else { fraction },
+            validation,
+            out,
+            options,
+        })
+    }
+
+    fn hash(&self, text: &str) -> u64 {
+        let mut digest = Sha256::new();
+        digest.update(b"hybridnorm split 1");
+        digest.update(self.options.seed.to_le_bytes());
+        digest.update(text);
+        let bytes: [u8; 32] = digest.finalize().into();
+        bytes[..8]
+            .iter()
+            .fold(0, |hash, &byte| hash << 8 | u64::from(byte))
+    }
+
+    fn is_held_out(&self, hash: u64) -> bool {
+        hash < (self.fraction * 2_f64.powi(64)) as u64
+    }
+
+    /// Reads all text once: decides which document must change sides, and feeds the trainer.
+    fn scan(&self, mut trainer: Option<&mut BpeTrainer>, progress: ProgressFn) -> Result<Plan> {
+        let mut documents = self.sources.documents();
+        let mut batch = Vec::new();
+        let mut batch_bytes = 0;
+        let mut held_out = 0;
+        let mut lowest = (u64::MAX, 0);
+        let mut highest = (0, 0);
+        let mut index = 0;
+        while let Some(document) = documents.next() {
+            let text = document?.text;
+            let hash = self.hash(&text);
+            if hash <= lowest.0 {
+                lowest = (hash, index);
+            }
+            if hash >= highest.0 {
+                highest = (hash, index);
+            }
+            index += 1;
+            if self.is_held_out(hash) {
+                held_out += 1;
+            } else if trainer.is_some() {
+                batch_bytes += text.len();
+                batch.push(text);
+            }
+            if batch_bytes >= BATCH_BYTES {
+                feed(&mut trainer, &mut batch, self.options.threads);
+                batch_bytes = 0;
+            }
+            if index % 256 == 0 {
+                progress(reading(documents.stats().text_bytes, None));
+            }
+        }
+        feed(&mut trainer, &mut batch, self.options.threads);
+        let text_bytes = documents.stats().text_bytes;
+        progress(reading(text_bytes, Some(text_bytes)));
+        let moved = if held_out == index && held_out > 0 {
+            Some((highest.1, false))
+        } else if held_out == 0 && index >= 2 && self.fraction > 0.0 {
+            Some((lowest.1, true))
+        } else {
+            None
+        };
+        Ok(Plan {
+            text_bytes: Some(text_bytes),
+            moved,
+        })
+    }
+
+    /// Reads all text, tokenizes it and writes the folder.
+    fn write(&self, tokenizer: &Tokenizer, plan: &Plan, progress: ProgressFn) -> Result<Manifest> {
+        files::create_dir(self.out)?;
+        clear(self.out)?;
+        tokenizer.save(self.out)?;
+        let mut manifest = Manifest::new(tokenizer.record(), self.options.seed);
+        if self.validation.is_none() {
+            manifest.validation_fraction = Some(self.fraction);
+        }
+        let shards = |split| {
+            ShardWriter::new(
+                self.out,
+                split,
+                manifest.dtype,
+                tokenizer.eos_id(),
+                self.options.shard_tokens,
+            )
+        };
+        let mut output = Output {
+            tokenizer,
+            threads: self.options.threads,
+            train: shards("train"),
+            validation: shards("validation"),
+            texts: Vec::new(),
+            bytes: 0,
+        };
+        let mut done = 0;
+        let mut step = |bytes: u64| {
+            done += bytes;
+            progress(Progress {
+                stage: "write tokens",
+                done,
+                total: plan.text_bytes.map(|total| total.max(done)),
+                unit: "bytes",
+            });
+        };
+        let read = read_all(&self.sources, false, |index, text| {
+            let held_out = match plan.moved {
+                Some((moved, held_out)) if moved == index => held_out,
+                _ => self.fraction > 0.0 && self.is_held_out(self.hash(&text)),
+            };
+            output.push(text, held_out, &mut step)
+        })?;
+        manifest.sources.extend(read);
+        if let Some(sources) = &self.validation {
+            let read = read_all(sources, true, |_, text| output.push(text, true, &mut step))?;
+            manifest.sources.extend(read);
+        }
+        output.flush(&mut step)?;
+        manifest.train = output.train.finish()?;
+        manifest.validation = output.validation.finish()?;
+        manifest.write(self.out)?;
+        Ok(manifest)
+    }
+}
+
+fn reading(done: u64, total: Option<u64>) -> Progress {
+    Progress {
+        stage: "read text",
+        done,
+        total,
+        unit: "bytes",
+    }
+}
+
+fn feed(trainer: &mut Option<&mut BpeTrainer>, batch: &mut Vec<String>, threads: usize) {
+    if let Some(trainer) = trainer {
+        let texts: Vec<&str> = batch.iter().map(String::as_str).collect();
+        trainer.feed(&texts, threads);
+    }
+    batch.clear();
+}
+
+/// Gives every document and its index to `each` and returns what was read from each input.
+fn read_all(
+    sources: &Sources,
+    validation: bool,
+    mut each: impl FnMut(u64, String) -> Result<()>,
+) -> Result<Vec<SourceRecord>> {
+    let mut records: Vec<_> = sources
+        .given()
+        .zip(sources.files())
+        .map(|(input, files)| SourceRecord {
+            input: input.to_owned(),
+            validation,
+            files: files.len() as u64,
+            documents: 0,
+            text_bytes: 0,
+        })
+        .collect();
+    for (index, document) in (0..).zip(sources.documents()) {
+        let document = document?;
+        let record = &mut records[document.input];
+        record.documents += 1;
+        record.text_bytes += document.text.len() as u64;
+        each(index, document.text)?;
+    }
+    Ok(records)
+}
+
+struct Output<'t> {
+    tokenizer: &'t Tokenizer,
+    threads: usize,
+    train: ShardWriter,
+    validation: ShardWriter,
+    /// Texts not tokenized yet, and whether each is held out.
+    texts: Vec<(String, bool)>,
+    bytes: usize,
+}
+
+impl Output<'_> {
+    fn push(&mut self, text: String, held_out: bool, step: &mut impl FnMut(u64)) -> Result<()> {
+        self.bytes += text.len();
+        self.texts.push((text, held_out));
+        if self.bytes >= BATCH_BYTES {
+            self.flush(step)?;
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self, step: &mut impl FnMut(u64)) -> Result<()> {
+        let texts: Vec<&str> = self.texts.iter().map(|(text, _)| text.as_str()).collect();
+        let encoded = self.tokenizer.encode_batch(&texts, self.threads)?;
+        for (tokens, (text, held_out)) in encoded.iter().zip(&self.texts) {
+            let shards = if *held_out {
+                &mut self.validation
+            } else {
+                &mut self.train
+            };
+            shards.push(tokens, text.len() as u64)?;
+        }
+        step(self.bytes as u64);
+        self.texts.clear();
+        self.bytes = 0;
+        Ok(())
+    }
+}
+
+/// Whether a file of this name is one that a preparation writes.
+fn is_ours(name: &str) -> bool {
+    let name = name.strip_suffix(files::TEMPORARY_SUFFIX).unwrap_or(name);
+    let shard = name.starts_with("train-") || name.starts_with("validation-");
+    shard && name.ends_with(".bin")
+        || [
+            MANIFEST_NAME,
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "hybridnorm-tokenizer.json",
+        ]
+        .contains(&name)
+}
+
+/// Checks that `out` is free, or holds nothing but what may be replaced.
+fn check_room(out: &Path, overwrite: bool) -> Result<()> {
+    if !out.exists() {
+        return Ok(());
+    }
+    if out.join(MANIFEST_NAME).exists() && !overwrite {
+        return Err(Error::config(format!(
+            "{}: already holds prepared data; choose another folder, or allow overwriting",
+            out.display()
+        )));
+    }
+    for entry in fs::read_dir(out).map_err(Error::io(out))? {
+        let name = entry.map_err(Error::io(out))?.file_name();
+        if !name.to_str().is_some_and(is_ours) {
+            return Err(Error::config(format!(
+                "{}: holds other files ({}); choose an empty folder",
+                out.display(),
+                name.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Removes what an earlier preparation left, the manifest first.
+fn clear(out: &Path) -> Result<()> {
+    let manifest = out.join(MANIFEST_NAME);
+    if manifest.exists() {
+        fs::remove_file(&manifest).map_err(Error::io(&manifest))?;
+    }
+    for entry in fs::read_dir(out).map_err(Error::io(out))? {
+        let entry = entry.map_err(Error::io(out))?;
+        if entry.file_name().to_str().is_some_and(is_ours) {
+            fs::remove_file(entry.path()).map_err(Error::io(entry.path()))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,394 @@
+//! Token shards: writing them, and reading them back as one memory-mapped stream.
+//!
+//! A shard is nothing but little-endian token ids, u16 up to 65,536 tokens of vocabulary and u32
+//! above, so nanoGPT-style readers take it as it is. Every document is followed by the end-of-text
+//! token. The [`Manifest`] beside the shards says how long each is and what it hashes to.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use hybridnorm_mapped::{Mapped, map_file};
+
+use crate::error::{Error, Result};
+use crate::files::{self, AtomicFile};
+
+use super::manifest::{Dtype, Manifest, ShardRecord, SplitRecord};
+use super::tokenizer::Tokenizer;
+
+/// Writes the shards of one split: `train-00000.bin`, `train-00001.bin`, ...
+pub struct ShardWriter {
+    folder: PathBuf,
+    split: &'static str,
+    dtype: Dtype,
+    eos: u32,
+    shard_tokens: u64,
+    current: Option<(AtomicFile, ShardRecord)>,
+    record: SplitRecord,
+}
+
+impl ShardWriter {
+    /// Starts a split. A shard is closed after the document with which it reaches `shard_tokens`.
+    pub fn new(
+        folder: &Path,
+        split: &'static str,
+        dtype: Dtype,
+        eos: u32,
+        shard_tokens: u64,
+    ) -> Self {
+        Self {
+            folder: folder.to_path_buf(),
+            split,
+            dtype,
+            eos,
+            shard_tokens,
+            current: None,
+            record: SplitRecord::default(),
+        }
+    }
+
+    /// Appends one document, made from `text_bytes` bytes of text, and the end-of-text token.
+    ///
+    /// # Errors
+    /// If writing fails, or a token does not fit the type.
+    pub fn push(&mut self, tokens: &[u32], text_bytes: u64) -> Result<()> {
+        let (file, shard) = match &mut self.current {
+            Some(current) => current,
+            None => {
+                let name = format!("{}-{:05}.bin", self.split, self.record.shards.len());
+                let file = AtomicFile::create(self.folder.join(&name))?;
+                let shard = ShardRecord {
+                    file: name,
+                    tokens: 0,
+                    documents: 0,
+                    text_bytes: 0,
+                    fingerprint: files::Fingerprint {
+                        bytes: 0,
+                        sha256: String::new(),
+                    },
+                };
+                self.current.insert((file, shard))
+            }
+        };
+        let path = self.folder.join(&shard.file);
+        let mut bytes = Vec::with_capacity((tokens.len() + 1) * self.dtype.size());
+        for &token in tokens.iter().chain([&self.eos]) {
+            match (self.dtype, u16::try_from(token)) {
+                (Dtype::U32, _) => bytes.extend(token.to_le_bytes()),
+                (Dtype::U16, Ok(token)) => bytes.extend(token.to_le_bytes()),
+                _ => {
+                    return Err(Error::format(
+                        &path,
+                        format!("token {token} does not fit {}", self.dtype.name()),
+                    ));
+                }
+            }
+        }
+        file.write_all(&bytes).map_err(Error::io(&path))?;
+        shard.tokens += tokens.len() as u64 + 1;
+        shard.documents += 1;
+        shard.text_bytes += text_bytes;
+        if shard.tokens >= self.shard_tokens {
+            self.close()?;
+        }
+        Ok(())
+    }
+
+    /// Closes the last shard and returns what was written.
+    ///
+    /// # Errors
+    /// If the shard cannot be completed.
+    pub fn finish(mut self) -> Result<SplitRecord> {
+        self.close()?;
+        Ok(self.record)
+    }
+
+    fn close(&mut self) -> Result<()> {
+        if let Some((file, mut shard)) = self.current.take() {
+            shard.fingerprint = file.commit()?;
+            self.record.push(shard);
+        }
+        Ok(())
+    }
+}
+
+/// Token ids in one or several files, read as one stream.
+///
+/// Files are mapped, not loaded; ids are checked against the vocabulary when read.
+#[derive(Debug)]
+pub struct TokenStream {
+    parts: Vec<Part>,
+    tokens: u64,
+    vocab_size: usize,
+}
+
+#[derive(Debug)]
+struct Part {
+    path: PathBuf,
+    mapped: Mapped,
+    /// Where in the file the tokens start, in bytes.
+    offset: usize,
+    dtype: Dtype,
+    /// Position of its first token in the stream.
+    start: u64,
+    tokens: u64,
+}
+
+impl TokenStream {
+    /// An empty stream, whose tokens must be below `vocab_size` (and below 2^31 in any case).
+    pub fn new(vocab_size: usize) -> Self {
+        let vocab_size = vocab_size.min(1 << 31);
+        Self {
+            parts: Vec::new(),
+            tokens: 0,
+            vocab_size,
+        }
+    }
+
+    /// Appends the tokens in `mapped` from byte `offset` on; a rest too short for a token is left
+    /// out, so check the length before.
+    pub(super) fn push(&mut self, path: &Path, mapped: Mapped, offset: usize, dtype: Dtype) {
+        let tokens = (mapped.len().saturating_sub(offset) / dtype.size()) as u64;
+        self.parts.push(Part {
+            path: path.to_path_buf(),
+            mapped,
+            offset,
+            dtype,
+            start: self.tokens,
+            tokens,
+        });
+        self.tokens += tokens;
+    }
+
+    /// Tokens in all.
+    pub fn len(&self) -> u64 {
+        self.tokens
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.tokens == 0
+    }
+
+    /// Token ids are below this.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// Fills `out` with the tokens from position `start` on.
+    ///
+    /// # Errors
+    /// If the range is not within the stream, or a token is not below the vocabulary's size.
+    pub fn read(&self, start: u64, out: &mut [u32]) -> Result<()> {
+        let end = start.checked_add(out.len() as u64);
+        if end.is_none_or(|end| end > self.tokens) {
+            return Err(Error::config(format!(
+                "tokens {start}..{} of a stream of {}",
+                start.saturating_add(out.len() as u64),
+                self.tokens
+            )));
+        }
+        let mut part = self
+            .parts
+            .partition_point(|part| part.start + part.tokens <= start);
+        let mut done = 0;
+        while done < out.len() {
+            let from = &self.parts[part];
+            let first = start + done as u64 - from.start;
+            let n = (from.tokens - first).min((out.len() - done) as u64) as usize;
+            from.read(first as usize, &mut out[done..done + n], self.vocab_size)?;
+            done += n;
+            part += 1;
+        }
+        Ok(())
+    }
+
+    /// Checks every token; the work of one pass over the files.
+    ///
+    /// # Errors
+    /// If a token is not below the vocabulary's size.
+    pub fn check(&self) -> Result<()> {
+        self.for_each(|_| {})
+    }
+
+    /// Calls `visit` with every token in order.
+    ///
+    /// # Errors
+    /// As [`TokenStream::check`].
+    pub fn for_each(&self, mut visit: impl FnMut(u32)) -> Result<()> {
+        let mut buffer = vec![0; 1 << 16];
+        let mut position = 0;
+        while position < self.tokens {
+            let n = (self.tokens - position).min(buffer.len() as u64) as usize;
+            self.read(position, &mut buffer[..n])?;
+            buffer[..n].iter().for_each(|&token| visit(token));
+            position += n as u64;
+        }
+        Ok(())
+    }
+}
+
+impl Part {
+    fn read(&self, first: usize, out: &mut [u32], vocab_size: usize) -> Result<()> {
+        let size = self.dtype.size();
+        let start = self.offset + first * size;
+        let bytes = &self.mapped[start..start + out.len() * size];
+        for (i, (bytes, slot)) in bytes.chunks_exact(size).zip(out).enumerate() {
+            match self.dtype.read(bytes) {
+                Some(token) if (token as usize) < vocab_size => *slot = token,
+                _ => return Err(self.bad_token(first + i, bytes, vocab_size)),
+            }
+        }
+        Ok(())
+    }
+
+    fn bad_token(&self, position: usize, bytes: &[u8], vocab_size: usize) -> Error {
+        let found = match (self.dtype, bytes) {
+            (Dtype::I32, &[a, b, c, d]) => i32::from_le_bytes([a, b, c, d]).into(),
+            (Dtype::I64, &[a, b, c, d, e, f, g, h]) => i64::from_le_bytes([a, b, c, d, e, f, g, h]),
+            _ => self.dtype.read(bytes).unwrap_or_default().into(),
+        };
+        Error::format(
+            &self.path,
+            format!(
+                "token {found} at position {position} is not below the vocabulary's size {vocab_size}"
+            ),
+        )
+    }
+}
+
+/// A folder that [`super::prepare()`] wrote.
+#[derive(Debug, Clone)]
+pub struct PreparedFolder {
+    folder: PathBuf,
+    manifest: Manifest,
+}
+
+impl PreparedFolder {
+    /// Reads the manifest and checks that every shard is there with the recorded size.
+    ///
+    /// # Errors
+    /// If the manifest or a shard is missing, damaged, or of another size.
+    pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
+        let folder = folder.as_ref().to_path_buf();
+        if !folder.is_dir() {
+            // Gives "no such file or folder" or what the system says.
+            std::fs::read_dir(&folder).map_err(Error::io(&folder))?;
+        }
+        let manifest = Manifest::read(&folder)?;
+        let prepared = Self { folder, manifest };
+        for shard in prepared.shards() {
+            let path = prepared.folder.join(&shard.file);
+            let found = std::fs::metadata(&path).map_err(Error::io(&path))?.len();
+            prepared.check_size(shard, found)?;
+        }
+        Ok(prepared)
+    }
+
+    /// Whether `folder` holds a manifest.
+    pub fn is_prepared(folder: impl AsRef<Path>) -> bool {
+        folder
+            .as_ref()
+            .join(super::manifest::MANIFEST_NAME)
+            .exists()
+    }
+
+    /// Its manifest.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Where it is.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The tokenizer in it.
+    ///
+    /// # Errors
+    /// If it cannot be read or is not the one that made the tokens.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        let tokenizer = Tokenizer::load(&self.folder)?;
+        let expected = &self.manifest.tokenizer;
+        if tokenizer.fingerprint() != expected.fingerprint {
+            return Err(Error::format(
+                &self.folder,
+                "the tokenizer in this folder is not the one that made its tokens; prepare the data again",
+            ));
+        }
+        Ok(tokenizer.named(&expected.name))
+    }
+
+    /// Hashes every shard and compares with the manifest.
+    ///
+    /// # Errors
+    /// If a shard differs.
+    pub fn verify(&self) -> Result<()> {
+        for shard in self.shards() {
+            let path = self.folder.join(&shard.file);
+            let found = files::fingerprint(&path)?;
+            self.check_size(shard, found.bytes)?;
+            if found.sha256 != shard.fingerprint.sha256 {
+                return Err(Error::format(
+                    &path,
+                    format!(
+                        "SHA-256 {}, the manifest says {}: the shard is damaged; prepare the data again",
+                        found.sha256, shard.fingerprint.sha256
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// The training tokens.
+    ///
+    /// # Errors
+    /// If a shard cannot be mapped or changed its size.
+    pub fn train(&self) -> Result<TokenStream> {
+        self.stream(&self.manifest.train)
+    }
+
+    /// The validation tokens; an empty stream when none were held out.
+    ///
+    /// # Errors
+    /// As [`PreparedFolder::train`].
+    pub fn validation(&self) -> Result<TokenStream> {
+        self.stream(&self.manifest.validation)
+    }
+
+    fn stream(&self, split: &SplitRecord) -> Result<TokenStream> {
+        let mut stream = TokenStream::new(self.manifest.tokenizer.vocab_size);
+        for shard in &split.shards {
+            let path = self.folder.join(&shard.file);
+            let mapped = map_file(&path).map_err(Error::io(&path))?;
+            self.check_size(shard, mapped.len() as u64)?;
+            stream.push(&path, mapped, 0, self.manifest.dtype);
+        }
+        Ok(stream)
+    }
+
+    fn shards(&self) -> impl Iterator<Item = &ShardRecord> {
+        let Manifest {
+            train, validation, ..
+        } = &self.manifest;
+        train.shards.iter().chain(&validation.shards)
+    }
+
+    fn check_size(&self, shard: &ShardRecord, found: u64) -> Result<()> {
+        if found == shard.fingerprint.bytes {
+            return Ok(());
+        }
+        let what = if found < shard.fingerprint.bytes {
+            "cut short"
+        } else {
+            "too long"
+        };
+        Err(Error::format(
+            self.folder.join(&shard.file),
+            format!(
+                "{found} bytes, the manifest says {}: the shard is {what}; prepare the data again",
+                shard.fingerprint.bytes
+            ),
+        ))
+    }
+}

@@ -1,0 +1,280 @@
+//! Generated short stories in simple English, without end and without download.
+//!
+//! A story is a plot (something is lost, made, shared, nursed, feared, broken, learned or counted)
+//! with a cast: a hero, a friend, a relative, an animal, a thing, a place. What is said early
+//! comes back later: the thing keeps its colour, the friend keeps the pronoun, numbers add up, the
+//! animal that helps is one that can. So there is something to learn beyond the next word, and a
+//! small model learns much of it within minutes.
+//!
+//! Story `index` of seed `seed` is the same text always and everywhere. All text is original.
+
+mod cast;
+mod plots;
+mod words;
+
+use std::fmt;
+use std::str::FromStr;
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+use sha2::{Digest, Sha256};
+
+use crate::error::Error;
+
+use cast::Cast;
+
+/// Stories that the input `stories` stands for.
+const DEFAULT_COUNT: u64 = 10_000;
+/// Changes when the same seed gives other stories than before.
+const VERSION: u32 = 1;
+
+/// A number of stories: `stories`, `stories:N` or `stories:N:SEED`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stories {
+    /// How many; stories 0 to `count - 1` of the seed.
+    pub count: u64,
+    /// The seed.
+    pub seed: u64,
+}
+
+impl FromStr for Stories {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let wrong = || {
+            Error::config(format!(
+                "`{text}` is not `stories`, `stories:N` or `stories:N:SEED` with N at least 1"
+            ))
+        };
+        let mut parts = text.split(':');
+        if parts.next() != Some("stories") {
+            return Err(wrong());
+        }
+        let mut number = |default| match parts.next() {
+            None => Ok(default),
+            Some(part) => part.parse().map_err(|_| wrong()),
+        };
+        let (count, seed) = (number(DEFAULT_COUNT)?, number(0)?);
+        if count == 0 || parts.next().is_some() {
+            return Err(wrong());
+        }
+        Ok(Self { count, seed })
+    }
+}
+
+/// The full spelling and the version of the generator: equal for equal text.
+impl fmt::Display for Stories {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(
+            f,
+            "stories:{}:{} (version {VERSION})",
+            self.count, self.seed
+        )
+    }
+}
+
+/// Story `index` of `seed`: one or several paragraphs, 100 to 200 words, no line end at the end.
+pub fn story(seed: u64, index: u64) -> String {
+    let mut dice = Dice::new(seed, index);
+    let plot = dice.pick(plots::PLOTS);
+    let cast = Cast::new(&mut dice);
+    plot.paragraphs
+        .iter()
+        .map(|slots| {
+            slots
+                .iter()
+                .map(|variants| cast.tell(dice.pick::<&str>(variants)))
+                .filter(|sentence| !sentence.is_empty())
+                .collect::<Vec<_>>()
+                .join(" ")
+        })
+        .collect::<Vec<_>>()
+        .join("\n\n")
+}
+
+/// A plot: paragraphs of slots, and for each slot sentences to choose from.
+struct Plot {
+    paragraphs: &'static [&'static [&'static [&'static str]]],
+}
+
+/// Choices of one story.
+struct Dice(ChaCha8Rng);
+
+impl Dice {
+    fn new(seed: u64, index: u64) -> Self {
+        let mut digest = Sha256::new();
+        digest.update(format!("hybridnorm stories {VERSION} {seed} {index}"));
+        Self(ChaCha8Rng::from_seed(digest.finalize().into()))
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        ((u64::from(self.0.next_u32()) * n as u64) >> 32) as usize
+    }
+
+    fn pick<'a, T>(&mut self, items: &'a [T]) -> &'a T {
+        &items[self.below(items.len())]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{HashMap, HashSet};
+    use std::io::Write as _;
+
+    use super::*;
+
+    fn words(text: &str) -> impl Iterator<Item = String> {
+        text.split(|c: char| !c.is_alphabetic() && c != '\'')
+            .filter(|word| !word.is_empty())
+            .map(str::to_lowercase)
+    }
+
+    #[test]
+    fn the_same_always() {
+        assert_eq!(story(7, 11), story(7, 11));
+        assert_ne!(story(7, 11), story(7, 12));
+        assert_ne!(story(7, 11), story(8, 11));
+        // Changing any text means raising VERSION and this hash.
+        let all: String = (0..200).map(|i| story(0, i)).collect();
+        assert_eq!(&crate::files::sha256(all.as_bytes())[..16], "GOLDEN");
+    }
+
+    #[test]
+    fn lengths_are_as_said() {
+        let lengths: Vec<_> = (0..5000).map(|i| words(&story(1, i)).count()).collect();
+        assert!(
+            lengths.iter().all(|n| (80..=220).contains(n)),
+            "{:?}",
+            lengths.iter().minmax()
+        );
+        let mean = lengths.iter().sum::<usize>() / lengths.len();
+        assert!((100..=200).contains(&mean), "{mean}");
+    }
+
+    trait MinMax: Iterator {
+        fn minmax(self) -> (Option<Self::Item>, Option<Self::Item>)
+        where
+            Self: Sized + Clone,
+            Self::Item: Ord,
+        {
+            (self.clone().min(), self.max())
+        }
+    }
+    impl<I: Iterator> MinMax for I {}
+
+    #[test]
+    fn no_placeholder_is_left_and_sentences_are_sentences() {
+        for i in 0..5000 {
+            let text = story(2, i);
+            assert!(!text.contains(['{', '}', '_']), "{text}");
+            assert!(!text.contains("  ") && !text.contains(" ."), "{text}");
+            for paragraph in text.split("\n\n") {
+                let first = paragraph.trim_start_matches('"').chars().next().unwrap();
+                assert!(first.is_uppercase(), "{text}");
+                assert!(paragraph.ends_with(['.', '!', '?', '"']), "{text}");
+                assert_eq!(paragraph.matches('"').count() % 2, 0, "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn articles_fit() {
+        for i in 0..3000 {
+            let words: Vec<_> = words(&story(3, i)).collect();
+            for pair in words.windows(2) {
+                let vowel = pair[1].starts_with(['a', 'e', 'i', 'o', 'u']);
+                match pair[0].as_str() {
+                    "an" => assert!(vowel || pair[1] == "hour", "{pair:?}"),
+                    "a" => assert!(!vowel || pair[1] == "useful", "{pair:?}"),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// In a story whose hero, friend and relative are all of one gender, the other gender's
+    /// pronouns never occur.
+    #[test]
+    fn pronouns_agree() {
+        let (mut women, mut men) = (0, 0);
+        for i in 0..4000 {
+            let mut dice = Dice::new(4, i);
+            dice.pick(plots::PLOTS);
+            let cast = Cast::new(&mut dice);
+            let text: HashSet<_> = words(&story(4, i)).collect();
+            let any = |set: &[&str]| set.iter().any(|word| text.contains(*word));
+            match cast.genders() {
+                [true, true, true] => {
+                    women += 1;
+                    assert!(!any(&["he", "him", "his", "himself", "boy"]), "{text:?}");
+                    assert!(any(&["she", "her"]));
+                }
+                [false, false, false] => {
+                    men += 1;
+                    assert!(!any(&["she", "her", "hers", "herself", "girl"]), "{text:?}");
+                    assert!(any(&["he", "him", "his"]));
+                }
+                _ => {}
+            }
+        }
+        assert!(women > 200 && men > 200, "{women} {men}");
+    }
+
+    #[test]
+    fn diverse() {
+        let mut whole = HashSet::new();
+        let mut sentences = HashSet::new();
+        let mut sentence_count = 0;
+        let mut counts: HashMap<String, u32> = HashMap::new();
+        for i in 0..10_000 {
+            let text = story(5, i);
+            for sentence in text.split_inclusive(['.', '!', '?']) {
+                sentence_count += 1;
+                sentences.insert(sentence.to_owned());
+            }
+            words(&text).for_each(|word| *counts.entry(word).or_default() += 1);
+            whole.insert(text);
+        }
+        assert_eq!(whole.len(), 10_000);
+        assert!(
+            sentences.len() * 5 > sentence_count,
+            "{} {sentence_count}",
+            sentences.len()
+        );
+        let total: u32 = counts.values().sum();
+        let bits: f64 = counts
+            .values()
+            .map(|&n| f64::from(n) / f64::from(total))
+            .map(|p| -p * p.log2())
+            .sum();
+        assert!(counts.len() > 900, "{}", counts.len());
+        assert!(bits > 7.5, "{bits}");
+    }
+
+    #[test]
+    fn does_not_compress_to_nothing() {
+        let text: String = (0..2000).map(|i| story(6, i) + "\n").collect();
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        encoder.write_all(text.as_bytes()).unwrap();
+        let ratio = text.len() as f64 / encoder.finish().unwrap().len() as f64;
+        assert!(ratio < 6.0, "{ratio}");
+    }
+
+    #[test]
+    fn specifications() {
+        let of = |text: &str| text.parse::<Stories>().map(|s| (s.count, s.seed)).ok();
+        assert_eq!(of("stories"), Some((DEFAULT_COUNT, 0)));
+        assert_eq!(of("stories:5"), Some((5, 0)));
+        assert_eq!(of("stories:5:9"), Some((5, 9)));
+        for bad in [
+            "stories:",
+            "stories:0",
+            "stories:x",
+            "stories:1:",
+            "stories:1:2:3",
+            "story",
+        ] {
+            assert_eq!(of(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! Read-only memory maps behind a safe function.
+//!
+//! The library forbids `unsafe`, and mapping a file is `unsafe` because another process may change
+//! the file under the map. This crate holds that one call and the argument why it is sound here.
+#![warn(missing_docs)]
+
+use std::fs::File;
+use std::io;
+use std::ops::Deref;
+use std::path::Path;
+
+use memmap2::{Mmap, MmapOptions};
+
+/// The bytes of a file, mapped read-only. An empty file gives an empty slice.
+#[derive(Debug, Default)]
+pub struct Mapped(Option<Mmap>);
+
+impl Deref for Mapped {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.0.as_deref().unwrap_or_default()
+    }
+}
+
+/// Maps a file that nobody changes in place.
+///
+/// Token files are written once, to a temporary name, and renamed when whole; nothing in this
+/// workspace writes to a file under its final name or shortens it. Replacing or deleting a mapped
+/// file is harmless: the map keeps the old content.
+///
+/// # Errors
+/// If the path cannot be opened, is not a regular file, or the system refuses to map it.
+pub fn map_file(path: impl AsRef<Path>) -> io::Result<Mapped> {
+    let file = File::open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "not a regular file",
+        ));
+    }
+    let length = usize::try_from(metadata.len())
+        .map_err(|_| io::Error::new(io::ErrorKind::FileTooLarge, "too large to map"))?;
+    if length == 0 {
+        return Ok(Mapped::default());
+    }
+    // SAFETY: the map is read-only and its length is the file's. What remains is that the file
+    // must not be changed or shortened while the map lives; see this function's documentation
+    // for why the files it is meant for are not.
+    let map = unsafe { MmapOptions::new().len(length).map(&file)? };
+    Ok(Mapped(Some(map)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_map_shows_the_file_and_outlives_its_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        std::fs::write(&path, b"tokens").unwrap();
+        let mapped = map_file(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(&*mapped, b"tokens");
+    }
+
+    #[test]
+    fn empty_files_and_folders() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        std::fs::write(&path, b"").unwrap();
+        assert!(map_file(&path).unwrap().is_empty());
+        assert!(map_file(folder.path()).is_err());
+    }
+}
