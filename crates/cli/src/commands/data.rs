@@ -1,0 +1,119 @@
+//! `hybridnorm data`.
+
+use hybridnorm::Error;
+use hybridnorm::data::{self, InvalidUtf8, Inspection, Manifest, PrepareOptions, SplitReport, TokenizerSpec};
+
+use super::Ending;
+use crate::args::{DataCommand, PrepareArgs, PublicText};
+use crate::console::{self, Console};
+use crate::progress::Display;
+use crate::table::{bytes, grouped, numbers};
+
+pub fn run(command: DataCommand, console: &Console) -> Result<Ending, Error> {
+    match command {
+        DataCommand::Prepare(args) => prepare(args, console)?,
+        DataCommand::Inspect { folder, json } => {
+            let found = data::inspect(&folder)?;
+            match json {
+                true => console::print_json(&found)?,
+                false => console::print(&inspection(&found))?,
+            }
+        }
+        DataCommand::Get {
+            name: PublicText::Gutenberg,
+            json,
+        } => get_gutenberg(json, console)?,
+    }
+    Ok(Ending::Done)
+}
+
+fn prepare(args: PrepareArgs, console: &Console) -> Result<(), Error> {
+    let tokenizer: TokenizerSpec = args.tokenizer.parse()?;
+    let mut options = PrepareOptions {
+        validation_fraction: args.validation_fraction,
+        validation_inputs: args.validation,
+        seed: args.seed,
+        overwrite: args.overwrite,
+        ..PrepareOptions::default()
+    };
+    options.source.text_field = args.text_field;
+    if args.replace_invalid_utf8 {
+        options.source.invalid_utf8 = InvalidUtf8::Replace;
+    }
+    let mut display = Display::new(console);
+    let manifest = data::prepare(&args.inputs, &tokenizer, &args.out, &options, &mut |progress| {
+        display.data(&progress);
+    })?;
+    display.finish();
+    if args.json {
+        return console::print_json(&manifest);
+    }
+    console::print(&summary(&manifest))?;
+    console.note(&format!("prepared folder: {}", args.out.display()));
+    Ok(())
+}
+
+fn get_gutenberg(json: bool, console: &Console) -> Result<(), Error> {
+    let books = data::gutenberg::books()?;
+    let folder = data::gutenberg::cache_folder()?;
+    if json {
+        return console::print_json(&books);
+    }
+    console.note(&format!(
+        "{} books; use `gutenberg` wherever an input is asked for",
+        books.len()
+    ));
+    console::print(&format!("{}\n", folder.display()))
+}
+
+fn summary(manifest: &Manifest) -> String {
+    let mut table = numbers(&["split", "documents", "tokens", "text", "shards"]);
+    for (name, split) in [
+        ("train", &manifest.train),
+        ("validation", &manifest.validation),
+    ] {
+        table.add_row([
+            name.to_owned(),
+            grouped(split.documents),
+            grouped(split.tokens),
+            bytes(split.text_bytes),
+            split.shards.len().to_string(),
+        ]);
+    }
+    format!("{table}\n")
+}
+
+fn inspection(found: &Inspection) -> String {
+    let tokenizer = &found.manifest.tokenizer;
+    let mut table = numbers(&[
+        "split",
+        "documents",
+        "tokens",
+        "text",
+        "bytes/token",
+        "tokens used",
+        "unigram nats",
+    ]);
+    let mut add = |name: &str, split: &SplitReport| {
+        table.add_row([
+            name.to_owned(),
+            grouped(split.documents),
+            grouped(split.tokens),
+            bytes(split.text_bytes),
+            format!("{:.2}", split.bytes_per_token),
+            grouped(split.vocab_used as u64),
+            format!("{:.3}", split.unigram_nats),
+        ]);
+    };
+    add("train", &found.train);
+    if let Some(validation) = &found.validation {
+        add("validation", validation);
+    }
+    format!(
+        "tokenizer {} ({} tokens, SHA-256 {})\nevery shard matches its size and SHA-256\n\n{table}\n\n{}\n",
+        tokenizer.name,
+        grouped(tokenizer.vocab_size as u64),
+        &tokenizer.fingerprint[..16.min(tokenizer.fingerprint.len())],
+        found.sample.trim_end()
+    )
+}

@@ -1,0 +1,35 @@
+//! `hybridnorm eval`.
+
+use hybridnorm::train::Checkpoint;
+use hybridnorm::{Device, Error, eval};
+
+use super::Ending;
+use crate::args::EvalArgs;
+use crate::console::{self, Console};
+use crate::progress::Display;
+
+pub fn run(args: EvalArgs, console: &Console) -> Result<Ending, Error> {
+    let checkpoint = Checkpoint::open(&args.checkpoint)?;
+    let model = checkpoint.model(&Device::flex())?;
+    let mut display = Display::new(console);
+    let data = eval::open_data(
+        &args.data,
+        &model,
+        checkpoint.tokenizer()?,
+        args.seq_len,
+        &mut |progress| display.data(&progress),
+    )?;
+    display.finish();
+    let found = eval::loss(&model, &data, args.batch_size, 0)?;
+    if args.json {
+        console::print_json(&found)?;
+    } else {
+        console::print(&format!(
+            "loss        {:.4} nats per token\nperplexity  {:.3}\ntokens      {}\n",
+            found.loss,
+            found.perplexity,
+            crate::table::grouped(found.tokens)
+        ))?;
+    }
+    Ok(Ending::Done)
+}

@@ -1,0 +1,72 @@
+//! `hybridnorm generate`.
+
+use std::sync::atomic::Ordering;
+
+use hybridnorm::eval::{Sampling, TextGenerator};
+use hybridnorm::train::Checkpoint;
+use hybridnorm::{Device, Error};
+use serde::Serialize;
+
+use super::{Ending, stop_flag};
+use crate::args::GenerateArgs;
+use crate::console::{self, Console};
+
+#[derive(Serialize)]
+struct Written {
+    prompt: String,
+    text: String,
+    tokens: usize,
+}
+
+pub fn run(args: GenerateArgs, console: &Console) -> Result<Ending, Error> {
+    let checkpoint = Checkpoint::open(&args.checkpoint)?;
+    let tokenizer = checkpoint.tokenizer()?.ok_or_else(|| {
+        Error::format(
+            checkpoint.path(),
+            "holds no tokenizer, so it can neither read nor write text",
+        )
+    })?;
+    let model = checkpoint.model(&Device::flex())?;
+    let sampling = Sampling {
+        temperature: args.temperature,
+        top_k: args.top_k,
+        top_p: args.top_p,
+        seed: args.seed,
+    };
+    let stop = stop_flag()?;
+    let mut generator = TextGenerator::new(&model, &tokenizer, &args.prompt, sampling)?;
+    let mut text = String::new();
+    let mut show = |piece: &str| match args.json {
+        true => {
+            text.push_str(piece);
+            Ok(())
+        }
+        false => console::print(piece),
+    };
+    if !args.json {
+        show(&args.prompt)?;
+    }
+    let mut tokens = 0;
+    while tokens < args.max_tokens && !stop.load(Ordering::Relaxed) {
+        let Some(piece) = generator.next_piece()? else {
+            break;
+        };
+        show(&piece)?;
+        tokens += 1;
+    }
+    show(&generator.finish())?;
+    if args.json {
+        console::print_json(&Written {
+            prompt: args.prompt,
+            text,
+            tokens,
+        })?;
+    } else {
+        console::print("\n")?;
+    }
+    if stop.load(Ordering::Relaxed) {
+        console.note(&format!("stopped after {tokens} tokens"));
+        return Ok(Ending::Interrupted);
+    }
+    Ok(Ending::Done)
+}

@@ -1,0 +1,49 @@
+//! `hybridnorm import`.
+
+use hybridnorm::data::{Tokenizer, TokenizerSpec};
+use hybridnorm::interop::official;
+use hybridnorm::model::inventory::inventory;
+use hybridnorm::train::checkpoint::{self, Contents};
+use hybridnorm::{Device, Error};
+use serde::Serialize;
+
+use super::Ending;
+use crate::args::ImportArgs;
+use crate::console::{self, Console};
+use crate::table;
+
+#[derive(Serialize)]
+struct Imported {
+    checkpoint: String,
+    parameters: u64,
+}
+
+pub fn run(args: ImportArgs, console: &Console) -> Result<Ending, Error> {
+    let tokenizer = args
+        .tokenizer
+        .as_deref()
+        .map(|spec| Tokenizer::from_spec(&spec.parse::<TokenizerSpec>()?))
+        .transpose()?;
+    let model = official::import(&args.folder, &Device::flex())?;
+    if let Some(parent) = args.out.parent() {
+        hybridnorm::files::create_dir(parent)?;
+    }
+    checkpoint::save(&args.out, Contents::of_model(&model, tokenizer.as_ref()))?;
+    let parameters = inventory(model.config(), 1, model.config().max_seq_len)?.total;
+    if args.json {
+        console::print_json(&Imported {
+            checkpoint: args.out.display().to_string(),
+            parameters,
+        })?;
+    } else {
+        console.note(&format!(
+            "imported {} parameters into {}",
+            table::grouped(parameters),
+            args.out.display()
+        ));
+        if tokenizer.is_none() {
+            console.note("no tokenizer was given; the checkpoint cannot read or write text");
+        }
+    }
+    Ok(Ending::Done)
+}

@@ -1,0 +1,128 @@
+//! `hybridnorm inspect`.
+
+use std::path::Path;
+
+use hybridnorm::Error;
+use hybridnorm::model::ModelConfig;
+use hybridnorm::model::inventory::{Inventory, inventory};
+use hybridnorm::train::{Checkpoint, Config};
+use serde::Serialize;
+
+use super::Ending;
+use crate::args::InspectArgs;
+use crate::console::{self, Console};
+use crate::table::{bytes, grouped, numbers, scaled};
+
+#[derive(Serialize)]
+struct Report {
+    model: ModelConfig,
+    placement_hash: String,
+    inventory: Inventory,
+    memory_total_bytes: u64,
+    warnings: Vec<String>,
+    config: Option<Config>,
+}
+
+pub fn run(args: InspectArgs, console: &Console) -> Result<Ending, Error> {
+    let report = report(&args)?;
+    if args.json {
+        console::print_json(&report)?;
+        return Ok(Ending::Done);
+    }
+    for warning in &report.warnings {
+        console.warning(warning);
+    }
+    console::print(&text(&report))?;
+    Ok(Ending::Done)
+}
+
+fn report(args: &InspectArgs) -> Result<Report, Error> {
+    let (model, config, micro_batch, seq_len) = match is_config(&args.path) {
+        true => {
+            let config = Config::load(&args.path, &args.settings)?;
+            let model = config.model_config()?;
+            let micro_batch = config.train.batch_size / config.train.grad_accum_steps;
+            let seq_len = config.train.seq_len;
+            (model, Some(config), micro_batch, seq_len)
+        }
+        false => {
+            if !args.settings.is_empty() {
+                return Err(Error::config("--set has no effect on a checkpoint"));
+            }
+            let model = Checkpoint::open(&args.path)?.config()?;
+            let seq_len = model.max_seq_len;
+            (model, None, 1, seq_len)
+        }
+    };
+    let (_, warnings) = model.resolve()?;
+    let inventory = inventory(&model, micro_batch, seq_len)?;
+    Ok(Report {
+        placement_hash: model.placement.hash(),
+        memory_total_bytes: inventory.memory.total(),
+        model,
+        inventory,
+        warnings: warnings.iter().map(ToString::to_string).collect(),
+        config,
+    })
+}
+
+fn is_config(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "toml") || path.is_file()
+}
+
+fn text(report: &Report) -> String {
+    let Report {
+        model, inventory, ..
+    } = report;
+    let shape = format!(
+        "d_model {} · layers {} · heads {} · kv heads {} · head width {} · d_ff {} · vocabulary {} · longest sequence {}",
+        model.d_model,
+        model.n_layers,
+        model.n_heads,
+        model.n_kv_heads,
+        model.head_dim(),
+        model.d_ff,
+        grouped(model.vocab_size as u64),
+        model.max_seq_len
+    );
+    let mut parameters = numbers(&["parameters", "count", "share"]);
+    for (kind, &count) in &inventory.parameters {
+        let share = 100.0 * count as f64 / inventory.total as f64;
+        parameters.add_row([
+            (*kind).to_owned(),
+            grouped(count),
+            format!("{share:.2} %"),
+        ]);
+    }
+    parameters.add_row([
+        "total".to_owned(),
+        grouped(inventory.total),
+        scaled(inventory.total as f64),
+    ]);
+    let memory = &inventory.memory;
+    let mut table = numbers(&["training memory (f32)", "size"]);
+    for (name, size) in [
+        ("weights", memory.weights),
+        ("gradients", memory.gradients),
+        ("optimizer moments", memory.optimizer),
+        ("activations, estimated", memory.activations),
+        ("total", memory.total()),
+    ] {
+        table.add_row([name.to_owned(), bytes(size)]);
+    }
+    let configuration = match &report.config {
+        Some(config) => format!("\nresolved configuration:\n\n{}", config.to_toml()),
+        None => String::new(),
+    };
+    format!(
+        "{shape}\nplacement hash {}\n\n{parameters}\n\n\
+         arithmetic per token at {} tokens: {}FLOP to train, {}FLOP to generate\n\n{table}\n\
+         at {} sequences of {} tokens at a time\n{configuration}",
+        report.placement_hash,
+        grouped(inventory.seq_len as u64),
+        scaled(inventory.train_flops_per_token as f64),
+        scaled(inventory.decode_flops_per_token as f64),
+        inventory.micro_batch,
+        grouped(inventory.seq_len as u64),
+    )
+}

@@ -1,0 +1,86 @@
+//! `hybridnorm quickstart`.
+
+use std::time::Instant;
+
+use hybridnorm::lab::quickstart::{self, Options, Results};
+use hybridnorm::{Device, Error};
+
+use super::{Ending, stop_flag};
+use crate::args::QuickstartArgs;
+use crate::console::{self, Console};
+use crate::progress::{Display, clock};
+use crate::table::{bytes, grouped, numbers};
+
+pub fn run(args: QuickstartArgs, console: &Console) -> Result<Ending, Error> {
+    let started = Instant::now();
+    let options = Options {
+        out: args.out,
+        data: args.data,
+        steps: args.steps,
+    };
+    let stop = stop_flag()?;
+    let mut display = Display::new(console);
+    let results = quickstart::run(&options, &Device::flex(), &stop, &mut |name, steps, event| {
+        display.event(name, steps, &event);
+    })?;
+    display.finish();
+    let Some(results) = results else {
+        console.note("stopped; start again with the same command");
+        return Ok(Ending::Interrupted);
+    };
+    if args.json {
+        console::print_json(&results)?;
+    } else {
+        console::print(&report(&results))?;
+    }
+    console.note(&format!(
+        "took {}; results: {}",
+        clock(started.elapsed()),
+        options.out.join("results.json").display()
+    ));
+    Ok(Ending::Done)
+}
+
+fn report(results: &Results) -> String {
+    let mut table = numbers(&[
+        "placement",
+        "validation loss (nats)",
+        "perplexity",
+        "tokens/s",
+        "peak memory",
+        "largest gradient norm",
+    ]);
+    for row in &results.rows {
+        table.add_row([
+            row.placement.clone(),
+            format!("{:.4}", row.validation_loss),
+            format!("{:.2}", row.perplexity),
+            grouped(row.tokens_per_second as u64),
+            row.peak_memory_bytes.map_or("unknown".into(), bytes),
+            format!("{:.2}", row.max_grad_norm),
+        ]);
+    }
+    table.add_row([
+        "token frequencies only".to_owned(),
+        format!("{:.4}", results.unigram_nats),
+        format!("{:.2}", results.unigram_nats.exp()),
+        "-".into(),
+        "-".into(),
+        "-".into(),
+    ]);
+    let samples: String = results
+        .rows
+        .iter()
+        .map(|row| format!("\n{} writes:\n  {}\n", row.placement, row.sample.replace('\n', "\n  ")))
+        .collect();
+    let runs: String = results
+        .rows
+        .iter()
+        .map(|row| format!("  {}\n", row.run.display()))
+        .collect();
+    format!(
+        "{} · {} tokens each · same initial values, same batches\n{table}\n{samples}\nrun directories:\n{runs}",
+        results.data.join(" "),
+        grouped(results.tokens),
+    )
+}

@@ -1,0 +1,158 @@
+//! Progress: a bar on a terminal, plain lines elsewhere, nothing when quiet.
+
+use std::time::{Duration, Instant};
+
+use hybridnorm::data::Progress;
+use hybridnorm::train::Event;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::console::Console;
+use crate::table;
+
+/// Between two plain lines.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// Shows how far something has come.
+pub struct Display<'a> {
+    console: &'a Console,
+    bar: ProgressBar,
+    stage: String,
+    last_line: Option<Instant>,
+    started: Instant,
+    first_step: Option<u64>,
+}
+
+impl<'a> Display<'a> {
+    /// Nothing has come far yet.
+    pub fn new(console: &'a Console) -> Self {
+        Self {
+            console,
+            bar: ProgressBar::hidden(),
+            stage: String::new(),
+            last_line: None,
+            started: Instant::now(),
+            first_step: None,
+        }
+    }
+
+    /// Shows an event of a run of `steps` steps.
+    pub fn event(&mut self, name: &str, steps: u64, event: &Event<'_>) {
+        match event {
+            Event::Note(text) => self.line(text),
+            Event::Progress(progress) => self.data(progress),
+            Event::Step(row) => {
+                self.stage(name, Some(steps));
+                let done = self.first_step.get_or_insert(row.step - 1);
+                let (done, left) = (row.step - *done, steps.saturating_sub(row.step));
+                let remaining = self.started.elapsed().div_f64(done as f64).mul_f64(left as f64);
+                let numbers = format!(
+                    "loss {:.4}  {} tokens/s",
+                    row.loss,
+                    table::grouped(row.tokens_per_second as u64)
+                );
+                self.bar.set_position(row.step);
+                self.bar.set_message(format!("{numbers}  {} left", clock(remaining)));
+                if self.line_is_due() {
+                    self.line(&format!(
+                        "{name}  step {:>6}/{steps}  {numbers}  lr {:.2e}  gradient norm {:.2}  {} left",
+                        row.step,
+                        row.lr,
+                        row.grad_norm,
+                        clock(remaining)
+                    ));
+                }
+            }
+            Event::Evaluated { step, loss } => self.line(&format!(
+                "{name}  step {step:>6}/{steps}  validation loss {:.4}  perplexity {:.2}",
+                loss.loss, loss.perplexity
+            )),
+            Event::Saved(path) => self.line(&format!("{name}  saved {}", path.display())),
+        }
+    }
+
+    /// Shows how far data preparation has come.
+    pub fn data(&mut self, progress: &Progress) {
+        self.stage(progress.stage, progress.total);
+        self.bar.set_position(progress.done);
+        self.bar.set_message(progress.unit);
+        if self.line_is_due() {
+            let total = match progress.total {
+                Some(total) => format!("/{}", table::grouped(total)),
+                None => String::new(),
+            };
+            self.line(&format!(
+                "{}  {}{total} {}",
+                progress.stage,
+                table::grouped(progress.done),
+                progress.unit
+            ));
+        }
+    }
+
+    /// Prints a line above the bar.
+    pub fn line(&self, text: &str) {
+        self.bar.suspend(|| self.console.note(text));
+    }
+
+    /// Removes the bar.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+
+    fn stage(&mut self, name: &str, total: Option<u64>) {
+        if self.stage == name {
+            return;
+        }
+        self.bar.finish_and_clear();
+        self.stage = name.to_owned();
+        self.started = Instant::now();
+        self.first_step = None;
+        self.last_line = Some(Instant::now());
+        if !self.console.is_terminal() || self.console.is_quiet() {
+            return;
+        }
+        let template = match total {
+            Some(_) => "{prefix} {bar:30.cyan/dim} {pos}/{len}  {msg}",
+            None => "{prefix} {spinner} {pos}  {msg}",
+        };
+        let style = ProgressStyle::with_template(template).expect("a template of ours");
+        self.bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr_with_hz(8))
+            .with_style(style)
+            .with_prefix(name.to_owned());
+    }
+
+    /// Lines take the bar's place where there is no terminal.
+    fn line_is_due(&mut self) -> bool {
+        if self.console.is_terminal() {
+            return false;
+        }
+        let due = self
+            .last_line
+            .is_none_or(|last| last.elapsed() >= LINE_EVERY);
+        if due {
+            self.last_line = Some(Instant::now());
+        }
+        due
+    }
+}
+
+/// `1:02:03` or `02:03`.
+pub fn clock(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    match hours {
+        0 => format!("{minutes:02}:{seconds:02}"),
+        _ => format!("{hours}:{minutes:02}:{seconds:02}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clocks_read_like_clocks() {
+        assert_eq!(clock(Duration::from_secs(63)), "01:03");
+        assert_eq!(clock(Duration::from_secs(3723)), "1:02:03");
+    }
+}

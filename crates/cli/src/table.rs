@@ -1,0 +1,83 @@
+//! Aligned tables.
+
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+
+/// A table with a header; the first column reads from the left, the rest from the right.
+pub fn numbers(header: &[&str]) -> Table {
+    let mut table = plain(header);
+    for index in 1..header.len() {
+        if let Some(column) = table.column_mut(index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+/// A table of words.
+pub fn plain(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table
+        .load_preset(presets::UTF8_HORIZONTAL_ONLY)
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_header(header);
+    table
+}
+
+/// `1234567` as `1,234,567`.
+pub fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// A count with a decimal prefix: `1.24 G`.
+pub fn scaled(number: f64) -> String {
+    let (value, prefix) = [(1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")]
+        .into_iter()
+        .find(|(unit, _)| number >= *unit)
+        .map_or((number, ""), |(unit, prefix)| (number / unit, prefix));
+    match prefix {
+        "" => format!("{value:.0}"),
+        _ => format!("{value:.2}{prefix}"),
+    }
+}
+
+/// Bytes with a binary prefix: `1.5 GiB`.
+pub fn bytes(number: u64) -> String {
+    let number = number as f64;
+    let (value, unit) = [
+        (1024f64.powi(4), "TiB"),
+        (1024f64.powi(3), "GiB"),
+        (1024f64.powi(2), "MiB"),
+        (1024f64, "KiB"),
+    ]
+    .into_iter()
+    .find(|(size, _)| number >= *size)
+    .map_or((number, "B"), |(size, unit)| (number / size, unit));
+    match unit {
+        "B" => format!("{value:.0} B"),
+        _ => format!("{value:.1} {unit}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_readable() {
+        assert_eq!(grouped(0), "0");
+        assert_eq!(grouped(999), "999");
+        assert_eq!(grouped(1_234_567), "1,234,567");
+        assert_eq!(scaled(1_240_000_000.0), "1.24 G");
+        assert_eq!(scaled(12.0), "12");
+        assert_eq!(bytes(1536), "1.5 KiB");
+        assert_eq!(bytes(12), "12 B");
+    }
+}

@@ -1,0 +1,249 @@
+//! Text from a model.
+
+use burn::module::Module;
+use rand::SeedableRng;
+use rand::distr::Distribution;
+use rand::distr::weighted::WeightedIndex;
+use rand_chacha::ChaCha8Rng;
+
+use crate::error::{Error, Result};
+use crate::model::{Decoder, KvCache};
+
+/// How the next token is chosen.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sampling {
+    /// Divides the logits; 0 takes the most likely token always.
+    pub temperature: f64,
+    /// Keep only this many of the most likely tokens; 0 keeps all.
+    pub top_k: usize,
+    /// Keep the most likely tokens that together reach this probability; 1 keeps all.
+    pub top_p: f64,
+    /// Decides the draws.
+    pub seed: u64,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self {
+            temperature: 0.8,
+            top_k: 0,
+            top_p: 0.95,
+            seed: 0,
+        }
+    }
+}
+
+impl Sampling {
+    /// Checks ranges.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the field.
+    pub fn check(&self) -> Result<()> {
+        if !(self.temperature.is_finite() && self.temperature >= 0.0) {
+            return Err(Error::config(format!(
+                "temperature {} must be a finite number of at least 0",
+                self.temperature
+            )));
+        }
+        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
+            return Err(Error::config(format!(
+                "top-p {} must lie above 0 and at most at 1",
+                self.top_p
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// Tokens drawn one after the other, each after reading those before it through a KV cache.
+///
+/// When the model's `max_seq_len` is reached, the later half of the text so far becomes the new
+/// context.
+pub struct Generator {
+    model: Decoder,
+    sampling: Sampling,
+    random: ChaCha8Rng,
+    cache: KvCache,
+    context: Vec<i32>,
+    unread: usize,
+}
+
+impl Generator {
+    /// Starts from a prompt, which must hold at least one token.
+    ///
+    /// # Errors
+    /// If the prompt is empty or holds ids beyond the vocabulary, or a setting is out of range.
+    pub fn new(model: &Decoder, prompt: &[i32], sampling: Sampling) -> Result<Self> {
+        sampling.check()?;
+        if prompt.is_empty() {
+            return Err(Error::config("the prompt holds no token"));
+        }
+        let model = model.valid();
+        model.ids(prompt, 1, prompt.len())?;
+        let longest = model.config().max_seq_len;
+        // Room for at least one new token.
+        let kept = prompt.len().min(longest.max(2) - 1);
+        let context = prompt[prompt.len() - kept..].to_vec();
+        Ok(Self {
+            cache: model.new_cache(1, longest),
+            random: ChaCha8Rng::seed_from_u64(sampling.seed),
+            unread: context.len(),
+            context,
+            model,
+            sampling,
+        })
+    }
+
+    /// Draws the next token.
+    ///
+    /// # Errors
+    /// If the model's output is not finite.
+    pub fn next_token(&mut self) -> Result<i32> {
+        let longest = self.model.config().max_seq_len;
+        if self.context.len() > longest {
+            let keep = (longest / 2).max(1);
+            self.context.drain(..self.context.len() - keep);
+            self.cache = self.model.new_cache(1, longest);
+            self.unread = keep;
+        }
+        let new = &self.context[self.context.len() - self.unread..];
+        let ids = self.model.ids(new, 1, new.len())?;
+        let hidden = self.model.forward_cached(ids, &mut self.cache);
+        let last = hidden.narrow(1, self.unread - 1, 1);
+        let logits = self.model.logits(last).into_data_as::<f32>();
+        let logits = logits.as_slice::<f32>().expect("converted to f32");
+        let token = choose(logits, &self.sampling, &mut self.random)?;
+        self.context.push(token);
+        self.unread = 1;
+        Ok(token)
+    }
+}
+
+/// Chooses a token from logits.
+fn choose(logits: &[f32], sampling: &Sampling, random: &mut ChaCha8Rng) -> Result<i32> {
+    if logits.iter().any(|x| x.is_nan() || *x == f32::INFINITY) {
+        return Err(Error::Diverged(
+            "the model's logits are not finite; its weights are broken".into(),
+        ));
+    }
+    let mut order: Vec<usize> = (0..logits.len()).collect();
+    // Equal logits keep the order of their ids.
+    order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
+    if sampling.temperature == 0.0 {
+        return Ok(order[0] as i32);
+    }
+    if sampling.top_k > 0 {
+        order.truncate(sampling.top_k);
+    }
+    let largest = f64::from(logits[order[0]]);
+    let mut weights: Vec<f64> = order
+        .iter()
+        .map(|&id| ((f64::from(logits[id]) - largest) / sampling.temperature).exp())
+        .collect();
+    let total: f64 = weights.iter().sum();
+    let mut reached = 0.0;
+    let kept = weights
+        .iter()
+        .position(|weight| {
+            reached += weight / total;
+            reached >= sampling.top_p
+        })
+        .map_or(weights.len(), |last| last + 1);
+    weights.truncate(kept);
+    let drawn = WeightedIndex::new(&weights)
+        .map_err(|error| Error::Diverged(format!("cannot draw a token: {error}")))?
+        .sample(random);
+    Ok(order[drawn] as i32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOGITS: [f32; 4] = [0.0, 3.0, 1.0, 2.0];
+
+    fn drawn(sampling: Sampling, n: usize) -> Vec<i32> {
+        let mut random = ChaCha8Rng::seed_from_u64(sampling.seed);
+        (0..n)
+            .map(|_| choose(&LOGITS, &sampling, &mut random).unwrap())
+            .collect()
+    }
+
+    fn plain() -> Sampling {
+        Sampling {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            seed: 1,
+        }
+    }
+
+    #[test]
+    fn temperature_zero_is_greedy() {
+        let greedy = Sampling {
+            temperature: 0.0,
+            ..plain()
+        };
+        assert_eq!(drawn(greedy, 3), [1, 1, 1]);
+    }
+
+    #[test]
+    fn top_k_and_top_p_cut_the_tail() {
+        let top_k = Sampling { top_k: 2, ..plain() };
+        assert!(drawn(top_k, 500).iter().all(|id| [1, 3].contains(id)));
+        // p(1) = 0.644, p(1) + p(3) = 0.881
+        let top_p = Sampling {
+            top_p: 0.8,
+            ..plain()
+        };
+        let ids = drawn(top_p, 500);
+        assert!(ids.contains(&3) && ids.iter().all(|id| [1, 3].contains(id)));
+        let narrow = Sampling {
+            top_p: 0.5,
+            ..plain()
+        };
+        assert!(drawn(narrow, 100).iter().all(|&id| id == 1));
+    }
+
+    #[test]
+    fn draws_follow_the_softmax() {
+        let n = 20_000;
+        let ids = drawn(plain(), n);
+        let total: f64 = LOGITS.iter().map(|&x| f64::from(x).exp()).sum();
+        for (id, logit) in LOGITS.iter().enumerate() {
+            let expected = f64::from(*logit).exp() / total;
+            let found = ids.iter().filter(|&&x| x as usize == id).count() as f64 / n as f64;
+            assert!((found - expected).abs() < 0.015, "{id}: {found} {expected}");
+        }
+    }
+
+    #[test]
+    fn the_seed_decides() {
+        assert_eq!(drawn(plain(), 50), drawn(plain(), 50));
+        assert_ne!(drawn(plain(), 50), drawn(Sampling { seed: 2, ..plain() }, 50));
+    }
+
+    #[test]
+    fn settings_out_of_range_are_errors() {
+        for broken in [
+            Sampling {
+                temperature: -1.0,
+                ..plain()
+            },
+            Sampling {
+                temperature: f64::NAN,
+                ..plain()
+            },
+            Sampling {
+                top_p: 0.0,
+                ..plain()
+            },
+            Sampling {
+                top_p: 1.5,
+                ..plain()
+            },
+        ] {
+            assert!(broken.check().is_err(), "{broken:?}");
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! Other people's checkpoints.
+
+pub mod official;
+mod python_dict;

@@ -1,0 +1,3 @@
+//! Comparing placements.
+
+pub mod quickstart;

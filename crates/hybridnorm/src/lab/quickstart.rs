@@ -1,0 +1,186 @@
+//! The first thing to try: HybridNorm* against Pre-Norm on real text, in minutes.
+//!
+//! Both models start from the same initial values, read the same batches in the same order and
+//! stop after the same number of tokens. One seed and one learning rate show how the tool works;
+//! they do not decide which placement is better.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use serde::Serialize;
+
+use crate::data;
+use crate::error::{Error, Result};
+use crate::eval::{self, Sampling};
+use crate::files;
+use crate::memory;
+use crate::train::{Config, Event, Start, Trainer};
+use crate::{Device, data::Tokenizer};
+
+/// The two placements.
+pub const PLACEMENTS: [&str; 2] = ["hybridnorm-star", "pre-norm"];
+
+/// The recipe, with the placement left open.
+const RECIPE: &str = include_str!("../../../../configs/quickstart.toml");
+
+/// What to run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Options {
+    /// Folder for the run directories and `results.json`.
+    pub out: PathBuf,
+    /// Text to use; empty: Gutenberg, or stories where that cannot be had.
+    pub data: Vec<String>,
+    /// Steps of each training; `None`: the recipe's.
+    pub steps: Option<usize>,
+}
+
+/// What came out.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Results {
+    /// What was read.
+    pub data: Vec<String>,
+    /// Loss on the validation text of knowing token frequencies only, in nats per token.
+    pub unigram_nats: f64,
+    /// Tokens each model was trained on.
+    pub tokens: u64,
+    /// One row a placement.
+    pub rows: Vec<Row>,
+}
+
+/// One placement's training.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Row {
+    /// Its name.
+    pub placement: String,
+    /// Validation loss in nats per token.
+    pub validation_loss: f64,
+    /// `exp` of it.
+    pub perplexity: f64,
+    /// Training throughput.
+    pub tokens_per_second: f64,
+    /// Peak memory of the process during the training, in bytes, where the system tells.
+    pub peak_memory_bytes: Option<u64>,
+    /// Largest gradient norm before clipping.
+    pub max_grad_norm: f64,
+    /// Text that the trained model writes after [`PROMPT`].
+    pub sample: String,
+    /// Where the run is.
+    pub run: PathBuf,
+}
+
+/// What both models continue.
+pub const PROMPT: &str = "Once upon a time";
+
+/// Trains both and compares. `None` when it was asked to stop.
+///
+/// # Errors
+/// If the text cannot be had or a training fails.
+pub fn run(
+    options: &Options,
+    device: &Device,
+    stop: &AtomicBool,
+    on_event: &mut dyn FnMut(&str, u64, Event<'_>),
+) -> Result<Option<Results>> {
+    files::create_dir(&options.out)?;
+    let data = match options.data.as_slice() {
+        [] => vec![available_text(&mut |note| {
+            on_event("data", 0, Event::Note(note));
+        })],
+        given => given.to_vec(),
+    };
+    let mut rows = Vec::new();
+    let (mut tokens, mut unigram_nats) = (0, f64::NAN);
+    for placement in PLACEMENTS {
+        let config = config(placement, &data, options.steps)?;
+        let steps = config.train.steps as u64;
+        let run = options.out.join(placement);
+        let mut forward = |event: Event<'_>| on_event(placement, steps, event);
+        clear_old_run(&run)?;
+        let mut trainer = Trainer::open(config, &run, Start::Fresh, device, &mut forward)?;
+        if unigram_nats.is_nan() {
+            unigram_nats = unigram(&trainer)?;
+        }
+        memory::reset_peak();
+        let outcome = trainer.run(stop, &mut forward)?;
+        if !outcome.finished {
+            return Ok(None);
+        }
+        let validation = outcome
+            .validation
+            .ok_or_else(|| Error::config("the text has too few documents to hold one out"))?;
+        tokens = outcome.tokens;
+        rows.push(Row {
+            placement: placement.to_owned(),
+            validation_loss: validation.loss,
+            perplexity: validation.perplexity,
+            tokens_per_second: outcome.tokens_per_second,
+            peak_memory_bytes: memory::peak_bytes(),
+            max_grad_norm: outcome.max_grad_norm,
+            sample: sample(&trainer)?,
+            run,
+        });
+    }
+    let results = Results {
+        data,
+        unigram_nats,
+        tokens,
+        rows,
+    };
+    let text = serde_json::to_vec_pretty(&results)
+        .map_err(|error| Error::config(format!("cannot write results: {error}")))?;
+    files::write(options.out.join("results.json"), &text)?;
+    Ok(Some(results))
+}
+
+fn config(placement: &str, data: &[String], steps: Option<usize>) -> Result<Config> {
+    let mut config = Config::parse(RECIPE, &[format!("model.placement=\"{placement}\"")])?;
+    config.data.train = data.to_vec();
+    if let Some(steps) = steps {
+        if steps == 0 {
+            return Err(Error::config("0 steps, expected at least 1"));
+        }
+        config.train.steps = steps;
+        config.schedule.warmup_steps = config.schedule.warmup_steps.map(|warmup| warmup.min(steps / 10));
+    }
+    Ok(config)
+}
+
+/// Gutenberg where it can be had, otherwise stories.
+fn available_text(note: &mut dyn FnMut(String)) -> String {
+    match data::gutenberg::books() {
+        Ok(_) => "gutenberg".into(),
+        Err(error) => {
+            note(format!("using generated stories, since the Gutenberg text cannot be had: {error}"));
+            "stories:20000".into()
+        }
+    }
+}
+
+/// Quickstart owns its folder: an earlier one's runs make way.
+fn clear_old_run(run: &Path) -> Result<()> {
+    match run.join("config.toml").exists() {
+        true => std::fs::remove_dir_all(run).map_err(Error::io(run)),
+        false => Ok(()),
+    }
+}
+
+fn unigram(trainer: &Trainer) -> Result<f64> {
+    let folder = trainer
+        .sources()
+        .folders
+        .first()
+        .ok_or_else(|| Error::config("quickstart reads text, not ready tokens"))?;
+    let inspection = data::inspect(folder)?;
+    let split = inspection.validation.as_ref().unwrap_or(&inspection.train);
+    Ok(split.unigram_nats)
+}
+
+fn sample(trainer: &Trainer) -> Result<String> {
+    let tokenizer: &Tokenizer = trainer
+        .sources()
+        .tokenizer
+        .as_ref()
+        .ok_or_else(|| Error::config("quickstart reads text, not ready tokens"))?;
+    let text = eval::write(trainer.model(), tokenizer, PROMPT, 60, Sampling::default())?;
+    Ok(format!("{PROMPT}{text}"))
+}

@@ -1,0 +1,268 @@
+//! The attention function.
+
+use std::sync::Arc;
+
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Tensor, TensorData};
+
+use super::cache::LayerCache;
+use super::config::ModelConfig;
+use super::init::Initializer;
+use super::norm::{Norm, NormSite};
+use super::scale::Scale;
+use crate::ops::{self, NormFn, QkOrder, QkvPrep};
+use crate::placement::{self, AttnInner, AttnScale, Factor, HeadNorm, NormSpec, Role};
+
+/// Smallest temperature of cosine attention (Swin-v2).
+const COSINE_TAU_MIN: f64 = 0.01;
+/// Where that temperature starts.
+const COSINE_TAU_INIT: f32 = 0.1;
+
+/// Causal grouped-query attention with rotary embedding:
+/// `W_out · ctx_norm(softmax(scale · q kᵀ) v)`, q, k, v = prepared `W_qkv · u`.
+#[derive(Module, Debug)]
+pub struct Attention {
+    /// Packed projection, rows `[q heads | k heads | v heads]`; ((h + 2g)·k, d).
+    pub qkv: Param<Tensor<2>>,
+    /// Norm on queries.
+    pub q_norm: Option<Norm>,
+    /// Norm on keys.
+    pub k_norm: Option<Norm>,
+    /// Norm on values.
+    pub v_norm: Option<Norm>,
+    /// Factor on normed queries and keys.
+    pub qk_scale: Scale,
+    /// Cosine attention's temperature per head.
+    pub tau: Option<Param<Tensor<1>>>,
+    /// Norm on the context.
+    pub ctx_norm: Option<Norm>,
+    /// Factor per head on the context.
+    pub head_gain: Option<Param<Tensor<1>>>,
+    /// Output projection, (d, h·k).
+    pub out: Param<Tensor<2>>,
+    #[module(skip)]
+    shape: HeadShape,
+    #[module(skip)]
+    prepare: Prepare,
+}
+
+/// Which positions a forward pass covers, and their rotations.
+#[derive(Debug, Clone)]
+pub struct Positions {
+    /// Positions before these, held by the cache.
+    pub past: usize,
+    /// A row of k numbers (cosines, then sines) for each new position.
+    pub rope: Arc<[f32]>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct HeadShape {
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    scale: f32,
+    softcap: Option<f32>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Prepare(QkvPrep);
+
+impl Attention {
+    /// Makes the attention of block `layer`.
+    pub fn new(
+        config: &ModelConfig,
+        inner: &AttnInner<Factor>,
+        norm: &NormSpec,
+        layer: usize,
+        initializer: &Initializer<'_>,
+        device: &Device,
+    ) -> Self {
+        let (d, h, g, k) = (
+            config.d_model,
+            config.n_heads,
+            config.n_kv_heads,
+            config.head_dim(),
+        );
+        let name = |field: &str| format!("blocks.{layer}.attention.{field}");
+        let draw = |field: &str, role: Role, shape: [usize; 2]| {
+            initializer.block(&name(field), layer, role, shape)
+        };
+        let qkv = [
+            draw("qkv.q", Role::Q, [h * k, d]),
+            draw("qkv.k", Role::K, [g * k, d]),
+            draw("qkv.v", Role::V, [g * k, d]),
+        ]
+        .concat();
+        let out = draw("out", Role::O, [d, h * k]);
+
+        let make = |kind: HeadNorm, heads: usize| {
+            head_site(kind, heads, k).map(|site| Norm::new(norm, site, device))
+        };
+        let (q_norm, k_norm, v_norm) = (
+            make(inner.q_norm, h),
+            make(inner.k_norm, g),
+            make(inner.v_norm, g),
+        );
+        let is_cosine = inner.attn_scale == AttnScale::Cosine;
+        let unit_length = ops::Norm {
+            function: NormFn::L2,
+            eps: 1e-12,
+            gain: ops::Gain::None,
+            bias: false,
+            width: k,
+            groups: 1,
+        };
+        let qk_op = |site: &Option<Norm>| match site {
+            Some(site) => Some(site.op()),
+            None => is_cosine.then_some(unit_length),
+        };
+        let qk_scale = Scale::new(inner.qk_post_scale, k, device);
+        let prepare = QkvPrep {
+            heads: h,
+            kv_heads: g,
+            head_dim: k,
+            q: qk_op(&q_norm),
+            k: qk_op(&k_norm),
+            v: v_norm.as_ref().map(Norm::op),
+            order: match inner.qk_order {
+                placement::QkOrder::BeforeRope => QkOrder::BeforeRope,
+                placement::QkOrder::AfterRope => QkOrder::AfterRope,
+            },
+            qk_scale: qk_scale.constant().unwrap_or(1.0) as f32,
+            clip: inner.clip_qkv.map(|clip| clip as f32),
+        };
+        let scale = match inner.attn_scale {
+            AttnScale::InvSqrtHeadDim => 1.0 / (k as f64).sqrt(),
+            AttnScale::SqrtHeadDim => (k as f64).sqrt(),
+            AttnScale::Const(value) => value,
+            AttnScale::Cosine => 1.0,
+        };
+        let per_head = |value: f32| Param::from_data(vec![value; h].as_slice(), device);
+        Self {
+            qkv: Param::from_data(TensorData::new(qkv, [config.qkv_width(), d]), device),
+            q_norm,
+            k_norm,
+            v_norm,
+            qk_scale,
+            tau: is_cosine.then(|| per_head(COSINE_TAU_INIT)),
+            ctx_norm: make(inner.ctx_norm, h),
+            head_gain: inner.head_gain.then(|| per_head(1.0)),
+            out: Param::from_data(TensorData::new(out, [d, h * k]), device),
+            shape: HeadShape {
+                heads: h,
+                kv_heads: g,
+                head_dim: k,
+                scale: scale as f32,
+                softcap: inner.attn_softcap.map(|cap| cap as f32),
+            },
+            prepare: Prepare(prepare),
+        }
+    }
+
+    /// From what the sub-layer reads (b, t, d) to what it adds (b, t, d). With a cache, attends to
+    /// its positions too and stores the new ones there.
+    pub fn forward(
+        &self,
+        u_btd: Tensor<3>,
+        positions: &Positions,
+        cache: Option<&mut LayerCache>,
+    ) -> Tensor<3> {
+        let device = u_btd.device();
+        let HeadShape {
+            heads,
+            kv_heads,
+            head_dim,
+            scale,
+            softcap,
+        } = self.shape;
+        let [batch, seq, _] = u_btd.dims();
+
+        let qkv_btc = ops::linear(u_btd, self.qkv.val());
+        let params = [&self.q_norm, &self.k_norm, &self.v_norm].map(|norm| match norm {
+            Some(norm) => norm.params(&device),
+            None => Tensor::empty([0], &device),
+        });
+        let qkv_btc =
+            ops::qkv_norm_rope(qkv_btc, params, self.prepare.0, positions.rope.clone());
+        let qkv_btc = self.learned_qk_scales(qkv_btc);
+
+        let spec = ops::Attention {
+            batch,
+            seq,
+            heads,
+            kv_heads,
+            head_dim,
+            scale,
+            softcap,
+        };
+        let ctx_btd = match cache {
+            None => ops::causal_attention(qkv_btc, spec),
+            Some(cache) => {
+                let kv = qkv_btc
+                    .clone()
+                    .narrow(2, heads * head_dim, 2 * kv_heads * head_dim);
+                let kv_bsc = cache.append(kv, positions.past);
+                ops::cached_attention(qkv_btc, kv_bsc, positions.past, spec)
+            }
+        };
+        let ctx_btd = match &self.ctx_norm {
+            Some(norm) => norm.forward(ctx_btd),
+            None => ctx_btd,
+        };
+        let ctx_btd = match &self.head_gain {
+            Some(gain) => ops::scale_columns(ctx_btd, gain.val(), head_dim),
+            None => ctx_btd,
+        };
+        ops::linear(ctx_btd, self.out.val())
+    }
+
+    /// Learned factors on q and k: `qk_scale` on both, `1/τ` on the queries of each head.
+    fn learned_qk_scales(&self, qkv_btc: Tensor<3>) -> Tensor<3> {
+        let HeadShape {
+            heads,
+            kv_heads,
+            head_dim,
+            ..
+        } = self.shape;
+        let device = qkv_btc.device();
+        let ones = |n: usize| Tensor::<1>::ones([n], (&device, qkv_btc.dtype()));
+        let mut qkv_btc = qkv_btc.clone();
+        if let Some(factor) = &self.qk_scale.factor {
+            let per_head = factor.val();
+            let per_head = match per_head.dims()[0] {
+                1 => per_head.repeat_dim(0, head_dim),
+                _ => per_head,
+            };
+            let on_qk = per_head.repeat_dim(0, heads + kv_heads);
+            let all = Tensor::cat(vec![on_qk, ones(kv_heads * head_dim)], 0);
+            qkv_btc = ops::scale_columns(qkv_btc, all, 1);
+        }
+        if let Some(tau) = &self.tau {
+            let on_q = tau.val().clamp_min(COSINE_TAU_MIN).recip();
+            let all = Tensor::cat(vec![on_q, ones(2 * kv_heads)], 0);
+            qkv_btc = ops::scale_columns(qkv_btc, all, head_dim);
+        }
+        qkv_btc
+    }
+}
+
+fn head_site(kind: HeadNorm, heads: usize, head_dim: usize) -> Option<NormSite> {
+    let site = NormSite::of_width;
+    match kind {
+        HeadNorm::None => None,
+        HeadNorm::PerHead => Some(site(head_dim)),
+        HeadNorm::PerHeadOwn => Some(NormSite {
+            groups: heads,
+            ..site(head_dim)
+        }),
+        HeadNorm::PerHeadPlain => Some(NormSite {
+            affine: false,
+            ..site(head_dim)
+        }),
+        HeadNorm::Full => Some(site(heads * head_dim)),
+        HeadNorm::FullPlain => Some(NormSite {
+            affine: false,
+            ..site(heads * head_dim)
+        }),
+    }
+}

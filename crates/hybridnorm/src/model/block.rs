@@ -1,0 +1,82 @@
+//! One block: attention and feed-forward in their wiring.
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+
+use super::attention::{Attention, Positions};
+use super::cache::LayerCache;
+use super::config::ModelConfig;
+use super::feed_forward::FeedForward;
+use super::init::Initializer;
+use super::sublayer::SubLayer;
+use crate::placement::{BlockSpec, NormSpec, Topology};
+
+/// A decoder block whose every norm, skip and scale comes from a [`BlockSpec`].
+#[derive(Module, Debug)]
+pub struct Block {
+    /// Wiring of the attention sub-layer.
+    pub attn: SubLayer,
+    /// The attention function.
+    pub attention: Attention,
+    /// Wiring of the feed-forward sub-layer.
+    pub ffn: SubLayer,
+    /// The feed-forward function.
+    pub feed_forward: FeedForward,
+    #[module(skip)]
+    topology: Topology,
+}
+
+impl Block {
+    /// Makes block `layer` (0-based) of a model.
+    pub fn new(
+        config: &ModelConfig,
+        spec: &BlockSpec,
+        norm: &NormSpec,
+        layer: usize,
+        initializer: &Initializer<'_>,
+        device: &Device,
+    ) -> Self {
+        let d = config.d_model;
+        Self {
+            attn: SubLayer::new(&spec.attn, norm, d, device),
+            attention: Attention::new(config, &spec.attn_inner, norm, layer, initializer, device),
+            ffn: SubLayer::new(&spec.ffn, norm, d, device),
+            feed_forward: FeedForward::new(
+                config,
+                &spec.ffn_inner,
+                norm,
+                layer,
+                initializer,
+                device,
+            ),
+            topology: spec.topology,
+        }
+    }
+
+    /// From the stream (b, t, d) to the stream. With a cache, `x_btd` holds the new positions
+    /// only.
+    pub fn forward(
+        &self,
+        x_btd: Tensor<3>,
+        positions: &Positions,
+        cache: Option<&mut LayerCache>,
+    ) -> Tensor<3> {
+        let attention = |u| self.attention.forward(u, positions, cache);
+        let feed_forward = |u| self.feed_forward.forward(u);
+        match self.topology {
+            Topology::Sequential => {
+                let y = self.attn.forward(x_btd.clone(), &x_btd, attention);
+                self.ffn.forward(y, &x_btd, feed_forward)
+            }
+            Topology::ParallelShared | Topology::ParallelTwo => {
+                let n_attn = self.attn.normed(x_btd.clone());
+                let n_ffn = match self.topology {
+                    Topology::ParallelShared => n_attn.clone(),
+                    _ => self.ffn.normed(x_btd.clone()),
+                };
+                let o = self.attn.branch(n_attn, attention) + self.ffn.branch(n_ffn, feed_forward);
+                self.attn.merge(x_btd, o)
+            }
+        }
+    }
+}

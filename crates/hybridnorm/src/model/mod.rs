@@ -1,0 +1,30 @@
+//! The decoder: embedding, blocks, final norm, head.
+//!
+//! Shape suffixes: b batch, t position, s cached position, d width, h query heads, g key/value
+//! heads, k head width, c packed q·k·v width `(h + 2g)·k`, f feed-forward width, v vocabulary.
+//!
+//! Weights are (out, in), as in PyTorch checkpoints. Parameter names are module paths:
+//! `embedding`, `blocks.3.attention.qkv`, `blocks.3.ffn.in_norm.gain`, `final_norm.gain`, `head`.
+
+mod attention;
+mod block;
+mod cache;
+mod config;
+mod decoder;
+mod feed_forward;
+pub mod init;
+pub mod inventory;
+mod norm;
+pub mod params;
+mod scale;
+mod sublayer;
+
+pub use attention::Attention;
+pub use block::Block;
+pub use cache::KvCache;
+pub use config::{FfnActivation, ModelConfig};
+pub use decoder::{Decoder, LossOptions};
+pub use feed_forward::FeedForward;
+pub use norm::{Norm, NormSite};
+pub use scale::Scale;
+pub use sublayer::SubLayer;

@@ -1,0 +1,116 @@
+//! A norm with its parameters.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Tensor};
+
+use crate::ops::{self, NormFn};
+use crate::placement::{Gain, NormKind, NormSpec};
+
+/// A norm over rows of a fixed width. Which parameters exist follows from the [`NormSpec`].
+#[derive(Module, Debug)]
+pub struct Norm {
+    /// One number per channel (and group).
+    pub gain: Option<Param<Tensor<1>>>,
+    /// One number per channel (and group).
+    pub bias: Option<Param<Tensor<1>>>,
+    /// DyT's and Derf's input factor.
+    pub alpha: Option<Param<Tensor<1>>>,
+    /// Derf's input shift.
+    pub shift: Option<Param<Tensor<1>>>,
+    #[module(skip)]
+    op: NormOp,
+}
+
+/// The op's settings.
+#[derive(Debug, Clone, Copy)]
+pub struct NormOp(pub ops::Norm);
+
+/// What a norm site asks for beyond the model's [`NormSpec`].
+#[derive(Debug, Clone, Copy)]
+pub struct NormSite {
+    /// Elements per row.
+    pub width: usize,
+    /// Parameter vectors, used in turn by consecutive rows.
+    pub groups: usize,
+    /// Whether this site has parameters at all.
+    pub affine: bool,
+    /// Where the gain's effect starts; 1 unless the placement says otherwise.
+    pub gain_init: f64,
+}
+
+impl NormSite {
+    /// A norm with a gain over rows of `width`.
+    pub fn of_width(width: usize) -> Self {
+        Self {
+            width,
+            groups: 1,
+            affine: true,
+            gain_init: 1.0,
+        }
+    }
+}
+
+impl Norm {
+    /// Makes the norm of a site.
+    pub fn new(spec: &NormSpec, site: NormSite, device: &Device) -> Self {
+        let function = match spec.kind {
+            NormKind::Rmsnorm | NormKind::None => NormFn::Rms,
+            NormKind::Layernorm => NormFn::Layer,
+            NormKind::L2 => NormFn::L2,
+            NormKind::Dyt => NormFn::Dyt,
+            NormKind::Derf => NormFn::Derf,
+        };
+        let gain = match spec.gain {
+            Gain::Plain if site.affine => ops::Gain::Plain,
+            Gain::OnePlus if site.affine => ops::Gain::OnePlus,
+            _ => ops::Gain::None,
+        };
+        let gain_start = match gain {
+            ops::Gain::OnePlus => site.gain_init - 1.0,
+            _ => site.gain_init,
+        };
+        let op = ops::Norm {
+            function,
+            eps: spec.eps as f32,
+            gain,
+            bias: spec.bias && site.affine,
+            width: site.width,
+            groups: site.groups,
+        };
+        let vector = |value: f64, n: usize| Param::from_data(vec![value as f32; n].as_slice(), device);
+        let affine = site.width * site.groups;
+        Self {
+            gain: (gain != ops::Gain::None).then(|| vector(gain_start, affine)),
+            bias: op.bias.then(|| vector(0.0, affine)),
+            alpha: matches!(function, NormFn::Dyt | NormFn::Derf)
+                .then(|| vector(spec.alpha_init.unwrap_or(0.5), 1)),
+            shift: (function == NormFn::Derf).then(|| vector(0.0, 1)),
+            op: NormOp(op),
+        }
+    }
+
+    /// Normalizes.
+    pub fn forward(&self, x_btd: Tensor<3>) -> Tensor<3> {
+        let params = self.params(&x_btd.device());
+        ops::norm(x_btd, params, self.op.0)
+    }
+
+    /// The op's settings.
+    pub fn op(&self) -> ops::Norm {
+        self.op.0
+    }
+
+    /// All parameters in one vector, in the order the op reads them.
+    pub fn params(&self, device: &Device) -> Tensor<1> {
+        let mut parts: Vec<_> = [&self.gain, &self.bias, &self.alpha, &self.shift]
+            .into_iter()
+            .flatten()
+            .map(Param::val)
+            .collect();
+        match parts.len() {
+            0 => Tensor::empty([0], device),
+            1 => parts.remove(0),
+            _ => Tensor::cat(parts, 0),
+        }
+    }
+}

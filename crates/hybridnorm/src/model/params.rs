@@ -1,0 +1,278 @@
+//! Parameters by name: listing, reading, replacing.
+
+use std::collections::BTreeMap;
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::tensor::{DType, Gradients, Tensor, TensorData};
+
+use crate::error::{Error, Result};
+
+/// What a parameter is, as far as weight decay and reports are concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// Token embedding (also the tied head).
+    Embedding,
+    /// Output head of its own.
+    Head,
+    /// A projection inside attention.
+    Attention,
+    /// A projection inside a feed-forward.
+    FeedForward,
+    /// Gain, bias, α or shift of a norm.
+    Norm,
+    /// A learned factor: residual scale, head gain, temperature.
+    Scale,
+}
+
+impl Kind {
+    /// Tells the kind from the name.
+    pub fn of(name: &str) -> Self {
+        let leaf = name.rsplit('.').next().unwrap_or(name);
+        match leaf {
+            "embedding" => Self::Embedding,
+            "head" => Self::Head,
+            "qkv" | "out" => Self::Attention,
+            "up" | "down" => Self::FeedForward,
+            "gain" | "bias" | "alpha" | "shift" => Self::Norm,
+            _ => Self::Scale,
+        }
+    }
+}
+
+/// Values of a parameter on the host.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Values {
+    /// Sizes of the dimensions.
+    pub shape: Vec<usize>,
+    /// Row-major elements.
+    pub data: Vec<f32>,
+}
+
+/// Calls `f(name, parameter)` for every parameter, in a fixed order.
+pub fn for_each(model: &impl Module, f: impl FnMut(&str, ParamRef<'_>)) {
+    model.visit(&mut Walk {
+        path: Path::default(),
+        f,
+    });
+}
+
+/// A parameter of any rank as seen by [`for_each`].
+pub enum ParamRef<'a> {
+    /// A vector.
+    Vector(&'a Param<Tensor<1>>),
+    /// A matrix.
+    Matrix(&'a Param<Tensor<2>>),
+}
+
+impl ParamRef<'_> {
+    /// The parameter as a vector; shares memory and gradient history.
+    pub fn flat(&self) -> Tensor<1> {
+        match self {
+            Self::Vector(param) => param.val(),
+            Self::Matrix(param) => {
+                let tensor = param.val();
+                let n = tensor.shape().num_elements();
+                tensor.reshape([n])
+            }
+        }
+    }
+
+    /// Removes this parameter's gradient from what a backward pass gave, as a vector.
+    pub fn take_gradient(&self, gradients: &mut Gradients) -> Option<Tensor<1>> {
+        match self {
+            Self::Vector(param) => param.val().grad_remove(gradients),
+            Self::Matrix(param) => {
+                let gradient = param.val().grad_remove(gradients)?;
+                let n = gradient.shape().num_elements();
+                Some(gradient.reshape([n]))
+            }
+        }
+    }
+
+    /// Sizes of the dimensions.
+    pub fn shape(&self) -> Vec<usize> {
+        match self {
+            Self::Vector(param) => param.val().dims().to_vec(),
+            Self::Matrix(param) => param.val().dims().to_vec(),
+        }
+    }
+}
+
+/// The names of all parameters, in a fixed order.
+pub fn names(model: &impl Module) -> Vec<String> {
+    let mut names = Vec::new();
+    for_each(model, |name, _| names.push(name.to_owned()));
+    names
+}
+
+/// Copies every parameter to the host.
+pub fn values(model: &impl Module) -> BTreeMap<String, Values> {
+    let mut all = BTreeMap::new();
+    for_each(model, |name, param| {
+        let data = param.flat().into_data_as::<f32>();
+        let data = data.try_into_vec::<f32>().expect("converted to f32");
+        let shape = param.shape();
+        all.insert(name.to_owned(), Values { shape, data });
+    });
+    all
+}
+
+/// Replaces every parameter's values; `values` must hold all of them in the right shape.
+///
+/// # Errors
+/// [`Error::Config`] naming the parameter that is missing, unknown or of another shape.
+pub fn load<M: Module>(model: M, mut values: BTreeMap<String, Values>) -> Result<M> {
+    let mut problem = None;
+    let mut take = |name: &str, shape: &[usize]| match values.remove(name) {
+        Some(found) if found.shape == shape => Some(found.data),
+        Some(found) => {
+            problem.get_or_insert(format!(
+                "parameter {name} has shape {:?}, expected {shape:?}",
+                found.shape
+            ));
+            None
+        }
+        None => {
+            problem.get_or_insert(format!("parameter {name} is missing"));
+            None
+        }
+    };
+    let model = map(model, |name, tensor| {
+        let shape: Vec<usize> = tensor.shape().as_slice().to_vec();
+        match take(name, &shape) {
+            Some(data) => tensor.with_data(TensorData::new(data, shape)),
+            None => tensor,
+        }
+    });
+    if let Some(problem) = problem {
+        return Err(Error::config(problem));
+    }
+    match values.into_keys().next() {
+        Some(name) => Err(Error::config(format!(
+            "parameter {name} is not one of this model's"
+        ))),
+        None => Ok(model),
+    }
+}
+
+/// A tensor of any rank as seen by [`map`].
+pub enum AnyTensor {
+    /// A vector.
+    Vector(Tensor<1>),
+    /// A matrix.
+    Matrix(Tensor<2>),
+}
+
+impl AnyTensor {
+    /// Sizes of the dimensions.
+    pub fn shape(&self) -> burn::tensor::Shape {
+        match self {
+            Self::Vector(x) => x.shape(),
+            Self::Matrix(x) => x.shape(),
+        }
+    }
+
+    /// Other values on the same device in the same precision; a fresh leaf of the graph.
+    pub fn with_data(self, data: TensorData) -> Self {
+        match self {
+            Self::Vector(x) => Self::Vector(Tensor::from_data(data, (&x.device(), x.dtype()))),
+            Self::Matrix(x) => Self::Matrix(Tensor::from_data(data, (&x.device(), x.dtype()))),
+        }
+    }
+
+    /// The same values in another precision; a fresh leaf of the graph.
+    pub fn cast(self, dtype: DType) -> Self {
+        match self {
+            Self::Vector(x) => Self::Vector(x.cast(dtype).detach()),
+            Self::Matrix(x) => Self::Matrix(x.cast(dtype).detach()),
+        }
+    }
+
+    /// Applies `f` to the elements as a vector outside the graph; the result is a fresh leaf.
+    pub fn update(self, f: impl FnOnce(Tensor<1>) -> Tensor<1>) -> Self {
+        let autodiff = match &self {
+            Self::Vector(x) => x.is_autodiff(),
+            Self::Matrix(x) => x.is_autodiff(),
+        };
+        let back = |x: Tensor<1>| if autodiff { x.autodiff() } else { x };
+        match self {
+            Self::Vector(x) => Self::Vector(back(f(x.without_autodiff()))),
+            Self::Matrix(x) => {
+                let shape = x.dims();
+                let n = shape[0] * shape[1];
+                Self::Matrix(back(f(x.without_autodiff().reshape([n]))).reshape(shape))
+            }
+        }
+    }
+}
+
+/// Replaces every parameter by `f(name, tensor)`, which must keep the shape.
+pub fn map<M: Module>(model: M, f: impl FnMut(&str, AnyTensor) -> AnyTensor) -> M {
+    model.map(&mut Walk {
+        path: Path::default(),
+        f,
+    })
+}
+
+struct Walk<F> {
+    path: Path,
+    f: F,
+}
+
+#[derive(Default)]
+struct Path(Vec<String>);
+
+impl Path {
+    fn name(&self) -> String {
+        self.0.join(".")
+    }
+}
+
+const RANKS: &str = "this model has vectors and matrices only";
+
+impl<F: FnMut(&str, ParamRef<'_>)> ModuleVisitor for Walk<F> {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.path.0.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.0.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let param: &dyn std::any::Any = param;
+        let param = match D {
+            1 => ParamRef::Vector(param.downcast_ref().expect(RANKS)),
+            _ => ParamRef::Matrix(param.downcast_ref().expect(RANKS)),
+        };
+        (self.f)(&self.path.name(), param);
+    }
+}
+
+impl<F: FnMut(&str, AnyTensor) -> AnyTensor> ModuleMapper for Walk<F> {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.path.0.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.0.pop();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let name = self.path.name();
+        param.map(|tensor| {
+            let requires_grad = tensor.is_require_grad();
+            let tensor: Box<dyn std::any::Any> = Box::new(tensor);
+            let any = match D {
+                1 => AnyTensor::Vector(*tensor.downcast().expect(RANKS)),
+                _ => AnyTensor::Matrix(*tensor.downcast().expect(RANKS)),
+            };
+            let mapped: Box<dyn std::any::Any> = match (self.f)(&name, any) {
+                AnyTensor::Vector(x) => Box::new(x),
+                AnyTensor::Matrix(x) => Box::new(x),
+            };
+            let mapped: Tensor<D> = *mapped.downcast().expect("the mapping keeps the rank");
+            mapped.set_require_grad(requires_grad)
+        })
+    }
+}

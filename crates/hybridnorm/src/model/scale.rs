@@ -1,0 +1,56 @@
+//! A factor on a tensor: a constant of the layer, or learned.
+
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Tensor};
+
+use crate::ops;
+use crate::placement::{Factor, LearnedShape};
+
+/// Multiplies by a constant, a learned number or a learned vector.
+#[derive(Module, Debug)]
+pub struct Scale {
+    /// The learned factor, one number or one per channel.
+    pub factor: Option<Param<Tensor<1>>>,
+    constant: f64,
+}
+
+impl Scale {
+    /// Makes the scale of a resolved factor for tensors of `width` channels.
+    pub fn new(factor: Factor, width: usize, device: &Device) -> Self {
+        match factor {
+            Factor::Const(constant) => Self {
+                factor: None,
+                constant,
+            },
+            Factor::Learned { shape, init } => {
+                let n = match shape {
+                    LearnedShape::Scalar => 1,
+                    LearnedShape::Vector => width,
+                };
+                let start = vec![init as f32; n];
+                Self {
+                    factor: Some(Param::from_data(start.as_slice(), device)),
+                    constant: 1.0,
+                }
+            }
+        }
+    }
+
+    /// Multiplies.
+    pub fn forward(&self, x_btd: Tensor<3>) -> Tensor<3> {
+        match &self.factor {
+            Some(factor) => {
+                let factor = factor.val();
+                let repeat = x_btd.dims()[2] / factor.dims()[0];
+                ops::scale_columns(x_btd, factor, repeat)
+            }
+            None if self.constant == 1.0 => x_btd,
+            None => x_btd * self.constant,
+        }
+    }
+
+    /// The constant, where nothing is learned.
+    pub fn constant(&self) -> Option<f64> {
+        self.factor.is_none().then_some(self.constant)
+    }
+}

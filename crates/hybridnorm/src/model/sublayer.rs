@@ -1,0 +1,103 @@
+//! The rule that wires attention or feed-forward into the stream.
+
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+
+use super::norm::{Norm, NormSite};
+use super::scale::Scale;
+use crate::placement::{self, Factor, NormSpec, Skip};
+
+/// Norms, scales and the skip around a function of the stream.
+///
+/// See [`placement::spec`] for the rule; [`SubLayer::forward`] is that rule.
+#[derive(Module, Debug)]
+pub struct SubLayer {
+    /// Norm before the function.
+    pub in_norm: Option<Norm>,
+    /// Factor on what the function reads.
+    pub in_scale: Scale,
+    /// Factor on the skip.
+    pub skip_scale: Scale,
+    /// Norm on the function's output.
+    pub out_norm: Option<Norm>,
+    /// Factor on the output.
+    pub out_scale: Scale,
+    /// Norm on the sum.
+    pub post_norm: Option<Norm>,
+    #[module(skip)]
+    skip: Skip,
+}
+
+impl SubLayer {
+    /// Makes the wiring of one sub-layer of a resolved block.
+    pub fn new(
+        spec: &placement::SubLayer<Factor>,
+        norm: &NormSpec,
+        d_model: usize,
+        device: &Device,
+    ) -> Self {
+        let site = NormSite::of_width(d_model);
+        let make = |wanted: bool| wanted.then(|| Norm::new(norm, site, device));
+        let scale = |factor: Factor| Scale::new(factor, d_model, device);
+        Self {
+            in_norm: make(spec.in_norm),
+            in_scale: scale(spec.in_scale),
+            skip_scale: scale(spec.skip_scale),
+            out_norm: spec.out_norm.as_ref().map(|out| {
+                let gain_init = match out.gain_init {
+                    Factor::Const(value) | Factor::Learned { init: value, .. } => value,
+                };
+                Norm::new(norm, NormSite { gain_init, ..site }, device)
+            }),
+            out_scale: scale(spec.out_scale),
+            post_norm: make(spec.post_norm),
+            skip: spec.skip,
+        }
+    }
+
+    /// One step of the stream: `s` the state, `b` the state that entered the block, `g` attention
+    /// or feed-forward. All (b, t, d).
+    pub fn forward(
+        &self,
+        s: Tensor<3>,
+        b: &Tensor<3>,
+        g: impl FnOnce(Tensor<3>) -> Tensor<3>,
+    ) -> Tensor<3> {
+        let n = self.normed(s.clone());
+        let skip = match self.skip {
+            Skip::Raw => s,
+            Skip::Normed => n.clone(),
+            Skip::BlockInput => b.clone(),
+            Skip::RawPlusBlockInput => s + b.clone(),
+        };
+        let o = self.branch(n, g);
+        self.merge(skip, o)
+    }
+
+    /// `n = in_norm(s)`
+    pub(super) fn normed(&self, s: Tensor<3>) -> Tensor<3> {
+        apply(&self.in_norm, s)
+    }
+
+    /// `o = out_scale · out_norm(g(in_scale · n))`
+    pub(super) fn branch(
+        &self,
+        n: Tensor<3>,
+        g: impl FnOnce(Tensor<3>) -> Tensor<3>,
+    ) -> Tensor<3> {
+        let o = g(self.in_scale.forward(n));
+        self.out_scale.forward(apply(&self.out_norm, o))
+    }
+
+    /// `s' = post_norm(skip_scale · skip + o)`
+    pub(super) fn merge(&self, skip: Tensor<3>, o: Tensor<3>) -> Tensor<3> {
+        apply(&self.post_norm, self.skip_scale.forward(skip) + o)
+    }
+}
+
+fn apply(norm: &Option<Norm>, x: Tensor<3>) -> Tensor<3> {
+    match norm {
+        Some(norm) => norm.forward(x),
+        None => x,
+    }
+}

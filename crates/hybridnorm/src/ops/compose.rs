@@ -1,0 +1,255 @@
+//! Every op as a composition of Burn's ops: the portable path, and the reference for the kernels.
+
+use burn::tensor::activation::{gelu_approximate, log_softmax, silu, softmax};
+use burn::tensor::{Bool, Int, Tensor, TensorData};
+use hybridnorm_kernels::{
+    activation::Activation,
+    adamw::AdamW,
+    attention::Attention,
+    cross_entropy::LossSpec,
+    norm::{Gain, Norm, NormFn},
+    qkv::{QkOrder, QkvPrep},
+};
+
+/// See [`ops::norm`](super::norm()).
+pub fn norm(x_btd: Tensor<3>, params_p: Tensor<1>, spec: Norm) -> Tensor<3> {
+    let shape = x_btd.dims();
+    let elements: usize = shape.iter().product();
+    let rows = elements / (spec.groups * spec.width);
+    let x = x_btd.reshape([rows, spec.groups, spec.width]);
+    let affine = spec.groups * spec.width;
+    let mut taken = 0;
+    let mut take = |n: usize| {
+        taken += n;
+        params_p.clone().narrow(0, taken - n, n)
+    };
+    let per_channel = |p: Tensor<1>| p.reshape([1, spec.groups, spec.width]);
+    let gain = (spec.gain != Gain::None).then(|| per_channel(take(affine)));
+    let bias = spec.bias.then(|| per_channel(take(affine)));
+    let eps = f64::from(spec.eps);
+    let normed = match spec.function {
+        NormFn::Rms => x.clone() / (x.square().mean_dim(2) + eps).sqrt(),
+        NormFn::L2 => x.clone() / (x.square().sum_dim(2) + eps).sqrt(),
+        NormFn::Layer => {
+            let centered = x.clone() - x.mean_dim(2);
+            centered.clone() / (centered.square().mean_dim(2) + eps).sqrt()
+        }
+        NormFn::Dyt => (x * take(1).reshape([1, 1, 1])).tanh(),
+        NormFn::Derf => {
+            let alpha = take(1).reshape([1, 1, 1]);
+            (x * alpha + take(1).reshape([1, 1, 1])).erf()
+        }
+    };
+    let scaled = match gain {
+        Some(gain) if spec.gain == Gain::OnePlus => normed * (gain + 1.0),
+        Some(gain) => normed * gain,
+        None => normed,
+    };
+    let shifted = match bias {
+        Some(bias) => scaled + bias,
+        None => scaled,
+    };
+    shifted.reshape(shape)
+}
+
+/// See [`ops::linear`](super::linear).
+pub fn linear(x_bti: Tensor<3>, w_oi: Tensor<2>) -> Tensor<3> {
+    let [b, t, i] = x_bti.dims();
+    let o = w_oi.dims()[0];
+    x_bti
+        .reshape([b * t, i])
+        .matmul(w_oi.transpose())
+        .reshape([b, t, o])
+}
+
+/// See [`ops::qkv_norm_rope`](super::qkv_norm_rope).
+pub fn qkv_norm_rope(
+    qkv_btc: Tensor<3>,
+    [q_p, k_p, v_p]: [Tensor<1>; 3],
+    spec: QkvPrep,
+    rope: &[f32],
+) -> Tensor<3> {
+    let qkv = match spec.clip {
+        Some(clip) => qkv_btc.clamp(-f64::from(clip), f64::from(clip)),
+        None => qkv_btc,
+    };
+    let (q_width, kv_width) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
+    let q = qkv.clone().narrow(2, 0, q_width);
+    let k = qkv.clone().narrow(2, q_width, kv_width);
+    let v = qkv.narrow(2, q_width + kv_width, kv_width);
+    let maybe_norm = |x: Tensor<3>, p: Tensor<1>, site: Option<Norm>| match site {
+        Some(site) => norm(x, p, site),
+        None => x,
+    };
+    let prepare = |x: Tensor<3>, p: Tensor<1>, site: Option<Norm>| {
+        let x = match spec.order {
+            QkOrder::BeforeRope => rotate(maybe_norm(x, p, site), spec.head_dim, rope),
+            QkOrder::AfterRope => maybe_norm(rotate(x, spec.head_dim, rope), p, site),
+        };
+        x * f64::from(spec.qk_scale)
+    };
+    let q = prepare(q, q_p, spec.q);
+    let k = prepare(k, k_p, spec.k);
+    let v = maybe_norm(v, v_p, spec.v);
+    Tensor::cat(vec![q, k, v], 2)
+}
+
+/// Rotates pairs (i, i + k/2) of every head by its position's angles (arXiv 2104.09864).
+fn rotate(x_btc: Tensor<3>, head_dim: usize, rope: &[f32]) -> Tensor<3> {
+    let [b, t, c] = x_btc.dims();
+    let (heads, half) = (c / head_dim, head_dim / 2);
+    let table = Tensor::<4>::from_data(
+        TensorData::new(rope[..t * head_dim].to_vec(), [1, t, 1, head_dim]),
+        (&x_btc.device(), x_btc.dtype()),
+    );
+    let (cos, sin) = (
+        table.clone().narrow(3, 0, half),
+        table.narrow(3, half, half),
+    );
+    let x = x_btc.reshape([b, t, heads, head_dim]);
+    let (x1, x2) = (x.clone().narrow(3, 0, half), x.narrow(3, half, half));
+    let y1 = x1.clone() * cos.clone() - x2.clone() * sin.clone();
+    let y2 = x2 * cos + x1 * sin;
+    Tensor::cat(vec![y1, y2], 3).reshape([b, t, c])
+}
+
+/// See [`ops::causal_attention`](super::causal_attention).
+pub fn causal_attention(qkv_btc: Tensor<3>, spec: Attention) -> Tensor<3> {
+    let kv = qkv_btc.clone().narrow(
+        2,
+        spec.heads * spec.head_dim,
+        2 * spec.kv_heads * spec.head_dim,
+    );
+    cached_attention(qkv_btc, &kv, 0, spec)
+}
+
+/// See [`ops::cached_attention`](super::cached_attention).
+pub fn cached_attention(
+    qkv_btc: Tensor<3>,
+    cache_bsc: &Tensor<3>,
+    past: usize,
+    spec: Attention,
+) -> Tensor<3> {
+    let (b, t, h, g, k) = (
+        spec.batch,
+        spec.seq,
+        spec.heads,
+        spec.kv_heads,
+        spec.head_dim,
+    );
+    let s = past + t;
+    let q = qkv_btc.narrow(2, 0, h * k).reshape([b, t, h, k]);
+    let heads_first = |first: usize| {
+        cache_bsc
+            .clone()
+            .narrow(1, 0, s)
+            .narrow(2, first, g * k)
+            .reshape([b, s, g, 1, k])
+            .repeat_dim(3, h / g)
+            .reshape([b, s, h, k])
+            .swap_dims(1, 2)
+    };
+    let (keys, values) = (heads_first(0), heads_first(g * k));
+    let mut scores_bhts =
+        q.swap_dims(1, 2).matmul(keys.swap_dims(2, 3)) * f64::from(spec.scale);
+    if let Some(cap) = spec.softcap.map(f64::from) {
+        scores_bhts = (scores_bhts / cap).tanh() * cap;
+    }
+    let hidden = Tensor::<2, Bool>::tril_mask([t, s], past as i64, &scores_bhts.device())
+        .reshape([1, 1, t, s])
+        .expand([b, h, t, s]);
+    let weights = softmax(scores_bhts.mask_fill(hidden, f32::NEG_INFINITY), 3);
+    weights
+        .matmul(values)
+        .swap_dims(1, 2)
+        .reshape([b, t, h * k])
+}
+
+/// See [`ops::activation`](super::activation()).
+pub fn activation(x_btf: Tensor<3>, act: Activation) -> Tensor<3> {
+    let halves = |x: Tensor<3>| {
+        let f = x.dims()[2] / 2;
+        (x.clone().narrow(2, 0, f), x.narrow(2, f, f))
+    };
+    match act {
+        Activation::Swiglu => {
+            let (gate, up) = halves(x_btf);
+            silu(gate) * up
+        }
+        Activation::Geglu => {
+            let (gate, up) = halves(x_btf);
+            gelu_approximate(gate) * up
+        }
+        Activation::Gelu => gelu_approximate(x_btf),
+        Activation::Relu2 => x_btf.clamp_min(0.0).square(),
+    }
+}
+
+/// See [`ops::scale_columns`](super::scale_columns).
+pub fn scale_columns(x_btd: Tensor<3>, s: Tensor<1>, repeat: usize) -> Tensor<3> {
+    let n = s.dims()[0];
+    let s = s.reshape([n, 1]).repeat_dim(1, repeat);
+    x_btd * s.reshape([1, 1, n * repeat])
+}
+
+/// See [`ops::embedding`](super::embedding()).
+pub fn embedding(w_vd: Tensor<2>, ids_bt: Tensor<2, Int>) -> Tensor<3> {
+    let ([b, t], d) = (ids_bt.dims(), w_vd.dims()[1]);
+    w_vd.select(0, ids_bt.reshape([b * t])).reshape([b, t, d])
+}
+
+/// See [`ops::linear_cross_entropy`](super::linear_cross_entropy).
+///
+/// Burn keeps what it needs to differentiate, so here the logits do stay in memory until the
+/// backward pass.
+pub fn linear_cross_entropy(
+    x_nd: Tensor<2>,
+    w_vd: Tensor<2>,
+    targets_n: Tensor<1, Int>,
+    spec: LossSpec,
+) -> Tensor<1> {
+    let n = x_nd.dims()[0];
+    let mut logits_nv = x_nd.matmul(w_vd.transpose()) * f64::from(spec.logit_scale);
+    if let Some(cap) = spec.softcap.map(f64::from) {
+        logits_nv = (logits_nv / cap).tanh() * cap;
+    }
+    let counted_n1 = targets_n.clone().greater_equal_elem(0).reshape([n, 1]);
+    let ignored_n1 = counted_n1.bool_not();
+    let targets_n1 = targets_n.clamp_min(0).reshape([n, 1]);
+    let log_p_nv = log_softmax(logits_nv.clone(), 1);
+    let nll_n1 = -log_p_nv.clone().gather(1, targets_n1.clone());
+    // logsumexp = z_target − log p_target
+    let lse_n1 = logits_nv.gather(1, targets_n1) + nll_n1.clone();
+    let divisor = f64::from(spec.divisor);
+    let sum = |x: Tensor<2>| x.mask_fill(ignored_n1.clone(), 0.0).sum() / divisor;
+    let cross_entropy = sum(nll_n1);
+    let total = cross_entropy.clone() + sum(lse_n1.square()) * f64::from(spec.z_loss);
+    Tensor::cat(vec![total, cross_entropy.detach()], 0)
+}
+
+/// See [`ops::adamw`](super::adamw).
+pub fn adamw(
+    p: Tensor<1>,
+    g: Tensor<1>,
+    m: Tensor<1>,
+    v: Tensor<1>,
+    grad_scale: f32,
+    step: &AdamW,
+) -> (Tensor<1>, Tensor<1>, Tensor<1>) {
+    let [lr, beta1, beta2, eps, decay] =
+        [step.lr, step.beta1, step.beta2, step.eps, step.weight_decay].map(f64::from);
+    let [correction1, correction2] =
+        [step.bias_correction1, step.bias_correction2].map(f64::from);
+    let g = g * f64::from(grad_scale);
+    let m = m * beta1 + g.clone() * (1.0 - beta1);
+    let v = v * beta2 + g.square() * (1.0 - beta2);
+    let denominator = v.clone().sqrt() / correction2.sqrt() + eps;
+    let update = m.clone() / denominator * (lr / correction1);
+    let p = p * (1.0 - lr * decay) - update;
+    (p, m, v)
+}
+
+/// See [`ops::sum_squares`](super::sum_squares).
+pub fn sum_squares(x: Tensor<1>) -> f64 {
+    x.square().sum().into_scalar::<f64>()
+}

@@ -1,0 +1,354 @@
+//! The CPU implementation: each op forwards to a hand-written kernel, forward and backward.
+//!
+//! Burn routes a call on [`Dispatch`](burn::backend::Dispatch) to [`Flex`] for plain tensors and
+//! to `Autodiff<Flex>` for tensors that record gradients; the latter registers one graph node per
+//! op. Everything here is `f32`, contiguous, on the host.
+
+use std::sync::Arc;
+
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn::backend::ops::FloatTensorOps;
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::{Autodiff, Backend, Flex, backend_extension};
+use burn_flex::FlexTensor;
+use hybridnorm_kernels::{
+    activation::{self, Activation},
+    attention::{self, Attention},
+    cross_entropy::{self, LossSpec, LossSums},
+    elementwise, embedding, linear,
+    norm::{self, Norm},
+    qkv::{self, QkvPrep},
+};
+
+use super::flex::{floats, ids, last_dim, like, tensor, zeros};
+use super::node::node;
+
+/// The fused ops as Burn sees them. Use the functions of [`ops`](super) instead.
+#[backend_extension(Flex, Autodiff)]
+pub trait FusedOps: Backend {
+    /// See [`ops::norm`](super::norm).
+    fn fused_norm(x: FloatTensor<Self>, params: FloatTensor<Self>, spec: Norm)
+    -> FloatTensor<Self>;
+    /// See [`ops::linear`](super::linear).
+    fn fused_linear(x: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self>;
+    /// See [`ops::qkv_norm_rope`](super::qkv_norm_rope).
+    fn fused_qkv(
+        qkv: FloatTensor<Self>,
+        q_params: FloatTensor<Self>,
+        k_params: FloatTensor<Self>,
+        v_params: FloatTensor<Self>,
+        spec: QkvPrep,
+        rope: Arc<[f32]>,
+    ) -> FloatTensor<Self>;
+    /// See [`ops::causal_attention`](super::causal_attention).
+    fn fused_attention(qkv: FloatTensor<Self>, spec: Attention) -> FloatTensor<Self>;
+    /// See [`ops::activation`](super::activation()).
+    fn fused_activation(x: FloatTensor<Self>, act: Activation) -> FloatTensor<Self>;
+    /// See [`ops::scale_columns`](super::scale_columns).
+    fn fused_scale_columns(
+        x: FloatTensor<Self>,
+        s: FloatTensor<Self>,
+        repeat: usize,
+    ) -> FloatTensor<Self>;
+    /// See [`ops::embedding`](super::embedding()).
+    fn fused_embedding(w: FloatTensor<Self>, ids: IntTensor<Self>) -> FloatTensor<Self>;
+    /// See [`ops::linear_cross_entropy`](super::linear_cross_entropy).
+    fn fused_loss(
+        x: FloatTensor<Self>,
+        w: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        spec: LossSpec,
+    ) -> FloatTensor<Self>;
+}
+
+impl FusedOps for Flex {
+    fn fused_norm(x: FlexTensor, params: FlexTensor, spec: Norm) -> FlexTensor {
+        let mut y = zeros(&x);
+        norm::forward(&spec, &floats(&x), &floats(&params), &mut y);
+        like(y, &x)
+    }
+
+    fn fused_linear(x: FlexTensor, w: FlexTensor) -> FlexTensor {
+        let [o, i] = w.layout().shape().dims();
+        let mut shape = x.layout().shape().clone();
+        let last = shape.num_dims() - 1;
+        shape[last] = o;
+        let mut y = vec![0.0; shape.num_elements()];
+        linear::forward(&floats(&x), &floats(&w), &mut y, i, o);
+        tensor(y, shape)
+    }
+
+    fn fused_qkv(
+        qkv: FlexTensor,
+        q_params: FlexTensor,
+        k_params: FlexTensor,
+        v_params: FlexTensor,
+        spec: QkvPrep,
+        rope: Arc<[f32]>,
+    ) -> FlexTensor {
+        let mut out = zeros(&qkv);
+        qkv::forward(
+            &spec,
+            &floats(&qkv),
+            &rope,
+            &floats(&q_params),
+            &floats(&k_params),
+            &floats(&v_params),
+            &mut out,
+        );
+        like(out, &qkv)
+    }
+
+    fn fused_attention(qkv: FlexTensor, spec: Attention) -> FlexTensor {
+        attention_forward(&qkv, &spec).0
+    }
+
+    fn fused_activation(x: FlexTensor, act: Activation) -> FlexTensor {
+        let mut shape = x.layout().shape().clone();
+        let last = shape.num_dims() - 1;
+        shape[last] /= inputs_per_output(act);
+        let f = shape[last];
+        let mut y = vec![0.0; shape.num_elements()];
+        activation::forward(act, &floats(&x), &mut y, f);
+        tensor(y, shape)
+    }
+
+    fn fused_scale_columns(x: FlexTensor, s: FlexTensor, repeat: usize) -> FlexTensor {
+        let mut y = zeros(&x);
+        elementwise::scale_columns(&floats(&x), &floats(&s), repeat, &mut y);
+        like(y, &x)
+    }
+
+    fn fused_embedding(w: FlexTensor, token_ids: FlexTensor) -> FlexTensor {
+        let [_, d] = w.layout().shape().dims();
+        let [b, t] = token_ids.layout().shape().dims();
+        let mut y = vec![0.0; b * t * d];
+        embedding::forward(&ids(&token_ids), &floats(&w), &mut y);
+        tensor(y, [b, t, d])
+    }
+
+    fn fused_loss(x: FlexTensor, w: FlexTensor, targets: FlexTensor, spec: LossSpec) -> FlexTensor {
+        let sums = cross_entropy::loss(&spec, &floats(&x), &floats(&w), &ids(&targets), None);
+        loss_tensor(&spec, &sums)
+    }
+}
+
+impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
+    fn fused_norm(
+        x: FloatTensor<Self>,
+        params: FloatTensor<Self>,
+        spec: Norm,
+    ) -> FloatTensor<Self> {
+        node::<C, _, 2>(
+            [x, params],
+            |[x, params]| {
+                let y = Flex::fused_norm(x.clone(), params.clone(), spec);
+                (y, (x, params))
+            },
+            move |(x, params), dy| {
+                let (mut dx, mut dp) = (zeros(&x), zeros(&params));
+                norm::backward(
+                    &spec,
+                    &floats(&x),
+                    &floats(&params),
+                    &floats(&dy),
+                    &mut dx,
+                    &mut dp,
+                );
+                [like(dx, &x), like(dp, &params)]
+            },
+        )
+    }
+
+    fn fused_linear(x: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
+        node::<C, _, 2>(
+            [x, w],
+            |[x, w]| (Flex::fused_linear(x.clone(), w.clone()), (x, w)),
+            |(x, w), dy| {
+                let [o, i] = w.layout().shape().dims();
+                let dy = floats(&dy);
+                let (mut dx, mut dw) = (zeros(&x), zeros(&w));
+                linear::backward_input(&dy, &floats(&w), &mut dx, i, o);
+                linear::backward_weight(&dy, &floats(&x), &mut dw, i, o);
+                [like(dx, &x), like(dw, &w)]
+            },
+        )
+    }
+
+    fn fused_qkv(
+        qkv: FloatTensor<Self>,
+        q_params: FloatTensor<Self>,
+        k_params: FloatTensor<Self>,
+        v_params: FloatTensor<Self>,
+        spec: QkvPrep,
+        rope: Arc<[f32]>,
+    ) -> FloatTensor<Self> {
+        node::<C, _, 4>(
+            [qkv, q_params, k_params, v_params],
+            |[qkv, q, k, v]| {
+                let y = Flex::fused_qkv(
+                    qkv.clone(),
+                    q.clone(),
+                    k.clone(),
+                    v.clone(),
+                    spec,
+                    rope.clone(),
+                );
+                (y, (qkv, q, k, v, rope))
+            },
+            move |(qkv, q, k, v, rope), dy| {
+                let mut dqkv = zeros(&qkv);
+                let (mut dq, mut dk, mut dv) = (zeros(&q), zeros(&k), zeros(&v));
+                qkv::backward(
+                    &spec,
+                    &floats(&qkv),
+                    &rope,
+                    &floats(&q),
+                    &floats(&k),
+                    &floats(&v),
+                    &floats(&dy),
+                    &mut dqkv,
+                    &mut dq,
+                    &mut dk,
+                    &mut dv,
+                );
+                [like(dqkv, &qkv), like(dq, &q), like(dk, &k), like(dv, &v)]
+            },
+        )
+    }
+
+    fn fused_attention(qkv: FloatTensor<Self>, spec: Attention) -> FloatTensor<Self> {
+        node::<C, _, 1>(
+            [qkv],
+            |[qkv]| {
+                let (ctx, lse) = attention_forward(&qkv, &spec);
+                (ctx.clone(), (qkv, ctx, Arc::<[f32]>::from(lse)))
+            },
+            move |(qkv, ctx, lse), dctx| {
+                let mut dqkv = zeros(&qkv);
+                attention::backward(
+                    &spec,
+                    &floats(&qkv),
+                    &floats(&ctx),
+                    &lse,
+                    &floats(&dctx),
+                    &mut dqkv,
+                );
+                [like(dqkv, &qkv)]
+            },
+        )
+    }
+
+    fn fused_activation(x: FloatTensor<Self>, act: Activation) -> FloatTensor<Self> {
+        node::<C, _, 1>(
+            [x],
+            |[x]| (Flex::fused_activation(x.clone(), act), x),
+            move |x, dy| {
+                let mut dx = zeros(&x);
+                activation::backward(act, &floats(&x), &floats(&dy), &mut dx, last_dim(&dy));
+                [like(dx, &x)]
+            },
+        )
+    }
+
+    fn fused_scale_columns(
+        x: FloatTensor<Self>,
+        s: FloatTensor<Self>,
+        repeat: usize,
+    ) -> FloatTensor<Self> {
+        node::<C, _, 2>(
+            [x, s],
+            |[x, s]| {
+                let y = Flex::fused_scale_columns(x.clone(), s.clone(), repeat);
+                (y, (x, s))
+            },
+            move |(x, s), dy| {
+                let (mut dx, mut ds) = (zeros(&x), zeros(&s));
+                elementwise::scale_columns_backward(
+                    &floats(&x),
+                    &floats(&s),
+                    repeat,
+                    &floats(&dy),
+                    &mut dx,
+                    &mut ds,
+                );
+                [like(dx, &x), like(ds, &s)]
+            },
+        )
+    }
+
+    fn fused_embedding(w: FloatTensor<Self>, token_ids: IntTensor<Self>) -> FloatTensor<Self> {
+        node::<C, _, 1>(
+            [w],
+            |[w]| {
+                let y = Flex::fused_embedding(w.clone(), token_ids.clone());
+                (y, (w.layout().shape().clone(), token_ids))
+            },
+            move |(shape, token_ids), dy| {
+                let mut dw = vec![0.0; shape.num_elements()];
+                embedding::backward(&ids(&token_ids), &floats(&dy), &mut dw);
+                [tensor(dw, shape)]
+            },
+        )
+    }
+
+    fn fused_loss(
+        x: FloatTensor<Self>,
+        w: FloatTensor<Self>,
+        targets: IntTensor<Self>,
+        spec: LossSpec,
+    ) -> FloatTensor<Self> {
+        // The logits never exist as a whole, so their gradient is at hand only while the loss is
+        // computed: it is taken there, and the backward pass only scales it.
+        let tracked = x.is_tracked() || w.is_tracked();
+        node::<C, _, 2>(
+            [x, w],
+            |[x, w]| {
+                if !tracked {
+                    return (Flex::fused_loss(x, w, targets, spec), None);
+                }
+                let (mut dx, mut dw) = (zeros(&x), zeros(&w));
+                let sums = cross_entropy::loss_and_gradients(
+                    &spec,
+                    &floats(&x),
+                    &floats(&w),
+                    &ids(&targets),
+                    &mut dx,
+                    &mut dw,
+                );
+                (loss_tensor(&spec, &sums), Some((like(dx, &x), like(dw, &w))))
+            },
+            |gradients, dy| {
+                let (dx, dw) = gradients.expect("a tracked loss keeps its gradients");
+                let factor = floats(&dy)[0];
+                [dx, dw].map(|gradient| match factor {
+                    1.0 => gradient,
+                    _ => Flex::float_mul_scalar(gradient, factor.into()),
+                })
+            },
+        )
+    }
+}
+
+fn attention_forward(qkv: &FlexTensor, spec: &Attention) -> (FlexTensor, Vec<f32>) {
+    let (b, t, h) = (spec.batch, spec.seq, spec.heads);
+    let mut ctx = vec![0.0; b * t * h * spec.head_dim];
+    let mut lse = vec![0.0; b * h * t];
+    attention::forward(spec, &floats(qkv), &mut ctx, &mut lse);
+    (tensor(ctx, [b, t, h * spec.head_dim]), lse)
+}
+
+/// `[training loss, cross-entropy]`, both divided as the spec says.
+fn loss_tensor(spec: &LossSpec, sums: &LossSums) -> FlexTensor {
+    let divisor = f64::from(spec.divisor);
+    let cross_entropy = sums.cross_entropy / divisor;
+    let total = cross_entropy + f64::from(spec.z_loss) * sums.z / divisor;
+    tensor(vec![total as f32, cross_entropy as f32], [2])
+}
+
+fn inputs_per_output(act: Activation) -> usize {
+    match act {
+        Activation::Swiglu | Activation::Geglu => 2,
+        Activation::Gelu | Activation::Relu2 => 1,
+    }
+}

@@ -1,0 +1,212 @@
+//! The differentiable steps a decoder is made of.
+//!
+//! Each op has two implementations. On the CPU in `f32` it is a hand-written kernel with a
+//! hand-written backward pass ([`fused`]); everywhere else (another device, another precision) it
+//! is a composition of Burn's own ops, whose gradients Burn derives ([`compose`]). The
+//! compositions are also what the kernels are tested against, in `f64`.
+//!
+//! Shape suffixes: b batch, t position, n = b·t rows, d width, h query heads, g key/value heads,
+//! k head width, f feed-forward width, v vocabulary, p parameters of a norm.
+
+pub mod compose;
+mod flex;
+pub mod fused;
+mod node;
+
+use std::sync::Arc;
+
+use burn::backend::{Dispatch, Flex};
+use burn::tensor::{DType, Device, Int, Tensor};
+pub use hybridnorm_kernels::{
+    activation::Activation,
+    adamw::AdamW,
+    attention::Attention,
+    cross_entropy::LossSpec,
+    norm::{Gain, Norm, NormFn},
+    qkv::{QkvPrep, QkOrder, rope_table},
+};
+
+use fused::FusedOps;
+
+/// Normalizes rows of `spec.width` elements; see [`Norm`] for the layout of `params_p`.
+pub fn norm(x_btd: Tensor<3>, params_p: Tensor<1>, spec: Norm) -> Tensor<3> {
+    if is_fused(&x_btd) {
+        let y = Dispatch::fused_norm(x_btd.into_dispatch(), params_p.into_dispatch(), spec);
+        Tensor::from_dispatch(y)
+    } else {
+        compose::norm(x_btd, params_p, spec)
+    }
+}
+
+/// `y = x Wᵀ`, the weight as (out, in).
+pub fn linear(x_bti: Tensor<3>, w_oi: Tensor<2>) -> Tensor<3> {
+    if is_fused(&x_bti) {
+        let y = Dispatch::fused_linear(x_bti.into_dispatch(), w_oi.into_dispatch());
+        Tensor::from_dispatch(y)
+    } else {
+        compose::linear(x_bti, w_oi)
+    }
+}
+
+/// From the packed projection `[q heads | k heads | v heads]` to the same packing with every
+/// norm, rotation and scale applied that comes before the attention scores; see [`QkvPrep`].
+///
+/// `rope` holds a row of `k` numbers for each of the `t` positions, made by [`rope_table`].
+pub fn qkv_norm_rope(
+    qkv_btc: Tensor<3>,
+    [q_p, k_p, v_p]: [Tensor<1>; 3],
+    spec: QkvPrep,
+    rope: Arc<[f32]>,
+) -> Tensor<3> {
+    if is_fused(&qkv_btc) {
+        let y = Dispatch::fused_qkv(
+            qkv_btc.into_dispatch(),
+            q_p.into_dispatch(),
+            k_p.into_dispatch(),
+            v_p.into_dispatch(),
+            spec,
+            rope,
+        );
+        Tensor::from_dispatch(y)
+    } else {
+        compose::qkv_norm_rope(qkv_btc, [q_p, k_p, v_p], spec, &rope)
+    }
+}
+
+/// Causal self-attention from packed q, k, v to the context (b, t, h·k).
+pub fn causal_attention(qkv_btc: Tensor<3>, spec: Attention) -> Tensor<3> {
+    if is_fused(&qkv_btc) {
+        let y = Dispatch::fused_attention(qkv_btc.into_dispatch(), spec);
+        Tensor::from_dispatch(y)
+    } else {
+        compose::causal_attention(qkv_btc, spec)
+    }
+}
+
+/// Attention of new positions over a cache that already holds them: query `i` of the new ones
+/// sees cache rows `0..=past + i`. `spec.seq` is the number of new positions; the cache is
+/// (b, capacity, 2·g·k) with keys before values. Not differentiable on the CPU.
+pub fn cached_attention(
+    qkv_btc: Tensor<3>,
+    cache_bsc: &Tensor<3>,
+    past: usize,
+    spec: Attention,
+) -> Tensor<3> {
+    if is_fused(&qkv_btc) && !qkv_btc.is_autodiff() {
+        let qkv = primitive(qkv_btc);
+        let cache = primitive(cache_bsc.clone());
+        let shape = [spec.batch, spec.seq, spec.heads * spec.head_dim];
+        let mut ctx = vec![0.0; shape.iter().product()];
+        hybridnorm_kernels::attention::cached(
+            &spec,
+            &flex::floats(&qkv),
+            &flex::floats(&cache),
+            past,
+            &mut ctx,
+        );
+        Tensor::from_primitive::<Flex>(flex::tensor(ctx, shape))
+    } else {
+        compose::cached_attention(qkv_btc, cache_bsc, past, spec)
+    }
+}
+
+/// The feed-forward's nonlinearity. Gated ones read `[gate | up]` and halve the last dimension.
+pub fn activation(x_btf: Tensor<3>, act: Activation) -> Tensor<3> {
+    if is_fused(&x_btf) {
+        let y = Dispatch::fused_activation(x_btf.into_dispatch(), act);
+        Tensor::from_dispatch(y)
+    } else {
+        compose::activation(x_btf, act)
+    }
+}
+
+/// Multiplies channels: `s` has one entry for each run of `repeat` consecutive channels.
+pub fn scale_columns(x_btd: Tensor<3>, s: Tensor<1>, repeat: usize) -> Tensor<3> {
+    if is_fused(&x_btd) {
+        let y = Dispatch::fused_scale_columns(x_btd.into_dispatch(), s.into_dispatch(), repeat);
+        Tensor::from_dispatch(y)
+    } else {
+        compose::scale_columns(x_btd, s, repeat)
+    }
+}
+
+/// Rows of `w_vd` by token id.
+pub fn embedding(w_vd: Tensor<2>, ids_bt: Tensor<2, Int>) -> Tensor<3> {
+    if is_fused(&w_vd) {
+        let y = Dispatch::fused_embedding(w_vd.into_dispatch(), ids_bt.into_dispatch());
+        Tensor::from_dispatch(y)
+    } else {
+        compose::embedding(w_vd, ids_bt)
+    }
+}
+
+/// Output projection and cross-entropy in one, in nats: `[training loss, cross-entropy]`.
+///
+/// Both are sums over rows divided by `spec.divisor`; the training loss adds
+/// `z_loss · logsumexp²`. Only the first entry may be differentiated. On the CPU the logits exist
+/// a chunk of rows at a time, and their gradient is taken in the forward pass. A target of −1 is
+/// not counted.
+pub fn linear_cross_entropy(
+    x_nd: Tensor<2>,
+    w_vd: Tensor<2>,
+    targets_n: Tensor<1, Int>,
+    spec: LossSpec,
+) -> Tensor<1> {
+    if is_fused(&x_nd) {
+        let y = Dispatch::fused_loss(
+            x_nd.into_dispatch(),
+            w_vd.into_dispatch(),
+            targets_n.into_dispatch(),
+            spec,
+        );
+        Tensor::from_dispatch(y)
+    } else {
+        compose::linear_cross_entropy(x_nd, w_vd, targets_n, spec)
+    }
+}
+
+/// One AdamW step on a flattened parameter (decoupled decay, arXiv 1711.05101); returns the new
+/// parameter and moments. The gradient is multiplied by `grad_scale` first.
+pub fn adamw(
+    p: Tensor<1>,
+    g: Tensor<1>,
+    m: Tensor<1>,
+    v: Tensor<1>,
+    grad_scale: f32,
+    step: &AdamW,
+) -> (Tensor<1>, Tensor<1>, Tensor<1>) {
+    if is_fused(&p) {
+        let (mut p, g, mut m, mut v) = (primitive(p), primitive(g), primitive(m), primitive(v));
+        hybridnorm_kernels::adamw::step(
+            step,
+            grad_scale,
+            p.storage_mut(),
+            &flex::floats(&g),
+            m.storage_mut(),
+            v.storage_mut(),
+        );
+        let [p, m, v] = [p, m, v].map(Tensor::from_primitive::<Flex>);
+        (p, m, v)
+    } else {
+        compose::adamw(p, g, m, v, grad_scale, step)
+    }
+}
+
+/// `Σ x²` in a fixed order.
+pub fn sum_squares(x: Tensor<1>) -> f64 {
+    if is_fused(&x) {
+        hybridnorm_kernels::adamw::sum_squares(&flex::floats(&primitive(x)))
+    } else {
+        compose::sum_squares(x)
+    }
+}
+
+fn is_fused<const D: usize>(x: &Tensor<D>) -> bool {
+    x.dtype() == DType::F32 && x.device().without_autodiff() == Device::flex()
+}
+
+fn primitive<const D: usize>(x: Tensor<D>) -> burn_flex::FlexTensor {
+    x.without_autodiff()
+        .try_into_primitive::<Flex>()
+        .expect("checked to be on the CPU")
+}

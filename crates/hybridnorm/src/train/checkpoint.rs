@@ -1,0 +1,394 @@
+//! Checkpoints: a folder that is either whole or not a checkpoint.
+//!
+//! ```text
+//! step-00000100/
+//!   config.json            shape of the model, placement and its hash
+//!   model.safetensors      weights
+//!   tokenizer/             what turned text into tokens (where known)
+//!   optimizer.safetensors  moments                        ┐ only in a training run's
+//!   state.json             step, tokens, data cursor, ... ┘ checkpoints
+//!   manifest.json          size and SHA-256 of all of the above; written last
+//! ```
+//!
+//! Files are written into a `.partial` sibling, flushed, and the folder is renamed: what carries
+//! the name is complete. Reading verifies the manifest.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use burn::module::Module;
+use burn::tensor::Device;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::data::Tokenizer;
+use crate::error::{Error, Result};
+use crate::files::{self, Fingerprint, TEMPORARY_SUFFIX};
+use crate::model::{Decoder, ModelConfig, params};
+use crate::tensors::{self, Handle};
+
+const MANIFEST: &str = "manifest.json";
+const CONFIG: &str = "config.json";
+const MODEL: &str = "model.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const STATE: &str = "state.json";
+const TOKENIZER: &str = "tokenizer";
+const FORMAT_VERSION: u32 = 1;
+/// JSON files of a checkpoint are small; anything larger is not ours.
+const JSON_LIMIT: u64 = 16 << 20;
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Manifest {
+    format_version: u32,
+    files: BTreeMap<String, Fingerprint>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ConfigFile {
+    placement_hash: String,
+    model: ModelConfig,
+}
+
+/// What goes into a checkpoint.
+pub struct Contents<'a, S> {
+    /// The model.
+    pub model: &'a Decoder,
+    /// Its tokenizer, where known.
+    pub tokenizer: Option<&'a Tokenizer>,
+    /// Optimizer moments and the trainer's state, in a training run.
+    pub training: Option<(BTreeMap<String, Handle>, &'a S)>,
+}
+
+impl<'a> Contents<'a, ()> {
+    /// A model alone.
+    pub fn of_model(model: &'a Decoder, tokenizer: Option<&'a Tokenizer>) -> Self {
+        Self {
+            model,
+            tokenizer,
+            training: None,
+        }
+    }
+}
+
+/// A checkpoint whose manifest has been verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checkpoint {
+    path: PathBuf,
+}
+
+/// Writes a checkpoint at `path`.
+///
+/// # Errors
+/// If anything cannot be written, or a valid checkpoint stands there already; a broken one is
+/// replaced.
+pub fn save<S: Serialize>(path: &Path, contents: Contents<'_, S>) -> Result<()> {
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(TEMPORARY_SUFFIX);
+    let partial = path.with_file_name(name);
+    if partial.exists() {
+        fs::remove_dir_all(&partial).map_err(Error::io(&partial))?;
+    }
+    let written = write_folder(&partial, contents).and_then(|()| put_in_place(&partial, path));
+    if written.is_err() {
+        let _ = fs::remove_dir_all(&partial);
+    }
+    written
+}
+
+fn write_folder<S: Serialize>(folder: &Path, contents: Contents<'_, S>) -> Result<()> {
+    files::create_dir(folder)?;
+    let model = contents.model.config();
+    let config = ConfigFile {
+        placement_hash: model.placement.hash(),
+        model: model.clone(),
+    };
+    write_json(&folder.join(CONFIG), &config)?;
+    tensors::write(&folder.join(MODEL), tensors::parameters(contents.model))?;
+    if let Some(tokenizer) = contents.tokenizer {
+        tokenizer.save(&folder.join(TOKENIZER))?;
+    }
+    if let Some((moments, state)) = contents.training {
+        tensors::write(&folder.join(OPTIMIZER), moments)?;
+        write_json(&folder.join(STATE), state)?;
+    }
+    let mut manifest = Manifest {
+        format_version: FORMAT_VERSION,
+        files: BTreeMap::new(),
+    };
+    for file in files_below(folder)? {
+        File::open(&file)
+            .and_then(|open| open.sync_all())
+            .map_err(Error::io(&file))?;
+        let name = file.strip_prefix(folder).expect("listed below the folder");
+        let name = name.to_string_lossy().replace('\\', "/");
+        manifest.files.insert(name, files::fingerprint(&file)?);
+    }
+    write_json(&folder.join(MANIFEST), &manifest)
+}
+
+/// Moves the finished folder to its place. A valid checkpoint that stands there is never removed.
+fn put_in_place(partial: &Path, path: &Path) -> Result<()> {
+    if path.exists() {
+        if Checkpoint::verify(path).is_ok() {
+            return Err(Error::format(path, "a checkpoint is already here"));
+        }
+        fs::remove_dir_all(path).map_err(Error::io(path))?;
+    }
+    fs::rename(partial, path).map_err(Error::io(path))?;
+    let parent = path.parent().unwrap_or(Path::new("."));
+    File::open(parent)
+        .and_then(|folder| folder.sync_all())
+        .map_err(Error::io(parent))
+}
+
+impl Checkpoint {
+    /// Opens and verifies the checkpoint at `path`: a checkpoint folder, or a run directory, whose
+    /// newest valid checkpoint is taken.
+    ///
+    /// # Errors
+    /// If there is none, or a file is missing, of another size or of another SHA-256.
+    pub fn open(path: &Path) -> Result<Self> {
+        if path.join(MANIFEST).is_file() {
+            return Self::verify(path);
+        }
+        let folder = path.join(CHECKPOINTS);
+        if folder.is_dir() {
+            let found = newest(path)?;
+            return found.checkpoint.map(|(_, checkpoint)| checkpoint).ok_or_else(|| {
+                let reason = match found.broken.first() {
+                    Some(problem) => format!("no valid checkpoint; {problem}"),
+                    None => "no checkpoint yet".into(),
+                };
+                Error::format(folder, reason)
+            });
+        }
+        fs::metadata(path).map_err(Error::io(path))?;
+        Err(Error::format(
+            path,
+            "neither a checkpoint (no manifest.json) nor a run directory (no checkpoints/)",
+        ))
+    }
+
+    fn verify(path: &Path) -> Result<Self> {
+        let manifest_path = path.join(MANIFEST);
+        let manifest: Manifest = read_json(&manifest_path)?;
+        if manifest.format_version != FORMAT_VERSION {
+            return Err(Error::format(
+                manifest_path,
+                format!(
+                    "format_version is {}, expected {FORMAT_VERSION}",
+                    manifest.format_version
+                ),
+            ));
+        }
+        for required in [CONFIG, MODEL] {
+            if !manifest.files.contains_key(required) {
+                return Err(Error::format(
+                    manifest_path,
+                    format!("{required} is not listed"),
+                ));
+            }
+        }
+        for (name, expected) in &manifest.files {
+            let relative = Path::new(name);
+            let stays_inside = relative
+                .components()
+                .all(|part| matches!(part, std::path::Component::Normal(_)));
+            if !stays_inside {
+                return Err(Error::format(
+                    manifest_path,
+                    format!("file name {name:?} leads outside the checkpoint"),
+                ));
+            }
+            let file = path.join(relative);
+            let bytes = fs::metadata(&file).map_err(Error::io(&file))?.len();
+            if bytes != expected.bytes {
+                return Err(Error::format(
+                    file,
+                    format!("{bytes} bytes, expected {} (manifest.json)", expected.bytes),
+                ));
+            }
+            if files::fingerprint(&file)?.sha256 != expected.sha256 {
+                return Err(Error::format(
+                    file,
+                    "content does not match its SHA-256 in manifest.json",
+                ));
+            }
+        }
+        Ok(Self {
+            path: path.to_path_buf(),
+        })
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The model's configuration.
+    ///
+    /// # Errors
+    /// If it does not describe a model.
+    pub fn config(&self) -> Result<ModelConfig> {
+        let path = self.path.join(CONFIG);
+        let config: ConfigFile = read_json(&path)?;
+        let hash = config.model.placement.hash();
+        if hash != config.placement_hash {
+            return Err(Error::format(
+                path,
+                format!(
+                    "placement_hash is {}, but the placement hashes to {hash}",
+                    config.placement_hash
+                ),
+            ));
+        }
+        Ok(config.model)
+    }
+
+    /// The model with its weights.
+    ///
+    /// # Errors
+    /// If the weights are not those of the configuration.
+    pub fn model(&self, device: &Device) -> Result<Decoder> {
+        let config = self.config()?;
+        let path = self.path.join(MODEL);
+        let values = tensors::read(&path)?;
+        let model = Decoder::uninitialized(&config, device)?;
+        params::load(model, values).map_err(|error| Error::format(path, error.to_string()))
+    }
+
+    /// The tokenizer, where the checkpoint has one.
+    ///
+    /// # Errors
+    /// If it is there but broken.
+    pub fn tokenizer(&self) -> Result<Option<Tokenizer>> {
+        let folder = self.path.join(TOKENIZER);
+        folder
+            .exists()
+            .then(|| Tokenizer::load(&folder))
+            .transpose()
+    }
+
+    /// The trainer's state and optimizer moments.
+    ///
+    /// # Errors
+    /// If this checkpoint was not written by a training run.
+    pub fn training<S: DeserializeOwned>(
+        &self,
+    ) -> Result<(S, BTreeMap<String, params::Values>)> {
+        let state = self.path.join(STATE);
+        if !state.is_file() {
+            return Err(Error::format(
+                &self.path,
+                "holds a model only, no optimizer state to resume from; \
+                 start from it with [init] from",
+            ));
+        }
+        Ok((read_json(&state)?, tensors::read(&self.path.join(OPTIMIZER))?))
+    }
+}
+
+/// Folder of a run that holds its checkpoints.
+pub const CHECKPOINTS: &str = "checkpoints";
+
+/// Where the checkpoint of a step stands.
+pub fn step_path(run: &Path, step: u64) -> PathBuf {
+    run.join(CHECKPOINTS).join(format!("step-{step:08}"))
+}
+
+/// What [`newest`] found.
+#[derive(Debug)]
+pub struct Newest {
+    /// The newest valid checkpoint and its step.
+    pub checkpoint: Option<(u64, Checkpoint)>,
+    /// What is wrong with newer ones that were passed over.
+    pub broken: Vec<String>,
+}
+
+/// Finds the newest valid checkpoint of a run.
+///
+/// # Errors
+/// If the run's folder cannot be listed.
+pub fn newest(run: &Path) -> Result<Newest> {
+    let mut broken = Vec::new();
+    for (step, path) in list(run)?.into_iter().rev() {
+        match Checkpoint::verify(&path) {
+            Ok(checkpoint) => {
+                return Ok(Newest {
+                    checkpoint: Some((step, checkpoint)),
+                    broken,
+                });
+            }
+            Err(error) => broken.push(error.to_string()),
+        }
+    }
+    Ok(Newest {
+        checkpoint: None,
+        broken,
+    })
+}
+
+/// Deletes all but the newest `keep` checkpoints of a run. Called right after one was written, so
+/// at least one good one stays.
+///
+/// # Errors
+/// If one cannot be deleted.
+pub fn prune(run: &Path, keep: usize) -> Result<()> {
+    let all = list(run)?;
+    let surplus = all.len().saturating_sub(keep.max(1));
+    for (_, path) in &all[..surplus] {
+        fs::remove_dir_all(path).map_err(Error::io(path))?;
+    }
+    Ok(())
+}
+
+/// Checkpoints of a run by step, oldest first, valid or not.
+fn list(run: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    let folder = run.join(CHECKPOINTS);
+    if !folder.is_dir() {
+        return Ok(Vec::new());
+    }
+    let mut all = Vec::new();
+    for entry in fs::read_dir(&folder).map_err(Error::io(&folder))? {
+        let path = entry.map_err(Error::io(&folder))?.path();
+        let step = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .and_then(|name| name.strip_prefix("step-"))
+            .and_then(|digits| digits.parse().ok());
+        if let Some(step) = step {
+            all.push((step, path));
+        }
+    }
+    all.sort();
+    Ok(all)
+}
+
+fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let mut pending = vec![folder.to_path_buf()];
+    while let Some(next) = pending.pop() {
+        for entry in fs::read_dir(&next).map_err(Error::io(&next))? {
+            let path = entry.map_err(Error::io(&next))?.path();
+            if path.is_dir() {
+                pending.push(path);
+            } else {
+                found.push(path);
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_vec_pretty(value)
+        .map_err(|error| Error::format(path, error.to_string()))?;
+    files::write(path, &text).map(drop)
+}
+
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let bytes = files::read_small(path, JSON_LIMIT)?;
+    serde_json::from_slice(&bytes).map_err(|error| Error::format(path, error.to_string()))
+}

@@ -1,0 +1,383 @@
+//! The configuration file of a run.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::path::{Path, PathBuf};
+
+use super::optimizer::OptimizerConfig;
+use super::schedule::ScheduleConfig;
+use super::sources::DataOrder;
+use crate::data::{Tokenizer, TokenizerSpec};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::model::{FfnActivation, ModelConfig};
+use crate::placement;
+
+/// A configuration is text that a person wrote; anything larger is not one.
+const CONFIG_LIMIT: u64 = 1 << 20;
+
+/// A run as written in TOML. Every section may be absent until something needs it.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Decides initial values and data order.
+    pub seed: u64,
+    /// Shape and placement. May be absent when `[init] from` names a checkpoint.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<ModelSection>,
+    /// Where weights come from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init: Option<InitSection>,
+    /// What is read.
+    pub data: DataSection,
+    /// How weights are updated.
+    pub optimizer: OptimizerConfig,
+    /// How the learning rate moves.
+    pub schedule: ScheduleConfig,
+    /// How long, how much at a time, how often to look and to save.
+    pub train: TrainSection,
+}
+
+/// `[model]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSection {
+    /// Width of the stream.
+    pub d_model: usize,
+    /// Number of blocks.
+    pub n_layers: usize,
+    /// Number of query heads.
+    pub n_heads: usize,
+    /// Number of key/value heads; as many as query heads unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub n_kv_heads: Option<usize>,
+    /// Inner width of the feed-forward.
+    pub d_ff: usize,
+    /// Rows of the embedding; the tokenizer's vocabulary unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vocab_size: Option<usize>,
+    /// Longest sequence; `train.seq_len` unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_seq_len: Option<usize>,
+    /// Base of the rotary embedding's wavelengths.
+    #[serde(default = "default_rope_theta")]
+    pub rope_theta: f64,
+    /// Whether the head is the embedding.
+    #[serde(default)]
+    pub tie_embeddings: bool,
+    /// The feed-forward's nonlinearity.
+    #[serde(default)]
+    pub activation: FfnActivation,
+    /// A name, or a table of the algebra (perhaps with `base = "NAME"`).
+    #[serde(default = "default_placement")]
+    pub placement: Value,
+    /// Fields of the norm function to set on top of the placement.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub norm: Option<Value>,
+    /// Fields of the initialization to set on top of the placement.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<Value>,
+}
+
+fn default_rope_theta() -> f64 {
+    10_000.0
+}
+
+fn default_placement() -> Value {
+    "hybridnorm".into()
+}
+
+/// `[init]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InitSection {
+    /// A checkpoint whose weights to start from, with a fresh optimizer.
+    pub from: PathBuf,
+}
+
+/// `[data]`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DataSection {
+    /// Training text or tokens: files, folders, globs, `gutenberg`, `stories:N`, prepared folders.
+    pub train: Vec<String>,
+    /// Validation text or tokens. Empty: the part that was split off the training data.
+    pub validation: Vec<String>,
+    /// `bytes`, `r50k`, `cl100k`, `bpe:N`, or a path. Not needed where the data are tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<String>,
+    /// The order of instances within an epoch.
+    pub order: DataOrder,
+}
+
+/// `[train]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainSection {
+    /// Optimizer steps.
+    pub steps: usize,
+    /// Sequences per optimizer step.
+    pub batch_size: usize,
+    /// Tokens per sequence.
+    pub seq_len: usize,
+    /// Micro-batches per optimizer step; divides `batch_size`. Changes memory, not results.
+    pub grad_accum_steps: usize,
+    /// Evaluate every this many steps and at the end; 0: only at the end.
+    pub eval_every: usize,
+    /// At most this many sequences per evaluation; 0: all of them.
+    pub eval_sequences: usize,
+    /// Save every this many steps and at the end; 0: only at the end.
+    pub checkpoint_every: usize,
+    /// How many checkpoints to keep.
+    pub keep_checkpoints: usize,
+}
+
+impl Default for TrainSection {
+    fn default() -> Self {
+        Self {
+            steps: 1000,
+            batch_size: 16,
+            seq_len: 256,
+            grad_accum_steps: 1,
+            eval_every: 100,
+            eval_sequences: 256,
+            checkpoint_every: 500,
+            keep_checkpoints: 2,
+        }
+    }
+}
+
+impl Config {
+    /// Reads a configuration and applies `section.key=value` settings on top.
+    ///
+    /// # Errors
+    /// If the file cannot be read, is no TOML, or has an unknown key, a wrong type or a value out
+    /// of range; the message names the file, the line and the nearest known key.
+    pub fn load(path: impl AsRef<Path>, settings: &[String]) -> Result<Self> {
+        let path = path.as_ref();
+        let bytes = files::read_small(path, CONFIG_LIMIT)?;
+        let text = String::from_utf8(bytes).map_err(|error| {
+            Error::config(format!(
+                "{}: invalid UTF-8 at byte {}",
+                path.display(),
+                error.utf8_error().valid_up_to()
+            ))
+        })?;
+        Self::parse(&text, settings)
+            .map_err(|error| Error::config(format!("{}: {error}", path.display())))
+    }
+
+    /// Reads a configuration from text; see [`Config::load`].
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn parse(text: &str, settings: &[String]) -> Result<Self> {
+        // The text itself is deserialized first, so that errors carry its lines.
+        let plain: Self = toml::from_str(text).map_err(|error| toml_error(text, &error))?;
+        let config = if settings.is_empty() {
+            plain
+        } else {
+            let mut table: toml::Table =
+                toml::from_str(text).map_err(|error| toml_error(text, &error))?;
+            for setting in settings {
+                apply_setting(&mut table, setting)?;
+            }
+            table
+                .try_into()
+                .map_err(|error: toml::de::Error| {
+                    Error::config(format!("--set: {}", explain(error.message())))
+                })?
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The configuration as TOML.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("a configuration is plain data")
+    }
+
+    /// The model's configuration without opening the data: the vocabulary is the one given, or
+    /// the tokenizer's where that is known beforehand.
+    ///
+    /// # Errors
+    /// If the model comes from a checkpoint that cannot be read, or the vocabulary is not known.
+    pub fn model_config(&self) -> Result<ModelConfig> {
+        let Some(model) = &self.model else {
+            let init = self.init.as_ref().ok_or_else(|| Error::config("[model] is missing"))?;
+            return super::Checkpoint::open(&init.from)?.config();
+        };
+        let vocab = match (&model.vocab_size, &self.data.tokenizer) {
+            (None, Some(spec)) => Some(match spec.parse::<TokenizerSpec>()? {
+                TokenizerSpec::Bpe { vocab_size } => vocab_size,
+                known => Tokenizer::from_spec(&known)?.vocab_size(),
+            }),
+            _ => None,
+        };
+        model.settle(self.train.seq_len, vocab)
+    }
+
+    fn check(&self) -> Result<()> {
+        self.optimizer.check()?;
+        let train = &self.train;
+        let positive = [
+            ("steps", train.steps),
+            ("batch_size", train.batch_size),
+            ("seq_len", train.seq_len),
+            ("grad_accum_steps", train.grad_accum_steps),
+            ("keep_checkpoints", train.keep_checkpoints),
+        ];
+        if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
+            return Err(Error::config(format!("train.{key} is 0, expected at least 1")));
+        }
+        if !train.batch_size.is_multiple_of(train.grad_accum_steps) {
+            return Err(Error::config(format!(
+                "train.grad_accum_steps = {} does not divide train.batch_size = {}",
+                train.grad_accum_steps, train.batch_size
+            )));
+        }
+        let tokens = (train.batch_size * train.seq_len) as u64;
+        self.schedule
+            .settle(self.optimizer.lr, train.steps, tokens)?;
+        if self.model.is_none() && self.init.is_none() {
+            return Err(Error::config(
+                "[model] is missing (it may be absent only when [init] from names a checkpoint)",
+            ));
+        }
+        if let Some(model) = &self.model {
+            // The vocabulary is not known before the tokenizer is; any size will do for the check.
+            let vocab = model.vocab_size.or(Some(1));
+            model.settle(train.seq_len, vocab)?.resolve()?;
+        }
+        Ok(())
+    }
+}
+
+impl ModelSection {
+    /// The model's configuration, where `vocab` is the vocabulary of the tokenizer or the data.
+    ///
+    /// # Errors
+    /// If the placement is not one, or a size is missing or contradicts another.
+    pub fn settle(&self, seq_len: usize, vocab: Option<usize>) -> Result<ModelConfig> {
+        let vocab_size = match (self.vocab_size, vocab) {
+            (Some(given), Some(needed)) if given < needed => {
+                return Err(Error::config(format!(
+                    "model.vocab_size = {given} is smaller than the data's vocabulary of {needed}"
+                )));
+            }
+            (Some(size), _) | (None, Some(size)) => size,
+            (None, None) => {
+                return Err(Error::config(
+                    "model.vocab_size is missing, and neither a tokenizer nor the data tell it",
+                ));
+            }
+        };
+        let max_seq_len = self.max_seq_len.unwrap_or(seq_len);
+        if max_seq_len < seq_len {
+            return Err(Error::config(format!(
+                "model.max_seq_len = {max_seq_len} is smaller than train.seq_len = {seq_len}"
+            )));
+        }
+        Ok(ModelConfig {
+            d_model: self.d_model,
+            n_layers: self.n_layers,
+            n_heads: self.n_heads,
+            n_kv_heads: self.n_kv_heads.unwrap_or(self.n_heads),
+            d_ff: self.d_ff,
+            vocab_size,
+            max_seq_len,
+            rope_theta: self.rope_theta,
+            tie_embeddings: self.tie_embeddings,
+            activation: self.activation,
+            placement: self.placement()?,
+        })
+    }
+
+    fn placement(&self) -> Result<placement::Placement> {
+        let mut value = match &self.placement {
+            Value::String(name) => Map::from_iter([("base".to_owned(), name.clone().into())]),
+            Value::Object(table) => table.clone(),
+            _ => {
+                return Err(Error::config(
+                    "model.placement must be a name or a table of the algebra",
+                ));
+            }
+        };
+        for (key, patch) in [("norm", &self.norm), ("init", &self.init)] {
+            let Some(patch) = patch else { continue };
+            let Value::Object(patch) = patch else {
+                return Err(Error::config(format!("model.{key} must be a table")));
+            };
+            let slot = value
+                .entry(key)
+                .or_insert_with(|| Value::Object(Map::new()));
+            if let Value::Object(slot) = slot {
+                slot.extend(patch.clone());
+            }
+        }
+        Ok(placement::from_value(Value::Object(value))?)
+    }
+}
+
+/// Sets `section.key=value` in a table. The value is TOML; what is no TOML is taken as a string.
+fn apply_setting(table: &mut toml::Table, setting: &str) -> Result<()> {
+    let (key, value) = setting.split_once('=').ok_or_else(|| {
+        Error::config(format!(
+            "--set {setting}: expected section.key=value, e.g. --set train.steps=100"
+        ))
+    })?;
+    let value = value.trim();
+    let parsed = toml::from_str::<toml::Table>(&format!("value = {value}"))
+        .ok()
+        .and_then(|mut table| table.remove("value"))
+        .unwrap_or_else(|| toml::Value::String(value.to_owned()));
+    let mut path: Vec<&str> = key.trim().split('.').collect();
+    let last = path.pop().unwrap_or_default();
+    if last.is_empty() || path.iter().any(|part| part.is_empty()) {
+        return Err(Error::config(format!("--set {setting}: {key:?} is no key")));
+    }
+    let mut at = table;
+    for part in path {
+        let next = at
+            .entry(part)
+            .or_insert_with(|| toml::Value::Table(toml::Table::new()));
+        at = next.as_table_mut().ok_or_else(|| {
+            Error::config(format!("--set {setting}: {part} is not a section"))
+        })?;
+    }
+    at.insert(last.to_owned(), parsed);
+    Ok(())
+}
+
+fn toml_error(text: &str, error: &toml::de::Error) -> Error {
+    let place = error.span().map(|span| {
+        let line = text[..span.start.min(text.len())].matches('\n').count() + 1;
+        format!("line {line}: ")
+    });
+    Error::config(format!(
+        "{}{}",
+        place.unwrap_or_default(),
+        explain(error.message())
+    ))
+}
+
+/// Turns serde's "unknown field `x`, expected one of `a`, `b`" into one line that names the
+/// nearest known key.
+fn explain(message: &str) -> String {
+    let message = message.trim().replace('\n', " ");
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    if !message.starts_with("unknown field") && !message.starts_with("unknown variant") {
+        return message;
+    }
+    let Some(found) = quoted.next() else {
+        return message;
+    };
+    let nearest = quoted
+        .map(|known| (strsim::damerau_levenshtein(found, known), known))
+        .min()
+        .filter(|(distance, known)| *distance <= known.len().max(3) / 2);
+    match nearest {
+        Some((_, known)) => format!("{message}; did you mean `{known}`?"),
+        None => message,
+    }
+}

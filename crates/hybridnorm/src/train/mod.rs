@@ -1,0 +1,16 @@
+//! Training: configuration, loop, optimizer, schedule, checkpoints, metrics.
+
+pub mod checkpoint;
+mod config;
+pub mod metrics;
+mod optimizer;
+mod schedule;
+pub mod sources;
+mod trainer;
+
+pub use checkpoint::Checkpoint;
+pub use config::{Config, DataSection, InitSection, ModelSection, TrainSection};
+pub use optimizer::{GradientSum, Optimizer, OptimizerConfig, OptimizerKind};
+pub use schedule::{Schedule, ScheduleConfig, ScheduleKind};
+pub use sources::{DataOrder, Sources};
+pub use trainer::{Event, Outcome, Start, State, Trainer};

@@ -1,0 +1,264 @@
+//! AdamW with parameter groups.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::{Device, Gradients, Tensor, TensorData};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::model::{
+    Decoder,
+    params::{self, Kind, Values},
+};
+use crate::ops::{self, AdamW};
+use crate::tensors::Handle;
+
+/// `[optimizer]`: how weights are updated.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OptimizerConfig {
+    /// The rule.
+    pub kind: OptimizerKind,
+    /// Peak learning rate.
+    pub lr: f64,
+    /// Decay of the first and second moment per step.
+    pub betas: (f64, f64),
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled weight decay, per unit of learning rate.
+    pub weight_decay: f64,
+    /// Whether norm gains and biases decay (official HybridNorm: yes).
+    pub decay_norms: bool,
+    /// Whether the embedding decays (official: dense no, MoE yes).
+    pub decay_embeddings: bool,
+    /// Gradients are scaled down to this global norm; 0 turns clipping off.
+    pub clip_grad_norm: f64,
+}
+
+/// The update rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerKind {
+    /// Adam with decoupled weight decay (arXiv 1711.05101).
+    AdamW,
+}
+
+impl Default for OptimizerConfig {
+    /// The official dense settings.
+    fn default() -> Self {
+        Self {
+            kind: OptimizerKind::AdamW,
+            lr: 3e-4,
+            betas: (0.9, 0.95),
+            eps: 1e-8,
+            weight_decay: 0.1,
+            decay_norms: true,
+            decay_embeddings: false,
+            clip_grad_norm: 1.0,
+        }
+    }
+}
+
+impl OptimizerConfig {
+    /// Checks ranges.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the key.
+    pub fn check(&self) -> Result<()> {
+        let (beta1, beta2) = self.betas;
+        let rules = [
+            ("lr", self.lr, self.lr > 0.0),
+            ("betas[0]", beta1, (0.0..1.0).contains(&beta1)),
+            ("betas[1]", beta2, (0.0..1.0).contains(&beta2)),
+            ("eps", self.eps, self.eps > 0.0),
+            ("weight_decay", self.weight_decay, self.weight_decay >= 0.0),
+            (
+                "clip_grad_norm",
+                self.clip_grad_norm,
+                self.clip_grad_norm >= 0.0,
+            ),
+        ];
+        match rules
+            .iter()
+            .find(|(_, value, holds)| !(*holds && value.is_finite()))
+        {
+            Some((key, value, _)) => Err(Error::config(format!(
+                "optimizer.{key} = {value} is out of range"
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    fn decays(&self, kind: Kind) -> bool {
+        match kind {
+            Kind::Head | Kind::Attention | Kind::FeedForward => true,
+            Kind::Embedding => self.decay_embeddings,
+            Kind::Norm => self.decay_norms,
+            // A decayed residual scale would be pulled towards another placement.
+            Kind::Scale => false,
+        }
+    }
+}
+
+/// Summed gradients by parameter name, flattened, outside any graph.
+#[derive(Debug, Default)]
+pub struct GradientSum(BTreeMap<String, Tensor<1>>);
+
+impl GradientSum {
+    /// Adds the gradients of one backward pass. A parameter without a gradient adds nothing.
+    pub fn add(&mut self, model: &Decoder, mut gradients: Gradients) {
+        params::for_each(model, |name, param| {
+            let Some(gradient) = param.take_gradient(&mut gradients) else {
+                return;
+            };
+            let sum = match self.0.remove(name) {
+                Some(sum) => sum + gradient,
+                None => gradient,
+            };
+            self.0.insert(name.to_owned(), sum);
+        });
+    }
+
+    /// Names of parameters that got no gradient, or one that is not finite.
+    pub fn broken(&self, model: &Decoder) -> Vec<String> {
+        params::names(model)
+            .into_iter()
+            .filter(|name| match self.0.get(name) {
+                Some(gradient) => !ops::sum_squares(gradient.clone()).is_finite(),
+                None => true,
+            })
+            .collect()
+    }
+
+    /// Global L2 norm, summed in the order of names.
+    pub fn norm(&self) -> f64 {
+        self.0
+            .values()
+            .map(|gradient| ops::sum_squares(gradient.clone()))
+            .sum::<f64>()
+            .sqrt()
+    }
+
+    /// The gradient of a parameter on the host.
+    pub fn get(&self, name: &str) -> Option<Vec<f32>> {
+        let gradient = self.0.get(name)?.clone();
+        gradient.into_data_as::<f32>().try_into_vec().ok()
+    }
+}
+
+/// Optimizer state: two moments for every parameter, and the number of updates done.
+#[derive(Debug)]
+pub struct Optimizer {
+    config: OptimizerConfig,
+    updates: u64,
+    moments: BTreeMap<String, [Tensor<1>; 2]>,
+}
+
+impl Optimizer {
+    /// Zero moments for every parameter of `model`.
+    pub fn new(config: OptimizerConfig, model: &Decoder) -> Self {
+        let mut moments = BTreeMap::new();
+        params::for_each(model, |name, param| {
+            let flat = param.flat().without_autodiff();
+            let zeros = || Tensor::zeros(flat.shape(), (&flat.device(), flat.dtype()));
+            moments.insert(name.to_owned(), [zeros(), zeros()]);
+        });
+        Self {
+            config,
+            updates: 0,
+            moments,
+        }
+    }
+
+    /// Updates done so far.
+    pub fn updates(&self) -> u64 {
+        self.updates
+    }
+
+    /// Applies one update with learning rate `lr`; `grad_norm` is the gradients' global norm.
+    pub fn step(
+        &mut self,
+        model: Decoder,
+        mut gradients: GradientSum,
+        grad_norm: f64,
+        lr: f64,
+    ) -> Decoder {
+        self.updates += 1;
+        let (beta1, beta2) = self.config.betas;
+        let exponent = self.updates as f64;
+        let clip = self.config.clip_grad_norm;
+        // As in PyTorch's clip_grad_norm_.
+        let grad_scale = match clip {
+            0.0 => 1.0,
+            _ => (clip / (grad_norm + 1e-6)).min(1.0),
+        };
+        params::map(model, |name, tensor| {
+            let Some(gradient) = gradients.0.remove(name) else {
+                return tensor;
+            };
+            let [m, v] = self.moments.remove(name).expect("a moment per parameter");
+            let decays = self.config.decays(Kind::of(name));
+            let adamw = AdamW {
+                lr: lr as f32,
+                beta1: beta1 as f32,
+                beta2: beta2 as f32,
+                eps: self.config.eps as f32,
+                weight_decay: if decays {
+                    self.config.weight_decay as f32
+                } else {
+                    0.0
+                },
+                bias_correction1: (1.0 - beta1.powf(exponent)) as f32,
+                bias_correction2: (1.0 - beta2.powf(exponent)) as f32,
+            };
+            tensor.update(|p| {
+                let (p, m, v) = ops::adamw(p, gradient, m, v, grad_scale as f32, &adamw);
+                self.moments.insert(name.to_owned(), [m, v]);
+                p
+            })
+        })
+    }
+
+    /// The moments, named `m.NAME` and `v.NAME`.
+    pub fn handles(&self) -> BTreeMap<String, Handle> {
+        let mut all = BTreeMap::new();
+        for (name, moments) in &self.moments {
+            for (prefix, moment) in ["m", "v"].iter().zip(moments) {
+                let handle = Handle::new(moment.clone(), moment.dims().to_vec());
+                all.insert(format!("{prefix}.{name}"), handle);
+            }
+        }
+        all
+    }
+
+    /// Puts back what [`Optimizer::handles`] gave.
+    ///
+    /// # Errors
+    /// If a moment is missing or of another size.
+    pub fn restore(
+        &mut self,
+        updates: u64,
+        mut values: BTreeMap<String, Values>,
+        device: &Device,
+    ) -> Result<()> {
+        for (name, moments) in &mut self.moments {
+            for (prefix, moment) in ["m", "v"].iter().zip(moments) {
+                let key = format!("{prefix}.{name}");
+                let found = values
+                    .remove(&key)
+                    .ok_or_else(|| Error::config(format!("optimizer state {key} is missing")))?;
+                if found.data.len() != moment.dims()[0] {
+                    return Err(Error::config(format!(
+                        "optimizer state {key} has {} elements, expected {}",
+                        found.data.len(),
+                        moment.dims()[0]
+                    )));
+                }
+                let n = found.data.len();
+                *moment = Tensor::from_data(TensorData::new(found.data, [n]), device);
+            }
+        }
+        self.updates = updates;
+        Ok(())
+    }
+}

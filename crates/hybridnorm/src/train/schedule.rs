@@ -1,0 +1,212 @@
+//! Learning rate as a function of the step.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+
+/// `[schedule]`: how the learning rate moves.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ScheduleConfig {
+    /// The curve after warm-up.
+    pub kind: ScheduleKind,
+    /// Steps of linear warm-up from 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warmup_steps: Option<usize>,
+    /// The same in tokens; rounded up to whole steps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warmup_tokens: Option<u64>,
+    /// Where the curve ends, relative to the peak. No effect on `constant`.
+    pub min_lr_ratio: f64,
+    /// Steps of the final decay of `wsd`; a fifth of the run unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decay_steps: Option<usize>,
+}
+
+impl Default for ScheduleConfig {
+    fn default() -> Self {
+        Self {
+            kind: ScheduleKind::Cosine,
+            warmup_steps: None,
+            warmup_tokens: None,
+            min_lr_ratio: 0.1,
+            decay_steps: None,
+        }
+    }
+}
+
+/// The curve after warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ScheduleKind {
+    /// The peak to the end.
+    Constant,
+    /// A straight line to `min_lr_ratio`.
+    Linear,
+    /// Half a cosine to `min_lr_ratio` (arXiv 1608.03983).
+    Cosine,
+    /// Warm-up, stable, decay: the peak, then a straight line over the last `decay_steps`
+    /// (arXiv 2404.06395).
+    Wsd,
+}
+
+/// A schedule with every number settled.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Schedule {
+    kind: ScheduleKind,
+    peak: f64,
+    steps: usize,
+    warmup: usize,
+    decay: usize,
+    floor: f64,
+}
+
+impl ScheduleConfig {
+    /// Settles the schedule of a run of `steps` steps of `tokens_per_step` tokens.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when a key has no effect or is out of range.
+    pub fn settle(&self, peak: f64, steps: usize, tokens_per_step: u64) -> Result<Schedule> {
+        if !(0.0..=1.0).contains(&self.min_lr_ratio) {
+            return Err(Error::config(format!(
+                "schedule.min_lr_ratio = {} must lie between 0 and 1",
+                self.min_lr_ratio
+            )));
+        }
+        let warmup = match (self.warmup_steps, self.warmup_tokens) {
+            (Some(_), Some(_)) => {
+                return Err(Error::config(
+                    "schedule.warmup_steps and schedule.warmup_tokens are both given, expected one",
+                ));
+            }
+            (Some(steps), None) => steps,
+            (None, Some(tokens)) => tokens.div_ceil(tokens_per_step.max(1)) as usize,
+            (None, None) => 0,
+        };
+        if warmup > steps {
+            return Err(Error::config(format!(
+                "schedule: warm-up of {warmup} steps is longer than the run of {steps}"
+            )));
+        }
+        let decay = match (self.kind, self.decay_steps) {
+            (ScheduleKind::Wsd, given) => given.unwrap_or(steps / 5),
+            (_, Some(_)) => {
+                return Err(Error::config(
+                    "schedule.decay_steps has an effect only with schedule.kind = \"wsd\"",
+                ));
+            }
+            (_, None) => steps - warmup,
+        };
+        if warmup + decay > steps {
+            return Err(Error::config(format!(
+                "schedule: warm-up ({warmup}) and decay ({decay}) are longer than the run of {steps} steps"
+            )));
+        }
+        Ok(Schedule {
+            kind: self.kind,
+            peak,
+            steps,
+            warmup,
+            decay,
+            floor: self.min_lr_ratio,
+        })
+    }
+}
+
+impl Schedule {
+    /// The learning rate of step `step`, counted from 1. Past the end it stays where it is.
+    pub fn lr(&self, step: usize) -> f64 {
+        if step <= self.warmup {
+            return self.peak * step as f64 / self.warmup as f64;
+        }
+        let decay_start = self.steps - self.decay;
+        let progress = match self.decay {
+            0 => 0.0,
+            decay => (step.saturating_sub(decay_start) as f64 / decay as f64).min(1.0),
+        };
+        let remaining = match self.kind {
+            ScheduleKind::Constant => return self.peak,
+            ScheduleKind::Linear | ScheduleKind::Wsd => 1.0 - progress,
+            ScheduleKind::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()),
+        };
+        self.peak * (self.floor + (1.0 - self.floor) * remaining)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn schedule(kind: ScheduleKind) -> Schedule {
+        let config = ScheduleConfig {
+            kind,
+            warmup_steps: Some(10),
+            ..Default::default()
+        };
+        config.settle(2.0, 110, 100).unwrap()
+    }
+
+    #[test]
+    fn warm_up_is_linear_and_reaches_the_peak() {
+        for kind in [ScheduleKind::Constant, ScheduleKind::Cosine] {
+            let schedule = schedule(kind);
+            assert_eq!(schedule.lr(1), 0.2);
+            assert_eq!(schedule.lr(10), 2.0);
+        }
+    }
+
+    #[test]
+    fn curves_end_where_they_should() {
+        assert_eq!(schedule(ScheduleKind::Constant).lr(110), 2.0);
+        for kind in [
+            ScheduleKind::Linear,
+            ScheduleKind::Cosine,
+            ScheduleKind::Wsd,
+        ] {
+            let schedule = schedule(kind);
+            assert!((schedule.lr(110) - 0.2).abs() < 1e-12, "{kind:?}");
+            assert_eq!(schedule.lr(500), schedule.lr(110), "{kind:?}");
+        }
+        assert!((schedule(ScheduleKind::Cosine).lr(60) - 1.1).abs() < 1e-12);
+        assert!((schedule(ScheduleKind::Linear).lr(60) - 1.1).abs() < 1e-12);
+    }
+
+    #[test]
+    fn wsd_is_flat_before_its_decay() {
+        let schedule = schedule(ScheduleKind::Wsd);
+        assert_eq!(schedule.lr(88), 2.0);
+        assert!(schedule.lr(89) < 2.0);
+    }
+
+    #[test]
+    fn warm_up_in_tokens_rounds_up() {
+        let config = ScheduleConfig {
+            warmup_tokens: Some(950),
+            ..Default::default()
+        };
+        let schedule = config.settle(1.0, 100, 100).unwrap();
+        assert_eq!(schedule.lr(10), 1.0);
+        assert!(schedule.lr(9) < 1.0);
+    }
+
+    #[test]
+    fn keys_without_effect_are_errors() {
+        let with_decay = ScheduleConfig {
+            decay_steps: Some(5),
+            ..Default::default()
+        };
+        let error = with_decay.settle(1.0, 100, 1).unwrap_err().to_string();
+        assert!(error.contains("decay_steps"), "{error}");
+        let both = ScheduleConfig {
+            warmup_steps: Some(1),
+            warmup_tokens: Some(1),
+            ..Default::default()
+        };
+        assert!(both.settle(1.0, 100, 1).is_err());
+        let long = ScheduleConfig {
+            warmup_steps: Some(101),
+            ..Default::default()
+        };
+        assert!(long.settle(1.0, 100, 1).is_err());
+    }
+}

@@ -1,0 +1,144 @@
+//! The data of a run, opened.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::config::Config;
+use crate::data::{
+    self, OpenOptions, Opened, Progress, Split, TokenDataset, Tokenizer, TokenizerChoice,
+    TokenizerSpec,
+};
+use crate::error::{Error, Result};
+use crate::model::ModelConfig;
+
+/// `data.order`: the order of instances within an epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DataOrder {
+    /// Decided by (seed, epoch).
+    #[default]
+    Shuffled,
+    /// As they stand.
+    Sequential,
+}
+
+impl DataOrder {
+    /// The order as the batch stream takes it.
+    pub fn seeded(self, seed: u64) -> data::Order {
+        match self {
+            Self::Shuffled => data::Order::Shuffled { seed },
+            Self::Sequential => data::Order::Sequential,
+        }
+    }
+}
+
+/// Training and validation data with what is known of them.
+#[derive(Debug)]
+pub struct Sources {
+    /// To learn from.
+    pub train: TokenDataset,
+    /// To measure on, where there are any.
+    pub validation: Option<TokenDataset>,
+    /// What turned text into tokens, where known.
+    pub tokenizer: Option<Tokenizer>,
+    /// Ids are below this, where known.
+    pub vocab_size: Option<usize>,
+    /// Prepared folders among the training data, those made from raw text included.
+    pub folders: Vec<PathBuf>,
+}
+
+/// Opens the data that a configuration names. Raw text is tokenized into [`cache_dir`] once.
+///
+/// # Errors
+/// If data are missing, damaged, too short, or do not fit together.
+pub fn open(config: &Config, progress: &mut dyn FnMut(Progress)) -> Result<Sources> {
+    if config.data.train.is_empty() {
+        return Err(Error::config(
+            "data.train is empty; name text, token files or a prepared folder, \
+             e.g. data.train = [\"stories:20000\"]",
+        ));
+    }
+    let given = config.model.as_ref().and_then(|model| model.vocab_size);
+    let mut options = OpenOptions::new(config.train.seq_len, cache_dir()?);
+    options.vocab_size = given;
+    options.tokenizer = tokenizer(config)?;
+    if !config.data.validation.is_empty() {
+        options.prepare.validation_fraction = 0.0;
+    }
+    let train = data::open(&config.data.train, Split::Train, &options, progress)?;
+    let validation = open_validation(config, &train, options, progress)?;
+    let vocab_size = train
+        .tokenizer
+        .as_ref()
+        .map(Tokenizer::vocab_size)
+        .or(given);
+    Ok(Sources {
+        folders: train
+            .folders
+            .iter()
+            .map(|folder| folder.path().to_path_buf())
+            .collect(),
+        train: train.dataset,
+        validation,
+        tokenizer: train.tokenizer,
+        vocab_size,
+    })
+}
+
+/// The tokenizer a run asks for: `data.tokenizer`, else that of the checkpoint it starts from.
+fn tokenizer(config: &Config) -> Result<Option<TokenizerChoice>> {
+    if let Some(spec) = &config.data.tokenizer {
+        let spec: TokenizerSpec = spec.parse()?;
+        return Ok(Some(TokenizerChoice::Spec(spec)));
+    }
+    let Some(init) = &config.init else {
+        return Ok(None);
+    };
+    let tokenizer = super::Checkpoint::open(&init.from)?.tokenizer()?;
+    Ok(tokenizer.map(TokenizerChoice::Loaded))
+}
+
+fn open_validation(
+    config: &Config,
+    train: &Opened,
+    mut options: OpenOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Option<TokenDataset>> {
+    if let Some(tokenizer) = &train.tokenizer {
+        options.tokenizer = Some(TokenizerChoice::Loaded(tokenizer.clone()));
+    }
+    if config.data.validation.is_empty() {
+        let mut held_out = TokenDataset::new(config.train.seq_len)?;
+        for folder in &train.folders {
+            let tokens = folder.validation()?;
+            let identity = format!("{}/validation", folder.path().display());
+            held_out.push_stream(tokens, &identity);
+        }
+        return Ok((!held_out.is_empty()).then_some(held_out));
+    }
+    let opened = data::open(&config.data.validation, Split::All, &options, progress)?;
+    Ok(Some(opened.dataset))
+}
+
+/// Checks that a model has a row for every token of its data.
+///
+/// # Errors
+/// If it has not.
+pub fn check_vocabulary(sources: &Sources, model: &ModelConfig) -> Result<()> {
+    match sources.vocab_size {
+        Some(needed) if needed > model.vocab_size => Err(Error::config(format!(
+            "the data's vocabulary of {needed} is larger than the model's of {}",
+            model.vocab_size
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Where tokenized text is kept between runs.
+///
+/// # Errors
+/// If the environment does not tell where caches belong.
+pub fn cache_dir() -> Result<PathBuf> {
+    Ok(data::cache_folder()?.join("tokens"))
+}

@@ -1,0 +1,470 @@
+//! The training loop.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use burn::tensor::Device;
+use serde::{Deserialize, Serialize};
+
+use super::checkpoint::{self, Checkpoint, Contents};
+use super::config::Config;
+use super::metrics::{MetricsFile, Row};
+use super::optimizer::{GradientSum, Optimizer};
+use super::schedule::Schedule;
+use super::sources::{self, Sources};
+use crate::data::{BatchStream, Cursor, Progress};
+use crate::error::{Error, Result};
+use crate::eval;
+use crate::files;
+use crate::model::{Decoder, LossOptions};
+use crate::placement::Warning;
+
+/// Where a run stands; together with weights and moments, all that decides what comes next.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    /// Optimizer steps done.
+    pub step: u64,
+    /// Tokens trained on.
+    pub tokens: u64,
+    /// Where the batch stream stands.
+    pub cursor: Cursor,
+    /// Fingerprint of the training data.
+    pub data: String,
+    /// Largest gradient norm so far.
+    pub max_grad_norm: f64,
+}
+
+/// What happens in a run, as it happens.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// Something worth a line.
+    Note(String),
+    /// Text is being turned into tokens.
+    Progress(Progress),
+    /// A step was done.
+    Step(&'a Row),
+    /// Validation loss was measured.
+    Evaluated {
+        /// After this step.
+        step: u64,
+        /// What was found.
+        loss: eval::Loss,
+    },
+    /// A checkpoint was written.
+    Saved(&'a Path),
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Outcome {
+    /// Whether all steps were done; otherwise the run was asked to stop.
+    pub finished: bool,
+    /// Steps done.
+    pub step: u64,
+    /// Tokens trained on.
+    pub tokens: u64,
+    /// Validation loss after the last step, where there are validation data.
+    pub validation: Option<eval::Loss>,
+    /// Largest gradient norm of all steps.
+    pub max_grad_norm: f64,
+    /// Throughput of the steps done by this process, evaluation and saving not counted.
+    pub tokens_per_second: f64,
+    /// The newest checkpoint.
+    pub checkpoint: PathBuf,
+}
+
+/// A run: a model, what it learns from, and where it stands.
+pub struct Trainer {
+    config: Config,
+    run: PathBuf,
+    sources: Sources,
+    stream: BatchStream,
+    schedule: Schedule,
+    model: Option<Decoder>,
+    optimizer: Optimizer,
+    state: State,
+    metrics: MetricsFile,
+    warnings: Vec<Warning>,
+    last_saved: Option<u64>,
+    _lock: File,
+}
+
+/// Whether a run may go on where it stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// From the beginning; the run directory must not hold a run.
+    Fresh,
+    /// From the newest valid checkpoint, or from the beginning where there is none.
+    Resume,
+}
+
+const CONFIG: &str = "config.toml";
+const LOCK: &str = "lock";
+const PRESENT: &str = "the model is absent only during an update";
+
+impl Trainer {
+    /// Prepares a run in the directory `run`: opens its data, makes or loads its model.
+    ///
+    /// `on_event` hears of what is being prepared.
+    ///
+    /// # Errors
+    /// If the configuration, the data or the directory do not allow the run.
+    pub fn open(
+        config: Config,
+        run: &Path,
+        start: Start,
+        device: &Device,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Self> {
+        files::create_dir(&run.join(checkpoint::CHECKPOINTS))?;
+        let lock = lock(run)?;
+        let resumed = match start {
+            Start::Fresh => {
+                refuse_to_overwrite(run)?;
+                None
+            }
+            Start::Resume => find_resume_point(run, on_event)?,
+        };
+        if resumed.is_some() {
+            check_same_run(&config, run, on_event)?;
+        }
+        let sources = sources::open(&config, &mut |progress| on_event(Event::Progress(progress)))?;
+        let device = device.clone().autodiff();
+        let (model, warnings) = match (&resumed, &config.init) {
+            (Some(checkpoint), _) => (checkpoint.model(&device)?, Vec::new()),
+            (None, Some(init)) => {
+                let model = Checkpoint::open(&init.from)?.model(&device)?;
+                sources::check_vocabulary(&sources, model.config())?;
+                (model, Vec::new())
+            }
+            (None, None) => {
+                let section = config
+                    .model
+                    .as_ref()
+                    .ok_or_else(|| Error::config("[model] is missing"))?;
+                let model = section.settle(config.train.seq_len, sources.vocab_size)?;
+                let (_, warnings) = model.resolve()?;
+                (Decoder::new(&model, config.seed, &device)?, warnings)
+            }
+        };
+        let mut optimizer = Optimizer::new(config.optimizer.clone(), &model);
+        let state = match &resumed {
+            Some(checkpoint) => {
+                let (state, moments): (State, _) = checkpoint.training()?;
+                let found = sources.train.fingerprint();
+                if state.data != found {
+                    return Err(Error::config(format!(
+                        "the training data are not those of {} (fingerprint {}, now {found})",
+                        checkpoint.path().display(),
+                        state.data
+                    )));
+                }
+                let plain = device.clone().without_autodiff();
+                optimizer.restore(state.step, moments, &plain)?;
+                state
+            }
+            None => State {
+                step: 0,
+                tokens: 0,
+                cursor: Cursor::default(),
+                data: sources.train.fingerprint(),
+                max_grad_norm: 0.0,
+            },
+        };
+        let stream = BatchStream::new(
+            sources.train.clone(),
+            config.data.order.seeded(config.seed),
+            state.cursor,
+        )?;
+        let tokens_per_step = (config.train.batch_size * config.train.seq_len) as u64;
+        let schedule =
+            config
+                .schedule
+                .settle(config.optimizer.lr, config.train.steps, tokens_per_step)?;
+        files::write(run.join(CONFIG), config.to_toml().as_bytes())?;
+        Ok(Self {
+            metrics: MetricsFile::open(run, state.step)?,
+            last_saved: resumed.is_some().then_some(state.step),
+            config,
+            run: run.to_path_buf(),
+            sources,
+            stream,
+            schedule,
+            model: Some(model),
+            optimizer,
+            state,
+            warnings,
+            _lock: lock,
+        })
+    }
+
+    /// Trains until the last step or until `stop` becomes true; saves at the end in either case.
+    ///
+    /// # Errors
+    /// [`Error::Diverged`] when loss or gradients stop being finite; otherwise what reading data
+    /// or writing files may give.
+    pub fn run(
+        &mut self,
+        stop: &AtomicBool,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Outcome> {
+        let train = self.config.train.clone();
+        let steps = train.steps as u64;
+        let due = |every: usize, step: u64| every > 0 && step.is_multiple_of(every as u64);
+        let mut validation = None;
+        let (mut tokens, mut seconds) = (0.0, 0.0);
+        let tokens_per_step = (train.batch_size * train.seq_len) as f64;
+        while self.state.step < steps && !stop.load(Ordering::Relaxed) {
+            let mut row = self.step()?;
+            tokens += tokens_per_step;
+            seconds += tokens_per_step / row.tokens_per_second;
+            validation = None;
+            if due(train.eval_every, row.step) || row.step == steps {
+                validation = self.evaluate()?;
+            }
+            row.validation_loss = validation.map(|found| found.loss);
+            self.metrics.append(&row)?;
+            on_event(Event::Step(&row));
+            if let Some(loss) = validation {
+                on_event(Event::Evaluated {
+                    step: row.step,
+                    loss,
+                });
+            }
+            if due(train.checkpoint_every, row.step) {
+                self.save(on_event)?;
+            }
+        }
+        let finished = self.state.step >= steps;
+        if finished && validation.is_none() {
+            validation = self.evaluate()?;
+        }
+        self.save(on_event)?;
+        Ok(Outcome {
+            finished,
+            step: self.state.step,
+            tokens: self.state.tokens,
+            validation,
+            max_grad_norm: self.state.max_grad_norm,
+            tokens_per_second: tokens / f64::max(seconds, f64::MIN_POSITIVE),
+            checkpoint: checkpoint::step_path(&self.run, self.state.step),
+        })
+    }
+
+    /// One optimizer step.
+    ///
+    /// # Errors
+    /// See [`Trainer::run`].
+    pub fn step(&mut self) -> Result<Row> {
+        let started = Instant::now();
+        let train = &self.config.train;
+        let step = self.state.step + 1;
+        let (micro, seq) = (train.batch_size / train.grad_accum_steps, train.seq_len);
+        let targets = (train.batch_size * seq) as f32;
+
+        let mut gradients = GradientSum::default();
+        let mut loss = 0.0;
+        let mut instances = Vec::with_capacity(train.batch_size);
+        for _ in 0..train.grad_accum_steps {
+            let batch = self.stream.next_batch(micro)?;
+            let inputs = self.model().ids(&batch.inputs, micro, seq)?;
+            let outputs = self.model().ids(&batch.targets, micro, seq)?;
+            let losses = self
+                .model()
+                .loss(inputs, outputs, LossOptions { divisor: targets });
+            let cross_entropy = losses.clone().inner().into_data_as::<f32>();
+            loss += f64::from(cross_entropy.as_slice::<f32>().expect("converted to f32")[1]);
+            gradients.add(self.model(), losses.backward());
+            instances.extend(batch.instance_ids);
+        }
+
+        let grad_norm = gradients.norm();
+        if !(loss.is_finite() && grad_norm.is_finite()) {
+            return Err(self.diverged(step, loss, grad_norm, &instances));
+        }
+        if step == 1 {
+            self.check_every_gradient(&gradients)?;
+        }
+        let lr = self.schedule.lr(step as usize);
+        // Moved out and back, so that no second owner keeps the update from being in place.
+        let model = self.model.take().expect(PRESENT);
+        self.model = Some(self.optimizer.step(model, gradients, grad_norm, lr));
+
+        let tokens = (self.config.train.batch_size * seq) as u64;
+        self.state.step = step;
+        self.state.tokens += tokens;
+        self.state.cursor = self.stream.cursor();
+        self.state.max_grad_norm = self.state.max_grad_norm.max(grad_norm);
+        Ok(Row {
+            step,
+            loss,
+            grad_norm,
+            lr,
+            tokens: self.state.tokens,
+            tokens_per_second: tokens as f64 / started.elapsed().as_secs_f64(),
+            validation_loss: None,
+        })
+    }
+
+    /// Loss on the validation data, where there are any.
+    ///
+    /// # Errors
+    /// If the data cannot be read.
+    pub fn evaluate(&self) -> Result<Option<eval::Loss>> {
+        let train = &self.config.train;
+        let micro = train.batch_size / train.grad_accum_steps;
+        self.sources
+            .validation
+            .as_ref()
+            .map(|data| eval::loss(self.model(), data, micro, train.eval_sequences))
+            .transpose()
+    }
+
+    /// Writes a checkpoint of the present step, unless there is one.
+    ///
+    /// # Errors
+    /// If it cannot be written; older ones are then untouched.
+    pub fn save(&mut self, on_event: &mut dyn FnMut(Event<'_>)) -> Result<()> {
+        if self.last_saved == Some(self.state.step) {
+            return Ok(());
+        }
+        let path = checkpoint::step_path(&self.run, self.state.step);
+        checkpoint::save(
+            &path,
+            Contents {
+                model: self.model(),
+                tokenizer: self.sources.tokenizer.as_ref(),
+                training: Some((self.optimizer.handles(), &self.state)),
+            },
+        )?;
+        self.last_saved = Some(self.state.step);
+        checkpoint::prune(&self.run, self.config.train.keep_checkpoints)?;
+        on_event(Event::Saved(&path));
+        Ok(())
+    }
+
+    /// The model as it stands.
+    pub fn model(&self) -> &Decoder {
+        self.model.as_ref().expect(PRESENT)
+    }
+
+    /// Where the run stands.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Total number of steps.
+    pub fn steps(&self) -> u64 {
+        self.config.train.steps as u64
+    }
+
+    /// What the run reads.
+    pub fn sources(&self) -> &Sources {
+        &self.sources
+    }
+
+    /// What is doubtful about the placement.
+    pub fn warnings(&self) -> &[Warning] {
+        &self.warnings
+    }
+
+    fn check_every_gradient(&self, gradients: &GradientSum) -> Result<()> {
+        let broken = gradients.broken(self.model());
+        match broken.as_slice() {
+            [] => Ok(()),
+            names => Err(Error::Diverged(format!(
+                "step 1: no finite gradient for {}",
+                names.join(", ")
+            ))),
+        }
+    }
+
+    fn diverged(&self, step: u64, loss: f64, grad_norm: f64, instances: &[u64]) -> Error {
+        let last = match checkpoint::newest(&self.run) {
+            Ok(checkpoint::Newest {
+                checkpoint: Some((_, checkpoint)),
+                ..
+            }) => format!("last good checkpoint: {}", checkpoint.path().display()),
+            _ => "no checkpoint had been written".into(),
+        };
+        Error::Diverged(format!(
+            "step {step}: loss {loss}, gradient norm {grad_norm}; batch instances {instances:?}; {last}"
+        ))
+    }
+}
+
+fn lock(run: &Path) -> Result<File> {
+    let path = run.join(LOCK);
+    let file = File::create(&path).map_err(Error::io(&path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => Err(Error::config(format!(
+            "{}: another process is training here",
+            run.display()
+        ))),
+        Err(std::fs::TryLockError::Error(error)) => Err(Error::io(&path)(error)),
+    }
+}
+
+fn refuse_to_overwrite(run: &Path) -> Result<()> {
+    if run.join(CONFIG).exists() {
+        return Err(Error::config(format!(
+            "{} already holds a run; go on with it by --resume, or choose another --run",
+            run.display()
+        )));
+    }
+    Ok(())
+}
+
+fn find_resume_point(
+    run: &Path,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<Option<Checkpoint>> {
+    let found = checkpoint::newest(run)?;
+    for problem in found.broken {
+        on_event(Event::Note(format!("passed over a broken checkpoint: {problem}")));
+    }
+    let note = match &found.checkpoint {
+        Some((step, _)) => format!("going on after step {step}"),
+        None => "no checkpoint to resume from; starting from the beginning".into(),
+    };
+    on_event(Event::Note(note));
+    Ok(found.checkpoint.map(|(_, checkpoint)| checkpoint))
+}
+
+/// A resumed run must be the same run: what decides weights' shapes or the order of batches may
+/// not change. Other changes take effect and are noted.
+fn check_same_run(
+    config: &Config,
+    run: &Path,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<()> {
+    let old = Config::load(run.join(CONFIG), &[])?;
+    let mut fixed = vec![
+        ("seed", old.seed == config.seed),
+        ("[model]", old.model == config.model),
+        ("[init]", old.init == config.init),
+        ("data.train", old.data.train == config.data.train),
+        ("data.tokenizer", old.data.tokenizer == config.data.tokenizer),
+        ("data.order", old.data.order == config.data.order),
+        ("train.seq_len", old.train.seq_len == config.train.seq_len),
+    ];
+    fixed.retain(|(_, same)| !same);
+    if let Some((key, _)) = fixed.first() {
+        return Err(Error::config(format!(
+            "{key} differs from {}; a resumed run must keep it",
+            run.join(CONFIG).display()
+        )));
+    }
+    if old != *config {
+        on_event(Event::Note(
+            "the configuration differs from the one this run was started with; \
+             the new values hold from here"
+                .into(),
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,148 @@
+//! Tiny models for tests.
+#![allow(dead_code)] // every test file uses its own part
+
+use std::collections::BTreeMap;
+
+use burn::tensor::{DType, Device, Int, Tensor};
+use hybridnorm::model::params::{self, Values};
+use hybridnorm::model::{Decoder, FfnActivation, LossOptions, ModelConfig};
+use hybridnorm::placement::{self, Placement};
+use hybridnorm::train::GradientSum;
+
+pub const VOCAB: usize = 37;
+pub const BATCH: usize = 2;
+pub const SEQ: usize = 7;
+
+/// A three-block model of width 16 with grouped queries.
+pub fn tiny(placement: Placement) -> ModelConfig {
+    ModelConfig {
+        d_model: 16,
+        n_layers: 3,
+        n_heads: 4,
+        n_kv_heads: 2,
+        d_ff: 24,
+        vocab_size: VOCAB,
+        max_seq_len: 16,
+        rope_theta: 100.0,
+        tie_embeddings: false,
+        activation: FfnActivation::Swiglu,
+        placement,
+    }
+}
+
+pub fn named(name: &str) -> Placement {
+    placement::named(name).unwrap()
+}
+
+/// Canonical names of all named placements.
+pub fn all_names() -> Vec<&'static str> {
+    placement::names().iter().map(|entry| entry.name).collect()
+}
+
+pub fn plain() -> Device {
+    Device::flex()
+}
+
+pub fn autodiff() -> Device {
+    Device::flex().autodiff()
+}
+
+/// A model whose every parameter is off its starting value, so that gains and learned scales
+/// matter and nothing is zero.
+pub fn stirred(config: &ModelConfig, device: &Device) -> Decoder {
+    let model = Decoder::new(config, 5, device).unwrap();
+    let mut values = params::values(&model);
+    for (name, values) in &mut values {
+        let mut random = Random::new(name);
+        for value in &mut values.data {
+            *value = match values.shape.len() {
+                1 => *value + 0.3 * random.uniform(),
+                _ => 0.4 * random.uniform(),
+            };
+        }
+    }
+    params::load(model, values).unwrap()
+}
+
+/// Small reproducible numbers.
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(name: &str) -> Self {
+        Self(name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| {
+            (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)
+        }))
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Between −1 and 1.
+    pub fn uniform(&mut self) -> f32 {
+        ((self.next() >> 40) as f32 / (1u64 << 23) as f32) - 1.0
+    }
+
+    pub fn ids(&mut self, n: usize) -> Vec<i32> {
+        (0..n).map(|_| (self.next() % VOCAB as u64) as i32).collect()
+    }
+}
+
+pub fn inputs(model: &Decoder) -> Tensor<2, Int> {
+    let ids = Random::new("inputs").ids(BATCH * SEQ);
+    model.ids(&ids, BATCH, SEQ).unwrap()
+}
+
+pub fn targets(model: &Decoder) -> Tensor<2, Int> {
+    let ids = Random::new("targets").ids(BATCH * SEQ);
+    model.ids(&ids, BATCH, SEQ).unwrap()
+}
+
+pub fn logits(model: &Decoder) -> Vec<f32> {
+    to_vec(model.logits(model.forward(inputs(model))))
+}
+
+pub fn to_vec<const D: usize>(x: Tensor<D>) -> Vec<f32> {
+    x.into_data_as::<f32>().try_into_vec().unwrap()
+}
+
+pub fn to_vec64<const D: usize>(x: Tensor<D>) -> Vec<f64> {
+    x.into_data_as::<f64>().try_into_vec().unwrap()
+}
+
+/// Mean loss, and the gradient of every parameter.
+pub fn loss_and_gradients(model: &Decoder) -> (f64, GradientSum) {
+    let divisor = (BATCH * SEQ) as f32;
+    let loss = model.loss(inputs(model), targets(model), LossOptions { divisor });
+    let value = to_vec64(loss.clone().inner())[0];
+    let mut gradients = GradientSum::default();
+    gradients.add(model, loss.backward());
+    (value, gradients)
+}
+
+/// The same model in f64, which runs on the compositions.
+pub fn in_f64(model: Decoder) -> Decoder {
+    params::map(model, |_, tensor| tensor.cast(DType::F64))
+}
+
+/// The values of `model` under other names.
+pub fn renamed(model: &Decoder, name: impl Fn(&str) -> String) -> BTreeMap<String, Values> {
+    params::values(model)
+        .into_iter()
+        .map(|(key, values)| (name(&key), values))
+        .collect()
+}
+
+pub fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+pub fn largest_difference64(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+}

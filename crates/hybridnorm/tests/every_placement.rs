@@ -1,0 +1,140 @@
+//! What must hold for every named placement.
+
+mod common;
+
+use common::*;
+use hybridnorm::model::inventory;
+use hybridnorm::model::{Decoder, FfnActivation, params};
+
+#[test]
+fn a_later_token_never_changes_an_earlier_output() {
+    for name in all_names() {
+        let model = stirred(&tiny(named(name)), &plain());
+        let mut ids = Random::new("inputs").ids(BATCH * SEQ);
+        let before = logits(&model);
+        // Change the last two tokens of the first sequence.
+        for id in &mut ids[SEQ - 2..SEQ] {
+            *id = (*id + 1) % VOCAB as i32;
+        }
+        let after = to_vec(model.logits(model.forward(model.ids(&ids, BATCH, SEQ).unwrap())));
+        let unchanged = (SEQ - 2) * VOCAB;
+        assert_eq!(before[..unchanged], after[..unchanged], "{name}");
+        assert_ne!(before[unchanged..SEQ * VOCAB], after[unchanged..SEQ * VOCAB], "{name}");
+        assert_eq!(before[SEQ * VOCAB..], after[SEQ * VOCAB..], "{name}: other sequence");
+    }
+}
+
+#[test]
+fn decoding_with_a_cache_equals_the_full_forward_pass() {
+    for name in all_names() {
+        let model = stirred(&tiny(named(name)), &plain());
+        let full = logits(&model);
+        let ids = Random::new("inputs").ids(BATCH * SEQ);
+        let mut cache = model.new_cache(BATCH, SEQ);
+        // A prompt of three positions, then one at a time.
+        let mut start = 0;
+        for new in [3, 1, 1, 1, 1] {
+            let piece: Vec<i32> = (0..BATCH)
+                .flat_map(|b| ids[b * SEQ + start..b * SEQ + start + new].to_vec())
+                .collect();
+            let piece = model.ids(&piece, BATCH, new).unwrap();
+            let hidden = model.forward_cached(piece, &mut cache);
+            let found = to_vec(model.logits(hidden));
+            for b in 0..BATCH {
+                let expected = &full[(b * SEQ + start) * VOCAB..(b * SEQ + start + new) * VOCAB];
+                let found = &found[b * new * VOCAB..(b + 1) * new * VOCAB];
+                let difference = largest_difference(found, expected);
+                assert!(difference < 1e-4, "{name} at {start}: {difference}");
+            }
+            start += new;
+        }
+        assert_eq!(cache.len(), SEQ);
+    }
+}
+
+#[test]
+fn every_parameter_receives_a_finite_gradient() {
+    for name in all_names() {
+        let model = stirred(&tiny(named(name)), &autodiff());
+        let (loss, gradients) = loss_and_gradients(&model);
+        assert!(loss.is_finite(), "{name}");
+        assert_eq!(gradients.broken(&model), Vec::<String>::new(), "{name}");
+    }
+}
+
+#[test]
+fn loss_and_gradients_have_the_same_bits_on_any_number_of_threads() {
+    for name in all_names() {
+        let bits = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .unwrap();
+            pool.install(|| {
+                let model = stirred(&tiny(named(name)), &autodiff());
+                let (loss, gradients) = loss_and_gradients(&model);
+                let all: Vec<Vec<u32>> = params::names(&model)
+                    .iter()
+                    .map(|name| gradients.get(name).unwrap().iter().map(|x| x.to_bits()).collect())
+                    .collect();
+                (loss.to_bits(), all)
+            })
+        };
+        assert!(bits(1) == bits(3), "{name}");
+    }
+}
+
+#[test]
+fn the_inventory_lists_the_parameters_that_the_model_has() {
+    let activations = [FfnActivation::Swiglu, FfnActivation::Relu2];
+    for name in all_names() {
+        for activation in activations {
+            for tie_embeddings in [false, true] {
+                let mut config = tiny(named(name));
+                config.activation = activation;
+                config.tie_embeddings = tie_embeddings;
+                // SimpleNorm norms the gate, which an ungated feed-forward does not have.
+                let Ok((resolved, _)) = config.resolve() else {
+                    assert!(!activation.is_gated(), "{name}");
+                    continue;
+                };
+                let model = Decoder::new(&config, 0, &plain()).unwrap();
+                let mut found: Vec<_> = params::values(&model)
+                    .into_iter()
+                    .map(|(name, values)| (name, values.shape))
+                    .collect();
+                let mut listed: Vec<_> = inventory::entries(&config, &resolved)
+                    .into_iter()
+                    .map(|entry| (entry.name, entry.shape))
+                    .collect();
+                found.sort();
+                listed.sort();
+                assert_eq!(found, listed, "{name}");
+                let total: usize = found.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+                assert_eq!(
+                    inventory::inventory(&config, 1, 16).unwrap().total,
+                    total as u64
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn placements_share_the_initial_value_of_every_parameter_they_share() {
+    let values = |name: &str| {
+        let mut placement = named(name);
+        // The same scheme for all; only the placement differs.
+        placement.init = named("hybridnorm").init;
+        params::values(&Decoder::new(&tiny(placement), 9, &plain()).unwrap())
+    };
+    let reference = values("hybridnorm");
+    for name in all_names() {
+        for (parameter, found) in values(name) {
+            let is_matrix = found.shape.len() == 2 && parameter != "embedding";
+            if let Some(expected) = reference.get(&parameter).filter(|_| is_matrix) {
+                assert!(found == *expected, "{name} {parameter}");
+            }
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! What placements have in common, as equalities between models.
+
+mod common;
+
+use common::*;
+use hybridnorm::model::params;
+use hybridnorm::model::{Decoder, ModelConfig};
+use hybridnorm::placement::{HeadNorm, Placement, QkOrder, Skip};
+
+/// A model of `to` with the weights of a stirred model of `from`, under other names.
+fn same_weights(
+    from: &ModelConfig,
+    to: &ModelConfig,
+    name: impl Fn(&str) -> String,
+) -> (Decoder, Decoder) {
+    let a = stirred(from, &plain());
+    let b = Decoder::new(to, 0, &plain()).unwrap();
+    let b = params::load(b, renamed(&a, name)).unwrap();
+    (a, b)
+}
+
+#[test]
+fn hybridnorm_is_post_norm_attention_with_a_norm_free_feed_forward() {
+    let mut other = named("hybridnorm");
+    other.block.attn.post_norm = true;
+    other.block.ffn.in_norm = false;
+    other.block.ffn.skip = Skip::Raw;
+    let (hybrid, other) = same_weights(&tiny(named("hybridnorm")), &tiny(other), |name| {
+        name.replace(".ffn.in_norm.", ".attn.post_norm.")
+    });
+    assert_eq!(logits(&hybrid), logits(&other));
+}
+
+#[test]
+fn normed_skips_everywhere_are_post_norm_shifted_by_one_norm() {
+    let entry = tiny(named("post-norm-entry"));
+    let mut classic = named("post-norm");
+    classic.embed.norm = true;
+    classic.norm = entry.placement.norm.clone();
+    let last = entry.n_layers - 1;
+    let (entry, classic) = same_weights(&entry, &tiny(classic), |name| {
+        if let Some(field) = name.strip_prefix("final_norm.") {
+            return format!("blocks.{last}.ffn.post_norm.{field}");
+        }
+        if let Some(field) = name.strip_prefix("blocks.0.attn.in_norm.") {
+            return format!("embed_norm.{field}");
+        }
+        let parts: Vec<&str> = name.split('.').collect();
+        match parts[..] {
+            ["blocks", layer, "ffn", "in_norm", field] => {
+                format!("blocks.{layer}.attn.post_norm.{field}")
+            }
+            ["blocks", layer, "attn", "in_norm", field] => {
+                let before = layer.parse::<usize>().unwrap() - 1;
+                format!("blocks.{before}.ffn.post_norm.{field}")
+            }
+            _ => name.to_owned(),
+        }
+    });
+    assert!(largest_difference(&logits(&entry), &logits(&classic)) < 1e-6);
+}
+
+#[test]
+fn a_norm_before_normed_projections_is_redundant() {
+    let without_eps = |name: &str| {
+        let mut placement = named(name);
+        placement.norm.eps = 1e-30;
+        in_f64(Decoder::new(&tiny(placement), 3, &plain()).unwrap())
+    };
+    // Equal weights: both draw them by name from the same seed, and gains start at 1.
+    let (pre, bare) = (without_eps("pre-qkv-pre"), without_eps("qkv-pre"));
+    let [pre, bare] = [pre, bare].map(|model| to_vec64(model.logits(model.forward(inputs(&model)))));
+    let difference = largest_difference64(&pre, &bare);
+    assert!(difference < 1e-10, "{difference}");
+}
+
+fn with_qk(norm: HeadNorm, order: QkOrder) -> Placement {
+    let mut placement = named("pre-norm");
+    placement.block.attn_inner.q_norm = norm;
+    placement.block.attn_inner.k_norm = norm;
+    placement.block.attn_inner.qk_order = order;
+    placement.norm.eps = 1e-30;
+    placement
+}
+
+#[test]
+fn a_plain_per_head_norm_commutes_with_the_rotation_and_one_with_a_gain_does_not() {
+    let difference = |norm: HeadNorm| {
+        let outputs = [QkOrder::BeforeRope, QkOrder::AfterRope].map(|order| {
+            let model = in_f64(stirred(&tiny(with_qk(norm, order)), &plain()));
+            to_vec64(model.logits(model.forward(inputs(&model))))
+        });
+        largest_difference64(&outputs[0], &outputs[1])
+    };
+    let plain = difference(HeadNorm::PerHeadPlain);
+    let with_gain = difference(HeadNorm::PerHead);
+    assert!(plain < 1e-6, "{plain}");
+    assert!(with_gain > 1e-3, "{with_gain}");
+}
+
+/// Rows of the packed projection: q, k, v.
+fn parts(config: &ModelConfig) -> [(&'static str, std::ops::Range<usize>); 3] {
+    let (q, kv) = (
+        config.n_heads * config.head_dim(),
+        config.n_kv_heads * config.head_dim(),
+    );
+    [
+        ("q", 0..q),
+        ("k", q..q + kv),
+        ("v", q + kv..q + 2 * kv),
+    ]
+}
+
+#[test]
+fn hybridnorm_does_not_feel_the_scale_of_q_k_or_v_and_pre_norm_does() {
+    for (name, invariant) in [("hybridnorm", true), ("pre-norm", false)] {
+        let mut placement = named(name);
+        placement.norm.eps = 1e-30;
+        let config = tiny(placement);
+        let model = stirred(&config, &plain());
+        let before = logits(&model);
+        for (part, rows) in parts(&config) {
+            let mut values = params::values(&model);
+            let qkv = values.get_mut("blocks.1.attention.qkv").unwrap();
+            let d = config.d_model;
+            for value in &mut qkv.data[rows.start * d..rows.end * d] {
+                *value *= 10.0;
+            }
+            let scaled = params::load(model.clone(), values).unwrap();
+            let difference = largest_difference(&before, &logits(&scaled));
+            assert_eq!(difference < 1e-4, invariant, "{name} {part}: {difference}");
+        }
+    }
+}
+
+#[test]
+fn the_gradient_of_a_normed_projection_is_orthogonal_to_its_weights() {
+    let mut placement = named("hybridnorm");
+    placement.norm.eps = 1e-30;
+    let config = tiny(placement);
+    let model = stirred(&config, &autodiff());
+    let (_, gradients) = loss_and_gradients(&model);
+    let gradient = gradients.get("blocks.1.attention.qkv").unwrap();
+    let weights = &params::values(&model)["blocks.1.attention.qkv"].data;
+    for (part, rows) in parts(&config) {
+        let range = rows.start * config.d_model..rows.end * config.d_model;
+        let pairs = gradient[range.clone()].iter().zip(&weights[range]);
+        let (mut dot, mut g2, mut w2) = (0.0, 0.0, 0.0);
+        for (g, w) in pairs {
+            let (g, w) = (f64::from(*g), f64::from(*w));
+            dot += g * w;
+            g2 += g * g;
+            w2 += w * w;
+        }
+        let cosine = dot / (g2 * w2).sqrt();
+        assert!(g2 > 0.0 && cosine.abs() < 1e-5, "{part}: {cosine}");
+    }
+}
+
+#[test]
+fn norm_parameters_per_block_are_counted_as_in_the_literature() {
+    let count = |name: &str| {
+        let config = tiny(named(name));
+        let model = Decoder::new(&config, 0, &plain()).unwrap();
+        let mut total = 0;
+        params::for_each(&model, |name, param| {
+            if name.starts_with("blocks.1.") && params::Kind::of(name) == params::Kind::Norm {
+                total += param.shape().iter().product::<usize>();
+            }
+        });
+        (total, config.d_model, config.head_dim())
+    };
+    let (hybrid, d, k) = count("hybridnorm");
+    assert_eq!(hybrid, d + 3 * k);
+    let (pre, d, _) = count("pre-norm");
+    assert_eq!(pre, 2 * d);
+}
+
+#[test]
+fn star_differs_from_hybridnorm_in_its_first_block_only() {
+    let model = |name: &str| {
+        let config = tiny(named(name));
+        params::names(&Decoder::new(&config, 0, &plain()).unwrap())
+    };
+    let (star, hybrid, pre_qkv_pre) = (
+        model("hybridnorm-star"),
+        model("hybridnorm"),
+        model("pre-qkv-pre"),
+    );
+    let of = |names: &[String], block: &str| {
+        let found: Vec<_> = names.iter().filter(|name| name.starts_with(block)).cloned().collect();
+        found
+    };
+    assert_eq!(of(&star, "blocks.0."), of(&pre_qkv_pre, "blocks.0."));
+    for block in ["blocks.1.", "blocks.2."] {
+        assert_eq!(of(&star, block), of(&hybrid, block));
+    }
+}

@@ -1,0 +1,207 @@
+//! The model is the one of the official HybridNorm code: logits, loss, every gradient and eight
+//! AdamW steps against vectors computed with that code (`fixtures/official`).
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Device;
+use hybridnorm::interop::official;
+use hybridnorm::model::{Decoder, LossOptions, params::Values};
+use hybridnorm::train::{GradientSum, Optimizer, OptimizerConfig};
+use safetensors::SafeTensors;
+use serde_json::Value;
+
+const NAMES: [&str; 7] = [
+    "hybridnorm",
+    "hybridnorm-star",
+    "hybridnorm-layernorm",
+    "post-norm",
+    "pre-norm",
+    "pre-norm-qk",
+    "qkvc-post",
+];
+
+struct Reference {
+    json: Value,
+    bytes: Vec<u8>,
+}
+
+/// Largest deviations of one reference file.
+#[derive(Debug, Default)]
+struct Deviations {
+    logits: f64,
+    loss: f64,
+    gradient: f64,
+    step_loss: f64,
+    grad_norm: f64,
+}
+
+impl Reference {
+    fn read(name: &str) -> Self {
+        let path = |extension: &str| {
+            Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join("tests/fixtures/official")
+                .join(format!("{name}.{extension}"))
+        };
+        let text = std::fs::read_to_string(path("json")).unwrap();
+        Self {
+            json: serde_json::from_str(&text).unwrap(),
+            bytes: std::fs::read(path("safetensors")).unwrap(),
+        }
+    }
+
+    fn tensors(&self, prefix: &str) -> BTreeMap<String, Values> {
+        let file = SafeTensors::deserialize(&self.bytes).unwrap();
+        let mut all = BTreeMap::new();
+        for (name, view) in file.tensors() {
+            if let Some(name) = name.strip_prefix(prefix) {
+                let data = view.data().chunks_exact(4);
+                let data = data
+                    .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+                    .collect();
+                let shape = view.shape().to_vec();
+                all.insert(name.to_owned(), Values { shape, data });
+            }
+        }
+        all
+    }
+
+    /// Tokens of batch `step`: (batch, seq + 1) ids.
+    fn batch(&self, step: usize) -> (Vec<i32>, Vec<i32>, [usize; 2]) {
+        let file = SafeTensors::deserialize(&self.bytes).unwrap();
+        let view = file.tensor("tokens").unwrap();
+        let [_, batch, row] = view.shape().try_into().unwrap();
+        let ids: Vec<i32> = view
+            .data()
+            .chunks_exact(8)
+            .map(|b| i64::from_le_bytes(b.try_into().unwrap()) as i32)
+            .collect();
+        let rows = ids[step * batch * row..(step + 1) * batch * row].chunks(row);
+        let inputs = rows.clone().flat_map(|r| r[..row - 1].to_vec()).collect();
+        let targets = rows.flat_map(|r| r[1..].to_vec()).collect();
+        (inputs, targets, [batch, row - 1])
+    }
+
+    /// Writes what an official checkpoint folder holds.
+    fn write_checkpoint(&self, folder: &Path) {
+        // JSON is YAML.
+        let config = serde_json::json!({ "model": self.json["model"] });
+        std::fs::write(folder.join("config.yaml"), config.to_string()).unwrap();
+        let tensors = self.tensors("weight.");
+        let views = tensors.iter().map(|(name, values)| {
+            let bytes: Vec<u8> = values.data.iter().flat_map(|x| x.to_le_bytes()).collect();
+            (name.clone(), bytes, values.shape.clone())
+        });
+        let owned: Vec<_> = views.collect();
+        let views = owned.iter().map(|(name, bytes, shape)| {
+            let view = safetensors::tensor::TensorView::new(
+                safetensors::Dtype::F32,
+                shape.clone(),
+                bytes,
+            );
+            (name.clone(), view.unwrap())
+        });
+        let path: PathBuf = folder.join("model.safetensors");
+        safetensors::serialize_to_file(views, None, &path).unwrap();
+    }
+}
+
+fn largest_difference(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let differences = a.iter().zip(b).map(|(a, b)| f64::from((a - b).abs()));
+    differences.fold(0.0, f64::max)
+}
+
+fn step(model: &Decoder, reference: &Reference, index: usize) -> (f64, GradientSum) {
+    let (inputs, targets, [b, t]) = reference.batch(index);
+    let loss = model.loss(
+        model.ids(&inputs, b, t).unwrap(),
+        model.ids(&targets, b, t).unwrap(),
+        LossOptions {
+            divisor: (b * t) as f32,
+        },
+    );
+    let value = loss.clone().into_data_as::<f32>();
+    let mut gradients = GradientSum::default();
+    gradients.add(model, loss.backward());
+    (f64::from(value.as_slice::<f32>().unwrap()[0]), gradients)
+}
+
+fn measure(name: &str) -> Deviations {
+    let reference = Reference::read(name);
+    let folder = tempfile::tempdir().unwrap();
+    reference.write_checkpoint(folder.path());
+    let device = Device::flex().autodiff();
+    let mut model = official::import(folder.path(), &device).unwrap();
+    let mut found = Deviations::default();
+
+    let (inputs, _, [b, t]) = reference.batch(0);
+    let logits = model.logits(model.forward(model.ids(&inputs, b, t).unwrap()));
+    let logits = logits.into_data_as::<f32>();
+    let expected = &reference.tensors("logits")[""];
+    found.logits = largest_difference(logits.as_slice().unwrap(), &expected.data);
+
+    let (loss, gradients) = step(&model, &reference, 0);
+    found.loss = (loss - reference.json["loss_first_batch"].as_f64().unwrap()).abs();
+    let expected = official::translate_all(reference.tensors("grad."), model.config()).unwrap();
+    assert_eq!(
+        expected.keys().cloned().collect::<Vec<_>>(),
+        {
+            let mut names = hybridnorm::model::params::names(&model);
+            names.sort();
+            names
+        },
+        "{name}: parameter names"
+    );
+    for (parameter, expected) in &expected {
+        let gradient = gradients.get(parameter).expect(parameter);
+        let largest = expected
+            .data
+            .iter()
+            .fold(0.0, |m: f64, x| m.max(f64::from(x.abs())));
+        let deviation = largest_difference(&gradient, &expected.data) / largest;
+        found.gradient = found.gradient.max(deviation);
+    }
+
+    // The optimizer settings are this crate's defaults, but for the learning rate.
+    let optimizer = OptimizerConfig {
+        lr: reference.json["optimizer"]["lr"].as_f64().unwrap(),
+        ..OptimizerConfig::default()
+    };
+    let lr = optimizer.lr;
+    let mut optimizer = Optimizer::new(optimizer, &model);
+    let losses = reference.json["loss_per_step"].as_array().unwrap();
+    let norms = reference.json["grad_norm_before_clip_per_step"]
+        .as_array()
+        .unwrap();
+    assert_eq!(losses.len(), 8);
+    for (index, (expected_loss, expected_norm)) in losses.iter().zip(norms).enumerate() {
+        let (loss, gradients) = step(&model, &reference, index);
+        let norm = gradients.norm();
+        model = optimizer.step(model, gradients, norm, lr);
+        let expected_norm = expected_norm.as_f64().unwrap();
+        found.step_loss = found
+            .step_loss
+            .max((loss - expected_loss.as_f64().unwrap()).abs());
+        found.grad_norm = found
+            .grad_norm
+            .max((norm - expected_norm).abs() / expected_norm);
+    }
+    found
+}
+
+#[test]
+fn logits_loss_gradients_and_eight_steps_are_the_official_ones() {
+    for name in NAMES {
+        let found = measure(name);
+        println!(
+            "{name:22} logits {:.1e}  loss {:.1e}  gradient {:.1e}  step loss {:.1e}  gradient norm {:.1e}",
+            found.logits, found.loss, found.gradient, found.step_loss, found.grad_norm
+        );
+        assert!(found.logits < 1e-4, "{name}: {found:?}");
+        assert!(found.loss < 1e-5, "{name}: {found:?}");
+        assert!(found.gradient < 1e-4, "{name}: {found:?}");
+        assert!(found.step_loss < 1e-3, "{name}: {found:?}");
+        assert!(found.grad_norm < 0.005, "{name}: {found:?}");
+    }
+}
