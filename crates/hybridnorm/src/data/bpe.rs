@@ -58,14 +58,10 @@ impl BpeTrainer {
         let words = &self.words;
         let counted = super::tokenizer::in_parallel(texts, threads, |text| {
             let mut counts: HashMap<&str, u64> = HashMap::new();
-            let mut end = 0;
-            for (from, to) in words.find_iter(text) {
-                *counts.entry(&text[from..to]).or_default() += 1;
-                end = to;
-            }
-            // The pattern matches everything; a rest means that the engine gave up on it.
-            if end < text.len() {
-                *counts.entry(&text[end..]).or_default() += 1;
+            for piece in super::tokenizer::pieces(text) {
+                for (from, to) in words.find_iter(piece) {
+                    *counts.entry(&piece[from..to]).or_default() += 1;
+                }
             }
             counts
         });

@@ -156,6 +156,7 @@ fn classify(given: &str) -> Result<Option<Vec<Entry>>> {
     if let Some((file, dtype)) = ready::parse_name(given) {
         let spelled = file.to_string_lossy();
         if file.exists() || !spelled.contains(['*', '?', '[']) {
+            fs::metadata(file).map_err(Error::io(file))?;
             return Ok(Some(vec![Entry::Ready(given.to_owned())]));
         }
         let suffix = dtype

@@ -288,8 +288,8 @@ impl Tokenizer {
     /// # Errors
     /// If the file is not a tokenizer or has no such token.
     pub fn from_json(file: Vec<u8>, eos: Option<&str>) -> Result<Self> {
-        let mut inner = tokenizers::Tokenizer::from_bytes(&file)
-            .map_err(|error| Error::config(format!("not a tokenizer: {}", one_line(&*error))))?;
+        let mut inner = parse_json(&file)
+            .map_err(|problem| Error::config(format!("not a tokenizer: {problem}")))?;
         inner.set_encode_special_tokens(true);
         inner.with_padding(None);
         inner
@@ -373,15 +373,20 @@ impl Tokenizer {
     /// # Errors
     /// If a `tokenizer.json` cannot encode it, for example for want of an unknown-token.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        match &self.kind {
-            Kind::Bytes => Ok(text.bytes().map(u32::from).collect()),
-            Kind::Tiktoken(bpe, _) => Ok(bpe.encode_ordinary(text)),
-            Kind::Json(json) => json
-                .inner
-                .encode_fast(text, false)
-                .map(|encoding| encoding.get_ids().to_vec())
-                .map_err(|error| Error::config(format!("{}: {}", self.name, one_line(&*error)))),
+        let mut ids = Vec::new();
+        for piece in pieces(text) {
+            match &self.kind {
+                Kind::Bytes => ids.extend(piece.bytes().map(u32::from)),
+                Kind::Tiktoken(bpe, _) => ids.extend(bpe.encode_ordinary(piece)),
+                Kind::Json(json) => {
+                    let encoding = json.inner.encode_fast(piece, false).map_err(|error| {
+                        Error::config(format!("{}: {}", self.name, one_line(&*error)))
+                    })?;
+                    ids.extend(encoding.get_ids());
+                }
+            }
         }
+        Ok(ids)
     }
 
     /// Token ids of several texts, on `threads` threads (0: one per core). The result does not
@@ -492,6 +497,26 @@ impl Tokenizer {
     }
 }
 
+/// The text, cut within runs of white space so long that the patterns of tokenizers exhaust their
+/// stack on them. Nothing else is cut.
+pub(super) fn pieces(text: &str) -> impl Iterator<Item = &str> {
+    const LONGEST_RUN: usize = 1 << 16;
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let mut run = 0;
+        let cut = rest.char_indices().find_map(|(at, c)| {
+            run = if c.is_whitespace() { run + 1 } else { 0 };
+            (run > LONGEST_RUN).then_some(at)
+        });
+        let (piece, after) = rest.split_at(cut.unwrap_or(rest.len()));
+        rest = after;
+        Some(piece)
+    })
+}
+
 /// Applies `work` to every text on several threads; results come in the order of the texts.
 pub(super) fn in_parallel<'t, T: Send>(
     texts: &[&'t str],
@@ -600,6 +625,15 @@ impl StreamDecoder {
         self.bytes = rest.to_vec();
         text
     }
+}
+
+/// Parses a `tokenizer.json`. The parser of the `tokenizers` crate panics on some malformed files;
+/// those are told by their syntax first, and what remains becomes an error too.
+fn parse_json(file: &[u8]) -> Result<tokenizers::Tokenizer, String> {
+    serde_json::from_slice::<serde::de::IgnoredAny>(file).map_err(|error| one_line(&error))?;
+    std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(file))
+        .map_err(|_| "its parts do not fit together".to_owned())?
+        .map_err(|error| one_line(&*error))
 }
 
 /// The `eos_token` of a `tokenizer_config.json`, if it names one.

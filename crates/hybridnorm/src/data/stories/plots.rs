@@ -183,7 +183,7 @@ const SHARING: Plot = Plot {
             &[
                 "\"I am so hungry,\" said {B}. \"I have eaten nothing since yesterday.\"",
                 "\"What is in your basket?\" asked {B}. {B.His} own basket had fallen into the river.",
-                "{B} looked {sad}. \"A {beast} has stolen my lunch,\" {B.he} said.",
+                "{B} looked {sad}. \"{a beast} has stolen my lunch,\" {B.he} said.",
             ],
             &[
                 "{A} thought about it. The {foods} were meant for the evening.",
@@ -535,7 +535,7 @@ const TRADE: Plot = Plot {
             &[
                 "A little later {B} came along. \"We need {first} at home,\" {B.he} said, \"and I have {second}.\" They traded.",
                 "{B} had too much {second} and no {first}, so the two traded.",
-                "\"Is that {first}?\" asked {B}. \"I will give you {second} for it.\" {A} agreed.",
+                "\"You have {first}!\" said {B}. \"I will give you {second} for it.\" {A} agreed.",
             ],
             &[
                 "At the market a baker wanted the {second} and paid with {more}.",

@@ -1,0 +1,533 @@
+//! Ready tokens, data sets and the batch stream.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::Path;
+
+use hybridnorm::Result;
+use hybridnorm::data::open::TokenizerChoice;
+use hybridnorm::data::{
+    Batch, BatchStream, Cursor, OpenOptions, Opened, Order, PrepareOptions, PreparedFolder,
+    ReadyTokens, Split, TokenDataset, Tokenizer, TokenizerSpec, open, prepare, quiet,
+};
+use proptest::prelude::*;
+
+fn counting(n: u16) -> Vec<u8> {
+    (0..n).flat_map(u16::to_le_bytes).collect()
+}
+
+fn npy(descr: &str, shape: &str, data: &[u8]) -> Vec<u8> {
+    let text = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n");
+    let mut file = b"\x93NUMPY\x01\x00".to_vec();
+    file.extend((text.len() as u16).to_le_bytes());
+    file.extend(text.as_bytes());
+    file.extend(data);
+    file
+}
+
+fn dataset(folder: &Path, n: u16, seq_len: usize) -> TokenDataset {
+    let path = folder.join("t.u16");
+    fs::write(&path, counting(n)).unwrap();
+    let mut dataset = TokenDataset::new(seq_len).unwrap();
+    let ready = ReadyTokens::open(path.to_str().unwrap(), 65_536).unwrap();
+    dataset.push_ready(ready).unwrap();
+    dataset
+}
+
+fn batches(stream: &mut BatchStream, sizes: &[usize]) -> Vec<Batch> {
+    sizes
+        .iter()
+        .map(|&n| stream.next_batch(n).unwrap())
+        .collect()
+}
+
+fn ids(batches: &[Batch]) -> Vec<u64> {
+    batches
+        .iter()
+        .flat_map(|batch| batch.instance_ids.clone())
+        .collect()
+}
+
+#[test]
+fn windows_share_one_token() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = dataset(folder.path(), 14, 4);
+    assert_eq!((data.len(), data.tokens()), (3, 14));
+    assert_eq!(data.instance(0).unwrap(), [0, 1, 2, 3, 4]);
+    assert_eq!(data.instance(2).unwrap(), [8, 9, 10, 11, 12]);
+    assert!(data.instance(3).is_err());
+    let mut stream = BatchStream::new(data, Order::Sequential, Cursor::default()).unwrap();
+    let batch = stream.next_batch(2).unwrap();
+    assert_eq!(batch.inputs, [0, 1, 2, 3, 4, 5, 6, 7]);
+    assert_eq!(batch.targets, [1, 2, 3, 4, 5, 6, 7, 8]);
+    assert_eq!(
+        (batch.instance_ids.clone(), batch.epoch, batch.len()),
+        (vec![0, 1], 0, 2)
+    );
+    let batch = stream.next_batch(2).unwrap();
+    assert_eq!((batch.instance_ids, batch.epoch), (vec![2, 0], 0));
+    assert_eq!(
+        stream.cursor(),
+        Cursor {
+            epoch: 1,
+            position: 1
+        }
+    );
+    assert!(stream.next_batch(0).is_err());
+    assert_eq!(dataset(folder.path(), 5, 4).len(), 1);
+    assert_eq!(dataset(folder.path(), 4, 4).len(), 0);
+}
+
+#[test]
+fn every_instance_once_per_epoch() {
+    let folder = tempfile::tempdir().unwrap();
+    let order = Order::Shuffled { seed: 3 };
+    let stream =
+        |order| BatchStream::new(dataset(folder.path(), 401, 4), order, Cursor::default()).unwrap();
+    let mut shuffled = stream(order);
+    let epochs: Vec<_> = (0..3)
+        .map(|_| ids(&batches(&mut shuffled, &[60, 40])))
+        .collect();
+    for epoch in &epochs {
+        assert_eq!(epoch.iter().collect::<HashSet<_>>().len(), 100);
+        assert_ne!(epoch, &(0..100).collect::<Vec<_>>());
+    }
+    assert_ne!(epochs[0], epochs[1]);
+    assert_eq!(epochs[0], ids(&batches(&mut stream(order), &[1; 100])));
+    assert_ne!(
+        epochs[0],
+        ids(&batches(&mut stream(Order::Shuffled { seed: 4 }), &[100]))
+    );
+    // Golden: the order is part of what a seed means.
+    assert_eq!(epochs[0][..8], [44, 20, 71, 84, 47, 93, 89, 77]);
+}
+
+#[test]
+fn rejected_streams() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = |data, cursor| {
+        BatchStream::new(data, Order::Sequential, cursor)
+            .unwrap_err()
+            .to_string()
+    };
+    let short = error(dataset(folder.path(), 4, 4), Cursor::default());
+    assert!(
+        short.contains("4 tokens are not enough for one sequence of 4"),
+        "{short}"
+    );
+    let beyond = Cursor {
+        epoch: 0,
+        position: 99,
+    };
+    assert!(error(dataset(folder.path(), 40, 4), beyond).contains("the data changed"));
+    assert!(TokenDataset::new(0).is_err());
+}
+
+#[test]
+fn an_error_leaves_the_cursor() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("t.bin");
+    fs::write(&path, counting(41)).unwrap();
+    let mut data = TokenDataset::new(4).unwrap();
+    let ready = ReadyTokens::open(path.to_str().unwrap(), 30);
+    // The identity reads the first and last tokens, so the bad ones are noticed at once.
+    let error = data.push_ready(ready.unwrap()).unwrap_err().to_string();
+    assert!(
+        error.contains("token 30 at position 30 is not below"),
+        "{error}"
+    );
+    let ready = ReadyTokens::open(path.to_str().unwrap(), 41).unwrap();
+    data.push_ready(ready).unwrap();
+    let mut stream = BatchStream::new(data, Order::Sequential, Cursor::default()).unwrap();
+    stream.skip(23);
+    assert_eq!(
+        stream.cursor(),
+        Cursor {
+            epoch: 2,
+            position: 3
+        }
+    );
+}
+
+#[test]
+fn validation_is_sequential_and_complete() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = dataset(folder.path(), 41, 4);
+    let sizes = |n, limit| -> Vec<usize> {
+        data.sequential(n, limit)
+            .map(|batch| batch.unwrap().len())
+            .collect()
+    };
+    assert_eq!(sizes(4, None), [4, 4, 2]);
+    assert_eq!(sizes(4, Some(6)), [4, 2]);
+    assert_eq!(sizes(100, Some(1000)), [10]);
+    assert_eq!(sizes(4, Some(0)), [0; 0]);
+    let all: Vec<_> = data.sequential(3, None).collect::<Result<_>>().unwrap();
+    assert_eq!(ids(&all), (0..10).collect::<Vec<_>>());
+}
+
+#[test]
+fn ready_files_of_every_kind() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, bytes: &[u8]| {
+        let path = folder.path().join(name);
+        fs::write(&path, bytes).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let le = |width: usize| -> Vec<u8> {
+        (0..6_u64)
+            .flat_map(|i| i.to_le_bytes()[..width].to_vec())
+            .collect()
+    };
+    let mut llm_c: Vec<u8> = [20_240_520_u32, 1, 6]
+        .iter()
+        .flat_map(|x| x.to_le_bytes())
+        .collect();
+    llm_c.resize(1024, 0);
+    llm_c.extend(le(2));
+    for name in [
+        write("a.npy", &npy("|u1", "(6,)", &le(1))),
+        write("b.npy", &npy("<u2", "(6,)", &le(2))),
+        write("c.npy", &npy("<u4", "(6,)", &le(4))),
+        write("d.npy", &npy("<i4", "(6,)", &le(4))),
+        write("e.npy", &npy("<i8", "(6,)", &le(8))),
+        write("f.bin", &le(2)),
+        write("g.u16", &le(2)),
+        write("h.u32", &le(4)),
+        write("i.bin", &llm_c),
+        write("olmo.npy", &le(2)) + ":u16",
+        write("raw.data", &le(8)) + ":i64",
+    ] {
+        let ready = ReadyTokens::open(&name, 100).unwrap();
+        let mut tokens = Vec::new();
+        ready.tokens().for_each(|token| tokens.push(token)).unwrap();
+        assert_eq!(
+            (tokens, ready.row_width()),
+            (vec![0, 1, 2, 3, 4, 5], None),
+            "{name}"
+        );
+    }
+    let large = ReadyTokens::open(&write("j.bin", &le(4)), 70_000).unwrap();
+    assert_eq!(large.tokens().len(), 6);
+
+    let rows = write("rows.npy", &npy("<u2", "(2, 3)", &le(2)));
+    let mut data = TokenDataset::new(2).unwrap();
+    data.push_ready(ReadyTokens::open(&rows, 100).unwrap())
+        .unwrap();
+    assert_eq!(data.instance(1).unwrap(), [3, 4, 5]);
+    assert_eq!(data.len(), 2);
+    let mut data = TokenDataset::new(3).unwrap();
+    let error = data
+        .push_ready(ReadyTokens::open(&rows, 100).unwrap())
+        .unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("rows of 3 tokens; a sequence length of 3 needs 4"),
+        "{error}"
+    );
+
+    for (name, why) in [
+        (write("k.bin", b"abc"), "no multiple of 2"),
+        (write("l.bin", b""), "no tokens in it"),
+        (write("m.npy", &npy("<u2", "(0,)", b"")), "no tokens in it"),
+        (write("n.npy", b"raw tokens, no header"), ".npy:u16`"),
+        (
+            write("o.npy", &npy("<f4", "(1,)", b"abcd")),
+            "numbers of type",
+        ),
+        (write("p.npy", &npy("<u2", "(7,)", b"ab")), "needs"),
+        (write("q.bin", &llm_c[..1030]), "the header says 6 tokens"),
+        (write("r.csv", b"1"), "not a token file"),
+        (
+            folder.path().join("none.bin").to_str().unwrap().to_owned(),
+            "no such file",
+        ),
+        (
+            folder.path().to_str().unwrap().to_owned() + ":u16",
+            "not a regular file",
+        ),
+    ] {
+        let error = ReadyTokens::open(&name, 100).unwrap_err().to_string();
+        assert!(error.contains(why) && error.lines().count() == 1, "{error}");
+    }
+    let negative = write("s.npy", &npy("<i8", "(1,)", &(-5_i64).to_le_bytes()));
+    let error = ReadyTokens::open(&negative, 100)
+        .unwrap()
+        .tokens()
+        .check()
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("token -5 at position 0"),
+        "{error}"
+    );
+}
+
+struct Room(tempfile::TempDir);
+
+impl Room {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    fn options(&self, seq_len: usize) -> OpenOptions {
+        OpenOptions::new(seq_len, self.0.path().join("cache"))
+    }
+
+    fn prepared(&self, name: &str, spec: &str, seed: u64) -> String {
+        let spec: TokenizerSpec = spec.parse().unwrap();
+        let fraction = PrepareOptions {
+            validation_fraction: 0.2,
+            ..PrepareOptions::default()
+        };
+        let input = [format!("stories:20:{seed}")];
+        let out = self.path(name);
+        prepare(&input, &spec, Path::new(&out), &fraction, &mut quiet).unwrap();
+        out
+    }
+}
+
+fn opened(paths: &[&str], split: Split, options: &OpenOptions) -> Result<Opened> {
+    let paths: Vec<_> = paths.iter().map(|&path| path.to_owned()).collect();
+    open(&paths, split, options, &mut quiet)
+}
+
+fn spec(text: &str) -> Option<TokenizerChoice> {
+    Some(TokenizerChoice::Spec(text.parse().unwrap()))
+}
+
+#[test]
+fn opening_prepared_folders() {
+    let room = Room::new();
+    let (a, b) = (
+        room.prepared("a", "bytes", 1),
+        room.prepared("b", "bytes", 2),
+    );
+    let options = room.options(32);
+    let count = |paths: &[&str], split| opened(paths, split, &options).unwrap().dataset.len();
+    let (train, validation) = (count(&[&a], Split::Train), count(&[&a], Split::Validation));
+    assert!(train > validation && validation > 0);
+    assert_eq!(count(&[&a], Split::All), train + validation);
+    assert_eq!(
+        count(&[&a, &b], Split::Train),
+        train + count(&[&b], Split::Train)
+    );
+    let print = |paths: &[&str]| {
+        opened(paths, Split::Train, &options)
+            .unwrap()
+            .dataset
+            .fingerprint()
+    };
+    assert_eq!(print(&[&a, &b]), print(&[&a, &b]));
+    assert_ne!(print(&[&a, &b]), print(&[&b, &a]));
+    let found = opened(&[&a], Split::Train, &options).unwrap();
+    assert_eq!(
+        found.tokenizer.unwrap().fingerprint(),
+        Tokenizer::bytes().fingerprint()
+    );
+
+    let other = room.prepared("c", "bpe:300", 1);
+    let error = opened(&[&a, &other], Split::Train, &options)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("made with tokenizer bpe:300"), "{error}");
+    let asked = OpenOptions {
+        tokenizer: spec("r50k"),
+        ..options.clone()
+    };
+    let error = opened(&[&a], Split::Train, &asked).unwrap_err().to_string();
+    assert!(
+        error.contains("r50k (50257 tokens) is used here"),
+        "{error}"
+    );
+
+    let long = room.options(1_000_000);
+    let error = opened(&[&a], Split::Train, &long).unwrap_err().to_string();
+    assert!(
+        error.contains("fewer than one sequence of 1000000"),
+        "{error}"
+    );
+
+    let shard = Path::new(&a).join("train-00000.bin");
+    let mut bytes = fs::read(&shard).unwrap();
+    bytes[10] ^= 1;
+    fs::write(&shard, bytes).unwrap();
+    let error = opened(&[&a], Split::Train, &options)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("the shard is damaged"), "{error}");
+    let trusting = OpenOptions {
+        verify: false,
+        ..options
+    };
+    opened(&[&a], Split::Train, &trusting).unwrap();
+}
+
+#[test]
+fn opening_raw_text_makes_and_reuses_a_folder() {
+    let room = Room::new();
+    let text = room.path("t.txt");
+    let stories: Vec<_> = (0..30).map(|i| hybridnorm::data::story(0, i)).collect();
+    fs::write(&text, stories.join("\n\n")).unwrap();
+    let mut options = room.options(16);
+    options.tokenizer = spec("bpe:300");
+    options.prepare.source.document_chars = 1000;
+    options.prepare.validation_fraction = 0.2;
+    let mut steps = 0;
+    let paths = [text.clone(), "stories:5".to_owned()];
+    let first = open(&paths, Split::Train, &options, &mut |_| steps += 1).unwrap();
+    assert!(steps > 0);
+    let made: &PreparedFolder = &first.folders[0];
+    assert!(made.folder().starts_with(room.path("cache")));
+    steps = 0;
+    let second = open(&paths, Split::Train, &options, &mut |_| steps += 1).unwrap();
+    assert_eq!(steps, 0);
+    assert_eq!(first.dataset.fingerprint(), second.dataset.fingerprint());
+    let held_out = opened(&[&text, "stories:5"], Split::Validation, &options).unwrap();
+    assert_eq!(held_out.folders[0].folder(), made.folder());
+    // Validation text of its own, with the tokenizer that was trained.
+    options.tokenizer = first.tokenizer.map(TokenizerChoice::Loaded);
+    options.prepare.validation_fraction = 0.0;
+    let own = opened(&["stories:5:77"], Split::All, &options).unwrap();
+    assert_eq!(own.tokenizer.unwrap().vocab_size(), 300);
+    // Other content, other folder.
+    fs::write(&text, "Something else entirely. ".repeat(20)).unwrap();
+    let third = opened(&[&text], Split::Train, &options).unwrap();
+    assert_ne!(third.folders[0].folder(), made.folder());
+    let left: Vec<_> = fs::read_dir(room.path("cache"))
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
+    assert_eq!(left.len(), 3, "{left:?}");
+}
+
+#[test]
+fn opening_ready_files() {
+    let room = Room::new();
+    fs::write(room.path("a.bin"), counting(100)).unwrap();
+    fs::write(room.path("b.bin"), counting(50)).unwrap();
+    let mut options = room.options(9);
+    let error = opened(&[&room.path("a.bin")], Split::Train, &options)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("needs the vocabulary's size"), "{error}");
+    options.vocab_size = Some(100);
+    assert_eq!(
+        opened(&[&room.path("a.bin")], Split::Train, &options)
+            .unwrap()
+            .dataset
+            .len(),
+        11
+    );
+    assert_eq!(
+        opened(&[&room.path("*.bin")], Split::All, &options)
+            .unwrap()
+            .dataset
+            .len(),
+        16
+    );
+    assert_eq!(
+        opened(&[&room.path("b.bin:u16")], Split::All, &options)
+            .unwrap()
+            .dataset
+            .len(),
+        5
+    );
+    let error = opened(&[&room.path("a.bin")], Split::Validation, &options)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("no held-out part"), "{error}");
+    options.vocab_size = Some(99);
+    let error = opened(&[&room.path("a.bin")], Split::Train, &options)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("token 99 at position 99"), "{error}");
+}
+
+#[test]
+fn opening_what_is_not_data() {
+    let room = Room::new();
+    let options = room.options(9);
+    fs::write(room.path("a.pdf"), "x").unwrap();
+    fs::create_dir(room.path("empty")).unwrap();
+    for (path, why) in [
+        (room.path("a.pdf"), "unknown kind of data"),
+        (room.path("none"), "no such file or folder"),
+        (room.path("none.npy"), "no such file or folder"),
+        (room.path("*.npy"), "no file matches"),
+        ("stories:4".to_owned(), "raw text needs a tokenizer"),
+    ] {
+        let error = opened(&[&path], Split::Train, &options)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(why) && error.lines().count() == 1, "{error}");
+    }
+    assert!(opened(&[], Split::Train, &options).is_err());
+    let with = OpenOptions {
+        tokenizer: spec("bytes"),
+        ..options
+    };
+    let error = opened(&[&room.path("empty")], Split::Train, &with)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("in this folder or below"), "{error}");
+    fs::write(room.path("short.txt"), "hi").unwrap();
+    let error = opened(&[&room.path("short.txt")], Split::Train, &with)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("3 training tokens, fewer than one sequence of 9"),
+        "{error}"
+    );
+    let error = opened(&[&room.path("short.txt")], Split::Validation, &with)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("0 validation tokens"), "{error}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    /// Wherever a stream stops, one that goes on from its cursor gives the same instances,
+    /// whatever the sizes of batches.
+    #[test]
+    fn going_on_is_going_on(
+        n in 5..300_u16, seed in any::<u64>(), shuffled in any::<bool>(),
+        before in prop::collection::vec(1..40_usize, 0..6),
+        after in prop::collection::vec(1..40_usize, 1..6),
+    ) {
+        let folder = tempfile::tempdir().unwrap();
+        let order = if shuffled { Order::Shuffled { seed } } else { Order::Sequential };
+        let stream = |cursor| BatchStream::new(dataset(folder.path(), n, 4), order, cursor).unwrap();
+        let mut whole = stream(Cursor::default());
+        batches(&mut whole, &before);
+        let json = serde_json::to_string(&whole.cursor()).unwrap();
+        let cursor: Cursor = serde_json::from_str(&json).unwrap();
+        let mut resumed = stream(cursor);
+        let rest = batches(&mut whole, &after);
+        prop_assert_eq!(&rest, &batches(&mut resumed, &after));
+        let mut skipped = stream(Cursor::default());
+        skipped.skip(before.iter().sum::<usize>() as u64);
+        prop_assert_eq!(skipped.cursor(), cursor);
+        let total = after.iter().sum::<usize>();
+        prop_assert_eq!(ids(&rest), ids(&batches(&mut stream(cursor), &[total])));
+    }
+
+    #[test]
+    fn ready_files_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), kind in 0..5_usize) {
+        let folder = tempfile::tempdir().unwrap();
+        let name = ["a.npy", "a.bin", "a.u32", "a.npy:i64", "b.npy"][kind];
+        let path = folder.path().join(name.split(':').next().unwrap());
+        let bytes = if kind == 4 { npy("<i4", "(10, 5)", &bytes) } else { bytes };
+        fs::write(&path, bytes).unwrap();
+        let full = folder.path().join(name);
+        if let Ok(ready) = ReadyTokens::open(full.to_str().unwrap(), 50_000) {
+            let _ = ready.tokens().check();
+            let _ = TokenDataset::new(4).unwrap().push_ready(ready);
+        }
+    }
+}
