@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use hybridnorm::Error;
-use hybridnorm::placement::{self, Explanation, Placement};
+use hybridnorm::placement::{self, Explanation, ModelFacts, Placement};
 use serde::Serialize;
 
 use super::Ending;
@@ -61,7 +61,7 @@ fn list(json: bool) -> Result<(), Error> {
 
 fn explain(name: &str, layers: usize, format: Format) -> Result<(), Error> {
     let placement = find(name)?;
-    let explanation = Explanation::new(&placement, layers)?;
+    let explanation = Explanation::new(&placement, layers, &ModelFacts::default())?;
     match format {
         Format::Text => console::print(&format!("{}\n", explanation.to_text().trim_end())),
         Format::Latex => console::print(&format!("{}\n", explanation.to_latex().trim_end())),
@@ -73,7 +73,7 @@ fn explain(name: &str, layers: usize, format: Format) -> Result<(), Error> {
 fn find(name: &str) -> Result<Placement, Error> {
     let path = Path::new(name);
     if path.extension().is_some_and(|extension| extension == "toml") {
-        return placement::from_file(path);
+        return hybridnorm::train::placement_from_file(path);
     }
     Ok(placement::named(name)?)
 }

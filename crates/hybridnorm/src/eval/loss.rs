@@ -3,9 +3,8 @@
 use burn::module::Module;
 use serde::Serialize;
 
-use crate::data::{
-    self, OpenOptions, Progress, Split, TokenDataset, Tokenizer, TokenizerChoice,
-};
+use crate::data::open::TokenizerChoice;
+use crate::data::{self, OpenOptions, Progress, Split, TokenDataset, Tokenizer};
 use crate::error::{Error, Result};
 use crate::model::{Decoder, LossOptions};
 use crate::train::sources;

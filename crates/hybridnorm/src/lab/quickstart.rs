@@ -166,8 +166,7 @@ fn clear_old_run(run: &Path) -> Result<()> {
 
 fn unigram(trainer: &Trainer) -> Result<f64> {
     let folder = trainer
-        .sources()
-        .folders
+        .folders()
         .first()
         .ok_or_else(|| Error::config("quickstart reads text, not ready tokens"))?;
     let inspection = data::inspect(folder)?;
@@ -177,9 +176,7 @@ fn unigram(trainer: &Trainer) -> Result<f64> {
 
 fn sample(trainer: &Trainer) -> Result<String> {
     let tokenizer: &Tokenizer = trainer
-        .sources()
-        .tokenizer
-        .as_ref()
+        .tokenizer()
         .ok_or_else(|| Error::config("quickstart reads text, not ready tokens"))?;
     let text = eval::write(trainer.model(), tokenizer, PROMPT, 60, Sampling::default())?;
     Ok(format!("{PROMPT}{text}"))

@@ -17,7 +17,6 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use burn::module::Module;
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 

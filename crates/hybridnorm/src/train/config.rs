@@ -319,6 +319,20 @@ impl ModelSection {
     }
 }
 
+/// Reads a placement from a TOML file that holds a table of the algebra.
+///
+/// # Errors
+/// If the file cannot be read, is no TOML, or holds no placement.
+pub fn placement_from_file(path: &Path) -> Result<placement::Placement> {
+    let bytes = files::read_small(path, CONFIG_LIMIT)?;
+    let text = String::from_utf8(bytes)
+        .map_err(|error| Error::format(path, error.utf8_error().to_string()))?;
+    let value: Value = toml::from_str(&text)
+        .map_err(|error| Error::config(format!("{}: {}", path.display(), toml_error(&text, &error))))?;
+    placement::from_value(value)
+        .map_err(|error| Error::config(format!("{}: {error}", path.display())))
+}
+
 /// Sets `section.key=value` in a table. The value is TOML; what is no TOML is taken as a string.
 fn apply_setting(table: &mut toml::Table, setting: &str) -> Result<()> {
     let (key, value) = setting.split_once('=').ok_or_else(|| {

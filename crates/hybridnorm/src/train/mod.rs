@@ -9,7 +9,9 @@ pub mod sources;
 mod trainer;
 
 pub use checkpoint::Checkpoint;
-pub use config::{Config, DataSection, InitSection, ModelSection, TrainSection};
+pub use config::{
+    Config, DataSection, InitSection, ModelSection, TrainSection, placement_from_file,
+};
 pub use optimizer::{GradientSum, Optimizer, OptimizerConfig, OptimizerKind};
 pub use schedule::{Schedule, ScheduleConfig, ScheduleKind};
 pub use sources::{DataOrder, Sources};

@@ -199,12 +199,12 @@ impl Optimizer {
             let [m, v] = self.moments.remove(name).expect("a moment per parameter");
             let decays = self.config.decays(Kind::of(name));
             let adamw = AdamW {
-                lr: lr as f32,
-                beta1: beta1 as f32,
-                beta2: beta2 as f32,
-                eps: self.config.eps as f32,
+                lr,
+                beta1,
+                beta2,
+                eps: self.config.eps,
                 weight_decay: if decays {
-                    self.config.weight_decay as f32
+                    self.config.weight_decay
                 } else {
                     0.0
                 },

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::config::Config;
+use crate::data::open::TokenizerChoice;
 use crate::data::{
-    self, OpenOptions, Opened, Progress, Split, TokenDataset, Tokenizer, TokenizerChoice,
-    TokenizerSpec,
+    self, OpenOptions, Opened, Progress, Split, TokenDataset, Tokenizer, TokenizerSpec,
 };
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
@@ -77,7 +77,7 @@ pub fn open(config: &Config, progress: &mut dyn FnMut(Progress)) -> Result<Sourc
         folders: train
             .folders
             .iter()
-            .map(|folder| folder.path().to_path_buf())
+            .map(|folder| folder.folder().to_path_buf())
             .collect(),
         train: train.dataset,
         validation,
@@ -112,7 +112,7 @@ fn open_validation(
         let mut held_out = TokenDataset::new(config.train.seq_len)?;
         for folder in &train.folders {
             let tokens = folder.validation()?;
-            let identity = format!("{}/validation", folder.path().display());
+            let identity = format!("{}/validation", folder.folder().display());
             held_out.push_stream(tokens, &identity);
         }
         return Ok((!held_out.is_empty()).then_some(held_out));
@@ -140,5 +140,6 @@ pub fn check_vocabulary(sources: &Sources, model: &ModelConfig) -> Result<()> {
 /// # Errors
 /// If the environment does not tell where caches belong.
 pub fn cache_dir() -> Result<PathBuf> {
-    Ok(data::cache_folder()?.join("tokens"))
+    let books = data::gutenberg::cache_folder()?;
+    Ok(books.with_file_name("tokens"))
 }

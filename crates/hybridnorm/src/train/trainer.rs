@@ -14,7 +14,7 @@ use super::metrics::{MetricsFile, Row};
 use super::optimizer::{GradientSum, Optimizer};
 use super::schedule::Schedule;
 use super::sources::{self, Sources};
-use crate::data::{BatchStream, Cursor, Progress};
+use crate::data::{BatchStream, Cursor, Progress, TokenDataset, Tokenizer};
 use crate::error::{Error, Result};
 use crate::eval;
 use crate::files;
@@ -80,8 +80,10 @@ pub struct Outcome {
 pub struct Trainer {
     config: Config,
     run: PathBuf,
-    sources: Sources,
     stream: BatchStream,
+    validation: Option<TokenDataset>,
+    tokenizer: Option<Tokenizer>,
+    folders: Vec<PathBuf>,
     schedule: Schedule,
     model: Option<Decoder>,
     optimizer: Optimizer,
@@ -174,8 +176,15 @@ impl Trainer {
                 max_grad_norm: 0.0,
             },
         };
+        let Sources {
+            train,
+            validation,
+            tokenizer,
+            folders,
+            ..
+        } = sources;
         let stream = BatchStream::new(
-            sources.train.clone(),
+            train,
             config.data.order.seeded(config.seed),
             state.cursor,
         )?;
@@ -190,8 +199,10 @@ impl Trainer {
             last_saved: resumed.is_some().then_some(state.step),
             config,
             run: run.to_path_buf(),
-            sources,
             stream,
+            validation,
+            tokenizer,
+            folders,
             schedule,
             model: Some(model),
             optimizer,
@@ -316,8 +327,7 @@ impl Trainer {
     pub fn evaluate(&self) -> Result<Option<eval::Loss>> {
         let train = &self.config.train;
         let micro = train.batch_size / train.grad_accum_steps;
-        self.sources
-            .validation
+        self.validation
             .as_ref()
             .map(|data| eval::loss(self.model(), data, micro, train.eval_sequences))
             .transpose()
@@ -336,7 +346,7 @@ impl Trainer {
             &path,
             Contents {
                 model: self.model(),
-                tokenizer: self.sources.tokenizer.as_ref(),
+                tokenizer: self.tokenizer.as_ref(),
                 training: Some((self.optimizer.handles(), &self.state)),
             },
         )?;
@@ -361,9 +371,14 @@ impl Trainer {
         self.config.train.steps as u64
     }
 
-    /// What the run reads.
-    pub fn sources(&self) -> &Sources {
-        &self.sources
+    /// What turned text into tokens, where known.
+    pub fn tokenizer(&self) -> Option<&Tokenizer> {
+        self.tokenizer.as_ref()
+    }
+
+    /// Prepared folders among the training data, those made from raw text included.
+    pub fn folders(&self) -> &[PathBuf] {
+        &self.folders
     }
 
     /// What is doubtful about the placement.
