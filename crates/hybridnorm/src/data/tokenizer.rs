@@ -4,13 +4,15 @@
 //! Special tokens never come out of [`Tokenizer::encode`]: text that spells `<|endoftext|>` is
 //! encoded as the characters it consists of. No start token is added.
 
+mod json;
+mod parallel;
+mod stream;
+
 use std::borrow::Cow;
-use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde::{Deserialize, Serialize};
 use tiktoken_rs::CoreBPE;
@@ -22,6 +24,10 @@ use crate::files;
 use super::ProgressFn;
 use super::bpe::{self, BpeTrainer, END_OF_TEXT, END_OF_TEXT_ID, Splitter};
 use super::manifest::TokenizerRecord;
+
+use json::{byte_table, configured_eos, one_line, parse_json, tiktoken_json};
+pub(super) use parallel::{in_parallel, pieces};
+pub use stream::StreamDecoder;
 
 const JSON_NAME: &str = "tokenizer.json";
 const CONFIG_NAME: &str = "tokenizer_config.json";
@@ -417,12 +423,7 @@ impl Tokenizer {
 
     /// A decoder that takes ids one by one.
     pub fn stream_decoder(&self) -> StreamDecoder {
-        StreamDecoder {
-            tokenizer: self.clone(),
-            bytes: Vec::new(),
-            ids: Vec::new(),
-            read: 0,
-        }
+        StreamDecoder::new(self.clone())
     }
 
     fn is_byte_level(&self) -> bool {
@@ -495,227 +496,6 @@ impl Tokenizer {
             Kind::Tiktoken(core, builtin) => tiktoken_json(core, *builtin, self.vocab_size),
         }
     }
-}
-
-/// The text, cut within runs of white space so long that the patterns of tokenizers exhaust their
-/// stack on them. Nothing else is cut.
-pub(super) fn pieces(text: &str) -> impl Iterator<Item = &str> {
-    const LONGEST_RUN: usize = 1 << 16;
-    let mut rest = text;
-    std::iter::from_fn(move || {
-        if rest.is_empty() {
-            return None;
-        }
-        let mut run = 0;
-        let cut = rest.char_indices().find_map(|(at, c)| {
-            run = if c.is_whitespace() { run + 1 } else { 0 };
-            (run > LONGEST_RUN).then_some(at)
-        });
-        let (piece, after) = rest.split_at(cut.unwrap_or(rest.len()));
-        rest = after;
-        Some(piece)
-    })
-}
-
-/// Applies `work` to every text on several threads; results come in the order of the texts.
-pub(super) fn in_parallel<'t, T: Send>(
-    texts: &[&'t str],
-    threads: usize,
-    work: impl Fn(&'t str) -> T + Sync,
-) -> Vec<T> {
-    let threads = match threads {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
-        n => n,
-    }
-    .min(texts.len());
-    if threads <= 1 {
-        return texts.iter().map(|text| work(text)).collect();
-    }
-    let next = AtomicUsize::new(0);
-    let mut done: Vec<(usize, T)> = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads)
-            .map(|_| {
-                scope.spawn(|| {
-                    let mut mine = Vec::new();
-                    loop {
-                        let index = next.fetch_add(1, Ordering::Relaxed);
-                        let Some(text) = texts.get(index) else {
-                            return mine;
-                        };
-                        mine.push((index, work(text)));
-                    }
-                })
-            })
-            .collect();
-        workers
-            .into_iter()
-            .flat_map(|worker| match worker.join() {
-                Ok(mine) => mine,
-                Err(panic) => std::panic::resume_unwind(panic),
-            })
-            .collect()
-    });
-    done.sort_unstable_by_key(|&(index, _)| index);
-    done.into_iter().map(|(_, result)| result).collect()
-}
-
-/// Turns ids into text one by one, holding back bytes until they are whole characters.
-///
-/// What [`StreamDecoder::push`] and [`StreamDecoder::finish`] return, joined, is what
-/// [`Tokenizer::decode`] gives for all ids at once.
-#[derive(Debug)]
-pub struct StreamDecoder {
-    tokenizer: Tokenizer,
-    /// Byte-level vocabularies: bytes of an unfinished character.
-    bytes: Vec<u8>,
-    /// Others: the last ids; text of those before `read` was returned already.
-    ids: Vec<u32>,
-    read: usize,
-}
-
-impl StreamDecoder {
-    /// Takes one id and returns the text that is complete now, often a word, sometimes nothing.
-    pub fn push(&mut self, id: u32) -> String {
-        if self.tokenizer.is_byte_level() {
-            self.bytes.extend(&*self.tokenizer.token_bytes(id));
-            return self.complete_characters();
-        }
-        self.ids.push(id);
-        let before = self.tokenizer.decode(&self.ids[..self.read]);
-        let all = self.tokenizer.decode(&self.ids);
-        let waiting = self.ids.len() - self.read;
-        if all.len() <= before.len() || all.ends_with('\u{fffd}') && waiting < 8 {
-            return String::new();
-        }
-        self.ids.drain(..self.read);
-        self.read = self.ids.len();
-        all.get(before.len()..).unwrap_or_default().to_owned()
-    }
-
-    /// The rest; an unfinished character becomes U+FFFD.
-    pub fn finish(self) -> String {
-        if self.tokenizer.is_byte_level() {
-            return String::from_utf8_lossy(&self.bytes).into_owned();
-        }
-        let before = self.tokenizer.decode(&self.ids[..self.read]);
-        let all = self.tokenizer.decode(&self.ids);
-        all.get(before.len()..).unwrap_or_default().to_owned()
-    }
-
-    fn complete_characters(&mut self) -> String {
-        let mut text = String::new();
-        let mut rest = self.bytes.as_slice();
-        loop {
-            match std::str::from_utf8(rest) {
-                Ok(valid) => {
-                    text.push_str(valid);
-                    rest = &[];
-                    break;
-                }
-                Err(error) => {
-                    let (valid, after) = rest.split_at(error.valid_up_to());
-                    text.push_str(&String::from_utf8_lossy(valid));
-                    rest = after;
-                    let Some(bad) = error.error_len() else { break };
-                    text.push('\u{fffd}');
-                    rest = &rest[bad..];
-                }
-            }
-        }
-        self.bytes = rest.to_vec();
-        text
-    }
-}
-
-/// Parses a `tokenizer.json`. The parser of the `tokenizers` crate panics on some malformed files;
-/// those are told by their syntax first, and what remains becomes an error too.
-fn parse_json(file: &[u8]) -> Result<tokenizers::Tokenizer, String> {
-    serde_json::from_slice::<serde::de::IgnoredAny>(file).map_err(|error| one_line(&error))?;
-    std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(file))
-        .map_err(|_| "its parts do not fit together".to_owned())?
-        .map_err(|error| one_line(&*error))
-}
-
-/// The `eos_token` of a `tokenizer_config.json`, if it names one.
-fn configured_eos(path: &Path) -> Result<Option<String>> {
-    #[derive(Deserialize)]
-    struct Config {
-        eos_token: Option<Name>,
-    }
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Name {
-        Plain(String),
-        Token { content: String },
-    }
-    let text = files::read_small(path, 16 << 20)?;
-    let config: Config =
-        serde_json::from_slice(&text).map_err(|error| Error::format(path, error.to_string()))?;
-    Ok(config.eos_token.map(|name| match name {
-        Name::Plain(content) | Name::Token { content } => content,
-    }))
-}
-
-fn byte_table(vocab: &HashMap<String, u32>, vocab_size: usize) -> Vec<Vec<u8>> {
-    let bytes: HashMap<char, u8> = (0..=255)
-        .zip(bpe::byte_chars())
-        .map(|(b, c)| (c, b))
-        .collect();
-    let mut table = vec![Vec::new(); vocab_size];
-    for (token, &id) in vocab {
-        let spelled: Option<Vec<u8>> = token.chars().map(|c| bytes.get(&c).copied()).collect();
-        table[id as usize] = spelled.unwrap_or_else(|| token.as_bytes().to_vec());
-    }
-    table
-}
-
-fn tiktoken_json(core: &CoreBPE, builtin: Builtin, vocab_size: usize) -> Vec<u8> {
-    const CL100K: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-    let tokens: Vec<Vec<u8>> = (0..vocab_size as u32)
-        .map(|id| core.decode_bytes(&[id]).unwrap_or_default())
-        .collect();
-    let mut special: Vec<u32> = core
-        .special_tokens()
-        .into_iter()
-        .flat_map(|name| core.encode_with_special_tokens(name))
-        .collect();
-    special.sort_unstable();
-    let ranks: HashMap<&[u8], u32> = (0..)
-        .zip(&tokens)
-        .filter(|(id, bytes)| !bytes.is_empty() && !special.contains(id))
-        .map(|(id, bytes)| (bytes.as_slice(), id))
-        .collect();
-    let mut ordered: Vec<_> = ranks.iter().map(|(&bytes, &id)| (id, bytes)).collect();
-    ordered.sort_unstable();
-    let merges: Vec<_> = ordered
-        .into_iter()
-        .filter_map(|(id, bytes)| halves(bytes, id, &ranks))
-        .collect();
-    let split = match builtin {
-        Builtin::Cl100k => Splitter::Pattern(CL100K),
-        _ => Splitter::Gpt2,
-    };
-    bpe::tokenizer_json(&tokens, &merges, &special, split).into_bytes()
-}
-
-/// The two tokens of rank below `rank` that merge last into `bytes`.
-fn halves(bytes: &[u8], rank: u32, ranks: &HashMap<&[u8], u32>) -> Option<(u32, u32)> {
-    let mut cuts: Vec<usize> = (0..=bytes.len()).collect();
-    while cuts.len() > 3 {
-        let (_, at) = (0..cuts.len() - 2)
-            .filter_map(|i| Some((*ranks.get(&bytes[cuts[i]..cuts[i + 2]])?, i + 1)))
-            .filter(|&(merged, _)| merged < rank)
-            .min()?;
-        cuts.remove(at);
-    }
-    match *cuts {
-        [a, b, c] => Some((*ranks.get(&bytes[a..b])?, *ranks.get(&bytes[b..c])?)),
-        _ => None,
-    }
-}
-
-fn one_line(error: &dyn std::error::Error) -> String {
-    error.to_string().lines().next().unwrap_or_default().into()
 }
 
 fn pretty(value: &impl Serialize) -> String {

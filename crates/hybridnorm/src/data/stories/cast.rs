@@ -35,7 +35,7 @@ impl Cast {
         };
         let female = dice.below(2) == 0;
         let relative = Person {
-            name: *dice.pick(if female { WOMEN } else { MEN }),
+            name: dice.pick::<&str>(if female { WOMEN } else { MEN }),
             female,
         };
         let mut cast = Self {

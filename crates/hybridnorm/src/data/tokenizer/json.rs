@@ -1,0 +1,104 @@
+//! `tokenizer.json` files: parsing them, and making them of tiktoken vocabularies.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use serde::Deserialize;
+use tiktoken_rs::CoreBPE;
+
+use crate::data::bpe::{self, Splitter};
+use crate::error::{Error, Result};
+use crate::files;
+
+use super::Builtin;
+
+/// Parses a `tokenizer.json`. The parser of the `tokenizers` crate panics on some malformed files;
+/// those are told by their syntax first, and what remains becomes an error too.
+pub(super) fn parse_json(file: &[u8]) -> Result<tokenizers::Tokenizer, String> {
+    serde_json::from_slice::<serde::de::IgnoredAny>(file).map_err(|error| one_line(&error))?;
+    std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(file))
+        .map_err(|_| "its parts do not fit together".to_owned())?
+        .map_err(|error| one_line(&*error))
+}
+
+/// The `eos_token` of a `tokenizer_config.json`, if it names one.
+pub(super) fn configured_eos(path: &Path) -> Result<Option<String>> {
+    #[derive(Deserialize)]
+    struct Config {
+        eos_token: Option<Name>,
+    }
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Name {
+        Plain(String),
+        Token { content: String },
+    }
+    let text = files::read_small(path, 16 << 20)?;
+    let config: Config =
+        serde_json::from_slice(&text).map_err(|error| Error::format(path, error.to_string()))?;
+    Ok(config.eos_token.map(|name| match name {
+        Name::Plain(content) | Name::Token { content } => content,
+    }))
+}
+
+pub(super) fn byte_table(vocab: &HashMap<String, u32>, vocab_size: usize) -> Vec<Vec<u8>> {
+    let bytes: HashMap<char, u8> = (0..=255)
+        .zip(bpe::byte_chars())
+        .map(|(b, c)| (c, b))
+        .collect();
+    let mut table = vec![Vec::new(); vocab_size];
+    for (token, &id) in vocab {
+        let spelled: Option<Vec<u8>> = token.chars().map(|c| bytes.get(&c).copied()).collect();
+        table[id as usize] = spelled.unwrap_or_else(|| token.as_bytes().to_vec());
+    }
+    table
+}
+
+pub(super) fn tiktoken_json(core: &CoreBPE, builtin: Builtin, vocab_size: usize) -> Vec<u8> {
+    const CL100K: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+    let tokens: Vec<Vec<u8>> = (0..vocab_size as u32)
+        .map(|id| core.decode_bytes(&[id]).unwrap_or_default())
+        .collect();
+    let mut special: Vec<u32> = core
+        .special_tokens()
+        .into_iter()
+        .flat_map(|name| core.encode_with_special_tokens(name))
+        .collect();
+    special.sort_unstable();
+    let ranks: HashMap<&[u8], u32> = (0..)
+        .zip(&tokens)
+        .filter(|(id, bytes)| !bytes.is_empty() && !special.contains(id))
+        .map(|(id, bytes)| (bytes.as_slice(), id))
+        .collect();
+    let mut ordered: Vec<_> = ranks.iter().map(|(&bytes, &id)| (id, bytes)).collect();
+    ordered.sort_unstable();
+    let merges: Vec<_> = ordered
+        .into_iter()
+        .filter_map(|(id, bytes)| halves(bytes, id, &ranks))
+        .collect();
+    let split = match builtin {
+        Builtin::Cl100k => Splitter::Pattern(CL100K),
+        _ => Splitter::Gpt2,
+    };
+    bpe::tokenizer_json(&tokens, &merges, &special, split).into_bytes()
+}
+
+/// The two tokens of rank below `rank` that merge last into `bytes`.
+fn halves(bytes: &[u8], rank: u32, ranks: &HashMap<&[u8], u32>) -> Option<(u32, u32)> {
+    let mut cuts: Vec<usize> = (0..=bytes.len()).collect();
+    while cuts.len() > 3 {
+        let (_, at) = (0..cuts.len() - 2)
+            .filter_map(|i| Some((*ranks.get(&bytes[cuts[i]..cuts[i + 2]])?, i + 1)))
+            .filter(|&(merged, _)| merged < rank)
+            .min()?;
+        cuts.remove(at);
+    }
+    match *cuts {
+        [a, b, c] => Some((*ranks.get(&bytes[a..b])?, *ranks.get(&bytes[b..c])?)),
+        _ => None,
+    }
+}
+
+pub(super) fn one_line(error: &dyn std::error::Error) -> String {
+    error.to_string().lines().next().unwrap_or_default().into()
+}

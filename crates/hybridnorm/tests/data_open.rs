@@ -1,0 +1,240 @@
+//! Opening what a configuration names.
+
+use std::fs;
+use std::path::Path;
+
+use hybridnorm::Result;
+use hybridnorm::data::{
+    OpenOptions, Opened, PrepareOptions, PreparedFolder, Split, Tokenizer, TokenizerChoice,
+    TokenizerSpec, open, prepare, quiet,
+};
+
+fn counting(n: u16) -> Vec<u8> {
+    (0..n).flat_map(u16::to_le_bytes).collect()
+}
+
+struct Room(tempfile::TempDir);
+
+impl Room {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    fn options(&self, seq_len: usize) -> OpenOptions {
+        OpenOptions::new(seq_len, self.0.path().join("cache"))
+    }
+
+    fn prepared(&self, name: &str, spec: &str, seed: u64) -> String {
+        let spec: TokenizerSpec = spec.parse().unwrap();
+        let fraction = PrepareOptions {
+            validation_fraction: 0.2,
+            ..PrepareOptions::default()
+        };
+        let input = [format!("stories:20:{seed}")];
+        let out = self.path(name);
+        prepare(&input, &spec, Path::new(&out), &fraction, &mut quiet).unwrap();
+        out
+    }
+}
+
+fn opened(paths: &[&str], split: Split, options: &OpenOptions) -> Result<Opened> {
+    let paths: Vec<_> = paths.iter().map(|&path| path.to_owned()).collect();
+    open(&paths, split, options, &mut quiet)
+}
+
+fn spec(text: &str) -> Option<TokenizerChoice> {
+    Some(TokenizerChoice::Spec(text.parse().unwrap()))
+}
+
+#[test]
+fn opening_prepared_folders() {
+    let room = Room::new();
+    let (a, b) = (
+        room.prepared("a", "bytes", 1),
+        room.prepared("b", "bytes", 2),
+    );
+    let options = room.options(32);
+    let count = |paths: &[&str], split| opened(paths, split, &options).unwrap().dataset.len();
+    let (train, validation) = (count(&[&a], Split::Train), count(&[&a], Split::Validation));
+    assert!(train > validation && validation > 0);
+    assert_eq!(count(&[&a], Split::All), train + validation);
+    assert_eq!(
+        count(&[&a, &b], Split::Train),
+        train + count(&[&b], Split::Train)
+    );
+    let print = |paths: &[&str]| {
+        opened(paths, Split::Train, &options)
+            .unwrap()
+            .dataset
+            .fingerprint()
+    };
+    assert_eq!(print(&[&a, &b]), print(&[&a, &b]));
+    assert_ne!(print(&[&a, &b]), print(&[&b, &a]));
+    let found = opened(&[&a], Split::Train, &options).unwrap();
+    assert_eq!(
+        found.tokenizer.unwrap().fingerprint(),
+        Tokenizer::bytes().fingerprint()
+    );
+
+    let other = room.prepared("c", "bpe:300", 1);
+    let error = opened(&[&a, &other], Split::Train, &options)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("made with tokenizer bpe:300"), "{error}");
+    let asked = OpenOptions {
+        tokenizer: spec("r50k"),
+        ..options.clone()
+    };
+    let error = opened(&[&a], Split::Train, &asked).unwrap_err().to_string();
+    assert!(
+        error.contains("r50k (50257 tokens) is used here"),
+        "{error}"
+    );
+
+    let long = room.options(1_000_000);
+    let error = opened(&[&a], Split::Train, &long).unwrap_err().to_string();
+    assert!(
+        error.contains("fewer than one sequence of 1000000"),
+        "{error}"
+    );
+
+    let shard = Path::new(&a).join("train-00000.bin");
+    let mut bytes = fs::read(&shard).unwrap();
+    bytes[10] ^= 1;
+    fs::write(&shard, bytes).unwrap();
+    let error = opened(&[&a], Split::Train, &options)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("the shard is damaged"), "{error}");
+    let trusting = OpenOptions {
+        verify: false,
+        ..options
+    };
+    opened(&[&a], Split::Train, &trusting).unwrap();
+}
+
+#[test]
+fn opening_raw_text_makes_and_reuses_a_folder() {
+    let room = Room::new();
+    let text = room.path("t.txt");
+    let stories: Vec<_> = (0..30).map(|i| hybridnorm::data::story(0, i)).collect();
+    fs::write(&text, stories.join("\n\n")).unwrap();
+    let mut options = room.options(16);
+    options.tokenizer = spec("bpe:300");
+    options.prepare.source.document_chars = 1000;
+    options.prepare.validation_fraction = 0.2;
+    let mut steps = 0;
+    let paths = [text.clone(), "stories:5".to_owned()];
+    let first = open(&paths, Split::Train, &options, &mut |_| steps += 1).unwrap();
+    assert!(steps > 0);
+    let made: &PreparedFolder = &first.folders[0];
+    assert!(made.folder().starts_with(room.path("cache")));
+    steps = 0;
+    let second = open(&paths, Split::Train, &options, &mut |_| steps += 1).unwrap();
+    assert_eq!(steps, 0);
+    assert_eq!(first.dataset.fingerprint(), second.dataset.fingerprint());
+    let held_out = opened(&[&text, "stories:5"], Split::Validation, &options).unwrap();
+    assert_eq!(held_out.folders[0].folder(), made.folder());
+    // Validation text of its own, with the tokenizer that was trained.
+    options.tokenizer = first.tokenizer.map(TokenizerChoice::Loaded);
+    options.prepare.validation_fraction = 0.0;
+    let own = opened(&["stories:5:77"], Split::All, &options).unwrap();
+    assert_eq!(own.tokenizer.unwrap().vocab_size(), 300);
+    // Other content, other folder.
+    fs::write(&text, "Something else entirely. ".repeat(20)).unwrap();
+    let third = opened(&[&text], Split::Train, &options).unwrap();
+    assert_ne!(third.folders[0].folder(), made.folder());
+    let left: Vec<_> = fs::read_dir(room.path("cache"))
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
+    assert_eq!(left.len(), 3, "{left:?}");
+}
+
+#[test]
+fn opening_ready_files() {
+    let room = Room::new();
+    fs::write(room.path("a.bin"), counting(100)).unwrap();
+    fs::write(room.path("b.bin"), counting(50)).unwrap();
+    let mut options = room.options(9);
+    let error = opened(&[&room.path("a.bin")], Split::Train, &options)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("needs the vocabulary's size"), "{error}");
+    options.vocab_size = Some(100);
+    assert_eq!(
+        opened(&[&room.path("a.bin")], Split::Train, &options)
+            .unwrap()
+            .dataset
+            .len(),
+        11
+    );
+    assert_eq!(
+        opened(&[&room.path("*.bin")], Split::All, &options)
+            .unwrap()
+            .dataset
+            .len(),
+        16
+    );
+    assert_eq!(
+        opened(&[&room.path("b.bin:u16")], Split::All, &options)
+            .unwrap()
+            .dataset
+            .len(),
+        5
+    );
+    let error = opened(&[&room.path("a.bin")], Split::Validation, &options)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("no held-out part"), "{error}");
+    options.vocab_size = Some(99);
+    let error = opened(&[&room.path("a.bin")], Split::Train, &options)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("token 99 at position 99"), "{error}");
+}
+
+#[test]
+fn opening_what_is_not_data() {
+    let room = Room::new();
+    let options = room.options(9);
+    fs::write(room.path("a.pdf"), "x").unwrap();
+    fs::create_dir(room.path("empty")).unwrap();
+    for (path, why) in [
+        (room.path("a.pdf"), "unknown kind of data"),
+        (room.path("none"), "no such file or folder"),
+        (room.path("none.npy"), "no such file or folder"),
+        (room.path("*.npy"), "no file matches"),
+        ("stories:4".to_owned(), "raw text needs a tokenizer"),
+    ] {
+        let error = opened(&[&path], Split::Train, &options)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(why) && error.lines().count() == 1, "{error}");
+    }
+    assert!(opened(&[], Split::Train, &options).is_err());
+    let with = OpenOptions {
+        tokenizer: spec("bytes"),
+        ..options
+    };
+    let error = opened(&[&room.path("empty")], Split::Train, &with)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("in this folder or below"), "{error}");
+    fs::write(room.path("short.txt"), "hi").unwrap();
+    let error = opened(&[&room.path("short.txt")], Split::Train, &with)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("3 training tokens, fewer than one sequence of 9"),
+        "{error}"
+    );
+    let error = opened(&[&room.path("short.txt")], Split::Validation, &with)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("0 validation tokens"), "{error}");
+}
