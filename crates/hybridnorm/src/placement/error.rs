@@ -113,10 +113,14 @@ impl de::Error for PlacementError {
     }
 
     fn invalid_type(found: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
-        Self::new(
-            "",
-            format!("expected {expected}, found {}", describe(found)),
-        )
+        let expected = match expected.to_string().as_str() {
+            "f64" => "a number".to_string(),
+            "usize" => "a whole number, 0 or above".to_string(),
+            "a boolean" => "true or false".to_string(),
+            other => other.to_string(),
+        };
+        let found = describe(found);
+        Self::new("", format!("expected {expected}, found {found}"))
     }
 
     fn invalid_value(found: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {

@@ -1,7 +1,9 @@
 //! The equations outside the blocks: embedding, head, the norm function, the initial weights.
 
 use super::super::resolve::Resolved;
-use super::super::spec::{Gain, InitScheme, NormKind, NormSpec, Placement, RoleGains, Scale};
+use super::super::spec::{
+    Gain, InitScheme, NormKind, NormSpec, Placement, RoleGains, Scale, StdRule,
+};
 use super::math::{Equation, Math, apply, number, plain, sym, times};
 use super::scales::Scales;
 
@@ -139,22 +141,26 @@ fn norm_parameters(norm: &NormSpec) -> Vec<Equation> {
 
 /// How the weights start.
 pub(super) fn init(placement: &Placement, r: &Resolved) -> Vec<Equation> {
-    let sigma = number(r.init.std).text;
+    let sigma = match placement.init.std {
+        StdRule::SmallInit => format!("σ = 1/√(2.5·d) = {}", number(r.init.std).text),
+        StdRule::Const(_) => format!("σ = {}", number(r.init.std).text),
+    };
     let prose = match r.init.scheme {
-        InitScheme::Normal => format!("normal, standard deviation σ = {sigma}"),
+        InitScheme::Normal => format!("normal, standard deviation {sigma}"),
         InitScheme::Megatron => format!(
-            "normal cut off at 3σ, σ = {sigma}; W_O and W_down at {}",
+            "normal cut off at 3σ, {sigma}; W_O and W_down at σ/√(2L) = {}",
             number(r.init.std / (2.0 * r.n_layers() as f64).sqrt()).text
         ),
         InitScheme::DepthScaled => "normal, variance 1 / (2 · fan_in · l)".into(),
         InitScheme::Xavier => "normal, variance 2 / (fan_in + fan_out)".into(),
     };
-    let weights = plain("W");
-    let mut lines = vec![Equation::note(weights, prose)];
-    lines.push(Equation::note(
-        plain("E"),
-        format!("normal, standard deviation {}", number(r.embed_std()).text),
-    ));
+    let deviation = |std: f64| format!("normal, standard deviation {}", number(std).text);
+    let head = sym("W_head", "W_{\\mathrm{head}}");
+    let mut lines = vec![
+        Equation::note(plain("W"), prose),
+        Equation::note(plain("E"), deviation(r.embed_std())),
+        Equation::note(head, deviation(r.head_std()) + " where it is not tied to E"),
+    ];
     lines.extend(gains(&placement.init.gains, r));
     lines
 }

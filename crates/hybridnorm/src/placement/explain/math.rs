@@ -200,6 +200,7 @@ fn escape(prose: &str) -> String {
             '·' => out.push_str("$\\cdot$"),
             'α' => out.push_str("$\\alpha$"),
             'σ' => out.push_str("$\\sigma$"),
+            '√' => out.push_str("$\\surd$"),
             '≥' => out.push_str("$\\ge$"),
             '≤' => out.push_str("$\\le$"),
             '–' => out.push_str("--"),

@@ -9,7 +9,7 @@ impl Explanation {
     /// Aligned Unicode text for a terminal.
     pub fn to_text(&self) -> String {
         let mut out = String::new();
-        let name = self.name.as_deref().unwrap_or("placement");
+        let name = self.heading();
         let _ = writeln!(
             out,
             "{name}  ({} blocks, hash {})",
@@ -37,7 +37,7 @@ impl Explanation {
     /// LaTeX for a document with amsmath: one `align*` per part, each complete in itself.
     pub fn to_latex(&self) -> String {
         let mut out = String::new();
-        let name = self.name.as_deref().unwrap_or("placement");
+        let name = self.heading();
         let _ = writeln!(
             out,
             "% {name}, {} blocks, hash {}",
@@ -52,6 +52,14 @@ impl Explanation {
         align(&mut out, "norm", self.norm.iter());
         align(&mut out, "initial weights", self.init.iter());
         out
+    }
+}
+
+impl Explanation {
+    /// The name on one line.
+    fn heading(&self) -> String {
+        let name = self.name.as_deref().unwrap_or("placement");
+        name.replace(char::is_control, " ")
     }
 }
 

@@ -180,15 +180,15 @@ fn wrong_kinds_are_named_with_their_path() {
         ),
         (
             json!({ "block": { "attn": { "in_norm": "yes" } } }),
-            "placement.block.attn.in_norm: expected a boolean, found the text \"yes\"",
+            "placement.block.attn.in_norm: expected true or false, found the text \"yes\"",
         ),
         (
             json!({ "norm": { "eps": [] } }),
-            "placement.norm.eps: expected f64, found a list",
+            "placement.norm.eps: expected a number, found a list",
         ),
         (
             json!({ "overrides": [{ "layers": [-1], "set": {} }] }),
-            "placement.overrides[0].layers[0]: expected usize, found -1",
+            "placement.overrides[0].layers[0]: expected a whole number, 0 or above, found -1",
         ),
         (
             json!({ "overrides": [{ "layers": [0] }] }),
