@@ -10,7 +10,7 @@
 
 use crate::math::{erf, erf_slope, tanh};
 use crate::parallel::{rows_per_chunk, sum_partials};
-use crate::simd::{dispatch, sum, sums};
+use crate::simd::{dispatch, dot, sum, sum3};
 use rayon::prelude::*;
 use std::borrow::Cow;
 
@@ -262,17 +262,15 @@ pub(crate) fn backward_row(
         NormFn::Rms | NormFn::Layer | NormFn::L2 => {
             let (mean, slope) = statistics(n, x);
             let h = |x: f32| (x - mean) * slope;
-            let [plain, along] = sums(x, dy, gain, |x, dy, g| [g * dy, g * dy * h(x)]);
             let count = if n.function == NormFn::L2 {
                 1.0
             } else {
                 n.width as f32
             };
-            let along = along / count;
-            let plain = if n.function == NormFn::Layer {
-                plain / count
-            } else {
-                0.0
+            let along = sum3(x, dy, gain, |x, dy, g| g * dy * h(x)) / count;
+            let plain = match n.function {
+                NormFn::Layer => dot(gain, dy) / count,
+                _ => 0.0,
             };
             for (((dx, &x), &dy), &g) in dx.iter_mut().zip(x).zip(dy).zip(gain) {
                 *dx = (g * dy - plain - h(x) * along) * slope;
@@ -320,7 +318,7 @@ fn pointwise(
     for (((dx, &x), &dy), &g) in dx.iter_mut().zip(x).zip(dy).zip(gain) {
         *dx = g * dy * slope(x);
     }
-    let scalars = sums(x, dx, dx, |x, du, _| [x * du, du]);
+    let scalars = [dot(x, dx), sum(dx, |du| du)];
     for dx in dx {
         *dx *= alpha;
     }
