@@ -44,14 +44,19 @@ impl<'a> Display<'a> {
                 self.stage(name, Some(steps));
                 let done = self.first_step.get_or_insert(row.step - 1);
                 let (done, left) = (row.step - *done, steps.saturating_sub(row.step));
-                let remaining = self.started.elapsed().div_f64(done as f64).mul_f64(left as f64);
+                let remaining = self
+                    .started
+                    .elapsed()
+                    .div_f64(done as f64)
+                    .mul_f64(left as f64);
                 let numbers = format!(
                     "loss {:.4}  {} tokens/s",
                     row.loss,
                     table::grouped(row.tokens_per_second as u64)
                 );
                 self.bar.set_position(row.step);
-                self.bar.set_message(format!("{numbers}  {} left", clock(remaining)));
+                self.bar
+                    .set_message(format!("{numbers}  {} left", clock(remaining)));
                 if self.line_is_due() {
                     self.line(&format!(
                         "{name}  step {:>6}/{steps}  {numbers}  lr {:.2e}  gradient norm {:.2}  {} left",

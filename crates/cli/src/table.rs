@@ -1,10 +1,11 @@
 //! Aligned tables.
 
-use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, presets};
 
 /// A table with a header; the first column reads from the left, the rest from the right.
 pub fn numbers(header: &[&str]) -> Table {
     let mut table = plain(header);
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none()));
     for index in 1..header.len() {
         if let Some(column) = table.column_mut(index) {
             column.set_cell_alignment(CellAlignment::Right);

@@ -19,8 +19,16 @@ fn a_later_token_never_changes_an_earlier_output() {
         let after = to_vec(model.logits(model.forward(model.ids(&ids, BATCH, SEQ).unwrap())));
         let unchanged = (SEQ - 2) * VOCAB;
         assert_eq!(before[..unchanged], after[..unchanged], "{name}");
-        assert_ne!(before[unchanged..SEQ * VOCAB], after[unchanged..SEQ * VOCAB], "{name}");
-        assert_eq!(before[SEQ * VOCAB..], after[SEQ * VOCAB..], "{name}: other sequence");
+        assert_ne!(
+            before[unchanged..SEQ * VOCAB],
+            after[unchanged..SEQ * VOCAB],
+            "{name}"
+        );
+        assert_eq!(
+            before[SEQ * VOCAB..],
+            after[SEQ * VOCAB..],
+            "{name}: other sequence"
+        );
     }
 }
 
@@ -75,7 +83,14 @@ fn loss_and_gradients_have_the_same_bits_on_any_number_of_threads() {
                 let (loss, gradients) = loss_and_gradients(&model);
                 let all: Vec<Vec<u32>> = params::names(&model)
                     .iter()
-                    .map(|name| gradients.get(name).unwrap().iter().map(|x| x.to_bits()).collect())
+                    .map(|name| {
+                        gradients
+                            .get(name)
+                            .unwrap()
+                            .iter()
+                            .map(|x| x.to_bits())
+                            .collect()
+                    })
                     .collect();
                 (loss.to_bits(), all)
             })
@@ -110,7 +125,10 @@ fn the_inventory_lists_the_parameters_that_the_model_has() {
                 found.sort();
                 listed.sort();
                 assert_eq!(found, listed, "{name}");
-                let total: usize = found.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+                let total: usize = found
+                    .iter()
+                    .map(|(_, shape)| shape.iter().product::<usize>())
+                    .sum();
                 assert_eq!(
                     inventory::inventory(&config, 1, 16).unwrap().total,
                     total as u64

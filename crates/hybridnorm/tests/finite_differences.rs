@@ -48,7 +48,10 @@ fn fields() -> Vec<(String, ModelConfig)> {
             ),
             ("post_norm", json!({ "post_norm": true })),
         ] {
-            add(&format!("{sub}.{label}"), json!({ "block": { sub: patch } }));
+            add(
+                &format!("{sub}.{label}"),
+                json!({ "block": { sub: patch } }),
+            );
         }
     }
     for skip in ["block_input", "raw_plus_block_input"] {
@@ -57,7 +60,13 @@ fn fields() -> Vec<(String, ModelConfig)> {
     for topology in ["parallel_shared", "parallel_two"] {
         add(topology, json!({ "block": { "topology": topology } }));
     }
-    for kind in ["per_head", "per_head_own", "per_head_plain", "full", "full_plain"] {
+    for kind in [
+        "per_head",
+        "per_head_own",
+        "per_head_plain",
+        "full",
+        "full_plain",
+    ] {
         for site in ["q_norm", "k_norm", "v_norm", "ctx_norm"] {
             add(
                 &format!("{site} {kind}"),

@@ -69,7 +69,8 @@ fn a_norm_before_normed_projections_is_redundant() {
     };
     // Equal weights: both draw them by name from the same seed, and gains start at 1.
     let (pre, bare) = (without_eps("pre-qkv-pre"), without_eps("qkv-pre"));
-    let [pre, bare] = [pre, bare].map(|model| to_vec64(model.logits(model.forward(inputs(&model)))));
+    let [pre, bare] =
+        [pre, bare].map(|model| to_vec64(model.logits(model.forward(inputs(&model)))));
     let difference = largest_difference64(&pre, &bare);
     assert!(difference < 1e-10, "{difference}");
 }
@@ -104,11 +105,7 @@ fn parts(config: &ModelConfig) -> [(&'static str, std::ops::Range<usize>); 3] {
         config.n_heads * config.head_dim(),
         config.n_kv_heads * config.head_dim(),
     );
-    [
-        ("q", 0..q),
-        ("k", q..q + kv),
-        ("v", q + kv..q + 2 * kv),
-    ]
+    [("q", 0..q), ("k", q..q + kv), ("v", q + kv..q + 2 * kv)]
 }
 
 #[test]
@@ -188,7 +185,11 @@ fn star_differs_from_hybridnorm_in_its_first_block_only() {
         model("pre-qkv-pre"),
     );
     let of = |names: &[String], block: &str| {
-        let found: Vec<_> = names.iter().filter(|name| name.starts_with(block)).cloned().collect();
+        let found: Vec<_> = names
+            .iter()
+            .filter(|name| name.starts_with(block))
+            .cloned()
+            .collect();
         found
     };
     assert_eq!(of(&star, "blocks.0."), of(&pre_qkv_pre, "blocks.0."));

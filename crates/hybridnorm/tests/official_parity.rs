@@ -94,11 +94,8 @@ impl Reference {
         });
         let owned: Vec<_> = views.collect();
         let views = owned.iter().map(|(name, bytes, shape)| {
-            let view = safetensors::tensor::TensorView::new(
-                safetensors::Dtype::F32,
-                shape.clone(),
-                bytes,
-            );
+            let view =
+                safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes);
             (name.clone(), view.unwrap())
         });
         let path: PathBuf = folder.join("model.safetensors");

@@ -1,7 +1,9 @@
 //! `hybridnorm data`.
 
 use hybridnorm::Error;
-use hybridnorm::data::{self, InvalidUtf8, Inspection, Manifest, PrepareOptions, SplitReport, TokenizerSpec};
+use hybridnorm::data::{
+    self, Inspection, InvalidUtf8, Manifest, PrepareOptions, SplitReport, TokenizerSpec,
+};
 
 use super::Ending;
 use crate::args::{DataCommand, PrepareArgs, PublicText};
@@ -41,9 +43,15 @@ fn prepare(args: PrepareArgs, console: &Console) -> Result<(), Error> {
         options.source.invalid_utf8 = InvalidUtf8::Replace;
     }
     let mut display = Display::new(console);
-    let manifest = data::prepare(&args.inputs, &tokenizer, &args.out, &options, &mut |progress| {
-        display.data(&progress);
-    })?;
+    let manifest = data::prepare(
+        &args.inputs,
+        &tokenizer,
+        &args.out,
+        &options,
+        &mut |progress| {
+            display.data(&progress);
+        },
+    )?;
     display.finish();
     if args.json {
         return console::print_json(&manifest);

@@ -67,7 +67,9 @@ fn report(args: &InspectArgs) -> Result<Report, Error> {
 }
 
 fn is_config(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension == "toml") || path.is_file()
+    path.extension()
+        .is_some_and(|extension| extension == "toml")
+        || path.is_file()
 }
 
 fn text(report: &Report) -> String {
@@ -88,11 +90,7 @@ fn text(report: &Report) -> String {
     let mut parameters = numbers(&["parameters", "count", "share"]);
     for (kind, &count) in &inventory.parameters {
         let share = 100.0 * count as f64 / inventory.total as f64;
-        parameters.add_row([
-            (*kind).to_owned(),
-            grouped(count),
-            format!("{share:.2} %"),
-        ]);
+        parameters.add_row([(*kind).to_owned(), grouped(count), format!("{share:.2} %")]);
     }
     parameters.add_row([
         "total".to_owned(),

@@ -72,7 +72,10 @@ fn explain(name: &str, layers: usize, format: Format) -> Result<(), Error> {
 /// A named placement, or one written in a file.
 fn find(name: &str) -> Result<Placement, Error> {
     let path = Path::new(name);
-    if path.extension().is_some_and(|extension| extension == "toml") {
+    if path
+        .extension()
+        .is_some_and(|extension| extension == "toml")
+    {
         return hybridnorm::train::placement_from_file(path);
     }
     Ok(placement::named(name)?)

@@ -20,9 +20,14 @@ pub fn run(args: QuickstartArgs, console: &Console) -> Result<Ending, Error> {
     };
     let stop = stop_flag()?;
     let mut display = Display::new(console);
-    let results = quickstart::run(&options, &Device::flex(), &stop, &mut |name, steps, event| {
-        display.event(name, steps, &event);
-    })?;
+    let results = quickstart::run(
+        &options,
+        &Device::flex(),
+        &stop,
+        &mut |name, steps, event| {
+            display.event(name, steps, &event);
+        },
+    )?;
     display.finish();
     let Some(results) = results else {
         console.note("stopped; start again with the same command");
@@ -71,7 +76,13 @@ fn report(results: &Results) -> String {
     let samples: String = results
         .rows
         .iter()
-        .map(|row| format!("\n{} writes:\n  {}\n", row.placement, row.sample.replace('\n', "\n  ")))
+        .map(|row| {
+            format!(
+                "\n{} writes:\n  {}\n",
+                row.placement,
+                row.sample.replace('\n', "\n  ")
+            )
+        })
         .collect();
     let runs: String = results
         .rows

@@ -13,7 +13,10 @@ use crate::progress::Display;
 
 pub fn run(args: TrainArgs, console: &Console) -> Result<Ending, Error> {
     let config = Config::load(&args.config, &args.settings)?;
-    let run = args.run.clone().unwrap_or_else(|| default_run(&args.config));
+    let run = args
+        .run
+        .clone()
+        .unwrap_or_else(|| default_run(&args.config));
     let start = match args.resume {
         true => Start::Resume,
         false => Start::Fresh,

@@ -189,7 +189,10 @@ mod tests {
 
     #[test]
     fn top_k_and_top_p_cut_the_tail() {
-        let top_k = Sampling { top_k: 2, ..plain() };
+        let top_k = Sampling {
+            top_k: 2,
+            ..plain()
+        };
         assert!(drawn(top_k, 500).iter().all(|id| [1, 3].contains(id)));
         // p(1) = 0.644, p(1) + p(3) = 0.881
         let top_p = Sampling {
@@ -220,7 +223,10 @@ mod tests {
     #[test]
     fn the_seed_decides() {
         assert_eq!(drawn(plain(), 50), drawn(plain(), 50));
-        assert_ne!(drawn(plain(), 50), drawn(Sampling { seed: 2, ..plain() }, 50));
+        assert_ne!(
+            drawn(plain(), 50),
+            drawn(Sampling { seed: 2, ..plain() }, 50)
+        );
     }
 
     #[test]

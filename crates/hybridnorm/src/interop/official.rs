@@ -33,8 +33,8 @@ pub fn import(folder: &Path, device: &Device) -> Result<Decoder> {
     let config_path = folder.join("config.yaml");
     let config = read_config(&config_path)?;
     let (path, tensors) = read_tensors(folder)?;
-    let values = translate_all(tensors, &config)
-        .map_err(|error| Error::format(&path, error.to_string()))?;
+    let values =
+        translate_all(tensors, &config).map_err(|error| Error::format(&path, error.to_string()))?;
     let model = Decoder::uninitialized(&config, device)?;
     params::load(model, values).map_err(|error| Error::format(path, error.to_string()))
 }
@@ -45,8 +45,8 @@ pub fn import(folder: &Path, device: &Device) -> Result<Decoder> {
 /// If it is no such file, or asks for something this model does not have.
 pub fn read_config(path: &Path) -> Result<ModelConfig> {
     let bytes = files::read_small(path, CONFIG_LIMIT)?;
-    let file: ConfigFile =
-        serde_yaml_ng::from_slice(&bytes).map_err(|error| Error::format(path, error.to_string()))?;
+    let file: ConfigFile = serde_yaml_ng::from_slice(&bytes)
+        .map_err(|error| Error::format(path, error.to_string()))?;
     let config = file
         .model
         .to_config()
@@ -172,7 +172,9 @@ impl Official {
             "swiglu" => (FfnActivation::Swiglu, 2),
             other => return Err(format!("activation_type {other:?}, expected \"swiglu\"")),
         };
-        let hidden = self.mlp_hidden_size.unwrap_or(self.mlp_ratio * self.d_model);
+        let hidden = self
+            .mlp_hidden_size
+            .unwrap_or(self.mlp_ratio * self.d_model);
         if hidden % fused != 0 {
             return Err(format!("mlp_hidden_size {hidden} is odd"));
         }
@@ -223,7 +225,11 @@ impl Official {
         let kind = match self.layer_norm_type.as_str() {
             "default" => NormKind::Layernorm,
             "rms" => NormKind::Rmsnorm,
-            other => return Err(format!("layer_norm_type {other:?}, expected rms or default")),
+            other => {
+                return Err(format!(
+                    "layer_norm_type {other:?}, expected rms or default"
+                ));
+            }
         };
         let gain = match self.layer_norm_with_affine {
             true => crate::placement::Gain::Plain,
@@ -413,11 +419,7 @@ fn read_pytorch(path: &Path) -> Result<BTreeMap<String, Values>> {
 }
 
 /// An official tensor name and layout as ours.
-fn translate(
-    name: &str,
-    tensor: Values,
-    config: &ModelConfig,
-) -> Result<(String, Values), String> {
+fn translate(name: &str, tensor: Values, config: &ModelConfig) -> Result<(String, Values), String> {
     let unknown = || format!("tensor {name} is not one of an official dense checkpoint");
     let inner = name.strip_prefix("transformer.").ok_or_else(unknown)?;
     if let Some(rest) = inner.strip_prefix("blocks.") {
@@ -426,8 +428,13 @@ fn translate(
             "att_proj.weight" => "attention.qkv",
             "attn_out.weight" => "attention.out",
             "ff_proj.weight" => {
-                let swapped = swap_halves(tensor, config)
-                    .ok_or_else(|| format!("tensor {name} is not ({}, {})", 2 * config.d_ff, config.d_model))?;
+                let swapped = swap_halves(tensor, config).ok_or_else(|| {
+                    format!(
+                        "tensor {name} is not ({}, {})",
+                        2 * config.d_ff,
+                        config.d_model
+                    )
+                })?;
                 return Ok((format!("blocks.{layer}.feed_forward.up"), swapped));
             }
             "ff_out.weight" => "feed_forward.down",

@@ -59,7 +59,10 @@ impl<'a> Reader<'a> {
             Some(found) => format!("{found:?}"),
             None => "the end".into(),
         };
-        format!("at character {}: expected {expected}, found {found}", self.at)
+        format!(
+            "at character {}: expected {expected}, found {found}",
+            self.at
+        )
     }
 
     fn accept(&mut self, token: &str) -> bool {

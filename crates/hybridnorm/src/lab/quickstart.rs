@@ -140,7 +140,10 @@ fn config(placement: &str, data: &[String], steps: Option<usize>) -> Result<Conf
             return Err(Error::config("0 steps, expected at least 1"));
         }
         config.train.steps = steps;
-        config.schedule.warmup_steps = config.schedule.warmup_steps.map(|warmup| warmup.min(steps / 10));
+        config.schedule.warmup_steps = config
+            .schedule
+            .warmup_steps
+            .map(|warmup| warmup.min(steps / 10));
     }
     Ok(config)
 }
@@ -150,7 +153,9 @@ fn available_text(note: &mut dyn FnMut(String)) -> String {
     match data::gutenberg::books() {
         Ok(_) => "gutenberg".into(),
         Err(error) => {
-            note(format!("using generated stories, since the Gutenberg text cannot be had: {error}"));
+            note(format!(
+                "using generated stories, since the Gutenberg text cannot be had: {error}"
+            ));
             "stories:20000".into()
         }
     }

@@ -182,8 +182,7 @@ impl Attention {
             Some(norm) => norm.params(&device),
             None => Tensor::empty([0], &device),
         });
-        let qkv_btc =
-            ops::qkv_norm_rope(qkv_btc, params, self.prepare.0, positions.rope.clone());
+        let qkv_btc = ops::qkv_norm_rope(qkv_btc, params, self.prepare.0, positions.rope.clone());
         let qkv_btc = self.learned_qk_scales(qkv_btc);
 
         let spec = ops::Attention {

@@ -37,10 +37,13 @@ impl Block {
         device: &Device,
     ) -> Self {
         let d = config.d_model;
+        let mut ffn = spec.ffn.clone();
+        // With one shared input norm, the feed-forward reads attention's.
+        ffn.in_norm &= spec.topology != Topology::ParallelShared;
         Self {
             attn: SubLayer::new(&spec.attn, norm, d, device),
             attention: Attention::new(config, &spec.attn_inner, norm, layer, initializer, device),
-            ffn: SubLayer::new(&spec.ffn, norm, d, device),
+            ffn: SubLayer::new(&ffn, norm, d, device),
             feed_forward: FeedForward::new(
                 config,
                 &spec.ffn_inner,

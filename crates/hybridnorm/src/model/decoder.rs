@@ -79,9 +79,8 @@ impl Decoder {
         let initializer = Initializer::new(seed, &resolved);
         let (v, d) = (config.vocab_size, config.d_model);
         let table = |values: Vec<f32>| Param::from_data(TensorData::new(values, [v, d]), device);
-        let make_norm = |wanted: bool| {
-            wanted.then(|| Norm::new(&resolved.norm, NormSite::of_width(d), device))
-        };
+        let make_norm =
+            |wanted: bool| wanted.then(|| Norm::new(&resolved.norm, NormSite::of_width(d), device));
         let blocks = resolved
             .blocks
             .iter()
@@ -97,8 +96,7 @@ impl Decoder {
             blocks,
             final_norm: make_norm(resolved.final_norm),
             logit_scale: Scale::new(resolved.logits.scale, d, device),
-            head: (!config.tie_embeddings)
-                .then(|| table(initializer.head("head", v * d))),
+            head: (!config.tie_embeddings).then(|| table(initializer.head("head", v * d))),
             shared: Arc::new(Shared {
                 rope: ops::rope_table(config.rope_theta, config.head_dim(), 0, config.max_seq_len),
                 softcap: resolved.logits.softcap.map(|cap| cap as f32),

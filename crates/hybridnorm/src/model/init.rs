@@ -85,9 +85,18 @@ mod tests {
     #[test]
     fn values_depend_on_seed_and_name_only() {
         let a = normal_values(1, "blocks.0.attention.qkv", 2.0, None, 100);
-        assert_eq!(a, normal_values(1, "blocks.0.attention.qkv", 2.0, None, 100));
-        assert_ne!(a, normal_values(2, "blocks.0.attention.qkv", 2.0, None, 100));
-        assert_ne!(a, normal_values(1, "blocks.1.attention.qkv", 2.0, None, 100));
+        assert_eq!(
+            a,
+            normal_values(1, "blocks.0.attention.qkv", 2.0, None, 100)
+        );
+        assert_ne!(
+            a,
+            normal_values(2, "blocks.0.attention.qkv", 2.0, None, 100)
+        );
+        assert_ne!(
+            a,
+            normal_values(1, "blocks.1.attention.qkv", 2.0, None, 100)
+        );
     }
 
     #[test]

@@ -173,14 +173,7 @@ impl List {
         }
     }
 
-    fn head_norm(
-        &mut self,
-        path: String,
-        kind: HeadNorm,
-        spec: &NormSpec,
-        heads: usize,
-        k: usize,
-    ) {
+    fn head_norm(&mut self, path: String, kind: HeadNorm, spec: &NormSpec, heads: usize, k: usize) {
         match kind {
             HeadNorm::None => {}
             HeadNorm::PerHead => self.norm(&path, spec, k, true),
@@ -199,7 +192,7 @@ impl List {
                 ("post_norm", sub.post_norm),
             ];
             for (site, _) in norms.into_iter().filter(|(_, there)| *there) {
-                // In a shared-norm parallel block the feed-forward reads attention's norm.
+                // With one shared input norm, the feed-forward reads attention's.
                 if (field, site, block.topology) == ("ffn", "in_norm", Topology::ParallelShared) {
                     continue;
                 }

@@ -77,7 +77,8 @@ impl Norm {
             width: site.width,
             groups: site.groups,
         };
-        let vector = |value: f64, n: usize| Param::from_data(vec![value as f32; n].as_slice(), device);
+        let vector =
+            |value: f64, n: usize| Param::from_data(vec![value as f32; n].as_slice(), device);
         let affine = site.width * site.groups;
         Self {
             gain: (gain != ops::Gain::None).then(|| vector(gain_start, affine)),

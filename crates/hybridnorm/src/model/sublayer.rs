@@ -80,11 +80,7 @@ impl SubLayer {
     }
 
     /// `o = out_scale · out_norm(g(in_scale · n))`
-    pub(super) fn branch(
-        &self,
-        n: Tensor<3>,
-        g: impl FnOnce(Tensor<3>) -> Tensor<3>,
-    ) -> Tensor<3> {
+    pub(super) fn branch(&self, n: Tensor<3>, g: impl FnOnce(Tensor<3>) -> Tensor<3>) -> Tensor<3> {
         let o = g(self.in_scale.forward(n));
         self.out_scale.forward(apply(&self.out_norm, o))
     }

@@ -150,8 +150,7 @@ pub fn cached_attention(
             .swap_dims(1, 2)
     };
     let (keys, values) = (heads_first(0), heads_first(g * k));
-    let mut scores_bhts =
-        q.swap_dims(1, 2).matmul(keys.swap_dims(2, 3)) * f64::from(spec.scale);
+    let mut scores_bhts = q.swap_dims(1, 2).matmul(keys.swap_dims(2, 3)) * f64::from(spec.scale);
     if let Some(cap) = spec.softcap.map(f64::from) {
         scores_bhts = (scores_bhts / cap).tanh() * cap;
     }
@@ -238,8 +237,7 @@ pub fn adamw(
 ) -> (Tensor<1>, Tensor<1>, Tensor<1>) {
     let [lr, beta1, beta2, eps, decay] =
         [step.lr, step.beta1, step.beta2, step.eps, step.weight_decay].map(f64::from);
-    let [correction1, correction2] =
-        [step.bias_correction1, step.bias_correction2].map(f64::from);
+    let [correction1, correction2] = [step.bias_correction1, step.bias_correction2].map(f64::from);
     let g = g * f64::from(grad_scale);
     let m = m * beta1 + g.clone() * (1.0 - beta1);
     let v = v * beta2 + g.square() * (1.0 - beta2);

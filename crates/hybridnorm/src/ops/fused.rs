@@ -316,7 +316,10 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
                     &mut dx,
                     &mut dw,
                 );
-                (loss_tensor(&spec, &sums), Some((like(dx, &x), like(dw, &w))))
+                (
+                    loss_tensor(&spec, &sums),
+                    Some((like(dx, &x), like(dw, &w))),
+                )
             },
             |gradients, dy| {
                 let (dx, dw) = gradients.expect("a tracked loss keeps its gradients");

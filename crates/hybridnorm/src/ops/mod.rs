@@ -23,7 +23,7 @@ pub use hybridnorm_kernels::{
     attention::Attention,
     cross_entropy::LossSpec,
     norm::{Gain, Norm, NormFn},
-    qkv::{QkvPrep, QkOrder, rope_table},
+    qkv::{QkOrder, QkvPrep, rope_table},
 };
 
 use fused::FusedOps;

@@ -155,13 +155,16 @@ impl Checkpoint {
         let folder = path.join(CHECKPOINTS);
         if folder.is_dir() {
             let found = newest(path)?;
-            return found.checkpoint.map(|(_, checkpoint)| checkpoint).ok_or_else(|| {
-                let reason = match found.broken.first() {
-                    Some(problem) => format!("no valid checkpoint; {problem}"),
-                    None => "no checkpoint yet".into(),
-                };
-                Error::format(folder, reason)
-            });
+            return found
+                .checkpoint
+                .map(|(_, checkpoint)| checkpoint)
+                .ok_or_else(|| {
+                    let reason = match found.broken.first() {
+                        Some(problem) => format!("no valid checkpoint; {problem}"),
+                        None => "no checkpoint yet".into(),
+                    };
+                    Error::format(folder, reason)
+                });
         }
         fs::metadata(path).map_err(Error::io(path))?;
         Err(Error::format(
@@ -274,9 +277,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// If this checkpoint was not written by a training run.
-    pub fn training<S: DeserializeOwned>(
-        &self,
-    ) -> Result<(S, BTreeMap<String, params::Values>)> {
+    pub fn training<S: DeserializeOwned>(&self) -> Result<(S, BTreeMap<String, params::Values>)> {
         let state = self.path.join(STATE);
         if !state.is_file() {
             return Err(Error::format(
@@ -285,7 +286,10 @@ impl Checkpoint {
                  start from it with [init] from",
             ));
         }
-        Ok((read_json(&state)?, tensors::read(&self.path.join(OPTIMIZER))?))
+        Ok((
+            read_json(&state)?,
+            tensors::read(&self.path.join(OPTIMIZER))?,
+        ))
     }
 }
 
@@ -382,8 +386,8 @@ fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
 }
 
 fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
-    let text = serde_json::to_vec_pretty(value)
-        .map_err(|error| Error::format(path, error.to_string()))?;
+    let text =
+        serde_json::to_vec_pretty(value).map_err(|error| Error::format(path, error.to_string()))?;
     files::write(path, &text).map(drop)
 }
 

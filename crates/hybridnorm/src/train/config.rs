@@ -182,11 +182,9 @@ impl Config {
             for setting in settings {
                 apply_setting(&mut table, setting)?;
             }
-            table
-                .try_into()
-                .map_err(|error: toml::de::Error| {
-                    Error::config(format!("--set: {}", explain(error.message())))
-                })?
+            table.try_into().map_err(|error: toml::de::Error| {
+                Error::config(format!("--set: {}", explain(error.message())))
+            })?
         };
         config.check()?;
         Ok(config)
@@ -204,7 +202,10 @@ impl Config {
     /// If the model comes from a checkpoint that cannot be read, or the vocabulary is not known.
     pub fn model_config(&self) -> Result<ModelConfig> {
         let Some(model) = &self.model else {
-            let init = self.init.as_ref().ok_or_else(|| Error::config("[model] is missing"))?;
+            let init = self
+                .init
+                .as_ref()
+                .ok_or_else(|| Error::config("[model] is missing"))?;
             return super::Checkpoint::open(&init.from)?.config();
         };
         let vocab = match (&model.vocab_size, &self.data.tokenizer) {
@@ -228,7 +229,9 @@ impl Config {
             ("keep_checkpoints", train.keep_checkpoints),
         ];
         if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
-            return Err(Error::config(format!("train.{key} is 0, expected at least 1")));
+            return Err(Error::config(format!(
+                "train.{key} is 0, expected at least 1"
+            )));
         }
         if !train.batch_size.is_multiple_of(train.grad_accum_steps) {
             return Err(Error::config(format!(
@@ -327,8 +330,9 @@ pub fn placement_from_file(path: &Path) -> Result<placement::Placement> {
     let bytes = files::read_small(path, CONFIG_LIMIT)?;
     let text = String::from_utf8(bytes)
         .map_err(|error| Error::format(path, error.utf8_error().to_string()))?;
-    let value: Value = toml::from_str(&text)
-        .map_err(|error| Error::config(format!("{}: {}", path.display(), toml_error(&text, &error))))?;
+    let value: Value = toml::from_str(&text).map_err(|error| {
+        Error::config(format!("{}: {}", path.display(), toml_error(&text, &error)))
+    })?;
     placement::from_value(value)
         .map_err(|error| Error::config(format!("{}: {error}", path.display())))
 }
@@ -355,9 +359,9 @@ fn apply_setting(table: &mut toml::Table, setting: &str) -> Result<()> {
         let next = at
             .entry(part)
             .or_insert_with(|| toml::Value::Table(toml::Table::new()));
-        at = next.as_table_mut().ok_or_else(|| {
-            Error::config(format!("--set {setting}: {part} is not a section"))
-        })?;
+        at = next
+            .as_table_mut()
+            .ok_or_else(|| Error::config(format!("--set {setting}: {part} is not a section")))?;
     }
     at.insert(last.to_owned(), parsed);
     Ok(())

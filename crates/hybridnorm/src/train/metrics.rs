@@ -50,9 +50,7 @@ impl MetricsFile {
             let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
             let kept: String = text
                 .lines()
-                .filter(|line| {
-                    serde_json::from_str::<Row>(line).is_ok_and(|row| row.step <= step)
-                })
+                .filter(|line| serde_json::from_str::<Row>(line).is_ok_and(|row| row.step <= step))
                 .flat_map(|line| [line, "\n"])
                 .collect();
             if kept != text {

@@ -183,11 +183,7 @@ impl Trainer {
             folders,
             ..
         } = sources;
-        let stream = BatchStream::new(
-            train,
-            config.data.order.seeded(config.seed),
-            state.cursor,
-        )?;
+        let stream = BatchStream::new(train, config.data.order.seeded(config.seed), state.cursor)?;
         let tokens_per_step = (config.train.batch_size * config.train.seq_len) as u64;
         let schedule =
             config
@@ -440,7 +436,9 @@ fn find_resume_point(
 ) -> Result<Option<Checkpoint>> {
     let found = checkpoint::newest(run)?;
     for problem in found.broken {
-        on_event(Event::Note(format!("passed over a broken checkpoint: {problem}")));
+        on_event(Event::Note(format!(
+            "passed over a broken checkpoint: {problem}"
+        )));
     }
     let note = match &found.checkpoint {
         Some((step, _)) => format!("going on after step {step}"),
@@ -452,18 +450,17 @@ fn find_resume_point(
 
 /// A resumed run must be the same run: what decides weights' shapes or the order of batches may
 /// not change. Other changes take effect and are noted.
-fn check_same_run(
-    config: &Config,
-    run: &Path,
-    on_event: &mut dyn FnMut(Event<'_>),
-) -> Result<()> {
+fn check_same_run(config: &Config, run: &Path, on_event: &mut dyn FnMut(Event<'_>)) -> Result<()> {
     let old = Config::load(run.join(CONFIG), &[])?;
     let mut fixed = vec![
         ("seed", old.seed == config.seed),
         ("[model]", old.model == config.model),
         ("[init]", old.init == config.init),
         ("data.train", old.data.train == config.data.train),
-        ("data.tokenizer", old.data.tokenizer == config.data.tokenizer),
+        (
+            "data.tokenizer",
+            old.data.tokenizer == config.data.tokenizer,
+        ),
         ("data.order", old.data.order == config.data.order),
         ("train.seq_len", old.train.seq_len == config.train.seq_len),
     ];

@@ -56,6 +56,8 @@ pub fn stirred(config: &ModelConfig, device: &Device) -> Decoder {
         let mut random = Random::new(name);
         for value in &mut values.data {
             *value = match values.shape.len() {
+                // A temperature must stay above its floor.
+                _ if name.ends_with("tau") => *value * (1.0 + 0.3 * random.uniform()),
                 1 => *value + 0.3 * random.uniform(),
                 _ => 0.4 * random.uniform(),
             };
@@ -88,7 +90,9 @@ impl Random {
     }
 
     pub fn ids(&mut self, n: usize) -> Vec<i32> {
-        (0..n).map(|_| (self.next() % VOCAB as u64) as i32).collect()
+        (0..n)
+            .map(|_| (self.next() % VOCAB as u64) as i32)
+            .collect()
     }
 }
 
@@ -139,10 +143,16 @@ pub fn renamed(model: &Decoder, name: impl Fn(&str) -> String) -> BTreeMap<Strin
 
 pub fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
-    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    a.iter()
+        .zip(b)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max)
 }
 
 pub fn largest_difference64(a: &[f64], b: &[f64]) -> f64 {
     assert_eq!(a.len(), b.len());
-    a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+    a.iter()
+        .zip(b)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f64::max)
 }
