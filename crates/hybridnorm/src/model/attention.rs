@@ -55,6 +55,17 @@ pub struct Positions {
     pub rope: Arc<[f32]>,
 }
 
+impl Positions {
+    /// The first `seq` positions of a model of this shape.
+    pub fn first(config: &ModelConfig, seq: usize) -> Self {
+        let rope = ops::rope_table(config.rope_theta, config.head_dim(), 0, seq);
+        Self {
+            past: 0,
+            rope: rope.into(),
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 struct HeadShape {
     heads: usize,

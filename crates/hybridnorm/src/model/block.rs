@@ -9,6 +9,7 @@ use super::config::ModelConfig;
 use super::feed_forward::FeedForward;
 use super::init::Initializer;
 use super::sublayer::SubLayer;
+use crate::error::{Error, Result};
 use crate::placement::{BlockSpec, NormSpec, Topology};
 
 /// A decoder block whose every norm, skip and scale comes from a [`BlockSpec`].
@@ -27,6 +28,23 @@ pub struct Block {
 }
 
 impl Block {
+    /// Makes block `layer` (0-based) of a model on its own, with initial values drawn by `seed`.
+    ///
+    /// # Errors
+    /// If the configuration is not valid or has no such block.
+    pub fn of(config: &ModelConfig, layer: usize, seed: u64, device: &Device) -> Result<Self> {
+        let (resolved, _) = config.resolve()?;
+        let spec = resolved.blocks.get(layer).ok_or_else(|| {
+            Error::config(format!(
+                "there is no block {layer} in a model of {} blocks",
+                config.n_layers
+            ))
+        })?;
+        let initializer = Initializer::new(Some(seed), &resolved);
+        let norm = &resolved.norm;
+        Ok(Self::new(config, spec, norm, layer, &initializer, device))
+    }
+
     /// Makes block `layer` (0-based) of a model.
     pub fn new(
         config: &ModelConfig,

@@ -19,9 +19,9 @@ pub mod params;
 mod scale;
 mod sublayer;
 
-pub use attention::Attention;
+pub use attention::{Attention, Positions};
 pub use block::Block;
-pub use cache::KvCache;
+pub use cache::{KvCache, LayerCache};
 pub use config::{FfnActivation, ModelConfig};
 pub use decoder::{Decoder, LossOptions};
 pub use feed_forward::FeedForward;

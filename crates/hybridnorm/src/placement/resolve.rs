@@ -127,7 +127,10 @@ impl Resolved {
                 self.init.std / (2.0 * depth).sqrt()
             }
             InitScheme::Megatron => self.init.std,
-            InitScheme::DepthScaled => 1.0 / (2.0 * fan_in as f64 * (layer + 1) as f64).sqrt(),
+            InitScheme::DepthScaled if matches!(role, Role::O | Role::Down) => {
+                1.0 / (2.0 * fan_in as f64 * (layer + 1) as f64).sqrt()
+            }
+            InitScheme::DepthScaled => 1.0 / (fan_in as f64).sqrt(),
             InitScheme::Xavier => (2.0 / (fan_in + fan_out) as f64).sqrt(),
         };
         std * self.init.gains[layer].get(role)
@@ -152,7 +155,11 @@ impl Resolved {
 
     /// At how many standard deviations draws are cut off, if at all.
     pub fn truncate_at(&self) -> Option<f64> {
-        (self.init.scheme == InitScheme::Megatron).then_some(3.0)
+        matches!(
+            self.init.scheme,
+            InitScheme::Megatron | InitScheme::DepthScaled
+        )
+        .then_some(3.0)
     }
 }
 

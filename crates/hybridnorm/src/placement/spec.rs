@@ -491,7 +491,8 @@ pub enum InitScheme {
     /// Every matrix N(0, σ²) (the HybridNorm paper's choice for Pre-Norm).
     #[default]
     Normal,
-    /// `1/√(2 · fan_in · l)` per block ("mitchell").
+    /// Truncated at three times the standard deviation; `1/√fan_in`, and `1/√(2 · fan_in · l)` for
+    /// attention output and feed-forward down (OLMo's `mitchell`).
     DepthScaled,
     /// Truncated at 3σ; attention output and feed-forward down at `σ/√(2L)`; an untied head at
     /// `1/√d` (official `full_megatron`).

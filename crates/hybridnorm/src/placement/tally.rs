@@ -117,6 +117,12 @@ impl Tally {
             .into_iter()
             .map(Self::of_factor)
             .fold(Self::default(), Add::add);
+        if let Factor::Learned { shape, .. } = inner.qk_post_scale {
+            match shape {
+                LearnedShape::Scalar => sum.one += 1,
+                LearnedShape::Vector => sum.hd += 1,
+            }
+        }
         sum.h += usize::from(inner.head_gain);
         sum.h += usize::from(inner.attn_scale == AttnScale::Cosine);
         sum

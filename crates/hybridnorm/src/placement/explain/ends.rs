@@ -151,7 +151,9 @@ pub(super) fn init(placement: &Placement, r: &Resolved) -> Vec<Equation> {
             "normal cut off at 3σ, {sigma}; W_O and W_down at σ/√(2L) = {}",
             number(r.init.std / (2.0 * r.n_layers() as f64).sqrt()).text
         ),
-        InitScheme::DepthScaled => "normal, variance 1 / (2 · fan_in · l)".into(),
+        InitScheme::DepthScaled => {
+            "normal, σ = 1/√fan_in, o and down 1/√(2 · fan_in · l), cut off at 3σ".into()
+        }
         InitScheme::Xavier => "normal, variance 2 / (fan_in + fan_out)".into(),
     };
     let deviation = |std: f64| format!("normal, standard deviation {}", number(std).text);

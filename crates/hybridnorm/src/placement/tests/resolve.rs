@@ -156,7 +156,8 @@ fn initial_weights_follow_their_scheme() {
     assert_eq!(std("megatron", 3, Role::Up), sigma);
     assert_eq!(std("megatron", 3, Role::Down), sigma / 4.0);
     assert_eq!(std("megatron", 0, Role::O), sigma / 4.0);
-    assert_eq!(std("depth_scaled", 1, Role::Q), 0.05);
+    assert_eq!(std("depth_scaled", 1, Role::Q), 0.1);
+    assert_eq!(std("depth_scaled", 1, Role::O), 0.05);
     assert!((std("xavier", 1, Role::V) - 0.005_f64.sqrt()).abs() < 1e-15);
 }
 

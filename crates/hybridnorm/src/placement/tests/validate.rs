@@ -342,12 +342,12 @@ fn the_scale_after_qk_norm_needs_the_norm() {
     rejects(
         block("pre-norm", inner(json!({ "qk_post_scale": 1.2 }))),
         field,
-        "no effect",
+        "not both",
     );
     rejects(
         json!({ "base": "nanochat", "norm": { "kind": "none", "gain": "plain" } }),
         field,
-        "no effect",
+        "not both",
     );
     let learned = json!({ "learned": { "shape": "scalar", "init": 1 } });
     rejects(
@@ -355,6 +355,10 @@ fn the_scale_after_qk_norm_needs_the_norm() {
         field,
         "gain",
     );
+    let without_gain = inner(json!({
+        "q_norm": "per_head_plain", "k_norm": "per_head_plain", "qk_post_scale": learned
+    }));
+    assert_eq!(warnings(block("pre-norm-qk", without_gain)), []);
     rejects(
         block("pre-norm-qk", inner(json!({ "qk_post_scale": 0 }))),
         field,
@@ -371,20 +375,14 @@ fn the_scale_after_qk_norm_needs_the_norm() {
 }
 
 #[test]
-fn cosine_attention_makes_plain_norms_idle() {
-    rejects(
-        block(
-            "nanochat",
-            json!({ "attn_inner": { "qk_post_scale": 1, "attn_scale": "cosine" } }),
-        ),
-        "block.attn_inner.q_norm",
-        "no effect",
-    );
-    let with_gain = block(
-        "pre-norm-qk",
-        json!({ "attn_inner": { "attn_scale": "cosine" } }),
-    );
-    assert_eq!(warnings(with_gain), []);
+fn cosine_attention_is_its_own_norm() {
+    for base in ["pre-norm-qk", "pre-norm-qk-full"] {
+        rejects(
+            block(base, json!({ "attn_inner": { "attn_scale": "cosine" } })),
+            "block.attn_inner.q_norm",
+            "unit length",
+        );
+    }
 }
 
 #[test]

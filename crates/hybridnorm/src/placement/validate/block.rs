@@ -197,29 +197,36 @@ fn head_norms(site: &Site) -> Result<(), PlacementError> {
             }
         }
     }
-    qk_post_scale(site, normed)
+    qk_post_scale(site)
 }
 
-fn qk_post_scale(site: &Site, normed: bool) -> Result<(), PlacementError> {
+fn qk_post_scale(site: &Site) -> Result<(), PlacementError> {
     let path = "attn_inner.qk_post_scale";
-    match site.spec.attn_inner.qk_post_scale {
+    let inner = &site.spec.attn_inner;
+    let both_normed = inner.q_norm != HeadNorm::None && inner.k_norm != HeadNorm::None;
+    let has_gain = |norm| {
+        !matches!(norm, HeadNorm::PerHeadPlain | HeadNorm::FullPlain)
+            && site.case.resolved.norm.gain != Gain::None
+    };
+    match inner.qk_post_scale {
         ONE => Ok(()),
-        Factor::Learned { .. } => fail(
-            site,
-            path,
-            "must be a number or a formula; the learned form of it is the gain of the q and k norms",
-        ),
         Factor::Const(0.0) => fail(site, path, "a factor of 0 removes queries and keys"),
-        _ if !normed || site.case.without_norms() => fail(
-            site,
-            path,
-            "multiplies normed queries and keys, but neither is normed, so it has no effect; use \
-             attn_inner.attn_scale",
-        ),
-        _ if site.spec.attn_inner.attn_scale == AttnScale::Cosine => fail(
+        _ if inner.attn_scale == AttnScale::Cosine => fail(
             site,
             path,
             "cosine attention brings q and k to unit length, so a scale before it has no effect",
+        ),
+        _ if !both_normed || site.case.without_norms() => fail(
+            site,
+            path,
+            "multiplies normed queries and keys, but not both are normed; set attn_inner.q_norm \
+             and k_norm, or use attn_inner.attn_scale",
+        ),
+        Factor::Learned { .. } if has_gain(inner.q_norm) || has_gain(inner.k_norm) => fail(
+            site,
+            path,
+            "is learned, and so is the gain of the q and k norms, which does the same; use norms \
+             without gain",
         ),
         _ => Ok(()),
     }
@@ -241,26 +248,15 @@ fn scores(site: &Site) -> Result<(), PlacementError> {
     if inner.attn_scale != AttnScale::Cosine {
         return Ok(());
     }
-    let plain_gain = site.case.resolved.norm.gain == Gain::None && !site.case.resolved.norm.bias;
-    let only_length = |norm| match norm {
-        HeadNorm::PerHeadPlain | HeadNorm::FullPlain => true,
-        HeadNorm::PerHead | HeadNorm::PerHeadOwn | HeadNorm::Full => plain_gain,
-        HeadNorm::None => false,
-    };
-    let keeps_direction = matches!(
-        site.case.resolved.norm.kind,
-        NormKind::Rmsnorm | NormKind::L2
-    );
     for (path, norm) in [
         ("attn_inner.q_norm", inner.q_norm),
         ("attn_inner.k_norm", inner.k_norm),
     ] {
-        if keeps_direction && only_length(norm) {
+        if norm != HeadNorm::None {
             return fail(
                 site,
                 path,
-                "cosine attention brings q and k to unit length, so a norm without gain before it \
-                 has no effect; remove it",
+                "cosine attention itself brings q and k to unit length; remove the norm",
             );
         }
     }

@@ -1,0 +1,42 @@
+//! Define a placement that has no name yet, read its equations, and build a model with it.
+//!
+//! ```sh
+//! cargo run --release -p hybridnorm --example new_placement
+//! ```
+
+use hybridnorm::model::{Decoder, FfnActivation, ModelConfig, params};
+use hybridnorm::placement::{self, Explanation};
+use hybridnorm::{Device, Result};
+use serde_json::json;
+
+fn main() -> Result<()> {
+    // HybridNorm whose branches shrink with depth, with the last block left as Pre-Norm.
+    let placement = placement::from_value(json!({
+        "base": "hybridnorm",
+        "block": {
+            "attn": { "out_scale": "inv_sqrt_layer" },
+            "ffn": { "out_scale": "inv_sqrt_layer" },
+        },
+        "overrides": [
+            { "layers": { "last": 1 }, "set": { "attn": { "in_norm": true }, "ffn": { "skip": "raw" } } },
+        ],
+    }))?;
+    println!("{}", Explanation::of(&placement)?.to_text());
+
+    let config = ModelConfig {
+        d_model: 64,
+        n_layers: 4,
+        n_heads: 4,
+        n_kv_heads: 2,
+        d_ff: 176,
+        vocab_size: 256,
+        max_seq_len: 128,
+        rope_theta: 10_000.0,
+        tie_embeddings: true,
+        activation: FfnActivation::Swiglu,
+        placement,
+    };
+    let model = Decoder::new(&config, 0, &Device::flex())?;
+    println!("{} parameter tensors", params::names(&model).len());
+    Ok(())
+}
