@@ -10,6 +10,11 @@ use crate::progress::Display;
 
 pub fn run(args: EvalArgs, console: &Console) -> Result<Ending, Error> {
     Stop::listen()?;
+    if args.batch_size == 0 {
+        return Err(Error::Config(
+            "--batch-size is 0, expected at least 1".into(),
+        ));
+    }
     let checkpoint = Checkpoint::open(&args.checkpoint)?;
     let model = checkpoint.model(&Device::flex())?;
     let mut display = Display::new(console);
