@@ -212,13 +212,13 @@ fn placements_are_listed_and_explained() {
         ])
         .contains('\\')
     );
-    lab.write("mine.toml", "base = \"pre-norm\"\nfinal_norm = false\n");
+    lab.write("mine.toml", "base = \"pre-norm\"\nnorm = { eps = 1e-4 }\n");
     lab.ok(&["placement", "explain", "mine.toml"]);
-    lab.write("mine.toml", "base = \"pre-norm\"\nfinal_nrom = false\n");
+    lab.write("mine.toml", "base = \"pre-norm\"\nnrom = { eps = 1e-4 }\n");
     lab.fails(
         2,
         &["placement", "explain", "mine.toml"],
-        &["mine.toml", "final_norm"],
+        &["mine.toml", "`norm`"],
     );
     lab.fails(2, &["placement", "explain", "pre-nrom"], &["`pre-norm`"]);
     lab.fails(
@@ -326,6 +326,8 @@ fn official_checkpoints_are_imported() {
             &["generate", name, "--prompt", "a"],
             &["holds no tokenizer"],
         );
+        let deep = format!("deep/er/{name}");
+        lab.ok(&["import", "theirs", "--out", &deep, "--quiet"]);
         lab.write("theirs/model.safetensors", &weights[..weights.len() - 9]);
         lab.fails(
             1,
@@ -333,24 +335,6 @@ fn official_checkpoints_are_imported() {
             &["theirs/model.safetensors"],
         );
     }
-    lab.ok(&["import", "theirs", "--out", "deep/er/ckpt", "--quiet"]
-        .map(|x| if x == "theirs" { "theirs2" } else { x })
-        .map(|x| {
-            if x == "theirs2" {
-                let facts: Value =
-                    serde_json::from_slice(&fs::read(fixtures.join("pre-norm.json")).unwrap())
-                        .unwrap();
-                lab.write(
-                    "theirs2/config.yaml",
-                    json!({"model": facts["model"]}).to_string(),
-                );
-                lab.write(
-                    "theirs2/model.safetensors",
-                    official_weights(&fs::read(fixtures.join("pre-norm.safetensors")).unwrap()),
-                );
-            }
-            x
-        }));
     lab.write("theirs/config.yaml", "model: [");
     lab.fails(
         1,
@@ -627,7 +611,7 @@ fn unusual_names_work() {
     lab.ok(&["eval", "runs/ü 'x'", "--data", "stories:9", "--json"]);
     let table = [
         "--set",
-        "model.placement={base='pre-norm', final_norm=false}",
+        "model.placement={base='pre-norm', norm={eps=1e-4}}",
     ];
     lab.train("table", &table);
     lab.train(

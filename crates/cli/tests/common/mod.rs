@@ -235,7 +235,7 @@ pub const DAMAGES: [Damage; 3] = [Damage::CutShort, Damage::FlippedBit, Damage::
 pub fn damage(file: &Path, how: Damage) {
     let mut bytes = fs::read(file).unwrap();
     match how {
-        Damage::CutShort => bytes.truncate(bytes.len() - 1),
+        Damage::CutShort => bytes.truncate(bytes.len() * 2 / 3),
         Damage::FlippedBit => {
             let middle = bytes.len() / 2;
             bytes[middle] ^= 4;
