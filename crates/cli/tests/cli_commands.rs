@@ -127,7 +127,7 @@ fn generate_is_decided_by_the_seed() {
     ]);
     lab.fails(
         2,
-        &["generate", "run", "--prompt", "a", "--temperature=-1"],
+        &["generate", "run", "--prompt", "a", "--temperature", "-1"],
         &["temperature -1"],
     );
     lab.fails(
