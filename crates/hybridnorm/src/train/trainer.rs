@@ -198,6 +198,10 @@ impl Trainer {
                 .schedule
                 .settle(config.optimizer.lr, config.train.steps, tokens_per_step)?;
         files::write(run.join(CONFIG), config.to_toml().as_bytes())?;
+        if resumed.is_some() {
+            // A kill may have come between saving and pruning.
+            checkpoint::prune(run, state.step, config.train.keep_checkpoints)?;
+        }
         Ok(Self {
             metrics: MetricsFile::open(run, state.step)?,
             last_saved: resumed.is_some().then_some(state.step),
