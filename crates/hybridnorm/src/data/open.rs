@@ -269,7 +269,12 @@ fn tokenized(
     let lock = options.cache.join(format!("{name}.lock"));
     let holder = fs::File::create(&lock).map_err(Error::io(&lock))?;
     holder.lock().map_err(Error::io(&lock))?;
+    // Once the folder stands nobody needs the lock: whoever still waits finds the folder.
+    let unlock = || {
+        let _ = fs::remove_file(&lock);
+    };
     if PreparedFolder::is_prepared(&folder) {
+        unlock();
         return PreparedFolder::open(&folder);
     }
     let staged = options
@@ -292,6 +297,7 @@ fn tokenized(
         return Err(error);
     }
     fs::rename(&staged, &folder).map_err(Error::io(&folder))?;
+    unlock();
     PreparedFolder::open(&folder)
 }
 
