@@ -117,13 +117,23 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "N", default_value_t = 200)]
     pub max_tokens: usize,
     /// Divides the logits; 0 takes the most likely token always.
-    #[arg(long, value_name = "T", default_value_t = 0.8)]
+    #[arg(
+        long,
+        value_name = "T",
+        default_value_t = 0.8,
+        allow_negative_numbers = true
+    )]
     pub temperature: f64,
     /// Choose among this many of the most likely tokens; 0: among all.
     #[arg(long, value_name = "K", default_value_t = 0)]
     pub top_k: usize,
     /// Choose among the most likely tokens that together reach this probability; 1: among all.
-    #[arg(long, value_name = "P", default_value_t = 0.95)]
+    #[arg(
+        long,
+        value_name = "P",
+        default_value_t = 0.95,
+        allow_negative_numbers = true
+    )]
     pub top_p: f64,
     /// Decides the draws.
     #[arg(long, value_name = "S", default_value_t = 0)]
@@ -176,7 +186,12 @@ pub struct PrepareArgs {
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
     /// Fraction of documents to hold out for validation.
-    #[arg(long, value_name = "F", default_value_t = 0.01)]
+    #[arg(
+        long,
+        value_name = "F",
+        default_value_t = 0.01,
+        allow_negative_numbers = true
+    )]
     pub validation_fraction: f64,
     /// Inputs that are validation text as a whole; nothing is held out then.
     #[arg(long, value_name = "INPUT")]

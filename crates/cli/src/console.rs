@@ -37,20 +37,20 @@ impl Console {
     /// A line worth knowing.
     pub fn note(&self, text: &str) {
         if !self.quiet {
-            eprintln!("{text}");
+            to_stderr(text);
         }
     }
 
     /// A line worth a thought.
     pub fn warning(&self, text: &str) {
         if !self.quiet {
-            eprintln!("{} {text}", self.painted("warning:", "33"));
+            to_stderr(&format!("{} {text}", self.painted("warning:", "33")));
         }
     }
 
     /// The line that says why the program failed.
     pub fn error(&self, text: &str) {
-        eprintln!("{} {text}", self.painted("error:", "31"));
+        to_stderr(&format!("{} {text}", self.painted("error:", "31")));
     }
 
     fn painted(&self, text: &str, colour: &str) -> String {
@@ -61,15 +61,24 @@ impl Console {
     }
 }
 
+/// Writes a line to standard error. Where nobody reads it any more, work goes on without it.
+pub fn to_stderr(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
 /// Prints a result. A reader that went away is not an error.
 pub fn print(text: &str) -> Result<(), Error> {
+    print_while_read(text).map(drop)
+}
+
+/// As [`print`]; says whether somebody still reads.
+pub fn print_while_read(text: &str) -> Result<bool, Error> {
     let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes())
-        .and_then(|()| out.flush())
-        .or_else(|error| match error.kind() {
-            std::io::ErrorKind::BrokenPipe => Ok(()),
-            _ => Err(Error::io("standard output")(error)),
-        })
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Error::io("standard output")(error)),
+    }
 }
 
 /// Prints one JSON document.

@@ -7,6 +7,7 @@ mod console;
 mod progress;
 mod table;
 
+use std::panic::{AssertUnwindSafe, PanicHookInfo};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -20,10 +21,15 @@ use console::Console;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    std::panic::set_hook(Box::new(|panic| console::to_stderr(&defect(panic))));
     // Wrong usage leaves with 2 from inside clap.
     let cli = Cli::parse();
     let console = Console::new(cli.quiet);
-    match run(cli, &console) {
+    // A panic has been reported by the hook.
+    let Ok(ended) = std::panic::catch_unwind(AssertUnwindSafe(|| run(cli, &console))) else {
+        return ExitCode::FAILURE;
+    };
+    match ended {
         Ok(Ending::Done) => ExitCode::SUCCESS,
         Ok(Ending::Interrupted) => ExitCode::from(130),
         Err(error) => {
@@ -31,6 +37,19 @@ fn main() -> ExitCode {
             ExitCode::from(if error.is_usage() { 2 } else { 1 })
         }
     }
+}
+
+/// A panic is a defect of this program, never the user's; one line is enough to report it.
+fn defect(panic: &PanicHookInfo<'_>) -> String {
+    let message = panic.payload_as_str().unwrap_or("no message");
+    let place = panic
+        .location()
+        .map(|place| format!(" ({}:{})", place.file(), place.line()))
+        .unwrap_or_default();
+    format!(
+        "error: a defect in hybridnorm, please report it: {}{place}",
+        message.replace('\n', " ")
+    )
 }
 
 fn run(cli: Cli, console: &Console) -> Result<Ending, Error> {

@@ -175,7 +175,11 @@ pub fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-fn sync_parent(path: &Path) -> Result<()> {
+/// Makes a renaming in the folder of `path` last.
+///
+/// # Errors
+/// If the folder cannot be flushed.
+pub fn sync_parent(path: &Path) -> Result<()> {
     let parent = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),

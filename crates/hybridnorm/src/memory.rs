@@ -1,4 +1,6 @@
-//! Memory of this process.
+//! Memory of this process and of the machine.
+
+use crate::error::{Error, Result};
 
 /// Largest resident memory of this process so far, in bytes, where the system tells (Linux).
 pub fn peak_bytes() -> Option<u64> {
@@ -12,4 +14,31 @@ pub fn peak_bytes() -> Option<u64> {
 pub fn reset_peak() {
     // A refusal leaves the old peak in force, which is the safe side.
     let _ = std::fs::write("/proc/self/clear_refs", "5");
+}
+
+/// Refuses what cannot fit into the machine, before the system ends the process for asking.
+///
+/// # Errors
+/// If `bytes`, needed for `what`, are more than memory and swap together; where the system does
+/// not tell how much there is, never.
+pub fn require(bytes: u64, what: &str) -> Result<()> {
+    const GIB: f64 = (1u64 << 30) as f64;
+    match machine_bytes() {
+        Some(there) if bytes > there => Err(Error::config(format!(
+            "{what} need {:.1} GiB of memory, this machine has {:.1} GiB",
+            bytes as f64 / GIB,
+            there as f64 / GIB
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Memory and swap of the machine, where the system tells (Linux).
+fn machine_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let kib = |key: &str| -> Option<u64> {
+        let line = text.lines().find(|line| line.starts_with(key))?;
+        line.split_whitespace().nth(1)?.parse().ok()
+    };
+    Some(1024 * (kib("MemTotal:")? + kib("SwapTotal:").unwrap_or(0)))
 }

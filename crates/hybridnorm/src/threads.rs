@@ -2,13 +2,18 @@
 
 use crate::error::{Error, Result};
 
+/// More would only be a slip of the finger, and systems end processes that ask for them.
+const MOST: usize = 1024;
+
 /// Sets the number of threads for the whole process; to be called before anything is computed.
 ///
 /// # Errors
-/// If `threads` is 0 or the pool is already running.
+/// If `threads` is 0 or above 1024, or the pool is already running.
 pub fn set(threads: usize) -> Result<()> {
-    if threads == 0 {
-        return Err(Error::config("0 threads, expected at least 1"));
+    if threads == 0 || threads > MOST {
+        return Err(Error::config(format!(
+            "{threads} threads, expected 1 to {MOST}"
+        )));
     }
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)

@@ -5,13 +5,14 @@ use hybridnorm::data::{
     self, Inspection, InvalidUtf8, Manifest, PrepareOptions, SplitReport, TokenizerSpec,
 };
 
-use super::Ending;
+use super::{Ending, Stop};
 use crate::args::{DataCommand, PrepareArgs, PublicText};
 use crate::console::{self, Console};
 use crate::progress::Display;
 use crate::table::{bytes, grouped, numbers};
 
 pub fn run(command: DataCommand, console: &Console) -> Result<Ending, Error> {
+    Stop::listen()?;
     match command {
         DataCommand::Prepare(args) => prepare(args, console)?,
         DataCommand::Inspect { folder, json } => {

@@ -3,12 +3,18 @@
 use hybridnorm::train::Checkpoint;
 use hybridnorm::{Device, Error, eval};
 
-use super::Ending;
+use super::{Ending, Stop};
 use crate::args::EvalArgs;
 use crate::console::{self, Console};
 use crate::progress::Display;
 
 pub fn run(args: EvalArgs, console: &Console) -> Result<Ending, Error> {
+    Stop::listen()?;
+    if args.batch_size == 0 {
+        return Err(Error::Config(
+            "--batch-size is 0, expected at least 1".into(),
+        ));
+    }
     let checkpoint = Checkpoint::open(&args.checkpoint)?;
     let model = checkpoint.model(&Device::flex())?;
     let mut display = Display::new(console);

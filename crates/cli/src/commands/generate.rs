@@ -7,7 +7,7 @@ use hybridnorm::train::Checkpoint;
 use hybridnorm::{Device, Error};
 use serde::Serialize;
 
-use super::{Ending, stop_flag};
+use super::{Ending, Stop};
 use crate::args::GenerateArgs;
 use crate::console::{self, Console};
 
@@ -33,15 +33,16 @@ pub fn run(args: GenerateArgs, console: &Console) -> Result<Ending, Error> {
         top_p: args.top_p,
         seed: args.seed,
     };
-    let stop = stop_flag()?;
+    let stop = Stop::listen()?;
+    let stop = stop.wait_for_me();
     let mut generator = TextGenerator::new(&model, &tokenizer, &args.prompt, sampling)?;
     let mut text = String::new();
     let mut show = |piece: &str| match args.json {
         true => {
             text.push_str(piece);
-            Ok(())
+            Ok(true)
         }
-        false => console::print(piece),
+        false => console::print_while_read(piece),
     };
     if !args.json {
         show(&args.prompt)?;
@@ -51,8 +52,10 @@ pub fn run(args: GenerateArgs, console: &Console) -> Result<Ending, Error> {
         let Some(piece) = generator.next_piece()? else {
             break;
         };
-        show(&piece)?;
         tokens += 1;
+        if !show(&piece)? {
+            return Ok(Ending::Done);
+        }
     }
     show(&generator.finish())?;
     if args.json {

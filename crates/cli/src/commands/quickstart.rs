@@ -3,9 +3,10 @@
 use std::time::Instant;
 
 use hybridnorm::lab::quickstart::{self, Options, Results};
+use hybridnorm::train::Event;
 use hybridnorm::{Device, Error};
 
-use super::{Ending, stop_flag};
+use super::{Ending, Stop};
 use crate::args::QuickstartArgs;
 use crate::console::{self, Console};
 use crate::progress::{Display, clock};
@@ -18,13 +19,16 @@ pub fn run(args: QuickstartArgs, console: &Console) -> Result<Ending, Error> {
         data: args.data,
         steps: args.steps,
     };
-    let stop = stop_flag()?;
+    let stop = Stop::listen()?;
     let mut display = Display::new(console);
     let results = quickstart::run(
         &options,
         &Device::flex(),
-        &stop,
+        stop.flag(),
         &mut |name, steps, event| {
+            if matches!(event, Event::Step(_)) {
+                stop.wait_for_me();
+            }
             display.event(name, steps, &event);
         },
     )?;

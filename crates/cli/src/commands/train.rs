@@ -1,12 +1,11 @@
 //! `hybridnorm train`.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 
 use hybridnorm::train::{Config, Event, Start, Trainer};
 use hybridnorm::{Device, Error};
 
-use super::{Ending, stop_flag};
+use super::{Ending, Stop};
 use crate::args::TrainArgs;
 use crate::console::{self, Console};
 use crate::progress::Display;
@@ -21,7 +20,7 @@ pub fn run(args: TrainArgs, console: &Console) -> Result<Ending, Error> {
         true => Start::Resume,
         false => Start::Fresh,
     };
-    let stop = stop_flag()?;
+    let stop = Stop::listen()?;
     let mut display = Display::new(console);
     let steps = config.train.steps as u64;
     let mut on_event = |event: Event<'_>| display.event("train", steps, &event);
@@ -29,22 +28,21 @@ pub fn run(args: TrainArgs, console: &Console) -> Result<Ending, Error> {
     for warning in trainer.warnings() {
         console.warning(&warning.to_string());
     }
-    let outcome = trainer.run(&stop, &mut on_event)?;
+    let outcome = trainer.run(stop.wait_for_me(), &mut on_event)?;
     display.finish();
     if args.json {
         console::print_json(&outcome)?;
     }
     if !outcome.finished {
-        debug_assert!(stop.load(Ordering::Relaxed));
         console.note(&format!(
             "stopped after step {}; saved {}; go on with: hybridnorm train {} --run {} --resume{}",
             outcome.step,
             outcome.checkpoint.display(),
-            args.config.display(),
-            run.display(),
+            shell_word(&args.config.to_string_lossy()),
+            shell_word(&run.to_string_lossy()),
             args.settings
                 .iter()
-                .map(|setting| format!(" --set '{setting}'"))
+                .map(|setting| format!(" --set {}", shell_word(setting)))
                 .collect::<String>()
         ));
         return Ok(Ending::Interrupted);
@@ -61,4 +59,26 @@ pub fn run(args: TrainArgs, console: &Console) -> Result<Ending, Error> {
 
 fn default_run(config: &Path) -> PathBuf {
     Path::new("runs").join(config.file_stem().unwrap_or_default())
+}
+
+/// A word as a POSIX shell reads it.
+fn shell_word(word: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "-_./=:,+@%".contains(c);
+    match !word.is_empty() && word.chars().all(plain) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', r"'\''")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_survive_the_shell() {
+        assert_eq!(shell_word("train.steps=3"), "train.steps=3");
+        assert_eq!(shell_word("my run"), "'my run'");
+        assert_eq!(shell_word("it's"), r"'it'\''s'");
+        assert_eq!(shell_word(""), "''");
+    }
 }

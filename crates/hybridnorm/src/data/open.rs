@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 use crate::files;
 
+use super::ProgressFn;
 use super::prepare::{PrepareOptions, prepare, prepare_with};
 use super::ready::{self, ReadyTokens};
 use super::shard::{PreparedFolder, TokenStream};
 use super::source::{Sources, is_text_input};
 use super::stream::TokenDataset;
 use super::tokenizer::{Tokenizer, TokenizerSpec};
-use super::{ProgressFn, manifest::MANIFEST_NAME};
 
 /// Which tokens of the data are meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -146,6 +146,9 @@ pub fn open(
 /// What a path is; `None` for raw text.
 fn classify(given: &str) -> Result<Option<Vec<Entry>>> {
     let path = Path::new(given);
+    if given.is_empty() {
+        return Err(Error::config("data are named by the empty string"));
+    }
     if path.is_dir() {
         return if PreparedFolder::is_prepared(path) {
             Ok(Some(vec![Entry::Folder(Box::new(PreparedFolder::open(
@@ -262,27 +265,39 @@ fn tokenized(
         return Ok(prepared);
     }
     files::create_dir(&options.cache)?;
-    let work = tempfile::Builder::new()
-        .prefix(&name)
-        .suffix(files::TEMPORARY_SUFFIX)
-        .tempdir_in(&options.cache)
-        .map_err(Error::io(&options.cache))?;
-    let staged = work.path().join(&name);
-    match (tokenizer, &options.tokenizer) {
+    // One process makes it; others wait for that one. What a killed one left makes way.
+    let lock = options.cache.join(format!("{name}.lock"));
+    let holder = fs::File::create(&lock).map_err(Error::io(&lock))?;
+    holder.lock().map_err(Error::io(&lock))?;
+    // Once the folder stands nobody needs the lock: whoever still waits finds the folder.
+    let unlock = || {
+        let _ = fs::remove_file(&lock);
+    };
+    if PreparedFolder::is_prepared(&folder) {
+        unlock();
+        return PreparedFolder::open(&folder);
+    }
+    let staged = options
+        .cache
+        .join(format!("{name}{}", files::TEMPORARY_SUFFIX));
+    if staged.exists() {
+        fs::remove_dir_all(&staged).map_err(Error::io(&staged))?;
+    }
+    let made = match (tokenizer, &options.tokenizer) {
         (None, Some(TokenizerChoice::Spec(spec))) => {
-            prepare(inputs, spec, &staged, &options.prepare, progress)?
+            prepare(inputs, spec, &staged, &options.prepare, progress)
         }
         (Some(tokenizer), _) => {
-            prepare_with(inputs, tokenizer, &staged, &options.prepare, progress)?
+            prepare_with(inputs, tokenizer, &staged, &options.prepare, progress)
         }
-        (None, _) => return Err(Error::config("raw text needs a tokenizer")),
+        (None, _) => Err(Error::config("raw text needs a tokenizer")),
     };
-    match fs::rename(&staged, &folder) {
-        Ok(()) => {}
-        // Another run made the same folder in the meantime.
-        Err(_) if folder.join(MANIFEST_NAME).exists() => {}
-        Err(error) => return Err(Error::io(&folder)(error)),
+    if let Err(error) = made {
+        let _ = fs::remove_dir_all(&staged);
+        return Err(error);
     }
+    fs::rename(&staged, &folder).map_err(Error::io(&folder))?;
+    unlock();
     PreparedFolder::open(&folder)
 }
 

@@ -27,7 +27,8 @@ pub struct Loss {
 /// bits.
 ///
 /// # Errors
-/// If the data cannot be read, hold ids beyond the vocabulary, or are empty.
+/// If the data cannot be read, hold ids beyond the vocabulary, or are empty, or the loss is not
+/// finite.
 pub fn loss(
     model: &Decoder,
     data: &TokenDataset,
@@ -54,6 +55,11 @@ pub fn loss(
         return Err(Error::config("the evaluation data hold no whole sequence"));
     }
     let loss = sum / tokens as f64;
+    if !loss.is_finite() {
+        return Err(Error::Diverged(format!(
+            "the loss on {tokens} tokens is {loss}; the model's weights are broken"
+        )));
+    }
     Ok(Loss {
         loss,
         perplexity: loss.exp(),

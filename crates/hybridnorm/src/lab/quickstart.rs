@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::eval::{self, Sampling};
 use crate::files;
 use crate::memory;
-use crate::train::{Config, Event, Start, Trainer};
+use crate::train::{self, Config, Event, Start, Trainer};
 use crate::{Device, data::Tokenizer};
 
 /// The two placements.
@@ -95,7 +95,7 @@ pub fn run(
         let steps = config.train.steps as u64;
         let run = options.out.join(placement);
         let mut forward = |event: Event<'_>| on_event(placement, steps, event);
-        clear_old_run(&run)?;
+        clear_old_run(&run, &config)?;
         let mut trainer = Trainer::open(config, &run, Start::Fresh, device, &mut forward)?;
         if unigram_nats.is_nan() {
             unigram_nats = unigram(&trainer)?;
@@ -161,12 +161,23 @@ fn available_text(note: &mut dyn FnMut(String)) -> String {
     }
 }
 
-/// Quickstart owns its folder: an earlier one's runs make way.
-fn clear_old_run(run: &Path) -> Result<()> {
-    match run.join("config.toml").exists() {
-        true => std::fs::remove_dir_all(run).map_err(Error::io(run)),
-        false => Ok(()),
+/// An earlier quickstart's run makes way; anything else that stands there does not.
+fn clear_old_run(run: &Path, config: &Config) -> Result<()> {
+    let path = run.join("config.toml");
+    if !path.exists() {
+        return Ok(());
     }
+    let old = Config::load(&path, &[])?;
+    if old.model != config.model || old.optimizer != config.optimizer {
+        return Err(Error::config(format!(
+            "{} holds a run that is not of quickstart; choose another --out",
+            run.display()
+        )));
+    }
+    let lock = train::lock(run)?;
+    std::fs::remove_dir_all(run).map_err(Error::io(run))?;
+    drop(lock);
+    Ok(())
 }
 
 fn unigram(trainer: &Trainer) -> Result<f64> {

@@ -6,6 +6,12 @@ use crate::error::{Error, Result};
 use crate::ops::Activation;
 use crate::placement::{ModelFacts, Placement, Resolved, Warning, resolve, validate};
 
+/// Largest width of the stream and of the feed-forward; with it every count of the inventory stays
+/// within 64 bits.
+const WIDEST: usize = 1 << 20;
+/// Largest vocabulary and sequence, and bound of every other size.
+const LONGEST: usize = 1 << 24;
+
 /// The shape of a decoder and where it normalizes. Widths are in elements.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -136,12 +142,16 @@ impl ModelConfig {
                 "model.n_kv_heads = {n_kv_heads} does not divide model.n_heads = {n_heads}"
             )));
         }
-        if self.vocab_size > i32::MAX as usize {
-            return Err(Error::config(format!(
-                "model.vocab_size = {} is larger than {}",
-                self.vocab_size,
-                i32::MAX
-            )));
+        for (key, value) in positive {
+            let largest = match key {
+                "d_model" | "d_ff" => WIDEST,
+                _ => LONGEST,
+            };
+            if value > largest {
+                return Err(Error::config(format!(
+                    "model.{key} = {value} is larger than {largest}"
+                )));
+            }
         }
         if !(self.rope_theta.is_finite() && self.rope_theta > 1.0) {
             return Err(Error::config(format!(

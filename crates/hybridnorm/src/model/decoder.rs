@@ -10,9 +10,11 @@ use super::block::Block;
 use super::cache::KvCache;
 use super::config::ModelConfig;
 use super::init::Initializer;
+use super::inventory::inventory;
 use super::norm::{Norm, NormSite};
 use super::scale::Scale;
 use crate::error::{Error, Result};
+use crate::memory;
 use crate::ops::{self, LossSpec};
 
 /// A decoder language model: `head(final_norm(blocks(embed(tokens))))`.
@@ -76,6 +78,9 @@ impl Decoder {
 
     fn build(config: &ModelConfig, seed: Option<u64>, device: &Device) -> Result<Self> {
         let (resolved, _) = config.resolve()?;
+        let rope = 2 * config.max_seq_len as u64 * config.head_dim() as u64;
+        let weights = inventory(config, 1, 1)?.memory.weights;
+        memory::require(weights.saturating_add(4 * rope), "the model's weights")?;
         let initializer = Initializer::new(seed, &resolved);
         let (v, d) = (config.vocab_size, config.d_model);
         let table = |values: Vec<f32>| Param::from_data(TensorData::new(values, [v, d]), device);

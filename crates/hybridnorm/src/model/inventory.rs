@@ -61,7 +61,7 @@ pub struct Memory {
 impl Memory {
     /// All of it.
     pub fn total(&self) -> u64 {
-        self.weights + self.gradients + self.optimizer + self.activations
+        (self.weights + self.gradients + self.optimizer).saturating_add(self.activations)
     }
 }
 
@@ -97,7 +97,7 @@ pub fn inventory(config: &ModelConfig, micro_batch: usize, seq_len: usize) -> Re
             weights: 4 * total,
             gradients: 4 * total,
             optimizer: 8 * total,
-            activations: 4 * tokens * kept_per_token(config, &resolved),
+            activations: tokens.saturating_mul(4 * kept_per_token(config, &resolved)),
         },
         seq_len,
         micro_batch,

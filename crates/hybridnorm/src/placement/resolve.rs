@@ -241,6 +241,9 @@ fn finite(value: f64, field: &str) -> Result<f64, PlacementError> {
     Err(PlacementError::new(field, problem))
 }
 
+/// More blocks than any model has; keeps a slip of the finger from taking all memory.
+pub const MAX_LAYERS: usize = 10_000;
+
 /// Resolves a placement for `n_layers` blocks of width `d_model`.
 ///
 /// With [`NormKind::None`] every norm is left out and a normed skip is a raw one, so that whoever
@@ -273,6 +276,12 @@ pub(super) fn as_written(
         return Err(PlacementError::new(
             "",
             format!("{n_layers} blocks of width {d_model} are no model; both must be at least 1"),
+        ));
+    }
+    if n_layers > MAX_LAYERS {
+        return Err(PlacementError::new(
+            "",
+            format!("{n_layers} blocks are too many; at most {MAX_LAYERS}"),
         ));
     }
     let inside = |layer: usize| At {

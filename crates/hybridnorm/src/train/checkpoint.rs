@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
 use crate::files::{self, Fingerprint, TEMPORARY_SUFFIX};
+use crate::model::inventory::inventory;
 use crate::model::{Decoder, ModelConfig, params};
 use crate::tensors::{self, Handle};
 
@@ -86,6 +87,12 @@ pub fn save<S: Serialize>(path: &Path, contents: Contents<'_, S>) -> Result<()> 
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(TEMPORARY_SUFFIX);
     let partial = path.with_file_name(name);
+    if path.file_name().is_none() {
+        return Err(Error::config(format!(
+            "{}: not the name of a checkpoint to write",
+            path.display()
+        )));
+    }
     if partial.exists() {
         fs::remove_dir_all(&partial).map_err(Error::io(&partial))?;
     }
@@ -136,10 +143,7 @@ fn put_in_place(partial: &Path, path: &Path) -> Result<()> {
         fs::remove_dir_all(path).map_err(Error::io(path))?;
     }
     fs::rename(partial, path).map_err(Error::io(path))?;
-    let parent = path.parent().unwrap_or(Path::new("."));
-    File::open(parent)
-        .and_then(|folder| folder.sync_all())
-        .map_err(Error::io(parent))
+    files::sync_parent(path)
 }
 
 impl Checkpoint {
@@ -256,6 +260,16 @@ impl Checkpoint {
     pub fn model(&self, device: &Device) -> Result<Decoder> {
         let config = self.config()?;
         let path = self.path.join(MODEL);
+        // Nothing is allocated for a shape that the weights cannot be of: they take two bytes each
+        // at least.
+        let parameters = inventory(&config, 1, 1)?.total;
+        let bytes = fs::metadata(&path).map_err(Error::io(&path))?.len();
+        if bytes / 2 < parameters {
+            return Err(Error::format(
+                path,
+                format!("{bytes} bytes, too few for the {parameters} parameters of {CONFIG}"),
+            ));
+        }
         let values = tensors::read(&path)?;
         let model = Decoder::uninitialized(&config, device)?;
         params::load(model, values).map_err(|error| Error::format(path, error.to_string()))
@@ -315,8 +329,19 @@ pub struct Newest {
 /// # Errors
 /// If the run's folder cannot be listed.
 pub fn newest(run: &Path) -> Result<Newest> {
+    newest_before(run, u64::MAX)
+}
+
+/// Finds the newest valid checkpoint of a run before a step.
+///
+/// # Errors
+/// As [`newest`].
+pub fn newest_before(run: &Path, limit: u64) -> Result<Newest> {
     let mut broken = Vec::new();
     for (step, path) in list(run)?.into_iter().rev() {
+        if step >= limit {
+            continue;
+        }
         match Checkpoint::verify(&path) {
             Ok(checkpoint) => {
                 return Ok(Newest {
@@ -333,18 +358,53 @@ pub fn newest(run: &Path) -> Result<Newest> {
     })
 }
 
-/// Deletes all but the newest `keep` checkpoints of a run. Called right after one was written, so
-/// at least one good one stays.
+/// Whether a run holds a checkpoint, valid or not.
+///
+/// # Errors
+/// If the run's folder cannot be listed.
+pub fn exists(run: &Path) -> Result<bool> {
+    Ok(!list(run)?.is_empty())
+}
+
+/// Deletes all but the newest `keep` checkpoints of a run up to `step`, whose own was just
+/// written, so that at least one good one stays. Later ones are the broken ones that the run was
+/// resumed from behind; they do not count, and are replaced when the run comes to their steps.
 ///
 /// # Errors
 /// If one cannot be deleted.
-pub fn prune(run: &Path, keep: usize) -> Result<()> {
-    let all = list(run)?;
+pub fn prune(run: &Path, step: u64, keep: usize) -> Result<()> {
+    let mut all = list(run)?;
+    all.retain(|&(of, _)| of <= step);
     let surplus = all.len().saturating_sub(keep.max(1));
     for (_, path) in &all[..surplus] {
         fs::remove_dir_all(path).map_err(Error::io(path))?;
     }
     Ok(())
+}
+
+/// Deletes what a process that was killed while it saved has left. Only for the process that holds
+/// the run.
+///
+/// # Errors
+/// If a folder cannot be deleted.
+pub fn remove_leftovers(run: &Path) -> Result<()> {
+    let folder = run.join(CHECKPOINTS);
+    for entry in fs::read_dir(&folder).map_err(Error::io(&folder))? {
+        let path = entry.map_err(Error::io(&folder))?.path();
+        let name = path.file_name().and_then(|name| name.to_str());
+        let unfinished = name
+            .and_then(|name| name.strip_suffix(TEMPORARY_SUFFIX))
+            .and_then(step_of)
+            .is_some();
+        if unfinished {
+            fs::remove_dir_all(&path).map_err(Error::io(&path))?;
+        }
+    }
+    Ok(())
+}
+
+fn step_of(name: &str) -> Option<u64> {
+    name.strip_prefix("step-")?.parse().ok()
 }
 
 /// Checkpoints of a run by step, oldest first, valid or not.
@@ -359,8 +419,7 @@ fn list(run: &Path) -> Result<Vec<(u64, PathBuf)>> {
         let step = path
             .file_name()
             .and_then(|name| name.to_str())
-            .and_then(|name| name.strip_prefix("step-"))
-            .and_then(|digits| digits.parse().ok());
+            .and_then(step_of);
         if let Some(step) = step {
             all.push((step, path));
         }

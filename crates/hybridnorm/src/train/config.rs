@@ -16,6 +16,9 @@ use crate::placement;
 /// A configuration is text that a person wrote; anything larger is not one.
 const CONFIG_LIMIT: u64 = 1 << 20;
 
+/// Tokens of one optimizer step; batches beyond it are slips of the finger.
+const LARGEST_BATCH: u64 = 1 << 30;
+
 /// A run as written in TOML. Every section may be absent until something needs it.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -182,9 +185,9 @@ impl Config {
             for setting in settings {
                 apply_setting(&mut table, setting)?;
             }
-            table.try_into().map_err(|error: toml::de::Error| {
-                Error::config(format!("--set: {}", explain(error.message())))
-            })?
+            table
+                .try_into()
+                .map_err(|error: toml::de::Error| settings_error(text, settings, &error))?
         };
         config.check()?;
         Ok(config)
@@ -239,7 +242,15 @@ impl Config {
                 train.grad_accum_steps, train.batch_size
             )));
         }
-        let tokens = (train.batch_size * train.seq_len) as u64;
+        let tokens = (train.batch_size as u64)
+            .checked_mul(train.seq_len as u64)
+            .filter(|&tokens| tokens <= LARGEST_BATCH)
+            .ok_or_else(|| {
+                Error::config(format!(
+                    "train.batch_size = {} sequences of train.seq_len = {} are more than {LARGEST_BATCH} tokens at a step",
+                    train.batch_size, train.seq_len
+                ))
+            })?;
         self.schedule
             .settle(self.optimizer.lr, train.steps, tokens)?;
         if self.model.is_none() && self.init.is_none() {
@@ -347,6 +358,7 @@ fn apply_setting(table: &mut toml::Table, setting: &str) -> Result<()> {
     let value = value.trim();
     let parsed = toml::from_str::<toml::Table>(&format!("value = {value}"))
         .ok()
+        .filter(|table| table.len() == 1)
         .and_then(|mut table| table.remove("value"))
         .unwrap_or_else(|| toml::Value::String(value.to_owned()));
     let mut path: Vec<&str> = key.trim().split('.').collect();
@@ -365,6 +377,24 @@ fn apply_setting(table: &mut toml::Table, setting: &str) -> Result<()> {
     }
     at.insert(last.to_owned(), parsed);
     Ok(())
+}
+
+/// Says which of the settings is wrong: the first that gives the same error on its own.
+fn settings_error(text: &str, settings: &[String], error: &toml::de::Error) -> Error {
+    let alone = |setting: &&String| {
+        let Ok(mut table) = toml::from_str::<toml::Table>(text) else {
+            return false;
+        };
+        let applied = apply_setting(&mut table, setting);
+        let read: Result<Config, toml::de::Error> = table.try_into();
+        applied.is_ok() && read.is_err_and(|found| found.message() == error.message())
+    };
+    let culprit = settings
+        .iter()
+        .find(alone)
+        .map(|setting| format!(" {setting}"))
+        .unwrap_or_default();
+    Error::config(format!("--set{culprit}: {}", explain(error.message())))
 }
 
 fn toml_error(text: &str, error: &toml::de::Error) -> Error {

@@ -59,7 +59,11 @@ pub fn open(config: &Config, progress: &mut dyn FnMut(Progress)) -> Result<Sourc
              e.g. data.train = [\"stories:20000\"]",
         ));
     }
-    let given = config.model.as_ref().and_then(|model| model.vocab_size);
+    let given = match (&config.model, &config.init) {
+        (Some(model), _) => model.vocab_size,
+        (None, Some(init)) => Some(super::Checkpoint::open(&init.from)?.config()?.vocab_size),
+        (None, None) => None,
+    };
     let mut options = OpenOptions::new(config.train.seq_len, cache_dir()?);
     options.vocab_size = given;
     options.tokenizer = tokenizer(config)?;

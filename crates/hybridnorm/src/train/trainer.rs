@@ -18,6 +18,8 @@ use crate::data::{BatchStream, Cursor, Progress, TokenDataset, Tokenizer};
 use crate::error::{Error, Result};
 use crate::eval;
 use crate::files;
+use crate::memory;
+use crate::model::inventory::inventory;
 use crate::model::{Decoder, LossOptions};
 use crate::placement::Warning;
 
@@ -130,6 +132,7 @@ impl Trainer {
             }
             Start::Resume => find_resume_point(run, on_event)?,
         };
+        checkpoint::remove_leftovers(run)?;
         if resumed.is_some() {
             check_same_run(&config, run, on_event)?;
         }
@@ -138,9 +141,9 @@ impl Trainer {
         let (model, warnings) = match (&resumed, &config.init) {
             (Some(checkpoint), _) => (checkpoint.model(&device)?, Vec::new()),
             (None, Some(init)) => {
-                let model = Checkpoint::open(&init.from)?.model(&device)?;
-                sources::check_vocabulary(&sources, model.config())?;
-                (model, Vec::new())
+                let from = Checkpoint::open(&init.from)?;
+                check_init(&config, &from, &sources)?;
+                (from.model(&device)?, Vec::new())
             }
             (None, None) => {
                 let section = config
@@ -149,6 +152,11 @@ impl Trainer {
                     .ok_or_else(|| Error::config("[model] is missing"))?;
                 let model = section.settle(config.train.seq_len, sources.vocab_size)?;
                 let (_, warnings) = model.resolve()?;
+                let memory = inventory(&model, 1, 1)?.memory;
+                memory::require(
+                    memory.weights + memory.gradients + memory.optimizer,
+                    "the model's weights, gradients and moments",
+                )?;
                 (Decoder::new(&model, config.seed, &device)?, warnings)
             }
         };
@@ -190,6 +198,10 @@ impl Trainer {
                 .schedule
                 .settle(config.optimizer.lr, config.train.steps, tokens_per_step)?;
         files::write(run.join(CONFIG), config.to_toml().as_bytes())?;
+        if resumed.is_some() {
+            // A kill may have come between saving and pruning.
+            checkpoint::prune(run, state.step, config.train.keep_checkpoints)?;
+        }
         Ok(Self {
             metrics: MetricsFile::open(run, state.step)?,
             last_saved: resumed.is_some().then_some(state.step),
@@ -327,6 +339,14 @@ impl Trainer {
             .as_ref()
             .map(|data| eval::loss(self.model(), data, micro, train.eval_sequences))
             .transpose()
+            .map_err(|error| match error {
+                Error::Diverged(problem) => Error::Diverged(format!(
+                    "evaluation after step {}: {problem}; {}",
+                    self.state.step,
+                    self.last_good(self.state.step)
+                )),
+                other => other,
+            })
     }
 
     /// Writes a checkpoint of the present step, unless there is one.
@@ -347,7 +367,11 @@ impl Trainer {
             },
         )?;
         self.last_saved = Some(self.state.step);
-        checkpoint::prune(&self.run, self.config.train.keep_checkpoints)?;
+        checkpoint::prune(
+            &self.run,
+            self.state.step,
+            self.config.train.keep_checkpoints,
+        )?;
         on_event(Event::Saved(&path));
         Ok(())
     }
@@ -394,20 +418,60 @@ impl Trainer {
     }
 
     fn diverged(&self, step: u64, loss: f64, grad_norm: f64, instances: &[u64]) -> Error {
-        let last = match checkpoint::newest(&self.run) {
+        Error::Diverged(format!(
+            "step {step}: loss {loss}, gradient norm {grad_norm}; batch instances {instances:?}; {}",
+            self.last_good(step - 1)
+        ))
+    }
+
+    /// Names the newest checkpoint before that of step `broken`, which holds the very weights
+    /// that gave numbers that are none.
+    fn last_good(&self, broken: u64) -> String {
+        match checkpoint::newest_before(&self.run, broken) {
             Ok(checkpoint::Newest {
                 checkpoint: Some((_, checkpoint)),
                 ..
             }) => format!("last good checkpoint: {}", checkpoint.path().display()),
-            _ => "no checkpoint had been written".into(),
-        };
-        Error::Diverged(format!(
-            "step {step}: loss {loss}, gradient norm {grad_norm}; batch instances {instances:?}; {last}"
-        ))
+            _ => "there is no earlier checkpoint".into(),
+        }
     }
 }
 
-fn lock(run: &Path) -> Result<File> {
+/// A run that starts from a checkpoint takes its shape from there; what `[model]` says beside it
+/// must agree, since it would have no effect.
+fn check_init(config: &Config, from: &Checkpoint, sources: &Sources) -> Result<()> {
+    let theirs = from.config()?;
+    sources::check_vocabulary(sources, &theirs)?;
+    if config.train.seq_len > theirs.max_seq_len {
+        return Err(Error::config(format!(
+            "train.seq_len = {} is longer than the {} tokens of the model in {}",
+            config.train.seq_len,
+            theirs.max_seq_len,
+            from.path().display()
+        )));
+    }
+    let Some(section) = &config.model else {
+        return Ok(());
+    };
+    let vocab = section.vocab_size.or(Some(theirs.vocab_size));
+    let mut ours = section.settle(config.train.seq_len, vocab)?;
+    if section.max_seq_len.is_none() {
+        ours.max_seq_len = theirs.max_seq_len;
+    }
+    if ours != theirs {
+        return Err(Error::config(format!(
+            "[model] is not the model in {}; leave it out to take that one",
+            from.path().display()
+        )));
+    }
+    Ok(())
+}
+
+/// Takes hold of a run directory for as long as the returned file lives.
+///
+/// # Errors
+/// If another process holds it.
+pub fn lock(run: &Path) -> Result<File> {
     let path = run.join(LOCK);
     let file = File::create(&path).map_err(Error::io(&path))?;
     match file.try_lock() {
@@ -421,7 +485,7 @@ fn lock(run: &Path) -> Result<File> {
 }
 
 fn refuse_to_overwrite(run: &Path) -> Result<()> {
-    if run.join(CONFIG).exists() {
+    if run.join(CONFIG).exists() || checkpoint::exists(run)? {
         return Err(Error::config(format!(
             "{} already holds a run; go on with it by --resume, or choose another --run",
             run.display()

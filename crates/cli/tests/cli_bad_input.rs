@@ -1,0 +1,476 @@
+//! Whatever is wrong with the input, one line says where, and nothing is damaged.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::{DAMAGES, Damage, Lab, copy_folder, damage, files_below, numpy, train_args};
+
+#[test]
+fn configurations_that_make_no_sense() {
+    let lab = Lab::new();
+    for (setting, words) in [
+        (
+            "train.stepz=3",
+            &["train.stepz=3", "did you mean `steps`?"][..],
+        ),
+        ("trian.steps=3", &["did you mean `train`?"]),
+        ("train.steps=1e3", &["train.steps=1e3", "invalid type"]),
+        ("train.steps=-1", &["train.steps=-1", "invalid value"]),
+        (
+            "train.steps=99999999999999999999",
+            &["train.steps", "invalid type"],
+        ),
+        ("train.steps=0", &["train.steps is 0"]),
+        ("train.batch_size=0", &["train.batch_size is 0"]),
+        (
+            "train.batch_size=1000000000000",
+            &["train.batch_size", "tokens at a step"],
+        ),
+        (
+            "train.seq_len=9000000000000000000",
+            &["train.seq_len", "tokens at a step"],
+        ),
+        (
+            "train.grad_accum_steps=3",
+            &["does not divide train.batch_size = 4"],
+        ),
+        ("train.keep_checkpoints=0", &["train.keep_checkpoints is 0"]),
+        (
+            "data.train=stories:10",
+            &["data.train=stories:10", "invalid type"],
+        ),
+        ("data.train=[]", &["data.train is empty"]),
+        ("data.train=['']", &["empty string"]),
+        ("data.order=seq", &["`shuffled` or `sequential`"]),
+        (
+            "model.n_heads=3",
+            &["model.n_heads = 3 does not divide model.d_model = 16"],
+        ),
+        (
+            "model.n_kv_heads=3",
+            &["model.n_kv_heads = 3 does not divide model.n_heads = 2"],
+        ),
+        ("model.d_model=18", &["must be even"]),
+        (
+            "model.d_model=1000000000000",
+            &["model.d_model", "larger than"],
+        ),
+        (
+            "model.d_model=1000000",
+            &["GiB of memory, this machine has"],
+        ),
+        ("model.n_layers=1000000", &["1000000 blocks are too many"]),
+        ("model.n_layers=0", &["model.n_layers is 0"]),
+        (
+            "model.max_seq_len=1000000000000",
+            &["model.max_seq_len", "larger than"],
+        ),
+        (
+            "model.max_seq_len=8",
+            &["model.max_seq_len = 8 is smaller than train.seq_len = 16"],
+        ),
+        (
+            "model.d_ff=1000000000000000",
+            &["model.d_ff", "larger than"],
+        ),
+        (
+            "model.vocab_size=100",
+            &["model.vocab_size = 100 is smaller", "257"],
+        ),
+        (
+            "model.placement=pre-nrom",
+            &["unknown placement pre-nrom", "`pre-norm`"],
+        ),
+        ("model.placement={base='pre-norm', nrom={}}", &["nrom"]),
+        (
+            "model.placement=3",
+            &["model.placement must be a name or a table"],
+        ),
+        ("model.norm={eps=nan}", &["norm.eps"]),
+        ("model.rope_theta=0", &["model.rope_theta = 0"]),
+        ("optimizer.lr=nan", &["optimizer.lr"]),
+        ("optimizer.lr=-1", &["optimizer.lr = -1"]),
+        ("optimizer.betas=[0.9]", &["optimizer.betas", "length"]),
+        ("optimizer.kind=sgd", &["expected `adamw`"]),
+        (
+            "schedule.min_lr_ratio=1.5",
+            &["schedule.min_lr_ratio = 1.5"],
+        ),
+        (
+            "schedule.decay_steps=4",
+            &["schedule.decay_steps has an effect only with"],
+        ),
+        ("schedule.warmup_steps=21", &["warm-up of 21 steps"]),
+        (
+            "schedule.warmup_tokens=64",
+            &["warmup_steps and schedule.warmup_tokens"],
+        ),
+        ("data.tokenizer=bpe:5", &["bpe:5"]),
+        ("data.tokenizer=nope.json", &["nope.json"]),
+        ("seed=-1", &["seed=-1", "invalid value"]),
+        ("steps", &["expected section.key=value"]),
+        ("=3", &["is no key"]),
+        ("train.=3", &["is no key"]),
+        ("seed.x=3", &["seed is not a section"]),
+    ] {
+        lab.train_fails(2, "run", &["--set", setting], words);
+        let _ = fs::remove_dir_all(lab.path("run"));
+    }
+    lab.train_fails(
+        2,
+        "run",
+        &[
+            "--set",
+            "seed=1",
+            "--set",
+            "train.stps=3",
+            "--set",
+            "seed=2",
+        ],
+        &["--set train.stps=3:", "tiny.toml"],
+    );
+    lab.write("broken.toml", "seed = 1\n[train]\nstepz = 3\n");
+    lab.fails(
+        2,
+        &["train", "broken.toml"],
+        &["broken.toml: line 3:", "`steps`"],
+    );
+    lab.write("broken.toml", "seed = 1\n[train\n");
+    lab.fails(2, &["train", "broken.toml"], &["broken.toml: line 2:"]);
+    lab.write("broken.toml", b"seed = 1 # \xff\n");
+    lab.fails(
+        2,
+        &["train", "broken.toml"],
+        &["broken.toml", "UTF-8 at byte 11"],
+    );
+    lab.fails(
+        1,
+        &["train", "absent.toml"],
+        &["absent.toml", "no such file"],
+    );
+    lab.fails(2, &["train", "tiny.toml", "--threads", "0"], &["0 threads"]);
+    lab.fails(
+        2,
+        &["train", "tiny.toml", "--threads", "1000000"],
+        &["1000000 threads"],
+    );
+}
+
+#[test]
+fn wrong_usage_leaves_with_two() {
+    let lab = Lab::new();
+    for args in [
+        &["tarin"][..],
+        &["train"],
+        &["eval", "x"],
+        &["train", "tiny.toml", "--steps"],
+        &[],
+    ] {
+        assert_eq!(lab.run(args).status.code(), Some(2), "{args:?}");
+    }
+}
+
+#[test]
+fn text_that_cannot_be_used() {
+    let lab = Lab::new();
+    lab.train("run", &[]);
+    lab.write("empty.txt", "");
+    lab.write("blank.txt", " \n\n");
+    lab.write("short.txt", "hi");
+    lab.write("bytes.txt", b"abc\xff\xfe");
+    lab.write("odd.pdf", "text");
+    lab.write("lines.jsonl", "{\"text\": \"a\"}\n{\"txt\": \"b\"}\n");
+    for (file, code, words) in [
+        ("empty.txt", 2, &["empty.txt", "no text"][..]),
+        ("blank.txt", 2, &["blank.txt", "no text"]),
+        ("short.txt", 2, &["short.txt: 3 ", "one sequence of 16"]),
+        (
+            "bytes.txt",
+            1,
+            &["bytes.txt", "invalid UTF-8 (0xff) at byte 3"],
+        ),
+        ("odd.pdf", 1, &["odd.pdf", "unknown kind"]),
+        ("lines.jsonl", 1, &["lines.jsonl", "line 2"]),
+        ("absent.txt", 1, &["absent.txt", "no such file"]),
+        ("absent.npy", 1, &["absent.npy", "no such file"]),
+        ("*.u16", 2, &["no file matches `*.u16`"]),
+        ("stories:0", 2, &["stories:0"]),
+    ] {
+        let data = format!("data.train=['{file}']");
+        lab.train_fails(code, "other", &["--set", &data], words);
+        let _ = fs::remove_dir_all(lab.path("other"));
+        lab.fails(code, &["eval", "run", "--json", "--data", file], words);
+        if !["short.txt", "absent.npy", "*.u16"].contains(&file) {
+            let args = [
+                "data",
+                "prepare",
+                file,
+                "--tokenizer",
+                "bytes",
+                "--out",
+                "p",
+            ];
+            lab.fails(code, &args, &words[..1]);
+            lab.fails(1, &["data", "inspect", "p"], &["p"]);
+        }
+    }
+    lab.fails(
+        2,
+        &["eval", "run", "--data", "short.txt", "--batch-size", "0"],
+        &["--batch-size"],
+    );
+    lab.fails(
+        2,
+        &["eval", "run", "--data", "short.txt", "--seq-len", "17"],
+        &["17 tokens", "16"],
+    );
+}
+
+#[test]
+fn damaged_prepared_folders() {
+    let lab = Lab::new();
+    let out = [
+        "data",
+        "prepare",
+        "stories:60",
+        "--tokenizer",
+        "bpe:300",
+        "--out",
+        "good",
+    ];
+    lab.ok(&out);
+    let data = ["--set", "data.train=['p']", "--set", "data.tokenizer=p"];
+    for file in files_below(&lab.path("good")) {
+        let name = file.file_name().unwrap().to_str().unwrap().to_owned();
+        for how in DAMAGES {
+            let _ = fs::remove_dir_all(lab.path("p"));
+            copy_folder(&lab.path("good"), &lab.path("p"));
+            damage(&lab.path("p").join(&name), how);
+            // Nothing in these two decides what tokens mean, so damage there may go unnoticed.
+            let beside = ["tokenizer_config.json", "hybridnorm-tokenizer.json"].contains(&&*name);
+            let inspected = lab.run(&["data", "inspect", "p"]);
+            if beside && inspected.status.success() {
+                continue;
+            }
+            if matches!(how, Damage::FlippedBit)
+                && name == "manifest.json"
+                && inspected.status.success()
+            {
+                continue;
+            }
+            lab.fails(1, &["data", "inspect", "p"], &["p"]);
+            let output = lab.run(&train_args("run", &data));
+            let said = common::stderr(&output);
+            assert!(
+                [1, 2].contains(&common::code(&output)),
+                "{name} {how:?} {said}"
+            );
+            assert_eq!(said.lines().count(), 1, "{said}");
+            assert!(!said.contains("defect"), "{said}");
+            let _ = fs::remove_dir_all(lab.path("run"));
+        }
+    }
+}
+
+#[test]
+fn damaged_checkpoints() {
+    let lab = Lab::new();
+    lab.train("run", &["--set", "train.steps=5"]);
+    let good = lab.path("run/checkpoints/step-00000005");
+    for file in files_below(&good) {
+        let name = file.strip_prefix(&good).unwrap();
+        for how in DAMAGES {
+            let _ = fs::remove_dir_all(lab.path("c"));
+            copy_folder(&good, &lab.path("c"));
+            damage(&lab.path("c").join(name), how);
+            let word = match name == Path::new("manifest.json") {
+                true => "c",
+                false => name.to_str().unwrap(),
+            };
+            lab.fails(1, &["eval", "c", "--json", "--data", "stories:9"], &[word]);
+            lab.fails(1, &["generate", "c", "--prompt", "a"], &[word]);
+            lab.fails(1, &["inspect", "c"], &[word]);
+            let init = ["--set", "init.from=c"];
+            lab.train_fails(1, "other", &init, &[word]);
+            let _ = fs::remove_dir_all(lab.path("other"));
+        }
+    }
+    lab.fails(
+        1,
+        &["eval", "run/checkpoints", "--data", "stories:9"],
+        &["neither a checkpoint"],
+    );
+}
+
+#[test]
+fn tokens_beyond_the_vocabulary() {
+    let lab = Lab::new();
+    let mut tokens: Vec<u16> = (0..500).map(|i| i % 50).collect();
+    tokens[321] = 50;
+    lab.write("a.npy", numpy("(500,)", &tokens));
+    lab.write(
+        "a.bin",
+        tokens
+            .iter()
+            .flat_map(|t| t.to_le_bytes())
+            .collect::<Vec<u8>>(),
+    );
+    lab.write("cut.bin", [1, 2, 3]);
+    lab.write("cut.npy", &numpy("(500,)", &tokens)[..900]);
+    lab.write("rows.npy", numpy("(50, 10)", &tokens));
+    let config = String::from_utf8(lab.read("tiny.toml")).unwrap();
+    lab.write("tiny.toml", config.replace("tokenizer = \"bytes\"\n", ""));
+    for (file, size, words) in [
+        (
+            "a.npy",
+            "50",
+            &["a.npy", "token 50 at position 321", "size 50"][..],
+        ),
+        ("a.bin", "50", &["a.bin", "token 50 at position 321"]),
+        ("cut.bin", "51", &["cut.bin", "no multiple of 2"]),
+        ("cut.npy", "51", &["cut.npy", "needs"]),
+        (
+            "rows.npy",
+            "51",
+            &["rows.npy", "rows of 10 tokens", "needs 17"],
+        ),
+    ] {
+        let data = format!("data.train=['{file}']");
+        let size = format!("model.vocab_size={size}");
+        lab.train_fails(1, "run", &["--set", &data, "--set", &size], words);
+        let _ = fs::remove_dir_all(lab.path("run"));
+    }
+    lab.train_fails(
+        2,
+        "run",
+        &["--set", "data.train=['a.npy']"],
+        &["a.npy", "vocabulary"],
+    );
+    let _ = fs::remove_dir_all(lab.path("run"));
+    lab.train(
+        "run",
+        &[
+            "--set",
+            "data.train=['a.npy']",
+            "--set",
+            "model.vocab_size=51",
+        ],
+    );
+    lab.fails(
+        1,
+        &["generate", "run", "--prompt", "a"],
+        &["holds no tokenizer"],
+    );
+}
+
+#[test]
+fn a_run_directory_that_is_none() {
+    let lab = Lab::new();
+    lab.write("file", "mine");
+    let text = lab.train_fails(1, "file", &[], &["file"]);
+    assert!(
+        text.contains("Not a directory") || text.contains("exists"),
+        "{text}"
+    );
+    assert_eq!(lab.read("file"), b"mine");
+    lab.write("mine/a.txt", "mine");
+    let args = [
+        "data",
+        "prepare",
+        "stories:9",
+        "--tokenizer",
+        "bytes",
+        "--out",
+        "mine",
+    ];
+    lab.fails(2, &args, &["mine", "a.txt"]);
+    assert_eq!(lab.read("mine/a.txt"), b"mine");
+}
+
+#[test]
+fn numbers_that_stop_being_numbers() {
+    let lab = Lab::new();
+    let huge = [
+        "--set",
+        "optimizer.lr=1e300",
+        "--set",
+        "optimizer.clip_grad_norm=0",
+    ];
+    let words = [
+        "step 2: loss NaN",
+        "batch instances [",
+        "there is no earlier checkpoint",
+    ];
+    lab.train_fails(1, "run", &huge, &words);
+    // A run that goes well for ten steps and then is told to jump.
+    lab.train("jump", &["--set", "train.steps=10"]);
+    let resumed = [
+        &huge[..],
+        &[
+            "--resume",
+            "--set",
+            "train.checkpoint_every=1",
+            "--set",
+            "train.eval_every=0",
+        ],
+    ]
+    .concat();
+    let words = [
+        "step 12: loss NaN",
+        "last good checkpoint: jump/checkpoints/step-00000010",
+    ];
+    lab.train_fails(1, "jump", &resumed, &words);
+    lab.ok(&[
+        "eval",
+        "jump/checkpoints/step-00000010",
+        "--data",
+        "stories:9",
+    ]);
+    let broken = [
+        "eval",
+        "jump/checkpoints/step-00000011",
+        "--json",
+        "--data",
+        "stories:9",
+    ];
+    lab.fails(1, &broken, &["weights are broken"]);
+    let broken = [
+        "generate",
+        "jump/checkpoints/step-00000011",
+        "--json",
+        "--prompt",
+        "a",
+    ];
+    lab.fails(1, &broken, &["not finite"]);
+}
+
+#[test]
+fn damaged_files_elsewhere() {
+    let lab = Lab::new();
+    lab.ok(&[
+        "data",
+        "prepare",
+        "stories:60",
+        "--tokenizer",
+        "bpe:300",
+        "--out",
+        "p",
+    ]);
+    for how in [Damage::CutShort, Damage::FlippedBit] {
+        fs::copy(lab.path("p/tokenizer.json"), lab.path("t.json")).unwrap();
+        damage(&lab.path("t.json"), how);
+        let output = lab.run(&train_args("run", &["--set", "data.tokenizer=t.json"]));
+        let said = common::stderr(&output);
+        // One flipped bit may leave a tokenizer, though not the same one.
+        if matches!(how, Damage::CutShort) || !output.status.success() {
+            assert!(
+                said.contains("t.json") && said.lines().count() == 1,
+                "{said}"
+            );
+            assert!(!said.contains("defect"), "{said}");
+        }
+        let _ = fs::remove_dir_all(lab.path("run"));
+    }
+}

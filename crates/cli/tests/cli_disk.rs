@@ -1,0 +1,187 @@
+//! Full and read-only disks. They are small file systems in memory, which only root may mount.
+
+mod common;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use common::{Lab, code, stderr, train_args};
+
+/// A file system in memory, gone when dropped.
+struct Disk(PathBuf);
+
+impl Disk {
+    /// `None`, with a line that says so, where mounting is not permitted.
+    fn mount(lab: &Lab, name: &str, options: &str) -> Option<Self> {
+        let path = lab.path(name);
+        fs::create_dir_all(&path).unwrap();
+        let done = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", options, "tmpfs"])
+            .arg(&path)
+            .output();
+        if done.is_ok_and(|output| output.status.success()) {
+            return Some(Self(path));
+        }
+        println!("skipped: mounting is not permitted here");
+        None
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_disk_that_fills_up_leaves_earlier_checkpoints_whole() {
+    let lab = Lab::new();
+    lab.train("whole", &["--set", "train.checkpoint_every=1"]);
+    for kib in [8, 200, 300, 420, 600, 777] {
+        let Some(disk) = Disk::mount(&lab, "disk", &format!("size={kib}k")) else {
+            return;
+        };
+        let more = [
+            "--set",
+            "train.checkpoint_every=1",
+            "--set",
+            "train.keep_checkpoints=9",
+        ];
+        lab.train_fails(1, "disk/run", &more, &["disk/run", "the disk is full"]);
+        let kept = match disk.0.join("run/checkpoints").is_dir() {
+            true => lab.checkpoints("disk/run"),
+            false => Vec::new(),
+        };
+        assert!(kib < 420 || !kept.is_empty(), "{kib}");
+        for name in &kept {
+            assert!(!name.ends_with(".partial"), "{name}");
+            lab.ok(&["inspect", &format!("disk/run/checkpoints/{name}")]);
+        }
+        // With room again the run goes on to the same end.
+        let grown = Command::new("mount")
+            .args(["-o", "remount,size=64m"])
+            .arg(&disk.0)
+            .status();
+        assert!(grown.unwrap().success());
+        lab.train("disk/run", &[&more[..], &["--resume"]].concat());
+        assert_eq!(lab.history("whole"), lab.history("disk/run"));
+    }
+}
+
+#[test]
+fn a_disk_that_fills_up_while_text_is_prepared() {
+    let lab = Lab::new();
+    let Some(disk) = Disk::mount(&lab, "disk", "size=256k") else {
+        return;
+    };
+    let args = [
+        "data",
+        "prepare",
+        "stories:2000",
+        "--tokenizer",
+        "bytes",
+        "--out",
+        "disk/p",
+    ];
+    lab.fails(1, &args, &["disk/p", "the disk is full"]);
+    lab.fails(
+        1,
+        &["data", "inspect", "disk/p"],
+        &["manifest.json", "no such file"],
+    );
+    let small = [
+        "data",
+        "prepare",
+        "stories:20",
+        "--tokenizer",
+        "bytes",
+        "--out",
+        "disk/p",
+    ];
+    lab.ok(&small);
+    lab.ok(&["data", "inspect", "disk/p"]);
+    drop(disk);
+
+    let Some(disk) = Disk::mount(&lab, "cache", "size=256k") else {
+        return;
+    };
+    let more = ["--set", "data.train=['stories:2000']"];
+    lab.train_fails(1, "run", &more, &["cache", "the disk is full"]);
+    let left = common::files_below(&disk.0);
+    assert!(
+        left.iter()
+            .all(|file| file.extension().is_some_and(|e| e == "lock")),
+        "{left:?}"
+    );
+}
+
+#[test]
+fn a_read_only_disk() {
+    let lab = Lab::new();
+    let Some(_disk) = Disk::mount(&lab, "disk", "ro") else {
+        return;
+    };
+    let word = "the file system is read-only";
+    lab.train_fails(1, "disk/run", &[], &["disk/run", word]);
+    let args = [
+        "data",
+        "prepare",
+        "stories:9",
+        "--tokenizer",
+        "bytes",
+        "--out",
+        "disk/p",
+    ];
+    lab.fails(1, &args, &["disk/p", word]);
+    let args = [
+        "quickstart",
+        "--quiet",
+        "--data",
+        "stories:60",
+        "--steps",
+        "1",
+        "--out",
+        "disk/q",
+    ];
+    lab.fails(1, &args, &["disk/q", word]);
+}
+
+#[test]
+fn a_full_standard_output_is_an_error() {
+    let lab = Lab::new();
+    let Ok(full) = fs::OpenOptions::new().write(true).open("/dev/full") else {
+        println!("skipped: no /dev/full here");
+        return;
+    };
+    let output = lab
+        .command(&["placement", "list"])
+        .stdout(full)
+        .output()
+        .unwrap();
+    assert_eq!(code(&output), 1);
+    assert!(stderr(&output).contains("standard output: the disk is full"));
+}
+
+#[test]
+fn nobody_has_to_read() {
+    let lab = Lab::new();
+    let args = train_args("run", &[]);
+    let mut loud = args.clone();
+    loud.retain(|arg| *arg != "--quiet");
+    let mut child = lab.start(&loud);
+    drop((child.stdout.take(), child.stderr.take()));
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(lab.history("run").len(), 20);
+    let endless = [
+        "generate",
+        "run",
+        "--prompt",
+        "a",
+        "--max-tokens",
+        "1000000000",
+    ];
+    let mut child = lab.start(&endless);
+    drop(child.stdout.take());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}

@@ -1,0 +1,345 @@
+//! A run that was stopped, killed or damaged goes on as if nothing had happened.
+
+mod common;
+
+use std::fs;
+use std::process::Output;
+use std::time::{Duration, Instant};
+
+use common::{DAMAGES, Lab, code, copy_folder, damage, files_below, signal, stderr, train_args};
+
+const LAST: &str = "checkpoints/step-00000020";
+/// Long enough a run to be hit in the middle.
+const SLOW: [&str; 4] = ["--set", "train.batch_size=32", "--set", "train.seq_len=32"];
+
+fn slow<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    [&SLOW, more].concat()
+}
+
+fn assert_same(lab: &Lab, expected: &str, found: &str) {
+    for file in ["model.safetensors", "optimizer.safetensors", "state.json"] {
+        let bytes = |run: &str| lab.read(format!("{run}/{LAST}/{file}"));
+        assert!(bytes(expected) == bytes(found), "{file} of {found} differs");
+    }
+    assert_eq!(lab.history(expected), lab.history(found), "{found}");
+}
+
+/// Trains and interrupts after some steps; returns what it said.
+fn interrupted(lab: &Lab, run: &str, more: &[&str]) -> Output {
+    let mut args = train_args(run, &slow(more));
+    args.retain(|arg| *arg != "--quiet");
+    let child = lab.start(&args);
+    let metrics = lab.path(run).join("metrics.jsonl");
+    common::wait_until("three steps", || {
+        fs::read_to_string(&metrics).is_ok_and(|text| text.lines().count() >= 3)
+    });
+    signal(&child, "INT");
+    child.wait_with_output().unwrap()
+}
+
+#[test]
+fn an_interrupted_run_ends_in_the_same_bits_on_any_number_of_threads() {
+    let lab = Lab::new();
+    lab.train("whole", &slow(&["--threads", "1"]));
+    assert_eq!(lab.history("whole").len(), 20);
+    lab.train("whole-2", &slow(&["--threads", "2"]));
+    assert_same(&lab, "whole", "whole-2");
+    for threads in ["1", "2"] {
+        let run = format!("stopped {threads}");
+        let output = interrupted(&lab, &run, &["--threads", threads]);
+        let said = stderr(&output);
+        assert_eq!(code(&output), 130, "{said}");
+        let advice = said
+            .lines()
+            .find(|line| line.starts_with("stopped after step "))
+            .unwrap_or_else(|| panic!("{said}"));
+        assert!(
+            advice.ends_with(&format!(
+                "go on with: hybridnorm train tiny.toml --run '{run}' --resume \
+                 --set train.batch_size=32 --set train.seq_len=32"
+            )),
+            "{advice}"
+        );
+        assert!(lab.history(&run).len() < 20);
+        lab.train(&run, &slow(&["--threads", threads, "--resume"]));
+        assert_same(&lab, "whole", &run);
+    }
+}
+
+/// Kills at moments spread over the whole run, many of them while a checkpoint is written.
+fn killed_often(threads: &str) {
+    let lab = Lab::new();
+    lab.train("whole", &SLOW);
+    let all = [
+        "--set",
+        "train.checkpoint_every=1",
+        "--set",
+        "train.keep_checkpoints=2",
+    ];
+    let more = slow(&[&all[..], &["--threads", threads, "--resume"]].concat());
+    let timed = || {
+        let started = Instant::now();
+        lab.train("timing", &more);
+        started.elapsed()
+    };
+    let (all_steps, no_step) = (timed(), timed());
+    let steps = all_steps.saturating_sub(no_step);
+    let mut kills = 0;
+    for attempt in 0..60_u32 {
+        let mut child = lab.start(&train_args("killed", &more));
+        // Spread by the golden ratio, so that no moment is visited twice.
+        let part = f64::from(attempt + 1) * 0.618_034 % 1.0;
+        std::thread::sleep(no_step.mul_f64(0.5) + steps.mul_f64(0.3 * part));
+        let _ = child.kill();
+        let output = child.wait_with_output().unwrap();
+        if output.status.success() {
+            break;
+        }
+        assert_eq!(output.status.code(), None, "{}", stderr(&output));
+        kills += 1;
+    }
+    println!("killed {kills} times");
+    assert!(kills > 0, "the run was over before the first kill");
+    lab.train("killed", &more);
+    assert_same(&lab, "whole", "killed");
+    assert_eq!(
+        lab.checkpoints("killed"),
+        ["step-00000019", "step-00000020"]
+    );
+}
+
+#[test]
+fn a_run_killed_again_and_again_ends_in_the_same_bits_on_one_thread() {
+    killed_often("1");
+}
+
+#[test]
+fn a_run_killed_again_and_again_ends_in_the_same_bits_on_two_threads() {
+    killed_often("2");
+}
+
+#[test]
+fn a_second_interrupt_or_a_termination_signal_ends_it_too() {
+    let lab = Lab::new();
+    let more = slow(&["--set", "train.steps=100000"]);
+    let child = lab.start(&train_args("run", &more));
+    common::wait_until("a step", || {
+        lab.path("run/metrics.jsonl")
+            .metadata()
+            .is_ok_and(|m| m.len() > 0)
+    });
+    signal(&child, "TERM");
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(code(&output), 130);
+    assert_eq!(stderr(&output), "", "quiet says nothing");
+}
+
+#[test]
+fn a_broken_newest_checkpoint_is_passed_over_and_named() {
+    let lab = Lab::new();
+    lab.train("whole", &[]);
+    let newest = lab.path("whole").join(LAST);
+    for file in files_below(&newest) {
+        let name = file.strip_prefix(&newest).unwrap();
+        for how in DAMAGES {
+            let _ = fs::remove_dir_all(lab.path("run"));
+            copy_folder(&lab.path("whole"), &lab.path("run"));
+            damage(&lab.path("run").join(LAST).join(name), how);
+            let output = lab.run(&["train", "tiny.toml", "--run", "run", "--resume"]);
+            let said = stderr(&output);
+            assert_eq!(code(&output), 0, "{said}");
+            let passed = said
+                .lines()
+                .find(|line| line.starts_with("passed over a broken checkpoint: "))
+                .unwrap_or_else(|| panic!("{name:?} {how:?}: {said}"));
+            assert!(passed.contains("step-00000020"), "{passed}");
+            assert!(passed.contains(name.to_str().unwrap()), "{passed}");
+            assert!(said.contains("going on after step 15"), "{said}");
+            assert_same(&lab, "whole", "run");
+        }
+    }
+}
+
+#[test]
+fn broken_later_checkpoints_do_not_cost_the_good_one() {
+    let lab = Lab::new();
+    lab.train("run", &["--set", "train.keep_checkpoints=4"]);
+    for step in ["10", "15", "20"] {
+        fs::write(
+            lab.path(format!("run/checkpoints/step-000000{step}/config.json")),
+            "{}",
+        )
+        .unwrap();
+    }
+    let one = [
+        "--resume",
+        "--set",
+        "train.keep_checkpoints=1",
+        "--set",
+        "train.steps=12",
+    ];
+    lab.train("run", &one);
+    assert_eq!(lab.column("run", "step").len(), 12);
+    assert_eq!(
+        lab.checkpoints("run"),
+        ["step-00000012", "step-00000015", "step-00000020"]
+    );
+    lab.ok(&["inspect", "run/checkpoints/step-00000012"]);
+    let all = ["--resume", "--set", "train.keep_checkpoints=1"];
+    lab.train("run", &all);
+    assert_eq!(lab.checkpoints("run"), ["step-00000020"]);
+}
+
+#[test]
+fn what_a_kill_left_half_written_is_removed() {
+    let lab = Lab::new();
+    lab.train("run", &["--set", "train.steps=10"]);
+    lab.write(
+        "run/checkpoints/step-00000007.partial/model.safetensors",
+        "half",
+    );
+    lab.train("run", &["--resume", "--set", "train.steps=12"]);
+    assert_eq!(
+        lab.checkpoints("run"),
+        ["step-00000005", "step-00000010", "step-00000012"]
+    );
+}
+
+#[test]
+fn as_many_checkpoints_are_kept_as_asked_for() {
+    let lab = Lab::new();
+    lab.train(
+        "run",
+        &[
+            "--set",
+            "train.checkpoint_every=3",
+            "--set",
+            "train.keep_checkpoints=2",
+        ],
+    );
+    assert_eq!(lab.checkpoints("run"), ["step-00000018", "step-00000020"]);
+    lab.train("end", &["--set", "train.checkpoint_every=0"]);
+    assert_eq!(lab.checkpoints("end"), ["step-00000020"]);
+}
+
+#[test]
+fn a_run_is_not_overwritten_and_must_stay_the_same_run() {
+    let lab = Lab::new();
+    lab.train("run", &[]);
+    let before = lab.read(format!("run/{LAST}/model.safetensors"));
+    lab.train_fails(2, "run", &[], &["run already holds a run", "--resume"]);
+    for (setting, key) in [
+        ("seed=4", "seed"),
+        ("model.d_ff=64", "[model]"),
+        ("data.train=['stories:50']", "data.train"),
+        ("data.order=sequential", "data.order"),
+        ("train.seq_len=8", "train.seq_len"),
+    ] {
+        lab.train_fails(
+            2,
+            "run",
+            &["--resume", "--set", setting],
+            &[key, "must keep it"],
+        );
+    }
+    fs::remove_file(lab.path("run/config.toml")).unwrap();
+    lab.train_fails(2, "run", &[], &["run already holds a run"]);
+    assert!(before == lab.read(format!("run/{LAST}/model.safetensors")));
+}
+
+#[test]
+fn changed_data_are_noticed() {
+    let lab = Lab::new();
+    let text = |word: &str| format!("{word} one two three four five.\n").repeat(500);
+    lab.write("a.txt", text("zero"));
+    let more = ["--set", "data.train=['a.txt']", "--set", "train.steps=5"];
+    lab.train("run", &more);
+    lab.write("a.txt", text("null"));
+    let again = [&more[..], &["--resume"]].concat();
+    lab.train_fails(
+        2,
+        "run",
+        &again,
+        &["the training data are not those of", "step-00000005"],
+    );
+}
+
+#[test]
+fn two_trainings_in_one_folder_are_refused() {
+    let lab = Lab::new();
+    let more = slow(&["--set", "train.steps=100000"]);
+    let mut child = lab.start(&train_args("run", &more));
+    common::wait_until("a step", || {
+        lab.path("run/metrics.jsonl")
+            .metadata()
+            .is_ok_and(|m| m.len() > 0)
+    });
+    for resume in [&[][..], &["--resume"]] {
+        let again = [&more[..], resume].concat();
+        lab.train_fails(
+            2,
+            "run",
+            &again,
+            &["run", "another process is training here"],
+        );
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn accumulated_gradients_give_nearly_the_same_losses() {
+    let lab = Lab::new();
+    lab.train("one", &[]);
+    lab.train("four", &["--set", "train.grad_accum_steps=4"]);
+    let (one, four) = (lab.column("one", "loss"), lab.column("four", "loss"));
+    for (a, b) in one.iter().zip(&four) {
+        assert!((a - b).abs() < 1e-4, "{a} {b}");
+    }
+    assert_eq!(lab.column("one", "tokens"), lab.column("four", "tokens"));
+}
+
+#[test]
+fn ctrl_c_while_text_is_tokenized_ends_at_once_and_leaves_nothing_in_the_way() {
+    let lab = Lab::new();
+    let many = ["--set", "data.train=['stories:3000000']"];
+    let started = Instant::now();
+    let child = lab.start(&train_args("run", &many));
+    std::thread::sleep(Duration::from_millis(500));
+    signal(&child, "INT");
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(code(&output), 130);
+    assert_eq!(stderr(&output), "stopped\n");
+    assert!(started.elapsed() < Duration::from_secs(5));
+    let prepare = [
+        "data",
+        "prepare",
+        "stories:3000000",
+        "--tokenizer",
+        "bytes",
+        "--validation-fraction",
+        "0",
+        "--out",
+        "p",
+    ];
+    let child = lab.start(&prepare);
+    std::thread::sleep(Duration::from_millis(500));
+    signal(&child, "INT");
+    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(130));
+    lab.fails(
+        1,
+        &["data", "inspect", "p"],
+        &["p/manifest.json", "no such file"],
+    );
+    lab.ok(&[
+        "data",
+        "prepare",
+        "stories:30",
+        "--tokenizer",
+        "bytes",
+        "--out",
+        "p",
+    ]);
+    lab.ok(&["data", "inspect", "p"]);
+    lab.train("run", &[]);
+}

@@ -1,0 +1,256 @@
+//! A temporary folder with a configuration of a tiny model in it, and the program to run there.
+#![allow(dead_code)] // Every test file uses its own part.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// Trains for a fraction of a second.
+const CONFIG: &str = r#"
+seed = 3
+[model]
+d_model = 16
+n_layers = 2
+n_heads = 2
+n_kv_heads = 1
+d_ff = 32
+placement = "hybridnorm-star"
+[data]
+train = ["stories:60"]
+tokenizer = "bytes"
+[optimizer]
+lr = 3e-3
+[schedule]
+kind = "cosine"
+warmup_steps = 4
+[train]
+steps = 20
+batch_size = 4
+seq_len = 16
+eval_every = 10
+eval_sequences = 0
+checkpoint_every = 5
+keep_checkpoints = 3
+"#;
+
+/// Where one test works.
+pub struct Lab {
+    folder: TempDir,
+}
+
+impl Lab {
+    /// A folder that holds `tiny.toml`.
+    pub fn new() -> Self {
+        let lab = Self {
+            folder: tempfile::tempdir().unwrap(),
+        };
+        lab.write("tiny.toml", CONFIG);
+        lab
+    }
+
+    pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+
+    pub fn read(&self, name: impl AsRef<Path>) -> Vec<u8> {
+        let path = self.path(name);
+        fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+    }
+
+    /// The program, to be run in the folder with a cache of its own.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hybridnorm"));
+        command
+            .args(args)
+            .current_dir(self.folder.path())
+            .env("XDG_CACHE_HOME", self.path("cache"))
+            .env("RUST_BACKTRACE", "1")
+            .stdin(Stdio::null());
+        command
+    }
+
+    pub fn run(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    /// Runs what must succeed and returns its standard output.
+    pub fn ok(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        assert_eq!(code(&output), 0, "{args:?}\n{}", stderr(&output));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Runs what must succeed and print one JSON document and nothing else.
+    pub fn json(&self, args: &[&str]) -> Value {
+        let text = self.ok(args);
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{args:?}: {error}\n{text}"))
+    }
+
+    /// Runs what must fail with one line on standard error that says all of `words`.
+    pub fn fails(&self, expected: i32, args: &[&str], words: &[&str]) -> String {
+        let output = self.run(args);
+        let text = stderr(&output);
+        assert_eq!(code(&output), expected, "{args:?}\n{text}");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "", "{args:?}");
+        assert!(text.starts_with("error: "), "{args:?}\n{text}");
+        assert_eq!(text.lines().count(), 1, "{args:?}\n{text}");
+        for word in words {
+            assert!(text.contains(word), "{args:?}: no {word:?} in\n{text}");
+        }
+        for word in ["panicked", "backtrace", "defect"] {
+            assert!(!text.contains(word), "{args:?}\n{text}");
+        }
+        text
+    }
+
+    /// Trains `tiny.toml` in `run` quietly, with settings and flags.
+    pub fn train(&self, run: &str, more: &[&str]) {
+        self.ok(&train_args(run, more));
+    }
+
+    pub fn train_fails(&self, expected: i32, run: &str, more: &[&str], words: &[&str]) -> String {
+        self.fails(expected, &train_args(run, more), words)
+    }
+
+    pub fn start(&self, args: &[&str]) -> Child {
+        let mut command = self.command(args);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().unwrap()
+    }
+
+    /// Rows of `metrics.jsonl`.
+    pub fn metrics(&self, run: &str) -> Vec<Value> {
+        let text = String::from_utf8(self.read(format!("{run}/metrics.jsonl"))).unwrap();
+        text.lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    }
+
+    /// What must be the same whenever the same step is done, row by row.
+    pub fn history(&self, run: &str) -> Vec<String> {
+        let keys = [
+            "step",
+            "loss",
+            "grad_norm",
+            "lr",
+            "tokens",
+            "validation_loss",
+        ];
+        self.metrics(run)
+            .iter()
+            .map(|row| keys.map(|key| row[key].to_string()).join(" "))
+            .collect()
+    }
+
+    pub fn column(&self, run: &str, key: &str) -> Vec<f64> {
+        let number = |row: &Value| row[key].as_f64().unwrap();
+        self.metrics(run).iter().map(number).collect()
+    }
+
+    /// Steps whose checkpoints stand there.
+    pub fn checkpoints(&self, run: &str) -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(self.path(run).join("checkpoints"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+}
+
+pub fn train_args<'a>(run: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let mut args = vec!["train", "tiny.toml", "--quiet", "--run", run];
+    args.extend(more);
+    args
+}
+
+pub fn code(output: &Output) -> i32 {
+    output.status.code().unwrap_or(-1)
+}
+
+pub fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Sends a signal, e.g. `INT`.
+pub fn signal(child: &Child, name: &str) {
+    let pid = child.id().to_string();
+    let sent = Command::new("kill")
+        .args([&format!("-{name}"), &pid])
+        .status();
+    assert!(sent.unwrap().success());
+}
+
+/// Waits until something holds; half a minute at most.
+pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !holds() {
+        assert!(started.elapsed() < Duration::from_secs(30), "never: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// All files below a folder.
+pub fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        match path.is_dir() {
+            true => found.extend(files_below(&path)),
+            false => found.push(path),
+        }
+    }
+    found.sort();
+    found
+}
+
+pub fn copy_folder(from: &Path, to: &Path) {
+    for file in files_below(from) {
+        let target = to.join(file.strip_prefix(from).unwrap());
+        fs::create_dir_all(target.parent().unwrap()).unwrap();
+        fs::copy(file, target).unwrap();
+    }
+}
+
+/// Ways to damage a file.
+#[derive(Debug, Clone, Copy)]
+pub enum Damage {
+    CutShort,
+    FlippedBit,
+    Deleted,
+}
+
+pub const DAMAGES: [Damage; 3] = [Damage::CutShort, Damage::FlippedBit, Damage::Deleted];
+
+pub fn damage(file: &Path, how: Damage) {
+    let mut bytes = fs::read(file).unwrap();
+    match how {
+        Damage::CutShort => bytes.truncate(bytes.len() * 2 / 3),
+        Damage::FlippedBit => {
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 4;
+        }
+        Damage::Deleted => return fs::remove_file(file).unwrap(),
+    }
+    fs::write(file, bytes).unwrap();
+}
+
+/// A NumPy file of u16 with the given shape, `(5,)` or `(2, 3)`.
+pub fn numpy(shape: &str, values: &[u16]) -> Vec<u8> {
+    let header = format!("{{'descr': '<u2', 'fortran_order': False, 'shape': {shape}, }}\n");
+    let mut file = b"\x93NUMPY\x01\x00".to_vec();
+    file.extend((header.len() as u16).to_le_bytes());
+    file.extend(header.as_bytes());
+    file.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+    file
+}

@@ -1,0 +1,227 @@
+//! Whatever text or bytes they are given, readers answer with a value or an error.
+
+use std::fs;
+use std::path::Path;
+use std::sync::OnceLock;
+
+use hybridnorm::Device;
+use hybridnorm::data::Tokenizer;
+use hybridnorm::model::Decoder;
+use hybridnorm::train::checkpoint::{self, Contents};
+use hybridnorm::train::{Checkpoint, Config, metrics};
+use proptest::prelude::*;
+
+const TEXT: &str = r#"
+seed = 3
+[model]
+d_model = 16
+n_layers = 2
+n_heads = 2
+d_ff = 32
+vocab_size = 257
+placement = { base = "pre-norm", norm = { eps = 1e-6 } }
+[data]
+train = ["stories:60"]
+[optimizer]
+betas = [0.9, 0.95]
+[schedule]
+kind = "wsd"
+warmup_tokens = 64
+[train]
+steps = 20
+"#;
+
+/// A file of a checkpoint, written once.
+fn checkpoint_files() -> &'static [(String, Vec<u8>)] {
+    static FILES: OnceLock<Vec<(String, Vec<u8>)>> = OnceLock::new();
+    FILES.get_or_init(|| {
+        let config = Config::parse(TEXT, &[]).unwrap().model_config().unwrap();
+        let model = Decoder::new(&config, 1, &Device::flex()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("c");
+        checkpoint::save(&path, Contents::of_model(&model, Some(&Tokenizer::bytes()))).unwrap();
+        ["manifest.json", "config.json", "model.safetensors"]
+            .map(|name| (name.to_owned(), fs::read(path.join(name)).unwrap()))
+            .into()
+    })
+}
+
+/// Writes a checkpoint one file of which is replaced, with a manifest that vouches for it.
+fn vouched(folder: &Path, name: &str, bytes: &[u8]) {
+    let mut files = serde_json::Map::new();
+    for (file, content) in checkpoint_files() {
+        let content = if file == name { bytes } else { content };
+        fs::write(folder.join(file), content).unwrap();
+        if file != "manifest.json" {
+            files.insert(
+                file.clone(),
+                serde_json::json!({
+                    "bytes": content.len(),
+                    "sha256": hybridnorm::files::sha256(content),
+                }),
+            );
+        }
+    }
+    if name != "manifest.json" {
+        let manifest = serde_json::json!({"format_version": 1, "files": files});
+        fs::write(folder.join("manifest.json"), manifest.to_string()).unwrap();
+    }
+}
+
+fn open(folder: &Path) {
+    if let Ok(checkpoint) = Checkpoint::open(folder) {
+        let _ = checkpoint.config();
+        let _ = checkpoint.tokenizer();
+        let _ = checkpoint.model(&Device::flex());
+        let _ = checkpoint.training::<serde_json::Value>();
+    }
+}
+
+fn any_value() -> impl Strategy<Value = String> {
+    prop_oneof![
+        any::<i64>().prop_map(|x| x.to_string()),
+        any::<f64>().prop_map(|x| format!("{x:?}")),
+        "[a-z-]{0,12}".prop_map(|x| x),
+        "\\PC{0,20}".prop_map(|x| x),
+        Just("{}".into()),
+        Just("[]".into()),
+        Just("[[1, 2], {a = 1}]".into()),
+        Just("{ base = 'hybridnorm', x = [1979-05-27] }".into()),
+        Just("nan".into()),
+        Just("true".into()),
+    ]
+}
+
+fn any_key() -> impl Strategy<Value = String> {
+    const KEYS: [&str; 30] = [
+        "seed",
+        "model",
+        "model.d_model",
+        "model.n_layers",
+        "model.n_heads",
+        "model.n_kv_heads",
+        "model.d_ff",
+        "model.vocab_size",
+        "model.max_seq_len",
+        "model.rope_theta",
+        "model.placement",
+        "model.norm",
+        "model.init",
+        "model.placement.norm.eps",
+        "model.placement.layers",
+        "data.train",
+        "data.order",
+        "data.tokenizer",
+        "init.from",
+        "optimizer.lr",
+        "optimizer.betas",
+        "schedule.kind",
+        "schedule.warmup_steps",
+        "schedule.warmup_tokens",
+        "schedule.min_lr_ratio",
+        "train.steps",
+        "train.batch_size",
+        "train.seq_len",
+        "train.grad_accum_steps",
+        "train.eval_every",
+    ];
+    prop_oneof![
+        prop::sample::select(&KEYS[..]).prop_map(str::to_owned),
+        "\\PC{0,15}".prop_map(|x| x),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn any_text_is_a_configuration_or_an_error(text in "\\PC{0,200}") {
+        let _ = Config::parse(&text, &[]);
+    }
+
+    #[test]
+    fn any_settings_are_taken_or_refused(
+        settings in prop::collection::vec((any_key(), any_value()).prop_map(|(k, v)| format!("{k}={v}")), 1..4),
+        raw in "\\PC{0,20}",
+    ) {
+        if let Ok(config) = Config::parse(TEXT, &settings) {
+            // What is accepted can be written and read back as the same.
+            let text = config.to_toml();
+            prop_assert_eq!(Config::parse(&text, &[]).map_err(|e| e.to_string()), Ok(config));
+        }
+        let _ = Config::parse(TEXT, &[raw]);
+    }
+
+    #[test]
+    fn damaged_text_is_a_configuration_or_an_error(
+        at in any::<prop::sample::Index>(), len in 0..20_usize, new in "[\\PC\n]{0,10}",
+    ) {
+        let start = at.index(TEXT.len());
+        let end = (start + len).min(TEXT.len());
+        let text = format!("{}{new}{}", &TEXT[..start], &TEXT[end..]);
+        if let Err(error) = Config::parse(&text, &[]) {
+            prop_assert_eq!(error.to_string().lines().count(), 1, "{}", error);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn random_bytes_are_no_checkpoint(
+        file in 0..3_usize, bytes in prop::collection::vec(any::<u8>(), 0..300),
+    ) {
+        let folder = tempfile::tempdir().unwrap();
+        vouched(folder.path(), &checkpoint_files()[file].0, &bytes);
+        open(folder.path());
+    }
+
+    #[test]
+    fn damaged_files_are_a_checkpoint_or_an_error(
+        file in 0..3_usize, at in any::<prop::sample::Index>(), bit in 0..8_u8,
+        digit in any::<prop::sample::Index>(),
+    ) {
+        let (name, bytes) = &checkpoint_files()[file];
+        let mut flipped = bytes.clone();
+        // The end of the weights is numbers, any of which are valid.
+        let at = at.index(flipped.len().min(2000));
+        flipped[at] ^= 1 << bit;
+        let folder = tempfile::tempdir().unwrap();
+        vouched(folder.path(), name, &flipped);
+        open(folder.path());
+        // Numbers grown by many digits.
+        if name.ends_with(".json") {
+            let digits: Vec<usize> = (0..bytes.len()).filter(|&i| bytes[i].is_ascii_digit()).collect();
+            let at = digits[digit.index(digits.len())];
+            let grown = [&bytes[..at], b"99999999", &bytes[at..]].concat();
+            vouched(folder.path(), name, &grown);
+            open(folder.path());
+        }
+    }
+
+    #[test]
+    fn random_metrics_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("metrics.jsonl"), bytes).unwrap();
+        let _ = metrics::read(folder.path());
+        let _ = metrics::MetricsFile::open(folder.path(), 3);
+    }
+
+    #[test]
+    fn a_damaged_tokenizer_is_a_tokenizer_or_an_error(
+        at in any::<prop::sample::Index>(), bit in 0..8_u8,
+    ) {
+        static JSON: OnceLock<Vec<u8>> = OnceLock::new();
+        let json = JSON.get_or_init(|| {
+            let text = "the cat and the dog and the bird ".repeat(20);
+            Tokenizer::train_bpe(&[&text], 270, &mut hybridnorm::data::quiet).unwrap().to_json()
+        });
+        let mut json = json.clone();
+        let at = at.index(json.len());
+        json[at] ^= 1 << bit;
+        if let Ok(tokenizer) = Tokenizer::from_json(json, None) {
+            if let Ok(ids) = tokenizer.encode("the cat \u{e9}\n") {
+                let _ = tokenizer.decode(&ids);
+            }
+        }
+    }
+}
