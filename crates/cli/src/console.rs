@@ -71,7 +71,7 @@ pub fn print(text: &str) -> Result<(), Error> {
     print_while_read(text).map(drop)
 }
 
-/// As [`print`]; says whether somebody still reads.
+/// As [`print()`]; says whether somebody still reads.
 pub fn print_while_read(text: &str) -> Result<bool, Error> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {

@@ -218,10 +218,10 @@ proptest! {
         let mut json = json.clone();
         let at = at.index(json.len());
         json[at] ^= 1 << bit;
-        if let Ok(tokenizer) = Tokenizer::from_json(json, None) {
-            if let Ok(ids) = tokenizer.encode("the cat \u{e9}\n") {
-                let _ = tokenizer.decode(&ids);
-            }
+        if let Ok(tokenizer) = Tokenizer::from_json(json, None)
+            && let Ok(ids) = tokenizer.encode("the cat \u{e9}\n")
+        {
+            let _ = tokenizer.decode(&ids);
         }
     }
 }

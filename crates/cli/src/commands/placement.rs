@@ -61,8 +61,7 @@ fn list(json: bool) -> Result<(), Error> {
 
 fn explain(name: &str, layers: usize, format: Format) -> Result<(), Error> {
     let placement = find(name)?;
-    let explanation =
-        Explanation::new(&placement, layers, &ModelFacts::default())?.named(name);
+    let explanation = Explanation::new(&placement, layers, &ModelFacts::default())?.named(name);
     match format {
         Format::Text => console::print(&format!("{}\n", explanation.to_text().trim_end())),
         Format::Latex => console::print(&format!("{}\n", explanation.to_latex().trim_end())),

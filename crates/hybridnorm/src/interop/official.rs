@@ -175,7 +175,7 @@ impl Official {
         let hidden = self
             .mlp_hidden_size
             .unwrap_or(self.mlp_ratio * self.d_model);
-        if hidden % fused != 0 {
+        if !hidden.is_multiple_of(fused) {
             return Err(format!("mlp_hidden_size {hidden} is odd"));
         }
         let n_kv_heads = match (self.n_kv_heads, self.multi_query_attention) {

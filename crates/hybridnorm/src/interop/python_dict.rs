@@ -166,7 +166,7 @@ mod tests {
     fn reads_tuples_spaces_and_trailing_commas() {
         let special = parse(r#" { (0, 1 ,2,): { "ffn_norm" : False, }, 5: {} } "#).unwrap();
         assert_eq!(special[0].0, [0, 1, 2]);
-        assert_eq!(special[0].1["ffn_norm"], false);
+        assert!(!special[0].1["ffn_norm"]);
         assert_eq!(special[1], (vec![5], BTreeMap::new()));
     }
 

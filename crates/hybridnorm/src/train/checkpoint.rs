@@ -113,7 +113,7 @@ fn write_folder<S: Serialize>(folder: &Path, contents: Contents<'_, S>) -> Resul
     write_json(&folder.join(CONFIG), &config)?;
     tensors::write(&folder.join(MODEL), tensors::parameters(contents.model))?;
     if let Some(tokenizer) = contents.tokenizer {
-        tokenizer.save(&folder.join(TOKENIZER))?;
+        tokenizer.save(folder.join(TOKENIZER))?;
     }
     if let Some((moments, state)) = contents.training {
         tensors::write(&folder.join(OPTIMIZER), moments)?;

@@ -123,7 +123,7 @@ impl Trainer {
         device: &Device,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<Self> {
-        files::create_dir(&run.join(checkpoint::CHECKPOINTS))?;
+        files::create_dir(run.join(checkpoint::CHECKPOINTS))?;
         let lock = lock(run)?;
         let resumed = match start {
             Start::Fresh => {
