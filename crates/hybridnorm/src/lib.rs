@@ -5,6 +5,14 @@
 //! norms and skips sit in a block is a value of the algebra in [`placement`].
 //!
 //! Everything the command line does is a function here.
+//!
+//! ```
+//! use hybridnorm::placement::{Explanation, named};
+//!
+//! let equations = Explanation::of(&named("hybridnorm")?)?.to_text();
+//! assert!(equations.contains("X′ = Z + F(Z)"));
+//! # Ok::<(), hybridnorm::Error>(())
+//! ```
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 

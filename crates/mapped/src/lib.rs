@@ -31,6 +31,16 @@ impl Deref for Mapped {
 ///
 /// # Errors
 /// If the path cannot be opened, is not a regular file, or the system refuses to map it.
+///
+/// ```
+/// let path = std::env::temp_dir().join(format!("mapped-{}", std::process::id()));
+/// std::fs::write(&path, b"tokens")?;
+/// let mapped = hybridnorm_mapped::map_file(&path)?;
+/// assert_eq!(&mapped[..], b"tokens");
+/// # drop(mapped);
+/// # std::fs::remove_file(&path)?;
+/// # Ok::<(), std::io::Error>(())
+/// ```
 pub fn map_file(path: impl AsRef<Path>) -> io::Result<Mapped> {
     let file = File::open(path)?;
     let metadata = file.metadata()?;
