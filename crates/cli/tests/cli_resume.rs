@@ -191,6 +191,23 @@ fn broken_later_checkpoints_do_not_cost_the_good_one() {
 }
 
 #[test]
+fn a_run_whose_checkpoints_are_all_broken_is_not_started_over() {
+    let lab = Lab::new();
+    lab.train("run", &["--set", "train.steps=10"]);
+    for name in lab.checkpoints("run") {
+        lab.write(&format!("run/checkpoints/{name}/config.json"), "{}");
+    }
+    let before = lab.read("run/metrics.jsonl");
+    lab.train_fails(
+        1,
+        "run",
+        &["--resume"],
+        &["run/checkpoints", "no valid checkpoint", "config.json"],
+    );
+    assert!(lab.read("run/metrics.jsonl") == before);
+}
+
+#[test]
 fn what_a_kill_left_half_written_is_removed() {
     let lab = Lab::new();
     lab.train("run", &["--set", "train.steps=10"]);

@@ -101,7 +101,8 @@ pub struct Trainer {
 pub enum Start {
     /// From the beginning; the run directory must not hold a run.
     Fresh,
-    /// From the newest valid checkpoint, or from the beginning where there is none.
+    /// From the newest valid checkpoint, or from the beginning where none was written yet. Where all
+    /// are broken it is an error.
     Resume,
 }
 
@@ -499,6 +500,13 @@ fn find_resume_point(
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Option<Checkpoint>> {
     let found = checkpoint::newest(run)?;
+    // Starting over would drop the metrics of steps that a repaired checkpoint may still hold.
+    if let (None, Some(problem)) = (&found.checkpoint, found.broken.first()) {
+        return Err(Error::format(
+            run.join(checkpoint::CHECKPOINTS),
+            format!("no valid checkpoint to resume from; {problem}"),
+        ));
+    }
     for problem in found.broken {
         on_event(Event::Note(format!(
             "passed over a broken checkpoint: {problem}"

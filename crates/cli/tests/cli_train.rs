@@ -1,0 +1,195 @@
+//! What a configuration asks of a training is what it does.
+
+mod common;
+
+use common::{Lab, numpy};
+
+fn close(a: f64, b: f64) {
+    assert!((a - b).abs() <= 1e-9 * a.abs().max(1.0), "{a} {b}");
+}
+
+#[test]
+fn training_goes_on_from_a_checkpoint() {
+    let lab = Lab::new();
+    lab.train("run", &[]);
+    let config = String::from_utf8(lab.read("tiny.toml")).unwrap();
+    let (before, after) = (
+        config.find("[model]").unwrap(),
+        config.find("[data]").unwrap(),
+    );
+    let fine = format!(
+        "{}[init]\nfrom = \"run\"\n{}",
+        &config[..before],
+        &config[after..]
+    );
+    lab.write("fine.toml", &fine);
+    let args = ["train", "fine.toml", "--quiet", "--run", "fine"];
+    lab.ok(&args);
+    assert!(lab.column("fine", "loss")[0] < lab.column("run", "loss")[0] - 0.5);
+    assert_eq!(lab.column("fine", "tokens")[0], 64.0);
+    assert_eq!(
+        lab.column("fine", "lr")[0],
+        3e-3 / 4.0,
+        "the schedule begins anew"
+    );
+    lab.ok(&["inspect", "fine.toml"]);
+    // The tokenizer may come from the checkpoint, and ready tokens need its vocabulary only.
+    lab.write("fine.toml", fine.replace("tokenizer = \"bytes\"\n", ""));
+    lab.ok(&["train", "fine.toml", "--quiet", "--run", "again"]);
+    assert_eq!(lab.history("fine"), lab.history("again"));
+    let tokens: Vec<u16> = (0..400).map(|i| 97 + i % 26).collect();
+    lab.write("t.npy", numpy("(400,)", &tokens));
+    lab.ok(&[
+        "train",
+        "fine.toml",
+        "--quiet",
+        "--run",
+        "ready",
+        "--set",
+        "data.train=['t.npy']",
+    ]);
+    // What would have no effect is refused.
+    let long = [
+        "train",
+        "fine.toml",
+        "--quiet",
+        "--run",
+        "long",
+        "--set",
+        "train.seq_len=17",
+    ];
+    lab.fails(2, &long, &["train.seq_len = 17", "16 tokens"]);
+    let from = ["--set", "init.from=run"];
+    lab.train("same", &from);
+    lab.train_fails(
+        2,
+        "other",
+        &[&from[..], &["--set", "model.d_ff=48"]].concat(),
+        &["[model]", "leave it out"],
+    );
+    lab.fails(
+        1,
+        &[
+            "train",
+            "fine.toml",
+            "--run",
+            "none",
+            "--set",
+            "init.from=absent",
+        ],
+        &["absent"],
+    );
+}
+
+#[test]
+fn rows_are_read_in_their_order() {
+    let lab = Lab::new();
+    let config = String::from_utf8(lab.read("tiny.toml")).unwrap();
+    lab.write("tiny.toml", config.replace("tokenizer = \"bytes\"\n", ""));
+    // Row i is the token i over and over.
+    let rows = |order: &[u16]| order.iter().flat_map(|&i| vec![i; 17]).collect::<Vec<_>>();
+    let order: Vec<u16> = (0..80).collect();
+    let backward: Vec<u16> = (0..80).rev().collect();
+    lab.write("forward.npy", numpy("(80, 17)", &rows(&order)));
+    lab.write("backward.npy", numpy("(80, 17)", &rows(&backward)));
+    for i in 0..20_u16 {
+        lab.write(
+            &format!("{i}.npy"),
+            numpy("(4, 17)", &rows(&order[4 * usize::from(i)..][..4])),
+        );
+    }
+    let all: Vec<String> = (0..20).map(|i| format!("'{i}.npy'")).collect();
+    let train = |run: &str, data: &str, order: &str| {
+        let data = format!("data.train=[{data}]");
+        let order = format!("data.order={order}");
+        lab.train(
+            run,
+            &[
+                "--set",
+                &data,
+                "--set",
+                &order,
+                "--set",
+                "model.vocab_size=80",
+            ],
+        );
+        lab.column(run, "loss")
+    };
+    let forward = train("forward", "'forward.npy'", "sequential");
+    assert_eq!(forward, train("pieces", &all.join(","), "sequential"));
+    assert_ne!(forward, train("backward", "'backward.npy'", "sequential"));
+    assert_ne!(forward, train("shuffled", "'forward.npy'", "shuffled"));
+    // The first losses are those of the first four rows.
+    lab.train(
+        "first",
+        &[
+            "--set",
+            "data.train=['0.npy']",
+            "--set",
+            "data.order=sequential",
+            "--set",
+            "model.vocab_size=80",
+        ],
+    );
+    assert_eq!(lab.column("first", "loss")[0], forward[0]);
+    assert_ne!(lab.column("first", "loss")[1], forward[1]);
+}
+
+#[test]
+fn schedules_move_as_they_say() {
+    let lab = Lab::new();
+    let lr = |run: &str, settings: &[&str]| {
+        let mut more = vec![
+            "--set",
+            "optimizer.lr=1.0e-3",
+            "--set",
+            "schedule.warmup_steps=0",
+            "--set",
+            "train.checkpoint_every=0",
+        ];
+        settings
+            .iter()
+            .for_each(|setting| more.extend(["--set", setting]));
+        lab.train(run, &more);
+        lab.column(run, "lr")
+    };
+    assert_eq!(lr("constant", &["schedule.kind=constant"]), [1e-3; 20]);
+    let linear = lr(
+        "linear",
+        &["schedule.kind=linear", "schedule.min_lr_ratio=0"],
+    );
+    close(linear[9], 0.5e-3);
+    close(linear[19], 0.0);
+    let wsd = lr(
+        "wsd",
+        &[
+            "schedule.kind=wsd",
+            "schedule.decay_steps=10",
+            "schedule.min_lr_ratio=0.5",
+        ],
+    );
+    assert_eq!(wsd[..10], [1e-3; 10]);
+    close(wsd[14], 0.75e-3);
+    close(wsd[19], 0.5e-3);
+    let cosine = lr("cosine", &["schedule.min_lr_ratio=0"]);
+    close(cosine[9], 0.5e-3);
+    // 300 tokens are five steps of 64, rounded up.
+    let config = String::from_utf8(lab.read("tiny.toml")).unwrap();
+    lab.write(
+        "tiny.toml",
+        config.replace("warmup_steps = 4", "warmup_tokens = 300"),
+    );
+    lab.train(
+        "tokens",
+        &[
+            "--set",
+            "schedule.kind=constant",
+            "--set",
+            "optimizer.lr=1e-3",
+        ],
+    );
+    let tokens = lab.column("tokens", "lr");
+    close(tokens[0], 0.2e-3);
+    close(tokens[4], 1e-3);
+    assert_eq!(tokens[5..], [1e-3; 15]);
+}
