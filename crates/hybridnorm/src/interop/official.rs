@@ -138,6 +138,8 @@ struct Official {
     use_context_norm: bool,
     #[serde(default)]
     norm_pos_special_config: Option<String>,
+    #[serde(default)]
+    norm_after: bool,
 }
 
 fn four() -> usize {
@@ -205,6 +207,8 @@ impl Official {
             ("scale_logits", self.scale_logits),
             ("embedding_layer_norm", self.embedding_layer_norm),
             ("scale_emb_init", self.scale_emb_init),
+            // Of the OLMo the official code branched off from.
+            ("norm_after", self.norm_after),
             ("attention_dropout", self.attention_dropout != 0.0),
             ("residual_dropout", self.residual_dropout != 0.0),
             ("embedding_dropout", self.embedding_dropout != 0.0),
