@@ -39,6 +39,32 @@ pub struct Config {
     pub schedule: ScheduleConfig,
     /// How long, how much at a time, how often to look and to save.
     pub train: TrainSection,
+    /// The file it was read from.
+    #[serde(skip)]
+    pub origin: Origin,
+}
+
+/// The file a configuration was read from, for errors that are found later. It is no part of what
+/// the configuration says: all are equal.
+#[derive(Debug, Clone, Default)]
+pub struct Origin(Option<PathBuf>);
+
+impl PartialEq for Origin {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Origin {
+    /// A problem with a value of the configuration, with the name of the file before it.
+    pub(super) fn name(&self, error: Error) -> Error {
+        match (&self.0, error) {
+            (Some(path), error @ (Error::Config(_) | Error::Placement(_))) => {
+                Error::config(format!("{}: {error}", path.display()))
+            }
+            (_, error) => error,
+        }
+    }
 }
 
 /// `[model]`.
@@ -166,8 +192,11 @@ impl Config {
                 error.utf8_error().valid_up_to()
             ))
         })?;
-        Self::parse(&text, settings)
-            .map_err(|error| Error::config(format!("{}: {error}", path.display())))
+        let origin = Origin(Some(path.to_path_buf()));
+        match Self::parse(&text, settings) {
+            Ok(config) => Ok(Self { origin, ..config }),
+            Err(error) => Err(origin.name(error)),
+        }
     }
 
     /// Reads a configuration from text; see [`Config::load`].
@@ -204,6 +233,11 @@ impl Config {
     /// # Errors
     /// If the model comes from a checkpoint that cannot be read, or the vocabulary is not known.
     pub fn model_config(&self) -> Result<ModelConfig> {
+        self.find_model_config()
+            .map_err(|error| self.origin.name(error))
+    }
+
+    fn find_model_config(&self) -> Result<ModelConfig> {
         let Some(model) = &self.model else {
             let init = self
                 .init

@@ -137,13 +137,15 @@ impl Trainer {
         if resumed.is_some() {
             check_same_run(&config, run, on_event)?;
         }
-        let sources = sources::open(&config, &mut |progress| on_event(Event::Progress(progress)))?;
+        let name_file = |error| config.origin.name(error);
+        let sources = sources::open(&config, &mut |progress| on_event(Event::Progress(progress)))
+            .map_err(name_file)?;
         let device = device.clone().autodiff();
         let (model, warnings) = match (&resumed, &config.init) {
             (Some(checkpoint), _) => (checkpoint.model(&device)?, Vec::new()),
             (None, Some(init)) => {
                 let from = Checkpoint::open(&init.from)?;
-                check_init(&config, &from, &sources)?;
+                check_init(&config, &from, &sources).map_err(name_file)?;
                 (from.model(&device)?, Vec::new())
             }
             (None, None) => {
@@ -151,8 +153,10 @@ impl Trainer {
                     .model
                     .as_ref()
                     .ok_or_else(|| Error::config("[model] is missing"))?;
-                let model = section.settle(config.train.seq_len, sources.vocab_size)?;
-                let (_, warnings) = model.resolve()?;
+                let model = section
+                    .settle(config.train.seq_len, sources.vocab_size)
+                    .map_err(name_file)?;
+                let (_, warnings) = model.resolve().map_err(name_file)?;
                 let memory = inventory(&model, 1, 1)?.memory;
                 memory::require(
                     memory.weights + memory.gradients + memory.optimizer,
