@@ -5,6 +5,7 @@ mod args;
 mod commands;
 mod console;
 mod progress;
+mod stop;
 mod table;
 
 use std::panic::{AssertUnwindSafe, PanicHookInfo};

@@ -3,7 +3,7 @@
 mod common;
 
 use std::fs;
-use std::process::Output;
+use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{DAMAGES, Lab, code, copy_folder, damage, files_below, signal, stderr, train_args};
@@ -66,6 +66,12 @@ fn an_interrupted_run_ends_in_the_same_bits_on_any_number_of_threads() {
     }
 }
 
+/// Waits for the first row of metrics in `run`.
+fn wait_for_a_step(lab: &Lab) {
+    let metrics = lab.path("run/metrics.jsonl");
+    common::wait_until("a step", || metrics.metadata().is_ok_and(|m| m.len() > 0));
+}
+
 /// Kills at moments spread over the whole run, many of them while a checkpoint is written.
 fn killed_often(threads: &str) {
     let lab = Lab::new();
@@ -119,19 +125,28 @@ fn a_run_killed_again_and_again_ends_in_the_same_bits_on_two_threads() {
 }
 
 #[test]
-fn a_second_interrupt_or_a_termination_signal_ends_it_too() {
+fn a_termination_signal_ends_it_too() {
     let lab = Lab::new();
     let more = slow(&["--set", "train.steps=100000"]);
     let child = lab.start(&train_args("run", &more));
-    common::wait_until("a step", || {
-        lab.path("run/metrics.jsonl")
-            .metadata()
-            .is_ok_and(|m| m.len() > 0)
-    });
+    wait_for_a_step(&lab);
     signal(&child, "TERM");
     let output = child.wait_with_output().unwrap();
     assert_eq!(code(&output), 130);
     assert_eq!(stderr(&output), "", "quiet says nothing");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn under_nohup_it_outlives_its_terminal() {
+    let lab = Lab::new();
+    let mut command = lab.command_through("nohup", &train_args("run", &SLOW));
+    let child = command.stdout(Stdio::null()).spawn().unwrap();
+    wait_for_a_step(&lab);
+    signal(&child, "HUP");
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(code(&output), 0);
+    assert_eq!(lab.history("run").len(), 20);
 }
 
 #[test]
@@ -286,11 +301,7 @@ fn two_trainings_in_one_folder_are_refused() {
     let lab = Lab::new();
     let more = slow(&["--set", "train.steps=100000"]);
     let mut child = lab.start(&train_args("run", &more));
-    common::wait_until("a step", || {
-        lab.path("run/metrics.jsonl")
-            .metadata()
-            .is_ok_and(|m| m.len() > 0)
-    });
+    wait_for_a_step(&lab);
     for resume in [&[][..], &["--resume"]] {
         let again = [&more[..], resume].concat();
         lab.train_fails(

@@ -5,10 +5,11 @@ use hybridnorm::data::{
     self, Inspection, InvalidUtf8, Manifest, PrepareOptions, SplitReport, TokenizerSpec,
 };
 
-use super::{Ending, Stop};
+use super::Ending;
 use crate::args::{DataCommand, PrepareArgs, PublicText};
 use crate::console::{self, Console};
 use crate::progress::Display;
+use crate::stop::Stop;
 use crate::table::{bytes, grouped, numbers};
 
 pub fn run(command: DataCommand, console: &Console) -> Result<Ending, Error> {

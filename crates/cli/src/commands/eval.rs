@@ -3,10 +3,11 @@
 use hybridnorm::train::Checkpoint;
 use hybridnorm::{Device, Error, eval};
 
-use super::{Ending, Stop};
+use super::Ending;
 use crate::args::EvalArgs;
 use crate::console::{self, Console};
 use crate::progress::Display;
+use crate::stop::Stop;
 
 pub fn run(args: EvalArgs, console: &Console) -> Result<Ending, Error> {
     Stop::listen()?;

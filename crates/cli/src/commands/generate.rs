@@ -7,9 +7,10 @@ use hybridnorm::train::Checkpoint;
 use hybridnorm::{Device, Error};
 use serde::Serialize;
 
-use super::{Ending, Stop};
+use super::Ending;
 use crate::args::GenerateArgs;
 use crate::console::{self, Console};
+use crate::stop::Stop;
 
 #[derive(Serialize)]
 struct Written {

@@ -6,10 +6,11 @@ use hybridnorm::lab::quickstart::{self, Options, Results};
 use hybridnorm::train::Event;
 use hybridnorm::{Device, Error};
 
-use super::{Ending, Stop};
+use super::Ending;
 use crate::args::QuickstartArgs;
 use crate::console::{self, Console};
 use crate::progress::{Display, clock};
+use crate::stop::Stop;
 use crate::table::{bytes, grouped, numbers};
 
 pub fn run(args: QuickstartArgs, console: &Console) -> Result<Ending, Error> {

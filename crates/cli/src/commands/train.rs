@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use hybridnorm::train::{Config, Event, Start, Trainer};
 use hybridnorm::{Device, Error};
 
-use super::{Ending, Stop};
+use super::Ending;
 use crate::args::TrainArgs;
 use crate::console::{self, Console};
 use crate::progress::Display;
+use crate::stop::Stop;
 
 pub fn run(args: TrainArgs, console: &Console) -> Result<Ending, Error> {
     let config = Config::load(&args.config, &args.settings)?;

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
+const PROGRAM: &str = env!("CARGO_BIN_EXE_hybridnorm");
+
 /// Trains for a fraction of a second.
 const CONFIG: &str = r#"
 seed = 3
@@ -69,9 +71,20 @@ impl Lab {
 
     /// The program, to be run in the folder with a cache of its own.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_hybridnorm"));
+        let mut command = Command::new(PROGRAM);
+        command.args(args);
+        self.at_home(command)
+    }
+
+    /// The program, started by another one, such as `nohup`.
+    pub fn command_through(&self, starter: &str, args: &[&str]) -> Command {
+        let mut command = Command::new(starter);
+        command.arg(PROGRAM).args(args);
+        self.at_home(command)
+    }
+
+    fn at_home(&self, mut command: Command) -> Command {
         command
-            .args(args)
             .current_dir(self.folder.path())
             .env("XDG_CACHE_HOME", self.path("cache"))
             .env("RUST_BACKTRACE", "1")
