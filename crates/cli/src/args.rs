@@ -90,10 +90,13 @@ pub struct TrainArgs {
 pub struct EvalArgs {
     /// A checkpoint, or a run directory, whose newest valid one is taken.
     pub checkpoint: PathBuf,
-    /// Text, token files or prepared folders. Of a prepared folder with a held-out part, that part
-    /// is used.
+    /// Text, token files or prepared folders.
     #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
     pub data: Vec<String>,
+    /// Which part of it; unless given, the held-out part of prepared folders that have one, and
+    /// the whole of anything else.
+    #[arg(long, value_enum)]
+    pub split: Option<EvalSplit>,
     /// Tokens per sequence; the model's longest unless given.
     #[arg(long, value_name = "N")]
     pub seq_len: Option<usize>,
@@ -103,6 +106,17 @@ pub struct EvalArgs {
     /// Print one JSON document.
     #[arg(long)]
     pub json: bool,
+}
+
+/// A part of the data.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum EvalSplit {
+    /// What a training on these data learns from.
+    Train,
+    /// What it holds out.
+    Validation,
+    /// Both.
+    All,
 }
 
 /// Arguments of `generate`.

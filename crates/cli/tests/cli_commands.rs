@@ -390,12 +390,53 @@ fn quickstart_compares_and_can_be_repeated() {
         ],
         &["0 steps"],
     );
-    // A run of somebody's own is not deleted.
+    // What is somebody's own is not deleted.
     lab.train("own/pre-norm", &[]);
     let mut other = args;
     other[7] = "own";
     lab.fails(2, &other, &["own/pre-norm", "not of quickstart"]);
     assert_eq!(lab.history("own/pre-norm").len(), 20);
+    lab.write("q/pre-norm/notes.txt", "mine");
+    lab.json(&args);
+    assert_eq!(lab.read("q/pre-norm/notes.txt"), b"mine");
+}
+
+#[test]
+fn a_split_is_evaluated() {
+    let lab = Lab::new();
+    lab.train("run", &[]);
+    let tokens = |split: &str| {
+        let args = [
+            "eval",
+            "run",
+            "--data",
+            "stories:60",
+            "--split",
+            split,
+            "--json",
+        ];
+        lab.json(&args)["tokens"].as_u64().unwrap()
+    };
+    let (train, held_out, all) = (tokens("train"), tokens("validation"), tokens("all"));
+    assert!(
+        held_out > 0 && train > held_out && all >= train,
+        "{train} {held_out} {all}"
+    );
+    // What the training measured, since it holds out the same.
+    let args = [
+        "eval",
+        "run",
+        "--data",
+        "stories:60",
+        "--split",
+        "validation",
+        "--json",
+    ];
+    let found = lab.json(&args)["loss"].as_f64().unwrap();
+    let last = lab.metrics("run").last().unwrap()["validation_loss"]
+        .as_f64()
+        .unwrap();
+    assert!((found - last).abs() < 1e-6, "{found} {last}");
 }
 
 #[test]

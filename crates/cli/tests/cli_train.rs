@@ -193,3 +193,81 @@ fn schedules_move_as_they_say() {
     close(tokens[4], 1e-3);
     assert_eq!(tokens[5..], [1e-3; 15]);
 }
+
+#[test]
+fn where_nothing_is_held_out_it_says_so() {
+    let lab = Lab::new();
+    lab.write("one.txt", "one two three four five six seven. ".repeat(100));
+    let args = [
+        "train",
+        "tiny.toml",
+        "--run",
+        "run",
+        "--set",
+        "data.train=['one.txt']",
+    ];
+    let output = lab.run(&args);
+    let said = common::stderr(&output);
+    assert_eq!(common::code(&output), 0, "{said}");
+    assert!(said.contains("no validation: "), "{said}");
+    assert!(
+        said.contains("done: 20 steps, 1,280 tokens, no validation data"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_training_that_cannot_begin_leaves_no_trace() {
+    let lab = Lab::new();
+    lab.train_fails(
+        1,
+        "run",
+        &["--set", "data.train=['absent.txt']"],
+        &["absent.txt"],
+    );
+    assert!(!lab.path("run").exists());
+    lab.train_fails(
+        2,
+        "run",
+        &["--set", "model.vocab_size=9"],
+        &["tiny.toml", "model.vocab_size = 9"],
+    );
+    assert!(!lab.path("run").exists());
+}
+
+#[test]
+fn the_tokenizer_of_prepared_text_is_the_one_asked_for() {
+    let lab = Lab::new();
+    let prepare = [
+        "data",
+        "prepare",
+        "stories:60",
+        "--tokenizer",
+        "bpe:300",
+        "--out",
+        "p",
+    ];
+    lab.ok(&prepare);
+    let folder = "data.train=['p']";
+    lab.train_fails(
+        1,
+        "run",
+        &["--set", folder, "--set", "data.tokenizer=bpe:400"],
+        &["p: made with tokenizer bpe:300", "bpe:400 is asked for"],
+    );
+    lab.train("run", &["--set", folder, "--set", "data.tokenizer=bpe:300"]);
+    let of_config = lab.json(&[
+        "inspect",
+        "tiny.toml",
+        "--json",
+        "--set",
+        folder,
+        "--set",
+        "data.tokenizer=bpe:300",
+    ]);
+    let of_run = lab.json(&["inspect", "run", "--json"]);
+    assert_eq!(
+        of_config["model"]["vocab_size"],
+        of_run["model"]["vocab_size"]
+    );
+}

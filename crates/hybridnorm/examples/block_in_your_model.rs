@@ -1,7 +1,7 @@
 //! Put one HybridNorm block into a Burn model of your own and train it with Burn's optimizer.
 //!
 //! ```sh
-//! cargo run --release -p hybridnorm --example block_in_your_model
+//! cargo run --release --example block_in_your_model
 //! ```
 
 use burn::module::{Module, Param};

@@ -1,7 +1,7 @@
 //! Define a placement that has no name yet, read its equations, and build a model with it.
 //!
 //! ```sh
-//! cargo run --release -p hybridnorm --example new_placement
+//! cargo run --release --example new_placement
 //! ```
 
 use hybridnorm::model::{Decoder, FfnActivation, ModelConfig, params};

@@ -1,8 +1,4 @@
-//! Train a model from Rust and write with it.
-//!
-//! ```sh
-//! cargo run --release -p hybridnorm --example train_from_rust
-//! ```
+//! Train a model from Rust and write with it: `cargo run --release --example train_from_rust`.
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -12,32 +8,22 @@ use hybridnorm::train::{Config, Event, Start, Trainer};
 use hybridnorm::{Device, Result};
 
 const CONFIG: &str = r#"
-    [model]
-    d_model = 96
-    n_layers = 3
-    n_heads = 4
-    d_ff = 256
-    placement = "hybridnorm-star"
-    [data]
-    train = ["stories:2000"]
-    tokenizer = "bpe:1024"
-    [optimizer]
-    lr = 3e-3
-    [train]
-    steps = 150
-    seq_len = 64
+    model = { d_model = 96, n_layers = 3, n_heads = 4, d_ff = 256, placement = "hybridnorm-star" }
+    data = { train = ["stories:2000"], tokenizer = "bpe:1024" }
+    optimizer.lr = 3e-3
+    train = { steps = 150, seq_len = 64, eval_every = 50 }
 "#;
 
 fn main() -> Result<()> {
     let config = Config::parse(CONFIG, &[])?;
-    let run = Path::new("runs/from-rust");
     let mut show = |event: Event<'_>| {
         if let Event::Evaluated { step, loss } = event {
             println!("step {step}: validation loss {:.3} nats", loss.loss);
         }
     };
     // Goes on where an earlier call stopped.
-    let mut trainer = Trainer::open(config, run, Start::Resume, &Device::flex(), &mut show)?;
+    let (run, device) = (Path::new("runs/from-rust"), Device::flex());
+    let mut trainer = Trainer::open(config, run, Start::Resume, &device, &mut show)?;
     trainer.run(&AtomicBool::new(false), &mut show)?;
     let tokenizer = trainer.tokenizer().expect("the data are text");
     let text = eval::write(

@@ -10,6 +10,7 @@ use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, View};
 
 use crate::error::{Error, Result};
 use crate::model::params::{self, Values};
+use crate::ops;
 
 /// A tensor to be written: brought to the host only when its turn comes.
 pub struct Handle {
@@ -52,6 +53,22 @@ pub fn parameters(model: &impl Module) -> BTreeMap<String, Handle> {
         all.insert(name.to_owned(), Handle::new(flat, param.shape()));
     });
     all
+}
+
+/// The name of a parameter that is not finite, if there is one.
+pub fn broken(model: &impl Module) -> Option<String> {
+    let mut found = None;
+    params::for_each(model, |name, param| {
+        if found.is_none() && !is_finite(&param.flat().without_autodiff()) {
+            found = Some(name.to_owned());
+        }
+    });
+    found
+}
+
+/// Whether all elements are finite numbers.
+pub fn is_finite(flat: &Tensor<1>) -> bool {
+    ops::sum_squares(flat.clone()).is_finite()
 }
 
 /// Writes a safetensors file. It is not atomic: the caller's folder is.

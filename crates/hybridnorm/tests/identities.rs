@@ -5,7 +5,7 @@ mod common;
 use common::*;
 use hybridnorm::model::params;
 use hybridnorm::model::{Decoder, ModelConfig};
-use hybridnorm::placement::{HeadNorm, Placement, QkOrder, Skip};
+use hybridnorm::placement::{AttnScale, HeadNorm, NormKind, Placement, QkOrder, Skip};
 
 /// A model of `to` with the weights of a stirred model of `from`, under other names.
 fn same_weights(
@@ -62,11 +62,7 @@ fn normed_skips_everywhere_are_post_norm_shifted_by_one_norm() {
 
 #[test]
 fn a_norm_before_normed_projections_is_redundant() {
-    let without_eps = |name: &str| {
-        let mut placement = named(name);
-        placement.norm.eps = 1e-30;
-        in_f64(Decoder::new(&tiny(placement), 3, &plain()).unwrap())
-    };
+    let without_eps = |name| in_f64(Decoder::new(&without_eps(name), 3, &plain()).unwrap());
     // Equal weights: both draw them by name from the same seed, and gains start at 1.
     let (pre, bare) = (without_eps("pre-qkv-pre"), without_eps("qkv-pre"));
     let [pre, bare] =
@@ -99,24 +95,50 @@ fn a_plain_per_head_norm_commutes_with_the_rotation_and_one_with_a_gain_does_not
     assert!(with_gain > 1e-3, "{with_gain}");
 }
 
-/// Rows of the packed projection: q, k, v.
-fn parts(config: &ModelConfig) -> [(&'static str, std::ops::Range<usize>); 3] {
+/// Rows of the packed projection of block 1, and whether a norm takes back the part's scale: q, k,
+/// v. What attention gives is linear in v, so for v norms after it count as well.
+fn parts(config: &ModelConfig) -> [(&'static str, std::ops::Range<usize>, bool); 3] {
     let (q, kv) = (
         config.n_heads * config.head_dim(),
         config.n_kv_heads * config.head_dim(),
     );
-    [("q", 0..q), ("k", q..q + kv), ("v", q + kv..q + 2 * kv)]
+    let (resolved, _) = config.resolve().unwrap();
+    let block = &resolved.blocks[1];
+    let inner = &block.attn_inner;
+    let rescales = matches!(
+        resolved.norm.kind,
+        NormKind::Rmsnorm | NormKind::Layernorm | NormKind::L2
+    );
+    let normed = |norm: HeadNorm| rescales && norm != HeadNorm::None;
+    let cosine = inner.attn_scale == AttnScale::Cosine;
+    [
+        ("q", 0..q, cosine || normed(inner.q_norm)),
+        ("k", q..q + kv, cosine || normed(inner.k_norm)),
+        (
+            "v",
+            q + kv..q + 2 * kv,
+            normed(inner.v_norm)
+                || normed(inner.ctx_norm)
+                || (rescales && block.attn.out_norm.is_some()),
+        ),
+    ]
+}
+
+/// A model whose norms divide by the very size of what they read.
+fn without_eps(name: &str) -> ModelConfig {
+    let mut placement = named(name);
+    placement.norm.eps = 1e-30;
+    tiny(placement)
 }
 
 #[test]
-fn hybridnorm_does_not_feel_the_scale_of_q_k_or_v_and_pre_norm_does() {
-    for (name, invariant) in [("hybridnorm", true), ("pre-norm", false)] {
-        let mut placement = named(name);
-        placement.norm.eps = 1e-30;
-        let config = tiny(placement);
+fn only_normed_projections_do_not_feel_their_scale() {
+    let mut normed_parts = 0;
+    for name in all_names() {
+        let config = without_eps(name);
         let model = stirred(&config, &plain());
         let before = logits(&model);
-        for (part, rows) in parts(&config) {
+        for (part, rows, normed) in parts(&config) {
             let mut values = params::values(&model);
             let qkv = values.get_mut("blocks.1.attention.qkv").unwrap();
             let d = config.d_model;
@@ -125,32 +147,35 @@ fn hybridnorm_does_not_feel_the_scale_of_q_k_or_v_and_pre_norm_does() {
             }
             let scaled = params::load(model.clone(), values).unwrap();
             let difference = largest_difference(&before, &logits(&scaled));
-            assert_eq!(difference < 1e-4, invariant, "{name} {part}: {difference}");
+            assert_eq!(difference < 1e-4, normed, "{name} {part}: {difference}");
+            normed_parts += usize::from(normed);
         }
     }
+    // HybridNorm's three among them.
+    assert!(normed_parts > 3);
 }
 
 #[test]
 fn the_gradient_of_a_normed_projection_is_orthogonal_to_its_weights() {
-    let mut placement = named("hybridnorm");
-    placement.norm.eps = 1e-30;
-    let config = tiny(placement);
-    let model = stirred(&config, &autodiff());
-    let (_, gradients) = loss_and_gradients(&model);
-    let gradient = gradients.get("blocks.1.attention.qkv").unwrap();
-    let weights = &params::values(&model)["blocks.1.attention.qkv"].data;
-    for (part, rows) in parts(&config) {
-        let range = rows.start * config.d_model..rows.end * config.d_model;
-        let pairs = gradient[range.clone()].iter().zip(&weights[range]);
-        let (mut dot, mut g2, mut w2) = (0.0, 0.0, 0.0);
-        for (g, w) in pairs {
-            let (g, w) = (f64::from(*g), f64::from(*w));
-            dot += g * w;
-            g2 += g * g;
-            w2 += w * w;
+    for name in all_names() {
+        let config = without_eps(name);
+        let model = stirred(&config, &autodiff());
+        let (_, gradients) = loss_and_gradients(&model);
+        let gradient = gradients.get("blocks.1.attention.qkv").unwrap();
+        let weights = &params::values(&model)["blocks.1.attention.qkv"].data;
+        for (part, rows, _) in parts(&config).into_iter().filter(|(_, _, normed)| *normed) {
+            let range = rows.start * config.d_model..rows.end * config.d_model;
+            let pairs = gradient[range.clone()].iter().zip(&weights[range]);
+            let (mut dot, mut g2, mut w2) = (0.0, 0.0, 0.0);
+            for (g, w) in pairs {
+                let (g, w) = (f64::from(*g), f64::from(*w));
+                dot += g * w;
+                g2 += g * g;
+                w2 += w * w;
+            }
+            let cosine = dot / (g2 * w2).sqrt();
+            assert!(g2 > 0.0 && cosine.abs() < 1e-5, "{name} {part}: {cosine}");
         }
-        let cosine = dot / (g2 * w2).sqrt();
-        assert!(g2 > 0.0 && cosine.abs() < 1e-5, "{part}: {cosine}");
     }
 }
 

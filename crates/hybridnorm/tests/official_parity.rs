@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 use hybridnorm::interop::official;
 use hybridnorm::model::{Decoder, LossOptions, params::Values};
-use hybridnorm::train::{GradientSum, Optimizer, OptimizerConfig};
+use hybridnorm::train::{GradientSum, Optimizer, OptimizerConfig, OptimizerKind};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -64,6 +64,26 @@ impl Reference {
             }
         }
         all
+    }
+
+    fn optimizer(&self) -> OptimizerConfig {
+        let settings = &self.json["optimizer"];
+        let number = |value: &Value| value.as_f64().unwrap();
+        assert_eq!(settings["kind"], "AdamW");
+        assert_eq!(
+            settings["decayed"],
+            "every parameter but transformer.wte.weight"
+        );
+        OptimizerConfig {
+            kind: OptimizerKind::AdamW,
+            lr: number(&settings["lr"]),
+            betas: (number(&settings["betas"][0]), number(&settings["betas"][1])),
+            eps: number(&settings["eps"]),
+            weight_decay: number(&settings["weight_decay"]),
+            clip_grad_norm: number(&settings["clip_grad_norm"]),
+            decay_norms: true,
+            decay_embeddings: false,
+        }
     }
 
     /// Tokens of batch `step`: (batch, seq + 1) ids.
@@ -160,11 +180,7 @@ fn measure(name: &str) -> Deviations {
         found.gradient = found.gradient.max(deviation);
     }
 
-    // The optimizer settings are this crate's defaults, but for the learning rate.
-    let optimizer = OptimizerConfig {
-        lr: reference.json["optimizer"]["lr"].as_f64().unwrap(),
-        ..OptimizerConfig::default()
-    };
+    let optimizer = reference.optimizer();
     let lr = optimizer.lr;
     let mut optimizer = Optimizer::new(optimizer, &model);
     let losses = reference.json["loss_per_step"].as_array().unwrap();

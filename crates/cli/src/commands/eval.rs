@@ -1,10 +1,11 @@
 //! `hybridnorm eval`.
 
+use hybridnorm::data::Split;
 use hybridnorm::train::Checkpoint;
 use hybridnorm::{Device, Error, eval};
 
 use super::Ending;
-use crate::args::EvalArgs;
+use crate::args::{EvalArgs, EvalSplit};
 use crate::console::{self, Console};
 use crate::progress::Display;
 use crate::stop::Stop;
@@ -19,8 +20,14 @@ pub fn run(args: EvalArgs, console: &Console) -> Result<Ending, Error> {
     let checkpoint = Checkpoint::open(&args.checkpoint)?;
     let model = checkpoint.model(&Device::flex())?;
     let mut display = Display::new(console);
+    let split = args.split.map(|split| match split {
+        EvalSplit::Train => Split::Train,
+        EvalSplit::Validation => Split::Validation,
+        EvalSplit::All => Split::All,
+    });
     let data = eval::open_data(
         &args.data,
+        split,
         &model,
         checkpoint.tokenizer()?,
         args.seq_len,

@@ -39,8 +39,13 @@ pub fn run(args: InspectArgs, console: &Console) -> Result<Ending, Error> {
 fn report(args: &InspectArgs) -> Result<Report, Error> {
     let (model, config, micro_batch, seq_len) = match is_config(&args.path) {
         true => {
-            let config = Config::load(&args.path, &args.settings)?;
+            let mut config = Config::load(&args.path, &args.settings)?;
             let model = config.model_config()?;
+            if let Some(section) = &mut config.model {
+                section.n_kv_heads = Some(model.n_kv_heads);
+                section.vocab_size = Some(model.vocab_size);
+                section.max_seq_len = Some(model.max_seq_len);
+            }
             let micro_batch = config.train.batch_size / config.train.grad_accum_steps;
             let seq_len = config.train.seq_len;
             (model, Some(config), micro_batch, seq_len)

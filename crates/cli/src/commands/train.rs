@@ -10,6 +10,7 @@ use crate::args::TrainArgs;
 use crate::console::{self, Console};
 use crate::progress::Display;
 use crate::stop::Stop;
+use crate::table::grouped;
 
 pub fn run(args: TrainArgs, console: &Console) -> Result<Ending, Error> {
     let config = Config::load(&args.config, &args.settings)?;
@@ -48,12 +49,18 @@ pub fn run(args: TrainArgs, console: &Console) -> Result<Ending, Error> {
         ));
         return Ok(Ending::Interrupted);
     }
-    if let Some(validation) = outcome.validation {
-        console.note(&format!(
-            "done: {} steps, {} tokens, validation loss {:.4} nats, perplexity {:.2}",
-            outcome.step, outcome.tokens, validation.loss, validation.perplexity
-        ));
-    }
+    let measured = match outcome.validation {
+        Some(found) => format!(
+            "validation loss {:.4} nats, perplexity {:.2}",
+            found.loss, found.perplexity
+        ),
+        None => "no validation data".into(),
+    };
+    console.note(&format!(
+        "done: {} steps, {} tokens, {measured}",
+        outcome.step,
+        grouped(outcome.tokens)
+    ));
     console.note(&format!("run directory: {}", run.display()));
     Ok(Ending::Done)
 }

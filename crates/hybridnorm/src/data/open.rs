@@ -213,6 +213,19 @@ fn agreed_tokenizer(entries: &[Entry], options: &OpenOptions) -> Result<Option<T
             continue;
         };
         let theirs = folder.tokenizer()?;
+        if let Some(TokenizerChoice::Spec(spec @ TokenizerSpec::Bpe { .. })) = &options.tokenizer
+            && theirs.name() != spec.to_string()
+        {
+            return Err(Error::format(
+                folder.folder(),
+                format!(
+                    "made with tokenizer {} ({} tokens), but {spec} is asked for; leave the \
+                     tokenizer out to take the folder's, or prepare the text again",
+                    theirs.name(),
+                    theirs.vocab_size()
+                ),
+            ));
+        }
         match &agreed {
             Some(ours) if ours.fingerprint() != theirs.fingerprint() => {
                 return Err(Error::format(
@@ -340,9 +353,7 @@ fn collect(
                         ))
                     })?;
                 let ready = ReadyTokens::open(input, vocab_size)?;
-                if options.verify {
-                    ready.tokens().check()?;
-                }
+                // Takes its fingerprint, which reads and checks every token.
                 dataset.push_ready(ready)?;
             }
             Entry::Text => {}

@@ -215,12 +215,20 @@ impl TokenStream {
     /// # Errors
     /// As [`TokenStream::check`].
     pub fn for_each(&self, mut visit: impl FnMut(u32)) -> Result<()> {
+        self.for_each_chunk(|tokens| tokens.iter().for_each(|&token| visit(token)))
+    }
+
+    /// Calls `visit` with all tokens in order, many at a time.
+    ///
+    /// # Errors
+    /// As [`TokenStream::check`].
+    pub fn for_each_chunk(&self, mut visit: impl FnMut(&[u32])) -> Result<()> {
         let mut buffer = vec![0; 1 << 16];
         let mut position = 0;
         while position < self.tokens {
             let n = (self.tokens - position).min(buffer.len() as u64) as usize;
             self.read(position, &mut buffer[..n])?;
-            buffer[..n].iter().for_each(|&token| visit(token));
+            visit(&buffer[..n]);
             position += n as u64;
         }
         Ok(())

@@ -179,17 +179,16 @@ impl TokenDataset {
     }
 }
 
-/// Identity of a file too large to hash at every start: its length, first and last tokens.
+/// SHA-256 over all tokens as u32.
 fn file_identity(ready: &ReadyTokens) -> Result<String> {
-    let tokens = ready.tokens();
     let mut digest = Sha256::new();
-    let mut buffer = vec![0; tokens.len().min(1 << 14) as usize];
-    for start in [0, tokens.len() - buffer.len() as u64] {
-        tokens.read(start, &mut buffer)?;
-        buffer
+    ready.tokens().for_each_chunk(|tokens| {
+        let bytes: Vec<u8> = tokens
             .iter()
-            .for_each(|token| digest.update(token.to_le_bytes()));
-    }
+            .flat_map(|token| token.to_le_bytes())
+            .collect();
+        digest.update(&bytes);
+    })?;
     Ok(crate::files::hex(&digest.finalize()))
 }
 
@@ -315,6 +314,17 @@ impl BatchStream {
         if batch.is_err() {
             self.cursor = start;
         }
+        batch
+    }
+
+    /// What [`BatchStream::next_batch`] will give; the cursor stays where it is.
+    ///
+    /// # Errors
+    /// As [`BatchStream::next_batch`].
+    pub fn peek(&mut self, batch_size: usize) -> Result<Batch> {
+        let here = self.cursor;
+        let batch = self.next_batch(batch_size);
+        self.cursor = here;
         batch
     }
 

@@ -66,6 +66,7 @@ pub struct Generator {
     cache: KvCache,
     context: Vec<i32>,
     unread: usize,
+    vocab: usize,
 }
 
 impl Generator {
@@ -89,9 +90,16 @@ impl Generator {
             random: ChaCha8Rng::seed_from_u64(sampling.seed),
             unread: context.len(),
             context,
+            vocab: model.config().vocab_size,
             model,
             sampling,
         })
+    }
+
+    /// Draws only ids below `vocab`: a model may have more rows than its tokenizer has tokens.
+    pub fn below(mut self, vocab: usize) -> Self {
+        self.vocab = vocab.clamp(1, self.vocab);
+        self
     }
 
     /// Draws the next token.
@@ -112,7 +120,7 @@ impl Generator {
         let last = hidden.narrow(1, self.unread - 1, 1);
         let logits = self.model.logits(last).into_data_as::<f32>();
         let logits = logits.as_slice::<f32>().expect("converted to f32");
-        let token = choose(logits, &self.sampling, &mut self.random)?;
+        let token = choose(&logits[..self.vocab], &self.sampling, &mut self.random)?;
         self.context.push(token);
         self.unread = 1;
         Ok(token)

@@ -67,13 +67,16 @@ pub fn loss(
     })
 }
 
-/// Opens data to evaluate a model on. Raw text is taken as a whole; of prepared folders that hold
-/// a part out, that part.
+/// Opens data to evaluate a model on.
+///
+/// [`Split::Validation`] is what a training on the same data holds out, of raw text too. Without a
+/// split, raw text is taken as a whole, and prepared folders that hold a part out give that part.
 ///
 /// # Errors
 /// If the data are missing, damaged, were made with another tokenizer, or give no sequence.
 pub fn open_data(
     paths: &[String],
+    split: Option<Split>,
     model: &Decoder,
     tokenizer: Option<Tokenizer>,
     seq_len: Option<usize>,
@@ -90,6 +93,9 @@ pub fn open_data(
     let mut options = OpenOptions::new(seq_len, sources::cache_dir()?);
     options.vocab_size = Some(config.vocab_size);
     options.tokenizer = tokenizer.map(TokenizerChoice::Loaded);
+    if let Some(split) = split {
+        return Ok(data::open(paths, split, &options, progress)?.dataset);
+    }
     options.prepare.validation_fraction = 0.0;
     let all = data::open(paths, Split::All, &options, progress)?;
     let holds_out = |folder: &data::PreparedFolder| folder.manifest().validation.tokens > 0;

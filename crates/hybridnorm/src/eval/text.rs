@@ -41,7 +41,7 @@ impl TextGenerator {
             ids.push(end);
         }
         Ok(Self {
-            generator: Generator::new(model, &ids, sampling)?,
+            generator: Generator::new(model, &ids, sampling)?.below(tokenizer.vocab_size()),
             decoder: tokenizer.stream_decoder(),
             end,
         })

@@ -23,6 +23,9 @@ pub const PLACEMENTS: [&str; 2] = ["hybridnorm-star", "pre-norm"];
 /// The recipe, with the placement left open.
 const RECIPE: &str = include_str!("../../../../configs/quickstart.toml");
 
+/// The file that tells a quickstart's run from others.
+const MARK: &str = "made-by-quickstart";
+
 /// What to run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Options {
@@ -88,6 +91,9 @@ pub fn run(
         })],
         given => given.to_vec(),
     };
+    for placement in PLACEMENTS {
+        make_way(&options.out.join(placement))?;
+    }
     let mut rows = Vec::new();
     let (mut tokens, mut unigram_nats) = (0, f64::NAN);
     for placement in PLACEMENTS {
@@ -95,7 +101,6 @@ pub fn run(
         let steps = config.train.steps as u64;
         let run = options.out.join(placement);
         let mut forward = |event: Event<'_>| on_event(placement, steps, event);
-        clear_old_run(&run, &config)?;
         let mut trainer = Trainer::open(config, &run, Start::Fresh, device, &mut forward)?;
         if unigram_nats.is_nan() {
             unigram_nats = unigram(&trainer)?;
@@ -161,23 +166,22 @@ fn available_text(note: &mut dyn FnMut(String)) -> String {
     }
 }
 
-/// An earlier quickstart's run makes way; anything else that stands there does not.
-fn clear_old_run(run: &Path, config: &Config) -> Result<()> {
-    let path = run.join("config.toml");
-    if !path.exists() {
-        return Ok(());
+/// Marks the directory as quickstart's. An earlier quickstart's run makes way; anything else that
+/// stands there does not.
+fn make_way(run: &Path) -> Result<()> {
+    files::create_dir(run)?;
+    let mark = run.join(MARK);
+    if mark.is_file() {
+        return train::remove_run(run);
     }
-    let old = Config::load(&path, &[])?;
-    if old.model != config.model || old.optimizer != config.optimizer {
+    let mut entries = std::fs::read_dir(run).map_err(Error::io(run))?;
+    if entries.next().is_some() {
         return Err(Error::config(format!(
-            "{} holds a run that is not of quickstart; choose another --out",
+            "{} holds something that is not of quickstart; choose another --out",
             run.display()
         )));
     }
-    let lock = train::lock(run)?;
-    std::fs::remove_dir_all(run).map_err(Error::io(run))?;
-    drop(lock);
-    Ok(())
+    files::write(mark, b"The next quickstart replaces this run.\n").map(|_| ())
 }
 
 fn unigram(trainer: &Trainer) -> Result<f64> {
@@ -196,4 +200,26 @@ fn sample(trainer: &Trainer) -> Result<String> {
         .ok_or_else(|| Error::config("quickstart reads text, not ready tokens"))?;
     let text = eval::write(trainer.model(), tokenizer, PROMPT, 60, Sampling::default())?;
     Ok(format!("{PROMPT}{text}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Decoder, params};
+
+    #[test]
+    fn both_models_start_from_the_same_values() {
+        let values = PLACEMENTS.map(|placement| {
+            let mut config = config(placement, &["stories:9".into()], None).unwrap();
+            config.data.tokenizer = Some("bytes".into());
+            let model = config.model_config().unwrap();
+            params::values(&Decoder::new(&model, config.seed, &Device::flex()).unwrap())
+        });
+        let [star, pre] = values;
+        let shared: Vec<&String> = star.keys().filter(|name| pre.contains_key(*name)).collect();
+        assert!(shared.iter().any(|name| *name == "blocks.3.attention.out"));
+        for name in shared {
+            assert!(star[name] == pre[name], "{name}");
+        }
+    }
 }

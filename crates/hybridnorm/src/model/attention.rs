@@ -227,16 +227,15 @@ impl Attention {
     }
 
     /// Learned factors on q and k: `qk_scale` on both, `1/τ` on the queries of each head.
-    fn learned_qk_scales(&self, qkv_btc: Tensor<3>) -> Tensor<3> {
+    fn learned_qk_scales(&self, mut qkv_btc: Tensor<3>) -> Tensor<3> {
         let HeadShape {
             heads,
             kv_heads,
             head_dim,
             ..
         } = self.shape;
-        let device = qkv_btc.device();
-        let ones = |n: usize| Tensor::<1>::ones([n], (&device, qkv_btc.dtype()));
-        let mut qkv_btc = qkv_btc.clone();
+        let options = (&qkv_btc.device(), qkv_btc.dtype());
+        let ones = |n: usize| Tensor::<1>::ones([n], options);
         if let Some(factor) = &self.qk_scale.factor {
             let per_head = factor.val();
             let per_head = match per_head.dims()[0] {

@@ -24,7 +24,7 @@ pub struct Entry {
 /// Counts of a model and the cost of training it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Inventory {
-    /// Parameters by kind.
+    /// Parameters by role.
     pub parameters: BTreeMap<&'static str, u64>,
     /// All parameters.
     pub total: u64,
@@ -77,7 +77,9 @@ pub fn inventory(config: &ModelConfig, micro_batch: usize, seq_len: usize) -> Re
     for entry in entries(config, &resolved) {
         let count = entry.shape.iter().map(|&n| n as u64).product::<u64>();
         let kind = Kind::of(&entry.name);
-        *parameters.entry(label(kind)).or_insert(0) += count;
+        for (role, part) in by_role(&entry, config) {
+            *parameters.entry(role).or_insert(0) += part;
+        }
         total += count;
         if matches!(kind, Kind::Attention | Kind::FeedForward) {
             matrices += count;
@@ -104,14 +106,28 @@ pub fn inventory(config: &ModelConfig, micro_batch: usize, seq_len: usize) -> Re
     })
 }
 
-fn label(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Embedding => "embedding",
-        Kind::Head => "head",
-        Kind::Attention => "attention",
-        Kind::FeedForward => "feed-forward",
-        Kind::Norm => "norms",
-        Kind::Scale => "scales",
+/// What the rows of a parameter are for, and how many elements each role has.
+fn by_role(entry: &Entry, config: &ModelConfig) -> Vec<(&'static str, u64)> {
+    let count = |shape: &[usize]| shape.iter().map(|&n| n as u64).product::<u64>();
+    let all = count(&entry.shape);
+    let heads = |n: usize| count(&[n, config.head_dim(), config.d_model]);
+    let field = entry.name.rsplit('.').next().unwrap_or_default();
+    match (Kind::of(&entry.name), field) {
+        (Kind::Attention, "qkv") => vec![
+            ("attention q", heads(config.n_heads)),
+            ("attention k", heads(config.n_kv_heads)),
+            ("attention v", heads(config.n_kv_heads)),
+        ],
+        (Kind::Attention, _) => vec![("attention out", all)],
+        (Kind::FeedForward, "up") if config.activation.is_gated() => {
+            vec![("feed-forward gate", all / 2), ("feed-forward up", all / 2)]
+        }
+        (Kind::FeedForward, "up") => vec![("feed-forward up", all)],
+        (Kind::FeedForward, _) => vec![("feed-forward down", all)],
+        (Kind::Embedding, _) => vec![("embedding", all)],
+        (Kind::Head, _) => vec![("head", all)],
+        (Kind::Norm, _) => vec![("norms", all)],
+        (Kind::Scale, _) => vec![("scales", all)],
     }
 }
 

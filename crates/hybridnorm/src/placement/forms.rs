@@ -25,13 +25,14 @@ impl Formula {
         "layer_scale",
     ];
 
-    /// The formula of this name; [`Formula::DepthPower`] has none, it needs its two numbers.
+    /// The formula of this name, or of the symbols that stand for it; [`Formula::DepthPower`] has
+    /// none, it needs its two numbers.
     pub fn by_name(name: &str) -> Option<Self> {
         Some(match name {
-            "inv_sqrt_layer" => Self::InvSqrtLayer,
-            "inv_sqrt_2_layer" => Self::InvSqrt2Layer,
-            "inv_sqrt_2_depth" => Self::InvSqrt2Depth,
-            "two_depth" => Self::TwoDepth,
+            "inv_sqrt_layer" | "inv_sqrt_l" => Self::InvSqrtLayer,
+            "inv_sqrt_2_layer" | "inv_sqrt_2l" => Self::InvSqrt2Layer,
+            "inv_sqrt_2_depth" | "inv_sqrt_2L" => Self::InvSqrt2Depth,
+            "two_depth" | "two_L" => Self::TwoDepth,
             "sqrt_width" => Self::SqrtWidth,
             "sqrt_ln_2_depth" => Self::SqrtLn2Depth,
             "layer_scale" => Self::LayerScale,

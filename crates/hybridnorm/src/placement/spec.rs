@@ -390,7 +390,8 @@ pub struct NormSpec {
     pub eps: f64,
     /// How the gain multiplies.
     pub gain: Gain,
-    /// Whether a bias is added.
+    /// Whether a bias is added. Off unless given, for LayerNorm too; named placements whose source
+    /// has one set it.
     pub bias: bool,
     /// DyT's α or Derf's a where the norm starts; `None`, in a file `false`, means 0.5.
     #[serde(with = "forms::off_or_number")]

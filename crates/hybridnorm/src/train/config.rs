@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::optimizer::OptimizerConfig;
 use super::schedule::ScheduleConfig;
 use super::sources::DataOrder;
-use crate::data::{Tokenizer, TokenizerSpec};
+use crate::data::{PreparedFolder, Tokenizer, TokenizerSpec};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::model::{FfnActivation, ModelConfig};
@@ -245,14 +245,28 @@ impl Config {
                 .ok_or_else(|| Error::config("[model] is missing"))?;
             return super::Checkpoint::open(&init.from)?.config();
         };
-        let vocab = match (&model.vocab_size, &self.data.tokenizer) {
-            (None, Some(spec)) => Some(match spec.parse::<TokenizerSpec>()? {
-                TokenizerSpec::Bpe { vocab_size } => vocab_size,
-                known => Tokenizer::from_spec(&known)?.vocab_size(),
-            }),
-            _ => None,
+        let vocab = match model.vocab_size {
+            Some(_) => None,
+            None => self.find_vocabulary()?,
         };
         model.settle(self.train.seq_len, vocab)
+    }
+
+    /// The vocabulary of prepared data, or that which the tokenizer will have.
+    fn find_vocabulary(&self) -> Result<Option<usize>> {
+        let mut paths = self.data.train.iter().map(Path::new);
+        if let Some(folder) = paths.find(|path| PreparedFolder::is_prepared(path)) {
+            return Ok(Some(
+                PreparedFolder::open(folder)?.tokenizer()?.vocab_size(),
+            ));
+        }
+        let Some(spec) = &self.data.tokenizer else {
+            return Ok(None);
+        };
+        Ok(Some(match spec.parse::<TokenizerSpec>()? {
+            TokenizerSpec::Bpe { vocab_size } => vocab_size,
+            known => Tokenizer::from_spec(&known)?.vocab_size(),
+        }))
     }
 
     fn check(&self) -> Result<()> {

@@ -36,7 +36,7 @@ pub struct MetricsFile {
     file: File,
 }
 
-const NAME: &str = "metrics.jsonl";
+pub(super) const NAME: &str = "metrics.jsonl";
 
 impl MetricsFile {
     /// Opens the file of a run that has done `step` steps: rows of later steps, and a last row

@@ -15,4 +15,4 @@ pub use config::{
 pub use optimizer::{GradientSum, Optimizer, OptimizerConfig, OptimizerKind};
 pub use schedule::{Schedule, ScheduleConfig, ScheduleKind};
 pub use sources::{DataOrder, Sources};
-pub use trainer::{Event, Outcome, Start, State, Trainer, lock};
+pub use trainer::{Event, Outcome, Start, State, Trainer, lock, remove_run};

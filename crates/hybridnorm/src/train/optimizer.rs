@@ -11,7 +11,7 @@ use crate::model::{
     params::{self, Kind, Values},
 };
 use crate::ops::{self, AdamW};
-use crate::tensors::Handle;
+use crate::tensors::{self, Handle};
 
 /// `[optimizer]`: how weights are updated.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -124,7 +124,7 @@ impl GradientSum {
         params::names(model)
             .into_iter()
             .filter(|name| match self.0.get(name) {
-                Some(gradient) => !ops::sum_squares(gradient.clone()).is_finite(),
+                Some(gradient) => !tensors::is_finite(gradient),
                 None => true,
             })
             .collect()
@@ -217,6 +217,13 @@ impl Optimizer {
                 p
             })
         })
+    }
+
+    /// The name of a moment that is not finite, if there is one.
+    pub fn broken(&self) -> Option<String> {
+        let is_broken = |moments: &[Tensor<1>; 2]| !moments.iter().all(tensors::is_finite);
+        let (name, _) = self.moments.iter().find(|(_, m)| is_broken(m))?;
+        Some(format!("a moment of {name}"))
     }
 
     /// The moments, named `m.NAME` and `v.NAME`.

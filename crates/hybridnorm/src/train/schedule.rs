@@ -16,8 +16,9 @@ pub struct ScheduleConfig {
     /// The same in tokens; rounded up to whole steps.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warmup_tokens: Option<u64>,
-    /// Where the curve ends, relative to the peak. No effect on `constant`.
-    pub min_lr_ratio: f64,
+    /// Where the curve ends, relative to the peak; 0.1 unless given. `constant` has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_lr_ratio: Option<f64>,
     /// Steps of the final decay of `wsd`; a fifth of the run unless given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decay_steps: Option<usize>,
@@ -29,7 +30,7 @@ impl Default for ScheduleConfig {
             kind: ScheduleKind::Cosine,
             warmup_steps: None,
             warmup_tokens: None,
-            min_lr_ratio: 0.1,
+            min_lr_ratio: None,
             decay_steps: None,
         }
     }
@@ -67,10 +68,15 @@ impl ScheduleConfig {
     /// # Errors
     /// [`Error::Config`] when a key has no effect or is out of range.
     pub fn settle(&self, peak: f64, steps: usize, tokens_per_step: u64) -> Result<Schedule> {
-        if !(0.0..=1.0).contains(&self.min_lr_ratio) {
+        if self.kind == ScheduleKind::Constant && self.min_lr_ratio.is_some() {
+            return Err(Error::config(
+                "schedule.min_lr_ratio has no effect with schedule.kind = \"constant\"",
+            ));
+        }
+        let floor = self.min_lr_ratio.unwrap_or(0.1);
+        if !(0.0..=1.0).contains(&floor) {
             return Err(Error::config(format!(
-                "schedule.min_lr_ratio = {} must lie between 0 and 1",
-                self.min_lr_ratio
+                "schedule.min_lr_ratio = {floor} must lie between 0 and 1"
             )));
         }
         let warmup = match (self.warmup_steps, self.warmup_tokens) {
@@ -99,7 +105,8 @@ impl ScheduleConfig {
         };
         if warmup + decay > steps {
             return Err(Error::config(format!(
-                "schedule: warm-up ({warmup}) and decay ({decay}) are longer than the run of {steps} steps"
+                "schedule: warm-up ({warmup}) and decay ({decay}; schedule.decay_steps, a fifth of the run \
+                 unless given) are longer than the run of {steps} steps"
             )));
         }
         Ok(Schedule {
@@ -108,7 +115,7 @@ impl ScheduleConfig {
             steps,
             warmup,
             decay,
-            floor: self.min_lr_ratio,
+            floor,
         })
     }
 }

@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use burn::tensor::Device;
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use super::checkpoint::{self, Checkpoint, Contents};
 use super::config::Config;
-use super::metrics::{MetricsFile, Row};
+use super::metrics::{self, MetricsFile, Row};
 use super::optimizer::{GradientSum, Optimizer};
 use super::schedule::Schedule;
 use super::sources::{self, Sources};
@@ -22,6 +23,7 @@ use crate::memory;
 use crate::model::inventory::inventory;
 use crate::model::{Decoder, LossOptions};
 use crate::placement::Warning;
+use crate::tensors;
 
 /// Where a run stands; together with weights and moments, all that decides what comes next.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -124,6 +126,22 @@ impl Trainer {
         device: &Device,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<Self> {
+        let is_new = !run.exists();
+        let opened = Self::prepare(config, run, start, device, on_event);
+        if opened.is_err() && is_new {
+            // Nothing was done yet: no trace is left. The error to report is the first one.
+            let _ = remove_run(run).and_then(|()| std::fs::remove_dir(run).map_err(Error::io(run)));
+        }
+        opened
+    }
+
+    fn prepare(
+        config: Config,
+        run: &Path,
+        start: Start,
+        device: &Device,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Self> {
         files::create_dir(run.join(checkpoint::CHECKPOINTS))?;
         let lock = lock(run)?;
         let resumed = match start {
@@ -140,6 +158,13 @@ impl Trainer {
         let name_file = |error| config.origin.name(error);
         let sources = sources::open(&config, &mut |progress| on_event(Event::Progress(progress)))
             .map_err(name_file)?;
+        if sources.validation.is_none() && config.train.eval_every > 0 {
+            on_event(Event::Note(format!(
+                "no validation: the data hold out less than one sequence of {} tokens, and \
+                 data.validation names none",
+                config.train.seq_len
+            )));
+        }
         let device = device.clone().autodiff();
         let (model, warnings) = match (&resumed, &config.init) {
             (Some(checkpoint), _) => (checkpoint.model(&device)?, Vec::new()),
@@ -299,8 +324,7 @@ impl Trainer {
             let losses = self
                 .model()
                 .loss(inputs, outputs, LossOptions { divisor: targets });
-            let cross_entropy = losses.clone().inner().into_data_as::<f32>();
-            loss += f64::from(cross_entropy.as_slice::<f32>().expect("converted to f32")[1]);
+            loss += cross_entropy(losses.clone().inner());
             gradients.add(self.model(), losses.backward());
             instances.extend(batch.instance_ids);
         }
@@ -357,11 +381,13 @@ impl Trainer {
     /// Writes a checkpoint of the present step, unless there is one.
     ///
     /// # Errors
-    /// If it cannot be written; older ones are then untouched.
+    /// If it cannot be written, or the run could not go on from it because its numbers are not
+    /// finite; older ones are then untouched.
     pub fn save(&mut self, on_event: &mut dyn FnMut(Event<'_>)) -> Result<()> {
         if self.last_saved == Some(self.state.step) {
             return Ok(());
         }
+        self.check_weights()?;
         let path = checkpoint::step_path(&self.run, self.state.step);
         checkpoint::save(
             &path,
@@ -422,15 +448,47 @@ impl Trainer {
         }
     }
 
+    /// Weights and moments are finite, and so is the loss on what comes next. Otherwise the last
+    /// good checkpoint could make way for one from which nothing goes on.
+    fn check_weights(&mut self) -> Result<()> {
+        let step = self.state.step;
+        let broken = tensors::broken(self.model()).or_else(|| self.optimizer.broken());
+        if let Some(name) = broken {
+            return Err(Error::Diverged(format!(
+                "step {step}: {name} is not finite after the update; {}",
+                self.last_good(step)
+            )));
+        }
+        let train = &self.config.train;
+        let (micro, seq) = (train.batch_size / train.grad_accum_steps, train.seq_len);
+        let batch = self.stream.peek(micro)?;
+        let model = self.model().valid();
+        let divisor = (micro * seq) as f32;
+        let losses = model.loss(
+            model.ids(&batch.inputs, micro, seq)?,
+            model.ids(&batch.targets, micro, seq)?,
+            LossOptions { divisor },
+        );
+        let loss = cross_entropy(losses);
+        match loss.is_finite() {
+            true => Ok(()),
+            false => Err(Error::Diverged(format!(
+                "step {step}: after the update the loss on the next batch is {loss}; \
+                 batch instances {:?}; {}",
+                batch.instance_ids,
+                self.last_good(step)
+            ))),
+        }
+    }
+
     fn diverged(&self, step: u64, loss: f64, grad_norm: f64, instances: &[u64]) -> Error {
         Error::Diverged(format!(
             "step {step}: loss {loss}, gradient norm {grad_norm}; batch instances {instances:?}; {}",
-            self.last_good(step - 1)
+            self.last_good(step)
         ))
     }
 
-    /// Names the newest checkpoint before that of step `broken`, which holds the very weights
-    /// that gave numbers that are none.
+    /// Names the newest checkpoint before that of step `broken`.
     fn last_good(&self, broken: u64) -> String {
         match checkpoint::newest_before(&self.run, broken) {
             Ok(checkpoint::Newest {
@@ -440,6 +498,12 @@ impl Trainer {
             _ => "there is no earlier checkpoint".into(),
         }
     }
+}
+
+/// The second of the two numbers that a loss is.
+fn cross_entropy(losses: Tensor<1>) -> f64 {
+    let losses = losses.into_data_as::<f32>();
+    f64::from(losses.as_slice::<f32>().expect("converted to f32")[1])
 }
 
 /// A run that starts from a checkpoint takes its shape from there; what `[model]` says beside it
@@ -487,6 +551,26 @@ pub fn lock(run: &Path) -> Result<File> {
         ))),
         Err(std::fs::TryLockError::Error(error)) => Err(Error::io(&path)(error)),
     }
+}
+
+/// Removes what a run wrote into its directory, and nothing else.
+///
+/// # Errors
+/// If another process trains there, or a file cannot be removed.
+pub fn remove_run(run: &Path) -> Result<()> {
+    let lock = lock(run)?;
+    let checkpoints = run.join(checkpoint::CHECKPOINTS);
+    if checkpoints.exists() {
+        std::fs::remove_dir_all(&checkpoints).map_err(Error::io(checkpoints))?;
+    }
+    for name in [metrics::NAME, CONFIG, LOCK] {
+        let path = run.join(name);
+        if path.exists() {
+            std::fs::remove_file(&path).map_err(Error::io(&path))?;
+        }
+    }
+    drop(lock);
+    Ok(())
 }
 
 fn refuse_to_overwrite(run: &Path) -> Result<()> {

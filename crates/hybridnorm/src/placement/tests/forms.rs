@@ -34,6 +34,31 @@ fn a_scale_is_a_number_a_name_or_a_table() {
 }
 
 #[test]
+fn dashes_and_symbols_are_read_too() {
+    assert_eq!(
+        scale(json!("inv-sqrt-layer")),
+        scale(json!("inv_sqrt_layer"))
+    );
+    assert_eq!(
+        scale(json!("inv_sqrt_2l")),
+        scale(json!("inv_sqrt_2_layer"))
+    );
+    assert_eq!(
+        scale(json!("inv_sqrt_2L")),
+        scale(json!("inv_sqrt_2_depth"))
+    );
+    assert_eq!(scale(json!("inv_sqrt_l")), scale(json!("inv_sqrt_layer")));
+    assert_eq!(scale(json!("two_L")), scale(json!("two_depth")));
+    let p = of(json!({
+        "base": "pre-norm",
+        "norm": { "gain": "one-plus" },
+        "init": { "scheme": "depth-scaled" },
+    }));
+    assert_eq!(p.norm.gain, Gain::OnePlus);
+    assert_eq!(p.init.scheme, InitScheme::DepthScaled);
+}
+
+#[test]
 fn a_misspelled_formula_names_the_nearest() {
     let message = refused(json!({ "block": { "attn": { "in_scale": "inv_sqrt_layr" } } }));
     assert!(

@@ -54,6 +54,24 @@ fn a_normed_skip_needs_its_norm() {
 }
 
 #[test]
+fn a_scale_before_normed_projections_has_no_effect() {
+    let half = json!({ "attn": { "in_scale": 0.5 } });
+    for base in ["hybridnorm", "qkv-pre"] {
+        rejects(
+            block(base, half.clone()),
+            "block.attn.in_scale",
+            "no effect",
+        );
+    }
+    for base in ["pre-norm", "pre-norm-qk"] {
+        assert!(validate(&of(block(base, half.clone())), 12, &SMALL).is_ok());
+    }
+    let mut dyt = block("hybridnorm", half);
+    dyt["norm"] = json!({ "kind": "dyt" });
+    assert!(validate(&of(dyt), 12, &SMALL).is_ok());
+}
+
+#[test]
 fn errors_name_the_patch_that_made_them() {
     rejects(
         json!({ "base": "hybridnorm",

@@ -13,6 +13,7 @@ pub(super) fn check(site: &Site) -> Result<(), PlacementError> {
     }
     topology(site)?;
     skips(site)?;
+    attn_in_scale(site)?;
     head_norms(site)?;
     scores(site)?;
     ffn_inner(site)
@@ -150,6 +151,28 @@ fn skips(site: &Site) -> Result<(), PlacementError> {
         );
     }
     Ok(())
+}
+
+/// Norms on q, k and v that divide by the size of what they read take back any scale before them.
+fn attn_in_scale(site: &Site) -> Result<(), PlacementError> {
+    let inner = &site.spec.attn_inner;
+    let rescales = matches!(
+        site.case.resolved.norm.kind,
+        NormKind::Rmsnorm | NormKind::Layernorm | NormKind::L2
+    );
+    let is_cosine = inner.attn_scale == AttnScale::Cosine;
+    let normed = |norm| rescales && norm != HeadNorm::None;
+    let qk_normed = is_cosine || (normed(inner.q_norm) && normed(inner.k_norm));
+    let all_normed = qk_normed && normed(inner.v_norm);
+    if site.spec.attn.in_scale == ONE || !all_normed || inner.clip_qkv.is_some() {
+        return Ok(());
+    }
+    fail(
+        site,
+        "attn.in_scale",
+        "q, k and v are normed, which takes back a scale on what attention reads, so it has no \
+         effect; use attn.out_scale",
+    )
 }
 
 fn head_norms(site: &Site) -> Result<(), PlacementError> {
