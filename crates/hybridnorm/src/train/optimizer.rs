@@ -27,7 +27,8 @@ pub struct OptimizerConfig {
     pub eps: f64,
     /// Decoupled weight decay, per unit of learning rate.
     pub weight_decay: f64,
-    /// Whether norm gains and biases decay (official HybridNorm: yes).
+    /// Whether norm parameters decay: gains, biases, α and shift of DyT and Derf (official
+    /// HybridNorm: yes). Learned scales never do.
     pub decay_norms: bool,
     /// Whether the embedding decays (official: dense no, MoE yes).
     pub decay_embeddings: bool,
