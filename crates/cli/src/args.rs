@@ -44,8 +44,39 @@ pub enum Command {
     },
     /// Print what a configuration or a checkpoint resolves to: parameters, arithmetic, memory.
     Inspect(InspectArgs),
+    /// Measure how fast this machine trains and generates, with random tokens.
+    Bench {
+        /// What to measure.
+        #[command(subcommand)]
+        command: BenchCommand,
+    },
     /// Turn an official HybridNorm checkpoint folder into one of ours.
     Import(ImportArgs),
+}
+
+/// What to measure.
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// A training step: throughput, arithmetic against the machine's best, memory, time by op.
+    Step(BenchArgs),
+}
+
+/// Arguments of `bench step`.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// A configuration, of which `[model]` with a vocabulary's size and `[train]` are needed; a
+    /// model of 17 million parameters unless given.
+    #[arg(long, value_name = "CONFIG.toml")]
+    pub config: Option<PathBuf>,
+    /// Set a key on top of the configuration, e.g. `--set model.placement=pre-norm`.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    pub settings: Vec<String>,
+    /// Measure for about this long.
+    #[arg(long, value_name = "SECONDS", default_value_t = 5.0)]
+    pub seconds: f64,
+    /// Print one JSON document.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `quickstart`.

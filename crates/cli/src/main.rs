@@ -54,7 +54,11 @@ fn defect(panic: &PanicHookInfo<'_>) -> String {
 }
 
 fn run(cli: Cli, console: &Console) -> Result<Ending, Error> {
-    if let Some(threads) = cli.threads {
+    let threads = match cli.threads {
+        Some(threads) => Some(threads),
+        None => hybridnorm::threads::from_environment()?,
+    };
+    if let Some(threads) = threads {
         hybridnorm::threads::set(threads)?;
     }
     match cli.command {
@@ -65,6 +69,7 @@ fn run(cli: Cli, console: &Console) -> Result<Ending, Error> {
         Command::Data { command } => commands::data::run(command, console),
         Command::Placement { command } => commands::placement::run(command, console),
         Command::Inspect(args) => commands::inspect::run(args, console),
+        Command::Bench { command } => commands::bench::run(command),
         Command::Import(args) => commands::import::run(args, console),
     }
 }

@@ -151,6 +151,15 @@ fn configurations_that_make_no_sense() {
         &["absent.toml", "no such file"],
     );
     lab.fails(2, &["train", "tiny.toml", "--threads", "0"], &["0 threads"]);
+    for (threads, words) in [
+        ("1000000", "1000000 threads, expected 1 to 1024"),
+        ("many", "RAYON_NUM_THREADS is \"many\""),
+    ] {
+        let mut command = lab.command(&["train", "tiny.toml"]);
+        let output = command.env("RAYON_NUM_THREADS", threads).output().unwrap();
+        assert_eq!(common::code(&output), 2);
+        assert!(common::stderr(&output).contains(words), "{output:?}");
+    }
     lab.fails(
         2,
         &["train", "tiny.toml", "--threads", "1000000"],

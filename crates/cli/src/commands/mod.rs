@@ -1,5 +1,6 @@
 //! One file a command: arguments in, a call of the library, results out.
 
+pub mod bench;
 pub mod data;
 pub mod eval;
 pub mod generate;

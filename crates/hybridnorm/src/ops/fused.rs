@@ -140,6 +140,7 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
         spec: Norm,
     ) -> FloatTensor<Self> {
         node::<C, _, 2>(
+            "norm",
             [x, params],
             |[x, params]| {
                 let y = Flex::fused_norm(x.clone(), params.clone(), spec);
@@ -162,6 +163,7 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
 
     fn fused_linear(x: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
         node::<C, _, 2>(
+            "linear",
             [x, w],
             |[x, w]| (Flex::fused_linear(x.clone(), w.clone()), (x, w)),
             |(x, w), dy| {
@@ -184,6 +186,7 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
         rope: Arc<[f32]>,
     ) -> FloatTensor<Self> {
         node::<C, _, 4>(
+            "qkv norm and rope",
             [qkv, q_params, k_params, v_params],
             |[qkv, q, k, v]| {
                 let y = Flex::fused_qkv(
@@ -219,6 +222,7 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
 
     fn fused_attention(qkv: FloatTensor<Self>, spec: Attention) -> FloatTensor<Self> {
         node::<C, _, 1>(
+            "attention",
             [qkv],
             |[qkv]| {
                 let (ctx, lse) = attention_forward(&qkv, &spec);
@@ -241,6 +245,7 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
 
     fn fused_activation(x: FloatTensor<Self>, act: Activation) -> FloatTensor<Self> {
         node::<C, _, 1>(
+            "activation",
             [x],
             |[x]| (Flex::fused_activation(x.clone(), act), x),
             move |x, dy| {
@@ -257,6 +262,7 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
         repeat: usize,
     ) -> FloatTensor<Self> {
         node::<C, _, 2>(
+            "scale columns",
             [x, s],
             |[x, s]| {
                 let y = Flex::fused_scale_columns(x.clone(), s.clone(), repeat);
@@ -279,6 +285,7 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
 
     fn fused_embedding(w: FloatTensor<Self>, token_ids: IntTensor<Self>) -> FloatTensor<Self> {
         node::<C, _, 1>(
+            "embedding",
             [w],
             |[w]| {
                 let y = Flex::fused_embedding(w.clone(), token_ids.clone());
@@ -302,6 +309,7 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
         // computed: it is taken there, and the backward pass only scales it.
         let tracked = x.is_tracked() || w.is_tracked();
         node::<C, _, 2>(
+            "head and loss",
             [x, w],
             |[x, w]| {
                 if !tracked {

@@ -12,6 +12,7 @@ pub mod compose;
 mod flex;
 pub mod fused;
 mod node;
+pub mod profile;
 
 use std::sync::Arc;
 
@@ -177,14 +178,16 @@ pub fn adamw(
 ) -> (Tensor<1>, Tensor<1>, Tensor<1>) {
     if is_fused(&p) {
         let (mut p, g, mut m, mut v) = (primitive(p), primitive(g), primitive(m), primitive(v));
-        hybridnorm_kernels::adamw::step(
-            step,
-            grad_scale,
-            p.storage_mut(),
-            &flex::floats(&g),
-            m.storage_mut(),
-            v.storage_mut(),
-        );
+        profile::timed("adamw", || {
+            hybridnorm_kernels::adamw::step(
+                step,
+                grad_scale,
+                p.storage_mut(),
+                &flex::floats(&g),
+                m.storage_mut(),
+                v.storage_mut(),
+            );
+        });
         let [p, m, v] = [p, m, v].map(Tensor::from_primitive::<Flex>);
         (p, m, v)
     } else {
@@ -195,7 +198,9 @@ pub fn adamw(
 /// `Σ x²` in a fixed order.
 pub fn sum_squares(x: Tensor<1>) -> f64 {
     if is_fused(&x) {
-        hybridnorm_kernels::adamw::sum_squares(&flex::floats(&primitive(x)))
+        profile::timed("gradient norm", || {
+            hybridnorm_kernels::adamw::sum_squares(&flex::floats(&primitive(x)))
+        })
     } else {
         compose::sum_squares(x)
     }

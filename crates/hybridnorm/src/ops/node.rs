@@ -11,9 +11,12 @@ use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Flex};
 use burn_flex::FlexTensor;
 
-/// Runs `forward` and, when an input records gradients, registers `backward` with what `forward`
+use super::profile::timed;
+
+/// Runs `forward` of the op with that name and, when an input records gradients, registers `backward` with what `forward`
 /// kept (its second result).
 pub(super) fn node<C, S, const N: usize>(
+    op: &'static str,
     inputs: [FloatTensor<Autodiff<Flex, C>>; N],
     forward: impl FnOnce([FlexTensor; N]) -> (FlexTensor, S),
     backward: impl FnOnce(S, FlexTensor) -> [FlexTensor; N] + Send + 'static,
@@ -30,13 +33,14 @@ where
     });
     let guards = guards.try_into().expect("one guard per input");
     let prepared = Node {
+        op,
         backward,
         kept: std::marker::PhantomData,
     }
     .prepare::<C>(guards)
     .compute_bound()
     .stateful();
-    let (output, kept) = forward(primitives);
+    let (output, kept) = timed(op, || forward(primitives));
     match prepared {
         OpsKind::Tracked(prepared) => prepared.finish(Kept(kept), output),
         OpsKind::UnTracked(prepared) => prepared.finish(output),
@@ -44,13 +48,14 @@ where
 }
 
 struct Node<F, S> {
+    op: &'static str,
     backward: F,
     kept: std::marker::PhantomData<fn(S)>,
 }
 
 impl<F, S> fmt::Debug for Node<F, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("fused op")
+        f.write_str(self.op)
     }
 }
 
@@ -78,7 +83,7 @@ where
         _checkpointer: &mut Checkpointer,
     ) {
         let dy = grads.consume::<Flex>(&ops.node);
-        let gradients = (self.backward)(ops.state.0, dy);
+        let gradients = timed(self.op, || (self.backward)(ops.state.0, dy));
         for (parent, gradient) in ops.parents.into_iter().zip(gradients) {
             if let Some(parent) = parent {
                 grads.register::<Flex>(parent.id, gradient);

@@ -1,0 +1,68 @@
+//! The limits of the machine, measured.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use hybridnorm_kernels::gemm::matmul;
+use rayon::prelude::*;
+
+/// Side of the matrices that the peak is measured with.
+const SIDE: usize = 1024;
+
+/// The best rate of 1024 × 1024 × 1024 products on the current threads, in GFLOP/s: the largest of
+/// several repetitions, since anything slower was disturbed.
+pub fn sgemm_gflops() -> f64 {
+    let a: Vec<f32> = (0..SIDE * SIDE).map(|i| (i % 7) as f32).collect();
+    let b: Vec<f32> = (0..SIDE * SIDE).map(|i| (i % 5) as f32).collect();
+    let mut c = vec![0.0; SIDE * SIDE];
+    let rows = (SIDE, 1);
+    let flop = 2.0 * (SIDE as f64).powi(3);
+    // Both layouts of the right side that training multiplies with.
+    let rates = [(1, SIDE), rows]
+        .into_iter()
+        .flat_map(|right| (0..8).map(move |_| right));
+    rates
+        .map(|right| {
+            let started = Instant::now();
+            matmul(
+                SIDE, SIDE, SIDE, &a, rows, &b, right, &mut c, rows, 1.0, false, true,
+            );
+            black_box(&c);
+            flop / started.elapsed().as_secs_f64() / 1e9
+        })
+        .fold(0.0, f64::max)
+}
+
+/// Bytes a second at which all threads together read memory that no cache holds.
+pub fn read_bandwidth() -> f64 {
+    const BYTES: usize = 256 << 20;
+    let data = vec![1.0f32; BYTES / 4];
+    (0..5)
+        .map(|_| {
+            let started = Instant::now();
+            let sum: f32 = data
+                .par_chunks(1 << 16)
+                .map(|chunk| {
+                    let mut lanes = [0.0f32; 64];
+                    for part in chunk.chunks_exact(64) {
+                        for (lane, x) in lanes.iter_mut().zip(part) {
+                            *lane += x;
+                        }
+                    }
+                    lanes.iter().sum::<f32>()
+                })
+                .sum();
+            black_box(sum);
+            BYTES as f64 / started.elapsed().as_secs_f64()
+        })
+        .fold(0.0, f64::max)
+}
+
+/// Page faults of this process so far, where the system tells (Linux).
+pub fn page_faults() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // The name in parentheses may hold spaces; minflt is the 8th field after it, majflt the 10th.
+    let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
+    let field = |index: usize| fields.get(index)?.parse::<u64>().ok();
+    Some(field(7)? + field(9)?)
+}

@@ -1,0 +1,9 @@
+//! How fast this machine trains and generates, and how far that is from what it could do.
+//!
+//! Every report compares with limits measured in the same process: the best matrix product for
+//! training, memory bandwidth for decoding.
+
+pub mod machine;
+mod step;
+
+pub use step::{StepOptions, StepReport, step};

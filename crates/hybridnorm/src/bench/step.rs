@@ -1,0 +1,166 @@
+//! The cost of a training step.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::Serialize;
+
+use super::machine;
+use crate::Device;
+use crate::error::{Error, Result};
+use crate::memory;
+use crate::model::inventory::inventory;
+use crate::model::{Decoder, LossOptions, ModelConfig};
+use crate::ops::profile;
+use crate::train::{GradientSum, Optimizer, OptimizerConfig};
+
+/// What to measure.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepOptions {
+    /// Sequences per optimizer step.
+    pub batch_size: usize,
+    /// Tokens per sequence.
+    pub seq_len: usize,
+    /// Micro-batches per optimizer step.
+    pub grad_accum_steps: usize,
+    /// How the weights are updated.
+    pub optimizer: OptimizerConfig,
+    /// Measure for about this many seconds, three steps at least.
+    pub seconds: f64,
+}
+
+/// What was measured.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StepReport {
+    /// Threads that computed.
+    pub threads: usize,
+    /// Parameters of the model.
+    pub parameters: u64,
+    /// Steps measured.
+    pub steps: usize,
+    /// Median wall time of a step.
+    pub step_seconds: f64,
+    /// Training throughput at that time.
+    pub tokens_per_second: f64,
+    /// Arithmetic of the model at that time, in GFLOP/s: `6 · matrix parameters + 6 · L · h·k ·
+    /// (T + 1)` for a token, as in `inspect`.
+    pub gflops: f64,
+    /// The machine's best matrix product just before and just after, in GFLOP/s.
+    pub sgemm_gflops: f64,
+    /// The one over the other.
+    pub sgemm_share: f64,
+    /// Largest resident memory of the process during the steps, where the system tells.
+    pub peak_rss_bytes: Option<u64>,
+    /// Page faults a step, where the system tells.
+    pub page_faults_per_step: Option<f64>,
+    /// Median wall time a step by op; `other` is what no op accounts for.
+    pub seconds_by_op: BTreeMap<&'static str, f64>,
+}
+
+/// Trains a model on random tokens and measures.
+///
+/// # Errors
+/// If the configuration is not valid or does not fit into memory.
+pub fn step(config: &ModelConfig, options: &StepOptions, device: &Device) -> Result<StepReport> {
+    let StepOptions {
+        batch_size,
+        seq_len,
+        grad_accum_steps,
+        ..
+    } = *options;
+    if grad_accum_steps == 0 || batch_size == 0 || !batch_size.is_multiple_of(grad_accum_steps) {
+        return Err(Error::config(format!(
+            "train.grad_accum_steps = {grad_accum_steps} does not divide train.batch_size = {batch_size}"
+        )));
+    }
+    let micro = batch_size / grad_accum_steps;
+    let inventory = inventory(config, micro, seq_len)?;
+    memory::require(
+        inventory.memory.weights + inventory.memory.gradients + inventory.memory.optimizer,
+        "the model's weights, gradients and moments",
+    )?;
+    let before = machine::sgemm_gflops();
+    let mut model = Decoder::new(config, 1, &device.clone().autodiff())?;
+    let mut optimizer = Optimizer::new(options.optimizer.clone(), &model);
+    let mut random = ChaCha8Rng::seed_from_u64(1);
+    let vocab = config.vocab_size as i32;
+    let mut draw = || -> Vec<i32> {
+        (0..micro * seq_len)
+            .map(|_| random.random_range(0..vocab))
+            .collect()
+    };
+    let mut one_step = |model: Decoder| -> Result<Decoder> {
+        let mut gradients = GradientSum::default();
+        for _ in 0..grad_accum_steps {
+            let inputs = model.ids(&draw(), micro, seq_len)?;
+            let targets = model.ids(&draw(), micro, seq_len)?;
+            let divisor = (batch_size * seq_len) as f32;
+            let loss = model.loss(inputs, targets, LossOptions { divisor });
+            gradients.add(&model, loss.backward());
+        }
+        let norm = gradients.norm();
+        Ok(optimizer.step(model, gradients, norm, options.optimizer.lr))
+    };
+    for _ in 0..2 {
+        model = one_step(model)?;
+    }
+    memory::reset_peak();
+    let faults = machine::page_faults();
+    let (mut times, mut by_op) = (Vec::new(), Vec::new());
+    let begun = Instant::now();
+    while times.len() < 3 || begun.elapsed().as_secs_f64() < options.seconds {
+        profile::start();
+        let started = Instant::now();
+        model = one_step(model)?;
+        times.push(started.elapsed().as_secs_f64());
+        by_op.push(profile::stop());
+    }
+    let steps = times.len();
+    let faults = faults
+        .zip(machine::page_faults())
+        .map(|(before, after)| (after - before) as f64 / steps as f64);
+    let peak_rss_bytes = memory::peak_bytes();
+    drop(model);
+    let sgemm_gflops = before.max(machine::sgemm_gflops());
+
+    let step_seconds = median(&times);
+    let mut names: Vec<&'static str> = by_op.iter().flat_map(|ops| ops.keys().copied()).collect();
+    names.sort_unstable();
+    names.dedup();
+    let mut seconds_by_op = BTreeMap::new();
+    for name in names {
+        let of_name = |ops: &BTreeMap<_, std::time::Duration>| {
+            ops.get(name).map_or(0.0, std::time::Duration::as_secs_f64)
+        };
+        seconds_by_op.insert(name, median(&by_op.iter().map(of_name).collect::<Vec<_>>()));
+    }
+    let known: f64 = seconds_by_op.values().sum();
+    seconds_by_op.insert("other", (step_seconds - known).max(0.0));
+    let tokens = (batch_size * seq_len) as f64;
+    let gflops = inventory.train_flops_per_token as f64 * tokens / step_seconds / 1e9;
+    Ok(StepReport {
+        threads: crate::threads::count(),
+        parameters: inventory.total,
+        steps,
+        step_seconds,
+        tokens_per_second: tokens / step_seconds,
+        gflops,
+        sgemm_gflops,
+        sgemm_share: gflops / sgemm_gflops,
+        peak_rss_bytes,
+        page_faults_per_step: faults,
+        seconds_by_op,
+    })
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    match sorted.len() % 2 {
+        1 => sorted[middle],
+        _ => 0.5 * (sorted[middle - 1] + sorted[middle]),
+    }
+}
