@@ -156,7 +156,7 @@ pub struct GenerateArgs {
     /// A checkpoint, or a run directory, whose newest valid one is taken.
     pub checkpoint: PathBuf,
     /// Text to go on from.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: String,
     /// Stop after this many tokens, or at the end of the text.
     #[arg(long, value_name = "N", default_value_t = 200)]

@@ -50,7 +50,9 @@ impl Console {
 
     /// The line that says why the program failed.
     pub fn error(&self, text: &str) {
-        to_stderr(&format!("{} {text}", self.painted("error:", "31")));
+        // Names out of files may hold anything.
+        let line = text.replace(char::is_control, " ");
+        to_stderr(&format!("{} {line}", self.painted("error:", "31")));
     }
 
     fn painted(&self, text: &str, colour: &str) -> String {

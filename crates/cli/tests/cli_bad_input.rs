@@ -59,7 +59,7 @@ fn configurations_that_make_no_sense() {
         ),
         (
             "model.d_model=1000000",
-            &["GiB of memory, this machine has"],
+            &["GiB of memory, this process may have"],
         ),
         ("model.n_layers=1000000", &["1000000 blocks are too many"]),
         ("model.n_layers=0", &["model.n_layers is 0"]),
@@ -88,7 +88,15 @@ fn configurations_that_make_no_sense() {
             "model.placement=3",
             &["model.placement must be a name or a table"],
         ),
-        ("model.norm={eps=nan}", &["norm.eps"]),
+        ("model.norm={eps=nan}", &["nan and inf are no values"]),
+        (
+            "model.norm={alpha_init=nan}",
+            &["nan and inf are no values"],
+        ),
+        (
+            "model.placement={base='pre-norm', logits={softcap=inf}}",
+            &["nan and inf are no values"],
+        ),
         ("model.rope_theta=0", &["model.rope_theta = 0"]),
         ("optimizer.lr=nan", &["optimizer.lr"]),
         ("optimizer.lr=-1", &["optimizer.lr = -1"]),
@@ -394,7 +402,7 @@ fn a_run_directory_that_is_none() {
         "--out",
         "mine",
     ];
-    lab.fails(2, &args, &["mine", "a.txt"]);
+    lab.fails(2, &args, &["mine: holds something else"]);
     assert_eq!(lab.read("mine/a.txt"), b"mine");
 }
 

@@ -402,6 +402,13 @@ fn quickstart_compares_and_can_be_repeated() {
 }
 
 #[test]
+fn a_prompt_may_begin_with_a_dash() {
+    let lab = Lab::new();
+    lab.train("run", &[]);
+    lab.ok(&["generate", "run", "--prompt", "-x", "--max-tokens", "3"]);
+}
+
+#[test]
 fn a_split_is_evaluated() {
     let lab = Lab::new();
     lab.train("run", &[]);

@@ -88,7 +88,7 @@ fn a_disk_that_fills_up_while_text_is_prepared() {
     lab.fails(
         1,
         &["data", "inspect", "disk/p"],
-        &["manifest.json", "no such file"],
+        &["disk/p", "no such file"],
     );
     let small = [
         "data",

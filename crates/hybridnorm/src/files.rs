@@ -189,6 +189,20 @@ pub fn sync_parent(path: &Path) -> Result<()> {
         .map_err(Error::io(parent))
 }
 
+/// Whether two files are the same one on disk. Where the system does not tell, yes.
+pub fn is_same(a: &fs::Metadata, b: &fs::Metadata) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        (a.dev(), a.ino()) == (b.dev(), b.ino())
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = (a, b);
+        true
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -23,9 +23,9 @@ pub fn reset_peak() {
 /// not tell how much there is, never.
 pub fn require(bytes: u64, what: &str) -> Result<()> {
     const GIB: f64 = (1u64 << 30) as f64;
-    match machine_bytes() {
+    match available_bytes() {
         Some(there) if bytes > there => Err(Error::config(format!(
-            "{what} need {:.1} GiB of memory, this machine has {:.1} GiB",
+            "{what} need {:.1} GiB of memory, this process may have {:.1} GiB",
             bytes as f64 / GIB,
             there as f64 / GIB
         ))),
@@ -33,7 +33,25 @@ pub fn require(bytes: u64, what: &str) -> Result<()> {
     }
 }
 
-/// Memory and swap of the machine, where the system tells (Linux).
+/// What this process may have: memory and swap of the machine, or less where its control group or
+/// its limit of address space says so (Linux).
+fn available_bytes() -> Option<u64> {
+    let number = |text: String| text.trim().parse::<u64>().ok();
+    let group = [
+        "/sys/fs/cgroup/memory.max",
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+    ];
+    let groups = group
+        .iter()
+        .filter_map(|path| number(std::fs::read_to_string(path).ok()?));
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let address_space = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max address space"))
+        .and_then(|line| number(line.split_whitespace().next()?.to_owned()));
+    groups.chain(address_space).chain(machine_bytes()).min()
+}
+
 fn machine_bytes() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let kib = |key: &str| -> Option<u64> {

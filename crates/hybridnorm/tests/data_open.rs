@@ -25,7 +25,7 @@ impl Room {
     }
 
     fn options(&self, seq_len: usize) -> OpenOptions {
-        OpenOptions::new(seq_len, self.0.path().join("cache"))
+        OpenOptions::new(seq_len, Some(self.0.path().join("cache")))
     }
 
     fn prepared(&self, name: &str, spec: &str, seed: u64) -> String {

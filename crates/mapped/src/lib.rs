@@ -27,7 +27,9 @@ impl Deref for Mapped {
 ///
 /// Token files are written once, to a temporary name, and renamed when whole; nothing in this
 /// workspace writes to a file under its final name or shortens it. Replacing or deleting a mapped
-/// file is harmless: the map keeps the old content.
+/// file is harmless: the map keeps the old content. A token file of somebody's own that is shortened in
+/// place while it is mapped ends the process with a bus error, as it does in every program that maps
+/// files.
 ///
 /// # Errors
 /// If the path cannot be opened, is not a regular file, or the system refuses to map it.

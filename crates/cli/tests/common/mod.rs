@@ -170,6 +170,14 @@ impl Lab {
         self.metrics(run).iter().map(number).collect()
     }
 
+    /// As [`Lab::checkpoints`], none where there is no folder yet.
+    pub fn checkpoints_or_none(&self, run: &str) -> Vec<String> {
+        match self.path(run).join("checkpoints").is_dir() {
+            true => self.checkpoints(run),
+            false => Vec::new(),
+        }
+    }
+
     /// Steps whose checkpoints stand there.
     pub fn checkpoints(&self, run: &str) -> Vec<String> {
         let mut names: Vec<String> = fs::read_dir(self.path(run).join("checkpoints"))

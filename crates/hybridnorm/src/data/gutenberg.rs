@@ -41,9 +41,7 @@ pub fn cache_folder() -> Result<PathBuf> {
     absolute("XDG_CACHE_HOME")
         .or_else(|| absolute("HOME").map(|home| home.join(".cache")))
         .map(|cache| cache.join("hybridnorm").join(CACHE_NAME))
-        .ok_or_else(|| {
-            Error::config("cannot tell where to keep the books: set XDG_CACHE_HOME or HOME")
-        })
+        .ok_or_else(|| Error::config("nowhere to keep what is fetched: set XDG_CACHE_HOME or HOME"))
 }
 
 /// Paths of the books, sorted by name; fetches them first if they are not in the cache.

@@ -12,8 +12,8 @@ pub(super) fn text_field(line: &str, field: &str) -> Result<String, String> {
     let mut json = serde_json::Deserializer::from_str(line);
     let found = Field(field)
         .deserialize(&mut json)
-        .map_err(|error| format!("{error}"))?;
-    json.end().map_err(|error| format!("{error}"))?;
+        .map_err(|error| without_line(&error))?;
+    json.end().map_err(|error| without_line(&error))?;
     match found {
         Found::Text(text) => Ok(text),
         Found::Other => Err(format!("field `{field}` is not a string")),
@@ -28,6 +28,13 @@ pub(super) fn text_field(line: &str, field: &str) -> Result<String, String> {
                 .join(", ")
         )),
     }
+}
+
+/// The caller knows the line; to the reader each line is the first.
+fn without_line(error: &serde_json::Error) -> String {
+    error
+        .to_string()
+        .replace(" at line 1 column ", " at column ")
 }
 
 enum Found {

@@ -27,7 +27,10 @@ pub(super) fn parse(file: &[u8]) -> Result<Array, String> {
     let offset = data_offset(file)?;
     let text = &file[..offset];
     reject_tricks(&text[10..])?;
-    let header = NpyHeader::from_reader(text).map_err(|error| format!("bad header: {error}"))?;
+    let header = NpyHeader::from_reader(text).map_err(|error| {
+        let text = error.to_string();
+        format!("bad header: {}", text.lines().next().unwrap_or_default())
+    })?;
     let dtype = integer_type(&header.dtype())?;
     let shape = header.shape().to_vec();
     if !matches!(shape.len(), 1 | 2) {

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::files;
 
 use super::ProgressFn;
-use super::prepare::{PrepareOptions, prepare, prepare_with};
+use super::prepare::{PrepareOptions, prepare, prepare_with, staging_folder};
 use super::ready::{self, ReadyTokens};
 use super::shard::{PreparedFolder, TokenStream};
 use super::source::{Sources, is_text_input};
@@ -45,8 +45,9 @@ pub struct OpenOptions {
     pub tokenizer: Option<TokenizerChoice>,
     /// Ids in ready files are below this; the tokenizer's size where absent.
     pub vocab_size: Option<usize>,
-    /// Folder in which tokenized raw text is kept, under a name made from its content.
-    pub cache: PathBuf,
+    /// Folder in which tokenized raw text is kept, under a name made from its content. Not needed
+    /// for anything else.
+    pub cache: Option<PathBuf>,
     /// How raw text is tokenized.
     pub prepare: PrepareOptions,
     /// Whether to hash all shards of prepared folders first, and read every token of ready files.
@@ -55,12 +56,12 @@ pub struct OpenOptions {
 
 impl OpenOptions {
     /// Options with every choice left at its default: no tokenizer, shards verified.
-    pub fn new(seq_len: usize, cache: impl Into<PathBuf>) -> Self {
+    pub fn new(seq_len: usize, cache: Option<PathBuf>) -> Self {
         Self {
             seq_len,
             tokenizer: None,
             vocab_size: None,
-            cache: cache.into(),
+            cache,
             prepare: PrepareOptions::default(),
             verify: true,
         }
@@ -269,49 +270,46 @@ fn tokenized(
     }
     let key = serde_json::json!(["text 1", made_with, options.prepare, contents]).to_string();
     let name = format!("text-{}", &files::sha256(key.as_bytes())[..24]);
-    let folder = options.cache.join(&name);
-    if PreparedFolder::is_prepared(&folder) {
-        let prepared = PreparedFolder::open(&folder)?;
-        if options.verify {
-            prepared.verify()?;
-        }
+    let cache = options.cache.as_ref().ok_or_else(|| {
+        Error::config("nowhere to keep tokenized text: set XDG_CACHE_HOME or HOME")
+    })?;
+    let folder = cache.join(&name);
+    if let Some(prepared) = cached(&folder, options.verify) {
         return Ok(prepared);
     }
-    files::create_dir(&options.cache)?;
-    // One process makes it; others wait for that one. What a killed one left makes way.
-    let lock = options.cache.join(format!("{name}.lock"));
+    files::create_dir(cache)?;
+    // One process makes it; others wait for that one.
+    let lock = cache.join(format!("{name}.lock"));
     let holder = fs::File::create(&lock).map_err(Error::io(&lock))?;
     holder.lock().map_err(Error::io(&lock))?;
-    // Once the folder stands nobody needs the lock: whoever still waits finds the folder.
-    let unlock = || {
+    if let Some(prepared) = cached(&folder, options.verify) {
         let _ = fs::remove_file(&lock);
-    };
-    if PreparedFolder::is_prepared(&folder) {
-        unlock();
-        return PreparedFolder::open(&folder);
+        return Ok(prepared);
     }
-    let staged = options
-        .cache
-        .join(format!("{name}{}", files::TEMPORARY_SUFFIX));
-    if staged.exists() {
-        fs::remove_dir_all(&staged).map_err(Error::io(&staged))?;
+    // What a killed process left, or what was damaged since, makes way: the text is still there.
+    for broken in [&folder, &staging_folder(&folder)] {
+        if broken.exists() {
+            fs::remove_dir_all(broken).map_err(Error::io(broken))?;
+        }
     }
-    let made = match (tokenizer, &options.tokenizer) {
+    match (tokenizer, &options.tokenizer) {
         (None, Some(TokenizerChoice::Spec(spec))) => {
-            prepare(inputs, spec, &staged, &options.prepare, progress)
+            prepare(inputs, spec, &folder, &options.prepare, progress)
         }
         (Some(tokenizer), _) => {
-            prepare_with(inputs, tokenizer, &staged, &options.prepare, progress)
+            prepare_with(inputs, tokenizer, &folder, &options.prepare, progress)
         }
         (None, _) => Err(Error::config("raw text needs a tokenizer")),
-    };
-    if let Err(error) = made {
-        let _ = fs::remove_dir_all(&staged);
-        return Err(error);
-    }
-    fs::rename(&staged, &folder).map_err(Error::io(&folder))?;
-    unlock();
+    }?;
+    // The folder stands: whoever still waits finds it.
+    let _ = fs::remove_file(&lock);
     PreparedFolder::open(&folder)
+}
+
+/// What the cache holds under this name, if it is whole.
+fn cached(folder: &Path, verify: bool) -> Option<PreparedFolder> {
+    let prepared = PreparedFolder::open(folder).ok()?;
+    (!verify || prepared.verify().is_ok()).then_some(prepared)
 }
 
 fn collect(

@@ -1,8 +1,8 @@
 //! From text to a folder of token shards.
 //!
 //! The folder holds `train-00000.bin`, ..., `validation-00000.bin`, ..., the tokenizer, and
-//! `manifest.json`, which is written last: without it the folder counts as unfinished and may be
-//! prepared again.
+//! `manifest.json`. It is written under the name with `.partial` behind it and gets its own name when
+//! it is whole.
 //!
 //! **The split** is by document. A document is held out when a hash of (seed, text) falls below
 //! the fraction, so the choice does not depend on the order of inputs, and copies of one document
@@ -11,7 +11,7 @@
 //! training side only.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -23,7 +23,7 @@ use super::bpe::BpeTrainer;
 use super::manifest::{MANIFEST_NAME, Manifest, SourceRecord};
 use super::shard::ShardWriter;
 use super::source::{SourceOptions, Sources};
-use super::tokenizer::{Tokenizer, TokenizerSpec};
+use super::tokenizer::{RECORD_NAME, Tokenizer, TokenizerSpec};
 use super::{Progress, ProgressFn};
 
 /// Text that is tokenized at once, in bytes.
@@ -217,18 +217,40 @@ impl<'j> Job<'j> {
         })
     }
 
-    /// Reads all text, tokenizes it and writes the folder.
+    /// Reads all text, tokenizes it and writes the folder: first beside its place, so that what
+    /// stands there is replaced only by something whole.
     fn write(&self, tokenizer: &Tokenizer, plan: &Plan, progress: ProgressFn) -> Result<Manifest> {
-        files::create_dir(self.out)?;
-        clear(self.out)?;
-        tokenizer.save(self.out)?;
+        let staged = staging_folder(self.out);
+        files::create_dir(&staged)?;
+        clear(&staged)?;
+        let written = self
+            .write_into(&staged, tokenizer, plan, progress)
+            .and_then(|manifest| {
+                put_in_place(&staged, self.out)?;
+                Ok(manifest)
+            });
+        if written.is_err() {
+            let _ =
+                clear(&staged).and_then(|()| fs::remove_dir(&staged).map_err(Error::io(&staged)));
+        }
+        written
+    }
+
+    fn write_into(
+        &self,
+        out: &Path,
+        tokenizer: &Tokenizer,
+        plan: &Plan,
+        progress: ProgressFn,
+    ) -> Result<Manifest> {
+        tokenizer.save(out)?;
         let mut manifest = Manifest::new(tokenizer.record(), self.options.seed);
         if self.validation.is_none() {
             manifest.validation_fraction = Some(self.fraction);
         }
         let shards = |split| {
             ShardWriter::new(
-                self.out,
+                out,
                 split,
                 manifest.dtype,
                 tokenizer.eos_id(),
@@ -268,7 +290,7 @@ impl<'j> Job<'j> {
         output.flush(&mut step)?;
         manifest.train = output.train.finish()?;
         manifest.validation = output.validation.finish()?;
-        manifest.write(self.out)?;
+        manifest.write(out)?;
         Ok(manifest)
     }
 }
@@ -364,33 +386,72 @@ fn is_ours(name: &str) -> bool {
             MANIFEST_NAME,
             "tokenizer.json",
             "tokenizer_config.json",
-            "hybridnorm-tokenizer.json",
+            RECORD_NAME,
         ]
         .contains(&name)
 }
 
-/// Checks that `out` is free, or holds nothing but what may be replaced.
+/// Where a folder is prepared before it gets its name.
+pub(super) fn staging_folder(out: &Path) -> PathBuf {
+    let mut name = out.file_name().unwrap_or_default().to_os_string();
+    name.push(files::TEMPORARY_SUFFIX);
+    out.with_file_name(name)
+}
+
+/// Checks that `out` is free, or holds nothing but prepared data that may be replaced, and that
+/// nobody else's files are where it is staged.
 fn check_room(out: &Path, overwrite: bool) -> Result<()> {
-    if !out.exists() {
+    if out.file_name().is_none() {
+        return Err(Error::config(format!(
+            "{}: not the name of a folder to write",
+            out.display()
+        )));
+    }
+    holds_only_ours(&staging_folder(out))?;
+    if !out.exists() || fs::read_dir(out).map_err(Error::io(out))?.next().is_none() {
         return Ok(());
     }
-    if out.join(MANIFEST_NAME).exists() && !overwrite {
+    // Damaged data are data too, and may be prepared again.
+    if !out.join(RECORD_NAME).is_file() {
+        return Err(Error::config(format!(
+            "{}: holds something else; choose an empty folder",
+            out.display()
+        )));
+    }
+    if !overwrite {
         return Err(Error::config(format!(
             "{}: already holds prepared data; choose another folder, or allow overwriting",
             out.display()
         )));
     }
-    for entry in fs::read_dir(out).map_err(Error::io(out))? {
-        let name = entry.map_err(Error::io(out))?.file_name();
+    holds_only_ours(out)
+}
+
+fn holds_only_ours(folder: &Path) -> Result<()> {
+    if !folder.exists() {
+        return Ok(());
+    }
+    for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
+        let name = entry.map_err(Error::io(folder))?.file_name();
         if !name.to_str().is_some_and(is_ours) {
             return Err(Error::config(format!(
                 "{}: holds other files ({}); choose an empty folder",
-                out.display(),
+                folder.display(),
                 name.display()
             )));
         }
     }
     Ok(())
+}
+
+/// Gives the finished folder its name; what was prepared there before goes.
+fn put_in_place(staged: &Path, out: &Path) -> Result<()> {
+    if out.exists() {
+        clear(out)?;
+        fs::remove_dir(out).map_err(Error::io(out))?;
+    }
+    fs::rename(staged, out).map_err(Error::io(out))?;
+    files::sync_parent(out)
 }
 
 /// Removes what an earlier preparation left, the manifest first.

@@ -127,7 +127,7 @@ fn is_pattern(input: &str) -> bool {
 const KNOWN_KINDS: &str = "`.txt`, `.jsonl`, `.jsonl.gz`, `.jsonl.zst` or `.json.gz`";
 
 fn file_kind(path: &Path) -> Option<FileKind> {
-    let name = path.file_name()?.to_str()?.to_ascii_lowercase();
+    let name = path.file_name()?.to_string_lossy().to_ascii_lowercase();
     let ends = |suffix: &str| name.len() > suffix.len() && name.ends_with(suffix);
     if ends(".txt") {
         Some(FileKind::Text)
@@ -244,8 +244,11 @@ fn resolve(given: &str) -> Result<Kind> {
             files.sort();
             Ok(Kind::Files(files))
         }
-        Ok(_) => {
+        Ok(metadata) => {
             known(path)?;
+            if !metadata.is_file() {
+                return Err(Error::format(path, "not a regular file"));
+            }
             Ok(Kind::Files(vec![path.to_path_buf()]))
         }
         Err(_) if is_pattern(given) => matching(given),

@@ -31,7 +31,7 @@ pub use stream::StreamDecoder;
 
 const JSON_NAME: &str = "tokenizer.json";
 const CONFIG_NAME: &str = "tokenizer_config.json";
-const RECORD_NAME: &str = "hybridnorm-tokenizer.json";
+pub(super) const RECORD_NAME: &str = "hybridnorm-tokenizer.json";
 const RECORD_VERSION: u32 = 1;
 const JSON_LIMIT: u64 = 256 << 20;
 

@@ -90,7 +90,7 @@ pub fn open_data(
             config.max_seq_len
         )));
     }
-    let mut options = OpenOptions::new(seq_len, sources::cache_dir()?);
+    let mut options = OpenOptions::new(seq_len, sources::cache_dir());
     options.vocab_size = Some(config.vocab_size);
     options.tokenizer = tokenizer.map(TokenizerChoice::Loaded);
     if let Some(split) = split {

@@ -174,9 +174,13 @@ impl Official {
             "swiglu" => (FfnActivation::Swiglu, 2),
             other => return Err(format!("activation_type {other:?}, expected \"swiglu\"")),
         };
-        let hidden = self
-            .mlp_hidden_size
-            .unwrap_or(self.mlp_ratio * self.d_model);
+        let hidden = match self.mlp_hidden_size {
+            Some(size) => size,
+            None => self
+                .mlp_ratio
+                .checked_mul(self.d_model)
+                .ok_or_else(|| format!("mlp_ratio {} is too large", self.mlp_ratio))?,
+        };
         if !hidden.is_multiple_of(fused) {
             return Err(format!("mlp_hidden_size {hidden} is odd"));
         }
@@ -369,9 +373,14 @@ pub fn translate_all(
         .map(|(name, tensor)| translate(&name, tensor, config))
         .collect::<Result<BTreeMap<_, _>, _>>()
         .map_err(Error::Config)?;
-    if config.tie_embeddings {
-        // Official checkpoints of tied models may carry the head as a second copy.
-        ours.remove("head");
+    // Official checkpoints of tied models may carry the head as a second copy.
+    if config.tie_embeddings
+        && let Some(head) = ours.remove("head")
+        && ours.get("embedding") != Some(&head)
+    {
+        return Err(Error::config(
+            "weight_tying is set, but transformer.ff_out.weight is not transformer.wte.weight",
+        ));
     }
     Ok(ours)
 }

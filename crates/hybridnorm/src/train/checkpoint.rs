@@ -81,8 +81,8 @@ pub struct Checkpoint {
 /// Writes a checkpoint at `path`.
 ///
 /// # Errors
-/// If anything cannot be written, or a valid checkpoint stands there already; a broken one is
-/// replaced.
+/// If anything cannot be written, or something stands there already, under this name or under the
+/// one with `.partial` behind it.
 pub fn save<S: Serialize>(path: &Path, contents: Contents<'_, S>) -> Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(TEMPORARY_SUFFIX);
@@ -93,8 +93,13 @@ pub fn save<S: Serialize>(path: &Path, contents: Contents<'_, S>) -> Result<()> 
             path.display()
         )));
     }
-    if partial.exists() {
-        fs::remove_dir_all(&partial).map_err(Error::io(&partial))?;
+    for taken in [path, &partial] {
+        if fs::symlink_metadata(taken).is_ok() {
+            return Err(Error::format(
+                taken,
+                "already here; choose another name, or remove it",
+            ));
+        }
     }
     let written = write_folder(&partial, contents).and_then(|()| put_in_place(&partial, path));
     if written.is_err() {
@@ -104,7 +109,8 @@ pub fn save<S: Serialize>(path: &Path, contents: Contents<'_, S>) -> Result<()> 
 }
 
 fn write_folder<S: Serialize>(folder: &Path, contents: Contents<'_, S>) -> Result<()> {
-    files::create_dir(folder)?;
+    // Its parent must be there: a run directory that was removed is not made anew.
+    fs::create_dir(folder).map_err(Error::io(folder))?;
     let model = contents.model.config();
     let config = ConfigFile {
         placement_hash: model.placement.hash(),
@@ -134,16 +140,23 @@ fn write_folder<S: Serialize>(folder: &Path, contents: Contents<'_, S>) -> Resul
     write_json(&folder.join(MANIFEST), &manifest)
 }
 
-/// Moves the finished folder to its place. A valid checkpoint that stands there is never removed.
+/// Moves the finished folder to its place.
 fn put_in_place(partial: &Path, path: &Path) -> Result<()> {
-    if path.exists() {
-        if Checkpoint::verify(path).is_ok() {
-            return Err(Error::format(path, "a checkpoint is already here"));
-        }
-        fs::remove_dir_all(path).map_err(Error::io(path))?;
-    }
     fs::rename(partial, path).map_err(Error::io(path))?;
     files::sync_parent(path)
+}
+
+/// Removes a broken checkpoint of a run that stands where the run is about to write the same step
+/// again. A valid one stays.
+///
+/// # Errors
+/// If it cannot be removed.
+pub fn remove_broken(run: &Path, step: u64) -> Result<()> {
+    let path = step_path(run, step);
+    if path.exists() && Checkpoint::verify(&path).is_err() {
+        fs::remove_dir_all(&path).map_err(Error::io(&path))?;
+    }
+    Ok(())
 }
 
 impl Checkpoint {
@@ -170,7 +183,7 @@ impl Checkpoint {
                     Error::format(folder, reason)
                 });
         }
-        fs::metadata(path).map_err(Error::io(path))?;
+        fs::read_dir(path).map_err(Error::io(path))?;
         Err(Error::format(
             path,
             "neither a checkpoint (no manifest.json) nor a run directory (no checkpoints/)",

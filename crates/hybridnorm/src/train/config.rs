@@ -1,6 +1,6 @@
 //! The configuration file of a run.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
@@ -98,14 +98,47 @@ pub struct ModelSection {
     #[serde(default)]
     pub activation: FfnActivation,
     /// A name, or a table of the algebra (perhaps with `base = "NAME"`).
-    #[serde(default = "default_placement")]
+    #[serde(default = "default_placement", deserialize_with = "without_nan")]
     pub placement: Value,
     /// Fields of the norm function to set on top of the placement.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "some_without_nan",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub norm: Option<Value>,
     /// Fields of the initialization to set on top of the placement.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "some_without_nan",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub init: Option<Value>,
+}
+
+/// A tree without numbers that are not finite, which TOML has and JSON reads as null.
+fn without_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Value, D::Error> {
+    fn has_null(value: &Value) -> bool {
+        match value {
+            Value::Null => true,
+            Value::Array(items) => items.iter().any(has_null),
+            Value::Object(fields) => fields.values().any(has_null),
+            _ => false,
+        }
+    }
+    let value = Value::deserialize(deserializer)?;
+    match has_null(&value) {
+        true => Err(de::Error::custom("nan and inf are no values here")),
+        false => Ok(value),
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(transparent)]
+struct Finite(#[serde(deserialize_with = "without_nan")] Value);
+
+fn some_without_nan<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Value>, D::Error> {
+    without_nan(d).map(Some)
 }
 
 fn default_rope_theta() -> f64 {
@@ -389,7 +422,7 @@ pub fn placement_from_file(path: &Path) -> Result<placement::Placement> {
     let bytes = files::read_small(path, CONFIG_LIMIT)?;
     let text = String::from_utf8(bytes)
         .map_err(|error| Error::format(path, error.utf8_error().to_string()))?;
-    let value: Value = toml::from_str(&text).map_err(|error| {
+    let Finite(value) = toml::from_str(&text).map_err(|error| {
         Error::config(format!("{}: {}", path.display(), toml_error(&text, &error)))
     })?;
     placement::from_value(value)

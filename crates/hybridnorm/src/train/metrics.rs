@@ -47,12 +47,21 @@ impl MetricsFile {
     pub fn open(run: &Path, step: u64) -> Result<Self> {
         let path = run.join(NAME);
         if path.exists() {
-            let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
-            let kept: String = text
-                .lines()
-                .filter(|line| serde_json::from_str::<Row>(line).is_ok_and(|row| row.step <= step))
-                .flat_map(|line| [line, "\n"])
-                .collect();
+            let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
+            let text = String::from_utf8_lossy(&bytes);
+            let mut kept = String::new();
+            let mut lines = (1..).zip(text.lines()).peekable();
+            while let Some((number, line)) = lines.next() {
+                match serde_json::from_str::<Row>(line) {
+                    Ok(row) if row.step <= step => kept.extend([line, "\n"]),
+                    Ok(_) => {}
+                    Err(_) if lines.peek().is_none() => {}
+                    Err(error) => {
+                        let problem = format!("line {number} is no row of metrics: {error}");
+                        return Err(Error::format(path, problem));
+                    }
+                }
+            }
             if kept != text {
                 files::write(&path, kept.as_bytes())?;
             }

@@ -64,7 +64,7 @@ pub fn open(config: &Config, progress: &mut dyn FnMut(Progress)) -> Result<Sourc
         (None, Some(init)) => Some(super::Checkpoint::open(&init.from)?.config()?.vocab_size),
         (None, None) => None,
     };
-    let mut options = OpenOptions::new(config.train.seq_len, cache_dir()?);
+    let mut options = OpenOptions::new(config.train.seq_len, cache_dir());
     options.vocab_size = given;
     options.tokenizer = tokenizer(config)?;
     if !config.data.validation.is_empty() {
@@ -139,11 +139,8 @@ pub fn check_vocabulary(sources: &Sources, model: &ModelConfig) -> Result<()> {
     }
 }
 
-/// Where tokenized text is kept between runs.
-///
-/// # Errors
-/// If the environment does not tell where caches belong.
-pub fn cache_dir() -> Result<PathBuf> {
-    let books = data::gutenberg::cache_folder()?;
-    Ok(books.with_file_name("tokens"))
+/// Where tokenized text is kept between runs, if the environment tells where caches belong.
+pub fn cache_dir() -> Option<PathBuf> {
+    let books = data::gutenberg::cache_folder().ok()?;
+    Some(books.with_file_name("tokens"))
 }

@@ -95,7 +95,7 @@ pub struct Trainer {
     metrics: MetricsFile,
     warnings: Vec<Warning>,
     last_saved: Option<u64>,
-    _lock: File,
+    lock: File,
 }
 
 /// Whether a run may go on where it stopped.
@@ -182,10 +182,12 @@ impl Trainer {
                     .settle(config.train.seq_len, sources.vocab_size)
                     .map_err(name_file)?;
                 let (_, warnings) = model.resolve().map_err(name_file)?;
-                let memory = inventory(&model, 1, 1)?.memory;
+                let micro = config.train.batch_size / config.train.grad_accum_steps;
                 memory::require(
-                    memory.weights + memory.gradients + memory.optimizer,
-                    "the model's weights, gradients and moments",
+                    inventory(&model, micro, config.train.seq_len)?
+                        .memory
+                        .total(),
+                    "the model's weights, gradients, moments and activations",
                 )?;
                 (Decoder::new(&model, config.seed, &device)?, warnings)
             }
@@ -227,13 +229,18 @@ impl Trainer {
             config
                 .schedule
                 .settle(config.optimizer.lr, config.train.steps, tokens_per_step)?;
-        files::write(run.join(CONFIG), config.to_toml().as_bytes())?;
+        let metrics = MetricsFile::open(run, state.step)?;
+        // What says the same already may be somebody's own, with comments.
+        let path = run.join(CONFIG);
+        if !path.exists() || Config::load(&path, &[])? != config {
+            files::write(path, config.to_toml().as_bytes())?;
+        }
         if resumed.is_some() {
             // A kill may have come between saving and pruning.
             checkpoint::prune(run, state.step, config.train.keep_checkpoints)?;
         }
         Ok(Self {
-            metrics: MetricsFile::open(run, state.step)?,
+            metrics,
             last_saved: resumed.is_some().then_some(state.step),
             config,
             run: run.to_path_buf(),
@@ -246,7 +253,7 @@ impl Trainer {
             optimizer,
             state,
             warnings,
-            _lock: lock,
+            lock,
         })
     }
 
@@ -388,6 +395,8 @@ impl Trainer {
             return Ok(());
         }
         self.check_weights()?;
+        self.check_directory()?;
+        checkpoint::remove_broken(&self.run, self.state.step)?;
         let path = checkpoint::step_path(&self.run, self.state.step);
         checkpoint::save(
             &path,
@@ -445,6 +454,20 @@ impl Trainer {
                 "step 1: no finite gradient for {}",
                 names.join(", ")
             ))),
+        }
+    }
+
+    /// The run directory is still the one whose lock this process holds.
+    fn check_directory(&self) -> Result<()> {
+        let path = self.run.join(LOCK);
+        let found = std::fs::metadata(&path).map_err(Error::io(&path))?;
+        let held = self.lock.metadata().map_err(Error::io(&path))?;
+        match files::is_same(&found, &held) {
+            true => Ok(()),
+            false => Err(Error::format(
+                &self.run,
+                "is not the directory this run began in; it was moved or made anew",
+            )),
         }
     }
 
@@ -542,7 +565,11 @@ fn check_init(config: &Config, from: &Checkpoint, sources: &Sources) -> Result<(
 /// If another process holds it.
 pub fn lock(run: &Path) -> Result<File> {
     let path = run.join(LOCK);
-    let file = File::create(&path).map_err(Error::io(&path))?;
+    let file = File::options()
+        .create(true)
+        .append(true)
+        .open(&path)
+        .map_err(Error::io(&path))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(std::fs::TryLockError::WouldBlock) => Err(Error::config(format!(
@@ -574,11 +601,20 @@ pub fn remove_run(run: &Path) -> Result<()> {
 }
 
 fn refuse_to_overwrite(run: &Path) -> Result<()> {
-    if run.join(CONFIG).exists() || checkpoint::exists(run)? {
+    if checkpoint::exists(run)? {
         return Err(Error::config(format!(
             "{} already holds a run; go on with it by --resume, or choose another --run",
             run.display()
         )));
+    }
+    for name in [CONFIG, metrics::NAME] {
+        if run.join(name).exists() {
+            return Err(Error::config(format!(
+                "{} already holds a run that has not saved yet, or another {name}; begin it again \
+                 by --resume, or choose another --run",
+                run.display()
+            )));
+        }
     }
     Ok(())
 }

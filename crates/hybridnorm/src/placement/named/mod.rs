@@ -60,7 +60,7 @@ pub fn entry(name: &str) -> Result<&'static Named, PlacementError> {
             .join(", ");
         let advice = match near.as_str() {
             "" => format!(
-                "the {} known names begin with `pre-norm` and `hybridnorm`",
+                "`hybridnorm placement list` shows the {} known ones",
                 NAMES.len()
             ),
             near => format!("nearest known: {near}"),

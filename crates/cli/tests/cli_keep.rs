@@ -1,0 +1,177 @@
+//! What somebody has is not lost.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::{Damage, Lab, damage, files_below, train_args};
+
+const PREPARE: [&str; 7] = [
+    "data",
+    "prepare",
+    "stories:60",
+    "--tokenizer",
+    "bytes",
+    "--out",
+    "p",
+];
+
+fn official_folder(lab: &Lab, name: &str) {
+    let fixtures =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../hybridnorm/tests/fixtures/official");
+    let json = fs::read(fixtures.join("hybridnorm-star.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    let config = serde_json::json!({ "model": json["model"] });
+    lab.write(&format!("{name}/config.yaml"), config.to_string());
+    let torch = fs::read(fixtures.join("hybridnorm-star.pt")).unwrap();
+    lab.write(&format!("{name}/model.pt"), torch);
+}
+
+#[test]
+fn an_import_takes_no_place_that_is_taken() {
+    let lab = Lab::new();
+    official_folder(&lab, "theirs");
+    lab.write("thesis/chapter.txt", "mine");
+    lab.write("new.partial/chapter.txt", "mine");
+    lab.train("run", &[]);
+    for (out, named) in [
+        ("thesis", "thesis"),
+        ("new", "new.partial"),
+        ("run", "run"),
+        ("theirs", "theirs"),
+    ] {
+        let before = files_below(&lab.path("."));
+        lab.fails(
+            1,
+            &["import", "theirs", "--out", out],
+            &[named, "already here"],
+        );
+        assert_eq!(before, files_below(&lab.path(".")));
+    }
+    lab.ok(&["import", "theirs", "--out", "theirs/imported"]);
+}
+
+#[test]
+fn prepared_data_stay_until_new_ones_are_whole() {
+    let lab = Lab::new();
+    lab.ok(&PREPARE);
+    let before = lab.read("p/train-00000.bin");
+    lab.write("bad.txt", b"fine\n\xff\n");
+    let again = [
+        "data",
+        "prepare",
+        "bad.txt",
+        "--tokenizer",
+        "bytes",
+        "--out",
+        "p",
+        "--overwrite",
+    ];
+    lab.fails(1, &again, &["bad.txt", "UTF-8"]);
+    lab.ok(&["data", "inspect", "p"]);
+    assert!(before == lab.read("p/train-00000.bin"));
+    assert!(!lab.path("p.partial").exists());
+    let mut good = again;
+    good[2] = "stories:70";
+    lab.ok(&good);
+    assert!(before != lab.read("p/train-00000.bin"));
+    // What another program calls tokenizer.json is not taken for ours.
+    lab.write("theirs/tokenizer.json", "{}");
+    good[6] = "theirs";
+    lab.fails(2, &good, &["theirs: holds something else"]);
+    assert_eq!(lab.read("theirs/tokenizer.json"), b"{}");
+}
+
+#[test]
+fn files_of_others_in_a_run_directory_are_left_alone() {
+    let lab = Lab::new();
+    let config = String::from_utf8(lab.read("tiny.toml")).unwrap();
+    lab.write("a/config.toml", format!("# mine\n{config}"));
+    lab.fails(
+        2,
+        &["train", "a/config.toml", "--run", "a"],
+        &["config.toml", "another --run"],
+    );
+    lab.ok(&[
+        "train",
+        "a/config.toml",
+        "--run",
+        "a",
+        "--resume",
+        "--quiet",
+    ]);
+    assert!(lab.read("a/config.toml").starts_with(b"# mine"));
+    lab.write("b/metrics.jsonl", "{\"mine\":1}\n{\"mine\":2}\n");
+    lab.train_fails(2, "b", &[], &["metrics.jsonl"]);
+    lab.train_fails(
+        1,
+        "b",
+        &["--resume"],
+        &["b/metrics.jsonl", "line 1 is no row"],
+    );
+    assert_eq!(lab.read("b/metrics.jsonl"), b"{\"mine\":1}\n{\"mine\":2}\n");
+    assert!(!lab.path("b/config.toml").exists());
+    lab.write("c/lock", "mine");
+    lab.train("c", &[]);
+    assert_eq!(lab.read("c/lock"), b"mine");
+}
+
+#[test]
+fn a_run_whose_directory_is_taken_away_stops_at_its_next_checkpoint() {
+    let lab = Lab::new();
+    let more = [
+        "--set",
+        "train.steps=1000000",
+        "--set",
+        "train.checkpoint_every=50",
+    ];
+    let child = lab.start(&train_args("run", &more));
+    common::wait_until("a checkpoint", || {
+        !lab.checkpoints_or_none("run").is_empty()
+    });
+    fs::rename(lab.path("run"), lab.path("moved")).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(common::code(&output), 1);
+    let said = common::stderr(&output);
+    assert!(
+        said.starts_with("error: run") && said.lines().count() == 1,
+        "{said}"
+    );
+    assert!(!lab.path("run").exists());
+    lab.train("moved", &["--resume", "--set", "train.steps=50"]);
+}
+
+#[test]
+fn a_damaged_cache_is_made_again() {
+    let lab = Lab::new();
+    lab.train("one", &[]);
+    for how in [Damage::FlippedBit, Damage::CutShort, Damage::Deleted] {
+        for name in ["manifest.json", "train-00000.bin"] {
+            let cached = files_below(&lab.path("cache"));
+            let file = cached.iter().find(|file| file.ends_with(name)).unwrap();
+            damage(file, how);
+            let run = format!("{how:?} {name}");
+            lab.train(&run, &[]);
+            assert_eq!(lab.history("one"), lab.history(&run));
+        }
+    }
+}
+
+#[test]
+fn without_a_home_what_needs_no_cache_works() {
+    let lab = Lab::new();
+    lab.ok(&PREPARE);
+    let run = |args: &[&str]| {
+        let mut command = lab.command(args);
+        command.env_remove("HOME").env_remove("XDG_CACHE_HOME");
+        command.output().unwrap()
+    };
+    let output = run(&train_args("run", &["--set", "data.train=['p']"]));
+    assert_eq!(common::code(&output), 0, "{}", common::stderr(&output));
+    let output = run(&["eval", "run", "--data", "p", "--json"]);
+    assert_eq!(common::code(&output), 0, "{}", common::stderr(&output));
+    let output = run(&train_args("text", &[]));
+    assert_eq!(common::code(&output), 2);
+    assert!(common::stderr(&output).contains("set XDG_CACHE_HOME or HOME"));
+}
