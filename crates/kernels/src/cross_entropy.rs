@@ -11,10 +11,10 @@ use crate::math::{exp, tanh};
 use crate::simd::{dispatch, map_sum, max, sum};
 use rayon::prelude::*;
 
-/// Most logits in memory at once: 16 MiB.
-const MAX_LOGITS: usize = 4 << 20;
-/// Bounds of the rows of a chunk.
-const ROWS: (usize, usize) = (16, 1024);
+/// Most logits in memory at once: 64 MiB.
+const MAX_LOGITS: usize = 16 << 20;
+/// Bounds of the rows of a chunk: enough for the products to run at full speed.
+const ROWS: (usize, usize) = (16, 512);
 /// Terms summed in single precision before they enter a double precision sum.
 const SUM_BLOCK: usize = 4096;
 
@@ -63,7 +63,7 @@ pub fn loss(
 ) -> LossSums {
     spec.check("cross_entropy::loss", x, w, targets);
     let mut rows = vec![Row::default(); targets.len()];
-    let mut logits = spec.chunk_of_logits(targets.len());
+    let mut logits = vec![0.0; spec.scratch(targets.len())];
     let chunk = spec.rows_per_chunk();
     let chunks = x.chunks(chunk * spec.width).zip(targets.chunks(chunk));
     for ((x, targets), rows) in chunks.zip(rows.chunks_mut(chunk)) {
@@ -82,6 +82,8 @@ pub fn loss(
 
 /// The loss as in [`loss`], and the gradients of
 /// `(cross_entropy + z_loss * z) / divisor` for `x` (n, width) and `w` (vocab, width).
+///
+/// `logits` is where a chunk of logits is worked on, at least [`LossSpec::scratch`] long.
 pub fn loss_and_gradients(
     spec: &LossSpec,
     x: &[f32],
@@ -89,6 +91,7 @@ pub fn loss_and_gradients(
     targets: &[i32],
     dx: &mut [f32],
     dw: &mut [f32],
+    logits: &mut [f32],
 ) -> LossSums {
     spec.check("cross_entropy::loss_and_gradients", x, w, targets);
     assert_eq!(
@@ -107,8 +110,11 @@ pub fn loss_and_gradients(
         logit_scale,
         ..
     } = *spec;
+    assert!(
+        logits.len() >= spec.scratch(targets.len()),
+        "cross_entropy::loss_and_gradients: logits is shorter than a chunk"
+    );
     let mut rows = vec![Row::default(); targets.len()];
-    let mut logits = spec.chunk_of_logits(targets.len());
     let chunk = spec.rows_per_chunk();
     if targets.is_empty() {
         dw.fill(0.0);
@@ -117,11 +123,17 @@ pub fn loss_and_gradients(
     let outputs = rows.chunks_mut(chunk).zip(dx.chunks_mut(chunk * width));
     for (c, ((x, targets), (rows, dx))) in inputs.zip(outputs).enumerate() {
         let n = targets.len();
-        let logits = spec.logits(x, w, n, &mut logits);
+        let logits = spec.logits(x, w, n, logits);
         let each = logits.par_chunks_mut(vocab).zip(targets).zip(rows);
         each.for_each(|((z, &target), row)| {
-            *row = spec.reduce(z, target);
-            spec.differentiate(z, target, row.log_sum);
+            *row = match spec.softcap {
+                None => spec.reduce_and_differentiate(z, target),
+                Some(cap) => {
+                    let row = spec.reduce(z, target);
+                    spec.differentiate(z, target, row.log_sum, cap);
+                    row
+                }
+            };
         });
         let (rows, columns, wide) = ((width, 1), (1, vocab), (vocab, 1));
         matmul(
@@ -203,8 +215,9 @@ impl LossSpec {
         (MAX_LOGITS / self.vocab).clamp(ROWS.0, ROWS.1)
     }
 
-    fn chunk_of_logits(&self, rows: usize) -> Vec<f32> {
-        vec![0.0; rows.min(self.rows_per_chunk()) * self.vocab]
+    /// Logits that are worked on at once for `rows` rows.
+    pub fn scratch(&self, rows: usize) -> usize {
+        rows.min(self.rows_per_chunk()) * self.vocab
     }
 
     /// Products `x w^T` of `n` rows, scaled; with a soft cap divided by it, ready for the tanh.
@@ -248,27 +261,59 @@ impl LossSpec {
         }
     }
 
-    /// Replaces the logits of a row by the gradient for the products `logit_scale * w x`.
-    fn differentiate(&self, z: &mut [f32], target: i32, log_sum: f64) {
+    /// [`LossSpec::reduce`] and [`LossSpec::differentiate`] in one, without a soft cap: the
+    /// exponentials of the sum are those of the gradient.
+    fn reduce_and_differentiate(&self, z: &mut [f32], target: i32) -> Row {
+        let Ok(target) = usize::try_from(target) else {
+            z.fill(0.0);
+            return Row::default();
+        };
+        let logit = f64::from(z[target]);
+        let (largest, total) = dispatch(
+            #[inline(always)]
+            || {
+                let largest = max(z);
+                let mut total = 0.0f64;
+                for z in z.chunks_mut(SUM_BLOCK) {
+                    total += f64::from(map_sum(z, |z| exp(z - largest)));
+                }
+                (largest, total)
+            },
+        );
+        let log_sum = f64::from(largest) + total.ln();
+        let weight = self.gradient_weight(log_sum) / total;
+        let weight = weight as f32;
+        dispatch(
+            #[inline(always)]
+            || z.iter_mut().for_each(|z| *z *= weight),
+        );
+        z[target] -= 1.0 / self.divisor;
+        Row {
+            counted: true,
+            log_sum,
+            cross_entropy: log_sum - logit,
+        }
+    }
+
+    /// Factor of the probabilities in the gradient.
+    fn gradient_weight(&self, log_sum: f64) -> f64 {
+        (1.0 + 2.0 * f64::from(self.z_loss) * log_sum) / f64::from(self.divisor)
+    }
+
+    /// Replaces the logits of a row, capped at `cap`, by the gradient for the products
+    /// `logit_scale * w x`.
+    fn differentiate(&self, z: &mut [f32], target: i32, log_sum: f64, cap: f32) {
         let Ok(target) = usize::try_from(target) else {
             return z.fill(0.0);
         };
-        let weight = (1.0 + 2.0 * f64::from(self.z_loss) * log_sum) / f64::from(self.divisor);
-        let (weight, log_sum) = (weight as f32, log_sum as f32);
-        let capped_slope = |z: f32, cap: f32| 1.0 - (z / cap) * (z / cap);
-        let at_target = self.softcap.map_or(1.0, |cap| capped_slope(z[target], cap));
+        let (weight, log_sum) = (self.gradient_weight(log_sum) as f32, log_sum as f32);
+        let slope = |z: f32| 1.0 - (z / cap) * (z / cap);
+        let at_target = slope(z[target]);
         dispatch(
             #[inline(always)]
-            || match self.softcap {
-                None => {
-                    for z in z.iter_mut() {
-                        *z = weight * exp(*z - log_sum);
-                    }
-                }
-                Some(cap) => {
-                    for z in z.iter_mut() {
-                        *z = weight * exp(*z - log_sum) * capped_slope(*z, cap);
-                    }
+            || {
+                for z in z.iter_mut() {
+                    *z = weight * exp(*z - log_sum) * slope(*z);
                 }
             },
         );
@@ -281,6 +326,18 @@ mod tests {
     use super::*;
     use crate::testing::{Rng, check_gradient, close, same_bits_on_any_pool, wide};
     use proptest::prelude::*;
+
+    fn with_gradients(
+        spec: &LossSpec,
+        x: &[f32],
+        w: &[f32],
+        targets: &[i32],
+        dx: &mut [f32],
+        dw: &mut [f32],
+    ) -> LossSums {
+        let mut logits = vec![f32::NAN; spec.scratch(targets.len())];
+        loss_and_gradients(spec, x, w, targets, dx, dw, &mut logits)
+    }
 
     /// (sum of cross-entropy, sum of squared log-sums), from the definition.
     fn naive(spec: &LossSpec, x: &[f64], w: &[f64], targets: &[i32]) -> (f64, f64) {
@@ -309,7 +366,7 @@ mod tests {
         let mut targets = rng.below(spec.vocab, n);
         targets.iter_mut().step_by(3).for_each(|t| *t = -1);
         let (mut dx, mut dw) = (vec![f32::NAN; x.len()], vec![f32::NAN; w.len()]);
-        let sums = loss_and_gradients(spec, &x, &w, &targets, &mut dx, &mut dw);
+        let sums = with_gradients(spec, &x, &w, &targets, &mut dx, &mut dw);
         let (cross_entropy, z) = naive(spec, &wide(&x), &wide(&w), &targets);
         close(sums.cross_entropy as f32, cross_entropy, 2e-6);
         close(sums.z as f32, z, 2e-6);
@@ -362,10 +419,10 @@ mod tests {
             width: 2,
             ..PLAIN
         };
-        assert_eq!(spec.rows_per_chunk(), 16);
+        assert_eq!(spec.rows_per_chunk(), 55);
         let mut rng = Rng::new(82);
-        let (x, w) = (rng.normal(40 * 2), rng.normal(600_000));
-        let targets = rng.below(300_000, 40);
+        let (x, w) = (rng.normal(120 * 2), rng.normal(600_000));
+        let targets = rng.below(300_000, 120);
         let sums = loss(&spec, &x, &w, &targets, None);
         close(
             sums.cross_entropy as f32,
@@ -384,7 +441,7 @@ mod tests {
             ..PLAIN
         };
         let (mut dx, mut dw) = ([0.0], [0.0; 3]);
-        let sums = loss_and_gradients(&spec, &[1.0], &[1e4, -1e4, 0.0], &[1], &mut dx, &mut dw);
+        let sums = with_gradients(&spec, &[1.0], &[1e4, -1e4, 0.0], &[1], &mut dx, &mut dw);
         assert_eq!(sums.cross_entropy, 2e4);
         assert_eq!(dw, [1.0, -1.0, 0.0]);
     }
@@ -392,10 +449,10 @@ mod tests {
     #[test]
     fn without_counted_rows_all_is_zero() {
         let (mut dx, mut dw) = ([1.0; 6], [1.0; 21]);
-        let sums = loss_and_gradients(&PLAIN, &[1.0; 6], &[1.0; 21], &[-1, -1], &mut dx, &mut dw);
+        let sums = with_gradients(&PLAIN, &[1.0; 6], &[1.0; 21], &[-1, -1], &mut dx, &mut dw);
         assert_eq!((sums, dx, dw), (LossSums::default(), [0.0; 6], [0.0; 21]));
         dw.fill(1.0);
-        loss_and_gradients(&PLAIN, &[], &[1.0; 21], &[], &mut [], &mut dw);
+        with_gradients(&PLAIN, &[], &[1.0; 21], &[], &mut [], &mut dw);
         assert_eq!(dw, [0.0; 21]);
     }
 
@@ -413,7 +470,7 @@ mod tests {
         let targets = rng.below(500, n);
         same_bits_on_any_pool(|| {
             let (mut dx, mut dw) = (vec![0.0; x.len()], vec![0.0; w.len()]);
-            let sums = loss_and_gradients(&spec, &x, &w, &targets, &mut dx, &mut dw);
+            let sums = with_gradients(&spec, &x, &w, &targets, &mut dx, &mut dw);
             let rest = (sums.cross_entropy - f64::from(sums.cross_entropy as f32)) as f32;
             [dx, dw, vec![sums.cross_entropy as f32, rest, sums.z as f32]].concat()
         });

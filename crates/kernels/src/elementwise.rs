@@ -23,6 +23,23 @@ pub fn axpby(a: f32, x: &[f32], b: f32, y: &[f32], out: &mut [f32]) {
         });
 }
 
+/// `sum += x`, both of one length.
+pub fn add_to(x: &[f32], sum: &mut [f32]) {
+    assert_eq!(x.len(), sum.len(), "add_to: x is not as long as sum");
+    sum.par_chunks_mut(ELEMENTS)
+        .zip(x.par_chunks(ELEMENTS))
+        .for_each(|(sum, x)| {
+            dispatch(
+                #[inline(always)]
+                || {
+                    for (sum, &x) in sum.iter_mut().zip(x) {
+                        *sum += x;
+                    }
+                },
+            );
+        });
+}
+
 /// `y[r, c] = x[r, c] * s[c / repeat]` for `x`, `y` (n, w) and `s` (w / repeat).
 ///
 /// With `repeat` 1 each channel has its scale; with the width of a head each head has (the head

@@ -193,9 +193,7 @@ impl Attention {
             Some(norm) => norm.params(&device),
             None => Tensor::empty([0], &device),
         });
-        let qkv_btc = ops::qkv_norm_rope(qkv_btc, params, self.prepare.0, positions.rope.clone());
-        let qkv_btc = self.learned_qk_scales(qkv_btc);
-
+        let (prepare, rope) = (self.prepare.0, positions.rope.clone());
         let spec = ops::Attention {
             batch,
             seq,
@@ -205,9 +203,20 @@ impl Attention {
             scale,
             softcap,
         };
+        let prepared = |qkv_btc| {
+            self.learned_qk_scales(ops::qkv_norm_rope(
+                qkv_btc,
+                params.clone(),
+                prepare,
+                rope.clone(),
+            ))
+        };
+        let is_plain = self.qk_scale.factor.is_none() && self.tau.is_none();
         let ctx_btd = match cache {
-            None => ops::causal_attention(qkv_btc, spec),
+            None if is_plain => ops::normed_attention(qkv_btc, params, prepare, rope, spec),
+            None => ops::causal_attention(prepared(qkv_btc), spec),
             Some(cache) => {
+                let qkv_btc = prepared(qkv_btc);
                 let kv = qkv_btc
                     .clone()
                     .narrow(2, heads * head_dim, 2 * kv_heads * head_dim);

@@ -66,12 +66,11 @@ impl FeedForward {
     pub fn forward(&self, u_btd: Tensor<3>) -> Tensor<3> {
         let projected = ops::linear(u_btd, self.up.val());
         let projected = self.normed_projections(projected);
-        let hidden_btf = ops::activation(projected, self.activation.op());
-        let hidden_btf = match &self.mid_norm {
-            Some(norm) => norm.forward(hidden_btf),
-            None => hidden_btf,
-        };
-        ops::linear(hidden_btf, self.down.val())
+        let (act, down) = (self.activation.op(), self.down.val());
+        match &self.mid_norm {
+            None => ops::activation_linear(projected, act, down),
+            Some(norm) => ops::linear(norm.forward(ops::activation(projected, act)), down),
+        }
     }
 
     fn normed_projections(&self, projected: Tensor<3>) -> Tensor<3> {

@@ -5,6 +5,7 @@ use burn::tensor::{Device, Tensor};
 
 use super::norm::{Norm, NormSite};
 use super::scale::Scale;
+use crate::ops;
 use crate::placement::{self, Factor, NormSpec, Skip};
 
 /// Norms, scales and the skip around a function of the stream.
@@ -87,7 +88,7 @@ impl SubLayer {
 
     /// `s' = post_norm(skip_scale · skip + o)`
     pub(super) fn merge(&self, skip: Tensor<3>, o: Tensor<3>) -> Tensor<3> {
-        apply(&self.post_norm, self.skip_scale.forward(skip) + o)
+        apply(&self.post_norm, ops::add(self.skip_scale.forward(skip), o))
     }
 }
 

@@ -5,6 +5,8 @@ use std::borrow::Cow;
 use burn::tensor::{DType, Shape, TensorData};
 use burn_flex::FlexTensor;
 
+use super::pool;
+
 /// The elements of a float tensor in row-major order; copies only what is not contiguous.
 pub(super) fn floats(x: &FlexTensor) -> Cow<'_, [f32]> {
     match x.as_slice::<f32>() {
@@ -37,9 +39,9 @@ pub(super) fn like(values: Vec<f32>, x: &FlexTensor) -> FlexTensor {
     tensor(values, x.layout().shape().clone())
 }
 
-/// Zeros for every element of `x`.
-pub(super) fn zeros(x: &FlexTensor) -> Vec<f32> {
-    vec![0.0; x.layout().num_elements()]
+/// A buffer as large as `x`, to be overwritten.
+pub(super) fn buffer(x: &FlexTensor) -> Vec<f32> {
+    pool::take(x.layout().num_elements())
 }
 
 /// Size of the last dimension.

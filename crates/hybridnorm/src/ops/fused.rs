@@ -20,8 +20,9 @@ use hybridnorm_kernels::{
     qkv::{self, QkvPrep},
 };
 
-use super::flex::{floats, ids, last_dim, like, tensor, zeros};
+use super::flex::{buffer, floats, ids, last_dim, like, tensor};
 use super::node::node;
+use super::pool::{give, give_all, give_buffer, into_buffer, take};
 
 /// The fused ops as Burn sees them. Use the functions of [`ops`](super) instead.
 #[backend_extension(Flex, Autodiff)]
@@ -42,6 +43,24 @@ pub trait FusedOps: Backend {
     ) -> FloatTensor<Self>;
     /// See [`ops::causal_attention`](super::causal_attention).
     fn fused_attention(qkv: FloatTensor<Self>, spec: Attention) -> FloatTensor<Self>;
+    /// See [`ops::normed_attention`](super::normed_attention).
+    fn fused_normed_attention(
+        qkv: FloatTensor<Self>,
+        q_params: FloatTensor<Self>,
+        k_params: FloatTensor<Self>,
+        v_params: FloatTensor<Self>,
+        prepare: QkvPrep,
+        rope: Arc<[f32]>,
+        spec: Attention,
+    ) -> FloatTensor<Self>;
+    /// See [`ops::activation_linear`](super::activation_linear).
+    fn fused_activation_linear(
+        x: FloatTensor<Self>,
+        w: FloatTensor<Self>,
+        act: Activation,
+    ) -> FloatTensor<Self>;
+    /// See [`ops::add`](super::add).
+    fn fused_add(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self>;
     /// See [`ops::activation`](super::activation()).
     fn fused_activation(x: FloatTensor<Self>, act: Activation) -> FloatTensor<Self>;
     /// See [`ops::scale_columns`](super::scale_columns).
@@ -63,7 +82,7 @@ pub trait FusedOps: Backend {
 
 impl FusedOps for Flex {
     fn fused_norm(x: FlexTensor, params: FlexTensor, spec: Norm) -> FlexTensor {
-        let mut y = zeros(&x);
+        let mut y = buffer(&x);
         norm::forward(&spec, &floats(&x), &floats(&params), &mut y);
         like(y, &x)
     }
@@ -73,7 +92,7 @@ impl FusedOps for Flex {
         let mut shape = x.layout().shape().clone();
         let last = shape.num_dims() - 1;
         shape[last] = o;
-        let mut y = vec![0.0; shape.num_elements()];
+        let mut y = take(shape.num_elements());
         linear::forward(&floats(&x), &floats(&w), &mut y, i, o);
         tensor(y, shape)
     }
@@ -86,7 +105,7 @@ impl FusedOps for Flex {
         spec: QkvPrep,
         rope: Arc<[f32]>,
     ) -> FlexTensor {
-        let mut out = zeros(&qkv);
+        let mut out = buffer(&qkv);
         qkv::forward(
             &spec,
             &floats(&qkv),
@@ -103,18 +122,52 @@ impl FusedOps for Flex {
         attention_forward(&qkv, &spec).0
     }
 
+    fn fused_normed_attention(
+        qkv: FlexTensor,
+        q_params: FlexTensor,
+        k_params: FlexTensor,
+        v_params: FlexTensor,
+        prepare: QkvPrep,
+        rope: Arc<[f32]>,
+        spec: Attention,
+    ) -> FlexTensor {
+        let prepared = Flex::fused_qkv(qkv, q_params, k_params, v_params, prepare, rope);
+        let (ctx, _) = attention_forward(&prepared, &spec);
+        give(prepared);
+        ctx
+    }
+
+    fn fused_activation_linear(x: FlexTensor, w: FlexTensor, act: Activation) -> FlexTensor {
+        let hidden = Flex::fused_activation(x, act);
+        let y = Flex::fused_linear(hidden.clone(), w);
+        give(hidden);
+        y
+    }
+
+    fn fused_add(x: FlexTensor, mut y: FlexTensor) -> FlexTensor {
+        if y.is_contiguous()
+            && let Some(sum) = y.try_storage_mut::<f32>()
+        {
+            elementwise::add_to(&floats(&x), sum);
+            return y;
+        }
+        let mut sum = buffer(&x);
+        elementwise::axpby(1.0, &floats(&x), 1.0, &floats(&y), &mut sum);
+        like(sum, &x)
+    }
+
     fn fused_activation(x: FlexTensor, act: Activation) -> FlexTensor {
         let mut shape = x.layout().shape().clone();
         let last = shape.num_dims() - 1;
         shape[last] /= inputs_per_output(act);
         let f = shape[last];
-        let mut y = vec![0.0; shape.num_elements()];
+        let mut y = take(shape.num_elements());
         activation::forward(act, &floats(&x), &mut y, f);
         tensor(y, shape)
     }
 
     fn fused_scale_columns(x: FlexTensor, s: FlexTensor, repeat: usize) -> FlexTensor {
-        let mut y = zeros(&x);
+        let mut y = buffer(&x);
         elementwise::scale_columns(&floats(&x), &floats(&s), repeat, &mut y);
         like(y, &x)
     }
@@ -122,7 +175,7 @@ impl FusedOps for Flex {
     fn fused_embedding(w: FlexTensor, token_ids: FlexTensor) -> FlexTensor {
         let [_, d] = w.layout().shape().dims();
         let [b, t] = token_ids.layout().shape().dims();
-        let mut y = vec![0.0; b * t * d];
+        let mut y = take(b * t * d);
         embedding::forward(&ids(&token_ids), &floats(&w), &mut y);
         tensor(y, [b, t, d])
     }
@@ -147,7 +200,7 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
                 (y, (x, params))
             },
             move |(x, params), dy| {
-                let (mut dx, mut dp) = (zeros(&x), zeros(&params));
+                let (mut dx, mut dp) = (buffer(&x), buffer(&params));
                 norm::backward(
                     &spec,
                     &floats(&x),
@@ -156,7 +209,9 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
                     &mut dx,
                     &mut dp,
                 );
-                [like(dx, &x), like(dp, &params)]
+                let gradients = [like(dx, &x), like(dp, &params)];
+                give_all([x, params, dy]);
+                gradients
             },
         )
     }
@@ -168,11 +223,12 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
             |[x, w]| (Flex::fused_linear(x.clone(), w.clone()), (x, w)),
             |(x, w), dy| {
                 let [o, i] = w.layout().shape().dims();
-                let dy = floats(&dy);
-                let (mut dx, mut dw) = (zeros(&x), zeros(&w));
-                linear::backward_input(&dy, &floats(&w), &mut dx, i, o);
-                linear::backward_weight(&dy, &floats(&x), &mut dw, i, o);
-                [like(dx, &x), like(dw, &w)]
+                let (mut dx, mut dw) = (buffer(&x), buffer(&w));
+                linear::backward_input(&floats(&dy), &floats(&w), &mut dx, i, o);
+                linear::backward_weight(&floats(&dy), &floats(&x), &mut dw, i, o);
+                let gradients = [like(dx, &x), like(dw, &w)];
+                give_all([x, w, dy]);
+                gradients
             },
         )
     }
@@ -200,8 +256,8 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
                 (y, (qkv, q, k, v, rope))
             },
             move |(qkv, q, k, v, rope), dy| {
-                let mut dqkv = zeros(&qkv);
-                let (mut dq, mut dk, mut dv) = (zeros(&q), zeros(&k), zeros(&v));
+                let mut dqkv = buffer(&qkv);
+                let (mut dq, mut dk, mut dv) = (buffer(&q), buffer(&k), buffer(&v));
                 qkv::backward(
                     &spec,
                     &floats(&qkv),
@@ -215,7 +271,9 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
                     &mut dk,
                     &mut dv,
                 );
-                [like(dqkv, &qkv), like(dq, &q), like(dk, &k), like(dv, &v)]
+                let gradients = [like(dqkv, &qkv), like(dq, &q), like(dk, &k), like(dv, &v)];
+                give_all([qkv, q, k, v, dy]);
+                gradients
             },
         )
     }
@@ -229,7 +287,7 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
                 (ctx.clone(), (qkv, ctx, Arc::<[f32]>::from(lse)))
             },
             move |(qkv, ctx, lse), dctx| {
-                let mut dqkv = zeros(&qkv);
+                let mut dqkv = buffer(&qkv);
                 attention::backward(
                     &spec,
                     &floats(&qkv),
@@ -238,8 +296,111 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
                     &floats(&dctx),
                     &mut dqkv,
                 );
-                [like(dqkv, &qkv)]
+                let gradients = [like(dqkv, &qkv)];
+                give_all([qkv, ctx, dctx]);
+                gradients
             },
+        )
+    }
+
+    fn fused_normed_attention(
+        qkv: FloatTensor<Self>,
+        q_params: FloatTensor<Self>,
+        k_params: FloatTensor<Self>,
+        v_params: FloatTensor<Self>,
+        prepare: QkvPrep,
+        rope: Arc<[f32]>,
+        spec: Attention,
+    ) -> FloatTensor<Self> {
+        node::<C, _, 4>(
+            "attention",
+            [qkv, q_params, k_params, v_params],
+            |[qkv, q, k, v]| {
+                let inputs = (qkv.clone(), q.clone(), k.clone(), v.clone());
+                let prepared = Flex::fused_qkv(qkv, q, k, v, prepare, rope.clone());
+                let (ctx, lse) = attention_forward(&prepared, &spec);
+                give(prepared);
+                (ctx.clone(), (inputs, rope, ctx, Arc::<[f32]>::from(lse)))
+            },
+            move |((qkv, q, k, v), rope, ctx, lse), dctx| {
+                let prepared = Flex::fused_qkv(
+                    qkv.clone(),
+                    q.clone(),
+                    k.clone(),
+                    v.clone(),
+                    prepare,
+                    rope.clone(),
+                );
+                let mut dprepared = buffer(&qkv);
+                attention::backward(
+                    &spec,
+                    &floats(&prepared),
+                    &floats(&ctx),
+                    &lse,
+                    &floats(&dctx),
+                    &mut dprepared,
+                );
+                give_all([ctx, dctx]);
+                let dprepared = like(dprepared, &qkv);
+                // What was prepared is not needed any more, and as large as its gradient.
+                let mut dqkv = into_buffer(prepared);
+                let (mut dq, mut dk, mut dv) = (buffer(&q), buffer(&k), buffer(&v));
+                qkv::backward(
+                    &prepare,
+                    &floats(&qkv),
+                    &rope,
+                    &floats(&q),
+                    &floats(&k),
+                    &floats(&v),
+                    &floats(&dprepared),
+                    &mut dqkv,
+                    &mut dq,
+                    &mut dk,
+                    &mut dv,
+                );
+                let gradients = [like(dqkv, &qkv), like(dq, &q), like(dk, &k), like(dv, &v)];
+                give_all([qkv, q, k, v, dprepared]);
+                gradients
+            },
+        )
+    }
+
+    fn fused_activation_linear(
+        x: FloatTensor<Self>,
+        w: FloatTensor<Self>,
+        act: Activation,
+    ) -> FloatTensor<Self> {
+        node::<C, _, 2>(
+            "activation and linear",
+            [x, w],
+            |[x, w]| {
+                let y = Flex::fused_activation_linear(x.clone(), w.clone(), act);
+                (y, (x, w))
+            },
+            move |(x, w), dy| {
+                let [o, f] = w.layout().shape().dims();
+                let hidden = Flex::fused_activation(x.clone(), act);
+                let mut dw = buffer(&w);
+                linear::backward_weight(&floats(&dy), &floats(&hidden), &mut dw, f, o);
+                // What is hidden is not needed any more, and as large as its gradient.
+                let mut dhidden = into_buffer(hidden);
+                linear::backward_input(&floats(&dy), &floats(&w), &mut dhidden, f, o);
+                let mut dx = buffer(&x);
+                activation::backward(act, &floats(&x), &dhidden, &mut dx, f);
+                give_buffer(dhidden);
+                let gradients = [like(dx, &x), like(dw, &w)];
+                give_all([x, w, dy]);
+                gradients
+            },
+        )
+    }
+
+    fn fused_add(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {
+        node::<C, _, 2>(
+            "add",
+            [x, y],
+            |[x, y]| (Flex::fused_add(x, y), ()),
+            |(), dy| [dy.clone(), dy],
         )
     }
 
@@ -249,9 +410,11 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
             [x],
             |[x]| (Flex::fused_activation(x.clone(), act), x),
             move |x, dy| {
-                let mut dx = zeros(&x);
+                let mut dx = buffer(&x);
                 activation::backward(act, &floats(&x), &floats(&dy), &mut dx, last_dim(&dy));
-                [like(dx, &x)]
+                let gradients = [like(dx, &x)];
+                give_all([x, dy]);
+                gradients
             },
         )
     }
@@ -269,7 +432,7 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
                 (y, (x, s))
             },
             move |(x, s), dy| {
-                let (mut dx, mut ds) = (zeros(&x), zeros(&s));
+                let (mut dx, mut ds) = (buffer(&x), buffer(&s));
                 elementwise::scale_columns_backward(
                     &floats(&x),
                     &floats(&s),
@@ -278,7 +441,9 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
                     &mut dx,
                     &mut ds,
                 );
-                [like(dx, &x), like(ds, &s)]
+                let gradients = [like(dx, &x), like(ds, &s)];
+                give_all([x, s, dy]);
+                gradients
             },
         )
     }
@@ -292,8 +457,9 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
                 (y, (w.layout().shape().clone(), token_ids))
             },
             move |(shape, token_ids), dy| {
-                let mut dw = vec![0.0; shape.num_elements()];
+                let mut dw = take(shape.num_elements());
                 embedding::backward(&ids(&token_ids), &floats(&dy), &mut dw);
+                give(dy);
                 [tensor(dw, shape)]
             },
         )
@@ -315,15 +481,19 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
                 if !tracked {
                     return (Flex::fused_loss(x, w, targets, spec), None);
                 }
-                let (mut dx, mut dw) = (zeros(&x), zeros(&w));
+                let (mut dx, mut dw) = (buffer(&x), buffer(&w));
+                let targets = ids(&targets);
+                let mut logits = take(spec.scratch(targets.len()));
                 let sums = cross_entropy::loss_and_gradients(
                     &spec,
                     &floats(&x),
                     &floats(&w),
-                    &ids(&targets),
+                    &targets,
                     &mut dx,
                     &mut dw,
+                    &mut logits,
                 );
+                give_buffer(logits);
                 (
                     loss_tensor(&spec, &sums),
                     Some((like(dx, &x), like(dw, &w))),
@@ -343,8 +513,8 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
 
 fn attention_forward(qkv: &FlexTensor, spec: &Attention) -> (FlexTensor, Vec<f32>) {
     let (b, t, h) = (spec.batch, spec.seq, spec.heads);
-    let mut ctx = vec![0.0; b * t * h * spec.head_dim];
-    let mut lse = vec![0.0; b * h * t];
+    let mut ctx = take(b * t * h * spec.head_dim);
+    let mut lse = take(b * h * t);
     attention::forward(spec, &floats(qkv), &mut ctx, &mut lse);
     (tensor(ctx, [b, t, h * spec.head_dim]), lse)
 }

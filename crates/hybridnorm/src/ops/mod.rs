@@ -12,6 +12,7 @@ pub mod compose;
 mod flex;
 pub mod fused;
 mod node;
+pub mod pool;
 pub mod profile;
 
 use std::sync::Arc;
@@ -84,6 +85,32 @@ pub fn causal_attention(qkv_btc: Tensor<3>, spec: Attention) -> Tensor<3> {
     }
 }
 
+/// [`qkv_norm_rope`] and [`causal_attention`] in one: what lies between them is not kept for the
+/// backward pass on the CPU but made again.
+pub fn normed_attention(
+    qkv_btc: Tensor<3>,
+    [q_p, k_p, v_p]: [Tensor<1>; 3],
+    prepare: QkvPrep,
+    rope: Arc<[f32]>,
+    spec: Attention,
+) -> Tensor<3> {
+    if is_fused(&qkv_btc) {
+        let y = Dispatch::fused_normed_attention(
+            qkv_btc.into_dispatch(),
+            q_p.into_dispatch(),
+            k_p.into_dispatch(),
+            v_p.into_dispatch(),
+            prepare,
+            rope,
+            spec,
+        );
+        Tensor::from_dispatch(y)
+    } else {
+        let qkv_btc = compose::qkv_norm_rope(qkv_btc, [q_p, k_p, v_p], prepare, &rope);
+        compose::causal_attention(qkv_btc, spec)
+    }
+}
+
 /// Attention of new positions over a cache that already holds them: query `i` of the new ones
 /// sees cache rows `0..=past + i`. `spec.seq` is the number of new positions; the cache is
 /// (b, capacity, 2·g·k) with keys before values. Not differentiable on the CPU.
@@ -118,6 +145,27 @@ pub fn activation(x_btf: Tensor<3>, act: Activation) -> Tensor<3> {
         Tensor::from_dispatch(y)
     } else {
         compose::activation(x_btf, act)
+    }
+}
+
+/// [`activation()`] and [`linear`] in one: the activation is not kept for the backward pass on the CPU
+/// but made again.
+pub fn activation_linear(x_btf: Tensor<3>, act: Activation, w_oi: Tensor<2>) -> Tensor<3> {
+    if is_fused(&x_btf) {
+        let y = Dispatch::fused_activation_linear(x_btf.into_dispatch(), w_oi.into_dispatch(), act);
+        Tensor::from_dispatch(y)
+    } else {
+        compose::linear(compose::activation(x_btf, act), w_oi)
+    }
+}
+
+/// `x + y` of one shape.
+pub fn add(x_btd: Tensor<3>, y_btd: Tensor<3>) -> Tensor<3> {
+    if is_fused(&x_btd) {
+        let sum = Dispatch::fused_add(x_btd.into_dispatch(), y_btd.into_dispatch());
+        Tensor::from_dispatch(sum)
+    } else {
+        x_btd + y_btd
     }
 }
 
@@ -188,6 +236,7 @@ pub fn adamw(
                 v.storage_mut(),
             );
         });
+        pool::give(g);
         let [p, m, v] = [p, m, v].map(Tensor::from_primitive::<Flex>);
         (p, m, v)
     } else {
