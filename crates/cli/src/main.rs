@@ -1,6 +1,7 @@
 //! The command line of hybridnorm.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
+mod allocator;
 mod args;
 mod commands;
 mod console;
@@ -18,10 +19,8 @@ use args::{Cli, Command};
 use commands::Ending;
 use console::Console;
 
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
+    allocator::keep_freed_memory();
     std::panic::set_hook(Box::new(|panic| console::to_stderr(&defect(panic))));
     // Wrong usage leaves with 2 from inside clap.
     let cli = Cli::parse();
