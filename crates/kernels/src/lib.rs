@@ -14,8 +14,8 @@
 //!   any number of threads: chunks depend only on shapes, each chunk is reduced in a fixed order,
 //!   and partial sums of chunks are added in the order of the chunks.
 //! * **Instruction sets.** Loops are compiled once for the baseline and once for AVX2 with FMA and
-//!   chosen at run time. They never contract `a * b + c` on their own, so that both give the same
-//!   bits; only matrix products depend on the instruction set.
+//!   chosen at run time. Multiply-adds are fused only where the code says so, so that both give the
+//!   same bits; only matrix products depend on the instruction set.
 //! * **Numbers.** A NaN or an infinity in the input shows in the output; it is never hidden.
 
 #![warn(missing_docs)]

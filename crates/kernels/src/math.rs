@@ -2,7 +2,8 @@
 //!
 //! The polynomials are minimax fits made for this crate (Remez exchange in 50-digit arithmetic);
 //! range reduction follows W. J. Cody and W. Waite, "Software Manual for the Elementary
-//! Functions" (1980). Selections are written so that both sides are computed and no branch is
+//! Functions" (1980). Multiply-adds are written as such: they are fused wherever the instruction set has
+//! them, and give the same bits, slowly, where it has not. Selections are written so that both sides are computed and no branch is
 //! left; a NaN stays a NaN.
 
 /// 1.5 * 2^23: adding it rounds a small number to the nearest integer, kept in the low bits.
@@ -18,16 +19,16 @@ const EXP_MAX: f32 = 88.722_83;
 pub(crate) fn exp(x: f32) -> f32 {
     let low = if x < EXP_MIN { EXP_MIN } else { x };
     let c = if low > EXP_MAX { EXP_MAX } else { low };
-    let shifted = c * std::f32::consts::LOG2_E + ROUND;
+    let shifted = c.mul_add(std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
-    let r = (c - n * LN2_HIGH) - n * LN2_LOW;
+    let r = n.mul_add(-LN2_LOW, n.mul_add(-LN2_HIGH, c));
     // e^r = 1 + r + r^2 q(r) on |r| <= ln(2)/2, to 3e-9.
-    let q = 1.395_047_3e-3;
-    let q = q * r + 8.368_882e-3;
-    let q = q * r + 4.166_620_6e-2;
-    let q = q * r + 0.166_665_2;
-    let q = q * r + 0.5;
-    let e = r * r * q + r + 1.0;
+    let q = 1.395_047_3e-3f32;
+    let q = q.mul_add(r, 8.368_882e-3);
+    let q = q.mul_add(r, 4.166_620_6e-2);
+    let q = q.mul_add(r, 0.166_665_2);
+    let q = q.mul_add(r, 0.5);
+    let e = q.mul_add(r * r, r + 1.0);
     // 2^n as 2^(n-1) * 2, since 2^128 alone is not finite.
     let power = f32::from_bits(shifted.to_bits().wrapping_add(126) << 23);
     let value = e * power * 2.0;
@@ -48,11 +49,11 @@ pub(crate) fn tanh(x: f32) -> f32 {
     let large = (1.0 - 2.0 / (exp(2.0 * a) + 1.0)).copysign(x);
     // tanh(x) = x + x^3 q(x^2) on |x| <= 0.65, to 7e-9.
     let u = x * x;
-    let q = -5.528_632e-3;
-    let q = q * u + 2.048_331_4e-2;
-    let q = q * u - 5.369_296_7e-2;
-    let q = q * u + 0.133_309;
-    let q = q * u - 0.333_332_63;
+    let q = -5.528_632e-3f32;
+    let q = q.mul_add(u, 2.048_331_4e-2);
+    let q = q.mul_add(u, -5.369_296_7e-2);
+    let q = q.mul_add(u, 0.133_309);
+    let q = q.mul_add(u, -0.333_332_63);
     let small = x + x * u * q;
     if a < 0.65 { small } else { large }
 }
@@ -63,20 +64,20 @@ pub(crate) fn erf(x: f32) -> f32 {
     let a = x.abs();
     let u = x * x;
     // erf(x) = x p(x^2) on |x| <= 1, to 4e-8.
-    let p = -5.660_156_6e-4;
-    let p = p * u + 4.924_79e-3;
-    let p = p * u - 2.671_770_8e-2;
-    let p = p * u + 0.112_804_12;
-    let p = p * u - 0.376_123_56;
-    let p = p * u + std::f32::consts::FRAC_2_SQRT_PI;
+    let p = -5.660_156_6e-4f32;
+    let p = p.mul_add(u, 4.924_79e-3);
+    let p = p.mul_add(u, -2.671_770_8e-2);
+    let p = p.mul_add(u, 0.112_804_12);
+    let p = p.mul_add(u, -0.376_123_56);
+    let p = p.mul_add(u, std::f32::consts::FRAC_2_SQRT_PI);
     // erf(x) = 1 - exp(-x^2) r(1 / (1 + x/2)) above, to 4e-11 before rounding.
     let v = 1.0 / (1.0 + 0.5 * a);
-    let r = -0.230_801_56;
-    let r = r * v + 0.636_679_7;
-    let r = r * v - 6.446_025e-2;
-    let r = r * v + 0.396_801_85;
-    let r = r * v + 0.259_700_7;
-    let r = r * v + 1.822_474_4e-3;
+    let r = -0.230_801_56f32;
+    let r = r.mul_add(v, 0.636_679_7);
+    let r = r.mul_add(v, -6.446_025e-2);
+    let r = r.mul_add(v, 0.396_801_85);
+    let r = r.mul_add(v, 0.259_700_7);
+    let r = r.mul_add(v, 1.822_474_4e-3);
     let large = (1.0 - exp(-u) * r).copysign(x);
     if a < 1.0 { x * p } else { large }
 }

@@ -257,8 +257,11 @@ fn backward_tile(a: &Attention, tile: &QueryTile, k: Rows, v: Rows, scratch: &mu
 fn score_gradient(softcap: Option<f32>, lse: f32, along: f32, p: &mut [f32], ds: &mut [f32]) {
     match softcap {
         None => {
-            for (p, ds) in p.iter_mut().zip(ds) {
+            // Two loops with one output each: a loop with both is not vectorized.
+            for p in p.iter_mut() {
                 *p = exp(*p - lse);
+            }
+            for (ds, p) in ds.iter_mut().zip(p) {
                 *ds = *p * (*ds - along);
             }
         }
