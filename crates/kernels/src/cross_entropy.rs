@@ -217,7 +217,7 @@ impl LossSpec {
 
     /// Logits that are worked on at once for `rows` rows.
     pub fn scratch(&self, rows: usize) -> usize {
-        rows.min(self.rows_per_chunk()) * self.vocab
+        rows.min(self.rows_per_chunk()).saturating_mul(self.vocab)
     }
 
     /// Products `x w^T` of `n` rows, scaled; with a soft cap divided by it, ready for the tanh.

@@ -109,6 +109,7 @@ fn text(report: &Report) -> String {
         ("gradients", memory.gradients),
         ("optimizer moments", memory.optimizer),
         ("activations, estimated", memory.activations),
+        ("work space, estimated", memory.working),
         ("total", memory.total()),
     ] {
         table.add_row([name.to_owned(), bytes(size)]);

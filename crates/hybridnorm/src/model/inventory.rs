@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::config::ModelConfig;
 use super::params::Kind;
 use crate::error::Result;
+use crate::ops::LossSpec;
 use crate::placement::{
     AttnScale, BlockSpec, Factor, Gain, HeadNorm, LearnedShape, NormKind, NormSpec, Resolved,
     Topology,
@@ -54,14 +55,19 @@ pub struct Memory {
     pub gradients: u64,
     /// AdamW's two moments, f32.
     pub optimizer: u64,
-    /// An estimate of what the forward pass keeps for the backward pass: every op's input once.
+    /// An estimate of what the forward pass keeps for the backward pass: every op's input once,
+    /// unless it is cheaper to make again.
     pub activations: u64,
+    /// An estimate of what is worked on at a time: a chunk of logits, the largest op's gradient.
+    pub working: u64,
 }
 
 impl Memory {
     /// All of it.
     pub fn total(&self) -> u64 {
-        (self.weights + self.gradients + self.optimizer).saturating_add(self.activations)
+        (self.weights + self.gradients + self.optimizer)
+            .saturating_add(self.activations)
+            .saturating_add(self.working)
     }
 }
 
@@ -100,6 +106,7 @@ pub fn inventory(config: &ModelConfig, micro_batch: usize, seq_len: usize) -> Re
             gradients: 4 * total,
             optimizer: 8 * total,
             activations: tokens.saturating_mul(4 * kept_per_token(config, &resolved)),
+            working: 4 * working(config, tokens),
         },
         seq_len,
         micro_batch,
@@ -256,6 +263,22 @@ impl List {
     }
 }
 
+/// Elements that are worked on at a time.
+fn working(config: &ModelConfig, tokens: u64) -> u64 {
+    let loss = LossSpec {
+        width: config.d_model,
+        vocab: config.vocab_size,
+        logit_scale: 1.0,
+        softcap: None,
+        z_loss: 0.0,
+        divisor: 1.0,
+    };
+    let logits = loss.scratch(usize::try_from(tokens).unwrap_or(usize::MAX)) as u64;
+    // A gradient and what was made again for it.
+    let widest = config.qkv_width().max(config.ffn_in_width()) as u64;
+    logits.saturating_add(tokens.saturating_mul(2 * widest))
+}
+
 /// Elements that the backward pass needs, per token.
 fn kept_per_token(config: &ModelConfig, resolved: &Resolved) -> u64 {
     let (d, f, c) = (config.d_model, config.d_ff, config.qkv_width());
@@ -274,13 +297,20 @@ fn kept_per_token(config: &ModelConfig, resolved: &Resolved) -> u64 {
                 .sum();
             let inner = &block.ffn_inner;
             let ffn_norms = [inner.gate_norm, inner.up_norm, inner.mid_norm];
-            // Projection and its prepared copy; context; the log-sum-exp of every head.
-            let attention = 2 * c + attended + config.n_heads;
+            // Projection; its prepared copy, where something learned stands between that and the
+            // scores; context; the log-sum-exp of every head.
+            let inner_attn = &block.attn_inner;
+            let copies = match inner_attn.qk_post_scale {
+                Factor::Const(_) if inner_attn.attn_scale != AttnScale::Cosine => 1,
+                _ => 3,
+            };
+            let attention = copies * c + attended + config.n_heads;
             let context = attended
                 * (usize::from(block.attn_inner.ctx_norm != HeadNorm::None)
                     + usize::from(block.attn_inner.head_gain));
+            let hidden = if inner.mid_norm { f } else { 0 };
             let ffn = config.ffn_in_width()
-                + f
+                + hidden
                 + f * ffn_norms.into_iter().filter(|there| *there).count();
             stream + attention + context + ffn
         })

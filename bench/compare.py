@@ -1,0 +1,111 @@
+#!/usr/bin/env python3
+"""Trains the same model in hybridnorm and in PyTorch, alternately, and prints ratios of medians.
+
+    cargo build --release
+    python3 bench/compare.py
+
+PyTorch is installed into a virtual environment below target/ on the first run. Nothing here is
+needed to build or to test the project.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SHAPES = {
+    "d128": dict(d=128, layers=4, heads=4, ff=344, vocab=4096, seq=128, batch=16),
+    "d384": dict(d=384, layers=6, heads=6, ff=1024, vocab=8192, seq=256, batch=8),
+    "d768": dict(d=768, layers=12, heads=12, ff=2048, vocab=32000, seq=512, batch=2),
+}
+
+
+def python_with_torch():
+    folder = ROOT / "target" / "bench-venv"
+    python = folder / "bin" / "python"
+    if not python.exists():
+        print("installing PyTorch into", folder, file=sys.stderr)
+        venv.create(folder, with_pip=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", "torch", "numpy"], check=True)
+    return python
+
+
+def config(shape, placement):
+    return f"""
+[model]
+d_model = {shape["d"]}
+n_layers = {shape["layers"]}
+n_heads = {shape["heads"]}
+d_ff = {shape["ff"]}
+vocab_size = {shape["vocab"]}
+placement = "{placement}"
+
+[train]
+batch_size = {shape["batch"]}
+seq_len = {shape["seq"]}
+"""
+
+
+def ours(shape, a):
+    with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
+        file.write(config(shape, a.placement))
+        file.flush()
+        program = ROOT / "target" / "release" / "hybridnorm"
+        command = [program, "bench", "step", "--config", file.name, "--json",
+                   "--threads", str(a.threads), "--seconds", str(a.seconds)]
+        return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+
+
+def theirs(python, shape, a, compiled):
+    command = [python, ROOT / "bench" / "pytorch_step.py", "--placement", a.placement,
+               "--threads", str(a.threads), "--seconds", str(a.seconds)]
+    command += [word for key, value in shape.items() for word in (f"--{key}", str(value))]
+    if compiled:
+        command.append("--compile")
+    threads = dict.fromkeys(["OMP_NUM_THREADS", "MKL_NUM_THREADS"], str(a.threads))
+    result = subprocess.run(command, check=True, capture_output=True, env=os.environ | threads)
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--placement", choices=["hybridnorm", "pre-norm"], default="hybridnorm")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=8, help="measured in each run")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--python", help="a Python with torch, instead of one made here")
+    a = parser.parse_args()
+    python = a.python or python_with_torch()
+    runs = {
+        "hybridnorm": lambda shape: ours(shape, a),
+        "pytorch eager": lambda shape: theirs(python, shape, a, False),
+        "pytorch compile": lambda shape: theirs(python, shape, a, True),
+    }
+    for name in a.shapes:
+        shape = SHAPES[name]
+        print(f"\n{name}: " + " ".join(f"{key} {value}" for key, value in shape.items())
+              + f", {a.placement}, {a.threads} threads, {a.rounds} rounds")
+        found = {run: [] for run in runs}
+        for _ in range(a.rounds):
+            for run, measure in runs.items():
+                found[run].append(measure(shape))
+        speed = {run: statistics.median(r["tokens_per_second"] for r in rows)
+                 for run, rows in found.items()}
+        memory = {run: statistics.median(r["peak_rss_bytes"] for r in rows)
+                  for run, rows in found.items()}
+        print(f"{'':16} {'tokens/s':>10} {'ours is':>9} {'memory':>10} {'ours is':>9}")
+        for run in runs:
+            print(f"{run:16} {speed[run]:10,.0f} {speed['hybridnorm'] / speed[run]:8.2f}x "
+                  f"{memory[run] / 2**20:6.0f} MiB {memory['hybridnorm'] / memory[run]:8.2f}x")
+        shares = [r["sgemm_share"] for r in found["hybridnorm"]]
+        print(f"share of the best matrix product: {statistics.median(shares):.1%}")
+
+
+main()
