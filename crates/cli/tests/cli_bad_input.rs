@@ -451,15 +451,7 @@ fn numbers_that_stop_being_numbers() {
 #[test]
 fn damaged_files_elsewhere() {
     let lab = Lab::new();
-    lab.ok(&[
-        "data",
-        "prepare",
-        "stories:60",
-        "--tokenizer",
-        "bpe:300",
-        "--out",
-        "p",
-    ]);
+    lab.prepare("stories:60", "bpe:300", "p");
     for how in [Damage::CutShort, Damage::FlippedBit] {
         fs::copy(lab.path("p/tokenizer.json"), lab.path("t.json")).unwrap();
         damage(&lab.path("t.json"), how);

@@ -412,34 +412,18 @@ fn a_prompt_may_begin_with_a_dash() {
 fn a_split_is_evaluated() {
     let lab = Lab::new();
     lab.train("run", &[]);
-    let tokens = |split: &str| {
-        let args = [
-            "eval",
-            "run",
-            "--data",
-            "stories:60",
-            "--split",
-            split,
-            "--json",
-        ];
-        lab.json(&args)["tokens"].as_u64().unwrap()
+    let evaluate = |split: &str| {
+        let args = ["eval", "run", "--data", "stories:60", "--split", split];
+        lab.json(&[&args[..], &["--json"]].concat())
     };
+    let tokens = |split: &str| evaluate(split)["tokens"].as_u64().unwrap();
     let (train, held_out, all) = (tokens("train"), tokens("validation"), tokens("all"));
     assert!(
         held_out > 0 && train > held_out && all >= train,
         "{train} {held_out} {all}"
     );
     // What the training measured, since it holds out the same.
-    let args = [
-        "eval",
-        "run",
-        "--data",
-        "stories:60",
-        "--split",
-        "validation",
-        "--json",
-    ];
-    let found = lab.json(&args)["loss"].as_f64().unwrap();
+    let found = evaluate("validation")["loss"].as_f64().unwrap();
     let last = lab.metrics("run").last().unwrap()["validation_loss"]
         .as_f64()
         .unwrap();

@@ -7,16 +7,6 @@ use std::path::Path;
 
 use common::{Damage, Lab, damage, files_below, train_args};
 
-const PREPARE: [&str; 7] = [
-    "data",
-    "prepare",
-    "stories:60",
-    "--tokenizer",
-    "bytes",
-    "--out",
-    "p",
-];
-
 fn official_folder(lab: &Lab, name: &str) {
     let fixtures =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../hybridnorm/tests/fixtures/official");
@@ -55,7 +45,7 @@ fn an_import_takes_no_place_that_is_taken() {
 #[test]
 fn prepared_data_stay_until_new_ones_are_whole() {
     let lab = Lab::new();
-    lab.ok(&PREPARE);
+    lab.prepare("stories:60", "bytes", "p");
     let before = lab.read("p/train-00000.bin");
     lab.write("bad.txt", b"fine\n\xff\n");
     let again = [
@@ -161,7 +151,7 @@ fn a_damaged_cache_is_made_again() {
 #[test]
 fn without_a_home_what_needs_no_cache_works() {
     let lab = Lab::new();
-    lab.ok(&PREPARE);
+    lab.prepare("stories:60", "bytes", "p");
     let run = |args: &[&str]| {
         let mut command = lab.command(args);
         command.env_remove("HOME").env_remove("XDG_CACHE_HOME");

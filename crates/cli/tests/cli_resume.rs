@@ -355,15 +355,7 @@ fn ctrl_c_while_text_is_tokenized_ends_at_once_and_leaves_nothing_in_the_way() {
     signal(&child, "INT");
     assert_eq!(child.wait_with_output().unwrap().status.code(), Some(130));
     lab.fails(1, &["data", "inspect", "p"], &["p: no such file"]);
-    lab.ok(&[
-        "data",
-        "prepare",
-        "stories:30",
-        "--tokenizer",
-        "bytes",
-        "--out",
-        "p",
-    ]);
+    lab.prepare("stories:30", "bytes", "p");
     lab.ok(&["data", "inspect", "p"]);
     lab.train("run", &[]);
 }

@@ -238,16 +238,7 @@ fn a_training_that_cannot_begin_leaves_no_trace() {
 #[test]
 fn the_tokenizer_of_prepared_text_is_the_one_asked_for() {
     let lab = Lab::new();
-    let prepare = [
-        "data",
-        "prepare",
-        "stories:60",
-        "--tokenizer",
-        "bpe:300",
-        "--out",
-        "p",
-    ];
-    lab.ok(&prepare);
+    lab.prepare("stories:60", "bpe:300", "p");
     let folder = "data.train=['p']";
     lab.train_fails(
         1,

@@ -189,6 +189,13 @@ pub fn sync_parent(path: &Path) -> Result<()> {
         .map_err(Error::io(parent))
 }
 
+/// Where something is written before it gets its name: `NAME.partial` beside it.
+pub fn staging(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(TEMPORARY_SUFFIX);
+    path.with_file_name(name)
+}
+
 /// Whether two files are the same one on disk. Where the system does not tell, yes.
 pub fn is_same(a: &fs::Metadata, b: &fs::Metadata) -> bool {
     #[cfg(unix)]

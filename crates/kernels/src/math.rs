@@ -2,9 +2,9 @@
 //!
 //! The polynomials are minimax fits made for this crate (Remez exchange in 50-digit arithmetic);
 //! range reduction follows W. J. Cody and W. Waite, "Software Manual for the Elementary
-//! Functions" (1980). Multiply-adds are written as such: they are fused wherever the instruction set has
-//! them, and give the same bits, slowly, where it has not. Selections are written so that both sides are computed and no branch is
-//! left; a NaN stays a NaN.
+//! Functions" (1980). Multiply-adds are written as such: they are one instruction where there is one,
+//! and give the same bits, slowly, where there is none. Selections are written so that both sides
+//! are computed and no branch is left; a NaN stays a NaN.
 
 /// 1.5 * 2^23: adding it rounds a small number to the nearest integer, kept in the low bits.
 const ROUND: f32 = 12_582_912.0;

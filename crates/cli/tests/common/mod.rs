@@ -126,6 +126,19 @@ impl Lab {
         text
     }
 
+    /// Prepares text in the folder `out`.
+    pub fn prepare(&self, text: &str, tokenizer: &str, out: &str) {
+        self.ok(&[
+            "data",
+            "prepare",
+            text,
+            "--tokenizer",
+            tokenizer,
+            "--out",
+            out,
+        ]);
+    }
+
     /// Trains `tiny.toml` in `run` quietly, with settings and flags.
     pub fn train(&self, run: &str, more: &[&str]) {
         self.ok(&train_args(run, more));

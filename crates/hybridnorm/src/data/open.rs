@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::files;
 
 use super::ProgressFn;
-use super::prepare::{PrepareOptions, prepare, prepare_with, staging_folder};
+use super::prepare::{PrepareOptions, prepare, prepare_with};
 use super::ready::{self, ReadyTokens};
 use super::shard::{PreparedFolder, TokenStream};
 use super::source::{Sources, is_text_input};
@@ -50,7 +50,7 @@ pub struct OpenOptions {
     pub cache: Option<PathBuf>,
     /// How raw text is tokenized.
     pub prepare: PrepareOptions,
-    /// Whether to hash all shards of prepared folders first, and read every token of ready files.
+    /// Whether to hash all shards of prepared folders first. Ready files are read as a whole anyway.
     pub verify: bool,
 }
 
@@ -287,7 +287,7 @@ fn tokenized(
         return Ok(prepared);
     }
     // What a killed process left, or what was damaged since, makes way: the text is still there.
-    for broken in [&folder, &staging_folder(&folder)] {
+    for broken in [&folder, &files::staging(&folder)] {
         if broken.exists() {
             fs::remove_dir_all(broken).map_err(Error::io(broken))?;
         }

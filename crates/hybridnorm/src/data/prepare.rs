@@ -11,7 +11,7 @@
 //! training side only.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -220,7 +220,7 @@ impl<'j> Job<'j> {
     /// Reads all text, tokenizes it and writes the folder: first beside its place, so that what
     /// stands there is replaced only by something whole.
     fn write(&self, tokenizer: &Tokenizer, plan: &Plan, progress: ProgressFn) -> Result<Manifest> {
-        let staged = staging_folder(self.out);
+        let staged = files::staging(self.out);
         files::create_dir(&staged)?;
         clear(&staged)?;
         let written = self
@@ -391,13 +391,6 @@ fn is_ours(name: &str) -> bool {
         .contains(&name)
 }
 
-/// Where a folder is prepared before it gets its name.
-pub(super) fn staging_folder(out: &Path) -> PathBuf {
-    let mut name = out.file_name().unwrap_or_default().to_os_string();
-    name.push(files::TEMPORARY_SUFFIX);
-    out.with_file_name(name)
-}
-
 /// Checks that `out` is free, or holds nothing but prepared data that may be replaced, and that
 /// nobody else's files are where it is staged.
 fn check_room(out: &Path, overwrite: bool) -> Result<()> {
@@ -407,7 +400,7 @@ fn check_room(out: &Path, overwrite: bool) -> Result<()> {
             out.display()
         )));
     }
-    holds_only_ours(&staging_folder(out))?;
+    holds_only_ours(&files::staging(out))?;
     if !out.exists() || fs::read_dir(out).map_err(Error::io(out))?.next().is_none() {
         return Ok(());
     }

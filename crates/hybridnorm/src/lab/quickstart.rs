@@ -172,7 +172,7 @@ fn make_way(run: &Path) -> Result<()> {
     files::create_dir(run)?;
     let mark = run.join(MARK);
     if mark.is_file() {
-        return train::remove_run(run);
+        return train::run_directory::remove(run);
     }
     let mut entries = std::fs::read_dir(run).map_err(Error::io(run))?;
     if entries.next().is_some() {

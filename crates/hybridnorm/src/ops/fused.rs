@@ -256,24 +256,8 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
                 (y, (qkv, q, k, v, rope))
             },
             move |(qkv, q, k, v, rope), dy| {
-                let mut dqkv = buffer(&qkv);
-                let (mut dq, mut dk, mut dv) = (buffer(&q), buffer(&k), buffer(&v));
-                qkv::backward(
-                    &spec,
-                    &floats(&qkv),
-                    &rope,
-                    &floats(&q),
-                    &floats(&k),
-                    &floats(&v),
-                    &floats(&dy),
-                    &mut dqkv,
-                    &mut dq,
-                    &mut dk,
-                    &mut dv,
-                );
-                let gradients = [like(dqkv, &qkv), like(dq, &q), like(dk, &k), like(dv, &v)];
-                give_all([qkv, q, k, v, dy]);
-                gradients
+                let into = buffer(&qkv);
+                qkv_backward(&spec, &rope, [qkv, q, k, v], dy, into)
             },
         )
     }
@@ -343,24 +327,8 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
                 give_all([ctx, dctx]);
                 let dprepared = like(dprepared, &qkv);
                 // What was prepared is not needed any more, and as large as its gradient.
-                let mut dqkv = into_buffer(prepared);
-                let (mut dq, mut dk, mut dv) = (buffer(&q), buffer(&k), buffer(&v));
-                qkv::backward(
-                    &prepare,
-                    &floats(&qkv),
-                    &rope,
-                    &floats(&q),
-                    &floats(&k),
-                    &floats(&v),
-                    &floats(&dprepared),
-                    &mut dqkv,
-                    &mut dq,
-                    &mut dk,
-                    &mut dv,
-                );
-                let gradients = [like(dqkv, &qkv), like(dq, &q), like(dk, &k), like(dv, &v)];
-                give_all([qkv, q, k, v, dprepared]);
-                gradients
+                let into = into_buffer(prepared);
+                qkv_backward(&prepare, &rope, [qkv, q, k, v], dprepared, into)
             },
         )
     }
@@ -509,6 +477,33 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
             },
         )
     }
+}
+
+/// Gradients of packed q, k, v, written into `dqkv`, and of the parameters of their norms.
+fn qkv_backward(
+    spec: &QkvPrep,
+    rope: &[f32],
+    [qkv, q, k, v]: [FlexTensor; 4],
+    dy: FlexTensor,
+    mut dqkv: Vec<f32>,
+) -> [FlexTensor; 4] {
+    let (mut dq, mut dk, mut dv) = (buffer(&q), buffer(&k), buffer(&v));
+    qkv::backward(
+        spec,
+        &floats(&qkv),
+        rope,
+        &floats(&q),
+        &floats(&k),
+        &floats(&v),
+        &floats(&dy),
+        &mut dqkv,
+        &mut dq,
+        &mut dk,
+        &mut dv,
+    );
+    let gradients = [like(dqkv, &qkv), like(dq, &q), like(dk, &k), like(dv, &v)];
+    give_all([qkv, q, k, v, dy]);
+    gradients
 }
 
 fn attention_forward(qkv: &FlexTensor, spec: &Attention) -> (FlexTensor, Vec<f32>) {

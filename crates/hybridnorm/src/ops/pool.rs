@@ -26,11 +26,7 @@ pub(super) fn take(n: usize) -> Vec<f32> {
 
 /// Keeps the buffer of a tensor that is not used any more, unless somebody else holds it.
 pub(super) fn give(x: FlexTensor) {
-    let whole = x.bytes().len() == 4 * x.layout().num_elements();
-    if x.layout().num_elements() < WORTH_KEEPING || !x.is_unique() || !whole || !x.is_contiguous() {
-        return;
-    }
-    if let Ok(buffer) = x.into_data().try_into_vec::<f32>() {
+    if let Some(buffer) = reclaim(x) {
         give_buffer(buffer);
     }
 }
@@ -45,11 +41,16 @@ pub(super) fn give_buffer(buffer: Vec<f32>) {
 /// The buffer of a tensor that nobody else holds, or another one of that size.
 pub(super) fn into_buffer(x: FlexTensor) -> Vec<f32> {
     let n = x.layout().num_elements();
-    let whole = x.is_unique() && x.is_contiguous() && x.bytes().len() == 4 * n;
-    match whole.then(|| x.into_data().try_into_vec::<f32>()) {
-        Some(Ok(buffer)) => buffer,
-        _ => take(n),
+    reclaim(x).unwrap_or_else(|| take(n))
+}
+
+/// The buffer of a tensor, unless it is shared or the tensor shows a part of it only.
+fn reclaim(x: FlexTensor) -> Option<Vec<f32>> {
+    let whole = x.bytes().len() == 4 * x.layout().num_elements();
+    if !(whole && x.is_unique() && x.is_contiguous()) {
+        return None;
     }
+    x.into_data().try_into_vec::<f32>().ok()
 }
 
 /// The same for several tensors.
@@ -57,7 +58,7 @@ pub(super) fn give_all<const N: usize>(all: [FlexTensor; N]) {
     all.into_iter().for_each(give);
 }
 
-/// Gives all buffers back to the system.
+/// Frees all buffers: for when what is trained changes.
 pub fn clear() {
     spares().clear();
 }

@@ -84,9 +84,7 @@ pub struct Checkpoint {
 /// If anything cannot be written, or something stands there already, under this name or under the
 /// one with `.partial` behind it.
 pub fn save<S: Serialize>(path: &Path, contents: Contents<'_, S>) -> Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_os_string();
-    name.push(TEMPORARY_SUFFIX);
-    let partial = path.with_file_name(name);
+    let partial = files::staging(path);
     if path.file_name().is_none() {
         return Err(Error::config(format!(
             "{}: not the name of a checkpoint to write",

@@ -4,6 +4,7 @@ pub mod checkpoint;
 mod config;
 pub mod metrics;
 mod optimizer;
+pub mod run_directory;
 mod schedule;
 pub mod sources;
 mod trainer;
@@ -15,4 +16,4 @@ pub use config::{
 pub use optimizer::{GradientSum, Optimizer, OptimizerConfig, OptimizerKind};
 pub use schedule::{Schedule, ScheduleConfig, ScheduleKind};
 pub use sources::{DataOrder, Sources};
-pub use trainer::{Event, Outcome, Start, State, Trainer, lock, remove_run};
+pub use trainer::{Event, Outcome, Start, State, Trainer};

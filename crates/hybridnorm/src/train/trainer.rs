@@ -11,8 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use super::checkpoint::{self, Checkpoint, Contents};
 use super::config::Config;
-use super::metrics::{self, MetricsFile, Row};
+use super::metrics::{MetricsFile, Row};
 use super::optimizer::{GradientSum, Optimizer};
+use super::run_directory;
 use super::schedule::Schedule;
 use super::sources::{self, Sources};
 use crate::data::{BatchStream, Cursor, Progress, TokenDataset, Tokenizer};
@@ -22,6 +23,7 @@ use crate::files;
 use crate::memory;
 use crate::model::inventory::inventory;
 use crate::model::{Decoder, LossOptions};
+use crate::ops;
 use crate::placement::Warning;
 use crate::tensors;
 
@@ -108,8 +110,6 @@ pub enum Start {
     Resume,
 }
 
-const CONFIG: &str = "config.toml";
-const LOCK: &str = "lock";
 const PRESENT: &str = "the model is absent only during an update";
 
 impl Trainer {
@@ -130,7 +130,8 @@ impl Trainer {
         let opened = Self::prepare(config, run, start, device, on_event);
         if opened.is_err() && is_new {
             // Nothing was done yet: no trace is left. The error to report is the first one.
-            let _ = remove_run(run).and_then(|()| std::fs::remove_dir(run).map_err(Error::io(run)));
+            let _ = run_directory::remove(run)
+                .and_then(|()| std::fs::remove_dir(run).map_err(Error::io(run)));
         }
         opened
     }
@@ -143,17 +144,17 @@ impl Trainer {
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<Self> {
         files::create_dir(run.join(checkpoint::CHECKPOINTS))?;
-        let lock = lock(run)?;
+        let lock = run_directory::lock(run)?;
         let resumed = match start {
             Start::Fresh => {
-                refuse_to_overwrite(run)?;
+                run_directory::refuse_to_overwrite(run)?;
                 None
             }
-            Start::Resume => find_resume_point(run, on_event)?,
+            Start::Resume => run_directory::find_resume_point(run, on_event)?,
         };
         checkpoint::remove_leftovers(run)?;
         if resumed.is_some() {
-            check_same_run(&config, run, on_event)?;
+            run_directory::check_same_run(&config, run, on_event)?;
         }
         let name_file = |error| config.origin.name(error);
         let sources = sources::open(&config, &mut |progress| on_event(Event::Progress(progress)))
@@ -231,7 +232,7 @@ impl Trainer {
                 .settle(config.optimizer.lr, config.train.steps, tokens_per_step)?;
         let metrics = MetricsFile::open(run, state.step)?;
         // What says the same already may be somebody's own, with comments.
-        let path = run.join(CONFIG);
+        let path = run.join(run_directory::CONFIG);
         if !path.exists() || Config::load(&path, &[])? != config {
             files::write(path, config.to_toml().as_bytes())?;
         }
@@ -299,6 +300,8 @@ impl Trainer {
             validation = self.evaluate()?;
         }
         self.save(on_event)?;
+        // The next training may have other shapes.
+        ops::pool::clear();
         Ok(Outcome {
             finished,
             step: self.state.step,
@@ -395,7 +398,7 @@ impl Trainer {
             return Ok(());
         }
         self.check_weights()?;
-        self.check_directory()?;
+        run_directory::check_held(&self.run, &self.lock)?;
         checkpoint::remove_broken(&self.run, self.state.step)?;
         let path = checkpoint::step_path(&self.run, self.state.step);
         checkpoint::save(
@@ -454,20 +457,6 @@ impl Trainer {
                 "step 1: no finite gradient for {}",
                 names.join(", ")
             ))),
-        }
-    }
-
-    /// The run directory is still the one whose lock this process holds.
-    fn check_directory(&self) -> Result<()> {
-        let path = self.run.join(LOCK);
-        let found = std::fs::metadata(&path).map_err(Error::io(&path))?;
-        let held = self.lock.metadata().map_err(Error::io(&path))?;
-        match files::is_same(&found, &held) {
-            true => Ok(()),
-            false => Err(Error::format(
-                &self.run,
-                "is not the directory this run began in; it was moved or made anew",
-            )),
         }
     }
 
@@ -555,124 +544,6 @@ fn check_init(config: &Config, from: &Checkpoint, sources: &Sources) -> Result<(
             "[model] is not the model in {}; leave it out to take that one",
             from.path().display()
         )));
-    }
-    Ok(())
-}
-
-/// Takes hold of a run directory for as long as the returned file lives.
-///
-/// # Errors
-/// If another process holds it.
-pub fn lock(run: &Path) -> Result<File> {
-    let path = run.join(LOCK);
-    let file = File::options()
-        .create(true)
-        .append(true)
-        .open(&path)
-        .map_err(Error::io(&path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => Err(Error::config(format!(
-            "{}: another process is training here",
-            run.display()
-        ))),
-        Err(std::fs::TryLockError::Error(error)) => Err(Error::io(&path)(error)),
-    }
-}
-
-/// Removes what a run wrote into its directory, and nothing else.
-///
-/// # Errors
-/// If another process trains there, or a file cannot be removed.
-pub fn remove_run(run: &Path) -> Result<()> {
-    let lock = lock(run)?;
-    let checkpoints = run.join(checkpoint::CHECKPOINTS);
-    if checkpoints.exists() {
-        std::fs::remove_dir_all(&checkpoints).map_err(Error::io(checkpoints))?;
-    }
-    for name in [metrics::NAME, CONFIG, LOCK] {
-        let path = run.join(name);
-        if path.exists() {
-            std::fs::remove_file(&path).map_err(Error::io(&path))?;
-        }
-    }
-    drop(lock);
-    Ok(())
-}
-
-fn refuse_to_overwrite(run: &Path) -> Result<()> {
-    if checkpoint::exists(run)? {
-        return Err(Error::config(format!(
-            "{} already holds a run; go on with it by --resume, or choose another --run",
-            run.display()
-        )));
-    }
-    for name in [CONFIG, metrics::NAME] {
-        if run.join(name).exists() {
-            return Err(Error::config(format!(
-                "{} already holds a run that has not saved yet, or another {name}; begin it again \
-                 by --resume, or choose another --run",
-                run.display()
-            )));
-        }
-    }
-    Ok(())
-}
-
-fn find_resume_point(
-    run: &Path,
-    on_event: &mut dyn FnMut(Event<'_>),
-) -> Result<Option<Checkpoint>> {
-    let found = checkpoint::newest(run)?;
-    // Starting over would drop the metrics of steps that a repaired checkpoint may still hold.
-    if let (None, Some(problem)) = (&found.checkpoint, found.broken.first()) {
-        return Err(Error::format(
-            run.join(checkpoint::CHECKPOINTS),
-            format!("no valid checkpoint to resume from; {problem}"),
-        ));
-    }
-    for problem in found.broken {
-        on_event(Event::Note(format!(
-            "passed over a broken checkpoint: {problem}"
-        )));
-    }
-    let note = match &found.checkpoint {
-        Some((step, _)) => format!("going on after step {step}"),
-        None => "no checkpoint to resume from; starting from the beginning".into(),
-    };
-    on_event(Event::Note(note));
-    Ok(found.checkpoint.map(|(_, checkpoint)| checkpoint))
-}
-
-/// A resumed run must be the same run: what decides weights' shapes or the order of batches may
-/// not change. Other changes take effect and are noted.
-fn check_same_run(config: &Config, run: &Path, on_event: &mut dyn FnMut(Event<'_>)) -> Result<()> {
-    let old = Config::load(run.join(CONFIG), &[])?;
-    let mut fixed = vec![
-        ("seed", old.seed == config.seed),
-        ("[model]", old.model == config.model),
-        ("[init]", old.init == config.init),
-        ("data.train", old.data.train == config.data.train),
-        (
-            "data.tokenizer",
-            old.data.tokenizer == config.data.tokenizer,
-        ),
-        ("data.order", old.data.order == config.data.order),
-        ("train.seq_len", old.train.seq_len == config.train.seq_len),
-    ];
-    fixed.retain(|(_, same)| !same);
-    if let Some((key, _)) = fixed.first() {
-        return Err(Error::config(format!(
-            "{key} differs from {}; a resumed run must keep it",
-            run.join(CONFIG).display()
-        )));
-    }
-    if old != *config {
-        on_event(Event::Note(
-            "the configuration differs from the one this run was started with; \
-             the new values hold from here"
-                .into(),
-        ));
     }
     Ok(())
 }
