@@ -8,18 +8,17 @@
 //! With `u = scale q k`, a score is `u`, or `softcap tanh(u / softcap)` if a cap is set (Gemma 2,
 //! arXiv 2408.00118). Query head h reads key and value head `h / (heads / kv_heads)`.
 
-use crate::gemm::matmul;
-use crate::math::{exp, tanh};
-use crate::simd::{dispatch, map_sum, max};
-use rayon::prelude::*;
+use crate::panels::Rows;
 
 mod backward;
+mod forward;
+mod one;
 
 pub use backward::backward;
 
 /// Queries per tile.
 const QUERIES: usize = 64;
-/// Keys per tile.
+/// Keys per tile, a multiple of the width of a panel.
 const KEYS: usize = 256;
 
 /// Shape and form of an attention.
@@ -54,7 +53,7 @@ pub fn forward(a: &Attention, qkv: &[f32], ctx: &mut [f32], lse: &mut [f32]) {
         first_key: a.heads * a.head_dim,
         first_value: (a.heads + a.kv_heads) * a.head_dim,
     };
-    attend(a, qkv, &keys, 0, ctx, lse);
+    forward::attend(a, qkv, &keys, 0, ctx, lse);
 }
 
 /// Attention of new queries to a cache, for generation.
@@ -85,7 +84,10 @@ pub fn cached(a: &Attention, qkv: &[f32], cache: &[f32], past: usize, ctx: &mut 
         first_key: 0,
         first_value,
     };
-    attend(a, qkv, &keys, past, ctx, &mut lse);
+    match a.seq {
+        1 => one::attend(a, qkv, &keys, past, ctx),
+        _ => forward::attend(a, qkv, &keys, past, ctx, &mut lse),
+    }
 }
 
 impl Attention {
@@ -146,173 +148,15 @@ struct Keys<'a> {
     first_value: usize,
 }
 
-/// Rows of one head: row i starts at `i * stride`.
-#[derive(Clone, Copy)]
-struct Rows<'a> {
-    data: &'a [f32],
-    stride: usize,
-}
-
-impl<'a> Rows<'a> {
-    fn from(self, row: usize) -> Rows<'a> {
-        Rows {
-            data: &self.data[row * self.stride..],
-            stride: self.stride,
-        }
+impl<'a> Keys<'a> {
+    /// Keys and values of one head of a sequence.
+    fn of(&self, a: &Attention, sequence: usize, kv_head: usize) -> [Rows<'a>; 2] {
+        let start = sequence * self.per_sequence * self.row_stride + kv_head * a.head_dim;
+        [self.first_key, self.first_value].map(|offset| Rows {
+            data: &self.data[start + offset..],
+            stride: self.row_stride,
+        })
     }
-
-    fn row(&self, row: usize, width: usize) -> &'a [f32] {
-        &self.data[row * self.stride..][..width]
-    }
-}
-
-/// One task per sequence, head and tile of queries.
-fn attend(a: &Attention, qkv: &[f32], keys: &Keys, past: usize, ctx: &mut [f32], lse: &mut [f32]) {
-    if a.batch * a.seq == 0 {
-        return;
-    }
-    let d = a.head_dim;
-    let tiles = a.seq.div_ceil(QUERIES);
-    let outputs = split_context(a, tiles, ctx);
-    let sums = lse
-        .chunks_mut(a.seq)
-        .flat_map(|head| head.chunks_mut(QUERIES));
-    let tasks: Vec<_> = outputs.into_iter().zip(sums).collect();
-    let run = |scratch: &mut ForwardScratch,
-               (index, (rows, lse)): (usize, (Vec<_>, &mut [f32]))| {
-        let (tile, head) = (index % tiles, index / tiles);
-        let (b, h) = (head / a.heads, head % a.heads);
-        let kv_head = h / (a.heads / a.kv_heads);
-        let width = a.packed_width();
-        let first = tile * QUERIES;
-        let q = Rows {
-            data: &qkv[(b * a.seq + first) * width + h * d..],
-            stride: width,
-        };
-        let sequence = b * keys.per_sequence * keys.row_stride + kv_head * d;
-        let rows_at = |offset| Rows {
-            data: &keys.data[sequence + offset..],
-            stride: keys.row_stride,
-        };
-        let (k, v) = (rows_at(keys.first_key), rows_at(keys.first_value));
-        attend_tile(a, q, k, v, past + first, lse, scratch);
-        for (row, value) in rows.into_iter().zip(scratch.context.chunks_exact(d)) {
-            let row: &mut [f32] = row;
-            row.copy_from_slice(value);
-        }
-    };
-    tasks
-        .into_par_iter()
-        .enumerate()
-        .for_each_init(|| ForwardScratch::new(a), run);
-}
-
-/// The rows of `ctx` that each task writes, in the order (batch, head, tile).
-fn split_context<'a>(a: &Attention, tiles: usize, ctx: &'a mut [f32]) -> Vec<Vec<&'a mut [f32]>> {
-    let mut parts: Vec<Vec<&mut [f32]>> = (0..a.batch * a.heads * tiles)
-        .map(|_| Vec::with_capacity(QUERIES))
-        .collect();
-    for (row, values) in ctx.chunks_exact_mut(a.heads * a.head_dim).enumerate() {
-        let (b, t) = (row / a.seq, row % a.seq);
-        for (h, head) in values.chunks_exact_mut(a.head_dim).enumerate() {
-            parts[(b * a.heads + h) * tiles + t / QUERIES].push(head);
-        }
-    }
-    parts
-}
-
-struct ForwardScratch {
-    scores: Vec<f32>,
-    context: Vec<f32>,
-    largest: Vec<f32>,
-    total: Vec<f32>,
-}
-
-impl ForwardScratch {
-    fn new(a: &Attention) -> Self {
-        ForwardScratch {
-            scores: vec![0.0; QUERIES * KEYS],
-            context: vec![0.0; QUERIES * a.head_dim],
-            largest: vec![0.0; QUERIES],
-            total: vec![0.0; QUERIES],
-        }
-    }
-}
-
-/// Context of up to `QUERIES` queries, left in `scratch.context`; query i sees `first + i + 1` keys.
-fn attend_tile(
-    a: &Attention,
-    q: Rows,
-    k: Rows,
-    v: Rows,
-    first: usize,
-    lse: &mut [f32],
-    scratch: &mut ForwardScratch,
-) {
-    let (n, d) = (lse.len(), a.head_dim);
-    let visible = first + n;
-    let ForwardScratch {
-        scores,
-        context,
-        largest,
-        total,
-    } = scratch;
-    largest.fill(f32::NEG_INFINITY);
-    total.fill(0.0);
-    for start in (0..visible).step_by(KEYS) {
-        let count = KEYS.min(visible - start);
-        let scores = &mut scores[..n * count];
-        products(a, q, k.from(start), n, count, scores);
-        dispatch(
-            #[inline(always)]
-            || {
-                let rows = scores
-                    .chunks_exact_mut(count)
-                    .zip(context.chunks_exact_mut(d));
-                let sums = largest.iter_mut().zip(total.iter_mut());
-                for (i, ((row, context), (largest, total))) in rows.zip(sums).enumerate() {
-                    let seen = (first + i + 1).saturating_sub(start).min(count);
-                    let (row, hidden) = row.split_at_mut(seen);
-                    hidden.fill(0.0);
-                    if let Some(cap) = a.softcap {
-                        map_sum(row, |u| cap * tanh(u));
-                    }
-                    let before = *largest;
-                    let now = max(row).max(before);
-                    let shrink = exp(before - now);
-                    *total = *total * shrink + map_sum(row, |s| exp(s - now));
-                    *largest = now;
-                    if start > 0 {
-                        context.iter_mut().for_each(|c| *c *= shrink);
-                    }
-                }
-            },
-        );
-        let strides = ((count, 1), (v.stride, 1), (d, 1));
-        let v = v.from(start).data;
-        let more = start > 0;
-        matmul(
-            n, d, count, scores, strides.0, v, strides.1, context, strides.2, 1.0, more, false,
-        );
-    }
-    let rows = context
-        .chunks_exact_mut(d)
-        .zip(largest.iter().zip(total.iter()));
-    for ((context, (largest, total)), lse) in rows.zip(lse) {
-        let factor = 1.0 / total;
-        context.iter_mut().for_each(|c| *c *= factor);
-        *lse = largest + total.ln();
-    }
-}
-
-/// `out` (n, count) = scaled products of `n` queries and `count` keys.
-fn products(a: &Attention, q: Rows, k: Rows, n: usize, count: usize, out: &mut [f32]) {
-    let strides = ((q.stride, 1), (1, k.stride), (count, 1));
-    let alpha = a.product_scale();
-    let d = a.head_dim;
-    matmul(
-        n, count, d, q.data, strides.0, k.data, strides.1, out, strides.2, alpha, false, false,
-    );
 }
 
 #[cfg(test)]

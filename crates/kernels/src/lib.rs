@@ -32,6 +32,7 @@ pub mod gemm;
 pub mod linear;
 mod math;
 pub mod norm;
+mod panels;
 mod parallel;
 pub mod qkv;
 mod simd;

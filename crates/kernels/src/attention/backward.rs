@@ -1,8 +1,9 @@
 //! Gradient of the attention, scores computed anew tile by tile.
 
-use super::{Attention, KEYS, QUERIES, Rows, products};
-use crate::gemm::matmul;
+use super::forward::{pack_tiles, scale_queries};
+use super::{Attention, KEYS, QUERIES};
 use crate::math::{exp, tanh};
+use crate::panels::{Left, Needed, PANEL, PanelRow, Product, Rows, pack, pack_transposed, panels};
 use crate::simd::{dispatch, dot};
 use rayon::prelude::*;
 
@@ -76,6 +77,16 @@ fn split_gradient<'a>(a: &Attention, dqkv: &'a mut [f32]) -> Vec<GroupGradient<'
 }
 
 struct BackwardScratch {
+    /// Keys and values as right sides (head_dim, seq).
+    keys_by_channel: Vec<PanelRow>,
+    values_by_channel: Vec<PanelRow>,
+    /// Keys as right sides (keys of a tile, head_dim), tile after tile.
+    keys: Vec<PanelRow>,
+    /// Queries of a tile times the scale; the same and the gradient of the context as right sides
+    /// (queries, head_dim).
+    q: Vec<f32>,
+    q_panels: Vec<PanelRow>,
+    dctx_panels: Vec<PanelRow>,
     /// Probabilities of a tile.
     p: Vec<f32>,
     /// Gradient of the probabilities, then of the scores.
@@ -87,12 +98,20 @@ struct BackwardScratch {
 
 impl BackwardScratch {
     fn new(a: &Attention) -> Self {
+        let (seq, d) = (a.seq, a.head_dim);
+        let zero = [0.0; PANEL];
         BackwardScratch {
+            keys_by_channel: vec![zero; panels(seq) * d],
+            values_by_channel: vec![zero; panels(seq) * d],
+            keys: vec![zero; seq * panels(d)],
+            q: vec![0.0; QUERIES * d],
+            q_panels: vec![zero; QUERIES * panels(d)],
+            dctx_panels: vec![zero; QUERIES * panels(d)],
             p: vec![0.0; QUERIES * KEYS],
             ds: vec![0.0; QUERIES * KEYS],
-            dq: vec![0.0; QUERIES * a.head_dim],
-            dk: vec![0.0; a.seq * a.head_dim],
-            dv: vec![0.0; a.seq * a.head_dim],
+            dq: vec![0.0; QUERIES * d],
+            dk: vec![0.0; seq * d],
+            dv: vec![0.0; seq * d],
         }
     }
 }
@@ -122,6 +141,9 @@ fn backward_group(
         packed(a.heads + group.kv_head),
         packed(a.heads + a.kv_heads + group.kv_head),
     );
+    pack_transposed(k, a.seq, d, &mut scratch.keys_by_channel);
+    pack_transposed(v, a.seq, d, &mut scratch.values_by_channel);
+    pack_tiles(k, a.seq, d, &mut scratch.keys);
     scratch.dk.fill(0.0);
     scratch.dv.fill(0.0);
     for member in 0..shared {
@@ -143,16 +165,27 @@ fn backward_group(
                 dctx: context(dctx).from(first),
                 lse: &lse[(group.batch * a.heads + h) * a.seq + first..][..n],
             };
-            backward_tile(a, &tile, k, v, scratch);
+            backward_tile(a, &tile, scratch);
             for (i, dq) in scratch.dq.chunks_exact(d).take(n).enumerate() {
-                gradient.q[(first + i) * shared + member].copy_from_slice(dq);
+                scale_into(a.scale, dq, gradient.q[(first + i) * shared + member]);
             }
         }
     }
-    for (rows, values) in [(gradient.k, &scratch.dk), (gradient.v, &scratch.dv)] {
+    // The queries that dk was made from were divided by the cap.
+    let dk_scale = a.softcap.unwrap_or(1.0);
+    for (rows, values, factor) in [
+        (gradient.k, &scratch.dk, dk_scale),
+        (gradient.v, &scratch.dv, 1.0),
+    ] {
         for (row, value) in rows.into_iter().zip(values.chunks_exact(d)) {
-            row.copy_from_slice(value);
+            scale_into(factor, value, row);
         }
+    }
+}
+
+fn scale_into(factor: f32, x: &[f32], y: &mut [f32]) {
+    for (y, x) in y.iter_mut().zip(x) {
+        *y = factor * x;
     }
 }
 
@@ -165,11 +198,28 @@ struct QueryTile<'a> {
     lse: &'a [f32],
 }
 
-/// Writes the tile's `dq` and adds its share to `dk` and `dv`.
-fn backward_tile(a: &Attention, tile: &QueryTile, k: Rows, v: Rows, scratch: &mut BackwardScratch) {
+/// Writes the tile's `dq`, up to `scale`, and adds its share to `dk` and `dv`.
+fn backward_tile(a: &Attention, tile: &QueryTile, scratch: &mut BackwardScratch) {
     let (n, d) = (tile.lse.len(), a.head_dim);
     let visible = tile.first + n;
-    let BackwardScratch { p, ds, dq, dk, dv } = scratch;
+    let BackwardScratch {
+        keys_by_channel,
+        values_by_channel,
+        keys,
+        q,
+        q_panels,
+        dctx_panels,
+        p,
+        ds,
+        dq,
+        dk,
+        dv,
+    } = scratch;
+    scale_queries(a.product_scale(), tile.q, d, &mut q[..n * d]);
+    let q = Rows { data: q, stride: d };
+    let by_query = n * panels(d);
+    pack(q, n, d, &mut q_panels[..by_query]);
+    pack(tile.dctx, n, d, &mut dctx_panels[..by_query]);
     // sum_j p_ij dp_ij, which is the same as the product of a context with its gradient.
     let mut along = [0.0; QUERIES];
     dispatch(
@@ -182,32 +232,37 @@ fn backward_tile(a: &Attention, tile: &QueryTile, k: Rows, v: Rows, scratch: &mu
     );
     for start in (0..visible).step_by(KEYS) {
         let count = KEYS.min(visible - start);
-        let (k, v) = (k.from(start), v.from(start));
+        // Keys of this tile that a query sees, and the first query that sees a key.
+        let seen = |query: usize| (tile.first + query + 1).saturating_sub(start).min(count);
+        let first_seeing = |key: usize| (start + key).saturating_sub(tile.first);
         let (p, ds) = (&mut p[..n * count], &mut ds[..n * count]);
-        products(a, tile.q, k, n, count, p);
-        let (dctx, by_key) = ((tile.dctx.stride, 1), (1, count));
-        let dout = tile.dctx.data;
-        let (by_row, flat) = ((count, 1), (d, 1));
-        matmul(
-            n,
-            count,
-            d,
-            dout,
-            dctx,
-            v.data,
-            (1, v.stride),
-            ds,
-            by_row,
-            1.0,
-            false,
-            false,
-        );
+        let by_channel = start / PANEL * d..(start / PANEL + panels(count)) * d;
+        for (left, right, out) in [
+            (q, &keys_by_channel[by_channel.clone()], &mut *p),
+            (tile.dctx, &values_by_channel[by_channel], &mut *ds),
+        ] {
+            Product {
+                a: left,
+                left: Left::ByRow,
+                m: n,
+                b: right,
+                inner: d,
+                n: count,
+                c: out,
+                c_stride: count,
+                accumulate: false,
+            }
+            .run(|queries| Needed {
+                inner: 0..d,
+                columns: seen(queries.end - 1),
+            });
+        }
         dispatch(
             #[inline(always)]
             || {
                 let rows = p.chunks_exact_mut(count).zip(ds.chunks_exact_mut(count));
                 for (i, (p, ds)) in rows.enumerate() {
-                    let seen = (tile.first + i + 1).saturating_sub(start).min(count);
+                    let seen = seen(i);
                     p[seen..].fill(0.0);
                     ds[seen..].fill(0.0);
                     let (p, ds) = (&mut p[..seen], &mut ds[..seen]);
@@ -215,39 +270,47 @@ fn backward_tile(a: &Attention, tile: &QueryTile, k: Rows, v: Rows, scratch: &mu
                 }
             },
         );
-        let (dk, dv) = (&mut dk[start * d..], &mut dv[start * d..]);
-        let (q, alpha) = ((tile.q.stride, 1), a.scale);
-        matmul(
-            count, d, n, p, by_key, dout, dctx, dv, flat, 1.0, true, false,
-        );
-        matmul(
-            count,
-            d,
-            n,
-            ds,
-            by_key,
-            tile.q.data,
-            q,
-            dk,
-            flat,
-            alpha,
-            true,
-            false,
-        );
-        matmul(
-            n,
-            d,
-            count,
-            ds,
-            by_row,
-            k.data,
-            (k.stride, 1),
-            dq,
-            flat,
-            alpha,
-            start > 0,
-            false,
-        );
+        for (left, right, out) in [
+            (&*p, &dctx_panels[..by_query], &mut *dv),
+            (&*ds, &q_panels[..by_query], &mut *dk),
+        ] {
+            Product {
+                a: Rows {
+                    data: left,
+                    stride: count,
+                },
+                left: Left::ByColumn,
+                m: count,
+                b: right,
+                inner: n,
+                n: d,
+                c: &mut out[start * d..],
+                c_stride: d,
+                accumulate: true,
+            }
+            .run(|keys| Needed {
+                inner: first_seeing(keys.start)..n,
+                columns: d,
+            });
+        }
+        Product {
+            a: Rows {
+                data: ds,
+                stride: count,
+            },
+            left: Left::ByRow,
+            m: n,
+            b: &keys[start * panels(d)..][..count * panels(d)],
+            inner: count,
+            n: d,
+            c: dq,
+            c_stride: d,
+            accumulate: start > 0,
+        }
+        .run(|queries| Needed {
+            inner: 0..seen(queries.end - 1),
+            columns: d,
+        });
     }
 }
 

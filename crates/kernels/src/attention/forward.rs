@@ -1,0 +1,237 @@
+//! The forward pass, tile by tile.
+
+use super::{Attention, KEYS, Keys, QUERIES};
+use crate::math::{exp, tanh};
+use crate::panels::{Left, Needed, PANEL, PanelRow, Product, Rows, pack, pack_transposed, panels};
+use crate::simd::{dispatch, map_sum, max};
+use rayon::prelude::*;
+
+/// Positions of a sequence per task, each of which packs the keys and values that it reads.
+const SPAN: usize = 512;
+
+/// One task per sequence, key head and span of queries.
+pub(super) fn attend(
+    a: &Attention,
+    qkv: &[f32],
+    keys: &Keys,
+    past: usize,
+    ctx: &mut [f32],
+    lse: &mut [f32],
+) {
+    if a.batch * a.seq == 0 {
+        return;
+    }
+    let spans = a.seq.div_ceil(SPAN);
+    split_outputs(a, spans, ctx, lse)
+        .into_par_iter()
+        .enumerate()
+        .for_each_init(Scratch::default, |scratch, (index, outputs)| {
+            let (group, first) = (index / spans, index % spans * SPAN);
+            let (b, kv_head) = (group / a.kv_heads, group % a.kv_heads);
+            let [k, v] = keys.of(a, b, kv_head);
+            let shared = a.heads / a.kv_heads;
+            let visible = past + a.seq.min(first + SPAN);
+            scratch.prepare(a, k, v, visible);
+            let mut rows = outputs.ctx.into_iter();
+            for (member, lse) in outputs.lse.into_iter().enumerate() {
+                let h = kv_head * shared + member;
+                let q = Rows {
+                    data: &qkv[(b * a.seq + first) * a.packed_width() + h * a.head_dim..],
+                    stride: a.packed_width(),
+                };
+                for (tile, lse) in lse.chunks_mut(QUERIES).enumerate() {
+                    let offset = tile * QUERIES;
+                    let ctx = rows.by_ref().take(lse.len());
+                    attend_tile(a, q.from(offset), past + first + offset, ctx, lse, scratch);
+                }
+            }
+        });
+}
+
+/// What one task writes: for each of its query heads, rows of the context (in the order head,
+/// position) and log-sum-exps.
+struct Outputs<'a> {
+    ctx: Vec<&'a mut [f32]>,
+    lse: Vec<&'a mut [f32]>,
+}
+
+/// The outputs of all tasks, in the order (batch, key head, span).
+fn split_outputs<'a>(
+    a: &Attention,
+    spans: usize,
+    ctx: &'a mut [f32],
+    lse: &'a mut [f32],
+) -> Vec<Outputs<'a>> {
+    let shared = a.heads / a.kv_heads;
+    let mut heads: Vec<Vec<&mut [f32]>> = (0..a.batch * a.heads * spans)
+        .map(|_| Vec::with_capacity(SPAN.min(a.seq)))
+        .collect();
+    for (row, values) in ctx.chunks_exact_mut(a.heads * a.head_dim).enumerate() {
+        let (b, t) = (row / a.seq, row % a.seq);
+        for (h, head) in values.chunks_exact_mut(a.head_dim).enumerate() {
+            heads[((b * a.kv_heads + h / shared) * spans + t / SPAN) * shared + h % shared]
+                .push(head);
+        }
+    }
+    let mut heads = heads.into_iter();
+    let mut outputs: Vec<Outputs> = (0..a.batch * a.kv_heads * spans)
+        .map(|_| Outputs {
+            ctx: heads.by_ref().take(shared).flatten().collect(),
+            lse: Vec::with_capacity(shared),
+        })
+        .collect();
+    for (head, values) in lse.chunks_mut(a.seq).enumerate() {
+        for (span, values) in values.chunks_mut(SPAN).enumerate() {
+            outputs[head / shared * spans + span].lse.push(values);
+        }
+    }
+    outputs
+}
+
+#[derive(Default)]
+struct Scratch {
+    /// Keys as the right side (head_dim, keys).
+    keys: Vec<PanelRow>,
+    /// Values as the right sides (keys of a tile, head_dim), tile after tile.
+    values: Vec<PanelRow>,
+    /// Queries of a tile times the scale.
+    q: Vec<f32>,
+    scores: Vec<f32>,
+    context: Vec<f32>,
+    largest: Vec<f32>,
+    total: Vec<f32>,
+}
+
+impl Scratch {
+    /// Packs the first `visible` keys and values.
+    fn prepare(&mut self, a: &Attention, k: Rows, v: Rows, visible: usize) {
+        let d = a.head_dim;
+        self.keys.resize(panels(visible) * d, [0.0; PANEL]);
+        self.values.resize(visible * panels(d), [0.0; PANEL]);
+        self.q.resize(QUERIES * d, 0.0);
+        self.scores.resize(QUERIES * KEYS, 0.0);
+        self.context.resize(QUERIES * d, 0.0);
+        self.largest.resize(QUERIES, 0.0);
+        self.total.resize(QUERIES, 0.0);
+        pack_transposed(k, visible, d, &mut self.keys);
+        pack_tiles(v, visible, d, &mut self.values);
+    }
+}
+
+/// Packs `n` rows in tiles of `KEYS` rows, each a right side (rows, width).
+pub(super) fn pack_tiles(rows: Rows, n: usize, width: usize, out: &mut [PanelRow]) {
+    for (start, tile) in (0..n)
+        .step_by(KEYS)
+        .zip(out.chunks_mut(KEYS * panels(width)))
+    {
+        pack(rows.from(start), KEYS.min(n - start), width, tile);
+    }
+}
+
+/// Copies up to `QUERIES` rows of queries times `scale`.
+pub(super) fn scale_queries(scale: f32, q: Rows, d: usize, out: &mut [f32]) {
+    for (i, out) in out.chunks_exact_mut(d).enumerate() {
+        for (out, q) in out.iter_mut().zip(q.row(i, d)) {
+            *out = scale * q;
+        }
+    }
+}
+
+/// Context of up to `QUERIES` queries, written to the rows of `ctx`; query i sees `first + i + 1`
+/// keys.
+fn attend_tile<'a>(
+    a: &Attention,
+    q: Rows,
+    first: usize,
+    ctx: impl Iterator<Item = &'a mut [f32]>,
+    lse: &mut [f32],
+    scratch: &mut Scratch,
+) {
+    let (n, d) = (lse.len(), a.head_dim);
+    let visible = first + n;
+    let Scratch {
+        keys,
+        values,
+        q: scaled,
+        scores,
+        context,
+        largest,
+        total,
+    } = scratch;
+    scale_queries(a.product_scale(), q, d, &mut scaled[..n * d]);
+    largest.fill(f32::NEG_INFINITY);
+    total.fill(0.0);
+    for start in (0..visible).step_by(KEYS) {
+        let count = KEYS.min(visible - start);
+        let seen = |row: usize| (first + row + 1).saturating_sub(start).min(count);
+        let scores = &mut scores[..n * count];
+        Product {
+            a: Rows {
+                data: scaled,
+                stride: d,
+            },
+            left: Left::ByRow,
+            m: n,
+            b: &keys[start / PANEL * d..][..panels(count) * d],
+            inner: d,
+            n: count,
+            c: scores,
+            c_stride: count,
+            accumulate: false,
+        }
+        .run(|rows| Needed {
+            inner: 0..d,
+            columns: seen(rows.end - 1),
+        });
+        dispatch(
+            #[inline(always)]
+            || {
+                let rows = scores
+                    .chunks_exact_mut(count)
+                    .zip(context.chunks_exact_mut(d));
+                let sums = largest.iter_mut().zip(total.iter_mut());
+                for (i, ((row, context), (largest, total))) in rows.zip(sums).enumerate() {
+                    let (row, hidden) = row.split_at_mut(seen(i));
+                    hidden.fill(0.0);
+                    if let Some(cap) = a.softcap {
+                        map_sum(row, |u| cap * tanh(u));
+                    }
+                    let before = *largest;
+                    let now = max(row).max(before);
+                    let shrink = exp(before - now);
+                    *total = *total * shrink + map_sum(row, |s| exp(s - now));
+                    *largest = now;
+                    if start > 0 {
+                        context.iter_mut().for_each(|c| *c *= shrink);
+                    }
+                }
+            },
+        );
+        Product {
+            a: Rows {
+                data: scores,
+                stride: count,
+            },
+            left: Left::ByRow,
+            m: n,
+            b: &values[start * panels(d)..][..count * panels(d)],
+            inner: count,
+            n: d,
+            c: context,
+            c_stride: d,
+            accumulate: start > 0,
+        }
+        .run(|rows| Needed {
+            inner: 0..seen(rows.end - 1),
+            columns: d,
+        });
+    }
+    let sums = largest.iter().zip(total.iter()).zip(lse);
+    for ((ctx, context), ((largest, total), lse)) in ctx.zip(context.chunks_exact(d)).zip(sums) {
+        let factor = 1.0 / total;
+        for (ctx, context) in ctx.iter_mut().zip(context) {
+            *ctx = factor * context;
+        }
+        *lse = largest + total.ln();
+    }
+}

@@ -1,0 +1,365 @@
+//! Products of small matrices that lie in cache, for ops that work tile by tile.
+//!
+//! The right side is packed once into panels of 16 columns and read many times. Each element of a
+//! product is one chain of fused multiply-adds over the inner index, so that its bits do not depend
+//! on the width of the machine's vectors. Parts of a product that nobody needs, such as those a
+//! causal mask hides, are left out block by block.
+
+use pulp::{Simd, WithSimd};
+use std::ops::Range;
+
+/// Columns of a panel.
+pub(crate) const PANEL: usize = 16;
+
+/// Rows of the left side that are multiplied at a time: 6 rows of 16 columns fill the registers of
+/// AVX2 with 12 accumulators, two values of the right side and one of the left.
+const ROWS: usize = 6;
+
+/// One row of a panel.
+pub(crate) type PanelRow = [f32; PANEL];
+
+/// Panels that hold `columns` columns.
+pub(crate) fn panels(columns: usize) -> usize {
+    columns.div_ceil(PANEL)
+}
+
+/// Rows of a matrix: row i starts at `i * stride`.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows<'a> {
+    pub(crate) data: &'a [f32],
+    pub(crate) stride: usize,
+}
+
+impl<'a> Rows<'a> {
+    pub(crate) fn from(self, row: usize) -> Rows<'a> {
+        Rows {
+            data: &self.data[row * self.stride..],
+            stride: self.stride,
+        }
+    }
+
+    pub(crate) fn row(&self, row: usize, width: usize) -> &'a [f32] {
+        &self.data[row * self.stride..][..width]
+    }
+}
+
+/// Packs `n` rows of `width` as the right side (n, width): panel p holds columns `16 p ..`, a row
+/// of it for each of the n; columns beyond the width are zero.
+pub(crate) fn pack(rows: Rows, n: usize, width: usize, out: &mut [PanelRow]) {
+    for i in 0..n {
+        let row = rows.row(i, width);
+        let (whole, rest) = row.as_chunks::<PANEL>();
+        for (p, values) in whole.iter().enumerate() {
+            out[p * n + i] = *values;
+        }
+        if !rest.is_empty() {
+            let padded = &mut out[whole.len() * n + i];
+            padded.fill(0.0);
+            padded[..rest.len()].copy_from_slice(rest);
+        }
+    }
+}
+
+/// Packs `n` rows of `width` as the right side (width, n): panel p holds rows `16 p ..` as its
+/// columns; columns beyond n are zero.
+pub(crate) fn pack_transposed(rows: Rows, n: usize, width: usize, out: &mut [PanelRow]) {
+    for (p, panel) in out.chunks_exact_mut(width).take(panels(n)).enumerate() {
+        let count = PANEL.min(n - p * PANEL);
+        if count < PANEL {
+            panel.as_flattened_mut().fill(0.0);
+        }
+        for column in 0..count {
+            let row = rows.row(p * PANEL + column, width);
+            for (out, &value) in panel.iter_mut().zip(row) {
+                out[column] = value;
+            }
+        }
+    }
+}
+
+/// How the left side lies.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Left {
+    /// Element (i, l) at `i * stride + l`.
+    ByRow,
+    /// Element (i, l) at `l * stride + i`.
+    ByColumn,
+}
+
+/// `c = a b`, or `c += a b`.
+pub(crate) struct Product<'a> {
+    /// Left side, (m, inner).
+    pub(crate) a: Rows<'a>,
+    pub(crate) left: Left,
+    pub(crate) m: usize,
+    /// Right side, (inner, n), packed.
+    pub(crate) b: &'a [PanelRow],
+    pub(crate) inner: usize,
+    pub(crate) n: usize,
+    /// Rows of n values, `c_stride` apart.
+    pub(crate) c: &'a mut [f32],
+    pub(crate) c_stride: usize,
+    pub(crate) accumulate: bool,
+}
+
+/// What of a product's block of rows is needed.
+pub(crate) struct Needed {
+    /// Inner indices whose terms are not zero.
+    pub(crate) inner: Range<usize>,
+    /// Columns that are read afterwards; those of the last panel are all written.
+    pub(crate) columns: usize,
+}
+
+impl Product<'_> {
+    /// Multiplies; of each block of rows only what `needed` says, which must not name more than
+    /// there is.
+    #[inline(always)]
+    pub(crate) fn run(self, needed: impl Fn(Range<usize>) -> Needed) {
+        pulp::Arch::new().dispatch(Run {
+            product: self,
+            needed,
+        });
+    }
+}
+
+struct Run<'a, N> {
+    product: Product<'a>,
+    needed: N,
+}
+
+impl<N: Fn(Range<usize>) -> Needed> WithSimd for Run<'_, N> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        // The number of vectors in a panel's row must be a constant for the accumulators to stay
+        // in registers.
+        match PANEL / S::F32_LANES {
+            1 => self.all_panels::<S, 1>(simd),
+            2 => self.all_panels::<S, 2>(simd),
+            4 => self.all_panels::<S, 4>(simd),
+            _ => self.all_panels::<S, PANEL>(simd),
+        }
+    }
+}
+
+impl<N: Fn(Range<usize>) -> Needed> Run<'_, N> {
+    #[inline(always)]
+    fn all_panels<S: Simd, const V: usize>(mut self, simd: S) {
+        let (m, n) = (self.product.m, self.product.n);
+        for (p, panel) in self.product.b.chunks_exact(self.product.inner).enumerate() {
+            let columns = p * PANEL..n.min((p + 1) * PANEL);
+            if columns.is_empty() {
+                break;
+            }
+            let mut row = 0;
+            while row < m {
+                let rows = match m - row {
+                    ROWS.. => {
+                        self.block::<S, V, ROWS>(simd, panel, row, &columns);
+                        ROWS
+                    }
+                    4.. => {
+                        self.block::<S, V, 4>(simd, panel, row, &columns);
+                        4
+                    }
+                    2.. => {
+                        self.block::<S, V, 2>(simd, panel, row, &columns);
+                        2
+                    }
+                    _ => {
+                        self.block::<S, V, 1>(simd, panel, row, &columns);
+                        1
+                    }
+                };
+                row += rows;
+            }
+        }
+    }
+
+    /// `M` rows from `row` on by one panel.
+    #[inline(always)]
+    fn block<S: Simd, const V: usize, const M: usize>(
+        &mut self,
+        simd: S,
+        panel: &[PanelRow],
+        row: usize,
+        columns: &Range<usize>,
+    ) {
+        let product = &mut self.product;
+        let needed = (self.needed)(row..row + M);
+        if columns.start >= needed.columns {
+            return;
+        }
+        let panel = &panel[needed.inner.clone()];
+        let stride = product.a.stride;
+        // The accumulators are indexed by constants only, or they would not stay in registers.
+        let mut sums = [[simd.splat_f32s(0.0); V]; M];
+        match product.left {
+            Left::ByRow => {
+                let a = &product.a.data[row * stride..];
+                let mut rows: [&[f32]; M] = [&[]; M];
+                for i in 0..M {
+                    rows[i] = &a[i * stride..][needed.inner.clone()];
+                }
+                for l in 0..panel.len() {
+                    let b = vectors::<S, V>(&panel[l]);
+                    for i in 0..M {
+                        let a = simd.splat_f32s(rows[i][l]);
+                        for v in 0..V {
+                            sums[i][v] = simd.mul_add_f32s(a, b[v], sums[i][v]);
+                        }
+                    }
+                }
+            }
+            Left::ByColumn => {
+                let a = &product.a.data[needed.inner.start * stride + row..];
+                for (a, b) in a.chunks(stride).zip(panel) {
+                    let a: &[f32; M] = a.first_chunk().expect("the left side has M rows here");
+                    let b = vectors::<S, V>(b);
+                    for i in 0..M {
+                        let a = simd.splat_f32s(a[i]);
+                        for v in 0..V {
+                            sums[i][v] = simd.mul_add_f32s(a, b[v], sums[i][v]);
+                        }
+                    }
+                }
+            }
+        }
+        let c = &mut product.c[row * product.c_stride + columns.start..];
+        for i in 0..M {
+            let c = &mut c[i * product.c_stride..][..columns.len()];
+            match <&mut PanelRow>::try_from(&mut *c) {
+                Ok(c) => {
+                    let c: &mut [S::f32s; V] = (S::as_mut_simd_f32s(c).0)
+                        .try_into()
+                        .expect("V vectors a row");
+                    for v in 0..V {
+                        c[v] = match product.accumulate {
+                            true => simd.add_f32s(c[v], sums[i][v]),
+                            false => sums[i][v],
+                        };
+                    }
+                }
+                Err(_) => {
+                    let mut row = [0.0; PANEL];
+                    for v in 0..V {
+                        S::as_mut_simd_f32s(&mut row).0[v] = sums[i][v];
+                    }
+                    for (c, sum) in c.iter_mut().zip(row) {
+                        *c = if product.accumulate { *c + sum } else { sum };
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The vectors of a panel's row.
+#[inline(always)]
+fn vectors<S: Simd, const V: usize>(row: &PanelRow) -> &[S::f32s; V] {
+    S::as_simd_f32s(row).0.try_into().expect("V vectors a row")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Rng, all_close};
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(96))]
+        #[test]
+        fn products_match_the_definition(
+            m in 1usize..20, n in 1usize..40, inner in 1usize..30, by_column in any::<bool>(),
+            transposed in any::<bool>(), accumulate in any::<bool>(), padding in 0usize..3,
+            first in 0usize..8, seed in any::<u64>(),
+        ) {
+            let mut rng = Rng::new(seed);
+            let (left, stride) = match by_column {
+                true => (Left::ByColumn, m + padding),
+                false => (Left::ByRow, inner + padding),
+            };
+            let a = rng.normal(m.max(inner) * stride);
+            let a_at = |i: usize, l: usize| match left {
+                Left::ByRow => a[i * stride + l],
+                Left::ByColumn => a[l * stride + i],
+            };
+            let (rows, width) = if transposed { (n, inner) } else { (inner, n) };
+            let b = rng.normal(rows * (width + padding));
+            let b_rows = Rows { data: &b, stride: width + padding };
+            let mut packed = vec![[f32::NAN; PANEL]; panels(n) * inner];
+            match transposed {
+                true => pack_transposed(b_rows, rows, width, &mut packed),
+                false => pack(b_rows, rows, width, &mut packed),
+            }
+            let b_at = |l: usize, j: usize| match transposed {
+                true => b[j * (width + padding) + l],
+                false => b[l * (width + padding) + j],
+            };
+            let before = rng.normal(m * (n + padding));
+            // Row i sees inner indices up to first + i; what lies beyond is never read.
+            let seen = |i: usize| (first + i + 1).min(inner);
+            let mut want: Vec<f64> = before.iter().map(|&v| f64::from(v)).collect();
+            for i in 0..m {
+                for j in 0..n {
+                    let sum: f64 = (0..inner)
+                        .map(|l| if l < seen(i / 6 * 6 + 5) || m - i / 6 * 6 < 6 {
+                            f64::from(a_at(i, l)) * f64::from(b_at(l, j))
+                        } else {
+                            0.0
+                        })
+                        .sum();
+                    let at = i * (n + padding) + j;
+                    want[at] = sum + if accumulate { want[at] } else { 0.0 };
+                }
+            }
+            let mut c = before.clone();
+            Product {
+                a: Rows { data: &a, stride },
+                left,
+                m,
+                b: &packed,
+                inner,
+                n,
+                c: &mut c,
+                c_stride: n + padding,
+                accumulate,
+            }
+            .run(|rows| Needed {
+                inner: 0..if rows.len() < 6 { inner } else { seen(rows.end - 1) },
+                columns: n,
+            });
+            all_close(&c, &want, 1e-5);
+        }
+    }
+
+    #[test]
+    fn columns_that_nobody_needs_are_left_alone() {
+        let b = vec![[1.0; PANEL]; 3 * 2];
+        let mut c = vec![-1.0; 7 * 40];
+        let product = Product {
+            a: Rows {
+                data: &[1.0; 14],
+                stride: 2,
+            },
+            left: Left::ByRow,
+            m: 7,
+            b: &b,
+            inner: 2,
+            n: 40,
+            c: &mut c,
+            c_stride: 40,
+            accumulate: false,
+        };
+        product.run(|rows| Needed {
+            inner: 0..2,
+            columns: if rows.start == 0 { 17 } else { 40 },
+        });
+        for (i, row) in c.chunks(40).enumerate() {
+            let written = if i < 6 { 32 } else { 40 };
+            assert!(row[..written].iter().all(|&v| v == 2.0));
+            assert!(row[written..].iter().all(|&v| v == -1.0));
+        }
+    }
+}
