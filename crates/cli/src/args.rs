@@ -59,9 +59,11 @@ pub enum Command {
 pub enum BenchCommand {
     /// A training step: throughput, arithmetic against the machine's best, memory, time by op.
     Step(BenchArgs),
+    /// Generation of one token at a time: throughput against the machine's memory bandwidth, memory.
+    Decode(BenchArgs),
 }
 
-/// Arguments of `bench step`.
+/// Arguments of `bench step` and `bench decode`.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
     /// A configuration, of which `[model]` with a vocabulary's size and `[train]` are needed; a
@@ -72,7 +74,12 @@ pub struct BenchArgs {
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     pub settings: Vec<String>,
     /// Measure for about this long.
-    #[arg(long, value_name = "SECONDS", default_value_t = 5.0)]
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 5.0,
+        allow_negative_numbers = true
+    )]
     pub seconds: f64,
     /// Print one JSON document.
     #[arg(long)]

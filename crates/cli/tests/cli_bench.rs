@@ -3,22 +3,41 @@
 mod common;
 
 use common::Lab;
+use serde_json::Value;
+
+const SHAPE: &str = "[model]\nd_model = 32\nn_layers = 2\nn_heads = 2\nd_ff = 64\nvocab_size = 300\n\
+     [train]\nbatch_size = 4\nseq_len = 32\ngrad_accum_steps = 2\n";
+
+/// A folder with the configuration of a tiny shape.
+fn lab() -> Lab {
+    let lab = Lab::new();
+    lab.write("bench.toml", SHAPE);
+    lab
+}
+
+/// `bench WHAT` of that shape in the shortest time.
+fn args<'a>(what: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let mut args = vec!["bench", what, "--config", "bench.toml", "--seconds", "0"];
+    args.extend(more);
+    args
+}
+
+fn number(found: &Value, key: &str) -> f64 {
+    found[key]
+        .as_f64()
+        .unwrap_or_else(|| panic!("{key}: {found}"))
+}
+
+#[track_caller]
+fn same(a: f64, b: f64) {
+    assert!((a / b - 1.0).abs() < 1e-9, "{a} {b}");
+}
 
 #[test]
 fn a_step_is_measured_with_a_model_and_a_batch_alone() {
-    let lab = Lab::new();
-    lab.write(
-        "bench.toml",
-        "[model]\nd_model = 32\nn_layers = 2\nn_heads = 2\nd_ff = 64\nvocab_size = 300\n\
-         [train]\nbatch_size = 4\nseq_len = 32\ngrad_accum_steps = 2\n",
-    );
-    let args = ["bench", "step", "--config", "bench.toml", "--seconds", "0"];
-    let found = lab.json(&[&args[..], &["--json"]].concat());
-    let number = |key: &str| {
-        found[key]
-            .as_f64()
-            .unwrap_or_else(|| panic!("{key}: {found}"))
-    };
+    let lab = lab();
+    let found = lab.json(&args("step", &["--json"]));
+    let number = |key: &str| number(&found, key);
     for key in [
         "tokens_per_second",
         "step_seconds",
@@ -28,9 +47,14 @@ fn a_step_is_measured_with_a_model_and_a_batch_alone() {
     ] {
         assert!(number(key) > 0.0, "{key}: {found}");
     }
-    let speed = 4.0 * 32.0 / number("step_seconds");
-    assert!((number("tokens_per_second") / speed - 1.0).abs() < 1e-9);
-    assert!((number("sgemm_share") * number("sgemm_gflops") / number("gflops") - 1.0).abs() < 1e-9);
+    same(
+        number("tokens_per_second") * number("step_seconds"),
+        4.0 * 32.0,
+    );
+    same(
+        number("sgemm_share") * number("sgemm_gflops"),
+        number("gflops"),
+    );
     if cfg!(target_os = "linux") {
         assert!(number("peak_rss_bytes") > 1e6);
         assert!(number("page_faults_per_step") >= 0.0);
@@ -39,17 +63,82 @@ fn a_step_is_measured_with_a_model_and_a_batch_alone() {
     for op in ["linear", "attention", "head and loss", "adamw", "other"] {
         assert!(ops.contains_key(op), "{op}: {found}");
     }
-    assert!(lab.ok(&args).contains("tokens/s"));
+    assert!(lab.ok(&args("step", &[])).contains("tokens/s"));
     lab.fails(
         2,
-        &[
-            "bench",
-            "step",
-            "--config",
-            "bench.toml",
-            "--set",
-            "train.grad_accum_steps=3",
-        ],
+        &args("step", &["--set", "train.grad_accum_steps=3"]),
         &["train.grad_accum_steps = 3"],
     );
+}
+
+#[test]
+fn decoding_is_measured_against_the_memory_bandwidth() {
+    let lab = lab();
+    let found = lab.json(&args("decode", &["--json", "--threads", "1"]));
+    let number_of = |key: &str| number(&found, key);
+    assert_eq!(number_of("threads"), 1.0);
+    assert_eq!(number_of("tokens"), 8.0);
+    assert_eq!(number_of("prompt_tokens"), 16.0);
+    same(
+        number_of("tokens_per_second") * number_of("token_seconds"),
+        1.0,
+    );
+    same(
+        number_of("bandwidth_share") * number_of("bandwidth_bytes_per_second"),
+        number_of("bytes_per_token") * number_of("tokens_per_second"),
+    );
+    // All weights but the rows of the table that are not read.
+    let parameters = number_of("parameters");
+    assert_eq!(
+        number_of("bytes_per_token"),
+        4.0 * (parameters - 299.0 * 32.0)
+    );
+    // The tokens after the prompt and two more see 19 to 26 positions; a position is the keys and
+    // the values of two blocks.
+    assert_eq!(
+        number_of("cache_bytes_per_token"),
+        4.0 * 2.0 * 2.0 * 32.0 * 22.5
+    );
+    if cfg!(target_os = "linux") {
+        assert!(number_of("peak_rss_bytes") > 1e6);
+    }
+
+    let tied = ["--json", "--set", "model.tie_embeddings=true"];
+    let tied = lab.json(&args("decode", &tied));
+    assert_eq!(
+        number(&tied, "bytes_per_token"),
+        4.0 * number(&tied, "parameters")
+    );
+
+    // The cache is full after a single token and is filled again.
+    let short = lab.json(&args("decode", &["--json", "--set", "train.seq_len=2"]));
+    assert_eq!(number(&short, "prompt_tokens"), 1.0);
+    assert_eq!(number(&short, "tokens"), 8.0);
+    assert!(lab.ok(&args("decode", &[])).contains("memory bandwidth"));
+}
+
+#[test]
+fn what_cannot_be_measured_is_one_line() {
+    let lab = lab();
+    lab.fails(
+        2,
+        &args("decode", &["--set", "train.seq_len=1"]),
+        &["sequences of 1 tokens"],
+    );
+    for what in ["step", "decode"] {
+        for seconds in ["-1", "nan", "inf"] {
+            lab.fails(
+                2,
+                &[
+                    "bench",
+                    what,
+                    "--config",
+                    "bench.toml",
+                    "--seconds",
+                    seconds,
+                ],
+                &["seconds", "at least 0"],
+            );
+        }
+    }
 }

@@ -1,8 +1,9 @@
 //! `hybridnorm bench`.
 
-use hybridnorm::bench::{self, StepOptions, StepReport};
+use hybridnorm::bench::{self, DecodeOptions, DecodeReport, StepOptions, StepReport};
 use hybridnorm::train::Config;
 use hybridnorm::{Device, Error};
+use serde::Serialize;
 
 use super::Ending;
 use crate::args::{BenchArgs, BenchCommand};
@@ -18,14 +19,25 @@ pub fn run(command: BenchCommand) -> Result<Ending, Error> {
     match command {
         BenchCommand::Step(args) => {
             let config = configuration(&args)?;
-            let report = step(&config, args.seconds)?;
-            match args.json {
-                true => console::print_json(&report)?,
-                false => console::print(&step_text(&report))?,
-            }
+            let options = StepOptions::of(&config, args.seconds);
+            let report = bench::step(&config.model_config()?, &options, &Device::flex())?;
+            print(&report, args.json, step_text)?;
+        }
+        BenchCommand::Decode(args) => {
+            let config = configuration(&args)?;
+            let options = DecodeOptions::of(&config, args.seconds);
+            let report = bench::decode(&config.model_config()?, &options, &Device::flex())?;
+            print(&report, args.json, decode_text)?;
         }
     }
     Ok(Ending::Done)
+}
+
+fn print<R: Serialize>(report: &R, json: bool, text: fn(&R) -> String) -> Result<(), Error> {
+    match json {
+        true => console::print_json(report),
+        false => console::print(&text(report)),
+    }
 }
 
 fn configuration(args: &BenchArgs) -> Result<Config, Error> {
@@ -33,17 +45,6 @@ fn configuration(args: &BenchArgs) -> Result<Config, Error> {
         Some(path) => Config::load(path, &args.settings),
         None => Config::parse(DEFAULT, &args.settings),
     }
-}
-
-fn step(config: &Config, seconds: f64) -> Result<StepReport, Error> {
-    let options = StepOptions {
-        batch_size: config.train.batch_size,
-        seq_len: config.train.seq_len,
-        grad_accum_steps: config.train.grad_accum_steps,
-        optimizer: config.optimizer.clone(),
-        seconds,
-    };
-    bench::step(&config.model_config()?, &options, &Device::flex())
 }
 
 fn step_text(report: &StepReport) -> String {
@@ -77,5 +78,31 @@ fn step_text(report: &StepReport) -> String {
         report
             .page_faults_per_step
             .map_or("unknown".into(), |faults| format!("{faults:.1}")),
+    )
+}
+
+fn decode_text(report: &DecodeReport) -> String {
+    let weights = report.bytes_per_token as f64 * report.tokens_per_second;
+    format!(
+        "parameters        {}\n\
+         threads           {}\n\
+         tokens/s          {:.1}\n\
+         token             {:.3} ms (median of {} after a prompt of {})\n\
+         weights           {} a token, {:.2} GB/s\n\
+         keys and values   {} a token\n\
+         memory bandwidth  {:.2} GB/s, of which the weights take {:.1} %\n\
+         peak memory       {}\n",
+        scaled(report.parameters as f64),
+        report.threads,
+        report.tokens_per_second,
+        1e3 * report.token_seconds,
+        report.tokens,
+        report.prompt_tokens,
+        bytes(report.bytes_per_token),
+        1e-9 * weights,
+        bytes(report.cache_bytes_per_token as u64),
+        1e-9 * report.bandwidth_bytes_per_second,
+        100.0 * report.bandwidth_share,
+        report.peak_rss_bytes.map_or("unknown".into(), bytes),
     )
 }

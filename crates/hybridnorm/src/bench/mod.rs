@@ -3,7 +3,10 @@
 //! Every report compares with limits measured in the same process: the best matrix product for
 //! training, memory bandwidth for decoding.
 
+mod decode;
 pub mod machine;
 mod step;
+mod timing;
 
+pub use decode::{DecodeOptions, DecodeReport, decode};
 pub use step::{StepOptions, StepReport, step};
