@@ -118,6 +118,77 @@ fn decoding_is_measured_against_the_memory_bandwidth() {
 }
 
 #[test]
+fn placements_are_compared_with_pre_norm() {
+    let lab = lab();
+    let only = ["--only", "hybridnorm", "--only", "llama", "--rounds", "1"];
+    let found = lab.json(
+        &[
+            &args("placements", &["--json", "--threads", "1"])[..],
+            &only,
+        ]
+        .concat(),
+    );
+    assert_eq!(found["reference"], "pre-norm");
+    assert_eq!(number(&found, "rounds"), 1.0);
+    assert_eq!(number(&found, "threads"), 1.0);
+    assert_eq!(found["skipped"].as_array().unwrap().len(), 0);
+    let rows = found["rows"].as_array().unwrap();
+    let names: Vec<_> = rows
+        .iter()
+        .map(|row| row["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["hybridnorm", "pre-norm"]);
+    for (row, what) in rows.iter().flat_map(|row| [(row, "step"), (row, "decode")]) {
+        let compared = &row[what];
+        assert!(number(compared, "tokens_per_second") > 0.0);
+        let ratios = compared["relative_speeds"].as_array().unwrap();
+        assert_eq!(ratios.len(), 1);
+        assert_eq!(ratios[0], compared["relative_speed"]);
+        if cfg!(target_os = "linux") {
+            let memory = number(compared, "peak_rss_bytes");
+            let reference = number(&found[format!("reference_{what}")], "peak_rss_bytes");
+            let ratio = number(compared, "relative_memory");
+            assert!((0.5..2.0).contains(&ratio), "{found}");
+            assert!((0.5..2.0).contains(&(memory / reference)), "{found}");
+        }
+    }
+    // The same model twice.
+    assert_eq!(
+        rows[1]["parameters"],
+        lab.json(&args(
+            "step",
+            &["--json", "--set", "model.placement=pre-norm"]
+        ))["parameters"]
+    );
+}
+
+#[test]
+fn a_placement_that_cannot_be_built_is_listed_with_the_reason() {
+    let lab = lab();
+    // A norm on a gate that this feed-forward does not have.
+    let ungated = [
+        "--only",
+        "simple-norm",
+        "--only",
+        "olmo2",
+        "--rounds",
+        "1",
+        "--set",
+        "model.activation=gelu",
+    ];
+    let output = lab.run(&args("placements", &ungated));
+    let said = common::stderr(&output);
+    assert_eq!(common::code(&output), 0, "{said}");
+    assert!(said.contains("olmo2") && said.contains("simple-norm"));
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("not measured: simple-norm: "), "{text}");
+    assert!(text.contains("gate"), "{text}");
+    let quiet = ["--only", "gemma2", "--rounds", "1", "--quiet"];
+    let output = lab.run(&args("placements", &quiet));
+    assert_eq!(common::stderr(&output), "");
+}
+
+#[test]
 fn what_cannot_be_measured_is_one_line() {
     let lab = lab();
     lab.fails(
@@ -125,7 +196,25 @@ fn what_cannot_be_measured_is_one_line() {
         &args("decode", &["--set", "train.seq_len=1"]),
         &["sequences of 1 tokens"],
     );
-    for what in ["step", "decode"] {
+    lab.fails(
+        2,
+        &args("placements", &["--only", "hybridnrom"]),
+        &[
+            "unknown placement hybridnrom",
+            "nearest known: `hybridnorm`",
+        ],
+    );
+    lab.fails(
+        2,
+        &args("placements", &["--rounds", "0"]),
+        &["0 rounds, expected at least 1"],
+    );
+    lab.fails(
+        2,
+        &args("placements", &["--set", "model.placement=olmo2"]),
+        &["--set model.placement=olmo2", "--only"],
+    );
+    for what in ["step", "decode", "placements"] {
         for seconds in ["-1", "nan", "inf"] {
             lab.fails(
                 2,

@@ -5,8 +5,11 @@
 
 mod decode;
 pub mod machine;
+pub mod placements;
 mod step;
 mod timing;
 
 pub use decode::{DecodeOptions, DecodeReport, decode};
+pub use placements::{PlacementsOptions, PlacementsReport, placements};
 pub use step::{StepOptions, StepReport, step};
+pub use timing::check_seconds;

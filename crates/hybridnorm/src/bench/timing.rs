@@ -14,6 +14,9 @@ pub fn median(values: &[f64]) -> f64 {
 }
 
 /// Refuses a time that no measurement would end at.
+///
+/// # Errors
+/// If it is negative or not finite.
 pub fn check_seconds(seconds: f64) -> Result<()> {
     match seconds.is_finite() && seconds >= 0.0 {
         true => Ok(()),

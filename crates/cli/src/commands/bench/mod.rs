@@ -1,34 +1,37 @@
 //! `hybridnorm bench`.
 
+mod placements;
+
 use hybridnorm::bench::{self, DecodeOptions, DecodeReport, StepOptions, StepReport};
 use hybridnorm::train::Config;
 use hybridnorm::{Device, Error};
 use serde::Serialize;
 
 use super::Ending;
-use crate::args::{BenchArgs, BenchCommand};
-use crate::console;
+use crate::args::{BenchCommand, BenchModel};
+use crate::console::{self, Console};
 use crate::stop::Stop;
 use crate::table::{bytes, grouped, numbers, scaled};
 
 /// What is measured where no configuration is given.
-const DEFAULT: &str = include_str!("../../../../configs/bench.toml");
+const DEFAULT: &str = include_str!("../../../../../configs/bench.toml");
 
-pub fn run(command: BenchCommand) -> Result<Ending, Error> {
-    Stop::listen()?;
+pub fn run(command: BenchCommand, console: &Console) -> Result<Ending, Error> {
+    let stop = Stop::listen()?;
     match command {
         BenchCommand::Step(args) => {
-            let config = configuration(&args)?;
+            let config = args.model.configuration()?;
             let options = StepOptions::of(&config, args.seconds);
             let report = bench::step(&config.model_config()?, &options, &Device::flex())?;
             print(&report, args.json, step_text)?;
         }
         BenchCommand::Decode(args) => {
-            let config = configuration(&args)?;
+            let config = args.model.configuration()?;
             let options = DecodeOptions::of(&config, args.seconds);
             let report = bench::decode(&config.model_config()?, &options, &Device::flex())?;
             print(&report, args.json, decode_text)?;
         }
+        BenchCommand::Placements(args) => return placements::run(&args, console, &stop),
     }
     Ok(Ending::Done)
 }
@@ -40,10 +43,12 @@ fn print<R: Serialize>(report: &R, json: bool, text: fn(&R) -> String) -> Result
     }
 }
 
-fn configuration(args: &BenchArgs) -> Result<Config, Error> {
-    match &args.config {
-        Some(path) => Config::load(path, &args.settings),
-        None => Config::parse(DEFAULT, &args.settings),
+impl BenchModel {
+    fn configuration(&self) -> Result<Config, Error> {
+        match &self.config {
+            Some(path) => Config::load(path, &self.settings),
+            None => Config::parse(DEFAULT, &self.settings),
+        }
     }
 }
 
