@@ -63,6 +63,8 @@ pub enum BenchCommand {
     Decode(BenchArgs),
     /// Every named placement in training and decoding: throughput and memory relative to pre-norm.
     Placements(BenchPlacementsArgs),
+    /// Each CPU kernel: time, share of the machine's limit, speed-up over plain loops.
+    Ops(BenchOpsArgs),
 }
 
 /// Arguments of `bench step` and `bench decode`.
@@ -104,6 +106,25 @@ pub struct BenchPlacementsArgs {
     /// Measure this placement; may be given several times. All of `placement list` unless given.
     #[arg(long, value_name = "NAME")]
     pub only: Vec<String>,
+    /// Print one JSON document.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `bench ops`.
+#[derive(Debug, Args)]
+pub struct BenchOpsArgs {
+    /// The shapes.
+    #[command(flatten)]
+    pub model: BenchModel,
+    /// Measure each op for about this long; its reference takes about a second at most besides.
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 0.25,
+        allow_negative_numbers = true
+    )]
+    pub seconds: f64,
     /// Print one JSON document.
     #[arg(long)]
     pub json: bool,

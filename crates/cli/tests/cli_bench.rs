@@ -189,6 +189,56 @@ fn a_placement_that_cannot_be_built_is_listed_with_the_reason() {
 }
 
 #[test]
+fn every_kernel_is_measured_against_plain_loops_and_its_limit() {
+    let lab = lab();
+    let found = lab.json(&args("ops", &["--json", "--threads", "1"]));
+    assert_eq!(number(&found, "threads"), 1.0);
+    assert_eq!(number(&found, "micro_batch"), 2.0);
+    assert_eq!(number(&found, "seq_len"), 32.0);
+    let rows = found["rows"].as_array().unwrap();
+    for row in rows {
+        let number = |key: &str| number(row, key);
+        for key in ["seconds", "rate", "naive_seconds", "naive_part"] {
+            assert!(number(key) > 0.0, "{key}: {row}");
+        }
+        let limit = match row["bound"].as_str().unwrap() {
+            "arithmetic" => "sgemm_gflops",
+            "read" => "read_gb_per_second",
+            "read_write" => "read_write_gb_per_second",
+            other => panic!("{other}"),
+        };
+        assert_eq!(row["limit"], found[limit]);
+        same(number("share_of_limit") * number("limit"), number("rate"));
+        same(
+            number("speedup_over_naive") * number("seconds"),
+            number("naive_seconds"),
+        );
+        assert!(number("largest_difference") < 1e-4, "{row}");
+    }
+    let row = |op: &str, direction: &str| {
+        let found = rows
+            .iter()
+            .find(|row| row["op"] == op && row["direction"] == direction);
+        found.unwrap_or_else(|| panic!("{op} {direction}"))
+    };
+    // 64 rows of 32 to 128, and 64 rows of 32 read and written with a gain of 32.
+    let work = |row: &Value| 1e9 * number(row, "rate") * number(row, "seconds");
+    same(
+        work(row("linear up", "backward weight")),
+        2.0 * 64.0 * 32.0 * 128.0,
+    );
+    same(
+        work(row("norm rms", "forward")),
+        4.0 * (2.0 * 64.0 * 32.0 + 32.0),
+    );
+    same(
+        work(row("attention", "forward")),
+        4.0 * 2.0 * 32.0 * 33.0 / 2.0 * 32.0,
+    );
+    assert!(lab.ok(&args("ops", &[])).contains("adamw"));
+}
+
+#[test]
 fn what_cannot_be_measured_is_one_line() {
     let lab = lab();
     lab.fails(
@@ -214,7 +264,7 @@ fn what_cannot_be_measured_is_one_line() {
         &args("placements", &["--set", "model.placement=olmo2"]),
         &["--set model.placement=olmo2", "--only"],
     );
-    for what in ["step", "decode", "placements"] {
+    for what in ["step", "decode", "placements", "ops"] {
         for seconds in ["-1", "nan", "inf"] {
             lab.fails(
                 2,

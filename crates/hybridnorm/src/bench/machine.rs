@@ -35,13 +35,37 @@ pub fn sgemm_gflops() -> f64 {
 
 /// Bytes a second at which all threads together read memory that no cache holds.
 pub fn read_bandwidth() -> f64 {
-    const BYTES: usize = 256 << 20;
-    let data = vec![1.0f32; BYTES / 4];
-    (0..5)
-        .map(|_| {
-            let started = Instant::now();
-            let sum: f32 = data
-                .par_chunks(1 << 16)
+    Bandwidth::new().read()
+}
+
+/// Buffers that no cache holds, to measure the bandwidth of memory with.
+pub struct Bandwidth {
+    x: Vec<f32>,
+    y: Vec<f32>,
+}
+
+impl Bandwidth {
+    /// Bytes of all buffers.
+    pub const BYTES: usize = 256 << 20;
+    /// Elements of a task.
+    const CHUNK: usize = 1 << 16;
+    /// Repetitions, of which the best counts, since anything slower was disturbed.
+    const REPETITIONS: usize = 5;
+
+    /// Takes the memory.
+    #[expect(clippy::new_without_default, reason = "takes a lot of memory")]
+    pub fn new() -> Self {
+        let ones = || vec![1.0; Self::BYTES / 2 / size_of::<f32>()];
+        Self {
+            x: ones(),
+            y: ones(),
+        }
+    }
+
+    /// Bytes a second of reading with all threads.
+    pub fn read(&self) -> f64 {
+        let sum = |data: &[f32]| -> f32 {
+            data.par_chunks(Self::CHUNK)
                 .map(|chunk| {
                     let mut lanes = [0.0f32; 64];
                     for part in chunk.chunks_exact(64) {
@@ -51,9 +75,34 @@ pub fn read_bandwidth() -> f64 {
                     }
                     lanes.iter().sum::<f32>()
                 })
-                .sum();
-            black_box(sum);
-            BYTES as f64 / started.elapsed().as_secs_f64()
+                .sum()
+        };
+        best(Self::REPETITIONS, Self::BYTES, || {
+            black_box(sum(&self.x) + sum(&self.y));
+        })
+    }
+
+    /// Bytes a second of `y = a y + x` with all threads: two numbers read and one written.
+    pub fn read_write(&mut self) -> f64 {
+        let Self { x, y } = self;
+        best(Self::REPETITIONS, Self::BYTES / 2 * 3, || {
+            let chunks = y.par_chunks_mut(Self::CHUNK).zip(x.par_chunks(Self::CHUNK));
+            chunks.for_each(|(y, x)| {
+                for (y, x) in y.iter_mut().zip(x) {
+                    *y = 0.5 * *y + x;
+                }
+            });
+            black_box(&y);
+        })
+    }
+}
+
+fn best(repetitions: usize, bytes: usize, mut pass: impl FnMut()) -> f64 {
+    (0..repetitions)
+        .map(|_| {
+            let started = Instant::now();
+            pass();
+            bytes as f64 / started.elapsed().as_secs_f64()
         })
         .fold(0.0, f64::max)
 }

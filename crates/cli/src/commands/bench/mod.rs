@@ -1,5 +1,6 @@
 //! `hybridnorm bench`.
 
+mod ops;
 mod placements;
 
 use hybridnorm::bench::{self, DecodeOptions, DecodeReport, StepOptions, StepReport};
@@ -31,6 +32,7 @@ pub fn run(command: BenchCommand, console: &Console) -> Result<Ending, Error> {
             let report = bench::decode(&config.model_config()?, &options, &Device::flex())?;
             print(&report, args.json, decode_text)?;
         }
+        BenchCommand::Ops(args) => ops::run(&args, console)?,
         BenchCommand::Placements(args) => return placements::run(&args, console, &stop),
     }
     Ok(Ending::Done)
