@@ -3,6 +3,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
+use hybridnorm_kernels::elementwise::add_to;
 use hybridnorm_kernels::gemm::matmul;
 use rayon::prelude::*;
 
@@ -38,16 +39,16 @@ pub fn read_bandwidth() -> f64 {
     Bandwidth::new().read()
 }
 
-/// Buffers that no cache holds, to measure the bandwidth of memory with.
-pub struct Bandwidth {
-    x: Vec<f32>,
-    y: Vec<f32>,
-}
+/// A buffer that no cache holds, to measure the bandwidth of memory with.
+pub struct Bandwidth(Vec<f32>);
 
 impl Bandwidth {
-    /// Bytes of all buffers.
-    pub const BYTES: usize = 256 << 20;
-    /// Elements of a task.
+    /// Numbers of each half. No multiple of a page: two streams at such a distance would fall onto
+    /// the same sets of the caches and the same banks of memory.
+    const HALF: usize = 33_004_032;
+    /// Bytes of the buffer.
+    pub const BYTES: usize = 2 * Self::HALF * size_of::<f32>();
+    /// Numbers of a task.
     const CHUNK: usize = 1 << 16;
     /// Repetitions, of which the best counts, since anything slower was disturbed.
     const REPETITIONS: usize = 5;
@@ -55,17 +56,14 @@ impl Bandwidth {
     /// Takes the memory.
     #[expect(clippy::new_without_default, reason = "takes a lot of memory")]
     pub fn new() -> Self {
-        let ones = || vec![1.0; Self::BYTES / 2 / size_of::<f32>()];
-        Self {
-            x: ones(),
-            y: ones(),
-        }
+        Self(vec![1.0; 2 * Self::HALF])
     }
 
     /// Bytes a second of reading with all threads.
     pub fn read(&self) -> f64 {
-        let sum = |data: &[f32]| -> f32 {
-            data.par_chunks(Self::CHUNK)
+        best(Self::REPETITIONS, Self::BYTES, || {
+            let chunks = self.0.par_chunks(Self::CHUNK);
+            let sum: f32 = chunks
                 .map(|chunk| {
                     let mut lanes = [0.0f32; 64];
                     for part in chunk.chunks_exact(64) {
@@ -75,23 +73,16 @@ impl Bandwidth {
                     }
                     lanes.iter().sum::<f32>()
                 })
-                .sum()
-        };
-        best(Self::REPETITIONS, Self::BYTES, || {
-            black_box(sum(&self.x) + sum(&self.y));
+                .sum();
+            black_box(sum);
         })
     }
 
-    /// Bytes a second of `y = a y + x` with all threads: two numbers read and one written.
+    /// Bytes a second of `y = y + x` with all threads: two numbers read and one written.
     pub fn read_write(&mut self) -> f64 {
-        let Self { x, y } = self;
+        let (y, x) = self.0.split_at_mut(Self::HALF);
         best(Self::REPETITIONS, Self::BYTES / 2 * 3, || {
-            let chunks = y.par_chunks_mut(Self::CHUNK).zip(x.par_chunks(Self::CHUNK));
-            chunks.for_each(|(y, x)| {
-                for (y, x) in y.iter_mut().zip(x) {
-                    *y = 0.5 * *y + x;
-                }
-            });
+            add_to(x, y);
             black_box(&y);
         })
     }

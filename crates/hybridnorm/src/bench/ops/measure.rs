@@ -7,7 +7,7 @@ use super::problem::{Case, Problem, Run};
 use crate::bench::timing::median;
 
 /// What no cache holds, in bytes.
-const BEYOND_CACHES: usize = 128 << 20;
+const BEYOND_CACHES: usize = 256 << 20;
 /// Most copies. Only shapes of a test are so small that they leave something in a cache.
 const MOST_COPIES: usize = 1024;
 /// The shortest time of a part of a reference that is scaled, in seconds.

@@ -75,7 +75,7 @@ pub struct OpsReport {
     pub sgemm_gflops: f64,
     /// The best bandwidth of reading at these times, in GB/s.
     pub read_gb_per_second: f64,
-    /// The best bandwidth of `y = a y + x` at these times, in GB/s.
+    /// The best bandwidth of `y = y + x` at these times, in GB/s.
     pub read_write_gb_per_second: f64,
     /// One row for each op and direction.
     pub rows: Vec<OpRow>,
