@@ -59,24 +59,87 @@ pub enum Command {
 pub enum BenchCommand {
     /// A training step: throughput, arithmetic against the machine's best, memory, time by op.
     Step(BenchArgs),
+    /// Generation of one token at a time: throughput against the machine's memory bandwidth, memory.
+    Decode(BenchArgs),
+    /// Every named placement in training and decoding: throughput and memory relative to pre-norm.
+    Placements(BenchPlacementsArgs),
+    /// Each CPU kernel: time, share of the machine's limit, speed-up over plain loops.
+    Ops(BenchOpsArgs),
 }
 
-/// Arguments of `bench step`.
+/// Arguments of `bench step` and `bench decode`.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// A configuration, of which `[model]` with a vocabulary's size and `[train]` are needed; a
-    /// model of 17 million parameters unless given.
-    #[arg(long, value_name = "CONFIG.toml")]
-    pub config: Option<PathBuf>,
-    /// Set a key on top of the configuration, e.g. `--set model.placement=pre-norm`.
-    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
-    pub settings: Vec<String>,
+    /// What is measured.
+    #[command(flatten)]
+    pub model: BenchModel,
     /// Measure for about this long.
-    #[arg(long, value_name = "SECONDS", default_value_t = 5.0)]
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 5.0,
+        allow_negative_numbers = true
+    )]
     pub seconds: f64,
     /// Print one JSON document.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `bench placements`.
+#[derive(Debug, Args)]
+pub struct BenchPlacementsArgs {
+    /// What is measured, each time with another placement.
+    #[command(flatten)]
+    pub model: BenchModel,
+    /// Length of one measurement, of which there are four in a round of a placement.
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 2.0,
+        allow_negative_numbers = true
+    )]
+    pub seconds: f64,
+    /// Measure each placement and pre-norm in turn this many times.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub rounds: usize,
+    /// Measure this placement; may be given several times. All of `placement list` unless given.
+    #[arg(long, value_name = "NAME")]
+    pub only: Vec<String>,
+    /// Print one JSON document.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `bench ops`.
+#[derive(Debug, Args)]
+pub struct BenchOpsArgs {
+    /// The shapes.
+    #[command(flatten)]
+    pub model: BenchModel,
+    /// Measure each op for about this long; its reference takes about a second at most besides.
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 0.25,
+        allow_negative_numbers = true
+    )]
+    pub seconds: f64,
+    /// Print one JSON document.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What a benchmark measures.
+#[derive(Debug, Args)]
+pub struct BenchModel {
+    /// A configuration, of which `[model]` with a vocabulary's size and `[train]` are needed; a
+    /// model of 17 million parameters unless given.
+    #[arg(long, value_name = "CONFIG.toml")]
+    pub config: Option<PathBuf>,
+    /// Set a key on top of the configuration, e.g. `--set model.d_model=512`.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    pub settings: Vec<String>,
 }
 
 /// Arguments of `quickstart`.

@@ -68,7 +68,7 @@ fn run(cli: Cli, console: &Console) -> Result<Ending, Error> {
         Command::Data { command } => commands::data::run(command, console),
         Command::Placement { command } => commands::placement::run(command, console),
         Command::Inspect(args) => commands::inspect::run(args, console),
-        Command::Bench { command } => commands::bench::run(command),
+        Command::Bench { command } => commands::bench::run(command, console),
         Command::Import(args) => commands::import::run(args, console),
     }
 }

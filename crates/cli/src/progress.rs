@@ -77,20 +77,20 @@ impl<'a> Display<'a> {
 
     /// Shows how far data preparation has come.
     pub fn data(&mut self, progress: &Progress) {
-        self.stage(progress.stage, progress.total);
-        self.bar.set_position(progress.done);
-        self.bar.set_message(progress.unit);
+        self.count(progress.stage, progress.done, progress.total, progress.unit);
+    }
+
+    /// Shows how many units of a stage are done.
+    pub fn count(&mut self, stage: &str, done: u64, total: Option<u64>, unit: &'static str) {
+        self.stage(stage, total);
+        self.bar.set_position(done);
+        self.bar.set_message(unit);
         if self.line_is_due() {
-            let total = match progress.total {
+            let total = match total {
                 Some(total) => format!("/{}", table::grouped(total)),
                 None => String::new(),
             };
-            self.line(&format!(
-                "{}  {}{total} {}",
-                progress.stage,
-                table::grouped(progress.done),
-                progress.unit
-            ));
+            self.line(&format!("{stage}  {}{total} {unit}", table::grouped(done)));
         }
     }
 

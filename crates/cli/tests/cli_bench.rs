@@ -3,22 +3,41 @@
 mod common;
 
 use common::Lab;
+use serde_json::Value;
+
+const SHAPE: &str = "[model]\nd_model = 32\nn_layers = 2\nn_heads = 2\nd_ff = 64\nvocab_size = 300\n\
+     [train]\nbatch_size = 4\nseq_len = 32\ngrad_accum_steps = 2\n";
+
+/// A folder with the configuration of a tiny shape.
+fn lab() -> Lab {
+    let lab = Lab::new();
+    lab.write("bench.toml", SHAPE);
+    lab
+}
+
+/// `bench WHAT` of that shape in the shortest time.
+fn args<'a>(what: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let mut args = vec!["bench", what, "--config", "bench.toml", "--seconds", "0"];
+    args.extend(more);
+    args
+}
+
+fn number(found: &Value, key: &str) -> f64 {
+    found[key]
+        .as_f64()
+        .unwrap_or_else(|| panic!("{key}: {found}"))
+}
+
+#[track_caller]
+fn same(a: f64, b: f64) {
+    assert!((a / b - 1.0).abs() < 1e-9, "{a} {b}");
+}
 
 #[test]
 fn a_step_is_measured_with_a_model_and_a_batch_alone() {
-    let lab = Lab::new();
-    lab.write(
-        "bench.toml",
-        "[model]\nd_model = 32\nn_layers = 2\nn_heads = 2\nd_ff = 64\nvocab_size = 300\n\
-         [train]\nbatch_size = 4\nseq_len = 32\ngrad_accum_steps = 2\n",
-    );
-    let args = ["bench", "step", "--config", "bench.toml", "--seconds", "0"];
-    let found = lab.json(&[&args[..], &["--json"]].concat());
-    let number = |key: &str| {
-        found[key]
-            .as_f64()
-            .unwrap_or_else(|| panic!("{key}: {found}"))
-    };
+    let lab = lab();
+    let found = lab.json(&args("step", &["--json"]));
+    let number = |key: &str| number(&found, key);
     for key in [
         "tokens_per_second",
         "step_seconds",
@@ -28,9 +47,14 @@ fn a_step_is_measured_with_a_model_and_a_batch_alone() {
     ] {
         assert!(number(key) > 0.0, "{key}: {found}");
     }
-    let speed = 4.0 * 32.0 / number("step_seconds");
-    assert!((number("tokens_per_second") / speed - 1.0).abs() < 1e-9);
-    assert!((number("sgemm_share") * number("sgemm_gflops") / number("gflops") - 1.0).abs() < 1e-9);
+    same(
+        number("tokens_per_second") * number("step_seconds"),
+        4.0 * 32.0,
+    );
+    same(
+        number("sgemm_share") * number("sgemm_gflops"),
+        number("gflops"),
+    );
     if cfg!(target_os = "linux") {
         assert!(number("peak_rss_bytes") > 1e6);
         assert!(number("page_faults_per_step") >= 0.0);
@@ -39,17 +63,221 @@ fn a_step_is_measured_with_a_model_and_a_batch_alone() {
     for op in ["linear", "attention", "head and loss", "adamw", "other"] {
         assert!(ops.contains_key(op), "{op}: {found}");
     }
-    assert!(lab.ok(&args).contains("tokens/s"));
+    assert!(lab.ok(&args("step", &[])).contains("tokens/s"));
     lab.fails(
         2,
-        &[
-            "bench",
-            "step",
-            "--config",
-            "bench.toml",
-            "--set",
-            "train.grad_accum_steps=3",
-        ],
+        &args("step", &["--set", "train.grad_accum_steps=3"]),
         &["train.grad_accum_steps = 3"],
     );
+}
+
+#[test]
+fn decoding_is_measured_against_the_memory_bandwidth() {
+    let lab = lab();
+    let found = lab.json(&args("decode", &["--json", "--threads", "1"]));
+    let number_of = |key: &str| number(&found, key);
+    assert_eq!(number_of("threads"), 1.0);
+    assert_eq!(number_of("tokens"), 8.0);
+    assert_eq!(number_of("prompt_tokens"), 16.0);
+    same(
+        number_of("tokens_per_second") * number_of("token_seconds"),
+        1.0,
+    );
+    same(
+        number_of("bandwidth_share") * number_of("bandwidth_bytes_per_second"),
+        number_of("bytes_per_token") * number_of("tokens_per_second"),
+    );
+    // All weights but the rows of the table that are not read.
+    let parameters = number_of("parameters");
+    assert_eq!(
+        number_of("bytes_per_token"),
+        4.0 * (parameters - 299.0 * 32.0)
+    );
+    // The tokens after the prompt and two more see 19 to 26 positions; a position is the keys and
+    // the values of two blocks.
+    assert_eq!(
+        number_of("cache_bytes_per_token"),
+        4.0 * 2.0 * 2.0 * 32.0 * 22.5
+    );
+    if cfg!(target_os = "linux") {
+        assert!(number_of("peak_rss_bytes") > 1e6);
+    }
+
+    let tied = ["--json", "--set", "model.tie_embeddings=true"];
+    let tied = lab.json(&args("decode", &tied));
+    assert_eq!(
+        number(&tied, "bytes_per_token"),
+        4.0 * number(&tied, "parameters")
+    );
+
+    // The cache is full after a single token and is filled again.
+    let short = lab.json(&args("decode", &["--json", "--set", "train.seq_len=2"]));
+    assert_eq!(number(&short, "prompt_tokens"), 1.0);
+    assert_eq!(number(&short, "tokens"), 8.0);
+    assert!(lab.ok(&args("decode", &[])).contains("memory bandwidth"));
+}
+
+#[test]
+fn placements_are_compared_with_pre_norm() {
+    let lab = lab();
+    let only = ["--only", "hybridnorm", "--only", "llama", "--rounds", "1"];
+    let found = lab.json(
+        &[
+            &args("placements", &["--json", "--threads", "1"])[..],
+            &only,
+        ]
+        .concat(),
+    );
+    assert_eq!(found["reference"], "pre-norm");
+    assert_eq!(number(&found, "rounds"), 1.0);
+    assert_eq!(number(&found, "threads"), 1.0);
+    assert_eq!(found["skipped"].as_array().unwrap().len(), 0);
+    let rows = found["rows"].as_array().unwrap();
+    let names: Vec<_> = rows
+        .iter()
+        .map(|row| row["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["hybridnorm", "pre-norm"]);
+    for (row, what) in rows.iter().flat_map(|row| [(row, "step"), (row, "decode")]) {
+        let compared = &row[what];
+        assert!(number(compared, "tokens_per_second") > 0.0);
+        let ratios = compared["relative_speeds"].as_array().unwrap();
+        assert_eq!(ratios.len(), 1);
+        assert_eq!(ratios[0], compared["relative_speed"]);
+        if cfg!(target_os = "linux") {
+            let memory = number(compared, "peak_rss_bytes");
+            let reference = number(&found[format!("reference_{what}")], "peak_rss_bytes");
+            let ratio = number(compared, "relative_memory");
+            assert!((0.5..2.0).contains(&ratio), "{found}");
+            assert!((0.5..2.0).contains(&(memory / reference)), "{found}");
+        }
+    }
+    // The same model twice.
+    assert_eq!(
+        rows[1]["parameters"],
+        lab.json(&args(
+            "step",
+            &["--json", "--set", "model.placement=pre-norm"]
+        ))["parameters"]
+    );
+}
+
+#[test]
+fn a_placement_that_cannot_be_built_is_listed_with_the_reason() {
+    let lab = lab();
+    // A norm on a gate that this feed-forward does not have.
+    let ungated = [
+        "--only",
+        "simple-norm",
+        "--only",
+        "olmo2",
+        "--rounds",
+        "1",
+        "--set",
+        "model.activation=gelu",
+    ];
+    let output = lab.run(&args("placements", &ungated));
+    let said = common::stderr(&output);
+    assert_eq!(common::code(&output), 0, "{said}");
+    assert!(said.contains("olmo2") && said.contains("simple-norm"));
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("not measured: simple-norm: "), "{text}");
+    assert!(text.contains("gate"), "{text}");
+    let quiet = ["--only", "gemma2", "--rounds", "1", "--quiet"];
+    let output = lab.run(&args("placements", &quiet));
+    assert_eq!(common::stderr(&output), "");
+}
+
+#[test]
+fn every_kernel_is_measured_against_plain_loops_and_its_limit() {
+    let lab = lab();
+    let found = lab.json(&args("ops", &["--json", "--threads", "1"]));
+    assert_eq!(number(&found, "threads"), 1.0);
+    assert_eq!(number(&found, "micro_batch"), 2.0);
+    assert_eq!(number(&found, "seq_len"), 32.0);
+    let rows = found["rows"].as_array().unwrap();
+    for row in rows {
+        let number = |key: &str| number(row, key);
+        for key in ["seconds", "rate", "naive_seconds", "naive_part"] {
+            assert!(number(key) > 0.0, "{key}: {row}");
+        }
+        let limit = match row["bound"].as_str().unwrap() {
+            "arithmetic" => "sgemm_gflops",
+            "read" => "read_gb_per_second",
+            "read_write" => "read_write_gb_per_second",
+            other => panic!("{other}"),
+        };
+        assert_eq!(row["limit"], found[limit]);
+        same(number("share_of_limit") * number("limit"), number("rate"));
+        same(
+            number("speedup_over_naive") * number("seconds"),
+            number("naive_seconds"),
+        );
+        assert!(number("largest_difference") < 1e-4, "{row}");
+    }
+    let row = |op: &str, direction: &str| {
+        let found = rows
+            .iter()
+            .find(|row| row["op"] == op && row["direction"] == direction);
+        found.unwrap_or_else(|| panic!("{op} {direction}"))
+    };
+    // 64 rows of 32 to 128, and 64 rows of 32 read and written with a gain of 32.
+    let work = |row: &Value| 1e9 * number(row, "rate") * number(row, "seconds");
+    same(
+        work(row("linear up", "backward weight")),
+        2.0 * 64.0 * 32.0 * 128.0,
+    );
+    same(
+        work(row("norm rms", "forward")),
+        4.0 * (2.0 * 64.0 * 32.0 + 32.0),
+    );
+    same(
+        work(row("attention", "forward")),
+        4.0 * 2.0 * 32.0 * 33.0 / 2.0 * 32.0,
+    );
+    assert!(lab.ok(&args("ops", &[])).contains("adamw"));
+}
+
+#[test]
+fn what_cannot_be_measured_is_one_line() {
+    let lab = lab();
+    lab.fails(
+        2,
+        &args("decode", &["--set", "train.seq_len=1"]),
+        &["sequences of 1 tokens"],
+    );
+    lab.fails(
+        2,
+        &args("placements", &["--only", "hybridnrom"]),
+        &[
+            "unknown placement hybridnrom",
+            "nearest known: `hybridnorm`",
+        ],
+    );
+    lab.fails(
+        2,
+        &args("placements", &["--rounds", "0"]),
+        &["0 rounds, expected at least 1"],
+    );
+    lab.fails(
+        2,
+        &args("placements", &["--set", "model.placement=olmo2"]),
+        &["--set model.placement=olmo2", "--only"],
+    );
+    for what in ["step", "decode", "placements", "ops"] {
+        for seconds in ["-1", "nan", "inf"] {
+            lab.fails(
+                2,
+                &[
+                    "bench",
+                    what,
+                    "--config",
+                    "bench.toml",
+                    "--seconds",
+                    seconds,
+                ],
+                &["seconds", "at least 0"],
+            );
+        }
+    }
 }

@@ -3,6 +3,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
+use hybridnorm_kernels::elementwise::add_to;
 use hybridnorm_kernels::gemm::matmul;
 use rayon::prelude::*;
 
@@ -35,13 +36,34 @@ pub fn sgemm_gflops() -> f64 {
 
 /// Bytes a second at which all threads together read memory that no cache holds.
 pub fn read_bandwidth() -> f64 {
-    const BYTES: usize = 256 << 20;
-    let data = vec![1.0f32; BYTES / 4];
-    (0..5)
-        .map(|_| {
-            let started = Instant::now();
-            let sum: f32 = data
-                .par_chunks(1 << 16)
+    Bandwidth::new().read()
+}
+
+/// A buffer that no cache holds, to measure the bandwidth of memory with.
+pub struct Bandwidth(Vec<f32>);
+
+impl Bandwidth {
+    /// Numbers of each half. No multiple of a page: two streams at such a distance would fall onto
+    /// the same sets of the caches and the same banks of memory.
+    const HALF: usize = 33_004_032;
+    /// Bytes of the buffer.
+    pub const BYTES: usize = 2 * Self::HALF * size_of::<f32>();
+    /// Numbers of a task.
+    const CHUNK: usize = 1 << 16;
+    /// Repetitions, of which the best counts, since anything slower was disturbed.
+    const REPETITIONS: usize = 5;
+
+    /// Takes the memory.
+    #[expect(clippy::new_without_default, reason = "takes a lot of memory")]
+    pub fn new() -> Self {
+        Self(vec![1.0; 2 * Self::HALF])
+    }
+
+    /// Bytes a second of reading with all threads.
+    pub fn read(&self) -> f64 {
+        best(Self::REPETITIONS, Self::BYTES, || {
+            let chunks = self.0.par_chunks(Self::CHUNK);
+            let sum: f32 = chunks
                 .map(|chunk| {
                     let mut lanes = [0.0f32; 64];
                     for part in chunk.chunks_exact(64) {
@@ -53,7 +75,25 @@ pub fn read_bandwidth() -> f64 {
                 })
                 .sum();
             black_box(sum);
-            BYTES as f64 / started.elapsed().as_secs_f64()
+        })
+    }
+
+    /// Bytes a second of `y = y + x` with all threads: two numbers read and one written.
+    pub fn read_write(&mut self) -> f64 {
+        let (y, x) = self.0.split_at_mut(Self::HALF);
+        best(Self::REPETITIONS, Self::BYTES / 2 * 3, || {
+            add_to(x, y);
+            black_box(&y);
+        })
+    }
+}
+
+fn best(repetitions: usize, bytes: usize, mut pass: impl FnMut()) -> f64 {
+    (0..repetitions)
+        .map(|_| {
+            let started = Instant::now();
+            pass();
+            bytes as f64 / started.elapsed().as_secs_f64()
         })
         .fold(0.0, f64::max)
 }

@@ -8,13 +8,14 @@ use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
 use super::machine;
+use super::timing::{check_seconds, median};
 use crate::Device;
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::model::inventory::inventory;
 use crate::model::{Decoder, LossOptions, ModelConfig};
 use crate::ops::profile;
-use crate::train::{GradientSum, Optimizer, OptimizerConfig};
+use crate::train::{Config, GradientSum, Optimizer, OptimizerConfig};
 
 /// What to measure.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,6 +30,19 @@ pub struct StepOptions {
     pub optimizer: OptimizerConfig,
     /// Measure for about this many seconds, three steps at least.
     pub seconds: f64,
+}
+
+impl StepOptions {
+    /// The step that a configuration trains with.
+    pub fn of(config: &Config, seconds: f64) -> Self {
+        Self {
+            batch_size: config.train.batch_size,
+            seq_len: config.train.seq_len,
+            grad_accum_steps: config.train.grad_accum_steps,
+            optimizer: config.optimizer.clone(),
+            seconds,
+        }
+    }
 }
 
 /// What was measured.
@@ -62,14 +76,16 @@ pub struct StepReport {
 /// Trains a model on random tokens and measures.
 ///
 /// # Errors
-/// If the configuration is not valid or does not fit into memory.
+/// If the configuration is not valid or does not fit into memory, or the time is no number.
 pub fn step(config: &ModelConfig, options: &StepOptions, device: &Device) -> Result<StepReport> {
     let StepOptions {
         batch_size,
         seq_len,
         grad_accum_steps,
+        seconds,
         ..
     } = *options;
+    check_seconds(seconds)?;
     if grad_accum_steps == 0 || batch_size == 0 || !batch_size.is_multiple_of(grad_accum_steps) {
         return Err(Error::config(format!(
             "train.grad_accum_steps = {grad_accum_steps} does not divide train.batch_size = {batch_size}"
@@ -110,7 +126,7 @@ pub fn step(config: &ModelConfig, options: &StepOptions, device: &Device) -> Res
     let faults = machine::page_faults();
     let (mut times, mut by_op) = (Vec::new(), Vec::new());
     let begun = Instant::now();
-    while times.len() < 3 || begun.elapsed().as_secs_f64() < options.seconds {
+    while times.len() < 3 || begun.elapsed().as_secs_f64() < seconds {
         profile::start();
         let started = Instant::now();
         model = one_step(model)?;
@@ -153,14 +169,4 @@ pub fn step(config: &ModelConfig, options: &StepOptions, device: &Device) -> Res
         page_faults_per_step: faults,
         seconds_by_op,
     })
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    match sorted.len() % 2 {
-        1 => sorted[middle],
-        _ => 0.5 * (sorted[middle - 1] + sorted[middle]),
-    }
 }

@@ -1,0 +1,115 @@
+//! `hybridnorm bench`.
+
+mod ops;
+mod placements;
+
+use hybridnorm::bench::{self, DecodeOptions, DecodeReport, StepOptions, StepReport};
+use hybridnorm::train::Config;
+use hybridnorm::{Device, Error};
+use serde::Serialize;
+
+use super::Ending;
+use crate::args::{BenchCommand, BenchModel};
+use crate::console::{self, Console};
+use crate::stop::Stop;
+use crate::table::{bytes, grouped, numbers, scaled};
+
+/// What is measured where no configuration is given.
+const DEFAULT: &str = include_str!("../../../../../configs/bench.toml");
+
+pub fn run(command: BenchCommand, console: &Console) -> Result<Ending, Error> {
+    let stop = Stop::listen()?;
+    match command {
+        BenchCommand::Step(args) => {
+            let config = args.model.configuration()?;
+            let options = StepOptions::of(&config, args.seconds);
+            let report = bench::step(&config.model_config()?, &options, &Device::flex())?;
+            print(&report, args.json, step_text)?;
+        }
+        BenchCommand::Decode(args) => {
+            let config = args.model.configuration()?;
+            let options = DecodeOptions::of(&config, args.seconds);
+            let report = bench::decode(&config.model_config()?, &options, &Device::flex())?;
+            print(&report, args.json, decode_text)?;
+        }
+        BenchCommand::Ops(args) => ops::run(&args, console)?,
+        BenchCommand::Placements(args) => return placements::run(&args, console, &stop),
+    }
+    Ok(Ending::Done)
+}
+
+fn print<R: Serialize>(report: &R, json: bool, text: fn(&R) -> String) -> Result<(), Error> {
+    match json {
+        true => console::print_json(report),
+        false => console::print(&text(report)),
+    }
+}
+
+impl BenchModel {
+    fn configuration(&self) -> Result<Config, Error> {
+        match &self.config {
+            Some(path) => Config::load(path, &self.settings),
+            None => Config::parse(DEFAULT, &self.settings),
+        }
+    }
+}
+
+fn step_text(report: &StepReport) -> String {
+    let mut table = numbers(&["op", "time a step", "share"]);
+    let mut ops: Vec<_> = report.seconds_by_op.iter().collect();
+    ops.sort_by(|a, b| b.1.total_cmp(a.1));
+    for (op, seconds) in ops {
+        table.add_row([
+            (*op).to_owned(),
+            format!("{:.2} ms", 1e3 * seconds),
+            format!("{:.1} %", 100.0 * seconds / report.step_seconds),
+        ]);
+    }
+    format!(
+        "parameters        {}\n\
+         threads           {}\n\
+         tokens/s          {}\n\
+         step              {:.2} ms (median of {})\n\
+         model arithmetic  {:.1} GFLOP/s, {:.1} % of the best matrix product's {:.1}\n\
+         peak memory       {}\n\
+         page faults       {} a step\n{table}\n",
+        scaled(report.parameters as f64),
+        report.threads,
+        grouped(report.tokens_per_second as u64),
+        1e3 * report.step_seconds,
+        report.steps,
+        report.gflops,
+        100.0 * report.sgemm_share,
+        report.sgemm_gflops,
+        report.peak_rss_bytes.map_or("unknown".into(), bytes),
+        report
+            .page_faults_per_step
+            .map_or("unknown".into(), |faults| format!("{faults:.1}")),
+    )
+}
+
+fn decode_text(report: &DecodeReport) -> String {
+    let weights = report.bytes_per_token as f64 * report.tokens_per_second;
+    format!(
+        "parameters        {}\n\
+         threads           {}\n\
+         tokens/s          {:.1}\n\
+         token             {:.3} ms (median of {} after a prompt of {})\n\
+         weights           {} a token, {:.2} GB/s\n\
+         keys and values   {} a token\n\
+         memory bandwidth  {:.2} GB/s, of which the weights take {:.1} %\n\
+         peak memory       {}\n",
+        scaled(report.parameters as f64),
+        report.threads,
+        report.tokens_per_second,
+        1e3 * report.token_seconds,
+        report.tokens,
+        report.prompt_tokens,
+        bytes(report.bytes_per_token),
+        1e-9 * weights,
+        bytes(report.cache_bytes_per_token as u64),
+        1e-9 * report.bandwidth_bytes_per_second,
+        100.0 * report.bandwidth_share,
+        report.peak_rss_bytes.map_or("unknown".into(), bytes),
+    )
+}

@@ -1,0 +1,70 @@
+//! `hybridnorm bench ops`.
+
+use hybridnorm::Error;
+use hybridnorm::bench::ops::{Bound, OpRow};
+use hybridnorm::bench::{self, OpsOptions, OpsReport};
+
+use crate::args::BenchOpsArgs;
+use crate::console::Console;
+use crate::progress::Display;
+use crate::table::numbers;
+
+pub fn run(args: &BenchOpsArgs, console: &Console) -> Result<(), Error> {
+    let config = args.model.configuration()?;
+    let options = OpsOptions::of(&config, args.seconds);
+    let mut display = Display::new(console);
+    let report = bench::ops(&config.model_config()?, &options, &mut |done, total| {
+        display.count("ops", done as u64, Some(total as u64), "kernels");
+    })?;
+    display.finish();
+    super::print(&report, args.json, text)
+}
+
+fn text(report: &OpsReport) -> String {
+    let mut table = numbers(&[
+        "op",
+        "direction",
+        "time",
+        "rate",
+        "limit",
+        "share",
+        "plain loops",
+        "speed-up",
+        "difference",
+    ]);
+    for row in &report.rows {
+        table.add_row(cells(row));
+    }
+    format!(
+        "shapes          {} sequences of {} tokens\n\
+         threads         {}; plain loops take one\n\
+         matrix product  {:.1} GFLOP/s\n\
+         memory          {:.2} GB/s read, {:.2} GB/s read and written\n{table}\n\
+         ~: a part was timed and scaled\n",
+        report.micro_batch,
+        report.seq_len,
+        report.threads,
+        report.sgemm_gflops,
+        report.read_gb_per_second,
+        report.read_write_gb_per_second,
+    )
+}
+
+fn cells(row: &OpRow) -> [String; 9] {
+    let unit = match row.bound {
+        Bound::Arithmetic => "GFLOP/s",
+        Bound::Read | Bound::ReadWrite => "GB/s",
+    };
+    let scaled = if row.naive_part < 1.0 { "~" } else { "" };
+    [
+        row.op.to_owned(),
+        row.direction.to_owned(),
+        format!("{:.3} ms", 1e3 * row.seconds),
+        format!("{:.2} {unit}", row.rate),
+        format!("{:.2}", row.limit),
+        format!("{:.1} %", 100.0 * row.share_of_limit),
+        format!("{scaled}{:.2} ms", 1e3 * row.naive_seconds),
+        format!("{:.1}", row.speedup_over_naive),
+        format!("{:.0e}", row.largest_difference),
+    ]
+}

@@ -1,0 +1,371 @@
+//! What each named placement costs, relative to pre-norm.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+use super::timing::median;
+use super::{DecodeOptions, StepOptions, decode, step};
+use crate::Device;
+use crate::error::{Error, Result};
+use crate::model::inventory::inventory;
+use crate::placement::{entry, names};
+use crate::train::Config;
+
+/// The placement that the others are compared with.
+pub const REFERENCE: &str = "pre-norm";
+
+/// What to compare.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlacementsOptions {
+    /// Pairs of measurements for each placement, at least 1.
+    pub rounds: usize,
+    /// Names or aliases of the placements; empty: all that have a name.
+    pub only: Vec<String>,
+}
+
+/// A kind of measurement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Measure {
+    /// A training step; see [`step()`].
+    Step,
+    /// Generation of a token; see [`decode()`].
+    Decode,
+}
+
+/// A placement to be measured.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Candidate {
+    /// Its name.
+    pub name: &'static str,
+    /// The configuration with this placement in it.
+    pub config: Config,
+}
+
+/// What a measurement gives.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    /// Throughput in tokens a second.
+    pub tokens_per_second: f64,
+    /// Largest resident memory of the process, in bytes, where the system tells.
+    pub peak_rss_bytes: Option<u64>,
+}
+
+/// Measures one candidate.
+pub type MeasureFn<'a> = &'a mut dyn FnMut(Measure, &Candidate) -> Result<Measured>;
+
+/// How far the comparison has come.
+#[derive(Debug, Clone, Copy)]
+pub enum PlacementsEvent<'a> {
+    /// So many of the measurements are done.
+    Progress {
+        /// Done.
+        done: usize,
+        /// In all.
+        total: usize,
+    },
+    /// A placement is done.
+    Row(&'a PlacementRow),
+    /// A placement cannot be measured.
+    Skipped(&'a SkippedPlacement),
+}
+
+/// The comparison.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PlacementsReport {
+    /// Threads that computed.
+    pub threads: usize,
+    /// Pairs of measurements for each placement.
+    pub rounds: usize,
+    /// The placement that the others are compared with.
+    pub reference: &'static str,
+    /// Medians of the reference's training over all its measurements; none without a placement.
+    pub reference_step: Option<Measured>,
+    /// The same of its decoding.
+    pub reference_decode: Option<Measured>,
+    /// One row a placement.
+    pub rows: Vec<PlacementRow>,
+    /// Placements that could not be measured.
+    pub skipped: Vec<SkippedPlacement>,
+}
+
+/// One placement. Where it is the reference itself, its ratios show how exact the others are.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PlacementRow {
+    /// Its name.
+    pub name: &'static str,
+    /// Parameters of the model.
+    pub parameters: u64,
+    /// Training.
+    pub step: Compared,
+    /// Decoding.
+    pub decode: Compared,
+}
+
+/// A measurement of a placement beside that of the reference.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Compared {
+    /// Median throughput, in tokens a second.
+    pub tokens_per_second: f64,
+    /// Median over the rounds of its throughput divided by the reference's just before.
+    pub relative_speed: f64,
+    /// That ratio in every round.
+    pub relative_speeds: Vec<f64>,
+    /// Median of the largest resident memory, in bytes, where the system tells.
+    pub peak_rss_bytes: Option<u64>,
+    /// Median over the rounds of that memory divided by the reference's.
+    pub relative_memory: Option<f64>,
+}
+
+/// A placement that could not be measured.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SkippedPlacement {
+    /// Its name.
+    pub name: &'static str,
+    /// Why not.
+    pub reason: String,
+}
+
+/// Measures in this process, for about `seconds` each.
+///
+/// Memory is that of the whole process, and what an allocator keeps of one model counts for the
+/// next; where memory matters, measure in processes of their own.
+pub fn in_process(
+    seconds: f64,
+    device: &Device,
+) -> impl FnMut(Measure, &Candidate) -> Result<Measured> + use<> {
+    let device = device.clone();
+    move |measure, candidate| {
+        let Candidate { config, .. } = candidate;
+        let model = config.model_config()?;
+        Ok(match measure {
+            Measure::Step => {
+                let report = step(&model, &StepOptions::of(config, seconds), &device)?;
+                Measured {
+                    tokens_per_second: report.tokens_per_second,
+                    peak_rss_bytes: report.peak_rss_bytes,
+                }
+            }
+            Measure::Decode => {
+                let report = decode(&model, &DecodeOptions::of(config, seconds), &device)?;
+                Measured {
+                    tokens_per_second: report.tokens_per_second,
+                    peak_rss_bytes: report.peak_rss_bytes,
+                }
+            }
+        })
+    }
+}
+
+/// Compares placements at the shape of a configuration, whose own placement does not count.
+///
+/// A machine's speed drifts, so the reference and a placement are measured in turn and the ratios
+/// of these pairs are what is reported. `None` when it was asked to stop.
+///
+/// # Errors
+/// If a name is unknown, there are no rounds, or the reference cannot be measured. Other
+/// placements that cannot be are listed with the reason.
+pub fn placements(
+    config: &Config,
+    options: &PlacementsOptions,
+    measure: MeasureFn<'_>,
+    stop: &AtomicBool,
+    on_event: &mut dyn FnMut(PlacementsEvent<'_>),
+) -> Result<Option<PlacementsReport>> {
+    if options.rounds == 0 {
+        return Err(Error::config("0 rounds, expected at least 1"));
+    }
+    let wanted = wanted(&options.only)?;
+    let reference = candidate(config, REFERENCE)?;
+    let mut skipped = Vec::new();
+    let mut skip = |name, error: &Error, on_event: &mut dyn FnMut(PlacementsEvent<'_>)| {
+        let reason = error.to_string();
+        let placement = SkippedPlacement { name, reason };
+        on_event(PlacementsEvent::Skipped(&placement));
+        skipped.push(placement);
+    };
+    let mut candidates = Vec::new();
+    for name in wanted {
+        match candidate(config, name) {
+            Ok(candidate) => candidates.push(candidate),
+            Err(error) => skip(name, &error, on_event),
+        }
+    }
+    let mut session = Session {
+        measure,
+        stop,
+        done: 0,
+        total: candidates.len() * options.rounds * 4,
+    };
+    let (mut rows, mut references) = (Vec::new(), Pairs::default());
+    for candidate in &candidates {
+        let mut pairs = Pairs::default();
+        match session.compare(&reference, candidate, options.rounds, &mut pairs, on_event)? {
+            Outcome::Measured => {}
+            Outcome::Stopped => return Ok(None),
+            Outcome::Failed(error) => {
+                skip(candidate.name, &error, on_event);
+                continue;
+            }
+        }
+        let row = PlacementRow {
+            name: candidate.name,
+            parameters: inventory(&candidate.config.model_config()?, 1, 1)?.total,
+            step: Compared::of(&pairs.step),
+            decode: Compared::of(&pairs.decode),
+        };
+        on_event(PlacementsEvent::Row(&row));
+        rows.push(row);
+        references.step.append(&mut pairs.step);
+        references.decode.append(&mut pairs.decode);
+    }
+    Ok(Some(PlacementsReport {
+        threads: crate::threads::count(),
+        rounds: options.rounds,
+        reference: REFERENCE,
+        reference_step: middle(references.step.iter().map(|pair| pair.reference)),
+        reference_decode: middle(references.decode.iter().map(|pair| pair.reference)),
+        rows,
+        skipped,
+    }))
+}
+
+/// The canonical names, each once and in the order of the registry.
+fn wanted(only: &[String]) -> Result<Vec<&'static str>> {
+    let chosen = only
+        .iter()
+        .map(|name| Ok(entry(name)?.name))
+        .collect::<Result<BTreeSet<_>>>()?;
+    let all = names().iter().map(|named| named.name);
+    Ok(all
+        .filter(|name| chosen.is_empty() || chosen.contains(name))
+        .collect())
+}
+
+fn candidate(config: &Config, name: &'static str) -> Result<Candidate> {
+    let mut config = config.clone();
+    let model = config.model.as_mut().ok_or_else(|| {
+        Error::config("[model] is missing; a checkpoint has the placement it was made with")
+    })?;
+    model.placement = name.into();
+    config.model_config()?.resolve()?;
+    Ok(Candidate { name, config })
+}
+
+/// The reference and then the placement.
+#[derive(Clone, Copy)]
+struct Pair {
+    reference: Measured,
+    placement: Measured,
+}
+
+/// Pairs of one placement.
+#[derive(Default)]
+struct Pairs {
+    step: Vec<Pair>,
+    decode: Vec<Pair>,
+}
+
+/// How the measurements of a placement ended.
+enum Outcome {
+    Measured,
+    Stopped,
+    Failed(Error),
+}
+
+struct Session<'a> {
+    measure: MeasureFn<'a>,
+    stop: &'a AtomicBool,
+    done: usize,
+    total: usize,
+}
+
+impl Session<'_> {
+    /// All rounds of one placement. An error is one of the reference.
+    fn compare(
+        &mut self,
+        reference: &Candidate,
+        candidate: &Candidate,
+        rounds: usize,
+        pairs: &mut Pairs,
+        on_event: &mut dyn FnMut(PlacementsEvent<'_>),
+    ) -> Result<Outcome> {
+        let kinds = [
+            (Measure::Step, &mut pairs.step),
+            (Measure::Decode, &mut pairs.decode),
+        ];
+        let end = self.done + 4 * rounds;
+        for (kind, pairs) in kinds {
+            for _ in 0..rounds {
+                let reference = (self.measure)(kind, reference);
+                if self.is_stopped() {
+                    return Ok(Outcome::Stopped);
+                }
+                let reference = reference?;
+                let placement = (self.measure)(kind, candidate);
+                if self.is_stopped() {
+                    return Ok(Outcome::Stopped);
+                }
+                match placement {
+                    Ok(placement) => pairs.push(Pair {
+                        reference,
+                        placement,
+                    }),
+                    Err(error) => {
+                        self.done = end;
+                        return Ok(Outcome::Failed(error));
+                    }
+                }
+                self.done += 2;
+                on_event(PlacementsEvent::Progress {
+                    done: self.done,
+                    total: self.total,
+                });
+            }
+        }
+        Ok(Outcome::Measured)
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+}
+
+impl Compared {
+    fn of(pairs: &[Pair]) -> Self {
+        let ratios = |of: fn(&Pair) -> Option<f64>| pairs.iter().filter_map(of).collect::<Vec<_>>();
+        let speeds = ratios(|pair| {
+            Some(pair.placement.tokens_per_second / pair.reference.tokens_per_second)
+        });
+        let memory = ratios(|pair| {
+            let reference = pair.reference.peak_rss_bytes?;
+            Some(pair.placement.peak_rss_bytes? as f64 / reference as f64)
+        });
+        let placement = middle(pairs.iter().map(|pair| pair.placement));
+        let placement = placement.expect("there is at least one round");
+        Self {
+            tokens_per_second: placement.tokens_per_second,
+            relative_speed: median(&speeds),
+            relative_speeds: speeds,
+            peak_rss_bytes: placement.peak_rss_bytes,
+            relative_memory: (!memory.is_empty()).then(|| median(&memory)),
+        }
+    }
+}
+
+/// The median of each figure; none of no measurement.
+fn middle(measured: impl Iterator<Item = Measured>) -> Option<Measured> {
+    let (mut speeds, mut memory) = (Vec::new(), Vec::new());
+    for measured in measured {
+        speeds.push(measured.tokens_per_second);
+        memory.extend(measured.peak_rss_bytes.map(|bytes| bytes as f64));
+    }
+    (!speeds.is_empty()).then(|| Measured {
+        tokens_per_second: median(&speeds),
+        peak_rss_bytes: (!memory.is_empty()).then(|| median(&memory) as u64),
+    })
+}
+
+#[cfg(test)]
+mod tests;

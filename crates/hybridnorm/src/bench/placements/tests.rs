@@ -1,0 +1,96 @@
+use super::*;
+
+const SHAPE: &str = "[model]\nd_model = 16\nn_layers = 1\nn_heads = 2\nd_ff = 32\n\
+     vocab_size = 40\n[train]\nbatch_size = 2\nseq_len = 8\n";
+
+fn only(names: &[&str]) -> PlacementsOptions {
+    PlacementsOptions {
+        rounds: 3,
+        only: names.iter().map(|&name| name.to_owned()).collect(),
+    }
+}
+
+fn run(
+    options: &PlacementsOptions,
+    measure: MeasureFn<'_>,
+    stop: &AtomicBool,
+) -> Result<Option<PlacementsReport>> {
+    let config = Config::parse(SHAPE, &[]).unwrap();
+    placements(&config, options, measure, stop, &mut |_| {})
+}
+
+#[test]
+fn ratios_are_those_of_pairs() {
+    // The machine slows down all the time; a placement takes twice as long.
+    let mut speed = 1024.0;
+    let mut order = Vec::new();
+    let mut measure = |kind: Measure, candidate: &Candidate| {
+        order.push((kind, candidate.name));
+        let own = if candidate.name == REFERENCE {
+            1.0
+        } else {
+            0.5
+        };
+        speed *= 0.5;
+        Ok(Measured {
+            tokens_per_second: own * speed,
+            peak_rss_bytes: Some(if own == 1.0 { 100 } else { 150 }),
+        })
+    };
+    let go_on = AtomicBool::new(false);
+    let report = run(&only(&["qk-norm", "pre-norm-qk"]), &mut measure, &go_on);
+    let report = report.unwrap().unwrap();
+    assert_eq!(report.rows.len(), 1, "an alias is the same placement");
+    let row = &report.rows[0];
+    assert_eq!(row.step.relative_speeds, [0.25; 3]);
+    assert_eq!(row.step.relative_speed, 0.25);
+    assert_eq!(row.step.tokens_per_second, 32.0);
+    assert_eq!(report.reference_step.unwrap().tokens_per_second, 128.0);
+    assert_eq!(row.decode.relative_memory, Some(1.5));
+    assert_eq!(order.len(), 12);
+    assert_eq!(order[0], (Measure::Step, REFERENCE));
+    assert_eq!(order[1], (Measure::Step, "pre-norm-qk"));
+    assert_eq!(order[11], (Measure::Decode, "pre-norm-qk"));
+}
+
+#[test]
+fn what_cannot_be_measured_is_listed() {
+    let mut measure = |_: Measure, candidate: &Candidate| match candidate.name {
+        "sandwich" => Err(Error::config("too large")),
+        _ => Ok(Measured {
+            tokens_per_second: 1.0,
+            peak_rss_bytes: None,
+        }),
+    };
+    let go_on = AtomicBool::new(false);
+    let report = run(&only(&["sandwich", "olmo2"]), &mut measure, &go_on);
+    let report = report.unwrap().unwrap();
+    assert_eq!(report.rows.len(), 1);
+    assert_eq!(report.rows[0].step.relative_memory, None);
+    assert_eq!(report.skipped.len(), 1);
+    assert_eq!(report.skipped[0].name, "sandwich");
+    assert_eq!(report.skipped[0].reason, "too large");
+}
+
+#[test]
+fn it_stops_when_asked_to() {
+    let stop = AtomicBool::new(false);
+    let mut count = 0;
+    let mut measure = |_: Measure, _: &Candidate| {
+        count += 1;
+        stop.store(true, Ordering::Relaxed);
+        Err(Error::config("interrupted"))
+    };
+    assert_eq!(run(&only(&[]), &mut measure, &stop).unwrap(), None);
+    assert_eq!(count, 1);
+}
+
+#[test]
+fn a_library_user_measures_in_process() {
+    let mut measure = in_process(0.0, &Device::flex());
+    let go_on = AtomicBool::new(false);
+    let report = run(&only(&["hybridnorm"]), &mut measure, &go_on);
+    let row = &report.unwrap().unwrap().rows[0];
+    assert!(row.step.tokens_per_second > 0.0);
+    assert!(row.decode.relative_speed > 0.0);
+}

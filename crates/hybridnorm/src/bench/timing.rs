@@ -1,0 +1,47 @@
+//! What all measurements share.
+
+use crate::error::{Error, Result};
+
+/// The middle value; of an even number the mean of the two in the middle.
+pub fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    match sorted.len() % 2 {
+        1 => sorted[middle],
+        _ => 0.5 * (sorted[middle - 1] + sorted[middle]),
+    }
+}
+
+/// Refuses a time that no measurement would end at.
+///
+/// # Errors
+/// If it is negative or not finite.
+pub fn check_seconds(seconds: f64) -> Result<()> {
+    match seconds.is_finite() && seconds >= 0.0 {
+        true => Ok(()),
+        false => Err(Error::config(format!(
+            "{seconds} seconds, expected a finite number of at least 0"
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_in_the_middle() {
+        assert_eq!(median(&[3.0]), 3.0);
+        assert_eq!(median(&[9.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(&[4.0, 1.0, 2.0, 9.0]), 3.0);
+    }
+
+    #[test]
+    fn times_without_end_are_refused() {
+        assert!(check_seconds(0.0).is_ok());
+        for seconds in [-1.0, f64::NAN, f64::INFINITY] {
+            assert!(check_seconds(seconds).is_err());
+        }
+    }
+}
