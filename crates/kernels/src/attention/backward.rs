@@ -1,6 +1,6 @@
 //! Gradient of the attention, scores computed anew tile by tile.
 
-use super::forward::{pack_tiles, scale_queries};
+use super::forward::{pack_tiles, scale_queries, tile_of};
 use super::{Attention, KEYS, QUERIES};
 use crate::math::{exp, tanh};
 use crate::panels::{Left, Needed, PANEL, PanelRow, Product, Rows, pack, pack_transposed, panels};
@@ -300,8 +300,8 @@ fn backward_tile(a: &Attention, tile: &QueryTile, scratch: &mut BackwardScratch)
             },
             left: Left::ByRow,
             m: n,
-            b: &keys[start * panels(d)..][..count * panels(d)],
-            inner: count,
+            b: tile_of(keys, a.seq, start, d),
+            inner: KEYS.min(a.seq - start),
             n: d,
             c: dq,
             c_stride: d,

@@ -100,6 +100,8 @@ struct Scratch {
     context: Vec<f32>,
     largest: Vec<f32>,
     total: Vec<f32>,
+    /// Keys and values that are packed.
+    packed: usize,
 }
 
 impl Scratch {
@@ -113,6 +115,7 @@ impl Scratch {
         self.context.resize(QUERIES * d, 0.0);
         self.largest.resize(QUERIES, 0.0);
         self.total.resize(QUERIES, 0.0);
+        self.packed = visible;
         pack_transposed(k, visible, d, &mut self.keys);
         pack_tiles(v, visible, d, &mut self.values);
     }
@@ -126,6 +129,11 @@ pub(super) fn pack_tiles(rows: Rows, n: usize, width: usize, out: &mut [PanelRow
     {
         pack(rows.from(start), KEYS.min(n - start), width, tile);
     }
+}
+
+/// The tile that starts at row `start` of `n` rows that [`pack_tiles`] packed.
+pub(super) fn tile_of(packed: &[PanelRow], n: usize, start: usize, width: usize) -> &[PanelRow] {
+    &packed[start * panels(width)..][..KEYS.min(n - start) * panels(width)]
 }
 
 /// Copies up to `QUERIES` rows of queries times `scale`.
@@ -157,6 +165,7 @@ fn attend_tile<'a>(
         context,
         largest,
         total,
+        packed,
     } = scratch;
     scale_queries(a.product_scale(), q, d, &mut scaled[..n * d]);
     largest.fill(f32::NEG_INFINITY);
@@ -214,8 +223,8 @@ fn attend_tile<'a>(
             },
             left: Left::ByRow,
             m: n,
-            b: &values[start * panels(d)..][..count * panels(d)],
-            inner: count,
+            b: tile_of(values, *packed, start, d),
+            inner: KEYS.min(*packed - start),
             n: d,
             c: context,
             c_stride: d,

@@ -101,17 +101,32 @@ fn sequences_around_the_tile_sizes_match_the_reference() {
         KEYS + 1,
         KEYS + QUERIES + 3,
     ] {
-        for softcap in [None, Some(1.5)] {
+        for (softcap, head_dim) in [(None, 4), (Some(1.5), 4), (None, 36)] {
             check(
                 &Attention {
                     seq,
                     softcap,
+                    head_dim,
                     ..SMALL
                 },
                 seq as u64,
             );
         }
     }
+}
+
+#[test]
+fn sequences_longer_than_a_task_match_the_reference() {
+    let a = Attention {
+        seq: 600,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 20,
+        ..SMALL
+    };
+    let (qkv, dctx) = random(&a, 95);
+    let [ctx, ..] = run(&a, &qkv, &dctx);
+    all_close(&ctx, &naive_packed(&a, &wide(&qkv)), 3e-6);
 }
 
 #[test]
