@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Trains the same model in hybridnorm and in PyTorch, alternately, and prints ratios of medians.
+"""Trains the same model in hybridnorm, PyTorch and Burn, alternately; prints ratios of medians.
 
     cargo build --release
     python3 bench/compare.py
 
-PyTorch is installed into a virtual environment below target/ on the first run. Nothing here is
-needed to build or to test the project.
+PyTorch is installed into a virtual environment below target/ on the first run, and the program in
+bench/burn is built there. Nothing here is needed to build or to test the project.
 """
 
 import argparse
@@ -36,6 +36,16 @@ def python_with_torch():
     return python
 
 
+def burn_program():
+    target = ROOT / "target" / "bench-burn"
+    program = target / "release" / "burn-step"
+    if not program.exists():
+        print("building bench/burn into", target, file=sys.stderr)
+    subprocess.run(["cargo", "build", "--release", "--locked", "--quiet", "--target-dir", target,
+                    "--manifest-path", ROOT / "bench" / "burn" / "Cargo.toml"], check=True)
+    return program
+
+
 def config(shape, placement):
     return f"""
 [model]
@@ -62,19 +72,54 @@ def ours(shape, a):
         return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
 
 
-def theirs(python, shape, a, compiled):
-    command = [python, ROOT / "bench" / "pytorch_step.py", "--placement", a.placement,
+def theirs(program, shape, a):
+    command = [*program, "--placement", a.placement,
                "--threads", str(a.threads), "--seconds", str(a.seconds)]
     command += [word for key, value in shape.items() for word in (f"--{key}", str(value))]
-    if compiled:
-        command.append("--compile")
     threads = dict.fromkeys(["OMP_NUM_THREADS", "MKL_NUM_THREADS"], str(a.threads))
     result = subprocess.run(command, check=True, capture_output=True, env=os.environ | threads)
     return json.loads(result.stdout.splitlines()[-1])
 
 
+def runners(a):
+    runs = {"hybridnorm": lambda shape: ours(shape, a)}
+    programs = {}
+    if "pytorch" in a.against:
+        eager = [a.python or python_with_torch(), ROOT / "bench" / "pytorch_step.py"]
+        programs |= {"pytorch eager": eager, "pytorch compile": eager + ["--compile"]}
+    if "burn" in a.against:
+        programs["burn"] = [burn_program()]
+    for name, program in programs.items():
+        runs[name] = lambda shape, program=program: theirs(program, shape, a)
+    return runs
+
+
+def report(found):
+    def median(key):
+        return {run: statistics.median(r[key] for r in rows) for run, rows in found.items()}
+
+    first = found["hybridnorm"][0]
+    flops = first["gflops"] / first["tokens_per_second"]
+    speed, memory = median("tokens_per_second"), median("peak_rss_bytes")
+    faster = {run: speed["hybridnorm"] / speed[run] for run in found}
+    leaner = {run: memory["hybridnorm"] / memory[run] for run in found}
+    print(f"{'':16} {'tokens/s':>10} {'GFLOP/s':>9} {'ours is':>9} {'memory':>10} {'ours is':>9}")
+    for run in found:
+        print(f"{run:16} {speed[run]:10,.0f} {flops * speed[run]:9.1f} {faster[run]:8.2f}x "
+              f"{memory[run] / 2**20:6.0f} MiB {leaner[run]:8.2f}x")
+    references = [run for run in found if run.startswith("pytorch")]
+    if references:
+        best = max(references, key=speed.get)
+        print(f"against the better PyTorch ({best}): {faster[best]:.2f}x its tokens/s, "
+              f"{leaner[best]:.2f}x its memory")
+    shares = [r["sgemm_share"] for r in found["hybridnorm"]]
+    print(f"share of the best matrix product: {statistics.median(shares):.1%}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--against", nargs="+", choices=["pytorch", "burn"],
+                        default=["pytorch", "burn"])
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--placement", choices=["hybridnorm", "pre-norm"], default="hybridnorm")
     parser.add_argument("--rounds", type=int, default=3)
@@ -82,12 +127,7 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--python", help="a Python with torch, instead of one made here")
     a = parser.parse_args()
-    python = a.python or python_with_torch()
-    runs = {
-        "hybridnorm": lambda shape: ours(shape, a),
-        "pytorch eager": lambda shape: theirs(python, shape, a, False),
-        "pytorch compile": lambda shape: theirs(python, shape, a, True),
-    }
+    runs = runners(a)
     for name in a.shapes:
         shape = SHAPES[name]
         print(f"\n{name}: " + " ".join(f"{key} {value}" for key, value in shape.items())
@@ -96,16 +136,10 @@ def main():
         for _ in range(a.rounds):
             for run, measure in runs.items():
                 found[run].append(measure(shape))
-        speed = {run: statistics.median(r["tokens_per_second"] for r in rows)
-                 for run, rows in found.items()}
-        memory = {run: statistics.median(r["peak_rss_bytes"] for r in rows)
-                  for run, rows in found.items()}
-        print(f"{'':16} {'tokens/s':>10} {'ours is':>9} {'memory':>10} {'ours is':>9}")
-        for run in runs:
-            print(f"{run:16} {speed[run]:10,.0f} {speed['hybridnorm'] / speed[run]:8.2f}x "
-                  f"{memory[run] / 2**20:6.0f} MiB {memory['hybridnorm'] / memory[run]:8.2f}x")
-        shares = [r["sgemm_share"] for r in found["hybridnorm"]]
-        print(f"share of the best matrix product: {statistics.median(shares):.1%}")
+        counts = {run: rows[0]["parameters"] for run, rows in found.items()}
+        assert len(set(counts.values())) == 1, f"not the same model: {counts}"
+        report(found)
 
 
-main()
+if __name__ == "__main__":
+    main()

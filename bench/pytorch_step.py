@@ -117,17 +117,20 @@ def main():
         optimizer.step()
         return loss
 
-    for _ in range(3):
+    first = step().item()
+    for _ in range(2):
         step()
     times, end = [], time.monotonic() + a.seconds
     while len(times) < 5 or time.monotonic() < end:
         start = time.perf_counter()
-        step()
+        loss = step()
         times.append(time.perf_counter() - start)
     seconds = statistics.median(times)
     print(json.dumps({
         "name": "pytorch compile" if a.compile else "pytorch eager",
         "version": torch.__version__,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "loss": [first, loss.item()],
         "steps": len(times),
         "step_seconds": seconds,
         "tokens_per_second": a.batch * a.seq / seconds,
