@@ -3,10 +3,11 @@
 //! `y = x w^T`, hence `dx = dy w` and `dw = dy^T x`.
 
 use crate::gemm::matmul;
+use crate::simd::dots;
 use rayon::prelude::*;
 
 /// Outputs per task when a single row is multiplied.
-const OUTPUTS_PER_TASK: usize = 256;
+const OUTPUTS_PER_TASK: usize = 64;
 
 /// `y = x w^T` for `x` (n, inputs), `w` (outputs, inputs), `y` (n, outputs).
 pub fn forward(x: &[f32], w: &[f32], y: &mut [f32], inputs: usize, outputs: usize) {
@@ -31,16 +32,21 @@ pub fn forward(x: &[f32], w: &[f32], y: &mut [f32], inputs: usize, outputs: usiz
     );
 }
 
-/// One row is bound by reading the weights, which the `gemm` crate does on one thread.
+/// One row is bound by reading the weights: each output is a dot product, several side by side.
 fn forward_row(x: &[f32], w: &[f32], y: &mut [f32], inputs: usize) {
+    const TOGETHER: usize = 4;
     y.par_chunks_mut(OUTPUTS_PER_TASK)
         .zip(w.par_chunks(OUTPUTS_PER_TASK * inputs))
         .for_each(|(y, w)| {
-            let outputs = y.len();
-            let strides = ((inputs, 1), (1, inputs), (outputs, 1));
-            matmul(
-                1, outputs, inputs, x, strides.0, w, strides.1, y, strides.2, 1.0, false, false,
-            );
+            let (groups, rest) = y.as_chunks_mut::<TOGETHER>();
+            let mut rows = w.chunks_exact(inputs);
+            let mut next = || rows.next().expect("a row of weights for every output");
+            for y in groups {
+                *y = dots(x, std::array::from_fn::<_, TOGETHER, _>(|_| next()));
+            }
+            for y in rest {
+                [*y] = dots(x, [next()]);
+            }
         });
 }
 

@@ -4,6 +4,8 @@
 //! reduction runs over `LANES` independent accumulators which are folded in a fixed tree: the
 //! order is part of the code and the same on every machine.
 
+use pulp::{Simd, WithSimd};
+
 /// Independent accumulators of a reduction: two AVX2 registers, enough to hide the latency.
 const LANES: usize = 16;
 
@@ -95,6 +97,65 @@ pub(crate) fn dot(x: &[f32], y: &[f32]) -> f32 {
     sum3(x, y, y, |x, y, _| x * y)
 }
 
+/// Dot products of `x` with `N` rows at once, for long rows that come from memory: several streams
+/// are in flight. Each adds up `LANES` chains of fused multiply-adds, whatever the vectors' width.
+#[inline(always)]
+pub(crate) fn dots<const N: usize>(x: &[f32], rows: [&[f32]; N]) -> [f32; N] {
+    pulp::Arch::new().dispatch(Dots { x, rows })
+}
+
+struct Dots<'a, const N: usize> {
+    x: &'a [f32],
+    rows: [&'a [f32]; N],
+}
+
+impl<const N: usize> WithSimd for Dots<'_, N> {
+    type Output = [f32; N];
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) -> [f32; N] {
+        match LANES / S::F32_LANES {
+            1 => self.run::<S, 1>(simd),
+            2 => self.run::<S, 2>(simd),
+            4 => self.run::<S, 4>(simd),
+            _ => self.run::<S, LANES>(simd),
+        }
+    }
+}
+
+impl<const N: usize> Dots<'_, N> {
+    /// With `V` vectors that hold `LANES` values.
+    #[inline(always)]
+    fn run<S: Simd, const V: usize>(self, simd: S) -> [f32; N] {
+        let (x, x_tail) = self.x.as_chunks::<LANES>();
+        let rows = self
+            .rows
+            .map(|row| row[..self.x.len()].as_chunks::<LANES>());
+        let mut sums = [[simd.splat_f32s(0.0); V]; N];
+        for l in 0..x.len() {
+            let x = S::as_simd_f32s(&x[l]).0;
+            for i in 0..N {
+                let row = S::as_simd_f32s(&rows[i].0[l]).0;
+                for v in 0..V {
+                    sums[i][v] = simd.mul_add_f32s(x[v], row[v], sums[i][v]);
+                }
+            }
+        }
+        let mut totals = [0.0; N];
+        for i in 0..N {
+            let mut lanes = [0.0; LANES];
+            for v in 0..V {
+                S::as_mut_simd_f32s(&mut lanes).0[v] = sums[i][v];
+            }
+            totals[i] = fold(&lanes, |a, b| a + b);
+            for (x, y) in x_tail.iter().zip(rows[i].1) {
+                totals[i] = x.mul_add(*y, totals[i]);
+            }
+        }
+        totals
+    }
+}
+
 /// Replaces each `x` by `f(x)` and returns the sum of the new values.
 #[inline(always)]
 pub(crate) fn map_sum(x: &mut [f32], f: impl Fn(f32) -> f32) -> f32 {
@@ -168,6 +229,9 @@ mod tests {
                 .map(|(&a, &b)| f64::from(a) * f64::from(b))
                 .sum();
             close(dot(&x, &y), exact, 1e-5);
+            for product in dots(&x, [&y, &y]) {
+                close(product, exact, 1e-5);
+            }
             let largest = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             assert_eq!(max(&x), largest);
             let mut doubled = x.clone();

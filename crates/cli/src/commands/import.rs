@@ -2,6 +2,7 @@
 
 use hybridnorm::data::{Tokenizer, TokenizerSpec};
 use hybridnorm::interop::official;
+use hybridnorm::model::Recompute;
 use hybridnorm::model::inventory::inventory;
 use hybridnorm::train::checkpoint::{self, Contents};
 use hybridnorm::{Device, Error};
@@ -29,7 +30,13 @@ pub fn run(args: ImportArgs, console: &Console) -> Result<Ending, Error> {
         hybridnorm::files::create_dir(parent)?;
     }
     checkpoint::save(&args.out, Contents::of_model(&model, tokenizer.as_ref()))?;
-    let parameters = inventory(model.config(), 1, model.config().max_seq_len)?.total;
+    let parameters = inventory(
+        model.config(),
+        1,
+        model.config().max_seq_len,
+        Recompute::None,
+    )?
+    .total;
     if args.json {
         console::print_json(&Imported {
             checkpoint: args.out.display().to_string(),

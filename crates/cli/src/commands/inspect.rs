@@ -4,6 +4,7 @@ use std::path::Path;
 
 use hybridnorm::Error;
 use hybridnorm::model::ModelConfig;
+use hybridnorm::model::Recompute;
 use hybridnorm::model::inventory::{Inventory, inventory};
 use hybridnorm::train::{Checkpoint, Config};
 use serde::Serialize;
@@ -37,7 +38,7 @@ pub fn run(args: InspectArgs, console: &Console) -> Result<Ending, Error> {
 }
 
 fn report(args: &InspectArgs) -> Result<Report, Error> {
-    let (model, config, micro_batch, seq_len) = match is_config(&args.path) {
+    let (model, config, micro_batch, seq_len, recompute) = match is_config(&args.path) {
         true => {
             let mut config = Config::load(&args.path, &args.settings)?;
             let model = config.model_config()?;
@@ -48,7 +49,8 @@ fn report(args: &InspectArgs) -> Result<Report, Error> {
             }
             let micro_batch = config.train.batch_size / config.train.grad_accum_steps;
             let seq_len = config.train.seq_len;
-            (model, Some(config), micro_batch, seq_len)
+            let recompute = config.train.recompute;
+            (model, Some(config), micro_batch, seq_len, recompute)
         }
         false => {
             if !args.settings.is_empty() {
@@ -56,11 +58,11 @@ fn report(args: &InspectArgs) -> Result<Report, Error> {
             }
             let model = Checkpoint::open(&args.path)?.config()?;
             let seq_len = model.max_seq_len;
-            (model, None, 1, seq_len)
+            (model, None, 1, seq_len, Recompute::None)
         }
     };
     let (_, warnings) = model.resolve()?;
-    let inventory = inventory(&model, micro_batch, seq_len)?;
+    let inventory = inventory(&model, micro_batch, seq_len, recompute)?;
     Ok(Report {
         placement_hash: model.placement.hash(),
         memory_total_bytes: inventory.memory.total(),

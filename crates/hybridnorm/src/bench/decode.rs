@@ -11,6 +11,7 @@ use super::timing::{check_seconds, median};
 use crate::Device;
 use crate::error::{Error, Result};
 use crate::memory;
+use crate::model::Recompute;
 use crate::model::inventory::inventory;
 use crate::model::{Decoder, KvCache, ModelConfig};
 use crate::train::Config;
@@ -91,7 +92,7 @@ pub fn decode(
             config.max_seq_len
         )));
     }
-    let inventory = inventory(config, 1, seq_len)?;
+    let inventory = inventory(config, 1, seq_len, Recompute::None)?;
     let model = Decoder::new(config, 1, &device.clone().without_autodiff())?;
     let mut random = ChaCha8Rng::seed_from_u64(1);
     let prompt: Vec<i32> = (0..seq_len / 2)

@@ -9,6 +9,7 @@ use super::timing::median;
 use super::{DecodeOptions, StepOptions, decode, step};
 use crate::Device;
 use crate::error::{Error, Result};
+use crate::model::Recompute;
 use crate::model::inventory::inventory;
 use crate::placement::{entry, names};
 use crate::train::Config;
@@ -211,7 +212,7 @@ pub fn placements(
         }
         let row = PlacementRow {
             name: candidate.name,
-            parameters: inventory(&candidate.config.model_config()?, 1, 1)?.total,
+            parameters: inventory(&candidate.config.model_config()?, 1, 1, Recompute::None)?.total,
             step: Compared::of(&pairs.step),
             decode: Compared::of(&pairs.decode),
         };

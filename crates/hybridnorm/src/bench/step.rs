@@ -12,6 +12,7 @@ use super::timing::{check_seconds, median};
 use crate::Device;
 use crate::error::{Error, Result};
 use crate::memory;
+use crate::model::Recompute;
 use crate::model::inventory::inventory;
 use crate::model::{Decoder, LossOptions, ModelConfig};
 use crate::ops::profile;
@@ -26,6 +27,8 @@ pub struct StepOptions {
     pub seq_len: usize,
     /// Micro-batches per optimizer step.
     pub grad_accum_steps: usize,
+    /// Which activations the backward pass makes again.
+    pub recompute: Recompute,
     /// How the weights are updated.
     pub optimizer: OptimizerConfig,
     /// Measure for about this many seconds, three steps at least.
@@ -39,6 +42,7 @@ impl StepOptions {
             batch_size: config.train.batch_size,
             seq_len: config.train.seq_len,
             grad_accum_steps: config.train.grad_accum_steps,
+            recompute: config.train.recompute,
             optimizer: config.optimizer.clone(),
             seconds,
         }
@@ -92,7 +96,7 @@ pub fn step(config: &ModelConfig, options: &StepOptions, device: &Device) -> Res
         )));
     }
     let micro = batch_size / grad_accum_steps;
-    let inventory = inventory(config, micro, seq_len)?;
+    let inventory = inventory(config, micro, seq_len, options.recompute)?;
     memory::require(
         inventory.memory.weights + inventory.memory.gradients + inventory.memory.optimizer,
         "the model's weights, gradients and moments",
@@ -113,8 +117,8 @@ pub fn step(config: &ModelConfig, options: &StepOptions, device: &Device) -> Res
             let inputs = model.ids(&draw(), micro, seq_len)?;
             let targets = model.ids(&draw(), micro, seq_len)?;
             let divisor = (batch_size * seq_len) as f32;
-            let loss = model.loss(inputs, targets, LossOptions { divisor });
-            gradients.add(&model, loss.backward());
+            let loss = LossOptions { divisor };
+            gradients.accumulate(&model, inputs, targets, loss, options.recompute);
         }
         let norm = gradients.norm();
         Ok(optimizer.step(model, gradients, norm, options.optimizer.lr))

@@ -12,6 +12,7 @@ use super::config::ModelConfig;
 use super::init::Initializer;
 use super::inventory::inventory;
 use super::norm::{Norm, NormSite};
+use super::recompute::Recompute;
 use super::scale::Scale;
 use crate::error::{Error, Result};
 use crate::memory;
@@ -79,7 +80,7 @@ impl Decoder {
     fn build(config: &ModelConfig, seed: Option<u64>, device: &Device) -> Result<Self> {
         let (resolved, _) = config.resolve()?;
         let rope = 2 * config.max_seq_len as u64 * config.head_dim() as u64;
-        let weights = inventory(config, 1, 1)?.memory.weights;
+        let weights = inventory(config, 1, 1, Recompute::None)?.memory.weights;
         memory::require(weights.saturating_add(4 * rope), "the model's weights")?;
         let initializer = Initializer::new(seed, &resolved);
         let (v, d) = (config.vocab_size, config.d_model);
@@ -198,9 +199,26 @@ impl Decoder {
         targets_bt: Tensor<2, Int>,
         options: LossOptions,
     ) -> Tensor<1> {
-        let [b, t] = inputs_bt.dims();
-        let d = self.config().d_model;
-        let hidden = self.forward(inputs_bt);
+        self.loss_of_hidden(self.forward(inputs_bt), targets_bt, options)
+    }
+
+    /// The same from the stream after the last block.
+    pub(crate) fn loss_of(
+        &self,
+        x_btd: Tensor<3>,
+        targets_bt: Tensor<2, Int>,
+        options: LossOptions,
+    ) -> Tensor<1> {
+        self.loss_of_hidden(self.finish(x_btd), targets_bt, options)
+    }
+
+    fn loss_of_hidden(
+        &self,
+        hidden: Tensor<3>,
+        targets_bt: Tensor<2, Int>,
+        options: LossOptions,
+    ) -> Tensor<1> {
+        let [b, t, d] = hidden.dims();
         let (hidden, logit_scale) = match self.logit_scale.constant() {
             Some(constant) => (hidden, constant as f32),
             None => (self.logit_scale.forward(hidden), 1.0),
@@ -225,7 +243,8 @@ impl Decoder {
         self.head.as_ref().unwrap_or(&self.embedding).val()
     }
 
-    fn embed(&self, ids_bt: Tensor<2, Int>) -> Tensor<3> {
+    /// The stream that enters the first block.
+    pub(crate) fn embed(&self, ids_bt: Tensor<2, Int>) -> Tensor<3> {
         let x = ops::embedding(self.embedding.val(), ids_bt);
         let x = self.embed_scale.forward(x);
         match &self.embed_norm {
@@ -241,7 +260,7 @@ impl Decoder {
         }
     }
 
-    fn positions(&self, past: usize, seq: usize) -> Positions {
+    pub(crate) fn positions(&self, past: usize, seq: usize) -> Positions {
         let config = self.config();
         let end = past + seq;
         assert!(

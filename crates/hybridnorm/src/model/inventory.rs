@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::config::ModelConfig;
 use super::params::Kind;
+use super::recompute::Recompute;
 use crate::error::Result;
 use crate::ops::LossSpec;
 use crate::placement::{
@@ -56,7 +57,7 @@ pub struct Memory {
     /// AdamW's two moments, f32.
     pub optimizer: u64,
     /// An estimate of what the forward pass keeps for the backward pass: every op's input once,
-    /// unless it is cheaper to make again.
+    /// unless it is cheaper to make again or [`Recompute`] says so.
     pub activations: u64,
     /// An estimate of what is worked on at a time: a chunk of logits, the largest op's gradient.
     pub working: u64,
@@ -76,7 +77,12 @@ impl Memory {
 ///
 /// # Errors
 /// If the configuration is not valid.
-pub fn inventory(config: &ModelConfig, micro_batch: usize, seq_len: usize) -> Result<Inventory> {
+pub fn inventory(
+    config: &ModelConfig,
+    micro_batch: usize,
+    seq_len: usize,
+    recompute: Recompute,
+) -> Result<Inventory> {
     let (resolved, _) = config.resolve()?;
     let mut parameters = BTreeMap::new();
     let (mut total, mut matrices) = (0u64, 0u64);
@@ -105,7 +111,7 @@ pub fn inventory(config: &ModelConfig, micro_batch: usize, seq_len: usize) -> Re
             weights: 4 * total,
             gradients: 4 * total,
             optimizer: 8 * total,
-            activations: tokens.saturating_mul(4 * kept_per_token(config, &resolved)),
+            activations: tokens.saturating_mul(4 * kept_per_token(config, &resolved, recompute)),
             working: 4 * working(config, tokens),
         },
         seq_len,
@@ -280,41 +286,42 @@ fn working(config: &ModelConfig, tokens: u64) -> u64 {
 }
 
 /// Elements that the backward pass needs, per token.
-fn kept_per_token(config: &ModelConfig, resolved: &Resolved) -> u64 {
+fn kept_per_token(config: &ModelConfig, resolved: &Resolved, recompute: Recompute) -> u64 {
     let (d, f, c) = (config.d_model, config.d_ff, config.qkv_width());
     let attended = config.n_heads * config.head_dim();
-    let blocks: usize = resolved
-        .blocks
-        .iter()
-        .map(|block| {
-            let stream: usize = [&block.attn, &block.ffn]
-                .iter()
-                .map(|sub| {
-                    // Every norm keeps its input; the function keeps what it reads; and the sum.
-                    let norms = [sub.in_norm, sub.out_norm.is_some(), sub.post_norm];
-                    d * (1 + norms.into_iter().filter(|there| *there).count())
-                })
-                .sum();
-            let inner = &block.ffn_inner;
-            let ffn_norms = [inner.gate_norm, inner.up_norm, inner.mid_norm];
-            // Projection; its prepared copy, where something learned stands between that and the
-            // scores; context; the log-sum-exp of every head.
-            let inner_attn = &block.attn_inner;
-            let copies = match inner_attn.qk_post_scale {
-                Factor::Const(_) if inner_attn.attn_scale != AttnScale::Cosine => 1,
-                _ => 3,
-            };
-            let attention = copies * c + attended + config.n_heads;
-            let context = attended
-                * (usize::from(block.attn_inner.ctx_norm != HeadNorm::None)
-                    + usize::from(block.attn_inner.head_gain));
-            let hidden = if inner.mid_norm { f } else { 0 };
-            let ffn = config.ffn_in_width()
-                + hidden
-                + f * ffn_norms.into_iter().filter(|there| *there).count();
-            stream + attention + context + ffn
-        })
-        .sum();
+    let blocks = resolved.blocks.iter().map(|block| {
+        let stream: usize = [&block.attn, &block.ffn]
+            .iter()
+            .map(|sub| {
+                // Every norm keeps its input; the function keeps what it reads; and the sum.
+                let norms = [sub.in_norm, sub.out_norm.is_some(), sub.post_norm];
+                d * (1 + norms.into_iter().filter(|there| *there).count())
+            })
+            .sum();
+        let inner = &block.ffn_inner;
+        let ffn_norms = [inner.gate_norm, inner.up_norm, inner.mid_norm];
+        // Projection; its prepared copy, where something learned stands between that and the
+        // scores; context; the log-sum-exp of every head.
+        let inner_attn = &block.attn_inner;
+        let copies = match inner_attn.qk_post_scale {
+            Factor::Const(_) if inner_attn.attn_scale != AttnScale::Cosine => 1,
+            _ => 3,
+        };
+        let attention = copies * c + attended + config.n_heads;
+        let context = attended
+            * (usize::from(block.attn_inner.ctx_norm != HeadNorm::None)
+                + usize::from(block.attn_inner.head_gain));
+        let hidden = if inner.mid_norm { f } else { 0 };
+        let ffn = config.ffn_in_width()
+            + hidden
+            + f * ffn_norms.into_iter().filter(|there| *there).count();
+        stream + attention + context + ffn
+    });
+    let blocks: usize = match recompute {
+        Recompute::None => blocks.sum(),
+        // What enters each block, and all of the block that is being differentiated.
+        Recompute::Block => d * config.n_layers + blocks.max().unwrap_or(0),
+    };
     // Input and output of the final norm, and the gradient that the loss takes at once.
     (blocks + 3 * d) as u64
 }

@@ -16,6 +16,7 @@ pub mod init;
 pub mod inventory;
 mod norm;
 pub mod params;
+mod recompute;
 mod scale;
 mod sublayer;
 
@@ -26,5 +27,6 @@ pub use config::{FfnActivation, ModelConfig};
 pub use decoder::{Decoder, LossOptions};
 pub use feed_forward::FeedForward;
 pub use norm::{Norm, NormSite};
+pub use recompute::Recompute;
 pub use scale::Scale;
 pub use sublayer::SubLayer;

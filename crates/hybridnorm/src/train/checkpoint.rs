@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
 use crate::files::{self, Fingerprint, TEMPORARY_SUFFIX};
+use crate::model::Recompute;
 use crate::model::inventory::inventory;
 use crate::model::{Decoder, ModelConfig, params};
 use crate::tensors::{self, Handle};
@@ -273,7 +274,7 @@ impl Checkpoint {
         let path = self.path.join(MODEL);
         // Nothing is allocated for a shape that the weights cannot be of: they take two bytes each
         // at least.
-        let parameters = inventory(&config, 1, 1)?.total;
+        let parameters = inventory(&config, 1, 1, Recompute::None)?.total;
         let bytes = fs::metadata(&path).map_err(Error::io(&path))?.len();
         if bytes / 2 < parameters {
             return Err(Error::format(

@@ -10,6 +10,7 @@ use super::sources::DataOrder;
 use crate::data::{PreparedFolder, Tokenizer, TokenizerSpec};
 use crate::error::{Error, Result};
 use crate::files;
+use crate::model::Recompute;
 use crate::model::{FfnActivation, ModelConfig};
 use crate::placement;
 
@@ -184,6 +185,8 @@ pub struct TrainSection {
     pub seq_len: usize,
     /// Micro-batches per optimizer step; divides `batch_size`. Changes memory, not results.
     pub grad_accum_steps: usize,
+    /// Which activations the backward pass makes again. Changes memory and time, not results.
+    pub recompute: Recompute,
     /// Evaluate every this many steps and at the end; 0: only at the end.
     pub eval_every: usize,
     /// At most this many sequences per evaluation; 0: all of them.
@@ -201,6 +204,7 @@ impl Default for TrainSection {
             batch_size: 16,
             seq_len: 256,
             grad_accum_steps: 1,
+            recompute: Recompute::None,
             eval_every: 100,
             eval_sequences: 256,
             checkpoint_every: 500,

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{Device, Gradients, Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
+use super::gradients::GradientSum;
 use crate::error::{Error, Result};
 use crate::model::{
     Decoder,
@@ -101,52 +102,6 @@ impl OptimizerConfig {
     }
 }
 
-/// Summed gradients by parameter name, flattened, outside any graph.
-#[derive(Debug, Default)]
-pub struct GradientSum(BTreeMap<String, Tensor<1>>);
-
-impl GradientSum {
-    /// Adds the gradients of one backward pass. A parameter without a gradient adds nothing.
-    pub fn add(&mut self, model: &Decoder, mut gradients: Gradients) {
-        params::for_each(model, |name, param| {
-            let Some(gradient) = param.take_gradient(&mut gradients) else {
-                return;
-            };
-            let sum = match self.0.remove(name) {
-                Some(sum) => sum + gradient,
-                None => gradient,
-            };
-            self.0.insert(name.to_owned(), sum);
-        });
-    }
-
-    /// Names of parameters that got no gradient, or one that is not finite.
-    pub fn broken(&self, model: &Decoder) -> Vec<String> {
-        params::names(model)
-            .into_iter()
-            .filter(|name| match self.0.get(name) {
-                Some(gradient) => !tensors::is_finite(gradient),
-                None => true,
-            })
-            .collect()
-    }
-
-    /// Global L2 norm, summed in the order of names.
-    pub fn norm(&self) -> f64 {
-        self.0
-            .values()
-            .map(|gradient| ops::sum_squares(gradient.clone()))
-            .sum::<f64>()
-            .sqrt()
-    }
-
-    /// The gradient of a parameter on the host.
-    pub fn get(&self, name: &str) -> Option<Vec<f32>> {
-        let gradient = self.0.get(name)?.clone();
-        gradient.into_data_as::<f32>().try_into_vec().ok()
-    }
-}
-
 /// Optimizer state: two moments for every parameter, and the number of updates done.
 #[derive(Debug)]
 pub struct Optimizer {
@@ -194,7 +149,7 @@ impl Optimizer {
             _ => (clip / (grad_norm + 1e-6)).min(1.0),
         };
         params::map(model, |name, tensor| {
-            let Some(gradient) = gradients.0.remove(name) else {
+            let Some(gradient) = gradients.take(name) else {
                 return tensor;
             };
             let [m, v] = self.moments.remove(name).expect("a moment per parameter");

@@ -11,8 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use super::checkpoint::{self, Checkpoint, Contents};
 use super::config::Config;
+use super::gradients::GradientSum;
 use super::metrics::{MetricsFile, Row};
-use super::optimizer::{GradientSum, Optimizer};
+use super::optimizer::Optimizer;
 use super::run_directory;
 use super::schedule::Schedule;
 use super::sources::{self, Sources};
@@ -185,7 +186,7 @@ impl Trainer {
                 let (_, warnings) = model.resolve().map_err(name_file)?;
                 let micro = config.train.batch_size / config.train.grad_accum_steps;
                 memory::require(
-                    inventory(&model, micro, config.train.seq_len)?
+                    inventory(&model, micro, config.train.seq_len, config.train.recompute)?
                         .memory
                         .total(),
                     "the model's weights, gradients, moments and activations",
@@ -331,11 +332,10 @@ impl Trainer {
             let batch = self.stream.next_batch(micro)?;
             let inputs = self.model().ids(&batch.inputs, micro, seq)?;
             let outputs = self.model().ids(&batch.targets, micro, seq)?;
-            let losses = self
-                .model()
-                .loss(inputs, outputs, LossOptions { divisor: targets });
-            loss += cross_entropy(losses.clone().inner());
-            gradients.add(self.model(), losses.backward());
+            let options = LossOptions { divisor: targets };
+            let losses =
+                gradients.accumulate(self.model(), inputs, outputs, options, train.recompute);
+            loss += cross_entropy(losses);
             instances.extend(batch.instance_ids);
         }
 

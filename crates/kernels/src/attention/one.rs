@@ -2,8 +2,11 @@
 
 use super::{Attention, Keys};
 use crate::math::{exp, tanh};
-use crate::simd::{dispatch, dot, map_sum, max};
+use crate::simd::{dispatch, dots, map_sum, max};
 use rayon::prelude::*;
+
+/// Keys whose scores are computed side by side.
+const TOGETHER: usize = 4;
 
 /// One task per sequence and key head; the query of each sequence sees `past + 1` keys.
 pub(super) fn attend(a: &Attention, qkv: &[f32], keys: &Keys, past: usize, ctx: &mut [f32]) {
@@ -20,9 +23,16 @@ pub(super) fn attend(a: &Attention, qkv: &[f32], keys: &Keys, past: usize, ctx: 
                     #[inline(always)]
                     || {
                         for (q, ctx) in q.chunks_exact(d).zip(ctx.chunks_exact_mut(d)) {
-                            for (s, score) in scores.iter_mut().enumerate() {
-                                *score = a.product_scale() * dot(q, k.row(s, d));
+                            let (groups, rest) = scores.as_chunks_mut::<TOGETHER>();
+                            let whole = TOGETHER * groups.len();
+                            for (g, scores) in groups.iter_mut().enumerate() {
+                                let keys = std::array::from_fn(|i| k.row(TOGETHER * g + i, d));
+                                *scores = dots::<TOGETHER>(q, keys);
                             }
+                            for (s, score) in rest.iter_mut().enumerate() {
+                                [*score] = dots(q, [k.row(whole + s, d)]);
+                            }
+                            scores.iter_mut().for_each(|s| *s *= a.product_scale());
                             if let Some(cap) = a.softcap {
                                 map_sum(scores, |u| cap * tanh(u));
                             }

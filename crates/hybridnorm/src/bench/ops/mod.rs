@@ -18,6 +18,7 @@ use super::timing::check_seconds;
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::model::ModelConfig;
+use crate::model::Recompute;
 use crate::model::inventory::inventory;
 use crate::train::Config;
 
@@ -137,7 +138,7 @@ pub fn ops(
             "{micro_batch} sequences of {seq_len} tokens, expected at least 1 of each"
         )));
     }
-    inventory(config, micro_batch, seq_len)?;
+    inventory(config, micro_batch, seq_len, Recompute::None)?;
     let shape = Shape::new(config, micro_batch, seq_len);
     let bytes = shape
         .largest_bytes()
