@@ -65,13 +65,24 @@ pub(crate) fn pack(rows: Rows, n: usize, width: usize, out: &mut [PanelRow]) {
 pub(crate) fn pack_transposed(rows: Rows, n: usize, width: usize, out: &mut [PanelRow]) {
     for (p, panel) in out.chunks_exact_mut(width).take(panels(n)).enumerate() {
         let count = PANEL.min(n - p * PANEL);
-        if count < PANEL {
+        if count == PANEL {
+            // Columns in the outer loop: each row of the panel is written once, whole.
+            let mut columns: [&[f32]; PANEL] = [&[]; PANEL];
+            for (i, column) in columns.iter_mut().enumerate() {
+                *column = rows.row(p * PANEL + i, width);
+            }
+            for (c, out) in panel.iter_mut().enumerate() {
+                for (out, column) in out.iter_mut().zip(&columns) {
+                    *out = column[c];
+                }
+            }
+        } else {
             panel.as_flattened_mut().fill(0.0);
-        }
-        for column in 0..count {
-            let row = rows.row(p * PANEL + column, width);
-            for (out, &value) in panel.iter_mut().zip(row) {
-                out[column] = value;
+            for column in 0..count {
+                let row = rows.row(p * PANEL + column, width);
+                for (out, &value) in panel.iter_mut().zip(row) {
+                    out[column] = value;
+                }
             }
         }
     }
