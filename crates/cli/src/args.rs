@@ -125,6 +125,9 @@ pub struct BenchOpsArgs {
         allow_negative_numbers = true
     )]
     pub seconds: f64,
+    /// Fail if a kernel named in this file is not as many times as fast as plain loops as it says.
+    #[arg(long, value_name = "FLOORS.toml")]
+    pub floors: Option<PathBuf>,
     /// Print one JSON document.
     #[arg(long)]
     pub json: bool,

@@ -239,6 +239,48 @@ fn every_kernel_is_measured_against_plain_loops_and_its_limit() {
 }
 
 #[test]
+fn kernels_are_held_to_their_floors() {
+    let lab = lab();
+    let floor = |op: &str, speedup: &str| {
+        format!("[[kernel]]\nop = \"{op}\"\ndirection = \"forward\"\nspeedup = {speedup}\n")
+    };
+    let with_floors = args("ops", &["--quiet", "--floors", "floors.toml"]);
+    lab.write("floors.toml", &floor("attention", "0.0"));
+    lab.ok(&with_floors);
+    let high = [floor("attention", "1e9"), floor("nothing", "1.0")].concat();
+    lab.write("floors.toml", &high);
+    lab.fails(
+        1,
+        &with_floors,
+        &[
+            "floors.toml: attention forward is",
+            "expected at least 1000000000; there is no kernel `nothing`, `forward`",
+        ],
+    );
+    lab.write("floors.toml", "[[kernel]]\nop = \"attention\"\n");
+    lab.fails(1, &with_floors, &["floors.toml: missing field `direction`"]);
+}
+
+#[test]
+fn recomputation_takes_less_memory_for_activations() {
+    let lab = lab();
+    let recompute = |value: &str| format!("train.recompute={value}");
+    let (none, block) = (recompute("none"), recompute("block"));
+    let activations = |setting: &str| {
+        let found = lab.json(&["inspect", "bench.toml", "--set", setting, "--json"]);
+        number(&found["inventory"]["memory"], "activations")
+    };
+    assert!(activations(&block) < activations(&none));
+    let found = lab.json(&args("step", &["--json", "--set", &block]));
+    assert!(number(&found["seconds_by_op"], "first forward pass") > 0.0);
+    lab.fails(
+        2,
+        &args("step", &["--set", &recompute("layer")]),
+        &["train.recompute", "`none` or `block`"],
+    );
+}
+
+#[test]
 fn what_cannot_be_measured_is_one_line() {
     let lab = lab();
     lab.fails(

@@ -4,6 +4,7 @@
 //! training, memory bandwidth for decoding and for whatever touches each number a few times only.
 
 mod decode;
+mod floors;
 pub mod machine;
 pub mod ops;
 pub mod placements;
@@ -11,6 +12,7 @@ mod step;
 mod timing;
 
 pub use decode::{DecodeOptions, DecodeReport, decode};
+pub use floors::Floors;
 pub use ops::{OpsOptions, OpsReport, ops};
 pub use placements::{PlacementsOptions, PlacementsReport, placements};
 pub use step::{StepOptions, StepReport, step};

@@ -2,7 +2,7 @@
 
 use hybridnorm::Error;
 use hybridnorm::bench::ops::{Bound, OpRow};
-use hybridnorm::bench::{self, OpsOptions, OpsReport};
+use hybridnorm::bench::{self, Floors, OpsOptions, OpsReport};
 
 use crate::args::BenchOpsArgs;
 use crate::console::Console;
@@ -12,11 +12,13 @@ use crate::table::numbers;
 pub fn run(args: &BenchOpsArgs, console: &Console) -> Result<(), Error> {
     let config = args.model.configuration()?;
     let options = OpsOptions::of(&config, args.seconds);
+    let floors = args.floors.as_ref().map(Floors::load).transpose()?;
     let mut display = Display::new(console);
     let report = bench::ops(&config.model_config()?, &options, &mut |done, total| {
         display.count("ops", done as u64, Some(total as u64), "kernels");
     })?;
     display.finish();
+    floors.map_or(Ok(()), |floors| floors.check(&report))?;
     super::print(&report, args.json, text)
 }
 

@@ -1,0 +1,101 @@
+//! A regression gate: how many times as fast as plain loops each kernel must be.
+//!
+//! Both sides of the ratio are measured in one run, so that it says little about the machine and
+//! much about the code.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::ops::OpsReport;
+use crate::error::{Error, Result};
+use crate::files;
+
+/// Bytes a file of floors may have.
+const LIMIT: u64 = 1 << 20;
+
+/// Largest difference between a kernel and its reference, relative to the largest output.
+const DIFFERENCE: f64 = 1e-4;
+
+/// What a file of floors says: `[[kernel]]` tables with `op`, `direction` and `speedup`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Floors {
+    path: PathBuf,
+    kernels: Vec<Floor>,
+}
+
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Floor {
+    op: String,
+    direction: String,
+    speedup: f64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Contents {
+    kernel: Vec<Floor>,
+}
+
+impl Floors {
+    /// Reads a file of floors.
+    ///
+    /// # Errors
+    /// If the file cannot be read or holds something else.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let bytes = files::read_small(path, LIMIT)?;
+        let contents: Contents = toml::from_slice(&bytes)
+            .map_err(|error| Error::format(path, error.message().to_owned()))?;
+        Ok(Self {
+            path: path.to_owned(),
+            kernels: contents.kernel,
+        })
+    }
+
+    /// Whether every kernel named in the file is as fast as it must be, and agrees with its
+    /// reference to 1e-4.
+    ///
+    /// # Errors
+    /// Names every kernel that does not, or that was not measured at all.
+    pub fn check(&self, report: &OpsReport) -> Result<()> {
+        let problems: Vec<String> = self
+            .kernels
+            .iter()
+            .filter_map(|floor| floor.problem(report))
+            .collect();
+        match problems.is_empty() {
+            true => Ok(()),
+            false => Err(Error::format(&self.path, problems.join("; "))),
+        }
+    }
+}
+
+impl Floor {
+    fn problem(&self, report: &OpsReport) -> Option<String> {
+        let Self {
+            op,
+            direction,
+            speedup,
+        } = self;
+        let row = report
+            .rows
+            .iter()
+            .find(|row| row.op == op && row.direction == direction);
+        match row {
+            None => Some(format!("there is no kernel `{op}`, `{direction}`")),
+            Some(row) if row.largest_difference.is_nan() || row.largest_difference > DIFFERENCE => {
+                Some(format!(
+                    "{op} {direction} differs from plain loops by {:.0e}, expected at most {DIFFERENCE:.0e}",
+                    row.largest_difference
+                ))
+            }
+            Some(row) if row.speedup_over_naive < *speedup => Some(format!(
+                "{op} {direction} is {:.1} times as fast as plain loops, expected at least {speedup}",
+                row.speedup_over_naive
+            )),
+            Some(_) => None,
+        }
+    }
+}
