@@ -119,7 +119,7 @@ fn recomputing_blocks_changes_no_bit() {
                         let (inputs, targets) = (inputs(&model), targets(&model));
                         gradients.accumulate(&model, inputs, targets, options, recompute)
                     })
-                    .map(|losses| to_vec64(losses))
+                    .map(to_vec64)
                     .to_vec();
                 let all: Vec<_> = params::names(&model)
                     .iter()

@@ -254,9 +254,7 @@ impl<N: Fn(Range<usize>) -> Needed> Run<'_, N> {
                 }
                 Err(_) => {
                     let mut row = [0.0; PANEL];
-                    for v in 0..V {
-                        S::as_mut_simd_f32s(&mut row).0[v] = sums[i][v];
-                    }
+                    S::as_mut_simd_f32s(&mut row).0.copy_from_slice(&sums[i]);
                     for (c, sum) in c.iter_mut().zip(row) {
                         *c = if product.accumulate { *c + sum } else { sum };
                     }

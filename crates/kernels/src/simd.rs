@@ -144,9 +144,7 @@ impl<const N: usize> Dots<'_, N> {
         let mut totals = [0.0; N];
         for i in 0..N {
             let mut lanes = [0.0; LANES];
-            for v in 0..V {
-                S::as_mut_simd_f32s(&mut lanes).0[v] = sums[i][v];
-            }
+            S::as_mut_simd_f32s(&mut lanes).0.copy_from_slice(&sums[i]);
             totals[i] = fold(&lanes, |a, b| a + b);
             for (x, y) in x_tail.iter().zip(rows[i].1) {
                 totals[i] = x.mul_add(*y, totals[i]);
