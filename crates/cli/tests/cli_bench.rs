@@ -245,7 +245,7 @@ fn kernels_are_held_to_their_floors() {
         format!("[[kernel]]\nop = \"{op}\"\ndirection = \"forward\"\nspeedup = {speedup}\n")
     };
     let with_floors = args("ops", &["--quiet", "--floors", "floors.toml"]);
-    lab.write("floors.toml", &floor("attention", "0.0"));
+    lab.write("floors.toml", floor("attention", "0.0"));
     lab.ok(&with_floors);
     let high = [floor("attention", "1e9"), floor("nothing", "1.0")].concat();
     lab.write("floors.toml", &high);
