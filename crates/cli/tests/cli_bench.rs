@@ -245,7 +245,7 @@ fn kernels_are_held_to_their_floors() {
         format!("[[kernel]]\nop = \"{op}\"\ndirection = \"forward\"\nspeedup = {speedup}\n")
     };
     let with_floors = args("ops", &["--quiet", "--floors", "floors.toml"]);
-    lab.write("floors.toml", floor("attention", "0.0"));
+    lab.write("floors.toml", floor("attention", "1e-9"));
     lab.ok(&with_floors);
     let high = [floor("attention", "1e9"), floor("nothing", "1.0")].concat();
     lab.write("floors.toml", &high);
@@ -256,6 +256,12 @@ fn kernels_are_held_to_their_floors() {
             "floors.toml: attention forward is",
             "expected at least 1000000000; there is no kernel `nothing`, `forward`",
         ],
+    );
+    lab.write("floors.toml", floor("attention", "nan"));
+    lab.fails(
+        1,
+        &with_floors,
+        &["floors.toml: speedup = NaN is not above 0"],
     );
     lab.write("floors.toml", "[[kernel]]\nop = \"attention\"\n");
     lab.fails(1, &with_floors, &["floors.toml: missing field `direction`"]);
@@ -277,6 +283,11 @@ fn recomputation_takes_less_memory_for_activations() {
         2,
         &args("step", &["--set", &recompute("layer")]),
         &["train.recompute", "`none` or `block`"],
+    );
+    lab.fails(
+        2,
+        &args("step", &["--set", "model.max_seq_len=16"]),
+        &["max_seq_len"],
     );
 }
 

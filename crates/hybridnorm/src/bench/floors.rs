@@ -42,12 +42,23 @@ impl Floors {
     /// Reads a file of floors.
     ///
     /// # Errors
-    /// If the file cannot be read or holds something else.
+    /// If the file cannot be read or holds something else, or a floor that is not above 0.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let bytes = files::read_small(path, LIMIT)?;
         let contents: Contents = toml::from_slice(&bytes)
             .map_err(|error| Error::format(path, error.message().to_owned()))?;
+        if contents.kernel.is_empty() {
+            return Err(Error::format(path, "names no kernel"));
+        }
+        if let Some(floor) = (contents.kernel.iter())
+            .find(|floor| !(floor.speedup.is_finite() && floor.speedup > 0.0))
+        {
+            return Err(Error::format(
+                path,
+                format!("speedup = {} is not above 0", floor.speedup),
+            ));
+        }
         Ok(Self {
             path: path.to_owned(),
             kernels: contents.kernel,
@@ -91,10 +102,12 @@ impl Floor {
                     row.largest_difference
                 ))
             }
-            Some(row) if row.speedup_over_naive < *speedup => Some(format!(
-                "{op} {direction} is {:.1} times as fast as plain loops, expected at least {speedup}",
-                row.speedup_over_naive
-            )),
+            Some(row) if row.speedup_over_naive.is_nan() || row.speedup_over_naive < *speedup => {
+                Some(format!(
+                    "{op} {direction} is {:.1} times as fast as plain loops, expected at least {speedup}",
+                    row.speedup_over_naive
+                ))
+            }
             Some(_) => None,
         }
     }

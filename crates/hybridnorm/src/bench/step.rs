@@ -95,6 +95,12 @@ pub fn step(config: &ModelConfig, options: &StepOptions, device: &Device) -> Res
             "train.grad_accum_steps = {grad_accum_steps} does not divide train.batch_size = {batch_size}"
         )));
     }
+    if seq_len == 0 || seq_len > config.max_seq_len {
+        return Err(Error::config(format!(
+            "train.seq_len = {seq_len} is not between 1 and model.max_seq_len = {}",
+            config.max_seq_len
+        )));
+    }
     let micro = batch_size / grad_accum_steps;
     let inventory = inventory(config, micro, seq_len, options.recompute)?;
     memory::require(

@@ -28,6 +28,9 @@ pub fn backward(
         qkv.len(),
         "attention::backward: dqkv is not as long as qkv"
     );
+    if a.batch * a.seq == 0 {
+        return;
+    }
     let groups = split_gradient(a, dqkv);
     groups.into_par_iter().enumerate().for_each_init(
         || BackwardScratch::new(a),
