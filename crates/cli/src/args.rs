@@ -81,9 +81,6 @@ pub struct BenchArgs {
         allow_negative_numbers = true
     )]
     pub seconds: f64,
-    /// Print one JSON document.
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// Arguments of `bench placements`.
@@ -106,9 +103,6 @@ pub struct BenchPlacementsArgs {
     /// Measure this placement; may be given several times. All of `placement list` unless given.
     #[arg(long, value_name = "NAME")]
     pub only: Vec<String>,
-    /// Print one JSON document.
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// Arguments of `bench ops`.
@@ -117,7 +111,7 @@ pub struct BenchOpsArgs {
     /// The shapes.
     #[command(flatten)]
     pub model: BenchModel,
-    /// Measure each op for about this long; its reference takes about a second at most besides.
+    /// Measure each op for about this long; its reference takes a few seconds at most besides.
     #[arg(
         long,
         value_name = "SECONDS",
@@ -128,12 +122,9 @@ pub struct BenchOpsArgs {
     /// Fail if a kernel named in this file is not as many times as fast as plain loops as it says.
     #[arg(long, value_name = "FLOORS.toml")]
     pub floors: Option<PathBuf>,
-    /// Print one JSON document.
-    #[arg(long)]
-    pub json: bool,
 }
 
-/// What a benchmark measures.
+/// What a benchmark measures, and how it answers.
 #[derive(Debug, Args)]
 pub struct BenchModel {
     /// A configuration, of which `[model]` with a vocabulary's size and `[train]` are needed; a
@@ -143,6 +134,9 @@ pub struct BenchModel {
     /// Set a key on top of the configuration, e.g. `--set model.d_model=512`.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     pub settings: Vec<String>,
+    /// Print one JSON document.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `quickstart`.

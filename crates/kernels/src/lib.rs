@@ -13,8 +13,8 @@
 //! * **Threads.** Work is spread over the current rayon pool, and results have the same bits on
 //!   any number of threads: chunks depend only on shapes, each chunk is reduced in a fixed order,
 //!   and partial sums of chunks are added in the order of the chunks.
-//! * **Instruction sets.** Loops are compiled once for the baseline and once for AVX2 with FMA and
-//!   chosen at run time. Multiply-adds are fused only where the code says so, so that both give the
+//! * **Instruction sets.** Loops are compiled for the baseline, for AVX2 with FMA and for AVX-512, and
+//!   chosen at run time. Multiply-adds are fused only where the code says so, so that all give the
 //!   same bits; only matrix products depend on the instruction set.
 //! * **Numbers.** A NaN or an infinity in the input shows in the output; it is never hidden.
 

@@ -149,12 +149,14 @@ impl Decoder {
     /// # Panics
     /// If the sequence is longer than `max_seq_len`.
     pub fn forward(&self, ids_bt: Tensor<2, Int>) -> Tensor<3> {
-        let seq = ids_bt.dims()[1];
-        let positions = self.positions(0, seq);
-        let x = self.blocks.iter().fold(self.embed(ids_bt), |x, block| {
+        self.finish(self.through_blocks(ids_bt))
+    }
+
+    fn through_blocks(&self, ids_bt: Tensor<2, Int>) -> Tensor<3> {
+        let positions = self.positions(0, ids_bt.dims()[1]);
+        self.blocks.iter().fold(self.embed(ids_bt), |x, block| {
             block.forward(x, &positions, None)
-        });
-        self.finish(x)
+        })
     }
 
     /// The same for new positions after those in the cache, which grows by them.
@@ -199,7 +201,7 @@ impl Decoder {
         targets_bt: Tensor<2, Int>,
         options: LossOptions,
     ) -> Tensor<1> {
-        self.loss_of_hidden(self.forward(inputs_bt), targets_bt, options)
+        self.loss_of(self.through_blocks(inputs_bt), targets_bt, options)
     }
 
     /// The same from the stream after the last block.
@@ -209,15 +211,7 @@ impl Decoder {
         targets_bt: Tensor<2, Int>,
         options: LossOptions,
     ) -> Tensor<1> {
-        self.loss_of_hidden(self.finish(x_btd), targets_bt, options)
-    }
-
-    fn loss_of_hidden(
-        &self,
-        hidden: Tensor<3>,
-        targets_bt: Tensor<2, Int>,
-        options: LossOptions,
-    ) -> Tensor<1> {
+        let hidden = self.finish(x_btd);
         let [b, t, d] = hidden.dims();
         let (hidden, logit_scale) = match self.logit_scale.constant() {
             Some(constant) => (hidden, constant as f32),

@@ -24,13 +24,13 @@ pub fn run(command: BenchCommand, console: &Console) -> Result<Ending, Error> {
             let config = args.model.configuration()?;
             let options = StepOptions::of(&config, args.seconds);
             let report = bench::step(&config.model_config()?, &options, &Device::flex())?;
-            print(&report, args.json, step_text)?;
+            print(&report, args.model.json, step_text)?;
         }
         BenchCommand::Decode(args) => {
             let config = args.model.configuration()?;
             let options = DecodeOptions::of(&config, args.seconds);
             let report = bench::decode(&config.model_config()?, &options, &Device::flex())?;
-            print(&report, args.json, decode_text)?;
+            print(&report, args.model.json, decode_text)?;
         }
         BenchCommand::Ops(args) => ops::run(&args, console)?,
         BenchCommand::Placements(args) => return placements::run(&args, console, &stop),

@@ -19,7 +19,7 @@ pub fn run(args: &BenchOpsArgs, console: &Console) -> Result<(), Error> {
     })?;
     display.finish();
     floors.map_or(Ok(()), |floors| floors.check(&report))?;
-    super::print(&report, args.json, text)
+    super::print(&report, args.model.json, text)
 }
 
 fn text(report: &OpsReport) -> String {

@@ -46,7 +46,7 @@ pub fn run(args: &BenchPlacementsArgs, console: &Console, stop: &Stop) -> Result
         console.note("stopped");
         return Ok(Ending::Interrupted);
     };
-    super::print(&report, args.json, text)?;
+    super::print(&report, args.model.json, text)?;
     Ok(Ending::Done)
 }
 

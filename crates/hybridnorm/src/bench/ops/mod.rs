@@ -36,7 +36,7 @@ pub struct OpsOptions {
     /// Tokens per sequence.
     pub seq_len: usize,
     /// Measure each kernel for about this many seconds, three calls at least. Its reference takes
-    /// a second or two at most, besides.
+    /// a few seconds at most, besides.
     pub seconds: f64,
 }
 
