@@ -10,7 +10,7 @@ use hybridnorm_kernels::adamw::{self, AdamW};
 use hybridnorm_kernels::attention::{self, Attention};
 use hybridnorm_kernels::cross_entropy::{self, LossSpec};
 use hybridnorm_kernels::norm::{self, Gain, Norm, NormFn};
-use hybridnorm_kernels::qkv::{self, QkOrder, QkvPrep};
+use hybridnorm_kernels::qkv::{self, Preparation, QkOrder, QkvPrep};
 use hybridnorm_kernels::{elementwise, embedding, linear};
 use std::time::Duration;
 
@@ -97,15 +97,12 @@ fn qkv_preparation(c: &mut Criterion) {
     let mut y = vec![0.0; x.len()];
     let [mut dq, mut dk, mut dv] = [(); 3].map(|()| g.clone());
     let mut group = group(c, "qkv");
+    let p = Preparation::new(&p, &rope, [&g, &g, &g]);
     group.bench_function("forward", |b| {
-        b.iter(|| qkv::forward(&p, &x, &rope, &g, &g, &g, &mut y));
+        b.iter(|| qkv::forward(&p, &x, &mut y));
     });
     group.bench_function("backward", |b| {
-        b.iter(|| {
-            qkv::backward(
-                &p, &x, &rope, &g, &g, &g, &x, &mut y, &mut dq, &mut dk, &mut dv,
-            );
-        });
+        b.iter(|| qkv::backward(&p, &x, &x, &mut y, [&mut dq, &mut dk, &mut dv]));
     });
 }
 

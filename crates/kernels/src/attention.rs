@@ -9,12 +9,15 @@
 //! arXiv 2408.00118). Query head h reads key and value head `h / (heads / kv_heads)`.
 
 use crate::panels::Rows;
+use crate::qkv::{Preparation, QkvPrep};
+use heads::Head;
 
 mod backward;
 mod forward;
+mod heads;
 mod one;
 
-pub use backward::backward;
+pub use backward::{backward, backward_prepared};
 
 /// Queries per tile.
 const QUERIES: usize = 64;
@@ -46,14 +49,25 @@ pub struct Attention {
 /// `lse` (batch, heads, seq) receives the log-sum-exp of each query's scores, for [`backward`].
 pub fn forward(a: &Attention, qkv: &[f32], ctx: &mut [f32], lse: &mut [f32]) {
     a.check_packed("attention::forward", qkv, ctx, lse);
-    let keys = Keys {
-        data: qkv,
-        per_sequence: a.seq,
-        row_stride: a.packed_width(),
-        first_key: a.heads * a.head_dim,
-        first_value: (a.heads + a.kv_heads) * a.head_dim,
-    };
-    forward::attend(a, qkv, &keys, 0, ctx, lse);
+    forward::attend(a, &a.packed(qkv, None), 0, ctx, lse);
+}
+
+/// [`forward`] of what `p` makes of the projection `qkv`: rows are normalized and rotated where
+/// attention reads them, and exist nowhere else.
+///
+/// # Panics
+///
+/// Unless heads can be prepared one by one, [`Preparation::is_by_head`].
+pub fn forward_prepared(
+    a: &Attention,
+    p: &Preparation,
+    qkv: &[f32],
+    ctx: &mut [f32],
+    lse: &mut [f32],
+) {
+    a.check_packed("attention::forward_prepared", qkv, ctx, lse);
+    a.check_preparation("attention::forward_prepared", p);
+    forward::attend(a, &a.packed(qkv, Some(p)), 0, ctx, lse);
 }
 
 /// Attention of new queries to a cache, for generation.
@@ -76,17 +90,18 @@ pub fn cached(a: &Attention, qkv: &[f32], cache: &[f32], past: usize, ctx: &mut 
         "attention::cached: {past} past and {} new rows exceed the capacity {capacity}",
         a.seq
     );
-    let first_value = a.kv_heads * a.head_dim;
-    let keys = Keys {
-        data: cache,
+    let packed = a.packed(qkv, None);
+    let place = Place {
+        keys: cache,
         per_sequence: capacity,
         row_stride,
         first_key: 0,
-        first_value,
+        first_value: a.kv_heads * a.head_dim,
+        ..packed
     };
     match a.seq {
-        1 => one::attend(a, qkv, &keys, past, ctx),
-        _ => forward::attend(a, qkv, &keys, past, ctx, &mut lse),
+        1 => one::attend(a, &place, past, ctx),
+        _ => forward::attend(a, &place, past, ctx, &mut lse),
     }
 }
 
@@ -133,29 +148,88 @@ impl Attention {
         );
     }
 
+    fn check_preparation(&self, name: &str, p: &Preparation) {
+        let QkvPrep {
+            heads,
+            kv_heads,
+            head_dim,
+            ..
+        } = *p.form();
+        assert_eq!(
+            (heads, kv_heads, head_dim),
+            (self.heads, self.kv_heads, self.head_dim),
+            "{name}: the preparation is for other heads"
+        );
+        assert!(
+            p.positions() >= self.seq,
+            "{name}: rotations for {} of {} positions",
+            p.positions(),
+            self.seq
+        );
+        assert!(p.is_by_head(), "{name}: a norm spans several heads");
+    }
+
+    /// Queries, keys and values in one packed projection.
+    fn packed<'a>(&self, qkv: &'a [f32], preparation: Option<&'a Preparation<'a>>) -> Place<'a> {
+        Place {
+            queries: qkv,
+            keys: qkv,
+            per_sequence: self.seq,
+            row_stride: self.packed_width(),
+            first_key: self.heads * self.head_dim,
+            first_value: (self.heads + self.kv_heads) * self.head_dim,
+            preparation,
+        }
+    }
+
     /// Factor of the products `q k` before the tanh, or of the scores if there is no cap.
     fn product_scale(&self) -> f32 {
         self.scale / self.softcap.unwrap_or(1.0)
     }
 }
 
-/// Where keys and values lie.
-struct Keys<'a> {
-    data: &'a [f32],
+/// Where queries, keys and values lie.
+struct Place<'a> {
+    /// Packed rows, of which the queries are read.
+    queries: &'a [f32],
+    keys: &'a [f32],
+    /// Rows of keys per sequence, how far apart they lie, and where in a row keys and values start.
     per_sequence: usize,
     row_stride: usize,
     first_key: usize,
     first_value: usize,
+    preparation: Option<&'a Preparation<'a>>,
 }
 
-impl<'a> Keys<'a> {
+impl<'a> Place<'a> {
+    /// Queries of head `h` of a sequence.
+    fn queries(&self, a: &Attention, sequence: usize, h: usize) -> Head<'a> {
+        let stride = a.packed_width();
+        Head {
+            rows: Rows {
+                data: &self.queries[sequence * a.seq * stride + h * a.head_dim..],
+                stride,
+            },
+            part: h,
+            preparation: self.preparation,
+        }
+    }
+
     /// Keys and values of one head of a sequence.
-    fn of(&self, a: &Attention, sequence: usize, kv_head: usize) -> [Rows<'a>; 2] {
+    fn keys_and_values(&self, a: &Attention, sequence: usize, kv_head: usize) -> [Head<'a>; 2] {
         let start = sequence * self.per_sequence * self.row_stride + kv_head * a.head_dim;
-        [self.first_key, self.first_value].map(|offset| Rows {
-            data: &self.data[start + offset..],
-            stride: self.row_stride,
-        })
+        let head = |offset: usize, part: usize| Head {
+            rows: Rows {
+                data: &self.keys[start + offset..],
+                stride: self.row_stride,
+            },
+            part: part + kv_head,
+            preparation: self.preparation,
+        };
+        [
+            head(self.first_key, a.heads),
+            head(self.first_value, a.heads + a.kv_heads),
+        ]
     }
 }
 

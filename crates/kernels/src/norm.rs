@@ -65,6 +65,15 @@ pub(crate) struct Params<'a> {
     shift: f32,
 }
 
+impl Params<'_> {
+    /// Gain and bias in effect for a group.
+    #[inline(always)]
+    pub(crate) fn of_group(&self, n: &Norm, group: usize) -> [&[f32]; 2] {
+        let channels = group * n.width..(group + 1) * n.width;
+        [&self.gain[channels.clone()], &self.bias[channels]]
+    }
+}
+
 impl Norm {
     /// Length of the flat parameter slice:
     /// `[gain: groups * width][bias: groups * width][alpha: 1][shift: 1]`, where a part is absent
@@ -72,6 +81,26 @@ impl Norm {
     pub fn params_len(&self) -> usize {
         let [gain, bias, alpha, shift] = self.parts();
         gain + bias + alpha + shift
+    }
+
+    /// Whether there is a gain.
+    pub(crate) fn has_gain(&self) -> bool {
+        self.gain != Gain::None
+    }
+
+    /// Length of gain and bias.
+    fn affine_len(&self) -> usize {
+        let [gain, bias, ..] = self.parts();
+        gain + bias
+    }
+
+    /// Gain and bias of a group in a slice that starts like the parameters; empty where absent.
+    #[inline(always)]
+    pub(crate) fn group_of<'a>(&self, params: &'a mut [f32], group: usize) -> [&'a mut [f32]; 2] {
+        let [gain_len, bias_len, ..] = self.parts();
+        let channels = group * self.width..(group + 1) * self.width;
+        let (gain, rest) = params.split_at_mut(gain_len);
+        [gain, &mut rest[..bias_len]].map(|part| part.get_mut(channels.clone()).unwrap_or_default())
     }
 
     fn parts(&self) -> [usize; 4] {
@@ -199,8 +228,7 @@ pub fn backward(
 /// One row of [`forward`].
 #[inline(always)]
 pub(crate) fn forward_row(n: &Norm, p: &Params, group: usize, x: &[f32], y: &mut [f32]) {
-    let channels = group * n.width..(group + 1) * n.width;
-    let (gain, bias) = (&p.gain[channels.clone()], &p.bias[channels]);
+    let [gain, bias] = p.of_group(n, group);
     match n.function {
         NormFn::Rms | NormFn::Layer | NormFn::L2 => {
             let (mean, slope) = statistics(n, x);
@@ -247,16 +275,11 @@ pub(crate) fn backward_row(
     dx: &mut [f32],
     grads: &mut [f32],
 ) {
-    let channels = group * n.width..(group + 1) * n.width;
-    let gain = &p.gain[channels.clone()];
-    let [gain_len, bias_len, ..] = n.parts();
-    let (dgain, rest) = grads.split_at_mut(gain_len);
-    let (dbias, dscalars) = rest.split_at_mut(bias_len);
-    let dgain = dgain.get_mut(channels.clone()).unwrap_or_default();
-    if let Some(dbias) = dbias.get_mut(channels) {
-        for (db, &dy) in dbias.iter_mut().zip(dy) {
-            *db += dy;
-        }
+    let [gain, _] = p.of_group(n, group);
+    let (affine, dscalars) = grads.split_at_mut(n.affine_len());
+    let [dgain, dbias] = n.group_of(affine, group);
+    for (db, &dy) in dbias.iter_mut().zip(dy) {
+        *db += dy;
     }
     match n.function {
         NormFn::Rms | NormFn::Layer | NormFn::L2 => {

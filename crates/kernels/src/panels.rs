@@ -5,18 +5,19 @@
 //! on the width of the machine's vectors. Parts of a product that nobody needs, such as those a
 //! causal mask hides, are left out block by block.
 
-use pulp::{Simd, WithSimd};
+use crate::simd::{Chunk, Chunked, LANES, by_chunks, vectors, vectors_mut};
+use pulp::Simd;
 use std::ops::Range;
 
 /// Columns of a panel.
-pub(crate) const PANEL: usize = 16;
+pub(crate) const PANEL: usize = LANES;
 
 /// Rows of the left side that are multiplied at a time: 6 rows of 16 columns fill the registers of
 /// AVX2 with 12 accumulators, two values of the right side and one of the left.
 const ROWS: usize = 6;
 
 /// One row of a panel.
-pub(crate) type PanelRow = [f32; PANEL];
+pub(crate) type PanelRow = Chunk;
 
 /// Panels that hold `columns` columns.
 pub(crate) fn panels(columns: usize) -> usize {
@@ -126,7 +127,7 @@ impl Product<'_> {
     /// there is.
     #[inline(always)]
     pub(crate) fn run(self, needed: impl Fn(Range<usize>) -> Needed) {
-        pulp::Arch::new().dispatch(Run {
+        by_chunks(Run {
             product: self,
             needed,
         });
@@ -138,25 +139,11 @@ struct Run<'a, N> {
     needed: N,
 }
 
-impl<N: Fn(Range<usize>) -> Needed> WithSimd for Run<'_, N> {
+impl<N: Fn(Range<usize>) -> Needed> Chunked for Run<'_, N> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        // The number of vectors in a panel's row must be a constant for the accumulators to stay
-        // in registers.
-        match PANEL / S::F32_LANES {
-            1 => self.all_panels::<S, 1>(simd),
-            2 => self.all_panels::<S, 2>(simd),
-            4 => self.all_panels::<S, 4>(simd),
-            _ => self.all_panels::<S, PANEL>(simd),
-        }
-    }
-}
-
-impl<N: Fn(Range<usize>) -> Needed> Run<'_, N> {
-    #[inline(always)]
-    fn all_panels<S: Simd, const V: usize>(mut self, simd: S) {
+    fn run<S: Simd, const V: usize>(mut self, simd: S) {
         let (m, n) = (self.product.m, self.product.n);
         for (p, panel) in self.product.b.chunks_exact(self.product.inner).enumerate() {
             let columns = p * PANEL..n.min((p + 1) * PANEL);
@@ -187,7 +174,9 @@ impl<N: Fn(Range<usize>) -> Needed> Run<'_, N> {
             }
         }
     }
+}
 
+impl<N: Fn(Range<usize>) -> Needed> Run<'_, N> {
     /// `M` rows from `row` on by one panel.
     #[inline(always)]
     fn block<S: Simd, const V: usize, const M: usize>(
@@ -242,9 +231,7 @@ impl<N: Fn(Range<usize>) -> Needed> Run<'_, N> {
             let c = &mut c[i * product.c_stride..][..columns.len()];
             match <&mut PanelRow>::try_from(&mut *c) {
                 Ok(c) => {
-                    let c: &mut [S::f32s; V] = (S::as_mut_simd_f32s(c).0)
-                        .try_into()
-                        .expect("V vectors a row");
+                    let c = vectors_mut::<S, V>(c);
                     for v in 0..V {
                         c[v] = match product.accumulate {
                             true => simd.add_f32s(c[v], sums[i][v]),
@@ -262,12 +249,6 @@ impl<N: Fn(Range<usize>) -> Needed> Run<'_, N> {
             }
         }
     }
-}
-
-/// The vectors of a panel's row.
-#[inline(always)]
-fn vectors<S: Simd, const V: usize>(row: &PanelRow) -> &[S::f32s; V] {
-    S::as_simd_f32s(row).0.try_into().expect("V vectors a row")
 }
 
 #[cfg(test)]

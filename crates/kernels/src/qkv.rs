@@ -8,8 +8,12 @@
 use crate::norm::{self, Norm, Params};
 use crate::parallel::{rows_per_chunk, sum_partials};
 use crate::simd::dispatch;
+use head::Head;
+use pulp::Simd;
 use rayon::prelude::*;
 use std::ops::Range;
+
+mod head;
 
 /// Order of norm and rotation for queries and keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,44 +71,145 @@ pub fn rope_table(theta: f64, head_dim: usize, start: usize, len: usize) -> Vec<
     table
 }
 
+/// A [`QkvPrep`] with all that it reads: the rotations of `t` positions and the norms' parameters.
+pub struct Preparation<'a> {
+    form: QkvPrep,
+    rope: &'a [f32],
+    segments: [Segment<'a>; 3],
+}
+
+impl<'a> Preparation<'a> {
+    /// `rope` is a table of [`rope_table`], (t, head_dim). `params` are those of the norms `q`, `k`
+    /// and `v`, each empty for an absent norm.
+    ///
+    /// # Panics
+    ///
+    /// If a norm fits no head, or a slice has another length than the form says.
+    pub fn new(form: &QkvPrep, rope: &'a [f32], params: [&'a [f32]; 3]) -> Self {
+        form.check(rope, params);
+        Preparation {
+            form: *form,
+            rope,
+            segments: form.segments(params),
+        }
+    }
+
+    /// Whether a head can be prepared on its own: no norm spans several.
+    pub fn is_by_head(&self) -> bool {
+        let mut norms = self.segments.iter().filter_map(|s| s.norm.as_ref());
+        norms.all(|(n, _)| n.width == self.form.head_dim)
+    }
+
+    /// Zeros in the shape of the three norms' parameters.
+    pub(crate) fn zero_gradients(&self) -> [Vec<f32>; 3] {
+        let len = |s: &Segment| s.norm.as_ref().map_or(0, |(n, _)| n.params_len());
+        self.segments.each_ref().map(|s| vec![0.0; len(s)])
+    }
+
+    pub(crate) fn form(&self) -> &QkvPrep {
+        &self.form
+    }
+
+    /// Positions of the table.
+    pub(crate) fn positions(&self) -> usize {
+        self.rope.len() / self.form.head_dim
+    }
+
+    fn turn(&self, position: usize) -> &[f32] {
+        &self.rope[position * self.form.head_dim..][..self.form.head_dim]
+    }
+
+    /// The segment that head `part` of a packed row is in, and its number there.
+    fn segment_of(&self, part: usize) -> (usize, usize) {
+        let QkvPrep {
+            heads, kv_heads, ..
+        } = self.form;
+        match part {
+            _ if part < heads => (0, part),
+            _ if part < heads + kv_heads => (1, part - heads),
+            _ => (2, part - heads - kv_heads),
+        }
+    }
+
+    /// Prepares head `part` of a packed row on its own; see [`Preparation::is_by_head`].
+    #[inline(always)]
+    pub(crate) fn head<S: Simd, const V: usize>(
+        &self,
+        simd: S,
+        part: usize,
+        position: usize,
+        x: &[f32],
+        y: &mut [f32],
+        scratch: &mut Scratch,
+    ) {
+        let (segment, head) = self.segment_of(part);
+        let (s, turn) = (&self.segments[segment], self.turn(position));
+        match Head::new(&self.form, s, head) {
+            Some(head) => head.forward::<S, V>(simd, x, turn, y),
+            None => forward_segment(&self.form, s, head, x, turn, y, scratch),
+        }
+    }
+
+    /// Gradient of [`Preparation::head`]; adds to the parameters' gradients `grads`.
+    #[inline(always)]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "which head, values, gradients and scratch"
+    )]
+    pub(crate) fn head_backward<S: Simd, const V: usize>(
+        &self,
+        simd: S,
+        part: usize,
+        position: usize,
+        x: &[f32],
+        dy: &[f32],
+        dx: &mut [f32],
+        grads: &mut [Vec<f32>; 3],
+        scratch: &mut Scratch,
+    ) {
+        let (segment, head) = self.segment_of(part);
+        let (s, turn) = (&self.segments[segment], self.turn(position));
+        let grads = &mut grads[segment];
+        match Head::new(&self.form, s, head) {
+            Some(known) => {
+                let grads = match &s.norm {
+                    Some((n, _)) => n.group_of(grads, head % n.groups),
+                    None => Default::default(),
+                };
+                let between = &mut scratch.steps[0];
+                known.backward::<S, V>(simd, x, turn, dy, dx, grads, between);
+            }
+            None => backward_segment(&self.form, s, head, x, turn, dy, dx, grads, scratch),
+        }
+    }
+}
+
 /// `out` from `qkv`, both (batch * t, (heads + 2 kv_heads) * head_dim) with rows
-/// `[q heads | k heads | v heads]`.
-///
-/// `rope` is a table of [`rope_table`], (t, head_dim); row r is at its position `r % t`.
-/// The parameters are those of the norms `q`, `k` and `v`, empty for an absent norm.
-pub fn forward(
-    p: &QkvPrep,
-    qkv: &[f32],
-    rope: &[f32],
-    q_params: &[f32],
-    k_params: &[f32],
-    v_params: &[f32],
-    out: &mut [f32],
-) {
-    let positions = p.check("qkv::forward", qkv, rope, [q_params, k_params, v_params]);
+/// `[q heads | k heads | v heads]`; row r is at position `r % t`.
+pub fn forward(p: &Preparation, qkv: &[f32], out: &mut [f32]) {
+    p.check_rows("qkv::forward", qkv);
     assert_eq!(
         out.len(),
         qkv.len(),
         "qkv::forward: out is not as long as qkv"
     );
-    let segments = p.segments([q_params, k_params, v_params]);
-    let width = p.width();
+    let (width, positions) = (p.form.width(), p.positions());
     let chunk = rows_per_chunk(qkv.len() / width, width);
     let size = chunk * width;
     out.par_chunks_mut(size)
         .zip(qkv.par_chunks(size))
         .enumerate()
         .for_each(|(c, (out, qkv))| {
-            let mut scratch = Scratch::new(p);
+            let mut scratch = Scratch::new(&p.form);
             dispatch(
                 #[inline(always)]
                 || {
                     let rows = qkv.chunks_exact(width).zip(out.chunks_exact_mut(width));
                     for (r, (x, y)) in (c * chunk..).zip(rows) {
-                        let turn = &rope[r % positions * p.head_dim..][..p.head_dim];
-                        for s in &segments {
+                        let turn = p.turn(r % positions);
+                        for s in &p.segments {
                             let (x, y) = (&x[s.range.clone()], &mut y[s.range.clone()]);
-                            forward_segment(p, s, x, turn, y, &mut scratch);
+                            forward_segment(&p.form, s, 0, x, turn, y, &mut scratch);
                         }
                     }
                 },
@@ -113,26 +218,15 @@ pub fn forward(
 }
 
 /// Gradients of [`forward`]: from `dout` to `dqkv`, both shaped like `qkv`, and to the parameters
-/// of the three norms.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "three norms, each with parameters and gradient"
-)]
+/// of the norms of q, k and v.
 pub fn backward(
-    p: &QkvPrep,
+    p: &Preparation,
     qkv: &[f32],
-    rope: &[f32],
-    q_params: &[f32],
-    k_params: &[f32],
-    v_params: &[f32],
     dout: &[f32],
     dqkv: &mut [f32],
-    dq_params: &mut [f32],
-    dk_params: &mut [f32],
-    dv_params: &mut [f32],
+    dparams: [&mut [f32]; 3],
 ) {
-    let params = [q_params, k_params, v_params];
-    let positions = p.check("qkv::backward", qkv, rope, params);
+    p.check_rows("qkv::backward", qkv);
     assert_eq!(
         dout.len(),
         qkv.len(),
@@ -143,15 +237,7 @@ pub fn backward(
         qkv.len(),
         "qkv::backward: dqkv is not as long as qkv"
     );
-    for (d, params) in [&dq_params, &dk_params, &dv_params].into_iter().zip(params) {
-        assert_eq!(
-            d.len(),
-            params.len(),
-            "qkv::backward: a parameter gradient has another length"
-        );
-    }
-    let segments = p.segments(params);
-    let width = p.width();
+    let (width, positions) = (p.form.width(), p.positions());
     let chunk = rows_per_chunk(qkv.len() / width, width);
     let size = chunk * width;
     let partials: Vec<[Vec<f32>; 3]> = dqkv
@@ -159,19 +245,19 @@ pub fn backward(
         .zip(qkv.par_chunks(size).zip(dout.par_chunks(size)))
         .enumerate()
         .map(|(c, (dqkv, (qkv, dout)))| {
-            let mut grads = params.map(|params| vec![0.0; params.len()]);
-            let mut scratch = Scratch::new(p);
+            let mut grads = p.zero_gradients();
+            let mut scratch = Scratch::new(&p.form);
             dispatch(
                 #[inline(always)]
                 || {
                     let inputs = qkv.chunks_exact(width).zip(dout.chunks_exact(width));
                     let rows = inputs.zip(dqkv.chunks_exact_mut(width));
                     for (r, ((x, dy), dx)) in (c * chunk..).zip(rows) {
-                        let turn = &rope[r % positions * p.head_dim..][..p.head_dim];
-                        for (s, grads) in segments.iter().zip(&mut grads) {
+                        let turn = p.turn(r % positions);
+                        for (s, grads) in p.segments.iter().zip(&mut grads) {
                             let (x, dy) = (&x[s.range.clone()], &dy[s.range.clone()]);
                             let dx = &mut dx[s.range.clone()];
-                            backward_segment(p, s, x, turn, dy, dx, grads, &mut scratch);
+                            backward_segment(&p.form, s, 0, x, turn, dy, dx, grads, &mut scratch);
                         }
                     }
                 },
@@ -179,13 +265,25 @@ pub fn backward(
             grads
         })
         .collect();
+    sum_gradients("qkv::backward", partials, dparams);
+}
+
+/// Adds up the parameter gradients of all tasks in their order.
+pub(crate) fn sum_gradients(name: &str, partials: Vec<[Vec<f32>; 3]>, totals: [&mut [f32]; 3]) {
     let mut each: [Vec<Vec<f32>>; 3] = Default::default();
     for partial in partials {
         for (all, one) in each.iter_mut().zip(partial) {
             all.push(one);
         }
     }
-    for (partials, total) in each.iter().zip([dq_params, dk_params, dv_params]) {
+    for (partials, total) in each.iter().zip(totals) {
+        for partial in partials {
+            assert_eq!(
+                total.len(),
+                partial.len(),
+                "{name}: a parameter gradient has another length"
+            );
+        }
         sum_partials(partials, total);
     }
 }
@@ -198,18 +296,36 @@ struct Segment<'a> {
 }
 
 /// Values of one segment between the steps.
-struct Scratch {
+#[derive(Default)]
+pub(crate) struct Scratch {
     clamped: Vec<f32>,
     steps: [Vec<f32>; 3],
 }
 
 impl Scratch {
-    fn new(p: &QkvPrep) -> Self {
+    pub(crate) fn new(p: &QkvPrep) -> Self {
         let zeros = || vec![0.0; p.heads.max(p.kv_heads) * p.head_dim];
         Scratch {
             clamped: zeros(),
             steps: std::array::from_fn(|_| zeros()),
         }
+    }
+}
+
+impl Preparation<'_> {
+    fn check_rows(&self, name: &str, qkv: &[f32]) {
+        let (width, positions) = (self.form.width(), self.positions());
+        assert_eq!(
+            qkv.len() % width,
+            0,
+            "{name}: qkv is not made of rows of {width}"
+        );
+        let rows = qkv.len() / width;
+        assert_eq!(
+            rows % positions,
+            0,
+            "{name}: {rows} rows are not batch * {positions}"
+        );
     }
 }
 
@@ -219,28 +335,16 @@ impl QkvPrep {
         (self.heads + 2 * self.kv_heads) * self.head_dim
     }
 
-    /// Checks all lengths and returns the number of positions of the table.
-    fn check(&self, name: &str, qkv: &[f32], rope: &[f32], params: [&[f32]; 3]) -> usize {
+    fn check(&self, rope: &[f32], params: [&[f32]; 3]) {
         let (width, head_dim) = (self.width(), self.head_dim);
+        let name = "qkv::Preparation";
         assert!(
             width > 0 && head_dim.is_multiple_of(2),
             "{name}: head_dim must be even"
         );
-        assert_eq!(
-            qkv.len() % width,
-            0,
-            "{name}: qkv is not made of rows of {width}"
-        );
         assert!(
             !rope.is_empty() && rope.len().is_multiple_of(head_dim),
             "{name}: rope is not (t, {head_dim})"
-        );
-        let positions = rope.len() / head_dim;
-        let rows = qkv.len() / width;
-        assert_eq!(
-            rows % positions,
-            0,
-            "{name}: {rows} rows are not batch * {positions}"
         );
         let norms = [("q", self.q, self.heads), ("k", self.k, self.kv_heads)];
         let norms = norms.into_iter().chain([("v", self.v, self.kv_heads)]);
@@ -262,7 +366,6 @@ impl QkvPrep {
                 norm.groups
             );
         }
-        positions
     }
 
     fn segments<'a>(&self, [q, k, v]: [&'a [f32]; 3]) -> [Segment<'a>; 3] {
@@ -285,10 +388,12 @@ impl QkvPrep {
     }
 }
 
+/// Heads of a segment from number `first` on; all of them if a norm spans several.
 #[inline(always)]
 fn forward_segment(
     p: &QkvPrep,
     s: &Segment,
+    first: usize,
     x: &[f32],
     turn: &[f32],
     y: &mut [f32],
@@ -305,14 +410,14 @@ fn forward_segment(
     };
     let between = &mut scratch.steps[0][..x.len()];
     match (s.rotates, p.order) {
-        (false, _) => normalize(n, params, x, y),
+        (false, _) => normalize(n, params, first, x, y),
         (true, QkOrder::BeforeRope) => {
-            normalize(n, params, x, between);
+            normalize(n, params, first, x, between);
             rotate(between, turn, 1.0, p.qk_scale, y);
         }
         (true, QkOrder::AfterRope) => {
             rotate(x, turn, 1.0, 1.0, between);
-            normalize(n, params, between, y);
+            normalize(n, params, first, between, y);
             scale(p.qk_scale, y);
         }
     }
@@ -326,6 +431,7 @@ fn forward_segment(
 fn backward_segment(
     p: &QkvPrep,
     s: &Segment,
+    first: usize,
     x: &[f32],
     turn: &[f32],
     dy: &[f32],
@@ -342,19 +448,19 @@ fn backward_segment(
         return mask(p.clip, x, dx);
     };
     let clamped = clamp(p.clip, x, &mut scratch.clamped);
-    let [first, second, third] = scratch.steps.each_mut().map(|s| &mut s[..x.len()]);
+    let [turned, scaled, between] = scratch.steps.each_mut().map(|s| &mut s[..x.len()]);
     match (s.rotates, p.order) {
-        (false, _) => normalize_backward(n, params, clamped, dy, dx, grads),
+        (false, _) => normalize_backward(n, params, first, clamped, dy, dx, grads),
         (true, QkOrder::BeforeRope) => {
-            rotate(dy, turn, -1.0, p.qk_scale, first);
-            normalize_backward(n, params, clamped, first, dx, grads);
+            rotate(dy, turn, -1.0, p.qk_scale, turned);
+            normalize_backward(n, params, first, clamped, turned, dx, grads);
         }
         (true, QkOrder::AfterRope) => {
-            rotate(clamped, turn, 1.0, 1.0, first);
-            second.copy_from_slice(dy);
-            scale(p.qk_scale, second);
-            normalize_backward(n, params, first, second, third, grads);
-            rotate(third, turn, -1.0, 1.0, dx);
+            rotate(clamped, turn, 1.0, 1.0, turned);
+            scaled.copy_from_slice(dy);
+            scale(p.qk_scale, scaled);
+            normalize_backward(n, params, first, turned, scaled, between, grads);
+            rotate(between, turn, -1.0, 1.0, dx);
         }
     }
     mask(p.clip, x, dx);
@@ -408,24 +514,29 @@ fn rotate(x: &[f32], turn: &[f32], sign: f32, factor: f32, y: &mut [f32]) {
 }
 
 #[inline(always)]
-fn normalize(n: &Norm, params: &Params, x: &[f32], y: &mut [f32]) {
+fn normalize(n: &Norm, params: &Params, first: usize, x: &[f32], y: &mut [f32]) {
     let rows = x.chunks_exact(n.width).zip(y.chunks_exact_mut(n.width));
-    for (h, (x, y)) in rows.enumerate() {
+    for (h, (x, y)) in (first..).zip(rows) {
         norm::forward_row(n, params, h % n.groups, x, y);
     }
 }
 
 #[inline(always)]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "which heads, values and gradients"
+)]
 fn normalize_backward(
     n: &Norm,
     params: &Params,
+    first: usize,
     x: &[f32],
     dy: &[f32],
     dx: &mut [f32],
     grads: &mut [f32],
 ) {
     let inputs = x.chunks_exact(n.width).zip(dy.chunks_exact(n.width));
-    for (h, ((x, dy), dx)) in inputs.zip(dx.chunks_exact_mut(n.width)).enumerate() {
+    for (h, ((x, dy), dx)) in (first..).zip(inputs.zip(dx.chunks_exact_mut(n.width))) {
         norm::backward_row(n, params, h % n.groups, x, dy, dx, grads);
     }
 }

@@ -7,7 +7,7 @@
 use pulp::{Simd, WithSimd};
 
 /// Independent accumulators of a reduction: two AVX2 registers, enough to hide the latency.
-const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
 
 /// Terms that are written down before they are added up.
 const BLOCK: usize = 256;
@@ -19,6 +19,66 @@ const BLOCK: usize = 256;
 #[inline(always)]
 pub(crate) fn dispatch<R>(body: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(body)
+}
+
+/// A chunk of numbers that explicit vector code works on at a time.
+pub(crate) type Chunk = [f32; LANES];
+
+/// Work on chunks in explicit vectors, for what the compiler does not vectorize well by itself.
+pub(crate) trait Chunked {
+    /// What comes out.
+    type Output;
+
+    /// Runs with `V` vectors a chunk. That must be a constant for accumulators to stay in registers.
+    fn run<S: Simd, const V: usize>(self, simd: S) -> Self::Output;
+}
+
+/// Runs such work with the vectors of this machine.
+#[inline(always)]
+pub(crate) fn by_chunks<C: Chunked>(work: C) -> C::Output {
+    struct ByVectors<C>(C);
+    impl<C: Chunked> WithSimd for ByVectors<C> {
+        type Output = C::Output;
+        #[inline(always)]
+        fn with_simd<S: Simd>(self, simd: S) -> C::Output {
+            match LANES / S::F32_LANES {
+                1 => self.0.run::<S, 1>(simd),
+                2 => self.0.run::<S, 2>(simd),
+                4 => self.0.run::<S, 4>(simd),
+                _ => self.0.run::<S, LANES>(simd),
+            }
+        }
+    }
+    pulp::Arch::new().dispatch(ByVectors(work))
+}
+
+/// The vectors of a chunk.
+#[inline(always)]
+pub(crate) fn vectors<S: Simd, const V: usize>(chunk: &Chunk) -> &[S::f32s; V] {
+    S::as_simd_f32s(chunk)
+        .0
+        .try_into()
+        .expect("V vectors a chunk")
+}
+
+/// The vectors of a chunk, to be written.
+#[inline(always)]
+pub(crate) fn vectors_mut<S: Simd, const V: usize>(chunk: &mut Chunk) -> &mut [S::f32s; V] {
+    let vectors = S::as_mut_simd_f32s(chunk).0;
+    vectors.try_into().expect("V vectors a chunk")
+}
+
+/// Sum of a chunk's numbers, first and second half added until one is left.
+#[inline(always)]
+pub(crate) fn total<S: Simd, const V: usize>(simd: S, mut chunk: [S::f32s; V]) -> f32 {
+    let mut count = V;
+    while count > 1 {
+        count /= 2;
+        for v in 0..count {
+            chunk[v] = simd.add_f32s(chunk[v], chunk[v + count]);
+        }
+    }
+    simd.reduce_sum_f32s(chunk[0])
 }
 
 /// Joins the accumulators in a fixed tree.
@@ -101,7 +161,7 @@ pub(crate) fn dot(x: &[f32], y: &[f32]) -> f32 {
 /// are in flight. Each adds up `LANES` chains of fused multiply-adds, whatever the vectors' width.
 #[inline(always)]
 pub(crate) fn dots<const N: usize>(x: &[f32], rows: [&[f32]; N]) -> [f32; N] {
-    pulp::Arch::new().dispatch(Dots { x, rows })
+    by_chunks(Dots { x, rows })
 }
 
 struct Dots<'a, const N: usize> {
@@ -109,22 +169,9 @@ struct Dots<'a, const N: usize> {
     rows: [&'a [f32]; N],
 }
 
-impl<const N: usize> WithSimd for Dots<'_, N> {
+impl<const N: usize> Chunked for Dots<'_, N> {
     type Output = [f32; N];
 
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) -> [f32; N] {
-        match LANES / S::F32_LANES {
-            1 => self.run::<S, 1>(simd),
-            2 => self.run::<S, 2>(simd),
-            4 => self.run::<S, 4>(simd),
-            _ => self.run::<S, LANES>(simd),
-        }
-    }
-}
-
-impl<const N: usize> Dots<'_, N> {
-    /// With `V` vectors that hold `LANES` values.
     #[inline(always)]
     fn run<S: Simd, const V: usize>(self, simd: S) -> [f32; N] {
         let (x, x_tail) = self.x.as_chunks::<LANES>();
@@ -133,9 +180,9 @@ impl<const N: usize> Dots<'_, N> {
             .map(|row| row[..self.x.len()].as_chunks::<LANES>());
         let mut sums = [[simd.splat_f32s(0.0); V]; N];
         for l in 0..x.len() {
-            let x = S::as_simd_f32s(&x[l]).0;
+            let x = vectors::<S, V>(&x[l]);
             for i in 0..N {
-                let row = S::as_simd_f32s(&rows[i].0[l]).0;
+                let row = vectors::<S, V>(&rows[i].0[l]);
                 for v in 0..V {
                     sums[i][v] = simd.mul_add_f32s(x[v], row[v], sums[i][v]);
                 }
@@ -143,9 +190,7 @@ impl<const N: usize> Dots<'_, N> {
         }
         let mut totals = [0.0; N];
         for i in 0..N {
-            let mut lanes = [0.0; LANES];
-            S::as_mut_simd_f32s(&mut lanes).0.copy_from_slice(&sums[i]);
-            totals[i] = fold(&lanes, |a, b| a + b);
+            totals[i] = total(simd, sums[i]);
             for (x, y) in x_tail.iter().zip(rows[i].1) {
                 totals[i] = x.mul_add(*y, totals[i]);
             }

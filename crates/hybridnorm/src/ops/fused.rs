@@ -17,12 +17,13 @@ use hybridnorm_kernels::{
     cross_entropy::{self, LossSpec, LossSums},
     elementwise, embedding, linear,
     norm::{self, Norm},
-    qkv::{self, QkvPrep},
+    qkv::QkvPrep,
 };
 
 use super::flex::{buffer, floats, ids, last_dim, like, tensor};
 use super::node::node;
 use super::pool::{give, give_all, give_buffer, into_buffer, take};
+use super::prepared::{Prepared, context};
 
 /// The fused ops as Burn sees them. Use the functions of [`ops`](super) instead.
 #[backend_extension(Flex, Autodiff)]
@@ -105,17 +106,12 @@ impl FusedOps for Flex {
         spec: QkvPrep,
         rope: Arc<[f32]>,
     ) -> FlexTensor {
-        let mut out = buffer(&qkv);
-        qkv::forward(
-            &spec,
-            &floats(&qkv),
-            &rope,
-            &floats(&q_params),
-            &floats(&k_params),
-            &floats(&v_params),
-            &mut out,
-        );
-        like(out, &qkv)
+        let prepared = Prepared {
+            form: spec,
+            rope,
+            inputs: [qkv, q_params, k_params, v_params],
+        };
+        like(prepared.rows(), &prepared.inputs[0])
     }
 
     fn fused_attention(qkv: FlexTensor, spec: Attention) -> FlexTensor {
@@ -131,10 +127,12 @@ impl FusedOps for Flex {
         rope: Arc<[f32]>,
         spec: Attention,
     ) -> FlexTensor {
-        let prepared = Flex::fused_qkv(qkv, q_params, k_params, v_params, prepare, rope);
-        let (ctx, _) = attention_forward(&prepared, &spec);
-        give(prepared);
-        ctx
+        let prepared = Prepared {
+            form: prepare,
+            rope,
+            inputs: [qkv, q_params, k_params, v_params],
+        };
+        prepared.attention(&spec).0
     }
 
     fn fused_activation_linear(x: FlexTensor, w: FlexTensor, act: Activation) -> FlexTensor {
@@ -244,20 +242,20 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
         node::<C, _, 4>(
             "qkv norm and rope",
             [qkv, q_params, k_params, v_params],
-            |[qkv, q, k, v]| {
-                let y = Flex::fused_qkv(
-                    qkv.clone(),
-                    q.clone(),
-                    k.clone(),
-                    v.clone(),
-                    spec,
-                    rope.clone(),
-                );
-                (y, (qkv, q, k, v, rope))
+            |inputs| {
+                let prepared = Prepared {
+                    form: spec,
+                    rope,
+                    inputs,
+                };
+                let rows = like(prepared.rows(), &prepared.inputs[0]);
+                (rows, prepared)
             },
-            move |(qkv, q, k, v, rope), dy| {
-                let into = buffer(&qkv);
-                qkv_backward(&spec, &rope, [qkv, q, k, v], dy, into)
+            |prepared, dy| {
+                let gradients = prepared.rows_backward(&floats(&dy));
+                prepared.give();
+                give(dy);
+                gradients
             },
         )
     }
@@ -299,36 +297,21 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
         node::<C, _, 4>(
             "attention",
             [qkv, q_params, k_params, v_params],
-            |[qkv, q, k, v]| {
-                let inputs = (qkv.clone(), q.clone(), k.clone(), v.clone());
-                let prepared = Flex::fused_qkv(qkv, q, k, v, prepare, rope.clone());
-                let (ctx, lse) = attention_forward(&prepared, &spec);
-                give(prepared);
-                (ctx.clone(), (inputs, rope, ctx, Arc::<[f32]>::from(lse)))
+            |inputs| {
+                let prepared = Prepared {
+                    form: prepare,
+                    rope,
+                    inputs,
+                };
+                let (ctx, lse) = prepared.attention(&spec);
+                (ctx.clone(), (prepared, ctx, Arc::<[f32]>::from(lse)))
             },
-            move |((qkv, q, k, v), rope, ctx, lse), dctx| {
-                let prepared = Flex::fused_qkv(
-                    qkv.clone(),
-                    q.clone(),
-                    k.clone(),
-                    v.clone(),
-                    prepare,
-                    rope.clone(),
-                );
-                let mut dprepared = buffer(&qkv);
-                attention::backward(
-                    &spec,
-                    &floats(&prepared),
-                    &floats(&ctx),
-                    &lse,
-                    &floats(&dctx),
-                    &mut dprepared,
-                );
+            move |(prepared, ctx, lse), dctx| {
+                let gradients =
+                    prepared.attention_backward(&spec, &floats(&ctx), &lse, &floats(&dctx));
+                prepared.give();
                 give_all([ctx, dctx]);
-                let dprepared = like(dprepared, &qkv);
-                // What was prepared is not needed any more, and as large as its gradient.
-                let into = into_buffer(prepared);
-                qkv_backward(&prepare, &rope, [qkv, q, k, v], dprepared, into)
+                gradients
             },
         )
     }
@@ -479,39 +462,9 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
     }
 }
 
-/// Gradients of packed q, k, v, written into `dqkv`, and of the parameters of their norms.
-fn qkv_backward(
-    spec: &QkvPrep,
-    rope: &[f32],
-    [qkv, q, k, v]: [FlexTensor; 4],
-    dy: FlexTensor,
-    mut dqkv: Vec<f32>,
-) -> [FlexTensor; 4] {
-    let (mut dq, mut dk, mut dv) = (buffer(&q), buffer(&k), buffer(&v));
-    qkv::backward(
-        spec,
-        &floats(&qkv),
-        rope,
-        &floats(&q),
-        &floats(&k),
-        &floats(&v),
-        &floats(&dy),
-        &mut dqkv,
-        &mut dq,
-        &mut dk,
-        &mut dv,
-    );
-    let gradients = [like(dqkv, &qkv), like(dq, &q), like(dk, &k), like(dv, &v)];
-    give_all([qkv, q, k, v, dy]);
-    gradients
-}
-
 fn attention_forward(qkv: &FlexTensor, spec: &Attention) -> (FlexTensor, Vec<f32>) {
-    let (b, t, h) = (spec.batch, spec.seq, spec.heads);
-    let mut ctx = take(b * t * h * spec.head_dim);
-    let mut lse = take(b * h * t);
-    attention::forward(spec, &floats(qkv), &mut ctx, &mut lse);
-    (tensor(ctx, [b, t, h * spec.head_dim]), lse)
+    let qkv = floats(qkv);
+    context(spec, |ctx, lse| attention::forward(spec, &qkv, ctx, lse))
 }
 
 /// `[training loss, cross-entropy]`, both divided as the spec says.

@@ -13,6 +13,7 @@ mod flex;
 pub mod fused;
 mod node;
 pub mod pool;
+mod prepared;
 pub mod profile;
 
 use std::sync::Arc;

@@ -1,9 +1,11 @@
 //! Gradient of the attention, scores computed anew tile by tile.
 
-use super::forward::{pack_tiles, scale_queries, tile_of};
-use super::{Attention, KEYS, QUERIES};
+use super::forward::{load_queries, tile_of};
+use super::heads::{self, Head};
+use super::{Attention, KEYS, Place, QUERIES};
 use crate::math::{exp, tanh};
 use crate::panels::{Left, Needed, PANEL, PanelRow, Product, Rows, pack, pack_transposed, panels};
+use crate::qkv::{Preparation, sum_gradients};
 use crate::simd::{dispatch, dot};
 use rayon::prelude::*;
 
@@ -17,31 +19,82 @@ pub fn backward(
     dctx: &[f32],
     dqkv: &mut [f32],
 ) {
-    a.check_packed("attention::backward", qkv, ctx, lse);
-    assert_eq!(
-        dctx.len(),
-        ctx.len(),
-        "attention::backward: dctx is not as long as ctx"
-    );
-    assert_eq!(
-        dqkv.len(),
-        qkv.len(),
-        "attention::backward: dqkv is not as long as qkv"
-    );
-    if a.batch * a.seq == 0 {
-        return;
+    let known = Known {
+        place: a.packed(qkv, None),
+        ctx,
+        lse,
+        dctx,
+    };
+    known.run("attention::backward", a, dqkv);
+}
+
+/// Gradient of [`forward_prepared`](super::forward_prepared): as [`backward`], and the gradients of
+/// the parameters of the norms of q, k and v.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "inputs, outputs and gradients of the forward pass"
+)]
+pub fn backward_prepared(
+    a: &Attention,
+    p: &Preparation,
+    qkv: &[f32],
+    ctx: &[f32],
+    lse: &[f32],
+    dctx: &[f32],
+    dqkv: &mut [f32],
+    dparams: [&mut [f32]; 3],
+) {
+    let name = "attention::backward_prepared";
+    a.check_preparation(name, p);
+    let known = Known {
+        place: a.packed(qkv, Some(p)),
+        ctx,
+        lse,
+        dctx,
+    };
+    let partials = known.run(name, a, dqkv);
+    sum_gradients(name, partials, dparams);
+}
+
+/// What the backward pass knows.
+struct Known<'a> {
+    place: Place<'a>,
+    ctx: &'a [f32],
+    lse: &'a [f32],
+    dctx: &'a [f32],
+}
+
+impl Known<'_> {
+    /// Writes `dqkv` and returns each task's share of the gradients of the norms' parameters.
+    fn run(&self, name: &str, a: &Attention, dqkv: &mut [f32]) -> Vec<[Vec<f32>; 3]> {
+        a.check_packed(name, self.place.queries, self.ctx, self.lse);
+        assert_eq!(
+            self.dctx.len(),
+            self.ctx.len(),
+            "{name}: dctx is not as long as ctx"
+        );
+        assert_eq!(
+            dqkv.len(),
+            self.place.queries.len(),
+            "{name}: dqkv is not as long as qkv"
+        );
+        if a.batch * a.seq == 0 {
+            return Vec::new();
+        }
+        let groups = split_gradient(a, dqkv).into_par_iter().enumerate();
+        groups
+            .map_init(
+                || BackwardScratch::new(a, &self.place),
+                |scratch, (index, gradient)| {
+                    let group = Group {
+                        batch: index / a.kv_heads,
+                        kv_head: index % a.kv_heads,
+                    };
+                    self.backward_group(a, &group, gradient, scratch)
+                },
+            )
+            .collect()
     }
-    let groups = split_gradient(a, dqkv);
-    groups.into_par_iter().enumerate().for_each_init(
-        || BackwardScratch::new(a),
-        |scratch, (index, gradient)| {
-            let group = Group {
-                batch: index / a.kv_heads,
-                kv_head: index % a.kv_heads,
-            };
-            backward_group(a, &group, qkv, ctx, lse, dctx, gradient, scratch);
-        },
-    );
 }
 
 /// A key and value head of a sequence, with the query heads that read it.
@@ -85,9 +138,12 @@ struct BackwardScratch {
     values_by_channel: Vec<PanelRow>,
     /// Keys as right sides (keys of a tile, head_dim), tile after tile.
     keys: Vec<PanelRow>,
-    /// Queries of a tile times the scale; the same and the gradient of the context as right sides
-    /// (queries, head_dim).
+    /// Rows of a tile of keys or values as they are read.
+    rows: Vec<f32>,
+    /// Queries of a tile times the scale, and the gradient of their context.
     q: Vec<f32>,
+    dctx: Vec<f32>,
+    /// The same as right sides (queries, head_dim).
     q_panels: Vec<PanelRow>,
     dctx_panels: Vec<PanelRow>,
     /// Probabilities of a tile.
@@ -97,17 +153,20 @@ struct BackwardScratch {
     dq: Vec<f32>,
     dk: Vec<f32>,
     dv: Vec<f32>,
+    by_row: heads::Scratch,
 }
 
 impl BackwardScratch {
-    fn new(a: &Attention) -> Self {
+    fn new(a: &Attention, place: &Place) -> Self {
         let (seq, d) = (a.seq, a.head_dim);
         let zero = [0.0; PANEL];
         BackwardScratch {
             keys_by_channel: vec![zero; panels(seq) * d],
             values_by_channel: vec![zero; panels(seq) * d],
             keys: vec![zero; seq * panels(d)],
+            rows: vec![0.0; KEYS * d],
             q: vec![0.0; QUERIES * d],
+            dctx: vec![0.0; QUERIES * d],
             q_panels: vec![zero; QUERIES * panels(d)],
             dctx_panels: vec![zero; QUERIES * panels(d)],
             p: vec![0.0; QUERIES * KEYS],
@@ -115,87 +174,92 @@ impl BackwardScratch {
             dq: vec![0.0; QUERIES * d],
             dk: vec![0.0; seq * d],
             dv: vec![0.0; seq * d],
+            by_row: heads::Scratch::new(a.head_dim, place.preparation),
+        }
+    }
+
+    fn pack(&mut self, a: &Attention, k: &Head, v: &Head) {
+        let d = a.head_dim;
+        for start in (0..a.seq).step_by(KEYS) {
+            let n = KEYS.min(a.seq - start);
+            let by_channel = start / PANEL * d;
+            let data = &mut self.rows[..n * d];
+            k.load(d, start, data, &mut self.by_row);
+            let rows = Rows { data, stride: d };
+            pack_transposed(rows, n, d, &mut self.keys_by_channel[by_channel..]);
+            pack(rows, n, d, &mut self.keys[start * panels(d)..]);
+            let data = &mut self.rows[..n * d];
+            v.load(d, start, data, &mut self.by_row);
+            let rows = Rows { data, stride: d };
+            pack_transposed(rows, n, d, &mut self.values_by_channel[by_channel..]);
         }
     }
 }
 
-#[expect(
-    clippy::too_many_arguments,
-    reason = "inputs, outputs and gradients of the forward pass"
-)]
-fn backward_group(
-    a: &Attention,
-    group: &Group,
-    qkv: &[f32],
-    ctx: &[f32],
-    lse: &[f32],
-    dctx: &[f32],
-    mut gradient: GroupGradient,
-    scratch: &mut BackwardScratch,
-) {
-    let (d, width) = (a.head_dim, a.packed_width());
-    let shared = a.heads / a.kv_heads;
-    let first_row = group.batch * a.seq;
-    let packed = |part: usize| Rows {
-        data: &qkv[first_row * width + part * d..],
-        stride: width,
-    };
-    let (k, v) = (
-        packed(a.heads + group.kv_head),
-        packed(a.heads + a.kv_heads + group.kv_head),
-    );
-    pack_transposed(k, a.seq, d, &mut scratch.keys_by_channel);
-    pack_transposed(v, a.seq, d, &mut scratch.values_by_channel);
-    pack_tiles(k, a.seq, d, &mut scratch.keys);
-    scratch.dk.fill(0.0);
-    scratch.dv.fill(0.0);
-    for member in 0..shared {
-        let h = group.kv_head * shared + member;
-        let context = |data| {
-            let stride = a.heads * d;
-            let all: Rows = Rows { data, stride };
-            Rows {
-                data: &all.from(first_row).data[h * d..],
-                stride,
-            }
+impl Known<'_> {
+    /// Gradients of one group, and its share of those of the norms' parameters.
+    fn backward_group(
+        &self,
+        a: &Attention,
+        group: &Group,
+        mut gradient: GroupGradient,
+        scratch: &mut BackwardScratch,
+    ) -> [Vec<f32>; 3] {
+        let d = a.head_dim;
+        let shared = a.heads / a.kv_heads;
+        let first_row = group.batch * a.seq;
+        let mut grads = match self.place.preparation {
+            Some(p) => p.zero_gradients(),
+            None => Default::default(),
         };
-        for first in (0..a.seq).step_by(QUERIES) {
-            let n = QUERIES.min(a.seq - first);
-            let tile = QueryTile {
-                first,
-                q: packed(h).from(first),
-                ctx: context(ctx).from(first),
-                dctx: context(dctx).from(first),
-                lse: &lse[(group.batch * a.heads + h) * a.seq + first..][..n],
+        let [k, v] = self.place.keys_and_values(a, group.batch, group.kv_head);
+        scratch.pack(a, &k, &v);
+        scratch.dk.fill(0.0);
+        scratch.dv.fill(0.0);
+        for member in 0..shared {
+            let h = group.kv_head * shared + member;
+            let q = self.place.queries(a, group.batch, h);
+            let context = |data| {
+                let stride = a.heads * d;
+                let all: Rows = Rows { data, stride };
+                Rows {
+                    data: &all.from(first_row).data[h * d..],
+                    stride,
+                }
             };
-            backward_tile(a, &tile, scratch);
-            for (i, dq) in scratch.dq.chunks_exact(d).take(n).enumerate() {
-                scale_into(a.scale, dq, gradient.q[(first + i) * shared + member]);
+            for first in (0..a.seq).step_by(QUERIES) {
+                let n = QUERIES.min(a.seq - first);
+                let tile = QueryTile {
+                    first,
+                    q,
+                    ctx: context(self.ctx).from(first),
+                    dctx: context(self.dctx).from(first),
+                    lse: &self.lse[(group.batch * a.heads + h) * a.seq + first..][..n],
+                };
+                backward_tile(a, &tile, scratch);
+                let rows = gradient.q[first * shared..].iter_mut();
+                let rows = rows.skip(member).step_by(shared).map(|row| &mut **row);
+                let dq = &mut scratch.dq[..n * d];
+                dq.iter_mut().for_each(|dq| *dq *= a.scale);
+                q.pull_back(d, first, dq, rows, &mut grads, &mut scratch.by_row);
             }
         }
-    }
-    // The queries that dk was made from were divided by the cap.
-    let dk_scale = a.softcap.unwrap_or(1.0);
-    for (rows, values, factor) in [
-        (gradient.k, &scratch.dk, dk_scale),
-        (gradient.v, &scratch.dv, 1.0),
-    ] {
-        for (row, value) in rows.into_iter().zip(values.chunks_exact(d)) {
-            scale_into(factor, value, row);
+        if let Some(cap) = a.softcap {
+            // The queries that dk was made from were divided by the cap.
+            scratch.dk.iter_mut().for_each(|dk| *dk *= cap);
         }
-    }
-}
-
-fn scale_into(factor: f32, x: &[f32], y: &mut [f32]) {
-    for (y, x) in y.iter_mut().zip(x) {
-        *y = factor * x;
+        for (head, dy, rows) in [(k, &scratch.dk, gradient.k), (v, &scratch.dv, gradient.v)] {
+            let scratch = &mut scratch.by_row;
+            head.pull_back(d, 0, dy, rows.into_iter(), &mut grads, scratch);
+        }
+        grads
     }
 }
 
 /// What the backward pass knows about a tile of queries.
 struct QueryTile<'a> {
     first: usize,
-    q: Rows<'a>,
+    q: Head<'a>,
     ctx: Rows<'a>,
     dctx: Rows<'a>,
     lse: &'a [f32],
@@ -210,6 +274,7 @@ fn backward_tile(a: &Attention, tile: &QueryTile, scratch: &mut BackwardScratch)
         values_by_channel,
         keys,
         q,
+        dctx,
         q_panels,
         dctx_panels,
         p,
@@ -217,19 +282,24 @@ fn backward_tile(a: &Attention, tile: &QueryTile, scratch: &mut BackwardScratch)
         dq,
         dk,
         dv,
+        by_row,
+        ..
     } = scratch;
-    scale_queries(a.product_scale(), tile.q, d, &mut q[..n * d]);
-    let q = Rows { data: q, stride: d };
+    load_queries(a, &tile.q, tile.first, &mut q[..n * d], by_row);
+    for (i, row) in dctx.chunks_exact_mut(d).take(n).enumerate() {
+        row.copy_from_slice(tile.dctx.row(i, d));
+    }
+    let [q, dctx] = [&*q, &*dctx].map(|data| Rows { data, stride: d });
     let by_query = n * panels(d);
     pack(q, n, d, &mut q_panels[..by_query]);
-    pack(tile.dctx, n, d, &mut dctx_panels[..by_query]);
+    pack(dctx, n, d, &mut dctx_panels[..by_query]);
     // sum_j p_ij dp_ij, which is the same as the product of a context with its gradient.
     let mut along = [0.0; QUERIES];
     dispatch(
         #[inline(always)]
         || {
             for (i, along) in along.iter_mut().enumerate().take(n) {
-                *along = dot(tile.ctx.row(i, d), tile.dctx.row(i, d));
+                *along = dot(tile.ctx.row(i, d), dctx.row(i, d));
             }
         },
     );
@@ -242,7 +312,7 @@ fn backward_tile(a: &Attention, tile: &QueryTile, scratch: &mut BackwardScratch)
         let by_channel = start / PANEL * d..(start / PANEL + panels(count)) * d;
         for (left, right, out) in [
             (q, &keys_by_channel[by_channel.clone()], &mut *p),
-            (tile.dctx, &values_by_channel[by_channel], &mut *ds),
+            (dctx, &values_by_channel[by_channel], &mut *ds),
         ] {
             Product {
                 a: left,

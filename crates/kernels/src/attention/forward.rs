@@ -1,6 +1,7 @@
 //! The forward pass, tile by tile.
 
-use super::{Attention, KEYS, Keys, QUERIES};
+use super::heads::{self, Head};
+use super::{Attention, KEYS, Place, QUERIES};
 use crate::math::{exp, tanh};
 use crate::panels::{Left, Needed, PANEL, PanelRow, Product, Rows, pack, pack_transposed, panels};
 use crate::simd::{dispatch, map_sum, max};
@@ -10,14 +11,7 @@ use rayon::prelude::*;
 const SPAN: usize = 512;
 
 /// One task per sequence, key head and span of queries.
-pub(super) fn attend(
-    a: &Attention,
-    qkv: &[f32],
-    keys: &Keys,
-    past: usize,
-    ctx: &mut [f32],
-    lse: &mut [f32],
-) {
+pub(super) fn attend(a: &Attention, place: &Place, past: usize, ctx: &mut [f32], lse: &mut [f32]) {
     if a.batch * a.seq == 0 {
         return;
     }
@@ -25,27 +19,25 @@ pub(super) fn attend(
     split_outputs(a, spans, ctx, lse)
         .into_par_iter()
         .enumerate()
-        .for_each_init(Scratch::default, |scratch, (index, outputs)| {
-            let (group, first) = (index / spans, index % spans * SPAN);
-            let (b, kv_head) = (group / a.kv_heads, group % a.kv_heads);
-            let [k, v] = keys.of(a, b, kv_head);
-            let shared = a.heads / a.kv_heads;
-            let visible = past + a.seq.min(first + SPAN);
-            scratch.prepare(a, k, v, visible);
-            let mut rows = outputs.ctx.into_iter();
-            for (member, lse) in outputs.lse.into_iter().enumerate() {
-                let h = kv_head * shared + member;
-                let q = Rows {
-                    data: &qkv[(b * a.seq + first) * a.packed_width() + h * a.head_dim..],
-                    stride: a.packed_width(),
-                };
-                for (tile, lse) in lse.chunks_mut(QUERIES).enumerate() {
-                    let offset = tile * QUERIES;
-                    let ctx = rows.by_ref().take(lse.len());
-                    attend_tile(a, q.from(offset), past + first + offset, ctx, lse, scratch);
+        .for_each_init(
+            || Scratch::new(a, place),
+            |scratch, (index, outputs)| {
+                let (group, first) = (index / spans, index % spans * SPAN);
+                let (b, kv_head) = (group / a.kv_heads, group % a.kv_heads);
+                let [k, v] = place.keys_and_values(a, b, kv_head);
+                let shared = a.heads / a.kv_heads;
+                scratch.pack(a, &k, &v, past + a.seq.min(first + SPAN));
+                let mut rows = outputs.ctx.into_iter();
+                for (member, lse) in outputs.lse.into_iter().enumerate() {
+                    let q = place.queries(a, b, kv_head * shared + member);
+                    for (tile, lse) in lse.chunks_mut(QUERIES).enumerate() {
+                        let first = first + tile * QUERIES;
+                        let ctx = rows.by_ref().take(lse.len());
+                        attend_tile(a, &q, first, past, ctx, lse, scratch);
+                    }
                 }
-            }
-        });
+            },
+        );
 }
 
 /// What one task writes: for each of its query heads, rows of the context (in the order head,
@@ -102,11 +94,21 @@ struct Scratch {
     total: Vec<f32>,
     /// Keys and values that are packed.
     packed: usize,
+    /// Rows of a tile as they are read.
+    rows: Vec<f32>,
+    by_row: heads::Scratch,
 }
 
 impl Scratch {
+    fn new(a: &Attention, place: &Place) -> Self {
+        Scratch {
+            by_row: heads::Scratch::new(a.head_dim, place.preparation),
+            ..Scratch::default()
+        }
+    }
+
     /// Packs the first `visible` keys and values.
-    fn prepare(&mut self, a: &Attention, k: Rows, v: Rows, visible: usize) {
+    fn pack(&mut self, a: &Attention, k: &Head, v: &Head, visible: usize) {
         let d = a.head_dim;
         self.keys.resize(panels(visible) * d, [0.0; PANEL]);
         self.values.resize(visible * panels(d), [0.0; PANEL]);
@@ -115,48 +117,53 @@ impl Scratch {
         self.context.resize(QUERIES * d, 0.0);
         self.largest.resize(QUERIES, 0.0);
         self.total.resize(QUERIES, 0.0);
+        self.rows.resize(KEYS * d, 0.0);
         self.packed = visible;
-        pack_transposed(k, visible, d, &mut self.keys);
-        pack_tiles(v, visible, d, &mut self.values);
-    }
-}
-
-/// Packs `n` rows in tiles of `KEYS` rows, each a right side (rows, width).
-pub(super) fn pack_tiles(rows: Rows, n: usize, width: usize, out: &mut [PanelRow]) {
-    for (start, tile) in (0..n)
-        .step_by(KEYS)
-        .zip(out.chunks_mut(KEYS * panels(width)))
-    {
-        pack(rows.from(start), KEYS.min(n - start), width, tile);
-    }
-}
-
-/// The tile that starts at row `start` of `n` rows that [`pack_tiles`] packed.
-pub(super) fn tile_of(packed: &[PanelRow], n: usize, start: usize, width: usize) -> &[PanelRow] {
-    &packed[start * panels(width)..][..KEYS.min(n - start) * panels(width)]
-}
-
-/// Copies up to `QUERIES` rows of queries times `scale`.
-pub(super) fn scale_queries(scale: f32, q: Rows, d: usize, out: &mut [f32]) {
-    for (i, out) in out.chunks_exact_mut(d).enumerate() {
-        for (out, q) in out.iter_mut().zip(q.row(i, d)) {
-            *out = scale * q;
+        for start in (0..visible).step_by(KEYS) {
+            let n = KEYS.min(visible - start);
+            let data = &mut self.rows[..n * d];
+            k.load(d, start, data, &mut self.by_row);
+            let rows = Rows { data, stride: d };
+            pack_transposed(rows, n, d, &mut self.keys[start / PANEL * d..]);
+            let data = &mut self.rows[..n * d];
+            v.load(d, start, data, &mut self.by_row);
+            let rows = Rows { data, stride: d };
+            pack(rows, n, d, &mut self.values[start * panels(d)..]);
         }
     }
 }
 
-/// Context of up to `QUERIES` queries, written to the rows of `ctx`; query i sees `first + i + 1`
-/// keys.
+/// The tile that starts at row `start` of `n` rows packed tile by tile.
+pub(super) fn tile_of(packed: &[PanelRow], n: usize, start: usize, width: usize) -> &[PanelRow] {
+    &packed[start * panels(width)..][..KEYS.min(n - start) * panels(width)]
+}
+
+/// Prepared queries times the scale of their products.
+pub(super) fn load_queries(
+    a: &Attention,
+    q: &Head,
+    first: usize,
+    out: &mut [f32],
+    scratch: &mut heads::Scratch,
+) {
+    q.load(a.head_dim, first, out, scratch);
+    let scale = a.product_scale();
+    out.iter_mut().for_each(|q| *q *= scale);
+}
+
+/// Context of up to `QUERIES` queries from number `first` on, written to the rows of `ctx`; query i
+/// sees `past + i + 1` keys.
 fn attend_tile<'a>(
     a: &Attention,
-    q: Rows,
+    q: &Head,
     first: usize,
+    past: usize,
     ctx: impl Iterator<Item = &'a mut [f32]>,
     lse: &mut [f32],
     scratch: &mut Scratch,
 ) {
     let (n, d) = (lse.len(), a.head_dim);
-    let visible = first + n;
+    let visible = past + first + n;
     let Scratch {
         keys,
         values,
@@ -166,13 +173,15 @@ fn attend_tile<'a>(
         largest,
         total,
         packed,
+        by_row,
+        ..
     } = scratch;
-    scale_queries(a.product_scale(), q, d, &mut scaled[..n * d]);
+    load_queries(a, q, first, &mut scaled[..n * d], by_row);
     largest.fill(f32::NEG_INFINITY);
     total.fill(0.0);
     for start in (0..visible).step_by(KEYS) {
         let count = KEYS.min(visible - start);
-        let seen = |row: usize| (first + row + 1).saturating_sub(start).min(count);
+        let seen = |row: usize| (past + first + row + 1).saturating_sub(start).min(count);
         let scores = &mut scores[..n * count];
         Product {
             a: Rows {

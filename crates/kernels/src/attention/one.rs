@@ -1,6 +1,6 @@
 //! Attention of a single new query to a cache, whose keys and values are read as they lie.
 
-use super::{Attention, Keys};
+use super::{Attention, Place};
 use crate::math::{exp, tanh};
 use crate::simd::{dispatch, dots, map_sum, max};
 use rayon::prelude::*;
@@ -9,14 +9,15 @@ use rayon::prelude::*;
 const TOGETHER: usize = 4;
 
 /// One task per sequence and query head; the query of each sequence sees `past + 1` keys.
-pub(super) fn attend(a: &Attention, qkv: &[f32], keys: &Keys, past: usize, ctx: &mut [f32]) {
+pub(super) fn attend(a: &Attention, place: &Place, past: usize, ctx: &mut [f32]) {
     let d = a.head_dim;
     ctx.par_chunks_exact_mut(d).enumerate().for_each_init(
         || vec![0.0; past + 1],
         |scores, (head, ctx)| {
             let (b, h) = (head / a.heads, head % a.heads);
-            let [k, v] = keys.of(a, b, h / (a.heads / a.kv_heads));
-            let q = &qkv[b * a.packed_width() + h * d..][..d];
+            let kv_head = h / (a.heads / a.kv_heads);
+            let [k, v] = place.keys_and_values(a, b, kv_head).map(|head| head.rows);
+            let q = place.queries(a, b, h).rows.row(0, d);
             dispatch(
                 #[inline(always)]
                 || {

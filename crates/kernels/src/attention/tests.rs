@@ -1,4 +1,6 @@
 use super::*;
+use crate::norm::{Gain, Norm, NormFn};
+use crate::qkv::{self, QkOrder, rope_table};
 use crate::testing::{Rng, all_close, check_gradient, same_bits_on_any_pool, weigh, wide};
 use proptest::prelude::*;
 
@@ -226,4 +228,94 @@ fn bits_do_not_depend_on_threads() {
 fn a_cache_that_is_too_small_is_refused() {
     let a = Attention { seq: 2, ..SMALL };
     cached(&a, &[0.0; 32], &[0.0; 32], 3, &mut [0.0; 16]);
+}
+
+/// Norms on every head with a factor, or rotation alone.
+fn preparation(a: &Attention, normed: bool, order: QkOrder, seed: u64) -> (QkvPrep, [Vec<f32>; 3]) {
+    let norm = |groups: usize| {
+        normed.then_some(Norm {
+            function: NormFn::Rms,
+            eps: 1e-5,
+            gain: Gain::Plain,
+            bias: true,
+            width: a.head_dim,
+            groups,
+        })
+    };
+    let form = QkvPrep {
+        heads: a.heads,
+        kv_heads: a.kv_heads,
+        head_dim: a.head_dim,
+        // One gain for all heads, and one for each.
+        q: norm(1),
+        k: norm(a.kv_heads),
+        v: norm(1),
+        order,
+        qk_scale: 1.2,
+        clip: None,
+    };
+    let mut rng = Rng::new(seed);
+    let params = [form.q, form.k, form.v].map(|n| rng.normal(n.map_or(0, |n| n.params_len())));
+    (form, params)
+}
+
+#[test]
+fn prepared_on_the_way_is_the_same_as_prepared_before() {
+    for (normed, order) in [
+        (true, QkOrder::BeforeRope),
+        (true, QkOrder::AfterRope),
+        (false, QkOrder::BeforeRope),
+    ] {
+        for (seq, kv_heads, head_dim, softcap, clip) in [
+            (9, 2, 32, None, None),
+            (KEYS + 70, 2, 20, Some(3.0), Some(1.5)),
+            (600, 1, 64, None, None),
+        ] {
+            let a = Attention {
+                batch: 2,
+                seq,
+                heads: 4,
+                kv_heads,
+                head_dim,
+                softcap,
+                ..SMALL
+            };
+            let (qkv, dctx) = random(&a, 96);
+            let rope = rope_table(100.0, a.head_dim, 0, seq);
+            let (mut form, params) = preparation(&a, normed, order, 97);
+            form.clip = clip;
+            let p = Preparation::new(&form, &rope, params.each_ref().map(|x| &x[..]));
+
+            let mut rows = vec![f32::NAN; qkv.len()];
+            qkv::forward(&p, &qkv, &mut rows);
+            let [ctx, lse, drows] = run(&a, &rows, &dctx);
+            let (mut dqkv, mut dparams) = (vec![f32::NAN; qkv.len()], params.clone());
+            let slots = dparams.each_mut().map(|d| &mut d[..]);
+            qkv::backward(&p, &qkv, &drows, &mut dqkv, slots);
+
+            let (mut ctx2, mut lse2) = (vec![f32::NAN; ctx.len()], vec![f32::NAN; lse.len()]);
+            forward_prepared(&a, &p, &qkv, &mut ctx2, &mut lse2);
+            all_close(&ctx2, &wide(&ctx), 2e-6);
+            all_close(&lse2, &wide(&lse), 2e-6);
+            let (mut dqkv2, mut dparams2) = (vec![f32::NAN; qkv.len()], params.clone());
+            let slots = dparams2.each_mut().map(|d| &mut d[..]);
+            backward_prepared(&a, &p, &qkv, &ctx, &lse, &dctx, &mut dqkv2, slots);
+            all_close(&dqkv2, &wide(&dqkv), 1e-5);
+            for (one, other) in dparams.iter().zip(&dparams2) {
+                all_close(one, &wide(other), 1e-5);
+            }
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "a norm spans several heads")]
+fn a_norm_over_all_heads_is_not_applied_on_the_way() {
+    let a = SMALL;
+    let (mut form, _) = preparation(&a, true, QkOrder::BeforeRope, 98);
+    form.q = form.q.map(|n| Norm { width: 8, ..n });
+    let (wide, narrow) = ([1.0; 16], [1.0; 8]);
+    let rope = rope_table(100.0, 4, 0, a.seq);
+    let p = Preparation::new(&form, &rope, [&wide, &narrow, &narrow]);
+    forward_prepared(&a, &p, &[0.0; 128], &mut [0.0; 64], &mut [0.0; 16]);
 }

@@ -69,26 +69,21 @@ fn inputs(p: &QkvPrep, batch: usize, t: usize, seed: u64) -> Inputs {
     }
 }
 
+fn preparation<'a>(p: &QkvPrep, i: &'a Inputs) -> Preparation<'a> {
+    Preparation::new(p, &i.rope, i.params.each_ref().map(|x| &x[..]))
+}
+
 fn run_forward(p: &QkvPrep, i: &Inputs) -> Vec<f32> {
     let mut out = vec![f32::NAN; i.qkv.len()];
-    forward(
-        p,
-        &i.qkv,
-        &i.rope,
-        &i.params[0],
-        &i.params[1],
-        &i.params[2],
-        &mut out,
-    );
+    forward(&preparation(p, i), &i.qkv, &mut out);
     out
 }
 
 fn run_backward(p: &QkvPrep, i: &Inputs) -> (Vec<f32>, [Vec<f32>; 3]) {
     let mut dqkv = vec![f32::NAN; i.qkv.len()];
     let mut grads = i.params.clone();
-    let [dq, dk, dv] = &mut grads;
-    let [q, k, v] = &i.params;
-    backward(p, &i.qkv, &i.rope, q, k, v, &i.dout, &mut dqkv, dq, dk, dv);
+    let slots = grads.each_mut().map(|g| &mut g[..]);
+    backward(&preparation(p, i), &i.qkv, &i.dout, &mut dqkv, slots);
     (dqkv, grads)
 }
 

@@ -3,7 +3,7 @@
 use hybridnorm_kernels::activation::{self, Activation};
 use hybridnorm_kernels::adamw::{self, AdamW};
 use hybridnorm_kernels::norm::{self, Gain, Norm, NormFn};
-use hybridnorm_kernels::qkv::{self, QkOrder, QkvPrep, rope_table};
+use hybridnorm_kernels::qkv::{self, Preparation, QkOrder, QkvPrep, rope_table};
 use hybridnorm_kernels::{elementwise, embedding};
 
 use super::Bound::{Read, ReadWrite};
@@ -80,20 +80,25 @@ fn norms(op: &'static str, function: NormFn, rows: usize, width: usize) -> [Case
     [forward, backward]
 }
 
-/// Norms on every head and rotation. Pieces are sequences.
-fn preparations(shape: &Shape) -> [Case; 2] {
-    let norm = Some(with_gain(NormFn::Rms, shape.head_dim));
-    let p = QkvPrep {
-        heads: shape.heads,
-        kv_heads: shape.kv_heads,
-        head_dim: shape.head_dim,
+/// HybridNorm's norms on every head, and the rotation.
+pub(super) fn on_heads(heads: usize, kv_heads: usize, head_dim: usize) -> QkvPrep {
+    let norm = Some(with_gain(NormFn::Rms, head_dim));
+    QkvPrep {
+        heads,
+        kv_heads,
+        head_dim,
         q: norm,
         k: norm,
         v: norm,
         order: QkOrder::BeforeRope,
         qk_scale: 1.0,
         clip: None,
-    };
+    }
+}
+
+/// Norms on every head and rotation. Pieces are sequences.
+fn preparations(shape: &Shape) -> [Case; 2] {
+    let p = on_heads(shape.heads, shape.kv_heads, shape.head_dim);
     let (seq, width, head_dim) = (shape.seq, shape.packed(), shape.head_dim);
     let rope = move || rope_table(10_000.0, head_dim, 0, seq);
     let forward = Case::new("qkv prepare", "forward", ReadWrite, shape.batch, move |n| {
@@ -103,7 +108,9 @@ fn preparations(shape: &Shape) -> [Case; 2] {
         problem(
             [draw.values(len), rope(), q, k, v],
             [vec![0.0; len]],
-            move |[x, rope, q, k, v], [y]| qkv::forward(&p, x, rope, q, k, v, y),
+            move |[x, rope, q, k, v], [y]| {
+                qkv::forward(&Preparation::new(&p, rope, [q, k, v]), x, y);
+            },
             move |[x, rope, q, k, v], [y]| naive::qkv::forward(&p, x, rope, [q, k, v], y),
         )
     });
@@ -121,7 +128,8 @@ fn preparations(shape: &Shape) -> [Case; 2] {
                 [draw.values(len), rope(), q, k, v, draw.values(len)],
                 [vec![0.0; len], dq, dk, dv],
                 move |[x, rope, q, k, v, dy], [dx, dq, dk, dv]| {
-                    qkv::backward(&p, x, rope, q, k, v, dy, dx, dq, dk, dv);
+                    let p = Preparation::new(&p, rope, [q, k, v]);
+                    qkv::backward(&p, x, dy, dx, [dq, dk, dv]);
                 },
                 move |[x, rope, q, k, v, dy], [dx, dq, dk, dv]| {
                     naive::qkv::backward(&p, x, rope, [q, k, v], dy, dx, [dq, dk, dv]);

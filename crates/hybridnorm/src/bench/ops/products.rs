@@ -3,9 +3,11 @@
 use hybridnorm_kernels::attention::{self, Attention};
 use hybridnorm_kernels::cross_entropy::{self, LossSpec, LossSums};
 use hybridnorm_kernels::linear;
+use hybridnorm_kernels::qkv::{Preparation, rope_table};
 
 use super::Bound::{Arithmetic, Read};
 use super::naive;
+use super::pointwise::on_heads;
 use super::problem::{Case, Draw, Problem, Shape, problem};
 
 /// All of them.
@@ -93,7 +95,7 @@ fn one_row(shape: &Shape) -> Case {
 }
 
 /// Pieces are sequences of one key and value head with its query heads.
-fn attentions(shape: &Shape) -> [Case; 3] {
+fn attentions(shape: &Shape) -> [Case; 5] {
     let whole = Attention {
         batch: shape.batch,
         seq: shape.seq,
@@ -147,6 +149,63 @@ fn attentions(shape: &Shape) -> [Case; 3] {
         // The scores once more, and the gradients of weights, values, queries and keys.
         .work(5.0 * product(&a))
     });
+    let prepared = move |a: &Attention| on_heads(a.heads, a.kv_heads, a.head_dim);
+    let rope = move || rope_table(10_000.0, whole.head_dim, 0, whole.seq);
+    let prepared_forward = Case::new("normed attention", "forward", Arithmetic, units, move |n| {
+        let a = of_units(n);
+        let [qkv, ctx, lse] = lengths(&a);
+        let mut draw = Draw::new();
+        let gains = draw.values(a.head_dim);
+        problem(
+            [draw.values(qkv), rope(), gains],
+            [vec![0.0; ctx], vec![0.0; lse]],
+            move |[qkv, rope, gains], [ctx, lse]| {
+                let p = Preparation::new(&prepared(&a), rope, [gains; 3]);
+                attention::forward_prepared(&a, &p, qkv, ctx, lse);
+            },
+            move |[qkv, rope, gains], [ctx, lse]| {
+                let mut y = vec![0.0; qkv.len()];
+                naive::qkv::forward(&prepared(&a), qkv, rope, [gains; 3], &mut y);
+                naive::attention::forward(&a, &y, ctx, lse);
+            },
+        )
+        .work(2.0 * product(&a))
+    });
+    let prepared_backward = Case::new(
+        "normed attention",
+        "backward",
+        Arithmetic,
+        units,
+        move |n| {
+            let a = of_units(n);
+            let [qkv, ctx, lse] = lengths(&a);
+            let mut draw = Draw::new();
+            let (qkv, gains, dctx) = (draw.values(qkv), draw.values(a.head_dim), draw.values(ctx));
+            let (mut context, mut log_sums) = (vec![0.0; ctx], vec![0.0; lse]);
+            let turns = rope();
+            let p = Preparation::new(&prepared(&a), &turns, [&gains; 3]);
+            attention::forward_prepared(&a, &p, &qkv, &mut context, &mut log_sums);
+            let gradient = vec![0.0; qkv.len()];
+            let [dq, dk, dv] = [(); 3].map(|()| vec![0.0; a.head_dim]);
+            problem(
+                [qkv, turns, gains, context, log_sums, dctx],
+                [gradient, dq, dk, dv],
+                move |[qkv, rope, gains, ctx, lse, dctx], [dqkv, dq, dk, dv]| {
+                    let p = Preparation::new(&prepared(&a), rope, [gains; 3]);
+                    let dparams = [dq, dk, dv].map(|d| &mut d[..]);
+                    attention::backward_prepared(&a, &p, qkv, ctx, lse, dctx, dqkv, dparams);
+                },
+                move |[qkv, rope, gains, ctx, lse, dctx], [dqkv, dq, dk, dv]| {
+                    let (mut y, mut dy) = (vec![0.0; qkv.len()], vec![0.0; qkv.len()]);
+                    naive::qkv::forward(&prepared(&a), qkv, rope, [gains; 3], &mut y);
+                    naive::attention::backward(&a, &y, ctx, lse, dctx, &mut dy);
+                    let dparams = [dq, dk, dv].map(|d| &mut d[..]);
+                    naive::qkv::backward(&prepared(&a), qkv, rope, [gains; 3], &dy, dqkv, dparams);
+                },
+            )
+            .work(5.0 * product(&a))
+        },
+    );
     let past = whole.seq - 1;
     let cached = Case::new("attention", "one row", Read, whole.kv_heads, move |n| {
         let a = Attention {
@@ -166,7 +225,13 @@ fn attentions(shape: &Shape) -> [Case; 3] {
             move |[qkv, cache], [ctx]| naive::attention::cached(&a, qkv, cache, past, ctx),
         )
     });
-    [forward, backward, cached]
+    [
+        forward,
+        backward,
+        prepared_forward,
+        prepared_backward,
+        cached,
+    ]
 }
 
 /// Lengths of the packed projection, of the context and of the log-sum-exp.
