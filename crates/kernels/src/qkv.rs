@@ -522,10 +522,6 @@ fn normalize(n: &Norm, params: &Params, first: usize, x: &[f32], y: &mut [f32]) 
 }
 
 #[inline(always)]
-#[expect(
-    clippy::too_many_arguments,
-    reason = "which heads, values and gradients"
-)]
 fn normalize_backward(
     n: &Norm,
     params: &Params,

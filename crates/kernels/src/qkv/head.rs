@@ -95,9 +95,9 @@ impl<'a> Head<'a> {
             }
         };
         if !self.rotates {
-            for i in 0..x.len() {
-                for v in 0..V {
-                    vectors_mut::<S, V>(&mut y[i])[v] = normed(i, v);
+            for (i, y) in y.iter_mut().enumerate() {
+                for (v, y) in vectors_mut::<S, V>(y).iter_mut().enumerate() {
+                    *y = normed(i, v);
                 }
             }
             return;
@@ -117,6 +117,10 @@ impl<'a> Head<'a> {
     /// Gradient of [`Head::forward`]; adds to that of the norm's parameters, `[gain][bias]` where
     /// there are such. `between` is a place for as many values as the head has.
     #[inline(always)]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "values, gradients and a place to work"
+    )]
     pub(super) fn backward<S: Simd, const V: usize>(
         &self,
         simd: S,
