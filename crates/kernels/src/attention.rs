@@ -10,11 +10,11 @@
 
 use crate::panels::Rows;
 use crate::qkv::{Preparation, QkvPrep};
-use heads::Head;
+use head_rows::HeadRows;
 
 mod backward;
 mod forward;
-mod heads;
+mod head_rows;
 mod one;
 
 pub use backward::{backward, backward_prepared};
@@ -57,7 +57,7 @@ pub fn forward(a: &Attention, qkv: &[f32], ctx: &mut [f32], lse: &mut [f32]) {
 ///
 /// # Panics
 ///
-/// Unless heads can be prepared one by one, [`Preparation::is_by_head`].
+/// Unless heads can be prepared one by one, [`QkvPrep::is_by_head`].
 pub fn forward_prepared(
     a: &Attention,
     p: &Preparation,
@@ -166,7 +166,7 @@ impl Attention {
             p.positions(),
             self.seq
         );
-        assert!(p.is_by_head(), "{name}: a norm spans several heads");
+        assert!(p.form().is_by_head(), "{name}: a norm spans several heads");
     }
 
     /// Queries, keys and values in one packed projection.
@@ -203,9 +203,9 @@ struct Place<'a> {
 
 impl<'a> Place<'a> {
     /// Queries of head `h` of a sequence.
-    fn queries(&self, a: &Attention, sequence: usize, h: usize) -> Head<'a> {
+    fn queries(&self, a: &Attention, sequence: usize, h: usize) -> HeadRows<'a> {
         let stride = a.packed_width();
-        Head {
+        HeadRows {
             rows: Rows {
                 data: &self.queries[sequence * a.seq * stride + h * a.head_dim..],
                 stride,
@@ -216,9 +216,9 @@ impl<'a> Place<'a> {
     }
 
     /// Keys and values of one head of a sequence.
-    fn keys_and_values(&self, a: &Attention, sequence: usize, kv_head: usize) -> [Head<'a>; 2] {
+    fn keys_and_values(&self, a: &Attention, sequence: usize, kv_head: usize) -> [HeadRows<'a>; 2] {
         let start = sequence * self.per_sequence * self.row_stride + kv_head * a.head_dim;
-        let head = |offset: usize, part: usize| Head {
+        let head = |offset: usize, part: usize| HeadRows {
             rows: Rows {
                 data: &self.keys[start + offset..],
                 stride: self.row_stride,

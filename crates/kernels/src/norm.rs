@@ -83,11 +83,6 @@ impl Norm {
         gain + bias + alpha + shift
     }
 
-    /// Whether there is a gain.
-    pub(crate) fn has_gain(&self) -> bool {
-        self.gain != Gain::None
-    }
-
     /// Length of gain and bias.
     fn affine_len(&self) -> usize {
         let [gain, bias, ..] = self.parts();

@@ -7,13 +7,13 @@
 
 use crate::norm::{self, Norm, Params};
 use crate::parallel::{rows_per_chunk, sum_partials};
-use crate::simd::dispatch;
-use head::Head;
+use crate::simd::{Chunked, by_chunks};
+use fused::FusedHead;
 use pulp::Simd;
 use rayon::prelude::*;
 use std::ops::Range;
 
-mod head;
+mod fused;
 
 /// Order of norm and rotation for queries and keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,12 +94,6 @@ impl<'a> Preparation<'a> {
         }
     }
 
-    /// Whether a head can be prepared on its own: no norm spans several.
-    pub fn is_by_head(&self) -> bool {
-        let mut norms = self.segments.iter().filter_map(|s| s.norm.as_ref());
-        norms.all(|(n, _)| n.width == self.form.head_dim)
-    }
-
     /// Zeros in the shape of the three norms' parameters.
     pub(crate) fn zero_gradients(&self) -> [Vec<f32>; 3] {
         let len = |s: &Segment| s.norm.as_ref().map_or(0, |(n, _)| n.params_len());
@@ -131,7 +125,7 @@ impl<'a> Preparation<'a> {
         }
     }
 
-    /// Prepares head `part` of a packed row on its own; see [`Preparation::is_by_head`].
+    /// Prepares head `part` of a packed row on its own; see [`QkvPrep::is_by_head`].
     #[inline(always)]
     pub(crate) fn head<S: Simd, const V: usize>(
         &self,
@@ -144,10 +138,7 @@ impl<'a> Preparation<'a> {
     ) {
         let (segment, head) = self.segment_of(part);
         let (s, turn) = (&self.segments[segment], self.turn(position));
-        match Head::new(&self.form, s, head) {
-            Some(head) => head.forward::<S, V>(simd, x, turn, y),
-            None => forward_segment(&self.form, s, head, x, turn, y, scratch),
-        }
+        forward_heads::<S, V>(simd, &self.form, s, head, x, turn, y, scratch);
     }
 
     /// Gradient of [`Preparation::head`]; adds to the parameters' gradients `grads`.
@@ -170,17 +161,7 @@ impl<'a> Preparation<'a> {
         let (segment, head) = self.segment_of(part);
         let (s, turn) = (&self.segments[segment], self.turn(position));
         let grads = &mut grads[segment];
-        match Head::new(&self.form, s, head) {
-            Some(known) => {
-                let grads = match &s.norm {
-                    Some((n, _)) => n.group_of(grads, head % n.groups),
-                    None => Default::default(),
-                };
-                let between = &mut scratch.steps[0];
-                known.backward::<S, V>(simd, x, turn, dy, dx, grads, between);
-            }
-            None => backward_segment(&self.form, s, head, x, turn, dy, dx, grads, scratch),
-        }
+        backward_heads::<S, V>(simd, &self.form, s, head, x, turn, dy, dx, grads, scratch);
     }
 }
 
@@ -193,28 +174,47 @@ pub fn forward(p: &Preparation, qkv: &[f32], out: &mut [f32]) {
         qkv.len(),
         "qkv::forward: out is not as long as qkv"
     );
-    let (width, positions) = (p.form.width(), p.positions());
+    let width = p.form.width();
     let chunk = rows_per_chunk(qkv.len() / width, width);
     let size = chunk * width;
     out.par_chunks_mut(size)
         .zip(qkv.par_chunks(size))
         .enumerate()
         .for_each(|(c, (out, qkv))| {
-            let mut scratch = Scratch::new(&p.form);
-            dispatch(
-                #[inline(always)]
-                || {
-                    let rows = qkv.chunks_exact(width).zip(out.chunks_exact_mut(width));
-                    for (r, (x, y)) in (c * chunk..).zip(rows) {
-                        let turn = p.turn(r % positions);
-                        for s in &p.segments {
-                            let (x, y) = (&x[s.range.clone()], &mut y[s.range.clone()]);
-                            forward_segment(&p.form, s, 0, x, turn, y, &mut scratch);
-                        }
-                    }
-                },
-            );
+            by_chunks(Forward {
+                p,
+                first: c * chunk,
+                qkv,
+                out,
+            });
         });
+}
+
+struct Forward<'a> {
+    p: &'a Preparation<'a>,
+    /// Number of the first row.
+    first: usize,
+    qkv: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl Chunked for Forward<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd, const V: usize>(self, simd: S) {
+        let (form, width) = (&self.p.form, self.p.form.width());
+        let mut scratch = Scratch::new(form);
+        let rows = self.qkv.chunks_exact(width);
+        let rows = rows.zip(self.out.chunks_exact_mut(width));
+        for (r, (x, y)) in (self.first..).zip(rows) {
+            let turn = self.p.turn(r % self.p.positions());
+            for s in &self.p.segments {
+                let (x, y) = (&x[s.range.clone()], &mut y[s.range.clone()]);
+                forward_heads::<S, V>(simd, form, s, 0, x, turn, y, &mut scratch);
+            }
+        }
+    }
 }
 
 /// Gradients of [`forward`]: from `dout` to `dqkv`, both shaped like `qkv`, and to the parameters
@@ -237,7 +237,7 @@ pub fn backward(
         qkv.len(),
         "qkv::backward: dqkv is not as long as qkv"
     );
-    let (width, positions) = (p.form.width(), p.positions());
+    let width = p.form.width();
     let chunk = rows_per_chunk(qkv.len() / width, width);
     let size = chunk * width;
     let partials: Vec<[Vec<f32>; 3]> = dqkv
@@ -245,27 +245,49 @@ pub fn backward(
         .zip(qkv.par_chunks(size).zip(dout.par_chunks(size)))
         .enumerate()
         .map(|(c, (dqkv, (qkv, dout)))| {
-            let mut grads = p.zero_gradients();
-            let mut scratch = Scratch::new(&p.form);
-            dispatch(
-                #[inline(always)]
-                || {
-                    let inputs = qkv.chunks_exact(width).zip(dout.chunks_exact(width));
-                    let rows = inputs.zip(dqkv.chunks_exact_mut(width));
-                    for (r, ((x, dy), dx)) in (c * chunk..).zip(rows) {
-                        let turn = p.turn(r % positions);
-                        for (s, grads) in p.segments.iter().zip(&mut grads) {
-                            let (x, dy) = (&x[s.range.clone()], &dy[s.range.clone()]);
-                            let dx = &mut dx[s.range.clone()];
-                            backward_segment(&p.form, s, 0, x, turn, dy, dx, grads, &mut scratch);
-                        }
-                    }
-                },
-            );
-            grads
+            by_chunks(Backward {
+                p,
+                first: c * chunk,
+                qkv,
+                dout,
+                dqkv,
+            })
         })
         .collect();
     sum_gradients("qkv::backward", partials, dparams);
+}
+
+struct Backward<'a> {
+    p: &'a Preparation<'a>,
+    /// Number of the first row.
+    first: usize,
+    qkv: &'a [f32],
+    dout: &'a [f32],
+    dqkv: &'a mut [f32],
+}
+
+impl Chunked for Backward<'_> {
+    /// Gradients of the norms' parameters.
+    type Output = [Vec<f32>; 3];
+
+    #[inline(always)]
+    fn run<S: Simd, const V: usize>(self, simd: S) -> [Vec<f32>; 3] {
+        let (form, width) = (&self.p.form, self.p.form.width());
+        let mut grads = self.p.zero_gradients();
+        let mut scratch = Scratch::new(form);
+        let inputs = self.qkv.chunks_exact(width);
+        let inputs = inputs.zip(self.dout.chunks_exact(width));
+        let rows = inputs.zip(self.dqkv.chunks_exact_mut(width));
+        for (r, ((x, dy), dx)) in (self.first..).zip(rows) {
+            let turn = self.p.turn(r % self.p.positions());
+            for (s, grads) in self.p.segments.iter().zip(&mut grads) {
+                let (x, dy) = (&x[s.range.clone()], &dy[s.range.clone()]);
+                let dx = &mut dx[s.range.clone()];
+                backward_heads::<S, V>(simd, form, s, 0, x, turn, dy, dx, grads, &mut scratch);
+            }
+        }
+        grads
+    }
 }
 
 /// Adds up the parameter gradients of all tasks in their order.
@@ -330,6 +352,12 @@ impl Preparation<'_> {
 }
 
 impl QkvPrep {
+    /// Whether a head can be prepared on its own: no norm spans several.
+    pub fn is_by_head(&self) -> bool {
+        let mut norms = [self.q, self.k, self.v].into_iter().flatten();
+        norms.all(|n| n.width == self.head_dim)
+    }
+
     /// Values per packed row.
     fn width(&self) -> usize {
         (self.heads + 2 * self.kv_heads) * self.head_dim
@@ -388,9 +416,11 @@ impl QkvPrep {
     }
 }
 
-/// Heads of a segment from number `first` on; all of them if a norm spans several.
+/// Prepares heads of a segment from number `first` on; all of them if a norm spans several.
 #[inline(always)]
-fn forward_segment(
+#[expect(clippy::too_many_arguments, reason = "which heads, values and scratch")]
+fn forward_heads<S: Simd, const V: usize>(
+    simd: S,
     p: &QkvPrep,
     s: &Segment,
     first: usize,
@@ -399,6 +429,14 @@ fn forward_segment(
     y: &mut [f32],
     scratch: &mut Scratch,
 ) {
+    let d = p.head_dim;
+    if FusedHead::fits(p, s) {
+        let heads = x.chunks_exact(d).zip(y.chunks_exact_mut(d));
+        for (h, (x, y)) in (first..).zip(heads) {
+            FusedHead::new(p, s, h).forward::<S, V>(simd, x, turn, y);
+        }
+        return;
+    }
     let x = clamp(p.clip, x, &mut scratch.clamped);
     let Some((n, params)) = &s.norm else {
         if s.rotates {
@@ -423,12 +461,14 @@ fn forward_segment(
     }
 }
 
+/// Gradient of [`forward_heads`]; adds to that of the norm's parameters.
 #[inline(always)]
 #[expect(
     clippy::too_many_arguments,
-    reason = "values, gradients and scratch of one segment"
+    reason = "which heads, values, gradients and scratch"
 )]
-fn backward_segment(
+fn backward_heads<S: Simd, const V: usize>(
+    simd: S,
     p: &QkvPrep,
     s: &Segment,
     first: usize,
@@ -439,6 +479,19 @@ fn backward_segment(
     grads: &mut [f32],
     scratch: &mut Scratch,
 ) {
+    let d = p.head_dim;
+    if FusedHead::fits(p, s) {
+        let heads = x.chunks_exact(d).zip(dy.chunks_exact(d));
+        for (h, ((x, dy), dx)) in (first..).zip(heads.zip(dx.chunks_exact_mut(d))) {
+            let grads = match &s.norm {
+                Some((n, _)) => n.group_of(grads, h % n.groups),
+                None => Default::default(),
+            };
+            let between = &mut scratch.steps[0];
+            FusedHead::new(p, s, h).backward::<S, V>(simd, x, turn, dy, dx, grads, between);
+        }
+        return;
+    }
     let Some((n, params)) = &s.norm else {
         if s.rotates {
             rotate(dy, turn, -1.0, p.qk_scale, dx);

@@ -40,7 +40,7 @@ impl Prepared {
     pub(super) fn attention(&self, spec: &Attention) -> (FlexTensor, Vec<f32>) {
         let [qkv, q, k, v] = self.inputs.each_ref().map(|x| floats(x));
         let p = self.preparation([&q, &k, &v]);
-        if p.is_by_head() {
+        if self.form.is_by_head() {
             return context(spec, |ctx, lse| {
                 attention::forward_prepared(spec, &p, &qkv, ctx, lse)
             });
@@ -59,11 +59,7 @@ impl Prepared {
         lse: &[f32],
         dctx: &[f32],
     ) -> [FlexTensor; 4] {
-        let by_head = {
-            let [q, k, v] = [1, 2, 3].map(|i| floats(&self.inputs[i]));
-            self.preparation([&q, &k, &v]).is_by_head()
-        };
-        if by_head {
+        if self.form.is_by_head() {
             return self.gradients(|p, qkv, dqkv, dparams| {
                 attention::backward_prepared(spec, p, qkv, ctx, lse, dctx, dqkv, dparams);
             });

@@ -1,7 +1,7 @@
 //! Gradient of the attention, scores computed anew tile by tile.
 
 use super::forward::{load_queries, tile_of};
-use super::heads::{self, Head};
+use super::head_rows::{self, HeadRows};
 use super::{Attention, KEYS, Place, QUERIES};
 use crate::math::{exp, tanh};
 use crate::panels::{Left, Needed, PANEL, PanelRow, Product, Rows, pack, pack_transposed, panels};
@@ -19,13 +19,13 @@ pub fn backward(
     dctx: &[f32],
     dqkv: &mut [f32],
 ) {
-    let known = Known {
+    let inputs = Inputs {
         place: a.packed(qkv, None),
         ctx,
         lse,
         dctx,
     };
-    known.run("attention::backward", a, dqkv);
+    inputs.run("attention::backward", a, dqkv);
 }
 
 /// Gradient of [`forward_prepared`](super::forward_prepared): as [`backward`], and the gradients of
@@ -46,25 +46,25 @@ pub fn backward_prepared(
 ) {
     let name = "attention::backward_prepared";
     a.check_preparation(name, p);
-    let known = Known {
+    let inputs = Inputs {
         place: a.packed(qkv, Some(p)),
         ctx,
         lse,
         dctx,
     };
-    let partials = known.run(name, a, dqkv);
+    let partials = inputs.run(name, a, dqkv);
     sum_gradients(name, partials, dparams);
 }
 
-/// What the backward pass knows.
-struct Known<'a> {
+/// What the backward pass reads.
+struct Inputs<'a> {
     place: Place<'a>,
     ctx: &'a [f32],
     lse: &'a [f32],
     dctx: &'a [f32],
 }
 
-impl Known<'_> {
+impl Inputs<'_> {
     /// Writes `dqkv` and returns each task's share of the gradients of the norms' parameters.
     fn run(&self, name: &str, a: &Attention, dqkv: &mut [f32]) -> Vec<[Vec<f32>; 3]> {
         a.check_packed(name, self.place.queries, self.ctx, self.lse);
@@ -153,7 +153,7 @@ struct BackwardScratch {
     dq: Vec<f32>,
     dk: Vec<f32>,
     dv: Vec<f32>,
-    by_row: heads::Scratch,
+    by_row: head_rows::Scratch,
 }
 
 impl BackwardScratch {
@@ -174,11 +174,11 @@ impl BackwardScratch {
             dq: vec![0.0; QUERIES * d],
             dk: vec![0.0; seq * d],
             dv: vec![0.0; seq * d],
-            by_row: heads::Scratch::new(a.head_dim, place.preparation),
+            by_row: head_rows::Scratch::new(a.head_dim, place.preparation),
         }
     }
 
-    fn pack(&mut self, a: &Attention, k: &Head, v: &Head) {
+    fn pack(&mut self, a: &Attention, k: &HeadRows, v: &HeadRows) {
         let d = a.head_dim;
         for start in (0..a.seq).step_by(KEYS) {
             let n = KEYS.min(a.seq - start);
@@ -196,7 +196,7 @@ impl BackwardScratch {
     }
 }
 
-impl Known<'_> {
+impl Inputs<'_> {
     /// Gradients of one group, and its share of those of the norms' parameters.
     fn backward_group(
         &self,
@@ -259,7 +259,7 @@ impl Known<'_> {
 /// What the backward pass knows about a tile of queries.
 struct QueryTile<'a> {
     first: usize,
-    q: Head<'a>,
+    q: HeadRows<'a>,
     ctx: Rows<'a>,
     dctx: Rows<'a>,
     lse: &'a [f32],

@@ -1,6 +1,6 @@
 //! The forward pass, tile by tile.
 
-use super::heads::{self, Head};
+use super::head_rows::{self, HeadRows};
 use super::{Attention, KEYS, Place, QUERIES};
 use crate::math::{exp, tanh};
 use crate::panels::{Left, Needed, PANEL, PanelRow, Product, Rows, pack, pack_transposed, panels};
@@ -96,19 +96,19 @@ struct Scratch {
     packed: usize,
     /// Rows of a tile as they are read.
     rows: Vec<f32>,
-    by_row: heads::Scratch,
+    by_row: head_rows::Scratch,
 }
 
 impl Scratch {
     fn new(a: &Attention, place: &Place) -> Self {
         Scratch {
-            by_row: heads::Scratch::new(a.head_dim, place.preparation),
+            by_row: head_rows::Scratch::new(a.head_dim, place.preparation),
             ..Scratch::default()
         }
     }
 
     /// Packs the first `visible` keys and values.
-    fn pack(&mut self, a: &Attention, k: &Head, v: &Head, visible: usize) {
+    fn pack(&mut self, a: &Attention, k: &HeadRows, v: &HeadRows, visible: usize) {
         let d = a.head_dim;
         self.keys.resize(panels(visible) * d, [0.0; PANEL]);
         self.values.resize(visible * panels(d), [0.0; PANEL]);
@@ -141,10 +141,10 @@ pub(super) fn tile_of(packed: &[PanelRow], n: usize, start: usize, width: usize)
 /// Prepared queries times the scale of their products.
 pub(super) fn load_queries(
     a: &Attention,
-    q: &Head,
+    q: &HeadRows,
     first: usize,
     out: &mut [f32],
-    scratch: &mut heads::Scratch,
+    scratch: &mut head_rows::Scratch,
 ) {
     q.load(a.head_dim, first, out, scratch);
     let scale = a.product_scale();
@@ -155,7 +155,7 @@ pub(super) fn load_queries(
 /// sees `past + i + 1` keys.
 fn attend_tile<'a>(
     a: &Attention,
-    q: &Head,
+    q: &HeadRows,
     first: usize,
     past: usize,
     ctx: impl Iterator<Item = &'a mut [f32]>,

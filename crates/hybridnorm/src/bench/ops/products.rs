@@ -32,6 +32,7 @@ pub fn cases(shape: &Shape) -> Vec<Case> {
     }
     cases.push(one_row(shape));
     cases.extend(attentions(shape));
+    cases.extend(normed_attentions(shape));
     cases.extend(losses(shape));
     cases
 }
@@ -94,30 +95,47 @@ fn one_row(shape: &Shape) -> Case {
     )
 }
 
-/// Pieces are sequences of one key and value head with its query heads.
-fn attentions(shape: &Shape) -> [Case; 5] {
-    let whole = Attention {
-        batch: shape.batch,
-        seq: shape.seq,
-        heads: shape.heads,
-        kv_heads: shape.kv_heads,
-        head_dim: shape.head_dim,
-        scale: 1.0 / (shape.head_dim as f32).sqrt(),
-        softcap: None,
-    };
-    let units = whole.batch * whole.kv_heads;
-    let group = whole.heads / whole.kv_heads;
-    let of_units = move |n: usize| match n == units {
-        true => whole,
-        false => Attention {
-            batch: n,
-            heads: group,
-            kv_heads: 1,
-            ..whole
-        },
-    };
+/// The attention of a shape, in pieces: sequences of one key and value head with its query heads.
+#[derive(Clone, Copy)]
+struct Pieces(Attention);
+
+impl Pieces {
+    fn new(shape: &Shape) -> Self {
+        Self(Attention {
+            batch: shape.batch,
+            seq: shape.seq,
+            heads: shape.heads,
+            kv_heads: shape.kv_heads,
+            head_dim: shape.head_dim,
+            scale: 1.0 / (shape.head_dim as f32).sqrt(),
+            softcap: None,
+        })
+    }
+
+    fn count(self) -> usize {
+        self.0.batch * self.0.kv_heads
+    }
+
+    /// So many of them.
+    fn take(self, n: usize) -> Attention {
+        let whole = self.0;
+        match n == self.count() {
+            true => whole,
+            false => Attention {
+                batch: n,
+                heads: whole.heads / whole.kv_heads,
+                kv_heads: 1,
+                ..whole
+            },
+        }
+    }
+}
+
+fn attentions(shape: &Shape) -> [Case; 3] {
+    let pieces = Pieces::new(shape);
+    let (whole, units) = (pieces.0, pieces.count());
     let forward = Case::new("attention", "forward", Arithmetic, units, move |n| {
-        let a = of_units(n);
+        let a = pieces.take(n);
         let [qkv, ctx, lse] = lengths(&a);
         problem(
             [Draw::new().values(qkv)],
@@ -129,7 +147,7 @@ fn attentions(shape: &Shape) -> [Case; 5] {
         .work(2.0 * product(&a))
     });
     let backward = Case::new("attention", "backward", Arithmetic, units, move |n| {
-        let a = of_units(n);
+        let a = pieces.take(n);
         let [qkv, ctx, lse] = lengths(&a);
         let mut draw = Draw::new();
         let qkv = draw.values(qkv);
@@ -149,35 +167,66 @@ fn attentions(shape: &Shape) -> [Case; 5] {
         // The scores once more, and the gradients of weights, values, queries and keys.
         .work(5.0 * product(&a))
     });
-    let prepared = move |a: &Attention| on_heads(a.heads, a.kv_heads, a.head_dim);
-    let rope = move || rope_table(10_000.0, whole.head_dim, 0, whole.seq);
-    let prepared_forward = Case::new("normed attention", "forward", Arithmetic, units, move |n| {
-        let a = of_units(n);
-        let [qkv, ctx, lse] = lengths(&a);
+    let past = whole.seq - 1;
+    let cached = Case::new("attention", "one row", Read, whole.kv_heads, move |n| {
+        let a = Attention {
+            batch: 1,
+            seq: 1,
+            heads: n * (whole.heads / whole.kv_heads),
+            kv_heads: n,
+            ..whole
+        };
+        let [qkv, ctx, _] = lengths(&a);
         let mut draw = Draw::new();
-        let gains = draw.values(a.head_dim);
+        let cache = draw.values((past + 1) * 2 * n * a.head_dim);
         problem(
-            [draw.values(qkv), rope(), gains],
-            [vec![0.0; ctx], vec![0.0; lse]],
-            move |[qkv, rope, gains], [ctx, lse]| {
-                let p = Preparation::new(&prepared(&a), rope, [gains; 3]);
-                attention::forward_prepared(&a, &p, qkv, ctx, lse);
-            },
-            move |[qkv, rope, gains], [ctx, lse]| {
-                let mut y = vec![0.0; qkv.len()];
-                naive::qkv::forward(&prepared(&a), qkv, rope, [gains; 3], &mut y);
-                naive::attention::forward(&a, &y, ctx, lse);
-            },
+            [draw.values(qkv), cache],
+            [vec![0.0; ctx]],
+            move |[qkv, cache], [ctx]| attention::cached(&a, qkv, cache, past, ctx),
+            move |[qkv, cache], [ctx]| naive::attention::cached(&a, qkv, cache, past, ctx),
         )
-        .work(2.0 * product(&a))
     });
-    let prepared_backward = Case::new(
+    [forward, backward, cached]
+}
+
+/// Attention that norms and rotates on the way.
+fn normed_attentions(shape: &Shape) -> [Case; 2] {
+    let pieces = Pieces::new(shape);
+    let prepared = move |a: &Attention| on_heads(a.heads, a.kv_heads, a.head_dim);
+    let rope = move || rope_table(10_000.0, pieces.0.head_dim, 0, pieces.0.seq);
+    let forward = Case::new(
+        "normed attention",
+        "forward",
+        Arithmetic,
+        pieces.count(),
+        move |n| {
+            let a = pieces.take(n);
+            let [qkv, ctx, lse] = lengths(&a);
+            let mut draw = Draw::new();
+            let gains = draw.values(a.head_dim);
+            problem(
+                [draw.values(qkv), rope(), gains],
+                [vec![0.0; ctx], vec![0.0; lse]],
+                move |[qkv, rope, gains], [ctx, lse]| {
+                    let p = Preparation::new(&prepared(&a), rope, [gains; 3]);
+                    attention::forward_prepared(&a, &p, qkv, ctx, lse);
+                },
+                move |[qkv, rope, gains], [ctx, lse]| {
+                    let mut y = vec![0.0; qkv.len()];
+                    naive::qkv::forward(&prepared(&a), qkv, rope, [gains; 3], &mut y);
+                    naive::attention::forward(&a, &y, ctx, lse);
+                },
+            )
+            .work(2.0 * product(&a))
+        },
+    );
+    let backward = Case::new(
         "normed attention",
         "backward",
         Arithmetic,
-        units,
+        pieces.count(),
         move |n| {
-            let a = of_units(n);
+            let a = pieces.take(n);
             let [qkv, ctx, lse] = lengths(&a);
             let mut draw = Draw::new();
             let (qkv, gains, dctx) = (draw.values(qkv), draw.values(a.head_dim), draw.values(ctx));
@@ -206,32 +255,7 @@ fn attentions(shape: &Shape) -> [Case; 5] {
             .work(5.0 * product(&a))
         },
     );
-    let past = whole.seq - 1;
-    let cached = Case::new("attention", "one row", Read, whole.kv_heads, move |n| {
-        let a = Attention {
-            batch: 1,
-            seq: 1,
-            heads: n * group,
-            kv_heads: n,
-            ..whole
-        };
-        let [qkv, ctx, _] = lengths(&a);
-        let mut draw = Draw::new();
-        let cache = draw.values((past + 1) * 2 * n * a.head_dim);
-        problem(
-            [draw.values(qkv), cache],
-            [vec![0.0; ctx]],
-            move |[qkv, cache], [ctx]| attention::cached(&a, qkv, cache, past, ctx),
-            move |[qkv, cache], [ctx]| naive::attention::cached(&a, qkv, cache, past, ctx),
-        )
-    });
-    [
-        forward,
-        backward,
-        prepared_forward,
-        prepared_backward,
-        cached,
-    ]
+    [forward, backward]
 }
 
 /// Lengths of the packed projection, of the context and of the log-sum-exp.

@@ -11,7 +11,7 @@ const FETCHED: usize = 16;
 
 /// Rows of one head of one sequence, as they lie in a packed projection or in a cache.
 #[derive(Clone, Copy)]
-pub(super) struct Head<'a> {
+pub(super) struct HeadRows<'a> {
     /// Row i is that of position i.
     pub(super) rows: Rows<'a>,
     /// Which head of a packed row this is.
@@ -37,7 +37,7 @@ impl Scratch {
     }
 }
 
-impl Head<'_> {
+impl HeadRows<'_> {
     /// Writes the prepared rows of positions `first..`, `d` channels each, one after another.
     pub(super) fn load(&self, d: usize, first: usize, out: &mut [f32], scratch: &mut Scratch) {
         match self.preparation {
@@ -60,7 +60,7 @@ impl Head<'_> {
         }
     }
 
-    /// From the gradients `dy` of rows that [`Head::load`] gave to those of the projection, and to
+    /// From the gradients `dy` of rows that [`HeadRows::load`] gave to those of the projection, and to
     /// the norms' parameters, which are added to.
     pub(super) fn pull_back<'b>(
         &self,
@@ -92,7 +92,7 @@ impl Head<'_> {
 }
 
 struct Load<'a> {
-    head: &'a Head<'a>,
+    head: &'a HeadRows<'a>,
     preparation: &'a Preparation<'a>,
     d: usize,
     first: usize,
@@ -120,7 +120,7 @@ impl Chunked for Load<'_> {
 }
 
 struct PullBack<'a, I> {
-    head: &'a Head<'a>,
+    head: &'a HeadRows<'a>,
     preparation: &'a Preparation<'a>,
     d: usize,
     first: usize,

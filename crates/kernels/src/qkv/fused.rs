@@ -1,6 +1,6 @@
 //! One head at a time in explicit vectors: norm and rotation go through registers together.
 //!
-//! For the common forms only, [`Head::new`] says which; the others take the steps one by one.
+//! For the common forms only, [`FusedHead::fits`] says which; the others take the steps one by one.
 
 use super::{QkOrder, QkvPrep, Segment};
 use crate::norm::NormFn;
@@ -8,9 +8,10 @@ use crate::simd::{Chunk, LANES, total, vectors, vectors_mut};
 use pulp::Simd;
 
 /// A head of a segment, and what is done to it.
-pub(super) struct Head<'a> {
+pub(super) struct FusedHead<'a> {
     norm: Option<HeadNorm<'a>>,
     rotates: bool,
+    /// Of what is rotated.
     factor: f32,
 }
 
@@ -20,47 +21,41 @@ struct HeadNorm<'a> {
     /// Divides the sum of squares.
     count: f32,
     eps: f32,
-    has_gain: bool,
-    has_bias: bool,
 }
 
-impl<'a> Head<'a> {
-    /// Head number `head` of a segment. None for a form that is not done here: with a clamp, a
-    /// rotation before the norm, a norm with a mean or without a sum of squares, or halves of a
-    /// head that are not whole chunks.
+impl<'a> FusedHead<'a> {
+    /// Whether the heads of a segment can be done here: whole chunks in each half, no clamp, and
+    /// if there is a norm, one of each head's sum of squares that comes before the rotation.
     #[inline(always)]
-    pub(super) fn new(p: &QkvPrep, s: &'a Segment, head: usize) -> Option<Self> {
-        let d = p.head_dim;
-        if p.clip.is_some() || !d.is_multiple_of(2 * LANES) {
-            return None;
-        }
-        let norm = match &s.norm {
-            None => None,
-            Some((n, params)) => {
-                let count = match n.function {
-                    NormFn::Rms => d as f32,
+    pub(super) fn fits(p: &QkvPrep, s: &Segment) -> bool {
+        let is_norm_done_here = s.norm.as_ref().is_none_or(|(n, _)| {
+            matches!(n.function, NormFn::Rms | NormFn::L2)
+                && n.width == p.head_dim
+                && !(s.rotates && p.order == QkOrder::AfterRope)
+        });
+        p.clip.is_none() && p.head_dim.is_multiple_of(2 * LANES) && is_norm_done_here
+    }
+
+    /// Head number `head` of a segment that fits.
+    #[inline(always)]
+    pub(super) fn new(p: &QkvPrep, s: &'a Segment, head: usize) -> Self {
+        let norm = s.norm.as_ref().map(|(n, params)| {
+            let [gain, bias] = params.of_group(n, head % n.groups);
+            HeadNorm {
+                gain: gain.as_chunks().0,
+                bias: bias.as_chunks().0,
+                count: match n.function {
                     NormFn::L2 => 1.0,
-                    _ => return None,
-                };
-                if n.width != d || (s.rotates && p.order == QkOrder::AfterRope) {
-                    return None;
-                }
-                let [gain, bias] = params.of_group(n, head % n.groups);
-                Some(HeadNorm {
-                    gain: gain.as_chunks().0,
-                    bias: bias.as_chunks().0,
-                    count,
-                    eps: n.eps,
-                    has_gain: n.has_gain(),
-                    has_bias: n.bias,
-                })
+                    _ => n.width as f32,
+                },
+                eps: n.eps,
             }
-        };
-        Some(Head {
+        });
+        FusedHead {
             norm,
             rotates: s.rotates,
-            factor: if s.rotates { p.qk_scale } else { 1.0 },
-        })
+            factor: p.qk_scale,
+        }
     }
 
     /// `y = rotate(gain x / rms(x) + bias)`.
@@ -87,10 +82,7 @@ impl<'a> Head<'a> {
                 Some(n) => {
                     let gain = vectors::<S, V>(&n.gain[i])[v];
                     let h = simd.mul_f32s(simd.mul_f32s(x, slope), gain);
-                    match n.has_bias {
-                        true => simd.add_f32s(h, vectors::<S, V>(&n.bias[i])[v]),
-                        false => h,
-                    }
+                    simd.add_f32s(h, vectors::<S, V>(&n.bias[i])[v])
                 }
             }
         };
@@ -114,8 +106,8 @@ impl<'a> Head<'a> {
         }
     }
 
-    /// Gradient of [`Head::forward`]; adds to that of the norm's parameters, `[gain][bias]` where
-    /// there are such. `between` is a place for as many values as the head has.
+    /// Gradient of [`FusedHead::forward`]; adds to those of the norm's gain and bias, empty where
+    /// there are none. `between` is a place for as many values as the head has.
     #[inline(always)]
     #[expect(
         clippy::too_many_arguments,
@@ -183,25 +175,19 @@ impl<'a> Head<'a> {
                 dx[v] = simd.mul_f32s(bent, slope);
             }
         }
-        if norm.has_gain {
-            let dgain = dgain.as_chunks_mut::<LANES>().0;
-            for i in 0..x.len() {
-                let (x, dh) = (vectors::<S, V>(&x[i]), vectors::<S, V>(&dh[i]));
-                let dgain = vectors_mut::<S, V>(&mut dgain[i]);
-                for v in 0..V {
-                    let h = simd.mul_f32s(x[v], slope);
-                    dgain[v] = simd.mul_add_f32s(dh[v], h, dgain[v]);
-                }
+        for (i, dgain) in dgain.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+            let (x, dh) = (vectors::<S, V>(&x[i]), vectors::<S, V>(&dh[i]));
+            let dgain = vectors_mut::<S, V>(dgain);
+            for v in 0..V {
+                let h = simd.mul_f32s(x[v], slope);
+                dgain[v] = simd.mul_add_f32s(dh[v], h, dgain[v]);
             }
         }
-        if norm.has_bias {
-            let dbias = dbias.as_chunks_mut::<LANES>().0;
-            for i in 0..x.len() {
-                let dh = vectors::<S, V>(&dh[i]);
-                let dbias = vectors_mut::<S, V>(&mut dbias[i]);
-                for v in 0..V {
-                    dbias[v] = simd.add_f32s(dbias[v], dh[v]);
-                }
+        for (i, dbias) in dbias.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+            let dh = vectors::<S, V>(&dh[i]);
+            let dbias = vectors_mut::<S, V>(dbias);
+            for v in 0..V {
+                dbias[v] = simd.add_f32s(dbias[v], dh[v]);
             }
         }
     }
