@@ -153,13 +153,13 @@ fn moved(model: &Decoder, name: &str, direction: &[f32], step: f64) -> f64 {
         if at != name {
             return tensor;
         }
-        tensor.update(|x| {
-            let device = x.device();
-            let n = direction.len();
-            let direction: Vec<f64> = direction.iter().map(|&x| f64::from(x) * step).collect();
-            let data = burn::tensor::TensorData::new(direction, [n]);
-            x + burn::tensor::Tensor::from_data(data, (&device, burn::tensor::DType::F64))
-        })
+        let shape = tensor.shape();
+        let (place, x) = tensor.take();
+        let n = direction.len();
+        let direction: Vec<f64> = direction.iter().map(|&x| f64::from(x) * step).collect();
+        let data = burn::tensor::TensorData::new(direction, [n]);
+        let direction = burn::tensor::Tensor::from_data(data, (&x.device(), x.dtype()));
+        place.put(x + direction, shape)
     });
     loss_f64(&model)
 }

@@ -6,7 +6,7 @@
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main};
 use hybridnorm_kernels::activation::{self, Activation};
-use hybridnorm_kernels::adamw::{self, AdamW};
+use hybridnorm_kernels::adamw::{self, AdamW, Slot};
 use hybridnorm_kernels::attention::{self, Attention};
 use hybridnorm_kernels::cross_entropy::{self, LossSpec};
 use hybridnorm_kernels::norm::{self, Gain, Norm, NormFn};
@@ -235,7 +235,7 @@ fn optimizer(c: &mut Criterion) {
         beta1: 0.9,
         beta2: 0.95,
         eps: 1e-8,
-        weight_decay: 0.1,
+        clip: 1.0,
         bias_correction1: 0.5,
         bias_correction2: 0.5,
     };
@@ -243,7 +243,17 @@ fn optimizer(c: &mut Criterion) {
     let (mut p, mut m, mut v) = (g.clone(), vec![0.0; g.len()], vec![0.0; g.len()]);
     let mut group = group(c, "adamw");
     group.bench_function("step", |b| {
-        b.iter(|| adamw::step(&a, 1.0, &mut p, &g, &mut m, &mut v));
+        b.iter(|| {
+            let (p, m, v) = (&mut p, &mut m, &mut v);
+            let slot = Slot {
+                p,
+                g: &g,
+                m,
+                v,
+                weight_decay: 0.1,
+            };
+            adamw::step(&a, &mut [slot])
+        });
     });
     group.bench_function("sum_squares", |b| b.iter(|| adamw::sum_squares(&g)));
 }

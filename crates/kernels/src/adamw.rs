@@ -1,4 +1,4 @@
-//! AdamW in one pass over parameters, gradients and moments, and the sum of squares for clipping.
+//! AdamW over all parameters at once, clipped to a global norm of the gradients.
 //!
 //! The update is that of `torch.optim.AdamW` (Loshchilov, Hutter, arXiv 1711.05101, algorithm 2,
 //! with the learning rate multiplying the decay).
@@ -21,32 +21,78 @@ pub struct AdamW {
     pub beta2: f64,
     /// Added to the denominator.
     pub eps: f64,
-    /// Decoupled weight decay, per unit of learning rate.
-    pub weight_decay: f64,
+    /// Gradients are scaled down to this global norm; 0 turns clipping off.
+    pub clip: f64,
     /// `1 - beta1^t` for step t, counted from 1.
     pub bias_correction1: f32,
     /// `1 - beta2^t`.
     pub bias_correction2: f32,
 }
 
-/// One step in place on parameters `p`, moments `m` and `v`, from gradients `g`, all of one length.
+impl AdamW {
+    /// What gradients of global norm `norm` are multiplied by: `min(1, clip / (norm + 1e-6))`, as in
+    /// PyTorch's `clip_grad_norm_`, or 1 without clipping.
+    pub fn grad_scale(&self, norm: f64) -> f64 {
+        match self.clip {
+            0.0 => 1.0,
+            clip => (clip / (norm + 1e-6)).min(1.0),
+        }
+    }
+}
+
+/// A parameter in the course of a step; the slices are of one length.
+#[derive(Debug)]
+pub struct Slot<'a> {
+    /// Values.
+    pub p: &'a mut [f32],
+    /// Gradient.
+    pub g: &'a [f32],
+    /// Mean of the gradient.
+    pub m: &'a mut [f32],
+    /// Mean of its square.
+    pub v: &'a mut [f32],
+    /// Decoupled weight decay, per unit of learning rate.
+    pub weight_decay: f64,
+}
+
+/// One step in place on all parameters; returns the global norm of their gradients, each
+/// parameter's squares summed on their own and these sums in the order of `slots`.
 ///
-/// With `g' = grad_scale g`:
+/// With `g'` the clipped gradient, see [`AdamW::grad_scale`]:
 /// `p *= 1 - lr weight_decay`, `m = beta1 m + (1 - beta1) g'`, `v = beta2 v + (1 - beta2) g'^2`,
 /// `p -= lr / bias_correction1 * m / (sqrt(v) / sqrt(bias_correction2) + eps)`.
-pub fn step(a: &AdamW, grad_scale: f32, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
-    assert_eq!(g.len(), p.len(), "adamw::step: g is not as long as p");
-    assert_eq!(m.len(), p.len(), "adamw::step: m is not as long as p");
-    assert_eq!(v.len(), p.len(), "adamw::step: v is not as long as p");
-    let factors = Factors::new(a, grad_scale);
-    let moments = m.par_chunks_mut(ELEMENTS).zip(v.par_chunks_mut(ELEMENTS));
-    let values = p.par_chunks_mut(ELEMENTS).zip(g.par_chunks(ELEMENTS));
-    values.zip(moments).for_each(|((p, g), (m, v))| {
-        dispatch(
-            #[inline(always)]
-            || factors.apply(p, g, m, v),
-        );
+/// Nothing is changed if the norm is not finite.
+pub fn step(a: &AdamW, slots: &mut [Slot]) -> f64 {
+    for slot in &*slots {
+        let n = slot.p.len();
+        assert_eq!(slot.g.len(), n, "adamw::step: g is not as long as p");
+        assert_eq!(slot.m.len(), n, "adamw::step: m is not as long as p");
+        assert_eq!(slot.v.len(), n, "adamw::step: v is not as long as p");
+    }
+    let norm = global_norm(slots);
+    if !norm.is_finite() {
+        return norm;
+    }
+    // All parameters in one go, so that a small one does not wait for threads on its own.
+    slots.par_iter_mut().for_each(|slot| {
+        let factors = Factors::new(a, slot.weight_decay, norm);
+        let moments = slot.m.par_chunks_mut(ELEMENTS);
+        let moments = moments.zip(slot.v.par_chunks_mut(ELEMENTS));
+        let values = slot.p.par_chunks_mut(ELEMENTS);
+        let values = values.zip(slot.g.par_chunks(ELEMENTS));
+        values.zip(moments).for_each(|((p, g), (m, v))| {
+            dispatch(
+                #[inline(always)]
+                || factors.apply(p, g, m, v),
+            );
+        });
     });
+    norm
+}
+
+fn global_norm(slots: &[Slot]) -> f64 {
+    let squares: Vec<f64> = slots.par_iter().map(|slot| sum_squares(slot.g)).collect();
+    squares.iter().sum::<f64>().sqrt()
 }
 
 struct Factors {
@@ -62,10 +108,10 @@ struct Factors {
 }
 
 impl Factors {
-    fn new(a: &AdamW, grad_scale: f32) -> Self {
+    fn new(a: &AdamW, weight_decay: f64, norm: f64) -> Self {
         Factors {
-            grad_scale,
-            keep: (1.0 - a.lr * a.weight_decay) as f32,
+            grad_scale: a.grad_scale(norm) as f32,
+            keep: (1.0 - a.lr * weight_decay) as f32,
             beta1: a.beta1 as f32,
             beta2: a.beta2 as f32,
             fresh1: (1.0 - a.beta1) as f32,
@@ -106,58 +152,119 @@ mod tests {
     use crate::testing::{Rng, all_close, same_bits_on_any_pool, wide};
     use proptest::prelude::*;
 
-    fn at_step(t: i32) -> AdamW {
+    fn at_step(t: i32, clip: f64) -> AdamW {
         let (beta1, beta2) = (0.9, 0.95);
         AdamW {
             lr: 1e-2,
             beta1,
             beta2,
             eps: 1e-8,
-            weight_decay: 0.1,
+            clip,
             bias_correction1: (1.0 - beta1.powi(t)) as f32,
             bias_correction2: (1.0 - beta2.powi(t)) as f32,
+        }
+    }
+
+    /// Parameters with their moments; every second one decays.
+    struct Model {
+        p: Vec<Vec<f32>>,
+        m: Vec<Vec<f32>>,
+        v: Vec<Vec<f32>>,
+    }
+
+    impl Model {
+        fn new(rng: &mut Rng, lens: &[usize]) -> Self {
+            let zeros: Vec<_> = lens.iter().map(|&n| vec![0.0; n]).collect();
+            Self {
+                p: lens.iter().map(|&n| rng.normal(n)).collect(),
+                m: zeros.clone(),
+                v: zeros,
+            }
+        }
+
+        fn decay(i: usize) -> f64 {
+            if i.is_multiple_of(2) { 0.1 } else { 0.0 }
+        }
+
+        fn step(&mut self, a: &AdamW, gradients: &[Vec<f32>]) -> f64 {
+            let moments = self.m.iter_mut().zip(&mut self.v);
+            let parts = self.p.iter_mut().zip(gradients).zip(moments);
+            let parts = parts.enumerate();
+            let mut slots: Vec<Slot> = parts
+                .map(|(i, ((p, g), (m, v)))| Slot {
+                    p,
+                    g,
+                    m,
+                    v,
+                    weight_decay: Self::decay(i),
+                })
+                .collect();
+            step(a, &mut slots)
         }
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(16))]
         #[test]
-        fn ten_steps_match_the_reference(len in 0usize..200, scale in 0.1f32..2.0) {
+        fn ten_steps_match_the_reference(
+            lens in prop::collection::vec(0usize..200, 1..5),
+            clip in prop::sample::select(vec![0.0, 0.7, 5.0, 1e3]),
+        ) {
             let mut rng = Rng::new(51);
-            let mut p = rng.normal(len);
-            let (mut m, mut v) = (vec![0.0; len], vec![0.0; len]);
-            let (mut p64, mut m64, mut v64) = (wide(&p), wide(&m), wide(&v));
+            let mut model = Model::new(&mut rng, &lens);
+            let wide_all = |all: &[Vec<f32>]| all.iter().map(|x| wide(x)).collect::<Vec<_>>();
+            let (mut p64, mut m64, mut v64) =
+                (wide_all(&model.p), wide_all(&model.m), wide_all(&model.v));
             for t in 1..=10 {
-                let a = at_step(t);
-                let g = rng.normal(len);
-                step(&a, scale, &mut p, &g, &mut m, &mut v);
-                for i in 0..len {
-                    let g = f64::from(scale) * f64::from(g[i]);
-                    p64[i] *= 1.0 - a.lr * a.weight_decay;
-                    m64[i] = a.beta1 * m64[i] + (1.0 - a.beta1) * g;
-                    v64[i] = a.beta2 * v64[i] + (1.0 - a.beta2) * g * g;
-                    let m_hat = m64[i] / (1.0 - a.beta1.powi(t));
-                    let v_hat = v64[i] / (1.0 - a.beta2.powi(t));
-                    p64[i] -= a.lr * m_hat / (v_hat.sqrt() + a.eps);
+                let a = at_step(t, clip);
+                let gradients: Vec<_> = lens.iter().map(|&n| rng.normal(n)).collect();
+                let norm = model.step(&a, &gradients);
+                let squares = gradients.iter().flatten().map(|&g| f64::from(g).powi(2));
+                let exact = squares.sum::<f64>().sqrt();
+                prop_assert!((norm - exact).abs() <= 1e-10 * exact);
+                let scale = if clip == 0.0 { 1.0 } else { (clip / (exact + 1e-6)).min(1.0) };
+                for i in 0..lens.len() {
+                    for j in 0..lens[i] {
+                        let g = scale * f64::from(gradients[i][j]);
+                        let (p, m, v) = (&mut p64[i][j], &mut m64[i][j], &mut v64[i][j]);
+                        *p *= 1.0 - a.lr * Model::decay(i);
+                        *m = a.beta1 * *m + (1.0 - a.beta1) * g;
+                        *v = a.beta2 * *v + (1.0 - a.beta2) * g * g;
+                        let m_hat = *m / (1.0 - a.beta1.powi(t));
+                        let v_hat = *v / (1.0 - a.beta2.powi(t));
+                        *p -= a.lr * m_hat / (v_hat.sqrt() + a.eps);
+                    }
                 }
             }
-            all_close(&p, &p64, 1e-6);
-            all_close(&m, &m64, 1e-6);
-            all_close(&v, &v64, 1e-6);
+            for i in 0..lens.len() {
+                all_close(&model.p[i], &p64[i], 1e-6);
+                all_close(&model.m[i], &m64[i], 1e-6);
+                all_close(&model.v[i], &v64[i], 1e-6);
+            }
         }
     }
 
     #[test]
+    fn gradients_that_are_not_finite_change_nothing() {
+        let mut rng = Rng::new(54);
+        let mut model = Model::new(&mut rng, &[3, 4]);
+        let before = model.p.clone();
+        let norm = model.step(&at_step(1, 1.0), &[vec![1.0; 3], vec![f32::NAN; 4]]);
+        assert!(norm.is_nan());
+        assert_eq!(model.p, before);
+        assert!(model.m.iter().chain(&model.v).flatten().all(|&x| x == 0.0));
+    }
+
+    #[test]
     fn bits_do_not_depend_on_threads() {
-        let len = 100_000;
-        let mut rng = Rng::new(52);
-        let (p, g) = (rng.normal(len), rng.normal(len));
+        let lens = [100_000, 7, 40_000];
+        let gradients = lens.map(|n| Rng::new(52).normal(n)).to_vec();
         same_bits_on_any_pool(|| {
-            let (mut p, mut m, mut v) = (p.clone(), vec![0.1; len], vec![0.2; len]);
-            step(&at_step(3), 0.7, &mut p, &g, &mut m, &mut v);
-            let norm = sum_squares(&g);
-            let halves = [norm as f32, (norm - f64::from(norm as f32)) as f32];
-            [p, m, v, halves.to_vec()].concat()
+            let mut model = Model::new(&mut Rng::new(53), &lens);
+            let norm = model.step(&at_step(3, 0.7), &gradients);
+            let halves = vec![norm as f32, (norm - f64::from(norm as f32)) as f32];
+            let Model { p, m, v } = model;
+            [p, m, v, vec![halves]].concat().concat()
         });
     }
 

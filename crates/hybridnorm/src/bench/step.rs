@@ -126,8 +126,7 @@ pub fn step(config: &ModelConfig, options: &StepOptions, device: &Device) -> Res
             let loss = LossOptions { divisor };
             gradients.accumulate(&model, inputs, targets, loss, options.recompute);
         }
-        let norm = gradients.norm();
-        Ok(optimizer.step(model, gradients, norm, options.optimizer.lr))
+        Ok(optimizer.step(model, gradients, options.optimizer.lr).0)
     };
     for _ in 0..2 {
         model = one_step(model)?;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{DType, Gradients, Tensor, TensorData};
+use burn::tensor::{DType, Gradients, Shape, Tensor, TensorData};
 
 use crate::error::{Error, Result};
 
@@ -165,7 +165,7 @@ pub enum AnyTensor {
 
 impl AnyTensor {
     /// Sizes of the dimensions.
-    pub fn shape(&self) -> burn::tensor::Shape {
+    pub fn shape(&self) -> Shape {
         match self {
             Self::Vector(x) => x.shape(),
             Self::Matrix(x) => x.shape(),
@@ -188,20 +188,28 @@ impl AnyTensor {
         }
     }
 
-    /// Applies `f` to the elements as a vector outside the graph; the result is a fresh leaf.
-    pub fn update(self, f: impl FnOnce(Tensor<1>) -> Tensor<1>) -> Self {
-        let autodiff = match &self {
-            Self::Vector(x) => x.is_autodiff(),
-            Self::Matrix(x) => x.is_autodiff(),
-        };
-        let back = |x: Tensor<1>| if autodiff { x.autodiff() } else { x };
+    /// The elements as a vector outside the graph that nobody else holds, and an empty tensor to
+    /// stand in their place until [`AnyTensor::put`].
+    pub fn take(self) -> (Self, Tensor<1>) {
+        let n = self.shape().num_elements();
         match self {
-            Self::Vector(x) => Self::Vector(back(f(x.without_autodiff()))),
-            Self::Matrix(x) => {
-                let shape = x.dims();
-                let n = shape[0] * shape[1];
-                Self::Matrix(back(f(x.without_autodiff().reshape([n]))).reshape(shape))
+            Self::Vector(x) => {
+                let empty = Tensor::empty([0], (&x.device(), x.dtype()));
+                (Self::Vector(empty), x.without_autodiff())
             }
+            Self::Matrix(x) => {
+                let empty = Tensor::empty([0, 0], (&x.device(), x.dtype()));
+                (Self::Matrix(empty), x.without_autodiff().reshape([n]))
+            }
+        }
+    }
+
+    /// Elements in that shape in place of what is here; a fresh leaf of the graph if this was one.
+    pub fn put(self, flat: Tensor<1>, shape: Shape) -> Self {
+        let back = |x: Tensor<1>, autodiff| if autodiff { x.autodiff() } else { x };
+        match self {
+            Self::Vector(x) => Self::Vector(back(flat, x.is_autodiff())),
+            Self::Matrix(x) => Self::Matrix(back(flat, x.is_autodiff()).reshape(shape)),
         }
     }
 }

@@ -11,6 +11,8 @@ use hybridnorm_kernels::{
     qkv::{QkOrder, QkvPrep},
 };
 
+use super::Slot;
+
 /// See [`ops::norm`](super::norm()).
 pub fn norm(x_btd: Tensor<3>, params_p: Tensor<1>, spec: Norm) -> Tensor<3> {
     let shape = x_btd.dims();
@@ -226,25 +228,31 @@ pub fn linear_cross_entropy(
     Tensor::cat(vec![total, cross_entropy.detach()], 0)
 }
 
-/// See [`ops::adamw`](super::adamw).
-pub fn adamw(
-    p: Tensor<1>,
-    g: Tensor<1>,
-    m: Tensor<1>,
-    v: Tensor<1>,
-    grad_scale: f32,
-    step: &AdamW,
-) -> (Tensor<1>, Tensor<1>, Tensor<1>) {
-    let [lr, beta1, beta2, eps, decay] =
-        [step.lr, step.beta1, step.beta2, step.eps, step.weight_decay].map(f64::from);
+/// See [`ops::adamw`](super::adamw()).
+pub fn adamw(slots: Vec<Slot>, step: &AdamW) -> (f64, Vec<[Tensor<1>; 3]>) {
+    let squares = slots.iter().map(|slot| sum_squares(slot.gradient.clone()));
+    let norm = squares.sum::<f64>().sqrt();
+    let AdamW {
+        lr,
+        beta1,
+        beta2,
+        eps,
+        ..
+    } = *step;
     let [correction1, correction2] = [step.bias_correction1, step.bias_correction2].map(f64::from);
-    let g = g * f64::from(grad_scale);
-    let m = m * beta1 + g.clone() * (1.0 - beta1);
-    let v = v * beta2 + g.square() * (1.0 - beta2);
-    let denominator = v.clone().sqrt() / correction2.sqrt() + eps;
-    let update = m.clone() / denominator * (lr / correction1);
-    let p = p * (1.0 - lr * decay) - update;
-    (p, m, v)
+    let update = |slot: Slot| {
+        let (p, [m, v]) = (slot.value, slot.moments);
+        if !norm.is_finite() {
+            return [p, m, v];
+        }
+        let g = slot.gradient * step.grad_scale(norm);
+        let m = m * beta1 + g.clone() * (1.0 - beta1);
+        let v = v * beta2 + g.square() * (1.0 - beta2);
+        let denominator = v.clone().sqrt() / correction2.sqrt() + eps;
+        let update = m.clone() / denominator * (lr / correction1);
+        [p * (1.0 - lr * slot.weight_decay) - update, m, v]
+    };
+    (norm, slots.into_iter().map(update).collect())
 }
 
 /// See [`ops::sum_squares`](super::sum_squares).

@@ -20,6 +20,7 @@ use std::sync::Arc;
 
 use burn::backend::{Dispatch, Flex};
 use burn::tensor::{DType, Device, Int, Tensor};
+use hybridnorm_kernels::adamw;
 pub use hybridnorm_kernels::{
     activation::Activation,
     adamw::AdamW,
@@ -215,34 +216,57 @@ pub fn linear_cross_entropy(
     }
 }
 
-/// One AdamW step on a flattened parameter (decoupled decay, arXiv 1711.05101); returns the new
-/// parameter and moments. The gradient is multiplied by `grad_scale` first.
-pub fn adamw(
-    p: Tensor<1>,
-    g: Tensor<1>,
-    m: Tensor<1>,
-    v: Tensor<1>,
-    grad_scale: f32,
-    step: &AdamW,
-) -> (Tensor<1>, Tensor<1>, Tensor<1>) {
-    if is_fused(&p) {
-        let (mut p, g, mut m, mut v) = (primitive(p), primitive(g), primitive(m), primitive(v));
-        profile::timed("adamw", || {
-            hybridnorm_kernels::adamw::step(
-                step,
-                grad_scale,
-                p.storage_mut(),
-                &flex::floats(&g),
-                m.storage_mut(),
-                v.storage_mut(),
-            );
-        });
-        pool::give(g);
-        let [p, m, v] = [p, m, v].map(Tensor::from_primitive::<Flex>);
-        (p, m, v)
-    } else {
-        compose::adamw(p, g, m, v, grad_scale, step)
+/// A parameter before an optimizer step, flattened, outside any graph.
+#[derive(Debug)]
+pub struct Slot {
+    /// Its values.
+    pub value: Tensor<1>,
+    /// Their gradient.
+    pub gradient: Tensor<1>,
+    /// Means of the gradient and of its square.
+    pub moments: [Tensor<1>; 2],
+    /// Decoupled weight decay, per unit of learning rate.
+    pub weight_decay: f64,
+}
+
+/// One AdamW step on all parameters (decoupled decay, arXiv 1711.05101), their gradients clipped
+/// as `step` says.
+///
+/// Gives the global norm of the gradients before clipping, and of each slot the new values and
+/// moments; the old ones if that norm is not finite.
+pub fn adamw(slots: Vec<Slot>, step: &AdamW) -> (f64, Vec<[Tensor<1>; 3]>) {
+    if !slots.iter().all(|slot| is_fused(&slot.value)) {
+        return compose::adamw(slots, step);
     }
+    profile::timed("adamw", || {
+        let decays: Vec<f64> = slots.iter().map(|slot| slot.weight_decay).collect();
+        let (mut states, gradients): (Vec<_>, Vec<_>) = slots
+            .into_iter()
+            .map(|slot| {
+                let [m, v] = slot.moments;
+                ([slot.value, m, v].map(primitive), primitive(slot.gradient))
+            })
+            .unzip();
+        let values: Vec<_> = gradients.iter().map(flex::floats).collect();
+        let mut slots: Vec<_> = states
+            .iter_mut()
+            .zip(values.iter().zip(decays))
+            .map(|([p, m, v], (g, weight_decay))| adamw::Slot {
+                p: p.storage_mut(),
+                g,
+                m: m.storage_mut(),
+                v: v.storage_mut(),
+                weight_decay,
+            })
+            .collect();
+        let norm = adamw::step(step, &mut slots);
+        drop(slots);
+        drop(values);
+        gradients.into_iter().for_each(pool::give);
+        let states = states.into_iter();
+        let tensors = states.map(|state| state.map(Tensor::from_primitive::<Flex>));
+        (norm, tensors.collect())
+    })
 }
 
 /// `Σ x²` in a fixed order.

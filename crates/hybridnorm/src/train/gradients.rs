@@ -6,8 +6,7 @@ use burn::module::Module;
 use burn::tensor::{Gradients, Int, Tensor};
 
 use crate::model::{Decoder, LossOptions, Recompute, params};
-use crate::ops::{self, profile};
-use crate::tensors;
+use crate::ops::profile;
 
 /// Summed gradients by parameter name, flattened, outside any graph.
 #[derive(Debug, Default)]
@@ -103,24 +102,11 @@ impl GradientSum {
         self.0.remove(name)
     }
 
-    /// Names of parameters that got no gradient, or one that is not finite.
-    pub fn broken(&self, model: &Decoder) -> Vec<String> {
-        params::names(model)
-            .into_iter()
-            .filter(|name| match self.0.get(name) {
-                Some(gradient) => !tensors::is_finite(gradient),
-                None => true,
-            })
-            .collect()
-    }
-
-    /// Global L2 norm, summed in the order of names.
-    pub fn norm(&self) -> f64 {
-        self.0
-            .values()
-            .map(|gradient| ops::sum_squares(gradient.clone()))
-            .sum::<f64>()
-            .sqrt()
+    /// Names of parameters that got no gradient.
+    pub fn missing(&self, model: &Decoder) -> Vec<String> {
+        let mut names = params::names(model);
+        names.retain(|name| !self.0.contains_key(name));
+        names
     }
 
     /// The gradient of a parameter on the host.

@@ -11,7 +11,7 @@ use crate::model::{
     Decoder,
     params::{self, Kind, Values},
 };
-use crate::ops::{self, AdamW};
+use crate::ops::{self, AdamW, Slot};
 use crate::tensors::{self, Handle};
 
 /// `[optimizer]`: how weights are updated.
@@ -131,48 +131,59 @@ impl Optimizer {
         self.updates
     }
 
-    /// Applies one update with learning rate `lr`; `grad_norm` is the gradients' global norm.
-    pub fn step(
-        &mut self,
-        model: Decoder,
-        mut gradients: GradientSum,
-        grad_norm: f64,
-        lr: f64,
-    ) -> Decoder {
-        self.updates += 1;
+    /// Applies one update with learning rate `lr`; gives the model and the gradients' global norm
+    /// before clipping. Nothing is updated if that norm is not finite.
+    pub fn step(&mut self, model: Decoder, mut gradients: GradientSum, lr: f64) -> (Decoder, f64) {
         let (beta1, beta2) = self.config.betas;
-        let exponent = self.updates as f64;
-        let clip = self.config.clip_grad_norm;
-        // As in PyTorch's clip_grad_norm_.
-        let grad_scale = match clip {
-            0.0 => 1.0,
-            _ => (clip / (grad_norm + 1e-6)).min(1.0),
+        let exponent = (self.updates + 1) as f64;
+        let adamw = AdamW {
+            lr,
+            beta1,
+            beta2,
+            eps: self.config.eps,
+            clip: self.config.clip_grad_norm,
+            bias_correction1: (1.0 - beta1.powf(exponent)) as f32,
+            bias_correction2: (1.0 - beta2.powf(exponent)) as f32,
         };
-        params::map(model, |name, tensor| {
+        // Taken out of the model and put back, so that all are updated at once and in place.
+        let mut slots = BTreeMap::new();
+        let mut shapes = BTreeMap::new();
+        let model = params::map(model, |name, tensor| {
             let Some(gradient) = gradients.take(name) else {
                 return tensor;
             };
-            let [m, v] = self.moments.remove(name).expect("a moment per parameter");
-            let decays = self.config.decays(Kind::of(name));
-            let adamw = AdamW {
-                lr,
-                beta1,
-                beta2,
-                eps: self.config.eps,
-                weight_decay: if decays {
-                    self.config.weight_decay
-                } else {
-                    0.0
+            shapes.insert(name.to_owned(), tensor.shape());
+            let (empty, value) = tensor.take();
+            let slot = Slot {
+                value,
+                gradient,
+                moments: self
+                    .moments
+                    .remove(name)
+                    .expect("moments of every parameter"),
+                weight_decay: match self.config.decays(Kind::of(name)) {
+                    true => self.config.weight_decay,
+                    false => 0.0,
                 },
-                bias_correction1: (1.0 - beta1.powf(exponent)) as f32,
-                bias_correction2: (1.0 - beta2.powf(exponent)) as f32,
             };
-            tensor.update(|p| {
-                let (p, m, v) = ops::adamw(p, gradient, m, v, grad_scale as f32, &adamw);
-                self.moments.insert(name.to_owned(), [m, v]);
-                p
-            })
-        })
+            slots.insert(name.to_owned(), slot);
+            empty
+        });
+        let (names, slots): (Vec<String>, Vec<Slot>) = slots.into_iter().unzip();
+        let (norm, updated) = ops::adamw(slots, &adamw);
+        self.updates += u64::from(norm.is_finite());
+        let mut values = BTreeMap::new();
+        for (name, [value, m, v]) in names.into_iter().zip(updated) {
+            self.moments.insert(name.clone(), [m, v]);
+            values.insert(name, value);
+        }
+        let model = params::map(model, |name, tensor| {
+            match values.remove(name).zip(shapes.remove(name)) {
+                Some((value, shape)) => tensor.put(value, shape),
+                None => tensor,
+            }
+        });
+        (model, norm)
     }
 
     /// The name of a moment that is not finite, if there is one.

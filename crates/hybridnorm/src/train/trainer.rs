@@ -339,17 +339,17 @@ impl Trainer {
             instances.extend(batch.instance_ids);
         }
 
-        let grad_norm = gradients.norm();
-        if !(loss.is_finite() && grad_norm.is_finite()) {
-            return Err(self.diverged(step, loss, grad_norm, &instances));
-        }
         if step == 1 {
             self.check_every_gradient(&gradients)?;
         }
         let lr = self.schedule.lr(step as usize);
         // Moved out and back, so that no second owner keeps the update from being in place.
         let model = self.model.take().expect(PRESENT);
-        self.model = Some(self.optimizer.step(model, gradients, grad_norm, lr));
+        let (model, grad_norm) = self.optimizer.step(model, gradients, lr);
+        self.model = Some(model);
+        if !(loss.is_finite() && grad_norm.is_finite()) {
+            return Err(self.diverged(step, loss, grad_norm, &instances));
+        }
 
         let tokens = (self.config.train.batch_size * seq) as u64;
         self.state.step = step;
@@ -450,11 +450,11 @@ impl Trainer {
     }
 
     fn check_every_gradient(&self, gradients: &GradientSum) -> Result<()> {
-        let broken = gradients.broken(self.model());
-        match broken.as_slice() {
+        let missing = gradients.missing(self.model());
+        match missing.as_slice() {
             [] => Ok(()),
             names => Err(Error::Diverged(format!(
-                "step 1: no finite gradient for {}",
+                "step 1: no gradient for {}",
                 names.join(", ")
             ))),
         }

@@ -1,7 +1,7 @@
 //! Ops that touch each number a few times: norms, rotations, activations, sums, the optimizer.
 
 use hybridnorm_kernels::activation::{self, Activation};
-use hybridnorm_kernels::adamw::{self, AdamW};
+use hybridnorm_kernels::adamw::{self, AdamW, Slot};
 use hybridnorm_kernels::norm::{self, Gain, Norm, NormFn};
 use hybridnorm_kernels::qkv::{self, Preparation, QkOrder, QkvPrep, rope_table};
 use hybridnorm_kernels::{elementwise, embedding};
@@ -257,13 +257,23 @@ fn embeddings(shape: &Shape) -> [Case; 2] {
     [forward, backward]
 }
 
+fn slot<'a>(p: &'a mut [f32], g: &'a [f32], m: &'a mut [f32], v: &'a mut [f32]) -> Slot<'a> {
+    Slot {
+        p,
+        g,
+        m,
+        v,
+        weight_decay: 0.1,
+    }
+}
+
 fn optimizer(shape: &Shape) -> [Case; 2] {
     let a = AdamW {
         lr: 1e-3,
         beta1: 0.9,
         beta2: 0.95,
         eps: 1e-8,
-        weight_decay: 0.1,
+        clip: 1.0,
         bias_correction1: 0.5,
         bias_correction2: 0.5,
     };
@@ -276,8 +286,10 @@ fn optimizer(shape: &Shape) -> [Case; 2] {
         problem(
             [g],
             [p, m, v],
-            move |[g], [p, m, v]| adamw::step(&a, 1.0, p, g, m, v),
-            move |[g], [p, m, v]| naive::simple::adamw(&a, p, g, m, v),
+            move |[g], [p, m, v]| {
+                adamw::step(&a, &mut [slot(p, g, m, v)]);
+            },
+            move |[g], [p, m, v]| naive::simple::adamw(&a, slot(p, g, m, v)),
         )
         .in_place()
     });

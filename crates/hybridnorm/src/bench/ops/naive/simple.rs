@@ -1,6 +1,6 @@
 //! Sums, scales, the embedding and the optimizer.
 
-use hybridnorm_kernels::adamw::AdamW;
+use hybridnorm_kernels::adamw::{AdamW, Slot};
 
 use super::add_scaled;
 
@@ -63,15 +63,26 @@ pub fn embedding_backward(ids: &[i32], dy: &[f32], dw: &mut [f32], width: usize)
     }
 }
 
-/// One step in place.
-pub fn adamw(a: &AdamW, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
+/// One step in place on a model of one parameter.
+pub fn adamw(
+    a: &AdamW,
+    Slot {
+        p,
+        g,
+        m,
+        v,
+        weight_decay,
+    }: Slot,
+) {
     let (beta1, beta2) = (a.beta1 as f32, a.beta2 as f32);
+    let scale = a.grad_scale(sum_squares(g).sqrt()) as f32;
     for i in 0..p.len() {
-        m[i] = beta1 * m[i] + (1.0 - beta1) * g[i];
-        v[i] = beta2 * v[i] + (1.0 - beta2) * g[i] * g[i];
+        let g = scale * g[i];
+        m[i] = beta1 * m[i] + (1.0 - beta1) * g;
+        v[i] = beta2 * v[i] + (1.0 - beta2) * g * g;
         let mean = m[i] / a.bias_correction1;
         let root = (v[i] / a.bias_correction2).sqrt();
-        p[i] -= a.lr as f32 * (mean / (root + a.eps as f32) + a.weight_decay as f32 * p[i]);
+        p[i] -= a.lr as f32 * (mean / (root + a.eps as f32) + weight_decay as f32 * p[i]);
     }
 }
 
