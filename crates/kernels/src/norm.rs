@@ -171,6 +171,51 @@ pub fn forward(n: &Norm, x: &[f32], params: &[f32], y: &mut [f32]) {
         });
 }
 
+/// `sum += x`, then [`forward`] from `sum` to `y`, all (rows, width), in one pass: a residual
+/// connection and the norm behind it.
+///
+/// Its gradients are those of [`backward`] at `sum`, the same for both terms.
+pub fn add_forward(n: &Norm, x: &[f32], sum: &mut [f32], params: &[f32], y: &mut [f32]) {
+    n.check_params("norm::add_forward", params);
+    assert_eq!(
+        sum.len() % n.width,
+        0,
+        "norm::add_forward: sum is not made of rows of {}",
+        n.width
+    );
+    assert_eq!(
+        x.len(),
+        sum.len(),
+        "norm::add_forward: x is not as long as sum"
+    );
+    assert_eq!(
+        y.len(),
+        sum.len(),
+        "norm::add_forward: y is not as long as sum"
+    );
+    let p = n.resolve(params);
+    let chunk = rows_per_chunk(sum.len() / n.width, n.width);
+    let size = chunk * n.width;
+    y.par_chunks_mut(size)
+        .zip(sum.par_chunks_mut(size).zip(x.par_chunks(size)))
+        .enumerate()
+        .for_each(|(c, (y, (sum, x)))| {
+            dispatch(
+                #[inline(always)]
+                || {
+                    let sums = sum.chunks_exact_mut(n.width).zip(x.chunks_exact(n.width));
+                    let rows = sums.zip(y.chunks_exact_mut(n.width));
+                    for (r, ((sum, x), y)) in (c * chunk..).zip(rows) {
+                        for (sum, &x) in sum.iter_mut().zip(x) {
+                            *sum += x;
+                        }
+                        forward_row(n, &p, r % n.groups, sum, y);
+                    }
+                },
+            );
+        });
+}
+
 /// Gradients of [`forward`]: from `dy` (rows, width) to `dx` (rows, width) and to `dparams`, which
 /// is laid out like `params` and summed over the rows of each group.
 pub fn backward(
@@ -399,6 +444,10 @@ pub(crate) mod tests {
         let mut y = vec![f32::NAN; len];
         forward(n, &x, &params, &mut y);
         all_close(&y, &naive(n, &wide(&x), &wide(&params)), 2e-6);
+        let (mut halves, mut normed) = (x.iter().map(|x| x / 2.0).collect::<Vec<_>>(), y.clone());
+        normed.fill(f32::NAN);
+        add_forward(n, &halves.clone(), &mut halves, &params, &mut normed);
+        assert_eq!((halves, normed), (x.clone(), y));
         let (mut dx, mut dparams) = (vec![f32::NAN; len], vec![f32::NAN; params.len()]);
         backward(n, &x, &params, &dy, &mut dx, &mut dparams);
         check_gradient(|x| weigh(&naive(n, x, &wide(&params)), &dy), &x, &dx, 1e-5);
@@ -493,7 +542,9 @@ pub(crate) mod tests {
                 let mut dparams = vec![0.0; params.len()];
                 forward(&n, &x, &params, &mut y);
                 backward(&n, &x, &params, &dy, &mut dx, &mut dparams);
-                [y, dx, dparams].concat()
+                let (mut sum, mut normed) = (dy.clone(), vec![0.0; len]);
+                add_forward(&n, &x, &mut sum, &params, &mut normed);
+                [y, dx, dparams, sum, normed].concat()
             });
         }
     }

@@ -8,6 +8,7 @@ use super::cache::LayerCache;
 use super::config::ModelConfig;
 use super::feed_forward::FeedForward;
 use super::init::Initializer;
+use super::stream::Stream;
 use super::sublayer::SubLayer;
 use crate::error::{Error, Result};
 use crate::placement::{BlockSpec, NormSpec, Topology};
@@ -82,21 +83,33 @@ impl Block {
         positions: &Positions,
         cache: Option<&mut LayerCache>,
     ) -> Tensor<3> {
+        self.step(Stream::Whole(x_btd), positions, cache).whole()
+    }
+
+    /// The same, for a block in a row of them.
+    pub(crate) fn step(
+        &self,
+        x: Stream,
+        positions: &Positions,
+        cache: Option<&mut LayerCache>,
+    ) -> Stream {
         let attention = |u| self.attention.forward(u, positions, cache);
         let feed_forward = |u| self.feed_forward.forward(u);
         match self.topology {
             Topology::Sequential => {
-                let y = self.attn.forward(x_btd.clone(), &x_btd, attention);
-                self.ffn.forward(y, &x_btd, feed_forward)
+                let (x, n) = self.attn.normed(x);
+                let y = self.attn.forward(x.clone(), n, &x, attention);
+                let (y, n) = self.ffn.normed(y);
+                self.ffn.forward(y, n, &x, feed_forward)
             }
             Topology::ParallelShared | Topology::ParallelTwo => {
-                let n_attn = self.attn.normed(x_btd.clone());
+                let (x, n_attn) = self.attn.normed(x);
                 let n_ffn = match self.topology {
                     Topology::ParallelShared => n_attn.clone(),
-                    _ => self.ffn.normed(x_btd.clone()),
+                    _ => self.ffn.normed(Stream::Whole(x.clone())).1,
                 };
                 let o = self.attn.branch(n_attn, attention) + self.ffn.branch(n_ffn, feed_forward);
-                self.attn.merge(x_btd, o)
+                self.attn.merge(x, o)
             }
         }
     }

@@ -14,6 +14,7 @@ use super::inventory::inventory;
 use super::norm::{Norm, NormSite};
 use super::recompute::Recompute;
 use super::scale::Scale;
+use super::stream::Stream;
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::ops::{self, LossSpec};
@@ -152,11 +153,11 @@ impl Decoder {
         self.finish(self.through_blocks(ids_bt))
     }
 
-    fn through_blocks(&self, ids_bt: Tensor<2, Int>) -> Tensor<3> {
+    fn through_blocks(&self, ids_bt: Tensor<2, Int>) -> Stream {
         let positions = self.positions(0, ids_bt.dims()[1]);
-        self.blocks.iter().fold(self.embed(ids_bt), |x, block| {
-            block.forward(x, &positions, None)
-        })
+        let x = Stream::Whole(self.embed(ids_bt));
+        let step = |x, block: &Block| block.step(x, &positions, None);
+        self.blocks.iter().fold(x, step)
     }
 
     /// The same for new positions after those in the cache, which grows by them.
@@ -168,9 +169,9 @@ impl Decoder {
         let past = cache.len();
         assert!(past + seq <= cache.capacity(), "the cache is full");
         let positions = self.positions(past, seq);
-        let mut x = self.embed(ids_bt);
+        let mut x = Stream::Whole(self.embed(ids_bt));
         for (block, layer) in self.blocks.iter().zip(&mut cache.layers) {
-            x = block.forward(x, &positions, Some(layer));
+            x = block.step(x, &positions, Some(layer));
         }
         cache.advance(seq);
         self.finish(x)
@@ -207,11 +208,11 @@ impl Decoder {
     /// The same from the stream after the last block.
     pub(crate) fn loss_of(
         &self,
-        x_btd: Tensor<3>,
+        x: Stream,
         targets_bt: Tensor<2, Int>,
         options: LossOptions,
     ) -> Tensor<1> {
-        let hidden = self.finish(x_btd);
+        let hidden = self.finish(x);
         let [b, t, d] = hidden.dims();
         let (hidden, logit_scale) = match self.logit_scale.constant() {
             Some(constant) => (hidden, constant as f32),
@@ -247,11 +248,8 @@ impl Decoder {
         }
     }
 
-    fn finish(&self, x_btd: Tensor<3>) -> Tensor<3> {
-        match &self.final_norm {
-            Some(norm) => norm.forward(x_btd),
-            None => x_btd,
-        }
+    fn finish(&self, x: Stream) -> Tensor<3> {
+        x.normed(&self.final_norm).1
     }
 
     pub(crate) fn positions(&self, past: usize, seq: usize) -> Positions {

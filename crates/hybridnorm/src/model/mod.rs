@@ -18,6 +18,7 @@ mod norm;
 pub mod params;
 mod recompute;
 mod scale;
+mod stream;
 mod sublayer;
 
 pub use attention::{Attention, Positions};
@@ -29,4 +30,5 @@ pub use feed_forward::FeedForward;
 pub use norm::{Norm, NormSite};
 pub use recompute::Recompute;
 pub use scale::Scale;
+pub use stream::Stream;
 pub use sublayer::SubLayer;

@@ -96,6 +96,13 @@ impl Norm {
         ops::norm(x_btd, params, self.op.0)
     }
 
+    /// `s = x + o` and the normalized `s`.
+    pub fn of_sum(&self, x_btd: Tensor<3>, o_btd: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
+        let params = self.params(&x_btd.device());
+        let [s, n] = ops::add_norm(x_btd, o_btd, params, self.op.0);
+        (s, n)
+    }
+
     /// The op's settings.
     pub fn op(&self) -> ops::Norm {
         self.op.0

@@ -5,7 +5,7 @@ use burn::tensor::{Device, Tensor};
 
 use super::norm::{Norm, NormSite};
 use super::scale::Scale;
-use crate::ops;
+use super::stream::Stream;
 use crate::placement::{self, Factor, NormSpec, Skip};
 
 /// Norms, scales and the skip around a function of the stream.
@@ -56,15 +56,15 @@ impl SubLayer {
         }
     }
 
-    /// One step of the stream: `s` the state, `b` the state that entered the block, `g` attention
-    /// or feed-forward. All (b, t, d).
+    /// One step of the stream: `s` the state, `n` what [`SubLayer::normed`] makes of it, `b` the
+    /// state that entered the block, `g` attention or feed-forward. All (b, t, d).
     pub fn forward(
         &self,
         s: Tensor<3>,
+        n: Tensor<3>,
         b: &Tensor<3>,
         g: impl FnOnce(Tensor<3>) -> Tensor<3>,
-    ) -> Tensor<3> {
-        let n = self.normed(s.clone());
+    ) -> Stream {
         let skip = match self.skip {
             Skip::Raw => s,
             Skip::Normed => n.clone(),
@@ -75,26 +75,24 @@ impl SubLayer {
         self.merge(skip, o)
     }
 
-    /// `n = in_norm(s)`
-    pub(super) fn normed(&self, s: Tensor<3>) -> Tensor<3> {
-        apply(&self.in_norm, s)
+    /// `s` and `n = in_norm(s)`
+    pub fn normed(&self, s: Stream) -> (Tensor<3>, Tensor<3>) {
+        s.normed(&self.in_norm)
     }
 
     /// `o = out_scale · out_norm(g(in_scale · n))`
     pub(super) fn branch(&self, n: Tensor<3>, g: impl FnOnce(Tensor<3>) -> Tensor<3>) -> Tensor<3> {
-        let o = g(self.in_scale.forward(n));
-        self.out_scale.forward(apply(&self.out_norm, o))
+        let o = Stream::Whole(g(self.in_scale.forward(n)));
+        let (_, o) = o.normed(&self.out_norm);
+        self.out_scale.forward(o)
     }
 
     /// `s' = post_norm(skip_scale · skip + o)`
-    pub(super) fn merge(&self, skip: Tensor<3>, o: Tensor<3>) -> Tensor<3> {
-        apply(&self.post_norm, ops::add(self.skip_scale.forward(skip), o))
-    }
-}
-
-fn apply(norm: &Option<Norm>, x: Tensor<3>) -> Tensor<3> {
-    match norm {
-        Some(norm) => norm.forward(x),
-        None => x,
+    pub(super) fn merge(&self, skip: Tensor<3>, o: Tensor<3>) -> Stream {
+        let sum = Stream::Sum(self.skip_scale.forward(skip), o);
+        match self.post_norm {
+            Some(_) => Stream::Whole(sum.normed(&self.post_norm).1),
+            None => sum,
+        }
     }
 }

@@ -22,7 +22,7 @@ use hybridnorm_kernels::{
 
 use super::flex::{buffer, floats, ids, last_dim, like, tensor};
 use super::node::node;
-use super::pool::{give, give_all, give_buffer, into_buffer, take};
+use super::pool::{give, give_all, give_buffer, into_buffer, into_elements, take};
 use super::prepared::{Prepared, context};
 
 /// The fused ops as Burn sees them. Use the functions of [`ops`](super) instead.
@@ -31,6 +31,13 @@ pub trait FusedOps: Backend {
     /// See [`ops::norm`](super::norm).
     fn fused_norm(x: FloatTensor<Self>, params: FloatTensor<Self>, spec: Norm)
     -> FloatTensor<Self>;
+    /// See [`ops::add_norm`](super::add_norm).
+    fn fused_add_norm(
+        x: FloatTensor<Self>,
+        o: FloatTensor<Self>,
+        params: FloatTensor<Self>,
+        spec: Norm,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
     /// See [`ops::linear`](super::linear).
     fn fused_linear(x: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self>;
     /// See [`ops::qkv_norm_rope`](super::qkv_norm_rope).
@@ -88,6 +95,17 @@ impl FusedOps for Flex {
         like(y, &x)
     }
 
+    fn fused_add_norm(
+        x: FlexTensor,
+        o: FlexTensor,
+        params: FlexTensor,
+        spec: Norm,
+    ) -> (FlexTensor, FlexTensor) {
+        let (mut sum, mut y) = (into_elements(o), buffer(&x));
+        norm::add_forward(&spec, &floats(&x), &mut sum, &floats(&params), &mut y);
+        (like(sum, &x), like(y, &x))
+    }
+
     fn fused_linear(x: FlexTensor, w: FlexTensor) -> FlexTensor {
         let [o, i] = w.layout().shape().dims();
         let mut shape = x.layout().shape().clone();
@@ -142,15 +160,9 @@ impl FusedOps for Flex {
         y
     }
 
-    fn fused_add(x: FlexTensor, mut y: FlexTensor) -> FlexTensor {
-        if y.is_contiguous()
-            && let Some(sum) = y.try_storage_mut::<f32>()
-        {
-            elementwise::add_to(&floats(&x), sum);
-            return y;
-        }
-        let mut sum = buffer(&x);
-        elementwise::axpby(1.0, &floats(&x), 1.0, &floats(&y), &mut sum);
+    fn fused_add(x: FlexTensor, y: FlexTensor) -> FlexTensor {
+        let mut sum = into_elements(y);
+        elementwise::add_to(&floats(&x), &mut sum);
         like(sum, &x)
     }
 
@@ -197,21 +209,37 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
                 let y = Flex::fused_norm(x.clone(), params.clone(), spec);
                 (y, (x, params))
             },
-            move |(x, params), dy| {
-                let (mut dx, mut dp) = (buffer(&x), buffer(&params));
-                norm::backward(
-                    &spec,
-                    &floats(&x),
-                    &floats(&params),
-                    &floats(&dy),
-                    &mut dx,
-                    &mut dp,
-                );
-                let gradients = [like(dx, &x), like(dp, &params)];
-                give_all([x, params, dy]);
-                gradients
-            },
+            move |kept, dy| norm_backward(&spec, kept, dy),
         )
+    }
+
+    fn fused_add_norm(
+        x: FloatTensor<Self>,
+        o: FloatTensor<Self>,
+        params: FloatTensor<Self>,
+        spec: Norm,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        // Two nodes for the backward pass, whose forward passes are one.
+        let gain = params.primitive().clone();
+        let mut normed = None;
+        let sum = node::<C, _, 2>(
+            "add and norm",
+            [x, o],
+            |[x, o]| {
+                let (sum, y) = Flex::fused_add_norm(x, o, gain, spec);
+                normed = Some(y);
+                (sum, ())
+            },
+            |(), dsum| [dsum.clone(), dsum],
+        );
+        let y = normed.expect("made together with the sum");
+        let y = node::<C, _, 2>(
+            "add and norm",
+            [sum.clone(), params],
+            |kept| (y, kept.into()),
+            move |kept, dy| norm_backward(&spec, kept, dy),
+        );
+        (sum, y)
     }
 
     fn fused_linear(x: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -465,6 +493,21 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
 fn attention_forward(qkv: &FlexTensor, spec: &Attention) -> (FlexTensor, Vec<f32>) {
     let qkv = floats(qkv);
     context(spec, |ctx, lse| attention::forward(spec, &qkv, ctx, lse))
+}
+
+/// Gradients of a norm from what it read and the gradient of what it gave.
+fn norm_backward(
+    spec: &Norm,
+    (x, params): (FlexTensor, FlexTensor),
+    dy: FlexTensor,
+) -> [FlexTensor; 2] {
+    let (mut dx, mut dp) = (buffer(&x), buffer(&params));
+    let (values, p) = (floats(&x), floats(&params));
+    norm::backward(spec, &values, &p, &floats(&dy), &mut dx, &mut dp);
+    let gradients = [like(dx, &x), like(dp, &params)];
+    drop((values, p));
+    give_all([x, params, dy]);
+    gradients
 }
 
 /// `[training loss, cross-entropy]`, both divided as the spec says.

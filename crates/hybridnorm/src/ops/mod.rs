@@ -42,6 +42,27 @@ pub fn norm(x_btd: Tensor<3>, params_p: Tensor<1>, spec: Norm) -> Tensor<3> {
     }
 }
 
+/// `[x + o, norm(x + o)]`: a residual connection and the norm behind it, in one pass on the CPU.
+pub fn add_norm(
+    x_btd: Tensor<3>,
+    o_btd: Tensor<3>,
+    params_p: Tensor<1>,
+    spec: Norm,
+) -> [Tensor<3>; 2] {
+    if is_fused(&x_btd) {
+        let (sum, y) = Dispatch::fused_add_norm(
+            x_btd.into_dispatch(),
+            o_btd.into_dispatch(),
+            params_p.into_dispatch(),
+            spec,
+        );
+        [sum, y].map(Tensor::from_dispatch)
+    } else {
+        let sum = x_btd + o_btd;
+        [sum.clone(), compose::norm(sum, params_p, spec)]
+    }
+}
+
 /// `y = x Wᵀ`, the weight as (out, in).
 pub fn linear(x_bti: Tensor<3>, w_oi: Tensor<2>) -> Tensor<3> {
     if is_fused(&x_bti) {

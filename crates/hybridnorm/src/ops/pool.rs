@@ -10,6 +10,8 @@ use std::sync::{Mutex, PoisonError};
 
 use burn_flex::FlexTensor;
 
+use super::flex::{buffer, floats};
+
 /// Elements from which a buffer is worth keeping.
 const WORTH_KEEPING: usize = 1 << 12;
 
@@ -44,13 +46,28 @@ pub(super) fn into_buffer(x: FlexTensor) -> Vec<f32> {
     reclaim(x).unwrap_or_else(|| take(n))
 }
 
-/// The buffer of a tensor, unless it is shared or the tensor shows a part of it only.
-fn reclaim(x: FlexTensor) -> Option<Vec<f32>> {
-    let whole = x.bytes().len() == 4 * x.layout().num_elements();
-    if !(whole && x.is_unique() && x.is_contiguous()) {
-        return None;
+/// The elements of a tensor, to be changed: in its own buffer if nobody else holds it, else copied.
+pub(super) fn into_elements(x: FlexTensor) -> Vec<f32> {
+    if is_ours(&x) {
+        return into_buffer(x);
     }
-    x.into_data().try_into_vec::<f32>().ok()
+    let mut copy = buffer(&x);
+    copy.copy_from_slice(&floats(&x));
+    copy
+}
+
+/// The buffer of a tensor, if it is ours alone.
+fn reclaim(x: FlexTensor) -> Option<Vec<f32>> {
+    match is_ours(&x) {
+        true => x.into_data().try_into_vec::<f32>().ok(),
+        false => None,
+    }
+}
+
+/// Whether nobody else holds the buffer, and the tensor shows all of it.
+fn is_ours(x: &FlexTensor) -> bool {
+    let is_whole = x.bytes().len() == 4 * x.layout().num_elements();
+    is_whole && x.is_unique() && x.is_contiguous()
 }
 
 /// The same for several tensors.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use burn::module::Module;
 use burn::tensor::{Gradients, Int, Tensor};
 
-use crate::model::{Decoder, LossOptions, Recompute, params};
+use crate::model::{Decoder, LossOptions, Recompute, Stream, params};
 use crate::ops::profile;
 
 /// Summed gradients by parameter name, flattened, outside any graph.
@@ -67,7 +67,7 @@ impl GradientSum {
         // Summed apart, so that a tied embedding's two gradients meet before other batches' do.
         let mut sum = Self::default();
         let last = leaf(last);
-        let losses = model.loss_of(last.clone(), targets_bt, options);
+        let losses = model.loss_of(Stream::Whole(last.clone()), targets_bt, options);
         let values = losses.clone().inner();
         let mut gradients = losses.backward();
         let mut dx = last.grad_remove(&mut gradients).expect(REACHED);

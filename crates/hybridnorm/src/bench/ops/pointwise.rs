@@ -25,6 +25,7 @@ pub fn cases(shape: &Shape) -> Vec<Case> {
     ] {
         cases.extend(norms(op, function, shape.rows(), shape.d_model));
     }
+    cases.push(add_norm(shape.rows(), shape.d_model));
     cases.extend(preparations(shape));
     for (op, act) in [
         ("activation swiglu", Activation::Swiglu),
@@ -39,6 +40,25 @@ pub fn cases(shape: &Shape) -> Vec<Case> {
     cases.extend(embeddings(shape));
     cases.extend(optimizer(shape));
     cases
+}
+
+/// A residual connection and the norm behind it.
+fn add_norm(rows: usize, width: usize) -> Case {
+    let n = with_gain(NormFn::Rms, width);
+    Case::new("add and norm", "forward", ReadWrite, rows, move |rows| {
+        let mut draw = Draw::new();
+        let [x, o] = [(); 2].map(|()| draw.values(rows * width));
+        problem(
+            [x, draw.values(n.params_len())],
+            [o, vec![0.0; rows * width]],
+            move |[x, params], [sum, y]| norm::add_forward(&n, x, sum, params, y),
+            move |[x, params], [sum, y]| {
+                naive::simple::add_to(x, sum);
+                naive::norm::forward(&n, sum, params, y);
+            },
+        )
+        .in_place()
+    })
 }
 
 fn with_gain(function: NormFn, width: usize) -> Norm {
