@@ -12,10 +12,6 @@ use std::ops::Range;
 /// Columns of a panel.
 pub(crate) const PANEL: usize = LANES;
 
-/// Rows of the left side that are multiplied at a time: 6 rows of 16 columns fill the registers of
-/// AVX2 with 12 accumulators, two values of the right side and one of the left.
-const ROWS: usize = 6;
-
 /// One row of a panel.
 pub(crate) type PanelRow = Chunk;
 
@@ -143,107 +139,125 @@ impl<N: Fn(Range<usize>) -> Needed> Chunked for Run<'_, N> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd, const V: usize>(mut self, simd: S) {
-        let (m, n) = (self.product.m, self.product.n);
-        for (p, panel) in self.product.b.chunks_exact(self.product.inner).enumerate() {
-            let columns = p * PANEL..n.min((p + 1) * PANEL);
-            if columns.is_empty() {
-                break;
-            }
-            let mut row = 0;
-            while row < m {
-                let rows = match m - row {
-                    ROWS.. => {
-                        self.block::<S, V, ROWS>(simd, panel, row, &columns);
-                        ROWS
-                    }
-                    4.. => {
-                        self.block::<S, V, 4>(simd, panel, row, &columns);
-                        4
-                    }
-                    2.. => {
-                        self.block::<S, V, 2>(simd, panel, row, &columns);
-                        2
-                    }
-                    _ => {
-                        self.block::<S, V, 1>(simd, panel, row, &columns);
-                        1
-                    }
-                };
-                row += rows;
-            }
+    fn run<S: Simd, const V: usize>(self, simd: S) {
+        // Enough accumulators to hide the latency of a multiply-add, few enough for the registers:
+        // of 32 with vectors of a whole panel row, of 16 otherwise.
+        match V {
+            1 => self.blocks::<S, V, 8, 2>(simd),
+            _ => self.blocks::<S, V, 6, 1>(simd),
         }
     }
 }
 
 impl<N: Fn(Range<usize>) -> Needed> Run<'_, N> {
-    /// `M` rows from `row` on by one panel.
+    /// Goes through blocks of `M` rows and `P` panels, and smaller ones at the edges.
     #[inline(always)]
-    fn block<S: Simd, const V: usize, const M: usize>(
+    fn blocks<S: Simd, const V: usize, const M: usize, const P: usize>(mut self, simd: S) {
+        let m = self.product.m;
+        for first in (0..panels(self.product.n)).step_by(P) {
+            let mut row = 0;
+            while row < m {
+                let rows = match m - row {
+                    rest if rest >= M => self.rows::<S, V, M, P>(simd, row, first),
+                    4.. => self.rows::<S, V, 4, P>(simd, row, first),
+                    2.. => self.rows::<S, V, 2, P>(simd, row, first),
+                    _ => self.rows::<S, V, 1, P>(simd, row, first),
+                };
+                row += rows;
+            }
+        }
+    }
+
+    /// `M` rows from `row` on by as many of `P` panels from `first` on as are needed; gives `M`.
+    #[inline(always)]
+    fn rows<S: Simd, const V: usize, const M: usize, const P: usize>(
         &mut self,
         simd: S,
-        panel: &[PanelRow],
         row: usize,
-        columns: &Range<usize>,
+        first: usize,
+    ) -> usize {
+        let Needed { inner, columns } = (self.needed)(row..row + M);
+        match panels(columns.min(self.product.n)).saturating_sub(first) {
+            0 => (),
+            count if count >= P => self.block::<S, V, M, P>(simd, row, first, inner),
+            _ => self.block::<S, V, M, 1>(simd, row, first, inner),
+        }
+        M
+    }
+
+    /// `M` rows from `row` on by `P` panels from `first` on.
+    #[inline(always)]
+    fn block<S: Simd, const V: usize, const M: usize, const P: usize>(
+        &mut self,
+        simd: S,
+        row: usize,
+        first: usize,
+        inner: Range<usize>,
     ) {
         let product = &mut self.product;
-        let needed = (self.needed)(row..row + M);
-        if columns.start >= needed.columns {
-            return;
+        let mut right: [&[PanelRow]; P] = [&[]; P];
+        for (p, right) in right.iter_mut().enumerate() {
+            *right = &product.b[(first + p) * product.inner..][inner.clone()];
         }
-        let panel = &panel[needed.inner.clone()];
         let stride = product.a.stride;
         // The accumulators are indexed by constants only, or they would not stay in registers.
-        let mut sums = [[simd.splat_f32s(0.0); V]; M];
+        let mut sums = [[[simd.splat_f32s(0.0); V]; P]; M];
         match product.left {
             Left::ByRow => {
                 let a = &product.a.data[row * stride..];
                 let mut rows: [&[f32]; M] = [&[]; M];
                 for i in 0..M {
-                    rows[i] = &a[i * stride..][needed.inner.clone()];
+                    rows[i] = &a[i * stride..][inner.clone()];
                 }
-                for l in 0..panel.len() {
-                    let b = vectors::<S, V>(&panel[l]);
+                for l in 0..inner.len() {
+                    let b = right.map(|right| vectors::<S, V>(&right[l]));
                     for i in 0..M {
                         let a = simd.splat_f32s(rows[i][l]);
-                        for v in 0..V {
-                            sums[i][v] = simd.mul_add_f32s(a, b[v], sums[i][v]);
+                        for p in 0..P {
+                            for v in 0..V {
+                                sums[i][p][v] = simd.mul_add_f32s(a, b[p][v], sums[i][p][v]);
+                            }
                         }
                     }
                 }
             }
             Left::ByColumn => {
-                let a = &product.a.data[needed.inner.start * stride + row..];
-                for (a, b) in a.chunks(stride).zip(panel) {
+                let a = &product.a.data[inner.start * stride + row..];
+                for (l, a) in (0..inner.len()).zip(a.chunks(stride)) {
                     let a: &[f32; M] = a.first_chunk().expect("the left side has M rows here");
-                    let b = vectors::<S, V>(b);
+                    let b = right.map(|right| vectors::<S, V>(&right[l]));
                     for i in 0..M {
                         let a = simd.splat_f32s(a[i]);
-                        for v in 0..V {
-                            sums[i][v] = simd.mul_add_f32s(a, b[v], sums[i][v]);
+                        for p in 0..P {
+                            for v in 0..V {
+                                sums[i][p][v] = simd.mul_add_f32s(a, b[p][v], sums[i][p][v]);
+                            }
                         }
                     }
                 }
             }
         }
-        let c = &mut product.c[row * product.c_stride + columns.start..];
         for i in 0..M {
-            let c = &mut c[i * product.c_stride..][..columns.len()];
-            match <&mut PanelRow>::try_from(&mut *c) {
-                Ok(c) => {
-                    let c = vectors_mut::<S, V>(c);
-                    for v in 0..V {
-                        c[v] = match product.accumulate {
-                            true => simd.add_f32s(c[v], sums[i][v]),
-                            false => sums[i][v],
-                        };
+            for p in 0..P {
+                let start = (first + p) * PANEL;
+                let c = &mut product.c[(row + i) * product.c_stride + start..];
+                let c = &mut c[..PANEL.min(product.n - start)];
+                match <&mut PanelRow>::try_from(&mut *c) {
+                    Ok(c) => {
+                        let c = vectors_mut::<S, V>(c);
+                        for v in 0..V {
+                            c[v] = match product.accumulate {
+                                true => simd.add_f32s(c[v], sums[i][p][v]),
+                                false => sums[i][p][v],
+                            };
+                        }
                     }
-                }
-                Err(_) => {
-                    let mut row = [0.0; PANEL];
-                    S::as_mut_simd_f32s(&mut row).0.copy_from_slice(&sums[i]);
-                    for (c, sum) in c.iter_mut().zip(row) {
-                        *c = if product.accumulate { *c + sum } else { sum };
+                    Err(_) => {
+                        let mut row = [0.0; PANEL];
+                        S::as_mut_simd_f32s(&mut row).0.copy_from_slice(&sums[i][p]);
+                        for (c, sum) in c.iter_mut().zip(row) {
+                            *c = if product.accumulate { *c + sum } else { sum };
+                        }
                     }
                 }
             }
@@ -270,7 +284,14 @@ mod tests {
                 true => (Left::ByColumn, m + padding),
                 false => (Left::ByRow, inner + padding),
             };
-            let a = rng.normal(m.max(inner) * stride);
+            let mut a = rng.normal(m.max(inner) * stride);
+            // Row i sees inner indices up to first + i; the terms beyond are zero.
+            let seen = |i: usize| (first + i + 1).min(inner);
+            for i in 0..m {
+                for l in seen(i)..inner {
+                    a[if by_column { l * stride + i } else { i * stride + l }] = 0.0;
+                }
+            }
             let a_at = |i: usize, l: usize| match left {
                 Left::ByRow => a[i * stride + l],
                 Left::ByColumn => a[l * stride + i],
@@ -288,17 +309,11 @@ mod tests {
                 false => b[l * (width + padding) + j],
             };
             let before = rng.normal(m * (n + padding));
-            // Row i sees inner indices up to first + i; what lies beyond is never read.
-            let seen = |i: usize| (first + i + 1).min(inner);
             let mut want: Vec<f64> = before.iter().map(|&v| f64::from(v)).collect();
             for i in 0..m {
                 for j in 0..n {
                     let sum: f64 = (0..inner)
-                        .map(|l| if l < seen(i / 6 * 6 + 5) || m - i / 6 * 6 < 6 {
-                            f64::from(a_at(i, l)) * f64::from(b_at(l, j))
-                        } else {
-                            0.0
-                        })
+                        .map(|l| f64::from(a_at(i, l)) * f64::from(b_at(l, j)))
                         .sum();
                     let at = i * (n + padding) + j;
                     want[at] = sum + if accumulate { want[at] } else { 0.0 };
@@ -317,7 +332,7 @@ mod tests {
                 accumulate,
             }
             .run(|rows| Needed {
-                inner: 0..if rows.len() < 6 { inner } else { seen(rows.end - 1) },
+                inner: 0..seen(rows.end - 1),
                 columns: n,
             });
             all_close(&c, &want, 1e-5);
@@ -327,29 +342,30 @@ mod tests {
     #[test]
     fn columns_that_nobody_needs_are_left_alone() {
         let b = vec![[1.0; PANEL]; 3 * 2];
-        let mut c = vec![-1.0; 7 * 40];
-        let product = Product {
-            a: Rows {
-                data: &[1.0; 14],
-                stride: 2,
-            },
-            left: Left::ByRow,
-            m: 7,
-            b: &b,
-            inner: 2,
-            n: 40,
-            c: &mut c,
-            c_stride: 40,
-            accumulate: false,
-        };
-        product.run(|rows| Needed {
-            inner: 0..2,
-            columns: if rows.start == 0 { 17 } else { 40 },
-        });
-        for (i, row) in c.chunks(40).enumerate() {
-            let written = if i < 6 { 32 } else { 40 };
-            assert!(row[..written].iter().all(|&v| v == 2.0));
-            assert!(row[written..].iter().all(|&v| v == -1.0));
+        for (needed, written) in [(0, 0), (9, 16), (17, 32), (33, 40), (40, 40)] {
+            let mut c = vec![-1.0; 7 * 40];
+            let product = Product {
+                a: Rows {
+                    data: &[1.0; 14],
+                    stride: 2,
+                },
+                left: Left::ByRow,
+                m: 7,
+                b: &b,
+                inner: 2,
+                n: 40,
+                c: &mut c,
+                c_stride: 40,
+                accumulate: false,
+            };
+            product.run(|_| Needed {
+                inner: 0..2,
+                columns: needed,
+            });
+            for row in c.chunks(40) {
+                assert!(row[..written].iter().all(|&v| v == 2.0), "{needed}");
+                assert!(row[written..].iter().all(|&v| v == -1.0), "{needed}");
+            }
         }
     }
 }
