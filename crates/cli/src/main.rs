@@ -26,7 +26,11 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let console = Console::new(cli.quiet);
     // A panic has been reported by the hook.
-    let Ok(ended) = std::panic::catch_unwind(AssertUnwindSafe(|| run(cli, &console))) else {
+    let ended = std::panic::catch_unwind(AssertUnwindSafe(|| {
+        set_threads(&cli)?;
+        hybridnorm::threads::run(|| run(cli, &console))
+    }));
+    let Ok(ended) = ended else {
         return ExitCode::FAILURE;
     };
     match ended {
@@ -52,14 +56,15 @@ fn defect(panic: &PanicHookInfo<'_>) -> String {
     )
 }
 
-fn run(cli: Cli, console: &Console) -> Result<Ending, Error> {
+fn set_threads(cli: &Cli) -> Result<(), Error> {
     let threads = match cli.threads {
         Some(threads) => Some(threads),
         None => hybridnorm::threads::from_environment()?,
     };
-    if let Some(threads) = threads {
-        hybridnorm::threads::set(threads)?;
-    }
+    hybridnorm::threads::set(threads)
+}
+
+fn run(cli: Cli, console: &Console) -> Result<Ending, Error> {
     match cli.command {
         Command::Quickstart(args) => commands::quickstart::run(args, console),
         Command::Train(args) => commands::train::run(args, console),

@@ -22,20 +22,33 @@ pub fn from_environment() -> Result<Option<usize>> {
     Ok((threads > 0).then_some(threads))
 }
 
-/// Sets the number of threads for the whole process; to be called before anything is computed.
+/// Stack of a thread: as much as a main thread has, whose work [`run`] gives to one of them.
+const STACK: usize = 8 << 20;
+
+/// Sets the number of threads for the whole process, `None` for one per core; to be called before
+/// anything is computed.
 ///
 /// # Errors
 /// If `threads` is 0 or above 1024, or the pool is already running.
-pub fn set(threads: usize) -> Result<()> {
-    if threads == 0 || threads > MOST {
+pub fn set(threads: Option<usize>) -> Result<()> {
+    if let Some(threads) = threads.filter(|threads| !(1..=MOST).contains(threads)) {
         return Err(Error::config(format!(
             "{threads} threads, expected 1 to {MOST}"
         )));
     }
     rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
+        .num_threads(threads.unwrap_or_default())
+        .stack_size(STACK)
         .build_global()
         .map_err(|error| Error::config(format!("cannot set the number of threads: {error}")))
+}
+
+/// Does `work` on one of the threads that compute.
+///
+/// Nothing depends on it but time: an op that is called from another thread waits to be woken when
+/// the threads that compute are done, some hundred times a step.
+pub fn run<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    rayon::scope(|_| work())
 }
 
 /// Number of threads that compute.
