@@ -20,7 +20,7 @@ use commands::Ending;
 use console::Console;
 
 fn main() -> ExitCode {
-    allocator::keep_freed_memory();
+    allocator::set_up();
     std::panic::set_hook(Box::new(|panic| console::to_stderr(&defect(panic))));
     // Wrong usage leaves with 2 from inside clap.
     let cli = Cli::parse();

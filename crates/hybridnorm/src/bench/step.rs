@@ -18,6 +18,9 @@ use crate::model::{Decoder, LossOptions, ModelConfig};
 use crate::ops::profile;
 use crate::train::{Config, GradientSum, Optimizer, OptimizerConfig};
 
+/// Most steps before the measurement, which begins once a step takes no new memory.
+const MOST_WARM_UP: usize = 8;
+
 /// What to measure.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepOptions {
@@ -128,8 +131,12 @@ pub fn step(config: &ModelConfig, options: &StepOptions, device: &Device) -> Res
         }
         Ok(optimizer.step(model, gradients, options.optimizer.lr).0)
     };
-    for _ in 0..2 {
+    for step in 1..=MOST_WARM_UP {
+        let faults = machine::page_faults();
         model = one_step(model)?;
+        if step >= 2 && machine::page_faults() == faults {
+            break;
+        }
     }
     memory::reset_peak();
     let faults = machine::page_faults();

@@ -15,15 +15,27 @@ use super::flex::{buffer, floats};
 /// Elements from which a buffer is worth keeping.
 const WORTH_KEEPING: usize = 1 << 12;
 
+/// Buffers by capacity.
 static SPARE: Mutex<BTreeMap<usize, Vec<Vec<f32>>>> = Mutex::new(BTreeMap::new());
 
 /// A buffer of `n` elements whose content is left over from something else: to be overwritten.
+///
+/// It may be one that is up to half as large again: so the gradients of weights find room where
+/// activations were.
 pub(super) fn take(n: usize) -> Vec<f32> {
-    let spare = match n {
-        ..WORTH_KEEPING => None,
-        _ => spares().get_mut(&n).and_then(Vec::pop),
-    };
-    spare.unwrap_or_else(|| vec![0.0; n])
+    if n < WORTH_KEEPING {
+        return vec![0.0; n];
+    }
+    let spare = spares()
+        .range_mut(n..=n + n / 2)
+        .find_map(|(_, buffers)| buffers.pop());
+    match spare {
+        Some(mut buffer) => {
+            buffer.resize(n, 0.0);
+            buffer
+        }
+        None => vec![0.0; n],
+    }
 }
 
 /// Keeps the buffer of a tensor that is not used any more, unless somebody else holds it.
@@ -35,8 +47,8 @@ pub(super) fn give(x: FlexTensor) {
 
 /// Keeps a buffer.
 pub(super) fn give_buffer(buffer: Vec<f32>) {
-    if buffer.len() >= WORTH_KEEPING {
-        spares().entry(buffer.len()).or_default().push(buffer);
+    if buffer.capacity() >= WORTH_KEEPING {
+        spares().entry(buffer.capacity()).or_default().push(buffer);
     }
 }
 
