@@ -5,6 +5,7 @@
 use crate::gemm::matmul;
 use crate::simd::dots;
 use rayon::prelude::*;
+use std::borrow::Cow;
 
 /// Outputs per task when a single row is multiplied.
 const OUTPUTS_PER_TASK: usize = 64;
@@ -16,20 +17,32 @@ pub fn forward(x: &[f32], w: &[f32], y: &mut [f32], inputs: usize, outputs: usiz
     if n == 1 && inputs > 0 {
         return forward_row(x, w, y, inputs);
     }
+    let (w, stride) = match n >= WORTH_SPREADING && inputs.is_multiple_of(COLLIDING) {
+        true => (Cow::Owned(spread(w, inputs)), inputs + PADDING),
+        false => (Cow::Borrowed(w), inputs),
+    };
+    let (x_strides, w_strides, y_strides) = ((inputs, 1), (1, stride), (outputs, 1));
     matmul(
-        n,
-        outputs,
-        inputs,
-        x,
-        (inputs, 1),
-        w,
-        (1, inputs),
-        y,
-        (outputs, 1),
-        1.0,
-        false,
-        true,
+        n, outputs, inputs, x, x_strides, &w, w_strides, y, y_strides, 1.0, false, true,
     );
+}
+
+/// Rows of weights a multiple of that many values apart share one set of the first cache, where
+/// hardly more than ten of them fit, while a product packs rows of some dozen side by side.
+const COLLIDING: usize = 1024;
+/// Values between rows that lie in different sets.
+const PADDING: usize = 16;
+/// Rows of `x` from which a copy of the weights pays.
+const WORTH_SPREADING: usize = 128;
+
+/// Weights with their rows [`PADDING`] values further apart.
+fn spread(w: &[f32], inputs: usize) -> Vec<f32> {
+    let stride = inputs + PADDING;
+    let mut out = vec![0.0; w.len() / inputs * stride];
+    out.par_chunks_exact_mut(stride)
+        .zip(w.par_chunks_exact(inputs))
+        .for_each(|(out, w)| out[..inputs].copy_from_slice(w));
+    out
 }
 
 /// One row is bound by reading the weights: each output is a dot product, several side by side.
@@ -151,6 +164,20 @@ mod tests {
         let mut y = vec![0.0; 700];
         forward(&x, &w, &mut y, 130, 700);
         all_close(&y, &naive(&wide(&x), &wide(&w), 130), 1e-5);
+    }
+
+    #[test]
+    fn colliding_rows_change_no_bit() {
+        let (n, i, o) = (WORTH_SPREADING, COLLIDING, 70);
+        let mut rng = Rng::new(15);
+        let (x, w) = (rng.normal(n * i), rng.normal(o * i));
+        let (mut y, mut want) = (vec![f32::NAN; n * o], vec![f32::NAN; n * o]);
+        forward(&x, &w, &mut y, i, o);
+        let (x_strides, w_strides, y_strides) = ((i, 1), (1, i), (o, 1));
+        matmul(
+            n, o, i, &x, x_strides, &w, w_strides, &mut want, y_strides, 1.0, false, true,
+        );
+        assert_eq!(y, want);
     }
 
     #[test]
