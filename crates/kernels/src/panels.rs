@@ -224,7 +224,8 @@ impl<N: Fn(Range<usize>) -> Needed> Run<'_, N> {
             Left::ByColumn => {
                 let a = &product.a.data[inner.start * stride + row..];
                 for (l, a) in (0..inner.len()).zip(a.chunks(stride)) {
-                    let a: &[f32; M] = a.first_chunk().expect("the left side has M rows here");
+                    // A panic here would keep the accumulators from their registers.
+                    let Some(a) = a.first_chunk::<M>() else { break };
                     let b = right.map(|right| vectors::<S, V>(&right[l]));
                     for i in 0..M {
                         let a = simd.splat_f32s(a[i]);
