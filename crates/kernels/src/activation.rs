@@ -53,8 +53,9 @@ pub fn forward(act: Activation, x: &[f32], y: &mut [f32], f: usize) {
         });
 }
 
-/// `dx`, shaped like the `x` of [`forward`], from `dy` (n, f).
-pub fn backward(act: Activation, x: &[f32], dy: &[f32], dx: &mut [f32], f: usize) {
+/// `dx`, shaped like the `x` of [`forward`], from `dy` (n, f), which then becomes the `y` of
+/// [`forward`]: who did not keep it gets it here for little more.
+pub fn backward(act: Activation, x: &[f32], dy: &mut [f32], dx: &mut [f32], f: usize) {
     check_lengths("activation::backward", act, x.len(), dy.len(), f);
     assert_eq!(
         dx.len(),
@@ -63,7 +64,7 @@ pub fn backward(act: Activation, x: &[f32], dy: &[f32], dx: &mut [f32], f: usize
     );
     let chunk = rows_per_chunk(dy.len() / f, f);
     let wide = chunk * act.inputs(f);
-    let inputs = x.par_chunks(wide).zip(dy.par_chunks(chunk * f));
+    let inputs = x.par_chunks(wide).zip(dy.par_chunks_mut(chunk * f));
     dx.par_chunks_mut(wide)
         .zip(inputs)
         .for_each(|(dx, (x, dy))| {
@@ -72,10 +73,8 @@ pub fn backward(act: Activation, x: &[f32], dy: &[f32], dx: &mut [f32], f: usize
                 || match act {
                     Activation::Swiglu => backward_gated(x, dy, dx, f, sigmoid, silu_slope),
                     Activation::Geglu => backward_gated(x, dy, dx, f, gelu_factor, gelu_slope),
-                    Activation::Gelu => {
-                        backward_plain(x, dy, dx, |x| gelu_slope(x, gelu_factor(x)))
-                    }
-                    Activation::Relu2 => backward_plain(x, dy, dx, |x| 2.0 * relu(x)),
+                    Activation::Gelu => backward_plain(x, dy, dx, gelu_factor, gelu_slope),
+                    Activation::Relu2 => backward_plain(x, dy, dx, relu, |_, r| 2.0 * r),
                 },
             );
         });
@@ -92,6 +91,9 @@ fn check_lengths(name: &str, act: Activation, x: usize, y: usize, f: usize) {
     let inputs = act.inputs(f);
     assert_eq!(x, rows * inputs, "{name}: x is not ({rows}, {inputs})");
 }
+
+/// Values that the backward pass takes through all its loops while they are in the first cache.
+const PIECE: usize = 512;
 
 // Each activation is `x * factor(x)`, and its slope follows from x and the factor.
 
@@ -115,35 +117,64 @@ fn forward_plain(x: &[f32], y: &mut [f32], factor: impl Fn(f32) -> f32) {
 #[inline(always)]
 fn backward_gated(
     x: &[f32],
-    dy: &[f32],
+    dy: &mut [f32],
     dx: &mut [f32],
     f: usize,
     factor: impl Fn(f32) -> f32,
     slope: impl Fn(f32, f32) -> f32,
 ) {
-    let inputs = x.chunks_exact(2 * f).zip(dy.chunks_exact(f));
+    let mut factors = [0.0; PIECE];
+    let inputs = x.chunks_exact(2 * f).zip(dy.chunks_exact_mut(f));
     for ((x, dy), dx) in inputs.zip(dx.chunks_exact_mut(2 * f)) {
         let (gate, up) = x.split_at(f);
         let (dgate, dup) = dx.split_at_mut(f);
-        // Three loops with one output each: a loop with both outputs is not vectorized. The
-        // factors wait in the place of `dup`.
-        for (factors, &gate) in dup.iter_mut().zip(gate) {
-            *factors = factor(gate);
-        }
-        let inputs = gate.iter().zip(up).zip(dy);
-        for ((dgate, &factor), ((&gate, &up), &dy)) in dgate.iter_mut().zip(&*dup).zip(inputs) {
-            *dgate = dy * up * slope(gate, factor);
-        }
-        for ((dup, &gate), &dy) in dup.iter_mut().zip(gate).zip(dy) {
-            *dup *= dy * gate;
+        let gates = gate.chunks(PIECE).zip(dgate.chunks_mut(PIECE));
+        let ups = up.chunks(PIECE).zip(dup.chunks_mut(PIECE));
+        // Loops with one output each: one with several is not vectorized.
+        for (((gate, dgate), (up, dup)), dy) in gates.zip(ups).zip(dy.chunks_mut(PIECE)) {
+            let factors = &mut factors[..gate.len()];
+            for (factors, &gate) in factors.iter_mut().zip(gate) {
+                *factors = factor(gate);
+            }
+            let inputs = gate.iter().zip(up).zip(&*dy);
+            for ((dgate, &factor), ((&gate, &up), &dy)) in
+                dgate.iter_mut().zip(&*factors).zip(inputs)
+            {
+                *dgate = dy * up * slope(gate, factor);
+            }
+            let inputs = gate.iter().zip(&*dy);
+            for ((dup, &factor), (&gate, &dy)) in dup.iter_mut().zip(&*factors).zip(inputs) {
+                *dup = factor * (dy * gate);
+            }
+            let inputs = gate.iter().zip(up);
+            for ((y, &factor), (&gate, &up)) in dy.iter_mut().zip(&*factors).zip(inputs) {
+                *y = gate * factor * up;
+            }
         }
     }
 }
 
 #[inline(always)]
-fn backward_plain(x: &[f32], dy: &[f32], dx: &mut [f32], slope: impl Fn(f32) -> f32) {
-    for ((dx, &x), &dy) in dx.iter_mut().zip(x).zip(dy) {
-        *dx = dy * slope(x);
+fn backward_plain(
+    x: &[f32],
+    dy: &mut [f32],
+    dx: &mut [f32],
+    factor: impl Fn(f32) -> f32,
+    slope: impl Fn(f32, f32) -> f32,
+) {
+    let mut factors = [0.0; PIECE];
+    let inputs = x.chunks(PIECE).zip(dy.chunks_mut(PIECE));
+    for ((x, dy), dx) in inputs.zip(dx.chunks_mut(PIECE)) {
+        let factors = &mut factors[..x.len()];
+        for (factors, &x) in factors.iter_mut().zip(x) {
+            *factors = factor(x);
+        }
+        for ((dx, &factor), (&x, &dy)) in dx.iter_mut().zip(&*factors).zip(x.iter().zip(&*dy)) {
+            *dx = dy * slope(x, factor);
+        }
+        for ((y, &factor), &x) in dy.iter_mut().zip(&*factors).zip(x) {
+            *y = x * factor;
+        }
     }
 }
 
@@ -224,8 +255,9 @@ mod tests {
             let mut y = vec![f32::NAN; n * f];
             forward(act, &x, &mut y, f);
             all_close(&y, &naive(act, &wide(&x), f), 1e-6);
-            let mut dx = vec![f32::NAN; x.len()];
-            backward(act, &x, &dy, &mut dx, f);
+            let (mut dx, mut again) = (vec![f32::NAN; x.len()], dy.clone());
+            backward(act, &x, &mut again, &mut dx, f);
+            prop_assert_eq!(again, y);
             check_gradient(|x| weigh(&naive(act, x, f), &dy), &x, &dx, 1e-5);
         }
     }
@@ -237,7 +269,7 @@ mod tests {
             let x: Vec<f32> = x.iter().flat_map(|&v| vec![v; act.inputs(1)]).collect();
             let (mut y, mut dx) = (vec![0.0; 4], vec![0.0; x.len()]);
             forward(act, &x, &mut y, 1);
-            backward(act, &x, &[1.0; 4], &mut dx, 1);
+            backward(act, &x, &mut [1.0; 4], &mut dx, 1);
             assert!(
                 y.iter().chain(&dx).all(|v| v.is_finite()),
                 "{act:?}: {y:?} {dx:?}"
@@ -252,9 +284,8 @@ mod tests {
             let mut rng = Rng::new(31);
             let (x, dy) = (rng.normal(n * act.inputs(f)), rng.normal(n * f));
             same_bits_on_any_pool(|| {
-                let (mut y, mut dx) = (vec![0.0; n * f], vec![0.0; x.len()]);
-                forward(act, &x, &mut y, f);
-                backward(act, &x, &dy, &mut dx, f);
+                let (mut y, mut dx) = (dy.clone(), vec![0.0; x.len()]);
+                backward(act, &x, &mut y, &mut dx, f);
                 [y, dx].concat()
             });
         }

@@ -238,8 +238,8 @@ impl<N: Fn(Range<usize>) -> Needed> Run<'_, N> {
                 }
             }
         }
-        for i in 0..M {
-            for p in 0..P {
+        for (i, sums) in sums.iter().enumerate() {
+            for (p, sums) in sums.iter().enumerate() {
                 let start = (first + p) * PANEL;
                 let c = &mut product.c[(row + i) * product.c_stride + start..];
                 let c = &mut c[..PANEL.min(product.n - start)];
@@ -248,14 +248,14 @@ impl<N: Fn(Range<usize>) -> Needed> Run<'_, N> {
                         let c = vectors_mut::<S, V>(c);
                         for v in 0..V {
                             c[v] = match product.accumulate {
-                                true => simd.add_f32s(c[v], sums[i][p][v]),
-                                false => sums[i][p][v],
+                                true => simd.add_f32s(c[v], sums[v]),
+                                false => sums[v],
                             };
                         }
                     }
                     Err(_) => {
                         let mut row = [0.0; PANEL];
-                        S::as_mut_simd_f32s(&mut row).0.copy_from_slice(&sums[i][p]);
+                        S::as_mut_simd_f32s(&mut row).0.copy_from_slice(sums);
                         for (c, sum) in c.iter_mut().zip(row) {
                             *c = if product.accumulate { *c + sum } else { sum };
                         }

@@ -7,6 +7,7 @@ use crate::ops;
 
 /// The stream (b, t, d). A sum is added up by whoever reads it, since a norm does so on its way.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one of them at a time")]
 pub enum Stream {
     /// The values.
     Whole(Tensor<3>),

@@ -22,7 +22,7 @@ use hybridnorm_kernels::{
 
 use super::flex::{buffer, floats, ids, last_dim, like, tensor};
 use super::node::node;
-use super::pool::{give, give_all, give_buffer, into_buffer, into_elements, take};
+use super::pool::{give, give_all, give_buffer, into_elements, take};
 use super::prepared::{Prepared, context};
 
 /// The fused ops as Burn sees them. Use the functions of [`ops`](super) instead.
@@ -358,15 +358,14 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
             },
             move |(x, w), dy| {
                 let [o, f] = w.layout().shape().dims();
-                let hidden = Flex::fused_activation(x.clone(), act);
-                let mut dw = buffer(&w);
-                linear::backward_weight(&floats(&dy), &floats(&hidden), &mut dw, f, o);
-                // What is hidden is not needed any more, and as large as its gradient.
-                let mut dhidden = into_buffer(hidden);
-                linear::backward_input(&floats(&dy), &floats(&w), &mut dhidden, f, o);
-                let mut dx = buffer(&x);
-                activation::backward(act, &floats(&x), &dhidden, &mut dx, f);
-                give_buffer(dhidden);
+                let rows = dy.layout().num_elements() / o;
+                // Its gradient first, then what is hidden.
+                let mut hidden = take(rows * f);
+                linear::backward_input(&floats(&dy), &floats(&w), &mut hidden, f, o);
+                let (mut dx, mut dw) = (buffer(&x), buffer(&w));
+                activation::backward(act, &floats(&x), &mut hidden, &mut dx, f);
+                linear::backward_weight(&floats(&dy), &hidden, &mut dw, f, o);
+                give_buffer(hidden);
                 let gradients = [like(dx, &x), like(dw, &w)];
                 give_all([x, w, dy]);
                 gradients
@@ -389,10 +388,12 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
             [x],
             |[x]| (Flex::fused_activation(x.clone(), act), x),
             move |x, dy| {
-                let mut dx = buffer(&x);
-                activation::backward(act, &floats(&x), &floats(&dy), &mut dx, last_dim(&dy));
+                let (f, mut dx) = (last_dim(&dy), buffer(&x));
+                let mut dy = into_elements(dy);
+                activation::backward(act, &floats(&x), &mut dy, &mut dx, f);
+                give_buffer(dy);
                 let gradients = [like(dx, &x)];
-                give_all([x, dy]);
+                give(x);
                 gradients
             },
         )

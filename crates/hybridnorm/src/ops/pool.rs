@@ -40,8 +40,8 @@ pub(super) fn take(n: usize) -> Vec<f32> {
 
 /// Keeps the buffer of a tensor that is not used any more, unless somebody else holds it.
 pub(super) fn give(x: FlexTensor) {
-    if let Some(buffer) = reclaim(x) {
-        give_buffer(buffer);
+    if is_ours(&x) {
+        give_buffer(into_elements(x));
     }
 }
 
@@ -52,28 +52,15 @@ pub(super) fn give_buffer(buffer: Vec<f32>) {
     }
 }
 
-/// The buffer of a tensor that nobody else holds, or another one of that size.
-pub(super) fn into_buffer(x: FlexTensor) -> Vec<f32> {
-    let n = x.layout().num_elements();
-    reclaim(x).unwrap_or_else(|| take(n))
-}
-
 /// The elements of a tensor, to be changed: in its own buffer if nobody else holds it, else copied.
 pub(super) fn into_elements(x: FlexTensor) -> Vec<f32> {
     if is_ours(&x) {
-        return into_buffer(x);
+        let elements = x.into_data().try_into_vec::<f32>();
+        return elements.expect("every tensor here is f32");
     }
     let mut copy = buffer(&x);
     copy.copy_from_slice(&floats(&x));
     copy
-}
-
-/// The buffer of a tensor, if it is ours alone.
-fn reclaim(x: FlexTensor) -> Option<Vec<f32>> {
-    match is_ours(&x) {
-        true => x.into_data().try_into_vec::<f32>().ok(),
-        false => None,
-    }
 }
 
 /// Whether nobody else holds the buffer, and the tensor shows all of it.

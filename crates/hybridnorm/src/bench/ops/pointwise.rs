@@ -57,7 +57,7 @@ fn add_norm(rows: usize, width: usize) -> Case {
                 naive::norm::forward(&n, sum, params, y);
             },
         )
-        .in_place()
+        .work(4.0 * F32 * (rows * width) as f64)
     })
 }
 
@@ -173,11 +173,15 @@ fn activations(op: &'static str, act: Activation, rows: usize, f: usize) -> [Cas
         let mut draw = Draw::new();
         let wide = rows * act.inputs(f);
         problem(
-            [draw.values(wide), draw.values(rows * f)],
-            [vec![0.0; wide]],
-            move |[x, dy], [dx]| activation::backward(act, x, dy, dx, f),
-            move |[x, dy], [dx]| naive::activation::backward(act, x, dy, dx, f),
+            [draw.values(wide)],
+            [draw.values(rows * f), vec![0.0; wide]],
+            move |[x], [dy, dx]| activation::backward(act, x, dy, dx, f),
+            move |[x], [dy, dx]| {
+                naive::activation::backward(act, x, dy, dx, f);
+                naive::activation::forward(act, x, dy, f);
+            },
         )
+        .work(2.0 * F32 * (wide + rows * f) as f64)
     });
     [forward, backward]
 }
