@@ -60,7 +60,13 @@ fn a_step_is_measured_with_a_model_and_a_batch_alone() {
         assert!(number("page_faults_per_step") >= 0.0);
     }
     let ops = found["seconds_by_op"].as_object().unwrap();
-    for op in ["linear", "attention", "head and loss", "adamw", "other"] {
+    for op in [
+        "linear",
+        "attention",
+        "head and loss",
+        "gradient norm and adamw",
+        "other",
+    ] {
         assert!(ops.contains_key(op), "{op}: {found}");
     }
     assert!(lab.ok(&args("step", &[])).contains("tokens/s"));

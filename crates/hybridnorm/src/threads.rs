@@ -40,7 +40,7 @@ pub fn set(threads: Option<usize>) -> Result<()> {
         .num_threads(threads.unwrap_or_default())
         .stack_size(STACK)
         .build_global()
-        .map_err(|error| Error::config(format!("cannot set the number of threads: {error}")))
+        .map_err(|error| Error::External(format!("cannot start threads to compute with: {error}")))
 }
 
 /// Does `work` on one of the threads that compute.

@@ -284,9 +284,11 @@ mod tests {
             let mut rng = Rng::new(31);
             let (x, dy) = (rng.normal(n * act.inputs(f)), rng.normal(n * f));
             same_bits_on_any_pool(|| {
-                let (mut y, mut dx) = (dy.clone(), vec![0.0; x.len()]);
-                backward(act, &x, &mut y, &mut dx, f);
-                [y, dx].concat()
+                let (mut y, mut dx) = (vec![0.0; n * f], vec![0.0; x.len()]);
+                forward(act, &x, &mut y, f);
+                let mut again = dy.clone();
+                backward(act, &x, &mut again, &mut dx, f);
+                [y, again, dx].concat()
             });
         }
     }

@@ -1,27 +1,8 @@
-//! Sums of scaled tensors, and learned scales of channels or of whole heads.
+//! Sums, and learned scales of channels or of whole heads.
 
 use crate::parallel::{ELEMENTS, rows_per_chunk, sum_partials};
 use crate::simd::dispatch;
 use rayon::prelude::*;
-
-/// `out = a x + b y`, all of one length.
-pub fn axpby(a: f32, x: &[f32], b: f32, y: &[f32], out: &mut [f32]) {
-    assert_eq!(x.len(), out.len(), "axpby: x is not as long as out");
-    assert_eq!(y.len(), out.len(), "axpby: y is not as long as out");
-    let inputs = x.par_chunks(ELEMENTS).zip(y.par_chunks(ELEMENTS));
-    out.par_chunks_mut(ELEMENTS)
-        .zip(inputs)
-        .for_each(|(out, (x, y))| {
-            dispatch(
-                #[inline(always)]
-                || {
-                    for ((out, &x), &y) in out.iter_mut().zip(x).zip(y) {
-                        *out = a * x + b * y;
-                    }
-                },
-            );
-        });
-}
 
 /// `sum += x`, both of one length.
 pub fn add_to(x: &[f32], sum: &mut [f32]) {
@@ -169,17 +150,6 @@ mod tests {
             check_gradient(|x| weigh(&naive(x, &wide(&s), repeat), &dy), &x, &dx, 1e-5);
             check_gradient(|s| weigh(&naive(&wide(&x), s, repeat), &dy), &s, &ds, 1e-5);
         }
-
-        #[test]
-        fn axpby_matches_the_reference(len in 0usize..100, a in -2f32..2.0, b in -2f32..2.0) {
-            let mut rng = Rng::new(62);
-            let (x, y) = (rng.normal(len), rng.normal(len));
-            let mut out = vec![f32::NAN; len];
-            axpby(a, &x, b, &y, &mut out);
-            let want: Vec<f64> = wide(&x).iter().zip(wide(&y))
-                .map(|(x, y)| f64::from(a) * x + f64::from(b) * y).collect();
-            all_close(&out, &want, 1e-6);
-        }
     }
 
     #[test]
@@ -189,12 +159,12 @@ mod tests {
         let len = n * width;
         let (x, s, dy) = (rng.normal(len), rng.normal(width / repeat), rng.normal(len));
         same_bits_on_any_pool(|| {
-            let (mut y, mut z, mut dx) = (vec![0.0; len], vec![0.0; len], vec![0.0; len]);
+            let (mut y, mut sum, mut dx) = (vec![0.0; len], dy.clone(), vec![0.0; len]);
             let mut ds = vec![0.0; s.len()];
             scale_columns(&x, &s, repeat, &mut y);
-            axpby(0.3, &x, 1.1, &y, &mut z);
+            add_to(&x, &mut sum);
             scale_columns_backward(&x, &s, repeat, &dy, &mut dx, &mut ds);
-            [y, z, dx, ds].concat()
+            [y, sum, dx, ds].concat()
         });
     }
 }

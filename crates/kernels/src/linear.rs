@@ -17,7 +17,8 @@ pub fn forward(x: &[f32], w: &[f32], y: &mut [f32], inputs: usize, outputs: usiz
     if n == 1 && inputs > 0 {
         return forward_row(x, w, y, inputs);
     }
-    let (w, stride) = match n >= WORTH_SPREADING && inputs.is_multiple_of(COLLIDING) {
+    let collide = inputs > 0 && inputs.is_multiple_of(COLLIDING);
+    let (w, stride) = match n >= WORTH_SPREADING && collide {
         true => (Cow::Owned(spread(w, inputs)), inputs + PADDING),
         false => (Cow::Borrowed(w), inputs),
     };
@@ -164,6 +165,13 @@ mod tests {
         let mut y = vec![0.0; 700];
         forward(&x, &w, &mut y, 130, 700);
         all_close(&y, &naive(&wide(&x), &wide(&w), 130), 1e-5);
+    }
+
+    #[test]
+    fn no_inputs_give_zeros() {
+        let mut y = vec![f32::NAN; 2 * WORTH_SPREADING];
+        forward(&[], &[], &mut y, 0, 2);
+        assert!(y.iter().all(|&y| y == 0.0));
     }
 
     #[test]

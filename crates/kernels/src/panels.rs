@@ -140,8 +140,8 @@ impl<N: Fn(Range<usize>) -> Needed> Chunked for Run<'_, N> {
 
     #[inline(always)]
     fn run<S: Simd, const V: usize>(self, simd: S) {
-        // Enough accumulators to hide the latency of a multiply-add, few enough for the registers:
-        // of 32 with vectors of a whole panel row, of 16 otherwise.
+        // Enough accumulators to hide the latency of a multiply-add, few enough to stay in
+        // registers: 16 of the 32 that hold a whole row of a panel each, else 12 of AVX2's 16.
         match V {
             1 => self.blocks::<S, V, 8, 2>(simd),
             _ => self.blocks::<S, V, 6, 1>(simd),
@@ -223,6 +223,11 @@ impl<N: Fn(Range<usize>) -> Needed> Run<'_, N> {
             }
             Left::ByColumn => {
                 let a = &product.a.data[inner.start * stride + row..];
+                let steps = inner.len().saturating_sub(1);
+                assert!(
+                    a.len() >= steps * stride + M,
+                    "panels: the left side is too short"
+                );
                 for (l, a) in (0..inner.len()).zip(a.chunks(stride)) {
                     // A panic here would keep the accumulators from their registers.
                     let Some(a) = a.first_chunk::<M>() else { break };
@@ -272,6 +277,17 @@ mod tests {
     use crate::testing::{Rng, all_close};
     use proptest::prelude::*;
 
+    /// The blocks of machines whose vectors hold a whole row of a panel, on any machine.
+    struct Pairs<'a, N>(Run<'a, N>);
+
+    impl<N: Fn(Range<usize>) -> Needed> Chunked for Pairs<'_, N> {
+        type Output = ();
+
+        fn run<S: Simd, const V: usize>(self, simd: S) {
+            self.0.blocks::<S, V, 8, 2>(simd);
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(96))]
         #[test]
@@ -320,30 +336,39 @@ mod tests {
                     want[at] = sum + if accumulate { want[at] } else { 0.0 };
                 }
             }
-            let mut c = before.clone();
-            Product {
-                a: Rows { data: &a, stride },
-                left,
-                m,
-                b: &packed,
-                inner,
-                n,
-                c: &mut c,
-                c_stride: n + padding,
-                accumulate,
+            let mut found = [before.clone(), before];
+            for (pairs, c) in [false, true].into_iter().zip(&mut found) {
+                let product = Product {
+                    a: Rows { data: &a, stride },
+                    left,
+                    m,
+                    b: &packed,
+                    inner,
+                    n,
+                    c,
+                    c_stride: n + padding,
+                    accumulate,
+                };
+                let needed = |rows: Range<usize>| Needed {
+                    inner: 0..seen(rows.end - 1),
+                    columns: n,
+                };
+                match pairs {
+                    false => product.run(needed),
+                    true => by_chunks(Pairs(Run { product, needed })),
+                }
             }
-            .run(|rows| Needed {
-                inner: 0..seen(rows.end - 1),
-                columns: n,
-            });
-            all_close(&c, &want, 1e-5);
+            all_close(&found[0], &want, 1e-5);
+            prop_assert_eq!(&found[0], &found[1]);
         }
     }
 
     #[test]
     fn columns_that_nobody_needs_are_left_alone() {
         let b = vec![[1.0; PANEL]; 3 * 2];
-        for (needed, written) in [(0, 0), (9, 16), (17, 32), (33, 40), (40, 40)] {
+        let cases = [(0, 0), (9, 16), (17, 32), (33, 40), (40, 40)];
+        let cases = cases.into_iter().flat_map(|c| [(c, false), (c, true)]);
+        for ((needed, written), pairs) in cases {
             let mut c = vec![-1.0; 7 * 40];
             let product = Product {
                 a: Rows {
@@ -359,13 +384,17 @@ mod tests {
                 c_stride: 40,
                 accumulate: false,
             };
-            product.run(|_| Needed {
+            let needed = |_| Needed {
                 inner: 0..2,
                 columns: needed,
-            });
+            };
+            match pairs {
+                false => product.run(needed),
+                true => by_chunks(Pairs(Run { product, needed })),
+            }
             for row in c.chunks(40) {
-                assert!(row[..written].iter().all(|&v| v == 2.0), "{needed}");
-                assert!(row[written..].iter().all(|&v| v == -1.0), "{needed}");
+                assert!(row[..written].iter().all(|&v| v == 2.0), "{written}");
+                assert!(row[written..].iter().all(|&v| v == -1.0), "{written}");
             }
         }
     }

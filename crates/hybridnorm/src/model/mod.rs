@@ -30,5 +30,5 @@ pub use feed_forward::FeedForward;
 pub use norm::{Norm, NormSite};
 pub use recompute::Recompute;
 pub use scale::Scale;
-pub use stream::Stream;
+pub(crate) use stream::Stream;
 pub use sublayer::SubLayer;

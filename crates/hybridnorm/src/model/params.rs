@@ -188,8 +188,8 @@ impl AnyTensor {
         }
     }
 
-    /// The elements as a vector outside the graph that nobody else holds, and an empty tensor to
-    /// stand in their place until [`AnyTensor::put`].
+    /// The elements as a vector outside the graph, and an empty tensor to stand in their place until
+    /// [`AnyTensor::put`]: so the model holds them no more, and they can be changed where they are.
     pub fn take(self) -> (Self, Tensor<1>) {
         let n = self.shape().num_elements();
         match self {
@@ -206,6 +206,11 @@ impl AnyTensor {
 
     /// Elements in that shape in place of what is here; a fresh leaf of the graph if this was one.
     pub fn put(self, flat: Tensor<1>, shape: Shape) -> Self {
+        assert_eq!(
+            flat.dims()[0],
+            shape.num_elements(),
+            "as many as were taken"
+        );
         let back = |x: Tensor<1>, autodiff| if autodiff { x.autodiff() } else { x };
         match self {
             Self::Vector(x) => Self::Vector(back(flat, x.is_autodiff())),

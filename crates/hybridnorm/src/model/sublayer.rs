@@ -10,7 +10,7 @@ use crate::placement::{self, Factor, NormSpec, Skip};
 
 /// Norms, scales and the skip around a function of the stream.
 ///
-/// See [`placement::spec`] for the rule; [`SubLayer::forward`] is that rule.
+/// See [`placement::spec`] for the rule: `normed`, `branch` and `merge` are its lines.
 #[derive(Module, Debug)]
 pub struct SubLayer {
     /// Norm before the function.
@@ -56,9 +56,9 @@ impl SubLayer {
         }
     }
 
-    /// One step of the stream: `s` the state, `n` what [`SubLayer::normed`] makes of it, `b` the
+    /// One step of the stream: `s` the state, `n` what `normed` makes of it, `b` the
     /// state that entered the block, `g` attention or feed-forward. All (b, t, d).
-    pub fn forward(
+    pub(super) fn forward(
         &self,
         s: Tensor<3>,
         n: Tensor<3>,
@@ -76,7 +76,7 @@ impl SubLayer {
     }
 
     /// `s` and `n = in_norm(s)`
-    pub fn normed(&self, s: Stream) -> (Tensor<3>, Tensor<3>) {
+    pub(super) fn normed(&self, s: Stream) -> (Tensor<3>, Tensor<3>) {
         s.normed(&self.in_norm)
     }
 

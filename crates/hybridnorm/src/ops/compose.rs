@@ -11,7 +11,7 @@ use hybridnorm_kernels::{
     qkv::{QkOrder, QkvPrep},
 };
 
-use super::Slot;
+use super::Update;
 
 /// See [`ops::norm`](super::norm()).
 pub fn norm(x_btd: Tensor<3>, params_p: Tensor<1>, spec: Norm) -> Tensor<3> {
@@ -229,7 +229,7 @@ pub fn linear_cross_entropy(
 }
 
 /// See [`ops::adamw`](super::adamw()).
-pub fn adamw(slots: Vec<Slot>, step: &AdamW) -> (f64, Vec<[Tensor<1>; 3]>) {
+pub fn adamw(slots: Vec<Update>, step: &AdamW) -> (f64, Vec<[Tensor<1>; 3]>) {
     let squares = slots.iter().map(|slot| sum_squares(slot.gradient.clone()));
     let norm = squares.sum::<f64>().sqrt();
     let AdamW {
@@ -240,7 +240,7 @@ pub fn adamw(slots: Vec<Slot>, step: &AdamW) -> (f64, Vec<[Tensor<1>; 3]>) {
         ..
     } = *step;
     let [correction1, correction2] = [step.bias_correction1, step.bias_correction2].map(f64::from);
-    let update = |slot: Slot| {
+    let update = |slot: Update| {
         let (p, [m, v]) = (slot.value, slot.moments);
         if !norm.is_finite() {
             return [p, m, v];
@@ -258,4 +258,51 @@ pub fn adamw(slots: Vec<Slot>, step: &AdamW) -> (f64, Vec<[Tensor<1>; 3]>) {
 /// See [`ops::sum_squares`](super::sum_squares).
 pub fn sum_squares(x: Tensor<1>) -> f64 {
     x.square().sum().into_scalar::<f64>()
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::ops;
+
+    #[test]
+    fn an_update_is_that_of_the_kernel() {
+        let device = Device::flex();
+        let vector = |n: usize, seed: f32| {
+            let values: Vec<f32> = (0..n).map(|i| (i as f32 * seed).sin()).collect();
+            Tensor::<1>::from_data(TensorData::new(values, [n]), &device)
+        };
+        let updates = || {
+            [(5, 0.1), (300, 0.0)].map(|(n, weight_decay)| Update {
+                value: vector(n, 1.3),
+                gradient: vector(n, 2.1),
+                moments: [vector(n, 0.7), vector(n, 0.9).square()],
+                weight_decay,
+            })
+        };
+        for clip in [0.0, 0.5, 100.0] {
+            let step = AdamW {
+                lr: 1e-2,
+                beta1: 0.9,
+                beta2: 0.95,
+                eps: 1e-8,
+                clip,
+                bias_correction1: 0.5,
+                bias_correction2: 0.3,
+            };
+            let (norm, kernel) = ops::adamw(updates().into(), &step);
+            let (same_norm, composed) = adamw(updates().into(), &step);
+            assert!((norm - same_norm).abs() < 1e-5 * norm, "{norm} {same_norm}");
+            for (one, other) in kernel
+                .into_iter()
+                .flatten()
+                .zip(composed.into_iter().flatten())
+            {
+                let difference = (one - other).abs().max().into_scalar::<f32>();
+                assert!(difference < 1e-6, "clip {clip}: {difference}");
+            }
+        }
+    }
 }

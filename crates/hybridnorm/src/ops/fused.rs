@@ -1,8 +1,8 @@
 //! The CPU implementation: each op forwards to a hand-written kernel, forward and backward.
 //!
 //! Burn routes a call on [`Dispatch`](burn::backend::Dispatch) to [`Flex`] for plain tensors and
-//! to `Autodiff<Flex>` for tensors that record gradients; the latter registers one graph node per
-//! op. Everything here is `f32`, contiguous, on the host.
+//! to `Autodiff<Flex>` for tensors that record gradients; the latter registers a graph node
+//! per output of an op. Everything here is `f32`, contiguous, on the host.
 
 use std::sync::Arc;
 
@@ -220,13 +220,13 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
         spec: Norm,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         // Two nodes for the backward pass, whose forward passes are one.
-        let gain = params.primitive().clone();
+        let plain_params = params.primitive().clone();
         let mut normed = None;
         let sum = node::<C, _, 2>(
             "add and norm",
             [x, o],
             |[x, o]| {
-                let (sum, y) = Flex::fused_add_norm(x, o, gain, spec);
+                let (sum, y) = Flex::fused_add_norm(x, o, plain_params, spec);
                 normed = Some(y);
                 (sum, ())
             },

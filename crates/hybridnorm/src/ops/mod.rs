@@ -237,9 +237,9 @@ pub fn linear_cross_entropy(
     }
 }
 
-/// A parameter before an optimizer step, flattened, outside any graph.
+/// What an optimizer step changes and needs of a parameter, flattened, outside any graph.
 #[derive(Debug)]
-pub struct Slot {
+pub struct Update {
     /// Its values.
     pub value: Tensor<1>,
     /// Their gradient.
@@ -255,11 +255,11 @@ pub struct Slot {
 ///
 /// Gives the global norm of the gradients before clipping, and of each slot the new values and
 /// moments; the old ones if that norm is not finite.
-pub fn adamw(slots: Vec<Slot>, step: &AdamW) -> (f64, Vec<[Tensor<1>; 3]>) {
+pub fn adamw(slots: Vec<Update>, step: &AdamW) -> (f64, Vec<[Tensor<1>; 3]>) {
     if !slots.iter().all(|slot| is_fused(&slot.value)) {
         return compose::adamw(slots, step);
     }
-    profile::timed("adamw", || {
+    profile::timed("gradient norm and adamw", || {
         let decays: Vec<f64> = slots.iter().map(|slot| slot.weight_decay).collect();
         let (mut states, gradients): (Vec<_>, Vec<_>) = slots
             .into_iter()
@@ -293,9 +293,7 @@ pub fn adamw(slots: Vec<Slot>, step: &AdamW) -> (f64, Vec<[Tensor<1>; 3]>) {
 /// `Σ x²` in a fixed order.
 pub fn sum_squares(x: Tensor<1>) -> f64 {
     if is_fused(&x) {
-        profile::timed("gradient norm", || {
-            hybridnorm_kernels::adamw::sum_squares(&flex::floats(&primitive(x)))
-        })
+        adamw::sum_squares(&flex::floats(&primitive(x)))
     } else {
         compose::sum_squares(x)
     }

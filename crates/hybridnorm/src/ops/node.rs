@@ -1,4 +1,4 @@
-//! One graph node per fused op: a forward closure that says what to keep, a backward closure that
+//! The graph node of a fused op: a forward closure that says what to keep, a backward closure that
 //! turns it and the output's gradient into the inputs' gradients.
 
 use std::fmt;

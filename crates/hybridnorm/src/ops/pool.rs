@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
+use burn::tensor::DType;
 use burn_flex::FlexTensor;
 
 use super::flex::{buffer, floats};
@@ -45,6 +46,11 @@ pub(super) fn give(x: FlexTensor) {
     }
 }
 
+/// [`give`] for several tensors.
+pub(super) fn give_all<const N: usize>(all: [FlexTensor; N]) {
+    all.into_iter().for_each(give);
+}
+
 /// Keeps a buffer.
 pub(super) fn give_buffer(buffer: Vec<f32>) {
     if buffer.capacity() >= WORTH_KEEPING {
@@ -56,7 +62,7 @@ pub(super) fn give_buffer(buffer: Vec<f32>) {
 pub(super) fn into_elements(x: FlexTensor) -> Vec<f32> {
     if is_ours(&x) {
         let elements = x.into_data().try_into_vec::<f32>();
-        return elements.expect("every tensor here is f32");
+        return elements.expect("checked to be f32");
     }
     let mut copy = buffer(&x);
     copy.copy_from_slice(&floats(&x));
@@ -66,12 +72,7 @@ pub(super) fn into_elements(x: FlexTensor) -> Vec<f32> {
 /// Whether nobody else holds the buffer, and the tensor shows all of it.
 fn is_ours(x: &FlexTensor) -> bool {
     let is_whole = x.bytes().len() == 4 * x.layout().num_elements();
-    is_whole && x.is_unique() && x.is_contiguous()
-}
-
-/// The same for several tensors.
-pub(super) fn give_all<const N: usize>(all: [FlexTensor; N]) {
-    all.into_iter().for_each(give);
+    is_whole && x.is_unique() && x.is_contiguous() && x.dtype() == DType::F32
 }
 
 /// Frees all buffers: for when what is trained changes.
@@ -81,4 +82,41 @@ pub fn clear() {
 
 fn spares() -> std::sync::MutexGuard<'static, BTreeMap<usize, Vec<Vec<f32>>>> {
     SPARE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::flex::tensor;
+
+    /// A length that nothing else asks for, since the pool is one for all threads.
+    const N: usize = 12_345_678;
+
+    #[test]
+    fn a_buffer_serves_what_is_a_little_smaller_and_comes_back_whole() {
+        let buffer = take(N);
+        let place = buffer.as_ptr();
+        give(tensor(buffer, [N]));
+        let smaller = take(N - N / 4);
+        assert_eq!((smaller.as_ptr(), smaller.len()), (place, N - N / 4));
+        give_buffer(smaller);
+        let much_smaller = take(N / 2);
+        assert_ne!(much_smaller.as_ptr(), place);
+        let again = take(N);
+        assert_eq!((again.as_ptr(), again.len()), (place, N));
+    }
+
+    #[test]
+    fn a_shared_tensor_is_copied_and_not_kept() {
+        let x = tensor(vec![1.0; N + 1], [N + 1]);
+        let other = x.clone();
+        let mut elements = into_elements(x);
+        elements.fill(2.0);
+        assert!(other.storage::<f32>().iter().all(|&x| x == 1.0));
+        let kept = other.clone();
+        give(other);
+        assert!(kept.storage::<f32>().iter().all(|&x| x == 1.0));
+        let fresh = take(N + 1);
+        assert_ne!(fresh.as_ptr(), kept.storage::<f32>().as_ptr());
+    }
 }

@@ -11,7 +11,7 @@ use crate::model::{
     Decoder,
     params::{self, Kind, Values},
 };
-use crate::ops::{self, AdamW, Slot};
+use crate::ops::{self, AdamW, Update};
 use crate::tensors::{self, Handle};
 
 /// `[optimizer]`: how weights are updated.
@@ -146,7 +146,7 @@ impl Optimizer {
             bias_correction2: (1.0 - beta2.powf(exponent)) as f32,
         };
         // Taken out of the model and put back, so that all are updated at once and in place.
-        let mut slots = BTreeMap::new();
+        let mut updates = BTreeMap::new();
         let mut shapes = BTreeMap::new();
         let model = params::map(model, |name, tensor| {
             let Some(gradient) = gradients.take(name) else {
@@ -154,7 +154,7 @@ impl Optimizer {
             };
             shapes.insert(name.to_owned(), tensor.shape());
             let (empty, value) = tensor.take();
-            let slot = Slot {
+            let update = Update {
                 value,
                 gradient,
                 moments: self
@@ -166,11 +166,11 @@ impl Optimizer {
                     false => 0.0,
                 },
             };
-            slots.insert(name.to_owned(), slot);
+            updates.insert(name.to_owned(), update);
             empty
         });
-        let (names, slots): (Vec<String>, Vec<Slot>) = slots.into_iter().unzip();
-        let (norm, updated) = ops::adamw(slots, &adamw);
+        let (names, updates): (Vec<String>, Vec<Update>) = updates.into_iter().unzip();
+        let (norm, updated) = ops::adamw(updates, &adamw);
         self.updates += u64::from(norm.is_finite());
         let mut values = BTreeMap::new();
         for (name, [value, m, v]) in names.into_iter().zip(updated) {

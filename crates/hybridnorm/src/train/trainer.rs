@@ -339,6 +339,9 @@ impl Trainer {
             instances.extend(batch.instance_ids);
         }
 
+        if !loss.is_finite() {
+            return Err(self.diverged(step, format!("loss {loss}"), &instances));
+        }
         if step == 1 {
             self.check_every_gradient(&gradients)?;
         }
@@ -347,8 +350,9 @@ impl Trainer {
         let model = self.model.take().expect(PRESENT);
         let (model, grad_norm) = self.optimizer.step(model, gradients, lr);
         self.model = Some(model);
-        if !(loss.is_finite() && grad_norm.is_finite()) {
-            return Err(self.diverged(step, loss, grad_norm, &instances));
+        if !grad_norm.is_finite() {
+            let found = format!("loss {loss}, gradient norm {grad_norm}");
+            return Err(self.diverged(step, found, &instances));
         }
 
         let tokens = (self.config.train.batch_size * seq) as u64;
@@ -493,9 +497,9 @@ impl Trainer {
         }
     }
 
-    fn diverged(&self, step: u64, loss: f64, grad_norm: f64, instances: &[u64]) -> Error {
+    fn diverged(&self, step: u64, found: String, instances: &[u64]) -> Error {
         Error::Diverged(format!(
-            "step {step}: loss {loss}, gradient norm {grad_norm}; batch instances {instances:?}; {}",
+            "step {step}: {found}; batch instances {instances:?}; {}",
             self.last_good(step)
         ))
     }

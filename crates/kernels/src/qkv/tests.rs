@@ -144,6 +144,41 @@ fn norm_kind(kind: usize, mut n: Norm, heads: usize, head_dim: usize) -> Option<
     Some(n)
 }
 
+#[test]
+fn heads_done_in_vectors_match_the_reference() {
+    for head_dim in [32, 64] {
+        for function in [NormFn::Rms, NormFn::L2] {
+            for (gain, bias) in [
+                (Gain::None, false),
+                (Gain::Plain, true),
+                (Gain::OnePlus, false),
+            ] {
+                for kind in 1..3 {
+                    let mut p = hybridnorm(2, 1, head_dim);
+                    let n = p.q.map(|n| Norm {
+                        function,
+                        gain,
+                        bias,
+                        eps: 1e-3,
+                        ..n
+                    });
+                    let of = |heads| norm_kind(kind, n.expect("it has norms"), heads, head_dim);
+                    (p.q, p.k, p.v) = (of(2), of(1), of(1));
+                    p.qk_scale = 1.2;
+                    check(&p, 1, 2, 44);
+                }
+            }
+        }
+        // Without a norm on what is rotated, and without any on what is not.
+        for norms in [[false, true], [true, false]] {
+            let mut p = hybridnorm(1, 1, head_dim);
+            let keep = |n: Option<Norm>, kept: bool| n.filter(|_| kept);
+            (p.q, p.v) = (keep(p.q, norms[0]), keep(p.v, norms[1]));
+            check(&p, 1, 2, 45);
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]

@@ -35,7 +35,7 @@ pub fn cases(shape: &Shape) -> Vec<Case> {
     ] {
         cases.extend(activations(op, act, shape.rows(), shape.d_ff));
     }
-    cases.extend(sums(shape));
+    cases.push(sum(shape));
     cases.extend(scales(shape));
     cases.extend(embeddings(shape));
     cases.extend(optimizer(shape));
@@ -186,18 +186,9 @@ fn activations(op: &'static str, act: Activation, rows: usize, f: usize) -> [Cas
     [forward, backward]
 }
 
-fn sums(shape: &Shape) -> [Case; 2] {
+fn sum(shape: &Shape) -> Case {
     let len = shape.rows() * shape.d_model;
-    let axpby = Case::new("a x + b y", "forward", ReadWrite, len, |len| {
-        let mut draw = Draw::new();
-        problem(
-            [draw.values(len), draw.values(len)],
-            [vec![0.0; len]],
-            |[x, y], [out]| elementwise::axpby(1.0, x, 0.5, y, out),
-            |[x, y], [out]| naive::simple::axpby(1.0, x, 0.5, y, out),
-        )
-    });
-    let add_to = Case::new("sum += x", "in place", ReadWrite, len, |len| {
+    Case::new("sum += x", "in place", ReadWrite, len, |len| {
         let mut draw = Draw::new();
         problem(
             [draw.values(len)],
@@ -206,8 +197,7 @@ fn sums(shape: &Shape) -> [Case; 2] {
             |[x], [sum]| naive::simple::add_to(x, sum),
         )
         .in_place()
-    });
-    [axpby, add_to]
+    })
 }
 
 /// A factor for each head on the context.

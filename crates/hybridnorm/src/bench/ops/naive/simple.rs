@@ -4,13 +4,6 @@ use hybridnorm_kernels::adamw::{AdamW, Slot};
 
 use super::add_scaled;
 
-/// `out = a x + b y`.
-pub fn axpby(a: f32, x: &[f32], b: f32, y: &[f32], out: &mut [f32]) {
-    for i in 0..out.len() {
-        out[i] = a * x[i] + b * y[i];
-    }
-}
-
 /// `sum += x`.
 pub fn add_to(x: &[f32], sum: &mut [f32]) {
     for i in 0..sum.len() {
