@@ -2,7 +2,7 @@
 //! occur: which of them serves which product best?
 //!
 //! ```sh
-//! MATMUL_NUM_THREADS=2 cargo run --release --manifest-path bench/products/Cargo.toml
+//! MATMUL_NUM_THREADS=2 cargo run --release --target-dir target/bench-products --manifest-path bench/products/Cargo.toml
 //! ```
 //!
 //! All take turns, several rounds in one run; a cell is the best of them in GFLOP/s.
@@ -91,8 +91,24 @@ fn by_gemm(a: View, b: View, c: &mut [f32]) {
     // SAFETY: the views cover their slices, and c is (m, n).
     unsafe {
         gemm::gemm(
-            m, n, k, c.as_mut_ptr(), 1, n as isize, false, a.data.as_ptr(), a.right, a.down,
-            b.data.as_ptr(), b.right, b.down, 1.0, 1.0, false, false, false,
+            m,
+            n,
+            k,
+            c.as_mut_ptr(),
+            1,
+            n as isize,
+            false,
+            a.data.as_ptr(),
+            a.right,
+            a.down,
+            b.data.as_ptr(),
+            b.right,
+            b.down,
+            1.0,
+            1.0,
+            false,
+            false,
+            false,
             gemm::Parallelism::Rayon(THREADS),
         );
     }
@@ -116,8 +132,20 @@ fn by_matrixmultiply(a: View, b: View, c: &mut [f32]) {
     // SAFETY: the views cover their slices, and c is (m, n).
     unsafe {
         matrixmultiply::sgemm(
-            m, k, n, 1.0, a.data.as_ptr(), a.down, a.right, b.data.as_ptr(), b.down, b.right, 0.0,
-            c.as_mut_ptr(), n as isize, 1,
+            m,
+            k,
+            n,
+            1.0,
+            a.data.as_ptr(),
+            a.down,
+            a.right,
+            b.data.as_ptr(),
+            b.down,
+            b.right,
+            0.0,
+            c.as_mut_ptr(),
+            n as isize,
+            1,
         );
     }
 }
@@ -140,8 +168,18 @@ fn measure() {
         print!(" {name:>15}");
     }
     println!();
-    for Layer { name, outputs, inputs, rows } in LAYERS {
-        let (x, w, dy) = (values(rows * inputs), values(outputs * inputs), values(rows * outputs));
+    for Layer {
+        name,
+        outputs,
+        inputs,
+        rows,
+    } in LAYERS
+    {
+        let (x, w, dy) = (
+            values(rows * inputs),
+            values(outputs * inputs),
+            values(rows * outputs),
+        );
         let x = View::of(&x, rows, inputs);
         let w = View::of(&w, outputs, inputs);
         let dy = View::of(&dy, rows, outputs);
@@ -160,7 +198,10 @@ fn measure() {
                 }
             }
             for other in &found[1..] {
-                let same = other.iter().zip(&found[0]).all(|(a, b)| (a - b).abs() < 1e-2);
+                let same = other
+                    .iter()
+                    .zip(&found[0])
+                    .all(|(a, b)| (a - b).abs() < 1e-2);
                 assert!(same, "{name} {product}: the crates disagree");
             }
             let work = 2.0 * (a.rows * a.columns * b.columns) as f64;
