@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use hybridnorm::eval::{self, Sampling};
 use hybridnorm::train::{Config, Event, Start, Trainer};
-use hybridnorm::{Device, Result};
+use hybridnorm::{Device, Result, threads};
 
 const CONFIG: &str = r#"
     model = { d_model = 96, n_layers = 3, n_heads = 4, d_ff = 256, placement = "hybridnorm-star" }
@@ -15,6 +15,10 @@ const CONFIG: &str = r#"
 "#;
 
 fn main() -> Result<()> {
+    threads::run(train_and_write)
+}
+
+fn train_and_write() -> Result<()> {
     let config = Config::parse(CONFIG, &[])?;
     let mut show = |event: Event<'_>| {
         if let Event::Evaluated { step, loss } = event {
