@@ -100,6 +100,9 @@ fn configurations_that_make_no_sense() {
         ("model.rope_theta=0", &["model.rope_theta = 0"]),
         ("optimizer.lr=nan", &["optimizer.lr"]),
         ("optimizer.lr=-1", &["optimizer.lr = -1"]),
+        ("optimizer.lr=1e-300", &["optimizer.lr = "]),
+        ("optimizer.eps=1e-300", &["optimizer.eps = "]),
+        ("optimizer.eps=1e39", &["optimizer.eps = "]),
         ("optimizer.betas=[0.9]", &["optimizer.betas", "length"]),
         ("optimizer.kind=sgd", &["expected `adamw`"]),
         (
@@ -168,6 +171,9 @@ fn configurations_that_make_no_sense() {
         assert_eq!(common::code(&output), 2);
         assert!(common::stderr(&output).contains(words), "{output:?}");
     }
+    let mut unset = lab.command(&["placement", "list"]);
+    let output = unset.env("RAYON_NUM_THREADS", "").output().unwrap();
+    assert_eq!(common::code(&output), 0);
     lab.fails(
         2,
         &["train", "tiny.toml", "--threads", "1000000"],

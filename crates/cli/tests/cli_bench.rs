@@ -168,6 +168,30 @@ fn placements_are_compared_with_pre_norm() {
     );
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn a_signal_ends_a_comparison_at_once_and_leaves_nothing_running() {
+    let lab = lab();
+    let what = "bench placements --config bench.toml --only hybridnorm --seconds 1000";
+    let child = lab.start(&what.split(' ').collect::<Vec<_>>());
+    // Its children: `/proc/PID/stat` is "PID (NAME) STATE PARENT ...".
+    let parent = child.id().to_string();
+    let measuring = || {
+        let processes = std::fs::read_dir("/proc").unwrap().flatten();
+        processes.map(|process| process.path()).find(|process| {
+            let stat = std::fs::read_to_string(process.join("stat")).unwrap_or_default();
+            let of = stat.rsplit(") ").next().unwrap_or_default();
+            of.split_whitespace().nth(1) == Some(&parent)
+        })
+    };
+    common::wait_until("a measurement", || measuring().is_some());
+    let other = measuring().unwrap();
+    common::signal(&child, "TERM");
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(common::code(&output), 130, "{output:?}");
+    assert!(!other.exists(), "{other:?} goes on");
+}
+
 #[test]
 fn a_placement_that_cannot_be_built_is_listed_with_the_reason() {
     let lab = lab();

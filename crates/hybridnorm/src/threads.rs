@@ -10,10 +10,11 @@ const MOST: usize = 1024;
 /// # Errors
 /// If it is no number.
 pub fn from_environment() -> Result<Option<usize>> {
-    let Ok(text) = std::env::var("RAYON_NUM_THREADS") else {
+    let Some(text) = std::env::var_os("RAYON_NUM_THREADS").filter(|text| !text.is_empty()) else {
         return Ok(None);
     };
-    let threads = text.trim().parse().map_err(|_| {
+    let number = text.to_str().and_then(|text| text.trim().parse().ok());
+    let threads = number.ok_or_else(|| {
         Error::config(format!(
             "RAYON_NUM_THREADS is {text:?}, expected a number of threads"
         ))

@@ -93,6 +93,10 @@ pub fn decode(
         )));
     }
     let inventory = inventory(config, 1, seq_len, Recompute::None)?;
+    memory::require(
+        inventory.memory.weights + machine::Bandwidth::BYTES as u64,
+        "the model's weights and the buffer to measure the memory's bandwidth with",
+    )?;
     let model = Decoder::new(config, 1, &device.clone().without_autodiff())?;
     let mut random = ChaCha8Rng::seed_from_u64(1);
     let prompt: Vec<i32> = (0..seq_len / 2)

@@ -62,17 +62,21 @@ impl Default for OptimizerConfig {
 }
 
 impl OptimizerConfig {
-    /// Checks ranges.
+    /// Checks ranges; of what may not be 0, in the single precision that updates are computed in.
     ///
     /// # Errors
     /// [`Error::Config`] naming the key.
     pub fn check(&self) -> Result<()> {
         let (beta1, beta2) = self.betas;
         let rules = [
-            ("lr", self.lr, self.lr > 0.0),
+            ("lr", self.lr, self.lr as f32 > 0.0),
             ("betas[0]", beta1, (0.0..1.0).contains(&beta1)),
             ("betas[1]", beta2, (0.0..1.0).contains(&beta2)),
-            ("eps", self.eps, self.eps > 0.0),
+            (
+                "eps",
+                self.eps,
+                (f32::MIN_POSITIVE..=f32::MAX).contains(&(self.eps as f32)),
+            ),
             ("weight_decay", self.weight_decay, self.weight_decay >= 0.0),
             (
                 "clip_grad_norm",

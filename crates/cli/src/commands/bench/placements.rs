@@ -2,6 +2,7 @@
 
 use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use hybridnorm::Error;
 use hybridnorm::bench::placements::{
@@ -16,6 +17,8 @@ use crate::progress::Display;
 use crate::stop::Stop;
 use crate::table::{bytes, grouped, numbers};
 
+/// How often a measurement in another process is looked after.
+const POLL: Duration = Duration::from_millis(50);
 /// Exit code of a process that a signal stopped.
 const INTERRUPTED: i32 = 130;
 
@@ -31,7 +34,7 @@ pub fn run(args: &BenchPlacementsArgs, console: &Console, stop: &Stop) -> Result
         only: args.only.clone(),
     };
     let config = args.model.configuration()?;
-    // What is being measured ends by itself, soon.
+    // So that no measurement is left behind in a process of its own.
     stop.wait_for_me();
     let mut display = Display::new(console);
     let report = bench::placements(
@@ -85,10 +88,23 @@ fn measure_apart(
     for setting in args.model.settings.iter().chain([&placement]) {
         command.args(["--set", setting]);
     }
-    let output = command
+    let mut child = command
         .stdin(Stdio::null())
-        .output()
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
         .map_err(|error| failed(format!("cannot start: {error}")))?;
+    let lost = |error| failed(format!("cannot wait for it: {error}"));
+    // What it says fits into a pipe: nobody needs to read before its end.
+    while child.try_wait().map_err(lost)?.is_none() {
+        if stop.flag().load(Ordering::Relaxed) {
+            child.kill().map_err(lost)?;
+            child.wait().map_err(lost)?;
+            return Err(failed("stopped".into()));
+        }
+        std::thread::sleep(POLL);
+    }
+    let output = child.wait_with_output().map_err(lost)?;
     if output.status.code() == Some(INTERRUPTED) {
         // The signal may have reached that process before this one.
         stop.flag().store(true, Ordering::Relaxed);
