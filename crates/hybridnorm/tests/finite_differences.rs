@@ -153,13 +153,12 @@ fn moved(model: &Decoder, name: &str, direction: &[f32], step: f64) -> f64 {
         if at != name {
             return tensor;
         }
-        let shape = tensor.shape();
         let (place, x) = tensor.take();
         let n = direction.len();
         let direction: Vec<f64> = direction.iter().map(|&x| f64::from(x) * step).collect();
         let data = burn::tensor::TensorData::new(direction, [n]);
         let direction = burn::tensor::Tensor::from_data(data, (&x.device(), x.dtype()));
-        place.put(x + direction, shape)
+        place.put(x + direction)
     });
     loss_f64(&model)
 }

@@ -120,6 +120,19 @@ impl Norm {
         );
     }
 
+    /// `x` is made of rows, and the others are as long.
+    fn check_rows(&self, name: &str, x: &[f32], others: &[(&str, usize)]) {
+        let width = self.width;
+        assert_eq!(
+            x.len() % width,
+            0,
+            "{name}: x is not made of rows of {width}"
+        );
+        for (other, len) in others {
+            assert_eq!(*len, x.len(), "{name}: {other} is not as long as x");
+        }
+    }
+
     pub(crate) fn resolve<'a>(&self, params: &'a [f32]) -> Params<'a> {
         let [gain_len, bias_len, alpha_len, _] = self.parts();
         let (gain, rest) = params.split_at(gain_len);
@@ -145,13 +158,7 @@ impl Norm {
 /// Normalizes each row of `x` (rows, width) into `y` of the same shape.
 pub fn forward(n: &Norm, x: &[f32], params: &[f32], y: &mut [f32]) {
     n.check_params("norm::forward", params);
-    assert_eq!(
-        x.len() % n.width,
-        0,
-        "norm::forward: x is not made of rows of {}",
-        n.width
-    );
-    assert_eq!(y.len(), x.len(), "norm::forward: y is not as long as x");
+    n.check_rows("norm::forward", x, &[("y", y.len())]);
     let p = n.resolve(params);
     let chunk = rows_per_chunk(x.len() / n.width, n.width);
     let size = chunk * n.width;
@@ -161,40 +168,24 @@ pub fn forward(n: &Norm, x: &[f32], params: &[f32], y: &mut [f32]) {
         .for_each(|(c, (y, x))| {
             dispatch(
                 #[inline(always)]
-                || {
-                    let rows = x.chunks_exact(n.width).zip(y.chunks_exact_mut(n.width));
-                    for (r, (x, y)) in (c * chunk..).zip(rows) {
-                        forward_row(n, &p, r % n.groups, x, y);
-                    }
-                },
+                || forward_rows(n, &p, c * chunk, x, y),
             );
         });
 }
 
-/// `sum += x`, then [`forward`] from `sum` to `y`, all (rows, width), in one pass: a residual
-/// connection and the norm behind it.
+/// `sum += x`, then [`forward`] from `sum` to `y`, all (rows, width), a few rows at a time while they
+/// are in cache: a residual connection and the norm behind it.
 ///
 /// Its gradients are those of [`backward`] at `sum`, the same for both terms.
 pub fn add_forward(n: &Norm, x: &[f32], sum: &mut [f32], params: &[f32], y: &mut [f32]) {
     n.check_params("norm::add_forward", params);
-    assert_eq!(
-        sum.len() % n.width,
-        0,
-        "norm::add_forward: sum is not made of rows of {}",
-        n.width
-    );
-    assert_eq!(
-        x.len(),
-        sum.len(),
-        "norm::add_forward: x is not as long as sum"
-    );
-    assert_eq!(
-        y.len(),
-        sum.len(),
-        "norm::add_forward: y is not as long as sum"
+    n.check_rows(
+        "norm::add_forward",
+        x,
+        &[("sum", sum.len()), ("y", y.len())],
     );
     let p = n.resolve(params);
-    let chunk = rows_per_chunk(sum.len() / n.width, n.width);
+    let chunk = rows_per_chunk(x.len() / n.width, n.width);
     let size = chunk * n.width;
     y.par_chunks_mut(size)
         .zip(sum.par_chunks_mut(size).zip(x.par_chunks(size)))
@@ -203,17 +194,22 @@ pub fn add_forward(n: &Norm, x: &[f32], sum: &mut [f32], params: &[f32], y: &mut
             dispatch(
                 #[inline(always)]
                 || {
-                    let sums = sum.chunks_exact_mut(n.width).zip(x.chunks_exact(n.width));
-                    let rows = sums.zip(y.chunks_exact_mut(n.width));
-                    for (r, ((sum, x), y)) in (c * chunk..).zip(rows) {
-                        for (sum, &x) in sum.iter_mut().zip(x) {
-                            *sum += x;
-                        }
-                        forward_row(n, &p, r % n.groups, sum, y);
+                    for (sum, &x) in sum.iter_mut().zip(x) {
+                        *sum += x;
                     }
+                    forward_rows(n, &p, c * chunk, sum, y);
                 },
             );
         });
+}
+
+/// Rows from number `first` on.
+#[inline(always)]
+fn forward_rows(n: &Norm, p: &Params, first: usize, x: &[f32], y: &mut [f32]) {
+    let rows = x.chunks_exact(n.width).zip(y.chunks_exact_mut(n.width));
+    for (r, (x, y)) in (first..).zip(rows) {
+        forward_row(n, p, r % n.groups, x, y);
+    }
 }
 
 /// Gradients of [`forward`]: from `dy` (rows, width) to `dx` (rows, width) and to `dparams`, which
@@ -227,14 +223,7 @@ pub fn backward(
     dparams: &mut [f32],
 ) {
     n.check_params("norm::backward", params);
-    assert_eq!(
-        x.len() % n.width,
-        0,
-        "norm::backward: x is not made of rows of {}",
-        n.width
-    );
-    assert_eq!(dy.len(), x.len(), "norm::backward: dy is not as long as x");
-    assert_eq!(dx.len(), x.len(), "norm::backward: dx is not as long as x");
+    n.check_rows("norm::backward", x, &[("dy", dy.len()), ("dx", dx.len())]);
     assert_eq!(
         dparams.len(),
         params.len(),

@@ -276,6 +276,7 @@ mod tests {
     use super::*;
     use crate::testing::{Rng, all_close};
     use proptest::prelude::*;
+    use std::cell::Cell;
 
     /// The blocks of machines whose vectors hold a whole row of a panel, on any machine.
     struct Pairs<'a, N>(Run<'a, N>);
@@ -384,15 +385,24 @@ mod tests {
                 c_stride: 40,
                 accumulate: false,
             };
-            let needed = |_| Needed {
+            // Of the first block; the others need all.
+            let first = Cell::new(0);
+            let needed = |rows: Range<usize>| Needed {
                 inner: 0..2,
-                columns: needed,
+                columns: if rows.start == 0 {
+                    first.set(rows.end);
+                    needed
+                } else {
+                    40
+                },
             };
             match pairs {
                 false => product.run(needed),
                 true => by_chunks(Pairs(Run { product, needed })),
             }
-            for row in c.chunks(40) {
+            assert!((1..7).contains(&first.get()));
+            for (i, row) in c.chunks(40).enumerate() {
+                let written = if i < first.get() { written } else { 40 };
                 assert!(row[..written].iter().all(|&v| v == 2.0), "{written}");
                 assert!(row[written..].iter().all(|&v| v == -1.0), "{written}");
             }

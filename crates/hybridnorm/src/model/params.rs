@@ -188,8 +188,8 @@ impl AnyTensor {
         }
     }
 
-    /// The elements as a vector outside the graph, and an empty tensor to stand in their place until
-    /// [`AnyTensor::put`]: so the model holds them no more, and they can be changed where they are.
+    /// The elements as a vector outside the graph, and a tensor without rows to stand in their place
+    /// until [`AnyTensor::put`]: so the model holds them no more, and they can be changed where they are.
     pub fn take(self) -> (Self, Tensor<1>) {
         let n = self.shape().num_elements();
         match self {
@@ -198,23 +198,22 @@ impl AnyTensor {
                 (Self::Vector(empty), x.without_autodiff())
             }
             Self::Matrix(x) => {
-                let empty = Tensor::empty([0, 0], (&x.device(), x.dtype()));
+                let empty = Tensor::empty([0, x.dims()[1]], (&x.device(), x.dtype()));
                 (Self::Matrix(empty), x.without_autodiff().reshape([n]))
             }
         }
     }
 
-    /// Elements in that shape in place of what is here; a fresh leaf of the graph if this was one.
-    pub fn put(self, flat: Tensor<1>, shape: Shape) -> Self {
-        assert_eq!(
-            flat.dims()[0],
-            shape.num_elements(),
-            "as many as were taken"
-        );
+    /// Elements in the place that [`AnyTensor::take`] left; a fresh leaf of the graph if that was one.
+    pub fn put(self, flat: Tensor<1>) -> Self {
         let back = |x: Tensor<1>, autodiff| if autodiff { x.autodiff() } else { x };
         match self {
             Self::Vector(x) => Self::Vector(back(flat, x.is_autodiff())),
-            Self::Matrix(x) => Self::Matrix(back(flat, x.is_autodiff()).reshape(shape)),
+            Self::Matrix(x) => {
+                let columns = x.dims()[1];
+                let rows = flat.dims()[0] / columns;
+                Self::Matrix(back(flat, x.is_autodiff()).reshape([rows, columns]))
+            }
         }
     }
 }

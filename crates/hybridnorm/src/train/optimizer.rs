@@ -151,12 +151,10 @@ impl Optimizer {
         };
         // Taken out of the model and put back, so that all are updated at once and in place.
         let mut updates = BTreeMap::new();
-        let mut shapes = BTreeMap::new();
         let model = params::map(model, |name, tensor| {
             let Some(gradient) = gradients.take(name) else {
                 return tensor;
             };
-            shapes.insert(name.to_owned(), tensor.shape());
             let (empty, value) = tensor.take();
             let update = Update {
                 value,
@@ -181,11 +179,9 @@ impl Optimizer {
             self.moments.insert(name.clone(), [m, v]);
             values.insert(name, value);
         }
-        let model = params::map(model, |name, tensor| {
-            match values.remove(name).zip(shapes.remove(name)) {
-                Some((value, shape)) => tensor.put(value, shape),
-                None => tensor,
-            }
+        let model = params::map(model, |name, tensor| match values.remove(name) {
+            Some(value) => tensor.put(value),
+            None => tensor,
         });
         (model, norm)
     }

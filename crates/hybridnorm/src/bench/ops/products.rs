@@ -116,6 +116,17 @@ impl Pieces {
         self.0.batch * self.0.kv_heads
     }
 
+    /// Arithmetic on a number of them, given the attention that they are.
+    fn case(
+        self,
+        op: &'static str,
+        direction: &'static str,
+        make: impl Fn(Attention) -> Problem + 'static,
+    ) -> Case {
+        let make = move |n| make(self.take(n));
+        Case::new(op, direction, Arithmetic, self.count(), make)
+    }
+
     /// So many of them.
     fn take(self, n: usize) -> Attention {
         let whole = self.0;
@@ -133,9 +144,8 @@ impl Pieces {
 
 fn attentions(shape: &Shape) -> [Case; 3] {
     let pieces = Pieces::new(shape);
-    let (whole, units) = (pieces.0, pieces.count());
-    let forward = Case::new("attention", "forward", Arithmetic, units, move |n| {
-        let a = pieces.take(n);
+    let whole = pieces.0;
+    let forward = pieces.case("attention", "forward", |a| {
         let [qkv, ctx, lse] = lengths(&a);
         problem(
             [Draw::new().values(qkv)],
@@ -146,8 +156,7 @@ fn attentions(shape: &Shape) -> [Case; 3] {
         // Scores and context.
         .work(2.0 * product(&a))
     });
-    let backward = Case::new("attention", "backward", Arithmetic, units, move |n| {
-        let a = pieces.take(n);
+    let backward = pieces.case("attention", "backward", |a| {
         let [qkv, ctx, lse] = lengths(&a);
         let mut draw = Draw::new();
         let qkv = draw.values(qkv);
@@ -194,67 +203,53 @@ fn normed_attentions(shape: &Shape) -> [Case; 2] {
     let pieces = Pieces::new(shape);
     let prepared = move |a: &Attention| on_heads(a.heads, a.kv_heads, a.head_dim);
     let rope = move || rope_table(10_000.0, pieces.0.head_dim, 0, pieces.0.seq);
-    let forward = Case::new(
-        "normed attention",
-        "forward",
-        Arithmetic,
-        pieces.count(),
-        move |n| {
-            let a = pieces.take(n);
-            let [qkv, ctx, lse] = lengths(&a);
-            let mut draw = Draw::new();
-            let gains = draw.values(a.head_dim);
-            problem(
-                [draw.values(qkv), rope(), gains],
-                [vec![0.0; ctx], vec![0.0; lse]],
-                move |[qkv, rope, gains], [ctx, lse]| {
-                    let p = Preparation::new(&prepared(&a), rope, [gains; 3]);
-                    attention::forward_prepared(&a, &p, qkv, ctx, lse);
-                },
-                move |[qkv, rope, gains], [ctx, lse]| {
-                    let mut y = vec![0.0; qkv.len()];
-                    naive::qkv::forward(&prepared(&a), qkv, rope, [gains; 3], &mut y);
-                    naive::attention::forward(&a, &y, ctx, lse);
-                },
-            )
-            .work(2.0 * product(&a))
-        },
-    );
-    let backward = Case::new(
-        "normed attention",
-        "backward",
-        Arithmetic,
-        pieces.count(),
-        move |n| {
-            let a = pieces.take(n);
-            let [qkv, ctx, lse] = lengths(&a);
-            let mut draw = Draw::new();
-            let (qkv, gains, dctx) = (draw.values(qkv), draw.values(a.head_dim), draw.values(ctx));
-            let (mut context, mut log_sums) = (vec![0.0; ctx], vec![0.0; lse]);
-            let turns = rope();
-            let p = Preparation::new(&prepared(&a), &turns, [&gains; 3]);
-            attention::forward_prepared(&a, &p, &qkv, &mut context, &mut log_sums);
-            let gradient = vec![0.0; qkv.len()];
-            let [dq, dk, dv] = [(); 3].map(|()| vec![0.0; a.head_dim]);
-            problem(
-                [qkv, turns, gains, context, log_sums, dctx],
-                [gradient, dq, dk, dv],
-                move |[qkv, rope, gains, ctx, lse, dctx], [dqkv, dq, dk, dv]| {
-                    let p = Preparation::new(&prepared(&a), rope, [gains; 3]);
-                    let dparams = [dq, dk, dv].map(|d| &mut d[..]);
-                    attention::backward_prepared(&a, &p, qkv, ctx, lse, dctx, dqkv, dparams);
-                },
-                move |[qkv, rope, gains, ctx, lse, dctx], [dqkv, dq, dk, dv]| {
-                    let (mut y, mut dy) = (vec![0.0; qkv.len()], vec![0.0; qkv.len()]);
-                    naive::qkv::forward(&prepared(&a), qkv, rope, [gains; 3], &mut y);
-                    naive::attention::backward(&a, &y, ctx, lse, dctx, &mut dy);
-                    let dparams = [dq, dk, dv].map(|d| &mut d[..]);
-                    naive::qkv::backward(&prepared(&a), qkv, rope, [gains; 3], &dy, dqkv, dparams);
-                },
-            )
-            .work(5.0 * product(&a))
-        },
-    );
+    let forward = pieces.case("normed attention", "forward", move |a| {
+        let [qkv, ctx, lse] = lengths(&a);
+        let mut draw = Draw::new();
+        let gains = draw.values(a.head_dim);
+        problem(
+            [draw.values(qkv), rope(), gains],
+            [vec![0.0; ctx], vec![0.0; lse]],
+            move |[qkv, rope, gains], [ctx, lse]| {
+                let p = Preparation::new(&prepared(&a), rope, [gains; 3]);
+                attention::forward_prepared(&a, &p, qkv, ctx, lse);
+            },
+            move |[qkv, rope, gains], [ctx, lse]| {
+                let mut y = vec![0.0; qkv.len()];
+                naive::qkv::forward(&prepared(&a), qkv, rope, [gains; 3], &mut y);
+                naive::attention::forward(&a, &y, ctx, lse);
+            },
+        )
+        .work(2.0 * product(&a))
+    });
+    let backward = pieces.case("normed attention", "backward", move |a| {
+        let [qkv, ctx, lse] = lengths(&a);
+        let mut draw = Draw::new();
+        let (qkv, gains, dctx) = (draw.values(qkv), draw.values(a.head_dim), draw.values(ctx));
+        let (mut context, mut log_sums) = (vec![0.0; ctx], vec![0.0; lse]);
+        let turns = rope();
+        let p = Preparation::new(&prepared(&a), &turns, [&gains; 3]);
+        attention::forward_prepared(&a, &p, &qkv, &mut context, &mut log_sums);
+        let gradient = vec![0.0; qkv.len()];
+        let [dq, dk, dv] = [(); 3].map(|()| vec![0.0; a.head_dim]);
+        problem(
+            [qkv, turns, gains, context, log_sums, dctx],
+            [gradient, dq, dk, dv],
+            move |[qkv, rope, gains, ctx, lse, dctx], [dqkv, dq, dk, dv]| {
+                let p = Preparation::new(&prepared(&a), rope, [gains; 3]);
+                let dparams = [dq, dk, dv].map(|d| &mut d[..]);
+                attention::backward_prepared(&a, &p, qkv, ctx, lse, dctx, dqkv, dparams);
+            },
+            move |[qkv, rope, gains, ctx, lse, dctx], [dqkv, dq, dk, dv]| {
+                let (mut y, mut dy) = (vec![0.0; qkv.len()], vec![0.0; qkv.len()]);
+                naive::qkv::forward(&prepared(&a), qkv, rope, [gains; 3], &mut y);
+                naive::attention::backward(&a, &y, ctx, lse, dctx, &mut dy);
+                let dparams = [dq, dk, dv].map(|d| &mut d[..]);
+                naive::qkv::backward(&prepared(&a), qkv, rope, [gains; 3], &dy, dqkv, dparams);
+            },
+        )
+        .work(5.0 * product(&a))
+    });
     [forward, backward]
 }
 
