@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use hybridnorm::lab::study::Shard;
 
 /// Train transformer language models and measure where to normalize.
 #[derive(Debug, Parser)]
@@ -26,6 +27,12 @@ pub enum Command {
     Quickstart(QuickstartArgs),
     /// Train a model.
     Train(TrainArgs),
+    /// Look at activations, gradients and updates of placements at the first step and some steps later.
+    Probe(ProbeArgs),
+    /// Do the steps around one of a run again, with something changed.
+    Replay(ReplayArgs),
+    /// Train many models that differ in placement, learning rate and seed, and compare them.
+    Study(StudyArgs),
     /// Measure loss and perplexity of a checkpoint.
     Eval(EvalArgs),
     /// Write text with a checkpoint.
@@ -174,6 +181,102 @@ pub struct TrainArgs {
     /// Print the outcome as one JSON document.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `probe`.
+#[derive(Debug, Args)]
+pub struct ProbeArgs {
+    /// The configuration.
+    #[arg(value_name = "CONFIG.toml")]
+    pub config: PathBuf,
+    /// Placements to look at; the configuration's own unless given.
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub placements: Vec<String>,
+    /// Steps to train each; the first and the last are looked at.
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub steps: u64,
+    /// Set a key on top of the configuration, e.g. `--set model.n_layers=29`.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    pub settings: Vec<String>,
+    /// Write everything that was seen as JSON here; `report` reads it.
+    #[arg(long, value_name = "FILE.json")]
+    pub out: Option<PathBuf>,
+    /// Print one JSON document.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `replay`.
+#[derive(Debug, Args)]
+pub struct ReplayArgs {
+    /// The run directory.
+    pub run: PathBuf,
+    /// The step of interest; the nearest checkpoint before it is where the replay begins.
+    #[arg(long, value_name = "S")]
+    pub step: u64,
+    /// Steps to go beyond it.
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub after: u64,
+    /// Another placement; parameters that both have keep their values.
+    #[arg(long, value_name = "NAME")]
+    pub placement: Option<String>,
+    /// Set a key on top of the run's configuration, e.g. `--set optimizer.lr=1e-3`.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    pub settings: Vec<String>,
+    /// Run directory of the replay; the run's name with `-replay-S` unless given.
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Print one JSON document.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `study`.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct StudyArgs {
+    /// Join what was done elsewhere.
+    #[command(subcommand)]
+    pub command: Option<StudyCommand>,
+    /// The study: a configuration without placement, learning rate and seed, and a section
+    /// `[study]` that lists them.
+    #[arg(value_name = "STUDY.toml", required = true)]
+    pub study: Option<PathBuf>,
+    /// Set a key on top of the study, e.g. `--set train.steps=100`.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    pub settings: Vec<String>,
+    /// Folder of the study; `runs/` and the file's name unless given.
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Runs at a time; the threads are divided among them.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub jobs: usize,
+    /// Go on with the study in the folder: finished runs stand, interrupted ones go on.
+    #[arg(long)]
+    pub resume: bool,
+    /// Do every N-th run only, beginning with the I-th, so that N machines can share the work.
+    #[arg(long, value_name = "I/N")]
+    pub shard: Option<Shard>,
+    /// Print the analysis as one JSON document.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What to do with studies besides running them.
+#[derive(Debug, Subcommand)]
+pub enum StudyCommand {
+    /// Join the finished runs of folders of the same study in one folder.
+    Merge {
+        /// The folders.
+        #[arg(required = true, value_name = "DIR")]
+        from: Vec<PathBuf>,
+        /// Where to join them.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// Print the analysis as one JSON document.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// Arguments of `eval`.

@@ -1,9 +1,12 @@
 //! Progress: a bar on a terminal, plain lines elsewhere, nothing when quiet.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use hybridnorm::data::Progress;
+use hybridnorm::lab::study::{Ending, Planned, StudyEvent};
 use hybridnorm::train::Event;
+use hybridnorm::train::metrics::Metrics;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::console::Console;
@@ -94,6 +97,16 @@ impl<'a> Display<'a> {
         }
     }
 
+    /// Shows the position in a whole and what is to be said of it.
+    fn whole(&mut self, stage: &str, (position, all): (u64, u64), message: &str) {
+        self.stage(stage, Some(all));
+        self.bar.set_position(position);
+        self.bar.set_message(message.to_owned());
+        if self.line_is_due() {
+            self.line(&format!("{stage}  {message}"));
+        }
+    }
+
     /// Prints a line above the bar.
     pub fn line(&self, text: &str) {
         self.bar.suspend(|| self.console.note(text));
@@ -138,6 +151,106 @@ impl<'a> Display<'a> {
             self.last_line = Some(Instant::now());
         }
         due
+    }
+}
+
+/// Shows how far a study has come.
+pub struct StudyDisplay<'a> {
+    display: Display<'a>,
+    runs: usize,
+    finished: usize,
+    steps: u64,
+    /// Steps of runs that this process works on, by id: at its beginning, and now.
+    under_way: BTreeMap<String, (u64, u64)>,
+    /// Steps of runs that this process finished.
+    done: u64,
+    started: Instant,
+}
+
+impl<'a> StudyDisplay<'a> {
+    /// Nothing has come far yet.
+    pub fn new(console: &'a Console) -> Self {
+        Self {
+            display: Display::new(console),
+            runs: 0,
+            finished: 0,
+            steps: 0,
+            under_way: BTreeMap::new(),
+            done: 0,
+            started: Instant::now(),
+        }
+    }
+
+    /// Shows an event of a study.
+    pub fn event(&mut self, event: &StudyEvent<'_>) {
+        match event {
+            StudyEvent::Note(text) => self.display.line(text),
+            StudyEvent::Begun {
+                runs,
+                finished,
+                steps,
+            } => {
+                (self.runs, self.finished, self.steps) = (*runs, *finished, *steps);
+                self.display.line(&format!(
+                    "{runs} runs of {} steps, {finished} of them finished",
+                    table::grouped(*steps)
+                ));
+                self.started = Instant::now();
+            }
+            StudyEvent::Run { run, event } => match event {
+                Event::Progress(progress) => self.display.data(progress),
+                Event::Step(row) => self.step(run, row),
+                Event::Note(text) => self.display.line(&format!("{}  {text}", run.cell.label())),
+                Event::Evaluated { .. } | Event::Saved(_) => {}
+            },
+            StudyEvent::Finished(record) => {
+                self.finished += 1;
+                let (first, _) = self.under_way.remove(&record.id).unwrap_or_default();
+                self.done += record.steps.saturating_sub(first);
+                let ending = match (&record.ending, record.validation_loss) {
+                    (Ending::Finished, Some(loss)) => format!("validation loss {loss:.4}"),
+                    (Ending::Finished, None) => "finished".into(),
+                    (Ending::Diverged { step, reason }, _) => {
+                        format!("diverged at step {step}: {reason}")
+                    }
+                    (Ending::Halved { step }, _) => format!("left out after step {step}"),
+                };
+                self.display.line(&format!(
+                    "{:>4}/{}  {}  {ending}",
+                    self.finished,
+                    self.runs,
+                    record.cell.label()
+                ));
+            }
+        }
+    }
+
+    /// Removes the bar.
+    pub fn finish(&self) {
+        self.display.finish();
+    }
+
+    fn step(&mut self, run: &Planned, row: &Metrics) {
+        let counted = self.under_way.entry(run.id.clone());
+        counted.or_insert((row.step - 1, 0)).1 = row.step;
+        let here = self.under_way.values();
+        let here = self.done + here.map(|(first, now)| now - first).sum::<u64>();
+        let now = self.under_way.values().map(|(_, now)| now).sum::<u64>();
+        let all = self.runs as u64 * self.steps;
+        let position = (self.finished as u64 * self.steps + now).min(all);
+        let per_step = self.started.elapsed().div_f64(here.max(1) as f64);
+        let remaining = clock(per_step.mul_f64((all - position) as f64));
+        self.display.whole(
+            "study",
+            (position, all),
+            &format!(
+                "{}/{} runs  {}  loss {:.4}  {remaining} left",
+                self.finished,
+                self.runs,
+                run.cell.label(),
+                row.loss
+            ),
+        );
     }
 }
 

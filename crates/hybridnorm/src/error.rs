@@ -32,9 +32,14 @@ pub enum Error {
     /// A placement is not valid.
     #[error("{0}")]
     Placement(#[from] crate::placement::PlacementError),
-    /// Training stopped because a number stopped being one.
-    #[error("{0}")]
-    Diverged(String),
+    /// Numbers of a model stopped being finite.
+    #[error("{}{problem}", at_step(*step))]
+    Diverged {
+        /// At this step of a training.
+        step: Option<u64>,
+        /// What was found.
+        problem: String,
+    },
     /// A program this one needs is missing or failed.
     #[error("{0}")]
     External(String),
@@ -60,10 +65,23 @@ impl Error {
         Self::Config(problem.into())
     }
 
+    /// A [`Error::Diverged`] outside a training.
+    pub fn not_finite(problem: impl Into<String>) -> Self {
+        Self::Diverged {
+            step: None,
+            problem: problem.into(),
+        }
+    }
+
     /// Whether the user can mend this by calling differently (exit code 2 on the command line).
     pub fn is_usage(&self) -> bool {
         matches!(self, Self::Config(_) | Self::Placement(_))
     }
+}
+
+fn at_step(step: Option<u64>) -> String {
+    step.map(|step| format!("step {step}: "))
+        .unwrap_or_default()
 }
 
 fn plain_io(error: &io::Error) -> String {

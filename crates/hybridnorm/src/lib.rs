@@ -23,6 +23,7 @@ pub mod eval;
 pub mod files;
 pub mod interop;
 pub mod lab;
+pub mod machine;
 pub mod memory;
 pub mod model;
 pub mod ops;

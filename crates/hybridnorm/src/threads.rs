@@ -41,7 +41,23 @@ pub fn set(threads: Option<usize>) -> Result<()> {
         .num_threads(threads.unwrap_or_default())
         .stack_size(STACK)
         .build_global()
-        .map_err(|error| Error::External(format!("cannot start threads to compute with: {error}")))
+        .map_err(cannot_start)
+}
+
+/// A pool of so many threads beside the one of the process.
+///
+/// # Errors
+/// If the threads cannot be started.
+pub fn pool(threads: usize) -> Result<rayon::ThreadPool> {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .stack_size(STACK)
+        .build()
+        .map_err(cannot_start)
+}
+
+fn cannot_start(error: rayon::ThreadPoolBuildError) -> Error {
+    Error::External(format!("cannot start threads to compute with: {error}"))
 }
 
 /// Does `work` on one of the threads that compute.

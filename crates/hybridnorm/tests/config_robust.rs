@@ -8,7 +8,9 @@ use hybridnorm::Device;
 use hybridnorm::data::Tokenizer;
 use hybridnorm::model::Decoder;
 use hybridnorm::train::checkpoint::{self, Contents};
-use hybridnorm::train::{Checkpoint, Config, metrics};
+use hybridnorm::train::metrics::Metrics;
+use hybridnorm::train::rows::{self, RowsFile};
+use hybridnorm::train::{Checkpoint, Config};
 use proptest::prelude::*;
 
 const TEXT: &str = r#"
@@ -202,8 +204,8 @@ proptest! {
     fn random_metrics_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("metrics.jsonl"), bytes).unwrap();
-        let _ = metrics::read(folder.path());
-        let _ = metrics::MetricsFile::open(folder.path(), 3);
+        let _ = rows::read::<Metrics>(folder.path());
+        let _ = RowsFile::<Metrics>::open(folder.path(), 3);
     }
 
     #[test]

@@ -198,7 +198,7 @@ fn measure(name: &str) -> Deviations {
             .max((loss - expected_loss.as_f64().unwrap()).abs());
         found.grad_norm = found
             .grad_norm
-            .max((norm - expected_norm).abs() / expected_norm);
+            .max((norm.gradient - expected_norm).abs() / expected_norm);
     }
     found
 }

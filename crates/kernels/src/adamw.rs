@@ -6,6 +6,7 @@
 use crate::parallel::ELEMENTS;
 use crate::simd::{dispatch, sum_squares_f64};
 use rayon::prelude::*;
+use std::ops::Add;
 
 /// Hyperparameters of one step.
 ///
@@ -55,45 +56,81 @@ pub struct Slot<'a> {
     pub weight_decay: f64,
 }
 
-/// One step in place on all parameters; returns the global norm of their gradients, each
-/// parameter's squares summed on their own and these sums in the order of `slots`.
+/// Euclidean norms of what a step read and wrote.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Norms {
+    /// Of all gradients together, before clipping.
+    pub gradient: f64,
+    /// Of each parameter, in the order of the slots.
+    pub slots: Vec<SlotNorms>,
+}
+
+/// Euclidean norms of one parameter.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct SlotNorms {
+    /// Of its gradient, before clipping.
+    pub gradient: f64,
+    /// Of what the step added to it; 0 where nothing was changed.
+    pub update: f64,
+    /// Of its values before the step; 0 where nothing was changed.
+    pub value: f64,
+}
+
+/// One step in place on all parameters; gives the norms, of which the global one adds up each
+/// parameter's squares on their own and these sums in the order of `slots`.
 ///
 /// With `g'` the clipped gradient, see [`AdamW::grad_scale`]:
 /// `p *= 1 - lr weight_decay`, `m = beta1 m + (1 - beta1) g'`, `v = beta2 v + (1 - beta2) g'^2`,
 /// `p -= lr / bias_correction1 * m / (sqrt(v) / sqrt(bias_correction2) + eps)`.
 /// Nothing is changed if the norm is not finite.
-pub fn step(a: &AdamW, slots: &mut [Slot]) -> f64 {
+pub fn step(a: &AdamW, slots: &mut [Slot]) -> Norms {
     for slot in &*slots {
         let n = slot.p.len();
         assert_eq!(slot.g.len(), n, "adamw::step: g is not as long as p");
         assert_eq!(slot.m.len(), n, "adamw::step: m is not as long as p");
         assert_eq!(slot.v.len(), n, "adamw::step: v is not as long as p");
     }
-    let norm = global_norm(slots);
-    if !norm.is_finite() {
-        return norm;
-    }
+    let squares: Vec<f64> = slots.par_iter().map(|slot| sum_squares(slot.g)).collect();
+    let norm = squares.iter().sum::<f64>().sqrt();
     // All parameters in one go, so that a small one does not wait for threads on its own.
-    slots.par_iter_mut().for_each(|slot| {
-        let factors = Factors::new(a, slot.weight_decay, norm);
-        let moments = slot.m.par_chunks_mut(ELEMENTS);
-        let moments = moments.zip(slot.v.par_chunks_mut(ELEMENTS));
-        let values = slot.p.par_chunks_mut(ELEMENTS);
-        let values = values.zip(slot.g.par_chunks(ELEMENTS));
-        values.zip(moments).for_each(|((p, g), (m, v))| {
-            dispatch(
-                #[inline(always)]
-                || factors.apply(p, g, m, v),
-            );
-        });
+    let parts = slots.par_iter_mut().zip(squares).map(|(slot, square)| {
+        let changed = match norm.is_finite() {
+            true => Factors::new(a, slot.weight_decay, norm).apply_all(slot),
+            false => Squares::default(),
+        };
+        SlotNorms {
+            gradient: square.sqrt(),
+            update: changed.update.sqrt(),
+            value: changed.value.sqrt(),
+        }
     });
-    norm
+    Norms {
+        slots: parts.collect(),
+        gradient: norm,
+    }
 }
 
-fn global_norm(slots: &[Slot]) -> f64 {
-    let squares: Vec<f64> = slots.par_iter().map(|slot| sum_squares(slot.g)).collect();
-    squares.iter().sum::<f64>().sqrt()
+/// Sums of squares of values before a step and of what it adds to them.
+#[derive(Clone, Copy, Default)]
+struct Squares {
+    update: f64,
+    value: f64,
 }
+
+impl Add for Squares {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            update: self.update + other.update,
+            value: self.value + other.value,
+        }
+    }
+}
+
+/// Elements whose update is kept for its norm before the next ones follow: they stay in the first
+/// cache.
+const BLOCK: usize = 1024;
 
 struct Factors {
     grad_scale: f32,
@@ -122,15 +159,43 @@ impl Factors {
         }
     }
 
+    fn apply_all(&self, slot: &mut Slot) -> Squares {
+        let moments = slot.m.par_chunks_mut(ELEMENTS);
+        let moments = moments.zip(slot.v.par_chunks_mut(ELEMENTS));
+        let values = slot.p.par_chunks_mut(ELEMENTS);
+        let values = values.zip(slot.g.par_chunks(ELEMENTS));
+        let chunks = values.zip(moments).map(|((p, g), (m, v))| {
+            dispatch(
+                #[inline(always)]
+                || self.apply(p, g, m, v),
+            )
+        });
+        let squares: Vec<Squares> = chunks.collect();
+        squares.into_iter().fold(Squares::default(), Squares::add)
+    }
+
     #[inline(always)]
-    fn apply(&self, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
-        for (((p, &g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
-            let g = g * self.grad_scale;
-            *m = self.beta1 * *m + self.fresh1 * g;
-            *v = self.beta2 * *v + self.fresh2 * g * g;
-            let denominator = v.sqrt() / self.root_correction + self.eps;
-            *p = *p * self.keep - self.step_size * *m / denominator;
+    fn apply(&self, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) -> Squares {
+        let mut squares = Squares::default();
+        let mut updates = [0.0; BLOCK];
+        let moments = m.chunks_mut(BLOCK).zip(v.chunks_mut(BLOCK));
+        let values = p.chunks_mut(BLOCK).zip(g.chunks(BLOCK));
+        for ((p, g), (m, v)) in values.zip(moments) {
+            squares.value += sum_squares_f64(p);
+            let updates = &mut updates[..p.len()];
+            let moments = m.iter_mut().zip(v);
+            for (((p, &g), (m, v)), update) in p.iter_mut().zip(g).zip(moments).zip(&mut *updates) {
+                let g = g * self.grad_scale;
+                *m = self.beta1 * *m + self.fresh1 * g;
+                *v = self.beta2 * *v + self.fresh2 * g * g;
+                let denominator = v.sqrt() / self.root_correction + self.eps;
+                let new = *p * self.keep - self.step_size * *m / denominator;
+                *update = new - *p;
+                *p = new;
+            }
+            squares.update += sum_squares_f64(updates);
         }
+        squares
     }
 }
 
@@ -186,7 +251,7 @@ mod tests {
             if i.is_multiple_of(2) { 0.1 } else { 0.0 }
         }
 
-        fn step(&mut self, a: &AdamW, gradients: &[Vec<f32>]) -> f64 {
+        fn step(&mut self, a: &AdamW, gradients: &[Vec<f32>]) -> Norms {
             let moments = self.m.iter_mut().zip(&mut self.v);
             let parts = self.p.iter_mut().zip(gradients).zip(moments);
             let parts = parts.enumerate();
@@ -218,7 +283,17 @@ mod tests {
             for t in 1..=10 {
                 let a = at_step(t, clip);
                 let gradients: Vec<_> = lens.iter().map(|&n| rng.normal(n)).collect();
-                let norm = model.step(&a, &gradients);
+                let before = model.p.clone();
+                let norms = model.step(&a, &gradients);
+                for i in 0..lens.len() {
+                    let length = |x: &[f32]| wide(x).iter().map(|v| v * v).sum::<f64>().sqrt();
+                    let moved: Vec<f32> = before[i].iter().zip(&model.p[i]).map(|(b, p)| p - b).collect();
+                    let SlotNorms { gradient, update, value } = norms.slots[i];
+                    prop_assert!((gradient - length(&gradients[i])).abs() <= 1e-10 * gradient);
+                    prop_assert!((update - length(&moved)).abs() <= 1e-10 * update);
+                    prop_assert!((value - length(&before[i])).abs() <= 1e-10 * value);
+                }
+                let norm = norms.gradient;
                 let squares = gradients.iter().flatten().map(|&g| f64::from(g).powi(2));
                 let exact = squares.sum::<f64>().sqrt();
                 prop_assert!((norm - exact).abs() <= 1e-10 * exact);
@@ -249,8 +324,10 @@ mod tests {
         let mut rng = Rng::new(54);
         let mut model = Model::new(&mut rng, &[3, 4]);
         let before = model.p.clone();
-        let norm = model.step(&at_step(1, 1.0), &[vec![1.0; 3], vec![f32::NAN; 4]]);
-        assert!(norm.is_nan());
+        let norms = model.step(&at_step(1, 1.0), &[vec![1.0; 3], vec![f32::NAN; 4]]);
+        assert!(norms.gradient.is_nan());
+        assert_eq!(norms.slots[0].gradient, 3f64.sqrt());
+        assert!(norms.slots.iter().all(|slot| slot.update == 0.0));
         assert_eq!(model.p, before);
         assert!(model.m.iter().chain(&model.v).flatten().all(|&x| x == 0.0));
     }
@@ -261,10 +338,15 @@ mod tests {
         let gradients = lens.map(|n| Rng::new(52).normal(n)).to_vec();
         same_bits_on_any_pool(|| {
             let mut model = Model::new(&mut Rng::new(53), &lens);
-            let norm = model.step(&at_step(3, 0.7), &gradients);
-            let halves = vec![norm as f32, (norm - f64::from(norm as f32)) as f32];
+            let norms = model.step(&at_step(3, 0.7), &gradients);
+            let halves = |x: f64| [x as f32, (x - f64::from(x as f32)) as f32];
+            let slots = norms
+                .slots
+                .iter()
+                .flat_map(|slot| [slot.update, slot.value]);
+            let exact: Vec<f32> = slots.chain([norms.gradient]).flat_map(halves).collect();
             let Model { p, m, v } = model;
-            [p, m, v, vec![halves]].concat().concat()
+            [p, m, v, vec![exact]].concat().concat()
         });
     }
 

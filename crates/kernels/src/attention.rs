@@ -16,8 +16,10 @@ mod backward;
 mod forward;
 mod head_rows;
 mod one;
+mod scores;
 
 pub use backward::{backward, backward_prepared};
+pub use scores::{Scores, scores};
 
 /// Queries per tile.
 const QUERIES: usize = 64;
@@ -110,7 +112,8 @@ impl Attention {
         (self.heads + 2 * self.kv_heads) * self.head_dim
     }
 
-    fn check_packed(&self, name: &str, qkv: &[f32], ctx: &[f32], lse: &[f32]) {
+    /// Checks the packed projection; returns its number of rows.
+    fn check_qkv(&self, name: &str, qkv: &[f32]) -> usize {
         let Attention {
             batch,
             seq,
@@ -135,7 +138,15 @@ impl Attention {
             rows * width,
             "{name}: qkv is not ({batch}, {seq}, {width})"
         );
-        let width = heads * head_dim;
+        rows
+    }
+
+    fn check_packed(&self, name: &str, qkv: &[f32], ctx: &[f32], lse: &[f32]) {
+        let Attention {
+            batch, seq, heads, ..
+        } = *self;
+        let rows = self.check_qkv(name, qkv);
+        let width = heads * self.head_dim;
         assert_eq!(
             ctx.len(),
             rows * width,

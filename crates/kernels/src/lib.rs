@@ -30,6 +30,7 @@ pub mod embedding;
 #[allow(unsafe_code)]
 pub mod gemm;
 pub mod linear;
+pub mod magnitude;
 mod math;
 pub mod norm;
 mod panels;

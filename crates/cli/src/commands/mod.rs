@@ -7,7 +7,10 @@ pub mod generate;
 pub mod import;
 pub mod inspect;
 pub mod placement;
+pub mod probe;
 pub mod quickstart;
+pub mod replay;
+pub mod study;
 pub mod train;
 
 /// How a command ended that did not fail.

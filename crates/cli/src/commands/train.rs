@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use hybridnorm::train::recorder::FLIGHT;
 use hybridnorm::train::{Config, Event, Start, Trainer};
 use hybridnorm::{Device, Error};
 
@@ -61,16 +62,26 @@ pub fn run(args: TrainArgs, console: &Console) -> Result<Ending, Error> {
         outcome.step,
         grouped(outcome.tokens)
     ));
+    let spikes = outcome.spikes;
+    if spikes.total() > 0 {
+        console.note(&format!(
+            "spikes: loss {}, gradient norm {}, update norm {}; see {}",
+            spikes.loss,
+            spikes.grad_norm,
+            spikes.update_norm,
+            run.join(FLIGHT).display()
+        ));
+    }
     console.note(&format!("run directory: {}", run.display()));
     Ok(Ending::Done)
 }
 
-fn default_run(config: &Path) -> PathBuf {
+pub fn default_run(config: &Path) -> PathBuf {
     Path::new("runs").join(config.file_stem().unwrap_or_default())
 }
 
 /// A word as a POSIX shell reads it.
-fn shell_word(word: &str) -> String {
+pub fn shell_word(word: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || "-_./=:,+@%".contains(c);
     match !word.is_empty() && word.chars().all(plain) {
         true => word.to_owned(),

@@ -130,8 +130,8 @@ impl Generator {
 /// Chooses a token from logits.
 fn choose(logits: &[f32], sampling: &Sampling, random: &mut ChaCha8Rng) -> Result<i32> {
     if logits.iter().any(|x| x.is_nan() || *x == f32::INFINITY) {
-        return Err(Error::Diverged(
-            "the model's logits are not finite; its weights are broken".into(),
+        return Err(Error::not_finite(
+            "the model's logits are not finite; its weights are broken",
         ));
     }
     let mut order: Vec<usize> = (0..logits.len()).collect();
@@ -159,7 +159,7 @@ fn choose(logits: &[f32], sampling: &Sampling, random: &mut ChaCha8Rng) -> Resul
         .map_or(weights.len(), |last| last + 1);
     weights.truncate(kept);
     let drawn = WeightedIndex::new(&weights)
-        .map_err(|error| Error::Diverged(format!("cannot draw a token: {error}")))?
+        .map_err(|error| Error::not_finite(format!("cannot draw a token: {error}")))?
         .sample(random);
     Ok(order[drawn] as i32)
 }

@@ -56,7 +56,7 @@ pub fn loss(
     }
     let loss = sum / tokens as f64;
     if !loss.is_finite() {
-        return Err(Error::Diverged(format!(
+        return Err(Error::not_finite(format!(
             "the loss on {tokens} tokens is {loss}; the model's weights are broken"
         )));
     }

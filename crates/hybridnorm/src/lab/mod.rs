@@ -1,3 +1,8 @@
 //! Comparing placements.
 
+pub mod analysis;
+pub mod probe;
 pub mod quickstart;
+pub mod replay;
+pub mod stats;
+pub mod study;

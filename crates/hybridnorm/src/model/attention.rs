@@ -178,45 +178,24 @@ impl Attention {
         positions: &Positions,
         cache: Option<&mut LayerCache>,
     ) -> Tensor<3> {
-        let device = u_btd.device();
-        let HeadShape {
+        let spec = self.spec(&u_btd);
+        let ops::Attention {
             heads,
             kv_heads,
             head_dim,
-            scale,
-            softcap,
-        } = self.shape;
-        let [batch, seq, _] = u_btd.dims();
-
+            ..
+        } = spec;
         let qkv_btc = ops::linear(u_btd, self.qkv.val());
-        let params = [&self.q_norm, &self.k_norm, &self.v_norm].map(|norm| match norm {
-            Some(norm) => norm.params(&device),
-            None => Tensor::empty([0], &device),
-        });
-        let (prepare, rope) = (self.prepare.0, positions.rope.clone());
-        let spec = ops::Attention {
-            batch,
-            seq,
-            heads,
-            kv_heads,
-            head_dim,
-            scale,
-            softcap,
-        };
-        let prepared = |qkv_btc| {
-            self.learned_qk_scales(ops::qkv_norm_rope(
-                qkv_btc,
-                params.clone(),
-                prepare,
-                rope.clone(),
-            ))
-        };
         let is_plain = self.qk_scale.factor.is_none() && self.tau.is_none();
         let ctx_btd = match cache {
-            None if is_plain => ops::normed_attention(qkv_btc, params, prepare, rope, spec),
-            None => ops::causal_attention(prepared(qkv_btc), spec),
+            None if is_plain => {
+                let (prepare, rope) = (self.prepare.0, positions.rope.clone());
+                let params = self.norm_params(&qkv_btc.device());
+                ops::normed_attention(qkv_btc, params, prepare, rope, spec)
+            }
+            None => ops::causal_attention(self.prepared(qkv_btc, positions), spec),
             Some(cache) => {
-                let qkv_btc = prepared(qkv_btc);
+                let qkv_btc = self.prepared(qkv_btc, positions);
                 let kv = qkv_btc
                     .clone()
                     .narrow(2, heads * head_dim, 2 * kv_heads * head_dim);
@@ -233,6 +212,47 @@ impl Attention {
             None => ctx_btd,
         };
         ops::linear(ctx_btd, self.out.val())
+    }
+
+    /// The scores of what the sub-layer reads (b, t, d), for looking inside.
+    pub(super) fn scores(&self, u_btd: Tensor<3>, positions: &Positions) -> ops::Scores {
+        let spec = self.spec(&u_btd);
+        let qkv_btc = ops::linear(u_btd, self.qkv.val());
+        ops::attention_scores(self.prepared(qkv_btc, positions), spec)
+    }
+
+    fn spec(&self, u_btd: &Tensor<3>) -> ops::Attention {
+        let HeadShape {
+            heads,
+            kv_heads,
+            head_dim,
+            scale,
+            softcap,
+        } = self.shape;
+        let [batch, seq, _] = u_btd.dims();
+        ops::Attention {
+            batch,
+            seq,
+            heads,
+            kv_heads,
+            head_dim,
+            scale,
+            softcap,
+        }
+    }
+
+    fn norm_params(&self, device: &Device) -> [Tensor<1>; 3] {
+        [&self.q_norm, &self.k_norm, &self.v_norm].map(|norm| match norm {
+            Some(norm) => norm.params(device),
+            None => Tensor::empty([0], device),
+        })
+    }
+
+    /// The projection with all that comes before the scores.
+    fn prepared(&self, qkv_btc: Tensor<3>, positions: &Positions) -> Tensor<3> {
+        let params = self.norm_params(&qkv_btc.device());
+        let rope = positions.rope.clone();
+        self.learned_qk_scales(ops::qkv_norm_rope(qkv_btc, params, self.prepare.0, rope))
     }
 
     /// Learned factors on q and k: `qk_scale` on both, `1/τ` on the queries of each head.

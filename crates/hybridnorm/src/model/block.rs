@@ -8,6 +8,7 @@ use super::cache::LayerCache;
 use super::config::ModelConfig;
 use super::feed_forward::FeedForward;
 use super::init::Initializer;
+use super::norm::Norm;
 use super::stream::Stream;
 use super::sublayer::SubLayer;
 use crate::error::{Error, Result};
@@ -26,6 +27,19 @@ pub struct Block {
     pub feed_forward: FeedForward,
     #[module(skip)]
     topology: Topology,
+}
+
+/// What a block makes on its way from the stream to the stream; all (b, t, d).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Site {
+    /// The stream that enters the block.
+    Stream,
+    /// What the attention function reads.
+    AttentionInput,
+    /// What attention adds to the stream.
+    Attention,
+    /// What the feed-forward adds to the stream.
+    FeedForward,
 }
 
 impl Block {
@@ -75,6 +89,22 @@ impl Block {
         }
     }
 
+    /// All its norms.
+    pub fn norms(&self) -> impl Iterator<Item = &Norm> {
+        let (attention, feed_forward) = (&self.attention, &self.feed_forward);
+        let inner = [
+            &attention.q_norm,
+            &attention.k_norm,
+            &attention.v_norm,
+            &attention.ctx_norm,
+            &feed_forward.gate_norm,
+            &feed_forward.up_norm,
+            &feed_forward.mid_norm,
+        ];
+        let outer = self.attn.norms().chain(self.ffn.norms());
+        outer.chain(inner.into_iter().flatten())
+    }
+
     /// From the stream (b, t, d) to the stream. With a cache, `x_btd` holds the new positions
     /// only.
     pub fn forward(
@@ -93,23 +123,46 @@ impl Block {
         positions: &Positions,
         cache: Option<&mut LayerCache>,
     ) -> Stream {
-        let attention = |u| self.attention.forward(u, positions, cache);
+        self.watched(x, positions, cache, &|_, _| {})
+    }
+
+    /// The same; `watch` is shown what is made on the way.
+    pub(super) fn watched(
+        &self,
+        x: Stream,
+        positions: &Positions,
+        cache: Option<&mut LayerCache>,
+        watch: &dyn Fn(Site, &Tensor<3>),
+    ) -> Stream {
+        let see = |site: Site| move |x: &Tensor<3>| watch(site, x);
+        let attention = |u| {
+            watch(Site::AttentionInput, &u);
+            self.attention.forward(u, positions, cache)
+        };
         let feed_forward = |u| self.feed_forward.forward(u);
         match self.topology {
             Topology::Sequential => {
                 let (x, n) = self.attn.normed(x);
-                let y = self.attn.forward(x.clone(), n, &x, attention);
+                watch(Site::Stream, &x);
+                let y = self
+                    .attn
+                    .forward(x.clone(), n, &x, attention, see(Site::Attention));
                 let (y, n) = self.ffn.normed(y);
-                self.ffn.forward(y, n, &x, feed_forward)
+                self.ffn
+                    .forward(y, n, &x, feed_forward, see(Site::FeedForward))
             }
             Topology::ParallelShared | Topology::ParallelTwo => {
                 let (x, n_attn) = self.attn.normed(x);
+                watch(Site::Stream, &x);
                 let n_ffn = match self.topology {
                     Topology::ParallelShared => n_attn.clone(),
                     _ => self.ffn.normed(Stream::Whole(x.clone())).1,
                 };
-                let o = self.attn.branch(n_attn, attention) + self.ffn.branch(n_ffn, feed_forward);
-                self.attn.merge(x, o)
+                let o_attn = self.attn.branch(n_attn, attention);
+                let o_ffn = self.ffn.branch(n_ffn, feed_forward);
+                watch(Site::Attention, &o_attn);
+                watch(Site::FeedForward, &o_ffn);
+                self.attn.merge(x, o_attn + o_ffn)
             }
         }
     }

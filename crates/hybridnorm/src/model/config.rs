@@ -88,6 +88,15 @@ impl ModelConfig {
         self.d_ff * if self.activation.is_gated() { 2 } else { 1 }
     }
 
+    /// What a placement needs to know of the model.
+    pub fn facts(&self) -> ModelFacts {
+        ModelFacts {
+            d_model: self.d_model,
+            head_dim: self.head_dim(),
+            gated: self.activation.is_gated(),
+        }
+    }
+
     /// Checks the shape and the placement, and resolves the placement for this depth.
     ///
     /// # Errors
@@ -95,12 +104,7 @@ impl ModelConfig {
     /// hold.
     pub fn resolve(&self) -> Result<(Resolved, Vec<Warning>)> {
         self.check_shape()?;
-        let facts = ModelFacts {
-            d_model: self.d_model,
-            head_dim: self.head_dim(),
-            gated: self.activation.is_gated(),
-        };
-        let warnings = validate(&self.placement, self.n_layers, &facts)?;
+        let warnings = validate(&self.placement, self.n_layers, &self.facts())?;
         let resolved = resolve(&self.placement, self.n_layers, self.d_model)?;
         Ok((resolved, warnings))
     }

@@ -18,6 +18,7 @@ mod norm;
 pub mod params;
 mod recompute;
 mod scale;
+mod signals;
 mod stream;
 mod sublayer;
 
@@ -30,5 +31,6 @@ pub use feed_forward::FeedForward;
 pub use norm::{Norm, NormSite};
 pub use recompute::Recompute;
 pub use scale::Scale;
+pub use signals::Activations;
 pub(crate) use stream::Stream;
 pub use sublayer::SubLayer;

@@ -19,11 +19,17 @@ pub struct Norm {
     pub shift: Option<Param<Tensor<1>>>,
     #[module(skip)]
     op: NormOp,
+    #[module(skip)]
+    gain_start: GainStart,
 }
 
 /// The op's settings.
 #[derive(Debug, Clone, Copy)]
 pub struct NormOp(pub ops::Norm);
+
+/// What all elements of the gain start from.
+#[derive(Debug, Clone, Copy)]
+pub struct GainStart(f64);
 
 /// What a norm site asks for beyond the model's [`NormSpec`].
 #[derive(Debug, Clone, Copy)]
@@ -87,6 +93,7 @@ impl Norm {
                 .then(|| vector(spec.alpha_init.unwrap_or(0.5), 1)),
             shift: (function == NormFn::Derf).then(|| vector(0.0, 1)),
             op: NormOp(op),
+            gain_start: GainStart(gain_start),
         }
     }
 
@@ -101,6 +108,17 @@ impl Norm {
         let params = self.params(&x_btd.device());
         let [s, n] = ops::add_norm(x_btd, o_btd, params, self.op.0);
         (s, n)
+    }
+
+    /// How far each element of the gain is from where it started; nothing where there is no gain.
+    pub fn gain_drift(&self) -> Vec<f64> {
+        let Some(gain) = &self.gain else {
+            return Vec::new();
+        };
+        let values = gain.val().into_data_as::<f32>();
+        let values = values.as_slice::<f32>().expect("converted to f32");
+        let drift = |&value: &f32| f64::from(value) - self.gain_start.0;
+        values.iter().map(drift).collect()
     }
 
     /// The op's settings.

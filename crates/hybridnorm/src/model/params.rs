@@ -39,6 +39,22 @@ impl Kind {
     }
 }
 
+/// The block that a parameter is in (0-based; `None` outside the blocks), and its role: `qkv`, `out`,
+/// `up`, `down`, `embedding`, `head`, `norm` or `scale`.
+pub fn place(name: &str) -> (Option<usize>, &str) {
+    let mut parts = name.split('.');
+    let block = match parts.next() {
+        Some("blocks") => parts.next().and_then(|index| index.parse().ok()),
+        _ => None,
+    };
+    let role = match Kind::of(name) {
+        Kind::Norm => "norm",
+        Kind::Scale => "scale",
+        _ => name.rsplit('.').next().unwrap_or(name),
+    };
+    (block, role)
+}
+
 /// Values of a parameter on the host.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Values {
@@ -153,6 +169,23 @@ pub fn load<M: Module>(model: M, mut values: BTreeMap<String, Values>) -> Result
         ))),
         None => Ok(model),
     }
+}
+
+/// Replaces the values of those parameters that `values` holds in the right shape; gives the names of
+/// the others too.
+pub fn load_shared<M: Module>(model: M, mut values: BTreeMap<String, Values>) -> (M, Vec<String>) {
+    let mut others = Vec::new();
+    let model = map(model, |name, tensor| {
+        let shape: Vec<usize> = tensor.shape().as_slice().to_vec();
+        match values.remove(name).filter(|found| found.shape == shape) {
+            Some(found) => tensor.with_data(TensorData::new(found.data, shape)),
+            None => {
+                others.push(name.to_owned());
+                tensor
+            }
+        }
+    });
+    (model, others)
 }
 
 /// A tensor of any rank as seen by [`map`].

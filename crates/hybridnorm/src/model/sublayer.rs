@@ -57,13 +57,15 @@ impl SubLayer {
     }
 
     /// One step of the stream: `s` the state, `n` what `normed` makes of it, `b` the
-    /// state that entered the block, `g` attention or feed-forward. All (b, t, d).
+    /// state that entered the block, `g` attention or feed-forward. All (b, t, d). `see` is shown
+    /// what is added.
     pub(super) fn forward(
         &self,
         s: Tensor<3>,
         n: Tensor<3>,
         b: &Tensor<3>,
         g: impl FnOnce(Tensor<3>) -> Tensor<3>,
+        see: impl FnOnce(&Tensor<3>),
     ) -> Stream {
         let skip = match self.skip {
             Skip::Raw => s,
@@ -72,6 +74,7 @@ impl SubLayer {
             Skip::RawPlusBlockInput => s + b.clone(),
         };
         let o = self.branch(n, g);
+        see(&o);
         self.merge(skip, o)
     }
 
@@ -85,6 +88,13 @@ impl SubLayer {
         let o = Stream::Whole(g(self.in_scale.forward(n)));
         let (_, o) = o.normed(&self.out_norm);
         self.out_scale.forward(o)
+    }
+
+    /// Its norms on the stream.
+    pub(super) fn norms(&self) -> impl Iterator<Item = &Norm> {
+        [&self.in_norm, &self.out_norm, &self.post_norm]
+            .into_iter()
+            .flatten()
     }
 
     /// `s' = post_norm(skip_scale · skip + o)`

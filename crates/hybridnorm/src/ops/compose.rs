@@ -4,7 +4,7 @@ use burn::tensor::activation::{gelu_approximate, log_softmax, silu, softmax};
 use burn::tensor::{Bool, Int, Tensor, TensorData};
 use hybridnorm_kernels::{
     activation::Activation,
-    adamw::AdamW,
+    adamw::{AdamW, Norms, SlotNorms},
     attention::Attention,
     cross_entropy::LossSpec,
     norm::{Gain, Norm, NormFn},
@@ -229,9 +229,10 @@ pub fn linear_cross_entropy(
 }
 
 /// See [`ops::adamw`](super::adamw()).
-pub fn adamw(slots: Vec<Update>, step: &AdamW) -> (f64, Vec<[Tensor<1>; 3]>) {
+pub fn adamw(slots: Vec<Update>, step: &AdamW) -> (Norms, Vec<[Tensor<1>; 3]>) {
     let squares = slots.iter().map(|slot| sum_squares(slot.gradient.clone()));
-    let norm = squares.sum::<f64>().sqrt();
+    let squares: Vec<f64> = squares.collect();
+    let norm = squares.iter().sum::<f64>().sqrt();
     let AdamW {
         lr,
         beta1,
@@ -240,19 +241,29 @@ pub fn adamw(slots: Vec<Update>, step: &AdamW) -> (f64, Vec<[Tensor<1>; 3]>) {
         ..
     } = *step;
     let [correction1, correction2] = [step.bias_correction1, step.bias_correction2].map(f64::from);
-    let update = |slot: Update| {
+    let length = |x: Tensor<1>| sum_squares(x).sqrt();
+    let update = |(slot, square): (Update, f64)| {
         let (p, [m, v]) = (slot.value, slot.moments);
+        let mut norms = SlotNorms {
+            gradient: square.sqrt(),
+            ..SlotNorms::default()
+        };
         if !norm.is_finite() {
-            return [p, m, v];
+            return (norms, [p, m, v]);
         }
         let g = slot.gradient * step.grad_scale(norm);
         let m = m * beta1 + g.clone() * (1.0 - beta1);
         let v = v * beta2 + g.square() * (1.0 - beta2);
         let denominator = v.clone().sqrt() / correction2.sqrt() + eps;
         let update = m.clone() / denominator * (lr / correction1);
-        [p * (1.0 - lr * slot.weight_decay) - update, m, v]
+        let new = p.clone() * (1.0 - lr * slot.weight_decay) - update;
+        norms.update = length(new.clone() - p.clone());
+        norms.value = length(p);
+        (norms, [new, m, v])
     };
-    (norm, slots.into_iter().map(update).collect())
+    let (slots, states) = slots.into_iter().zip(squares).map(update).unzip();
+    let gradient = norm;
+    (Norms { gradient, slots }, states)
 }
 
 /// See [`ops::sum_squares`](super::sum_squares).
@@ -292,9 +303,16 @@ mod tests {
                 bias_correction1: 0.5,
                 bias_correction2: 0.3,
             };
-            let (norm, kernel) = ops::adamw(updates().into(), &step);
-            let (same_norm, composed) = adamw(updates().into(), &step);
-            assert!((norm - same_norm).abs() < 1e-5 * norm, "{norm} {same_norm}");
+            let (norms, kernel) = ops::adamw(updates().into(), &step);
+            let (same_norms, composed) = adamw(updates().into(), &step);
+            let all = |norms: &Norms| {
+                let slots = norms.slots.iter();
+                let slots = slots.flat_map(|slot| [slot.gradient, slot.update, slot.value]);
+                slots.chain([norms.gradient]).collect::<Vec<f64>>()
+            };
+            for (one, other) in all(&norms).into_iter().zip(all(&same_norms)) {
+                assert!((one - other).abs() < 1e-4 * one, "{one} {other}");
+            }
             for (one, other) in kernel
                 .into_iter()
                 .flatten()

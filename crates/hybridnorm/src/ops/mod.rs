@@ -20,15 +20,16 @@ use std::sync::Arc;
 
 use burn::backend::{Dispatch, Flex};
 use burn::tensor::{DType, Device, Int, Tensor};
-use hybridnorm_kernels::adamw;
 pub use hybridnorm_kernels::{
     activation::Activation,
-    adamw::AdamW,
-    attention::Attention,
+    adamw::{AdamW, Norms, SlotNorms},
+    attention::{Attention, Scores},
     cross_entropy::LossSpec,
+    magnitude::Magnitude,
     norm::{Gain, Norm, NormFn},
     qkv::{QkOrder, QkvPrep, rope_table},
 };
+use hybridnorm_kernels::{adamw, attention, magnitude};
 
 use fused::FusedOps;
 
@@ -253,9 +254,9 @@ pub struct Update {
 /// One AdamW step on all parameters (decoupled decay, arXiv 1711.05101), their gradients clipped
 /// as `step` says.
 ///
-/// Gives the global norm of the gradients before clipping, and of each slot the new values and
-/// moments; the old ones if that norm is not finite.
-pub fn adamw(slots: Vec<Update>, step: &AdamW) -> (f64, Vec<[Tensor<1>; 3]>) {
+/// Gives the norms of gradients, updates and values, and of each slot the new values and moments; the
+/// old ones if the gradients' global norm is not finite.
+pub fn adamw(slots: Vec<Update>, step: &AdamW) -> (Norms, Vec<[Tensor<1>; 3]>) {
     if !slots.iter().all(|slot| is_fused(&slot.value)) {
         return compose::adamw(slots, step);
     }
@@ -280,14 +281,25 @@ pub fn adamw(slots: Vec<Update>, step: &AdamW) -> (f64, Vec<[Tensor<1>; 3]>) {
                 weight_decay,
             })
             .collect();
-        let norm = adamw::step(step, &mut slots);
+        let norms = adamw::step(step, &mut slots);
         drop(slots);
         drop(values);
         gradients.into_iter().for_each(pool::give);
         let states = states.into_iter();
         let tensors = states.map(|state| state.map(Tensor::from_primitive::<Flex>));
-        (norm, tensors.collect())
+        (norms, tensors.collect())
     })
+}
+
+/// The scores of causal self-attention from packed and prepared q, k, v, which attention itself never
+/// keeps; for looking inside, computed on the CPU in f32.
+pub fn attention_scores(qkv_btc: Tensor<3>, spec: Attention) -> Scores {
+    attention::scores(&spec, &on_host(qkv_btc))
+}
+
+/// How large the elements of a tensor are; for looking inside, computed on the CPU in f32.
+pub fn magnitude(x_btd: Tensor<3>) -> Magnitude {
+    magnitude::magnitude(&on_host(x_btd))
 }
 
 /// `Σ x²` in a fixed order.
@@ -297,6 +309,11 @@ pub fn sum_squares(x: Tensor<1>) -> f64 {
     } else {
         compose::sum_squares(x)
     }
+}
+
+fn on_host(x: Tensor<3>) -> Vec<f32> {
+    let x = x.without_autodiff().into_data_as::<f32>();
+    x.try_into_vec().expect("converted to f32")
 }
 
 fn is_fused<const D: usize>(x: &Tensor<D>) -> bool {

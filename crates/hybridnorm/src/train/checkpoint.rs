@@ -265,6 +265,14 @@ impl Checkpoint {
         Ok(config.model)
     }
 
+    /// Its weights by name.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub fn weights(&self) -> Result<BTreeMap<String, params::Values>> {
+        tensors::read(&self.path.join(MODEL))
+    }
+
     /// The model with its weights.
     ///
     /// # Errors

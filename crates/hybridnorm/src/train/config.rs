@@ -1,5 +1,6 @@
 //! The configuration file of a run.
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
@@ -40,6 +41,8 @@ pub struct Config {
     pub schedule: ScheduleConfig,
     /// How long, how much at a time, how often to look and to save.
     pub train: TrainSection,
+    /// What is written about the run.
+    pub log: LogSection,
     /// The file it was read from.
     #[serde(skip)]
     pub origin: Origin,
@@ -213,6 +216,28 @@ impl Default for TrainSection {
     }
 }
 
+/// `[log]`: what is written about a run. It changes no result.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogSection {
+    /// Look into every block every this many steps; 0: never.
+    pub layers_every: usize,
+    /// Write event files for TensorBoard.
+    pub tensorboard: bool,
+    /// How many spikes may leave a dump of the model's state; what is not finite always does.
+    pub dumps: usize,
+}
+
+impl Default for LogSection {
+    fn default() -> Self {
+        Self {
+            layers_every: 10,
+            tensorboard: false,
+            dumps: 16,
+        }
+    }
+}
+
 impl Config {
     /// Reads a configuration and applies `section.key=value` settings on top.
     ///
@@ -221,16 +246,9 @@ impl Config {
     /// of range; the message names the file, the line and the nearest known key.
     pub fn load(path: impl AsRef<Path>, settings: &[String]) -> Result<Self> {
         let path = path.as_ref();
-        let bytes = files::read_small(path, CONFIG_LIMIT)?;
-        let text = String::from_utf8(bytes).map_err(|error| {
-            Error::config(format!(
-                "{}: invalid UTF-8 at byte {}",
-                path.display(),
-                error.utf8_error().valid_up_to()
-            ))
-        })?;
         let origin = Origin(Some(path.to_path_buf()));
-        match Self::parse(&text, settings) {
+        let config = read_text(path).and_then(|text| Self::parse(&text, settings));
+        match config {
             Ok(config) => Ok(Self { origin, ..config }),
             Err(error) => Err(origin.name(error)),
         }
@@ -241,20 +259,7 @@ impl Config {
     /// # Errors
     /// As [`Config::load`].
     pub fn parse(text: &str, settings: &[String]) -> Result<Self> {
-        // The text itself is deserialized first, so that errors carry its lines.
-        let plain: Self = toml::from_str(text).map_err(|error| toml_error(text, &error))?;
-        let config = if settings.is_empty() {
-            plain
-        } else {
-            let mut table: toml::Table =
-                toml::from_str(text).map_err(|error| toml_error(text, &error))?;
-            for setting in settings {
-                apply_setting(&mut table, setting)?;
-            }
-            table
-                .try_into()
-                .map_err(|error: toml::de::Error| settings_error(text, settings, &error))?
-        };
+        let config: Self = from_toml(text, settings)?;
         config.check()?;
         Ok(config)
     }
@@ -306,7 +311,11 @@ impl Config {
         }))
     }
 
-    fn check(&self) -> Result<()> {
+    /// Checks everything that can be checked without opening the data.
+    ///
+    /// # Errors
+    /// If a value is out of range or has no effect.
+    pub fn check(&self) -> Result<()> {
         self.optimizer.check()?;
         let train = &self.train;
         let positive = [
@@ -433,6 +442,39 @@ pub fn placement_from_file(path: &Path) -> Result<placement::Placement> {
         .map_err(|error| Error::config(format!("{}: {error}", path.display())))
 }
 
+/// The text of a configuration file.
+pub(crate) fn read_text(path: &Path) -> Result<String> {
+    let bytes = files::read_small(path, CONFIG_LIMIT)?;
+    String::from_utf8(bytes).map_err(|error| {
+        Error::config(format!(
+            "invalid UTF-8 at byte {}",
+            error.utf8_error().valid_up_to()
+        ))
+    })
+}
+
+/// Reads a value from TOML with `section.key=value` settings on top. Errors name the line and the
+/// nearest known key.
+pub(crate) fn from_toml<T: DeserializeOwned>(text: &str, settings: &[String]) -> Result<T> {
+    // The text itself is deserialized first, so that errors carry its lines.
+    let plain: T = toml::from_str(text).map_err(|error| toml_error(text, &error))?;
+    if settings.is_empty() {
+        return Ok(plain);
+    }
+    settled(text, settings)?
+        .try_into()
+        .map_err(|error: toml::de::Error| settings_error::<T>(text, settings, &error))
+}
+
+/// The table of a text with settings on top.
+pub(crate) fn settled(text: &str, settings: &[String]) -> Result<toml::Table> {
+    let mut table: toml::Table = toml::from_str(text).map_err(|error| toml_error(text, &error))?;
+    for setting in settings {
+        apply_setting(&mut table, setting)?;
+    }
+    Ok(table)
+}
+
 /// Sets `section.key=value` in a table. The value is TOML; what is no TOML is taken as a string.
 fn apply_setting(table: &mut toml::Table, setting: &str) -> Result<()> {
     let (key, value) = setting.split_once('=').ok_or_else(|| {
@@ -465,13 +507,17 @@ fn apply_setting(table: &mut toml::Table, setting: &str) -> Result<()> {
 }
 
 /// Says which of the settings is wrong: the first that gives the same error on its own.
-fn settings_error(text: &str, settings: &[String], error: &toml::de::Error) -> Error {
+fn settings_error<T: DeserializeOwned>(
+    text: &str,
+    settings: &[String],
+    error: &toml::de::Error,
+) -> Error {
     let alone = |setting: &&String| {
         let Ok(mut table) = toml::from_str::<toml::Table>(text) else {
             return false;
         };
         let applied = apply_setting(&mut table, setting);
-        let read: Result<Config, toml::de::Error> = table.try_into();
+        let read: Result<T, toml::de::Error> = table.try_into();
         applied.is_ok() && read.is_err_and(|found| found.message() == error.message())
     };
     let culprit = settings

@@ -6,7 +6,7 @@ use burn::module::Module;
 use burn::tensor::{Gradients, Int, Tensor};
 
 use crate::model::{Decoder, LossOptions, Recompute, Stream, params};
-use crate::ops::profile;
+use crate::ops::{self, profile};
 
 /// Summed gradients by parameter name, flattened, outside any graph.
 #[derive(Debug, Default)]
@@ -40,18 +40,20 @@ impl GradientSum {
                 self.add(model, losses.backward());
                 values
             }
-            Recompute::Block => self.by_block(model, inputs_bt, targets_bt, options),
+            Recompute::Block => self.by_block(model, inputs_bt, targets_bt, options, &mut |_| {}),
         }
     }
 
     /// The forward pass keeps the state that enters each block; the backward pass runs the blocks
-    /// again, the last one first, each in a graph of its own.
-    fn by_block(
+    /// again, the last one first, each in a graph of its own. `see` is shown the gradient at each of
+    /// these states, the last block's first.
+    pub(super) fn by_block(
         &mut self,
         model: &Decoder,
         inputs_bt: Tensor<2, Int>,
         targets_bt: Tensor<2, Int>,
         options: LossOptions,
+        see: &mut dyn FnMut(&Tensor<3>),
     ) -> Tensor<1> {
         let leaf = |x: Tensor<3>| Tensor::from_inner(x).require_grad();
         let positions = model.positions(0, inputs_bt.dims()[1]);
@@ -76,6 +78,7 @@ impl GradientSum {
             let x = leaf(states.pop().expect("a state for every block"));
             let mut gradients = pull(block.forward(x.clone(), &positions, None), dx);
             dx = x.grad_remove(&mut gradients).expect(REACHED);
+            see(&dx);
             sum.add(model, gradients);
         }
         sum.add(model, pull(model.embed(inputs_bt), dx));
@@ -100,6 +103,14 @@ impl GradientSum {
     /// Removes the gradient of a parameter.
     pub(super) fn take(&mut self, name: &str) -> Option<Tensor<1>> {
         self.0.remove(name)
+    }
+
+    /// Euclidean norms by parameter.
+    pub fn norms(&self) -> impl Iterator<Item = (&str, f64)> {
+        let norm = |gradient: &Tensor<1>| ops::sum_squares(gradient.clone()).sqrt();
+        self.0
+            .iter()
+            .map(move |(name, gradient)| (name.as_str(), norm(gradient)))
     }
 
     /// Names of parameters that got no gradient.

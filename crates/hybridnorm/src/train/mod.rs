@@ -1,21 +1,26 @@
 //! Training: configuration, loop, optimizer, schedule, checkpoints, metrics.
 
 pub mod checkpoint;
-mod config;
+pub(crate) mod config;
 mod gradients;
+pub mod layers;
 pub mod metrics;
 mod optimizer;
+pub mod recorder;
+pub mod rows;
 pub mod run_directory;
 mod schedule;
 pub mod sources;
+pub mod spikes;
+pub mod tensorboard;
 mod trainer;
 
 pub use checkpoint::Checkpoint;
 pub use config::{
-    Config, DataSection, InitSection, ModelSection, TrainSection, placement_from_file,
+    Config, DataSection, InitSection, LogSection, ModelSection, TrainSection, placement_from_file,
 };
 pub use gradients::GradientSum;
-pub use optimizer::{Optimizer, OptimizerConfig, OptimizerKind};
+pub use optimizer::{Optimizer, OptimizerConfig, OptimizerKind, StepNorms};
 pub use schedule::{Schedule, ScheduleConfig, ScheduleKind};
 pub use sources::{DataOrder, Sources};
-pub use trainer::{Event, Outcome, Start, State, Trainer};
+pub use trainer::{Event, Outcome, Start, State, Step, Trainer};

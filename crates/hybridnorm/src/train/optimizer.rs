@@ -11,7 +11,7 @@ use crate::model::{
     Decoder,
     params::{self, Kind, Values},
 };
-use crate::ops::{self, AdamW, Update};
+use crate::ops::{self, AdamW, SlotNorms, Update};
 use crate::tensors::{self, Handle};
 
 /// `[optimizer]`: how weights are updated.
@@ -106,6 +106,39 @@ impl OptimizerConfig {
     }
 }
 
+/// Euclidean norms of an optimizer step.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepNorms {
+    /// Of all gradients together, before clipping.
+    pub gradient: f64,
+    /// Of everything that was added to the weights, decay included.
+    pub update: f64,
+    /// The same of each parameter.
+    pub by_name: BTreeMap<String, SlotNorms>,
+}
+
+impl StepNorms {
+    /// The norms of gradients with which no step is made.
+    pub(super) fn of_gradients(gradients: &GradientSum) -> Self {
+        let by_name: BTreeMap<_, _> = gradients
+            .norms()
+            .map(|(name, gradient)| {
+                let norms = SlotNorms {
+                    gradient,
+                    ..SlotNorms::default()
+                };
+                (name.to_owned(), norms)
+            })
+            .collect();
+        let squares = by_name.values().map(|norms| norms.gradient.powi(2));
+        Self {
+            gradient: squares.sum::<f64>().sqrt(),
+            update: 0.0,
+            by_name,
+        }
+    }
+}
+
 /// Optimizer state: two moments for every parameter, and the number of updates done.
 #[derive(Debug)]
 pub struct Optimizer {
@@ -135,9 +168,14 @@ impl Optimizer {
         self.updates
     }
 
-    /// Applies one update with learning rate `lr`; gives the model and the gradients' global norm
-    /// before clipping. Nothing is updated if that norm is not finite.
-    pub fn step(&mut self, model: Decoder, mut gradients: GradientSum, lr: f64) -> (Decoder, f64) {
+    /// Applies one update with learning rate `lr`; gives the model and the norms of the step. Nothing is
+    /// updated if the gradients' global norm is not finite.
+    pub fn step(
+        &mut self,
+        model: Decoder,
+        mut gradients: GradientSum,
+        lr: f64,
+    ) -> (Decoder, StepNorms) {
         let (beta1, beta2) = self.config.betas;
         let exponent = (self.updates + 1) as f64;
         let adamw = AdamW {
@@ -172,8 +210,14 @@ impl Optimizer {
             empty
         });
         let (names, updates): (Vec<String>, Vec<Update>) = updates.into_iter().unzip();
-        let (norm, updated) = ops::adamw(updates, &adamw);
-        self.updates += u64::from(norm.is_finite());
+        let (norms, updated) = ops::adamw(updates, &adamw);
+        self.updates += u64::from(norms.gradient.is_finite());
+        let squares = norms.slots.iter().map(|slot| slot.update.powi(2));
+        let norms = StepNorms {
+            gradient: norms.gradient,
+            update: squares.sum::<f64>().sqrt(),
+            by_name: names.iter().cloned().zip(norms.slots).collect(),
+        };
         let mut values = BTreeMap::new();
         for (name, [value, m, v]) in names.into_iter().zip(updated) {
             self.moments.insert(name.clone(), [m, v]);
@@ -183,7 +227,7 @@ impl Optimizer {
             Some(value) => tensor.put(value),
             None => tensor,
         });
-        (model, norm)
+        (model, norms)
     }
 
     /// The name of a moment that is not finite, if there is one.
@@ -203,6 +247,33 @@ impl Optimizer {
             }
         }
         all
+    }
+
+    /// Puts back those moments that belong to parameters of this model; others stay zero.
+    ///
+    /// # Errors
+    /// As [`Optimizer::restore`].
+    pub fn restore_shared(
+        &mut self,
+        updates: u64,
+        mut values: BTreeMap<String, Values>,
+        device: &Device,
+    ) -> Result<()> {
+        for (name, moments) in &self.moments {
+            for (prefix, moment) in ["m", "v"].iter().zip(moments) {
+                let shape = moment.dims();
+                let zeros = || Values {
+                    shape: shape.to_vec(),
+                    data: vec![0.0; shape[0]],
+                };
+                let found = values.entry(format!("{prefix}.{name}"));
+                let found = found.or_insert_with(zeros);
+                if found.data.len() != shape[0] {
+                    *found = zeros();
+                }
+            }
+        }
+        self.restore(updates, values, device)
     }
 
     /// Puts back what [`Optimizer::handles`] gave.

@@ -5,13 +5,17 @@ use std::path::Path;
 
 use super::checkpoint::{self, Checkpoint};
 use super::config::Config;
-use super::metrics;
+use super::layers::LayersRow;
+use super::metrics::Metrics;
+use super::recorder::FLIGHT;
+use super::rows::Row;
+use super::tensorboard;
 use super::trainer::Event;
 use crate::error::{Error, Result};
 use crate::files;
 
 /// The configuration in a run directory.
-pub(super) const CONFIG: &str = "config.toml";
+pub const CONFIG: &str = "config.toml";
 const LOCK: &str = "lock";
 
 /// Takes hold of a run directory for as long as the returned file lives.
@@ -58,11 +62,14 @@ pub(super) fn check_held(run: &Path, lock: &File) -> Result<()> {
 /// If another process trains there, or a file cannot be removed.
 pub fn remove(run: &Path) -> Result<()> {
     let lock = lock(run)?;
-    let checkpoints = run.join(checkpoint::CHECKPOINTS);
-    if checkpoints.exists() {
-        std::fs::remove_dir_all(&checkpoints).map_err(Error::io(checkpoints))?;
+    for name in [checkpoint::CHECKPOINTS, FLIGHT] {
+        let folder = run.join(name);
+        if folder.exists() {
+            std::fs::remove_dir_all(&folder).map_err(Error::io(folder))?;
+        }
     }
-    for name in [metrics::NAME, CONFIG, LOCK] {
+    tensorboard::remove(run)?;
+    for name in [Metrics::FILE, LayersRow::FILE, CONFIG, LOCK] {
         let path = run.join(name);
         if path.exists() {
             std::fs::remove_file(&path).map_err(Error::io(&path))?;
@@ -80,7 +87,7 @@ pub(super) fn refuse_to_overwrite(run: &Path) -> Result<()> {
             run.display()
         )));
     }
-    for name in [CONFIG, metrics::NAME] {
+    for name in [CONFIG, Metrics::FILE] {
         if run.join(name).exists() {
             return Err(Error::config(format!(
                 "{} already holds a run that has not saved yet, or another {name}; begin it again \

@@ -12,18 +12,22 @@ use serde::{Deserialize, Serialize};
 use super::checkpoint::{self, Checkpoint, Contents};
 use super::config::Config;
 use super::gradients::GradientSum;
-use super::metrics::{MetricsFile, Row};
-use super::optimizer::Optimizer;
+use super::layers::{LayersRow, measured};
+use super::metrics::Metrics;
+use super::optimizer::{Optimizer, StepNorms};
+use super::recorder::{Dump, Recorder, Weights};
+use super::rows::RowsFile;
 use super::run_directory;
 use super::schedule::Schedule;
 use super::sources::{self, Sources};
-use crate::data::{BatchStream, Cursor, Progress, TokenDataset, Tokenizer};
+use super::spikes::{Counts, Scores, Spike};
+use crate::data::{Batch, BatchStream, Cursor, Progress, TokenDataset, Tokenizer};
 use crate::error::{Error, Result};
 use crate::eval;
 use crate::files;
 use crate::memory;
 use crate::model::inventory::inventory;
-use crate::model::{Decoder, LossOptions};
+use crate::model::{Activations, Decoder, LossOptions, params};
 use crate::ops;
 use crate::placement::Warning;
 use crate::tensors;
@@ -52,7 +56,7 @@ pub enum Event<'a> {
     /// Text is being turned into tokens.
     Progress(Progress),
     /// A step was done.
-    Step(&'a Row),
+    Step(&'a Metrics),
     /// Validation loss was measured.
     Evaluated {
         /// After this step.
@@ -77,6 +81,10 @@ pub struct Outcome {
     pub validation: Option<eval::Loss>,
     /// Largest gradient norm of all steps.
     pub max_grad_norm: f64,
+    /// Spikes of all steps.
+    pub spikes: Counts,
+    /// Shares of the last steps that spiked.
+    pub spike_scores: Scores,
     /// Throughput of the steps done by this process, evaluation and saving not counted.
     pub tokens_per_second: f64,
     /// The newest checkpoint.
@@ -95,21 +103,41 @@ pub struct Trainer {
     model: Option<Decoder>,
     optimizer: Optimizer,
     state: State,
-    metrics: MetricsFile,
+    metrics: RowsFile<Metrics>,
+    recorder: Recorder,
+    new_parameters: Vec<String>,
     warnings: Vec<Warning>,
     last_saved: Option<u64>,
     lock: File,
 }
 
+/// What one optimizer step gave.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Step {
+    /// The numbers of the step.
+    pub metrics: Metrics,
+    /// The inside of the model, where it was due.
+    pub layers: Option<LayersRow>,
+    /// What left its recent range.
+    pub spikes: Vec<Spike>,
+}
+
 /// Whether a run may go on where it stopped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Start {
     /// From the beginning; the run directory must not hold a run.
     Fresh,
     /// From the newest valid checkpoint, or from the beginning where none was written yet. Where all
     /// are broken it is an error.
     Resume,
+    /// From the checkpoint of another run, in a directory that must not hold a run. Of the
+    /// configuration, anything may differ from that run's but what the batches are made of; parameters
+    /// that the checkpoint does not have begin with their initial values.
+    Branch(Checkpoint),
 }
+
+/// One in so many sequences of a micro-batch is looked at, one at least.
+const LOOKED_AT: usize = 8;
 
 const PRESENT: &str = "the model is absent only during an update";
 
@@ -146,15 +174,20 @@ impl Trainer {
     ) -> Result<Self> {
         files::create_dir(run.join(checkpoint::CHECKPOINTS))?;
         let lock = run_directory::lock(run)?;
+        let is_branch = matches!(start, Start::Branch(_));
         let resumed = match start {
             Start::Fresh => {
                 run_directory::refuse_to_overwrite(run)?;
                 None
             }
             Start::Resume => run_directory::find_resume_point(run, on_event)?,
+            Start::Branch(checkpoint) => {
+                run_directory::refuse_to_overwrite(run)?;
+                Some(checkpoint)
+            }
         };
         checkpoint::remove_leftovers(run)?;
-        if resumed.is_some() {
+        if resumed.is_some() && !is_branch {
             run_directory::check_same_run(&config, run, on_event)?;
         }
         let name_file = |error| config.origin.name(error);
@@ -168,7 +201,19 @@ impl Trainer {
             )));
         }
         let device = device.clone().autodiff();
+        let mut new_parameters = Vec::new();
         let (model, warnings) = match (&resumed, &config.init) {
+            (Some(checkpoint), _) if is_branch => {
+                let model = match &config.model {
+                    Some(section) => section.settle(config.train.seq_len, sources.vocab_size)?,
+                    None => checkpoint.config()?,
+                };
+                let (_, warnings) = model.resolve()?;
+                let fresh = Decoder::new(&model, config.seed, &device)?;
+                let (model, new) = params::load_shared(fresh, checkpoint.weights()?);
+                new_parameters = new;
+                (model, warnings)
+            }
             (Some(checkpoint), _) => (checkpoint.model(&device)?, Vec::new()),
             (None, Some(init)) => {
                 let from = Checkpoint::open(&init.from)?;
@@ -207,7 +252,10 @@ impl Trainer {
                     )));
                 }
                 let plain = device.clone().without_autodiff();
-                optimizer.restore(state.step, moments, &plain)?;
+                match is_branch {
+                    true => optimizer.restore_shared(state.step, moments, &plain)?,
+                    false => optimizer.restore(state.step, moments, &plain)?,
+                }
                 state
             }
             None => State {
@@ -231,19 +279,22 @@ impl Trainer {
             config
                 .schedule
                 .settle(config.optimizer.lr, config.train.steps, tokens_per_step)?;
-        let metrics = MetricsFile::open(run, state.step)?;
+        let metrics = RowsFile::open(run, state.step)?;
+        let recorder = Recorder::open(run, &config.log, state.step)?;
         // What says the same already may be somebody's own, with comments.
         let path = run.join(run_directory::CONFIG);
         if !path.exists() || Config::load(&path, &[])? != config {
             files::write(path, config.to_toml().as_bytes())?;
         }
-        if resumed.is_some() {
+        if resumed.is_some() && !is_branch {
             // A kill may have come between saving and pruning.
             checkpoint::prune(run, state.step, config.train.keep_checkpoints)?;
         }
         Ok(Self {
             metrics,
-            last_saved: resumed.is_some().then_some(state.step),
+            recorder,
+            last_saved: (resumed.is_some() && !is_branch).then_some(state.step),
+            new_parameters,
             config,
             run: run.to_path_buf(),
             stream,
@@ -262,10 +313,24 @@ impl Trainer {
     /// Trains until the last step or until `stop` becomes true; saves at the end in either case.
     ///
     /// # Errors
-    /// [`Error::Diverged`] when loss or gradients stop being finite; otherwise what reading data
-    /// or writing files may give.
+    /// See [`Trainer::run_to`].
     pub fn run(
         &mut self,
+        stop: &AtomicBool,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Outcome> {
+        self.run_to(u64::MAX, stop, on_event)
+    }
+
+    /// Trains until step `limit` or the last one is done, or until `stop` becomes true; saves at the end
+    /// in any case.
+    ///
+    /// # Errors
+    /// [`Error::Diverged`] when loss or gradients stop being finite; otherwise what reading data
+    /// or writing files may give.
+    pub fn run_to(
+        &mut self,
+        limit: u64,
         stop: &AtomicBool,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<Outcome> {
@@ -275,8 +340,15 @@ impl Trainer {
         let mut validation = None;
         let (mut tokens, mut seconds) = (0.0, 0.0);
         let tokens_per_step = (train.batch_size * train.seq_len) as f64;
-        while self.state.step < steps && !stop.load(Ordering::Relaxed) {
-            let mut row = self.step()?;
+        while self.state.step < steps.min(limit) && !stop.load(Ordering::Relaxed) {
+            let Step {
+                metrics: mut row,
+                layers,
+                spikes,
+            } = self.step()?;
+            if let Some(layers) = layers {
+                self.recorder.append(&layers)?;
+            }
             tokens += tokens_per_step;
             seconds += tokens_per_step / row.tokens_per_second;
             validation = None;
@@ -285,7 +357,11 @@ impl Trainer {
             }
             row.validation_loss = validation.map(|found| found.loss);
             self.metrics.append(&row)?;
+            self.recorder.show(&row)?;
             on_event(Event::Step(&row));
+            for spike in &spikes {
+                on_event(Event::Note(format!("step {}: {spike}", row.step)));
+            }
             if let Some(loss) = validation {
                 on_event(Event::Evaluated {
                     step: row.step,
@@ -309,6 +385,8 @@ impl Trainer {
             tokens: self.state.tokens,
             validation,
             max_grad_norm: self.state.max_grad_norm,
+            spikes: self.recorder.spikes(),
+            spike_scores: self.recorder.spike_scores(),
             tokens_per_second: tokens / f64::max(seconds, f64::MIN_POSITIVE),
             checkpoint: checkpoint::step_path(&self.run, self.state.step),
         })
@@ -318,7 +396,7 @@ impl Trainer {
     ///
     /// # Errors
     /// See [`Trainer::run`].
-    pub fn step(&mut self) -> Result<Row> {
+    pub fn step(&mut self) -> Result<Step> {
         let started = Instant::now();
         let train = &self.config.train;
         let step = self.state.step + 1;
@@ -328,19 +406,26 @@ impl Trainer {
         let mut gradients = GradientSum::default();
         let mut loss = 0.0;
         let mut instances = Vec::with_capacity(train.batch_size);
+        let (mut activations, mut first) = (None, None);
         for _ in 0..train.grad_accum_steps {
             let batch = self.stream.next_batch(micro)?;
+            if first.is_none() && self.recorder.is_due(step) {
+                activations = Some(self.look(&batch, micro.div_ceil(LOOKED_AT))?);
+            }
             let inputs = self.model().ids(&batch.inputs, micro, seq)?;
             let outputs = self.model().ids(&batch.targets, micro, seq)?;
             let options = LossOptions { divisor: targets };
             let losses =
                 gradients.accumulate(self.model(), inputs, outputs, options, train.recompute);
             loss += cross_entropy(losses);
-            instances.extend(batch.instance_ids);
+            instances.extend_from_slice(&batch.instance_ids);
+            first.get_or_insert(batch);
         }
+        let first = first.expect("there is a micro-batch at least");
 
         if !loss.is_finite() {
-            return Err(self.diverged(step, format!("loss {loss}"), &instances));
+            let norms = StepNorms::of_gradients(&gradients);
+            return Err(self.diverged(step, loss, norms, instances, &first));
         }
         if step == 1 {
             self.check_every_gradient(&gradients)?;
@@ -348,11 +433,11 @@ impl Trainer {
         let lr = self.schedule.lr(step as usize);
         // Moved out and back, so that no second owner keeps the update from being in place.
         let model = self.model.take().expect(PRESENT);
-        let (model, grad_norm) = self.optimizer.step(model, gradients, lr);
+        let (model, norms) = self.optimizer.step(model, gradients, lr);
         self.model = Some(model);
+        let grad_norm = norms.gradient;
         if !grad_norm.is_finite() {
-            let found = format!("loss {loss}, gradient norm {grad_norm}");
-            return Err(self.diverged(step, found, &instances));
+            return Err(self.diverged(step, loss, norms, instances, &first));
         }
 
         let tokens = (self.config.train.batch_size * seq) as u64;
@@ -360,14 +445,64 @@ impl Trainer {
         self.state.tokens += tokens;
         self.state.cursor = self.stream.cursor();
         self.state.max_grad_norm = self.state.max_grad_norm.max(grad_norm);
-        Ok(Row {
+        let layers = activations
+            .map(|activations| LayersRow::new(step, self.model(), &activations, &norms.by_name));
+        let metrics = Metrics {
             step,
             loss,
             grad_norm,
+            update_norm: norms.update,
             lr,
             tokens: self.state.tokens,
             tokens_per_second: tokens as f64 / started.elapsed().as_secs_f64(),
             validation_loss: None,
+        };
+        let spikes = self.recorder.watch(&metrics);
+        if !spikes.is_empty() && self.recorder.has_room() {
+            let reasons = spikes.iter().map(Spike::to_string).collect();
+            let dump =
+                self.describe(&metrics, reasons, &norms, instances, Weights::After, &first)?;
+            self.recorder.dump(&dump)?;
+        }
+        Ok(Step {
+            metrics,
+            layers,
+            spikes,
+        })
+    }
+
+    /// Activations of the first `sequences` of a batch.
+    fn look(&self, batch: &Batch, sequences: usize) -> Result<Vec<Activations>> {
+        let model = self.model().valid();
+        let ids = &batch.inputs[..sequences * batch.seq_len];
+        let ids = model.ids(ids, sequences, batch.seq_len)?;
+        Ok(model.activations(ids))
+    }
+
+    fn describe(
+        &self,
+        metrics: &Metrics,
+        reasons: Vec<String>,
+        norms: &StepNorms,
+        instances: Vec<u64>,
+        weights: Weights,
+        batch: &Batch,
+    ) -> Result<Dump> {
+        let activations = self.look(batch, batch.len())?;
+        let parameters = norms.by_name.iter();
+        Ok(Dump {
+            step: metrics.step,
+            reasons,
+            loss: measured(metrics.loss),
+            grad_norm: measured(metrics.grad_norm),
+            update_norm: measured(metrics.update_norm),
+            lr: metrics.lr,
+            instances,
+            weights,
+            layers: LayersRow::new(metrics.step, self.model(), &activations, &norms.by_name),
+            parameters: parameters
+                .map(|(name, norms)| (name.clone(), norms.into()))
+                .collect(),
         })
     }
 
@@ -383,11 +518,10 @@ impl Trainer {
             .map(|data| eval::loss(self.model(), data, micro, train.eval_sequences))
             .transpose()
             .map_err(|error| match error {
-                Error::Diverged(problem) => Error::Diverged(format!(
-                    "evaluation after step {}: {problem}; {}",
-                    self.state.step,
-                    self.last_good(self.state.step)
-                )),
+                Error::Diverged { problem, .. } => Error::Diverged {
+                    step: Some(self.state.step),
+                    problem: format!("evaluation: {problem}; {}", self.last_good(self.state.step)),
+                },
                 other => other,
             })
     }
@@ -448,6 +582,36 @@ impl Trainer {
         &self.folders
     }
 
+    /// Parameters that began with their initial values because the checkpoint that the run branched off
+    /// does not have them.
+    pub fn new_parameters(&self) -> &[String] {
+        &self.new_parameters
+    }
+
+    /// Norm of the gradient of the next micro-batch's mean loss at the stream that enters each block.
+    /// Nothing is changed.
+    ///
+    /// # Errors
+    /// If the data cannot be read.
+    pub fn stream_gradients(&mut self) -> Result<Vec<f64>> {
+        let train = &self.config.train;
+        let (micro, seq) = (train.batch_size / train.grad_accum_steps, train.seq_len);
+        let batch = self.stream.peek(micro)?;
+        let model = self.model();
+        let inputs = model.ids(&batch.inputs, micro, seq)?;
+        let outputs = model.ids(&batch.targets, micro, seq)?;
+        let divisor = (micro * seq) as f32;
+        let mut norms = Vec::new();
+        let mut see = |dx: &Tensor<3>| {
+            let elements = dx.shape().num_elements();
+            norms.push(ops::magnitude(dx.clone()).rms * (elements as f64).sqrt());
+        };
+        let options = LossOptions { divisor };
+        GradientSum::default().by_block(model, inputs, outputs, options, &mut see);
+        norms.reverse();
+        Ok(norms)
+    }
+
     /// What is doubtful about the placement.
     pub fn warnings(&self) -> &[Warning] {
         &self.warnings
@@ -457,10 +621,10 @@ impl Trainer {
         let missing = gradients.missing(self.model());
         match missing.as_slice() {
             [] => Ok(()),
-            names => Err(Error::Diverged(format!(
-                "step 1: no gradient for {}",
-                names.join(", ")
-            ))),
+            names => Err(Error::Diverged {
+                step: Some(1),
+                problem: format!("no gradient for {}", names.join(", ")),
+            }),
         }
     }
 
@@ -470,10 +634,11 @@ impl Trainer {
         let step = self.state.step;
         let broken = tensors::broken(self.model()).or_else(|| self.optimizer.broken());
         if let Some(name) = broken {
-            return Err(Error::Diverged(format!(
-                "step {step}: {name} is not finite after the update; {}",
-                self.last_good(step)
-            )));
+            let last_good = self.last_good(step);
+            return Err(Error::Diverged {
+                step: Some(step),
+                problem: format!("{name} is not finite after the update; {last_good}"),
+            });
         }
         let train = &self.config.train;
         let (micro, seq) = (train.batch_size / train.grad_accum_steps, train.seq_len);
@@ -488,20 +653,57 @@ impl Trainer {
         let loss = cross_entropy(losses);
         match loss.is_finite() {
             true => Ok(()),
-            false => Err(Error::Diverged(format!(
-                "step {step}: after the update the loss on the next batch is {loss}; \
-                 batch instances {:?}; {}",
-                batch.instance_ids,
-                self.last_good(step)
-            ))),
+            false => Err(Error::Diverged {
+                step: Some(step),
+                problem: format!(
+                    "after the update the loss on the next batch is {loss}; \
+                     batch instances {:?}; {}",
+                    batch.instance_ids,
+                    self.last_good(step)
+                ),
+            }),
         }
     }
 
-    fn diverged(&self, step: u64, found: String, instances: &[u64]) -> Error {
-        Error::Diverged(format!(
-            "step {step}: {found}; batch instances {instances:?}; {}",
+    /// Writes down a step whose loss or gradients are not finite, before its update.
+    fn diverged(
+        &mut self,
+        step: u64,
+        loss: f64,
+        norms: StepNorms,
+        instances: Vec<u64>,
+        batch: &Batch,
+    ) -> Error {
+        let found = match loss.is_finite() {
+            true => format!("loss {loss}, gradient norm {}", norms.gradient),
+            false => format!("loss {loss}"),
+        };
+        let problem = format!(
+            "{found}; batch instances {instances:?}; {}",
             self.last_good(step)
-        ))
+        );
+        let metrics = Metrics {
+            step,
+            loss,
+            grad_norm: norms.gradient,
+            update_norm: 0.0,
+            lr: self.schedule.lr(step as usize),
+            tokens: self.state.tokens,
+            tokens_per_second: 0.0,
+            validation_loss: None,
+        };
+        let reasons = vec![found];
+        let dump = self
+            .describe(&metrics, reasons, &norms, instances, Weights::Before, batch)
+            .and_then(|dump| self.recorder.dump(&dump));
+        let problem = match dump {
+            Ok(path) => format!("{problem}; see {}", path.display()),
+            Err(error) => format!("{problem}; no dump: {error}"),
+        };
+        Error::Diverged {
+            step: Some(step),
+            problem,
+        }
     }
 
     /// Names the newest checkpoint before that of step `broken`.

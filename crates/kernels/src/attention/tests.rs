@@ -1,7 +1,7 @@
 use super::*;
 use crate::norm::{Gain, Norm, NormFn};
 use crate::qkv::{self, QkOrder, rope_table};
-use crate::testing::{Rng, all_close, check_gradient, same_bits_on_any_pool, weigh, wide};
+use crate::testing::{Rng, all_close, check_gradient, close, same_bits_on_any_pool, weigh, wide};
 use proptest::prelude::*;
 
 /// Context of queries at positions `past..past + new` of each sequence, by the definition.
@@ -318,4 +318,49 @@ fn a_norm_over_all_heads_is_not_applied_on_the_way() {
     let rope = rope_table(100.0, 4, 0, a.seq);
     let p = Preparation::new(&form, &rope, [&wide, &narrow, &narrow]);
     forward_prepared(&a, &p, &[0.0; 128], &mut [0.0; 64], &mut [0.0; 16]);
+}
+
+#[test]
+fn scores_match_the_reference() {
+    for (kv_heads, softcap) in [(4, None), (2, Some(3.0)), (1, None)] {
+        let a = Attention {
+            batch: 2,
+            seq: 37,
+            heads: 4,
+            kv_heads,
+            head_dim: 8,
+            scale: 0.9,
+            softcap,
+        };
+        let (qkv, _) = random(&a, 31);
+        let x = wide(&qkv);
+        let row = |b: usize, t: usize, part: usize| {
+            &x[(b * a.seq + t) * a.packed_width() + part * a.head_dim..][..a.head_dim]
+        };
+        let (mut top, mut entropy) = (f64::MIN, 0.0);
+        for (b, h, t) in
+            (0..2).flat_map(|b| (0..4).flat_map(move |h| (0..37).map(move |t| (b, h, t))))
+        {
+            let score = |s: usize| {
+                let (q, k) = (row(b, t, h), row(b, s, 4 + h * kv_heads / 4));
+                let u = 0.9 * q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>();
+                softcap.map_or(u, |c| f64::from(c) * (u / f64::from(c)).tanh())
+            };
+            let e: Vec<f64> = (0..=t).map(|s| score(s).exp()).collect();
+            let total: f64 = e.iter().sum();
+            top = (0..=t).map(score).fold(top, f64::max);
+            entropy -= e.iter().map(|e| e / total * (e / total).ln()).sum::<f64>();
+        }
+        let found = scores(&a, &qkv);
+        close(found.max, top, 1e-5);
+        close(found.entropy as f32, entropy / (2.0 * 4.0 * 37.0), 1e-5);
+        same_bits_on_any_pool(|| {
+            let Scores { max, entropy } = scores(&a, &qkv);
+            vec![max, entropy as f32]
+        });
+        let mut broken = qkv.clone();
+        broken[5] = f32::NAN;
+        let found = scores(&a, &broken);
+        assert!(found.max.is_nan() && found.entropy.is_nan());
+    }
 }

@@ -1,0 +1,102 @@
+//! `hybridnorm replay`.
+
+use std::path::{Path, PathBuf};
+
+use hybridnorm::lab::replay::{self, Options, Replay};
+use hybridnorm::train::Event;
+use hybridnorm::train::metrics::Metrics;
+use hybridnorm::{Device, Error};
+
+use super::Ending;
+use crate::args::ReplayArgs;
+use crate::console::{self, Console};
+use crate::progress::Display;
+use crate::stop::Stop;
+use crate::table::numbers;
+
+/// Steps before and after the one of interest that the table shows.
+const AROUND: u64 = 20;
+
+pub fn run(args: ReplayArgs, console: &Console) -> Result<Ending, Error> {
+    let step = args.step;
+    let options = Options {
+        step,
+        after: args.after,
+        placement: args.placement,
+        settings: args.settings,
+        out: args.out.unwrap_or_else(|| beside(&args.run, step)),
+    };
+    let stop = Stop::listen()?;
+    let mut display = Display::new(console);
+    let last = step + args.after;
+    let mut on_event = |event: Event<'_>| display.event("replay", last, &event);
+    let replay = replay::run(
+        &args.run,
+        &options,
+        &Device::flex(),
+        stop.flag(),
+        &mut on_event,
+    )?;
+    display.finish();
+    let Some(replay) = replay else {
+        return Ok(Ending::Interrupted);
+    };
+    match args.json {
+        true => console::print_json(&replay)?,
+        false => console::print(&text(&replay, step))?,
+    }
+    console.note(&format!("run directory: {}", replay.out.display()));
+    Ok(Ending::Done)
+}
+
+fn beside(run: &Path, step: u64) -> PathBuf {
+    let mut name = run.file_name().unwrap_or_default().to_os_string();
+    name.push(format!("-replay-{step}"));
+    run.with_file_name(name)
+}
+
+fn text(replay: &Replay, step: u64) -> String {
+    let changed = match replay.changed.as_slice() {
+        [] => "nothing changed".to_owned(),
+        changed => changed.join(", "),
+    };
+    let mut text = format!("from step {} with {changed}\n", replay.from);
+    if !replay.new_parameters.is_empty() {
+        text += &format!(
+            "parameters with initial values: {}\n",
+            replay.new_parameters.join(", ")
+        );
+    }
+    let mut table = numbers(&[
+        "step",
+        "loss",
+        "replay",
+        "gradient norm",
+        "replay",
+        "update norm",
+        "replay",
+    ]);
+    let near = |pair: &&replay::Pair| pair.step.abs_diff(step) <= AROUND;
+    for pair in replay.steps.iter().filter(near) {
+        let run = |f: fn(&Metrics) -> f64| {
+            let run = pair.run.as_ref();
+            run.map_or("-".to_owned(), |row| format!("{:.4}", f(row)))
+        };
+        let replay = |f: fn(&Metrics) -> f64| format!("{:.4}", f(&pair.replay));
+        let mark = if pair.step == step { ">" } else { "" };
+        table.add_row([
+            format!("{mark}{}", pair.step),
+            run(|row| row.loss),
+            replay(|row| row.loss),
+            run(|row| row.grad_norm),
+            replay(|row| row.grad_norm),
+            run(|row| row.update_norm),
+            replay(|row| row.update_norm),
+        ]);
+    }
+    text += &format!("{table}\n");
+    if let Some(ended) = &replay.ended {
+        text += &format!("the replay ended: {ended}\n");
+    }
+    text
+}

@@ -1,0 +1,184 @@
+//! `hybridnorm study`.
+
+use std::path::Path;
+use std::sync::Mutex;
+
+use hybridnorm::lab::analysis::Verdict;
+use hybridnorm::lab::study::{self, Folder, Group, Options, Study, StudyEvent};
+use hybridnorm::train::Event;
+use hybridnorm::{Device, Error};
+
+use super::Ending;
+use super::train::{default_run, shell_word};
+use crate::args::{StudyArgs, StudyCommand};
+use crate::console::{self, Console};
+use crate::progress::StudyDisplay;
+use crate::stop::Stop;
+use crate::table::{grouped, numbers};
+
+pub fn run(args: StudyArgs, console: &Console) -> Result<Ending, Error> {
+    if let Some(StudyCommand::Merge { from, out, json }) = &args.command {
+        let runs = study::merge(from, out)?;
+        let folder = Folder::new(out);
+        show(&folder, &folder.study()?, *json)?;
+        console.note(&format!("{runs} finished runs in {}", out.display()));
+        return Ok(Ending::Done);
+    }
+    let path = args.study.as_deref().unwrap_or(Path::new(""));
+    let study = Study::load(path, &args.settings)?;
+    let out = args.out.clone().unwrap_or_else(|| default_run(path));
+    let folder = Folder::new(&out);
+    let options = Options {
+        jobs: args.jobs,
+        resume: args.resume,
+        shard: args.shard,
+    };
+    let stop = Stop::listen()?;
+    let display = Mutex::new(StudyDisplay::new(console));
+    let records = study::run(
+        &study,
+        &folder,
+        &options,
+        &Device::flex(),
+        stop.flag(),
+        &|event| {
+            if matches!(
+                event,
+                StudyEvent::Run {
+                    event: Event::Step(_),
+                    ..
+                }
+            ) {
+                stop.wait_for_me();
+            }
+            let mut display = display.lock().unwrap_or_else(|error| error.into_inner());
+            display.event(&event);
+        },
+    );
+    if let Ok(display) = display.into_inner() {
+        display.finish();
+    }
+    if records?.is_none() {
+        console.note(&format!(
+            "stopped; go on with: {}",
+            again(path, &out, &args)
+        ));
+        return Ok(Ending::Interrupted);
+    }
+    show(&folder, &study, args.json)?;
+    console.note(&format!("study folder: {}", out.display()));
+    Ok(Ending::Done)
+}
+
+/// The command that goes on.
+fn again(path: &Path, out: &Path, args: &StudyArgs) -> String {
+    let mut command = format!(
+        "hybridnorm study {} --out {} --resume",
+        shell_word(&path.to_string_lossy()),
+        shell_word(&out.to_string_lossy())
+    );
+    if args.jobs > 1 {
+        command += &format!(" --jobs {}", args.jobs);
+    }
+    if let Some(shard) = args.shard {
+        command += &format!(" --shard {shard}");
+    }
+    for setting in &args.settings {
+        command += &format!(" --set {}", shell_word(setting));
+    }
+    command
+}
+
+fn show(folder: &Folder, study: &Study, json: bool) -> Result<(), Error> {
+    let records = folder.records(&study.runs)?;
+    let groups = study::groups(&records, &study.file.study.rules);
+    if json {
+        return console::print_json(&groups);
+    }
+    let texts: Vec<String> = groups.iter().map(|group| text(group, study)).collect();
+    console::print(&texts.join("\n"))
+}
+
+fn word(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Better => "better",
+        Verdict::Worse => "worse",
+        Verdict::Indistinguishable => "not distinguishable",
+    }
+}
+
+fn text(group: &Group, study: &Study) -> String {
+    let rates = &study.file.study.lr;
+    let analysis = &group.analysis;
+    let rate_names: Vec<String> = rates.iter().map(f64::to_string).collect();
+    let rate_names = rate_names.iter().map(String::as_str);
+    let header: Vec<&str> = ["validation loss at lr"]
+        .into_iter()
+        .chain(rate_names)
+        .collect();
+    let mut losses = numbers(&header);
+    for placement in &analysis.placements {
+        let cell = |lr: &f64| {
+            let found = placement.rates.iter().find(|rate| rate.lr == *lr);
+            let Some(rate) = found else {
+                return "-".to_owned();
+            };
+            match (&rate.loss, rate.diverged) {
+                (Some(loss), 0) => format!("{:.4}", loss.mean),
+                (Some(loss), diverged) => format!("{:.4} ({diverged} diverged)", loss.mean),
+                (None, 0) => "left out".into(),
+                (None, _) => "diverged".into(),
+            }
+        };
+        let row = [placement.placement.clone()];
+        losses.add_row(row.into_iter().chain(rates.iter().map(cell)));
+    }
+    let baseline = &analysis.rules.baseline;
+    let mut compared = numbers(&[
+        "placement",
+        "best lr",
+        "loss",
+        &format!("difference to {baseline}"),
+        &format!("{:.0} % interval", 100.0 * (1.0 - analysis.rules.alpha)),
+        "p (Holm)",
+        "verdict",
+        "effective speedup",
+        "spikes",
+        "tokens/s",
+    ]);
+    for placement in &analysis.placements {
+        let dash = || "-".to_owned();
+        let mut row = vec![placement.placement.clone()];
+        match &placement.best {
+            Some(best) => row.extend([best.lr.to_string(), format!("{:.4}", best.loss.mean)]),
+            None => row.extend([dash(), dash()]),
+        }
+        match &placement.against {
+            Some(against) => row.extend([
+                format!("{:+.4}", against.difference.mean),
+                format!(
+                    "{:+.4} to {:+.4}",
+                    against.difference.low, against.difference.high
+                ),
+                format!("{:.4}", against.p_holm),
+                word(against.verdict).to_owned(),
+                against
+                    .effective_speedup
+                    .map_or_else(dash, |speedup| format!("{speedup:.2}x")),
+            ]),
+            None => row.extend(std::iter::repeat_n(dash(), 5)),
+        }
+        row.push(placement.spikes.to_string());
+        let speed = placement.tokens_per_second;
+        row.push(speed.map_or_else(dash, |speed| grouped(speed as u64)));
+        compared.add_row(row);
+    }
+    let heading = match group.name.as_str() {
+        "" => String::new(),
+        name => format!("{name}\n"),
+    };
+    format!(
+        "{heading}{losses}\n\n{compared}\n\n{}\n",
+        group.verdict.join("\n")
+    )
+}

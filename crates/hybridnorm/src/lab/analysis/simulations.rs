@@ -1,0 +1,257 @@
+//! Simulated studies whose truth is known, through the whole of [`analyse`].
+//!
+//! `cargo test --release simulations -- --ignored --nocapture` prints a table with more of them.
+
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, StandardNormal};
+
+use super::*;
+
+/// Standard deviation of a run's loss around its seed's, in nats.
+const NOISE: f64 = 0.01;
+
+/// Standard deviation of what all runs with a seed share.
+const SEED_EFFECT: f64 = 0.03;
+
+const RATES: [f64; 5] = [1e-4, 3.16e-4, 1e-3, 3.16e-3, 1e-2];
+
+/// How much worse, in units of the noise, the rates beside the best are. Loss is a parabola in the
+/// logarithm of the rate.
+const STEEP: f64 = 8.0;
+
+/// One placement's truth.
+#[derive(Clone, Copy)]
+struct Truth {
+    /// Loss at its best rate, in units of the noise above 3 nats.
+    loss: f64,
+    /// See [`STEEP`].
+    curvature: f64,
+}
+
+/// A study of some placements, of which the first is the baseline.
+fn points(truths: &[Truth], seeds: u64, random: &mut ChaCha8Rng) -> Vec<Point> {
+    let mut normal = || -> f64 { StandardNormal.sample(random) };
+    let shared: Vec<f64> = (0..seeds).map(|_| SEED_EFFECT * normal()).collect();
+    let mut points = Vec::new();
+    for (index, truth) in truths.iter().enumerate() {
+        for (rate, lr) in RATES.into_iter().enumerate() {
+            for seed in 0..seeds {
+                let bend = truth.curvature * (rate as f64 - 2.0).powi(2);
+                let loss = 3.0 + NOISE * (truth.loss + bend + normal()) + shared[seed as usize];
+                points.push(Point {
+                    placement: match index {
+                        0 => "pre-norm".to_owned(),
+                        _ => format!("variant-{index}"),
+                    },
+                    lr,
+                    seed,
+                    result: Outcome::Loss(loss),
+                    tokens_per_second: 1000.0,
+                    spikes: 0,
+                });
+            }
+        }
+    }
+    points
+}
+
+/// Shares of studies.
+#[derive(Debug, Default)]
+struct Shares {
+    /// With any claim "better".
+    better: f64,
+    /// With any claim.
+    any: f64,
+    /// In which the first comparison's interval covers the true difference.
+    covered: f64,
+    /// With any claim by a t-test of the same losses, without allowance for the choice of rates.
+    plain: f64,
+    /// With any claim by a t-test of losses at rates that the other seeds choose.
+    other_seeds: f64,
+}
+
+/// Losses at the rate that is best on all seeds, or for each seed on the others.
+fn losses(points: &[Point], placement: &str, seeds: u64, on_others: bool) -> Vec<f64> {
+    let own: Vec<&Point> = (points.iter())
+        .filter(|point| point.placement == placement)
+        .collect();
+    let loss = |lr: f64, seed: u64| {
+        let run = own
+            .iter()
+            .find(|point| point.lr == lr && point.seed == seed);
+        match run.unwrap().result {
+            Outcome::Loss(loss) => loss,
+            other => panic!("{other:?}"),
+        }
+    };
+    let at_chosen = |seed: u64| {
+        let sum = |lr: &f64| -> f64 {
+            let judges = (0..seeds).filter(|&other| !on_others || other != seed);
+            judges.map(|other| loss(*lr, other)).sum()
+        };
+        let lr = RATES.into_iter().min_by(|a, b| sum(a).total_cmp(&sum(b)));
+        loss(lr.unwrap(), seed)
+    };
+    (0..seeds).map(at_chosen).collect()
+}
+
+/// Whether a plain t-test with Holm's correction claims anything.
+fn plain_claim(points: &[Point], placements: usize, seeds: u64, on_others: bool) -> bool {
+    let baseline = losses(points, "pre-norm", seeds, on_others);
+    let p: Vec<f64> = (1..placements)
+        .map(|index| {
+            let own = losses(points, &format!("variant-{index}"), seeds, on_others);
+            let differences: Vec<f64> = own.iter().zip(&baseline).map(|(a, b)| a - b).collect();
+            stats::paired(&differences, 0.95).unwrap().p
+        })
+        .collect();
+    stats::holm(&p).into_iter().any(|p| p < 0.05)
+}
+
+fn shares(truths: &[Truth], seeds: u64, studies: usize, others: bool) -> Shares {
+    let mut random = ChaCha8Rng::seed_from_u64(seeds + studies as u64);
+    let rules = Rules::default();
+    let (mut shares, each) = (Shares::default(), 1.0 / studies as f64);
+    let difference = NOISE * (truths[1].loss - truths[0].loss);
+    for _ in 0..studies {
+        let points = points(truths, seeds, &mut random);
+        let analysis = analyse(&points, &rules);
+        let comparisons: Vec<&Comparison> = (analysis.placements[1..].iter())
+            .map(|placement| placement.against.as_ref().unwrap())
+            .collect();
+        let says = |verdict: Verdict| comparisons.iter().any(|one| one.verdict == verdict);
+        let (better, worse) = (says(Verdict::Better), says(Verdict::Worse));
+        let Paired { low, high, .. } = comparisons[0].difference;
+        shares.better += each * f64::from(better);
+        shares.any += each * f64::from(better || worse);
+        shares.covered += each * f64::from(low <= difference && difference <= high);
+        if others {
+            let claim = |on_others| plain_claim(&points, truths.len(), seeds, on_others);
+            shares.plain += each * f64::from(claim(false));
+            shares.other_seeds += each * f64::from(claim(true));
+        }
+    }
+    shares
+}
+
+/// Three standard errors of a share that is truly `share`.
+fn margin(share: f64, studies: usize) -> f64 {
+    3.0 * (share * (1.0 - share) / studies as f64).sqrt()
+}
+
+/// A baseline and `variants` others that differ from it in nothing but their curvature.
+fn null(baseline: f64, variant: f64, variants: usize) -> Vec<Truth> {
+    let truth = |curvature| Truth {
+        loss: 0.0,
+        curvature,
+    };
+    let mut truths = vec![truth(baseline)];
+    truths.extend(vec![truth(variant); variants]);
+    truths
+}
+
+const STUDIES: usize = 1000;
+
+#[test]
+fn studies_without_a_difference_claim_one_in_at_most_alpha() {
+    for seeds in [3, 5] {
+        for curvature in [STEEP, 0.3] {
+            let found = shares(&null(curvature, curvature, 7), seeds, STUDIES, false);
+            let most = 0.05 + margin(0.05, STUDIES);
+            let about = format!("{seeds} seeds, curvature {curvature}: {found:?}");
+            assert!(found.better <= most && found.any <= most, "{about}");
+            assert!(found.covered >= 0.95 - margin(0.95, STUDIES), "{about}");
+            if curvature == STEEP {
+                // Only one rate is in question: the interval is exact, not merely safe.
+                assert!(found.covered <= 0.95 + margin(0.95, STUDIES), "{about}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_flatter_curve_is_not_called_better() {
+    for seeds in [3, 5] {
+        for (baseline, variant) in [(STEEP, 0.0), (1.0, 0.0)] {
+            let found = shares(&null(baseline, variant, 7), seeds, STUDIES, false);
+            let most = 0.05 + margin(0.05, STUDIES);
+            let about = format!("{seeds} seeds, {baseline} against {variant}: {found:?}");
+            assert!(found.better <= most && found.any <= most, "{about}");
+            assert!(found.covered >= 0.95 - margin(0.95, STUDIES), "{about}");
+        }
+    }
+}
+
+/// Why the choice of rates is allowed for, and in this way: both obvious alternatives claim too much.
+#[test]
+fn simpler_tests_claim_too_much() {
+    let studies = 2 * STUDIES;
+    let most = 0.05 + margin(0.05, studies);
+    let flatter = shares(&null(STEEP, 0.0, 1), 10, studies, true);
+    assert!(flatter.plain > most && flatter.any <= most, "{flatter:?}");
+    let flat = shares(&null(0.3, 0.3, 1), 10, studies, true);
+    assert!(flat.other_seeds > most && flat.any <= most, "{flat:?}");
+}
+
+/// A variant better than the baseline by `effect` standard deviations of the differences.
+fn better_by(effect: f64) -> [Truth; 2] {
+    [0.0, -effect * 2.0_f64.sqrt()].map(|loss| Truth {
+        loss,
+        curvature: STEEP,
+    })
+}
+
+#[test]
+fn power_is_as_computed() {
+    // statsmodels 0.15.0, TTestPower().power, one sample, two-sided.
+    for (seeds, effect, power) in [(5, 1.0, 0.40139), (3, 1.0, 0.17926), (20, 1.0, 0.98859)] {
+        let found = shares(&better_by(effect), seeds, STUDIES, false);
+        let distance = (found.any - power).abs();
+        assert!(
+            distance <= margin(power, STUDIES),
+            "{seeds} seeds: {found:?}, not {power}"
+        );
+        assert!((found.covered - 0.95).abs() <= margin(0.95, STUDIES));
+    }
+}
+
+#[test]
+fn seeds_to_resolve_suffice() {
+    for effect in [1.0, 1.5] {
+        let sd = NOISE * 2.0_f64.sqrt();
+        let seeds = stats::seeds_needed(effect * sd, sd, 0.05, 0.8).unwrap();
+        let found = shares(&better_by(effect), seeds, STUDIES, false);
+        assert!(found.better >= 0.8 - margin(0.8, STUDIES), "{found:?}");
+        let fewer = shares(&better_by(effect), seeds - 1, STUDIES, false);
+        assert!(fewer.better <= 0.8 + margin(0.8, STUDIES), "{fewer:?}");
+    }
+}
+
+#[test]
+#[ignore = "prints a table and asserts nothing"]
+fn table() {
+    let studies = 10_000;
+    println!("seeds variants curvatures  better    any  plain other-seeds  covered");
+    for seeds in [2, 3, 5, 10] {
+        for variants in [1, 7] {
+            for (baseline, variant) in [
+                (STEEP, STEEP),
+                (1.0, 1.0),
+                (0.3, 0.3),
+                (0.0, 0.0),
+                (STEEP, 0.0),
+                (STEEP, 0.3),
+                (STEEP, 1.0),
+                (1.0, 0.0),
+                (0.0, STEEP),
+            ] {
+                let found = shares(&null(baseline, variant, variants), seeds, studies, true);
+                println!(
+                    "{seeds:5} {variants:8} {baseline:4} {variant:4}  {:8.4} {:6.4} {:6.4} {:11.4} {:8.4}",
+                    found.better, found.any, found.plain, found.other_seeds, found.covered
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,454 @@
+//! Small studies made by hand, one for each thing that is said.
+
+use super::*;
+
+fn point(placement: &str, lr: f64, seed: u64, result: Outcome) -> Point {
+    Point {
+        placement: placement.to_owned(),
+        lr,
+        seed,
+        result,
+        tokens_per_second: 1000.0,
+        spikes: 0,
+    }
+}
+
+/// Runs with seeds 0, 1, … at one learning rate.
+fn runs(placement: &str, lr: f64, losses: &[f64]) -> Vec<Point> {
+    let run = |(seed, &loss)| point(placement, lr, seed as u64, Outcome::Loss(loss));
+    losses.iter().enumerate().map(run).collect()
+}
+
+fn study(parts: &[(&str, f64, &[f64])]) -> Vec<Point> {
+    parts
+        .iter()
+        .flat_map(|(placement, lr, losses)| runs(placement, *lr, losses))
+        .collect()
+}
+
+fn only(points: &[Point]) -> PlacementSummary {
+    analyse(points, &Rules::default()).placements.remove(0)
+}
+
+fn close(found: f64, expected: f64) {
+    assert!(
+        (found - expected).abs() < 1e-9,
+        "found {found}, expected {expected}"
+    );
+}
+
+/// A curve over three rates, with the best in the middle.
+fn valley() -> Vec<Point> {
+    study(&[
+        ("a", 1e-2, &[3.5, 3.7]),
+        ("a", 1e-4, &[3.03, 3.05]),
+        ("a", 1e-3, &[3.0, 3.02]),
+    ])
+}
+
+#[test]
+fn rates_are_counted_in_ascending_order() {
+    let mut points = valley();
+    points.push(point("a", 1e-2, 2, Outcome::Diverged));
+    points.push(point("a", 1e-2, 3, Outcome::Loss(f64::NAN)));
+    points.push(point("a", 1e-4, 2, Outcome::Halved));
+    let rates = only(&points).rates;
+    let counts: Vec<_> = (rates.iter())
+        .map(|rate| (rate.lr, rate.finished, rate.diverged, rate.halved))
+        .collect();
+    assert_eq!(counts, [(1e-4, 2, 0, 1), (1e-3, 2, 0, 0), (1e-2, 2, 2, 0)]);
+    let loss = rates[2].loss.unwrap();
+    close(loss.mean, 3.6);
+    assert_eq!((loss.n, loss.min, loss.max), (2, 3.5, 3.7));
+}
+
+#[test]
+fn placements_keep_their_order() {
+    let points = study(&[
+        ("b", 1e-3, &[3.0]),
+        ("a", 1e-3, &[3.0]),
+        ("b", 1e-2, &[3.0]),
+    ]);
+    let analysis = analyse(&points, &Rules::default());
+    let names: Vec<_> = (analysis.placements.iter())
+        .map(|entry| entry.placement.as_str())
+        .collect();
+    assert_eq!(names, ["b", "a"]);
+}
+
+#[test]
+fn the_best_rate_has_the_lowest_mean() {
+    let best = only(&valley()).best.unwrap();
+    assert_eq!((best.lr, best.loss.n, best.at_edge), (1e-3, 2, None));
+    close(best.loss.mean, 3.01);
+}
+
+#[test]
+fn a_best_rate_at_an_end_is_marked() {
+    let edge = |parts: &[(&str, f64, &[f64])]| only(&study(parts)).best.unwrap().at_edge;
+    let low: (&str, f64, &[f64]) = ("a", 1e-4, &[3.0]);
+    assert_eq!(edge(&[low, ("a", 1e-3, &[3.1])]), Some(Edge::Lowest));
+    assert_eq!(edge(&[low, ("a", 1e-3, &[2.9])]), Some(Edge::Highest));
+    assert_eq!(edge(&[low]), None);
+}
+
+#[test]
+fn rates_are_judged_on_equal_seeds() {
+    // Lower, but over fewer seeds; then over others.
+    for (seeds, losses) in [(vec![0], vec![2.0]), (vec![0, 7], vec![2.0, 2.0])] {
+        let mut points = valley();
+        for (seed, loss) in seeds.into_iter().zip(losses) {
+            points.push(point("a", 1e-5, seed, Outcome::Loss(loss)));
+        }
+        assert_eq!(only(&points).best.unwrap().lr, 1e-3);
+    }
+    for outcome in [Outcome::Diverged, Outcome::Halved] {
+        let mut points = valley();
+        points.push(point("a", 1e-3, 2, outcome));
+        assert_eq!(only(&points).best.unwrap().lr, 1e-4);
+    }
+}
+
+#[test]
+fn without_a_clean_rate_there_is_no_best() {
+    let mut points = runs("a", 1e-3, &[3.0, 3.0]);
+    points.push(point("a", 1e-3, 2, Outcome::Diverged));
+    let found = only(&points);
+    assert_eq!(
+        (found.best, found.tolerance, found.lr_sensitivity),
+        (None, None, None)
+    );
+    assert_eq!(
+        found.why_not.as_deref(),
+        Some("the study has no runs of the baseline")
+    );
+}
+
+#[test]
+fn the_stable_range_ends_before_the_first_divergence() {
+    let mut points = valley();
+    points.extend(runs("a", 3e-2, &[3.9, 3.9]));
+    assert_eq!(only(&points).largest_stable_lr, Some(3e-2));
+    // A larger rate that did not diverge does not count, a run left out does not end it.
+    points.push(point("a", 1e-2, 2, Outcome::Diverged));
+    points.push(point("a", 1e-3, 2, Outcome::Halved));
+    assert_eq!(only(&points).largest_stable_lr, Some(1e-3));
+    points.push(point("a", 1e-4, 2, Outcome::Diverged));
+    assert_eq!(only(&points).largest_stable_lr, None);
+}
+
+#[test]
+fn tolerance_is_the_unbroken_range_around_the_best() {
+    let span = only(&valley()).tolerance.unwrap();
+    assert_eq!((span.low, span.high), (1e-4, 1e-3));
+    close(span.factor, 10.0);
+    let mut points = valley();
+    // Within, but beyond a rate that is not.
+    points.extend(runs("a", 1e-1, &[3.02, 3.02]));
+    assert_eq!(only(&points).tolerance, Some(span));
+    points.push(point("a", 1e-4, 2, Outcome::Diverged));
+    assert_eq!(only(&points).tolerance.unwrap().factor, 1.0);
+}
+
+#[test]
+fn sensitivity_counts_diverged_seeds_as_the_cap() {
+    // 0.03, 0 and 0.59 above the best; the cap is the largest mean, 3.6.
+    close(
+        only(&valley()).lr_sensitivity.unwrap(),
+        (0.03 + 0.0 + 0.54) / 3.0,
+    );
+    let rules = Rules {
+        loss_cap: Some(4.0),
+        ..Rules::default()
+    };
+    let mut points = valley();
+    let sensitivity = |points: &[Point]| analyse(points, &rules).placements[0].lr_sensitivity;
+    close(sensitivity(&points).unwrap(), (0.03 + 0.0 + 0.59) / 3.0);
+    points.push(point("a", 1e-2, 2, Outcome::Diverged));
+    let at_last = (0.49 + 0.69 + 0.99) / 3.0;
+    close(sensitivity(&points).unwrap(), (0.03 + 0.0 + at_last) / 3.0);
+    points.push(point("a", 1e-4, 2, Outcome::Halved));
+    assert_eq!(sensitivity(&points), None);
+}
+
+#[test]
+fn spikes_and_throughput_are_over_all_runs() {
+    let mut points = valley();
+    for (index, point) in points.iter_mut().enumerate() {
+        point.spikes = [0, 2, 0, 0, 5, 0][index];
+        point.tokens_per_second = [100.0, 300.0, 200.0, 900.0, 0.0, f64::NAN][index];
+    }
+    let found = only(&points);
+    assert_eq!((found.spikes, found.spiked_runs), (7, 2));
+    assert_eq!(found.tokens_per_second, Some(250.0));
+}
+
+#[test]
+fn rates_that_may_be_as_good_contend() {
+    let contenders = |points: &[Point]| only(points).best.unwrap().contenders;
+    let curve = study(&[
+        ("a", 1e-4, &[3.010, 3.002, 3.003]),
+        ("a", 1e-3, &[3.001, 3.003, 3.008]),
+        ("a", 1e-2, &[3.501, 3.502, 3.505]),
+    ]);
+    assert_eq!(contenders(&curve), 2);
+    // What a seed adds at every rate is no noise.
+    let mut shifted = curve.clone();
+    for point in shifted.iter_mut().filter(|point| point.seed == 1) {
+        let Outcome::Loss(loss) = point.result else {
+            unreachable!()
+        };
+        point.result = Outcome::Loss(loss + 5.0);
+    }
+    assert_eq!(contenders(&shifted), 2);
+    // One seed tells nothing about the noise.
+    let single = study(&[("a", 1e-4, &[3.0]), ("a", 1e-3, &[4.0])]);
+    assert_eq!(contenders(&single), 2);
+    // Rates left out may have been as good.
+    let mut halved = curve;
+    halved.push(point("a", 1e-1, 0, Outcome::Halved));
+    assert_eq!(contenders(&halved), 3);
+}
+
+/// A baseline, one clearly better, one clearly worse, one much like it; a single rate each.
+fn compared() -> Vec<Point> {
+    let mut points = study(&[
+        ("pre-norm", 1e-3, &[3.00, 3.05, 2.98, 3.02]),
+        ("good", 1e-3, &[2.90, 2.951, 2.879, 2.92]),
+        ("bad", 1e-3, &[3.20, 3.251, 3.179, 3.22]),
+        ("same", 1e-3, &[3.01, 3.04, 3.00, 3.01]),
+    ]);
+    for point in points.iter_mut().filter(|point| point.placement == "good") {
+        point.tokens_per_second = 800.0;
+    }
+    points
+}
+
+fn against(analysis: &Analysis, name: &str) -> Comparison {
+    let entry = analysis
+        .placements
+        .iter()
+        .find(|entry| entry.placement == name);
+    entry.unwrap().against.clone().unwrap()
+}
+
+#[test]
+fn comparisons_are_paired_by_seed() {
+    let analysis = analyse(&compared(), &Rules::default());
+    let good = against(&analysis, "good");
+    let differences = [2.90 - 3.00, 2.951 - 3.05, 2.879 - 2.98, 2.92 - 3.02];
+    assert_eq!(good.pairs, 4);
+    assert_eq!(good.difference, stats::paired(&differences, 0.95).unwrap());
+    close(good.loss, 2.9125);
+    close(good.baseline_loss, 3.0125);
+    assert_eq!(good.verdict, Verdict::Better);
+    assert_eq!(against(&analysis, "bad").verdict, Verdict::Worse);
+    let same = against(&analysis, "same");
+    assert_eq!(same.verdict, Verdict::Indistinguishable);
+    // The largest of three p values stays, the smallest is tripled.
+    close(same.p_holm, same.difference.p);
+    let (good, bad) = (good, against(&analysis, "bad"));
+    close(bad.p_holm, 3.0 * bad.difference.p);
+    close(good.p_holm, 2.0 * good.difference.p);
+    let Paired { mean, sd, .. } = same.difference;
+    let seeds = stats::seeds_needed(mean, sd, 0.05 / 3.0, 0.8);
+    assert!(seeds.is_some_and(|seeds| seeds > 4));
+    assert_eq!(same.seeds_to_resolve, seeds);
+}
+
+#[test]
+fn gains_follow_the_power_law() {
+    let rules = Rules {
+        irreducible_loss: 2.0,
+        compute_exponent: 0.5,
+        ..Rules::default()
+    };
+    let good = against(&analyse(&compared(), &rules), "good");
+    let gain = (1.0125_f64 / 0.9125).powi(2);
+    close(good.compute_gain.unwrap(), gain);
+    close(good.throughput_ratio.unwrap(), 0.8);
+    close(good.effective_speedup.unwrap(), 0.8 * gain);
+    let rules = Rules {
+        irreducible_loss: 2.95,
+        ..rules
+    };
+    let good = against(&analyse(&compared(), &rules), "good");
+    assert_eq!((good.compute_gain, good.effective_speedup), (None, None));
+}
+
+#[test]
+fn only_common_seeds_are_compared() {
+    let mut points = compared();
+    points.push(point("good", 1e-3, 9, Outcome::Loss(9.0)));
+    let good = against(&analyse(&points, &Rules::default()), "good");
+    assert_eq!(good.pairs, 4);
+    close(good.loss, 2.9125);
+}
+
+#[test]
+fn the_luck_of_contending_rates_weakens_a_claim() {
+    let plain = against(&analyse(&compared(), &Rules::default()), "good");
+    let mut points = compared();
+    points.extend(runs("good", 3e-3, &[2.95, 2.921, 2.899, 2.91]));
+    let analysis = analyse(&points, &Rules::default());
+    assert_eq!(analysis.placements[1].best.as_ref().unwrap().contenders, 2);
+    let chosen = against(&analysis, "good");
+    assert_eq!(chosen.difference.mean, plain.difference.mean);
+    assert!(chosen.difference.p > 1.5 * plain.difference.p);
+    assert!(chosen.difference.high > plain.difference.high);
+    assert_eq!(chosen.difference.low, plain.difference.low);
+}
+
+#[test]
+fn a_missing_comparison_has_a_reason() {
+    let reason = |points: &[Point], rules: &Rules| {
+        let analysis = analyse(points, rules);
+        let entry = analysis
+            .placements
+            .into_iter()
+            .find(|entry| entry.placement == "x");
+        let entry = entry.unwrap();
+        assert_eq!(entry.against, None);
+        entry.why_not.unwrap()
+    };
+    let rules = Rules::default();
+    let base = runs("pre-norm", 1e-3, &[3.0, 3.1]);
+    let x = runs("x", 1e-3, &[3.0, 3.1]);
+    let diverged = |name: &str| vec![point(name, 1e-3, 0, Outcome::Diverged)];
+    assert_eq!(reason(&x, &rules), "the study has no runs of the baseline");
+    assert_eq!(
+        reason(&[base.clone(), diverged("x")].concat(), &rules),
+        "no learning rate at which every seed finished"
+    );
+    assert_eq!(
+        reason(&[diverged("pre-norm"), x.clone()].concat(), &rules),
+        "the baseline has no learning rate at which every seed finished"
+    );
+    assert_eq!(
+        reason(&[base.clone(), runs("x", 1e-3, &[3.0])].concat(), &rules),
+        "fewer than 2 seeds in common with the baseline"
+    );
+    let wrong = Rules {
+        alpha: 1.5,
+        ..rules.clone()
+    };
+    let both = [base, x].concat();
+    assert_eq!(
+        reason(&both, &wrong),
+        "alpha = 1.5 must lie between 0 and 1"
+    );
+    let analysis = analyse(&both, &rules);
+    assert_eq!(analysis.placements[0].against, None);
+    assert_eq!(analysis.placements[0].why_not, None);
+}
+
+#[test]
+fn rules_are_checked_and_read() {
+    assert_eq!(Rules::default().problem(), None);
+    let rules: Rules = toml::from_str("alpha = 0.01\nloss_cap = 7.0").unwrap();
+    assert_eq!(
+        (rules.alpha, rules.power, rules.loss_cap),
+        (0.01, 0.8, Some(7.0))
+    );
+    assert!(toml::from_str::<Rules>("alpah = 0.01").is_err());
+    for (key, bad) in [
+        ("alpha", "0.0"),
+        ("power", "0.4"),
+        ("tolerance", "-0.1"),
+        ("irreducible_loss", "nan"),
+        ("compute_exponent", "0.0"),
+        ("loss_cap", "inf"),
+    ] {
+        let rules: Rules = toml::from_str(&format!("{key} = {bad}")).unwrap();
+        assert!(rules.problem().unwrap().starts_with(key));
+    }
+}
+
+#[test]
+fn an_analysis_survives_json() {
+    let mut points = compared();
+    // Without any variance, t is not finite.
+    points.extend(runs("constant", 1e-3, &[4.0, 4.05, 3.98, 4.02]));
+    points.push(point("lost", f64::MAX, 0, Outcome::Diverged));
+    let analysis = analyse(&points, &Rules::default());
+    let text = serde_json::to_string(&analysis).unwrap();
+    assert_eq!(serde_json::from_str::<Analysis>(&text).unwrap(), analysis);
+}
+
+fn said(points: &[Point], name: &str) -> String {
+    let analysis = analyse(points, &Rules::default());
+    let entry = analysis
+        .placements
+        .iter()
+        .find(|entry| entry.placement == name);
+    sentence(entry.unwrap(), &analysis)
+}
+
+#[test]
+fn sentences_claim_what_the_verdict_does() {
+    let points = compared();
+    assert_eq!(
+        said(&points, "good"),
+        "good is better than pre-norm by 0.1000 nats (95 % interval 0.0987 to 0.1013, p < 0.001 \
+         after Holm's correction, 4 seeds)"
+    );
+    assert_eq!(
+        said(&points, "bad"),
+        "bad is worse than pre-norm by 0.2000 nats (95 % interval 0.1987 to 0.2013, p < 0.001 \
+         after Holm's correction, 4 seeds)"
+    );
+    assert_eq!(said(&points, "same"), "");
+    assert_eq!(
+        said(&points, "pre-norm"),
+        "pre-norm is the baseline: 3.013 nats at its best learning rate, 0.001 (4 seeds)"
+    );
+}
+
+#[test]
+fn sentences_know_when_seeds_do_not_help() {
+    let base = runs("pre-norm", 1e-3, &[3.0, 3.1, 3.0]);
+    let nearly = runs("x", 1e-3, &[3.2, 2.8999, 3.0]);
+    assert_eq!(said(&[base.clone(), nearly].concat(), "x"), "");
+    let equal = runs("x", 1e-3, &[3.0, 3.1, 3.0]);
+    assert_eq!(said(&[base.clone(), equal].concat(), "x"), "");
+    let single = runs("x", 1e-3, &[3.0]);
+    assert_eq!(said(&[base, single].concat(), "x"), "");
+}
+
+#[test]
+fn verdict_of_a_usual_study() {
+    let mut points = study(&[
+        ("pre-norm", 3e-4, &[3.03, 3.08, 3.01, 3.06]),
+        ("pre-norm", 1e-3, &[3.00, 3.05, 2.98, 3.02]),
+        ("good", 3e-4, &[2.95, 3.00, 2.93, 2.97]),
+        ("good", 1e-3, &[2.90, 2.951, 2.879, 2.92]),
+        ("good", 3e-3, &[2.92, 2.97, 2.90, 2.94]),
+        ("bad", 3e-4, &[3.20, 3.251, 3.179, 3.22]),
+        ("bad", 1e-3, &[3.40, 3.45, 3.38, 3.42]),
+        ("bad", 3e-3, &[4.40, 4.45, 4.38, 4.42]),
+        ("same", 1e-3, &[3.01, 3.04, 3.00, 3.01]),
+        ("same", 3e-4, &[3.31, 3.34, 3.30, 3.31]),
+    ]);
+    for name in ["pre-norm", "same"] {
+        points.push(point(name, 3e-3, 0, Outcome::Diverged));
+    }
+    let text = verdict(&analyse(&points, &Rules::default()));
+    assert_eq!(text, [""; 3]);
+}
+
+#[test]
+fn verdict_of_poor_studies() {
+    let rules = Rules::default();
+    assert_eq!(verdict(&analyse(&[], &rules)), [""; 3]);
+    let one_seed = study(&[("pre-norm", 1e-3, &[3.0]), ("x", 1e-3, &[2.0])]);
+    assert_eq!(verdict(&analyse(&one_seed, &rules)), [""; 3]);
+    let no_baseline = study(&[("x", 1e-3, &[3.0, 3.1]), ("y", 1e-3, &[2.0, 2.1])]);
+    assert_eq!(verdict(&analyse(&no_baseline, &rules)), [""; 3]);
+    let nothing = [point("x", 1e-3, 0, Outcome::Diverged)];
+    assert_eq!(verdict(&analyse(&nothing, &rules)), [""; 3]);
+    let alone = study(&[
+        ("pre-norm", 1e-3, &[3.0, 3.1]),
+        ("pre-norm", 3e-3, &[3.2, 3.3]),
+    ]);
+    assert_eq!(verdict(&analyse(&alone, &rules)), [""; 3]);
+}

@@ -1,0 +1,268 @@
+//! Signal propagation: what the inside of a model looks like at its first step and some steps later.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::Device;
+use crate::error::{Error, Result};
+use crate::placement::{Explanation, PlacementChoice};
+use crate::train::layers::{LayersRow, Measured, measured};
+use crate::train::{Config, Event, Start, Trainer};
+
+/// What to look at.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Options {
+    /// Names of placements; empty: that of the configuration.
+    pub placements: Vec<String>,
+    /// Steps to train; the first and the last are looked at.
+    pub steps: u64,
+}
+
+/// What was seen.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProbeReport {
+    /// The configuration, as TOML.
+    pub config: String,
+    /// Steps done with each placement.
+    pub steps: u64,
+    /// One entry a placement.
+    pub placements: Vec<ProbePlacement>,
+}
+
+/// One placement of a probe.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProbePlacement {
+    /// Its name.
+    pub placement: String,
+    /// Its hash.
+    pub placement_hash: String,
+    /// Its equations at this depth.
+    pub equations: String,
+    /// The first step and the last.
+    pub moments: Vec<ProbeMoment>,
+    /// Why the last step was not reached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub diverged: Option<String>,
+}
+
+/// One step of one placement.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProbeMoment {
+    /// The step, counted from 1.
+    pub step: u64,
+    /// Mean cross-entropy of its batch before the update, in nats.
+    pub loss: f64,
+    /// Activations before the update; gradients and update of the step.
+    pub layers: LayersRow,
+    /// Norm of the loss's gradient at the stream that enters each block, over the first micro-batch.
+    pub stream_grad: Vec<Measured>,
+    /// How all that changes with depth.
+    pub growth: Growth,
+}
+
+/// Change from the first block to the last, each as a ratio: 1 is flat. Ratios of `stream` and `grad`
+/// are those of a line fitted to the logarithms.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Growth {
+    /// Of the root mean square of the stream that enters a block.
+    pub stream: Measured,
+    /// Of the norm of a block's parameters' gradients.
+    pub grad: Measured,
+    /// The largest of these norms over the smallest.
+    pub grad_spread: Measured,
+    /// Of the norm of the loss's gradient at the stream that enters a block.
+    pub stream_grad: Measured,
+}
+
+/// Looks at placements one after the other; `None` when it was asked to stop.
+///
+/// Initial values and batches are the same for all, as far as they have the same parameters.
+///
+/// # Errors
+/// If a placement is unknown or not valid, or the data cannot be read. That a placement diverges is a
+/// result.
+pub fn run(
+    config: &Config,
+    options: &Options,
+    device: &Device,
+    stop: &AtomicBool,
+    on_event: &mut dyn FnMut(&str, Event<'_>),
+) -> Result<Option<ProbeReport>> {
+    let most = config.train.steps as u64;
+    if options.steps == 0 || options.steps > most {
+        return Err(Error::config(format!(
+            "{} steps, expected 1 to train.steps = {most}",
+            options.steps
+        )));
+    }
+    let mut configs = Vec::new();
+    for name in &options.placements {
+        let mut config = config.clone();
+        let section = config.model.as_mut().ok_or_else(|| {
+            Error::config("[model] is missing: there is nothing to put other placements into")
+        })?;
+        section.placement = Value::String(name.clone());
+        config.check()?;
+        configs.push((name.clone(), config));
+    }
+    if configs.is_empty() {
+        let name = match &config.model {
+            Some(section) => PlacementChoice::from_value(&section.placement)?.label(),
+            None => "the checkpoint's".into(),
+        };
+        configs.push((name, config.clone()));
+    }
+    let mut placements = Vec::new();
+    for (name, mut config) in configs {
+        config.log.layers_every = 1;
+        config.log.tensorboard = false;
+        let folder = tempfile::tempdir().map_err(Error::io(std::env::temp_dir()))?;
+        let mut on_event = |event: Event<'_>| on_event(&name, event);
+        let Some(seen) = look(
+            &name,
+            config,
+            folder.path(),
+            options,
+            device,
+            stop,
+            &mut on_event,
+        )?
+        else {
+            return Ok(None);
+        };
+        placements.push(seen);
+    }
+    Ok(Some(ProbeReport {
+        config: config.to_toml(),
+        steps: options.steps,
+        placements,
+    }))
+}
+
+fn look(
+    name: &str,
+    config: Config,
+    folder: &Path,
+    options: &Options,
+    device: &Device,
+    stop: &AtomicBool,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<Option<ProbePlacement>> {
+    let mut trainer = Trainer::open(config, folder, Start::Fresh, device, on_event)?;
+    let model = trainer.model().config();
+    let explanation = Explanation::new(&model.placement, model.n_layers, &model.facts())?;
+    let mut seen = ProbePlacement {
+        placement: name.to_owned(),
+        placement_hash: model.placement.hash(),
+        equations: explanation.named(name).to_text().trim_end().to_owned(),
+        moments: Vec::new(),
+        diverged: None,
+    };
+    for step in 1..=options.steps {
+        if stop.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        let is_shown = step == 1 || step == options.steps;
+        let stream_grad = match is_shown {
+            true => trainer.stream_gradients()?,
+            false => Vec::new(),
+        };
+        let done = match trainer.step() {
+            Ok(done) => done,
+            Err(Error::Diverged { problem, .. }) => {
+                let problem = problem.split(';').next().unwrap_or_default();
+                seen.diverged = Some(format!("step {step}: {problem}"));
+                break;
+            }
+            Err(error) => return Err(error),
+        };
+        on_event(Event::Step(&done.metrics));
+        if let (true, Some(layers)) = (is_shown, done.layers) {
+            let stream_grad: Vec<Measured> = stream_grad.into_iter().map(measured).collect();
+            seen.moments.push(ProbeMoment {
+                step,
+                loss: done.metrics.loss,
+                growth: Growth::of(&layers, &stream_grad),
+                layers,
+                stream_grad,
+            });
+        }
+    }
+    Ok(Some(seen))
+}
+
+impl Growth {
+    fn of(layers: &LayersRow, stream_grad: &[Measured]) -> Self {
+        let each = |f: &dyn Fn(usize) -> Measured| -> Vec<Measured> {
+            (0..layers.blocks.len()).map(f).collect()
+        };
+        let grads = each(&|index| measured(layers.blocks[index].grad_norm()));
+        Self {
+            stream: fitted_ratio(&each(&|index| layers.blocks[index].stream.rms)),
+            grad: fitted_ratio(&grads),
+            grad_spread: spread(&grads),
+            stream_grad: fitted_ratio(stream_grad),
+        }
+    }
+}
+
+/// The ratio of the last value to the first on a line fitted to the logarithms by least squares.
+fn fitted_ratio(values: &[Measured]) -> Measured {
+    let logarithms: Option<Vec<f64>> = values
+        .iter()
+        .map(|value| {
+            value
+                .filter(|value| *value > 0.0)
+                .map(|value| f64::from(value).ln())
+        })
+        .collect();
+    let y = logarithms?;
+    let n = y.len() as f64;
+    let middle = (n - 1.0) / 2.0;
+    let x = |index: usize| index as f64 - middle;
+    let products: f64 = y.iter().enumerate().map(|(index, y)| x(index) * y).sum();
+    let squares: f64 = (0..y.len()).map(|index| x(index).powi(2)).sum();
+    match y.len() {
+        0 | 1 => None,
+        _ => measured((products / squares * (n - 1.0)).exp()),
+    }
+}
+
+fn spread(values: &[Measured]) -> Measured {
+    let values: Option<Vec<f32>> = values.iter().copied().collect();
+    let values = values?;
+    let largest = values.iter().copied().reduce(f32::max)?;
+    let smallest = values.iter().copied().reduce(f32::min)?;
+    measured(f64::from(largest) / f64::from(smallest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn growth_is_the_ratio_of_a_geometric_row() {
+        let row = |factor: f32| -> Vec<Measured> {
+            (0..8).map(|index| Some(0.3 * factor.powi(index))).collect()
+        };
+        let near = |found: Measured, wanted: f32| {
+            let found = found.unwrap();
+            assert!((found / wanted - 1.0).abs() < 1e-5, "{found} {wanted}");
+        };
+        near(fitted_ratio(&row(2.0)), 128.0);
+        near(fitted_ratio(&row(1.0)), 1.0);
+        near(fitted_ratio(&row(0.5)), 1.0 / 128.0);
+        near(spread(&row(0.5)), 128.0);
+        assert_eq!(fitted_ratio(&[Some(1.0), None]), None);
+        assert_eq!(fitted_ratio(&[Some(1.0), Some(0.0)]), None);
+        assert_eq!(fitted_ratio(&[Some(1.0)]), None);
+        assert_eq!(spread(&[]), None);
+    }
+}

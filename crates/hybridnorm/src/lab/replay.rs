@@ -1,0 +1,131 @@
+//! The steps around one of a run, done again from the nearest checkpoint with something changed.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+
+use serde::Serialize;
+
+use crate::Device;
+use crate::error::{Error, Result};
+use crate::train::metrics::Metrics;
+use crate::train::{Config, Event, Start, Trainer, checkpoint, rows, run_directory};
+
+/// What to do again.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Options {
+    /// The step of interest.
+    pub step: u64,
+    /// Steps to go beyond it.
+    pub after: u64,
+    /// Another placement.
+    pub placement: Option<String>,
+    /// `section.key=value` settings on top of the run's configuration.
+    pub settings: Vec<String>,
+    /// Run directory of the replay.
+    pub out: PathBuf,
+}
+
+/// What came out.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Replay {
+    /// The run.
+    pub run: PathBuf,
+    /// Run directory of the replay.
+    pub out: PathBuf,
+    /// The checkpoint's step; 0 where it began anew.
+    pub from: u64,
+    /// What was changed.
+    pub changed: Vec<String>,
+    /// Parameters that the checkpoint does not have, and which begin with their initial values.
+    pub new_parameters: Vec<String>,
+    /// Steps done again, side by side.
+    pub steps: Vec<Pair>,
+    /// Why it ended early, if it did.
+    pub ended: Option<String>,
+}
+
+/// One step in the run and in the replay.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Pair {
+    /// The step, counted from 1.
+    pub step: u64,
+    /// In the run; `None` where it did not come so far.
+    pub run: Option<Metrics>,
+    /// In the replay.
+    pub replay: Metrics,
+}
+
+/// Does it; `None` when it was asked to stop.
+///
+/// With nothing changed, the numbers of the run come out again to the bit.
+///
+/// # Errors
+/// If the run has no such step, or a changed key does not allow to go on from its checkpoint.
+pub fn run(
+    run: &Path,
+    options: &Options,
+    device: &Device,
+    stop: &AtomicBool,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<Option<Replay>> {
+    let originals: Vec<Metrics> = rows::read(run)?;
+    let newest = originals.last().map_or(0, |row| row.step);
+    // A run that diverged has no row of the step at which it did.
+    if options.step == 0 || options.step > newest + 1 {
+        return Err(Error::config(format!(
+            "{}: no step {}, it did {newest}",
+            run.display(),
+            options.step
+        )));
+    }
+    let mut changed = options.settings.clone();
+    if let Some(placement) = &options.placement {
+        changed.push(format!("model.placement=\"{placement}\""));
+    }
+    let mut config = Config::load(run.join(run_directory::CONFIG), &changed)?;
+    if options.placement.is_some() && config.model.is_none() {
+        return Err(Error::config(format!(
+            "{}: its model comes from a checkpoint and cannot have another placement",
+            run.display()
+        )));
+    }
+    if !options
+        .settings
+        .iter()
+        .any(|setting| setting.starts_with("log."))
+    {
+        config.log.layers_every = 1;
+    }
+    let found = checkpoint::newest_before(run, options.step)?;
+    let start = match found.checkpoint {
+        Some((_, checkpoint)) => Start::Branch(checkpoint),
+        None => Start::Fresh,
+    };
+    let mut trainer = Trainer::open(config, &options.out, start, device, on_event)?;
+    let from = trainer.state().step;
+    let ended = trainer.run_to(options.step + options.after, stop, on_event);
+    let ended = match ended {
+        Ok(outcome) if outcome.step < options.step => return Ok(None),
+        Ok(_) => None,
+        Err(error @ Error::Diverged { .. }) => Some(error.to_string()),
+        Err(error) => return Err(error),
+    };
+    let replayed: Vec<Metrics> = rows::read(&options.out)?;
+    let pair = |replay: Metrics| Pair {
+        step: replay.step,
+        run: originals
+            .iter()
+            .find(|row| row.step == replay.step)
+            .cloned(),
+        replay,
+    };
+    Ok(Some(Replay {
+        run: run.to_path_buf(),
+        out: options.out.clone(),
+        from,
+        changed,
+        new_parameters: trainer.new_parameters().to_vec(),
+        steps: replayed.into_iter().map(pair).collect(),
+        ended,
+    }))
+}

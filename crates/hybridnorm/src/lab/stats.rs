@@ -1,0 +1,325 @@
+//! The statistics that comparisons need: summaries, paired t-tests, Holm's correction, sample sizes.
+//!
+//! Each side of a comparison may be the best of several alternatives, chosen on the same numbers
+//! that are compared. The best of `k` equal means is low by luck alone, and a plain t-test takes
+//! that luck for a difference. [`paired_of_best`] therefore replaces the standard normal variable in
+//! the numerator of t by the largest of `k` independent ones (the Studentized maximum). With `k = 1`
+//! that is Student's t.
+
+#[cfg(test)]
+mod tests;
+
+use serde::{Deserialize, Serialize};
+use statrs::distribution::{ContinuousCDF, StudentsT};
+use statrs::function::erf::{erfc, erfc_inv};
+use statrs::function::gamma::ln_gamma;
+
+/// Largest number of seeds that [`seeds_needed`] considers.
+pub const MOST_SEEDS: u64 = 10_000;
+
+/// Some numbers in short.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Summary {
+    /// How many.
+    pub n: usize,
+    /// Arithmetic mean.
+    pub mean: f64,
+    /// Standard deviation with divisor `n - 1`; `None` for a single number.
+    pub sd: Option<f64>,
+    /// Smallest.
+    pub min: f64,
+    /// Largest.
+    pub max: f64,
+}
+
+impl Summary {
+    /// Of some numbers; `None` if there are none or one is not finite.
+    pub fn of(values: &[f64]) -> Option<Self> {
+        if values.is_empty() || values.iter().any(|value| !value.is_finite()) {
+            return None;
+        }
+        let n = values.len();
+        let mean = values.iter().sum::<f64>() / n as f64;
+        let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+        Some(Self {
+            n,
+            mean,
+            sd: (n > 1).then(|| (squares / (n - 1) as f64).sqrt()),
+            min: values.iter().copied().fold(f64::INFINITY, f64::min),
+            max: values.iter().copied().fold(f64::NEG_INFINITY, f64::max),
+        })
+    }
+}
+
+/// The middle number, or the mean of the middle two; `None` if there are none or one is not finite.
+pub fn median(values: &[f64]) -> Option<f64> {
+    if values.is_empty() || values.iter().any(|value| !value.is_finite()) {
+        return None;
+    }
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let (low, high) = ((sorted.len() - 1) / 2, sorted.len() / 2);
+    Some(f64::midpoint(sorted[low], sorted[high]))
+}
+
+/// A two-sided t-test of whether the mean of some differences is 0.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Paired {
+    /// How many differences.
+    pub n: usize,
+    /// Their mean.
+    pub mean: f64,
+    /// Their standard deviation, with divisor `n - 1`.
+    pub sd: f64,
+    /// Lower end of the confidence interval of the mean.
+    pub low: f64,
+    /// Upper end of the confidence interval of the mean.
+    pub high: f64,
+    /// `mean / (sd / √n)`; `None` where `sd` is 0.
+    pub t: Option<f64>,
+    /// Probability of a `t` at least as far from 0 if the true mean is 0, two-sided.
+    pub p: f64,
+}
+
+/// Tests paired differences; `level` is that of the confidence interval, such as 0.95.
+///
+/// `None` for fewer than 2 differences, for one that is not finite, and for a level that does not
+/// lie between 0 and 1. Without any variance, `p` is 0, or 1 if all differences are 0.
+pub fn paired(differences: &[f64], level: f64) -> Option<Paired> {
+    paired_of_best(differences, level, 1, 1)
+}
+
+/// Tests paired differences `first - second`, lower being better, where `first` is the best by mean
+/// of `first_of` alternatives and `second` of `second_of`.
+///
+/// Luck of `first` makes the difference too low: it widens the upper end of the interval and `p`
+/// where the mean is negative. Luck of `second` does the opposite. `p < 1 - level` exactly if the
+/// interval leaves out 0. Both are safe for any correlation between the alternatives that is not
+/// negative, and exact where one of each is far better than the rest, with counts of 1. Otherwise as
+/// [`paired`].
+pub fn paired_of_best(
+    differences: &[f64],
+    level: f64,
+    first_of: usize,
+    second_of: usize,
+) -> Option<Paired> {
+    let Summary { n, mean, sd, .. } = Summary::of(differences)?;
+    let sd = sd?;
+    if !(level > 0.0 && level < 1.0) {
+        return None;
+    }
+    let error = sd / (n as f64).sqrt();
+    let student = Student::new(n - 1)?;
+    let tail = (1.0 - level) / 2.0;
+    let t = (sd > 0.0).then(|| mean / error);
+    let p = match t {
+        None if mean == 0.0 => 1.0,
+        None => 0.0,
+        Some(t) => {
+            let chosen_of = if t < 0.0 { first_of } else { second_of };
+            (2.0 * student.tail(t.abs(), chosen_of)).min(1.0)
+        }
+    };
+    Some(Paired {
+        n,
+        mean,
+        sd,
+        low: mean - student.critical(tail, second_of) * error,
+        high: mean + student.critical(tail, first_of) * error,
+        t,
+        p,
+    })
+}
+
+/// What Student's t exceeds with probability `tail`; `None` without a degree of freedom and for a
+/// tail that does not lie between 0 and 1.
+pub fn t_critical(tail: f64, freedom: usize) -> Option<f64> {
+    let student = Student::new(freedom)?;
+    (tail > 0.0 && tail < 1.0).then(|| student.t.inverse_cdf(1.0 - tail))
+}
+
+/// p values adjusted for their number by Holm's step-down procedure (Scandinavian Journal of
+/// Statistics 6, 1979), in the order given: rejecting those below α keeps the probability of any
+/// false rejection at α.
+pub fn holm(p: &[f64]) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..p.len()).collect();
+    order.sort_by(|&a, &b| p[a].total_cmp(&p[b]));
+    let mut adjusted = vec![1.0; p.len()];
+    let mut largest = 0.0_f64;
+    for (rank, &index) in order.iter().enumerate() {
+        largest = largest.max((p.len() - rank) as f64 * p[index]).min(1.0);
+        adjusted[index] = largest;
+    }
+    adjusted
+}
+
+/// The smallest number of seeds with which a two-sided t-test of paired differences at level
+/// `alpha` finds a mean difference of `difference` with at least the probability `power`, when the
+/// differences have the standard deviation `sd`.
+///
+/// `None` if [`MOST_SEEDS`] are too few, if `difference` is 0, and for arguments out of range: a power
+/// below one half is no plan.
+pub fn seeds_needed(difference: f64, sd: f64, alpha: f64, power: f64) -> Option<u64> {
+    seeds_needed_of_best(difference, sd, alpha, power, 1)
+}
+
+/// [`seeds_needed`] by the test of [`paired_of_best`], where the better side is the best of
+/// `chosen_of` alternatives.
+pub fn seeds_needed_of_best(
+    difference: f64,
+    sd: f64,
+    alpha: f64,
+    power: f64,
+    chosen_of: usize,
+) -> Option<u64> {
+    let difference_usable = difference.is_finite() && difference != 0.0;
+    let sd_usable = sd.is_finite() && sd >= 0.0;
+    let levels_usable = alpha > 0.0 && alpha < 1.0 && (0.5..1.0).contains(&power);
+    if !(difference_usable && sd_usable && levels_usable) {
+        return None;
+    }
+    let effect = difference.abs() / sd;
+    // The answer if sd were known, and its usual correction, are close: from there it is few steps.
+    let each = -((-alpha / 2.0).ln_1p() / chosen_of.max(1) as f64).exp_m1();
+    let critical = upper_quantile(each);
+    let known = ((critical + upper_quantile(1.0 - power)) / effect).powi(2);
+    if known > (MOST_SEEDS + 1) as f64 {
+        return None;
+    }
+    let enough = |n: u64| power_of(effect, n, alpha, chosen_of) >= power;
+    let mut n = ((known + critical.powi(2) / 2.0) as u64).clamp(2, MOST_SEEDS);
+    while n > 2 && enough(n - 1) {
+        n -= 1;
+    }
+    while n <= MOST_SEEDS && !enough(n) {
+        n += 1;
+    }
+    (n <= MOST_SEEDS).then_some(n)
+}
+
+/// Probability that the test rejects, when the mean is `effect` standard deviations from 0.
+fn power_of(effect: f64, n: u64, alpha: f64, chosen_of: usize) -> f64 {
+    let Some(student) = Student::new(n as usize - 1) else {
+        return 0.0;
+    };
+    let shift = effect * (n as f64).sqrt();
+    if shift.is_infinite() {
+        return 1.0;
+    }
+    let critical = student.critical(alpha / 2.0, chosen_of);
+    student.shifted_tail(critical, shift) + student.shifted_tail(critical, -shift)
+}
+
+/// Normal variables over an independent estimate `s` of their standard deviation.
+struct Student {
+    t: StudentsT,
+    freedom: f64,
+    /// The constant in the logarithm of the density of `s = √(χ²/freedom)`.
+    constant: f64,
+    /// Where that density is not negligible.
+    range: (f64, f64),
+}
+
+impl Student {
+    fn new(freedom: usize) -> Option<Self> {
+        let freedom = freedom as f64;
+        let half = freedom / 2.0;
+        // The density falls at least as fast as that of a normal variable with this spread.
+        let spread = (2.0 * freedom).sqrt().recip();
+        Some(Self {
+            t: StudentsT::new(0.0, 1.0, freedom).ok()?,
+            freedom,
+            constant: 2.0_f64.ln() + half * half.ln() - ln_gamma(half),
+            range: ((1.0 - 10.0 * spread).max(0.0), 1.0 + 10.0 * spread),
+        })
+    }
+
+    fn density(&self, s: f64) -> f64 {
+        (self.constant + (self.freedom - 1.0) * s.ln() - self.freedom * s * s / 2.0).exp()
+    }
+
+    /// Probability that the largest of `k` variables over `s` exceeds `t >= 0`.
+    fn tail(&self, t: f64, k: usize) -> f64 {
+        if k <= 1 {
+            return self.t.sf(t);
+        }
+        // 1 - (1 - one)^k without cancellation.
+        let largest = |s: f64| {
+            let one = upper_tail(t * s);
+            one * (0..k).fold(0.0, |sum, _| 1.0 + (1.0 - one) * sum)
+        };
+        let high = self.range.1.min(NEVER / t);
+        integrate(self.range.0, high, |s| largest(s) * self.density(s))
+    }
+
+    /// The `t` that the largest of `k` variables over `s` exceeds with probability `tail`.
+    fn critical(&self, tail: f64, k: usize) -> f64 {
+        let one = self.t.inverse_cdf(1.0 - tail);
+        if k <= 1 {
+            return one;
+        }
+        // It lies between that of one variable and Bonferroni's bound. In logarithms the way there
+        // is nearly straight, so that a few secants find it.
+        let excess = |log_t: f64| (self.tail(log_t.exp(), k) / tail).ln();
+        let (low, high) = (one.ln(), self.t.inverse_cdf(1.0 - tail / k as f64).ln());
+        let (mut older, mut newer) = ((low, excess(low)), (high, excess(high)));
+        for _ in 0..20 {
+            let slope = (newer.1 - older.1) / (newer.0 - older.0);
+            if newer.1.abs() < 1e-10 || slope == 0.0 {
+                break;
+            }
+            let next = (newer.0 - newer.1 / slope).clamp(low, high);
+            (older, newer) = (newer, (next, excess(next)));
+        }
+        newer.0.exp()
+    }
+
+    /// Probability that a variable with mean `shift` over `s` exceeds `t > 0`: noncentral t.
+    fn shifted_tail(&self, t: f64, shift: f64) -> f64 {
+        let (low, high) = self.range;
+        // Smaller `s` certainly lets it exceed, larger `s` never does.
+        let certain = ((shift - NEVER) / t).clamp(low, high);
+        let never = ((shift + NEVER) / t).clamp(low, high);
+        integrate(low, certain, |s| self.density(s))
+            + integrate(certain, never, |s| {
+                upper_tail(t * s - shift) * self.density(s)
+            })
+    }
+}
+
+/// Standard deviations that a normal variable does not leave: the probability is 1e-19.
+const NEVER: f64 = 9.0;
+
+/// Probability that a standard normal variable exceeds `z`.
+fn upper_tail(z: f64) -> f64 {
+    0.5 * erfc(z * std::f64::consts::FRAC_1_SQRT_2)
+}
+
+/// What a standard normal variable exceeds with probability `tail`.
+fn upper_quantile(tail: f64) -> f64 {
+    std::f64::consts::SQRT_2 * erfc_inv(2.0 * tail)
+}
+
+/// Integral from `low` to `high` of a smooth function: 5-point Gauss-Legendre on 16 panels.
+fn integrate(low: f64, high: f64, function: impl Fn(f64) -> f64) -> f64 {
+    const PANELS: usize = 16;
+    if high <= low {
+        return 0.0;
+    }
+    let root = (10.0_f64 / 7.0).sqrt();
+    let (near, far) = (
+        (5.0 - 2.0 * root).sqrt() / 3.0,
+        (5.0 + 2.0 * root).sqrt() / 3.0,
+    );
+    let tilt = 13.0 * 70.0_f64.sqrt();
+    let (at_near, at_far) = ((322.0 + tilt) / 900.0, (322.0 - tilt) / 900.0);
+    let half = (high - low) / (2 * PANELS) as f64;
+    let panel = |index: usize| {
+        let middle = low + half * (2 * index + 1) as f64;
+        let both = |at: f64| function(middle - half * at) + function(middle + half * at);
+        128.0 / 225.0 * function(middle) + at_near * both(near) + at_far * both(far)
+    };
+    half * (0..PANELS).map(panel).sum::<f64>()
+}

@@ -1,0 +1,225 @@
+//! The folder of a study: `study.toml`, `runs/ID.json` of every finished run, and `work/ID` of the
+//! others.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::plan::{Planned, Study};
+use super::record::RunRecord;
+use crate::error::{Error, Result};
+use crate::files;
+
+const STUDY: &str = "study.toml";
+const RUNS: &str = "runs";
+const WORK: &str = "work";
+const HALVING: &str = "halving.json";
+/// A record is small; anything larger is not one.
+const RECORD_LIMIT: u64 = 64 << 20;
+
+/// Ids of the runs that went on after each share of the steps.
+pub(super) type Rungs = Vec<Vec<String>>;
+
+/// Where a study's files are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Folder(PathBuf);
+
+impl Folder {
+    /// The folder at `path`, which need not be there.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self(path.into())
+    }
+
+    /// The folder itself.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Whether a study was begun here.
+    pub fn holds_study(&self) -> bool {
+        self.0.join(STUDY).exists()
+    }
+
+    /// The study that was begun here.
+    ///
+    /// # Errors
+    /// If there is none, or it cannot be read.
+    pub fn study(&self) -> Result<Study> {
+        Study::load(&self.0.join(STUDY), &[])
+    }
+
+    /// Begins a study here, or goes on with one. Gives what changed in its file, if something did.
+    ///
+    /// # Errors
+    /// If a study was begun here and `resume` does not say to go on, or a file cannot be written.
+    pub fn begin(&self, study: &Study, resume: bool) -> Result<Option<String>> {
+        if self.holds_study() && !resume {
+            return Err(Error::config(format!(
+                "{} already holds a study; go on with it by --resume, or choose another --out",
+                self.0.display()
+            )));
+        }
+        files::create_dir(self.0.join(RUNS))?;
+        files::create_dir(self.0.join(WORK))?;
+        let text = study.to_toml();
+        let path = self.0.join(STUDY);
+        let old = match path.exists() {
+            true => Some(fs::read_to_string(&path).map_err(Error::io(&path))?),
+            false => None,
+        };
+        if old.as_ref() == Some(&text) {
+            return Ok(None);
+        }
+        files::write(&path, text.as_bytes())?;
+        Ok(old.map(|_| {
+            "the study differs from the one this folder was begun with; runs of both are kept"
+                .into()
+        }))
+    }
+
+    /// Where a run works.
+    pub fn work(&self, id: &str) -> PathBuf {
+        self.0.join(WORK).join(id)
+    }
+
+    fn record_path(&self, id: &str) -> PathBuf {
+        self.0.join(RUNS).join(format!("{id}.json"))
+    }
+
+    /// Whether a run is finished.
+    pub fn is_finished(&self, id: &str) -> bool {
+        self.record_path(id).exists()
+    }
+
+    /// The record of a finished run.
+    ///
+    /// # Errors
+    /// If it cannot be read, or is the record of another run.
+    pub fn record(&self, id: &str) -> Result<RunRecord> {
+        let path = self.record_path(id);
+        let bytes = files::read_small(&path, RECORD_LIMIT)?;
+        let record: RunRecord = serde_json::from_slice(&bytes)
+            .map_err(|error| Error::format(&path, error.to_string()))?;
+        match record.id == id {
+            true => Ok(record),
+            false => {
+                let problem = format!("holds run {}, expected {id}", record.id);
+                Err(Error::format(path, problem))
+            }
+        }
+    }
+
+    /// Records of those of the runs that are finished, in the order of the plan.
+    ///
+    /// # Errors
+    /// If one cannot be read.
+    pub fn records(&self, runs: &[Planned]) -> Result<Vec<RunRecord>> {
+        let finished = runs.iter().filter(|run| self.is_finished(&run.id));
+        finished.map(|run| self.record(&run.id)).collect()
+    }
+
+    /// Writes a record, and then removes what the run has worked on unless it is to be kept.
+    ///
+    /// # Errors
+    /// If a file cannot be written or removed.
+    pub fn finish(&self, record: &RunRecord, keep: bool) -> Result<()> {
+        let path = self.record_path(&record.id);
+        let text =
+            serde_json::to_vec(record).map_err(|error| Error::format(&path, error.to_string()))?;
+        files::write(&path, &text)?;
+        match keep {
+            true => Ok(()),
+            false => self.clear(&record.id),
+        }
+    }
+
+    /// Removes what a run has worked on.
+    ///
+    /// # Errors
+    /// If it cannot be removed.
+    pub fn clear(&self, id: &str) -> Result<()> {
+        let work = self.work(id);
+        match work.exists() {
+            true => fs::remove_dir_all(&work).map_err(Error::io(work)),
+            false => Ok(()),
+        }
+    }
+
+    /// What successive halving has decided so far.
+    pub(super) fn rungs(&self) -> Result<Rungs> {
+        let path = self.0.join(HALVING);
+        if !path.exists() {
+            return Ok(Rungs::new());
+        }
+        let bytes = files::read_small(&path, RECORD_LIMIT)?;
+        serde_json::from_slice(&bytes).map_err(|error| Error::format(&path, error.to_string()))
+    }
+
+    pub(super) fn write_rungs(&self, rungs: &Rungs) -> Result<()> {
+        let path = self.0.join(HALVING);
+        let text =
+            serde_json::to_vec(rungs).map_err(|error| Error::format(&path, error.to_string()))?;
+        files::write(path, &text).map(drop)
+    }
+}
+
+/// Joins the finished runs of folders of one study in another folder; gives how many that holds then.
+///
+/// # Errors
+/// If the studies are not the same, or two records of one run differ in more than their cost.
+pub fn merge(from: &[PathBuf], into: &Path) -> Result<usize> {
+    let Some(first) = from.first() else {
+        return Err(Error::config("nothing to merge: name the folders"));
+    };
+    let study = Folder::new(first).study()?;
+    let target = Folder::new(into);
+    if target.holds_study() && target.study()?.file != study.file {
+        return Err(another_study(into, first));
+    }
+    let mut found: BTreeMap<String, RunRecord> = BTreeMap::new();
+    let all = from.iter().map(PathBuf::as_path);
+    for path in all.chain(target.holds_study().then_some(into)) {
+        let folder = Folder::new(path);
+        if folder.study()?.file != study.file {
+            return Err(another_study(path, first));
+        }
+        for record in folder.records(&study.runs)? {
+            match found.get(&record.id) {
+                Some(other) if !other.is_same(&record) => {
+                    return Err(Error::format(
+                        folder.record_path(&record.id),
+                        format!(
+                            "{} has other numbers than in another folder",
+                            record.cell.label()
+                        ),
+                    ));
+                }
+                Some(_) => {}
+                None => drop(found.insert(record.id.clone(), record)),
+            }
+        }
+    }
+    if let Some(data) = found.values().next().map(|record| record.data.clone())
+        && let Some(other) = found.values().find(|record| record.data != data)
+    {
+        return Err(Error::config(format!(
+            "{} was trained on other data than the rest",
+            other.cell.label()
+        )));
+    }
+    target.begin(&study, true)?;
+    for record in found.values() {
+        if !target.is_finished(&record.id) {
+            target.finish(record, true)?;
+        }
+    }
+    Ok(found.len())
+}
+
+fn another_study(path: &Path, first: &Path) -> Error {
+    Error::config(format!(
+        "{} holds another study than {}",
+        path.display(),
+        first.display()
+    ))
+}

@@ -1,0 +1,18 @@
+//! Many runs that differ in placement, learning rate and seed.
+//!
+//! Runs with the same seed share initial values of every parameter that both have, and batches. Each
+//! run is known by a hash of its configuration: what is finished is never done again, and what was
+//! interrupted goes on from its newest checkpoint.
+
+pub mod folder;
+mod groups;
+pub mod plan;
+pub mod record;
+pub mod run;
+mod runner;
+
+pub use folder::{Folder, merge};
+pub use groups::{Group, groups};
+pub use plan::{Planned, Study, StudyFile, StudySection};
+pub use record::{Cell, Ending, RunRecord};
+pub use runner::{Options, Shard, StudyEvent, run};

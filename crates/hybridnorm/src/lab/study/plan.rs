@@ -1,0 +1,423 @@
+//! `STUDY.toml`: which runs a study consists of.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::record::Cell;
+use crate::error::{Error, Result};
+use crate::lab::analysis::Rules;
+use crate::placement::{PlacementChoice, canonical_hash};
+use crate::train::config::{from_toml, read_text, settled};
+use crate::train::{
+    Config, DataSection, InitSection, LogSection, ModelSection, OptimizerConfig, ScheduleConfig,
+    TrainSection,
+};
+
+/// Raised whenever the same configuration gives other numbers, so that old records are not taken for
+/// new ones.
+const GENERATION: u32 = 1;
+
+/// A study: a run's configuration with a section `[study]` that says what varies.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StudyFile {
+    /// What varies, and how it is judged.
+    pub study: StudySection,
+    /// Shape of the models, without a placement.
+    pub model: ModelSection,
+    /// What is read.
+    #[serde(default)]
+    pub data: DataSection,
+    /// How weights are updated, without a learning rate.
+    #[serde(default)]
+    pub optimizer: OptimizerConfig,
+    /// How the learning rate moves.
+    #[serde(default)]
+    pub schedule: ScheduleConfig,
+    /// How long and how much at a time.
+    #[serde(default)]
+    pub train: TrainSection,
+    /// What is written about each run.
+    #[serde(default)]
+    pub log: LogSection,
+}
+
+/// `[study]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StudySection {
+    /// Names, or tables of the algebra with a `name`.
+    pub placements: Vec<Value>,
+    /// Peak learning rates.
+    pub lr: Vec<f64>,
+    /// Runs with the same seed share initial values and batches.
+    pub seeds: Vec<u64>,
+    /// Initializations to compare: tables as in `model.init`, with a `name`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inits: Vec<Map<String, Value>>,
+    /// Numbers of blocks to compare at the parameters of `[model]`; see [`at_depth`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub depths: Vec<usize>,
+    /// A run has diverged, too, if its mean loss over a twentieth of the steps ends this much above
+    /// its lowest one, in nats.
+    #[serde(default = "default_diverged_above")]
+    pub diverged_above: f64,
+    /// Whether to keep metrics and checkpoints of finished runs in `work/`.
+    #[serde(default)]
+    pub keep_runs: bool,
+    /// Learning rates that fall behind are left out early.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub halving: Option<Halving>,
+    /// How runs are judged.
+    #[serde(default)]
+    pub rules: Rules,
+}
+
+fn default_diverged_above() -> f64 {
+    0.5
+}
+
+/// Successive halving (Jamieson, Talwalkar 2016, arXiv 1502.07943) over learning rates.
+///
+/// After each share of the steps in `at`, the learning rates of a placement are ranked by the mean
+/// over seeds of the training loss over the last twentieth of the steps done, a diverged run counting
+/// as infinite; the better `keep` of them, rounded up, go on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Halving {
+    /// Shares of the steps, ascending, between 0 and 1.
+    pub at: Vec<f64>,
+    /// Share of the learning rates that go on.
+    pub keep: f64,
+}
+
+/// A study that has been checked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Study {
+    /// What its file says.
+    pub file: StudyFile,
+    /// Its runs: by seed, then depth, initialization, placement, learning rate.
+    pub runs: Vec<Planned>,
+}
+
+/// A run that is part of a study.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Planned {
+    /// Hash of everything that decides its numbers.
+    pub id: String,
+    /// Where it stands.
+    pub cell: Cell,
+    /// Its configuration.
+    pub config: Config,
+}
+
+impl Study {
+    /// Reads a study and applies `section.key=value` settings on top.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or says something that makes no sense or has no effect.
+    pub fn load(path: &Path, settings: &[String]) -> Result<Self> {
+        read_text(path)
+            .and_then(|text| Self::parse(&text, settings))
+            .map_err(|error| match error {
+                Error::Io { .. } | Error::Format { .. } => error,
+                other => Error::config(format!("{}: {other}", path.display())),
+            })
+    }
+
+    /// Reads a study from text; see [`Study::load`].
+    ///
+    /// # Errors
+    /// As [`Study::load`].
+    pub fn parse(text: &str, settings: &[String]) -> Result<Self> {
+        let file: StudyFile = from_toml(text, settings)?;
+        let table = settled(text, settings)?;
+        refuse_what_varies(&table, &file.study)?;
+        Self::new(file)
+    }
+
+    /// Plans the runs of a study.
+    ///
+    /// # Errors
+    /// If a list is empty or repeats itself, or a run's configuration is not valid.
+    pub fn new(file: StudyFile) -> Result<Self> {
+        let study = &file.study;
+        check(study)?;
+        let placements = named_placements(&study.placements)?;
+        let names: Vec<&str> = placements.iter().map(|(name, _)| name.as_str()).collect();
+        if !names.contains(&study.rules.baseline.as_str()) {
+            return Err(Error::config(format!(
+                "study.rules.baseline = {:?} is none of study.placements",
+                study.rules.baseline
+            )));
+        }
+        let inits = named_inits(&study.inits)?;
+        let depths: Vec<Option<usize>> = match study.depths.as_slice() {
+            [] => vec![None],
+            depths => depths.iter().copied().map(Some).collect(),
+        };
+        let mut runs = Vec::new();
+        for &seed in &study.seeds {
+            for &depth in &depths {
+                for init in &inits {
+                    for placement in &placements {
+                        for &lr in &study.lr {
+                            runs.push(plan(&file, seed, depth, init, placement, lr)?);
+                        }
+                    }
+                }
+            }
+        }
+        unique("study.placements", runs.iter().map(|run| &run.id))?;
+        Ok(Self { file, runs })
+    }
+
+    /// The study as TOML.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(&self.file).expect("a study is plain data")
+    }
+
+    /// Optimizer steps of one run.
+    pub fn steps(&self) -> u64 {
+        self.file.train.steps as u64
+    }
+}
+
+impl Cell {
+    /// In words, for progress and tables.
+    pub fn label(&self) -> String {
+        let mut label = self.placement.clone();
+        if let Some(init) = &self.init {
+            label += &format!(" {init}");
+        }
+        if let Some(depth) = self.depth {
+            label += &format!(" L{depth}");
+        }
+        format!("{label} lr {} seed {}", self.lr, self.seed)
+    }
+}
+
+/// A key of a run's configuration that the study decides has no effect.
+fn refuse_what_varies(table: &toml::Table, study: &StudySection) -> Result<()> {
+    let mut decided = vec![
+        ("model", "placement", "study.placements"),
+        ("optimizer", "lr", "study.lr"),
+    ];
+    if !study.inits.is_empty() {
+        decided.push(("model", "init", "study.inits"));
+    }
+    for (section, key, instead) in decided {
+        let section_table = table.get(section).and_then(toml::Value::as_table);
+        if section_table.is_some_and(|table| table.contains_key(key)) {
+            return Err(Error::config(format!(
+                "{section}.{key} has no effect: {instead} says what it is"
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn check(study: &StudySection) -> Result<()> {
+    let lists = [
+        ("placements", study.placements.is_empty()),
+        ("lr", study.lr.is_empty()),
+        ("seeds", study.seeds.is_empty()),
+    ];
+    if let Some((key, _)) = lists.iter().find(|(_, empty)| *empty) {
+        return Err(Error::config(format!("study.{key} is empty")));
+    }
+    unique("study.lr", study.lr.iter().map(|lr| lr.to_bits()))?;
+    unique("study.seeds", study.seeds.iter())?;
+    unique("study.depths", study.depths.iter())?;
+    if study.diverged_above.is_nan() || study.diverged_above <= 0.0 {
+        return Err(Error::config(format!(
+            "study.diverged_above = {} must be above 0",
+            study.diverged_above
+        )));
+    }
+    if let Some(problem) = study.rules.problem() {
+        return Err(Error::config(format!("study.rules.{problem}")));
+    }
+    let Some(Halving { at, keep }) = &study.halving else {
+        return Ok(());
+    };
+    let rising = at.windows(2).all(|pair| pair[0] < pair[1]);
+    if at.is_empty() || !rising || !at.iter().all(|at| *at > 0.0 && *at < 1.0) {
+        return Err(Error::config(
+            "study.halving.at must hold ascending shares of the steps between 0 and 1",
+        ));
+    }
+    if !(*keep > 0.0 && *keep < 1.0) {
+        return Err(Error::config(format!(
+            "study.halving.keep = {keep} must lie between 0 and 1"
+        )));
+    }
+    Ok(())
+}
+
+fn unique<T: PartialEq>(key: &str, items: impl Iterator<Item = T>) -> Result<()> {
+    let mut seen = Vec::new();
+    for (index, item) in items.enumerate() {
+        if seen.contains(&item) {
+            return Err(Error::config(format!(
+                "{key} repeats itself: entry {} was there before",
+                index + 1
+            )));
+        }
+        seen.push(item);
+    }
+    Ok(())
+}
+
+fn named_placements(all: &[Value]) -> Result<Vec<(String, Value)>> {
+    let mut named = Vec::new();
+    for (index, value) in all.iter().enumerate() {
+        let place = |error: &dyn std::fmt::Display| {
+            Error::config(format!("study.placements, entry {}: {error}", index + 1))
+        };
+        let (name, value) = match value {
+            Value::Object(table) => take_name(table).map_err(|error| place(&error))?,
+            other => (None, other.clone()),
+        };
+        let choice = PlacementChoice::from_value(&value).map_err(|error| place(&error))?;
+        named.push((name.unwrap_or_else(|| choice.label()), value));
+    }
+    unique("study.placements", named.iter().map(|(name, _)| name))?;
+    Ok(named)
+}
+
+fn named_inits(all: &[Map<String, Value>]) -> Result<Vec<Option<(String, Value)>>> {
+    if all.is_empty() {
+        return Ok(vec![None]);
+    }
+    let mut named = Vec::new();
+    for (index, table) in all.iter().enumerate() {
+        let place =
+            |problem: &str| Error::config(format!("study.inits, entry {}: {problem}", index + 1));
+        let (name, value) = take_name(table).map_err(|error| place(&error.to_string()))?;
+        let name = name.ok_or_else(|| place("name is missing"))?;
+        named.push(Some((name, value)));
+    }
+    let names = named.iter().flatten().map(|(name, _)| name);
+    unique("study.inits", names)?;
+    Ok(named)
+}
+
+/// The `name` of a table, and the rest of it.
+fn take_name(table: &Map<String, Value>) -> Result<(Option<String>, Value)> {
+    let mut rest = table.clone();
+    let name = match rest.remove("name") {
+        None => None,
+        Some(Value::String(name)) => Some(name),
+        Some(other) => return Err(Error::config(format!("name is {other}, expected text"))),
+    };
+    Ok((name, Value::Object(rest)))
+}
+
+fn plan(
+    file: &StudyFile,
+    seed: u64,
+    depth: Option<usize>,
+    init: &Option<(String, Value)>,
+    (name, placement): &(String, Value),
+    lr: f64,
+) -> Result<Planned> {
+    let mut model = file.model.clone();
+    if let Some(depth) = depth {
+        model = at_depth(&model, depth)?;
+    }
+    model.placement = placement.clone();
+    if let Some((_, init)) = init {
+        model.init = Some(init.clone());
+    }
+    let config = Config {
+        seed,
+        model: Some(model),
+        init: None::<InitSection>,
+        data: file.data.clone(),
+        optimizer: OptimizerConfig {
+            lr,
+            ..file.optimizer.clone()
+        },
+        schedule: file.schedule.clone(),
+        train: file.train.clone(),
+        log: file.log.clone(),
+        ..Config::default()
+    };
+    let cell = Cell {
+        placement: name.clone(),
+        lr,
+        seed,
+        init: init.as_ref().map(|(name, _)| name.clone()),
+        depth,
+    };
+    config
+        .check()
+        .map_err(|error| Error::config(format!("{}: {error}", cell.label())))?;
+    Ok(Planned {
+        id: id(&config, &file.study),
+        cell,
+        config,
+    })
+}
+
+/// What is written about a run plays no part.
+fn id(config: &Config, study: &StudySection) -> String {
+    let config = Config {
+        log: LogSection::default(),
+        ..config.clone()
+    };
+    canonical_hash(&(GENERATION, config, study.diverged_above, &study.halving))
+}
+
+/// A model of `depth` blocks with about as many parameters in its blocks: heads keep their width, their
+/// number goes with `1/√depth` in steps of query heads per key/value head, and the feed-forward takes
+/// what is left, in steps of 8.
+///
+/// # Errors
+/// If nothing is left for the feed-forward.
+pub fn at_depth(model: &ModelSection, depth: usize) -> Result<ModelSection> {
+    let kv_heads = model.n_kv_heads.unwrap_or(model.n_heads);
+    let sizes = [
+        depth,
+        model.n_layers,
+        model.n_heads,
+        kv_heads,
+        model.d_model,
+    ];
+    if sizes.contains(&0) || !model.n_heads.is_multiple_of(kv_heads) {
+        return Err(Error::config(format!(
+            "study.depths: no model of {depth} blocks can be made of {} heads and {kv_heads} \
+             key/value heads of a width of {} in {} blocks",
+            model.n_heads, model.d_model, model.n_layers
+        )));
+    }
+    let (head_dim, group) = (model.d_model / model.n_heads, model.n_heads / kv_heads);
+    let projections = if model.activation.is_gated() { 3 } else { 2 };
+    let attention = |d: usize, h: usize| d * head_dim * (2 * h + 2 * h / group);
+    let block = attention(model.d_model, model.n_heads) + projections * model.d_model * model.d_ff;
+    let target = (block * model.n_layers) as f64 / depth as f64;
+    let ratio = (model.n_layers as f64 / depth as f64).sqrt();
+    let groups = (model.n_heads as f64 * ratio / group as f64)
+        .round()
+        .max(1.0) as usize;
+    let heads = groups * group;
+    let d_model = heads * head_dim;
+    let left = (target - attention(d_model, heads) as f64) / (projections * d_model) as f64;
+    let d_ff = 8 * (left / 8.0).round() as usize;
+    if d_ff == 0 {
+        return Err(Error::config(format!(
+            "study.depths: {depth} blocks of the parameters of [model] leave no feed-forward"
+        )));
+    }
+    Ok(ModelSection {
+        d_model,
+        n_layers: depth,
+        n_heads: heads,
+        n_kv_heads: model.n_kv_heads.map(|_| groups),
+        d_ff,
+        ..model.clone()
+    })
+}

@@ -1,0 +1,269 @@
+//! One run of a study, from its configuration to its record.
+
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use super::plan::Planned;
+use super::record::{Cost, Curve, Ending, Evaluation, RunRecord};
+use crate::data;
+use crate::error::{Error, Result};
+use crate::memory;
+use crate::model::Recompute;
+use crate::model::inventory::inventory;
+use crate::placement::Explanation;
+use crate::train::layers::LayersRow;
+use crate::train::metrics::Metrics;
+use crate::train::spikes::{Detector, Quantity};
+use crate::train::{Event, Outcome, Start, Trainer, rows};
+use crate::{Device, machine, threads};
+
+/// Points of a [`Curve`].
+const POINTS: usize = 128;
+/// Steps at which the inside of the model is kept.
+const LOOKS: usize = 16;
+/// Losses are averaged over this share of the steps.
+const STRETCH: usize = 20;
+/// A run is stuck whose loss is not this much below what token frequencies alone give, nor below its own
+/// at half time, in nats.
+const LEARNED: f64 = 0.1;
+
+/// How far a run came.
+#[derive(Debug)]
+pub enum Came {
+    /// To its end.
+    Through(Box<RunRecord>),
+    /// To the step it was to go to first.
+    To(u64),
+    /// It was asked to stop.
+    Stopped,
+}
+
+/// How to take a run along.
+#[derive(Debug, Clone, Copy)]
+pub struct Options<'a> {
+    /// See [`StudySection::diverged_above`](super::StudySection::diverged_above).
+    pub diverged_above: f64,
+    /// Stop at this step for now.
+    pub limit: Option<u64>,
+    /// Whether the process does nothing else, so that its memory is the run's.
+    pub is_alone: bool,
+    /// Where to compute.
+    pub device: &'a Device,
+    /// Becomes true when the run is to stop.
+    pub stop: &'a AtomicBool,
+}
+
+/// Trains until the end or until `options.limit`, going on from what stands in `work`.
+///
+/// # Errors
+/// If something is wrong with data or files. That a run diverges is no error.
+pub fn execute(
+    planned: &Planned,
+    work: &Path,
+    options: Options<'_>,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<Came> {
+    let Options {
+        diverged_above,
+        limit,
+        is_alone,
+        device,
+        stop,
+    } = options;
+    if is_alone {
+        memory::reset_peak();
+    }
+    let config = planned.config.clone();
+    let mut trainer = Trainer::open(config, work, Start::Resume, device, &mut |event| {
+        // Whether it goes on or begins is not worth a line for each of a hundred runs.
+        if !matches!(event, Event::Note(_)) {
+            on_event(event);
+        }
+    })?;
+    let ended = trainer.run_to(limit.unwrap_or(u64::MAX), stop, on_event);
+    let (ending, outcome) = match ended {
+        Ok(outcome) if outcome.finished => (Ending::Finished, Some(outcome)),
+        Ok(outcome) if limit.is_some_and(|limit| outcome.step >= limit) => {
+            return Ok(Came::To(outcome.step));
+        }
+        Ok(_) => return Ok(Came::Stopped),
+        Err(Error::Diverged { step, problem }) => {
+            let step = step.unwrap_or(trainer.state().step);
+            // The rest of the line is about this machine's files.
+            let reason = problem.split(';').next().unwrap_or_default().to_owned();
+            (Ending::Diverged { step, reason }, None)
+        }
+        Err(error) => return Err(error),
+    };
+    let mut record = record(planned, &trainer, work, ending, outcome.as_ref())?;
+    if record.ending == Ending::Finished {
+        record.ending = judge(&trainer, work, &record, diverged_above)?;
+    }
+    if is_alone {
+        record.cost.peak_memory_bytes = memory::peak_bytes();
+    }
+    Ok(Came::Through(Box::new(record)))
+}
+
+/// The record of a run that successive halving leaves out after `step` steps.
+///
+/// # Errors
+/// If its files cannot be read.
+pub fn leave_out(planned: &Planned, work: &Path, step: u64, device: &Device) -> Result<RunRecord> {
+    let config = planned.config.clone();
+    let trainer = Trainer::open(config, work, Start::Resume, device, &mut |_| {})?;
+    record(planned, &trainer, work, Ending::Halved { step }, None)
+}
+
+/// Mean training loss over the last twentieth of the first `step` steps of a run in `work`.
+///
+/// # Errors
+/// If its metrics cannot be read.
+pub fn loss_at(work: &Path, step: u64) -> Result<Option<f64>> {
+    let mut rows: Vec<Metrics> = rows::read(work)?;
+    rows.retain(|row| row.step <= step);
+    Ok(last_stretch(&rows))
+}
+
+fn record(
+    planned: &Planned,
+    trainer: &Trainer,
+    work: &Path,
+    ending: Ending,
+    outcome: Option<&Outcome>,
+) -> Result<RunRecord> {
+    let rows: Vec<Metrics> = rows::read(work)?;
+    let model = trainer.model().config();
+    let explanation = Explanation::new(&model.placement, model.n_layers, &model.facts())?;
+    let mut detector = Detector::default();
+    for row in &rows {
+        detector.push(row);
+    }
+    let largest = |quantity: Quantity| rows.iter().map(move |row| quantity.of(row));
+    let train = &planned.config.train;
+    let tokens_per_step = (train.batch_size * train.seq_len) as f64;
+    let mut speeds: Vec<f64> = rows.iter().map(|row| row.tokens_per_second).collect();
+    speeds.sort_by(f64::total_cmp);
+    Ok(RunRecord {
+        id: planned.id.clone(),
+        cell: planned.cell.clone(),
+        config: planned.config.to_toml(),
+        placement_hash: model.placement.hash(),
+        equations: explanation
+            .named(&planned.cell.placement)
+            .to_text()
+            .trim_end()
+            .to_owned(),
+        data: trainer.state().data.clone(),
+        parameters: inventory(model, 1, 1, Recompute::None)?.total,
+        ending,
+        steps: rows.len() as u64,
+        tokens: rows.last().map_or(0, |row| row.tokens),
+        validation_loss: outcome.and_then(|outcome| Some(outcome.validation?.loss)),
+        train_loss: last_stretch(&rows),
+        max_grad_norm: largest(Quantity::GradNorm).fold(0.0, f64::max),
+        spikes: detector.counts(),
+        curve: curve(&rows),
+        validation: rows
+            .iter()
+            .filter_map(|row| {
+                Some(Evaluation {
+                    step: row.step,
+                    loss: row.validation_loss?,
+                })
+            })
+            .collect(),
+        layers: thin(rows::read(work)?),
+        cost: Cost {
+            tokens_per_second: speeds.get(speeds.len() / 2).copied().unwrap_or(0.0),
+            seconds: speeds.iter().map(|speed| tokens_per_step / speed).sum(),
+            peak_memory_bytes: None,
+            machine: machine::name(),
+            threads: threads::count(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        },
+    })
+}
+
+/// A run that did all its steps has diverged all the same if it lost what it had learned, or is stuck
+/// where token frequencies alone lead.
+fn judge(trainer: &Trainer, work: &Path, record: &RunRecord, above: f64) -> Result<Ending> {
+    let rows: Vec<Metrics> = rows::read(work)?;
+    let stretch = rows.len().div_ceil(STRETCH).max(1);
+    let means: Vec<(u64, f64)> = rows
+        .chunks_exact(stretch)
+        .map(|rows| (rows[rows.len() - 1].step, mean(rows)))
+        .collect();
+    let best = means.iter().copied().min_by(|a, b| a.1.total_cmp(&b.1));
+    if let (Some((step, best)), Some(last)) = (best, record.train_loss)
+        && last > best + above
+    {
+        let reason = format!("the training loss rose again from {best:.3} to {last:.3} nats");
+        return Ok(Ending::Diverged { step, reason });
+    }
+    let halfway = means
+        .get(means.len() / 2)
+        .map_or(f64::INFINITY, |half| half.1);
+    let (Some(loss), Some(last)) = (record.validation_loss, record.train_loss) else {
+        return Ok(Ending::Finished);
+    };
+    if last < halfway - LEARNED {
+        return Ok(Ending::Finished);
+    }
+    // Of ready tokens nobody knows the frequencies.
+    let [folder] = trainer.folders() else {
+        return Ok(Ending::Finished);
+    };
+    let inspection = data::inspect(folder)?;
+    let split = inspection.validation.as_ref().unwrap_or(&inspection.train);
+    if loss > split.unigram_nats - LEARNED {
+        let reason = format!(
+            "stuck at a validation loss of {loss:.3} nats, where token frequencies alone give {:.3}",
+            split.unigram_nats
+        );
+        return Ok(Ending::Diverged {
+            step: record.steps,
+            reason,
+        });
+    }
+    Ok(Ending::Finished)
+}
+
+fn mean(rows: &[Metrics]) -> f64 {
+    rows.iter().map(|row| row.loss).sum::<f64>() / rows.len() as f64
+}
+
+fn last_stretch(rows: &[Metrics]) -> Option<f64> {
+    let stretch = rows.len().div_ceil(STRETCH);
+    (stretch > 0).then(|| mean(&rows[rows.len() - stretch..]))
+}
+
+fn curve(rows: &[Metrics]) -> Curve {
+    let mut curve = Curve::default();
+    let stretch = rows.len().div_ceil(POINTS).max(1);
+    for rows in rows.chunks(stretch) {
+        let largest = |quantity: Quantity| {
+            let values = rows.iter().map(|row| quantity.of(row));
+            rounded(values.fold(0.0, f64::max) as f32)
+        };
+        curve.step.push(rows[rows.len() - 1].step);
+        curve.loss.push(mean(rows) as f32);
+        curve.grad_norm.push(largest(Quantity::GradNorm));
+        curve.update_norm.push(largest(Quantity::UpdateNorm));
+    }
+    curve
+}
+
+/// Some of the rows, the first and the last among them, with fewer digits.
+fn thin(rows: Vec<LayersRow>) -> Vec<LayersRow> {
+    let stride = rows.len().div_ceil(LOOKS).max(1);
+    let last = rows.len().saturating_sub(1);
+    let kept = |&(index, _): &(usize, LayersRow)| (last - index).is_multiple_of(stride);
+    let rows = rows.into_iter().enumerate().filter(kept);
+    rows.map(|(_, row)| row.map(rounded)).collect()
+}
+
+/// To four significant digits.
+fn rounded(value: f32) -> f32 {
+    format!("{value:.3e}").parse().unwrap_or(value)
+}

@@ -1,0 +1,303 @@
+//! Works through the runs of a study.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use super::folder::Folder;
+use super::plan::{Halving, Planned, Study};
+use super::record::RunRecord;
+use super::run::{self, Came};
+use crate::error::{Error, Result};
+use crate::train::Event;
+use crate::{Device, threads};
+
+/// How to work through a study.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Runs at a time; the threads that compute are divided among them.
+    pub jobs: usize,
+    /// Go on with a study that was begun in the folder.
+    pub resume: bool,
+    /// Do only a part of the runs.
+    pub shard: Option<Shard>,
+}
+
+/// Every `of`-th run, beginning with number `index`, counted from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shard {
+    index: usize,
+    of: usize,
+}
+
+impl FromStr for Shard {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let parts = text.split_once('/');
+        let numbers = parts.and_then(|(index, of)| Some((index.parse().ok()?, of.parse().ok()?)));
+        match numbers {
+            Some((index, of)) if (1..=of).contains(&index) => Ok(Self { index, of }),
+            _ => Err(Error::config(format!(
+                "shard {text:?}: expected I/N with I from 1 to N"
+            ))),
+        }
+    }
+}
+
+impl fmt::Display for Shard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.index, self.of)
+    }
+}
+
+/// What happens in a study, as it happens.
+#[derive(Debug)]
+pub enum StudyEvent<'a> {
+    /// Something worth a line.
+    Note(String),
+    /// Work begins: so many runs, of which so many are finished.
+    Begun {
+        /// Runs of this study, or of this shard.
+        runs: usize,
+        /// Those finished before.
+        finished: usize,
+        /// Optimizer steps of one run.
+        steps: u64,
+    },
+    /// Something happens in a run.
+    Run {
+        /// The run.
+        run: &'a Planned,
+        /// What.
+        event: Event<'a>,
+    },
+    /// A run is finished.
+    Finished(&'a RunRecord),
+}
+
+/// Works through a study in `folder`; gives its records, or `None` when it was asked to stop.
+///
+/// # Errors
+/// If the folder holds another study's begin, or data or files give an error. Runs that diverge are
+/// results.
+pub fn run(
+    study: &Study,
+    folder: &Folder,
+    options: &Options,
+    device: &Device,
+    stop: &AtomicBool,
+    on_event: &(dyn Fn(StudyEvent<'_>) + Sync),
+) -> Result<Option<Vec<RunRecord>>> {
+    let threads = threads::count();
+    if options.jobs == 0 || options.jobs > threads {
+        return Err(Error::config(format!(
+            "{} jobs for {threads} threads, expected 1 to {threads}",
+            options.jobs
+        )));
+    }
+    let halving = study.file.study.halving.as_ref();
+    if let (Some(_), Some(shard)) = (halving, options.shard) {
+        return Err(Error::config(format!(
+            "shard {shard}: with study.halving runs depend on each other and cannot be split"
+        )));
+    }
+    if let Some(note) = folder.begin(study, options.resume)? {
+        on_event(StudyEvent::Note(note));
+    }
+    let chosen: Vec<&Planned> = match options.shard {
+        Some(Shard { index, of }) => study.runs.iter().skip(index - 1).step_by(of).collect(),
+        None => study.runs.iter().collect(),
+    };
+    let finished = chosen.iter().filter(|run| folder.is_finished(&run.id));
+    on_event(StudyEvent::Begun {
+        runs: chosen.len(),
+        finished: finished.count(),
+        steps: study.steps(),
+    });
+    let pass = Pass {
+        study,
+        folder,
+        jobs: options.jobs,
+        device,
+        stop,
+        on_event,
+    };
+    if let Some(halving) = halving
+        && !pass.halve(halving, &chosen)?
+    {
+        return Ok(None);
+    }
+    if !pass.through(&chosen, None)? {
+        return Ok(None);
+    }
+    let mut records = Vec::with_capacity(chosen.len());
+    for run in chosen {
+        // A kill may have come between writing a record and clearing up.
+        if !study.file.study.keep_runs {
+            folder.clear(&run.id)?;
+        }
+        records.push(folder.record(&run.id)?);
+    }
+    Ok(Some(records))
+}
+
+struct Pass<'a> {
+    study: &'a Study,
+    folder: &'a Folder,
+    jobs: usize,
+    device: &'a Device,
+    stop: &'a AtomicBool,
+    on_event: &'a (dyn Fn(StudyEvent<'_>) + Sync),
+}
+
+impl Pass<'_> {
+    /// Takes runs to step `limit` or to their end, some at a time; whether all came there.
+    fn through(&self, runs: &[&Planned], limit: Option<u64>) -> Result<bool> {
+        let next = AtomicUsize::new(0);
+        let failed: Mutex<Option<Error>> = Mutex::new(None);
+        let all_came = AtomicBool::new(true);
+        let work = || {
+            while let Some(run) = runs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                if self.folder.is_finished(&run.id) {
+                    continue;
+                }
+                let has_failed = || lock(&failed).is_some();
+                if self.stop.load(Ordering::Relaxed) || has_failed() {
+                    all_came.store(false, Ordering::Relaxed);
+                    return;
+                }
+                match self.one(run, limit) {
+                    Ok(true) => {}
+                    Ok(false) => all_came.store(false, Ordering::Relaxed),
+                    Err(error) => {
+                        lock(&failed).get_or_insert(error);
+                    }
+                }
+            }
+        };
+        if self.jobs == 1 {
+            work();
+        } else {
+            let pools = self.pools()?;
+            std::thread::scope(|scope| {
+                for pool in &pools {
+                    scope.spawn(|| pool.install(work));
+                }
+            });
+        }
+        match failed.into_inner() {
+            Ok(Some(error)) => Err(error),
+            _ => Ok(all_came.into_inner()),
+        }
+    }
+
+    /// The threads, divided among the jobs.
+    fn pools(&self) -> Result<Vec<rayon::ThreadPool>> {
+        let threads = threads::count();
+        (0..self.jobs)
+            .map(|job| threads::pool(threads / self.jobs + usize::from(job < threads % self.jobs)))
+            .collect()
+    }
+
+    /// Takes one run as far as it shall go; whether it came there.
+    fn one(&self, run: &Planned, limit: Option<u64>) -> Result<bool> {
+        let section = &self.study.file.study;
+        let options = run::Options {
+            diverged_above: section.diverged_above,
+            limit,
+            is_alone: self.jobs == 1,
+            device: self.device,
+            stop: self.stop,
+        };
+        let came = run::execute(run, &self.folder.work(&run.id), options, &mut |event| {
+            (self.on_event)(StudyEvent::Run { run, event });
+        })?;
+        match came {
+            Came::Through(record) => {
+                self.folder.finish(&record, section.keep_runs)?;
+                (self.on_event)(StudyEvent::Finished(&record));
+                Ok(true)
+            }
+            Came::To(_) => Ok(true),
+            Came::Stopped => Ok(false),
+        }
+    }
+
+    /// Leaves out learning rates that fall behind; whether all came so far.
+    fn halve(&self, halving: &Halving, runs: &[&Planned]) -> Result<bool> {
+        let mut rungs = self.folder.rungs()?;
+        let mut alive: Vec<&Planned> = runs.to_vec();
+        for (index, share) in halving.at.iter().enumerate() {
+            let step = ((share * self.study.steps() as f64).ceil() as u64).max(1);
+            if index == rungs.len() {
+                if !self.through(&alive, Some(step))? {
+                    return Ok(false);
+                }
+                rungs.push(self.better(halving.keep, &alive, step)?);
+                self.folder.write_rungs(&rungs)?;
+            }
+            let goes_on = |run: &&Planned| rungs[index].contains(&run.id);
+            let (on, out): (Vec<&Planned>, Vec<&Planned>) = alive.into_iter().partition(goes_on);
+            for run in out {
+                if self.folder.is_finished(&run.id) {
+                    continue;
+                }
+                let work = self.folder.work(&run.id);
+                let record = run::leave_out(run, &work, step, self.device)?;
+                self.folder
+                    .finish(&record, self.study.file.study.keep_runs)?;
+                (self.on_event)(StudyEvent::Finished(&record));
+            }
+            alive = on;
+        }
+        Ok(true)
+    }
+
+    /// Ids of the runs with the better learning rates of each placement, initialization and depth.
+    fn better(&self, keep: f64, runs: &[&Planned], step: u64) -> Result<Vec<String>> {
+        let mut losses: BTreeMap<_, BTreeMap<u64, Vec<f64>>> = BTreeMap::new();
+        let group = |run: &Planned| {
+            let cell = &run.cell;
+            (cell.placement.clone(), cell.init.clone(), cell.depth)
+        };
+        for run in runs {
+            // A record at this point is that of a run that diverged.
+            let loss = match self.folder.is_finished(&run.id) {
+                true => None,
+                false => run::loss_at(&self.folder.work(&run.id), step)?,
+            };
+            let rates = losses.entry(group(run)).or_default();
+            let rate = rates.entry(run.cell.lr.to_bits()).or_default();
+            rate.push(loss.unwrap_or(f64::INFINITY));
+        }
+        let mut kept = BTreeMap::new();
+        for (group, rates) in losses {
+            let mean = |losses: &Vec<f64>| losses.iter().sum::<f64>() / losses.len() as f64;
+            let mut ranked: Vec<(f64, u64)> = rates
+                .iter()
+                .map(|(&lr, losses)| (mean(losses), lr))
+                .collect();
+            ranked.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+            ranked.truncate((keep * ranked.len() as f64).ceil() as usize);
+            kept.insert(group, ranked);
+        }
+        let is_kept = |run: &&&Planned| {
+            let lr = run.cell.lr.to_bits();
+            kept[&group(run)].iter().any(|&(_, kept)| kept == lr)
+        };
+        Ok(runs
+            .iter()
+            .filter(is_kept)
+            .map(|run| run.id.clone())
+            .collect())
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}

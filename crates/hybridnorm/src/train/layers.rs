@@ -1,0 +1,212 @@
+//! `layers.jsonl`: what the inside of the model looks like every few steps.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::rows::Row;
+use crate::model::{Activations, Decoder, Norm, params};
+use crate::ops::{self, Magnitude, SlotNorms};
+
+/// A measured number; `None` where it was not finite.
+pub type Measured = Option<f32>;
+
+/// A measured number as it is written.
+pub fn measured(value: f64) -> Measured {
+    let value = value as f32;
+    value.is_finite().then_some(value)
+}
+
+/// The model at one step: activations with the weights that gave the step's gradients.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LayersRow {
+    /// The step, counted from 1.
+    pub step: u64,
+    /// One entry a block.
+    pub blocks: Vec<BlockSignals>,
+    /// Parameters outside the blocks: `embedding`, `head`, `norm`, `scale`.
+    pub ends: RoleSignals,
+}
+
+/// One block.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BlockSignals {
+    /// The stream that enters the block.
+    pub stream: Activation,
+    /// What attention adds to the stream, after its output norm and factor.
+    pub attn: Activation,
+    /// What the feed-forward adds to the stream, after its output norm and factor.
+    pub ffn: Activation,
+    /// Attention's scores before the softmax.
+    pub scores: Scores,
+    /// Parameters by role: `qkv`, `out`, `up`, `down`, `norm`, `scale`.
+    #[serde(flatten)]
+    pub roles: RoleSignals,
+}
+
+/// Size of a tensor.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Activation {
+    /// Root of the mean square.
+    pub rms: Measured,
+    /// Largest absolute value.
+    pub max: Measured,
+}
+
+/// Attention's scores over the positions that the causal mask leaves.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scores {
+    /// The largest score of all heads.
+    pub max: Measured,
+    /// Mean entropy of the attention weights in nats, over heads and positions.
+    pub entropy: Measured,
+}
+
+/// Parameters grouped by role.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct RoleSignals {
+    /// Norm of the gradients before clipping.
+    pub grad_norm: BTreeMap<String, Measured>,
+    /// Norm of the optimizer's update over the norm of the weights.
+    pub update_ratio: BTreeMap<String, Measured>,
+    /// Root mean square of the distance of norms' gains from where they started; absent where no norm
+    /// has a gain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gain_drift: Measured,
+}
+
+impl Row for LayersRow {
+    const FILE: &'static str = "layers.jsonl";
+
+    fn step(&self) -> u64 {
+        self.step
+    }
+}
+
+impl LayersRow {
+    /// Puts together what was seen at a step.
+    pub fn new(
+        step: u64,
+        model: &Decoder,
+        activations: &[Activations],
+        norms: &BTreeMap<String, SlotNorms>,
+    ) -> Self {
+        let mut roles = vec![Squares::new(); activations.len()];
+        let mut ends = Squares::new();
+        for (name, norms) in norms {
+            let (block, role) = params::place(name);
+            let squares = match block {
+                Some(block) => &mut roles[block],
+                None => &mut ends,
+            };
+            squares.entry(role).or_default().add(norms);
+        }
+        let drift = |norms: &mut dyn Iterator<Item = &Norm>| {
+            let drifts: Vec<f64> = norms.flat_map(Norm::gain_drift).collect();
+            let squares: f64 = drifts.iter().map(|drift| drift.powi(2)).sum();
+            let mean = squares / drifts.len().max(1) as f64;
+            (!drifts.is_empty()).then(|| mean.sqrt())
+        };
+        let blocks = activations.iter().zip(&model.blocks).zip(&roles);
+        let blocks = blocks.map(|((seen, block), squares)| BlockSignals {
+            stream: seen.stream.into(),
+            attn: seen.attn.into(),
+            ffn: seen.ffn.into(),
+            scores: seen.scores.into(),
+            roles: RoleSignals::new(squares, drift(&mut block.norms())),
+        });
+        let outer = [&model.embed_norm, &model.final_norm];
+        let outer = drift(&mut outer.into_iter().flatten());
+        Self {
+            step,
+            blocks: blocks.collect(),
+            ends: RoleSignals::new(&ends, outer),
+        }
+    }
+}
+
+impl LayersRow {
+    /// The same with every number changed by `f`.
+    pub fn map(mut self, f: impl Fn(f32) -> f32) -> Self {
+        let all = |value: &mut Measured| *value = value.map(&f);
+        for block in &mut self.blocks {
+            for part in [&mut block.stream, &mut block.attn, &mut block.ffn] {
+                all(&mut part.rms);
+                all(&mut part.max);
+            }
+            all(&mut block.scores.max);
+            all(&mut block.scores.entropy);
+        }
+        let roles = self.blocks.iter_mut().map(|block| &mut block.roles);
+        for roles in roles.chain([&mut self.ends]) {
+            roles.grad_norm.values_mut().for_each(all);
+            roles.update_ratio.values_mut().for_each(all);
+            all(&mut roles.gain_drift);
+        }
+        self
+    }
+}
+
+impl BlockSignals {
+    /// Norm of the gradients of all its parameters.
+    pub fn grad_norm(&self) -> f64 {
+        let norms = self.roles.grad_norm.values();
+        let squares = norms.map(|norm| norm.map_or(f64::NAN, |norm| f64::from(norm).powi(2)));
+        squares.sum::<f64>().sqrt()
+    }
+}
+
+/// Sums of squares by role.
+type Squares<'a> = BTreeMap<&'a str, RoleSquares>;
+
+#[derive(Debug, Clone, Copy, Default)]
+struct RoleSquares {
+    gradient: f64,
+    update: f64,
+    value: f64,
+}
+
+impl RoleSquares {
+    fn add(&mut self, norms: &SlotNorms) {
+        self.gradient += norms.gradient.powi(2);
+        self.update += norms.update.powi(2);
+        self.value += norms.value.powi(2);
+    }
+}
+
+impl RoleSignals {
+    fn new(squares: &Squares<'_>, gain_drift: Option<f64>) -> Self {
+        let each = |f: &dyn Fn(&RoleSquares) -> f64| {
+            let one =
+                |(role, squares): (&&str, &RoleSquares)| ((*role).to_owned(), measured(f(squares)));
+            squares.iter().map(one).collect()
+        };
+        Self {
+            grad_norm: each(&|squares| squares.gradient.sqrt()),
+            update_ratio: each(&|squares| (squares.update / squares.value).sqrt()),
+            gain_drift: gain_drift.and_then(measured),
+        }
+    }
+}
+
+impl From<Magnitude> for Activation {
+    fn from(found: Magnitude) -> Self {
+        Self {
+            rms: measured(found.rms),
+            max: measured(f64::from(found.max)),
+        }
+    }
+}
+
+impl From<ops::Scores> for Scores {
+    fn from(found: ops::Scores) -> Self {
+        Self {
+            max: measured(f64::from(found.max)),
+            entropy: measured(found.entropy),
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! The flight recorder: what a run writes about itself beside its metrics.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::config::LogSection;
+use super::layers::{LayersRow, Measured, measured};
+use super::metrics::Metrics;
+use super::rows::{self, RowsFile};
+use super::spikes::{Counts, Detector, Scores, Spike};
+use super::tensorboard::EventFile;
+use crate::error::{Error, Result};
+use crate::files;
+use crate::ops::SlotNorms;
+
+/// Folder of a run that holds its [`Dump`]s.
+pub const FLIGHT: &str = "flight";
+
+/// What the model looked like when something went wrong: `flight/step-N.json` of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dump {
+    /// The step, counted from 1.
+    pub step: u64,
+    /// What was found.
+    pub reasons: Vec<String>,
+    /// Mean cross-entropy of the batch before the update.
+    pub loss: Measured,
+    /// Global norm of the gradients before clipping.
+    pub grad_norm: Measured,
+    /// Global norm of the update; 0 where none was made.
+    pub update_norm: Measured,
+    /// Learning rate.
+    pub lr: f64,
+    /// Ids of the batch's instances.
+    pub instances: Vec<u64>,
+    /// Which weights gave the activations.
+    pub weights: Weights,
+    /// Every block, over the first micro-batch.
+    pub layers: LayersRow,
+    /// Every parameter.
+    pub parameters: BTreeMap<String, ParameterNorms>,
+}
+
+/// Weights of before or after a step's update.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Weights {
+    /// Of before.
+    Before,
+    /// Of after.
+    After,
+}
+
+/// Euclidean norms of a parameter.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ParameterNorms {
+    /// Of its gradient before clipping.
+    pub grad_norm: Measured,
+    /// Of what the step added to it.
+    pub update_norm: Measured,
+}
+
+impl From<&SlotNorms> for ParameterNorms {
+    fn from(norms: &SlotNorms) -> Self {
+        Self {
+            grad_norm: measured(norms.gradient),
+            update_norm: measured(norms.update),
+        }
+    }
+}
+
+/// Writes layers, event files and dumps of a run, and watches for spikes.
+pub(super) struct Recorder {
+    log: LogSection,
+    run: PathBuf,
+    layers: RowsFile<LayersRow>,
+    events: Option<EventFile>,
+    detector: Detector,
+    dumps: usize,
+}
+
+impl Recorder {
+    /// Goes on after `step` steps of a run.
+    pub(super) fn open(run: &Path, log: &LogSection, step: u64) -> Result<Self> {
+        let mut detector = Detector::default();
+        for row in rows::read::<Metrics>(run)? {
+            detector.push(&row);
+        }
+        let resumed = (step > 0).then_some(step);
+        let flight = run.join(FLIGHT);
+        let dumps = match flight.is_dir() {
+            true => std::fs::read_dir(&flight)
+                .map_err(Error::io(&flight))?
+                .count(),
+            false => 0,
+        };
+        Ok(Self {
+            layers: RowsFile::open(run, step)?,
+            events: match log.tensorboard {
+                true => Some(EventFile::create(run, resumed)?),
+                false => None,
+            },
+            log: log.clone(),
+            run: run.to_path_buf(),
+            detector,
+            dumps,
+        })
+    }
+
+    /// Whether the blocks are to be looked at in this step.
+    pub(super) fn is_due(&self, step: u64) -> bool {
+        self.log.layers_every > 0 && step.is_multiple_of(self.log.layers_every as u64)
+    }
+
+    /// Compares a step with those before it.
+    pub(super) fn watch(&mut self, row: &Metrics) -> Vec<Spike> {
+        self.detector.push(row)
+    }
+
+    pub(super) fn spikes(&self) -> Counts {
+        self.detector.counts()
+    }
+
+    pub(super) fn spike_scores(&self) -> Scores {
+        self.detector.scores()
+    }
+
+    /// Appends what was seen of the blocks.
+    pub(super) fn append(&mut self, layers: &LayersRow) -> Result<()> {
+        self.layers.append(layers)?;
+        let Some(events) = &mut self.events else {
+            return Ok(());
+        };
+        let mut scalars = Vec::new();
+        for (index, block) in layers.blocks.iter().enumerate() {
+            let values = [
+                ("stream_rms", block.stream.rms),
+                ("attn_rms", block.attn.rms),
+                ("ffn_rms", block.ffn.rms),
+                ("largest_score", block.scores.max),
+                ("entropy", block.scores.entropy),
+                ("grad_norm", measured(block.grad_norm())),
+            ];
+            for (name, value) in values {
+                let value = value.map_or(f64::NAN, f64::from);
+                scalars.push((format!("blocks/{name}/{index:02}"), value));
+            }
+        }
+        let scalars = scalars.iter().map(|(tag, value)| (tag.as_str(), *value));
+        events.scalars(layers.step, scalars)
+    }
+
+    /// Writes a step's metrics for TensorBoard.
+    pub(super) fn show(&mut self, row: &Metrics) -> Result<()> {
+        let scores = self.spike_scores();
+        let Some(events) = &mut self.events else {
+            return Ok(());
+        };
+        let mut scalars = vec![
+            ("train/loss", row.loss),
+            ("train/grad_norm", row.grad_norm),
+            ("train/update_norm", row.update_norm),
+            ("train/lr", row.lr),
+            ("train/tokens", row.tokens as f64),
+            ("train/tokens_per_second", row.tokens_per_second),
+            ("spike_score/loss", scores.loss),
+            ("spike_score/grad_norm", scores.grad_norm),
+            ("spike_score/update_norm", scores.update_norm),
+        ];
+        scalars.extend(row.validation_loss.map(|loss| ("validation/loss", loss)));
+        events.scalars(row.step, scalars)
+    }
+
+    /// Whether there is room for one more dump of a spike.
+    pub(super) fn has_room(&self) -> bool {
+        self.dumps < self.log.dumps
+    }
+
+    /// Writes a dump; gives its path.
+    pub(super) fn dump(&mut self, dump: &Dump) -> Result<PathBuf> {
+        let folder = self.run.join(FLIGHT);
+        files::create_dir(&folder)?;
+        let path = folder.join(format!("step-{:08}.json", dump.step));
+        let text = serde_json::to_vec_pretty(dump)
+            .map_err(|error| Error::format(&path, error.to_string()))?;
+        files::write(&path, &text)?;
+        self.dumps += 1;
+        Ok(path)
+    }
+}

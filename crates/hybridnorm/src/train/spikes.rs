@@ -1,0 +1,252 @@
+//! Spikes: values far above what they were lately.
+//!
+//! The spike score is the share of the last [`WINDOW`] values that lay more than [`DEVIATIONS`]
+//! standard deviations above the mean of the values before them (after OLMo 2, arXiv 2501.00656,
+//! which counts deviations of 7 in either direction over 1000 values).
+
+use std::collections::VecDeque;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::metrics::Metrics;
+
+/// Values that a new one is compared with.
+pub const WINDOW: usize = 128;
+/// Fewer than this say nothing about a range.
+pub const FEWEST: usize = 32;
+/// Standard deviations above the mean from which a value is a spike.
+pub const DEVIATIONS: f64 = 6.0;
+
+/// What is watched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Quantity {
+    /// The training loss.
+    Loss,
+    /// The global gradient norm before clipping.
+    GradNorm,
+    /// The global norm of the optimizer's update.
+    UpdateNorm,
+}
+
+impl Quantity {
+    /// All of them, in the order in which they are counted.
+    pub const ALL: [Self; 3] = [Self::Loss, Self::GradNorm, Self::UpdateNorm];
+
+    /// Its value at a step.
+    pub fn of(self, row: &Metrics) -> f64 {
+        match self {
+            Self::Loss => row.loss,
+            Self::GradNorm => row.grad_norm,
+            Self::UpdateNorm => row.update_norm,
+        }
+    }
+
+    /// In words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Loss => "loss",
+            Self::GradNorm => "gradient norm",
+            Self::UpdateNorm => "update norm",
+        }
+    }
+}
+
+/// A value that left its recent range upwards.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Spike {
+    /// Of what.
+    pub quantity: Quantity,
+    /// The value.
+    pub value: f64,
+    /// Mean of the values before it.
+    pub mean: f64,
+    /// How many of their standard deviations lie between.
+    pub deviations: f64,
+}
+
+impl fmt::Display for Spike {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} {:.4} is {:.1} standard deviations above its recent mean of {:.4}",
+            self.quantity.name(),
+            self.value,
+            self.deviations,
+            self.mean
+        )
+    }
+}
+
+/// How often something spiked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Counts {
+    /// Spikes of the loss.
+    pub loss: u64,
+    /// Spikes of the gradient norm.
+    pub grad_norm: u64,
+    /// Spikes of the update norm.
+    pub update_norm: u64,
+}
+
+impl Counts {
+    /// All together.
+    pub fn total(&self) -> u64 {
+        self.loss + self.grad_norm + self.update_norm
+    }
+}
+
+/// Shares of the last [`WINDOW`] steps that spiked, between 0 and 1.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Scores {
+    /// Of the loss.
+    pub loss: f64,
+    /// Of the gradient norm.
+    pub grad_norm: f64,
+    /// Of the update norm.
+    pub update_norm: f64,
+}
+
+/// Watches a run step by step.
+#[derive(Debug, Clone, Default)]
+pub struct Detector {
+    watched: [Watched; 3],
+}
+
+#[derive(Debug, Clone, Default)]
+struct Watched {
+    recent: VecDeque<f64>,
+    spiked: VecDeque<bool>,
+    count: u64,
+}
+
+impl Detector {
+    /// Compares a step with those before it; gives its spikes.
+    pub fn push(&mut self, row: &Metrics) -> Vec<Spike> {
+        let watched = self.watched.iter_mut().zip(Quantity::ALL);
+        watched
+            .filter_map(|(watched, quantity)| watched.push(quantity, quantity.of(row)))
+            .collect()
+    }
+
+    /// Spikes so far.
+    pub fn counts(&self) -> Counts {
+        let [loss, grad_norm, update_norm] = self.watched.each_ref().map(|watched| watched.count);
+        Counts {
+            loss,
+            grad_norm,
+            update_norm,
+        }
+    }
+
+    /// The spike scores now.
+    pub fn scores(&self) -> Scores {
+        let [loss, grad_norm, update_norm] = self.watched.each_ref().map(Watched::score);
+        Scores {
+            loss,
+            grad_norm,
+            update_norm,
+        }
+    }
+}
+
+impl Watched {
+    fn push(&mut self, quantity: Quantity, value: f64) -> Option<Spike> {
+        let spike = self.compare(quantity, value);
+        if self.recent.len() == WINDOW {
+            self.recent.pop_front();
+            self.spiked.pop_front();
+        }
+        self.recent.push_back(value);
+        self.spiked.push_back(spike.is_some());
+        self.count += u64::from(spike.is_some());
+        spike
+    }
+
+    fn compare(&self, quantity: Quantity, value: f64) -> Option<Spike> {
+        if self.recent.len() < FEWEST {
+            return None;
+        }
+        let n = self.recent.len() as f64;
+        let mean = self.recent.iter().sum::<f64>() / n;
+        let squares: f64 = self.recent.iter().map(|x| (x - mean).powi(2)).sum();
+        let deviation = (squares / (n - 1.0)).sqrt();
+        let deviations = (value - mean) / deviation;
+        // A row of equal values has no range to leave.
+        (deviation > 0.0 && deviations > DEVIATIONS).then_some(Spike {
+            quantity,
+            value,
+            mean,
+            deviations,
+        })
+    }
+
+    fn score(&self) -> f64 {
+        let spikes = self.spiked.iter().filter(|&&spiked| spiked).count();
+        spikes as f64 / WINDOW as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(step: u64, loss: f64, grad_norm: f64) -> Metrics {
+        Metrics {
+            step,
+            loss,
+            grad_norm,
+            update_norm: 1.0,
+            lr: 1e-3,
+            tokens: step,
+            tokens_per_second: 1.0,
+            validation_loss: None,
+        }
+    }
+
+    /// A loss that goes up and down by 0.1 around 3.
+    fn calm(step: u64) -> Metrics {
+        row(step, 3.0 + 0.1 * (step as f64).sin(), 1.0)
+    }
+
+    #[test]
+    fn only_what_lies_far_above_is_a_spike() {
+        let mut detector = Detector::default();
+        assert!((0..100).all(|step| detector.push(&calm(step)).is_empty()));
+        // The sine has a standard deviation of 0.0707.
+        for harmless in [3.40, 2.0] {
+            assert!(detector.clone().push(&row(100, harmless, 1.0)).is_empty());
+        }
+        let spikes = detector.push(&row(100, 3.45, 1.0));
+        assert_eq!(spikes.len(), 1);
+        assert_eq!(spikes[0].quantity, Quantity::Loss);
+        assert!((spikes[0].mean - 3.0).abs() < 0.01);
+        assert!((spikes[0].deviations - 6.36).abs() < 0.1, "{spikes:?}");
+        assert_eq!(
+            detector.counts(),
+            Counts {
+                loss: 1,
+                ..Counts::default()
+            }
+        );
+        assert_eq!(detector.scores().loss, 1.0 / 128.0);
+        // The score forgets, the count does not.
+        (0..WINDOW as u64).for_each(|step| drop(detector.push(&calm(step))));
+        assert_eq!(detector.scores().loss, 0.0);
+        assert_eq!(detector.counts().total(), 1);
+    }
+
+    #[test]
+    fn a_short_or_constant_past_says_nothing() {
+        let mut detector = Detector::default();
+        for step in 0..FEWEST as u64 - 1 {
+            detector.push(&calm(step));
+        }
+        assert!(detector.push(&row(31, 100.0, 50.0)).is_empty());
+        let mut detector = Detector::default();
+        (0..64).for_each(|step| drop(detector.push(&calm(step))));
+        assert!(detector.push(&row(64, 3.0, 50.0)).is_empty());
+    }
+}

@@ -1,0 +1,75 @@
+//! How large the elements of a tensor are; for looking at activations.
+
+use crate::parallel::ELEMENTS;
+use crate::simd::{dispatch, sum_squares_f64};
+use rayon::prelude::*;
+
+/// Size of a tensor.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Magnitude {
+    /// Root of the mean square; 0 of nothing.
+    pub rms: f64,
+    /// Largest absolute value; 0 of nothing, NaN where an element is one.
+    pub max: f32,
+}
+
+/// Measures `x`.
+pub fn magnitude(x: &[f32]) -> Magnitude {
+    let chunk = |x: &[f32]| {
+        dispatch(
+            #[inline(always)]
+            || (sum_squares_f64(x), largest_bits(x)),
+        )
+    };
+    let chunks: Vec<(f64, u32)> = x.par_chunks(ELEMENTS).map(chunk).collect();
+    let squares: f64 = chunks.iter().map(|(squares, _)| squares).sum();
+    let bits = chunks.iter().map(|&(_, bits)| bits).max();
+    Magnitude {
+        rms: (squares / x.len().max(1) as f64).sqrt(),
+        max: f32::from_bits(bits.unwrap_or(0)),
+    }
+}
+
+/// Without their sign, numbers are ordered as their bits are, with NaN above infinity.
+#[inline(always)]
+fn largest_bits(x: &[f32]) -> u32 {
+    x.iter().fold(0, |top, x| top.max(x.abs().to_bits()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Rng, same_bits_on_any_pool, wide};
+
+    #[test]
+    fn magnitudes_are_those_of_double_precision() {
+        for len in [1, 7, 1000, 3 * ELEMENTS + 5] {
+            let x = Rng::new(len as u64).normal(len);
+            let exact = wide(&x);
+            let mean = exact.iter().map(|v| v * v).sum::<f64>() / len as f64;
+            let found = magnitude(&x);
+            assert!((found.rms - mean.sqrt()).abs() < 1e-10);
+            let top = exact.iter().fold(0.0, |m: f64, v| m.max(v.abs()));
+            assert_eq!(f64::from(found.max), top);
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_shows() {
+        assert!(magnitude(&[1.0, f32::NAN, -3.0]).max.is_nan());
+        assert!(magnitude(&[1.0, f32::NAN]).rms.is_nan());
+        let infinite = magnitude(&[1.0, f32::NEG_INFINITY]);
+        assert_eq!(infinite.max, f32::INFINITY);
+        assert_eq!(infinite.rms, f64::INFINITY);
+        assert_eq!(magnitude(&[]), Magnitude { rms: 0.0, max: 0.0 });
+    }
+
+    #[test]
+    fn bits_do_not_depend_on_threads() {
+        let x = Rng::new(3).normal(5 * ELEMENTS + 1);
+        same_bits_on_any_pool(|| {
+            let Magnitude { rms, max } = magnitude(&x);
+            vec![rms as f32, (rms - f64::from(rms as f32)) as f32, max]
+        });
+    }
+}
