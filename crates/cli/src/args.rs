@@ -33,6 +33,8 @@ pub enum Command {
     Replay(ReplayArgs),
     /// Train many models that differ in placement, learning rate and seed, and compare them.
     Study(StudyArgs),
+    /// Make a report of a study, of runs or of a probe: one HTML file that needs nothing else.
+    Report(ReportArgs),
     /// Measure loss and perplexity of a checkpoint.
     Eval(EvalArgs),
     /// Write text with a checkpoint.
@@ -277,6 +279,31 @@ pub enum StudyCommand {
         #[arg(long)]
         json: bool,
     },
+}
+
+/// Arguments of `report`.
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// A study's folder, or run directories; besides or instead, what `probe --out` wrote.
+    #[arg(required = true, value_name = "STUDY|RUN|PROBE.json")]
+    pub paths: Vec<PathBuf>,
+    /// Where to write it; standard output unless given, which only Markdown and JSON go to.
+    #[arg(long, value_name = "FILE", required_if_eq("format", "html"))]
+    pub out: Option<PathBuf>,
+    /// What to write.
+    #[arg(long, value_enum, default_value_t = ReportFormat::Html)]
+    pub format: ReportFormat,
+}
+
+/// What to write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ReportFormat {
+    /// A page that opens offline.
+    Html,
+    /// Tables for a pull request.
+    Markdown,
+    /// All numbers.
+    Json,
 }
 
 /// Arguments of `eval`.

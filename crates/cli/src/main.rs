@@ -71,6 +71,7 @@ fn run(cli: Cli, console: &Console) -> Result<Ending, Error> {
         Command::Probe(args) => commands::probe::run(args, console),
         Command::Replay(args) => commands::replay::run(args, console),
         Command::Study(args) => commands::study::run(args, console),
+        Command::Report(args) => commands::report::run(args, console),
         Command::Eval(args) => commands::eval::run(args, console),
         Command::Generate(args) => commands::generate::run(args, console),
         Command::Data { command } => commands::data::run(command, console),

@@ -213,7 +213,9 @@ impl<'a> StudyDisplay<'a> {
                     (Ending::Diverged { step, reason }, _) => {
                         format!("diverged at step {step}: {reason}")
                     }
-                    (Ending::Halved { step }, _) => format!("left out after step {step}"),
+                    (Ending::Halved { step } | Ending::Unfinished { step }, _) => {
+                        format!("left out after step {step}")
+                    }
                 };
                 self.display.line(&format!(
                     "{:>4}/{}  {}  {ending}",

@@ -28,6 +28,7 @@ pub mod memory;
 pub mod model;
 pub mod ops;
 pub mod placement;
+pub mod report;
 pub mod tensors;
 pub mod threads;
 pub mod train;

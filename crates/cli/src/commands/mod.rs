@@ -10,6 +10,7 @@ pub mod placement;
 pub mod probe;
 pub mod quickstart;
 pub mod replay;
+pub mod report;
 pub mod study;
 pub mod train;
 

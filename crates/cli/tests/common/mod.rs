@@ -168,6 +168,7 @@ impl Lab {
             "step",
             "loss",
             "grad_norm",
+            "update_norm",
             "lr",
             "tokens",
             "validation_loss",

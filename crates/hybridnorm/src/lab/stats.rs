@@ -96,9 +96,9 @@ pub fn paired(differences: &[f64], level: f64) -> Option<Paired> {
 ///
 /// Luck of `first` makes the difference too low: it widens the upper end of the interval and `p`
 /// where the mean is negative. Luck of `second` does the opposite. `p < 1 - level` exactly if the
-/// interval leaves out 0. Both are safe for any correlation between the alternatives that is not
-/// negative, and exact where one of each is far better than the rest, with counts of 1. Otherwise as
-/// [`paired`].
+/// interval leaves out 0. With counts of 1 both are exact; otherwise they err on the safe side, since
+/// they assume that all alternatives are equally good and independent, and the other side constant.
+/// All else is as in [`paired`].
 pub fn paired_of_best(
     differences: &[f64],
     level: f64,

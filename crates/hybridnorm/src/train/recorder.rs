@@ -44,6 +44,28 @@ pub struct Dump {
     pub parameters: BTreeMap<String, ParameterNorms>,
 }
 
+/// The dump that a run left at a step, if it did.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn dump_at(run: &Path, step: u64) -> Result<Option<Dump>> {
+    let path = dump_path(run, step);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let bytes = files::read_small(&path, DUMP_LIMIT)?;
+    let dump = serde_json::from_slice(&bytes);
+    dump.map(Some)
+        .map_err(|error| Error::format(path, error.to_string()))
+}
+
+/// A dump is small; anything larger is not one.
+const DUMP_LIMIT: u64 = 16 << 20;
+
+fn dump_path(run: &Path, step: u64) -> PathBuf {
+    run.join(FLIGHT).join(format!("step-{step:08}.json"))
+}
+
 /// Weights of before or after a step's update.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -182,9 +204,8 @@ impl Recorder {
 
     /// Writes a dump; gives its path.
     pub(super) fn dump(&mut self, dump: &Dump) -> Result<PathBuf> {
-        let folder = self.run.join(FLIGHT);
-        files::create_dir(&folder)?;
-        let path = folder.join(format!("step-{:08}.json", dump.step));
+        files::create_dir(self.run.join(FLIGHT))?;
+        let path = dump_path(&self.run, dump.step);
         let text = serde_json::to_vec_pretty(dump)
             .map_err(|error| Error::format(&path, error.to_string()))?;
         files::write(&path, &text)?;

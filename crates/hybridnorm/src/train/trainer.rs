@@ -425,7 +425,7 @@ impl Trainer {
 
         if !loss.is_finite() {
             let norms = StepNorms::of_gradients(&gradients);
-            return Err(self.diverged(step, loss, norms, instances, &first));
+            return Err(self.diverged(step, loss, norms, instances, Weights::Before, &first));
         }
         if step == 1 {
             self.check_every_gradient(&gradients)?;
@@ -436,8 +436,10 @@ impl Trainer {
         let (model, norms) = self.optimizer.step(model, gradients, lr);
         self.model = Some(model);
         let grad_norm = norms.gradient;
-        if !grad_norm.is_finite() {
-            return Err(self.diverged(step, loss, norms, instances, &first));
+        for (norm, weights) in [(grad_norm, Weights::Before), (norms.update, Weights::After)] {
+            if !norm.is_finite() {
+                return Err(self.diverged(step, loss, norms, instances, weights, &first));
+            }
         }
 
         let tokens = (self.config.train.batch_size * seq) as u64;
@@ -665,18 +667,25 @@ impl Trainer {
         }
     }
 
-    /// Writes down a step whose loss or gradients are not finite, before its update.
+    /// Writes down a step whose loss, gradients or update are not finite.
     fn diverged(
         &mut self,
         step: u64,
         loss: f64,
         norms: StepNorms,
         instances: Vec<u64>,
+        weights: Weights,
         batch: &Batch,
     ) -> Error {
-        let found = match loss.is_finite() {
-            true => format!("loss {loss}, gradient norm {}", norms.gradient),
-            false => format!("loss {loss}"),
+        let StepNorms {
+            gradient, update, ..
+        } = norms;
+        let found = match (loss.is_finite(), weights) {
+            (false, _) => format!("loss {loss}"),
+            (true, Weights::Before) => format!("loss {loss}, gradient norm {gradient}"),
+            (true, Weights::After) => {
+                format!("loss {loss}, gradient norm {gradient}, update norm {update}")
+            }
         };
         let problem = format!(
             "{found}; batch instances {instances:?}; {}",
@@ -685,8 +694,8 @@ impl Trainer {
         let metrics = Metrics {
             step,
             loss,
-            grad_norm: norms.gradient,
-            update_norm: 0.0,
+            grad_norm: gradient,
+            update_norm: update,
             lr: self.schedule.lr(step as usize),
             tokens: self.state.tokens,
             tokens_per_second: 0.0,
@@ -694,7 +703,7 @@ impl Trainer {
         };
         let reasons = vec![found];
         let dump = self
-            .describe(&metrics, reasons, &norms, instances, Weights::Before, batch)
+            .describe(&metrics, reasons, &norms, instances, weights, batch)
             .and_then(|dump| self.recorder.dump(&dump));
         let problem = match dump {
             Ok(path) => format!("{problem}; see {}", path.display()),

@@ -1,7 +1,11 @@
 //! What an analysis says in words.
 
+#[cfg(test)]
+mod tests;
+
 use super::super::stats::{self, Paired};
-use super::{Analysis, Comparison, Edge, PlacementSummary, Verdict};
+use super::show::{Digits, counts, list, percent, seeds, short};
+use super::{Analysis, Comparison, Edge, PlacementSummary, Span, Verdict};
 
 /// One placement against the baseline, in a sentence. It says "better" or "worse" only where that
 /// is the verdict.
@@ -31,7 +35,7 @@ pub fn sentence(placement: &PlacementSummary, analysis: &Analysis) -> String {
         n, mean, low, high, ..
     } = against.difference;
     let digits = Digits::of(&against.difference);
-    let level = level(analysis);
+    let level = percent(1.0 - analysis.rules.alpha);
     let count = seeds(n as u64);
     match against.verdict {
         Verdict::Indistinguishable => format!(
@@ -143,70 +147,79 @@ fn tolerance(analysis: &Analysis) -> String {
 }
 
 fn widest(analysis: &Analysis) -> String {
-    let spans: Vec<_> = (analysis.placements.iter())
+    let spans: Vec<(&PlacementSummary, Span)> = (analysis.placements.iter())
         .filter_map(|entry| Some((entry, entry.tolerance?)))
         .collect();
+    let factors = spans.iter().map(|(_, span)| span.factor);
     let near = format!("within {} nats of its best loss", analysis.rules.tolerance);
-    let Some(largest) = spans
-        .iter()
-        .map(|(_, span)| span.factor)
-        .max_by(f64::total_cmp)
-    else {
+    let Some(largest) = factors.max_by(f64::total_cmp) else {
         return "No placement has a best learning rate, so that tolerance of others is unknown"
             .to_owned();
     };
-    // Quotients of equal rates may differ in their last bits.
-    let ties: Vec<_> = (spans.iter())
-        .filter(|(_, span)| span.factor >= largest * (1.0 - 1e-9))
-        .collect();
-    let names: Vec<&str> = ties
-        .iter()
-        .map(|(entry, _)| entry.placement.as_str())
-        .collect();
     if largest <= 1.0 {
         return format!("No placement stays {near} at more than one of the learning rates tried");
     }
-    let cut = |(entry, span): &&(&PlacementSummary, super::Span)| {
-        let end =
-            |rate: Option<&super::RateSummary>, lr: f64| rate.is_some_and(|rate| rate.lr == lr);
-        end(entry.rates.first(), span.low) || end(entry.rates.last(), span.high)
+    // Steps of a grid such as 1, 3, 10 are meant to be equal: what differs by less than the
+    // smallest step is as wide.
+    let as_wide = largest / smallest_step(analysis) * (1.0 + 1e-9);
+    let ties: Vec<_> = (spans.iter())
+        .filter(|(_, span)| span.factor > as_wide)
+        .collect();
+    let names: Vec<&str> = (ties.iter())
+        .map(|(entry, _)| entry.placement.as_str())
+        .collect();
+    let least = ties.iter().map(|(_, span)| span.factor);
+    let least = least.min_by(f64::total_cmp).unwrap_or(largest);
+    let factor = match (short(least), short(largest)) {
+        (least, largest) if least == largest => largest,
+        (least, largest) => format!("{least} to {largest}"),
     };
-    let at_least = if ties.iter().any(|tie| cut(tie)) {
-        "at least "
-    } else {
-        ""
+    let beyond = match ties.iter().any(|(entry, span)| is_cut(entry, span)) {
+        true => ", maybe more beyond the rates tried",
+        false => "",
     };
-    let factor = format!("a factor of {at_least}{}", short(largest));
-    let mut text = match ties.as_slice() {
+    let widest = match ties.as_slice() {
         [(entry, span)] => format!(
-            "{} stays {near} over the widest span of learning rates ({} to {}, {factor}",
+            "{} stays {near} over the widest span of learning rates ({} to {}, ",
             entry.placement, span.low, span.high
         ),
-        ties if ties.len() == spans.len() => {
-            format!(
-                "Every placement compared stays {near} over equally wide spans of learning rates ({factor}"
-            )
+        ties if ties.len() == analysis.placements.len() => {
+            format!("Every placement stays {near} over an equally wide span of learning rates (")
         }
         _ => format!(
-            "Each of {} stays {near} over the widest spans of learning rates ({factor}",
-            list(&names)
+            "Of all placements, {} stay {} over the widest spans of learning rates (",
+            list(&names),
+            near.replace("its", "their")
         ),
     };
+    let mut text = format!("{widest}a factor of {factor}{beyond}");
     let baseline = &analysis.rules.baseline;
-    if let Some((_, span)) = spans.iter().find(|(entry, _)| entry.placement == *baseline)
+    let of_baseline = (spans.iter()).find(|(entry, _)| entry.placement == *baseline);
+    if let Some((_, span)) = of_baseline
         && !names.contains(&baseline.as_str())
     {
         text += &format!("; {baseline}: {}", short(span.factor));
     }
-    let halved = analysis
-        .placements
-        .iter()
-        .flat_map(|entry| &entry.rates)
-        .any(|rate| rate.halved > 0);
-    if halved {
+    let mut rates = analysis.placements.iter().flat_map(|entry| &entry.rates);
+    if rates.any(|rate| rate.halved > 0) {
         text += "; rates that halving left out count as outside";
     }
     text + ")"
+}
+
+/// The smallest quotient of neighbouring rates of a placement.
+fn smallest_step(analysis: &Analysis) -> f64 {
+    let pairs = (analysis.placements.iter()).flat_map(|entry| entry.rates.windows(2));
+    pairs.fold(f64::INFINITY, |least, pair| {
+        least.min(pair[1].lr / pair[0].lr)
+    })
+}
+
+/// Whether a placement's span may go on beyond the rates tried.
+fn is_cut(entry: &PlacementSummary, span: &Span) -> bool {
+    let ends = [entry.rates.first(), entry.rates.last()];
+    let mut ends = ends.into_iter().flatten();
+    ends.any(|rate| rate.lr == span.low || rate.lr == span.high)
 }
 
 fn divergence(analysis: &Analysis) -> String {
@@ -244,58 +257,58 @@ fn divergence(analysis: &Analysis) -> String {
 
 /// The third sentence: how much data, what was corrected for, what stays open.
 fn certainty(analysis: &Analysis) -> String {
-    let baseline = &analysis.rules.baseline;
-    let pairs = compared(analysis).map(|(_, against)| against.pairs as u64);
-    let comparisons = pairs.clone().count();
-    let mut text = match (pairs.clone().min(), pairs.max()) {
-        (Some(least), Some(most)) => {
-            let over = if comparisons == 1 {
-                "one comparison".to_owned()
-            } else {
-                format!("{comparisons} comparisons by Holm's method")
-            };
-            let rates = analysis
-                .placements
-                .iter()
-                .map(|entry| entry.rates.len() as u64);
-            let (few, many) = (rates.clone().min().unwrap_or(0), rates.max().unwrap_or(0));
-            format!(
-                "This rests on {}, each placement at the best of {}, with p values corrected for \
-                 choosing that rate and for {over}",
-                count((least, most), "seed"),
-                count((few, many), "learning rate"),
-            )
-        }
-        _ => "Nothing is called better or worse".to_owned(),
+    let mut text = match compared(analysis).count() {
+        0 => "Nothing is called better or worse".to_owned(),
+        comparisons => basis(analysis, comparisons),
     };
-    let reasons = analysis
-        .placements
-        .iter()
-        .filter_map(|entry| Some((entry, entry.why_not.as_deref()?)));
+    text += &missing(analysis);
+    if compared(analysis).count() > 0 {
+        text += &format!("; {}", open(analysis));
+    }
+    text + &edges(analysis) + "."
+}
+
+/// How much data, and what was corrected for.
+fn basis(analysis: &Analysis, comparisons: usize) -> String {
+    let pairs = compared(analysis).map(|(_, against)| against.pairs as u64);
+    let rates = (analysis.placements.iter()).map(|entry| entry.rates.len() as u64);
+    let holm = match comparisons {
+        1 => String::new(),
+        _ => format!(" and, by Holm's method, for {comparisons} comparisons"),
+    };
+    format!(
+        "This rests on {}, each placement at the best of {}, with p values corrected for choosing \
+         that rate{holm}",
+        counts(pairs, "seed"),
+        counts(rates, "learning rate"),
+    )
+}
+
+/// Which comparisons are missing, and why.
+fn missing(analysis: &Analysis) -> String {
     let mut grouped: Vec<(&str, Vec<&str>)> = Vec::new();
-    for (entry, reason) in reasons {
+    for entry in &analysis.placements {
+        let Some(reason) = entry.why_not.as_deref() else {
+            continue;
+        };
         match grouped.iter_mut().find(|(known, _)| *known == reason) {
             Some((_, names)) => names.push(&entry.placement),
             None => grouped.push((reason, vec![&entry.placement])),
         }
     }
+    let nothing = compared(analysis).count() == 0;
     match grouped.as_slice() {
-        [] if comparisons == 0 => text += ", since there is no placement besides the baseline",
-        [(reason, _)] if comparisons == 0 => text += &format!(": {reason}"),
-        groups => {
-            for (reason, names) in groups {
-                text += &format!("; not compared: {} ({reason})", list(names));
-            }
-        }
+        [] if nothing => ", since there is no placement besides the baseline".to_owned(),
+        [(reason, _)] if nothing => format!(": {reason}"),
+        groups => (groups.iter())
+            .map(|(reason, names)| format!("; not compared: {} ({reason})", list(names)))
+            .collect(),
     }
-    if comparisons > 0 {
-        text += &format!("; {}", open(analysis, baseline));
-    }
-    text + &edges(analysis) + "."
 }
 
 /// What is not distinguishable, and what it would take.
-fn open(analysis: &Analysis, baseline: &str) -> String {
+fn open(analysis: &Analysis) -> String {
+    let baseline = &analysis.rules.baseline;
     let mut open: Vec<_> = compared(analysis)
         .filter(|(_, against)| against.verdict == Verdict::Indistinguishable)
         .collect();
@@ -306,22 +319,18 @@ fn open(analysis: &Analysis, baseline: &str) -> String {
         .iter()
         .map(|(entry, _)| entry.placement.as_str())
         .collect();
-    let names = list(&names);
     let size = |against: &Comparison| against.difference.mean.abs();
     open.sort_by(|a, b| size(a.1).total_cmp(&size(b.1)));
     let typical = open[open.len() / 2].1;
-    let what = format!(
-        "a difference as large as {} there ({} nats)",
-        if open.len() == 1 {
-            "the one seen"
-        } else {
-            "is typical"
-        },
-        Digits::of(&typical.difference).show(size(typical))
-    );
+    let what = match names.len() {
+        1 => "a difference as large as the one seen",
+        _ => "a difference of the size that is typical there",
+    };
+    let nats = Digits::of(&typical.difference).show(size(typical));
+    let resolving = resolving(typical, &format!("{what} ({nats} nats)"));
     format!(
-        "not distinguishable from {baseline}: {names}, where {}",
-        resolving(typical, &what)
+        "not distinguishable from {baseline}: {}, where {resolving}",
+        list(&names)
     )
 }
 
@@ -332,7 +341,7 @@ fn resolving(against: &Comparison, difference: &str) -> String {
         None if against.difference.mean == 0.0 => "no difference at all was seen".to_owned(),
         None => format!(
             "more than {} would be needed to resolve {difference}",
-            thousands(stats::MOST_SEEDS)
+            seeds(stats::MOST_SEEDS)
         ),
     }
 }
@@ -374,10 +383,6 @@ fn compared(analysis: &Analysis) -> impl Iterator<Item = (&PlacementSummary, &Co
     (analysis.placements.iter()).filter_map(|entry| Some((entry, entry.against.as_ref()?)))
 }
 
-fn level(analysis: &Analysis) -> String {
-    format!("{} %", short(100.0 * (1.0 - analysis.rules.alpha)))
-}
-
 fn chance(against: &Comparison, analysis: &Analysis) -> String {
     let p = match against.p_holm {
         p if p < 0.001 => "p < 0.001".to_owned(),
@@ -386,67 +391,5 @@ fn chance(against: &Comparison, analysis: &Analysis) -> String {
     match compared(analysis).count() {
         1 => p,
         _ => format!("{p} after Holm's correction"),
-    }
-}
-
-/// Decimals with which a difference is shown: two significant digits of the interval's half width.
-struct Digits(usize);
-
-impl Digits {
-    fn of(difference: &Paired) -> Self {
-        let half = (difference.high - difference.low) / 2.0;
-        let scale = if half > 0.0 {
-            half
-        } else {
-            difference.mean.abs()
-        };
-        match scale > 0.0 {
-            true => Self((1.0 - scale.log10().floor()).clamp(0.0, 6.0) as usize),
-            false => Self(3),
-        }
-    }
-
-    fn show(&self, nats: f64) -> String {
-        let text = format!("{nats:.*}", self.0);
-        // No sign where all digits are 0.
-        match text.strip_prefix('-') {
-            Some(rest) if rest.chars().all(|letter| matches!(letter, '0' | '.')) => rest.to_owned(),
-            _ => text,
-        }
-    }
-}
-
-/// At most one decimal, and only where it is not 0.
-fn short(value: f64) -> String {
-    let text = format!("{value:.1}");
-    text.strip_suffix(".0").unwrap_or(&text).to_owned()
-}
-
-fn thousands(value: u64) -> String {
-    match value {
-        0..1000 => value.to_string(),
-        _ => format!("{},{:03}", thousands(value / 1000), value % 1000),
-    }
-}
-
-fn seeds(count: u64) -> String {
-    let word = if count == 1 { "seed" } else { "seeds" };
-    format!("{} {word}", thousands(count))
-}
-
-fn count((least, most): (u64, u64), what: &str) -> String {
-    match (least, most) {
-        (1, 1) => format!("1 {what}"),
-        (least, most) if least == most => format!("{least} {what}s"),
-        (least, most) => format!("{least} to {most} {what}s"),
-    }
-}
-
-/// `a`, `a and b`, `a, b and c`.
-fn list(names: &[&str]) -> String {
-    match names {
-        [] => String::new(),
-        [only] => (*only).to_owned(),
-        [first @ .., last] => format!("{} and {last}", first.join(", ")),
     }
 }

@@ -63,7 +63,7 @@ fn point(record: &RunRecord) -> Point {
         lr: record.cell.lr,
         seed: record.cell.seed,
         result: match (&record.ending, loss) {
-            (Ending::Halved { .. }, _) => Outcome::Halved,
+            (Ending::Halved { .. } | Ending::Unfinished { .. }, _) => Outcome::Halved,
             (Ending::Finished, Some(loss)) => Outcome::Loss(loss),
             (Ending::Finished, None) | (Ending::Diverged { .. }, _) => Outcome::Diverged,
         },

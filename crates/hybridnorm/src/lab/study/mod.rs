@@ -15,4 +15,5 @@ pub use folder::{Folder, merge};
 pub use groups::{Group, groups};
 pub use plan::{Planned, Study, StudyFile, StudySection};
 pub use record::{Cell, Ending, RunRecord};
+pub use run::of_directory as run_record;
 pub use runner::{Options, Shard, StudyEvent, run};

@@ -176,7 +176,13 @@ impl Study {
 
     /// The study as TOML.
     pub fn to_toml(&self) -> String {
-        toml::to_string(&self.file).expect("a study is plain data")
+        let mut table = toml::Table::try_from(&self.file).expect("a study is plain data");
+        for (section, key, _) in decided(&self.file.study) {
+            if let Some(toml::Value::Table(section)) = table.get_mut(section) {
+                section.remove(key);
+            }
+        }
+        toml::to_string(&table).expect("a study is plain data")
     }
 
     /// Optimizer steps of one run.
@@ -199,16 +205,21 @@ impl Cell {
     }
 }
 
-/// A key of a run's configuration that the study decides has no effect.
-fn refuse_what_varies(table: &toml::Table, study: &StudySection) -> Result<()> {
-    let mut decided = vec![
+/// Keys of a run's configuration that the study decides: section, key, and where it does so.
+fn decided(study: &StudySection) -> Vec<(&'static str, &'static str, &'static str)> {
+    let mut keys = vec![
         ("model", "placement", "study.placements"),
         ("optimizer", "lr", "study.lr"),
     ];
     if !study.inits.is_empty() {
-        decided.push(("model", "init", "study.inits"));
+        keys.push(("model", "init", "study.inits"));
     }
-    for (section, key, instead) in decided {
+    keys
+}
+
+/// A key that the study decides has no effect.
+fn refuse_what_varies(table: &toml::Table, study: &StudySection) -> Result<()> {
+    for (section, key, instead) in decided(study) {
         let section_table = table.get(section).and_then(toml::Value::as_table);
         if section_table.is_some_and(|table| table.contains_key(key)) {
             return Err(Error::config(format!(

@@ -53,6 +53,11 @@ pub enum Ending {
         /// After this step.
         step: u64,
     },
+    /// It is not done yet; no run of a study is recorded so.
+    Unfinished {
+        /// After this step.
+        step: u64,
+    },
 }
 
 /// A run's course, averaged over equal stretches of steps.

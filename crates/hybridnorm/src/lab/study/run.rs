@@ -4,17 +4,19 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use super::plan::Planned;
-use super::record::{Cost, Curve, Ending, Evaluation, RunRecord};
+use super::record::{Cell, Cost, Curve, Ending, Evaluation, RunRecord};
 use crate::data;
 use crate::error::{Error, Result};
 use crate::memory;
-use crate::model::Recompute;
 use crate::model::inventory::inventory;
-use crate::placement::Explanation;
+use crate::model::{ModelConfig, Recompute};
+use crate::placement::{Explanation, PlacementChoice, canonical_hash};
 use crate::train::layers::LayersRow;
 use crate::train::metrics::Metrics;
 use crate::train::spikes::{Detector, Quantity};
-use crate::train::{Event, Outcome, Start, Trainer, rows};
+use crate::train::{
+    Config, Event, Start, State, Trainer, checkpoint, recorder, rows, run_directory,
+};
 use crate::{Device, machine, threads};
 
 /// Points of a [`Curve`].
@@ -95,7 +97,9 @@ pub fn execute(
         }
         Err(error) => return Err(error),
     };
-    let mut record = record(planned, &trainer, work, ending, outcome.as_ref())?;
+    let of = Of::new(&planned.id, &planned.cell, &planned.config, &trainer);
+    let validation = outcome.and_then(|outcome| Some(outcome.validation?.loss));
+    let mut record = record(of, work, ending, validation)?;
     if record.ending == Ending::Finished {
         record.ending = judge(&trainer, work, &record, diverged_above)?;
     }
@@ -112,7 +116,59 @@ pub fn execute(
 pub fn leave_out(planned: &Planned, work: &Path, step: u64, device: &Device) -> Result<RunRecord> {
     let config = planned.config.clone();
     let trainer = Trainer::open(config, work, Start::Resume, device, &mut |_| {})?;
-    record(planned, &trainer, work, Ending::Halved { step }, None)
+    let of = Of::new(&planned.id, &planned.cell, &planned.config, &trainer);
+    record(of, work, Ending::Halved { step }, None)
+}
+
+/// The record of a run directory as it stands.
+///
+/// # Errors
+/// If it holds no run, or its files cannot be read.
+pub fn of_directory(run: &Path) -> Result<RunRecord> {
+    let config = Config::load(run.join(run_directory::CONFIG), &[])?;
+    let rows: Vec<Metrics> = rows::read(run)?;
+    let step = rows.last().map_or(0, |row| row.step);
+    let newest = checkpoint::newest(run)?.checkpoint;
+    let (model, data) = match &newest {
+        Some((_, checkpoint)) => {
+            let (state, _): (State, _) = checkpoint.training()?;
+            (checkpoint.config()?, state.data)
+        }
+        None => (
+            config.model_config()?,
+            "unknown before the first checkpoint".into(),
+        ),
+    };
+    let died = recorder::dump_at(run, step + 1)?;
+    let ending = match died {
+        _ if step >= config.train.steps as u64 => Ending::Finished,
+        Some(dump) => Ending::Diverged {
+            step: dump.step,
+            reason: dump.reasons.join("; "),
+        },
+        None => Ending::Unfinished { step },
+    };
+    let placement = match &config.model {
+        Some(section) => PlacementChoice::from_value(&section.placement)?.label(),
+        None => model.placement.hash(),
+    };
+    let cell = Cell {
+        placement,
+        lr: config.optimizer.lr,
+        seed: config.seed,
+        init: None,
+        depth: None,
+    };
+    let validation = rows.last().and_then(|row| row.validation_loss);
+    let id = canonical_hash(&(&config, run));
+    let of = Of {
+        id: &id,
+        cell: &cell,
+        config: &config,
+        model: &model,
+        data: &data,
+    };
+    record(of, run, ending, validation)
 }
 
 /// Mean training loss over the last twentieth of the first `step` steps of a run in `work`.
@@ -125,41 +181,61 @@ pub fn loss_at(work: &Path, step: u64) -> Result<Option<f64>> {
     Ok(last_stretch(&rows))
 }
 
+/// What a record is of.
+struct Of<'a> {
+    id: &'a str,
+    cell: &'a Cell,
+    config: &'a Config,
+    model: &'a ModelConfig,
+    data: &'a str,
+}
+
+impl<'a> Of<'a> {
+    fn new(id: &'a str, cell: &'a Cell, config: &'a Config, trainer: &'a Trainer) -> Self {
+        Self {
+            id,
+            cell,
+            config,
+            model: trainer.model().config(),
+            data: &trainer.state().data,
+        }
+    }
+}
+
 fn record(
-    planned: &Planned,
-    trainer: &Trainer,
+    of: Of<'_>,
     work: &Path,
     ending: Ending,
-    outcome: Option<&Outcome>,
+    validation_loss: Option<f64>,
 ) -> Result<RunRecord> {
     let rows: Vec<Metrics> = rows::read(work)?;
-    let model = trainer.model().config();
+    let model = of.model;
     let explanation = Explanation::new(&model.placement, model.n_layers, &model.facts())?;
     let mut detector = Detector::default();
     for row in &rows {
         detector.push(row);
     }
     let largest = |quantity: Quantity| rows.iter().map(move |row| quantity.of(row));
-    let train = &planned.config.train;
+    let train = &of.config.train;
     let tokens_per_step = (train.batch_size * train.seq_len) as f64;
     let mut speeds: Vec<f64> = rows.iter().map(|row| row.tokens_per_second).collect();
     speeds.sort_by(f64::total_cmp);
     Ok(RunRecord {
-        id: planned.id.clone(),
-        cell: planned.cell.clone(),
-        config: planned.config.to_toml(),
+        id: of.id.to_owned(),
+        cell: of.cell.clone(),
+        config: of.config.to_toml(),
         placement_hash: model.placement.hash(),
         equations: explanation
-            .named(&planned.cell.placement)
+            .named(&of.cell.placement)
             .to_text()
             .trim_end()
             .to_owned(),
-        data: trainer.state().data.clone(),
+        data: of.data.to_owned(),
         parameters: inventory(model, 1, 1, Recompute::None)?.total,
         ending,
         steps: rows.len() as u64,
         tokens: rows.last().map_or(0, |row| row.tokens),
-        validation_loss: outcome.and_then(|outcome| Some(outcome.validation?.loss)),
+        validation_loss,
         train_loss: last_stretch(&rows),
         max_grad_norm: largest(Quantity::GradNorm).fold(0.0, f64::max),
         spikes: detector.counts(),

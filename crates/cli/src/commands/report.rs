@@ -1,0 +1,31 @@
+//! `hybridnorm report`.
+
+use hybridnorm::report::{self, Document};
+use hybridnorm::{Error, files};
+
+use super::Ending;
+use crate::args::{ReportArgs, ReportFormat};
+use crate::console::{self, Console};
+use crate::table::bytes;
+
+pub fn run(args: ReportArgs, console: &Console) -> Result<Ending, Error> {
+    let document = Document::open(&args.paths)?;
+    let text = match args.format {
+        ReportFormat::Html => report::html(&document),
+        ReportFormat::Markdown => report::markdown(&document),
+        ReportFormat::Json => serde_json::to_string_pretty(&document)
+            .map_err(|error| Error::config(format!("cannot write JSON: {error}")))?,
+    };
+    let Some(out) = &args.out else {
+        console::print(&text)?;
+        return Ok(Ending::Done);
+    };
+    files::write(out, text.as_bytes())?;
+    console.note(&format!(
+        "{}: {}, {} runs",
+        out.display(),
+        bytes(text.len() as u64),
+        document.runs.len()
+    ));
+    Ok(Ending::Done)
+}

@@ -1,0 +1,88 @@
+//! The probe.
+
+mod common;
+
+use common::Lab;
+
+#[test]
+fn placements_are_seen_at_their_first_and_last_step() {
+    let lab = Lab::new();
+    let args = [
+        "probe",
+        "tiny.toml",
+        "--quiet",
+        "--steps",
+        "5",
+        "--set",
+        "model.n_layers=6",
+    ];
+    let with = |more: &[&'static str]| [&args[..], more].concat();
+    let placements = "--placements=pre-norm,post-norm,hybridnorm";
+    let report = lab.json(&with(&[placements, "--out", "probe.json", "--json"]));
+    let seen = report["placements"].as_array().unwrap();
+    assert_eq!(seen.len(), 3);
+    for placement in seen {
+        let moments = placement["moments"].as_array().unwrap();
+        assert_eq!(
+            moments
+                .iter()
+                .map(|moment| moment["step"].as_u64().unwrap())
+                .collect::<Vec<_>>(),
+            [1, 5]
+        );
+        for moment in moments {
+            assert_eq!(moment["stream_grad"].as_array().unwrap().len(), 6);
+            assert_eq!(moment["layers"]["blocks"].as_array().unwrap().len(), 6);
+        }
+    }
+    // Norms on the stream hold it at one size; without them it grows (Xiong et al. 2020, arXiv
+    // 2002.04745).
+    let growth = |index: usize| {
+        let blocks = &seen[index]["moments"][0]["layers"]["blocks"];
+        let size = |block: usize| blocks[block]["stream"]["rms"].as_f64().unwrap();
+        size(5) / size(1)
+    };
+    assert!(growth(0) > 1.3, "{}", growth(0));
+    assert!((growth(1) - 1.0).abs() < 0.1, "{}", growth(1));
+    let file = lab.read("probe.json");
+    let written: serde_json::Value = serde_json::from_slice(&file).unwrap();
+    assert_eq!(written, report);
+    let text = lab.ok(&with(&[placements]));
+    for word in [
+        "gradient, last block ÷ first",
+        "hybridnorm, step 5",
+        "gain drift",
+    ] {
+        assert!(text.contains(word), "{word}\n{text}");
+    }
+    // Its own placement unless others are asked for.
+    let own = lab.json(&with(&["--json"]));
+    assert_eq!(own["placements"][0]["placement"], "hybridnorm-star");
+}
+
+#[test]
+fn what_cannot_be_probed() {
+    let lab = Lab::new();
+    lab.fails(
+        2,
+        &[
+            "probe",
+            "tiny.toml",
+            "--steps",
+            "2",
+            "--placements",
+            "nonsense",
+        ],
+        &["unknown placement"],
+    );
+    lab.fails(
+        2,
+        &["probe", "tiny.toml", "--steps", "0"],
+        &["expected 1 to train.steps = 20"],
+    );
+    lab.fails(
+        2,
+        &["probe", "tiny.toml", "--steps", "21"],
+        &["expected 1 to train.steps = 20"],
+    );
+}

@@ -1,0 +1,383 @@
+//! The flight recorder: layers, spikes, dumps, replays, event files.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use common::{Lab, files_below, train_args};
+use serde_json::Value;
+
+fn rows(lab: &Lab, file: &str) -> Vec<Value> {
+    let text = String::from_utf8(lab.read(file)).unwrap();
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+#[test]
+fn layers_are_looked_at_every_so_many_steps_and_change_no_result() {
+    let lab = Lab::new();
+    lab.train("with", &["--set", "log.layers_every=4"]);
+    lab.train("without", &["--set", "log.layers_every=0"]);
+    assert_eq!(lab.history("with"), lab.history("without"));
+    let layers = rows(&lab, "with/layers.jsonl");
+    let steps: Vec<u64> = layers
+        .iter()
+        .map(|row| row["step"].as_u64().unwrap())
+        .collect();
+    assert_eq!(steps, [4, 8, 12, 16, 20]);
+    for (row, metrics) in layers
+        .iter()
+        .zip(lab.metrics("with").iter().skip(3).step_by(4))
+    {
+        let blocks = row["blocks"].as_array().unwrap();
+        assert_eq!(blocks.len(), 2);
+        let mut squares = 0.0;
+        for part in blocks.iter().chain([&row["ends"]]) {
+            let norms = part["grad_norm"].as_object().unwrap();
+            squares += norms
+                .values()
+                .map(|norm| norm.as_f64().unwrap().powi(2))
+                .sum::<f64>();
+        }
+        // All roles together are all parameters.
+        let whole = metrics["grad_norm"].as_f64().unwrap();
+        assert!(
+            (squares.sqrt() / whole - 1.0).abs() < 1e-5,
+            "{squares} {whole}"
+        );
+        for block in blocks {
+            let entropy = block["scores"]["entropy"].as_f64().unwrap();
+            assert!(entropy > 0.0 && entropy < 16f64.ln(), "{entropy}");
+            assert!(block["stream"]["max"].as_f64() >= block["stream"]["rms"].as_f64());
+            assert!(block["gain_drift"].as_f64().unwrap() > 0.0);
+        }
+    }
+    // Gains start at 1 and move.
+    let drift = |row: &Value| row["blocks"][1]["gain_drift"].as_f64().unwrap();
+    assert!(drift(&layers[4]) > drift(&layers[0]));
+    assert!(lab.read("without/layers.jsonl").is_empty());
+}
+
+#[test]
+fn a_resumed_run_has_every_row_once() {
+    let lab = Lab::new();
+    lab.train("whole", &["--set", "log.layers_every=2"]);
+    lab.train(
+        "parts",
+        &[
+            "--set",
+            "log.layers_every=2",
+            "--set",
+            "train.steps=11",
+            "--set",
+            "schedule.kind=constant",
+        ],
+    );
+    lab.train(
+        "constant",
+        &[
+            "--set",
+            "log.layers_every=2",
+            "--set",
+            "schedule.kind=constant",
+        ],
+    );
+    lab.train(
+        "parts",
+        &[
+            "--set",
+            "log.layers_every=2",
+            "--set",
+            "schedule.kind=constant",
+            "--resume",
+        ],
+    );
+    assert_eq!(
+        rows(&lab, "constant/layers.jsonl"),
+        rows(&lab, "parts/layers.jsonl")
+    );
+    assert_ne!(
+        rows(&lab, "constant/layers.jsonl"),
+        rows(&lab, "whole/layers.jsonl")
+    );
+}
+
+#[test]
+fn what_is_not_finite_leaves_a_dump() {
+    let lab = Lab::new();
+    let clip = "optimizer.clip_grad_norm=0";
+    // Weights that are numbers, but give none.
+    let more = ["--set", "optimizer.lr=1e30", "--set", clip];
+    lab.train_fails(
+        1,
+        "run",
+        &more,
+        &["step 2: loss NaN", "see run/flight/step-00000002.json"],
+    );
+    let dump: Value = serde_json::from_slice(&lab.read("run/flight/step-00000002.json")).unwrap();
+    assert_eq!(dump["step"], 2);
+    assert_eq!(dump["weights"], "before");
+    assert_eq!(dump["loss"], Value::Null);
+    assert_eq!(dump["instances"].as_array().unwrap().len(), 4);
+    assert_eq!(dump["layers"]["blocks"].as_array().unwrap().len(), 2);
+    assert!(dump["parameters"]["blocks.1.attention.qkv"].is_object());
+    // An update that is none.
+    let more = ["--set", "optimizer.lr=1e300", "--set", clip];
+    lab.train_fails(
+        1,
+        "worse",
+        &more,
+        &[
+            "step 1: loss",
+            "update norm",
+            "worse/flight/step-00000001.json",
+        ],
+    );
+    let dump: Value = serde_json::from_slice(&lab.read("worse/flight/step-00000001.json")).unwrap();
+    assert_eq!(dump["weights"], "after");
+    assert!(
+        dump["loss"].is_f64() && dump["update_norm"].is_null(),
+        "{dump}"
+    );
+    assert!(lab.read("worse/metrics.jsonl").is_empty());
+}
+
+/// Weights jump at the step behind a checkpoint, so that what follows spikes.
+fn spiked(lab: &Lab, run: &str) {
+    let calm = [
+        "--set",
+        "schedule.kind=constant",
+        "--set",
+        "train.keep_checkpoints=9",
+    ];
+    let mut first = calm.to_vec();
+    first.extend(["--set", "train.steps=60"]);
+    lab.train(run, &first);
+    let mut second = calm.to_vec();
+    second.extend([
+        "--set",
+        "train.steps=63",
+        "--set",
+        "optimizer.lr=0.3",
+        "--resume",
+    ]);
+    lab.train(run, &second);
+}
+
+#[test]
+fn a_spike_leaves_a_dump_and_a_count() {
+    let lab = Lab::new();
+    spiked(&lab, "run");
+    let dumps = files_below(&lab.path("run/flight"));
+    assert!(!dumps.is_empty());
+    let dump: Value = serde_json::from_slice(&fs::read(&dumps[0]).unwrap()).unwrap();
+    assert_eq!(dump["step"], 61);
+    assert_eq!(dump["weights"], "after");
+    let reasons = dump["reasons"].to_string();
+    assert!(reasons.contains("update norm"), "{reasons}");
+    assert!(reasons.contains("standard deviations above"), "{reasons}");
+    // Those of before the checkpoint are known again after it.
+    let again = lab.json(&train_args(
+        "run",
+        &[
+            "--set",
+            "train.steps=63",
+            "--set",
+            "schedule.kind=constant",
+            "--set",
+            "optimizer.lr=0.3",
+            "--set",
+            "train.keep_checkpoints=9",
+            "--resume",
+            "--json",
+        ],
+    ));
+    assert!(
+        again["spikes"]["update_norm"].as_u64().unwrap() >= 1,
+        "{again}"
+    );
+    assert_eq!(
+        again["spike_scores"]["update_norm"],
+        again["spikes"]["update_norm"].as_f64().unwrap() / 128.0
+    );
+}
+
+#[test]
+fn a_replay_gives_the_same_bits_and_another_one_what_was_changed() {
+    let lab = Lab::new();
+    lab.train("run", &[]);
+    let replay = |more: &[&str]| {
+        let mut args = vec![
+            "replay", "run", "--step", "13", "--after", "4", "--json", "--quiet",
+        ];
+        args.extend(more);
+        lab.json(&args)
+    };
+    let same = replay(&[]);
+    assert_eq!(same["from"], 10);
+    let steps = same["steps"].as_array().unwrap();
+    assert_eq!(
+        steps
+            .iter()
+            .map(|pair| pair["step"].as_u64().unwrap())
+            .collect::<Vec<_>>(),
+        (11..=17).collect::<Vec<_>>()
+    );
+    for pair in steps {
+        for key in [
+            "loss",
+            "grad_norm",
+            "update_norm",
+            "lr",
+            "tokens",
+            "validation_loss",
+        ] {
+            assert_eq!(
+                pair["run"][key], pair["replay"][key],
+                "{key} at {}",
+                pair["step"]
+            );
+        }
+    }
+    assert_eq!(rows(&lab, "run-replay-13/layers.jsonl").len(), 7);
+    let slower = replay(&["--set", "optimizer.lr=1e-5", "--out", "slower"]);
+    let first = &slower["steps"][0];
+    assert_eq!(first["run"]["loss"], first["replay"]["loss"]);
+    assert_ne!(first["run"]["update_norm"], first["replay"]["update_norm"]);
+    let other = replay(&["--placement", "pre-norm", "--out", "other"]);
+    assert_eq!(other["changed"][0], "model.placement=\"pre-norm\"");
+    assert_ne!(
+        other["steps"][0]["run"]["loss"],
+        other["steps"][0]["replay"]["loss"]
+    );
+    let new = other["new_parameters"].to_string();
+    assert!(new.contains("blocks.1.attn.in_norm.gain"), "{new}");
+    // A replay is a run like any other.
+    lab.ok(&["eval", "other", "--data", "stories:5", "--quiet"]);
+    lab.fails(
+        2,
+        &["replay", "run", "--step", "40"],
+        &["run: no step 40, it did 20"],
+    );
+    lab.fails(
+        2,
+        &["replay", "run", "--step", "13"],
+        &["run-replay-13 already holds a run"],
+    );
+    lab.fails(
+        2,
+        &[
+            "replay",
+            "run",
+            "--step",
+            "13",
+            "--placement",
+            "pre",
+            "--out",
+            "x",
+        ],
+        &["unknown placement"],
+    );
+    assert!(!lab.path("x").exists());
+}
+
+#[test]
+fn a_run_that_died_is_replayed_from_its_last_checkpoint() {
+    let lab = Lab::new();
+    lab.train("run", &["--set", "train.steps=10"]);
+    let more = [
+        "--set",
+        "optimizer.lr=1e300",
+        "--set",
+        "optimizer.clip_grad_norm=0",
+        "--set",
+        "train.steps=20",
+        "--resume",
+    ];
+    lab.train_fails(1, "run", &more, &["update norm"]);
+    let replay = lab.json(&[
+        "replay",
+        "run",
+        "--step",
+        "11",
+        "--after",
+        "2",
+        "--json",
+        "--quiet",
+        "--set",
+        "optimizer.lr=1e-3",
+    ]);
+    assert_eq!(replay["ended"], Value::Null);
+    assert_eq!(replay["steps"].as_array().unwrap().len(), 3);
+}
+
+#[test]
+fn event_files_are_written_only_when_asked_for() {
+    let lab = Lab::new();
+    lab.train("without", &[]);
+    lab.train("with", &["--set", "log.tensorboard=true"]);
+    let events = |run: &str| {
+        let files = files_below(&lab.path(run));
+        files
+            .iter()
+            .filter(|file| file.to_string_lossy().contains("tfevents"))
+            .count()
+    };
+    assert_eq!((events("without"), events("with")), (0, 1));
+}
+
+/// Reads the event files of a run that was interrupted and resumed with TensorBoard's own package, which
+/// the interpreter in `TENSORBOARD_PYTHON` has.
+#[test]
+#[ignore = "needs Python with the tensorboard package"]
+fn tensorboard_reads_every_step_once() {
+    let lab = Lab::new();
+    let python = std::env::var("TENSORBOARD_PYTHON").unwrap_or_else(|_| "python3".into());
+    let events = [
+        "--set",
+        "log.tensorboard=true",
+        "--set",
+        "schedule.kind=constant",
+    ];
+    let mut first = events.to_vec();
+    first.extend(["--set", "train.steps=13"]);
+    lab.train("run", &first);
+    fs::remove_dir_all(lab.path("run/checkpoints/step-00000013")).unwrap();
+    let mut second = events.to_vec();
+    second.push("--resume");
+    lab.train("run", &second);
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tensorboard_scalars.py");
+    let output = Command::new(python)
+        .arg(script)
+        .arg(lab.path("run"))
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let read: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let metrics = lab.metrics("run");
+    for (tag, key) in [
+        ("train/loss", "loss"),
+        ("train/update_norm", "update_norm"),
+        ("train/lr", "lr"),
+    ] {
+        let points = read[tag].as_array().unwrap();
+        assert_eq!(points.len(), 20, "{tag}");
+        for (point, row) in points.iter().zip(&metrics) {
+            assert_eq!(point[0], row["step"]);
+            let (found, written) = (point[1].as_f64().unwrap(), row[key].as_f64().unwrap());
+            assert!(
+                (found - written).abs() <= 1e-6 * written.abs(),
+                "{tag}: {found} {written}"
+            );
+        }
+    }
+    assert_eq!(read["validation/loss"].as_array().unwrap().len(), 2 + 1);
+    assert_eq!(read["blocks/grad_norm/01"].as_array().unwrap().len(), 2);
+}

@@ -1,0 +1,92 @@
+//! Numbers and names as they are written in sentences.
+
+use super::super::stats::Paired;
+
+/// Decimals with which a difference is shown: two significant digits of the interval's half width.
+pub(super) struct Digits(usize);
+
+impl Digits {
+    pub fn of(difference: &Paired) -> Self {
+        let half = (difference.high - difference.low) / 2.0;
+        let scale = if half > 0.0 {
+            half
+        } else {
+            difference.mean.abs()
+        };
+        match scale > 0.0 {
+            true => Self((1.0 - scale.log10().floor()).clamp(0.0, 6.0) as usize),
+            false => Self(3),
+        }
+    }
+
+    pub fn show(&self, nats: f64) -> String {
+        let text = format!("{nats:.*}", self.0);
+        // No sign where all digits are 0.
+        match text.strip_prefix('-') {
+            Some(rest) if rest.chars().all(|letter| matches!(letter, '0' | '.')) => rest.to_owned(),
+            _ => text,
+        }
+    }
+}
+
+/// At most one decimal, and only where it is not 0.
+pub(super) fn short(value: f64) -> String {
+    let text = format!("{value:.1}");
+    text.strip_suffix(".0").unwrap_or(&text).to_owned()
+}
+
+/// `95 %`.
+pub(super) fn percent(share: f64) -> String {
+    let text = format!("{:.3}", 100.0 * share);
+    let digits = text.trim_end_matches('0').trim_end_matches('.');
+    format!("{digits} %")
+}
+
+/// `12,345 seeds`.
+pub(super) fn seeds(count: u64) -> String {
+    counts([count].into_iter(), "seed")
+}
+
+/// `3 seeds`, or `3 to 5 seeds` where counts differ.
+pub(super) fn counts(counts: impl Iterator<Item = u64> + Clone, what: &str) -> String {
+    let (least, most) = (counts.clone().min(), counts.max());
+    match (least.unwrap_or(0), most.unwrap_or(0)) {
+        (1, 1) => format!("1 {what}"),
+        (least, most) if least == most => format!("{} {what}s", thousands(least)),
+        (least, most) => format!("{} to {} {what}s", thousands(least), thousands(most)),
+    }
+}
+
+fn thousands(value: u64) -> String {
+    match value {
+        0..1000 => value.to_string(),
+        _ => format!("{},{:03}", thousands(value / 1000), value % 1000),
+    }
+}
+
+/// `a`, `a and b`, `a, b and c`.
+pub(super) fn list(names: &[&str]) -> String {
+    match names {
+        [] => String::new(),
+        [only] => (*only).to_owned(),
+        [first @ .., last] => format!("{} and {last}", first.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_short() {
+        assert_eq!(percent(1.0 - 0.05), "95 %");
+        assert_eq!(percent(1.0 - 0.005), "99.5 %");
+        assert_eq!((short(10.0), short(3.16)), ("10".into(), "3.2".into()));
+        assert_eq!(seeds(1), "1 seed");
+        assert_eq!(seeds(10_000), "10,000 seeds");
+        assert_eq!(counts([5, 3].into_iter(), "rate"), "3 to 5 rates");
+        assert_eq!(Digits(2).show(-0.004), "0.00");
+        assert_eq!(Digits(2).show(-0.006), "-0.01");
+        assert_eq!(list(&["a", "b", "c"]), "a, b and c");
+    }
+}

@@ -1,0 +1,180 @@
+//! What is said of small studies made by hand.
+
+use super::super::tests::{compared, point, runs, study};
+use super::super::{Outcome, Point, Rules, analyse};
+use super::*;
+
+fn said(points: &[Point], name: &str) -> String {
+    let analysis = analyse(points, &Rules::default());
+    let entry = analysis
+        .placements
+        .iter()
+        .find(|entry| entry.placement == name);
+    sentence(entry.unwrap(), &analysis)
+}
+
+#[test]
+fn sentences_claim_what_the_verdict_does() {
+    let points = compared();
+    assert_eq!(
+        said(&points, "good"),
+        "good is better than pre-norm by 0.1000 nats (95 % interval 0.0987 to 0.1013, p < 0.001 \
+         after Holm's correction, 4 seeds)"
+    );
+    assert_eq!(
+        said(&points, "bad"),
+        "bad is worse than pre-norm by 0.2000 nats (95 % interval 0.1987 to 0.2013, p < 0.001 \
+         after Holm's correction, 4 seeds)"
+    );
+    assert_eq!(
+        said(&points, "same"),
+        "same is not distinguishable from pre-norm at 4 seeds (difference 0.002 nats, 95 % interval \
+         -0.021 to 0.026); about 380 seeds would resolve a difference as large as the one seen"
+    );
+    assert_eq!(
+        said(&points, "pre-norm"),
+        "pre-norm is the baseline: 3.012 nats at its best learning rate, 0.001 (4 seeds)"
+    );
+}
+
+#[test]
+fn sentences_know_when_seeds_do_not_help() {
+    let base = runs("pre-norm", 1e-3, &[3.0, 3.1, 3.0]);
+    let nearly = runs("x", 1e-3, &[3.2, 2.8999, 3.0]);
+    assert_eq!(
+        said(&[base.clone(), nearly].concat(), "x"),
+        "x is not distinguishable from pre-norm at 3 seeds (difference 0.00 nats, 95 % interval \
+         -0.50 to 0.50); more than 10,000 seeds would be needed to resolve a difference as large as \
+         the one seen"
+    );
+    let equal = runs("x", 1e-3, &[3.0, 3.1, 3.0]);
+    assert_eq!(
+        said(&[base.clone(), equal].concat(), "x"),
+        "x is not distinguishable from pre-norm at 3 seeds (difference 0.000 nats, 95 % interval \
+         0.000 to 0.000); no difference at all was seen"
+    );
+    let single = runs("x", 1e-3, &[3.0]);
+    assert_eq!(
+        said(&[base, single].concat(), "x"),
+        "x is not compared with pre-norm: fewer than 2 seeds in common with the baseline"
+    );
+}
+
+#[test]
+fn verdict_of_a_usual_study() {
+    let mut points = study(&[
+        ("pre-norm", 3e-4, &[3.03, 3.08, 3.01, 3.06]),
+        ("pre-norm", 1e-3, &[3.00, 3.05, 2.98, 3.02]),
+        ("good", 3e-4, &[2.95, 3.00, 2.93, 2.97]),
+        ("good", 1e-3, &[2.90, 2.951, 2.879, 2.92]),
+        ("good", 3e-3, &[2.92, 2.97, 2.90, 2.94]),
+        ("bad", 3e-4, &[3.20, 3.251, 3.179, 3.22]),
+        ("bad", 1e-3, &[3.40, 3.45, 3.38, 3.42]),
+        ("bad", 3e-3, &[4.40, 4.45, 4.38, 4.42]),
+        ("same", 1e-3, &[3.01, 3.04, 3.00, 3.01]),
+        ("same", 3e-4, &[3.31, 3.34, 3.30, 3.31]),
+    ]);
+    for name in ["pre-norm", "same"] {
+        points.push(point(name, 3e-3, 0, Outcome::Diverged));
+    }
+    let text = verdict(&analyse(&points, &Rules::default()));
+    assert_eq!(
+        text,
+        [
+            "good has the lowest mean validation loss (2.913 nats at learning rate 0.001, 4 seeds) and \
+             is better than the baseline, pre-norm; worse than the baseline: bad.",
+            "Of all placements, pre-norm and good stay within 0.05 nats of their best loss over the \
+             widest spans of learning rates (a factor of 3 to 3.3, maybe more beyond the rates \
+             tried); pre-norm and same diverge first, at learning rate 0.003, and good and bad never.",
+            "This rests on 4 seeds, each placement at the best of 3 learning rates, with p values \
+             corrected for choosing that rate and, by Holm's method, for 3 comparisons; not \
+             distinguishable from pre-norm: same, where about 380 seeds would resolve a difference as \
+             large as the one seen (0.002 nats); warning: the best learning rate is the lowest tried \
+             for bad, so that a better one may lie outside."
+        ]
+    );
+}
+
+#[test]
+fn verdict_of_a_tie_within_noise() {
+    let points = study(&[
+        ("pre-norm", 1e-4, &[3.30, 3.32]),
+        ("pre-norm", 1e-3, &[3.00, 3.02]),
+        ("pre-norm", 1e-2, &[3.30, 3.32]),
+        ("x", 1e-4, &[3.02, 3.0]),
+        ("x", 1e-3, &[3.0, 2.99]),
+        ("x", 1e-2, &[3.03, 3.02]),
+    ]);
+    let text = verdict(&analyse(&points, &Rules::default()));
+    assert_eq!(
+        text[0],
+        "x has the lowest mean validation loss (2.995 nats at learning rate 0.001, 2 seeds), but is \
+         not distinguishable from the baseline, pre-norm."
+    );
+    assert_eq!(
+        text[1],
+        "x stays within 0.05 nats of its best loss over the widest span of learning rates (0.0001 to \
+         0.01, a factor of 100, maybe more beyond the rates tried; pre-norm: 1); no run diverged."
+    );
+    assert!(text[2].contains("corrected for choosing that rate; not distinguishable"));
+}
+
+#[test]
+fn verdict_of_poor_studies() {
+    let rules = Rules::default();
+    let said = |points: &[Point]| verdict(&analyse(points, &rules));
+    let one_rate = "Only one learning rate was tried, so that tolerance of others is unknown";
+    let calm = &format!("{one_rate}; no run diverged.");
+    assert_eq!(
+        said(&[]),
+        [
+            "The study has no runs, so that no placement can be called best.",
+            "Nothing is known about tolerance of the learning rate or stability.",
+            "No comparison was made.",
+        ]
+    );
+    assert_eq!(
+        said(&study(&[("pre-norm", 1e-3, &[3.0]), ("x", 1e-3, &[2.0])])),
+        [
+            "x has the lowest mean validation loss (2.000 nats at learning rate 0.001, 1 seed), but \
+             is not compared with the baseline, pre-norm.",
+            calm,
+            "Nothing is called better or worse: fewer than 2 seeds in common with the baseline.",
+        ]
+    );
+    assert_eq!(
+        said(&study(&[
+            ("x", 1e-3, &[3.0, 3.1]),
+            ("y", 1e-3, &[2.0, 2.1])
+        ])),
+        [
+            "y has the lowest mean validation loss (2.050 nats at learning rate 0.001, 2 seeds); the \
+             study has no runs of the baseline, pre-norm.",
+            calm,
+            "Nothing is called better or worse: the study has no runs of the baseline.",
+        ]
+    );
+    assert_eq!(
+        said(&[point("x", 1e-3, 0, Outcome::Diverged)]),
+        [
+            "No placement finished all its seeds at any learning rate, so that none can be called best.",
+            &format!("{one_rate}; x diverges first, at learning rate 0.001."),
+            "Nothing is called better or worse: the study has no runs of the baseline.",
+        ]
+    );
+    assert_eq!(
+        said(&study(&[
+            ("pre-norm", 1e-3, &[3.0, 3.1]),
+            ("pre-norm", 3e-3, &[3.2, 3.3])
+        ])),
+        [
+            "pre-norm has the lowest mean validation loss (3.050 nats at learning rate 0.001, 2 \
+             seeds) and is the baseline.",
+            "No placement stays within 0.05 nats of its best loss at more than one of the learning \
+             rates tried; no run diverged.",
+            "Nothing is called better or worse, since there is no placement besides the baseline; \
+             warning: the best learning rate is the lowest tried for pre-norm, so that a better one \
+             may lie outside.",
+        ]
+    );
+}

@@ -1,0 +1,337 @@
+//! Loss against learning rate, and which rates a placement bears.
+
+use plotly::Scatter;
+use plotly::common::{ErrorData, ErrorType, HoverInfo, Line, Marker, MarkerSymbol, Mode};
+use plotly::layout::AxisType;
+
+use super::super::format::{count, factor, loss, mean_sd, plot_text, rate};
+use super::super::palette::{Roster, color, symbol};
+use super::super::view::{Rate, View};
+use super::{
+    Chart, Figure, axis, height_of, layout, legend_group, line, marker, name_axis, rate_axis,
+    rows_height, short,
+};
+
+/// How many times the middle half of the mean losses lie above the lowest before the axis ends.
+const REACH: f64 = 8.0;
+
+/// The chart of losses, and what there is to say of it.
+pub(in super::super) struct Losses {
+    /// The chart.
+    pub(in super::super) chart: Chart,
+    /// Whether some mean is that of several seeds.
+    pub(in super::super) seeds: bool,
+    /// Whether some run diverged.
+    pub(in super::super) diverged: bool,
+    /// Whether a mean lies beyond the upper end.
+    pub(in super::super) beyond: bool,
+}
+
+/// Mean loss against rate, with the runs and the diverged runs.
+pub(in super::super) fn losses(view: &View, roster: &Roster) -> Option<Losses> {
+    let cells: Vec<(usize, &str, f64, Rate)> = (view.placements.iter().enumerate())
+        .flat_map(|(position, &name)| {
+            (view.rates.iter()).map(move |&lr| (position, name, lr, view.rate(name, lr)))
+        })
+        .collect();
+    let means: Vec<f64> = (cells.iter())
+        .filter_map(|cell| Some(cell.3.summary()?.mean))
+        .collect();
+    let top = top(&means);
+    let diverged = cells.iter().any(|cell| cell.3.diverged > 0);
+    if means.is_empty() && !diverged {
+        return None;
+    }
+    let (low, high) = top.unwrap_or((0.0, 1.0));
+    let y = axis("validation loss (nats per token)").range(vec![low, high]);
+    let y = if top.is_some() {
+        y
+    } else {
+        y.show_tick_labels(false)
+    };
+    let mut figure = Figure::new(layout(460, rate_axis(&view.rates), y));
+    for &name in &view.placements {
+        let cells = || cells.iter().filter(|cell| cell.1 == name);
+        let style = roster.style(name);
+        let label = plot_text(name);
+        seeds(&mut figure, style, &label, cells());
+        mean(&mut figure, style, &label, cells());
+    }
+    for &name in &view.placements {
+        let cells = cells
+            .iter()
+            .filter(|cell| cell.1 == name && cell.3.diverged > 0);
+        crosses(
+            &mut figure,
+            roster.style(name),
+            name,
+            view.placements.len(),
+            high,
+            cells,
+        );
+    }
+    let chart = Chart {
+        id: format!("{}-losses", view.key),
+        label: format!(
+            "Validation loss against learning rate, one line for each of {}. The table below has \
+             the numbers.",
+            count(view.placements.len(), "placement", "placements")
+        ),
+        height: 460,
+        views: vec![figure],
+    };
+    Some(Losses {
+        chart,
+        seeds: cells.iter().any(|cell| cell.3.losses.len() > 1),
+        diverged,
+        beyond: means.iter().any(|mean| *mean > high),
+    })
+}
+
+/// Ends of the axis of losses: all of them, unless a few are far above the others.
+fn top(means: &[f64]) -> Option<(f64, f64)> {
+    let mut sorted = means.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let (low, high) = (*sorted.first()?, *sorted.last()?);
+    let middle = sorted[sorted.len() / 2] - low;
+    let high = match middle > 0.0 {
+        true => high.min(low + REACH * middle),
+        false => high,
+    };
+    let span = (high - low).max(1e-3 * low.abs()).max(1e-6);
+    Some((low - 0.08 * span, high + 0.12 * span))
+}
+
+type Cells<'a, 'b> = &'b (usize, &'a str, f64, Rate<'a>);
+
+/// Each run as a small point.
+fn seeds<'a: 'b, 'b>(
+    figure: &mut Figure,
+    style: usize,
+    name: &str,
+    cells: impl Iterator<Item = Cells<'a, 'b>>,
+) {
+    let (mut x, mut y, mut text) = (Vec::new(), Vec::new(), Vec::new());
+    for (_, _, lr, found) in cells {
+        for (run, value) in &found.losses {
+            x.push(*lr);
+            y.push(short(*value));
+            text.push(format!(
+                "{name}, {}, seed {}: {}",
+                rate(*lr),
+                run.cell.seed,
+                loss(*value)
+            ));
+        }
+    }
+    if x.is_empty() {
+        return;
+    }
+    let trace = Scatter::new(x, y)
+        .mode(Mode::Markers)
+        .name(name)
+        .legend_group(legend_group(style))
+        .marker(marker(style, 5).opacity(0.45))
+        .hover_info(HoverInfo::Text)
+        .hover_text_array(text);
+    figure.push(trace);
+}
+
+/// The means as a line, with whiskers from the lowest to the highest loss.
+fn mean<'a: 'b, 'b>(
+    figure: &mut Figure,
+    style: usize,
+    name: &str,
+    cells: impl Iterator<Item = Cells<'a, 'b>>,
+) {
+    let (mut x, mut y, mut text) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut up, mut down) = (Vec::new(), Vec::new());
+    for (_, _, lr, found) in cells {
+        let Some(losses) = found.summary() else {
+            continue;
+        };
+        x.push(*lr);
+        y.push(short(losses.mean));
+        up.push(losses.max - losses.mean);
+        down.push(losses.mean - losses.min);
+        text.push(format!(
+            "{name}, {}: {} ({})",
+            rate(*lr),
+            mean_sd(&losses),
+            count(losses.n, "seed", "seeds")
+        ));
+    }
+    if x.is_empty() {
+        return;
+    }
+    let whiskers = ErrorData::new(ErrorType::Data)
+        .symmetric(false)
+        .array(up.into_iter().map(tidy).collect())
+        .array_minus(down.into_iter().map(tidy).collect())
+        .color(color(style))
+        .thickness(1.0)
+        .width(3);
+    let trace = Scatter::new(x, y)
+        .mode(Mode::LinesMarkers)
+        .name(name)
+        .legend_group(legend_group(style))
+        .marker(marker(style, 8))
+        .line(line(style, 2.0))
+        .error_y(whiskers)
+        .hover_info(HoverInfo::Text)
+        .hover_text_array(text);
+    figure.push(trace);
+}
+
+fn tidy(value: f64) -> f64 {
+    short(value).unwrap_or(0.0)
+}
+
+/// Diverged runs as crosses at the upper edge, side by side.
+fn crosses<'a: 'b, 'b>(
+    figure: &mut Figure,
+    style: usize,
+    name: &str,
+    placements: usize,
+    edge: f64,
+    cells: impl Iterator<Item = Cells<'a, 'b>>,
+) {
+    let (mut x, mut y, mut text) = (Vec::new(), Vec::new(), Vec::new());
+    for (position, _, lr, found) in cells {
+        let aside = *position as f64 - (placements as f64 - 1.0) / 2.0;
+        x.push(short(lr * 10_f64.powf(0.02 * aside)));
+        y.push(edge);
+        text.push(format!(
+            "{}, {}: {} of {} diverged",
+            plot_text(name),
+            rate(*lr),
+            found.diverged,
+            found.runs
+        ));
+    }
+    if x.is_empty() {
+        return;
+    }
+    let marker = Marker::new()
+        .symbol(MarkerSymbol::XThinOpen)
+        .size(9)
+        .color(color(style))
+        .line(Line::new().width(2.0).color(color(style)));
+    let trace = Scatter::new(x, y)
+        .mode(Mode::Markers)
+        .name(plot_text(name))
+        .legend_group(legend_group(style))
+        .marker(marker)
+        .clip_on_axis(false)
+        .hover_info(HoverInfo::Text)
+        .hover_text_array(text);
+    figure.push(trace);
+}
+
+/// The span of rates within the tolerance as bars, with the best and the largest stable rate.
+pub(in super::super) fn tolerance(view: &View, roster: &Roster) -> Option<Chart> {
+    let analysis = &view.group?.analysis;
+    let placements = &analysis.placements;
+    let known = placements.iter().any(|summary| {
+        summary.tolerance.is_some() || summary.best.is_some() || summary.largest_stable_lr.is_some()
+    });
+    if !known {
+        return None;
+    }
+    let names: Vec<&str> = placements
+        .iter()
+        .map(|summary| summary.placement.as_str())
+        .collect();
+    let height = rows_height(names.len());
+    let x = rate_axis(&view.rates).type_(AxisType::Log);
+    let mut figure = Figure::new(layout(height, x, name_axis(&names)));
+    let (mut best, mut stable) = (Points::default(), Points::default());
+    for (position, summary) in placements.iter().enumerate() {
+        let style = roster.style(&summary.placement);
+        let name = plot_text(&summary.placement);
+        let at = height_of(position);
+        if let Some(span) = &summary.tolerance {
+            let text = format!(
+                "{name}: {} to {}, {}",
+                rate(span.low),
+                rate(span.high),
+                factor(span.factor)
+            );
+            let bar = Scatter::new(vec![span.low, span.high], vec![at, at])
+                .mode(Mode::LinesMarkers)
+                .name(&name)
+                .line(Line::new().color(color(style)).width(10.0))
+                .marker(Marker::new().color(color(style)).size(10))
+                .opacity(0.55)
+                .hover_info(HoverInfo::Text)
+                .hover_text_array(vec![text.clone(), text]);
+            figure.push(bar);
+        }
+        if let Some(found) = &summary.best {
+            best.push(found.lr, at, format!("{name}: best at {}", rate(found.lr)));
+        }
+        if let Some(lr) = summary.largest_stable_lr {
+            stable.push(
+                lr,
+                at,
+                format!("{name}: no run diverged up to {}", rate(lr)),
+            );
+        }
+    }
+    figure.push(stable.trace("largest stable rate", MarkerSymbol::LineNSOpen, 20));
+    figure.push(best.trace("best rate", symbol(0, true), 8));
+    Some(Chart {
+        id: format!("{}-tolerance", view.key),
+        label: "For each placement a bar over the learning rates within the tolerance of its best \
+                loss, its best rate and its largest stable rate. The table below has the numbers."
+            .to_owned(),
+        height,
+        views: vec![figure],
+    })
+}
+
+/// Points of several placements with one meaning.
+#[derive(Default)]
+struct Points {
+    x: Vec<f64>,
+    y: Vec<f64>,
+    text: Vec<String>,
+}
+
+impl Points {
+    fn push(&mut self, x: f64, y: f64, text: String) {
+        self.x.push(x);
+        self.y.push(y);
+        self.text.push(text);
+    }
+
+    fn trace(self, name: &str, symbol: MarkerSymbol, size: usize) -> Box<Scatter<f64, f64>> {
+        let marker = Marker::new()
+            .color("var(--ink)")
+            .symbol(symbol)
+            .size(size)
+            .line(Line::new().color("var(--ink)").width(2.0));
+        Scatter::new(self.x, self.y)
+            .mode(Mode::Markers)
+            .name(name)
+            .marker(marker)
+            .hover_info(HoverInfo::Text)
+            .hover_text_array(self.text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_axis_shows_all_losses_unless_one_is_far_off() {
+        let (low, high) = top(&[3.0, 3.1, 3.2]).unwrap();
+        assert!(low < 3.0 && high > 3.2 && high < 3.3);
+        let (_, high) = top(&[3.0, 3.1, 3.12, 9.0]).unwrap();
+        assert!(high > 3.12 && high < 5.0, "{high}");
+        let (low, high) = top(&[3.0]).unwrap();
+        assert!(low < 3.0 && high > 3.0);
+        assert_eq!(top(&[]), None);
+    }
+}

@@ -1,0 +1,77 @@
+//! From files to a document.
+
+use std::path::{Path, PathBuf};
+
+use super::document::Document;
+use crate::error::{Error, Result};
+use crate::files;
+use crate::lab::probe::ProbeReport;
+use crate::lab::study::{self, Folder};
+use crate::train::run_directory;
+
+/// A probe's file is small; anything larger is not one.
+const PROBE_LIMIT: u64 = 256 << 20;
+
+impl Document {
+    /// Reads a study's folder, any number of run directories, or what `probe` wrote; a probe may stand
+    /// beside either.
+    ///
+    /// # Errors
+    /// If a path is none of these, there are two studies or a study beside runs, or a file cannot be
+    /// read.
+    pub fn open(paths: &[PathBuf]) -> Result<Self> {
+        let mut document = Self {
+            title: title(paths),
+            created: jiff::Timestamp::now().to_string()[..10].to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            groups: Vec::new(),
+            runs: Vec::new(),
+            probe: None,
+        };
+        let (mut studies, mut directories) = (0, 0);
+        for path in paths {
+            let folder = Folder::new(path);
+            if folder.holds_study() {
+                let study = folder.study()?;
+                document.runs.extend(folder.records(&study.runs)?);
+                document.groups = study::groups(&document.runs, &study.file.study.rules);
+                studies += 1;
+            } else if path.join(run_directory::CONFIG).is_file() {
+                document.runs.push(study::run_record(path)?);
+                directories += 1;
+            } else if path.is_file() {
+                if document.probe.is_some() {
+                    return Err(Error::config("a report has room for one probe"));
+                }
+                document.probe = Some(probe(path)?);
+            } else {
+                std::fs::metadata(path).map_err(Error::io(path))?;
+                return Err(Error::format(
+                    path,
+                    "neither a study (no study.toml) nor a run directory (no config.toml)",
+                ));
+            }
+        }
+        if studies > 1 || studies == 1 && directories > 0 {
+            return Err(Error::config(
+                "a report is of one study or of runs; join folders of one study by `study merge`",
+            ));
+        }
+        Ok(document)
+    }
+}
+
+fn probe(path: &Path) -> Result<ProbeReport> {
+    let bytes = files::read_small(path, PROBE_LIMIT)?;
+    serde_json::from_slice(&bytes)
+        .map_err(|error| Error::format(path, format!("not what `probe --out` writes: {error}")))
+}
+
+fn title(paths: &[PathBuf]) -> String {
+    let name = |path: &PathBuf| {
+        let whole = path.canonicalize().unwrap_or_else(|_| path.clone());
+        let name = whole.file_stem().unwrap_or_default();
+        name.to_string_lossy().into_owned()
+    };
+    paths.iter().map(name).collect::<Vec<_>>().join(", ")
+}

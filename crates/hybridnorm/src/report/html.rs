@@ -1,0 +1,161 @@
+//! A report as one HTML file that needs nothing else.
+
+use plotly::Plot;
+use serde::Serialize;
+
+use super::charts::{self, Chart};
+use super::document::Document;
+use super::format::{count, escape, json_in_script, rate, thousands};
+use super::page::Page;
+use super::palette::{self, Roster};
+use super::view::{View, views};
+use super::{reference, sections};
+use crate::lab::study::record::{Ending, RunRecord};
+
+const STYLE: &str = include_str!("style.css");
+const SCRIPT: &str = include_str!("page.js");
+
+/// Allows what stands in the page itself, and nothing from elsewhere.
+const POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; \
+                      img-src data: blob:; base-uri 'none'; form-action 'none'";
+
+#[derive(Serialize)]
+struct Charts<'a> {
+    config: plotly::Configuration,
+    charts: &'a [Chart],
+}
+
+/// A report as one HTML file: it opens from disk, without a network, and holds the document itself.
+///
+/// The same document gives the same bytes.
+pub fn html(document: &Document) -> String {
+    let roster = Roster::new(document);
+    let views = views(document);
+    let mut page = Page::default();
+    sections::study(&mut page, &views, &roster);
+    reference::reference(&mut page, document, &roster);
+    let (contents, body, charts) = page.finish();
+    let title = escape(&document.title);
+    let facts = escape(&facts(document, &views, &roster));
+    let colors = palette::style_sheet();
+    let data = json_in_script(document);
+    let drawings = json_in_script(&Charts {
+        config: charts::configuration(),
+        charts: &charts,
+    });
+    let library = library();
+    format!(
+        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+         <meta http-equiv=\"Content-Security-Policy\" content=\"{POLICY}\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <meta name=\"color-scheme\" content=\"light dark\">\n\
+         <title>{title}</title>\n<style>\n{STYLE}{colors}</style>\n</head>\n<body>\n\
+         <a class=\"skip\" href=\"#main\">Skip to the results</a>\n\
+         <header>\n<h1>{title}</h1>\n<p class=\"facts\">{facts}</p>\n\
+         <noscript><p class=\"note\">Charts and downloads need JavaScript; the tables have the \
+         numbers.</p></noscript>\n\
+         <nav aria-label=\"Contents\">\n<ul>\n{contents}</ul>\n</nav>\n</header>\n\
+         <main id=\"main\" tabindex=\"-1\">\n{body}</main>\n\
+         <script type=\"application/json\" id=\"document\">{data}</script>\n\
+         <script type=\"application/json\" id=\"charts\">{drawings}</script>\n\
+         <script>{library}</script>\n<script>\n{SCRIPT}</script>\n</body>\n</html>\n"
+    )
+}
+
+/// Plotly without MathJax: the first of the scripts that the crate carries.
+///
+/// It has control characters in string literals, which HTML does not allow; they are written as
+/// escapes.
+fn library() -> String {
+    let scripts = Plot::offline_js_sources();
+    let script = (scripts.split_once("<script type=\"text/javascript\">"))
+        .and_then(|(_, rest)| rest.split_once("</script>"))
+        .map_or("", |(script, _)| script);
+    let mut text = String::with_capacity(script.len() + 16);
+    for character in script.chars() {
+        match character {
+            '\t' | '\n' | '\r' => text.push(character),
+            '\0'..='\x1f' => text.push_str(&format!("\\x{:02x}", u32::from(character))),
+            _ => text.push(character),
+        }
+    }
+    text
+}
+
+/// What it is about, in a line.
+pub(super) fn facts(document: &Document, views: &[View], roster: &Roster) -> String {
+    let runs = &document.runs;
+    let mut facts = vec![count(roster.len(), "placement", "placements")];
+    let mut rates: Vec<f64> = runs.iter().map(|run| run.cell.lr).collect();
+    rates.sort_by(f64::total_cmp);
+    rates.dedup();
+    match rates.as_slice() {
+        [] => {}
+        [only] => facts.push(format!("learning rate {}", rate(*only))),
+        [low, .., high] => facts.push(format!(
+            "{} learning rates from {} to {}",
+            rates.len(),
+            rate(*low),
+            rate(*high)
+        )),
+    }
+    if views.len() > 1 {
+        facts.push(format!("{} settings", views.len()));
+    }
+    if !runs.is_empty() {
+        let mut seeds: Vec<u64> = runs.iter().map(|run| run.cell.seed).collect();
+        seeds.sort_unstable();
+        seeds.dedup();
+        facts.push(count(seeds.len(), "seed", "seeds"));
+        facts.push(endings(runs));
+        facts.push(span(runs.iter().map(|run| run.parameters), "parameters"));
+        let whole: Vec<&RunRecord> = (runs.iter())
+            .filter(|run| matches!(run.ending, Ending::Finished))
+            .collect();
+        facts.push(span(
+            whole.iter().map(|run| run.tokens),
+            "tokens a finished run",
+        ));
+    }
+    if let Some(probe) = &document.probe {
+        facts.push(format!(
+            "probe of {}",
+            count(probe.steps as usize, "step", "steps")
+        ));
+    }
+    if !document.version.is_empty() {
+        facts.push(format!("hybridnorm {}", document.version));
+    }
+    facts.push(document.created.clone());
+    facts.retain(|fact| !fact.is_empty());
+    facts.join(" · ")
+}
+
+fn endings(runs: &[RunRecord]) -> String {
+    let (mut finished, mut diverged, mut halved) = (0, 0, 0);
+    for run in runs {
+        match run.ending {
+            Ending::Finished => finished += 1,
+            Ending::Diverged { .. } => diverged += 1,
+            Ending::Halved { .. } | Ending::Unfinished { .. } => halved += 1,
+        }
+    }
+    let mut text = format!("{}: {finished} finished", count(runs.len(), "run", "runs"));
+    for (n, word) in [(diverged, "diverged"), (halved, "halved")] {
+        if n > 0 {
+            text.push_str(&format!(", {n} {word}"));
+        }
+    }
+    text
+}
+
+/// One number, or the smallest and the largest.
+fn span(values: impl Iterator<Item = u64> + Clone, unit: &str) -> String {
+    match (values.clone().min(), values.max()) {
+        (Some(low), Some(high)) if low == high => format!("{} {unit}", thousands(low)),
+        (Some(low), Some(high)) => {
+            format!("{} to {} {unit}", thousands(low), thousands(high))
+        }
+        _ => String::new(),
+    }
+}

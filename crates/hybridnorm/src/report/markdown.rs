@@ -1,0 +1,139 @@
+//! A report as Markdown for a pull request.
+
+use std::fmt::Write as _;
+
+use super::document::Document;
+use super::format::{escape, markdown_text, plain};
+use super::html::facts;
+use super::palette::Roster;
+use super::reference::{growth, placements};
+use super::sections::{LIMITS, how_sure, law, machines};
+use super::tables;
+use super::view::{View, views};
+
+/// A report as GitHub's Markdown: verdict, tables, and the equations folded in. No images.
+///
+/// The same document gives the same bytes.
+pub fn markdown(document: &Document) -> String {
+    let roster = Roster::new(document);
+    let views = views(document);
+    let mut text = format!(
+        "# {}\n\n{}\n\n",
+        markdown_text(&document.title),
+        markdown_text(&facts(document, &views, &roster))
+    );
+    for view in &views {
+        let level = match view.name.is_empty() {
+            true => "##",
+            false => {
+                let _ = writeln!(text, "## {}\n", markdown_text(&view.name));
+                "###"
+            }
+        };
+        study(&mut text, level, view, &roster);
+    }
+    if let Some(probe) = &document.probe {
+        let _ = writeln!(text, "## Probe\n");
+        text.push_str(&growth(probe, &roster).markdown());
+    }
+    equations(&mut text, document);
+    text
+}
+
+fn study(text: &mut String, level: &str, view: &View, roster: &Roster) {
+    if let Some(group) = view.group {
+        let _ = writeln!(text, "{level} Verdict\n");
+        for (position, sentence) in group.verdict.iter().enumerate() {
+            let bold = if position == 0 { "**" } else { "" };
+            let _ = writeln!(text, "{bold}{}{bold}\n", markdown_text(sentence));
+        }
+        let _ = writeln!(text, "{}\n", markdown_text(&how_sure(&group.analysis)));
+        for sentence in &group.sentences {
+            let _ = writeln!(text, "- {}", markdown_text(sentence));
+        }
+        if !group.sentences.is_empty() {
+            text.push('\n');
+        }
+    }
+    if let Some(table) = tables::comparisons(view, roster) {
+        let _ = write!(text, "{level} Comparisons\n\n{}", table.markdown());
+    }
+    if !view.runs.is_empty() {
+        let _ = write!(
+            text,
+            "{level} Loss by learning rate\n\n{}{level} Stability and cost\n\n",
+            tables::losses(view, roster).markdown()
+        );
+        if let Some(table) = tables::tolerance(view, roster) {
+            text.push_str(&table.markdown());
+        }
+        text.push_str(&tables::spikes(view, roster).markdown());
+        text.push_str(&tables::cost(view, roster).markdown());
+        let _ = writeln!(text, "{}\n", markdown_text(&machines(view)));
+    }
+    constants(text, level, view);
+}
+
+fn constants(text: &mut String, level: &str, view: &View) {
+    let (Some(group), Some(law)) = (view.group, law(view)) else {
+        return;
+    };
+    let rules = &group.analysis.rules;
+    let _ = writeln!(text, "{level} Constants\n");
+    let mut settings: Vec<(&str, String)> = vec![
+        ("baseline", rules.baseline.clone()),
+        ("level of the tests (α)", plain(rules.alpha)),
+        ("power for the number of seeds", plain(rules.power)),
+        ("tolerance (nats)", plain(rules.tolerance)),
+    ];
+    if let Some(cap) = rules.loss_cap {
+        settings.push(("cap of losses in the sensitivity (nats)", plain(cap)));
+    }
+    for (name, value) in settings {
+        let _ = writeln!(text, "- {name}: {}", markdown_text(&value));
+    }
+    let _ = writeln!(
+        text,
+        "- effective speed-up: compute gain × throughput ratio, by L(C) = {} + A · C^−{}; {}\n\n{}\n",
+        plain(law.irreducible),
+        plain(law.exponent),
+        markdown_text(&law.factor),
+        markdown_text(LIMITS)
+    );
+}
+
+fn equations(text: &mut String, document: &Document) {
+    let placements = placements(document);
+    if placements.is_empty() {
+        return;
+    }
+    let _ = writeln!(text, "<details>\n<summary>Equations</summary>\n");
+    for placement in placements {
+        let fence = fence(placement.text);
+        let _ = writeln!(
+            text,
+            "<b>{}</b> (hash <code>{}</code>)\n\n{fence}text\n{}\n{fence}\n",
+            escape(&placement.name.replace(['\n', '\r'], " ")),
+            escape(&placement.hash.replace(['\n', '\r'], " ")),
+            placement.text.trim_end()
+        );
+    }
+    let _ = writeln!(text, "</details>");
+}
+
+/// Backticks, one more than any row of them in the text, and at least three.
+fn fence(text: &str) -> String {
+    let longest = (text.split(|character| character != '`').map(str::len).max()).unwrap_or(0);
+    "`".repeat((longest + 1).max(3))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fence_is_longer_than_what_it_holds() {
+        assert_eq!(fence("a"), "```");
+        assert_eq!(fence("a ```` b"), "`````");
+    }
+}

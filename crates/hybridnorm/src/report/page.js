@@ -1,0 +1,259 @@
+"use strict";
+(() => {
+  const root = document.documentElement;
+  const read = (id) => JSON.parse(document.getElementById(id).textContent);
+  const ids = (text) => text.split(" ").filter(Boolean);
+
+  // Charts.
+
+  const drawings = read("charts");
+  const charts = new Map();
+  for (const { id, views } of drawings.charts) {
+    const element = document.getElementById(id);
+    charts.set(id, { element, views, view: 0, width: 0, hidden: new Set() });
+  }
+
+  // Replaces colours that are variables of the style sheet by what they are now.
+  function themed(value, style) {
+    if (typeof value === "string") {
+      const name = /^var\((--[a-z0-9]+)\)$/.exec(value);
+      return name ? style.getPropertyValue(name[1]).trim() : value;
+    }
+    if (Array.isArray(value)) {
+      const plain = value.length > 0 && (value[0] === null || typeof value[0] === "number");
+      return plain ? value : value.map((item) => themed(item, style));
+    }
+    if (value !== null && typeof value === "object") {
+      const entries = Object.entries(value);
+      return Object.fromEntries(entries.map(([key, item]) => [key, themed(item, style)]));
+    }
+    return value;
+  }
+
+  function draw(chart) {
+    const figure = chart.views[chart.view];
+    const style = getComputedStyle(root);
+    const data = themed(figure.data, style);
+    for (const trace of data) {
+      trace.visible = !chart.hidden.has(trace.legendgroup);
+    }
+    const layout = themed(figure.layout, style);
+    chart.width = chart.element.clientWidth;
+    layout.width = Math.max(chart.width, 120);
+    // Keeps what the reader zoomed to until another view is chosen.
+    layout.uirevision = chart.view;
+    if (matchMedia("(pointer: coarse)").matches) {
+      layout.dragmode = false;
+    }
+    Plotly.react(chart.element, data, layout, drawings.config);
+  }
+
+  const drawAll = () => charts.forEach(draw);
+
+  const waiting = [...charts.values()];
+  function drawNext() {
+    const chart = waiting.shift();
+    if (!chart) return;
+    if (chart.width === 0) draw(chart);
+    setTimeout(drawNext);
+  }
+  drawNext();
+
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+
+  let resizing = 0;
+  addEventListener("resize", () => {
+    clearTimeout(resizing);
+    resizing = setTimeout(() => {
+      for (const chart of charts.values()) {
+        if (chart.element.clientWidth !== chart.width) draw(chart);
+      }
+    }, 100);
+  });
+
+  let unfolded = [];
+  addEventListener("beforeprint", () => {
+    root.classList.add("printing");
+    unfolded = [...document.querySelectorAll("details:not([open])")];
+    for (const details of unfolded) details.open = true;
+    drawAll();
+  });
+  addEventListener("afterprint", () => {
+    root.classList.remove("printing");
+    for (const details of unfolded) details.open = false;
+    drawAll();
+  });
+
+  // Controls.
+
+  for (const legend of document.querySelectorAll(".legend")) {
+    const targets = ids(legend.dataset.charts).map((id) => charts.get(id));
+    const buttons = [...legend.querySelectorAll("[data-style]")];
+    const show = (button, shown) => {
+      button.setAttribute("aria-pressed", String(shown));
+      for (const chart of targets) {
+        if (shown) chart.hidden.delete(button.dataset.style);
+        else chart.hidden.add(button.dataset.style);
+      }
+    };
+    for (const button of buttons) {
+      button.addEventListener("click", () => {
+        show(button, button.getAttribute("aria-pressed") !== "true");
+        targets.forEach(draw);
+      });
+    }
+    for (const button of legend.querySelectorAll("[data-all]")) {
+      button.addEventListener("click", () => {
+        for (const other of buttons) show(other, button.dataset.all === "show");
+        targets.forEach(draw);
+      });
+    }
+  }
+
+  for (const select of document.querySelectorAll("select[data-targets]")) {
+    select.addEventListener("change", () => {
+      const view = Number(select.value);
+      for (const id of ids(select.dataset.targets)) {
+        const chart = charts.get(id);
+        if (chart) {
+          chart.view = view;
+          draw(chart);
+        } else {
+          const parts = document.getElementById(id).children;
+          for (let i = 0; i < parts.length; i++) parts[i].hidden = i !== view;
+        }
+      }
+    });
+  }
+
+  // Downloads.
+
+  const cell = (value) => {
+    const text = value === null || value === undefined ? "" : String(value);
+    return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  };
+
+  // Rows are objects; columns appear in the order in which they are first met.
+  function csv(rows) {
+    const columns = [...new Set(rows.flatMap((row) => Object.keys(row)))];
+    const lines = rows.map((row) => columns.map((column) => cell(row[column])).join(","));
+    return [columns.map(cell).join(","), ...lines, ""].join("\r\n");
+  }
+
+  const which = (run) => ({
+    id: run.id,
+    placement: run.cell.placement,
+    init: run.cell.init,
+    depth: run.cell.depth,
+    lr: run.cell.lr,
+    seed: run.cell.seed,
+  });
+
+  const runs = (report) =>
+    report.runs.map((run) => ({
+      ...which(run),
+      ending: run.ending.kind,
+      ending_step: run.ending.step,
+      ending_reason: run.ending.reason,
+      steps: run.steps,
+      tokens: run.tokens,
+      parameters: run.parameters,
+      validation_loss: run.validation_loss,
+      train_loss: run.train_loss,
+      max_grad_norm: run.max_grad_norm,
+      loss_spikes: run.spikes.loss,
+      grad_norm_spikes: run.spikes.grad_norm,
+      update_norm_spikes: run.spikes.update_norm,
+      tokens_per_second: run.cost.tokens_per_second,
+      seconds: run.cost.seconds,
+      peak_memory_bytes: run.cost.peak_memory_bytes,
+      machine: run.cost.machine,
+      threads: run.cost.threads,
+      version: run.cost.version,
+      placement_hash: run.placement_hash,
+      data: run.data,
+    }));
+
+  const curves = (report) =>
+    report.runs.flatMap((run) => [
+      ...run.curve.step.map((step, i) => ({
+        ...which(run),
+        step,
+        train_loss: run.curve.loss[i],
+        validation_loss: undefined,
+        max_grad_norm: run.curve.grad_norm[i],
+        max_update_norm: run.curve.update_norm[i],
+      })),
+      ...run.validation.map(({ step, loss }) => ({ ...which(run), step, validation_loss: loss })),
+    ]);
+
+  const roles = (signals) => {
+    const columns = { gain_drift: signals.gain_drift };
+    for (const kind of ["grad_norm", "update_ratio"]) {
+      for (const [role, value] of Object.entries(signals[kind])) columns[`${kind}_${role}`] = value;
+    }
+    return columns;
+  };
+
+  const blocks = (row) => [
+    ...row.blocks.map((block, i) => ({
+      block: i + 1,
+      stream_rms: block.stream.rms,
+      stream_max: block.stream.max,
+      attn_rms: block.attn.rms,
+      attn_max: block.attn.max,
+      ffn_rms: block.ffn.rms,
+      ffn_max: block.ffn.max,
+      score_max: block.scores.max,
+      entropy: block.scores.entropy,
+      ...roles(block),
+    })),
+    { block: "outside", ...roles(row.ends) },
+  ];
+
+  const layers = (report) =>
+    report.runs.flatMap((run) =>
+      run.layers.flatMap((row) =>
+        blocks(row).map((block) => ({ ...which(run), step: row.step, ...block })),
+      ),
+    );
+
+  const probe = (report) =>
+    report.probe.placements.flatMap(({ placement, moments }) =>
+      moments.flatMap((moment) =>
+        blocks(moment.layers).map((block, i) => ({
+          placement,
+          step: moment.step,
+          loss: moment.loss,
+          stream_growth: moment.growth.stream,
+          grad_growth: moment.growth.grad,
+          grad_spread: moment.growth.grad_spread,
+          ...block,
+          stream_grad: moment.stream_grad[i],
+        })),
+      ),
+    );
+
+  function save(name, type, text) {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([text], { type }));
+    link.download = name;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+    document.getElementById("saved").textContent = `${name} was made.`;
+  }
+
+  const tables = { runs, curves, layers, probe };
+  for (const button of document.querySelectorAll("[data-download]")) {
+    button.addEventListener("click", () => {
+      const kind = button.dataset.download;
+      const name = document.title.toLowerCase().replace(/[^a-z0-9]+/g, "-").replace(/^-|-$/g, "");
+      const file = name || "report";
+      if (kind === "json") {
+        save(`${file}.json`, "application/json", document.getElementById("document").textContent);
+      } else {
+        save(`${file}-${kind}.csv`, "text/csv", csv(tables[kind](read("document"))));
+      }
+    });
+  }
+})();

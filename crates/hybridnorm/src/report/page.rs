@@ -1,0 +1,198 @@
+//! Pieces of which a page is put together.
+
+use std::fmt::Write as _;
+
+use super::charts::Chart;
+use super::format::escape;
+use super::palette::{Roster, SCALE, mark};
+
+/// A page that grows section by section.
+#[derive(Default)]
+pub(super) struct Page {
+    body: String,
+    contents: Vec<(&'static str, &'static str)>,
+    charts: Vec<Chart>,
+    open: bool,
+}
+
+impl Page {
+    /// Begins a section; the one before ends.
+    pub(super) fn section(&mut self, id: &'static str, title: &'static str) {
+        self.close();
+        self.contents.push((id, title));
+        let _ = writeln!(
+            self.body,
+            "<section id=\"{id}\" aria-labelledby=\"{id}-title\">\n<h2 id=\"{id}-title\">{}</h2>",
+            escape(title)
+        );
+        self.open = true;
+    }
+
+    /// A heading in a section; nothing if it is empty.
+    pub(super) fn heading(&mut self, text: &str) {
+        if !text.is_empty() {
+            let _ = writeln!(self.body, "<h3>{}</h3>", escape(text));
+        }
+    }
+
+    /// A paragraph of plain text.
+    pub(super) fn text(&mut self, text: &str) {
+        let _ = writeln!(self.body, "<p>{}</p>", escape(text));
+    }
+
+    /// A smaller paragraph of plain text.
+    pub(super) fn note(&mut self, text: &str) {
+        let _ = writeln!(self.body, "<p class=\"note\">{}</p>", escape(text));
+    }
+
+    /// Something that is HTML already.
+    pub(super) fn html(&mut self, html: &str) {
+        self.body.push_str(html);
+    }
+
+    /// A chart with a line below it.
+    pub(super) fn chart(&mut self, chart: Chart, caption: &str) {
+        let caption = match caption {
+            "" => String::new(),
+            caption => format!("<figcaption>{}</figcaption>", escape(caption)),
+        };
+        let _ = writeln!(self.body, "<figure>{}{caption}</figure>", place(&chart));
+        self.charts.push(chart);
+    }
+
+    /// Charts side by side, each with its title; `class` is `narrow` or `wide`.
+    pub(super) fn grid<T: AsRef<str>>(
+        &mut self,
+        class: &str,
+        charts: impl IntoIterator<Item = (T, Chart)>,
+    ) {
+        let _ = writeln!(self.body, "<div class=\"grid {class}\">");
+        for (title, chart) in charts {
+            let title = match title.as_ref() {
+                "" => String::new(),
+                title => format!("<figcaption class=\"title\">{}</figcaption>", escape(title)),
+            };
+            let _ = writeln!(self.body, "<figure>{title}{}</figure>", place(&chart));
+            self.charts.push(chart);
+        }
+        self.body.push_str("</div>\n");
+    }
+
+    /// Buttons that show and hide placements in the charts with these ids.
+    pub(super) fn legend(&mut self, placements: &[&str], roster: &Roster, charts: &[String]) {
+        if placements.len() < 2 {
+            return;
+        }
+        let _ = writeln!(
+            self.body,
+            "<div class=\"legend\" role=\"group\" aria-label=\"Placements that are shown\" \
+             data-charts=\"{}\">",
+            escape(&charts.join(" "))
+        );
+        for name in placements {
+            let style = roster.style(name);
+            let _ = writeln!(
+                self.body,
+                "<button type=\"button\" aria-pressed=\"true\" data-style=\"{style}\">{}{}</button>",
+                mark(style),
+                escape(name)
+            );
+        }
+        if placements.len() > 3 {
+            for (which, text) in [("show", "show all"), ("hide", "hide all")] {
+                let _ = writeln!(
+                    self.body,
+                    "<button type=\"button\" data-all=\"{which}\">{text}</button>"
+                );
+            }
+        }
+        self.body.push_str("</div>\n");
+    }
+
+    /// A choice of what the elements with these ids show; nothing where there is no choice.
+    pub(super) fn choice(
+        &mut self,
+        id: &str,
+        label: &str,
+        targets: &[String],
+        choices: &[impl AsRef<str>],
+    ) {
+        if choices.len() < 2 {
+            return;
+        }
+        let _ = writeln!(
+            self.body,
+            "<p class=\"choice\"><label for=\"{id}\">{}</label> <select id=\"{id}\" \
+             data-targets=\"{}\" autocomplete=\"off\">",
+            escape(label),
+            escape(&targets.join(" "))
+        );
+        for (value, choice) in choices.iter().enumerate() {
+            let _ = writeln!(
+                self.body,
+                "<option value=\"{value}\">{}</option>",
+                escape(choice.as_ref())
+            );
+        }
+        self.body.push_str("</select></p>\n");
+    }
+
+    /// Colour scales with their ends, of which the first is shown.
+    pub(super) fn scales(&mut self, id: &str, ends: &[[String; 3]]) {
+        let _ = writeln!(self.body, "<div id=\"{id}\" class=\"views\">");
+        let stops: String = (0..SCALE.len())
+            .map(|stop| format!("<span class=\"stop{stop}\"></span>"))
+            .collect();
+        for (position, [low, middle, high]) in ends.iter().enumerate() {
+            let hidden = if position > 0 { " hidden" } else { "" };
+            let _ = writeln!(
+                self.body,
+                "<p class=\"scale\"{hidden}><span class=\"stops\" aria-hidden=\"true\">{stops}</span>\
+                 <span class=\"ends\"><span>{}</span><span>{}</span><span>{}</span></span></p>",
+                escape(low),
+                escape(middle),
+                escape(high)
+            );
+        }
+        self.body.push_str("</div>\n");
+    }
+
+    /// Something that is unfolded by hand.
+    pub(super) fn details(&mut self, summary: &str, html: &str) {
+        let _ = writeln!(
+            self.body,
+            "<details>\n<summary>{}</summary>\n{html}</details>",
+            escape(summary)
+        );
+    }
+
+    /// Ends the last section: links to the sections, the sections, the charts.
+    pub(super) fn finish(mut self) -> (String, String, Vec<Chart>) {
+        self.close();
+        let contents = (self.contents.iter())
+            .map(|(id, title)| format!("<li><a href=\"#{id}\">{}</a></li>\n", escape(title)))
+            .collect();
+        (contents, self.body, self.charts)
+    }
+
+    fn close(&mut self) {
+        if self.open {
+            self.body.push_str("</section>\n");
+            self.open = false;
+        }
+    }
+}
+
+/// Text in fixed width.
+pub(super) fn pre(text: &str) -> String {
+    format!("<pre tabindex=\"0\">{}</pre>\n", escape(text.trim_end()))
+}
+
+fn place(chart: &Chart) -> String {
+    format!(
+        "<div class=\"plot\" style=\"min-height:{}px\" id=\"{}\" role=\"img\" aria-label=\"{}\"></div>",
+        chart.height,
+        escape(&chart.id),
+        escape(&chart.label)
+    )
+}

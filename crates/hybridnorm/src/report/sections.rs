@@ -1,0 +1,352 @@
+//! The sections about studies.
+
+use super::charts::{compare, curves, inside, rates};
+use super::format::{compact, count, loss, percent, plain, times};
+use super::page::Page;
+use super::palette::Roster;
+use super::tables;
+use super::view::View;
+use crate::lab::analysis::{Analysis, Verdict};
+
+/// All sections about studies; those without content are left out.
+pub(super) fn study(page: &mut Page, views: &[View], roster: &Roster) {
+    if views.is_empty() {
+        return;
+    }
+    if views.iter().any(|view| view.group.is_some()) {
+        page.section("verdict", "Verdict");
+        each(page, views, verdict);
+    }
+    page.section("rates", "Loss against learning rate");
+    each(page, views, |page, view| losses(page, view, roster));
+    if views.iter().any(|view| view.group.is_some()) {
+        page.section("comparisons", "Best rates and comparisons");
+        each(page, views, |page, view| comparisons(page, view, roster));
+    }
+    page.section("tolerance", "Tolerance and spikes");
+    each(page, views, |page, view| tolerance(page, view, roster));
+    page.section("curves", "Loss curves");
+    each(page, views, |page, view| loss_curves(page, view, roster));
+    page.section("inside", "Inside the model");
+    each(page, views, insides);
+    page.section("cost", "Cost");
+    each(page, views, |page, view| cost(page, view, roster));
+    if views.iter().any(|view| view.group.is_some()) {
+        page.section("speedup", "Effective speed-up");
+        each(page, views, speedup);
+    }
+}
+
+fn each(page: &mut Page, views: &[View], mut part: impl FnMut(&mut Page, &View)) {
+    for view in views {
+        page.heading(&view.name);
+        part(page, view);
+    }
+}
+
+fn verdict(page: &mut Page, view: &View) {
+    let Some(group) = view.group else {
+        page.text("These runs were not compared.");
+        return;
+    };
+    for sentence in &group.verdict {
+        page.html(&format!(
+            "<p class=\"verdict\">{}</p>\n",
+            super::format::escape(sentence)
+        ));
+    }
+    page.text(&how_sure(&group.analysis));
+    if !group.sentences.is_empty() {
+        let items: String = (group.sentences.iter())
+            .map(|sentence| format!("<li>{}</li>\n", super::format::escape(sentence)))
+            .collect();
+        page.html(&format!("<ul class=\"sentences\">\n{items}</ul>\n"));
+    }
+}
+
+/// How the words of a verdict are meant, and how far they carry.
+pub(super) fn how_sure(analysis: &Analysis) -> String {
+    let rules = &analysis.rules;
+    let compared: Vec<_> = analysis
+        .placements
+        .iter()
+        .filter_map(|summary| summary.against.as_ref())
+        .collect();
+    let (Some(least), Some(most)) = (
+        compared.iter().map(|comparison| comparison.pairs).min(),
+        compared.iter().map(|comparison| comparison.pairs).max(),
+    ) else {
+        return format!(
+            "How sure: nothing could be compared with {}, so nothing is said about which placement \
+             is better.",
+            rules.baseline
+        );
+    };
+    let pairs = match least == most {
+        true => count(least, "pair", "pairs"),
+        false => format!("{least} to {most} pairs"),
+    };
+    let told = (compared.iter())
+        .filter(|comparison| comparison.verdict != Verdict::Indistinguishable)
+        .count();
+    let mut text = format!(
+        "How sure: every placement is compared with {} in {pairs} of the same seed. It is called \
+         better or worse where the probability of such a difference by chance, after Holm's \
+         correction for {}, is below {}; that is so for {told} of {}.",
+        rules.baseline,
+        count(compared.len(), "comparison", "comparisons"),
+        percent(rules.alpha),
+        compared.len(),
+    );
+    if least < 5 {
+        text.push_str(
+            " With so few pairs only large and steady differences stand out: 'indistinguishable' \
+             means not shown, not equal.",
+        );
+    }
+    text
+}
+
+fn losses(page: &mut Page, view: &View, roster: &Roster) {
+    match rates::losses(view, roster) {
+        None => page.text("No run finished with a validation loss, and none diverged."),
+        Some(found) => {
+            page.legend(
+                &view.placements,
+                roster,
+                std::slice::from_ref(&found.chart.id),
+            );
+            let mut caption = vec!["Lines join mean losses."];
+            if found.seeds {
+                caption
+                    .push("Small points are seeds; whiskers reach from the lowest to the highest.");
+            }
+            if found.diverged {
+                caption.push("A cross at the upper edge stands for runs that diverged.");
+            }
+            if found.beyond {
+                caption.push("Some means lie beyond the upper edge; the table has them.");
+            }
+            page.chart(found.chart, &caption.join(" "));
+        }
+    }
+    page.html(&tables::losses(view, roster).html(&format!("{}-losses-table", view.key)));
+}
+
+fn comparisons(page: &mut Page, view: &View, roster: &Roster) {
+    let (Some(group), Some(table)) = (view.group, tables::comparisons(view, roster)) else {
+        page.text("These runs were not compared.");
+        return;
+    };
+    page.html(&table.html(&format!("{}-comparisons-table", view.key)));
+    let edges = (group.analysis.placements.iter())
+        .filter(|summary| {
+            summary
+                .best
+                .as_ref()
+                .is_some_and(|best| best.at_edge.is_some())
+        })
+        .count();
+    if edges > 0 {
+        page.note(&format!(
+            "The best rate of {} is the lowest or highest that was tried: a better one may lie \
+             outside.",
+            count(edges, "placement", "placements")
+        ));
+    }
+    if let Some(chart) = compare::forest(view, roster) {
+        let caption = format!(
+            "Differences of the validation loss to {} with {} intervals; left is better. Filled markers: better or worse; open markers: \
+             indistinguishable. Each interval is for one comparison alone, the verdict for all of \
+             them together, so that an interval that leaves out 0 need not decide.",
+            group.analysis.rules.baseline,
+            percent(1.0 - group.analysis.rules.alpha)
+        );
+        page.chart(chart, &caption);
+    }
+}
+
+fn tolerance(page: &mut Page, view: &View, roster: &Roster) {
+    if let Some(chart) = rates::tolerance(view, roster) {
+        page.chart(
+            chart,
+            "Bars: rates whose mean loss is within the tolerance of the best. Circle: best rate. \
+             Upright line: largest rate up to which no run diverged.",
+        );
+    }
+    if let Some(table) = tables::tolerance(view, roster) {
+        page.html(&table.html(&format!("{}-tolerance-table", view.key)));
+    }
+    page.html(&tables::spikes(view, roster).html(&format!("{}-spikes-table", view.key)));
+}
+
+fn loss_curves(page: &mut Page, view: &View, roster: &Roster) {
+    let Some(found) = curves::curves(view, roster) else {
+        page.text("No course of training was recorded.");
+        return;
+    };
+    let ids: Vec<String> = found.charts.iter().map(|chart| chart.id.clone()).collect();
+    let id = format!("{}-curves-choice", view.key);
+    page.choice(&id, "Runs:", &ids, &found.choices);
+    page.legend(&view.placements, roster, &ids);
+    let captions = [
+        "Training loss. Thick: mean over the seeds that finished; thin: each seed; markers: \
+         validation loss on the way. The axis begins where finished runs are after a twentieth of \
+         their steps; a double click shows everything.",
+        "Largest gradient norm of each stretch of steps, before clipping.",
+    ];
+    for (chart, caption) in found.charts.into_iter().zip(captions) {
+        page.chart(chart, caption);
+    }
+}
+
+fn insides(page: &mut Page, view: &View) {
+    let Some(maps) = inside::heat_maps(view) else {
+        page.text("Nothing was recorded of the inside of these models at their best rates.");
+        return;
+    };
+    let scale = format!("{}-inside-scale", view.key);
+    let mut targets = vec![scale.clone()];
+    targets.extend(maps.charts.iter().map(|(_, chart)| chart.id.clone()));
+    let id = format!("{}-inside-choice", view.key);
+    page.choice(&id, "Quantity:", &targets, &maps.choices);
+    let ends: Vec<[String; 3]> = (maps.ends.iter())
+        .map(|(low, high)| [*low, (low * high).sqrt(), *high].map(compact))
+        .collect();
+    page.scales(&scale, &ends);
+    page.grid("narrow", maps.charts);
+    page.note(
+        "At the best rate; geometric means over the seeds that finished, on one logarithmic scale for \
+         each quantity. Gaps: not positive, or not finite.",
+    );
+}
+
+fn cost(page: &mut Page, view: &View, roster: &Roster) {
+    let charts = compare::cost(view, roster);
+    if charts.len() > 1 {
+        page.grid("wide", charts.into_iter().map(|chart| ("", chart)));
+    } else {
+        for chart in charts {
+            page.chart(chart, "");
+        }
+    }
+    page.html(&tables::cost(view, roster).html(&format!("{}-cost-table", view.key)));
+    page.note(&machines(view));
+}
+
+/// What the runs of a view ran on.
+pub(super) fn machines(view: &View) -> String {
+    let mut machines: Vec<String> = Vec::new();
+    for run in &view.runs {
+        let threads = count(run.cost.threads, "thread", "threads");
+        let machine = format!("{}, {threads}", run.cost.machine);
+        if !machines.contains(&machine) {
+            machines.push(machine);
+        }
+    }
+    let memory = match view
+        .runs
+        .iter()
+        .any(|run| run.cost.peak_memory_bytes.is_some())
+    {
+        true => "Peak memory is the largest of a placement's runs.",
+        false => "Peak memory was not measured, because runs shared a process.",
+    };
+    let on = match machines.len() {
+        0 => return "No runs.".to_owned(),
+        1 => format!("On {}.", machines[0]),
+        _ => format!(
+            "On several machines, which makes speeds hard to compare: {}.",
+            machines.join("; ")
+        ),
+    };
+    format!("{on} Tokens per second leave out evaluation and saving. {memory}")
+}
+
+/// The constants of the model of effective speed-up, as plain text.
+pub(super) struct Law {
+    /// `E`.
+    pub(super) irreducible: f64,
+    /// `x`.
+    pub(super) exponent: f64,
+    /// Where `A` comes from and what it is, or why there is none.
+    pub(super) factor: String,
+}
+
+/// The model as used for a view.
+pub(super) fn law(view: &View) -> Option<Law> {
+    let rules = &view.group?.analysis.rules;
+    let name = rules.baseline.as_str();
+    let run = view.best_runs(name).into_iter().next();
+    let mean = view
+        .summary(name)
+        .and_then(|summary| Some(summary.best.as_ref()?.loss.mean));
+    let factor = match (run, mean) {
+        (Some(run), Some(mean)) if mean > rules.irreducible_loss => {
+            let compute = 6.0 * run.parameters as f64 * run.tokens as f64;
+            let factor = (mean - rules.irreducible_loss) * compute.powf(rules.compute_exponent);
+            format!(
+                "A = {}, from the mean loss of {name} at its best rate, {} nats, and its compute, \
+                 C = 6 × {} parameters × {} tokens = {}",
+                compact(factor),
+                loss(mean),
+                super::format::thousands(run.parameters),
+                super::format::thousands(run.tokens),
+                compact(compute)
+            )
+        }
+        (Some(_), Some(_)) => {
+            format!("A is not defined, because {name} is not above the irreducible loss")
+        }
+        _ => format!("A is not known, because no run of {name} finished"),
+    };
+    Some(Law {
+        irreducible: rules.irreducible_loss,
+        exponent: rules.compute_exponent,
+        factor,
+    })
+}
+
+/// What the model cannot say.
+pub(super) const LIMITS: &str = "This is a model, not a measurement. E and the exponent are constants \
+    of the study and were not fitted here; A is set by a single point, the baseline. Gains of \
+    placements whose loss is indistinguishable are noise. Nothing follows for other sizes, more tokens \
+    or other data.";
+
+fn speedup(page: &mut Page, view: &View) {
+    let Some(law) = law(view) else {
+        page.text("These runs were not compared.");
+        return;
+    };
+    page.text("How much compute would the baseline need for the same loss, by a power law?");
+    page.html(&format!(
+        "<p class=\"formula\">L(C) = E + A · C<sup>−x</sup> = {} + A · C<sup>−{}</sup></p>\n",
+        plain(law.irreducible),
+        plain(law.exponent)
+    ));
+    page.text(&format!("{}.", law.factor));
+    page.text("A placement with loss L does what the baseline does with compute");
+    page.html("<p class=\"formula\">C′ = (A ∕ (L − E))<sup>1∕x</sup></p>\n");
+    page.text(
+        "Its compute gain is C′ ∕ C over the seeds that both have; its effective speed-up is the \
+         compute gain times the throughput ratio, which compares tokens per second. The table of \
+         comparisons has all three.",
+    );
+    let best = (view.group.iter())
+        .flat_map(|group| &group.analysis.placements)
+        .filter_map(|summary| Some((summary, summary.against.as_ref()?)))
+        .filter(|(_, against)| against.verdict == Verdict::Better)
+        .filter_map(|(summary, against)| Some((&summary.placement, against.effective_speedup?)))
+        .max_by(|a, b| a.1.total_cmp(&b.1));
+    page.text(&match best {
+        Some((name, speedup)) => format!(
+            "Of the placements that are better than the baseline, {name} has the largest effective \
+             speed-up: {}.",
+            times(speedup)
+        ),
+        None => {
+            "No placement is shown to be better than the baseline, and so no speed-up.".to_owned()
+        }
+    });
+    page.note(LIMITS);
+}

@@ -1,0 +1,291 @@
+//! The tables of a study.
+
+use super::format::{
+    NONE, count, difference, factor, loss, mean_sd, mebibytes, or_none, percent, probability, rate,
+    speed, thousands, times,
+};
+use super::palette::Roster;
+use super::table::{Cell, Table};
+use super::view::View;
+use crate::lab::analysis::{Best, Comparison, Edge, Verdict};
+use crate::lab::study::record::{Ending, RunRecord};
+
+/// A cell with the name and mark of a placement.
+pub(super) fn placement(roster: &Roster, name: &str) -> Cell {
+    Cell::new(name).style(roster.style(name))
+}
+
+/// Mean losses by placement and rate.
+pub(super) fn losses(view: &View, roster: &Roster) -> Table {
+    let mut table = Table::new(
+        "Validation loss by learning rate, in nats per token: mean ± standard deviation over the \
+         seeds that finished; each placement's best rate is bold",
+    )
+    .text("placement");
+    for &lr in &view.rates {
+        table = table.number(rate(lr));
+    }
+    for &name in &view.placements {
+        let best = view.best_rate(name);
+        let mut row = vec![placement(roster, name)];
+        for &lr in &view.rates {
+            let found = view.rate(name, lr);
+            let mut notes = Vec::new();
+            if found.diverged > 0 {
+                notes.push(format!("{} of {} diverged", found.diverged, found.runs));
+            }
+            if found.halved > 0 {
+                notes.push(format!("{} halved", found.halved));
+            }
+            let class = match (best == Some(lr), found.diverged > 0) {
+                (true, _) => "best",
+                (false, true) => "warn",
+                (false, false) => "",
+            };
+            let text = match found.summary() {
+                None if notes.is_empty() => NONE.to_owned(),
+                None => String::new(),
+                Some(found) => mean_sd(&found),
+            };
+            row.push(Cell::new(text).class(class).note(notes.join(", ")));
+        }
+        table.row(row);
+    }
+    table
+}
+
+/// Best rates and comparisons with the baseline.
+pub(super) fn comparisons(view: &View, roster: &Roster) -> Option<Table> {
+    let analysis = &view.group?.analysis;
+    let level = percent(1.0 - analysis.rules.alpha);
+    let mut table = Table::new(format!(
+        "Each placement at its best rate, and its difference to {} at its own best rate, in pairs \
+         of the same seed; below 0 is better",
+        analysis.rules.baseline
+    ))
+    .text("placement")
+    .number("best rate")
+    .number("validation loss (nats)")
+    .number(format!("difference, {level} interval (nats)"))
+    .number("p (Holm)")
+    .text("verdict")
+    .number("compute gain")
+    .number("throughput ratio")
+    .number("effective speed-up");
+    for summary in &analysis.placements {
+        let mut row = vec![placement(roster, &summary.placement)];
+        row.push(or_none_cell(summary.best.as_ref(), best_rate));
+        row.push(or_none_cell(summary.best.as_ref(), |best| {
+            Cell::new(mean_sd(&best.loss)).note(count(best.loss.n, "seed", "seeds"))
+        }));
+        match &summary.against {
+            Some(comparison) => row.extend(compared(comparison)),
+            None => {
+                let why = match &summary.why_not {
+                    Some(why) => why.as_str(),
+                    None if summary.placement == analysis.rules.baseline => "the baseline",
+                    None => "not compared",
+                };
+                row.extend([NONE, NONE].map(Cell::new));
+                row.push(Cell::new(why).class("quiet"));
+                row.extend([NONE, NONE, NONE].map(Cell::new));
+            }
+        }
+        table.row(row);
+    }
+    Some(table)
+}
+
+fn or_none_cell<T>(value: Option<T>, cell: impl Fn(T) -> Cell) -> Cell {
+    value.map_or_else(|| Cell::new(NONE), cell)
+}
+
+fn best_rate(best: &Best) -> Cell {
+    let note = match best.at_edge {
+        None => "",
+        Some(Edge::Lowest) => "lowest tried",
+        Some(Edge::Highest) => "highest tried",
+    };
+    Cell::new(rate(best.lr)).note(note)
+}
+
+fn compared(comparison: &Comparison) -> Vec<Cell> {
+    let found = &comparison.difference;
+    let (class, word) = verdict(comparison.verdict);
+    let note = match (comparison.verdict, comparison.seeds_to_resolve) {
+        (Verdict::Indistinguishable, Some(seeds)) => {
+            format!("about {} seeds would tell", thousands(seeds))
+        }
+        _ => String::new(),
+    };
+    vec![
+        Cell::new(difference(found.mean)).note(format!(
+            "{} to {}",
+            difference(found.low),
+            difference(found.high)
+        )),
+        Cell::new(probability(comparison.p_holm)).note(count(comparison.pairs, "pair", "pairs")),
+        Cell::new(word).class(class).note(note),
+        Cell::new(or_none(comparison.compute_gain, times)),
+        Cell::new(or_none(comparison.throughput_ratio, times)),
+        Cell::new(or_none(comparison.effective_speedup, times)),
+    ]
+}
+
+/// Class and word of a verdict.
+pub(super) fn verdict(verdict: Verdict) -> (&'static str, &'static str) {
+    match verdict {
+        Verdict::Better => ("good", "better"),
+        Verdict::Worse => ("bad", "worse"),
+        Verdict::Indistinguishable => ("quiet", "indistinguishable"),
+    }
+}
+
+/// Which rates each placement bears.
+pub(super) fn tolerance(view: &View, roster: &Roster) -> Option<Table> {
+    let analysis = &view.group?.analysis;
+    let mut table = Table::new(format!(
+        "Rates within {} nats of the placement's own best, and the largest up to which no run diverged",
+        analysis.rules.tolerance
+    ))
+    .text("placement")
+    .number("lowest rate")
+    .number("best rate")
+    .number("highest rate")
+    .number("span")
+    .number("largest stable rate")
+    .number("sensitivity to the rate (nats)");
+    for summary in &analysis.placements {
+        let span = summary.tolerance.as_ref();
+        table.row(vec![
+            placement(roster, &summary.placement),
+            or_none(span, |span| rate(span.low)).into(),
+            or_none(summary.best.as_ref(), |best| rate(best.lr)).into(),
+            or_none(span, |span| rate(span.high)).into(),
+            or_none(span, |span| factor(span.factor)).into(),
+            or_none(summary.largest_stable_lr, rate).into(),
+            or_none(summary.lr_sensitivity, loss).into(),
+        ]);
+    }
+    Some(table)
+}
+
+/// How often runs left their course.
+pub(super) fn spikes(view: &View, roster: &Roster) -> Table {
+    let mut table = Table::new(
+        "Spikes over all rates and seeds: how often a quantity left its recent range, and how many \
+         runs did so, diverged or were left out by successive halving",
+    )
+    .text("placement")
+    .number("runs")
+    .number("spikes of the loss")
+    .number("of the gradient norm")
+    .number("of the update norm")
+    .number("runs with spikes of the loss")
+    .number("diverged")
+    .number("halved");
+    for &name in &view.placements {
+        let [loss, grad, update, runs] = view.spikes(name);
+        let ended =
+            |wanted: fn(&Ending) -> bool| view.of(name).filter(|run| wanted(&run.ending)).count();
+        let diverged = ended(|ending| matches!(ending, Ending::Diverged { .. }));
+        let halved = ended(|ending| matches!(ending, Ending::Halved { .. }));
+        table.row(vec![
+            placement(roster, name),
+            thousands(view.of(name).count() as u64).into(),
+            thousands(loss).into(),
+            thousands(grad).into(),
+            thousands(update).into(),
+            thousands(runs).into(),
+            Cell::new(thousands(diverged as u64)).class(if diverged > 0 { "bad" } else { "" }),
+            thousands(halved as u64).into(),
+        ]);
+    }
+    table
+}
+
+/// Speed and memory.
+pub(super) fn cost(view: &View, roster: &Roster) -> Table {
+    let mut table = Table::new("Cost of training")
+        .text("placement")
+        .number("parameters")
+        .number("tokens/s")
+        .number("peak memory (MiB)");
+    for &name in &view.placements {
+        let parameters = view.of(name).next().map(|run| run.parameters);
+        table.row(vec![
+            placement(roster, name),
+            or_none(parameters, thousands).into(),
+            or_none(view.speed(name), speed).into(),
+            or_none(view.memory(name), mebibytes).into(),
+        ]);
+    }
+    table
+}
+
+/// Every run on a line.
+pub(super) fn runs(runs: &[RunRecord], roster: &Roster) -> Table {
+    let mut table = Table::new("Every run")
+        .text("placement")
+        .number("rate")
+        .number("seed")
+        .text("initialization")
+        .number("blocks")
+        .text("id")
+        .text("ending")
+        .number("steps")
+        .number("tokens")
+        .number("validation loss (nats)")
+        .number("training loss (nats)")
+        .number("largest gradient norm")
+        .number("spikes: loss, gradient, update")
+        .number("tokens/s")
+        .number("seconds")
+        .text("machine")
+        .number("threads")
+        .text("version")
+        .text("data");
+    for run in runs {
+        let (ending, class) = ending(&run.ending);
+        let spikes = run.spikes;
+        table.row(vec![
+            placement(roster, &run.cell.placement),
+            rate(run.cell.lr).into(),
+            run.cell.seed.to_string().into(),
+            run.cell.init.as_deref().unwrap_or(NONE).into(),
+            or_none(run.cell.depth, |depth| depth.to_string()).into(),
+            Cell::new(run.id.as_str()).class("code"),
+            Cell::new(ending).class(class),
+            thousands(run.steps).into(),
+            thousands(run.tokens).into(),
+            or_none(run.validation_loss, loss).into(),
+            or_none(run.train_loss, loss).into(),
+            super::format::compact(run.max_grad_norm).into(),
+            format!(
+                "{}, {}, {}",
+                spikes.loss, spikes.grad_norm, spikes.update_norm
+            )
+            .into(),
+            speed(run.cost.tokens_per_second).into(),
+            format!("{:.0}", run.cost.seconds).into(),
+            run.cost.machine.as_str().into(),
+            run.cost.threads.to_string().into(),
+            run.cost.version.as_str().into(),
+            Cell::new(run.data.as_str()).class("code"),
+        ]);
+    }
+    table
+}
+
+/// How a run ended, in words, and the class of these words.
+fn ending(ending: &Ending) -> (String, &'static str) {
+    match ending {
+        Ending::Finished => ("finished".to_owned(), ""),
+        Ending::Diverged { step, reason } => (
+            format!("diverged after step {}: {reason}", thousands(*step)),
+            "bad",
+        ),
+        Ending::Halved { step } => (format!("halved after step {}", thousands(*step)), "quiet"),
+        Ending::Unfinished { step } => (format!("at step {}", thousands(*step)), "quiet"),
+    }
+}

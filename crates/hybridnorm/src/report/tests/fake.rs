@@ -1,0 +1,457 @@
+//! A study that nobody ran: numbers of the size and shape of real ones, the same every time.
+
+use std::collections::BTreeMap;
+
+use super::analysis::{Outcome, Point, Rules, analyse, sentence, verdict};
+use super::layers::{Activation, BlockSignals, LayersRow, RoleSignals, Scores, measured};
+use super::record::{Cell, Cost, Curve, Ending, Evaluation, RunRecord};
+use super::spikes::Counts;
+use super::{Document, Group, Growth, ProbeMoment, ProbePlacement, ProbeReport};
+
+/// Blocks of every model.
+const BLOCKS: usize = 6;
+/// Steps of every run.
+const STEPS: u64 = 1600;
+
+/// A placement: name, hash, best loss, best rate, largest rate without divergence, growth of the
+/// stream and of gradients from block to block, tokens per second, and the blocks' equations.
+pub struct Kind {
+    name: &'static str,
+    hash: &'static str,
+    loss: f64,
+    best: f64,
+    limit: f64,
+    stream: f64,
+    grad: f64,
+    speed: f64,
+    equations: &'static str,
+}
+
+/// Eight placements.
+pub const KINDS: [Kind; 8] = [
+    Kind {
+        name: "pre-norm",
+        hash: "a229c0b6e6c6e877",
+        loss: 3.452,
+        best: 3e-3,
+        limit: 1.2e-2,
+        stream: 1.25,
+        grad: 0.88,
+        speed: 48_012.0,
+        equations: "  Y  = X + A(N(X))\n  X′ = Y + F(N(Y))",
+    },
+    Kind {
+        name: "post-norm",
+        hash: "0c66894167fa92d6",
+        loss: 3.498,
+        best: 1e-3,
+        limit: 2e-3,
+        stream: 1.0,
+        grad: 1.6,
+        speed: 48_530.0,
+        equations: "  Y  = N(X + A(X))\n  X′ = N(Y + F(Y))",
+    },
+    Kind {
+        name: "hybridnorm",
+        hash: "a62977297bdb054b",
+        loss: 3.431,
+        best: 3e-3,
+        limit: 1e-1,
+        stream: 1.02,
+        grad: 1.05,
+        speed: 47_100.0,
+        equations: "  Y  = X + A_QKV(X)\n  Z  = N(Y)\n  X′ = Z + F(Z)",
+    },
+    Kind {
+        name: "hybridnorm-star",
+        hash: "f829ce781f6d29f4",
+        loss: 3.422,
+        best: 1e-2,
+        limit: 1e-1,
+        stream: 1.03,
+        grad: 1.02,
+        speed: 47_030.0,
+        equations: "  Y  = X + A_QKV(X)\n  Z  = N(Y)\n  X′ = Z + F(Z)",
+    },
+    Kind {
+        name: "pre-norm-qk",
+        hash: "1d5629236c4ff8d7",
+        loss: 3.446,
+        best: 3e-3,
+        limit: 4e-2,
+        stream: 1.22,
+        grad: 0.9,
+        speed: 47_390.0,
+        equations: "  Y  = X + A_QK(N(X))\n  X′ = Y + F(N(Y))",
+    },
+    Kind {
+        name: "sandwich",
+        hash: "b22a1754c3d29a91",
+        loss: 3.441,
+        best: 3e-3,
+        limit: 4e-2,
+        stream: 1.12,
+        grad: 0.97,
+        speed: 45_020.0,
+        equations: "  Y  = X + N₂(A(N₁(X)))\n  X′ = Y + N₄(F(N₃(Y)))",
+    },
+    Kind {
+        name: "olmo2",
+        hash: "763f4fe3d6e2bc54",
+        loss: 3.449,
+        best: 3e-3,
+        limit: 4e-2,
+        stream: 1.1,
+        grad: 1.0,
+        speed: 46_440.0,
+        equations: "  Y  = X + N(A_QK(X))\n  X′ = Y + N(F(Y))",
+    },
+    Kind {
+        name: "mix-ln",
+        hash: "6bf42b66f2172fb6",
+        loss: 3.461,
+        best: 3e-3,
+        limit: 1.2e-2,
+        stream: 1.18,
+        grad: 1.1,
+        speed: 48_150.0,
+        equations: "  Y  = N(X + A(X))\n  X′ = N(Y + F(Y))",
+    },
+];
+
+/// Rates of the study.
+pub const RATES: [f64; 5] = [3e-4, 1e-3, 3e-3, 1e-2, 3e-2];
+
+/// A small generator of uniform numbers (SplitMix64).
+struct Chance(u64);
+
+impl Chance {
+    fn of(parts: &[u64]) -> Self {
+        let mut chance = Self(0x5eed);
+        for part in parts {
+            chance.0 ^= part.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            chance.next();
+        }
+        chance
+    }
+
+    fn next(&mut self) -> f64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) as f64 / u64::MAX as f64
+    }
+
+    /// About normal, with standard deviation `sd`.
+    fn around_zero(&mut self, sd: f64) -> f64 {
+        let sum: f64 = (0..6).map(|_| self.next()).sum();
+        (sum - 3.0) * sd * 2_f64.sqrt()
+    }
+}
+
+/// 8 placements at 5 rates with 3 seeds, some of which diverge.
+pub fn study() -> Document {
+    let runs = runs(3, None);
+    Document {
+        title: "Placements on Gutenberg, 1.3M parameters".to_owned(),
+        created: "2026-11-25".to_owned(),
+        version: "0.1.0".to_owned(),
+        groups: vec![group("", None, &runs)],
+        runs,
+        probe: None,
+    }
+}
+
+/// Two initializations, three placements and two seeds each.
+pub fn two_groups() -> Document {
+    let mut document = study();
+    document.runs = [Some("megatron"), Some("own")]
+        .into_iter()
+        .flat_map(|init| runs(2, init))
+        .filter(|run| ["pre-norm", "hybridnorm", "olmo2"].contains(&run.cell.placement.as_str()))
+        .collect();
+    document.groups = ["megatron", "own"]
+        .map(|init| {
+            let runs: Vec<RunRecord> = (document.runs.iter())
+                .filter(|run| run.cell.init.as_deref() == Some(init))
+                .cloned()
+                .collect();
+            group(&format!("initialization {init}"), Some(init), &runs)
+        })
+        .into();
+    document
+}
+
+/// A probe of 8 placements at two steps, and no runs.
+pub fn probe() -> Document {
+    Document {
+        title: "Probe of eight placements".to_owned(),
+        groups: Vec::new(),
+        runs: Vec::new(),
+        probe: Some(probe_report()),
+        ..study()
+    }
+}
+
+/// Eight placements at two steps.
+pub fn probe_report() -> ProbeReport {
+    let moment = |position: usize, kind: &Kind, step: u64| {
+        let mut chance = Chance::of(&[7, position as u64, step]);
+        let layers = layers(kind, step, 3e-3, &mut chance);
+        let depth = (BLOCKS - 1) as i32;
+        ProbeMoment {
+            step,
+            loss: 7.62 - 0.4 * (step as f64).ln() + chance.around_zero(0.01),
+            layers,
+            stream_grad: (0..BLOCKS)
+                .map(|block| {
+                    measured(0.1 * kind.grad.powi(block as i32) * (1.0 + chance.around_zero(0.05)))
+                })
+                .collect(),
+            growth: Growth {
+                stream: measured(kind.stream.powi(depth)),
+                grad: measured(kind.grad.powi(depth)),
+                grad_spread: measured(kind.grad.powi(depth).max(kind.grad.powi(-depth)) * 1.1),
+                stream_grad: measured(kind.grad.powi(depth)),
+            },
+        }
+    };
+    ProbeReport {
+        config: config(&KINDS[0], 3e-3, 1),
+        steps: 10,
+        placements: (KINDS.iter().enumerate())
+            .map(|(position, kind)| ProbePlacement {
+                placement: kind.name.to_owned(),
+                placement_hash: kind.hash.to_owned(),
+                equations: equations(kind),
+                moments: [1, 10].map(|step| moment(position, kind, step)).into(),
+                diverged: None,
+            })
+            .collect(),
+    }
+}
+
+fn group(name: &str, init: Option<&str>, runs: &[RunRecord]) -> Group {
+    let points: Vec<Point> = (runs.iter())
+        .map(|run| Point {
+            placement: run.cell.placement.clone(),
+            lr: run.cell.lr,
+            seed: run.cell.seed,
+            result: match (&run.ending, run.validation_loss) {
+                (Ending::Finished, Some(loss)) => Outcome::Loss(loss),
+                (Ending::Halved { .. }, _) => Outcome::Halved,
+                _ => Outcome::Diverged,
+            },
+            tokens_per_second: run.cost.tokens_per_second,
+            spikes: run.spikes.loss,
+        })
+        .collect();
+    let analysis = analyse(&points, &Rules::default());
+    Group {
+        name: name.to_owned(),
+        init: init.map(str::to_owned),
+        depth: None,
+        verdict: verdict(&analysis),
+        sentences: (analysis.placements.iter())
+            .map(|placement| sentence(placement, &analysis) + ".")
+            .collect(),
+        analysis,
+    }
+}
+
+fn runs(seeds: u64, init: Option<&str>) -> Vec<RunRecord> {
+    let mut runs = Vec::new();
+    for (position, kind) in KINDS.iter().enumerate() {
+        for (place, &lr) in RATES.iter().enumerate() {
+            for seed in 1..=seeds {
+                let parts = [
+                    position as u64,
+                    place as u64,
+                    seed,
+                    init.map_or(0, str::len) as u64,
+                ];
+                runs.push(run(kind, lr, seed, init, Chance::of(&parts)));
+            }
+        }
+    }
+    runs
+}
+
+fn run(kind: &Kind, lr: f64, seed: u64, init: Option<&str>, mut chance: Chance) -> RunRecord {
+    let luck = Chance::of(&[99, seed]).around_zero(0.006);
+    let off = (lr / kind.best).log10();
+    let over = lr / kind.limit * (1.0 + chance.around_zero(0.35));
+    let final_loss = kind.loss
+        + 0.11 * off.powi(2)
+        + 0.05 * off.max(0.0).powi(3)
+        + luck
+        + chance.around_zero(0.0025);
+    let end = match over > 1.0 {
+        true => 80 + (400.0 * chance.next()) as u64,
+        false => STEPS,
+    };
+    let ending = match over > 1.0 {
+        true => Ending::Diverged {
+            step: end,
+            reason: "training loss above that of token frequencies for 50 steps".to_owned(),
+        },
+        false => Ending::Finished,
+    };
+    let finished = end == STEPS;
+    let curve = curve(final_loss, end, finished, &mut chance);
+    let id = format!("{:016x}", (chance.next() * u64::MAX as f64) as u64);
+    RunRecord {
+        id,
+        cell: Cell {
+            placement: kind.name.to_owned(),
+            lr,
+            seed,
+            init: init.map(str::to_owned),
+            depth: None,
+        },
+        config: config(kind, lr, seed),
+        placement_hash: kind.hash.to_owned(),
+        equations: equations(kind),
+        data: "sha256:5f1c0e7a9b3d".to_owned(),
+        parameters: 1_312_896,
+        steps: end,
+        tokens: end * 2048,
+        validation_loss: finished.then_some(final_loss),
+        train_loss: finished.then_some(final_loss - 0.03),
+        max_grad_norm: if finished {
+            3.0 + 4.0 * chance.next()
+        } else {
+            180.0
+        },
+        spikes: Counts {
+            loss: (over > 0.4) as u64 * (3.0 * chance.next()) as u64,
+            grad_norm: (over > 0.3) as u64 * (9.0 * chance.next()) as u64,
+            update_norm: (over > 0.3) as u64 * (3.0 * chance.next()) as u64,
+        },
+        validation: (1..=4)
+            .map(|part| part * STEPS / 4)
+            .filter(|step| *step <= end && finished)
+            .map(|step| Evaluation {
+                step,
+                loss: course(final_loss, step) + 0.02 * (1.0 - step as f64 / STEPS as f64),
+            })
+            .collect(),
+        layers: (0..=20)
+            .map(|row| (row * STEPS / 20).max(1))
+            .filter(|step| *step <= end)
+            .map(|step| layers(kind, step, lr, &mut chance))
+            .collect(),
+        ending,
+        curve,
+        cost: Cost {
+            tokens_per_second: kind.speed * (1.0 + chance.around_zero(0.01)),
+            seconds: end as f64 * 2048.0 / kind.speed,
+            peak_memory_bytes: Some(((158.0 + kind.stream * 12.0) * 1_048_576.0) as u64),
+            machine: "AMD EPYC 9V45".to_owned(),
+            threads: 2,
+            version: "0.1.0".to_owned(),
+        },
+    }
+}
+
+/// The loss on its way to `last`.
+fn course(last: f64, step: u64) -> f64 {
+    let share = step as f64 / STEPS as f64;
+    last + (7.6 - last) * ((1.0 - share) / (1.0 + 14.0 * share)).powf(1.15)
+}
+
+fn curve(last: f64, end: u64, finished: bool, chance: &mut Chance) -> Curve {
+    let mut curve = Curve::default();
+    for step in (8..=end).step_by(8) {
+        let left = (end - step) as f64;
+        let burst = if finished {
+            0.0
+        } else {
+            4.0 * (-left / 30.0).exp()
+        };
+        curve.step.push(step);
+        curve
+            .loss
+            .push((course(last, step) + burst + chance.around_zero(0.02)) as f32);
+        let norm = 0.4 + 3.0 / (1.0 + step as f64 / 40.0) + 9.0 * burst;
+        curve
+            .grad_norm
+            .push((norm * (1.0 + chance.around_zero(0.08))) as f32);
+        curve.update_norm.push((0.05 + chance.next() * 0.01) as f32);
+    }
+    curve
+}
+
+fn layers(kind: &Kind, step: u64, lr: f64, chance: &mut Chance) -> LayersRow {
+    let time = 1.0 + step as f64 / 200.0;
+    let mut size = |value: f64| {
+        let value = value * (1.0 + chance.around_zero(0.06));
+        Activation {
+            rms: measured(value),
+            max: measured(5.0 * value),
+        }
+    };
+    let blocks = (0..BLOCKS).map(|block| {
+        let depth = block as i32;
+        let grow = kind.stream.powi(depth);
+        let stream = size(0.3 * grow * time.sqrt());
+        let attn = size(0.08 * grow);
+        let ffn = size(0.12 * grow);
+        let scores = size(1.5 * time.sqrt() * kind.limit.powf(-0.1));
+        let entropy = size(4.0 / time.powf(0.15 + 0.02 * block as f64));
+        let grad = 0.3 * kind.grad.powi(depth) / time.sqrt();
+        let roles = ["down", "norm", "out", "qkv", "up"];
+        let by_role = |scale: f64| -> BTreeMap<String, Option<f32>> {
+            (roles.iter().enumerate())
+                .map(|(role, name)| {
+                    (
+                        (*name).to_owned(),
+                        measured(scale * (1.0 + 0.1 * role as f64)),
+                    )
+                })
+                .collect()
+        };
+        BlockSignals {
+            stream,
+            attn,
+            ffn,
+            scores: Scores {
+                max: scores.max,
+                entropy: entropy.rms,
+            },
+            roles: RoleSignals {
+                grad_norm: by_role(grad * size(1.0).rms.map_or(1.0, f64::from)),
+                update_ratio: by_role(lr * (1.0 - 0.9 * step as f64 / STEPS as f64)),
+                gain_drift: measured(lr * time * (1.0 + 0.1 * block as f64)),
+            },
+        }
+    });
+    let blocks = blocks.collect();
+    let ends = RoleSignals {
+        grad_norm: BTreeMap::from([("embedding".to_owned(), measured(0.2 / time))]),
+        update_ratio: BTreeMap::from([("embedding".to_owned(), measured(lr))]),
+        gain_drift: measured(lr * time),
+    };
+    LayersRow { step, blocks, ends }
+}
+
+fn equations(kind: &Kind) -> String {
+    format!(
+        "{}  (6 blocks, hash {})\n\nembedding\n  X₀ = E[token]\n\nblocks 1–6\n{}\nwhere\n  A(u) = W_O · \
+         softmax(RoPE(q) RoPE(k)ᵀ / √hd) v,  q, k, v = W_q u, W_k u, W_v u\n  F(u) = W_down (φ(W_gate \
+         u) ⊙ W_up u)\n\nhead\n  logits = W_head N(X_L)\n\nnorm\n  N(x) = g ⊙ x / √(mean(x²) + 1e-6)\n",
+        kind.name, kind.hash, kind.equations
+    )
+}
+
+fn config(kind: &Kind, lr: f64, seed: u64) -> String {
+    format!(
+        "seed = {seed}\n\n[model]\nd_model = 128\nn_layers = {BLOCKS}\nn_heads = 4\nn_kv_heads = \
+         2\nd_ff = 344\nplacement = \"{}\"\nnorm = {{ eps = 1e-6 }}\ninit = {{ scheme = \"megatron\" \
+         }}\n\n[data]\ntrain = [\"gutenberg\"]\ntokenizer = \"bpe:2048\"\n\n[optimizer]\nlr = \
+         {lr:e}\n\n[schedule]\nkind = \"cosine\"\nwarmup_steps = 40\n\n[train]\nsteps = \
+         {STEPS}\nbatch_size = 16\nseq_len = 128\n",
+        kind.name
+    )
+}

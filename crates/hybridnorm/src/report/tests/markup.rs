@@ -1,0 +1,82 @@
+//! A reader of HTML that accepts only what closes in order.
+
+/// Elements without an end.
+const VOID: [&str; 3] = ["meta", "path", "!DOCTYPE"];
+
+/// Elements whose content is no markup.
+const RAW: [&str; 2] = ["style", "script"];
+
+/// What is wrong with a page.
+pub fn check(page: &str) -> Result<(), String> {
+    let mut open: Vec<&str> = Vec::new();
+    let mut rest = page;
+    while let Some(start) = rest.find('<') {
+        let end = tag_end(&rest[start..]).ok_or("a tag does not end")? + start;
+        let tag = &rest[start + 1..end];
+        rest = &rest[end + 1..];
+        let name = tag
+            .trim_start_matches('/')
+            .split([' ', '/', '\n'])
+            .next()
+            .unwrap_or("");
+        if name.is_empty() || !name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '!') {
+            return Err(format!("<{tag}> is no tag"));
+        }
+        if tag.starts_with('/') {
+            match open.pop() {
+                Some(last) if last == name => {}
+                last => return Err(format!("</{name}> closes {last:?}")),
+            }
+        } else if !VOID.contains(&name) && !tag.ends_with('/') {
+            open.push(name);
+            if RAW.contains(&name) {
+                rest = &rest[rest
+                    .find(&format!("</{name}>"))
+                    .ok_or("raw text does not end")?..];
+            }
+        }
+    }
+    let mut ids = attributes(page, "id");
+    let number = ids.len();
+    ids.sort_unstable();
+    ids.dedup();
+    match (open.is_empty(), ids.len() == number) {
+        (true, true) => Ok(()),
+        (false, _) => Err(format!("left open: {open:?}")),
+        (_, false) => Err("an id is there twice".to_owned()),
+    }
+}
+
+/// The values of an attribute, in order.
+pub fn attributes(page: &str, name: &str) -> Vec<String> {
+    let pattern = format!(" {name}=\"");
+    (page.split(&pattern).skip(1))
+        .filter_map(|rest| Some(rest.split_once('"')?.0.to_owned()))
+        .collect()
+}
+
+/// Where a tag ends: the first `>` outside of quotes.
+fn tag_end(tag: &str) -> Option<usize> {
+    let mut quoted = false;
+    tag.char_indices()
+        .find(|(_, c)| {
+            quoted ^= *c == '"';
+            *c == '>' && !quoted
+        })
+        .map(|(position, _)| position)
+}
+
+#[test]
+fn the_reader_finds_what_is_wrong() {
+    assert_eq!(check("<p a=\"x > y\">1 <b>2</b></p><meta a=\"b\">"), Ok(()));
+    for wrong in [
+        "<p>",
+        "<p></b>",
+        "<p><b></p></b>",
+        "<p",
+        "a < b",
+        "<p id=\"a\"></p><p id=\"a\"></p>",
+    ] {
+        assert!(check(wrong).is_err(), "{wrong}");
+    }
+}

@@ -1,0 +1,217 @@
+//! The runs of a document, sorted into what is compared with each other.
+
+use super::document::Document;
+use crate::lab::analysis::PlacementSummary;
+use crate::lab::stats::{self, Summary};
+use crate::lab::study::Group;
+use crate::lab::study::record::{Ending, RunRecord};
+
+/// Runs of one initialization and depth, with their analysis where there is one.
+pub(super) struct View<'a> {
+    /// Prefix of the ids of its elements in a page.
+    pub(super) key: String,
+    /// Empty where there is only one.
+    pub(super) name: String,
+    /// Analysis and sentences.
+    pub(super) group: Option<&'a Group>,
+    /// Runs in the order of the document.
+    pub(super) runs: Vec<&'a RunRecord>,
+    /// Placements in the order of the analysis, then of the runs.
+    pub(super) placements: Vec<&'a str>,
+    /// Learning rates, ascending.
+    pub(super) rates: Vec<f64>,
+}
+
+/// Runs of one placement at one rate.
+pub(super) struct Rate<'a> {
+    /// Runs that finished and have a validation loss, with that loss.
+    pub(super) losses: Vec<(&'a RunRecord, f64)>,
+    /// Number of runs.
+    pub(super) runs: usize,
+    /// How many diverged.
+    pub(super) diverged: usize,
+    /// How many were left out by successive halving.
+    pub(super) halved: usize,
+}
+
+/// Sorts the runs of a document.
+///
+/// A single group takes all runs. Of several, each takes those of its initialization and depth; runs
+/// that belong to none make up views without analysis.
+pub(super) fn views(document: &Document) -> Vec<View<'_>> {
+    let mut views: Vec<View> = Vec::new();
+    for group in &document.groups {
+        let runs = match document.groups.len() {
+            1 => document.runs.iter().collect(),
+            _ => (document.runs.iter())
+                .filter(|run| belongs(run, group))
+                .collect(),
+        };
+        views.push(View::new(
+            views.len(),
+            group.name.clone(),
+            Some(group),
+            runs,
+        ));
+    }
+    let left: Vec<&RunRecord> = match document.groups.len() {
+        1 => Vec::new(),
+        _ => (document.runs.iter())
+            .filter(|run| !document.groups.iter().any(|group| belongs(run, group)))
+            .collect(),
+    };
+    let mut kinds: Vec<(&Option<String>, Option<usize>)> = Vec::new();
+    for run in &left {
+        let kind = (&run.cell.init, run.cell.depth);
+        if !kinds.contains(&kind) {
+            kinds.push(kind);
+        }
+    }
+    for (init, depth) in kinds {
+        let runs = (left.iter().copied())
+            .filter(|run| (&run.cell.init, run.cell.depth) == (init, depth))
+            .collect();
+        views.push(View::new(views.len(), kind_name(init, depth), None, runs));
+    }
+    views
+}
+
+impl<'a> View<'a> {
+    fn new(
+        position: usize,
+        name: String,
+        group: Option<&'a Group>,
+        runs: Vec<&'a RunRecord>,
+    ) -> Self {
+        let summaries = (group.iter())
+            .flat_map(|group| &group.analysis.placements)
+            .map(|summary| summary.placement.as_str());
+        let mut placements = Vec::new();
+        for name in summaries.chain(runs.iter().map(|run| run.cell.placement.as_str())) {
+            if !placements.contains(&name) {
+                placements.push(name);
+            }
+        }
+        let mut rates: Vec<f64> = runs.iter().map(|run| run.cell.lr).collect();
+        rates.sort_by(f64::total_cmp);
+        rates.dedup();
+        Self {
+            key: format!("g{position}"),
+            name,
+            group,
+            runs,
+            placements,
+            rates,
+        }
+    }
+
+    /// What the analysis says of a placement.
+    pub(super) fn summary(&self, placement: &str) -> Option<&'a PlacementSummary> {
+        (self.group?.analysis.placements.iter()).find(|summary| summary.placement == placement)
+    }
+
+    /// Runs of a placement.
+    pub(super) fn of<'b>(
+        &'b self,
+        placement: &'b str,
+    ) -> impl Iterator<Item = &'a RunRecord> + use<'a, 'b> {
+        (self.runs.iter().copied()).filter(move |run| run.cell.placement == placement)
+    }
+
+    /// Runs of a placement at a rate.
+    pub(super) fn at(&self, placement: &str, lr: f64) -> Vec<&'a RunRecord> {
+        self.of(placement).filter(|run| run.cell.lr == lr).collect()
+    }
+
+    /// How the runs of a placement at a rate ended.
+    pub(super) fn rate(&self, placement: &str, lr: f64) -> Rate<'a> {
+        let runs = self.at(placement, lr);
+        let ended =
+            |wanted: fn(&Ending) -> bool| runs.iter().filter(|run| wanted(&run.ending)).count();
+        Rate {
+            diverged: ended(|ending| matches!(ending, Ending::Diverged { .. })),
+            halved: ended(|ending| matches!(ending, Ending::Halved { .. })),
+            runs: runs.len(),
+            losses: (runs.iter())
+                .filter(|run| matches!(run.ending, Ending::Finished))
+                .filter_map(|run| Some((*run, run.validation_loss?)))
+                .filter(|(_, loss)| loss.is_finite())
+                .collect(),
+        }
+    }
+
+    /// The best rate of a placement: the analysis's, or that of the lowest mean among the rates at
+    /// which no run diverged.
+    pub(super) fn best_rate(&self, placement: &str) -> Option<f64> {
+        if let Some(summary) = self.summary(placement) {
+            return summary.best.as_ref().map(|best| best.lr);
+        }
+        (self.rates.iter())
+            .filter_map(|&lr| {
+                let rate = self.rate(placement, lr);
+                let mean = rate.summary()?.mean;
+                (rate.diverged == 0).then_some((lr, mean))
+            })
+            .min_by(|a, b| a.1.total_cmp(&b.1))
+            .map(|(lr, _)| lr)
+    }
+
+    /// Runs of a placement at its best rate that finished.
+    pub(super) fn best_runs(&self, placement: &str) -> Vec<&'a RunRecord> {
+        self.best_rate(placement)
+            .map(|lr| self.rate(placement, lr).losses)
+            .unwrap_or_default()
+            .into_iter()
+            .map(|(run, _)| run)
+            .collect()
+    }
+
+    /// Tokens per second of a placement: the analysis's, or the median of its runs.
+    pub(super) fn speed(&self, placement: &str) -> Option<f64> {
+        if let Some(summary) = self.summary(placement) {
+            return summary.tokens_per_second.filter(|speed| speed.is_finite());
+        }
+        let speeds = self.of(placement).map(|run| run.cost.tokens_per_second);
+        stats::median(&speeds.filter(|speed| *speed > 0.0).collect::<Vec<f64>>())
+    }
+
+    /// Largest peak memory of a placement's runs, in bytes.
+    pub(super) fn memory(&self, placement: &str) -> Option<u64> {
+        (self.of(placement))
+            .filter_map(|run| run.cost.peak_memory_bytes)
+            .max()
+    }
+
+    /// Spikes of loss, gradient norm and update norm of a placement's runs, and how many of its runs
+    /// had any of the loss.
+    pub(super) fn spikes(&self, placement: &str) -> [u64; 4] {
+        self.of(placement).fold([0; 4], |sum, run| {
+            let spikes = run.spikes;
+            [
+                sum[0] + spikes.loss,
+                sum[1] + spikes.grad_norm,
+                sum[2] + spikes.update_norm,
+                sum[3] + u64::from(spikes.loss > 0),
+            ]
+        })
+    }
+}
+
+impl Rate<'_> {
+    /// The losses of the finished runs in short.
+    pub(super) fn summary(&self) -> Option<Summary> {
+        let losses: Vec<f64> = self.losses.iter().map(|(_, loss)| *loss).collect();
+        Summary::of(&losses)
+    }
+}
+
+fn belongs(run: &RunRecord, group: &Group) -> bool {
+    run.cell.init == group.init && run.cell.depth == group.depth
+}
+
+fn kind_name(init: &Option<String>, depth: Option<usize>) -> String {
+    let init = init.as_ref().map(|init| format!("initialization {init}"));
+    let depth = depth.map(|depth| format!("{depth} blocks"));
+    let parts: Vec<String> = [init, depth].into_iter().flatten().collect();
+    parts.join(", ")
+}
