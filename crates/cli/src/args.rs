@@ -287,8 +287,8 @@ pub struct ReportArgs {
     /// A study's folder, or run directories; besides or instead, what `probe --out` wrote.
     #[arg(required = true, value_name = "STUDY|RUN|PROBE.json")]
     pub paths: Vec<PathBuf>,
-    /// Where to write it; standard output unless given, which only Markdown and JSON go to.
-    #[arg(long, value_name = "FILE", required_if_eq("format", "html"))]
+    /// Where to write it. Markdown and JSON go to standard output unless it is given; a page needs it.
+    #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
     /// What to write.
     #[arg(long, value_enum, default_value_t = ReportFormat::Html)]

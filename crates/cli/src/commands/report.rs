@@ -9,6 +9,11 @@ use crate::console::{self, Console};
 use crate::table::bytes;
 
 pub fn run(args: ReportArgs, console: &Console) -> Result<Ending, Error> {
+    if args.format == ReportFormat::Html && args.out.is_none() {
+        return Err(Error::config(
+            "--out is missing: a page goes to a file, e.g. --out report.html",
+        ));
+    }
     let document = Document::open(&args.paths)?;
     let text = match args.format {
         ReportFormat::Html => report::html(&document),

@@ -1,0 +1,287 @@
+//! Reports, as files and in a browser.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use common::{Lab, files_below};
+use serde_json::Value;
+
+const STUDY: &str = r#"
+[study]
+placements = ["pre-norm", "hybridnorm", { name = "<b>odd</b> & \"quoted\"", base = "post-norm" }]
+lr = [3e-3, 1e-2, 1e38]
+seeds = [1, 2, 3]
+[model]
+d_model = 16
+n_layers = 3
+n_heads = 2
+d_ff = 32
+[data]
+train = ["stories:60"]
+tokenizer = "bytes"
+[schedule]
+kind = "constant"
+[optimizer]
+clip_grad_norm = 0
+[train]
+steps = 30
+batch_size = 4
+seq_len = 16
+eval_every = 10
+eval_sequences = 0
+checkpoint_every = 0
+[log]
+layers_every = 5
+"#;
+
+/// A lab with a study in `out`, and what a probe saw in `probe.json`.
+fn lab() -> Lab {
+    let lab = Lab::new();
+    lab.write("study.toml", STUDY);
+    lab.ok(&["study", "study.toml", "--quiet", "--out", "out"]);
+    let placements = "--placements=pre-norm,hybridnorm";
+    let probe = [
+        "probe",
+        "tiny.toml",
+        "--quiet",
+        "--steps",
+        "3",
+        placements,
+        "--out",
+        "probe.json",
+    ];
+    lab.ok(&probe);
+    lab
+}
+
+#[test]
+fn a_report_says_the_same_in_every_format() {
+    let lab = lab();
+    let document = lab.json(&["report", "out", "probe.json", "--format", "json"]);
+    assert_eq!(document["runs"].as_array().unwrap().len(), 27);
+    assert_eq!(document["title"], "out, probe");
+    let verdict = document["groups"][0]["verdict"].as_array().unwrap();
+    assert_eq!(verdict.len(), 3);
+    let markdown = lab.ok(&["report", "out", "--format", "markdown"]);
+    lab.ok(&[
+        "report",
+        "out",
+        "probe.json",
+        "--out",
+        "report.html",
+        "--quiet",
+    ]);
+    let html = String::from_utf8(lab.read("report.html")).unwrap();
+    for placement in document["groups"][0]["analysis"]["placements"]
+        .as_array()
+        .unwrap()
+    {
+        let Some(loss) = placement["best"]["loss"]["mean"].as_f64() else {
+            panic!("{placement}");
+        };
+        let loss = format!("{loss:.4}");
+        assert!(markdown.contains(&loss) && html.contains(&loss), "{loss}");
+    }
+    assert!(!html.contains("<b>odd"), "names are data");
+    assert_eq!(
+        files_below(&lab.path("out")).len(),
+        27 + 1,
+        "a report changes nothing"
+    );
+}
+
+#[test]
+fn runs_are_reported_as_they_stand() {
+    let lab = Lab::new();
+    lab.train("done", &[]);
+    lab.train("other", &["--set", "model.placement=pre-norm"]);
+    let jump = [
+        "--set",
+        "optimizer.lr=1e30",
+        "--set",
+        "optimizer.clip_grad_norm=0",
+    ];
+    lab.train_fails(1, "died", &jump, &["step 2"]);
+    let document = lab.json(&["report", "done", "other", "died", "--format", "json"]);
+    let runs = document["runs"].as_array().unwrap();
+    let kinds: Vec<&str> = runs
+        .iter()
+        .map(|run| run["ending"]["kind"].as_str().unwrap())
+        .collect();
+    assert_eq!(kinds, ["finished", "finished", "diverged"]);
+    assert_eq!(runs[0]["cell"]["placement"], "hybridnorm-star");
+    assert_eq!(
+        runs[0]["validation_loss"],
+        lab.metrics("done")[19]["validation_loss"]
+    );
+    assert_eq!(runs[2]["ending"]["step"], 2);
+    lab.ok(&["report", "done", "other", "died", "--out", "runs.html"]);
+}
+
+#[test]
+fn what_no_report_can_be_made_of() {
+    let lab = Lab::new();
+    lab.fails(
+        1,
+        &["report", "none", "--format", "json"],
+        &["none: no such file"],
+    );
+    lab.write("folder/note.txt", "nothing");
+    lab.fails(
+        1,
+        &["report", "folder", "--format", "json"],
+        &["folder: neither a study"],
+    );
+    lab.write("garbage.json", "[1]");
+    let garbage = ["report", "garbage.json", "--format", "json"];
+    lab.fails(
+        1,
+        &garbage,
+        &["garbage.json: not what `probe --out` writes"],
+    );
+    lab.train("run", &[]);
+    lab.fails(2, &["report", "run"], &["--out is missing"]);
+}
+
+/// What a page says of itself in Chromium with the network cut.
+fn in_chromium(lab: &Lab, page: &str, more: &[&str]) -> Value {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let script = |name: &str| {
+        let text = fs::read_to_string(tests.join(name)).unwrap();
+        format!("<script>{text}</script>")
+    };
+    let html = String::from_utf8(lab.read(page)).unwrap();
+    let at = html.find("<head>").unwrap() + "<head>".len();
+    let (head, rest) = html.split_at(at);
+    let under_test = [
+        head,
+        &script("report_facts_begin.js"),
+        rest,
+        &script("report_facts_end.js"),
+    ];
+    lab.write("under-test.html", under_test.concat());
+    let chromium = std::env::var("CHROMIUM").unwrap_or_else(|_| "chromium".into());
+    let output = Command::new(chromium)
+        .args([
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+        ])
+        .args([
+            "--host-resolver-rules=MAP * ~NOTFOUND",
+            "--proxy-server=127.0.0.1:9",
+        ])
+        .args([
+            "--virtual-time-budget=20000",
+            "--enable-logging=stderr",
+            "--dump-dom",
+        ])
+        .args(["--window-size=1300,2000"])
+        .args(more)
+        .arg(format!("file://{}", lab.path("under-test.html").display()))
+        .output()
+        .expect("chromium, or the program named in CHROMIUM");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!said.contains("CONSOLE"), "{said}");
+    let dom = String::from_utf8_lossy(&output.stdout);
+    let facts = dom
+        .split("<pre id=\"facts\">")
+        .nth(1)
+        .unwrap_or_else(|| panic!("{said}"));
+    serde_json::from_str(facts.split("</pre>").next().unwrap()).unwrap()
+}
+
+#[test]
+#[ignore = "needs Chromium"]
+fn a_report_works_in_a_browser_without_a_network() {
+    let lab = lab();
+    lab.ok(&[
+        "report",
+        "out",
+        "probe.json",
+        "--out",
+        "report.html",
+        "--quiet",
+    ]);
+    let document = lab.json(&["report", "out", "probe.json", "--format", "json"]);
+    let facts = in_chromium(&lab, "report.html", &[]);
+    assert_eq!(facts["errors"], Value::Array(vec![]));
+    assert_eq!(facts["requests"], Value::Array(vec![]));
+    let charts = facts["charts"].as_array().unwrap();
+    assert!(charts.len() >= 12, "{charts:?}");
+    for chart in charts.iter().filter(|chart| chart["hidden"] == false) {
+        assert!(chart["marks"].as_u64().unwrap() > 0, "{chart}");
+        assert!(!chart["label"].as_str().unwrap().is_empty(), "{chart}");
+    }
+    // The table of losses is the JSON's.
+    let rows = facts["tables"]["g0-losses-table"].as_array().unwrap();
+    let placements = document["groups"][0]["analysis"]["placements"]
+        .as_array()
+        .unwrap();
+    assert_eq!(rows.len(), placements.len() + 1);
+    for (row, placement) in rows[1..].iter().zip(placements) {
+        assert_eq!(row[0], placement["placement"]);
+        for (cell, rate) in row.as_array().unwrap()[1..]
+            .iter()
+            .zip(placement["rates"].as_array().unwrap())
+        {
+            let cell = cell.as_str().unwrap();
+            match rate["loss"]["mean"].as_f64() {
+                Some(mean) => assert!(cell.starts_with(&format!("{mean:.4}")), "{cell} {rate}"),
+                None => assert!(cell.contains("diverged"), "{cell} {rate}"),
+            }
+        }
+    }
+    for select in facts["selects"].as_array().unwrap() {
+        assert_eq!(select["focused"], true);
+        assert!(select["options"].as_u64().unwrap() > 1);
+    }
+    // One download is the document itself, another has a row a run.
+    let downloads: Vec<&str> = facts["downloads"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|text| text.as_str().unwrap())
+        .collect();
+    let is_document = |text: &&&str| {
+        serde_json::from_str::<Value>(text).is_ok_and(|found| found["runs"] == document["runs"])
+    };
+    assert_eq!(downloads.iter().filter(is_document).count(), 1);
+    assert!(
+        downloads
+            .iter()
+            .any(|text| text.trim_end().lines().count() == 27 + 1),
+        "{}",
+        downloads.len()
+    );
+    // Another background in the dark.
+    let dark = in_chromium(
+        &lab,
+        "report.html",
+        &["--blink-settings=preferredColorScheme=0"],
+    );
+    assert_eq!(dark["errors"], Value::Array(vec![]));
+    assert_ne!(dark["background"], facts["background"]);
+}
+
+#[test]
+#[ignore = "needs Chromium"]
+fn reports_of_runs_and_of_a_probe_alone_work_in_a_browser() {
+    let lab = lab();
+    lab.train("done", &[]);
+    for (name, paths) in [("runs", &["done"][..]), ("probe", &["probe.json"])] {
+        let page = format!("{name}.html");
+        lab.ok(&[&["report", "--quiet", "--out", &page][..], paths].concat());
+        let facts = in_chromium(&lab, &page, &[]);
+        assert_eq!(facts["errors"], Value::Array(vec![]), "{name}");
+        let charts = facts["charts"].as_array().unwrap();
+        let drawn = charts
+            .iter()
+            .filter(|chart| chart["marks"].as_u64().unwrap() > 0);
+        assert!(drawn.count() >= 3, "{name}: {charts:?}");
+    }
+}
