@@ -194,9 +194,10 @@ pub struct ProbeArgs {
     /// Placements to look at; the configuration's own unless given.
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub placements: Vec<String>,
-    /// Steps to train each; the first and the last are looked at.
-    #[arg(long, value_name = "N", default_value_t = 100)]
-    pub steps: u64,
+    /// Steps to train each, of which the first and the last are looked at; 100 unless given, or all of
+    /// `train.steps` where these are fewer.
+    #[arg(long, value_name = "N")]
+    pub steps: Option<u64>,
     /// Set a key on top of the configuration, e.g. `--set model.n_layers=29`.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     pub settings: Vec<String>,
@@ -290,12 +291,12 @@ pub struct ReportArgs {
     /// Where to write it. Markdown and JSON go to standard output unless it is given; a page needs it.
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
-    /// What to write.
+    /// Its form.
     #[arg(long, value_enum, default_value_t = ReportFormat::Html)]
     pub format: ReportFormat,
 }
 
-/// What to write.
+/// The form of a report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ReportFormat {
     /// A page that opens offline.

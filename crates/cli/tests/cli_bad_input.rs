@@ -425,13 +425,7 @@ fn numbers_that_stop_being_numbers() {
     lab.train_fails(1, "run", &huge, &words);
     // Runs that go well for ten steps and then are told to jump: to weights that are no numbers, or
     // to some that are, but give none.
-    for (lr, problem) in [
-        ("1e300", "step 11: loss"),
-        (
-            "1e30",
-            "step 11: after the update the loss on the next batch is NaN",
-        ),
-    ] {
+    for (lr, problem) in [("1e300", "step 11: loss"), ("1e30", "step 12: loss NaN")] {
         let run = format!("jump {lr}");
         lab.train(&run, &["--set", "train.steps=10"]);
         let lr = format!("optimizer.lr={lr}");

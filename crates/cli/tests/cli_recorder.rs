@@ -176,6 +176,7 @@ fn a_spike_leaves_a_dump_and_a_count() {
     let dump: Value = serde_json::from_slice(&fs::read(&dumps[0]).unwrap()).unwrap();
     assert_eq!(dump["step"], 61);
     assert_eq!(dump["weights"], "after");
+    assert_eq!(dump["kind"], "spike");
     let reasons = dump["reasons"].to_string();
     assert!(reasons.contains("update norm"), "{reasons}");
     assert!(reasons.contains("standard deviations above"), "{reasons}");
@@ -265,7 +266,7 @@ fn a_replay_gives_the_same_bits_and_another_one_what_was_changed() {
     lab.fails(
         2,
         &["replay", "run", "--step", "13"],
-        &["run-replay-13 already holds a run"],
+        &["run-replay-13 already holds a run; choose another --out"],
     );
     lab.fails(
         2,
@@ -281,6 +282,21 @@ fn a_replay_gives_the_same_bits_and_another_one_what_was_changed() {
         ],
         &["unknown placement"],
     );
+    for key in ["seed=9", "train.seq_len=8", "data.order=\"sequential\""] {
+        let args = ["replay", "run", "--step", "13", "--out", "x", "--set", key];
+        lab.fails(2, &args, &["decides the batches"]);
+    }
+    let short = [
+        "replay",
+        "run",
+        "--step",
+        "13",
+        "--out",
+        "x",
+        "--set",
+        "train.steps=12",
+    ];
+    lab.fails(2, &short, &["train.steps = 12 end before step 13"]);
     assert!(!lab.path("x").exists());
 }
 

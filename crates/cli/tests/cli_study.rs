@@ -80,27 +80,33 @@ fn record(file: &Path) -> Value {
 #[test]
 fn a_study_killed_ten_times_ends_with_the_same_files() {
     let lab = lab();
-    lab.ok(&args("whole", &[]));
+    let long = ["--set", "train.steps=120"];
+    lab.ok(&args("whole", &long));
     let whole = content(&lab, "whole");
     assert_eq!(whole.len(), 12 + 1, "{:?}", whole.keys());
-    let mut kills = 0;
     for round in 0..10u64 {
-        let jobs = ["--jobs", if round % 2 == 0 { "1" } else { "2" }];
-        let mut more = vec!["--threads", "2"];
-        more.extend(jobs);
+        let mut more = long.to_vec();
+        more.extend([
+            "--threads",
+            "2",
+            "--jobs",
+            if round % 2 == 0 { "1" } else { "2" },
+        ]);
         if round > 0 {
             more.push("--resume");
         }
         let mut child = lab.start(&args("killed", &more));
-        std::thread::sleep(Duration::from_millis(30 + 37 * (round * round % 7)));
-        if child.try_wait().unwrap().is_none() {
-            signal(&child, "KILL");
-            kills += 1;
-        }
+        std::thread::sleep(Duration::from_millis(20 + 23 * (round * round % 7)));
+        assert!(
+            child.try_wait().unwrap().is_none(),
+            "through before it was killed"
+        );
+        signal(&child, if round % 3 == 2 { "TERM" } else { "KILL" });
         child.wait_with_output().unwrap();
     }
-    assert!(kills > 0, "never killed");
-    lab.ok(&args("killed", &["--resume"]));
+    let mut rest = long.to_vec();
+    rest.push("--resume");
+    lab.ok(&args("killed", &rest));
     assert_eq!(whole, content(&lab, "killed"));
 }
 
@@ -256,7 +262,16 @@ fn halving_leaves_the_worse_rates_out_and_is_the_same_when_interrupted() {
         }
     }
     lab.ok(&args("killed", &resumed));
+    let decided = lab.read("killed/halving.json");
     assert_eq!(whole, content_with_halving(&lab, "killed"));
+    let mut grown = more.to_vec();
+    grown.extend(["--resume", "--set", "study.seeds=[1,2,3]"]);
+    lab.write("whole/halving.json", decided);
+    lab.fails(
+        2,
+        &args("whole", &grown),
+        &["halving has decided over other runs"],
+    );
     let mut sharded = more.to_vec();
     sharded.extend(["--shard", "1/2"]);
     lab.fails(2, &args("no", &sharded), &["shard 1/2", "cannot be split"]);
@@ -264,8 +279,14 @@ fn halving_leaves_the_worse_rates_out_and_is_the_same_when_interrupted() {
 
 fn content_with_halving(lab: &Lab, out: &str) -> BTreeMap<String, Value> {
     let decided = lab.path(out).join("halving.json");
-    let rungs: Vec<Vec<String>> = serde_json::from_slice(&fs::read(&decided).unwrap()).unwrap();
-    assert_eq!(rungs.iter().map(Vec::len).collect::<Vec<_>>(), [12, 6]);
+    let rungs: Vec<Value> = serde_json::from_slice(&fs::read(&decided).unwrap()).unwrap();
+    let sizes = |key: &str| -> Vec<usize> {
+        rungs
+            .iter()
+            .map(|rung| rung[key].as_array().unwrap().len())
+            .collect()
+    };
+    assert_eq!((sizes("of"), sizes("on")), (vec![24, 12], vec![12, 6]));
     fs::remove_file(decided).unwrap();
     content(lab, out)
 }

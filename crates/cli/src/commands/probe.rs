@@ -1,6 +1,8 @@
 //! `hybridnorm probe`.
 
-use hybridnorm::lab::probe::{self, Options, ProbeReport};
+use std::collections::{BTreeMap, BTreeSet};
+
+use hybridnorm::lab::probe::{self, Options, ProbeMoment, ProbeReport};
 use hybridnorm::train::layers::Measured;
 use hybridnorm::train::{Config, Event};
 use hybridnorm::{Device, Error, files};
@@ -14,13 +16,14 @@ use crate::table::numbers;
 
 pub fn run(args: ProbeArgs, console: &Console) -> Result<Ending, Error> {
     let config = Config::load(&args.config, &args.settings)?;
+    let all = config.train.steps as u64;
     let options = Options {
         placements: args.placements,
-        steps: args.steps,
+        steps: args.steps.unwrap_or(all.min(100)),
     };
     let stop = Stop::listen()?;
     let mut display = Display::new(console);
-    let steps = args.steps;
+    let steps = options.steps;
     let mut on_event = |name: &str, event: Event<'_>| display.event(name, steps, &event);
     let report = probe::run(
         &config,
@@ -93,12 +96,9 @@ fn text(report: &ProbeReport) -> String {
                 "gradient",
                 "gradient at the stream",
                 "gain drift",
-                "update ÷ weight, q·k·v",
-                "down",
             ]);
             let blocks = moment.layers.blocks.iter().zip(&moment.stream_grad);
             for (index, (block, stream_grad)) in blocks.enumerate() {
-                let update = |role: &str| block.roles.update_ratio.get(role).copied().flatten();
                 table.add_row([
                     (index + 1).to_string(),
                     short(block.stream.rms),
@@ -109,14 +109,38 @@ fn text(report: &ProbeReport) -> String {
                     short(Some(block.grad_norm() as f32)),
                     short(*stream_grad),
                     short(block.roles.gain_drift),
-                    short(update("qkv")),
-                    short(update("down")),
                 ]);
             }
-            text += &format!("{table}\n");
+            text += &format!("{table}\n{}\n", roles(moment));
         }
     }
     text
+}
+
+/// Gradients and relative updates of each block's parameters by role.
+fn roles(moment: &ProbeMoment) -> comfy_table::Table {
+    let blocks = &moment.layers.blocks;
+    let names: BTreeSet<&String> = blocks
+        .iter()
+        .flat_map(|block| block.roles.grad_norm.keys())
+        .collect();
+    let header: Vec<String> = ["block".to_owned()]
+        .into_iter()
+        .chain(names.iter().map(|name| format!("gradient, {name}")))
+        .chain(names.iter().map(|name| format!("update ÷ weight, {name}")))
+        .collect();
+    let header: Vec<&str> = header.iter().map(String::as_str).collect();
+    let mut table = numbers(&header);
+    for (index, block) in blocks.iter().enumerate() {
+        let of = |values: &BTreeMap<String, Measured>| -> Vec<String> {
+            let value = |name: &&String| short(values.get(*name).copied().flatten());
+            names.iter().map(value).collect()
+        };
+        let row = [(index + 1).to_string()].into_iter();
+        let row = row.chain(of(&block.roles.grad_norm));
+        table.add_row(row.chain(of(&block.roles.update_ratio)));
+    }
+    table
 }
 
 /// Three significant digits.

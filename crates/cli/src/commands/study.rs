@@ -21,7 +21,11 @@ pub fn run(args: StudyArgs, console: &Console) -> Result<Ending, Error> {
         let runs = study::merge(from, out)?;
         let folder = Folder::new(out);
         show(&folder, &folder.study()?, *json)?;
-        console.note(&format!("{runs} finished runs in {}", out.display()));
+        let planned = folder.study()?.runs.len();
+        console.note(&format!(
+            "{runs} of {planned} runs are finished in {}",
+            out.display()
+        ));
         return Ok(Ending::Done);
     }
     let path = args.study.as_deref().unwrap_or(Path::new(""));

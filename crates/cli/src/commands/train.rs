@@ -64,12 +64,14 @@ pub fn run(args: TrainArgs, console: &Console) -> Result<Ending, Error> {
     ));
     let spikes = outcome.spikes;
     if spikes.total() > 0 {
+        let flight = run.join(FLIGHT);
+        let see = match flight.is_dir() {
+            true => format!("; see {}", flight.display()),
+            false => String::new(),
+        };
         console.note(&format!(
-            "spikes: loss {}, gradient norm {}, update norm {}; see {}",
-            spikes.loss,
-            spikes.grad_norm,
-            spikes.update_norm,
-            run.join(FLIGHT).display()
+            "spikes: loss {}, gradient norm {}, update norm {}{see}",
+            spikes.loss, spikes.grad_norm, spikes.update_norm,
         ));
     }
     console.note(&format!("run directory: {}", run.display()));

@@ -98,12 +98,15 @@ pub fn run(
     let most = config.train.steps as u64;
     if options.steps == 0 || options.steps > most {
         return Err(Error::config(format!(
-            "{} steps, expected 1 to train.steps = {most}",
+            "--steps {}: expected 1 to train.steps = {most}",
             options.steps
         )));
     }
-    let mut configs = Vec::new();
+    let mut configs: Vec<(String, Config)> = Vec::new();
     for name in &options.placements {
+        if configs.iter().any(|(known, _)| known == name) {
+            return Err(Error::config(format!("--placements names {name} twice")));
+        }
         let mut config = config.clone();
         let section = config.model.as_mut().ok_or_else(|| {
             Error::config("[model] is missing: there is nothing to put other placements into")

@@ -57,7 +57,8 @@ pub struct Pair {
 
 /// Does it; `None` when it was asked to stop.
 ///
-/// With nothing changed, the numbers of the run come out again to the bit.
+/// With nothing changed, the numbers of the run come out again to the bit, provided that its
+/// configuration was the same all along.
 ///
 /// # Errors
 /// If the run has no such step, or a changed key does not allow to go on from its checkpoint.
@@ -82,7 +83,27 @@ pub fn run(
     if let Some(placement) = &options.placement {
         changed.push(format!("model.placement=\"{placement}\""));
     }
-    let mut config = Config::load(run.join(run_directory::CONFIG), &changed)?;
+    let path = run.join(run_directory::CONFIG);
+    let mut config = Config::load(&path, &changed)?;
+    let old = Config::load(&path, &[])?;
+    let kept = [
+        ("seed", old.seed == config.seed),
+        ("[data]", old.data == config.data),
+        ("train.seq_len", old.train.seq_len == config.train.seq_len),
+    ];
+    if let Some((key, _)) = kept.iter().find(|(_, same)| !same) {
+        return Err(Error::config(format!(
+            "{key} decides the batches, and a replay must keep it as it is in {}",
+            path.display()
+        )));
+    }
+    let steps = config.train.steps as u64;
+    if options.step > steps {
+        return Err(Error::config(format!(
+            "train.steps = {steps} end before step {}",
+            options.step
+        )));
+    }
     if options.placement.is_some() && config.model.is_none() {
         return Err(Error::config(format!(
             "{}: its model comes from a checkpoint and cannot have another placement",
@@ -103,7 +124,13 @@ pub fn run(
     };
     let mut trainer = Trainer::open(config, &options.out, start, device, on_event)?;
     let from = trainer.state().step;
-    let ended = trainer.run_to(options.step + options.after, stop, on_event);
+    let last = options.step.saturating_add(options.after).min(steps);
+    on_event(Event::Note(format!(
+        "doing steps {} to {last} again; the newest checkpoint before step {} is of step {from}",
+        from + 1,
+        options.step
+    )));
+    let ended = trainer.run_to(last, stop, on_event);
     let ended = match ended {
         Ok(outcome) if outcome.step < options.step => return Ok(None),
         Ok(_) => None,

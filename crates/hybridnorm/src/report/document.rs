@@ -16,7 +16,10 @@ pub struct Document {
     pub version: String,
     /// Runs that are compared, one entry an initialization and depth.
     pub groups: Vec<Group>,
-    /// All runs.
+    /// How many runs the study consists of, finished or not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub planned: Option<usize>,
+    /// All runs, of a study those that are finished.
     pub runs: Vec<RunRecord>,
     /// What a few steps showed of each placement.
     pub probe: Option<ProbeReport>,

@@ -25,6 +25,7 @@ impl Document {
             created: jiff::Timestamp::now().to_string()[..10].to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             groups: Vec::new(),
+            planned: None,
             runs: Vec::new(),
             probe: None,
         };
@@ -35,6 +36,7 @@ impl Document {
                 let study = folder.study()?;
                 document.runs.extend(folder.records(&study.runs)?);
                 document.groups = study::groups(&document.runs, &study.file.study.rules);
+                document.planned = Some(study.runs.len());
                 studies += 1;
             } else if path.join(run_directory::CONFIG).is_file() {
                 document.runs.push(study::run_record(path)?);

@@ -108,6 +108,12 @@ pub(super) fn facts(document: &Document, views: &[View], roster: &Roster) -> Str
         seeds.dedup();
         facts.push(count(seeds.len(), "seed", "seeds"));
         facts.push(endings(runs));
+        if let Some(planned) = document.planned.filter(|planned| *planned > runs.len()) {
+            facts.push(format!(
+                "{} runs are still to be done",
+                planned - runs.len()
+            ));
+        }
         facts.push(span(runs.iter().map(|run| run.parameters), "parameters"));
         let whole: Vec<&RunRecord> = (runs.iter())
             .filter(|run| matches!(run.ending, Ending::Finished))
@@ -132,16 +138,21 @@ pub(super) fn facts(document: &Document, views: &[View], roster: &Roster) -> Str
 }
 
 fn endings(runs: &[RunRecord]) -> String {
-    let (mut finished, mut diverged, mut halved) = (0, 0, 0);
+    let (mut finished, mut diverged, mut halved, mut unfinished) = (0, 0, 0, 0);
     for run in runs {
         match run.ending {
             Ending::Finished => finished += 1,
             Ending::Diverged { .. } => diverged += 1,
-            Ending::Halved { .. } | Ending::Unfinished { .. } => halved += 1,
+            Ending::Halved { .. } => halved += 1,
+            Ending::Unfinished { .. } => unfinished += 1,
         }
     }
     let mut text = format!("{}: {finished} finished", count(runs.len(), "run", "runs"));
-    for (n, word) in [(diverged, "diverged"), (halved, "halved")] {
+    for (n, word) in [
+        (diverged, "diverged"),
+        (halved, "halved"),
+        (unfinished, "under way"),
+    ] {
         if n > 0 {
             text.push_str(&format!(", {n} {word}"));
         }

@@ -73,8 +73,8 @@ pub struct RoleSignals {
     pub grad_norm: BTreeMap<String, Measured>,
     /// Norm of the optimizer's update over the norm of the weights.
     pub update_ratio: BTreeMap<String, Measured>,
-    /// Root mean square of the distance of norms' gains from where they started; absent where no norm
-    /// has a gain.
+    /// Root mean square of the distance of norms' gains from where they started, after the step's update;
+    /// absent where no norm has a gain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gain_drift: Measured,
 }

@@ -24,6 +24,8 @@ pub const FLIGHT: &str = "flight";
 pub struct Dump {
     /// The step, counted from 1.
     pub step: u64,
+    /// What kind of trouble.
+    pub kind: Kind,
     /// What was found.
     pub reasons: Vec<String>,
     /// Mean cross-entropy of the batch before the update.
@@ -38,7 +40,7 @@ pub struct Dump {
     pub instances: Vec<u64>,
     /// Which weights gave the activations.
     pub weights: Weights,
-    /// Every block, over the first micro-batch.
+    /// Every block, over the micro-batch with the largest loss.
     pub layers: LayersRow,
     /// Every parameter.
     pub parameters: BTreeMap<String, ParameterNorms>,
@@ -66,13 +68,23 @@ fn dump_path(run: &Path, step: u64) -> PathBuf {
     run.join(FLIGHT).join(format!("step-{step:08}.json"))
 }
 
-/// Weights of before or after a step's update.
+/// What a dump was written for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Something left its recent range; the run went on.
+    Spike,
+    /// Something was not finite; the run ended.
+    NotFinite,
+}
+
+/// On which side of a step's update weights are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Weights {
-    /// Of before.
+    /// The step has not changed them.
     Before,
-    /// Of after.
+    /// The step has changed them.
     After,
 }
 
@@ -95,6 +107,25 @@ impl From<&SlotNorms> for ParameterNorms {
     }
 }
 
+/// Removes dumps of steps after `step`, which will be done again; gives how many are left.
+fn drop_later_dumps(run: &Path, step: u64) -> Result<usize> {
+    let folder = run.join(FLIGHT);
+    if !folder.is_dir() {
+        return Ok(0);
+    }
+    let mut left = 0;
+    for entry in std::fs::read_dir(&folder).map_err(Error::io(&folder))? {
+        let path = entry.map_err(Error::io(&folder))?.path();
+        let name = path.file_stem().and_then(|name| name.to_str());
+        let of = name.and_then(|name| name.strip_prefix("step-")?.parse::<u64>().ok());
+        match of {
+            Some(of) if of > step => std::fs::remove_file(&path).map_err(Error::io(&path))?,
+            _ => left += 1,
+        }
+    }
+    Ok(left)
+}
+
 /// Writes layers, event files and dumps of a run, and watches for spikes.
 pub(super) struct Recorder {
     log: LogSection,
@@ -113,13 +144,6 @@ impl Recorder {
             detector.push(&row);
         }
         let resumed = (step > 0).then_some(step);
-        let flight = run.join(FLIGHT);
-        let dumps = match flight.is_dir() {
-            true => std::fs::read_dir(&flight)
-                .map_err(Error::io(&flight))?
-                .count(),
-            false => 0,
-        };
         Ok(Self {
             layers: RowsFile::open(run, step)?,
             events: match log.tensorboard {
@@ -129,7 +153,7 @@ impl Recorder {
             log: log.clone(),
             run: run.to_path_buf(),
             detector,
-            dumps,
+            dumps: drop_later_dumps(run, step)?,
         })
     }
 

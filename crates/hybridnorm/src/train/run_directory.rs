@@ -99,6 +99,20 @@ pub(super) fn refuse_to_overwrite(run: &Path) -> Result<()> {
     Ok(())
 }
 
+/// A run that branches off needs a directory that holds none.
+pub(super) fn refuse_to_share(run: &Path) -> Result<()> {
+    let holds_run = [CONFIG, Metrics::FILE, checkpoint::CHECKPOINTS].map(|name| run.join(name));
+    // The folder of checkpoints is made before this is asked.
+    let [config, metrics, _] = &holds_run;
+    match config.exists() || metrics.exists() || checkpoint::exists(run)? {
+        true => Err(Error::config(format!(
+            "{} already holds a run; choose another --out",
+            run.display()
+        ))),
+        false => Ok(()),
+    }
+}
+
 /// Where a run goes on; `None` where it begins.
 pub(super) fn find_resume_point(
     run: &Path,

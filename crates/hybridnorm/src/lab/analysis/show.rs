@@ -13,8 +13,13 @@ impl Digits {
         } else {
             difference.mean.abs()
         };
-        match scale > 0.0 {
-            true => Self((1.0 - scale.log10().floor()).clamp(0.0, 6.0) as usize),
+        Self::of_size(scale)
+    }
+
+    /// Two significant digits of a number on its own.
+    pub fn of_size(size: f64) -> Self {
+        match size > 0.0 {
+            true => Self((1.0 - size.log10().floor()).clamp(0.0, 6.0) as usize),
             false => Self(3),
         }
     }

@@ -326,7 +326,7 @@ fn open(analysis: &Analysis) -> String {
         1 => "a difference as large as the one seen",
         _ => "a difference of the size that is typical there",
     };
-    let nats = Digits::of(&typical.difference).show(size(typical));
+    let nats = Digits::of_size(size(typical)).show(size(typical));
     let resolving = resolving(typical, &format!("{what} ({nats} nats)"));
     format!(
         "not distinguishable from {baseline}: {}, where {resolving}",

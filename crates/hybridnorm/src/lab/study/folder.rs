@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use super::plan::{Planned, Study};
 use super::record::RunRecord;
 use crate::error::{Error, Result};
@@ -17,8 +19,15 @@ const HALVING: &str = "halving.json";
 /// A record is small; anything larger is not one.
 const RECORD_LIMIT: u64 = 64 << 20;
 
-/// Ids of the runs that went on after each share of the steps.
-pub(super) type Rungs = Vec<Vec<String>>;
+/// What successive halving decided after one share of the steps.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Rung {
+    /// Ids of the runs that it was decided over.
+    pub of: Vec<String>,
+    /// Ids of those that go on.
+    pub on: Vec<String>,
+}
 
 /// Where a study's files are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,10 +121,14 @@ impl Folder {
     /// Records of those of the runs that are finished, in the order of the plan.
     ///
     /// # Errors
-    /// If one cannot be read.
+    /// If one cannot be read, or they were not all trained on the same data.
     pub fn records(&self, runs: &[Planned]) -> Result<Vec<RunRecord>> {
         let finished = runs.iter().filter(|run| self.is_finished(&run.id));
-        finished.map(|run| self.record(&run.id)).collect()
+        let records: Vec<RunRecord> = finished
+            .map(|run| self.record(&run.id))
+            .collect::<Result<_>>()?;
+        check_same_data(&records)?;
+        Ok(records)
     }
 
     /// Writes a record, and then removes what the run has worked on unless it is to be kept.
@@ -146,16 +159,16 @@ impl Folder {
     }
 
     /// What successive halving has decided so far.
-    pub(super) fn rungs(&self) -> Result<Rungs> {
+    pub(super) fn rungs(&self) -> Result<Vec<Rung>> {
         let path = self.0.join(HALVING);
         if !path.exists() {
-            return Ok(Rungs::new());
+            return Ok(Vec::new());
         }
         let bytes = files::read_small(&path, RECORD_LIMIT)?;
         serde_json::from_slice(&bytes).map_err(|error| Error::format(&path, error.to_string()))
     }
 
-    pub(super) fn write_rungs(&self, rungs: &Rungs) -> Result<()> {
+    pub(super) fn write_rungs(&self, rungs: &[Rung]) -> Result<()> {
         let path = self.0.join(HALVING);
         let text =
             serde_json::to_vec(rungs).map_err(|error| Error::format(&path, error.to_string()))?;
@@ -199,14 +212,7 @@ pub fn merge(from: &[PathBuf], into: &Path) -> Result<usize> {
             }
         }
     }
-    if let Some(data) = found.values().next().map(|record| record.data.clone())
-        && let Some(other) = found.values().find(|record| record.data != data)
-    {
-        return Err(Error::config(format!(
-            "{} was trained on other data than the rest",
-            other.cell.label()
-        )));
-    }
+    check_same_data(found.values())?;
     target.begin(&study, true)?;
     for record in found.values() {
         if !target.is_finished(&record.id) {
@@ -214,6 +220,24 @@ pub fn merge(from: &[PathBuf], into: &Path) -> Result<usize> {
         }
     }
     Ok(found.len())
+}
+
+/// Runs of a study are compared, so that they must have read the same.
+pub(super) fn check_same_data<'a>(records: impl IntoIterator<Item = &'a RunRecord>) -> Result<()> {
+    let mut records = records.into_iter();
+    let Some(first) = records.next() else {
+        return Ok(());
+    };
+    match records.find(|record| record.data != first.data) {
+        None => Ok(()),
+        Some(other) => Err(Error::config(format!(
+            "{} was trained on other data (fingerprint {}) than {} (fingerprint {})",
+            other.cell.label(),
+            other.data,
+            first.cell.label(),
+            first.data
+        ))),
+    }
 }
 
 fn another_study(path: &Path, first: &Path) -> Error {

@@ -60,8 +60,10 @@ pub struct StudySection {
     /// Numbers of blocks to compare at the parameters of `[model]`; see [`at_depth`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub depths: Vec<usize>,
-    /// A run has diverged, too, if its mean loss over a twentieth of the steps ends this much above
-    /// its lowest one, in nats.
+    /// A run that does all its steps has diverged, too, if its mean loss over a twentieth of the steps
+    /// ends this much above its lowest one, in nats; or if, at any setting, it came to within 0.2 nats of
+    /// what token frequencies alone give by half time and has stayed there (not known for ready tokens
+    /// and for several sources).
     #[serde(default = "default_diverged_above")]
     pub diverged_above: f64,
     /// Whether to keep metrics and checkpoints of finished runs in `work/`.
@@ -390,6 +392,9 @@ fn id(config: &Config, study: &StudySection) -> String {
 /// # Errors
 /// If nothing is left for the feed-forward.
 pub fn at_depth(model: &ModelSection, depth: usize) -> Result<ModelSection> {
+    if depth == model.n_layers {
+        return Ok(model.clone());
+    }
     let kv_heads = model.n_kv_heads.unwrap_or(model.n_heads);
     let sizes = [
         depth,
@@ -398,7 +403,9 @@ pub fn at_depth(model: &ModelSection, depth: usize) -> Result<ModelSection> {
         kv_heads,
         model.d_model,
     ];
-    if sizes.contains(&0) || !model.n_heads.is_multiple_of(kv_heads) {
+    let divides = |part: usize, whole: usize| part > 0 && whole.is_multiple_of(part);
+    let fits = divides(kv_heads, model.n_heads) && divides(model.n_heads, model.d_model);
+    if sizes.contains(&0) || !fits {
         return Err(Error::config(format!(
             "study.depths: no model of {depth} blocks can be made of {} heads and {kv_heads} \
              key/value heads of a width of {} in {} blocks",

@@ -90,7 +90,7 @@ pub struct Evaluation {
 pub struct Cost {
     /// Median over steps; evaluation and saving not counted.
     pub tokens_per_second: f64,
-    /// Seconds from beginning to end, of all processes that worked on it.
+    /// Seconds that the steps took together, evaluation and saving not counted.
     pub seconds: f64,
     /// Peak memory of the process, in bytes, where one run has a process to itself.
     pub peak_memory_bytes: Option<u64>,

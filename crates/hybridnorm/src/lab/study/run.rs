@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::memory;
 use crate::model::inventory::inventory;
 use crate::model::{ModelConfig, Recompute};
+use crate::ops;
 use crate::placement::{Explanation, PlacementChoice, canonical_hash};
 use crate::train::layers::LayersRow;
 use crate::train::metrics::Metrics;
@@ -25,9 +26,9 @@ const POINTS: usize = 128;
 const LOOKS: usize = 16;
 /// Losses are averaged over this share of the steps.
 const STRETCH: usize = 20;
-/// A run is stuck whose loss is not this much below what token frequencies alone give, nor below its own
-/// at half time, in nats.
-const LEARNED: f64 = 0.1;
+/// A run is stuck if its loss came near what token frequencies alone give before half time, and has not
+/// fallen by this much since, in nats, nor is it this much below that.
+const STUCK: f64 = 0.1;
 
 /// How far a run came.
 #[derive(Debug)]
@@ -72,9 +73,6 @@ pub fn execute(
         device,
         stop,
     } = options;
-    if is_alone {
-        memory::reset_peak();
-    }
     let config = planned.config.clone();
     let mut trainer = Trainer::open(config, work, Start::Resume, device, &mut |event| {
         // Whether it goes on or begins is not worth a line for each of a hundred runs.
@@ -82,6 +80,15 @@ pub fn execute(
             on_event(event);
         }
     })?;
+    if !trainer.has_validation() {
+        return Err(Error::config(
+            "a study compares validation losses, and the data hold out less than one sequence; \
+             name some in data.validation",
+        ));
+    }
+    if is_alone {
+        memory::reset_peak();
+    }
     let ended = trainer.run_to(limit.unwrap_or(u64::MAX), stop, on_event);
     let (ending, outcome) = match ended {
         Ok(outcome) if outcome.finished => (Ending::Finished, Some(outcome)),
@@ -103,6 +110,8 @@ pub fn execute(
     if record.ending == Ending::Finished {
         record.ending = judge(&trainer, work, &record, diverged_above)?;
     }
+    // The next run may have other shapes.
+    ops::pool::clear();
     if is_alone {
         record.cost.peak_memory_bytes = memory::peak_bytes();
     }
@@ -139,7 +148,11 @@ pub fn of_directory(run: &Path) -> Result<RunRecord> {
             "unknown before the first checkpoint".into(),
         ),
     };
-    let died = recorder::dump_at(run, step + 1)?;
+    let mut died = None;
+    for of in [step, step + 1] {
+        let dump = recorder::dump_at(run, of)?;
+        died = died.or(dump.filter(|dump| dump.kind == recorder::Kind::NotFinite));
+    }
     let ending = match died {
         _ if step >= config.train.steps as u64 => Ending::Finished,
         Some(dump) => Ending::Diverged {
@@ -277,24 +290,17 @@ fn judge(trainer: &Trainer, work: &Path, record: &RunRecord, above: f64) -> Resu
         let reason = format!("the training loss rose again from {best:.3} to {last:.3} nats");
         return Ok(Ending::Diverged { step, reason });
     }
-    let halfway = means
-        .get(means.len() / 2)
-        .map_or(f64::INFINITY, |half| half.1);
-    let (Some(loss), Some(last)) = (record.validation_loss, record.train_loss) else {
-        return Ok(Ending::Finished);
-    };
-    if last < halfway - LEARNED {
-        return Ok(Ending::Finished);
-    }
+    let halfway = means.get(means.len() / 2).map(|half| half.1);
     // Of ready tokens nobody knows the frequencies.
-    let [folder] = trainer.folders() else {
+    let ([folder], Some(halfway), Some(last)) = (trainer.folders(), halfway, record.train_loss)
+    else {
         return Ok(Ending::Finished);
     };
-    let inspection = data::inspect(folder)?;
-    let split = inspection.validation.as_ref().unwrap_or(&inspection.train);
-    if loss > split.unigram_nats - LEARNED {
+    let split = data::inspect(folder)?.train;
+    let (low, high) = (split.unigram_nats - STUCK, split.unigram_nats + 2.0 * STUCK);
+    if last > low && halfway < high && last > halfway - STUCK {
         let reason = format!(
-            "stuck at a validation loss of {loss:.3} nats, where token frequencies alone give {:.3}",
+            "stuck at {last:.3} nats, where token frequencies alone give {:.3}",
             split.unigram_nats
         );
         return Ok(Ending::Diverged {
@@ -334,7 +340,8 @@ fn curve(rows: &[Metrics]) -> Curve {
 fn thin(rows: Vec<LayersRow>) -> Vec<LayersRow> {
     let stride = rows.len().div_ceil(LOOKS).max(1);
     let last = rows.len().saturating_sub(1);
-    let kept = |&(index, _): &(usize, LayersRow)| (last - index).is_multiple_of(stride);
+    let kept =
+        |&(index, _): &(usize, LayersRow)| index == 0 || (last - index).is_multiple_of(stride);
     let rows = rows.into_iter().enumerate().filter(kept);
     rows.map(|(_, row)| row.map(rounded)).collect()
 }

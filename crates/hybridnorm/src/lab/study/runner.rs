@@ -6,7 +6,7 @@ use std::str::FromStr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use super::folder::Folder;
+use super::folder::{Folder, Rung, check_same_data};
 use super::plan::{Halving, Planned, Study};
 use super::record::RunRecord;
 use super::run::{self, Came};
@@ -81,7 +81,7 @@ pub enum StudyEvent<'a> {
 /// Works through a study in `folder`; gives its records, or `None` when it was asked to stop.
 ///
 /// # Errors
-/// If the folder holds another study's begin, or data or files give an error. Runs that diverge are
+/// If a study was begun in the folder that is not to be gone on with, or data or files give an error. Runs that diverge are
 /// results.
 pub fn run(
     study: &Study,
@@ -141,6 +141,7 @@ pub fn run(
         }
         records.push(folder.record(&run.id)?);
     }
+    check_same_data(&records)?;
     Ok(Some(records))
 }
 
@@ -231,15 +232,24 @@ impl Pass<'_> {
         let mut rungs = self.folder.rungs()?;
         let mut alive: Vec<&Planned> = runs.to_vec();
         for (index, share) in halving.at.iter().enumerate() {
-            let step = ((share * self.study.steps() as f64).ceil() as u64).max(1);
+            let step = (share * self.study.steps() as f64).ceil() as u64;
+            let step = step.clamp(1, (self.study.steps() - 1).max(1));
+            let of: Vec<String> = alive.iter().map(|run| run.id.clone()).collect();
             if index == rungs.len() {
                 if !self.through(&alive, Some(step))? {
                     return Ok(false);
                 }
-                rungs.push(self.better(halving.keep, &alive, step)?);
+                let on = self.better(halving.keep, &alive, step)?;
+                rungs.push(Rung { of, on });
                 self.folder.write_rungs(&rungs)?;
+            } else if rungs[index].of != of {
+                return Err(Error::config(format!(
+                    "{}: successive halving has decided over other runs; a study with halving \
+                     cannot change, begin another one in another --out",
+                    self.folder.path().display()
+                )));
             }
-            let goes_on = |run: &&Planned| rungs[index].contains(&run.id);
+            let goes_on = |run: &&Planned| rungs[index].on.contains(&run.id);
             let (on, out): (Vec<&Planned>, Vec<&Planned>) = alive.into_iter().partition(goes_on);
             for run in out {
                 if self.folder.is_finished(&run.id) {

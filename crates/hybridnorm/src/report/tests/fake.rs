@@ -154,6 +154,7 @@ impl Chance {
 pub fn study() -> Document {
     let runs = runs(3, None);
     Document {
+        planned: None,
         title: "Placements on Gutenberg, 1.3M parameters".to_owned(),
         created: "2026-11-25".to_owned(),
         version: "0.1.0".to_owned(),
@@ -186,6 +187,7 @@ pub fn two_groups() -> Document {
 /// A probe of 8 placements at two steps, and no runs.
 pub fn probe() -> Document {
     Document {
+        planned: None,
         title: "Probe of eight placements".to_owned(),
         groups: Vec::new(),
         runs: Vec::new(),

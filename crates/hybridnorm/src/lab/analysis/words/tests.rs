@@ -89,7 +89,7 @@ fn verdict_of_a_usual_study() {
             "This rests on 4 seeds, each placement at the best of 3 learning rates, with p values \
              corrected for choosing that rate and, by Holm's method, for 3 comparisons; not \
              distinguishable from pre-norm: same, where about 380 seeds would resolve a difference as \
-             large as the one seen (0.002 nats); warning: the best learning rate is the lowest tried \
+             large as the one seen (0.0025 nats); warning: the best learning rate is the lowest tried \
              for bad, so that a better one may lie outside."
         ]
     );

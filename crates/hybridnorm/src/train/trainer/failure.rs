@@ -1,0 +1,158 @@
+//! What a run does when its numbers stop making sense.
+
+use std::collections::BTreeMap;
+
+use burn::module::Module;
+
+use super::super::checkpoint;
+use super::super::gradients::GradientSum;
+use super::super::layers::{LayersRow, measured};
+use super::super::metrics::Metrics;
+use super::super::recorder::{Dump, Kind, Weights};
+use super::{Trainer, cross_entropy};
+use crate::data::Batch;
+use crate::error::{Error, Result};
+use crate::model::LossOptions;
+use crate::ops::SlotNorms;
+use crate::tensors;
+
+/// What a step knows besides its metrics.
+pub(super) struct Moment {
+    /// Ids of the step's instances.
+    pub(super) instances: Vec<u64>,
+    /// The micro-batch to look at.
+    pub(super) batch: Batch,
+    /// Which weights the model has now.
+    pub(super) weights: Weights,
+    /// Norms of every parameter.
+    pub(super) norms: BTreeMap<String, SlotNorms>,
+}
+
+impl Trainer {
+    /// Every parameter takes part; anything else is a defect, which no experiment should mistake for a
+    /// result.
+    pub(super) fn check_every_gradient(&self, gradients: &GradientSum) -> Result<()> {
+        match gradients.missing(self.model()).as_slice() {
+            [] => Ok(()),
+            names => Err(Error::External(format!(
+                "step 1: no gradient for {}; that is a defect of this program",
+                names.join(", ")
+            ))),
+        }
+    }
+
+    /// Weights and moments are finite, and so is the loss on what comes next. Otherwise the last
+    /// good checkpoint could make way for one from which nothing goes on.
+    pub(super) fn check_weights(&mut self) -> Result<()> {
+        let broken = tensors::broken(self.model()).or_else(|| self.optimizer.broken());
+        if let Some(name) = broken {
+            let found = format!("{name} is not finite after the update");
+            return Err(self.diverged_between(self.state.step, found)?);
+        }
+        let (batch, loss) = self.next_loss()?;
+        match loss.is_finite() {
+            true => Ok(()),
+            // What the next step would say, had it been done before saving.
+            false => Err(self.diverged_at(self.state.step + 1, batch, format!("loss {loss}"))),
+        }
+    }
+
+    /// The next micro-batch and its loss.
+    fn next_loss(&mut self) -> Result<(Batch, f64)> {
+        let train = &self.config.train;
+        let (micro, seq) = (train.batch_size / train.grad_accum_steps, train.seq_len);
+        let batch = self.stream.peek(micro)?;
+        let model = self.model().valid();
+        let divisor = (micro * seq) as f32;
+        let losses = model.loss(
+            model.ids(&batch.inputs, micro, seq)?,
+            model.ids(&batch.targets, micro, seq)?,
+            LossOptions { divisor },
+        );
+        Ok((batch, cross_entropy(losses)))
+    }
+
+    /// Writes down what was found between two steps, after step `step`.
+    pub(super) fn diverged_between(&mut self, step: u64, found: String) -> Result<Error> {
+        let (batch, _) = self.next_loss()?;
+        Ok(self.diverged_at(step, batch, found))
+    }
+
+    fn diverged_at(&mut self, step: u64, batch: Batch, found: String) -> Error {
+        let metrics = Metrics {
+            step,
+            loss: f64::NAN,
+            grad_norm: f64::NAN,
+            update_norm: 0.0,
+            lr: self.schedule.lr(step as usize),
+            tokens: self.state.tokens,
+            tokens_per_second: f64::NAN,
+            validation_loss: None,
+        };
+        let moment = Moment {
+            instances: batch.instance_ids.clone(),
+            batch,
+            weights: Weights::Before,
+            norms: BTreeMap::new(),
+        };
+        self.diverged(&metrics, &moment, found)
+    }
+
+    /// Writes down a step that gave something that is not finite.
+    pub(super) fn diverged(&mut self, metrics: &Metrics, moment: &Moment, found: String) -> Error {
+        let problem = format!(
+            "{found}; batch instances {:?}; {}",
+            moment.instances,
+            self.last_good(metrics.step)
+        );
+        let dump = self
+            .describe(metrics, moment, Kind::NotFinite, vec![found])
+            .and_then(|dump| self.recorder.dump(&dump));
+        let problem = match dump {
+            Ok(path) => format!("{problem}; see {}", path.display()),
+            Err(error) => format!("{problem}; no dump: {error}"),
+        };
+        Error::Diverged {
+            step: Some(metrics.step),
+            problem,
+        }
+    }
+
+    pub(super) fn describe(
+        &self,
+        metrics: &Metrics,
+        moment: &Moment,
+        kind: Kind,
+        reasons: Vec<String>,
+    ) -> Result<Dump> {
+        let batch = &moment.batch;
+        let activations = self.look(batch, batch.len(), batch.seq_len)?;
+        let parameters = moment.norms.iter();
+        Ok(Dump {
+            step: metrics.step,
+            kind,
+            reasons,
+            loss: measured(metrics.loss),
+            grad_norm: measured(metrics.grad_norm),
+            update_norm: measured(metrics.update_norm),
+            lr: metrics.lr,
+            instances: moment.instances.clone(),
+            weights: moment.weights,
+            layers: LayersRow::new(metrics.step, self.model(), &activations, &moment.norms),
+            parameters: parameters
+                .map(|(name, norms)| (name.clone(), norms.into()))
+                .collect(),
+        })
+    }
+
+    /// Names the newest checkpoint before that of step `broken`.
+    fn last_good(&self, broken: u64) -> String {
+        match checkpoint::newest_before(&self.run, broken) {
+            Ok(checkpoint::Newest {
+                checkpoint: Some((_, checkpoint)),
+                ..
+            }) => format!("last good checkpoint: {}", checkpoint.path().display()),
+            _ => "there is no earlier checkpoint".into(),
+        }
+    }
+}
