@@ -83,7 +83,8 @@ fn a_study_killed_ten_times_ends_with_the_same_files() {
     let long = ["--set", "train.steps=120"];
     lab.ok(&args("whole", &long));
     let whole = content(&lab, "whole");
-    assert_eq!(whole.len(), 12 + 1, "{:?}", whole.keys());
+    // Records, the study, its lock.
+    assert_eq!(whole.len(), 12 + 2, "{:?}", whole.keys());
     for round in 0..10u64 {
         let mut more = long.to_vec();
         more.extend([
@@ -128,7 +129,7 @@ fn finished_runs_are_never_repeated() {
     let more = ["--resume", "--set", "study.seeds=[1,2,3]"];
     lab.ok(&args("out", &more));
     assert_eq!(before, stamp(&record));
-    assert_eq!(content(&lab, "out").len(), 18 + 1);
+    assert_eq!(content(&lab, "out").len(), 18 + 2);
 }
 
 #[test]
@@ -144,6 +145,7 @@ fn shards_joined_are_the_whole_study() {
         "study", "merge", "part 1", "part 2", "part 3", "--out", "joined", "--json",
     ];
     let merged = lab.json(&merge);
+    fs::remove_file(lab.path("whole/lock")).unwrap();
     assert_eq!(content(&lab, "whole"), content(&lab, "joined"));
     let placements = merged[0]["analysis"]["placements"].as_array().unwrap();
     let names: Vec<_> = placements
@@ -181,7 +183,7 @@ fn placements_start_from_the_same_values_and_see_the_same_batches() {
             record["cell"]["placement"] == placement && record["cell"]["seed"] == seed
         });
         let id = found.next().unwrap()["id"].as_str().unwrap().to_owned();
-        lab.column(&format!("out/work/{id}"), "loss")
+        lab.column(&format!("out/kept/{id}"), "loss")
     };
     // `mine` differs from hybridnorm in a skip without parameters of its own.
     let (one, other) = (losses("hybridnorm", 1), losses("mine", 1));

@@ -96,6 +96,41 @@ impl Drop for AtomicFile {
     }
 }
 
+/// Writes a file that a person named: whole or absent, too, but through links, and into what is no
+/// regular file, such as a pipe or `/dev/null`, instead of in its place.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn write_named(target: &Path, bytes: &[u8]) -> Result<()> {
+    let resolved = target
+        .canonicalize()
+        .unwrap_or_else(|_| target.to_path_buf());
+    match fs::metadata(&resolved) {
+        Ok(found) if !found.is_file() => fs::write(&resolved, bytes).map_err(Error::io(target)),
+        _ => write(resolved, bytes).map(drop),
+    }
+}
+
+/// Checks that a file that a person named can be written later, before long work is done for it.
+///
+/// # Errors
+/// If it is a folder, or would be in one that is not there.
+pub fn check_writable(target: &Path) -> Result<()> {
+    if target.is_dir() {
+        return Err(Error::format(
+            target,
+            "is a folder, expected the name of a file",
+        ));
+    }
+    let parent = target
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    match parent {
+        Some(parent) if !parent.is_dir() => Err(Error::format(parent, "no such folder")),
+        _ => Ok(()),
+    }
+}
+
 /// Writes `bytes` to `target`, whole or not at all.
 ///
 /// # Errors

@@ -21,10 +21,18 @@ pub fn run(args: ProbeArgs, console: &Console) -> Result<Ending, Error> {
         placements: args.placements,
         steps: args.steps.unwrap_or(all.min(100)),
     };
+    if let Some(path) = &args.out {
+        files::check_writable(path)?;
+    }
     let stop = Stop::listen()?;
     let mut display = Display::new(console);
     let steps = options.steps;
-    let mut on_event = |name: &str, event: Event<'_>| display.event(name, steps, &event);
+    let mut on_event = |name: &str, event: Event<'_>| {
+        if matches!(event, Event::Step(_)) {
+            stop.wait_for_me();
+        }
+        display.event(name, steps, &event);
+    };
     let report = probe::run(
         &config,
         &options,
@@ -39,7 +47,7 @@ pub fn run(args: ProbeArgs, console: &Console) -> Result<Ending, Error> {
     if let Some(path) = &args.out {
         let text =
             serde_json::to_vec(&report).map_err(|error| Error::format(path, error.to_string()))?;
-        files::write(path, &text)?;
+        files::write_named(path, &text)?;
         console.note(&format!("everything that was seen: {}", path.display()));
     }
     match args.json {

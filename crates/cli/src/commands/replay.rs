@@ -28,8 +28,13 @@ pub fn run(args: ReplayArgs, console: &Console) -> Result<Ending, Error> {
     };
     let stop = Stop::listen()?;
     let mut display = Display::new(console);
-    let last = step + args.after;
-    let mut on_event = |event: Event<'_>| display.event("replay", last, &event);
+    let last = step.saturating_add(args.after);
+    let mut on_event = |event: Event<'_>| {
+        if matches!(event, Event::Step(_)) {
+            stop.wait_for_me();
+        }
+        display.event("replay", last, &event);
+    };
     let replay = replay::run(
         &args.run,
         &options,
@@ -39,6 +44,10 @@ pub fn run(args: ReplayArgs, console: &Console) -> Result<Ending, Error> {
     )?;
     display.finish();
     let Some(replay) = replay else {
+        console.note(&format!(
+            "stopped; to begin again, remove {} or choose another --out",
+            options.out.display()
+        ));
         return Ok(Ending::Interrupted);
     };
     match args.json {

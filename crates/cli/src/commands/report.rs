@@ -14,6 +14,9 @@ pub fn run(args: ReportArgs, console: &Console) -> Result<Ending, Error> {
             "--out is missing: a page goes to a file, e.g. --out report.html",
         ));
     }
+    if let Some(out) = &args.out {
+        files::check_writable(out)?;
+    }
     let document = Document::open(&args.paths)?;
     let text = match args.format {
         ReportFormat::Html => report::html(&document),
@@ -25,7 +28,7 @@ pub fn run(args: ReportArgs, console: &Console) -> Result<Ending, Error> {
         console::print(&text)?;
         return Ok(Ending::Done);
     };
-    files::write(out, text.as_bytes())?;
+    files::write_named(out, text.as_bytes())?;
     console.note(&format!(
         "{}: {}, {} runs",
         out.display(),

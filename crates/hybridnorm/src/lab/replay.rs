@@ -84,8 +84,14 @@ pub fn run(
         changed.push(format!("model.placement=\"{placement}\""));
     }
     let path = run.join(run_directory::CONFIG);
-    let mut config = Config::load(&path, &changed)?;
     let old = Config::load(&path, &[])?;
+    if options.placement.is_some() && old.model.is_none() {
+        return Err(Error::config(format!(
+            "{}: its model comes from a checkpoint and cannot have another placement",
+            run.display()
+        )));
+    }
+    let mut config = Config::load(&path, &changed)?;
     let kept = [
         ("seed", old.seed == config.seed),
         ("[data]", old.data == config.data),
@@ -102,12 +108,6 @@ pub fn run(
         return Err(Error::config(format!(
             "train.steps = {steps} end before step {}",
             options.step
-        )));
-    }
-    if options.placement.is_some() && config.model.is_none() {
-        return Err(Error::config(format!(
-            "{}: its model comes from a checkpoint and cannot have another placement",
-            run.display()
         )));
     }
     if !options

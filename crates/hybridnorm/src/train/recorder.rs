@@ -46,19 +46,39 @@ pub struct Dump {
     pub parameters: BTreeMap<String, ParameterNorms>,
 }
 
-/// The dump that a run left at a step, if it did.
+/// The dump of what ended a run that did `step` steps, if something did.
 ///
 /// # Errors
-/// If it cannot be read.
-pub fn dump_at(run: &Path, step: u64) -> Result<Option<Dump>> {
-    let path = dump_path(run, step);
-    if !path.exists() {
-        return Ok(None);
+/// If a dump cannot be read.
+pub fn failure(run: &Path, step: u64) -> Result<Option<Dump>> {
+    for (of, path) in dumps(run)?.into_iter().rev() {
+        let bytes = files::read_small(&path, DUMP_LIMIT)?;
+        let dump: Dump = serde_json::from_slice(&bytes)
+            .map_err(|error| Error::format(&path, error.to_string()))?;
+        if of >= step && dump.kind == Kind::NotFinite {
+            return Ok(Some(dump));
+        }
     }
-    let bytes = files::read_small(&path, DUMP_LIMIT)?;
-    let dump = serde_json::from_slice(&bytes);
-    dump.map(Some)
-        .map_err(|error| Error::format(path, error.to_string()))
+    Ok(None)
+}
+
+/// Dumps of a run by step.
+fn dumps(run: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    let folder = run.join(FLIGHT);
+    let mut found = Vec::new();
+    if !folder.is_dir() {
+        return Ok(found);
+    }
+    for entry in std::fs::read_dir(&folder).map_err(Error::io(&folder))? {
+        let path = entry.map_err(Error::io(&folder))?.path();
+        let name = path.file_name().and_then(|name| name.to_str());
+        let step = name.and_then(|name| name.strip_prefix("step-")?.strip_suffix(".json"));
+        if let Some(step) = step.and_then(|step| step.parse().ok()) {
+            found.push((step, path));
+        }
+    }
+    found.sort();
+    Ok(found)
 }
 
 /// A dump is small; anything larger is not one.
@@ -109,21 +129,11 @@ impl From<&SlotNorms> for ParameterNorms {
 
 /// Removes dumps of steps after `step`, which will be done again; gives how many are left.
 fn drop_later_dumps(run: &Path, step: u64) -> Result<usize> {
-    let folder = run.join(FLIGHT);
-    if !folder.is_dir() {
-        return Ok(0);
+    let (later, left): (Vec<_>, Vec<_>) = dumps(run)?.into_iter().partition(|(of, _)| *of > step);
+    for (_, path) in later {
+        std::fs::remove_file(&path).map_err(Error::io(&path))?;
     }
-    let mut left = 0;
-    for entry in std::fs::read_dir(&folder).map_err(Error::io(&folder))? {
-        let path = entry.map_err(Error::io(&folder))?.path();
-        let name = path.file_stem().and_then(|name| name.to_str());
-        let of = name.and_then(|name| name.strip_prefix("step-")?.parse::<u64>().ok());
-        match of {
-            Some(of) if of > step => std::fs::remove_file(&path).map_err(Error::io(&path))?,
-            _ => left += 1,
-        }
-    }
-    Ok(left)
+    Ok(left.len())
 }
 
 /// Writes layers, event files and dumps of a run, and watches for spikes.

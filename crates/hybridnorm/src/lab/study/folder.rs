@@ -1,5 +1,5 @@
-//! The folder of a study: `study.toml`, `runs/ID.json` of every finished run, and `work/ID` of the
-//! others.
+//! The folder of a study: `study.toml`, `runs/ID.json` of every finished run, `work/ID` of those that are
+//! not, and `kept/ID` of finished ones that are to be kept.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,6 +15,7 @@ use crate::files;
 const STUDY: &str = "study.toml";
 const RUNS: &str = "runs";
 const WORK: &str = "work";
+const KEPT: &str = "kept";
 const HALVING: &str = "halving.json";
 /// A record is small; anything larger is not one.
 const RECORD_LIMIT: u64 = 64 << 20;
@@ -124,14 +125,18 @@ impl Folder {
     /// If one cannot be read, or they were not all trained on the same data.
     pub fn records(&self, runs: &[Planned]) -> Result<Vec<RunRecord>> {
         let finished = runs.iter().filter(|run| self.is_finished(&run.id));
-        let records: Vec<RunRecord> = finished
-            .map(|run| self.record(&run.id))
-            .collect::<Result<_>>()?;
+        let read = |run: &Planned| {
+            let record = self.record(&run.id)?;
+            // The same numbers may have another name in this plan.
+            let cell = run.cell.clone();
+            Ok(RunRecord { cell, ..record })
+        };
+        let records: Vec<RunRecord> = finished.map(read).collect::<Result<_>>()?;
         check_same_data(&records)?;
         Ok(records)
     }
 
-    /// Writes a record, and then removes what the run has worked on unless it is to be kept.
+    /// Writes a record, and then removes what the run has worked on, or moves it to `kept/`.
     ///
     /// # Errors
     /// If a file cannot be written or removed.
@@ -140,10 +145,13 @@ impl Folder {
         let text =
             serde_json::to_vec(record).map_err(|error| Error::format(&path, error.to_string()))?;
         files::write(&path, &text)?;
-        match keep {
-            true => Ok(()),
-            false => self.clear(&record.id),
+        if !keep || !self.work(&record.id).exists() {
+            return self.clear(&record.id);
         }
+        let kept = self.0.join(KEPT);
+        files::create_dir(&kept)?;
+        let kept = kept.join(&record.id);
+        fs::rename(self.work(&record.id), &kept).map_err(Error::io(kept))
     }
 
     /// Removes what a run has worked on.
@@ -185,6 +193,11 @@ pub fn merge(from: &[PathBuf], into: &Path) -> Result<usize> {
         return Err(Error::config("nothing to merge: name the folders"));
     };
     let study = Folder::new(first).study()?;
+    if study.file.study.halving.is_some() {
+        return Err(Error::config(
+            "runs of a study with halving depend on each other and are all in one folder",
+        ));
+    }
     let target = Folder::new(into);
     if target.holds_study() && target.study()?.file != study.file {
         return Err(another_study(into, first));
@@ -216,14 +229,14 @@ pub fn merge(from: &[PathBuf], into: &Path) -> Result<usize> {
     target.begin(&study, true)?;
     for record in found.values() {
         if !target.is_finished(&record.id) {
-            target.finish(record, true)?;
+            target.finish(record, false)?;
         }
     }
     Ok(found.len())
 }
 
 /// Runs of a study are compared, so that they must have read the same.
-pub(super) fn check_same_data<'a>(records: impl IntoIterator<Item = &'a RunRecord>) -> Result<()> {
+fn check_same_data<'a>(records: impl IntoIterator<Item = &'a RunRecord>) -> Result<()> {
     let mut records = records.into_iter();
     let Some(first) = records.next() else {
         return Ok(());

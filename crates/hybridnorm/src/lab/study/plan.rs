@@ -1,5 +1,6 @@
 //! `STUDY.toml`: which runs a study consists of.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -66,7 +67,7 @@ pub struct StudySection {
     /// and for several sources).
     #[serde(default = "default_diverged_above")]
     pub diverged_above: f64,
-    /// Whether to keep metrics and checkpoints of finished runs in `work/`.
+    /// Whether to keep metrics and checkpoints of finished runs, in `kept/`.
     #[serde(default)]
     pub keep_runs: bool,
     /// Learning rates that fall behind are left out early.
@@ -172,7 +173,7 @@ impl Study {
                 }
             }
         }
-        unique("study.placements", runs.iter().map(|run| &run.id))?;
+        different(&runs)?;
         Ok(Self { file, runs })
     }
 
@@ -284,6 +285,31 @@ fn unique<T: PartialEq>(key: &str, items: impl Iterator<Item = T>) -> Result<()>
     Ok(())
 }
 
+/// No two cells are the same run.
+fn different(runs: &[Planned]) -> Result<()> {
+    let mut seen: BTreeMap<&str, &Planned> = BTreeMap::new();
+    for run in runs {
+        if let Some(other) = seen.insert(&run.id, run) {
+            return Err(Error::config(format!(
+                "two runs of the study are the same: {} and {}",
+                other.cell.label(),
+                run.cell.label()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Names stand in tables and on terminals.
+fn check_name(name: &str) -> Result<()> {
+    match name.is_empty() || name.chars().count() > 64 || name.contains(char::is_control) {
+        true => Err(Error::config(format!(
+            "name {name:?}: expected 1 to 64 characters without control characters"
+        ))),
+        false => Ok(()),
+    }
+}
+
 fn named_placements(all: &[Value]) -> Result<Vec<(String, Value)>> {
     let mut named = Vec::new();
     for (index, value) in all.iter().enumerate() {
@@ -323,7 +349,10 @@ fn take_name(table: &Map<String, Value>) -> Result<(Option<String>, Value)> {
     let mut rest = table.clone();
     let name = match rest.remove("name") {
         None => None,
-        Some(Value::String(name)) => Some(name),
+        Some(Value::String(name)) => {
+            check_name(&name)?;
+            Some(name)
+        }
         Some(other) => return Err(Error::config(format!("name is {other}, expected text"))),
     };
     Ok((name, Value::Object(rest)))

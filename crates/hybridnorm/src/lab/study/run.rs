@@ -148,12 +148,7 @@ pub fn of_directory(run: &Path) -> Result<RunRecord> {
             "unknown before the first checkpoint".into(),
         ),
     };
-    let mut died = None;
-    for of in [step, step + 1] {
-        let dump = recorder::dump_at(run, of)?;
-        died = died.or(dump.filter(|dump| dump.kind == recorder::Kind::NotFinite));
-    }
-    let ending = match died {
+    let ending = match recorder::failure(run, step)? {
         _ if step >= config.train.steps as u64 => Ending::Finished,
         Some(dump) => Ending::Diverged {
             step: dump.step,
@@ -326,7 +321,8 @@ fn curve(rows: &[Metrics]) -> Curve {
     for rows in rows.chunks(stretch) {
         let largest = |quantity: Quantity| {
             let values = rows.iter().map(|row| quantity.of(row));
-            rounded(values.fold(0.0, f64::max) as f32)
+            // What does not fit would be read as nothing.
+            rounded(values.fold(0.0, f64::max).min(f32::MAX.into()) as f32)
         };
         curve.step.push(rows[rows.len() - 1].step);
         curve.loss.push(mean(rows) as f32);

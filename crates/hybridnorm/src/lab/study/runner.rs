@@ -6,12 +6,12 @@ use std::str::FromStr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use super::folder::{Folder, Rung, check_same_data};
+use super::folder::{Folder, Rung};
 use super::plan::{Halving, Planned, Study};
 use super::record::RunRecord;
 use super::run::{self, Came};
 use crate::error::{Error, Result};
-use crate::train::Event;
+use crate::train::{Event, run_directory};
 use crate::{Device, threads};
 
 /// How to work through a study.
@@ -104,7 +104,13 @@ pub fn run(
             "shard {shard}: with study.halving runs depend on each other and cannot be split"
         )));
     }
-    if let Some(note) = folder.begin(study, options.resume)? {
+    let begun = folder.begin(study, options.resume)?;
+    // Shards may share a folder: they do not touch each other's runs.
+    let _lock = match options.shard {
+        None => Some(run_directory::lock(folder.path())?),
+        Some(_) => None,
+    };
+    if let Some(note) = begun {
         on_event(StudyEvent::Note(note));
     }
     let chosen: Vec<&Planned> = match options.shard {
@@ -133,16 +139,12 @@ pub fn run(
     if !pass.through(&chosen, None)? {
         return Ok(None);
     }
-    let mut records = Vec::with_capacity(chosen.len());
-    for run in chosen {
+    let chosen: Vec<Planned> = chosen.into_iter().cloned().collect();
+    for run in &chosen {
         // A kill may have come between writing a record and clearing up.
-        if !study.file.study.keep_runs {
-            folder.clear(&run.id)?;
-        }
-        records.push(folder.record(&run.id)?);
+        folder.clear(&run.id)?;
     }
-    check_same_data(&records)?;
-    Ok(Some(records))
+    folder.records(&chosen).map(Some)
 }
 
 struct Pass<'a> {
