@@ -244,13 +244,12 @@ pub(super) fn machines(view: &View) -> String {
             machines.push(machine);
         }
     }
-    let memory = match view
-        .runs
-        .iter()
-        .any(|run| run.cost.peak_memory_bytes.is_some())
-    {
-        true => "Peak memory is the largest of a placement's runs.",
-        false => "Peak memory was not measured, because runs shared a process.",
+    let memory = match view.memory_is_measured() {
+        true => "Memory is the largest peak of a placement's runs.",
+        false => {
+            "Memory is estimated, since runs shared a process: weights, gradients, moments, \
+                  activations."
+        }
     };
     let on = match machines.len() {
         0 => return "No runs.".to_owned(),

@@ -210,7 +210,7 @@ pub(super) fn cost(view: &View, roster: &Roster) -> Table {
         .text("placement")
         .number("parameters")
         .number("tokens/s")
-        .number("peak memory (MiB)");
+        .number("memory (MiB)");
     for &name in &view.placements {
         let parameters = view.of(name).next().map(|run| run.parameters);
         table.row(vec![

@@ -175,11 +175,19 @@ impl<'a> View<'a> {
         stats::median(&speeds.filter(|speed| *speed > 0.0).collect::<Vec<f64>>())
     }
 
-    /// Largest peak memory of a placement's runs, in bytes.
+    /// Whether memory was measured.
+    pub(super) fn memory_is_measured(&self) -> bool {
+        (self.runs.iter()).any(|run| run.cost.peak_memory_bytes.is_some())
+    }
+
+    /// Largest memory of a placement's runs, in bytes: the measured peak, or the estimate where none of
+    /// the view's runs was measured.
     pub(super) fn memory(&self, placement: &str) -> Option<u64> {
-        (self.of(placement))
-            .filter_map(|run| run.cost.peak_memory_bytes)
-            .max()
+        let of: fn(&RunRecord) -> Option<u64> = match self.memory_is_measured() {
+            true => |run| run.cost.peak_memory_bytes,
+            false => |run| run.cost.estimated_memory_bytes,
+        };
+        self.of(placement).filter_map(of).max()
     }
 
     /// Spikes of loss, gradient norm and update norm of a placement's runs, and how many of its runs

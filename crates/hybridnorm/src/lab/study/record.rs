@@ -94,6 +94,9 @@ pub struct Cost {
     pub seconds: f64,
     /// Peak memory of the process, in bytes, where one run has a process to itself.
     pub peak_memory_bytes: Option<u64>,
+    /// What the model, its gradients and moments and the activations are estimated to take, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub estimated_memory_bytes: Option<u64>,
     /// The processor.
     pub machine: String,
     /// Threads that computed.

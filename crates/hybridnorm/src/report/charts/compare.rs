@@ -100,14 +100,9 @@ pub(in super::super) fn cost(view: &View, roster: &Roster) -> Vec<Chart> {
     let mebibyte = f64::from(1 << 20);
     [
         bars(view, roster, "speed", "tokens per second", &speeds, speed),
-        bars(
-            view,
-            roster,
-            "memory",
-            "peak memory (MiB)",
-            &memory,
-            |value| mebibytes((value * mebibyte) as u64),
-        ),
+        bars(view, roster, "memory", "memory (MiB)", &memory, |value| {
+            mebibytes((value * mebibyte) as u64)
+        }),
     ]
     .into_iter()
     .flatten()

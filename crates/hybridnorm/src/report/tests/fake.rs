@@ -349,6 +349,7 @@ fn run(kind: &Kind, lr: f64, seed: u64, init: Option<&str>, mut chance: Chance) 
         cost: Cost {
             tokens_per_second: kind.speed * (1.0 + chance.around_zero(0.01)),
             seconds: end as f64 * 2048.0 / kind.speed,
+            estimated_memory_bytes: None,
             peak_memory_bytes: Some(((158.0 + kind.stream * 12.0) * 1_048_576.0) as u64),
             machine: "AMD EPYC 9V45".to_owned(),
             threads: 2,
