@@ -125,6 +125,10 @@ fn finished_runs_are_never_repeated() {
     let output = lab.run(&["study", "study.toml", "--out", "out", "--resume"]);
     assert!(stderr(&output).contains("12 runs of 40 steps, 12 of them finished"));
     assert_eq!(before, stamp(&record));
+    // A file that says the same keeps its comments.
+    lab.write("out/study.toml", format!("# Mine.\n{STUDY}"));
+    lab.ok(&args("out", &["--resume"]));
+    assert!(lab.read("out/study.toml").starts_with(b"# Mine."));
     // Another seed: only its runs are new.
     let more = ["--resume", "--set", "study.seeds=[1,2,3]"];
     lab.ok(&args("out", &more));

@@ -71,17 +71,13 @@ impl Folder {
         }
         files::create_dir(self.0.join(RUNS))?;
         files::create_dir(self.0.join(WORK))?;
-        let text = study.to_toml();
-        let path = self.0.join(STUDY);
-        let old = match path.exists() {
-            true => Some(fs::read_to_string(&path).map_err(Error::io(&path))?),
-            false => None,
-        };
-        if old.as_ref() == Some(&text) {
+        // What says the same already may be somebody's own, with comments.
+        if self.holds_study() && self.study()?.file == study.file {
             return Ok(None);
         }
-        files::write(&path, text.as_bytes())?;
-        Ok(old.map(|_| {
+        let is_new = !self.holds_study();
+        files::write(self.0.join(STUDY), study.to_toml().as_bytes())?;
+        Ok((!is_new).then(|| {
             "the study differs from the one this folder was begun with; runs of both are kept"
                 .into()
         }))
