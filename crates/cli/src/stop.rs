@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use hybridnorm::Error;
+use hybridnorm::train::Event;
 
 use crate::console;
 
@@ -36,6 +37,13 @@ impl Stop {
     /// The flag.
     pub fn flag(&self) -> &AtomicBool {
         &self.raised
+    }
+
+    /// From the first step of a training on, the first signal raises the flag only.
+    pub fn hear(&self, event: &Event<'_>) {
+        if matches!(event, Event::Step(_)) {
+            self.wait_for_me();
+        }
     }
 
     /// From now on the first signal raises the flag only.

@@ -1,5 +1,7 @@
 //! Aligned tables.
 
+pub use hybridnorm::digits::grouped;
+
 use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, presets};
 
 /// A table with a header; the first column reads from the left, the rest from the right.
@@ -22,19 +24,6 @@ pub fn plain(header: &[&str]) -> Table {
         .set_content_arrangement(ContentArrangement::Dynamic)
         .set_header(header);
     table
-}
-
-/// `1234567` as `1,234,567`.
-pub fn grouped(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 /// A count with a decimal prefix: `1.24 G`.
@@ -73,9 +62,6 @@ mod tests {
 
     #[test]
     fn numbers_are_readable() {
-        assert_eq!(grouped(0), "0");
-        assert_eq!(grouped(999), "999");
-        assert_eq!(grouped(1_234_567), "1,234,567");
         assert_eq!(scaled(1_240_000_000.0), "1.24 G");
         assert_eq!(scaled(12.0), "12");
         assert_eq!(bytes(1536), "1.5 KiB");

@@ -9,20 +9,13 @@ use std::process::Command;
 use common::{Lab, files_below, train_args};
 use serde_json::Value;
 
-fn rows(lab: &Lab, file: &str) -> Vec<Value> {
-    let text = String::from_utf8(lab.read(file)).unwrap();
-    text.lines()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect()
-}
-
 #[test]
 fn layers_are_looked_at_every_so_many_steps_and_change_no_result() {
     let lab = Lab::new();
     lab.train("with", &["--set", "log.layers_every=4"]);
     lab.train("without", &["--set", "log.layers_every=0"]);
     assert_eq!(lab.history("with"), lab.history("without"));
-    let layers = rows(&lab, "with/layers.jsonl");
+    let layers = lab.rows("with/layers.jsonl");
     let steps: Vec<u64> = layers
         .iter()
         .map(|row| row["step"].as_u64().unwrap())
@@ -96,12 +89,12 @@ fn a_resumed_run_has_every_row_once() {
         ],
     );
     assert_eq!(
-        rows(&lab, "constant/layers.jsonl"),
-        rows(&lab, "parts/layers.jsonl")
+        lab.rows("constant/layers.jsonl"),
+        lab.rows("parts/layers.jsonl")
     );
     assert_ne!(
-        rows(&lab, "constant/layers.jsonl"),
-        rows(&lab, "whole/layers.jsonl")
+        lab.rows("constant/layers.jsonl"),
+        lab.rows("whole/layers.jsonl")
     );
 }
 
@@ -243,7 +236,7 @@ fn a_replay_gives_the_same_bits_and_another_one_what_was_changed() {
             );
         }
     }
-    assert_eq!(rows(&lab, "run-replay-13/layers.jsonl").len(), 7);
+    assert_eq!(lab.rows("run-replay-13/layers.jsonl").len(), 7);
     let slower = replay(&["--set", "optimizer.lr=1e-5", "--out", "slower"]);
     let first = &slower["steps"][0];
     assert_eq!(first["run"]["loss"], first["replay"]["loss"]);

@@ -18,6 +18,7 @@
 
 pub mod bench;
 pub mod data;
+pub mod digits;
 pub mod error;
 pub mod eval;
 pub mod files;

@@ -28,9 +28,7 @@ pub fn run(args: ProbeArgs, console: &Console) -> Result<Ending, Error> {
     let mut display = Display::new(console);
     let steps = options.steps;
     let mut on_event = |name: &str, event: Event<'_>| {
-        if matches!(event, Event::Step(_)) {
-            stop.wait_for_me();
-        }
+        stop.hear(&event);
         display.event(name, steps, &event);
     };
     let report = probe::run(

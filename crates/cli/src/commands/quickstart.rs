@@ -3,7 +3,6 @@
 use std::time::Instant;
 
 use hybridnorm::lab::quickstart::{self, Options, Results};
-use hybridnorm::train::Event;
 use hybridnorm::{Device, Error};
 
 use super::Ending;
@@ -27,9 +26,7 @@ pub fn run(args: QuickstartArgs, console: &Console) -> Result<Ending, Error> {
         &Device::flex(),
         stop.flag(),
         &mut |name, steps, event| {
-            if matches!(event, Event::Step(_)) {
-                stop.wait_for_me();
-            }
+            stop.hear(&event);
             display.event(name, steps, &event);
         },
     )?;

@@ -30,9 +30,7 @@ pub fn run(args: ReplayArgs, console: &Console) -> Result<Ending, Error> {
     let mut display = Display::new(console);
     let last = step.saturating_add(args.after);
     let mut on_event = |event: Event<'_>| {
-        if matches!(event, Event::Step(_)) {
-            stop.wait_for_me();
-        }
+        stop.hear(&event);
         display.event("replay", last, &event);
     };
     let replay = replay::run(

@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::sync::Mutex;
 
+use hybridnorm::digits::percent;
 use hybridnorm::lab::analysis::Verdict;
 use hybridnorm::lab::study::{self, Folder, Group, Options, Study, StudyEvent};
-use hybridnorm::train::Event;
 use hybridnorm::{Device, Error};
 
 use super::Ending;
@@ -46,14 +46,8 @@ pub fn run(args: StudyArgs, console: &Console) -> Result<Ending, Error> {
         &Device::flex(),
         stop.flag(),
         &|event| {
-            if matches!(
-                event,
-                StudyEvent::Run {
-                    event: Event::Step(_),
-                    ..
-                }
-            ) {
-                stop.wait_for_me();
+            if let StudyEvent::Run { event, .. } = &event {
+                stop.hear(event);
             }
             let mut display = display.lock().unwrap_or_else(|error| error.into_inner());
             display.event(&event);
@@ -143,7 +137,7 @@ fn text(group: &Group, study: &Study) -> String {
         "best lr",
         "loss",
         &format!("difference to {baseline}"),
-        &format!("{:.0} % interval", 100.0 * (1.0 - analysis.rules.alpha)),
+        &format!("{} interval", percent(1.0 - analysis.rules.alpha)),
         "p (Holm)",
         "verdict",
         "effective speedup",

@@ -156,7 +156,12 @@ impl Lab {
 
     /// Rows of `metrics.jsonl`.
     pub fn metrics(&self, run: &str) -> Vec<Value> {
-        let text = String::from_utf8(self.read(format!("{run}/metrics.jsonl"))).unwrap();
+        self.rows(&format!("{run}/metrics.jsonl"))
+    }
+
+    /// Lines of JSON.
+    pub fn rows(&self, file: &str) -> Vec<Value> {
+        let text = String::from_utf8(self.read(file)).unwrap();
         text.lines()
             .map(|line| serde_json::from_str(line).unwrap())
             .collect()

@@ -1,5 +1,6 @@
 //! Numbers as they are read, and text as HTML, Markdown and JSON need it.
 
+use crate::digits::grouped;
 use serde::Serialize;
 
 use crate::lab::stats::Summary;
@@ -124,12 +125,6 @@ pub(super) fn factor(value: f64) -> String {
     })
 }
 
-/// A share, as percent without needless digits.
-pub(super) fn percent(share: f64) -> String {
-    let text = format!("{:.2}", 100.0 * share);
-    format!("{} %", text.trim_end_matches('0').trim_end_matches('.'))
-}
-
 /// Any quantity, to three significant digits.
 pub(super) fn compact(value: f64) -> String {
     finite(value, |value| {
@@ -150,22 +145,9 @@ pub(super) fn plain(value: f64) -> String {
     finite(value, |value| value.to_string())
 }
 
-/// A whole number with commas.
-pub(super) fn thousands(value: u64) -> String {
-    let digits = value.to_string();
-    let mut text = String::new();
-    for (position, digit) in digits.chars().enumerate() {
-        if position > 0 && (digits.len() - position).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
 /// A speed, as a whole number with commas.
 pub(super) fn speed(value: f64) -> String {
-    finite(value, |value| thousands(value.round().max(0.0) as u64))
+    finite(value, |value| grouped(value.round().max(0.0) as u64))
 }
 
 /// Bytes in MiB.
@@ -177,7 +159,7 @@ pub(super) fn mebibytes(bytes: u64) -> String {
 pub(super) fn count(n: usize, one: &str, many: &str) -> String {
     match n {
         1 => format!("1 {one}"),
-        n => format!("{} {many}", thousands(n as u64)),
+        n => format!("{} {many}", grouped(n as u64)),
     }
 }
 
@@ -233,8 +215,8 @@ mod tests {
         assert_eq!(compact(0.012345), "0.0123");
         assert_eq!(compact(-0.5), "-0.500");
         assert_eq!(compact(1.5e-7), "1.5e-7");
-        assert_eq!(thousands(1_234_567), "1,234,567");
-        assert_eq!(thousands(123), "123");
+        assert_eq!(grouped(1_234_567), "1,234,567");
+        assert_eq!(grouped(123), "123");
         assert_eq!(mebibytes(3 << 19), "1.5");
     }
 
@@ -244,8 +226,6 @@ mod tests {
         assert_eq!(probability(0.0125), "0.013");
         assert_eq!(times(1.234), "1.23×");
         assert_eq!(times(12345.0), "1.23e4×");
-        assert_eq!(percent(0.05), "5 %");
-        assert_eq!(percent(0.975), "97.5 %");
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! A report as one HTML file that needs nothing else.
 
+use crate::digits::grouped;
 use plotly::Plot;
 use serde::Serialize;
 
 use super::charts::{self, Chart};
 use super::document::Document;
-use super::format::{count, escape, json_in_script, rate, thousands};
+use super::format::{count, escape, json_in_script, rate};
 use super::page::Page;
 use super::palette::{self, Roster};
 use super::view::{View, views};
@@ -163,9 +164,9 @@ fn endings(runs: &[RunRecord]) -> String {
 /// One number, or the smallest and the largest.
 fn span(values: impl Iterator<Item = u64> + Clone, unit: &str) -> String {
     match (values.clone().min(), values.max()) {
-        (Some(low), Some(high)) if low == high => format!("{} {unit}", thousands(low)),
+        (Some(low), Some(high)) if low == high => format!("{} {unit}", grouped(low)),
         (Some(low), Some(high)) => {
-            format!("{} to {} {unit}", thousands(low), thousands(high))
+            format!("{} to {} {unit}", grouped(low), grouped(high))
         }
         _ => String::new(),
     }

@@ -1,10 +1,11 @@
 //! The sections to look things up in: probe, placements, every run, downloads.
 
+use crate::digits::grouped;
 use std::fmt::Write as _;
 
 use super::charts::probe;
 use super::document::Document;
-use super::format::{compact, count, escape, loss, or_none, rate, thousands};
+use super::format::{compact, count, escape, loss, or_none, rate};
 use super::page::{Page, pre};
 use super::palette::Roster;
 use super::table::Table;
@@ -45,7 +46,7 @@ fn first_steps(page: &mut Page, report: &ProbeReport, roster: &Roster) {
         .iter()
         .map(|(_, chart)| chart.id.clone())
         .collect();
-    let steps: Vec<String> = depths.steps.iter().map(|step| thousands(*step)).collect();
+    let steps: Vec<String> = depths.steps.iter().map(|step| grouped(*step)).collect();
     page.choice("probe-choice", "Step:", &ids, &steps);
     let names: Vec<&str> = report
         .placements
@@ -54,7 +55,7 @@ fn first_steps(page: &mut Page, report: &ProbeReport, roster: &Roster) {
         .collect();
     if !depths.charts.is_empty() {
         if let [step] = depths.steps.as_slice() {
-            page.note(&format!("At step {}.", thousands(*step)));
+            page.note(&format!("At step {}.", grouped(*step)));
         }
         page.legend(&names, roster, &ids);
         page.grid("wide", depths.charts);
@@ -89,7 +90,7 @@ pub(super) fn growth(report: &ProbeReport, roster: &Roster) -> Table {
             let ratio = |value: Option<f32>| or_none(value, |value| compact(value.into()));
             table.row(vec![
                 tables::placement(roster, &placement.placement),
-                thousands(moment.step).into(),
+                grouped(moment.step).into(),
                 loss(moment.loss).into(),
                 ratio(moment.growth.stream).into(),
                 ratio(moment.growth.grad).into(),

@@ -1,11 +1,12 @@
 //! The sections about studies.
 
 use super::charts::{compare, curves, inside, rates};
-use super::format::{compact, count, loss, percent, plain, times};
+use super::format::{compact, count, loss, plain, times};
 use super::page::Page;
 use super::palette::Roster;
 use super::tables;
 use super::view::View;
+use crate::digits::percent;
 use crate::lab::analysis::{Analysis, Verdict};
 
 /// All sections about studies; those without content are left out.
@@ -289,8 +290,8 @@ pub(super) fn law(view: &View) -> Option<Law> {
                  C = 6 × {} parameters × {} tokens = {}",
                 compact(factor),
                 loss(mean),
-                super::format::thousands(run.parameters),
-                super::format::thousands(run.tokens),
+                crate::digits::grouped(run.parameters),
+                crate::digits::grouped(run.tokens),
                 compact(compute)
             )
         }

@@ -1,12 +1,13 @@
 //! The tables of a study.
 
 use super::format::{
-    NONE, count, difference, factor, loss, mean_sd, mebibytes, or_none, percent, probability, rate,
-    speed, thousands, times,
+    NONE, count, difference, factor, loss, mean_sd, mebibytes, or_none, probability, rate, speed,
+    times,
 };
 use super::palette::Roster;
 use super::table::{Cell, Table};
 use super::view::View;
+use crate::digits::{grouped, percent};
 use crate::lab::analysis::{Best, Comparison, Edge, Verdict};
 use crate::lab::study::record::{Ending, RunRecord};
 
@@ -114,7 +115,7 @@ fn compared(comparison: &Comparison) -> Vec<Cell> {
     let (class, word) = verdict(comparison.verdict);
     let note = match (comparison.verdict, comparison.seeds_to_resolve) {
         (Verdict::Indistinguishable, Some(seeds)) => {
-            format!("about {} seeds would tell", thousands(seeds))
+            format!("about {} seeds would tell", grouped(seeds))
         }
         _ => String::new(),
     };
@@ -192,13 +193,13 @@ pub(super) fn spikes(view: &View, roster: &Roster) -> Table {
         let halved = ended(|ending| matches!(ending, Ending::Halved { .. }));
         table.row(vec![
             placement(roster, name),
-            thousands(view.of(name).count() as u64).into(),
-            thousands(loss).into(),
-            thousands(grad).into(),
-            thousands(update).into(),
-            thousands(runs).into(),
-            Cell::new(thousands(diverged as u64)).class(if diverged > 0 { "bad" } else { "" }),
-            thousands(halved as u64).into(),
+            grouped(view.of(name).count() as u64).into(),
+            grouped(loss).into(),
+            grouped(grad).into(),
+            grouped(update).into(),
+            grouped(runs).into(),
+            Cell::new(grouped(diverged as u64)).class(if diverged > 0 { "bad" } else { "" }),
+            grouped(halved as u64).into(),
         ]);
     }
     table
@@ -215,7 +216,7 @@ pub(super) fn cost(view: &View, roster: &Roster) -> Table {
         let parameters = view.of(name).next().map(|run| run.parameters);
         table.row(vec![
             placement(roster, name),
-            or_none(parameters, thousands).into(),
+            or_none(parameters, grouped).into(),
             or_none(view.speed(name), speed).into(),
             or_none(view.memory(name), mebibytes).into(),
         ]);
@@ -256,8 +257,8 @@ pub(super) fn runs(runs: &[RunRecord], roster: &Roster) -> Table {
             or_none(run.cell.depth, |depth| depth.to_string()).into(),
             Cell::new(run.id.as_str()).class("code"),
             Cell::new(ending).class(class),
-            thousands(run.steps).into(),
-            thousands(run.tokens).into(),
+            grouped(run.steps).into(),
+            grouped(run.tokens).into(),
             or_none(run.validation_loss, loss).into(),
             or_none(run.train_loss, loss).into(),
             super::format::compact(run.max_grad_norm).into(),
@@ -282,10 +283,10 @@ fn ending(ending: &Ending) -> (String, &'static str) {
     match ending {
         Ending::Finished => ("finished".to_owned(), ""),
         Ending::Diverged { step, reason } => (
-            format!("diverged after step {}: {reason}", thousands(*step)),
+            format!("diverged after step {}: {reason}", grouped(*step)),
             "bad",
         ),
-        Ending::Halved { step } => (format!("halved after step {}", thousands(*step)), "quiet"),
-        Ending::Unfinished { step } => (format!("at step {}", thousands(*step)), "quiet"),
+        Ending::Halved { step } => (format!("halved after step {}", grouped(*step)), "quiet"),
+        Ending::Unfinished { step } => (format!("at step {}", grouped(*step)), "quiet"),
     }
 }

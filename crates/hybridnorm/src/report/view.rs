@@ -3,8 +3,8 @@
 use super::document::Document;
 use crate::lab::analysis::PlacementSummary;
 use crate::lab::stats::{self, Summary};
-use crate::lab::study::Group;
 use crate::lab::study::record::{Ending, RunRecord};
+use crate::lab::study::{self, Group};
 
 /// Runs of one initialization and depth, with their analysis where there is one.
 pub(super) struct View<'a> {
@@ -71,7 +71,12 @@ pub(super) fn views(document: &Document) -> Vec<View<'_>> {
         let runs = (left.iter().copied())
             .filter(|run| (&run.cell.init, run.cell.depth) == (init, depth))
             .collect();
-        views.push(View::new(views.len(), kind_name(init, depth), None, runs));
+        views.push(View::new(
+            views.len(),
+            study::group_name(init, depth),
+            None,
+            runs,
+        ));
     }
     views
 }
@@ -215,11 +220,4 @@ impl Rate<'_> {
 
 fn belongs(run: &RunRecord, group: &Group) -> bool {
     run.cell.init == group.init && run.cell.depth == group.depth
-}
-
-fn kind_name(init: &Option<String>, depth: Option<usize>) -> String {
-    let init = init.as_ref().map(|init| format!("initialization {init}"));
-    let depth = depth.map(|depth| format!("{depth} blocks"));
-    let parts: Vec<String> = [init, depth].into_iter().flatten().collect();
-    parts.join(", ")
 }

@@ -127,9 +127,7 @@ impl LayersRow {
             ends: RoleSignals::new(&ends, outer),
         }
     }
-}
 
-impl LayersRow {
     /// The same with every number changed by `f`.
     pub fn map(mut self, f: impl Fn(f32) -> f32) -> Self {
         let all = |value: &mut Measured| *value = value.map(&f);

@@ -101,10 +101,8 @@ pub(super) fn refuse_to_overwrite(run: &Path) -> Result<()> {
 
 /// A run that branches off needs a directory that holds none.
 pub(super) fn refuse_to_share(run: &Path) -> Result<()> {
-    let holds_run = [CONFIG, Metrics::FILE, checkpoint::CHECKPOINTS].map(|name| run.join(name));
-    // The folder of checkpoints is made before this is asked.
-    let [config, metrics, _] = &holds_run;
-    match config.exists() || metrics.exists() || checkpoint::exists(run)? {
+    let is_there = |name: &str| run.join(name).exists();
+    match is_there(CONFIG) || is_there(Metrics::FILE) || checkpoint::exists(run)? {
         true => Err(Error::config(format!(
             "{} already holds a run; choose another --out",
             run.display()

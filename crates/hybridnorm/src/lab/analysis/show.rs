@@ -1,6 +1,7 @@
 //! Numbers and names as they are written in sentences.
 
 use super::super::stats::Paired;
+use crate::digits::grouped;
 
 /// Decimals with which a difference is shown: two significant digits of the interval's half width.
 pub(super) struct Digits(usize);
@@ -40,13 +41,6 @@ pub(super) fn short(value: f64) -> String {
     text.strip_suffix(".0").unwrap_or(&text).to_owned()
 }
 
-/// `95 %`.
-pub(super) fn percent(share: f64) -> String {
-    let text = format!("{:.3}", 100.0 * share);
-    let digits = text.trim_end_matches('0').trim_end_matches('.');
-    format!("{digits} %")
-}
-
 /// `12,345 seeds`.
 pub(super) fn seeds(count: u64) -> String {
     counts([count].into_iter(), "seed")
@@ -57,15 +51,8 @@ pub(super) fn counts(counts: impl Iterator<Item = u64> + Clone, what: &str) -> S
     let (least, most) = (counts.clone().min(), counts.max());
     match (least.unwrap_or(0), most.unwrap_or(0)) {
         (1, 1) => format!("1 {what}"),
-        (least, most) if least == most => format!("{} {what}s", thousands(least)),
-        (least, most) => format!("{} to {} {what}s", thousands(least), thousands(most)),
-    }
-}
-
-fn thousands(value: u64) -> String {
-    match value {
-        0..1000 => value.to_string(),
-        _ => format!("{},{:03}", thousands(value / 1000), value % 1000),
+        (least, most) if least == most => format!("{} {what}s", grouped(least)),
+        (least, most) => format!("{} to {} {what}s", grouped(least), grouped(most)),
     }
 }
 
@@ -84,8 +71,6 @@ mod tests {
 
     #[test]
     fn numbers_are_short() {
-        assert_eq!(percent(1.0 - 0.05), "95 %");
-        assert_eq!(percent(1.0 - 0.005), "99.5 %");
         assert_eq!((short(10.0), short(3.16)), ("10".into(), "3.2".into()));
         assert_eq!(seeds(1), "1 seed");
         assert_eq!(seeds(10_000), "10,000 seeds");

@@ -4,8 +4,9 @@
 mod tests;
 
 use super::super::stats::{self, Paired};
-use super::show::{Digits, counts, list, percent, seeds, short};
+use super::show::{Digits, counts, list, seeds, short};
 use super::{Analysis, Comparison, Edge, PlacementSummary, Span, Verdict};
+use crate::digits::percent;
 
 /// One placement against the baseline, in a sentence. It says "better" or "worse" only where that
 /// is the verdict.

@@ -40,12 +40,8 @@ pub fn groups(records: &[RunRecord], rules: &Rules) -> Vec<Group> {
         let analysis = analysis::analyse(&points, rules);
         let sentence = |placement| analysis::sentence(placement, &analysis);
         let (init, depth) = wanted;
-        let parts = [
-            init.as_ref().map(|init| format!("initialization {init}")),
-            depth.map(|depth| format!("{depth} blocks")),
-        ];
         Group {
-            name: parts.into_iter().flatten().collect::<Vec<_>>().join(", "),
+            name: group_name(&init, depth),
             init,
             depth,
             verdict: analysis::verdict(&analysis),
@@ -54,6 +50,14 @@ pub fn groups(records: &[RunRecord], rules: &Rules) -> Vec<Group> {
         }
     };
     keys.into_iter().map(group).collect()
+}
+
+/// Initialization and depth in words.
+pub(crate) fn group_name(init: &Option<String>, depth: Option<usize>) -> String {
+    let init = init.as_ref().map(|init| format!("initialization {init}"));
+    let depth = depth.map(|depth| format!("{depth} blocks"));
+    let parts: Vec<String> = [init, depth].into_iter().flatten().collect();
+    parts.join(", ")
 }
 
 fn point(record: &RunRecord) -> Point {

@@ -12,6 +12,7 @@ pub mod run;
 mod runner;
 
 pub use folder::{Folder, merge};
+pub(crate) use groups::group_name;
 pub use groups::{Group, groups};
 pub use plan::{Planned, Study, StudyFile, StudySection};
 pub use record::{Cell, Ending, RunRecord};

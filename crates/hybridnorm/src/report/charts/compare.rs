@@ -1,10 +1,11 @@
 //! Differences to the baseline, and cost.
 
+use crate::digits::percent;
 use plotly::common::{ErrorData, ErrorType, HoverInfo, Line, Marker, Mode, Orientation};
 use plotly::layout::{Shape, ShapeLine, ShapeType};
 use plotly::{Bar, Scatter};
 
-use super::super::format::{difference, mebibytes, percent, plot_text, probability, speed};
+use super::super::format::{difference, mebibytes, plot_text, probability, speed};
 use super::super::palette::{Roster, color, symbol};
 use super::super::tables::verdict;
 use super::super::view::View;

@@ -1,12 +1,13 @@
 //! The inside of the model over time.
 
+use crate::digits::grouped;
 use std::collections::BTreeMap;
 
 use plotly::HeatMap;
 use plotly::common::{ColorScale, ColorScaleElement, HoverInfo};
 use plotly::layout::Margin;
 
-use super::super::format::{compact, rate, thousands};
+use super::super::format::{compact, rate};
 use super::super::palette::SCALE;
 use super::super::view::View;
 use super::{Chart, Figure, axis, layout};
@@ -184,7 +185,7 @@ fn figure(grid: &Grid, low: f64, high: f64) -> Figure {
                     Some(log) => format!(
                         "block {}, step {}: {}",
                         block + 1,
-                        thousands(*step),
+                        grouped(*step),
                         compact(10_f64.powf(*log))
                     ),
                     None => String::new(),
