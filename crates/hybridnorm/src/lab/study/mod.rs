@@ -10,11 +10,12 @@ pub mod plan;
 pub mod record;
 pub mod run;
 mod runner;
+mod summary;
 
 pub use folder::{Folder, merge};
 pub(crate) use groups::group_name;
 pub use groups::{Group, groups};
 pub use plan::{Planned, Study, StudyFile, StudySection};
 pub use record::{Cell, Ending, RunRecord};
-pub use run::of_directory as run_record;
 pub use runner::{Options, Shard, StudyEvent, run};
+pub use summary::of_directory as run_record;
