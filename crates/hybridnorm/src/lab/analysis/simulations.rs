@@ -229,7 +229,7 @@ fn seeds_to_resolve_suffice() {
 }
 
 #[test]
-#[ignore = "takes some nine minutes"]
+#[ignore = "takes minutes"]
 fn claims_are_rare_in_many_studies_of_every_kind() {
     let studies = 10_000;
     println!("seeds variants curvatures  better    any  plain other-seeds  covered");
