@@ -59,7 +59,7 @@ pub enum Command {
         #[command(subcommand)]
         command: BenchCommand,
     },
-    /// Turn an official HybridNorm checkpoint folder into one of ours.
+    /// Turn a checkpoint folder of the official HybridNorm code or of Hugging Face into one of ours.
     Import(ImportArgs),
 }
 
@@ -499,7 +499,8 @@ pub struct InspectArgs {
 /// Arguments of `import`.
 #[derive(Debug, Args)]
 pub struct ImportArgs {
-    /// Folder with `config.yaml` and `model.safetensors` or `model.pt`.
+    /// Folder with `config.yaml` and `model.safetensors` or `model.pt`, or of the format of Hugging Face
+    /// (`config.json`, `model.safetensors`; families olmoe and deepseek_v3).
     pub folder: PathBuf,
     /// Where to write the checkpoint.
     #[arg(long, value_name = "CHECKPOINT_DIR")]

@@ -39,6 +39,8 @@ fn main() -> Result<()> {
         rope_theta: 10_000.0,
         tie_embeddings: true,
         activation: FfnActivation::Swiglu,
+        moe: None,
+        mla: None,
         placement: placement::named("hybridnorm")?,
     };
     let device = Device::flex().autodiff();

@@ -34,6 +34,8 @@ fn main() -> Result<()> {
         rope_theta: 10_000.0,
         tie_embeddings: true,
         activation: FfnActivation::Swiglu,
+        moe: None,
+        mla: None,
         placement,
     };
     let model = Decoder::new(&config, 0, &Device::flex())?;

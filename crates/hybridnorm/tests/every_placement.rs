@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::ops::Range;
+
 use common::*;
 use hybridnorm::model::Recompute;
 use hybridnorm::model::inventory;
@@ -10,8 +12,8 @@ use hybridnorm::train::GradientSum;
 
 #[test]
 fn a_later_token_never_changes_an_earlier_output() {
-    for name in all_names() {
-        let model = stirred(&tiny(named(name)), &plain());
+    for (name, config) in all_models() {
+        let model = stirred(&config, &plain());
         let mut ids = Random::new("inputs").ids(BATCH * SEQ);
         let before = logits(&model);
         // Change the last two tokens of the first sequence.
@@ -20,24 +22,25 @@ fn a_later_token_never_changes_an_earlier_output() {
         }
         let after = to_vec(model.logits(model.forward(model.ids(&ids, BATCH, SEQ).unwrap())));
         let unchanged = (SEQ - 2) * VOCAB;
-        assert_eq!(before[..unchanged], after[..unchanged], "{name}");
+        // A product's last bits depend on how many rows it has: for an expert, on all tokens.
+        let tolerance = if config.moe.is_some() { 1e-5 } else { 0.0 };
+        let same = |range: Range<usize>| {
+            largest_difference(&before[range.clone()], &after[range]) <= tolerance
+        };
+        assert!(same(0..unchanged), "{name}");
         assert_ne!(
             before[unchanged..SEQ * VOCAB],
             after[unchanged..SEQ * VOCAB],
             "{name}"
         );
-        assert_eq!(
-            before[SEQ * VOCAB..],
-            after[SEQ * VOCAB..],
-            "{name}: other sequence"
-        );
+        assert!(same(SEQ * VOCAB..before.len()), "{name}: other sequence");
     }
 }
 
 #[test]
 fn decoding_with_a_cache_equals_the_full_forward_pass() {
-    for name in all_names() {
-        let model = stirred(&tiny(named(name)), &plain());
+    for (name, config) in all_models() {
+        let model = stirred(&config, &plain());
         let full = logits(&model);
         let ids = Random::new("inputs").ids(BATCH * SEQ);
         let mut cache = model.new_cache(BATCH, SEQ);
@@ -64,12 +67,12 @@ fn decoding_with_a_cache_equals_the_full_forward_pass() {
 
 #[test]
 fn every_parameter_receives_a_finite_gradient() {
-    for name in all_names() {
-        let model = stirred(&tiny(named(name)), &autodiff());
+    for (name, config) in all_models() {
+        let model = stirred(&config, &autodiff());
         let (loss, gradients) = loss_and_gradients(&model);
         assert!(loss.is_finite(), "{name}");
         assert_eq!(gradients.missing(&model), Vec::<String>::new(), "{name}");
-        for parameter in params::names(&model) {
+        for parameter in trained(&model) {
             let gradient = gradients.get(&parameter).unwrap();
             assert!(
                 gradient.iter().all(|g| g.is_finite()),
@@ -81,16 +84,16 @@ fn every_parameter_receives_a_finite_gradient() {
 
 #[test]
 fn loss_and_gradients_have_the_same_bits_on_any_number_of_threads() {
-    for name in all_names() {
+    for (name, config) in all_models() {
         let bits = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new()
                 .num_threads(threads)
                 .build()
                 .unwrap();
             pool.install(|| {
-                let model = stirred(&tiny(named(name)), &autodiff());
+                let model = stirred(&config, &autodiff());
                 let (loss, gradients) = loss_and_gradients(&model);
-                let all: Vec<Vec<u32>> = params::names(&model)
+                let all: Vec<Vec<u32>> = trained(&model)
                     .iter()
                     .map(|name| {
                         gradients
@@ -110,9 +113,9 @@ fn loss_and_gradients_have_the_same_bits_on_any_number_of_threads() {
 
 #[test]
 fn recomputing_blocks_changes_no_bit() {
-    for name in all_names() {
+    for (name, config) in all_models() {
         for tie_embeddings in [false, true] {
-            let mut config = tiny(named(name));
+            let mut config = config.clone();
             config.tie_embeddings = tie_embeddings;
             let model = stirred(&config, &autodiff());
             let options = LossOptions {
@@ -126,8 +129,8 @@ fn recomputing_blocks_changes_no_bit() {
                         let (inputs, targets) = (inputs(&model), targets(&model));
                         gradients.accumulate(&model, inputs, targets, options, recompute)
                     })
-                    .map(to_vec64)
-                    .to_vec();
+                    .map(|pass| (to_vec64(pass.losses), pass.routing))
+                    .into();
                 let all: Vec<_> = params::names(&model)
                     .iter()
                     .map(|name| (name.clone(), gradients.get(name)))
@@ -145,13 +148,13 @@ fn recomputing_blocks_changes_no_bit() {
 #[test]
 fn the_inventory_lists_the_parameters_that_the_model_has() {
     let activations = [FfnActivation::Swiglu, FfnActivation::Relu2];
-    for name in all_names() {
+    for (name, config) in all_models() {
         for activation in activations {
             for tie_embeddings in [false, true] {
-                let mut config = tiny(named(name));
+                let mut config = config.clone();
                 config.activation = activation;
                 config.tie_embeddings = tie_embeddings;
-                // SimpleNorm norms the gate, which an ungated feed-forward does not have.
+                // Some placements norm or scale the gate, which an ungated feed-forward does not have.
                 let Ok((resolved, _)) = config.resolve() else {
                     assert!(!activation.is_gated(), "{name}");
                     continue;
@@ -192,7 +195,9 @@ fn placements_share_the_initial_value_of_every_parameter_they_share() {
         params::values(&Decoder::new(&tiny(placement), 9, &plain()).unwrap())
     };
     let reference = values("hybridnorm");
-    for name in all_names() {
+    // Unit weights are brought to their length afterwards.
+    let names = all_names().into_iter();
+    for name in names.filter(|name| !named(name).unit_weights) {
         for (parameter, found) in values(name) {
             let is_matrix = found.shape.len() == 2 && parameter != "embedding";
             if let Some(expected) = reference.get(&parameter).filter(|_| is_matrix) {

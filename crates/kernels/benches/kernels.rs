@@ -113,6 +113,7 @@ fn attentions(c: &mut Criterion) {
         heads: HEADS,
         kv_heads: HEADS,
         head_dim: HEAD_DIM,
+        value_dim: HEAD_DIM,
         scale: 0.125,
         softcap: None,
     };

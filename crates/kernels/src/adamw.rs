@@ -112,9 +112,9 @@ pub fn step(a: &AdamW, slots: &mut [Slot]) -> Norms {
 
 /// Sums of squares of values before a step and of what it adds to them.
 #[derive(Clone, Copy, Default)]
-struct Squares {
-    update: f64,
-    value: f64,
+pub(crate) struct Squares {
+    pub(crate) update: f64,
+    pub(crate) value: f64,
 }
 
 impl Add for Squares {
@@ -130,7 +130,7 @@ impl Add for Squares {
 
 /// Elements whose update is kept for its norm before the next ones follow: they stay in the first
 /// cache.
-const BLOCK: usize = 1024;
+pub(crate) const BLOCK: usize = 1024;
 
 struct Factors {
     grad_scale: f32,

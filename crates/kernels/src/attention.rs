@@ -15,11 +15,13 @@ use head_rows::HeadRows;
 mod backward;
 mod forward;
 mod head_rows;
+mod latent;
 mod one;
 mod scores;
 
 pub use backward::{backward, backward_prepared};
-pub use scores::{Scores, scores};
+pub use latent::{LatentAttention, cached_latent};
+pub use scores::{Scores, head_maxima, scores};
 
 /// Queries per tile.
 const QUERIES: usize = 64;
@@ -37,16 +39,18 @@ pub struct Attention {
     pub heads: usize,
     /// Key and value heads.
     pub kv_heads: usize,
-    /// Channels per head.
+    /// Channels of each query and key head.
     pub head_dim: usize,
+    /// Channels of each value head, and of each head of the context.
+    pub value_dim: usize,
     /// Factor of the scores, usually `1 / sqrt(head_dim)`.
     pub scale: f32,
     /// Soft cap of the scores.
     pub softcap: Option<f32>,
 }
 
-/// Attention of packed `qkv` (batch, seq, (heads + 2 kv_heads) * head_dim), rows
-/// `[q heads | k heads | v heads]`, to `ctx` (batch, seq, heads * head_dim).
+/// Attention of packed `qkv` (batch, seq, (heads + kv_heads) * head_dim + kv_heads * value_dim), rows
+/// `[q heads | k heads | v heads]`, to `ctx` (batch, seq, heads * value_dim).
 ///
 /// `lse` (batch, heads, seq) receives the log-sum-exp of each query's scores, for [`backward`].
 pub fn forward(a: &Attention, qkv: &[f32], ctx: &mut [f32], lse: &mut [f32]) {
@@ -59,7 +63,7 @@ pub fn forward(a: &Attention, qkv: &[f32], ctx: &mut [f32], lse: &mut [f32]) {
 ///
 /// # Panics
 ///
-/// Unless heads can be prepared one by one, [`QkvPrep::is_by_head`].
+/// Unless heads can be prepared one by one, [`QkvPrep::is_by_head`], and values are as wide as keys.
 pub fn forward_prepared(
     a: &Attention,
     p: &Preparation,
@@ -74,31 +78,34 @@ pub fn forward_prepared(
 
 /// Attention of new queries to a cache, for generation.
 ///
-/// `a.seq` is the number of new positions per sequence. `qkv` (batch, new, (heads + 2 kv_heads) *
-/// head_dim) holds the new rows, of which only the queries are read; `cache` (batch, capacity,
-/// 2 kv_heads * head_dim), rows `[k heads | v heads]`, already holds the new keys and values.
-/// New query i sees the cache rows `0..=past + i`. `ctx` is (batch, new, heads * head_dim).
+/// `a.seq` is the number of new positions per sequence. `qkv`, packed as for [`forward`], holds the
+/// new rows, of which only the queries are read; `cache` (batch, capacity, kv_heads * (head_dim +
+/// value_dim)), rows `[k heads | v heads]`, already holds the new keys and values.
+/// New query i sees the cache rows `0..=past + i`. `ctx` is (batch, new, heads * value_dim).
 pub fn cached(a: &Attention, qkv: &[f32], cache: &[f32], past: usize, ctx: &mut [f32]) {
     let mut lse = vec![0.0; a.batch * a.heads * a.seq];
     a.check_packed("attention::cached", qkv, ctx, &lse);
-    let row_stride = 2 * a.kv_heads * a.head_dim;
-    assert!(
-        cache.len().is_multiple_of((a.batch * row_stride).max(1)),
-        "attention::cached: cache is not (batch, capacity, {row_stride})"
-    );
-    let capacity = cache.len() / (a.batch * row_stride).max(1);
-    assert!(
-        a.batch == 0 || past + a.seq <= capacity,
-        "attention::cached: {past} past and {} new rows exceed the capacity {capacity}",
-        a.seq
+    let row_stride = a.kv_heads * (a.head_dim + a.value_dim);
+    let capacity = capacity(
+        "attention::cached",
+        cache,
+        a.batch,
+        row_stride,
+        past + a.seq,
     );
     let packed = a.packed(qkv, None);
     let place = Place {
         keys: cache,
         per_sequence: capacity,
         row_stride,
-        first_key: 0,
-        first_value: a.kv_heads * a.head_dim,
+        key: Part {
+            first: 0,
+            ..packed.key
+        },
+        value: Part {
+            first: a.kv_heads * a.head_dim,
+            ..packed.value
+        },
         ..packed
     };
     match a.seq {
@@ -107,9 +114,23 @@ pub fn cached(a: &Attention, qkv: &[f32], cache: &[f32], past: usize, ctx: &mut 
     }
 }
 
+/// Checks a cache (batch, capacity, width); returns its capacity, which is at least `rows`.
+fn capacity(name: &str, cache: &[f32], batch: usize, width: usize, rows: usize) -> usize {
+    assert!(
+        cache.len().is_multiple_of((batch * width).max(1)),
+        "{name}: cache is not (batch, capacity, {width})"
+    );
+    let capacity = cache.len() / (batch * width).max(1);
+    assert!(
+        batch == 0 || rows <= capacity,
+        "{name}: {rows} past and new rows exceed the capacity {capacity}"
+    );
+    capacity
+}
+
 impl Attention {
     fn packed_width(&self) -> usize {
-        (self.heads + 2 * self.kv_heads) * self.head_dim
+        (self.heads + self.kv_heads) * self.head_dim + self.kv_heads * self.value_dim
     }
 
     /// Checks the packed projection; returns its number of rows.
@@ -120,10 +141,11 @@ impl Attention {
             heads,
             kv_heads,
             head_dim,
+            value_dim,
             ..
         } = *self;
         assert!(
-            head_dim > 0 && kv_heads > 0 && heads > 0,
+            head_dim > 0 && value_dim > 0 && kv_heads > 0 && heads > 0,
             "{name}: heads must not be empty"
         );
         assert_eq!(
@@ -146,7 +168,7 @@ impl Attention {
             batch, seq, heads, ..
         } = *self;
         let rows = self.check_qkv(name, qkv);
-        let width = heads * self.head_dim;
+        let width = heads * self.value_dim;
         assert_eq!(
             ctx.len(),
             rows * width,
@@ -171,6 +193,10 @@ impl Attention {
             (self.heads, self.kv_heads, self.head_dim),
             "{name}: the preparation is for other heads"
         );
+        assert_eq!(
+            self.value_dim, head_dim,
+            "{name}: prepared values are as wide as keys"
+        );
         assert!(
             p.positions() >= self.seq,
             "{name}: rotations for {} of {} positions",
@@ -184,11 +210,18 @@ impl Attention {
     fn packed<'a>(&self, qkv: &'a [f32], preparation: Option<&'a Preparation<'a>>) -> Place<'a> {
         Place {
             queries: qkv,
+            query_stride: self.packed_width(),
             keys: qkv,
             per_sequence: self.seq,
             row_stride: self.packed_width(),
-            first_key: self.heads * self.head_dim,
-            first_value: (self.heads + self.kv_heads) * self.head_dim,
+            key: Part {
+                first: self.heads * self.head_dim,
+                step: self.head_dim,
+            },
+            value: Part {
+                first: (self.heads + self.kv_heads) * self.head_dim,
+                step: self.value_dim,
+            },
             preparation,
         }
     }
@@ -201,21 +234,31 @@ impl Attention {
 
 /// Where queries, keys and values lie.
 struct Place<'a> {
-    /// Packed rows, of which the queries are read.
+    /// Rows that start with the queries, and how far apart they lie.
     queries: &'a [f32],
+    query_stride: usize,
     keys: &'a [f32],
-    /// Rows of keys per sequence, how far apart they lie, and where in a row keys and values start.
+    /// Rows of keys per sequence, how far apart they lie, and where in a row keys and values are.
     per_sequence: usize,
     row_stride: usize,
-    first_key: usize,
-    first_value: usize,
+    key: Part,
+    value: Part,
     preparation: Option<&'a Preparation<'a>>,
+}
+
+/// Where the heads of a part of a row lie.
+#[derive(Clone, Copy)]
+struct Part {
+    /// Where the first one starts.
+    first: usize,
+    /// From one to the next; 0 if all are the same.
+    step: usize,
 }
 
 impl<'a> Place<'a> {
     /// Queries of head `h` of a sequence.
     fn queries(&self, a: &Attention, sequence: usize, h: usize) -> HeadRows<'a> {
-        let stride = a.packed_width();
+        let stride = self.query_stride;
         HeadRows {
             rows: Rows {
                 data: &self.queries[sequence * a.seq * stride + h * a.head_dim..],
@@ -228,18 +271,18 @@ impl<'a> Place<'a> {
 
     /// Keys and values of one head of a sequence.
     fn keys_and_values(&self, a: &Attention, sequence: usize, kv_head: usize) -> [HeadRows<'a>; 2] {
-        let start = sequence * self.per_sequence * self.row_stride + kv_head * a.head_dim;
-        let head = |offset: usize, part: usize| HeadRows {
+        let start = sequence * self.per_sequence * self.row_stride;
+        let head = |place: Part, part: usize| HeadRows {
             rows: Rows {
-                data: &self.keys[start + offset..],
+                data: &self.keys[start + place.first + kv_head * place.step..],
                 stride: self.row_stride,
             },
             part: part + kv_head,
             preparation: self.preparation,
         };
         [
-            head(self.first_key, a.heads),
-            head(self.first_value, a.heads + a.kv_heads),
+            head(self.key, a.heads),
+            head(self.value, a.heads + a.kv_heads),
         ]
     }
 }

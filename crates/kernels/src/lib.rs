@@ -27,15 +27,20 @@ pub mod attention;
 pub mod cross_entropy;
 pub mod elementwise;
 pub mod embedding;
+pub mod experts;
 #[allow(unsafe_code)]
 pub mod gemm;
+pub mod latent;
 pub mod linear;
 pub mod magnitude;
 mod math;
+pub mod muon;
 pub mod norm;
 mod panels;
 mod parallel;
 pub mod qkv;
+pub mod router;
 mod simd;
 #[cfg(test)]
 mod testing;
+pub mod unit;

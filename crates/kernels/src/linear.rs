@@ -8,14 +8,14 @@ use rayon::prelude::*;
 use std::borrow::Cow;
 
 /// Outputs per task when a single row is multiplied.
-const OUTPUTS_PER_TASK: usize = 64;
+pub(crate) const OUTPUTS_PER_TASK: usize = 64;
 /// Rows of weights a multiple of that many values apart share one set of the first cache, where
 /// hardly more than ten of them fit, while a product packs rows of some dozen side by side.
 const COLLIDING: usize = 1024;
 /// Values between rows that lie in different sets.
 const PADDING: usize = 16;
 /// Rows of `x` from which a copy of the weights pays.
-const WORTH_SPREADING: usize = 128;
+pub(crate) const WORTH_SPREADING: usize = 128;
 
 /// `y = x w^T` for `x` (n, inputs), `w` (outputs, inputs), `y` (n, outputs).
 pub fn forward(x: &[f32], w: &[f32], y: &mut [f32], inputs: usize, outputs: usize) {

@@ -549,7 +549,7 @@ fn scale(factor: f32, y: &mut [f32]) {
 
 /// Rotates each head by the angles of `turn` times `sign`, and multiplies by `factor`.
 #[inline(always)]
-fn rotate(x: &[f32], turn: &[f32], sign: f32, factor: f32, y: &mut [f32]) {
+pub(crate) fn rotate(x: &[f32], turn: &[f32], sign: f32, factor: f32, y: &mut [f32]) {
     let half = turn.len() / 2;
     let (cos, sin) = turn.split_at(half);
     for (x, y) in x.chunks_exact(2 * half).zip(y.chunks_exact_mut(2 * half)) {

@@ -1,7 +1,7 @@
 //! `hybridnorm import`.
 
 use hybridnorm::data::{Tokenizer, TokenizerSpec};
-use hybridnorm::interop::official;
+use hybridnorm::interop;
 use hybridnorm::model::Recompute;
 use hybridnorm::model::inventory::inventory;
 use hybridnorm::train::checkpoint::{self, Contents};
@@ -25,7 +25,7 @@ pub fn run(args: ImportArgs, console: &Console) -> Result<Ending, Error> {
         .as_deref()
         .map(|spec| Tokenizer::from_spec(&spec.parse::<TokenizerSpec>()?))
         .transpose()?;
-    let model = official::import(&args.folder, &Device::flex())?;
+    let model = interop::import(&args.folder, &Device::flex())?;
     if let Some(parent) = args.out.parent() {
         hybridnorm::files::create_dir(parent)?;
     }

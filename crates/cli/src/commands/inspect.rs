@@ -79,21 +79,52 @@ fn is_config(path: &Path) -> bool {
         || path.is_file()
 }
 
+/// The sizes of a model.
+fn shape(model: &ModelConfig) -> Vec<String> {
+    let mut parts = vec![
+        format!("d_model {}", model.d_model),
+        format!("layers {}", model.n_layers),
+        format!("heads {}", model.n_heads),
+    ];
+    match &model.mla {
+        None => {
+            parts.push(format!("kv heads {}", model.n_kv_heads));
+            parts.push(format!("head width {}", model.head_dim()));
+        }
+        Some(mla) => {
+            let q = mla.q_rank.map_or("none".into(), |rank| rank.to_string());
+            parts.push(format!("latents q {q}, kv {}", mla.kv_rank));
+            parts.push(format!(
+                "head width {} + {} rotated, values {}",
+                mla.nope_dim, mla.rope_dim, mla.v_dim
+            ));
+        }
+    }
+    if model.dense_layers() > 0 {
+        parts.push(format!("d_ff {}", model.d_ff));
+    }
+    if let Some(moe) = &model.moe {
+        parts.push(format!(
+            "experts {} of width {}, {} a token",
+            moe.n_experts, moe.d_expert, moe.top_k
+        ));
+        if moe.n_shared > 0 {
+            parts.push(format!("shared experts {}", moe.n_shared));
+        }
+        if moe.first_dense > 0 {
+            parts.push(format!("dense blocks {}", moe.first_dense));
+        }
+    }
+    parts.push(format!("vocabulary {}", grouped(model.vocab_size as u64)));
+    parts.push(format!("longest sequence {}", model.max_seq_len));
+    parts
+}
+
 fn text(report: &Report) -> String {
     let Report {
         model, inventory, ..
     } = report;
-    let shape = format!(
-        "d_model {} · layers {} · heads {} · kv heads {} · head width {} · d_ff {} · vocabulary {} · longest sequence {}",
-        model.d_model,
-        model.n_layers,
-        model.n_heads,
-        model.n_kv_heads,
-        model.head_dim(),
-        model.d_ff,
-        grouped(model.vocab_size as u64),
-        model.max_seq_len
-    );
+    let shape = shape(model).join(" · ");
     let mut parameters = numbers(&["parameters", "count", "share"]);
     for (kind, &count) in &inventory.parameters {
         let share = 100.0 * count as f64 / inventory.total as f64;
@@ -104,6 +135,13 @@ fn text(report: &Report) -> String {
         grouped(inventory.total),
         scaled(inventory.total as f64),
     ]);
+    if inventory.active != inventory.total {
+        parameters.add_row([
+            "active".to_owned(),
+            grouped(inventory.active),
+            scaled(inventory.active as f64),
+        ]);
+    }
     let memory = &inventory.memory;
     let mut table = numbers(&["training memory (f32)", "size"]);
     for (name, size) in [

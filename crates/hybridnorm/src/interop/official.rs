@@ -9,11 +9,12 @@ use burn_store::pytorch_reader::DType;
 use safetensors::Dtype;
 use serde::Deserialize;
 
+use super::experts::{self, Layout};
 use super::python_dict;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::model::{
-    Decoder, FfnActivation, ModelConfig,
+    Decoder, FfnActivation, ModelConfig, MoeConfig, MoeScoring,
     params::{self, Values},
 };
 use crate::placement::{
@@ -140,10 +141,33 @@ struct Official {
     norm_pos_special_config: Option<String>,
     #[serde(default)]
     norm_after: bool,
+    #[serde(default)]
+    moe_num_experts: Option<usize>,
+    #[serde(default = "two")]
+    moe_top_k: usize,
+    moe_expert_hidden_size: Option<usize>,
+    #[serde(default = "yes")]
+    moe_dropless: bool,
+    #[serde(default)]
+    moe_shared_expert: bool,
+    #[serde(default)]
+    moe_interleave: bool,
+    #[serde(default)]
+    moe_normalize_expert_weights: Option<f64>,
+    #[serde(default = "loss_weight")]
+    moe_loss_weight: f64,
+    #[serde(default)]
+    moe_zloss_weight: Option<f64>,
 }
 
 fn four() -> usize {
     4
+}
+fn two() -> usize {
+    2
+}
+fn loss_weight() -> f64 {
+    0.1
 }
 fn yes() -> bool {
     true
@@ -184,6 +208,7 @@ impl Official {
         if !hidden.is_multiple_of(fused) {
             return Err(format!("mlp_hidden_size {hidden} is odd"));
         }
+        let moe = self.moe(hidden / fused)?;
         let n_kv_heads = match (self.n_kv_heads, self.multi_query_attention) {
             (Some(heads), _) => heads,
             (None, Some(true)) => 1,
@@ -194,12 +219,14 @@ impl Official {
             n_layers: self.n_layers,
             n_heads: self.n_heads,
             n_kv_heads,
-            d_ff: hidden / fused,
+            d_ff: if moe.is_some() { 0 } else { hidden / fused },
             vocab_size: self.embedding_size.unwrap_or(self.vocab_size),
             max_seq_len: self.max_sequence_length,
             rope_theta: self.rope_theta,
             tie_embeddings: self.weight_tying,
             activation,
+            moe,
+            mla: None,
             placement: self.placement()?,
         })
     }
@@ -213,6 +240,8 @@ impl Official {
             ("scale_emb_init", self.scale_emb_init),
             // Of the OLMo the official code branched off from.
             ("norm_after", self.norm_after),
+            ("moe_shared_expert", self.moe_shared_expert),
+            ("moe_interleave", self.moe_interleave),
             ("attention_dropout", self.attention_dropout != 0.0),
             ("residual_dropout", self.residual_dropout != 0.0),
             ("embedding_dropout", self.embedding_dropout != 0.0),
@@ -224,9 +253,47 @@ impl Official {
             return Err("rope is off, expected on".into());
         }
         match self.block_type.as_str() {
-            "sequential" => Ok(()),
-            other => Err(format!("block_type {other:?}, expected \"sequential\"")),
+            "sequential" | "moe" => Ok(()),
+            other => Err(format!(
+                "block_type {other:?}, expected \"sequential\" or \"moe\""
+            )),
         }
+    }
+
+    /// The experts, of inner width `hidden` unless something else is said.
+    fn moe(&self, hidden: usize) -> Result<Option<MoeConfig>, String> {
+        if self.block_type != "moe" {
+            return Ok(None);
+        }
+        if !self.moe_dropless {
+            return Err("moe_dropless is off, expected on".into());
+        }
+        let renormalize = match self.moe_normalize_expert_weights {
+            None => false,
+            Some(1.0) => true,
+            Some(norm) => {
+                return Err(format!(
+                    "moe_normalize_expert_weights {norm}, expected 1 or none"
+                ));
+            }
+        };
+        Ok(Some(MoeConfig {
+            n_experts: self
+                .moe_num_experts
+                .ok_or("moe_num_experts is missing beside block_type \"moe\"")?,
+            top_k: self.moe_top_k,
+            d_expert: self.moe_expert_hidden_size.unwrap_or(hidden),
+            n_shared: 0,
+            first_dense: 0,
+            scoring: MoeScoring::Softmax,
+            renormalize,
+            n_groups: 1,
+            top_groups: 1,
+            scaling: 1.0,
+            load_balance: self.moe_loss_weight,
+            z_loss: self.moe_zloss_weight.unwrap_or(0.0),
+            bias_rate: None,
+        }))
     }
 
     fn placement(&self) -> Result<Placement, String> {
@@ -363,16 +430,18 @@ impl Flags {
 /// Official tensors under our names in our layout. Works for gradients as well as for weights.
 ///
 /// # Errors
-/// If a name or a shape is not one of an official dense checkpoint.
+/// If a name or a shape is not one of an official checkpoint.
 pub fn translate_all(
-    tensors: BTreeMap<String, Values>,
+    mut tensors: BTreeMap<String, Values>,
     config: &ModelConfig,
 ) -> Result<BTreeMap<String, Values>> {
+    let stacks = take_experts(&mut tensors, config).map_err(Error::Config)?;
     let mut ours = tensors
         .into_iter()
         .map(|(name, tensor)| translate(&name, tensor, config))
         .collect::<Result<BTreeMap<_, _>, _>>()
         .map_err(Error::Config)?;
+    ours.extend(stacks);
     // Official checkpoints of tied models may carry the head as a second copy.
     if config.tie_embeddings
         && let Some(head) = ours.remove("head")
@@ -431,9 +500,40 @@ fn read_pytorch(path: &Path) -> Result<BTreeMap<String, Values>> {
     Ok(all)
 }
 
+/// The experts' matrices, which are made of several official ones: MegaBlocks' `w1` is the gate, `v1` the
+/// up and `w2` the transposed down projection, all (E·f, d).
+fn take_experts(
+    tensors: &mut BTreeMap<String, Values>,
+    config: &ModelConfig,
+) -> Result<Vec<(String, Values)>, String> {
+    let mut stacks = Vec::new();
+    for layer in 0..config.n_layers {
+        let Some(moe) = config.moe_at(layer) else {
+            continue;
+        };
+        let mut take = |matrix: &str| {
+            let name = format!("transformer.blocks.{layer}.ffn.experts.mlp.{matrix}");
+            let tensor = tensors
+                .remove(&name)
+                .ok_or_else(|| format!("tensor {name} is missing"))?;
+            experts::split(tensor, moe.n_experts)
+                .map_err(|problem| format!("tensor {name} {problem}"))
+        };
+        let [gate, up, down] = [take("w1")?, take("v1")?, take("w2")?];
+        let layout = Layout {
+            d_model: config.d_model,
+            d_expert: moe.d_expert,
+        };
+        let down = down.into_iter().map(experts::transposed).collect();
+        let path = format!("blocks.{layer}.feed_forward.experts");
+        stacks.extend(experts::stacks(&path, layout, [gate, up, down])?);
+    }
+    Ok(stacks)
+}
+
 /// An official tensor name and layout as ours.
 fn translate(name: &str, tensor: Values, config: &ModelConfig) -> Result<(String, Values), String> {
-    let unknown = || format!("tensor {name} is not one of an official dense checkpoint");
+    let unknown = || format!("tensor {name} is not one of an official checkpoint");
     let inner = name.strip_prefix("transformer.").ok_or_else(unknown)?;
     if let Some(rest) = inner.strip_prefix("blocks.") {
         let (layer, rest) = rest.split_once('.').ok_or_else(unknown)?;
@@ -451,6 +551,7 @@ fn translate(name: &str, tensor: Values, config: &ModelConfig) -> Result<(String
                 return Ok((format!("blocks.{layer}.feed_forward.up"), swapped));
             }
             "ff_out.weight" => "feed_forward.down",
+            "ffn.router.layer.weight" => "feed_forward.router",
             _ => {
                 let (site, field) = rest.rsplit_once('.').ok_or_else(unknown)?;
                 let site = match site {

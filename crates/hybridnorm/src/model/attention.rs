@@ -1,49 +1,48 @@
-//! The attention function.
+//! The attention function of a block: every head with keys and values of its own (or its group's), or
+//! all of them made of one latent.
+
+mod heads;
+mod latent;
 
 use std::sync::Arc;
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 
 use super::cache::LayerCache;
 use super::config::ModelConfig;
 use super::init::Initializer;
 use super::norm::{Norm, NormSite};
-use super::scale::Scale;
-use crate::ops::{self, NormFn, QkOrder, QkvPrep};
-use crate::placement::{self, AttnInner, AttnScale, Factor, HeadNorm, NormSpec, Role};
+use crate::ops;
+use crate::placement::{AttnInner, AttnScale, Factor, HeadNorm, NormSpec};
 
-/// Smallest temperature of cosine attention (Swin-v2).
-const COSINE_TAU_MIN: f64 = 0.01;
-/// Where that temperature starts.
-const COSINE_TAU_INIT: f32 = 0.1;
+pub use heads::Heads;
+pub use latent::Latent;
 
-/// Causal grouped-query attention with rotary embedding:
-/// `W_out · ctx_norm(softmax(scale · q kᵀ) v)`, q, k, v = prepared `W_qkv · u`.
+/// What a block does between reading the stream and adding to it for the first time.
 #[derive(Module, Debug)]
-pub struct Attention {
-    /// Packed projection, rows `[q heads | k heads | v heads]`; ((h + 2g)·k, d).
-    pub qkv: Param<Tensor<2>>,
-    /// Norm on queries.
-    pub q_norm: Option<Norm>,
-    /// Norm on keys.
-    pub k_norm: Option<Norm>,
-    /// Norm on values.
-    pub v_norm: Option<Norm>,
-    /// Factor on normed queries and keys.
-    pub qk_scale: Scale,
-    /// Cosine attention's temperature per head.
-    pub tau: Option<Param<Tensor<1>>>,
-    /// Norm on the context.
-    pub ctx_norm: Option<Norm>,
-    /// Factor per head on the context.
-    pub head_gain: Option<Param<Tensor<1>>>,
-    /// Output projection, (d, h·k).
-    pub out: Param<Tensor<2>>,
-    #[module(skip)]
-    shape: HeadShape,
-    #[module(skip)]
-    prepare: Prepare,
+pub enum Attention {
+    /// Grouped-query attention.
+    Heads(Heads),
+    /// Multi-head latent attention.
+    Latent(Latent),
+}
+
+/// What is needed to make the attention of a block.
+#[derive(Clone, Copy)]
+pub struct Site<'a> {
+    /// Shape of the model.
+    pub config: &'a ModelConfig,
+    /// Norms and scales inside.
+    pub inner: &'a AttnInner<Factor>,
+    /// The norm function.
+    pub norm: &'a NormSpec,
+    /// Index of the block, 0-based.
+    pub layer: usize,
+    /// Draws weights.
+    pub initializer: &'a Initializer<'a>,
+    /// Where weights live.
+    pub device: &'a Device,
 }
 
 /// Which positions a forward pass covers, and their rotations.
@@ -51,14 +50,14 @@ pub struct Attention {
 pub struct Positions {
     /// Positions before these, held by the cache.
     pub past: usize,
-    /// A row of k numbers (cosines, then sines) for each new position.
+    /// A row of rotations (cosines, then sines) for each new position.
     pub rope: Arc<[f32]>,
 }
 
 impl Positions {
     /// The first `seq` positions of a model of this shape.
     pub fn first(config: &ModelConfig, seq: usize) -> Self {
-        let rope = ops::rope_table(config.rope_theta, config.head_dim(), 0, seq);
+        let rope = ops::rope_table(config.rope_theta, config.rope_dim(), 0, seq);
         Self {
             past: 0,
             rope: rope.into(),
@@ -66,107 +65,12 @@ impl Positions {
     }
 }
 
-#[derive(Debug, Clone, Copy)]
-struct HeadShape {
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
-    scale: f32,
-    softcap: Option<f32>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Prepare(QkvPrep);
-
 impl Attention {
-    /// Makes the attention of block `layer`.
-    pub fn new(
-        config: &ModelConfig,
-        inner: &AttnInner<Factor>,
-        norm: &NormSpec,
-        layer: usize,
-        initializer: &Initializer<'_>,
-        device: &Device,
-    ) -> Self {
-        let (d, h, g, k) = (
-            config.d_model,
-            config.n_heads,
-            config.n_kv_heads,
-            config.head_dim(),
-        );
-        let name = |field: &str| format!("blocks.{layer}.attention.{field}");
-        let draw = |field: &str, role: Role, shape: [usize; 2]| {
-            initializer.block(&name(field), layer, role, shape)
-        };
-        let qkv = [
-            draw("qkv.q", Role::Q, [h * k, d]),
-            draw("qkv.k", Role::K, [g * k, d]),
-            draw("qkv.v", Role::V, [g * k, d]),
-        ]
-        .concat();
-        let out = draw("out", Role::O, [d, h * k]);
-
-        let make = |kind: HeadNorm, heads: usize| {
-            head_site(kind, heads, k).map(|site| Norm::new(norm, site, device))
-        };
-        let (q_norm, k_norm, v_norm) = (
-            make(inner.q_norm, h),
-            make(inner.k_norm, g),
-            make(inner.v_norm, g),
-        );
-        let is_cosine = inner.attn_scale == AttnScale::Cosine;
-        let unit_length = ops::Norm {
-            function: NormFn::L2,
-            eps: 1e-12,
-            gain: ops::Gain::None,
-            bias: false,
-            width: k,
-            groups: 1,
-        };
-        let qk_op = |site: &Option<Norm>| match site {
-            Some(site) => Some(site.op()),
-            None => is_cosine.then_some(unit_length),
-        };
-        let qk_scale = Scale::new(inner.qk_post_scale, k, device);
-        let prepare = QkvPrep {
-            heads: h,
-            kv_heads: g,
-            head_dim: k,
-            q: qk_op(&q_norm),
-            k: qk_op(&k_norm),
-            v: v_norm.as_ref().map(Norm::op),
-            order: match inner.qk_order {
-                placement::QkOrder::BeforeRope => QkOrder::BeforeRope,
-                placement::QkOrder::AfterRope => QkOrder::AfterRope,
-            },
-            qk_scale: qk_scale.constant().unwrap_or(1.0) as f32,
-            clip: inner.clip_qkv.map(|clip| clip as f32),
-        };
-        let scale = match inner.attn_scale {
-            AttnScale::InvSqrtHeadDim => 1.0 / (k as f64).sqrt(),
-            AttnScale::SqrtHeadDim => (k as f64).sqrt(),
-            AttnScale::Const(value) => value,
-            AttnScale::Cosine => 1.0,
-        };
-        let per_head = |value: f32| Param::from_data(vec![value; h].as_slice(), device);
-        Self {
-            qkv: Param::from_data(TensorData::new(qkv, [config.qkv_width(), d]), device),
-            q_norm,
-            k_norm,
-            v_norm,
-            qk_scale,
-            tau: is_cosine.then(|| per_head(COSINE_TAU_INIT)),
-            ctx_norm: make(inner.ctx_norm, h),
-            head_gain: inner.head_gain.then(|| per_head(1.0)),
-            out: Param::from_data(TensorData::new(out, [d, h * k]), device),
-            shape: HeadShape {
-                heads: h,
-                kv_heads: g,
-                head_dim: k,
-                scale: scale as f32,
-                softcap: inner.attn_softcap.map(|cap| cap as f32),
-            },
-            prepare: Prepare(prepare),
+    /// Makes the attention of a block.
+    pub fn new(site: Site<'_>) -> Self {
+        match &site.config.mla {
+            None => Self::Heads(Heads::new(site)),
+            Some(mla) => Self::Latent(Latent::new(site, mla)),
         }
     }
 
@@ -178,129 +82,78 @@ impl Attention {
         positions: &Positions,
         cache: Option<&mut LayerCache>,
     ) -> Tensor<3> {
-        let spec = self.spec(&u_btd);
-        let ops::Attention {
-            heads,
-            kv_heads,
-            head_dim,
-            ..
-        } = spec;
-        let qkv_btc = ops::linear(u_btd, self.qkv.val());
-        let is_plain = self.qk_scale.factor.is_none() && self.tau.is_none();
-        let ctx_btd = match cache {
-            None if is_plain => {
-                let (prepare, rope) = (self.prepare.0, positions.rope.clone());
-                let params = self.norm_params(&qkv_btc.device());
-                ops::normed_attention(qkv_btc, params, prepare, rope, spec)
-            }
-            None => ops::causal_attention(self.prepared(qkv_btc, positions), spec),
-            Some(cache) => {
-                let qkv_btc = self.prepared(qkv_btc, positions);
-                let kv = qkv_btc
-                    .clone()
-                    .narrow(2, heads * head_dim, 2 * kv_heads * head_dim);
-                let kv_bsc = cache.append(kv, positions.past);
-                ops::cached_attention(qkv_btc, kv_bsc, positions.past, spec)
-            }
-        };
-        let ctx_btd = match &self.ctx_norm {
-            Some(norm) => norm.forward(ctx_btd),
-            None => ctx_btd,
-        };
-        let ctx_btd = match &self.head_gain {
-            Some(gain) => ops::scale_columns(ctx_btd, gain.val(), head_dim),
-            None => ctx_btd,
-        };
-        ops::linear(ctx_btd, self.out.val())
+        match self {
+            Self::Heads(heads) => heads.forward(u_btd, positions, cache),
+            Self::Latent(latent) => latent.forward(u_btd, positions, cache),
+        }
     }
 
     /// The scores of what the sub-layer reads (b, t, d), for looking inside.
     pub(super) fn scores(&self, u_btd: Tensor<3>, positions: &Positions) -> ops::Scores {
-        let spec = self.spec(&u_btd);
-        let qkv_btc = ops::linear(u_btd, self.qkv.val());
-        ops::attention_scores(self.prepared(qkv_btc, positions), spec)
+        let (packed, spec) = match self {
+            Self::Heads(heads) => heads.packed(u_btd, positions),
+            Self::Latent(latent) => latent.packed(u_btd, positions),
+        };
+        ops::attention_scores(packed, spec)
     }
 
-    fn spec(&self, u_btd: &Tensor<3>) -> ops::Attention {
-        let HeadShape {
-            heads,
-            kv_heads,
-            head_dim,
-            scale,
-            softcap,
-        } = self.shape;
-        let [batch, seq, _] = u_btd.dims();
-        ops::Attention {
-            batch,
-            seq,
-            heads,
-            kv_heads,
-            head_dim,
-            scale,
-            softcap,
+    /// Its norms.
+    pub fn norms(&self) -> Vec<&Norm> {
+        match self {
+            Self::Heads(heads) => heads.norms().collect(),
+            Self::Latent(latent) => latent.norms().collect(),
         }
-    }
-
-    fn norm_params(&self, device: &Device) -> [Tensor<1>; 3] {
-        [&self.q_norm, &self.k_norm, &self.v_norm].map(|norm| match norm {
-            Some(norm) => norm.params(device),
-            None => Tensor::empty([0], device),
-        })
-    }
-
-    /// The projection with all that comes before the scores.
-    fn prepared(&self, qkv_btc: Tensor<3>, positions: &Positions) -> Tensor<3> {
-        let params = self.norm_params(&qkv_btc.device());
-        let rope = positions.rope.clone();
-        self.learned_qk_scales(ops::qkv_norm_rope(qkv_btc, params, self.prepare.0, rope))
-    }
-
-    /// Learned factors on q and k: `qk_scale` on both, `1/τ` on the queries of each head.
-    fn learned_qk_scales(&self, mut qkv_btc: Tensor<3>) -> Tensor<3> {
-        let HeadShape {
-            heads,
-            kv_heads,
-            head_dim,
-            ..
-        } = self.shape;
-        let options = (&qkv_btc.device(), qkv_btc.dtype());
-        let ones = |n: usize| Tensor::<1>::ones([n], options);
-        if let Some(factor) = &self.qk_scale.factor {
-            let per_head = factor.val();
-            let per_head = match per_head.dims()[0] {
-                1 => per_head.repeat_dim(0, head_dim),
-                _ => per_head,
-            };
-            let on_qk = per_head.repeat_dim(0, heads + kv_heads);
-            let all = Tensor::cat(vec![on_qk, ones(kv_heads * head_dim)], 0);
-            qkv_btc = ops::scale_columns(qkv_btc, all, 1);
-        }
-        if let Some(tau) = &self.tau {
-            let on_q = tau.val().clamp_min(COSINE_TAU_MIN).recip();
-            let all = Tensor::cat(vec![on_q, ones(2 * kv_heads)], 0);
-            qkv_btc = ops::scale_columns(qkv_btc, all, head_dim);
-        }
-        qkv_btc
     }
 }
 
-fn head_site(kind: HeadNorm, heads: usize, head_dim: usize) -> Option<NormSite> {
-    let site = NormSite::of_width;
-    match kind {
-        HeadNorm::None => None,
-        HeadNorm::PerHead => Some(site(head_dim)),
-        HeadNorm::PerHeadOwn => Some(NormSite {
-            groups: heads,
-            ..site(head_dim)
-        }),
-        HeadNorm::PerHeadPlain => Some(NormSite {
-            affine: false,
-            ..site(head_dim)
-        }),
-        HeadNorm::Full => Some(site(heads * head_dim)),
-        HeadNorm::FullPlain => Some(NormSite {
-            affine: false,
-            ..site(heads * head_dim)
-        }),
+/// What multiplies `q·k`.
+fn score_scale(scale: AttnScale, head_dim: usize) -> f64 {
+    match scale {
+        AttnScale::InvSqrtHeadDim => 1.0 / (head_dim as f64).sqrt(),
+        AttnScale::SqrtHeadDim => (head_dim as f64).sqrt(),
+        AttnScale::Const(value) => value,
+        AttnScale::Cosine => 1.0,
     }
+}
+
+/// The norm of `heads` vectors of `width`.
+fn head_norm(kind: HeadNorm, heads: usize, width: usize, site: &Site<'_>) -> Option<Norm> {
+    let of_width = NormSite::of_width;
+    let norm_site = match kind {
+        HeadNorm::None => return None,
+        HeadNorm::PerHead => of_width(width),
+        HeadNorm::PerHeadOwn => NormSite {
+            groups: heads,
+            ..of_width(width)
+        },
+        HeadNorm::PerHeadPlain => NormSite {
+            affine: false,
+            ..of_width(width)
+        },
+        HeadNorm::Full => of_width(heads * width),
+        HeadNorm::FullPlain => NormSite {
+            affine: false,
+            ..of_width(heads * width)
+        },
+    };
+    Some(Norm::new(site.norm, norm_site, site.device))
+}
+
+/// What stands between the context (b, t, heads of `width`) and the stream.
+fn read_out(
+    ctx: Tensor<3>,
+    width: usize,
+    ctx_norm: &Option<Norm>,
+    head_gain: &Option<Param<Tensor<1>>>,
+    out: &Param<Tensor<2>>,
+) -> Tensor<3> {
+    let ctx = match ctx_norm {
+        Some(norm) => norm.forward(ctx),
+        None => ctx,
+    };
+    let ctx = match head_gain {
+        Some(gain) => ops::scale_columns(ctx, gain.val(), width),
+        None => ctx,
+    };
+    ops::linear(ctx, out.val())
 }

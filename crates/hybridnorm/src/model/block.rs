@@ -3,16 +3,16 @@
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
-use super::attention::{Attention, Positions};
+use super::attention::{self, Attention, Positions};
 use super::cache::LayerCache;
 use super::config::ModelConfig;
-use super::feed_forward::FeedForward;
+use super::feed_forward::{self, FeedForward, Mixture, Routed};
 use super::init::Initializer;
 use super::norm::Norm;
-use super::stream::Stream;
+use super::stream::State;
 use super::sublayer::SubLayer;
 use crate::error::{Error, Result};
-use crate::placement::{BlockSpec, NormSpec, Topology};
+use crate::placement::{BlockSpec, Resolved, Topology};
 
 /// A decoder block whose every norm, skip and scale comes from a [`BlockSpec`].
 #[derive(Module, Debug)]
@@ -56,114 +56,139 @@ impl Block {
             ))
         })?;
         let initializer = Initializer::new(Some(seed), &resolved);
-        let norm = &resolved.norm;
-        Ok(Self::new(config, spec, norm, layer, &initializer, device))
+        Ok(Self::new(
+            config,
+            spec,
+            &resolved,
+            layer,
+            &initializer,
+            device,
+        ))
     }
 
     /// Makes block `layer` (0-based) of a model.
     pub fn new(
         config: &ModelConfig,
         spec: &BlockSpec,
-        norm: &NormSpec,
+        resolved: &Resolved,
         layer: usize,
         initializer: &Initializer<'_>,
         device: &Device,
     ) -> Self {
-        let d = config.d_model;
+        let (d, norm, streams) = (config.d_model, &resolved.norm, resolved.streams);
         let mut ffn = spec.ffn.clone();
         // With one shared input norm, the feed-forward reads attention's.
         ffn.in_norm &= spec.topology != Topology::ParallelShared;
         Self {
-            attn: SubLayer::new(&spec.attn, norm, d, device),
-            attention: Attention::new(config, &spec.attn_inner, norm, layer, initializer, device),
-            ffn: SubLayer::new(&ffn, norm, d, device),
-            feed_forward: FeedForward::new(
+            attn: SubLayer::new(&spec.attn, streams, norm, d, device),
+            attention: Attention::new(attention::Site {
                 config,
-                &spec.ffn_inner,
+                inner: &spec.attn_inner,
                 norm,
                 layer,
                 initializer,
                 device,
-            ),
+            }),
+            ffn: SubLayer::new(&ffn, streams, norm, d, device),
+            feed_forward: FeedForward::new(feed_forward::Site {
+                config,
+                inner: &spec.ffn_inner,
+                norm,
+                layer,
+                initializer,
+                device,
+            }),
             topology: spec.topology,
         }
     }
 
     /// All its norms.
     pub fn norms(&self) -> impl Iterator<Item = &Norm> {
-        let (attention, feed_forward) = (&self.attention, &self.feed_forward);
-        let inner = [
-            &attention.q_norm,
-            &attention.k_norm,
-            &attention.v_norm,
-            &attention.ctx_norm,
-            &feed_forward.gate_norm,
-            &feed_forward.up_norm,
-            &feed_forward.mid_norm,
-        ];
         let outer = self.attn.norms().chain(self.ffn.norms());
-        outer.chain(inner.into_iter().flatten())
+        let inner = self.attention.norms().into_iter();
+        outer.chain(inner).chain(self.feed_forward.norms())
     }
 
-    /// From the stream (b, t, d) to the stream. With a cache, `x_btd` holds the new positions
-    /// only.
+    /// Its mixture of experts, if it has one.
+    pub(super) fn mixture_mut(&mut self) -> Option<&mut Mixture> {
+        match &mut self.feed_forward {
+            FeedForward::Dense(_) => None,
+            FeedForward::Mixture(mixture) => Some(mixture),
+        }
+    }
+
+    /// From the stream (b, t, d) to the stream, in a placement with one. With a cache, `x_btd` holds
+    /// the new positions only.
     pub fn forward(
         &self,
         x_btd: Tensor<3>,
         positions: &Positions,
         cache: Option<&mut LayerCache>,
     ) -> Tensor<3> {
-        self.step(Stream::Whole(x_btd), positions, cache).whole()
+        self.step(State::single(x_btd), positions, cache)
+            .0
+            .x
+            .whole()
     }
 
-    /// The same, for a block in a row of them.
+    /// The same, for a block in a row of them, with where its experts' tokens went.
     pub(crate) fn step(
         &self,
-        x: Stream,
+        state: State,
         positions: &Positions,
         cache: Option<&mut LayerCache>,
-    ) -> Stream {
-        self.watched(x, positions, cache, &|_, _| {})
+    ) -> (State, Option<Routed>) {
+        self.watched(state, positions, cache, &|_, _| {})
     }
 
     /// The same; `watch` is shown what is made on the way.
     pub(super) fn watched(
         &self,
-        x: Stream,
+        state: State,
         positions: &Positions,
         cache: Option<&mut LayerCache>,
         watch: &dyn Fn(Site, &Tensor<3>),
-    ) -> Stream {
+    ) -> (State, Option<Routed>) {
         let see = |site: Site| move |x: &Tensor<3>| watch(site, x);
         let attention = |u| {
             watch(Site::AttentionInput, &u);
             self.attention.forward(u, positions, cache)
         };
-        let feed_forward = |u| self.feed_forward.forward(u);
-        match self.topology {
+        let mut routed = None;
+        let feed_forward = |u| {
+            let (y, found) = self.feed_forward.forward(u);
+            routed = found;
+            y
+        };
+        let state = match self.topology {
             Topology::Sequential => {
-                let (x, n) = self.attn.normed(x);
-                watch(Site::Stream, &x);
-                let y = self
-                    .attn
-                    .forward(x.clone(), n, &x, attention, see(Site::Attention));
-                let (y, n) = self.ffn.normed(y);
-                self.ffn
-                    .forward(y, n, &x, feed_forward, see(Site::FeedForward))
+                let reading = self.attn.read(state);
+                let b = reading.x.clone();
+                watch(Site::Stream, &b);
+                let seen = see(Site::Attention);
+                let state = self.attn.forward(reading, &b, attention, seen);
+                let reading = self.ffn.read(state);
+                let seen = see(Site::FeedForward);
+                self.ffn.forward(reading, &b, feed_forward, seen)
             }
             Topology::ParallelShared | Topology::ParallelTwo => {
-                let (x, n_attn) = self.attn.normed(x);
+                let reading = self.attn.read(state);
+                let (x, n_attn) = (reading.x, reading.n);
                 watch(Site::Stream, &x);
                 let n_ffn = match self.topology {
                     Topology::ParallelShared => n_attn.clone(),
-                    _ => self.ffn.normed(Stream::Whole(x.clone())).1,
+                    _ => self.ffn.read(State::single(x.clone())).n,
                 };
                 let o_attn = self.attn.branch(n_attn, attention);
+                let o_attn = self.attn.out_scale.forward(o_attn);
                 let o_ffn = self.ffn.branch(n_ffn, feed_forward);
+                let o_ffn = self.ffn.out_scale.forward(o_ffn);
                 watch(Site::Attention, &o_attn);
                 watch(Site::FeedForward, &o_ffn);
-                self.attn.merge(x, o_attn + o_ffn)
+                let x = self.attn.merge(x, o_attn + o_ffn);
+                State { x, y: None }
             }
-        }
+        };
+        (state, routed)
     }
 }

@@ -4,7 +4,8 @@ use burn::tensor::{Device, Tensor};
 
 /// The cache of a whole model for one batch of sequences.
 ///
-/// It stores what attention reads: keys and values after every norm, scale and rotation.
+/// It stores what attention reads: keys and values after every norm, scale and rotation; of latent
+/// attention the normed latent and the rotated key.
 #[derive(Debug, Clone)]
 pub struct KvCache {
     pub(super) layers: Vec<LayerCache>,
@@ -12,23 +13,24 @@ pub struct KvCache {
     capacity: usize,
 }
 
-/// Keys and values of one block: (b, capacity, 2·g·k), keys first.
+/// Keys and values of one block: (b, capacity, 2·g·k), keys first; or latents and rotary keys, (b,
+/// capacity, R + r).
 #[derive(Debug, Clone)]
 pub struct LayerCache {
     kv_bsc: Tensor<3>,
 }
 
 impl KvCache {
-    /// An empty cache for up to `capacity` positions; `kv_width` is `2·g·k`.
+    /// An empty cache for up to `capacity` positions of `width` numbers a block.
     pub(super) fn new(
         n_layers: usize,
         batch: usize,
         capacity: usize,
-        kv_width: usize,
+        width: usize,
         device: &Device,
     ) -> Self {
         let layer = || LayerCache {
-            kv_bsc: Tensor::zeros([batch, capacity, kv_width], device),
+            kv_bsc: Tensor::zeros([batch, capacity, width], device),
         };
         Self {
             layers: (0..n_layers).map(|_| layer()).collect(),

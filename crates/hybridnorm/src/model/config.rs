@@ -1,10 +1,16 @@
 //! The shape of a model, independent of any tensor.
 
+mod latent;
+mod mixture;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::ops::Activation;
 use crate::placement::{ModelFacts, Placement, Resolved, Warning, resolve, validate};
+
+pub use latent::MlaConfig;
+pub use mixture::{MoeConfig, MoeScoring};
 
 /// Largest width of the stream and of the feed-forward; with it every count of the inventory stays
 /// within 64 bits.
@@ -20,11 +26,13 @@ pub struct ModelConfig {
     pub d_model: usize,
     /// Number of blocks, L.
     pub n_layers: usize,
-    /// Number of query heads, h; divides `d_model` into heads of an even width.
+    /// Number of query heads, h; divides `d_model` into heads of an even width, unless [`MlaConfig`]
+    /// gives them widths.
     pub n_heads: usize,
     /// Number of key/value heads, g; divides `n_heads`.
     pub n_kv_heads: usize,
-    /// Inner width of the feed-forward, f: what the down projection reads.
+    /// Inner width of a dense feed-forward, f: what the down projection reads. 0 where there is none.
+    #[serde(default)]
     pub d_ff: usize,
     /// Rows of the embedding, v.
     pub vocab_size: usize,
@@ -36,6 +44,12 @@ pub struct ModelConfig {
     pub tie_embeddings: bool,
     /// The feed-forward's nonlinearity.
     pub activation: FfnActivation,
+    /// Experts instead of dense feed-forwards.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moe: Option<MoeConfig>,
+    /// Latent attention instead of attention with heads of their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mla: Option<MlaConfig>,
     /// Where norms and skips sit, the norm function, and how weights start.
     pub placement: Placement,
 }
@@ -73,19 +87,52 @@ impl FfnActivation {
 }
 
 impl ModelConfig {
-    /// Width of one head, k.
+    /// Width of one head's query and key, k.
     pub fn head_dim(&self) -> usize {
-        self.d_model / self.n_heads
+        match &self.mla {
+            Some(mla) => mla.head_dim(),
+            None => self.d_model / self.n_heads,
+        }
     }
 
-    /// Rows of the packed q, k, v projection: `(h + 2g)·k`.
+    /// Width of one head's value.
+    pub fn value_dim(&self) -> usize {
+        self.mla.map_or(self.head_dim(), |mla| mla.v_dim)
+    }
+
+    /// Channels of a head that are rotated by its position.
+    pub fn rope_dim(&self) -> usize {
+        self.mla.map_or(self.head_dim(), |mla| mla.rope_dim)
+    }
+
+    /// Width of packed q, k, v: `(h + g)·k` and g values; with grouped heads of one width the rows of
+    /// their projection.
     pub fn qkv_width(&self) -> usize {
-        (self.n_heads + 2 * self.n_kv_heads) * self.head_dim()
+        (self.n_heads + self.n_kv_heads) * self.head_dim() + self.n_kv_heads * self.value_dim()
     }
 
-    /// Rows of the feed-forward's input projection: 2f when gated, else f.
-    pub fn ffn_in_width(&self) -> usize {
-        self.d_ff * if self.activation.is_gated() { 2 } else { 1 }
+    /// Numbers that generation keeps for every position of a block.
+    pub fn cache_width(&self) -> usize {
+        match &self.mla {
+            Some(mla) => mla.cache_width(),
+            None => 2 * self.n_kv_heads * self.head_dim(),
+        }
+    }
+
+    /// Rows of a feed-forward's input projection of inner width `f`: 2f when gated, else f.
+    pub fn ffn_in_width(&self, f: usize) -> usize {
+        f * if self.activation.is_gated() { 2 } else { 1 }
+    }
+
+    /// The mixture of block `layer` (0-based), unless its feed-forward is dense.
+    pub fn moe_at(&self, layer: usize) -> Option<&MoeConfig> {
+        self.moe.as_ref().filter(|moe| moe.is_at(layer))
+    }
+
+    /// Number of blocks whose feed-forward is dense.
+    pub fn dense_layers(&self) -> usize {
+        let first_dense = |moe: &MoeConfig| moe.first_dense;
+        self.moe.as_ref().map_or(self.n_layers, first_dense)
     }
 
     /// What a placement needs to know of the model.
@@ -94,6 +141,7 @@ impl ModelConfig {
             d_model: self.d_model,
             head_dim: self.head_dim(),
             gated: self.activation.is_gated(),
+            latent: self.mla.is_some(),
         }
     }
 
@@ -115,7 +163,6 @@ impl ModelConfig {
             ("n_layers", self.n_layers),
             ("n_heads", self.n_heads),
             ("n_kv_heads", self.n_kv_heads),
-            ("d_ff", self.d_ff),
             ("vocab_size", self.vocab_size),
             ("max_seq_len", self.max_seq_len),
         ];
@@ -124,18 +171,49 @@ impl ModelConfig {
                 "model.{key} is 0, expected at least 1"
             )));
         }
+        if let Some(moe) = &self.moe {
+            moe.check(self.n_layers)?;
+        }
+        match (self.dense_layers(), self.d_ff) {
+            (0, 0) => {}
+            (0, d_ff) => {
+                return Err(Error::config(format!(
+                    "model.d_ff = {d_ff} has no effect: every block is a mixture of experts of \
+                     model.moe.d_expert"
+                )));
+            }
+            (_, 0) => {
+                return Err(Error::config(
+                    "model.d_ff is missing or 0, expected at least 1",
+                ));
+            }
+            (_, d_ff) if d_ff > WIDEST => {
+                return Err(Error::config(format!(
+                    "model.d_ff = {d_ff} is larger than {WIDEST}"
+                )));
+            }
+            _ => {}
+        }
         let Self {
             d_model,
             n_heads,
             n_kv_heads,
             ..
         } = *self;
-        if d_model % n_heads != 0 {
+        if let Some(mla) = &self.mla {
+            mla.check()?;
+            if n_kv_heads != n_heads {
+                return Err(Error::config(format!(
+                    "model.n_kv_heads = {n_kv_heads} has no effect: with model.mla every head has its \
+                     own keys and values, made of one latent"
+                )));
+            }
+        } else if d_model % n_heads != 0 {
             return Err(Error::config(format!(
                 "model.n_heads = {n_heads} does not divide model.d_model = {d_model}"
             )));
         }
-        if !self.head_dim().is_multiple_of(2) {
+        if !self.rope_dim().is_multiple_of(2) {
             return Err(Error::config(format!(
                 "model.d_model / model.n_heads = {} must be even for the rotary embedding",
                 self.head_dim()
@@ -148,7 +226,7 @@ impl ModelConfig {
         }
         for (key, value) in positive {
             let largest = match key {
-                "d_model" | "d_ff" => WIDEST,
+                "d_model" => WIDEST,
                 _ => LONGEST,
             };
             if value > largest {

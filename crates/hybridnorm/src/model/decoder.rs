@@ -9,12 +9,15 @@ use super::attention::Positions;
 use super::block::Block;
 use super::cache::KvCache;
 use super::config::ModelConfig;
+use super::feed_forward::{Routed, Routing};
 use super::init::Initializer;
 use super::inventory::inventory;
+use super::matrices::Matrices;
 use super::norm::{Norm, NormSite};
+use super::params;
 use super::recompute::Recompute;
 use super::scale::Scale;
-use super::stream::Stream;
+use super::stream::{State, Stream};
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::ops::{self, LossSpec};
@@ -33,6 +36,10 @@ pub struct Decoder {
     pub embed_norm: Option<Norm>,
     /// The blocks.
     pub blocks: Vec<Block>,
+    /// Norm on the main stream where the second is added to it after the last block.
+    pub merge_norm: Option<Norm>,
+    /// Norm on the second stream there.
+    pub second_norm: Option<Norm>,
     /// Norm before the head.
     pub final_norm: Option<Norm>,
     /// Factor on the logits.
@@ -51,6 +58,7 @@ struct Shared {
     rope: Vec<f32>,
     softcap: Option<f32>,
     z_loss: f32,
+    unit_weights: bool,
 }
 
 /// How a loss is normalized.
@@ -59,6 +67,14 @@ pub struct LossOptions {
     /// The sum over targets is divided by this: the number of targets of the whole optimizer
     /// step, so that accumulated micro-batches add up to the full batch.
     pub divisor: f32,
+}
+
+impl LossOptions {
+    /// The share that these inputs have in the whole step.
+    pub(crate) fn share(&self, inputs_bt: &Tensor<2, Int>) -> f64 {
+        let [b, t] = inputs_bt.dims();
+        (b * t) as f64 / f64::from(self.divisor)
+    }
 }
 
 impl Decoder {
@@ -80,7 +96,7 @@ impl Decoder {
 
     fn build(config: &ModelConfig, seed: Option<u64>, device: &Device) -> Result<Self> {
         let (resolved, _) = config.resolve()?;
-        let rope = 2 * config.max_seq_len as u64 * config.head_dim() as u64;
+        let rope = 2 * config.max_seq_len as u64 * config.rope_dim() as u64;
         let weights = inventory(config, 1, 1, Recompute::None)?.memory.weights;
         memory::require(weights.saturating_add(4 * rope), "the model's weights")?;
         let initializer = Initializer::new(seed, &resolved);
@@ -92,24 +108,50 @@ impl Decoder {
             .blocks
             .iter()
             .enumerate()
-            .map(|(layer, spec)| {
-                Block::new(config, spec, &resolved.norm, layer, &initializer, device)
-            })
+            .map(|(layer, spec)| Block::new(config, spec, &resolved, layer, &initializer, device))
             .collect();
-        Ok(Self {
+        let model = Self {
             embedding: table(initializer.embedding("embedding", v * d)),
             embed_scale: Scale::new(resolved.embed_scale, d, device),
             embed_norm: make_norm(resolved.embed_norm),
             blocks,
+            merge_norm: make_norm(resolved.merge_norm),
+            second_norm: make_norm(resolved.streams.are_two()),
             final_norm: make_norm(resolved.final_norm),
-            logit_scale: Scale::new(resolved.logits.scale, d, device),
+            logit_scale: Scale::new(resolved.logits.scale, v, device),
             head: (!config.tie_embeddings).then(|| table(initializer.head("head", v * d))),
             shared: Arc::new(Shared {
-                rope: ops::rope_table(config.rope_theta, config.head_dim(), 0, config.max_seq_len),
+                rope: ops::rope_table(config.rope_theta, config.rope_dim(), 0, config.max_seq_len),
                 softcap: resolved.logits.softcap.map(|cap| cap as f32),
                 z_loss: resolved.logits.z_loss as f32,
+                unit_weights: resolved.unit_weights,
                 config: config.clone(),
             }),
+        };
+        Ok(match seed {
+            Some(_) => model.with_unit_weights(),
+            None => model,
+        })
+    }
+
+    /// Brings matrices back to vectors of length 1 along the width, where the placement keeps them there;
+    /// for the start and after every update.
+    pub fn with_unit_weights(self) -> Self {
+        if !self.shared.unit_weights {
+            return self;
+        }
+        let config = self.config().clone();
+        params::map(self, |name, tensor| {
+            let [rows, columns] = tensor.shape().as_slice().try_into().unwrap_or([0; 2]);
+            if rows == 0 {
+                return tensor;
+            }
+            let (place, values) = tensor.take();
+            let matrices = Matrices::of(name, rows, &config);
+            place.put(match matrices.add_to_stream {
+                true => ops::unit_columns(values, columns, &matrices.rows),
+                false => ops::unit_rows(values, columns),
+            })
         })
     }
 
@@ -150,14 +192,20 @@ impl Decoder {
     /// # Panics
     /// If the sequence is longer than `max_seq_len`.
     pub fn forward(&self, ids_bt: Tensor<2, Int>) -> Tensor<3> {
-        self.finish(self.through_blocks(ids_bt))
+        self.finish(self.through_blocks(ids_bt).0)
     }
 
-    fn through_blocks(&self, ids_bt: Tensor<2, Int>) -> Stream {
+    /// The state after the last block, and where the tokens of each mixture went.
+    fn through_blocks(&self, ids_bt: Tensor<2, Int>) -> (State, Vec<Routed>) {
         let positions = self.positions(0, ids_bt.dims()[1]);
-        let x = Stream::Whole(self.embed(ids_bt));
-        let step = |x, block: &Block| block.step(x, &positions, None);
-        self.blocks.iter().fold(x, step)
+        let mut state = self.begin(ids_bt);
+        let mut routed = Vec::new();
+        for block in &self.blocks {
+            let found;
+            (state, found) = block.step(state, &positions, None);
+            routed.extend(found);
+        }
+        (state, routed)
     }
 
     /// The same for new positions after those in the cache, which grows by them.
@@ -169,25 +217,25 @@ impl Decoder {
         let past = cache.len();
         assert!(past + seq <= cache.capacity(), "the cache is full");
         let positions = self.positions(past, seq);
-        let mut x = Stream::Whole(self.embed(ids_bt));
+        let mut state = self.begin(ids_bt);
         for (block, layer) in self.blocks.iter().zip(&mut cache.layers) {
-            x = block.step(x, &positions, Some(layer));
+            state = block.step(state, &positions, Some(layer)).0;
         }
         cache.advance(seq);
-        self.finish(x)
+        self.finish(state)
     }
 
     /// An empty cache for `batch` sequences of up to `capacity` positions.
     pub fn new_cache(&self, batch: usize, capacity: usize) -> KvCache {
         let config = self.config();
-        let kv_width = 2 * config.n_kv_heads * config.head_dim();
-        KvCache::new(config.n_layers, batch, capacity, kv_width, &self.device())
+        let width = config.cache_width();
+        KvCache::new(config.n_layers, batch, capacity, width, &self.device())
     }
 
     /// Logits (b, t, v) from what [`Decoder::forward`] gives.
     pub fn logits(&self, hidden_btd: Tensor<3>) -> Tensor<3> {
-        let scaled = self.logit_scale.forward(hidden_btd);
-        let logits = ops::linear(scaled, self.head_weight());
+        let logits = ops::linear(hidden_btd, self.head_weight());
+        let logits = self.logit_scale.forward(logits);
         match self.shared.softcap.map(f64::from) {
             Some(cap) => (logits / cap).tanh() * cap,
             None => logits,
@@ -202,44 +250,91 @@ impl Decoder {
         targets_bt: Tensor<2, Int>,
         options: LossOptions,
     ) -> Tensor<1> {
-        self.loss_of(self.through_blocks(inputs_bt), targets_bt, options)
+        self.loss_and_routes(inputs_bt, targets_bt, options).0
     }
 
-    /// The same from the stream after the last block.
+    /// The same, with where the tokens of each mixture went.
+    pub(crate) fn loss_and_routes(
+        &self,
+        inputs_bt: Tensor<2, Int>,
+        targets_bt: Tensor<2, Int>,
+        options: LossOptions,
+    ) -> (Tensor<1>, Vec<Routed>) {
+        let share = options.share(&inputs_bt);
+        let (state, routed) = self.through_blocks(inputs_bt);
+        let mut losses = self.loss_of(state, targets_bt, options);
+        for routed in &routed {
+            losses = losses + self.router_loss(routed, share);
+        }
+        (losses, routed)
+    }
+
+    /// What one router adds to `[training loss, cross-entropy]`, as the mean over all mixtures asks.
+    pub(crate) fn router_loss(&self, routed: &Routed, share: f64) -> Tensor<1> {
+        let config = self.config();
+        let moe = config.moe.as_ref().expect("only a mixture routes");
+        let mixtures = (config.n_layers - config.dense_layers()) as f64;
+        let losses = routed.losses();
+        let [balance, z] = [0, 1].map(|index| losses.clone().narrow(0, index, 1));
+        let sum =
+            balance * (moe.load_balance * share / mixtures) + z * (moe.z_loss * share / mixtures);
+        Tensor::cat(vec![sum.clone(), sum.zeros_like()], 0)
+    }
+
+    /// The part of it that the state after the last block decides.
     pub(crate) fn loss_of(
         &self,
-        x: Stream,
+        state: State,
         targets_bt: Tensor<2, Int>,
         options: LossOptions,
     ) -> Tensor<1> {
-        let hidden = self.finish(x);
+        let hidden = self.finish(state);
         let [b, t, d] = hidden.dims();
-        let (hidden, logit_scale) = match self.logit_scale.constant() {
-            Some(constant) => (hidden, constant as f32),
-            None => (self.logit_scale.forward(hidden), 1.0),
-        };
+        let mut head = self.head_weight();
+        if let Some(scale) = self.logit_scale.learned() {
+            // One for all logits or one for each.
+            let rows = scale.dims()[0];
+            head = head * scale.reshape([rows, 1]);
+        }
         let spec = LossSpec {
             width: d,
             vocab: self.config().vocab_size,
-            logit_scale,
+            logit_scale: self.logit_scale.constant().unwrap_or(1.0) as f32,
             softcap: self.shared.softcap,
             z_loss: self.shared.z_loss,
             divisor: options.divisor,
         };
         ops::linear_cross_entropy(
             hidden.reshape([b * t, d]),
-            self.head_weight(),
+            head,
             targets_bt.reshape([b * t]),
             spec,
         )
+    }
+
+    /// Moves the selection biases of mixtures against the load of a step, one entry for each mixture.
+    pub fn rebalance(&mut self, routing: &[Routing]) {
+        let mixtures = self.blocks.iter_mut().filter_map(Block::mixture_mut);
+        for (mixture, routing) in mixtures.zip(routing) {
+            mixture.rebalance(&routing.load);
+        }
     }
 
     fn head_weight(&self) -> Tensor<2> {
         self.head.as_ref().unwrap_or(&self.embedding).val()
     }
 
-    /// The stream that enters the first block.
-    pub(crate) fn embed(&self, ids_bt: Tensor<2, Int>) -> Tensor<3> {
+    /// The state that enters the first block; two streams begin alike.
+    pub(crate) fn begin(&self, ids_bt: Tensor<2, Int>) -> State {
+        let x = self.embed(ids_bt);
+        if self.second_norm.is_none() {
+            return State::single(x);
+        }
+        let [x, y] = ops::fork(x);
+        State::of(vec![x, y])
+    }
+
+    fn embed(&self, ids_bt: Tensor<2, Int>) -> Tensor<3> {
         let x = ops::embedding(self.embedding.val(), ids_bt);
         let x = self.embed_scale.forward(x);
         match &self.embed_norm {
@@ -248,7 +343,16 @@ impl Decoder {
         }
     }
 
-    fn finish(&self, x: Stream) -> Tensor<3> {
+    /// `final_norm(x)`; of two streams `final_norm(merge_norm(x) + second_norm(y))`
+    fn finish(&self, state: State) -> Tensor<3> {
+        let State { x, y } = state;
+        let x = match (&self.second_norm, y) {
+            (Some(second_norm), Some(y)) => {
+                let x = x.normed(&self.merge_norm).1;
+                Stream::Sum(x, second_norm.forward(y))
+            }
+            _ => x,
+        };
         x.normed(&self.final_norm).1
     }
 
@@ -260,7 +364,7 @@ impl Decoder {
             "{end} positions, but max_seq_len is {}",
             config.max_seq_len
         );
-        let k = config.head_dim();
+        let k = config.rope_dim();
         Positions {
             past,
             rope: self.shared.rope[past * k..end * k].into(),

@@ -10,8 +10,8 @@ use super::recompute::Recompute;
 use crate::error::Result;
 use crate::ops::LossSpec;
 use crate::placement::{
-    AttnScale, BlockSpec, Factor, Gain, HeadNorm, LearnedShape, NormKind, NormSpec, Resolved,
-    Topology,
+    AttnInner, AttnScale, BlockSpec, Factor, Gain, HeadNorm, LearnedShape, NormKind, NormSpec,
+    Resolved, Streams, Topology,
 };
 
 /// A parameter as the model will have it.
@@ -30,14 +30,16 @@ pub struct Inventory {
     pub parameters: BTreeMap<&'static str, u64>,
     /// All parameters.
     pub total: u64,
-    /// Parameters that a token's forward pass multiplies with: all but the embedding table (the
-    /// head counts, tied or not).
+    /// Parameters but for those of the experts that a token does not pass through.
+    pub active: u64,
+    /// Parameters that a token's forward pass multiplies with: the matrices among the active ones but
+    /// for the embedding table (the head counts, tied or not).
     pub active_matrices: u64,
     /// Arithmetic of one training step per token at `seq_len`: `6 · matrix parameters`
-    /// plus `6 · L · h·k · (T + 1)` for causal attention (forward and backward).
+    /// plus `3 · L · h·(k + value width) · (T + 1)` for causal attention (forward and backward).
     pub train_flops_per_token: u64,
     /// Arithmetic of generating one token after `seq_len` others: `2 · matrix parameters`
-    /// plus `4 · L · h·k · T`.
+    /// plus `2 · L · h·(k + value width) · T`; with latent attention the widths are those of latents.
     pub decode_flops_per_token: u64,
     /// Training memory, in bytes.
     pub memory: Memory,
@@ -85,7 +87,7 @@ pub fn inventory(
 ) -> Result<Inventory> {
     let (resolved, _) = config.resolve()?;
     let mut parameters = BTreeMap::new();
-    let (mut total, mut matrices) = (0u64, 0u64);
+    let (mut total, mut active, mut matrices) = (0u64, 0u64, 0u64);
     for entry in entries(config, &resolved) {
         let count = entry.shape.iter().map(|&n| n as u64).product::<u64>();
         let kind = Kind::of(&entry.name);
@@ -93,20 +95,28 @@ pub fn inventory(
             *parameters.entry(role).or_insert(0) += part;
         }
         total += count;
-        if matches!(kind, Kind::Attention | Kind::FeedForward) {
-            matrices += count;
+        let met = match &config.moe {
+            Some(moe) if is_of_experts(&entry) => count / moe.n_experts as u64 * moe.top_k as u64,
+            _ => count,
+        };
+        active += met;
+        if matches!(kind, Kind::Attention | Kind::FeedForward | Kind::Router) {
+            matrices += met;
         }
     }
     matrices += (config.vocab_size * config.d_model) as u64;
-    let attention = (config.n_layers * config.n_heads * config.head_dim()) as u64;
+    // A pair of positions takes a product of a query and a key and one with a value.
+    let widths = config.head_dim() + config.value_dim();
+    let attention = (config.n_layers * config.n_heads * widths) as u64;
     let t = seq_len as u64;
     let tokens = (micro_batch * seq_len) as u64;
     Ok(Inventory {
         parameters,
         total,
+        active,
         active_matrices: matrices,
-        train_flops_per_token: 6 * matrices + 6 * attention * (t + 1),
-        decode_flops_per_token: 2 * matrices + 4 * attention * t,
+        train_flops_per_token: 6 * matrices + 3 * attention * (t + 1),
+        decode_flops_per_token: 2 * matrices + decode_attention(config) * t,
         memory: Memory {
             weights: 4 * total,
             gradients: 4 * total,
@@ -117,6 +127,21 @@ pub fn inventory(
         seq_len,
         micro_batch,
     })
+}
+
+/// Arithmetic of attending to one position in generation, of all blocks. Latent attention reads latents,
+/// not keys and values.
+fn decode_attention(config: &ModelConfig) -> u64 {
+    let widths = match &config.mla {
+        None => config.head_dim() + config.value_dim(),
+        Some(mla) => mla.cache_width() + mla.kv_rank,
+    };
+    2 * (config.n_layers * config.n_heads * widths) as u64
+}
+
+/// Whether a matrix is a stack with a part for every expert.
+fn is_of_experts(entry: &Entry) -> bool {
+    entry.shape.len() == 2 && entry.name.contains(".feed_forward.experts.")
 }
 
 /// What the rows of a parameter are for, and how many elements each role has.
@@ -131,7 +156,11 @@ fn by_role(entry: &Entry, config: &ModelConfig) -> Vec<(&'static str, u64)> {
             ("attention k", heads(config.n_kv_heads)),
             ("attention v", heads(config.n_kv_heads)),
         ],
-        (Kind::Attention, _) => vec![("attention out", all)],
+        (Kind::Attention, "out") => vec![("attention out", all)],
+        (Kind::Attention, _) => vec![("attention latents", all)],
+        (Kind::Router, _) => vec![("router", all)],
+        (Kind::SelectionBias, _) => vec![("selection bias", all)],
+        (Kind::FeedForward, _) if is_of_experts(entry) => vec![("experts", all)],
         (Kind::FeedForward, "up") if config.activation.is_gated() => {
             vec![("feed-forward gate", all / 2), ("feed-forward up", all / 2)]
         }
@@ -154,12 +183,23 @@ pub fn entries(config: &ModelConfig, resolved: &Resolved) -> Vec<Entry> {
         list.norm("embed_norm", &resolved.norm, d, true);
     }
     for (layer, block) in resolved.blocks.iter().enumerate() {
-        list.block(&format!("blocks.{layer}"), config, block, &resolved.norm);
+        let path = format!("blocks.{layer}");
+        list.sublayers(&path, config.d_model, block, resolved);
+        let (inner, norm) = (&block.attn_inner, &resolved.norm);
+        list.attention(&format!("{path}.attention"), config, inner, norm);
+        let feed_forward = format!("{path}.feed_forward");
+        list.feed_forward(&feed_forward, config, layer, block, &resolved.norm);
     }
-    if resolved.final_norm {
-        list.norm("final_norm", &resolved.norm, d, true);
+    for (site, there) in [
+        ("merge_norm", resolved.merge_norm),
+        ("second_norm", resolved.streams.are_two()),
+        ("final_norm", resolved.final_norm),
+    ] {
+        if there {
+            list.norm(site, &resolved.norm, d, true);
+        }
     }
-    list.scale("logit_scale", resolved.logits.scale, d);
+    list.scale("logit_scale", resolved.logits.scale, v);
     if !config.tie_embeddings {
         list.add("head", &[v, d]);
     }
@@ -211,11 +251,11 @@ impl List {
         }
     }
 
-    fn block(&mut self, path: &str, config: &ModelConfig, block: &BlockSpec, norm: &NormSpec) {
-        let (d, f) = (config.d_model, config.d_ff);
-        let (h, g, k) = (config.n_heads, config.n_kv_heads, config.head_dim());
+    fn sublayers(&mut self, path: &str, d: usize, block: &BlockSpec, resolved: &Resolved) {
+        let norm = &resolved.norm;
         for (field, sub) in [("attn", &block.attn), ("ffn", &block.ffn)] {
             let norms = [
+                ("second_norm", resolved.streams == Streams::Siamese),
                 ("in_norm", sub.in_norm),
                 ("out_norm", sub.out_norm.is_some()),
                 ("post_norm", sub.post_norm),
@@ -228,6 +268,7 @@ impl List {
                 self.norm(&format!("{path}.{field}.{site}"), norm, d, true);
             }
             for (site, factor) in [
+                ("read_scale", sub.read_scale),
                 ("in_scale", sub.in_scale),
                 ("skip_scale", sub.skip_scale),
                 ("out_scale", sub.out_scale),
@@ -235,36 +276,93 @@ impl List {
                 self.scale(&format!("{path}.{field}.{site}"), factor, d);
             }
         }
-        let inner = &block.attn_inner;
-        let attention = format!("{path}.attention");
-        self.add(format!("{attention}.qkv"), &[config.qkv_width(), d]);
-        self.add(format!("{attention}.out"), &[d, h * k]);
-        for (site, kind, heads) in [
-            ("q_norm", inner.q_norm, h),
-            ("k_norm", inner.k_norm, g),
-            ("v_norm", inner.v_norm, g),
-            ("ctx_norm", inner.ctx_norm, h),
+    }
+
+    fn attention(
+        &mut self,
+        path: &str,
+        config: &ModelConfig,
+        inner: &AttnInner<Factor>,
+        norm: &NormSpec,
+    ) {
+        let (d, h, g) = (config.d_model, config.n_heads, config.n_kv_heads);
+        let (k, value) = (config.head_dim(), config.value_dim());
+        self.add(format!("{path}.out"), &[d, h * value]);
+        let sites = match &config.mla {
+            None => {
+                self.add(format!("{path}.qkv"), &[config.qkv_width(), d]);
+                [(h, k), (g, k), (g, k)]
+            }
+            Some(mla) => {
+                let widths = mla.down_widths(h);
+                let [q, kv, key] = widths;
+                self.add(format!("{path}.latents"), &[widths.iter().sum(), d]);
+                self.add(format!("{path}.kv_up"), &[h * (mla.nope_dim + value), kv]);
+                if let Some(rank) = mla.q_rank {
+                    self.add(format!("{path}.q_up"), &[h * k, rank]);
+                }
+                let q = if mla.q_rank.is_some() { (1, q) } else { (h, k) };
+                [q, (1, key), (1, kv)]
+            }
+        };
+        let [q, key, v] = sites;
+        for (site, kind, (heads, width)) in [
+            ("q_norm", inner.q_norm, q),
+            ("k_norm", inner.k_norm, key),
+            ("v_norm", inner.v_norm, v),
+            ("ctx_norm", inner.ctx_norm, (h, value)),
         ] {
-            self.head_norm(format!("{attention}.{site}"), kind, norm, heads, k);
+            self.head_norm(format!("{path}.{site}"), kind, norm, heads, width);
         }
-        self.scale(&format!("{attention}.qk_scale"), inner.qk_post_scale, k);
+        self.scale(&format!("{path}.qk_scale"), inner.qk_post_scale, g * k);
         if inner.attn_scale == AttnScale::Cosine {
-            self.add(format!("{attention}.tau"), &[h]);
+            self.add(format!("{path}.tau"), &[h]);
         }
         if inner.head_gain {
-            self.add(format!("{attention}.head_gain"), &[h]);
+            self.add(format!("{path}.head_gain"), &[h]);
         }
-        let feed_forward = format!("{path}.feed_forward");
-        self.add(format!("{feed_forward}.up"), &[config.ffn_in_width(), d]);
-        self.add(format!("{feed_forward}.down"), &[d, f]);
-        for (site, there) in [
-            ("gate_norm", block.ffn_inner.gate_norm),
-            ("up_norm", block.ffn_inner.up_norm),
-            ("mid_norm", block.ffn_inner.mid_norm),
-        ] {
-            if there {
-                self.norm(&format!("{feed_forward}.{site}"), norm, f, true);
+    }
+
+    fn feed_forward(
+        &mut self,
+        path: &str,
+        config: &ModelConfig,
+        layer: usize,
+        block: &BlockSpec,
+        norm: &NormSpec,
+    ) {
+        let mlp = |list: &mut Self, path: &str, copies: usize, f: usize| {
+            let d = config.d_model;
+            list.add(format!("{path}.up"), &[copies * config.ffn_in_width(f), d]);
+            list.add(format!("{path}.down"), &[copies * d, f]);
+            for (site, there) in [
+                ("gate_norm", block.ffn_inner.gate_norm),
+                ("up_norm", block.ffn_inner.up_norm),
+                ("mid_norm", block.ffn_inner.mid_norm),
+            ] {
+                if there {
+                    list.norm(&format!("{path}.{site}"), norm, f, true);
+                }
             }
+            let inner = &block.ffn_inner;
+            list.scale(&format!("{path}.gate_scale"), inner.gate_scale, f);
+            list.scale(&format!("{path}.up_scale"), inner.up_scale, f);
+        };
+        let Some(moe) = config.moe_at(layer) else {
+            return mlp(self, path, 1, config.d_ff);
+        };
+        self.add(format!("{path}.router"), &[moe.n_experts, config.d_model]);
+        if moe.bias_rate.is_some() {
+            self.add(format!("{path}.selection_bias"), &[moe.n_experts]);
+        }
+        mlp(
+            self,
+            &format!("{path}.experts"),
+            moe.n_experts,
+            moe.d_expert,
+        );
+        if moe.n_shared > 0 {
+            mlp(self, &format!("{path}.shared"), 1, moe.d_shared());
         }
     }
 }
@@ -281,15 +379,19 @@ fn working(config: &ModelConfig, tokens: u64) -> u64 {
     };
     let logits = loss.scratch(usize::try_from(tokens).unwrap_or(usize::MAX)) as u64;
     // A gradient and what was made again for it.
-    let widest = config.qkv_width().max(config.ffn_in_width()) as u64;
+    let routed = config.moe.as_ref().map_or(0, |moe| {
+        moe.top_k * config.ffn_in_width(moe.d_expert).max(config.d_model)
+    });
+    let dense = config.ffn_in_width(config.d_ff);
+    let widest = config.qkv_width().max(dense).max(routed) as u64;
     logits.saturating_add(tokens.saturating_mul(2 * widest))
 }
 
 /// Elements that the backward pass needs, per token.
 fn kept_per_token(config: &ModelConfig, resolved: &Resolved, recompute: Recompute) -> u64 {
-    let (d, f, c) = (config.d_model, config.d_ff, config.qkv_width());
-    let attended = config.n_heads * config.head_dim();
-    let blocks = resolved.blocks.iter().map(|block| {
+    let (d, c) = (config.d_model, config.qkv_width());
+    let attended = config.n_heads * config.value_dim();
+    let blocks = resolved.blocks.iter().enumerate().map(|(layer, block)| {
         let stream: usize = [&block.attn, &block.ffn]
             .iter()
             .map(|sub| {
@@ -298,8 +400,6 @@ fn kept_per_token(config: &ModelConfig, resolved: &Resolved, recompute: Recomput
                 d * (1 + norms.into_iter().filter(|there| *there).count())
             })
             .sum();
-        let inner = &block.ffn_inner;
-        let ffn_norms = [inner.gate_norm, inner.up_norm, inner.mid_norm];
         // Projection; its prepared copy, where something learned stands between that and the
         // scores; context; the log-sum-exp of every head.
         let inner_attn = &block.attn_inner;
@@ -307,15 +407,34 @@ fn kept_per_token(config: &ModelConfig, resolved: &Resolved, recompute: Recomput
             Factor::Const(_) if inner_attn.attn_scale != AttnScale::Cosine => 1,
             _ => 3,
         };
-        let attention = copies * c + attended + config.n_heads;
+        let latents = match &config.mla {
+            None => 0,
+            // Twice what the stream gives, and the projected latents beside their packed copy.
+            Some(mla) => 2 * mla.down_widths(config.n_heads).iter().sum::<usize>() + c,
+        };
+        let attention = latents + copies * c + attended + config.n_heads;
         let context = attended
             * (usize::from(block.attn_inner.ctx_norm != HeadNorm::None)
                 + usize::from(block.attn_inner.head_gain));
-        let hidden = if inner.mid_norm { f } else { 0 };
-        let ffn = config.ffn_in_width()
-            + hidden
-            + f * ffn_norms.into_iter().filter(|there| *there).count();
-        stream + attention + context + ffn
+        let ffn = |f: usize| kept_by_mlp(config, block, f);
+        let feed_forward = match config.moe_at(layer) {
+            None => ffn(config.d_ff),
+            Some(moe) => {
+                let shared = if moe.n_shared > 0 {
+                    ffn(moe.d_shared())
+                } else {
+                    0
+                };
+                moe.n_experts + moe.top_k * (1 + ffn(moe.d_expert)) + shared
+            }
+        };
+        // A second stream is kept by every sub-layer that reads it, with its sum.
+        let second = match resolved.streams {
+            Streams::Single => 0,
+            Streams::ResidualDual => d,
+            Streams::Siamese => 4 * d,
+        };
+        stream + second + attention + context + feed_forward
     });
     let blocks: usize = match recompute {
         Recompute::None => blocks.sum(),
@@ -324,4 +443,13 @@ fn kept_per_token(config: &ModelConfig, resolved: &Resolved, recompute: Recomput
     };
     // Input and output of the final norm, and the gradient that the loss takes at once.
     (blocks + 3 * d) as u64
+}
+
+/// Elements that the backward pass of a feed-forward of inner width `f` needs, per token.
+fn kept_by_mlp(config: &ModelConfig, block: &BlockSpec, f: usize) -> usize {
+    let inner = &block.ffn_inner;
+    let norms = [inner.gate_norm, inner.up_norm, inner.mid_norm];
+    let hidden = if inner.mid_norm { f } else { 0 };
+    let copies = norms.into_iter().filter(|there| *there).count();
+    config.ffn_in_width(f) + hidden + f * copies
 }

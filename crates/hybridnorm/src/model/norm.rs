@@ -140,3 +140,22 @@ impl Norm {
         }
     }
 }
+
+/// Vectors (b, t, d) of length 1: `x / |x|`.
+pub(super) fn unit(x_btd: Tensor<3>) -> Tensor<3> {
+    let [_, _, d] = x_btd.dims();
+    let nothing = Tensor::empty([0], (&x_btd.device(), x_btd.dtype()));
+    ops::norm(x_btd, nothing, unit_length(d))
+}
+
+/// The op that gives vectors of length 1.
+pub(super) fn unit_length(width: usize) -> ops::Norm {
+    ops::Norm {
+        function: NormFn::L2,
+        eps: 1e-12,
+        gain: ops::Gain::None,
+        bias: false,
+        width,
+        groups: 1,
+    }
+}

@@ -18,6 +18,11 @@ pub enum Kind {
     Attention,
     /// A projection inside a feed-forward.
     FeedForward,
+    /// What gives the logits of a mixture's experts.
+    Router,
+    /// What is added to the scores where experts are chosen. It moves with their load and has no
+    /// gradient.
+    SelectionBias,
     /// Gain, bias, α or shift of a norm.
     Norm,
     /// A learned factor: residual scale, head gain, temperature.
@@ -31,16 +36,23 @@ impl Kind {
         match leaf {
             "embedding" => Self::Embedding,
             "head" => Self::Head,
-            "qkv" | "out" => Self::Attention,
+            "qkv" | "out" | "latents" | "q_up" | "kv_up" => Self::Attention,
             "up" | "down" => Self::FeedForward,
+            "router" => Self::Router,
+            "selection_bias" => Self::SelectionBias,
             "gain" | "bias" | "alpha" | "shift" => Self::Norm,
             _ => Self::Scale,
         }
     }
+
+    /// Whether gradients move it.
+    pub fn is_trained(self) -> bool {
+        self != Self::SelectionBias
+    }
 }
 
 /// The block that a parameter is in (0-based; `None` outside the blocks), and its role: `qkv`, `out`,
-/// `up`, `down`, `embedding`, `head`, `norm` or `scale`.
+/// `up`, `down`, `router`, `embedding`, `head`, `norm` or `scale`.
 pub fn place(name: &str) -> (Option<usize>, &str) {
     let mut parts = name.split('.');
     let block = match parts.next() {
@@ -267,7 +279,23 @@ struct Walk<F> {
 #[derive(Default)]
 struct Path(Vec<String>);
 
+/// How Burn announces the variant of an enum.
+const VARIANT: &str = "Enum:";
+
 impl Path {
+    /// Names of variants are no part of a parameter's name.
+    fn enter(&mut self, name: &str, container: &str) {
+        if !container.starts_with(VARIANT) {
+            self.0.push(name.to_owned());
+        }
+    }
+
+    fn exit(&mut self, container: &str) {
+        if !container.starts_with(VARIANT) {
+            self.0.pop();
+        }
+    }
+
     fn name(&self) -> String {
         self.0.join(".")
     }
@@ -276,12 +304,12 @@ impl Path {
 const RANKS: &str = "this model has vectors and matrices only";
 
 impl<F: FnMut(&str, ParamRef<'_>)> ModuleVisitor for Walk<F> {
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.path.0.push(name.to_owned());
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.path.enter(name, container);
     }
 
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.0.pop();
+    fn exit_module(&mut self, _name: &str, container: &str) {
+        self.path.exit(container);
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
@@ -295,12 +323,12 @@ impl<F: FnMut(&str, ParamRef<'_>)> ModuleVisitor for Walk<F> {
 }
 
 impl<F: FnMut(&str, AnyTensor) -> AnyTensor> ModuleMapper for Walk<F> {
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.path.0.push(name.to_owned());
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.path.enter(name, container);
     }
 
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.0.pop();
+    fn exit_module(&mut self, _name: &str, container: &str) {
+        self.path.exit(container);
     }
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {

@@ -9,7 +9,7 @@ use crate::placement::{Factor, LearnedShape};
 /// Multiplies by a constant, a learned number or a learned vector.
 #[derive(Module, Debug)]
 pub struct Scale {
-    /// The learned factor, one number or one per channel.
+    /// The parameter, one number or one per channel.
     pub factor: Option<Param<Tensor<1>>>,
     constant: f64,
 }
@@ -22,15 +22,15 @@ impl Scale {
                 factor: None,
                 constant,
             },
-            Factor::Learned { shape, init } => {
+            Factor::Learned { shape, init, start } => {
                 let n = match shape {
                     LearnedShape::Scalar => 1,
                     LearnedShape::Vector => width,
                 };
-                let start = vec![init as f32; n];
+                let begin = vec![start.unwrap_or(init) as f32; n];
                 Self {
-                    factor: Some(Param::from_data(start.as_slice(), device)),
-                    constant: 1.0,
+                    factor: Some(Param::from_data(begin.as_slice(), device)),
+                    constant: start.map_or(1.0, |start| init / start),
                 }
             }
         }
@@ -38,9 +38,8 @@ impl Scale {
 
     /// Multiplies.
     pub fn forward(&self, x_btd: Tensor<3>) -> Tensor<3> {
-        match &self.factor {
+        match self.learned() {
             Some(factor) => {
-                let factor = factor.val();
                 let repeat = x_btd.dims()[2] / factor.dims()[0];
                 ops::scale_columns(x_btd, factor, repeat)
             }
@@ -52,5 +51,19 @@ impl Scale {
     /// The constant, where nothing is learned.
     pub fn constant(&self) -> Option<f64> {
         self.factor.is_none().then_some(self.constant)
+    }
+
+    /// What is learned, one number or one per channel.
+    pub fn learned(&self) -> Option<Tensor<1>> {
+        let factor = self.factor.as_ref()?.val();
+        Some(match self.constant {
+            1.0 => factor,
+            constant => factor * constant,
+        })
+    }
+
+    /// Whether it changes nothing.
+    pub fn is_one(&self) -> bool {
+        self.constant() == Some(1.0)
     }
 }

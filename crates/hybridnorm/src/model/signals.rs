@@ -6,11 +6,11 @@ use burn::tensor::{Int, Tensor};
 
 use super::block::Site;
 use super::decoder::Decoder;
-use super::stream::Stream;
+use super::feed_forward::{Routed, Routing};
 use crate::ops::{self, Magnitude, Scores};
 
 /// What one block made of its input.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Activations {
     /// The stream that enters the block.
     pub stream: Magnitude,
@@ -20,6 +20,8 @@ pub struct Activations {
     pub ffn: Magnitude,
     /// Attention's scores.
     pub scores: Scores,
+    /// Where the experts' tokens went, in a mixture.
+    pub routing: Option<Routing>,
 }
 
 const NOTHING: Magnitude = Magnitude { rms: 0.0, max: 0.0 };
@@ -32,7 +34,7 @@ impl Decoder {
     /// If the sequence is longer than `max_seq_len`.
     pub fn activations(&self, ids_bt: Tensor<2, Int>) -> Vec<Activations> {
         let positions = self.positions(0, ids_bt.dims()[1]);
-        let mut x = Stream::Whole(self.embed(ids_bt));
+        let mut state = self.begin(ids_bt);
         let mut all = Vec::with_capacity(self.blocks.len());
         for block in &self.blocks {
             let seen = RefCell::new(Activations {
@@ -43,8 +45,10 @@ impl Decoder {
                     max: 0.0,
                     entropy: 0.0,
                 },
+                routing: None,
             });
-            x = block.watched(x, &positions, None, &|site, x| {
+            let routed;
+            (state, routed) = block.watched(state, &positions, None, &|site, x| {
                 let mut seen = seen.borrow_mut();
                 match site {
                     Site::Stream => seen.stream = ops::magnitude(x.clone()),
@@ -55,7 +59,10 @@ impl Decoder {
                     Site::FeedForward => seen.ffn = ops::magnitude(x.clone()),
                 }
             });
-            all.push(seen.into_inner());
+            all.push(Activations {
+                routing: routed.as_ref().map(Routed::routing),
+                ..seen.into_inner()
+            });
         }
         all
     }

@@ -1,11 +1,20 @@
-//! The stream between two functions of it.
+//! What runs through the blocks.
 
 use burn::tensor::Tensor;
 
 use super::norm::Norm;
 use crate::ops;
 
-/// The stream (b, t, d). A sum is added up by whoever reads it, since a norm does so on its way.
+/// All that a block reads and writes.
+#[derive(Debug)]
+pub struct State {
+    /// The stream; the main one where there are two.
+    pub x: Stream,
+    /// The second stream (b, t, d), where there is one.
+    pub y: Option<Tensor<3>>,
+}
+
+/// One stream (b, t, d). A sum is added up by whoever reads it, since a norm does so on its way.
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "there is one of them at a time")]
 pub enum Stream {
@@ -13,6 +22,32 @@ pub enum Stream {
     Whole(Tensor<3>),
     /// The skip, and what is added to it.
     Sum(Tensor<3>, Tensor<3>),
+}
+
+impl State {
+    /// A state of nothing but the main stream.
+    pub fn single(x: Tensor<3>) -> Self {
+        Self {
+            x: Stream::Whole(x),
+            y: None,
+        }
+    }
+
+    /// The streams' values, the main one first.
+    pub fn whole(self) -> Vec<Tensor<3>> {
+        let x = self.x.whole();
+        std::iter::once(x).chain(self.y).collect()
+    }
+
+    /// The state of these values, see [`State::whole`].
+    pub fn of(streams: Vec<Tensor<3>>) -> Self {
+        let mut streams = streams.into_iter();
+        let x = streams.next().expect("a main stream");
+        Self {
+            y: streams.next(),
+            ..Self::single(x)
+        }
+    }
 }
 
 impl Stream {

@@ -97,7 +97,7 @@ pub fn qkv_norm_rope(
 }
 
 /// Rotates pairs (i, i + k/2) of every head by its position's angles (arXiv 2104.09864).
-fn rotate(x_btc: Tensor<3>, head_dim: usize, rope: &[f32]) -> Tensor<3> {
+pub(super) fn rotate(x_btc: Tensor<3>, head_dim: usize, rope: &[f32]) -> Tensor<3> {
     let [b, t, c] = x_btc.dims();
     let (heads, half) = (c / head_dim, head_dim / 2);
     let table = Tensor::<4>::from_data(
@@ -120,7 +120,7 @@ pub fn causal_attention(qkv_btc: Tensor<3>, spec: Attention) -> Tensor<3> {
     let kv = qkv_btc.clone().narrow(
         2,
         spec.heads * spec.head_dim,
-        2 * spec.kv_heads * spec.head_dim,
+        spec.kv_heads * (spec.head_dim + spec.value_dim),
     );
     cached_attention(qkv_btc, &kv, 0, spec)
 }
@@ -139,19 +139,20 @@ pub fn cached_attention(
         spec.kv_heads,
         spec.head_dim,
     );
+    let value = spec.value_dim;
     let s = past + t;
     let q = qkv_btc.narrow(2, 0, h * k).reshape([b, t, h, k]);
-    let heads_first = |first: usize| {
+    let heads_first = |first: usize, width: usize| {
         cache_bsc
             .clone()
             .narrow(1, 0, s)
-            .narrow(2, first, g * k)
-            .reshape([b, s, g, 1, k])
+            .narrow(2, first, g * width)
+            .reshape([b, s, g, 1, width])
             .repeat_dim(3, h / g)
-            .reshape([b, s, h, k])
+            .reshape([b, s, h, width])
             .swap_dims(1, 2)
     };
-    let (keys, values) = (heads_first(0), heads_first(g * k));
+    let (keys, values) = (heads_first(0, k), heads_first(g * k, value));
     let mut scores_bhts = q.swap_dims(1, 2).matmul(keys.swap_dims(2, 3)) * f64::from(spec.scale);
     if let Some(cap) = spec.softcap.map(f64::from) {
         scores_bhts = (scores_bhts / cap).tanh() * cap;
@@ -163,7 +164,7 @@ pub fn cached_attention(
     weights
         .matmul(values)
         .swap_dims(1, 2)
-        .reshape([b, t, h * k])
+        .reshape([b, t, h * value])
 }
 
 /// See [`ops::activation`](super::activation()).
@@ -264,6 +265,15 @@ pub fn adamw(slots: Vec<Update>, step: &AdamW) -> (Norms, Vec<[Tensor<1>; 3]>) {
     let (slots, states) = slots.into_iter().zip(squares).map(update).unzip();
     let gradient = norm;
     (Norms { gradient, slots }, states)
+}
+
+/// Rows (`dim` 1) or columns (`dim` 0) of a flattened matrix at length 1; those of length 0 stay.
+pub fn unit(matrix: Tensor<1>, columns: usize, dim: usize) -> Tensor<1> {
+    let n = matrix.dims()[0];
+    let matrix = matrix.reshape([n / columns, columns]);
+    let length = matrix.clone().square().sum_dim(dim).sqrt();
+    let length = length.clone().mask_fill(length.equal_elem(0.0), 1.0);
+    (matrix / length).reshape([n])
 }
 
 /// See [`ops::sum_squares`](super::sum_squares).

@@ -67,6 +67,8 @@ pub trait FusedOps: Backend {
         w: FloatTensor<Self>,
         act: Activation,
     ) -> FloatTensor<Self>;
+    /// See [`ops::fork`](super::fork).
+    fn fused_same(x: FloatTensor<Self>) -> FloatTensor<Self>;
     /// See [`ops::add`](super::add).
     fn fused_add(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self>;
     /// See [`ops::activation`](super::activation()).
@@ -158,6 +160,10 @@ impl FusedOps for Flex {
         let y = Flex::fused_linear(hidden.clone(), w);
         give(hidden);
         y
+    }
+
+    fn fused_same(x: FlexTensor) -> FlexTensor {
+        x
     }
 
     fn fused_add(x: FlexTensor, y: FlexTensor) -> FlexTensor {
@@ -371,6 +377,10 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
                 gradients
             },
         )
+    }
+
+    fn fused_same(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        node::<C, _, 1>("fork", [x], |[x]| (x, ()), |(), dy| [dy])
     }
 
     fn fused_add(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self> {

@@ -11,6 +11,8 @@
 pub mod compose;
 mod flex;
 pub mod fused;
+pub mod latent;
+pub mod mixture;
 mod node;
 pub mod pool;
 mod prepared;
@@ -29,9 +31,17 @@ pub use hybridnorm_kernels::{
     norm::{Gain, Norm, NormFn},
     qkv::{QkOrder, QkvPrep, rope_table},
 };
-use hybridnorm_kernels::{adamw, attention, magnitude};
+use hybridnorm_kernels::{adamw, attention, magnitude, unit};
 
 use fused::FusedOps;
+pub use latent::{
+    LatentAttention, LatentHeads, absorbed_queries, expanded_context, latent_attention,
+    latent_heads, latent_row,
+};
+pub use mixture::{
+    Chosen, Plan, Router, RouterStatistics, Scoring, choose, expert_down, expert_up, router_losses,
+    router_statistics, router_weights,
+};
 
 /// Normalizes rows of `spec.width` elements; see [`Norm`] for the layout of `params_p`.
 pub fn norm(x_btd: Tensor<3>, params_p: Tensor<1>, spec: Norm) -> Tensor<3> {
@@ -147,7 +157,7 @@ pub fn cached_attention(
     if is_fused(&qkv_btc) && !qkv_btc.is_autodiff() {
         let qkv = primitive(qkv_btc);
         let cache = primitive(cache_bsc.clone());
-        let shape = [spec.batch, spec.seq, spec.heads * spec.head_dim];
+        let shape = [spec.batch, spec.seq, spec.heads * spec.value_dim];
         let mut ctx = vec![0.0; shape.iter().product()];
         hybridnorm_kernels::attention::cached(
             &spec,
@@ -181,6 +191,18 @@ pub fn activation_linear(x_btf: Tensor<3>, act: Activation, w_oi: Tensor<2>) -> 
     } else {
         compose::linear(compose::activation(x_btf, act), w_oi)
     }
+}
+
+/// The same tensor twice. Gradients of a tensor that three or more ops read are added in the order in
+/// which a backward pass happens to meet these; with a fork for every further reader there are never more
+/// than two to add, whose order does not matter.
+pub fn fork(x_btd: Tensor<3>) -> [Tensor<3>; 2] {
+    if !is_fused(&x_btd) {
+        return [x_btd.clone(), x_btd];
+    }
+    // One reader of what is forked, and two of what lies between.
+    let x = Dispatch::fused_same(x_btd.into_dispatch());
+    [x.clone(), x].map(|x| Tensor::from_dispatch(Dispatch::fused_same(x)))
 }
 
 /// `x + y` of one shape.
@@ -300,6 +322,35 @@ pub fn attention_scores(qkv_btc: Tensor<3>, spec: Attention) -> Scores {
 /// How large the elements of a tensor are; for looking inside, computed on the CPU in f32.
 pub fn magnitude(x_btd: Tensor<3>) -> Magnitude {
     magnitude::magnitude(&on_host(x_btd))
+}
+
+/// The rows of a flattened matrix at length 1 (arXiv 2410.01131).
+pub fn unit_rows(matrix: Tensor<1>, columns: usize) -> Tensor<1> {
+    if !is_fused(&matrix) {
+        return compose::unit(matrix, columns, 1);
+    }
+    let mut matrix = primitive(matrix);
+    unit::rows(matrix.storage_mut(), columns);
+    Tensor::from_primitive::<Flex>(matrix)
+}
+
+/// The columns of flattened matrices on top of each other at length 1; `rows` are those of each.
+pub fn unit_columns(matrices: Tensor<1>, columns: usize, rows: &[usize]) -> Tensor<1> {
+    if !is_fused(&matrices) {
+        let parts = matrices.split_with_sizes(rows.iter().map(|rows| rows * columns).collect(), 0);
+        let parts = parts
+            .into_iter()
+            .map(|part| compose::unit(part, columns, 0));
+        return Tensor::cat(parts.collect(), 0);
+    }
+    let mut matrices = primitive(matrices);
+    let mut rest: &mut [f32] = matrices.storage_mut();
+    for rows in rows {
+        let (matrix, others) = rest.split_at_mut(rows * columns);
+        unit::columns(matrix, columns);
+        rest = others;
+    }
+    Tensor::from_primitive::<Flex>(matrices)
 }
 
 /// `Σ x²` in a fixed order.

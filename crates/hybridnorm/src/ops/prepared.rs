@@ -103,8 +103,8 @@ pub(super) fn context(
     forward: impl FnOnce(&mut [f32], &mut [f32]),
 ) -> (FlexTensor, Vec<f32>) {
     let (b, t, h) = (spec.batch, spec.seq, spec.heads);
-    let mut ctx = take(b * t * h * spec.head_dim);
+    let mut ctx = take(b * t * h * spec.value_dim);
     let mut lse = take(b * h * t);
     forward(&mut ctx, &mut lse);
-    (tensor(ctx, [b, t, h * spec.head_dim]), lse)
+    (tensor(ctx, [b, t, h * spec.value_dim]), lse)
 }

@@ -1,12 +1,12 @@
 //! How a configuration says which placement it wants: a name, or a table of the algebra.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::error::{PlacementError, key, unknown};
 use super::layers::normalize_overrides;
 use super::named::{entry, named};
-use super::spec::Placement;
+use super::spec::{BlockRule, Placement};
 use super::tree;
 
 /// What stands under `placement` in a configuration.
@@ -73,7 +73,7 @@ impl PlacementChoice {
             }
         };
         let start = base.map_or_else(|| Ok(Placement::default()), named)?;
-        let template = written(&Placement::default())?;
+        let template = template()?;
         let patch = without_base(fields, &template)?;
         let mut value = written(&start)?;
         tree::merge(&mut value, &patch, &template);
@@ -139,6 +139,32 @@ pub fn from_value(value: Value) -> Result<Placement, PlacementError> {
 pub(super) fn written<T: Serialize>(value: &T) -> Result<Value, PlacementError> {
     serde_json::to_value(value)
         .map_err(|e| PlacementError::new("", format!("cannot be written down: {e}")))
+}
+
+/// The written form of the default with every field there is: also those that are left out where
+/// they are default.
+pub(super) fn template() -> Result<Value, PlacementError> {
+    let mut template = written(&Placement::default())?;
+    let block = block_template()?;
+    let younger = json!({
+        "streams": "single", "merge_norm": false, "unit_weights": false, "block": block,
+    });
+    let shape = template.clone();
+    tree::merge(&mut template, &younger, &shape);
+    Ok(template)
+}
+
+/// The same of a block rule.
+pub(super) fn block_template() -> Result<Value, PlacementError> {
+    let mut template = written(&BlockRule::default())?;
+    let sub_layer = json!({ "read_scale": 1.0, "combine": "add" });
+    let younger = json!({
+        "attn": sub_layer, "ffn": sub_layer,
+        "ffn_inner": { "gate_scale": 1.0, "up_scale": 1.0 },
+    });
+    let shape = template.clone();
+    tree::merge(&mut template, &younger, &shape);
+    Ok(template)
 }
 
 fn kind(value: &Value) -> &'static str {

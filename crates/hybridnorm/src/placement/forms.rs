@@ -21,6 +21,7 @@ impl Formula {
         "inv_sqrt_2_depth",
         "two_depth",
         "sqrt_width",
+        "inv_sqrt_width",
         "sqrt_ln_2_depth",
         "layer_scale",
     ];
@@ -34,6 +35,7 @@ impl Formula {
             "inv_sqrt_2_depth" | "inv_sqrt_2L" => Self::InvSqrt2Depth,
             "two_depth" | "two_L" => Self::TwoDepth,
             "sqrt_width" => Self::SqrtWidth,
+            "inv_sqrt_width" => Self::InvSqrtWidth,
             "sqrt_ln_2_depth" => Self::SqrtLn2Depth,
             "layer_scale" => Self::LayerScale,
             _ => return None,
@@ -49,6 +51,7 @@ impl Serialize for Formula {
             Self::InvSqrt2Depth => serializer.serialize_str("inv_sqrt_2_depth"),
             Self::TwoDepth => serializer.serialize_str("two_depth"),
             Self::SqrtWidth => serializer.serialize_str("sqrt_width"),
+            Self::InvSqrtWidth => serializer.serialize_str("inv_sqrt_width"),
             Self::SqrtLn2Depth => serializer.serialize_str("sqrt_ln_2_depth"),
             Self::LayerScale => serializer.serialize_str("layer_scale"),
             Self::DepthPower { k, p } => table(serializer, "depth_power", &Power { k, p }),
@@ -61,12 +64,13 @@ impl Serialize for Scale {
         match self {
             Self::Const(value) => serializer.serialize_f64(*value),
             Self::Formula(formula) => formula.serialize(serializer),
-            Self::Learned { shape, init } => table(
+            Self::Learned { shape, init, start } => table(
                 serializer,
                 "learned",
                 &Learned {
                     shape: *shape,
                     init: init.as_ref(),
+                    start: start.as_deref(),
                 },
             ),
         }
@@ -82,7 +86,7 @@ impl<'de> Deserialize<'de> for Scale {
             fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
                 f.write_str(
                     "a number, a formula's name, { depth_power = { k, p } } or \
-                     { learned = { shape, init } }",
+                     { learned = { shape, init, start } }",
                 )
             }
             fn visit_f64<E: Error>(self, value: f64) -> Result<Scale, E> {
@@ -109,9 +113,10 @@ impl<'de> Deserialize<'de> for Scale {
                     ScaleTable::DepthPower(Power { k, p }) => {
                         Scale::Formula(Formula::DepthPower { k, p })
                     }
-                    ScaleTable::Learned(Learned { shape, init }) => Scale::Learned {
+                    ScaleTable::Learned(Learned { shape, init, start }) => Scale::Learned {
                         shape,
                         init: Box::new(init),
+                        start: start.map(Box::new),
                     },
                 })
             }
@@ -139,13 +144,17 @@ struct Power {
 struct Learned<T> {
     shape: LearnedShape,
     init: T,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    start: Option<T>,
 }
 
 impl Serialize for Factor {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match *self {
             Self::Const(value) => serializer.serialize_f64(value),
-            Self::Learned { shape, init } => table(serializer, "learned", &Learned { shape, init }),
+            Self::Learned { shape, init, start } => {
+                table(serializer, "learned", &Learned { shape, init, start })
+            }
         }
     }
 }
@@ -154,12 +163,20 @@ impl<'de> Deserialize<'de> for Factor {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match Scale::deserialize(deserializer)? {
             Scale::Const(value) => Ok(Self::Const(value)),
-            Scale::Learned { shape, init } => match *init {
-                Scale::Const(init) => Ok(Self::Learned { shape, init }),
-                _ => Err(D::Error::custom("a resolved factor starts at a number")),
-            },
+            Scale::Learned { shape, init, start } => Ok(Self::Learned {
+                shape,
+                init: number(&init)?,
+                start: start.as_deref().map(number).transpose()?,
+            }),
             Scale::Formula(_) => Err(D::Error::custom("a resolved factor is not a formula")),
         }
+    }
+}
+
+fn number<E: Error>(scale: &Scale) -> Result<f64, E> {
+    match scale {
+        Scale::Const(value) => Ok(*value),
+        _ => Err(E::custom("a resolved factor starts at a number")),
     }
 }
 
@@ -324,6 +341,13 @@ fn table<S: Serializer, T: Serialize + ?Sized>(
     let mut map = serializer.serialize_map(Some(1))?;
     map.serialize_entry(key, value)?;
     map.end()
+}
+
+/// Whether a field is left out of the written form. Only those are that are younger than the first
+/// files with hashes in them, so that these hashes stay true; whoever needs every field takes
+/// [`template`](super::choice::template).
+pub(super) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// An optional number that is `false` when it is off.

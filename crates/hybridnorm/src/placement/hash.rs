@@ -10,7 +10,8 @@ use super::layers::normalize_overrides;
 use super::spec::Placement;
 
 impl Placement {
-    /// The canonical hash: 16 hex digits over every field, defaults included.
+    /// The canonical hash: 16 hex digits over every field, defaults included; but fields that are
+    /// younger than the first hashes count only where they are not default.
     ///
     /// Two placements that are equal as values hash equal, whatever order, defaults or number
     /// formats they were written with; patches and selectors are brought into one form first.

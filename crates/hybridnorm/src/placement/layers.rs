@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::choice::written;
+use super::choice::{block_template, written};
 use super::error::PlacementError;
 use super::spec::{BlockRule, Placement, Selector};
 use super::tree;
@@ -126,14 +126,14 @@ fn apply(rule: &BlockRule, patch: &Value) -> Result<BlockRule, PlacementError> {
         ));
     }
     let mut value = written(rule)?;
-    tree::merge(&mut value, patch, &written(&BlockRule::default())?);
+    tree::merge(&mut value, patch, &block_template()?);
     tree::read(&value)
 }
 
 /// Brings patches and selectors into the one form that equal values share.
 pub(super) fn normalize_overrides(mut placement: Placement) -> Result<Placement, PlacementError> {
     let blank = BlockRule::default();
-    let template = written(&blank)?;
+    let template = block_template()?;
     for (number, patch) in placement.overrides.iter_mut().enumerate() {
         let typed =
             apply(&blank, &patch.set).map_err(|e| e.under(&format!("overrides[{number}].set")))?;

@@ -4,6 +4,9 @@
 //! the published ones, [`validate()`] judges one at a depth, [`resolve()`] turns it into numbers for
 //! every block, [`Explanation`] prints it as equations and [`Placement::hash`] identifies it.
 //! Nothing here knows of tensors.
+//!
+//! Whether attention is multi-head or multi-head latent attention is no part of a placement but one
+//! of the [`ModelFacts`] that it meets; [`spec`] says what the norms inside then stand on.
 
 mod choice;
 mod error;

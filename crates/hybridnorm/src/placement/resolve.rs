@@ -1,14 +1,19 @@
 //! From a placement to numbers: what each formula is worth in each block.
 
+mod scale;
+
 use serde::{Deserialize, Serialize};
 
 use super::error::{PlacementError, join};
+use super::forms;
 use super::hash::canonical_hash;
 use super::layers::rules;
 use super::spec::{
-    AttnInner, Block, BlockRule, BlockSpec, Factor, FfnInner, Formula, HeadNorm, InitScheme,
-    NormKind, NormSpec, OutNorm, Placement, QkOrder, RoleGains, Scale, Skip, StdRule, SubLayer,
+    AttnInner, Block, BlockRule, BlockSpec, Factor, FfnInner, HeadNorm, InitScheme, NormKind,
+    NormSpec, OutNorm, Placement, QkOrder, RoleGains, Scale, Skip, StdRule, Streams, SubLayer,
 };
+
+pub use scale::At;
 
 /// A placement at one depth and width: everything that was a formula is a number.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -17,6 +22,9 @@ pub struct Resolved {
     pub d_model: usize,
     /// One spec per block, first block first.
     pub blocks: Vec<BlockSpec>,
+    /// How many states the blocks carry, and what a sub-layer reads of them.
+    #[serde(default, skip_serializing_if = "forms::is_default")]
+    pub streams: Streams,
     /// The norm function; with [`NormKind::None`] no block has a norm left.
     pub norm: NormSpec,
     /// Multiplies the embedding.
@@ -25,12 +33,19 @@ pub struct Resolved {
     pub embed_norm: bool,
     /// Standard deviation of the embedding at the start, where the placement fixes it.
     pub embed_init_std: Option<f64>,
+    /// With two streams, whether a norm stands on the main one where the two are added up.
+    #[serde(default, skip_serializing_if = "forms::is_default")]
+    pub merge_norm: bool,
     /// Whether a norm stands before the output head.
     pub final_norm: bool,
     /// What happens to the logits.
     pub logits: ResolvedLogits,
     /// How weights are drawn.
     pub init: ResolvedInit,
+    /// Whether every matrix's vectors along the width have length 1, at the start and after every
+    /// step of the optimizer.
+    #[serde(default, skip_serializing_if = "forms::is_default")]
+    pub unit_weights: bool,
 }
 
 /// What happens to the logits, in numbers: `softcap(scale · z)`.
@@ -38,7 +53,7 @@ pub struct Resolved {
 pub struct ResolvedLogits {
     /// `c · tanh(z / c)`.
     pub softcap: Option<f64>,
-    /// Multiplies the logits before the cap; never one per channel.
+    /// Multiplies the logits before the cap; a vector has one number per entry of the vocabulary.
     pub scale: Factor,
     /// Coefficient of `logsumexp(z)²` in the loss; 0 is off.
     pub z_loss: f64,
@@ -85,6 +100,8 @@ pub enum Role {
     Up,
     /// Feed-forward down projection.
     Down,
+    /// Router of a mixture of experts.
+    Router,
 }
 
 impl RoleFactors {
@@ -98,6 +115,7 @@ impl RoleFactors {
             Role::Gate => self.gate,
             Role::Up => self.up,
             Role::Down => self.down,
+            Role::Router => 1.0,
         }
     }
 }
@@ -115,11 +133,15 @@ impl Resolved {
 
     /// Standard deviation of a block's matrix at the start; `layer` is 0-based.
     ///
-    /// [`InitScheme`] gives the rule of each scheme; the role's gain multiplies it.
+    /// [`InitScheme`] gives the rule of each scheme; the role's gain multiplies it. Vectors of
+    /// length 1 have elements of root mean square `1/√d`, whatever they are drawn with.
     ///
     /// # Panics
     /// `layer` is not below [`n_layers`](Self::n_layers).
     pub fn weight_std(&self, layer: usize, role: Role, fan_in: usize, fan_out: usize) -> f64 {
+        if self.unit_weights {
+            return self.inv_sqrt_width();
+        }
         let depth = self.n_layers() as f64;
         let std = match self.init.scheme {
             InitScheme::Normal => self.init.std,
@@ -136,21 +158,28 @@ impl Resolved {
         std * self.init.gains[layer].get(role)
     }
 
-    /// Standard deviation of the embedding at the start: the placement's own if it has one, else σ
-    /// where the scheme has one, else `1/√d`.
+    /// Standard deviation of the embedding at the start: `1/√d` for vectors of length 1, else the
+    /// placement's own if it has one, else σ where the scheme has one, else `1/√d`.
     pub fn embed_std(&self) -> f64 {
+        if self.unit_weights {
+            return self.inv_sqrt_width();
+        }
         self.embed_init_std.unwrap_or(match self.init.scheme {
             InitScheme::Normal | InitScheme::Megatron => self.init.std,
-            InitScheme::DepthScaled | InitScheme::Xavier => 1.0 / (self.d_model as f64).sqrt(),
+            InitScheme::DepthScaled | InitScheme::Xavier => self.inv_sqrt_width(),
         })
     }
 
     /// Standard deviation of an untied output head at the start: σ for `normal`, else `1/√d`.
     pub fn head_std(&self) -> f64 {
         match self.init.scheme {
-            InitScheme::Normal => self.init.std,
-            _ => 1.0 / (self.d_model as f64).sqrt(),
+            InitScheme::Normal if !self.unit_weights => self.init.std,
+            _ => self.inv_sqrt_width(),
         }
+    }
+
+    fn inv_sqrt_width(&self) -> f64 {
+        1.0 / (self.d_model as f64).sqrt()
     }
 
     /// At how many standard deviations draws are cut off, if at all.
@@ -161,84 +190,6 @@ impl Resolved {
         )
         .then_some(3.0)
     }
-}
-
-/// Where a formula is evaluated.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct At {
-    /// The 1-based block index `l`; `None` outside the blocks.
-    pub layer: Option<usize>,
-    /// The number of blocks `L`.
-    pub n_layers: usize,
-    /// The width `d`.
-    pub d_model: usize,
-}
-
-impl Formula {
-    /// Whether the value differs from block to block.
-    pub fn depends_on_layer(self) -> bool {
-        matches!(self, Self::InvSqrtLayer | Self::InvSqrt2Layer)
-    }
-
-    /// The value; `None` where it depends on the block and `at` names none.
-    pub fn value(self, at: At) -> Option<f64> {
-        let depth = at.n_layers as f64;
-        let layer = at.layer.map(|l| l as f64);
-        Some(match self {
-            Self::InvSqrtLayer => 1.0 / layer?.sqrt(),
-            Self::InvSqrt2Layer => 1.0 / (2.0 * layer?).sqrt(),
-            Self::InvSqrt2Depth => 1.0 / (2.0 * depth).sqrt(),
-            Self::TwoDepth => 2.0 * depth,
-            Self::DepthPower { k, p } => (k * depth).powf(p),
-            Self::SqrtWidth => (at.d_model as f64).sqrt(),
-            Self::SqrtLn2Depth => (2.0 * depth).ln().sqrt(),
-            Self::LayerScale if at.n_layers <= 18 => 0.1,
-            Self::LayerScale if at.n_layers <= 24 => 1e-5,
-            Self::LayerScale => 1e-6,
-        })
-    }
-}
-
-impl Scale {
-    /// The factor at this place; `field` is for the error.
-    ///
-    /// # Errors
-    /// A learned start of a learned scale, a formula of the block index outside the blocks, or a
-    /// value that is not finite.
-    pub fn factor(&self, at: At, field: &str) -> Result<Factor, PlacementError> {
-        match self {
-            Self::Const(value) => finite(*value, field).map(Factor::Const),
-            Self::Formula(formula) => {
-                let value = formula.value(at).ok_or_else(|| {
-                    PlacementError::new(
-                        field,
-                        "this formula depends on the block index, which is not defined here; \
-                         use a number or a formula of the depth or width",
-                    )
-                })?;
-                finite(value, field).map(Factor::Const)
-            }
-            Self::Learned { shape, init } => match init.factor(at, field)? {
-                Factor::Const(init) => Ok(Factor::Learned {
-                    shape: *shape,
-                    init,
-                }),
-                Factor::Learned { .. } => Err(PlacementError::new(
-                    field,
-                    "a learned scale starts at a number or a formula; its `init` must not be \
-                     learned itself",
-                )),
-            },
-        }
-    }
-}
-
-fn finite(value: f64, field: &str) -> Result<f64, PlacementError> {
-    if value.is_finite() {
-        return Ok(value);
-    }
-    let problem = format!("the scale comes to {value}; it must be a finite number");
-    Err(PlacementError::new(field, problem))
 }
 
 /// More blocks than any model has; keeps a slip of the finger from taking all memory.
@@ -261,6 +212,7 @@ pub fn resolve(
     if resolved.norm.kind == NormKind::None {
         resolved.blocks.iter_mut().for_each(Block::leave_out_norms);
         resolved.embed_norm = false;
+        resolved.merge_norm = false;
         resolved.final_norm = false;
     }
     Ok(resolved)
@@ -315,6 +267,7 @@ pub(super) fn as_written(
     Ok(Resolved {
         d_model,
         blocks,
+        streams: placement.streams,
         norm: NormSpec {
             alpha_init: match placement.norm.kind {
                 NormKind::Dyt | NormKind::Derf => placement.norm.alpha_init.or(Some(0.5)),
@@ -325,6 +278,7 @@ pub(super) fn as_written(
         embed_scale: placement.embed.scale.factor(outside, "embed.scale")?,
         embed_norm: placement.embed.norm,
         embed_init_std: placement.embed.init_std,
+        merge_norm: placement.merge_norm,
         final_norm: placement.final_norm,
         logits,
         init: ResolvedInit {
@@ -332,13 +286,14 @@ pub(super) fn as_written(
             std,
             gains,
         },
+        unit_weights: placement.unit_weights,
     })
 }
 
 type Evaluate<'a> = &'a dyn Fn(&str, &Scale) -> Result<Factor, PlacementError>;
 
 fn block_spec(rule: &BlockRule, value: Evaluate) -> Result<BlockSpec, PlacementError> {
-    let inner = &rule.attn_inner;
+    let (inner, ffn_inner) = (&rule.attn_inner, &rule.ffn_inner);
     Ok(Block {
         topology: rule.topology,
         attn: sub_layer(&rule.attn, "attn", value)?,
@@ -355,7 +310,13 @@ fn block_spec(rule: &BlockRule, value: Evaluate) -> Result<BlockSpec, PlacementE
             head_gain: inner.head_gain,
         },
         ffn: sub_layer(&rule.ffn, "ffn", value)?,
-        ffn_inner: rule.ffn_inner,
+        ffn_inner: FfnInner {
+            gate_norm: ffn_inner.gate_norm,
+            up_norm: ffn_inner.up_norm,
+            gate_scale: value("ffn_inner.gate_scale", &ffn_inner.gate_scale)?,
+            up_scale: value("ffn_inner.up_scale", &ffn_inner.up_scale)?,
+            mid_norm: ffn_inner.mid_norm,
+        },
     })
 }
 
@@ -372,12 +333,14 @@ fn sub_layer(
         None => None,
     };
     Ok(SubLayer {
+        read_scale: value("read_scale", &rule.read_scale)?,
         in_norm: rule.in_norm,
         in_scale: value("in_scale", &rule.in_scale)?,
         skip: rule.skip,
         skip_scale: value("skip_scale", &rule.skip_scale)?,
         out_norm,
         out_scale: value("out_scale", &rule.out_scale)?,
+        combine: rule.combine,
         post_norm: rule.post_norm,
     })
 }
@@ -405,7 +368,7 @@ fn role_factors(gains: &RoleGains, at: At) -> Result<RoleFactors, PlacementError
     })
 }
 
-impl<S: Default> Block<S> {
+impl<S: Default + PartialEq> Block<S> {
     /// Turns every norm off and every normed skip into a raw one.
     pub fn leave_out_norms(&mut self) {
         for sub in [&mut self.attn, &mut self.ffn] {
@@ -427,6 +390,7 @@ impl<S: Default> Block<S> {
         }
         inner.qk_order = QkOrder::BeforeRope;
         inner.qk_post_scale = S::default();
-        self.ffn_inner = FfnInner::default();
+        let inner = &mut self.ffn_inner;
+        (inner.gate_norm, inner.up_norm, inner.mid_norm) = (false, false, false);
     }
 }

@@ -25,10 +25,48 @@
 //!
 //! so the skip, its scale and the norm of the sum are attention's; the feed-forward's stay off.
 //! With `parallel_shared` there is one input norm: attention's, which the feed-forward reads too.
+//!
+//! With [`Combine::LerpUnit`] the state stays on the unit sphere and moves a part of the way
+//! towards the output (nGPT, arXiv 2410.01131):
+//!
+//! ```text
+//! s' = unit(skip + out_scale · (out_norm(G(in_scale · n)) − skip))      unit(x) = x / |x|
+//! ```
+//!
+//! With two [`Streams`] the model carries x and y, which both start as the embedding. A sub-layer
+//! reads one value of them and writes to both:
+//!
+//! ```text
+//! s  = x                             residual_dual (ResiDual, arXiv 2304.14802)
+//! s  = read_scale · x + N(y)         siamese (SiameseNorm, arXiv 2602.08064); N is the sub-layer's own
+//! n  = in_norm(s)
+//! g  = out_norm(G(in_scale · n))
+//! x' = post_norm(skip_scale · skip + out_scale · g)      skip ∈ { x, n }
+//! y' = y + g
+//! ```
+//!
+//! and the head reads `final_norm(merge_norm(x) + N(y))`, where N is always there.
+//!
+//! With multi-head latent attention (MLA, arXiv 2405.04434) the first projection gives
+//! `[query latent | key/value latent | rotary key]` from the state, as multi-head attention's gives
+//! `[q | k | v]`, and the norms inside stand on exactly these: `q_norm` on the query latent,
+//! `v_norm` on the key/value latent, in which values and the content of keys are linear, `k_norm`
+//! on the rotary key that all heads share. So what reads the state is normed, and decoding can
+//! still absorb the projections up and keep only latent and rotary key. Each is one vector:
+//! `per_head`, `per_head_own` and `full` all mean a norm over the whole of it, with a gain;
+//! `per_head_plain` and `full_plain` one without. The context has heads of the values' width.
+
+mod inner;
+mod model;
+mod scale;
 
 use serde::{Deserialize, Serialize};
 
 use super::forms;
+
+pub use inner::{AttnInner, AttnScale, FfnInner, HeadNorm, QkOrder};
+pub use model::{Embed, Gain, Init, InitScheme, Logits, NormKind, NormSpec, RoleGains, StdRule};
+pub use scale::{Factor, Formula, LearnedShape, Scale};
 
 /// A complete answer to "where do we normalize", independent of model size.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -42,16 +80,27 @@ pub struct Placement {
     pub block: BlockRule,
     /// Patches for some layers; applied in order, later ones win.
     pub overrides: Vec<Override>,
+    /// How many states the blocks carry, and how a sub-layer reads them.
+    #[serde(skip_serializing_if = "forms::is_default")]
+    pub streams: Streams,
     /// The norm function used at every site.
     pub norm: NormSpec,
     /// What happens to the token embedding before the first block.
     pub embed: Embed,
+    /// With two streams, whether a norm stands on the main one where the two are added up.
+    #[serde(skip_serializing_if = "forms::is_default")]
+    pub merge_norm: bool,
     /// Whether a norm stands between the last block and the output head.
     pub final_norm: bool,
     /// What happens to the logits.
     pub logits: Logits,
     /// How weights are drawn.
     pub init: Init,
+    /// Every matrix's vectors along the width have length 1, at the start and after every step of
+    /// the optimizer (nGPT): the rows of embedding, head, query, key, value, gate and up
+    /// projection, the columns of attention output and feed-forward down.
+    #[serde(skip_serializing_if = "forms::is_default")]
+    pub unit_weights: bool,
 }
 
 impl Default for Placement {
@@ -60,12 +109,35 @@ impl Default for Placement {
         Self {
             block: BlockRule::default(),
             overrides: Vec::new(),
+            streams: Streams::Single,
             norm: NormSpec::default(),
             embed: Embed::default(),
+            merge_norm: false,
             final_norm: true,
             logits: Logits::default(),
             init: Init::default(),
+            unit_weights: false,
         }
+    }
+}
+
+/// How many states the blocks carry, and what a sub-layer reads of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Streams {
+    /// One.
+    #[default]
+    Single,
+    /// Two; sub-layers read the main one, the second gathers their outputs for the end (ResiDual).
+    ResidualDual,
+    /// Two; sub-layers read the sum of the main one and a norm of the second (SiameseNorm).
+    Siamese,
+}
+
+impl Streams {
+    /// Whether there is a second stream.
+    pub fn are_two(self) -> bool {
+        self != Self::Single
     }
 }
 
@@ -78,7 +150,7 @@ pub type BlockSpec = Block<Factor>;
 /// Where norms, skips and scales sit in one block.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, expecting = "a table of block fields")]
-pub struct Block<S: Default> {
+pub struct Block<S: Default + PartialEq> {
     /// How the two sub-layers are connected.
     pub topology: Topology,
     /// The attention sub-layer.
@@ -87,8 +159,8 @@ pub struct Block<S: Default> {
     pub attn_inner: AttnInner<S>,
     /// The feed-forward sub-layer.
     pub ffn: SubLayer<S>,
-    /// Norms inside the feed-forward.
-    pub ffn_inner: FfnInner,
+    /// Norms and scales inside the feed-forward.
+    pub ffn_inner: FfnInner<S>,
 }
 
 /// How the two sub-layers of a block are connected.
@@ -111,7 +183,11 @@ pub enum Topology {
     deny_unknown_fields,
     expecting = "a table of sub-layer fields"
 )]
-pub struct SubLayer<S: Default> {
+pub struct SubLayer<S: Default + PartialEq> {
+    /// Multiplies the main stream where the norm of the second is added to it; siamese streams
+    /// only.
+    #[serde(skip_serializing_if = "forms::is_default")]
+    pub read_scale: S,
     /// Normalize the state before the function.
     pub in_norm: bool,
     /// Multiplies what the function reads. It does not touch a normed skip.
@@ -126,19 +202,24 @@ pub struct SubLayer<S: Default> {
     pub out_norm: Option<OutNorm<S>>,
     /// Multiplies the (normed) output before it is added.
     pub out_scale: S,
+    /// How skip and output become the next state.
+    #[serde(skip_serializing_if = "forms::is_default")]
+    pub combine: Combine,
     /// Normalize the sum.
     pub post_norm: bool,
 }
 
-impl<S: Default> Default for SubLayer<S> {
+impl<S: Default + PartialEq> Default for SubLayer<S> {
     fn default() -> Self {
         Self {
+            read_scale: S::default(),
             in_norm: false,
             in_scale: S::default(),
             skip: Skip::Raw,
             skip_scale: S::default(),
             out_norm: None,
             out_scale: S::default(),
+            combine: Combine::Add,
             post_norm: false,
         }
     }
@@ -167,184 +248,16 @@ pub enum Skip {
     RawPlusBlockInput,
 }
 
-/// Norms and scales inside attention, in the order in which they apply.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(
-    default,
-    deny_unknown_fields,
-    expecting = "a table of norms and scales inside attention"
-)]
-pub struct AttnInner<S: Default> {
-    /// Clamp q, k and v to `±clip_qkv` before anything else (OLMo). `false` is off.
-    #[serde(with = "forms::off_or_number")]
-    pub clip_qkv: Option<f64>,
-    /// Norm on queries.
-    pub q_norm: HeadNorm,
-    /// Norm on keys.
-    pub k_norm: HeadNorm,
-    /// Norm on values.
-    pub v_norm: HeadNorm,
-    /// Whether the q and k norms come before or after the rotary embedding.
-    pub qk_order: QkOrder,
-    /// Multiplies queries and keys, whichever of them is normed, after norm and rotation
-    /// (nanochat: 1.2). Must not be learned: the norms' own gains are.
-    pub qk_post_scale: S,
-    /// Multiplies `q·k` before the softmax.
-    pub attn_scale: AttnScale,
-    /// `c · tanh(score / c)` on the scaled scores (Gemma 2: 50). `false` is off.
-    #[serde(with = "forms::off_or_number")]
-    pub attn_softcap: Option<f64>,
-    /// Norm on the context (the weighted sum of values) before the output projection.
-    pub ctx_norm: HeadNorm,
-    /// One learned factor per head on the (normed) context, initially 1 (NormFormer).
-    pub head_gain: bool,
-}
-
-/// A norm inside attention.
+/// How skip and output become the next state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum HeadNorm {
-    /// No norm.
+pub enum Combine {
+    /// `skip_scale · skip + out_scale · o`.
     #[default]
-    None,
-    /// Over each head's width, one gain vector shared by all heads (HybridNorm, Qwen 3, Gemma 3).
-    PerHead,
-    /// Over each head's width, a gain vector for every head.
-    PerHeadOwn,
-    /// Over each head's width, without parameters (nanochat; Gemma 4's values).
-    PerHeadPlain,
-    /// Over all heads together (OLMo 2, Sub-LN's context).
-    Full,
-    /// Over all heads together, without parameters.
-    FullPlain,
-}
-
-/// Order of the q/k norms and the rotary embedding.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum QkOrder {
-    /// Norm, then rotate.
-    #[default]
-    BeforeRope,
-    /// Rotate, then norm.
-    AfterRope,
-}
-
-/// What multiplies `q·k` before the softmax.
-///
-/// Written as a number or one of `inv_sqrt_head_dim`, `sqrt_head_dim`, `cosine`.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub enum AttnScale {
-    /// `1/√(head width)`.
-    #[default]
-    InvSqrtHeadDim,
-    /// `√(head width)`, for unit-length q and k.
-    SqrtHeadDim,
-    /// A constant.
-    Const(f64),
-    /// Cosine attention: q and k scaled to unit length, times `1/τ` with one learned
-    /// `τ ≥ 0.01` per head, initially 0.1 (Swin-v2).
-    Cosine,
-}
-
-/// Norms inside the feed-forward.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(
-    default,
-    deny_unknown_fields,
-    expecting = "a table of norms inside the feed-forward"
-)]
-pub struct FfnInner {
-    /// Norm on the gate projection (SimpleNorm). Needs a gated activation.
-    pub gate_norm: bool,
-    /// Norm on the up projection (SimpleNorm).
-    pub up_norm: bool,
-    /// Norm on the hidden activation before the down projection (Sub-LN, NormFormer).
-    pub mid_norm: bool,
-}
-
-/// A factor as written in a placement.
-///
-/// In a file: a number (`0.5`), a formula (`"inv_sqrt_layer"`, `{ depth_power = { k = 2, p = 0.25 } }`)
-/// or a parameter (`{ learned = { shape = "vector", init = 0.1 } }`, where `init` is again a number
-/// or a formula).
-#[derive(Debug, Clone, PartialEq)]
-pub enum Scale {
-    /// A number.
-    Const(f64),
-    /// A closed formula of the depth.
-    Formula(Formula),
-    /// A parameter.
-    Learned {
-        /// One number or one per channel.
-        shape: LearnedShape,
-        /// Where it starts. Must not be learned itself.
-        init: Box<Scale>,
-    },
-}
-
-impl Default for Scale {
-    fn default() -> Self {
-        Self::Const(1.0)
-    }
-}
-
-/// A closed formula. `l` is the 1-based block index, `L` the number of blocks, `d` the width.
-///
-/// Deliberately not an expression language: every member has a source.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Formula {
-    /// `1/√l` (LayerNorm Scaling, arXiv 2502.05795; HybridNorm-DS).
-    InvSqrtLayer,
-    /// `1/√(2l)` (SiameseNorm's released code, arXiv 2602.08064).
-    InvSqrt2Layer,
-    /// `1/√(2L)` (GPT-2; the 7B HybridNorm's output gains).
-    InvSqrt2Depth,
-    /// `2L`, the number of sub-layers (Keel, arXiv 2601.19895).
-    TwoDepth,
-    /// `(k·L)^p` (DeepNorm: k = 2, p = 1/4; its gains k = 8, p = −1/4; arXiv 2203.00555).
-    DepthPower {
-        /// Multiplies the depth.
-        k: f64,
-        /// The exponent.
-        p: f64,
-    },
-    /// `√d` (embedding scale of the original Transformer and Gemma).
-    SqrtWidth,
-    /// `√(ln 2L)` (Sub-LN's weight gains, arXiv 2210.06423).
-    SqrtLn2Depth,
-    /// 0.1 for L ≤ 18, 1e-5 for L ≤ 24, else 1e-6 (LayerScale, arXiv 2103.17239).
-    LayerScale,
-}
-
-/// Shape of a learned scale.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum LearnedShape {
-    /// One number.
-    Scalar,
-    /// One number per channel of the width.
-    Vector,
-}
-
-/// A [`Scale`] resolved for one layer. Written like a scale, without formulas.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Factor {
-    /// A number.
-    Const(f64),
-    /// A parameter that starts at `init`.
-    Learned {
-        /// One number or one per channel.
-        shape: LearnedShape,
-        /// Where it starts.
-        init: f64,
-    },
-}
-
-impl Default for Factor {
-    fn default() -> Self {
-        Self::Const(1.0)
-    }
+    Add,
+    /// `unit(skip + out_scale · (o − skip))` with `unit(x) = x / |x|`, which has no parameters
+    /// whatever the norm function is (nGPT, arXiv 2410.01131).
+    LerpUnit,
 }
 
 /// A patch for the blocks that a selector names.
@@ -378,156 +291,4 @@ pub enum Selector {
     Last(usize),
     /// Every k-th block: 0-based indices k−1, 2k−1, … (Swin-v2's largest model).
     Every(usize),
-}
-
-/// The norm function and what goes with it, at every site of the model.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields, expecting = "a table of norm fields")]
-pub struct NormSpec {
-    /// The function.
-    pub kind: NormKind,
-    /// Added to the mean square (or variance) under the root; no effect on `dyt` and `derf`.
-    pub eps: f64,
-    /// How the gain multiplies.
-    pub gain: Gain,
-    /// Whether a bias is added. Off unless given, for LayerNorm too; named placements whose source
-    /// has one set it.
-    pub bias: bool,
-    /// DyT's α or Derf's a where the norm starts; `None`, in a file `false`, means 0.5.
-    #[serde(with = "forms::off_or_number")]
-    pub alpha_init: Option<f64>,
-}
-
-impl Default for NormSpec {
-    fn default() -> Self {
-        Self {
-            kind: NormKind::Rmsnorm,
-            eps: 1e-5,
-            gain: Gain::Plain,
-            bias: false,
-            alpha_init: None,
-        }
-    }
-}
-
-/// A norm function of one row `x` of width w.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum NormKind {
-    /// `x / √(mean(x²) + eps)` (arXiv 1910.07467).
-    #[default]
-    Rmsnorm,
-    /// `(x − mean(x)) / √(var(x) + eps)` (arXiv 1607.06450).
-    Layernorm,
-    /// `x / √(Σx² + eps)`.
-    L2,
-    /// `tanh(α·x)`, α learned (arXiv 2503.10622).
-    Dyt,
-    /// `erf(α·x + s)`, α and s learned (arXiv 2512.10938).
-    Derf,
-    /// `x`: every norm of the placement is left out.
-    None,
-}
-
-/// How a norm's gain multiplies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Gain {
-    /// `g · x̂`, g starts at 1.
-    #[default]
-    Plain,
-    /// `(1 + w) · x̂`, w starts at 0 (Gemma); where a gain shall start at g, w starts at g − 1.
-    OnePlus,
-    /// `x̂`.
-    None,
-}
-
-/// What happens to the token embedding before the first block.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(
-    default,
-    deny_unknown_fields,
-    expecting = "a table of embedding fields"
-)]
-pub struct Embed {
-    /// Multiplies the embedding.
-    pub scale: Scale,
-    /// A norm after the scale.
-    pub norm: bool,
-    /// Standard deviation of the embedding at the start; `None`, in a file `false`, follows the
-    /// init scheme.
-    #[serde(with = "forms::off_or_number")]
-    pub init_std: Option<f64>,
-}
-
-/// What happens to the logits.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields, expecting = "a table of logits fields")]
-pub struct Logits {
-    /// `c · tanh(z / c)` (Gemma 2: 30). `false` is off.
-    #[serde(with = "forms::off_or_number")]
-    pub softcap: Option<f64>,
-    /// Multiplies the logits before the cap.
-    pub scale: Scale,
-    /// Coefficient of `logsumexp(z)²` added to the training loss (PaLM 1e-4, OLMo 2 1e-5).
-    pub z_loss: f64,
-}
-
-/// How weights are drawn.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields, expecting = "a table of init fields")]
-pub struct Init {
-    /// The scheme.
-    pub scheme: InitScheme,
-    /// The base standard deviation; without effect on `depth_scaled` and `xavier`.
-    pub std: StdRule,
-    /// Factors by role on top of the scheme.
-    pub gains: RoleGains,
-}
-
-/// An initialization scheme; σ is the base standard deviation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum InitScheme {
-    /// Every matrix N(0, σ²) (the HybridNorm paper's choice for Pre-Norm).
-    #[default]
-    Normal,
-    /// Truncated at three times the standard deviation; `1/√fan_in`, and `1/√(2 · fan_in · l)` for
-    /// attention output and feed-forward down (OLMo's `mitchell`).
-    DepthScaled,
-    /// Truncated at 3σ; attention output and feed-forward down at `σ/√(2L)`; an untied head at
-    /// `1/√d` (official `full_megatron`).
-    Megatron,
-    /// Xavier normal, `√(2 / (fan_in + fan_out))`.
-    Xavier,
-}
-
-/// The base standard deviation. Written as a number or `small_init`.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub enum StdRule {
-    /// `1/√(2.5 · d)` ("small init", arXiv 1910.05895).
-    #[default]
-    SmallInit,
-    /// A number.
-    Const(f64),
-}
-
-/// Factors on the initial weights, by role. None of them can be learned.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields, expecting = "a table of gains by role")]
-pub struct RoleGains {
-    /// Query projection.
-    pub q: Scale,
-    /// Key projection.
-    pub k: Scale,
-    /// Value projection.
-    pub v: Scale,
-    /// Attention output projection.
-    pub o: Scale,
-    /// Feed-forward gate projection.
-    pub gate: Scale,
-    /// Feed-forward up projection.
-    pub up: Scale,
-    /// Feed-forward down projection.
-    pub down: Scale,
 }

@@ -5,11 +5,16 @@ use std::ops::{Add, AddAssign, Mul};
 
 use serde::{Deserialize, Serialize};
 
+use super::forms;
+use super::resolve::Resolved;
 use super::spec::{
-    AttnScale, BlockSpec, Factor, Gain, HeadNorm, LearnedShape, NormKind, NormSpec, Topology,
+    AttnInner, AttnScale, BlockSpec, Combine, Factor, Gain, HeadNorm, LearnedShape, NormKind,
+    NormSpec, Streams, SubLayer, Topology,
 };
 
 /// A count as a sum of multiples of the model's sizes.
+///
+/// Heads of latent attention count with the width of their values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Tally {
@@ -25,12 +30,24 @@ pub struct Tally {
     pub f: usize,
     /// Multiples of the number of query heads `h`.
     pub h: usize,
+    /// Multiples of the query latent's width `d_q` (latent attention).
+    #[serde(skip_serializing_if = "forms::is_default")]
+    pub q_latent: usize,
+    /// Multiples of the key/value latent's width `d_kv` (latent attention).
+    #[serde(skip_serializing_if = "forms::is_default")]
+    pub kv_latent: usize,
+    /// Multiples of the rotary key's width `d_r` (latent attention).
+    #[serde(skip_serializing_if = "forms::is_default")]
+    pub rotary: usize,
+    /// Multiples of the size of the vocabulary `v`.
+    #[serde(skip_serializing_if = "forms::is_default")]
+    pub vocab: usize,
     /// The constant term.
     pub one: usize,
 }
 
-/// Sizes of a model, to turn a [`Tally`] into a number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Sizes of a model, to turn a [`Tally`] into a number; 0 for what it does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Shape {
     /// Width `d`.
     pub d: usize,
@@ -42,33 +59,64 @@ pub struct Shape {
     pub kv: usize,
     /// Feed-forward width `f`.
     pub f: usize,
+    /// Width of the query latent `d_q`.
+    pub q_latent: usize,
+    /// Width of the key/value latent `d_kv`.
+    pub kv_latent: usize,
+    /// Width of the rotary key `d_r`.
+    pub rotary: usize,
+    /// Size of the vocabulary `v`.
+    pub vocab: usize,
 }
 
 impl Tally {
-    const D: Self = Self::terms(1, 0, 0, 0, 0);
-    const HD: Self = Self::terms(0, 1, 0, 0, 0);
-    const H_HD: Self = Self::terms(0, 0, 1, 0, 0);
-    const KV_HD: Self = Self::terms(0, 0, 0, 1, 0);
-    const F: Self = Self::terms(0, 0, 0, 0, 1);
-
-    const fn terms(d: usize, hd: usize, h_hd: usize, kv_hd: usize, f: usize) -> Self {
-        Self {
-            d,
-            hd,
-            h_hd,
-            kv_hd,
-            f,
-            h: 0,
-            one: 0,
-        }
-    }
-
-    fn ones(count: usize) -> Self {
-        Self {
-            one: count,
-            ..Self::default()
-        }
-    }
+    const ZERO: Self = Self {
+        d: 0,
+        hd: 0,
+        h_hd: 0,
+        kv_hd: 0,
+        f: 0,
+        h: 0,
+        q_latent: 0,
+        kv_latent: 0,
+        rotary: 0,
+        vocab: 0,
+        one: 0,
+    };
+    const D: Self = Self { d: 1, ..Self::ZERO };
+    const HD: Self = Self {
+        hd: 1,
+        ..Self::ZERO
+    };
+    const H_HD: Self = Self {
+        h_hd: 1,
+        ..Self::ZERO
+    };
+    const KV_HD: Self = Self {
+        kv_hd: 1,
+        ..Self::ZERO
+    };
+    const F: Self = Self { f: 1, ..Self::ZERO };
+    const Q_LATENT: Self = Self {
+        q_latent: 1,
+        ..Self::ZERO
+    };
+    const KV_LATENT: Self = Self {
+        kv_latent: 1,
+        ..Self::ZERO
+    };
+    const ROTARY: Self = Self {
+        rotary: 1,
+        ..Self::ZERO
+    };
+    const VOCAB: Self = Self {
+        vocab: 1,
+        ..Self::ZERO
+    };
+    const ONE: Self = Self {
+        one: 1,
+        ..Self::ZERO
+    };
 
     /// The count at these sizes.
     pub fn at(&self, shape: Shape) -> usize {
@@ -78,15 +126,17 @@ impl Tally {
             + self.kv_hd * shape.kv * shape.hd
             + self.f * shape.f
             + self.h * shape.h
+            + self.q_latent * shape.q_latent
+            + self.kv_latent * shape.kv_latent
+            + self.rotary * shape.rotary
+            + self.vocab * shape.vocab
             + self.one
     }
 
-    /// Parameters of all norms of a block.
+    /// Parameters of all norms of a block of multi-head attention, without what a second stream
+    /// adds.
     pub fn norm_parameters(block: &BlockSpec, norm: &NormSpec) -> Self {
-        sites(block)
-            .into_iter()
-            .map(|site| site.parameters(norm))
-            .fold(Self::default(), Add::add)
+        parameters(sites(block, false), norm)
     }
 
     /// Parameters of one norm of the whole width.
@@ -94,35 +144,24 @@ impl Tally {
         Site::wide(Self::D).parameters(norm)
     }
 
-    /// Elements per token that pass through a norm of a block.
+    /// Elements per token that pass through a norm of a block of multi-head attention, without what
+    /// a second stream adds.
     pub fn normalized_elements(block: &BlockSpec) -> Self {
-        sites(block)
-            .into_iter()
-            .map(|site| site.elements)
-            .fold(Self::default(), Add::add)
+        elements(sites(block, false))
     }
 
     /// Learned scales of a block: everything that a placement adds besides its norms.
     pub fn learned_parameters(block: &BlockSpec) -> Self {
-        let (attn, ffn, inner) = (&block.attn, &block.ffn, &block.attn_inner);
-        let scales = [
-            attn.in_scale,
-            attn.skip_scale,
-            attn.out_scale,
-            ffn.in_scale,
-            ffn.skip_scale,
-            ffn.out_scale,
-        ];
-        let mut sum = scales
+        let (inner, hidden) = (&block.attn_inner, &block.ffn_inner);
+        let wide = [&block.attn, &block.ffn]
             .into_iter()
+            .flat_map(scales)
             .map(Self::of_factor)
-            .fold(Self::default(), Add::add);
-        if let Factor::Learned { shape, .. } = inner.qk_post_scale {
-            match shape {
-                LearnedShape::Scalar => sum.one += 1,
-                LearnedShape::Vector => sum.hd += 1,
-            }
-        }
+            .fold(Self::ZERO, Add::add);
+        let mut sum = wide
+            + Self::per(inner.qk_post_scale, Self::KV_HD)
+            + Self::per(hidden.gate_scale, Self::F)
+            + Self::per(hidden.up_scale, Self::F);
         sum.h += usize::from(inner.head_gain);
         sum.h += usize::from(inner.attn_scale == AttnScale::Cosine);
         sum
@@ -130,14 +169,77 @@ impl Tally {
 
     /// Parameters of one scale of the whole width.
     pub fn of_factor(factor: Factor) -> Self {
+        Self::per(factor, Self::D)
+    }
+
+    /// Parameters of the scale on the logits.
+    pub fn of_logit_scale(factor: Factor) -> Self {
+        Self::per(factor, Self::VOCAB)
+    }
+
+    /// Parameters of a scale whose vectors have this width.
+    fn per(factor: Factor, width: Self) -> Self {
         match factor {
-            Factor::Const(_) => Self::default(),
+            Factor::Const(_) => Self::ZERO,
             Factor::Learned { shape, .. } => match shape {
-                LearnedShape::Scalar => Self::ones(1),
-                LearnedShape::Vector => Self::D,
+                LearnedShape::Scalar => Self::ONE,
+                LearnedShape::Vector => width,
             },
         }
     }
+}
+
+impl Resolved {
+    /// Parameters of all norms of a block, those of a second stream included; `latent` says whether
+    /// attention is multi-head latent attention.
+    ///
+    /// # Panics
+    /// `layer` is not below [`n_layers`](Self::n_layers); likewise below.
+    pub fn norm_parameters(&self, layer: usize, latent: bool) -> Tally {
+        parameters(self.sites(layer, latent), &self.norm)
+    }
+
+    /// Elements per token that pass through a norm of a block.
+    pub fn normalized_elements(&self, layer: usize, latent: bool) -> Tally {
+        elements(self.sites(layer, latent))
+    }
+
+    fn sites(&self, layer: usize, latent: bool) -> Vec<Site> {
+        let reads = match self.streams {
+            Streams::Single | Streams::ResidualDual => 0,
+            Streams::Siamese => 2,
+        };
+        let mut sites = sites(&self.blocks[layer], latent);
+        sites.extend((0..reads).map(|_| Site::wide(Tally::D)));
+        sites
+    }
+
+    /// Norms of the whole width outside the blocks.
+    pub fn outer_norms(&self) -> usize {
+        [
+            self.embed_norm,
+            self.streams.are_two(),
+            self.merge_norm,
+            self.final_norm,
+        ]
+        .into_iter()
+        .filter(|on| *on)
+        .count()
+    }
+}
+
+fn parameters(sites: Vec<Site>, norm: &NormSpec) -> Tally {
+    let each = sites.into_iter().map(|site| site.parameters(norm));
+    each.fold(Tally::ZERO, Add::add)
+}
+
+fn elements(sites: Vec<Site>) -> Tally {
+    let each = sites.into_iter().map(|site| site.elements);
+    each.fold(Tally::ZERO, Add::add)
+}
+
+fn scales(sub: &SubLayer<Factor>) -> [Factor; 4] {
+    [sub.read_scale, sub.in_scale, sub.skip_scale, sub.out_scale]
 }
 
 /// One norm of a block.
@@ -155,6 +257,27 @@ impl Site {
         }
     }
 
+    /// The unit length of [`Combine::LerpUnit`].
+    fn unit(sub: &SubLayer<Factor>) -> Option<Self> {
+        (sub.combine == Combine::LerpUnit).then_some(Self {
+            elements: Tally::D,
+            gain: None,
+        })
+    }
+
+    /// A norm over one vector inside latent attention.
+    fn latent(norm: HeadNorm, width: Tally) -> Option<Self> {
+        let gain = match norm {
+            HeadNorm::None => return None,
+            HeadNorm::PerHead | HeadNorm::PerHeadOwn | HeadNorm::Full => Some(width),
+            HeadNorm::PerHeadPlain | HeadNorm::FullPlain => None,
+        };
+        Some(Self {
+            elements: width,
+            gain,
+        })
+    }
+
     fn head(norm: HeadNorm, width: Tally) -> Option<Self> {
         let gain = match norm {
             HeadNorm::None => return None,
@@ -170,20 +293,20 @@ impl Site {
 
     fn parameters(&self, norm: &NormSpec) -> Tally {
         let Some(width) = self.gain else {
-            return Tally::default();
+            return Tally::ZERO;
         };
         let vectors = usize::from(norm.gain != Gain::None) + usize::from(norm.bias);
         let scalars = match norm.kind {
             NormKind::Rmsnorm | NormKind::Layernorm | NormKind::L2 => 0,
             NormKind::Dyt => 1,
             NormKind::Derf => 2,
-            NormKind::None => return Tally::default(),
+            NormKind::None => return Tally::ZERO,
         };
-        width * vectors + Tally::ones(scalars)
+        width * vectors + Tally::ONE * scalars
     }
 }
 
-fn sites(block: &BlockSpec) -> Vec<Site> {
+fn sites(block: &BlockSpec, latent: bool) -> Vec<Site> {
     let (attn, ffn) = (&block.attn, &block.ffn);
     let shared = block.topology == Topology::ParallelShared;
     let wide = [
@@ -194,13 +317,6 @@ fn sites(block: &BlockSpec) -> Vec<Site> {
         ffn.out_norm.is_some(),
         ffn.post_norm,
     ];
-    let inner = &block.attn_inner;
-    let heads = [
-        (inner.q_norm, Tally::H_HD),
-        (inner.k_norm, Tally::KV_HD),
-        (inner.v_norm, Tally::KV_HD),
-        (inner.ctx_norm, Tally::H_HD),
-    ];
     let hidden = [
         block.ffn_inner.gate_norm,
         block.ffn_inner.up_norm,
@@ -209,9 +325,34 @@ fn sites(block: &BlockSpec) -> Vec<Site> {
     let of = |on: bool, width| on.then(|| Site::wide(width));
     wide.into_iter()
         .filter_map(|on| of(on, Tally::D))
-        .chain(heads.into_iter().filter_map(|(n, w)| Site::head(n, w)))
+        .chain([attn, ffn].into_iter().filter_map(Site::unit))
+        .chain(inside_attention(&block.attn_inner, latent))
         .chain(hidden.into_iter().filter_map(|on| of(on, Tally::F)))
         .collect()
+}
+
+fn inside_attention(inner: &AttnInner<Factor>, latent: bool) -> Vec<Site> {
+    let AttnInner {
+        q_norm,
+        k_norm,
+        v_norm,
+        ctx_norm,
+        ..
+    } = *inner;
+    let context = Site::head(ctx_norm, Tally::H_HD);
+    let read = match latent {
+        true => [
+            Site::latent(q_norm, Tally::Q_LATENT),
+            Site::latent(k_norm, Tally::ROTARY),
+            Site::latent(v_norm, Tally::KV_LATENT),
+        ],
+        false => [
+            Site::head(q_norm, Tally::H_HD),
+            Site::head(k_norm, Tally::KV_HD),
+            Site::head(v_norm, Tally::KV_HD),
+        ],
+    };
+    read.into_iter().chain([context]).flatten().collect()
 }
 
 impl Add for Tally {
@@ -225,6 +366,10 @@ impl Add for Tally {
             kv_hd: self.kv_hd + other.kv_hd,
             f: self.f + other.f,
             h: self.h + other.h,
+            q_latent: self.q_latent + other.q_latent,
+            kv_latent: self.kv_latent + other.kv_latent,
+            rotary: self.rotary + other.rotary,
+            vocab: self.vocab + other.vocab,
             one: self.one + other.one,
         }
     }
@@ -247,6 +392,10 @@ impl Mul<usize> for Tally {
             kv_hd: self.kv_hd * n,
             f: self.f * n,
             h: self.h * n,
+            q_latent: self.q_latent * n,
+            kv_latent: self.kv_latent * n,
+            rotary: self.rotary * n,
+            vocab: self.vocab * n,
             one: self.one * n,
         }
     }
@@ -259,8 +408,12 @@ impl fmt::Display for Tally {
             (self.h_hd, "h·hd"),
             (self.kv_hd, "kv·hd"),
             (self.hd, "hd"),
+            (self.q_latent, "d_q"),
+            (self.kv_latent, "d_kv"),
+            (self.rotary, "d_r"),
             (self.f, "f"),
             (self.h, "h"),
+            (self.vocab, "v"),
         ];
         let mut terms: Vec<String> = named
             .into_iter()

@@ -28,14 +28,16 @@ pub(super) fn merge(base: &mut Value, patch: &Value, template: &Value) {
     }
 }
 
-/// The part of `value` that `shape` names: what a patch says once it is in its written form.
+/// The part of `value` that `shape` names: what a patch says once it is in its written form. What
+/// `value` leaves out is as in `template`, which leaves out nothing.
 pub(super) fn project(value: &Value, shape: &Value, template: &Value) -> Value {
     match (value, shape, template) {
         (Value::Object(value), Value::Object(shape), Value::Object(template)) => shape
             .iter()
             .filter_map(|(key, inner)| {
                 let below = template.get(key).unwrap_or(&Value::Null);
-                Some((key.clone(), project(value.get(key)?, inner, below)))
+                let value = value.get(key).or(template.get(key))?;
+                Some((key.clone(), project(value, inner, below)))
             })
             .collect::<Map<_, _>>()
             .into(),

@@ -12,7 +12,7 @@ use crate::data::{PreparedFolder, Tokenizer, TokenizerSpec};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::model::Recompute;
-use crate::model::{FfnActivation, ModelConfig};
+use crate::model::{FfnActivation, MlaConfig, ModelConfig, MoeConfig};
 use crate::placement;
 
 /// A configuration is text that a person wrote; anything larger is not one.
@@ -84,7 +84,8 @@ pub struct ModelSection {
     /// Number of key/value heads; as many as query heads unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n_kv_heads: Option<usize>,
-    /// Inner width of the feed-forward.
+    /// Inner width of a dense feed-forward; absent where every block is a mixture of experts.
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub d_ff: usize,
     /// Rows of the embedding; the tokenizer's vocabulary unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -101,6 +102,12 @@ pub struct ModelSection {
     /// The feed-forward's nonlinearity.
     #[serde(default)]
     pub activation: FfnActivation,
+    /// Experts instead of dense feed-forwards.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moe: Option<MoeConfig>,
+    /// Latent attention instead of attention with heads of their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mla: Option<MlaConfig>,
     /// A name, or a table of the algebra (perhaps with `base = "NAME"`).
     #[serde(default = "default_placement", deserialize_with = "without_nan")]
     pub placement: Value,
@@ -143,6 +150,10 @@ struct Finite(#[serde(deserialize_with = "without_nan")] Value);
 
 fn some_without_nan<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Value>, D::Error> {
     without_nan(d).map(Some)
+}
+
+fn is_zero(n: &usize) -> bool {
+    *n == 0
 }
 
 fn default_rope_theta() -> f64 {
@@ -398,6 +409,8 @@ impl ModelSection {
             rope_theta: self.rope_theta,
             tie_embeddings: self.tie_embeddings,
             activation: self.activation,
+            moe: self.moe.clone(),
+            mla: self.mla,
             placement: self.placement()?,
         })
     }

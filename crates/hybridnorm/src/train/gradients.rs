@@ -5,8 +5,20 @@ use std::collections::BTreeMap;
 use burn::module::Module;
 use burn::tensor::{Gradients, Int, Tensor};
 
-use crate::model::{Decoder, LossOptions, Recompute, Stream, params};
+use crate::model::{
+    Decoder, LossOptions, Recompute, Routed, Routing, State,
+    params::{self, Kind},
+};
 use crate::ops::{self, profile};
+
+/// What one forward and backward pass gave besides gradients, outside any graph.
+#[derive(Debug)]
+pub struct Pass {
+    /// What [`Decoder::loss`] gives.
+    pub losses: Tensor<1>,
+    /// Where the tokens went, one entry for each mixture of experts.
+    pub routing: Vec<Routing>,
+}
 
 /// Summed gradients by parameter name, flattened, outside any graph.
 #[derive(Debug, Default)]
@@ -22,7 +34,7 @@ impl GradientSum {
         });
     }
 
-    /// Adds the gradients of [`Decoder::loss`], and returns what that gives, outside any graph.
+    /// Adds the gradients of [`Decoder::loss`].
     ///
     /// Recomputation changes the memory that this takes, but no bit of the result.
     pub fn accumulate(
@@ -32,13 +44,16 @@ impl GradientSum {
         targets_bt: Tensor<2, Int>,
         options: LossOptions,
         recompute: Recompute,
-    ) -> Tensor<1> {
+    ) -> Pass {
         match recompute {
             Recompute::None => {
-                let losses = model.loss(inputs_bt, targets_bt, options);
-                let values = losses.clone().inner();
+                let (losses, routed) = model.loss_and_routes(inputs_bt, targets_bt, options);
+                let pass = Pass {
+                    losses: losses.clone().inner(),
+                    routing: routed.iter().map(Routed::routing).collect(),
+                };
                 self.add(model, losses.backward());
-                values
+                pass
             }
             Recompute::Block => self.by_block(model, inputs_bt, targets_bt, options, &mut |_| {}),
         }
@@ -46,44 +61,64 @@ impl GradientSum {
 
     /// The forward pass keeps the state that enters each block; the backward pass runs the blocks
     /// again, the last one first, each in a graph of its own. `see` is shown the gradient at each of
-    /// these states, the last block's first.
+    /// these states, stream by stream, the last block's first.
     pub(super) fn by_block(
         &mut self,
         model: &Decoder,
         inputs_bt: Tensor<2, Int>,
         targets_bt: Tensor<2, Int>,
         options: LossOptions,
-        see: &mut dyn FnMut(&Tensor<3>),
-    ) -> Tensor<1> {
-        let leaf = |x: Tensor<3>| Tensor::from_inner(x).require_grad();
+        see: &mut dyn FnMut(&[Tensor<3>]),
+    ) -> Pass {
+        let leaves = |streams: Vec<Tensor<3>>| -> Vec<Tensor<3>> {
+            let leaf = |x| Tensor::from_inner(x).require_grad();
+            streams.into_iter().map(leaf).collect()
+        };
+        let take = |streams: &[Tensor<3>], gradients: &mut Gradients| -> Vec<Tensor<3>> {
+            let reached = |x: &Tensor<3>| x.grad_remove(gradients).expect(REACHED);
+            streams.iter().map(reached).collect()
+        };
         let positions = model.positions(0, inputs_bt.dims()[1]);
+        let share = options.share(&inputs_bt);
+        let router_loss = |routed: &Routed| model.router_loss(routed, share);
         let mut states = Vec::with_capacity(model.blocks.len());
+        let mut routed = Vec::new();
         let last = profile::timed("first forward pass", || {
             let plain = model.valid();
-            let embedded = plain.embed(inputs_bt.clone().inner());
-            plain.blocks.iter().fold(embedded, |x, block| {
-                states.push(x.clone());
-                block.forward(x, &positions, None)
+            let begin = plain.begin(inputs_bt.clone().inner()).whole();
+            plain.blocks.iter().fold(begin, |streams, block| {
+                states.push(streams.clone());
+                let (state, found) = block.step(State::of(streams), &positions, None);
+                routed.extend(found);
+                state.whole()
             })
         });
         // Summed apart, so that a tied embedding's two gradients meet before other batches' do.
         let mut sum = Self::default();
-        let last = leaf(last);
-        let losses = model.loss_of(Stream::Whole(last.clone()), targets_bt, options);
-        let values = losses.clone().inner();
+        let last = leaves(last);
+        let losses = model.loss_of(State::of(last.clone()), targets_bt, options);
+        let mut values = losses.clone().inner();
+        for routed in &routed {
+            values = values + router_loss(routed);
+        }
         let mut gradients = losses.backward();
-        let mut dx = last.grad_remove(&mut gradients).expect(REACHED);
+        let mut dstate = take(&last, &mut gradients);
         sum.add(model, gradients);
         for block in model.blocks.iter().rev() {
-            let x = leaf(states.pop().expect("a state for every block"));
-            let mut gradients = pull(block.forward(x.clone(), &positions, None), dx);
-            dx = x.grad_remove(&mut gradients).expect(REACHED);
-            see(&dx);
+            let state = leaves(states.pop().expect("a state for every block"));
+            let (next, found) = block.step(State::of(state.clone()), &positions, None);
+            let loss = found.as_ref().map(router_loss);
+            let mut gradients = pull(next.whole(), dstate, loss);
+            dstate = take(&state, &mut gradients);
+            see(&dstate);
             sum.add(model, gradients);
         }
-        sum.add(model, pull(model.embed(inputs_bt), dx));
+        sum.add(model, pull(model.begin(inputs_bt).whole(), dstate, None));
         self.merge(sum);
-        values
+        Pass {
+            losses: values,
+            routing: routed.iter().map(Routed::routing).collect(),
+        }
     }
 
     fn merge(&mut self, other: Self) {
@@ -116,7 +151,7 @@ impl GradientSum {
     /// Names of parameters that got no gradient.
     pub fn missing(&self, model: &Decoder) -> Vec<String> {
         let mut names = params::names(model);
-        names.retain(|name| !self.0.contains_key(name));
+        names.retain(|name| Kind::of(name).is_trained() && !self.0.contains_key(name));
         names
     }
 
@@ -129,7 +164,11 @@ impl GradientSum {
 
 const REACHED: &str = "the loss depends on every state";
 
-/// The gradients behind `y`, whose own is `dy`.
-fn pull(y: Tensor<3>, dy: Tensor<3>) -> Gradients {
-    (y * Tensor::from_inner(dy)).sum().backward()
+/// The gradients behind `streams`, whose own are `gradients`, and behind the first number of `loss`.
+fn pull(streams: Vec<Tensor<3>>, gradients: Vec<Tensor<3>>, loss: Option<Tensor<1>>) -> Gradients {
+    let pairs = streams.into_iter().zip(gradients);
+    let products = pairs.map(|(x, dx)| (x * Tensor::from_inner(dx)).sum());
+    let loss = loss.map(|loss| loss.narrow(0, 0, 1));
+    let sum = products.chain(loss).reduce(|sum, part| sum + part);
+    sum.expect("a stream at least").backward()
 }

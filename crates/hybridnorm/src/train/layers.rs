@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::rows::Row;
-use crate::model::{Activations, Decoder, Norm, params};
+use crate::model::{Activations, Decoder, Norm, Routing, params};
 use crate::ops::{self, Magnitude, SlotNorms};
 
 /// A measured number; `None` where it was not finite.
@@ -41,7 +41,10 @@ pub struct BlockSignals {
     pub ffn: Activation,
     /// Attention's scores before the softmax.
     pub scores: Scores,
-    /// Parameters by role: `qkv`, `out`, `up`, `down`, `norm`, `scale`.
+    /// Where the experts' tokens went, in a mixture.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub experts: Option<Experts>,
+    /// Parameters by role: `qkv`, `out`, `up`, `down`, `router`, `norm`, `scale`.
     #[serde(flatten)]
     pub roles: RoleSignals,
 }
@@ -64,6 +67,22 @@ pub struct Scores {
     pub max: Measured,
     /// Mean entropy of the attention weights in nats, over heads and positions.
     pub entropy: Measured,
+}
+
+/// Where the tokens of a mixture of experts went.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Experts {
+    /// Load of every expert over the mean load: 1 where all is even.
+    pub load: Vec<Measured>,
+    /// Mean entropy of the scores in nats.
+    pub entropy: Measured,
+    /// Load-balancing loss, unweighted; 1 where all is even.
+    pub load_balance: Measured,
+    /// z-loss of the router, unweighted.
+    pub z: Measured,
+    /// Slots (a token in one of its experts) that no expert computed.
+    pub dropped: u64,
 }
 
 /// Parameters grouped by role.
@@ -117,6 +136,7 @@ impl LayersRow {
             attn: seen.attn.into(),
             ffn: seen.ffn.into(),
             scores: seen.scores.into(),
+            experts: seen.routing.as_ref().map(Experts::from),
             roles: RoleSignals::new(squares, drift(&mut block.norms())),
         });
         let outer = [&model.embed_norm, &model.final_norm];
@@ -138,6 +158,16 @@ impl LayersRow {
             }
             all(&mut block.scores.max);
             all(&mut block.scores.entropy);
+            if let Some(experts) = &mut block.experts {
+                experts.load.iter_mut().for_each(all);
+                for value in [
+                    &mut experts.entropy,
+                    &mut experts.load_balance,
+                    &mut experts.z,
+                ] {
+                    all(value);
+                }
+            }
         }
         let roles = self.blocks.iter_mut().map(|block| &mut block.roles);
         for roles in roles.chain([&mut self.ends]) {
@@ -187,6 +217,20 @@ impl RoleSignals {
             grad_norm: each(&|squares| squares.gradient.sqrt()),
             update_ratio: each(&|squares| (squares.update / squares.value).sqrt()),
             gain_drift: gain_drift.and_then(measured),
+        }
+    }
+}
+
+impl From<&Routing> for Experts {
+    fn from(found: &Routing) -> Self {
+        let mean = found.load.iter().sum::<u64>() as f64 / found.load.len() as f64;
+        let loads = found.load.iter();
+        Self {
+            load: loads.map(|&load| measured(load as f64 / mean)).collect(),
+            entropy: measured(found.entropy),
+            load_balance: measured(found.load_balance),
+            z: measured(found.z),
+            dropped: found.dropped(),
         }
     }
 }

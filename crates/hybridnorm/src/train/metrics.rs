@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::rows::Row;
+use crate::model::Routing;
 
 /// One optimizer step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -21,9 +22,46 @@ pub struct Metrics {
     pub tokens: u64,
     /// Throughput of this step, evaluation and saving not counted.
     pub tokens_per_second: f64,
+    /// What the routers of mixtures of experts did with the step's tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub router: Option<RouterMetrics>,
     /// Mean validation loss after the update, where it was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation_loss: Option<f64>,
+}
+
+/// Routers of one step, means over the blocks that are mixtures of experts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RouterMetrics {
+    /// Load-balancing loss, unweighted; 1 where all is even.
+    pub load_balance: f64,
+    /// z-loss, unweighted.
+    pub z: f64,
+    /// Entropy of the scores in nats.
+    pub entropy: f64,
+    /// Load of the busiest expert over the mean load, the largest of all blocks; 1 where all is even.
+    pub imbalance: f64,
+    /// Slots (a token in one of its experts) that no expert computed.
+    pub dropped: u64,
+}
+
+impl RouterMetrics {
+    /// The metrics of a step; nothing where there is no mixture.
+    pub fn new(routing: &[Routing]) -> Option<Self> {
+        let mean = |f: fn(&Routing) -> f64| {
+            let sum: f64 = routing.iter().map(f).sum();
+            sum / routing.len() as f64
+        };
+        let imbalance = routing.iter().map(Routing::imbalance);
+        (!routing.is_empty()).then(|| Self {
+            load_balance: mean(|routing| routing.load_balance),
+            z: mean(|routing| routing.z),
+            entropy: mean(|routing| routing.entropy),
+            imbalance: imbalance.fold(0.0, f64::max),
+            dropped: routing.iter().map(Routing::dropped).sum(),
+        })
+    }
 }
 
 impl Row for Metrics {

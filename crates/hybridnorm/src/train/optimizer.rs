@@ -97,11 +97,12 @@ impl OptimizerConfig {
 
     fn decays(&self, kind: Kind) -> bool {
         match kind {
-            Kind::Head | Kind::Attention | Kind::FeedForward => true,
+            Kind::Head | Kind::Attention | Kind::FeedForward | Kind::Router => true,
             Kind::Embedding => self.decay_embeddings,
             Kind::Norm => self.decay_norms,
             // A decayed residual scale would be pulled towards another placement.
             Kind::Scale => false,
+            Kind::SelectionBias => false,
         }
     }
 }
@@ -152,6 +153,9 @@ impl Optimizer {
     pub fn new(config: OptimizerConfig, model: &Decoder) -> Self {
         let mut moments = BTreeMap::new();
         params::for_each(model, |name, param| {
+            if !Kind::of(name).is_trained() {
+                return;
+            }
             let flat = param.flat().without_autodiff();
             let zeros = || Tensor::zeros(flat.shape(), (&flat.device(), flat.dtype()));
             moments.insert(name.to_owned(), [zeros(), zeros()]);

@@ -202,8 +202,16 @@ impl Recorder {
                 ("grad_norm", measured(block.grad_norm())),
             ];
             for (name, value) in values {
-                let value = value.map_or(f64::NAN, f64::from);
-                scalars.push((format!("blocks/{name}/{index:02}"), value));
+                scalars.push((format!("blocks/{name}/{index:02}"), shown(value)));
+            }
+            if let Some(experts) = &block.experts {
+                scalars.push((
+                    format!("blocks/routing_entropy/{index:02}"),
+                    shown(experts.entropy),
+                ));
+                for (expert, load) in experts.load.iter().enumerate() {
+                    scalars.push((format!("load/{index:02}/{expert:03}"), shown(*load)));
+                }
             }
         }
         let scalars = scalars.iter().map(|(tag, value)| (tag.as_str(), *value));
@@ -227,6 +235,15 @@ impl Recorder {
             ("spike_score/grad_norm", scores.grad_norm),
             ("spike_score/update_norm", scores.update_norm),
         ];
+        if let Some(router) = &row.router {
+            scalars.extend([
+                ("router/load_balance", router.load_balance),
+                ("router/z", router.z),
+                ("router/entropy", router.entropy),
+                ("router/imbalance", router.imbalance),
+                ("router/dropped", router.dropped as f64),
+            ]);
+        }
         scalars.extend(row.validation_loss.map(|loss| ("validation/loss", loss)));
         events.scalars(row.step, scalars)
     }
@@ -246,4 +263,9 @@ impl Recorder {
         self.dumps += 1;
         Ok(path)
     }
+}
+
+/// A measured number as TensorBoard takes it.
+fn shown(value: Measured) -> f64 {
+    value.map_or(f64::NAN, f64::from)
 }

@@ -119,6 +119,7 @@ mod tests {
             lr: 1e-3,
             tokens: 10 * step,
             tokens_per_second: 100.0,
+            router: None,
             validation_loss: None,
         }
     }

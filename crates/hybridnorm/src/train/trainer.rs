@@ -17,7 +17,7 @@ use super::checkpoint::{self, Checkpoint, Contents};
 use super::config::Config;
 use super::gradients::GradientSum;
 use super::layers::LayersRow;
-use super::metrics::Metrics;
+use super::metrics::{Metrics, RouterMetrics};
 use super::optimizer::{Optimizer, StepNorms};
 use super::recorder::{Kind, Recorder, Weights};
 use super::rows::RowsFile;
@@ -27,7 +27,7 @@ use super::spikes::{Counts, Scores, Spike};
 use crate::data::{Batch, BatchStream, Cursor, Progress, TokenDataset, Tokenizer};
 use crate::error::{Error, Result};
 use crate::eval;
-use crate::model::{Activations, Decoder, LossOptions};
+use crate::model::{Activations, Decoder, LossOptions, Routing};
 use crate::ops;
 use crate::placement::Warning;
 use failure::Moment;
@@ -240,6 +240,7 @@ impl Trainer {
         let mut loss = 0.0;
         let mut instances = Vec::with_capacity(train.batch_size);
         let mut activations = None;
+        let mut routing: Vec<Routing> = Vec::new();
         // The micro-batch with the largest loss, which is where to look if something is wrong.
         let mut worst: Option<(f64, Batch)> = None;
         for _ in 0..train.grad_accum_steps {
@@ -250,10 +251,14 @@ impl Trainer {
             let inputs = self.model().ids(&batch.inputs, micro, seq)?;
             let outputs = self.model().ids(&batch.targets, micro, seq)?;
             let options = LossOptions { divisor: targets };
-            let losses =
+            let pass =
                 gradients.accumulate(self.model(), inputs, outputs, options, train.recompute);
-            let part = cross_entropy(losses);
+            let part = cross_entropy(pass.losses);
             loss += part;
+            routing.resize_with(pass.routing.len(), Routing::default);
+            for (sum, part) in routing.iter_mut().zip(&pass.routing) {
+                sum.merge(part);
+            }
             instances.extend_from_slice(&batch.instance_ids);
             // A part that is no number is worse than any.
             if !worst
@@ -274,6 +279,7 @@ impl Trainer {
             lr,
             tokens: self.state.tokens + targets as u64,
             tokens_per_second: f64::NAN,
+            router: RouterMetrics::new(&routing),
             validation_loss: None,
         };
         let mut moment = Moment {
@@ -293,7 +299,9 @@ impl Trainer {
         }
         // Moved out and back, so that no second owner keeps the update from being in place.
         let model = self.model.take().expect(PRESENT);
-        let (model, norms) = self.optimizer.step(model, gradients, lr);
+        let (mut model, norms) = self.optimizer.step(model, gradients, lr);
+        model.rebalance(&routing);
+        let model = model.with_unit_weights();
         self.model = Some(model);
         (metrics.grad_norm, metrics.update_norm) = (norms.gradient, norms.update);
         moment.norms = norms.by_name;
@@ -439,8 +447,8 @@ impl Trainer {
         &self.new_parameters
     }
 
-    /// Norm of the gradient of the next micro-batch's mean loss at the stream that enters each block.
-    /// Nothing is changed.
+    /// Norm of the gradient of the next micro-batch's mean loss at the state that enters each block, of
+    /// both streams together where there are two. Nothing is changed.
     ///
     /// # Errors
     /// If the data cannot be read.
@@ -453,9 +461,12 @@ impl Trainer {
         let outputs = model.ids(&batch.targets, micro, seq)?;
         let divisor = (micro * seq) as f32;
         let mut norms = Vec::new();
-        let mut see = |dx: &Tensor<3>| {
-            let elements = dx.shape().num_elements();
-            norms.push(ops::magnitude(dx.clone()).rms * (elements as f64).sqrt());
+        let mut see = |streams: &[Tensor<3>]| {
+            let squares = streams.iter().map(|dx| {
+                let elements = dx.shape().num_elements() as f64;
+                ops::magnitude(dx.clone()).rms.powi(2) * elements
+            });
+            norms.push(squares.sum::<f64>().sqrt());
         };
         let options = LossOptions { divisor };
         GradientSum::default().by_block(model, inputs, outputs, options, &mut see);

@@ -1,11 +1,15 @@
 //! Tiny models for tests.
 #![allow(dead_code)] // every test file uses its own part
 
+pub mod reference;
+
 use std::collections::BTreeMap;
 
 use burn::tensor::{DType, Device, Int, Tensor};
 use hybridnorm::model::params::{self, Values};
-use hybridnorm::model::{Decoder, FfnActivation, LossOptions, ModelConfig};
+use hybridnorm::model::{
+    Decoder, FfnActivation, LossOptions, MlaConfig, ModelConfig, MoeConfig, MoeScoring,
+};
 use hybridnorm::placement::{self, Placement};
 use hybridnorm::train::GradientSum;
 
@@ -26,8 +30,81 @@ pub fn tiny(placement: Placement) -> ModelConfig {
         rope_theta: 100.0,
         tie_embeddings: false,
         activation: FfnActivation::Swiglu,
+        moe: None,
+        mla: None,
         placement,
     }
+}
+
+/// Eight experts in two groups, of which a token passes through two of one group and a shared one;
+/// the first block is dense.
+pub fn with_experts(config: ModelConfig, scoring: MoeScoring) -> ModelConfig {
+    let moe = MoeConfig {
+        n_experts: 8,
+        top_k: 2,
+        d_expert: 8,
+        n_shared: 1,
+        first_dense: 1,
+        scoring,
+        renormalize: scoring == MoeScoring::Sigmoid,
+        n_groups: 2,
+        top_groups: 1,
+        scaling: 1.5,
+        load_balance: 0.05,
+        z_loss: 0.02,
+        bias_rate: Some(0.01),
+    };
+    ModelConfig {
+        moe: Some(moe),
+        ..config
+    }
+}
+
+/// Latent attention, with or without a latent for queries.
+pub fn with_latents(config: ModelConfig, q_rank: Option<usize>) -> ModelConfig {
+    ModelConfig {
+        n_kv_heads: config.n_heads,
+        mla: Some(MlaConfig {
+            q_rank,
+            kv_rank: 10,
+            nope_dim: 6,
+            rope_dim: 4,
+            v_dim: 5,
+        }),
+        ..config
+    }
+}
+
+/// A model of every kind in which a placement is defined.
+pub fn kinds(name: &str) -> Vec<(String, ModelConfig)> {
+    let dense = tiny(named(name));
+    let kinds = [
+        ("dense", dense.clone()),
+        ("experts", with_experts(dense.clone(), MoeScoring::Softmax)),
+        ("latents", with_latents(dense.clone(), Some(12))),
+        (
+            "experts and latents",
+            with_experts(with_latents(dense, None), MoeScoring::Sigmoid),
+        ),
+    ];
+    let defined = kinds
+        .into_iter()
+        .filter(|(_, config)| config.resolve().is_ok());
+    defined
+        .map(|(kind, config)| (format!("{name}, {kind}"), config))
+        .collect()
+}
+
+/// Every kind of model with every named placement.
+pub fn all_models() -> Vec<(String, ModelConfig)> {
+    all_names().into_iter().flat_map(kinds).collect()
+}
+
+/// Names of the parameters that gradients move.
+pub fn trained(model: &Decoder) -> Vec<String> {
+    let mut names = params::names(model);
+    names.retain(|name| params::Kind::of(name).is_trained());
+    names
 }
 
 pub fn named(name: &str) -> Placement {

@@ -119,21 +119,23 @@ fn split_gradient<'a>(a: &Attention, dqkv: &'a mut [f32]) -> Vec<GroupGradient<'
     let shared = a.heads / a.kv_heads;
     for (row, values) in dqkv.chunks_exact_mut(a.packed_width()).enumerate() {
         let groups = &mut groups[row / a.seq * a.kv_heads..][..a.kv_heads];
-        for (part, head) in values.chunks_exact_mut(a.head_dim).enumerate() {
-            if part < a.heads {
-                groups[part / shared].q.push(head);
-            } else if part < a.heads + a.kv_heads {
-                groups[part - a.heads].k.push(head);
-            } else {
-                groups[part - a.heads - a.kv_heads].v.push(head);
-            }
+        let (q, kv) = values.split_at_mut(a.heads * a.head_dim);
+        let (k, v) = kv.split_at_mut(a.kv_heads * a.head_dim);
+        for (h, head) in q.chunks_exact_mut(a.head_dim).enumerate() {
+            groups[h / shared].q.push(head);
+        }
+        let heads = k.chunks_exact_mut(a.head_dim);
+        let heads = heads.zip(v.chunks_exact_mut(a.value_dim));
+        for (group, (k, v)) in groups.iter_mut().zip(heads) {
+            group.k.push(k);
+            group.v.push(v);
         }
     }
     groups
 }
 
 struct BackwardScratch {
-    /// Keys and values as right sides (head_dim, seq).
+    /// Keys and values as right sides (head_dim, seq) and (value_dim, seq).
     keys_by_channel: Vec<PanelRow>,
     values_by_channel: Vec<PanelRow>,
     /// Keys as right sides (keys of a tile, head_dim), tile after tile.
@@ -143,7 +145,7 @@ struct BackwardScratch {
     /// Queries of a tile times the scale, and the gradient of their context.
     q: Vec<f32>,
     dctx: Vec<f32>,
-    /// The same as right sides (queries, head_dim).
+    /// The same as right sides (queries, head_dim) and (queries, value_dim).
     q_panels: Vec<PanelRow>,
     dctx_panels: Vec<PanelRow>,
     /// Probabilities of a tile.
@@ -158,40 +160,39 @@ struct BackwardScratch {
 
 impl BackwardScratch {
     fn new(a: &Attention, place: &Place) -> Self {
-        let (seq, d) = (a.seq, a.head_dim);
+        let (seq, d, e) = (a.seq, a.head_dim, a.value_dim);
         let zero = [0.0; PANEL];
         BackwardScratch {
             keys_by_channel: vec![zero; panels(seq) * d],
-            values_by_channel: vec![zero; panels(seq) * d],
+            values_by_channel: vec![zero; panels(seq) * e],
             keys: vec![zero; seq * panels(d)],
-            rows: vec![0.0; KEYS * d],
+            rows: vec![0.0; KEYS * d.max(e)],
             q: vec![0.0; QUERIES * d],
-            dctx: vec![0.0; QUERIES * d],
+            dctx: vec![0.0; QUERIES * e],
             q_panels: vec![zero; QUERIES * panels(d)],
-            dctx_panels: vec![zero; QUERIES * panels(d)],
+            dctx_panels: vec![zero; QUERIES * panels(e)],
             p: vec![0.0; QUERIES * KEYS],
             ds: vec![0.0; QUERIES * KEYS],
             dq: vec![0.0; QUERIES * d],
             dk: vec![0.0; seq * d],
-            dv: vec![0.0; seq * d],
+            dv: vec![0.0; seq * e],
             by_row: head_rows::Scratch::new(a.head_dim, place.preparation),
         }
     }
 
     fn pack(&mut self, a: &Attention, k: &HeadRows, v: &HeadRows) {
-        let d = a.head_dim;
+        let (d, e) = (a.head_dim, a.value_dim);
         for start in (0..a.seq).step_by(KEYS) {
             let n = KEYS.min(a.seq - start);
-            let by_channel = start / PANEL * d;
             let data = &mut self.rows[..n * d];
             k.load(d, start, data, &mut self.by_row);
             let rows = Rows { data, stride: d };
-            pack_transposed(rows, n, d, &mut self.keys_by_channel[by_channel..]);
+            pack_transposed(rows, n, d, &mut self.keys_by_channel[start / PANEL * d..]);
             pack(rows, n, d, &mut self.keys[start * panels(d)..]);
-            let data = &mut self.rows[..n * d];
-            v.load(d, start, data, &mut self.by_row);
-            let rows = Rows { data, stride: d };
-            pack_transposed(rows, n, d, &mut self.values_by_channel[by_channel..]);
+            let data = &mut self.rows[..n * e];
+            v.load(e, start, data, &mut self.by_row);
+            let rows = Rows { data, stride: e };
+            pack_transposed(rows, n, e, &mut self.values_by_channel[start / PANEL * e..]);
         }
     }
 }
@@ -205,7 +206,7 @@ impl Inputs<'_> {
         mut gradient: GroupGradient,
         scratch: &mut BackwardScratch,
     ) -> [Vec<f32>; 3] {
-        let d = a.head_dim;
+        let (d, e) = (a.head_dim, a.value_dim);
         let shared = a.heads / a.kv_heads;
         let first_row = group.batch * a.seq;
         let mut grads = match self.place.preparation {
@@ -220,10 +221,10 @@ impl Inputs<'_> {
             let h = group.kv_head * shared + member;
             let q = self.place.queries(a, group.batch, h);
             let context = |data| {
-                let stride = a.heads * d;
+                let stride = a.heads * e;
                 let all: Rows = Rows { data, stride };
                 Rows {
-                    data: &all.from(first_row).data[h * d..],
+                    data: &all.from(first_row).data[h * e..],
                     stride,
                 }
             };
@@ -248,9 +249,12 @@ impl Inputs<'_> {
             // The queries that dk was made from were divided by the cap.
             scratch.dk.iter_mut().for_each(|dk| *dk *= cap);
         }
-        for (head, dy, rows) in [(k, &scratch.dk, gradient.k), (v, &scratch.dv, gradient.v)] {
+        for (head, width, dy, rows) in [
+            (k, d, &scratch.dk, gradient.k),
+            (v, e, &scratch.dv, gradient.v),
+        ] {
             let scratch = &mut scratch.by_row;
-            head.pull_back(d, 0, dy, rows.into_iter(), &mut grads, scratch);
+            head.pull_back(width, 0, dy, rows.into_iter(), &mut grads, scratch);
         }
         grads
     }
@@ -267,7 +271,7 @@ struct QueryTile<'a> {
 
 /// Writes the tile's `dq`, up to `scale`, and adds its share to `dk` and `dv`.
 fn backward_tile(a: &Attention, tile: &QueryTile, scratch: &mut BackwardScratch) {
-    let (n, d) = (tile.lse.len(), a.head_dim);
+    let (n, d, e) = (tile.lse.len(), a.head_dim, a.value_dim);
     let visible = tile.first + n;
     let BackwardScratch {
         keys_by_channel,
@@ -286,20 +290,19 @@ fn backward_tile(a: &Attention, tile: &QueryTile, scratch: &mut BackwardScratch)
         ..
     } = scratch;
     load_queries(a, &tile.q, tile.first, &mut q[..n * d], by_row);
-    for (i, row) in dctx.chunks_exact_mut(d).take(n).enumerate() {
-        row.copy_from_slice(tile.dctx.row(i, d));
+    for (i, row) in dctx.chunks_exact_mut(e).take(n).enumerate() {
+        row.copy_from_slice(tile.dctx.row(i, e));
     }
-    let [q, dctx] = [&*q, &*dctx].map(|data| Rows { data, stride: d });
-    let by_query = n * panels(d);
-    pack(q, n, d, &mut q_panels[..by_query]);
-    pack(dctx, n, d, &mut dctx_panels[..by_query]);
+    let [q, dctx] = [(&*q, d), (&*dctx, e)].map(|(data, stride)| Rows { data, stride });
+    pack(q, n, d, &mut q_panels[..n * panels(d)]);
+    pack(dctx, n, e, &mut dctx_panels[..n * panels(e)]);
     // sum_j p_ij dp_ij, which is the same as the product of a context with its gradient.
     let mut along = [0.0; QUERIES];
     dispatch(
         #[inline(always)]
         || {
             for (i, along) in along.iter_mut().enumerate().take(n) {
-                *along = dot(tile.ctx.row(i, d), dctx.row(i, d));
+                *along = dot(tile.ctx.row(i, e), dctx.row(i, e));
             }
         },
     );
@@ -309,24 +312,24 @@ fn backward_tile(a: &Attention, tile: &QueryTile, scratch: &mut BackwardScratch)
         let seen = |query: usize| (tile.first + query + 1).saturating_sub(start).min(count);
         let first_seeing = |key: usize| (start + key).saturating_sub(tile.first);
         let (p, ds) = (&mut p[..n * count], &mut ds[..n * count]);
-        let by_channel = start / PANEL * d..(start / PANEL + panels(count)) * d;
-        for (left, right, out) in [
-            (q, &keys_by_channel[by_channel.clone()], &mut *p),
-            (dctx, &values_by_channel[by_channel], &mut *ds),
+        let tile_panels = start / PANEL..start / PANEL + panels(count);
+        for (left, right, width, out) in [
+            (q, &*keys_by_channel, d, &mut *p),
+            (dctx, &*values_by_channel, e, &mut *ds),
         ] {
             Product {
                 a: left,
                 left: Left::ByRow,
                 m: n,
-                b: right,
-                inner: d,
+                b: &right[tile_panels.start * width..tile_panels.end * width],
+                inner: width,
                 n: count,
                 c: out,
                 c_stride: count,
                 accumulate: false,
             }
             .run(|queries| Needed {
-                inner: 0..d,
+                inner: 0..width,
                 columns: seen(queries.end - 1),
             });
         }
@@ -343,9 +346,9 @@ fn backward_tile(a: &Attention, tile: &QueryTile, scratch: &mut BackwardScratch)
                 }
             },
         );
-        for (left, right, out) in [
-            (&*p, &dctx_panels[..by_query], &mut *dv),
-            (&*ds, &q_panels[..by_query], &mut *dk),
+        for (left, right, width, out) in [
+            (&*p, &*dctx_panels, e, &mut *dv),
+            (&*ds, &*q_panels, d, &mut *dk),
         ] {
             Product {
                 a: Rows {
@@ -354,16 +357,16 @@ fn backward_tile(a: &Attention, tile: &QueryTile, scratch: &mut BackwardScratch)
                 },
                 left: Left::ByColumn,
                 m: count,
-                b: right,
+                b: &right[..n * panels(width)],
                 inner: n,
-                n: d,
-                c: &mut out[start * d..],
-                c_stride: d,
+                n: width,
+                c: &mut out[start * width..],
+                c_stride: width,
                 accumulate: true,
             }
             .run(|keys| Needed {
                 inner: first_seeing(keys.start)..n,
-                columns: d,
+                columns: width,
             });
         }
         Product {

@@ -58,9 +58,9 @@ fn split_outputs<'a>(
     let mut heads: Vec<Vec<&mut [f32]>> = (0..a.batch * a.heads * spans)
         .map(|_| Vec::with_capacity(SPAN.min(a.seq)))
         .collect();
-    for (row, values) in ctx.chunks_exact_mut(a.heads * a.head_dim).enumerate() {
+    for (row, values) in ctx.chunks_exact_mut(a.heads * a.value_dim).enumerate() {
         let (b, t) = (row / a.seq, row % a.seq);
-        for (h, head) in values.chunks_exact_mut(a.head_dim).enumerate() {
+        for (h, head) in values.chunks_exact_mut(a.value_dim).enumerate() {
             heads[((b * a.kv_heads + h / shared) * spans + t / SPAN) * shared + h % shared]
                 .push(head);
         }
@@ -84,7 +84,7 @@ fn split_outputs<'a>(
 struct Scratch {
     /// Keys as the right side (head_dim, keys).
     keys: Vec<PanelRow>,
-    /// Values as the right sides (keys of a tile, head_dim), tile after tile.
+    /// Values as the right sides (keys of a tile, value_dim), tile after tile.
     values: Vec<PanelRow>,
     /// Queries of a tile times the scale.
     q: Vec<f32>,
@@ -109,15 +109,15 @@ impl Scratch {
 
     /// Packs the first `visible` keys and values.
     fn pack(&mut self, a: &Attention, k: &HeadRows, v: &HeadRows, visible: usize) {
-        let d = a.head_dim;
+        let (d, e) = (a.head_dim, a.value_dim);
         self.keys.resize(panels(visible) * d, [0.0; PANEL]);
-        self.values.resize(visible * panels(d), [0.0; PANEL]);
+        self.values.resize(visible * panels(e), [0.0; PANEL]);
         self.q.resize(QUERIES * d, 0.0);
         self.scores.resize(QUERIES * KEYS, 0.0);
-        self.context.resize(QUERIES * d, 0.0);
+        self.context.resize(QUERIES * e, 0.0);
         self.largest.resize(QUERIES, 0.0);
         self.total.resize(QUERIES, 0.0);
-        self.rows.resize(KEYS * d, 0.0);
+        self.rows.resize(KEYS * d.max(e), 0.0);
         self.packed = visible;
         for start in (0..visible).step_by(KEYS) {
             let n = KEYS.min(visible - start);
@@ -125,10 +125,10 @@ impl Scratch {
             k.load(d, start, data, &mut self.by_row);
             let rows = Rows { data, stride: d };
             pack_transposed(rows, n, d, &mut self.keys[start / PANEL * d..]);
-            let data = &mut self.rows[..n * d];
-            v.load(d, start, data, &mut self.by_row);
-            let rows = Rows { data, stride: d };
-            pack(rows, n, d, &mut self.values[start * panels(d)..]);
+            let data = &mut self.rows[..n * e];
+            v.load(e, start, data, &mut self.by_row);
+            let rows = Rows { data, stride: e };
+            pack(rows, n, e, &mut self.values[start * panels(e)..]);
         }
     }
 }
@@ -162,7 +162,7 @@ fn attend_tile<'a>(
     lse: &mut [f32],
     scratch: &mut Scratch,
 ) {
-    let (n, d) = (lse.len(), a.head_dim);
+    let (n, d, e) = (lse.len(), a.head_dim, a.value_dim);
     let visible = past + first + n;
     let Scratch {
         keys,
@@ -206,7 +206,7 @@ fn attend_tile<'a>(
             || {
                 let rows = scores
                     .chunks_exact_mut(count)
-                    .zip(context.chunks_exact_mut(d));
+                    .zip(context.chunks_exact_mut(e));
                 let sums = largest.iter_mut().zip(total.iter_mut());
                 for (i, ((row, context), (largest, total))) in rows.zip(sums).enumerate() {
                     let (row, hidden) = row.split_at_mut(seen(i));
@@ -232,20 +232,20 @@ fn attend_tile<'a>(
             },
             left: Left::ByRow,
             m: n,
-            b: tile_of(values, *packed, start, d),
+            b: tile_of(values, *packed, start, e),
             inner: KEYS.min(*packed - start),
-            n: d,
+            n: e,
             c: context,
-            c_stride: d,
+            c_stride: e,
             accumulate: start > 0,
         }
         .run(|rows| Needed {
             inner: 0..seen(rows.end - 1),
-            columns: d,
+            columns: e,
         });
     }
     let sums = largest.iter().zip(total.iter()).zip(lse);
-    for ((ctx, context), ((largest, total), lse)) in ctx.zip(context.chunks_exact(d)).zip(sums) {
+    for ((ctx, context), ((largest, total), lse)) in ctx.zip(context.chunks_exact(e)).zip(sums) {
         let factor = 1.0 / total;
         for (ctx, context) in ctx.iter_mut().zip(context) {
             *ctx = factor * context;

@@ -10,8 +10,8 @@ const TOGETHER: usize = 4;
 
 /// One task per sequence and query head; the query of each sequence sees `past + 1` keys.
 pub(super) fn attend(a: &Attention, place: &Place, past: usize, ctx: &mut [f32]) {
-    let d = a.head_dim;
-    ctx.par_chunks_exact_mut(d).enumerate().for_each_init(
+    let (d, e) = (a.head_dim, a.value_dim);
+    ctx.par_chunks_exact_mut(e).enumerate().for_each_init(
         || vec![0.0; past + 1],
         |scores, (head, ctx)| {
             let (b, h) = (head / a.heads, head % a.heads);
@@ -39,7 +39,7 @@ pub(super) fn attend(a: &Attention, place: &Place, past: usize, ctx: &mut [f32])
                     ctx.fill(0.0);
                     for (s, score) in scores.iter().enumerate() {
                         let p = factor * score;
-                        for (c, v) in ctx.iter_mut().zip(v.row(s, d)) {
+                        for (c, v) in ctx.iter_mut().zip(v.row(s, e)) {
                             *c += p * v;
                         }
                     }

@@ -1,9 +1,13 @@
 //! What the scores look like that attention never keeps.
 
-use super::{Attention, Place};
+use super::{Attention, KEYS, Place, QUERIES};
 use crate::math::{exp, tanh};
-use crate::simd::{dispatch, dots, map_sum, max};
+use crate::panels::{Left, Needed, PANEL, Product, pack_transposed, panels};
+use crate::simd::{dispatch, dots, larger_or_nan, map_sum, max, max_or_nan};
 use rayon::prelude::*;
+
+/// Positions of a sequence per task, each of which packs the keys that it reads.
+const SPAN: usize = 512;
 
 /// Keys whose scores are computed side by side.
 const TOGETHER: usize = 4;
@@ -31,7 +35,7 @@ pub fn scores(a: &Attention, qkv: &[f32]) -> Scores {
         max: heads
             .iter()
             .map(|head| head.max)
-            .fold(f32::NEG_INFINITY, largest),
+            .fold(f32::NEG_INFINITY, larger_or_nan),
         entropy: heads.iter().map(|head| head.entropy).sum::<f64>() / queries,
     }
 }
@@ -77,16 +81,83 @@ fn of_head(a: &Attention, place: &Place, b: usize, h: usize) -> Scores {
                 (top, total.ln() - weighted / total)
             },
         );
-        found.max = largest(found.max, top);
+        found.max = larger_or_nan(found.max, top);
         found.entropy += entropy;
     }
     found
 }
 
-/// The larger one, or NaN where either is.
-fn largest(a: f32, b: f32) -> f32 {
-    if a.is_nan() || b.is_nan() {
-        return f32::NAN;
+/// The largest `scale q k` of each query head, over all sequences and the keys that the causal mask
+/// leaves, before the soft cap; `qkv` is packed and prepared, as [`super::forward`] reads it. NaN
+/// for a head with a product that is one, negative infinity where there are none.
+pub fn head_maxima(a: &Attention, qkv: &[f32]) -> Vec<f32> {
+    a.check_qkv("attention::head_maxima", qkv);
+    let place = a.packed(qkv, None);
+    let shared = a.heads / a.kv_heads;
+    let spans = a.seq.div_ceil(SPAN);
+    let parts: Vec<Vec<f32>> = (0..a.batch * a.kv_heads * spans)
+        .into_par_iter()
+        .map(|index| {
+            let (group, first) = (index / spans, index % spans * SPAN);
+            span_maxima(a, &place, group / a.kv_heads, group % a.kv_heads, first)
+        })
+        .collect();
+    let mut maxima = vec![f32::NEG_INFINITY; a.heads];
+    for (index, part) in parts.iter().enumerate() {
+        let kv_head = index / spans % a.kv_heads;
+        for (top, part) in maxima[kv_head * shared..].iter_mut().zip(part) {
+            *top = larger_or_nan(*top, *part);
+        }
     }
-    a.max(b)
+    maxima
+}
+
+/// The largest `scale q k` of a span of queries, for each of the heads that share keys.
+fn span_maxima(a: &Attention, place: &Place, b: usize, kv_head: usize, first: usize) -> Vec<f32> {
+    let (d, shared) = (a.head_dim, a.heads / a.kv_heads);
+    let [k, _] = place.keys_and_values(a, b, kv_head).map(|head| head.rows);
+    let end = a.seq.min(first + SPAN);
+    let mut keys = vec![[0.0; PANEL]; panels(KEYS) * d];
+    let mut scores = vec![0.0; QUERIES * KEYS];
+    let mut maxima = vec![f32::NEG_INFINITY; shared];
+    for start in (0..end).step_by(KEYS) {
+        let count = KEYS.min(end - start);
+        pack_transposed(k.from(start), count, d, &mut keys);
+        for (member, top) in maxima.iter_mut().enumerate() {
+            let q = place.queries(a, b, kv_head * shared + member).rows;
+            // Tiles before these keys see none of them.
+            let skipped = start.saturating_sub(first) / QUERIES * QUERIES;
+            for first in (first + skipped..end).step_by(QUERIES) {
+                let n = QUERIES.min(end - first);
+                let seen = |row: usize| (first + row + 1).saturating_sub(start).min(count);
+                let scores = &mut scores[..n * count];
+                Product {
+                    a: q.from(first),
+                    left: Left::ByRow,
+                    m: n,
+                    b: &keys[..panels(count) * d],
+                    inner: d,
+                    n: count,
+                    c: scores,
+                    c_stride: count,
+                    accumulate: false,
+                }
+                .run(|rows| Needed {
+                    inner: 0..d,
+                    columns: seen(rows.end - 1),
+                });
+                dispatch(
+                    #[inline(always)]
+                    || {
+                        for (i, row) in scores.chunks_exact_mut(count).enumerate() {
+                            let row = &mut row[..seen(i)];
+                            row.iter_mut().for_each(|s| *s *= a.scale);
+                            *top = larger_or_nan(*top, max_or_nan(row));
+                        }
+                    },
+                );
+            }
+        }
+    }
+    maxima
 }

@@ -26,7 +26,7 @@ fn naive<'a>(
                 };
                 let e: Vec<f64> = (0..=past + t).map(|s| score(s).exp()).collect();
                 let total: f64 = e.iter().sum();
-                for c in 0..a.head_dim {
+                for c in 0..a.value_dim {
                     let sum: f64 = e.iter().enumerate().map(|(s, e)| e * v(b, s, g)[c]).sum();
                     ctx.push(sum / total);
                 }
@@ -37,17 +37,18 @@ fn naive<'a>(
 }
 
 fn naive_packed(a: &Attention, qkv: &[f64]) -> Vec<f64> {
-    let d = a.head_dim;
-    let part = |first: usize| {
+    let (d, e) = (a.head_dim, a.value_dim);
+    let part = |first: usize, width: usize| {
         move |b: usize, t: usize, h: usize| {
-            &qkv[(b * a.seq + t) * a.packed_width() + (first + h) * d..][..d]
+            &qkv[(b * a.seq + t) * a.packed_width() + first + h * width..][..width]
         }
     };
-    naive(a, 0, part(0), part(a.heads), part(a.heads + a.kv_heads))
+    let [q, k] = [0, a.heads * d].map(|first| part(first, d));
+    naive(a, 0, q, k, part((a.heads + a.kv_heads) * d, e))
 }
 
 fn run(a: &Attention, qkv: &[f32], dctx: &[f32]) -> [Vec<f32>; 3] {
-    let mut ctx = vec![f32::NAN; a.batch * a.seq * a.heads * a.head_dim];
+    let mut ctx = vec![f32::NAN; a.batch * a.seq * a.heads * a.value_dim];
     let mut lse = vec![f32::NAN; a.batch * a.seq * a.heads];
     let mut dqkv = vec![f32::NAN; qkv.len()];
     forward(a, qkv, &mut ctx, &mut lse);
@@ -60,7 +61,7 @@ fn random(a: &Attention, seed: u64) -> (Vec<f32>, Vec<f32>) {
     let rows = a.batch * a.seq;
     (
         rng.normal(rows * a.packed_width()),
-        rng.normal(rows * a.heads * a.head_dim),
+        rng.normal(rows * a.heads * a.value_dim),
     )
 }
 
@@ -77,6 +78,7 @@ const SMALL: Attention = Attention {
     heads: 2,
     kv_heads: 1,
     head_dim: 4,
+    value_dim: 4,
     scale: 0.5,
     softcap: None,
 };
@@ -86,10 +88,10 @@ proptest! {
     #[test]
     fn matches_the_reference(
         batch in 1usize..3, seq in 1usize..12, kv_heads in 1usize..3, shared in 1usize..4,
-        head_dim in 1usize..12, scale in 0.2f32..1.0,
+        head_dim in 1usize..12, value_dim in 1usize..20, scale in 0.2f32..1.0,
         softcap in prop::sample::select(vec![None, Some(2.0f32)]), seed in any::<u64>(),
     ) {
-        check(&Attention { batch, seq, heads: kv_heads * shared, kv_heads, head_dim, scale, softcap }, seed);
+        check(&Attention { batch, seq, heads: kv_heads * shared, kv_heads, head_dim, value_dim, scale, softcap }, seed);
     }
 }
 
@@ -103,12 +105,19 @@ fn sequences_around_the_tile_sizes_match_the_reference() {
         KEYS + 1,
         KEYS + QUERIES + 3,
     ] {
-        for (softcap, head_dim) in [(None, 4), (Some(1.5), 4), (None, 36)] {
+        for (softcap, head_dim, value_dim) in [
+            (None, 4, 4),
+            (Some(1.5), 4, 4),
+            (None, 36, 36),
+            (None, 37, 9),
+            (Some(1.5), 5, 19),
+        ] {
             check(
                 &Attention {
                     seq,
                     softcap,
                     head_dim,
+                    value_dim,
                     ..SMALL
                 },
                 seq as u64,
@@ -124,6 +133,7 @@ fn sequences_longer_than_a_task_match_the_reference() {
         heads: 4,
         kv_heads: 2,
         head_dim: 20,
+        value_dim: 12,
         ..SMALL
     };
     let (qkv, dctx) = random(&a, 95);
@@ -140,7 +150,7 @@ fn a_query_never_sees_a_later_position() {
     let later = 100 * a.packed_width();
     changed[later..].iter_mut().for_each(|v| *v *= -3.0);
     let [other, ..] = run(&a, &changed, &dctx);
-    let width = a.heads * a.head_dim;
+    let width = a.heads * a.value_dim;
     assert_eq!(ctx[..100 * width], other[..100 * width]);
     assert_ne!(ctx[100 * width..], other[100 * width..]);
 }
@@ -158,7 +168,8 @@ fn large_scores_do_not_overflow() {
 
 /// The cache that holds the keys and values of packed rows, with room to spare.
 fn cache_of(a: &Attention, qkv: &[f32], capacity: usize) -> Vec<f32> {
-    let (width, kv) = (a.packed_width(), 2 * a.kv_heads * a.head_dim);
+    let width = a.packed_width();
+    let kv = a.kv_heads * (a.head_dim + a.value_dim);
     let mut cache = vec![f32::NAN; a.batch * capacity * kv];
     for (row, x) in qkv.chunks(width).enumerate() {
         let at = (row / a.seq * capacity + row % a.seq) * kv;
@@ -169,12 +180,14 @@ fn cache_of(a: &Attention, qkv: &[f32], capacity: usize) -> Vec<f32> {
 
 #[test]
 fn decoding_with_a_cache_gives_the_whole_context() {
-    for (past, new) in [(0, 1), (7, 1), (250, 70), (255, 1), (256, 3), (0, 130)] {
+    let spans = [(0, 1), (7, 1), (250, 70), (255, 1), (256, 3), (0, 130)];
+    for ((past, new), value_dim) in spans.into_iter().flat_map(|s| [3, 4, 17].map(|e| (s, e))) {
         let whole = Attention {
             batch: 2,
             seq: past + new,
             heads: 4,
             kv_heads: 2,
+            value_dim,
             ..SMALL
         };
         let (qkv, dctx) = random(&whole, 93);
@@ -186,7 +199,7 @@ fn decoding_with_a_cache_gives_the_whole_context() {
                 .flat_map(|s| s[past * width..].to_vec())
                 .collect()
         };
-        let width = whole.heads * whole.head_dim;
+        let width = whole.heads * whole.value_dim;
         let mut got = vec![f32::NAN; 2 * new * width];
         cached(
             &part,
@@ -206,6 +219,7 @@ fn bits_do_not_depend_on_threads() {
         seq: 333,
         heads: 4,
         kv_heads: 2,
+        value_dim: 6,
         softcap: Some(4.0),
         ..SMALL
     };
@@ -217,7 +231,7 @@ fn bits_do_not_depend_on_threads() {
         .flat_map(|s| s[s.len() - a.packed_width()..].to_vec())
         .collect();
     same_bits_on_any_pool(|| {
-        let mut newest = vec![0.0; 2 * a.heads * a.head_dim];
+        let mut newest = vec![0.0; 2 * a.heads * a.value_dim];
         cached(&last, &queries, &cache, a.seq - 1, &mut newest);
         [run(&a, &qkv, &dctx).concat(), newest].concat()
     });
@@ -277,6 +291,7 @@ fn prepared_on_the_way_is_the_same_as_prepared_before() {
                 heads: 4,
                 kv_heads,
                 head_dim,
+                value_dim: head_dim,
                 softcap,
                 ..SMALL
             };
@@ -321,6 +336,19 @@ fn a_norm_over_all_heads_is_not_applied_on_the_way() {
 }
 
 #[test]
+#[should_panic(expected = "prepared values are as wide as keys")]
+fn values_of_another_width_are_not_prepared_on_the_way() {
+    let a = Attention {
+        value_dim: 3,
+        ..SMALL
+    };
+    let (form, _) = preparation(&a, false, QkOrder::BeforeRope, 98);
+    let rope = rope_table(100.0, 4, 0, a.seq);
+    let p = Preparation::new(&form, &rope, [&[]; 3]);
+    forward_prepared(&a, &p, &[0.0; 120], &mut [0.0; 48], &mut [0.0; 16]);
+}
+
+#[test]
 fn scores_match_the_reference() {
     for (kv_heads, softcap) in [(4, None), (2, Some(3.0)), (1, None)] {
         let a = Attention {
@@ -329,6 +357,7 @@ fn scores_match_the_reference() {
             heads: 4,
             kv_heads,
             head_dim: 8,
+            value_dim: 5,
             scale: 0.9,
             softcap,
         };
@@ -363,4 +392,199 @@ fn scores_match_the_reference() {
         let found = scores(&a, &broken);
         assert!(found.max.is_nan() && found.entropy.is_nan());
     }
+}
+
+const LATENT: LatentAttention = LatentAttention {
+    batch: 2,
+    seq: 1,
+    heads: 3,
+    latent: 21,
+    rope: 6,
+    scale: 0.3,
+    softcap: None,
+};
+
+/// Queries and a cache with three rows to spare, which hold NaN.
+fn random_latent(a: &LatentAttention, past: usize, seed: u64) -> [Vec<f32>; 2] {
+    let mut rng = Rng::new(seed);
+    let width = a.latent + a.rope;
+    let (rows, capacity) = (past + a.seq, past + a.seq + 3);
+    let mut cache = vec![f32::NAN; a.batch * capacity * width];
+    for cache in cache.chunks_mut(capacity * width) {
+        cache[..rows * width].copy_from_slice(&rng.normal(rows * width));
+    }
+    [rng.normal(a.batch * a.seq * a.heads * width), cache]
+}
+
+fn check_latent(a: &LatentAttention, past: usize, seed: u64) {
+    let [q, cache] = random_latent(a, past, seed);
+    let mut ctx = vec![f32::NAN; a.batch * a.seq * a.heads * a.latent];
+    cached_latent(a, &q, &cache, past, &mut ctx);
+    let (width, capacity) = (a.latent + a.rope, past + a.seq + 3);
+    let form = Attention {
+        batch: a.batch,
+        seq: a.seq,
+        heads: a.heads,
+        kv_heads: 1,
+        head_dim: width,
+        value_dim: a.latent,
+        scale: a.scale,
+        softcap: a.softcap,
+    };
+    let (q, cache) = (wide(&q), wide(&cache));
+    let query =
+        |b: usize, t: usize, h: usize| &q[((b * a.seq + t) * a.heads + h) * width..][..width];
+    let row = |b: usize, s: usize, _: usize| &cache[(b * capacity + s) * width..][..width];
+    all_close(&ctx, &naive(&form, past, query, row, row), 3e-6);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    #[test]
+    fn a_latent_cache_matches_the_reference(
+        batch in 1usize..3, seq in 1usize..8, past in 0usize..300, heads in 1usize..10,
+        latent in 1usize..70, rope in 0usize..20, scale in 0.1f32..0.5,
+        softcap in prop::sample::select(vec![None, Some(2.0f32)]), seed in any::<u64>(),
+    ) {
+        check_latent(&LatentAttention { batch, seq, heads, latent, rope, scale, softcap }, past, seed);
+    }
+}
+
+#[test]
+fn latent_caches_around_the_sizes_of_tasks_match_the_reference() {
+    for (past, seq) in [
+        (0, 1),
+        (126, 1),
+        (127, 1),
+        (128, 1),
+        (126, 3),
+        (127, 4),
+        (0, 4),
+    ] {
+        check_latent(&LatentAttention { seq, ..LATENT }, past, 41);
+    }
+    for (past, seq) in [(0, 150), (200, 70)] {
+        for heads in [4, 6, 7] {
+            check_latent(
+                &LatentAttention {
+                    seq,
+                    heads,
+                    ..LATENT
+                },
+                past,
+                42,
+            );
+        }
+    }
+}
+
+#[test]
+fn large_scores_of_a_latent_cache_do_not_overflow_and_a_nan_shows() {
+    let a = LatentAttention {
+        scale: 1e4,
+        ..LATENT
+    };
+    let past = 500;
+    let [q, mut cache] = random_latent(&a, past, 43);
+    let mut ctx = vec![f32::NAN; a.batch * a.heads * a.latent];
+    cached_latent(&a, &q, &cache, past, &mut ctx);
+    assert!(ctx.iter().all(|c| c.is_finite()));
+    cache[300 * (a.latent + a.rope)] = f32::NAN;
+    cached_latent(&a, &q, &cache, past, &mut ctx);
+    let (first, second) = ctx.split_at(a.heads * a.latent);
+    assert!(first.iter().all(|c| c.is_nan()));
+    assert!(second.iter().all(|c| c.is_finite()));
+}
+
+#[test]
+fn bits_of_a_latent_cache_do_not_depend_on_threads() {
+    for seq in [1, 3, 9] {
+        let a = LatentAttention { seq, ..LATENT };
+        let [q, cache] = random_latent(&a, 600, 44);
+        same_bits_on_any_pool(|| {
+            let mut ctx = vec![0.0; a.batch * a.seq * a.heads * a.latent];
+            cached_latent(&a, &q, &cache, 600, &mut ctx);
+            ctx
+        });
+    }
+}
+
+#[test]
+fn no_new_positions_of_a_latent_cache_give_nothing() {
+    for (batch, seq) in [(0, 1), (2, 0)] {
+        let a = LatentAttention {
+            batch,
+            seq,
+            ..LATENT
+        };
+        cached_latent(&a, &[], &vec![0.0; batch * 27], 0, &mut []);
+    }
+}
+
+#[test]
+#[should_panic(expected = "exceed the capacity 2")]
+fn a_latent_cache_that_is_too_small_is_refused() {
+    cached_latent(&LATENT, &[0.0; 162], &[0.0; 108], 2, &mut [0.0; 126]);
+}
+
+#[test]
+fn head_maxima_match_the_reference() {
+    let cases = [
+        (2, 37, 4, 4, 8, 0.9),
+        (1, 600, 4, 2, 5, 0.5),
+        (3, 64, 6, 2, 16, -0.7),
+        (2, 1, 3, 1, 1, 1.0),
+        (1, 1100, 2, 1, 20, 0.3),
+    ];
+    for (batch, seq, heads, kv_heads, head_dim, scale) in cases {
+        let a = Attention {
+            batch,
+            seq,
+            heads,
+            kv_heads,
+            head_dim,
+            value_dim: head_dim,
+            scale,
+            softcap: Some(3.0),
+        };
+        let (qkv, _) = random(&a, 32);
+        let x = wide(&qkv);
+        let row = |b: usize, t: usize, part: usize| {
+            &x[(b * seq + t) * a.packed_width() + part * head_dim..][..head_dim]
+        };
+        let want: Vec<f64> = (0..heads)
+            .map(|h| {
+                let pairs = (0..batch)
+                    .flat_map(|b| (0..seq).flat_map(move |t| (0..=t).map(move |s| (b, t, s))));
+                let score = |(b, t, s)| {
+                    let (q, k) = (row(b, t, h), row(b, s, heads + h * kv_heads / heads));
+                    f64::from(scale) * q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>()
+                };
+                pairs.map(score).fold(f64::MIN, f64::max)
+            })
+            .collect();
+        all_close(&head_maxima(&a, &qkv), &want, 1e-6);
+        same_bits_on_any_pool(|| head_maxima(&a, &qkv));
+        let uncapped = Attention { softcap: None, ..a };
+        assert_eq!(head_maxima(&uncapped, &qkv), head_maxima(&a, &qkv));
+        // The first query of the last head sees the first key alone, the last key has one query.
+        let shared = heads / kv_heads;
+        let parts = [
+            (0, heads - 1, heads - 1..heads),
+            (seq - 1, heads, 0..shared),
+        ];
+        for (t, part, broken) in parts {
+            let mut qkv = qkv.clone();
+            qkv[t * a.packed_width() + part * head_dim] = f32::NAN;
+            for (h, top) in head_maxima(&a, &qkv).into_iter().enumerate() {
+                assert_eq!(top.is_nan(), broken.contains(&h), "head {h}");
+            }
+        }
+    }
+}
+
+#[test]
+fn head_maxima_of_nothing_are_infinitely_low() {
+    let a = Attention { seq: 0, ..SMALL };
+    assert_eq!(head_maxima(&a, &[]), vec![f32::NEG_INFINITY; a.heads]);
 }

@@ -28,7 +28,7 @@ impl Shape {
             kv_heads: config.n_kv_heads,
             head_dim: config.head_dim(),
             d_ff: config.d_ff,
-            up: config.ffn_in_width(),
+            up: config.ffn_in_width(config.d_ff),
             vocab: config.vocab_size,
         }
     }

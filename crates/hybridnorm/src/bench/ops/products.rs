@@ -107,6 +107,7 @@ impl Pieces {
             heads: shape.heads,
             kv_heads: shape.kv_heads,
             head_dim: shape.head_dim,
+            value_dim: shape.head_dim,
             scale: 1.0 / (shape.head_dim as f32).sqrt(),
             softcap: None,
         })

@@ -424,6 +424,12 @@ pub fn at_depth(model: &ModelSection, depth: usize) -> Result<ModelSection> {
     if depth == model.n_layers {
         return Ok(model.clone());
     }
+    if model.moe.is_some() || model.mla.is_some() {
+        return Err(Error::config(
+            "study.depths keeps the number of parameters of dense models with ordinary heads; it is \
+             not defined with model.moe or model.mla",
+        ));
+    }
     let kv_heads = model.n_kv_heads.unwrap_or(model.n_heads);
     let sizes = [
         depth,

@@ -1,8 +1,8 @@
 //! The equations of one block rule.
 
-use super::super::spec::{BlockRule, Scale, Skip, SubLayer, Topology};
+use super::super::spec::{BlockRule, Combine, Scale, Skip, Streams, SubLayer, Topology};
 use super::inner;
-use super::math::{Equation, Math, apply, indexed, plain, sum, sym, times};
+use super::math::{Equation, Math, apply, difference, indexed, plain, sum, sym, times, unit};
 use super::scales::Scales;
 
 /// The equations of a block, and the lines that define what they use.
@@ -11,9 +11,18 @@ pub(super) struct BlockText {
     pub definitions: Vec<Equation>,
 }
 
-pub(super) fn equations(rule: &BlockRule, scales: Scales, gated: bool) -> BlockText {
+/// What the equations of a block depend on besides its rule.
+#[derive(Clone, Copy)]
+pub(super) struct Setting {
+    pub streams: Streams,
+    pub gated: bool,
+    pub latent: bool,
+}
+
+pub(super) fn equations(rule: &BlockRule, scales: Scales, setting: Setting) -> BlockText {
     let mut writer = Writer {
-        numbered: needs_numbers(rule),
+        streams: setting.streams,
+        numbered: needs_numbers(rule, setting.streams),
         normed_skips: normed_skips(rule),
         norms: 0,
         states: 0,
@@ -24,14 +33,16 @@ pub(super) fn equations(rule: &BlockRule, scales: Scales, gated: bool) -> BlockT
     let (a, f) = (inner::attention_name(&rule.attn_inner), plain("F"));
     let (x, y, next) = (plain("X"), plain("Y"), sym("X′", "X'"));
     match rule.topology {
+        _ if setting.streams.are_two() => writer.two_streams(rule, &a, &f),
         Topology::Sequential => {
             writer.sub_layer(&rule.attn, &a, &x, &x, y.clone());
             writer.sub_layer(&rule.ffn, &f, &y, &x, next);
         }
         Topology::ParallelShared | Topology::ParallelTwo => writer.parallel(rule, &a, &f, &x, next),
     }
-    let mut definitions = inner::attention(&rule.attn_inner, &mut writer.scales);
-    definitions.push(inner::feed_forward(&rule.ffn_inner, gated));
+    let scales = &mut writer.scales;
+    let mut definitions = inner::attention(&rule.attn_inner, setting.latent, scales);
+    definitions.push(inner::feed_forward(&rule.ffn_inner, setting.gated, scales));
     definitions.append(&mut writer.notes);
     definitions.append(&mut writer.scales.lines);
     BlockText {
@@ -40,41 +51,70 @@ pub(super) fn equations(rule: &BlockRule, scales: Scales, gated: bool) -> BlockT
     }
 }
 
-struct Writer {
+/// Writes the equations of a block one after the other.
+pub(super) struct Writer {
+    pub streams: Streams,
     /// Whether norms are told apart by an index.
     numbered: bool,
     normed_skips: usize,
     norms: usize,
     states: usize,
-    out: Vec<Equation>,
-    notes: Vec<Equation>,
-    scales: Scales,
+    pub out: Vec<Equation>,
+    pub notes: Vec<Equation>,
+    pub scales: Scales,
 }
 
 impl Writer {
     fn sub_layer(&mut self, sub: &SubLayer<Scale>, g: &Math, s: &Math, b: &Math, lhs: Math) {
-        let mut n = match sub.in_norm {
-            true => self.norm(s),
-            false => s.clone(),
-        };
-        if sub.skip == Skip::Normed {
-            n = self.named_state(n);
-        }
-        let skip_scale = self.scales.factor(&sub.skip_scale);
+        let n = self.read(sub, s);
         let skip = match sub.skip {
             Skip::Raw => s.clone(),
             Skip::Normed => n.clone(),
             Skip::BlockInput => b.clone(),
             Skip::RawPlusBlockInput => sum(&[b.clone(), s.clone()]),
         };
-        let skip = times(skip_scale, skip);
+        let next = match sub.combine {
+            Combine::Add => self.add(sub, g, n, skip),
+            Combine::LerpUnit => self.lerp_unit(sub, g, n, skip),
+        };
+        self.out.push(Equation::new(lhs, next));
+    }
+
+    /// `N(s)`, with a name of its own where the skip carries it.
+    pub fn read(&mut self, sub: &SubLayer<Scale>, s: &Math) -> Math {
+        let n = match sub.in_norm {
+            true => self.norm(s),
+            false => s.clone(),
+        };
+        match sub.skip {
+            Skip::Normed => self.named_state(n),
+            _ => n,
+        }
+    }
+
+    /// `N(c·skip + output)`
+    fn add(&mut self, sub: &SubLayer<Scale>, g: &Math, n: Math, skip: Math) -> Math {
+        let skip_scale = self.scales.factor(&sub.skip_scale);
         let output = self.output(sub, g, n);
-        let total = sum(&[skip, output]);
-        let total = match sub.post_norm {
+        self.post(sub, sum(&[times(skip_scale, skip), output]))
+    }
+
+    /// `unit(skip + c·(N(G(n)) − skip))`
+    fn lerp_unit(&mut self, sub: &SubLayer<Scale>, g: &Math, n: Math, skip: Math) -> Math {
+        let o = self.branch(sub, g, n);
+        let step = times(self.scales.factor(&sub.out_scale), difference(&o, &skip));
+        let definition = unit_length();
+        if !self.notes.contains(&definition) {
+            self.notes.push(definition);
+        }
+        apply(&unit(), &sum(&[skip, step]))
+    }
+
+    pub fn post(&mut self, sub: &SubLayer<Scale>, total: Math) -> Math {
+        match sub.post_norm {
             true => self.norm(&total),
             false => total,
-        };
-        self.out.push(Equation::new(lhs, total));
+        }
     }
 
     /// `X' = N(c·X + A(N₁(X)) + F(N₂(X)))`, with one input norm where it is shared.
@@ -95,16 +135,18 @@ impl Writer {
         let skip = times(skip_scale, x.clone());
         let o_a = self.output(&rule.attn, a, n_a);
         let o_f = self.output(&rule.ffn, f, n_f);
-        let total = sum(&[skip, o_a, o_f]);
-        let total = match rule.attn.post_norm {
-            true => self.norm(&total),
-            false => total,
-        };
+        let total = self.post(&rule.attn, sum(&[skip, o_a, o_f]));
         self.out.push(Equation::new(lhs, total));
     }
 
     /// `out_scale · N(G(in_scale · n))`
     fn output(&mut self, sub: &SubLayer<Scale>, g: &Math, n: Math) -> Math {
+        let o = self.branch(sub, g, n);
+        times(self.scales.factor(&sub.out_scale), o)
+    }
+
+    /// `N(G(in_scale · n))`
+    pub fn branch(&mut self, sub: &SubLayer<Scale>, g: &Math, n: Math) -> Math {
         let in_scale = self.scales.factor(&sub.in_scale);
         let mut o = apply(g, &times(in_scale, n));
         if let Some(norm) = &sub.out_norm {
@@ -112,17 +154,14 @@ impl Writer {
             if norm.gain_init != Scale::Const(1.0) {
                 let start = self.scales.start(&norm.gain_init);
                 let name = self.norm_name();
-                let mut line = Equation::note(name, "gain starts at ");
-                line.rhs.text.push_str(&start.text);
-                line.rhs.latex.push_str(&start.latex);
-                self.notes.push(line);
+                self.notes
+                    .push(Equation::note(name, "gain starts at ").math(&start));
             }
         }
-        let out_scale = self.scales.factor(&sub.out_scale);
-        times(out_scale, o)
+        o
     }
 
-    fn norm(&mut self, x: &Math) -> Math {
+    pub fn norm(&mut self, x: &Math) -> Math {
         self.norms += 1;
         apply(&self.norm_name(), x)
     }
@@ -147,6 +186,14 @@ impl Writer {
     }
 }
 
+/// `unit(x) = x / |x|`
+fn unit_length() -> Equation {
+    Equation::new(
+        apply(&unit(), &plain("x")),
+        sym("x / |x|", "x / \\lVert x \\rVert"),
+    )
+}
+
 fn normed_skips(rule: &BlockRule) -> usize {
     [&rule.attn, &rule.ffn]
         .iter()
@@ -154,12 +201,13 @@ fn normed_skips(rule: &BlockRule) -> usize {
         .count()
 }
 
-/// Norms get an index where one line holds two of them, or where one starts differently.
-fn needs_numbers(rule: &BlockRule) -> bool {
+/// Norms get an index where one line holds two of them, or where one starts differently. With two
+/// streams the sum has a line of its own.
+fn needs_numbers(rule: &BlockRule, streams: Streams) -> bool {
     let on_line = |sub: &SubLayer<Scale>| {
         usize::from(sub.in_norm && sub.skip != Skip::Normed)
             + usize::from(sub.out_norm.is_some())
-            + usize::from(sub.post_norm)
+            + usize::from(sub.post_norm && !streams.are_two())
     };
     let special = |sub: &SubLayer<Scale>| {
         sub.out_norm

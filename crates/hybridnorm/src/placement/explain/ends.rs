@@ -4,7 +4,7 @@ use super::super::resolve::Resolved;
 use super::super::spec::{
     Gain, InitScheme, NormKind, NormSpec, Placement, RoleGains, Scale, StdRule,
 };
-use super::math::{Equation, Math, apply, number, plain, sym, times};
+use super::math::{Equation, Math, apply, bracket, comma, indexed, number, plain, sum, sym, times};
 use super::scales::Scales;
 
 pub(super) fn embedding(placement: &Placement, r: &Resolved) -> Vec<Equation> {
@@ -14,23 +14,23 @@ pub(super) fn embedding(placement: &Placement, r: &Resolved) -> Vec<Equation> {
     if r.embed_norm {
         x = apply(&plain("N"), &x);
     }
-    let mut lines = vec![Equation::new(sym("X₀", "X_0"), x)];
+    let start = sym("X₀", "X_0");
+    let mut lines = vec![Equation::new(start.clone(), x)];
+    if r.streams.are_two() {
+        lines.push(Equation::new(sym("D₀", "D_0"), start));
+    }
     lines.append(&mut scales.lines);
     lines
 }
 
 pub(super) fn head(placement: &Placement, r: &Resolved) -> Vec<Equation> {
     let mut scales = Scales::new(r.n_layers(), r.d_model, None);
-    let last = sym("X_L", "X_L");
-    let read = match r.final_norm {
-        true => apply(&plain("N"), &last),
-        false => last,
-    };
+    let read = read_by_head(r);
     let product = sym(
         format!("W_head {}", read.text),
         format!("W_{{\\mathrm{{head}}}} \\, {}", read.latex),
     );
-    let factor = scales.factor(&placement.logits.scale);
+    let factor = scales.factor_per("entry of the vocabulary", &placement.logits.scale);
     let mut z = times(factor, product);
     if let Some(cap) = r.logits.softcap {
         let cap = number(cap);
@@ -55,6 +55,35 @@ pub(super) fn head(placement: &Placement, r: &Resolved) -> Vec<Equation> {
     }
     lines.append(&mut scales.lines);
     lines
+}
+
+/// `N(X_L)`; of two streams `N₃(N₁(X_L) + N₂(D_L))`.
+fn read_by_head(r: &Resolved) -> Math {
+    let last = sym("X_L", "X_L");
+    if !r.streams.are_two() {
+        return match r.final_norm {
+            true => apply(&plain("N"), &last),
+            false => last,
+        };
+    }
+    let is_numbered = r.merge_norm || r.final_norm;
+    let mut norms = 0;
+    let mut norm = |x: &Math| {
+        norms += 1;
+        match is_numbered {
+            true => apply(&indexed(&plain("N"), norms), x),
+            false => apply(&plain("N"), x),
+        }
+    };
+    let main = match r.merge_norm {
+        true => norm(&last),
+        false => last,
+    };
+    let merged = sum(&[main, norm(&sym("D_L", "D_L"))]);
+    match r.final_norm {
+        true => norm(&merged),
+        false => bracket(&merged),
+    }
 }
 
 /// What `N` is.
@@ -141,6 +170,9 @@ fn norm_parameters(norm: &NormSpec) -> Vec<Equation> {
 
 /// How the weights start.
 pub(super) fn init(placement: &Placement, r: &Resolved) -> Vec<Equation> {
+    if r.unit_weights {
+        return unit_weights();
+    }
     let sigma = match placement.init.std {
         StdRule::SmallInit => format!("σ = 1/√(2.5·d) = {}", number(r.init.std).text),
         StdRule::Const(_) => format!("σ = {}", number(r.init.std).text),
@@ -165,6 +197,25 @@ pub(super) fn init(placement: &Placement, r: &Resolved) -> Vec<Equation> {
     ];
     lines.extend(gains(&placement.init.gains, r));
     lines
+}
+
+/// What the vectors of unit length are.
+fn unit_weights() -> Vec<Equation> {
+    let always = "of length 1, at the start and after every step of the optimizer";
+    let read = ["q", "k", "v", "gate", "up", "head"];
+    let rows = comma(&plain("E"), &weights(&read));
+    vec![
+        Equation::note(rows, format!("rows {always}")),
+        Equation::note(weights(&["O", "down"]), format!("columns {always}")),
+    ]
+}
+
+/// `W_q, W_k, …`
+fn weights(names: &[&str]) -> Math {
+    let symbols = names
+        .iter()
+        .map(|n| sym(format!("W_{n}"), format!("W_{{\\mathrm{{{n}}}}}")));
+    symbols.reduce(|a, b| comma(&a, &b)).unwrap_or_default()
 }
 
 /// Roles that share a gain share a line.
@@ -192,15 +243,7 @@ fn gains(gains: &RoleGains, r: &Resolved) -> Vec<Equation> {
             .map(|(name, _)| *name)
             .collect();
         let start = scales.start(gain);
-        let text = names.iter().map(|n| format!("W_{n}")).collect::<Vec<_>>();
-        let latex = names
-            .iter()
-            .map(|n| format!("W_{{\\mathrm{{{n}}}}}"))
-            .collect::<Vec<_>>();
-        let mut line = Equation::note(sym(text.join(", "), latex.join(", ")), "start times ");
-        line.rhs.text.push_str(&start.text);
-        line.rhs.latex.push_str(&start.latex);
-        lines.push(line);
+        lines.push(Equation::note(weights(&names), "start times ").math(&start));
     }
     lines.append(&mut scales.lines);
     lines

@@ -1,7 +1,8 @@
 //! The definitions of attention and the feed-forward, with the norms and scales inside them.
 
 use super::super::spec::{AttnInner, AttnScale, FfnInner, HeadNorm, QkOrder, Scale};
-use super::math::{Equation, Math, apply, number, plain, sym, times};
+use super::latent;
+use super::math::{Equation, Math, apply, bracket, number, plain, sym, times};
 use super::scales::Scales;
 
 /// `A` with the normed ones of q, k, v and the context as an index.
@@ -26,21 +27,30 @@ fn sites(inner: &AttnInner<Scale>) -> [(char, HeadNorm); 4] {
     ]
 }
 
-pub(super) fn attention(inner: &AttnInner<Scale>, scales: &mut Scales) -> Vec<Equation> {
-    let post_scale = scales.factor(&inner.qk_post_scale);
-    let rotated = |name: &str, norm: HeadNorm| {
-        let (rope, x) = (sym("RoPE", "\\mathrm{RoPE}"), plain(name));
-        let turned = match inner.qk_order {
-            _ if norm == HeadNorm::None => return apply(&rope, &x),
-            QkOrder::BeforeRope => apply(&rope, &head_norm(norm, &x)),
-            QkOrder::AfterRope => head_norm(norm, &apply(&rope, &x)),
-        };
-        times(post_scale.clone(), turned)
+/// What the scores and the context are made of.
+pub(super) struct Read {
+    pub q: Math,
+    pub k: Math,
+    pub v: Math,
+    /// Where they come from, on the line of attention itself.
+    pub source: Option<Math>,
+    /// Where they come from, on lines of their own.
+    pub lines: Vec<Equation>,
+    /// What the norms on them are.
+    pub notes: Vec<Equation>,
+}
+
+pub(super) fn attention(
+    inner: &AttnInner<Scale>,
+    latent: bool,
+    scales: &mut Scales,
+) -> Vec<Equation> {
+    let read = match latent {
+        true => latent::read(inner, scales),
+        false => read(inner, scales),
     };
-    let (q, k) = (rotated("q", inner.q_norm), rotated("k", inner.k_norm));
-    let v = head_norm(inner.v_norm, &plain("v"));
-    let scores = scores(inner.attn_scale, &q, &k);
-    let mut lines = Vec::new();
+    let mut lines = read.lines;
+    let scores = scores(inner.attn_scale, &read.q, &read.k);
     let mut logits = scores.clone();
     if let Some(cap) = inner.attn_softcap {
         let cap = number(cap);
@@ -50,46 +60,85 @@ pub(super) fn attention(inner: &AttnInner<Scale>, scales: &mut Scales) -> Vec<Eq
         );
         lines.push(Equation::new(plain("S"), scores));
     }
-    let mut context = sym(
-        format!("softmax({}) {}", logits.text, v.text),
-        format!(
-            "\\operatorname{{softmax}}\\left({}\\right) {}",
-            logits.latex, v.latex
-        ),
-    );
-    context = head_norm(inner.ctx_norm, &context);
-    if inner.head_gain {
-        let inside = match inner.ctx_norm {
-            HeadNorm::None => sym(
-                format!("({})", context.text),
-                format!("\\left({}\\right)", context.latex),
-            ),
-            _ => context,
-        };
-        context = sym(
-            format!("γ ⊙ {}", inside.text),
-            format!("\\gamma \\odot {}", inside.latex),
-        );
-        lines.push(Equation::note(
-            sym("γ", "\\gamma"),
-            "learned, one number per head, starts at 1",
-        ));
-    }
+    let context = context(inner, &logits, &read.v, &mut lines);
     if inner.attn_scale == AttnScale::Cosine {
         lines.push(Equation::note(
             sym("τ", "\\tau"),
             "learned, one number per head, starts at 0.1, kept ≥ 0.01",
         ));
     }
-    let projections = projections(inner.clip_qkv);
     let output = sym(
-        format!("W_O · {},  {}", context.text, projections.text),
-        format!("W_O \\, {},\\quad {}", context.latex, projections.latex),
+        format!("W_O · {}", context.text),
+        format!("W_O \\, {}", context.latex),
     );
+    let output = match read.source {
+        Some(source) => sym(
+            format!("{},  {}", output.text, source.text),
+            format!("{},\\quad {}", output.latex, source.latex),
+        ),
+        None => output,
+    };
     let name = apply(&attention_name(inner), &plain("u"));
     lines.insert(0, Equation::new(name, output));
-    lines.extend(head_norm_notes(inner));
+    lines.extend(read.notes);
     lines
+}
+
+/// Multi-head attention: three projections, normed head by head or together.
+fn read(inner: &AttnInner<Scale>, scales: &mut Scales) -> Read {
+    let channel = "channel of every key/value head";
+    let post_scale = scales.factor_per(channel, &inner.qk_post_scale);
+    let rotated = |name: &str, norm: HeadNorm| {
+        let (rope, x) = (rope(), plain(name));
+        let turned = match inner.qk_order {
+            _ if norm == HeadNorm::None => return apply(&rope, &x),
+            QkOrder::BeforeRope => apply(&rope, &head_norm(norm, &x)),
+            QkOrder::AfterRope => head_norm(norm, &apply(&rope, &x)),
+        };
+        times(post_scale.clone(), turned)
+    };
+    Read {
+        q: rotated("q", inner.q_norm),
+        k: rotated("k", inner.k_norm),
+        v: head_norm(inner.v_norm, &plain("v")),
+        source: Some(projections(inner.clip_qkv)),
+        lines: Vec::new(),
+        notes: head_norm_notes(&sites(inner)),
+    }
+}
+
+pub(super) fn rope() -> Math {
+    sym("RoPE", "\\mathrm{RoPE}")
+}
+
+/// The weighted sum of values with its norm and gain.
+fn context(inner: &AttnInner<Scale>, logits: &Math, v: &Math, lines: &mut Vec<Equation>) -> Math {
+    let sum = sym(
+        format!("softmax({}) {}", logits.text, v.text),
+        format!(
+            "\\operatorname{{softmax}}\\left({}\\right) {}",
+            logits.latex, v.latex
+        ),
+    );
+    let context = head_norm(inner.ctx_norm, &sum);
+    if !inner.head_gain {
+        return context;
+    }
+    lines.push(Equation::note(
+        sym("γ", "\\gamma"),
+        "learned, one number per head, starts at 1",
+    ));
+    let inside = match inner.ctx_norm {
+        HeadNorm::None => sym(
+            format!("({})", context.text),
+            format!("\\left({}\\right)", context.latex),
+        ),
+        _ => context,
+    };
+    sym(
+        format!("γ ⊙ {}", inside.text),
+        format!("\\gamma \\odot {}", inside.latex),
+    )
 }
 
 fn scores(scale: AttnScale, q: &Math, k: &Math) -> Math {
@@ -158,7 +207,7 @@ fn head_norm_name(norm: HeadNorm) -> Math {
 }
 
 /// One line per kind of head norm: what it is taken over and what parameters it has.
-fn head_norm_notes(inner: &AttnInner<Scale>) -> Vec<Equation> {
+pub(super) fn head_norm_notes(sites: &[(char, HeadNorm)]) -> Vec<Equation> {
     let kinds = [
         (
             HeadNorm::PerHead,
@@ -181,8 +230,8 @@ fn head_norm_notes(inner: &AttnInner<Scale>) -> Vec<Equation> {
     kinds
         .into_iter()
         .filter_map(|(kind, prose)| {
-            let of: Vec<_> = sites(inner)
-                .into_iter()
+            let of: Vec<_> = sites
+                .iter()
                 .filter(|(_, norm)| *norm == kind)
                 .map(|(letter, _)| match letter {
                     'c' => "context".to_string(),
@@ -196,26 +245,30 @@ fn head_norm_notes(inner: &AttnInner<Scale>) -> Vec<Equation> {
         .collect()
 }
 
-pub(super) fn feed_forward(inner: &FfnInner, gated: bool) -> Equation {
-    let norm = |on: bool, x: Math| match on {
-        true => apply(&plain("N"), &x),
-        false => x,
+pub(super) fn feed_forward(inner: &FfnInner<Scale>, gated: bool, scales: &mut Scales) -> Equation {
+    let mut projection = |name: &str, norm: bool, scale: &Scale| {
+        let x = sym(format!("W_{name} u"), format!("W_{{\\mathrm{{{name}}}}} u"));
+        let x = match norm {
+            true => apply(&plain("N"), &x),
+            false => x,
+        };
+        times(scales.factor(scale), x)
     };
     let act = sym("φ", "\\varphi");
-    let linear = |name: &str| sym(format!("W_{name} u"), format!("W_{{\\mathrm{{{name}}}}} u"));
-    let up = norm(inner.up_norm, linear("up"));
     let hidden = if gated {
-        let gate = apply(&act, &norm(inner.gate_norm, linear("gate")));
+        let gate = projection("gate", inner.gate_norm, &inner.gate_scale);
+        let gate = apply(&act, &gate);
+        let up = projection("up", inner.up_norm, &inner.up_scale);
         sym(
             format!("{} ⊙ {}", gate.text, up.text),
             format!("{} \\odot {}", gate.latex, up.latex),
         )
     } else {
-        apply(&act, &up)
+        apply(&act, &projection("up", inner.up_norm, &inner.up_scale))
     };
     let hidden = match (inner.mid_norm, gated) {
         (true, _) => apply(&plain("N"), &hidden),
-        (false, true) => apply(&plain(""), &hidden),
+        (false, true) => bracket(&hidden),
         (false, false) => hidden,
     };
     Equation::new(

@@ -35,15 +35,27 @@ impl Equation {
 
     /// A line whose right side is prose.
     pub(super) fn note(lhs: Math, prose: impl Into<String>) -> Self {
-        let text = prose.into();
-        Self {
+        let line = Self {
             lhs,
             relation: ":".into(),
-            rhs: Math {
-                latex: format!("\\text{{{}}}", escape(&text)),
-                text,
-            },
-        }
+            rhs: Math::default(),
+        };
+        line.prose(prose)
+    }
+
+    /// The line with more prose.
+    pub(super) fn prose(mut self, prose: impl Into<String>) -> Self {
+        let text = prose.into();
+        self.rhs.latex += &format!("\\text{{{}}}", escape(&text));
+        self.rhs.text += &text;
+        self
+    }
+
+    /// The line with a formula after what it says.
+    pub(super) fn math(mut self, formula: &Math) -> Self {
+        self.rhs.text += &formula.text;
+        self.rhs.latex += &formula.latex;
+        self
     }
 }
 
@@ -66,6 +78,32 @@ pub(super) fn sum(terms: &[Math]) -> Math {
     sym(join(|m| &m.text), join(|m| &m.latex))
 }
 
+/// `a − b`
+pub(super) fn difference(a: &Math, b: &Math) -> Math {
+    sym(
+        format!("{} − {}", a.text, b.text),
+        format!("{} - {}", a.latex, b.latex),
+    )
+}
+
+/// `a, b`
+pub(super) fn comma(a: &Math, b: &Math) -> Math {
+    sym(
+        format!("{}, {}", a.text, b.text),
+        format!("{}, {}", a.latex, b.latex),
+    )
+}
+
+/// `(x)`
+pub(super) fn bracket(x: &Math) -> Math {
+    apply(&Math::default(), x)
+}
+
+/// `x / |x|` as a function.
+pub(super) fn unit() -> Math {
+    sym("unit", "\\operatorname{unit}")
+}
+
 /// `f(x)`
 pub(super) fn apply(f: &Math, x: &Math) -> Math {
     sym(
@@ -82,10 +120,7 @@ pub(super) fn times(factor: Option<Math>, x: Math) -> Math {
         true => format!("({part})"),
         false => part.to_string(),
     };
-    let is_sum = x
-        .text
-        .split_once(" + ")
-        .is_some_and(|(head, _)| head.matches('(').count() == head.matches(')').count());
+    let is_sum = is_sum(&x.text);
     sym(
         format!(
             "{}·{}",
@@ -98,6 +133,19 @@ pub(super) fn times(factor: Option<Math>, x: Math) -> Math {
             wrap(&x.latex, is_sum)
         ),
     )
+}
+
+/// Whether a sum or a difference stands outside all brackets.
+fn is_sum(text: &str) -> bool {
+    let mut depth = 0;
+    text.chars().any(|c| {
+        match c {
+            '(' => depth += 1,
+            ')' => depth -= 1,
+            _ => {}
+        }
+        depth == 0 && matches!(c, '+' | '−')
+    })
 }
 
 /// A number with at most four digits that matter.
@@ -151,6 +199,7 @@ pub(super) fn formula(formula: Formula) -> Math {
             )
         }
         Formula::SqrtWidth => sym("√d", "\\sqrt{d}"),
+        Formula::InvSqrtWidth => sym("1/√d", "\\tfrac{1}{\\sqrt{d}}"),
         Formula::SqrtLn2Depth => sym("√(ln 2L)", "\\sqrt{\\ln 2L}"),
         Formula::LayerScale => sym("ε_L", "\\varepsilon_L"),
     }

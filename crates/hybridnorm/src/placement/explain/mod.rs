@@ -3,9 +3,11 @@
 mod block;
 mod ends;
 mod inner;
+mod latent;
 mod math;
 mod render;
 mod scales;
+mod streams;
 
 use serde::{Deserialize, Serialize};
 
@@ -61,7 +63,8 @@ pub struct Group {
     pub title: String,
     /// 0-based indices.
     pub layers: Vec<usize>,
-    /// From the state `X` that enters a block to the state `X′` that leaves it.
+    /// From the state `X` that enters a block to the state `X′` that leaves it; with two streams
+    /// also from `D` to `D′`.
     pub equations: Vec<Equation>,
     /// What the equations use.
     pub definitions: Vec<Equation>,
@@ -77,7 +80,8 @@ impl Explanation {
     /// The depth that is assumed where nothing else is said.
     pub const DEFAULT_LAYERS: usize = 12;
 
-    /// Explains a placement at a depth and size.
+    /// Explains a placement at a depth and size. Whether attention is multi-head attention or
+    /// multi-head latent attention is one of the facts.
     ///
     /// # Errors
     /// The placement is not valid there.
@@ -94,7 +98,7 @@ impl Explanation {
                 sum + count(group) * group.layers.len()
             })
         };
-        let outer_norms = usize::from(r.embed_norm) + usize::from(r.final_norm);
+        let outer_norms = r.outer_norms();
         let wide = Tally {
             d: outer_norms,
             ..Tally::default()
@@ -113,7 +117,7 @@ impl Explanation {
             normalized_elements: of_blocks(|g| g.normalized_elements) + wide,
             learned_parameters: of_blocks(|g| g.learned_parameters)
                 + Tally::of_factor(r.embed_scale)
-                + Tally::of_factor(r.logits.scale),
+                + Tally::of_logit_scale(r.logits.scale),
             groups,
             warnings,
             placement: placement.clone(),
@@ -163,15 +167,19 @@ fn groups(
 fn group(rule: &BlockRule, layers: Vec<usize>, r: &Resolved, facts: &ModelFacts) -> Group {
     let (first, last) = (layers[0], layers[layers.len() - 1]);
     let scales = Scales::new(r.n_layers(), r.d_model, Some((first + 1, last + 1)));
-    let text = block::equations(rule, scales, facts.gated);
-    let spec = &r.blocks[first];
+    let setting = block::Setting {
+        streams: r.streams,
+        gated: facts.gated,
+        latent: facts.latent,
+    };
+    let text = block::equations(rule, scales, setting);
     Group {
         title: title(&layers),
         equations: text.equations,
         definitions: text.definitions,
-        norm_parameters: Tally::norm_parameters(spec, &r.norm),
-        normalized_elements: Tally::normalized_elements(spec),
-        learned_parameters: Tally::learned_parameters(spec),
+        norm_parameters: r.norm_parameters(first, facts.latent),
+        normalized_elements: r.normalized_elements(first, facts.latent),
+        learned_parameters: Tally::learned_parameters(&r.blocks[first]),
         layers,
     }
 }

@@ -27,19 +27,25 @@ impl Scales {
 
     /// The symbol of a factor; `None` for the factor 1, which is not written.
     pub fn factor(&mut self, scale: &Scale) -> Option<Math> {
+        self.factor_per("channel", scale)
+    }
+
+    /// The same of a factor whose vectors have one number per `what`.
+    pub fn factor_per(&mut self, what: &str, scale: &Scale) -> Option<Math> {
         match scale {
             Scale::Const(1.0) => None,
-            Scale::Learned { shape, init } => {
+            Scale::Learned { shape, init, start } => {
                 self.learned += 1;
                 let lambda = indexed(&sym("λ", "\\lambda"), self.learned);
-                let start = self.start(init);
                 let shape = match shape {
-                    LearnedShape::Scalar => "learned, one number, starts at ",
-                    LearnedShape::Vector => "learned, one number per channel, starts at ",
+                    LearnedShape::Scalar => "learned, one number, starts at ".into(),
+                    LearnedShape::Vector => format!("learned, one number per {what}, starts at "),
                 };
-                let mut line = Equation::note(lambda.clone(), shape);
-                line.rhs.text.push_str(&start.text);
-                line.rhs.latex.push_str(&start.latex);
+                let mut line = Equation::note(lambda.clone(), shape).math(&self.start(init));
+                if let Some(start) = start {
+                    let start = self.start(start);
+                    line = line.prose("; its parameter starts at ").math(&start);
+                }
                 self.lines.push(line);
                 Some(lambda)
             }

@@ -1,8 +1,8 @@
 //! The steps that the named placements are built from.
 
 use super::super::spec::{
-    AttnInner, FfnInner, Formula, HeadNorm, Init, InitScheme, LearnedShape, NormKind, OutNorm,
-    Override, Placement, RoleGains, Scale, Selector, Skip, StdRule, SubLayer,
+    AttnInner, Combine, FfnInner, Formula, HeadNorm, Init, InitScheme, LearnedShape, NormKind,
+    OutNorm, Override, Placement, RoleGains, Scale, Selector, Skip, StdRule, Streams, SubLayer,
 };
 
 /// A step on a sub-layer.
@@ -29,9 +29,10 @@ pub(super) trait Build {
     fn ffn(self, step: impl Fn(&mut Sub)) -> Self;
     fn both(self, step: impl Fn(&mut Sub)) -> Self;
     fn inner(self, step: impl Fn(&mut AttnInner<Scale>)) -> Self;
-    fn ffn_inner(self, step: impl Fn(&mut FfnInner)) -> Self;
+    fn ffn_inner(self, step: impl Fn(&mut FfnInner<Scale>)) -> Self;
     fn patch(self, layers: Selector, set: serde_json::Value) -> Self;
     fn without_final_norm(self) -> Self;
+    fn streams(self, streams: Streams) -> Self;
     fn kind(self, kind: NormKind) -> Self;
     fn eps(self, eps: f64) -> Self;
     fn init(self, scheme: InitScheme, std: StdRule) -> Self;
@@ -54,7 +55,7 @@ impl Build for Placement {
         step(&mut self.block.attn_inner);
         self
     }
-    fn ffn_inner(mut self, step: impl Fn(&mut FfnInner)) -> Self {
+    fn ffn_inner(mut self, step: impl Fn(&mut FfnInner<Scale>)) -> Self {
         step(&mut self.block.ffn_inner);
         self
     }
@@ -64,6 +65,10 @@ impl Build for Placement {
     }
     fn without_final_norm(mut self) -> Self {
         self.final_norm = false;
+        self
+    }
+    fn streams(mut self, streams: Streams) -> Self {
+        self.streams = streams;
         self
     }
     fn kind(mut self, kind: NormKind) -> Self {
@@ -121,6 +126,10 @@ pub(super) fn out_norm_from(gain_init: Scale) -> impl Fn(&mut Sub) {
     }
 }
 
+pub(super) fn read_scale(scale: Scale) -> impl Fn(&mut Sub) {
+    move |s| s.read_scale = scale.clone()
+}
+
 pub(super) fn in_scale(scale: Scale) -> impl Fn(&mut Sub) {
     move |s| s.in_scale = scale.clone()
 }
@@ -148,6 +157,14 @@ pub(super) fn heads(subset: &'static str, norm: HeadNorm) -> impl Fn(&mut AttnIn
     }
 }
 
+/// `s' = unit(s + rate · (o − s))`
+pub(super) fn lerp_unit(rate: Scale) -> impl Fn(&mut Sub) {
+    move |s| {
+        s.combine = Combine::LerpUnit;
+        s.out_scale = rate.clone();
+    }
+}
+
 pub(super) fn formula(formula: Formula) -> Scale {
     Scale::Formula(formula)
 }
@@ -161,6 +178,16 @@ pub(super) fn learned(shape: LearnedShape, init: Scale) -> Scale {
     Scale::Learned {
         shape,
         init: Box::new(init),
+        start: None,
+    }
+}
+
+/// One number per channel that is worth `init` at first, while the parameter starts at `start`.
+pub(super) fn vector_from(init: Scale, start: Scale) -> Scale {
+    Scale::Learned {
+        shape: LearnedShape::Vector,
+        init: Box::new(init),
+        start: Some(Box::new(start)),
     }
 }
 

@@ -12,6 +12,7 @@ mod classic;
 mod hybrid;
 mod models;
 mod scaled;
+mod streams;
 
 use super::error::{PlacementError, key, nearest};
 use super::spec::Placement;
@@ -172,6 +173,13 @@ static NAMES: &[Named] = registry! {
         "no norm; a learned factor on each output that starts at 0";
     "minimax-text-01": scaled::minimax_text_01, "arXiv 2501.08313",
         "normed skips times (2L)^(1/4) (3.5566 at its 80 layers) with an entry and a final norm";
+    "resi-dual" | "residual-dual": streams::resi_dual, "arXiv 2304.14802",
+        "post-norm, and a second stream of all outputs that is normed once, at the end";
+    "siamese-norm" | "siamese": streams::siamese_norm, "arXiv 2602.08064",
+        "a post-norm and a pre-norm stream with one sub-layer on the norm of their sum";
+    "siamese-hybrid": streams::siamese_hybrid,
+        "github Qwen-Applications/SiameseNorm",
+        "two streams whose attention norms q, k and v and whose feed-forward is pre-norm";
     "gemma2": models::gemma2, "arXiv 2408.00118",
         "input and output norms with gains 1 + w, soft caps, embedding times √d";
     "gemma3": models::gemma3, "arXiv 2503.19786",
@@ -180,4 +188,8 @@ static NAMES: &[Named] = registry! {
         "input and output norms, norms on q, k and (without gain) v, attention scale 1; norms only";
     "nanochat": models::nanochat, "github karpathy/nanochat",
         "pre-norm without gains, embedding norm, q and k normed after rotation and times 1.2";
+    "deepseek-v3": models::deepseek_v3, "arXiv 2412.19437",
+        "pre-norm with norms on latent attention's query and key/value latents";
+    "ngpt" | "normalized-gpt": models::ngpt, "arXiv 2410.01131, github NVIDIA/ngpt",
+        "state and weights of unit length; each output moves the state a learned part of the way";
 };

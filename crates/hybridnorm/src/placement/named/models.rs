@@ -1,6 +1,8 @@
 //! What particular model families do.
 
-use super::super::spec::{AttnScale, Formula, Gain, HeadNorm, Placement, QkOrder, Scale};
+use super::super::spec::{
+    AttnScale, Formula, Gain, HeadNorm, InitScheme, NormKind, Placement, QkOrder, Scale, StdRule,
+};
 use super::build::*;
 
 fn gemma() -> Placement {
@@ -42,5 +44,42 @@ pub(super) fn nanochat() -> Placement {
     placement.norm.gain = Gain::None;
     placement.embed.norm = true;
     placement.logits.softcap = Some(15.0);
+    placement
+}
+
+/// Norms on the latents from which queries, and keys and values, are made; on q and v where
+/// attention is multi-head. Weights at 0.006.
+pub(super) fn deepseek_v3() -> Placement {
+    pre()
+        .inner(heads("qv", HeadNorm::PerHead))
+        .eps(1e-6)
+        .init(InitScheme::Normal, StdRule::Const(0.006))
+}
+
+/// State and weights on the unit sphere, as in the released code: it scales gate and up by √d, the
+/// paper's text only the gate. Its norm has no eps, here next to none. It takes the absolute value
+/// of the rates on the outputs; here they may change their sign.
+pub(super) fn ngpt() -> Placement {
+    let start = || formula(Formula::InvSqrtWidth);
+    let hidden = || vector_from(formula(Formula::SqrtWidth), Scale::Const(1.0));
+    let mut placement = off()
+        .inner(heads("qk", HeadNorm::PerHeadPlain))
+        .inner(|inner| {
+            inner.qk_order = QkOrder::AfterRope;
+            inner.qk_post_scale = vector_from(Scale::Const(1.0), start());
+            inner.attn_scale = AttnScale::SqrtHeadDim;
+        })
+        .ffn_inner(|inner| {
+            inner.gate_scale = hidden();
+            inner.up_scale = hidden();
+        })
+        .both(out_norm)
+        .both(lerp_unit(vector_from(Scale::Const(0.05), start())))
+        .without_final_norm()
+        .kind(NormKind::L2)
+        .eps(1e-12);
+    placement.norm.gain = Gain::None;
+    placement.logits.scale = vector_from(Scale::Const(1.0), start());
+    placement.unit_weights = true;
     placement
 }

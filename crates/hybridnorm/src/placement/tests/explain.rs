@@ -2,12 +2,12 @@ use serde_json::json;
 
 use super::*;
 
-fn text(name: &str) -> String {
+pub(super) fn text(name: &str) -> String {
     Explanation::of(&get(name)).unwrap().named(name).to_text()
 }
 
 /// Asserts that the text holds these lines, however they are aligned.
-fn says(name: &str, lines: &[&str]) {
+pub(super) fn says(name: &str, lines: &[&str]) {
     let squeeze = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
     let text = text(name);
     let have: Vec<String> = text.lines().map(squeeze).collect();
@@ -18,15 +18,18 @@ fn says(name: &str, lines: &[&str]) {
 }
 
 /// The part of the text from the first block to the head.
-fn blocks(name: &str) -> String {
-    let text = text(name);
+pub(super) fn blocks(name: &str) -> String {
+    blocks_of(&text(name))
+}
+
+pub(super) fn blocks_of(text: &str) -> String {
     let (_, rest) = text.split_once("\n\nblock").unwrap();
     let (blocks, _) = rest.split_once("\n\nhead\n").unwrap();
     format!("block{blocks}\n")
 }
 
-const FFN: &str = "F(u) = W_down (φ(W_gate u) ⊙ W_up u)";
-const ATTENTION: &str =
+pub(super) const FFN: &str = "F(u) = W_down (φ(W_gate u) ⊙ W_up u)";
+pub(super) const ATTENTION: &str =
     "A(u) = W_O · softmax(RoPE(q) RoPE(k)ᵀ / √hd) v,  q, k, v = W_q u, W_k u, W_v u";
 
 #[test]
@@ -275,6 +278,7 @@ fn every_name_says_what_defines_it() {
             &["N°       : on v: over each head's channels, without parameters"],
         ),
         ("nanochat", &["X₀ = N(E[token])", "Y  = X + A_QK(N(X))"]),
+        ("deepseek-v3", &["Y  = X + A_QV(N(X))", "X′ = Y + F(N(Y))"]),
     ];
     for (name, lines) in cases {
         says(name, lines);
@@ -286,6 +290,10 @@ fn every_name_says_what_defines_it() {
         "deepnorm",
         "keel",
         "gpt-j-parallel",
+        "resi-dual",
+        "siamese-norm",
+        "siamese-hybrid",
+        "ngpt",
     ];
     assert_eq!(cases.len() + golden.len(), names().len());
 }
@@ -370,29 +378,34 @@ fn an_invalid_placement_is_not_explained() {
 #[test]
 fn latex_is_balanced_and_ascii() {
     for n in names() {
-        let latex = Explanation::of(&n.placement()).unwrap().to_latex();
-        assert!(latex.is_ascii(), "{}: {latex}", n.name);
-        let mut depth = 0_i32;
-        let mut escaped = false;
-        for c in latex.chars() {
-            match c {
-                '{' if !escaped => depth += 1,
-                '}' if !escaped => depth -= 1,
-                _ => {}
-            }
-            assert!(depth >= 0, "{}", n.name);
-            escaped = c == '\\' && !escaped;
+        balanced(&Explanation::of(&n.placement()).unwrap(), n.name);
+    }
+}
+
+/// Asserts that the LaTeX of an explanation can be read by LaTeX.
+pub(super) fn balanced(explanation: &Explanation, name: &str) {
+    let latex = explanation.to_latex();
+    assert!(latex.is_ascii(), "{name}: {latex}");
+    let mut depth = 0_i32;
+    let mut escaped = false;
+    for c in latex.chars() {
+        match c {
+            '{' if !escaped => depth += 1,
+            '}' if !escaped => depth -= 1,
+            _ => {}
         }
-        assert_eq!(depth, 0, "{}", n.name);
-        let count = |piece: &str| latex.matches(piece).count();
-        assert_eq!(count("\\begin{align*}"), count("\\end{align*}"));
-        assert!(count("\\begin{align*}") >= 5);
-        assert_eq!(count("\\left"), count("\\right"), "{}", n.name);
-        assert_eq!(count("$") % 2, 0);
-        assert!(!latex.contains('?'), "{}: {latex}", n.name);
-        for row in latex.lines().filter(|row| row.starts_with("  ")) {
-            assert_eq!(row.matches('&').count(), 1, "{row}");
-        }
+        assert!(depth >= 0, "{name}");
+        escaped = c == '\\' && !escaped;
+    }
+    assert_eq!(depth, 0, "{name}");
+    let count = |piece: &str| latex.matches(piece).count();
+    assert_eq!(count("\\begin{align*}"), count("\\end{align*}"));
+    assert!(count("\\begin{align*}") >= 5);
+    assert_eq!(count("\\left"), count("\\right"), "{name}");
+    assert_eq!(count("$") % 2, 0);
+    assert!(!latex.contains('?'), "{name}: {latex}");
+    for row in latex.lines().filter(|row| row.starts_with("  ")) {
+        assert_eq!(row.matches('&').count(), 1, "{row}");
     }
 }
 

@@ -29,6 +29,7 @@ fn a_scale_is_a_number_a_name_or_a_table() {
         Scale::Learned {
             shape: LearnedShape::Vector,
             init: Box::new(Scale::Const(0.1)),
+            start: None,
         }
     );
 }

@@ -96,6 +96,13 @@ fn every_field_counts() {
         json!({ "init": { "gains": { "v": 2 } } }),
         json!({ "block": { "attn_inner": { "head_gain": true } } }),
         json!({ "block": { "ffn_inner": { "mid_norm": true } } }),
+        json!({ "streams": "siamese" }),
+        json!({ "merge_norm": true }),
+        json!({ "unit_weights": true }),
+        json!({ "block": { "attn": { "read_scale": 2 } } }),
+        json!({ "block": { "ffn": { "combine": "lerp_unit" } } }),
+        json!({ "block": { "ffn_inner": { "gate_scale": 2 } } }),
+        json!({ "block": { "ffn_inner": { "up_scale": 2 } } }),
     ] {
         let mut value = change.clone();
         value["base"] = json!("pre-norm");
@@ -167,4 +174,9 @@ const GOLDEN: &[(&str, &str)] = &[
     ("gemma3", "fedf05f0acfc9d0b"),
     ("gemma3n", "28cb034df6ca0d0b"),
     ("nanochat", "9a23ec421b8750f9"),
+    ("resi-dual", "463a053a1e06b1b2"),
+    ("siamese-norm", "f0ec654028d2d109"),
+    ("siamese-hybrid", "6db6207e0368ff78"),
+    ("deepseek-v3", "d4146120cc6eabd7"),
+    ("ngpt", "9420309b887e9109"),
 ];

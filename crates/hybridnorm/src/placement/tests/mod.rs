@@ -1,10 +1,14 @@
 mod explain;
 mod forms;
 mod hash;
+mod latent;
 mod named;
 mod resolve;
+mod streams;
 mod tally;
+mod unit;
 mod validate;
+mod written;
 
 use serde_json::Value;
 
@@ -15,6 +19,7 @@ const SMALL: ModelFacts = ModelFacts {
     d_model: 512,
     head_dim: 64,
     gated: true,
+    latent: false,
 };
 
 fn get(name: &str) -> Placement {

@@ -64,6 +64,11 @@ fn every_expected_name_is_there() {
         "derf",
         "minimax-text-01",
         "gemma3n",
+        "resi-dual",
+        "siamese-norm",
+        "siamese-hybrid",
+        "deepseek-v3",
+        "ngpt",
     ] {
         assert_eq!(entry(name).unwrap().name, name);
     }
@@ -116,6 +121,10 @@ fn every_name_is_valid_at_every_depth_and_activation() {
                     // Its norm on the gate needs one.
                     Err(e) if n.name == "simple-norm" && !gated => {
                         assert_eq!(e.field, "block.ffn_inner.gate_norm");
+                    }
+                    // So does its scale.
+                    Err(e) if n.name == "ngpt" && !gated => {
+                        assert_eq!(e.field, "block.ffn_inner.gate_scale");
                     }
                     Err(e) => panic!("{} at {depth}: {e}", n.name),
                 }
@@ -250,17 +259,25 @@ fn lns_divides_by_the_root_of_the_block_number() {
 fn layerscale_starts_by_depth() {
     for (depth, init) in [(12, 0.1), (18, 0.1), (19, 1e-5), (24, 1e-5), (25, 1e-6)] {
         let r = resolve(&get("layerscale"), depth, 64).unwrap();
-        let shape = LearnedShape::Vector;
-        assert_eq!(r.blocks[0].ffn.out_scale, Factor::Learned { shape, init });
+        let learned = Factor::Learned {
+            shape: LearnedShape::Vector,
+            init,
+            start: None,
+        };
+        assert_eq!(r.blocks[0].ffn.out_scale, learned);
     }
 }
 
 #[test]
 fn rezero_has_no_norm_and_starts_as_identity() {
     let r = resolve(&get("rezero"), 4, 64).unwrap();
-    let shape = LearnedShape::Scalar;
+    let zero = Factor::Learned {
+        shape: LearnedShape::Scalar,
+        init: 0.0,
+        start: None,
+    };
     for block in &r.blocks {
-        assert_eq!(block.attn.out_scale, Factor::Learned { shape, init: 0.0 });
+        assert_eq!(block.attn.out_scale, zero);
         assert_eq!(Tally::normalized_elements(block), Tally::default());
     }
     assert!(!r.final_norm && r.norm.kind == NormKind::None);

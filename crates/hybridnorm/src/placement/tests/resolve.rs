@@ -60,11 +60,12 @@ fn a_patch_replaces_a_scale_as_a_whole() {
         }],
     }));
     let r = resolve(&p, 2, 64).unwrap();
-    let shape = LearnedShape::Scalar;
-    assert_eq!(
-        r.blocks[0].attn.skip_scale,
-        Factor::Learned { shape, init: 1.0 }
-    );
+    let one = Factor::Learned {
+        shape: LearnedShape::Scalar,
+        init: 1.0,
+        start: None,
+    };
+    assert_eq!(r.blocks[0].attn.skip_scale, one);
 }
 
 #[test]
@@ -78,7 +79,16 @@ fn leaving_norms_out_leaves_none() {
         let r = resolve(&p, 12, 64).unwrap();
         assert!(!r.embed_norm && !r.final_norm, "{}", n.name);
         for block in &r.blocks {
-            assert_eq!(Tally::normalized_elements(block), Tally::default());
+            // States of unit length are no norm of the placement.
+            let units = [block.attn.combine, block.ffn.combine]
+                .iter()
+                .filter(|combine| **combine == Combine::LerpUnit)
+                .count();
+            let left = Tally {
+                d: units,
+                ..Tally::default()
+            };
+            assert_eq!(Tally::normalized_elements(block), left);
             assert!(block.attn.skip != Skip::Normed && block.ffn.skip != Skip::Normed);
         }
     }
@@ -98,6 +108,7 @@ fn formulas_have_their_values() {
     assert_eq!(value(Formula::TwoDepth), 16.0);
     assert_eq!(value(Formula::DepthPower { k: 2.0, p: 0.25 }), 2.0);
     assert_eq!(value(Formula::SqrtWidth), 8.0);
+    assert_eq!(value(Formula::InvSqrtWidth), 0.125);
     assert!((value(Formula::SqrtLn2Depth) - 16.0_f64.ln().sqrt()).abs() < 1e-15);
     assert_eq!(value(Formula::LayerScale), 0.1);
     let outside = At { layer: None, ..at };

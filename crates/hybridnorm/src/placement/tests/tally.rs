@@ -60,6 +60,7 @@ fn counts_at_the_paper_shape() {
         h: 32,
         kv: 8,
         f: 8192,
+        ..Shape::default()
     };
     let r = resolve(&get("hybridnorm"), 16, 2048).unwrap();
     assert_eq!(

@@ -3,9 +3,9 @@
 use super::super::layers::layers;
 use super::super::resolve::Role;
 use super::super::spec::{
-    BlockSpec, Factor, HeadNorm, InitScheme, NormKind, Scale, Skip, Topology,
+    BlockSpec, Factor, HeadNorm, InitScheme, NormKind, Scale, Skip, Streams, Topology,
 };
-use super::{Case, Site, Warning, WarningRule};
+use super::{Case, Site, Warning, WarningRule, ends_normed, leaves_normed};
 
 pub(super) fn warnings(case: &Case) -> Vec<Warning> {
     let mut all = Vec::new();
@@ -51,7 +51,7 @@ fn no_layers(case: &Case, all: &mut Vec<Warning>) {
     }
 }
 
-/// Whether the state that enters this block's attention has just been normed.
+/// Whether the (main) state that enters this block has just been normed.
 fn enters_normed(site: &Site) -> bool {
     match site.layer.checked_sub(1) {
         None => site.case.resolved.embed_norm,
@@ -59,20 +59,22 @@ fn enters_normed(site: &Site) -> bool {
     }
 }
 
-fn leaves_normed(block: &BlockSpec) -> bool {
-    match block.topology {
-        Topology::Sequential => block.ffn.post_norm,
-        Topology::ParallelShared | Topology::ParallelTwo => block.attn.post_norm,
-    }
+fn twice(what: &str, todo: &str) -> String {
+    format!("{what}, so the residual path is normed twice in a row; {todo}")
 }
 
 fn double_norm(case: &Case, all: &mut Vec<Warning>) {
     if case.without_norms() {
         return;
     }
-    let twice = |what: &str, todo: &str| {
-        format!("{what}, so the residual path is normed twice in a row; {todo}")
-    };
+    // What siamese streams read is a sum, so a norm of it is the first one.
+    if case.resolved.streams != Streams::Siamese {
+        double_skip(case, all);
+    }
+    double_end(case, all);
+}
+
+fn double_skip(case: &Case, all: &mut Vec<Warning>) {
     for site in sites(case) {
         let spec = site.spec;
         if spec.attn.skip == Skip::Normed && enters_normed(&site) {
@@ -87,33 +89,48 @@ fn double_norm(case: &Case, all: &mut Vec<Warning>) {
             );
         }
         let sequential = spec.topology == Topology::Sequential;
-        if sequential && spec.ffn.skip == Skip::Normed && spec.attn.post_norm {
+        if sequential && spec.ffn.skip == Skip::Normed && ends_normed(&spec.attn) {
+            let maker = match spec.attn.post_norm {
+                true => "attn.post_norm",
+                false => "attn.combine",
+            };
             warn(
                 all,
                 WarningRule::DoubleNorm,
                 site.origin("ffn.skip"),
                 twice(
-                    "this skip carries a norm of the state that attn.post_norm has just made",
+                    &format!("this skip carries a norm of the state that {maker} has just made"),
                     "drop one of the two",
                 ),
             );
         }
     }
-    if case.resolved.final_norm && case.resolved.blocks.last().is_some_and(leaves_normed) {
+}
+
+/// The norm that reads the state of the last block: with two streams that is `merge_norm`, and the
+/// final norm reads a sum.
+fn double_end(case: &Case, all: &mut Vec<Warning>) {
+    let r = case.resolved;
+    let (field, is_on) = match r.streams.are_two() {
+        true => ("merge_norm", r.merge_norm),
+        false => ("final_norm", r.final_norm),
+    };
+    if is_on && r.blocks.last().is_some_and(leaves_normed) {
         warn(
             all,
             WarningRule::DoubleNorm,
-            "final_norm".into(),
+            field.into(),
             twice(
                 "the last block already ends in a norm",
-                "set final_norm = false",
+                &format!("set {field} = false"),
             ),
         );
     }
 }
 
 /// QK-Post, whose attention passes the raw stream on through W_V and W_O, diverged in the HybridNorm
-/// paper; QKC-Post and OLMo 2, which norm the context or the output, did not.
+/// paper; QKC-Post and OLMo 2, which norm the context or the output, did not. A second stream is
+/// read through a norm only, so the main one decides.
 fn unbounded(case: &Case, all: &mut Vec<Warning>) {
     if case.norm_free() {
         return norm_free(case, all);
@@ -123,7 +140,7 @@ fn unbounded(case: &Case, all: &mut Vec<Warning>) {
         let inner = &spec.attn_inner;
         let attn_normed = spec.attn.in_norm
             || spec.attn.out_norm.is_some()
-            || spec.attn.post_norm
+            || ends_normed(&spec.attn)
             || inner.v_norm != HeadNorm::None
             || inner.ctx_norm != HeadNorm::None;
         if !attn_normed && !enters_normed(&site) {
@@ -140,9 +157,9 @@ fn unbounded(case: &Case, all: &mut Vec<Warning>) {
         let parallel = spec.topology != Topology::Sequential;
         let ffn_normed = spec.ffn.in_norm
             || spec.ffn.out_norm.is_some()
-            || spec.ffn.post_norm
+            || ends_normed(&spec.ffn)
             || spec.ffn_inner.mid_norm
-            || spec.attn.post_norm
+            || ends_normed(&spec.attn)
             || (parallel && enters_normed(&site))
             || (spec.ffn_inner.up_norm && (spec.ffn_inner.gate_norm || !case.facts.gated));
         if !ffn_normed {
@@ -235,7 +252,8 @@ fn hybrid_init(case: &Case, all: &mut Vec<Warning>) {
 const EPS_SHARE: f64 = 0.05;
 
 /// Where raw embeddings feed normed queries, their variance at the start is `d · σ_w² · σ_e²`, which
-/// is small enough for eps to matter.
+/// is small enough for eps to matter. Siamese streams add a norm to what is read, and how wide a
+/// latent is, which decides the sum of squares of L2, is not known here.
 fn eps(case: &Case, all: &mut Vec<Warning>) {
     let r = case.resolved;
     let first = &r.blocks[0];
@@ -246,7 +264,9 @@ fn eps(case: &Case, all: &mut Vec<Warning>) {
         NormKind::Rmsnorm | NormKind::Layernorm | NormKind::L2
     ) && heads.iter().any(|norm| *norm != HeadNorm::None)
         && !attn.in_norm
-        && !r.embed_norm;
+        && !r.embed_norm
+        && r.streams != Streams::Siamese
+        && !(case.facts.latent && r.norm.kind == NormKind::L2);
     if !applies {
         return;
     }

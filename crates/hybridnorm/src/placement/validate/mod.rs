@@ -3,16 +3,21 @@
 
 mod advice;
 mod block;
+mod inner;
+mod latent;
 mod model;
+mod streams;
+mod unit;
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use super::error::PlacementError;
+use super::forms;
 use super::layers::{LayerRule, rules};
 use super::resolve::{Resolved, as_written};
-use super::spec::{BlockSpec, Factor, HeadNorm, NormKind, Placement};
+use super::spec::{BlockSpec, Combine, Factor, HeadNorm, NormKind, Placement, SubLayer, Topology};
 
 /// What validation must know of the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,15 +28,20 @@ pub struct ModelFacts {
     pub head_dim: usize,
     /// Whether the feed-forward's activation is gated (SwiGLU and the like).
     pub gated: bool,
+    /// Whether attention is multi-head latent attention (MLA), which decides what the norms inside
+    /// it stand on (see [`spec`](super::spec)).
+    #[serde(default, skip_serializing_if = "forms::is_default")]
+    pub latent: bool,
 }
 
 impl Default for ModelFacts {
-    /// Width 768, heads of 64, gated: the smallest shape of the HybridNorm paper's family.
+    /// Width 768, multi-head attention with heads of 64, gated: the smallest shape of the HybridNorm paper's family.
     fn default() -> Self {
         Self {
             d_model: 768,
             head_dim: 64,
             gated: true,
+            latent: false,
         }
     }
 }
@@ -94,8 +104,15 @@ pub fn validate(
         facts,
     };
     model::check(&case)?;
+    streams::check(&case)?;
+    unit::check(&case)?;
     for layer in 0..n_layers {
-        block::check(&case.site(layer))?;
+        let site = case.site(layer);
+        block::check(&site)?;
+        streams::check_block(&site)?;
+        unit::check_block(&site)?;
+        inner::check(&site)?;
+        latent::check_block(&site)?;
     }
     model::check_final_norm(&case)?;
     Ok(advice::warnings(&case))
@@ -130,10 +147,11 @@ impl<'a> Case<'a> {
         self.resolved.norm.kind == NormKind::None
     }
 
-    /// Whether no norm stands anywhere in the model, head norms included.
+    /// Whether no norm stands anywhere in the model, head norms and unit length included.
     fn norm_free(&self) -> bool {
         let r = self.resolved;
-        self.without_norms() || !(r.embed_norm || r.final_norm || r.blocks.iter().any(has_norm))
+        let has_norm = r.embed_norm || r.final_norm || r.blocks.iter().any(has_norm);
+        !r.blocks.iter().any(has_unit_length) && (self.without_norms() || !has_norm)
     }
 }
 
@@ -143,14 +161,19 @@ impl Site<'_> {
         self.case.rules[self.layer].origin(self.case.placement, path)
     }
 
-    /// An error at a field of this block.
-    fn error(&self, path: &str, problem: impl Into<String>) -> PlacementError {
-        PlacementError::new(self.origin(path), problem)
+    /// Fails with an error at a field of this block.
+    fn fail<T>(&self, path: &str, problem: impl Into<String>) -> Result<T, PlacementError> {
+        Err(PlacementError::new(self.origin(path), problem))
+    }
+
+    /// The two sub-layers and their names.
+    fn sub_layers(&self) -> [(&'static str, &SubLayer<Factor>); 2] {
+        [("attn", &self.spec.attn), ("ffn", &self.spec.ffn)]
     }
 }
 
 fn has_norm(block: &BlockSpec) -> bool {
-    let sub = |s: &super::spec::SubLayer<Factor>| s.in_norm || s.post_norm || s.out_norm.is_some();
+    let sub = |s: &SubLayer<Factor>| s.in_norm || s.post_norm || s.out_norm.is_some();
     let inner = &block.attn_inner;
     let heads = [inner.q_norm, inner.k_norm, inner.v_norm, inner.ctx_norm];
     let ffn = &block.ffn_inner;
@@ -160,6 +183,25 @@ fn has_norm(block: &BlockSpec) -> bool {
         || ffn.gate_norm
         || ffn.up_norm
         || ffn.mid_norm
+}
+
+fn has_unit_length(block: &BlockSpec) -> bool {
+    [&block.attn, &block.ffn]
+        .iter()
+        .any(|sub| sub.combine == Combine::LerpUnit)
+}
+
+/// Whether the state that this sub-layer makes comes out of a norm or has unit length.
+fn ends_normed(sub: &SubLayer<Factor>) -> bool {
+    sub.post_norm || sub.combine == Combine::LerpUnit
+}
+
+/// Whether the state that leaves this block comes out of a norm or has unit length.
+fn leaves_normed(block: &BlockSpec) -> bool {
+    match block.topology {
+        Topology::Sequential => ends_normed(&block.ffn),
+        Topology::ParallelShared | Topology::ParallelTwo => ends_normed(&block.attn),
+    }
 }
 
 const ONE: Factor = Factor::Const(1.0);

@@ -2,10 +2,9 @@
 
 use super::super::error::PlacementError;
 use super::super::spec::{
-    Embed, Factor, Gain, Init, InitScheme, LearnedShape, Logits, NormKind, NormSpec, Scale,
-    StdRule, Topology,
+    Embed, Factor, Gain, Init, InitScheme, Logits, NormKind, NormSpec, RoleGains, Scale, StdRule,
 };
-use super::{Case, ONE};
+use super::{Case, ONE, leaves_normed};
 
 pub(super) fn check(case: &Case) -> Result<(), PlacementError> {
     norm(&case.placement.norm)?;
@@ -109,14 +108,6 @@ fn logits(case: &Case, logits: &Logits) -> Result<(), PlacementError> {
     }
     match case.resolved.logits.scale {
         Factor::Const(0.0) => fail("logits.scale", "a factor of 0 removes the logits"),
-        Factor::Learned {
-            shape: LearnedShape::Vector,
-            ..
-        } => fail(
-            "logits.scale",
-            "a vector has one number per channel of the width, which logits do not have; use \
-             shape = \"scalar\"",
-        ),
         _ => Ok(()),
     }
 }
@@ -132,16 +123,7 @@ fn init(init: &Init) -> Result<(), PlacementError> {
             );
         }
     }
-    let g = &init.gains;
-    for (role, gain) in [
-        ("q", &g.q),
-        ("k", &g.k),
-        ("v", &g.v),
-        ("o", &g.o),
-        ("gate", &g.gate),
-        ("up", &g.up),
-        ("down", &g.down),
-    ] {
+    for (role, gain) in roles(&init.gains) {
         if *gain == Scale::Const(0.0) && !matches!(role, "o" | "down") {
             return fail(
                 &format!("init.gains.{role}"),
@@ -153,14 +135,25 @@ fn init(init: &Init) -> Result<(), PlacementError> {
     Ok(())
 }
 
-/// Without a final norm, the last block must end in one, unless the model has none at all.
+/// The gains and the names of their roles.
+pub(super) fn roles(g: &RoleGains) -> [(&'static str, &Scale); 7] {
+    [
+        ("q", &g.q),
+        ("k", &g.k),
+        ("v", &g.v),
+        ("o", &g.o),
+        ("gate", &g.gate),
+        ("up", &g.up),
+        ("down", &g.down),
+    ]
+}
+
+/// Without a final norm, the last block must end in one, unless a second stream brings its own or
+/// the model has none at all.
 pub(super) fn check_final_norm(case: &Case) -> Result<(), PlacementError> {
-    let last = case.site(case.resolved.n_layers() - 1);
-    let ends_in_norm = match last.spec.topology {
-        Topology::Sequential => last.spec.ffn.post_norm,
-        Topology::ParallelShared | Topology::ParallelTwo => last.spec.attn.post_norm,
-    };
-    if case.resolved.final_norm || ends_in_norm || case.norm_free() {
+    let r = case.resolved;
+    let ends_in_norm = r.blocks.last().is_some_and(leaves_normed);
+    if r.final_norm || ends_in_norm || r.streams.are_two() || case.norm_free() {
         return Ok(());
     }
     fail(

@@ -228,6 +228,7 @@ mod tests {
             attn: Default::default(),
             ffn: Default::default(),
             scores: Default::default(),
+            experts: None,
             roles: RoleSignals {
                 grad_norm: by_role(1.0),
                 update_ratio: by_role(0.1),

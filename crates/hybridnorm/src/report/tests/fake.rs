@@ -423,6 +423,7 @@ fn layers(kind: &Kind, step: u64, lr: f64, chance: &mut Chance) -> LayersRow {
                 max: scores.max,
                 entropy: entropy.rms,
             },
+            experts: None,
             roles: RoleSignals {
                 grad_norm: by_role(grad * size(1.0).rms.map_or(1.0, f64::from)),
                 update_ratio: by_role(lr * (1.0 - 0.9 * step as f64 / STEPS as f64)),

@@ -1,0 +1,248 @@
+//! DeepSeek-V3 (arXiv 2412.19437).
+
+use serde::Deserialize;
+
+use super::config::Common;
+use super::weights::{Weights, stacked};
+use crate::model::params::Values;
+use crate::model::{FfnActivation, MlaConfig, ModelConfig, MoeConfig, MoeScoring};
+use crate::placement::{self, InitScheme, StdRule};
+
+#[derive(Deserialize)]
+pub(super) struct Config {
+    #[serde(flatten)]
+    common: Common,
+    q_lora_rank: Option<usize>,
+    kv_lora_rank: usize,
+    qk_nope_head_dim: usize,
+    qk_rope_head_dim: usize,
+    v_head_dim: usize,
+    #[serde(default = "yes")]
+    rope_interleave: bool,
+    n_routed_experts: usize,
+    #[serde(default)]
+    n_shared_experts: usize,
+    num_experts_per_tok: usize,
+    moe_intermediate_size: usize,
+    #[serde(default)]
+    first_k_dense_replace: usize,
+    #[serde(default = "one")]
+    moe_layer_freq: usize,
+    #[serde(default = "one")]
+    n_group: usize,
+    #[serde(default = "one")]
+    topk_group: usize,
+    #[serde(default = "yes")]
+    norm_topk_prob: bool,
+    #[serde(default = "unit")]
+    routed_scaling_factor: f64,
+    #[serde(default = "sigmoid")]
+    scoring_func: String,
+    #[serde(default)]
+    aux_loss_alpha: f64,
+}
+
+fn yes() -> bool {
+    true
+}
+fn one() -> usize {
+    1
+}
+fn unit() -> f64 {
+    1.0
+}
+fn sigmoid() -> String {
+    "sigmoid".into()
+}
+
+/// A model of this family, with what its weights' layout depends on.
+pub(super) struct Model {
+    pub(super) config: ModelConfig,
+    /// Whether rotated channels lie in pairs (2i, 2i + 1) instead of (i, i + r/2).
+    interleaved: bool,
+}
+
+impl Config {
+    pub(super) fn to_model(&self) -> Result<Model, String> {
+        let common = &self.common;
+        common.refuse_what_is_not_there()?;
+        if self.moe_layer_freq != 1 {
+            return Err(format!(
+                "moe_layer_freq {}, expected 1",
+                self.moe_layer_freq
+            ));
+        }
+        if self.scoring_func != "sigmoid" {
+            return Err(format!(
+                "scoring_func {:?}, expected \"sigmoid\"",
+                self.scoring_func
+            ));
+        }
+        let mut placement = placement::named("deepseek-v3").expect("a named placement");
+        placement.norm.eps = common.rms_norm_eps;
+        placement.init.scheme = InitScheme::Normal;
+        placement.init.std = StdRule::Const(common.initializer_range);
+        let moe = MoeConfig {
+            n_experts: self.n_routed_experts,
+            top_k: self.num_experts_per_tok,
+            d_expert: self.moe_intermediate_size,
+            n_shared: self.n_shared_experts,
+            first_dense: self.first_k_dense_replace,
+            scoring: MoeScoring::Sigmoid,
+            renormalize: self.norm_topk_prob,
+            n_groups: self.n_group,
+            top_groups: self.topk_group,
+            scaling: self.routed_scaling_factor,
+            load_balance: self.aux_loss_alpha,
+            z_loss: 0.0,
+            // The paper's, for most of the training.
+            bias_rate: Some(1e-3),
+        };
+        let all_dense = moe.first_dense >= common.num_hidden_layers;
+        let d_ff = if moe.first_dense > 0 {
+            common.intermediate_size
+        } else {
+            0
+        };
+        let config = ModelConfig {
+            d_model: common.hidden_size,
+            n_layers: common.num_hidden_layers,
+            n_heads: common.num_attention_heads,
+            n_kv_heads: common.num_attention_heads,
+            d_ff,
+            vocab_size: common.vocab_size,
+            max_seq_len: common.max_position_embeddings,
+            rope_theta: common.rope_theta()?,
+            tie_embeddings: common.tie_word_embeddings,
+            activation: FfnActivation::Swiglu,
+            moe: (!all_dense).then_some(moe),
+            mla: Some(MlaConfig {
+                q_rank: self.q_lora_rank,
+                kv_rank: self.kv_lora_rank,
+                nope_dim: self.qk_nope_head_dim,
+                rope_dim: self.qk_rope_head_dim,
+                v_dim: self.v_head_dim,
+            }),
+            placement,
+        };
+        Ok(Model {
+            config,
+            interleaved: self.rope_interleave,
+        })
+    }
+}
+
+pub(super) fn translate(weights: &mut Weights, model: &Model) -> Result<(), String> {
+    let config = &model.config;
+    weights.ends(config)?;
+    for layer in 0..config.n_layers {
+        let (theirs, ours) = (format!("model.layers.{layer}"), format!("blocks.{layer}"));
+        attention(weights, model, &format!("{theirs}.self_attn"), &ours)?;
+        let norm = format!("{theirs}.post_attention_layernorm.weight");
+        weights.rename(&norm, format!("{ours}.ffn.in_norm.gain"))?;
+        let norm = format!("{theirs}.input_layernorm.weight");
+        weights.rename(&norm, format!("{ours}.attn.in_norm.gain"))?;
+        let (mlp, feed_forward) = (format!("{theirs}.mlp"), format!("{ours}.feed_forward"));
+        let Some(moe) = config.moe_at(layer) else {
+            weights.mlp(&mlp, &feed_forward)?;
+            continue;
+        };
+        let gate = format!("{mlp}.gate");
+        weights.rename(&format!("{gate}.weight"), format!("{feed_forward}.router"))?;
+        weights.rename(
+            &format!("{gate}.e_score_correction_bias"),
+            format!("{feed_forward}.selection_bias"),
+        )?;
+        let experts = format!("{feed_forward}.experts");
+        weights.experts(&format!("{mlp}.experts"), &experts, config, moe)?;
+        if moe.n_shared > 0 {
+            let shared = format!("{feed_forward}.shared");
+            weights.mlp(&format!("{mlp}.shared_experts"), &shared)?;
+        }
+    }
+    Ok(())
+}
+
+fn attention(
+    weights: &mut Weights,
+    model: &Model,
+    theirs: &str,
+    block: &str,
+) -> Result<(), String> {
+    let mla = model.config.mla.expect("this family has latent attention");
+    let ours = format!("{block}.attention");
+    let name = |field: &str| format!("{theirs}.{field}.weight");
+    let order = |matrix: Values, head: usize| match model.interleaved {
+        true => halves(matrix, head, mla.rope_dim),
+        false => Ok(matrix),
+    };
+    let at = |name: String| move |problem: String| format!("tensor {name} {problem}");
+    let (q, q_name) = match mla.q_rank {
+        Some(_) => {
+            let name_up = name("q_b_proj");
+            let q_up = order(weights.take(&name_up)?, mla.head_dim()).map_err(at(name_up))?;
+            weights.put(format!("{ours}.q_up"), q_up);
+            weights.rename(&name("q_a_layernorm"), format!("{ours}.q_norm.gain"))?;
+            (weights.take(&name("q_a_proj"))?, name("q_a_proj"))
+        }
+        None => {
+            let q = weights.take(&name("q_proj"))?;
+            (
+                order(q, mla.head_dim()).map_err(at(name("q_proj")))?,
+                name("q_proj"),
+            )
+        }
+    };
+    let kv_name = name("kv_a_proj_with_mqa");
+    let kv = weights.take(&kv_name)?;
+    let kv = order(kv, mla.cache_width()).map_err(at(kv_name.clone()))?;
+    let latents = stacked(&[q, kv]);
+    let latents = latents.map_err(|problem| format!("tensors {q_name} and {kv_name} {problem}"))?;
+    weights.put(format!("{ours}.latents"), latents);
+    weights.rename(&name("kv_a_layernorm"), format!("{ours}.v_norm.gain"))?;
+    weights.rename(&name("kv_b_proj"), format!("{ours}.kv_up"))?;
+    weights.rename(&name("o_proj"), format!("{ours}.out"))
+}
+
+/// In every run of `head` rows, the last `rope` ones in the order 0, 2, …, 1, 3, …: pairs of
+/// neighbours become pairs that lie half of them apart.
+fn halves(matrix: Values, head: usize, rope: usize) -> Result<Values, String> {
+    let columns = match matrix.shape[..] {
+        [rows, columns] if rows.is_multiple_of(head) && columns > 0 => columns,
+        _ => {
+            return Err(format!(
+                "has shape {:?}, expected a multiple of {head} rows",
+                matrix.shape
+            ));
+        }
+    };
+    let rows: Vec<&[f32]> = matrix.data.chunks(columns).collect();
+    let ordered = rows.chunks(head).flat_map(|rows| {
+        let (content, turned) = rows.split_at(head - rope);
+        let evens = turned.iter().step_by(2);
+        let odds = turned.iter().skip(1).step_by(2);
+        content.iter().chain(evens).chain(odds).copied()
+    });
+    let data = ordered.collect::<Vec<_>>().concat();
+    Ok(Values {
+        shape: matrix.shape,
+        data,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_become_halves_in_every_head() {
+        let matrix = |data: Vec<f32>| Values {
+            shape: vec![data.len(), 1],
+            data,
+        };
+        let rows = matrix(vec![0., 1., 2., 3., 4., 10., 11., 12., 13., 14.]);
+        let expected = matrix(vec![0., 1., 3., 2., 4., 10., 11., 13., 12., 14.]);
+        assert_eq!(halves(rows, 5, 4), Ok(expected));
+        assert!(halves(matrix(vec![0.0; 7]), 5, 4).is_err());
+    }
+}

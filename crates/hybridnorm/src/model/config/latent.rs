@@ -1,0 +1,69 @@
+//! The shape of multi-head latent attention.
+
+use serde::{Deserialize, Serialize};
+
+use super::WIDEST;
+use crate::error::{Error, Result};
+
+/// `[model.mla]`: multi-head latent attention (DeepSeek-V2, arXiv 2405.04434).
+///
+/// Queries, keys and values of all heads are made of short vectors, and generation keeps only one of
+/// them and one rotary key a position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MlaConfig {
+    /// Width of the query latent; without it queries are projected from the stream.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub q_rank: Option<usize>,
+    /// Width of the latent that keys and values are made of, R.
+    pub kv_rank: usize,
+    /// Channels of a head's query and key that carry content.
+    pub nope_dim: usize,
+    /// Channels of a head's query, and of the key that all heads share, that are rotated.
+    pub rope_dim: usize,
+    /// Channels of a head's value.
+    pub v_dim: usize,
+}
+
+impl MlaConfig {
+    /// Width of one head's query and key.
+    pub fn head_dim(&self) -> usize {
+        self.nope_dim + self.rope_dim
+    }
+
+    /// Rows of the projection that reads the stream, by what they give: queries or their latent, the
+    /// latent of keys and values, the rotary key.
+    pub fn down_widths(&self, n_heads: usize) -> [usize; 3] {
+        let q = self.q_rank.unwrap_or(n_heads * self.head_dim());
+        [q, self.kv_rank, self.rope_dim]
+    }
+
+    /// Numbers that generation keeps for every position.
+    pub fn cache_width(&self) -> usize {
+        self.kv_rank + self.rope_dim
+    }
+
+    pub(super) fn check(&self) -> Result<()> {
+        let sizes = [
+            ("q_rank", self.q_rank.unwrap_or(1)),
+            ("kv_rank", self.kv_rank),
+            ("nope_dim", self.nope_dim),
+            ("rope_dim", self.rope_dim),
+            ("v_dim", self.v_dim),
+        ];
+        for (key, value) in sizes {
+            if !(1..=WIDEST).contains(&value) {
+                return Err(Error::config(format!(
+                    "model.mla.{key} = {value}, expected 1 to {WIDEST}"
+                )));
+            }
+        }
+        if !self.rope_dim.is_multiple_of(2) {
+            return Err(Error::config(format!(
+                "model.mla.rope_dim = {} must be even for the rotary embedding",
+                self.rope_dim
+            )));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,164 @@
+//! The shape of a mixture of experts.
+
+use serde::{Deserialize, Serialize};
+
+use super::WIDEST;
+use crate::error::{Error, Result};
+use crate::ops::{Router, Scoring};
+
+/// Most experts of a block.
+const MOST_EXPERTS: usize = 4096;
+
+/// `[model.moe]`: feed-forwards in which every token passes through some of many experts.
+///
+/// No token is ever dropped. The defaults are OLMoE's (arXiv 2409.02060).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MoeConfig {
+    /// Experts of a block, e.
+    pub n_experts: usize,
+    /// Experts that a token passes through.
+    pub top_k: usize,
+    /// Inner width of an expert.
+    pub d_expert: usize,
+    /// Experts that every token passes through, beside the routed ones: one feed-forward of so many
+    /// times `d_expert` (DeepSeek, arXiv 2401.06066).
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub n_shared: usize,
+    /// The first so many blocks keep a dense feed-forward, of inner width `model.d_ff`.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub first_dense: usize,
+    /// What makes scores of the router's logits.
+    #[serde(default)]
+    pub scoring: MoeScoring,
+    /// Whether the weights of a token's experts are divided by their sum.
+    #[serde(default)]
+    pub renormalize: bool,
+    /// Experts lie in so many groups of equal size.
+    #[serde(default = "one")]
+    pub n_groups: usize,
+    /// A token's experts lie in so many of them (DeepSeek-V3, arXiv 2412.19437).
+    #[serde(default = "one")]
+    pub top_groups: usize,
+    /// Factor on the weights (DeepSeek-V3: 2.5).
+    #[serde(default = "unit")]
+    pub scaling: f64,
+    /// Weight of the load-balancing loss (Switch Transformer, arXiv 2101.03961), mean over blocks.
+    #[serde(default = "load_balance")]
+    pub load_balance: f64,
+    /// Weight of the router's z-loss (ST-MoE, arXiv 2202.08906), mean over blocks.
+    #[serde(default = "z_loss")]
+    pub z_loss: f64,
+    /// A bias on the scores decides, but does not weigh, the experts; after every step it moves by so
+    /// much, up where an expert got fewer tokens than the mean and down where it got more (arXiv
+    /// 2408.15664; DeepSeek-V3: 0.001). Without it there is no bias.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bias_rate: Option<f64>,
+}
+
+/// What makes scores of a router's logits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MoeScoring {
+    /// Softmax over the experts (OLMoE).
+    #[default]
+    Softmax,
+    /// A sigmoid for each expert (DeepSeek-V3).
+    Sigmoid,
+}
+
+fn is_zero(n: &usize) -> bool {
+    *n == 0
+}
+fn one() -> usize {
+    1
+}
+fn unit() -> f64 {
+    1.0
+}
+fn load_balance() -> f64 {
+    1e-2
+}
+fn z_loss() -> f64 {
+    1e-3
+}
+
+impl MoeConfig {
+    /// The op's settings.
+    pub fn router(&self) -> Router {
+        Router {
+            experts: self.n_experts,
+            top_k: self.top_k,
+            scoring: match self.scoring {
+                MoeScoring::Softmax => Scoring::Softmax,
+                MoeScoring::Sigmoid => Scoring::Sigmoid,
+            },
+            renormalize: self.renormalize,
+            groups: self.n_groups,
+            top_groups: self.top_groups,
+            scaling: self.scaling as f32,
+        }
+    }
+
+    /// Inner width of all shared experts together.
+    pub fn d_shared(&self) -> usize {
+        self.n_shared * self.d_expert
+    }
+
+    /// Whether block `layer` (0-based) is a mixture.
+    pub fn is_at(&self, layer: usize) -> bool {
+        layer >= self.first_dense
+    }
+
+    /// Checks it for a model of `n_layers` blocks.
+    pub(super) fn check(&self, n_layers: usize) -> Result<()> {
+        let wrong = |key: &str, value: String, expected: String| {
+            Err(Error::config(format!(
+                "model.moe.{key} = {value}, expected {expected}"
+            )))
+        };
+        let range = |key: &str, value: usize, least: usize, most: usize| {
+            if (least..=most).contains(&value) {
+                return Ok(());
+            }
+            wrong(key, value.to_string(), format!("{least} to {most}"))
+        };
+        range("n_experts", self.n_experts, 1, MOST_EXPERTS)?;
+        range("top_k", self.top_k, 1, self.n_experts)?;
+        range("d_expert", self.d_expert, 1, WIDEST)?;
+        range("n_shared", self.n_shared, 0, WIDEST / self.d_expert)?;
+        range("first_dense", self.first_dense, 0, n_layers - 1)?;
+        range("n_groups", self.n_groups, 1, self.n_experts)?;
+        if !self.n_experts.is_multiple_of(self.n_groups) {
+            let expected = format!("a divisor of model.moe.n_experts = {}", self.n_experts);
+            return wrong("n_groups", self.n_groups.to_string(), expected);
+        }
+        let in_group = self.n_experts / self.n_groups;
+        let fewest = self.top_k.div_ceil(in_group);
+        range("top_groups", self.top_groups, fewest, self.n_groups)?;
+        if self.n_experts * self.d_expert > WIDEST {
+            return wrong(
+                "n_experts",
+                self.n_experts.to_string(),
+                format!("at most {WIDEST} channels in all experts together"),
+            );
+        }
+        let numbers = [
+            ("scaling", self.scaling, self.scaling > 0.0),
+            ("load_balance", self.load_balance, self.load_balance >= 0.0),
+            ("z_loss", self.z_loss, self.z_loss >= 0.0),
+            (
+                "bias_rate",
+                self.bias_rate.unwrap_or(0.0),
+                self.bias_rate.is_none_or(|rate| rate >= 0.0),
+            ),
+        ];
+        match numbers
+            .iter()
+            .find(|(_, value, holds)| !(*holds && (*value as f32).is_finite()))
+        {
+            Some((key, value, _)) => wrong(key, value.to_string(), "a finite number".into()),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! The definitions of multi-head latent attention: what is made of the latents, and what the norms
+//! stand on.
+
+use super::super::spec::{AttnInner, AttnScale, HeadNorm, Scale};
+use super::inner::{Read, head_norm_notes, rope};
+use super::math::{Equation, Math, apply, comma, number, plain, sym, times};
+use super::scales::Scales;
+
+/// `q = (q_c, RoPE(q_r))` from the query latent, `k = (k_c, RoPE(k_r))` and `v` from the key/value
+/// latent and the rotary key.
+pub(super) fn read(inner: &AttnInner<Scale>, scales: &mut Scales) -> Read {
+    let post_scale = scales.factor(&inner.qk_post_scale);
+    let scaled = |x| times(post_scale.clone(), x);
+    let (q, k, v) = (plain("q"), plain("k"), plain("v"));
+    let [c_q, c_kv, k_r] = latents();
+    let (q_c, q_r, k_c) = (vector("q", "c"), vector("q", "r"), vector("k", "c"));
+    let rotary_key = norm(inner.k_norm, &k_r);
+    let lines = vec![
+        first_projection(inner.clip_qkv),
+        Equation::new(comma(&q_c, &q_r), up("UQ", &norm(inner.q_norm, &c_q))),
+        Equation::new(comma(&k_c, &v), up("UKV", &norm(inner.v_norm, &c_kv))),
+        Equation::new(q.clone(), scaled(joined(&q_c, &apply(&rope(), &q_r)))),
+        Equation::new(
+            k.clone(),
+            scaled(joined(&k_c, &apply(&rope(), &rotary_key))),
+        ),
+    ];
+    Read {
+        q,
+        k,
+        v,
+        source: None,
+        lines,
+        notes: notes(inner),
+    }
+}
+
+/// `c_q, c_kv, k_r = split(W_D u)`
+fn first_projection(clip: Option<f64>) -> Equation {
+    let [c_q, c_kv, k_r] = latents();
+    let split = up("D", &plain("u"));
+    let split = match clip {
+        None => split,
+        Some(limit) => {
+            let limit = number(limit);
+            sym(
+                format!("clip({}; ±{})", split.text, limit.text),
+                format!(
+                    "\\operatorname{{clip}}({};\\ \\pm {})",
+                    split.latex, limit.latex
+                ),
+            )
+        }
+    };
+    Equation::new(comma(&comma(&c_q, &c_kv), &k_r), split)
+}
+
+fn latents() -> [Math; 3] {
+    [vector("c", "q"), vector("c", "kv"), vector("k", "r")]
+}
+
+fn vector(letter: &str, index: &str) -> Math {
+    sym(
+        format!("{letter}_{index}"),
+        format!("{letter}_{{\\mathrm{{{index}}}}}"),
+    )
+}
+
+/// `split(W x)`
+fn up(weight: &str, x: &Math) -> Math {
+    sym(
+        format!("split(W_{weight} {})", x.text),
+        format!(
+            "\\operatorname{{split}}(W_{{\\mathrm{{{weight}}}}} {})",
+            x.latex
+        ),
+    )
+}
+
+/// Two parts of one vector.
+fn joined(a: &Math, b: &Math) -> Math {
+    sym(
+        format!("[{}; {}]", a.text, b.text),
+        format!("[{};\\ {}]", a.latex, b.latex),
+    )
+}
+
+fn norm(norm: HeadNorm, x: &Math) -> Math {
+    match norm {
+        HeadNorm::None => x.clone(),
+        _ if is_plain(norm) => apply(&sym("N°", "N^{\\circ}"), x),
+        _ => apply(&plain("N"), x),
+    }
+}
+
+fn is_plain(norm: HeadNorm) -> bool {
+    matches!(norm, HeadNorm::PerHeadPlain | HeadNorm::FullPlain)
+}
+
+/// What each of the three is and whether a norm stands on it; the norm on the context; the width.
+fn notes(inner: &AttnInner<Scale>) -> Vec<Equation> {
+    let norms = [inner.q_norm, inner.v_norm, inner.k_norm];
+    let prose = [
+        "query latent",
+        "key/value latent, in which values and the content of keys are linear",
+        "rotary key, shared by all heads",
+    ];
+    let mut lines: Vec<_> = latents()
+        .into_iter()
+        .zip(norms)
+        .zip(prose)
+        .map(|((name, norm), prose)| {
+            let normed = match norm {
+                HeadNorm::None => "no norm",
+                _ if is_plain(norm) => "normed over its whole width, without parameters",
+                _ => "normed over its whole width",
+            };
+            Equation::note(name, format!("{prose}; {normed}"))
+        })
+        .collect();
+    lines.extend(head_norm_notes(&[('c', inner.ctx_norm)]));
+    if !matches!(inner.attn_scale, AttnScale::Const(_)) {
+        lines.push(Equation::note(
+            sym("hd", "d_h"),
+            "width of a query, content and rotary part together",
+        ));
+    }
+    lines
+}

@@ -1,0 +1,60 @@
+//! The equations of a block that carries two streams.
+
+use super::super::spec::{BlockRule, Scale, Skip, Streams, SubLayer};
+use super::block::Writer;
+use super::math::{Equation, Math, indexed, plain, sum, sym, times};
+
+impl Writer {
+    /// From `X` and `D` to `X′` and `D′`: what each sub-layer reads, what it makes of it, and where
+    /// that goes.
+    pub fn two_streams(&mut self, rule: &BlockRule, a: &Math, f: &Math) {
+        let (x, y, d) = (plain("X"), plain("Y"), plain("D"));
+        let first = self.shared(&rule.attn, a, 1, (&x, &d), y.clone());
+        let between = sum(&[d.clone(), first.clone()]);
+        let second = self.shared(&rule.ffn, f, 2, (&y, &between), sym("X′", "X'"));
+        let gathered = sum(&[d.clone(), first, second]);
+        self.out.push(Equation::new(sym("D′", "D'"), gathered));
+        self.notes.push(Equation::note(
+            d,
+            "second stream, the embedding plus all outputs",
+        ));
+    }
+
+    /// `R = c·X + N(D)`, `G = N(A(N(R)))`, `Y = N(c·X + c·G)`; gives `G`.
+    fn shared(
+        &mut self,
+        sub: &SubLayer<Scale>,
+        function: &Math,
+        number: usize,
+        (x, d): (&Math, &Math),
+        next: Math,
+    ) -> Math {
+        let s = match self.streams {
+            Streams::Siamese => self.sum_of_streams(sub, number, x, d),
+            Streams::Single | Streams::ResidualDual => x.clone(),
+        };
+        let n = self.read(sub, &s);
+        let g = indexed(&plain("G"), number);
+        let output = self.branch(sub, function, n.clone());
+        self.out.push(Equation::new(g.clone(), output));
+        let skip = match sub.skip {
+            Skip::Normed => n,
+            _ => x.clone(),
+        };
+        let skip = times(self.scales.factor(&sub.skip_scale), skip);
+        let step = times(self.scales.factor(&sub.out_scale), g.clone());
+        let total = self.post(sub, sum(&[skip, step]));
+        self.out.push(Equation::new(next, total));
+        g
+    }
+
+    /// `R = c·X + N(D)`
+    fn sum_of_streams(&mut self, sub: &SubLayer<Scale>, number: usize, x: &Math, d: &Math) -> Math {
+        let name = indexed(&plain("R"), number);
+        let read = times(self.scales.factor(&sub.read_scale), x.clone());
+        let second = self.norm(d);
+        self.out
+            .push(Equation::new(name.clone(), sum(&[read, second])));
+        name
+    }
+}

@@ -1,0 +1,110 @@
+//! What a scale is worth at a place.
+
+use super::super::error::PlacementError;
+use super::super::spec::{Factor, Formula, Scale};
+
+/// Where a formula is evaluated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct At {
+    /// The 1-based block index `l`; `None` outside the blocks.
+    pub layer: Option<usize>,
+    /// The number of blocks `L`.
+    pub n_layers: usize,
+    /// The width `d`.
+    pub d_model: usize,
+}
+
+impl Formula {
+    /// Whether the value differs from block to block.
+    pub fn depends_on_layer(self) -> bool {
+        matches!(self, Self::InvSqrtLayer | Self::InvSqrt2Layer)
+    }
+
+    /// The value; `None` where it depends on the block and `at` names none.
+    pub fn value(self, at: At) -> Option<f64> {
+        let depth = at.n_layers as f64;
+        let layer = at.layer.map(|l| l as f64);
+        Some(match self {
+            Self::InvSqrtLayer => 1.0 / layer?.sqrt(),
+            Self::InvSqrt2Layer => 1.0 / (2.0 * layer?).sqrt(),
+            Self::InvSqrt2Depth => 1.0 / (2.0 * depth).sqrt(),
+            Self::TwoDepth => 2.0 * depth,
+            Self::DepthPower { k, p } => (k * depth).powf(p),
+            Self::SqrtWidth => (at.d_model as f64).sqrt(),
+            Self::InvSqrtWidth => 1.0 / (at.d_model as f64).sqrt(),
+            Self::SqrtLn2Depth => (2.0 * depth).ln().sqrt(),
+            Self::LayerScale if at.n_layers <= 18 => 0.1,
+            Self::LayerScale if at.n_layers <= 24 => 1e-5,
+            Self::LayerScale => 1e-6,
+        })
+    }
+}
+
+impl Scale {
+    /// The factor at this place; `field` is for the error.
+    ///
+    /// # Errors
+    /// A learned start of a learned scale, a parameter that starts at 0 or that `init` multiplies
+    /// by 0, a formula of the block index outside the blocks, or a value that is not finite.
+    pub fn factor(&self, at: At, field: &str) -> Result<Factor, PlacementError> {
+        match self {
+            Self::Const(value) => finite(*value, field).map(Factor::Const),
+            Self::Formula(formula) => {
+                let value = formula.value(at).ok_or_else(|| {
+                    PlacementError::new(
+                        field,
+                        "this formula depends on the block index, which is not defined here; \
+                         use a number or a formula of the depth or width",
+                    )
+                })?;
+                finite(value, field).map(Factor::Const)
+            }
+            Self::Learned { shape, init, start } => {
+                let number = |scale: &Scale, part| scale.number(at, field, part);
+                let init = number(init, "init")?;
+                let start = start.as_ref().map(|s| number(s, "start")).transpose()?;
+                check_start(init, start, field)?;
+                Ok(Factor::Learned {
+                    shape: *shape,
+                    init,
+                    start,
+                })
+            }
+        }
+    }
+
+    /// The value of a scale that must not be learned: `part` of a learned one.
+    fn number(&self, at: At, field: &str, part: &str) -> Result<f64, PlacementError> {
+        match self.factor(at, field)? {
+            Factor::Const(value) => Ok(value),
+            Factor::Learned { .. } => Err(PlacementError::new(
+                field,
+                format!(
+                    "a learned scale starts at a number or a formula; its `{part}` must not be \
+                     learned itself"
+                ),
+            )),
+        }
+    }
+}
+
+/// The factor is the parameter times `init / start`: neither may be 0.
+fn check_start(init: f64, start: Option<f64>, field: &str) -> Result<(), PlacementError> {
+    let problem = match start {
+        Some(0.0) => "the factor is the parameter times init / start, so `start` must not be 0",
+        Some(_) if init == 0.0 => {
+            "the factor is the parameter times init / start, which stays 0 where `init` is 0; \
+             remove `start`"
+        }
+        _ => return Ok(()),
+    };
+    Err(PlacementError::new(field, problem))
+}
+
+fn finite(value: f64, field: &str) -> Result<f64, PlacementError> {
+    if value.is_finite() {
+        return Ok(value);
+    }
+    let problem = format!("the scale comes to {value}; it must be a finite number");
+    Err(PlacementError::new(field, problem))
+}

@@ -1,0 +1,112 @@
+//! Norms and scales inside attention and inside the feed-forward.
+
+use serde::{Deserialize, Serialize};
+
+use super::super::forms;
+
+/// Norms and scales inside attention, in the order in which they apply.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(
+    default,
+    deny_unknown_fields,
+    expecting = "a table of norms and scales inside attention"
+)]
+pub struct AttnInner<S: Default + PartialEq> {
+    /// Clamp q, k and v, all that the first projection gives, to `±clip_qkv` before anything else
+    /// (OLMo). `false` is off.
+    #[serde(with = "forms::off_or_number")]
+    pub clip_qkv: Option<f64>,
+    /// Norm on queries.
+    pub q_norm: HeadNorm,
+    /// Norm on keys.
+    pub k_norm: HeadNorm,
+    /// Norm on values.
+    pub v_norm: HeadNorm,
+    /// Whether the q and k norms come before or after the rotary embedding.
+    pub qk_order: QkOrder,
+    /// Multiplies queries and keys after norm and rotation (nanochat: 1.2). Learned only where the
+    /// norms on q and k have no gain (nGPT); a vector has one number per channel of every key/value
+    /// head, and the queries of a group use their key head's. With latent attention, a number that
+    /// multiplies queries and keys as a whole.
+    pub qk_post_scale: S,
+    /// Multiplies `q·k` before the softmax.
+    pub attn_scale: AttnScale,
+    /// `c · tanh(score / c)` on the scaled scores (Gemma 2: 50). `false` is off.
+    #[serde(with = "forms::off_or_number")]
+    pub attn_softcap: Option<f64>,
+    /// Norm on the context (the weighted sum of values) before the output projection.
+    pub ctx_norm: HeadNorm,
+    /// One learned factor per head on the (normed) context, initially 1 (NormFormer).
+    pub head_gain: bool,
+}
+
+/// A norm inside attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HeadNorm {
+    /// No norm.
+    #[default]
+    None,
+    /// Over each head's width, one gain vector shared by all heads (HybridNorm, Qwen 3, Gemma 3).
+    PerHead,
+    /// Over each head's width, a gain vector for every head.
+    PerHeadOwn,
+    /// Over each head's width, without parameters (nanochat; Gemma 4's values).
+    PerHeadPlain,
+    /// Over all heads together (OLMo 2, Sub-LN's context).
+    Full,
+    /// Over all heads together, without parameters.
+    FullPlain,
+}
+
+/// Order of the q/k norms and the rotary embedding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QkOrder {
+    /// Norm, then rotate.
+    #[default]
+    BeforeRope,
+    /// Rotate, then norm.
+    AfterRope,
+}
+
+/// What multiplies `q·k` before the softmax.
+///
+/// Written as a number or one of `inv_sqrt_head_dim`, `sqrt_head_dim`, `cosine`.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub enum AttnScale {
+    /// `1/√(head width)`; of a query's head in latent attention, content and rotary part together.
+    #[default]
+    InvSqrtHeadDim,
+    /// `√(head width)`, for unit-length q and k.
+    SqrtHeadDim,
+    /// A constant.
+    Const(f64),
+    /// Cosine attention: q and k scaled to unit length, times `1/τ` with one learned
+    /// `τ ≥ 0.01` per head, initially 0.1 (Swin-v2).
+    Cosine,
+}
+
+/// Norms and scales inside the feed-forward.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(
+    default,
+    deny_unknown_fields,
+    expecting = "a table of norms and scales inside the feed-forward"
+)]
+pub struct FfnInner<S: Default + PartialEq> {
+    /// Norm on the gate projection (SimpleNorm). Needs a gated activation.
+    pub gate_norm: bool,
+    /// Norm on the up projection (SimpleNorm).
+    pub up_norm: bool,
+    /// Multiplies the (normed) gate projection before the activation (nGPT). Needs a gated
+    /// activation.
+    #[serde(skip_serializing_if = "forms::is_default")]
+    pub gate_scale: S,
+    /// Multiplies the (normed) up projection, which is what an activation without gate reads
+    /// (nGPT).
+    #[serde(skip_serializing_if = "forms::is_default")]
+    pub up_scale: S,
+    /// Norm on the hidden activation before the down projection (Sub-LN, NormFormer).
+    pub mid_norm: bool,
+}

@@ -1,0 +1,159 @@
+//! What holds for the whole model: the norm function, embedding, logits, initial weights.
+
+use serde::{Deserialize, Serialize};
+
+use super::super::forms;
+use super::Scale;
+
+/// The norm function and what goes with it, at every site of the model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a table of norm fields")]
+pub struct NormSpec {
+    /// The function.
+    pub kind: NormKind,
+    /// Added to the mean square (or variance) under the root; no effect on `dyt` and `derf`.
+    pub eps: f64,
+    /// How the gain multiplies.
+    pub gain: Gain,
+    /// Whether a bias is added. Off unless given, for LayerNorm too; named placements whose source
+    /// has one set it.
+    pub bias: bool,
+    /// DyT's α or Derf's a where the norm starts; `None`, in a file `false`, means 0.5.
+    #[serde(with = "forms::off_or_number")]
+    pub alpha_init: Option<f64>,
+}
+
+impl Default for NormSpec {
+    fn default() -> Self {
+        Self {
+            kind: NormKind::Rmsnorm,
+            eps: 1e-5,
+            gain: Gain::Plain,
+            bias: false,
+            alpha_init: None,
+        }
+    }
+}
+
+/// A norm function of one row `x` of width w.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NormKind {
+    /// `x / √(mean(x²) + eps)` (arXiv 1910.07467).
+    #[default]
+    Rmsnorm,
+    /// `(x − mean(x)) / √(var(x) + eps)` (arXiv 1607.06450).
+    Layernorm,
+    /// `x / √(Σx² + eps)`.
+    L2,
+    /// `tanh(α·x)`, α learned (arXiv 2503.10622).
+    Dyt,
+    /// `erf(α·x + s)`, α and s learned (arXiv 2512.10938).
+    Derf,
+    /// `x`: every norm of the placement is left out.
+    None,
+}
+
+/// How a norm's gain multiplies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Gain {
+    /// `g · x̂`, g starts at 1.
+    #[default]
+    Plain,
+    /// `(1 + w) · x̂`, w starts at 0 (Gemma); where a gain shall start at g, w starts at g − 1.
+    OnePlus,
+    /// `x̂`.
+    None,
+}
+
+/// What happens to the token embedding before the first block.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(
+    default,
+    deny_unknown_fields,
+    expecting = "a table of embedding fields"
+)]
+pub struct Embed {
+    /// Multiplies the embedding.
+    pub scale: Scale,
+    /// A norm after the scale.
+    pub norm: bool,
+    /// Standard deviation of the embedding at the start; `None`, in a file `false`, follows the
+    /// init scheme.
+    #[serde(with = "forms::off_or_number")]
+    pub init_std: Option<f64>,
+}
+
+/// What happens to the logits.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a table of logits fields")]
+pub struct Logits {
+    /// `c · tanh(z / c)` (Gemma 2: 30). `false` is off.
+    #[serde(with = "forms::off_or_number")]
+    pub softcap: Option<f64>,
+    /// Multiplies the logits before the cap; a learned vector has one number per entry of the
+    /// vocabulary (nGPT).
+    pub scale: Scale,
+    /// Coefficient of `logsumexp(z)²` added to the training loss (PaLM 1e-4, OLMo 2 1e-5).
+    pub z_loss: f64,
+}
+
+/// How weights are drawn.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a table of init fields")]
+pub struct Init {
+    /// The scheme.
+    pub scheme: InitScheme,
+    /// The base standard deviation; without effect on `depth_scaled` and `xavier`.
+    pub std: StdRule,
+    /// Factors by role on top of the scheme.
+    pub gains: RoleGains,
+}
+
+/// An initialization scheme; σ is the base standard deviation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InitScheme {
+    /// Every matrix N(0, σ²) (the HybridNorm paper's choice for Pre-Norm).
+    #[default]
+    Normal,
+    /// Truncated at three times the standard deviation; `1/√fan_in`, and `1/√(2 · fan_in · l)` for
+    /// attention output and feed-forward down (OLMo's `mitchell`).
+    DepthScaled,
+    /// Truncated at 3σ; attention output and feed-forward down at `σ/√(2L)`; an untied head at
+    /// `1/√d` (official `full_megatron`).
+    Megatron,
+    /// Xavier normal, `√(2 / (fan_in + fan_out))`.
+    Xavier,
+}
+
+/// The base standard deviation. Written as a number or `small_init`.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub enum StdRule {
+    /// `1/√(2.5 · d)` ("small init", arXiv 1910.05895).
+    #[default]
+    SmallInit,
+    /// A number.
+    Const(f64),
+}
+
+/// Factors on the initial weights, by role. None of them can be learned.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, expecting = "a table of gains by role")]
+pub struct RoleGains {
+    /// Query projection.
+    pub q: Scale,
+    /// Key projection.
+    pub k: Scale,
+    /// Value projection.
+    pub v: Scale,
+    /// Attention output projection.
+    pub o: Scale,
+    /// Feed-forward gate projection.
+    pub gate: Scale,
+    /// Feed-forward up projection.
+    pub up: Scale,
+    /// Feed-forward down projection.
+    pub down: Scale,
+}

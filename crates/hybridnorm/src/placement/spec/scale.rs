@@ -1,0 +1,96 @@
+//! Factors: numbers, closed formulas of the depth and width, parameters.
+
+use serde::{Deserialize, Serialize};
+
+/// A factor as written in a placement.
+///
+/// In a file: a number (`0.5`), a formula (`"inv_sqrt_layer"`, `{ depth_power = { k = 2, p = 0.25 } }`)
+/// or a parameter (`{ learned = { shape = "vector", init = 0.1 } }`, where `init` is again a number
+/// or a formula, and so is `start` where there is one).
+#[derive(Debug, Clone, PartialEq)]
+pub enum Scale {
+    /// A number.
+    Const(f64),
+    /// A closed formula of the depth.
+    Formula(Formula),
+    /// A parameter.
+    Learned {
+        /// One number or one per channel.
+        shape: LearnedShape,
+        /// Where the factor starts. Must not be learned itself.
+        init: Box<Scale>,
+        /// Where the parameter behind it starts: the factor is the parameter times `init / start`,
+        /// which changes how far a step of Adam moves it (nGPT, arXiv 2410.01131).
+        /// Without it, the parameter is the factor. Must be neither learned nor 0.
+        start: Option<Box<Scale>>,
+    },
+}
+
+impl Default for Scale {
+    fn default() -> Self {
+        Self::Const(1.0)
+    }
+}
+
+/// A closed formula. `l` is the 1-based block index, `L` the number of blocks, `d` the width.
+///
+/// Deliberately not an expression language: every member has a source.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Formula {
+    /// `1/√l` (LayerNorm Scaling, arXiv 2502.05795; HybridNorm-DS).
+    InvSqrtLayer,
+    /// `1/√(2l)` (SiameseNorm's released code, arXiv 2602.08064).
+    InvSqrt2Layer,
+    /// `1/√(2L)` (GPT-2; the 7B HybridNorm's output gains).
+    InvSqrt2Depth,
+    /// `2L`, the number of sub-layers (Keel, arXiv 2601.19895).
+    TwoDepth,
+    /// `(k·L)^p` (DeepNorm: k = 2, p = 1/4; its gains k = 8, p = −1/4; arXiv 2203.00555).
+    DepthPower {
+        /// Multiplies the depth.
+        k: f64,
+        /// The exponent.
+        p: f64,
+    },
+    /// `√d` (embedding scale of the original Transformer and Gemma).
+    SqrtWidth,
+    /// `1/√d` (where nGPT's parameters start, arXiv 2410.01131).
+    InvSqrtWidth,
+    /// `√(ln 2L)` (Sub-LN's weight gains, arXiv 2210.06423).
+    SqrtLn2Depth,
+    /// 0.1 for L ≤ 18, 1e-5 for L ≤ 24, else 1e-6 (LayerScale, arXiv 2103.17239).
+    LayerScale,
+}
+
+/// Shape of a learned scale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LearnedShape {
+    /// One number.
+    Scalar,
+    /// One number per channel of what it multiplies.
+    Vector,
+}
+
+/// A [`Scale`] resolved for one layer. Written like a scale, without formulas.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Factor {
+    /// A number.
+    Const(f64),
+    /// A parameter.
+    Learned {
+        /// One number or one per channel.
+        shape: LearnedShape,
+        /// Where the factor starts.
+        init: f64,
+        /// Where the parameter starts if not there; the factor is the parameter times
+        /// `init / start`.
+        start: Option<f64>,
+    },
+}
+
+impl Default for Factor {
+    fn default() -> Self {
+        Self::Const(1.0)
+    }
+}

@@ -1,0 +1,194 @@
+//! Errors of the norms and scales inside attention and inside the feed-forward.
+
+use super::super::error::PlacementError;
+use super::super::spec::{
+    AttnScale, Factor, FfnInner, Gain, HeadNorm, LearnedShape, NormKind, QkOrder,
+};
+use super::model::positive;
+use super::{ONE, Site};
+
+pub(super) fn check(site: &Site) -> Result<(), PlacementError> {
+    attn_in_scale(site)?;
+    head_norms(site)?;
+    scores(site)?;
+    ffn_inner(site)
+}
+
+/// Norms on q, k and v that divide by the size of what they read take back any scale before them.
+fn attn_in_scale(site: &Site) -> Result<(), PlacementError> {
+    let inner = &site.spec.attn_inner;
+    let rescales = rescales(site);
+    let is_cosine = inner.attn_scale == AttnScale::Cosine;
+    let normed = |norm| rescales && norm != HeadNorm::None;
+    let qk_normed = is_cosine || (normed(inner.q_norm) && normed(inner.k_norm));
+    let all_normed = qk_normed && normed(inner.v_norm);
+    if site.spec.attn.in_scale == ONE || !all_normed || inner.clip_qkv.is_some() {
+        return Ok(());
+    }
+    site.fail(
+        "attn.in_scale",
+        "q, k and v are normed, which takes back a scale on what attention reads, so it has no \
+         effect; use attn.out_scale",
+    )
+}
+
+fn head_norms(site: &Site) -> Result<(), PlacementError> {
+    let inner = &site.spec.attn_inner;
+    let full = |norm| matches!(norm, HeadNorm::Full | HeadNorm::FullPlain);
+    let plain = |norm| matches!(norm, HeadNorm::PerHeadPlain | HeadNorm::FullPlain);
+    let normed = inner.q_norm != HeadNorm::None || inner.k_norm != HeadNorm::None;
+    if inner.qk_order == QkOrder::AfterRope {
+        if !normed {
+            return site.fail(
+                "attn_inner.qk_order",
+                "neither q nor k is normed, so an order has no effect; set attn_inner.q_norm and \
+                 k_norm or remove it",
+            );
+        }
+        for (path, norm) in [
+            ("attn_inner.q_norm", inner.q_norm),
+            ("attn_inner.k_norm", inner.k_norm),
+        ] {
+            if full(norm) {
+                return site.fail(
+                    path,
+                    "a norm over all heads after the rotary embedding is defined by no model; use \
+                     `per_head` or qk_order = \"before_rope\"",
+                );
+            }
+        }
+    }
+    if matches!(site.case.resolved.norm.kind, NormKind::Dyt | NormKind::Derf) {
+        for (path, norm) in [
+            ("attn_inner.q_norm", inner.q_norm),
+            ("attn_inner.k_norm", inner.k_norm),
+            ("attn_inner.v_norm", inner.v_norm),
+            ("attn_inner.ctx_norm", inner.ctx_norm),
+        ] {
+            if plain(norm) {
+                return site.fail(
+                    path,
+                    "`dyt` and `derf` have a learned α, so there is no form of them without \
+                     parameters; use `per_head` or `full`",
+                );
+            }
+        }
+    }
+    qk_post_scale(site)
+}
+
+fn qk_post_scale(site: &Site) -> Result<(), PlacementError> {
+    let path = "attn_inner.qk_post_scale";
+    let inner = &site.spec.attn_inner;
+    let both_normed = inner.q_norm != HeadNorm::None && inner.k_norm != HeadNorm::None;
+    let has_gain = |norm| {
+        !matches!(norm, HeadNorm::PerHeadPlain | HeadNorm::FullPlain)
+            && site.case.resolved.norm.gain != Gain::None
+    };
+    match inner.qk_post_scale {
+        ONE => Ok(()),
+        Factor::Const(0.0) => site.fail(path, "a factor of 0 removes queries and keys"),
+        _ if inner.attn_scale == AttnScale::Cosine => site.fail(
+            path,
+            "cosine attention brings q and k to unit length, so a scale before it has no effect",
+        ),
+        _ if !both_normed || site.case.without_norms() => site.fail(
+            path,
+            "multiplies normed queries and keys, but not both are normed; set attn_inner.q_norm \
+             and k_norm, or use attn_inner.attn_scale",
+        ),
+        Factor::Learned { .. } if has_gain(inner.q_norm) || has_gain(inner.k_norm) => site.fail(
+            path,
+            "is learned, and so is the gain of the q and k norms, which does the same; use norms \
+             without gain",
+        ),
+        _ => Ok(()),
+    }
+}
+
+fn scores(site: &Site) -> Result<(), PlacementError> {
+    let inner = &site.spec.attn_inner;
+    for (path, cap) in [
+        ("attn_inner.attn_softcap", inner.attn_softcap),
+        ("attn_inner.clip_qkv", inner.clip_qkv),
+    ] {
+        if let Some(cap) = cap {
+            positive(cap, &site.origin(path), "the limit")?;
+        }
+    }
+    if let AttnScale::Const(scale) = inner.attn_scale {
+        positive(scale, &site.origin("attn_inner.attn_scale"), "the scale")?;
+    }
+    if inner.attn_scale != AttnScale::Cosine {
+        return Ok(());
+    }
+    for (path, norm) in [
+        ("attn_inner.q_norm", inner.q_norm),
+        ("attn_inner.k_norm", inner.k_norm),
+    ] {
+        if norm != HeadNorm::None {
+            return site.fail(
+                path,
+                "cosine attention itself brings q and k to unit length; remove the norm",
+            );
+        }
+    }
+    Ok(())
+}
+
+fn ffn_inner(site: &Site) -> Result<(), PlacementError> {
+    let inner = &site.spec.ffn_inner;
+    for (path, is_on, what) in [
+        ("ffn_inner.gate_norm", inner.gate_norm, "norm"),
+        ("ffn_inner.gate_scale", inner.gate_scale != ONE, "scale"),
+    ] {
+        if is_on && !site.case.facts.gated {
+            let problem = format!(
+                "the model's activation has no gate, so a {what} on it has no effect; use a gated \
+                 activation or remove it"
+            );
+            return site.fail(path, problem);
+        }
+    }
+    for (path, scale) in [
+        ("ffn_inner.gate_scale", inner.gate_scale),
+        ("ffn_inner.up_scale", inner.up_scale),
+    ] {
+        if scale == Factor::Const(0.0) {
+            return site.fail(
+                path,
+                "a constant factor of 0 cuts the feed-forward off for good",
+            );
+        }
+    }
+    up_scale(site, inner)
+}
+
+/// Behind a gate, what the up projection is multiplied by comes out again, up to the next norm.
+fn up_scale(site: &Site, inner: &FfnInner<Factor>) -> Result<(), PlacementError> {
+    let is_number = !matches!(
+        inner.up_scale,
+        Factor::Learned {
+            shape: LearnedShape::Vector,
+            ..
+        }
+    );
+    let is_normed = inner.mid_norm || site.spec.ffn.out_norm.is_some();
+    let is_taken_back = site.case.facts.gated && is_normed && rescales(site);
+    if inner.up_scale == ONE || !is_number || !is_taken_back {
+        return Ok(());
+    }
+    site.fail(
+        "ffn_inner.up_scale",
+        "a norm on the hidden activation or on the output takes back one number on the up \
+         projection, so it has no effect; remove it or use a learned vector",
+    )
+}
+
+/// Whether norms divide by the size of what they read.
+fn rescales(site: &Site) -> bool {
+    matches!(
+        site.case.resolved.norm.kind,
+        NormKind::Rmsnorm | NormKind::Layernorm | NormKind::L2
+    )
+}

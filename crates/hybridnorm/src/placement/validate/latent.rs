@@ -1,0 +1,30 @@
+//! Errors of what multi-head latent attention has no place for.
+
+use super::super::error::PlacementError;
+use super::super::spec::{AttnScale, Factor, QkOrder};
+use super::Site;
+
+pub(super) fn check_block(site: &Site) -> Result<(), PlacementError> {
+    if !site.case.facts.latent {
+        return Ok(());
+    }
+    let (field, problem) = match &site.spec.attn_inner {
+        inner if inner.attn_scale == AttnScale::Cosine => (
+            "attn_scale",
+            "cosine attention is not defined for latent attention, whose keys are never made while \
+             decoding; use `inv_sqrt_head_dim`, `sqrt_head_dim` or a number",
+        ),
+        inner if inner.qk_order == QkOrder::AfterRope => (
+            "qk_order",
+            "a norm after the rotary embedding is not defined for latent attention, whose norms \
+             stand on what is read before it; use `before_rope`",
+        ),
+        inner if matches!(inner.qk_post_scale, Factor::Learned { .. }) => (
+            "qk_post_scale",
+            "a learned scale is not defined for latent attention, whose keys are never made while \
+             decoding; use a number",
+        ),
+        _ => return Ok(()),
+    };
+    site.fail(&format!("attn_inner.{field}"), problem)
+}

@@ -1,0 +1,64 @@
+//! Errors of placements with two streams, and of their fields without them.
+
+use super::super::error::PlacementError;
+use super::super::spec::{Skip, Streams, Topology};
+use super::{Case, ONE, Site};
+
+pub(super) fn check(case: &Case) -> Result<(), PlacementError> {
+    let are_two = case.resolved.streams.are_two();
+    if are_two && case.without_norms() {
+        return Err(PlacementError::new(
+            "streams",
+            "norm.kind = \"none\" leaves out the norm on the second stream, whose size grows with \
+             depth; use another kind of norm or streams = \"single\"",
+        ));
+    }
+    if case.resolved.merge_norm && !are_two {
+        return Err(PlacementError::new(
+            "merge_norm",
+            "there is one stream and nothing to merge, so this has no effect; set final_norm, or \
+             streams = \"residual_dual\" or \"siamese\"",
+        ));
+    }
+    Ok(())
+}
+
+pub(super) fn check_block(site: &Site) -> Result<(), PlacementError> {
+    read_scale(site)?;
+    if !site.case.resolved.streams.are_two() {
+        return Ok(());
+    }
+    if site.spec.topology != Topology::Sequential {
+        return site.fail(
+            "topology",
+            "two streams are defined for sub-layers one after the other; set topology = \
+             \"sequential\" or streams = \"single\"",
+        );
+    }
+    for (name, sub) in site.sub_layers() {
+        if !matches!(sub.skip, Skip::Raw | Skip::Normed) {
+            return site.fail(
+                &format!("{name}.skip"),
+                "with two streams the skip is the main stream or what the sub-layer reads; use \
+                 `raw` or `normed`, or streams = \"single\"",
+            );
+        }
+    }
+    Ok(())
+}
+
+fn read_scale(site: &Site) -> Result<(), PlacementError> {
+    if site.case.resolved.streams == Streams::Siamese {
+        return Ok(());
+    }
+    for (name, sub) in site.sub_layers() {
+        if sub.read_scale != ONE {
+            return site.fail(
+                &format!("{name}.read_scale"),
+                "weighs the main stream against the norm of the second where a sub-layer reads \
+                 both, so it has no effect here; set streams = \"siamese\" or use in_scale",
+            );
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,58 @@
+//! Folders of Hugging Face's format give the logits and the greedy continuation of `transformers`
+//! (`fixtures/hf`).
+
+mod common;
+
+use burn::tensor::Device;
+use common::reference::*;
+use common::{largest_difference, to_vec};
+use hybridnorm::interop::huggingface;
+use hybridnorm::model::Decoder;
+
+/// The most likely tokens after `ids`, with a cache.
+fn greedy(model: &Decoder, ids: &[i32], new: usize) -> Vec<i32> {
+    let mut cache = model.new_cache(1, ids.len() + new);
+    let mut piece = ids.to_vec();
+    let mut found = Vec::new();
+    for _ in 0..new {
+        let input = model.ids(&piece, 1, piece.len()).unwrap();
+        let logits = to_vec(model.logits(model.forward_cached(input, &mut cache)));
+        let last = &logits[logits.len() - model.config().vocab_size..];
+        let best = (0..last.len()).max_by(|&a, &b| last[a].total_cmp(&last[b]));
+        piece = vec![best.unwrap() as i32];
+        found.extend(&piece);
+    }
+    found
+}
+
+#[test]
+fn logits_and_greedy_continuation_are_those_of_transformers() {
+    for name in ["olmoe", "deepseek-v3"] {
+        let folder = fixture(&format!("hf/{name}"));
+        let model = huggingface::import(&folder, &Device::flex()).unwrap();
+        let bytes = std::fs::read(folder.join("reference.safetensors")).unwrap();
+        let (ids, shape) = tokens(&bytes);
+        let (inputs, _) = shifted(&ids, shape[1]);
+        let ids_bt = model.ids(&inputs, shape[0], shape[1] - 1).unwrap();
+        let logits = to_vec(model.logits(model.forward(ids_bt)));
+        let difference = largest_difference(&logits, &tensors(&bytes, "logits")[""].data);
+        println!("{name} logits {difference:.1e}");
+        assert!(difference < 1e-4, "{name}: {difference}");
+
+        let reference = json(&folder.join("reference.json"));
+        let expected = reference["greedy_from_first_8_tokens_of_row_0"]
+            .as_array()
+            .unwrap();
+        let expected: Vec<i32> = expected
+            .iter()
+            .map(|id| id.as_i64().unwrap() as i32)
+            .collect();
+        // Some continuations are given with the prompt they follow.
+        let expected = expected.strip_prefix(&ids[..8]).unwrap_or(&expected);
+        assert_eq!(
+            greedy(&model, &ids[..8], expected.len()),
+            expected,
+            "{name}"
+        );
+    }
+}

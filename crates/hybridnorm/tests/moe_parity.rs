@@ -1,0 +1,74 @@
+//! The mixture of experts is that of the official code's family: logits, every loss and every gradient
+//! against vectors computed with plain PyTorch (`fixtures/official/moe-*`).
+
+mod common;
+
+use burn::tensor::Device;
+use common::reference::*;
+use common::{largest_difference, to_vec, to_vec64};
+use hybridnorm::interop::official;
+use hybridnorm::model::{LossOptions, Recompute};
+use hybridnorm::train::GradientSum;
+
+#[test]
+fn logits_losses_and_gradients_are_those_of_the_reference() {
+    for name in ["moe-pre-norm", "moe-hybridnorm-star"] {
+        let json = json(&fixture(&format!("official/{name}.json")));
+        let bytes = std::fs::read(fixture(&format!("official/{name}.safetensors"))).unwrap();
+        let number = |key: &str| json[key].as_f64().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        write_official(folder.path(), &json["model"], &tensors(&bytes, "weight."));
+        let device = Device::flex().autodiff();
+        let model = official::import(folder.path(), &device).unwrap();
+
+        let (ids, shape) = tokens(&bytes);
+        let (inputs, targets) = shifted(&ids, shape[1]);
+        let (b, t) = (shape[0], shape[1] - 1);
+        let inputs = model.ids(&inputs, b, t).unwrap();
+        let targets = model.ids(&targets, b, t).unwrap();
+
+        let logits = to_vec(model.logits(model.forward(inputs.clone())));
+        let logits = largest_difference(&logits, &tensors(&bytes, "logits")[""].data);
+        assert!(logits < 1e-4, "{name}: logits {logits}");
+
+        let mut gradients = GradientSum::default();
+        let options = LossOptions {
+            divisor: (b * t) as f32,
+        };
+        let pass = gradients.accumulate(&model, inputs, targets, options, Recompute::None);
+        let losses = to_vec64(pass.losses);
+        let mean = |f: fn(&hybridnorm::model::Routing) -> f64| {
+            pass.routing.iter().map(f).sum::<f64>() / pass.routing.len() as f64
+        };
+        let model_json = &json["model"];
+        let weight = |key: &str| model_json[key].as_f64().unwrap();
+        let total = number("cross_entropy")
+            + weight("moe_loss_weight") * number("load_balance_loss")
+            + weight("moe_zloss_weight") * number("router_z_loss");
+        for (what, found, expected) in [
+            ("cross-entropy", losses[1], number("cross_entropy")),
+            (
+                "load balance",
+                mean(|r| r.load_balance),
+                number("load_balance_loss"),
+            ),
+            ("z-loss", mean(|r| r.z), number("router_z_loss")),
+            ("sum", losses[0], total),
+        ] {
+            println!("{name} {what} {:.1e}", (found - expected).abs());
+            assert!(
+                (found - expected).abs() < 1e-5,
+                "{name} {what}: {found}, expected {expected}"
+            );
+        }
+        let expected = official::translate_all(tensors(&bytes, "grad."), model.config()).unwrap();
+        assert_eq!(
+            expected.len(),
+            hybridnorm::model::params::names(&model).len()
+        );
+        let gradient = gradient_deviation(&gradients, &expected);
+        println!("{name} logits {logits:.1e} gradient {gradient:.1e}");
+        assert!(gradient < 1e-4, "{name}: gradient {gradient}");
+        assert!(pass.routing.iter().all(|routing| routing.dropped() == 0));
+    }
+}

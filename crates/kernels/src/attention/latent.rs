@@ -1,0 +1,353 @@
+//! Attention to a latent cache, for generation: all heads read the same rows, which are keys, and
+//! in their first channels values (multi-head latent attention with absorbed projections, DeepSeek-V2,
+//! arXiv 2405.04434, section 2.1.2).
+
+use super::{Attention, Part, Place, capacity, forward};
+use crate::math::{exp, tanh};
+use crate::simd::{AddRows, Chunked, Products, by_chunks, dispatch, map_sum, max};
+use pulp::Simd;
+use rayon::prelude::*;
+
+/// Cache rows per task. They come from memory once, for the scores, and for the context from the
+/// second cache.
+const POSITIONS: usize = 128;
+/// New positions that are not worth packing the cache.
+const FEW: usize = 4;
+/// Most heads that share what is packed.
+const SHARED: usize = 4;
+
+/// Shape and form of an attention to a latent cache.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LatentAttention {
+    /// Sequences.
+    pub batch: usize,
+    /// New positions per sequence.
+    pub seq: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Channels of the latent, which is the value of all heads.
+    pub latent: usize,
+    /// Channels of the rotated key.
+    pub rope: usize,
+    /// Factor of the scores, that of the heads before projections were absorbed.
+    pub scale: f32,
+    /// Soft cap of the scores.
+    pub softcap: Option<f32>,
+}
+
+/// Attention of new queries to a latent cache.
+///
+/// `q` (batch, new, heads * (latent + rope)) holds absorbed and rotated queries; `cache` (batch,
+/// capacity, latent + rope), rows `[latent | rotated key]`, already holds the new rows. New query i
+/// sees the cache rows `0..=past + i`. `ctx` is (batch, new, heads * latent).
+pub fn cached_latent(a: &LatentAttention, q: &[f32], cache: &[f32], past: usize, ctx: &mut [f32]) {
+    let name = "attention::cached_latent";
+    let LatentAttention {
+        batch,
+        seq,
+        heads,
+        latent,
+        ..
+    } = *a;
+    assert!(heads > 0 && latent > 0, "{name}: heads must not be empty");
+    let width = heads * a.width();
+    assert_eq!(
+        q.len(),
+        batch * seq * width,
+        "{name}: q is not ({batch}, {seq}, {width})"
+    );
+    let width = heads * latent;
+    assert_eq!(
+        ctx.len(),
+        batch * seq * width,
+        "{name}: ctx is not ({batch}, {seq}, {width})"
+    );
+    let capacity = capacity(name, cache, batch, a.width(), past + seq);
+    match seq {
+        ..=FEW => attend_each(a, q, cache, capacity, past, ctx),
+        _ => attend_together(a, q, cache, capacity, past, ctx),
+    }
+}
+
+impl LatentAttention {
+    /// Values per head of the queries, and per row of the cache.
+    fn width(&self) -> usize {
+        self.latent + self.rope
+    }
+}
+
+/// The forward pass with groups of heads that all have the same keys and values.
+fn attend_together(
+    a: &LatentAttention,
+    q: &[f32],
+    cache: &[f32],
+    capacity: usize,
+    past: usize,
+    ctx: &mut [f32],
+) {
+    let shared = (1..=SHARED).rfind(|n| a.heads.is_multiple_of(*n));
+    let form = Attention {
+        batch: a.batch,
+        seq: a.seq,
+        heads: a.heads,
+        kv_heads: a.heads / shared.unwrap_or(1),
+        head_dim: a.width(),
+        value_dim: a.latent,
+        scale: a.scale,
+        softcap: a.softcap,
+    };
+    let all = Part { first: 0, step: 0 };
+    let place = Place {
+        queries: q,
+        query_stride: a.heads * a.width(),
+        keys: cache,
+        per_sequence: capacity,
+        row_stride: a.width(),
+        key: all,
+        value: all,
+        preparation: None,
+    };
+    let mut lse = vec![0.0; a.batch * a.heads * a.seq];
+    forward::attend(&form, &place, past, ctx, &mut lse);
+}
+
+/// One task per query and [`POSITIONS`] of the cache, each for all heads; then the softmax of the
+/// tasks is put together for each head.
+fn attend_each(
+    a: &LatentAttention,
+    q: &[f32],
+    cache: &[f32],
+    capacity: usize,
+    past: usize,
+    ctx: &mut [f32],
+) {
+    let LatentAttention {
+        batch,
+        seq,
+        heads,
+        latent,
+        ..
+    } = *a;
+    let width = a.width();
+    let visible = |query: usize| past + query % seq.max(1) + 1;
+    let spans = (past + seq).div_ceil(POSITIONS);
+    // Contexts of all heads, then their largest scores, then the sums of their exponentials.
+    let size = heads * (latent + 2);
+    let mut partials = vec![0.0; batch * seq * spans * size];
+    partials
+        .par_chunks_exact_mut(size)
+        .enumerate()
+        .for_each_init(
+            || vec![0.0; heads * POSITIONS],
+            |scores, (index, partial)| {
+                let (query, start) = (index / spans, index % spans * POSITIONS);
+                let count = POSITIONS.min(visible(query).saturating_sub(start));
+                if count == 0 {
+                    return;
+                }
+                let first = query / seq * capacity + start;
+                let (context, sums) = partial.split_at_mut(heads * latent);
+                let (largest, total) = sums.split_at_mut(heads);
+                by_chunks(Span {
+                    a,
+                    q: &q[query * heads * width..][..heads * width],
+                    rows: &cache[first * width..][..count * width],
+                    scores: &mut scores[..heads * count],
+                    context,
+                    largest,
+                    total,
+                });
+            },
+        );
+    ctx.par_chunks_exact_mut(latent)
+        .enumerate()
+        .for_each(|(head, ctx)| {
+            let (query, h) = (head / heads, head % heads);
+            let seen = visible(query).div_ceil(POSITIONS);
+            let spans = partials[query * spans * size..][..seen * size].chunks_exact(size);
+            dispatch(
+                #[inline(always)]
+                || merge(spans, heads, h, ctx),
+            );
+        });
+}
+
+/// Context of head `h` from those of all spans.
+#[inline(always)]
+fn merge<'a>(
+    spans: impl Iterator<Item = &'a [f32]> + Clone,
+    heads: usize,
+    h: usize,
+    ctx: &mut [f32],
+) {
+    let latent = ctx.len();
+    let largest = |span: &[f32]| span[heads * latent + h];
+    let top = spans.clone().map(largest).fold(f32::NEG_INFINITY, f32::max);
+    let mut total = 0.0;
+    ctx.fill(0.0);
+    for span in spans {
+        let weight = exp(largest(span) - top);
+        total += weight * span[heads * (latent + 1) + h];
+        for (ctx, part) in ctx.iter_mut().zip(&span[h * latent..]) {
+            *ctx += weight * part;
+        }
+    }
+    let factor = 1.0 / total;
+    ctx.iter_mut().for_each(|ctx| *ctx *= factor);
+}
+
+/// Attention of all heads of a sequence to some rows of the cache.
+struct Span<'a> {
+    a: &'a LatentAttention,
+    q: &'a [f32],
+    rows: &'a [f32],
+    /// For each head its scores of the rows, which become their exponentials.
+    scores: &'a mut [f32],
+    /// For each head the rows' latents times these exponentials.
+    context: &'a mut [f32],
+    largest: &'a mut [f32],
+    total: &'a mut [f32],
+}
+
+impl Chunked for Span<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd, const V: usize>(mut self, simd: S) {
+        // What a block keeps in registers: 16 sums, or as many weights, of 32 that hold a chunk
+        // each; else 8 of AVX2's 16.
+        match V {
+            1 => {
+                self.products::<S, V, 2, 8>(simd);
+                self.exponentials();
+                self.sums::<S, V, 2, 8>(simd);
+            }
+            _ => {
+                self.products::<S, V, 1, 4>(simd);
+                self.exponentials();
+                self.sums::<S, V, 2, 4>(simd);
+            }
+        }
+    }
+}
+
+impl Span<'_> {
+    /// Products of queries and rows, `M` heads by `N` rows at a time. Rows are in the outer loop, so
+    /// that they are in the first cache for all heads.
+    #[inline(always)]
+    fn products<S: Simd, const V: usize, const M: usize, const N: usize>(&mut self, simd: S) {
+        let count = self.count();
+        let whole = count - count % N;
+        for s in (0..whole).step_by(N) {
+            self.products_of::<S, V, M, N>(simd, s);
+        }
+        for s in whole..count {
+            self.products_of::<S, V, M, 1>(simd, s);
+        }
+    }
+
+    /// Products of `N` rows from number `s` on with all heads.
+    #[inline(always)]
+    fn products_of<S: Simd, const V: usize, const M: usize, const N: usize>(
+        &mut self,
+        simd: S,
+        s: usize,
+    ) {
+        let whole = self.a.heads - self.a.heads % M;
+        for h in (0..whole).step_by(M) {
+            self.products_block::<S, V, M, N>(simd, h, s);
+        }
+        for h in whole..self.a.heads {
+            self.products_block::<S, V, 1, N>(simd, h, s);
+        }
+    }
+
+    #[inline(always)]
+    fn products_block<S: Simd, const V: usize, const M: usize, const N: usize>(
+        &mut self,
+        simd: S,
+        h: usize,
+        s: usize,
+    ) {
+        let (width, count) = (self.a.width(), self.count());
+        let x = std::array::from_fn(|j| &self.q[(h + j) * width..][..width]);
+        let rows = std::array::from_fn(|i| &self.rows[(s + i) * width..][..width]);
+        let products: [[f32; N]; M] = Products { x, rows }.run::<S, V>(simd);
+        for (j, products) in products.iter().enumerate() {
+            self.scores[(h + j) * count + s..][..N].copy_from_slice(products);
+        }
+    }
+
+    /// Turns products into exponentials of the scores, the largest of each head taken off.
+    #[inline(always)]
+    fn exponentials(&mut self) {
+        let LatentAttention { scale, softcap, .. } = *self.a;
+        let scale = scale / softcap.unwrap_or(1.0);
+        let heads = self
+            .scores
+            .chunks_exact_mut(self.rows.len() / self.a.width());
+        let sums = self.largest.iter_mut().zip(self.total.iter_mut());
+        for (scores, (largest, total)) in heads.zip(sums) {
+            scores.iter_mut().for_each(|s| *s *= scale);
+            if let Some(cap) = softcap {
+                map_sum(scores, |u| cap * tanh(u));
+            }
+            let top = max(scores);
+            *largest = top;
+            *total = map_sum(scores, |s| exp(s - top));
+        }
+    }
+
+    /// Weighted sums of the rows' latents, in blocks as those of the products.
+    #[inline(always)]
+    fn sums<S: Simd, const V: usize, const M: usize, const N: usize>(&mut self, simd: S) {
+        self.context.fill(0.0);
+        let count = self.count();
+        let whole = count - count % N;
+        for s in (0..whole).step_by(N) {
+            self.sums_of::<S, V, M, N>(simd, s);
+        }
+        for s in whole..count {
+            self.sums_of::<S, V, M, 1>(simd, s);
+        }
+    }
+
+    /// Adds `N` rows from number `s` on to the contexts of all heads.
+    #[inline(always)]
+    fn sums_of<S: Simd, const V: usize, const M: usize, const N: usize>(
+        &mut self,
+        simd: S,
+        s: usize,
+    ) {
+        let whole = self.a.heads - self.a.heads % M;
+        for h in (0..whole).step_by(M) {
+            self.sums_block::<S, V, M, N>(simd, h, s);
+        }
+        for h in whole..self.a.heads {
+            self.sums_block::<S, V, 1, N>(simd, h, s);
+        }
+    }
+
+    #[inline(always)]
+    fn sums_block<S: Simd, const V: usize, const M: usize, const N: usize>(
+        &mut self,
+        simd: S,
+        h: usize,
+        s: usize,
+    ) {
+        let (width, latent, count) = (self.a.width(), self.a.latent, self.count());
+        let mut contexts = self.context[h * latent..].chunks_exact_mut(latent);
+        AddRows::<M, N> {
+            weights: std::array::from_fn(|j| {
+                std::array::from_fn(|i| self.scores[(h + j) * count + s + i])
+            }),
+            rows: std::array::from_fn(|i| &self.rows[(s + i) * width..][..latent]),
+            sums: std::array::from_fn(|_| contexts.next().expect("a context for every head")),
+        }
+        .run::<S, V>(simd);
+    }
+
+    fn count(&self) -> usize {
+        self.rows.len() / self.a.width()
+    }
+}

@@ -1,0 +1,426 @@
+//! Multi-head latent attention around the attention itself (DeepSeek-V2, arXiv 2405.04434, section
+//! 2.1): heads of two parts, content and position, and projections that are absorbed for generation.
+//!
+//! Only the second part of a query or key is rotated, and the heads share that of the key. In
+//! generation the cache holds latents instead of keys and values: since `q (W_UK c) = (q W_UK) c`,
+//! the projection of keys moves to the query ([`absorb`]), and that of values behind the attention
+//! ([`expand`]); in between stands [`cached_latent`](crate::attention::cached_latent).
+
+use crate::gemm::matmul;
+use crate::parallel::rows_per_chunk;
+use crate::qkv::rotate;
+use crate::simd::{AddRows, Chunked, by_chunks, dispatch, dots};
+use pulp::Simd;
+use rayon::prelude::*;
+
+/// Heads of a latent attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Latent {
+    /// Heads of queries, keys and values.
+    pub heads: usize,
+    /// Channels of a head's query and key that carry content.
+    pub nope: usize,
+    /// Channels of a head's query and key that carry the position; even.
+    pub rope: usize,
+    /// Channels of a head's value.
+    pub value: usize,
+}
+
+/// Packed rows `[q heads | k heads | v heads]` for [`attention::forward`](crate::attention::forward),
+/// (n, heads * (2 (nope + rope) + value)), each query and key head `[content | rotated part]`.
+///
+/// `q` is (n, heads * (nope + rope)), heads in the same order but not rotated; `kv` is (n, heads *
+/// (nope + value)), for each head `[key content | value]`; `key` (n, rope) is the part to be rotated
+/// of the key of all heads. `table` is one of [`rope_table`](crate::qkv::rope_table), (t, rope); row i
+/// is at position `i % t`.
+pub fn assemble(l: &Latent, q: &[f32], kv: &[f32], key: &[f32], table: &[f32], packed: &mut [f32]) {
+    let name = "latent::assemble";
+    let lengths = [q.len(), kv.len(), key.len(), packed.len()];
+    let n = l.check_rows(name, ["q", "kv", "key", "packed"], lengths);
+    let positions = positions(name, n, l.rope, table);
+    let [q_width, kv_width, key_width, width] = l.widths();
+    let chunk = rows_per_chunk(n, width);
+    packed
+        .par_chunks_mut(chunk * width)
+        .zip(q.par_chunks(chunk * q_width))
+        .zip(kv.par_chunks(chunk * kv_width))
+        .zip(key.par_chunks(chunk * key_width))
+        .enumerate()
+        .for_each(|(c, (((packed, q), kv), key))| {
+            let inputs = q.chunks_exact(q_width).zip(kv.chunks_exact(kv_width));
+            let inputs = inputs.zip(key.chunks_exact(key_width));
+            let rows = inputs.zip(packed.chunks_exact_mut(width));
+            dispatch(
+                #[inline(always)]
+                || {
+                    for (i, (((q, kv), key), packed)) in (c * chunk..).zip(rows) {
+                        let turn = &table[i % positions * l.rope..][..l.rope];
+                        assemble_row(l, q, kv, key, turn, packed);
+                    }
+                },
+            );
+        });
+}
+
+#[inline(always)]
+fn assemble_row(l: &Latent, q: &[f32], kv: &[f32], key: &[f32], turn: &[f32], packed: &mut [f32]) {
+    let d = l.head_dim();
+    let (queries, packed) = packed.split_at_mut(l.heads * d);
+    let (keys, values) = packed.split_at_mut(l.heads * d);
+    for (x, y) in q.chunks_exact(d).zip(queries.chunks_exact_mut(d)) {
+        y[..l.nope].copy_from_slice(&x[..l.nope]);
+        rotate(&x[l.nope..], turn, 1.0, 1.0, &mut y[l.nope..]);
+    }
+    let heads = keys.chunks_exact_mut(d);
+    let heads = heads.zip(values.chunks_exact_mut(l.value));
+    for (kv, (k, v)) in kv.chunks_exact(l.nope + l.value).zip(heads) {
+        k[..l.nope].copy_from_slice(&kv[..l.nope]);
+        v.copy_from_slice(&kv[l.nope..]);
+        rotate(key, turn, 1.0, 1.0, &mut k[l.nope..]);
+    }
+}
+
+/// Gradients of [`assemble`]: from `dpacked`, shaped like `packed`, to `dq`, `dkv` and `dkey`, shaped
+/// like its inputs.
+pub fn assemble_backward(
+    l: &Latent,
+    dpacked: &[f32],
+    table: &[f32],
+    dq: &mut [f32],
+    dkv: &mut [f32],
+    dkey: &mut [f32],
+) {
+    let name = "latent::assemble_backward";
+    let lengths = [dq.len(), dkv.len(), dkey.len(), dpacked.len()];
+    let n = l.check_rows(name, ["dq", "dkv", "dkey", "dpacked"], lengths);
+    let positions = positions(name, n, l.rope, table);
+    let [q_width, kv_width, key_width, width] = l.widths();
+    let chunk = rows_per_chunk(n, width);
+    dpacked
+        .par_chunks(chunk * width)
+        .zip(dq.par_chunks_mut(chunk * q_width))
+        .zip(dkv.par_chunks_mut(chunk * kv_width))
+        .zip(dkey.par_chunks_mut(chunk * key_width))
+        .enumerate()
+        .for_each(|(c, (((dpacked, dq), dkv), dkey))| {
+            let outputs = dq
+                .chunks_exact_mut(q_width)
+                .zip(dkv.chunks_exact_mut(kv_width));
+            let outputs = outputs.zip(dkey.chunks_exact_mut(key_width));
+            let rows = dpacked.chunks_exact(width).zip(outputs);
+            let mut sum = vec![0.0; l.rope];
+            dispatch(
+                #[inline(always)]
+                || {
+                    for (i, (dpacked, ((dq, dkv), dkey))) in (c * chunk..).zip(rows) {
+                        let turn = &table[i % positions * l.rope..][..l.rope];
+                        assemble_row_backward(l, dpacked, turn, dq, dkv, &mut sum);
+                        rotate(&sum, turn, -1.0, 1.0, dkey);
+                    }
+                },
+            );
+        });
+}
+
+/// Gradients of a row; `sum` receives that of the rotated key.
+#[inline(always)]
+fn assemble_row_backward(
+    l: &Latent,
+    dpacked: &[f32],
+    turn: &[f32],
+    dq: &mut [f32],
+    dkv: &mut [f32],
+    sum: &mut [f32],
+) {
+    let d = l.head_dim();
+    let (queries, dpacked) = dpacked.split_at(l.heads * d);
+    let (keys, values) = dpacked.split_at(l.heads * d);
+    for (dy, dx) in queries.chunks_exact(d).zip(dq.chunks_exact_mut(d)) {
+        dx[..l.nope].copy_from_slice(&dy[..l.nope]);
+        rotate(&dy[l.nope..], turn, -1.0, 1.0, &mut dx[l.nope..]);
+    }
+    sum.fill(0.0);
+    let heads = keys.chunks_exact(d).zip(values.chunks_exact(l.value));
+    for (dkv, (dk, dv)) in dkv.chunks_exact_mut(l.nope + l.value).zip(heads) {
+        dkv[..l.nope].copy_from_slice(&dk[..l.nope]);
+        dkv[l.nope..].copy_from_slice(dv);
+        for (sum, dk) in sum.iter_mut().zip(&dk[l.nope..]) {
+            *sum += dk;
+        }
+    }
+}
+
+/// Rotates the second part of each head of `q` (n, heads * (nope + rope)) where it lies, by a table as
+/// that of [`assemble`].
+pub fn rotate_queries(l: &Latent, q: &mut [f32], table: &[f32]) {
+    let name = "latent::rotate_queries";
+    l.check(name);
+    let width = l.heads * l.head_dim();
+    assert!(
+        q.len().is_multiple_of(width),
+        "{name}: q is not made of rows of {width}"
+    );
+    rotate_in_place(name, q, width, l.nope, l.rope, table);
+}
+
+/// Rotates `key` (n, rope), the part of the keys that all heads share, where it lies.
+pub fn rotate_keys(key: &mut [f32], rope: usize, table: &[f32]) {
+    let name = "latent::rotate_keys";
+    assert!(
+        rope > 0 && rope.is_multiple_of(2),
+        "{name}: rope must be even"
+    );
+    assert!(
+        key.len().is_multiple_of(rope),
+        "{name}: key is not made of rows of {rope}"
+    );
+    rotate_in_place(name, key, rope, 0, rope, table);
+}
+
+/// Rotates the last `rope` channels of each head of `nope + rope` in rows of `width`.
+fn rotate_in_place(
+    name: &str,
+    x: &mut [f32],
+    width: usize,
+    nope: usize,
+    rope: usize,
+    table: &[f32],
+) {
+    let n = x.len() / width;
+    let positions = positions(name, n, rope, table);
+    let chunk = rows_per_chunk(n, width);
+    x.par_chunks_mut(chunk * width)
+        .enumerate()
+        .for_each(|(c, x)| {
+            let mut before = vec![0.0; rope];
+            dispatch(
+                #[inline(always)]
+                || {
+                    for (i, row) in (c * chunk..).zip(x.chunks_exact_mut(width)) {
+                        let turn = &table[i % positions * rope..][..rope];
+                        for head in row.chunks_exact_mut(nope + rope) {
+                            before.copy_from_slice(&head[nope..]);
+                            rotate(&before, turn, 1.0, 1.0, &mut head[nope..]);
+                        }
+                    }
+                },
+            );
+        });
+}
+
+/// Queries for a cache of latents: `out` (n, heads * (latent + rope)), for each head
+/// `[content times its projection of keys | rotated part]`.
+///
+/// `q` is (n, heads * (nope + rope)), rotated; `kv_up` (heads * (nope + value), latent) projects
+/// latents, for each head rows of the key's content, then of the value.
+pub fn absorb(l: &Latent, latent: usize, q: &[f32], kv_up: &[f32], out: &mut [f32]) {
+    let name = "latent::absorb";
+    l.check_up(name, latent, kv_up);
+    let (d, e, up) = (l.head_dim(), latent + l.rope, (l.nope + l.value) * latent);
+    let n = rows(
+        name,
+        ["q", "out"],
+        [q.len(), out.len()],
+        [l.heads * d, l.heads * e],
+    );
+    let heads = out.par_chunks_exact_mut(e).zip(q.par_chunks_exact(d));
+    if n == 1 {
+        return heads
+            .zip(kv_up.par_chunks_exact(up))
+            .for_each(|((out, q), w)| {
+                let (absorbed, rotated) = out.split_at_mut(latent);
+                let (content, position) = q.split_at(l.nope);
+                rotated.copy_from_slice(position);
+                by_chunks(WeightedSum {
+                    weights: content,
+                    rows: w,
+                    sum: absorbed,
+                });
+            });
+    }
+    heads.for_each(|(out, q)| out[latent..].copy_from_slice(&q[l.nope..]));
+    if n == 0 {
+        return;
+    }
+    for (h, w) in kv_up.chunks_exact(up).enumerate() {
+        let (q, out) = (&q[h * d..], &mut out[h * e..]);
+        let (q_strides, out_strides) = ((l.heads * d, 1), (l.heads * e, 1));
+        matmul(
+            n,
+            latent,
+            l.nope,
+            q,
+            q_strides,
+            w,
+            (latent, 1),
+            out,
+            out_strides,
+            1.0,
+            false,
+            true,
+        );
+    }
+}
+
+/// The context of [`cached_latent`](crate::attention::cached_latent), `ctx` (n, heads * latent), to
+/// that of the heads' own values: `out` (n, heads * value). `kv_up` is that of [`absorb`].
+pub fn expand(l: &Latent, latent: usize, ctx: &[f32], kv_up: &[f32], out: &mut [f32]) {
+    const TOGETHER: usize = 4;
+    let name = "latent::expand";
+    l.check_up(name, latent, kv_up);
+    let up = (l.nope + l.value) * latent;
+    let widths = [l.heads * latent, l.heads * l.value];
+    let n = rows(name, ["ctx", "out"], [ctx.len(), out.len()], widths);
+    if n == 1 {
+        return out
+            .par_chunks_exact_mut(l.value)
+            .zip(ctx.par_chunks_exact(latent))
+            .zip(kv_up.par_chunks_exact(up))
+            .for_each(|((out, ctx), w)| {
+                let (groups, rest) = out.as_chunks_mut::<TOGETHER>();
+                let mut rows = w[l.nope * latent..].chunks_exact(latent);
+                let mut next = || rows.next().expect("a row of weights for every channel");
+                for y in groups {
+                    *y = dots(ctx, std::array::from_fn::<_, TOGETHER, _>(|_| next()));
+                }
+                for y in rest {
+                    [*y] = dots(ctx, [next()]);
+                }
+            });
+    }
+    if n == 0 {
+        return;
+    }
+    for (h, w) in kv_up.chunks_exact(up).enumerate() {
+        let (ctx, w) = (&ctx[h * latent..], &w[l.nope * latent..]);
+        let (ctx_strides, out_strides) = ((l.heads * latent, 1), (l.heads * l.value, 1));
+        let out = &mut out[h * l.value..];
+        matmul(
+            n,
+            l.value,
+            latent,
+            ctx,
+            ctx_strides,
+            w,
+            (1, latent),
+            out,
+            out_strides,
+            1.0,
+            false,
+            true,
+        );
+    }
+}
+
+/// `sum` of as many rows as there are weights.
+struct WeightedSum<'a> {
+    weights: &'a [f32],
+    rows: &'a [f32],
+    sum: &'a mut [f32],
+}
+
+impl Chunked for WeightedSum<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd, const V: usize>(self, simd: S) {
+        const TOGETHER: usize = 8;
+        self.sum.fill(0.0);
+        let mut rows = self.rows.chunks_exact(self.sum.len());
+        let mut next = || rows.next().expect("a row for every weight");
+        let (groups, rest) = self.weights.as_chunks::<TOGETHER>();
+        for weights in groups {
+            AddRows {
+                weights: [*weights],
+                rows: std::array::from_fn(|_| next()),
+                sums: [&mut *self.sum],
+            }
+            .run::<S, V>(simd);
+        }
+        for weight in rest {
+            AddRows {
+                weights: [[*weight]],
+                rows: [next()],
+                sums: [&mut *self.sum],
+            }
+            .run::<S, V>(simd);
+        }
+    }
+}
+
+impl Latent {
+    /// Channels of a head's query and key.
+    fn head_dim(&self) -> usize {
+        self.nope + self.rope
+    }
+
+    /// Values per row of queries, of keys' content and values, of the shared key, and packed.
+    fn widths(&self) -> [usize; 4] {
+        let d = self.head_dim();
+        [
+            self.heads * d,
+            self.heads * (self.nope + self.value),
+            self.rope,
+            self.heads * (2 * d + self.value),
+        ]
+    }
+
+    fn check(&self, name: &str) {
+        assert!(
+            self.heads > 0 && self.nope > 0 && self.value > 0,
+            "{name}: heads must not be empty"
+        );
+        assert!(
+            self.rope > 0 && self.rope.is_multiple_of(2),
+            "{name}: rope must be even"
+        );
+    }
+
+    /// Checks slices of the widths of [`Latent::widths`]; returns their number of rows.
+    fn check_rows(&self, name: &str, which: [&str; 4], lengths: [usize; 4]) -> usize {
+        self.check(name);
+        rows(name, which, lengths, self.widths())
+    }
+
+    fn check_up(&self, name: &str, latent: usize, kv_up: &[f32]) {
+        self.check(name);
+        assert!(latent > 0, "{name}: the latent must not be empty");
+        let outputs = self.heads * (self.nope + self.value);
+        assert_eq!(
+            kv_up.len(),
+            outputs * latent,
+            "{name}: kv_up is not ({outputs}, {latent})"
+        );
+    }
+}
+
+/// Checks that slices hold as many rows as the first one, which is returned.
+fn rows<const N: usize>(
+    name: &str,
+    which: [&str; N],
+    lengths: [usize; N],
+    widths: [usize; N],
+) -> usize {
+    let n = lengths[0] / widths[0];
+    for ((which, length), width) in which.iter().zip(lengths).zip(widths) {
+        assert_eq!(length, n * width, "{name}: {which} is not ({n}, {width})");
+    }
+    n
+}
+
+/// Checks a table of rotations; returns its positions.
+fn positions(name: &str, n: usize, rope: usize, table: &[f32]) -> usize {
+    assert!(
+        !table.is_empty() && table.len().is_multiple_of(rope),
+        "{name}: table is not (t, {rope})"
+    );
+    let positions = table.len() / rope;
+    assert!(
+        n.is_multiple_of(positions),
+        "{name}: {n} rows are not batch * {positions}"
+    );
+    positions
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,762 @@
+//! Muon: momentum whose matrices are orthogonalized before they move the parameters.
+//!
+//! The update is that of Jordan et al. 2024 (<https://kellerjordan.github.io/posts/muon/>), scaled
+//! and decayed as in Liu et al. 2025 (arXiv 2502.16982), so that it takes the learning rate and the
+//! weight decay of AdamW. Of the two forms of the momentum it is the sum, `m = momentum m + g` and
+//! `u = g + momentum m`, that of the first post and of arXiv 2502.16982. The later code of Jordan et
+//! al. takes means, `m.lerp(g, 1 - momentum)` and `g.lerp(m, momentum)`, which is `1 - momentum` times
+//! as much; the orthogonalization removes the factor.
+
+use crate::adamw::{BLOCK, SlotNorms, Squares, sum_squares};
+use crate::panels::{Left, Needed, PANEL, PanelRow, Product, Rows, pack, pack_transposed, panels};
+use crate::parallel::ELEMENTS;
+use crate::simd::{dispatch, sum_squares_f64};
+use rayon::prelude::*;
+
+/// Coefficients of the iteration: steep at zero, and close enough to one from there on.
+const COEFFICIENTS: [f32; 3] = [3.4445, -4.7750, 2.0315];
+
+/// Added to the norm that a matrix is divided by.
+const EPS: f64 = 1e-7;
+
+/// Root mean square of the elements of an update per unit of learning rate, about that of AdamW.
+const RMS: f64 = 0.2;
+
+/// Elements from which matrices are taken one after another, so that the copies that are worked on
+/// do not fill the memory with many threads.
+const LARGE: usize = 1 << 20;
+
+/// Rows of a product per task, a multiple of the width of a panel.
+const TILE: usize = 64;
+
+/// Panels of the lower triangle of a square per task: rows differ in length, so there are more of
+/// them.
+const TRIANGLE: usize = 2;
+
+/// Terms of a product that are added up before the next ones follow: the panels of the right side
+/// are still in a near cache when the next rows come to them.
+const INNER: usize = 512;
+
+/// Panels that are packed together: reads of some whole cache lines.
+const PACKED: usize = 4;
+
+/// Hyperparameters of one step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Muon {
+    /// Learning rate.
+    pub lr: f64,
+    /// Decay of the sum of gradients, usually 0.95.
+    pub momentum: f64,
+    /// Whether the gradient is looked at once more, on top of the sum that already holds it.
+    pub nesterov: bool,
+    /// Newton-Schulz iterations, usually 5.
+    pub steps: usize,
+    /// Factor of the gradients, from clipping by a global norm that the caller knows.
+    pub grad_scale: f32,
+}
+
+/// A matrix, or a stack of matrices, in the course of a step; the slices are of one length.
+#[derive(Debug)]
+pub struct Slot<'a> {
+    /// Values.
+    pub p: &'a mut [f32],
+    /// Gradient.
+    pub g: &'a [f32],
+    /// Decaying sum of the gradient.
+    pub m: &'a mut [f32],
+    /// Columns of the matrix, the inputs.
+    pub columns: usize,
+    /// Rows of each matrix in the stack; they add up to all rows.
+    pub blocks: &'a [usize],
+    /// Decoupled weight decay, per unit of learning rate.
+    pub weight_decay: f64,
+}
+
+/// One step in place on all matrices; gives their norms in the order of the slots, that of the
+/// gradient before scaling and that of the update with the decay.
+///
+/// With `g' = grad_scale g`: `m = momentum m + g'`, `u = g' + momentum m`, or `u = m` without
+/// `nesterov`, and for each matrix of the stack
+/// `p = (1 - lr weight_decay) p - 0.2 lr sqrt(max(rows, columns)) O(u)`. O starts from
+/// `X = u / (|u| + 1e-7)`, transposed if it has more rows than columns, and takes `steps` times
+/// `X = a X + (b A + c A^2) X` with `A = X X^T`, which brings its singular values close to 1. A
+/// matrix of zeros stays one.
+pub fn step(muon: &Muon, slots: &mut [Slot]) -> Vec<SlotNorms> {
+    for slot in &*slots {
+        let n = slot.p.len();
+        assert_eq!(slot.g.len(), n, "muon::step: g is not as long as p");
+        assert_eq!(slot.m.len(), n, "muon::step: m is not as long as p");
+        let (rows, columns) = (slot.blocks.iter().sum::<usize>(), slot.columns);
+        assert_eq!(
+            n,
+            rows * columns,
+            "muon::step: p is not ({rows}, {columns})"
+        );
+    }
+    let gradients: Vec<f64> = slots.par_iter().map(|slot| sum_squares(slot.g)).collect();
+    let counts: Vec<usize> = slots.iter().map(|slot| slot.blocks.len()).collect();
+    let matrices: Vec<Matrix> = slots.iter_mut().flat_map(Matrix::split).collect();
+    let mut changes = vec![Squares::default(); matrices.len()];
+    let (large, small): (Vec<_>, Vec<_>) = matrices
+        .into_iter()
+        .zip(&mut changes)
+        .partition(|(matrix, _)| matrix.p.len() >= LARGE);
+    let mut scratch = Scratch::default();
+    for (matrix, change) in large {
+        *change = matrix.step(muon, &mut scratch);
+    }
+    // Products are spread over threads as well, for the last of the matrices.
+    small
+        .into_par_iter()
+        .for_each_init(Scratch::default, |scratch, (matrix, change)| {
+            *change = matrix.step(muon, scratch);
+        });
+    let mut changes = changes.into_iter();
+    let norms = gradients.into_iter().zip(counts).map(|(gradient, count)| {
+        let matrices = changes.by_ref().take(count);
+        let change = matrices.fold(Squares::default(), |sum, change| sum + change);
+        SlotNorms {
+            gradient: gradient.sqrt(),
+            update: change.update.sqrt(),
+            value: change.value.sqrt(),
+        }
+    });
+    norms.collect()
+}
+
+/// One matrix of a stack.
+struct Matrix<'a> {
+    p: &'a mut [f32],
+    g: &'a [f32],
+    m: &'a mut [f32],
+    rows: usize,
+    columns: usize,
+    weight_decay: f64,
+}
+
+impl<'a> Matrix<'a> {
+    fn split(slot: &'a mut Slot) -> impl Iterator<Item = Matrix<'a>> {
+        let Slot {
+            columns,
+            weight_decay,
+            ..
+        } = *slot;
+        let (mut p, mut g, mut m) = (&mut *slot.p, slot.g, &mut *slot.m);
+        slot.blocks.iter().map(move |&rows| Matrix {
+            p: p.split_off_mut(..rows * columns).expect("rows of p"),
+            g: g.split_off(..rows * columns).expect("rows of g"),
+            m: m.split_off_mut(..rows * columns).expect("rows of m"),
+            rows,
+            columns,
+            weight_decay,
+        })
+    }
+
+    fn step(self, muon: &Muon, scratch: &mut Scratch) -> Squares {
+        let Matrix { rows, columns, .. } = self;
+        if self.p.is_empty() {
+            return Squares::default();
+        }
+        scratch.resize(rows.max(columns), rows.min(columns));
+        let norm = accumulate(muon, self.g, self.m, &mut scratch.x).sqrt();
+        let factor = (1.0 / (norm + EPS)) as f32;
+        scratch.x.par_chunks_mut(ELEMENTS).for_each(|x| {
+            dispatch(
+                #[inline(always)]
+                || x.iter_mut().for_each(|x| *x *= factor),
+            );
+        });
+        let wide = columns > rows;
+        if wide {
+            transpose(&scratch.x, columns, &mut scratch.next);
+            std::mem::swap(&mut scratch.x, &mut scratch.next);
+        }
+        scratch.orthogonalize(rows.min(columns), muon.steps);
+        if wide {
+            transpose(&scratch.x, rows, &mut scratch.next);
+            std::mem::swap(&mut scratch.x, &mut scratch.next);
+        }
+        let keep = (1.0 - muon.lr * self.weight_decay) as f32;
+        let step_size = (muon.lr * RMS * (rows.max(columns) as f64).sqrt()) as f32;
+        let chunks = self
+            .p
+            .par_chunks_mut(ELEMENTS)
+            .zip(scratch.x.par_chunks(ELEMENTS))
+            .map(|(p, o)| {
+                dispatch(
+                    #[inline(always)]
+                    || apply(p, o, keep, step_size),
+                )
+            });
+        let squares: Vec<Squares> = chunks.collect();
+        squares
+            .into_iter()
+            .fold(Squares::default(), |sum, part| sum + part)
+    }
+}
+
+/// Adds the gradient to the momentum and writes what is to be orthogonalized; gives its sum of
+/// squares.
+fn accumulate(muon: &Muon, g: &[f32], m: &mut [f32], u: &mut [f32]) -> f64 {
+    let (scale, momentum) = (muon.grad_scale, muon.momentum as f32);
+    // Of the gradient and of the sum that holds it.
+    let (fresh, old) = match muon.nesterov {
+        true => (1.0, momentum),
+        false => (0.0, 1.0),
+    };
+    let chunks = m
+        .par_chunks_mut(ELEMENTS)
+        .zip(g.par_chunks(ELEMENTS))
+        .zip(u.par_chunks_mut(ELEMENTS))
+        .map(|((m, g), u)| {
+            dispatch(
+                #[inline(always)]
+                || {
+                    for ((m, &g), u) in m.iter_mut().zip(g).zip(&mut *u) {
+                        let g = g * scale;
+                        *m = momentum * *m + g;
+                        *u = fresh * g + old * *m;
+                    }
+                    sum_squares_f64(u)
+                },
+            )
+        });
+    let squares: Vec<f64> = chunks.collect();
+    squares.iter().sum()
+}
+
+#[inline(always)]
+fn apply(p: &mut [f32], o: &[f32], keep: f32, step_size: f32) -> Squares {
+    let mut squares = Squares::default();
+    let mut updates = [0.0; BLOCK];
+    for (p, o) in p.chunks_mut(BLOCK).zip(o.chunks(BLOCK)) {
+        squares.value += sum_squares_f64(p);
+        let updates = &mut updates[..p.len()];
+        for ((p, &o), update) in p.iter_mut().zip(o).zip(&mut *updates) {
+            let new = *p * keep - step_size * o;
+            *update = new - *p;
+            *p = new;
+        }
+        squares.update += sum_squares_f64(updates);
+    }
+    squares
+}
+
+/// Writes the transpose of `x`, which has rows of `columns`.
+fn transpose(x: &[f32], columns: usize, out: &mut [f32]) {
+    let rows = x.len() / columns;
+    out.par_chunks_mut(PANEL * rows)
+        .enumerate()
+        .for_each(|(strip, out)| {
+            let width = out.len() / rows;
+            for (i, x) in x.chunks_exact(columns).enumerate() {
+                for (c, &x) in x[strip * PANEL..][..width].iter().enumerate() {
+                    out[c * rows + i] = x;
+                }
+            }
+        });
+}
+
+/// A matrix with at least as many rows as columns, and what its orthogonalization needs.
+///
+/// Wide matrices are transposed, which the iteration commutes with: then the one product on the long
+/// side has many rows, and its right side is square and symmetric.
+#[derive(Default)]
+struct Scratch {
+    x: Vec<f32>,
+    next: Vec<f32>,
+    /// `x` as a right side.
+    packed: Vec<PanelRow>,
+    /// `A = X^T X` and its polynomial, of which the lower triangles are kept, up to the end of each
+    /// row's last panel.
+    gram: Vec<f32>,
+    polynomial: Vec<f32>,
+    /// One of these as a right side.
+    square: Vec<PanelRow>,
+}
+
+impl Scratch {
+    fn resize(&mut self, rows: usize, columns: usize) {
+        self.x.resize(rows * columns, 0.0);
+        self.next.resize(rows * columns, 0.0);
+        self.packed.resize(rows * panels(columns), [0.0; PANEL]);
+        self.gram.resize(columns * columns, 0.0);
+        self.polynomial.resize(columns * columns, 0.0);
+        self.square.resize(columns * panels(columns), [0.0; PANEL]);
+    }
+
+    /// Newton-Schulz iterations on `x`, which has rows of `columns`.
+    fn orthogonalize(&mut self, columns: usize, steps: usize) {
+        for _ in 0..steps {
+            pack_columns(&self.x, columns, &mut self.packed);
+            multiply_transposed(&self.packed, columns, &mut self.gram);
+            pack_symmetric(&self.gram, columns, &mut self.square);
+            multiply_transposed(&self.square, columns, &mut self.polynomial);
+            combine(&self.gram, columns, &mut self.polynomial);
+            pack_symmetric(&self.polynomial, columns, &mut self.square);
+            multiply(&self.x, &self.square, columns, &mut self.next);
+            std::mem::swap(&mut self.x, &mut self.next);
+        }
+    }
+}
+
+/// Packs `x`, which has rows of `columns`, as a right side.
+fn pack_columns(x: &[f32], columns: usize, out: &mut [PanelRow]) {
+    let rows = x.len() / columns;
+    out.par_chunks_mut(PACKED * rows)
+        .enumerate()
+        .for_each(|(strip, out)| {
+            let first = strip * PACKED * PANEL;
+            let data = &x[first..];
+            let width = (PACKED * PANEL).min(columns - first);
+            let stride = columns;
+            pack(Rows { data, stride }, rows, width, out);
+        });
+}
+
+/// Packs the symmetric matrix of which `x` holds the lower triangle as a right side.
+fn pack_symmetric(x: &[f32], n: usize, out: &mut [PanelRow]) {
+    out.par_chunks_mut(n).enumerate().for_each(|(panel, out)| {
+        let first = panel * PANEL;
+        let width = PANEL.min(n - first);
+        let (above, below) = out.split_at_mut(first);
+        let rows = Rows { data: x, stride: n }.from(first);
+        if first > 0 {
+            pack_transposed(rows, width, first, above);
+        }
+        let data = &rows.data[first..];
+        pack(Rows { data, stride: n }, n - first, width, below);
+    });
+}
+
+/// Lower triangle of `x^T x` for a packed `x` of `n` columns, whose panels are its rows transposed.
+fn multiply_transposed(x: &[PanelRow], n: usize, out: &mut [f32]) {
+    let inner = x.len() / panels(n);
+    out.par_chunks_mut(TRIANGLE * PANEL * n)
+        .enumerate()
+        .for_each(|(tile, out)| {
+            for start in (0..inner).step_by(INNER) {
+                let end = inner.min(start + INNER);
+                for (i, c) in out.chunks_mut(PANEL * n).enumerate() {
+                    let panel = tile * TRIANGLE + i;
+                    Product {
+                        a: Rows {
+                            data: x[panel * inner..][..inner].as_flattened(),
+                            stride: PANEL,
+                        },
+                        left: Left::ByColumn,
+                        m: c.len() / n,
+                        b: x,
+                        inner,
+                        n,
+                        c,
+                        c_stride: n,
+                        accumulate: start > 0,
+                    }
+                    .run(|rows| Needed {
+                        inner: start..end,
+                        columns: n.min(panel * PANEL + rows.end),
+                    });
+                }
+            }
+        });
+}
+
+/// `a + b A + c A^2` from the lower triangles of `A` and of `A^2`, which it replaces.
+fn combine(gram: &[f32], n: usize, square: &mut [f32]) {
+    let [a, b, c] = COEFFICIENTS;
+    square
+        .par_chunks_mut(TILE * n)
+        .zip(gram.par_chunks(TILE * n))
+        .enumerate()
+        .for_each(|(tile, (square, gram))| {
+            let rows = square.chunks_exact_mut(n).zip(gram.chunks_exact(n));
+            for (i, (square, gram)) in (tile * TILE..).zip(rows) {
+                let kept = n.min(panels(i + 1) * PANEL);
+                dispatch(
+                    #[inline(always)]
+                    || {
+                        for (square, gram) in square[..kept].iter_mut().zip(gram) {
+                            *square = b * gram + c * *square;
+                        }
+                    },
+                );
+                square[i] += a;
+            }
+        });
+}
+
+/// `out = x right` for rows of `n` and a square right side.
+fn multiply(x: &[f32], right: &[PanelRow], n: usize, out: &mut [f32]) {
+    out.par_chunks_mut(TILE * n)
+        .zip(x.par_chunks(TILE * n))
+        .for_each(|(c, data)| {
+            for start in (0..n).step_by(INNER) {
+                let end = n.min(start + INNER);
+                Product {
+                    a: Rows { data, stride: n },
+                    left: Left::ByRow,
+                    m: data.len() / n,
+                    b: right,
+                    inner: n,
+                    n,
+                    c,
+                    c_stride: n,
+                    accumulate: start > 0,
+                }
+                .run(|_| Needed {
+                    inner: start..end,
+                    columns: n,
+                });
+            }
+        });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Rng, all_close, same_bits_on_any_pool, wide};
+    use proptest::prelude::*;
+
+    const MUON: Muon = Muon {
+        lr: 0.02,
+        momentum: 0.95,
+        nesterov: true,
+        steps: 5,
+        grad_scale: 1.0,
+    };
+
+    /// `x y^T` for rows of `inner`.
+    fn product_transposed(x: &[f64], y: &[f64], inner: usize) -> Vec<f64> {
+        let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum();
+        x.chunks(inner)
+            .flat_map(|x| y.chunks(inner).map(move |y| dot(x, y)))
+            .collect()
+    }
+
+    fn transposed(x: &[f64], columns: usize) -> Vec<f64> {
+        (0..columns)
+            .flat_map(|c| x.iter().skip(c).step_by(columns).copied())
+            .collect()
+    }
+
+    fn length(x: &[f64]) -> f64 {
+        x.iter().map(|x| x * x).sum::<f64>().sqrt()
+    }
+
+    /// The orthogonalization by its definition.
+    fn naive(u: &[f64], columns: usize, steps: usize) -> Vec<f64> {
+        let rows = u.len() / columns;
+        if rows == 0 {
+            return Vec::new();
+        }
+        if rows > columns {
+            return transposed(&naive(&transposed(u, columns), rows, steps), rows);
+        }
+        let norm = length(u) + 1e-7;
+        let mut x: Vec<f64> = u.iter().map(|u| u / norm).collect();
+        for _ in 0..steps {
+            let a = product_transposed(&x, &x, columns);
+            let square = product_transposed(&a, &a, rows);
+            let b: Vec<f64> = a
+                .iter()
+                .zip(&square)
+                .map(|(a, square)| -4.7750 * a + 2.0315 * square)
+                .collect();
+            let change = product_transposed(&b, &transposed(&x, columns), rows);
+            for (x, change) in x.iter_mut().zip(change) {
+                *x = 3.4445 * *x + change;
+            }
+        }
+        x
+    }
+
+    /// Singular values by rotations of pairs of columns (one-sided Jacobi).
+    fn singular_values(x: &[f32], columns: usize) -> Vec<f64> {
+        let long = (x.len() / columns).max(columns);
+        let mut x = match long == columns {
+            true => wide(x),
+            false => transposed(&wide(x), columns),
+        };
+        let (rows, columns) = (long, x.len() / long);
+        for _ in 0..30 {
+            for i in 0..columns {
+                for j in 0..i {
+                    let (head, tail) = x.split_at_mut(i * rows);
+                    let (x, y) = (&mut head[j * rows..][..rows], &mut tail[..rows]);
+                    let dot: f64 = x.iter().zip(&*y).map(|(x, y)| x * y).sum();
+                    let angle = 0.5 * (2.0 * dot).atan2(length(x).powi(2) - length(y).powi(2));
+                    let (sin, cos) = angle.sin_cos();
+                    for (x, y) in x.iter_mut().zip(y) {
+                        (*x, *y) = (cos * *x + sin * *y, cos * *y - sin * *x);
+                    }
+                }
+            }
+        }
+        x.chunks(rows).map(length).collect()
+    }
+
+    /// Steps one stack.
+    fn step_one(
+        muon: &Muon,
+        [p, m]: &mut [Vec<f32>; 2],
+        g: &[f32],
+        columns: usize,
+        blocks: &[usize],
+        weight_decay: f64,
+    ) -> SlotNorms {
+        let mut slots = [Slot {
+            p,
+            g,
+            m,
+            columns,
+            blocks,
+            weight_decay,
+        }];
+        step(muon, &mut slots)[0]
+    }
+
+    /// `O(g)` in single precision.
+    fn orthogonal(g: &[f32], columns: usize, steps: usize) -> Vec<f32> {
+        let rows = g.len() / columns;
+        let muon = Muon {
+            lr: -5.0 / (rows.max(columns) as f64).sqrt(),
+            steps,
+            ..MUON
+        };
+        let mut state = [vec![0.0; g.len()], vec![0.0; g.len()]];
+        step_one(&muon, &mut state, g, columns, &[rows], 0.0);
+        let [o, _] = state;
+        o
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        #[test]
+        fn three_steps_match_the_reference(
+            blocks in prop::collection::vec(0usize..50, 1..4), columns in 1usize..50,
+            nesterov in any::<bool>(), steps in 0usize..6,
+            grad_scale in prop::sample::select(vec![1.0f32, 0.25]),
+            weight_decay in prop::sample::select(vec![0.0, 0.1]),
+        ) {
+            let muon = Muon { nesterov, steps, grad_scale, ..MUON };
+            let n = blocks.iter().sum::<usize>() * columns;
+            let mut rng = Rng::new(61);
+            let mut state = [rng.normal(n), vec![0.0; n]];
+            let (mut p64, mut m64) = (wide(&state[0]), vec![0.0; n]);
+            for _ in 0..3 {
+                let g = rng.normal(n);
+                let before = state[0].clone();
+                let norms = step_one(&muon, &mut state, &g, columns, &blocks, weight_decay);
+                let moved: Vec<f32> = before.iter().zip(&state[0]).map(|(b, p)| p - b).collect();
+                for (norm, want) in [
+                    (norms.gradient, &g),
+                    (norms.update, &moved),
+                    (norms.value, &before),
+                ] {
+                    prop_assert!((norm - length(&wide(want))).abs() <= 1e-10 * norm);
+                }
+                let mut start = 0;
+                for &rows in &blocks {
+                    let range = start..start + rows * columns;
+                    start = range.end;
+                    let mut u = Vec::new();
+                    for (m, &g) in m64[range.clone()].iter_mut().zip(&g[range.clone()]) {
+                        let g = f64::from(grad_scale) * f64::from(g);
+                        *m = 0.95 * *m + g;
+                        u.push(if nesterov { g + 0.95 * *m } else { *m });
+                    }
+                    let size = 0.02 * 0.2 * (rows.max(columns) as f64).sqrt();
+                    for (p, o) in p64[range].iter_mut().zip(naive(&u, columns, steps)) {
+                        *p = *p * (1.0 - 0.02 * weight_decay) - size * o;
+                    }
+                }
+            }
+            all_close(&state[0], &p64, 1e-5);
+            all_close(&state[1], &m64, 1e-6);
+        }
+    }
+
+    #[test]
+    fn shapes_around_the_tile_sizes_match_the_reference() {
+        let shapes = [
+            (1, 300),
+            (300, 1),
+            (TILE, TILE),
+            (TILE + 1, 2 * TILE),
+            (33, INNER + 5),
+            (INNER + 44, 31),
+            (INNER + 9, INNER + 30),
+        ];
+        for (rows, columns) in shapes {
+            let g = Rng::new(62).normal(rows * columns);
+            // The reference takes its time.
+            let steps = if rows.min(columns) > INNER { 2 } else { 5 };
+            let want = naive(&wide(&g), columns, steps);
+            all_close(&orthogonal(&g, columns, steps), &want, 2e-5);
+        }
+    }
+
+    #[test]
+    fn singular_values_are_those_of_the_scalar_iteration() {
+        for (rows, columns) in [(64, 32), (32, 64), (20, 200), (130, 70), (90, 90)] {
+            let g = Rng::new(63).normal(rows * columns);
+            let o = orthogonal(&g, columns, 5);
+            let norm = length(&wide(&g)) + 1e-7;
+            let iterated = |value: f64| {
+                (0..5).fold(value / norm, |x, _| {
+                    3.4445 * x - 4.7750 * x.powi(3) + 2.0315 * x.powi(5)
+                })
+            };
+            let mut found = singular_values(&o, columns);
+            let mut want: Vec<f64> = singular_values(&g, columns)
+                .into_iter()
+                .map(iterated)
+                .collect();
+            found.sort_by(f64::total_cmp);
+            want.sort_by(f64::total_cmp);
+            for (&found, &want) in found.iter().zip(&want) {
+                assert!((found - want).abs() < 1e-4, "got {found}, want {want}");
+                assert!(found < 1.3, "{rows} by {columns}: {found}");
+                // The smallest one of a square is too close to zero for five steps.
+                let lowest = if rows == columns { 0.0 } else { 0.6 };
+                assert!(found > lowest, "{rows} by {columns}: {found}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_stack_is_one_matrix_after_another() {
+        let (blocks, columns) = ([7, 40, 0, 40, 129], 40);
+        let n = blocks.iter().sum::<usize>() * columns;
+        let mut rng = Rng::new(64);
+        let (g, start) = (rng.normal(n), [rng.normal(n), rng.normal(n)]);
+        let mut stack = start.clone();
+        let norms = step_one(&MUON, &mut stack, &g, columns, &blocks, 0.1);
+        let (mut first, mut update) = (0, 0.0);
+        for rows in blocks {
+            let range = first..first + rows * columns;
+            first = range.end;
+            let mut one = start.clone().map(|x| x[range.clone()].to_vec());
+            let part = step_one(&MUON, &mut one, &g[range.clone()], columns, &[rows], 0.1);
+            update += part.update.powi(2);
+            for (one, stack) in one.iter().zip(&stack) {
+                assert_eq!(one, &stack[range.clone()]);
+            }
+        }
+        assert!((norms.update - update.sqrt()).abs() < 1e-12 * norms.update);
+    }
+
+    #[test]
+    fn large_matrices_keep_their_place_among_small_ones() {
+        let shapes = [(24, 16), (LARGE / 16, 16), (10, 30)];
+        let mut rng = Rng::new(65);
+        let gradients = shapes.map(|(rows, columns)| rng.normal(rows * columns));
+        let mut states = shapes.map(|(rows, columns)| [(); 2].map(|()| vec![0.0; rows * columns]));
+        let rows = shapes.map(|(rows, _)| [rows]);
+        let parts = states.iter_mut().zip(&gradients).zip(&rows).zip(shapes);
+        let mut slots: Vec<Slot> = parts
+            .map(|((([p, m], g), blocks), (_, columns))| Slot {
+                p,
+                g,
+                m,
+                columns,
+                blocks,
+                weight_decay: 0.1,
+            })
+            .collect();
+        let norms = step(&MUON, &mut slots);
+        for (i, (rows, columns)) in shapes.into_iter().enumerate() {
+            let mut alone = [(); 2].map(|()| vec![0.0; rows * columns]);
+            let found = step_one(&MUON, &mut alone, &gradients[i], columns, &[rows], 0.1);
+            assert_eq!(alone, states[i]);
+            assert_eq!(found, norms[i]);
+        }
+    }
+
+    #[test]
+    fn zero_gradients_leave_only_the_decay() {
+        let start = Rng::new(66).normal(12 * 5);
+        let mut state = [start.clone(), vec![0.0; 60]];
+        let mut g = vec![0.0; 60];
+        g[50] = 1.0;
+        let norms = step_one(&MUON, &mut state, &g, 5, &[8, 4], 0.5);
+        for (p, start) in state[0].iter().zip(&start).take(40) {
+            assert_eq!(*p, start * 0.99);
+        }
+        assert!(state[0].iter().all(|p| p.is_finite()) && norms.update.is_finite());
+        let mut state = [start.clone(), vec![0.0; 60]];
+        let norms = step_one(&MUON, &mut state, &[0.0; 60], 5, &[8, 4], 0.0);
+        assert_eq!(state, [start, vec![0.0; 60]]);
+        assert_eq!((norms.gradient, norms.update), (0.0, 0.0));
+    }
+
+    #[test]
+    fn size_of_the_gradient_does_not_matter() {
+        let g = Rng::new(67).normal(30 * 20);
+        let want = wide(&orthogonal(&g, 20, 5));
+        for size in [1e-3, 1e3, 1e30] {
+            let g: Vec<f32> = g.iter().map(|g| g * size).collect();
+            all_close(&orthogonal(&g, 20, 5), &want, 1e-4);
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_shows() {
+        for broken in [f32::NAN, f32::INFINITY] {
+            let mut g = vec![1.0; 60];
+            g[7] = broken;
+            let mut state = [vec![1.0; 60], vec![0.0; 60]];
+            let norms = step_one(&MUON, &mut state, &g, 5, &[8, 4], 0.0);
+            assert!(state[0][..40].iter().all(|p| p.is_nan()));
+            assert!(state[0][40..].iter().all(|p| p.is_finite()));
+            assert!(norms.update.is_nan() && !norms.gradient.is_finite());
+        }
+    }
+
+    #[test]
+    fn bits_do_not_depend_on_threads() {
+        let shapes: [(&[usize], usize); 4] = [
+            (&[300], 200),
+            (&[50, 7, 130], 90),
+            (&[64; 9], 48),
+            (&[LARGE / 64], 64),
+        ];
+        let stacks: Vec<[Vec<f32>; 3]> = shapes
+            .iter()
+            .map(|(blocks, columns)| {
+                let n = blocks.iter().sum::<usize>() * columns;
+                let mut rng = Rng::new(68);
+                [(); 3].map(|()| rng.normal(n))
+            })
+            .collect();
+        same_bits_on_any_pool(|| {
+            let mut stacks = stacks.clone();
+            let parts = stacks.iter_mut().zip(shapes);
+            let mut slots: Vec<Slot> = parts
+                .map(|([p, g, m], (blocks, columns))| Slot {
+                    p,
+                    g,
+                    m,
+                    columns,
+                    blocks,
+                    weight_decay: 0.1,
+                })
+                .collect();
+            let halves = |x: f64| [x as f32, (x - f64::from(x as f32)) as f32];
+            let norms: Vec<f32> = step(&MUON, &mut slots)
+                .iter()
+                .flat_map(|norms| [norms.gradient, norms.update, norms.value])
+                .flat_map(halves)
+                .collect();
+            [stacks.concat(), vec![norms]].concat().concat()
+        });
+    }
+
+    #[test]
+    #[should_panic(expected = "muon::step: p is not (5, 3)")]
+    fn blocks_that_do_not_add_up_are_refused() {
+        let mut state = [vec![0.0; 12], vec![0.0; 12]];
+        step_one(&MUON, &mut state, &[0.0; 12], 3, &[2, 3], 0.0);
+    }
+}

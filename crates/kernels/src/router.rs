@@ -1,0 +1,992 @@
+//! The router of a mixture of experts: from logits to chosen experts, their weights, and the losses
+//! that keep it in shape.
+//!
+//! Scores are `s = softmax(logits)` (Switch Transformer, arXiv 2101.03961) or `s = sigmoid(logits)`.
+//! A bias of the experts enters the choice only, never the weights, and experts may be limited to
+//! some groups (DeepSeek-V3, arXiv 2412.19437, and its released code). The balance loss is
+//! `E sum_e load_e / (n k) mean_t p_te` with normalized scores `p = s / sum(s)`; the z-loss is
+//! `mean_t logsumexp(logits)^2` (ST-MoE, arXiv 2202.08906).
+
+use crate::math::{exp, ln, sigmoid};
+use crate::parallel::rows_per_chunk;
+use crate::simd::{LANES, dispatch, dot, map_sum, max, sum, sum3};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Added to sums of sigmoids that something is divided by.
+const TINY: f32 = 1e-20;
+
+/// How scores come from logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scoring {
+    /// `exp(l_e) / sum(exp(l))`.
+    Softmax,
+    /// `1 / (1 + exp(-l_e))`.
+    Sigmoid,
+}
+
+/// Shape and form of the choice.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Router {
+    /// Experts E.
+    pub experts: usize,
+    /// Experts k that each token goes to.
+    pub top_k: usize,
+    /// Scores.
+    pub scoring: Scoring,
+    /// Whether a token's weights are divided by their sum, for the sigmoid by this plus 1e-20.
+    pub renormalize: bool,
+    /// Equal runs of experts; 1 for no groups.
+    pub groups: usize,
+    /// Groups that the experts of a token may come from.
+    pub top_groups: usize,
+    /// Factor of the weights.
+    pub scaling: f32,
+}
+
+/// Losses of the router, and what shows its state.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Losses {
+    /// Balance loss; 1 if load or scores are even.
+    pub balance: f64,
+    /// Mean of `logsumexp(logits)^2`.
+    pub z: f64,
+    /// Mean entropy of the normalized scores, in nats.
+    pub entropy: f64,
+}
+
+/// `chosen` (n, k): the experts of each token in descending order of score plus bias, from `logits`
+/// (n, E) and `bias` (E). Of equal ones the lower comes first.
+///
+/// A group is as good as its best expert, with a bias as the sum of its two best; only experts of
+/// the best groups are chosen. NaN counts as the largest number, so that it shows in the weights.
+pub fn choose(r: &Router, logits: &[f32], bias: Option<&[f32]>, chosen: &mut [u32]) {
+    let n = r.check("router::choose", logits);
+    r.check_choices("router::choose: chosen", n, chosen.len());
+    if let Some(bias) = bias {
+        let experts = r.experts;
+        assert_eq!(
+            bias.len(),
+            experts,
+            "router::choose: bias is not ({experts})"
+        );
+    }
+    let Router { experts, top_k, .. } = *r;
+    let chunk = rows_per_chunk(n, experts);
+    chosen
+        .par_chunks_mut(chunk * top_k)
+        .zip(logits.par_chunks(chunk * experts))
+        .for_each(|(chosen, logits)| {
+            let mut place = Place::new(r);
+            dispatch(
+                #[inline(always)]
+                || {
+                    let tokens = logits.chunks_exact(experts);
+                    for (logits, chosen) in tokens.zip(chosen.chunks_exact_mut(top_k)) {
+                        place.keys.copy_from_slice(logits);
+                        scores(r.scoring, &mut place.keys);
+                        select(r, bias, &mut place, chosen);
+                    }
+                },
+            );
+        });
+}
+
+/// Where tokens are worked on, one after another.
+struct Place {
+    keys: Vec<f32>,
+    group_keys: Vec<f32>,
+    groups: Vec<u32>,
+    best: Vec<f32>,
+}
+
+impl Place {
+    fn new(r: &Router) -> Self {
+        Self {
+            keys: vec![0.0; r.experts],
+            group_keys: vec![0.0; r.groups],
+            groups: vec![0; r.top_groups],
+            best: vec![0.0; r.top_k.max(r.top_groups)],
+        }
+    }
+}
+
+/// Replaces the logits of a token by their scores.
+#[inline(always)]
+fn scores(scoring: Scoring, row: &mut [f32]) {
+    match scoring {
+        Scoring::Softmax => {
+            let largest = max(row);
+            let total = map_sum(row, |l| exp(l - largest));
+            for score in row {
+                *score /= total;
+            }
+        }
+        Scoring::Sigmoid => {
+            for score in row {
+                *score = sigmoid(*score);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn select(r: &Router, bias: Option<&[f32]>, place: &mut Place, chosen: &mut [u32]) {
+    let Place {
+        keys,
+        group_keys,
+        groups,
+        best,
+    } = place;
+    if let Some(bias) = bias {
+        for (key, bias) in keys.iter_mut().zip(bias) {
+            *key += bias;
+        }
+    }
+    for key in &mut *keys {
+        *key = nan_first(*key);
+    }
+    if r.top_groups == r.groups {
+        return Best::new(best, chosen).look_at(keys, 0..r.experts);
+    }
+    let size = r.experts / r.groups;
+    for (key, group) in group_keys.iter_mut().zip(keys.chunks_exact(size)) {
+        *key = match bias {
+            Some(_) => nan_first(two_largest(group)),
+            None => max(group),
+        };
+    }
+    Best::new(best, groups).look_at(group_keys, 0..r.groups);
+    groups.sort_unstable();
+    let mut found = Best::new(best, chosen);
+    for &group in &*groups {
+        let first = group as usize * size;
+        found.look_at(keys, first..first + size);
+    }
+}
+
+#[inline(always)]
+fn nan_first(key: f32) -> f32 {
+    if key.is_nan() { f32::INFINITY } else { key }
+}
+
+/// Sum of the two largest, or the only one.
+#[inline(always)]
+fn two_largest(keys: &[f32]) -> f32 {
+    let (mut first, mut second) = (keys[0], None);
+    for &key in &keys[1..] {
+        if key > first {
+            second = Some(first);
+            first = key;
+        } else if second.is_none_or(|second| key > second) {
+            second = Some(key);
+        }
+    }
+    second.map_or(first, |second| first + second)
+}
+
+/// The best of what was looked at, in descending order.
+struct Best<'a> {
+    keys: &'a mut [f32],
+    ids: &'a mut [u32],
+    found: usize,
+}
+
+impl<'a> Best<'a> {
+    /// As many as `ids` holds; `keys` is at least as long.
+    #[inline(always)]
+    fn new(keys: &'a mut [f32], ids: &'a mut [u32]) -> Self {
+        let keys = &mut keys[..ids.len()];
+        Self {
+            keys,
+            ids,
+            found: 0,
+        }
+    }
+
+    #[inline(always)]
+    fn look_at(&mut self, keys: &[f32], range: Range<usize>) {
+        let first = range.start;
+        for (c, keys) in keys[range].chunks(LANES).enumerate() {
+            if self.found == self.ids.len() {
+                // Mostly nothing of a block is better.
+                let last = self.keys[self.found - 1];
+                let better = keys.iter().fold(false, |any, &key| any | (key > last));
+                if !better {
+                    continue;
+                }
+            }
+            for (i, &key) in keys.iter().enumerate() {
+                self.offer(key, (first + c * LANES + i) as u32);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn offer(&mut self, key: f32, id: u32) {
+        if self.found < self.ids.len() {
+            self.found += 1;
+        } else if key <= self.keys[self.found - 1] {
+            return;
+        }
+        let mut at = self.found - 1;
+        while at > 0 && key > self.keys[at - 1] {
+            self.keys[at] = self.keys[at - 1];
+            self.ids[at] = self.ids[at - 1];
+            at -= 1;
+        }
+        self.keys[at] = key;
+        self.ids[at] = id;
+    }
+}
+
+/// `weights` (n, k) of the `chosen` experts: their scores without any bias, divided by their sum if
+/// the router says so, and scaled.
+pub fn weights(r: &Router, logits: &[f32], chosen: &[u32], weights: &mut [f32]) {
+    let n = r.check("router::weights", logits);
+    r.check_chosen("router::weights: chosen", n, chosen);
+    r.check_choices("router::weights: weights", n, weights.len());
+    let Router { experts, top_k, .. } = *r;
+    let chunk = rows_per_chunk(n, experts);
+    let inputs = logits.par_chunks(chunk * experts);
+    weights
+        .par_chunks_mut(chunk * top_k)
+        .zip(inputs.zip(chosen.par_chunks(chunk * top_k)))
+        .for_each(|(weights, (logits, chosen))| {
+            dispatch(
+                #[inline(always)]
+                || {
+                    let tokens = logits.chunks_exact(experts);
+                    let tokens = tokens.zip(chosen.chunks_exact(top_k));
+                    for ((logits, chosen), weights) in tokens.zip(weights.chunks_exact_mut(top_k)) {
+                        shares(r, logits, chosen, weights);
+                        for weight in weights {
+                            *weight *= r.scaling;
+                        }
+                    }
+                },
+            );
+        });
+}
+
+/// The weights of a token before they are scaled.
+#[inline(always)]
+fn shares(r: &Router, logits: &[f32], chosen: &[u32], shares: &mut [f32]) {
+    for (share, &expert) in shares.iter_mut().zip(chosen) {
+        *share = logits[expert as usize];
+    }
+    match (r.scoring, r.renormalize) {
+        (Scoring::Softmax, false) => {
+            let largest = max(logits);
+            let total = sum(logits, |l| exp(l - largest));
+            for share in shares {
+                *share = exp(*share - largest) / total;
+            }
+        }
+        (Scoring::Softmax, true) => {
+            // Scores divided by their sum are the softmax of the chosen logits. What makes all scores
+            // NaN must do so here, too.
+            let ordinary = logits
+                .iter()
+                .fold(true, |all, &l| all & (l < f32::INFINITY));
+            let largest = if ordinary { max(shares) } else { f32::NAN };
+            let total = map_sum(shares, |l| exp(l - largest));
+            for share in shares {
+                *share /= total;
+            }
+        }
+        (Scoring::Sigmoid, false) => {
+            map_sum(shares, sigmoid);
+        }
+        (Scoring::Sigmoid, true) => {
+            let total = map_sum(shares, sigmoid) + TINY;
+            for share in shares {
+                *share /= total;
+            }
+        }
+    }
+}
+
+/// `dlogits` (n, E) from `dweights` (n, k); the choice counts as constant.
+pub fn weights_backward(
+    r: &Router,
+    logits: &[f32],
+    chosen: &[u32],
+    dweights: &[f32],
+    dlogits: &mut [f32],
+) {
+    let n = r.check("router::weights_backward", logits);
+    r.check_chosen("router::weights_backward: chosen", n, chosen);
+    r.check_choices("router::weights_backward: dweights", n, dweights.len());
+    r.check_logits("router::weights_backward: dlogits", n, dlogits.len());
+    let Router { experts, top_k, .. } = *r;
+    let chunk = rows_per_chunk(n, experts);
+    let choices = chosen.par_chunks(chunk * top_k);
+    let choices = choices.zip(dweights.par_chunks(chunk * top_k));
+    dlogits
+        .par_chunks_mut(chunk * experts)
+        .zip(logits.par_chunks(chunk * experts))
+        .zip(choices)
+        .for_each(|((dlogits, logits), (chosen, dweights))| {
+            let mut place = vec![0.0; top_k];
+            dispatch(
+                #[inline(always)]
+                || {
+                    let rows = dlogits.chunks_exact_mut(experts);
+                    let rows = rows.zip(logits.chunks_exact(experts));
+                    let choices = chosen.chunks_exact(top_k);
+                    let choices = choices.zip(dweights.chunks_exact(top_k));
+                    for ((dlogits, logits), (chosen, dweights)) in rows.zip(choices) {
+                        shares(r, logits, chosen, &mut place);
+                        spread_back(r, logits, chosen, &place, dweights, dlogits);
+                    }
+                },
+            );
+        });
+}
+
+#[inline(always)]
+fn spread_back(
+    r: &Router,
+    logits: &[f32],
+    chosen: &[u32],
+    shares: &[f32],
+    dweights: &[f32],
+    dlogits: &mut [f32],
+) {
+    // Both softmax and the division by the sum take away what all shares have in common.
+    let common = match (r.scoring, r.renormalize) {
+        (Scoring::Sigmoid, false) => 0.0,
+        _ => dot(shares, dweights),
+    };
+    match (r.scoring, r.renormalize) {
+        (Scoring::Softmax, false) => {
+            dlogits.copy_from_slice(logits);
+            scores(r.scoring, dlogits);
+            for dlogit in &mut *dlogits {
+                *dlogit *= -common * r.scaling;
+            }
+        }
+        _ => dlogits.fill(0.0),
+    }
+    let choices = shares.iter().zip(dweights);
+    for (&expert, (&share, &dweight)) in chosen.iter().zip(choices) {
+        let expert = expert as usize;
+        let slope = match (r.scoring, r.renormalize) {
+            (Scoring::Softmax, false) => share * dweight,
+            (Scoring::Softmax, true) => share * (dweight - common),
+            (Scoring::Sigmoid, _) => share * sigmoid(-logits[expert]) * (dweight - common),
+        };
+        dlogits[expert] += r.scaling * slope;
+    }
+}
+
+/// The losses of `logits` (n, E) and the tokens `load` (E) that each expert got; zeros without
+/// tokens.
+pub fn losses(r: &Router, logits: &[f32], load: &[u32]) -> Losses {
+    let n = r.check("router::losses", logits);
+    r.check_load("router::losses: load", load);
+    if n == 0 {
+        return Losses::default();
+    }
+    let factors = r.balance_factors(n, load);
+    let chunks = logits.par_chunks(rows_per_chunk(n, r.experts) * r.experts);
+    let partials: Vec<Losses> = chunks
+        .map(|logits| {
+            let mut place = vec![0.0; r.experts];
+            let mut sums = Losses::default();
+            dispatch(
+                #[inline(always)]
+                || {
+                    for logits in logits.chunks_exact(r.experts) {
+                        add_losses(r, logits, &factors, &mut place, &mut sums);
+                    }
+                },
+            );
+            sums
+        })
+        .collect();
+    let mut sums = Losses::default();
+    for partial in partials {
+        sums.balance += partial.balance;
+        sums.z += partial.z;
+        sums.entropy += partial.entropy;
+    }
+    let n = n as f64;
+    Losses {
+        balance: sums.balance / n,
+        z: sums.z / n,
+        entropy: sums.entropy / n,
+    }
+}
+
+/// Adds the losses of one token.
+#[inline(always)]
+fn add_losses(r: &Router, logits: &[f32], factors: &[f32], place: &mut [f32], sums: &mut Losses) {
+    place.copy_from_slice(logits);
+    let largest = max(logits);
+    let exponentials = map_sum(place, |l| exp(l - largest));
+    let log_sum = f64::from(largest) + f64::from(exponentials).ln();
+    sums.z += log_sum * log_sum;
+    match r.scoring {
+        Scoring::Softmax => {
+            let total = f64::from(exponentials);
+            sums.balance += f64::from(dot(place, factors)) / total;
+            // No probability times an infinite logarithm is nothing.
+            let term = |e: f32, l: f32, _| if e == 0.0 { 0.0 } else { e * (l - largest) };
+            let terms = sum3(place, logits, logits, term);
+            sums.entropy += total.ln() - f64::from(terms) / total;
+        }
+        Scoring::Sigmoid => {
+            place.copy_from_slice(logits);
+            let scores = map_sum(place, sigmoid);
+            let total = f64::from(scores + TINY);
+            sums.balance += f64::from(dot(place, factors)) / total;
+            let term = |s: f32| {
+                if s < f32::MIN_POSITIVE {
+                    0.0
+                } else {
+                    s * ln(s)
+                }
+            };
+            let terms = f64::from(sum(place, term));
+            sums.entropy += (f64::from(scores) * total.ln() - terms) / total;
+        }
+    }
+}
+
+/// `dlogits` (n, E) of `dbalance * balance + dz * z`, see [`losses`]; the load counts as constant.
+pub fn losses_backward(
+    r: &Router,
+    logits: &[f32],
+    load: &[u32],
+    dbalance: f32,
+    dz: f32,
+    dlogits: &mut [f32],
+) {
+    let n = r.check("router::losses_backward", logits);
+    r.check_load("router::losses_backward: load", load);
+    r.check_logits("router::losses_backward: dlogits", n, dlogits.len());
+    let mut factors = r.balance_factors(n, load);
+    for factor in &mut factors {
+        *factor *= dbalance / n as f32;
+    }
+    let dz = 2.0 * dz / n as f32;
+    let chunk = rows_per_chunk(n, r.experts) * r.experts;
+    dlogits
+        .par_chunks_mut(chunk)
+        .zip(logits.par_chunks(chunk))
+        .for_each(|(dlogits, logits)| {
+            let mut place = vec![0.0; r.experts];
+            dispatch(
+                #[inline(always)]
+                || {
+                    let rows = dlogits.chunks_exact_mut(r.experts);
+                    for (dlogits, logits) in rows.zip(logits.chunks_exact(r.experts)) {
+                        differentiate(r.scoring, logits, &factors, dz, &mut place, dlogits);
+                    }
+                },
+            );
+        });
+}
+
+/// Gradient of one token.
+#[inline(always)]
+fn differentiate(
+    scoring: Scoring,
+    logits: &[f32],
+    factors: &[f32],
+    dz: f32,
+    place: &mut [f32],
+    dlogits: &mut [f32],
+) {
+    dlogits.copy_from_slice(logits);
+    let largest = max(logits);
+    let total = map_sum(dlogits, |l| exp(l - largest));
+    let log_sum = f64::from(largest) + f64::from(total).ln();
+    let z_slope = dz * log_sum as f32;
+    match scoring {
+        Scoring::Softmax => {
+            let mean = dot(dlogits, factors) / total;
+            for (dlogit, &factor) in dlogits.iter_mut().zip(factors) {
+                *dlogit = *dlogit / total * (factor - mean + z_slope);
+            }
+        }
+        Scoring::Sigmoid => {
+            place.copy_from_slice(logits);
+            let scores = map_sum(place, sigmoid) + TINY;
+            let mean = dot(place, factors) / scores;
+            let experts = factors.iter().zip(&*place);
+            for (dlogit, (&factor, &score)) in dlogits.iter_mut().zip(experts) {
+                let balance = score * (1.0 - score) / scores * (factor - mean);
+                *dlogit = *dlogit / total * z_slope + balance;
+            }
+        }
+    }
+}
+
+impl Router {
+    /// Checks that the router is consistent; gives the tokens.
+    fn check(&self, name: &str, logits: &[f32]) -> usize {
+        let Router {
+            experts,
+            top_k,
+            groups,
+            top_groups,
+            ..
+        } = *self;
+        assert!(
+            0 < top_k && top_k <= experts,
+            "{name}: top_k {top_k} of {experts} experts"
+        );
+        assert!(
+            u32::try_from(experts).is_ok(),
+            "{name}: {experts} experts do not fit 32 bits"
+        );
+        assert!(
+            groups > 0 && experts.is_multiple_of(groups),
+            "{name}: {experts} experts in {groups} groups"
+        );
+        assert!(
+            0 < top_groups && top_groups <= groups,
+            "{name}: top_groups {top_groups} of {groups} groups"
+        );
+        let allowed = top_groups * (experts / groups);
+        assert!(
+            top_k <= allowed,
+            "{name}: top_k {top_k} of {allowed} experts in the best groups"
+        );
+        assert_eq!(
+            logits.len() % experts,
+            0,
+            "{name}: logits is not made of rows of {experts}"
+        );
+        logits.len() / experts
+    }
+
+    fn check_choices(&self, name: &str, n: usize, len: usize) {
+        let k = self.top_k;
+        assert_eq!(len, n * k, "{name} is not ({n}, {k})");
+    }
+
+    fn check_chosen(&self, name: &str, n: usize, chosen: &[u32]) {
+        self.check_choices(name, n, chosen.len());
+        let experts = self.experts;
+        for &expert in chosen {
+            assert!(
+                (expert as usize) < experts,
+                "{name}: expert {expert} is outside of {experts} experts"
+            );
+        }
+    }
+
+    fn check_logits(&self, name: &str, n: usize, len: usize) {
+        let experts = self.experts;
+        assert_eq!(len, n * experts, "{name} is not ({n}, {experts})");
+    }
+
+    fn check_load(&self, name: &str, load: &[u32]) {
+        let experts = self.experts;
+        assert_eq!(load.len(), experts, "{name} is not ({experts})");
+    }
+
+    /// `E load_e / (n k)`, which is 1 for even load.
+    fn balance_factors(&self, n: usize, load: &[u32]) -> Vec<f32> {
+        let scale = self.experts as f64 / (n as f64 * self.top_k as f64);
+        let factor = |&load: &u32| (scale * f64::from(load)) as f32;
+        load.iter().map(factor).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{
+        Rng, all_close, check_gradient, close, same_bits_on_any_pool, weigh, wide,
+    };
+    use proptest::prelude::*;
+
+    const PLAIN: Router = Router {
+        experts: 4,
+        top_k: 2,
+        scoring: Scoring::Softmax,
+        renormalize: false,
+        groups: 1,
+        top_groups: 1,
+        scaling: 1.0,
+    };
+
+    fn any_router() -> impl Strategy<Value = Router> {
+        let sigmoid = any::<bool>();
+        let groups = (1usize..5, 1usize..5, 1usize..8);
+        (sigmoid, any::<bool>(), groups, 1usize..6).prop_map(
+            |(sigmoid, renormalize, (groups, top_groups, size), top_k)| {
+                let top_groups = top_groups.min(groups);
+                Router {
+                    experts: groups * size,
+                    top_k: top_k.min(top_groups * size),
+                    scoring: if sigmoid {
+                        Scoring::Sigmoid
+                    } else {
+                        Scoring::Softmax
+                    },
+                    renormalize,
+                    groups,
+                    top_groups,
+                    scaling: 2.5,
+                }
+            },
+        )
+    }
+
+    fn naive_scores(scoring: Scoring, logits: &[f64]) -> Vec<f64> {
+        match scoring {
+            Scoring::Softmax => {
+                let total: f64 = logits.iter().map(|l| l.exp()).sum();
+                logits.iter().map(|l| l.exp() / total).collect()
+            }
+            Scoring::Sigmoid => logits.iter().map(|l| 1.0 / (1.0 + (-l).exp())).collect(),
+        }
+    }
+
+    /// Indices in descending order, the lower first of equal ones.
+    fn order(keys: &[f64]) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..keys.len()).collect();
+        order.sort_by(|&a, &b| keys[b].total_cmp(&keys[a]).then(a.cmp(&b)));
+        order
+    }
+
+    fn naive_choose(r: &Router, logits: &[f32], bias: Option<&[f32]>) -> Vec<u32> {
+        let size = r.experts / r.groups;
+        let mut chosen = Vec::new();
+        for logits in wide(logits).chunks(r.experts) {
+            let mut keys = naive_scores(r.scoring, logits);
+            for (key, &bias) in keys.iter_mut().zip(bias.unwrap_or_default()) {
+                *key += f64::from(bias);
+            }
+            let groups: Vec<f64> = keys
+                .chunks(size)
+                .map(|keys| {
+                    let counted = if bias.is_some() { 2 } else { 1 };
+                    order(keys).iter().take(counted).map(|&e| keys[e]).sum()
+                })
+                .collect();
+            for &group in &order(&groups)[r.top_groups..] {
+                keys[group * size..][..size].fill(f64::NEG_INFINITY);
+            }
+            chosen.extend(order(&keys)[..r.top_k].iter().map(|&e| e as u32));
+        }
+        chosen
+    }
+
+    fn naive_weights(r: &Router, logits: &[f64], chosen: &[u32]) -> Vec<f64> {
+        let tokens = logits.chunks(r.experts).zip(chosen.chunks(r.top_k));
+        let one = |(logits, chosen): (&[f64], &[u32])| {
+            let scores = naive_scores(r.scoring, logits);
+            let taken: Vec<f64> = chosen.iter().map(|&e| scores[e as usize]).collect();
+            let total = if r.renormalize {
+                taken.iter().sum()
+            } else {
+                1.0
+            };
+            taken
+                .iter()
+                .map(|s| s / total * f64::from(r.scaling))
+                .collect::<Vec<_>>()
+        };
+        tokens.flat_map(one).collect()
+    }
+
+    fn naive_losses(r: &Router, logits: &[f64], load: &[u32]) -> Losses {
+        let n = (logits.len() / r.experts) as f64;
+        let mut losses = Losses::default();
+        for logits in logits.chunks(r.experts) {
+            let scores = naive_scores(r.scoring, logits);
+            let total: f64 = scores.iter().sum();
+            let log_sum = logits.iter().map(|l| l.exp()).sum::<f64>().ln();
+            losses.z += log_sum * log_sum / n;
+            for (score, &load) in scores.iter().zip(load) {
+                let p = score / total;
+                let share = f64::from(load) / (n * r.top_k as f64);
+                losses.balance += r.experts as f64 * share * p / n;
+                losses.entropy -= p * p.ln() / n;
+            }
+        }
+        losses
+    }
+
+    fn count(r: &Router, chosen: &[u32]) -> Vec<u32> {
+        let mut load = vec![0; r.experts];
+        for &expert in chosen {
+            load[expert as usize] += 1;
+        }
+        load
+    }
+
+    /// Logits of which some are equal.
+    fn coarse(rng: &mut Rng, len: usize) -> Vec<f32> {
+        rng.normal(len)
+            .iter()
+            .map(|l| (2.0 * l).round() / 2.0)
+            .collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn choices_match_the_reference(r in any_router(), n in 0usize..12, biased in any::<bool>()) {
+            let mut rng = Rng::new(101);
+            let logits = coarse(&mut rng, n * r.experts);
+            let bias = rng.normal(r.experts);
+            let bias = biased.then_some(&bias[..]);
+            let mut chosen = vec![u32::MAX; n * r.top_k];
+            choose(&r, &logits, bias, &mut chosen);
+            prop_assert_eq!(chosen, naive_choose(&r, &logits, bias));
+        }
+
+        #[test]
+        fn weights_match_the_reference(r in any_router(), n in 0usize..8) {
+            let mut rng = Rng::new(102);
+            let logits = rng.normal(n * r.experts);
+            let bias = rng.normal(r.experts);
+            let mut chosen = vec![u32::MAX; n * r.top_k];
+            choose(&r, &logits, Some(&bias), &mut chosen);
+            let mut found = vec![f32::NAN; n * r.top_k];
+            weights(&r, &logits, &chosen, &mut found);
+            all_close(&found, &naive_weights(&r, &wide(&logits), &chosen), 2e-6);
+            let dweights = rng.normal(n * r.top_k);
+            let mut dlogits = vec![f32::NAN; logits.len()];
+            weights_backward(&r, &logits, &chosen, &dweights, &mut dlogits);
+            let loss = |logits: &[f64]| weigh(&naive_weights(&r, logits, &chosen), &dweights);
+            check_gradient(loss, &logits, &dlogits, 1e-5);
+        }
+
+        #[test]
+        fn losses_match_the_reference(r in any_router(), n in 1usize..8) {
+            let mut rng = Rng::new(103);
+            let logits = rng.normal(n * r.experts);
+            let mut chosen = vec![u32::MAX; n * r.top_k];
+            choose(&r, &logits, None, &mut chosen);
+            let load = count(&r, &chosen);
+            let found = losses(&r, &logits, &load);
+            let want = naive_losses(&r, &wide(&logits), &load);
+            close(found.balance as f32, want.balance, 2e-6);
+            close(found.z as f32, want.z, 2e-6);
+            close(found.entropy as f32, want.entropy, 2e-6);
+            for (dbalance, dz) in [(0.7, 0.0), (0.0, 0.4), (1.5, -0.3)] {
+                let mut dlogits = vec![f32::NAN; logits.len()];
+                losses_backward(&r, &logits, &load, dbalance, dz, &mut dlogits);
+                let loss = |logits: &[f64]| {
+                    let losses = naive_losses(&r, logits, &load);
+                    f64::from(dbalance) * losses.balance + f64::from(dz) * losses.z
+                };
+                check_gradient(loss, &logits, &dlogits, 1e-5);
+            }
+        }
+    }
+
+    #[test]
+    fn many_experts_are_sorted_as_a_whole() {
+        for (experts, top_k, groups, top_groups) in
+            [(512, 16, 1, 1), (256, 8, 8, 4), (130, 5, 2, 1)]
+        {
+            let r = Router {
+                experts,
+                top_k,
+                groups,
+                top_groups,
+                ..PLAIN
+            };
+            let n = 40;
+            let mut rng = Rng::new(104);
+            for logits in [rng.normal(n * experts), coarse(&mut rng, n * experts)] {
+                let mut chosen = vec![0; n * top_k];
+                choose(&r, &logits, None, &mut chosen);
+                assert_eq!(chosen, naive_choose(&r, &logits, None));
+            }
+        }
+    }
+
+    #[test]
+    fn groups_are_ranked_as_in_deepseek() {
+        // Groups (0, 1), (2, 3), (4, 5): the best expert is in the first, the best two in the second.
+        let logits = [3.0, -9.0, 2.0, 1.5, 0.0, 0.0];
+        let r = Router {
+            experts: 6,
+            groups: 3,
+            scoring: Scoring::Sigmoid,
+            ..PLAIN
+        };
+        let mut chosen = [0; 2];
+        choose(&r, &logits, None, &mut chosen);
+        assert_eq!(chosen, [0, 1]);
+        choose(&r, &logits, Some(&[0.0; 6]), &mut chosen);
+        assert_eq!(chosen, [2, 3]);
+        choose(
+            &r,
+            &logits,
+            Some(&[0.0, 0.0, 0.0, 0.0, 1.0, 2.0]),
+            &mut chosen,
+        );
+        assert_eq!(chosen, [5, 4]);
+        choose(&r, &[1.0; 6], Some(&[0.0; 6]), &mut chosen);
+        assert_eq!(chosen, [0, 1]);
+    }
+
+    #[test]
+    fn what_is_not_finite_is_chosen_and_shows() {
+        let odd = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY];
+        for scoring in [Scoring::Softmax, Scoring::Sigmoid] {
+            for renormalize in [false, true] {
+                for (groups, top_groups) in [(1, 1), (4, 2)] {
+                    let r = Router {
+                        experts: 8,
+                        top_k: 3,
+                        scoring,
+                        renormalize,
+                        groups,
+                        top_groups,
+                        scaling: 1.0,
+                    };
+                    for bias in [None, Some(&[0.5; 8][..]), Some(&[f32::NAN; 8])] {
+                        for case in 0..4usize.pow(4) {
+                            let mut logits = Rng::new(105).normal(8);
+                            for at in 0..4 {
+                                if let Some(&odd) = odd.get(case / 4usize.pow(at) % 4) {
+                                    logits[2 * at as usize + 1] = odd;
+                                }
+                            }
+                            let mut chosen = [99; 3];
+                            choose(&r, &logits, bias, &mut chosen);
+                            let mut distinct = chosen.to_vec();
+                            distinct.sort_unstable();
+                            distinct.dedup();
+                            assert!(distinct.len() == 3 && distinct[2] < 8, "{chosen:?}");
+                            let mut found = [0.0; 3];
+                            weights(&r, &logits, &chosen, &mut found);
+                            let mut dlogits = [0.0; 8];
+                            weights_backward(&r, &logits, &chosen, &[1.0; 3], &mut dlogits);
+                            let load = count(&r, &chosen);
+                            let sums = losses(&r, &logits, &load);
+                            if logits.iter().any(|l| l.is_nan()) {
+                                let known = bias.is_some_and(|bias| bias[0].is_nan());
+                                let shows = found.iter().any(|w| w.is_nan());
+                                assert!(shows || known, "{r:?} {logits:?} {found:?}");
+                                assert!(sums.z.is_nan() && sums.balance.is_nan());
+                            }
+                            losses_backward(&r, &logits, &load, 1.0, 1.0, &mut dlogits);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn experts_that_are_shut_off_leave_the_rest_finite() {
+        for scoring in [Scoring::Softmax, Scoring::Sigmoid] {
+            let r = Router { scoring, ..PLAIN };
+            let logits = [0.5, f32::NEG_INFINITY, -1.0, -200.0];
+            let mut found = [0.0; 2];
+            weights(&r, &logits, &[0, 2], &mut found);
+            let mut dlogits = [f32::NAN; 4];
+            weights_backward(&r, &logits, &[0, 2], &[1.0, -1.0], &mut dlogits);
+            let Losses {
+                balance,
+                z,
+                entropy,
+            } = losses(&r, &logits, &[1, 0, 1, 0]);
+            let mut dlosses = [f32::NAN; 4];
+            losses_backward(&r, &logits, &[1, 0, 1, 0], 1.0, 1.0, &mut dlosses);
+            let all = found.iter().chain(&dlogits).chain(&dlosses);
+            assert!(all.into_iter().all(|v| v.is_finite()));
+            assert!(balance.is_finite() && z.is_finite() && entropy.is_finite());
+            assert!(dlogits[1] == 0.0 && dlosses[1] == 0.0);
+        }
+    }
+
+    #[test]
+    fn chosen_experts_far_below_the_best_share_the_weight() {
+        let r = Router {
+            renormalize: true,
+            ..PLAIN
+        };
+        let mut found = [0.0; 2];
+        weights(&r, &[300.0, 0.0, 0.0, -1.0], &[1, 2], &mut found);
+        assert_eq!(found, [0.5, 0.5]);
+    }
+
+    #[test]
+    fn no_tokens_give_zeros() {
+        assert_eq!(losses(&PLAIN, &[], &[0; 4]), Losses::default());
+        losses_backward(&PLAIN, &[], &[0; 4], 1.0, 1.0, &mut []);
+        choose(&PLAIN, &[], None, &mut []);
+        weights(&PLAIN, &[], &[], &mut []);
+        weights_backward(&PLAIN, &[], &[], &[], &mut []);
+    }
+
+    #[test]
+    fn even_scores_have_balance_one_and_the_largest_entropy() {
+        for scoring in [Scoring::Softmax, Scoring::Sigmoid] {
+            let r = Router { scoring, ..PLAIN };
+            let found = losses(&r, &[0.25; 12], &[6, 0, 0, 0]);
+            assert!((found.balance - 1.0).abs() < 1e-6);
+            assert!((found.entropy - 4f64.ln()).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn bits_do_not_depend_on_threads() {
+        for scoring in [Scoring::Softmax, Scoring::Sigmoid] {
+            let r = Router {
+                experts: 64,
+                top_k: 4,
+                scoring,
+                renormalize: true,
+                groups: 8,
+                top_groups: 3,
+                scaling: 2.0,
+            };
+            let n = 1500;
+            let mut rng = Rng::new(106);
+            let (logits, bias) = (rng.normal(n * 64), rng.normal(64));
+            let dweights = rng.normal(n * 4);
+            same_bits_on_any_pool(|| {
+                let mut chosen = vec![0; n * 4];
+                choose(&r, &logits, Some(&bias), &mut chosen);
+                let mut found = vec![0.0; n * 4];
+                weights(&r, &logits, &chosen, &mut found);
+                let (mut dlogits, mut dlosses) = (vec![0.0; n * 64], vec![0.0; n * 64]);
+                weights_backward(&r, &logits, &chosen, &dweights, &mut dlogits);
+                let load = count(&r, &chosen);
+                losses_backward(&r, &logits, &load, 1.0, 0.1, &mut dlosses);
+                let Losses {
+                    balance,
+                    z,
+                    entropy,
+                } = losses(&r, &logits, &load);
+                let halves = |x: f64| [x as f32, (x - f64::from(x as f32)) as f32];
+                let sums = [balance, z, entropy].into_iter().flat_map(halves).collect();
+                let chosen = chosen.into_iter().map(f32::from_bits).collect();
+                [chosen, found, dlogits, dlosses, sums].concat()
+            });
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "router::choose: top_k 3 of 2 experts in the best groups")]
+    fn too_few_groups_are_refused() {
+        let r = Router {
+            top_k: 3,
+            groups: 2,
+            ..PLAIN
+        };
+        choose(&r, &[0.0; 4], None, &mut [0; 3]);
+    }
+
+    #[test]
+    #[should_panic(expected = "router::weights: chosen: expert 7 is outside of 4 experts")]
+    fn an_unknown_expert_is_refused() {
+        weights(&PLAIN, &[0.0; 4], &[0, 7], &mut [0.0; 2]);
+    }
+}

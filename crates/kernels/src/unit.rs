@@ -1,0 +1,163 @@
+//! Vectors of length one, for weights that live on a sphere (nGPT, arXiv 2410.01131).
+
+use crate::parallel::rows_per_chunk;
+use crate::simd::{dispatch, sum_squares_f64};
+use rayon::prelude::*;
+
+/// Divides every row of `w`, which has rows of `columns`, by its Euclidean length; one of zeros
+/// stays.
+pub fn rows(w: &mut [f32], columns: usize) {
+    let n = check("unit::rows", w, columns);
+    let chunk = rows_per_chunk(n, columns) * columns;
+    w.par_chunks_mut(chunk).for_each(|w| {
+        dispatch(
+            #[inline(always)]
+            || {
+                for row in w.chunks_exact_mut(columns) {
+                    let factor = factor(sum_squares_f64(row));
+                    for w in row {
+                        *w = (f64::from(*w) * factor) as f32;
+                    }
+                }
+            },
+        );
+    });
+}
+
+/// Divides every column of `w`, which has rows of `columns`, by its Euclidean length; one of zeros
+/// stays.
+pub fn columns(w: &mut [f32], columns: usize) {
+    let n = check("unit::columns", w, columns);
+    let chunk = rows_per_chunk(n, columns) * columns;
+    let partials: Vec<Vec<f64>> = w
+        .par_chunks(chunk)
+        .map(|w| {
+            let mut squares = vec![0.0; columns];
+            dispatch(
+                #[inline(always)]
+                || {
+                    for row in w.chunks_exact(columns) {
+                        for (square, &w) in squares.iter_mut().zip(row) {
+                            *square += f64::from(w) * f64::from(w);
+                        }
+                    }
+                },
+            );
+            squares
+        })
+        .collect();
+    let mut factors = vec![0.0; columns];
+    for partial in partials {
+        for (total, square) in factors.iter_mut().zip(partial) {
+            *total += square;
+        }
+    }
+    factors
+        .iter_mut()
+        .for_each(|square| *square = factor(*square));
+    w.par_chunks_mut(chunk).for_each(|w| {
+        dispatch(
+            #[inline(always)]
+            || {
+                for row in w.chunks_exact_mut(columns) {
+                    for (w, factor) in row.iter_mut().zip(&factors) {
+                        *w = (f64::from(*w) * factor) as f32;
+                    }
+                }
+            },
+        );
+    });
+}
+
+/// What gives a vector with this sum of squares length one, in double precision: neither the
+/// smallest nor the largest numbers leave its range.
+#[inline(always)]
+fn factor(squares: f64) -> f64 {
+    if squares == 0.0 {
+        1.0
+    } else {
+        1.0 / squares.sqrt()
+    }
+}
+
+/// Number of rows.
+fn check(name: &str, w: &[f32], columns: usize) -> usize {
+    assert!(columns > 0, "{name}: width 0");
+    assert!(
+        w.len().is_multiple_of(columns),
+        "{name}: w is not made of rows of {columns}"
+    );
+    w.len() / columns
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Rng, all_close, same_bits_on_any_pool, wide};
+    use proptest::prelude::*;
+
+    /// Every `columns`-th element from `first` on, or a row, is a vector.
+    fn naive(w: &[f64], columns: usize, by_row: bool) -> Vec<f64> {
+        let of = |i: usize| if by_row { i / columns } else { i % columns };
+        let mut squares = vec![0.0; columns.max(w.len() / columns)];
+        for (i, w) in w.iter().enumerate() {
+            squares[of(i)] += w * w;
+        }
+        let unit = |(i, w): (usize, &f64)| match squares[of(i)] {
+            0.0 => 0.0,
+            square => w / square.sqrt(),
+        };
+        w.iter().enumerate().map(unit).collect()
+    }
+
+    fn both(w: &[f32], width: usize) -> [Vec<f32>; 2] {
+        let (mut by_row, mut by_column) = (w.to_vec(), w.to_vec());
+        rows(&mut by_row, width);
+        columns(&mut by_column, width);
+        [by_row, by_column]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        #[test]
+        fn matches_the_reference(n in 0usize..300, width in 1usize..70) {
+            let w = Rng::new(71).normal(n * width);
+            let [by_row, by_column] = both(&w, width);
+            all_close(&by_row, &naive(&wide(&w), width, true), 1e-7);
+            all_close(&by_column, &naive(&wide(&w), width, false), 1e-7);
+        }
+    }
+
+    #[test]
+    fn zeros_stay() {
+        let w = [0.0, 3.0, 0.0, 0.0, 0.0, 0.0, 0.0, 4.0, 0.0];
+        let [by_row, by_column] = both(&w, 3);
+        assert_eq!(by_row, [0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0]);
+        assert_eq!(by_column, [0.0, 0.6, 0.0, 0.0, 0.0, 0.0, 0.0, 0.8, 0.0]);
+    }
+
+    #[test]
+    fn the_smallest_and_the_largest_numbers_have_a_length() {
+        for size in [1e-42, 1e-30, 1e30, 1e38] {
+            let [by_row, by_column] = both(&[size, -size, size, size], 2);
+            let want = [1.0, -1.0, 1.0, 1.0].map(|sign| sign * 0.5f64.sqrt());
+            all_close(&by_row, &want, 1e-7);
+            all_close(&by_column, &want, 1e-7);
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_shows() {
+        for broken in [f32::NAN, f32::INFINITY] {
+            let [by_row, by_column] = both(&[1.0, broken, 1.0, 1.0], 2);
+            assert!(by_row[1].is_nan() && by_row[2].is_finite());
+            assert!(by_column[1].is_nan() && by_column[2].is_finite());
+        }
+    }
+
+    #[test]
+    fn bits_do_not_depend_on_threads() {
+        let w = Rng::new(72).normal(3000 * 70);
+        same_bits_on_any_pool(|| both(&w, 70).concat());
+    }
+}
