@@ -22,8 +22,11 @@ ROOT = Path(__file__).resolve().parent.parent
 SHAPES = {
     "d128": dict(d=128, layers=4, heads=4, ff=344, vocab=4096, seq=128, batch=16),
     "d384": dict(d=384, layers=6, heads=6, ff=1024, vocab=8192, seq=256, batch=8),
+    "d384-moe": dict(d=384, layers=6, heads=6, ff=512, vocab=8192, seq=256, batch=8, experts=8),
     "d768": dict(d=768, layers=12, heads=12, ff=2048, vocab=32000, seq=512, batch=2),
 }
+# Dense models in which a token meets the same arithmetic, measured in the same rounds.
+DENSE = {"d384-moe": "d384"}
 
 
 def python_with_torch():
@@ -47,12 +50,15 @@ def burn_program():
 
 
 def config(shape, placement):
+    width = f'd_ff = {shape["ff"]}'
+    if "experts" in shape:
+        width = f'moe = {{ n_experts = {shape["experts"]}, top_k = 2, d_expert = {shape["ff"]} }}'
     return f"""
 [model]
 d_model = {shape["d"]}
 n_layers = {shape["layers"]}
 n_heads = {shape["heads"]}
-d_ff = {shape["ff"]}
+{width}
 vocab_size = {shape["vocab"]}
 placement = "{placement}"
 
@@ -81,13 +87,13 @@ def theirs(program, shape, a):
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def runners(a):
+def runners(a, shape):
     runs = {"hybridnorm": lambda shape: ours(shape, a)}
     programs = {}
     if "pytorch" in a.against:
         eager = [a.python or python_with_torch(), ROOT / "bench" / "pytorch_step.py"]
         programs |= {"pytorch eager": eager, "pytorch compile": eager + ["--compile"]}
-    if "burn" in a.against:
+    if "burn" in a.against and "experts" not in shape:
         programs["burn"] = [burn_program()]
     for name, program in programs.items():
         runs[name] = lambda shape, program=program: theirs(program, shape, a)
@@ -127,18 +133,26 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--python", help="a Python with torch, instead of one made here")
     a = parser.parse_args()
-    runs = runners(a)
     for name in a.shapes:
         shape = SHAPES[name]
+        runs = runners(a, shape)
         print(f"\n{name}: " + " ".join(f"{key} {value}" for key, value in shape.items())
               + f", {a.placement}, {a.threads} threads, {a.rounds} rounds")
         found = {run: [] for run in runs}
+        dense = []
         for _ in range(a.rounds):
             for run, measure in runs.items():
                 found[run].append(measure(shape))
+            if name in DENSE:
+                dense.append(ours(SHAPES[DENSE[name]], a))
         counts = {run: rows[0]["parameters"] for run, rows in found.items()}
         assert len(set(counts.values())) == 1, f"not the same model: {counts}"
         report(found)
+        if dense:
+            sparse, dense = (statistics.median(r["step_seconds"] for r in rows)
+                             for rows in (found["hybridnorm"], dense))
+            print(f"step time: {sparse * 1e3:.1f} ms, {sparse / dense:.2f}x that of the dense "
+                  f"{DENSE[name]}")
 
 
 if __name__ == "__main__":

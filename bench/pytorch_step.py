@@ -51,12 +51,43 @@ class FeedForward(nn.Module):
         return self.down(F.silu(gate) * up)
 
 
+class Experts(nn.Module):
+    """Dropless top-k experts of inner width f: rows sorted by expert, one product an expert."""
+
+    def __init__(self, d, f, experts, top_k):
+        super().__init__()
+        self.top_k, self.experts = top_k, experts
+        self.router = nn.Linear(d, experts, bias=False)
+        self.up = nn.Parameter(torch.empty(experts, 2 * f, d))
+        self.down = nn.Parameter(torch.empty(experts, d, f))
+        self.losses = 0.0
+
+    def forward(self, x):
+        flat = x.reshape(-1, x.shape[-1])
+        logits = self.router(flat)
+        p = logits.softmax(dim=-1)
+        weights, chosen = p.topk(self.top_k, dim=-1)
+        chosen = chosen.flatten()
+        load = torch.bincount(chosen, minlength=self.experts)
+        balance = self.experts * (load / chosen.numel() * p.mean(dim=0)).sum()
+        self.losses = 0.01 * balance + 0.001 * logits.logsumexp(dim=-1).square().mean()
+        order = chosen.argsort(stable=True)
+        token = order // self.top_k
+        parts = flat.index_select(0, token).split(load.tolist())
+        outputs = []
+        for rows, up, down in zip(parts, self.up, self.down):
+            gate, inner = F.linear(rows, up).chunk(2, dim=-1)
+            outputs.append(F.linear(F.silu(gate) * inner, down))
+        weighted = torch.cat(outputs) * weights.flatten().index_select(0, order).unsqueeze(-1)
+        return torch.zeros_like(flat).index_add(0, token, weighted).view_as(x)
+
+
 class Block(nn.Module):
-    def __init__(self, d, heads, kv_heads, f, placement):
+    def __init__(self, d, heads, kv_heads, f, placement, experts, top_k):
         super().__init__()
         self.hybrid = placement == "hybridnorm"
         self.attn = Attention(d, heads, kv_heads, qkv_norm=self.hybrid)
-        self.ffn = FeedForward(d, f)
+        self.ffn = Experts(d, f, experts, top_k) if experts else FeedForward(d, f)
         self.attn_norm = nn.Identity() if self.hybrid else nn.RMSNorm(d, eps=1e-5)
         self.ffn_norm = nn.RMSNorm(d, eps=1e-5)
 
@@ -71,7 +102,8 @@ class Decoder(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(a.vocab, a.d)
         self.blocks = nn.ModuleList(
-            Block(a.d, a.heads, a.kv_heads or a.heads, a.ff, a.placement) for _ in range(a.layers)
+            Block(a.d, a.heads, a.kv_heads or a.heads, a.ff, a.placement, a.experts, a.top_k)
+            for _ in range(a.layers)
         )
         self.norm = nn.RMSNorm(a.d, eps=1e-5)
         self.head = nn.Linear(a.d, a.vocab, bias=False)
@@ -81,7 +113,7 @@ class Decoder(nn.Module):
         self.register_buffer("cos", angles.cos())
         self.register_buffer("sin", angles.sin())
         for p in self.parameters():
-            if p.dim() == 2:
+            if p.dim() >= 2:
                 nn.init.normal_(p, std=(2.5 * a.d) ** -0.5)
 
     def forward(self, ids, targets):
@@ -89,13 +121,16 @@ class Decoder(nn.Module):
         for block in self.blocks:
             x = block(x, self.cos, self.sin)
         logits = self.head(self.norm(x))
-        return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1))
+        loss = F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1))
+        routed = [block.ffn.losses for block in self.blocks if isinstance(block.ffn, Experts)]
+        return loss + sum(routed) / len(routed) if routed else loss
 
 
 def main():
     parser = argparse.ArgumentParser()
     for name, value in [("d", 128), ("layers", 4), ("heads", 4), ("kv-heads", 0), ("ff", 344),
-                        ("vocab", 4096), ("seq", 128), ("batch", 16), ("threads", 2)]:
+                        ("vocab", 4096), ("seq", 128), ("batch", 16), ("threads", 2),
+                        ("experts", 0), ("top-k", 2)]:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--placement", choices=["hybridnorm", "pre-norm"], default="hybridnorm")
     parser.add_argument("--compile", action="store_true")
