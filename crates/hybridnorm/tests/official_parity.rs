@@ -83,6 +83,7 @@ impl Reference {
             clip_grad_norm: number(&settings["clip_grad_norm"]),
             decay_norms: true,
             decay_embeddings: false,
+            ..OptimizerConfig::default()
         }
     }
 

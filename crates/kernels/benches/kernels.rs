@@ -237,6 +237,7 @@ fn optimizer(c: &mut Criterion) {
         beta2: 0.95,
         eps: 1e-8,
         clip: 1.0,
+        others: 0.0,
         bias_correction1: 0.5,
         bias_correction2: 0.5,
     };

@@ -24,6 +24,9 @@ pub struct AdamW {
     pub eps: f64,
     /// Gradients are scaled down to this global norm; 0 turns clipping off.
     pub clip: f64,
+    /// `Σ g²` of gradients that count for the global norm but belong to parameters that something else
+    /// updates.
+    pub others: f64,
     /// `1 - beta1^t` for step t, counted from 1.
     pub bias_correction1: f32,
     /// `1 - beta2^t`.
@@ -91,7 +94,7 @@ pub fn step(a: &AdamW, slots: &mut [Slot]) -> Norms {
         assert_eq!(slot.v.len(), n, "adamw::step: v is not as long as p");
     }
     let squares: Vec<f64> = slots.par_iter().map(|slot| sum_squares(slot.g)).collect();
-    let norm = squares.iter().sum::<f64>().sqrt();
+    let norm = (squares.iter().sum::<f64>() + a.others).sqrt();
     // All parameters in one go, so that a small one does not wait for threads on its own.
     let parts = slots.par_iter_mut().zip(squares).map(|(slot, square)| {
         let changed = match norm.is_finite() {
@@ -225,6 +228,7 @@ mod tests {
             beta2,
             eps: 1e-8,
             clip,
+            others: 0.0,
             bias_correction1: (1.0 - beta1.powi(t)) as f32,
             bias_correction2: (1.0 - beta2.powi(t)) as f32,
         }

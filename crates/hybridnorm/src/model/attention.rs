@@ -13,6 +13,7 @@ use super::cache::LayerCache;
 use super::config::ModelConfig;
 use super::init::Initializer;
 use super::norm::{Norm, NormSite};
+use super::qk_clip;
 use crate::ops;
 use crate::placement::{AttnInner, AttnScale, Factor, HeadNorm, NormSpec};
 
@@ -95,6 +96,30 @@ impl Attention {
             Self::Latent(latent) => latent.packed(u_btd, positions),
         };
         ops::attention_scores(packed, spec)
+    }
+
+    /// The largest score of every head for what the sub-layer reads (b, t, d), before any soft cap.
+    pub(super) fn head_maxima(&self, u_btd: &Tensor<3>, positions: &Positions) -> Vec<f32> {
+        let u_btd = u_btd.clone().without_autodiff();
+        let (packed, spec) = match self.valid() {
+            Self::Heads(heads) => heads.packed(u_btd, positions),
+            Self::Latent(latent) => latent.packed(u_btd, positions),
+        };
+        ops::head_maxima(packed, spec)
+    }
+
+    /// Scales queries and keys down so that no head's largest score is above `most`, given the largest
+    /// scores; gives the number of heads for which that was needed. See [`qk_clip`](super::qk_clip).
+    pub(super) fn clip_scores(&mut self, maxima: &[f32], most: f32) -> usize {
+        let factors = qk_clip::factors(maxima, most);
+        let clipped = factors.iter().filter(|&&factor| factor < 1.0).count();
+        if clipped > 0 {
+            match self {
+                Self::Heads(heads) => heads.scale_scores(&factors),
+                Self::Latent(latent) => latent.scale_scores(&factors),
+            }
+        }
+        clipped
     }
 
     /// Its norms.

@@ -1,5 +1,7 @@
 //! One block: attention and feed-forward in their wiring.
 
+use std::cell::RefCell;
+
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
@@ -139,6 +141,21 @@ impl Block {
         cache: Option<&mut LayerCache>,
     ) -> (State, Option<Routed>) {
         self.watched(state, positions, cache, &|_, _| {})
+    }
+
+    /// The same, with the largest score of every head of attention.
+    pub(crate) fn step_with_maxima(
+        &self,
+        state: State,
+        positions: &Positions,
+    ) -> (State, Option<Routed>, Vec<f32>) {
+        let maxima = RefCell::new(Vec::new());
+        let (state, routed) = self.watched(state, positions, None, &|site, u| {
+            if site == Site::AttentionInput {
+                maxima.replace(self.attention.head_maxima(u, positions));
+            }
+        });
+        (state, routed, maxima.into_inner())
     }
 
     /// The same; `watch` is shown what is made on the way.

@@ -61,6 +61,33 @@ struct Shared {
     unit_weights: bool,
 }
 
+/// What a forward pass leaves beside its result.
+#[derive(Debug, Default)]
+pub(crate) struct Trace {
+    /// Whether to look for the largest scores of heads.
+    pub look_at_scores: bool,
+    /// Where the tokens of each mixture went.
+    pub routed: Vec<Routed>,
+    /// The largest score of every head of each block, if looked for.
+    pub head_maxima: Vec<Vec<f32>>,
+}
+
+impl Trace {
+    /// The state behind a block.
+    pub fn step(&mut self, block: &Block, state: State, positions: &Positions) -> State {
+        let (state, routed) = match self.look_at_scores {
+            false => block.step(state, positions, None),
+            true => {
+                let (state, routed, maxima) = block.step_with_maxima(state, positions);
+                self.head_maxima.push(maxima);
+                (state, routed)
+            }
+        };
+        self.routed.extend(routed);
+        state
+    }
+}
+
 /// How a loss is normalized.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LossOptions {
@@ -192,20 +219,14 @@ impl Decoder {
     /// # Panics
     /// If the sequence is longer than `max_seq_len`.
     pub fn forward(&self, ids_bt: Tensor<2, Int>) -> Tensor<3> {
-        self.finish(self.through_blocks(ids_bt).0)
+        self.finish(self.through_blocks(ids_bt, &mut Trace::default()))
     }
 
-    /// The state after the last block, and where the tokens of each mixture went.
-    fn through_blocks(&self, ids_bt: Tensor<2, Int>) -> (State, Vec<Routed>) {
+    /// The state after the last block.
+    fn through_blocks(&self, ids_bt: Tensor<2, Int>, trace: &mut Trace) -> State {
         let positions = self.positions(0, ids_bt.dims()[1]);
-        let mut state = self.begin(ids_bt);
-        let mut routed = Vec::new();
-        for block in &self.blocks {
-            let found;
-            (state, found) = block.step(state, &positions, None);
-            routed.extend(found);
-        }
-        (state, routed)
+        let step = |state, block: &Block| trace.step(block, state, &positions);
+        self.blocks.iter().fold(self.begin(ids_bt), step)
     }
 
     /// The same for new positions after those in the cache, which grows by them.
@@ -250,23 +271,22 @@ impl Decoder {
         targets_bt: Tensor<2, Int>,
         options: LossOptions,
     ) -> Tensor<1> {
-        self.loss_and_routes(inputs_bt, targets_bt, options).0
+        self.traced_loss(inputs_bt, targets_bt, options, &mut Trace::default())
     }
 
-    /// The same, with where the tokens of each mixture went.
-    pub(crate) fn loss_and_routes(
+    /// The same; what else is found goes into `trace`.
+    pub(crate) fn traced_loss(
         &self,
         inputs_bt: Tensor<2, Int>,
         targets_bt: Tensor<2, Int>,
         options: LossOptions,
-    ) -> (Tensor<1>, Vec<Routed>) {
+        trace: &mut Trace,
+    ) -> Tensor<1> {
         let share = options.share(&inputs_bt);
-        let (state, routed) = self.through_blocks(inputs_bt);
-        let mut losses = self.loss_of(state, targets_bt, options);
-        for routed in &routed {
-            losses = losses + self.router_loss(routed, share);
-        }
-        (losses, routed)
+        let state = self.through_blocks(inputs_bt, trace);
+        let losses = self.loss_of(state, targets_bt, options);
+        let add = |losses, routed| losses + self.router_loss(routed, share);
+        trace.routed.iter().fold(losses, add)
     }
 
     /// What one router adds to `[training loss, cross-entropy]`, as the mean over all mixtures asks.
@@ -310,6 +330,15 @@ impl Decoder {
             targets_bt.reshape([b * t]),
             spec,
         )
+    }
+
+    /// Scales queries and keys down so that no score is above `most`, given each head's largest in
+    /// every block; gives the number of heads for which that was needed.
+    pub fn clip_scores(&mut self, maxima: &[Vec<f32>], most: f64) -> usize {
+        let blocks = self.blocks.iter_mut().zip(maxima);
+        let clipped =
+            blocks.map(|(block, maxima)| block.attention.clip_scores(maxima, most as f32));
+        clipped.sum()
     }
 
     /// Moves the selection biases of mixtures against the load of a step, one entry for each mixture.

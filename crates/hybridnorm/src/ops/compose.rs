@@ -7,11 +7,12 @@ use hybridnorm_kernels::{
     adamw::{AdamW, Norms, SlotNorms},
     attention::Attention,
     cross_entropy::LossSpec,
+    muon::Muon,
     norm::{Gain, Norm, NormFn},
     qkv::{QkOrder, QkvPrep},
 };
 
-use super::Update;
+use super::{MuonUpdate, Update};
 
 /// See [`ops::norm`](super::norm()).
 pub fn norm(x_btd: Tensor<3>, params_p: Tensor<1>, spec: Norm) -> Tensor<3> {
@@ -233,7 +234,7 @@ pub fn linear_cross_entropy(
 pub fn adamw(slots: Vec<Update>, step: &AdamW) -> (Norms, Vec<[Tensor<1>; 3]>) {
     let squares = slots.iter().map(|slot| sum_squares(slot.gradient.clone()));
     let squares: Vec<f64> = squares.collect();
-    let norm = squares.iter().sum::<f64>().sqrt();
+    let norm = (squares.iter().sum::<f64>() + step.others).sqrt();
     let AdamW {
         lr,
         beta1,
@@ -267,6 +268,50 @@ pub fn adamw(slots: Vec<Update>, step: &AdamW) -> (Norms, Vec<[Tensor<1>; 3]>) {
     (Norms { gradient, slots }, states)
 }
 
+/// See [`ops::muon`](super::muon()).
+pub fn muon(slot: MuonUpdate, step: &Muon) -> (SlotNorms, [Tensor<1>; 2]) {
+    let (p, columns) = (slot.value, slot.columns);
+    let gradient = sum_squares(slot.gradient.clone()).sqrt();
+    let g = slot.gradient * f64::from(step.grad_scale);
+    let m = slot.moment * step.momentum + g.clone();
+    let u = match step.nesterov {
+        true => g + m.clone() * step.momentum,
+        false => m.clone(),
+    };
+    let sizes = slot.rows.iter().map(|rows| rows * columns).collect();
+    let parts = u.split_with_sizes(sizes, 0).into_iter().zip(&slot.rows);
+    let orthogonal = parts.map(|(u, &rows)| {
+        let size = rows.max(columns) as f64;
+        let o = orthogonalized(u.reshape([rows, columns]), step.steps);
+        o.reshape([rows * columns]) * (0.2 * size.sqrt())
+    });
+    let update = Tensor::cat(orthogonal.collect(), 0) * step.lr;
+    let new = p.clone() * (1.0 - step.lr * slot.weight_decay) - update;
+    let length = |x: Tensor<1>| sum_squares(x).sqrt();
+    let norms = SlotNorms {
+        gradient,
+        update: length(new.clone() - p.clone()),
+        value: length(p),
+    };
+    (norms, [new, m])
+}
+
+/// The matrix with its singular values brought close to 1 by Newton–Schulz iterations.
+fn orthogonalized(u: Tensor<2>, steps: usize) -> Tensor<2> {
+    let [rows, columns] = u.dims();
+    let length = u.clone().square().sum().sqrt() + 1e-7;
+    let mut x = u / length.reshape([1, 1]);
+    if rows > columns {
+        x = x.transpose();
+    }
+    for _ in 0..steps {
+        let a = x.clone().matmul(x.clone().transpose());
+        let b = a.clone() * -4.7750 + a.clone().matmul(a) * 2.0315;
+        x = x.clone() * 3.4445 + b.matmul(x);
+    }
+    if rows > columns { x.transpose() } else { x }
+}
+
 /// Rows (`dim` 1) or columns (`dim` 0) of a flattened matrix at length 1; those of length 0 stay.
 pub fn unit(matrix: Tensor<1>, columns: usize, dim: usize) -> Tensor<1> {
     let n = matrix.dims()[0];
@@ -287,6 +332,37 @@ mod tests {
 
     use super::*;
     use crate::ops;
+
+    #[test]
+    fn a_step_of_muon_is_that_of_the_kernel() {
+        let device = Device::flex();
+        let vector = |n: usize, seed: f32| {
+            let values: Vec<f32> = (0..n).map(|i| (i as f32 * seed + seed).sin()).collect();
+            Tensor::<1>::from_data(TensorData::new(values, [n]), &device)
+        };
+        let slot = || MuonUpdate {
+            value: vector(8 * 5, 1.3),
+            gradient: vector(8 * 5, 2.17),
+            moment: vector(8 * 5, 0.71),
+            columns: 5,
+            rows: vec![2, 6],
+            weight_decay: 0.1,
+        };
+        let step = Muon {
+            lr: 1e-2,
+            momentum: 0.9,
+            nesterov: true,
+            steps: 5,
+            grad_scale: 0.5,
+        };
+        let (norms, kernel) = ops::muon(vec![slot()], &step);
+        let (same_norms, composed) = muon(slot(), &step);
+        assert!((norms[0].update - same_norms.update).abs() < 1e-4 * norms[0].update);
+        for (one, other) in kernel[0].clone().into_iter().zip(composed) {
+            let difference = (one - other).abs().max().into_scalar::<f32>();
+            assert!(difference < 1e-5, "{difference}");
+        }
+    }
 
     #[test]
     fn an_update_is_that_of_the_kernel() {
@@ -310,6 +386,7 @@ mod tests {
                 beta2: 0.95,
                 eps: 1e-8,
                 clip,
+                others: 0.0,
                 bias_correction1: 0.5,
                 bias_correction2: 0.3,
             };

@@ -28,10 +28,11 @@ pub use hybridnorm_kernels::{
     attention::{Attention, Scores},
     cross_entropy::LossSpec,
     magnitude::Magnitude,
+    muon::Muon,
     norm::{Gain, Norm, NormFn},
     qkv::{QkOrder, QkvPrep, rope_table},
 };
-use hybridnorm_kernels::{adamw, attention, magnitude, unit};
+use hybridnorm_kernels::{adamw, attention, magnitude, muon, unit};
 
 use fused::FusedOps;
 pub use latent::{
@@ -313,10 +314,74 @@ pub fn adamw(slots: Vec<Update>, step: &AdamW) -> (Norms, Vec<[Tensor<1>; 3]>) {
     })
 }
 
+/// What a step of Muon changes and needs of a stack of matrices, flattened, outside any graph.
+#[derive(Debug)]
+pub struct MuonUpdate {
+    /// Its values.
+    pub value: Tensor<1>,
+    /// Their gradient.
+    pub gradient: Tensor<1>,
+    /// Decaying sum of the gradient.
+    pub moment: Tensor<1>,
+    /// Columns of the matrices.
+    pub columns: usize,
+    /// Rows of each.
+    pub rows: Vec<usize>,
+    /// Decoupled weight decay, per unit of learning rate.
+    pub weight_decay: f64,
+}
+
+/// One step of Muon on all matrices, see [`Muon`]; gives each slot's norms, new values and moment.
+pub fn muon(slots: Vec<MuonUpdate>, step: &Muon) -> (Vec<SlotNorms>, Vec<[Tensor<1>; 2]>) {
+    if !slots.iter().all(|slot| is_fused(&slot.value)) {
+        return slots
+            .into_iter()
+            .map(|slot| compose::muon(slot, step))
+            .unzip();
+    }
+    profile::timed("muon", || {
+        let mut states: Vec<_> = slots
+            .into_iter()
+            .map(|slot| {
+                let [p, m, g] = [slot.value, slot.moment, slot.gradient].map(primitive);
+                (p, m, g, slot.columns, slot.rows, slot.weight_decay)
+            })
+            .collect();
+        let gradients: Vec<_> = states.iter().map(|state| state.2.clone()).collect();
+        let values: Vec<_> = gradients.iter().map(flex::floats).collect();
+        let mut slots: Vec<_> = states
+            .iter_mut()
+            .zip(&values)
+            .map(|((p, m, _, columns, rows, weight_decay), g)| muon::Slot {
+                p: p.storage_mut(),
+                g,
+                m: m.storage_mut(),
+                columns: *columns,
+                blocks: rows,
+                weight_decay: *weight_decay,
+            })
+            .collect();
+        let norms = muon::step(step, &mut slots);
+        drop(slots);
+        drop(values);
+        let tensors = states
+            .into_iter()
+            .map(|(p, m, ..)| [p, m].map(Tensor::from_primitive::<Flex>));
+        let tensors = tensors.collect();
+        gradients.into_iter().for_each(pool::give);
+        (norms, tensors)
+    })
+}
+
 /// The scores of causal self-attention from packed and prepared q, k, v, which attention itself never
 /// keeps; for looking inside, computed on the CPU in f32.
 pub fn attention_scores(qkv_btc: Tensor<3>, spec: Attention) -> Scores {
     attention::scores(&spec, &on_host(qkv_btc))
+}
+
+/// The largest score of every query head, before any soft cap; computed on the CPU in f32.
+pub fn head_maxima(qkv_btc: Tensor<3>, spec: Attention) -> Vec<f32> {
+    attention::head_maxima(&spec, &on_host(qkv_btc))
 }
 
 /// How large the elements of a tensor are; for looking inside, computed on the CPU in f32.

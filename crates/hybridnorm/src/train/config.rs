@@ -367,7 +367,11 @@ impl Config {
         if let Some(model) = &self.model {
             // The vocabulary is not known before the tokenizer is; any size will do for the check.
             let vocab = model.vocab_size.or(Some(1));
-            model.settle(train.seq_len, vocab)?.resolve()?;
+            let model = model.settle(train.seq_len, vocab)?;
+            model.resolve()?;
+            if self.optimizer.qk_clip.is_some() {
+                model.check_qk_clip()?;
+            }
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use burn::module::Module;
 use burn::tensor::{Gradients, Int, Tensor};
 
 use crate::model::{
-    Decoder, LossOptions, Recompute, Routed, Routing, State,
+    Decoder, LossOptions, Recompute, Routed, Routing, State, Trace,
     params::{self, Kind},
 };
 use crate::ops::{self, profile};
@@ -18,13 +18,43 @@ pub struct Pass {
     pub losses: Tensor<1>,
     /// Where the tokens went, one entry for each mixture of experts.
     pub routing: Vec<Routing>,
+    /// The largest score of every head in every block, if asked for.
+    pub head_maxima: Vec<Vec<f32>>,
+}
+
+impl Pass {
+    fn new(losses: Tensor<1>, trace: Trace) -> Self {
+        Self {
+            losses,
+            routing: trace.routed.iter().map(Routed::routing).collect(),
+            head_maxima: trace.head_maxima,
+        }
+    }
 }
 
 /// Summed gradients by parameter name, flattened, outside any graph.
 #[derive(Debug, Default)]
-pub struct GradientSum(BTreeMap<String, Tensor<1>>);
+pub struct GradientSum {
+    sums: BTreeMap<String, Tensor<1>>,
+    look_at_scores: bool,
+}
 
 impl GradientSum {
+    /// No gradients yet; passes will say the largest scores of every head.
+    pub fn looking_at_scores() -> Self {
+        Self {
+            look_at_scores: true,
+            ..Self::default()
+        }
+    }
+
+    fn trace(&self) -> Trace {
+        Trace {
+            look_at_scores: self.look_at_scores,
+            ..Trace::default()
+        }
+    }
+
     /// Adds the gradients of one backward pass. A parameter without a gradient adds nothing.
     pub fn add(&mut self, model: &Decoder, mut gradients: Gradients) {
         params::for_each(model, |name, param| {
@@ -47,11 +77,9 @@ impl GradientSum {
     ) -> Pass {
         match recompute {
             Recompute::None => {
-                let (losses, routed) = model.loss_and_routes(inputs_bt, targets_bt, options);
-                let pass = Pass {
-                    losses: losses.clone().inner(),
-                    routing: routed.iter().map(Routed::routing).collect(),
-                };
+                let mut trace = self.trace();
+                let losses = model.traced_loss(inputs_bt, targets_bt, options, &mut trace);
+                let pass = Pass::new(losses.clone().inner(), trace);
                 self.add(model, losses.backward());
                 pass
             }
@@ -82,15 +110,13 @@ impl GradientSum {
         let share = options.share(&inputs_bt);
         let router_loss = |routed: &Routed| model.router_loss(routed, share);
         let mut states = Vec::with_capacity(model.blocks.len());
-        let mut routed = Vec::new();
+        let mut trace = self.trace();
         let last = profile::timed("first forward pass", || {
             let plain = model.valid();
             let begin = plain.begin(inputs_bt.clone().inner()).whole();
             plain.blocks.iter().fold(begin, |streams, block| {
                 states.push(streams.clone());
-                let (state, found) = block.step(State::of(streams), &positions, None);
-                routed.extend(found);
-                state.whole()
+                trace.step(block, State::of(streams), &positions).whole()
             })
         });
         // Summed apart, so that a tied embedding's two gradients meet before other batches' do.
@@ -98,7 +124,7 @@ impl GradientSum {
         let last = leaves(last);
         let losses = model.loss_of(State::of(last.clone()), targets_bt, options);
         let mut values = losses.clone().inner();
-        for routed in &routed {
+        for routed in &trace.routed {
             values = values + router_loss(routed);
         }
         let mut gradients = losses.backward();
@@ -115,35 +141,32 @@ impl GradientSum {
         }
         sum.add(model, pull(model.begin(inputs_bt).whole(), dstate, None));
         self.merge(sum);
-        Pass {
-            losses: values,
-            routing: routed.iter().map(Routed::routing).collect(),
-        }
+        Pass::new(values, trace)
     }
 
     fn merge(&mut self, other: Self) {
-        for (name, gradient) in other.0 {
+        for (name, gradient) in other.sums {
             self.add_one(name, gradient);
         }
     }
 
     fn add_one(&mut self, name: String, gradient: Tensor<1>) {
-        let sum = match self.0.remove(&name) {
+        let sum = match self.sums.remove(&name) {
             Some(sum) => sum + gradient,
             None => gradient,
         };
-        self.0.insert(name, sum);
+        self.sums.insert(name, sum);
     }
 
     /// Removes the gradient of a parameter.
     pub(super) fn take(&mut self, name: &str) -> Option<Tensor<1>> {
-        self.0.remove(name)
+        self.sums.remove(name)
     }
 
     /// Euclidean norms by parameter.
     pub fn norms(&self) -> impl Iterator<Item = (&str, f64)> {
         let norm = |gradient: &Tensor<1>| ops::sum_squares(gradient.clone()).sqrt();
-        self.0
+        self.sums
             .iter()
             .map(move |(name, gradient)| (name.as_str(), norm(gradient)))
     }
@@ -151,13 +174,13 @@ impl GradientSum {
     /// Names of parameters that got no gradient.
     pub fn missing(&self, model: &Decoder) -> Vec<String> {
         let mut names = params::names(model);
-        names.retain(|name| Kind::of(name).is_trained() && !self.0.contains_key(name));
+        names.retain(|name| Kind::of(name).is_trained() && !self.sums.contains_key(name));
         names
     }
 
     /// The gradient of a parameter on the host.
     pub fn get(&self, name: &str) -> Option<Vec<f32>> {
-        let gradient = self.0.get(name)?.clone();
+        let gradient = self.sums.get(name)?.clone();
         gradient.into_data_as::<f32>().try_into_vec().ok()
     }
 }

@@ -25,6 +25,9 @@ pub struct Metrics {
     /// What the routers of mixtures of experts did with the step's tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub router: Option<RouterMetrics>,
+    /// What QK-clip found and did, where it is on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qk_clip: Option<QkClip>,
     /// Mean validation loss after the update, where it was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation_loss: Option<f64>,
@@ -44,6 +47,16 @@ pub struct RouterMetrics {
     pub imbalance: f64,
     /// Slots (a token in one of its experts) that no expert computed.
     pub dropped: u64,
+}
+
+/// QK-clip at one step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QkClip {
+    /// The largest score of all heads in the step's forward pass.
+    pub largest_score: f64,
+    /// Heads whose queries and keys were scaled down after the update.
+    pub clipped_heads: usize,
 }
 
 impl RouterMetrics {

@@ -19,7 +19,7 @@ pub use checkpoint::Checkpoint;
 pub use config::{
     Config, DataSection, InitSection, LogSection, ModelSection, TrainSection, placement_from_file,
 };
-pub use gradients::GradientSum;
+pub use gradients::{GradientSum, Pass};
 pub use optimizer::{Optimizer, OptimizerConfig, OptimizerKind, StepNorms};
 pub use schedule::{Schedule, ScheduleConfig, ScheduleKind};
 pub use sources::{DataOrder, Sources};

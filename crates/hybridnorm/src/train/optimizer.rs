@@ -1,111 +1,22 @@
-//! AdamW with parameter groups.
+//! AdamW, or Muon with AdamW for the rest, with parameter groups.
+
+mod config;
 
 use std::collections::BTreeMap;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use serde::{Deserialize, Serialize};
 
 use super::gradients::GradientSum;
 use crate::error::{Error, Result};
 use crate::model::{
     Decoder,
+    matrices::Matrices,
     params::{self, Kind, Values},
 };
-use crate::ops::{self, AdamW, SlotNorms, Update};
+use crate::ops::{self, AdamW, Muon, MuonUpdate, SlotNorms, Update};
 use crate::tensors::{self, Handle};
 
-/// `[optimizer]`: how weights are updated.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct OptimizerConfig {
-    /// The rule.
-    pub kind: OptimizerKind,
-    /// Peak learning rate.
-    pub lr: f64,
-    /// Decay of the first and second moment per step.
-    pub betas: (f64, f64),
-    /// Added to the root of the second moment.
-    pub eps: f64,
-    /// Decoupled weight decay, per unit of learning rate.
-    pub weight_decay: f64,
-    /// Whether norm parameters decay: gains, biases, α and shift of DyT and Derf (official
-    /// HybridNorm: yes). Learned scales never do.
-    pub decay_norms: bool,
-    /// Whether the embedding decays (official: dense no, MoE yes).
-    pub decay_embeddings: bool,
-    /// Gradients are scaled down to this global norm; 0 turns clipping off.
-    pub clip_grad_norm: f64,
-}
-
-/// The update rule.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum OptimizerKind {
-    /// Adam with decoupled weight decay (arXiv 1711.05101).
-    AdamW,
-}
-
-impl Default for OptimizerConfig {
-    /// The official dense settings.
-    fn default() -> Self {
-        Self {
-            kind: OptimizerKind::AdamW,
-            lr: 3e-4,
-            betas: (0.9, 0.95),
-            eps: 1e-8,
-            weight_decay: 0.1,
-            decay_norms: true,
-            decay_embeddings: false,
-            clip_grad_norm: 1.0,
-        }
-    }
-}
-
-impl OptimizerConfig {
-    /// Checks ranges; of what may not be 0, in the single precision that updates are computed in.
-    ///
-    /// # Errors
-    /// [`Error::Config`] naming the key.
-    pub fn check(&self) -> Result<()> {
-        let (beta1, beta2) = self.betas;
-        let rules = [
-            ("lr", self.lr, self.lr as f32 > 0.0),
-            ("betas[0]", beta1, (0.0..1.0).contains(&beta1)),
-            ("betas[1]", beta2, (0.0..1.0).contains(&beta2)),
-            (
-                "eps",
-                self.eps,
-                (f32::MIN_POSITIVE..=f32::MAX).contains(&(self.eps as f32)),
-            ),
-            ("weight_decay", self.weight_decay, self.weight_decay >= 0.0),
-            (
-                "clip_grad_norm",
-                self.clip_grad_norm,
-                self.clip_grad_norm >= 0.0,
-            ),
-        ];
-        match rules
-            .iter()
-            .find(|(_, value, holds)| !(*holds && value.is_finite()))
-        {
-            Some((key, value, _)) => Err(Error::config(format!(
-                "optimizer.{key} = {value} is out of range"
-            ))),
-            None => Ok(()),
-        }
-    }
-
-    fn decays(&self, kind: Kind) -> bool {
-        match kind {
-            Kind::Head | Kind::Attention | Kind::FeedForward | Kind::Router => true,
-            Kind::Embedding => self.decay_embeddings,
-            Kind::Norm => self.decay_norms,
-            // A decayed residual scale would be pulled towards another placement.
-            Kind::Scale => false,
-            Kind::SelectionBias => false,
-        }
-    }
-}
+pub use config::{OptimizerConfig, OptimizerKind};
 
 /// Euclidean norms of an optimizer step.
 #[derive(Debug, Clone, PartialEq)]
@@ -140,12 +51,22 @@ impl StepNorms {
     }
 }
 
-/// Optimizer state: two moments for every parameter, and the number of updates done.
+/// Iterations of Muon's orthogonalization.
+const NEWTON_SCHULZ: usize = 5;
+const COUNT: &str = "as many moments as the rule has";
+
+/// What an optimizer remembers of a parameter between steps: AdamW's two moments or Muon's one, flat.
+type Moments = Vec<Tensor<1>>;
+
+/// Their names in files.
+const PREFIXES: [&str; 2] = ["m", "v"];
+
+/// Optimizer state: the moments of every parameter, and the number of updates done.
 #[derive(Debug)]
 pub struct Optimizer {
     config: OptimizerConfig,
     updates: u64,
-    moments: BTreeMap<String, [Tensor<1>; 2]>,
+    moments: BTreeMap<String, Moments>,
 }
 
 impl Optimizer {
@@ -158,7 +79,12 @@ impl Optimizer {
             }
             let flat = param.flat().without_autodiff();
             let zeros = || Tensor::zeros(flat.shape(), (&flat.device(), flat.dtype()));
-            moments.insert(name.to_owned(), [zeros(), zeros()]);
+            let count = if config.orthogonalizes(Kind::of(name)) {
+                1
+            } else {
+                2
+            };
+            moments.insert(name.to_owned(), (0..count).map(|_| zeros()).collect());
         });
         Self {
             config,
@@ -180,53 +106,46 @@ impl Optimizer {
         mut gradients: GradientSum,
         lr: f64,
     ) -> (Decoder, StepNorms) {
-        let (beta1, beta2) = self.config.betas;
-        let exponent = (self.updates + 1) as f64;
-        let adamw = AdamW {
-            lr,
-            beta1,
-            beta2,
-            eps: self.config.eps,
-            clip: self.config.clip_grad_norm,
-            bias_correction1: (1.0 - beta1.powf(exponent)) as f32,
-            bias_correction2: (1.0 - beta2.powf(exponent)) as f32,
-        };
         // Taken out of the model and put back, so that all are updated at once and in place.
-        let mut updates = BTreeMap::new();
+        let shape = model.config().clone();
+        let (mut adamw, mut muon) = (BTreeMap::new(), BTreeMap::new());
         let model = params::map(model, |name, tensor| {
             let Some(gradient) = gradients.take(name) else {
                 return tensor;
             };
+            let kind = Kind::of(name);
+            let sizes = tensor.shape();
             let (empty, value) = tensor.take();
-            let update = Update {
-                value,
-                gradient,
-                moments: self
-                    .moments
-                    .remove(name)
-                    .expect("moments of every parameter"),
-                weight_decay: match self.config.decays(Kind::of(name)) {
-                    true => self.config.weight_decay,
-                    false => 0.0,
-                },
+            let moments = self.moments.remove(name);
+            let moments = moments.expect("moments of every parameter");
+            let weight_decay = match self.config.decays(kind) {
+                true => self.config.weight_decay,
+                false => 0.0,
             };
-            updates.insert(name.to_owned(), update);
+            if self.config.orthogonalizes(kind) {
+                let [moment] = moments.try_into().expect(COUNT);
+                let [rows, columns] = sizes.as_slice().try_into().expect("a matrix");
+                let update = MuonUpdate {
+                    value,
+                    gradient,
+                    moment,
+                    columns,
+                    rows: Matrices::of(name, rows, &shape).rows,
+                    weight_decay,
+                };
+                muon.insert(name.to_owned(), update);
+            } else {
+                let update = Update {
+                    value,
+                    gradient,
+                    moments: moments.try_into().expect(COUNT),
+                    weight_decay,
+                };
+                adamw.insert(name.to_owned(), update);
+            }
             empty
         });
-        let (names, updates): (Vec<String>, Vec<Update>) = updates.into_iter().unzip();
-        let (norms, updated) = ops::adamw(updates, &adamw);
-        self.updates += u64::from(norms.gradient.is_finite());
-        let squares = norms.slots.iter().map(|slot| slot.update.powi(2));
-        let norms = StepNorms {
-            gradient: norms.gradient,
-            update: squares.sum::<f64>().sqrt(),
-            by_name: names.iter().cloned().zip(norms.slots).collect(),
-        };
-        let mut values = BTreeMap::new();
-        for (name, [value, m, v]) in names.into_iter().zip(updated) {
-            self.moments.insert(name.clone(), [m, v]);
-            values.insert(name, value);
-        }
+        let (norms, mut values) = self.update_all(adamw, muon, lr);
         let model = params::map(model, |name, tensor| match values.remove(name) {
             Some(value) => tensor.put(value),
             None => tensor,
@@ -234,18 +153,79 @@ impl Optimizer {
         (model, norms)
     }
 
+    /// Updates values and moments; gives the values.
+    fn update_all(
+        &mut self,
+        adamw: BTreeMap<String, Update>,
+        muon: BTreeMap<String, MuonUpdate>,
+        lr: f64,
+    ) -> (StepNorms, BTreeMap<String, Tensor<1>>) {
+        let (beta1, beta2) = self.config.betas;
+        let exponent = (self.updates + 1) as f64;
+        let of_muon = muon
+            .values()
+            .map(|slot| ops::sum_squares(slot.gradient.clone()));
+        let step = AdamW {
+            lr,
+            beta1,
+            beta2,
+            eps: self.config.eps,
+            clip: self.config.clip_grad_norm,
+            others: of_muon.sum(),
+            bias_correction1: (1.0 - beta1.powf(exponent)) as f32,
+            bias_correction2: (1.0 - beta2.powf(exponent)) as f32,
+        };
+        let (mut names, slots): (Vec<String>, Vec<Update>) = adamw.into_iter().unzip();
+        let (norms, updated) = ops::adamw(slots, &step);
+        let mut states: Vec<(Tensor<1>, Moments)> = updated
+            .into_iter()
+            .map(|[value, m, v]| (value, vec![m, v]))
+            .collect();
+        let mut slots = norms.slots;
+        if !muon.is_empty() {
+            let step = Muon {
+                lr,
+                momentum: self.config.momentum(),
+                nesterov: true,
+                steps: NEWTON_SCHULZ,
+                grad_scale: step.grad_scale(norms.gradient) as f32,
+            };
+            let (others, updates): (Vec<String>, Vec<MuonUpdate>) = muon.into_iter().unzip();
+            names.extend(others);
+            let (found, updated) = match norms.gradient.is_finite() {
+                true => ops::muon(updates, &step),
+                false => updates.into_iter().map(unchanged).unzip(),
+            };
+            slots.extend(found);
+            states.extend(updated.into_iter().map(|[value, m]| (value, vec![m])));
+        }
+        self.updates += u64::from(norms.gradient.is_finite());
+        let squares = slots.iter().map(|slot| slot.update.powi(2));
+        let norms = StepNorms {
+            gradient: norms.gradient,
+            update: squares.sum::<f64>().sqrt(),
+            by_name: names.iter().cloned().zip(slots).collect(),
+        };
+        let mut values = BTreeMap::new();
+        for (name, (value, moments)) in names.into_iter().zip(states) {
+            self.moments.insert(name.clone(), moments);
+            values.insert(name, value);
+        }
+        (norms, values)
+    }
+
     /// The name of a moment that is not finite, if there is one.
     pub fn broken(&self) -> Option<String> {
-        let is_broken = |moments: &[Tensor<1>; 2]| !moments.iter().all(tensors::is_finite);
+        let is_broken = |moments: &Moments| !moments.iter().all(tensors::is_finite);
         let (name, _) = self.moments.iter().find(|(_, m)| is_broken(m))?;
         Some(format!("a moment of {name}"))
     }
 
-    /// The moments, named `m.NAME` and `v.NAME`.
+    /// The moments, named `m.NAME` and `v.NAME`; Muon's is `m.NAME`.
     pub fn handles(&self) -> BTreeMap<String, Handle> {
         let mut all = BTreeMap::new();
         for (name, moments) in &self.moments {
-            for (prefix, moment) in ["m", "v"].iter().zip(moments) {
+            for (prefix, moment) in PREFIXES.iter().zip(moments) {
                 let handle = Handle::new(moment.clone(), moment.dims().to_vec());
                 all.insert(format!("{prefix}.{name}"), handle);
             }
@@ -264,7 +244,7 @@ impl Optimizer {
         device: &Device,
     ) -> Result<()> {
         for (name, moments) in &self.moments {
-            for (prefix, moment) in ["m", "v"].iter().zip(moments) {
+            for (prefix, moment) in PREFIXES.iter().zip(moments) {
                 let shape = moment.dims();
                 let zeros = || Values {
                     shape: shape.to_vec(),
@@ -291,7 +271,7 @@ impl Optimizer {
         device: &Device,
     ) -> Result<()> {
         for (name, moments) in &mut self.moments {
-            for (prefix, moment) in ["m", "v"].iter().zip(moments) {
+            for (prefix, moment) in PREFIXES.iter().zip(moments) {
                 let key = format!("{prefix}.{name}");
                 let found = values
                     .remove(&key)
@@ -310,4 +290,13 @@ impl Optimizer {
         self.updates = updates;
         Ok(())
     }
+}
+
+/// A slot whose gradient, or another's, is not finite.
+fn unchanged(slot: MuonUpdate) -> (SlotNorms, [Tensor<1>; 2]) {
+    let norms = SlotNorms {
+        gradient: ops::sum_squares(slot.gradient).sqrt(),
+        ..SlotNorms::default()
+    };
+    (norms, [slot.value, slot.moment])
 }

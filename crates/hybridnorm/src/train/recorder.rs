@@ -244,6 +244,10 @@ impl Recorder {
                 ("router/dropped", router.dropped as f64),
             ]);
         }
+        if let Some(clip) = &row.qk_clip {
+            scalars.push(("qk_clip/largest_score", clip.largest_score));
+            scalars.push(("qk_clip/clipped_heads", clip.clipped_heads as f64));
+        }
         scalars.extend(row.validation_loss.map(|loss| ("validation/loss", loss)));
         events.scalars(row.step, scalars)
     }

@@ -120,6 +120,7 @@ mod tests {
             tokens: 10 * step,
             tokens_per_second: 100.0,
             router: None,
+            qk_clip: None,
             validation_loss: None,
         }
     }

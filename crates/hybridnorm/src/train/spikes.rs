@@ -203,6 +203,7 @@ mod tests {
             tokens: step,
             tokens_per_second: 1.0,
             router: None,
+            qk_clip: None,
             validation_loss: None,
         }
     }

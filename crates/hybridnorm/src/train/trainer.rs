@@ -17,7 +17,7 @@ use super::checkpoint::{self, Checkpoint, Contents};
 use super::config::Config;
 use super::gradients::GradientSum;
 use super::layers::LayersRow;
-use super::metrics::{Metrics, RouterMetrics};
+use super::metrics::{Metrics, QkClip, RouterMetrics};
 use super::optimizer::{Optimizer, StepNorms};
 use super::recorder::{Kind, Recorder, Weights};
 use super::rows::RowsFile;
@@ -236,7 +236,12 @@ impl Trainer {
         let (micro, seq) = (train.batch_size / train.grad_accum_steps, train.seq_len);
         let targets = (train.batch_size * seq) as f32;
 
-        let mut gradients = GradientSum::default();
+        let qk_clip = self.config.optimizer.qk_clip;
+        let mut gradients = match qk_clip {
+            Some(_) => GradientSum::looking_at_scores(),
+            None => GradientSum::default(),
+        };
+        let mut head_maxima: Vec<Vec<f32>> = Vec::new();
         let mut loss = 0.0;
         let mut instances = Vec::with_capacity(train.batch_size);
         let mut activations = None;
@@ -255,6 +260,7 @@ impl Trainer {
                 gradients.accumulate(self.model(), inputs, outputs, options, train.recompute);
             let part = cross_entropy(pass.losses);
             loss += part;
+            merge_maxima(&mut head_maxima, pass.head_maxima);
             routing.resize_with(pass.routing.len(), Routing::default);
             for (sum, part) in routing.iter_mut().zip(&pass.routing) {
                 sum.merge(part);
@@ -280,6 +286,7 @@ impl Trainer {
             tokens: self.state.tokens + targets as u64,
             tokens_per_second: f64::NAN,
             router: RouterMetrics::new(&routing),
+            qk_clip: None,
             validation_loss: None,
         };
         let mut moment = Moment {
@@ -301,6 +308,15 @@ impl Trainer {
         let model = self.model.take().expect(PRESENT);
         let (mut model, norms) = self.optimizer.step(model, gradients, lr);
         model.rebalance(&routing);
+        metrics.qk_clip = qk_clip.map(|most| QkClip {
+            largest_score: head_maxima
+                .iter()
+                .flatten()
+                .copied()
+                .fold(f32::MIN, larger_or_nan)
+                .into(),
+            clipped_heads: model.clip_scores(&head_maxima, most),
+        });
         let model = model.with_unit_weights();
         self.model = Some(model);
         (metrics.grad_norm, metrics.update_norm) = (norms.gradient, norms.update);
@@ -478,6 +494,21 @@ impl Trainer {
     pub fn warnings(&self) -> &[Warning] {
         &self.warnings
     }
+}
+
+/// The larger of the largest scores of two micro-batches, head by head.
+fn merge_maxima(all: &mut Vec<Vec<f32>>, new: Vec<Vec<f32>>) {
+    if all.is_empty() {
+        *all = new;
+        return;
+    }
+    for (all, new) in all.iter_mut().flatten().zip(new.into_iter().flatten()) {
+        *all = larger_or_nan(*all, new);
+    }
+}
+
+fn larger_or_nan(a: f32, b: f32) -> f32 {
+    if a > b || a.is_nan() { a } else { b }
 }
 
 /// The second of the two numbers that a loss is.

@@ -288,6 +288,7 @@ fn optimizer(shape: &Shape) -> [Case; 2] {
         beta2: 0.95,
         eps: 1e-8,
         clip: 1.0,
+        others: 0.0,
         bias_correction1: 0.5,
         bias_correction2: 0.5,
     };

@@ -6,6 +6,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use super::{Positions, Site, head_norm, read_out, score_scale};
 use crate::model::cache::LayerCache;
 use crate::model::norm::{Norm, unit_length};
+use crate::model::qk_clip;
 use crate::model::scale::Scale;
 use crate::ops::{self, QkOrder, QkvPrep};
 use crate::placement::{self, AttnScale, Role};
@@ -181,6 +182,19 @@ impl Heads {
         let spec = self.spec(&u_btd);
         let qkv_btc = ops::linear(u_btd, self.qkv.val());
         (self.prepared(qkv_btc, positions), spec)
+    }
+
+    /// Multiplies the scores of every head.
+    pub(super) fn scale_scores(&mut self, factors: &[f32]) {
+        let HeadShape {
+            kv_heads, head_dim, ..
+        } = self.shape;
+        let (queries, keys) = qk_clip::shared_out(factors, kv_heads);
+        let values = std::iter::repeat_n(1.0, kv_heads * head_dim);
+        let rows = qk_clip::repeated(&queries, head_dim)
+            .chain(qk_clip::repeated(&keys, head_dim))
+            .chain(values);
+        qk_clip::scale_rows(&mut self.qkv, rows.collect());
     }
 
     /// Its norms.

@@ -7,6 +7,7 @@ use super::{Positions, Site, head_norm, read_out, score_scale};
 use crate::model::cache::LayerCache;
 use crate::model::config::MlaConfig;
 use crate::model::norm::Norm;
+use crate::model::qk_clip;
 use crate::ops::{self, LatentHeads};
 use crate::placement::{Factor, Role};
 
@@ -168,6 +169,30 @@ impl Latent {
         let spec = self.spec(&u_btd);
         let parts = self.project(u_btd);
         (self.assemble(parts, positions), spec)
+    }
+
+    /// Multiplies the scores of every head.
+    pub(super) fn scale_scores(&mut self, factors: &[f32]) {
+        let LatentHeads {
+            nope, rope, value, ..
+        } = self.shape.heads;
+        let roots: Vec<f32> = factors.iter().map(|factor| factor.sqrt()).collect();
+        let heads = roots.iter().zip(factors);
+        let of_query =
+            |(&root, &factor): (&f32, &f32)| [vec![root; nope], vec![factor; rope]].concat();
+        let mut queries: Vec<f32> = heads.flat_map(of_query).collect();
+        let matrix = match &mut self.q_up {
+            Some(q_up) => q_up,
+            None => {
+                let [_, kv, key] = self.shape.widths;
+                queries.extend(std::iter::repeat_n(1.0, kv + key));
+                &mut self.latents
+            }
+        };
+        qk_clip::scale_rows(matrix, queries);
+        let keys = roots.iter();
+        let keys = keys.flat_map(|&root| [vec![root; nope], vec![1.0; value]].concat());
+        qk_clip::scale_rows(&mut self.kv_up, keys.collect());
     }
 
     /// Its norms.

@@ -88,6 +88,7 @@ impl Trainer {
             tokens: self.state.tokens,
             tokens_per_second: f64::NAN,
             router: None,
+            qk_clip: None,
             validation_loss: None,
         };
         let moment = Moment {

@@ -116,6 +116,9 @@ impl Trainer {
                 (Decoder::new(&model, config.seed, &device)?, warnings)
             }
         };
+        if config.optimizer.qk_clip.is_some() {
+            model.config().check_qk_clip().map_err(name_file)?;
+        }
         let mut optimizer = Optimizer::new(config.optimizer.clone(), &model);
         let state = match &resumed {
             Some(checkpoint) => {

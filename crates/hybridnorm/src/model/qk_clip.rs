@@ -1,0 +1,105 @@
+//! QK-clip: weights of queries and keys are scaled down where scores grew too large (MuonClip, Kimi K2,
+//! arXiv 2507.20534).
+//!
+//! A head whose largest score S is above the limit τ has its scores multiplied by γ = τ/S: by √γ on either
+//! side where both are its own, by γ on the query where the key is shared by all heads (MLA's rotary
+//! key). Where a group of heads shares a key, the key takes √γ of the head that needs it most and each
+//! query what is left for its own γ.
+
+use burn::module::Param;
+use burn::tensor::{Tensor, TensorData};
+
+use super::config::ModelConfig;
+use crate::error::{Error, Result};
+use crate::placement::{AttnScale, HeadNorm};
+
+/// γ of every head; a largest score that is no number changes nothing.
+pub(super) fn factors(maxima: &[f32], most: f32) -> Vec<f32> {
+    let factor = |&largest: &f32| match largest > most && largest.is_finite() {
+        true => most / largest,
+        false => 1.0,
+    };
+    maxima.iter().map(factor).collect()
+}
+
+/// Factors on queries and on the keys that groups of equal size share, whose products are `factors`.
+pub(super) fn shared_out(factors: &[f32], groups: usize) -> (Vec<f32>, Vec<f32>) {
+    let group = factors.len() / groups;
+    let smallest = |heads: &[f32]| heads.iter().fold(1.0, |a: f32, b| a.min(*b));
+    let keys: Vec<f32> = factors.chunks(group).map(|h| smallest(h).sqrt()).collect();
+    let queries = factors.iter().enumerate();
+    let queries = queries.map(|(head, factor)| factor / keys[head / group]);
+    (queries.collect(), keys)
+}
+
+/// A matrix with its rows multiplied by `factors`.
+pub(super) fn scale_rows(matrix: &mut Param<Tensor<2>>, factors: Vec<f32>) {
+    let param = matrix.clone();
+    *matrix = param.map(|matrix| {
+        let requires_grad = matrix.is_require_grad();
+        let plain = matrix.clone().without_autodiff();
+        let data = TensorData::new(factors, [plain.dims()[0], 1]);
+        let factors = Tensor::<2>::from_data(data, (&plain.device(), plain.dtype()));
+        let scaled = plain * factors;
+        match matrix.is_autodiff() {
+            true => Tensor::from_inner(scaled).set_require_grad(requires_grad),
+            false => scaled,
+        }
+    });
+}
+
+/// Every factor `times` times in a row.
+pub(super) fn repeated(factors: &[f32], times: usize) -> impl Iterator<Item = f32> {
+    factors
+        .iter()
+        .flat_map(move |&factor| std::iter::repeat_n(factor, times))
+}
+
+impl ModelConfig {
+    /// Whether scaling the weights of queries and keys scales the scores.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the first block in which a norm takes it back.
+    pub fn check_qk_clip(&self) -> Result<()> {
+        let (resolved, _) = self.resolve()?;
+        let refuse = |what: String| {
+            Err(Error::config(format!(
+                "optimizer.qk_clip has no effect: {what} takes the scale of queries and keys back"
+            )))
+        };
+        if resolved.unit_weights {
+            return refuse("placement.unit_weights".into());
+        }
+        for (layer, block) in resolved.blocks.iter().enumerate() {
+            let inner = &block.attn_inner;
+            let has_latent_queries = self.mla.is_some_and(|mla| mla.q_rank.is_some());
+            // With latents, norms stand before the projections that are scaled.
+            let normed = match self.mla {
+                Some(_) => inner.q_norm != HeadNorm::None && !has_latent_queries,
+                None => [inner.q_norm, inner.k_norm] != [HeadNorm::None; 2],
+            };
+            if normed || inner.attn_scale == AttnScale::Cosine {
+                return refuse(format!("the norm of queries or keys in block {layer}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn products_of_what_is_shared_out_are_the_factors() {
+        let factors = factors(&[50.0, 200.0, 100.0, 400.0, f32::NAN, f32::INFINITY], 100.0);
+        assert_eq!(factors, [1.0, 0.5, 1.0, 0.25, 1.0, 1.0]);
+        let (queries, keys) = shared_out(&factors, 3);
+        assert_eq!(keys[2], 1.0);
+        for (head, factor) in factors.iter().enumerate() {
+            assert!((queries[head] * keys[head / 2] - factor).abs() < 1e-6);
+        }
+        let (queries, keys) = shared_out(&factors, 6);
+        assert_eq!(queries, keys);
+    }
+}

@@ -1,0 +1,139 @@
+//! The optimizer's settings.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::model::params::Kind;
+
+/// `[optimizer]`: how weights are updated.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OptimizerConfig {
+    /// The rule.
+    pub kind: OptimizerKind,
+    /// Peak learning rate.
+    pub lr: f64,
+    /// Decay of the first and second moment per step.
+    pub betas: (f64, f64),
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled weight decay, per unit of learning rate.
+    pub weight_decay: f64,
+    /// Whether norm parameters decay: gains, biases, α and shift of DyT and Derf (official
+    /// HybridNorm: yes). Learned scales never do.
+    pub decay_norms: bool,
+    /// Whether the embedding decays (official: dense no, MoE yes).
+    pub decay_embeddings: bool,
+    /// Gradients are scaled down to this global norm; 0 turns clipping off.
+    pub clip_grad_norm: f64,
+    /// Muon's momentum; 0.95 unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub momentum: Option<f64>,
+    /// After every step, query and key projections of a head whose largest score `scale · q·k` exceeded
+    /// this in the step are scaled down so that it would not have (MuonClip's QK-clip: 100; arXiv
+    /// 2507.20534).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub qk_clip: Option<f64>,
+}
+
+/// The update rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerKind {
+    /// Adam with decoupled weight decay (arXiv 1711.05101).
+    AdamW,
+    /// Muon for the matrices within blocks, each linear map of a packed one on its own, at the same
+    /// learning rate and decay (arXiv 2502.16982); AdamW for everything else.
+    Muon,
+}
+
+impl Default for OptimizerConfig {
+    /// The official dense settings.
+    fn default() -> Self {
+        Self {
+            kind: OptimizerKind::AdamW,
+            lr: 3e-4,
+            betas: (0.9, 0.95),
+            eps: 1e-8,
+            weight_decay: 0.1,
+            decay_norms: true,
+            decay_embeddings: false,
+            clip_grad_norm: 1.0,
+            momentum: None,
+            qk_clip: None,
+        }
+    }
+}
+
+impl OptimizerConfig {
+    /// Checks ranges; of what may not be 0, in the single precision that updates are computed in.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the key.
+    pub fn check(&self) -> Result<()> {
+        let (beta1, beta2) = self.betas;
+        let rules = [
+            ("lr", self.lr, self.lr as f32 > 0.0),
+            ("betas[0]", beta1, (0.0..1.0).contains(&beta1)),
+            ("betas[1]", beta2, (0.0..1.0).contains(&beta2)),
+            (
+                "eps",
+                self.eps,
+                (f32::MIN_POSITIVE..=f32::MAX).contains(&(self.eps as f32)),
+            ),
+            ("weight_decay", self.weight_decay, self.weight_decay >= 0.0),
+            (
+                "clip_grad_norm",
+                self.clip_grad_norm,
+                self.clip_grad_norm >= 0.0,
+            ),
+            (
+                "momentum",
+                self.momentum(),
+                (0.0..1.0).contains(&self.momentum()),
+            ),
+            (
+                "qk_clip",
+                self.qk_clip.unwrap_or(1.0),
+                self.qk_clip.is_none_or(|most| most as f32 > 0.0),
+            ),
+        ];
+        if let (OptimizerKind::AdamW, Some(momentum)) = (self.kind, self.momentum) {
+            return Err(Error::config(format!(
+                "optimizer.momentum = {momentum} has no effect: it is Muon's, and optimizer.kind is \
+                 \"adamw\""
+            )));
+        }
+        match rules
+            .iter()
+            .find(|(_, value, holds)| !(*holds && value.is_finite()))
+        {
+            Some((key, value, _)) => Err(Error::config(format!(
+                "optimizer.{key} = {value} is out of range"
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// Muon's momentum.
+    pub(super) fn momentum(&self) -> f64 {
+        self.momentum.unwrap_or(0.95)
+    }
+
+    /// Whether Muon updates parameters of this kind.
+    pub(super) fn orthogonalizes(&self, kind: Kind) -> bool {
+        let is_inner = matches!(kind, Kind::Attention | Kind::FeedForward | Kind::Router);
+        self.kind == OptimizerKind::Muon && is_inner
+    }
+
+    pub(super) fn decays(&self, kind: Kind) -> bool {
+        match kind {
+            Kind::Head | Kind::Attention | Kind::FeedForward | Kind::Router => true,
+            Kind::Embedding => self.decay_embeddings,
+            Kind::Norm => self.decay_norms,
+            // A decayed residual scale would be pulled towards another placement.
+            Kind::Scale => false,
+            Kind::SelectionBias => false,
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! What happens to weights beside the optimizer's update: QK-clip, unit weights, selection biases.
+
+mod common;
+
+use burn::tensor::Device;
+use common::*;
+use hybridnorm::model::params;
+use hybridnorm::model::{Decoder, FeedForward, LossOptions, ModelConfig, MoeScoring, Recompute};
+use hybridnorm::train::{GradientSum, Pass};
+
+fn pass(model: &Decoder) -> Pass {
+    let divisor = (BATCH * SEQ) as f32;
+    let options = LossOptions { divisor };
+    let (inputs, targets) = (inputs(model), targets(model));
+    let mut gradients = GradientSum::looking_at_scores();
+    gradients.accumulate(model, inputs, targets, options, Recompute::None)
+}
+
+#[test]
+fn clipped_scores_are_at_their_limit_and_others_stay() {
+    let one_block = |config: ModelConfig| ModelConfig {
+        n_layers: 1,
+        ..config
+    };
+    let grouped = one_block(tiny(named("pre-norm")));
+    let capped = one_block(tiny(named("gemma2")));
+    let latents = one_block(with_latents(tiny(named("deepseek-v3")), Some(12)));
+    let no_query_latent = one_block(with_latents(tiny(named("pre-norm")), None));
+    for (name, config) in [
+        ("grouped", grouped),
+        ("capped", capped),
+        ("latents", latents),
+        ("no query latent", no_query_latent),
+    ] {
+        config.check_qk_clip().unwrap();
+        let mut model = stirred(&config, &autodiff());
+        let before = pass(&model).head_maxima;
+        assert_eq!([before.len(), before[0].len()], [1, 4], "{name}");
+        let mut sorted = before[0].clone();
+        sorted.sort_by(f32::total_cmp);
+        // Two heads are above it.
+        let most = (sorted[1] + sorted[2]) / 2.0;
+        assert_eq!(model.clip_scores(&before, f64::from(most)), 2, "{name}");
+        let after = pass(&model).head_maxima;
+        for (before, after) in before[0].iter().zip(&after[0]) {
+            let expected = before.min(most);
+            assert!(
+                (after - expected).abs() < 1e-4 * most.abs(),
+                "{name}: {after}, not {expected}"
+            );
+        }
+        assert_eq!(
+            model.clip_scores(&after, f64::from(2.0 * most)),
+            0,
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn a_clip_that_a_norm_takes_back_is_an_error() {
+    let of = |name: &str| tiny(named(name));
+    for (config, words) in [
+        (of("hybridnorm"), "block 0"),
+        (of("pre-norm-qk"), "block 0"),
+        (of("ngpt"), "unit_weights"),
+        (with_latents(of("hybridnorm"), None), "block 0"),
+    ] {
+        let error = config.check_qk_clip().unwrap_err().to_string();
+        assert!(
+            error.contains(words) && error.contains("no effect"),
+            "{error}"
+        );
+    }
+    with_latents(of("hybridnorm"), Some(12))
+        .check_qk_clip()
+        .unwrap();
+}
+
+/// Lengths of a matrix's rows, or of its columns in every run of `d` rows.
+fn lengths(data: &[f32], columns: usize, of_columns: Option<usize>) -> Vec<f32> {
+    let length = |x: &mut dyn Iterator<Item = f32>| x.map(|x| x * x).sum::<f32>().sqrt();
+    match of_columns {
+        None => data
+            .chunks(columns)
+            .map(|row| length(&mut row.iter().copied()))
+            .collect(),
+        Some(d) => data
+            .chunks(d * columns)
+            .flat_map(|matrix| {
+                (0..columns).map(move |c| length(&mut matrix[c..].iter().step_by(columns).copied()))
+            })
+            .collect(),
+    }
+}
+
+#[test]
+fn unit_weights_have_unit_vectors_along_the_width() {
+    let d = 16;
+    for config in [
+        tiny(named("ngpt")),
+        with_experts(tiny(named("ngpt")), MoeScoring::Softmax),
+    ] {
+        let fresh = Decoder::new(&config, 1, &Device::flex()).unwrap();
+        let restored = stirred(&config, &autodiff()).with_unit_weights();
+        for values in [params::values(&fresh), params::values(&restored)] {
+            for (name, values) in values {
+                let [_, columns] = values.shape[..] else {
+                    continue;
+                };
+                let adds = name.ends_with("out") || name.ends_with("down");
+                let found = lengths(&values.data, columns, adds.then_some(d));
+                assert!(
+                    found.iter().all(|x| (x - 1.0).abs() < 1e-5),
+                    "{name}: {found:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_selection_bias_moves_against_the_load() {
+    let config = with_experts(tiny(named("pre-norm")), MoeScoring::Sigmoid);
+    let mut model = Decoder::new(&config, 1, &autodiff()).unwrap();
+    let routing = pass(&model).routing;
+    assert_eq!(routing.len(), 2, "one entry for each mixture");
+    model.rebalance(&routing);
+    for (block, routing) in model.blocks[1..].iter().zip(&routing) {
+        let FeedForward::Mixture(mixture) = &block.feed_forward else {
+            panic!("a mixture");
+        };
+        let bias = to_vec(mixture.selection_bias.as_ref().unwrap().val());
+        let mean = routing.load.iter().sum::<u64>() as f64 / 8.0;
+        for (bias, &load) in bias.iter().zip(&routing.load) {
+            let expected =
+                0.01 * (mean - load as f64).signum() * f64::from(u8::from(mean != load as f64));
+            assert!(
+                (f64::from(*bias) - expected).abs() < 1e-7,
+                "{bias} for {load} of {mean}"
+            );
+        }
+        assert_eq!(routing.dropped(), 0);
+    }
+}
+
+#[test]
+fn weights_are_those_of_the_scores_and_experts_differ() {
+    // One expert with all weight is a dense feed-forward: top 1 of 1, renormalized.
+    let dense = tiny(named("hybridnorm"));
+    let mut single = with_experts(dense.clone(), MoeScoring::Softmax);
+    single.d_ff = 0;
+    let moe = single.moe.as_mut().unwrap();
+    (moe.n_experts, moe.top_k, moe.n_groups, moe.n_shared) = (1, 1, 1, 0);
+    (moe.first_dense, moe.d_expert, moe.scaling) = (0, dense.d_ff, 1.0);
+    moe.bias_rate = None;
+    let model = stirred(&dense, &plain());
+    let values = renamed(&model, |name| {
+        name.replace("feed_forward.", "feed_forward.experts.")
+    });
+    let mut values = values;
+    for layer in 0..3 {
+        let router = params::Values {
+            shape: vec![1, 16],
+            data: vec![0.3; 16],
+        };
+        values.insert(format!("blocks.{layer}.feed_forward.router"), router);
+    }
+    let sparse = Decoder::new(&single, 0, &plain()).unwrap();
+    let sparse = params::load(sparse, values).unwrap();
+    assert!(largest_difference(&logits(&model), &logits(&sparse)) < 1e-5);
+}
