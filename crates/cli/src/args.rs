@@ -465,10 +465,22 @@ pub enum PlacementCommand {
         /// Number of blocks.
         #[arg(long, value_name = "L", default_value_t = 12)]
         layers: usize,
+        /// The attention that it shall stand in.
+        #[arg(long, value_enum, default_value_t = AttentionKind::Mha)]
+        attention: AttentionKind,
         /// How to print it.
         #[arg(long, value_enum, default_value_t = Format::Text)]
         format: Format,
     },
+}
+
+/// Kinds of attention, which differ in what norms inside them stand on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AttentionKind {
+    /// Heads with keys and values of their own, or of their group.
+    Mha,
+    /// Multi-head latent attention (DeepSeek-V2).
+    Mla,
 }
 
 /// How to print equations.

@@ -38,6 +38,18 @@ pub fn scaled(number: f64) -> String {
     }
 }
 
+/// A count as models are named by it: `6.9B`, `151.0M`.
+pub fn count(number: u64) -> String {
+    let number = number as f64;
+    match [(1e9, "B"), (1e6, "M"), (1e3, "k")]
+        .into_iter()
+        .find(|(unit, _)| number >= *unit)
+    {
+        Some((unit, suffix)) => format!("{:.1}{suffix}", number / unit),
+        None => format!("{number}"),
+    }
+}
+
 /// Bytes with a binary prefix: `1.5 GiB`.
 pub fn bytes(number: u64) -> String {
     let number = number as f64;
@@ -64,6 +76,8 @@ mod tests {
     fn numbers_are_readable() {
         assert_eq!(scaled(1_240_000_000.0), "1.24 G");
         assert_eq!(scaled(12.0), "12");
+        assert_eq!(count(6_919_071_744), "6.9B");
+        assert_eq!(count(12), "12");
         assert_eq!(bytes(1536), "1.5 KiB");
         assert_eq!(bytes(12), "12 B");
     }

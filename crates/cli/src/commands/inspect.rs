@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::Ending;
 use crate::args::InspectArgs;
 use crate::console::{self, Console};
-use crate::table::{bytes, grouped, numbers, scaled};
+use crate::table::{bytes, count, grouped, numbers, scaled};
 
 #[derive(Serialize)]
 struct Report {
@@ -133,13 +133,13 @@ fn text(report: &Report) -> String {
     parameters.add_row([
         "total".to_owned(),
         grouped(inventory.total),
-        scaled(inventory.total as f64),
+        count(inventory.total),
     ]);
     if inventory.active != inventory.total {
         parameters.add_row([
             "active".to_owned(),
             grouped(inventory.active),
-            scaled(inventory.active as f64),
+            count(inventory.active),
         ]);
     }
     let memory = &inventory.memory;

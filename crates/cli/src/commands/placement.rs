@@ -7,7 +7,7 @@ use hybridnorm::placement::{self, Explanation, ModelFacts, Placement};
 use serde::Serialize;
 
 use super::Ending;
-use crate::args::{Format, PlacementCommand};
+use crate::args::{AttentionKind, Format, PlacementCommand};
 use crate::console::{self, Console};
 use crate::table;
 
@@ -26,8 +26,9 @@ pub fn run(command: PlacementCommand, _console: &Console) -> Result<Ending, Erro
         PlacementCommand::Explain {
             name,
             layers,
+            attention,
             format,
-        } => explain(&name, layers, format)?,
+        } => explain(&name, layers, attention, format)?,
     }
     Ok(Ending::Done)
 }
@@ -59,9 +60,18 @@ fn list(json: bool) -> Result<(), Error> {
     console::print(&format!("{table}\n"))
 }
 
-fn explain(name: &str, layers: usize, format: Format) -> Result<(), Error> {
+fn explain(
+    name: &str,
+    layers: usize,
+    attention: AttentionKind,
+    format: Format,
+) -> Result<(), Error> {
     let placement = find(name)?;
-    let explanation = Explanation::new(&placement, layers, &ModelFacts::default())?.named(name);
+    let facts = ModelFacts {
+        latent: attention == AttentionKind::Mla,
+        ..ModelFacts::default()
+    };
+    let explanation = Explanation::new(&placement, layers, &facts)?.named(name);
     match format {
         Format::Text => console::print(&format!("{}\n", explanation.to_text().trim_end())),
         Format::Latex => console::print(&format!("{}\n", explanation.to_latex().trim_end())),

@@ -58,7 +58,7 @@ pub struct DecodeReport {
     /// Tokens a second at that time.
     pub tokens_per_second: f64,
     /// Bytes of weights that a token reads: all of them, but of an embedding table that is not the
-    /// head as well one row only.
+    /// head as well one row only, and of experts those that it passes through.
     pub bytes_per_token: u64,
     /// Bytes of keys and values that a token reads, the median over the tokens.
     pub cache_bytes_per_token: f64,
@@ -118,8 +118,8 @@ pub fn decode(
     let bandwidth = between.max(machine::read_bandwidth());
 
     let token_seconds = median(&tokens.seconds);
-    let bytes_per_token = weight_bytes(config, inventory.total);
-    let position = (2 * config.n_layers * config.n_kv_heads * config.head_dim()) as f64;
+    let bytes_per_token = weight_bytes(config, inventory.active);
+    let position = (config.n_layers * config.cache_width()) as f64;
     Ok(DecodeReport {
         threads: crate::threads::count(),
         parameters: inventory.total,

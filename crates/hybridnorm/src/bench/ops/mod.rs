@@ -5,6 +5,7 @@
 //! and its reference run on copies of its buffers in turn that no cache holds together, since in
 //! training its data come from memory as well.
 
+mod experts;
 mod measure;
 mod naive;
 mod pointwise;
@@ -139,6 +140,12 @@ pub fn ops(
         )));
     }
     inventory(config, micro_batch, seq_len, Recompute::None)?;
+    if config.mla.is_some() {
+        return Err(Error::config(
+            "kernels are measured with attention whose heads have keys and values of their own; take a \
+             configuration without model.mla",
+        ));
+    }
     let shape = Shape::new(config, micro_batch, seq_len);
     let bytes = shape
         .largest_bytes()
@@ -177,6 +184,7 @@ pub fn ops(
 fn cases(shape: &Shape) -> Vec<Case> {
     let mut cases = pointwise::cases(shape);
     cases.extend(products::cases(shape));
+    cases.extend(experts::cases(shape));
     cases
 }
 
@@ -234,6 +242,7 @@ impl Machine {
 
 #[cfg(test)]
 mod tests {
+    use super::problem::Experts;
     use super::*;
 
     #[test]
@@ -248,6 +257,12 @@ mod tests {
             d_ff: 10,
             up: 20,
             vocab: 37,
+            experts: Some(Experts {
+                count: 3,
+                top_k: 2,
+                width: 5,
+                up: 10,
+            }),
         };
         let cases = cases(&shape);
         assert!(cases.len() > 40);

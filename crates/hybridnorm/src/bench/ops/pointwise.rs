@@ -33,7 +33,7 @@ pub fn cases(shape: &Shape) -> Vec<Case> {
         ("activation gelu", Activation::Gelu),
         ("activation relu2", Activation::Relu2),
     ] {
-        cases.extend(activations(op, act, shape.rows(), shape.d_ff));
+        cases.extend(activations(op, act, shape.rows(), shape.hidden()));
     }
     cases.push(sum(shape));
     cases.extend(scales(shape));

@@ -12,10 +12,24 @@ pub struct Shape {
     pub heads: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
+    /// Inner width of a dense feed-forward; 0 where there is none.
     pub d_ff: usize,
     /// Width of the feed-forward's first projection.
     pub up: usize,
     pub vocab: usize,
+    pub experts: Option<Experts>,
+}
+
+/// Sizes of a mixture of experts.
+#[derive(Debug, Clone, Copy)]
+pub struct Experts {
+    pub count: usize,
+    /// Experts a token.
+    pub top_k: usize,
+    /// Inner width of each.
+    pub width: usize,
+    /// Width of its first projection.
+    pub up: usize,
 }
 
 impl Shape {
@@ -30,12 +44,26 @@ impl Shape {
             d_ff: config.d_ff,
             up: config.ffn_in_width(config.d_ff),
             vocab: config.vocab_size,
+            experts: config.moe.as_ref().map(|moe| Experts {
+                count: moe.n_experts,
+                top_k: moe.top_k,
+                width: moe.d_expert,
+                up: config.ffn_in_width(moe.d_expert),
+            }),
         }
     }
 
     /// Tokens at a time.
     pub fn rows(&self) -> usize {
         self.batch * self.seq
+    }
+
+    /// Channels of a token's hidden activations.
+    pub fn hidden(&self) -> usize {
+        let routed = self
+            .experts
+            .map_or(0, |experts| experts.top_k * experts.width);
+        self.d_ff.max(routed)
     }
 
     /// Width of the packed q, k and v.
@@ -46,8 +74,9 @@ impl Shape {
     /// Bytes that the largest op takes: three copies of its inputs and outputs, of which there are
     /// four as large as the embedding or as a gated feed-forward's projection at most.
     pub fn largest_bytes(&self) -> u64 {
-        let widest = (2 * self.d_ff).max(self.packed()) as u64;
-        let table = (self.vocab * self.d_model) as u64;
+        let widest = (2 * self.hidden()).max(self.packed()) as u64;
+        let stacks = self.experts.map_or(0, |experts| experts.count * experts.up);
+        let table = (self.vocab.max(stacks) * self.d_model) as u64;
         let largest = table.max((self.rows() as u64).saturating_mul(widest));
         largest.saturating_mul(3 * 4 * size_of::<f32>() as u64)
     }

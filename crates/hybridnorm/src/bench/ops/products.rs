@@ -22,12 +22,13 @@ pub fn cases(shape: &Shape) -> Vec<Case> {
     } = *shape;
     let rows = shape.rows();
     let mut cases = Vec::new();
-    for (op, inputs, outputs) in [
+    let dense = [("linear up", d_model, up), ("linear down", d_ff, d_model)];
+    let dense = dense.into_iter().filter(|_| d_ff > 0);
+    let attention = [
         ("linear qkv", d_model, shape.packed()),
         ("linear out", heads * head_dim, d_model),
-        ("linear up", d_model, up),
-        ("linear down", d_ff, d_model),
-    ] {
+    ];
+    for (op, inputs, outputs) in attention.into_iter().chain(dense) {
         cases.extend(linears(op, rows, inputs, outputs));
     }
     cases.push(one_row(shape));
