@@ -62,13 +62,18 @@ fn normed_skips_everywhere_are_post_norm_shifted_by_one_norm() {
 
 #[test]
 fn a_norm_before_normed_projections_is_redundant() {
-    let without_eps = |name| in_f64(Decoder::new(&without_eps(name), 3, &plain()).unwrap());
-    // Equal weights: both draw them by name from the same seed, and gains start at 1.
-    let (pre, bare) = (without_eps("pre-qkv-pre"), without_eps("qkv-pre"));
-    let [pre, bare] =
-        [pre, bare].map(|model| to_vec64(model.logits(model.forward(inputs(&model)))));
-    let difference = largest_difference64(&pre, &bare);
-    assert!(difference < 1e-10, "{difference}");
+    let heads = |config: ModelConfig| config;
+    let latents = |config| with_latents(config, Some(12));
+    for attention in [heads as fn(ModelConfig) -> ModelConfig, latents] {
+        // Equal weights: both draw them by name from the same seed, and gains start at 1.
+        let [pre, bare] = ["pre-qkv-pre", "qkv-pre"].map(|name| {
+            let config = attention(without_eps(name));
+            let model = in_f64(Decoder::new(&config, 3, &plain()).unwrap());
+            to_vec64(model.logits(model.forward(inputs(&model))))
+        });
+        let difference = largest_difference64(&pre, &bare);
+        assert!(difference < 1e-10, "{difference}");
+    }
 }
 
 fn with_qk(norm: HeadNorm, order: QkOrder) -> Placement {

@@ -283,14 +283,19 @@ pub(super) fn law(view: &View) -> Option<Law> {
         .and_then(|summary| Some(summary.best.as_ref()?.loss.mean));
     let factor = match (run, mean) {
         (Some(run), Some(mean)) if mean > rules.irreducible_loss => {
-            let compute = 6.0 * run.parameters as f64 * run.tokens as f64;
+            let compute = run.compute();
             let factor = (mean - rules.irreducible_loss) * compute.powf(rules.compute_exponent);
             format!(
                 "A = {}, from the mean loss of {name} at its best rate, {} nats, and its compute, \
-                 C = 6 × {} parameters × {} tokens = {}",
+                 C = 6 × {} {} × {} tokens = {}",
                 compact(factor),
                 loss(mean),
-                crate::digits::grouped(run.parameters),
+                crate::digits::grouped(run.active_parameters.unwrap_or(run.parameters)),
+                if run.active_parameters.is_some() {
+                    "active parameters"
+                } else {
+                    "parameters"
+                },
                 crate::digits::grouped(run.tokens),
                 compact(compute)
             )

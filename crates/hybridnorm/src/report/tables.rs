@@ -213,10 +213,14 @@ pub(super) fn cost(view: &View, roster: &Roster) -> Table {
         .number("tokens/s")
         .number("memory (MiB)");
     for &name in &view.placements {
-        let parameters = view.of(name).next().map(|run| run.parameters);
+        let parameters = view.of(name).next().map(|run| {
+            let active = run.active_parameters.map(grouped);
+            let active = active.map(|active| format!(" ({active} active)"));
+            grouped(run.parameters) + &active.unwrap_or_default()
+        });
         table.row(vec![
             placement(roster, name),
-            or_none(parameters, grouped).into(),
+            or_none(parameters, |parameters| parameters).into(),
             or_none(view.speed(name), speed).into(),
             or_none(view.memory(name), mebibytes).into(),
         ]);

@@ -123,6 +123,9 @@ pub struct RunRecord {
     pub data: String,
     /// Number of parameters.
     pub parameters: u64,
+    /// Number of parameters that a token meets, where it does not meet all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub active_parameters: Option<u64>,
     /// How it ended.
     pub ending: Ending,
     /// Steps done.
@@ -145,4 +148,12 @@ pub struct RunRecord {
     pub layers: Vec<LayersRow>,
     /// What it ran on, and how fast.
     pub cost: Cost,
+}
+
+impl RunRecord {
+    /// Arithmetic of the training, in FLOP: `6 · active parameters · tokens` (arXiv 2001.08361).
+    pub fn compute(&self) -> f64 {
+        let parameters = self.active_parameters.unwrap_or(self.parameters);
+        6.0 * parameters as f64 * self.tokens as f64
+    }
 }

@@ -105,6 +105,7 @@ pub(super) fn record(
     let rows: Vec<Metrics> = rows::read(work)?;
     let model = of.model;
     let explanation = Explanation::new(&model.placement, model.n_layers, &model.facts())?;
+    let counts = inventory(model, 1, 1, Recompute::None)?;
     let mut detector = Detector::default();
     for row in &rows {
         detector.push(row);
@@ -126,7 +127,8 @@ pub(super) fn record(
             .trim_end()
             .to_owned(),
         data: of.data.to_owned(),
-        parameters: inventory(model, 1, 1, Recompute::None)?.total,
+        parameters: counts.total,
+        active_parameters: (counts.active != counts.total).then_some(counts.active),
         ending,
         steps: rows.len() as u64,
         tokens: rows.last().map_or(0, |row| row.tokens),

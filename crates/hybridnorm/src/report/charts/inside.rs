@@ -23,7 +23,7 @@ pub(in super::super) struct Quantity {
 }
 
 /// What is shown of each block.
-pub(in super::super) const QUANTITIES: [Quantity; 8] = [
+pub(in super::super) const QUANTITIES: [Quantity; 10] = [
     Quantity {
         name: "gradient norm (root of the sum of squares over the block's parameters)",
         of: grad_norm,
@@ -55,6 +55,17 @@ pub(in super::super) const QUANTITIES: [Quantity; 8] = [
     Quantity {
         name: "distance of the norms' gains from where they started (root mean square)",
         of: |block| block.roles.gain_drift,
+    },
+    Quantity {
+        name: "load of the busiest expert over the mean load",
+        of: |block| {
+            let loads: Option<Vec<f32>> = block.experts.as_ref()?.load.iter().copied().collect();
+            loads?.into_iter().reduce(f32::max)
+        },
+    },
+    Quantity {
+        name: "entropy of the router's scores (nats)",
+        of: |block| block.experts.as_ref()?.entropy,
     },
 ];
 

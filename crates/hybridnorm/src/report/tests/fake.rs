@@ -317,6 +317,7 @@ fn run(kind: &Kind, lr: f64, seed: u64, init: Option<&str>, mut chance: Chance) 
         equations: equations(kind),
         data: "sha256:5f1c0e7a9b3d".to_owned(),
         parameters: 1_312_896,
+        active_parameters: None,
         steps: end,
         tokens: end * 2048,
         validation_loss: finished.then_some(final_loss),
