@@ -144,8 +144,16 @@ fn loss_f64(model: &Decoder) -> f64 {
     to_vec64(loss)[0]
 }
 
+/// Where the tokens of every mixture go.
+fn routes(model: &Decoder) -> Vec<Vec<u64>> {
+    let seen = model.activations(inputs(model));
+    let routing = seen.into_iter().filter_map(|seen| seen.routing);
+    routing.map(|routing| routing.load).collect()
+}
+
 /// The loss with parameter `name` moved by `step` along `direction`.
 fn moved(model: &Decoder, name: &str, direction: &[f32], step: f64) -> f64 {
+    let before = routes(model);
     let model = params::map(model.clone(), |at, tensor| {
         if at != name {
             return tensor;
@@ -157,6 +165,7 @@ fn moved(model: &Decoder, name: &str, direction: &[f32], step: f64) -> f64 {
         let direction = burn::tensor::Tensor::from_data(data, (&x.device(), x.dtype()));
         place.put(x + direction)
     });
+    assert_eq!(routes(&model), before, "{name}: {step} crosses a tie");
     loss_f64(&model)
 }
 

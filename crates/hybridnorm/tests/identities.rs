@@ -3,8 +3,8 @@
 mod common;
 
 use common::*;
-use hybridnorm::model::params;
-use hybridnorm::model::{Decoder, ModelConfig};
+use hybridnorm::model::params::{self, Values};
+use hybridnorm::model::{Decoder, ModelConfig, MoeScoring};
 use hybridnorm::placement::{AttnScale, HeadNorm, NormKind, Placement, QkOrder, Skip};
 
 /// A model of `to` with the weights of a stirred model of `from`, under other names.
@@ -226,4 +226,35 @@ fn star_differs_from_hybridnorm_in_its_first_block_only() {
     for block in ["blocks.1.", "blocks.2."] {
         assert_eq!(of(&star, block), of(&hybrid, block));
     }
+}
+
+#[test]
+fn equal_experts_are_one_dense_feed_forward() {
+    let dense = tiny(named("hybridnorm"));
+    let mut sparse = with_experts(dense.clone(), MoeScoring::Softmax);
+    sparse.d_ff = 0;
+    let moe = sparse.moe.as_mut().unwrap();
+    (moe.n_experts, moe.top_k, moe.n_groups, moe.n_shared) = (3, 2, 1, 0);
+    (moe.first_dense, moe.d_expert, moe.scaling) = (0, dense.d_ff, 1.0);
+    (moe.renormalize, moe.bias_rate) = (true, None);
+    let model = stirred(&dense, &plain());
+    let mut values = renamed(&model, |name| {
+        name.replace("feed_forward.", "feed_forward.experts.")
+    });
+    for (name, values) in &mut values {
+        if name.contains("experts") {
+            values.shape[0] *= 3;
+            values.data = values.data.repeat(3);
+        }
+    }
+    for layer in 0..3 {
+        let router = Values {
+            shape: vec![3, 16],
+            data: (0..48).map(|i| (i as f32).sin()).collect(),
+        };
+        values.insert(format!("blocks.{layer}.feed_forward.router"), router);
+    }
+    let sparse = Decoder::new(&sparse, 0, &plain()).unwrap();
+    let sparse = params::load(sparse, values).unwrap();
+    assert!(largest_difference(&logits(&model), &logits(&sparse)) < 1e-5);
 }

@@ -63,6 +63,10 @@ fn report(args: &InspectArgs) -> Result<Report, Error> {
     };
     let (_, warnings) = model.resolve()?;
     let inventory = inventory(&model, micro_batch, seq_len, recompute)?;
+    let inventory = match &config {
+        Some(config) => config.optimizer.inventory(inventory),
+        None => inventory,
+    };
     Ok(Report {
         placement_hash: model.placement.hash(),
         memory_total_bytes: inventory.memory.total(),

@@ -16,7 +16,7 @@ use crate::model::Recompute;
 use crate::model::inventory::inventory;
 use crate::model::{Decoder, LossOptions, ModelConfig};
 use crate::ops::profile;
-use crate::train::{Config, GradientSum, Optimizer, OptimizerConfig};
+use crate::train::{Config, Optimizer, OptimizerConfig};
 
 /// Most steps before the measurement, which begins once a step takes no new memory.
 const MOST_WARM_UP: usize = 8;
@@ -106,6 +106,7 @@ pub fn step(config: &ModelConfig, options: &StepOptions, device: &Device) -> Res
     }
     let micro = batch_size / grad_accum_steps;
     let inventory = inventory(config, micro, seq_len, options.recompute)?;
+    let inventory = options.optimizer.inventory(inventory);
     memory::require(
         inventory.memory.weights + inventory.memory.gradients + inventory.memory.optimizer,
         "the model's weights, gradients and moments",
@@ -121,7 +122,7 @@ pub fn step(config: &ModelConfig, options: &StepOptions, device: &Device) -> Res
             .collect()
     };
     let mut one_step = |model: Decoder| -> Result<Decoder> {
-        let mut gradients = GradientSum::default();
+        let mut gradients = optimizer.gradients();
         for _ in 0..grad_accum_steps {
             let inputs = model.ids(&draw(), micro, seq_len)?;
             let targets = model.ids(&draw(), micro, seq_len)?;

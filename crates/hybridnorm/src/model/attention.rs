@@ -31,19 +31,19 @@ pub enum Attention {
 
 /// What is needed to make the attention of a block.
 #[derive(Clone, Copy)]
-pub struct Site<'a> {
+pub(super) struct Site<'a> {
     /// Shape of the model.
-    pub config: &'a ModelConfig,
+    pub(super) config: &'a ModelConfig,
     /// Norms and scales inside.
-    pub inner: &'a AttnInner<Factor>,
+    pub(super) inner: &'a AttnInner<Factor>,
     /// The norm function.
-    pub norm: &'a NormSpec,
+    pub(super) norm: &'a NormSpec,
     /// Index of the block, 0-based.
-    pub layer: usize,
+    pub(super) layer: usize,
     /// Draws weights.
-    pub initializer: &'a Initializer<'a>,
+    pub(super) initializer: &'a Initializer<'a>,
     /// Where weights live.
-    pub device: &'a Device,
+    pub(super) device: &'a Device,
 }
 
 /// Which positions a forward pass covers, and their rotations.
@@ -68,7 +68,7 @@ impl Positions {
 
 impl Attention {
     /// Makes the attention of a block.
-    pub fn new(site: Site<'_>) -> Self {
+    pub(super) fn new(site: Site<'_>) -> Self {
         match &site.config.mla {
             None => Self::Heads(Heads::new(site)),
             Some(mla) => Self::Latent(Latent::new(site, mla)),

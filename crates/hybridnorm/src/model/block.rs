@@ -10,6 +10,7 @@ use super::cache::LayerCache;
 use super::config::ModelConfig;
 use super::feed_forward::{self, FeedForward, Mixture, Routed};
 use super::init::Initializer;
+use super::matrices;
 use super::norm::Norm;
 use super::stream::State;
 use super::sublayer::SubLayer;
@@ -29,6 +30,8 @@ pub struct Block {
     pub feed_forward: FeedForward,
     #[module(skip)]
     topology: Topology,
+    #[module(skip)]
+    streams: usize,
 }
 
 /// What a block makes on its way from the stream to the stream; all (b, t, d).
@@ -58,18 +61,15 @@ impl Block {
             ))
         })?;
         let initializer = Initializer::new(Some(seed), &resolved);
-        Ok(Self::new(
-            config,
-            spec,
-            &resolved,
-            layer,
-            &initializer,
-            device,
-        ))
+        let block = Self::new(config, spec, &resolved, layer, &initializer, device);
+        Ok(match resolved.unit_weights {
+            true => matrices::with_unit_vectors(block, config),
+            false => block,
+        })
     }
 
     /// Makes block `layer` (0-based) of a model.
-    pub fn new(
+    pub(super) fn new(
         config: &ModelConfig,
         spec: &BlockSpec,
         resolved: &Resolved,
@@ -101,6 +101,7 @@ impl Block {
                 device,
             }),
             topology: spec.topology,
+            streams: if streams.are_two() { 2 } else { 1 },
         }
     }
 
@@ -119,18 +120,39 @@ impl Block {
         }
     }
 
-    /// From the stream (b, t, d) to the stream, in a placement with one. With a cache, `x_btd` holds
-    /// the new positions only.
+    /// From the stream (b, t, d) to the stream. With a cache, `x_btd` holds the new positions only.
+    ///
+    /// # Panics
+    /// If the placement has two streams: [`Block::forward_streams`] is for any.
     pub fn forward(
         &self,
         x_btd: Tensor<3>,
         positions: &Positions,
         cache: Option<&mut LayerCache>,
     ) -> Tensor<3> {
-        self.step(State::single(x_btd), positions, cache)
-            .0
-            .x
-            .whole()
+        let (mut streams, _) = self.forward_streams(vec![x_btd], positions, cache);
+        streams.remove(0)
+    }
+
+    /// From the placement's streams (b, t, d), the main one first, to these, and where the tokens of a
+    /// mixture of experts went: whose losses are for the caller to add, and whose load to answer with
+    /// [`Mixture::rebalance`].
+    ///
+    /// # Panics
+    /// If the number of streams is not that of the placement.
+    pub fn forward_streams(
+        &self,
+        streams: Vec<Tensor<3>>,
+        positions: &Positions,
+        cache: Option<&mut LayerCache>,
+    ) -> (Vec<Tensor<3>>, Option<Routed>) {
+        assert_eq!(
+            streams.len(),
+            self.streams,
+            "the placement's number of streams"
+        );
+        let (state, routed) = self.step(State::of(streams), positions, cache);
+        (state.whole(), routed)
     }
 
     /// The same, for a block in a row of them, with where its experts' tokens went.

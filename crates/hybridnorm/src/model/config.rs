@@ -201,7 +201,7 @@ impl ModelConfig {
             ..
         } = *self;
         if let Some(mla) = &self.mla {
-            mla.check()?;
+            mla.check(n_heads)?;
             if n_kv_heads != n_heads {
                 return Err(Error::config(format!(
                     "model.n_kv_heads = {n_kv_heads} has no effect: with model.mla every head has its \

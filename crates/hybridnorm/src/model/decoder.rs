@@ -12,9 +12,8 @@ use super::config::ModelConfig;
 use super::feed_forward::{Routed, Routing};
 use super::init::Initializer;
 use super::inventory::inventory;
-use super::matrices::Matrices;
+use super::matrices;
 use super::norm::{Norm, NormSite};
-use super::params;
 use super::recompute::Recompute;
 use super::scale::Scale;
 use super::stream::{State, Stream};
@@ -168,18 +167,7 @@ impl Decoder {
             return self;
         }
         let config = self.config().clone();
-        params::map(self, |name, tensor| {
-            let [rows, columns] = tensor.shape().as_slice().try_into().unwrap_or([0; 2]);
-            if rows == 0 {
-                return tensor;
-            }
-            let (place, values) = tensor.take();
-            let matrices = Matrices::of(name, rows, &config);
-            place.put(match matrices.add_to_stream {
-                true => ops::unit_columns(values, columns, &matrices.rows),
-                false => ops::unit_rows(values, columns),
-            })
-        })
+        matrices::with_unit_vectors(self, &config)
     }
 
     /// The configuration the model was made from.
@@ -264,7 +252,8 @@ impl Decoder {
     }
 
     /// `[training loss, cross-entropy]` in nats, without the logits ever standing in memory;
-    /// only the first may be differentiated. A target of −1 is not counted.
+    /// only the first may be differentiated. A target of −1 is not counted. The training loss has the
+    /// placement's z-loss and the weighted losses of routers in it.
     pub fn loss(
         &self,
         inputs_bt: Tensor<2, Int>,

@@ -28,24 +28,24 @@ pub enum FeedForward {
 
 /// What is needed to make the feed-forward of a block.
 #[derive(Clone, Copy)]
-pub struct Site<'a> {
+pub(super) struct Site<'a> {
     /// Shape of the model.
-    pub config: &'a ModelConfig,
+    pub(super) config: &'a ModelConfig,
     /// Norms inside.
-    pub inner: &'a FfnInner<Factor>,
+    pub(super) inner: &'a FfnInner<Factor>,
     /// The norm function.
-    pub norm: &'a NormSpec,
+    pub(super) norm: &'a NormSpec,
     /// Index of the block, 0-based.
-    pub layer: usize,
+    pub(super) layer: usize,
     /// Draws weights.
-    pub initializer: &'a Initializer<'a>,
+    pub(super) initializer: &'a Initializer<'a>,
     /// Where weights live.
-    pub device: &'a Device,
+    pub(super) device: &'a Device,
 }
 
 impl FeedForward {
     /// Makes the feed-forward of a block.
-    pub fn new(site: Site<'_>) -> Self {
+    pub(super) fn new(site: Site<'_>) -> Self {
         match site.config.moe_at(site.layer) {
             None => Self::Dense(Mlp::new(site, "", site.config.d_ff)),
             Some(moe) => Self::Mixture(Mixture::new(site, moe)),

@@ -35,6 +35,8 @@ pub struct Inventory {
     /// Parameters that a token's forward pass multiplies with: the matrices among the active ones but
     /// for the embedding table (the head counts, tied or not).
     pub active_matrices: u64,
+    /// Parameters of the matrices within blocks, of all experts.
+    pub inner_matrices: u64,
     /// Arithmetic of one training step per token at `seq_len`: `6 · matrix parameters`
     /// plus `3 · L · h·(k + value width) · (T + 1)` for causal attention (forward and backward).
     pub train_flops_per_token: u64,
@@ -56,7 +58,7 @@ pub struct Memory {
     pub weights: u64,
     /// Gradients, f32.
     pub gradients: u64,
-    /// AdamW's two moments, f32.
+    /// AdamW's two moments, f32; see [`Inventory::with_muon`].
     pub optimizer: u64,
     /// An estimate of what the forward pass keeps for the backward pass: every op's input once,
     /// unless it is cheaper to make again or [`Recompute`] says so.
@@ -74,6 +76,14 @@ impl Memory {
     }
 }
 
+impl Inventory {
+    /// The same trained with Muon, which keeps one moment of a matrix within blocks.
+    pub fn with_muon(mut self) -> Self {
+        self.memory.optimizer -= 4 * self.inner_matrices;
+        self
+    }
+}
+
 /// Takes the inventory of a configuration, trained on `micro_batch` sequences of `seq_len` tokens
 /// at a time.
 ///
@@ -87,7 +97,7 @@ pub fn inventory(
 ) -> Result<Inventory> {
     let (resolved, _) = config.resolve()?;
     let mut parameters = BTreeMap::new();
-    let (mut total, mut active, mut matrices) = (0u64, 0u64, 0u64);
+    let (mut total, mut active, mut matrices, mut inner) = (0u64, 0u64, 0u64, 0u64);
     for entry in entries(config, &resolved) {
         let count = entry.shape.iter().map(|&n| n as u64).product::<u64>();
         let kind = Kind::of(&entry.name);
@@ -102,6 +112,7 @@ pub fn inventory(
         active += met;
         if matches!(kind, Kind::Attention | Kind::FeedForward | Kind::Router) {
             matrices += met;
+            inner += count;
         }
     }
     matrices += (config.vocab_size * config.d_model) as u64;
@@ -115,6 +126,7 @@ pub fn inventory(
         total,
         active,
         active_matrices: matrices,
+        inner_matrices: inner,
         train_flops_per_token: 6 * matrices + 3 * attention * (t + 1),
         decode_flops_per_token: 2 * matrices + decode_attention(config) * t,
         memory: Memory {

@@ -1,6 +1,10 @@
 //! Parameters as the matrices that they are made of.
 
+use burn::module::Module;
+
 use super::config::ModelConfig;
+use super::params;
+use crate::ops;
 
 /// The linear maps whose matrices lie on top of each other in one parameter.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,6 +46,23 @@ impl Matrices {
             add_to_stream,
         }
     }
+}
+
+/// A model, or a part of one, whose matrices' vectors along the width have length 1 (nGPT, arXiv
+/// 2410.01131): columns of what adds to the stream, rows of everything else.
+pub(super) fn with_unit_vectors<M: Module>(module: M, config: &ModelConfig) -> M {
+    params::map(module, |name, tensor| {
+        let [rows, columns] = tensor.shape().as_slice().try_into().unwrap_or([0; 2]);
+        if rows == 0 {
+            return tensor;
+        }
+        let matrices = Matrices::of(name, rows, config);
+        let (place, values) = tensor.take();
+        place.put(match matrices.add_to_stream {
+            true => ops::unit_columns(values, columns, &matrices.rows),
+            false => ops::unit_rows(values, columns),
+        })
+    })
 }
 
 #[cfg(test)]

@@ -51,8 +51,8 @@ impl Kind {
     }
 }
 
-/// The block that a parameter is in (0-based; `None` outside the blocks), and its role: `qkv`, `out`,
-/// `up`, `down`, `router`, `embedding`, `head`, `norm` or `scale`.
+/// The block that a parameter is in (0-based; `None` outside the blocks), and its role: `qkv`,
+/// `latents`, `q_up`, `kv_up`, `out`, `up`, `down`, `router`, `selection_bias`, `embedding`, `head`, `norm` or `scale`.
 pub fn place(name: &str) -> (Option<usize>, &str) {
     let mut parts = name.split('.');
     let block = match parts.next() {

@@ -56,7 +56,7 @@ pub(super) fn repeated(factors: &[f32], times: usize) -> impl Iterator<Item = f3
 }
 
 impl ModelConfig {
-    /// Whether scaling the weights of queries and keys scales the scores.
+    /// Whether scaling the weights of queries and keys scales the scores in every block.
     ///
     /// # Errors
     /// [`Error::Config`] naming the first block in which a norm takes it back.
@@ -64,7 +64,7 @@ impl ModelConfig {
         let (resolved, _) = self.resolve()?;
         let refuse = |what: String| {
             Err(Error::config(format!(
-                "optimizer.qk_clip has no effect: {what} takes the scale of queries and keys back"
+                "optimizer.qk_clip cannot limit scores: {what} takes the scale of queries or keys back"
             )))
         };
         if resolved.unit_weights {

@@ -38,11 +38,15 @@ pub fn latent_heads(
 
 /// What generation keeps of each position: `[latent | rotated key]`.
 pub fn latent_row(latent_btl: Tensor<3>, key_btr: Tensor<3>, rope: &[f32]) -> Tensor<3> {
-    let r = key_btr.dims()[2];
-    Tensor::cat(
-        vec![latent_btl, super::compose::rotate(key_btr, r, rope)],
-        2,
-    )
+    let [b, t, r] = key_btr.dims();
+    if !is_plain(&key_btr) {
+        let key = super::compose::rotate(key_btr, r, rope);
+        return Tensor::cat(vec![latent_btl, key], 2);
+    }
+    let mut key = flex::floats(&primitive(key_btr)).into_owned();
+    latent::rotate_keys(&mut key, r, rope);
+    let key = Tensor::from_primitive::<Flex>(flex::tensor(key, [b, t, r]));
+    Tensor::cat(vec![latent_btl, key], 2)
 }
 
 /// Queries that read latents: of every head `[content · keys' part of W_kv | rotated]`, (b, t, h·(l+r)).

@@ -197,7 +197,8 @@ pub struct TrainSection {
     pub batch_size: usize,
     /// Tokens per sequence.
     pub seq_len: usize,
-    /// Micro-batches per optimizer step; divides `batch_size`. Changes memory, not results.
+    /// Micro-batches per optimizer step; divides `batch_size`. Changes memory, not results, but for the
+    /// load-balancing loss of a mixture of experts, which is that of every micro-batch on its own.
     pub grad_accum_steps: usize,
     /// Which activations the backward pass makes again. Changes memory and time, not results.
     pub recompute: Recompute,

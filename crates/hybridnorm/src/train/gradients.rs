@@ -37,6 +37,8 @@ impl Pass {
 pub struct GradientSum {
     sums: BTreeMap<String, Tensor<1>>,
     look_at_scores: bool,
+    routing: Vec<Routing>,
+    head_maxima: Vec<Vec<f32>>,
 }
 
 impl GradientSum {
@@ -45,6 +47,32 @@ impl GradientSum {
         Self {
             look_at_scores: true,
             ..Self::default()
+        }
+    }
+
+    /// Where the tokens of all passes went, one entry for each mixture of experts.
+    pub fn routing(&self) -> &[Routing] {
+        &self.routing
+    }
+
+    /// The largest score of every head in every block over all passes, if looked at.
+    pub fn head_maxima(&self) -> &[Vec<f32>] {
+        &self.head_maxima
+    }
+
+    /// Adds what a pass found besides gradients.
+    fn note(&mut self, pass: &Pass) {
+        self.routing
+            .resize_with(pass.routing.len(), Routing::default);
+        for (all, new) in self.routing.iter_mut().zip(&pass.routing) {
+            all.merge(new);
+        }
+        if self.head_maxima.is_empty() {
+            self.head_maxima.clone_from(&pass.head_maxima);
+        }
+        let new = pass.head_maxima.iter().flatten();
+        for (all, new) in self.head_maxima.iter_mut().flatten().zip(new) {
+            *all = larger_or_nan(*all, *new);
         }
     }
 
@@ -75,7 +103,7 @@ impl GradientSum {
         options: LossOptions,
         recompute: Recompute,
     ) -> Pass {
-        match recompute {
+        let pass = match recompute {
             Recompute::None => {
                 let mut trace = self.trace();
                 let losses = model.traced_loss(inputs_bt, targets_bt, options, &mut trace);
@@ -84,7 +112,9 @@ impl GradientSum {
                 pass
             }
             Recompute::Block => self.by_block(model, inputs_bt, targets_bt, options, &mut |_| {}),
-        }
+        };
+        self.note(&pass);
+        pass
     }
 
     /// The forward pass keeps the state that enters each block; the backward pass runs the blocks
@@ -183,6 +213,11 @@ impl GradientSum {
         let gradient = self.sums.get(name)?.clone();
         gradient.into_data_as::<f32>().try_into_vec().ok()
     }
+}
+
+/// The larger of two numbers; what is no number stays to be seen.
+pub(super) fn larger_or_nan(a: f32, b: f32) -> f32 {
+    if a > b || a.is_nan() { a } else { b }
 }
 
 const REACHED: &str = "the loss depends on every state";

@@ -44,7 +44,8 @@ pub struct BlockSignals {
     /// Where the experts' tokens went, in a mixture.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub experts: Option<Experts>,
-    /// Parameters by role: `qkv`, `out`, `up`, `down`, `router`, `norm`, `scale`.
+    /// Parameters by role: `qkv` (with latent attention `latents`, `q_up`, `kv_up`), `out`, `up` and `down`
+    /// (routed and shared experts together), `router`, `norm`, `scale`.
     #[serde(flatten)]
     pub roles: RoleSignals,
 }

@@ -22,6 +22,9 @@ pub struct Metrics {
     pub tokens: u64,
     /// Throughput of this step, evaluation and saving not counted.
     pub tokens_per_second: f64,
+    /// What was minimized, where that is more than the loss: with z-loss and the routers' losses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub objective: Option<f64>,
     /// What the routers of mixtures of experts did with the step's tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub router: Option<RouterMetrics>,
@@ -33,7 +36,8 @@ pub struct Metrics {
     pub validation_loss: Option<f64>,
 }
 
-/// Routers of one step, means over the blocks that are mixtures of experts.
+/// Routers of one step, means over the blocks that are mixtures of experts. With gradient accumulation
+/// the losses are means over micro-batches, as they are minimized.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RouterMetrics {

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 
 use burn::tensor::{Device, Tensor, TensorData};
 
-use super::gradients::GradientSum;
+use super::gradients::{GradientSum, larger_or_nan};
+use super::metrics::QkClip;
 use crate::error::{Error, Result};
 use crate::model::{
     Decoder,
@@ -27,6 +28,8 @@ pub struct StepNorms {
     pub update: f64,
     /// The same of each parameter.
     pub by_name: BTreeMap<String, SlotNorms>,
+    /// What QK-clip did afterwards, where it is on.
+    pub qk_clip: Option<QkClip>,
 }
 
 impl StepNorms {
@@ -47,6 +50,7 @@ impl StepNorms {
             gradient: squares.sum::<f64>().sqrt(),
             update: 0.0,
             by_name,
+            qk_clip: None,
         }
     }
 }
@@ -58,8 +62,14 @@ const COUNT: &str = "as many moments as the rule has";
 /// What an optimizer remembers of a parameter between steps: AdamW's two moments or Muon's one, flat.
 type Moments = Vec<Tensor<1>>;
 
-/// Their names in files.
-const PREFIXES: [&str; 2] = ["m", "v"];
+/// Their names in files. They differ by rule, so that a run that goes on with another one begins with none
+/// instead of taking a sum of gradients for a mean.
+fn prefixes(moments: &Moments) -> &'static [&'static str] {
+    match moments.len() {
+        1 => &["sum"],
+        _ => &["m", "v"],
+    }
+}
 
 /// Optimizer state: the moments of every parameter, and the number of updates done.
 #[derive(Debug)]
@@ -98,8 +108,19 @@ impl Optimizer {
         self.updates
     }
 
+    /// No gradients yet, to be accumulated for [`Optimizer::step`].
+    pub fn gradients(&self) -> GradientSum {
+        match self.config.qk_clip {
+            Some(_) => GradientSum::looking_at_scores(),
+            None => GradientSum::default(),
+        }
+    }
+
     /// Applies one update with learning rate `lr`; gives the model and the norms of the step. Nothing is
     /// updated if the gradients' global norm is not finite.
+    ///
+    /// What belongs to an update besides follows it: selection biases of mixtures move against the load,
+    /// QK-clip scales queries and keys down where it is on, unit weights are brought back to their length.
     pub fn step(
         &mut self,
         model: Decoder,
@@ -145,12 +166,25 @@ impl Optimizer {
             }
             empty
         });
-        let (norms, mut values) = self.update_all(adamw, muon, lr);
+        let (mut norms, mut values) = self.update_all(adamw, muon, lr);
         let model = params::map(model, |name, tensor| match values.remove(name) {
             Some(value) => tensor.put(value),
             None => tensor,
         });
-        (model, norms)
+        if !norms.gradient.is_finite() {
+            return (model, norms);
+        }
+        let mut model = model;
+        model.rebalance(gradients.routing());
+        norms.qk_clip = self.config.qk_clip.map(|most| {
+            let maxima = gradients.head_maxima();
+            let largest = maxima.iter().flatten().copied().reduce(larger_or_nan);
+            QkClip {
+                largest_score: largest.map_or(f64::NAN, f64::from),
+                clipped_heads: model.clip_scores(maxima, most),
+            }
+        });
+        (model.with_unit_weights(), norms)
     }
 
     /// Updates values and moments; gives the values.
@@ -205,6 +239,7 @@ impl Optimizer {
             gradient: norms.gradient,
             update: squares.sum::<f64>().sqrt(),
             by_name: names.iter().cloned().zip(slots).collect(),
+            qk_clip: None,
         };
         let mut values = BTreeMap::new();
         for (name, (value, moments)) in names.into_iter().zip(states) {
@@ -221,11 +256,11 @@ impl Optimizer {
         Some(format!("a moment of {name}"))
     }
 
-    /// The moments, named `m.NAME` and `v.NAME`; Muon's is `m.NAME`.
+    /// The moments, named `m.NAME` and `v.NAME`; Muon's is `sum.NAME`.
     pub fn handles(&self) -> BTreeMap<String, Handle> {
         let mut all = BTreeMap::new();
         for (name, moments) in &self.moments {
-            for (prefix, moment) in PREFIXES.iter().zip(moments) {
+            for (prefix, moment) in prefixes(moments).iter().zip(moments) {
                 let handle = Handle::new(moment.clone(), moment.dims().to_vec());
                 all.insert(format!("{prefix}.{name}"), handle);
             }
@@ -244,7 +279,7 @@ impl Optimizer {
         device: &Device,
     ) -> Result<()> {
         for (name, moments) in &self.moments {
-            for (prefix, moment) in PREFIXES.iter().zip(moments) {
+            for (prefix, moment) in prefixes(moments).iter().zip(moments) {
                 let shape = moment.dims();
                 let zeros = || Values {
                     shape: shape.to_vec(),
@@ -271,7 +306,7 @@ impl Optimizer {
         device: &Device,
     ) -> Result<()> {
         for (name, moments) in &mut self.moments {
-            for (prefix, moment) in PREFIXES.iter().zip(moments) {
+            for (prefix, moment) in prefixes(moments).iter().zip(moments) {
                 let key = format!("{prefix}.{name}");
                 let found = values
                     .remove(&key)

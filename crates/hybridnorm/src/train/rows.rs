@@ -119,6 +119,7 @@ mod tests {
             lr: 1e-3,
             tokens: 10 * step,
             tokens_per_second: 100.0,
+            objective: None,
             router: None,
             qk_clip: None,
             validation_loss: None,

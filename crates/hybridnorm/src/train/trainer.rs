@@ -17,7 +17,7 @@ use super::checkpoint::{self, Checkpoint, Contents};
 use super::config::Config;
 use super::gradients::GradientSum;
 use super::layers::LayersRow;
-use super::metrics::{Metrics, QkClip, RouterMetrics};
+use super::metrics::{Metrics, RouterMetrics};
 use super::optimizer::{Optimizer, StepNorms};
 use super::recorder::{Kind, Recorder, Weights};
 use super::rows::RowsFile;
@@ -27,7 +27,7 @@ use super::spikes::{Counts, Scores, Spike};
 use crate::data::{Batch, BatchStream, Cursor, Progress, TokenDataset, Tokenizer};
 use crate::error::{Error, Result};
 use crate::eval;
-use crate::model::{Activations, Decoder, LossOptions, Routing};
+use crate::model::{Activations, Decoder, LossOptions};
 use crate::ops;
 use crate::placement::Warning;
 use failure::Moment;
@@ -236,16 +236,11 @@ impl Trainer {
         let (micro, seq) = (train.batch_size / train.grad_accum_steps, train.seq_len);
         let targets = (train.batch_size * seq) as f32;
 
-        let qk_clip = self.config.optimizer.qk_clip;
-        let mut gradients = match qk_clip {
-            Some(_) => GradientSum::looking_at_scores(),
-            None => GradientSum::default(),
-        };
-        let mut head_maxima: Vec<Vec<f32>> = Vec::new();
+        let mut gradients = self.optimizer.gradients();
         let mut loss = 0.0;
         let mut instances = Vec::with_capacity(train.batch_size);
         let mut activations = None;
-        let mut routing: Vec<Routing> = Vec::new();
+        let mut objective = 0.0;
         // The micro-batch with the largest loss, which is where to look if something is wrong.
         let mut worst: Option<(f64, Batch)> = None;
         for _ in 0..train.grad_accum_steps {
@@ -258,13 +253,9 @@ impl Trainer {
             let options = LossOptions { divisor: targets };
             let pass =
                 gradients.accumulate(self.model(), inputs, outputs, options, train.recompute);
-            let part = cross_entropy(pass.losses);
+            let [minimized, part] = both(pass.losses);
+            objective += minimized;
             loss += part;
-            merge_maxima(&mut head_maxima, pass.head_maxima);
-            routing.resize_with(pass.routing.len(), Routing::default);
-            for (sum, part) in routing.iter_mut().zip(&pass.routing) {
-                sum.merge(part);
-            }
             instances.extend_from_slice(&batch.instance_ids);
             // A part that is no number is worse than any.
             if !worst
@@ -285,7 +276,8 @@ impl Trainer {
             lr,
             tokens: self.state.tokens + targets as u64,
             tokens_per_second: f64::NAN,
-            router: RouterMetrics::new(&routing),
+            objective: (objective != loss).then_some(objective),
+            router: RouterMetrics::new(gradients.routing()),
             qk_clip: None,
             validation_loss: None,
         };
@@ -306,20 +298,11 @@ impl Trainer {
         }
         // Moved out and back, so that no second owner keeps the update from being in place.
         let model = self.model.take().expect(PRESENT);
-        let (mut model, norms) = self.optimizer.step(model, gradients, lr);
-        model.rebalance(&routing);
-        metrics.qk_clip = qk_clip.map(|most| QkClip {
-            largest_score: head_maxima
-                .iter()
-                .flatten()
-                .copied()
-                .fold(f32::MIN, larger_or_nan)
-                .into(),
-            clipped_heads: model.clip_scores(&head_maxima, most),
-        });
-        let model = model.with_unit_weights();
+        let routing = gradients.routing().to_vec();
+        let (model, norms) = self.optimizer.step(model, gradients, lr);
         self.model = Some(model);
         (metrics.grad_norm, metrics.update_norm) = (norms.gradient, norms.update);
+        metrics.qk_clip = norms.qk_clip;
         moment.norms = norms.by_name;
         let Metrics {
             grad_norm,
@@ -341,8 +324,16 @@ impl Trainer {
         self.state.tokens = metrics.tokens;
         self.state.cursor = self.stream.cursor();
         self.state.max_grad_norm = self.state.max_grad_norm.max(grad_norm);
-        let layers = activations
-            .map(|activations| LayersRow::new(step, self.model(), &activations, &moment.norms));
+        let layers = activations.map(|mut activations| {
+            // Of experts the whole step is known, not only the part that was looked at.
+            let mixtures = activations
+                .iter_mut()
+                .filter_map(|seen| seen.routing.as_mut());
+            for (seen, routing) in mixtures.zip(routing) {
+                *seen = routing;
+            }
+            LayersRow::new(step, self.model(), &activations, &moment.norms)
+        });
         metrics.tokens_per_second = f64::from(targets) / started.elapsed().as_secs_f64();
         let spikes = self.recorder.watch(&metrics);
         if !spikes.is_empty() && self.recorder.has_room() {
@@ -496,23 +487,14 @@ impl Trainer {
     }
 }
 
-/// The larger of the largest scores of two micro-batches, head by head.
-fn merge_maxima(all: &mut Vec<Vec<f32>>, new: Vec<Vec<f32>>) {
-    if all.is_empty() {
-        *all = new;
-        return;
-    }
-    for (all, new) in all.iter_mut().flatten().zip(new.into_iter().flatten()) {
-        *all = larger_or_nan(*all, new);
-    }
-}
-
-fn larger_or_nan(a: f32, b: f32) -> f32 {
-    if a > b || a.is_nan() { a } else { b }
-}
-
 /// The second of the two numbers that a loss is.
 fn cross_entropy(losses: Tensor<1>) -> f64 {
+    both(losses)[1]
+}
+
+/// The training loss and the cross-entropy.
+fn both(losses: Tensor<1>) -> [f64; 2] {
     let losses = losses.into_data_as::<f32>();
-    f64::from(losses.as_slice::<f32>().expect("converted to f32")[1])
+    let losses = losses.as_slice::<f32>().expect("converted to f32");
+    [losses[0], losses[1]].map(f64::from)
 }

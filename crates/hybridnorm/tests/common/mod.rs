@@ -75,6 +75,9 @@ pub fn with_latents(config: ModelConfig, q_rank: Option<usize>) -> ModelConfig {
     }
 }
 
+/// Placements that latent attention does not have: cosine scores, norms behind the rotation.
+const WITHOUT_LATENTS: [&str; 3] = ["swin-v2-res-post", "nanochat", "ngpt"];
+
 /// A model of every kind in which a placement is defined.
 pub fn kinds(name: &str) -> Vec<(String, ModelConfig)> {
     let dense = tiny(named(name));
@@ -87,9 +90,12 @@ pub fn kinds(name: &str) -> Vec<(String, ModelConfig)> {
             with_experts(with_latents(dense, None), MoeScoring::Sigmoid),
         ),
     ];
-    let defined = kinds
-        .into_iter()
-        .filter(|(_, config)| config.resolve().is_ok());
+    let defined = kinds.into_iter().filter(|(kind, config)| {
+        let is_defined = config.resolve().is_ok();
+        let is_refused = config.mla.is_some() && WITHOUT_LATENTS.contains(&name);
+        assert_eq!(is_defined, !is_refused, "{name}, {kind}");
+        is_defined
+    });
     defined
         .map(|(kind, config)| (format!("{name}, {kind}"), config))
         .collect()

@@ -21,6 +21,8 @@ pub(super) struct Common {
     pub(super) initializer_range: f64,
     #[serde(default = "silu")]
     hidden_act: String,
+    pub(super) head_dim: Option<usize>,
+    quantization_config: Option<Value>,
     #[serde(default)]
     attention_bias: bool,
     #[serde(default)]
@@ -36,6 +38,7 @@ struct RopeParameters {
     rope_theta: Option<f64>,
     #[serde(default = "default_type")]
     rope_type: String,
+    partial_rotary_factor: Option<f64>,
 }
 
 fn eps() -> f64 {
@@ -63,6 +66,10 @@ impl Common {
         if let Some(other) = parameters.map(|p| &p.rope_type).filter(|t| *t != "default") {
             return Err(format!("rope_type {other:?}, expected \"default\""));
         }
+        let partial = parameters.and_then(|parameters| parameters.partial_rotary_factor);
+        if let Some(factor) = partial.filter(|factor| *factor != 1.0) {
+            return Err(format!("partial_rotary_factor {factor}, expected 1"));
+        }
         let newer = parameters.and_then(|parameters| parameters.rope_theta);
         Ok(newer.or(self.rope_theta).unwrap_or(10_000.0))
     }
@@ -73,6 +80,13 @@ impl Common {
                 "hidden_act {:?}, expected \"silu\"",
                 self.hidden_act
             ));
+        }
+        if self
+            .quantization_config
+            .as_ref()
+            .is_some_and(|q| !q.is_null())
+        {
+            return Err("quantization_config is set, expected weights as they are".into());
         }
         if self.attention_bias {
             return Err("attention_bias is set, which is not supported".into());

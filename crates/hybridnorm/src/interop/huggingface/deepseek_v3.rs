@@ -38,6 +38,12 @@ pub(super) struct Config {
     routed_scaling_factor: f64,
     #[serde(default = "sigmoid")]
     scoring_func: String,
+    #[serde(default = "noaux_tc")]
+    topk_method: String,
+    /// Layers that predict further tokens, after the decoder's in the files.
+    #[serde(default)]
+    num_nextn_predict_layers: usize,
+    /// Theirs is a loss of every sequence, ours of all tokens of a micro-batch.
     #[serde(default)]
     aux_loss_alpha: f64,
 }
@@ -51,6 +57,9 @@ fn one() -> usize {
 fn unit() -> f64 {
     1.0
 }
+fn noaux_tc() -> String {
+    "noaux_tc".into()
+}
 fn sigmoid() -> String {
     "sigmoid".into()
 }
@@ -60,6 +69,8 @@ pub(super) struct Model {
     pub(super) config: ModelConfig,
     /// Whether rotated channels lie in pairs (2i, 2i + 1) instead of (i, i + r/2).
     interleaved: bool,
+    /// Layers of multi-token prediction, which are left out as `transformers` leaves them out.
+    further_layers: usize,
 }
 
 impl Config {
@@ -77,6 +88,16 @@ impl Config {
                 "scoring_func {:?}, expected \"sigmoid\"",
                 self.scoring_func
             ));
+        }
+        if self.topk_method != "noaux_tc" {
+            return Err(format!(
+                "topk_method {:?}, expected \"noaux_tc\"",
+                self.topk_method
+            ));
+        }
+        let heads = common.num_attention_heads;
+        if let Some(other) = common.num_key_value_heads.filter(|n| *n != heads) {
+            return Err(format!("num_key_value_heads {other}, expected {heads}"));
         }
         let mut placement = placement::named("deepseek-v3").expect("a named placement");
         placement.norm.eps = common.rms_norm_eps;
@@ -128,12 +149,16 @@ impl Config {
         Ok(Model {
             config,
             interleaved: self.rope_interleave,
+            further_layers: self.num_nextn_predict_layers,
         })
     }
 }
 
 pub(super) fn translate(weights: &mut Weights, model: &Model) -> Result<(), String> {
     let config = &model.config;
+    for layer in config.n_layers..config.n_layers + model.further_layers {
+        weights.leave_out(&format!("model.layers.{layer}."));
+    }
     weights.ends(config)?;
     for layer in 0..config.n_layers {
         let (theirs, ours) = (format!("model.layers.{layer}"), format!("blocks.{layer}"));

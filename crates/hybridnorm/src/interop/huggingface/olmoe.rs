@@ -33,6 +33,10 @@ impl Config {
                 "clip_qkv {clip}, expected none: this family clips after the norms, which ours does before"
             ));
         }
+        let head_dim = common.hidden_size / common.num_attention_heads.max(1);
+        if let Some(other) = common.head_dim.filter(|dim| *dim != head_dim) {
+            return Err(format!("head_dim {other}, expected {head_dim}"));
+        }
         let mut placement = placement::named("pre-norm-qk-full").expect("a named placement");
         placement.norm.eps = common.rms_norm_eps;
         placement.init.scheme = InitScheme::Normal;

@@ -26,6 +26,11 @@ impl Weights {
         found.ok_or_else(|| format!("tensor {name} is missing"))
     }
 
+    /// Drops all tensors whose names begin so.
+    pub(super) fn leave_out(&mut self, prefix: &str) {
+        self.theirs.retain(|name, _| !name.starts_with(prefix));
+    }
+
     /// Puts down a tensor of ours.
     pub(super) fn put(&mut self, name: impl Into<String>, values: Values) {
         self.ours.insert(name.into(), values);

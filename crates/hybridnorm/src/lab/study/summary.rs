@@ -106,13 +106,15 @@ pub(super) fn record(
     let model = of.model;
     let explanation = Explanation::new(&model.placement, model.n_layers, &model.facts())?;
     let counts = inventory(model, 1, 1, Recompute::None)?;
+    let train = &of.config.train;
+    let micro = train.batch_size / train.grad_accum_steps;
+    let estimated = inventory(model, micro, train.seq_len, train.recompute)?;
+    let estimated = of.config.optimizer.inventory(estimated);
     let mut detector = Detector::default();
     for row in &rows {
         detector.push(row);
     }
     let largest = |quantity: Quantity| rows.iter().map(move |row| quantity.of(row));
-    let train = &of.config.train;
-    let micro = train.batch_size / train.grad_accum_steps;
     let tokens_per_step = (train.batch_size * train.seq_len) as f64;
     let mut speeds: Vec<f64> = rows.iter().map(|row| row.tokens_per_second).collect();
     speeds.sort_by(f64::total_cmp);
@@ -151,11 +153,7 @@ pub(super) fn record(
             tokens_per_second: speeds.get(speeds.len() / 2).copied().unwrap_or(0.0),
             seconds: speeds.iter().map(|speed| tokens_per_step / speed).sum(),
             peak_memory_bytes: None,
-            estimated_memory_bytes: Some(
-                inventory(model, micro, train.seq_len, train.recompute)?
-                    .memory
-                    .total(),
-            ),
+            estimated_memory_bytes: Some(estimated.memory.total()),
             machine: machine::name(),
             threads: threads::count(),
             version: env!("CARGO_PKG_VERSION").to_owned(),

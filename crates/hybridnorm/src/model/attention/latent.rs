@@ -138,6 +138,12 @@ impl Latent {
         let [q, c_kv, k_r] = self.project(u_btd);
         let ctx = match cache {
             None => ops::causal_attention(self.assemble([q, c_kv, k_r], positions), spec),
+            // A prompt: keys and values in full are less arithmetic than latents, and are not kept.
+            Some(cache) if positions.past == 0 && spec.seq > 1 => {
+                let row = ops::latent_row(c_kv.clone(), k_r.clone(), &positions.rope);
+                cache.append(row, 0);
+                ops::causal_attention(self.assemble([q, c_kv, k_r], positions), spec)
+            }
             Some(cache) => {
                 let heads = self.shape.heads;
                 let spec = ops::LatentAttention {

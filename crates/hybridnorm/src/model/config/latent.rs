@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::WIDEST;
+use super::{LONGEST, WIDEST};
 use crate::error::{Error, Result};
 
 /// `[model.mla]`: multi-head latent attention (DeepSeek-V2, arXiv 2405.04434).
@@ -43,7 +43,8 @@ impl MlaConfig {
         self.kv_rank + self.rope_dim
     }
 
-    pub(super) fn check(&self) -> Result<()> {
+    /// Checks it for `n_heads` heads.
+    pub(super) fn check(&self, n_heads: usize) -> Result<()> {
         let sizes = [
             ("q_rank", self.q_rank.unwrap_or(1)),
             ("kv_rank", self.kv_rank),
@@ -57,6 +58,13 @@ impl MlaConfig {
                     "model.mla.{key} = {value}, expected 1 to {WIDEST}"
                 )));
             }
+        }
+        let widest = self.head_dim().max(self.nope_dim + self.v_dim);
+        if n_heads.saturating_mul(widest) > LONGEST {
+            return Err(Error::config(format!(
+                "model.n_heads = {n_heads} heads of up to {widest} channels (model.mla) are more than \
+                 {LONGEST}"
+            )));
         }
         if !self.rope_dim.is_multiple_of(2) {
             return Err(Error::config(format!(

@@ -153,12 +153,41 @@ impl MoeConfig {
                 self.bias_rate.is_none_or(|rate| rate >= 0.0),
             ),
         ];
-        match numbers
+        let found = numbers
             .iter()
-            .find(|(_, value, holds)| !(*holds && (*value as f32).is_finite()))
-        {
-            Some((key, value, _)) => wrong(key, value.to_string(), "a finite number".into()),
-            None => Ok(()),
+            .find(|(_, value, holds)| !(*holds && (*value as f32).is_finite()));
+        if let Some((key, value, _)) = found {
+            let least = if *key == "scaling" {
+                "above 0"
+            } else {
+                "of at least 0"
+            };
+            return wrong(key, value.to_string(), format!("a finite number {least}"));
+        }
+        self.check_effects()
+    }
+
+    /// Whether every setting changes something.
+    fn check_effects(&self) -> Result<()> {
+        let without = |what: String, why: &str| {
+            Err(Error::config(format!(
+                "model.moe.{what} has no effect: {why}"
+            )))
+        };
+        if self.n_groups > 1 && self.top_groups == self.n_groups {
+            let what = format!("n_groups = {}", self.n_groups);
+            return without(what, "model.moe.top_groups leaves all of them open");
+        }
+        if self.top_k == 1 && self.renormalize {
+            let why = "with one expert a token every weight is 1, and the router learns nothing";
+            return without("renormalize".into(), why);
+        }
+        match self.bias_rate {
+            Some(rate) if self.top_k == self.n_experts => {
+                let why = "every token passes through every expert";
+                without(format!("bias_rate = {rate}"), why)
+            }
+            _ => Ok(()),
         }
     }
 }

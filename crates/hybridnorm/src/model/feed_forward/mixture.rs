@@ -37,7 +37,7 @@ struct Settings {
 
 impl Mixture {
     /// Makes the mixture of a block.
-    pub fn new(site: Site<'_>, moe: &MoeConfig) -> Self {
+    pub(super) fn new(site: Site<'_>, moe: &MoeConfig) -> Self {
         let (d, e) = (site.config.d_model, moe.n_experts);
         let name = format!("blocks.{}.feed_forward.router", site.layer);
         let router = site

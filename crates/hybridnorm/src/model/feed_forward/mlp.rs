@@ -38,12 +38,12 @@ pub struct Mlp {
 
 impl Mlp {
     /// Makes one of inner width `f`; `path` is its place within the feed-forward.
-    pub fn new(site: Site<'_>, path: &str, f: usize) -> Self {
+    pub(super) fn new(site: Site<'_>, path: &str, f: usize) -> Self {
         Self::stack(site, &[path.to_owned()], f)
     }
 
     /// Makes a stack of them, one for each path.
-    pub fn stack(site: Site<'_>, paths: &[String], f: usize) -> Self {
+    pub(super) fn stack(site: Site<'_>, paths: &[String], f: usize) -> Self {
         let Site {
             config,
             inner,

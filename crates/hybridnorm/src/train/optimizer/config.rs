@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::model::inventory::Inventory;
 use crate::model::params::Kind;
 
 /// `[optimizer]`: how weights are updated.
@@ -42,8 +43,9 @@ pub struct OptimizerConfig {
 pub enum OptimizerKind {
     /// Adam with decoupled weight decay (arXiv 1711.05101).
     AdamW,
-    /// Muon for the matrices within blocks, each linear map of a packed one on its own, at the same
-    /// learning rate and decay (arXiv 2502.16982); AdamW for everything else.
+    /// Muon for the matrices within blocks, at the same learning rate and decay (arXiv 2502.16982); AdamW
+    /// for everything else. Of packed projections q, k, v, gate, up and every expert's matrices are each
+    /// orthogonalized on their own.
     Muon,
 }
 
@@ -112,6 +114,14 @@ impl OptimizerConfig {
                 "optimizer.{key} = {value} is out of range"
             ))),
             None => Ok(()),
+        }
+    }
+
+    /// The inventory of a model that is trained so.
+    pub fn inventory(&self, inventory: Inventory) -> Inventory {
+        match self.kind {
+            OptimizerKind::AdamW => inventory,
+            OptimizerKind::Muon => inventory.with_muon(),
         }
     }
 

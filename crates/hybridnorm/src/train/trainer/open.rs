@@ -107,10 +107,10 @@ impl Trainer {
                     .map_err(name_file)?;
                 let (_, warnings) = model.resolve().map_err(name_file)?;
                 let micro = config.train.batch_size / config.train.grad_accum_steps;
+                let inventory =
+                    inventory(&model, micro, config.train.seq_len, config.train.recompute)?;
                 memory::require(
-                    inventory(&model, micro, config.train.seq_len, config.train.recompute)?
-                        .memory
-                        .total(),
+                    config.optimizer.inventory(inventory).memory.total(),
                     "the model's weights, gradients, moments and activations",
                 )?;
                 (Decoder::new(&model, config.seed, &device)?, warnings)

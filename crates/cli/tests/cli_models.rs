@@ -1,0 +1,140 @@
+//! Mixtures of experts, latent attention and other optimizers through the binary.
+
+mod common;
+
+use std::path::Path;
+
+use common::Lab;
+
+/// A path of this repository.
+fn here(path: &str) -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    root.join(path).to_str().unwrap().to_owned()
+}
+
+const SPARSE: &str = "seed = 1\n\
+    [model]\nd_model = 16\nn_layers = 2\nn_heads = 2\nplacement = \"hybridnorm-star\"\n\
+    [model.moe]\nn_experts = 4\ntop_k = 2\nd_expert = 8\n\
+    [data]\ntrain = [\"stories:60\"]\ntokenizer = \"bytes\"\n\
+    [optimizer]\nlr = 1e-2\n\
+    [train]\nsteps = 6\nbatch_size = 4\nseq_len = 16\neval_every = 0\neval_sequences = 4\n\
+    checkpoint_every = 0\n[log]\nlayers_every = 2\n";
+
+#[test]
+fn the_papers_mixture_has_its_parameters() {
+    let lab = Lab::new();
+    let config = here("configs/hybridnorm-moe-1b-7b.toml");
+    let said = lab.ok(&["inspect", &config]);
+    let row = |name: &str| {
+        let line = said
+            .lines()
+            .find(|line| line.trim_start().starts_with(name));
+        line.unwrap_or_else(|| panic!("{said}")).to_owned()
+    };
+    assert!(row("total").contains("6.9B"), "{said}");
+    assert!(row("active").contains("1.3B"), "{said}");
+}
+
+#[test]
+fn a_mixture_trains_writes_where_tokens_went_and_generates() {
+    let lab = Lab::new();
+    lab.write("sparse.toml", SPARSE);
+    lab.ok(&["train", "sparse.toml", "--run", "run", "--quiet"]);
+    for row in lab.rows("run/metrics.jsonl") {
+        let router = &row["router"];
+        assert_eq!(router["dropped"], 0, "{row}");
+        assert!(router["load_balance"].as_f64().unwrap() >= 0.9, "{row}");
+        assert!(router["imbalance"].as_f64().unwrap() >= 1.0, "{row}");
+        assert!(router["z"].as_f64().unwrap() > 0.0, "{row}");
+    }
+    let layers = lab.rows("run/layers.jsonl");
+    assert_eq!(layers.len(), 3);
+    for block in layers
+        .iter()
+        .flat_map(|row| row["blocks"].as_array().unwrap())
+    {
+        let experts = &block["experts"];
+        let loads = experts["load"].as_array().unwrap();
+        let sum: f64 = loads.iter().map(|load| load.as_f64().unwrap()).sum();
+        assert!((sum / 4.0 - 1.0).abs() < 1e-5, "{block}");
+        let entropy = experts["entropy"].as_f64().unwrap();
+        assert!((0.0..=4f64.ln() + 1e-6).contains(&entropy), "{block}");
+        assert_eq!(experts["dropped"], 0);
+    }
+    let said = lab.ok(&["generate", "run", "--prompt", "a", "--max-tokens", "5"]);
+    assert!(!said.is_empty());
+}
+
+#[test]
+fn latent_attention_trains_with_muon_and_a_clip() {
+    let lab = Lab::new();
+    let text = SPARSE
+        .replace(
+            "[model.moe]\nn_experts = 4\ntop_k = 2\nd_expert = 8\n",
+            "[model.mla]\nq_rank = 8\nkv_rank = 8\nnope_dim = 4\nrope_dim = 4\nv_dim = 4\n",
+        )
+        .replace("n_heads = 2\n", "n_heads = 2\nd_ff = 24\n")
+        .replace(
+            "lr = 1e-2\n",
+            "lr = 1e-2\nkind = \"muon\"\nqk_clip = 1e-3\n",
+        );
+    lab.write("latent.toml", text);
+    lab.ok(&["train", "latent.toml", "--run", "run", "--quiet"]);
+    for row in lab.rows("run/metrics.jsonl") {
+        let clip = &row["qk_clip"];
+        assert!(clip["largest_score"].as_f64().unwrap() > 1e-3, "{row}");
+        assert!(clip["clipped_heads"].as_u64().unwrap() > 0, "{row}");
+    }
+    lab.ok(&["generate", "run", "--prompt", "a", "--max-tokens", "5"]);
+}
+
+#[test]
+fn options_without_effect_are_errors() {
+    let lab = Lab::new();
+    lab.write("sparse.toml", SPARSE);
+    let moe = "model.moe={ n_experts = 4, top_k = 5, d_expert = 8 }";
+    for (set, words) in [
+        ("model.d_ff=32", "model.d_ff = 32 has no effect"),
+        (moe, "model.moe.top_k = 5, expected 1 to 4"),
+        (
+            "model.moe.top_groups=2",
+            "model.moe.top_groups = 2, expected 1 to 1",
+        ),
+        (
+            "optimizer.momentum=0.9",
+            "optimizer.momentum = 0.9 has no effect",
+        ),
+        (
+            "optimizer.qk_clip=100",
+            "optimizer.qk_clip cannot limit scores",
+        ),
+        ("model.moe.top=3", "top_k"),
+    ] {
+        let args = ["train", "sparse.toml", "--run", "run", "--set", set];
+        lab.fails(2, &args, &[words]);
+    }
+}
+
+#[test]
+fn norms_of_latent_attention_are_explained() {
+    let lab = Lab::new();
+    let said = lab.ok(&["placement", "explain", "hybridnorm", "--attention", "mla"]);
+    for line in ["c_q, c_kv, k_r = split(W_D u)", "k_r", "RoPE(N(k_r))"] {
+        assert!(said.contains(line), "{said}");
+    }
+    let args = ["placement", "explain", "nanochat", "--attention", "mla"];
+    lab.fails(2, &args, &["not defined for latent attention"]);
+}
+
+#[test]
+fn a_folder_of_hugging_face_is_imported() {
+    let lab = Lab::new();
+    for family in ["olmoe", "deepseek-v3"] {
+        let from = here(&format!("crates/hybridnorm/tests/fixtures/hf/{family}"));
+        lab.ok(&["import", &from, "--out", family, "--quiet"]);
+        let said = lab.json(&["inspect", family, "--json"]);
+        assert!(said["model"]["moe"]["n_experts"] == 8, "{said}");
+        let (total, active) = (&said["inventory"]["total"], &said["inventory"]["active"]);
+        assert!(active.as_u64() < total.as_u64(), "{said}");
+    }
+}
