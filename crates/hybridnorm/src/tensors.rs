@@ -87,6 +87,10 @@ pub fn write(path: &Path, tensors: BTreeMap<String, Handle>) -> Result<()> {
 /// # Errors
 /// If it cannot be read, its header contradicts its length, or a tensor has another type.
 pub fn read(path: &Path) -> Result<BTreeMap<String, Values>> {
+    // Reading a pipe would never end.
+    if !std::fs::metadata(path).map_err(Error::io(path))?.is_file() {
+        return Err(Error::format(path, "is not a file"));
+    }
     let bytes = std::fs::read(path).map_err(Error::io(path))?;
     let file = SafeTensors::deserialize(&bytes)
         .map_err(|error| Error::format(path, format!("not a safetensors file: {error}")))?;

@@ -173,3 +173,53 @@ fn tensors_that_do_not_fit_are_named() {
         );
     }
 }
+
+#[test]
+fn rows_that_only_add_up_are_refused() {
+    let first = |all: &mut BTreeMap<String, Values>, name: &str, rows: usize| {
+        let values = all.get_mut(name).unwrap();
+        let columns = values.shape[1];
+        values.shape[0] = rows;
+        values.data.resize(rows * columns, 0.0);
+    };
+    let path = "model.layers.1.self_attn";
+    let (q, k) = (
+        format!("{path}.q_proj.weight"),
+        format!("{path}.k_proj.weight"),
+    );
+    let folder = changed(
+        "olmoe",
+        |_| {},
+        |all| {
+            first(all, &q, 16);
+            first(all, &k, 32);
+        },
+    );
+    assert!(error(folder.path()).contains("expected a matrix of 32 rows"));
+    let path = "model.layers.1.mlp.shared_experts";
+    let (gate, up) = (
+        format!("{path}.gate_proj.weight"),
+        format!("{path}.up_proj.weight"),
+    );
+    let folder = changed(
+        "deepseek-v3",
+        |_| {},
+        |all| {
+            first(all, &gate, 8);
+            first(all, &up, 24);
+        },
+    );
+    assert!(error(folder.path()).contains("expected a matrix of 16 rows"));
+}
+
+#[test]
+fn numbers_that_are_not_finite_are_refused() {
+    let bias = "model.layers.1.mlp.gate.e_score_correction_bias";
+    let folder = changed(
+        "deepseek-v3",
+        |_| {},
+        |all| all.get_mut(bias).unwrap().data[3] = f32::NAN,
+    );
+    let error = hybridnorm::interop::import(folder.path(), &Device::flex()).unwrap_err();
+    assert!(error.to_string().contains("selection_bias"), "{error}");
+}

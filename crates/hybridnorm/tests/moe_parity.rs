@@ -72,3 +72,20 @@ fn logits_losses_and_gradients_are_those_of_the_reference() {
         assert!(pass.routing.iter().all(|routing| routing.dropped() == 0));
     }
 }
+
+#[test]
+fn experts_without_rows_are_refused() {
+    let name = "moe-pre-norm";
+    let json = json(&fixture(&format!("official/{name}.json")));
+    let bytes = std::fs::read(fixture(&format!("official/{name}.safetensors"))).unwrap();
+    for shape in [[0, 32], [128, 0]] {
+        let mut weights = tensors(&bytes, "weight.");
+        let matrix = "transformer.blocks.1.ffn.experts.mlp.w2";
+        let values = weights.get_mut(matrix).unwrap();
+        (values.shape, values.data) = (shape.to_vec(), Vec::new());
+        let folder = tempfile::tempdir().unwrap();
+        write_official(folder.path(), &json["model"], &weights);
+        let error = official::import(folder.path(), &Device::flex()).unwrap_err();
+        assert!(error.to_string().contains(matrix), "{error}");
+    }
+}

@@ -5,7 +5,8 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use burn::tensor::Device;
-use hybridnorm::train::{Config, Start, Trainer};
+use hybridnorm::model::params;
+use hybridnorm::train::{Checkpoint, Config, Start, Trainer};
 
 const STEPS: usize = 6;
 const STOP: u64 = 4;
@@ -83,5 +84,59 @@ fn a_run_that_goes_on_ends_in_the_bits_of_one_that_never_stopped() {
         for ((file, whole), (_, parts)) in files(&whole).into_iter().zip(files(&parts)) {
             assert!(whole == parts, "{name}: {file} differs");
         }
+    }
+}
+
+const MOE: &str = "moe = { n_experts = 4, top_k = 2, d_expert = 8 }";
+
+/// A run of `config` that branches off a finished one of `from`.
+fn branched(from: &Config, config: &Config, folder: &Path) -> Trainer {
+    let origin = folder.join("origin");
+    train(from, &origin, Start::Fresh, STOP, 1);
+    let checkpoint = Checkpoint::open(&origin).unwrap();
+    let (run, device) = (folder.join("branch"), Device::flex());
+    let start = Start::Branch(checkpoint);
+    Trainer::open(config.clone(), &run, start, &device, &mut |_| {}).unwrap()
+}
+
+#[test]
+fn a_branch_with_another_rule_begins_with_moments_of_its_own() {
+    let model = format!("placement = \"pre-norm\"\n{MOE}");
+    let [adamw, muon] = ["", "kind = \"muon\""].map(|optimizer| config(&model, optimizer));
+    for (from, to) in [(&adamw, &muon), (&muon, &adamw)] {
+        let update = |from: &Config| {
+            let folder = tempfile::tempdir().unwrap();
+            let step = branched(from, to, folder.path()).step().unwrap();
+            step.metrics.update_norm
+        };
+        let (same, other) = (update(to), update(from));
+        assert!(other < 3.0 * same, "{other} after {same}");
+    }
+}
+
+#[test]
+fn a_branch_keeps_no_rows_that_were_for_something_else() {
+    let of = |model: &str| config(&format!("placement = \"pre-norm\"\n{model}"), "");
+    let other = of("moe = { n_experts = 8, top_k = 2, d_expert = 4 }");
+    let folder = tempfile::tempdir().unwrap();
+    let trainer = branched(&of(MOE), &other, folder.path());
+    for field in ["experts.up", "experts.down", "router"] {
+        let name = format!("blocks.0.feed_forward.{field}");
+        assert!(trainer.new_parameters().contains(&name), "{name}");
+    }
+}
+
+#[test]
+fn a_branch_into_unit_weights_begins_with_them() {
+    let [from, to] = ["pre-norm", "ngpt"].map(|name| {
+        let model = format!("placement = \"{name}\"\nd_ff = 24");
+        config(&model, "weight_decay = 0.0")
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let trainer = branched(&from, &to, folder.path());
+    let embedding = &params::values(trainer.model())["embedding"];
+    for row in embedding.data.chunks(16) {
+        let length = row.iter().map(|x| x * x).sum::<f32>().sqrt();
+        assert!((length - 1.0).abs() < 1e-5, "{length}");
     }
 }

@@ -26,6 +26,13 @@ pub fn run(args: ImportArgs, console: &Console) -> Result<Ending, Error> {
         .map(|spec| Tokenizer::from_spec(&spec.parse::<TokenizerSpec>()?))
         .transpose()?;
     let model = interop::import(&args.folder, &Device::flex())?;
+    let vocabulary = model.config().vocab_size;
+    if let Some(tokenizer) = tokenizer.as_ref().filter(|t| t.vocab_size() > vocabulary) {
+        return Err(Error::config(format!(
+            "the tokenizer has {} tokens, the model only {vocabulary}",
+            tokenizer.vocab_size()
+        )));
+    }
     if let Some(parent) = args.out.parent() {
         hybridnorm::files::create_dir(parent)?;
     }

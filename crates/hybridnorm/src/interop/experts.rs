@@ -12,7 +12,9 @@ pub(super) struct Layout {
 /// A stack of matrices (E·rows, columns), one for each expert.
 pub(super) fn split(stack: Values, experts: usize) -> Result<Vec<Values>, String> {
     let [rows, columns] = match stack.shape[..] {
-        [rows, columns] if rows.is_multiple_of(experts) => [rows / experts, columns],
+        [rows, columns] if rows.is_multiple_of(experts) && rows * columns > 0 => {
+            [rows / experts, columns]
+        }
         _ => {
             return Err(format!(
                 "has shape {:?}, which are no {experts} matrices on top of each other",

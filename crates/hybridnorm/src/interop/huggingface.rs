@@ -14,8 +14,10 @@ use serde::Deserialize;
 
 use crate::error::{Error, Result};
 use crate::files;
+use crate::memory;
+use crate::model::inventory::inventory;
 use crate::model::{
-    Decoder, ModelConfig,
+    Decoder, ModelConfig, Recompute,
     params::{self, Values},
 };
 use crate::tensors;
@@ -39,6 +41,9 @@ pub fn is_folder(folder: &Path) -> bool {
 pub fn import(folder: &Path, device: &Device) -> Result<Decoder> {
     let family = Family::read(&folder.join(CONFIG))?;
     let config = family.config();
+    // The file, its tensors as numbers, ours made of them, and the model.
+    let weights = inventory(config, 1, 1, Recompute::None)?.memory.weights;
+    memory::require(weights.saturating_mul(4), "reading the checkpoint")?;
     let model = Decoder::uninitialized(config, device)?;
     let (path, tensors) = read_tensors(folder)?;
     let broken = |problem: String| Error::format(&path, problem);
@@ -144,7 +149,12 @@ fn read_tensors(folder: &Path) -> Result<(PathBuf, BTreeMap<String, Values>)> {
             let problem = format!("{part:?} is not the name of a file in this folder");
             return Err(Error::format(&index, problem));
         }
-        all.extend(tensors::read(&folder.join(part))?);
+        let path = folder.join(part);
+        let mut found = tensors::read(&path)?;
+        for (name, _) in weight_map.iter().filter(|(_, holder)| *holder == part) {
+            let missing = || Error::format(&path, format!("tensor {name} is missing"));
+            all.insert(name.clone(), found.remove(name).ok_or_else(missing)?);
+        }
     }
     Ok((index, all))
 }

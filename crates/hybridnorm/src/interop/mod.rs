@@ -9,8 +9,9 @@ use std::path::Path;
 
 use burn::tensor::Device;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::Decoder;
+use crate::tensors;
 
 /// Reads a checkpoint folder of somebody else: of Hugging Face's format where it holds a `config.json`,
 /// else of the official HybridNorm code.
@@ -18,8 +19,15 @@ use crate::model::Decoder;
 /// # Errors
 /// See [`huggingface::import`] and [`official::import`].
 pub fn import(folder: &Path, device: &Device) -> Result<Decoder> {
-    match huggingface::is_folder(folder) {
-        true => huggingface::import(folder, device),
-        false => official::import(folder, device),
+    let model = match huggingface::is_folder(folder) {
+        true => huggingface::import(folder, device)?,
+        false => official::import(folder, device)?,
+    };
+    match tensors::broken(&model) {
+        Some(name) => Err(Error::format(
+            folder,
+            format!("{name}, as it is called here, is not finite"),
+        )),
+        None => Ok(model),
     }
 }

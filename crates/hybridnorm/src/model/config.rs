@@ -235,6 +235,12 @@ impl ModelConfig {
                 )));
             }
         }
+        let eps = self.placement.norm.eps;
+        if !(eps as f32).is_finite() {
+            return Err(Error::config(format!(
+                "placement.norm.eps = {eps:e} is infinite in single precision"
+            )));
+        }
         if !(self.rope_theta.is_finite() && self.rope_theta > 1.0) {
             return Err(Error::config(format!(
                 "model.rope_theta = {} must be a finite number above 1",

@@ -39,6 +39,12 @@ pub struct Tally {
     /// Multiples of the rotary key's width `d_r` (latent attention).
     #[serde(skip_serializing_if = "forms::is_default")]
     pub rotary: usize,
+    /// Multiples of a value head's width `hd_v` (latent attention).
+    #[serde(skip_serializing_if = "forms::is_default")]
+    pub value: usize,
+    /// Multiples of all value heads together, `h·hd_v` (latent attention).
+    #[serde(skip_serializing_if = "forms::is_default")]
+    pub h_value: usize,
     /// Multiples of the size of the vocabulary `v`.
     #[serde(skip_serializing_if = "forms::is_default")]
     pub vocab: usize,
@@ -65,6 +71,8 @@ pub struct Shape {
     pub kv_latent: usize,
     /// Width of the rotary key `d_r`.
     pub rotary: usize,
+    /// Width of a value head `hd_v`.
+    pub value: usize,
     /// Size of the vocabulary `v`.
     pub vocab: usize,
 }
@@ -80,6 +88,8 @@ impl Tally {
         q_latent: 0,
         kv_latent: 0,
         rotary: 0,
+        value: 0,
+        h_value: 0,
         vocab: 0,
         one: 0,
     };
@@ -109,6 +119,14 @@ impl Tally {
         rotary: 1,
         ..Self::ZERO
     };
+    const VALUE: Self = Self {
+        value: 1,
+        ..Self::ZERO
+    };
+    const H_VALUE: Self = Self {
+        h_value: 1,
+        ..Self::ZERO
+    };
     const VOCAB: Self = Self {
         vocab: 1,
         ..Self::ZERO
@@ -129,6 +147,8 @@ impl Tally {
             + self.q_latent * shape.q_latent
             + self.kv_latent * shape.kv_latent
             + self.rotary * shape.rotary
+            + self.value * shape.value
+            + self.h_value * shape.h * shape.value
             + self.vocab * shape.vocab
             + self.one
     }
@@ -278,10 +298,10 @@ impl Site {
         })
     }
 
-    fn head(norm: HeadNorm, width: Tally) -> Option<Self> {
+    fn head(norm: HeadNorm, one: Tally, width: Tally) -> Option<Self> {
         let gain = match norm {
             HeadNorm::None => return None,
-            HeadNorm::PerHead => Some(Tally::HD),
+            HeadNorm::PerHead => Some(one),
             HeadNorm::PerHeadOwn | HeadNorm::Full => Some(width),
             HeadNorm::PerHeadPlain | HeadNorm::FullPlain => None,
         };
@@ -339,7 +359,10 @@ fn inside_attention(inner: &AttnInner<Factor>, latent: bool) -> Vec<Site> {
         ctx_norm,
         ..
     } = *inner;
-    let context = Site::head(ctx_norm, Tally::H_HD);
+    let context = match latent {
+        true => Site::head(ctx_norm, Tally::VALUE, Tally::H_VALUE),
+        false => Site::head(ctx_norm, Tally::HD, Tally::H_HD),
+    };
     let read = match latent {
         true => [
             Site::latent(q_norm, Tally::Q_LATENT),
@@ -347,9 +370,9 @@ fn inside_attention(inner: &AttnInner<Factor>, latent: bool) -> Vec<Site> {
             Site::latent(v_norm, Tally::KV_LATENT),
         ],
         false => [
-            Site::head(q_norm, Tally::H_HD),
-            Site::head(k_norm, Tally::KV_HD),
-            Site::head(v_norm, Tally::KV_HD),
+            Site::head(q_norm, Tally::HD, Tally::H_HD),
+            Site::head(k_norm, Tally::HD, Tally::KV_HD),
+            Site::head(v_norm, Tally::HD, Tally::KV_HD),
         ],
     };
     read.into_iter().chain([context]).flatten().collect()
@@ -369,6 +392,8 @@ impl Add for Tally {
             q_latent: self.q_latent + other.q_latent,
             kv_latent: self.kv_latent + other.kv_latent,
             rotary: self.rotary + other.rotary,
+            value: self.value + other.value,
+            h_value: self.h_value + other.h_value,
             vocab: self.vocab + other.vocab,
             one: self.one + other.one,
         }
@@ -395,6 +420,8 @@ impl Mul<usize> for Tally {
             q_latent: self.q_latent * n,
             kv_latent: self.kv_latent * n,
             rotary: self.rotary * n,
+            value: self.value * n,
+            h_value: self.h_value * n,
             vocab: self.vocab * n,
             one: self.one * n,
         }
@@ -411,6 +438,8 @@ impl fmt::Display for Tally {
             (self.q_latent, "d_q"),
             (self.kv_latent, "d_kv"),
             (self.rotary, "d_r"),
+            (self.h_value, "h·hd_v"),
+            (self.value, "hd_v"),
             (self.f, "f"),
             (self.h, "h"),
             (self.vocab, "v"),

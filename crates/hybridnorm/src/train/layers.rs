@@ -140,7 +140,12 @@ impl LayersRow {
             experts: seen.routing.as_ref().map(Experts::from),
             roles: RoleSignals::new(squares, drift(&mut block.norms())),
         });
-        let outer = [&model.embed_norm, &model.final_norm];
+        let outer = [
+            &model.embed_norm,
+            &model.merge_norm,
+            &model.second_norm,
+            &model.final_norm,
+        ];
         let outer = drift(&mut outer.into_iter().flatten());
         Self {
             step,

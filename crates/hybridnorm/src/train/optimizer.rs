@@ -308,9 +308,12 @@ impl Optimizer {
         for (name, moments) in &mut self.moments {
             for (prefix, moment) in prefixes(moments).iter().zip(moments) {
                 let key = format!("{prefix}.{name}");
-                let found = values
-                    .remove(&key)
-                    .ok_or_else(|| Error::config(format!("optimizer state {key} is missing")))?;
+                let found = values.remove(&key).ok_or_else(|| {
+                    Error::config(format!(
+                        "optimizer state {key} is missing; a run goes on with the \
+                             optimizer.kind it began with"
+                    ))
+                })?;
                 if found.data.len() != moment.dims()[0] {
                     return Err(Error::config(format!(
                         "optimizer state {key} has {} elements, expected {}",

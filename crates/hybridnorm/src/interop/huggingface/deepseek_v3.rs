@@ -169,7 +169,7 @@ pub(super) fn translate(weights: &mut Weights, model: &Model) -> Result<(), Stri
         weights.rename(&norm, format!("{ours}.attn.in_norm.gain"))?;
         let (mlp, feed_forward) = (format!("{theirs}.mlp"), format!("{ours}.feed_forward"));
         let Some(moe) = config.moe_at(layer) else {
-            weights.mlp(&mlp, &feed_forward)?;
+            weights.mlp(&mlp, &feed_forward, config.d_ff)?;
             continue;
         };
         let gate = format!("{mlp}.gate");
@@ -182,7 +182,7 @@ pub(super) fn translate(weights: &mut Weights, model: &Model) -> Result<(), Stri
         weights.experts(&format!("{mlp}.experts"), &experts, config, moe)?;
         if moe.n_shared > 0 {
             let shared = format!("{feed_forward}.shared");
-            weights.mlp(&format!("{mlp}.shared_experts"), &shared)?;
+            weights.mlp(&format!("{mlp}.shared_experts"), &shared, moe.d_shared())?;
         }
     }
     Ok(())
@@ -202,16 +202,20 @@ fn attention(
         false => Ok(matrix),
     };
     let at = |name: String| move |problem: String| format!("tensor {name} {problem}");
+    let [q_width, ..] = mla.down_widths(model.config.n_heads);
     let (q, q_name) = match mla.q_rank {
         Some(_) => {
             let name_up = name("q_b_proj");
             let q_up = order(weights.take(&name_up)?, mla.head_dim()).map_err(at(name_up))?;
             weights.put(format!("{ours}.q_up"), q_up);
             weights.rename(&name("q_a_layernorm"), format!("{ours}.q_norm.gain"))?;
-            (weights.take(&name("q_a_proj"))?, name("q_a_proj"))
+            (
+                weights.take_rows(&name("q_a_proj"), q_width)?,
+                name("q_a_proj"),
+            )
         }
         None => {
-            let q = weights.take(&name("q_proj"))?;
+            let q = weights.take_rows(&name("q_proj"), q_width)?;
             (
                 order(q, mla.head_dim()).map_err(at(name("q_proj")))?,
                 name("q_proj"),
@@ -219,7 +223,7 @@ fn attention(
         }
     };
     let kv_name = name("kv_a_proj_with_mqa");
-    let kv = weights.take(&kv_name)?;
+    let kv = weights.take_rows(&kv_name, mla.cache_width())?;
     let kv = order(kv, mla.cache_width()).map_err(at(kv_name.clone()))?;
     let latents = stacked(&[q, kv]);
     let latents = latents.map_err(|problem| format!("tensors {q_name} and {kv_name} {problem}"))?;

@@ -96,7 +96,12 @@ pub(super) fn translate(weights: &mut Weights, config: &ModelConfig) -> Result<(
         rename(attention("o_proj"), "attention.out")?;
         rename(format!("{theirs}.mlp.gate.weight"), "feed_forward.router")?;
         let [q, k, v] = ["q_proj", "k_proj", "v_proj"].map(attention);
-        weights.stack(&[&q, &k, &v], format!("{ours}.attention.qkv"))?;
+        let queries = config.n_heads * config.head_dim();
+        let keys = config.n_kv_heads * config.head_dim();
+        weights.stack(
+            &[(&q, queries), (&k, keys), (&v, keys)],
+            format!("{ours}.attention.qkv"),
+        )?;
         let moe = config.moe_at(layer).expect("every block is a mixture");
         weights.experts(
             &format!("{theirs}.mlp.experts"),

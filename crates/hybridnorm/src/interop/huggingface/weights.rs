@@ -43,19 +43,33 @@ impl Weights {
         Ok(())
     }
 
-    /// Matrices on top of each other.
-    pub(super) fn stack(&mut self, theirs: &[&str], ours: String) -> Result<(), String> {
-        let parts = theirs.iter().map(|name| self.take(name));
+    /// Takes a matrix of so many rows.
+    pub(super) fn take_rows(&mut self, name: &str, rows: usize) -> Result<Values, String> {
+        let values = self.take(name)?;
+        match values.shape[..] {
+            [found, _] if found == rows => Ok(values),
+            _ => Err(format!(
+                "tensor {name} has shape {:?}, expected a matrix of {rows} rows",
+                values.shape
+            )),
+        }
+    }
+
+    /// Matrices of so many rows on top of each other.
+    pub(super) fn stack(&mut self, theirs: &[(&str, usize)], ours: String) -> Result<(), String> {
+        let parts = theirs
+            .iter()
+            .map(|(name, rows)| self.take_rows(name, *rows));
         let parts = parts.collect::<Result<Vec<_>, _>>()?;
         let stacked = stacked(&parts).map_err(|problem| format!("tensors {theirs:?} {problem}"))?;
         self.put(ours, stacked);
         Ok(())
     }
 
-    /// A gated feed-forward: `THEIRS.gate_proj`, `.up_proj` and `.down_proj`.
-    pub(super) fn mlp(&mut self, theirs: &str, ours: &str) -> Result<(), String> {
+    /// A gated feed-forward of inner width `f`: `THEIRS.gate_proj`, `.up_proj` and `.down_proj`.
+    pub(super) fn mlp(&mut self, theirs: &str, ours: &str, f: usize) -> Result<(), String> {
         let [gate, up, down] = projections(theirs);
-        self.stack(&[&gate, &up], format!("{ours}.up"))?;
+        self.stack(&[(&gate, f), (&up, f)], format!("{ours}.up"))?;
         self.rename(&down, format!("{ours}.down"))
     }
 

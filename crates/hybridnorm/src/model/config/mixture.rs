@@ -144,7 +144,7 @@ impl MoeConfig {
             );
         }
         let numbers = [
-            ("scaling", self.scaling, self.scaling > 0.0),
+            ("scaling", self.scaling, self.scaling as f32 > 0.0),
             ("load_balance", self.load_balance, self.load_balance >= 0.0),
             ("z_loss", self.z_loss, self.z_loss >= 0.0),
             (

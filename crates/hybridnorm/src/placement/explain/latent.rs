@@ -118,6 +118,10 @@ fn notes(inner: &AttnInner<Scale>) -> Vec<Equation> {
             Equation::note(name, format!("{prose}; {normed}"))
         })
         .collect();
+    if inner.ctx_norm != HeadNorm::None {
+        let width = sym("hd_v", "d_{\\mathrm{v}}");
+        lines.push(Equation::note(width, "width of a head's value and context"));
+    }
     lines.extend(head_norm_notes(&[('c', inner.ctx_norm)]));
     if !matches!(inner.attn_scale, AttnScale::Const(_)) {
         lines.push(Equation::note(

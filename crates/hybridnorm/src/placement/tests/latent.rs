@@ -105,8 +105,8 @@ fn latents_are_counted_by_their_widths() {
     let plain = inner(json!({
         "q_norm": "per_head_plain", "v_norm": "full_plain", "k_norm": "full", "ctx_norm": "per_head",
     }));
-    let elements = "2d + h·hd + d_q + d_kv + d_r".to_string();
-    assert_eq!(count(&plain), ("2d + hd + d_r".to_string(), elements));
+    let elements = "2d + d_q + d_kv + d_r + h·hd_v".to_string();
+    assert_eq!(count(&plain), ("2d + d_r + hd_v".to_string(), elements));
     let shape = Shape {
         d: 7168,
         q_latent: 1536,

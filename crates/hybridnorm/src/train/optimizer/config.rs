@@ -97,7 +97,8 @@ impl OptimizerConfig {
             (
                 "qk_clip",
                 self.qk_clip.unwrap_or(1.0),
-                self.qk_clip.is_none_or(|most| most as f32 > 0.0),
+                self.qk_clip
+                    .is_none_or(|most| most as f32 > 0.0 && (most as f32).is_finite()),
             ),
         ];
         if let (OptimizerKind::AdamW, Some(momentum)) = (self.kind, self.momentum) {

@@ -1,5 +1,6 @@
 //! How a run begins: its data, its model, where it stands.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::super::checkpoint::{self, Checkpoint};
@@ -16,7 +17,9 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::memory;
 use crate::model::inventory::inventory;
-use crate::model::{Decoder, params};
+use crate::model::matrices::Matrices;
+use crate::model::params::Values;
+use crate::model::{Decoder, ModelConfig, params};
 
 impl Trainer {
     /// Prepares a run in the directory `run`: opens its data, makes or loads its model.
@@ -86,15 +89,22 @@ impl Trainer {
                     None => checkpoint.config()?,
                 };
                 let (_, warnings) = model.resolve()?;
+                require_memory(&config, &model)?;
                 let fresh = Decoder::new(&model, config.seed, &device)?;
-                let (model, new) = params::load_shared(fresh, checkpoint.weights()?);
+                let mut weights = checkpoint.weights()?;
+                drop_of_other_layout(&mut weights, &checkpoint.config()?, &model);
+                let (model, new) = params::load_shared(fresh, weights);
                 new_parameters = new;
-                (model, warnings)
+                (model.with_unit_weights(), warnings)
             }
-            (Some(checkpoint), _) => (checkpoint.model(&device)?, Vec::new()),
+            (Some(checkpoint), _) => {
+                require_memory(&config, &checkpoint.config()?)?;
+                (checkpoint.model(&device)?, Vec::new())
+            }
             (None, Some(init)) => {
                 let from = Checkpoint::open(&init.from)?;
                 check_init(&config, &from, &sources).map_err(name_file)?;
+                require_memory(&config, &from.config()?)?;
                 (from.model(&device)?, Vec::new())
             }
             (None, None) => {
@@ -106,13 +116,7 @@ impl Trainer {
                     .settle(config.train.seq_len, sources.vocab_size)
                     .map_err(name_file)?;
                 let (_, warnings) = model.resolve().map_err(name_file)?;
-                let micro = config.train.batch_size / config.train.grad_accum_steps;
-                let inventory =
-                    inventory(&model, micro, config.train.seq_len, config.train.recompute)?;
-                memory::require(
-                    config.optimizer.inventory(inventory).memory.total(),
-                    "the model's weights, gradients, moments and activations",
-                )?;
+                require_memory(&config, &model)?;
                 (Decoder::new(&model, config.seed, &device)?, warnings)
             }
         };
@@ -122,7 +126,11 @@ impl Trainer {
         let mut optimizer = Optimizer::new(config.optimizer.clone(), &model);
         let state = match &resumed {
             Some(checkpoint) => {
-                let (state, moments): (State, _) = checkpoint.training()?;
+                let (state, mut moments): (State, _) = checkpoint.training()?;
+                if is_branch {
+                    let (from, to) = (checkpoint.config()?, model.config());
+                    drop_of_other_layout(&mut moments, &from, to);
+                }
                 let found = sources.train.fingerprint();
                 if state.data != found {
                     return Err(Error::config(format!(
@@ -189,6 +197,33 @@ impl Trainer {
             lock,
         })
     }
+}
+
+/// Refuses a training that the machine's memory cannot hold.
+fn require_memory(config: &Config, model: &ModelConfig) -> Result<()> {
+    let train = &config.train;
+    let micro = train.batch_size / train.grad_accum_steps;
+    let inventory = inventory(model, micro, train.seq_len, train.recompute)?;
+    memory::require(
+        config.optimizer.inventory(inventory).memory.total(),
+        "the model's weights, gradients, moments and activations",
+    )
+}
+
+/// Drops values, weights or moments, whose rows are for something else in another model, even if there are
+/// as many.
+fn drop_of_other_layout(
+    values: &mut BTreeMap<String, Values>,
+    from: &ModelConfig,
+    to: &ModelConfig,
+) {
+    values.retain(|name, values| {
+        let rows = values.shape.first().copied().unwrap_or(0);
+        let of = |config| Matrices::of(name, rows, config);
+        let heads = |config: &ModelConfig| (config.n_heads, config.n_kv_heads, config.mla);
+        let same_heads = heads(from) == heads(to) || !name.contains(".attention.");
+        same_heads && of(from) == of(to)
+    });
 }
 
 /// A run that starts from a checkpoint takes its shape from there; what `[model]` says beside it

@@ -1,0 +1,241 @@
+use super::*;
+use crate::testing::{Rng, all_close, check_gradient, same_bits_on_any_pool, weigh, wide};
+use proptest::prelude::*;
+
+/// Distinct experts for each token, the first ones more often.
+fn choices(rng: &mut Rng, n: usize, experts: usize, top_k: usize) -> Vec<u32> {
+    let mut chosen = Vec::new();
+    for _ in 0..n {
+        let mut order: Vec<(f64, u32)> = (0..experts as u32)
+            .map(|e| (rng.uniform() * f64::from(e + 1), e))
+            .collect();
+        order.sort_by(|a, b| a.0.total_cmp(&b.0));
+        chosen.extend(order[..top_k].iter().map(|&(_, e)| e));
+    }
+    chosen
+}
+
+fn skewed(rng: &mut Rng, n: usize, experts: usize) -> Vec<u32> {
+    let rest = rng.below(experts, n);
+    let often = |(t, e): (usize, i32)| if t % 5 > 0 { 1 } else { e as u32 };
+    rest.into_iter().enumerate().map(often).collect()
+}
+
+/// `y[t] = sum_j weights[t, j] W_e x[t]` over the chosen experts e.
+fn naive(chosen: &[u32], x: &[f64], w: &[f64], weights: &[f64], shape: Shape) -> Vec<f64> {
+    let Shape { n, k, i, o } = shape;
+    let mut y = vec![0.0; n * o];
+    for (choice, &e) in chosen.iter().enumerate() {
+        let x = &x[choice / k * i..][..i];
+        for c in 0..o {
+            let w = &w[(e as usize * o + c) * i..][..i];
+            let product: f64 = x.iter().zip(w).map(|(x, w)| x * w).sum();
+            y[choice / k * o + c] += weights[choice] * product;
+        }
+    }
+    y
+}
+
+#[derive(Clone, Copy)]
+struct Shape {
+    n: usize,
+    k: usize,
+    i: usize,
+    o: usize,
+}
+
+/// Output and gradients of x, w and the weights, with the weights applied to the outputs.
+fn outside(
+    plan: &Plan,
+    x: &[f32],
+    w: &[f32],
+    weights: &[f32],
+    dy: &[f32],
+    s: Shape,
+) -> [Vec<f32>; 4] {
+    let Shape { i, o, .. } = s;
+    let m = plan.slots();
+    let (mut xs, mut ys) = (vec![f32::NAN; m * i], vec![f32::NAN; m * o]);
+    let mut y = vec![f32::NAN; plan.tokens() * o];
+    gather(plan, x, &mut xs, i);
+    forward(plan, &xs, w, &mut ys, i, o);
+    combine(plan, &ys, Some(weights), &mut y, o);
+    let mut dys = vec![f32::NAN; m * o];
+    let mut dweights = vec![f32::NAN; weights.len()];
+    gather(plan, dy, &mut dys, o);
+    weigh_backward(plan, weights, &mut ys, &mut dys, &mut dweights, o);
+    let (mut dxs, mut dw) = (vec![f32::NAN; m * i], vec![f32::NAN; w.len()]);
+    backward_input(plan, &dys, w, &mut dxs, i, o);
+    backward_weight(plan, &dys, &xs, &mut dw, i, o);
+    let mut dx = vec![f32::NAN; x.len()];
+    combine(plan, &dxs, None, &mut dx, i);
+    [y, dx, dw, dweights]
+}
+
+/// The same with the weights applied to the inputs, whose rows the backward pass weighs.
+fn inside(
+    plan: &Plan,
+    x: &[f32],
+    w: &[f32],
+    weights: &[f32],
+    dy: &[f32],
+    s: Shape,
+) -> [Vec<f32>; 3] {
+    let Shape { i, o, .. } = s;
+    let m = plan.slots();
+    let (mut h, mut dys) = (vec![f32::NAN; m * i], vec![f32::NAN; m * o]);
+    gather(plan, x, &mut h, i);
+    gather(plan, dy, &mut dys, o);
+    let (mut dh, mut dw) = (vec![f32::NAN; m * i], vec![f32::NAN; w.len()]);
+    let mut dweights = vec![f32::NAN; weights.len()];
+    backward_input(plan, &dys, w, &mut dh, i, o);
+    weigh_backward(plan, weights, &mut h, &mut dh, &mut dweights, i);
+    backward_weight(plan, &dys, &h, &mut dw, i, o);
+    let mut dx = vec![f32::NAN; x.len()];
+    combine(plan, &dh, None, &mut dx, i);
+    [dx, dw, dweights]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+    #[test]
+    fn matches_the_reference(
+        n in 0usize..30, experts in 1usize..7, k in 1usize..4, i in 1usize..9, o in 1usize..9,
+    ) {
+        let k = k.min(experts);
+        let s = Shape { n, k, i, o };
+        let mut rng = Rng::new(91);
+        let chosen = choices(&mut rng, n, experts, k);
+        let (x, w) = (rng.normal(n * i), rng.normal(experts * o * i));
+        let (weights, dy) = (rng.normal(n * k), rng.normal(n * o));
+        let plan = Plan::new(&chosen, experts, k);
+        let [y, dx, dw, dweights] = outside(&plan, &x, &w, &weights, &dy, s);
+        let (x64, w64, weights64) = (wide(&x), wide(&w), wide(&weights));
+        all_close(&y, &naive(&chosen, &x64, &w64, &weights64, s), 1e-5);
+        let loss = |x: &[f64], w: &[f64], weights: &[f64]| {
+            weigh(&naive(&chosen, x, w, weights, s), &dy)
+        };
+        check_gradient(|x| loss(x, &w64, &weights64), &x, &dx, 1e-5);
+        check_gradient(|w| loss(&x64, w, &weights64), &w, &dw, 1e-5);
+        check_gradient(|weights| loss(&x64, &w64, weights), &weights, &dweights, 1e-5);
+        let again = inside(&plan, &x, &w, &weights, &dy, s);
+        for (again, first) in again.iter().zip([&dx, &dw, &dweights]) {
+            all_close(again, &wide(first), 1e-5);
+        }
+    }
+
+    #[test]
+    fn a_plan_sorts_by_expert_and_token(n in 0usize..50, experts in 1usize..9, k in 1usize..5) {
+        let k = k.min(experts);
+        let chosen = choices(&mut Rng::new(92), n, experts, k);
+        let plan = Plan::new(&chosen, experts, k);
+        let sizes = (plan.tokens(), plan.slots(), plan.experts(), plan.top_k());
+        prop_assert_eq!(sizes, (n, n * k, experts, k));
+        let mut order: Vec<usize> = (0..n * k).collect();
+        order.sort_by_key(|&choice| (chosen[choice], choice));
+        let tokens: Vec<f32> = order.iter().map(|&choice| (choice / k) as f32).collect();
+        let x: Vec<f32> = (0..n).map(|t| t as f32).collect();
+        let mut xs = vec![f32::NAN; n * k];
+        gather(&plan, &x, &mut xs, 1);
+        prop_assert_eq!(xs, tokens);
+        for e in 0..experts {
+            let rows = plan.rows(e);
+            prop_assert_eq!(rows.len(), plan.load()[e] as usize);
+            prop_assert!(order[rows].iter().all(|&choice| chosen[choice] as usize == e));
+        }
+    }
+}
+
+#[test]
+fn products_of_any_height_match_those_of_linear_maps() {
+    let (i, o) = (70, 150);
+    let loads = [
+        0,
+        1,
+        2,
+        3,
+        4,
+        5,
+        17,
+        0,
+        WORTH_SPREADING - 1,
+        WORTH_SPREADING,
+    ];
+    let each = loads.iter().enumerate();
+    let chosen: Vec<u32> = each.flat_map(|(e, &load)| vec![e as u32; load]).collect();
+    let plan = Plan::new(&chosen, loads.len(), 1);
+    let (m, size) = (chosen.len(), i * o);
+    let mut rng = Rng::new(93);
+    let (xs, w, dys) = (
+        rng.normal(m * i),
+        rng.normal(loads.len() * size),
+        rng.normal(m * o),
+    );
+    let (mut ys, mut dxs) = (vec![f32::NAN; m * o], vec![f32::NAN; m * i]);
+    let mut dw = vec![f32::NAN; w.len()];
+    forward(&plan, &xs, &w, &mut ys, i, o);
+    backward_input(&plan, &dys, &w, &mut dxs, i, o);
+    backward_weight(&plan, &dys, &xs, &mut dw, i, o);
+    for e in 0..loads.len() {
+        let rows = plan.rows(e);
+        let inputs = rows.start * i..rows.end * i;
+        let outputs = rows.start * o..rows.end * o;
+        let weights = e * size..(e + 1) * size;
+        let (mut y, mut dx) = (vec![0.0; outputs.len()], vec![0.0; inputs.len()]);
+        let mut dw_e = vec![0.0; size];
+        let w = &w[weights.clone()];
+        linear::forward(&xs[inputs.clone()], w, &mut y, i, o);
+        linear::backward_input(&dys[outputs.clone()], w, &mut dx, i, o);
+        linear::backward_weight(&dys[outputs.clone()], &xs[inputs.clone()], &mut dw_e, i, o);
+        all_close(&ys[outputs], &wide(&y), 1e-5);
+        assert_eq!(dxs[inputs], dx);
+        assert_eq!(dw[weights], dw_e);
+    }
+}
+
+#[test]
+fn bits_do_not_depend_on_threads() {
+    for (n, experts, k) in [(1, 8, 2), (600, 8, 2), (600, 5, 1), (70, 40, 3)] {
+        let s = Shape { n, k, i: 40, o: 72 };
+        let mut rng = Rng::new(94);
+        let chosen = match k {
+            1 => skewed(&mut rng, n, experts),
+            _ => choices(&mut rng, n, experts, k),
+        };
+        let (x, w) = (rng.normal(n * s.i), rng.normal(experts * s.o * s.i));
+        let (weights, dy) = (rng.normal(n * k), rng.normal(n * s.o));
+        same_bits_on_any_pool(|| {
+            let plan = Plan::new(&chosen, experts, k);
+            let outside = outside(&plan, &x, &w, &weights, &dy, s).concat();
+            let inside = inside(&plan, &x, &w, &weights, &dy, s).concat();
+            [outside, inside].concat()
+        });
+    }
+}
+
+#[test]
+fn what_is_not_finite_stays_with_its_token() {
+    let plan = Plan::new(&[0, 1, 1, 0], 2, 2);
+    let mut y = [0.0; 2];
+    combine(
+        &plan,
+        &[1.0, 2.0, f32::NAN, 4.0],
+        Some(&[1.0, 0.0, 1.0, 1.0]),
+        &mut y,
+        1,
+    );
+    assert!(y[0].is_nan() && y[1] == 6.0);
+}
+
+#[test]
+#[should_panic(expected = "expert 3 is outside of 3 experts")]
+fn an_unknown_expert_is_refused() {
+    Plan::new(&[0, 3], 3, 1);
+}
+
+#[test]
+#[should_panic(expected = "experts::forward: weight is not (4, 3)")]
+fn short_weights_are_refused() {
+    let plan = Plan::new(&[0, 1], 2, 1);
+    forward(&plan, &[0.0; 6], &[0.0; 6], &mut [0.0; 4], 3, 2);
+}

@@ -1,0 +1,385 @@
+use super::*;
+use crate::testing::{Rng, all_close, check_gradient, close, same_bits_on_any_pool, weigh, wide};
+use proptest::prelude::*;
+
+const PLAIN: Router = Router {
+    experts: 4,
+    top_k: 2,
+    scoring: Scoring::Softmax,
+    renormalize: false,
+    groups: 1,
+    top_groups: 1,
+    scaling: 1.0,
+};
+
+fn any_router() -> impl Strategy<Value = Router> {
+    let sigmoid = any::<bool>();
+    let groups = (1usize..5, 1usize..5, 1usize..8);
+    (sigmoid, any::<bool>(), groups, 1usize..6).prop_map(
+        |(sigmoid, renormalize, (groups, top_groups, size), top_k)| {
+            let top_groups = top_groups.min(groups);
+            Router {
+                experts: groups * size,
+                top_k: top_k.min(top_groups * size),
+                scoring: if sigmoid {
+                    Scoring::Sigmoid
+                } else {
+                    Scoring::Softmax
+                },
+                renormalize,
+                groups,
+                top_groups,
+                scaling: 2.5,
+            }
+        },
+    )
+}
+
+fn naive_scores(scoring: Scoring, logits: &[f64]) -> Vec<f64> {
+    match scoring {
+        Scoring::Softmax => {
+            let total: f64 = logits.iter().map(|l| l.exp()).sum();
+            logits.iter().map(|l| l.exp() / total).collect()
+        }
+        Scoring::Sigmoid => logits.iter().map(|l| 1.0 / (1.0 + (-l).exp())).collect(),
+    }
+}
+
+/// Indices in descending order, the lower first of equal ones.
+fn order(keys: &[f64]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..keys.len()).collect();
+    order.sort_by(|&a, &b| keys[b].total_cmp(&keys[a]).then(a.cmp(&b)));
+    order
+}
+
+fn naive_choose(r: &Router, logits: &[f32], bias: Option<&[f32]>) -> Vec<u32> {
+    let size = r.experts / r.groups;
+    let mut chosen = Vec::new();
+    for logits in wide(logits).chunks(r.experts) {
+        let mut keys = naive_scores(r.scoring, logits);
+        for (key, &bias) in keys.iter_mut().zip(bias.unwrap_or_default()) {
+            *key += f64::from(bias);
+        }
+        let groups: Vec<f64> = keys
+            .chunks(size)
+            .map(|keys| {
+                let counted = if bias.is_some() { 2 } else { 1 };
+                order(keys).iter().take(counted).map(|&e| keys[e]).sum()
+            })
+            .collect();
+        for &group in &order(&groups)[r.top_groups..] {
+            keys[group * size..][..size].fill(f64::NEG_INFINITY);
+        }
+        chosen.extend(order(&keys)[..r.top_k].iter().map(|&e| e as u32));
+    }
+    chosen
+}
+
+fn naive_weights(r: &Router, logits: &[f64], chosen: &[u32]) -> Vec<f64> {
+    let tokens = logits.chunks(r.experts).zip(chosen.chunks(r.top_k));
+    let one = |(logits, chosen): (&[f64], &[u32])| {
+        let scores = naive_scores(r.scoring, logits);
+        let taken: Vec<f64> = chosen.iter().map(|&e| scores[e as usize]).collect();
+        let total = if r.renormalize {
+            taken.iter().sum()
+        } else {
+            1.0
+        };
+        taken
+            .iter()
+            .map(|s| s / total * f64::from(r.scaling))
+            .collect::<Vec<_>>()
+    };
+    tokens.flat_map(one).collect()
+}
+
+fn naive_losses(r: &Router, logits: &[f64], load: &[u32]) -> Losses {
+    let n = (logits.len() / r.experts) as f64;
+    let mut losses = Losses::default();
+    for logits in logits.chunks(r.experts) {
+        let scores = naive_scores(r.scoring, logits);
+        let total: f64 = scores.iter().sum();
+        let log_sum = logits.iter().map(|l| l.exp()).sum::<f64>().ln();
+        losses.z += log_sum * log_sum / n;
+        for (score, &load) in scores.iter().zip(load) {
+            let p = score / total;
+            let share = f64::from(load) / (n * r.top_k as f64);
+            losses.balance += r.experts as f64 * share * p / n;
+            losses.entropy -= p * p.ln() / n;
+        }
+    }
+    losses
+}
+
+fn count(r: &Router, chosen: &[u32]) -> Vec<u32> {
+    let mut load = vec![0; r.experts];
+    for &expert in chosen {
+        load[expert as usize] += 1;
+    }
+    load
+}
+
+/// Logits of which some are equal.
+fn coarse(rng: &mut Rng, len: usize) -> Vec<f32> {
+    rng.normal(len)
+        .iter()
+        .map(|l| (2.0 * l).round() / 2.0)
+        .collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn choices_match_the_reference(r in any_router(), n in 0usize..12, biased in any::<bool>()) {
+        let mut rng = Rng::new(101);
+        let logits = coarse(&mut rng, n * r.experts);
+        let bias = rng.normal(r.experts);
+        let bias = biased.then_some(&bias[..]);
+        let mut chosen = vec![u32::MAX; n * r.top_k];
+        choose(&r, &logits, bias, &mut chosen);
+        prop_assert_eq!(chosen, naive_choose(&r, &logits, bias));
+    }
+
+    #[test]
+    fn weights_match_the_reference(r in any_router(), n in 0usize..8) {
+        let mut rng = Rng::new(102);
+        let logits = rng.normal(n * r.experts);
+        let bias = rng.normal(r.experts);
+        let mut chosen = vec![u32::MAX; n * r.top_k];
+        choose(&r, &logits, Some(&bias), &mut chosen);
+        let mut found = vec![f32::NAN; n * r.top_k];
+        weights(&r, &logits, &chosen, &mut found);
+        all_close(&found, &naive_weights(&r, &wide(&logits), &chosen), 2e-6);
+        let dweights = rng.normal(n * r.top_k);
+        let mut dlogits = vec![f32::NAN; logits.len()];
+        weights_backward(&r, &logits, &chosen, &dweights, &mut dlogits);
+        let loss = |logits: &[f64]| weigh(&naive_weights(&r, logits, &chosen), &dweights);
+        check_gradient(loss, &logits, &dlogits, 1e-5);
+    }
+
+    #[test]
+    fn losses_match_the_reference(r in any_router(), n in 1usize..8) {
+        let mut rng = Rng::new(103);
+        let logits = rng.normal(n * r.experts);
+        let mut chosen = vec![u32::MAX; n * r.top_k];
+        choose(&r, &logits, None, &mut chosen);
+        let load = count(&r, &chosen);
+        let found = losses(&r, &logits, &load);
+        let want = naive_losses(&r, &wide(&logits), &load);
+        close(found.balance as f32, want.balance, 2e-6);
+        close(found.z as f32, want.z, 2e-6);
+        close(found.entropy as f32, want.entropy, 2e-6);
+        for (dbalance, dz) in [(0.7, 0.0), (0.0, 0.4), (1.5, -0.3)] {
+            let mut dlogits = vec![f32::NAN; logits.len()];
+            losses_backward(&r, &logits, &load, dbalance, dz, &mut dlogits);
+            let loss = |logits: &[f64]| {
+                let losses = naive_losses(&r, logits, &load);
+                f64::from(dbalance) * losses.balance + f64::from(dz) * losses.z
+            };
+            check_gradient(loss, &logits, &dlogits, 1e-5);
+        }
+    }
+}
+
+#[test]
+fn many_experts_are_sorted_as_a_whole() {
+    for (experts, top_k, groups, top_groups) in [(512, 16, 1, 1), (256, 8, 8, 4), (130, 5, 2, 1)] {
+        let r = Router {
+            experts,
+            top_k,
+            groups,
+            top_groups,
+            ..PLAIN
+        };
+        let n = 40;
+        let mut rng = Rng::new(104);
+        for logits in [rng.normal(n * experts), coarse(&mut rng, n * experts)] {
+            let mut chosen = vec![0; n * top_k];
+            choose(&r, &logits, None, &mut chosen);
+            assert_eq!(chosen, naive_choose(&r, &logits, None));
+        }
+    }
+}
+
+#[test]
+fn groups_are_ranked_as_in_deepseek() {
+    // Groups (0, 1), (2, 3), (4, 5): the best expert is in the first, the best two in the second.
+    let logits = [3.0, -9.0, 2.0, 1.5, 0.0, 0.0];
+    let r = Router {
+        experts: 6,
+        groups: 3,
+        scoring: Scoring::Sigmoid,
+        ..PLAIN
+    };
+    let mut chosen = [0; 2];
+    choose(&r, &logits, None, &mut chosen);
+    assert_eq!(chosen, [0, 1]);
+    choose(&r, &logits, Some(&[0.0; 6]), &mut chosen);
+    assert_eq!(chosen, [2, 3]);
+    choose(
+        &r,
+        &logits,
+        Some(&[0.0, 0.0, 0.0, 0.0, 1.0, 2.0]),
+        &mut chosen,
+    );
+    assert_eq!(chosen, [5, 4]);
+    choose(&r, &[1.0; 6], Some(&[0.0; 6]), &mut chosen);
+    assert_eq!(chosen, [0, 1]);
+}
+
+#[test]
+fn what_is_not_finite_is_chosen_and_shows() {
+    let odd = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY];
+    for scoring in [Scoring::Softmax, Scoring::Sigmoid] {
+        for renormalize in [false, true] {
+            for (groups, top_groups) in [(1, 1), (4, 2)] {
+                let r = Router {
+                    experts: 8,
+                    top_k: 3,
+                    scoring,
+                    renormalize,
+                    groups,
+                    top_groups,
+                    scaling: 1.0,
+                };
+                for bias in [None, Some(&[0.5; 8][..]), Some(&[f32::NAN; 8])] {
+                    for case in 0..4usize.pow(4) {
+                        let mut logits = Rng::new(105).normal(8);
+                        for at in 0..4 {
+                            if let Some(&odd) = odd.get(case / 4usize.pow(at) % 4) {
+                                logits[2 * at as usize + 1] = odd;
+                            }
+                        }
+                        let mut chosen = [99; 3];
+                        choose(&r, &logits, bias, &mut chosen);
+                        let mut distinct = chosen.to_vec();
+                        distinct.sort_unstable();
+                        distinct.dedup();
+                        assert!(distinct.len() == 3 && distinct[2] < 8, "{chosen:?}");
+                        let mut found = [0.0; 3];
+                        weights(&r, &logits, &chosen, &mut found);
+                        let mut dlogits = [0.0; 8];
+                        weights_backward(&r, &logits, &chosen, &[1.0; 3], &mut dlogits);
+                        let load = count(&r, &chosen);
+                        let sums = losses(&r, &logits, &load);
+                        if logits.iter().any(|l| l.is_nan()) {
+                            let known = bias.is_some_and(|bias| bias[0].is_nan());
+                            let shows = found.iter().any(|w| w.is_nan());
+                            assert!(shows || known, "{r:?} {logits:?} {found:?}");
+                            assert!(sums.z.is_nan() && sums.balance.is_nan());
+                        }
+                        losses_backward(&r, &logits, &load, 1.0, 1.0, &mut dlogits);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn experts_that_are_shut_off_leave_the_rest_finite() {
+    for scoring in [Scoring::Softmax, Scoring::Sigmoid] {
+        let r = Router { scoring, ..PLAIN };
+        let logits = [0.5, f32::NEG_INFINITY, -1.0, -200.0];
+        let mut found = [0.0; 2];
+        weights(&r, &logits, &[0, 2], &mut found);
+        let mut dlogits = [f32::NAN; 4];
+        weights_backward(&r, &logits, &[0, 2], &[1.0, -1.0], &mut dlogits);
+        let Losses {
+            balance,
+            z,
+            entropy,
+        } = losses(&r, &logits, &[1, 0, 1, 0]);
+        let mut dlosses = [f32::NAN; 4];
+        losses_backward(&r, &logits, &[1, 0, 1, 0], 1.0, 1.0, &mut dlosses);
+        let all = found.iter().chain(&dlogits).chain(&dlosses);
+        assert!(all.into_iter().all(|v| v.is_finite()));
+        assert!(balance.is_finite() && z.is_finite() && entropy.is_finite());
+        assert!(dlogits[1] == 0.0 && dlosses[1] == 0.0);
+    }
+}
+
+#[test]
+fn chosen_experts_far_below_the_best_share_the_weight() {
+    let r = Router {
+        renormalize: true,
+        ..PLAIN
+    };
+    let mut found = [0.0; 2];
+    weights(&r, &[300.0, 0.0, 0.0, -1.0], &[1, 2], &mut found);
+    assert_eq!(found, [0.5, 0.5]);
+}
+
+#[test]
+fn no_tokens_give_zeros() {
+    assert_eq!(losses(&PLAIN, &[], &[0; 4]), Losses::default());
+    losses_backward(&PLAIN, &[], &[0; 4], 1.0, 1.0, &mut []);
+    choose(&PLAIN, &[], None, &mut []);
+    weights(&PLAIN, &[], &[], &mut []);
+    weights_backward(&PLAIN, &[], &[], &[], &mut []);
+}
+
+#[test]
+fn even_scores_have_balance_one_and_the_largest_entropy() {
+    for scoring in [Scoring::Softmax, Scoring::Sigmoid] {
+        let r = Router { scoring, ..PLAIN };
+        let found = losses(&r, &[0.25; 12], &[6, 0, 0, 0]);
+        assert!((found.balance - 1.0).abs() < 1e-6);
+        assert!((found.entropy - 4f64.ln()).abs() < 1e-6);
+    }
+}
+
+#[test]
+fn bits_do_not_depend_on_threads() {
+    for scoring in [Scoring::Softmax, Scoring::Sigmoid] {
+        let r = Router {
+            experts: 64,
+            top_k: 4,
+            scoring,
+            renormalize: true,
+            groups: 8,
+            top_groups: 3,
+            scaling: 2.0,
+        };
+        let n = 1500;
+        let mut rng = Rng::new(106);
+        let (logits, bias) = (rng.normal(n * 64), rng.normal(64));
+        let dweights = rng.normal(n * 4);
+        same_bits_on_any_pool(|| {
+            let mut chosen = vec![0; n * 4];
+            choose(&r, &logits, Some(&bias), &mut chosen);
+            let mut found = vec![0.0; n * 4];
+            weights(&r, &logits, &chosen, &mut found);
+            let (mut dlogits, mut dlosses) = (vec![0.0; n * 64], vec![0.0; n * 64]);
+            weights_backward(&r, &logits, &chosen, &dweights, &mut dlogits);
+            let load = count(&r, &chosen);
+            losses_backward(&r, &logits, &load, 1.0, 0.1, &mut dlosses);
+            let Losses {
+                balance,
+                z,
+                entropy,
+            } = losses(&r, &logits, &load);
+            let halves = |x: f64| [x as f32, (x - f64::from(x as f32)) as f32];
+            let sums = [balance, z, entropy].into_iter().flat_map(halves).collect();
+            let chosen = chosen.into_iter().map(f32::from_bits).collect();
+            [chosen, found, dlogits, dlosses, sums].concat()
+        });
+    }
+}
+
+#[test]
+#[should_panic(expected = "router::choose: top_k 3 of 2 experts in the best groups")]
+fn too_few_groups_are_refused() {
+    let r = Router {
+        top_k: 3,
+        groups: 2,
+        ..PLAIN
+    };
+    choose(&r, &[0.0; 4], None, &mut [0; 3]);
+}
+
+#[test]
+#[should_panic(expected = "router::weights: chosen: expert 7 is outside of 4 experts")]
+fn an_unknown_expert_is_refused() {
+    weights(&PLAIN, &[0.0; 4], &[0, 7], &mut [0.0; 2]);
+}
