@@ -1,14 +1,16 @@
 //! The model is the one of the official HybridNorm code: logits, loss, every gradient and eight
 //! AdamW steps against vectors computed with that code (`fixtures/official`).
 
+mod common;
+
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
+use common::largest_difference;
+use common::reference::*;
 use hybridnorm::interop::official;
 use hybridnorm::model::{Decoder, LossOptions, params::Values};
 use hybridnorm::train::{GradientSum, Optimizer, OptimizerConfig, OptimizerKind};
-use safetensors::SafeTensors;
 use serde_json::Value;
 
 const NAMES: [&str; 7] = [
@@ -38,32 +40,15 @@ struct Deviations {
 
 impl Reference {
     fn read(name: &str) -> Self {
-        let path = |extension: &str| {
-            Path::new(env!("CARGO_MANIFEST_DIR"))
-                .join("tests/fixtures/official")
-                .join(format!("{name}.{extension}"))
-        };
-        let text = std::fs::read_to_string(path("json")).unwrap();
+        let path = |extension: &str| fixture(&format!("official/{name}.{extension}"));
         Self {
-            json: serde_json::from_str(&text).unwrap(),
+            json: json(&path("json")),
             bytes: std::fs::read(path("safetensors")).unwrap(),
         }
     }
 
     fn tensors(&self, prefix: &str) -> BTreeMap<String, Values> {
-        let file = SafeTensors::deserialize(&self.bytes).unwrap();
-        let mut all = BTreeMap::new();
-        for (name, view) in file.tensors() {
-            if let Some(name) = name.strip_prefix(prefix) {
-                let data = view.data().chunks_exact(4);
-                let data = data
-                    .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
-                    .collect();
-                let shape = view.shape().to_vec();
-                all.insert(name.to_owned(), Values { shape, data });
-            }
-        }
-        all
+        tensors(&self.bytes, prefix)
     }
 
     fn optimizer(&self) -> OptimizerConfig {
@@ -89,45 +74,14 @@ impl Reference {
 
     /// Tokens of batch `step`: (batch, seq + 1) ids.
     fn batch(&self, step: usize) -> (Vec<i32>, Vec<i32>, [usize; 2]) {
-        let file = SafeTensors::deserialize(&self.bytes).unwrap();
-        let view = file.tensor("tokens").unwrap();
-        let [_, batch, row] = view.shape().try_into().unwrap();
-        let ids: Vec<i32> = view
-            .data()
-            .chunks_exact(8)
-            .map(|b| i64::from_le_bytes(b.try_into().unwrap()) as i32)
-            .collect();
-        let rows = ids[step * batch * row..(step + 1) * batch * row].chunks(row);
-        let inputs = rows.clone().flat_map(|r| r[..row - 1].to_vec()).collect();
-        let targets = rows.flat_map(|r| r[1..].to_vec()).collect();
+        let (ids, shape) = tokens(&self.bytes);
+        let [_, batch, row] = shape[..] else {
+            panic!("batches of rows");
+        };
+        let ids = &ids[step * batch * row..(step + 1) * batch * row];
+        let (inputs, targets) = shifted(ids, row);
         (inputs, targets, [batch, row - 1])
     }
-
-    /// Writes what an official checkpoint folder holds.
-    fn write_checkpoint(&self, folder: &Path) {
-        // JSON is YAML.
-        let config = serde_json::json!({ "model": self.json["model"] });
-        std::fs::write(folder.join("config.yaml"), config.to_string()).unwrap();
-        let tensors = self.tensors("weight.");
-        let views = tensors.iter().map(|(name, values)| {
-            let bytes: Vec<u8> = values.data.iter().flat_map(|x| x.to_le_bytes()).collect();
-            (name.clone(), bytes, values.shape.clone())
-        });
-        let owned: Vec<_> = views.collect();
-        let views = owned.iter().map(|(name, bytes, shape)| {
-            let view =
-                safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes);
-            (name.clone(), view.unwrap())
-        });
-        let path: PathBuf = folder.join("model.safetensors");
-        safetensors::serialize_to_file(views, None, &path).unwrap();
-    }
-}
-
-fn largest_difference(a: &[f32], b: &[f32]) -> f64 {
-    assert_eq!(a.len(), b.len());
-    let differences = a.iter().zip(b).map(|(a, b)| f64::from((a - b).abs()));
-    differences.fold(0.0, f64::max)
 }
 
 fn step(model: &Decoder, reference: &Reference, index: usize) -> (f64, GradientSum) {
@@ -148,7 +102,8 @@ fn step(model: &Decoder, reference: &Reference, index: usize) -> (f64, GradientS
 fn measure(name: &str) -> Deviations {
     let reference = Reference::read(name);
     let folder = tempfile::tempdir().unwrap();
-    reference.write_checkpoint(folder.path());
+    let weights = reference.tensors("weight.");
+    write_official(folder.path(), &reference.json["model"], &weights);
     let device = Device::flex().autodiff();
     let mut model = official::import(folder.path(), &device).unwrap();
     let mut found = Deviations::default();
@@ -157,7 +112,7 @@ fn measure(name: &str) -> Deviations {
     let logits = model.logits(model.forward(model.ids(&inputs, b, t).unwrap()));
     let logits = logits.into_data_as::<f32>();
     let expected = &reference.tensors("logits")[""];
-    found.logits = largest_difference(logits.as_slice().unwrap(), &expected.data);
+    found.logits = largest_difference(logits.as_slice().unwrap(), &expected.data).into();
 
     let (loss, gradients) = step(&model, &reference, 0);
     found.loss = (loss - reference.json["loss_first_batch"].as_f64().unwrap()).abs();
@@ -171,15 +126,7 @@ fn measure(name: &str) -> Deviations {
         },
         "{name}: parameter names"
     );
-    for (parameter, expected) in &expected {
-        let gradient = gradients.get(parameter).expect(parameter);
-        let largest = expected
-            .data
-            .iter()
-            .fold(0.0, |m: f64, x| m.max(f64::from(x.abs())));
-        let deviation = largest_difference(&gradient, &expected.data) / largest;
-        found.gradient = found.gradient.max(deviation);
-    }
+    found.gradient = gradient_deviation(&gradients, &expected);
 
     let optimizer = reference.optimizer();
     let lr = optimizer.lr;

@@ -7,15 +7,15 @@ mod latent;
 use std::sync::Arc;
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 
+use super::blueprint::Blueprint;
 use super::cache::LayerCache;
 use super::config::ModelConfig;
-use super::init::Initializer;
 use super::norm::{Norm, NormSite};
 use super::qk_clip;
 use crate::ops;
-use crate::placement::{AttnInner, AttnScale, Factor, HeadNorm, NormSpec};
+use crate::placement::{AttnScale, HeadNorm};
 
 pub use heads::Heads;
 pub use latent::Latent;
@@ -27,23 +27,6 @@ pub enum Attention {
     Heads(Heads),
     /// Multi-head latent attention.
     Latent(Latent),
-}
-
-/// What is needed to make the attention of a block.
-#[derive(Clone, Copy)]
-pub(super) struct Site<'a> {
-    /// Shape of the model.
-    pub(super) config: &'a ModelConfig,
-    /// Norms and scales inside.
-    pub(super) inner: &'a AttnInner<Factor>,
-    /// The norm function.
-    pub(super) norm: &'a NormSpec,
-    /// Index of the block, 0-based.
-    pub(super) layer: usize,
-    /// Draws weights.
-    pub(super) initializer: &'a Initializer<'a>,
-    /// Where weights live.
-    pub(super) device: &'a Device,
 }
 
 /// Which positions a forward pass covers, and their rotations.
@@ -68,10 +51,10 @@ impl Positions {
 
 impl Attention {
     /// Makes the attention of a block.
-    pub(super) fn new(site: Site<'_>) -> Self {
-        match &site.config.mla {
-            None => Self::Heads(Heads::new(site)),
-            Some(mla) => Self::Latent(Latent::new(site, mla)),
+    pub(super) fn new(blueprint: &Blueprint<'_>) -> Self {
+        match &blueprint.config.mla {
+            None => Self::Heads(Heads::new(blueprint)),
+            Some(mla) => Self::Latent(Latent::new(blueprint, mla)),
         }
     }
 
@@ -142,9 +125,14 @@ fn score_scale(scale: AttnScale, head_dim: usize) -> f64 {
 }
 
 /// The norm of `heads` vectors of `width`.
-fn head_norm(kind: HeadNorm, heads: usize, width: usize, site: &Site<'_>) -> Option<Norm> {
+fn head_norm(
+    kind: HeadNorm,
+    heads: usize,
+    width: usize,
+    blueprint: &Blueprint<'_>,
+) -> Option<Norm> {
     let of_width = NormSite::of_width;
-    let norm_site = match kind {
+    let site = match kind {
         HeadNorm::None => return None,
         HeadNorm::PerHead => of_width(width),
         HeadNorm::PerHeadOwn => NormSite {
@@ -161,7 +149,7 @@ fn head_norm(kind: HeadNorm, heads: usize, width: usize, site: &Site<'_>) -> Opt
             ..of_width(heads * width)
         },
     };
-    Some(Norm::new(site.norm, norm_site, site.device))
+    Some(Norm::new(blueprint.norm(), site, blueprint.device))
 }
 
 /// What stands between the context (b, t, heads of `width`) and the stream.

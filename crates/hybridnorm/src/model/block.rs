@@ -5,17 +5,18 @@ use std::cell::RefCell;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 
-use super::attention::{self, Attention, Positions};
+use super::attention::{Attention, Positions};
+use super::blueprint::Blueprint;
 use super::cache::LayerCache;
 use super::config::ModelConfig;
-use super::feed_forward::{self, FeedForward, Mixture, Routed};
+use super::feed_forward::{FeedForward, Mixture, Routed};
 use super::init::Initializer;
 use super::matrices;
 use super::norm::Norm;
 use super::stream::State;
 use super::sublayer::SubLayer;
 use crate::error::{Error, Result};
-use crate::placement::{BlockSpec, Resolved, Topology};
+use crate::placement::Topology;
 
 /// A decoder block whose every norm, skip and scale comes from a [`BlockSpec`].
 #[derive(Module, Debug)]
@@ -54,52 +55,38 @@ impl Block {
     /// If the configuration is not valid or has no such block.
     pub fn of(config: &ModelConfig, layer: usize, seed: u64, device: &Device) -> Result<Self> {
         let (resolved, _) = config.resolve()?;
-        let spec = resolved.blocks.get(layer).ok_or_else(|| {
-            Error::config(format!(
+        if layer >= resolved.blocks.len() {
+            return Err(Error::config(format!(
                 "there is no block {layer} in a model of {} blocks",
                 config.n_layers
-            ))
-        })?;
-        let initializer = Initializer::new(Some(seed), &resolved);
-        let block = Self::new(config, spec, &resolved, layer, &initializer, device);
+            )));
+        }
+        let block = Self::new(&Blueprint {
+            config,
+            resolved: &resolved,
+            layer,
+            initializer: &Initializer::new(Some(seed), &resolved),
+            device,
+        });
         Ok(match resolved.unit_weights {
             true => matrices::with_unit_vectors(block, config),
             false => block,
         })
     }
 
-    /// Makes block `layer` (0-based) of a model.
-    pub(super) fn new(
-        config: &ModelConfig,
-        spec: &BlockSpec,
-        resolved: &Resolved,
-        layer: usize,
-        initializer: &Initializer<'_>,
-        device: &Device,
-    ) -> Self {
-        let (d, norm, streams) = (config.d_model, &resolved.norm, resolved.streams);
+    /// Makes a block of a model.
+    pub(super) fn new(blueprint: &Blueprint<'_>) -> Self {
+        let (spec, norm) = (blueprint.spec(), blueprint.norm());
+        let (d, streams) = (blueprint.config.d_model, blueprint.resolved.streams);
         let mut ffn = spec.ffn.clone();
         // With one shared input norm, the feed-forward reads attention's.
         ffn.in_norm &= spec.topology != Topology::ParallelShared;
+        let wiring = |sub| SubLayer::new(sub, streams, norm, d, blueprint.device);
         Self {
-            attn: SubLayer::new(&spec.attn, streams, norm, d, device),
-            attention: Attention::new(attention::Site {
-                config,
-                inner: &spec.attn_inner,
-                norm,
-                layer,
-                initializer,
-                device,
-            }),
-            ffn: SubLayer::new(&ffn, streams, norm, d, device),
-            feed_forward: FeedForward::new(feed_forward::Site {
-                config,
-                inner: &spec.ffn_inner,
-                norm,
-                layer,
-                initializer,
-                device,
-            }),
+            attn: wiring(&spec.attn),
+            attention: Attention::new(blueprint),
+            ffn: wiring(&ffn),
+            feed_forward: FeedForward::new(blueprint),
             topology: spec.topology,
             streams: if streams.are_two() { 2 } else { 1 },
         }

@@ -7,6 +7,7 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use super::attention::Positions;
 use super::block::Block;
+use super::blueprint::Blueprint;
 use super::cache::KvCache;
 use super::config::ModelConfig;
 use super::feed_forward::{Routed, Routing};
@@ -130,12 +131,16 @@ impl Decoder {
         let table = |values: Vec<f32>| Param::from_data(TensorData::new(values, [v, d]), device);
         let make_norm =
             |wanted: bool| wanted.then(|| Norm::new(&resolved.norm, NormSite::of_width(d), device));
-        let blocks = resolved
-            .blocks
-            .iter()
-            .enumerate()
-            .map(|(layer, spec)| Block::new(config, spec, &resolved, layer, &initializer, device))
-            .collect();
+        let block = |layer| {
+            Block::new(&Blueprint {
+                config,
+                resolved: &resolved,
+                layer,
+                initializer: &initializer,
+                device,
+            })
+        };
+        let blocks = (0..config.n_layers).map(block).collect();
         let model = Self {
             embedding: table(initializer.embedding("embedding", v * d)),
             embed_scale: Scale::new(resolved.embed_scale, d, device),

@@ -5,12 +5,10 @@ mod mlp;
 mod routed;
 
 use burn::module::Module;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 
-use super::config::ModelConfig;
-use super::init::Initializer;
+use super::blueprint::Blueprint;
 use super::norm::Norm;
-use crate::placement::{Factor, FfnInner, NormSpec};
 
 pub use mixture::Mixture;
 pub use mlp::Mlp;
@@ -26,29 +24,12 @@ pub enum FeedForward {
     Mixture(Mixture),
 }
 
-/// What is needed to make the feed-forward of a block.
-#[derive(Clone, Copy)]
-pub(super) struct Site<'a> {
-    /// Shape of the model.
-    pub(super) config: &'a ModelConfig,
-    /// Norms inside.
-    pub(super) inner: &'a FfnInner<Factor>,
-    /// The norm function.
-    pub(super) norm: &'a NormSpec,
-    /// Index of the block, 0-based.
-    pub(super) layer: usize,
-    /// Draws weights.
-    pub(super) initializer: &'a Initializer<'a>,
-    /// Where weights live.
-    pub(super) device: &'a Device,
-}
-
 impl FeedForward {
     /// Makes the feed-forward of a block.
-    pub(super) fn new(site: Site<'_>) -> Self {
-        match site.config.moe_at(site.layer) {
-            None => Self::Dense(Mlp::new(site, "", site.config.d_ff)),
-            Some(moe) => Self::Mixture(Mixture::new(site, moe)),
+    pub(super) fn new(blueprint: &Blueprint<'_>) -> Self {
+        match blueprint.config.moe_at(blueprint.layer) {
+            None => Self::Dense(Mlp::new(blueprint, "", blueprint.config.d_ff)),
+            Some(moe) => Self::Mixture(Mixture::new(blueprint, moe)),
         }
     }
 

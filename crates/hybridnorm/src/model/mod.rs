@@ -9,6 +9,7 @@
 
 mod attention;
 mod block;
+mod blueprint;
 mod cache;
 mod config;
 mod decoder;

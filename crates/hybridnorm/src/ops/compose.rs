@@ -158,14 +158,19 @@ pub fn cached_attention(
     if let Some(cap) = spec.softcap.map(f64::from) {
         scores_bhts = (scores_bhts / cap).tanh() * cap;
     }
-    let hidden = Tensor::<2, Bool>::tril_mask([t, s], past as i64, &scores_bhts.device())
-        .reshape([1, 1, t, s])
-        .expand([b, h, t, s]);
-    let weights = softmax(scores_bhts.mask_fill(hidden, f32::NEG_INFINITY), 3);
-    weights
+    causal_weights(scores_bhts, past)
         .matmul(values)
         .swap_dims(1, 2)
         .reshape([b, t, h * value])
+}
+
+/// Softmax over the positions that query i, at position `past + i`, may see.
+pub(super) fn causal_weights(scores_bhts: Tensor<4>, past: usize) -> Tensor<4> {
+    let [b, h, t, s] = scores_bhts.dims();
+    let hidden = Tensor::<2, Bool>::tril_mask([t, s], past as i64, &scores_bhts.device())
+        .reshape([1, 1, t, s])
+        .expand([b, h, t, s]);
+    softmax(scores_bhts.mask_fill(hidden, f32::NEG_INFINITY), 3)
 }
 
 /// See [`ops::activation`](super::activation()).

@@ -3,7 +3,8 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor, TensorData};
 
-use super::{Positions, Site, head_norm, read_out, score_scale};
+use super::{Positions, head_norm, read_out, score_scale};
+use crate::model::blueprint::Blueprint;
 use crate::model::cache::LayerCache;
 use crate::model::norm::{Norm, unit_length};
 use crate::model::qk_clip;
@@ -58,15 +59,15 @@ struct Prepare(QkvPrep);
 
 impl Heads {
     /// Makes the attention of a block.
-    pub(super) fn new(site: Site<'_>) -> Self {
-        let Site {
+    pub(super) fn new(blueprint: &Blueprint<'_>) -> Self {
+        let Blueprint {
             config,
-            inner,
             layer,
             initializer,
             device,
             ..
-        } = site;
+        } = *blueprint;
+        let inner = &blueprint.spec().attn_inner;
         let (d, h, g, k) = (
             config.d_model,
             config.n_heads,
@@ -86,9 +87,9 @@ impl Heads {
         let out = draw("out", Role::O, [d, h * k]);
 
         let (q_norm, k_norm, v_norm) = (
-            head_norm(inner.q_norm, h, k, &site),
-            head_norm(inner.k_norm, g, k, &site),
-            head_norm(inner.v_norm, g, k, &site),
+            head_norm(inner.q_norm, h, k, blueprint),
+            head_norm(inner.k_norm, g, k, blueprint),
+            head_norm(inner.v_norm, g, k, blueprint),
         );
         let is_cosine = inner.attn_scale == AttnScale::Cosine;
         let qk_op = |site: &Option<Norm>| match site {
@@ -118,7 +119,7 @@ impl Heads {
             v_norm,
             qk_scale,
             tau: is_cosine.then(|| per_head(COSINE_TAU_INIT)),
-            ctx_norm: head_norm(inner.ctx_norm, h, k, &site),
+            ctx_norm: head_norm(inner.ctx_norm, h, k, blueprint),
             head_gain: inner.head_gain.then(|| per_head(1.0)),
             out: Param::from_data(TensorData::new(out, [d, h * k]), device),
             shape: HeadShape {

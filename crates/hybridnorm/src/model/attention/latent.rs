@@ -3,7 +3,8 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, TensorData};
 
-use super::{Positions, Site, head_norm, read_out, score_scale};
+use super::{Positions, head_norm, read_out, score_scale};
+use crate::model::blueprint::Blueprint;
 use crate::model::cache::LayerCache;
 use crate::model::config::MlaConfig;
 use crate::model::norm::Norm;
@@ -59,15 +60,15 @@ struct Shape {
 
 impl Latent {
     /// Makes the attention of a block.
-    pub(super) fn new(site: Site<'_>, mla: &MlaConfig) -> Self {
-        let Site {
+    pub(super) fn new(blueprint: &Blueprint<'_>, mla: &MlaConfig) -> Self {
+        let Blueprint {
             config,
-            inner,
             layer,
             initializer,
             device,
             ..
-        } = site;
+        } = *blueprint;
+        let inner = &blueprint.spec().attn_inner;
         let (d, h) = (config.d_model, config.n_heads);
         let widths = mla.down_widths(h);
         let draw = |field: &str, role: Role, shape: [usize; 2]| {
@@ -99,15 +100,15 @@ impl Latent {
         };
         Self {
             latents: matrix(latents, d),
-            q_norm: head_norm(inner.q_norm, q_heads, q_width / q_heads, &site),
-            k_norm: head_norm(inner.k_norm, 1, key_width, &site),
-            v_norm: head_norm(inner.v_norm, 1, kv_width, &site),
+            q_norm: head_norm(inner.q_norm, q_heads, q_width / q_heads, blueprint),
+            k_norm: head_norm(inner.k_norm, 1, key_width, blueprint),
+            v_norm: head_norm(inner.v_norm, 1, kv_width, blueprint),
             q_up: mla.q_rank.map(|rank| {
                 let rows = h * mla.head_dim();
                 matrix(draw("q_up", Role::Q, [rows, rank]), rank)
             }),
             kv_up: matrix(kv_up, mla.kv_rank),
-            ctx_norm: head_norm(inner.ctx_norm, h, mla.v_dim, &site),
+            ctx_norm: head_norm(inner.ctx_norm, h, mla.v_dim, blueprint),
             head_gain: inner
                 .head_gain
                 .then(|| Param::from_data(vec![1.0f32; h].as_slice(), device)),

@@ -3,9 +3,9 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, TensorData};
 
-use super::Site;
 use super::mlp::Mlp;
 use super::routed::Routed;
+use crate::model::blueprint::Blueprint;
 use crate::model::config::MoeConfig;
 use crate::model::norm::Norm;
 use crate::ops::{self, Router};
@@ -37,22 +37,27 @@ struct Settings {
 
 impl Mixture {
     /// Makes the mixture of a block.
-    pub(super) fn new(site: Site<'_>, moe: &MoeConfig) -> Self {
-        let (d, e) = (site.config.d_model, moe.n_experts);
-        let name = format!("blocks.{}.feed_forward.router", site.layer);
-        let router = site
-            .initializer
-            .block(&name, site.layer, Role::Router, [e, d]);
+    pub(super) fn new(blueprint: &Blueprint<'_>, moe: &MoeConfig) -> Self {
+        let Blueprint {
+            config,
+            layer,
+            initializer,
+            device,
+            ..
+        } = *blueprint;
+        let (d, e) = (config.d_model, moe.n_experts);
+        let name = format!("blocks.{layer}.feed_forward.router");
+        let router = initializer.block(&name, layer, Role::Router, [e, d]);
         let paths: Vec<String> = (0..e).map(|expert| format!("experts.{expert}.")).collect();
         let zeros = || {
-            let bias = Param::from_data(vec![0.0f32; e].as_slice(), site.device);
+            let bias = Param::from_data(vec![0.0f32; e].as_slice(), device);
             bias.set_require_grad(false)
         };
         Self {
-            router: Param::from_data(TensorData::new(router, [e, d]), site.device),
+            router: Param::from_data(TensorData::new(router, [e, d]), device),
             selection_bias: moe.bias_rate.map(|_| zeros()),
-            experts: Mlp::stack(site, &paths, moe.d_expert),
-            shared: (moe.n_shared > 0).then(|| Mlp::new(site, "shared.", moe.d_shared())),
+            experts: Mlp::stack(blueprint, &paths, moe.d_expert),
+            shared: (moe.n_shared > 0).then(|| Mlp::new(blueprint, "shared.", moe.d_shared())),
             settings: Settings {
                 router: moe.router(),
                 bias_rate: moe.bias_rate.unwrap_or(0.0) as f32,

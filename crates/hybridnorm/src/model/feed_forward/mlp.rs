@@ -5,7 +5,7 @@ use std::sync::Arc;
 use burn::module::{Module, Param};
 use burn::tensor::{Tensor, TensorData};
 
-use super::Site;
+use crate::model::blueprint::Blueprint;
 use crate::model::config::FfnActivation;
 use crate::model::norm::{Norm, NormSite};
 use crate::model::scale::Scale;
@@ -38,19 +38,20 @@ pub struct Mlp {
 
 impl Mlp {
     /// Makes one of inner width `f`; `path` is its place within the feed-forward.
-    pub(super) fn new(site: Site<'_>, path: &str, f: usize) -> Self {
-        Self::stack(site, &[path.to_owned()], f)
+    pub(super) fn new(blueprint: &Blueprint<'_>, path: &str, f: usize) -> Self {
+        Self::stack(blueprint, &[path.to_owned()], f)
     }
 
     /// Makes a stack of them, one for each path.
-    pub(super) fn stack(site: Site<'_>, paths: &[String], f: usize) -> Self {
-        let Site {
+    pub(super) fn stack(blueprint: &Blueprint<'_>, paths: &[String], f: usize) -> Self {
+        let Blueprint {
             config,
-            inner,
             layer,
             initializer,
+            device,
             ..
-        } = site;
+        } = *blueprint;
+        let inner = &blueprint.spec().ffn_inner;
         let d = config.d_model;
         let mut up = Vec::with_capacity(paths.len() * config.ffn_in_width(f) * d);
         let mut down = Vec::with_capacity(paths.len() * d * f);
@@ -67,16 +68,16 @@ impl Mlp {
         }
         let matrix = |values: Vec<f32>, columns: usize| {
             let rows = values.len() / columns;
-            Param::from_data(TensorData::new(values, [rows, columns]), site.device)
+            Param::from_data(TensorData::new(values, [rows, columns]), device)
         };
-        let norm_site = NormSite::of_width(f);
-        let make = |wanted: bool| wanted.then(|| Norm::new(site.norm, norm_site, site.device));
+        let site = NormSite::of_width(f);
+        let make = |wanted: bool| wanted.then(|| Norm::new(blueprint.norm(), site, device));
         Self {
             up: matrix(up, d),
             gate_norm: make(inner.gate_norm),
             up_norm: make(inner.up_norm),
-            gate_scale: Scale::new(inner.gate_scale, f, site.device),
-            up_scale: Scale::new(inner.up_scale, f, site.device),
+            gate_scale: Scale::new(inner.gate_scale, f, device),
+            up_scale: Scale::new(inner.up_scale, f, device),
             mid_norm: make(inner.mid_norm),
             down: matrix(down, f),
             activation: config.activation,

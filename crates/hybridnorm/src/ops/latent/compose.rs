@@ -1,11 +1,10 @@
 //! The same from Burn's ops, see [`ops::compose`](super::super::compose).
 
-use burn::tensor::activation::softmax;
-use burn::tensor::{Bool, Tensor};
+use burn::tensor::Tensor;
 use hybridnorm_kernels::attention::LatentAttention;
 use hybridnorm_kernels::latent::Latent;
 
-use super::super::compose::rotate;
+use super::super::compose::{causal_weights, rotate};
 
 /// See [`ops::latent_heads`](super::latent_heads).
 pub fn latent_heads([q, kv, key_btr]: [Tensor<3>; 3], heads: Latent, rope: &[f32]) -> Tensor<3> {
@@ -70,10 +69,7 @@ pub fn latent_attention(
     if let Some(cap) = spec.softcap.map(f64::from) {
         scores_bhts = (scores_bhts / cap).tanh() * cap;
     }
-    let hidden = Tensor::<2, Bool>::tril_mask([t, s], past as i64, &scores_bhts.device())
-        .reshape([1, 1, t, s])
-        .expand([b, h, t, s]);
-    let weights = softmax(scores_bhts.mask_fill(hidden, f32::NEG_INFINITY), 3);
+    let weights = causal_weights(scores_bhts, past);
     let latents = rows.narrow(3, 0, l);
     let ctx = weights.matmul(latents).swap_dims(1, 2);
     ctx.reshape([b, t, h * l])

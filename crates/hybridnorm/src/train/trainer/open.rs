@@ -80,6 +80,15 @@ impl Trainer {
                 config.train.seq_len
             )));
         }
+        let note_decay = |model: &ModelConfig, on_event: &mut dyn FnMut(Event<'_>)| {
+            if model.placement.unit_weights && config.optimizer.weight_decay > 0.0 {
+                on_event(Event::Note(
+                    "weight decay does nothing but shorten steps where weights have unit length; \
+                     nGPT uses optimizer.weight_decay = 0"
+                        .into(),
+                ));
+            }
+        };
         let device = device.clone().autodiff();
         let mut new_parameters = Vec::new();
         let (model, warnings) = match (&resumed, &config.init) {
@@ -123,6 +132,7 @@ impl Trainer {
         if config.optimizer.qk_clip.is_some() {
             model.config().check_qk_clip().map_err(name_file)?;
         }
+        note_decay(model.config(), on_event);
         let mut optimizer = Optimizer::new(config.optimizer.clone(), &model);
         let state = match &resumed {
             Some(checkpoint) => {

@@ -1,0 +1,34 @@
+//! What the parts of a block are made from.
+
+use burn::tensor::Device;
+
+use super::config::ModelConfig;
+use super::init::Initializer;
+use crate::placement::{BlockSpec, NormSpec, Resolved};
+
+/// All that is needed to make a block.
+#[derive(Clone, Copy)]
+pub(super) struct Blueprint<'a> {
+    /// Shape of the model.
+    pub(super) config: &'a ModelConfig,
+    /// The placement at this depth and width.
+    pub(super) resolved: &'a Resolved,
+    /// Index of the block, 0-based.
+    pub(super) layer: usize,
+    /// Draws weights.
+    pub(super) initializer: &'a Initializer<'a>,
+    /// Where weights live.
+    pub(super) device: &'a Device,
+}
+
+impl<'a> Blueprint<'a> {
+    /// Where norms, skips and scales sit in the block.
+    pub(super) fn spec(&self) -> &'a BlockSpec {
+        &self.resolved.blocks[self.layer]
+    }
+
+    /// The norm function.
+    pub(super) fn norm(&self) -> &'a NormSpec {
+        &self.resolved.norm
+    }
+}
