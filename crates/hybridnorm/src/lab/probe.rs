@@ -112,7 +112,9 @@ pub fn run(
             Error::config("[model] is missing: there is nothing to put other placements into")
         })?;
         section.placement = Value::String(name.clone());
-        config.check()?;
+        config
+            .check()
+            .map_err(|error| Error::config(format!("--placements {name}: {error}")))?;
         configs.push((name.clone(), config));
     }
     if configs.is_empty() {

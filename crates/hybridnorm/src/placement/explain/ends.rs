@@ -4,6 +4,7 @@ use super::super::resolve::Resolved;
 use super::super::spec::{
     Gain, InitScheme, NormKind, NormSpec, Placement, RoleGains, Scale, StdRule,
 };
+use super::super::validate::ModelFacts;
 use super::math::{Equation, Math, apply, bracket, comma, indexed, number, plain, sum, sym, times};
 use super::scales::Scales;
 
@@ -169,7 +170,7 @@ fn norm_parameters(norm: &NormSpec) -> Vec<Equation> {
 }
 
 /// How the weights start.
-pub(super) fn init(placement: &Placement, r: &Resolved) -> Vec<Equation> {
+pub(super) fn init(placement: &Placement, r: &Resolved, facts: &ModelFacts) -> Vec<Equation> {
     if r.unit_weights {
         return unit_weights();
     }
@@ -195,7 +196,7 @@ pub(super) fn init(placement: &Placement, r: &Resolved) -> Vec<Equation> {
         Equation::note(plain("E"), deviation(r.embed_std())),
         Equation::note(head, deviation(r.head_std()) + " where it is not tied to E"),
     ];
-    lines.extend(gains(&placement.init.gains, r));
+    lines.extend(gains(&placement.init.gains, r, facts));
     lines
 }
 
@@ -219,11 +220,16 @@ fn weights(names: &[&str]) -> Math {
 }
 
 /// Roles that share a gain share a line.
-fn gains(gains: &RoleGains, r: &Resolved) -> Vec<Equation> {
+fn gains(gains: &RoleGains, r: &Resolved, facts: &ModelFacts) -> Vec<Equation> {
+    // Latent attention makes keys and values by the rows of one matrix.
+    let [q, k, v] = match facts.latent {
+        true => ["UQ", "UK", "UV"],
+        false => ["q", "k", "v"],
+    };
     let roles = [
-        ("q", &gains.q),
-        ("k", &gains.k),
-        ("v", &gains.v),
+        (q, &gains.q),
+        (k, &gains.k),
+        (v, &gains.v),
         ("O", &gains.o),
         ("gate", &gains.gate),
         ("up", &gains.up),

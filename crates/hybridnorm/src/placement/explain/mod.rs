@@ -111,7 +111,7 @@ impl Explanation {
             embedding: ends::embedding(placement, &r),
             head: ends::head(placement, &r),
             norm: ends::norm_function(&r.norm),
-            init: ends::init(placement, &r),
+            init: ends::init(placement, &r, facts),
             norm_parameters: of_blocks(|g| g.norm_parameters)
                 + Tally::of_one_norm(&r.norm) * outer_norms,
             normalized_elements: of_blocks(|g| g.normalized_elements) + wide,

@@ -119,6 +119,18 @@ fn latents_are_counted_by_their_widths() {
 }
 
 #[test]
+fn gains_on_values_are_on_the_rows_that_give_them() {
+    let facts = ModelFacts {
+        latent: true,
+        ..ModelFacts::default()
+    };
+    let explanation = Explanation::new(&get("deepnorm"), 12, &facts).unwrap();
+    let text = explanation.to_text();
+    assert!(text.contains("W_UV, W_O"), "{text}");
+    assert!(!text.contains("W_v"), "{text}");
+}
+
+#[test]
 fn latent_attention_whole() {
     let expected = "\
 blocks 1–12

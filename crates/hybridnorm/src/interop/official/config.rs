@@ -1,0 +1,381 @@
+//! The `model:` section of an official `config.yaml`.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use super::super::python_dict;
+use crate::model::{FfnActivation, ModelConfig, MoeConfig, MoeScoring};
+use crate::placement::{
+    Block, HeadNorm, Init, InitScheme, NormKind, NormSpec, Override, Placement, Scale, Selector,
+    Skip, StdRule,
+};
+
+#[derive(Deserialize)]
+pub(super) struct ConfigFile {
+    pub(super) model: Official,
+}
+
+/// The keys of the official `model:` section that decide the computation. Others (dropout of zero,
+/// attention implementation, initialization cut-off) do not.
+#[derive(Deserialize)]
+pub(super) struct Official {
+    d_model: usize,
+    n_heads: usize,
+    n_layers: usize,
+    n_kv_heads: Option<usize>,
+    #[serde(default)]
+    multi_query_attention: Option<bool>,
+    mlp_hidden_size: Option<usize>,
+    #[serde(default = "four")]
+    mlp_ratio: usize,
+    #[serde(default = "swiglu")]
+    activation_type: String,
+    #[serde(default = "sequential")]
+    block_type: String,
+    #[serde(default)]
+    alibi: bool,
+    #[serde(default)]
+    rope: bool,
+    #[serde(default = "theta")]
+    rope_theta: f64,
+    #[serde(default)]
+    attention_dropout: f64,
+    #[serde(default)]
+    residual_dropout: f64,
+    #[serde(default)]
+    embedding_dropout: f64,
+    #[serde(default)]
+    include_bias: bool,
+    bias_for_layer_norm: Option<bool>,
+    #[serde(default = "layer_norm")]
+    layer_norm_type: String,
+    #[serde(default = "yes")]
+    layer_norm_with_affine: bool,
+    #[serde(default = "eps")]
+    layer_norm_eps: f64,
+    #[serde(default)]
+    attention_layer_norm: bool,
+    #[serde(default = "yes")]
+    attention_layer_norm_with_affine: bool,
+    clip_qkv: Option<f64>,
+    #[serde(default)]
+    scale_logits: bool,
+    #[serde(default)]
+    embedding_layer_norm: bool,
+    #[serde(default)]
+    scale_emb_init: bool,
+    #[serde(default = "yes")]
+    weight_tying: bool,
+    max_sequence_length: usize,
+    vocab_size: usize,
+    embedding_size: Option<usize>,
+    #[serde(default)]
+    init_fn: String,
+    #[serde(default = "init_std")]
+    init_std: f64,
+    #[serde(default)]
+    attn_norm: bool,
+    #[serde(default)]
+    ffn_norm: bool,
+    #[serde(default)]
+    attn_residual_after_norm: bool,
+    #[serde(default)]
+    ffn_residual_after_norm: bool,
+    #[serde(default)]
+    use_query_norm: bool,
+    #[serde(default)]
+    use_key_norm: bool,
+    #[serde(default)]
+    use_value_norm: bool,
+    #[serde(default)]
+    use_context_norm: bool,
+    #[serde(default)]
+    norm_pos_special_config: Option<String>,
+    #[serde(default)]
+    norm_after: bool,
+    #[serde(default)]
+    moe_num_experts: Option<usize>,
+    #[serde(default = "two")]
+    moe_top_k: usize,
+    moe_expert_hidden_size: Option<usize>,
+    #[serde(default = "yes")]
+    moe_dropless: bool,
+    #[serde(default)]
+    moe_shared_expert: bool,
+    #[serde(default)]
+    moe_interleave: bool,
+    #[serde(default)]
+    moe_normalize_expert_weights: Option<f64>,
+    #[serde(default = "loss_weight")]
+    moe_loss_weight: f64,
+    #[serde(default)]
+    moe_zloss_weight: Option<f64>,
+}
+
+fn four() -> usize {
+    4
+}
+fn two() -> usize {
+    2
+}
+fn loss_weight() -> f64 {
+    0.1
+}
+fn yes() -> bool {
+    true
+}
+fn eps() -> f64 {
+    1e-5
+}
+fn theta() -> f64 {
+    10_000.0
+}
+fn init_std() -> f64 {
+    0.02
+}
+fn swiglu() -> String {
+    "swiglu".into()
+}
+fn sequential() -> String {
+    "sequential".into()
+}
+fn layer_norm() -> String {
+    "default".into()
+}
+
+impl Official {
+    pub(super) fn to_config(&self) -> Result<ModelConfig, String> {
+        self.refuse_what_is_not_there()?;
+        let (activation, fused) = match self.activation_type.as_str() {
+            "swiglu" => (FfnActivation::Swiglu, 2),
+            other => return Err(format!("activation_type {other:?}, expected \"swiglu\"")),
+        };
+        let hidden = match self.mlp_hidden_size {
+            Some(size) => size,
+            None => self
+                .mlp_ratio
+                .checked_mul(self.d_model)
+                .ok_or_else(|| format!("mlp_ratio {} is too large", self.mlp_ratio))?,
+        };
+        if !hidden.is_multiple_of(fused) {
+            return Err(format!("mlp_hidden_size {hidden} is odd"));
+        }
+        let moe = self.moe(hidden / fused)?;
+        let n_kv_heads = match (self.n_kv_heads, self.multi_query_attention) {
+            (Some(heads), _) => heads,
+            (None, Some(true)) => 1,
+            (None, _) => self.n_heads,
+        };
+        Ok(ModelConfig {
+            d_model: self.d_model,
+            n_layers: self.n_layers,
+            n_heads: self.n_heads,
+            n_kv_heads,
+            d_ff: if moe.is_some() { 0 } else { hidden / fused },
+            vocab_size: self.embedding_size.unwrap_or(self.vocab_size),
+            max_seq_len: self.max_sequence_length,
+            rope_theta: self.rope_theta,
+            tie_embeddings: self.weight_tying,
+            activation,
+            moe,
+            mla: None,
+            placement: self.placement()?,
+        })
+    }
+
+    fn refuse_what_is_not_there(&self) -> Result<(), String> {
+        let unsupported = [
+            ("alibi", self.alibi),
+            ("include_bias", self.include_bias),
+            ("scale_logits", self.scale_logits),
+            ("embedding_layer_norm", self.embedding_layer_norm),
+            ("scale_emb_init", self.scale_emb_init),
+            // Of the OLMo the official code branched off from.
+            ("norm_after", self.norm_after),
+            ("moe_shared_expert", self.moe_shared_expert),
+            ("moe_interleave", self.moe_interleave),
+            ("attention_dropout", self.attention_dropout != 0.0),
+            ("residual_dropout", self.residual_dropout != 0.0),
+            ("embedding_dropout", self.embedding_dropout != 0.0),
+        ];
+        if let Some((key, _)) = unsupported.iter().find(|(_, set)| *set) {
+            return Err(format!("{key} is set, which is not supported"));
+        }
+        if !self.rope {
+            return Err("rope is off, expected on".into());
+        }
+        match self.block_type.as_str() {
+            "sequential" | "moe" => Ok(()),
+            other => Err(format!(
+                "block_type {other:?}, expected \"sequential\" or \"moe\""
+            )),
+        }
+    }
+
+    /// The experts, of inner width `hidden` unless something else is said.
+    fn moe(&self, hidden: usize) -> Result<Option<MoeConfig>, String> {
+        if self.block_type != "moe" {
+            return Ok(None);
+        }
+        if !self.moe_dropless {
+            return Err("moe_dropless is off, expected on".into());
+        }
+        let renormalize = match self.moe_normalize_expert_weights {
+            None => false,
+            Some(1.0) => true,
+            Some(norm) => {
+                return Err(format!(
+                    "moe_normalize_expert_weights {norm}, expected 1 or none"
+                ));
+            }
+        };
+        Ok(Some(MoeConfig {
+            n_experts: self
+                .moe_num_experts
+                .ok_or("moe_num_experts is missing beside block_type \"moe\"")?,
+            top_k: self.moe_top_k,
+            d_expert: self.moe_expert_hidden_size.unwrap_or(hidden),
+            n_shared: 0,
+            first_dense: 0,
+            scoring: MoeScoring::Softmax,
+            renormalize,
+            n_groups: 1,
+            top_groups: 1,
+            scaling: 1.0,
+            load_balance: self.moe_loss_weight,
+            z_loss: self.moe_zloss_weight.unwrap_or(0.0),
+            bias_rate: None,
+        }))
+    }
+
+    fn placement(&self) -> Result<Placement, String> {
+        let kind = match self.layer_norm_type.as_str() {
+            "default" => NormKind::Layernorm,
+            "rms" => NormKind::Rmsnorm,
+            other => {
+                return Err(format!(
+                    "layer_norm_type {other:?}, expected rms or default"
+                ));
+            }
+        };
+        let gain = match self.layer_norm_with_affine {
+            true => crate::placement::Gain::Plain,
+            false => crate::placement::Gain::None,
+        };
+        let scheme = match self.init_fn.as_str() {
+            "full_megatron" => InitScheme::Megatron,
+            "mitchell" => InitScheme::DepthScaled,
+            _ => InitScheme::Normal,
+        };
+        let special = self.norm_pos_special_config.as_deref().unwrap_or_default();
+        let special = python_dict::parse(special)
+            .map_err(|problem| format!("norm_pos_special_config: {problem}"))?;
+        let base = Flags {
+            attn_norm: self.attn_norm,
+            attn_residual: self.attn_residual_after_norm,
+            ffn_norm: self.ffn_norm,
+            ffn_residual: self.ffn_residual_after_norm,
+        };
+        let mut block: Block<Scale> = Block::default();
+        base.write(&mut block);
+        block.attn_inner.clip_qkv = self.clip_qkv;
+        let head = |wanted: bool| match (wanted, self.attention_layer_norm) {
+            (true, _) => HeadNorm::PerHead,
+            (false, true) => HeadNorm::Full,
+            (false, false) => HeadNorm::None,
+        };
+        let plain = |norm: HeadNorm| match (norm, self.attention_layer_norm_with_affine) {
+            (HeadNorm::PerHead, false) => HeadNorm::PerHeadPlain,
+            (HeadNorm::Full, false) => HeadNorm::FullPlain,
+            (norm, _) => norm,
+        };
+        let only = |wanted: bool| match wanted {
+            true => HeadNorm::PerHead,
+            false => HeadNorm::None,
+        };
+        block.attn_inner.q_norm = plain(head(self.use_query_norm));
+        block.attn_inner.k_norm = plain(head(self.use_key_norm));
+        block.attn_inner.v_norm = plain(only(self.use_value_norm));
+        block.attn_inner.ctx_norm = plain(only(self.use_context_norm));
+        let overrides = special
+            .into_iter()
+            .map(|(layers, flags)| base.patched(&flags).map(|flags| flags.as_override(layers)))
+            .collect::<Result<_, _>>()?;
+        Ok(Placement {
+            block,
+            overrides,
+            norm: NormSpec {
+                kind,
+                eps: self.layer_norm_eps,
+                gain,
+                bias: self.bias_for_layer_norm.unwrap_or(self.include_bias),
+                alpha_init: None,
+            },
+            init: Init {
+                scheme,
+                std: StdRule::Const(self.init_std),
+                ..Init::default()
+            },
+            ..Placement::default()
+        })
+    }
+}
+
+/// The official per-layer switches.
+#[derive(Clone, Copy)]
+struct Flags {
+    attn_norm: bool,
+    attn_residual: bool,
+    ffn_norm: bool,
+    ffn_residual: bool,
+}
+
+impl Flags {
+    fn patched(mut self, patch: &BTreeMap<String, bool>) -> Result<Self, String> {
+        for (name, &value) in patch {
+            let slot = match name.as_str() {
+                "attn_norm" => &mut self.attn_norm,
+                "attn_residual" => &mut self.attn_residual,
+                "ffn_norm" => &mut self.ffn_norm,
+                "ffn_residual" => &mut self.ffn_residual,
+                _ => {
+                    return Err(format!(
+                        "norm_pos_special_config: unknown flag {name:?}, expected attn_norm, \
+                         attn_residual, ffn_norm or ffn_residual"
+                    ));
+                }
+            };
+            *slot = value;
+        }
+        Ok(self)
+    }
+
+    fn skips(self) -> [Skip; 2] {
+        // A residual "after the norm" where there is no norm is the plain residual.
+        [
+            self.attn_norm && self.attn_residual,
+            self.ffn_norm && self.ffn_residual,
+        ]
+        .map(|normed| if normed { Skip::Normed } else { Skip::Raw })
+    }
+
+    fn write(self, block: &mut Block<Scale>) {
+        let [attn, ffn] = self.skips();
+        block.attn.in_norm = self.attn_norm;
+        block.attn.skip = attn;
+        block.ffn.in_norm = self.ffn_norm;
+        block.ffn.skip = ffn;
+    }
+
+    fn as_override(self, layers: Vec<usize>) -> Override {
+        let [attn, ffn] = self.skips();
+        Override {
+            layers: Selector::Indices(layers),
+            set: serde_json::json!({
+                "attn": { "in_norm": self.attn_norm, "skip": attn },
+                "ffn": { "in_norm": self.ffn_norm, "skip": ffn },
+            }),
+        }
+    }
+}
