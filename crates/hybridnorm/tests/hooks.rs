@@ -5,7 +5,9 @@ mod common;
 use burn::tensor::Device;
 use common::*;
 use hybridnorm::model::params;
-use hybridnorm::model::{Decoder, FeedForward, LossOptions, ModelConfig, MoeScoring, Recompute};
+use hybridnorm::model::{
+    Decoder, FeedForward, LossOptions, ModelConfig, MoeScoring, Recompute, Routing,
+};
 use hybridnorm::train::{GradientSum, Pass};
 
 fn pass(model: &Decoder) -> Pass {
@@ -122,11 +124,17 @@ fn unit_weights_have_unit_vectors_along_the_width() {
 #[test]
 fn a_selection_bias_moves_against_the_load() {
     let config = with_experts(tiny(named("pre-norm")), MoeScoring::Sigmoid);
-    let mut model = Decoder::new(&config, 1, &autodiff()).unwrap();
-    let routing = pass(&model).routing;
+    let recording = Decoder::new(&config, 1, &autodiff()).unwrap();
+    let routing = pass(&recording).routing;
     assert_eq!(routing.len(), 2, "one entry for each mixture");
-    model.rebalance(&routing);
-    for (block, routing) in model.blocks[1..].iter().zip(&routing) {
+    for model in [recording, Decoder::new(&config, 1, &plain()).unwrap()] {
+        check_biases(model, &routing);
+    }
+}
+
+fn check_biases(mut model: Decoder, routing: &[Routing]) {
+    model.rebalance(routing);
+    for (block, routing) in model.blocks[1..].iter().zip(routing) {
         let FeedForward::Mixture(mixture) = &block.feed_forward else {
             panic!("a mixture");
         };

@@ -18,7 +18,8 @@ use super::sublayer::SubLayer;
 use crate::error::{Error, Result};
 use crate::placement::Topology;
 
-/// A decoder block whose every norm, skip and scale comes from a [`BlockSpec`].
+/// A decoder block whose every norm, skip and scale comes from a
+/// [`BlockSpec`](crate::placement::BlockSpec).
 #[derive(Module, Debug)]
 pub struct Block {
     /// Wiring of the attention sub-layer.

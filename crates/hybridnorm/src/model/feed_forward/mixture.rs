@@ -103,9 +103,13 @@ impl Mixture {
             })
             .collect();
         self.selection_bias = Some(bias.map(|bias| {
-            let options = (&bias.device().without_autodiff(), bias.dtype());
+            let plain = bias.clone().without_autodiff();
+            let options = (&plain.device(), plain.dtype());
             let steps = Tensor::from_data(TensorData::new(steps, [load.len()]), options);
-            Tensor::from_inner(bias.inner() + steps)
+            match bias.is_autodiff() {
+                true => Tensor::from_inner(plain + steps),
+                false => plain + steps,
+            }
         }));
     }
 
