@@ -223,3 +223,15 @@ fn numbers_that_are_not_finite_are_refused() {
     let error = hybridnorm::interop::import(folder.path(), &Device::flex()).unwrap_err();
     assert!(error.to_string().contains("selection_bias"), "{error}");
 }
+
+#[test]
+fn groups_that_are_all_open_are_none() {
+    let folder = changed(
+        "deepseek-v3",
+        |config| (config["n_group"], config["topk_group"]) = (json!(4), json!(4)),
+        |_| {},
+    );
+    let model = huggingface::import(folder.path(), &Device::flex()).unwrap();
+    let moe = model.config().moe.as_ref().unwrap();
+    assert_eq!((moe.n_groups, moe.top_groups), (1, 1));
+}

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use burn::tensor::Device;
 use hybridnorm::model::params;
-use hybridnorm::train::{Checkpoint, Config, Start, Trainer};
+use hybridnorm::train::{Checkpoint, Config, Start, State, Trainer};
 
 const STEPS: usize = 6;
 const STOP: u64 = 4;
@@ -119,11 +119,17 @@ fn a_branch_keeps_no_rows_that_were_for_something_else() {
     let of = |model: &str| config(&format!("placement = \"pre-norm\"\n{model}"), "");
     let other = of("moe = { n_experts = 8, top_k = 2, d_expert = 4 }");
     let folder = tempfile::tempdir().unwrap();
-    let trainer = branched(&of(MOE), &other, folder.path());
+    let mut trainer = branched(&of(MOE), &other, folder.path());
+    trainer.save(&mut |_| {}).unwrap();
+    let saved = Checkpoint::open(&folder.path().join("branch")).unwrap();
+    let (_, moments): (State, _) = saved.training().unwrap();
+    let is_zero = |name: &str| moments[name].data.iter().all(|&x| x == 0.0);
     for field in ["experts.up", "experts.down", "router"] {
         let name = format!("blocks.0.feed_forward.{field}");
         assert!(trainer.new_parameters().contains(&name), "{name}");
+        assert!(is_zero(&format!("m.{name}")), "{name}");
     }
+    assert!(!is_zero("m.blocks.0.attention.qkv"));
 }
 
 #[test]

@@ -1,10 +1,11 @@
 //! What the parts of a block are made from.
 
-use burn::tensor::Device;
+use burn::module::Param;
+use burn::tensor::{Device, Tensor, TensorData};
 
 use super::config::ModelConfig;
 use super::init::Initializer;
-use crate::placement::{BlockSpec, NormSpec, Resolved};
+use crate::placement::{BlockSpec, NormSpec, Resolved, Role};
 
 /// All that is needed to make a block.
 #[derive(Clone, Copy)]
@@ -30,5 +31,17 @@ impl<'a> Blueprint<'a> {
     /// The norm function.
     pub(super) fn norm(&self) -> &'a NormSpec {
         &self.resolved.norm
+    }
+
+    /// Initial values of a matrix (outputs, inputs), by its name within the block.
+    pub(super) fn draw(&self, name: &str, role: Role, shape: [usize; 2]) -> Vec<f32> {
+        let name = format!("blocks.{}.{name}", self.layer);
+        self.initializer.block(&name, self.layer, role, shape)
+    }
+
+    /// A parameter of rows of `columns` values.
+    pub(super) fn matrix(&self, values: Vec<f32>, columns: usize) -> Param<Tensor<2>> {
+        let rows = values.len() / columns;
+        Param::from_data(TensorData::new(values, [rows, columns]), self.device)
     }
 }

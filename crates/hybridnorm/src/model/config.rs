@@ -86,6 +86,11 @@ impl FfnActivation {
     }
 }
 
+/// Whether a size is left out of a file.
+pub(crate) fn is_zero(n: &usize) -> bool {
+    *n == 0
+}
+
 impl ModelConfig {
     /// Width of one head's query and key, k.
     pub fn head_dim(&self) -> usize {

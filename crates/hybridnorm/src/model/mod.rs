@@ -29,6 +29,7 @@ mod sublayer;
 pub use attention::{Attention, Heads, Latent, Positions};
 pub use block::Block;
 pub use cache::{KvCache, LayerCache};
+pub(crate) use config::is_zero;
 pub use config::{FfnActivation, MlaConfig, ModelConfig, MoeConfig, MoeScoring};
 pub(crate) use decoder::Trace;
 pub use decoder::{Decoder, LossOptions};

@@ -15,7 +15,7 @@ pub use hybridnorm_kernels::attention::LatentAttention;
 use hybridnorm_kernels::latent;
 pub use hybridnorm_kernels::latent::Latent as LatentHeads;
 
-use super::{flex, is_fused, primitive};
+use super::{flex, is_fused, is_plain, primitive};
 use fused::FusedLatentOps;
 
 /// Packed `[q heads | k heads | v heads]` from the queries (b, t, heads of `[content | to rotate]`), the
@@ -112,9 +112,4 @@ pub fn expanded_context(ctx: Tensor<3>, kv_up: Tensor<2>, heads: LatentHeads) ->
         &mut out,
     );
     Tensor::from_primitive::<Flex>(flex::tensor(out, shape))
-}
-
-/// Whether a kernel without a backward pass may compute it.
-fn is_plain(x: &Tensor<3>) -> bool {
-    is_fused(x) && !x.is_autodiff()
 }

@@ -16,7 +16,7 @@ pub use hybridnorm_kernels::{
     router::{Losses as RouterStatistics, Router, Scoring},
 };
 
-use super::is_fused;
+use super::{is_fused, on_host};
 use fused::FusedMixtureOps;
 
 /// The experts that a router chose for each of n tokens. Cheap to clone.
@@ -107,9 +107,4 @@ pub fn expert_down(
     } else {
         compose::expert_down(hidden_1mf, act, w_ed_f, weights_nk, plan)
     }
-}
-
-fn on_host<const D: usize>(x: Tensor<D>) -> Vec<f32> {
-    let x = x.without_autodiff().into_data_as::<f32>();
-    x.try_into_vec().expect("converted to f32")
 }

@@ -155,7 +155,7 @@ pub fn cached_attention(
     past: usize,
     spec: Attention,
 ) -> Tensor<3> {
-    if is_fused(&qkv_btc) && !qkv_btc.is_autodiff() {
+    if is_plain(&qkv_btc) {
         let qkv = primitive(qkv_btc);
         let cache = primitive(cache_bsc.clone());
         let shape = [spec.batch, spec.seq, spec.heads * spec.value_dim];
@@ -340,19 +340,19 @@ pub fn muon(slots: Vec<MuonUpdate>, step: &Muon) -> (Vec<SlotNorms>, Vec<[Tensor
             .unzip();
     }
     profile::timed("muon", || {
-        let mut states: Vec<_> = slots
-            .into_iter()
-            .map(|slot| {
-                let [p, m, g] = [slot.value, slot.moment, slot.gradient].map(primitive);
-                (p, m, g, slot.columns, slot.rows, slot.weight_decay)
-            })
-            .collect();
-        let gradients: Vec<_> = states.iter().map(|state| state.2.clone()).collect();
+        let mut states = Vec::with_capacity(slots.len());
+        let mut gradients = Vec::with_capacity(slots.len());
+        let mut shapes = Vec::with_capacity(slots.len());
+        for slot in slots {
+            states.push([slot.value, slot.moment].map(primitive));
+            gradients.push(primitive(slot.gradient));
+            shapes.push((slot.columns, slot.rows, slot.weight_decay));
+        }
         let values: Vec<_> = gradients.iter().map(flex::floats).collect();
         let mut slots: Vec<_> = states
             .iter_mut()
-            .zip(&values)
-            .map(|((p, m, _, columns, rows, weight_decay), g)| muon::Slot {
+            .zip(values.iter().zip(&shapes))
+            .map(|([p, m], (g, (columns, rows, weight_decay)))| muon::Slot {
                 p: p.storage_mut(),
                 g,
                 m: m.storage_mut(),
@@ -364,12 +364,10 @@ pub fn muon(slots: Vec<MuonUpdate>, step: &Muon) -> (Vec<SlotNorms>, Vec<[Tensor
         let norms = muon::step(step, &mut slots);
         drop(slots);
         drop(values);
-        let tensors = states
-            .into_iter()
-            .map(|(p, m, ..)| [p, m].map(Tensor::from_primitive::<Flex>));
-        let tensors = tensors.collect();
         gradients.into_iter().for_each(pool::give);
-        (norms, tensors)
+        let states = states.into_iter();
+        let tensors = states.map(|state| state.map(Tensor::from_primitive::<Flex>));
+        (norms, tensors.collect())
     })
 }
 
@@ -427,13 +425,18 @@ pub fn sum_squares(x: Tensor<1>) -> f64 {
     }
 }
 
-fn on_host(x: Tensor<3>) -> Vec<f32> {
+fn on_host<const D: usize>(x: Tensor<D>) -> Vec<f32> {
     let x = x.without_autodiff().into_data_as::<f32>();
     x.try_into_vec().expect("converted to f32")
 }
 
 fn is_fused<const D: usize>(x: &Tensor<D>) -> bool {
     x.dtype() == DType::F32 && x.device().without_autodiff() == Device::flex()
+}
+
+/// Whether a kernel without a backward pass may compute it.
+fn is_plain(x: &Tensor<3>) -> bool {
+    is_fused(x) && !x.is_autodiff()
 }
 
 fn primitive<const D: usize>(x: Tensor<D>) -> burn_flex::FlexTensor {

@@ -85,7 +85,7 @@ pub struct ModelSection {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n_kv_heads: Option<usize>,
     /// Inner width of a dense feed-forward; absent where every block is a mixture of experts.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "crate::model::is_zero")]
     pub d_ff: usize,
     /// Rows of the embedding; the tokenizer's vocabulary unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -150,10 +150,6 @@ struct Finite(#[serde(deserialize_with = "without_nan")] Value);
 
 fn some_without_nan<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Value>, D::Error> {
     without_nan(d).map(Some)
-}
-
-fn is_zero(n: &usize) -> bool {
-    *n == 0
 }
 
 fn default_rope_theta() -> f64 {

@@ -103,6 +103,11 @@ impl Config {
         placement.norm.eps = common.rms_norm_eps;
         placement.init.scheme = InitScheme::Normal;
         placement.init.std = StdRule::Const(common.initializer_range);
+        // Groups that are all open limit nothing.
+        let [n_groups, top_groups] = match self.n_group == self.topk_group {
+            true => [1, 1],
+            false => [self.n_group, self.topk_group],
+        };
         let moe = MoeConfig {
             n_experts: self.n_routed_experts,
             top_k: self.num_experts_per_tok,
@@ -111,8 +116,8 @@ impl Config {
             first_dense: self.first_k_dense_replace,
             scoring: MoeScoring::Sigmoid,
             renormalize: self.norm_topk_prob,
-            n_groups: self.n_group,
-            top_groups: self.topk_group,
+            n_groups,
+            top_groups,
             scaling: self.routed_scaling_factor,
             load_balance: self.aux_loss_alpha,
             z_loss: 0.0,

@@ -1,7 +1,7 @@
 //! Attention whose heads have keys and values of their own.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 
 use super::{Positions, head_norm, read_out, score_scale};
 use crate::model::blueprint::Blueprint;
@@ -60,13 +60,7 @@ struct Prepare(QkvPrep);
 impl Heads {
     /// Makes the attention of a block.
     pub(super) fn new(blueprint: &Blueprint<'_>) -> Self {
-        let Blueprint {
-            config,
-            layer,
-            initializer,
-            device,
-            ..
-        } = *blueprint;
+        let Blueprint { config, device, .. } = *blueprint;
         let inner = &blueprint.spec().attn_inner;
         let (d, h, g, k) = (
             config.d_model,
@@ -74,9 +68,8 @@ impl Heads {
             config.n_kv_heads,
             config.head_dim(),
         );
-        let name = |field: &str| format!("blocks.{layer}.attention.{field}");
         let draw = |field: &str, role: Role, shape: [usize; 2]| {
-            initializer.block(&name(field), layer, role, shape)
+            blueprint.draw(&format!("attention.{field}"), role, shape)
         };
         let qkv = [
             draw("qkv.q", Role::Q, [h * k, d]),
@@ -113,7 +106,7 @@ impl Heads {
         };
         let per_head = |value: f32| Param::from_data(vec![value; h].as_slice(), device);
         Self {
-            qkv: Param::from_data(TensorData::new(qkv, [config.qkv_width(), d]), device),
+            qkv: blueprint.matrix(qkv, d),
             q_norm,
             k_norm,
             v_norm,
@@ -121,7 +114,7 @@ impl Heads {
             tau: is_cosine.then(|| per_head(COSINE_TAU_INIT)),
             ctx_norm: head_norm(inner.ctx_norm, h, k, blueprint),
             head_gain: inner.head_gain.then(|| per_head(1.0)),
-            out: Param::from_data(TensorData::new(out, [d, h * k]), device),
+            out: blueprint.matrix(out, h * k),
             shape: HeadShape {
                 heads: h,
                 kv_heads: g,

@@ -1,7 +1,7 @@
 //! Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434).
 
 use burn::module::{Module, Param};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::Tensor;
 
 use super::{Positions, head_norm, read_out, score_scale};
 use crate::model::blueprint::Blueprint;
@@ -61,23 +61,12 @@ struct Shape {
 impl Latent {
     /// Makes the attention of a block.
     pub(super) fn new(blueprint: &Blueprint<'_>, mla: &MlaConfig) -> Self {
-        let Blueprint {
-            config,
-            layer,
-            initializer,
-            device,
-            ..
-        } = *blueprint;
+        let Blueprint { config, device, .. } = *blueprint;
         let inner = &blueprint.spec().attn_inner;
         let (d, h) = (config.d_model, config.n_heads);
         let widths = mla.down_widths(h);
         let draw = |field: &str, role: Role, shape: [usize; 2]| {
-            let name = format!("blocks.{layer}.attention.{field}");
-            initializer.block(&name, layer, role, shape)
-        };
-        let matrix = |values: Vec<f32>, columns: usize| {
-            let rows = values.len() / columns;
-            Param::from_data(TensorData::new(values, [rows, columns]), device)
+            blueprint.draw(&format!("attention.{field}"), role, shape)
         };
         let [q_width, kv_width, key_width] = widths;
         let latents = [
@@ -99,20 +88,20 @@ impl Latent {
             Factor::Learned { .. } => unreachable!("validation refuses it"),
         };
         Self {
-            latents: matrix(latents, d),
+            latents: blueprint.matrix(latents, d),
             q_norm: head_norm(inner.q_norm, q_heads, q_width / q_heads, blueprint),
             k_norm: head_norm(inner.k_norm, 1, key_width, blueprint),
             v_norm: head_norm(inner.v_norm, 1, kv_width, blueprint),
             q_up: mla.q_rank.map(|rank| {
                 let rows = h * mla.head_dim();
-                matrix(draw("q_up", Role::Q, [rows, rank]), rank)
+                blueprint.matrix(draw("q_up", Role::Q, [rows, rank]), rank)
             }),
-            kv_up: matrix(kv_up, mla.kv_rank),
+            kv_up: blueprint.matrix(kv_up, mla.kv_rank),
             ctx_norm: head_norm(inner.ctx_norm, h, mla.v_dim, blueprint),
             head_gain: inner
                 .head_gain
                 .then(|| Param::from_data(vec![1.0f32; h].as_slice(), device)),
-            out: matrix(out, h * mla.v_dim),
+            out: blueprint.matrix(out, h * mla.v_dim),
             shape: Shape {
                 heads: LatentHeads {
                     heads: h,

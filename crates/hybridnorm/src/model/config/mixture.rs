@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::WIDEST;
+use super::{WIDEST, is_zero};
 use crate::error::{Error, Result};
 use crate::ops::{Router, Scoring};
 
@@ -67,9 +67,6 @@ pub enum MoeScoring {
     Sigmoid,
 }
 
-fn is_zero(n: &usize) -> bool {
-    *n == 0
-}
 fn one() -> usize {
     1
 }

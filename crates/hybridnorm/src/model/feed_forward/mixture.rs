@@ -38,23 +38,16 @@ struct Settings {
 impl Mixture {
     /// Makes the mixture of a block.
     pub(super) fn new(blueprint: &Blueprint<'_>, moe: &MoeConfig) -> Self {
-        let Blueprint {
-            config,
-            layer,
-            initializer,
-            device,
-            ..
-        } = *blueprint;
+        let Blueprint { config, device, .. } = *blueprint;
         let (d, e) = (config.d_model, moe.n_experts);
-        let name = format!("blocks.{layer}.feed_forward.router");
-        let router = initializer.block(&name, layer, Role::Router, [e, d]);
+        let router = blueprint.draw("feed_forward.router", Role::Router, [e, d]);
         let paths: Vec<String> = (0..e).map(|expert| format!("experts.{expert}.")).collect();
         let zeros = || {
             let bias = Param::from_data(vec![0.0f32; e].as_slice(), device);
             bias.set_require_grad(false)
         };
         Self {
-            router: Param::from_data(TensorData::new(router, [e, d]), device),
+            router: blueprint.matrix(router, d),
             selection_bias: moe.bias_rate.map(|_| zeros()),
             experts: Mlp::stack(blueprint, &paths, moe.d_expert),
             shared: (moe.n_shared > 0).then(|| Mlp::new(blueprint, "shared.", moe.d_shared())),

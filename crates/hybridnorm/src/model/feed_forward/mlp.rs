@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use burn::module::{Module, Param};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::Tensor;
 
 use crate::model::blueprint::Blueprint;
 use crate::model::config::FfnActivation;
@@ -44,21 +44,14 @@ impl Mlp {
 
     /// Makes a stack of them, one for each path.
     pub(super) fn stack(blueprint: &Blueprint<'_>, paths: &[String], f: usize) -> Self {
-        let Blueprint {
-            config,
-            layer,
-            initializer,
-            device,
-            ..
-        } = *blueprint;
+        let Blueprint { config, device, .. } = *blueprint;
         let inner = &blueprint.spec().ffn_inner;
         let d = config.d_model;
         let mut up = Vec::with_capacity(paths.len() * config.ffn_in_width(f) * d);
         let mut down = Vec::with_capacity(paths.len() * d * f);
         for path in paths {
             let draw = |field: &str, role: Role, shape: [usize; 2]| {
-                let name = format!("blocks.{layer}.feed_forward.{path}{field}");
-                initializer.block(&name, layer, role, shape)
+                blueprint.draw(&format!("feed_forward.{path}{field}"), role, shape)
             };
             if config.activation.is_gated() {
                 up.extend(draw("up.gate", Role::Gate, [f, d]));
@@ -66,20 +59,16 @@ impl Mlp {
             up.extend(draw("up.up", Role::Up, [f, d]));
             down.extend(draw("down", Role::Down, [d, f]));
         }
-        let matrix = |values: Vec<f32>, columns: usize| {
-            let rows = values.len() / columns;
-            Param::from_data(TensorData::new(values, [rows, columns]), device)
-        };
         let site = NormSite::of_width(f);
         let make = |wanted: bool| wanted.then(|| Norm::new(blueprint.norm(), site, device));
         Self {
-            up: matrix(up, d),
+            up: blueprint.matrix(up, d),
             gate_norm: make(inner.gate_norm),
             up_norm: make(inner.up_norm),
             gate_scale: Scale::new(inner.gate_scale, f, device),
             up_scale: Scale::new(inner.up_scale, f, device),
             mid_norm: make(inner.mid_norm),
-            down: matrix(down, f),
+            down: blueprint.matrix(down, f),
             activation: config.activation,
         }
     }

@@ -80,15 +80,6 @@ impl Trainer {
                 config.train.seq_len
             )));
         }
-        let note_decay = |model: &ModelConfig, on_event: &mut dyn FnMut(Event<'_>)| {
-            if model.placement.unit_weights && config.optimizer.weight_decay > 0.0 {
-                on_event(Event::Note(
-                    "weight decay does nothing but shorten steps where weights have unit length; \
-                     nGPT uses optimizer.weight_decay = 0"
-                        .into(),
-                ));
-            }
-        };
         let device = device.clone().autodiff();
         let mut new_parameters = Vec::new();
         let (model, warnings) = match (&resumed, &config.init) {
@@ -132,15 +123,24 @@ impl Trainer {
         if config.optimizer.qk_clip.is_some() {
             model.config().check_qk_clip().map_err(name_file)?;
         }
-        note_decay(model.config(), on_event);
+        if model.config().placement.unit_weights && config.optimizer.weight_decay > 0.0 {
+            on_event(Event::Note(
+                "weight decay does nothing but shorten steps where weights have unit length; nGPT uses \
+                 optimizer.weight_decay = 0"
+                    .into(),
+            ));
+        }
         let mut optimizer = Optimizer::new(config.optimizer.clone(), &model);
         let state = match &resumed {
             Some(checkpoint) => {
                 let (state, mut moments): (State, _) = checkpoint.training()?;
-                if is_branch {
-                    let (from, to) = (checkpoint.config()?, model.config());
-                    drop_of_other_layout(&mut moments, &from, to);
-                }
+                // What begins anew has no past; in its file a moment has the name of its kind before.
+                moments.retain(|name, _| {
+                    let parameter = name.split_once('.').map(|(_, parameter)| parameter);
+                    !new_parameters
+                        .iter()
+                        .any(|new| Some(new.as_str()) == parameter)
+                });
                 let found = sources.train.fingerprint();
                 if state.data != found {
                     return Err(Error::config(format!(
@@ -220,14 +220,13 @@ fn require_memory(config: &Config, model: &ModelConfig) -> Result<()> {
     )
 }
 
-/// Drops values, weights or moments, whose rows are for something else in another model, even if there are
-/// as many.
+/// Drops weights whose rows are for something else in another model, even if there are as many.
 fn drop_of_other_layout(
-    values: &mut BTreeMap<String, Values>,
+    weights: &mut BTreeMap<String, Values>,
     from: &ModelConfig,
     to: &ModelConfig,
 ) {
-    values.retain(|name, values| {
+    weights.retain(|name, values| {
         let rows = values.shape.first().copied().unwrap_or(0);
         let of = |config| Matrices::of(name, rows, config);
         let heads = |config: &ModelConfig| (config.n_heads, config.n_kv_heads, config.mla);

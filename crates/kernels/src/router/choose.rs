@@ -1,0 +1,173 @@
+//! Which experts a token goes to.
+
+use super::{Router, scores};
+use crate::parallel::rows_per_chunk;
+use crate::simd::{LANES, dispatch, max};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// `chosen` (n, k): the experts of each token in descending order of score plus bias, from `logits`
+/// (n, E) and `bias` (E). Of equal ones the lower comes first.
+///
+/// A group is as good as its best expert, with a bias as the sum of its two best; only experts of
+/// the best groups are chosen. NaN counts as the largest number, so that it shows in the weights.
+pub fn choose(r: &Router, logits: &[f32], bias: Option<&[f32]>, chosen: &mut [u32]) {
+    let n = r.check("router::choose", logits);
+    r.check_choices("router::choose: chosen", n, chosen.len());
+    if let Some(bias) = bias {
+        let experts = r.experts;
+        assert_eq!(
+            bias.len(),
+            experts,
+            "router::choose: bias is not ({experts})"
+        );
+    }
+    let Router { experts, top_k, .. } = *r;
+    let chunk = rows_per_chunk(n, experts);
+    chosen
+        .par_chunks_mut(chunk * top_k)
+        .zip(logits.par_chunks(chunk * experts))
+        .for_each(|(chosen, logits)| {
+            let mut place = Place::new(r);
+            dispatch(
+                #[inline(always)]
+                || {
+                    let tokens = logits.chunks_exact(experts);
+                    for (logits, chosen) in tokens.zip(chosen.chunks_exact_mut(top_k)) {
+                        place.keys.copy_from_slice(logits);
+                        scores(r.scoring, &mut place.keys);
+                        select(r, bias, &mut place, chosen);
+                    }
+                },
+            );
+        });
+}
+
+/// Where tokens are worked on, one after another.
+struct Place {
+    keys: Vec<f32>,
+    group_keys: Vec<f32>,
+    groups: Vec<u32>,
+    best: Vec<f32>,
+}
+
+impl Place {
+    fn new(r: &Router) -> Self {
+        Self {
+            keys: vec![0.0; r.experts],
+            group_keys: vec![0.0; r.groups],
+            groups: vec![0; r.top_groups],
+            best: vec![0.0; r.top_k.max(r.top_groups)],
+        }
+    }
+}
+
+#[inline(always)]
+fn select(r: &Router, bias: Option<&[f32]>, place: &mut Place, chosen: &mut [u32]) {
+    let Place {
+        keys,
+        group_keys,
+        groups,
+        best,
+    } = place;
+    if let Some(bias) = bias {
+        for (key, bias) in keys.iter_mut().zip(bias) {
+            *key += bias;
+        }
+    }
+    for key in &mut *keys {
+        *key = nan_first(*key);
+    }
+    if r.top_groups == r.groups {
+        return Best::new(best, chosen).look_at(keys, 0..r.experts);
+    }
+    let size = r.experts / r.groups;
+    for (key, group) in group_keys.iter_mut().zip(keys.chunks_exact(size)) {
+        *key = match bias {
+            Some(_) => nan_first(two_largest(group)),
+            None => max(group),
+        };
+    }
+    Best::new(best, groups).look_at(group_keys, 0..r.groups);
+    groups.sort_unstable();
+    let mut found = Best::new(best, chosen);
+    for &group in &*groups {
+        let first = group as usize * size;
+        found.look_at(keys, first..first + size);
+    }
+}
+
+#[inline(always)]
+fn nan_first(key: f32) -> f32 {
+    if key.is_nan() { f32::INFINITY } else { key }
+}
+
+/// Sum of the two largest, or the only one.
+#[inline(always)]
+fn two_largest(keys: &[f32]) -> f32 {
+    let (mut first, mut second) = (keys[0], None);
+    for &key in &keys[1..] {
+        if key > first {
+            second = Some(first);
+            first = key;
+        } else if second.is_none_or(|second| key > second) {
+            second = Some(key);
+        }
+    }
+    second.map_or(first, |second| first + second)
+}
+
+/// The best of what was looked at, in descending order.
+struct Best<'a> {
+    keys: &'a mut [f32],
+    ids: &'a mut [u32],
+    found: usize,
+}
+
+impl<'a> Best<'a> {
+    /// As many as `ids` holds; `keys` is at least as long.
+    #[inline(always)]
+    fn new(keys: &'a mut [f32], ids: &'a mut [u32]) -> Self {
+        let keys = &mut keys[..ids.len()];
+        Self {
+            keys,
+            ids,
+            found: 0,
+        }
+    }
+
+    #[inline(always)]
+    fn look_at(&mut self, keys: &[f32], range: Range<usize>) {
+        let first = range.start;
+        for (c, keys) in keys[range].chunks(LANES).enumerate() {
+            if self.found == self.ids.len() {
+                // Mostly nothing of a block is better.
+                let last = self.keys[self.found - 1];
+                let better = keys.iter().fold(false, |any, &key| any | (key > last));
+                if !better {
+                    continue;
+                }
+            }
+            for (i, &key) in keys.iter().enumerate() {
+                self.offer(key, (first + c * LANES + i) as u32);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn offer(&mut self, key: f32, id: u32) {
+        if self.found < self.ids.len() {
+            self.found += 1;
+        } else if key <= self.keys[self.found - 1] {
+            return;
+        }
+        let mut at = self.found - 1;
+        while at > 0 && key > self.keys[at - 1] {
+            self.keys[at] = self.keys[at - 1];
+            self.ids[at] = self.ids[at - 1];
+            at -= 1;
+        }
+        self.keys[at] = key;
+        self.ids[at] = id;
+    }
+}
