@@ -227,7 +227,7 @@ fn what_a_kill_left_half_written_is_removed() {
     let lab = Lab::new();
     lab.train("run", &["--set", "train.steps=10"]);
     lab.write(
-        "run/checkpoints/step-00000007.partial/model.safetensors",
+        "run/checkpoints/step-00000007.0123456789abcdef.partial/model.safetensors",
         "half",
     );
     lab.train("run", &["--resume", "--set", "train.steps=12"]);

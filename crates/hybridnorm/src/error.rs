@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::text::one_line;
+
 /// Result with this crate's [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -11,7 +13,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// The operating system refused.
-    #[error("{}: {}", path.display(), plain_io(source))]
+    #[error("{}", one_line(&format!("{}: {}", path.display(), plain_io(source))))]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -19,7 +21,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A file is there but does not hold what it should.
-    #[error("{}: {problem}", path.display())]
+    #[error("{}", one_line(&format!("{}: {problem}", path.display())))]
     Format {
         /// The file.
         path: PathBuf,
@@ -27,13 +29,13 @@ pub enum Error {
         problem: String,
     },
     /// A configuration, or a value given in code or on the command line, makes no sense.
-    #[error("{0}")]
+    #[error("{}", one_line(.0))]
     Config(String),
     /// A placement is not valid.
     #[error("{0}")]
     Placement(#[from] crate::placement::PlacementError),
     /// Numbers of a model stopped being finite.
-    #[error("{}{problem}", at_step(*step))]
+    #[error("{}", one_line(&format!("{}{problem}", at_step(*step))))]
     Diverged {
         /// At this step of a training.
         step: Option<u64>,
@@ -41,7 +43,7 @@ pub enum Error {
         problem: String,
     },
     /// A program this one needs is missing or failed.
-    #[error("{0}")]
+    #[error("{}", one_line(.0))]
     External(String),
 }
 

@@ -27,10 +27,12 @@ pub mod lab;
 pub mod machine;
 pub mod memory;
 pub mod model;
+pub mod omissions;
 pub mod ops;
 pub mod placement;
 pub mod report;
 pub mod tensors;
+pub mod text;
 pub mod threads;
 pub mod train;
 

@@ -278,31 +278,30 @@ fn tokenized(
         return Ok(prepared);
     }
     files::create_dir(cache)?;
-    // One process makes it; others wait for that one.
+    // One process makes it; others wait for that one. The file stays, so that all lock the same.
     let lock = cache.join(format!("{name}.lock"));
-    let holder = fs::File::create(&lock).map_err(Error::io(&lock))?;
-    holder.lock().map_err(Error::io(&lock))?;
+    let holder = fs::File::options()
+        .create(true)
+        .append(true)
+        .open(&lock)
+        .map_err(Error::io(&lock))?;
+    // Where there are no locks, both make it, and one of them gives it its name.
+    let _ = holder.lock();
     if let Some(prepared) = cached(&folder, options.verify) {
-        let _ = fs::remove_file(&lock);
         return Ok(prepared);
     }
-    // What a killed process left, or what was damaged since, makes way: the text is still there.
-    for broken in [&folder, &files::staging(&folder)] {
-        if broken.exists() {
-            fs::remove_dir_all(broken).map_err(Error::io(broken))?;
-        }
-    }
+    // What was damaged since makes way: the text is still there.
+    let prepared = &PrepareOptions {
+        overwrite: true,
+        ..options.prepare.clone()
+    };
     match (tokenizer, &options.tokenizer) {
         (None, Some(TokenizerChoice::Spec(spec))) => {
-            prepare(inputs, spec, &folder, &options.prepare, progress)
+            prepare(inputs, spec, &folder, prepared, progress)
         }
-        (Some(tokenizer), _) => {
-            prepare_with(inputs, tokenizer, &folder, &options.prepare, progress)
-        }
+        (Some(tokenizer), _) => prepare_with(inputs, tokenizer, &folder, prepared, progress),
         (None, _) => Err(Error::config("raw text needs a tokenizer")),
     }?;
-    // The folder stands: whoever still waits finds it.
-    let _ = fs::remove_file(&lock);
     PreparedFolder::open(&folder)
 }
 

@@ -1,8 +1,7 @@
 //! From text to a folder of token shards.
 //!
 //! The folder holds `train-00000.bin`, ..., `validation-00000.bin`, ..., the tokenizer, and
-//! `manifest.json`. It is written under the name with `.partial` behind it and gets its own name when
-//! it is whole.
+//! `manifest.json`. It is a [`StagedFolder`]: it gets its name when it is whole.
 //!
 //! **The split** is by document. A document is held out when a hash of (seed, text) falls below
 //! the fraction, so the choice does not depend on the order of inputs, and copies of one document
@@ -17,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
-use crate::files;
+use crate::files::{self, StagedFolder};
 
 use super::bpe::BpeTrainer;
 use super::manifest::{MANIFEST_NAME, Manifest, SourceRecord};
@@ -220,20 +219,13 @@ impl<'j> Job<'j> {
     /// Reads all text, tokenizes it and writes the folder: first beside its place, so that what
     /// stands there is replaced only by something whole.
     fn write(&self, tokenizer: &Tokenizer, plan: &Plan, progress: ProgressFn) -> Result<Manifest> {
-        let staged = files::staging(self.out);
-        files::create_dir(&staged)?;
-        clear(&staged)?;
-        let written = self
-            .write_into(&staged, tokenizer, plan, progress)
-            .and_then(|manifest| {
-                put_in_place(&staged, self.out)?;
-                Ok(manifest)
-            });
-        if written.is_err() {
-            let _ =
-                clear(&staged).and_then(|()| fs::remove_dir(&staged).map_err(Error::io(&staged)));
+        let staged = StagedFolder::create(self.out)?;
+        let manifest = self.write_into(staged.path(), tokenizer, plan, progress)?;
+        match self.options.overwrite {
+            true => staged.replace(holds_only_ours)?,
+            false => staged.publish()?,
         }
-        written
+        Ok(manifest)
     }
 
     fn write_into(
@@ -379,7 +371,6 @@ impl Output<'_> {
 
 /// Whether a file of this name is one that a preparation writes.
 fn is_ours(name: &str) -> bool {
-    let name = name.strip_suffix(files::TEMPORARY_SUFFIX).unwrap_or(name);
     let shard = name.starts_with("train-") || name.starts_with("validation-");
     shard && name.ends_with(".bin")
         || [
@@ -391,8 +382,7 @@ fn is_ours(name: &str) -> bool {
         .contains(&name)
 }
 
-/// Checks that `out` is free, or holds nothing but prepared data that may be replaced, and that
-/// nobody else's files are where it is staged.
+/// Checks that `out` is free, or holds nothing but prepared data that may be replaced.
 fn check_room(out: &Path, overwrite: bool) -> Result<()> {
     if out.file_name().is_none() {
         return Err(Error::config(format!(
@@ -400,8 +390,8 @@ fn check_room(out: &Path, overwrite: bool) -> Result<()> {
             out.display()
         )));
     }
-    holds_only_ours(&files::staging(out))?;
-    if !out.exists() || fs::read_dir(out).map_err(Error::io(out))?.next().is_none() {
+    files::create_parent(out)?;
+    if !files::exists(out)? || fs::read_dir(out).map_err(Error::io(out))?.next().is_none() {
         return Ok(());
     }
     // Damaged data are data too, and may be prepared again.
@@ -421,9 +411,6 @@ fn check_room(out: &Path, overwrite: bool) -> Result<()> {
 }
 
 fn holds_only_ours(folder: &Path) -> Result<()> {
-    if !folder.exists() {
-        return Ok(());
-    }
     for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
         let name = entry.map_err(Error::io(folder))?.file_name();
         if !name.to_str().is_some_and(is_ours) {
@@ -432,31 +419,6 @@ fn holds_only_ours(folder: &Path) -> Result<()> {
                 folder.display(),
                 name.display()
             )));
-        }
-    }
-    Ok(())
-}
-
-/// Gives the finished folder its name; what was prepared there before goes.
-fn put_in_place(staged: &Path, out: &Path) -> Result<()> {
-    if out.exists() {
-        clear(out)?;
-        fs::remove_dir(out).map_err(Error::io(out))?;
-    }
-    fs::rename(staged, out).map_err(Error::io(out))?;
-    files::sync_parent(out)
-}
-
-/// Removes what an earlier preparation left, the manifest first.
-fn clear(out: &Path) -> Result<()> {
-    let manifest = out.join(MANIFEST_NAME);
-    if manifest.exists() {
-        fs::remove_file(&manifest).map_err(Error::io(&manifest))?;
-    }
-    for entry in fs::read_dir(out).map_err(Error::io(out))? {
-        let entry = entry.map_err(Error::io(out))?;
-        if entry.file_name().to_str().is_some_and(is_ours) {
-            fs::remove_file(entry.path()).map_err(Error::io(entry.path()))?;
         }
     }
     Ok(())

@@ -10,8 +10,7 @@
 //!   manifest.json          size and SHA-256 of all of the above; written last
 //! ```
 //!
-//! Files are written into a `.partial` sibling, flushed, and the folder is renamed: what carries
-//! the name is complete. Reading verifies the manifest.
+//! It is a [`StagedFolder`]: what carries the name is complete. Reading verifies the manifest.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -22,7 +21,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
-use crate::files::{self, Fingerprint, TEMPORARY_SUFFIX};
+use crate::files::{self, Fingerprint, StagedFolder};
 use crate::model::Recompute;
 use crate::model::inventory::inventory;
 use crate::model::{Decoder, ModelConfig, params};
@@ -79,37 +78,24 @@ pub struct Checkpoint {
     path: PathBuf,
 }
 
-/// Writes a checkpoint at `path`.
+/// Writes a checkpoint at `path`, whose parent must be there: a run directory that was removed is not
+/// made anew.
 ///
 /// # Errors
-/// If anything cannot be written, or something stands there already, under this name or under the
-/// one with `.partial` behind it.
+/// If anything cannot be written, or something stands there already.
 pub fn save<S: Serialize>(path: &Path, contents: Contents<'_, S>) -> Result<()> {
-    let partial = files::staging(path);
-    if path.file_name().is_none() {
-        return Err(Error::config(format!(
-            "{}: not the name of a checkpoint to write",
-            path.display()
-        )));
+    if fs::symlink_metadata(path).is_ok() {
+        return Err(Error::format(
+            path,
+            "already here; choose another name, or remove it",
+        ));
     }
-    for taken in [path, &partial] {
-        if fs::symlink_metadata(taken).is_ok() {
-            return Err(Error::format(
-                taken,
-                "already here; choose another name, or remove it",
-            ));
-        }
-    }
-    let written = write_folder(&partial, contents).and_then(|()| put_in_place(&partial, path));
-    if written.is_err() {
-        let _ = fs::remove_dir_all(&partial);
-    }
-    written
+    let staged = StagedFolder::create(path)?;
+    write_folder(staged.path(), contents)?;
+    staged.publish()
 }
 
 fn write_folder<S: Serialize>(folder: &Path, contents: Contents<'_, S>) -> Result<()> {
-    // Its parent must be there: a run directory that was removed is not made anew.
-    fs::create_dir(folder).map_err(Error::io(folder))?;
     let model = contents.model.config();
     let config = ConfigFile {
         placement_hash: model.placement.hash(),
@@ -139,12 +125,6 @@ fn write_folder<S: Serialize>(folder: &Path, contents: Contents<'_, S>) -> Resul
     write_json(&folder.join(MANIFEST), &manifest)
 }
 
-/// Moves the finished folder to its place.
-fn put_in_place(partial: &Path, path: &Path) -> Result<()> {
-    fs::rename(partial, path).map_err(Error::io(path))?;
-    files::sync_parent(path)
-}
-
 /// Removes a broken checkpoint of a run that stands where the run is about to write the same step
 /// again. A valid one stays.
 ///
@@ -152,7 +132,7 @@ fn put_in_place(partial: &Path, path: &Path) -> Result<()> {
 /// If it cannot be removed.
 pub fn remove_broken(run: &Path, step: u64) -> Result<()> {
     let path = step_path(run, step);
-    if path.exists() && Checkpoint::verify(&path).is_err() {
+    if files::exists(&path)? && Checkpoint::verify(&path).is_err() {
         fs::remove_dir_all(&path).map_err(Error::io(&path))?;
     }
     Ok(())
@@ -402,27 +382,6 @@ pub fn prune(run: &Path, step: u64, keep: usize) -> Result<()> {
     Ok(())
 }
 
-/// Deletes what a process that was killed while it saved has left. Only for the process that holds
-/// the run.
-///
-/// # Errors
-/// If a folder cannot be deleted.
-pub fn remove_leftovers(run: &Path) -> Result<()> {
-    let folder = run.join(CHECKPOINTS);
-    for entry in fs::read_dir(&folder).map_err(Error::io(&folder))? {
-        let path = entry.map_err(Error::io(&folder))?.path();
-        let name = path.file_name().and_then(|name| name.to_str());
-        let unfinished = name
-            .and_then(|name| name.strip_suffix(TEMPORARY_SUFFIX))
-            .and_then(step_of)
-            .is_some();
-        if unfinished {
-            fs::remove_dir_all(&path).map_err(Error::io(&path))?;
-        }
-    }
-    Ok(())
-}
-
 fn step_of(name: &str) -> Option<u64> {
     name.strip_prefix("step-")?.parse().ok()
 }
@@ -430,11 +389,13 @@ fn step_of(name: &str) -> Option<u64> {
 /// Checkpoints of a run by step, oldest first, valid or not.
 fn list(run: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let folder = run.join(CHECKPOINTS);
-    if !folder.is_dir() {
-        return Ok(Vec::new());
-    }
+    let entries = match fs::read_dir(&folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(Error::io(&folder)(error)),
+    };
     let mut all = Vec::new();
-    for entry in fs::read_dir(&folder).map_err(Error::io(&folder))? {
+    for entry in entries {
         let path = entry.map_err(Error::io(&folder))?.path();
         let step = path
             .file_name()

@@ -10,6 +10,7 @@ pub mod recorder;
 pub mod rows;
 pub mod run_directory;
 mod schedule;
+pub mod segments;
 pub mod sources;
 pub mod spikes;
 pub mod tensorboard;

@@ -66,7 +66,9 @@ impl Trainer {
                 Some(checkpoint)
             }
         };
-        checkpoint::remove_leftovers(run)?;
+        // What a killed process left.
+        files::remove_stale_in(run);
+        files::remove_stale_in(&run.join(checkpoint::CHECKPOINTS));
         if resumed.is_some() && !is_branch {
             run_directory::check_same_run(&config, run, on_event)?;
         }

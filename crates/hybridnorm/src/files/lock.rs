@@ -1,0 +1,143 @@
+//! Locks on files, so that two processes do not write the same folder.
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// Whether to lock. Some file systems have no locks, such as Lustre without `flock` and some NFS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Locking {
+    /// Refuse to work where a lock cannot be had.
+    #[default]
+    Required,
+    /// Work without. Whoever asks for it answers for there being no second process.
+    Off,
+}
+
+/// A lock that is held until it is dropped.
+#[derive(Debug)]
+pub struct Lock {
+    path: PathBuf,
+    file: File,
+}
+
+impl Lock {
+    /// Takes the lock for this process alone. The file is created where it is missing and stays.
+    ///
+    /// # Errors
+    /// If another process holds it (`busy` says so), or locks are required and there are none.
+    pub fn exclusive(path: &Path, locking: Locking, busy: &str) -> Result<Self> {
+        Self::acquire(path, locking, busy, File::try_lock)
+    }
+
+    /// Takes the lock beside others that take it so, while none holds it alone.
+    ///
+    /// # Errors
+    /// As [`Lock::exclusive`].
+    pub fn shared(path: &Path, locking: Locking, busy: &str) -> Result<Self> {
+        Self::acquire(path, locking, busy, File::try_lock_shared)
+    }
+
+    fn acquire(
+        path: &Path,
+        locking: Locking,
+        busy: &str,
+        lock: impl Fn(&File) -> Result<(), TryLockError>,
+    ) -> Result<Self> {
+        loop {
+            let file = File::options()
+                .create(true)
+                .append(true)
+                .open(path)
+                .map_err(Error::io(path))?;
+            let held = Self {
+                path: path.to_path_buf(),
+                file,
+            };
+            match lock(&held.file) {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => {
+                    return Err(Error::config(format!(
+                        "{}: {busy}",
+                        super::parent(path).display()
+                    )));
+                }
+                Err(TryLockError::Error(_)) if locking == Locking::Off => {}
+                Err(TryLockError::Error(error)) if has_no_locks(&error) => {
+                    return Err(Error::format(
+                        super::parent(path),
+                        "this file system has no locks (flock), which keep a second process from \
+                         writing here; --no-lock works without, if you start no second one",
+                    ));
+                }
+                Err(TryLockError::Error(error)) => return Err(Error::io(path)(error)),
+            }
+            // Its holder before may have removed the file that this process had already opened.
+            match held.is_in_place() {
+                Ok(true) => return Ok(held),
+                Ok(false) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(Error::io(path)(error)),
+            }
+        }
+    }
+
+    fn is_in_place(&self) -> io::Result<bool> {
+        let found = fs::metadata(&self.path)?;
+        Ok(super::is_same(&found, &self.file.metadata()?))
+    }
+
+    /// True if the file at the lock's path is still the one that is locked.
+    ///
+    /// # Errors
+    /// If it cannot be looked at, or is missing.
+    pub fn is_held(&self) -> Result<bool> {
+        self.is_in_place().map_err(Error::io(&self.path))
+    }
+}
+
+fn has_no_locks(error: &io::Error) -> bool {
+    // ENOLCK and ENOSYS have no kind of their own everywhere.
+    const ENOLCK: i32 = 37;
+    const ENOSYS: i32 = 38;
+    error.kind() == io::ErrorKind::Unsupported
+        || matches!(error.raw_os_error(), Some(ENOLCK | ENOSYS))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_holds_it_or_several_share_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lock");
+        let alone = Lock::exclusive(&path, Locking::Required, "busy").unwrap();
+        for second in [
+            Lock::exclusive(&path, Locking::Required, "somebody writes here"),
+            Lock::shared(&path, Locking::Required, "somebody writes here"),
+            // A lock that another holds is respected, whatever else is asked for.
+            Lock::shared(&path, Locking::Off, "somebody writes here"),
+        ] {
+            let found = second.unwrap_err().to_string();
+            assert!(found.ends_with("somebody writes here"), "{found}");
+        }
+        drop(alone);
+        let one = Lock::shared(&path, Locking::Required, "busy").unwrap();
+        let two = Lock::shared(&path, Locking::Required, "busy").unwrap();
+        assert!(one.is_held().unwrap() && two.is_held().unwrap());
+        assert!(Lock::exclusive(&path, Locking::Required, "busy").is_err());
+        fs::remove_file(&path).unwrap();
+        let new = Lock::exclusive(&path, Locking::Required, "busy").unwrap();
+        assert!(new.is_held().unwrap() && !one.is_held().unwrap());
+    }
+
+    #[test]
+    fn file_systems_without_locks_are_told_from_others() {
+        assert!(has_no_locks(&io::Error::from_raw_os_error(37)));
+        assert!(has_no_locks(&io::ErrorKind::Unsupported.into()));
+        assert!(!has_no_locks(&io::Error::from_raw_os_error(5)));
+    }
+}

@@ -1,0 +1,345 @@
+//! Files and folders that are either whole or absent.
+//!
+//! Everything this crate writes for later reading goes through [`AtomicFile`] or [`StagedFolder`]:
+//! bytes go to a temporary sibling with a random name, which is flushed to disk and renamed over the
+//! target, and the folder is flushed after. A reader never sees half a file, whatever stops the
+//! writer, and two writers never meet.
+//!
+//! What was there before is looked at through functions that fail when the system does
+//! ([`exists`], [`create_new_dir`]): no answer is not the answer "no".
+
+mod atomic;
+mod lock;
+mod staged;
+mod temporary;
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+
+pub use atomic::AtomicFile;
+pub use lock::{Lock, Locking};
+pub use staged::StagedFolder;
+pub use temporary::{TEMPORARY_SUFFIX, remove_stale, remove_stale_in};
+
+/// Size and SHA-256 of a file, as recorded in manifests.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Fingerprint {
+    /// Bytes.
+    pub bytes: u64,
+    /// Lower-case hexadecimal SHA-256 of the content.
+    pub sha256: String,
+}
+
+/// Writes a file that a person named: whole or absent, too, but through links, and into what is no
+/// regular file, such as a pipe or `/dev/null`, instead of in its place.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn write_named(target: &Path, bytes: &[u8]) -> Result<()> {
+    let resolved = match target.canonicalize() {
+        Ok(resolved) => resolved,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => target.to_path_buf(),
+        Err(error) => return Err(Error::io(target)(error)),
+    };
+    match fs::metadata(&resolved) {
+        Ok(found) if !found.is_file() => fs::write(&resolved, bytes).map_err(Error::io(target)),
+        _ => {
+            remove_stale(&resolved);
+            write(resolved, bytes).map(drop)
+        }
+    }
+}
+
+/// Checks that a file that a person named can be written later, before long work is done for it.
+///
+/// # Errors
+/// If it is a folder, or would be in one that is not there.
+pub fn check_writable(target: &Path) -> Result<()> {
+    if target.is_dir() {
+        return Err(Error::format(
+            target,
+            "is a folder, expected the name of a file",
+        ));
+    }
+    let parent = target
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    match parent {
+        Some(parent) if !parent.is_dir() => Err(Error::format(parent, "no such folder")),
+        _ => Ok(()),
+    }
+}
+
+/// Writes `bytes` to `target`, whole or not at all.
+///
+/// # Errors
+/// As [`AtomicFile::create`] and [`AtomicFile::commit`].
+pub fn write(target: impl AsRef<Path>, bytes: &[u8]) -> Result<Fingerprint> {
+    let target = target.as_ref();
+    let mut file = AtomicFile::create(target)?;
+    file.write_all(bytes).map_err(Error::io(target))?;
+    file.commit()
+}
+
+/// Opens a regular file for reading. A pipe or a device in its place is an error, not a wait.
+///
+/// # Errors
+/// If it cannot be opened, or is something else.
+pub fn open(path: impl AsRef<Path>) -> Result<File> {
+    let path = path.as_ref();
+    let mut options = File::options();
+    options.read(true);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        // Otherwise opening a pipe waits for its writer. On regular files it has no effect.
+        options.custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32);
+    }
+    let file = options.open(path).map_err(Error::io(path))?;
+    let kind = file.metadata().map_err(Error::io(path))?.file_type();
+    match kind.is_file() {
+        true => Ok(file),
+        false => Err(Error::format(
+            path,
+            format!("{}, expected a regular file", kind_in_words(kind)),
+        )),
+    }
+}
+
+fn kind_in_words(kind: fs::FileType) -> &'static str {
+    if kind.is_dir() {
+        return "is a folder";
+    }
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::FileTypeExt;
+        if kind.is_fifo() {
+            return "is a pipe";
+        }
+        if kind.is_socket() {
+            return "is a socket";
+        }
+    }
+    "is a device"
+}
+
+/// Reads a whole file that is expected to be small.
+///
+/// # Errors
+/// If it cannot be read, is no regular file, or is larger than `limit` bytes.
+pub fn read_small(path: impl AsRef<Path>, limit: u64) -> Result<Vec<u8>> {
+    let path = path.as_ref();
+    let file = open(path)?;
+    let length = file.metadata().map_err(Error::io(path))?.len();
+    if length > limit {
+        return Err(Error::format(
+            path,
+            format!("{length} bytes, expected at most {limit}"),
+        ));
+    }
+    let mut bytes = Vec::with_capacity(length as usize);
+    file.take(limit)
+        .read_to_end(&mut bytes)
+        .map_err(Error::io(path))?;
+    Ok(bytes)
+}
+
+/// Reads a file once and returns its fingerprint.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn fingerprint(path: impl AsRef<Path>) -> Result<Fingerprint> {
+    let path = path.as_ref();
+    let mut file = open(path)?;
+    let mut digest = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    let mut bytes = 0;
+    loop {
+        let n = file.read(&mut buffer).map_err(Error::io(path))?;
+        if n == 0 {
+            break;
+        }
+        digest.update(&buffer[..n]);
+        bytes += n as u64;
+    }
+    Ok(Fingerprint {
+        bytes,
+        sha256: hex(&digest.finalize()),
+    })
+}
+
+/// Creates the folder that holds `path`, and its parents.
+///
+/// # Errors
+/// As [`create_dir`].
+pub fn create_parent(path: impl AsRef<Path>) -> Result<()> {
+    create_dir(parent(path.as_ref()))
+}
+
+/// Whether something stands at `path`.
+///
+/// # Errors
+/// If the system cannot tell.
+pub fn exists(path: impl AsRef<Path>) -> Result<bool> {
+    let path = path.as_ref();
+    path.try_exists().map_err(Error::io(path))
+}
+
+/// Creates a folder, whose parent must be there; says whether it is new.
+///
+/// # Errors
+/// If that fails, or something that is no folder stands there.
+pub fn create_new_dir(path: impl AsRef<Path>) -> Result<bool> {
+    let path = path.as_ref();
+    match fs::create_dir(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            let found = fs::metadata(path).map_err(Error::io(path))?;
+            match found.is_dir() {
+                true => Ok(false),
+                false => Err(Error::format(path, "is a file, expected a folder")),
+            }
+        }
+        Err(error) => Err(Error::io(path)(error)),
+    }
+}
+
+/// Creates a folder and its parents, where they are missing.
+///
+/// # Errors
+/// If that fails, or something that is no folder stands there.
+pub fn create_dir(path: impl AsRef<Path>) -> Result<()> {
+    let path = path.as_ref();
+    fs::create_dir_all(path).map_err(Error::io(path))
+}
+
+/// Lower-case hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// SHA-256 of bytes in memory, in hexadecimal.
+pub fn sha256(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+/// Makes a renaming in the folder of `path` last.
+///
+/// # Errors
+/// If the folder cannot be flushed.
+pub fn sync_parent(path: &Path) -> Result<()> {
+    let parent = parent(path);
+    File::open(parent)
+        .and_then(|folder| folder.sync_all())
+        .map_err(Error::io(parent))
+}
+
+/// The folder that holds `path`.
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Whether two files are the same one on disk. Where the system does not tell, yes.
+pub fn is_same(a: &fs::Metadata, b: &fs::Metadata) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        (a.dev(), a.ino()) == (b.dev(), b.ino())
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = (a, b);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_appears_whole_with_its_fingerprint() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        let written = write(&path, b"abc").unwrap();
+        assert_eq!(written, fingerprint(&path).unwrap());
+        assert_eq!(
+            written.sha256,
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        );
+    }
+
+    #[test]
+    fn an_abandoned_writer_leaves_the_old_file_and_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        write(&path, b"old").unwrap();
+        let mut file = AtomicFile::create(&path).unwrap();
+        file.write_all(b"new").unwrap();
+        drop(file);
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn errors_name_the_path() {
+        let error = write("/nowhere/at/all", b"").unwrap_err();
+        assert!(error.to_string().starts_with("/nowhere/at/all"), "{error}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_pipe_is_refused_without_waiting_for_its_writer() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pipe");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RUSR).unwrap();
+        let found = open(&path).unwrap_err().to_string();
+        assert!(
+            found.ends_with("is a pipe, expected a regular file"),
+            "{found}"
+        );
+        assert!(
+            open(folder.path())
+                .unwrap_err()
+                .to_string()
+                .contains("is a folder")
+        );
+    }
+
+    #[test]
+    fn a_folder_is_new_only_for_the_one_that_created_it() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("a");
+        assert!(create_new_dir(&folder).unwrap());
+        assert!(!create_new_dir(&folder).unwrap());
+        let file = parent.path().join("b");
+        write(&file, b"").unwrap();
+        let found = create_new_dir(&file).unwrap_err().to_string();
+        assert!(found.ends_with("is a file, expected a folder"), "{found}");
+        assert!(exists(file.join("below")).is_err() || !exists(file.join("below")).unwrap());
+    }
+
+    #[test]
+    fn a_link_where_the_temporary_file_could_be_is_not_written_through() {
+        let folder = tempfile::tempdir().unwrap();
+        let (target, victim) = (folder.path().join("out"), folder.path().join("victim"));
+        write(&victim, b"precious").unwrap();
+        #[cfg(unix)]
+        std::os::unix::fs::symlink(&victim, folder.path().join("out.partial")).unwrap();
+        write_named(&target, b"new").unwrap();
+        assert_eq!(std::fs::read(&victim).unwrap(), b"precious");
+        assert_eq!(std::fs::read(&target).unwrap(), b"new");
+    }
+}

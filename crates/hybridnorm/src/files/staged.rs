@@ -1,0 +1,221 @@
+//! Folders that are either whole or absent.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::temporary;
+use crate::error::{Error, Result};
+
+/// A folder that is written under a temporary name beside its target and gets its own name when it
+/// is whole. Removed when dropped before that.
+#[derive(Debug)]
+pub struct StagedFolder {
+    target: PathBuf,
+    path: PathBuf,
+    is_published: bool,
+    /// Holds the lock that says that somebody still writes here.
+    _lock: File,
+}
+
+impl StagedFolder {
+    /// Begins the folder that will stand at `target`. Its parent must be there.
+    ///
+    /// # Errors
+    /// If it cannot be created.
+    pub fn create(target: &Path) -> Result<Self> {
+        if target.file_name().is_none() {
+            return Err(Error::config(format!(
+                "{}: not the name of a folder to write",
+                target.display()
+            )));
+        }
+        temporary::remove_stale(target);
+        let (lock, path) = temporary::create_folder(target)?;
+        Ok(Self {
+            target: target.to_path_buf(),
+            path,
+            is_published: false,
+            _lock: lock,
+        })
+    }
+
+    /// Where to write its files.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Gives the folder its name, where nothing stands yet or an empty folder does.
+    ///
+    /// # Errors
+    /// If something else stands there, or it cannot be renamed; the target is then as before.
+    pub fn publish(mut self) -> Result<()> {
+        self.flush()?;
+        // Of all that may stand there, renaming replaces an empty folder only.
+        fs::rename(&self.path, &self.target).map_err(|error| match error.kind() {
+            io::ErrorKind::DirectoryNotEmpty
+            | io::ErrorKind::AlreadyExists
+            | io::ErrorKind::NotADirectory => Error::format(
+                &self.target,
+                "appeared while it was being written; choose another name, or remove it",
+            ),
+            _ => Error::io(&self.target)(error),
+        })?;
+        self.is_published = true;
+        super::sync_parent(&self.target)
+    }
+
+    /// Gives the folder its name and removes what stood there. At every moment the target is the
+    /// old folder or the new one, or, on file systems that cannot exchange two names, the old one
+    /// stands beside it until the next writer comes.
+    ///
+    /// `may_remove` looks at the old folder, which has a temporary name by then, and says whether it
+    /// may go: somebody may have put a file there.
+    ///
+    /// # Errors
+    /// If it cannot be renamed, another process replaces the same folder, or the old one may not go;
+    /// the target is then as before.
+    pub fn replace(mut self, may_remove: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+        let old = match temporary::open_folder(&self.target) {
+            Ok(old) => old,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return self.publish(),
+            Err(error) => return Err(Error::io(&self.target)(error)),
+        };
+        // Held until the end, so that nobody takes the old folder for abandoned.
+        if let Err(fs::TryLockError::WouldBlock) = old.try_lock() {
+            return Err(Error::config(format!(
+                "{}: another process is replacing this folder",
+                self.target.display()
+            )));
+        }
+        self.flush()?;
+        let aside = swap(&self.path, &self.target)?;
+        if let Err(error) = may_remove(&aside) {
+            match aside == self.path {
+                true => exchange(&self.path, &self.target),
+                false => fs::rename(&self.target, &self.path)
+                    .and_then(|()| fs::rename(&aside, &self.target)),
+            }
+            .map_err(Error::io(&aside))?;
+            return Err(error);
+        }
+        self.is_published = true;
+        super::sync_parent(&self.target)?;
+        // The new folder stands; what is left of the old one goes with the next writer.
+        let _ = fs::remove_dir_all(&aside);
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<()> {
+        temporary::open_folder(&self.path)
+            .and_then(|folder| folder.sync_all())
+            .map_err(Error::io(&self.target))
+    }
+}
+
+impl Drop for StagedFolder {
+    fn drop(&mut self) {
+        if !self.is_published {
+            let _ = fs::remove_dir_all(&self.path);
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn exchange(a: &Path, b: &Path) -> io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    Ok(renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE)?)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn exchange(_: &Path, _: &Path) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// NFS and others answer `EINVAL`.
+fn cannot_exchange(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::Unsupported | io::ErrorKind::InvalidInput
+    )
+}
+
+/// Gives `new` the name `target`; gives the name that the old folder has then.
+fn swap(new: &Path, target: &Path) -> Result<PathBuf> {
+    match exchange(new, target) {
+        Ok(()) => Ok(new.to_path_buf()),
+        Err(error) if cannot_exchange(&error) => move_aside(new, target),
+        Err(error) => Err(Error::io(target)(error)),
+    }
+}
+
+/// As [`swap`], in two steps.
+fn move_aside(new: &Path, target: &Path) -> Result<PathBuf> {
+    let aside = temporary::aside(target);
+    fs::rename(target, &aside).map_err(Error::io(target))?;
+    if let Err(error) = fs::rename(new, target) {
+        fs::rename(&aside, target).map_err(Error::io(&aside))?;
+        return Err(Error::io(target)(error));
+    }
+    Ok(aside)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn staged(target: &Path, content: &str) -> StagedFolder {
+        let folder = StagedFolder::create(target).unwrap();
+        fs::write(folder.path().join("a"), content).unwrap();
+        folder
+    }
+
+    #[test]
+    fn a_folder_appears_whole_and_an_abandoned_one_leaves_nothing() {
+        let parent = tempfile::tempdir().unwrap();
+        let target = parent.path().join("out");
+        drop(staged(&target, "x"));
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 0);
+        staged(&target, "x").publish().unwrap();
+        assert_eq!(fs::read(target.join("a")).unwrap(), b"x");
+        let found = staged(&target, "y").publish().unwrap_err().to_string();
+        assert!(found.contains("appeared while"), "{found}");
+        assert_eq!(fs::read(target.join("a")).unwrap(), b"x");
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn replacing_leaves_the_new_folder_alone() {
+        let parent = tempfile::tempdir().unwrap();
+        let target = parent.path().join("out");
+        staged(&target, "old").publish().unwrap();
+        staged(&target, "new").replace(|_| Ok(())).unwrap();
+        assert_eq!(fs::read(target.join("a")).unwrap(), b"new");
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_may_not_be_removed_stays_in_its_place() {
+        let parent = tempfile::tempdir().unwrap();
+        let target = parent.path().join("out");
+        staged(&target, "old").publish().unwrap();
+        let refuse = |_: &Path| Err(Error::config("notes.txt is not ours"));
+        let found = staged(&target, "new").replace(refuse).unwrap_err();
+        assert!(found.to_string().contains("notes.txt"), "{found}");
+        assert_eq!(fs::read(target.join("a")).unwrap(), b"old");
+        assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn two_renamings_do_where_names_cannot_be_exchanged() {
+        let parent = tempfile::tempdir().unwrap();
+        let target = parent.path().join("out");
+        staged(&target, "old").publish().unwrap();
+        let new = parent.path().join("new");
+        fs::create_dir(&new).unwrap();
+        let aside = move_aside(&new, &target).unwrap();
+        assert!(aside.join("a").exists() && !target.join("a").exists());
+        assert!(move_aside(&parent.path().join("missing"), &target).is_err());
+        assert!(target.exists());
+    }
+}

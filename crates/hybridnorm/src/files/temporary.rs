@@ -1,0 +1,234 @@
+//! Names for what is not whole yet, and how to tell what a killed process left from what a living
+//! one still writes.
+//!
+//! A temporary sibling of `NAME` is `NAME.RANDOM.partial`. It is created exclusively, so that no
+//! other process and no link can stand there, and its writer holds a lock on it, so that whoever
+//! comes to the same target later can remove it if, and only if, its writer is gone.
+
+use std::fs::{self, File};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// Suffix of temporary siblings.
+pub const TEMPORARY_SUFFIX: &str = ".partial";
+/// Suffix of a folder that was moved aside while its successor gets its name.
+const ASIDE_SUFFIX: &str = ".replaced";
+/// Hexadecimal digits in a temporary name.
+const RANDOM: usize = 16;
+/// File names have at most 255 bytes on common file systems; the rest is for random part and suffix.
+const STEM_BYTES: usize = 200;
+/// Creating is tried anew when a cleaner was faster.
+const ATTEMPTS: usize = 16;
+
+/// A temporary file, open for writing.
+pub(super) fn create_file(target: &Path) -> Result<(File, PathBuf)> {
+    create(target, |path| File::create_new(path))
+}
+
+/// A temporary folder, and the open folder that holds its lock.
+pub(super) fn create_folder(target: &Path) -> Result<(File, PathBuf)> {
+    create(target, |path| {
+        fs::create_dir(path)?;
+        open_folder(path)
+    })
+}
+
+fn create(target: &Path, make: impl Fn(&Path) -> io::Result<File>) -> Result<(File, PathBuf)> {
+    for _ in 0..ATTEMPTS {
+        let path = sibling(target, TEMPORARY_SUFFIX);
+        let file = match make(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+            Err(error) => {
+                // The folder may stand although it could not be opened.
+                let _ = fs::remove_dir(&path);
+                return Err(Error::io(target)(error));
+            }
+        };
+        // Between creating and locking, a cleaner may have taken it for abandoned.
+        match file.try_lock() {
+            Err(fs::TryLockError::WouldBlock) => continue,
+            // Without locks nothing is ever taken for abandoned.
+            Ok(()) | Err(fs::TryLockError::Error(_)) => {}
+        }
+        if fs::symlink_metadata(&path).is_ok() {
+            return Ok((file, path));
+        }
+    }
+    Err(Error::format(
+        target,
+        "no temporary file could be created beside it",
+    ))
+}
+
+/// A new name beside `target`.
+pub(super) fn sibling(target: &Path, suffix: &str) -> PathBuf {
+    // Seeded by the system.
+    let random = RandomState::new().build_hasher().finish();
+    target.with_file_name(format!("{}.{random:016x}{suffix}", stem(target)))
+}
+
+/// A new name beside `target` for what it replaces.
+pub(super) fn aside(target: &Path) -> PathBuf {
+    sibling(target, ASIDE_SUFFIX)
+}
+
+fn stem(target: &Path) -> String {
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    let end = (0..=STEM_BYTES.min(name.len()))
+        .rev()
+        .find(|&end| name.is_char_boundary(end));
+    name[..end.unwrap_or(0)].to_owned()
+}
+
+/// Opens a folder, to lock or to flush it.
+pub(super) fn open_folder(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    options.read(true);
+    #[cfg(windows)]
+    {
+        use std::os::windows::fs::OpenOptionsExt;
+        const FILE_FLAG_BACKUP_SEMANTICS: u32 = 0x0200_0000;
+        options.custom_flags(FILE_FLAG_BACKUP_SEMANTICS);
+    }
+    options.open(path)
+}
+
+/// Removes what killed writers of `target` left beside it, and gives back its name to what one of
+/// them had moved aside. What a living process writes stays. Nothing here is needed for the writer
+/// that follows, so that an error leaves the remains for the next one.
+pub fn remove_stale(target: &Path) {
+    let stem = stem(target);
+    remove_in(super::parent(target), |name| {
+        name.strip_prefix(&stem)
+            .is_some_and(|rest| random_part(rest).is_some())
+    });
+}
+
+/// As [`remove_stale`], for every target in `folder`: for a folder that belongs to this process.
+pub fn remove_stale_in(folder: &Path) {
+    remove_in(folder, |name| {
+        name.rfind('.')
+            .and_then(|dot| name[..dot].rfind('.'))
+            .is_some_and(|dot| random_part(&name[dot..]).is_some())
+    });
+}
+
+/// The suffix behind `.RANDOM`, if it is one of ours.
+fn random_part(rest: &str) -> Option<&'static str> {
+    let rest = rest.strip_prefix('.')?;
+    let (random, suffix) = rest.split_at_checked(RANDOM)?;
+    let suffix = [TEMPORARY_SUFFIX, ASIDE_SUFFIX]
+        .into_iter()
+        .find(|ours| *ours == suffix)?;
+    random
+        .bytes()
+        .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+        .then_some(suffix)
+}
+
+fn remove_in(folder: &Path, is_ours: impl Fn(&str) -> bool) {
+    let Ok(entries) = fs::read_dir(folder) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        if let Some(name) = name.to_str().filter(|name| is_ours(name)) {
+            let _ = remove_abandoned(&entry.path(), name);
+        }
+    }
+}
+
+fn remove_abandoned(path: &Path, name: &str) -> io::Result<()> {
+    let found = fs::symlink_metadata(path)?;
+    if !found.is_file() && !found.is_dir() {
+        return Ok(());
+    }
+    let file = open_folder(path)?;
+    if file.try_lock().is_err() || !super::is_same(&file.metadata()?, &found) {
+        return Ok(());
+    }
+    if found.is_file() {
+        return fs::remove_file(path);
+    }
+    if let Some(original) = name.strip_suffix(ASIDE_SUFFIX) {
+        let original = path.with_file_name(&original[..original.len() - RANDOM - 1]);
+        if fs::symlink_metadata(&original).is_err() {
+            return fs::rename(path, original);
+        }
+    }
+    fs::remove_dir_all(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = fs::read_dir(folder).unwrap();
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn what_a_living_writer_holds_stays_and_what_a_dead_one_left_goes() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("out");
+        let living = create_file(&target).unwrap();
+        let dead = create_file(&target).unwrap();
+        let dead_folder = create_folder(&target).unwrap();
+        fs::write(dead_folder.1.join("inside"), "x").unwrap();
+        drop((dead, dead_folder));
+        remove_stale(&target);
+        let living_name = living.1.file_name().unwrap().to_str().unwrap().to_owned();
+        assert_eq!(names(folder.path()), [living_name]);
+        drop(living);
+        remove_stale_in(folder.path());
+        assert!(names(folder.path()).is_empty());
+    }
+
+    #[test]
+    fn files_of_other_names_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let others = [
+            "out",
+            "out.partial",
+            "out.0123456789abcdef.txt",
+            "out.0123456789ABCDEF.partial",
+            "other.0123456789abcdef.partial",
+        ];
+        for name in others {
+            fs::write(folder.path().join(name), "x").unwrap();
+        }
+        remove_stale(&folder.path().join("out"));
+        assert_eq!(names(folder.path()).len(), others.len());
+    }
+
+    #[test]
+    fn a_folder_that_was_moved_aside_gets_its_name_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("out");
+        let aside = aside(&target);
+        fs::create_dir(&aside).unwrap();
+        fs::write(aside.join("only copy"), "x").unwrap();
+        remove_stale(&target);
+        assert!(target.join("only copy").exists());
+    }
+
+    #[test]
+    fn long_names_have_temporary_siblings_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("ü".repeat(127));
+        let (file, path) = create_file(&target).unwrap();
+        drop(file);
+        assert!(path.exists());
+        remove_stale(&target);
+        assert!(!path.exists());
+    }
+}

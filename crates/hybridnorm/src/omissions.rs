@@ -1,0 +1,175 @@
+//! What was left out of a result, by reason: a part is never presented as the whole.
+
+use serde::{Deserialize, Serialize};
+
+/// Examples that are kept of each reason.
+const EXAMPLES: usize = 3;
+
+/// What is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unit {
+    /// Files and folders of an input.
+    Files,
+    /// Records of files, such as lines of JSON.
+    Records,
+    /// Documents of text.
+    Documents,
+    /// Tokens.
+    Tokens,
+    /// Tensors of a checkpoint.
+    Tensors,
+}
+
+impl Unit {
+    /// In words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Files => "files",
+            Self::Records => "records",
+            Self::Documents => "documents",
+            Self::Tokens => "tokens",
+            Self::Tensors => "tensors",
+        }
+    }
+}
+
+/// So many of a unit, left out for one reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Omission {
+    /// What is counted.
+    pub unit: Unit,
+    /// Why.
+    pub reason: String,
+    /// How many.
+    pub count: u64,
+    /// The first few, by name and place.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub examples: Vec<String>,
+}
+
+/// Everything that was left out, in the order in which the reasons first occurred.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct LeftOut(Vec<Omission>);
+
+impl LeftOut {
+    /// Counts `count` more of a unit, left out for `reason`, such as `example`.
+    pub fn add(&mut self, unit: Unit, reason: &str, count: u64, example: Option<String>) {
+        if count == 0 {
+            return;
+        }
+        let known = self
+            .0
+            .iter()
+            .position(|omission| omission.unit == unit && omission.reason == reason);
+        let index = known.unwrap_or_else(|| {
+            self.0.push(Omission {
+                unit,
+                reason: reason.to_owned(),
+                count: 0,
+                examples: Vec::new(),
+            });
+            self.0.len() - 1
+        });
+        let omission = &mut self.0[index];
+        omission.count += count;
+        if omission.examples.len() < EXAMPLES {
+            omission.examples.extend(example);
+        }
+    }
+
+    /// Adds what was left out elsewhere.
+    pub fn extend(&mut self, other: &Self) {
+        for omission in &other.0 {
+            let Omission {
+                unit,
+                reason,
+                count,
+                examples,
+            } = omission;
+            let mut examples = examples.iter().cloned();
+            self.add(*unit, reason, *count, examples.next());
+            let ours = self.0.iter_mut();
+            let ours = ours
+                .rev()
+                .find(|ours| ours.unit == *unit && ours.reason == *reason);
+            if let Some(ours) = ours {
+                let room = EXAMPLES.saturating_sub(ours.examples.len());
+                ours.examples.extend(examples.take(room));
+            }
+        }
+    }
+
+    /// True if nothing was left out.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// How many of a unit were left out, for any reason.
+    pub fn count(&self, unit: Unit) -> u64 {
+        let of_unit = self.0.iter().filter(|omission| omission.unit == unit);
+        of_unit.map(|omission| omission.count).sum()
+    }
+
+    /// By reason.
+    pub fn iter(&self) -> impl Iterator<Item = &Omission> {
+        self.0.iter()
+    }
+
+    /// A line for each reason: `left out 3 files: unknown kind (a.csv, b.doc, ...)`.
+    pub fn lines(&self) -> Vec<String> {
+        let line = |omission: &Omission| {
+            let Omission {
+                unit,
+                reason,
+                count,
+                examples,
+            } = omission;
+            let unit = match (unit.name(), count) {
+                (name, 1) => &name[..name.len() - 1],
+                (name, _) => name,
+            };
+            let more = match examples.len() as u64 {
+                shown if shown < *count && shown > 0 => ", ...",
+                _ => "",
+            };
+            let examples = match examples.as_slice() {
+                [] => String::new(),
+                examples => format!(" ({}{more})", examples.join(", ")),
+            };
+            format!("left out {count} {unit}: {reason}{examples}")
+        };
+        self.0.iter().map(line).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_add_up_by_reason_and_examples_are_few() {
+        let mut left_out = LeftOut::default();
+        for name in ["a", "b", "c", "d"] {
+            left_out.add(Unit::Files, "unknown kind", 1, Some(name.into()));
+        }
+        left_out.add(Unit::Tokens, "end of the stream", 0, None);
+        let mut all = LeftOut::default();
+        all.add(Unit::Documents, "blank", 1, None);
+        all.extend(&left_out);
+        all.extend(&left_out);
+        assert_eq!(all.count(Unit::Files), 8);
+        assert_eq!(all.count(Unit::Tokens), 0);
+        assert_eq!(
+            all.lines(),
+            [
+                "left out 1 document: blank",
+                "left out 8 files: unknown kind (a, b, c, ...)"
+            ]
+        );
+        let json = serde_json::to_string(&all).unwrap();
+        assert_eq!(serde_json::from_str::<LeftOut>(&json).unwrap(), all);
+    }
+}
