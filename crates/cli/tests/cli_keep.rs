@@ -5,18 +5,7 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use common::{Damage, Lab, damage, files_below, train_args};
-
-fn official_folder(lab: &Lab, name: &str) {
-    let fixtures =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../hybridnorm/tests/fixtures/official");
-    let json = fs::read(fixtures.join("hybridnorm-star.json")).unwrap();
-    let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
-    let config = serde_json::json!({ "model": json["model"] });
-    lab.write(&format!("{name}/config.yaml"), config.to_string());
-    let torch = fs::read(fixtures.join("hybridnorm-star.pt")).unwrap();
-    lab.write(&format!("{name}/model.pt"), torch);
-}
+use common::{Damage, Lab, damage, files_below, official_folder, train_args};
 
 #[test]
 fn an_import_takes_no_place_that_is_taken() {
