@@ -223,8 +223,7 @@ impl Trainer {
             let missing = recorder.missing_rows();
             resume::tell((&before, &config), &changed, state.step, missing, on_event)?;
             if state.step >= config.train.steps as u64 {
-                // A kill may have come between the last checkpoint and pruning.
-                checkpoint::prune(run, state.step, before.train.keep_checkpoints)?;
+                finish_what_was_begun(run, state.step, &segments, &before)?;
             }
         }
         segments.push(Segment {
@@ -265,6 +264,21 @@ impl Trainer {
             claim,
         })
     }
+}
+
+/// Does what a process left undone that was killed right after its last checkpoint.
+fn finish_what_was_begun(
+    run: &Path,
+    step: u64,
+    segments: &[Segment],
+    config: &Config,
+) -> Result<()> {
+    let recorded = segments::read(run)?;
+    let is_behind = |last: &Segment| last.last_step.is_none_or(|of| of < step);
+    if recorded.len() == segments.len() && recorded.last().is_some_and(is_behind) {
+        segments::write(run, segments)?;
+    }
+    checkpoint::prune(run, step, config.train.keep_checkpoints)
 }
 
 /// Refuses a training that the machine's memory cannot hold.
