@@ -160,6 +160,10 @@ pub struct QuickstartArgs {
     /// Training steps of each model.
     #[arg(long, value_name = "N")]
     pub steps: Option<usize>,
+    /// Work without file locks, where the file system has none (some Lustre and NFS mounts); nothing then
+    /// keeps a second process from writing into the same folder.
+    #[arg(long)]
+    pub no_lock: bool,
     /// Print one JSON document instead of a table.
     #[arg(long)]
     pub json: bool,
@@ -180,6 +184,10 @@ pub struct TrainArgs {
     /// Go on from the newest valid checkpoint of the run directory.
     #[arg(long)]
     pub resume: bool,
+    /// Work without file locks, where the file system has none (some Lustre and NFS mounts); nothing then
+    /// keeps a second process from writing into the same folder.
+    #[arg(long)]
+    pub no_lock: bool,
     /// Print the outcome as one JSON document.
     #[arg(long)]
     pub json: bool,
@@ -229,6 +237,10 @@ pub struct ReplayArgs {
     /// Run directory of the replay; the run's name with `-replay-S` unless given.
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+    /// Work without file locks, where the file system has none (some Lustre and NFS mounts); nothing then
+    /// keeps a second process from writing into the same folder.
+    #[arg(long)]
+    pub no_lock: bool,
     /// Print one JSON document.
     #[arg(long)]
     pub json: bool,

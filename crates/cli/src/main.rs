@@ -21,6 +21,7 @@ use console::Console;
 
 fn main() -> ExitCode {
     allocator::set_up();
+    stop::outlive_file_limits();
     std::panic::set_hook(Box::new(|panic| console::to_stderr(&defect(panic))));
     // Wrong usage leaves with 2 from inside clap.
     let cli = Cli::parse();

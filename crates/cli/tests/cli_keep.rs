@@ -77,12 +77,7 @@ fn files_of_others_in_a_run_directory_are_left_alone() {
     assert!(lab.read("a/config.toml").starts_with(b"# mine"));
     lab.write("b/metrics.jsonl", "{\"mine\":1}\n{\"mine\":2}\n");
     lab.train_fails(2, "b", &[], &["metrics.jsonl"]);
-    lab.train_fails(
-        1,
-        "b",
-        &["--resume"],
-        &["b/metrics.jsonl", "line 1 is no row"],
-    );
+    lab.train_fails(2, "b", &["--resume"], &["b: the folder holds no run"]);
     assert_eq!(lab.read("b/metrics.jsonl"), b"{\"mine\":1}\n{\"mine\":2}\n");
     assert!(!lab.path("b/config.toml").exists());
     lab.write("c/lock", "mine");

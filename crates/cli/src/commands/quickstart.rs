@@ -18,6 +18,7 @@ pub fn run(args: QuickstartArgs, console: &Console) -> Result<Ending, Error> {
         out: args.out,
         data: args.data,
         steps: args.steps,
+        locking: super::locking(args.no_lock),
     };
     let stop = Stop::listen()?;
     let mut display = Display::new(console);

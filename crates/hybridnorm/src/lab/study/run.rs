@@ -62,7 +62,7 @@ pub fn execute(
         stop,
     } = options;
     let config = planned.config.clone();
-    let mut trainer = Trainer::open(config, work, Start::Resume, device, &mut |event| {
+    let mut trainer = Trainer::open(config, work, Start::ResumeOrFresh, device, &mut |event| {
         // Whether it goes on or begins is not worth a line for each of a hundred runs.
         if !matches!(event, Event::Note(_)) {
             on_event(event);
@@ -112,7 +112,7 @@ pub fn execute(
 /// If its files cannot be read.
 pub fn leave_out(planned: &Planned, work: &Path, step: u64, device: &Device) -> Result<RunRecord> {
     let config = planned.config.clone();
-    let trainer = Trainer::open(config, work, Start::Resume, device, &mut |_| {})?;
+    let trainer = Trainer::open(config, work, Start::ResumeOrFresh, device, &mut |_| {})?;
     let of = Of::new(&planned.id, &planned.cell, &planned.config, &trainer);
     record(of, work, Ending::Halved { step }, None)
 }
