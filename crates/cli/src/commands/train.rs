@@ -31,6 +31,11 @@ pub fn run(args: TrainArgs, console: &Console) -> Result<Ending, Error> {
     for warning in trainer.warnings() {
         console.warning(&warning.to_string());
     }
+    if let Some(tokenizer) = trainer.tokenizer() {
+        for note in tokenizer.notes() {
+            console.note(&format!("{}: {note}", one_line(tokenizer.name())));
+        }
+    }
     let outcome = trainer.run(stop.wait_for_me(), &mut on_event)?;
     display.finish();
     if args.json {
