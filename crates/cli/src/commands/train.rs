@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use hybridnorm::text::one_line;
 use hybridnorm::train::recorder::FLIGHT;
 use hybridnorm::train::{Config, Event, Start, Trainer};
 use hybridnorm::{Device, Error};

@@ -96,6 +96,16 @@ fn halves(bytes: &[u8], rank: u32, ranks: &HashMap<&[u8], u32>) -> Option<(u32, 
     }
 }
 
+/// The first line of a message of a parser, in words instead of names of types.
 pub(super) fn one_line(error: &dyn std::error::Error) -> String {
-    error.to_string().lines().next().unwrap_or_default().into()
+    let message = error.to_string();
+    let words = message.lines().next().unwrap_or_default().split(' ');
+    let words = words.map(|word| match word {
+        "usize" | "u64" | "u32" | "u16" | "u8" => "a whole number from 0 on",
+        "isize" | "i64" | "i32" => "a whole number",
+        "f64" | "f32" => "a number",
+        "struct" | "enum" | "variant" | "tuple" => "part",
+        word => word,
+    });
+    words.collect::<Vec<_>>().join(" ")
 }

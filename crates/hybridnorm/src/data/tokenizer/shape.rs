@@ -7,6 +7,7 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
 use super::growth::{Growth, check_pattern, kind};
+use super::json::one_line as in_words;
 use super::pieces::Cut;
 use crate::text::one_line;
 
@@ -83,8 +84,7 @@ struct Model {
 impl Shape {
     /// Reads and checks a file.
     pub(super) fn read(file: &[u8]) -> Result<(Self, Growth), String> {
-        let shape: Self = serde_json::from_slice(file)
-            .map_err(|error| one_line(&error.to_string()).into_owned())?;
+        let shape: Self = serde_json::from_slice(file).map_err(|error| in_words(&error))?;
         shape.check_tokens()?;
         let growth = shape.check_parts()?;
         Ok((shape, growth))
