@@ -359,12 +359,21 @@ fn crafted() -> Vec<(String, Vec<u8>)> {
 
 #[test]
 fn every_file_works_or_gives_one_line_within_bounds() {
+    try_files(0);
+}
+
+#[test]
+fn every_other_file_does_too() {
+    try_files(1);
+}
+
+fn try_files(first: usize) {
     let lab = Lab::new();
     lab.write("text.jsonl", json!({"text": TEXT.repeat(20)}).to_string());
     let files = crafted();
     assert!(files.len() > 100, "{}", files.len());
     let mut works = 0;
-    for (index, (name, file)) in files.iter().enumerate() {
+    for (index, (name, file)) in files.iter().enumerate().skip(first).step_by(2) {
         let tokenizer = format!("{index}.json");
         lab.write(&tokenizer, file);
         let script = format!("ulimit -v {MEMORY_KIB}; exec \"$@\"");
@@ -400,5 +409,5 @@ fn every_file_works_or_gives_one_line_within_bounds() {
             assert!(!text.contains(word), "{name}: {text}");
         }
     }
-    assert!(works > 20, "{works}");
+    assert!(works > 10, "{works}");
 }
