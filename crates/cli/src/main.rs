@@ -22,7 +22,12 @@ use console::Console;
 fn main() -> ExitCode {
     allocator::set_up();
     stop::outlive_file_limits();
-    std::panic::set_hook(Box::new(|panic| console::to_stderr(&defect(panic))));
+    std::panic::set_hook(Box::new(|panic| {
+        // A tokenizer out of a file that fails becomes an error of its own.
+        if !hybridnorm::data::tokenizer::is_foreign_code() {
+            console::to_stderr(&defect(panic));
+        }
+    }));
     // Wrong usage leaves with 2 from inside clap.
     let cli = Cli::parse();
     let console = Console::new(cli.quiet);

@@ -106,7 +106,17 @@ fn generate_is_decided_by_the_seed() {
         "0",
         "--json",
     ]);
-    assert_eq!(keys(&found), ["prompt", "text", "tokens"]);
+    assert_eq!(
+        keys(&found),
+        [
+            "context_tokens",
+            "left_out",
+            "prompt",
+            "prompt_tokens",
+            "text",
+            "tokens"
+        ]
+    );
     assert_eq!(
         write(&greedy),
         format!("Once{}\n", found["text"].as_str().unwrap())

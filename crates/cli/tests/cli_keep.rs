@@ -3,7 +3,6 @@
 mod common;
 
 use std::fs;
-use std::path::Path;
 
 use common::{Damage, Lab, damage, files_below, official_folder, train_args};
 

@@ -4,6 +4,7 @@ use hybridnorm::Error;
 use hybridnorm::data::{
     self, Inspection, InvalidUtf8, Manifest, PrepareOptions, SplitReport, TokenizerSpec,
 };
+use hybridnorm::text::one_line;
 
 use super::Ending;
 use crate::args::{DataCommand, PrepareArgs, PublicText};
@@ -55,6 +56,9 @@ fn prepare(args: PrepareArgs, console: &Console) -> Result<(), Error> {
         },
     )?;
     display.finish();
+    for note in &manifest.tokenizer.notes {
+        console.note(&format!("{}: {note}", one_line(&manifest.tokenizer.name)));
+    }
     if args.json {
         return console::print_json(&manifest);
     }

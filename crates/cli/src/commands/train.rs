@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use hybridnorm::text::one_line;
 use hybridnorm::train::recorder::FLIGHT;
 use hybridnorm::train::{Config, Event, OpenOptions, Start, Trainer};
 use hybridnorm::{Device, Error};
@@ -35,6 +36,11 @@ pub fn run(args: TrainArgs, console: &Console) -> Result<Ending, Error> {
     let mut trainer = Trainer::open_with(config, &run, start, &options, &device, &mut on_event)?;
     for warning in trainer.warnings() {
         console.warning(&warning.to_string());
+    }
+    if let Some(tokenizer) = trainer.tokenizer() {
+        for note in tokenizer.notes() {
+            console.note(&format!("{}: {note}", one_line(tokenizer.name())));
+        }
     }
     let outcome = trainer.run(stop.wait_for_me(), &mut on_event)?;
     display.finish();

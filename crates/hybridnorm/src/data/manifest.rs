@@ -119,6 +119,9 @@ pub struct TokenizerRecord {
     pub vocab_size: usize,
     /// The id that ends every document.
     pub eos_id: u32,
+    /// [`super::Tokenizer::notes`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// Tokens of one split.
