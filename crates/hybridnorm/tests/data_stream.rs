@@ -241,7 +241,7 @@ fn ready_files_of_every_kind() {
         ),
         (
             folder.path().to_str().unwrap().to_owned() + ":u16",
-            "not a regular file",
+            "is a folder, expected a regular file",
         ),
     ] {
         let error = ReadyTokens::open(&name, 100).unwrap_err().to_string();

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use hybridnorm::digits::perplexity;
 use hybridnorm::train::recorder::FLIGHT;
 use hybridnorm::train::{Config, Event, Start, Trainer};
 use hybridnorm::{Device, Error};
@@ -52,8 +53,9 @@ pub fn run(args: TrainArgs, console: &Console) -> Result<Ending, Error> {
     }
     let measured = match outcome.validation {
         Some(found) => format!(
-            "validation loss {:.4} nats, perplexity {:.2}",
-            found.loss, found.perplexity
+            "validation loss {:.4} nats, perplexity {}",
+            found.loss,
+            perplexity(found.perplexity)
         ),
         None => "no validation data".into(),
     };

@@ -23,5 +23,5 @@ pub use config::{
 pub use gradients::{GradientSum, Pass};
 pub use optimizer::{Optimizer, OptimizerConfig, OptimizerKind, StepNorms};
 pub use schedule::{Schedule, ScheduleConfig, ScheduleKind};
-pub use sources::{DataOrder, Sources};
+pub use sources::{DataOrder, DataUse, Sources};
 pub use trainer::{Event, Outcome, Start, State, Step, Trainer};
