@@ -48,7 +48,7 @@ mod tests {
         assert_eq!(perplexity(74.7152), "74.72");
         assert_eq!(perplexity(1.0834), "1.083");
         assert_eq!(perplexity(123_456.789), "123456.79");
-        assert_eq!(perplexity(f64::exp(481.0)), "7.87e208");
+        assert_eq!(perplexity(f64::exp(481.0)), "7.86e208");
         assert_eq!(perplexity(f64::exp(800.0)), "over 1e308");
     }
 }

@@ -340,7 +340,7 @@ mod tests {
         asked(
             &le::<2>(ids(500, 900)),
             800,
-            &["below the vocabulary's size 800", "as u16 up to 899"],
+            &["below the vocabulary's size 800", "as u16 up to 8"],
         );
         asked(b"abc", 800, &["3 bytes are no multiple of 2"]);
     }
