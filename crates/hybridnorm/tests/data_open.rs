@@ -196,7 +196,7 @@ fn opening_ready_files() {
     let error = opened(&[&room.path("a.bin")], Split::Train, &options)
         .unwrap_err()
         .to_string();
-    assert!(error.contains("as u16 up to 99"), "{error}");
+    assert!(error.contains("token 99 at position 99"), "{error}");
 }
 
 #[test]

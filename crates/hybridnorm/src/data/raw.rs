@@ -108,7 +108,7 @@ pub(super) fn detect(
         (_, _, true) => (Dtype::U64, scan.only_even(Dtype::U32)),
         (_, true, false) => (Dtype::U32, scan.only_even(Dtype::U16)),
         (true, false, false) => (Dtype::U16, 0),
-        (false, false, false) => return Err(nothing_fits(&scan, path, vocab_size)),
+        (false, false, false) => return Err(nothing_fits(file, path, vocab_size)),
     };
     let by_vocabulary = Dtype::for_vocab(vocab_size);
     let is_blank = scan.largest(Dtype::U32) == 0;
@@ -183,16 +183,19 @@ pub(super) fn contradiction(file: &[u8], path: &str, named: Dtype) -> Option<Str
     })
 }
 
-fn nothing_fits(scan: &Scan, path: &str, vocab_size: usize) -> String {
+fn nothing_fits(file: &[u8], path: &str, vocab_size: usize) -> String {
     let readings = [Dtype::U16, Dtype::U32]
-        .map(|dtype| match scan.bytes % dtype.size() as u64 {
-            0 => format!("as {} up to {}", dtype.name(), scan.largest(dtype)),
-            _ => format!(
-                "no {}, since {} bytes are no multiple of {}",
-                dtype.name(),
-                scan.bytes,
-                dtype.size()
-            ),
+        .map(|dtype| {
+            let (name, size) = (dtype.name(), dtype.size());
+            if !file.len().is_multiple_of(size) {
+                let bytes = file.len();
+                return format!("no {name}, since {bytes} bytes are no multiple of {size}");
+            }
+            let mut tokens = file.chunks_exact(size).map(|bytes| dtype.value(bytes));
+            let beyond = tokens.position(|token| token >= vocab_size as i128);
+            let position = beyond.unwrap_or_default();
+            let token = dtype.value(&file[position * size..(position + 1) * size]);
+            format!("as {name} there is token {token} at position {position}")
         })
         .join(", ");
     format!(
@@ -340,7 +343,11 @@ mod tests {
         asked(
             &le::<2>(ids(500, 900)),
             800,
-            &["below the vocabulary's size 800", "as u16 up to 8"],
+            &[
+                "below the vocabulary's size 800",
+                "as u16 there is token 8",
+                "as u32 there is token",
+            ],
         );
         asked(b"abc", 800, &["3 bytes are no multiple of 2"]);
     }
