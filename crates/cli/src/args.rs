@@ -324,13 +324,17 @@ pub enum ReportFormat {
 pub struct EvalArgs {
     /// A checkpoint, or a run directory, whose newest valid one is taken.
     pub checkpoint: PathBuf,
-    /// Text, token files or prepared folders.
+    /// Text, token files or prepared folders; each is measured by itself, and all of them are pooled.
     #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
     pub data: Vec<String>,
-    /// Which part of it; unless given, the held-out part of prepared folders that have one, and
-    /// the whole of anything else.
+    /// Which part of each, as a training on that one alone splits it; unless given, the held-out part
+    /// of prepared folders that have one, and the whole of anything else.
     #[arg(long, value_enum)]
     pub split: Option<EvalSplit>,
+    /// Which windows are measured: all, the shorter last ones included, or whole ones only, as training
+    /// measures its validation loss.
+    #[arg(long, value_enum, default_value_t = EvalWindows::All)]
+    pub windows: EvalWindows,
     /// Tokens per sequence; the model's longest unless given.
     #[arg(long, value_name = "N")]
     pub seq_len: Option<usize>,
@@ -340,6 +344,15 @@ pub struct EvalArgs {
     /// Print one JSON document.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Windows of the data.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum EvalWindows {
+    /// All, so that every token but the first is measured.
+    All,
+    /// Those as long as a sequence.
+    Whole,
 }
 
 /// A part of the data.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use hybridnorm::data::Progress;
+use hybridnorm::digits::perplexity;
 use hybridnorm::lab::study::{Ending, Planned, StudyEvent};
 use hybridnorm::train::Event;
 use hybridnorm::train::metrics::Metrics;
@@ -43,6 +44,7 @@ impl<'a> Display<'a> {
         match event {
             Event::Note(text) => self.line(text),
             Event::Progress(progress) => self.data(progress),
+            Event::Data(data) => data.lines().iter().for_each(|line| self.line(line)),
             Event::Step(row) => {
                 self.stage(name, Some(steps));
                 let done = self.first_step.get_or_insert(row.step - 1);
@@ -71,8 +73,9 @@ impl<'a> Display<'a> {
                 }
             }
             Event::Evaluated { step, loss } => self.line(&format!(
-                "{name}  step {step:>6}/{steps}  validation loss {:.4}  perplexity {:.2}",
-                loss.loss, loss.perplexity
+                "{name}  step {step:>6}/{steps}  validation loss {:.4}  perplexity {}",
+                loss.loss,
+                perplexity(loss.perplexity)
             )),
             Event::Saved(path) => self.line(&format!("{name}  saved {}", path.display())),
         }
@@ -201,7 +204,7 @@ impl<'a> StudyDisplay<'a> {
                 Event::Progress(progress) => self.display.data(progress),
                 Event::Step(row) => self.step(run, row),
                 Event::Note(text) => self.display.line(&format!("{}  {text}", run.cell.label())),
-                Event::Evaluated { .. } | Event::Saved(_) => {}
+                Event::Data(_) | Event::Evaluated { .. } | Event::Saved(_) => {}
             },
             StudyEvent::Finished(record) => {
                 self.finished += 1;

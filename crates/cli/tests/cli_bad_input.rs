@@ -224,7 +224,9 @@ fn text_that_cannot_be_used() {
         let data = format!("data.train=['{file}']");
         lab.train_fails(code, "other", &["--set", &data], words);
         let _ = fs::remove_dir_all(lab.path("other"));
-        lab.fails(code, &["eval", "run", "--json", "--data", file], words);
+        if file != "short.txt" {
+            lab.fails(code, &["eval", "run", "--json", "--data", file], words);
+        }
         if !["short.txt", "absent.npy", "*.u16"].contains(&file) {
             let args = [
                 "data",

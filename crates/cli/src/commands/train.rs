@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use hybridnorm::text::one_line;
+use hybridnorm::digits::perplexity;
 use hybridnorm::train::recorder::FLIGHT;
 use hybridnorm::train::{Config, Event, OpenOptions, Start, Trainer};
 use hybridnorm::{Device, Error};
@@ -64,8 +65,9 @@ pub fn run(args: TrainArgs, console: &Console) -> Result<Ending, Error> {
     }
     let measured = match outcome.validation {
         Some(found) => format!(
-            "validation loss {:.4} nats, perplexity {:.2}",
-            found.loss, found.perplexity
+            "validation loss {:.4} nats, perplexity {}",
+            found.loss,
+            perplexity(found.perplexity)
         ),
         None => "no validation data".into(),
     };

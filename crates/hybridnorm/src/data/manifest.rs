@@ -24,6 +24,12 @@ pub enum Dtype {
     U16,
     /// Unsigned, four bytes.
     U32,
+    /// Unsigned, eight bytes.
+    U64,
+    /// Signed, one byte.
+    I8,
+    /// Signed, two bytes.
+    I16,
     /// Signed, four bytes.
     I32,
     /// Signed, eight bytes.
@@ -43,19 +49,22 @@ impl Dtype {
     /// Bytes per token.
     pub fn size(self) -> usize {
         match self {
-            Self::U8 => 1,
-            Self::U16 => 2,
+            Self::U8 | Self::I8 => 1,
+            Self::U16 | Self::I16 => 2,
             Self::U32 | Self::I32 => 4,
-            Self::I64 => 8,
+            Self::U64 | Self::I64 => 8,
         }
     }
 
-    /// Its name: `u8`, `u16`, `u32`, `i32` or `i64`.
+    /// Its name, such as `u16`.
     pub fn name(self) -> &'static str {
         match self {
             Self::U8 => "u8",
             Self::U16 => "u16",
             Self::U32 => "u32",
+            Self::U64 => "u64",
+            Self::I8 => "i8",
+            Self::I16 => "i16",
             Self::I32 => "i32",
             Self::I64 => "i64",
         }
@@ -63,24 +72,45 @@ impl Dtype {
 
     /// The type of that name.
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::U8, Self::U16, Self::U32, Self::I32, Self::I64]
-            .into_iter()
-            .find(|dtype| dtype.name() == name)
+        [
+            Self::U8,
+            Self::U16,
+            Self::U32,
+            Self::U64,
+            Self::I8,
+            Self::I16,
+            Self::I32,
+            Self::I64,
+        ]
+        .into_iter()
+        .find(|dtype| dtype.name() == name)
     }
 
     /// One token out of its bytes; `None` when negative or above `u32::MAX`.
     pub(super) fn read(self, bytes: &[u8]) -> Option<u32> {
-        match *bytes {
-            [a] => Some(a.into()),
-            [a, b] => Some(u16::from_le_bytes([a, b]).into()),
-            [a, b, c, d] if self == Self::I32 => {
-                u32::try_from(i32::from_le_bytes([a, b, c, d])).ok()
-            }
-            [a, b, c, d] => Some(u32::from_le_bytes([a, b, c, d])),
-            [a, b, c, d, e, f, g, h] => {
-                u32::try_from(i64::from_le_bytes([a, b, c, d, e, f, g, h])).ok()
-            }
-            _ => None,
+        match (self, bytes) {
+            (Self::U16, &[a, b]) => Some(u16::from_le_bytes([a, b]).into()),
+            (Self::U32, &[a, b, c, d]) => Some(u32::from_le_bytes([a, b, c, d])),
+            _ => u32::try_from(self.value(bytes)).ok(),
+        }
+    }
+
+    /// The number that bytes stand for; -1 where there are too few or too many of them.
+    pub(super) fn value(self, bytes: &[u8]) -> i128 {
+        match (self, bytes) {
+            (Self::U8, &[a]) => a.into(),
+            (Self::I8, &[a]) => a.cast_signed().into(),
+            (Self::U16, &[a, b]) => u16::from_le_bytes([a, b]).into(),
+            (Self::I16, &[a, b]) => i16::from_le_bytes([a, b]).into(),
+            (Self::U32, &[a, b, c, d]) => u32::from_le_bytes([a, b, c, d]).into(),
+            (Self::I32, &[a, b, c, d]) => i32::from_le_bytes([a, b, c, d]).into(),
+            (Self::U64, bytes) => bytes
+                .try_into()
+                .map_or(-1, |bytes| u64::from_le_bytes(bytes).into()),
+            (Self::I64, bytes) => bytes
+                .try_into()
+                .map_or(-1, |bytes| i64::from_le_bytes(bytes).into()),
+            _ => -1,
         }
     }
 }

@@ -385,6 +385,20 @@ impl Tokenizer {
         !matches!(&self.kind, Kind::Json(json) if json.bytes().is_none())
     }
 
+    /// Bytes of text that a token stands for: 0 for the end of a text. `None` where the vocabulary is not
+    /// byte-level, so that a token alone does not tell, and for ids that are no token.
+    pub fn text_bytes_of(&self, id: u32) -> Option<u64> {
+        if id == self.eos {
+            return Some(0);
+        }
+        let bytes = match &self.kind {
+            Kind::Bytes => u8::try_from(id).ok().map(|_| 1),
+            Kind::Tiktoken(bpe, _) => bpe.decode_bytes(&[id]).ok().map(|bytes| bytes.len()),
+            Kind::Json(json) => json.bytes.as_ref()?.get(id as usize).map(Vec::len),
+        };
+        bytes.filter(|&bytes| bytes > 0).map(|bytes| bytes as u64)
+    }
+
     /// The bytes a token stands for, in byte-level vocabularies.
     fn token_bytes(&self, id: u32) -> Cow<'_, [u8]> {
         const UNKNOWN: &[u8] = "\u{fffd}".as_bytes();

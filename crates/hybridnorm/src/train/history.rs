@@ -250,7 +250,7 @@ mod tests {
     #[test]
     fn a_value_may_become_a_section() {
         let named = config(&["model.placement=pre-norm"]);
-        let table = config(&["model.placement={base = 'pre-norm', norm = {kind = 'layer'}}"]);
+        let table = config(&["model.placement={base = 'pre-norm', norm = {kind = 'layernorm'}}"]);
         for (old, new) in [(&named, &table), (&table, &named)] {
             let changed = changes(old, new);
             assert_eq!(undo(new, [changed.as_slice()]).unwrap(), *old);

@@ -25,12 +25,14 @@ use super::recorder::{Kind, Recorder, Weights};
 use super::rows::RowsFile;
 use super::schedule::Schedule;
 use super::segments::Segment;
+use super::sources::{self, DataUse};
 use super::spikes::{Counts, Scores, Spike};
 use crate::data::{Batch, BatchStream, Cursor, Progress, TokenDataset, Tokenizer};
 use crate::error::{Error, Result};
 use crate::eval;
 use crate::files::{self, Locking};
 use crate::model::{Activations, Decoder, LossOptions};
+use crate::omissions::LeftOut;
 use crate::ops;
 use crate::placement::Warning;
 use begin::Beginning;
@@ -59,6 +61,8 @@ pub enum Event<'a> {
     Note(String),
     /// Text is being turned into tokens.
     Progress(Progress),
+    /// The data were opened.
+    Data(&'a DataUse),
     /// A step was done.
     Step(&'a Metrics),
     /// Validation loss was measured.
@@ -83,6 +87,10 @@ pub struct Outcome {
     pub tokens: u64,
     /// Validation loss after the last step, where there are validation data.
     pub validation: Option<eval::Loss>,
+    /// How much of the data takes part.
+    pub data: DataUse,
+    /// What is left out of them, by reason.
+    pub left_out: LeftOut,
     /// Largest gradient norm of all steps.
     pub max_grad_norm: f64,
     /// Spikes of all steps.
@@ -101,6 +109,7 @@ pub struct Trainer {
     run: PathBuf,
     stream: BatchStream,
     validation: Option<TokenDataset>,
+    data_use: DataUse,
     tokenizer: Option<Tokenizer>,
     folders: Vec<PathBuf>,
     schedule: Schedule,
@@ -242,6 +251,8 @@ impl Trainer {
             step: self.state.step,
             tokens: self.state.tokens,
             validation,
+            left_out: self.data_use.left_out(),
+            data: self.data_use.clone(),
             max_grad_norm: self.state.max_grad_norm,
             spikes: self.recorder.spikes(),
             spike_scores: self.recorder.spike_scores(),
@@ -408,7 +419,8 @@ impl Trainer {
         let Some(data) = &self.validation else {
             return Ok(None);
         };
-        match eval::loss(self.model(), data, micro, train.eval_sequences) {
+        let windows = sources::validation_windows(&self.config);
+        match eval::loss(self.model(), data, micro, windows) {
             Ok(loss) => Ok(Some(loss)),
             Err(Error::Diverged { problem, .. }) => {
                 Err(self.diverged_between(self.state.step, format!("evaluation: {problem}"))?)

@@ -70,8 +70,8 @@ pub fn execute(
     })?;
     if !trainer.has_validation() {
         return Err(Error::config(
-            "a study compares validation losses, and the data hold out less than one sequence; \
-             name some in data.validation",
+            "a study compares validation losses, and the data hold out no whole sequence (token files \
+             hold nothing out); name some in data.validation",
         ));
     }
     if is_alone {

@@ -109,11 +109,14 @@ impl Trainer {
         let name_file = |error| config.origin.name(error);
         let sources = sources::open(&config, &mut |progress| on_event(Event::Progress(progress)))
             .map_err(name_file)?;
+        for note in &sources.notes {
+            on_event(Event::Note(note.clone()));
+        }
+        on_event(Event::Data(&sources.data_use));
         if sources.validation.is_none() && config.train.eval_every > 0 {
             on_event(Event::Note(format!(
-                "no validation: the data hold out less than one sequence of {} tokens, and \
-                 data.validation names none",
-                config.train.seq_len
+                "no validation: {}, and data.validation names none",
+                sources.no_validation
             )));
         }
         let device = device.clone().autodiff();
@@ -206,6 +209,7 @@ impl Trainer {
         let Sources {
             train,
             validation,
+            data_use,
             tokenizer,
             folders,
             ..
@@ -252,6 +256,7 @@ impl Trainer {
             run: run.to_path_buf(),
             stream,
             validation,
+            data_use,
             tokenizer,
             folders,
             schedule,
