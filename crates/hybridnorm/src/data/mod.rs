@@ -26,7 +26,9 @@ pub mod tokenizer;
 mod jsonl;
 mod lines;
 mod manifest;
+mod notes;
 mod numpy;
+mod spelled;
 
 pub use inspect::{Inspection, SplitReport, inspect};
 pub use manifest::{Dtype, Manifest, ShardRecord, SourceRecord, SplitRecord, TokenizerRecord};
@@ -35,6 +37,7 @@ pub use prepare::{PrepareOptions, prepare, prepare_with};
 pub use ready::ReadyTokens;
 pub use shard::{PreparedFolder, ShardWriter, TokenStream};
 pub use source::{Document, Documents, InvalidUtf8, SourceOptions, SourceStats, Sources};
+pub use spelled::SpelledToken;
 pub use stories::{Stories, story};
 pub use stream::{Batch, BatchStream, Cursor, Order, SequentialBatches, TokenDataset};
 pub use tokenizer::{StreamDecoder, Tokenizer, TokenizerSpec};

@@ -6,6 +6,7 @@
 
 mod json;
 mod parallel;
+mod special;
 mod stream;
 
 use std::borrow::Cow;

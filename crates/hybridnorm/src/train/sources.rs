@@ -46,6 +46,8 @@ pub struct Sources {
     pub vocab_size: Option<usize>,
     /// Prepared folders among the training data, those made from raw text included.
     pub folders: Vec<PathBuf>,
+    /// What was left out, cut and replaced when they were made from text, a line each.
+    pub notes: Vec<String>,
 }
 
 /// Opens the data that a configuration names. Raw text is tokenized into [`cache_dir`] once.
@@ -67,11 +69,16 @@ pub fn open(config: &Config, progress: &mut dyn FnMut(Progress)) -> Result<Sourc
     let mut options = OpenOptions::new(config.train.seq_len, cache_dir());
     options.vocab_size = given;
     options.tokenizer = tokenizer(config)?;
+    if let Some(text) = &config.data.text {
+        check_text_options(config)?;
+        options.prepare.source = text.clone();
+    }
     if !config.data.validation.is_empty() {
         options.prepare.validation_fraction = 0.0;
     }
     let train = data::open(&config.data.train, Split::Train, &options, progress)?;
-    let validation = open_validation(config, &train, options, progress)?;
+    let mut notes = data_notes(&train);
+    let validation = open_validation(config, &train, options, &mut notes, progress)?;
     let vocab_size = train
         .tokenizer
         .as_ref()
@@ -87,6 +94,7 @@ pub fn open(config: &Config, progress: &mut dyn FnMut(Progress)) -> Result<Sourc
         validation,
         tokenizer: train.tokenizer,
         vocab_size,
+        notes,
     })
 }
 
@@ -107,6 +115,7 @@ fn open_validation(
     config: &Config,
     train: &Opened,
     mut options: OpenOptions,
+    notes: &mut Vec<String>,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Option<TokenDataset>> {
     if let Some(tokenizer) = &train.tokenizer {
@@ -121,8 +130,39 @@ fn open_validation(
         }
         return Ok((!held_out.is_empty()).then_some(held_out));
     }
+    // What had an effect on the training text need not have one here.
+    options.prepare.source.may_be_unused = has_raw_text(&config.data.train);
     let opened = data::open(&config.data.validation, Split::All, &options, progress)?;
+    notes.extend(data_notes(&opened));
     Ok(Some(opened.dataset))
+}
+
+fn has_raw_text(inputs: &[String]) -> bool {
+    inputs.iter().any(|input| {
+        let path = std::path::Path::new(input);
+        match path.is_dir() {
+            true => !data::PreparedFolder::is_prepared(path),
+            false => data::source::is_text_input(input),
+        }
+    })
+}
+
+fn check_text_options(config: &Config) -> Result<()> {
+    let data = &config.data;
+    match has_raw_text(&data.train) || has_raw_text(&data.validation) {
+        true => Ok(()),
+        false => Err(Error::config(
+            "[data.text] has no effect: neither data.train nor data.validation names raw text",
+        )),
+    }
+}
+
+/// What was left out, cut and replaced when the data were made from text.
+fn data_notes(opened: &Opened) -> Vec<String> {
+    let folders = opened.folders.iter();
+    folders
+        .flat_map(|folder| folder.manifest().notes())
+        .collect()
 }
 
 /// Checks that a model has a row for every token of its data.
