@@ -23,6 +23,8 @@ use super::{InvalidUtf8, SourceOptions, SourceStats, pages};
 const BATCH: usize = 32;
 /// The footer is read as a whole.
 const FOOTER_LIMIT: u64 = 256 << 20;
+/// A shorter file holds no row: begin, length of the footer, end.
+const SHORTEST: u64 = 12;
 /// Begin and end of a Parquet file.
 const MAGIC: &[u8] = b"PAR1";
 
@@ -45,6 +47,15 @@ pub(super) struct ParquetTexts {
 }
 
 impl ParquetTexts {
+    /// Whether a file is too short to hold anything.
+    ///
+    /// # Errors
+    /// If it cannot be opened.
+    pub(super) fn is_void(path: &Path) -> Result<bool> {
+        let metadata = files::open(path)?.metadata().map_err(Error::io(path))?;
+        Ok(metadata.len() < SHORTEST)
+    }
+
     /// # Errors
     /// If this is no Parquet file, or it has no such column of texts.
     pub(super) fn open(path: &Path, field: &str) -> Result<Self> {

@@ -129,7 +129,11 @@ impl<'s> Documents<'s> {
             }
             if !file.has_text {
                 let example = Some(file.path.display().to_string());
-                stats.left_out.add(Unit::Files, "no text in it", 1, example);
+                let reason = match file.reader {
+                    Reader::Void => "too short for a Parquet file",
+                    _ => "no text in it",
+                };
+                stats.left_out.add(Unit::Files, reason, 1, example);
             }
             self.file = None;
         }
@@ -159,6 +163,8 @@ enum Reader {
     Plain(Plain),
     Records(Box<Records>),
     Parquet(Box<ParquetTexts>),
+    /// Of a Parquet file that is cut before its first row.
+    Void,
 }
 
 impl OpenFile {
@@ -175,6 +181,7 @@ impl OpenFile {
                 Format::Plain => Reader::Plain(Plain::new(lines()?)),
                 Format::JsonLines => Reader::Records(Box::new(Records::lines(lines()?))),
                 Format::Json => Reader::Records(Box::new(Records::json(lines()?)?)),
+                Format::Parquet if ParquetTexts::is_void(path)? => Reader::Void,
                 Format::Parquet => {
                     Reader::Parquet(Box::new(ParquetTexts::open(path, &options.text_field)?))
                 }
@@ -190,6 +197,7 @@ impl Reader {
             Self::Plain(plain) => plain.next(options, stats),
             Self::Records(records) => records.next(options, stats),
             Self::Parquet(texts) => texts.next(options, stats),
+            Self::Void => Ok(None),
         }
     }
 }

@@ -84,9 +84,10 @@ impl Records {
         while let Some(record) = self.next_record()? {
             self.number += 1;
             let place = format!("{}:{}", self.lines.path().display(), record.line);
+            let begins_line = self.layout == Layout::Lines;
             let found = record.text.and_then(|text| {
                 text_field(&text, &options.text_field)
-                    .map_err(|flaw| located(&text, record.line, flaw))
+                    .map_err(|flaw| located(&text, record.line, begins_line, flaw))
             });
             match found {
                 Ok(Found::Text { text, replaced }) => {
@@ -267,15 +268,23 @@ fn skip_space(lines: &mut Lines) -> Result<Option<u8>> {
 }
 
 /// A flaw of a record that begins on a line, with its place.
-fn located(record: &str, line: u64, flaw: Flaw) -> Problem {
+fn located(record: &str, line: u64, begins_line: bool, flaw: Flaw) -> Problem {
     let message = match flaw.at {
         None => format!("line {line}: {}", flaw.problem),
         Some(at) => {
             let before = record.get(..at).unwrap_or(record);
             let lines = before.matches('\n').count() as u64;
             let of_line = before.rfind('\n').map_or(before, |end| &before[end + 1..]);
+            let place = match lines == 0 && !begins_line {
+                true => "character",
+                false => "column",
+            };
+            let of = match place {
+                "character" => " of the record",
+                _ => "",
+            };
             format!(
-                "line {}, column {}: not valid JSON: {}",
+                "line {}, {place} {}{of}: not valid JSON: {}",
                 line + lines,
                 of_line.chars().count() + 1,
                 flaw.problem
