@@ -437,7 +437,8 @@ pub enum PublicText {
 /// Arguments of `data prepare`.
 #[derive(Debug, Args)]
 pub struct PrepareArgs {
-    /// `.txt`, `.jsonl`, `.jsonl.gz`, `.jsonl.zst` files, folders, globs; `gutenberg`; `stories:N`.
+    /// Files (`.txt`, `.text`, `.md`, `.jsonl`, `.ndjson`, `.json`, each also with `.gz`, `.zst` or
+    /// `.zstd`; `.parquet`), folders, globs; `gutenberg`; `stories:N`.
     #[arg(required = true, value_name = "INPUT")]
     pub inputs: Vec<String>,
     /// `bytes`, `r50k`, `cl100k`, `bpe:N` to train one of N tokens, or a `tokenizer.json`.
@@ -457,9 +458,33 @@ pub struct PrepareArgs {
     /// Inputs that are validation text as a whole; nothing is held out then.
     #[arg(long, value_name = "INPUT")]
     pub validation: Vec<String>,
-    /// The field of a JSON line that holds the text.
+    /// The field of a JSON record, or column of a Parquet file (nested: `meta.text`), that holds the
+    /// text.
     #[arg(long, value_name = "NAME", default_value = "text")]
     pub text_field: String,
+    /// Text between the documents of plain text files, such as `<|endoftext|>`: they are cut there
+    /// only, and it goes.
+    #[arg(
+        long,
+        value_name = "TEXT",
+        allow_hyphen_values = true,
+        conflicts_with = "document_chars"
+    )]
+    pub separator: Option<String>,
+    /// Cut plain text files into documents at the next blank line after this many characters, 20000
+    /// unless given; 0 keeps them whole.
+    #[arg(long, value_name = "N")]
+    pub document_chars: Option<usize>,
+    /// Of the files of folders and globs, read those that match only; may be given several times. A
+    /// pattern with `/` is compared with the path below the input, one without with every name in it.
+    #[arg(long, value_name = "GLOB")]
+    pub include: Vec<String>,
+    /// Leave out those that match; may be given several times.
+    #[arg(long, value_name = "GLOB")]
+    pub exclude: Vec<String>,
+    /// Leave out, and count, records of JSON and Parquet files that cannot be read, instead of stopping.
+    #[arg(long)]
+    pub skip_bad: bool,
     /// Replace invalid UTF-8 by U+FFFD instead of stopping.
     #[arg(long)]
     pub replace_invalid_utf8: bool,

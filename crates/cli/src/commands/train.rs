@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use hybridnorm::text::one_line;
 use hybridnorm::digits::perplexity;
+use hybridnorm::text::one_line;
 use hybridnorm::train::recorder::FLIGHT;
 use hybridnorm::train::{Config, Event, OpenOptions, Start, Trainer};
 use hybridnorm::{Device, Error};

@@ -6,6 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::files;
+use crate::omissions::LeftOut;
+
+use super::source::SourceStats;
+use super::spelled::SpelledToken;
 
 /// Name of the manifest in a prepared folder; written last.
 pub const MANIFEST_NAME: &str = "manifest.json";
@@ -136,6 +140,20 @@ pub struct Manifest {
     pub seed: u64,
     /// Fraction of documents held out for validation; absent where validation inputs were named.
     pub validation_fraction: Option<f64>,
+    /// Plain text files were cut after this many characters; absent where a separator was given, and
+    /// in folders of earlier versions.
+    #[serde(default)]
+    pub document_chars: Option<usize>,
+    /// What stood between the documents of plain text files.
+    #[serde(default)]
+    pub separator: Option<String>,
+    /// Special tokens of the tokenizer that the text spells out, which are encoded as plain
+    /// characters.
+    #[serde(default)]
+    pub spelled_special_tokens: Vec<SpelledToken>,
+    /// What was left out of all inputs, by reason; of each it stands in its record.
+    #[serde(default)]
+    pub left_out: LeftOut,
 }
 
 /// A tokenizer, as recorded in manifests.
@@ -190,12 +208,48 @@ pub struct SourceRecord {
     pub input: String,
     /// Whether all of it is validation text.
     pub validation: bool,
-    /// Files it stood for; 0 for generated text.
+    /// Files that documents came from; 0 for generated text.
     pub files: u64,
+    /// Records of JSON and Parquet files that held a text, blank ones included.
+    #[serde(default)]
+    pub records: u64,
     /// Documents read from it.
     pub documents: u64,
     /// Bytes of UTF-8 text in them.
     pub text_bytes: u64,
+    /// Plain text files that were cut for their length.
+    #[serde(default)]
+    pub cut_texts: u64,
+    /// Documents they were cut into.
+    #[serde(default)]
+    pub cut_documents: u64,
+    /// Lines and records in which invalid UTF-8 was replaced.
+    #[serde(default)]
+    pub replaced_lines: u64,
+    /// Texts in which half a surrogate pair was replaced.
+    #[serde(default)]
+    pub replaced_surrogates: u64,
+    /// What was left out of it, by reason.
+    #[serde(default)]
+    pub left_out: LeftOut,
+}
+
+impl SourceRecord {
+    pub(super) fn new(input: &str, validation: bool, stats: &SourceStats) -> Self {
+        Self {
+            input: input.to_owned(),
+            validation,
+            files: stats.files,
+            records: stats.records,
+            documents: stats.documents,
+            text_bytes: stats.text_bytes,
+            cut_texts: stats.cut_texts,
+            cut_documents: stats.cut_documents,
+            replaced_lines: stats.replaced_lines,
+            replaced_surrogates: stats.replaced_surrogates,
+            left_out: stats.left_out.clone(),
+        }
+    }
 }
 
 impl Manifest {
@@ -210,6 +264,10 @@ impl Manifest {
             sources: Vec::new(),
             seed,
             validation_fraction: None,
+            document_chars: None,
+            separator: None,
+            spelled_special_tokens: Vec::new(),
+            left_out: LeftOut::default(),
         }
     }
 

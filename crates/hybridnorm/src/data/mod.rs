@@ -27,8 +27,10 @@ pub mod tokenizer;
 mod jsonl;
 mod lines;
 mod manifest;
+mod notes;
 mod numpy;
 mod raw;
+mod spelled;
 mod windows;
 
 pub use dataset::{Batch, SequentialBatches, TokenDataset};
@@ -39,6 +41,7 @@ pub use prepare::{PrepareOptions, prepare, prepare_with};
 pub use ready::ReadyTokens;
 pub use shard::{PreparedFolder, ShardWriter, TokenStream};
 pub use source::{Document, Documents, InvalidUtf8, SourceOptions, SourceStats, Sources};
+pub use spelled::SpelledToken;
 pub use stories::{Stories, story};
 pub use stream::{BatchStream, Cursor, Order};
 pub use tokenizer::{StreamDecoder, Tokenizer, TokenizerSpec};

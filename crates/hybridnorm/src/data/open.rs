@@ -11,6 +11,7 @@ use super::dataset::TokenDataset;
 use super::prepare::{PrepareOptions, prepare, prepare_with};
 use super::ready::{self, ReadyTokens};
 use super::shard::{PreparedFolder, TokenStream};
+use super::source::kind::KNOWN_KINDS;
 use super::source::{Sources, is_text_input};
 use super::tokenizer::{Tokenizer, TokenizerSpec};
 use super::windows::Windows;
@@ -186,7 +187,9 @@ fn classify(given: &str) -> Result<Option<Vec<Entry>>> {
     fs::metadata(path).map_err(Error::io(path))?;
     Err(Error::format(
         path,
-        "unknown kind of data; expected a prepared folder, `.npy`, `.bin`, `.u16`, `.u32`, `.txt`, `.jsonl`, `.jsonl.gz`, `.jsonl.zst`, `.json.gz`, `stories:N` or `gutenberg`",
+        format!(
+            "unknown kind of data; expected a prepared folder, `.npy`, `.bin`, `.u16`, `.u32`, {KNOWN_KINDS}, `stories:N` or `gutenberg`"
+        ),
     ))
 }
 

@@ -18,6 +18,7 @@ mod parallel;
 mod pieces;
 mod shape;
 mod spec;
+mod special;
 mod stream;
 mod without_special;
 
@@ -394,7 +395,7 @@ impl Tokenizer {
         let bytes = match &self.kind {
             Kind::Bytes => u8::try_from(id).ok().map(|_| 1),
             Kind::Tiktoken(bpe, _) => bpe.decode_bytes(&[id]).ok().map(|bytes| bytes.len()),
-            Kind::Json(json) => json.bytes.as_ref()?.get(id as usize).map(Vec::len),
+            Kind::Json(json) => json.bytes()?.get(id as usize).map(Vec::len),
         };
         bytes.filter(|&bytes| bytes > 0).map(|bytes| bytes as u64)
     }

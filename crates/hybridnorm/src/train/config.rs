@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::optimizer::OptimizerConfig;
 use super::schedule::{Schedule, ScheduleConfig};
 use super::sources::DataOrder;
-use crate::data::{PreparedFolder, Tokenizer, TokenizerSpec};
+use crate::data::{PreparedFolder, SourceOptions, Tokenizer, TokenizerSpec};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::model::Recompute;
@@ -181,6 +181,9 @@ pub struct DataSection {
     pub tokenizer: Option<String>,
     /// The order of instances within an epoch.
     pub order: DataOrder,
+    /// How raw text is read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<SourceOptions>,
 }
 
 /// `[train]`.

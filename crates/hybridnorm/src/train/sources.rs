@@ -88,7 +88,7 @@ pub struct Sources {
     pub no_validation: String,
     /// How much of both takes part.
     pub data_use: DataUse,
-    /// What is worth a line.
+    /// What is worth a line, among it what was left out, cut and replaced when text was prepared.
     pub notes: Vec<String>,
     /// What turned text into tokens, where known.
     pub tokenizer: Option<Tokenizer>,
@@ -117,11 +117,15 @@ pub fn open(config: &Config, progress: &mut dyn FnMut(Progress)) -> Result<Sourc
     let mut options = OpenOptions::new(config.train.seq_len, cache_dir());
     options.vocab_size = given;
     options.tokenizer = tokenizer(config)?;
+    if let Some(text) = &config.data.text {
+        check_text_options(config)?;
+        options.prepare.source = text.clone();
+    }
     if !config.data.validation.is_empty() {
         options.prepare.validation_fraction = 0.0;
     }
-    let mut train = data::open(&config.data.train, Split::Train, &options, progress)?;
-    let mut notes = std::mem::take(&mut train.notes);
+    let train = data::open(&config.data.train, Split::Train, &options, progress)?;
+    let mut notes = data_notes(&train);
     let (validation, no_validation) =
         match open_validation(config, &train, options, &mut notes, progress)? {
             Ok(validation) => (Some(validation), String::new()),
@@ -189,8 +193,10 @@ fn open_validation(
     if config.data.validation.is_empty() {
         return held_out(config, train, notes);
     }
+    // What had an effect on the training text need not have one here.
+    options.prepare.source.may_be_unused = has_raw_text(&config.data.train);
     let opened = data::open(&config.data.validation, Split::All, &options, progress)?;
-    notes.extend(opened.notes);
+    notes.extend(data_notes(&opened));
     if opened.dataset.overlaps(&train.dataset) {
         notes.push(
             "data.validation shares tokens with data.train: its loss is partly that of training \
@@ -246,6 +252,35 @@ fn held_out(
         ),
     };
     Ok(Err(reason))
+}
+
+fn has_raw_text(inputs: &[String]) -> bool {
+    inputs.iter().any(|input| {
+        let path = std::path::Path::new(input);
+        match path.is_dir() {
+            true => !data::PreparedFolder::is_prepared(path),
+            false => data::source::is_text_input(input),
+        }
+    })
+}
+
+fn check_text_options(config: &Config) -> Result<()> {
+    let data = &config.data;
+    match has_raw_text(&data.train) || has_raw_text(&data.validation) {
+        true => Ok(()),
+        false => Err(Error::config(
+            "[data.text] has no effect: neither data.train nor data.validation names raw text",
+        )),
+    }
+}
+
+/// What was left out, cut and replaced when the data were made from text.
+fn data_notes(opened: &Opened) -> Vec<String> {
+    let folders = opened.folders.iter();
+    let made = folders.flat_map(|folder| folder.manifest().notes());
+    made.map(|note| format!("data: {note}"))
+        .chain(opened.notes.iter().cloned())
+        .collect()
 }
 
 /// Checks that a model has a row for every token of its data.

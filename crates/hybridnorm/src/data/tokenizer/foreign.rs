@@ -158,6 +158,13 @@ impl Foreign {
         self.bytes.as_deref()
     }
 
+    /// Spellings of the tokens that do not come out of text.
+    pub(super) fn special_tokens(&self) -> Vec<String> {
+        let ids = (0..).zip(&self.special);
+        ids.filter_map(|(id, &special)| special.then(|| self.inner.id_to_token(id))?)
+            .collect()
+    }
+
     pub(super) fn vocab_size(&self) -> usize {
         self.vocab_size
     }
