@@ -3,13 +3,17 @@
 use std::fmt::Write as _;
 
 use super::document::Document;
-use super::format::{escape, markdown_text, plain};
+use super::escape::{CELL_CHARS, NAME_CHARS, markdown_line, markdown_text};
+use super::format::plain;
 use super::html::facts;
 use super::palette::Roster;
 use super::reference::{growth, placements};
 use super::sections::{LIMITS, how_sure, law, machines};
+use super::sets::apart;
 use super::tables;
 use super::view::{View, views};
+use super::{history, sections};
+use crate::text::visible;
 
 /// A report as GitHub's Markdown: verdict, tables, and the equations folded in. No images.
 ///
@@ -19,9 +23,15 @@ pub fn markdown(document: &Document) -> String {
     let views = views(document);
     let mut text = format!(
         "# {}\n\n{}\n\n",
-        markdown_text(&document.title),
+        markdown_line(&document.title, CELL_CHARS),
         markdown_text(&facts(document, &views, &roster))
     );
+    let remarks = sections::incomplete(document)
+        .into_iter()
+        .chain(apart(&document.sets));
+    for remark in remarks {
+        let _ = writeln!(text, "**{}**\n", markdown_text(&remark));
+    }
     for view in &views {
         let level = match view.name.is_empty() {
             true => "##",
@@ -70,6 +80,18 @@ fn study(text: &mut String, level: &str, view: &View, roster: &Roster) {
         text.push_str(&tables::spikes(view, roster).markdown());
         text.push_str(&tables::cost(view, roster).markdown());
         let _ = writeln!(text, "{}\n", markdown_text(&machines(view)));
+        for remark in history::remarks(view) {
+            let _ = writeln!(text, "- {}", markdown_text(&remark));
+        }
+        if view.runs.iter().any(|run| run.directory.is_some()) {
+            let _ = write!(
+                text,
+                "\n{level} Runs\n\n{}{}{}",
+                history::differences(view, roster).markdown(),
+                tables::outcomes(view, roster).markdown(),
+                history::segments(view, roster).markdown()
+            );
+        }
     }
     constants(text, level, view);
 }
@@ -112,10 +134,10 @@ fn equations(text: &mut String, document: &Document) {
         let fence = fence(placement.text);
         let _ = writeln!(
             text,
-            "<b>{}</b> (hash <code>{}</code>)\n\n{fence}text\n{}\n{fence}\n",
-            escape(&placement.name.replace(['\n', '\r'], " ")),
-            escape(&placement.hash.replace(['\n', '\r'], " ")),
-            placement.text.trim_end()
+            "**{}** (hash {})\n\n{fence}text\n{}\n{fence}\n",
+            markdown_line(placement.name, NAME_CHARS),
+            markdown_line(placement.hash, NAME_CHARS),
+            visible(placement.text.trim_end())
         );
     }
     let _ = writeln!(text, "</details>");
