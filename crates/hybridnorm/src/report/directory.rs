@@ -30,7 +30,7 @@ pub(super) fn read(paths: &[PathBuf]) -> Result<(Vec<ReportedRun>, Vec<Set>)> {
     let mut found: Vec<(ReportedRun, Told)> = Vec::new();
     for path in paths {
         let (mut run, told, set) = one(path)?;
-        let position = all.iter().position(|known| *known == set);
+        let position = all.iter().position(|known| known.is_same(&set));
         if let Some(directory) = &mut run.directory {
             directory.set = position.unwrap_or(all.len());
         }

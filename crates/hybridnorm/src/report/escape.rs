@@ -109,7 +109,8 @@ fn follows(chars: &[char], word: &str) -> bool {
 fn is_short_code(rest: &[char]) -> bool {
     let word = |c: &&char| c.is_ascii_alphanumeric() || matches!(c, '_' | '+' | '-');
     let length = rest.iter().take_while(word).count();
-    length > 0 && rest.get(length) == Some(&':')
+    let is_time = rest[..length].iter().all(char::is_ascii_digit);
+    !is_time && rest.get(length) == Some(&':')
 }
 
 /// Line feeds and tabs become spaces.
@@ -154,7 +155,7 @@ mod tests {
             ("http://a.b", "http:&#8203;//a.b"),
             ("WWW.a.b", "WWW&#8203;.a.b"),
             (":cat:", ":&#8203;cat:"),
-            ("12:30 bpe:512", "12:30 bpe:512"),
+            ("12:30:01 bpe:512", "12:30:01 bpe:512"),
             ("$x$", "&#36;x&#36;"),
             ("&#64;octo", "&amp;\\#&#8203;64;octo"),
         ] {

@@ -88,7 +88,10 @@ fn library() -> String {
 /// What it is about, in a line.
 pub(super) fn facts(document: &Document, views: &[View], roster: &Roster) -> String {
     let runs = &document.runs;
-    let mut facts = vec![count(roster.len(), "placement", "placements")];
+    let mut facts = vec![match document.sets.is_empty() {
+        true => count(roster.len(), "placement", "placements"),
+        false => count(roster.len(), "kind of run", "kinds of runs"),
+    }];
     let mut rates: Vec<f64> = runs.iter().filter_map(ReportedRun::rate).collect();
     rates.sort_by(f64::total_cmp);
     rates.dedup();

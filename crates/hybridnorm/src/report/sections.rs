@@ -306,7 +306,9 @@ pub(super) fn machines(view: &View) -> String {
         [only] => format!("Trained on {only}."),
         several => format!(
             "Trained on several machines or in several ways, which makes speeds hard to compare: {}.",
-            several.join("; ")
+            several
+                .join("; ")
+                .replace(NOT_RECORDED, "of some runs it was not recorded")
         ),
     };
     format!("{on} Tokens per second leave out evaluation and saving. {memory}")

@@ -16,6 +16,8 @@ const HASHED_BYTES: u64 = 64 << 20;
 pub struct Set {
     /// What it has that others of the report have not; empty where there is one.
     pub name: String,
+    /// How its first run calls the training data.
+    pub named: String,
     /// Fingerprint of the training data.
     pub data: String,
     /// Validation data: `split off`, or what was named and its content.
@@ -40,7 +42,7 @@ impl Set {
     ) -> Self {
         let data = match is_data_known {
             true => record.data.clone(),
-            false => format!("not recorded ({})", config.data.train.join(", ")),
+            false => format!("not recorded: {}", config.data.train.join(", ")),
         };
         let tokenizer = checkpoint.and_then(|checkpoint| checkpoint.tokenizer().ok().flatten());
         let spec = config.data.tokenizer.as_deref();
@@ -61,6 +63,7 @@ impl Set {
         };
         Self {
             name: String::new(),
+            named: config.data.train.join(", "),
             data,
             validation,
             tokenizer,
@@ -68,6 +71,11 @@ impl Set {
             seq_len: config.train.seq_len,
             eval_sequences: config.train.eval_sequences,
         }
+    }
+
+    /// Whether runs of both may be compared.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        self.aspects() == other.aspects()
     }
 
     fn aspects(&self) -> [(&'static str, String); 6] {
@@ -93,7 +101,12 @@ pub(super) fn named(mut sets: Vec<Set>) -> Vec<Set> {
         let differs = |aspect: &usize| all.iter().any(|other| other[*aspect] != all[at][*aspect]);
         let parts: Vec<String> = (0..all[at].len())
             .filter(differs)
-            .map(|aspect| format!("{} {}", all[at][aspect].0, all[at][aspect].1))
+            .map(|aspect| match all[at][aspect] {
+                ("training data", _) => {
+                    format!("training data {} ({})", set.named, short(&set.data))
+                }
+                (name, ref value) => format!("{name} {value}"),
+            })
             .collect();
         if !parts.is_empty() {
             set.name = format!("Group {}: {}", at + 1, parts.join(", "));
@@ -128,7 +141,10 @@ fn content(path: &str) -> String {
 
 /// So much of a hash that it is told from others.
 fn short(hash: &str) -> &str {
-    hash.get(..12).unwrap_or(hash)
+    match hash.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        true => hash.get(..12).unwrap_or(hash),
+        false => hash.split(':').next().unwrap_or(hash),
+    }
 }
 
 #[cfg(test)]
@@ -139,6 +155,7 @@ mod tests {
     fn sets_are_named_by_what_differs() {
         let one = Set {
             name: String::new(),
+            named: "a.txt".into(),
             data: "d1".into(),
             validation: "split off the training data".into(),
             tokenizer: "bytes".into(),
@@ -158,8 +175,8 @@ mod tests {
         assert_eq!(
             names,
             [
-                "Group 1: training data d1, validation windows all",
-                "Group 2: training data d2, validation windows 8"
+                "Group 1: training data a.txt (d1), validation windows all",
+                "Group 2: training data a.txt (d2), validation windows 8"
             ]
         );
         assert_eq!(named(vec![one.clone()])[0].name, "");

@@ -1,6 +1,7 @@
 //! Whole reports of made-up studies.
 
 mod fake;
+mod hostile;
 mod markup;
 
 use serde_json::Value;
