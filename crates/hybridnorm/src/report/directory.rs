@@ -1,7 +1,10 @@
 //! From the directories of runs to what a report says of them.
 
 use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
 
 use super::labels::{self, Told, decides, label};
 use super::run::{Directory, RateSince, ReportedRun, Rows};
@@ -110,7 +113,7 @@ fn one(path: &Path) -> Result<(ReportedRun, Told, Set)> {
         planned_steps: config.train.steps as u64,
         rates,
         segments,
-        rows: Rows::of(rows.iter().map(|row| row.step)),
+        rows: Rows::of(steps(&path.join(Metrics::FILE))?.into_iter()),
     };
     let run = ReportedRun {
         record,
@@ -135,6 +138,26 @@ fn check_rows(path: &Path) -> Result<()> {
         )),
         false => Ok(()),
     }
+}
+
+/// The steps of all lines of a file of rows, in their order and as often as they are there.
+fn steps(path: &Path) -> Result<Vec<u64>> {
+    #[derive(Deserialize)]
+    struct Step {
+        step: u64,
+    }
+    if !files::exists(path)? {
+        return Ok(Vec::new());
+    }
+    let mut steps = Vec::new();
+    for line in BufReader::new(files::open(path)?).split(b'\n') {
+        let line = line.map_err(Error::io(path))?;
+        // What is no row was reported where the rows were read.
+        if let Ok(Step { step }) = serde_json::from_slice(&line) {
+            steps.push(step);
+        }
+    }
+    Ok(steps)
 }
 
 /// The peak learning rates of a run: that of the configuration, and those that it had before, which its

@@ -57,6 +57,13 @@ pub(super) fn segments(view: &View, roster: &Roster) -> Table {
             table.row(row);
             continue;
         }
+        let begun = directory.segments[0].after_step;
+        if begun > 0 {
+            let lr = directory.rates.first().map(|since| since.lr);
+            let mut row = first(span(0, begun), or_none(lr, rate));
+            row.extend((0..6).map(|_| Cell::new(NOT_RECORDED).class("quiet")));
+            table.row(row);
+        }
         for (at, segment) in directory.segments.iter().enumerate() {
             let next = directory.segments.get(at + 1);
             let last = next.map_or(run.steps, |next| next.after_step);

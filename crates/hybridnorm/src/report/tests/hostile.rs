@@ -185,6 +185,10 @@ fn no_text_of_a_file_is_more_than_text() {
             };
             assert_eq!(marks(line), marks(expected), "{name}: {line}");
         }
+        let bare = ["\\\\", "\\[", "\\]", "\\!", "\\#"];
+        let own = bare
+            .iter()
+            .fold(own, |own, escaped| own.replace(escaped, ""));
         for wrong in [
             "![", "](http", "<b", "<script", "<!--", "@", "#7", "GH-", "://", "www.", ":tada:",
             "$", "<http", "\u{1b}", "\u{202e}", "\u{2028}",
