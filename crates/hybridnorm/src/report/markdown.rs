@@ -131,16 +131,34 @@ fn equations(text: &mut String, document: &Document) {
     }
     let _ = writeln!(text, "<details>\n<summary>Equations</summary>\n");
     for placement in placements {
-        let fence = fence(placement.text);
+        let (facts, equations) = without_name(placement.text, placement.hash);
+        let fence = fence(equations);
         let _ = writeln!(
             text,
-            "**{}** (hash {})\n\n{fence}text\n{}\n{fence}\n",
+            "**{}** ({})\n\n{fence}text\n{}\n{fence}\n",
             markdown_line(placement.name, NAME_CHARS),
-            markdown_line(placement.hash, NAME_CHARS),
-            visible(placement.text.trim_end())
+            markdown_line(&facts, NAME_CHARS),
+            visible(equations.trim_end())
         );
     }
     let _ = writeln!(text, "</details>");
+}
+
+/// Equations without their first line, which has the name that stands above them already, and what that
+/// line says beside: number of blocks and hash.
+fn without_name<'a>(text: &'a str, hash: &str) -> (String, &'a str) {
+    let only_hash = || format!("hash {hash}");
+    let Some((first, rest)) = text
+        .split_once('\n')
+        .filter(|(first, _)| first.contains(hash))
+    else {
+        return (only_hash(), text);
+    };
+    let facts = first
+        .rsplit_once("  (")
+        .map(|(_, facts)| facts.trim_end_matches(')'));
+    let facts = facts.map_or_else(only_hash, str::to_owned);
+    (facts, rest.trim_start_matches('\n'))
 }
 
 /// Backticks, one more than any row of them in the text, and at least three.
@@ -152,6 +170,20 @@ fn fence(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_name_of_a_placement_is_not_repeated_in_code() {
+        let text = "@a  (2 blocks, hash 12ab)\n\nblocks\n  Y = X";
+        let (facts, rest) = without_name(text, "12ab");
+        assert_eq!(
+            (facts.as_str(), rest),
+            ("2 blocks, hash 12ab", "blocks\n  Y = X")
+        );
+        assert_eq!(
+            without_name("Y = X\nZ", "12ab"),
+            ("hash 12ab".to_owned(), "Y = X\nZ")
+        );
+    }
 
     #[test]
     fn a_fence_is_longer_than_what_it_holds() {
