@@ -58,7 +58,7 @@ fn defect(panic: &PanicHookInfo<'_>) -> String {
         .unwrap_or_default();
     format!(
         "error: a defect in hybridnorm, please report it: {}{place}",
-        message.replace('\n', " ")
+        hybridnorm::text::one_line(message)
     )
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use hybridnorm::data::Progress;
 use hybridnorm::digits::perplexity;
 use hybridnorm::lab::study::{Ending, Planned, StudyEvent};
+use hybridnorm::text;
 use hybridnorm::train::Event;
 use hybridnorm::train::metrics::Metrics;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -104,7 +105,7 @@ impl<'a> Display<'a> {
     fn whole(&mut self, stage: &str, (position, all): (u64, u64), message: &str) {
         self.stage(stage, Some(all));
         self.bar.set_position(position);
-        self.bar.set_message(message.to_owned());
+        self.bar.set_message(text::one_line(message).into_owned());
         if self.line_is_due() {
             self.line(&format!("{stage}  {message}"));
         }
@@ -139,7 +140,7 @@ impl<'a> Display<'a> {
         let style = ProgressStyle::with_template(template).expect("a template of ours");
         self.bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr_with_hz(8))
             .with_style(style)
-            .with_prefix(name.to_owned());
+            .with_prefix(text::one_line(name).into_owned());
     }
 
     /// Lines take the bar's place where there is no terminal.

@@ -283,11 +283,11 @@ impl Checkpoint {
             .transpose()
     }
 
-    /// The trainer's state and optimizer moments.
+    /// The trainer's state alone.
     ///
     /// # Errors
-    /// If this checkpoint was not written by a training run.
-    pub fn training<S: DeserializeOwned>(&self) -> Result<(S, BTreeMap<String, params::Values>)> {
+    /// As [`Checkpoint::training`].
+    pub fn state<S: DeserializeOwned>(&self) -> Result<S> {
         let state = self.path.join(STATE);
         if !files::exists(&state)? {
             return Err(Error::format(
@@ -296,10 +296,15 @@ impl Checkpoint {
                  start from it with [init] from",
             ));
         }
-        Ok((
-            read_json(&state)?,
-            tensors::read(&self.path.join(OPTIMIZER))?,
-        ))
+        read_json(&state)
+    }
+
+    /// The trainer's state and optimizer moments.
+    ///
+    /// # Errors
+    /// If this checkpoint was not written by a training run.
+    pub fn training<S: DeserializeOwned>(&self) -> Result<(S, BTreeMap<String, params::Values>)> {
+        Ok((self.state()?, tensors::read(&self.path.join(OPTIMIZER))?))
     }
 }
 

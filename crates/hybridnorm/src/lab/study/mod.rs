@@ -19,3 +19,4 @@ pub use plan::{Planned, Study, StudyFile, StudySection};
 pub use record::{Cell, Ending, RunRecord};
 pub use runner::{Options, Shard, StudyEvent, run};
 pub use summary::of_directory as run_record;
+pub(crate) use summary::with_checkpoint as run_record_with_checkpoint;
