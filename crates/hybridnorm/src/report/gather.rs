@@ -32,7 +32,7 @@ impl Document {
         let (mut studies, mut directories) = (0, 0);
         for path in paths {
             let folder = Folder::new(path);
-            if folder.holds_study() {
+            if folder.holds_study()? {
                 let study = folder.study()?;
                 document.runs.extend(folder.records(&study.runs)?);
                 document.groups = study::groups(&document.runs, &study.file.study.rules);
