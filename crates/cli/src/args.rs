@@ -272,6 +272,10 @@ pub struct StudyArgs {
     /// Do every N-th run only, beginning with the I-th, so that N machines can share the work.
     #[arg(long, value_name = "I/N")]
     pub shard: Option<Shard>,
+    /// Work without file locks, where the file system has none (some Lustre and NFS mounts); nothing then
+    /// keeps a second process from writing into the same folder.
+    #[arg(long)]
+    pub no_lock: bool,
     /// Print the analysis as one JSON document.
     #[arg(long)]
     pub json: bool,
@@ -288,6 +292,10 @@ pub enum StudyCommand {
         /// Where to join them.
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
+        /// Work without file locks, where the file system has none (some Lustre and NFS mounts); nothing then
+        /// keeps a second process from writing into the same folder.
+        #[arg(long)]
+        no_lock: bool,
         /// Print the analysis as one JSON document.
         #[arg(long)]
         json: bool,

@@ -36,7 +36,7 @@ impl Document {
         let (mut studies, mut directories) = (0, Vec::new());
         for path in paths {
             let folder = Folder::new(path);
-            if folder.holds_study() {
+            if folder.holds_study()? {
                 let study = folder.study()?;
                 let records = folder.records(&study.runs)?;
                 document.groups = study::groups(&records, &study.file.study.rules);
