@@ -56,9 +56,9 @@ fn record_of(run: &Planned) -> RunRecord {
             seconds: 2.0,
             peak_memory_bytes: Some(7),
             estimated_memory_bytes: None,
-            machine: "a machine".into(),
-            threads: 2,
-            version: "1".into(),
+            machine: Some("a machine".into()),
+            threads: Some(2),
+            version: Some("1".into()),
         },
     }
 }
