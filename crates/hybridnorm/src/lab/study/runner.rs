@@ -219,12 +219,9 @@ impl Pass<'_> {
             .collect()
     }
 
-    /// Takes hold of a run for as long as the returned lock lives.
-    fn claim(&self, id: &str) -> Result<Option<Passing>> {
-        let shared = self.how.is_shard;
-        shared
-            .then(|| self.folder.claim(id, self.how.locking))
-            .transpose()
+    /// Takes hold of a run for as long as the returned lock lives: shards may overlap.
+    fn claim(&self, id: &str) -> Result<Passing> {
+        self.folder.claim(id, self.how.locking)
     }
 
     /// A kill may have come between writing a record and clearing up.
