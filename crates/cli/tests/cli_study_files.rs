@@ -330,7 +330,7 @@ fn pipes_and_huge_files_are_refused_at_once() {
         assert!(made.unwrap().success());
         for command in [
             args(&["--resume"]),
-            vec!["report", "out"],
+            vec!["report", "out", "--format", "json"],
             vec!["study", "merge", "out", "--out", "m"],
         ] {
             lab.fails(
@@ -479,6 +479,66 @@ fn folders_are_joined_by_one_at_a_time_and_read_only_sources_stay_clean() {
         lab.write(&format!("joined/runs/{last}.00112233445566aa.partial"), "{");
         if round == 1 {
             fs::remove_file(lab.path("joined/study.toml")).unwrap();
+        }
+    }
+}
+
+/// Two runs, each of which is renamed and moved some dozen times.
+#[cfg(target_os = "linux")]
+#[test]
+#[ignore = "needs strace"]
+fn killed_at_every_renaming_no_run_is_lost() {
+    let lab = lab();
+    let short = args(&["--set", "study.lr=[1e-3]"]);
+    let killed_at = |nth: usize| {
+        let inject = format!("inject=rename:signal=SIGKILL:when={nth}");
+        let mut command = lab.command_through("strace", &short);
+        let starter = [
+            "-f",
+            "-qq",
+            "-o",
+            "log",
+            "-e",
+            "trace=rename",
+            "-e",
+            &inject,
+        ];
+        let program: Vec<_> = std::iter::once(command.get_program().to_owned())
+            .chain(starter.iter().map(Into::into))
+            .chain(command.get_args().map(ToOwned::to_owned))
+            .collect();
+        let mut whole = std::process::Command::new(&program[0]);
+        whole.args(&program[1..]).current_dir(lab.path("."));
+        whole.env("XDG_CACHE_HOME", lab.path("cache"));
+        command = whole;
+        code(&command.output().expect("strace is installed"))
+    };
+    lab.ok(&short);
+    let expected: Vec<_> = names(&lab, "out/kept");
+    for nth in 1.. {
+        fs::remove_dir_all(lab.path("out")).unwrap();
+        let is_through = killed_at(nth) == 0;
+        let recorded = match lab.path("out/runs").is_dir() {
+            true => names(&lab, "out/runs"),
+            false => Vec::new(),
+        };
+        for id in recorded
+            .iter()
+            .filter_map(|name| name.strip_suffix(".json"))
+        {
+            assert!(lab.path(format!("out/kept/{id}")).is_dir(), "{nth}: {id}");
+        }
+        lab.ok(&[&short[..], &["--resume"]].concat());
+        assert_eq!(names(&lab, "out/kept"), expected, "{nth}");
+        assert_eq!(names(&lab, "out/runs").len(), expected.len(), "{nth}");
+        assert_eq!(
+            names(&lab, "out"),
+            ["kept", "lock", "runs", "study.toml", "work"]
+        );
+        assert!(names(&lab, "out/work").is_empty(), "{nth}");
+        if is_through {
+            assert!(nth > 8);
+            break;
         }
     }
 }
