@@ -130,6 +130,17 @@ impl Passing {
             lock: Lock::exclusive(path, locking, busy)?,
         })
     }
+
+    /// Lets it go; what dropping does, but says so if the file stays.
+    ///
+    /// # Errors
+    /// If the file cannot be removed.
+    pub fn release(self) -> Result<()> {
+        match self.lock.is_held()? {
+            true => fs::remove_file(&self.path).map_err(Error::io(&self.path)),
+            false => Ok(()),
+        }
+    }
 }
 
 impl Drop for Passing {
