@@ -1,9 +1,10 @@
 //! `hybridnorm import`.
 
 use hybridnorm::data::{Tokenizer, TokenizerSpec};
-use hybridnorm::interop;
+use hybridnorm::interop::{self, Imported, Tensors};
 use hybridnorm::model::Recompute;
 use hybridnorm::model::inventory::inventory;
+use hybridnorm::omissions::LeftOut;
 use hybridnorm::train::checkpoint::{self, Contents};
 use hybridnorm::{Device, Error};
 use serde::Serialize;
@@ -14,9 +15,11 @@ use crate::console::{self, Console};
 use crate::table;
 
 #[derive(Serialize)]
-struct Imported {
+struct Report {
     checkpoint: String,
     parameters: u64,
+    tensors: Tensors,
+    left_out: LeftOut,
 }
 
 pub fn run(args: ImportArgs, console: &Console) -> Result<Ending, Error> {
@@ -25,7 +28,11 @@ pub fn run(args: ImportArgs, console: &Console) -> Result<Ending, Error> {
         .as_deref()
         .map(|spec| Tokenizer::from_spec(&spec.parse::<TokenizerSpec>()?))
         .transpose()?;
-    let model = interop::import(&args.folder, &Device::flex())?;
+    let Imported {
+        model,
+        tensors,
+        left_out,
+    } = interop::import(&args.folder, &Device::flex())?;
     let vocabulary = model.config().vocab_size;
     if let Some(tokenizer) = tokenizer.as_ref().filter(|t| t.vocab_size() > vocabulary) {
         return Err(Error::config(format!(
@@ -33,9 +40,7 @@ pub fn run(args: ImportArgs, console: &Console) -> Result<Ending, Error> {
             tokenizer.vocab_size()
         )));
     }
-    if let Some(parent) = args.out.parent() {
-        hybridnorm::files::create_dir(parent)?;
-    }
+    hybridnorm::files::create_parent(&args.out)?;
     checkpoint::save(&args.out, Contents::of_model(&model, tokenizer.as_ref()))?;
     let parameters = inventory(
         model.config(),
@@ -45,9 +50,11 @@ pub fn run(args: ImportArgs, console: &Console) -> Result<Ending, Error> {
     )?
     .total;
     if args.json {
-        console::print_json(&Imported {
+        console::print_json(&Report {
             checkpoint: args.out.display().to_string(),
             parameters,
+            tensors,
+            left_out,
         })?;
     } else {
         console.note(&format!(
@@ -55,6 +62,10 @@ pub fn run(args: ImportArgs, console: &Console) -> Result<Ending, Error> {
             table::grouped(parameters),
             args.out.display()
         ));
+        console.note(&format!("read {} of {} tensors", tensors.read, tensors.all));
+        for line in left_out.lines() {
+            console.note(&line);
+        }
         if tokenizer.is_none() {
             console.note("no tokenizer was given; the checkpoint cannot read or write text");
         }

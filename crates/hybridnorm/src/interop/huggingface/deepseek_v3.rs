@@ -6,7 +6,7 @@ use super::config::Common;
 use super::weights::{Weights, stacked};
 use crate::model::params::Values;
 use crate::model::{FfnActivation, MlaConfig, ModelConfig, MoeConfig, MoeScoring};
-use crate::placement::{self, InitScheme, StdRule};
+use crate::placement::{self, HeadNorm, InitScheme, StdRule};
 
 #[derive(Deserialize)]
 pub(super) struct Config {
@@ -47,6 +47,9 @@ pub(super) struct Config {
     #[serde(default)]
     aux_loss_alpha: f64,
 }
+
+/// eps of the norms on latents.
+const LATENT_EPS: f64 = 1e-6;
 
 fn yes() -> bool {
     true
@@ -101,6 +104,12 @@ impl Config {
         }
         let mut placement = placement::named("deepseek-v3").expect("a named placement");
         placement.norm.eps = common.rms_norm_eps;
+        let inner = &mut placement.block.attn_inner;
+        // Their norms on latents keep the eps of their class, whatever the configuration says.
+        inner.norm_eps = (common.rms_norm_eps != LATENT_EPS).then_some(LATENT_EPS);
+        if self.q_lora_rank.is_none() {
+            inner.q_norm = HeadNorm::None;
+        }
         placement.init.scheme = InitScheme::Normal;
         placement.init.std = StdRule::Const(common.initializer_range);
         // Groups that are all open limit nothing.
@@ -162,7 +171,9 @@ impl Config {
 pub(super) fn translate(weights: &mut Weights, model: &Model) -> Result<(), String> {
     let config = &model.config;
     for layer in config.n_layers..config.n_layers + model.further_layers {
-        weights.leave_out(&format!("model.layers.{layer}."));
+        let prefix = format!("model.layers.{layer}.");
+        let reason = "layers that predict further tokens, which are no part of the decoder";
+        weights.leave_out(reason, |name| name.starts_with(&prefix));
     }
     weights.ends(config)?;
     for layer in 0..config.n_layers {
