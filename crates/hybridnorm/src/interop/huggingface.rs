@@ -49,6 +49,7 @@ pub fn read(folder: &Path, device: &Device) -> Result<Imported> {
     let family = Family::read(&folder.join(CONFIG))?;
     let config = family.config();
     let (path, source) = open_tensors(folder)?;
+    let files = source.files();
     // Our tensors, what they are made of at the time, and the model.
     let weights = inventory(config, 1, 1, Recompute::None)?.memory.weights;
     memory::require(weights.saturating_mul(3), "reading the checkpoint")?;
@@ -61,6 +62,7 @@ pub fn read(folder: &Path, device: &Device) -> Result<Imported> {
         model,
         tensors: taken.tensors,
         left_out: taken.left_out,
+        files,
     })
 }
 
@@ -70,6 +72,29 @@ pub fn read(folder: &Path, device: &Device) -> Result<Imported> {
 /// If it is no such file, or asks for something this model does not have.
 pub fn read_config(path: &Path) -> Result<ModelConfig> {
     Ok(Family::read(path)?.config().clone())
+}
+
+/// The error, with the key at whose value it is.
+fn at_key(json: &[u8], error: &serde_json::Error) -> String {
+    let message = error.to_string();
+    if error.line() == 0 || error.classify() != serde_json::error::Category::Data {
+        return message;
+    }
+    // Of a missing key the place is the end of the table, and the message has its name.
+    if message.starts_with("missing field") {
+        return message;
+    }
+    let lines = json.split_inclusive(|byte| *byte == b'\n');
+    let before: usize = lines.take(error.line() - 1).map(<[u8]>::len).sum();
+    let end = (before + error.column()).min(json.len());
+    let text = String::from_utf8_lossy(&json[..end]);
+    let key = text
+        .rsplit_once("\":")
+        .and_then(|(head, _)| head.rsplit('"').next());
+    match key.filter(|key| !key.is_empty()) {
+        Some(key) => format!("{key}: {message}"),
+        None => message,
+    }
 }
 
 /// A family of models, with what its configuration comes to.
@@ -87,16 +112,18 @@ impl Family {
     fn read(path: &Path) -> Result<Self> {
         let bytes = files::read_small(path, TEXT_LIMIT)?;
         let broken = |problem: String| Error::format(path, problem);
-        let json = |error: serde_json::Error| broken(error.to_string());
+        let json = |error: serde_json::Error| broken(at_key(&bytes, &error));
         let Kind { model_type } = serde_json::from_slice(&bytes).map_err(json)?;
         let family = match model_type.as_str() {
             "olmoe" => {
                 let found: olmoe::Config = serde_json::from_slice(&bytes).map_err(json)?;
-                Self::Olmoe(found.to_config().map_err(broken)?)
+                let common = serde_json::from_slice(&bytes).map_err(json)?;
+                Self::Olmoe(found.to_config(&common).map_err(broken)?)
             }
             "deepseek_v3" => {
                 let found: deepseek_v3::Config = serde_json::from_slice(&bytes).map_err(json)?;
-                Self::DeepseekV3(found.to_model().map_err(broken)?)
+                let common = serde_json::from_slice(&bytes).map_err(json)?;
+                Self::DeepseekV3(found.to_model(&common).map_err(broken)?)
             }
             other => {
                 return Err(broken(format!(

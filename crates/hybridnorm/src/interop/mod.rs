@@ -1,5 +1,6 @@
 //! Other people's checkpoints.
 
+mod beside;
 mod experts;
 pub mod huggingface;
 pub mod official;
@@ -16,6 +17,8 @@ use crate::model::Decoder;
 use crate::omissions::LeftOut;
 use crate::tensors;
 
+pub use beside::tokenizer;
+
 /// A model and an account of the tensors it was made of.
 #[derive(Debug)]
 pub struct Imported {
@@ -23,8 +26,10 @@ pub struct Imported {
     pub model: Decoder,
     /// How many tensors the checkpoint has, and how many of them were read.
     pub tensors: Tensors,
-    /// The others, by reason.
+    /// The others, and files of the folder that were not read, by reason.
     pub left_out: LeftOut,
+    /// Files that the tensors are in.
+    pub files: Vec<String>,
 }
 
 /// Tensors of a checkpoint. Those that were not read are in what was left out.
@@ -42,10 +47,12 @@ pub struct Tensors {
 /// # Errors
 /// See [`huggingface::import`] and [`official::import`].
 pub fn import(folder: &Path, device: &Device) -> Result<Imported> {
-    let imported = match huggingface::is_folder(folder) {
+    let mut imported = match huggingface::is_folder(folder) {
         true => huggingface::read(folder, device)?,
         false => official::read(folder, device)?,
     };
+    let others = beside::not_read(folder, &imported.files)?;
+    imported.left_out.extend(&others);
     match tensors::broken(&imported.model) {
         Some(name) => Err(Error::format(
             folder,

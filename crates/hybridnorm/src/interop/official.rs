@@ -62,6 +62,7 @@ pub fn read(folder: &Path, device: &Device) -> Result<Imported> {
         model,
         tensors: Tensors { all, read },
         left_out,
+        files: Vec::new(),
     })
 }
 

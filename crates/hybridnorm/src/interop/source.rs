@@ -36,6 +36,14 @@ impl Source {
         Ok(Self { files, places })
     }
 
+    /// The names of the files.
+    pub(super) fn files(&self) -> Vec<String> {
+        let names = self.files.iter().filter_map(|file| file.path().file_name());
+        names
+            .map(|name| name.to_string_lossy().into_owned())
+            .collect()
+    }
+
     /// How many there are.
     pub(super) fn len(&self) -> usize {
         self.places.len()

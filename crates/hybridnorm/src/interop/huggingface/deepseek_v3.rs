@@ -10,8 +10,6 @@ use crate::placement::{self, HeadNorm, InitScheme, StdRule};
 
 #[derive(Deserialize)]
 pub(super) struct Config {
-    #[serde(flatten)]
-    common: Common,
     q_lora_rank: Option<usize>,
     kv_lora_rank: usize,
     qk_nope_head_dim: usize,
@@ -28,10 +26,8 @@ pub(super) struct Config {
     first_k_dense_replace: usize,
     #[serde(default = "one")]
     moe_layer_freq: usize,
-    #[serde(default = "one")]
-    n_group: usize,
-    #[serde(default = "one")]
-    topk_group: usize,
+    n_group: Option<usize>,
+    topk_group: Option<usize>,
     #[serde(default = "yes")]
     norm_topk_prob: bool,
     #[serde(default = "unit")]
@@ -77,8 +73,7 @@ pub(super) struct Model {
 }
 
 impl Config {
-    pub(super) fn to_model(&self) -> Result<Model, String> {
-        let common = &self.common;
+    pub(super) fn to_model(&self, common: &Common) -> Result<Model, String> {
         common.refuse_what_is_not_there()?;
         if self.moe_layer_freq != 1 {
             return Err(format!(
@@ -113,9 +108,9 @@ impl Config {
         placement.init.scheme = InitScheme::Normal;
         placement.init.std = StdRule::Const(common.initializer_range);
         // Groups that are all open limit nothing.
-        let [n_groups, top_groups] = match self.n_group == self.topk_group {
-            true => [1, 1],
-            false => [self.n_group, self.topk_group],
+        let [n_groups, top_groups] = match [self.n_group, self.topk_group].map(|n| n.unwrap_or(1)) {
+            [all, open] if all == open => [1, 1],
+            groups => groups,
         };
         let moe = MoeConfig {
             n_experts: self.n_routed_experts,
