@@ -416,7 +416,7 @@ pub struct GenerateArgs {
 #[derive(Debug, Subcommand)]
 pub enum DataCommand {
     /// Tokenize text into a folder of shards.
-    Prepare(PrepareArgs),
+    Prepare(Box<PrepareArgs>),
     /// Verify a prepared folder and print what is in it.
     Inspect {
         /// The folder.

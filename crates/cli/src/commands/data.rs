@@ -16,7 +16,7 @@ use crate::table::{bytes, grouped, numbers};
 pub fn run(command: DataCommand, console: &Console) -> Result<Ending, Error> {
     Stop::listen()?;
     match command {
-        DataCommand::Prepare(args) => prepare(args, console)?,
+        DataCommand::Prepare(args) => prepare(*args, console)?,
         DataCommand::Inspect { folder, json } => {
             let found = data::inspect(&folder)?;
             match json {
