@@ -183,8 +183,8 @@ fn wrapped_models_and_pointers_are_named_with_what_to_do() {
 #[test]
 fn the_tokenizer_beside_the_weights_is_taken() {
     let lab = lab("olmoe");
-    lab.train("run", &["--set", "train.steps=1"]);
-    let saved = lab.path("run/checkpoints/step-00000001/tokenizer/tokenizer.json");
+    lab.train("run", &["--set", "train.steps=5"]);
+    let saved = lab.path("run/checkpoints/step-00000005/tokenizer/tokenizer.json");
     let mut json: Value = serde_json::from_slice(&fs::read(saved).unwrap()).unwrap();
     // As many tokens as the small model has.
     let size = {
@@ -268,7 +268,7 @@ fn what_is_written_has_the_modes_of_the_umask() {
     for (umask, file_mode, folder_mode) in [("022", 0o644, 0o755), ("077", 0o600, 0o700)] {
         let (run, ours) = (format!("run{umask}"), format!("ours{umask}"));
         for args in [
-            format!("train tiny.toml --quiet --run {run} --set train.steps=1"),
+            format!("train tiny.toml --quiet --run {run} --set train.steps=5"),
             format!("import their --out {ours}"),
             format!("report {run} --out report{umask}"),
         ] {

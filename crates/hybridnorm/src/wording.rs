@@ -61,7 +61,8 @@ fn kind_found(found: &str) -> String {
     }
 }
 
-fn kind_expected(expected: &str) -> Cow<'_, str> {
+/// What is expected, such as `usize`, in plain words.
+pub(crate) fn kind_expected(expected: &str) -> Cow<'_, str> {
     if is_float(expected) {
         return "a number".into();
     }

@@ -262,40 +262,91 @@ fn product(a: &Values, b: &Values) -> Values {
     }
 }
 
+/// One projection instead of two with a norm between them.
+fn without_query_latent(all: &mut BTreeMap<String, Values>) {
+    let layers: Vec<String> = all
+        .keys()
+        .filter_map(|name| name.strip_suffix("q_a_proj.weight").map(str::to_owned))
+        .collect();
+    assert!(!layers.is_empty());
+    for layer in layers {
+        let mut take = |field: &str| all.remove(&format!("{layer}{field}.weight")).unwrap();
+        let (a, b, _) = (take("q_a_proj"), take("q_b_proj"), take("q_a_layernorm"));
+        all.insert(format!("{layer}q_proj.weight"), product(&b, &a));
+    }
+}
+
 #[test]
-fn without_a_query_rank_queries_are_those_of_one_projection() {
-    // A query latent whose norm does nothing: as wide as the stream, of stream rows of any size, is not
-    // to be had; but a rank of none is one whose two projections are multiplied, norm apart.
+fn without_a_query_rank_nothing_norms_the_queries() {
     let folder = changed(
         "deepseek-v3",
         |config| config["q_lora_rank"] = Value::Null,
-        |all| {
-            let layers: Vec<String> = all
-                .keys()
-                .filter_map(|name| name.strip_suffix("q_a_proj.weight").map(str::to_owned))
-                .collect();
-            assert!(!layers.is_empty());
-            for layer in layers {
-                let mut take = |field: &str| all.remove(&format!("{layer}{field}.weight")).unwrap();
-                let (a, b, _) = (take("q_a_proj"), take("q_b_proj"), take("q_a_layernorm"));
-                all.insert(format!("{layer}q_proj.weight"), product(&b, &a));
-            }
-        },
+        without_query_latent,
     );
     let model = huggingface::import(folder.path(), &Device::flex()).unwrap();
     assert_eq!(model.config().mla.unwrap().q_rank, None);
     let names = params::names(&model);
-    assert!(
-        names
-            .iter()
-            .all(|name| !name.ends_with("attention.q_norm.gain"))
-    );
-    assert!(
-        names
-            .iter()
-            .any(|name| name.ends_with("attention.v_norm.gain"))
-    );
-    assert!(logits(folder.path()).iter().all(|x| x.is_finite()));
+    let has = |end: &str| names.iter().any(|name| name.ends_with(end));
+    assert!(!has("attention.q_norm.gain") && has("attention.v_norm.gain"));
+}
+
+/// Losses of the first row of the fixture by a plain implementation in double precision
+/// (`fixtures/hf/deepseek_v3_plain.py`).
+#[test]
+fn branches_of_deepseek_v3_give_the_losses_of_a_plain_implementation() {
+    type Weights = fn(&mut BTreeMap<String, Values>);
+    fn same(_: &mut BTreeMap<String, Values>) {}
+    fn no_shared(all: &mut BTreeMap<String, Values>) {
+        all.retain(|name, _| !name.contains("shared_experts"));
+    }
+    let cases: [(Value, Weights, f64); 9] = [
+        (json!({}), same, 4.5693155),
+        (json!({ "rms_norm_eps": 1e-2 }), same, 4.5622284),
+        (
+            json!({ "q_lora_rank": null }),
+            without_query_latent,
+            4.5693237,
+        ),
+        (
+            json!({ "q_lora_rank": null, "rms_norm_eps": 1e-2 }),
+            without_query_latent,
+            4.5622225,
+        ),
+        (json!({ "n_group": 4, "topk_group": 2 }), same, 4.5598431),
+        (json!({ "norm_topk_prob": false }), same, 4.5668777),
+        (json!({ "rope_interleave": false }), same, 4.5692468),
+        (json!({ "n_shared_experts": 0 }), no_shared, 4.5682335),
+        (
+            json!({ "num_experts_per_tok": 3, "routed_scaling_factor": 1.0 }),
+            same,
+            4.5539591,
+        ),
+    ];
+    let reference = fixture("hf/deepseek-v3/reference.safetensors");
+    let (ids, shape) = tokens(&std::fs::read(reference).unwrap());
+    let row = &ids[..shape[1]];
+    for (change, weights, expected) in cases {
+        let set = |config: &mut Value| {
+            for (key, value) in change.as_object().unwrap() {
+                config[key] = value.clone();
+            }
+        };
+        let folder = changed("deepseek-v3", set, weights);
+        let model = huggingface::import(folder.path(), &Device::flex()).unwrap();
+        let inputs = model.ids(&row[..row.len() - 1], 1, row.len() - 1).unwrap();
+        let logits = common::to_vec(model.logits(model.forward(inputs)));
+        let vocabulary = model.config().vocab_size;
+        let losses = logits.chunks(vocabulary).zip(&row[1..]);
+        let losses = losses.map(|(logits, target)| {
+            let sum: f64 = logits.iter().map(|z| f64::from(*z).exp()).sum();
+            sum.ln() - f64::from(logits[*target as usize])
+        });
+        let found = losses.sum::<f64>() / (row.len() - 1) as f64;
+        assert!(
+            (found - expected).abs() < 2e-6,
+            "{change}: {found}, expected {expected}"
+        );
+    }
 }
 
 #[test]

@@ -103,3 +103,125 @@ fn settings_of_another_computation_are_refused() {
         assert!(text.contains(key) && text.contains("config.yaml"), "{text}");
     }
 }
+
+/// A PyTorch file of one f32 tensor whose storage holds `elements`, seen with a shape and strides.
+fn torch_file(elements: u32, shape: [u32; 2], strides: [u32; 2]) -> Vec<u8> {
+    let int = |n: u32| [&b"J"[..], &n.to_le_bytes()].concat();
+    let pair = |pair: [u32; 2]| [int(pair[0]), int(pair[1]), b"\x86".to_vec()].concat();
+    let text = |text: &str| {
+        [
+            &b"X"[..],
+            &(text.len() as u32).to_le_bytes(),
+            text.as_bytes(),
+        ]
+        .concat()
+    };
+    let pickle = [
+        b"\x80\x02}".to_vec(),
+        text("transformer.wte.weight"),
+        b"ctorch._utils\n_rebuild_tensor_v2\n((".to_vec(),
+        text("storage"),
+        b"ctorch\nFloatStorage\n".to_vec(),
+        text("0"),
+        text("cpu"),
+        int(elements),
+        b"tQ".to_vec(),
+        int(0),
+        pair(shape),
+        pair(strides),
+        b"\x89ccollections\nOrderedDict\n)RtRs.".to_vec(),
+    ]
+    .concat();
+    let zeros = vec![0; 4 * elements as usize];
+    zip(&[
+        ("archive/data.pkl", &pickle),
+        ("archive/byteorder", b"little"),
+        ("archive/data/0", &zeros),
+        ("archive/version", b"3\n"),
+    ])
+}
+
+/// An archive of files as they are.
+fn zip(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut archive = Vec::new();
+    let mut directory = Vec::new();
+    for (name, bytes) in files {
+        let crc = !bytes.iter().fold(u32::MAX, |crc, byte| {
+            (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+                (crc >> 1) ^ (0xedb8_8320 & 0u32.wrapping_sub(crc & 1))
+            })
+        });
+        let size = (bytes.len() as u32).to_le_bytes();
+        let name_length = (name.len() as u16).to_le_bytes();
+        let common = [
+            &[20, 0, 0, 0, 0, 0, 0, 0, 0, 0][..],
+            &crc.to_le_bytes(),
+            &size,
+            &size,
+            &name_length,
+            &[0; 2],
+        ]
+        .concat();
+        directory.extend(
+            [
+                &b"PK\x01\x02\x14\x00"[..],
+                &common,
+                &[0; 10],
+                &(archive.len() as u32).to_le_bytes(),
+                name.as_bytes(),
+            ]
+            .concat(),
+        );
+        archive.extend([&b"PK\x03\x04"[..], &common, name.as_bytes(), bytes].concat());
+    }
+    let (start, length) = (archive.len() as u32, directory.len() as u32);
+    let count = (files.len() as u16).to_le_bytes();
+    archive.extend(directory);
+    archive.extend(
+        [
+            &b"PK\x05\x06\0\0\0\0"[..],
+            &count,
+            &count,
+            &length.to_le_bytes(),
+            &start.to_le_bytes(),
+            &[0; 2],
+        ]
+        .concat(),
+    );
+    archive
+}
+
+#[test]
+fn a_tensor_larger_than_its_file_is_refused_before_it_is_made() {
+    // 4 GiB of one repeated element in a file of a few hundred bytes.
+    let error = import(&torch_file(1, [1 << 15, 1 << 15], [0, 0])).unwrap_err();
+    let text = error.to_string();
+    assert!(
+        text.contains("transformer.wte.weight would take 4294967296"),
+        "{text}"
+    );
+    assert!(text.contains("strides repeat elements"), "{text}");
+    // What is whole gets further: it is one of the model's, of which others are missing.
+    let text = import(&torch_file(12, [4, 3], [3, 1]))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        !text.contains("strides") && text.contains("model.pt"),
+        "{text}"
+    );
+}
+
+#[test]
+fn aliases_that_grow_without_end_are_refused() {
+    let folder = folder(b"");
+    let mut yaml = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+    for level in 1..12 {
+        let before = format!("*a{}, ", level - 1).repeat(10);
+        yaml += &format!("a{level}: &a{level} [{before}]\n");
+    }
+    fs::write(folder.path().join("config.yaml"), yaml + "model: *a11\n").unwrap();
+    let text = official::import(folder.path(), &Device::flex())
+        .unwrap_err()
+        .to_string();
+    assert!(text.contains("config.yaml"), "{text}");
+}

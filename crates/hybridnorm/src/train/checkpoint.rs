@@ -239,6 +239,11 @@ impl Checkpoint {
                 ),
             ));
         }
+        // Nothing else is wrong with a file whose values make no model, so it is the file to name.
+        config
+            .model
+            .resolve()
+            .map_err(|error| Error::format(path, error.to_string()))?;
         Ok(config.model)
     }
 

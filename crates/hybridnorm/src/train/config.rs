@@ -437,7 +437,7 @@ impl ModelSection {
             Value::Object(table) => table.clone(),
             _ => {
                 return Err(Error::config(
-                    "model.placement must be a name, as in placement = \"pre-norm\", or a table, as in placement = { base = \"pre-norm\" }",
+                    "model.placement must be a name or a table, as in placement = \"pre-norm\" or placement = { base = \"pre-norm\" }",
                 ));
             }
         };

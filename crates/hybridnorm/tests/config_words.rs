@@ -1,0 +1,132 @@
+//! Whatever kind of value stands at whatever key of a configuration, what is wrong is said in plain
+//! words.
+
+use hybridnorm::train::Config;
+
+const TEXT: &str = r#"
+[model]
+d_model = 16
+n_layers = 2
+n_heads = 2
+d_ff = 32
+vocab_size = 257
+[model.moe]
+n_experts = 4
+top_k = 2
+d_expert = 8
+[model.mla]
+kv_rank = 8
+nope_dim = 4
+rope_dim = 4
+v_dim = 4
+[data]
+train = ["stories:60"]
+tokenizer = "bytes"
+[schedule]
+kind = "wsd"
+"#;
+
+const KEYS: &str = "seed model init init.from data optimizer schedule train log \
+    model.d_model model.n_layers model.n_heads model.n_kv_heads model.d_ff model.vocab_size \
+    model.max_seq_len model.rope_theta model.tie_embeddings model.activation model.moe model.mla \
+    model.moe.n_experts model.moe.scoring model.moe.renormalize model.moe.scaling model.mla.q_rank \
+    model.placement model.norm model.init model.norm.kind model.norm.eps model.norm.gain \
+    model.norm.bias model.init.scheme model.init.std model.placement.block \
+    model.placement.block.attn.skip model.placement.block.attn.out_norm \
+    model.placement.block.attn_inner.q_norm model.placement.block.attn_inner.norm_eps \
+    model.placement.block.attn_inner.attn_scale model.placement.block.topology \
+    model.placement.overrides model.placement.streams data.train data.validation data.tokenizer \
+    data.order optimizer.kind optimizer.lr optimizer.betas optimizer.eps optimizer.weight_decay \
+    schedule.kind schedule.warmup_steps schedule.warmup_tokens schedule.min_lr_ratio train.steps \
+    train.batch_size train.seq_len train.recompute train.eval_every train.keep_checkpoints \
+    log.layers_every log.tensorboard log.dumps";
+
+/// Words of Rust and of its libraries.
+const RUST: [&str; 16] = [
+    "usize",
+    "u64",
+    "u32",
+    "i64",
+    "f64",
+    "f32",
+    "struct",
+    "enum ",
+    "variant",
+    "boolean",
+    "invalid type",
+    "invalid value",
+    "Option",
+    "Vec<",
+    "unit value",
+    "a sequence",
+];
+
+fn problem(setting: &str) -> Option<String> {
+    let settings = [setting.to_owned()];
+    let error = Config::parse(TEXT, &settings).err()?;
+    Some(error.to_string())
+}
+
+#[test]
+fn wrong_kinds_of_values_are_told_without_words_of_rust() {
+    let values = [
+        "true",
+        "-1",
+        "1.5",
+        "'x'",
+        "'1e-3'",
+        "[]",
+        "[[1], 'a']",
+        "{}",
+        "{ x = 1 }",
+        "1979-05-27",
+        "9223372036854775807",
+    ];
+    let mut refused = 0;
+    for key in KEYS.split_whitespace() {
+        for value in values {
+            let setting = format!("{key}={value}");
+            let Some(text) = problem(&setting) else {
+                continue;
+            };
+            refused += 1;
+            assert_eq!(text.lines().count(), 1, "{setting}: {text}");
+            for word in RUST {
+                assert!(!text.contains(word), "{setting}: {word:?} in {text}");
+            }
+        }
+    }
+    assert!(refused > 400, "{refused}");
+}
+
+#[test]
+fn natural_spellings_are_shown_what_is_right() {
+    for (setting, words) in [
+        ("model.n_layer=4", "did you mean `n_layers`"),
+        ("model.hidden_size=4", "did you mean `d_model`"),
+        ("model.num_key_value_heads=1", "did you mean `n_kv_heads`"),
+        ("optimizer.learning_rate=1e-3", "did you mean `lr`"),
+        ("train.max_steps=3", "did you mean `steps`"),
+        ("optimizer.lr='1e-3'", "write 1e-3 without quotation marks"),
+        (
+            "train.steps=1e3",
+            "write 1000 without a point or an exponent",
+        ),
+        ("model.q_norm=true", "q_norm = \"per_head\""),
+        ("model.qk_norm=true", "q_norm = \"per_head\""),
+        (
+            "model.placement.block.attn_inner.q_norm=true",
+            "as in \"per_head\"",
+        ),
+        ("model.norm='pre'", "placement = \"pre-norm\""),
+        ("model.placement='prenorm'", "nearest known: `pre-norm`"),
+        ("model.placement=true", "placement = \"pre-norm\""),
+        ("model.norm.kind='layer_norm'", "did you mean `layernorm`"),
+        ("model.dtype='bf16'", "single precision"),
+        ("model.dropout=0.1", "there is no dropout"),
+        ("model.activation='swish'", "swiglu"),
+    ] {
+        let text = problem(setting).unwrap_or_else(|| panic!("{setting} is taken"));
+        assert!(text.contains(words), "{setting}: {text}");
+    }
+}

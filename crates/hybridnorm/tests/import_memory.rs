@@ -1,0 +1,39 @@
+//! An import takes at most three times the model's size in single precision and a constant.
+
+mod common;
+
+use burn::tensor::Device;
+use common::reference::*;
+use hybridnorm::{interop, memory};
+
+const CONSTANT: u64 = 64 << 20;
+
+#[test]
+fn an_import_takes_three_times_the_model_at_most() {
+    let from = fixture("hf/olmoe");
+    let folder = tempfile::tempdir().unwrap();
+    let rows = 300_000;
+    let mut config = json(&from.join("config.json"));
+    config["vocab_size"] = rows.into();
+    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    let bytes = {
+        let file = std::fs::read(from.join("model.safetensors")).unwrap();
+        let mut all = tensors(&file, "");
+        for name in ["model.embed_tokens.weight", "lm_head.weight"] {
+            let values = all.get_mut(name).unwrap();
+            values.data.resize(rows * values.shape[1], 0.5);
+            values.shape[0] = rows;
+        }
+        write_tensors(folder.path(), &all);
+        all.values().map(|v| 4 * v.data.len() as u64).sum::<u64>()
+    };
+    memory::reset_peak();
+    let Some(before) = memory::peak_bytes() else {
+        return;
+    };
+    let imported = interop::import(folder.path(), &Device::flex()).unwrap();
+    let peak = memory::peak_bytes().unwrap() - before;
+    drop(imported);
+    println!("{} MB for {} MB", peak >> 20, bytes >> 20);
+    assert!(peak <= 3 * bytes + CONSTANT, "{peak} bytes for {bytes}");
+}
