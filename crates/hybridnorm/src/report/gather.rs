@@ -35,7 +35,11 @@ impl Document {
             if folder.holds_study() {
                 let study = folder.study()?;
                 document.runs.extend(folder.records(&study.runs)?);
-                document.groups = study::groups(&document.runs, &study.file.study.rules);
+                document.groups = study::groups(
+                    &document.runs,
+                    study.runs.iter().map(|run| &run.cell),
+                    &study.file.study.rules,
+                );
                 document.planned = Some(study.runs.len());
                 studies += 1;
             } else if path.join(run_directory::CONFIG).is_file() {
