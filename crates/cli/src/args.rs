@@ -160,6 +160,10 @@ pub struct QuickstartArgs {
     /// Training steps of each model.
     #[arg(long, value_name = "N")]
     pub steps: Option<usize>,
+    /// Work without file locks, where the file system has none (some Lustre and NFS mounts); nothing then
+    /// keeps a second process from writing into the same folder.
+    #[arg(long)]
+    pub no_lock: bool,
     /// Print one JSON document instead of a table.
     #[arg(long)]
     pub json: bool,
@@ -180,6 +184,10 @@ pub struct TrainArgs {
     /// Go on from the newest valid checkpoint of the run directory.
     #[arg(long)]
     pub resume: bool,
+    /// Work without file locks, where the file system has none (some Lustre and NFS mounts); nothing then
+    /// keeps a second process from writing into the same folder.
+    #[arg(long)]
+    pub no_lock: bool,
     /// Print the outcome as one JSON document.
     #[arg(long)]
     pub json: bool,
@@ -229,6 +237,10 @@ pub struct ReplayArgs {
     /// Run directory of the replay; the run's name with `-replay-S` unless given.
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
+    /// Work without file locks, where the file system has none (some Lustre and NFS mounts); nothing then
+    /// keeps a second process from writing into the same folder.
+    #[arg(long)]
+    pub no_lock: bool,
     /// Print one JSON document.
     #[arg(long)]
     pub json: bool,
@@ -260,6 +272,10 @@ pub struct StudyArgs {
     /// Do every N-th run only, beginning with the I-th, so that N machines can share the work.
     #[arg(long, value_name = "I/N")]
     pub shard: Option<Shard>,
+    /// Work without file locks, where the file system has none (some Lustre and NFS mounts); nothing then
+    /// keeps a second process from writing into the same folder.
+    #[arg(long)]
+    pub no_lock: bool,
     /// Print the analysis as one JSON document.
     #[arg(long)]
     pub json: bool,
@@ -276,6 +292,10 @@ pub enum StudyCommand {
         /// Where to join them.
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
+        /// Work without file locks, where the file system has none (some Lustre and NFS mounts); nothing then
+        /// keeps a second process from writing into the same folder.
+        #[arg(long)]
+        no_lock: bool,
         /// Print the analysis as one JSON document.
         #[arg(long)]
         json: bool,
@@ -312,13 +332,17 @@ pub enum ReportFormat {
 pub struct EvalArgs {
     /// A checkpoint, or a run directory, whose newest valid one is taken.
     pub checkpoint: PathBuf,
-    /// Text, token files or prepared folders.
+    /// Text, token files or prepared folders; each is measured by itself, and all of them are pooled.
     #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
     pub data: Vec<String>,
-    /// Which part of it; unless given, the held-out part of prepared folders that have one, and
-    /// the whole of anything else.
+    /// Which part of each, as a training on that one alone splits it; unless given, the held-out part
+    /// of prepared folders that have one, and the whole of anything else.
     #[arg(long, value_enum)]
     pub split: Option<EvalSplit>,
+    /// Which windows are measured: all, the shorter last ones included, or whole ones only, as training
+    /// measures its validation loss.
+    #[arg(long, value_enum, default_value_t = EvalWindows::All)]
+    pub windows: EvalWindows,
     /// Tokens per sequence; the model's longest unless given.
     #[arg(long, value_name = "N")]
     pub seq_len: Option<usize>,
@@ -328,6 +352,15 @@ pub struct EvalArgs {
     /// Print one JSON document.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Windows of the data.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum EvalWindows {
+    /// All, so that every token but the first is measured.
+    All,
+    /// Those as long as a sequence.
+    Whole,
 }
 
 /// A part of the data.
@@ -412,7 +445,8 @@ pub enum PublicText {
 /// Arguments of `data prepare`.
 #[derive(Debug, Args)]
 pub struct PrepareArgs {
-    /// `.txt`, `.jsonl`, `.jsonl.gz`, `.jsonl.zst` files, folders, globs; `gutenberg`; `stories:N`.
+    /// Files (`.txt`, `.text`, `.md`, `.jsonl`, `.ndjson`, `.json`, each also with `.gz`, `.zst` or
+    /// `.zstd`; `.parquet`), folders, globs; `gutenberg`; `stories:N`.
     #[arg(required = true, value_name = "INPUT")]
     pub inputs: Vec<String>,
     /// `bytes`, `r50k`, `cl100k`, `bpe:N` to train one of N tokens, or a `tokenizer.json`.
@@ -432,9 +466,33 @@ pub struct PrepareArgs {
     /// Inputs that are validation text as a whole; nothing is held out then.
     #[arg(long, value_name = "INPUT")]
     pub validation: Vec<String>,
-    /// The field of a JSON line that holds the text.
+    /// The field of a JSON record, or column of a Parquet file (nested: `meta.text`), that holds the
+    /// text.
     #[arg(long, value_name = "NAME", default_value = "text")]
     pub text_field: String,
+    /// Text between the documents of plain text files, such as `<|endoftext|>`: they are cut there
+    /// only, and it goes.
+    #[arg(
+        long,
+        value_name = "TEXT",
+        allow_hyphen_values = true,
+        conflicts_with = "document_chars"
+    )]
+    pub separator: Option<String>,
+    /// Cut plain text files into documents at the next blank line after this many characters, 20000
+    /// unless given; 0 keeps them whole.
+    #[arg(long, value_name = "N")]
+    pub document_chars: Option<usize>,
+    /// Of the files of folders and globs, read those that match only; may be given several times. A
+    /// pattern with `/` is compared with the path below the input, one without with every name in it.
+    #[arg(long, value_name = "GLOB")]
+    pub include: Vec<String>,
+    /// Leave out those that match; may be given several times.
+    #[arg(long, value_name = "GLOB")]
+    pub exclude: Vec<String>,
+    /// Leave out, and count, records of JSON and Parquet files that cannot be read, instead of stopping.
+    #[arg(long)]
+    pub skip_bad: bool,
     /// Replace invalid UTF-8 by U+FFFD instead of stopping.
     #[arg(long)]
     pub replace_invalid_utf8: bool,

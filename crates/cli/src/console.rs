@@ -2,7 +2,7 @@
 
 use std::io::{IsTerminal, Write};
 
-use hybridnorm::Error;
+use hybridnorm::{Error, text};
 use serde::Serialize;
 
 /// Standard error with or without colour, or silent.
@@ -35,16 +35,17 @@ impl Console {
     }
 
     /// A line worth knowing.
-    pub fn note(&self, text: &str) {
+    pub fn note(&self, line: &str) {
         if !self.quiet {
-            to_stderr(text);
+            to_stderr(&text::one_line(line));
         }
     }
 
     /// A line worth a thought.
-    pub fn warning(&self, text: &str) {
+    pub fn warning(&self, line: &str) {
         if !self.quiet {
-            to_stderr(&format!("{} {text}", self.painted("warning:", "33")));
+            let line = text::one_line(line);
+            to_stderr(&format!("{} {line}", self.painted("warning:", "33")));
         }
     }
 
@@ -68,13 +69,22 @@ pub fn to_stderr(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
-/// Prints a result. A reader that went away is not an error.
-pub fn print(text: &str) -> Result<(), Error> {
-    print_while_read(text).map(drop)
+/// Prints a result; characters out of files that would move the cursor or colour the terminal are
+/// escaped. A reader that went away is not an error.
+pub fn print(result: &str) -> Result<(), Error> {
+    write(&text::visible(result)).map(drop)
 }
 
-/// As [`print()`]; says whether somebody still reads.
-pub fn print_while_read(text: &str) -> Result<bool, Error> {
+/// Prints text that a model wrote; says whether somebody still reads. A terminal gets it escaped as in
+/// [`print()`], a file or a pipe as it is.
+pub fn print_while_read(piece: &str) -> Result<bool, Error> {
+    match std::io::stdout().is_terminal() {
+        true => write(&text::visible(piece)),
+        false => write(piece),
+    }
+}
+
+fn write(text: &str) -> Result<bool, Error> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Ok(()) => Ok(true),
@@ -85,8 +95,8 @@ pub fn print_while_read(text: &str) -> Result<bool, Error> {
 
 /// Prints one JSON document.
 pub fn print_json(value: &impl Serialize) -> Result<(), Error> {
-    let mut text = serde_json::to_string_pretty(value)
+    let mut json = serde_json::to_string_pretty(value)
         .map_err(|error| Error::Config(format!("cannot write JSON: {error}")))?;
-    text.push('\n');
-    print(&text)
+    json.push('\n');
+    write(&text::visible_json(&json)).map(drop)
 }

@@ -21,7 +21,13 @@ use console::Console;
 
 fn main() -> ExitCode {
     allocator::set_up();
-    std::panic::set_hook(Box::new(|panic| console::to_stderr(&defect(panic))));
+    stop::outlive_file_limits();
+    std::panic::set_hook(Box::new(|panic| {
+        // A tokenizer out of a file that fails becomes an error of its own.
+        if !hybridnorm::data::tokenizer::is_foreign_code() {
+            console::to_stderr(&defect(panic));
+        }
+    }));
     // Wrong usage leaves with 2 from inside clap.
     let cli = Cli::parse();
     let console = Console::new(cli.quiet);
@@ -52,7 +58,7 @@ fn defect(panic: &PanicHookInfo<'_>) -> String {
         .unwrap_or_default();
     format!(
         "error: a defect in hybridnorm, please report it: {}{place}",
-        message.replace('\n', " ")
+        hybridnorm::text::one_line(message)
     )
 }
 

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use hybridnorm::data::Progress;
+use hybridnorm::digits::perplexity;
 use hybridnorm::lab::study::{Ending, Planned, StudyEvent};
+use hybridnorm::text;
 use hybridnorm::train::Event;
 use hybridnorm::train::metrics::Metrics;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -43,6 +45,7 @@ impl<'a> Display<'a> {
         match event {
             Event::Note(text) => self.line(text),
             Event::Progress(progress) => self.data(progress),
+            Event::Data(data) => data.lines().iter().for_each(|line| self.line(line)),
             Event::Step(row) => {
                 self.stage(name, Some(steps));
                 let done = self.first_step.get_or_insert(row.step - 1);
@@ -71,8 +74,9 @@ impl<'a> Display<'a> {
                 }
             }
             Event::Evaluated { step, loss } => self.line(&format!(
-                "{name}  step {step:>6}/{steps}  validation loss {:.4}  perplexity {:.2}",
-                loss.loss, loss.perplexity
+                "{name}  step {step:>6}/{steps}  validation loss {:.4}  perplexity {}",
+                loss.loss,
+                perplexity(loss.perplexity)
             )),
             Event::Saved(path) => self.line(&format!("{name}  saved {}", path.display())),
         }
@@ -101,7 +105,7 @@ impl<'a> Display<'a> {
     fn whole(&mut self, stage: &str, (position, all): (u64, u64), message: &str) {
         self.stage(stage, Some(all));
         self.bar.set_position(position);
-        self.bar.set_message(message.to_owned());
+        self.bar.set_message(text::one_line(message).into_owned());
         if self.line_is_due() {
             self.line(&format!("{stage}  {message}"));
         }
@@ -136,7 +140,7 @@ impl<'a> Display<'a> {
         let style = ProgressStyle::with_template(template).expect("a template of ours");
         self.bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr_with_hz(8))
             .with_style(style)
-            .with_prefix(name.to_owned());
+            .with_prefix(text::one_line(name).into_owned());
     }
 
     /// Lines take the bar's place where there is no terminal.
@@ -201,7 +205,7 @@ impl<'a> StudyDisplay<'a> {
                 Event::Progress(progress) => self.display.data(progress),
                 Event::Step(row) => self.step(run, row),
                 Event::Note(text) => self.display.line(&format!("{}  {text}", run.cell.label())),
-                Event::Evaluated { .. } | Event::Saved(_) => {}
+                Event::Data(_) | Event::Evaluated { .. } | Event::Saved(_) => {}
             },
             StudyEvent::Finished(record) => {
                 self.finished += 1;

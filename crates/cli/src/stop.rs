@@ -53,6 +53,14 @@ impl Stop {
     }
 }
 
+/// A file that may not become larger (`ulimit -f`) is then an error of writing, with a message, and not
+/// the end of the process without one.
+pub fn outlive_file_limits() {
+    // Where it cannot be had, the process ends as it would have without.
+    #[cfg(unix)]
+    let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default());
+}
+
 #[cfg(unix)]
 fn on_signal(act: impl Fn() + Send + 'static) -> std::io::Result<()> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};

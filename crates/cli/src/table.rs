@@ -2,14 +2,41 @@
 
 pub use hybridnorm::digits::grouped;
 
-use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Table, presets};
+use std::fmt;
+
+use comfy_table::{CellAlignment, ContentArrangement, LineStyle, presets};
+use hybridnorm::text;
+
+/// Characters of a cell that are shown.
+const CELL_CHARS: usize = 200;
+
+/// A table whose cells may hold names out of files: what would move the cursor, or make further lines,
+/// is escaped, and long ones are shortened.
+pub struct Table(comfy_table::Table);
+
+impl Table {
+    /// One more row.
+    pub fn add_row<C: fmt::Display>(&mut self, cells: impl IntoIterator<Item = C>) {
+        let cells = cells
+            .into_iter()
+            .map(|cell| text::at_most(&cell.to_string(), CELL_CHARS).into_owned());
+        self.0.add_row(cells);
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
 
 /// A table with a header; the first column reads from the left, the rest from the right.
 pub fn numbers(header: &[&str]) -> Table {
     let mut table = plain(header);
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none()));
+    let inner = &mut table.0;
+    inner.load_style(presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none()));
     for index in 1..header.len() {
-        if let Some(column) = table.column_mut(index) {
+        if let Some(column) = inner.column_mut(index) {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
@@ -18,12 +45,13 @@ pub fn numbers(header: &[&str]) -> Table {
 
 /// A table of words.
 pub fn plain(header: &[&str]) -> Table {
-    let mut table = Table::new();
+    let header = header.iter().map(|head| text::at_most(head, CELL_CHARS));
+    let mut table = comfy_table::Table::new();
     table
         .load_style(presets::UTF8_HORIZONTAL_ONLY)
         .set_content_arrangement(ContentArrangement::Dynamic)
         .set_header(header);
-    table
+    Table(table)
 }
 
 /// A count with a decimal prefix: `1.24 G`.
@@ -71,6 +99,17 @@ pub fn bytes(number: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cell_is_one_line_whatever_it_holds() {
+        let mut table = numbers(&["name", "\x1b[1mhead"]);
+        table.add_row(["a\nb\x1b[2J\u{9b}".to_owned(), "x".repeat(10_000)]);
+        let text = table.to_string();
+        let is_plain = |char: char| char == '\n' || !char.is_control();
+        assert!(text.chars().all(is_plain), "{text}");
+        assert!(text.contains(r"a\nb\u{1b}[2J\u{9b}"), "{text}");
+        assert!(text.len() < 5000, "{text}");
+    }
 
     #[test]
     fn numbers_are_readable() {

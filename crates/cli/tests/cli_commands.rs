@@ -39,8 +39,18 @@ fn eval_prints_one_document_that_agrees_with_the_metrics() {
     ]);
     lab.train("run", &["--set", "data.train=['p']"]);
     let last = lab.metrics("run")[19]["validation_loss"].as_f64().unwrap();
-    let found = lab.json(&["eval", "run", "--data", "p", "--json", "--batch-size", "4"]);
-    assert_eq!(keys(&found), ["loss", "perplexity", "tokens"]);
+    let whole = ["eval", "run", "--data", "p", "--json", "--windows", "whole"];
+    let found = lab.json(&[&whole[..], &["--batch-size", "4"]].concat());
+    for key in [
+        "loss",
+        "perplexity",
+        "tokens",
+        "bits_per_byte",
+        "left_out",
+        "sets",
+    ] {
+        assert!(keys(&found).iter().any(|found| *found == key), "{key}");
+    }
     close(found["loss"].as_f64().unwrap(), last);
     close(found["perplexity"].as_f64().unwrap(), last.exp());
     let held_out =
@@ -49,7 +59,7 @@ fn eval_prints_one_document_that_agrees_with_the_metrics() {
             .unwrap();
     assert_eq!(found["tokens"].as_u64().unwrap(), (held_out - 1) / 16 * 16);
     // Other batch sizes change the last bits only.
-    let other = lab.json(&["eval", "run", "--data", "p", "--json", "--batch-size", "7"]);
+    let other = lab.json(&[&whole[..], &["--batch-size", "7"]].concat());
     assert!((other["loss"].as_f64().unwrap() - last).abs() < 1e-6);
 
     // Validation text that is named is taken as a whole.
@@ -65,6 +75,8 @@ fn eval_prints_one_document_that_agrees_with_the_metrics() {
         "--json",
         "--batch-size",
         "4",
+        "--windows",
+        "whole",
     ]);
     close(found["loss"].as_f64().unwrap(), last);
     let text = lab.ok(&["eval", "named", "--data", "stories:9:7", "p"]);
@@ -106,7 +118,17 @@ fn generate_is_decided_by_the_seed() {
         "0",
         "--json",
     ]);
-    assert_eq!(keys(&found), ["prompt", "text", "tokens"]);
+    assert_eq!(
+        keys(&found),
+        [
+            "context_tokens",
+            "left_out",
+            "prompt",
+            "prompt_tokens",
+            "text",
+            "tokens"
+        ]
+    );
     assert_eq!(
         write(&greedy),
         format!("Once{}\n", found["text"].as_str().unwrap())
@@ -423,7 +445,16 @@ fn a_split_is_evaluated() {
         "{train} {held_out} {all}"
     );
     // What the training measured, since it holds out the same.
-    let found = evaluate("validation")["loss"].as_f64().unwrap();
+    let args = [
+        "eval",
+        "run",
+        "--data",
+        "stories:60",
+        "--split",
+        "validation",
+    ];
+    let found = lab.json(&[&args[..], &["--json", "--windows", "whole"]].concat());
+    let found = found["loss"].as_f64().unwrap();
     let last = lab.metrics("run").last().unwrap()["validation_loss"]
         .as_f64()
         .unwrap();

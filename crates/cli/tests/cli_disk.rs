@@ -64,7 +64,11 @@ fn a_disk_that_fills_up_leaves_earlier_checkpoints_whole() {
             .arg(&disk.0)
             .status();
         assert!(grown.unwrap().success());
-        lab.train("disk/run", &[&more[..], &["--resume"]].concat());
+        let resume = match lab.path("disk/run").exists() {
+            true => &["--resume"][..],
+            false => &[],
+        };
+        lab.train("disk/run", &[&more[..], resume].concat());
         assert_eq!(lab.history("whole"), lab.history("disk/run"));
     }
 }

@@ -3,20 +3,8 @@
 mod common;
 
 use std::fs;
-use std::path::Path;
 
-use common::{Damage, Lab, damage, files_below, train_args};
-
-fn official_folder(lab: &Lab, name: &str) {
-    let fixtures =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../hybridnorm/tests/fixtures/official");
-    let json = fs::read(fixtures.join("hybridnorm-star.json")).unwrap();
-    let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
-    let config = serde_json::json!({ "model": json["model"] });
-    lab.write(&format!("{name}/config.yaml"), config.to_string());
-    let torch = fs::read(fixtures.join("hybridnorm-star.pt")).unwrap();
-    lab.write(&format!("{name}/model.pt"), torch);
-}
+use common::{Damage, Lab, damage, files_below, official_folder, train_args};
 
 #[test]
 fn an_import_takes_no_place_that_is_taken() {
@@ -88,12 +76,7 @@ fn files_of_others_in_a_run_directory_are_left_alone() {
     assert!(lab.read("a/config.toml").starts_with(b"# mine"));
     lab.write("b/metrics.jsonl", "{\"mine\":1}\n{\"mine\":2}\n");
     lab.train_fails(2, "b", &[], &["metrics.jsonl"]);
-    lab.train_fails(
-        1,
-        "b",
-        &["--resume"],
-        &["b/metrics.jsonl", "line 1 is no row"],
-    );
+    lab.train_fails(2, "b", &["--resume"], &["b: the folder holds no run"]);
     assert_eq!(lab.read("b/metrics.jsonl"), b"{\"mine\":1}\n{\"mine\":2}\n");
     assert!(!lab.path("b/config.toml").exists());
     lab.write("c/lock", "mine");

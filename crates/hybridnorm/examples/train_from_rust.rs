@@ -27,7 +27,7 @@ fn train_and_write() -> Result<()> {
     };
     // Goes on where an earlier call stopped.
     let (run, device) = (Path::new("runs/from-rust"), Device::flex());
-    let mut trainer = Trainer::open(config, run, Start::Resume, &device, &mut show)?;
+    let mut trainer = Trainer::open(config, run, Start::ResumeOrFresh, &device, &mut show)?;
     trainer.run(&AtomicBool::new(false), &mut show)?;
     let tokenizer = trainer.tokenizer().expect("the data are text");
     let text = eval::write(

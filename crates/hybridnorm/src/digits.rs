@@ -19,6 +19,17 @@ pub fn percent(share: f64) -> String {
     format!("{} %", text.trim_end_matches('0').trim_end_matches('.'))
 }
 
+/// A perplexity: `74.72`, `2.1e9`, or that it is beyond 64-bit numbers.
+pub fn perplexity(perplexity: f64) -> String {
+    match perplexity {
+        p if p.is_nan() => "not a number".into(),
+        p if p.is_infinite() => "over 1e308".into(),
+        p if p >= 1e6 => format!("{p:.2e}"),
+        p if p < 10.0 => format!("{p:.3}"),
+        p => format!("{p:.2}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -34,5 +45,10 @@ mod tests {
         assert_eq!(percent(0.975), "97.5 %");
         assert_eq!(percent(0.00125), "0.125 %");
         assert_eq!(percent(1.0), "100 %");
+        assert_eq!(perplexity(74.7152), "74.72");
+        assert_eq!(perplexity(1.0834), "1.083");
+        assert_eq!(perplexity(123_456.789), "123456.79");
+        assert_eq!(perplexity(f64::exp(481.0)), "7.86e208");
+        assert_eq!(perplexity(f64::exp(800.0)), "over 1e308");
     }
 }

@@ -113,6 +113,13 @@ impl LeftOut {
         of_unit.map(|omission| omission.count).sum()
     }
 
+    /// What was left out of one unit.
+    #[must_use]
+    pub fn of(&self, unit: Unit) -> Self {
+        let of_unit = self.0.iter().filter(|omission| omission.unit == unit);
+        Self(of_unit.cloned().collect())
+    }
+
     /// By reason.
     pub fn iter(&self) -> impl Iterator<Item = &Omission> {
         self.0.iter()

@@ -9,19 +9,59 @@ const LINE_CHARS: usize = 1000;
 /// terminal or turn the direction of writing are escaped, and the middle of a long text is left out
 /// and counted.
 pub fn one_line(text: &str) -> Cow<'_, str> {
+    at_most(text, LINE_CHARS)
+}
+
+/// As [`one_line`], of at most some `limit` characters.
+pub fn at_most(text: &str, limit: usize) -> Cow<'_, str> {
     let is_plain = !text.chars().any(is_unprintable);
-    if is_plain && text.len() <= LINE_CHARS {
+    if is_plain && text.len() <= limit {
         return Cow::Borrowed(text);
     }
     let chars = text.chars().count();
-    if chars <= LINE_CHARS {
+    if chars <= limit {
         return Cow::Owned(escaped(text.chars()));
     }
-    let (head, tail) = (LINE_CHARS * 3 / 4, LINE_CHARS / 4);
+    let (head, tail) = (limit * 3 / 4, limit / 4);
     let left_out = chars - head - tail;
     let begin = escaped(text.chars().take(head));
     let end = escaped(text.chars().skip(head + left_out));
     Cow::Owned(format!("{begin} [... {left_out} characters ...] {end}"))
+}
+
+/// Text of any number of lines: as [`one_line`], but line feeds and tabs stay, and nothing is left out.
+pub fn visible(text: &str) -> Cow<'_, str> {
+    let is_hidden = |char: char| is_unprintable(char) && !matches!(char, '\n' | '\t');
+    if !text.chars().any(is_hidden) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len() + 16);
+    for char in text.chars() {
+        match is_hidden(char) {
+            true => shown.extend(char.escape_default()),
+            false => shown.push(char),
+        }
+    }
+    Cow::Owned(shown)
+}
+
+/// JSON whose strings cannot move the cursor either: what JSON itself lets stand is written as escapes
+/// of JSON. It says the same.
+pub fn visible_json(json: &str) -> Cow<'_, str> {
+    use std::fmt::Write as _;
+    let is_hidden = |char: char| is_unprintable(char) && !matches!(char, '\n' | '\t' | '\r');
+    if !json.chars().any(is_hidden) {
+        return Cow::Borrowed(json);
+    }
+    let mut shown = String::with_capacity(json.len() + 16);
+    for char in json.chars() {
+        match is_hidden(char) {
+            // All of them are below U+10000.
+            true => drop(write!(shown, "\\u{:04x}", u32::from(char))),
+            false => shown.push(char),
+        }
+    }
+    Cow::Owned(shown)
 }
 
 fn escaped(chars: impl Iterator<Item = char>) -> String {
@@ -59,6 +99,22 @@ mod tests {
             one_line("a\x1b[31m\nb\u{202e}c"),
             r"a\u{1b}[31m\nb\u{202e}c"
         );
+    }
+
+    #[test]
+    fn lines_stay_lines_and_json_stays_json() {
+        assert_eq!(visible("a\n\tb"), "a\n\tb");
+        assert_eq!(visible("a\u{9b}2J\r\n"), "a\\u{9b}2J\\r\n");
+        let json = serde_json::to_string("\u{9b}\u{7f}\u{202e}").unwrap();
+        let shown = visible_json(&json);
+        assert_eq!(shown, r#""\u009b\u007f\u202e""#);
+        let back: String = serde_json::from_str(&shown).unwrap();
+        assert_eq!(back, "\u{9b}\u{7f}\u{202e}");
+    }
+
+    #[test]
+    fn a_shorter_line_is_shorter() {
+        assert_eq!(at_most("abcdefghij", 4), "abc [... 6 characters ...] j");
     }
 
     #[test]

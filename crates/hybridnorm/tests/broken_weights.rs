@@ -3,7 +3,7 @@
 mod common;
 
 use common::*;
-use hybridnorm::data::{ReadyTokens, TokenDataset, Tokenizer};
+use hybridnorm::data::{ReadyTokens, TokenDataset, Tokenizer, Windows};
 use hybridnorm::eval::{self, Sampling};
 use hybridnorm::model::{Decoder, ModelConfig, params};
 use hybridnorm::tensors;
@@ -31,8 +31,8 @@ fn broken_weights_are_noticed() {
     let mut data = TokenDataset::new(4).unwrap();
     let ready = ReadyTokens::open(file.to_str().unwrap(), config.vocab_size).unwrap();
     data.push_ready(ready).unwrap();
-    assert!(eval::loss(&whole, &data, 2, 0).is_ok());
-    let error = eval::loss(&broken, &data, 2, 0).unwrap_err();
+    assert!(eval::loss(&whole, &data, 2, Windows::All).is_ok());
+    let error = eval::loss(&broken, &data, 2, Windows::All).unwrap_err();
     assert!(error.to_string().contains("weights are broken"), "{error}");
 
     let write = |model: &Decoder| eval::write(model, &tokenizer, "a", 200, Sampling::default());

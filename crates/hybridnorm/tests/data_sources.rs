@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::path::Path;
 
 use hybridnorm::data::{InvalidUtf8, SourceOptions, SourceStats, Sources, story};
+use hybridnorm::omissions::Unit;
 use hybridnorm::{Error, Result};
 use proptest::prelude::*;
 
@@ -15,7 +16,7 @@ fn read_with(input: &Path, options: &SourceOptions) -> Result<(Vec<String>, Sour
     for document in documents.by_ref() {
         texts.push(document?.text);
     }
-    Ok((texts, documents.stats().clone()))
+    Ok((texts, documents.stats()))
 }
 
 fn read(input: impl AsRef<Path>) -> Result<Vec<String>> {
@@ -59,8 +60,10 @@ fn every_kind_of_file() {
         "A book.", "one", "two", "three", "Last.", "c1", "c2", "one", "two", "three",
     ];
     assert_eq!(all, expected);
-    assert_eq!((stats.files, stats.documents), (6, 10));
-    assert_eq!((stats.empty_files, stats.empty_documents), (1, 2));
+    assert_eq!((stats.files, stats.documents, stats.records), (5, 10, 10));
+    // ignored.csv and empty.txt; a blank text in each of two files.
+    assert_eq!(stats.left_out.count(Unit::Files), 2);
+    assert_eq!(stats.left_out.count(Unit::Documents), 2);
     assert_eq!(read(at("*.jsonl*")).unwrap().len(), 8);
     assert!(message(at("*")).contains("ignored.csv: unknown kind"));
     assert!(message(at("*.md")).contains("no file matches"));
@@ -125,9 +128,12 @@ fn bad_lines_are_named() {
     fs::write(&path, "{\"text\": \"a\"}\n{\"body\": \"b\"}\n").unwrap();
     assert!(message(&path).ends_with("a.jsonl: line 2: no field `text`; the fields are `body`"));
     fs::write(&path, "{\"text\": 4}\n").unwrap();
-    assert!(message(&path).ends_with("line 1: field `text` is not a string"));
+    assert!(message(&path).ends_with("line 1: field `text` is not a string but a number"));
     fs::write(&path, "{\"text\": \"a\"\n").unwrap();
-    assert!(message(&path).contains("line 1: EOF"));
+    assert!(
+        message(&path)
+            .contains("line 2, column 1: not valid JSON: the record ends, expected `,` or `}`")
+    );
     let options = SourceOptions {
         text_field: "body".into(),
         ..SourceOptions::default()

@@ -122,7 +122,7 @@ fn rejected_streams() {
 #[test]
 fn an_error_leaves_the_cursor() {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("t.bin");
+    let path = folder.path().join("t.u16");
     fs::write(&path, counting(41)).unwrap();
     let mut data = TokenDataset::new(4).unwrap();
     let ready = ReadyTokens::open(path.to_str().unwrap(), 30);
@@ -241,7 +241,7 @@ fn ready_files_of_every_kind() {
         ),
         (
             folder.path().to_str().unwrap().to_owned() + ":u16",
-            "not a regular file",
+            "is a folder, expected a regular file",
         ),
     ] {
         let error = ReadyTokens::open(&name, 100).unwrap_err().to_string();

@@ -44,24 +44,38 @@ impl Deref for Mapped {
 /// # Ok::<(), std::io::Error>(())
 /// ```
 pub fn map_file(path: impl AsRef<Path>) -> io::Result<Mapped> {
-    let file = File::open(path)?;
+    // Before opening, since opening a pipe waits for its writer.
+    require_regular(&std::fs::metadata(&path)?)?;
+    map(&File::open(path)?)
+}
+
+/// Maps an open file; see [`map_file`].
+///
+/// # Errors
+/// If it is not a regular file, or the system refuses to map it.
+pub fn map(file: &File) -> io::Result<Mapped> {
     let metadata = file.metadata()?;
-    if !metadata.is_file() {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "not a regular file",
-        ));
-    }
+    require_regular(&metadata)?;
     let length = usize::try_from(metadata.len())
         .map_err(|_| io::Error::new(io::ErrorKind::FileTooLarge, "too large to map"))?;
     if length == 0 {
         return Ok(Mapped::default());
     }
     // SAFETY: the map is read-only and its length is the file's. What remains is that the file
-    // must not be changed or shortened while the map lives; see this function's documentation
+    // must not be changed or shortened while the map lives; see the documentation of `map_file`
     // for why the files it is meant for are not.
-    let map = unsafe { MmapOptions::new().len(length).map(&file)? };
+    let map = unsafe { MmapOptions::new().len(length).map(file)? };
     Ok(Mapped(Some(map)))
+}
+
+fn require_regular(metadata: &std::fs::Metadata) -> io::Result<()> {
+    match metadata.is_file() {
+        true => Ok(()),
+        false => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "not a regular file",
+        )),
+    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use hybridnorm::Error;
 use hybridnorm::data::{
     self, Inspection, InvalidUtf8, Manifest, PrepareOptions, SplitReport, TokenizerSpec,
 };
+use hybridnorm::text::one_line;
 
 use super::Ending;
 use crate::args::{DataCommand, PrepareArgs, PublicText};
@@ -41,6 +42,13 @@ fn prepare(args: PrepareArgs, console: &Console) -> Result<(), Error> {
         ..PrepareOptions::default()
     };
     options.source.text_field = args.text_field;
+    options.source.separator = args.separator;
+    options.source.include = args.include;
+    options.source.exclude = args.exclude;
+    options.source.skip_bad = args.skip_bad;
+    if let Some(chars) = args.document_chars {
+        options.source.document_chars = chars;
+    }
     if args.replace_invalid_utf8 {
         options.source.invalid_utf8 = InvalidUtf8::Replace;
     }
@@ -55,6 +63,9 @@ fn prepare(args: PrepareArgs, console: &Console) -> Result<(), Error> {
         },
     )?;
     display.finish();
+    for note in &manifest.tokenizer.notes {
+        console.note(&format!("{}: {note}", one_line(&manifest.tokenizer.name)));
+    }
     if args.json {
         return console::print_json(&manifest);
     }
@@ -90,7 +101,15 @@ fn summary(manifest: &Manifest) -> String {
             split.shards.len().to_string(),
         ]);
     }
-    format!("{table}\n")
+    format!("{table}\n{}", notes(manifest))
+}
+
+/// What was left out, cut and replaced, a line each.
+fn notes(manifest: &Manifest) -> String {
+    let notes = manifest.notes();
+    notes
+        .iter()
+        .fold(String::new(), |text, note| text + note + "\n")
 }
 
 fn inspection(found: &Inspection) -> String {
@@ -120,10 +139,11 @@ fn inspection(found: &Inspection) -> String {
         add("validation", validation);
     }
     format!(
-        "tokenizer {} ({} tokens, SHA-256 {})\nevery shard matches its size and SHA-256\n\n{table}\n\n{}\n",
+        "tokenizer {} ({} tokens, SHA-256 {})\nevery shard matches its size and SHA-256\n\n{table}\n{}\n{}\n",
         tokenizer.name,
         grouped(tokenizer.vocab_size as u64),
         &tokenizer.fingerprint[..16.min(tokenizer.fingerprint.len())],
+        notes(&found.manifest),
         found.sample.trim_end()
     )
 }

@@ -1,14 +1,18 @@
 //! `hybridnorm eval`.
 
-use hybridnorm::data::Split;
+use hybridnorm::data::{Split, Windows};
+use hybridnorm::digits::perplexity;
+use hybridnorm::eval::{self, EvalOptions, Evaluation, Measured, SetLoss};
+use hybridnorm::text::one_line;
 use hybridnorm::train::Checkpoint;
-use hybridnorm::{Device, Error, eval};
+use hybridnorm::{Device, Error};
 
 use super::Ending;
-use crate::args::{EvalArgs, EvalSplit};
+use crate::args::{EvalArgs, EvalSplit, EvalWindows};
 use crate::console::{self, Console};
 use crate::progress::Display;
 use crate::stop::Stop;
+use crate::table::{self, grouped};
 
 pub fn run(args: EvalArgs, console: &Console) -> Result<Ending, Error> {
     Stop::listen()?;
@@ -17,33 +21,115 @@ pub fn run(args: EvalArgs, console: &Console) -> Result<Ending, Error> {
             "--batch-size is 0, expected at least 1".into(),
         ));
     }
+    let options = EvalOptions {
+        split: args.split.map(|split| match split {
+            EvalSplit::Train => Split::Train,
+            EvalSplit::Validation => Split::Validation,
+            EvalSplit::All => Split::All,
+        }),
+        seq_len: args.seq_len,
+        batch_size: args.batch_size,
+        windows: match args.windows {
+            EvalWindows::All => Windows::All,
+            EvalWindows::Whole => Windows::Whole { limit: None },
+        },
+    };
     let checkpoint = Checkpoint::open(&args.checkpoint)?;
     let model = checkpoint.model(&Device::flex())?;
+    let tokenizer = checkpoint.tokenizer()?;
     let mut display = Display::new(console);
-    let split = args.split.map(|split| match split {
-        EvalSplit::Train => Split::Train,
-        EvalSplit::Validation => Split::Validation,
-        EvalSplit::All => Split::All,
-    });
-    let data = eval::open_data(
+    let sets = eval::open_sets(
         &args.data,
-        split,
+        &options,
         &model,
-        checkpoint.tokenizer()?,
-        args.seq_len,
+        tokenizer.as_ref(),
         &mut |progress| display.data(&progress),
     )?;
     display.finish();
-    let found = eval::loss(&model, &data, args.batch_size, 0)?;
+    for note in sets.iter().flat_map(|set| &set.notes) {
+        console.note(&one_line(note));
+    }
+    let found = eval::measure(&model, &sets, &options)?;
     if args.json {
         console::print_json(&found)?;
-    } else {
-        console::print(&format!(
-            "loss        {:.4} nats per token\nperplexity  {:.3}\ntokens      {}\n",
-            found.loss,
-            found.perplexity,
-            crate::table::grouped(found.tokens)
-        ))?;
+        return Ok(Ending::Done);
     }
+    console::print(&match found.sets.as_slice() {
+        [set] => lines(set),
+        _ => rows(&found),
+    })?;
     Ok(Ending::Done)
+}
+
+fn bits_per_byte(measured: &Measured) -> String {
+    let bits = measured.bits_per_byte;
+    bits.map_or("-".into(), |bits| format!("{bits:.4}"))
+}
+
+/// What is measured of one set, line by line.
+fn lines(set: &SetLoss) -> String {
+    let measured = &set.measured;
+    let why = set.no_bits_per_byte.iter();
+    let why: String = why.map(|why| format!(" ({})", one_line(why))).collect();
+    let mut text = format!(
+        "data           {}\nsplit          {}\nloss           {:.4} nats per token\nperplexity     {}\n\
+         bits per byte  {}{why}\ntokens         {}\n",
+        one_line(&set.name),
+        set.split,
+        measured.loss.loss,
+        perplexity(measured.loss.perplexity),
+        bits_per_byte(measured),
+        grouped(measured.loss.tokens),
+    );
+    for line in measured.left_out.lines() {
+        text.push_str(&line);
+        text.push('\n');
+    }
+    text
+}
+
+/// A row for each set, and one for all.
+fn rows(found: &Evaluation) -> String {
+    let mut table = table::numbers(&[
+        "data",
+        "split",
+        "loss (nats)",
+        "perplexity",
+        "bits per byte",
+        "tokens",
+        "left out",
+    ]);
+    let mut add = |name: &str, split: &str, measured: &Measured| {
+        let loss = measured.loss;
+        table.add_row([
+            one_line(name).into_owned(),
+            split.to_owned(),
+            format!("{:.4}", loss.loss),
+            perplexity(loss.perplexity),
+            bits_per_byte(measured),
+            grouped(loss.tokens),
+            grouped(measured.all_tokens - loss.tokens),
+        ]);
+    };
+    for set in &found.sets {
+        add(&set.name, set.split, &set.measured);
+    }
+    add("all sets, pooled", "", &found.pooled);
+    let mut text = format!("{table}\n");
+    for set in &found.sets {
+        for line in set.measured.left_out.lines() {
+            text.push_str(&format!("{}: {line}\n", one_line(&set.name)));
+        }
+        if let Some(why) = &set.no_bits_per_byte {
+            text.push_str(&format!(
+                "{}: no bits per byte: {}\n",
+                one_line(&set.name),
+                one_line(why)
+            ));
+        }
+    }
+    for note in &found.notes {
+        text.push_str(&format!("{}\n", one_line(note)));
+    }
+    text
 }

@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use hybridnorm::eval::{Sampling, TextGenerator};
+use hybridnorm::omissions::LeftOut;
 use hybridnorm::train::Checkpoint;
 use hybridnorm::{Device, Error};
 use serde::Serialize;
@@ -15,8 +16,14 @@ use crate::stop::Stop;
 #[derive(Serialize)]
 struct Written {
     prompt: String,
+    /// The prompt is not repeated.
     text: String,
+    /// Tokens of the text.
     tokens: usize,
+    prompt_tokens: usize,
+    context_tokens: usize,
+    /// Tokens that the end of the text did not depend on.
+    left_out: LeftOut,
 }
 
 pub fn run(args: GenerateArgs, console: &Console) -> Result<Ending, Error> {
@@ -37,6 +44,10 @@ pub fn run(args: GenerateArgs, console: &Console) -> Result<Ending, Error> {
     let stop = Stop::listen()?;
     let stop = stop.wait_for_me();
     let mut generator = TextGenerator::new(&model, &tokenizer, &args.prompt, sampling)?;
+    let unread = generator.left_out();
+    for line in unread.lines() {
+        console.note(&line);
+    }
     let mut text = String::new();
     let mut show = |piece: &str| match args.json {
         true => {
@@ -58,15 +69,25 @@ pub fn run(args: GenerateArgs, console: &Console) -> Result<Ending, Error> {
             return Ok(Ending::Done);
         }
     }
+    let prompt_tokens = generator.prompt_tokens();
+    let left_out = generator.left_out();
     show(&generator.finish())?;
+    if !args.json {
+        console::print("\n")?;
+    }
+    // The rest was said before.
+    for line in left_out.lines().iter().skip(unread.lines().len()) {
+        console.note(line);
+    }
     if args.json {
         console::print_json(&Written {
             prompt: args.prompt,
             text,
             tokens,
+            prompt_tokens,
+            context_tokens: model.config().max_seq_len,
+            left_out,
         })?;
-    } else {
-        console::print("\n")?;
     }
     if stop.load(Ordering::Relaxed) {
         console.note(&format!("stopped after {tokens} tokens"));

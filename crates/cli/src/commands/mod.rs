@@ -14,6 +14,8 @@ pub mod report;
 pub mod study;
 pub mod train;
 
+use hybridnorm::files::Locking;
+
 /// How a command ended that did not fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
@@ -21,4 +23,12 @@ pub enum Ending {
     Done,
     /// It was asked to stop.
     Interrupted,
+}
+
+/// What `--no-lock` says.
+pub fn locking(no_lock: bool) -> Locking {
+    match no_lock {
+        true => Locking::Off,
+        false => Locking::Required,
+    }
 }

@@ -12,7 +12,7 @@ use crate::args::ProbeArgs;
 use crate::console::{self, Console};
 use crate::progress::Display;
 use crate::stop::Stop;
-use crate::table::numbers;
+use crate::table::{Table, numbers};
 
 pub fn run(args: ProbeArgs, console: &Console) -> Result<Ending, Error> {
     let config = Config::load(&args.config, &args.settings)?;
@@ -124,7 +124,7 @@ fn text(report: &ProbeReport) -> String {
 }
 
 /// Gradients and relative updates of each block's parameters by role.
-fn roles(moment: &ProbeMoment) -> comfy_table::Table {
+fn roles(moment: &ProbeMoment) -> Table {
     let blocks = &moment.layers.blocks;
     let names: BTreeSet<&String> = blocks
         .iter()

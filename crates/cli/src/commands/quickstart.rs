@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use hybridnorm::digits::perplexity;
 use hybridnorm::lab::quickstart::{self, Options, Results};
 use hybridnorm::{Device, Error};
 
@@ -18,6 +19,7 @@ pub fn run(args: QuickstartArgs, console: &Console) -> Result<Ending, Error> {
         out: args.out,
         data: args.data,
         steps: args.steps,
+        locking: super::locking(args.no_lock),
     };
     let stop = Stop::listen()?;
     let mut display = Display::new(console);
@@ -61,7 +63,7 @@ fn report(results: &Results) -> String {
         table.add_row([
             row.placement.clone(),
             format!("{:.4}", row.validation_loss),
-            format!("{:.2}", row.perplexity),
+            perplexity(row.perplexity),
             grouped(row.tokens_per_second as u64),
             row.peak_memory_bytes.map_or("unknown".into(), bytes),
             format!("{:.2}", row.max_grad_norm),
@@ -70,7 +72,7 @@ fn report(results: &Results) -> String {
     table.add_row([
         "token frequencies only".to_owned(),
         format!("{:.4}", results.unigram_nats),
-        format!("{:.2}", results.unigram_nats.exp()),
+        perplexity(results.unigram_nats.exp()),
         "-".into(),
         "-".into(),
         "-".into(),

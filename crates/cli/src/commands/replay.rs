@@ -25,6 +25,7 @@ pub fn run(args: ReplayArgs, console: &Console) -> Result<Ending, Error> {
         placement: args.placement,
         settings: args.settings,
         out: args.out.unwrap_or_else(|| beside(&args.run, step)),
+        locking: super::locking(args.no_lock),
     };
     let stop = Stop::listen()?;
     let mut display = Display::new(console);
@@ -42,10 +43,7 @@ pub fn run(args: ReplayArgs, console: &Console) -> Result<Ending, Error> {
     )?;
     display.finish();
     let Some(replay) = replay else {
-        console.note(&format!(
-            "stopped; to begin again, remove {} or choose another --out",
-            options.out.display()
-        ));
+        console.note("stopped; start again with the same command");
         return Ok(Ending::Interrupted);
     };
     match args.json {

@@ -21,8 +21,11 @@ pub fn run(args: ReportArgs, console: &Console) -> Result<Ending, Error> {
     let text = match args.format {
         ReportFormat::Html => report::html(&document),
         ReportFormat::Markdown => report::markdown(&document),
-        ReportFormat::Json => serde_json::to_string_pretty(&document)
-            .map_err(|error| Error::config(format!("cannot write JSON: {error}")))?,
+        ReportFormat::Json => {
+            let json = serde_json::to_string_pretty(&document)
+                .map_err(|error| Error::config(format!("cannot write JSON: {error}")))?;
+            hybridnorm::text::visible_json(&json).into_owned()
+        }
     };
     let Some(out) = &args.out else {
         console::print(&text)?;

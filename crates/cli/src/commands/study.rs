@@ -17,15 +17,28 @@ use crate::stop::Stop;
 use crate::table::{grouped, numbers};
 
 pub fn run(args: StudyArgs, console: &Console) -> Result<Ending, Error> {
-    if let Some(StudyCommand::Merge { from, out, json }) = &args.command {
-        let runs = study::merge(from, out)?;
+    if let Some(StudyCommand::Merge {
+        from,
+        out,
+        no_lock,
+        json,
+    }) = &args.command
+    {
+        let merged = study::merge(from, out, super::locking(*no_lock))?;
         let folder = Folder::new(out);
         show(&folder, &folder.study()?, *json)?;
         let planned = folder.study()?.runs.len();
         console.note(&format!(
-            "{runs} of {planned} runs are finished in {}",
+            "{} of {planned} runs are finished in {}",
+            merged.runs,
             out.display()
         ));
+        if merged.without_checksum > 0 {
+            console.note(&format!(
+                "{} records that were read are of an earlier version and have no checksum",
+                merged.without_checksum
+            ));
+        }
         return Ok(Ending::Done);
     }
     let path = args.study.as_deref().unwrap_or(Path::new(""));
@@ -36,6 +49,7 @@ pub fn run(args: StudyArgs, console: &Console) -> Result<Ending, Error> {
         jobs: args.jobs,
         resume: args.resume,
         shard: args.shard,
+        locking: super::locking(args.no_lock),
     };
     let stop = Stop::listen()?;
     let display = Mutex::new(StudyDisplay::new(console));
@@ -80,6 +94,9 @@ fn again(path: &Path, out: &Path, args: &StudyArgs) -> String {
     }
     if let Some(shard) = args.shard {
         command += &format!(" --shard {shard}");
+    }
+    if args.no_lock {
+        command += " --no-lock";
     }
     for setting in &args.settings {
         command += &format!(" --set {}", shell_word(setting));

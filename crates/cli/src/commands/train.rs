@@ -2,8 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use hybridnorm::digits::perplexity;
+use hybridnorm::text::one_line;
 use hybridnorm::train::recorder::FLIGHT;
-use hybridnorm::train::{Config, Event, Start, Trainer};
+use hybridnorm::train::{Config, Event, OpenOptions, Start, Trainer};
 use hybridnorm::{Device, Error};
 
 use super::Ending;
@@ -27,9 +29,19 @@ pub fn run(args: TrainArgs, console: &Console) -> Result<Ending, Error> {
     let mut display = Display::new(console);
     let steps = config.train.steps as u64;
     let mut on_event = |event: Event<'_>| display.event("train", steps, &event);
-    let mut trainer = Trainer::open(config, &run, start, &Device::flex(), &mut on_event)?;
+    let options = OpenOptions {
+        locking: super::locking(args.no_lock),
+        unfinished: None,
+    };
+    let device = Device::flex();
+    let mut trainer = Trainer::open_with(config, &run, start, &options, &device, &mut on_event)?;
     for warning in trainer.warnings() {
         console.warning(&warning.to_string());
+    }
+    if let Some(tokenizer) = trainer.tokenizer() {
+        for note in tokenizer.notes() {
+            console.note(&format!("{}: {note}", one_line(tokenizer.name())));
+        }
     }
     let outcome = trainer.run(stop.wait_for_me(), &mut on_event)?;
     display.finish();
@@ -38,7 +50,7 @@ pub fn run(args: TrainArgs, console: &Console) -> Result<Ending, Error> {
     }
     if !outcome.finished {
         console.note(&format!(
-            "stopped after step {}; saved {}; go on with: hybridnorm train {} --run {} --resume{}",
+            "stopped after step {}; saved {}; go on with: hybridnorm train {} --run {} --resume{}{}",
             outcome.step,
             outcome.checkpoint.display(),
             shell_word(&args.config.to_string_lossy()),
@@ -46,14 +58,16 @@ pub fn run(args: TrainArgs, console: &Console) -> Result<Ending, Error> {
             args.settings
                 .iter()
                 .map(|setting| format!(" --set {}", shell_word(setting)))
-                .collect::<String>()
+                .collect::<String>(),
+            if args.no_lock { " --no-lock" } else { "" }
         ));
         return Ok(Ending::Interrupted);
     }
     let measured = match outcome.validation {
         Some(found) => format!(
-            "validation loss {:.4} nats, perplexity {:.2}",
-            found.loss, found.perplexity
+            "validation loss {:.4} nats, perplexity {}",
+            found.loss,
+            perplexity(found.perplexity)
         ),
         None => "no validation data".into(),
     };

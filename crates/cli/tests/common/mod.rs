@@ -83,7 +83,7 @@ impl Lab {
         self.at_home(command)
     }
 
-    fn at_home(&self, mut command: Command) -> Command {
+    pub fn at_home(&self, mut command: Command) -> Command {
         command
             .current_dir(self.folder.path())
             .env("XDG_CACHE_HOME", self.path("cache"))
@@ -293,4 +293,16 @@ pub fn numpy(shape: &str, values: &[u16]) -> Vec<u8> {
     file.extend(header.as_bytes());
     file.extend(values.iter().flat_map(|value| value.to_le_bytes()));
     file
+}
+
+/// A model folder as the official code writes it.
+pub fn official_folder(lab: &Lab, name: &str) {
+    let fixtures =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../hybridnorm/tests/fixtures/official");
+    let json = fs::read(fixtures.join("hybridnorm-star.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    let config = serde_json::json!({ "model": json["model"] });
+    lab.write(&format!("{name}/config.yaml"), config.to_string());
+    let torch = fs::read(fixtures.join("hybridnorm-star.pt")).unwrap();
+    lab.write(&format!("{name}/model.pt"), torch);
 }

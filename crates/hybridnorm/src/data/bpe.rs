@@ -4,6 +4,10 @@
 //! is cut into words by GPT-2's pattern, and the most frequent adjacent pair of tokens within
 //! words becomes a token, again and again. Ties go to the pair with the smaller ids, and words are
 //! visited in sorted order, so the same text gives the same file whatever the number of threads.
+//!
+//! A word of more than 64 KiB, such as a text without white space, counts as words of 64 KiB. Beside
+//! the text that is being read, memory holds each different word once: its bytes, four bytes for
+//! each of them while merges are learned, and some 200 bytes.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
@@ -13,6 +17,7 @@ use tokenizers::utils::SysRegex;
 
 use crate::error::{Error, Result};
 
+use super::tokenizer::{Cut, in_parallel, pieces};
 use super::{Progress, ProgressFn};
 
 /// The special token that ends every document.
@@ -21,6 +26,9 @@ pub const END_OF_TEXT: &str = "<|endoftext|>";
 pub const END_OF_TEXT_ID: u32 = 256;
 /// Pairs seen less often than this are not merged.
 const MIN_COUNT: i64 = 2;
+
+/// Bytes of a word; longer ones are counted in parts.
+const LONGEST_WORD: usize = 64 << 10;
 
 const WORDS: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
@@ -56,11 +64,17 @@ impl BpeTrainer {
     /// Counts the words of these texts.
     pub fn feed(&mut self, texts: &[&str], threads: usize) {
         let words = &self.words;
-        let counted = super::tokenizer::in_parallel(texts, threads, |text| {
+        let counted = in_parallel(texts, threads, |text| {
             let mut counts: HashMap<&str, u64> = HashMap::new();
-            for piece in super::tokenizer::pieces(text) {
+            for piece in pieces(text, Cut::Anywhere) {
                 for (from, to) in words.find_iter(piece) {
-                    *counts.entry(&piece[from..to]).or_default() += 1;
+                    let mut word = &piece[from..to];
+                    while word.len() > LONGEST_WORD {
+                        let (part, rest) = word.split_at(word.floor_char_boundary(LONGEST_WORD));
+                        *counts.entry(part).or_default() += 1;
+                        word = rest;
+                    }
+                    *counts.entry(word).or_default() += 1;
                 }
             }
             counts
@@ -82,7 +96,7 @@ impl BpeTrainer {
     pub fn finish(self, progress: ProgressFn) -> String {
         let mut words: Vec<_> = self.counts.into_iter().collect();
         words.sort_unstable();
-        let mut state = Merger::new(&words);
+        let mut state = Merger::new(words);
         let wanted = self.vocab_size - 257;
         let mut tokens: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
         tokens.push(END_OF_TEXT.into());
@@ -143,15 +157,15 @@ struct Occurrences {
 }
 
 impl Merger {
-    fn new(counts: &[(String, u64)]) -> Self {
-        let words: Vec<Vec<u32>> = counts
-            .iter()
-            .map(|(word, _)| word.bytes().map(u32::from).collect())
-            .collect();
-        let weights: Vec<i64> = counts
-            .iter()
-            .map(|&(_, count)| i64::try_from(count).unwrap_or(i64::MAX))
-            .collect();
+    fn new(counts: Vec<(String, u64)>) -> Self {
+        // Each string is freed when its word is made.
+        let (words, weights): (Vec<Vec<u32>>, Vec<i64>) = counts
+            .into_iter()
+            .map(|(word, count)| {
+                let count = i64::try_from(count).unwrap_or(i64::MAX);
+                (word.bytes().map(u32::from).collect(), count)
+            })
+            .unzip();
         let mut pairs: HashMap<Pair, Occurrences> = HashMap::new();
         for (index, (word, weight)) in (0..).zip(words.iter().zip(&weights)) {
             for pair in word.windows(2) {
@@ -191,7 +205,7 @@ impl Merger {
         let mut affected = self.pairs.remove(&pair).unwrap_or_default().words;
         affected.sort_unstable();
         affected.dedup();
-        let mut grown = Vec::new();
+        let mut grown = HashSet::new();
         for index in affected {
             let word = &mut self.words[index as usize];
             let merged = replace(word, pair, id);
@@ -212,13 +226,11 @@ impl Merger {
                     if entry.words.last() != Some(&index) {
                         entry.words.push(index);
                     }
-                    grown.push(new);
+                    grown.insert(new);
                 }
             }
             *word = merged;
         }
-        grown.sort_unstable();
-        grown.dedup();
         for pair in grown {
             let count = self.pairs[&pair].count;
             self.queue.push((count, Reverse(pair)));

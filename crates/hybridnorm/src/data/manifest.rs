@@ -6,6 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::files;
+use crate::omissions::LeftOut;
+
+use super::source::SourceStats;
+use super::spelled::SpelledToken;
 
 /// Name of the manifest in a prepared folder; written last.
 pub const MANIFEST_NAME: &str = "manifest.json";
@@ -24,6 +28,12 @@ pub enum Dtype {
     U16,
     /// Unsigned, four bytes.
     U32,
+    /// Unsigned, eight bytes.
+    U64,
+    /// Signed, one byte.
+    I8,
+    /// Signed, two bytes.
+    I16,
     /// Signed, four bytes.
     I32,
     /// Signed, eight bytes.
@@ -43,19 +53,22 @@ impl Dtype {
     /// Bytes per token.
     pub fn size(self) -> usize {
         match self {
-            Self::U8 => 1,
-            Self::U16 => 2,
+            Self::U8 | Self::I8 => 1,
+            Self::U16 | Self::I16 => 2,
             Self::U32 | Self::I32 => 4,
-            Self::I64 => 8,
+            Self::U64 | Self::I64 => 8,
         }
     }
 
-    /// Its name: `u8`, `u16`, `u32`, `i32` or `i64`.
+    /// Its name, such as `u16`.
     pub fn name(self) -> &'static str {
         match self {
             Self::U8 => "u8",
             Self::U16 => "u16",
             Self::U32 => "u32",
+            Self::U64 => "u64",
+            Self::I8 => "i8",
+            Self::I16 => "i16",
             Self::I32 => "i32",
             Self::I64 => "i64",
         }
@@ -63,24 +76,45 @@ impl Dtype {
 
     /// The type of that name.
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::U8, Self::U16, Self::U32, Self::I32, Self::I64]
-            .into_iter()
-            .find(|dtype| dtype.name() == name)
+        [
+            Self::U8,
+            Self::U16,
+            Self::U32,
+            Self::U64,
+            Self::I8,
+            Self::I16,
+            Self::I32,
+            Self::I64,
+        ]
+        .into_iter()
+        .find(|dtype| dtype.name() == name)
     }
 
     /// One token out of its bytes; `None` when negative or above `u32::MAX`.
     pub(super) fn read(self, bytes: &[u8]) -> Option<u32> {
-        match *bytes {
-            [a] => Some(a.into()),
-            [a, b] => Some(u16::from_le_bytes([a, b]).into()),
-            [a, b, c, d] if self == Self::I32 => {
-                u32::try_from(i32::from_le_bytes([a, b, c, d])).ok()
-            }
-            [a, b, c, d] => Some(u32::from_le_bytes([a, b, c, d])),
-            [a, b, c, d, e, f, g, h] => {
-                u32::try_from(i64::from_le_bytes([a, b, c, d, e, f, g, h])).ok()
-            }
-            _ => None,
+        match (self, bytes) {
+            (Self::U16, &[a, b]) => Some(u16::from_le_bytes([a, b]).into()),
+            (Self::U32, &[a, b, c, d]) => Some(u32::from_le_bytes([a, b, c, d])),
+            _ => u32::try_from(self.value(bytes)).ok(),
+        }
+    }
+
+    /// The number that bytes stand for; -1 where there are too few or too many of them.
+    pub(super) fn value(self, bytes: &[u8]) -> i128 {
+        match (self, bytes) {
+            (Self::U8, &[a]) => a.into(),
+            (Self::I8, &[a]) => a.cast_signed().into(),
+            (Self::U16, &[a, b]) => u16::from_le_bytes([a, b]).into(),
+            (Self::I16, &[a, b]) => i16::from_le_bytes([a, b]).into(),
+            (Self::U32, &[a, b, c, d]) => u32::from_le_bytes([a, b, c, d]).into(),
+            (Self::I32, &[a, b, c, d]) => i32::from_le_bytes([a, b, c, d]).into(),
+            (Self::U64, bytes) => bytes
+                .try_into()
+                .map_or(-1, |bytes| u64::from_le_bytes(bytes).into()),
+            (Self::I64, bytes) => bytes
+                .try_into()
+                .map_or(-1, |bytes| i64::from_le_bytes(bytes).into()),
+            _ => -1,
         }
     }
 }
@@ -106,6 +140,20 @@ pub struct Manifest {
     pub seed: u64,
     /// Fraction of documents held out for validation; absent where validation inputs were named.
     pub validation_fraction: Option<f64>,
+    /// Plain text files were cut after this many characters; absent where a separator was given, and
+    /// in folders of earlier versions.
+    #[serde(default)]
+    pub document_chars: Option<usize>,
+    /// What stood between the documents of plain text files.
+    #[serde(default)]
+    pub separator: Option<String>,
+    /// Special tokens of the tokenizer that the text spells out, which are encoded as plain
+    /// characters.
+    #[serde(default)]
+    pub spelled_special_tokens: Vec<SpelledToken>,
+    /// What was left out of all inputs, by reason; of each it stands in its record.
+    #[serde(default)]
+    pub left_out: LeftOut,
 }
 
 /// A tokenizer, as recorded in manifests.
@@ -119,6 +167,9 @@ pub struct TokenizerRecord {
     pub vocab_size: usize,
     /// The id that ends every document.
     pub eos_id: u32,
+    /// [`super::Tokenizer::notes`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// Tokens of one split.
@@ -157,12 +208,48 @@ pub struct SourceRecord {
     pub input: String,
     /// Whether all of it is validation text.
     pub validation: bool,
-    /// Files it stood for; 0 for generated text.
+    /// Files that documents came from; 0 for generated text.
     pub files: u64,
+    /// Records of JSON and Parquet files that held a text, blank ones included.
+    #[serde(default)]
+    pub records: u64,
     /// Documents read from it.
     pub documents: u64,
     /// Bytes of UTF-8 text in them.
     pub text_bytes: u64,
+    /// Plain text files that were cut for their length.
+    #[serde(default)]
+    pub cut_texts: u64,
+    /// Documents they were cut into.
+    #[serde(default)]
+    pub cut_documents: u64,
+    /// Lines and records in which invalid UTF-8 was replaced.
+    #[serde(default)]
+    pub replaced_lines: u64,
+    /// Texts in which half a surrogate pair was replaced.
+    #[serde(default)]
+    pub replaced_surrogates: u64,
+    /// What was left out of it, by reason.
+    #[serde(default)]
+    pub left_out: LeftOut,
+}
+
+impl SourceRecord {
+    pub(super) fn new(input: &str, validation: bool, stats: &SourceStats) -> Self {
+        Self {
+            input: input.to_owned(),
+            validation,
+            files: stats.files,
+            records: stats.records,
+            documents: stats.documents,
+            text_bytes: stats.text_bytes,
+            cut_texts: stats.cut_texts,
+            cut_documents: stats.cut_documents,
+            replaced_lines: stats.replaced_lines,
+            replaced_surrogates: stats.replaced_surrogates,
+            left_out: stats.left_out.clone(),
+        }
+    }
 }
 
 impl Manifest {
@@ -177,6 +264,10 @@ impl Manifest {
             sources: Vec::new(),
             seed,
             validation_fraction: None,
+            document_chars: None,
+            separator: None,
+            spelled_special_tokens: Vec::new(),
+            left_out: LeftOut::default(),
         }
     }
 

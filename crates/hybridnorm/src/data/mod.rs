@@ -12,6 +12,7 @@
 //! Nothing here prints. Long functions take a [`ProgressFn`].
 
 pub mod bpe;
+pub mod dataset;
 pub mod gutenberg;
 pub mod inspect;
 pub mod open;
@@ -26,8 +27,13 @@ pub mod tokenizer;
 mod jsonl;
 mod lines;
 mod manifest;
+mod notes;
 mod numpy;
+mod raw;
+mod spelled;
+mod windows;
 
+pub use dataset::{Batch, SequentialBatches, TokenDataset};
 pub use inspect::{Inspection, SplitReport, inspect};
 pub use manifest::{Dtype, Manifest, ShardRecord, SourceRecord, SplitRecord, TokenizerRecord};
 pub use open::{OpenOptions, Opened, Split, TokenizerChoice, open};
@@ -35,9 +41,11 @@ pub use prepare::{PrepareOptions, prepare, prepare_with};
 pub use ready::ReadyTokens;
 pub use shard::{PreparedFolder, ShardWriter, TokenStream};
 pub use source::{Document, Documents, InvalidUtf8, SourceOptions, SourceStats, Sources};
+pub use spelled::SpelledToken;
 pub use stories::{Stories, story};
-pub use stream::{Batch, BatchStream, Cursor, Order, SequentialBatches, TokenDataset};
+pub use stream::{BatchStream, Cursor, Order};
 pub use tokenizer::{StreamDecoder, Tokenizer, TokenizerSpec};
+pub use windows::{Coverage, Windows};
 
 /// How far a long step has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

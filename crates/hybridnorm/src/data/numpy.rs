@@ -27,6 +27,7 @@ pub(super) fn parse(file: &[u8]) -> Result<Array, String> {
     let offset = data_offset(file)?;
     let text = &file[..offset];
     reject_tricks(&text[10..])?;
+    reject_numpy_scalars(&text[10..])?;
     let header = NpyHeader::from_reader(text).map_err(|error| {
         let text = error.to_string();
         format!("bad header: {}", text.lines().next().unwrap_or_default())
@@ -40,7 +41,9 @@ pub(super) fn parse(file: &[u8]) -> Result<Array, String> {
         ));
     }
     if shape.len() == 2 && header.order() == Order::Fortran && shape.iter().all(|&n| n > 1) {
-        return Err("stored column by column; save it in C order".into());
+        return Err(
+            "stored column by column (Fortran order); save numpy.ascontiguousarray(array)".into(),
+        );
     }
     let expected = shape
         .iter()
@@ -101,24 +104,54 @@ fn reject_tricks(header: &[u8]) -> Result<(), String> {
         .ok_or_else(|| "the shape is too large".into())
 }
 
+/// Names the cause where NumPy 2 wrote the repr of its integers into the shape, as `np.int64(5)`,
+/// which neither NumPy nor others read.
+fn reject_numpy_scalars(header: &[u8]) -> Result<(), String> {
+    let text = String::from_utf8_lossy(header);
+    let Some(at) = text.find("np.").or_else(|| text.find("numpy.")) else {
+        return Ok(());
+    };
+    let call: String = text[at..]
+        .chars()
+        .take_while(|char| char.is_ascii_alphanumeric() || "._()".contains(*char))
+        .take(40)
+        .collect();
+    Err(format!(
+        "bad header: `{}` where a plain number is expected, which NumPy 2 writes for a shape of NumPy \
+         integers (as in open_memmap) and no reader takes; write the file again with \
+         shape=tuple(int(n) for n in shape)",
+        call.split_inclusive(')').next().unwrap_or_default()
+    ))
+}
+
 fn integer_type(dtype: &DType) -> Result<Dtype, String> {
-    let unfit = || {
-        format!(
-            "numbers of type {}, expected '|u1', '<u2', '<u4', '<i4' or '<i8'",
-            dtype.descr()
-        )
-    };
     let DType::Plain(plain) = dtype else {
-        return Err(unfit());
+        return Err(format!(
+            "numbers of type {}, a structured type or an array in an array; save the field that holds the tokens",
+            dtype.descr()
+        ));
     };
-    match (plain.type_char(), plain.size_field(), plain.endianness()) {
-        (TypeChar::Uint, 1, _) => Ok(Dtype::U8),
-        (_, _, Endianness::Big) => Err(unfit()),
-        (TypeChar::Uint, 2, _) => Ok(Dtype::U16),
-        (TypeChar::Uint, 4, _) => Ok(Dtype::U32),
-        (TypeChar::Int, 4, _) => Ok(Dtype::I32),
-        (TypeChar::Int, 8, _) => Ok(Dtype::I64),
-        _ => Err(unfit()),
+    let size = plain.size_field();
+    if plain.endianness() == Endianness::Big && size > 1 {
+        return Err(format!(
+            "numbers of type {}, big-endian; save array.astype('<u{size}')",
+            dtype.descr()
+        ));
+    }
+    match (plain.type_char(), size) {
+        (TypeChar::Uint, 1) => Ok(Dtype::U8),
+        (TypeChar::Uint, 2) => Ok(Dtype::U16),
+        (TypeChar::Uint, 4) => Ok(Dtype::U32),
+        (TypeChar::Uint, 8) => Ok(Dtype::U64),
+        (TypeChar::Int, 1) => Ok(Dtype::I8),
+        (TypeChar::Int, 2) => Ok(Dtype::I16),
+        (TypeChar::Int, 4) => Ok(Dtype::I32),
+        (TypeChar::Int, 8) => Ok(Dtype::I64),
+        _ => Err(format!(
+            "numbers of type {}, expected integers such as '<u2' or '<u4'; tokens are saved with \
+             array.astype(numpy.uint16) or numpy.uint32",
+            dtype.descr()
+        )),
     }
 }
 
@@ -142,6 +175,15 @@ mod tests {
     fn reads_plain_headers() {
         let stream = parse(&file("'<u2'", "False", "(5,)", 10)).unwrap();
         assert_eq!((stream.dtype, stream.shape), (Dtype::U16, vec![5]));
+        for (descr, dtype, size) in [
+            ("'|u1'", Dtype::U8, 1),
+            ("'|i1'", Dtype::I8, 1),
+            ("'<i2'", Dtype::I16, 2),
+            ("'<u8'", Dtype::U64, 8),
+        ] {
+            let found = parse(&file(descr, "False", "(5,)", 5 * size)).unwrap();
+            assert_eq!(found.dtype, dtype);
+        }
         let rows = parse(&file("'<i8'", "False", "(2, 3)", 48)).unwrap();
         assert_eq!((rows.dtype, rows.shape), (Dtype::I64, vec![2, 3]));
     }
@@ -156,6 +198,15 @@ mod tests {
             (
                 file("[('a', '<u2')]", "False", "(5,)", 10),
                 "numbers of type",
+            ),
+            (file("'>i4'", "False", "(5,)", 20), "astype('<u4')"),
+            (
+                file("'<u2'", "False", "(np.int64(5),)", 10),
+                "`np.int64(5)`",
+            ),
+            (
+                file("'<u2'", "False", "(5, numpy.uint8(2))", 20),
+                "`numpy.uint8(2)`",
             ),
             (file("'<u2'", "True", "(2, 2)", 8), "column by column"),
             (file("'<u2'", "False", "()", 2), "0 dimensions"),

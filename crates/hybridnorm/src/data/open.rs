@@ -7,12 +7,14 @@ use crate::error::{Error, Result};
 use crate::files;
 
 use super::ProgressFn;
+use super::dataset::TokenDataset;
 use super::prepare::{PrepareOptions, prepare, prepare_with};
 use super::ready::{self, ReadyTokens};
 use super::shard::{PreparedFolder, TokenStream};
+use super::source::kind::KNOWN_KINDS;
 use super::source::{Sources, is_text_input};
-use super::stream::TokenDataset;
 use super::tokenizer::{Tokenizer, TokenizerSpec};
+use super::windows::Windows;
 
 /// Which tokens of the data are meant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +54,9 @@ pub struct OpenOptions {
     pub prepare: PrepareOptions,
     /// Whether to hash all shards of prepared folders first. Ready files are read as a whole anyway.
     pub verify: bool,
+    /// What is wanted of the data: whole windows, as in training, or all. Rows of two-dimensional arrays
+    /// may have any length where all are wanted.
+    pub windows: Windows,
 }
 
 impl OpenOptions {
@@ -64,6 +69,7 @@ impl OpenOptions {
             cache,
             prepare: PrepareOptions::default(),
             verify: true,
+            windows: Windows::Whole { limit: None },
         }
     }
 }
@@ -77,6 +83,8 @@ pub struct Opened {
     pub tokenizer: Option<Tokenizer>,
     /// The prepared folders in it, those made from raw text included.
     pub folders: Vec<PreparedFolder>,
+    /// What is worth a line, such as how the type of a raw file was found.
+    pub notes: Vec<String>,
 }
 
 enum Entry {
@@ -126,9 +134,10 @@ pub fn open(
             }
         }
     }
-    let dataset = collect(&entries, split, tokenizer.as_ref(), options)?;
-    if dataset.is_empty() {
-        return Err(too_short(paths, split, &dataset));
+    let mut notes = Vec::new();
+    let dataset = collect(&entries, split, tokenizer.as_ref(), options, &mut notes)?;
+    if dataset.coverage(options.windows).tokens == 0 {
+        return Err(too_short(paths, split, options.windows, &dataset));
     }
     let folders = entries
         .into_iter()
@@ -141,6 +150,7 @@ pub fn open(
         dataset,
         tokenizer,
         folders,
+        notes,
     })
 }
 
@@ -161,7 +171,7 @@ fn classify(given: &str) -> Result<Option<Vec<Entry>>> {
     }
     if let Some((file, dtype)) = ready::parse_name(given) {
         let spelled = file.to_string_lossy();
-        if file.exists() || !spelled.contains(['*', '?', '[']) {
+        if files::exists(file)? || !spelled.contains(['*', '?', '[']) {
             fs::metadata(file).map_err(Error::io(file))?;
             return Ok(Some(vec![Entry::Ready(given.to_owned())]));
         }
@@ -177,7 +187,9 @@ fn classify(given: &str) -> Result<Option<Vec<Entry>>> {
     fs::metadata(path).map_err(Error::io(path))?;
     Err(Error::format(
         path,
-        "unknown kind of data; expected a prepared folder, `.npy`, `.bin`, `.u16`, `.u32`, `.txt`, `.jsonl`, `.jsonl.gz`, `.jsonl.zst`, `.json.gz`, `stories:N` or `gutenberg`",
+        format!(
+            "unknown kind of data; expected a prepared folder, `.npy`, `.bin`, `.u16`, `.u32`, {KNOWN_KINDS}, `stories:N` or `gutenberg`"
+        ),
     ))
 }
 
@@ -316,6 +328,7 @@ fn collect(
     split: Split,
     tokenizer: Option<&Tokenizer>,
     options: &OpenOptions,
+    notes: &mut Vec<String>,
 ) -> Result<TokenDataset> {
     let mut dataset = TokenDataset::new(options.seq_len)?;
     for entry in entries {
@@ -351,7 +364,11 @@ fn collect(
                     })?;
                 let ready = ReadyTokens::open(input, vocab_size)?;
                 // Takes its fingerprint, which reads and checks every token.
-                dataset.push_ready(ready)?;
+                notes.extend(ready.note().map(str::to_owned));
+                match options.windows {
+                    Windows::All => dataset.push_ready_rows(ready)?,
+                    Windows::Whole { .. } => dataset.push_ready(ready)?,
+                }
             }
             Entry::Text => {}
         }
@@ -359,7 +376,7 @@ fn collect(
     Ok(dataset)
 }
 
-fn too_short(paths: &[String], split: Split, dataset: &TokenDataset) -> Error {
+fn too_short(paths: &[String], split: Split, windows: Windows, dataset: &TokenDataset) -> Error {
     let (what, advice) = match split {
         Split::Validation => (
             "validation tokens",
@@ -368,10 +385,18 @@ fn too_short(paths: &[String], split: Split, dataset: &TokenDataset) -> Error {
         Split::Train => ("training tokens", "use more text"),
         Split::All => ("tokens", "use more text"),
     };
-    Error::config(format!(
-        "{}: {} {what}, fewer than one sequence of {} and its targets; {advice}, or use a shorter sequence length",
-        paths.join(", "),
-        dataset.tokens(),
-        dataset.seq_len()
-    ))
+    let (paths, found) = (paths.join(", "), dataset.tokens());
+    Error::config(match windows {
+        Windows::All if found == 0 && split == Split::Validation => {
+            format!("{paths}: nothing is held out: 0 validation tokens; evaluate another split")
+        }
+        Windows::All => format!(
+            "{paths}: {found} {what}, nothing to measure: a target needs a token before it in its stream"
+        ),
+        Windows::Whole { .. } => format!(
+            "{paths}: {found} {what}, fewer than one sequence of {} and its targets; {advice}, or use a shorter \
+             sequence length",
+            dataset.seq_len()
+        ),
+    })
 }

@@ -22,6 +22,7 @@ use super::bpe::BpeTrainer;
 use super::manifest::{MANIFEST_NAME, Manifest, SourceRecord};
 use super::shard::ShardWriter;
 use super::source::{SourceOptions, Sources};
+use super::spelled::SpelledTokens;
 use super::tokenizer::{RECORD_NAME, Tokenizer, TokenizerSpec};
 use super::{Progress, ProgressFn};
 
@@ -139,12 +140,18 @@ impl<'j> Job<'j> {
             return Err(Error::config("shard_tokens is 0"));
         }
         check_room(out, options.overwrite)?;
-        let validation = match options.validation_inputs.as_slice() {
-            [] => None,
-            inputs => Some(Sources::resolve(inputs, &options.source)?),
+        let (sources, validation) = match options.validation_inputs.as_slice() {
+            [] => (Sources::resolve(inputs, &options.source)?, None),
+            more => {
+                let mut all = Sources::resolve_all(&[inputs, more], &options.source)?;
+                let validation = all.pop();
+                let sources = all.pop();
+                let sources = sources.ok_or_else(|| Error::config("no input text was named"))?;
+                (sources, validation)
+            }
         };
         Ok(Self {
-            sources: Sources::resolve(inputs, &options.source)?,
+            sources,
             fraction: if validation.is_some() { 0.0 } else { fraction },
             validation,
             out,
@@ -197,11 +204,11 @@ impl<'j> Job<'j> {
                 batch_bytes = 0;
             }
             if index % 256 == 0 {
-                progress(reading(documents.stats().text_bytes, None));
+                progress(reading(documents.text_bytes(), None));
             }
         }
         feed(&mut trainer, &mut batch, self.options.threads);
-        let text_bytes = documents.stats().text_bytes;
+        let text_bytes = documents.text_bytes();
         progress(reading(text_bytes, Some(text_bytes)));
         let moved = if held_out == index && held_out > 0 {
             Some((highest.1, false))
@@ -228,6 +235,17 @@ impl<'j> Job<'j> {
         Ok(manifest)
     }
 
+    /// Refuses a separator that occurred nowhere.
+    fn check_separators(&self, found: u64) -> Result<()> {
+        let source = &self.options.source;
+        match &source.separator {
+            Some(separator) if found == 0 && !source.may_be_unused => Err(Error::config(format!(
+                "separator `{separator}` occurs nowhere in the plain text files of the inputs"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
     fn write_into(
         &self,
         out: &Path,
@@ -240,6 +258,12 @@ impl<'j> Job<'j> {
         if self.validation.is_none() {
             manifest.validation_fraction = Some(self.fraction);
         }
+        let source = &self.options.source;
+        manifest.separator.clone_from(&source.separator);
+        manifest.document_chars = match source.separator {
+            Some(_) => None,
+            None => Some(source.document_chars),
+        };
         let shards = |split| {
             ShardWriter::new(
                 out,
@@ -256,6 +280,7 @@ impl<'j> Job<'j> {
             validation: shards("validation"),
             texts: Vec::new(),
             bytes: 0,
+            spelled: SpelledTokens::new(tokenizer.special_tokens()),
         };
         let mut done = 0;
         let mut step = |bytes: u64| {
@@ -267,7 +292,8 @@ impl<'j> Job<'j> {
                 unit: "bytes",
             });
         };
-        let read = read_all(&self.sources, false, |index, text| {
+        let mut separators = 0;
+        let read = read_all(&self.sources, false, &mut separators, |index, text| {
             let held_out = match plan.moved {
                 Some((moved, held_out)) if moved == index => held_out,
                 _ => self.fraction > 0.0 && self.is_held_out(self.hash(&text)),
@@ -276,10 +302,17 @@ impl<'j> Job<'j> {
         })?;
         manifest.sources.extend(read);
         if let Some(sources) = &self.validation {
-            let read = read_all(sources, true, |_, text| output.push(text, true, &mut step))?;
+            let read = read_all(sources, true, &mut separators, |_, text| {
+                output.push(text, true, &mut step)
+            })?;
             manifest.sources.extend(read);
         }
         output.flush(&mut step)?;
+        self.check_separators(separators)?;
+        for source in &manifest.sources {
+            manifest.left_out.extend(&source.left_out);
+        }
+        manifest.spelled_special_tokens = output.spelled.finish();
         manifest.train = output.train.finish()?;
         manifest.validation = output.validation.finish()?;
         manifest.write(out)?;
@@ -308,27 +341,21 @@ fn feed(trainer: &mut Option<&mut BpeTrainer>, batch: &mut Vec<String>, threads:
 fn read_all(
     sources: &Sources,
     validation: bool,
+    separators: &mut u64,
     mut each: impl FnMut(u64, String) -> Result<()>,
 ) -> Result<Vec<SourceRecord>> {
-    let mut records: Vec<_> = sources
-        .given()
-        .zip(sources.files())
-        .map(|(input, files)| SourceRecord {
-            input: input.to_owned(),
-            validation,
-            files: files.len() as u64,
-            documents: 0,
-            text_bytes: 0,
-        })
-        .collect();
-    for (index, document) in (0..).zip(sources.documents()) {
-        let document = document?;
-        let record = &mut records[document.input];
-        record.documents += 1;
-        record.text_bytes += document.text.len() as u64;
-        each(index, document.text)?;
+    let mut documents = sources.documents();
+    for index in 0.. {
+        let Some(document) = documents.next() else {
+            break;
+        };
+        each(index, document?.text)?;
     }
-    Ok(records)
+    *separators += documents.stats().separators;
+    let by_input = sources.given().zip(documents.stats_by_input());
+    Ok(by_input
+        .map(|(input, stats)| SourceRecord::new(input, validation, stats))
+        .collect())
 }
 
 struct Output<'t> {
@@ -339,11 +366,14 @@ struct Output<'t> {
     /// Texts not tokenized yet, and whether each is held out.
     texts: Vec<(String, bool)>,
     bytes: usize,
+    /// Special tokens in the text.
+    spelled: SpelledTokens,
 }
 
 impl Output<'_> {
     fn push(&mut self, text: String, held_out: bool, step: &mut impl FnMut(u64)) -> Result<()> {
         self.bytes += text.len();
+        self.spelled.count(&text);
         self.texts.push((text, held_out));
         if self.bytes >= BATCH_BYTES {
             self.flush(step)?;
@@ -395,7 +425,7 @@ fn check_room(out: &Path, overwrite: bool) -> Result<()> {
         return Ok(());
     }
     // Damaged data are data too, and may be prepared again.
-    if !out.join(RECORD_NAME).is_file() {
+    if !files::exists(out.join(RECORD_NAME))? {
         return Err(Error::config(format!(
             "{}: holds something else; choose an empty folder",
             out.display()

@@ -2,25 +2,28 @@
 //!
 //! | file | read as |
 //! |---|---|
-//! | `.npy` of one dimension, u8, u16, u32, i32 or i64 | a stream |
+//! | `.npy` of one dimension, of integers | a stream |
 //! | `.npy` of two dimensions | one ready instance per row, in the given order |
-//! | `.bin` | a raw stream, u16 up to 65,536 tokens of vocabulary and u32 above (nanoGPT) |
+//! | `.bin` | a raw stream of u16, u32 or u64, whichever the bytes show; where they do not, the type must be named |
 //! | `.u16`, `.u32` | a raw stream of that type |
 //! | `.bin` with the header of llm.c (magic 20240520 or 20240801) | a stream, u16 or u32 |
-//! | any of these followed by `:u16`, `:u32`, `:u8`, `:i32` or `:i64` | a raw stream of that type |
+//! | `.bin` beside an `.idx` of Megatron | a raw stream of the type that the index records |
+//! | any of these followed by `:u16`, `:u32`, `:u64`, `:u8`, `:i8`, `:i16`, `:i32` or `:i64` | a raw stream of that type |
 //!
-//! The last line is for OLMo's data, which is raw u16 or u32 under names that end in `.npy`.
+//! The last line is for OLMo's data, too, which is raw u16 or u32 under names that end in `.npy`.
 //! Everything is little-endian, and mapped rather than loaded.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use hybridnorm_mapped::{Mapped, map_file};
+use hybridnorm_mapped::Mapped;
 
 use crate::error::{Error, Result};
+use crate::files;
 
 use super::manifest::Dtype;
-use super::numpy;
 use super::shard::TokenStream;
+use super::{numpy, raw};
 
 /// A token file made elsewhere.
 #[derive(Debug)]
@@ -29,6 +32,7 @@ pub struct ReadyTokens {
     tokens: TokenStream,
     /// Tokens per row, where rows are instances.
     width: Option<u64>,
+    note: Option<String>,
 }
 
 /// The path and the type in `path` or `path:u16`, where that spells a ready file.
@@ -59,10 +63,15 @@ impl ReadyTokens {
                 "{input}: not a token file; expected `.npy`, `.bin`, `.u16`, `.u32`, or a type at the end as in `{input}:u16`"
             )));
         };
-        let mapped = map_file(path).map_err(Error::io(path))?;
+        let file = files::open(path)?;
+        let mapped = hybridnorm_mapped::map(&file).map_err(Error::io(path))?;
+        let spelled = path.to_string_lossy();
         let layout = match dtype {
-            Some(dtype) => raw(&mapped, 0, dtype),
-            None => layout(path, &mapped, vocab_size),
+            Some(dtype) => named(&mapped, &spelled, dtype, input),
+            None => match megatron_type(path)? {
+                Some(dtype) => megatron(&mapped, &spelled, dtype),
+                None => layout(path, &mapped, vocab_size),
+            },
         };
         let layout = layout.map_err(|problem| Error::format(path, problem))?;
         let mut tokens = TokenStream::new(vocab_size);
@@ -71,6 +80,7 @@ impl ReadyTokens {
             path: path.to_path_buf(),
             tokens,
             width: layout.width,
+            note: layout.note,
         })
     }
 
@@ -89,6 +99,11 @@ impl ReadyTokens {
         self.width
     }
 
+    /// How its type was found, or what speaks against it, where that is worth a line.
+    pub fn note(&self) -> Option<&str> {
+        self.note.as_deref()
+    }
+
     pub(super) fn into_tokens(self) -> TokenStream {
         self.tokens
     }
@@ -98,9 +113,10 @@ struct Layout {
     offset: usize,
     dtype: Dtype,
     width: Option<u64>,
+    note: Option<String>,
 }
 
-fn raw(file: &Mapped, offset: usize, dtype: Dtype) -> Result<Layout, String> {
+fn stream(file: &Mapped, offset: usize, dtype: Dtype) -> Result<Layout, String> {
     let bytes = file.len() - offset;
     if bytes == 0 {
         return Err("no tokens in it".into());
@@ -116,6 +132,68 @@ fn raw(file: &Mapped, offset: usize, dtype: Dtype) -> Result<Layout, String> {
         offset,
         dtype,
         width: None,
+        note: None,
+    })
+}
+
+/// A raw stream of a type that was named.
+fn named(file: &Mapped, path: &str, dtype: Dtype, input: &str) -> Result<Layout, String> {
+    if numpy::is_numpy(file) {
+        return Err(format!(
+            "has a NumPy header, which would be read as tokens; write `{path}` instead of `{input}`"
+        ));
+    }
+    if llm_c_type(file)?.is_some() {
+        return Err(format!(
+            "has the header of llm.c, which would be read as tokens; write `{path}` instead of `{input}`"
+        ));
+    }
+    let found = stream(file, 0, dtype)?;
+    Ok(Layout {
+        note: raw::contradiction(file, path, dtype),
+        ..found
+    })
+}
+
+/// Bytes of Megatron's index that say its version and the type of the tokens.
+const MEGATRON_HEADER: usize = 18;
+
+/// The type that an index of Megatron's beside a `.bin` records.
+fn megatron_type(path: &Path) -> Result<Option<Result<Dtype, u8>>> {
+    let index = path.with_extension("idx");
+    if path.extension().is_none_or(|name| name != "bin") || !files::exists(&index)? {
+        return Ok(None);
+    }
+    let mut header = [0; MEGATRON_HEADER];
+    let mut file = files::open(&index)?;
+    if file.read_exact(&mut header).is_err() || !header.starts_with(b"MMIDIDX\0\0") {
+        return Ok(None);
+    }
+    Ok(Some(match header[MEGATRON_HEADER - 1] {
+        1 => Ok(Dtype::U8),
+        2 => Ok(Dtype::I8),
+        3 => Ok(Dtype::I16),
+        4 => Ok(Dtype::I32),
+        5 => Ok(Dtype::I64),
+        8 => Ok(Dtype::U16),
+        code => Err(code),
+    }))
+}
+
+fn megatron(file: &Mapped, path: &str, dtype: Result<Dtype, u8>) -> Result<Layout, String> {
+    let dtype = dtype.map_err(|code| {
+        format!(
+            "the Megatron index beside it records type {code}, expected integers; name the type of tokens: \
+             `{path}:u16` or `{path}:u32`"
+        )
+    })?;
+    let found = stream(file, 0, dtype)?;
+    Ok(Layout {
+        note: Some(format!(
+            "{path}: read as {}, as the Megatron index beside it records",
+            dtype.name()
+        )),
+        ..found
     })
 }
 
@@ -129,6 +207,7 @@ fn layout(path: &Path, file: &Mapped, vocab_size: usize) -> Result<Layout, Strin
             offset: array.offset,
             dtype: array.dtype,
             width: array.shape.get(1).copied(),
+            note: None,
         });
     }
     if path
@@ -140,21 +219,32 @@ fn layout(path: &Path, file: &Mapped, vocab_size: usize) -> Result<Layout, Strin
             path.display()
         ));
     }
-    match llm_c_type(file) {
-        Some(dtype) => llm_c(file, dtype),
-        None => raw(file, 0, Dtype::for_vocab(vocab_size)),
+    if let Some(dtype) = llm_c_type(file)? {
+        return llm_c(file, dtype);
     }
+    if file.is_empty() {
+        return Err("no tokens in it".into());
+    }
+    let (dtype, note) = raw::detect(file, &path.to_string_lossy(), vocab_size)?;
+    let found = stream(file, 0, dtype)?;
+    Ok(Layout { note, ..found })
 }
 
 /// Bytes of the header of llm.c's token files: 256 numbers of four bytes.
 const LLM_C_HEADER: usize = 1024;
 
-fn llm_c_type(file: &[u8]) -> Option<Dtype> {
+fn llm_c_type(file: &[u8]) -> Result<Option<Dtype>, String> {
     let word = |i: usize| Dtype::U32.read(file.get(4 * i..4 * i + 4)?);
-    match (word(0)?, word(1)?) {
-        (20_240_520, 1) => Some(Dtype::U16),
-        (20_240_801, 7) => Some(Dtype::U32),
-        _ => None,
+    match (word(0), word(1)) {
+        (Some(20_240_520), Some(1)) => Ok(Some(Dtype::U16)),
+        (Some(20_240_801), Some(7)) => Ok(Some(Dtype::U32)),
+        (Some(magic @ (20_240_520 | 20_240_801)), Some(version)) if file.len() >= LLM_C_HEADER => {
+            Err(format!(
+                "the header of llm.c (magic {magic}) in version {version}; versions 1 of 20240520 and 7 of \
+                 20240801 are read"
+            ))
+        }
+        _ => Ok(None),
     }
 }
 
@@ -170,5 +260,5 @@ fn llm_c(file: &Mapped, dtype: Dtype) -> Result<Layout, String> {
             dtype.name()
         ));
     }
-    raw(file, LLM_C_HEADER, dtype)
+    stream(file, LLM_C_HEADER, dtype)
 }

@@ -7,7 +7,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use hybridnorm_mapped::{Mapped, map_file};
+use hybridnorm_mapped::Mapped;
 
 use crate::error::{Error, Result};
 use crate::files::{self, AtomicFile};
@@ -250,15 +250,12 @@ impl Part {
     }
 
     fn bad_token(&self, position: usize, bytes: &[u8], vocab_size: usize) -> Error {
-        let found = match (self.dtype, bytes) {
-            (Dtype::I32, &[a, b, c, d]) => i32::from_le_bytes([a, b, c, d]).into(),
-            (Dtype::I64, &[a, b, c, d, e, f, g, h]) => i64::from_le_bytes([a, b, c, d, e, f, g, h]),
-            _ => self.dtype.read(bytes).unwrap_or_default().into(),
-        };
+        let (found, dtype) = (self.dtype.value(bytes), self.dtype.name());
         Error::format(
             &self.path,
             format!(
-                "token {found} at position {position} is not below the vocabulary's size {vocab_size}"
+                "token {found} at position {position} is not below the vocabulary's size {vocab_size} \
+                 (read as {dtype}; another type is named as in `:u16` or `:u32` after the path)"
             ),
         )
     }
@@ -368,7 +365,8 @@ impl PreparedFolder {
         let mut stream = TokenStream::new(self.manifest.tokenizer.vocab_size);
         for shard in &split.shards {
             let path = self.folder.join(&shard.file);
-            let mapped = map_file(&path).map_err(Error::io(&path))?;
+            let file = files::open(&path)?;
+            let mapped = hybridnorm_mapped::map(&file).map_err(Error::io(&path))?;
             self.check_size(shard, mapped.len() as u64)?;
             stream.push(&path, mapped, 0, self.manifest.dtype);
         }

@@ -4,25 +4,57 @@
 //!
 //! | input | documents |
 //! |---|---|
-//! | `book.txt` | the file, cut at blank lines when long (see [`SourceOptions::document_chars`]) |
-//! | `pile.jsonl`, `.jsonl.gz`, `.jsonl.zst`, `.json.gz` | one per line, from [`SourceOptions::text_field`] |
-//! | `folder/` | all such files in it and below, sorted by path; other files are left alone |
+//! | `book.txt`, `.text`, `.md` | the file, cut at [`SourceOptions::separator`] or, when long, at blank lines (see [`SourceOptions::document_chars`]) |
+//! | `pile.jsonl`, `.ndjson` | one per line, from [`SourceOptions::text_field`] |
+//! | `pile.json` | one per line; or one per element of an array of records or strings; or records over several lines |
+//! | any of these with `.gz`, `.zst` or `.zstd` | the same |
+//! | `pile.parquet` | one per row, from the column [`SourceOptions::text_field`] (nested: `meta.text`) |
+//! | `folder/` | all such files in it and below, sorted by path |
 //! | `books/*.txt` | the files that match, sorted by path; each must be of a known kind |
 //! | `stories`, `stories:N`, `stories:N:SEED` | N generated stories (see [`super::stories`]) |
 //! | `gutenberg` | 18 classic books (see [`super::gutenberg`]) |
 //!
 //! To read a file that is called `stories` or `gutenberg`, write `./stories`. An input given twice
-//! counts twice. Text is taken as it is (no normalization), except that a byte order mark at the
-//! start of a file is dropped. Documents without any visible character are skipped and counted.
+//! counts twice; within an input links are followed, and each file is read once. Text is taken as it
+//! is (no normalization), except that a byte order mark at the start of a file is dropped.
+//!
+//! What is left out is counted by reason in [`SourceStats::left_out`]:
+//! - files: hidden ones, those of unknown kind, those that [`SourceOptions::include`] and
+//!   [`SourceOptions::exclude`] do not choose, pipes and devices, broken links, files and folders
+//!   reached a second time, and files without any text;
+//! - records: those whose text is null, and with [`SourceOptions::skip_bad`] those that cannot be
+//!   read;
+//! - documents: those without any visible character.
+//!
+//! Files read and files left out are all files; records read and records left out are all records;
+//! and so with documents.
+//!
+//! **Memory.** A reader holds at most 4 times the largest record (or line, or document of plain
+//! text), which is at most 256 MiB for lines and records and 1 GiB for documents of plain text, and
+//! 16 MiB besides; for zstd the window that the file declares, at most 2 GiB; for Parquet twice a
+//! page with its dictionary, which are at most 512 MiB each.
+
+mod find;
+mod pages;
+mod parquet_texts;
+mod plain;
+mod read;
+mod records;
+
+pub(super) mod compressed;
+pub(super) mod kind;
 
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::omissions::LeftOut;
 
 use super::gutenberg;
-use super::jsonl::text_field;
-use super::lines::{Compression, Lines};
 use super::stories::Stories;
+
+use find::{Files, Filter};
+use kind::{Format, file_kind};
+pub use read::Documents;
 
 /// What to do with bytes that are not UTF-8.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -39,15 +71,33 @@ pub enum InvalidUtf8 {
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SourceOptions {
-    /// Field of a JSON line that holds the text.
+    /// Field of a JSON record, or column of a Parquet file, that holds the text.
     pub text_field: String,
     /// What to do with bytes that are not UTF-8.
     pub invalid_utf8: InvalidUtf8,
-    /// A `.txt` file is one document up to this many characters. A longer one is cut at the next
+    /// A plain text file is one document up to this many characters. A longer one is cut at the next
     /// blank line after that many, or, where none comes within four times as many, at the next
     /// line end; the last piece is shorter. So a few long books become many documents, and a
     /// validation split by document is possible. 0: never cut.
     pub document_chars: usize,
+    /// Text that stands between the documents of plain text files, such as `<|endoftext|>`. They are
+    /// cut there, and nowhere else, and the separator goes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub separator: Option<String>,
+    /// Of the files of folders and globs, read those that match one of these patterns only. A
+    /// pattern with `/` is compared with the path below the input, one without with every name in it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub include: Vec<String>,
+    /// Leave out those that match one of these.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub exclude: Vec<String>,
+    /// Leave out, and count, records of JSON and Parquet files that cannot be read: malformed,
+    /// without the field, with something in it that is no text, not UTF-8, or too long. Otherwise
+    /// the first one is an error.
+    pub skip_bad: bool,
+    /// Accept options that have no effect, as where they were given for other inputs too.
+    #[serde(skip)]
+    pub may_be_unused: bool,
 }
 
 impl Default for SourceOptions {
@@ -56,6 +106,11 @@ impl Default for SourceOptions {
             text_field: "text".into(),
             invalid_utf8: InvalidUtf8::Error,
             document_chars: 20_000,
+            separator: None,
+            include: Vec::new(),
+            exclude: Vec::new(),
+            skip_bad: false,
+            may_be_unused: false,
         }
     }
 }
@@ -76,14 +131,38 @@ pub struct SourceStats {
     pub documents: u64,
     /// Bytes of UTF-8 text in them.
     pub text_bytes: u64,
-    /// Files read.
+    /// Files that documents came from.
     pub files: u64,
-    /// Files without any document.
-    pub empty_files: u64,
-    /// Blank documents left out.
-    pub empty_documents: u64,
-    /// Lines in which invalid UTF-8 was replaced.
+    /// Records of JSON and Parquet files that held a text, blank ones included.
+    pub records: u64,
+    /// Plain text files that were cut for their length.
+    pub cut_texts: u64,
+    /// Documents they were cut into.
+    pub cut_documents: u64,
+    /// Separators found between documents.
+    pub separators: u64,
+    /// Lines and records in which invalid UTF-8 was replaced.
     pub replaced_lines: u64,
+    /// Texts in which half a surrogate pair was replaced.
+    pub replaced_surrogates: u64,
+    /// What was left out.
+    pub left_out: LeftOut,
+}
+
+impl SourceStats {
+    /// Adds what was read elsewhere.
+    pub fn add(&mut self, other: &Self) {
+        self.documents += other.documents;
+        self.text_bytes += other.text_bytes;
+        self.files += other.files;
+        self.records += other.records;
+        self.cut_texts += other.cut_texts;
+        self.cut_documents += other.cut_documents;
+        self.separators += other.separators;
+        self.replaced_lines += other.replaced_lines;
+        self.replaced_surrogates += other.replaced_surrogates;
+        self.left_out.extend(&other.left_out);
+    }
 }
 
 /// Inputs found and sorted, ready to be read any number of times.
@@ -101,14 +180,8 @@ struct Input {
 
 #[derive(Debug, Clone)]
 enum Kind {
-    Files(Vec<PathBuf>),
+    Files(Files),
     Stories(Stories),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum FileKind {
-    Text,
-    JsonLines(Compression),
 }
 
 /// Whether `input` names text that [`Sources::resolve`] reads, going by its spelling alone.
@@ -124,61 +197,50 @@ fn is_pattern(input: &str) -> bool {
     input.contains(['*', '?', '['])
 }
 
-const KNOWN_KINDS: &str = "`.txt`, `.jsonl`, `.jsonl.gz`, `.jsonl.zst` or `.json.gz`";
-
-fn file_kind(path: &Path) -> Option<FileKind> {
-    let name = path.file_name()?.to_string_lossy().to_ascii_lowercase();
-    let ends = |suffix: &str| name.len() > suffix.len() && name.ends_with(suffix);
-    if ends(".txt") {
-        Some(FileKind::Text)
-    } else if ends(".jsonl") {
-        Some(FileKind::JsonLines(Compression::None))
-    } else if ends(".jsonl.gz") || ends(".json.gz") {
-        Some(FileKind::JsonLines(Compression::Gzip))
-    } else if ends(".jsonl.zst") {
-        Some(FileKind::JsonLines(Compression::Zstd))
-    } else {
-        None
-    }
-}
-
 impl Sources {
     /// Finds what the inputs name; downloads the `gutenberg` books if they are named and not
     /// there yet. Reads no text.
     ///
     /// # Errors
     /// If there are no inputs, one does not exist or cannot be listed, matches nothing, or is of
-    /// an unknown kind.
+    /// an unknown kind; or if an option has no effect on them.
     pub fn resolve(inputs: &[String], options: &SourceOptions) -> Result<Self> {
-        if inputs.is_empty() {
-            return Err(Error::config("no input text was named"));
-        }
-        let inputs = inputs
-            .iter()
-            .map(|given| {
-                Ok(Input {
+        let mut all = Self::resolve_all(&[inputs], options)?;
+        all.pop()
+            .ok_or_else(|| Error::config("no input text was named"))
+    }
+
+    /// As [`Sources::resolve`], for several lists of inputs, on one of which at least every option
+    /// must have an effect.
+    pub(super) fn resolve_all(lists: &[&[String]], options: &SourceOptions) -> Result<Vec<Self>> {
+        let mut filter = Filter::new(&options.include, &options.exclude)?;
+        let mut all = Vec::new();
+        for inputs in lists {
+            if inputs.is_empty() {
+                return Err(Error::config("no input text was named"));
+            }
+            let mut found = Vec::new();
+            for given in *inputs {
+                found.push(Input {
                     given: given.clone(),
-                    kind: resolve(given)?,
-                })
-            })
-            .collect::<Result<_>>()?;
-        Ok(Self {
-            inputs,
-            options: options.clone(),
-        })
+                    kind: resolve(given, &mut filter)?,
+                });
+            }
+            all.push(Self {
+                inputs: found,
+                options: options.clone(),
+            });
+        }
+        if !options.may_be_unused {
+            filter.check_used()?;
+            check_effect(&all, options)?;
+        }
+        Ok(all)
     }
 
     /// Reads all documents from the start, input by input.
     pub fn documents(&self) -> Documents<'_> {
-        Documents {
-            sources: self,
-            input: 0,
-            item: 0,
-            file: None,
-            found: vec![0; self.inputs.len()],
-            stats: SourceStats::default(),
-            failed: false,
-        }
+        Documents::new(self)
     }
 
     /// The inputs as they were given.
@@ -189,13 +251,13 @@ impl Sources {
     /// Files that each input stands for; none for generated text.
     pub fn files(&self) -> impl Iterator<Item = &[PathBuf]> {
         self.inputs.iter().map(|input| match &input.kind {
-            Kind::Files(files) => files.as_slice(),
+            Kind::Files(files) => files.paths.as_slice(),
             Kind::Stories(_) => &[],
         })
     }
 
     /// SHA-256 over everything that decides the documents: the options, and the content of every
-    /// file. Reads all files once.
+    /// file; and over what was left out. Reads all files once.
     ///
     /// # Errors
     /// If a file cannot be read.
@@ -204,15 +266,17 @@ impl Sources {
         for input in &self.inputs {
             parts.push(match &input.kind {
                 Kind::Stories(stories) => serde_json::json!(stories.to_string()),
-                Kind::Files(files) => serde_json::json!(
+                Kind::Files(files) => serde_json::json!((
                     files
+                        .paths
                         .iter()
                         .map(|file| Ok((
                             format!("{:?}", file_kind(file)),
                             crate::files::fingerprint(file)?.sha256
                         )))
-                        .collect::<Result<Vec<_>>>()?
-                ),
+                        .collect::<Result<Vec<_>>>()?,
+                    &files.left_out,
+                )),
             });
         }
         let text = serde_json::Value::from(parts).to_string();
@@ -220,9 +284,61 @@ impl Sources {
     }
 }
 
-fn resolve(given: &str) -> Result<Kind> {
+/// Refuses options that none of these inputs has a use for.
+fn check_effect(all: &[Sources], options: &SourceOptions) -> Result<()> {
+    let default = SourceOptions::default();
+    if options.separator.as_deref() == Some("") {
+        return Err(Error::config("separator is the empty string"));
+    }
+    if options.separator.is_some() && options.document_chars != default.document_chars {
+        return Err(Error::config(
+            "document_chars has no effect beside separator, which alone says where documents end",
+        ));
+    }
+    let mut formats = all
+        .iter()
+        .flat_map(Sources::files)
+        .flatten()
+        .filter_map(|path| Some(file_kind(path)?.format));
+    let (mut plain, mut records) = (false, false);
+    formats.by_ref().for_each(|format| match format {
+        Format::Plain => plain = true,
+        Format::Json | Format::JsonLines | Format::Parquet => records = true,
+    });
+    let given = [
+        ("separator", options.separator.is_some(), plain),
+        (
+            "document_chars",
+            options.document_chars != default.document_chars,
+            plain,
+        ),
+        (
+            "text_field",
+            options.text_field != default.text_field,
+            records,
+        ),
+        ("skip_bad", options.skip_bad, records),
+    ];
+    match given
+        .iter()
+        .find(|(_, is_given, is_used)| *is_given && !is_used)
+    {
+        None => Ok(()),
+        Some((name @ ("separator" | "document_chars"), _, _)) => Err(Error::config(format!(
+            "{name} has no effect: no plain text file (`.txt`, `.text`, `.md`) is among the inputs"
+        ))),
+        Some((name, _, _)) => Err(Error::config(format!(
+            "{name} has no effect: no JSON or Parquet file is among the inputs"
+        ))),
+    }
+}
+
+fn resolve(given: &str, filter: &mut Filter) -> Result<Kind> {
     if given == "gutenberg" {
-        return Ok(Kind::Files(gutenberg::books()?));
+        return Ok(Kind::Files(Files {
+            paths: gutenberg::books()?,
+            left_out: LeftOut::default(),
+        }));
     }
     if is_generated(given) {
         return Ok(Kind::Stories(given.parse()?));
@@ -232,228 +348,18 @@ fn resolve(given: &str) -> Result<Kind> {
         return Err(Error::config("an input is the empty string"));
     }
     match std::fs::metadata(path) {
-        Ok(metadata) if metadata.is_dir() => {
-            let mut files = Vec::new();
-            walk(path, &mut files)?;
-            if files.is_empty() {
-                return Err(Error::format(
-                    path,
-                    format!("no {KNOWN_KINDS} file in this folder or below"),
-                ));
-            }
-            files.sort();
-            Ok(Kind::Files(files))
-        }
+        Ok(metadata) if metadata.is_dir() => find::in_folder(path, filter).map(Kind::Files),
         Ok(metadata) => {
-            known(path)?;
+            find::known(path)?;
             if !metadata.is_file() {
                 return Err(Error::format(path, "not a regular file"));
             }
-            Ok(Kind::Files(vec![path.to_path_buf()]))
+            Ok(Kind::Files(Files {
+                paths: vec![path.to_path_buf()],
+                left_out: LeftOut::default(),
+            }))
         }
-        Err(_) if is_pattern(given) => matching(given),
+        Err(_) if is_pattern(given) => find::matching(given, filter).map(Kind::Files),
         Err(error) => Err(Error::io(path)(error)),
-    }
-}
-
-fn known(path: &Path) -> Result<()> {
-    match file_kind(path) {
-        Some(_) => Ok(()),
-        None => Err(Error::format(
-            path,
-            format!("unknown kind of text file; expected {KNOWN_KINDS}"),
-        )),
-    }
-}
-
-/// Adds the known files in `folder` and below. Links to folders are not followed.
-fn walk(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
-    for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
-        let entry = entry.map_err(Error::io(folder))?;
-        let path = entry.path();
-        let kind = entry.file_type().map_err(Error::io(&path))?;
-        if kind.is_dir() {
-            walk(&path, files)?;
-        } else if file_kind(&path).is_some() && (kind.is_file() || path.is_file()) {
-            files.push(path);
-        }
-    }
-    Ok(())
-}
-
-fn matching(pattern: &str) -> Result<Kind> {
-    let paths = glob::glob(pattern)
-        .map_err(|error| Error::config(format!("`{pattern}` is not a valid pattern: {error}")))?;
-    let mut files = Vec::new();
-    for path in paths {
-        let path = path.map_err(|error| {
-            let path = error.path().to_path_buf();
-            Error::io(path)(error.into())
-        })?;
-        if !path.is_dir() {
-            known(&path)?;
-            files.push(path);
-        }
-    }
-    if files.is_empty() {
-        return Err(Error::config(format!("no file matches `{pattern}`")));
-    }
-    files.sort();
-    Ok(Kind::Files(files))
-}
-
-/// Iterator over the documents of [`Sources`]; stops after the first error.
-pub struct Documents<'s> {
-    sources: &'s Sources,
-    input: usize,
-    /// Next file or story of the current input.
-    item: u64,
-    file: Option<OpenFile>,
-    /// Documents per input so far.
-    found: Vec<u64>,
-    stats: SourceStats,
-    failed: bool,
-}
-
-impl Documents<'_> {
-    /// What was read so far.
-    pub fn stats(&self) -> &SourceStats {
-        &self.stats
-    }
-
-    fn next_document(&mut self) -> Result<Option<Document>> {
-        while let Some(input) = self.sources.inputs.get(self.input) {
-            let text = match &input.kind {
-                Kind::Stories(stories) if self.item < stories.count => {
-                    self.item += 1;
-                    Some(super::stories::story(stories.seed, self.item - 1))
-                }
-                Kind::Stories(_) => None,
-                Kind::Files(files) => self.next_from(files)?,
-            };
-            match text {
-                Some(text) => {
-                    self.found[self.input] += 1;
-                    self.stats.documents += 1;
-                    self.stats.text_bytes += text.len() as u64;
-                    let input = self.input;
-                    return Ok(Some(Document { text, input }));
-                }
-                None if self.found[self.input] == 0 => {
-                    return Err(Error::config(format!("{}: no text in it", input.given)));
-                }
-                None => {
-                    self.input += 1;
-                    self.item = 0;
-                }
-            }
-        }
-        Ok(None)
-    }
-
-    fn next_from(&mut self, files: &[PathBuf]) -> Result<Option<String>> {
-        loop {
-            let file = match &mut self.file {
-                Some(file) => file,
-                None => {
-                    let Some(path) = files.get(self.item as usize) else {
-                        return Ok(None);
-                    };
-                    self.item += 1;
-                    self.stats.files += 1;
-                    self.file
-                        .insert(OpenFile::open(path, &self.sources.options)?)
-                }
-            };
-            match file.next(&self.sources.options)? {
-                Some(text) if text.trim().is_empty() => self.stats.empty_documents += 1,
-                Some(text) => {
-                    file.documents += 1;
-                    return Ok(Some(text));
-                }
-                None => {
-                    self.stats.replaced_lines += file.lines.replaced;
-                    self.stats.empty_files += u64::from(file.documents == 0);
-                    self.file = None;
-                }
-            }
-        }
-    }
-}
-
-impl Iterator for Documents<'_> {
-    type Item = Result<Document>;
-
-    fn next(&mut self) -> Option<Result<Document>> {
-        if self.failed {
-            return None;
-        }
-        let next = self.next_document().transpose();
-        self.failed = matches!(next, Some(Err(_)));
-        next
-    }
-}
-
-struct OpenFile {
-    kind: FileKind,
-    lines: Lines,
-    documents: u64,
-}
-
-impl OpenFile {
-    fn open(path: &Path, options: &SourceOptions) -> Result<Self> {
-        known(path)?;
-        let kind = file_kind(path).unwrap_or(FileKind::Text);
-        let compression = match kind {
-            FileKind::Text => Compression::None,
-            FileKind::JsonLines(compression) => compression,
-        };
-        Ok(Self {
-            kind,
-            lines: Lines::open(path, compression, options.invalid_utf8)?,
-            documents: 0,
-        })
-    }
-
-    fn next(&mut self, options: &SourceOptions) -> Result<Option<String>> {
-        match self.kind {
-            FileKind::Text => self.next_piece(options.document_chars),
-            FileKind::JsonLines(_) => self.next_record(&options.text_field),
-        }
-    }
-
-    fn next_record(&mut self, field: &str) -> Result<Option<String>> {
-        while let Some(line) = self.lines.next()? {
-            let line = line.trim();
-            if !line.is_empty() {
-                return text_field(line, field)
-                    .map(Some)
-                    .map_err(|problem| self.lines.error(problem));
-            }
-        }
-        Ok(None)
-    }
-
-    fn next_piece(&mut self, document_chars: usize) -> Result<Option<String>> {
-        let mut piece = String::new();
-        let mut chars = 0;
-        while let Some(line) = self.lines.next()? {
-            let blank = line.trim().is_empty();
-            if blank && piece.is_empty() {
-                continue;
-            }
-            chars += line.chars().count();
-            piece.push_str(&line);
-            let cut = blank && chars >= document_chars
-                || chars / 4 >= document_chars && line.ends_with('\n');
-            if document_chars > 0 && cut {
-                break;
-            }
-        }
-        if piece.is_empty() {
-            return Ok(None);
-        }
-        piece.truncate(piece.trim_end_matches(['\n', '\r']).len());
-        Ok(Some(piece))
     }
 }

@@ -1,22 +1,34 @@
 //! One tokenizer value over byte-level BPE trained here, any `tokenizer.json`, tiktoken
 //! vocabularies, and plain bytes.
 //!
-//! Special tokens never come out of [`Tokenizer::encode`]: text that spells `<|endoftext|>` is
-//! encoded as the characters it consists of. No start token is added.
+//! Special tokens never come out of [`Tokenizer::encode`], whatever the model: the end-of-text token
+//! and the added tokens that a `tokenizer.json` calls special, but for its unknown token, which
+//! stands for what the vocabulary cannot spell. Text that spells `<|endoftext|>` or `</s>` is encoded
+//! as the characters it consists of, also where the vocabulary holds that string as an ordinary
+//! piece. Added tokens that are not called special do come out. No start token is added.
+//!
+//! A `tokenizer.json` is read behind limits (`shape.rs`, `growth.rs`). Its dropout, truncation and
+//! padding are switched off; [`Tokenizer::notes`] says so.
 
+mod foreign;
+mod growth;
+mod guard;
 mod json;
 mod parallel;
+mod pieces;
+mod shape;
+mod spec;
+mod special;
 mod stream;
+mod without_special;
 
 use std::borrow::Cow;
 use std::fmt;
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
+use std::path::Path;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use tiktoken_rs::CoreBPE;
-use tokenizers::DecoderWrapper;
 
 use crate::error::{Error, Result};
 use crate::files;
@@ -25,15 +37,20 @@ use super::ProgressFn;
 use super::bpe::{self, BpeTrainer, END_OF_TEXT, END_OF_TEXT_ID, Splitter};
 use super::manifest::TokenizerRecord;
 
-use json::{byte_table, configured_eos, one_line, parse_json, tiktoken_json};
-pub(super) use parallel::{in_parallel, pieces};
+use foreign::Foreign;
+pub use guard::is_foreign_code;
+use json::{configured_eos, tiktoken_json};
+pub(super) use parallel::in_parallel;
+pub(super) use pieces::{Cut, pieces};
+pub use spec::TokenizerSpec;
 pub use stream::StreamDecoder;
 
 const JSON_NAME: &str = "tokenizer.json";
 const CONFIG_NAME: &str = "tokenizer_config.json";
 pub(super) const RECORD_NAME: &str = "hybridnorm-tokenizer.json";
 const RECORD_VERSION: u32 = 1;
-const JSON_LIMIT: u64 = 256 << 20;
+/// Reading a file takes up to some 20 times its size.
+const JSON_LIMIT: u64 = 128 << 20;
 
 /// Names under which vocabularies commonly know their end-of-text token, in order of preference.
 const END_NAMES: [&str; 8] = [
@@ -46,61 +63,6 @@ const END_NAMES: [&str; 8] = [
     "<|end|>",
     "[SEP]",
 ];
-
-/// Which tokenizer is meant; written `bytes`, `r50k`, `cl100k`, `bpe:4096`, or a path.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum TokenizerSpec {
-    /// One token per byte, and the end-of-text token; 257 in all.
-    Bytes,
-    /// GPT-2's vocabulary, 50,257 tokens.
-    R50k,
-    /// The vocabulary of GPT-4, 100,277 ids.
-    Cl100k,
-    /// Byte-level BPE to be trained on the text at hand.
-    Bpe {
-        /// Most tokens it may have.
-        vocab_size: usize,
-    },
-    /// A `tokenizer.json`, or a folder that holds one.
-    Path(PathBuf),
-}
-
-impl FromStr for TokenizerSpec {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        Ok(match text {
-            "bytes" => Self::Bytes,
-            "r50k" => Self::R50k,
-            "cl100k" => Self::Cl100k,
-            "" => return Err(Error::config("the tokenizer is the empty string")),
-            _ => match text.strip_prefix("bpe:") {
-                Some(size) => {
-                    let vocab_size = size.parse().map_err(|_| {
-                        Error::config(format!(
-                            "`{text}` is not a tokenizer: expected a number after `bpe:`, as in `bpe:4096`"
-                        ))
-                    })?;
-                    BpeTrainer::new(vocab_size)?;
-                    Self::Bpe { vocab_size }
-                }
-                None => Self::Path(text.into()),
-            },
-        })
-    }
-}
-
-impl fmt::Display for TokenizerSpec {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        match self {
-            Self::Bytes => f.write_str("bytes"),
-            Self::R50k => f.write_str("r50k"),
-            Self::Cl100k => f.write_str("cl100k"),
-            Self::Bpe { vocab_size } => write!(f, "bpe:{vocab_size}"),
-            Self::Path(path) => path.display().fmt(f),
-        }
-    }
-}
 
 /// Text to token ids and back. Cheap to clone.
 #[derive(Clone)]
@@ -116,7 +78,7 @@ pub struct Tokenizer {
 enum Kind {
     Bytes,
     Tiktoken(&'static CoreBPE, Builtin),
-    Json(Arc<Json>),
+    Json(Arc<Foreign>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -125,14 +87,6 @@ enum Builtin {
     Bytes,
     R50k,
     Cl100k,
-}
-
-struct Json {
-    /// The file, as it was read.
-    file: Vec<u8>,
-    inner: tokenizers::Tokenizer,
-    /// Bytes of each token, where the vocabulary is byte-level.
-    bytes: Option<Vec<Vec<u8>>>,
 }
 
 /// What a saved tokenizer says of itself.
@@ -172,10 +126,16 @@ impl Tokenizer {
             TokenizerSpec::Bpe { .. } => Err(Error::config(format!(
                 "`{spec}` must be trained on text first; prepare data with it"
             ))),
-            TokenizerSpec::Path(path) if !path.exists() && path.components().count() == 1 => {
-                Err(Error::config(format!(
-                    "`{spec}` is not a tokenizer: expected bytes, r50k, cl100k, bpe:N, or the path of a tokenizer.json or of a folder that holds one"
-                )))
+            TokenizerSpec::Path(path)
+                if path.components().count() == 1 && !files::exists(path)? =>
+            {
+                let known = TokenizerSpec::by_common_name(&spec.to_string());
+                let known = known.ok_or_else(|| {
+                    Error::config(format!(
+                        "`{spec}` is not a tokenizer: expected bytes, r50k (also gpt2), cl100k (also gpt4), bpe:N, or the path of a tokenizer.json or of a folder that holds one"
+                    ))
+                })?;
+                Self::from_spec(&known)
             }
             TokenizerSpec::Path(path) => Ok(Self::load(path)?.named(&spec.to_string())),
         }
@@ -240,11 +200,11 @@ impl Tokenizer {
             return Self::load_json(path, path.parent());
         }
         let record_path = path.join(RECORD_NAME);
-        if record_path.exists() {
+        if files::exists(&record_path)? {
             return Self::load_saved(path, &record_path);
         }
         let json = path.join(JSON_NAME);
-        if !json.exists() {
+        if !files::exists(&json)? {
             return Err(Error::format(path, "no tokenizer.json in this folder"));
         }
         Self::load_json(&json, Some(path))
@@ -253,7 +213,7 @@ impl Tokenizer {
     fn load_json(path: &Path, folder: Option<&Path>) -> Result<Self> {
         let file = files::read_small(path, JSON_LIMIT)?;
         let eos = match folder.map(|folder| folder.join(CONFIG_NAME)) {
-            Some(config) if config.exists() => configured_eos(&config)?,
+            Some(config) if files::exists(&config)? => configured_eos(&config)?,
             _ => None,
         };
         Self::from_json(file, eos.as_deref())
@@ -294,44 +254,25 @@ impl Tokenizer {
     /// # Errors
     /// If the file is not a tokenizer or has no such token.
     pub fn from_json(file: Vec<u8>, eos: Option<&str>) -> Result<Self> {
-        let mut inner = parse_json(&file)
-            .map_err(|problem| Error::config(format!("not a tokenizer: {problem}")))?;
-        inner.set_encode_special_tokens(true);
-        inner.with_padding(None);
-        inner
-            .with_truncation(None)
-            .map_err(|error| Error::config(one_line(&*error)))?;
-        let vocab = inner.get_vocab(true);
-        let eos = match eos {
-            Some(name) => vocab.get(name).copied().ok_or_else(|| {
-                Error::config(format!("no token `{name}`, which is named as its end of text"))
-            })?,
-            None => END_NAMES
-                .iter()
-                .find_map(|name| vocab.get(*name).copied())
-                .ok_or_else(|| {
-                    Error::config(format!(
-                        "no end-of-text token; put `{{\"eos_token\": \"...\"}}` in a {CONFIG_NAME} beside it"
-                    ))
-                })?,
-        };
-        let vocab_size = vocab.values().max().map_or(0, |&id| id as usize + 1);
-        if vocab_size > 1 << 24 {
-            return Err(Error::config(format!(
-                "a token has the id {}; ids up to {} are read",
-                vocab_size - 1,
-                1 << 24
-            )));
+        let digest = files::sha256(&file);
+        let find_end = |id_of: &dyn Fn(&str) -> Option<u32>| {
+            match eos {
+            Some(name) => id_of(name)
+                .ok_or_else(|| format!("no token `{name}`, which is named as its end of text")),
+            None => END_NAMES.iter().find_map(|name| id_of(name)).ok_or_else(|| {
+                format!(
+                    "no end-of-text token; put `{{\"eos_token\": \"...\"}}` in a {CONFIG_NAME} beside it"
+                )
+            }),
         }
-        let bytes = matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_)))
-            .then(|| byte_table(&vocab, vocab_size));
-        let fingerprint = files::sha256(
-            format!("hybridnorm tokenizer 1 json {eos} {}", files::sha256(&file)).as_bytes(),
-        );
+        };
+        let (foreign, eos) = Foreign::read(file, find_end).map_err(Error::config)?;
+        let fingerprint =
+            files::sha256(format!("hybridnorm tokenizer 1 json {eos} {digest}").as_bytes());
         Ok(Self {
-            kind: Kind::Json(Arc::new(Json { file, inner, bytes })),
+            vocab_size: foreign.vocab_size(),
+            kind: Kind::Json(Arc::new(foreign)),
             name: JSON_NAME.into(),
-            vocab_size,
             eos,
             fingerprint,
         })
@@ -364,6 +305,14 @@ impl Tokenizer {
         &self.fingerprint
     }
 
+    /// Settings of its `tokenizer.json` that are not followed, and why, each on a line.
+    pub fn notes(&self) -> &[String] {
+        match &self.kind {
+            Kind::Json(json) => json.notes(),
+            _ => &[],
+        }
+    }
+
     /// What manifests and checkpoints record.
     pub fn record(&self) -> TokenizerRecord {
         TokenizerRecord {
@@ -371,25 +320,26 @@ impl Tokenizer {
             fingerprint: self.fingerprint.clone(),
             vocab_size: self.vocab_size,
             eos_id: self.eos,
+            notes: self.notes().to_vec(),
         }
     }
 
-    /// Token ids of a text.
+    /// Token ids of a text, without special tokens. Long texts are encoded in pieces that end where
+    /// no token spans; where text goes on for 1 MiB without a space, there.
     ///
     /// # Errors
-    /// If a `tokenizer.json` cannot encode it, for example for want of an unknown-token.
+    /// If a `tokenizer.json` cannot encode it, for example for want of an unknown token, because it
+    /// would make too much of it, or because it cannot cut a text of more than 16 MiB.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        if let Kind::Json(json) = &self.kind {
+            let named = |problem| Error::config(format!("{}: {problem}", self.name));
+            return json.encode(text).map_err(named);
+        }
         let mut ids = Vec::new();
-        for piece in pieces(text) {
+        for piece in pieces(text, Cut::Anywhere) {
             match &self.kind {
-                Kind::Bytes => ids.extend(piece.bytes().map(u32::from)),
                 Kind::Tiktoken(bpe, _) => ids.extend(bpe.encode_ordinary(piece)),
-                Kind::Json(json) => {
-                    let encoding = json.inner.encode_fast(piece, false).map_err(|error| {
-                        Error::config(format!("{}: {}", self.name, one_line(&*error)))
-                    })?;
-                    ids.extend(encoding.get_ids());
-                }
+                Kind::Bytes | Kind::Json(_) => ids.extend(piece.bytes().map(u32::from)),
             }
         }
         Ok(ids)
@@ -410,9 +360,9 @@ impl Tokenizer {
     /// appear by name.
     pub fn decode(&self, ids: &[u32]) -> String {
         if let Kind::Json(json) = &self.kind
-            && json.bytes.is_none()
+            && json.bytes().is_none()
         {
-            return json.inner.decode(ids, false).unwrap_or_default();
+            return json.decode(ids);
         }
         let bytes: Vec<u8> = ids
             .iter()
@@ -423,11 +373,31 @@ impl Tokenizer {
 
     /// A decoder that takes ids one by one.
     pub fn stream_decoder(&self) -> StreamDecoder {
-        StreamDecoder::new(self.clone())
+        self.stream_decoder_after(&[])
+    }
+
+    /// A decoder that takes ids one by one and returns the text that they add to that of the ids
+    /// before them.
+    pub fn stream_decoder_after(&self, ids: &[u32]) -> StreamDecoder {
+        StreamDecoder::new(self.clone(), ids)
     }
 
     fn is_byte_level(&self) -> bool {
-        !matches!(&self.kind, Kind::Json(json) if json.bytes.is_none())
+        !matches!(&self.kind, Kind::Json(json) if json.bytes().is_none())
+    }
+
+    /// Bytes of text that a token stands for: 0 for the end of a text. `None` where the vocabulary is not
+    /// byte-level, so that a token alone does not tell, and for ids that are no token.
+    pub fn text_bytes_of(&self, id: u32) -> Option<u64> {
+        if id == self.eos {
+            return Some(0);
+        }
+        let bytes = match &self.kind {
+            Kind::Bytes => u8::try_from(id).ok().map(|_| 1),
+            Kind::Tiktoken(bpe, _) => bpe.decode_bytes(&[id]).ok().map(|bytes| bytes.len()),
+            Kind::Json(json) => json.bytes()?.get(id as usize).map(Vec::len),
+        };
+        bytes.filter(|&bytes| bytes > 0).map(|bytes| bytes as u64)
     }
 
     /// The bytes a token stands for, in byte-level vocabularies.
@@ -440,7 +410,7 @@ impl Tokenizer {
                 Err(_) => UNKNOWN.into(),
             },
             Kind::Tiktoken(bpe, _) => bpe.decode_bytes(&[id]).map_or(UNKNOWN.into(), Cow::Owned),
-            Kind::Json(json) => match json.bytes.as_ref().and_then(|all| all.get(id as usize)) {
+            Kind::Json(json) => match json.bytes().and_then(|all| all.get(id as usize)) {
                 Some(bytes) if !bytes.is_empty() => bytes.into(),
                 _ => UNKNOWN.into(),
             },
@@ -457,7 +427,7 @@ impl Tokenizer {
         files::create_dir(folder)?;
         files::write(folder.join(JSON_NAME), &self.to_json())?;
         let eos = match &self.kind {
-            Kind::Json(json) => json.inner.id_to_token(self.eos),
+            Kind::Json(json) => json.name_of(self.eos),
             _ => None,
         };
         let config = serde_json::json!({
@@ -487,7 +457,7 @@ impl Tokenizer {
     /// encodes the same.
     pub fn to_json(&self) -> Vec<u8> {
         match &self.kind {
-            Kind::Json(json) => json.file.clone(),
+            Kind::Json(json) => json.file().to_vec(),
             Kind::Bytes => {
                 let mut tokens: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
                 tokens.push(END_OF_TEXT.into());

@@ -8,6 +8,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::error::{Error, Result};
 use crate::model::{Decoder, KvCache};
+use crate::omissions::{LeftOut, Unit};
 
 /// How the next token is chosen.
 #[derive(Debug, Clone, PartialEq)]
@@ -57,8 +58,8 @@ impl Sampling {
 
 /// Tokens drawn one after the other, each after reading those before it through a KV cache.
 ///
-/// When the model's `max_seq_len` is reached, the later half of the text so far becomes the new
-/// context.
+/// Of a prompt that leaves no room in the context of `max_seq_len` tokens, the end is read. When the
+/// context is full, its later half becomes the new context. [`Generator::left_out`] counts both.
 pub struct Generator {
     model: Decoder,
     sampling: Sampling,
@@ -67,6 +68,10 @@ pub struct Generator {
     context: Vec<i32>,
     unread: usize,
     vocab: usize,
+    /// Tokens of the prompt that were never read.
+    unread_prompt: usize,
+    /// Tokens that were read and left the context since.
+    forgotten: usize,
 }
 
 impl Generator {
@@ -89,6 +94,8 @@ impl Generator {
             cache: model.new_cache(1, longest),
             random: ChaCha8Rng::seed_from_u64(sampling.seed),
             unread: context.len(),
+            unread_prompt: prompt.len() - kept,
+            forgotten: 0,
             context,
             vocab: model.config().vocab_size,
             model,
@@ -102,6 +109,23 @@ impl Generator {
         self
     }
 
+    /// Tokens that the last draw did not depend on: those of the prompt that had no room in the
+    /// context, and earlier ones that left it when it was full.
+    pub fn left_out(&self) -> LeftOut {
+        let longest = self.model.config().max_seq_len;
+        let mut left_out = LeftOut::default();
+        let mut add = |count: usize, reason: &str| {
+            let reason = format!("{reason} the context of {longest} tokens");
+            left_out.add(Unit::Tokens, &reason, count as u64, None);
+        };
+        add(
+            self.unread_prompt,
+            "the beginning of the prompt, which has no room in",
+        );
+        add(self.forgotten, "the earlier half, whenever the text filled");
+        left_out
+    }
+
     /// Draws the next token.
     ///
     /// # Errors
@@ -110,6 +134,7 @@ impl Generator {
         let longest = self.model.config().max_seq_len;
         if self.context.len() > longest {
             let keep = (longest / 2).max(1);
+            self.forgotten += self.context.len() - keep;
             self.context.drain(..self.context.len() - keep);
             self.cache = self.model.new_cache(1, longest);
             self.unread = keep;

@@ -4,12 +4,17 @@ use super::generate::{Generator, Sampling};
 use crate::data::{StreamDecoder, Tokenizer};
 use crate::error::{Error, Result};
 use crate::model::Decoder;
+use crate::omissions::LeftOut;
 
 /// Text drawn from a model as it comes.
 pub struct TextGenerator {
     generator: Generator,
     decoder: StreamDecoder,
     end: i32,
+    prompt_tokens: usize,
+    /// White space at the end of the prompt that none of its tokens stands for: the first piece goes
+    /// on behind it.
+    spaces: usize,
 }
 
 impl TextGenerator {
@@ -31,19 +36,19 @@ impl TextGenerator {
             )));
         }
         let end = tokenizer.eos_id() as i32;
-        let mut ids: Vec<i32> = tokenizer
-            .encode(prompt)?
-            .into_iter()
-            .map(|id| id as i32)
-            .collect();
+        let read = tokenizer.encode(prompt)?;
+        let mut ids: Vec<i32> = read.iter().map(|&id| id as i32).collect();
         if ids.is_empty() {
             // Texts follow each other with this token in between.
             ids.push(end);
         }
         Ok(Self {
             generator: Generator::new(model, &ids, sampling)?.below(tokenizer.vocab_size()),
-            decoder: tokenizer.stream_decoder(),
+            decoder: tokenizer.stream_decoder_after(&read),
             end,
+            prompt_tokens: read.len(),
+            spaces: trailing_spaces(prompt)
+                .saturating_sub(trailing_spaces(&tokenizer.decode(&read))),
         })
     }
 
@@ -54,13 +59,50 @@ impl TextGenerator {
     /// See [`Generator::next_token`].
     pub fn next_piece(&mut self) -> Result<Option<String>> {
         let token = self.generator.next_token()?;
-        Ok((token != self.end).then(|| self.decoder.push(token as u32)))
+        if token == self.end {
+            return Ok(None);
+        }
+        let piece = self.decoder.push(token as u32);
+        Ok(Some(behind_spaces(piece, &mut self.spaces)))
+    }
+
+    /// Tokens of the prompt.
+    pub fn prompt_tokens(&self) -> usize {
+        self.prompt_tokens
+    }
+
+    /// See [`Generator::left_out`].
+    pub fn left_out(&self) -> LeftOut {
+        self.generator.left_out()
     }
 
     /// What was held back for lack of a complete character.
-    pub fn finish(self) -> String {
-        self.decoder.finish()
+    pub fn finish(mut self) -> String {
+        behind_spaces(self.decoder.finish(), &mut self.spaces)
     }
+}
+
+fn trailing_spaces(text: &str) -> usize {
+    let is_space = |c: &char| c.is_whitespace();
+    text.chars().rev().take_while(is_space).count()
+}
+
+/// A piece without the spaces at its beginning that the prompt ends with already.
+fn behind_spaces(piece: String, spaces: &mut usize) -> String {
+    if *spaces == 0 || piece.is_empty() {
+        return piece;
+    }
+    let known = piece
+        .chars()
+        .take_while(|&c| c == ' ')
+        .take(*spaces)
+        .count();
+    *spaces = if known == piece.len() {
+        *spaces - known
+    } else {
+        0
+    };
+    piece[known..].to_owned()
 }
 
 /// Up to `max_tokens` tokens of text after a prompt, which is not repeated.

@@ -47,11 +47,7 @@ impl Lock {
         lock: impl Fn(&File) -> Result<(), TryLockError>,
     ) -> Result<Self> {
         loop {
-            let file = File::options()
-                .create(true)
-                .append(true)
-                .open(path)
-                .map_err(Error::io(path))?;
+            let file = open(path).map_err(Error::io(path))?;
             let held = Self {
                 path: path.to_path_buf(),
                 file,
@@ -96,6 +92,18 @@ impl Lock {
     pub fn is_held(&self) -> Result<bool> {
         self.is_in_place().map_err(Error::io(&self.path))
     }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    options.create(true).append(true);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        // Otherwise opening a pipe waits for its reader. On regular files it has no effect.
+        options.custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32);
+    }
+    options.open(path)
 }
 
 fn has_no_locks(error: &io::Error) -> bool {

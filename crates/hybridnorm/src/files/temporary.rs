@@ -54,8 +54,13 @@ fn create(target: &Path, make: impl Fn(&Path) -> io::Result<File>) -> Result<(Fi
             // Without locks nothing is ever taken for abandoned.
             Ok(()) | Err(fs::TryLockError::Error(_)) => {}
         }
-        if fs::symlink_metadata(&path).is_ok() {
-            return Ok((file, path));
+        match fs::symlink_metadata(&path) {
+            Ok(_) => return Ok((file, path)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                let _ = fs::remove_file(&path).or_else(|_| fs::remove_dir(&path));
+                return Err(Error::io(target)(error));
+            }
         }
     }
     Err(Error::format(

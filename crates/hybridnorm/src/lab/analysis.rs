@@ -253,6 +253,17 @@ impl RateSummary {
     }
 }
 
+/// How each run ended, seen beside the others of its placement: see [`Rules::lost_above`].
+pub fn outcomes(points: &[Point], rules: &Rules) -> Vec<Outcome> {
+    let sweeps = Sweep::all(points, rules.lost_above);
+    let outcome = |point: &Point| {
+        let sweep = sweeps.iter().find(|sweep| sweep.name == point.placement);
+        let judged = sweep.and_then(|sweep| sweep.outcome(point.lr, point.seed));
+        judged.unwrap_or(point.result)
+    };
+    points.iter().map(outcome).collect()
+}
+
 /// Judges runs by rules, as a complete study. It never fails: what cannot be said is `None`, with a
 /// reason where a comparison is missing.
 pub fn analyse(points: &[Point], rules: &Rules) -> Analysis {

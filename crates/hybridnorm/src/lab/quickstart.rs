@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::data;
 use crate::error::{Error, Result};
 use crate::eval::{self, Sampling};
-use crate::files;
+use crate::files::{self, Lock, Locking};
 use crate::memory;
 use crate::train::{self, Config, Event, Start, Trainer};
 use crate::{Device, data::Tokenizer};
@@ -25,6 +25,7 @@ const RECIPE: &str = include_str!("../../../../configs/quickstart.toml");
 
 /// The file that tells a quickstart's run from others.
 const MARK: &str = "made-by-quickstart";
+const LOCK: &str = "lock";
 
 /// What to run.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,6 +36,8 @@ pub struct Options {
     pub data: Vec<String>,
     /// Steps of each training; `None`: the recipe's.
     pub steps: Option<usize>,
+    /// Whether to lock the folder and the runs.
+    pub locking: Locking,
 }
 
 /// What came out.
@@ -85,6 +88,12 @@ pub fn run(
     on_event: &mut dyn FnMut(&str, u64, Event<'_>),
 ) -> Result<Option<Results>> {
     files::create_dir(&options.out)?;
+    let _lock = Lock::exclusive(
+        &options.out.join(LOCK),
+        options.locking,
+        "another quickstart is working here",
+    )?;
+    files::remove_stale_in(&options.out);
     let data = match options.data.as_slice() {
         [] => vec![available_text(&mut |note| {
             on_event("data", 0, Event::Note(note));
@@ -92,7 +101,7 @@ pub fn run(
         given => given.to_vec(),
     };
     for placement in PLACEMENTS {
-        make_way(&options.out.join(placement))?;
+        make_way(&options.out.join(placement), options.locking)?;
     }
     let mut rows = Vec::new();
     let (mut tokens, mut unigram_nats) = (0, f64::NAN);
@@ -101,7 +110,12 @@ pub fn run(
         let steps = config.train.steps as u64;
         let run = options.out.join(placement);
         let mut forward = |event: Event<'_>| on_event(placement, steps, event);
-        let mut trainer = Trainer::open(config, &run, Start::Fresh, device, &mut forward)?;
+        let how = train::OpenOptions {
+            locking: options.locking,
+            unfinished: None,
+        };
+        let mut trainer =
+            Trainer::open_with(config, &run, Start::Fresh, &how, device, &mut forward)?;
         if unigram_nats.is_nan() {
             unigram_nats = unigram(&trainer)?;
         }
@@ -168,11 +182,12 @@ fn available_text(note: &mut dyn FnMut(String)) -> String {
 
 /// Marks the directory as quickstart's. An earlier quickstart's run makes way; anything else that
 /// stands there does not.
-fn make_way(run: &Path) -> Result<()> {
-    files::create_dir(run)?;
+fn make_way(run: &Path, locking: Locking) -> Result<()> {
+    files::create_new_dir(run)?;
+    files::remove_stale_in(run);
     let mark = run.join(MARK);
-    if mark.is_file() {
-        return train::run_directory::remove(run);
+    if files::exists(&mark)? {
+        return train::run_directory::remove(run, locking);
     }
     let mut entries = std::fs::read_dir(run).map_err(Error::io(run))?;
     if entries.next().is_some() {

@@ -7,8 +7,11 @@ use serde::Serialize;
 
 use crate::Device;
 use crate::error::{Error, Result};
+use crate::files::Locking;
 use crate::train::metrics::Metrics;
-use crate::train::{Config, Event, Start, Trainer, checkpoint, rows, run_directory};
+use crate::train::{
+    Config, Event, OpenOptions, Start, Trainer, checkpoint, history, rows, run_directory, segments,
+};
 
 /// What to do again.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,6 +26,22 @@ pub struct Options {
     pub settings: Vec<String>,
     /// Run directory of the replay.
     pub out: PathBuf,
+    /// Whether to lock it.
+    pub locking: Locking,
+}
+
+impl Options {
+    /// What a killed replay leaves, so that the same one can begin anew in its place.
+    fn purpose(&self, run: &Path) -> String {
+        format!(
+            "an unfinished replay of step {} and {} more of {}, with {:?} {:?}\n",
+            self.step,
+            self.after,
+            run.display(),
+            self.placement,
+            self.settings
+        )
+    }
 }
 
 /// What came out.
@@ -57,8 +76,10 @@ pub struct Pair {
 
 /// Does it; `None` when it was asked to stop.
 ///
-/// With nothing changed, the numbers of the run come out again to the bit, provided that its
-/// configuration was the same all along.
+/// The configuration is the one that held at the step. With nothing changed, the numbers of the run
+/// come out again to the bit, provided that it held for all steps that are done again; a note names what
+/// differed. Of the directory's earlier content, only what the same replay left when it was killed is
+/// replaced.
 ///
 /// # Errors
 /// If the run has no such step, or a changed key does not allow to go on from its checkpoint.
@@ -84,14 +105,20 @@ pub fn run(
         changed.push(format!("model.placement=\"{placement}\""));
     }
     let path = run.join(run_directory::CONFIG);
-    let old = Config::load(&path, &[])?;
+    let old = history::configuration_at(run, options.step)?;
     if options.placement.is_some() && old.model.is_none() {
         return Err(Error::config(format!(
             "{}: its model comes from a checkpoint and cannot have another placement",
             run.display()
         )));
     }
-    let mut config = Config::load(&path, &changed)?;
+    let mut config = match changed.as_slice() {
+        [] => old.clone(),
+        changed => Config {
+            origin: old.origin.clone(),
+            ..Config::parse(&old.to_toml(), changed).map_err(|error| old.origin.name(error))?
+        },
+    };
     let kept = [
         ("seed", old.seed == config.seed),
         ("[data]", old.data == config.data),
@@ -122,7 +149,11 @@ pub fn run(
         Some((_, checkpoint)) => Start::Branch(checkpoint),
         None => Start::Fresh,
     };
-    let mut trainer = Trainer::open(config, &options.out, start, device, on_event)?;
+    let how = OpenOptions {
+        locking: options.locking,
+        unfinished: Some(options.purpose(run)),
+    };
+    let mut trainer = Trainer::open_with(config, &options.out, start, &how, device, on_event)?;
     let from = trainer.state().step;
     let last = options.step.saturating_add(options.after).min(steps);
     on_event(Event::Note(format!(
@@ -130,6 +161,9 @@ pub fn run(
         from + 1,
         options.step
     )));
+    for change in other_values(run, from, last, options.step)? {
+        on_event(Event::Note(change));
+    }
     let ended = trainer.run_to(last, stop, on_event);
     let ended = match ended {
         Ok(outcome) if outcome.step < options.step => return Ok(None),
@@ -138,6 +172,7 @@ pub fn run(
         Err(error) => return Err(error),
     };
     let replayed: Vec<Metrics> = rows::read(&options.out)?;
+    trainer.finish()?;
     let pair = |replay: Metrics| Pair {
         step: replay.step,
         run: originals
@@ -155,4 +190,22 @@ pub fn run(
         steps: replayed.into_iter().map(pair).collect(),
         ended,
     }))
+}
+
+/// What differed in the run at some of the steps after `from` up to `last` from what held at `step`.
+fn other_values(run: &Path, from: u64, last: u64, step: u64) -> Result<Vec<String>> {
+    let mut notes = Vec::new();
+    for segment in segments::read(run)? {
+        let at = segment.after_step;
+        if at <= from || at >= last || segment.changed.is_empty() {
+            continue;
+        }
+        let side = match at < step {
+            true => format!("until step {at} the run had other values"),
+            false => format!("after step {at} the run had other values"),
+        };
+        let changed: Vec<String> = segment.changed.iter().map(history::in_words).collect();
+        notes.push(format!("{side}: {}", changed.join(", ")));
+    }
+    Ok(notes)
 }

@@ -121,6 +121,35 @@ impl Decoder {
         Self::build(config, None, device)
     }
 
+    /// The model for sequences up to another length. No parameter depends on it.
+    ///
+    /// # Errors
+    /// If the length is not valid, or its table of rotations does not fit into memory.
+    pub fn with_max_seq_len(mut self, max_seq_len: usize) -> Result<Self> {
+        let config = ModelConfig {
+            max_seq_len,
+            ..self.config().clone()
+        };
+        config.resolve()?;
+        let (theta, dim) = (config.rope_theta, config.rope_dim());
+        let bytes = 8 * max_seq_len as u64 * dim as u64;
+        memory::require(bytes, "the rotations of so many positions")?;
+        let Shared {
+            softcap,
+            z_loss,
+            unit_weights,
+            ..
+        } = *self.shared;
+        self.shared = Arc::new(Shared {
+            rope: ops::rope_table(theta, dim, 0, max_seq_len),
+            softcap,
+            z_loss,
+            unit_weights,
+            config,
+        });
+        Ok(self)
+    }
+
     fn build(config: &ModelConfig, seed: Option<u64>, device: &Device) -> Result<Self> {
         let (resolved, _) = config.resolve()?;
         let rope = 2 * config.max_seq_len as u64 * config.rope_dim() as u64;

@@ -2,8 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::run::ReportedRun;
+use super::sets::Set;
 use crate::lab::probe::ProbeReport;
-use crate::lab::study::{Group, RunRecord};
+use crate::lab::study::Group;
 
 /// Everything that a report shows.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -19,8 +21,20 @@ pub struct Document {
     /// How many runs the study consists of, finished or not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub planned: Option<usize>,
+    /// Of runs that were named by their directories: what they were trained and judged on. Only runs of
+    /// the same set are compared.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sets: Vec<Set>,
     /// All runs, of a study those that are finished.
-    pub runs: Vec<RunRecord>,
+    pub runs: Vec<ReportedRun>,
     /// What a few steps showed of each placement.
     pub probe: Option<ProbeReport>,
+}
+
+impl Document {
+    /// How many runs of a study are still to be done. Nothing is ranked before they are.
+    pub(super) fn missing(&self) -> usize {
+        let planned = self.planned.unwrap_or(0);
+        planned.saturating_sub(self.runs.len())
+    }
 }

@@ -1,70 +1,11 @@
-//! Numbers as they are read, and text as HTML, Markdown and JSON need it.
+//! Numbers as they are read.
 
 use crate::digits::grouped;
-use serde::Serialize;
 
 use crate::lab::stats::Summary;
 
 /// What stands where there is no number.
 pub(super) const NONE: &str = "–";
-
-/// Text between or inside of tags.
-pub(super) fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for character in text.chars() {
-        match character {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
-            '\'' => escaped.push_str("&#39;"),
-            // Neither is allowed in HTML.
-            '\0'..='\u{8}' | '\u{b}' | '\u{c}' | '\u{e}'..='\u{1f}' | '\u{7f}' => {
-                escaped.push('\u{fffd}');
-            }
-            _ => escaped.push(character),
-        }
-    }
-    escaped
-}
-
-/// Text that Plotly shows: it reads a few tags and entities.
-pub(super) fn plot_text(text: &str) -> String {
-    text.replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;")
-}
-
-/// Text in a cell of a Markdown table, or in a line of Markdown.
-pub(super) fn markdown_text(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for character in text.chars() {
-        match character {
-            '\n' | '\r' => escaped.push(' '),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '&' => escaped.push_str("&amp;"),
-            // An account of that name would be told.
-            '@' => escaped.push_str("&#64;"),
-            '|' | '\\' | '`' | '*' | '_' | '[' | ']' | '#' | '~' => {
-                escaped.push('\\');
-                escaped.push(character);
-            }
-            _ => escaped.push(character),
-        }
-    }
-    escaped
-}
-
-/// A value as JSON that may stand in a `script` element.
-pub(super) fn json_in_script(value: &impl Serialize) -> String {
-    let json = serde_json::to_string(value).unwrap_or_else(|_| "null".to_owned());
-    json.replace('<', "\\u003c")
-        .replace('>', "\\u003e")
-        .replace('&', "\\u0026")
-        .replace('\u{2028}', "\\u2028")
-        .replace('\u{2029}', "\\u2029")
-}
 
 /// A learning rate: `3e-3`.
 pub(super) fn rate(lr: f64) -> String {
@@ -226,26 +167,5 @@ mod tests {
         assert_eq!(probability(0.0125), "0.013");
         assert_eq!(times(1.234), "1.23×");
         assert_eq!(times(12345.0), "1.23e4×");
-    }
-
-    #[test]
-    fn text_is_escaped_for_where_it_stands() {
-        assert_eq!(
-            escape("<a b=\"c\" d='e'>&\u{1}"),
-            "&lt;a b=&quot;c&quot; d=&#39;e&#39;&gt;&amp;\u{fffd}"
-        );
-        assert_eq!(plot_text("<b>&amp;"), "&lt;b&gt;&amp;amp;");
-        assert_eq!(
-            markdown_text("a|b\n*c* <i> @d"),
-            "a\\|b \\*c\\* &lt;i&gt; &#64;d"
-        );
-    }
-
-    #[test]
-    fn json_cannot_close_its_script() {
-        let json = json_in_script(&"</script><!--&\u{2028}");
-        assert!(!json.contains(['<', '>', '&', '\u{2028}']), "{json}");
-        let back: String = serde_json::from_str(&json).unwrap();
-        assert_eq!(back, "</script><!--&\u{2028}");
     }
 }

@@ -2,11 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
+use super::directory;
 use super::document::Document;
+use super::run::ReportedRun;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::lab::probe::ProbeReport;
 use crate::lab::study::{self, Folder};
+use crate::machine;
 use crate::train::run_directory;
 
 /// A probe's file is small; anything larger is not one.
@@ -22,49 +25,61 @@ impl Document {
     pub fn open(paths: &[PathBuf]) -> Result<Self> {
         let mut document = Self {
             title: title(paths),
-            created: jiff::Timestamp::now().to_string()[..10].to_owned(),
+            created: machine::date().unwrap_or_else(|| "date not known".to_owned()),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             groups: Vec::new(),
             planned: None,
+            sets: Vec::new(),
             runs: Vec::new(),
             probe: None,
         };
-        let (mut studies, mut directories) = (0, 0);
+        let (mut studies, mut directories) = (0, Vec::new());
         for path in paths {
             let folder = Folder::new(path);
-            if folder.holds_study() {
+            if folder.holds_study()? {
                 let study = folder.study()?;
-                document.runs.extend(folder.records(&study.runs)?);
+                let records = folder.records(&study.runs)?;
                 document.groups = study::groups(
-                    &document.runs,
+                    &records,
                     study.runs.iter().map(|run| &run.cell),
                     &study.file.study.rules,
                 );
+                let records = study::judged(records, &study.file.study.rules);
+                document
+                    .runs
+                    .extend(records.into_iter().map(ReportedRun::from));
                 document.planned = Some(study.runs.len());
                 studies += 1;
             } else if path.join(run_directory::CONFIG).is_file() {
-                document.runs.push(study::run_record(path)?);
-                directories += 1;
-            } else if path.is_file() {
+                directories.push(path.clone());
+            } else if !is_folder(path)? {
                 if document.probe.is_some() {
                     return Err(Error::config("a report has room for one probe"));
                 }
                 document.probe = Some(probe(path)?);
             } else {
-                std::fs::metadata(path).map_err(Error::io(path))?;
                 return Err(Error::format(
                     path,
                     "neither a study (no study.toml) nor a run directory (no config.toml)",
                 ));
             }
         }
-        if studies > 1 || studies == 1 && directories > 0 {
+        if studies > 1 || studies == 1 && !directories.is_empty() {
             return Err(Error::config(
                 "a report is of one study or of runs; join folders of one study by `study merge`",
             ));
         }
+        if !directories.is_empty() {
+            (document.runs, document.sets) = directory::read(&directories)?;
+        }
         Ok(document)
     }
+}
+
+fn is_folder(path: &Path) -> Result<bool> {
+    std::fs::metadata(path)
+        .map(|found| found.is_dir())
+        .map_err(Error::io(path))
 }
 
 fn probe(path: &Path) -> Result<ProbeReport> {

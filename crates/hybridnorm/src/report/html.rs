@@ -6,12 +6,14 @@ use serde::Serialize;
 
 use super::charts::{self, Chart};
 use super::document::Document;
-use super::format::{count, escape, json_in_script, rate};
+use super::escape::{CELL_CHARS, PARAGRAPH_CHARS, escape_line, json_in_script};
+use super::format::{count, rate};
 use super::page::Page;
 use super::palette::{self, Roster};
+use super::run::ReportedRun;
 use super::view::{View, views};
 use super::{reference, sections};
-use crate::lab::study::record::{Ending, RunRecord};
+use crate::lab::study::record::Ending;
 
 const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("page.js");
@@ -33,11 +35,11 @@ pub fn html(document: &Document) -> String {
     let roster = Roster::new(document);
     let views = views(document);
     let mut page = Page::default();
-    sections::study(&mut page, &views, &roster);
-    reference::reference(&mut page, document, &roster);
+    sections::study(&mut page, document, &views, &roster);
+    reference::reference(&mut page, document, &views, &roster);
     let (contents, body, charts) = page.finish();
-    let title = escape(&document.title);
-    let facts = escape(&facts(document, &views, &roster));
+    let title = escape_line(&document.title, CELL_CHARS);
+    let facts = escape_line(&facts(document, &views, &roster), PARAGRAPH_CHARS);
     let colors = palette::style_sheet();
     let data = json_in_script(document);
     let drawings = json_in_script(&Charts {
@@ -86,8 +88,11 @@ fn library() -> String {
 /// What it is about, in a line.
 pub(super) fn facts(document: &Document, views: &[View], roster: &Roster) -> String {
     let runs = &document.runs;
-    let mut facts = vec![count(roster.len(), "placement", "placements")];
-    let mut rates: Vec<f64> = runs.iter().map(|run| run.cell.lr).collect();
+    let mut facts = vec![match document.sets.is_empty() {
+        true => count(roster.len(), "placement", "placements"),
+        false => count(roster.len(), "kind of run", "kinds of runs"),
+    }];
+    let mut rates: Vec<f64> = runs.iter().filter_map(ReportedRun::rate).collect();
     rates.sort_by(f64::total_cmp);
     rates.dedup();
     match rates.as_slice() {
@@ -101,7 +106,10 @@ pub(super) fn facts(document: &Document, views: &[View], roster: &Roster) -> Str
         )),
     }
     if views.len() > 1 {
-        facts.push(format!("{} settings", views.len()));
+        facts.push(match document.sets.is_empty() {
+            true => format!("{} settings", views.len()),
+            false => format!("{} groups that cannot be compared", views.len()),
+        });
     }
     if !runs.is_empty() {
         let mut seeds: Vec<u64> = runs.iter().map(|run| run.cell.seed).collect();
@@ -111,12 +119,12 @@ pub(super) fn facts(document: &Document, views: &[View], roster: &Roster) -> Str
         facts.push(endings(runs));
         if let Some(planned) = document.planned.filter(|planned| *planned > runs.len()) {
             facts.push(format!(
-                "{} runs are still to be done",
+                "incomplete: {} of {planned} runs are still to be done",
                 planned - runs.len()
             ));
         }
         facts.push(span(runs.iter().map(|run| run.parameters), "parameters"));
-        let whole: Vec<&RunRecord> = (runs.iter())
+        let whole: Vec<&ReportedRun> = (runs.iter())
             .filter(|run| matches!(run.ending, Ending::Finished))
             .collect();
         facts.push(span(
@@ -131,19 +139,20 @@ pub(super) fn facts(document: &Document, views: &[View], roster: &Roster) -> Str
         ));
     }
     if !document.version.is_empty() {
-        facts.push(format!("hybridnorm {}", document.version));
+        facts.push(format!("report by hybridnorm {}", document.version));
     }
     facts.push(document.created.clone());
     facts.retain(|fact| !fact.is_empty());
     facts.join(" · ")
 }
 
-fn endings(runs: &[RunRecord]) -> String {
-    let (mut finished, mut diverged, mut halved, mut unfinished) = (0, 0, 0, 0);
+fn endings(runs: &[ReportedRun]) -> String {
+    let (mut finished, mut diverged, mut not_learned, mut halved, mut unfinished) = (0, 0, 0, 0, 0);
     for run in runs {
         match run.ending {
             Ending::Finished => finished += 1,
             Ending::Diverged { .. } => diverged += 1,
+            Ending::NotLearned { .. } => not_learned += 1,
             Ending::Halved { .. } => halved += 1,
             Ending::Unfinished { .. } => unfinished += 1,
         }
@@ -151,8 +160,9 @@ fn endings(runs: &[RunRecord]) -> String {
     let mut text = format!("{}: {finished} finished", count(runs.len(), "run", "runs"));
     for (n, word) in [
         (diverged, "diverged"),
+        (not_learned, "not learned yet"),
         (halved, "halved"),
-        (unfinished, "under way"),
+        (unfinished, "unfinished"),
     ] {
         if n > 0 {
             text.push_str(&format!(", {n} {word}"));

@@ -3,13 +3,17 @@
 use std::fmt::Write as _;
 
 use super::document::Document;
-use super::format::{escape, markdown_text, plain};
+use super::escape::{CELL_CHARS, NAME_CHARS, markdown_line, markdown_text};
+use super::format::plain;
 use super::html::facts;
 use super::palette::Roster;
 use super::reference::{growth, placements};
 use super::sections::{LIMITS, how_sure, law, machines};
+use super::sets::apart;
 use super::tables;
 use super::view::{View, views};
+use super::{history, sections};
+use crate::text::visible;
 
 /// A report as GitHub's Markdown: verdict, tables, and the equations folded in. No images.
 ///
@@ -19,9 +23,15 @@ pub fn markdown(document: &Document) -> String {
     let views = views(document);
     let mut text = format!(
         "# {}\n\n{}\n\n",
-        markdown_text(&document.title),
+        markdown_line(&document.title, CELL_CHARS),
         markdown_text(&facts(document, &views, &roster))
     );
+    let remarks = sections::incomplete(document)
+        .into_iter()
+        .chain(apart(&document.sets));
+    for remark in remarks {
+        let _ = writeln!(text, "**{}**\n", markdown_text(&remark));
+    }
     for view in &views {
         let level = match view.name.is_empty() {
             true => "##",
@@ -70,6 +80,18 @@ fn study(text: &mut String, level: &str, view: &View, roster: &Roster) {
         text.push_str(&tables::spikes(view, roster).markdown());
         text.push_str(&tables::cost(view, roster).markdown());
         let _ = writeln!(text, "{}\n", markdown_text(&machines(view)));
+        for remark in history::remarks(view) {
+            let _ = writeln!(text, "- {}", markdown_text(&remark));
+        }
+        if view.runs.iter().any(|run| run.directory.is_some()) {
+            let _ = write!(
+                text,
+                "\n{level} Runs\n\n{}{}{}",
+                history::differences(view, roster).markdown(),
+                tables::outcomes(view, roster).markdown(),
+                history::segments(view, roster).markdown()
+            );
+        }
     }
     constants(text, level, view);
 }
@@ -109,16 +131,34 @@ fn equations(text: &mut String, document: &Document) {
     }
     let _ = writeln!(text, "<details>\n<summary>Equations</summary>\n");
     for placement in placements {
-        let fence = fence(placement.text);
+        let (facts, equations) = without_name(placement.text, placement.hash);
+        let fence = fence(equations);
         let _ = writeln!(
             text,
-            "<b>{}</b> (hash <code>{}</code>)\n\n{fence}text\n{}\n{fence}\n",
-            escape(&placement.name.replace(['\n', '\r'], " ")),
-            escape(&placement.hash.replace(['\n', '\r'], " ")),
-            placement.text.trim_end()
+            "**{}** ({})\n\n{fence}text\n{}\n{fence}\n",
+            markdown_line(placement.name, NAME_CHARS),
+            markdown_line(&facts, NAME_CHARS),
+            visible(equations.trim_end())
         );
     }
     let _ = writeln!(text, "</details>");
+}
+
+/// Equations without their first line, which has the name that stands above them already, and what that
+/// line says beside: number of blocks and hash.
+fn without_name<'a>(text: &'a str, hash: &str) -> (String, &'a str) {
+    let only_hash = || format!("hash {hash}");
+    let Some((first, rest)) = text
+        .split_once('\n')
+        .filter(|(first, _)| first.contains(hash))
+    else {
+        return (only_hash(), text);
+    };
+    let facts = first
+        .rsplit_once("  (")
+        .map(|(_, facts)| facts.trim_end_matches(')'));
+    let facts = facts.map_or_else(only_hash, str::to_owned);
+    (facts, rest.trim_start_matches('\n'))
 }
 
 /// Backticks, one more than any row of them in the text, and at least three.
@@ -130,6 +170,20 @@ fn fence(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_name_of_a_placement_is_not_repeated_in_code() {
+        let text = "@a  (2 blocks, hash 12ab)\n\nblocks\n  Y = X";
+        let (facts, rest) = without_name(text, "12ab");
+        assert_eq!(
+            (facts.as_str(), rest),
+            ("2 blocks, hash 12ab", "blocks\n  Y = X")
+        );
+        assert_eq!(
+            without_name("Y = X\nZ", "12ab"),
+            ("hash 12ab".to_owned(), "Y = X\nZ")
+        );
+    }
 
     #[test]
     fn a_fence_is_longer_than_what_it_holds() {

@@ -4,15 +4,21 @@
 //! A [`Document`] holds all numbers. [`html()`] and [`markdown()`] only choose, round and draw them.
 
 mod charts;
+mod directory;
 mod document;
+mod escape;
 mod format;
 mod gather;
+mod history;
 mod html;
+mod labels;
 mod markdown;
 mod page;
 mod palette;
 mod reference;
+mod run;
 mod sections;
+mod sets;
 mod table;
 mod tables;
 mod view;
@@ -23,3 +29,5 @@ mod tests;
 pub use document::Document;
 pub use html::html;
 pub use markdown::markdown;
+pub use run::{Directory, RateSince, ReportedRun, Rows};
+pub use sets::Set;

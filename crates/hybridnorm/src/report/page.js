@@ -129,7 +129,11 @@
   // Downloads.
 
   const cell = (value) => {
-    const text = value === null || value === undefined ? "" : String(value);
+    let text = value === null || value === undefined ? "" : String(value);
+    // A spreadsheet would take it for a formula.
+    if (typeof value === "string" && /^\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|^[\t\r\n]/.test(text)) {
+      text = `'${text}`;
+    }
     return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   };
 
@@ -143,9 +147,11 @@
   const which = (run) => ({
     id: run.id,
     placement: run.cell.placement,
+    label: run.directory?.label,
+    group: run.directory ? run.directory.set + 1 : undefined,
     init: run.cell.init,
     depth: run.cell.depth,
-    lr: run.cell.lr,
+    lr: run.directory && run.directory.rates.length !== 1 ? undefined : run.cell.lr,
     seed: run.cell.seed,
   });
 
@@ -173,6 +179,25 @@
       placement_hash: run.placement_hash,
       data: run.data,
     }));
+
+  const segments = (report) =>
+    report.runs.flatMap((run) =>
+      (run.directory?.segments ?? []).map((segment, i, all) => ({
+        ...which(run),
+        directory: run.directory.name,
+        first_step: segment.after_step + 1,
+        last_step: i + 1 < all.length ? all[i + 1].after_step : run.steps,
+        changed: (segment.changed ?? [])
+          .map(({ key, from, to }) => `${key}: ${from ?? "not set"} to ${to ?? "not set"}`)
+          .join("; "),
+        threads: segment.threads,
+        machine: segment.machine,
+        version: segment.version,
+        data: segment.data,
+        peak_memory_bytes: segment.peak_memory_bytes,
+        started: segment.started,
+      })),
+    );
 
   const curves = (report) =>
     report.runs.flatMap((run) => [
@@ -243,7 +268,7 @@
     document.getElementById("saved").textContent = `${name} was made.`;
   }
 
-  const tables = { runs, curves, layers, probe };
+  const tables = { runs, segments, curves, layers, probe };
   for (const button of document.querySelectorAll("[data-download]")) {
     button.addEventListener("click", () => {
       const kind = button.dataset.download;

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::charts::Chart;
-use super::format::escape;
+use super::escape::{CELL_CHARS, NAME_CHARS, PARAGRAPH_CHARS, escape, escape_line};
 use super::palette::{Roster, SCALE, mark};
 
 /// A page that grows section by section.
@@ -23,7 +23,7 @@ impl Page {
         let _ = writeln!(
             self.body,
             "<section id=\"{id}\" aria-labelledby=\"{id}-title\">\n<h2 id=\"{id}-title\">{}</h2>",
-            escape(title)
+            escape_line(title, CELL_CHARS)
         );
         self.open = true;
     }
@@ -31,18 +31,22 @@ impl Page {
     /// A heading in a section; nothing if it is empty.
     pub(super) fn heading(&mut self, text: &str) {
         if !text.is_empty() {
-            let _ = writeln!(self.body, "<h3>{}</h3>", escape(text));
+            let _ = writeln!(self.body, "<h3>{}</h3>", escape_line(text, PARAGRAPH_CHARS));
         }
     }
 
     /// A paragraph of plain text.
     pub(super) fn text(&mut self, text: &str) {
-        let _ = writeln!(self.body, "<p>{}</p>", escape(text));
+        let _ = writeln!(self.body, "<p>{}</p>", escape_line(text, PARAGRAPH_CHARS));
     }
 
     /// A smaller paragraph of plain text.
     pub(super) fn note(&mut self, text: &str) {
-        let _ = writeln!(self.body, "<p class=\"note\">{}</p>", escape(text));
+        let _ = writeln!(
+            self.body,
+            "<p class=\"note\">{}</p>",
+            escape_line(text, PARAGRAPH_CHARS)
+        );
     }
 
     /// Something that is HTML already.
@@ -54,7 +58,10 @@ impl Page {
     pub(super) fn chart(&mut self, chart: Chart, caption: &str) {
         let caption = match caption {
             "" => String::new(),
-            caption => format!("<figcaption>{}</figcaption>", escape(caption)),
+            caption => format!(
+                "<figcaption>{}</figcaption>",
+                escape_line(caption, PARAGRAPH_CHARS)
+            ),
         };
         let _ = writeln!(self.body, "<figure>{}{caption}</figure>", place(&chart));
         self.charts.push(chart);
@@ -70,7 +77,10 @@ impl Page {
         for (title, chart) in charts {
             let title = match title.as_ref() {
                 "" => String::new(),
-                title => format!("<figcaption class=\"title\">{}</figcaption>", escape(title)),
+                title => format!(
+                    "<figcaption class=\"title\">{}</figcaption>",
+                    escape_line(title, CELL_CHARS)
+                ),
             };
             let _ = writeln!(self.body, "<figure>{title}{}</figure>", place(&chart));
             self.charts.push(chart);
@@ -95,7 +105,7 @@ impl Page {
                 self.body,
                 "<button type=\"button\" aria-pressed=\"true\" data-style=\"{style}\">{}{}</button>",
                 mark(style),
-                escape(name)
+                escape_line(name, NAME_CHARS)
             );
         }
         if placements.len() > 3 {
@@ -131,7 +141,7 @@ impl Page {
             let _ = writeln!(
                 self.body,
                 "<option value=\"{value}\">{}</option>",
-                escape(choice.as_ref())
+                escape_line(choice.as_ref(), CELL_CHARS)
             );
         }
         self.body.push_str("</select></p>\n");
@@ -162,7 +172,7 @@ impl Page {
         let _ = writeln!(
             self.body,
             "<details>\n<summary>{}</summary>\n{html}</details>",
-            escape(summary)
+            escape_line(summary, CELL_CHARS)
         );
     }
 
@@ -170,7 +180,12 @@ impl Page {
     pub(super) fn finish(mut self) -> (String, String, Vec<Chart>) {
         self.close();
         let contents = (self.contents.iter())
-            .map(|(id, title)| format!("<li><a href=\"#{id}\">{}</a></li>\n", escape(title)))
+            .map(|(id, title)| {
+                format!(
+                    "<li><a href=\"#{id}\">{}</a></li>\n",
+                    escape_line(title, CELL_CHARS)
+                )
+            })
             .collect();
         (contents, self.body, self.charts)
     }
@@ -193,6 +208,6 @@ fn place(chart: &Chart) -> String {
         "<div class=\"plot\" style=\"min-height:{}px\" id=\"{}\" role=\"img\" aria-label=\"{}\"></div>",
         chart.height,
         escape(&chart.id),
-        escape(&chart.label)
+        escape_line(&chart.label, CELL_CHARS)
     )
 }

@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use plotly::common::{DashType, MarkerSymbol};
 
 use super::document::Document;
+use super::run::ReportedRun;
 
 /// Colours on a light page.
 const LIGHT: [&str; 8] = [
@@ -47,7 +48,7 @@ impl<'a> Roster<'a> {
         let analyses = (document.groups.iter())
             .flat_map(|group| &group.analysis.placements)
             .map(|summary| summary.placement.as_str());
-        let runs = document.runs.iter().map(|run| run.cell.placement.as_str());
+        let runs = document.runs.iter().map(ReportedRun::label);
         let probe = (document.probe.iter())
             .flat_map(|probe| &probe.placements)
             .map(|placement| placement.placement.as_str());

@@ -5,16 +5,18 @@ use std::fmt::Write as _;
 
 use super::charts::probe;
 use super::document::Document;
-use super::format::{compact, count, escape, loss, or_none, rate};
+use super::escape::{NAME_CHARS, PARAGRAPH_CHARS, escape_line};
+use super::format::{compact, count, loss, or_none};
 use super::page::{Page, pre};
 use super::palette::Roster;
+use super::run::ReportedRun;
 use super::table::Table;
 use super::tables;
+use super::view::View;
 use crate::lab::probe::ProbeReport;
-use crate::lab::study::record::RunRecord;
 
 /// All of these sections; those without content are left out.
-pub(super) fn reference(page: &mut Page, document: &Document, roster: &Roster) {
+pub(super) fn reference(page: &mut Page, document: &Document, views: &[View], roster: &Roster) {
     if let Some(probe) = &document.probe {
         page.section("probe", "Probe");
         first_steps(page, probe, roster);
@@ -28,7 +30,7 @@ pub(super) fn reference(page: &mut Page, document: &Document, roster: &Roster) {
     }
     if let Some(first) = document.runs.first() {
         page.section("everything", "Everything");
-        everything(page, document, first, roster);
+        everything(page, document, first, views, roster);
     }
     page.section("downloads", "Downloads");
     downloads(page, document);
@@ -118,8 +120,8 @@ impl Equations<'_> {
     fn html(&self) -> String {
         format!(
             "<h3>{}</h3>\n<p class=\"note\">hash <code>{}</code>{}</p>\n{}",
-            escape(self.name),
-            escape(self.hash),
+            escape_line(self.name, NAME_CHARS),
+            escape_line(self.hash, NAME_CHARS),
             or_none(self.depth, |depth| format!(", {depth} blocks")).trim_start_matches('–'),
             pre(self.text)
         )
@@ -129,7 +131,7 @@ impl Equations<'_> {
 /// The placements of a document, each once a depth.
 pub(super) fn placements(document: &Document) -> Vec<Equations<'_>> {
     let runs = document.runs.iter().map(|run| Equations {
-        name: &run.cell.placement,
+        name: run.label(),
         hash: &run.placement_hash,
         depth: run.cell.depth,
         text: &run.equations,
@@ -153,12 +155,18 @@ pub(super) fn placements(document: &Document) -> Vec<Equations<'_>> {
     found
 }
 
-fn everything(page: &mut Page, document: &Document, first: &RunRecord, roster: &Roster) {
+fn everything(
+    page: &mut Page,
+    document: &Document,
+    first: &ReportedRun,
+    views: &[View],
+    roster: &Roster,
+) {
     page.details(
         &format!(
             "Configuration of the first run: {}, rate {}, seed {}",
-            first.cell.placement,
-            rate(first.cell.lr),
+            first.label(),
+            tables::rates(first),
             first.cell.seed
         ),
         &pre(&first.config),
@@ -169,7 +177,25 @@ fn everything(page: &mut Page, document: &Document, first: &RunRecord, roster: &
              is in the JSON document.",
         );
     }
-    let table = tables::runs(&document.runs, roster).html("runs-table");
+    // Runs that cannot be compared do not stand in one table.
+    let mut table = String::new();
+    match document.sets.len() {
+        0 | 1 => {
+            let runs: Vec<&ReportedRun> = document.runs.iter().collect();
+            table += &tables::runs(&runs, roster).html("runs-table");
+        }
+        _ => {
+            for view in views {
+                let id = format!("{}-runs-table", view.key);
+                let _ = writeln!(
+                    table,
+                    "<h3>{}</h3>",
+                    escape_line(&view.name, PARAGRAPH_CHARS)
+                );
+                table += &tables::runs(&view.runs, roster).html(&id);
+            }
+        }
+    }
     page.details(
         &format!("Every run: {}", count(document.runs.len(), "run", "runs")),
         &format!(
@@ -183,6 +209,13 @@ fn downloads(page: &mut Page, document: &Document) {
     let mut buttons = Vec::new();
     if !document.runs.is_empty() {
         buttons.push(("runs", "Runs (CSV)", "a row a run"));
+        if document.runs.iter().any(|run| run.directory.is_some()) {
+            buttons.push((
+                "segments",
+                "Segments (CSV)",
+                "a row a run and process that trained a part of it",
+            ));
+        }
         buttons.push((
             "curves",
             "Curves (CSV)",
@@ -209,5 +242,8 @@ fn downloads(page: &mut Page, document: &Document) {
     }
     html.push_str("</ul>\n<p class=\"note\" id=\"saved\" role=\"status\"></p>\n");
     page.html(&html);
-    page.note("The files are made from this page; nothing is fetched.");
+    page.note(
+        "The files are made from this page; nothing is fetched. In CSV, text that a spreadsheet would \
+         take for a formula begins with an apostrophe.",
+    );
 }

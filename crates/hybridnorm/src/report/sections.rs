@@ -1,18 +1,41 @@
 //! The sections about studies.
 
 use super::charts::{compare, curves, inside, rates};
+use super::document::Document;
+use super::escape::{PARAGRAPH_CHARS, escape_line};
 use super::format::{compact, count, loss, plain, times};
+use super::history::{self, NOT_RECORDED};
 use super::page::Page;
 use super::palette::Roster;
+use super::run::ReportedRun;
+use super::sets::apart;
 use super::tables;
 use super::view::View;
 use crate::digits::percent;
 use crate::lab::analysis::{Analysis, Verdict};
 
 /// All sections about studies; those without content are left out.
-pub(super) fn study(page: &mut Page, views: &[View], roster: &Roster) {
+pub(super) fn study(page: &mut Page, document: &Document, views: &[View], roster: &Roster) {
     if views.is_empty() {
         return;
+    }
+    if let Some(remark) = incomplete(document) {
+        page.section("incomplete", "Incomplete");
+        page.html(&format!(
+            "<p class=\"verdict\">{}</p>\n",
+            escape_line(&remark, PARAGRAPH_CHARS)
+        ));
+    }
+    if let Some(sentence) = apart(&document.sets) {
+        page.section("groups", "Groups of runs");
+        page.text(&sentence);
+    }
+    if views
+        .iter()
+        .any(|view| view.runs.iter().any(|run| run.directory.is_some()))
+    {
+        page.section("runs", "Runs");
+        each(page, views, |page, view| runs(page, view, roster));
     }
     if views.iter().any(|view| view.group.is_some()) {
         page.section("verdict", "Verdict");
@@ -38,6 +61,29 @@ pub(super) fn study(page: &mut Page, views: &[View], roster: &Roster) {
     }
 }
 
+/// What is said first where runs of a study are missing.
+pub(super) fn incomplete(document: &Document) -> Option<String> {
+    let missing = document.missing();
+    (missing > 0).then(|| {
+        format!(
+            "Incomplete: {} of {} runs of this study are missing. No placement is ranked before all of \
+             them are there; means and best rates of what is there may change.",
+            missing,
+            document.planned.unwrap_or_default()
+        )
+    })
+}
+
+fn runs(page: &mut Page, view: &View, roster: &Roster) {
+    let key = &view.key;
+    page.html(&history::differences(view, roster).html(&format!("{key}-differences-table")));
+    page.html(&tables::outcomes(view, roster).html(&format!("{key}-outcomes-table")));
+    for remark in history::remarks(view) {
+        page.note(&remark);
+    }
+    page.html(&history::segments(view, roster).html(&format!("{key}-segments-table")));
+}
+
 fn each(page: &mut Page, views: &[View], mut part: impl FnMut(&mut Page, &View)) {
     for view in views {
         page.heading(&view.name);
@@ -53,13 +99,13 @@ fn verdict(page: &mut Page, view: &View) {
     for sentence in &group.verdict {
         page.html(&format!(
             "<p class=\"verdict\">{}</p>\n",
-            super::format::escape(sentence)
+            escape_line(sentence, PARAGRAPH_CHARS)
         ));
     }
     page.text(&how_sure(&group.analysis));
     if !group.sentences.is_empty() {
         let items: String = (group.sentences.iter())
-            .map(|sentence| format!("<li>{}</li>\n", super::format::escape(sentence)))
+            .map(|sentence| format!("<li>{}</li>\n", escape_line(sentence, PARAGRAPH_CHARS)))
             .collect();
         page.html(&format!("<ul class=\"sentences\">\n{items}</ul>\n"));
     }
@@ -192,7 +238,7 @@ fn loss_curves(page: &mut Page, view: &View, roster: &Roster) {
     page.legend(&view.placements, roster, &ids);
     let captions = [
         "Training loss. Thick: mean over the seeds that finished; thin: each seed; markers: \
-         validation loss on the way. The axis begins where finished runs are after a twentieth of \
+         validation loss on the way; dotted upright lines: keys of a run were changed. The axis begins where finished runs are after a twentieth of \
          their steps; a double click shows everything.",
         "Largest gradient norm of each stretch of steps, before clipping.",
     ];
@@ -239,28 +285,56 @@ fn cost(page: &mut Page, view: &View, roster: &Roster) {
 pub(super) fn machines(view: &View) -> String {
     let mut machines: Vec<String> = Vec::new();
     for run in &view.runs {
-        let threads = count(run.cost.threads, "thread", "threads");
-        let machine = format!("{}, {threads}", run.cost.machine);
-        if !machines.contains(&machine) {
-            machines.push(machine);
+        for machine in trained_on(run) {
+            if !machines.contains(&machine) {
+                machines.push(machine);
+            }
         }
     }
     let memory = match view.memory_is_measured() {
-        true => "Memory is the largest peak of a placement's runs.",
+        true => "Memory is the largest peak of a placement's runs that recorded one.",
         false => {
-            "Memory is estimated, since runs shared a process: weights, gradients, moments, \
-                  activations."
+            "Memory is estimated, since no run recorded a peak of its own: weights, gradients, moments, \
+             activations."
         }
     };
-    let on = match machines.len() {
-        0 => return "No runs.".to_owned(),
-        1 => format!("On {}.", machines[0]),
-        _ => format!(
-            "On several machines, which makes speeds hard to compare: {}.",
-            machines.join("; ")
+    let on = match machines.as_slice() {
+        [] => return "No runs.".to_owned(),
+        [only] if only == NOT_RECORDED => {
+            "What these runs were trained on was not recorded.".to_owned()
+        }
+        [only] => format!("Trained on {only}."),
+        several => format!(
+            "Trained on several machines or in several ways, which makes speeds hard to compare: {}.",
+            several
+                .join("; ")
+                .replace(NOT_RECORDED, "of some runs it was not recorded")
         ),
     };
     format!("{on} Tokens per second leave out evaluation and saving. {memory}")
+}
+
+/// Processor, threads and version of every process that trained a part of a run.
+fn trained_on(run: &ReportedRun) -> Vec<String> {
+    let in_words = |machine: &str, threads: usize, version: &str| {
+        let threads = count(threads, "thread", "threads");
+        format!("{machine}, {threads}, hybridnorm {version}")
+    };
+    let segments = run
+        .directory
+        .iter()
+        .flat_map(|directory| &directory.segments);
+    let found: Vec<String> = segments
+        .map(|segment| in_words(&segment.machine, segment.threads, &segment.version))
+        .collect();
+    if !found.is_empty() {
+        return found;
+    }
+    let cost = &run.cost;
+    match (&cost.machine, cost.threads, &cost.version) {
+        (Some(machine), Some(threads), Some(version)) => vec![in_words(machine, threads, version)],
+        _ => vec![NOT_RECORDED.to_owned()],
+    }
 }
 
 /// The constants of the model of effective speed-up, as plain text.
@@ -337,6 +411,10 @@ fn speedup(page: &mut Page, view: &View) {
          compute gain times the throughput ratio, which compares tokens per second. The table of \
          comparisons has all three.",
     );
+    if !view.is_complete {
+        page.text("Runs are missing, and so nothing is said about speed-ups.");
+        return;
+    }
     let best = (view.group.iter())
         .flat_map(|group| &group.analysis.placements)
         .filter_map(|summary| Some((summary, summary.against.as_ref()?)))

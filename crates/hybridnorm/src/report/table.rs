@@ -1,6 +1,6 @@
 //! A table, as HTML and as Markdown.
 
-use super::format::{escape, markdown_text};
+use super::escape::{CELL_CHARS, PARAGRAPH_CHARS, escape_line, markdown_line, markdown_text};
 use super::palette;
 
 /// A table of text.
@@ -56,18 +56,18 @@ impl Cell {
         let mark = self.style.map(palette::mark).unwrap_or_default();
         let note = match self.note.as_str() {
             "" => String::new(),
-            note => format!(" <small>{}</small>", escape(note)),
+            note => format!(" <small>{}</small>", escape_line(note, CELL_CHARS)),
         };
-        format!("{mark}{}{note}", escape(&self.text))
+        format!("{mark}{}{note}", escape_line(&self.text, CELL_CHARS))
     }
 
     fn markdown(&self) -> String {
         let text = match (self.class, self.text.as_str()) {
             (_, "") => String::new(),
-            ("best", text) => format!("**{}**", markdown_text(text)),
-            (_, text) => markdown_text(text),
+            ("best", text) => format!("**{}**", markdown_line(text, CELL_CHARS)),
+            (_, text) => markdown_line(text, CELL_CHARS),
         };
-        match (text.as_str(), markdown_text(&self.note)) {
+        match (text.as_str(), markdown_line(&self.note, CELL_CHARS)) {
             (_, note) if note.is_empty() => text,
             ("", note) => note,
             (text, note) => format!("{text} ({note})"),
@@ -133,7 +133,10 @@ impl Table {
         let heads: String = (self.columns.iter())
             .map(|column| {
                 let class = class_attribute(column.numeric, "");
-                format!("<th scope=\"col\"{class}>{}</th>", escape(&column.head))
+                format!(
+                    "<th scope=\"col\"{class}>{}</th>",
+                    escape_line(&column.head, CELL_CHARS)
+                )
             })
             .collect();
         let mut body = String::new();
@@ -153,7 +156,7 @@ impl Table {
             "<div class=\"table\" role=\"region\" aria-labelledby=\"{id}\" tabindex=\"0\">\n<table>\n\
              <caption id=\"{id}\">{}</caption>\n<thead><tr>{heads}</tr></thead>\n\
              <tbody>\n{body}</tbody>\n</table>\n</div>\n",
-            escape(&self.caption)
+            escape_line(&self.caption, PARAGRAPH_CHARS)
         )
     }
 
@@ -163,7 +166,7 @@ impl Table {
             return String::new();
         }
         let heads: Vec<String> = (self.columns.iter())
-            .map(|column| markdown_text(&column.head))
+            .map(|column| markdown_line(&column.head, CELL_CHARS))
             .collect();
         let rules: Vec<&str> = (self.columns.iter())
             .map(|column| if column.numeric { "--:" } else { ":--" })

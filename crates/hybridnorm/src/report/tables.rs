@@ -4,12 +4,14 @@ use super::format::{
     NONE, count, difference, factor, loss, mean_sd, mebibytes, or_none, probability, rate, speed,
     times,
 };
+use super::history::NOT_RECORDED;
 use super::palette::Roster;
+use super::run::ReportedRun;
 use super::table::{Cell, Table};
 use super::view::View;
 use crate::digits::{grouped, percent};
 use crate::lab::analysis::{Best, Comparison, Edge, Verdict};
-use crate::lab::study::record::{Ending, RunRecord};
+use crate::lab::study::record::Ending;
 
 /// A cell with the name and mark of a placement.
 pub(super) fn placement(roster: &Roster, name: &str) -> Cell {
@@ -27,7 +29,7 @@ pub(super) fn losses(view: &View, roster: &Roster) -> Table {
         table = table.number(rate(lr));
     }
     for &name in &view.placements {
-        let best = view.best_rate(name);
+        let best = view.best_rate(name).filter(|_| view.is_complete);
         let mut row = vec![placement(roster, name)];
         for &lr in &view.rates {
             let found = view.rate(name, lr);
@@ -37,6 +39,9 @@ pub(super) fn losses(view: &View, roster: &Roster) -> Table {
             }
             if found.halved > 0 {
                 notes.push(format!("{} halved", found.halved));
+            }
+            if found.unfinished > 0 {
+                notes.push(format!("{} of {} unfinished", found.unfinished, found.runs));
             }
             let class = match (best == Some(lr), found.diverged > 0) {
                 (true, _) => "best",
@@ -211,7 +216,10 @@ pub(super) fn cost(view: &View, roster: &Roster) -> Table {
         .text("placement")
         .number("parameters")
         .number("tokens/s")
-        .number("memory (MiB)");
+        .number(match view.memory_is_measured() {
+            true => "peak memory (MiB)",
+            false => "memory, estimated (MiB)",
+        });
     for &name in &view.placements {
         let parameters = view.of(name).next().map(|run| {
             let active = run.active_parameters.map(grouped);
@@ -228,8 +236,33 @@ pub(super) fn cost(view: &View, roster: &Roster) -> Table {
     table
 }
 
+/// How each run ended, on a line that is not too long.
+pub(super) fn outcomes(view: &View, roster: &Roster) -> Table {
+    let mut table = Table::new("How each run ended")
+        .text("run")
+        .number("peak learning rate")
+        .number("seed")
+        .text("ending")
+        .number("steps")
+        .number("validation loss (nats)")
+        .number("training loss (nats)");
+    for run in &view.runs {
+        let (ending, class) = ending(run);
+        table.row(vec![
+            placement(roster, run.label()),
+            rates(run).into(),
+            run.cell.seed.to_string().into(),
+            Cell::new(ending).class(class),
+            grouped(run.steps).into(),
+            or_none(run.validation_loss, loss).into(),
+            or_none(run.train_loss, loss).into(),
+        ]);
+    }
+    table
+}
+
 /// Every run on a line.
-pub(super) fn runs(runs: &[RunRecord], roster: &Roster) -> Table {
+pub(super) fn runs(runs: &[&ReportedRun], roster: &Roster) -> Table {
     let mut table = Table::new("Every run")
         .text("placement")
         .number("rate")
@@ -251,11 +284,11 @@ pub(super) fn runs(runs: &[RunRecord], roster: &Roster) -> Table {
         .text("version")
         .text("data");
     for run in runs {
-        let (ending, class) = ending(&run.ending);
+        let (ending, class) = ending(run);
         let spikes = run.spikes;
         table.row(vec![
-            placement(roster, &run.cell.placement),
-            rate(run.cell.lr).into(),
+            placement(roster, run.label()),
+            rates(run).into(),
             run.cell.seed.to_string().into(),
             run.cell.init.as_deref().unwrap_or(NONE).into(),
             or_none(run.cell.depth, |depth| depth.to_string()).into(),
@@ -273,24 +306,58 @@ pub(super) fn runs(runs: &[RunRecord], roster: &Roster) -> Table {
             .into(),
             speed(run.cost.tokens_per_second).into(),
             format!("{:.0}", run.cost.seconds).into(),
-            run.cost.machine.as_str().into(),
-            run.cost.threads.to_string().into(),
-            run.cost.version.as_str().into(),
+            recorded(run.cost.machine.clone()),
+            recorded(run.cost.threads.map(|threads| threads.to_string())),
+            recorded(run.cost.version.clone()),
             Cell::new(run.data.as_str()).class("code"),
         ]);
     }
     table
 }
 
+fn recorded(fact: Option<String>) -> Cell {
+    match fact {
+        Some(fact) => fact.into(),
+        None => Cell::new(NOT_RECORDED).class("quiet"),
+    }
+}
+
+/// The peak learning rate of a run, or all that it had with their steps.
+pub(super) fn rates(run: &ReportedRun) -> String {
+    let rates = match &run.directory {
+        None => return rate(run.cell.lr),
+        Some(directory) => &directory.rates,
+    };
+    let mut text = String::new();
+    for since in rates {
+        match since.after_step {
+            0 => text += &rate(since.lr),
+            step => text += &format!(", {} after step {}", rate(since.lr), grouped(step)),
+        }
+    }
+    match text.as_str() {
+        "" => "changed on the way".to_owned(),
+        _ => text,
+    }
+}
+
 /// How a run ended, in words, and the class of these words.
-fn ending(ending: &Ending) -> (String, &'static str) {
-    match ending {
+fn ending(run: &ReportedRun) -> (String, &'static str) {
+    match &run.ending {
         Ending::Finished => ("finished".to_owned(), ""),
         Ending::Diverged { step, reason } => (
             format!("diverged after step {}: {reason}", grouped(*step)),
             "bad",
         ),
+        Ending::NotLearned { reason } => (format!("not learned yet: {reason}"), "warn"),
         Ending::Halved { step } => (format!("halved after step {}", grouped(*step)), "quiet"),
-        Ending::Unfinished { step } => (format!("at step {}", grouped(*step)), "quiet"),
+        Ending::Unfinished { step } => {
+            let planned = run
+                .directory
+                .as_ref()
+                .map(|directory| directory.planned_steps);
+            let of = planned.map_or_else(String::new, |steps| format!(" of {}", grouped(steps)));
+            (format!("unfinished: step {}{of}", grouped(*step)), "warn")
+        }
     }
 }

@@ -1,9 +1,11 @@
 //! The runs of a document, sorted into what is compared with each other.
 
 use super::document::Document;
+use super::run::ReportedRun;
+use super::sets::Set;
 use crate::lab::analysis::PlacementSummary;
 use crate::lab::stats::{self, Summary};
-use crate::lab::study::record::{Ending, RunRecord};
+use crate::lab::study::record::Ending;
 use crate::lab::study::{self, Group};
 
 /// Runs of one initialization and depth, with their analysis where there is one.
@@ -15,23 +17,27 @@ pub(super) struct View<'a> {
     /// Analysis and sentences.
     pub(super) group: Option<&'a Group>,
     /// Runs in the order of the document.
-    pub(super) runs: Vec<&'a RunRecord>,
+    pub(super) runs: Vec<&'a ReportedRun>,
     /// Placements in the order of the analysis, then of the runs.
     pub(super) placements: Vec<&'a str>,
     /// Learning rates, ascending.
     pub(super) rates: Vec<f64>,
+    /// Whether no run of the study is missing. Nothing is ranked before.
+    pub(super) is_complete: bool,
 }
 
 /// Runs of one placement at one rate.
 pub(super) struct Rate<'a> {
     /// Runs that finished and have a validation loss, with that loss.
-    pub(super) losses: Vec<(&'a RunRecord, f64)>,
+    pub(super) losses: Vec<(&'a ReportedRun, f64)>,
     /// Number of runs.
     pub(super) runs: usize,
     /// How many diverged.
     pub(super) diverged: usize,
     /// How many were left out by successive halving.
     pub(super) halved: usize,
+    /// How many are not done yet.
+    pub(super) unfinished: usize,
 }
 
 /// Sorts the runs of a document.
@@ -39,6 +45,17 @@ pub(super) struct Rate<'a> {
 /// A single group takes all runs. Of several, each takes those of its initialization and depth; runs
 /// that belong to none make up views without analysis.
 pub(super) fn views(document: &Document) -> Vec<View<'_>> {
+    let mut views = sorted(document);
+    for view in &mut views {
+        view.is_complete = document.missing() == 0;
+    }
+    views
+}
+
+fn sorted(document: &Document) -> Vec<View<'_>> {
+    if !document.sets.is_empty() {
+        return by_set(document);
+    }
     let mut views: Vec<View> = Vec::new();
     for group in &document.groups {
         let runs = match document.groups.len() {
@@ -54,7 +71,7 @@ pub(super) fn views(document: &Document) -> Vec<View<'_>> {
             runs,
         ));
     }
-    let left: Vec<&RunRecord> = match document.groups.len() {
+    let left: Vec<&ReportedRun> = match document.groups.len() {
         1 => Vec::new(),
         _ => (document.runs.iter())
             .filter(|run| !document.groups.iter().any(|group| belongs(run, group)))
@@ -81,23 +98,32 @@ pub(super) fn views(document: &Document) -> Vec<View<'_>> {
     views
 }
 
+/// A view a set of data.
+fn by_set(document: &Document) -> Vec<View<'_>> {
+    let view = |(position, set): (usize, &Set)| {
+        let of_set = document.runs.iter().filter(|run| run.set() == position);
+        View::new(position, set.name.clone(), None, of_set.collect())
+    };
+    document.sets.iter().enumerate().map(view).collect()
+}
+
 impl<'a> View<'a> {
     fn new(
         position: usize,
         name: String,
         group: Option<&'a Group>,
-        runs: Vec<&'a RunRecord>,
+        runs: Vec<&'a ReportedRun>,
     ) -> Self {
         let summaries = (group.iter())
             .flat_map(|group| &group.analysis.placements)
             .map(|summary| summary.placement.as_str());
         let mut placements = Vec::new();
-        for name in summaries.chain(runs.iter().map(|run| run.cell.placement.as_str())) {
+        for name in summaries.chain(runs.iter().map(|run| run.label())) {
             if !placements.contains(&name) {
                 placements.push(name);
             }
         }
-        let mut rates: Vec<f64> = runs.iter().map(|run| run.cell.lr).collect();
+        let mut rates: Vec<f64> = runs.iter().filter_map(|run| run.rate()).collect();
         rates.sort_by(f64::total_cmp);
         rates.dedup();
         Self {
@@ -107,6 +133,7 @@ impl<'a> View<'a> {
             runs,
             placements,
             rates,
+            is_complete: true,
         }
     }
 
@@ -119,13 +146,15 @@ impl<'a> View<'a> {
     pub(super) fn of<'b>(
         &'b self,
         placement: &'b str,
-    ) -> impl Iterator<Item = &'a RunRecord> + use<'a, 'b> {
-        (self.runs.iter().copied()).filter(move |run| run.cell.placement == placement)
+    ) -> impl Iterator<Item = &'a ReportedRun> + use<'a, 'b> {
+        (self.runs.iter().copied()).filter(move |run| run.label() == placement)
     }
 
     /// Runs of a placement at a rate.
-    pub(super) fn at(&self, placement: &str, lr: f64) -> Vec<&'a RunRecord> {
-        self.of(placement).filter(|run| run.cell.lr == lr).collect()
+    pub(super) fn at(&self, placement: &str, lr: f64) -> Vec<&'a ReportedRun> {
+        (self.of(placement))
+            .filter(|run| run.rate() == Some(lr))
+            .collect()
     }
 
     /// How the runs of a placement at a rate ended.
@@ -136,6 +165,7 @@ impl<'a> View<'a> {
         Rate {
             diverged: ended(|ending| matches!(ending, Ending::Diverged { .. })),
             halved: ended(|ending| matches!(ending, Ending::Halved { .. })),
+            unfinished: ended(|ending| matches!(ending, Ending::Unfinished { .. })),
             runs: runs.len(),
             losses: (runs.iter())
                 .filter(|run| matches!(run.ending, Ending::Finished))
@@ -146,23 +176,28 @@ impl<'a> View<'a> {
     }
 
     /// The best rate of a placement: the analysis's, or that of the lowest mean among the rates at
-    /// which no run diverged.
+    /// which all runs finished, and as many as at any other such rate.
     pub(super) fn best_rate(&self, placement: &str) -> Option<f64> {
         if let Some(summary) = self.summary(placement) {
             return summary.best.as_ref().map(|best| best.lr);
         }
-        (self.rates.iter())
+        let whole: Vec<(f64, Summary)> = (self.rates.iter())
             .filter_map(|&lr| {
                 let rate = self.rate(placement, lr);
-                let mean = rate.summary()?.mean;
-                (rate.diverged == 0).then_some((lr, mean))
+                let summary = rate.summary()?;
+                (rate.losses.len() == rate.runs).then_some((lr, summary))
             })
+            .collect();
+        let most = whole.iter().map(|(_, summary)| summary.n).max()?;
+        (whole.iter())
+            .filter(|(_, summary)| summary.n == most)
+            .map(|(lr, summary)| (*lr, summary.mean))
             .min_by(|a, b| a.1.total_cmp(&b.1))
             .map(|(lr, _)| lr)
     }
 
     /// Runs of a placement at its best rate that finished.
-    pub(super) fn best_runs(&self, placement: &str) -> Vec<&'a RunRecord> {
+    pub(super) fn best_runs(&self, placement: &str) -> Vec<&'a ReportedRun> {
         self.best_rate(placement)
             .map(|lr| self.rate(placement, lr).losses)
             .unwrap_or_default()
@@ -188,7 +223,7 @@ impl<'a> View<'a> {
     /// Largest memory of a placement's runs, in bytes: the measured peak, or the estimate where none of
     /// the view's runs was measured.
     pub(super) fn memory(&self, placement: &str) -> Option<u64> {
-        let of: fn(&RunRecord) -> Option<u64> = match self.memory_is_measured() {
+        let of: fn(&ReportedRun) -> Option<u64> = match self.memory_is_measured() {
             true => |run| run.cost.peak_memory_bytes,
             false => |run| run.cost.estimated_memory_bytes,
         };
@@ -218,6 +253,6 @@ impl Rate<'_> {
     }
 }
 
-fn belongs(run: &RunRecord, group: &Group) -> bool {
+fn belongs(run: &ReportedRun, group: &Group) -> bool {
     run.cell.init == group.init && run.cell.depth == group.depth
 }

@@ -13,12 +13,13 @@
 //! It is a [`StagedFolder`]: what carries the name is complete. Reading verifies the manifest.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use super::run_directory;
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
 use crate::files::{self, Fingerprint, StagedFolder};
@@ -115,9 +116,7 @@ fn write_folder<S: Serialize>(folder: &Path, contents: Contents<'_, S>) -> Resul
         files: BTreeMap::new(),
     };
     for file in files_below(folder)? {
-        File::open(&file)
-            .and_then(|open| open.sync_all())
-            .map_err(Error::io(&file))?;
+        files::open(&file)?.sync_all().map_err(Error::io(&file))?;
         let name = file.strip_prefix(folder).expect("listed below the folder");
         let name = name.to_string_lossy().replace('\\', "/");
         manifest.files.insert(name, files::fingerprint(&file)?);
@@ -125,17 +124,15 @@ fn write_folder<S: Serialize>(folder: &Path, contents: Contents<'_, S>) -> Resul
     write_json(&folder.join(MANIFEST), &manifest)
 }
 
-/// Removes a broken checkpoint of a run that stands where the run is about to write the same step
-/// again. A valid one stays.
+/// As [`save`], but in the place of what may stand there: a broken checkpoint that the run was resumed
+/// from behind, whose step it has come to again.
 ///
 /// # Errors
-/// If it cannot be removed.
-pub fn remove_broken(run: &Path, step: u64) -> Result<()> {
-    let path = step_path(run, step);
-    if files::exists(&path)? && Checkpoint::verify(&path).is_err() {
-        fs::remove_dir_all(&path).map_err(Error::io(&path))?;
-    }
-    Ok(())
+/// If anything cannot be written; what stood there then stays.
+pub fn replace<S: Serialize>(path: &Path, contents: Contents<'_, S>) -> Result<()> {
+    let staged = StagedFolder::create(path)?;
+    write_folder(staged.path(), contents)?;
+    staged.replace(|_| Ok(()))
 }
 
 impl Checkpoint {
@@ -145,11 +142,12 @@ impl Checkpoint {
     /// # Errors
     /// If there is none, or a file is missing, of another size or of another SHA-256.
     pub fn open(path: &Path) -> Result<Self> {
-        if path.join(MANIFEST).is_file() {
+        fs::read_dir(path).map_err(Error::io(path))?;
+        if files::exists(path.join(MANIFEST))? {
             return Self::verify(path);
         }
         let folder = path.join(CHECKPOINTS);
-        if folder.is_dir() {
+        if files::exists(&folder)? {
             let found = newest(path)?;
             return found
                 .checkpoint
@@ -162,7 +160,6 @@ impl Checkpoint {
                     Error::format(folder, reason)
                 });
         }
-        fs::read_dir(path).map_err(Error::io(path))?;
         Err(Error::format(
             path,
             "neither a checkpoint (no manifest.json) nor a run directory (no checkpoints/)",
@@ -281,10 +278,25 @@ impl Checkpoint {
     /// If it is there but broken.
     pub fn tokenizer(&self) -> Result<Option<Tokenizer>> {
         let folder = self.path.join(TOKENIZER);
-        folder
-            .exists()
+        files::exists(&folder)?
             .then(|| Tokenizer::load(&folder))
             .transpose()
+    }
+
+    /// The trainer's state alone.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::training`].
+    pub fn state<S: DeserializeOwned>(&self) -> Result<S> {
+        let state = self.path.join(STATE);
+        if !files::exists(&state)? {
+            return Err(Error::format(
+                &self.path,
+                "holds a model only, no optimizer state to resume from; \
+                 start from it with [init] from",
+            ));
+        }
+        read_json(&state)
     }
 
     /// The trainer's state and optimizer moments.
@@ -292,18 +304,7 @@ impl Checkpoint {
     /// # Errors
     /// If this checkpoint was not written by a training run.
     pub fn training<S: DeserializeOwned>(&self) -> Result<(S, BTreeMap<String, params::Values>)> {
-        let state = self.path.join(STATE);
-        if !state.is_file() {
-            return Err(Error::format(
-                &self.path,
-                "holds a model only, no optimizer state to resume from; \
-                 start from it with [init] from",
-            ));
-        }
-        Ok((
-            read_json(&state)?,
-            tensors::read(&self.path.join(OPTIMIZER))?,
-        ))
+        Ok((self.state()?, tensors::read(&self.path.join(OPTIMIZER))?))
     }
 }
 
@@ -382,6 +383,19 @@ pub fn prune(run: &Path, step: u64, keep: usize) -> Result<()> {
     Ok(())
 }
 
+/// Removes the checkpoints of a run, valid or not, and their folder unless something else stands there.
+///
+/// # Errors
+/// If one cannot be deleted.
+pub(super) fn remove_all(run: &Path) -> Result<()> {
+    for (_, path) in list(run)? {
+        fs::remove_dir_all(&path).map_err(Error::io(path))?;
+    }
+    let folder = run.join(CHECKPOINTS);
+    files::remove_stale_in(&folder);
+    run_directory::remove_empty(&folder)
+}
+
 fn step_of(name: &str) -> Option<u64> {
     name.strip_prefix("step-")?.parse().ok()
 }
@@ -414,8 +428,9 @@ fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut pending = vec![folder.to_path_buf()];
     while let Some(next) = pending.pop() {
         for entry in fs::read_dir(&next).map_err(Error::io(&next))? {
-            let path = entry.map_err(Error::io(&next))?.path();
-            if path.is_dir() {
+            let entry = entry.map_err(Error::io(&next))?;
+            let (path, kind) = (entry.path(), entry.file_type());
+            if kind.map_err(Error::io(&path))?.is_dir() {
                 pending.push(path);
             } else {
                 found.push(path);

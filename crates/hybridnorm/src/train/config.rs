@@ -6,9 +6,9 @@ use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
 use super::optimizer::OptimizerConfig;
-use super::schedule::ScheduleConfig;
+use super::schedule::{Schedule, ScheduleConfig};
 use super::sources::DataOrder;
-use crate::data::{PreparedFolder, Tokenizer, TokenizerSpec};
+use crate::data::{PreparedFolder, SourceOptions, Tokenizer, TokenizerSpec};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::model::Recompute;
@@ -61,7 +61,7 @@ impl PartialEq for Origin {
 
 impl Origin {
     /// A problem with a value of the configuration, with the name of the file before it.
-    pub(super) fn name(&self, error: Error) -> Error {
+    pub(crate) fn name(&self, error: Error) -> Error {
         match (&self.0, error) {
             (Some(path), error @ (Error::Config(_) | Error::Placement(_))) => {
                 Error::config(format!("{}: {error}", path.display()))
@@ -181,6 +181,9 @@ pub struct DataSection {
     pub tokenizer: Option<String>,
     /// The order of instances within an epoch.
     pub order: DataOrder,
+    /// How raw text is read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<SourceOptions>,
 }
 
 /// `[train]`.
@@ -294,7 +297,9 @@ impl Config {
                 .init
                 .as_ref()
                 .ok_or_else(|| Error::config("[model] is missing"))?;
-            return super::Checkpoint::open(&init.from)?.config();
+            let mut model = super::Checkpoint::open(&init.from)?.config()?;
+            model.max_seq_len = model.max_seq_len.max(self.train.seq_len);
+            return Ok(model);
         };
         let vocab = match model.vocab_size {
             Some(_) => None,
@@ -318,6 +323,16 @@ impl Config {
             TokenizerSpec::Bpe { vocab_size } => vocab_size,
             known => Tokenizer::from_spec(&known)?.vocab_size(),
         }))
+    }
+
+    /// How the learning rate moves.
+    ///
+    /// # Errors
+    /// If a key of the schedule has no effect or is out of range.
+    pub fn settled_schedule(&self) -> Result<Schedule> {
+        let tokens = (self.train.batch_size * self.train.seq_len) as u64;
+        self.schedule
+            .settle(self.optimizer.lr, self.train.steps, tokens)
     }
 
     /// Checks everything that can be checked without opening the data.

@@ -1,9 +1,14 @@
 //! `metrics.jsonl`: one row a step.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::rows::Row;
 use crate::model::Routing;
+
+/// A measured number. JSON has no others than finite ones, so that these are written as `null`.
+fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
+}
 
 /// One optimizer step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -11,16 +16,22 @@ pub struct Metrics {
     /// The step, counted from 1.
     pub step: u64,
     /// Mean cross-entropy of the step's batch before the update, in nats per token.
+    #[serde(deserialize_with = "number")]
     pub loss: f64,
     /// Global norm of the gradients before clipping.
+    #[serde(deserialize_with = "number")]
     pub grad_norm: f64,
     /// Global norm of what the optimizer added to the weights.
+    #[serde(deserialize_with = "number")]
     pub update_norm: f64,
     /// Learning rate of the update.
+    #[serde(deserialize_with = "number")]
     pub lr: f64,
     /// Tokens trained on so far.
     pub tokens: u64,
-    /// Throughput of this step, evaluation and saving not counted.
+    /// Throughput of this step, evaluation and saving not counted; not a number where the clock saw no time
+    /// pass.
+    #[serde(deserialize_with = "number")]
     pub tokens_per_second: f64,
     /// What was minimized, where that is more than the loss: with z-loss and the routers' losses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -42,12 +53,16 @@ pub struct Metrics {
 #[serde(deny_unknown_fields)]
 pub struct RouterMetrics {
     /// Load-balancing loss, unweighted; 1 where all is even.
+    #[serde(deserialize_with = "number")]
     pub load_balance: f64,
     /// z-loss, unweighted.
+    #[serde(deserialize_with = "number")]
     pub z: f64,
     /// Entropy of the scores in nats.
+    #[serde(deserialize_with = "number")]
     pub entropy: f64,
     /// Load of the busiest expert over the mean load, the largest of all blocks; 1 where all is even.
+    #[serde(deserialize_with = "number")]
     pub imbalance: f64,
     /// Slots (a token in one of its experts) that no expert computed.
     pub dropped: u64,
@@ -58,6 +73,7 @@ pub struct RouterMetrics {
 #[serde(deny_unknown_fields)]
 pub struct QkClip {
     /// The largest score of all heads in the step's forward pass.
+    #[serde(deserialize_with = "number")]
     pub largest_score: f64,
     /// Heads whose queries and keys were scaled down after the update.
     pub clipped_heads: usize,

@@ -1,8 +1,10 @@
 //! Training: configuration, loop, optimizer, schedule, checkpoints, metrics.
 
 pub mod checkpoint;
+mod claim;
 pub(crate) mod config;
 mod gradients;
+pub mod history;
 pub mod layers;
 pub mod metrics;
 mod optimizer;
@@ -23,5 +25,5 @@ pub use config::{
 pub use gradients::{GradientSum, Pass};
 pub use optimizer::{Optimizer, OptimizerConfig, OptimizerKind, StepNorms};
 pub use schedule::{Schedule, ScheduleConfig, ScheduleKind};
-pub use sources::{DataOrder, Sources};
-pub use trainer::{Event, Outcome, Start, State, Step, Trainer};
+pub use sources::{DataOrder, DataUse, Sources};
+pub use trainer::{Event, OpenOptions, Outcome, Start, State, Step, Trainer};

@@ -9,6 +9,7 @@ use super::config::LogSection;
 use super::layers::{LayersRow, Measured, measured};
 use super::metrics::Metrics;
 use super::rows::{self, RowsFile};
+use super::run_directory;
 use super::spikes::{Counts, Detector, Scores, Spike};
 use super::tensorboard::EventFile;
 use crate::error::{Error, Result};
@@ -66,7 +67,7 @@ pub fn failure(run: &Path, step: u64) -> Result<Option<Dump>> {
 fn dumps(run: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let folder = run.join(FLIGHT);
     let mut found = Vec::new();
-    if !folder.is_dir() {
+    if !files::exists(&folder)? {
         return Ok(found);
     }
     for entry in std::fs::read_dir(&folder).map_err(Error::io(&folder))? {
@@ -136,35 +137,84 @@ fn drop_later_dumps(run: &Path, step: u64) -> Result<usize> {
     Ok(left.len())
 }
 
+/// Removes the dumps of a run, and their folder unless something else stands there.
+///
+/// # Errors
+/// If one cannot be removed.
+pub(super) fn remove_dumps(run: &Path) -> Result<()> {
+    for (_, path) in dumps(run)? {
+        std::fs::remove_file(&path).map_err(Error::io(&path))?;
+    }
+    let folder = run.join(FLIGHT);
+    files::remove_stale_in(&folder);
+    run_directory::remove_empty(&folder)
+}
+
 /// Writes layers, event files and dumps of a run, and watches for spikes.
 pub(super) struct Recorder {
     log: LogSection,
     run: PathBuf,
-    layers: RowsFile<LayersRow>,
-    events: Option<EventFile>,
+    files: Option<Files>,
     detector: Detector,
     dumps: usize,
+    missing_rows: u64,
+}
+
+/// What grows with the run.
+struct Files {
+    layers: RowsFile<LayersRow>,
+    events: Option<EventFile>,
 }
 
 impl Recorder {
-    /// Goes on after `step` steps of a run.
+    /// Looks at the first `step` steps of a run. Nothing is changed yet.
     pub(super) fn open(run: &Path, log: &LogSection, step: u64) -> Result<Self> {
         let mut detector = Detector::default();
-        for row in rows::read::<Metrics>(run)? {
-            detector.push(&row);
+        let rows = rows::read_up_to::<Metrics>(run, step)?;
+        for row in &rows {
+            detector.push(row);
         }
-        let resumed = (step > 0).then_some(step);
+        let first = rows.first().map_or(1, |row| row.step);
         Ok(Self {
-            layers: RowsFile::open(run, step)?,
-            events: match log.tensorboard {
-                true => Some(EventFile::create(run, resumed)?),
-                false => None,
-            },
+            missing_rows: (step + 1).saturating_sub(first + rows.len() as u64),
+            files: None,
             log: log.clone(),
             run: run.to_path_buf(),
             detector,
-            dumps: drop_later_dumps(run, step)?,
+            dumps: 0,
         })
+    }
+
+    /// Goes on after `step` steps of a run: what is of later steps, which will be done again, goes.
+    pub(super) fn begin(&mut self, step: u64) -> Result<()> {
+        let resumed = (step > 0).then_some(step);
+        self.dumps = drop_later_dumps(&self.run, step)?;
+        self.files = Some(Files {
+            layers: RowsFile::open(&self.run, step)?,
+            events: match self.log.tensorboard {
+                true => Some(EventFile::create(&self.run, resumed)?),
+                false => None,
+            },
+        });
+        Ok(())
+    }
+
+    /// Makes all that was written last.
+    pub(super) fn sync(&self) -> Result<()> {
+        let Some(files) = &self.files else {
+            return Ok(());
+        };
+        files.layers.sync()?;
+        files.events.as_ref().map_or(Ok(()), EventFile::sync)
+    }
+
+    fn events(&mut self) -> Option<&mut EventFile> {
+        self.files.as_mut()?.events.as_mut()
+    }
+
+    /// Steps done that have no row of metrics, though there is one of an earlier step or none at all.
+    pub(super) fn missing_rows(&self) -> u64 {
+        self.missing_rows
     }
 
     /// Whether the blocks are to be looked at in this step.
@@ -187,8 +237,10 @@ impl Recorder {
 
     /// Appends what was seen of the blocks.
     pub(super) fn append(&mut self, layers: &LayersRow) -> Result<()> {
-        self.layers.append(layers)?;
-        let Some(events) = &mut self.events else {
+        if let Some(files) = &mut self.files {
+            files.layers.append(layers)?;
+        }
+        let Some(events) = self.events() else {
             return Ok(());
         };
         let mut scalars = Vec::new();
@@ -221,7 +273,7 @@ impl Recorder {
     /// Writes a step's metrics for TensorBoard.
     pub(super) fn show(&mut self, row: &Metrics) -> Result<()> {
         let scores = self.spike_scores();
-        let Some(events) = &mut self.events else {
+        let Some(events) = self.events() else {
             return Ok(());
         };
         let mut scalars = vec![

@@ -1,14 +1,17 @@
 //! Files of a run that grow by a row of JSON every so many steps.
 
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::error::{Error, Result};
-use crate::files;
+use crate::files::{self, AtomicFile};
+
+/// A row is small; anything longer is none. The largest is that of many blocks with many experts.
+const ROW_LIMIT: u64 = 16 << 20;
 
 /// What is known at a step.
 pub trait Row: Serialize + DeserializeOwned {
@@ -28,28 +31,17 @@ pub struct RowsFile<R> {
 }
 
 impl<R: Row> RowsFile<R> {
-    /// Opens the file of a run that has done `step` steps: rows of later steps, and a last row
-    /// cut short by a kill, are dropped, since those steps will be done again.
+    /// Opens the file of a run that has done `step` steps: rows of later steps, and what a kill or a
+    /// power cut left of them, are dropped, since those steps will be done again.
     ///
     /// # Errors
-    /// If the file cannot be read or written.
+    /// If the file cannot be read or written; it is then as it was.
     pub fn open(run: &Path, step: u64) -> Result<Self> {
         let path = run.join(R::FILE);
-        if path.exists() {
-            let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
-            let text = String::from_utf8_lossy(&bytes);
-            let mut kept = String::new();
-            let mut lines = (1..).zip(text.lines()).peekable();
-            while let Some((number, line)) = lines.next() {
-                match serde_json::from_str::<R>(line) {
-                    Ok(row) if row.step() <= step => kept.extend([line, "\n"]),
-                    Ok(_) => {}
-                    Err(_) if lines.peek().is_none() => {}
-                    Err(error) => return Err(not_a_row(&path, number, &error)),
-                }
-            }
-            if kept != text {
-                files::write(&path, kept.as_bytes())?;
+        if files::exists(&path)? {
+            let kept = Kept::find::<R>(&path, step)?;
+            if !kept.is_all {
+                kept.copy(&path)?;
             }
         }
         let file = OpenOptions::new()
@@ -73,29 +65,184 @@ impl<R: Row> RowsFile<R> {
             .write_all(line.as_bytes())
             .map_err(Error::io(&self.path))
     }
+
+    /// Makes all rows last, whatever stops the machine.
+    ///
+    /// # Errors
+    /// If they cannot be flushed.
+    pub fn sync(&self) -> Result<()> {
+        self.file.sync_data().map_err(Error::io(&self.path))
+    }
 }
 
-/// Reads the rows of a run; none where it has no such file. A last row cut short by a kill is passed
-/// over.
+/// Which parts of a file stay: rows up to a step, every step once. A step that was done again counts
+/// as it was done last.
+#[derive(Debug, Default)]
+struct Kept {
+    /// Step, first byte and bytes of each line.
+    lines: Vec<(u64, u64, u64)>,
+    is_all: bool,
+}
+
+impl Kept {
+    fn find<R: Row>(path: &Path, limit: u64) -> Result<Self> {
+        let mut kept = Self {
+            lines: Vec::new(),
+            is_all: true,
+        };
+        let is_all = scan(path, limit, |row: R, at, length| {
+            kept.push(row.step(), at, length);
+        })?;
+        kept.is_all &= is_all;
+        Ok(kept)
+    }
+
+    fn push(&mut self, step: u64, at: u64, length: u64) {
+        while self.last() >= step && !self.lines.is_empty() {
+            self.lines.pop();
+            self.is_all = false;
+        }
+        self.lines.push((step, at, length));
+    }
+
+    fn last(&self) -> u64 {
+        self.lines.last().map_or(0, |(step, ..)| *step)
+    }
+
+    /// Puts what is kept in the place of the file.
+    fn copy(&self, path: &Path) -> Result<()> {
+        let mut source = BufReader::new(files::open(path)?);
+        let mut target = AtomicFile::create(path)?;
+        let mut at = 0;
+        for &(_, begin, length) in &self.lines {
+            let mut skip = |bytes: u64| {
+                let mut between = (&mut source).take(bytes);
+                io::copy(&mut between, &mut io::sink()).map_err(Error::io(path))
+            };
+            skip(begin - at)?;
+            let mut line = (&mut source).take(length);
+            let copied = io::copy(&mut line, &mut target).map_err(Error::io(path))?;
+            if copied < length {
+                return Err(Error::format(path, "became shorter while it was read"));
+            }
+            at = begin + length;
+        }
+        target.commit().map(drop)
+    }
+}
+
+/// Gives rows of steps up to `limit` to `keep`, with where their lines begin and how long they are; says
+/// whether these are all lines. What cannot be read is no loss as long as only later steps follow,
+/// since these will be done again.
+fn scan<R: Row>(path: &Path, limit: u64, mut keep: impl FnMut(R, u64, u64)) -> Result<bool> {
+    let mut is_all = true;
+    let mut unreadable = None;
+    let mut at = 0;
+    let mut lines = Lines::open(path)?;
+    while let Some((line, is_whole)) = lines.next()? {
+        let length = line.len() as u64;
+        match serde_json::from_slice::<R>(line) {
+            Ok(row) if is_whole && row.step() <= limit => {
+                if let Some(error) = unreadable {
+                    return Err(error);
+                }
+                keep(row, at, length);
+            }
+            Ok(_) => is_all = false,
+            Err(error) => {
+                is_all = false;
+                let number = lines.number;
+                unreadable.get_or_insert_with(|| not_a_row(path, number, &error));
+            }
+        }
+        at += length;
+    }
+    Ok(is_all)
+}
+
+/// Lines of a file, one at a time.
+struct Lines<'a> {
+    path: &'a Path,
+    reader: BufReader<File>,
+    line: Vec<u8>,
+    /// Of the line last read, counted from 1.
+    number: usize,
+}
+
+impl<'a> Lines<'a> {
+    fn open(path: &'a Path) -> Result<Self> {
+        Ok(Self {
+            path,
+            reader: BufReader::new(files::open(path)?),
+            line: Vec::new(),
+            number: 0,
+        })
+    }
+
+    /// The next line with its end, and whether it has one.
+    fn next(&mut self) -> Result<Option<(&[u8], bool)>> {
+        self.line.clear();
+        let mut limited = (&mut self.reader).take(ROW_LIMIT);
+        let read = limited
+            .read_until(b'\n', &mut self.line)
+            .map_err(Error::io(self.path))?;
+        self.number += 1;
+        let is_whole = self.line.ends_with(b"\n");
+        // After a power cut a file may end in any number of zeros, which are no line.
+        if !is_whole && read as u64 == ROW_LIMIT && self.line.iter().any(|byte| *byte != 0) {
+            return Err(Error::format(
+                self.path,
+                format!(
+                    "line {} has more than {ROW_LIMIT} bytes and is no row of this file",
+                    self.number
+                ),
+            ));
+        }
+        Ok((read > 0).then_some((self.line.as_slice(), is_whole)))
+    }
+}
+
+/// Reads the rows of a run, every step once, as it was done last; none where it has no such file. A
+/// last row cut short by a kill is passed over.
 ///
 /// # Errors
 /// If the file cannot be read or a row is not one.
 pub fn read<R: Row>(run: &Path) -> Result<Vec<R>> {
     let path = run.join(R::FILE);
-    if !path.exists() {
-        return Ok(Vec::new());
+    let mut rows: Vec<R> = Vec::new();
+    if !files::exists(&path)? {
+        return Ok(rows);
     }
-    let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
-    let whole = match text.ends_with('\n') {
-        true => text.as_str(),
-        false => text.rsplit_once('\n').map_or("", |(whole, _)| whole),
-    };
-    (1..)
-        .zip(whole.lines())
-        .map(|(number, line)| {
-            serde_json::from_str(line).map_err(|error| not_a_row(&path, number, &error))
-        })
-        .collect()
+    let mut lines = Lines::open(&path)?;
+    while let Some((line, is_whole)) = lines.next()? {
+        if !is_whole {
+            break;
+        }
+        match serde_json::from_slice(line) {
+            Ok(row) => push(&mut rows, row),
+            Err(error) => return Err(not_a_row(&path, lines.number, &error)),
+        }
+    }
+    Ok(rows)
+}
+
+/// Reads the rows of the first `limit` steps of a run that is about to go on after them, as
+/// [`RowsFile::open`] keeps them.
+pub(super) fn read_up_to<R: Row>(run: &Path, limit: u64) -> Result<Vec<R>> {
+    let path = run.join(R::FILE);
+    let mut rows = Vec::new();
+    if files::exists(&path)? {
+        scan(&path, limit, |row: R, _, _| push(&mut rows, row))?;
+    }
+    Ok(rows)
+}
+
+/// A step that was done again counts as it was done last.
+fn push<R: Row>(rows: &mut Vec<R>, row: R) {
+    while rows.last().is_some_and(|last| last.step() >= row.step()) {
+        rows.pop();
+    }
+    rows.push(row);
 }
 
 fn not_a_row(path: &Path, number: usize, error: &serde_json::Error) -> Error {
@@ -106,45 +253,4 @@ fn not_a_row(path: &Path, number: usize, error: &serde_json::Error) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::metrics::Metrics;
-    use super::*;
-
-    fn row(step: u64) -> Metrics {
-        Metrics {
-            step,
-            loss: 2.5,
-            grad_norm: 1.0,
-            update_norm: 0.5,
-            lr: 1e-3,
-            tokens: 10 * step,
-            tokens_per_second: 100.0,
-            objective: None,
-            router: None,
-            qk_clip: None,
-            validation_loss: None,
-        }
-    }
-
-    #[test]
-    fn reopening_drops_rows_that_will_come_again() {
-        let run = tempfile::tempdir().unwrap();
-        let mut file = RowsFile::open(run.path(), 0).unwrap();
-        (1..=5).for_each(|step| file.append(&row(step)).unwrap());
-        file.file.write_all(b"{\"step\": 6, \"lo").unwrap();
-        drop(file);
-        assert_eq!(read::<Metrics>(run.path()).unwrap().len(), 5);
-        let mut file = RowsFile::open(run.path(), 3).unwrap();
-        file.append(&row(4)).unwrap();
-        let rows: Vec<Metrics> = read(run.path()).unwrap();
-        assert_eq!(rows, [1, 2, 3, 4].map(row));
-    }
-
-    #[test]
-    fn a_row_that_is_none_is_named() {
-        let run = tempfile::tempdir().unwrap();
-        std::fs::write(run.path().join(Metrics::FILE), "{}\n{}\n").unwrap();
-        let found = read::<Metrics>(run.path()).unwrap_err().to_string();
-        assert!(found.contains("metrics.jsonl: line 1 is no row"), "{found}");
-    }
-}
+mod tests;

@@ -1,113 +1,175 @@
 //! The directory of a run: who holds it, what may be written there, where a run goes on.
 
-use std::fs::File;
+use std::fs;
+use std::io;
 use std::path::Path;
 
 use super::checkpoint::{self, Checkpoint};
-use super::config::Config;
+use super::claim::Claim;
 use super::layers::LayersRow;
 use super::metrics::Metrics;
-use super::recorder::FLIGHT;
+use super::recorder;
 use super::rows::Row;
+use super::segments;
 use super::tensorboard;
 use super::trainer::Event;
 use crate::error::{Error, Result};
-use crate::files;
+use crate::files::{self, Lock, Locking};
 
 /// The configuration in a run directory.
 pub const CONFIG: &str = "config.toml";
-const LOCK: &str = "lock";
+/// Stands in the directory of a run that is begun anew unless it comes to its end.
+pub const UNFINISHED: &str = "unfinished.txt";
+const BUSY: &str = "another process is training here";
+const PURPOSE_LIMIT: u64 = 1 << 20;
+pub(super) const LOCK: &str = "lock";
 
-/// Takes hold of a run directory for as long as the returned file lives.
+/// Takes hold of a directory for as long as the returned lock lives.
 ///
 /// # Errors
-/// If another process holds it.
-pub fn lock(run: &Path) -> Result<File> {
-    let path = run.join(LOCK);
-    let file = File::options()
-        .create(true)
-        .append(true)
-        .open(&path)
-        .map_err(Error::io(&path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => Err(Error::config(format!(
-            "{}: another process is training here",
-            run.display()
-        ))),
-        Err(std::fs::TryLockError::Error(error)) => Err(Error::io(&path)(error)),
-    }
+/// If another process holds it, or the file system has no locks.
+pub fn lock(run: &Path) -> Result<Lock> {
+    lock_with(run, Locking::Required)
 }
 
-/// Checks that a run directory is still the one whose lock this process holds.
-///
-/// # Errors
-/// If it was moved, removed or made anew.
-pub(super) fn check_held(run: &Path, lock: &File) -> Result<()> {
-    let path = run.join(LOCK);
-    let found = std::fs::metadata(&path).map_err(Error::io(&path))?;
-    let held = lock.metadata().map_err(Error::io(&path))?;
-    match files::is_same(&found, &held) {
-        true => Ok(()),
-        false => Err(Error::format(
-            run,
-            "is not the directory this run began in; it was moved or made anew",
-        )),
-    }
+pub(super) fn lock_with(run: &Path, locking: Locking) -> Result<Lock> {
+    Lock::exclusive(&run.join(LOCK), locking, BUSY)
 }
 
 /// Removes what a run wrote into its directory, and nothing else.
 ///
 /// # Errors
 /// If another process trains there, or a file cannot be removed.
-pub fn remove(run: &Path) -> Result<()> {
-    let lock = lock(run)?;
-    for name in [checkpoint::CHECKPOINTS, FLIGHT] {
-        let folder = run.join(name);
-        if folder.exists() {
-            std::fs::remove_dir_all(&folder).map_err(Error::io(folder))?;
-        }
-    }
-    tensorboard::remove(run)?;
-    for name in [Metrics::FILE, LayersRow::FILE, CONFIG, LOCK] {
-        let path = run.join(name);
-        if path.exists() {
-            std::fs::remove_file(&path).map_err(Error::io(&path))?;
-        }
-    }
+pub fn remove(run: &Path, locking: Locking) -> Result<()> {
+    let lock = lock_with(run, locking)?;
+    clear(run)?;
+    remove_file(&run.join(LOCK))?;
     drop(lock);
     Ok(())
 }
 
-/// A new run needs a directory that holds none.
+/// As [`remove`], by the process that holds the directory. The lock stays.
+pub(super) fn clear(run: &Path) -> Result<()> {
+    checkpoint::remove_all(run)?;
+    recorder::remove_dumps(run)?;
+    tensorboard::remove(run)?;
+    for name in [Metrics::FILE, LayersRow::FILE, CONFIG, segments::FILE] {
+        remove_file(&run.join(name))?;
+    }
+    files::remove_stale_in(run);
+    Ok(())
+}
+
+fn remove_file(path: &Path) -> Result<()> {
+    ignore_missing(fs::remove_file(path)).map_err(Error::io(path))
+}
+
+/// Removes a folder unless something stands in it.
+pub(super) fn remove_empty(folder: &Path) -> Result<()> {
+    match fs::remove_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+        removed => ignore_missing(removed).map_err(Error::io(folder)),
+    }
+}
+
+fn ignore_missing(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
+}
+
+/// A new run needs a directory that holds none. What a process left that was killed before its first
+/// step is none.
 pub(super) fn refuse_to_overwrite(run: &Path) -> Result<()> {
+    let run_name = run.display();
     if checkpoint::exists(run)? {
         return Err(Error::config(format!(
-            "{} already holds a run; go on with it by --resume, or choose another --run",
-            run.display()
+            "{run_name} already holds a run; go on with it by --resume, or choose another --run"
         )));
     }
-    for name in [CONFIG, Metrics::FILE] {
-        if run.join(name).exists() {
-            return Err(Error::config(format!(
-                "{} already holds a run that has not saved yet, or another {name}; begin it again \
-                 by --resume, or choose another --run",
-                run.display()
-            )));
-        }
+    match what_is_there(run)? {
+        None => Ok(()),
+        Some(name) => Err(Error::config(format!(
+            "{run_name} already holds a run that has not saved yet, or another {name}; begin it \
+             again by --resume, or choose another --run"
+        ))),
     }
-    Ok(())
 }
 
 /// A run that branches off needs a directory that holds none.
 pub(super) fn refuse_to_share(run: &Path) -> Result<()> {
-    let is_there = |name: &str| run.join(name).exists();
-    match is_there(CONFIG) || is_there(Metrics::FILE) || checkpoint::exists(run)? {
+    match checkpoint::exists(run)? || what_is_there(run)?.is_some() {
         true => Err(Error::config(format!(
             "{} already holds a run; choose another --out",
             run.display()
         ))),
         false => Ok(()),
+    }
+}
+
+/// The file that says that something was done in a directory without checkpoints.
+fn what_is_there(run: &Path) -> Result<Option<&'static str>> {
+    let is_empty = |name: &str| {
+        let path = run.join(name);
+        match fs::metadata(&path) {
+            Ok(found) => Ok(found.is_file() && found.len() == 0),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+            Err(error) => Err(Error::io(path)(error)),
+        }
+    };
+    if !is_empty(Metrics::FILE)? {
+        return Ok(Some(Metrics::FILE));
+    }
+    // Segments come first: what stands beside them without a step is what a kill left.
+    if files::exists(run.join(segments::FILE))? {
+        return Ok(None);
+    }
+    match is_empty(LayersRow::FILE)? {
+        false => Ok(Some(LayersRow::FILE)),
+        true => Ok(files::exists(run.join(CONFIG))?.then_some(CONFIG)),
+    }
+}
+
+/// Makes the directory one of a run that is begun anew unless it comes to its end. One that was left
+/// so, for the same purpose, is begun anew.
+pub(super) fn begin_unfinished(run: &Path, purpose: &str, claim: &mut Claim) -> Result<()> {
+    let path = run.join(UNFINISHED);
+    if !files::exists(&path)? {
+        refuse_to_share(run)?;
+        claim.will_write(UNFINISHED)?;
+        return files::write(path, purpose.as_bytes()).map(drop);
+    }
+    if files::read_small(&path, PURPOSE_LIMIT)? != purpose.as_bytes() {
+        return Err(Error::config(format!(
+            "{} holds something else that was not finished ({UNFINISHED}); choose another --out, or \
+             remove it",
+            run.display()
+        )));
+    }
+    clear(run)?;
+    claim.create_folder(run.join(checkpoint::CHECKPOINTS))
+}
+
+/// Makes the directory one that is not begun anew.
+pub(super) fn finish(run: &Path) -> Result<()> {
+    remove_file(&run.join(UNFINISHED))
+}
+
+/// Checks that there is a run to go on with, before anything is created.
+pub(super) fn require_run(run: &Path) -> Result<()> {
+    let missing = |what: &str| {
+        Err(Error::config(format!(
+            "{}: {what} to go on with; leave out --resume to begin one, or name another --run",
+            run.display()
+        )))
+    };
+    if !files::exists(run)? {
+        return missing("no run");
+    }
+    match files::exists(run.join(CONFIG))? || checkpoint::exists(run)? {
+        true => Ok(()),
+        false => missing("the folder holds no run"),
     }
 }
 
@@ -129,47 +191,5 @@ pub(super) fn find_resume_point(
             "passed over a broken checkpoint: {problem}"
         )));
     }
-    let note = match &found.checkpoint {
-        Some((step, _)) => format!("going on after step {step}"),
-        None => "no checkpoint to resume from; starting from the beginning".into(),
-    };
-    on_event(Event::Note(note));
     Ok(found.checkpoint.map(|(_, checkpoint)| checkpoint))
-}
-
-/// A resumed run must be the same run: what decides weights' shapes or the order of batches may
-/// not change. Other changes take effect and are noted.
-pub(super) fn check_same_run(
-    config: &Config,
-    run: &Path,
-    on_event: &mut dyn FnMut(Event<'_>),
-) -> Result<()> {
-    let old = Config::load(run.join(CONFIG), &[])?;
-    let mut fixed = vec![
-        ("seed", old.seed == config.seed),
-        ("[model]", old.model == config.model),
-        ("[init]", old.init == config.init),
-        ("data.train", old.data.train == config.data.train),
-        (
-            "data.tokenizer",
-            old.data.tokenizer == config.data.tokenizer,
-        ),
-        ("data.order", old.data.order == config.data.order),
-        ("train.seq_len", old.train.seq_len == config.train.seq_len),
-    ];
-    fixed.retain(|(_, same)| !same);
-    if let Some((key, _)) = fixed.first() {
-        return Err(Error::config(format!(
-            "{key} differs from {}; a resumed run must keep it",
-            run.join(CONFIG).display()
-        )));
-    }
-    if old != *config {
-        on_event(Event::Note(
-            "the configuration differs from the one this run was started with; \
-             the new values hold from here"
-                .into(),
-        ));
-    }
-    Ok(())
 }

@@ -7,10 +7,13 @@ use serde::{Deserialize, Serialize};
 use super::config::Config;
 use crate::data::open::TokenizerChoice;
 use crate::data::{
-    self, OpenOptions, Opened, Progress, Split, TokenDataset, Tokenizer, TokenizerSpec,
+    self, Coverage, OpenOptions, Opened, Progress, Split, TokenDataset, Tokenizer, TokenizerSpec,
+    Windows,
 };
+use crate::digits::grouped;
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
+use crate::omissions::LeftOut;
 
 /// `data.order`: the order of instances within an epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -33,6 +36,47 @@ impl DataOrder {
     }
 }
 
+/// How much of the data of a run takes part: `all_tokens = tokens + left_out` of each.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct DataUse {
+    /// Training data, once per epoch.
+    pub train: Coverage,
+    /// Validation data in every evaluation, where there are any.
+    pub validation: Option<Coverage>,
+}
+
+impl DataUse {
+    /// What is left out of both.
+    pub fn left_out(&self) -> LeftOut {
+        let mut all = self.train.left_out.clone();
+        if let Some(validation) = &self.validation {
+            for omission in validation.left_out.iter() {
+                let reason = format!("validation data: {}", omission.reason);
+                all.add(omission.unit, &reason, omission.count, None);
+            }
+        }
+        all
+    }
+
+    /// A line for training data and one for validation data.
+    pub fn lines(&self) -> Vec<String> {
+        let line = |name: &str, found: &Coverage| {
+            let left_out: Vec<_> = found.left_out.lines();
+            format!(
+                "{name}: {} of {} tokens are targets; {}",
+                grouped(found.tokens),
+                grouped(found.all_tokens),
+                left_out.join("; ")
+            )
+        };
+        let validation = self.validation.as_ref();
+        let validation = validation.map(|found| line("validation data", found));
+        std::iter::once(line("training data", &self.train))
+            .chain(validation)
+            .collect()
+    }
+}
+
 /// Training and validation data with what is known of them.
 #[derive(Debug)]
 pub struct Sources {
@@ -40,6 +84,12 @@ pub struct Sources {
     pub train: TokenDataset,
     /// To measure on, where there are any.
     pub validation: Option<TokenDataset>,
+    /// Why there is nothing to measure on, where there is not.
+    pub no_validation: String,
+    /// How much of both takes part.
+    pub data_use: DataUse,
+    /// What is worth a line, among it what was left out, cut and replaced when text was prepared.
+    pub notes: Vec<String>,
     /// What turned text into tokens, where known.
     pub tokenizer: Option<Tokenizer>,
     /// Ids are below this, where known.
@@ -67,11 +117,26 @@ pub fn open(config: &Config, progress: &mut dyn FnMut(Progress)) -> Result<Sourc
     let mut options = OpenOptions::new(config.train.seq_len, cache_dir());
     options.vocab_size = given;
     options.tokenizer = tokenizer(config)?;
+    if let Some(text) = &config.data.text {
+        check_text_options(config)?;
+        options.prepare.source = text.clone();
+    }
     if !config.data.validation.is_empty() {
         options.prepare.validation_fraction = 0.0;
     }
     let train = data::open(&config.data.train, Split::Train, &options, progress)?;
-    let validation = open_validation(config, &train, options, progress)?;
+    let mut notes = data_notes(&train);
+    let (validation, no_validation) =
+        match open_validation(config, &train, options, &mut notes, progress)? {
+            Ok(validation) => (Some(validation), String::new()),
+            Err(reason) => (None, reason),
+        };
+    let data_use = DataUse {
+        train: train.dataset.coverage(Windows::Whole { limit: None }),
+        validation: validation
+            .as_ref()
+            .map(|data| data.coverage(validation_windows(config))),
+    };
     let vocab_size = train
         .tokenizer
         .as_ref()
@@ -85,6 +150,9 @@ pub fn open(config: &Config, progress: &mut dyn FnMut(Progress)) -> Result<Sourc
             .collect(),
         train: train.dataset,
         validation,
+        no_validation,
+        data_use,
+        notes,
         tokenizer: train.tokenizer,
         vocab_size,
     })
@@ -103,26 +171,116 @@ fn tokenizer(config: &Config) -> Result<Option<TokenizerChoice>> {
     Ok(tokenizer.map(TokenizerChoice::Loaded))
 }
 
+/// The windows of validation data that a training measures: whole ones, `train.eval_sequences` of them.
+pub fn validation_windows(config: &Config) -> Windows {
+    let most = config.train.eval_sequences as u64;
+    Windows::Whole {
+        limit: (most > 0).then_some(most),
+    }
+}
+
+/// The validation data, or why there are none.
 fn open_validation(
     config: &Config,
     train: &Opened,
     mut options: OpenOptions,
+    notes: &mut Vec<String>,
     progress: &mut dyn FnMut(Progress),
-) -> Result<Option<TokenDataset>> {
+) -> Result<Result<TokenDataset, String>> {
     if let Some(tokenizer) = &train.tokenizer {
         options.tokenizer = Some(TokenizerChoice::Loaded(tokenizer.clone()));
     }
     if config.data.validation.is_empty() {
-        let mut held_out = TokenDataset::new(config.train.seq_len)?;
-        for folder in &train.folders {
-            let tokens = folder.validation()?;
-            let identity = format!("{}/validation", folder.folder().display());
-            held_out.push_stream(tokens, &identity);
-        }
-        return Ok((!held_out.is_empty()).then_some(held_out));
+        return held_out(config, train, notes);
     }
+    // What had an effect on the training text need not have one here.
+    options.prepare.source.may_be_unused = has_raw_text(&config.data.train);
     let opened = data::open(&config.data.validation, Split::All, &options, progress)?;
-    Ok(Some(opened.dataset))
+    notes.extend(data_notes(&opened));
+    if opened.dataset.overlaps(&train.dataset) {
+        notes.push(
+            "data.validation shares tokens with data.train: its loss is partly that of training \
+             data; a prepared folder is taken as a whole there, so leave data.validation out to measure \
+             what the folder holds out"
+                .into(),
+        );
+    }
+    Ok(Ok(opened.dataset))
+}
+
+/// What the training data hold out.
+fn held_out(
+    config: &Config,
+    train: &Opened,
+    notes: &mut Vec<String>,
+) -> Result<Result<TokenDataset, String>> {
+    let mut held_out = TokenDataset::new(config.train.seq_len)?;
+    let mut nothing = Vec::new();
+    for folder in &train.folders {
+        let tokens = folder.validation()?;
+        if tokens.is_empty() {
+            nothing.push(folder.folder().display().to_string());
+        }
+        let identity = format!("{}/validation", folder.folder().display());
+        held_out.push_stream(tokens, &identity);
+    }
+    let prepared: u64 = train
+        .folders
+        .iter()
+        .map(|folder| folder.manifest().train.tokens)
+        .sum();
+    let ready = train.dataset.tokens() - prepared.min(train.dataset.tokens());
+    let reason = match (held_out.tokens(), ready) {
+        _ if !held_out.is_empty() => {
+            if ready > 0 {
+                nothing.push("token files".into());
+            }
+            if !nothing.is_empty() {
+                notes.push(format!(
+                    "validation loss is measured on a part of the training data's kinds only: nothing is held \
+                     out of {}",
+                    nothing.join(", ")
+                ));
+            }
+            return Ok(Ok(held_out));
+        }
+        (0, 0) => "the data hold nothing out".into(),
+        (0, _) => "token files hold nothing out".to_owned(),
+        (tokens, _) => format!(
+            "the data hold out {tokens} tokens, fewer than a sequence of {} and its targets",
+            config.train.seq_len
+        ),
+    };
+    Ok(Err(reason))
+}
+
+fn has_raw_text(inputs: &[String]) -> bool {
+    inputs.iter().any(|input| {
+        let path = std::path::Path::new(input);
+        match path.is_dir() {
+            true => !data::PreparedFolder::is_prepared(path),
+            false => data::source::is_text_input(input),
+        }
+    })
+}
+
+fn check_text_options(config: &Config) -> Result<()> {
+    let data = &config.data;
+    match has_raw_text(&data.train) || has_raw_text(&data.validation) {
+        true => Ok(()),
+        false => Err(Error::config(
+            "[data.text] has no effect: neither data.train nor data.validation names raw text",
+        )),
+    }
+}
+
+/// What was left out, cut and replaced when the data were made from text.
+fn data_notes(opened: &Opened) -> Vec<String> {
+    let folders = opened.folders.iter();
+    let made = folders.flat_map(|folder| folder.manifest().notes());
+    made.map(|note| format!("data: {note}"))
+        .chain(opened.notes.iter().cloned())
+        .collect()
 }
 
 /// Checks that a model has a row for every token of its data.

@@ -154,6 +154,10 @@ impl Detector {
 
 impl Watched {
     fn push(&mut self, quantity: Quantity, value: f64) -> Option<Spike> {
+        // A row that was read may lack a number.
+        if !value.is_finite() {
+            return None;
+        }
         let spike = self.compare(quantity, value);
         if self.recent.len() == WINDOW {
             self.recent.pop_front();

@@ -77,6 +77,14 @@ impl EventFile {
         self.write(step, What::Summary(Summary { value }))
     }
 
+    /// Makes all records last, whatever stops the machine.
+    ///
+    /// # Errors
+    /// If they cannot be flushed.
+    pub fn sync(&self) -> Result<()> {
+        self.file.sync_data().map_err(Error::io(&self.path))
+    }
+
     fn write(&mut self, step: u64, what: What) -> Result<()> {
         let event = Event {
             wall_time: since_epoch().as_secs_f64(),

@@ -1,10 +1,11 @@
 //! The training loop.
 
+mod begin;
 mod failure;
 mod open;
+mod resume;
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -14,6 +15,7 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::checkpoint::{self, Checkpoint, Contents};
+use super::claim::Claim;
 use super::config::Config;
 use super::gradients::GradientSum;
 use super::layers::LayersRow;
@@ -21,15 +23,19 @@ use super::metrics::{Metrics, RouterMetrics};
 use super::optimizer::{Optimizer, StepNorms};
 use super::recorder::{Kind, Recorder, Weights};
 use super::rows::RowsFile;
-use super::run_directory;
 use super::schedule::Schedule;
+use super::segments::Segment;
+use super::sources::{self, DataUse};
 use super::spikes::{Counts, Scores, Spike};
 use crate::data::{Batch, BatchStream, Cursor, Progress, TokenDataset, Tokenizer};
 use crate::error::{Error, Result};
 use crate::eval;
+use crate::files::{self, Locking};
 use crate::model::{Activations, Decoder, LossOptions};
+use crate::omissions::LeftOut;
 use crate::ops;
 use crate::placement::Warning;
+use begin::Beginning;
 use failure::Moment;
 
 /// Where a run stands; together with weights and moments, all that decides what comes next.
@@ -55,6 +61,8 @@ pub enum Event<'a> {
     Note(String),
     /// Text is being turned into tokens.
     Progress(Progress),
+    /// The data were opened.
+    Data(&'a DataUse),
     /// A step was done.
     Step(&'a Metrics),
     /// Validation loss was measured.
@@ -79,6 +87,10 @@ pub struct Outcome {
     pub tokens: u64,
     /// Validation loss after the last step, where there are validation data.
     pub validation: Option<eval::Loss>,
+    /// How much of the data takes part.
+    pub data: DataUse,
+    /// What is left out of them, by reason.
+    pub left_out: LeftOut,
     /// Largest gradient norm of all steps.
     pub max_grad_norm: f64,
     /// Spikes of all steps.
@@ -97,18 +109,23 @@ pub struct Trainer {
     run: PathBuf,
     stream: BatchStream,
     validation: Option<TokenDataset>,
+    data_use: DataUse,
     tokenizer: Option<Tokenizer>,
     folders: Vec<PathBuf>,
     schedule: Schedule,
     model: Option<Decoder>,
     optimizer: Optimizer,
     state: State,
-    metrics: RowsFile<Metrics>,
+    metrics: Option<RowsFile<Metrics>>,
     recorder: Recorder,
     new_parameters: Vec<String>,
     warnings: Vec<Warning>,
     last_saved: Option<u64>,
-    lock: File,
+    /// The last one is of this process.
+    segments: Vec<Segment>,
+    /// What is written before the first step; none after it.
+    beginning: Option<Beginning>,
+    claim: Claim,
 }
 
 /// What one optimizer step gave.
@@ -120,6 +137,8 @@ pub struct Step {
     pub layers: Option<LayersRow>,
     /// What left its recent range.
     pub spikes: Vec<Spike>,
+    /// How long it took.
+    pub seconds: f64,
 }
 
 /// Whether a run may go on where it stopped.
@@ -128,11 +147,23 @@ pub enum Start {
     /// From the beginning; the run directory must not hold a run.
     Fresh,
     /// From the newest valid checkpoint, or from the beginning where none was written yet. Where all
-    /// are broken it is an error.
+    /// are broken, or there is no run, it is an error.
     Resume,
+    /// As [`Start::Resume`], but where there is no run yet, one is begun.
+    ResumeOrFresh,
     /// From the checkpoint of another run on the same data, in a directory that must not hold a run.
     /// Parameters that the checkpoint does not have begin with their initial values.
     Branch(Checkpoint),
+}
+
+/// How a run directory is dealt with.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct OpenOptions {
+    /// Whether to lock it.
+    pub locking: Locking,
+    /// What a run is for that is begun anew unless it comes to its end: until [`Trainer::finish`] a file
+    /// in the directory says so, and the next run for the same purpose replaces this one.
+    pub unfinished: Option<String>,
 }
 
 /// One in so many tokens of a step is looked at.
@@ -178,18 +209,21 @@ impl Trainer {
                 metrics: mut row,
                 layers,
                 spikes,
+                seconds: took,
             } = self.step()?;
             if let Some(layers) = layers {
                 self.recorder.append(&layers)?;
             }
             tokens += tokens_per_step;
-            seconds += tokens_per_step / row.tokens_per_second;
+            seconds += took;
             validation = None;
             if due(train.eval_every, row.step) || row.step == steps {
                 validation = self.evaluate()?;
             }
             row.validation_loss = validation.map(|found| found.loss);
-            self.metrics.append(&row)?;
+            if let Some(metrics) = &mut self.metrics {
+                metrics.append(&row)?;
+            }
             self.recorder.show(&row)?;
             on_event(Event::Step(&row));
             for spike in &spikes {
@@ -217,6 +251,8 @@ impl Trainer {
             step: self.state.step,
             tokens: self.state.tokens,
             validation,
+            left_out: self.data_use.left_out(),
+            data: self.data_use.clone(),
             max_grad_norm: self.state.max_grad_norm,
             spikes: self.recorder.spikes(),
             spike_scores: self.recorder.spike_scores(),
@@ -230,6 +266,7 @@ impl Trainer {
     /// # Errors
     /// See [`Trainer::run`].
     pub fn step(&mut self) -> Result<Step> {
+        self.begin()?;
         let started = Instant::now();
         let train = &self.config.train;
         let step = self.state.step + 1;
@@ -334,7 +371,10 @@ impl Trainer {
             }
             LayersRow::new(step, self.model(), &activations, &moment.norms)
         });
-        metrics.tokens_per_second = f64::from(targets) / started.elapsed().as_secs_f64();
+        let seconds = started.elapsed().as_secs_f64();
+        if seconds > 0.0 {
+            metrics.tokens_per_second = f64::from(targets) / seconds;
+        }
         let spikes = self.recorder.watch(&metrics);
         if !spikes.is_empty() && self.recorder.has_room() {
             let reasons = spikes.iter().map(Spike::to_string).collect();
@@ -345,6 +385,7 @@ impl Trainer {
             metrics,
             layers,
             spikes,
+            seconds,
         })
     }
 
@@ -378,7 +419,8 @@ impl Trainer {
         let Some(data) = &self.validation else {
             return Ok(None);
         };
-        match eval::loss(self.model(), data, micro, train.eval_sequences) {
+        let windows = sources::validation_windows(&self.config);
+        match eval::loss(self.model(), data, micro, windows) {
             Ok(loss) => Ok(Some(loss)),
             Err(Error::Diverged { problem, .. }) => {
                 Err(self.diverged_between(self.state.step, format!("evaluation: {problem}"))?)
@@ -401,19 +443,22 @@ impl Trainer {
         if self.last_saved == Some(self.state.step) {
             return Ok(());
         }
+        self.begin()?;
         self.check_weights()?;
-        run_directory::check_held(&self.run, &self.lock)?;
-        checkpoint::remove_broken(&self.run, self.state.step)?;
+        self.claim.check_held()?;
+        self.sync_rows()?;
         let path = checkpoint::step_path(&self.run, self.state.step);
-        checkpoint::save(
-            &path,
-            Contents {
-                model: self.model(),
-                tokenizer: self.tokenizer.as_ref(),
-                training: Some((self.optimizer.handles(), &self.state)),
-            },
-        )?;
+        let contents = Contents {
+            model: self.model(),
+            tokenizer: self.tokenizer.as_ref(),
+            training: Some((self.optimizer.handles(), &self.state)),
+        };
+        match files::exists(&path)? {
+            true => checkpoint::replace(&path, contents),
+            false => checkpoint::save(&path, contents),
+        }?;
         self.last_saved = Some(self.state.step);
+        self.note_saved()?;
         checkpoint::prune(
             &self.run,
             self.state.step,

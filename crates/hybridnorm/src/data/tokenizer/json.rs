@@ -1,4 +1,5 @@
-//! `tokenizer.json` files: parsing them, and making them of tiktoken vocabularies.
+//! What belongs to `tokenizer.json` files: the end-of-text token named beside them, the bytes of
+//! their tokens, and files made of tiktoken vocabularies.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -11,15 +12,6 @@ use crate::error::{Error, Result};
 use crate::files;
 
 use super::Builtin;
-
-/// Parses a `tokenizer.json`. The parser of the `tokenizers` crate panics on some malformed files;
-/// those are told by their syntax first, and what remains becomes an error too.
-pub(super) fn parse_json(file: &[u8]) -> Result<tokenizers::Tokenizer, String> {
-    serde_json::from_slice::<serde::de::IgnoredAny>(file).map_err(|error| one_line(&error))?;
-    std::panic::catch_unwind(|| tokenizers::Tokenizer::from_bytes(file))
-        .map_err(|_| "its parts do not fit together".to_owned())?
-        .map_err(|error| one_line(&*error))
-}
 
 /// The `eos_token` of a `tokenizer_config.json`, if it names one.
 pub(super) fn configured_eos(path: &Path) -> Result<Option<String>> {
@@ -34,8 +26,13 @@ pub(super) fn configured_eos(path: &Path) -> Result<Option<String>> {
         Token { content: String },
     }
     let text = files::read_small(path, 16 << 20)?;
-    let config: Config =
-        serde_json::from_slice(&text).map_err(|error| Error::format(path, error.to_string()))?;
+    let config: Config = serde_json::from_slice(&text).map_err(|error| match error.is_data() {
+        true => Error::format(
+            path,
+            "expected a JSON object, and its `eos_token` to be a text or `{\"content\": ...}`",
+        ),
+        false => Error::format(path, error.to_string()),
+    })?;
     Ok(config.eos_token.map(|name| match name {
         Name::Plain(content) | Name::Token { content } => content,
     }))
@@ -99,6 +96,16 @@ fn halves(bytes: &[u8], rank: u32, ranks: &HashMap<&[u8], u32>) -> Option<(u32, 
     }
 }
 
+/// The first line of a message of a parser, in words instead of names of types.
 pub(super) fn one_line(error: &dyn std::error::Error) -> String {
-    error.to_string().lines().next().unwrap_or_default().into()
+    let message = error.to_string();
+    let words = message.lines().next().unwrap_or_default().split(' ');
+    let words = words.map(|word| match word {
+        "usize" | "u64" | "u32" | "u16" | "u8" => "a whole number from 0 on",
+        "isize" | "i64" | "i32" => "a whole number",
+        "f64" | "f32" => "a number",
+        "struct" | "enum" | "variant" | "tuple" => "part",
+        word => word,
+    });
+    words.collect::<Vec<_>>().join(" ")
 }

@@ -1,26 +1,6 @@
-//! Cutting text, and working on many texts at once.
+//! Working on many texts at once.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-
-/// The text, cut within runs of white space so long that the patterns of tokenizers exhaust their
-/// stack on them. Nothing else is cut.
-pub(in crate::data) fn pieces(text: &str) -> impl Iterator<Item = &str> {
-    const LONGEST_RUN: usize = 1 << 16;
-    let mut rest = text;
-    std::iter::from_fn(move || {
-        if rest.is_empty() {
-            return None;
-        }
-        let mut run = 0;
-        let cut = rest.char_indices().find_map(|(at, c)| {
-            run = if c.is_whitespace() { run + 1 } else { 0 };
-            (run > LONGEST_RUN).then_some(at)
-        });
-        let (piece, after) = rest.split_at(cut.unwrap_or(rest.len()));
-        rest = after;
-        Some(piece)
-    })
-}
 
 /// Applies `work` to every text on several threads; results come in the order of the texts.
 pub(in crate::data) fn in_parallel<'t, T: Send>(

@@ -2,10 +2,16 @@
 
 use super::Tokenizer;
 
+/// Ids without a complete character after which what there is is shown as it is.
+const LONGEST_WAIT: usize = 8;
+/// Ids of a context that are kept: more than any decoder looks back.
+const CONTEXT: usize = 4096;
+
 /// Turns ids into text one by one, holding back bytes until they are whole characters.
 ///
 /// What [`StreamDecoder::push`] and [`StreamDecoder::finish`] return, joined, is what
-/// [`Tokenizer::decode`] gives for all ids at once.
+/// [`Tokenizer::decode`] gives for all ids at once: after those of the context, which decides, for
+/// example, whether a word begins with a space.
 #[derive(Debug)]
 pub struct StreamDecoder {
     tokenizer: Tokenizer,
@@ -17,12 +23,16 @@ pub struct StreamDecoder {
 }
 
 impl StreamDecoder {
-    pub(super) fn new(tokenizer: Tokenizer) -> Self {
+    pub(super) fn new(tokenizer: Tokenizer, context: &[u32]) -> Self {
+        let context = match tokenizer.is_byte_level() {
+            true => &[],
+            false => &context[context.len().saturating_sub(CONTEXT)..],
+        };
         Self {
             tokenizer,
             bytes: Vec::new(),
-            ids: Vec::new(),
-            read: 0,
+            read: context.len(),
+            ids: context.to_vec(),
         }
     }
 
@@ -36,12 +46,16 @@ impl StreamDecoder {
         let before = self.tokenizer.decode(&self.ids[..self.read]);
         let all = self.tokenizer.decode(&self.ids);
         let waiting = self.ids.len() - self.read;
-        if all.len() <= before.len() || all.ends_with('\u{fffd}') && waiting < 8 {
+        if all.ends_with('\u{fffd}') && waiting < LONGEST_WAIT {
             return String::new();
         }
+        if all == before && waiting < LONGEST_WAIT {
+            return String::new();
+        }
+        let new = self.beyond(&before, all);
         self.ids.drain(..self.read);
         self.read = self.ids.len();
-        all.get(before.len()..).unwrap_or_default().to_owned()
+        new
     }
 
     /// The rest; an unfinished character becomes U+FFFD.
@@ -49,9 +63,22 @@ impl StreamDecoder {
         if self.tokenizer.is_byte_level() {
             return String::from_utf8_lossy(&self.bytes).into_owned();
         }
+        if self.read == self.ids.len() {
+            return String::new();
+        }
         let before = self.tokenizer.decode(&self.ids[..self.read]);
         let all = self.tokenizer.decode(&self.ids);
-        all.get(before.len()..).unwrap_or_default().to_owned()
+        self.beyond(&before, all)
+    }
+
+    /// What `all` ids add to the text `before`. Where the new ids would change text that was
+    /// returned already, such as bytes after a character that are none, theirs alone.
+    fn beyond(&self, before: &str, mut all: String) -> String {
+        match all.starts_with(before) {
+            true => all.split_off(before.len()),
+            false if before.starts_with(&all) => String::new(),
+            false => self.tokenizer.decode(&self.ids[self.read..]),
+        }
     }
 
     fn complete_characters(&mut self) -> String {

@@ -6,6 +6,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 
+use super::super::stats;
 use super::*;
 
 /// Standard deviation of a run's loss around its seed's, in nats.

@@ -150,6 +150,12 @@ impl<'a> Sweep<'a> {
         }
     }
 
+    /// How a run ended.
+    pub fn outcome(&self, lr: f64, seed: u64) -> Option<Outcome> {
+        let rate = self.rates.iter().find(|rate| rate.lr == lr)?;
+        rate.runs.get(&seed).copied()
+    }
+
     /// The best rate.
     pub fn best(&self) -> Option<&Rate> {
         self.best.map(|index| &self.rates[index])

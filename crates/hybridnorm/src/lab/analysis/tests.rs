@@ -1,5 +1,6 @@
 //! Small studies made by hand, one for each thing that is said.
 
+use super::super::stats;
 use super::*;
 
 pub(super) fn point(placement: &str, lr: f64, seed: u64, result: Outcome) -> Point {

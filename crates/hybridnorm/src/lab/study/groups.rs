@@ -30,7 +30,7 @@ pub struct Group {
 
 /// Analyses the recorded runs of those planned, each initialization and depth on its own.
 pub fn groups<'a>(
-    records: &[RunRecord],
+    records: &'a [RunRecord],
     planned: impl Iterator<Item = &'a Cell> + Clone,
     rules: &Rules,
 ) -> Vec<Group> {
@@ -58,6 +58,40 @@ pub fn groups<'a>(
         }
     };
     keys.into_iter().map(group).collect()
+}
+
+/// The records with the endings that they have beside the other runs of their placement: runs far above
+/// its best are lost, and those that never left the token frequencies have not learned yet. Recorded is
+/// only what a run shows by itself.
+pub fn judged(records: Vec<RunRecord>, rules: &Rules) -> Vec<RunRecord> {
+    let key = |record: &RunRecord| (record.cell.init.clone(), record.cell.depth);
+    let judge = |record: &RunRecord| {
+        let group = records.iter().filter(|other| key(other) == key(record));
+        let (ids, points): (Vec<&str>, Vec<Point>) = group
+            .filter_map(|other| Some((other.id.as_str(), point(other)?)))
+            .unzip();
+        let outcomes = analysis::outcomes(&points, rules);
+        let index = ids.iter().position(|id| *id == record.id)?;
+        Some(match (&record.ending, outcomes[index]) {
+            (Ending::Finished | Ending::NotLearned { .. }, Outcome::Diverged) => Ending::Diverged {
+                step: record.steps,
+                reason: format!(
+                    "ended more than {} nats above the best median of its placement",
+                    rules.lost_above
+                ),
+            },
+            (Ending::Diverged { reason, .. }, Outcome::NotLearned(_)) => Ending::NotLearned {
+                reason: reason.clone(),
+            },
+            (ending, _) => ending.clone(),
+        })
+    };
+    let endings: Vec<Option<Ending>> = records.iter().map(judge).collect();
+    let mut judged = records;
+    for (record, ending) in judged.iter_mut().zip(endings) {
+        record.ending = ending.unwrap_or_else(|| record.ending.clone());
+    }
+    judged
 }
 
 /// Initialization and depth in words.

@@ -6,16 +6,22 @@
 
 pub mod folder;
 mod groups;
+mod hold;
+mod merge;
 pub mod plan;
 pub mod record;
 pub mod run;
 mod runner;
+mod sealed;
 mod summary;
+mod tied;
 
-pub use folder::{Folder, merge};
+pub use folder::{Folder, Records};
 pub(crate) use groups::group_name;
-pub use groups::{Group, groups};
+pub use groups::{Group, groups, judged};
+pub use merge::{Merged, merge};
 pub use plan::{Planned, Study, StudyFile, StudySection};
 pub use record::{Cell, Ending, RunRecord};
 pub use runner::{Options, Shard, StudyEvent, run};
 pub use summary::of_directory as run_record;
+pub(crate) use summary::with_checkpoint as run_record_with_checkpoint;

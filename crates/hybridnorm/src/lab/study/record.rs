@@ -103,12 +103,13 @@ pub struct Cost {
     /// What the model, its gradients and moments and the activations are estimated to take, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub estimated_memory_bytes: Option<u64>,
-    /// The processor.
-    pub machine: String,
+    /// The processor. This and what follows are those of the process that trained, or of the last one of
+    /// several; absent where the run's directory does not say.
+    pub machine: Option<String>,
     /// Threads that computed.
-    pub threads: usize,
+    pub threads: Option<usize>,
     /// Version of this program.
-    pub version: String,
+    pub version: Option<String>,
 }
 
 /// A finished run: `runs/ID.json` of a study.

@@ -9,10 +9,11 @@ use super::summary::{Of, STRETCH, last_stretch, mean, record};
 use crate::Device;
 use crate::data;
 use crate::error::{Error, Result};
+use crate::files::Locking;
 use crate::memory;
 use crate::ops;
 use crate::train::metrics::Metrics;
-use crate::train::{Event, Start, Trainer, rows};
+use crate::train::{Event, OpenOptions, Start, Trainer, rows};
 
 /// A run has learned more than token frequencies once its loss is this much below what they give, in nats.
 const LEARNED: f64 = 0.1;
@@ -39,6 +40,8 @@ pub struct Options<'a> {
     pub is_alone: bool,
     /// Where to compute.
     pub device: &'a Device,
+    /// Whether to lock its directory.
+    pub locking: Locking,
     /// Becomes true when the run is to stop.
     pub stop: &'a AtomicBool,
 }
@@ -58,10 +61,10 @@ pub fn execute(
         limit,
         is_alone,
         device,
+        locking,
         stop,
     } = options;
-    let config = planned.config.clone();
-    let mut trainer = Trainer::open(config, work, Start::Resume, device, &mut |event| {
+    let mut trainer = open(planned, work, device, locking, &mut |event| {
         // Whether it goes on or begins is not worth a line for each of a hundred runs.
         if !matches!(event, Event::Note(_)) {
             on_event(event);
@@ -69,8 +72,8 @@ pub fn execute(
     })?;
     if !trainer.has_validation() {
         return Err(Error::config(
-            "a study compares validation losses, and the data hold out less than one sequence; \
-             name some in data.validation",
+            "a study compares validation losses, and the data hold out no whole sequence (token files \
+             hold nothing out); name some in data.validation",
         ));
     }
     if is_alone {
@@ -105,13 +108,40 @@ pub fn execute(
     Ok(Came::Through(Box::new(record)))
 }
 
+fn open(
+    planned: &Planned,
+    work: &Path,
+    device: &Device,
+    locking: Locking,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<Trainer> {
+    let options = OpenOptions {
+        locking,
+        ..OpenOptions::default()
+    };
+    let config = planned.config.clone();
+    Trainer::open_with(
+        config,
+        work,
+        Start::ResumeOrFresh,
+        &options,
+        device,
+        on_event,
+    )
+}
+
 /// The record of a run that successive halving leaves out after `step` steps.
 ///
 /// # Errors
 /// If its files cannot be read.
-pub fn leave_out(planned: &Planned, work: &Path, step: u64, device: &Device) -> Result<RunRecord> {
-    let config = planned.config.clone();
-    let trainer = Trainer::open(config, work, Start::Resume, device, &mut |_| {})?;
+pub fn leave_out(
+    planned: &Planned,
+    work: &Path,
+    step: u64,
+    device: &Device,
+    locking: Locking,
+) -> Result<RunRecord> {
+    let trainer = open(planned, work, device, locking, &mut |_| {})?;
     let of = Of::new(&planned.id, &planned.cell, &planned.config, &trainer);
     record(of, work, Ending::Halved { step }, None)
 }

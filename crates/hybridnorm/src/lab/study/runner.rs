@@ -6,12 +6,14 @@ use std::str::FromStr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use super::folder::{Folder, Rung};
+use super::folder::{Begin, Folder, Rung};
+use super::hold::Passing;
 use super::plan::{Halving, Planned, Study};
 use super::record::RunRecord;
 use super::run::{self, Came};
 use crate::error::{Error, Result};
-use crate::train::{Event, run_directory};
+use crate::files::Locking;
+use crate::train::Event;
 use crate::{Device, threads};
 
 /// How to work through a study.
@@ -23,6 +25,8 @@ pub struct Options {
     pub resume: bool,
     /// Do only a part of the runs.
     pub shard: Option<Shard>,
+    /// Whether to lock the folder of the study and those of its runs.
+    pub locking: Locking,
 }
 
 /// Every `of`-th run, beginning with number `index`, counted from 1.
@@ -81,8 +85,8 @@ pub enum StudyEvent<'a> {
 /// Works through a study in `folder`; gives its records, or `None` when it was asked to stop.
 ///
 /// # Errors
-/// If a study was begun in the folder that is not to be gone on with, or data or files give an error. Runs that diverge are
-/// results.
+/// If a study was begun in the folder that is not to be gone on with, another process works on it, a
+/// record there is not that of its run, or data or files give an error. Runs that diverge are results.
 pub fn run(
     study: &Study,
     folder: &Folder,
@@ -104,23 +108,35 @@ pub fn run(
             "shard {shard}: with study.halving runs depend on each other and cannot be split"
         )));
     }
-    let begun = folder.begin(study, options.resume)?;
-    // Shards may share a folder: they do not touch each other's runs.
-    let _lock = match options.shard {
-        None => Some(run_directory::lock(folder.path())?),
-        Some(_) => None,
+    let how = Begin {
+        resume: options.resume,
+        is_shard: options.shard.is_some(),
+        locking: options.locking,
     };
-    if let Some(note) = begun {
-        on_event(StudyEvent::Note(note));
+    // Held until the end.
+    let begun = folder.begin(study, how)?;
+    if let Some(note) = &begun.note {
+        on_event(StudyEvent::Note(note.clone()));
     }
-    let chosen: Vec<&Planned> = match options.shard {
-        Some(Shard { index, of }) => study.runs.iter().skip(index - 1).step_by(of).collect(),
-        None => study.runs.iter().collect(),
+    let chosen: Vec<Planned> = match options.shard {
+        Some(Shard { index, of }) => {
+            let own = study.runs.iter().skip(index - 1).step_by(of);
+            own.cloned().collect()
+        }
+        None => study.runs.clone(),
     };
-    let finished = chosen.iter().filter(|run| folder.is_finished(&run.id));
+    // What is wrong with them shows before hours of work, not after.
+    let finished = folder.read(&chosen)?;
+    if finished.without_checksum > 0 {
+        on_event(StudyEvent::Note(format!(
+            "{} of {} records are of an earlier version and have no checksum",
+            finished.without_checksum,
+            finished.records.len()
+        )));
+    }
     on_event(StudyEvent::Begun {
         runs: chosen.len(),
-        finished: finished.count(),
+        finished: finished.records.len(),
         steps: study.steps(),
     });
     let pass = Pass {
@@ -128,21 +144,21 @@ pub fn run(
         folder,
         jobs: options.jobs,
         device,
+        how,
         stop,
         on_event,
     };
+    for record in &finished.records {
+        pass.settle(record)?;
+    }
+    let all: Vec<&Planned> = chosen.iter().collect();
     if let Some(halving) = halving
-        && !pass.halve(halving, &chosen)?
+        && !pass.halve(halving, &all)?
     {
         return Ok(None);
     }
-    if !pass.through(&chosen, None)? {
+    if !pass.through(&all, None)? {
         return Ok(None);
-    }
-    let chosen: Vec<Planned> = chosen.into_iter().cloned().collect();
-    for run in &chosen {
-        // A kill may have come between writing a record and clearing up.
-        folder.clear(&run.id)?;
     }
     folder.records(&chosen).map(Some)
 }
@@ -152,6 +168,7 @@ struct Pass<'a> {
     folder: &'a Folder,
     jobs: usize,
     device: &'a Device,
+    how: Begin,
     stop: &'a AtomicBool,
     on_event: &'a (dyn Fn(StudyEvent<'_>) + Sync),
 }
@@ -164,9 +181,6 @@ impl Pass<'_> {
         let all_came = AtomicBool::new(true);
         let work = || {
             while let Some(run) = runs.get(next.fetch_add(1, Ordering::Relaxed)) {
-                if self.folder.is_finished(&run.id) {
-                    continue;
-                }
                 let has_failed = || lock(&failed).is_some();
                 if self.stop.load(Ordering::Relaxed) || has_failed() {
                     all_came.store(false, Ordering::Relaxed);
@@ -205,14 +219,42 @@ impl Pass<'_> {
             .collect()
     }
 
+    /// Takes hold of a run for as long as the returned lock lives.
+    fn claim(&self, id: &str) -> Result<Option<Passing>> {
+        let shared = self.how.is_shard;
+        shared
+            .then(|| self.folder.claim(id, self.how.locking))
+            .transpose()
+    }
+
+    /// A kill may have come between writing a record and clearing up.
+    fn settle(&self, record: &RunRecord) -> Result<()> {
+        let _claim = self.claim(&record.id)?;
+        let keep = self.study.file.study.keep_runs;
+        if let Some(note) = self.folder.settle(record, keep)? {
+            (self.on_event)(StudyEvent::Note(note));
+        }
+        Ok(())
+    }
+
     /// Takes one run as far as it shall go; whether it came there.
     fn one(&self, run: &Planned, limit: Option<u64>) -> Result<bool> {
+        if self.folder.is_finished(&run.id)? {
+            return Ok(true);
+        }
+        let _claim = self.claim(&run.id)?;
+        // Another process may have done it meanwhile.
+        if self.folder.is_finished(&run.id)? {
+            return Ok(true);
+        }
+        self.folder.reclaim(&run.id)?;
         let section = &self.study.file.study;
         let options = run::Options {
             diverged_above: section.diverged_above,
             limit,
             is_alone: self.jobs == 1,
             device: self.device,
+            locking: self.how.locking,
             stop: self.stop,
         };
         let came = run::execute(run, &self.folder.work(&run.id), options, &mut |event| {
@@ -254,11 +296,13 @@ impl Pass<'_> {
             let goes_on = |run: &&Planned| rungs[index].on.contains(&run.id);
             let (on, out): (Vec<&Planned>, Vec<&Planned>) = alive.into_iter().partition(goes_on);
             for run in out {
-                if self.folder.is_finished(&run.id) {
+                if self.folder.is_finished(&run.id)? {
                     continue;
                 }
+                self.folder.reclaim(&run.id)?;
                 let work = self.folder.work(&run.id);
-                let record = run::leave_out(run, &work, step, self.device)?;
+                let locking = self.how.locking;
+                let record = run::leave_out(run, &work, step, self.device, locking)?;
                 self.folder
                     .finish(&record, self.study.file.study.keep_runs)?;
                 (self.on_event)(StudyEvent::Finished(&record));
@@ -277,7 +321,7 @@ impl Pass<'_> {
         };
         for run in runs {
             // A record at this point is that of a run that diverged.
-            let loss = match self.folder.is_finished(&run.id) {
+            let loss = match self.folder.is_finished(&run.id)? {
                 true => None,
                 false => run::loss_at(&self.folder.work(&run.id), step)?,
             };

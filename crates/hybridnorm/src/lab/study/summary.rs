@@ -1,5 +1,6 @@
 //! From the files of a run to its record.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::record::{Cell, Cost, Curve, Ending, Evaluation, RunRecord};
@@ -9,8 +10,9 @@ use crate::model::{ModelConfig, Recompute};
 use crate::placement::{Explanation, PlacementChoice, canonical_hash};
 use crate::train::layers::LayersRow;
 use crate::train::metrics::Metrics;
+use crate::train::segments::{self, Segment};
 use crate::train::spikes::{Detector, Quantity};
-use crate::train::{Config, State, Trainer, checkpoint, recorder, rows, run_directory};
+use crate::train::{Checkpoint, Config, State, Trainer, checkpoint, recorder, rows, run_directory};
 use crate::{machine, threads};
 
 /// Points of a [`Curve`].
@@ -25,18 +27,28 @@ pub(super) const STRETCH: usize = 20;
 /// # Errors
 /// If it holds no run, or its files cannot be read.
 pub fn of_directory(run: &Path) -> Result<RunRecord> {
+    with_checkpoint(run).map(|(record, _)| record)
+}
+
+/// As [`of_directory`], with the newest checkpoint.
+pub(crate) fn with_checkpoint(run: &Path) -> Result<(RunRecord, Option<Checkpoint>)> {
     let config = Config::load(run.join(run_directory::CONFIG), &[])?;
     let rows: Vec<Metrics> = rows::read(run)?;
     let step = rows.last().map_or(0, |row| row.step);
+    let segments = segments::read(run)?;
     let newest = checkpoint::newest(run)?.checkpoint;
+    let newest = newest.map(|(_, checkpoint)| checkpoint);
     let (model, data) = match &newest {
-        Some((_, checkpoint)) => {
-            let (state, _): (State, _) = checkpoint.training()?;
+        Some(checkpoint) => {
+            let state: State = checkpoint.state()?;
             (checkpoint.config()?, state.data)
         }
         None => (
             config.model_config()?,
-            "unknown before the first checkpoint".into(),
+            segments.last().map_or_else(
+                || "unknown before the first checkpoint".into(),
+                |segment| segment.data.clone(),
+            ),
         ),
     };
     let ending = match recorder::failure(run, step)? {
@@ -67,7 +79,25 @@ pub fn of_directory(run: &Path) -> Result<RunRecord> {
         model: &model,
         data: &data,
     };
-    record(of, run, ending, validation)
+    let mut record = record(of, run, ending, validation)?;
+    record.steps = step;
+    record.cost = as_recorded(record.cost, &segments);
+    Ok((record, newest))
+}
+
+/// What this process is, is not what the run was trained on: only its own history tells.
+fn as_recorded(cost: Cost, segments: &[Segment]) -> Cost {
+    let last = segments.last();
+    let peaks: Option<Vec<u64>> = (segments.iter())
+        .map(|segment| segment.peak_memory_bytes)
+        .collect();
+    Cost {
+        peak_memory_bytes: peaks.and_then(|peaks| peaks.into_iter().max()),
+        machine: last.map(|segment| segment.machine.clone()),
+        threads: last.map(|segment| segment.threads),
+        version: last.map(|segment| segment.version.clone()),
+        ..cost
+    }
 }
 
 /// What a record is of.
@@ -102,7 +132,7 @@ pub(super) fn record(
     ending: Ending,
     validation_loss: Option<f64>,
 ) -> Result<RunRecord> {
-    let rows: Vec<Metrics> = rows::read(work)?;
+    let rows = once_a_step(rows::read(work)?);
     let model = of.model;
     let explanation = Explanation::new(&model.placement, model.n_layers, &model.facts())?;
     let counts = inventory(model, 1, 1, Recompute::None)?;
@@ -154,11 +184,17 @@ pub(super) fn record(
             seconds: speeds.iter().map(|speed| tokens_per_step / speed).sum(),
             peak_memory_bytes: None,
             estimated_memory_bytes: Some(estimated.memory.total()),
-            machine: machine::name(),
-            threads: threads::count(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            machine: Some(machine::name()),
+            threads: Some(threads::count()),
+            version: Some(env!("CARGO_PKG_VERSION").to_owned()),
         },
     })
+}
+
+/// The rows in the order of their steps; of several of one step the last.
+fn once_a_step(rows: Vec<Metrics>) -> Vec<Metrics> {
+    let by_step: BTreeMap<u64, Metrics> = rows.into_iter().map(|row| (row.step, row)).collect();
+    by_step.into_values().collect()
 }
 
 pub(super) fn mean(rows: &[Metrics]) -> f64 {

@@ -5,7 +5,8 @@ use plotly::common::{ErrorData, ErrorType, HoverInfo, Line, Marker, Mode, Orient
 use plotly::layout::{Shape, ShapeLine, ShapeType};
 use plotly::{Bar, Scatter};
 
-use super::super::format::{difference, mebibytes, plot_text, probability, speed};
+use super::super::escape::plot_text;
+use super::super::format::{difference, mebibytes, probability, speed};
 use super::super::palette::{Roster, color, symbol};
 use super::super::tables::verdict;
 use super::super::view::View;
@@ -14,6 +15,9 @@ use crate::lab::analysis::Verdict;
 
 /// Paired differences to the baseline with their intervals.
 pub(in super::super) fn forest(view: &View, roster: &Roster) -> Option<Chart> {
+    if !view.is_complete {
+        return None;
+    }
     let analysis = &view.group?.analysis;
     let compared: Vec<_> = (analysis.placements.iter())
         .filter_map(|summary| Some((summary.placement.as_str(), summary.against.as_ref()?)))

@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 
 use plotly::Scatter;
-use plotly::common::{HoverInfo, Mode};
-use plotly::layout::Axis;
+use plotly::common::{DashType, HoverInfo, Mode};
+use plotly::layout::{Axis, Shape, ShapeLine, ShapeType};
 
-use super::super::format::{plot_text, rate};
-use super::super::palette::Roster;
+use super::super::escape::plot_text;
+use super::super::format::rate;
+use super::super::palette::{Roster, color};
+use super::super::run::ReportedRun;
 use super::super::view::View;
 use super::{Chart, Figure, axis, layout, legend_group, line, log_axis, marker, positive, short};
-use crate::lab::study::record::{Curve, Ending, RunRecord};
+use crate::lab::study::record::{Curve, Ending};
 
 /// Charts of loss and of gradient norm, and what their views show.
 pub(in super::super) struct Curves {
@@ -23,7 +25,7 @@ pub(in super::super) struct Curves {
 /// Curves of every placement: at its best rate, and at each rate.
 pub(in super::super) fn curves(view: &View, roster: &Roster) -> Option<Curves> {
     let mut picks: Vec<(String, Pick)> = Vec::new();
-    let best = |name: &str| -> Vec<&RunRecord> {
+    let best = |name: &str| -> Vec<&ReportedRun> {
         (view.best_rate(name)).map_or_else(Vec::new, |lr| view.at(name, lr))
     };
     picks.push((
@@ -34,6 +36,13 @@ pub(in super::super) fn curves(view: &View, roster: &Roster) -> Option<Curves> {
         let runs = pick(view, |name| view.at(name, lr));
         picks.push((format!("all placements at {}", rate(lr)), runs));
     }
+    let changed = |name: &str| -> Vec<&ReportedRun> {
+        view.of(name).filter(|run| run.rate().is_none()).collect()
+    };
+    picks.push((
+        "runs whose learning rate was changed".to_owned(),
+        pick(view, changed),
+    ));
     picks.retain(|(_, pick)| {
         (pick.iter().flat_map(|(_, runs)| runs)).any(|run| !run.curve.step.is_empty())
     });
@@ -68,9 +77,9 @@ pub(in super::super) fn curves(view: &View, roster: &Roster) -> Option<Curves> {
 }
 
 /// Placements with the runs that are shown of each.
-type Pick<'a> = Vec<(&'a str, Vec<&'a RunRecord>)>;
+type Pick<'a> = Vec<(&'a str, Vec<&'a ReportedRun>)>;
 
-fn pick<'a>(view: &View<'a>, runs: impl Fn(&str) -> Vec<&'a RunRecord>) -> Pick<'a> {
+fn pick<'a>(view: &View<'a>, runs: impl Fn(&str) -> Vec<&'a ReportedRun>) -> Pick<'a> {
     view.placements
         .iter()
         .map(|name| (*name, runs(name)))
@@ -83,7 +92,7 @@ fn loss(pick: &Pick, roster: &Roster) -> Figure {
         Some((low, high)) => y.range(vec![low, high]),
         None => y,
     };
-    let mut figure = Figure::new(layout(420, steps(pick), y));
+    let mut figure = Figure::new(layout(420, steps(pick), y).shapes(marks(pick, roster)));
     for (name, runs) in pick {
         lines(
             &mut figure,
@@ -104,7 +113,7 @@ fn grad_norm(pick: &Pick, roster: &Roster) -> Figure {
     let runs = pick.iter().flat_map(|(_, runs)| runs);
     let norms = runs.flat_map(|run| &run.curve.grad_norm).copied();
     let y = log_axis("gradient norm before clipping", norms.map(f64::from));
-    let mut figure = Figure::new(layout(320, steps(pick), y));
+    let mut figure = Figure::new(layout(320, steps(pick), y).shapes(marks(pick, roster)));
     for (name, runs) in pick {
         lines(
             &mut figure,
@@ -116,6 +125,33 @@ fn grad_norm(pick: &Pick, roster: &Roster) -> Figure {
         );
     }
     figure
+}
+
+/// Dotted lines where keys of a run were changed.
+fn marks(pick: &Pick, roster: &Roster) -> Vec<Shape> {
+    let mut marks = Vec::new();
+    for run in pick.iter().flat_map(|(_, runs)| runs) {
+        let segments = run
+            .directory
+            .iter()
+            .flat_map(|directory| &directory.segments);
+        for segment in segments.filter(|segment| !segment.changed.is_empty()) {
+            let line = ShapeLine::new()
+                .color(color(roster.style(run.label())))
+                .dash(DashType::Dot)
+                .width(1.0);
+            let mark = Shape::new()
+                .shape_type(ShapeType::Line)
+                .x0(segment.after_step)
+                .x1(segment.after_step)
+                .y_ref("paper")
+                .y0(0.0)
+                .y1(1.0)
+                .line(line);
+            marks.push(mark);
+        }
+    }
+    marks
 }
 
 /// Steps from 0 to the last one.
@@ -149,8 +185,8 @@ fn loss_range(pick: &Pick) -> Option<(f64, f64)> {
 }
 
 fn finished<'a, 'b: 'a>(
-    runs: impl Iterator<Item = &'a &'b RunRecord>,
-) -> impl Iterator<Item = &'b RunRecord> {
+    runs: impl Iterator<Item = &'a &'b ReportedRun>,
+) -> impl Iterator<Item = &'b ReportedRun> {
     runs.copied()
         .filter(|run| matches!(run.ending, Ending::Finished))
 }
@@ -160,7 +196,7 @@ fn lines(
     figure: &mut Figure,
     style: usize,
     name: &str,
-    runs: &[&RunRecord],
+    runs: &[&ReportedRun],
     of: impl Fn(&Curve) -> &Vec<f32>,
     shown: impl Fn(f64) -> Option<f64>,
 ) {
@@ -202,8 +238,8 @@ fn lines(
 }
 
 /// Means over the finished runs at the steps that all of them have.
-fn mean_curve(runs: &[&RunRecord], of: &impl Fn(&Curve) -> &Vec<f32>) -> BTreeMap<u64, f64> {
-    let runs: Vec<&RunRecord> = finished(runs.iter()).collect();
+fn mean_curve(runs: &[&ReportedRun], of: &impl Fn(&Curve) -> &Vec<f32>) -> BTreeMap<u64, f64> {
+    let runs: Vec<&ReportedRun> = finished(runs.iter()).collect();
     let mut sums: BTreeMap<u64, (f64, usize)> = BTreeMap::new();
     for run in &runs {
         for (step, value) in run.curve.step.iter().zip(of(&run.curve)) {
@@ -219,8 +255,8 @@ fn mean_curve(runs: &[&RunRecord], of: &impl Fn(&Curve) -> &Vec<f32>) -> BTreeMa
 }
 
 /// Mean validation losses on the way as markers.
-fn evaluations(figure: &mut Figure, style: usize, name: &str, runs: &[&RunRecord]) {
-    let runs: Vec<&RunRecord> = finished(runs.iter()).collect();
+fn evaluations(figure: &mut Figure, style: usize, name: &str, runs: &[&ReportedRun]) {
+    let runs: Vec<&ReportedRun> = finished(runs.iter()).collect();
     let mut sums: BTreeMap<u64, (f64, usize)> = BTreeMap::new();
     for evaluation in runs.iter().flat_map(|run| &run.validation) {
         let entry = sums.entry(evaluation.step).or_default();

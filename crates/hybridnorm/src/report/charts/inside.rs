@@ -9,9 +9,9 @@ use plotly::layout::Margin;
 
 use super::super::format::{compact, rate};
 use super::super::palette::SCALE;
+use super::super::run::ReportedRun;
 use super::super::view::View;
 use super::{Chart, Figure, axis, layout};
-use crate::lab::study::record::RunRecord;
 use crate::train::layers::{BlockSignals, Measured, measured};
 
 /// Something that is measured in each block.
@@ -99,7 +99,7 @@ struct Grid {
 
 /// Heat maps of each placement at its best rate, on one scale a quantity.
 pub(in super::super) fn heat_maps(view: &View) -> Option<HeatMaps> {
-    let runs: Vec<(&str, Vec<&RunRecord>)> = (view.placements.iter())
+    let runs: Vec<(&str, Vec<&ReportedRun>)> = (view.placements.iter())
         .map(|name| (*name, view.best_runs(name)))
         .filter(|(_, runs)| runs.iter().any(|run| !run.layers.is_empty()))
         .collect();
@@ -150,7 +150,7 @@ fn chart(key: &str, position: usize, name: &str) -> Chart {
 }
 
 /// Geometric means over runs, at the steps that all of them have.
-fn grid(runs: &[&RunRecord], of: fn(&BlockSignals) -> Measured) -> Grid {
+fn grid(runs: &[&ReportedRun], of: fn(&BlockSignals) -> Measured) -> Grid {
     let mut rows: BTreeMap<u64, Vec<Vec<Option<f64>>>> = BTreeMap::new();
     for row in runs.iter().flat_map(|run| &run.layers) {
         let logs = row.blocks.iter().map(|block| log(of(block))).collect();

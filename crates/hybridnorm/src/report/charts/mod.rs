@@ -16,7 +16,8 @@ use plotly::layout::{Axis, AxisType, HoverMode, Margin, TicksDirection};
 use plotly::{Configuration, Layout, Trace, Traces};
 use serde::Serialize;
 
-use super::format::{plot_text, rate};
+use super::escape::plot_text;
+use super::format::rate;
 use super::palette;
 
 const TRANSPARENT: &str = "rgba(0,0,0,0)";

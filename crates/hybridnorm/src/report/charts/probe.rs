@@ -3,7 +3,7 @@
 use plotly::Scatter;
 use plotly::common::Mode;
 
-use super::super::format::plot_text;
+use super::super::escape::plot_text;
 use super::super::palette::Roster;
 use super::{Chart, Figure, axis, inside, layout, legend_group, line, log_axis, marker, positive};
 use crate::lab::probe::{ProbeMoment, ProbeReport};

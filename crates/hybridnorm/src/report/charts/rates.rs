@@ -4,7 +4,8 @@ use plotly::Scatter;
 use plotly::common::{ErrorData, ErrorType, HoverInfo, Line, Marker, MarkerSymbol, Mode};
 use plotly::layout::AxisType;
 
-use super::super::format::{count, factor, loss, mean_sd, plot_text, rate};
+use super::super::escape::plot_text;
+use super::super::format::{count, factor, loss, mean_sd, rate};
 use super::super::palette::{Roster, color, symbol};
 use super::super::view::{Rate, View};
 use super::{

@@ -159,7 +159,8 @@ pub fn study() -> Document {
         created: "2026-11-25".to_owned(),
         version: "0.1.0".to_owned(),
         groups: vec![group("", None, &runs)],
-        runs,
+        sets: Vec::new(),
+        runs: runs.into_iter().map(Into::into).collect(),
         probe: None,
     }
 }
@@ -171,12 +172,13 @@ pub fn two_groups() -> Document {
         .into_iter()
         .flat_map(|init| runs(2, init))
         .filter(|run| ["pre-norm", "hybridnorm", "olmo2"].contains(&run.cell.placement.as_str()))
+        .map(Into::into)
         .collect();
     document.groups = ["megatron", "own"]
         .map(|init| {
             let runs: Vec<RunRecord> = (document.runs.iter())
                 .filter(|run| run.cell.init.as_deref() == Some(init))
-                .cloned()
+                .map(|run| run.record.clone())
                 .collect();
             group(&format!("initialization {init}"), Some(init), &runs)
         })
@@ -352,9 +354,9 @@ fn run(kind: &Kind, lr: f64, seed: u64, init: Option<&str>, mut chance: Chance) 
             seconds: end as f64 * 2048.0 / kind.speed,
             estimated_memory_bytes: None,
             peak_memory_bytes: Some(((158.0 + kind.stream * 12.0) * 1_048_576.0) as u64),
-            machine: "AMD EPYC 9V45".to_owned(),
-            threads: 2,
-            version: "0.1.0".to_owned(),
+            machine: Some("AMD EPYC 9V45".to_owned()),
+            threads: Some(2),
+            version: Some("0.1.0".to_owned()),
         },
     }
 }

@@ -55,6 +55,21 @@ pub fn attributes(page: &str, name: &str) -> Vec<String> {
         .collect()
 }
 
+/// Every tag with its attributes, the text of those that are read aloud left out.
+pub fn tags(page: &str) -> Vec<String> {
+    let (mut found, mut rest) = (Vec::new(), page);
+    while let Some(start) = rest.find('<') {
+        let end = start + tag_end(&rest[start..]).expect("a tag ends");
+        let mut tag = rest[start..=end].to_owned();
+        if let Some(label) = attributes(&tag, "aria-label").first() {
+            tag = tag.replace(label, "");
+        }
+        found.push(tag);
+        rest = &rest[end + 1..];
+    }
+    found
+}
+
 /// Where a tag ends: the first `>` outside of quotes.
 fn tag_end(tag: &str) -> Option<usize> {
     let mut quoted = false;

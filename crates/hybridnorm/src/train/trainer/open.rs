@@ -4,30 +4,37 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::super::checkpoint::{self, Checkpoint};
+use super::super::claim::Claim;
 use super::super::config::Config;
+use super::super::history;
 use super::super::optimizer::Optimizer;
 use super::super::recorder::Recorder;
-use super::super::rows::RowsFile;
 use super::super::run_directory;
+use super::super::segments::{self, Segment};
 use super::super::sources::{self, Sources};
-use super::{Event, Start, State, Trainer};
+use super::begin::Beginning;
+use super::{Event, OpenOptions, Start, State, Trainer, resume};
 use crate::Device;
 use crate::data::{BatchStream, Cursor};
 use crate::error::{Error, Result};
 use crate::files;
+use crate::machine;
 use crate::memory;
 use crate::model::inventory::inventory;
 use crate::model::matrices::Matrices;
 use crate::model::params::Values;
 use crate::model::{Decoder, ModelConfig, params};
+use crate::threads;
 
 impl Trainer {
-    /// Prepares a run in the directory `run`: opens its data, makes or loads its model.
+    /// Prepares a run in the directory `run`: opens its data, makes or loads its model. What the run
+    /// writes, it writes when the first step is about to be done.
     ///
     /// `on_event` hears of what is being prepared.
     ///
     /// # Errors
-    /// If the configuration, the data or the directory do not allow the run.
+    /// If the configuration, the data or the directory do not allow the run. What this call created is
+    /// removed again; what was there before is as it was.
     pub fn open(
         config: Config,
         run: &Path,
@@ -35,51 +42,81 @@ impl Trainer {
         device: &Device,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<Self> {
-        let is_new = !run.exists();
-        let opened = Self::prepare(config, run, start, device, on_event);
-        if opened.is_err() && is_new {
-            // Nothing was done yet: no trace is left. The error to report is the first one.
-            let _ = run_directory::remove(run)
-                .and_then(|()| std::fs::remove_dir(run).map_err(Error::io(run)));
-        }
-        opened
+        let options = OpenOptions::default();
+        Self::open_with(config, run, start, &options, device, on_event)
     }
 
-    fn prepare(
+    /// As [`Trainer::open`], with options.
+    ///
+    /// # Errors
+    /// As [`Trainer::open`].
+    pub fn open_with(
         config: Config,
         run: &Path,
         start: Start,
+        options: &OpenOptions,
         device: &Device,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<Self> {
-        files::create_dir(run.join(checkpoint::CHECKPOINTS))?;
-        let lock = run_directory::lock(run)?;
+        let mut claim = match start {
+            Start::Resume => {
+                run_directory::require_run(run)?;
+                Claim::existing(run, options.locking)
+            }
+            _ => Claim::create(run, options.locking),
+        }?;
+        if let Some(purpose) = &options.unfinished {
+            run_directory::begin_unfinished(run, purpose, &mut claim)?;
+        }
         let is_branch = matches!(start, Start::Branch(_));
+        let is_resume = matches!(start, Start::Resume | Start::ResumeOrFresh);
         let resumed = match start {
             Start::Fresh => {
                 run_directory::refuse_to_overwrite(run)?;
                 None
             }
-            Start::Resume => run_directory::find_resume_point(run, on_event)?,
+            Start::Resume | Start::ResumeOrFresh => {
+                run_directory::find_resume_point(run, on_event)?
+            }
             Start::Branch(checkpoint) => {
                 run_directory::refuse_to_share(run)?;
                 Some(checkpoint)
             }
         };
+        let goes_on = resumed.is_some() && !is_branch;
+        if !goes_on && !is_branch && is_resume {
+            on_event(Event::Note(
+                "no checkpoint to resume from; starting from the beginning".into(),
+            ));
+        }
         // What a killed process left.
         files::remove_stale_in(run);
         files::remove_stale_in(&run.join(checkpoint::CHECKPOINTS));
-        if resumed.is_some() && !is_branch {
-            run_directory::check_same_run(&config, run, on_event)?;
+        let path = run.join(run_directory::CONFIG);
+        let written = match files::exists(&path)? {
+            true => Some(Config::load(&path, &[])?),
+            false if goes_on => {
+                return Err(Error::format(
+                    path,
+                    "missing, so that nobody knows how the run was trained",
+                ));
+            }
+            false => None,
+        };
+        if let (true, Some(old)) = (goes_on, &written) {
+            resume::check_same_run(old, &config, &path.display().to_string())?;
         }
         let name_file = |error| config.origin.name(error);
         let sources = sources::open(&config, &mut |progress| on_event(Event::Progress(progress)))
             .map_err(name_file)?;
+        for note in &sources.notes {
+            on_event(Event::Note(note.clone()));
+        }
+        on_event(Event::Data(&sources.data_use));
         if sources.validation.is_none() && config.train.eval_every > 0 {
             on_event(Event::Note(format!(
-                "no validation: the data hold out less than one sequence of {} tokens, and \
-                 data.validation names none",
-                config.train.seq_len
+                "no validation: {}, and data.validation names none",
+                sources.no_validation
             )));
         }
         let device = device.clone().autodiff();
@@ -105,9 +142,19 @@ impl Trainer {
             }
             (None, Some(init)) => {
                 let from = Checkpoint::open(&init.from)?;
-                check_init(&config, &from, &sources).map_err(name_file)?;
-                require_memory(&config, &from.config()?)?;
-                (from.model(&device)?, Vec::new())
+                let model = settle_init(&config, &from, &sources).map_err(name_file)?;
+                require_memory(&config, &model)?;
+                let trained = from.config()?.max_seq_len;
+                if config.train.seq_len > trained {
+                    on_event(Event::Note(format!(
+                        "train.seq_len = {} is beyond the {trained} positions of the model in {}: it \
+                         learns those behind them from here on",
+                        config.train.seq_len,
+                        from.path().display()
+                    )));
+                }
+                let loaded = from.model(&device)?;
+                (loaded.with_max_seq_len(model.max_seq_len)?, Vec::new())
             }
             (None, None) => {
                 let section = config
@@ -143,14 +190,7 @@ impl Trainer {
                         .iter()
                         .any(|new| Some(new.as_str()) == parameter)
                 });
-                let found = sources.train.fingerprint();
-                if state.data != found {
-                    return Err(Error::config(format!(
-                        "the training data are not those of {} (fingerprint {}, now {found})",
-                        checkpoint.path().display(),
-                        state.data
-                    )));
-                }
+                resume::check_same_data(checkpoint, &state.data, &sources)?;
                 let plain = device.clone().without_autodiff();
                 match is_branch {
                     true => optimizer.restore_shared(state.step, moments, &plain)?,
@@ -169,36 +209,54 @@ impl Trainer {
         let Sources {
             train,
             validation,
+            data_use,
             tokenizer,
             folders,
             ..
         } = sources;
         let stream = BatchStream::new(train, config.data.order.seeded(config.seed), state.cursor)?;
-        let tokens_per_step = (config.train.batch_size * config.train.seq_len) as u64;
-        let schedule =
-            config
-                .schedule
-                .settle(config.optimizer.lr, config.train.steps, tokens_per_step)?;
-        let metrics = RowsFile::open(run, state.step)?;
+        let schedule = config.settled_schedule()?;
         let recorder = Recorder::open(run, &config.log, state.step)?;
-        // What says the same already may be somebody's own, with comments.
-        let path = run.join(run_directory::CONFIG);
-        if !path.exists() || Config::load(&path, &[])? != config {
-            files::write(path, config.to_toml().as_bytes())?;
+        let (mut segments, before) = match (goes_on, &written) {
+            (true, Some(old)) => history::cut(segments::read(run)?, old, state.step)
+                .map_err(|error| Error::format(run.join(segments::FILE), error.to_string()))?,
+            _ => (Vec::new(), config.clone()),
+        };
+        let changed = history::changes(&before, &config);
+        if goes_on {
+            let missing = recorder.missing_rows();
+            resume::tell((&before, &config), &changed, state.step, missing, on_event)?;
+            if state.step >= config.train.steps as u64 {
+                finish_what_was_begun(run, state.step, &segments, &before)?;
+            }
         }
-        if resumed.is_some() && !is_branch {
-            // A kill may have come between saving and pruning.
-            checkpoint::prune(run, state.step, config.train.keep_checkpoints)?;
-        }
+        segments.push(Segment {
+            after_step: state.step,
+            last_step: None,
+            started: jiff::Timestamp::now().to_string(),
+            changed,
+            threads: threads::count(),
+            machine: machine::name(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            data: state.data.clone(),
+            peak_memory_bytes: None,
+        });
+        let beginning = Beginning {
+            // What says the same already may be somebody's own, with comments.
+            writes_config: written.as_ref() != Some(&config),
+            is_resumed: goes_on,
+            is_for_good: options.unfinished.is_none(),
+        };
         Ok(Self {
-            metrics,
+            metrics: None,
             recorder,
-            last_saved: (resumed.is_some() && !is_branch).then_some(state.step),
+            last_saved: goes_on.then_some(state.step),
             new_parameters,
             config,
             run: run.to_path_buf(),
             stream,
             validation,
+            data_use,
             tokenizer,
             folders,
             schedule,
@@ -206,9 +264,26 @@ impl Trainer {
             optimizer,
             state,
             warnings,
-            lock,
+            segments,
+            beginning: Some(beginning),
+            claim,
         })
     }
+}
+
+/// Does what a process left undone that was killed right after its last checkpoint.
+fn finish_what_was_begun(
+    run: &Path,
+    step: u64,
+    segments: &[Segment],
+    config: &Config,
+) -> Result<()> {
+    let recorded = segments::read(run)?;
+    let is_behind = |last: &Segment| last.last_step.is_none_or(|of| of < step);
+    if recorded.len() == segments.len() && recorded.last().is_some_and(is_behind) {
+        segments::write(run, segments)?;
+    }
+    checkpoint::prune(run, step, config.train.keep_checkpoints)
 }
 
 /// Refuses a training that the machine's memory cannot hold.
@@ -237,32 +312,28 @@ fn drop_of_other_layout(
     });
 }
 
-/// A run that starts from a checkpoint takes its shape from there; what `[model]` says beside it
-/// must agree, since it would have no effect.
-fn check_init(config: &Config, from: &Checkpoint, sources: &Sources) -> Result<()> {
-    let theirs = from.config()?;
+/// A run that starts from a checkpoint takes its shape from there; what `[model]` says beside it must
+/// agree, since it would have no effect. Only the longest sequence may be another one, on which no
+/// parameter depends.
+fn settle_init(config: &Config, from: &Checkpoint, sources: &Sources) -> Result<ModelConfig> {
+    let mut theirs = from.config()?;
     sources::check_vocabulary(sources, &theirs)?;
-    if config.train.seq_len > theirs.max_seq_len {
-        return Err(Error::config(format!(
-            "train.seq_len = {} is longer than the {} tokens of the model in {}",
-            config.train.seq_len,
-            theirs.max_seq_len,
-            from.path().display()
-        )));
-    }
+    let longest = theirs.max_seq_len.max(config.train.seq_len);
     let Some(section) = &config.model else {
-        return Ok(());
+        theirs.max_seq_len = longest;
+        return Ok(theirs);
     };
     let vocab = section.vocab_size.or(Some(theirs.vocab_size));
     let mut ours = section.settle(config.train.seq_len, vocab)?;
     if section.max_seq_len.is_none() {
-        ours.max_seq_len = theirs.max_seq_len;
+        ours.max_seq_len = longest;
     }
+    theirs.max_seq_len = ours.max_seq_len;
     if ours != theirs {
         return Err(Error::config(format!(
             "[model] is not the model in {}; leave it out to take that one",
             from.path().display()
         )));
     }
-    Ok(())
+    Ok(ours)
 }

@@ -1,0 +1,339 @@
+//! `eval`: everything is measured or counted, every set by itself. Tokens from elsewhere are read as what
+//! they are.
+
+mod common;
+
+use common::{Lab, code, numpy, stderr};
+use serde_json::Value;
+
+fn le16(ids: &[u16]) -> Vec<u8> {
+    ids.iter().flat_map(|id| id.to_le_bytes()).collect()
+}
+
+fn le32(ids: &[u16]) -> Vec<u8> {
+    ids.iter()
+        .flat_map(|&id| u32::from(id).to_le_bytes())
+        .collect()
+}
+
+/// Ids below 250.
+fn ids(n: u16) -> Vec<u16> {
+    (0..n).map(|i| i.wrapping_mul(7_919) % 250).collect()
+}
+
+fn number(value: &Value, key: &str) -> f64 {
+    value[key]
+        .as_f64()
+        .unwrap_or_else(|| panic!("no {key} in {value}"))
+}
+
+fn count(value: &Value, key: &str) -> u64 {
+    value[key]
+        .as_u64()
+        .unwrap_or_else(|| panic!("no {key} in {value}"))
+}
+
+/// Tokens that were left out, by the counts of all reasons.
+fn left_out(value: &Value) -> u64 {
+    let reasons = value["left_out"].as_array().unwrap();
+    reasons
+        .iter()
+        .map(|reason| {
+            assert_eq!(reason["unit"], "tokens");
+            assert!(!reason["reason"].as_str().unwrap().is_empty());
+            count(reason, "count")
+        })
+        .sum()
+}
+
+fn adds_up(value: &Value) {
+    assert_eq!(
+        count(value, "tokens") + left_out(value),
+        count(value, "all_tokens"),
+        "{value}"
+    );
+}
+
+fn nats(value: &Value) -> f64 {
+    number(value, "loss") * number(value, "tokens")
+}
+
+fn close(a: f64, b: f64) {
+    assert!((a - b).abs() <= 1e-5 * b.abs().max(1.0), "{a} {b}");
+}
+
+fn eval(lab: &Lab, data: &[&str], more: &[&str]) -> Value {
+    lab.json(&[&["eval", "run", "--json", "--data"][..], data, more].concat())
+}
+
+#[test]
+fn short_last_windows_are_measured() {
+    let lab = Lab::new();
+    lab.train("run", &[]);
+    // 101 bytes of text, an end, windows of 16: six whole ones and one of five targets.
+    lab.write("a.txt", "It rained, é, all week. ".repeat(4) + "Then");
+    let all = eval(&lab, &["a.txt"], &[]);
+    let bytes = lab.read("a.txt").len() as u64;
+    assert_eq!(count(&all, "tokens"), bytes);
+    assert_eq!(count(&all, "all_tokens"), bytes + 1);
+    adds_up(&all);
+    close(
+        number(&all, "bits_per_byte"),
+        nats(&all) / 2_f64.ln() / (bytes - 1) as f64,
+    );
+    let whole = eval(&lab, &["a.txt"], &["--windows", "whole"]);
+    assert_eq!(count(&whole, "tokens"), bytes / 16 * 16);
+    adds_up(&whole);
+    for size in ["1", "3", "100"] {
+        let other = eval(&lab, &["a.txt"], &["--batch-size", size]);
+        close(number(&other, "loss"), number(&all, "loss"));
+    }
+    // Shorter than a window.
+    lab.write("b.txt", "Hi!");
+    let short = eval(&lab, &["b.txt"], &[]);
+    assert_eq!(count(&short, "tokens"), 3);
+    let text = lab.ok(&["eval", "run", "--data", "b.txt"]);
+    assert!(
+        text.contains("tokens         3\nleft out 1 token: first of its stream"),
+        "{text}"
+    );
+
+    // The mean is over targets: the last window is what a file of its own would be.
+    let tokens = ids(100);
+    lab.write("all.u16", le16(&tokens));
+    lab.write("begin.u16", le16(&tokens[..97]));
+    lab.write("end.u16", le16(&tokens[96..]));
+    let all = eval(&lab, &["all.u16"], &[]);
+    let parts = eval(&lab, &["begin.u16", "end.u16"], &[]);
+    assert_eq!(count(&all, "tokens"), 99);
+    assert_eq!(count(&parts, "tokens"), 99);
+    close(nats(&all), nats(&parts));
+    // One token has nothing to be predicted.
+    lab.write("one.u16", le16(&[7]));
+    lab.fails(
+        2,
+        &["eval", "run", "--data", "one.u16"],
+        &["one.u16", "nothing to measure"],
+    );
+}
+
+#[test]
+fn every_set_by_itself() {
+    let lab = Lab::new();
+    lab.train("run", &[]);
+    lab.prepare("stories:40", "bytes", "p");
+    lab.write("a.txt", "Nobody came to the door. ".repeat(5));
+    lab.write("t.u16", le16(&ids(70)));
+    let names = ["p", "a.txt", "t.u16"];
+    let found = eval(&lab, &names, &[]);
+    let sets = found["sets"].as_array().unwrap();
+    let split = |set: &Value| set["split"].as_str().unwrap().to_owned();
+    assert_eq!(
+        sets.iter().map(split).collect::<Vec<_>>(),
+        ["validation", "all", "all"]
+    );
+    for (set, name) in sets.iter().zip(names) {
+        assert_eq!(set["name"], name);
+        adds_up(set);
+        let alone = eval(&lab, &[name], &[]);
+        for key in ["loss", "tokens", "perplexity", "bits_per_byte"] {
+            close(number(&alone, key), number(set, key));
+        }
+    }
+    adds_up(&found);
+    close(nats(&found), sets.iter().map(nats).sum());
+    close(number(&found, "perplexity"), number(&found, "loss").exp());
+    let manifest = lab.json(&["data", "inspect", "p", "--json"]);
+    let held_out = count(&manifest["manifest"]["validation"], "tokens");
+    assert_eq!(count(&sets[0], "all_tokens"), held_out);
+    let table = lab.ok(&["eval", "run", "--data", "p", "--data", "a.txt"]);
+    for word in ["all sets, pooled", "validation", "a.txt: left out 1 token"] {
+        assert!(table.contains(word), "{table}");
+    }
+
+    // Nothing disappears.
+    let validation = |names: &[&'static str], words: &[&str]| {
+        let args = ["eval", "run", "--split", "validation", "--data"];
+        lab.fails(2, &[&args[..], names].concat(), words);
+    };
+    lab.write("tiny.txt", "One line.");
+    validation(&["p", "tiny.txt"], &["tiny.txt", "nothing is held out"]);
+    validation(&["p", "t.u16"], &["t.u16", "no held-out part"]);
+    for twice in [["p", "p"], ["p", "./p"], ["a.txt", "a.txt"]] {
+        let args = ["eval", "run", "--data", twice[0], twice[1]];
+        lab.fails(2, &args, &["named twice"]);
+    }
+    // The same tokens under two names.
+    lab.write("u.u16", le16(&ids(70)));
+    let found = eval(&lab, &["t.u16", "u.u16"], &[]);
+    assert!(found["notes"][0].as_str().unwrap().contains("counts twice"));
+}
+
+#[test]
+fn rows_are_windows_of_their_own() {
+    let lab = Lab::new();
+    lab.train("run", &[]);
+    let tokens = ids(240);
+    for (file, shape, width) in [
+        ("narrow.npy", "(24, 10)", 10),
+        ("exact.npy", "(14, 17)", 17),
+        ("wide.npy", "(6, 40)", 40),
+    ] {
+        let rows = tokens.len() / width;
+        let tokens = &tokens[..rows * width];
+        lab.write(file, numpy(shape, tokens));
+        let found = eval(&lab, &[file], &["--batch-size", "3"]);
+        assert_eq!(
+            count(&found, "tokens"),
+            (rows * (width - 1)) as u64,
+            "{file}"
+        );
+        assert_eq!(left_out(&found), rows as u64);
+        adds_up(&found);
+        let names: Vec<String> = (0..rows).map(|row| format!("{file}.{row}.u16")).collect();
+        for (name, row) in names.iter().zip(tokens.chunks(width)) {
+            lab.write(name, le16(row));
+        }
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        close(nats(&found), nats(&eval(&lab, &names, &[])));
+        if width != 17 {
+            let data = format!("data.train=['{file}']");
+            let words = [&format!("rows of {width} tokens")[..], "one instance", "17"];
+            lab.train_fails(1, "other", &["--set", &data], &words);
+        }
+    }
+}
+
+#[test]
+fn training_counts_what_it_leaves_out() {
+    let lab = Lab::new();
+    let args = [
+        "train",
+        "tiny.toml",
+        "--run",
+        "run",
+        "--json",
+        "--set",
+        "train.eval_sequences=2",
+    ];
+    let output = lab.run(&args);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let data = &found["data"];
+    for part in ["train", "validation"] {
+        adds_up(&data[part]);
+        assert_eq!(count(&data[part], "tokens") % 16, 0);
+    }
+    assert_eq!(count(&data["validation"], "tokens"), 32);
+    assert_eq!(count(&found["validation"], "tokens"), 32);
+    assert_eq!(
+        left_out(&found),
+        left_out(&data["train"]) + left_out(&data["validation"])
+    );
+    let text = stderr(&output);
+    for word in [
+        "training data:",
+        "validation data:",
+        "at the end of a stream",
+        "beyond the first 2 sequences",
+    ] {
+        assert!(text.contains(word), "no {word} in {text}");
+    }
+}
+
+#[test]
+fn types_of_raw_tokens() {
+    let lab = Lab::new();
+    let tokens = ids(2_000);
+    lab.write("wide.bin", le32(&tokens));
+    lab.write("narrow.bin", le16(&tokens));
+    lab.write("few.bin", le32(&tokens[..20]));
+    let train = |run: &str, file: &str| {
+        let data = format!("data.train=['{file}']");
+        let output = lab.run(&["train", "tiny.toml", "--run", run, "--set", &data, "--json"]);
+        assert_eq!(code(&output), 0, "{}", stderr(&output));
+        (lab.column(run, "loss"), stderr(&output))
+    };
+    let (expected, note) = train("a", "narrow.bin");
+    assert!(!note.contains("read as"), "{note}");
+    assert!(note.contains("token files hold nothing out"), "{note}");
+    let (found, note) = train("b", "wide.bin");
+    assert!(note.contains("wide.bin: read as u32"), "{note}");
+    assert_eq!(found, expected);
+    let (found, note) = train("c", "wide.bin:u32");
+    assert!(!note.contains("read as"), "{note}");
+    assert_eq!(found, expected);
+    let (found, note) = train("d", "wide.bin:u16");
+    assert!(note.contains("as if it were u32"), "{note}");
+    assert_ne!(found, expected);
+    lab.train_fails(
+        1,
+        "e",
+        &["--set", "data.train=['few.bin']"],
+        &["`few.bin:u16` or `few.bin:u32`"],
+    );
+    let vocab = [
+        "--set",
+        "data.train=['narrow.bin']",
+        "--set",
+        "model.vocab_size=80000",
+    ];
+    let no_tokenizer = String::from_utf8(lab.read("tiny.toml")).unwrap();
+    lab.write(
+        "tiny.toml",
+        no_tokenizer.replace("tokenizer = \"bytes\"\n", ""),
+    );
+    lab.train_fails(
+        1,
+        "e",
+        &vocab,
+        &["no u32 tokens below 80000", "`narrow.bin:u16`"],
+    );
+    lab.write("x.bin", b"PK\x03\x04 and more of a zip file");
+    let data = [
+        "--set",
+        "data.train=['x.bin']",
+        "--set",
+        "model.vocab_size=257",
+    ];
+    lab.train_fails(1, "e", &data, &["x.bin", "a zip file"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_pipe_is_no_token_file() {
+    let lab = Lab::new();
+    for name in ["pipe.bin", "pipe.npy"] {
+        let made = std::process::Command::new("mkfifo")
+            .arg(lab.path(name))
+            .status();
+        assert!(made.unwrap().success());
+        let data = format!("data.train=['{name}']");
+        lab.train_fails(1, "run", &["--set", &data], &[name, "is a pipe"]);
+    }
+}
+
+#[test]
+fn absurd_losses_have_short_perplexities() {
+    let lab = Lab::new();
+    lab.write("a.txt", "Nobody came to the door. ".repeat(5));
+    let output = lab.run(&[
+        "train",
+        "tiny.toml",
+        "--run",
+        "run",
+        "--set",
+        "optimizer.lr=300.0",
+        "--set",
+        "schedule.warmup_steps=0",
+    ]);
+    let mut text = stderr(&output);
+    if code(&output) == 0 {
+        text += &lab.ok(&["eval", "run", "--data", "a.txt"]);
+    }
+    let longest = text
+        .split(|char: char| !char.is_ascii_digit())
+        .map(str::len)
+        .max();
+    assert!(longest < Some(24), "{text}");
+}

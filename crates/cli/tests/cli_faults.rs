@@ -1,0 +1,527 @@
+//! Kills and failing system calls, at every place where a command touches files.
+//!
+//! A command runs once undisturbed under `strace`, which tells how often it makes each call. Then it
+//! runs again for every such call: killed there, or with an error in its place. After each of them
+//!
+//! - what was there before is there still, or its successor is, whole;
+//! - no error is called a defect, and one that the command survives has changed nothing;
+//! - the same command, started again, succeeds, and leaves what it leaves undisturbed, and no more.
+//!
+//! `FAULTS=all cargo test --release -p hybridnorm-cli --test cli_faults -- --ignored` does so at every
+//! call, which takes an hour; without `FAULTS`, at some of them, evenly spread.
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use common::{Lab, code, copy_folder, official_folder, stderr};
+
+/// Calls that find, open, write, name, flush or remove files.
+const CALLS: &str = "openat,statx,newfstatat,fstat,read,write,rename,renameat,renameat2,fsync,fdatasync,\
+                     ftruncate,mkdir,unlink,unlinkat,rmdir,getdents64,flock,readlink";
+const FAULTS: [&str; 4] = [
+    "signal=SIGKILL",
+    "error=EIO",
+    "error=ENOSPC",
+    "error=ESTALE",
+];
+/// Places of each call that are tried of each fault, unless all are.
+const SOME: usize = 3;
+
+/// Where `strace` writes.
+const TRACE: &str = "trace.log";
+
+/// A command, and what it must not lose.
+struct Scenario {
+    /// Makes what is there before.
+    set_up: fn(&Lab),
+    command: &'static [&'static str],
+    /// What to add to the command where it says that it cannot simply be started again.
+    again: &'static [&'static str],
+    /// Folders that the command writes below; compared with those of an undisturbed run by names.
+    writes: &'static [&'static str],
+    /// Checks that what was there before is there still.
+    keeps: fn(&Lab),
+}
+
+struct Fault {
+    call: String,
+    what: &'static str,
+    nth: usize,
+}
+
+impl Scenario {
+    fn check(&self) {
+        let template = Lab::new();
+        (self.set_up)(&template);
+        let undisturbed = copy(&template);
+        let counts = calls(&undisturbed, self.command);
+        assert!(counts.len() > 5, "{counts:?}");
+        let expected = self.written(&undisturbed);
+        let all = std::env::var("FAULTS").is_ok_and(|value| value == "all");
+        let faults: Vec<Fault> = counts
+            .iter()
+            .flat_map(|(call, &count)| {
+                let step = if all { 1 } else { count.div_ceil(SOME) };
+                FAULTS
+                    .into_iter()
+                    .enumerate()
+                    .flat_map(move |(index, what)| {
+                        // Each fault at other places.
+                        (1 + index % step..=count)
+                            .step_by(step)
+                            .map(move |nth| Fault {
+                                call: call.clone(),
+                                what,
+                                nth,
+                            })
+                    })
+            })
+            .collect();
+        let next = AtomicUsize::new(0);
+        let failed = Mutex::new(Vec::new());
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while let Some(fault) = faults.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        if let Err(problem) = self.try_one(&template, fault, &expected) {
+                            let Fault { call, what, nth } = fault;
+                            let line = format!("{call} {nth} {what}: {problem}");
+                            println!("{line}");
+                            failed.lock().unwrap().push(line);
+                        }
+                    }
+                });
+            }
+        });
+        let failed = failed.into_inner().unwrap();
+        println!("{} faults, {} failed", faults.len(), failed.len());
+        assert!(failed.is_empty(), "{}", failed.join("\n"));
+    }
+
+    fn try_one(
+        &self,
+        template: &Lab,
+        fault: &Fault,
+        expected: &BTreeSet<PathBuf>,
+    ) -> Result<(), String> {
+        let Fault { call, what, nth } = fault;
+        let lab = copy(template);
+        let inject = format!("inject={call}:{what}:when={nth}");
+        let disturbed = traced(
+            &lab,
+            &["-e", &format!("trace={call}"), "-e", &inject],
+            self.command,
+        );
+        let said = stderr(&disturbed);
+        if said.contains("defect") || said.contains("panicked") {
+            return Err(format!("called a defect: {said}"));
+        }
+        let kept = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (self.keeps)(&lab)));
+        if kept.is_err() {
+            return Err(format!("lost what was there before; it had said {said:?}"));
+        }
+        // Old files that could not be removed go with the next writer.
+        let mut found = self.written(&lab);
+        found.retain(|name| expected.contains(name) || !is_temporary(name));
+        if code(&disturbed) == 0 && found != *expected {
+            return Err(format!(
+                "left {}, with exit 0",
+                difference(&found, expected)
+            ));
+        }
+        let mut retried = lab.run(self.command);
+        if code(&retried) != 0 && !self.again.is_empty() {
+            let command: Vec<&str> = self.command.iter().chain(self.again).copied().collect();
+            retried = lab.run(&command);
+        }
+        // What was done before the fault stays done.
+        let is_done = code(&disturbed) == 0 || found == *expected;
+        if code(&retried) != 0 && !is_done {
+            return Err(format!(
+                "cannot be tried again: {:?} after {said:?}",
+                stderr(&retried)
+            ));
+        }
+        let found = self.written(&lab);
+        match found == *expected {
+            true => Ok(()),
+            false => Err(format!(
+                "left {}, tried again",
+                difference(&found, expected)
+            )),
+        }
+    }
+
+    /// Names of everything below the folders that the command writes to.
+    fn written(&self, lab: &Lab) -> BTreeSet<PathBuf> {
+        let mut names = BTreeSet::new();
+        for folder in self.writes {
+            walk(&lab.path(folder), &lab.path("."), &mut names);
+        }
+        names
+    }
+}
+
+fn walk(folder: &Path, root: &Path, names: &mut BTreeSet<PathBuf>) {
+    let Ok(entries) = fs::read_dir(folder) else {
+        return;
+    };
+    for entry in entries {
+        let path = entry.unwrap().path();
+        let name = path.strip_prefix(root).unwrap_or(&path);
+        if name == Path::new(TRACE) || name == Path::new("cache") {
+            continue;
+        }
+        names.insert(name.to_path_buf());
+        if path.is_dir() {
+            walk(&path, root, names);
+        }
+    }
+}
+
+fn is_temporary(name: &Path) -> bool {
+    let name = name.to_string_lossy();
+    name.contains(".partial") || name.contains(".replaced")
+}
+
+fn difference(found: &BTreeSet<PathBuf>, expected: &BTreeSet<PathBuf>) -> String {
+    let more: Vec<_> = found.difference(expected).collect();
+    let less: Vec<_> = expected.difference(found).collect();
+    format!("{more:?} more and {less:?} less than undisturbed")
+}
+
+fn copy(template: &Lab) -> Lab {
+    let lab = Lab::new();
+    copy_folder(&template.path("."), &lab.path("."));
+    lab
+}
+
+fn traced(lab: &Lab, options: &[&str], args: &[&str]) -> Output {
+    let log = lab.path(TRACE);
+    let mut command = Command::new("strace");
+    command.args(["-f", "--seccomp-bpf", "-qq", "-o"]).arg(&log);
+    command
+        .args(options)
+        .arg(env!("CARGO_BIN_EXE_hybridnorm"))
+        .args(args);
+    lab.at_home(command).output().expect("strace is installed")
+}
+
+/// How often a thread makes each call at most.
+fn calls(lab: &Lab, args: &[&str]) -> BTreeMap<String, usize> {
+    let output = traced(lab, &["-e", &format!("trace={CALLS}")], args);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let log = String::from_utf8_lossy(&lab.read(TRACE)).into_owned();
+    let mut by_thread: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+    for line in log.lines() {
+        let Some((thread, rest)) = line.split_once(' ') else {
+            continue;
+        };
+        let Some((call, _)) = rest.trim_start().split_once('(') else {
+            continue;
+        };
+        if CALLS.split(',').any(|name| name.trim() == call) {
+            *by_thread.entry((thread, call)).or_default() += 1;
+        }
+    }
+    let mut most = BTreeMap::new();
+    for ((_, call), count) in by_thread {
+        let known = most.entry(call.to_owned()).or_insert(0);
+        *known = count.max(*known);
+    }
+    most
+}
+
+fn is_whole(lab: &Lab, prepared: &str) {
+    lab.ok(&["data", "inspect", prepared, "--quiet"]);
+}
+
+#[test]
+#[ignore = "needs strace"]
+fn training() {
+    Scenario {
+        set_up: |lab| lab.prepare("stories:20", "bytes", "data"),
+        command: &[
+            "--threads",
+            "1",
+            "--quiet",
+            "train",
+            "tiny.toml",
+            "--run",
+            "run",
+            "--set",
+            "train.steps=6",
+            "--set",
+            "train.checkpoint_every=3",
+            "--set",
+            "train.eval_every=3",
+            "--set",
+            "log.layers_every=2",
+            "--set",
+            "data.train=[\"data\"]",
+        ],
+        again: &["--resume"],
+        writes: &["run", "data"],
+        keeps: |lab| is_whole(lab, "data"),
+    }
+    .check();
+}
+
+#[test]
+#[ignore = "needs strace"]
+fn going_on_with_a_training() {
+    Scenario {
+        set_up: |lab| {
+            lab.prepare("stories:20", "bytes", "data");
+            let set = "data.train=[\"data\"]";
+            let steps = [
+                "--set",
+                "train.steps=6",
+                "--set",
+                set,
+                "--set",
+                "train.checkpoint_every=3",
+            ];
+            lab.train("run", &steps);
+        },
+        command: &[
+            "--threads",
+            "1",
+            "--quiet",
+            "train",
+            "tiny.toml",
+            "--run",
+            "run",
+            "--resume",
+            "--set",
+            "train.steps=9",
+            "--set",
+            "train.checkpoint_every=3",
+            "--set",
+            "data.train=[\"data\"]",
+        ],
+        again: &[],
+        writes: &["run", "data"],
+        keeps: |lab| {
+            let checkpoints = lab.checkpoints("run");
+            let whole = checkpoints.iter().filter(|name| !name.contains(".partial"));
+            let last = whole.max().expect("a checkpoint");
+            assert!(last.as_str() >= "step-00000006", "{last}");
+            lab.ok(&["inspect", &format!("run/checkpoints/{last}"), "--quiet"]);
+            let rows = lab.metrics("run");
+            let steps: Vec<u64> = rows
+                .iter()
+                .map(|row| row["step"].as_u64().unwrap())
+                .collect();
+            assert!((1..=6).all(|step| steps.contains(&step)), "{steps:?}");
+        },
+    }
+    .check();
+}
+
+#[test]
+#[ignore = "needs strace"]
+fn preparing_data_over_older_ones() {
+    Scenario {
+        set_up: |lab| {
+            lab.write("text.txt", "Some text of mine. ".repeat(50));
+            lab.prepare("stories:20", "bytes", "data");
+        },
+        command: &[
+            "--threads",
+            "1",
+            "--quiet",
+            "data",
+            "prepare",
+            "text.txt",
+            "stories:9",
+            "--tokenizer",
+            "bpe:280",
+            "--out",
+            "data",
+            "--overwrite",
+        ],
+        again: &[],
+        writes: &["."],
+        keeps: |lab| {
+            is_whole(lab, "data");
+            assert_eq!(lab.read("text.txt").len(), 19 * 50);
+        },
+    }
+    .check();
+}
+
+#[test]
+#[ignore = "needs strace"]
+fn importing() {
+    Scenario {
+        set_up: |lab| official_folder(lab, "theirs"),
+        command: &[
+            "--threads",
+            "1",
+            "--quiet",
+            "import",
+            "theirs",
+            "--out",
+            "imported/model",
+        ],
+        again: &[],
+        writes: &["theirs", "imported"],
+        keeps: |lab| assert!(lab.read("theirs/model.pt").len() > 100),
+    }
+    .check();
+}
+
+#[test]
+#[ignore = "needs strace"]
+fn replaying() {
+    Scenario {
+        set_up: |lab| {
+            lab.prepare("stories:20", "bytes", "data");
+            let set = "data.train=[\"data\"]";
+            lab.train(
+                "run",
+                &[
+                    "--set",
+                    "train.steps=6",
+                    "--set",
+                    set,
+                    "--set",
+                    "train.checkpoint_every=3",
+                ],
+            );
+        },
+        command: &[
+            "--threads",
+            "1",
+            "--quiet",
+            "replay",
+            "run",
+            "--step",
+            "5",
+            "--after",
+            "1",
+            "--set",
+            "optimizer.lr=1e-3",
+        ],
+        again: &[],
+        writes: &["run", "run-replay-5"],
+        keeps: |lab| {
+            assert_eq!(lab.checkpoints("run"), ["step-00000003", "step-00000006"]);
+            lab.ok(&["inspect", "run", "--quiet"]);
+            assert_eq!(lab.metrics("run").len(), 6);
+        },
+    }
+    .check();
+}
+
+const STUDY: &str = r#"
+[study]
+placements = ["pre-norm", "hybridnorm"]
+lr = [1e-3]
+seeds = [1]
+keep_runs = true
+[model]
+d_model = 16
+n_layers = 1
+n_heads = 2
+d_ff = 32
+[data]
+train = ["data"]
+[train]
+steps = 4
+batch_size = 4
+seq_len = 16
+eval_sequences = 4
+checkpoint_every = 2
+"#;
+
+#[test]
+#[ignore = "needs strace"]
+fn studying() {
+    Scenario {
+        set_up: |lab| {
+            lab.write("study.toml", STUDY);
+            lab.prepare("stories:40", "bytes", "data");
+        },
+        command: &[
+            "--threads",
+            "1",
+            "--quiet",
+            "study",
+            "study.toml",
+            "--out",
+            "study",
+        ],
+        again: &["--resume"],
+        writes: &["study", "data"],
+        keeps: |lab| {
+            is_whole(lab, "data");
+            // A record without its run is a run that was lost.
+            let names = |folder: &str| -> Vec<String> {
+                let entries = fs::read_dir(lab.path(folder)).into_iter().flatten();
+                let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+                names.collect()
+            };
+            let runs = [names("study/kept"), names("study/work")].concat();
+            for record in names("study/runs") {
+                if let Some(id) = record.strip_suffix(".json") {
+                    assert!(runs.iter().any(|run| run == id), "{id} of {runs:?}");
+                }
+            }
+        },
+    }
+    .check();
+}
+
+#[test]
+#[ignore = "needs strace"]
+fn reporting_over_an_older_report() {
+    Scenario {
+        set_up: |lab| {
+            lab.prepare("stories:20", "bytes", "data");
+            lab.train(
+                "run",
+                &["--set", "train.steps=6", "--set", "data.train=[\"data\"]"],
+            );
+            lab.ok(&[
+                "--quiet",
+                "report",
+                "run",
+                "--format",
+                "markdown",
+                "--out",
+                "report.md",
+            ]);
+            lab.write("before.md", lab.read("report.md"));
+        },
+        command: &[
+            "--threads",
+            "1",
+            "--quiet",
+            "report",
+            "run",
+            "--format",
+            "markdown",
+            "--out",
+            "report.md",
+        ],
+        again: &[],
+        writes: &["."],
+        keeps: |lab| {
+            let report = String::from_utf8(lab.read("report.md")).unwrap();
+            assert!(
+                report.len() * 10 > lab.read("before.md").len() * 9,
+                "{report}"
+            );
+        },
+    }
+    .check();
+}

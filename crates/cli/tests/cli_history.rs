@@ -1,0 +1,212 @@
+//! What a run says of itself: its segments, what changed between them, and what was done at a step.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::{Lab, code, files_below, stderr, train_args};
+use serde_json::Value;
+
+fn loud<'a>(run: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let mut args = train_args(run, more);
+    args.retain(|arg| *arg != "--quiet");
+    args
+}
+
+/// Trains and gives what was said.
+fn said(lab: &Lab, run: &str, more: &[&str]) -> String {
+    let output = lab.run(&loud(run, more));
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    stderr(&output)
+}
+
+fn bytes_below(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    files_below(folder)
+        .into_iter()
+        .map(|file| (file.display().to_string(), fs::read(&file).unwrap()))
+        .collect()
+}
+
+fn segments(lab: &Lab, run: &str) -> Vec<Value> {
+    let text = lab.read(format!("{run}/segments.json"));
+    serde_json::from_slice(&text).unwrap()
+}
+
+#[test]
+fn where_nothing_is_left_to_train_nothing_is_written() {
+    let lab = Lab::new();
+    lab.train("run", &["--set", "log.tensorboard=true"]);
+    let before = bytes_below(&lab.path("run"));
+    let same = ["--resume", "--set", "log.tensorboard=true"];
+    let other = [
+        &same[..],
+        &["--set", "optimizer.lr=0.5", "--set", "log.layers_every=3"],
+        &["--set", "train.keep_checkpoints=1"],
+    ]
+    .concat();
+    let fewer = [&same[..], &["--set", "train.steps=7"]].concat();
+    for (more, words) in [
+        (&same[..], &["nothing left to train: 20 steps"][..]),
+        (
+            &other[..],
+            &[
+                "nothing left to train",
+                "without effect: log.layers_every went from 10 to 3",
+                "without effect: optimizer.lr went from 0.003 to 0.5",
+            ][..],
+        ),
+        (&fewer[..], &["20 steps are done, and train.steps = 7"][..]),
+    ] {
+        let said = said(&lab, "run", more);
+        for word in words {
+            assert!(said.contains(word), "no {word:?} in\n{said}");
+        }
+        assert!(!said.contains("from step"), "{said}");
+        assert!(bytes_below(&lab.path("run")) == before, "{more:?}");
+    }
+}
+
+#[test]
+fn every_segment_is_recorded_and_old_steps_keep_their_configuration() {
+    let lab = Lab::new();
+    lab.train("run", &["--set", "train.steps=10", "--threads", "2"]);
+    let [one] = segments(&lab, "run").try_into().unwrap();
+    assert_eq!(
+        (&one["after_step"], &one["last_step"]),
+        (&0.into(), &10.into())
+    );
+    assert_eq!(one["threads"], 2);
+    for key in ["started", "machine", "version", "data"] {
+        assert!(
+            one[key].as_str().is_some_and(|text| !text.is_empty()),
+            "{key}"
+        );
+    }
+    let more = [
+        "--resume",
+        "--threads",
+        "1",
+        "--set",
+        "optimizer.lr=1e-3",
+        "--set",
+        "schedule.kind=constant",
+    ];
+    let said = said(&lab, "run", &more);
+    for word in [
+        "going on after step 10",
+        "from step 11 on: optimizer.lr went from 0.003 to 0.001",
+        "from step 11 on: schedule.kind went from \"cosine\" to \"constant\"",
+        "from step 11 on: train.steps went from 10 to 20",
+        "the learning rate at step 11 goes from 0.0003 to 0.001 since optimizer.lr went",
+    ] {
+        assert!(said.contains(word), "no {word:?} in\n{said}");
+    }
+    let [_, two] = segments(&lab, "run").try_into().unwrap();
+    assert_eq!(
+        (&two["after_step"], &two["last_step"]),
+        (&10.into(), &20.into())
+    );
+    assert_eq!(two["threads"], 1);
+    let keys: Vec<&str> = two["changed"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|change| change["key"].as_str().unwrap())
+        .collect();
+    assert_eq!(keys, ["optimizer.lr", "schedule.kind", "train.steps"]);
+    for step in ["9", "17"] {
+        let args = ["replay", "run", "--step", step, "--after", "0", "--json"];
+        let replay = lab.json(&args);
+        for pair in replay["steps"].as_array().unwrap() {
+            for key in ["loss", "lr", "grad_norm", "update_norm"] {
+                assert_eq!(pair["run"][key], pair["replay"][key], "{step} {key}");
+            }
+        }
+    }
+    // A replay over a boundary says what differed there.
+    let output = lab.run(&["replay", "run", "--step", "9", "--after", "5", "--out", "x"]);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+}
+
+#[test]
+fn going_back_to_an_earlier_checkpoint_cuts_the_history() {
+    let lab = Lab::new();
+    lab.train("run", &["--set", "train.steps=10"]);
+    lab.train("run", &["--resume", "--set", "optimizer.lr=1e-3"]);
+    for step in ["15", "20"] {
+        fs::remove_dir_all(lab.path(format!("run/checkpoints/step-000000{step}"))).unwrap();
+    }
+    let said = said(&lab, "run", &["--resume", "--set", "train.steps=12"]);
+    assert!(
+        said.contains("from step 11 on: train.steps went from 10 to 12"),
+        "{said}"
+    );
+    assert!(!said.contains("optimizer.lr"), "{said}");
+    let [one, two] = segments(&lab, "run").try_into().unwrap();
+    assert_eq!(one["last_step"], 10);
+    assert_eq!(
+        (&two["after_step"], &two["last_step"]),
+        (&10.into(), &12.into())
+    );
+    assert_eq!(lab.history("run").len(), 12);
+}
+
+#[test]
+fn data_may_move_but_not_change() {
+    let lab = Lab::new();
+    let text = |word: &str| format!("{word} one two three four five.\n").repeat(500);
+    lab.write("a/text.txt", text("zero"));
+    let at = |path: &str| format!("data.train=['{path}']");
+    lab.train(
+        "run",
+        &["--set", &at("a/text.txt"), "--set", "train.steps=5"],
+    );
+    fs::create_dir(lab.path("b")).unwrap();
+    fs::rename(lab.path("a/text.txt"), lab.path("b/moved.txt")).unwrap();
+    let moved = at("b/moved.txt");
+    let said = said(&lab, "run", &["--resume", "--set", &moved]);
+    assert!(
+        said.contains("from step 6 on: data.train went from"),
+        "{said}"
+    );
+    assert_eq!(lab.history("run").len(), 20);
+    // Old steps are read where the data are now.
+    lab.ok(&["replay", "run", "--step", "3", "--after", "0"]);
+    lab.write("b/moved.txt", text("null"));
+    let more = ["--resume", "--set", &moved, "--set", "train.steps=30"];
+    lab.train_fails(2, "run", &more, &["the training data are not those of"]);
+}
+
+#[test]
+fn going_on_needs_a_run() {
+    let lab = Lab::new();
+    lab.train_fails(2, "nun", &["--resume"], &["nun: no run to go on with"]);
+    assert!(!lab.path("nun").exists());
+    lab.write("notes/a.txt", "x");
+    lab.train_fails(2, "notes", &["--resume"], &["the folder holds no run"]);
+    assert_eq!(files_below(&lab.path("notes")).len(), 1);
+}
+
+#[test]
+fn a_second_stage_may_have_longer_sequences() {
+    let lab = Lab::new();
+    lab.train("first", &[]);
+    let from = ["--set", "init.from=\"first\"", "--set", "train.seq_len=48"];
+    let long = said(&lab, "second", &from);
+    assert!(long.contains("beyond the 16 positions"), "{long}");
+    let shown = lab.ok(&["inspect", "second"]);
+    assert!(shown.contains("longest sequence 48"), "{shown}");
+    let more = [&from[..], &["--resume", "--set", "train.steps=25"]].concat();
+    lab.train("second", &more);
+    assert_eq!(lab.history("second").len(), 25);
+    let given = [&from[..], &["--set", "model.max_seq_len=64"]].concat();
+    lab.train("third", &given);
+    assert!(
+        lab.ok(&["inspect", "third"])
+            .contains("longest sequence 64")
+    );
+    let other = [&from[..], &["--set", "model.d_ff=64"]].concat();
+    lab.train_fails(2, "fourth", &other, &["[model] is not the model in first"]);
+    assert!(!lab.path("fourth").exists());
+}

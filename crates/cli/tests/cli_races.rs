@@ -1,0 +1,333 @@
+//! Two and three processes at once on one target: one wins, the others say so, nothing is damaged.
+//!
+//! `RACES=200` does so as many times; without it, a few times.
+
+mod common;
+
+use std::process::{Child, Stdio};
+
+use common::{Lab, code, files_below, official_folder, stderr};
+
+/// How often each race is run unless `RACES` says.
+const ROUNDS: usize = 4;
+
+/// A command that several processes run at once.
+struct Race {
+    set_up: fn(&Lab),
+    command: &'static [&'static str],
+    /// What is removed before each round.
+    target: &'static str,
+    /// Exactly one of them may succeed; otherwise all may.
+    one_wins: bool,
+    /// Words of the others, of which each says one.
+    losers_say: &'static [&'static str],
+    /// Checks what the winner left.
+    whole: fn(&Lab),
+}
+
+impl Race {
+    fn run(&self) {
+        let lab = Lab::new();
+        (self.set_up)(&lab);
+        let rounds = std::env::var("RACES").map_or(ROUNDS, |rounds| rounds.parse().unwrap());
+        let mut expected = None;
+        for round in 0..rounds {
+            let target = lab.path(self.target);
+            if target.is_dir() {
+                std::fs::remove_dir_all(&target).unwrap();
+            }
+            let processes = 2 + round % 2;
+            let started: Vec<Child> = (0..processes)
+                .map(|_| {
+                    let mut command = lab.command(self.command);
+                    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+                    command.spawn().unwrap()
+                })
+                .collect();
+            let ended: Vec<_> = started
+                .into_iter()
+                .map(|child| child.wait_with_output().unwrap())
+                .collect();
+            let (won, lost): (Vec<_>, Vec<_>) = ended.iter().partition(|output| code(output) == 0);
+            let said: Vec<String> = lost.iter().map(|output| stderr(output)).collect();
+            assert!(!won.is_empty(), "round {round}: nobody won; {said:?}");
+            if self.one_wins {
+                assert_eq!(won.len(), 1, "round {round}: {said:?}");
+            }
+            for text in &said {
+                assert_eq!(text.lines().count(), 1, "round {round}: {text}");
+                let known = self.losers_say.iter().any(|words| text.contains(words));
+                assert!(known, "round {round}: {text}");
+            }
+            (self.whole)(&lab);
+            let left: Vec<_> = files_below(&lab.path("."));
+            let expected = expected.get_or_insert_with(|| left.clone());
+            assert_eq!(*expected, left, "round {round}: files");
+        }
+    }
+}
+
+#[test]
+fn preparing() {
+    Race {
+        set_up: |_| {},
+        command: &[
+            "--threads",
+            "1",
+            "--quiet",
+            "data",
+            "prepare",
+            "stories:60",
+            "--tokenizer",
+            "bytes",
+            "--out",
+            "data",
+        ],
+        target: "data",
+        one_wins: true,
+        losers_say: &[
+            "appeared while it was being written",
+            "already holds prepared data",
+        ],
+        whole: |lab| drop(lab.ok(&["--quiet", "data", "inspect", "data"])),
+    }
+    .run();
+}
+
+#[test]
+fn preparing_anew() {
+    Race {
+        set_up: |lab| lab.prepare("stories:90", "bytes", "data"),
+        command: &[
+            "--threads",
+            "1",
+            "--quiet",
+            "data",
+            "prepare",
+            "stories:60",
+            "--tokenizer",
+            "bytes",
+            "--out",
+            "data",
+            "--overwrite",
+        ],
+        target: "nothing",
+        one_wins: false,
+        losers_say: &["another process is replacing this folder"],
+        whole: |lab| drop(lab.ok(&["--quiet", "data", "inspect", "data"])),
+    }
+    .run();
+}
+
+#[test]
+fn training() {
+    Race {
+        set_up: |lab| lab.prepare("stories:60", "bytes", "data"),
+        command: &[
+            "--threads",
+            "1",
+            "--quiet",
+            "train",
+            "tiny.toml",
+            "--run",
+            "run",
+            "--set",
+            "data.train=[\"data\"]",
+        ],
+        target: "run",
+        one_wins: true,
+        losers_say: &["another process is training here", "already holds a run"],
+        whole: |lab| {
+            assert_eq!(lab.metrics("run").len(), 20);
+            lab.ok(&["--quiet", "inspect", "run"]);
+        },
+    }
+    .run();
+}
+
+/// Text is prepared into the cache by one of them while the others wait for it.
+#[test]
+fn training_on_text() {
+    Race {
+        set_up: |lab| lab.write("second.toml", lab.read("tiny.toml")),
+        command: &[
+            "--threads",
+            "1",
+            "--quiet",
+            "train",
+            "tiny.toml",
+            "--run",
+            "cache/run",
+        ],
+        target: "cache",
+        one_wins: true,
+        losers_say: &["another process is training here", "already holds a run"],
+        whole: |lab| assert_eq!(lab.metrics("cache/run").len(), 20),
+    }
+    .run();
+}
+
+#[test]
+fn importing() {
+    Race {
+        set_up: |lab| official_folder(lab, "theirs"),
+        command: &[
+            "--threads",
+            "1",
+            "--quiet",
+            "import",
+            "theirs",
+            "--out",
+            "imported",
+        ],
+        target: "imported",
+        one_wins: true,
+        losers_say: &["appeared while it was being written", "already here"],
+        whole: |lab| drop(lab.ok(&["--quiet", "inspect", "imported"])),
+    }
+    .run();
+}
+
+#[test]
+fn replaying() {
+    Race {
+        set_up: |lab| {
+            lab.prepare("stories:60", "bytes", "data");
+            lab.train("run", &["--set", "data.train=[\"data\"]"]);
+        },
+        command: &[
+            "--threads",
+            "1",
+            "--quiet",
+            "replay",
+            "run",
+            "--step",
+            "7",
+            "--after",
+            "2",
+            "--out",
+            "replay",
+        ],
+        target: "replay",
+        one_wins: true,
+        losers_say: &["another process is training here", "already holds a run"],
+        whole: |lab| assert_eq!(lab.metrics("replay").last().unwrap()["step"], 9),
+    }
+    .run();
+}
+
+const STUDY: &str = r#"
+[study]
+placements = ["pre-norm", "hybridnorm"]
+lr = [1e-3]
+seeds = [1]
+keep_runs = true
+[model]
+d_model = 16
+n_layers = 1
+n_heads = 2
+d_ff = 32
+[data]
+train = ["data"]
+[train]
+steps = 4
+batch_size = 4
+seq_len = 16
+eval_sequences = 4
+checkpoint_every = 2
+"#;
+
+fn study_folder(lab: &Lab) {
+    lab.write("study.toml", STUDY);
+    lab.prepare("stories:60", "bytes", "data");
+}
+
+fn study_is_whole(lab: &Lab) {
+    for folder in ["study/runs", "study/kept"] {
+        assert_eq!(
+            std::fs::read_dir(lab.path(folder)).unwrap().count(),
+            2,
+            "{folder}"
+        );
+    }
+    lab.ok(&["--quiet", "report", "study", "--format", "json"]);
+}
+
+#[test]
+fn studying() {
+    Race {
+        set_up: study_folder,
+        command: &[
+            "--threads",
+            "1",
+            "--quiet",
+            "study",
+            "study.toml",
+            "--out",
+            "study",
+        ],
+        target: "study",
+        one_wins: true,
+        losers_say: &["another process", "already holds a study"],
+        whole: study_is_whole,
+    }
+    .run();
+}
+
+#[test]
+fn reporting() {
+    Race {
+        set_up: |lab| {
+            lab.prepare("stories:60", "bytes", "data");
+            lab.train("run", &["--set", "data.train=[\"data\"]"]);
+        },
+        command: &[
+            "--threads",
+            "1",
+            "--quiet",
+            "report",
+            "run",
+            "--format",
+            "json",
+            "--out",
+            "report.json",
+        ],
+        target: "nothing",
+        one_wins: false,
+        losers_say: &[],
+        whole: |lab| {
+            serde_json::from_slice::<serde_json::Value>(&lab.read("report.json")).unwrap();
+        },
+    }
+    .run();
+}
+
+/// Shards of one study may begin in one folder at the same moment.
+#[test]
+fn two_shards_of_a_study() {
+    let lab = Lab::new();
+    study_folder(&lab);
+    let rounds = std::env::var("RACES").map_or(ROUNDS, |rounds| rounds.parse().unwrap());
+    for round in 0..rounds {
+        if lab.path("study").is_dir() {
+            std::fs::remove_dir_all(lab.path("study")).unwrap();
+        }
+        let shards = ["1/2", "2/2"].map(|shard| {
+            let command = [
+                "--threads",
+                "1",
+                "--quiet",
+                "study",
+                "study.toml",
+                "--out",
+                "study",
+            ];
+            lab.start(&[&command[..], &["--shard", shard]].concat())
+        });
+        for shard in shards {
+            let output = shard.wait_with_output().unwrap();
+            assert_eq!(code(&output), 0, "round {round}: {}", stderr(&output));
+        }
+        study_is_whole(&lab);
+    }
+}

@@ -1,0 +1,391 @@
+//! Reports of runs say what the runs say: what is equal, what differs, what was recorded.
+
+mod common;
+
+use std::fs;
+
+use common::{Lab, copy_folder};
+use serde_json::{Value, json};
+
+fn report(lab: &Lab, runs: &[&str]) -> Value {
+    lab.json(&[&["report", "--format", "json"], runs].concat())
+}
+
+fn markdown(lab: &Lab, runs: &[&str]) -> String {
+    lab.ok(&[&["report", "--format", "markdown"], runs].concat())
+}
+
+fn labels(document: &Value) -> Vec<&str> {
+    let runs = document["runs"].as_array().unwrap();
+    (runs.iter())
+        .map(|run| run["directory"]["label"].as_str().unwrap())
+        .collect()
+}
+
+/// Whether a loss is a mean of several.
+fn is_averaged(text: &str) -> bool {
+    let mut after = text.split("± ").skip(1);
+    after.any(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+}
+
+/// What an older version of the program would have left.
+fn forget_history(lab: &Lab, run: &str) {
+    let _ = fs::remove_file(lab.path(run).join("segments.json"));
+}
+
+fn segment(after: u64, lr: Option<(&str, &str)>, threads: u64, machine: &str) -> Value {
+    let mut segment = json!({
+        "after_step": after, "last_step": after + 10, "started": "2026-11-25T01:02:03Z",
+        "threads": threads, "machine": machine, "version": "0.0.7", "data": "d",
+        "peak_memory_bytes": (10 + after) << 20,
+    });
+    if let Some((from, to)) = lr {
+        segment["changed"] = json!([{"key": "optimizer.lr", "from": from, "to": to}]);
+    }
+    segment
+}
+
+fn write_history(lab: &Lab, run: &str, segments: &[Value]) {
+    let text = serde_json::to_vec(segments).unwrap();
+    lab.write(&format!("{run}/segments.json"), text);
+}
+
+#[test]
+fn only_runs_equal_but_for_the_seed_are_averaged() {
+    let lab = Lab::new();
+    lab.train("a", &["--set", "optimizer.weight_decay=0.1"]);
+    lab.train(
+        "b",
+        &["--set", "optimizer.weight_decay=0.4", "--set", "seed=4"],
+    );
+    let document = report(&lab, &["a", "b"]);
+    assert_eq!(
+        labels(&document),
+        [
+            "hybridnorm-star, weight_decay 0.1",
+            "hybridnorm-star, weight_decay 0.4"
+        ]
+    );
+    let text = markdown(&lab, &["a", "b"]);
+    assert!(!is_averaged(&text), "{text}");
+    // Seed and what changes no result make no difference.
+    let same = ["--set", "optimizer.weight_decay=0.1", "--set", "seed=5"];
+    let about = ["--set", "train.checkpoint_every=4", "--set", "log.dumps=2"];
+    lab.train("c", &[&same[..], &about].concat());
+    let document = report(&lab, &["a", "c"]);
+    assert_eq!(labels(&document), ["hybridnorm-star", "hybridnorm-star"]);
+    assert!(is_averaged(&markdown(&lab, &["a", "c"])));
+    // A copy is no second seed.
+    copy_folder(&lab.path("a"), &lab.path("copy"));
+    let document = report(&lab, &["a", "copy"]);
+    assert_eq!(
+        labels(&document),
+        ["hybridnorm-star, a", "hybridnorm-star, copy"]
+    );
+    assert!(!is_averaged(&markdown(&lab, &["a", "copy"])));
+    lab.fails(
+        2,
+        &["report", "a", "./a", "--format", "json"],
+        &["the same run"],
+    );
+}
+
+#[test]
+fn the_same_data_under_another_path_are_the_same() {
+    let lab = Lab::new();
+    let text = "Once there was a fox who counted to seven and slept. ".repeat(60);
+    for path in ["here.txt", "there/moved.txt"] {
+        lab.write(path, &text);
+    }
+    lab.train("a", &["--set", "data.train=[\"here.txt\"]"]);
+    lab.train(
+        "b",
+        &[
+            "--set",
+            "data.train=[\"there/moved.txt\"]",
+            "--set",
+            "seed=9",
+        ],
+    );
+    let document = report(&lab, &["a", "b"]);
+    assert_eq!(document["sets"].as_array().unwrap().len(), 1);
+    assert_eq!(labels(&document), ["hybridnorm-star", "hybridnorm-star"]);
+}
+
+#[test]
+fn unlike_data_and_tokenizers_stand_apart() {
+    let lab = Lab::new();
+    lab.train("a", &[]);
+    lab.train("b", &["--set", "data.train=[\"stories:70\"]"]);
+    lab.train("c", &["--set", "data.tokenizer=bpe:280"]);
+    lab.train("d", &["--set", "train.eval_sequences=3"]);
+    let runs = ["a", "b", "c", "d"];
+    let document = report(&lab, &runs);
+    assert_eq!(document["sets"].as_array().unwrap().len(), 4);
+    let loss = |at: usize| {
+        format!(
+            "{:.4}",
+            document["runs"][at]["validation_loss"].as_f64().unwrap()
+        )
+    };
+    let text = markdown(&lab, &runs);
+    assert!(
+        text.contains("Losses of different groups cannot be compared"),
+        "{text}"
+    );
+    let parts: Vec<&str> = text.split("\n## Group ").skip(1).collect();
+    assert_eq!(parts.len(), 4);
+    for (at, part) in parts.iter().enumerate() {
+        for other in 0..4 {
+            let is_there = part.contains(&loss(other));
+            assert_eq!(
+                is_there,
+                at == other || loss(at) == loss(other),
+                "{at} {other}"
+            );
+        }
+    }
+    lab.ok(&[
+        "report",
+        "a",
+        "b",
+        "c",
+        "d",
+        "--quiet",
+        "--out",
+        "apart.html",
+    ]);
+    let page = String::from_utf8(lab.read("apart.html")).unwrap();
+    assert!(page.contains("id=\"g3-losses-table\"") && page.contains("id=\"g3-runs-table\""));
+}
+
+#[test]
+fn facts_are_those_of_the_run() {
+    let lab = Lab::new();
+    lab.train("old", &[]);
+    forget_history(&lab, "old");
+    let cost = &report(&lab, &["old"])["runs"][0]["cost"];
+    for fact in ["machine", "threads", "version", "peak_memory_bytes"] {
+        assert_eq!(cost[fact], Value::Null, "{fact}");
+    }
+    let text = markdown(&lab, &["old"]);
+    assert!(
+        text.contains("What these runs were trained on was not recorded"),
+        "{text}"
+    );
+    write_history(
+        &lab,
+        "old",
+        &[
+            segment(0, None, 7, "Elsewhere"),
+            segment(10, None, 3, "Here"),
+        ],
+    );
+    let cost = &report(&lab, &["old"])["runs"][0]["cost"];
+    assert_eq!(cost["machine"], "Here");
+    assert_eq!(
+        (&cost["threads"], &cost["version"]),
+        (&json!(3), &json!("0.0.7"))
+    );
+    assert_eq!(cost["peak_memory_bytes"], 20 << 20);
+    let text = markdown(&lab, &["old"]);
+    assert!(
+        text.contains("Elsewhere, 7 threads, hybridnorm 0.0.7; Here, 3 threads"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_rate_that_was_changed_is_told_by_segment() {
+    let lab = Lab::new();
+    lab.train("run", &[]);
+    let changed = segment(10, Some(("0.02", "0.003")), 1, "m");
+    write_history(&lab, "run", &[segment(0, None, 1, "m"), changed]);
+    let run = &report(&lab, &["run"])["runs"][0];
+    assert_eq!(
+        run["directory"]["rates"],
+        json!([{"after_step": 0, "lr": 0.02}, {"after_step": 10, "lr": 0.003}])
+    );
+    assert_eq!(run["cell"]["lr"], 0.02);
+    assert_eq!(
+        run["directory"]["segments"][1]["changed"][0]["from"],
+        "0.02"
+    );
+    let text = markdown(&lab, &["run"]);
+    assert!(text.contains("| 1–10 | 2e-2 | – |"), "{text}");
+    assert!(
+        text.contains("| 11–20 | 3e-3 | optimizer.lr 0.02 to 0.003 |"),
+        "{text}"
+    );
+    assert!(text.contains("2e-2, 3e-3 after step 10"), "{text}");
+    lab.ok(&["report", "run", "--quiet", "--out", "run.html"]);
+}
+
+#[test]
+fn a_rewritten_configuration_is_not_believed() {
+    let lab = Lab::new();
+    lab.train("run", &[]);
+    forget_history(&lab, "run");
+    let config = String::from_utf8(lab.read("run/config.toml")).unwrap();
+    assert!(config.contains("lr = 0.003"), "{config}");
+    lab.write("run/config.toml", config.replace("lr = 0.003", "lr = 0.1"));
+    let document = report(&lab, &["run"]);
+    assert_eq!(document["runs"][0]["directory"]["rates"], json!([]));
+    assert!(labels(&document)[0].contains("learning rate changed on the way"));
+}
+
+#[test]
+fn holes_repetitions_and_ends_are_told() {
+    let lab = Lab::new();
+    lab.train("run", &[]);
+    let text = String::from_utf8(lab.read("run/metrics.jsonl")).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    let kept: Vec<&str> = [&lines[..4], &lines[7..12], &lines[11..12]].concat();
+    lab.write("run/metrics.jsonl", kept.join("\n") + "\n");
+    let run = &report(&lab, &["run"])["runs"][0];
+    assert_eq!(
+        run["directory"]["rows"],
+        json!({"found": 9, "missing": 3, "first_missing": 5, "repeated": 1})
+    );
+    assert_eq!(
+        (&run["steps"], &run["ending"]["kind"]),
+        (&json!(12), &json!("unfinished"))
+    );
+    assert_eq!(run["validation_loss"], Value::Null);
+    let text = markdown(&lab, &["run"]);
+    for word in [
+        "3 steps have no row in metrics.jsonl, the first is step 5",
+        "1 row repeats a step",
+        "unfinished: step 12 of 20",
+        "1 run: 0 finished, 1 unfinished",
+    ] {
+        assert!(text.contains(word), "{word}\n{text}");
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn pipes_and_huge_files_are_refused_at_once() {
+    let lab = Lab::new();
+    lab.train("run", &[]);
+    let pipe = |path: &str| {
+        let _ = fs::remove_file(lab.path(path));
+        let made = std::process::Command::new("mkfifo")
+            .arg(lab.path(path))
+            .status();
+        assert!(made.unwrap().success());
+    };
+    let refused = |of: &str, words: &[&str]| {
+        lab.fails(1, &["report", of, "--format", "json"], words);
+    };
+    pipe("probe.json");
+    refused("probe.json", &["probe.json: is a pipe"]);
+    let huge = |path: &str| {
+        let file = fs::File::create(lab.path(path)).unwrap();
+        file.set_len(3 << 30).unwrap();
+    };
+    huge("probe2.json");
+    refused("probe2.json", &["probe2.json", "expected at most"]);
+    copy_folder(&lab.path("run"), &lab.path("large"));
+    huge("large/metrics.jsonl");
+    refused("large", &["metrics.jsonl", "expected at most"]);
+    for name in ["metrics.jsonl", "layers.jsonl", "segments.json"] {
+        let copy = format!("run-{name}");
+        copy_folder(&lab.path("run"), &lab.path(&copy));
+        pipe(&format!("{copy}/{name}"));
+        refused(&copy, &[name, "is a pipe"]);
+    }
+}
+
+const NAMES: &str = r#"
+[study]
+placements = ["pre-norm", { name = "[t](http://e.example) @someone \u202e #7", base = "post-norm" }]
+lr = [1e-3, 3e-3]
+seeds = [1, 2]
+[model]
+d_model = 16
+n_layers = 2
+n_heads = 2
+d_ff = 32
+[data]
+train = ["stories:60"]
+tokenizer = "bytes"
+[train]
+steps = 4
+batch_size = 4
+seq_len = 16
+eval_every = 0
+eval_sequences = 4
+checkpoint_every = 0
+"#;
+
+#[test]
+fn names_are_names_in_tables_and_in_markdown() {
+    let lab = Lab::new();
+    lab.write("study.toml", NAMES);
+    let output = lab.run(&["study", "study.toml", "--out", "out"]);
+    for bytes in [&output.stdout, &output.stderr] {
+        let text = String::from_utf8_lossy(bytes);
+        assert!(!text.contains('\u{202e}'), "{text}");
+        assert!(text.contains("@someone"), "{text}");
+    }
+    let text = lab.ok(&["report", "out", "--format", "json"]);
+    assert!(!text.contains('\u{202e}'));
+    let document: Value = serde_json::from_str(&text).unwrap();
+    let name = document["runs"][7]["cell"]["placement"].as_str().unwrap();
+    assert!(name.contains('\u{202e}'), "{name:?}");
+    let text = markdown(&lab, &["out"]);
+    let outside: String = text.split("```").step_by(2).collect();
+    let outside = outside.replace("\\]", "");
+    for wrong in ["](http", "@someone", "#7", "://", "\u{202e}"] {
+        assert!(!outside.contains(wrong), "{wrong}\n{outside}");
+    }
+}
+
+#[test]
+fn a_study_with_a_run_missing_is_called_incomplete() {
+    let lab = Lab::new();
+    lab.write("study.toml", NAMES);
+    lab.ok(&["study", "study.toml", "--quiet", "--out", "out"]);
+    assert!(!markdown(&lab, &["out"]).contains("Incomplete"));
+    let gone = fs::read_dir(lab.path("out/runs")).unwrap().next().unwrap();
+    fs::remove_file(gone.unwrap().path()).unwrap();
+    let text = markdown(&lab, &["out"]);
+    assert!(
+        text.contains("**Incomplete: 1 of 8 runs of this study are missing."),
+        "{text}"
+    );
+    let is_bold =
+        |cell: &str| cell.starts_with("**") && cell[2..].starts_with(|c: char| c.is_ascii_digit());
+    assert!(!text.split("| ").any(is_bold), "{text}");
+    lab.ok(&["report", "out", "--quiet", "--out", "report.html"]);
+    let page = String::from_utf8(lab.read("report.html")).unwrap();
+    assert!(page.contains("Incomplete: 1 of 8 runs"));
+    assert!(page.contains("incomplete: 1 of 8 runs are still to be done"));
+    assert!(!page.contains("id=\"g0-forest\""));
+}
+
+#[test]
+fn a_report_replaces_a_file_whole_and_leaves_no_other() {
+    let lab = Lab::new();
+    lab.train("run", &[]);
+    lab.write("pages/report.md", "old");
+    lab.write("pages/.report.md.partial", "left by something else");
+    let to = [
+        "report",
+        "run",
+        "--format",
+        "markdown",
+        "--quiet",
+        "--out",
+        "pages/report.md",
+    ];
+    lab.ok(&to);
+    lab.ok(&to);
+    assert!(lab.read("pages/report.md").starts_with(b"# run"));
+    assert_eq!(
+        lab.read("pages/.report.md.partial"),
+        b"left by something else"
+    );
+    assert_eq!(fs::read_dir(lab.path("pages")).unwrap().count(), 2);
+}

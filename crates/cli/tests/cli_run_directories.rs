@@ -1,0 +1,232 @@
+//! Run directories: nothing that was there is lost, nothing is left behind, and what was killed can be
+//! begun again.
+
+mod common;
+
+use std::fs;
+
+use common::{Lab, code, files_below, signal, stderr, train_args, wait_until};
+
+#[test]
+fn a_run_that_cannot_begin_leaves_no_trace() {
+    let lab = Lab::new();
+    let bad = ["--set", "data.train=['no such file.txt']"];
+    let args = train_args("deep/er/run", &bad);
+    assert_ne!(code(&lab.run(&args)), 0);
+    assert!(!lab.path("deep").exists());
+    lab.write("mine/notes.txt", "x");
+    assert_ne!(code(&lab.run(&train_args("mine", &bad))), 0);
+    assert_eq!(files_below(&lab.path("mine")).len(), 1);
+    assert!(!lab.path("mine/checkpoints").exists());
+}
+
+#[test]
+fn what_a_kill_left_before_the_first_step_is_begun_again_by_the_same_command() {
+    let lab = Lab::new();
+    lab.train("whole", &[]);
+    // As it is left by a kill after each of the files that are written before the first step.
+    let files = ["lock", "segments.json", "config.toml", "metrics.jsonl"];
+    for count in 0..=files.len() {
+        let run = format!("killed-{count}");
+        fs::create_dir_all(lab.path(format!("{run}/checkpoints"))).unwrap();
+        for name in &files[..count] {
+            let content = match *name {
+                "lock" | "metrics.jsonl" => Vec::new(),
+                name => lab.read(format!("whole/{name}")),
+            };
+            lab.write(&format!("{run}/{name}"), content);
+        }
+        lab.train(&run, &[]);
+        assert_eq!(lab.history(&run), lab.history("whole"));
+    }
+    // Somebody's own configuration is not taken for it.
+    lab.write("own/config.toml", "seed = 1\n");
+    lab.train_fails(2, "own", &[], &["own already holds a run", "config.toml"]);
+    assert_eq!(lab.read("own/config.toml"), b"seed = 1\n");
+    // Neither are rows, which took time to get.
+    fs::create_dir(lab.path("rows")).unwrap();
+    for name in ["metrics.jsonl", "config.toml", "segments.json"] {
+        fs::copy(
+            lab.path(format!("whole/{name}")),
+            lab.path(format!("rows/{name}")),
+        )
+        .unwrap();
+    }
+    lab.train_fails(2, "rows", &[], &["begin it again by --resume"]);
+    lab.train("rows", &["--resume"]);
+    assert_eq!(lab.history("rows"), lab.history("whole"));
+}
+
+#[test]
+fn two_at_once_one_wins() {
+    let lab = Lab::new();
+    lab.train("whole", &[]);
+    for round in 0..8 {
+        let run = format!("run-{round}");
+        let args = train_args(&run, &[]);
+        let children = [(); 3].map(|()| lab.start(&args));
+        let outputs = children.map(|child| child.wait_with_output().unwrap());
+        let won = outputs.iter().filter(|output| code(output) == 0).count();
+        assert_eq!(won, 1);
+        for output in outputs.iter().filter(|output| code(output) != 0) {
+            let said = stderr(output);
+            let is_told = ["another process is training here", "already holds a run"];
+            assert!(is_told.iter().any(|word| said.contains(word)), "{said}");
+        }
+        assert_eq!(lab.history(&run), lab.history("whole"));
+    }
+}
+
+#[test]
+fn a_killed_replay_is_begun_again_by_the_same_command() {
+    let lab = Lab::new();
+    let slow = ["--set", "train.batch_size=64", "--set", "train.seq_len=64"];
+    lab.train("run", &slow);
+    let args = [
+        "replay", "run", "--step", "9", "--after", "11", "--quiet", "--json",
+    ];
+    for name in ["KILL", "INT"] {
+        let mut child = lab.start(&args);
+        let metrics = lab.path("run-replay-9/metrics.jsonl");
+        wait_until("a step", || metrics.metadata().is_ok_and(|m| m.len() > 0));
+        signal(&child, name);
+        child.wait().unwrap();
+    }
+    // Another replay is not replaced.
+    let other = ["replay", "run", "--step", "7", "--out", "run-replay-9"];
+    let output = lab.run(&other);
+    assert_eq!(code(&output), 2, "{}", stderr(&output));
+    assert!(stderr(&output).contains("not finished"));
+    let replay = lab.json(&args);
+    assert_eq!(replay["steps"].as_array().unwrap().len(), 20);
+    assert!(!lab.path("run-replay-9/unfinished.txt").exists());
+    lab.fails(2, &args, &["run-replay-9 already holds a run"]);
+}
+
+#[test]
+fn a_quickstart_keeps_what_is_not_its_own() {
+    let lab = Lab::new();
+    let args = [
+        "quickstart",
+        "--quiet",
+        "--data",
+        "stories:60",
+        "--steps",
+        "2",
+        "--out",
+        "q",
+    ];
+    lab.ok(&args);
+    let note = "q/pre-norm/checkpoints/notes/why.txt";
+    lab.write(note, "mine");
+    lab.write("q/pre-norm/flight/notes.txt", "mine");
+    lab.ok(&args);
+    assert_eq!(lab.read(note), b"mine");
+    assert_eq!(lab.read("q/pre-norm/flight/notes.txt"), b"mine");
+    let children = [(); 2].map(|()| lab.start(&args));
+    let mut codes = children.map(|child| code(&child.wait_with_output().unwrap()));
+    codes.sort();
+    assert!(codes == [0, 2] || codes == [0, 0], "{codes:?}");
+    lab.ok(&["inspect", "q/pre-norm"]);
+}
+
+#[test]
+fn damaged_rows_cost_no_run() {
+    let lab = Lab::new();
+    let ten = ["--set", "train.steps=10"];
+    lab.train("whole", &[]);
+    for tail in ["\0\0\0\0\0", "{\"step\":11,\"lo", "\0\0\0\n{\"step\":12"] {
+        let _ = fs::remove_dir_all(lab.path("run"));
+        lab.train("run", &ten);
+        for name in ["metrics.jsonl", "layers.jsonl"] {
+            let mut rows = lab.read(format!("run/{name}"));
+            rows.extend(tail.as_bytes());
+            lab.write(&format!("run/{name}"), rows);
+        }
+        lab.train("run", &["--resume"]);
+        let steps = lab.column("run", "step");
+        assert_eq!(steps, (1..=20).map(f64::from).collect::<Vec<_>>());
+    }
+    // A step whose time nobody measured.
+    let text = String::from_utf8(lab.read("run/metrics.jsonl")).unwrap();
+    let (head, tail) = text.split_once("\"tokens_per_second\":").unwrap();
+    let (_, tail) = tail.split_once('}').unwrap();
+    let rows = format!("{head}\"tokens_per_second\":null}}{tail}");
+    lab.write("run/metrics.jsonl", rows);
+    lab.train("run", &["--resume", "--set", "train.steps=24"]);
+    assert_eq!(lab.history("run").len(), 24);
+    // Rows that are gone are told.
+    lab.write("run/metrics.jsonl", "");
+    let args = [
+        "train",
+        "tiny.toml",
+        "--run",
+        "run",
+        "--resume",
+        "--set",
+        "train.steps=25",
+    ];
+    let said = stderr(&lab.run(&args));
+    assert!(said.contains("no rows of 24 of the 24 steps"), "{said}");
+}
+
+#[cfg(unix)]
+#[test]
+fn pipes_do_not_hang_a_run() {
+    let lab = Lab::new();
+    let pipe = |name: &str| {
+        let made = std::process::Command::new("mkfifo")
+            .arg(lab.path(name))
+            .status();
+        assert!(made.unwrap().success());
+    };
+    lab.train("run", &["--set", "train.steps=10"]);
+    let model = "checkpoints/step-00000010/model.safetensors";
+    for name in [
+        "config.toml",
+        "metrics.jsonl",
+        "layers.jsonl",
+        "segments.json",
+        "lock",
+        model,
+    ] {
+        let _ = fs::remove_dir_all(lab.path("piped"));
+        common::copy_folder(&lab.path("run"), &lab.path("piped"));
+        fs::remove_file(lab.path(format!("piped/{name}"))).unwrap();
+        pipe(&format!("piped/{name}"));
+        let output = lab.run(&train_args("piped", &["--resume"]));
+        // A broken checkpoint is passed over.
+        let expected = i32::from(name != model);
+        assert_eq!(code(&output), expected, "{name}: {}", stderr(&output));
+    }
+    pipe("pipe.toml");
+    lab.fails(1, &["train", "pipe.toml"], &["pipe.toml", "is a pipe"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_limit_of_file_size_has_a_message() {
+    let lab = Lab::new();
+    let limited = format!(
+        "ulimit -f 64; exec \"$0\" {}",
+        train_args("run", &["--set", "model.d_ff=2048"]).join(" ")
+    );
+    let program = lab.command(&[]).get_program().to_owned();
+    let mut command = std::process::Command::new("sh");
+    command.arg("-c").arg(limited).arg(program);
+    command.current_dir(lab.path(""));
+    command.env("XDG_CACHE_HOME", lab.path("cache"));
+    let output = command.output().unwrap();
+    let said = stderr(&output);
+    assert_eq!(code(&output), 1, "{said}");
+    assert!(said.contains("larger than a file may become"), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+}
+
+#[test]
+fn without_locks_it_trains_all_the_same() {
+    let lab = Lab::new();
+    lab.train("locked", &[]);
+    lab.train("run", &["--no-lock"]);
+    assert_eq!(lab.history("run"), lab.history("locked"));
+}

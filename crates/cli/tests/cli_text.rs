@@ -1,0 +1,310 @@
+//! Reading text: every kind of file, and an account of everything that is left out.
+#![cfg(unix)]
+
+mod common;
+
+use std::io::Write as _;
+use std::os::unix::fs::symlink;
+use std::process::Command;
+
+use common::Lab;
+use serde_json::Value;
+
+fn gzip(bytes: &str) -> Vec<u8> {
+    // Members and padding, as `cat a.gz b.gz` and tape archives make them.
+    let mut child = Command::new("gzip")
+        .arg("-c")
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(bytes.as_bytes())
+        .unwrap();
+    let mut packed = child.wait_with_output().unwrap().stdout;
+    packed.extend([0; 100]);
+    packed
+}
+
+fn prepare<'a>(input: &'a str, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let fixed = [
+        "data",
+        "prepare",
+        input,
+        "--tokenizer",
+        "bytes",
+        "--out",
+        out,
+        "--validation-fraction",
+        "0",
+    ];
+    fixed.iter().chain(more).copied().collect()
+}
+
+fn left_out(json: &Value, unit: &str) -> u64 {
+    let all = json["left_out"].as_array().unwrap().iter();
+    all.filter(|omission| omission["unit"] == unit)
+        .map(|omission| omission["count"].as_u64().unwrap())
+        .sum()
+}
+
+#[test]
+fn what_is_read_and_what_is_left_out_are_all() {
+    let lab = Lab::new();
+    lab.write("c/one.text", "plain one");
+    lab.write("c/two.md", "# two");
+    lab.write("c/three.txt.gz", gzip("three\n"));
+    lab.write(
+        "c/four.json",
+        "[{\"text\": \"array\"},\n \"string\", {\"text\": \" \"},\n{\"text\": null}]\n",
+    );
+    lab.write(
+        "c/five.json",
+        "{\n  \"text\": \"pretty\",\n  \"x\": [1]\n}\n",
+    );
+    lab.write(
+        "c/six.ndjson",
+        "{\"text\": \"l1\", \"score\": NaN}\n\n{\"text\": \"\\ud83d!\"}\n",
+    );
+    lab.write("c/table.csv", "x");
+    lab.write("c/.hidden/a.txt", "x");
+    lab.write("c/blank.txt", "\n \n");
+    lab.write("c/drafts/x.txt", "draft");
+    lab.write("elsewhere/seven.txt", "seven");
+    symlink("../elsewhere", lab.path("c/link")).unwrap();
+    symlink(".", lab.path("c/circle")).unwrap();
+    symlink("one.text", lab.path("c/again.txt")).unwrap();
+    symlink("nowhere", lab.path("c/broken.txt")).unwrap();
+    let made = Command::new("mkfifo")
+        .arg(lab.path("c/pipe.txt"))
+        .status()
+        .unwrap();
+    assert!(made.success());
+    let json = lab.json(&prepare("c", "out", &["--exclude", "drafts", "--json"]));
+    let source = &json["sources"][0];
+    // one two three four five six seven | csv hidden blank draft circle again broken pipe
+    assert_eq!(source["files"], 7);
+    assert_eq!(left_out(&json, "files"), 8, "{json:#}");
+    // Four in the array, one over lines, two on lines.
+    assert_eq!(
+        source["records"].as_u64().unwrap() + left_out(&json, "records"),
+        7
+    );
+    assert_eq!(left_out(&json, "records"), 1);
+    let plain = 4;
+    let all = source["records"].as_u64().unwrap() + plain;
+    assert_eq!(
+        source["documents"].as_u64().unwrap() + left_out(&json, "documents"),
+        all
+    );
+    assert_eq!(json["train"]["documents"], source["documents"]);
+    assert_eq!(source["replaced_surrogates"], 1);
+    let table = lab.ok(&prepare("c", "out2", &["--exclude", "drafts"]));
+    for words in [
+        "left out 1 file: hidden",
+        "unknown kind (c/table.csv)",
+        "a broken link",
+        "not a regular file",
+        "reached before",
+        "not chosen",
+        "no text in it",
+        "left out 1 record: field `text` is null",
+        "left out 1 document: blank",
+        "half surrogate pairs",
+    ] {
+        assert!(table.contains(words), "{words}\n{table}");
+    }
+    lab.fails(
+        2,
+        &prepare("c", "o3", &["--exclude", "*.none"]),
+        &["exclude `*.none`: matches no"],
+    );
+    lab.fails(
+        1,
+        &prepare("c", "o3", &["--include", "zzz/**"]),
+        &["c: no `.txt`", "not chosen by include and exclude"],
+    );
+    let some = lab.json(&prepare(
+        "c",
+        "o4",
+        &["--include", "*.md", "--include", "link/*", "--json"],
+    ));
+    assert_eq!(some["sources"][0]["files"], 2);
+}
+
+#[test]
+fn documents_end_at_separators() {
+    let lab = Lab::new();
+    lab.write(
+        "t.txt",
+        "One.\n\nMore.\n<|endoftext|>\nTwo.\n<|endoftext|>\n \n<|endoftext|>Three.<|endoftext|>\n",
+    );
+    let table = lab.ok(&prepare("t.txt", "a", &[]));
+    assert!(
+        table.contains("spells the special token `<|endoftext|>` 4 times"),
+        "{table}"
+    );
+    let json = lab.json(&prepare(
+        "t.txt",
+        "b",
+        &["--separator", "<|endoftext|>", "--json"],
+    ));
+    assert_eq!(json["train"]["documents"], 3);
+    assert_eq!(json["spelled_special_tokens"].as_array().unwrap().len(), 0);
+    assert_eq!(left_out(&json, "documents"), 1);
+    let lines = lab.json(&prepare(
+        "t.txt",
+        "c",
+        &["--separator", "\nMore.\n", "--json"],
+    ));
+    assert_eq!(lines["train"]["documents"], 2);
+    lab.fails(
+        2,
+        &prepare("t.txt", "d", &["--separator", "###"]),
+        &["`###` occurs nowhere"],
+    );
+    lab.write("j.jsonl", "{\"text\":\"a\"}\n");
+    lab.fails(
+        2,
+        &prepare("j.jsonl", "d", &["--separator", "#"]),
+        &["separator has no effect"],
+    );
+    assert!(!lab.path("d").exists());
+}
+
+#[test]
+fn training_says_what_was_left_out_also_when_the_cache_is_used() {
+    let lab = Lab::new();
+    let stories: Vec<String> = (0..400)
+        .map(|i| format!("Story {i} of many.\n\n"))
+        .collect();
+    lab.write("long.txt", stories.concat().repeat(6));
+    lab.write("sep.txt", stories.join("<|endoftext|>\n"));
+    for run in ["r1", "r2"] {
+        let output = lab.run(&[
+            "train",
+            "tiny.toml",
+            "--run",
+            run,
+            "--set",
+            "data.train=[\"long.txt\"]",
+            "--set",
+            "train.steps=5",
+        ]);
+        let said = common::stderr(&output);
+        assert!(
+            said.contains("data: 1 text was cut into 3 documents at blank lines after 20000"),
+            "{said}"
+        );
+    }
+    let with = |train: &'static str, run: &'static str| {
+        [
+            "train",
+            "tiny.toml",
+            "--run",
+            run,
+            "--set",
+            train,
+            "--set",
+            "data.text={separator=\"<|endoftext|>\"}",
+            "--set",
+            "train.steps=5",
+        ]
+    };
+    lab.ok(&with("data.train=[\"sep.txt\"]", "r3"));
+    lab.fails(
+        2,
+        &with("data.train=[\"long.txt\"]", "r4"),
+        &["occurs nowhere"],
+    );
+}
+
+#[test]
+fn bad_records_are_named_or_left_out_and_counted() {
+    let lab = Lab::new();
+    lab.write(
+        "b.jsonl",
+        b"{\"text\": \"ok\"}\n{\"text\": 5}\n{\"body\": 1}\n{\"text\": \"a\" \"b\": 1}\n{\"text\": \"\xff\"}\n{\"text\": \"end\"}\n",
+    );
+    lab.fails(
+        1,
+        &prepare("b.jsonl", "o", &[]),
+        &["b.jsonl: line 2: field `text` is not a string but a number"],
+    );
+    let json = lab.json(&prepare("b.jsonl", "o", &["--skip-bad", "--json"]));
+    assert_eq!(json["train"]["documents"], 2);
+    assert_eq!(left_out(&json, "records"), 4);
+    assert_eq!(json["left_out"][0]["examples"][0], "b.jsonl:2");
+    lab.write("e.json", "[{\"text\": \"a\"},\n {\"text\": \"b\" \"c\"}]");
+    lab.fails(
+        1,
+        &prepare("e.json", "p", &[]),
+        &["line 2, character 14 of the record: not valid JSON"],
+    );
+    lab.write("f.json", "[{\"text\": \"a\"}");
+    lab.fails(
+        1,
+        &prepare("f.json", "p", &[]),
+        &["the file ends after 1 records of an array"],
+    );
+    lab.write("u.txt", b"\xff\xfeh\0i\0");
+    lab.fails(1, &prepare("u.txt", "p", &[]), &["UTF-16 text", "iconv"]);
+    lab.write("g.txt", gzip("x"));
+    lab.fails(1, &prepare("g.txt", "p", &[]), &["gzip data", "`.gz`"]);
+    lab.write(
+        "h.jsonl",
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+    );
+    lab.fails(1, &prepare("h.jsonl", "p", &[]), &["Git LFS pointer"]);
+    lab.write("bad.parquet", b"PAR1 not PAR1");
+    lab.fails(
+        1,
+        &prepare("bad.parquet", "p", &[]),
+        &["bad.parquet: damaged Parquet file"],
+    );
+    lab.fails(
+        2,
+        &prepare("stories:3", "p", &["--skip-bad"]),
+        &["skip_bad has no effect"],
+    );
+}
+
+#[test]
+fn two_preparations_of_one_folder() {
+    let lab = Lab::new();
+    for more in [&[][..], &["--overwrite"]] {
+        for round in 0..5 {
+            let out = format!("both{}{round}", more.len());
+            let args = [
+                &[
+                    "data",
+                    "prepare",
+                    "stories:40",
+                    "--tokenizer",
+                    "bytes",
+                    "--out",
+                    &out,
+                    "-q",
+                ][..],
+                more,
+            ]
+            .concat();
+            let children = [lab.start(&args), lab.start(&args)];
+            let ended = children.map(|child| child.wait_with_output().unwrap());
+            assert!(ended.iter().any(|output| output.status.success()));
+            for output in &ended {
+                assert!(common::stderr(output).lines().count() <= 1);
+            }
+            lab.ok(&["data", "inspect", &out]);
+        }
+    }
+    let left = std::fs::read_dir(lab.path("")).unwrap();
+    let names = left.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let partial: Vec<String> = names
+        .filter(|name| name.contains(".partial") || name.contains(".replaced"))
+        .collect();
+    assert!(partial.is_empty(), "{partial:?}");
+}

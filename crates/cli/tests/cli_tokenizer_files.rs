@@ -1,0 +1,413 @@
+//! Files of tokenizers that were made to do harm: each works or gives one line, within bounds.
+
+mod common;
+
+use std::process::Command;
+
+use common::{Lab, code, stderr};
+use serde_json::{Value, json};
+
+/// KiB of address space in which every file must be dealt with.
+const MEMORY_KIB: u64 = 3_000_000;
+
+const TEXT: &str = "the kite aaaa is red, </s> na\u{ef}ve 12\n";
+
+fn words() -> Value {
+    json!({"version": "1.0", "added_tokens": [], "normalizer": null, "decoder": null,
+        "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null,
+        "model": {"type": "WordLevel", "unk_token": "?",
+            "vocab": {"?": 0, "</s>": 1, "the": 2, "kite": 3, "a": 4}}})
+}
+
+fn pieces() -> Value {
+    json!({"version": "1.0", "added_tokens": [], "normalizer": null, "decoder": null,
+        "pre_tokenizer": null, "post_processor": null,
+        "model": {"type": "Unigram", "unk_id": 0, "vocab": [["?", 0.0], ["</s>", 0.0], ["a", -1.0]]}})
+}
+
+fn merges() -> Value {
+    json!({"version": "1.0", "added_tokens": [], "normalizer": null, "decoder": null,
+        "pre_tokenizer": null, "post_processor": null,
+        "model": {"type": "BPE", "unk_token": "?", "vocab": {"?": 0, "</s>": 1, "a": 2, "aa": 3},
+            "merges": ["a a"]}})
+}
+
+fn with(mut file: Value, key: &str, value: Value) -> Value {
+    *file.pointer_mut(key).unwrap_or_else(|| panic!("{key}")) = value;
+    file
+}
+
+fn model(mut file: Value, key: &str, value: Value) -> Value {
+    file["model"][key] = value;
+    file
+}
+
+fn replace(pattern: Value, content: &str) -> Value {
+    json!({"type": "Replace", "pattern": pattern, "content": content})
+}
+
+fn sequence(key: &str, parts: Vec<Value>) -> Value {
+    json!({"type": "Sequence", key: parts})
+}
+
+fn nested(kind: &str, key: &str, depth: usize, inner: Value) -> Value {
+    (0..depth).fold(inner, |part, _| json!({"type": kind, key: [part]}))
+}
+
+fn added(id: Value, content: &str) -> Value {
+    json!({"id": id, "content": content, "single_word": false, "lstrip": false,
+        "rstrip": false, "normalized": true, "special": false})
+}
+
+fn crafted() -> Vec<(String, Vec<u8>)> {
+    let text = |pattern: &str| json!({"String": pattern});
+    let regex = |pattern: &str| json!({"Regex": pattern});
+    let doubling = || replace(text("a"), "aa");
+    let mut files: Vec<(&str, Value)> = Vec::new();
+    let mut add = |name, file| files.push((name, file));
+
+    // Growth.
+    for n in [8, 20, 40, 63, 70] {
+        let steps = sequence("normalizers", vec![doubling(); n]);
+        add("doubling", with(words(), "/normalizer", steps));
+    }
+    let deep = (0..7).fold(doubling(), |part, _| sequence("normalizers", vec![part; 4]));
+    add("doubling in a tree", with(words(), "/normalizer", deep));
+    let empty = sequence("normalizers", vec![replace(regex(""), "ab"); 30]);
+    add(
+        "between all characters",
+        with(words(), "/normalizer", empty),
+    );
+    let ahead = sequence("normalizers", vec![replace(regex("(?=.)"), "ab"); 30]);
+    add("before all characters", with(words(), "/normalizer", ahead));
+    let long = replace(regex("a"), &"b".repeat(3_000_000));
+    add("long content", with(words(), "/normalizer", long));
+    let prepend = json!({"type": "Prepend", "prepend": "b".repeat(2_000_000)});
+    add("long prefix", with(words(), "/normalizer", prepend.clone()));
+    let prepends = sequence(
+        "normalizers",
+        vec![json!({"type": "Prepend", "prepend": "b".repeat(900)}); 60],
+    );
+    add("many prefixes", with(words(), "/normalizer", prepends));
+    let bytes = sequence("normalizers", vec![json!({"type": "ByteLevel"}); 40]);
+    add("bytes of bytes", with(words(), "/normalizer", bytes));
+    let byte_level = json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": false});
+    let bytes = sequence("pretokenizers", vec![byte_level; 30]);
+    add(
+        "bytes of bytes of words",
+        with(words(), "/pre_tokenizer", bytes),
+    );
+    let decoder = sequence("decoders", vec![doubling(); 40]);
+    add("doubling decoder", with(words(), "/decoder", decoder));
+    let mut file = with(
+        words(),
+        "/normalizer",
+        sequence("normalizers", vec![doubling(); 15]),
+    );
+    file["added_tokens"] = json!([added(json!(5), &"a".repeat(1000))]);
+    add("added token that grows", file);
+
+    // Depth.
+    for depth in [5, 50, 120, 5000] {
+        let lowercase = json!({"type": "Lowercase"});
+        let normalizer = nested("Sequence", "normalizers", depth.min(100), lowercase);
+        add(
+            "nested normalizer",
+            with(words(), "/normalizer", normalizer),
+        );
+        let split = json!({"type": "Whitespace"});
+        let splits = nested("Sequence", "pretokenizers", depth.min(100), split);
+        add(
+            "nested pre-tokenizer",
+            with(words(), "/pre_tokenizer", splits),
+        );
+        let fuse = json!({"type": "Fuse"});
+        add(
+            "nested decoder",
+            with(
+                words(),
+                "/decoder",
+                nested("Sequence", "decoders", depth.min(100), fuse),
+            ),
+        );
+        let byte = json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true});
+        add(
+            "nested processor",
+            with(
+                words(),
+                "/post_processor",
+                nested("Sequence", "processors", depth.min(100), byte),
+            ),
+        );
+    }
+
+    // Long tokens and many ids.
+    for length in [1000, 30_000, 1_000_000] {
+        let vocab = json!([["?", 0.0], ["</s>", 0.0], ["a".repeat(length), -1.0]]);
+        add("long Unigram token", model(pieces(), "vocab", vocab));
+        let mut file = words();
+        file["added_tokens"] = json!([added(json!(5), &"b".repeat(length))]);
+        add("long added token", file);
+        let prefix = json!("#".repeat(length));
+        add(
+            "long prefix",
+            model(merges(), "continuing_subword_prefix", prefix.clone()),
+        );
+        add(
+            "long suffix",
+            model(merges(), "end_of_word_suffix", prefix.clone()),
+        );
+    }
+    for id in [
+        json!(60_000),
+        json!(4_000_000_000_u64),
+        json!(1_u64 << 40),
+        json!(-1),
+        json!(2.5),
+        json!("2"),
+        json!(null),
+    ] {
+        add(
+            "odd id",
+            model(words(), "vocab", json!({"?": 0, "</s>": 1, "the": id})),
+        );
+        let mut file = words();
+        file["added_tokens"] = json!([added(id, "kites")]);
+        add("odd added id", file);
+    }
+    add(
+        "twice the same id",
+        model(
+            words(),
+            "vocab",
+            json!({"?": 0, "</s>": 1, "the": 1, "a": 1}),
+        ),
+    );
+    add("no token", model(words(), "vocab", json!({})));
+    add("no piece", model(pieces(), "vocab", json!([])));
+    add("vocabulary of numbers", model(words(), "vocab", json!(7)));
+    let nul = json!({"?": 0, "</s>": 1, "\u{1b}[31mred\u{7}": "x"});
+    add("control characters", model(words(), "vocab", nul));
+    let mut file = words();
+    file["added_tokens"] = json!([added(json!(5), "x"), added(json!(5), "y")]);
+    add("two added tokens with one id", file.clone());
+    file["added_tokens"] = json!([added(json!(5), ""), added(json!(6), "y")]);
+    add("empty added token", file.clone());
+    file["added_tokens"] = (0..200_000)
+        .map(|id| added(json!(id + 5), &format!("t{id}")))
+        .collect();
+    add("too many added tokens", file.clone());
+    file["added_tokens"] = (0..20_000)
+        .map(|id| added(json!(id + 5), &format!("t{id}")))
+        .collect();
+    add("many added tokens", file);
+
+    // Models that contradict themselves.
+    add(
+        "merge of unknown tokens",
+        model(merges(), "merges", json!(["x y"])),
+    );
+    add(
+        "merge into an unknown token",
+        model(merges(), "merges", json!(["aa aa"])),
+    );
+    add("merge of one", model(merges(), "merges", json!(["a"])));
+    add(
+        "merge of three",
+        model(merges(), "merges", json!([["a", "a", "a"]])),
+    );
+    add("merges are a number", model(merges(), "merges", json!(3)));
+    add(
+        "merges beyond the prefix",
+        model(merges(), "continuing_subword_prefix", json!("##long")),
+    );
+    add(
+        "unknown token is unknown",
+        model(merges(), "unk_token", json!("none")),
+    );
+    for dropout in [json!(0.5), json!(1.0), json!(7), json!(-1), json!("x")] {
+        add("dropout", model(merges(), "dropout", dropout));
+    }
+    for unknown in [
+        json!(2),
+        json!(3),
+        json!(-1),
+        json!(1_u64 << 40),
+        json!(null),
+    ] {
+        add("unknown piece", model(pieces(), "unk_id", unknown));
+    }
+    for score in [
+        json!(1e308),
+        json!(-1e308),
+        json!(5.0),
+        json!("NaN"),
+        json!(null),
+    ] {
+        let vocab = json!([["?", 0.0], ["</s>", -1e308], ["a", score], ["aa", 1e308]]);
+        add("odd score", model(pieces(), "vocab", vocab));
+    }
+    let nested_pieces: Vec<Value> = (1..=1000).map(|n| json!(["a".repeat(n), -1.0])).collect();
+    let vocab = [vec![json!(["?", 0.0]), json!(["</s>", 0.0])], nested_pieces].concat();
+    add("pieces of pieces", model(pieces(), "vocab", json!(vocab)));
+    for most in [json!(0), json!(1_000_000_000), json!(-1)] {
+        let mut file = model(words(), "type", json!("WordPiece"));
+        file["model"]["continuing_subword_prefix"] = json!("##");
+        add(
+            "longest word",
+            model(file, "max_input_chars_per_word", most),
+        );
+    }
+    add(
+        "no model of that kind",
+        model(words(), "type", json!("Neural")),
+    );
+    add("no kind", model(words(), "type", json!(null)));
+
+    // Parts.
+    for kind in ["Nothing", "Precompiled", "Replace", "\u{1b}[2J"] {
+        add(
+            "unknown normalizer",
+            with(words(), "/normalizer", json!({"type": kind})),
+        );
+        add(
+            "unknown pre-tokenizer",
+            with(words(), "/pre_tokenizer", json!({"type": kind})),
+        );
+        add(
+            "unknown decoder",
+            with(words(), "/decoder", json!({"type": kind})),
+        );
+        add(
+            "unknown processor",
+            with(words(), "/post_processor", json!({"type": kind})),
+        );
+    }
+    for map in [
+        "",
+        "AAAA",
+        "/////w==",
+        "////fw==AAAA",
+        "!!!!",
+        "BAAAAP////8=",
+    ] {
+        let part = json!({"type": "Precompiled", "precompiled_charsmap": map});
+        add("charsmap", with(words(), "/normalizer", part));
+    }
+    for pattern in [
+        "(a+)+$",
+        "(?=(a+)+b)",
+        "(",
+        "((a{1000}){1000}){1000}",
+        "(?<!x)(a|aa)+$",
+        "\\p{L}{99999}",
+    ] {
+        let split = |behavior| json!({"type": "Split", "pattern": regex(pattern), "behavior": behavior, "invert": false});
+        add(
+            "catastrophic split",
+            with(words(), "/pre_tokenizer", split("Isolated")),
+        );
+        add(
+            "catastrophic split",
+            with(words(), "/pre_tokenizer", split("Removed")),
+        );
+        add(
+            "catastrophic replacement",
+            with(words(), "/normalizer", replace(regex(pattern), "b")),
+        );
+    }
+    let long = json!({"type": "Split", "pattern": regex(&"a?".repeat(100_000)), "behavior": "Isolated", "invert": false});
+    add("long pattern", with(words(), "/pre_tokenizer", long));
+    for length in [json!(0), json!(1), json!(u64::MAX), json!(-1)] {
+        add(
+            "fixed length",
+            with(
+                words(),
+                "/pre_tokenizer",
+                json!({"type": "FixedLength", "length": length}),
+            ),
+        );
+        let strip = json!({"type": "Strip", "content": "a", "start": length, "stop": length});
+        add("strip", with(words(), "/decoder", strip));
+    }
+    let template: Vec<Value> = (0..200_000)
+        .map(|_| json!({"Sequence": {"id": "A", "type_id": 0}}))
+        .collect();
+    let template =
+        json!({"type": "TemplateProcessing", "single": template, "pair": [], "special_tokens": {}});
+    add("template", with(words(), "/post_processor", template));
+    for most in [json!(0), json!(1), json!(-1), json!(u64::MAX)] {
+        let mut file = words();
+        file["truncation"] = json!({"direction": "Right", "max_length": most, "strategy": "LongestFirst", "stride": 5});
+        file["padding"] = json!({"strategy": {"Fixed": most}, "direction": "Right", "pad_to_multiple_of": most,
+            "pad_id": 0, "pad_type_id": 0, "pad_token": "?"});
+        add("truncation and padding", file);
+    }
+
+    let mut files: Vec<(String, Vec<u8>)> = files
+        .into_iter()
+        .map(|(name, file)| (name.to_owned(), file.to_string().into_bytes()))
+        .collect();
+    let open = [b"[".repeat(200_000), b"{\"model\":".repeat(100_000)];
+    files.extend(open.map(|file| ("opened and not closed".into(), file)));
+    let twice = words()
+        .to_string()
+        .replacen('{', "{\"model\": {\"vocab\": {}}, ", 1);
+    files.push(("two models".into(), twice.into_bytes()));
+    files
+}
+
+#[test]
+fn every_file_works_or_gives_one_line_within_bounds() {
+    try_files(0);
+}
+
+#[test]
+fn every_other_file_does_too() {
+    try_files(1);
+}
+
+fn try_files(first: usize) {
+    let lab = Lab::new();
+    lab.write("text.jsonl", json!({"text": TEXT.repeat(20)}).to_string());
+    let files = crafted();
+    assert!(files.len() > 100, "{}", files.len());
+    let mut works = 0;
+    for (index, (name, file)) in files.iter().enumerate().skip(first).step_by(2) {
+        let tokenizer = format!("{index}.json");
+        lab.write(&tokenizer, file);
+        let script = format!("ulimit -v {MEMORY_KIB}; exec \"$@\"");
+        let out = format!("out{index}");
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", &script, "sh", env!("CARGO_BIN_EXE_hybridnorm")])
+            .args(["--threads", "1", "data", "prepare", "text.jsonl"])
+            .args(["--tokenizer", &tokenizer, "--out", &out])
+            .args(["--validation-fraction", "0", "--quiet"])
+            .current_dir(lab.path(""))
+            .env("XDG_CACHE_HOME", lab.path("cache"));
+        let output = command.output().unwrap();
+        let text = stderr(&output);
+        if code(&output) == 0 {
+            assert_eq!(text, "", "{name}");
+            works += 1;
+            continue;
+        }
+        let start: String = String::from_utf8_lossy(file).chars().take(300).collect();
+        assert!(
+            [1, 2].contains(&code(&output)),
+            "{name}: {output:?} {start}"
+        );
+        assert_eq!(text.lines().count(), 1, "{name}: {text}");
+        assert!(text.starts_with("error: "), "{name}: {text}");
+        assert!(text.contains(&tokenizer), "{name}: {text}");
+        assert!(
+            text.len() < 1500 && !text.contains('\u{1b}'),
+            "{name}: {text}"
+        );
+        for word in ["defect", "panicked", "untagged", "u32", "usize"] {
+            assert!(!text.contains(word), "{name}: {text}");
+        }
+    }
+    assert!(works > 10, "{works}");
+}

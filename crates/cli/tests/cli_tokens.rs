@@ -1,0 +1,153 @@
+//! Prompts and what goes on from them; tokens that no file and no text can smuggle in; memory.
+
+mod common;
+
+use std::process::Command;
+
+use common::{Lab, code, stderr};
+use serde_json::{Value, json};
+
+/// A word-level tokenizer, which puts spaces between words when it decodes.
+fn words() -> Value {
+    json!({"version": "1.0", "added_tokens": [], "normalizer": null, "decoder": null,
+        "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": null,
+        "model": {"type": "WordLevel", "unk_token": "?",
+            "vocab": {"?": 0, "</s>": 1, "owls": 2, "hoot": 3, "softly": 4, "tonight": 5}}})
+}
+
+/// Learns one sentence by heart.
+fn trained() -> Lab {
+    let lab = Lab::new();
+    lab.write("owl/tokenizer.json", words().to_string());
+    let line = json!({"text": "owls hoot softly tonight"}).to_string() + "\n";
+    lab.write("owl.jsonl", line.repeat(60));
+    let settings = [
+        "--set",
+        "data.train=[\"owl.jsonl\"]",
+        "--set",
+        "data.tokenizer=\"owl\"",
+        "--set",
+        "train.steps=60",
+        "--set",
+        "optimizer.lr=2e-2",
+    ];
+    lab.train("run", &settings);
+    lab
+}
+
+#[test]
+fn text_goes_on_after_its_prompt_and_nothing_is_left_out_unsaid() {
+    let lab = trained();
+    let generate = |prompt: &str| {
+        lab.ok(&[
+            "generate",
+            "run",
+            "--prompt",
+            prompt,
+            "--max-tokens",
+            "2",
+            "--temperature",
+            "0",
+        ])
+    };
+    assert_eq!(generate("owls hoot"), "owls hoot softly tonight\n");
+    assert_eq!(generate("owls hoot "), "owls hoot softly tonight\n");
+    assert!(generate("").starts_with("owls hoot"));
+
+    let prompt = "owls hoot softly tonight ".repeat(5);
+    let args = [
+        "generate",
+        "run",
+        "--prompt",
+        &prompt,
+        "--max-tokens",
+        "1",
+        "--temperature",
+        "0",
+    ];
+    let output = lab.run(&args);
+    assert_eq!(
+        stderr(&output),
+        "left out 5 tokens: the beginning of the prompt, which has no room in the context of 16 tokens\n"
+    );
+    let quiet = [&args[..], &["--quiet", "--json"]].concat();
+    let found = lab.json(&quiet);
+    assert_eq!(found["prompt_tokens"], 20);
+    assert_eq!(found["context_tokens"], 16);
+    assert_eq!(found["left_out"][0]["count"], 5);
+    assert_eq!(found["left_out"][0]["unit"], "tokens");
+    let short = [
+        "generate",
+        "run",
+        "--prompt",
+        "owls",
+        "--max-tokens",
+        "1",
+        "--json",
+    ];
+    assert_eq!(lab.json(&short)["left_out"], json!([]));
+}
+
+#[test]
+fn settings_that_are_switched_off_are_said_and_recorded() {
+    let lab = Lab::new();
+    let mut file = words();
+    file["truncation"] =
+        json!({"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0});
+    lab.write("owl/tokenizer.json", file.to_string());
+    let text = json!({"text": "owls hoot softly tonight </s> owls"}).to_string();
+    lab.write("owl.jsonl", text);
+    let args = [
+        "data",
+        "prepare",
+        "owl.jsonl",
+        "--tokenizer",
+        "owl",
+        "--out",
+        "out",
+        "--validation-fraction",
+        "0",
+    ];
+    let output = lab.run(&args);
+    let said = stderr(&output);
+    assert!(
+        said.contains("truncation to 2 tokens") && said.contains("switched off"),
+        "{said}"
+    );
+    let manifest: Value = serde_json::from_slice(&lab.read("out/manifest.json")).unwrap();
+    assert_eq!(manifest["train"]["tokens"], 7);
+    let notes = manifest["tokenizer"]["notes"].to_string();
+    assert!(notes.contains("truncation to 2 tokens"), "{notes}");
+    let tokens = lab.read("out/train-00000.bin");
+    let ends = tokens.chunks(2).filter(|token| *token == [1, 0]).count();
+    assert_eq!(ends, 1);
+}
+
+#[test]
+fn text_without_white_space_takes_a_few_times_its_size() {
+    let lab = Lab::new();
+    let size = 24 << 20;
+    lab.write(
+        "w.jsonl",
+        json!({"text": "ab".repeat(size / 2)}).to_string(),
+    );
+    // Threads, code and buffers take some 400 MB of address space; then twelve bytes a byte.
+    let limit = 700_000 + 12 * size / 1024;
+    let script = format!("ulimit -v {limit}; exec \"$@\"");
+    let output = Command::new("sh")
+        .args(["-c", &script, "sh", env!("CARGO_BIN_EXE_hybridnorm")])
+        .args([
+            "--threads",
+            "1",
+            "data",
+            "prepare",
+            "w.jsonl",
+            "--tokenizer",
+            "bpe:264",
+        ])
+        .args(["--out", "out", "--validation-fraction", "0"])
+        .current_dir(lab.path(""))
+        .output()
+        .unwrap();
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+}

@@ -1,0 +1,378 @@
+//! Token streams and arrays, cut into instances for training and into windows for evaluation.
+//!
+//! An instance is `seq_len + 1` tokens: inputs are all but the last, targets all but the first. A
+//! stream of tokens is cut into instances that share one token with their neighbours (instance i
+//! covers tokens `i*seq_len ..= (i+1)*seq_len`), so every token but the first is a target once
+//! per epoch. Rows of two-dimensional arrays are streams of their own: no window runs from one row
+//! into the next.
+//!
+//! What remains at the end of a stream is shorter than an instance. Training leaves it out;
+//! evaluation reads it as a shorter window ([`Windows::All`]). [`TokenDataset::coverage`] counts both.
+
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+use crate::omissions::Unit;
+
+use super::ready::ReadyTokens;
+use super::shard::TokenStream;
+use super::windows::{Coverage, Grid, Part, Windows};
+
+/// Instances of one length out of one or several token streams or arrays.
+#[derive(Debug)]
+pub struct TokenDataset {
+    parts: Vec<Part>,
+    seq_len: usize,
+    instances: u64,
+    identity: Sha256,
+}
+
+impl TokenDataset {
+    /// An empty set of instances with `seq_len` inputs and as many targets.
+    ///
+    /// # Errors
+    /// If `seq_len` is 0.
+    pub fn new(seq_len: usize) -> Result<Self> {
+        if seq_len == 0 {
+            return Err(Error::config("the sequence length is 0"));
+        }
+        Ok(Self {
+            parts: Vec::new(),
+            seq_len,
+            instances: 0,
+            identity: Sha256::new(),
+        })
+    }
+
+    /// Appends the instances of a stream. `identity` is something that differs when the tokens
+    /// do; it goes into [`TokenDataset::fingerprint`]. A stream shorter than an instance adds none.
+    pub fn push_stream(&mut self, tokens: TokenStream, identity: &str) {
+        self.push(tokens, 1, self.seq_len as u64, identity);
+    }
+
+    /// Appends a ready file: its stream, or its rows, which must be instances.
+    ///
+    /// # Errors
+    /// If its rows are not of `seq_len + 1` tokens, or the file cannot be read.
+    pub fn push_ready(&mut self, ready: ReadyTokens) -> Result<()> {
+        let needed = self.seq_len as u64 + 1;
+        match ready.row_width() {
+            Some(width) if width != needed => Err(Error::format(
+                ready.path(),
+                format!(
+                    "rows of {width} tokens; a sequence length of {} needs {needed}: in training every row of a \
+                     two-dimensional array is one instance{}",
+                    self.seq_len,
+                    match width {
+                        0 | 1 => String::new(),
+                        _ => format!(
+                            "; set the sequence length to {}, or save the array with one dimension to \
+                             have it cut anew",
+                            width - 1
+                        ),
+                    }
+                ),
+            )),
+            _ => self.push_ready_rows(ready),
+        }
+    }
+
+    /// Appends a ready file for [`Windows::All`]: rows may have any length. One that is longer than
+    /// `seq_len + 1` gives several windows.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn push_ready_rows(&mut self, ready: ReadyTokens) -> Result<()> {
+        let identity = file_identity(&ready)?;
+        match ready.row_width() {
+            None => self.push_stream(ready.into_tokens(), &identity),
+            Some(width) => {
+                let tokens = ready.into_tokens();
+                let rows = tokens.len() / width.max(1);
+                self.push(tokens, rows, width, &identity);
+            }
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, tokens: TokenStream, streams: u64, stride: u64, identity: &str) {
+        let all = tokens.len();
+        let part = Part::cut(
+            tokens,
+            streams,
+            self.seq_len as u64,
+            self.instances,
+            identity,
+        );
+        let instances = part.whole.len();
+        self.identity
+            .update(format!("{stride} {instances} {all} {identity}\n"));
+        self.parts.push(part);
+        self.instances += instances;
+    }
+
+    /// Instances in all.
+    pub fn len(&self) -> u64 {
+        self.instances
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.instances == 0
+    }
+
+    /// Inputs per instance.
+    pub fn seq_len(&self) -> usize {
+        self.seq_len
+    }
+
+    /// Tokens in all parts, those in incomplete instances included.
+    pub fn tokens(&self) -> u64 {
+        self.parts.iter().map(|part| part.tokens.len()).sum()
+    }
+
+    /// How many tokens are targets of `windows`, and why the others are not.
+    pub fn coverage(&self, windows: Windows) -> Coverage {
+        let mut found = Coverage {
+            all_tokens: self.tokens(),
+            ..Coverage::default()
+        };
+        let seq_len = self.seq_len as u64;
+        let mut leave_out =
+            |reason: &str, count| found.left_out.add(Unit::Tokens, reason, count, None);
+        for part in &self.parts {
+            let reason = match part.streams {
+                0 | 1 => "first of its stream, where nothing comes before it to predict it from",
+                _ => "first of its row, where nothing comes before it to predict it from",
+            };
+            leave_out(reason, part.streams);
+        }
+        let tails: u64 = self
+            .tails()
+            .map(|(_, grid)| grid.len() * grid.targets)
+            .sum();
+        let mut targets = self.instances * seq_len;
+        match windows {
+            Windows::All => targets += tails,
+            Windows::Whole { limit } => {
+                let reason =
+                    format!("at the end of a stream, fewer than a sequence of {seq_len} tokens");
+                leave_out(&reason, tails);
+                let taken = limit.unwrap_or(u64::MAX).min(self.instances);
+                let reason = format!("beyond the first {taken} sequences");
+                leave_out(&reason, (self.instances - taken) * seq_len);
+                targets = taken * seq_len;
+            }
+        }
+        found.tokens = targets;
+        found
+    }
+
+    /// SHA-256 of what the parts are; equal only for the same data, cut the same way.
+    pub fn fingerprint(&self) -> String {
+        crate::files::hex(&self.identity.clone().finalize())
+    }
+
+    /// True if a stream or array, not empty, is in both.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let filled = |data: &'_ Self| -> Vec<String> {
+            let parts = data.parts.iter().filter(|part| !part.tokens.is_empty());
+            parts.map(|part| part.identity.clone()).collect()
+        };
+        let theirs = filled(other);
+        filled(self).iter().any(|ours| theirs.contains(ours))
+    }
+
+    /// The first token of every stream and row, which is never a target.
+    ///
+    /// # Errors
+    /// If a token is beyond the vocabulary.
+    pub fn first_tokens(&self) -> Result<Vec<u32>> {
+        let mut firsts = Vec::new();
+        for part in &self.parts {
+            for stream in 0..part.streams {
+                let mut token = [0];
+                part.tokens
+                    .read(stream * part.whole.stream_stride, &mut token)?;
+                firsts.extend(token);
+            }
+        }
+        Ok(firsts)
+    }
+
+    /// The tokens of instance `id`, `seq_len + 1` of them.
+    ///
+    /// # Errors
+    /// If there is no such instance, or a token is beyond the vocabulary.
+    pub fn instance(&self, id: u64) -> Result<Vec<u32>> {
+        let mut tokens = vec![0; self.seq_len + 1];
+        self.read(id, &mut tokens)?;
+        Ok(tokens)
+    }
+
+    fn read(&self, id: u64, tokens: &mut [u32]) -> Result<()> {
+        let part = self
+            .parts
+            .partition_point(|part| part.start + part.whole.len() <= id);
+        match self.parts.get(part) {
+            Some(part) => part
+                .tokens
+                .read(part.whole.start_of(id - part.start), tokens),
+            None => Err(Error::config(format!(
+                "instance {id} of {}",
+                self.instances
+            ))),
+        }
+    }
+
+    pub(super) fn batch(&self, ids: Vec<u64>, epoch: u64) -> Result<Batch> {
+        let mut batch = Batch::new(ids, self.seq_len, epoch);
+        let mut tokens = vec![0; self.seq_len + 1];
+        for row in 0..batch.len() {
+            self.read(batch.instance_ids[row], &mut tokens)?;
+            batch.push(&tokens);
+        }
+        Ok(batch)
+    }
+
+    /// Parts with shorter windows, and these.
+    fn tails(&self) -> impl Iterator<Item = (&Part, Grid)> {
+        let grids = self.parts.iter().map(|part| (part, part.tails));
+        grids.filter(|(_, grid)| grid.len() > 0)
+    }
+
+    /// All instances in order, or the first `limit`, in batches of `batch_size`; the last batch
+    /// may be smaller. For validation.
+    pub fn sequential(&self, batch_size: usize, limit: Option<u64>) -> SequentialBatches<'_> {
+        SequentialBatches {
+            dataset: self,
+            next: 0,
+            end: limit.map_or(self.instances, |limit| limit.min(self.instances)),
+            batch_size: batch_size.max(1) as u64,
+        }
+    }
+
+    /// The windows in batches of at most `batch_size` windows of one length: first those of
+    /// [`TokenDataset::sequential`], then, where all are asked for, the shorter ones, whose ids go on
+    /// from there.
+    pub fn windows(
+        &self,
+        batch_size: usize,
+        windows: Windows,
+    ) -> impl Iterator<Item = Result<Batch>> {
+        let limit = match windows {
+            Windows::All => None,
+            Windows::Whole { limit } => limit,
+        };
+        let shorter = (windows == Windows::All).then(|| self.shorter(batch_size.max(1) as u64));
+        self.sequential(batch_size, limit)
+            .chain(shorter.into_iter().flatten())
+    }
+
+    fn shorter(&self, batch_size: u64) -> impl Iterator<Item = Result<Batch>> {
+        let mut next_id = self.instances;
+        self.tails().flat_map(move |(part, grid)| {
+            let first_id = next_id;
+            next_id += grid.len();
+            let starts = (0..grid.len()).step_by(batch_size as usize);
+            starts.map(move |from| {
+                let to = grid.len().min(from.saturating_add(batch_size));
+                let ids = (first_id + from..first_id + to).collect();
+                let mut batch = Batch::new(ids, grid.targets as usize, 0);
+                let mut tokens = vec![0; grid.targets as usize + 1];
+                for index in from..to {
+                    part.tokens.read(grid.start_of(index), &mut tokens)?;
+                    batch.push(&tokens);
+                }
+                Ok(batch)
+            })
+        })
+    }
+}
+
+/// SHA-256 over all tokens as u32.
+fn file_identity(ready: &ReadyTokens) -> Result<String> {
+    let mut digest = Sha256::new();
+    ready.tokens().for_each_chunk(|tokens| {
+        let bytes: Vec<u8> = tokens
+            .iter()
+            .flat_map(|token| token.to_le_bytes())
+            .collect();
+        digest.update(&bytes);
+    })?;
+    Ok(crate::files::hex(&digest.finalize()))
+}
+
+/// Instances side by side, row after row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    /// Input tokens, `[b, t]`.
+    pub inputs: Vec<i32>,
+    /// The tokens that follow them, `[b, t]`.
+    pub targets: Vec<i32>,
+    /// Which instance each row is, `[b]`.
+    pub instance_ids: Vec<u64>,
+    /// Columns, t.
+    pub seq_len: usize,
+    /// Epoch of the first row.
+    pub epoch: u64,
+}
+
+impl Batch {
+    /// Room for the rows of `ids`.
+    fn new(ids: Vec<u64>, seq_len: usize, epoch: u64) -> Self {
+        Self {
+            inputs: Vec::with_capacity(ids.len() * seq_len),
+            targets: Vec::with_capacity(ids.len() * seq_len),
+            instance_ids: ids,
+            seq_len,
+            epoch,
+        }
+    }
+
+    /// Appends a row: its inputs and the last target.
+    fn push(&mut self, tokens: &[u32]) {
+        // A token stream only gives ids below 2^31.
+        let signed = |&token: &u32| token as i32;
+        self.inputs
+            .extend(tokens[..self.seq_len].iter().map(signed));
+        self.targets.extend(tokens[1..].iter().map(signed));
+    }
+
+    /// Rows, b.
+    pub fn len(&self) -> usize {
+        self.instance_ids.len()
+    }
+
+    /// Whether there are no rows.
+    pub fn is_empty(&self) -> bool {
+        self.instance_ids.is_empty()
+    }
+}
+
+/// Iterator of [`TokenDataset::sequential`].
+#[derive(Debug)]
+pub struct SequentialBatches<'d> {
+    dataset: &'d TokenDataset,
+    next: u64,
+    end: u64,
+    batch_size: u64,
+}
+
+impl Iterator for SequentialBatches<'_> {
+    type Item = Result<Batch>;
+
+    fn next(&mut self) -> Option<Result<Batch>> {
+        if self.next >= self.end {
+            return None;
+        }
+        let end = self.end.min(self.next.saturating_add(self.batch_size));
+        let ids = (self.next..end).collect();
+        self.next = end;
+        let batch = self.dataset.batch(ids, 0);
+        if batch.is_err() {
+            self.next = self.end;
+        }
+        Some(batch)
+    }
+}

@@ -1,0 +1,62 @@
+//! What a person should know of how text was read, in lines.
+
+use super::manifest::{Manifest, SourceRecord};
+
+impl Manifest {
+    /// A line for everything that was left out, cut or replaced, and for special tokens that the
+    /// text spells out. None where all text was taken as it is.
+    pub fn notes(&self) -> Vec<String> {
+        let sum = |of: fn(&SourceRecord) -> u64| self.sources.iter().map(of).sum::<u64>();
+        let mut notes = self.left_out.lines();
+        let (texts, documents) = (sum(|s| s.cut_texts), sum(|s| s.cut_documents));
+        if texts > 0 {
+            let chars = match self.document_chars {
+                Some(chars) => format!(" after {chars} characters"),
+                None => String::new(),
+            };
+            notes.push(format!(
+                "{} cut into {documents} documents at blank lines{chars}; document_chars 0 (--document-chars 0) keeps texts whole",
+                were(texts, "text")
+            ));
+        }
+        let lines = sum(|s| s.replaced_lines);
+        if lines > 0 {
+            notes.push(format!(
+                "invalid UTF-8 was replaced by U+FFFD in {}",
+                number(lines, "line")
+            ));
+        }
+        let surrogates = sum(|s| s.replaced_surrogates);
+        if surrogates > 0 {
+            notes.push(format!(
+                "half surrogate pairs (`\\ud800` to `\\udfff`) were replaced by U+FFFD in {}",
+                number(surrogates, "text")
+            ));
+        }
+        for spelled in &self.spelled_special_tokens {
+            notes.push(format!(
+                "the text of {} spells the special token `{}` {}: it is encoded as plain characters; if it stands between documents, set separator (--separator '{}')",
+                number(spelled.documents, "document"),
+                spelled.token,
+                number(spelled.count, "time"),
+                spelled.token
+            ));
+        }
+        notes
+            .iter()
+            .map(|note| crate::text::one_line(note).into_owned())
+            .collect()
+    }
+}
+
+fn number(count: u64, unit: &str) -> String {
+    format!("{count} {unit}{}", if count == 1 { "" } else { "s" })
+}
+
+fn were(count: u64, unit: &str) -> String {
+    format!(
+        "{} {}",
+        number(count, unit),
+        if count == 1 { "was" } else { "were" }
+    )
+}

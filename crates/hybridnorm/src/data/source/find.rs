@@ -1,0 +1,354 @@
+//! Which files an input stands for, and which are left out, and why.
+//!
+//! A link is followed; a file or folder that is reached twice counts once, under the name that is no
+//! link. So circles end, and the result does not depend on the order in which a folder lists its
+//! entries.
+
+use std::collections::HashSet;
+use std::fs::{self, FileType};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use glob::{MatchOptions, Pattern};
+
+use crate::error::{Error, Result};
+use crate::omissions::{LeftOut, Unit};
+
+use super::kind::{KNOWN_KINDS, file_kind};
+
+const NOT_CHOSEN: &str = "not chosen by include and exclude";
+
+/// The files of one input.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Files {
+    /// To be read, sorted.
+    pub(super) paths: Vec<PathBuf>,
+    /// Files and folders that are not.
+    pub(super) left_out: LeftOut,
+}
+
+/// Patterns that choose among the files of folders and globs.
+#[derive(Debug, Default)]
+pub(super) struct Filter {
+    include: Vec<Rule>,
+    exclude: Vec<Rule>,
+}
+
+#[derive(Debug)]
+struct Rule {
+    pattern: Pattern,
+    is_used: bool,
+}
+
+impl Filter {
+    pub(super) fn new(include: &[String], exclude: &[String]) -> Result<Self> {
+        let rules = |patterns: &[String]| -> Result<Vec<Rule>> {
+            patterns.iter().map(|text| rule(text)).collect()
+        };
+        Ok(Self {
+            include: rules(include)?,
+            exclude: rules(exclude)?,
+        })
+    }
+
+    /// Whether a file is to be read, by its path within the input.
+    fn takes(&mut self, name: &Path) -> bool {
+        // All are asked, so that each is known to have matched.
+        let ask = |rules: &mut [Rule]| {
+            let matched = rules.iter_mut().map(|rule| rule.matches(name));
+            matched.fold(false, |any, matched| any | matched)
+        };
+        let included = self.include.is_empty() || ask(&mut self.include);
+        included && !ask(&mut self.exclude)
+    }
+
+    /// # Errors
+    /// If a pattern matched nothing.
+    pub(super) fn check_used(&self) -> Result<()> {
+        for (option, rules) in [("include", &self.include), ("exclude", &self.exclude)] {
+            if let Some(rule) = rules.iter().find(|rule| !rule.is_used) {
+                return Err(Error::config(format!(
+                    "{option} `{}`: matches no text file of the inputs (a pattern with `/` is compared with the path below the input, one without with every name in it)",
+                    rule.pattern
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn rule(text: &str) -> Result<Rule> {
+    let pattern = Pattern::new(text.trim_end_matches('/'))
+        .map_err(|error| Error::config(format!("`{text}` is not a valid pattern: {error}")))?;
+    Ok(Rule {
+        pattern,
+        is_used: false,
+    })
+}
+
+impl Rule {
+    fn matches(&mut self, name: &Path) -> bool {
+        let options = MatchOptions {
+            require_literal_separator: true,
+            ..MatchOptions::default()
+        };
+        let with_path = self.pattern.as_str().contains('/');
+        let matched = name.ancestors().any(|name| match with_path {
+            true => self.pattern.matches_path_with(name, options),
+            false => name
+                .file_name()
+                .is_some_and(|name| self.pattern.matches_with(&name.to_string_lossy(), options)),
+        });
+        self.is_used |= matched;
+        matched
+    }
+}
+
+/// What stands at a path.
+struct Entry {
+    path: PathBuf,
+    /// Its path within the input.
+    name: PathBuf,
+    is_link: bool,
+}
+
+/// What tells that two names mean the same file.
+type Identity = (u64, u64, PathBuf);
+
+#[cfg(unix)]
+fn identity(_: &Path, metadata: &fs::Metadata) -> io::Result<Identity> {
+    use std::os::unix::fs::MetadataExt;
+    Ok((metadata.dev(), metadata.ino(), PathBuf::new()))
+}
+
+#[cfg(not(unix))]
+fn identity(path: &Path, _: &fs::Metadata) -> io::Result<Identity> {
+    Ok((0, 0, path.canonicalize()?))
+}
+
+struct Search<'f> {
+    filter: &'f mut Filter,
+    seen: HashSet<Identity>,
+    /// Met, and followed after what is no link.
+    links: Vec<Entry>,
+    found: Files,
+}
+
+/// Text files in a folder and below.
+///
+/// # Errors
+/// If there are none, or a folder cannot be listed.
+pub(super) fn in_folder(folder: &Path, filter: &mut Filter) -> Result<Files> {
+    let mut search = Search::new(filter);
+    search.folder(folder, Path::new(""))?;
+    search.follow_links()?;
+    let found = search.finish();
+    match found.paths.is_empty() {
+        false => Ok(found),
+        true => Err(Error::format(
+            folder,
+            format!(
+                "no {KNOWN_KINDS} file in this folder or below{}",
+                tail(&found.left_out)
+            ),
+        )),
+    }
+}
+
+/// Text files that match a pattern.
+///
+/// # Errors
+/// If the pattern is not valid, nothing matches, or a file is of an unknown kind.
+pub(super) fn matching(pattern: &str, filter: &mut Filter) -> Result<Files> {
+    let paths = glob::glob(pattern)
+        .map_err(|error| Error::config(format!("`{pattern}` is not a valid pattern: {error}")))?;
+    let shows_hidden = Path::new(pattern)
+        .file_name()
+        .is_some_and(|name| name.to_string_lossy().starts_with('.'));
+    let base: PathBuf = Path::new(pattern)
+        .components()
+        .take_while(|part| !super::is_pattern(&part.as_os_str().to_string_lossy()))
+        .collect();
+    let mut search = Search::new(filter);
+    let mut entries = Vec::new();
+    for path in paths {
+        let path = path.map_err(|error| {
+            let path = error.path().to_path_buf();
+            Error::io(path)(error.into())
+        })?;
+        let is_link = path.is_symlink();
+        if path.is_dir() {
+            search.leave_out("a folder that a pattern matches", &path);
+        } else if is_hidden(&path) && !shows_hidden {
+            search.leave_out("hidden", &path);
+        } else {
+            let name = path.strip_prefix(&base).unwrap_or(&path).to_path_buf();
+            match file_kind(&path) {
+                None if search.filter.takes(&name) => known(&path)?,
+                None => search.leave_out(NOT_CHOSEN, &path),
+                Some(_) => entries.push(Entry {
+                    path,
+                    name,
+                    is_link,
+                }),
+            }
+        }
+    }
+    // What is no link comes first.
+    entries.sort_by(|a, b| (a.is_link, &a.path).cmp(&(b.is_link, &b.path)));
+    for entry in entries {
+        search.entry(entry)?;
+    }
+    let found = search.finish();
+    match found.paths.is_empty() {
+        false => Ok(found),
+        true => Err(Error::config(format!(
+            "no file matches `{pattern}`{}",
+            tail(&found.left_out)
+        ))),
+    }
+}
+
+fn tail(left_out: &LeftOut) -> String {
+    let lines = left_out.lines().into_iter();
+    lines.fold(String::new(), |text, line| format!("{text}; {line}"))
+}
+
+/// # Errors
+/// If a file is of an unknown kind.
+pub(super) fn known(path: &Path) -> Result<()> {
+    match file_kind(path) {
+        Some(_) => Ok(()),
+        None => Err(Error::format(
+            path,
+            format!("unknown kind of text file; expected {KNOWN_KINDS}"),
+        )),
+    }
+}
+
+fn is_hidden(path: &Path) -> bool {
+    path.file_name()
+        .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
+}
+
+impl<'f> Search<'f> {
+    fn new(filter: &'f mut Filter) -> Self {
+        Self {
+            filter,
+            seen: HashSet::new(),
+            links: Vec::new(),
+            found: Files::default(),
+        }
+    }
+
+    fn leave_out(&mut self, reason: &str, path: &Path) {
+        let example = Some(path.display().to_string());
+        self.found.left_out.add(Unit::Files, reason, 1, example);
+    }
+
+    /// Visits a folder and those below it.
+    fn folder(&mut self, folder: &Path, name: &Path) -> Result<()> {
+        let mut waiting = vec![(folder.to_path_buf(), name.to_path_buf())];
+        while let Some((folder, name)) = waiting.pop() {
+            let metadata = fs::metadata(&folder).map_err(Error::io(&folder))?;
+            let identity = identity(&folder, &metadata).map_err(Error::io(&folder))?;
+            if !self.seen.insert(identity) {
+                self.leave_out("a folder that was reached before", &folder);
+                continue;
+            }
+            let mut entries = fs::read_dir(&folder)
+                .and_then(Iterator::collect::<io::Result<Vec<_>>>)
+                .map_err(Error::io(&folder))?;
+            entries.sort_by_key(fs::DirEntry::file_name);
+            for entry in entries {
+                let path = entry.path();
+                let kind = entry.file_type().map_err(Error::io(&path))?;
+                let name = name.join(entry.file_name());
+                if is_hidden(&path) {
+                    self.leave_out("hidden", &path);
+                } else if kind.is_dir() {
+                    waiting.push((path, name));
+                } else {
+                    let is_link = kind.is_symlink();
+                    let entry = Entry {
+                        path,
+                        name,
+                        is_link,
+                    };
+                    match is_link {
+                        true => self.links.push(entry),
+                        false => self.entry(entry)?,
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn follow_links(&mut self) -> Result<()> {
+        while !self.links.is_empty() {
+            let mut links = std::mem::take(&mut self.links);
+            links.sort_by(|a, b| a.path.cmp(&b.path));
+            for link in links {
+                match fs::metadata(&link.path) {
+                    Ok(found) if found.is_dir() => self.folder(&link.path, &link.name)?,
+                    _ => self.entry(link)?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a file or counts why not.
+    fn entry(&mut self, entry: Entry) -> Result<()> {
+        let path = &entry.path;
+        let metadata = match fs::metadata(path) {
+            Ok(metadata) => metadata,
+            Err(error) if entry.is_link && is_broken_link(&error) => {
+                self.leave_out("a broken link", path);
+                return Ok(());
+            }
+            Err(error) => return Err(Error::io(path)(error)),
+        };
+        if !metadata.is_file() {
+            self.leave_out(not_a_file(metadata.file_type()), path);
+        } else if file_kind(path).is_none() {
+            self.leave_out("unknown kind", path);
+        } else if !self.filter.takes(&entry.name) {
+            self.leave_out(NOT_CHOSEN, path);
+        } else if !self
+            .seen
+            .insert(identity(path, &metadata).map_err(Error::io(path))?)
+        {
+            self.leave_out("a file that was reached before", path);
+        } else {
+            self.found.paths.push(entry.path);
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Files {
+        let mut found = self.found;
+        found.paths.sort();
+        found
+    }
+}
+
+/// A link to nothing, or to itself.
+fn is_broken_link(error: &io::Error) -> bool {
+    #[cfg(unix)]
+    if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) {
+        return true;
+    }
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    )
+}
+
+fn not_a_file(kind: FileType) -> &'static str {
+    match kind.is_dir() {
+        true => "a folder",
+        false => "not a regular file",
+    }
+}

@@ -1,0 +1,196 @@
+//! Sizes of the pages of a Parquet column, read from their headers before any page is unpacked.
+//!
+//! A page header is a structure of Thrift's compact protocol. Only the sizes are taken from it.
+
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
+
+/// Largest page that is unpacked, in bytes. Writers aim at 1 MiB; a page holds at least one value.
+const PAGE_LIMIT: i64 = 512 << 20;
+/// Most values of a page.
+const VALUES_LIMIT: i64 = 1 << 26;
+/// Structures in a header are nested less deep.
+const DEPTH_LIMIT: usize = 8;
+
+/// Checks every page of a column chunk, which stands at `begin` and takes `length` bytes.
+///
+/// Returns what is wrong with them.
+pub(super) fn check(file: impl Read + Seek, begin: u64, length: u64) -> Result<(), String> {
+    let mut reader = BufReader::with_capacity(1 << 12, file);
+    let mut at = begin;
+    let end = begin.checked_add(length).ok_or("its size overflows")?;
+    while at < end {
+        let failed = |error: io::Error| format!("page at byte {at}: {error}");
+        reader.seek(SeekFrom::Start(at)).map_err(failed)?;
+        let mut header = Header {
+            reader: (&mut reader).take(end - at),
+            sizes: Sizes::default(),
+        };
+        header.structure(0, Level::Page).map_err(failed)?;
+        let (rest, sizes) = (header.reader.limit(), header.sizes);
+        if sizes.uncompressed > PAGE_LIMIT || sizes.values > VALUES_LIMIT {
+            return Err(format!(
+                "page at byte {at}: {} bytes and {} values, more than the {PAGE_LIMIT} bytes and {VALUES_LIMIT} values that are accepted",
+                sizes.uncompressed, sizes.values
+            ));
+        }
+        let compressed = u64::try_from(sizes.compressed).unwrap_or(u64::MAX);
+        if compressed > rest || sizes.uncompressed < 0 || sizes.values < 0 {
+            return Err(format!("page at byte {at}: its sizes are not possible"));
+        }
+        at = end - rest + compressed;
+    }
+    Ok(())
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Sizes {
+    compressed: i64,
+    uncompressed: i64,
+    values: i64,
+}
+
+/// Which structure is read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Level {
+    Page,
+    /// The part that depends on the kind of page and begins with the number of its values.
+    Kind,
+    Other,
+}
+
+struct Header<R> {
+    reader: R,
+    sizes: Sizes,
+}
+
+impl<R: BufRead> Header<R> {
+    fn byte(&mut self) -> io::Result<u8> {
+        let mut byte = [0];
+        self.reader.read_exact(&mut byte)?;
+        Ok(byte[0])
+    }
+
+    fn varint(&mut self) -> io::Result<u64> {
+        let mut value = 0;
+        for shift in (0..64).step_by(7) {
+            let byte = self.byte()?;
+            value |= u64::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                return Ok(value);
+            }
+        }
+        Err(damaged())
+    }
+
+    fn signed(&mut self) -> io::Result<i64> {
+        let value = self.varint()?;
+        Ok((value >> 1) as i64 ^ -((value & 1) as i64))
+    }
+
+    fn skip(&mut self, bytes: u64) -> io::Result<()> {
+        match io::copy(&mut (&mut self.reader).take(bytes), &mut io::sink())? {
+            copied if copied == bytes => Ok(()),
+            _ => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
+    fn structure(&mut self, depth: usize, level: Level) -> io::Result<()> {
+        if depth > DEPTH_LIMIT {
+            return Err(damaged());
+        }
+        let mut field = 0_i64;
+        loop {
+            let head = self.byte()?;
+            if head == 0 {
+                return Ok(());
+            }
+            field = match head >> 4 {
+                0 => self.signed()?,
+                step => field.wrapping_add(step.into()),
+            };
+            match (level, field, head & 15) {
+                (Level::Page, 2, 4..=6) => self.sizes.uncompressed = self.signed()?,
+                (Level::Page, 3, 4..=6) => self.sizes.compressed = self.signed()?,
+                (Level::Kind, 1, 4..=6) => self.sizes.values = self.signed()?,
+                (Level::Page, _, 12) => self.structure(depth + 1, Level::Kind)?,
+                (_, _, kind) => self.value(depth, kind, true)?,
+            }
+        }
+    }
+
+    /// Passes over a value of a kind; a truth value of a field stands in the field's head.
+    fn value(&mut self, depth: usize, kind: u8, is_field: bool) -> io::Result<()> {
+        match kind {
+            1 | 2 if is_field => Ok(()),
+            1..=3 => self.skip(1),
+            4..=6 => self.varint().map(drop),
+            7 => self.skip(8),
+            8 => {
+                let bytes = self.varint()?;
+                self.skip(bytes)
+            }
+            9 | 10 => {
+                let head = self.byte()?;
+                let items = match head >> 4 {
+                    15 => self.varint()?,
+                    items => items.into(),
+                };
+                // Each takes a byte at least, so that a false number ends with the file.
+                (0..items).try_for_each(|_| self.value(depth, head & 15, false))
+            }
+            12 => self.structure(depth + 1, Level::Other),
+            _ => Err(damaged()),
+        }
+    }
+}
+
+fn damaged() -> io::Error {
+    io::Error::other("damaged page header")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Cursor;
+
+    /// A data page: type 0, sizes, and a header with values, a truth value, and a text.
+    fn page(uncompressed: u64, content: &[u8], values: u64) -> Vec<u8> {
+        let zigzag = |value: u64| {
+            let mut value = value << 1;
+            let mut bytes = Vec::new();
+            while value >= 0x80 {
+                bytes.push(value as u8 | 0x80);
+                value >>= 7;
+            }
+            bytes.push(value as u8);
+            bytes
+        };
+        let mut page = vec![0x15, 0, 0x15];
+        page.extend(zigzag(uncompressed));
+        page.push(0x15);
+        page.extend(zigzag(content.len() as u64));
+        page.extend([0x2c, 0x15]);
+        page.extend(zigzag(values));
+        page.extend([0x11, 0x18, 2, b'h', b'i', 0, 0]);
+        page.extend(content);
+        page
+    }
+
+    #[test]
+    fn every_page_is_looked_at() {
+        let check = |pages: &[Vec<u8>]| {
+            let bytes = pages.concat();
+            let length = bytes.len() as u64;
+            check(Cursor::new(bytes), 0, length)
+        };
+        assert_eq!(check(&[page(9, b"abc", 4), page(8, b"", 0)]), Ok(()));
+        let found = check(&[page(9, b"abc", 4), page(1 << 30, b"", 0)]).unwrap_err();
+        assert!(found.contains("1073741824 bytes"), "{found}");
+        assert!(check(&[page(9, b"", 1 << 30)]).is_err());
+        let mut cut = page(9, b"abc", 4);
+        cut.truncate(cut.len() - 1);
+        assert!(check(&[cut.clone()]).unwrap_err().contains("not possible"));
+        cut.truncate(4);
+        assert!(check(&[cut]).is_err());
+    }
+}

@@ -1,0 +1,298 @@
+//! Texts of one column of a Parquet file.
+//!
+//! Memory: the file's footer, one page of the column (at most 512 MiB, refused by its header before
+//! it is unpacked) with its dictionary, and [`BATCH`] texts.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use parquet::basic::{ConvertedType, LogicalType, Type as PhysicalType};
+use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
+use parquet::data_type::{ByteArray, ByteArrayType};
+use parquet::errors::ParquetError;
+use parquet::file::metadata::ColumnChunkMetaData;
+use parquet::file::reader::{FileReader, SerializedFileReader};
+
+use crate::error::{Error, Result};
+use crate::files;
+use crate::omissions::Unit;
+
+use super::{InvalidUtf8, SourceOptions, SourceStats, pages};
+
+/// Texts that are read at once.
+const BATCH: usize = 32;
+/// The footer is read as a whole.
+const FOOTER_LIMIT: u64 = 256 << 20;
+/// A shorter file holds no row: begin, length of the footer, end.
+const SHORTEST: u64 = 12;
+/// Begin and end of a Parquet file.
+const MAGIC: &[u8] = b"PAR1";
+
+/// A Parquet file that is being read.
+pub(super) struct ParquetTexts {
+    path: PathBuf,
+    file: File,
+    reader: SerializedFileReader<File>,
+    /// The column.
+    column: usize,
+    /// Its definition level where it is not null.
+    defined: i16,
+    /// The next row group.
+    group: usize,
+    rows: Option<ColumnReaderImpl<ByteArrayType>>,
+    /// Read and not returned yet, in reverse; `None` is null.
+    waiting: Vec<Option<ByteArray>>,
+    /// Row last returned, from 1.
+    row: u64,
+}
+
+impl ParquetTexts {
+    /// Whether a file is too short to hold anything.
+    ///
+    /// # Errors
+    /// If it cannot be opened.
+    pub(super) fn is_void(path: &Path) -> Result<bool> {
+        let metadata = files::open(path)?.metadata().map_err(Error::io(path))?;
+        Ok(metadata.len() < SHORTEST)
+    }
+
+    /// # Errors
+    /// If this is no Parquet file, or it has no such column of texts.
+    pub(super) fn open(path: &Path, field: &str) -> Result<Self> {
+        let fail = |problem: String| Error::format(path, problem);
+        let file = files::open(path)?;
+        check_ends(&file, path)?;
+        let copy = file.try_clone().map_err(Error::io(path))?;
+        let reader = caught(|| SerializedFileReader::new(copy)).map_err(fail)?;
+        let schema = reader.metadata().file_metadata().schema_descr();
+        let names: Vec<String> = schema
+            .columns()
+            .iter()
+            .map(|column| column.path().string())
+            .collect();
+        let Some(column) = names.iter().position(|name| name == field) else {
+            let names: Vec<_> = names
+                .iter()
+                .take(8)
+                .map(|name| format!("`{name}`"))
+                .collect();
+            return Err(fail(format!(
+                "no column `{field}`; the columns are {}",
+                names.join(", ")
+            )));
+        };
+        let described = schema.column(column);
+        let is_text = matches!(
+            described.logical_type_ref(),
+            None | Some(LogicalType::String | LogicalType::Enum | LogicalType::Json)
+        ) && matches!(
+            described.converted_type(),
+            ConvertedType::NONE | ConvertedType::UTF8 | ConvertedType::ENUM | ConvertedType::JSON
+        );
+        if described.max_rep_level() > 0 {
+            return Err(fail(format!(
+                "column `{field}` holds lists, expected one text per row"
+            )));
+        }
+        if described.physical_type() != PhysicalType::BYTE_ARRAY || !is_text {
+            return Err(fail(format!("column `{field}` holds no text")));
+        }
+        let defined = described.max_def_level();
+        Ok(Self {
+            path: path.to_path_buf(),
+            file,
+            reader,
+            column,
+            defined,
+            group: 0,
+            rows: None,
+            waiting: Vec::new(),
+            row: 0,
+        })
+    }
+
+    /// The next text; rows without one are counted or an error.
+    pub(super) fn next(
+        &mut self,
+        options: &SourceOptions,
+        stats: &mut SourceStats,
+    ) -> Result<Option<String>> {
+        loop {
+            let Some(value) = self.waiting.pop() else {
+                match self.read_batch()? {
+                    true => continue,
+                    false => return Ok(None),
+                }
+            };
+            self.row += 1;
+            let place = format!("{}:{}", self.path.display(), self.row);
+            let Some(value) = value else {
+                let reason = format!("field `{}` is null", options.text_field);
+                stats.left_out.add(Unit::Records, &reason, 1, Some(place));
+                continue;
+            };
+            let text = match std::str::from_utf8(value.data()) {
+                Ok(text) => text.to_owned(),
+                Err(_) if options.invalid_utf8 == InvalidUtf8::Replace => {
+                    stats.replaced_lines += 1;
+                    String::from_utf8_lossy(value.data()).into_owned()
+                }
+                Err(_) if options.skip_bad => {
+                    stats
+                        .left_out
+                        .add(Unit::Records, "invalid UTF-8", 1, Some(place));
+                    continue;
+                }
+                Err(error) => {
+                    return Err(Error::format(
+                        &self.path,
+                        format!(
+                            "row {}: invalid UTF-8 at byte {} of the text; allow replacing invalid bytes",
+                            self.row,
+                            error.valid_up_to()
+                        ),
+                    ));
+                }
+            };
+            stats.records += 1;
+            if !text.trim().is_empty() {
+                return Ok(Some(text));
+            }
+            stats.left_out.add(Unit::Documents, "blank", 1, Some(place));
+        }
+    }
+
+    /// Reads some more rows; `false` at the end.
+    fn read_batch(&mut self) -> Result<bool> {
+        loop {
+            if self.rows.is_none() && !self.open_group()? {
+                return Ok(false);
+            }
+            let Some(rows) = &mut self.rows else {
+                continue;
+            };
+            let (mut levels, mut values) = (Vec::new(), Vec::new());
+            let has_levels = self.defined > 0;
+            let levels_out = has_levels.then_some(&mut levels);
+            let (read, _, _) = caught(|| rows.read_records(BATCH, levels_out, None, &mut values))
+                .map_err(|problem| self.damaged(self.group - 1, &problem))?;
+            if read == 0 {
+                self.rows = None;
+                continue;
+            }
+            let mut values = values.into_iter();
+            self.waiting = match has_levels {
+                false => values.map(Some).collect(),
+                true => levels
+                    .iter()
+                    .map(|&level| (level == self.defined).then(|| values.next()).flatten())
+                    .collect(),
+            };
+            self.waiting.reverse();
+            return Ok(true);
+        }
+    }
+
+    /// Begins the next row group, if there is one.
+    fn open_group(&mut self) -> Result<bool> {
+        if self.group == self.reader.num_row_groups() {
+            return Ok(false);
+        }
+        let group = self.group;
+        self.group += 1;
+        let chunk = self.reader.metadata().row_group(group).column(self.column);
+        self.check_chunk(chunk)
+            .map_err(|problem| self.damaged(group, &problem))?;
+        let opened = caught(|| {
+            self.reader
+                .get_row_group(group)?
+                .get_column_reader(self.column)
+        })
+        .map_err(|problem| self.damaged(group, &problem))?;
+        match opened {
+            ColumnReader::ByteArrayColumnReader(rows) => self.rows = Some(rows),
+            _ => return Err(self.damaged(group, "its column holds no text")),
+        }
+        Ok(true)
+    }
+
+    fn check_chunk(&self, chunk: &ColumnChunkMetaData) -> Result<(), String> {
+        let length = self
+            .file
+            .metadata()
+            .map_err(|error| error.to_string())?
+            .len();
+        let begin = chunk
+            .dictionary_page_offset()
+            .unwrap_or(chunk.data_page_offset());
+        let (Ok(begin), Ok(bytes)) = (
+            u64::try_from(begin.min(chunk.data_page_offset())),
+            u64::try_from(chunk.compressed_size()),
+        ) else {
+            return Err("a place or size is negative".into());
+        };
+        if begin.checked_add(bytes).is_none_or(|end| end > length) {
+            return Err(format!(
+                "{bytes} bytes at byte {begin}, but the file has {length} bytes"
+            ));
+        }
+        pages::check(&self.file, begin, bytes)
+    }
+
+    fn damaged(&self, group: usize, problem: &str) -> Error {
+        Error::format(
+            &self.path,
+            format!("damaged Parquet data in row group {group}: {problem}"),
+        )
+    }
+}
+
+/// Checks the ends of the file, so that what it is not is said in plain words.
+fn check_ends(file: &File, path: &Path) -> Result<()> {
+    use std::io::{Read, Seek, SeekFrom};
+    let mut file = file;
+    let length = file.metadata().map_err(Error::io(path))?.len();
+    let mut ends = [0; 12];
+    let begin = (length.min(4)) as usize;
+    file.read_exact(&mut ends[..begin])
+        .map_err(Error::io(path))?;
+    if length >= 12 {
+        file.seek(SeekFrom::End(-8))
+            .and_then(|_| file.read_exact(&mut ends[4..]))
+            .map_err(Error::io(path))?;
+    }
+    let mut head = [0; 64];
+    file.seek(SeekFrom::Start(0)).map_err(Error::io(path))?;
+    let read = file.read(&mut head).map_err(Error::io(path))?;
+    file.seek(SeekFrom::Start(0)).map_err(Error::io(path))?;
+    let fail = |problem: &str| Err(Error::format(path, problem));
+    if head[..read].starts_with(b"version https://git-lfs.github.com/spec/") {
+        return fail("a Git LFS pointer, not the file itself; run `git lfs pull`");
+    }
+    match (&ends[..4], &ends[8..]) {
+        (b"PARE", _) | (_, b"PARE") => fail("an encrypted Parquet file, which is not read"),
+        (MAGIC, MAGIC) => {
+            let footer = u32::from_le_bytes([ends[4], ends[5], ends[6], ends[7]]).into();
+            match footer {
+                0..=FOOTER_LIMIT if footer + 12 <= length => Ok(()),
+                _ => fail(&format!(
+                    "damaged Parquet file: a footer of {footer} bytes in a file of {length}"
+                )),
+            }
+        }
+        (MAGIC, _) => fail("no Parquet file, or cut short: it does not end in `PAR1`"),
+        _ => fail("no Parquet file: it does not begin with `PAR1`"),
+    }
+}
+
+/// What `read` returns, with errors in words. The reader of the `parquet` crate may panic on a
+/// damaged file.
+fn caught<T>(read: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T, String> {
+    let read = std::panic::catch_unwind(std::panic::AssertUnwindSafe(read));
+    match read {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(ParquetError::General(problem) | ParquetError::EOF(problem))) => Err(problem),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err("its parts do not fit together".into()),
+    }
+}

@@ -1,0 +1,189 @@
+//! Documents of plain text files.
+//!
+//! Memory: one document and one line, of at most [`DOCUMENT_LIMIT`] and 256 MiB, in buffers of up to
+//! twice their size.
+
+use crate::data::lines::Lines;
+use crate::error::Result;
+
+use super::{SourceOptions, SourceStats};
+use crate::omissions::Unit;
+
+/// Longest document, in bytes.
+const DOCUMENT_LIMIT: usize = 1 << 30;
+
+/// A plain text file that is being read.
+pub(super) struct Plain {
+    lines: Lines,
+    /// What was read and not returned yet.
+    buffer: String,
+    /// Where in it the next document begins.
+    begin: usize,
+    /// Pieces returned.
+    pieces: u64,
+    /// Separators found.
+    separators: u64,
+    is_counted: bool,
+}
+
+impl Plain {
+    pub(super) fn new(lines: Lines) -> Self {
+        Self {
+            lines,
+            buffer: String::new(),
+            begin: 0,
+            pieces: 0,
+            separators: 0,
+            is_counted: false,
+        }
+    }
+
+    /// The next document; blank ones between two separators are counted.
+    pub(super) fn next(
+        &mut self,
+        options: &SourceOptions,
+        stats: &mut SourceStats,
+    ) -> Result<Option<String>> {
+        let next = match &options.separator {
+            Some(separator) => self.next_separated(separator, stats)?,
+            None => self.next_piece(options.document_chars)?,
+        };
+        if next.is_some() {
+            self.pieces += 1;
+        } else if !std::mem::replace(&mut self.is_counted, true) {
+            stats.replaced_lines += self.lines.replaced;
+            stats.separators += self.separators;
+            if options.separator.is_none() && self.pieces > 1 {
+                stats.cut_texts += 1;
+                stats.cut_documents += self.pieces;
+            }
+        }
+        Ok(next)
+    }
+
+    fn next_piece(&mut self, document_chars: usize) -> Result<Option<String>> {
+        let mut piece = String::new();
+        let mut chars = 0;
+        while let Some(line) = self.lines.next_or_fail()? {
+            let blank = line.trim().is_empty();
+            if blank && piece.is_empty() {
+                continue;
+            }
+            chars += line.chars().count();
+            piece.push_str(&line);
+            self.check_length(piece.len())?;
+            let cut = blank && chars >= document_chars
+                || chars / 4 >= document_chars && line.ends_with('\n');
+            if document_chars > 0 && cut {
+                break;
+            }
+        }
+        if piece.is_empty() {
+            return Ok(None);
+        }
+        piece.truncate(piece.trim_end_matches(['\n', '\r']).len());
+        Ok(Some(piece))
+    }
+
+    fn next_separated(
+        &mut self,
+        separator: &str,
+        stats: &mut SourceStats,
+    ) -> Result<Option<String>> {
+        loop {
+            let is_first = self.separators == 0;
+            let Some(document) = self.up_to(separator)? else {
+                return Ok(None);
+            };
+            if let Some(document) = without_blank_ends(&document.text) {
+                return Ok(Some(document.to_owned()));
+            }
+            // Before the first and after the last separator nothing need stand.
+            if !is_first && !document.is_last {
+                stats.left_out.add(
+                    Unit::Documents,
+                    "blank",
+                    1,
+                    Some(format!(
+                        "{}:{}",
+                        self.lines.path().display(),
+                        self.lines.number
+                    )),
+                );
+            }
+        }
+    }
+
+    /// Text up to the next separator or the end.
+    fn up_to(&mut self, separator: &str) -> Result<Option<Separated>> {
+        let mut searched = self.begin;
+        loop {
+            let rest = &self.buffer[searched..];
+            if let Some(at) = rest.find(separator) {
+                let end = searched + at;
+                let text = self.buffer[self.begin..end].to_owned();
+                self.begin = end + separator.len();
+                self.separators += 1;
+                return Ok(Some(Separated {
+                    text,
+                    is_last: false,
+                }));
+            }
+            // What was returned makes room for the next line.
+            self.buffer.drain(..self.begin);
+            self.begin = 0;
+            // A separator may have begun and go on in the next line.
+            searched = self.buffer.len().saturating_sub(separator.len() - 1);
+            while !self.buffer.is_char_boundary(searched) {
+                searched -= 1;
+            }
+            match self.lines.next_or_fail()? {
+                Some(line) => self.buffer.push_str(&line),
+                None if self.buffer.is_empty() => return Ok(None),
+                None => {
+                    return Ok(Some(Separated {
+                        text: std::mem::take(&mut self.buffer),
+                        is_last: true,
+                    }));
+                }
+            }
+            self.check_length(self.buffer.len())?;
+        }
+    }
+
+    fn check_length(&self, bytes: usize) -> Result<()> {
+        match bytes > DOCUMENT_LIMIT {
+            false => Ok(()),
+            true => Err(self.lines.error(format!(
+                "line {}: a document longer than {} MiB; let documents be cut (document_chars), or separate them (separator)",
+                self.lines.number,
+                DOCUMENT_LIMIT >> 20
+            ))),
+        }
+    }
+}
+
+struct Separated {
+    text: String,
+    is_last: bool,
+}
+
+/// A document without blank lines before it and line ends after it; `None` if it is blank.
+fn without_blank_ends(text: &str) -> Option<&str> {
+    let visible = text.len() - text.trim_start().len();
+    let begin = text[..visible].rfind('\n').map_or(0, |at| at + 1);
+    let text = text[begin..].trim_end_matches(['\n', '\r']);
+    (!text.trim().is_empty()).then_some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blank_lines_around_a_document_go() {
+        assert_eq!(without_blank_ends("\n \n  a\n\nb\r\n\n"), Some("  a\n\nb"));
+        assert_eq!(without_blank_ends(" \n\t"), None);
+        assert_eq!(without_blank_ends("  x"), Some("  x"));
+    }
+}

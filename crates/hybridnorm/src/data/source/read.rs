@@ -1,0 +1,203 @@
+//! Documents, one after another, and the account of what was read and left out.
+
+use std::path::{Path, PathBuf};
+
+use crate::data::lines::Lines;
+use crate::data::stories;
+use crate::error::{Error, Result};
+use crate::omissions::Unit;
+
+use super::kind::{Compression, FileKind, Format, file_kind};
+use super::parquet_texts::ParquetTexts;
+use super::plain::Plain;
+use super::records::Records;
+use super::{Document, Kind, SourceOptions, SourceStats, Sources, find};
+
+/// Iterator over the documents of [`Sources`]; stops after the first error.
+pub struct Documents<'s> {
+    sources: &'s Sources,
+    input: usize,
+    /// Next file or story of the current input.
+    item: u64,
+    file: Option<OpenFile>,
+    /// By input.
+    stats: Vec<SourceStats>,
+    text_bytes: u64,
+    failed: bool,
+}
+
+impl<'s> Documents<'s> {
+    pub(super) fn new(sources: &'s Sources) -> Self {
+        let found = |kind: &Kind| match kind {
+            Kind::Files(files) => SourceStats {
+                left_out: files.left_out.clone(),
+                ..SourceStats::default()
+            },
+            Kind::Stories(_) => SourceStats::default(),
+        };
+        Self {
+            sources,
+            input: 0,
+            item: 0,
+            file: None,
+            stats: sources
+                .inputs
+                .iter()
+                .map(|input| found(&input.kind))
+                .collect(),
+            text_bytes: 0,
+            failed: false,
+        }
+    }
+
+    /// What was read so far, from all inputs.
+    pub fn stats(&self) -> SourceStats {
+        let mut all = SourceStats::default();
+        self.stats.iter().for_each(|stats| all.add(stats));
+        all
+    }
+
+    /// What was read so far, by input.
+    pub fn stats_by_input(&self) -> &[SourceStats] {
+        &self.stats
+    }
+
+    /// Bytes of text returned so far.
+    pub fn text_bytes(&self) -> u64 {
+        self.text_bytes
+    }
+
+    fn next_document(&mut self) -> Result<Option<Document>> {
+        while let Some(input) = self.sources.inputs.get(self.input) {
+            let text = match &input.kind {
+                Kind::Stories(stories) if self.item < stories.count => {
+                    self.item += 1;
+                    Some(stories::story(stories.seed, self.item - 1))
+                }
+                Kind::Stories(_) => None,
+                Kind::Files(files) => self.next_from(&files.paths)?,
+            };
+            let stats = &mut self.stats[self.input];
+            match text {
+                Some(text) => {
+                    stats.documents += 1;
+                    stats.text_bytes += text.len() as u64;
+                    self.text_bytes += text.len() as u64;
+                    let input = self.input;
+                    return Ok(Some(Document { text, input }));
+                }
+                None if stats.documents == 0 => {
+                    let lines = stats.left_out.of(Unit::Records).lines();
+                    let more = lines
+                        .iter()
+                        .fold(String::new(), |text, line| text + "; " + line);
+                    return Err(Error::config(format!(
+                        "{}: no text in it{more}",
+                        input.given
+                    )));
+                }
+                None => {
+                    self.input += 1;
+                    self.item = 0;
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn next_from(&mut self, files: &[PathBuf]) -> Result<Option<String>> {
+        let stats = &mut self.stats[self.input];
+        let options = &self.sources.options;
+        loop {
+            let path = match (&self.file, files.get(self.item as usize)) {
+                (Some(_), _) => None,
+                (None, Some(path)) => Some(path),
+                (None, None) => return Ok(None),
+            };
+            let file = match path {
+                None => self.file.as_mut(),
+                Some(path) => {
+                    self.item += 1;
+                    Some(self.file.insert(OpenFile::open(path, options)?))
+                }
+            };
+            let Some(file) = file else { return Ok(None) };
+            if let Some(text) = file.reader.next(options, stats)? {
+                stats.files += u64::from(!file.has_text);
+                file.has_text = true;
+                return Ok(Some(text));
+            }
+            if !file.has_text {
+                let example = Some(file.path.display().to_string());
+                let reason = match file.reader {
+                    Reader::Void => "too short for a Parquet file",
+                    _ => "no text in it",
+                };
+                stats.left_out.add(Unit::Files, reason, 1, example);
+            }
+            self.file = None;
+        }
+    }
+}
+
+impl Iterator for Documents<'_> {
+    type Item = Result<Document>;
+
+    fn next(&mut self) -> Option<Result<Document>> {
+        if self.failed {
+            return None;
+        }
+        let next = self.next_document().transpose();
+        self.failed = matches!(next, Some(Err(_)));
+        next
+    }
+}
+
+struct OpenFile {
+    path: PathBuf,
+    reader: Reader,
+    has_text: bool,
+}
+
+enum Reader {
+    Plain(Plain),
+    Records(Box<Records>),
+    Parquet(Box<ParquetTexts>),
+    /// Of a Parquet file that is cut before its first row.
+    Void,
+}
+
+impl OpenFile {
+    fn open(path: &Path, options: &SourceOptions) -> Result<Self> {
+        find::known(path)?;
+        let kind = file_kind(path).unwrap_or(FileKind {
+            format: Format::Plain,
+            compression: Compression::None,
+        });
+        let lines = || Lines::open(path, kind.compression, options.invalid_utf8);
+        Ok(Self {
+            path: path.to_path_buf(),
+            reader: match kind.format {
+                Format::Plain => Reader::Plain(Plain::new(lines()?)),
+                Format::JsonLines => Reader::Records(Box::new(Records::lines(lines()?))),
+                Format::Json => Reader::Records(Box::new(Records::json(lines()?)?)),
+                Format::Parquet if ParquetTexts::is_void(path)? => Reader::Void,
+                Format::Parquet => {
+                    Reader::Parquet(Box::new(ParquetTexts::open(path, &options.text_field)?))
+                }
+            },
+            has_text: false,
+        })
+    }
+}
+
+impl Reader {
+    fn next(&mut self, options: &SourceOptions, stats: &mut SourceStats) -> Result<Option<String>> {
+        match self {
+            Self::Plain(plain) => plain.next(options, stats),
+            Self::Records(records) => records.next(options, stats),
+            Self::Parquet(texts) => texts.next(options, stats),
+            Self::Void => Ok(None),
+        }
+    }
+}

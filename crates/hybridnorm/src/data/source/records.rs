@@ -1,0 +1,298 @@
+//! Records of JSON files: one per line, in one array, or over several lines.
+//!
+//! Memory: one record of at most 256 MiB in a buffer of up to twice its size, and its text.
+
+use crate::data::jsonl::{Flaw, Found, text_field};
+use crate::data::lines::{Lines, Problem, RECORD_LIMIT};
+use crate::error::Result;
+use crate::omissions::Unit;
+
+use super::{SourceOptions, SourceStats};
+
+/// A JSON file that is being read.
+pub(super) struct Records {
+    lines: Lines,
+    layout: Layout,
+    /// Records begun.
+    number: u64,
+    is_counted: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Layout {
+    /// A record per line; blank lines are none.
+    Lines,
+    /// Records one after another, with white space between them.
+    Values,
+    /// In an array, of which so much was read.
+    Array(Array),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Array {
+    Begun,
+    AfterRecord,
+    Ended,
+}
+
+/// A record, or why it cannot be read; and where.
+struct Record {
+    text: Result<String, Problem>,
+    line: u64,
+}
+
+impl Records {
+    /// One record per line.
+    pub(super) fn lines(lines: Lines) -> Self {
+        Self::new(lines, Layout::Lines)
+    }
+
+    /// The layout is told by the beginning of the file.
+    pub(super) fn json(mut lines: Lines) -> Result<Self> {
+        lines.number = 1;
+        if skip_space(&mut lines)? == Some(b'[') {
+            lines.consume(1, 0);
+            return Ok(Self::new(lines, Layout::Array(Array::Begun)));
+        }
+        // A record that is whole on the first line: then each has its line.
+        let line = lines.peek_line()?;
+        let layout = match text_field(&String::from_utf8_lossy(&line), "") {
+            Err(Flaw { at: Some(_), .. }) => Layout::Values,
+            _ => Layout::Lines,
+        };
+        if layout == Layout::Lines {
+            lines.number -= 1;
+        }
+        Ok(Self::new(lines, layout))
+    }
+
+    fn new(lines: Lines, layout: Layout) -> Self {
+        Self {
+            lines,
+            layout,
+            number: 0,
+            is_counted: false,
+        }
+    }
+
+    /// The next text; what has none is counted or an error.
+    pub(super) fn next(
+        &mut self,
+        options: &SourceOptions,
+        stats: &mut SourceStats,
+    ) -> Result<Option<String>> {
+        while let Some(record) = self.next_record()? {
+            self.number += 1;
+            let place = format!("{}:{}", self.lines.path().display(), record.line);
+            let begins_line = self.layout == Layout::Lines;
+            let found = record.text.and_then(|text| {
+                text_field(&text, &options.text_field)
+                    .map_err(|flaw| located(&text, record.line, begins_line, flaw))
+            });
+            match found {
+                Ok(Found::Text { text, replaced }) => {
+                    stats.records += 1;
+                    stats.replaced_surrogates += u64::from(replaced);
+                    if !text.trim().is_empty() {
+                        return Ok(Some(text));
+                    }
+                    stats.left_out.add(Unit::Documents, "blank", 1, Some(place));
+                }
+                Ok(Found::Null) => {
+                    let reason = format!("field `{}` is null", options.text_field);
+                    stats.left_out.add(Unit::Records, &reason, 1, Some(place));
+                }
+                Err(problem) if options.skip_bad => {
+                    let Problem { reason, .. } = problem;
+                    stats.left_out.add(Unit::Records, &reason, 1, Some(place));
+                }
+                Err(problem) => return Err(self.lines.error(problem.message)),
+            }
+        }
+        if !std::mem::replace(&mut self.is_counted, true) {
+            stats.replaced_lines += self.lines.replaced;
+        }
+        Ok(None)
+    }
+
+    fn next_record(&mut self) -> Result<Option<Record>> {
+        match self.layout {
+            Layout::Lines => self.next_line(),
+            Layout::Values => match skip_space(&mut self.lines)? {
+                Some(_) => self.value().map(Some),
+                None => Ok(None),
+            },
+            Layout::Array(array) => self.next_element(array),
+        }
+    }
+
+    fn next_line(&mut self) -> Result<Option<Record>> {
+        loop {
+            let text = match self.lines.next()? {
+                None => return Ok(None),
+                Some(Ok(line)) if line.trim().is_empty() => continue,
+                Some(text) => text,
+            };
+            return Ok(Some(Record {
+                text,
+                line: self.lines.number,
+            }));
+        }
+    }
+
+    fn next_element(&mut self, array: Array) -> Result<Option<Record>> {
+        let next = skip_space(&mut self.lines)?;
+        let expected = match (array, next) {
+            (Array::Ended, None) => return Ok(None),
+            (Array::Ended, _) => "nothing after the array",
+            (Array::Begun | Array::AfterRecord, Some(b']')) => {
+                self.lines.consume(1, 0);
+                self.layout = Layout::Array(Array::Ended);
+                return self.next_element(Array::Ended);
+            }
+            (Array::AfterRecord, Some(b',')) => {
+                self.lines.consume(1, 0);
+                skip_space(&mut self.lines)?;
+                return self.value().map(Some);
+            }
+            (Array::AfterRecord, _) => "`,` or `]`",
+            (Array::Begun, _) => {
+                self.layout = Layout::Array(Array::AfterRecord);
+                return self.value().map(Some);
+            }
+        };
+        let found = match next {
+            None => "the file ends".to_owned(),
+            Some(byte) => format!("found `{}`", byte.escape_ascii()),
+        };
+        Err(self.lines.error(format!(
+            "line {}: {found} after {} records of an array, expected {expected}",
+            self.lines.number, self.number
+        )))
+    }
+
+    /// Reads the bytes of one value, which begins here.
+    fn value(&mut self) -> Result<Record> {
+        let line = self.lines.number;
+        self.lines.begin_record();
+        let mut bytes = Vec::new();
+        let mut scan = Scan::default();
+        loop {
+            let chunk = self.lines.fill()?;
+            let is_end = chunk.is_empty();
+            let (used, ended) = scan.value_bytes(chunk);
+            bytes.extend_from_slice(&chunk[..used]);
+            let line_ends = bytes[bytes.len() - used..]
+                .iter()
+                .filter(|&&byte| byte == b'\n')
+                .count();
+            self.lines.consume(used, line_ends as u64);
+            if ended || is_end {
+                break;
+            }
+            if bytes.len() > RECORD_LIMIT {
+                return Err(self.lines.error(format!(
+                    "line {line}: a record longer than {} MiB, or without end",
+                    RECORD_LIMIT >> 20
+                )));
+            }
+        }
+        Ok(Record {
+            text: self.lines.decode(bytes),
+            line,
+        })
+    }
+}
+
+/// Where a value ends.
+#[derive(Default)]
+struct Scan {
+    depth: u64,
+    in_string: bool,
+    is_escaped: bool,
+    has_begun: bool,
+}
+
+impl Scan {
+    /// How many of these bytes belong to the value, and whether it ends with them.
+    fn value_bytes(&mut self, chunk: &[u8]) -> (usize, bool) {
+        for (at, &byte) in chunk.iter().enumerate() {
+            if self.in_string {
+                match byte {
+                    _ if self.is_escaped => self.is_escaped = false,
+                    b'\\' => self.is_escaped = true,
+                    b'"' => {
+                        self.in_string = false;
+                        if self.depth == 0 {
+                            return (at + 1, true);
+                        }
+                    }
+                    _ => {}
+                }
+                continue;
+            }
+            match byte {
+                b'"' if self.depth == 0 && self.has_begun => return (at, true),
+                b'"' => self.in_string = true,
+                b'{' | b'[' if self.depth == 0 && self.has_begun => return (at, true),
+                b'{' | b'[' => self.depth += 1,
+                b'}' | b']' if self.depth == 1 => return (at + 1, true),
+                // No value begins with these: what follows tells.
+                b'}' | b']' | b',' if self.depth == 0 => {
+                    return (at + usize::from(!self.has_begun), true);
+                }
+                b'}' | b']' => self.depth -= 1,
+                b' ' | b'\t' | b'\r' | b'\n' if self.depth == 0 => return (at, true),
+                _ => {}
+            }
+            self.has_begun = true;
+        }
+        (chunk.len(), false)
+    }
+}
+
+/// Passes over white space; the byte that follows.
+fn skip_space(lines: &mut Lines) -> Result<Option<u8>> {
+    loop {
+        let chunk = lines.fill()?;
+        let is_space = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\r' | b'\n');
+        let space = chunk.iter().take_while(|byte| is_space(byte)).count();
+        let next = chunk.get(space).copied();
+        let is_end = chunk.is_empty();
+        let line_ends = chunk[..space].iter().filter(|&&byte| byte == b'\n').count();
+        lines.consume(space, line_ends as u64);
+        if next.is_some() || is_end {
+            return Ok(next);
+        }
+    }
+}
+
+/// A flaw of a record that begins on a line, with its place.
+fn located(record: &str, line: u64, begins_line: bool, flaw: Flaw) -> Problem {
+    let message = match flaw.at {
+        None => format!("line {line}: {}", flaw.problem),
+        Some(at) => {
+            let before = record.get(..at).unwrap_or(record);
+            let lines = before.matches('\n').count() as u64;
+            let of_line = before.rfind('\n').map_or(before, |end| &before[end + 1..]);
+            let place = match lines == 0 && !begins_line {
+                true => "character",
+                false => "column",
+            };
+            let of = match place {
+                "character" => " of the record",
+                _ => "",
+            };
+            format!(
+                "line {}, {place} {}{of}: not valid JSON: {}",
+                line + lines,
+                of_line.chars().count() + 1,
+                flaw.problem
+            )
+        }
+    };
+    Problem {
+        reason: flaw.reason,
+        message,
+    }
+}

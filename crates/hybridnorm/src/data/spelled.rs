@@ -1,0 +1,138 @@
+//! Special tokens that a text spells out.
+//!
+//! A tokenizer encodes such a text as the characters it consists of. Mostly it is no text at all but
+//! a separator of documents that somebody wrote as text, which is worth a word.
+
+use serde::{Deserialize, Serialize};
+
+/// A special token, and how often the text spells it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpelledToken {
+    /// The token.
+    pub token: String,
+    /// Times.
+    pub count: u64,
+    /// Documents.
+    pub documents: u64,
+}
+
+/// Counts special tokens in texts.
+pub(super) struct SpelledTokens {
+    /// By first byte.
+    groups: Vec<Group>,
+    /// Index of the group of a first byte.
+    begins: [Option<u8>; 256],
+}
+
+struct Group {
+    /// What all tokens of the group begin with.
+    prefix: String,
+    tokens: Vec<(SpelledToken, bool)>,
+}
+
+impl SpelledTokens {
+    pub(super) fn new(special: Vec<String>) -> Self {
+        let mut new = Self {
+            groups: Vec::new(),
+            begins: [None; 256],
+        };
+        for token in special {
+            let Some(&first) = token.as_bytes().first() else {
+                continue;
+            };
+            let index = *new.begins[usize::from(first)].get_or_insert_with(|| {
+                new.groups.push(Group {
+                    prefix: token.clone(),
+                    tokens: Vec::new(),
+                });
+                (new.groups.len() - 1) as u8
+            });
+            let group = &mut new.groups[usize::from(index)];
+            let common = group.prefix.char_indices().zip(token.chars());
+            let differs = common.filter(|((_, a), b)| a != b).map(|((at, _), _)| at);
+            let length = differs.min().unwrap_or(group.prefix.len().min(token.len()));
+            group.prefix.truncate(length);
+            let spelled = SpelledToken {
+                token,
+                count: 0,
+                documents: 0,
+            };
+            group.tokens.push((spelled, false));
+        }
+        // The longest one that stands somewhere is the one that is meant.
+        for group in &mut new.groups {
+            group
+                .tokens
+                .sort_by_key(|(spelled, _)| std::cmp::Reverse(spelled.token.len()));
+        }
+        new
+    }
+
+    /// Counts those in the text of a document.
+    pub(super) fn count(&mut self, text: &str) {
+        let bytes = text.as_bytes();
+        let mut at = 0;
+        let mut any = false;
+        while at < bytes.len() {
+            let found = self.begins[usize::from(bytes[at])].and_then(|group| {
+                let group = &mut self.groups[usize::from(group)];
+                let rest = &bytes[at..];
+                let tokens = group.tokens.iter_mut();
+                rest.starts_with(group.prefix.as_bytes())
+                    .then_some(tokens)?
+                    .find(|(spelled, _)| rest.starts_with(spelled.token.as_bytes()))
+            });
+            match found {
+                None => at += 1,
+                Some((spelled, is_in_document)) => {
+                    spelled.count += 1;
+                    *is_in_document = true;
+                    any = true;
+                    at += spelled.token.len();
+                }
+            }
+        }
+        if any {
+            for (spelled, is_in_document) in
+                self.groups.iter_mut().flat_map(|group| &mut group.tokens)
+            {
+                spelled.documents += u64::from(std::mem::take(is_in_document));
+            }
+        }
+    }
+
+    /// Those that occurred, the most frequent one first.
+    pub(super) fn finish(self) -> Vec<SpelledToken> {
+        let all = self.groups.into_iter().flat_map(|group| group.tokens);
+        let mut found: Vec<_> = all
+            .map(|(spelled, _)| spelled)
+            .filter(|spelled| spelled.count > 0)
+            .collect();
+        found.sort_by(|a, b| (b.count, &a.token).cmp(&(a.count, &b.token)));
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_token_counts() {
+        let special = ["<|a|>", "<|a|>b", "</s>", "[X]", ""];
+        let mut tokens = SpelledTokens::new(special.map(str::to_owned).to_vec());
+        tokens.count("<|a|><|a|>b é[X]<|a|");
+        tokens.count("nothing < here [");
+        tokens.count("<|a|>");
+        let found: Vec<_> = tokens
+            .finish()
+            .into_iter()
+            .map(|spelled| (spelled.token, spelled.count, spelled.documents))
+            .collect();
+        let expected = [("<|a|>", 2, 2), ("<|a|>b", 1, 1), ("[X]", 1, 1)];
+        assert_eq!(
+            found,
+            expected.map(|(token, count, documents)| (token.to_owned(), count, documents))
+        );
+    }
+}

@@ -1,0 +1,288 @@
+//! Bounds on how much longer the normalizer of a `tokenizer.json` makes a text.
+//!
+//! A few replacements one after the other can double a text thirty times. What a step can do at
+//! most follows from its settings; where that is too much, the steps are tried one by one on short
+//! segments of the text before the whole is normalized.
+
+use serde_json::Value;
+use tokenizers::utils::SysRegex;
+use tokenizers::{NormalizedString, Normalizer, NormalizerWrapper};
+
+use super::guard::caught;
+use super::shape::unknown_part;
+
+/// A normalizer that could make a text longer than this many times is refused.
+const LARGEST_PRODUCT: f64 = 65_536.0;
+/// A decoder that could is, too.
+const LARGEST_DECODER: f64 = 4096.0;
+/// Bytes that a normalizer may make of a text without a trial.
+const UNTRIED_BYTES: f64 = (64 << 20) as f64;
+/// Normalized text may be this many times as long, and [`ROOM`] bytes.
+const LARGEST_GROWTH: usize = 32;
+const ROOM: usize = 64 << 10;
+/// Bytes that one step may make of a segment at trial.
+const SEGMENT_BYTES: f64 = (16 << 20) as f64;
+/// Longest text that a step may put in.
+const LONGEST_CONTENT: usize = 1024;
+/// Longest pattern.
+const LONGEST_PATTERN: usize = 16 << 10;
+
+/// The steps of a normalizer and how much each can do at most.
+pub(super) struct Growth {
+    steps: Vec<NormalizerWrapper>,
+    product: f64,
+    largest: f64,
+}
+
+impl Growth {
+    /// From the steps of a normalizer, sequences flattened.
+    pub(super) fn of_normalizer(steps: &[&Value]) -> Result<Self, String> {
+        let mut growth = Self {
+            steps: Vec::new(),
+            product: 1.0,
+            largest: 1.0,
+        };
+        for step in steps {
+            let factor = factor(step)?;
+            growth.product *= factor;
+            growth.largest = growth.largest.max(factor);
+        }
+        if growth.product > LARGEST_PRODUCT {
+            return Err(format!(
+                "its `normalizer` could make a text {:.0e} times longer; up to {LARGEST_PRODUCT} are read",
+                growth.product
+            ));
+        }
+        for step in steps {
+            let step: &Value = step;
+            let read = caught(|| serde_json::from_value(step.clone()).ok());
+            let read = read.flatten();
+            growth
+                .steps
+                .push(read.ok_or_else(|| unknown_part("normalizer", step))?);
+        }
+        Ok(growth)
+    }
+
+    /// Checks the steps of a decoder.
+    pub(super) fn check_decoder(steps: &[&Value]) -> Result<(), String> {
+        let mut product = 1.0;
+        for step in steps {
+            product *= match kind(step) {
+                "Replace" => factor(step)?,
+                _ => 1.0,
+            };
+        }
+        match product > LARGEST_DECODER {
+            true => Err(format!(
+                "its `decoder` could make a text {product:.0e} times longer; up to {LARGEST_DECODER} are read"
+            )),
+            false => Ok(()),
+        }
+    }
+
+    /// Checks that the normalized text stays within bounds.
+    pub(super) fn check(&self, text: &str) -> Result<(), String> {
+        if self.product * text.len() as f64 <= UNTRIED_BYTES {
+            return Ok(());
+        }
+        self.check_always(text)
+    }
+
+    /// As [`Growth::check`], by trial.
+    pub(super) fn check_always(&self, text: &str) -> Result<(), String> {
+        let limit = LARGEST_GROWTH * text.len() + ROOM;
+        let segment = SEGMENT_BYTES / (LARGEST_GROWTH as f64 * self.largest);
+        let segment = (segment as usize).clamp(16, 64 << 10);
+        let mut total = 0;
+        let mut rest = text;
+        while !rest.is_empty() {
+            let (now, after) = rest.split_at(rest.ceil_char_boundary(segment));
+            rest = after;
+            let mut normalized = NormalizedString::from(now);
+            for step in &self.steps {
+                match caught(|| step.normalize(&mut normalized)) {
+                    Some(Ok(())) => {}
+                    _ => return Err("its `normalizer` fails on this text".into()),
+                }
+                if normalized.len()
+                    > LARGEST_GROWTH * now.len() + ROOM.min(LARGEST_GROWTH * segment)
+                {
+                    return Err(too_long());
+                }
+            }
+            total += normalized.len();
+            if total > limit {
+                return Err(too_long());
+            }
+        }
+        Ok(())
+    }
+}
+
+fn too_long() -> String {
+    format!("its `normalizer` makes this text more than {LARGEST_GROWTH} times longer")
+}
+
+/// The `type` of a part; some are written without.
+pub(super) fn kind(part: &Value) -> &str {
+    part["type"].as_str().unwrap_or_default()
+}
+
+/// Bytes that a step makes of each byte of text at most.
+fn factor(step: &Value) -> Result<f64, String> {
+    Ok(match kind(step) {
+        "Lowercase" | "Strip" | "StripAccents" | "Nmt" => 3.0,
+        "Bert" | "BertNormalizer" => 6.0,
+        "NFC" | "NFD" => 4.0,
+        "NFKC" | "NFKD" => 11.0,
+        "ByteLevel" => 2.0,
+        "Precompiled" => precompiled(step)?,
+        _ if step["prepend"].is_string() => 1.0 + inserted(step, "prepend")? as f64,
+        _ if !step["pattern"].is_null() => replaced(step)?,
+        _ if !step["precompiled_charsmap"].is_null() => precompiled(step)?,
+        _ => 6.0,
+    })
+}
+
+fn inserted(step: &Value, key: &str) -> Result<usize, String> {
+    let length = step[key].as_str().map_or(0, str::len);
+    match length > LONGEST_CONTENT {
+        true => Err(format!(
+            "a part puts in {length} bytes (`{key}`); up to {LONGEST_CONTENT} are read"
+        )),
+        false => Ok(length),
+    }
+}
+
+fn replaced(step: &Value) -> Result<f64, String> {
+    let content = inserted(step, "content")? as f64;
+    check_pattern(step)?;
+    let pattern = &step["pattern"];
+    let shortest = match (pattern["String"].as_str(), pattern["Regex"].as_str()) {
+        (Some(text), _) => text.len(),
+        (None, Some(regex)) => usize::from(!matches_nothing(regex)),
+        (None, None) => 1,
+    };
+    Ok(match shortest {
+        0 => 1.0 + content,
+        _ => (content / shortest as f64).max(1.0),
+    })
+}
+
+/// Checks the pattern of a replacement or a split.
+pub(super) fn check_pattern(step: &Value) -> Result<(), String> {
+    let pattern = &step["pattern"];
+    let text = pattern["String"].as_str().or(pattern["Regex"].as_str());
+    let length = text.map_or(0, str::len);
+    match length > LONGEST_PATTERN {
+        true => Err(format!(
+            "a pattern of {length} bytes; up to {LONGEST_PATTERN} are read"
+        )),
+        false => Ok(()),
+    }
+}
+
+/// True if a pattern may match the empty string somewhere.
+fn matches_nothing(pattern: &str) -> bool {
+    let anchors = [
+        "(?=", "(?!", "(?<", r"\b", r"\B", r"\A", r"\z", r"\Z", r"\G", r"\K", "^", "$",
+    ];
+    anchors.iter().any(|anchor| pattern.contains(anchor))
+        || caught(|| SysRegex::new(pattern).is_ok_and(|regex| regex.find_iter("").next().is_some()))
+            .unwrap_or(true)
+}
+
+/// The longest replacement in a table of SentencePiece; the table is checked to be whole.
+fn precompiled(step: &Value) -> Result<f64, String> {
+    let broken = || "its `precompiled_charsmap` is damaged".to_owned();
+    let table = step["precompiled_charsmap"].as_str().ok_or_else(broken)?;
+    let bytes = base64(table).ok_or_else(broken)?;
+    let (size, rest) = bytes.split_first_chunk::<4>().ok_or_else(broken)?;
+    let size = u32::from_le_bytes(*size) as usize;
+    let texts = rest.get(size / 4 * 4..).ok_or_else(broken)?;
+    if size < 4 || std::str::from_utf8(texts).is_err() {
+        return Err(broken());
+    }
+    let longest = texts.split(|&byte| byte == 0).map(<[u8]>::len).max();
+    Ok(longest.unwrap_or(0).max(1) as f64)
+}
+
+fn base64(text: &str) -> Option<Vec<u8>> {
+    let digits = text.trim_end_matches('=');
+    let mut bytes = Vec::with_capacity(digits.len() / 4 * 3 + 3);
+    let mut bits = 0_u32;
+    for (n, digit) in digits.bytes().enumerate() {
+        let value = match digit {
+            b'A'..=b'Z' => digit - b'A',
+            b'a'..=b'z' => digit - b'a' + 26,
+            b'0'..=b'9' => digit - b'0' + 52,
+            b'+' => 62,
+            b'/' => 63,
+            _ => return None,
+        };
+        bits = bits << 6 | u32::from(value);
+        if n % 4 != 0 {
+            bytes.push((bits >> (6 - 2 * (n % 4))) as u8);
+        }
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn growth(steps: &[Value]) -> Result<Growth, String> {
+        Growth::of_normalizer(&steps.iter().collect::<Vec<_>>())
+    }
+
+    fn replace(pattern: &str, content: &str) -> Value {
+        serde_json::json!({"type": "Replace", "pattern": {"String": pattern}, "content": content})
+    }
+
+    #[test]
+    fn what_doubles_thirty_times_is_refused_before_it_runs() {
+        let found = growth(&vec![replace("a", "aa"); 30]).err().unwrap();
+        assert!(found.contains("1e9 times longer"), "{found}");
+        let found = growth(&[replace("a", &"b".repeat(2000))]).err().unwrap();
+        assert!(found.contains("puts in 2000 bytes"), "{found}");
+        assert!(growth(&[replace(" ", "\u{2581}"), replace("``", "\"")]).is_ok());
+    }
+
+    #[test]
+    fn a_long_text_is_tried_in_segments() {
+        let doubled = growth(&vec![replace("a", "aa"); 10]).unwrap();
+        assert_eq!(doubled.check("aaa"), Ok(()));
+        let text = "a".repeat(1 << 20);
+        assert!(doubled.check(&text).is_err());
+        assert_eq!(doubled.check(&"b".repeat(1 << 20)), Ok(()));
+        let mixed = "b".repeat(1 << 20) + &"a".repeat(10_000);
+        assert!(doubled.check(&mixed).is_err());
+    }
+
+    #[test]
+    fn tables_of_sentencepiece_are_checked() {
+        assert_eq!(base64("QUJDRA=="), Some(b"ABCD".to_vec()));
+        assert_eq!(base64("QUJD"), Some(b"ABC".to_vec()));
+        assert_eq!(base64("?"), None);
+        let table = |text: &str| {
+            precompiled(&serde_json::json!({"type": "Precompiled", "precompiled_charsmap": text}))
+        };
+        // The trie would be 4 GiB.
+        assert!(table("/////w==").is_err());
+        assert!(table("").is_err());
+        // A trie of one unit, then `abc`, 0, `x`.
+        assert_eq!(table("BAAAAAAAAABhYmMAeA=="), Ok(3.0));
+    }
+
+    #[test]
+    fn patterns_that_match_nothing_are_told() {
+        for pattern in ["a*", "(?=a)", r"\b", "x?"] {
+            assert!(matches_nothing(pattern), "{pattern}");
+        }
+        for pattern in [" {2,}", r"\s+", "a"] {
+            assert!(!matches_nothing(pattern), "{pattern}");
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! Code of the `tokenizers` crate, run so that its panics become errors.
+//!
+//! What it does with a file of somebody else's is that file's fault, not a defect of this program:
+//! a panic hook asks [`is_foreign_code`] and stays silent.
+
+use std::cell::Cell;
+use std::panic::{self, AssertUnwindSafe};
+use std::thread;
+
+/// Stack of the thread that reads a file. What is read is limited so that far less is enough.
+const STACK: usize = 64 << 20;
+
+thread_local!(static FOREIGN: Cell<bool> = const { Cell::new(false) });
+
+/// True while this thread runs a tokenizer that came out of a file. Panics there become errors.
+pub fn is_foreign_code() -> bool {
+    FOREIGN.get()
+}
+
+/// The result of `work`, or none where it panicked.
+pub(super) fn caught<T>(work: impl FnOnce() -> T) -> Option<T> {
+    let outer = FOREIGN.replace(true);
+    let done = panic::catch_unwind(AssertUnwindSafe(work));
+    FOREIGN.set(outer);
+    done.ok()
+}
+
+/// As [`caught`], on a thread with a large stack.
+pub(super) fn caught_on_large_stack<T: Send>(
+    work: impl FnOnce() -> T + Send,
+) -> Result<Option<T>, String> {
+    thread::scope(|scope| {
+        let reader = thread::Builder::new().stack_size(STACK);
+        let reader = reader
+            .spawn_scoped(scope, || caught(work))
+            .map_err(|error| format!("no thread to read it on: {error}"))?;
+        Ok(reader.join().ok().flatten())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_no_result() {
+        assert_eq!(caught(|| 3), Some(3));
+        assert_eq!(caught(|| -> u8 { panic!("{}", is_foreign_code()) }), None);
+        assert!(!is_foreign_code());
+        assert_eq!(caught_on_large_stack(|| 4), Ok(Some(4)));
+        assert_eq!(caught_on_large_stack(|| -> u8 { panic!() }), Ok(None));
+    }
+}

@@ -1,0 +1,76 @@
+//! Cutting long text into pieces that are tokenized one by one, so that memory does not follow the
+//! length of a document.
+
+/// From here on a piece ends at the next place where that changes no token.
+const SOFT: usize = 256 << 10;
+/// Here it ends in any case, where that is allowed.
+const HARD: usize = 1 << 20;
+/// The patterns of tokenizers exhaust their stack on longer runs of white space.
+const LONGEST_SPACE: usize = 1 << 16;
+
+/// Where text may be cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::data) enum Cut {
+    /// Before a space that follows something else, where no token spans; and after 1 MiB without
+    /// such a place anywhere, which can change the two tokens that meet there.
+    Anywhere,
+    /// Only before such a space.
+    BeforeSpaces,
+    /// Nowhere.
+    Nowhere,
+}
+
+/// The text in pieces. Besides what `cut` allows, runs of more than 65,536 characters of white
+/// space are cut.
+pub(in crate::data) fn pieces(text: &str, cut: Cut) -> impl Iterator<Item = &str> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let mut run = 0;
+        let mut after_space = true;
+        let end = rest.char_indices().find_map(|(at, c)| {
+            let is_space = c.is_whitespace();
+            run = if is_space { run + 1 } else { 0 };
+            let is_soft = cut != Cut::Nowhere && at >= SOFT && c == ' ' && !after_space;
+            let is_hard = cut == Cut::Anywhere && at >= HARD;
+            after_space = is_space;
+            (run > LONGEST_SPACE || is_soft || is_hard).then_some(at)
+        });
+        let (piece, after) = rest.split_at(end.unwrap_or(rest.len()));
+        rest = after;
+        Some(piece)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_text_is_one_piece_and_pieces_are_the_text() {
+        assert_eq!(pieces("a b", Cut::Anywhere).collect::<Vec<_>>(), ["a b"]);
+        assert_eq!(pieces("", Cut::Anywhere).count(), 0);
+        let text = "wörd  and\n more ".repeat(100_000) + &"x".repeat(3 << 20);
+        for cut in [Cut::Anywhere, Cut::BeforeSpaces, Cut::Nowhere] {
+            let all: Vec<_> = pieces(&text, cut).collect();
+            assert_eq!(all.concat(), text);
+            let longest = all.iter().map(|piece| piece.len()).max().unwrap();
+            match cut {
+                Cut::Anywhere => assert!(longest <= HARD + 4),
+                Cut::BeforeSpaces => assert!(longest >= 3 << 20 && all.len() > 4),
+                Cut::Nowhere => assert_eq!(all.len(), 1),
+            }
+            // Cuts at spaces are before the first one.
+            let at_spaces = all.iter().skip(1).filter(|piece| piece.starts_with(' '));
+            assert!(at_spaces.count() + 4 >= all.len());
+        }
+    }
+
+    #[test]
+    fn white_space_is_cut_for_every_tokenizer() {
+        let text = " ".repeat(200_000);
+        assert_eq!(pieces(&text, Cut::Nowhere).count(), 4);
+    }
+}

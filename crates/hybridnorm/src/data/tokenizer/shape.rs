@@ -1,0 +1,395 @@
+//! What a `tokenizer.json` holds, checked against limits before the `tokenizers` crate reads it.
+
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::Value;
+
+use super::growth::{Growth, check_pattern, kind};
+use super::json::one_line as in_words;
+use super::pieces::Cut;
+use crate::text::one_line;
+
+/// Ids are below this, and so are numbers of tokens.
+const MOST_IDS: u64 = 1 << 21;
+/// Unused ids that a vocabulary may have for each token, and in any case.
+const UNUSED: u64 = 16;
+const UNUSED_ANYWAY: u64 = 1 << 16;
+/// Bytes of a token of a Unigram model, whose tree is as deep as its longest token is long.
+const LONGEST_UNIGRAM: usize = 1024;
+/// Bytes of an added token, of an unknown token, of a prefix or suffix.
+const LONGEST_ADDED: usize = 1024;
+const MOST_ADDED: usize = 1 << 17;
+/// Parts of one normalizer, pre-tokenizer or decoder, and sequences around one part.
+const MOST_PARTS: usize = 64;
+const DEEPEST: usize = 8;
+/// WordPiece looks up all parts of a word.
+const LONGEST_WORD: u64 = 1000;
+/// Steps of this kind double a text that is not ASCII.
+const MOST_BYTE_LEVELS: usize = 2;
+
+/// The parts of a file that are looked at here.
+#[derive(Deserialize)]
+#[serde(expecting = "a JSON object")]
+pub(super) struct Shape {
+    #[serde(default)]
+    truncation: Value,
+    #[serde(default)]
+    padding: Value,
+    #[serde(default)]
+    pub(super) added_tokens: Vec<Added>,
+    #[serde(default)]
+    normalizer: Value,
+    #[serde(default)]
+    pre_tokenizer: Value,
+    #[serde(default)]
+    decoder: Value,
+    model: Model,
+}
+
+#[derive(Deserialize)]
+#[serde(expecting = "an added token")]
+pub(super) struct Added {
+    pub(super) id: Value,
+    pub(super) content: String,
+    #[serde(default)]
+    lstrip: bool,
+    #[serde(default)]
+    rstrip: bool,
+    #[serde(default)]
+    normalized: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(expecting = "a JSON object")]
+struct Model {
+    vocab: Vocab,
+    #[serde(default)]
+    dropout: Option<f64>,
+    #[serde(default)]
+    unk_token: Option<String>,
+    #[serde(default)]
+    byte_fallback: Option<bool>,
+    #[serde(default)]
+    continuing_subword_prefix: Option<String>,
+    #[serde(default)]
+    end_of_word_suffix: Option<String>,
+    #[serde(default)]
+    max_input_chars_per_word: Option<u64>,
+    #[serde(default)]
+    merges: Option<IgnoredAny>,
+}
+
+impl Shape {
+    /// Reads and checks a file.
+    pub(super) fn read(file: &[u8]) -> Result<(Self, Growth), String> {
+        let shape: Self = serde_json::from_slice(file).map_err(|error| in_words(&error))?;
+        shape.check_tokens()?;
+        let growth = shape.check_parts()?;
+        Ok((shape, growth))
+    }
+
+    fn check_tokens(&self) -> Result<(), String> {
+        let model = &self.model;
+        let vocab = &model.vocab;
+        if let Some(problem) = &vocab.problem {
+            return Err(problem.clone());
+        }
+        if self.added_tokens.len() > MOST_ADDED {
+            let found = self.added_tokens.len();
+            return Err(format!("{found} added tokens; up to {MOST_ADDED} are read"));
+        }
+        let added = self.added_tokens.iter().map(|added| &added.content);
+        let around = [
+            &model.unk_token,
+            &model.continuing_subword_prefix,
+            &model.end_of_word_suffix,
+        ];
+        for text in added.chain(around.into_iter().flatten()) {
+            if text.len() > LONGEST_ADDED {
+                return Err(format!(
+                    "`{}...` has {} bytes; added tokens, prefixes and suffixes have up to {LONGEST_ADDED}",
+                    text.chars().take(20).collect::<String>(),
+                    text.len()
+                ));
+            }
+        }
+        let mut highest = vocab.highest;
+        for added in &self.added_tokens {
+            let id = id(&added.content, &added.id)?;
+            highest = highest.max(Some(id));
+        }
+        let tokens = vocab.tokens + self.added_tokens.len() as u64;
+        let most = UNUSED * tokens + UNUSED_ANYWAY;
+        match highest {
+            Some(highest) if highest >= most => Err(format!(
+                "ids up to {highest} for {tokens} tokens; most of its vocabulary would be unused"
+            )),
+            _ if tokens > MOST_IDS => Err(format!("{tokens} tokens; up to {MOST_IDS} are read")),
+            _ if vocab.is_list && vocab.longest > LONGEST_UNIGRAM => Err(format!(
+                "a token of its Unigram model has {} bytes; up to {LONGEST_UNIGRAM} are read",
+                vocab.longest
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn check_parts(&self) -> Result<Growth, String> {
+        if let Some(most) = self.model.max_input_chars_per_word
+            && most > LONGEST_WORD
+        {
+            return Err(format!(
+                "its `max_input_chars_per_word` is {most}; up to {LONGEST_WORD} are read"
+            ));
+        }
+        let splits = steps(&self.pre_tokenizer, "pre_tokenizer", "pretokenizers")?;
+        for split in &splits {
+            check_pattern(split)?;
+            if kind(split) == "FixedLength" && split["length"] == 0 {
+                return Err("a `FixedLength` of 0 cuts nothing".into());
+            }
+        }
+        let byte_levels = splits.iter().filter(|split| kind(split) == "ByteLevel");
+        if byte_levels.count() > MOST_BYTE_LEVELS {
+            return Err(format!(
+                "more than {MOST_BYTE_LEVELS} `ByteLevel` one after the other"
+            ));
+        }
+        Growth::check_decoder(&steps(&self.decoder, "decoder", "decoders")?)?;
+        let growth = Growth::of_normalizer(&steps(&self.normalizer, "normalizer", "normalizers")?)?;
+        // Reading the file normalizes these.
+        for added in self.added_tokens.iter().filter(|added| added.normalized) {
+            growth.check_always(&added.content)?;
+        }
+        Ok(growth)
+    }
+
+    /// Settings of the file that are not followed, and why.
+    pub(super) fn notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        if let Some(dropout) = self.model.dropout.filter(|&dropout| dropout > 0.0) {
+            notes.push(format!(
+                "the dropout of {dropout} in its tokenizer.json is switched off: equal texts give equal tokens"
+            ));
+        }
+        if let Some(most) = self.truncation.get("max_length") {
+            notes.push(format!(
+                "the truncation to {most} tokens in its tokenizer.json is switched off: no token is left out"
+            ));
+        }
+        if !self.padding.is_null() {
+            notes.push(
+                "the padding in its tokenizer.json is switched off: no token is put in".to_owned(),
+            );
+        }
+        let model = &self.model;
+        let is_bpe = model.merges.is_some();
+        if is_bpe
+            && model.unk_token.is_none()
+            && model.byte_fallback != Some(true)
+            && !self.has("ByteLevel")
+        {
+            notes.push(
+                "its tokenizer.json names no unknown token: characters that its vocabulary lacks are left out"
+                    .to_owned(),
+            );
+        }
+        notes
+            .iter()
+            .map(|note| one_line(note).into_owned())
+            .collect()
+    }
+
+    /// True if the model leaves merges to chance.
+    pub(super) fn has_dropout(&self) -> bool {
+        self.model.dropout.is_some_and(|dropout| dropout > 0.0)
+    }
+
+    /// The unknown token that the model names.
+    pub(super) fn unknown(&self) -> Option<&str> {
+        self.model.unk_token.as_deref()
+    }
+
+    fn has(&self, part: &str) -> bool {
+        let normalizer = steps(&self.normalizer, "", "normalizers").unwrap_or_default();
+        let splits = steps(&self.pre_tokenizer, "", "pretokenizers").unwrap_or_default();
+        normalizer
+            .iter()
+            .chain(&splits)
+            .any(|step| kind(step) == part)
+    }
+
+    /// Where text may be cut without a change of its tokens.
+    pub(super) fn cut(&self) -> Cut {
+        let is_wide = |added: &Added| {
+            added.lstrip || added.rstrip || added.content.contains(char::is_whitespace)
+        };
+        let normalizer = steps(&self.normalizer, "", "normalizers").unwrap_or_default();
+        if self.added_tokens.iter().any(is_wide) || !normalizer.iter().all(|step| is_local(step)) {
+            return Cut::Nowhere;
+        }
+        let splits = steps(&self.pre_tokenizer, "", "pretokenizers").unwrap_or_default();
+        let prefixes = |split: &&Value| {
+            kind(split) == "Metaspace"
+                || kind(split) == "ByteLevel" && split["add_prefix_space"] != false
+        };
+        let separates = match splits.first() {
+            Some(first) => separates_at_spaces(first),
+            None => return Cut::Nowhere,
+        };
+        match separates {
+            false => Cut::Nowhere,
+            true if splits.iter().any(prefixes) => Cut::BeforeSpaces,
+            true => Cut::Anywhere,
+        }
+    }
+}
+
+/// True if what a normalizer does on one side of a space does not depend on the other side.
+fn is_local(step: &Value) -> bool {
+    match kind(step) {
+        "Bert" | "BertNormalizer" | "Lowercase" | "NFC" | "NFD" | "NFKC" | "NFKD"
+        | "StripAccents" | "Nmt" | "Precompiled" => true,
+        "Replace" => match (&step["pattern"]["String"], &step["pattern"]["Regex"]) {
+            (Value::String(text), _) => text == " " || !text.contains(char::is_whitespace),
+            (_, Value::String(regex)) => regex == " {2,}",
+            _ => false,
+        },
+        _ => false,
+    }
+}
+
+/// True if no word of this pre-tokenizer goes on from something else into a space.
+fn separates_at_spaces(split: &Value) -> bool {
+    match kind(split) {
+        "Whitespace" | "WhitespaceSplit" | "BertPreTokenizer" => true,
+        "Metaspace" => split["split"] != false && split["prepend_scheme"] != "first",
+        "ByteLevel" => split["use_regex"] != false && split["add_prefix_space"] == false,
+        // The patterns of GPT-2 and all that follow it.
+        "Split" => {
+            let pattern = split["pattern"]["Regex"].as_str().unwrap_or_default();
+            pattern.ends_with(r"|\s+(?!\S)|\s+") && split["behavior"] == "Isolated"
+        }
+        _ => false,
+    }
+}
+
+/// The message for a part that cannot be read.
+pub(super) fn unknown_part(key: &str, part: &Value) -> String {
+    match kind(part) {
+        "" => format!("its `{key}` has no `type`, or lacks something"),
+        kind => format!(
+            "its `{key}` `{}` is unknown or lacks something",
+            one_line(kind)
+        ),
+    }
+}
+
+/// The steps of a part, sequences flattened.
+fn steps<'v>(part: &'v Value, name: &str, key: &str) -> Result<Vec<&'v Value>, String> {
+    let mut found = Vec::new();
+    flatten(part, key, 0, &mut found).map_err(|problem| format!("its `{name}` {problem}"))?;
+    Ok(found)
+}
+
+fn flatten<'v>(
+    part: &'v Value,
+    key: &str,
+    depth: usize,
+    found: &mut Vec<&'v Value>,
+) -> Result<(), String> {
+    if depth > DEEPEST {
+        return Err(format!("is nested more than {DEEPEST} deep"));
+    }
+    if found.len() >= MOST_PARTS {
+        return Err(format!("has more than {MOST_PARTS} steps"));
+    }
+    match part.get(key).and_then(Value::as_array) {
+        Some(parts) => parts
+            .iter()
+            .try_for_each(|part| flatten(part, key, depth + 1, found)),
+        None if part.is_null() => Ok(()),
+        None => {
+            found.push(part);
+            Ok(())
+        }
+    }
+}
+
+fn id(token: &str, value: &Value) -> Result<u64, String> {
+    value.as_u64().filter(|&id| id < MOST_IDS).ok_or_else(|| {
+        format!(
+            "token `{}` has the id {}; expected a whole number from 0 to {}",
+            one_line(token),
+            one_line(&value.to_string()),
+            MOST_IDS - 1
+        )
+    })
+}
+
+/// Of a vocabulary, only what is needed here.
+#[derive(Default)]
+struct Vocab {
+    tokens: u64,
+    highest: Option<u64>,
+    longest: usize,
+    /// A list of tokens and scores: a Unigram model.
+    is_list: bool,
+    problem: Option<String>,
+}
+
+impl<'de> Deserialize<'de> for Vocab {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(VocabVisitor)
+    }
+}
+
+struct VocabVisitor;
+
+impl<'de> Visitor<'de> for VocabVisitor {
+    type Value = Vocab;
+
+    fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str("a vocabulary")
+    }
+
+    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Vocab, M::Error> {
+        let mut vocab = Vocab::default();
+        let mut taken = vec![0_u64; (MOST_IDS / 64) as usize];
+        while let Some((token, value)) = map.next_entry::<String, Value>()? {
+            vocab.tokens += 1;
+            vocab.longest = vocab.longest.max(token.len());
+            match id(&token, &value) {
+                Ok(id) => {
+                    let (word, bit) = ((id / 64) as usize, 1 << (id % 64));
+                    if taken[word] & bit != 0 && vocab.problem.is_none() {
+                        let token = one_line(&token);
+                        vocab.problem = Some(format!(
+                            "token `{token}` has the id {id}, which another has too"
+                        ));
+                    }
+                    taken[word] |= bit;
+                    vocab.highest = vocab.highest.max(Some(id));
+                }
+                Err(problem) => {
+                    vocab.problem.get_or_insert(problem);
+                }
+            }
+        }
+        Ok(vocab)
+    }
+
+    fn visit_seq<S: SeqAccess<'de>>(self, mut list: S) -> Result<Vocab, S::Error> {
+        let mut vocab = Vocab {
+            is_list: true,
+            ..Vocab::default()
+        };
+        while let Some((token, _)) = list.next_element::<(String, f64)>()? {
+            vocab.tokens += 1;
+            vocab.longest = vocab.longest.max(token.len());
+        }
+        vocab.highest = vocab.tokens.checked_sub(1);
+        Ok(vocab)
+    }
+}

@@ -1,0 +1,82 @@
+//! Names of tokenizers.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use crate::data::bpe::BpeTrainer;
+use crate::error::{Error, Result};
+
+/// Which tokenizer is meant; written `bytes`, `r50k`, `cl100k`, `bpe:4096`, or a path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TokenizerSpec {
+    /// One token per byte, and the end-of-text token; 257 in all.
+    Bytes,
+    /// GPT-2's vocabulary, 50,257 tokens.
+    R50k,
+    /// The vocabulary of GPT-4, 100,277 ids.
+    Cl100k,
+    /// Byte-level BPE to be trained on the text at hand.
+    Bpe {
+        /// Most tokens it may have.
+        vocab_size: usize,
+    },
+    /// A `tokenizer.json`, or a folder that holds one; where there is none, another common name of
+    /// a vocabulary above, such as `gpt2`.
+    Path(PathBuf),
+}
+
+impl TokenizerSpec {
+    /// The vocabulary that this name, which is no path, commonly stands for.
+    pub(super) fn by_common_name(name: &str) -> Option<Self> {
+        let plain = name.to_ascii_lowercase().replace(['-', '_', ' '], "");
+        Some(match plain.as_str() {
+            "byte" | "bytes" | "utf8" => Self::Bytes,
+            "r50k" | "r50kbase" | "gpt2" => Self::R50k,
+            "cl100k" | "cl100kbase" | "gpt4" | "gpt3.5" | "gpt3.5turbo" => Self::Cl100k,
+            _ => return None,
+        })
+    }
+}
+
+impl FromStr for TokenizerSpec {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Ok(match text {
+            "bytes" => Self::Bytes,
+            "r50k" => Self::R50k,
+            "cl100k" => Self::Cl100k,
+            "" => return Err(Error::config("the tokenizer is the empty string")),
+            "bpe" => {
+                return Err(Error::config(
+                    "`bpe` lacks the size of its vocabulary; expected for example `bpe:4096`",
+                ));
+            }
+            _ => match text.strip_prefix("bpe:") {
+                Some(size) => {
+                    let vocab_size = size.parse().map_err(|_| {
+                        Error::config(format!(
+                            "`{text}` is not a tokenizer: expected a number after `bpe:`, as in `bpe:4096`"
+                        ))
+                    })?;
+                    BpeTrainer::new(vocab_size)?;
+                    Self::Bpe { vocab_size }
+                }
+                None => Self::Path(text.into()),
+            },
+        })
+    }
+}
+
+impl fmt::Display for TokenizerSpec {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Bytes => f.write_str("bytes"),
+            Self::R50k => f.write_str("r50k"),
+            Self::Cl100k => f.write_str("cl100k"),
+            Self::Bpe { vocab_size } => write!(f, "bpe:{vocab_size}"),
+            Self::Path(path) => path.display().fmt(f),
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! Windows over token streams, and what they cover.
+
+use serde::Serialize;
+
+use crate::omissions::LeftOut;
+
+use super::shard::TokenStream;
+
+/// Which windows of a data set are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Windows {
+    /// All, the shorter last ones included: every token is a target but the first of each stream
+    /// or row.
+    All,
+    /// Those of `seq_len` targets, as in training; the first `limit` of them where there is one.
+    Whole {
+        /// Most windows.
+        limit: Option<u64>,
+    },
+}
+
+/// How many tokens of a data set are targets, and why the others are not.
+/// `all_tokens = tokens + left_out`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Coverage {
+    /// Tokens that there are.
+    pub all_tokens: u64,
+    /// Tokens that are targets, once per epoch.
+    pub tokens: u64,
+    /// The others, by reason.
+    pub left_out: LeftOut,
+}
+
+#[derive(Debug)]
+pub(super) struct Part {
+    pub(super) tokens: TokenStream,
+    pub(super) identity: String,
+    /// Streams in it: the rows of an array, or 1.
+    pub(super) streams: u64,
+    /// Its windows of `seq_len` targets.
+    pub(super) whole: Grid,
+    /// Index of the first of these in the data set.
+    pub(super) start: u64,
+    /// The shorter window at the end of each stream.
+    pub(super) tails: Grid,
+}
+
+/// Windows of one length, as many in each stream of a part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Grid {
+    /// Where the first one starts.
+    offset: u64,
+    /// From one stream to the next.
+    pub(super) stream_stride: u64,
+    streams: u64,
+    per_stream: u64,
+    /// Targets of each, and the distance between two in a stream.
+    pub(super) targets: u64,
+}
+
+impl Grid {
+    pub(super) fn len(&self) -> u64 {
+        self.streams * self.per_stream
+    }
+
+    pub(super) fn start_of(&self, index: u64) -> u64 {
+        let (stream, within) = (index / self.per_stream, index % self.per_stream);
+        self.offset + stream * self.stream_stride + within * self.targets
+    }
+}
+
+impl Part {
+    /// Cuts `streams` streams of equal length.
+    pub(super) fn cut(
+        tokens: TokenStream,
+        streams: u64,
+        seq_len: u64,
+        start: u64,
+        identity: &str,
+    ) -> Self {
+        let length = tokens.len().checked_div(streams).unwrap_or_default();
+        let targets = length.saturating_sub(1);
+        let grid = |offset, per_stream, targets| Grid {
+            offset,
+            stream_stride: length,
+            streams,
+            per_stream,
+            targets,
+        };
+        let (whole, rest) = (targets / seq_len, targets % seq_len);
+        Self {
+            tokens,
+            identity: identity.to_owned(),
+            streams: streams * u64::from(length > 0),
+            whole: grid(0, whole, seq_len),
+            start,
+            tails: grid(whole * seq_len, u64::from(rest > 0), rest),
+        }
+    }
+}

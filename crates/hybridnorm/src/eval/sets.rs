@@ -1,0 +1,326 @@
+//! Several data sets, each measured by itself, and all of them pooled.
+
+use std::collections::BTreeSet;
+use std::f64::consts::LN_2;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::loss::{Loss, loss};
+use crate::data::open::TokenizerChoice;
+use crate::data::{
+    self, Coverage, OpenOptions, Opened, Progress, Split, TokenDataset, Tokenizer, Windows,
+};
+use crate::error::{Error, Result};
+use crate::model::Decoder;
+use crate::omissions::LeftOut;
+use crate::train::sources;
+
+/// How data sets are measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EvalOptions {
+    /// The part of each set. `None`: the held-out part of a prepared folder that has one, and the whole
+    /// of anything else.
+    pub split: Option<Split>,
+    /// Longest window; `None`: the model's longest sequence.
+    pub seq_len: Option<usize>,
+    /// Windows at a time.
+    pub batch_size: usize,
+    /// Which windows are measured.
+    pub windows: Windows,
+}
+
+/// A data set, opened.
+#[derive(Debug)]
+pub struct EvalSet {
+    /// As it was named.
+    pub name: String,
+    /// The part that is measured.
+    pub split: Split,
+    /// Its tokens.
+    pub data: TokenDataset,
+    /// The tokenizer that made them, or that of the checkpoint.
+    pub tokenizer: Option<Tokenizer>,
+    /// Bytes of the text of this part, where prepared data record it.
+    pub text_bytes: Option<u64>,
+    /// What is worth a line.
+    pub notes: Vec<String>,
+}
+
+/// Loss on one data set.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SetLoss {
+    /// As it was named.
+    pub name: String,
+    /// The part that was measured: `train`, `validation` or `all`.
+    pub split: &'static str,
+    /// What was measured.
+    #[serde(flatten)]
+    pub measured: Measured,
+    /// Why there are no bits per byte, where there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub no_bits_per_byte: Option<String>,
+    /// What is worth a line.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+}
+
+/// A mean over tokens, and what it covers: `all_tokens = tokens + left_out`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Measured {
+    /// Mean over tokens.
+    #[serde(flatten)]
+    pub loss: Loss,
+    /// Bits per byte of text: the nats of all measured tokens, ends of documents included, over the
+    /// bytes that these tokens stand for. `None` where the bytes are not known.
+    pub bits_per_byte: Option<f64>,
+    /// These bytes.
+    pub text_bytes: Option<u64>,
+    /// Tokens that there are.
+    pub all_tokens: u64,
+    /// Those that are not measured, by reason.
+    pub left_out: LeftOut,
+}
+
+/// Loss on every data set, and the mean over the tokens of all of them.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Evaluation {
+    /// All sets as one.
+    #[serde(flatten)]
+    pub pooled: Measured,
+    /// One by one, in the order in which they were named.
+    pub sets: Vec<SetLoss>,
+    /// What is worth a line about all of them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+}
+
+/// Opens data sets to evaluate a model on, each by itself.
+///
+/// [`Split::Validation`] is what a training on that set alone holds out, of raw text too.
+///
+/// # Errors
+/// If one is missing, damaged, named twice, was made with another tokenizer, or gives nothing to measure.
+pub fn open_sets(
+    paths: &[String],
+    options: &EvalOptions,
+    model: &Decoder,
+    tokenizer: Option<&Tokenizer>,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Vec<EvalSet>> {
+    let config = model.config();
+    let seq_len = options.seq_len.unwrap_or(config.max_seq_len);
+    if seq_len > config.max_seq_len {
+        return Err(Error::config(format!(
+            "sequences of {seq_len} tokens are longer than the model's {}",
+            config.max_seq_len
+        )));
+    }
+    let mut open = OpenOptions::new(seq_len, sources::cache_dir());
+    open.vocab_size = Some(config.vocab_size);
+    open.tokenizer = tokenizer.cloned().map(TokenizerChoice::Loaded);
+    open.windows = options.windows;
+    let mut known = BTreeSet::new();
+    let mut sets = Vec::new();
+    for path in paths {
+        if !known.insert(identity(path)) {
+            return Err(Error::config(format!(
+                "{path} is named twice, and the pooled loss would count it twice; name each data set once"
+            )));
+        }
+        sets.push(open_set(path, options.split, &open, progress)?);
+    }
+    Ok(sets)
+}
+
+/// The same for two names of the same file or folder.
+fn identity(name: &str) -> PathBuf {
+    let path = Path::new(name);
+    path.canonicalize().unwrap_or_else(|_| path.to_path_buf())
+}
+
+fn open_set(
+    path: &str,
+    split: Option<Split>,
+    options: &OpenOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<EvalSet> {
+    let names = [path.to_owned()];
+    let mut options = options.clone();
+    let (split, opened) = match split {
+        Some(split) => (split, data::open(&names, split, &options, progress)?),
+        None => {
+            options.prepare.validation_fraction = 0.0;
+            let all = data::open(&names, Split::All, &options, progress)?;
+            match all.folders.iter().all(holds_out) && !all.folders.is_empty() {
+                true => {
+                    let held_out = data::open(&names, Split::Validation, &options, progress)?;
+                    (Split::Validation, held_out)
+                }
+                false => (Split::All, all),
+            }
+        }
+    };
+    let text_bytes = text_bytes(&opened, split);
+    Ok(EvalSet {
+        name: path.to_owned(),
+        split,
+        data: opened.dataset,
+        tokenizer: opened.tokenizer,
+        text_bytes,
+        notes: opened.notes,
+    })
+}
+
+fn holds_out(folder: &data::PreparedFolder) -> bool {
+    folder.manifest().validation.tokens > 0
+}
+
+/// Bytes of the text of a part; `None` where some tokens come from elsewhere.
+fn text_bytes(opened: &Opened, split: Split) -> Option<u64> {
+    let (mut tokens, mut bytes) = (0, 0);
+    for folder in &opened.folders {
+        let manifest = folder.manifest();
+        for (record, other) in [
+            (&manifest.train, Split::Validation),
+            (&manifest.validation, Split::Train),
+        ] {
+            if split != other {
+                tokens += record.tokens;
+                bytes += record.text_bytes;
+            }
+        }
+    }
+    (tokens == opened.dataset.tokens()).then_some(bytes)
+}
+
+/// Measures a model on every data set.
+///
+/// # Errors
+/// See [`loss`]; the message names the set.
+pub fn measure(model: &Decoder, sets: &[EvalSet], options: &EvalOptions) -> Result<Evaluation> {
+    let mut found = Vec::new();
+    for set in sets {
+        let measured = loss(model, &set.data, options.batch_size, options.windows);
+        let measured = measured.map_err(|error| match error {
+            Error::Diverged { step, problem } => Error::Diverged {
+                step,
+                problem: format!("{}: {problem}", set.name),
+            },
+            error => error,
+        })?;
+        let bytes = measured_bytes(set, options);
+        let Coverage {
+            all_tokens,
+            left_out,
+            ..
+        } = set.data.coverage(options.windows);
+        found.push(SetLoss {
+            name: set.name.clone(),
+            split: name(set.split),
+            no_bits_per_byte: bytes.as_ref().err().cloned(),
+            measured: Measured {
+                bits_per_byte: bytes.as_ref().ok().map(|&bytes| bits(measured, bytes)),
+                text_bytes: bytes.ok(),
+                loss: measured,
+                all_tokens,
+                left_out,
+            },
+            notes: set.notes.clone(),
+        });
+    }
+    Ok(Evaluation {
+        pooled: pooled(&found),
+        sets: found,
+        notes: overlaps(sets),
+    })
+}
+
+fn name(split: Split) -> &'static str {
+    match split {
+        Split::Train => "train",
+        Split::Validation => "validation",
+        Split::All => "all",
+    }
+}
+
+fn bits(loss: Loss, bytes: u64) -> f64 {
+    loss.loss * loss.tokens as f64 / LN_2 / bytes as f64
+}
+
+fn pooled(sets: &[SetLoss]) -> Measured {
+    let measured = || sets.iter().map(|set| &set.measured);
+    let nats = |loss: &Loss| loss.loss * loss.tokens as f64;
+    let loss = match sets {
+        [set] => set.measured.loss,
+        _ => Loss::mean(
+            measured().map(|set| nats(&set.loss)).sum(),
+            measured().map(|set| set.loss.tokens).sum(),
+        ),
+    };
+    let mut left_out = LeftOut::default();
+    for set in measured() {
+        left_out.extend(&set.left_out);
+    }
+    let text_bytes = measured().map(|set| set.text_bytes).sum::<Option<u64>>();
+    Measured {
+        loss,
+        bits_per_byte: text_bytes.map(|bytes| bits(loss, bytes)),
+        text_bytes,
+        all_tokens: measured().map(|set| set.all_tokens).sum(),
+        left_out,
+    }
+}
+
+/// Bytes of text that the measured tokens stand for, or why they are not known.
+fn measured_bytes(set: &EvalSet, options: &EvalOptions) -> Result<u64, String> {
+    let Some(tokenizer) = &set.tokenizer else {
+        return Err("the tokenizer of the tokens is not known".into());
+    };
+    let bytes = match (set.text_bytes, options.windows) {
+        (Some(bytes), Windows::All) => {
+            let firsts = set.data.first_tokens().map_err(|error| error.to_string())?;
+            let of_firsts = firsts.iter().map(|&id| {
+                let length = tokenizer.text_bytes_of(id);
+                length.unwrap_or_else(|| tokenizer.decode(&[id]).len() as u64)
+            });
+            bytes.saturating_sub(of_firsts.sum())
+        }
+        _ => {
+            let mut bytes = 0;
+            for batch in set.data.windows(64, options.windows) {
+                for &id in &batch.map_err(|error| error.to_string())?.targets {
+                    let id = id as u32;
+                    if id as usize >= tokenizer.vocab_size() {
+                        return Err(format!("token {id} is none of its tokenizer's"));
+                    }
+                    let length = tokenizer.text_bytes_of(id).ok_or(
+                        "the tokens of its tokenizer do not tell how many bytes they stand for",
+                    )?;
+                    bytes += length;
+                }
+            }
+            bytes
+        }
+    };
+    match bytes {
+        0 => Err("the measured tokens stand for no text".into()),
+        bytes => Ok(bytes),
+    }
+}
+
+/// Sets that share tokens under two names.
+fn overlaps(sets: &[EvalSet]) -> Vec<String> {
+    let mut notes = Vec::new();
+    for (index, set) in sets.iter().enumerate() {
+        for other in &sets[index + 1..] {
+            if set.data.overlaps(&other.data) {
+                notes.push(format!(
+                    "{} and {} share tokens, which the pooled loss counts twice",
+                    set.name, other.name
+                ));
+            }
+        }
+    }
+    notes
+}

@@ -1,0 +1,188 @@
+//! Who works in the folder of a study: one process that does the whole of it, or several that do shards.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, Result};
+use crate::files::{Lock, Locking};
+
+/// Held alone for a whole study, shared by shards.
+const LOCK: &str = "lock";
+/// Held alone by a shard while it looks at the folder and begins.
+const BEGIN: &str = "begin.lock";
+const BUSY: &str = "another process works on this study";
+/// Shards begin in a moment; longer than this nobody is waited for.
+const PATIENCE: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// The folder of a study, held until it is dropped.
+#[derive(Debug)]
+pub(super) struct Hold {
+    folder: PathBuf,
+    locking: Locking,
+    lock: Option<Lock>,
+    /// While a shard begins.
+    entry: Option<Passing>,
+    is_shared: bool,
+}
+
+impl Hold {
+    /// For this process alone.
+    pub fn alone(folder: &Path, locking: Locking) -> Result<Self> {
+        let lock = Lock::exclusive(&folder.join(LOCK), locking, BUSY)?;
+        Ok(Self {
+            folder: folder.to_path_buf(),
+            locking,
+            lock: Some(lock),
+            entry: None,
+            is_shared: false,
+        })
+    }
+
+    /// Beside other shards; none of them begins before [`Hold::has_begun`].
+    pub fn beside_others(folder: &Path, locking: Locking) -> Result<Self> {
+        let path = folder.join(BEGIN);
+        let started = Instant::now();
+        let entry = loop {
+            match Passing::take(&path, locking, BUSY) {
+                // Somebody else begins just now.
+                Err(Error::Config(_)) if started.elapsed() < PATIENCE => {
+                    std::thread::sleep(PAUSE);
+                }
+                taken => break taken?,
+            }
+        };
+        let lock = Lock::shared(&folder.join(LOCK), locking, BUSY)?;
+        Ok(Self {
+            folder: folder.to_path_buf(),
+            locking,
+            lock: Some(lock),
+            entry: Some(entry),
+            is_shared: true,
+        })
+    }
+
+    /// Does what no other shard may see half done, while this one begins.
+    pub fn while_alone<T>(&mut self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        if !self.is_shared {
+            return work();
+        }
+        self.lock = None;
+        let path = self.folder.join(LOCK);
+        let busy = "shards of the study as it was before are at work here; wait for their end";
+        let alone = Lock::exclusive(&path, self.locking, busy)?;
+        let done = work()?;
+        drop(alone);
+        self.lock = Some(Lock::shared(&path, self.locking, BUSY)?);
+        Ok(done)
+    }
+
+    /// Lets other shards begin.
+    pub fn has_begun(&mut self) {
+        self.entry = None;
+    }
+
+    /// Lets go of the folder and removes the file of the lock.
+    pub fn leave_no_trace(mut self) {
+        if let Some(lock) = self.lock.take() {
+            remove(&lock, &self.folder.join(LOCK));
+        }
+    }
+}
+
+impl Drop for Hold {
+    /// The last shard takes the lock's file with it.
+    fn drop(&mut self) {
+        if !self.is_shared || self.lock.take().is_none() {
+            return;
+        }
+        // Not while another one begins, which would find the folder held.
+        let entry = self.entry.take().map_or_else(
+            || Passing::take(&self.folder.join(BEGIN), self.locking, BUSY),
+            Ok,
+        );
+        let path = self.folder.join(LOCK);
+        if let Ok(_entry) = entry
+            && let Ok(lock) = Lock::exclusive(&path, self.locking, BUSY)
+        {
+            remove(&lock, &path);
+        }
+    }
+}
+
+/// A lock whose file goes when it is let go.
+#[derive(Debug)]
+pub(super) struct Passing {
+    path: PathBuf,
+    lock: Lock,
+}
+
+impl Passing {
+    /// Takes it for this process alone.
+    pub fn take(path: &Path, locking: Locking, busy: &str) -> Result<Self> {
+        Ok(Self {
+            path: path.to_path_buf(),
+            lock: Lock::exclusive(path, locking, busy)?,
+        })
+    }
+}
+
+impl Drop for Passing {
+    fn drop(&mut self) {
+        remove(&self.lock, &self.path);
+    }
+}
+
+/// Whoever had opened the file before finds that it is not in its place any more, and tries anew.
+fn remove(lock: &Lock, path: &Path) {
+    if lock.is_held().unwrap_or(false) {
+        let _ = fs::remove_file(path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = fs::read_dir(folder).unwrap();
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn shards_stand_beside_each_other_and_a_whole_study_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path();
+        let begin = || {
+            let mut hold = Hold::beside_others(path, Locking::Required).unwrap();
+            hold.has_begun();
+            hold
+        };
+        let (mut one, two) = (begin(), begin());
+        let alone = Hold::alone(path, Locking::Required).unwrap_err();
+        assert!(alone.to_string().ends_with(BUSY), "{alone}");
+        let busy = one.while_alone(|| Ok(())).unwrap_err();
+        assert!(busy.to_string().contains("at work here"), "{busy}");
+        drop(one);
+        assert_eq!(names(path), [LOCK]);
+        drop(two);
+        assert!(names(path).is_empty());
+        let mut last = begin();
+        assert_eq!(last.while_alone(|| Ok(7)).unwrap(), 7);
+        assert!(Hold::alone(path, Locking::Required).is_err());
+        drop(last);
+        let whole = Hold::alone(path, Locking::Required).unwrap();
+        assert!(Hold::beside_others(path, Locking::Required).is_err());
+        drop(whole);
+        assert_eq!(names(path), [LOCK]);
+        Hold::alone(path, Locking::Required)
+            .unwrap()
+            .leave_no_trace();
+        assert!(names(path).is_empty());
+    }
+}

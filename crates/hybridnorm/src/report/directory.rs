@@ -1,0 +1,228 @@
+//! From the directories of runs to what a report says of them.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::labels::{self, Told, decides, label};
+use super::run::{Directory, RateSince, ReportedRun, Rows};
+use super::sets::{self, Set};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::lab::study;
+use crate::train::layers::LayersRow;
+use crate::train::metrics::Metrics;
+use crate::train::rows::{self, Row};
+use crate::train::segments::{self, Segment};
+use crate::train::{Config, run_directory};
+
+/// Rows of a run; a file beyond this would not fit into memory beside what is made of it.
+const ROWS_LIMIT: u64 = 1 << 30;
+/// Rates of the same schedule differ by rounding only.
+const SAME_RATE: f64 = 1e-6;
+
+/// Reads the runs in these directories, sorts them into sets and gives them labels.
+///
+/// # Errors
+/// If a file cannot be read, or a directory is named twice.
+pub(super) fn read(paths: &[PathBuf]) -> Result<(Vec<ReportedRun>, Vec<Set>)> {
+    refuse_twice(paths)?;
+    let mut all: Vec<Set> = Vec::new();
+    let mut found: Vec<(ReportedRun, Told)> = Vec::new();
+    for path in paths {
+        let (mut run, told, set) = one(path)?;
+        let position = all.iter().position(|known| known.is_same(&set));
+        if let Some(directory) = &mut run.directory {
+            directory.set = position.unwrap_or(all.len());
+        }
+        if position.is_none() {
+            all.push(set);
+        }
+        found.push((run, told));
+    }
+    for set in 0..all.len() {
+        let members = || found.iter().filter(|(run, _)| run.set() == set);
+        let told: Vec<Told> = members().map(|(_, told)| told.clone()).collect();
+        let names = label(&told);
+        let of_set = found.iter_mut().filter(|(run, _)| run.set() == set);
+        for ((run, told), name) in of_set.zip(names.labels) {
+            if let Some(directory) = &mut run.directory {
+                directory.label = name;
+                let value = |key: &String| Some((key.clone(), told.keys.get(key)?.clone()));
+                directory.differing = names.differing.iter().filter_map(value).collect();
+            }
+        }
+    }
+    let runs = found.into_iter().map(|(run, _)| run).collect();
+    Ok((runs, sets::named(all)))
+}
+
+fn refuse_twice(paths: &[PathBuf]) -> Result<()> {
+    let mut seen = BTreeMap::new();
+    for path in paths {
+        let whole = path.canonicalize().map_err(Error::io(path))?;
+        if let Some(first) = seen.insert(whole, path) {
+            return Err(Error::config(format!(
+                "{} and {} are the same run; name it once",
+                first.display(),
+                path.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn one(path: &Path) -> Result<(ReportedRun, Told, Set)> {
+    for name in [Metrics::FILE, LayersRow::FILE] {
+        check_rows(&path.join(name))?;
+    }
+    let (mut record, checkpoint) = study::run_record_with_checkpoint(path)?;
+    let config = Config::load(path.join(run_directory::CONFIG), &[])?;
+    let segments = segments::read(path)?;
+    let rows: Vec<Metrics> = rows::read(path)?;
+    let rates = rates(&config, &segments, &rows);
+    if let Some(first) = rates.first() {
+        record.cell.lr = first.lr;
+    }
+    let is_data_known = checkpoint.is_some() || !segments.is_empty();
+    let set = Set::of(&record, &config, checkpoint.as_ref(), is_data_known);
+    let keys = labels::deciding_keys(&record.config)
+        .map_err(|error| Error::format(path, error.to_string()))?;
+    let whole = path.canonicalize().map_err(Error::io(path))?;
+    let name = whole.file_name().unwrap_or_default();
+    let name = name.to_string_lossy().into_owned();
+    let told = Told {
+        placement: record.cell.placement.clone(),
+        hash: record.placement_hash.clone(),
+        lr: (rates.len() == 1).then_some(record.cell.lr),
+        seed: record.cell.seed,
+        directory: name.clone(),
+        keys,
+        changes: match rates.is_empty() {
+            true => "learning rate changed on the way".to_owned(),
+            false => changes(&segments),
+        },
+    };
+    let directory = Directory {
+        name,
+        label: String::new(),
+        differing: BTreeMap::new(),
+        set: 0,
+        planned_steps: config.train.steps as u64,
+        rates,
+        segments,
+        rows: Rows::of(steps(&path.join(Metrics::FILE))?.into_iter()),
+    };
+    let run = ReportedRun {
+        record,
+        directory: Some(directory),
+    };
+    Ok((run, told, set))
+}
+
+/// A file of rows must be a file, and one that fits into memory.
+fn check_rows(path: &Path) -> Result<()> {
+    if !files::exists(path)? {
+        return Ok(());
+    }
+    let length = files::open(path)?
+        .metadata()
+        .map_err(Error::io(path))?
+        .len();
+    match length > ROWS_LIMIT {
+        true => Err(Error::format(
+            path,
+            format!("{length} bytes of rows, expected at most {ROWS_LIMIT} for a report"),
+        )),
+        false => Ok(()),
+    }
+}
+
+/// The steps of all lines of a file of rows, in their order and as often as they are there.
+fn steps(path: &Path) -> Result<Vec<u64>> {
+    #[derive(Deserialize)]
+    struct Step {
+        step: u64,
+    }
+    if !files::exists(path)? {
+        return Ok(Vec::new());
+    }
+    let mut steps = Vec::new();
+    for line in BufReader::new(files::open(path)?).split(b'\n') {
+        let line = line.map_err(Error::io(path))?;
+        // What is no row was reported where the rows were read.
+        if let Ok(Step { step }) = serde_json::from_slice(&line) {
+            steps.push(step);
+        }
+    }
+    Ok(steps)
+}
+
+/// The peak learning rates of a run: that of the configuration, and those that it had before, which its
+/// history names. Where it has no history, the rates of its rows must be those of the configuration.
+fn rates(config: &Config, segments: &[Segment], rows: &[Metrics]) -> Vec<RateSince> {
+    let last = config.optimizer.lr;
+    if segments.is_empty() && !follows_schedule(config, rows) {
+        return Vec::new();
+    }
+    let mut rates = Vec::new();
+    let mut lr = last;
+    for segment in segments.iter().rev() {
+        let of_rate = |change: &&segments::Change| change.key == "optimizer.lr";
+        let Some(change) = segment.changed.iter().find(of_rate) else {
+            continue;
+        };
+        rates.push(RateSince {
+            after_step: segment.after_step,
+            lr,
+        });
+        let before = change.from.as_deref().and_then(|from| from.parse().ok());
+        lr = before.unwrap_or(f64::NAN);
+    }
+    rates.push(RateSince { after_step: 0, lr });
+    rates.reverse();
+    rates
+}
+
+fn follows_schedule(config: &Config, rows: &[Metrics]) -> bool {
+    let train = &config.train;
+    let tokens = (train.batch_size * train.seq_len) as u64;
+    let schedule = config
+        .schedule
+        .settle(config.optimizer.lr, train.steps, tokens);
+    let Ok(schedule) = schedule else {
+        return true;
+    };
+    rows.iter().all(|row| {
+        let expected = schedule.lr(row.step as usize);
+        (row.lr - expected).abs() <= SAME_RATE * expected.abs()
+    })
+}
+
+/// Changes on the way that decide numbers, in words.
+fn changes(segments: &[Segment]) -> String {
+    let mut words = Vec::new();
+    for segment in segments {
+        for change in segment.changed.iter().filter(|change| decides(&change.key)) {
+            words.push(format!(
+                "{} after step {}",
+                change_in_words(change),
+                segment.after_step
+            ));
+        }
+    }
+    words.join(", ")
+}
+
+/// `optimizer.lr 0.001 to 0.0005`.
+pub(super) fn change_in_words(change: &segments::Change) -> String {
+    let value = |value: &Option<String>| value.clone().unwrap_or_else(|| "not set".into());
+    format!(
+        "{} {} to {}",
+        change.key,
+        value(&change.from),
+        value(&change.to)
+    )
+}

@@ -1,0 +1,278 @@
+//! What tells runs apart, in words.
+//!
+//! Only runs that are equal but for the seed are repetitions of each other. Others get labels that name
+//! what differs: `pre-norm, weight_decay 0.1` and `pre-norm, weight_decay 0.3`.
+
+use std::collections::BTreeMap;
+
+use super::format::count;
+use crate::text::at_most;
+
+/// Keys in a label; the others are counted, and a table names all.
+const KEYS: usize = 4;
+/// Characters of a value in a label.
+const VALUE_CHARS: usize = 40;
+
+/// What a run is, as far as labels need to know.
+#[derive(Debug, Clone)]
+pub(super) struct Told {
+    /// Name of the placement.
+    pub(super) placement: String,
+    /// Hash of the placement.
+    pub(super) hash: String,
+    /// Peak learning rate, where it had one.
+    pub(super) lr: Option<f64>,
+    /// Its seed.
+    pub(super) seed: u64,
+    /// Name of its directory.
+    pub(super) directory: String,
+    /// What of its configuration decides its numbers: keys and values.
+    pub(super) keys: BTreeMap<String, String>,
+    /// What was changed on the way, in words; empty where nothing was.
+    pub(super) changes: String,
+}
+
+/// Labels of runs.
+pub(super) struct Labels {
+    /// Keys that have not the same value in all runs.
+    pub(super) differing: Vec<String>,
+    /// One label a run. Runs have the same one if they are equal but for seed and learning rate.
+    pub(super) labels: Vec<String>,
+}
+
+/// Keys and values of a configuration that decide the numbers of a run, the seed, the peak learning
+/// rate, the placement and the data left out, which are told otherwise.
+///
+/// # Errors
+/// If the text is no TOML.
+pub(super) fn deciding_keys(config: &str) -> Result<BTreeMap<String, String>, toml::de::Error> {
+    let table: toml::Table = toml::from_str(config)?;
+    let mut keys = BTreeMap::new();
+    flatten("", table, &mut keys);
+    keys.retain(|key, _| decides(key) && !is_told_otherwise(key));
+    Ok(keys)
+}
+
+/// Whether a key has to do with the numbers of a run, and not only with what is written about it.
+pub(super) fn decides(key: &str) -> bool {
+    let about = [
+        "train.checkpoint_every",
+        "train.keep_checkpoints",
+        "train.eval_every",
+    ];
+    // Data are known by their fingerprints, whatever the path.
+    let paths = ["data.train", "data.validation", "data.tokenizer"];
+    !key.starts_with("log.") && !about.contains(&key) && !paths.contains(&key)
+}
+
+fn is_told_otherwise(key: &str) -> bool {
+    matches!(key, "seed" | "optimizer.lr" | "model.placement")
+        || key.starts_with("model.placement.")
+}
+
+fn flatten(prefix: &str, table: toml::Table, keys: &mut BTreeMap<String, String>) {
+    for (name, value) in table {
+        let key = match prefix {
+            "" => name,
+            prefix => format!("{prefix}.{name}"),
+        };
+        match value {
+            toml::Value::Table(inner) => flatten(&key, inner, keys),
+            toml::Value::String(text) => drop(keys.insert(key, text)),
+            other => drop(keys.insert(key, other.to_string())),
+        }
+    }
+}
+
+/// Labels for runs that stand beside each other.
+pub(super) fn label(runs: &[Told]) -> Labels {
+    let differing = differing(runs);
+    let mut labels: Vec<String> = runs.iter().map(|run| with_keys(run, &differing)).collect();
+    // Where only the first keys are named, or a name stands for two things.
+    tell_apart(&mut labels, |at| {
+        let values = differing.iter().map(|key| runs[at].keys.get(key).cloned());
+        (values.collect::<Vec<_>>(), runs[at].hash.clone())
+    });
+    name_twins(&mut labels, runs);
+    Labels { differing, labels }
+}
+
+fn differing(runs: &[Told]) -> Vec<String> {
+    let mut keys: Vec<&String> = runs.iter().flat_map(|run| run.keys.keys()).collect();
+    keys.sort();
+    keys.dedup();
+    let is_same = |key: &&String| {
+        let mut values = runs.iter().map(|run| run.keys.get(*key));
+        let first = values.next();
+        values.all(|value| Some(value) == first)
+    };
+    (keys.into_iter())
+        .filter(|key| !is_same(key))
+        .cloned()
+        .collect()
+}
+
+fn with_keys(run: &Told, differing: &[String]) -> String {
+    let mut parts = vec![run.placement.clone()];
+    for key in differing.iter().take(KEYS) {
+        let name = short_name(key, differing);
+        parts.push(match run.keys.get(key) {
+            Some(value) => format!("{name} {}", at_most(value, VALUE_CHARS)),
+            None => format!("{name} not set"),
+        });
+    }
+    if differing.len() > KEYS {
+        let more = differing.len() - KEYS;
+        parts.push(count(more, "more key", "more keys"));
+    }
+    if !run.changes.is_empty() {
+        parts.push(run.changes.clone());
+    }
+    parts.join(", ")
+}
+
+/// The last part of a key, where no other one ends so.
+pub(super) fn short_name<'a>(key: &'a str, all: &[String]) -> &'a str {
+    let last = |key: &'a str| key.rsplit('.').next().unwrap_or(key);
+    let short = last(key);
+    let same = all
+        .iter()
+        .filter(|other| other.rsplit('.').next() == Some(short));
+    if same.count() > 1 { key } else { short }
+}
+
+/// Gives equal labels of unequal things a number.
+fn tell_apart<T: PartialEq>(labels: &mut [String], what: impl Fn(usize) -> T) {
+    let before = labels.to_vec();
+    for (at, label) in labels.iter_mut().enumerate() {
+        let mut kinds: Vec<T> = Vec::new();
+        for (other, known) in before.iter().enumerate() {
+            let kind = what(other);
+            if *known == before[at] && !kinds.contains(&kind) {
+                kinds.push(kind);
+            }
+        }
+        if kinds.len() > 1 {
+            let number = kinds.iter().position(|kind| *kind == what(at));
+            *label += &format!(", variant {}", number.map_or(0, |number| number + 1));
+        }
+    }
+}
+
+/// Two runs of the same seed are no two seeds: they get the names of their directories.
+fn name_twins(labels: &mut [String], runs: &[Told]) {
+    let before = labels.to_vec();
+    let is_twin = |a: usize, b: usize| {
+        before[a] == before[b] && runs[a].lr == runs[b].lr && runs[a].seed == runs[b].seed
+    };
+    for at in 0..runs.len() {
+        if (0..runs.len()).any(|other| other != at && is_twin(at, other)) {
+            labels[at] += &format!(", {}", runs[at].directory);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(placement: &str, seed: u64, config: &str) -> Told {
+        Told {
+            placement: placement.into(),
+            hash: placement.into(),
+            lr: Some(1e-3),
+            seed,
+            directory: format!("run{seed}"),
+            keys: deciding_keys(config).unwrap(),
+            changes: String::new(),
+        }
+    }
+
+    #[test]
+    fn runs_equal_but_for_the_seed_share_a_label() {
+        let runs = [
+            told(
+                "a",
+                1,
+                "seed = 1\n[log]\ndumps = 1\n[data]\ntrain = [\"x\"]",
+            ),
+            told(
+                "a",
+                2,
+                "seed = 2\n[log]\ndumps = 9\n[data]\ntrain = [\"y\"]",
+            ),
+            told("b", 1, "seed = 1\n[train]\ncheckpoint_every = 5"),
+        ];
+        let found = label(&runs);
+        assert_eq!(found.labels, ["a", "a", "b"]);
+        assert!(found.differing.is_empty());
+    }
+
+    #[test]
+    fn what_differs_is_named() {
+        let runs = [
+            told("a", 1, "[optimizer]\nweight_decay = 0.1\nlr = 1"),
+            told("a", 2, "[optimizer]\nweight_decay = 0.3\nlr = 2"),
+            told("b", 1, "[optimizer]\nbeta = 2"),
+        ];
+        let found = label(&runs);
+        assert_eq!(
+            found.differing,
+            ["optimizer.beta", "optimizer.weight_decay"]
+        );
+        assert_eq!(
+            found.labels,
+            [
+                "a, beta not set, weight_decay 0.1",
+                "a, beta not set, weight_decay 0.3",
+                "b, beta 2, weight_decay not set"
+            ]
+        );
+    }
+
+    #[test]
+    fn keys_that_end_alike_are_named_whole() {
+        let runs = [
+            told("a", 1, "[x]\nk = 1\n[y]\nk = 1"),
+            told("a", 2, "[x]\nk = 2\n[y]\nk = 2"),
+        ];
+        assert_eq!(label(&runs).labels, ["a, x.k 1, y.k 1", "a, x.k 2, y.k 2"]);
+    }
+
+    #[test]
+    fn a_name_that_stands_for_two_things_is_numbered() {
+        let mut runs = [told("a", 1, ""), told("a", 2, ""), told("a", 3, "")];
+        runs[2].hash = "other".into();
+        assert_eq!(
+            label(&runs).labels,
+            ["a, variant 1", "a, variant 1", "a, variant 2"]
+        );
+    }
+
+    #[test]
+    fn many_keys_are_counted_and_still_told_apart() {
+        let config = |last: u64, rest: u64| {
+            format!("a = {rest}\nb = {rest}\nc = {rest}\nd = {rest}\ne = {last}")
+        };
+        let runs = [
+            told("p", 1, &config(1, 1)),
+            told("p", 2, &config(2, 1)),
+            told("p", 3, &config(3, 2)),
+        ];
+        assert_eq!(
+            label(&runs).labels,
+            [
+                "p, a 1, b 1, c 1, d 1, 1 more key, variant 1",
+                "p, a 1, b 1, c 1, d 1, 1 more key, variant 2",
+                "p, a 2, b 2, c 2, d 2, 1 more key"
+            ]
+        );
+    }
+
+    #[test]
+    fn two_runs_of_one_seed_are_not_two_seeds() {
+        let mut runs = [told("a", 1, ""), told("a", 1, ""), told("a", 2, "")];
+        runs[1].directory = "copy".into();
+        assert_eq!(label(&runs).labels, ["a, run1", "a, copy", "a"]);
+    }
+}

@@ -1,0 +1,185 @@
+//! What runs were trained and judged on. Losses are compared only where that is the same.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::files;
+use crate::lab::study::RunRecord;
+use crate::train::{Checkpoint, Config};
+
+/// A file of validation data up to this size is known by its content, a larger one by its path.
+const HASHED_BYTES: u64 = 64 << 20;
+
+/// Data, tokenizer and windows that runs share.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Set {
+    /// What it has that others of the report have not; empty where there is one.
+    pub name: String,
+    /// How its first run calls the training data.
+    pub named: String,
+    /// Fingerprint of the training data.
+    pub data: String,
+    /// Validation data: `split off`, or what was named and its content.
+    pub validation: String,
+    /// Name and fingerprint of the tokenizer.
+    pub tokenizer: String,
+    /// Rows of the embedding.
+    pub vocabulary: usize,
+    /// Tokens of a window.
+    pub seq_len: usize,
+    /// Windows of an evaluation; 0: all.
+    pub eval_sequences: usize,
+}
+
+impl Set {
+    /// What a run was trained and judged on, as far as its own files tell.
+    pub(super) fn of(
+        record: &RunRecord,
+        config: &Config,
+        checkpoint: Option<&Checkpoint>,
+        is_data_known: bool,
+    ) -> Self {
+        let data = match is_data_known {
+            true => record.data.clone(),
+            false => format!("not recorded: {}", config.data.train.join(", ")),
+        };
+        let tokenizer = checkpoint.and_then(|checkpoint| checkpoint.tokenizer().ok().flatten());
+        let spec = config.data.tokenizer.as_deref();
+        let tokenizer = match tokenizer {
+            Some(found) => format!("{} ({})", found.name(), short(found.fingerprint())),
+            None => format!("{}, not recorded", spec.unwrap_or("that of the data")),
+        };
+        let vocabulary = checkpoint
+            .and_then(|checkpoint| checkpoint.config().ok())
+            .or_else(|| config.model_config().ok())
+            .map_or(0, |model| model.vocab_size);
+        let validation = match config.data.validation.as_slice() {
+            [] => "split off the training data".to_owned(),
+            paths => {
+                let named: Vec<String> = paths.iter().map(|path| content(path)).collect();
+                named.join(", ")
+            }
+        };
+        Self {
+            name: String::new(),
+            named: config.data.train.join(", "),
+            data,
+            validation,
+            tokenizer,
+            vocabulary,
+            seq_len: config.train.seq_len,
+            eval_sequences: config.train.eval_sequences,
+        }
+    }
+
+    /// Whether runs of both may be compared.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        self.aspects() == other.aspects()
+    }
+
+    fn aspects(&self) -> [(&'static str, String); 6] {
+        let sequences = match self.eval_sequences {
+            0 => "all".to_owned(),
+            some => some.to_string(),
+        };
+        [
+            ("training data", self.data.clone()),
+            ("validation data", self.validation.clone()),
+            ("tokenizer", self.tokenizer.clone()),
+            ("vocabulary", self.vocabulary.to_string()),
+            ("tokens a window", self.seq_len.to_string()),
+            ("validation windows", sequences),
+        ]
+    }
+}
+
+/// The same sets with names that say what each has that others have not.
+pub(super) fn named(mut sets: Vec<Set>) -> Vec<Set> {
+    let all: Vec<[(&str, String); 6]> = sets.iter().map(Set::aspects).collect();
+    for (at, set) in sets.iter_mut().enumerate() {
+        let differs = |aspect: &usize| all.iter().any(|other| other[*aspect] != all[at][*aspect]);
+        let parts: Vec<String> = (0..all[at].len())
+            .filter(differs)
+            .map(|aspect| match all[at][aspect] {
+                ("training data", _) => {
+                    format!("training data {} ({})", set.named, short(&set.data))
+                }
+                (name, ref value) => format!("{name} {value}"),
+            })
+            .collect();
+        if !parts.is_empty() {
+            set.name = format!("Group {}: {}", at + 1, parts.join(", "));
+        }
+    }
+    sets
+}
+
+/// A sentence where runs do not all belong together.
+pub(super) fn apart(sets: &[Set]) -> Option<String> {
+    (sets.len() > 1).then(|| {
+        format!(
+            "These runs are in {} groups, because they were not trained or not judged on the same data, \
+             tokenizer and windows. Losses of different groups cannot be compared: no chart and no \
+             table puts them side by side.",
+            sets.len()
+        )
+    })
+}
+
+/// A path, with the hash of what stands there now, by which it is known under another name too.
+fn content(path: &str) -> String {
+    let manifest = Path::new(path).join("manifest.json");
+    [Path::new(path), &manifest]
+        .iter()
+        .find_map(|file| files::read_small(file, HASHED_BYTES).ok())
+        .map_or_else(
+            || path.to_owned(),
+            |bytes| format!("content {}", short(&files::sha256(&bytes))),
+        )
+}
+
+/// So much of a hash that it is told from others.
+fn short(hash: &str) -> &str {
+    match hash.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        true => hash.get(..12).unwrap_or(hash),
+        false => hash.split(':').next().unwrap_or(hash),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sets_are_named_by_what_differs() {
+        let one = Set {
+            name: String::new(),
+            named: "a.txt".into(),
+            data: "d1".into(),
+            validation: "split off the training data".into(),
+            tokenizer: "bytes".into(),
+            vocabulary: 257,
+            seq_len: 16,
+            eval_sequences: 0,
+        };
+        let other = Set {
+            data: "d2".into(),
+            eval_sequences: 8,
+            ..one.clone()
+        };
+        let names: Vec<String> = named(vec![one.clone(), other])
+            .into_iter()
+            .map(|set| set.name)
+            .collect();
+        assert_eq!(
+            names,
+            [
+                "Group 1: training data a.txt (d1), validation windows all",
+                "Group 2: training data a.txt (d2), validation windows 8"
+            ]
+        );
+        assert_eq!(named(vec![one.clone()])[0].name, "");
+        assert_eq!(apart(&[one]), None);
+    }
+}

@@ -1,0 +1,219 @@
+//! Taking hold of a run directory, and leaving it as it was where nothing came of it.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::checkpoint;
+use super::run_directory::{self, LOCK};
+use super::tensorboard;
+use crate::error::{Error, Result};
+use crate::files::{self, Lock, Locking};
+
+/// A directory may be removed by a failing process between being made and being locked.
+const ATTEMPTS: usize = 8;
+
+/// A run directory that this process holds. What it created there goes again when it is dropped,
+/// until it is [kept](Claim::keep).
+#[derive(Debug)]
+pub(super) struct Claim {
+    run: PathBuf,
+    lock: Lock,
+    /// In the order in which they were created.
+    created: Vec<Created>,
+}
+
+#[derive(Debug)]
+enum Created {
+    File(PathBuf),
+    Folder(PathBuf),
+    /// A folder whose event files are all of this process.
+    Events(PathBuf),
+}
+
+impl Claim {
+    /// Creates the directory where it is missing, and takes hold of it.
+    pub(super) fn create(run: &Path, locking: Locking) -> Result<Self> {
+        let mut created = Vec::new();
+        for attempt in 1.. {
+            match create_chain(run, &mut created).and_then(|()| Self::lock(run, locking)) {
+                Ok(mut claim) => {
+                    created.append(&mut claim.created);
+                    claim.created = created;
+                    return claim.with_checkpoints();
+                }
+                Err(error) if is_gone(&error) && attempt < ATTEMPTS => {}
+                Err(error) => {
+                    remove(created);
+                    return Err(error);
+                }
+            }
+        }
+        unreachable!("the last attempt returns")
+    }
+
+    /// Takes hold of a directory that is there.
+    pub(super) fn existing(run: &Path, locking: Locking) -> Result<Self> {
+        Self::lock(run, locking)?.with_checkpoints()
+    }
+
+    fn with_checkpoints(mut self) -> Result<Self> {
+        self.create_folder(self.run.join(checkpoint::CHECKPOINTS))?;
+        Ok(self)
+    }
+
+    fn lock(run: &Path, locking: Locking) -> Result<Self> {
+        let path = run.join(LOCK);
+        let is_new = match File::create_new(&path) {
+            Ok(_) => true,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+            Err(error) => return Err(Error::io(path)(error)),
+        };
+        match run_directory::lock_with(run, locking) {
+            Ok(lock) => Ok(Self {
+                run: run.to_path_buf(),
+                lock,
+                created: is_new.then_some(Created::File(path)).into_iter().collect(),
+            }),
+            Err(error) => {
+                // Whoever holds it needs the file; where nobody can hold it, nobody does.
+                if is_new && !error.is_usage() {
+                    let _ = fs::remove_file(&path);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Says that the file `name` will be written. If it is not there yet, it is of this process.
+    pub(super) fn will_write(&mut self, name: &str) -> Result<()> {
+        let path = self.run.join(name);
+        if !files::exists(&path)? {
+            self.created.push(Created::File(path));
+        }
+        Ok(())
+    }
+
+    /// Says that event files will be written. If the directory is new, all are of this process.
+    pub(super) fn will_write_events(&mut self) {
+        let is_run = |created: &Created| matches!(created, Created::Folder(at) if *at == self.run);
+        if self.created.iter().any(is_run) {
+            self.created.push(Created::Events(self.run.clone()));
+        }
+    }
+
+    /// Creates a folder, whose parent must be there, unless it is there.
+    pub(super) fn create_folder(&mut self, path: PathBuf) -> Result<()> {
+        if files::create_new_dir(&path)? {
+            self.created.push(Created::Folder(path));
+        }
+        Ok(())
+    }
+
+    /// From now on what was created stays.
+    pub(super) fn keep(&mut self) {
+        self.created.clear();
+    }
+
+    /// Checks that the directory is still the one that this process holds.
+    pub(super) fn check_held(&self) -> Result<()> {
+        match self.lock.is_held()? {
+            true => Ok(()),
+            false => Err(Error::format(
+                &self.run,
+                "is not the directory this run began in; it was moved or made anew",
+            )),
+        }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        remove(std::mem::take(&mut self.created));
+    }
+}
+
+/// Creates a folder and its parents; what is new is pushed to `created`, parents first.
+fn create_chain(path: &Path, created: &mut Vec<Created>) -> Result<()> {
+    let made = match files::create_new_dir(path) {
+        Err(error) if is_gone(&error) => match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => {
+                create_chain(parent, created)?;
+                files::create_new_dir(path)
+            }
+            _ => Err(error),
+        },
+        made => made,
+    }?;
+    if made {
+        created.push(Created::Folder(path.to_path_buf()));
+        files::sync_parent(path)?;
+    }
+    Ok(())
+}
+
+fn is_gone(error: &Error) -> bool {
+    matches!(error, Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
+}
+
+/// Removes files, and folders in which nothing else stands. The error to report is another one.
+fn remove(created: Vec<Created>) {
+    for created in created.into_iter().rev() {
+        let _ = match created {
+            Created::File(path) => fs::remove_file(path),
+            Created::Folder(path) => fs::remove_dir(path),
+            Created::Events(path) => tensorboard::remove(&path).map_err(io::Error::other),
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_created_goes_again_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = folder.path().join("a/b/run");
+        let mut claim = Claim::create(&run, Locking::Required).unwrap();
+        claim.will_write("config.toml").unwrap();
+        files::write(run.join("config.toml"), b"").unwrap();
+        assert!(run.join(checkpoint::CHECKPOINTS).is_dir());
+        drop(claim);
+        assert!(!folder.path().join("a").exists());
+
+        let claim = Claim::create(&run, Locking::Required).unwrap();
+        files::write(run.join("notes.txt"), b"").unwrap();
+        drop(claim);
+        let left: Vec<_> = fs::read_dir(&run).unwrap().collect();
+        assert_eq!(left.len(), 1, "{left:?}");
+
+        files::write(run.join("config.toml"), b"theirs").unwrap();
+        let mut claim = Claim::create(&run, Locking::Required).unwrap();
+        claim.will_write("config.toml").unwrap();
+        drop(claim);
+        assert!(run.join("config.toml").exists());
+    }
+
+    #[test]
+    fn a_second_process_is_refused_and_takes_nothing_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = folder.path().join("run");
+        let first = Claim::create(&run, Locking::Required).unwrap();
+        let found = Claim::create(&run, Locking::Required).unwrap_err();
+        assert!(found.to_string().contains("another process"), "{found}");
+        first.check_held().unwrap();
+        drop(first);
+        assert!(!run.exists());
+    }
+
+    #[test]
+    fn what_is_kept_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = folder.path().join("run");
+        let mut claim = Claim::create(&run, Locking::Required).unwrap();
+        claim.keep();
+        drop(claim);
+        assert!(run.join(LOCK).exists() && run.join(checkpoint::CHECKPOINTS).exists());
+    }
+}

@@ -1,0 +1,302 @@
+//! What changed between the segments of a run, and which configuration a step had.
+
+use std::path::Path;
+
+use toml::{Table, Value};
+
+use super::config::Config;
+use super::run_directory::CONFIG;
+use super::segments::{self, Change, Segment};
+use crate::error::{Error, Result};
+
+/// Keys that say where data are. Data are known by their fingerprints, so that these may change without
+/// the data changing.
+const PLACES: [&str; 3] = ["data.train", "data.validation", "data.tokenizer"];
+
+/// Keys with another value in `new` than in `old`.
+pub fn changes(old: &Config, new: &Config) -> Vec<Change> {
+    let (old, new) = (leaves(&table(old)), leaves(&table(new)));
+    let find = |leaves: &[(String, String)], key: &str| {
+        let found = leaves.iter().find(|(of, _)| of == key);
+        found.map(|(_, value)| value.clone())
+    };
+    let mut keys: Vec<&String> = old.iter().chain(&new).map(|(key, _)| key).collect();
+    keys.sort();
+    keys.dedup();
+    keys.into_iter()
+        .map(|key| Change {
+            key: key.clone(),
+            from: find(&old, key),
+            to: find(&new, key),
+        })
+        .filter(|change| change.from != change.to)
+        .collect()
+}
+
+/// The configuration that held before `changed`, newest changes first.
+///
+/// # Errors
+/// If a change is none of this configuration.
+pub fn undo<'a>(
+    config: &Config,
+    changed: impl IntoIterator<Item = &'a [Change]>,
+) -> Result<Config> {
+    let mut table = table(config);
+    let mut is_same = true;
+    for changed in changed {
+        // A key may have become a section, or the other way round: what was not there goes first.
+        for change in changed.iter().filter(|change| change.from.is_none()) {
+            remove(&mut table, &change.key);
+        }
+        for change in changed {
+            if let Some(from) = &change.from {
+                insert(&mut table, &change.key, from)?;
+            }
+        }
+        is_same &= changed.is_empty();
+    }
+    if is_same {
+        return Ok(config.clone());
+    }
+    let config = Config {
+        origin: config.origin.clone(),
+        ..table
+            .try_into()
+            .map_err(|error: toml::de::Error| Error::config(error.message().to_owned()))?
+    };
+    config.check()?;
+    Ok(config)
+}
+
+/// The configuration that held at a step of a run, with the places of the data where they are now.
+///
+/// # Errors
+/// If the run's configuration or its segments cannot be read.
+pub fn configuration_at(run: &Path, step: u64) -> Result<Config> {
+    let newest = Config::load(run.join(CONFIG), &[])?;
+    let segments = segments::read(run)?;
+    let later = segments.iter().rev().filter(|one| one.after_step >= step);
+    let mut kept: Vec<Vec<Change>> = later.map(|one| one.changed.clone()).collect();
+    for changed in &mut kept {
+        changed.retain(|change| !PLACES.contains(&change.key.as_str()));
+    }
+    undo(&newest, kept.iter().map(Vec::as_slice))
+        .map_err(|error| Error::format(run.join(segments::FILE), error.to_string()))
+}
+
+/// The segments that are left of a run that goes on after `step`, and the configuration of the last of
+/// them. A segment of which no step is left goes, since its steps are done again.
+///
+/// # Errors
+/// If the changes of what goes are none of the configuration.
+pub fn cut(
+    mut segments: Vec<Segment>,
+    newest: &Config,
+    step: u64,
+) -> Result<(Vec<Segment>, Config)> {
+    let left = segments.iter().take_while(|one| one.after_step < step);
+    let gone = segments.split_off(left.count());
+    if let Some(last) = segments.last_mut() {
+        last.last_step = Some(step);
+    }
+    let before = undo(newest, gone.iter().rev().map(|one| one.changed.as_slice()))?;
+    Ok((segments, before))
+}
+
+/// A change as people read it.
+pub fn in_words(change: &Change) -> String {
+    let Change { key, from, to } = change;
+    match (from, to) {
+        (Some(from), Some(to)) => format!("{key} went from {from} to {to}"),
+        (None, Some(to)) => format!("{key} was not given and is {to}"),
+        (Some(from), None) => format!("{key} was {from} and is not given"),
+        (None, None) => key.clone(),
+    }
+}
+
+/// Says that the learning rate of the first step of a segment is not what the run would have gone on
+/// with, if so.
+///
+/// # Errors
+/// If a schedule is not valid.
+pub fn learning_rate_note(
+    before: &Config,
+    config: &Config,
+    changed: &[Change],
+    step: u64,
+) -> Result<Option<String>> {
+    let rate = |config: &Config| {
+        let lr = config.settled_schedule()?.lr(step as usize);
+        Ok::<_, Error>(lr)
+    };
+    let (from, to) = (rate(before)?, rate(config)?);
+    if from == to {
+        return Ok(None);
+    }
+    let moves = |change: &&Change| {
+        let key = change.key.as_str();
+        key.starts_with("schedule.")
+            || ["optimizer.lr", "train.steps", "train.batch_size"].contains(&key)
+    };
+    let since: Vec<String> = changed.iter().filter(moves).map(in_words).collect();
+    Ok(Some(format!(
+        "the learning rate at step {step} goes from {} to {} since {}",
+        rounded(from),
+        rounded(to),
+        since.join(", ")
+    )))
+}
+
+/// A number with three significant digits.
+fn rounded(number: f64) -> f64 {
+    format!("{number:.2e}").parse().unwrap_or(number)
+}
+
+fn table(config: &Config) -> Table {
+    Table::try_from(config).expect("a configuration is plain data")
+}
+
+/// Values by their keys, sections resolved.
+fn leaves(table: &Table) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    for (key, value) in table {
+        match value {
+            Value::Table(inner) if !inner.is_empty() => {
+                let inner = leaves(inner).into_iter();
+                found.extend(inner.map(|(rest, value)| (format!("{key}.{rest}"), value)));
+            }
+            value => found.push((key.clone(), value.to_string())),
+        }
+    }
+    found
+}
+
+fn remove(table: &mut Table, key: &str) {
+    match key.split_once('.') {
+        None => drop(table.remove(key)),
+        Some((section, rest)) => {
+            let Some(Value::Table(inner)) = table.get_mut(section) else {
+                return;
+            };
+            remove(inner, rest);
+            if inner.is_empty() {
+                table.remove(section);
+            }
+        }
+    }
+}
+
+fn insert(table: &mut Table, key: &str, value: &str) -> Result<()> {
+    if let Some((section, rest)) = key.split_once('.') {
+        let inner = table
+            .entry(section)
+            .or_insert_with(|| Value::Table(Table::new()));
+        return match inner {
+            Value::Table(inner) => insert(inner, rest, value),
+            _ => Err(Error::config(format!("{key}: {section} is no section"))),
+        };
+    }
+    let parsed = toml::from_str::<Table>(&format!("value = {value}"))
+        .ok()
+        .and_then(|mut table| table.remove("value"))
+        .ok_or_else(|| Error::config(format!("{key}: {value} is no value")))?;
+    table.insert(key.to_owned(), parsed);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(settings: &[&str]) -> Config {
+        let settings: Vec<String> = settings.iter().map(|one| (*one).to_owned()).collect();
+        let text = "[model]\nd_model = 8\nn_layers = 1\nn_heads = 2\nd_ff = 8\nvocab_size = 9\n";
+        Config::parse(text, &settings).unwrap()
+    }
+
+    fn segment(after_step: u64, changed: Vec<Change>) -> Segment {
+        Segment {
+            after_step,
+            last_step: None,
+            started: String::new(),
+            changed,
+            threads: 1,
+            machine: String::new(),
+            version: String::new(),
+            data: String::new(),
+            peak_memory_bytes: None,
+        }
+    }
+
+    #[test]
+    fn changes_can_be_undone() {
+        let old = config(&["optimizer.lr=0.5", "schedule.warmup_steps=7"]);
+        let new = config(&["optimizer.lr=0.25", "data.tokenizer=bytes", "seed=4"]);
+        let changed = changes(&old, &new);
+        let words: Vec<String> = changed.iter().map(in_words).collect();
+        assert_eq!(
+            words,
+            [
+                "data.tokenizer was not given and is \"bytes\"",
+                "optimizer.lr went from 0.5 to 0.25",
+                "schedule.warmup_steps was 7 and is not given",
+                "seed went from 0 to 4",
+            ]
+        );
+        assert_eq!(undo(&new, [changed.as_slice()]).unwrap(), old);
+        assert!(changes(&old, &old).is_empty());
+    }
+
+    #[test]
+    fn a_value_may_become_a_section() {
+        let named = config(&["model.placement=pre-norm"]);
+        let table = config(&["model.placement={base = 'pre-norm', norm = {kind = 'layernorm'}}"]);
+        for (old, new) in [(&named, &table), (&table, &named)] {
+            let changed = changes(old, new);
+            assert_eq!(undo(new, [changed.as_slice()]).unwrap(), *old);
+        }
+    }
+
+    #[test]
+    fn segments_without_a_step_go_and_their_changes_with_them() {
+        let rates = [
+            "optimizer.lr=0.5",
+            "optimizer.lr=0.25",
+            "optimizer.lr=0.125",
+        ];
+        let [first, second, third] = rates.map(|rate| config(&[rate]));
+        let all = vec![
+            segment(0, Vec::new()),
+            segment(10, changes(&first, &second)),
+            segment(20, changes(&second, &third)),
+        ];
+        for (step, left, before) in [(25, 3, &third), (20, 2, &second), (10, 1, &first)] {
+            let (kept, found) = cut(all.clone(), &third, step).unwrap();
+            assert_eq!((kept.len(), &found), (left, before), "{step}");
+            assert_eq!(kept.last().unwrap().last_step, Some(step));
+        }
+        let folder = tempfile::tempdir().unwrap();
+        segments::write(folder.path(), &all).unwrap();
+        std::fs::write(folder.path().join(CONFIG), third.to_toml()).unwrap();
+        for (step, expected) in [(1, &first), (10, &first), (11, &second), (21, &third)] {
+            let found = configuration_at(folder.path(), step).unwrap();
+            assert_eq!(found, *expected, "{step}");
+        }
+    }
+
+    #[test]
+    fn a_jump_of_the_learning_rate_is_told_with_its_reason() {
+        let old = config(&["optimizer.lr=1.0", "train.steps=40"]);
+        let new = config(&["optimizer.lr=1.0", "train.steps=80", "log.dumps=3"]);
+        let changed = changes(&old, &new);
+        let note = |step| learning_rate_note(&old, &new, &changed, step).unwrap();
+        assert_eq!(
+            note(41).unwrap(),
+            "the learning rate at step 41 goes from 0.1 to 0.532 since train.steps went from 40 to 80"
+        );
+        let constant = |steps| config(&["schedule.kind=constant", steps]);
+        let (old, new) = (constant("train.steps=40"), constant("train.steps=80"));
+        let found = learning_rate_note(&old, &new, &changes(&old, &new), 41);
+        assert_eq!(found.unwrap(), None);
+    }
+}

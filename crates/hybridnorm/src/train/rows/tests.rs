@@ -1,0 +1,144 @@
+use std::fs;
+
+use super::super::metrics::Metrics;
+use super::*;
+
+fn row(step: u64) -> Metrics {
+    Metrics {
+        step,
+        loss: 2.5,
+        grad_norm: 1.0,
+        update_norm: 0.5,
+        lr: 1e-3,
+        tokens: 10 * step,
+        tokens_per_second: 100.0,
+        objective: None,
+        router: None,
+        qk_clip: None,
+        validation_loss: None,
+    }
+}
+
+fn line(step: u64) -> String {
+    serde_json::to_string(&row(step)).unwrap() + "\n"
+}
+
+/// A run directory whose metrics are these lines.
+fn run(lines: &[&str]) -> tempfile::TempDir {
+    let run = tempfile::tempdir().unwrap();
+    fs::write(run.path().join(Metrics::FILE), lines.concat()).unwrap();
+    run
+}
+
+fn steps(run: &Path) -> Vec<u64> {
+    let rows: Vec<Metrics> = read(run).unwrap();
+    rows.iter().map(|row| row.step).collect()
+}
+
+#[test]
+fn reopening_drops_rows_that_will_come_again() {
+    let run = tempfile::tempdir().unwrap();
+    let mut file = RowsFile::open(run.path(), 0).unwrap();
+    (1..=5).for_each(|step| file.append(&row(step)).unwrap());
+    file.file.write_all(b"{\"step\": 6, \"lo").unwrap();
+    drop(file);
+    assert_eq!(read::<Metrics>(run.path()).unwrap().len(), 5);
+    let mut file = RowsFile::open(run.path(), 3).unwrap();
+    assert_eq!(steps(run.path()), [1, 2, 3]);
+    file.append(&row(4)).unwrap();
+    let rows: Vec<Metrics> = read(run.path()).unwrap();
+    assert_eq!(rows, [1, 2, 3, 4].map(row));
+}
+
+#[test]
+fn a_row_that_is_none_is_named() {
+    let run = run(&["{}\n{}\n"]);
+    let found = read::<Metrics>(run.path()).unwrap_err().to_string();
+    assert!(found.contains("metrics.jsonl: line 1 is no row"), "{found}");
+}
+
+#[test]
+fn zeros_after_a_power_cut_are_no_rows() {
+    let zeros = "\0".repeat(5000);
+    let (one, two) = (line(1), line(2));
+    let run = run(&[&one, &two, &zeros]);
+    assert_eq!(steps(run.path()), [1, 2]);
+    let mut file = RowsFile::open(run.path(), 2).unwrap();
+    file.append(&row(3)).unwrap();
+    assert_eq!(steps(run.path()), [1, 2, 3]);
+}
+
+#[test]
+fn a_hole_among_steps_that_come_again_is_no_loss_but_another_is() {
+    let hole = "\0\0\0\n";
+    let [one, two, three] = [1, 2, 3].map(line);
+    let damaged = run(&[&one, hole, &three]);
+    RowsFile::<Metrics>::open(damaged.path(), 1).unwrap();
+    assert_eq!(steps(damaged.path()), [1]);
+    let damaged = run(&[&one, hole, &two, &three]);
+    let before = fs::read(damaged.path().join(Metrics::FILE)).unwrap();
+    let found = RowsFile::<Metrics>::open(damaged.path(), 2).unwrap_err();
+    assert!(found.to_string().contains("line 2 is no row"), "{found}");
+    assert_eq!(
+        fs::read(damaged.path().join(Metrics::FILE)).unwrap(),
+        before
+    );
+}
+
+#[test]
+fn a_step_that_was_done_twice_counts_once() {
+    let mut again = row(2);
+    again.loss = 1.5;
+    let again = serde_json::to_string(&again).unwrap() + "\n";
+    let [one, two, three] = [1, 2, 3].map(line);
+    let run = run(&[&one, &two, &three, &again, &three]);
+    assert_eq!(steps(run.path()), [1, 2, 3]);
+    assert_eq!(read::<Metrics>(run.path()).unwrap()[1].loss, 1.5);
+    RowsFile::<Metrics>::open(run.path(), 3).unwrap();
+    let text = fs::read_to_string(run.path().join(Metrics::FILE)).unwrap();
+    assert_eq!(text, [one, again, three].concat());
+}
+
+#[test]
+fn numbers_that_are_none_can_be_read_again() {
+    let run = tempfile::tempdir().unwrap();
+    let mut file = RowsFile::open(run.path(), 0).unwrap();
+    let mut odd = row(1);
+    odd.tokens_per_second = f64::INFINITY;
+    odd.loss = f64::NAN;
+    odd.validation_loss = Some(f64::NAN);
+    odd.objective = Some(f64::NEG_INFINITY);
+    file.append(&odd).unwrap();
+    let rows: Vec<Metrics> = read(run.path()).unwrap();
+    assert!(rows[0].tokens_per_second.is_nan() && rows[0].loss.is_nan());
+    assert_eq!((rows[0].grad_norm, rows[0].validation_loss), (1.0, None));
+    RowsFile::<Metrics>::open(run.path(), 1).unwrap();
+    assert_eq!(steps(run.path()), [1]);
+}
+
+#[test]
+fn a_line_without_end_is_refused_before_it_fills_the_memory() {
+    let run = tempfile::tempdir().unwrap();
+    let path = run.path().join(Metrics::FILE);
+    fs::write(&path, vec![b'x'; ROW_LIMIT as usize + 1]).unwrap();
+    for found in [
+        read::<Metrics>(run.path()).unwrap_err(),
+        RowsFile::<Metrics>::open(run.path(), 1).unwrap_err(),
+    ] {
+        assert!(
+            found.to_string().contains("line 1 has more than"),
+            "{found}"
+        );
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_pipe_is_refused_without_a_wait() {
+    let run = tempfile::tempdir().unwrap();
+    let path = run.path().join(Metrics::FILE);
+    rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RWXU).unwrap();
+    let found = read::<Metrics>(run.path()).unwrap_err().to_string();
+    assert!(found.contains("is a pipe"), "{found}");
+    assert!(RowsFile::<Metrics>::open(run.path(), 1).is_err());
+}

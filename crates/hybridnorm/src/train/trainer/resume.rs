@@ -1,0 +1,94 @@
+//! What may differ where a run goes on, and what is said of it.
+
+use super::super::checkpoint::Checkpoint;
+use super::super::config::Config;
+use super::super::history;
+use super::super::segments::Change;
+use super::super::sources::Sources;
+use super::Event;
+use crate::error::{Error, Result};
+
+/// A resumed run must be the same run: what decides weights' shapes or the order of batches may not
+/// change. Data are compared by what they hold, when they are open.
+pub(super) fn check_same_run(old: &Config, config: &Config, name: &str) -> Result<()> {
+    let mut fixed = vec![
+        ("seed", old.seed == config.seed),
+        ("[model]", old.model == config.model),
+        ("[init]", old.init == config.init),
+        ("data.order", old.data.order == config.data.order),
+        ("train.seq_len", old.train.seq_len == config.train.seq_len),
+    ];
+    fixed.retain(|(_, same)| !same);
+    match fixed.first() {
+        Some((key, _)) => Err(Error::config(format!(
+            "{key} differs from {name}; a resumed run must keep it"
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// The data of a run must be those that its checkpoint was trained on, wherever they are.
+pub(super) fn check_same_data(
+    checkpoint: &Checkpoint,
+    recorded: &str,
+    sources: &Sources,
+) -> Result<()> {
+    let found = sources.train.fingerprint();
+    if recorded != found {
+        return Err(Error::config(format!(
+            "the training data are not those of {} (fingerprint {recorded}, now {found})",
+            checkpoint.path().display(),
+        )));
+    }
+    let Some(theirs) = checkpoint.tokenizer()? else {
+        return Ok(());
+    };
+    match &sources.tokenizer {
+        Some(ours) if ours.fingerprint() == theirs.fingerprint() => Ok(()),
+        ours => Err(Error::config(format!(
+            "the tokenizer is not that of {} (data.tokenizer: expected {}, found {})",
+            checkpoint.path().display(),
+            theirs.name(),
+            ours.as_ref().map_or("none", |ours| ours.name())
+        ))),
+    }
+}
+
+/// What is said where a run goes on, or where nothing is left of it to do.
+pub(super) fn tell(
+    (before, config): (&Config, &Config),
+    changed: &[Change],
+    step: u64,
+    missing_rows: u64,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<()> {
+    let mut note = |text: String| on_event(Event::Note(text));
+    let steps = config.train.steps as u64;
+    if step >= steps {
+        note(format!(
+            "nothing left to train: {step} steps are done, and train.steps = {steps}; nothing in the \
+             run directory is changed"
+        ));
+        for change in changed {
+            note(format!("without effect: {}", history::in_words(change)));
+        }
+        return Ok(());
+    }
+    note(format!("going on after step {step}"));
+    for change in changed {
+        note(format!(
+            "from step {} on: {}",
+            step + 1,
+            history::in_words(change)
+        ));
+    }
+    if let Some(text) = history::learning_rate_note(before, config, changed, step + 1)? {
+        note(text);
+    }
+    if missing_rows > 0 {
+        note(format!(
+            "metrics.jsonl has no rows of {missing_rows} of the {step} steps that are done"
+        ));
+    }
+    Ok(())
+}
