@@ -575,9 +575,13 @@ pub struct ImportArgs {
     /// Where to write the checkpoint.
     #[arg(long, value_name = "CHECKPOINT_DIR")]
     pub out: PathBuf,
-    /// `bytes`, `r50k`, `cl100k` or a `tokenizer.json` to put into the checkpoint.
+    /// `bytes`, `r50k`, `cl100k` or a `tokenizer.json` to put into the checkpoint, instead of the
+    /// `tokenizer.json` beside the weights.
     #[arg(long, value_name = "SPEC")]
     pub tokenizer: Option<String>,
+    /// Leave the `tokenizer.json` beside the weights out.
+    #[arg(long, conflicts_with = "tokenizer")]
+    pub no_tokenizer: bool,
     /// Print one JSON document.
     #[arg(long)]
     pub json: bool,

@@ -49,7 +49,7 @@ fn eval_prints_one_document_that_agrees_with_the_metrics() {
         "left_out",
         "sets",
     ] {
-        assert!(keys(&found).iter().any(|found| *found == key), "{key}");
+        assert!(keys(&found).contains(&key), "{key}");
     }
     close(found["loss"].as_f64().unwrap(), last);
     close(found["perplexity"].as_f64().unwrap(), last.exp());

@@ -73,6 +73,9 @@ fn records(lab: &Lab, out: &str) -> Vec<Value> {
 fn record(file: &Path) -> Value {
     let mut record: Value = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
     let cost = record.as_object_mut().unwrap().remove("cost").unwrap();
+    // It covers the cost, too.
+    let sum = record.as_object_mut().unwrap().remove("sha256").unwrap();
+    assert_eq!(sum.as_str().unwrap().len(), 64);
     assert!(cost["threads"].as_u64().unwrap() > 0, "{cost}");
     record
 }
@@ -161,8 +164,14 @@ fn shards_joined_are_the_whole_study() {
     let record = files_below(&lab.path("part 1/runs")).remove(0);
     let text = fs::read_to_string(&record).unwrap();
     let at = text.find("\"validation_loss\":").unwrap() + "\"validation_loss\":".len();
-    fs::write(&record, format!("{}9{}", &text[..at], &text[at + 1..])).unwrap();
+    let changed = format!("{}9{}", &text[..at], &text[at + 1..]);
     let contradiction = ["study", "merge", "part 1", "--out", "joined"];
+    fs::write(&record, &changed).unwrap();
+    lab.fails(1, &contradiction, &["checksum"]);
+    // As a version without checksums would have written it.
+    let mut value: Value = serde_json::from_str(&changed).unwrap();
+    value.as_object_mut().unwrap().remove("sha256").unwrap();
+    fs::write(&record, value.to_string()).unwrap();
     lab.fails(
         1,
         &contradiction,

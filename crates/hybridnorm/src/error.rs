@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::text::one_line;
+use crate::wording::plain;
 
 /// Result with this crate's [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -21,7 +22,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A file is there but does not hold what it should.
-    #[error("{}", one_line(&format!("{}: {problem}", path.display())))]
+    #[error("{}", one_line(&format!("{}: {}", path.display(), plain(problem))))]
     Format {
         /// The file.
         path: PathBuf,
@@ -29,7 +30,7 @@ pub enum Error {
         problem: String,
     },
     /// A configuration, or a value given in code or on the command line, makes no sense.
-    #[error("{}", one_line(.0))]
+    #[error("{}", one_line(&plain(.0)))]
     Config(String),
     /// A placement is not valid.
     #[error("{0}")]

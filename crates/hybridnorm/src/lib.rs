@@ -35,6 +35,7 @@ pub mod tensors;
 pub mod text;
 pub mod threads;
 pub mod train;
+mod wording;
 
 pub use burn::tensor::Device;
 pub use error::{Error, Result};

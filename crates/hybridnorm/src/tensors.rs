@@ -1,16 +1,22 @@
 //! Named tensors in safetensors files.
 
-use std::borrow::Cow;
+mod file;
+mod header;
+
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
 use burn::module::Module;
 use burn::tensor::Tensor;
-use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, View};
+use safetensors::tensor::Dtype;
 
 use crate::error::{Error, Result};
 use crate::model::params::{self, Values};
 use crate::ops;
+
+pub use file::TensorFile;
 
 /// A tensor to be written: brought to the host only when its turn comes.
 pub struct Handle {
@@ -23,25 +29,9 @@ impl Handle {
     pub fn new(flat: Tensor<1>, shape: Vec<usize>) -> Self {
         Self { shape, flat }
     }
-}
 
-impl View for Handle {
-    fn dtype(&self) -> Dtype {
-        Dtype::F32
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        let values = self.flat.clone().into_data_as::<f32>();
-        let values = values.as_slice::<f32>().expect("converted to f32");
-        Cow::Owned(values.iter().flat_map(|x| x.to_le_bytes()).collect())
-    }
-
-    fn data_len(&self) -> usize {
-        4 * self.shape.iter().product::<usize>()
+    fn bytes(&self) -> u64 {
+        4 * self.shape.iter().product::<usize>() as u64
     }
 }
 
@@ -71,42 +61,51 @@ pub fn is_finite(flat: &Tensor<1>) -> bool {
     ops::sum_squares(flat.clone()).is_finite()
 }
 
-/// Writes a safetensors file. It is not atomic: the caller's folder is.
+/// Writes a safetensors file, one tensor at a time. It is not atomic: the caller's folder is.
 ///
 /// # Errors
 /// If the file cannot be written.
 pub fn write(path: &Path, tensors: BTreeMap<String, Handle>) -> Result<()> {
-    safetensors::serialize_to_file(tensors, None, path).map_err(|error| match error {
-        SafeTensorError::IoError(source) => Error::io(path)(source),
-        other => Error::format(path, other.to_string()),
-    })
+    let file = File::create(path).map_err(Error::io(path))?;
+    let mut writer = BufWriter::with_capacity(1 << 20, file);
+    write_to(&mut writer, &tensors)
+        .and_then(|()| writer.flush())
+        .map_err(Error::io(path))
 }
+
+fn write_to(to: &mut impl Write, tensors: &BTreeMap<String, Handle>) -> io::Result<()> {
+    let mut header = header::Header::default();
+    for (name, tensor) in tensors {
+        header.push(name, &tensor.shape, tensor.bytes());
+    }
+    to.write_all(&header.into_bytes())?;
+    for tensor in tensors.values() {
+        let values = tensor.flat.clone().into_data_as::<f32>();
+        let values = values.as_slice::<f32>().expect("converted to f32");
+        let mut buffer = Vec::with_capacity(4 * PIECE);
+        for piece in values.chunks(PIECE) {
+            buffer.clear();
+            buffer.extend(piece.iter().flat_map(|x| x.to_le_bytes()));
+            to.write_all(&buffer)?;
+        }
+    }
+    Ok(())
+}
+
+/// Elements that are turned into bytes at a time.
+const PIECE: usize = 1 << 16;
 
 /// Reads a safetensors file whose tensors are f32, f16 or bf16, as f32.
 ///
 /// # Errors
 /// If it cannot be read, its header contradicts its length, or a tensor has another type.
 pub fn read(path: &Path) -> Result<BTreeMap<String, Values>> {
-    // Reading a pipe would never end.
-    if !std::fs::metadata(path).map_err(Error::io(path))?.is_file() {
-        return Err(Error::format(path, "is not a file"));
-    }
-    let bytes = std::fs::read(path).map_err(Error::io(path))?;
-    let file = SafeTensors::deserialize(&bytes)
-        .map_err(|error| Error::format(path, format!("not a safetensors file: {error}")))?;
+    let file = TensorFile::open(path)?;
+    let names: Vec<String> = file.names().map(str::to_owned).collect();
     let mut all = BTreeMap::new();
-    for (name, view) in file.tensors() {
-        let data = to_f32(view.dtype(), view.data()).ok_or_else(|| {
-            Error::format(
-                path,
-                format!(
-                    "tensor {name} is {:?}, expected F32, F16 or BF16",
-                    view.dtype()
-                ),
-            )
-        })?;
-        let shape = view.shape().to_vec();
-        all.insert(name, Values { shape, data });
+    for name in names {
+        let values = file.read(&name)?;
+        all.insert(name, values);
     }
     Ok(all)
 }
@@ -136,5 +135,34 @@ pub(crate) fn to_f32(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
                 .collect(),
         ),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+    use safetensors::tensor::{TensorView, serialize};
+
+    use super::*;
+
+    #[test]
+    fn files_are_those_of_the_format_s_own_writer() {
+        let device = Device::flex();
+        let values: Vec<f32> = (0..PIECE + 30).map(|i| i as f32 / 7.0).collect();
+        let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let names = ["a.\"quoted\"", "b", "b.c", "empty"];
+        let shapes = [vec![2, 3], vec![values.len()], vec![5, 1], vec![0, 4]];
+        let mut handles = BTreeMap::new();
+        let mut views = Vec::new();
+        for (name, shape) in names.into_iter().zip(shapes) {
+            let n = shape.iter().product::<usize>();
+            let flat = Tensor::from_data(&values[..n], &device);
+            handles.insert(name.to_owned(), Handle::new(flat, shape.clone()));
+            let view = TensorView::new(Dtype::F32, shape, &bytes[..4 * n]).unwrap();
+            views.push((name, view));
+        }
+        let mut written = Vec::new();
+        write_to(&mut written, &handles).unwrap();
+        assert!(written == serialize(views, None).unwrap());
     }
 }

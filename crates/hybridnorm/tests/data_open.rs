@@ -142,6 +142,7 @@ fn opening_raw_text_makes_and_reuses_a_folder() {
     // Validation text of its own, with the tokenizer that was trained.
     options.tokenizer = first.tokenizer.map(TokenizerChoice::Loaded);
     options.prepare.validation_fraction = 0.0;
+    options.prepare.source = Default::default();
     let own = opened(&["stories:5:77"], Split::All, &options).unwrap();
     assert_eq!(own.tokenizer.unwrap().vocab_size(), 300);
     // Other content, other folder.

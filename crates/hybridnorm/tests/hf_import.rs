@@ -235,3 +235,154 @@ fn groups_that_are_all_open_are_none() {
     let moe = model.config().moe.as_ref().unwrap();
     assert_eq!((moe.n_groups, moe.top_groups), (1, 1));
 }
+
+/// Logits of a model for a few tokens.
+fn logits(folder: &Path) -> Vec<f32> {
+    let model = huggingface::import(folder, &Device::flex()).unwrap();
+    let ids = model.ids(&[1, 5, 2, 7, 3, 3], 1, 6).unwrap();
+    common::to_vec(model.logits(model.forward(ids)))
+}
+
+/// The matrix product `a b`.
+fn product(a: &Values, b: &Values) -> Values {
+    let ([n, k], [_, m]) = (
+        <[usize; 2]>::try_from(&a.shape[..]).unwrap(),
+        <[usize; 2]>::try_from(&b.shape[..]).unwrap(),
+    );
+    let at = |i: usize, j: usize| -> f64 {
+        (0..k)
+            .map(|l| f64::from(a.data[i * k + l]) * f64::from(b.data[l * m + j]))
+            .sum()
+    };
+    let data = (0..n).flat_map(|i| (0..m).map(move |j| (i, j)));
+    let data = data.map(|(i, j)| at(i, j) as f32).collect();
+    Values {
+        shape: vec![n, m],
+        data,
+    }
+}
+
+#[test]
+fn without_a_query_rank_queries_are_those_of_one_projection() {
+    // A query latent whose norm does nothing: as wide as the stream, of stream rows of any size, is not
+    // to be had; but a rank of none is one whose two projections are multiplied, norm apart.
+    let folder = changed(
+        "deepseek-v3",
+        |config| config["q_lora_rank"] = Value::Null,
+        |all| {
+            let layers: Vec<String> = all
+                .keys()
+                .filter_map(|name| name.strip_suffix("q_a_proj.weight").map(str::to_owned))
+                .collect();
+            assert!(!layers.is_empty());
+            for layer in layers {
+                let mut take = |field: &str| all.remove(&format!("{layer}{field}.weight")).unwrap();
+                let (a, b, _) = (take("q_a_proj"), take("q_b_proj"), take("q_a_layernorm"));
+                all.insert(format!("{layer}q_proj.weight"), product(&b, &a));
+            }
+        },
+    );
+    let model = huggingface::import(folder.path(), &Device::flex()).unwrap();
+    assert_eq!(model.config().mla.unwrap().q_rank, None);
+    let names = params::names(&model);
+    assert!(
+        names
+            .iter()
+            .all(|name| !name.ends_with("attention.q_norm.gain"))
+    );
+    assert!(
+        names
+            .iter()
+            .any(|name| name.ends_with("attention.v_norm.gain"))
+    );
+    assert!(logits(folder.path()).iter().all(|x| x.is_finite()));
+}
+
+#[test]
+fn norms_on_latents_keep_their_own_eps() {
+    let with = |eps: f64| {
+        changed(
+            "deepseek-v3",
+            |config| config["rms_norm_eps"] = json!(eps),
+            |_| {},
+        )
+    };
+    let folder = with(1e-2);
+    let model = huggingface::import(folder.path(), &Device::flex()).unwrap();
+    let placement = &model.config().placement;
+    assert_eq!(placement.norm.eps, 1e-2);
+    assert_eq!(placement.block.attn_inner.norm_eps, Some(1e-6));
+    let same = with(1e-6);
+    let model = huggingface::import(same.path(), &Device::flex()).unwrap();
+    assert_eq!(model.config().placement.block.attn_inner.norm_eps, None);
+    assert_ne!(logits(folder.path()), logits(same.path()));
+}
+
+#[test]
+fn branches_of_the_families_are_read_or_refused_by_key() {
+    type Change = fn(&mut Value);
+    type Weights = fn(&mut BTreeMap<String, Values>);
+    fn same(_: &mut BTreeMap<String, Values>) {}
+    let reads: [(&str, Change, Weights); 8] = [
+        ("olmoe", |c| c["norm_topk_prob"] = json!(true), same),
+        ("olmoe", |c| c["clip_qkv"] = Value::Null, same),
+        ("olmoe", |c| c["rope_scaling"] = Value::Null, same),
+        ("deepseek-v3", |c| c["rope_interleave"] = json!(false), same),
+        (
+            "deepseek-v3",
+            |c| c["num_nextn_predict_layers"] = json!(0),
+            same,
+        ),
+        ("deepseek-v3", |c| c["norm_topk_prob"] = json!(false), same),
+        (
+            "deepseek-v3",
+            |c| (c["n_group"], c["topk_group"]) = (Value::Null, Value::Null),
+            same,
+        ),
+        (
+            "deepseek-v3",
+            |c| c["n_shared_experts"] = json!(0),
+            |all| all.retain(|name, _| !name.contains("shared_experts")),
+        ),
+    ];
+    for (index, (family, config, weights)) in reads.into_iter().enumerate() {
+        let found = logits(changed(family, config, weights).path());
+        assert!(found.iter().all(|x| x.is_finite()), "{index}");
+    }
+    for (family, key, value, words) in [
+        (
+            "olmoe",
+            "rope_scaling",
+            json!({ "type": "linear", "factor": 2.0 }),
+            "rope_scaling",
+        ),
+        (
+            "olmoe",
+            "attention_dropout",
+            json!(0.1),
+            "attention_dropout",
+        ),
+        (
+            "deepseek-v3",
+            "attention_bias",
+            json!(true),
+            "attention_bias",
+        ),
+        (
+            "deepseek-v3",
+            "rope_parameters",
+            json!({ "partial_rotary_factor": 0.5 }),
+            "partial_rotary_factor",
+        ),
+        (
+            "deepseek-v3",
+            "first_k_dense_replace",
+            json!(0),
+            "tensor model.layers.0.mlp.gate.weight is missing",
+        ),
+    ] {
+        let folder = changed(family, |config| config[key] = value, |_| {});
+        let error = error(folder.path());
+        assert!(error.contains(words), "{error}");
+    }
+}

@@ -1,9 +1,10 @@
 //! `hybridnorm import`.
 
 use hybridnorm::data::{Tokenizer, TokenizerSpec};
-use hybridnorm::interop;
+use hybridnorm::interop::{self, Imported, Tensors};
 use hybridnorm::model::Recompute;
 use hybridnorm::model::inventory::inventory;
+use hybridnorm::omissions::LeftOut;
 use hybridnorm::train::checkpoint::{self, Contents};
 use hybridnorm::{Device, Error};
 use serde::Serialize;
@@ -14,28 +15,40 @@ use crate::console::{self, Console};
 use crate::table;
 
 #[derive(Serialize)]
-struct Imported {
+struct Report {
     checkpoint: String,
     parameters: u64,
+    tensors: Tensors,
+    left_out: LeftOut,
+    tokenizer: Option<TokenizerReport>,
+}
+
+#[derive(Serialize)]
+struct TokenizerReport {
+    vocab_size: usize,
+    eos_id: u32,
 }
 
 pub fn run(args: ImportArgs, console: &Console) -> Result<Ending, Error> {
-    let tokenizer = args
-        .tokenizer
-        .as_deref()
-        .map(|spec| Tokenizer::from_spec(&spec.parse::<TokenizerSpec>()?))
-        .transpose()?;
-    let model = interop::import(&args.folder, &Device::flex())?;
+    let tokenizer = find_tokenizer(&args)?;
+    let Imported {
+        model,
+        tensors,
+        left_out,
+        ..
+    } = interop::import(&args.folder, &Device::flex())?;
     let vocabulary = model.config().vocab_size;
     if let Some(tokenizer) = tokenizer.as_ref().filter(|t| t.vocab_size() > vocabulary) {
-        return Err(Error::config(format!(
+        let problem = format!(
             "the tokenizer has {} tokens, the model only {vocabulary}",
             tokenizer.vocab_size()
-        )));
+        );
+        return Err(match &args.tokenizer {
+            Some(_) => Error::config(problem),
+            None => without_it(&Error::format(args.folder.join("tokenizer.json"), problem)),
+        });
     }
-    if let Some(parent) = args.out.parent() {
-        hybridnorm::files::create_dir(parent)?;
-    }
+    hybridnorm::files::create_parent(&args.out)?;
     checkpoint::save(&args.out, Contents::of_model(&model, tokenizer.as_ref()))?;
     let parameters = inventory(
         model.config(),
@@ -45,9 +58,15 @@ pub fn run(args: ImportArgs, console: &Console) -> Result<Ending, Error> {
     )?
     .total;
     if args.json {
-        console::print_json(&Imported {
+        console::print_json(&Report {
             checkpoint: args.out.display().to_string(),
             parameters,
+            tensors,
+            left_out,
+            tokenizer: tokenizer.as_ref().map(|tokenizer| TokenizerReport {
+                vocab_size: tokenizer.vocab_size(),
+                eos_id: tokenizer.eos_id(),
+            }),
         })?;
     } else {
         console.note(&format!(
@@ -55,9 +74,34 @@ pub fn run(args: ImportArgs, console: &Console) -> Result<Ending, Error> {
             table::grouped(parameters),
             args.out.display()
         ));
-        if tokenizer.is_none() {
-            console.note("no tokenizer was given; the checkpoint cannot read or write text");
+        console.note(&format!("read {} of {} tensors", tensors.read, tensors.all));
+        for line in left_out.lines() {
+            console.note(&line);
         }
+        console.note(&match (&tokenizer, &args.tokenizer) {
+            (Some(tokenizer), None) => format!(
+                "with the tokenizer.json beside the weights: {} tokens, end of text {}",
+                table::grouped(tokenizer.vocab_size() as u64),
+                tokenizer.eos_id()
+            ),
+            (Some(_), Some(spec)) => format!("with the tokenizer {spec}"),
+            (None, _) => "without a tokenizer; the checkpoint cannot read or write text".into(),
+        });
     }
     Ok(Ending::Done)
+}
+
+/// The tokenizer that was asked for, or the one beside the weights.
+fn find_tokenizer(args: &ImportArgs) -> Result<Option<Tokenizer>, Error> {
+    match &args.tokenizer {
+        Some(spec) => Tokenizer::from_spec(&spec.parse::<TokenizerSpec>()?).map(Some),
+        None if args.no_tokenizer => Ok(None),
+        None => interop::tokenizer(&args.folder).map_err(|error| without_it(&error)),
+    }
+}
+
+fn without_it(error: &Error) -> Error {
+    Error::config(format!(
+        "{error}; --no-tokenizer imports the weights without it, --tokenizer takes another"
+    ))
 }

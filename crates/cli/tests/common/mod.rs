@@ -126,6 +126,13 @@ impl Lab {
         text
     }
 
+    /// As [`Lab::fails`], whatever the exit code.
+    pub fn fails_any(&self, args: &[&str], words: &[&str]) -> String {
+        let status = code(&self.run(args));
+        assert_ne!(status, 0, "{args:?}");
+        self.fails(status, args, words)
+    }
+
     /// Prepares text in the folder `out`.
     pub fn prepare(&self, text: &str, tokenizer: &str, out: &str) {
         self.ok(&[

@@ -131,6 +131,8 @@ struct Part {
     /// Position of its first token in the stream.
     start: u64,
     tokens: u64,
+    /// Whether a manifest says the type, so that nobody else could.
+    is_prepared: bool,
 }
 
 impl TokenStream {
@@ -155,8 +157,17 @@ impl TokenStream {
             dtype,
             start: self.tokens,
             tokens,
+            is_prepared: false,
         });
         self.tokens += tokens;
+    }
+
+    /// As [`TokenStream::push`], of a shard whose manifest says the type.
+    fn push_shard(&mut self, path: &Path, mapped: Mapped, dtype: Dtype) {
+        self.push(path, mapped, 0, dtype);
+        if let Some(part) = self.parts.last_mut() {
+            part.is_prepared = true;
+        }
     }
 
     /// Tokens in all.
@@ -251,11 +262,17 @@ impl Part {
 
     fn bad_token(&self, position: usize, bytes: &[u8], vocab_size: usize) -> Error {
         let (found, dtype) = (self.dtype.value(bytes), self.dtype.name());
+        let read_as = match self.is_prepared {
+            true => String::new(),
+            false => format!(
+                " (read as {dtype}; another type is named as in `:u16` or `:u32` after the path)"
+            ),
+        };
         Error::format(
             &self.path,
             format!(
-                "token {found} at position {position} is not below the vocabulary's size {vocab_size} \
-                 (read as {dtype}; another type is named as in `:u16` or `:u32` after the path)"
+                "token {found} at position {position} is not below the vocabulary's size {vocab_size}\
+                 {read_as}"
             ),
         )
     }
@@ -368,7 +385,7 @@ impl PreparedFolder {
             let file = files::open(&path)?;
             let mapped = hybridnorm_mapped::map(&file).map_err(Error::io(&path))?;
             self.check_size(shard, mapped.len() as u64)?;
-            stream.push(&path, mapped, 0, self.manifest.dtype);
+            stream.push_shard(&path, mapped, self.manifest.dtype);
         }
         Ok(stream)
     }

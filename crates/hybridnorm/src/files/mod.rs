@@ -9,6 +9,7 @@
 //! ([`exists`], [`create_new_dir`]): no answer is not the answer "no".
 
 mod atomic;
+mod lfs;
 mod lock;
 mod staged;
 mod temporary;
@@ -102,12 +103,15 @@ pub fn open(path: impl AsRef<Path>) -> Result<File> {
     }
     let file = options.open(path).map_err(Error::io(path))?;
     let kind = file.metadata().map_err(Error::io(path))?.file_type();
-    match kind.is_file() {
-        true => Ok(file),
-        false => Err(Error::format(
+    if !kind.is_file() {
+        return Err(Error::format(
             path,
             format!("{}, expected a regular file", kind_in_words(kind)),
-        )),
+        ));
+    }
+    match lfs::is_pointer(&file).map_err(Error::io(path))? {
+        true => Err(Error::format(path, lfs::PROBLEM)),
+        false => Ok(file),
     }
 }
 

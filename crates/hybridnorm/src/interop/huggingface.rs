@@ -12,16 +12,15 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Device;
 use serde::Deserialize;
 
+use super::Imported;
+use super::source::Source;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::memory;
 use crate::model::inventory::inventory;
-use crate::model::{
-    Decoder, ModelConfig, Recompute,
-    params::{self, Values},
-};
-use crate::tensors;
-use weights::Weights;
+use crate::model::{Decoder, ModelConfig, Recompute, params};
+use crate::tensors::TensorFile;
+use weights::{Taken, Weights};
 
 const CONFIG: &str = "config.json";
 const WEIGHTS: &str = "model.safetensors";
@@ -39,16 +38,32 @@ pub fn is_folder(folder: &Path) -> bool {
 /// If a file is missing or broken, the configuration asks for something this model does not have,
 /// or the weights are not those of the configuration.
 pub fn import(folder: &Path, device: &Device) -> Result<Decoder> {
+    read(folder, device).map(|imported| imported.model)
+}
+
+/// As [`import`], with an account of the tensors.
+///
+/// # Errors
+/// As [`import`].
+pub fn read(folder: &Path, device: &Device) -> Result<Imported> {
     let family = Family::read(&folder.join(CONFIG))?;
     let config = family.config();
-    // The file, its tensors as numbers, ours made of them, and the model.
+    let (path, source) = open_tensors(folder)?;
+    let files = source.files();
+    // Our tensors, what they are made of at the time, and the model.
     let weights = inventory(config, 1, 1, Recompute::None)?.memory.weights;
-    memory::require(weights.saturating_mul(4), "reading the checkpoint")?;
-    let model = Decoder::uninitialized(config, device)?;
-    let (path, tensors) = read_tensors(folder)?;
+    memory::require(weights.saturating_mul(3), "reading the checkpoint")?;
     let broken = |problem: String| Error::format(&path, problem);
-    let values = family.translate(tensors).map_err(broken)?;
-    params::load(model, values).map_err(|error| broken(error.to_string()))
+    let taken = family.translate(source).map_err(broken)?;
+    // Made after them, so that a small folder cannot ask for a large model.
+    let model = Decoder::uninitialized(config, device)?;
+    let model = params::load(model, taken.ours).map_err(|error| broken(error.to_string()))?;
+    Ok(Imported {
+        model,
+        tensors: taken.tensors,
+        left_out: taken.left_out,
+        files,
+    })
 }
 
 /// Reads a `config.json`.
@@ -57,6 +72,29 @@ pub fn import(folder: &Path, device: &Device) -> Result<Decoder> {
 /// If it is no such file, or asks for something this model does not have.
 pub fn read_config(path: &Path) -> Result<ModelConfig> {
     Ok(Family::read(path)?.config().clone())
+}
+
+/// The error, with the key at whose value it is.
+fn at_key(json: &[u8], error: &serde_json::Error) -> String {
+    let message = error.to_string();
+    if error.line() == 0 || error.classify() != serde_json::error::Category::Data {
+        return message;
+    }
+    // Of a missing key the place is the end of the table, and the message has its name.
+    if message.starts_with("missing field") {
+        return message;
+    }
+    let lines = json.split_inclusive(|byte| *byte == b'\n');
+    let before: usize = lines.take(error.line() - 1).map(<[u8]>::len).sum();
+    let end = (before + error.column()).min(json.len());
+    let text = String::from_utf8_lossy(&json[..end]);
+    let key = text
+        .rsplit_once("\":")
+        .and_then(|(head, _)| head.rsplit('"').next());
+    match key.filter(|key| !key.is_empty()) {
+        Some(key) => format!("{key}: {message}"),
+        None => message,
+    }
 }
 
 /// A family of models, with what its configuration comes to.
@@ -74,16 +112,18 @@ impl Family {
     fn read(path: &Path) -> Result<Self> {
         let bytes = files::read_small(path, TEXT_LIMIT)?;
         let broken = |problem: String| Error::format(path, problem);
-        let json = |error: serde_json::Error| broken(error.to_string());
+        let json = |error: serde_json::Error| broken(at_key(&bytes, &error));
         let Kind { model_type } = serde_json::from_slice(&bytes).map_err(json)?;
         let family = match model_type.as_str() {
             "olmoe" => {
                 let found: olmoe::Config = serde_json::from_slice(&bytes).map_err(json)?;
-                Self::Olmoe(found.to_config().map_err(broken)?)
+                let common = serde_json::from_slice(&bytes).map_err(json)?;
+                Self::Olmoe(found.to_config(&common).map_err(broken)?)
             }
             "deepseek_v3" => {
                 let found: deepseek_v3::Config = serde_json::from_slice(&bytes).map_err(json)?;
-                Self::DeepseekV3(found.to_model().map_err(broken)?)
+                let common = serde_json::from_slice(&bytes).map_err(json)?;
+                Self::DeepseekV3(found.to_model(&common).map_err(broken)?)
             }
             other => {
                 return Err(broken(format!(
@@ -106,16 +146,14 @@ impl Family {
     }
 
     /// Their tensors under our names in our layout.
-    fn translate(
-        &self,
-        tensors: BTreeMap<String, Values>,
-    ) -> Result<BTreeMap<String, Values>, String> {
-        let mut weights = Weights::new(tensors);
+    fn translate(&self, source: Source) -> Result<Taken, String> {
+        let all = source.len();
+        let mut weights = Weights::new(source);
         match self {
             Self::Olmoe(config) => olmoe::translate(&mut weights, config)?,
             Self::DeepseekV3(model) => deepseek_v3::translate(&mut weights, model)?,
         }
-        weights.finish()
+        weights.finish(all)
     }
 }
 
@@ -124,15 +162,16 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-/// All tensors, and the file to name if something is wrong with them.
-fn read_tensors(folder: &Path) -> Result<(PathBuf, BTreeMap<String, Values>)> {
+/// The tensors, and the file to name if something is wrong with them.
+fn open_tensors(folder: &Path) -> Result<(PathBuf, Source)> {
     let whole = folder.join(WEIGHTS);
-    if whole.exists() {
-        let tensors = tensors::read(&whole)?;
-        return Ok((whole, tensors));
+    if files::exists(&whole)? {
+        let source = Source::new(vec![TensorFile::open(&whole)?])
+            .map_err(|problem| Error::format(&whole, problem))?;
+        return Ok((whole, source));
     }
     let index = folder.join(INDEX);
-    if !index.exists() {
+    if !files::exists(&index)? {
         std::fs::metadata(folder).map_err(Error::io(folder))?;
         return Err(Error::format(
             folder,
@@ -142,19 +181,25 @@ fn read_tensors(folder: &Path) -> Result<(PathBuf, BTreeMap<String, Values>)> {
     let bytes = files::read_small(&index, TEXT_LIMIT)?;
     let Index { weight_map } =
         serde_json::from_slice(&bytes).map_err(|error| Error::format(&index, error.to_string()))?;
-    let parts: BTreeSet<&String> = weight_map.values().collect();
-    let mut all = BTreeMap::new();
-    for part in parts {
+    let names: BTreeSet<&String> = weight_map.values().collect();
+    let mut parts = BTreeMap::new();
+    for part in names {
         if Path::new(part).file_name() != Some(part.as_ref()) {
             let problem = format!("{part:?} is not the name of a file in this folder");
             return Err(Error::format(&index, problem));
         }
-        let path = folder.join(part);
-        let mut found = tensors::read(&path)?;
-        for (name, _) in weight_map.iter().filter(|(_, holder)| *holder == part) {
-            let missing = || Error::format(&path, format!("tensor {name} is missing"));
-            all.insert(name.clone(), found.remove(name).ok_or_else(missing)?);
+        parts.insert(part, TensorFile::open(&folder.join(part))?);
+    }
+    for (name, part) in &weight_map {
+        // Files of tied models hold the matrix once, and their index may list it twice.
+        if !parts[part].has(name) && name != weights::HEAD {
+            return Err(Error::format(
+                parts[part].path(),
+                format!("tensor {name} is missing"),
+            ));
         }
     }
-    Ok((index, all))
+    let source = Source::new(parts.into_values().collect())
+        .map_err(|problem| Error::format(&index, problem))?;
+    Ok((index, source))
 }

@@ -1,33 +1,63 @@
 //! Other people's checkpoints.
 
+mod beside;
 mod experts;
 pub mod huggingface;
 pub mod official;
 mod python_dict;
+mod source;
 
 use std::path::Path;
 
 use burn::tensor::Device;
+use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::model::Decoder;
+use crate::omissions::LeftOut;
 use crate::tensors;
+
+pub use beside::tokenizer;
+
+/// A model and an account of the tensors it was made of.
+#[derive(Debug)]
+pub struct Imported {
+    /// The model.
+    pub model: Decoder,
+    /// How many tensors the checkpoint has, and how many of them were read.
+    pub tensors: Tensors,
+    /// The others, and files of the folder that were not read, by reason.
+    pub left_out: LeftOut,
+    /// Files that the tensors are in.
+    pub files: Vec<String>,
+}
+
+/// Tensors of a checkpoint. Those that were not read are in what was left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Tensors {
+    /// How many there are.
+    pub all: u64,
+    /// How many the model was made of.
+    pub read: u64,
+}
 
 /// Reads a checkpoint folder of somebody else: of Hugging Face's format where it holds a `config.json`,
 /// else of the official HybridNorm code.
 ///
 /// # Errors
 /// See [`huggingface::import`] and [`official::import`].
-pub fn import(folder: &Path, device: &Device) -> Result<Decoder> {
-    let model = match huggingface::is_folder(folder) {
-        true => huggingface::import(folder, device)?,
-        false => official::import(folder, device)?,
+pub fn import(folder: &Path, device: &Device) -> Result<Imported> {
+    let mut imported = match huggingface::is_folder(folder) {
+        true => huggingface::read(folder, device)?,
+        false => official::read(folder, device)?,
     };
-    match tensors::broken(&model) {
+    let others = beside::not_read(folder, &imported.files)?;
+    imported.left_out.extend(&others);
+    match tensors::broken(&imported.model) {
         Some(name) => Err(Error::format(
             folder,
             format!("{name}, as it is called here, is not finite"),
         )),
-        None => Ok(model),
+        None => Ok(imported),
     }
 }

@@ -11,15 +11,19 @@ use burn_store::pytorch_reader::DType;
 use safetensors::Dtype;
 
 use super::experts::{self, Layout};
+use super::source::check_name;
+use super::{Imported, Tensors};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::model::{
     Decoder, ModelConfig,
     params::{self, Values},
 };
+use crate::omissions::{LeftOut, Unit};
 use crate::tensors;
 use config::ConfigFile;
 
+const HEAD: &str = "transformer.ff_out.weight";
 const CONFIG_LIMIT: u64 = 4 << 20;
 
 /// Reads an official checkpoint.
@@ -28,13 +32,38 @@ const CONFIG_LIMIT: u64 = 4 << 20;
 /// If a file is missing or broken, the configuration asks for something this model does not have,
 /// or the weights are not those of the configuration.
 pub fn import(folder: &Path, device: &Device) -> Result<Decoder> {
+    read(folder, device).map(|imported| imported.model)
+}
+
+/// As [`import`], with an account of the tensors.
+///
+/// # Errors
+/// As [`import`].
+pub fn read(folder: &Path, device: &Device) -> Result<Imported> {
     let config_path = folder.join("config.yaml");
     let config = read_config(&config_path)?;
     let (path, tensors) = read_tensors(folder)?;
+    let all = tensors.len() as u64;
+    let mut left_out = LeftOut::default();
+    for name in tensors.keys() {
+        check_name(name).map_err(|problem| Error::format(&path, problem))?;
+    }
+    if config.tie_embeddings && tensors.contains_key(HEAD) {
+        let reason = "equal to the embedding, to which the head is tied";
+        left_out.add(Unit::Tensors, reason, 1, Some(HEAD.into()));
+    }
     let values =
         translate_all(tensors, &config).map_err(|error| Error::format(&path, error.to_string()))?;
     let model = Decoder::uninitialized(&config, device)?;
-    params::load(model, values).map_err(|error| Error::format(path, error.to_string()))
+    let model =
+        params::load(model, values).map_err(|error| Error::format(path, error.to_string()))?;
+    let read = all - left_out.count(Unit::Tensors);
+    Ok(Imported {
+        model,
+        tensors: Tensors { all, read },
+        left_out,
+        files: Vec::new(),
+    })
 }
 
 /// Reads the `model:` section of an official `config.yaml`.
@@ -103,8 +132,37 @@ fn read_tensors(folder: &Path) -> Result<(std::path::PathBuf, BTreeMap<String, V
 /// runs nothing.
 fn read_pytorch(path: &Path) -> Result<BTreeMap<String, Values>> {
     let broken = |problem: String| Error::format(path, problem);
-    let reader = burn_store::pytorch::PytorchReader::new(path)
-        .map_err(|error| broken(format!("not a PyTorch checkpoint: {error}")))?;
+    // A pipe would be waited for, and a pointer to the file is not the file.
+    files::open(path)?;
+    // What stops here is the file's fault, never this program's.
+    let opened = std::panic::catch_unwind(|| burn_store::pytorch::PytorchReader::new(path))
+        .map_err(|_| broken("not a PyTorch checkpoint: its parts do not fit together".into()))?;
+    let reader = opened.map_err(|error| broken(format!("not a PyTorch checkpoint: {error}")))?;
+    let file = files::open(path)?
+        .metadata()
+        .map_err(Error::io(path))?
+        .len();
+    let sizes = reader.tensors().iter().map(|(name, tensor)| {
+        let elements = tensor.shape().iter();
+        let bytes = elements.fold(tensor.dtype().size() as u64, |bytes, n| {
+            bytes.saturating_mul(*n as u64)
+        });
+        (bytes, name)
+    });
+    // A view can repeat elements (a stride of 0), so that a tensor is larger than all the file.
+    let (mut total, mut largest) = (0u64, (0, ""));
+    for (bytes, name) in sizes {
+        total = total.saturating_add(bytes);
+        largest = largest.max((bytes, name));
+    }
+    // Tied matrices share their elements.
+    if largest.0 > file || total > file.saturating_mul(2) {
+        let (bytes, name) = largest;
+        return Err(broken(format!(
+            "tensor {name} would take {bytes} of {total} bytes, the file has {file}: its strides repeat \
+             elements; save contiguous tensors"
+        )));
+    }
     let mut all = BTreeMap::new();
     for (name, tensor) in reader.tensors() {
         let shape = tensor.shape().to_vec();

@@ -15,7 +15,7 @@ use super::config::ModelConfig;
 use super::norm::{Norm, NormSite};
 use super::qk_clip;
 use crate::ops;
-use crate::placement::{AttnScale, HeadNorm};
+use crate::placement::{AttnScale, HeadNorm, NormSpec};
 
 pub use heads::Heads;
 pub use latent::Latent;
@@ -149,7 +149,12 @@ fn head_norm(
             ..of_width(heads * width)
         },
     };
-    Some(Norm::new(blueprint.norm(), site, blueprint.device))
+    let common = blueprint.norm();
+    let own = NormSpec {
+        eps: blueprint.spec().attn_inner.norm_eps.unwrap_or(common.eps),
+        ..common.clone()
+    };
+    Some(Norm::new(&own, site, blueprint.device))
 }
 
 /// What stands between the context (b, t, heads of `width`) and the stream.

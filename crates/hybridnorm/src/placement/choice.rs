@@ -160,6 +160,7 @@ pub(super) fn block_template() -> Result<Value, PlacementError> {
     let sub_layer = json!({ "read_scale": 1.0, "combine": "add" });
     let younger = json!({
         "attn": sub_layer, "ffn": sub_layer,
+        "attn_inner": { "norm_eps": false },
         "ffn_inner": { "gate_scale": 1.0, "up_scale": 1.0 },
     });
     let shape = template.clone();

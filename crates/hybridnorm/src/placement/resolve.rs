@@ -308,6 +308,7 @@ fn block_spec(rule: &BlockRule, value: Evaluate) -> Result<BlockSpec, PlacementE
             attn_softcap: inner.attn_softcap,
             ctx_norm: inner.ctx_norm,
             head_gain: inner.head_gain,
+            norm_eps: inner.norm_eps,
         },
         ffn: sub_layer(&rule.ffn, "ffn", value)?,
         ffn_inner: FfnInner {

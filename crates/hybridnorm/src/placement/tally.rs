@@ -353,6 +353,7 @@ fn sites(block: &BlockSpec, latent: bool) -> Vec<Site> {
 
 fn inside_attention(inner: &AttnInner<Factor>, latent: bool) -> Vec<Site> {
     let AttnInner {
+        norm_eps: _,
         q_norm,
         k_norm,
         v_norm,

@@ -99,13 +99,13 @@ impl<'de> Deserializer<'de> for Node<'de> {
     fn deserialize_enum<V: Visitor<'de>>(
         self,
         _name: &'static str,
-        _variants: &'static [&'static str],
+        variants: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, PlacementError> {
         match self.0 {
             Value::String(word) => visitor.visit_enum(Word(word)),
-            Value::Object(_) => Err(Error::invalid_type(Unexpected::Map, &visitor)),
-            _ => self.deserialize_any(visitor),
+            // An untagged word: whoever writes a switch or a number is shown one of the words.
+            other => Err(not_a_word(other, variants)),
         }
     }
 
@@ -120,6 +120,33 @@ impl<'de> Deserializer<'de> for Node<'de> {
     serde::forward_to_deserialize_any! {
         bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf
         unit unit_struct seq tuple tuple_struct map struct identifier ignored_any
+    }
+}
+
+/// What is said where one of some words is expected.
+fn not_a_word(found: &Value, words: &[&str]) -> PlacementError {
+    let list: Vec<String> = words.iter().map(|word| format!("`{word}`")).collect();
+    let is_off = |word: &&&str| **word == "none";
+    let example = match found {
+        Value::Bool(true) => words.iter().find(|word| !is_off(word)),
+        _ => words.first(),
+    };
+    let example = example.copied().unwrap_or_default();
+    PlacementError::new(
+        "",
+        format!(
+            "expected one of {} in quotation marks, as in \"{example}\", found {}",
+            list.join(", "),
+            describe(found)
+        ),
+    )
+}
+
+fn describe(value: &Value) -> String {
+    match value {
+        Value::Object(_) => "a table".into(),
+        Value::Array(_) => "a list".into(),
+        other => other.to_string(),
     }
 }
 

@@ -437,14 +437,21 @@ impl ModelSection {
             Value::Object(table) => table.clone(),
             _ => {
                 return Err(Error::config(
-                    "model.placement must be a name or a table of the algebra",
+                    "model.placement must be a name, as in placement = \"pre-norm\", or a table, as in placement = { base = \"pre-norm\" }",
                 ));
             }
         };
         for (key, patch) in [("norm", &self.norm), ("init", &self.init)] {
             let Some(patch) = patch else { continue };
             let Value::Object(patch) = patch else {
-                return Err(Error::config(format!("model.{key} must be a table")));
+                return Err(Error::config(format!(
+                    "model.{key} must be a table, as in {}",
+                    match key {
+                        "norm" =>
+                            "norm = { kind = \"rmsnorm\" }; where to normalize is set with placement = \"pre-norm\"",
+                        _ => "init = { scheme = \"normal\" }",
+                    }
+                )));
             };
             let slot = value
                 .entry(key)
@@ -559,9 +566,20 @@ fn settings_error<T: DeserializeOwned>(
 }
 
 fn toml_error(text: &str, error: &toml::de::Error) -> Error {
-    let place = error.span().map(|span| {
-        let line = text[..span.start.min(text.len())].matches('\n').count() + 1;
-        format!("line {line}: ")
+    let place = error.span().and_then(|span| {
+        let before = text.get(..span.start.min(text.len()))?;
+        let line = before.matches('\n').count() + 1;
+        // What stands before the value in its line is its key, unless the key itself is wrong.
+        let begin = before.rsplit('\n').next().unwrap_or_default();
+        let key = begin.trim_end().strip_suffix('=').map(str::trim);
+        let is_plain = |key: &&str| {
+            let part = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+            !key.is_empty() && key.chars().all(part)
+        };
+        Some(match key.filter(is_plain) {
+            Some(key) => format!("line {line}: {key}: "),
+            None => format!("line {line}: "),
+        })
     });
     Error::config(format!(
         "{}{}",
@@ -570,23 +588,109 @@ fn toml_error(text: &str, error: &toml::de::Error) -> Error {
     ))
 }
 
+/// Keys of other programs and what they are called here.
+const OTHER_NAMES: [(&[&str], &str); 12] = [
+    (
+        &[
+            "n_layer",
+            "num_layers",
+            "num_hidden_layers",
+            "layers",
+            "depth",
+        ],
+        "n_layers",
+    ),
+    (
+        &["hidden_size", "n_embd", "dim", "d", "width", "embed_dim"],
+        "d_model",
+    ),
+    (
+        &["n_head", "num_heads", "heads", "num_attention_heads"],
+        "n_heads",
+    ),
+    (
+        &["n_kv_head", "num_kv_heads", "num_key_value_heads"],
+        "n_kv_heads",
+    ),
+    (
+        &[
+            "intermediate_size",
+            "ffn_dim",
+            "hidden_dim",
+            "mlp_hidden_size",
+        ],
+        "d_ff",
+    ),
+    (
+        &[
+            "max_position_embeddings",
+            "context_length",
+            "max_sequence_length",
+        ],
+        "max_seq_len",
+    ),
+    (&["block_size", "sequence_length", "context"], "seq_len"),
+    (&["learning_rate", "max_lr"], "lr"),
+    (&["bs", "batch", "global_batch_size"], "batch_size"),
+    (
+        &["gradient_accumulation_steps", "accumulation"],
+        "grad_accum_steps",
+    ),
+    (
+        &["max_steps", "iterations", "num_steps", "max_iters"],
+        "steps",
+    ),
+    (&["tie_word_embeddings", "weight_tying"], "tie_embeddings"),
+];
+
+/// What there is instead of a key that other programs have and this one does not.
+fn instead_of(key: &str) -> Option<&'static str> {
+    Some(match key {
+        "q_norm" | "k_norm" | "qk_norm" | "v_norm" => {
+            "norms inside attention are part of the placement: placement = { base = \"pre-norm\", block = \
+             { attn_inner = { q_norm = \"per_head\", k_norm = \"per_head\" } } }"
+        }
+        "norm_type" | "norm_kind" | "layer_norm_type" => {
+            "the norm function is set with norm = { kind = \"rmsnorm\" }"
+        }
+        "norm_placement" | "prenorm" | "pre_norm" | "post_norm" | "norm_position" => {
+            "where to normalize is set with placement = \"pre-norm\""
+        }
+        "dtype" | "precision" => "all numbers are of single precision; leave the key out",
+        "dropout" => "there is no dropout; leave the key out",
+        _ => return None,
+    })
+}
+
 /// Turns serde's "unknown field `x`, expected one of `a`, `b`" into one line that names the
 /// nearest known key.
 fn explain(message: &str) -> String {
     let message = message.trim().replace('\n', " ");
     let mut quoted = message.split('`').skip(1).step_by(2);
-    if !message.starts_with("unknown field") && !message.starts_with("unknown variant") {
+    let is_key = message.starts_with("unknown field");
+    if !is_key && !message.starts_with("unknown variant") {
         return message;
     }
     let Some(found) = quoted.next() else {
         return message;
     };
-    let nearest = quoted
-        .map(|known| (strsim::damerau_levenshtein(found, known), known))
+    let known: Vec<&str> = quoted.collect();
+    let message = message.replacen("unknown variant", "unknown value", 1);
+    if let Some(hint) = instead_of(found).filter(|_| is_key) {
+        return format!("{message}; {hint}");
+    }
+    let of_others = OTHER_NAMES
+        .iter()
+        .find(|(others, name)| is_key && others.contains(&found) && known.contains(name))
+        .map(|(_, name)| *name);
+    let nearest = known
+        .iter()
+        .map(|known| (strsim::damerau_levenshtein(found, known), *known))
         .min()
-        .filter(|(distance, known)| *distance <= known.len().max(3) / 2);
-    match nearest {
-        Some((_, known)) => format!("{message}; did you mean `{known}`?"),
+        .filter(|(distance, known)| *distance <= known.len().max(3) / 2)
+        .map(|(_, known)| known);
+    match of_others.or(nearest) {
+        Some(known) => format!("{message}; did you mean `{known}`?"),
         None => message,
     }
 }

@@ -126,7 +126,7 @@ struct Members {
 
 enum State {
     Between(BufReader<File>),
-    Within(flate2::bufread::GzDecoder<BufReader<File>>),
+    Within(Box<flate2::bufread::GzDecoder<BufReader<File>>>),
     Done,
 }
 
@@ -156,7 +156,7 @@ impl Read for Members {
                         file.consume(zeros);
                         State::Between(file)
                     } else {
-                        State::Within(flate2::bufread::GzDecoder::new(file))
+                        State::Within(Box::new(flate2::bufread::GzDecoder::new(file)))
                     };
                 }
                 State::Within(mut member) => {

@@ -6,12 +6,10 @@ use super::config::Common;
 use super::weights::{Weights, stacked};
 use crate::model::params::Values;
 use crate::model::{FfnActivation, MlaConfig, ModelConfig, MoeConfig, MoeScoring};
-use crate::placement::{self, InitScheme, StdRule};
+use crate::placement::{self, HeadNorm, InitScheme, StdRule};
 
 #[derive(Deserialize)]
 pub(super) struct Config {
-    #[serde(flatten)]
-    common: Common,
     q_lora_rank: Option<usize>,
     kv_lora_rank: usize,
     qk_nope_head_dim: usize,
@@ -28,10 +26,8 @@ pub(super) struct Config {
     first_k_dense_replace: usize,
     #[serde(default = "one")]
     moe_layer_freq: usize,
-    #[serde(default = "one")]
-    n_group: usize,
-    #[serde(default = "one")]
-    topk_group: usize,
+    n_group: Option<usize>,
+    topk_group: Option<usize>,
     #[serde(default = "yes")]
     norm_topk_prob: bool,
     #[serde(default = "unit")]
@@ -47,6 +43,9 @@ pub(super) struct Config {
     #[serde(default)]
     aux_loss_alpha: f64,
 }
+
+/// eps of the norms on latents.
+const LATENT_EPS: f64 = 1e-6;
 
 fn yes() -> bool {
     true
@@ -74,8 +73,7 @@ pub(super) struct Model {
 }
 
 impl Config {
-    pub(super) fn to_model(&self) -> Result<Model, String> {
-        let common = &self.common;
+    pub(super) fn to_model(&self, common: &Common) -> Result<Model, String> {
         common.refuse_what_is_not_there()?;
         if self.moe_layer_freq != 1 {
             return Err(format!(
@@ -101,12 +99,18 @@ impl Config {
         }
         let mut placement = placement::named("deepseek-v3").expect("a named placement");
         placement.norm.eps = common.rms_norm_eps;
+        let inner = &mut placement.block.attn_inner;
+        // Their norms on latents keep the eps of their class, whatever the configuration says.
+        inner.norm_eps = (common.rms_norm_eps != LATENT_EPS).then_some(LATENT_EPS);
+        if self.q_lora_rank.is_none() {
+            inner.q_norm = HeadNorm::None;
+        }
         placement.init.scheme = InitScheme::Normal;
         placement.init.std = StdRule::Const(common.initializer_range);
         // Groups that are all open limit nothing.
-        let [n_groups, top_groups] = match self.n_group == self.topk_group {
-            true => [1, 1],
-            false => [self.n_group, self.topk_group],
+        let [n_groups, top_groups] = match [self.n_group, self.topk_group].map(|n| n.unwrap_or(1)) {
+            [all, open] if all == open => [1, 1],
+            groups => groups,
         };
         let moe = MoeConfig {
             n_experts: self.n_routed_experts,
@@ -162,7 +166,9 @@ impl Config {
 pub(super) fn translate(weights: &mut Weights, model: &Model) -> Result<(), String> {
     let config = &model.config;
     for layer in config.n_layers..config.n_layers + model.further_layers {
-        weights.leave_out(&format!("model.layers.{layer}."));
+        let prefix = format!("model.layers.{layer}.");
+        let reason = "layers that predict further tokens, which are no part of the decoder";
+        weights.leave_out(reason, |name| name.starts_with(&prefix));
     }
     weights.ends(config)?;
     for layer in 0..config.n_layers {

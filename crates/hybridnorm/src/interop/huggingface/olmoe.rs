@@ -9,8 +9,6 @@ use crate::placement::{self, InitScheme, StdRule};
 
 #[derive(Deserialize)]
 pub(super) struct Config {
-    #[serde(flatten)]
-    common: Common,
     num_experts: usize,
     num_experts_per_tok: usize,
     #[serde(default)]
@@ -25,8 +23,7 @@ fn aux_loss() -> f64 {
 }
 
 impl Config {
-    pub(super) fn to_config(&self) -> Result<ModelConfig, String> {
-        let common = &self.common;
+    pub(super) fn to_config(&self, common: &Common) -> Result<ModelConfig, String> {
         common.refuse_what_is_not_there()?;
         if let Some(clip) = self.clip_qkv {
             return Err(format!(

@@ -2,33 +2,56 @@
 
 use std::collections::BTreeMap;
 
+use super::super::Tensors;
 use super::super::experts::{self, Layout};
+use super::super::source::Source;
 use crate::model::params::Values;
 use crate::model::{ModelConfig, MoeConfig};
+use crate::omissions::{LeftOut, Unit};
+
+/// The head's name.
+pub(super) const HEAD: &str = "lm_head.weight";
 
 /// Tensors that are taken one by one; what is left over is an error.
 pub(super) struct Weights {
-    theirs: BTreeMap<String, Values>,
+    theirs: Source,
     ours: BTreeMap<String, Values>,
+    read: u64,
+    left_out: LeftOut,
+}
+
+/// Our tensors and an account of theirs.
+pub(super) struct Taken {
+    pub(super) ours: BTreeMap<String, Values>,
+    pub(super) tensors: Tensors,
+    pub(super) left_out: LeftOut,
 }
 
 impl Weights {
-    pub(super) fn new(theirs: BTreeMap<String, Values>) -> Self {
+    pub(super) fn new(theirs: Source) -> Self {
         Self {
             theirs,
             ours: BTreeMap::new(),
+            read: 0,
+            left_out: LeftOut::default(),
         }
     }
 
     /// Takes a tensor of theirs.
     pub(super) fn take(&mut self, name: &str) -> Result<Values, String> {
-        let found = self.theirs.remove(name);
-        found.ok_or_else(|| format!("tensor {name} is missing"))
+        let found = self.theirs.take(name)?;
+        let found = found.ok_or_else(|| format!("tensor {name} is missing"))?;
+        self.read += 1;
+        Ok(found)
     }
 
-    /// Drops all tensors whose names begin so.
-    pub(super) fn leave_out(&mut self, prefix: &str) {
-        self.theirs.retain(|name, _| !name.starts_with(prefix));
+    /// Drops all tensors whose names are so, for a reason.
+    pub(super) fn leave_out(&mut self, reason: &str, is_so: impl Fn(&str) -> bool) {
+        let names: Vec<String> = self.theirs.names().map(str::to_owned).collect();
+        for name in names.into_iter().filter(|name| is_so(name)) {
+            self.theirs.remove(&name);
+            self.left_out.add(Unit::Tensors, reason, 1, Some(name));
+        }
     }
 
     /// Puts down a tensor of ours.
@@ -100,24 +123,40 @@ impl Weights {
     pub(super) fn ends(&mut self, config: &ModelConfig) -> Result<(), String> {
         self.rename("model.embed_tokens.weight", "embedding")?;
         self.rename("model.norm.weight", "final_norm.gain")?;
-        const HEAD: &str = "lm_head.weight";
         if !config.tie_embeddings {
             return self.rename(HEAD, "head");
         }
         // Checkpoints of tied models may carry the head as a second copy.
-        match self.theirs.remove(HEAD) {
+        match self.theirs.take(HEAD)? {
+            None => Ok(()),
             Some(head) if self.ours.get("embedding") != Some(&head) => Err(format!(
                 "tie_word_embeddings is set, but {HEAD} is not the embedding"
             )),
-            _ => Ok(()),
+            Some(_) => {
+                let reason = "equal to the embedding, to which the head is tied";
+                self.left_out
+                    .add(Unit::Tensors, reason, 1, Some(HEAD.into()));
+                Ok(())
+            }
         }
     }
 
     /// All of ours, if nothing of theirs is left.
-    pub(super) fn finish(self) -> Result<BTreeMap<String, Values>, String> {
-        match self.theirs.keys().next() {
+    pub(super) fn finish(mut self, all: usize) -> Result<Taken, String> {
+        self.leave_out(
+            "wavelengths of the rotary embedding, which follow from the configuration",
+            |name| name.ends_with("rotary_emb.inv_freq"),
+        );
+        match self.theirs.names().next() {
             Some(name) => Err(format!("tensor {name} is not one of this family")),
-            None => Ok(self.ours),
+            None => Ok(Taken {
+                ours: self.ours,
+                tensors: Tensors {
+                    all: all as u64,
+                    read: self.read,
+                },
+                left_out: self.left_out,
+            }),
         }
     }
 }

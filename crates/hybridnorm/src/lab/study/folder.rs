@@ -204,7 +204,7 @@ impl Folder {
         self.0.join(RUNS).join(format!("{id}.json"))
     }
 
-    /// Takes hold of a single run, where several processes share the folder.
+    /// Takes hold of a single run, so that no other process works on it.
     pub(super) fn claim(&self, id: &str, locking: Locking) -> Result<Passing> {
         let path = self.0.join(WORK).join(format!("{id}.lock"));
         let claim = Passing::take(
@@ -232,8 +232,15 @@ impl Folder {
             .map_err(|error| Error::format(&path, error.to_string()))?;
         let opened = sealed::open::<RunRecord>(value, "")
             .map_err(|problem| Error::format(&path, problem))?;
-        match tied::problem(&opened.content, run) {
-            None => Ok((opened.content, opened.checksum.is_some())),
+        let is_sealed = opened.checksum.is_some();
+        let record = match is_sealed {
+            true => opened.content,
+            // Nothing says that no key is there twice.
+            false => serde_json::from_slice(&bytes)
+                .map_err(|error| Error::format(&path, error.to_string()))?,
+        };
+        match tied::problem(&record, run) {
+            None => Ok((record, is_sealed)),
             Some(problem) => Err(Error::format(
                 path,
                 format!("{problem}; move the file away to have the run done again"),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
-use crate::files::{Lock, Locking};
+use crate::files::{self, Lock, Locking};
 
 /// Held alone for a whole study, shared by shards.
 const LOCK: &str = "lock";
@@ -31,6 +31,10 @@ impl Hold {
     /// For this process alone.
     pub fn alone(folder: &Path, locking: Locking) -> Result<Self> {
         let lock = Lock::exclusive(&folder.join(LOCK), locking, BUSY)?;
+        // A shard that was killed while it began has left its file.
+        if files::exists(folder.join(BEGIN))? {
+            drop(Passing::take(&folder.join(BEGIN), locking, BUSY));
+        }
         Ok(Self {
             folder: folder.to_path_buf(),
             locking,
@@ -125,6 +129,17 @@ impl Passing {
             path: path.to_path_buf(),
             lock: Lock::exclusive(path, locking, busy)?,
         })
+    }
+
+    /// Lets it go; what dropping does, but says so if the file stays.
+    ///
+    /// # Errors
+    /// If the file cannot be removed.
+    pub fn release(self) -> Result<()> {
+        match self.lock.is_held()? {
+            true => fs::remove_file(&self.path).map_err(Error::io(&self.path)),
+            false => Ok(()),
+        }
     }
 }
 

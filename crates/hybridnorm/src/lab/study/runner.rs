@@ -219,22 +219,19 @@ impl Pass<'_> {
             .collect()
     }
 
-    /// Takes hold of a run for as long as the returned lock lives.
-    fn claim(&self, id: &str) -> Result<Option<Passing>> {
-        let shared = self.how.is_shard;
-        shared
-            .then(|| self.folder.claim(id, self.how.locking))
-            .transpose()
+    /// Takes hold of a run for as long as the returned lock lives: shards may overlap.
+    fn claim(&self, id: &str) -> Result<Passing> {
+        self.folder.claim(id, self.how.locking)
     }
 
     /// A kill may have come between writing a record and clearing up.
     fn settle(&self, record: &RunRecord) -> Result<()> {
-        let _claim = self.claim(&record.id)?;
+        let claim = self.claim(&record.id)?;
         let keep = self.study.file.study.keep_runs;
         if let Some(note) = self.folder.settle(record, keep)? {
             (self.on_event)(StudyEvent::Note(note));
         }
-        Ok(())
+        claim.release()
     }
 
     /// Takes one run as far as it shall go; whether it came there.
@@ -242,11 +239,18 @@ impl Pass<'_> {
         if self.folder.is_finished(&run.id)? {
             return Ok(true);
         }
-        let _claim = self.claim(&run.id)?;
+        let claim = self.claim(&run.id)?;
         // Another process may have done it meanwhile.
-        if self.folder.is_finished(&run.id)? {
-            return Ok(true);
-        }
+        let came = match self.folder.is_finished(&run.id)? {
+            true => true,
+            false => self.train(run, limit)?,
+        };
+        claim.release()?;
+        Ok(came)
+    }
+
+    /// As [`Pass::one`], of a run that this process holds.
+    fn train(&self, run: &Planned, limit: Option<u64>) -> Result<bool> {
         self.folder.reclaim(&run.id)?;
         let section = &self.study.file.study;
         let options = run::Options {

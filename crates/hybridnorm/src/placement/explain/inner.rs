@@ -81,6 +81,10 @@ pub(super) fn attention(
     let name = apply(&attention_name(inner), &plain("u"));
     lines.insert(0, Equation::new(name, output));
     lines.extend(read.notes);
+    lines.extend(inner.norm_eps.map(|eps| {
+        let prose = format!("inside attention with eps {}", number(eps).text);
+        Equation::note(plain("N"), prose)
+    }));
     lines
 }
 

@@ -38,6 +38,13 @@ pub struct AttnInner<S: Default + PartialEq> {
     pub ctx_norm: HeadNorm,
     /// One learned factor per head on the (normed) context, initially 1 (NormFormer).
     pub head_gain: bool,
+    /// eps of the norms in here, where it is not that of the others, `norm.eps` (DeepSeek-V3: 1e-6 on
+    /// the latents, whatever the others have). `false`: as the others.
+    #[serde(
+        with = "forms::off_or_number",
+        skip_serializing_if = "forms::is_default"
+    )]
+    pub norm_eps: Option<f64>,
 }
 
 /// A norm inside attention.

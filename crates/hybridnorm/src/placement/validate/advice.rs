@@ -277,15 +277,19 @@ fn eps(case: &Case, all: &mut Vec<Warning>) {
     let d = r.d_model;
     let input = r.embed_std() * start(r.embed_scale) * start(attn.in_scale);
     let variance = d as f64 * (r.weight_std(0, Role::Q, d, d) * input).powi(2);
+    let (of_norm, field) = match inner.norm_eps {
+        Some(eps) => (eps, "block.attn_inner.norm_eps"),
+        None => (r.norm.eps, "norm.eps"),
+    };
     let (eps, per) = match r.norm.kind {
-        NormKind::L2 => (r.norm.eps / case.facts.head_dim as f64, " per channel"),
-        _ => (r.norm.eps, ""),
+        NormKind::L2 => (of_norm / case.facts.head_dim as f64, " per channel"),
+        _ => (of_norm, ""),
     };
     if eps > EPS_SHARE * variance {
         warn(
             all,
             WarningRule::EpsTooLarge,
-            "norm.eps".into(),
+            field.into(),
             format!(
                 "the first block norms queries of raw embeddings, whose variance at the start is \
                  about {variance:.1e}; eps is {:.0} % of that{per}, so these norms fall short of \

@@ -10,6 +10,7 @@ use super::{ONE, Site};
 pub(super) fn check(site: &Site) -> Result<(), PlacementError> {
     attn_in_scale(site)?;
     head_norms(site)?;
+    norm_eps(site)?;
     scores(site)?;
     ffn_inner(site)
 }
@@ -75,6 +76,34 @@ fn head_norms(site: &Site) -> Result<(), PlacementError> {
         }
     }
     qk_post_scale(site)
+}
+
+/// An eps of their own needs norms inside attention, of a function that has one.
+fn norm_eps(site: &Site) -> Result<(), PlacementError> {
+    let path = "attn_inner.norm_eps";
+    let inner = &site.spec.attn_inner;
+    let Some(eps) = inner.norm_eps else {
+        return Ok(());
+    };
+    positive(eps, &site.origin(path), "eps")?;
+    if !(eps as f32).is_finite() {
+        return site.fail(path, "is infinite in single precision");
+    }
+    let norms = [inner.q_norm, inner.k_norm, inner.v_norm, inner.ctx_norm];
+    if norms.iter().all(|norm| *norm == HeadNorm::None) {
+        return site.fail(
+            path,
+            "nothing inside attention is normed, so it has no effect; set a norm such as \
+             attn_inner.q_norm or remove it",
+        );
+    }
+    if !rescales(site) {
+        return site.fail(
+            path,
+            "the norm function has no eps, so it has no effect; remove it",
+        );
+    }
+    Ok(())
 }
 
 fn qk_post_scale(site: &Site) -> Result<(), PlacementError> {

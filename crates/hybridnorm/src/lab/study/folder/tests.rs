@@ -113,7 +113,7 @@ fn a_flipped_bit_is_refused_or_changes_nothing() {
     place.folder.write_record(&record).unwrap();
     let path = place.folder.record_path(&record.id);
     let whole = fs::read(&path).unwrap();
-    assert_eq!(place.read().unwrap(), [record.clone()]);
+    assert_eq!(place.read().unwrap(), std::slice::from_ref(&record));
     for bit in 0..whole.len() * 8 {
         let mut bytes = whole.clone();
         bytes[bit / 8] ^= 1 << (bit % 8);

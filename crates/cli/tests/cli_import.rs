@@ -1,0 +1,292 @@
+//! Importing other people's folders through the program.
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use common::*;
+use serde_json::{Value, json};
+
+fn fixture(family: &str) -> PathBuf {
+    let crates = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    crates.join("hybridnorm/tests/fixtures/hf").join(family)
+}
+
+/// A lab with a model of a family in the folder `their`.
+fn lab(family: &str) -> Lab {
+    let lab = Lab::new();
+    for name in ["config.json", "model.safetensors"] {
+        let bytes = fs::read(fixture(family).join(name)).unwrap();
+        lab.write(&format!("their/{name}"), bytes);
+    }
+    lab
+}
+
+fn configure(lab: &Lab, key: &str, value: Value) {
+    let mut config: Value = serde_json::from_slice(&lab.read("their/config.json")).unwrap();
+    config[key] = value;
+    lab.write("their/config.json", config.to_string());
+}
+
+/// Tensors of a safetensors file by name: dtype and shape, and the bytes.
+fn rewrite(lab: &Lab, change: impl FnOnce(&mut Vec<(String, Value, Vec<u8>)>)) {
+    let file = lab.read("their/model.safetensors");
+    let length = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&file[8..8 + length]).unwrap();
+    let data = &file[8 + length..];
+    let mut all = Vec::new();
+    for (name, entry) in header.as_object().unwrap() {
+        if name != "__metadata__" {
+            let at = |i: usize| entry["data_offsets"][i].as_u64().unwrap() as usize;
+            all.push((
+                name.clone(),
+                entry["shape"].clone(),
+                data[at(0)..at(1)].to_vec(),
+            ));
+        }
+    }
+    change(&mut all);
+    let mut header = serde_json::Map::new();
+    let mut bytes = Vec::new();
+    for (name, shape, data) in all {
+        let offsets = [bytes.len(), bytes.len() + data.len()];
+        header.insert(
+            name,
+            json!({ "dtype": "F32", "shape": shape, "data_offsets": offsets }),
+        );
+        bytes.extend(data);
+    }
+    let header = Value::from(header).to_string();
+    let length = (header.len() as u64).to_le_bytes();
+    lab.write(
+        "their/model.safetensors",
+        [&length[..], header.as_bytes(), &bytes].concat(),
+    );
+}
+
+fn assert_adds_up(found: &Value) {
+    let tensors = |omission: &&Value| omission["unit"] == "tensors";
+    let left_out = found["left_out"].as_array().unwrap();
+    let left_out = left_out.iter().filter(tensors);
+    let left_out: u64 = left_out.map(|o| o["count"].as_u64().unwrap()).sum();
+    let read = found["tensors"]["read"].as_u64().unwrap();
+    assert_eq!(found["tensors"]["all"], read + left_out, "{found}");
+}
+
+const IMPORT: [&str; 5] = ["import", "their", "--out", "ours", "--json"];
+
+#[test]
+fn every_tensor_is_read_or_left_out_for_a_reason() {
+    let lab = lab("deepseek-v3");
+    rewrite(&lab, |all| {
+        let (_, shape, data) = all[0].clone();
+        for name in [
+            "model.layers.3.eh_proj.weight",
+            "model.layers.3.enorm.weight",
+        ] {
+            all.push((name.into(), shape.clone(), data.clone()));
+        }
+        let name = "model.layers.0.self_attn.rotary_emb.inv_freq";
+        all.push((name.into(), shape, data));
+    });
+    lab.write("their/generation_config.json", "{}");
+    lab.write("their/README.md", "a model");
+    let found = lab.json(&IMPORT);
+    assert_adds_up(&found);
+    let reasons: Vec<&str> = found["left_out"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|o| o["reason"].as_str().unwrap())
+        .collect();
+    assert_eq!(reasons.len(), 3, "{reasons:?}");
+    for (reason, words) in reasons
+        .iter()
+        .zip(["further tokens", "rotary", "not needed"])
+    {
+        assert!(reason.contains(words), "{reasons:?}");
+    }
+    let text = stderr(&lab.run(&["import", "their", "--out", "second"]));
+    assert!(
+        text.contains("left out 2 tensors: layers that predict further tokens"),
+        "{text}"
+    );
+    assert!(text.contains("left out 1 file: not needed"), "{text}");
+}
+
+#[test]
+fn a_tied_head_may_be_listed_or_stored_if_it_is_the_embedding() {
+    let lab = lab("olmoe");
+    configure(&lab, "tie_word_embeddings", json!(true));
+    let head = "lm_head.weight";
+    lab.fails(
+        1,
+        &IMPORT,
+        &["tie_word_embeddings is set, but lm_head.weight is not the embedding"],
+    );
+    rewrite(&lab, |all| {
+        let of = |name: &str| all.iter().position(|t| t.0 == name).unwrap();
+        let (from, to) = (of("model.embed_tokens.weight"), of(head));
+        all[to].2 = all[from].2.clone();
+    });
+    let stored = lab.json(&IMPORT);
+    assert_adds_up(&stored);
+    assert_eq!(stored["left_out"][0]["examples"], json!([head]));
+    // Stored once, listed twice.
+    let mut map = serde_json::Map::new();
+    rewrite(&lab, |all| {
+        map = all
+            .iter()
+            .map(|t| (t.0.clone(), json!("a.safetensors")))
+            .collect();
+        all.retain(|t| t.0 != head);
+    });
+    fs::rename(
+        lab.path("their/model.safetensors"),
+        lab.path("their/a.safetensors"),
+    )
+    .unwrap();
+    let index = json!({ "weight_map": map }).to_string();
+    lab.write("their/model.safetensors.index.json", index);
+    let listed = lab.json(&["import", "their", "--out", "listed", "--json"]);
+    assert_eq!(listed["left_out"], json!([]));
+    assert_eq!(
+        lab.read("ours/model.safetensors"),
+        lab.read("listed/model.safetensors")
+    );
+}
+
+#[test]
+fn wrapped_models_and_pointers_are_named_with_what_to_do() {
+    for (prefix, who) in [
+        ("_orig_mod.", "torch.compile"),
+        ("module.", "DistributedDataParallel"),
+        ("model._fsdp_wrapped_module.", "FSDP"),
+    ] {
+        let lab = lab("olmoe");
+        rewrite(&lab, |all| {
+            all.iter_mut()
+                .for_each(|t| t.0 = format!("{prefix}{}", t.0))
+        });
+        lab.fails(1, &IMPORT, &[prefix.trim_start_matches("model."), who]);
+        assert!(!lab.path("ours").exists());
+    }
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 9\n";
+    for name in ["model.safetensors", "config.json", "tokenizer.json"] {
+        let lab = lab("olmoe");
+        lab.write(&format!("their/{name}"), pointer);
+        lab.fails_any(&IMPORT, &[name, "Git LFS", "git lfs pull"]);
+    }
+}
+
+#[test]
+fn the_tokenizer_beside_the_weights_is_taken() {
+    let lab = lab("olmoe");
+    lab.train("run", &["--set", "train.steps=1"]);
+    let saved = lab.path("run/checkpoints/step-00000001/tokenizer/tokenizer.json");
+    let mut json: Value = serde_json::from_slice(&fs::read(saved).unwrap()).unwrap();
+    // As many tokens as the small model has.
+    let size = {
+        let config: Value = serde_json::from_slice(&lab.read("their/config.json")).unwrap();
+        config["vocab_size"].as_u64().unwrap()
+    };
+    let vocab = json["model"]["vocab"].as_object_mut().unwrap();
+    vocab.retain(|_, id| id.as_u64().unwrap() < size);
+    json["added_tokens"] = json!([]);
+    lab.write("their/tokenizer.json", json.to_string());
+    lab.write(
+        "their/generation_config.json",
+        r#"{"eos_token_id": [3, 5]}"#,
+    );
+    let found = lab.json(&IMPORT);
+    assert_eq!(
+        found["tokenizer"],
+        json!({ "vocab_size": size, "eos_id": 3 })
+    );
+    assert!(lab.path("ours/tokenizer/tokenizer.json").exists());
+    let without = ["import", "their", "--out", "b", "--json", "--no-tokenizer"];
+    assert_eq!(lab.json(&without)["tokenizer"], Value::Null);
+    lab.write("their/tokenizer.json", "{ \"model\": 3 }");
+    lab.fails_any(
+        &["import", "their", "--out", "c"],
+        &["tokenizer.json", "--no-tokenizer"],
+    );
+    assert!(!lab.path("c").exists());
+}
+
+#[test]
+fn wrong_kinds_in_a_configuration_are_told_by_key_in_plain_words() {
+    for (family, key, value, words) in [
+        (
+            "olmoe",
+            "hidden_size",
+            json!("32"),
+            "expected an integer of at least 0",
+        ),
+        (
+            "olmoe",
+            "num_experts",
+            json!(-4),
+            "expected an integer of at least 0, found -4",
+        ),
+        (
+            "olmoe",
+            "norm_topk_prob",
+            json!(1),
+            "expected true or false, found 1",
+        ),
+        (
+            "deepseek-v3",
+            "rms_norm_eps",
+            json!([]),
+            "expected a number, found a list",
+        ),
+        (
+            "deepseek-v3",
+            "hidden_act",
+            json!({}),
+            "expected text in quotation marks, found a table",
+        ),
+    ] {
+        let lab = lab(family);
+        configure(&lab, key, value);
+        let text = lab.fails(1, &IMPORT, &["config.json", key, words]);
+        for rust in ["usize", "f64", "struct", "boolean", "invalid type"] {
+            assert!(!text.contains(rust), "{text}");
+        }
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn what_is_written_has_the_modes_of_the_umask() {
+    use std::os::unix::fs::PermissionsExt;
+    use std::process::Command;
+    let lab = lab("olmoe");
+    let program = env!("CARGO_BIN_EXE_hybridnorm");
+    for (umask, file_mode, folder_mode) in [("022", 0o644, 0o755), ("077", 0o600, 0o700)] {
+        let (run, ours) = (format!("run{umask}"), format!("ours{umask}"));
+        for args in [
+            format!("train tiny.toml --quiet --run {run} --set train.steps=1"),
+            format!("import their --out {ours}"),
+            format!("report {run} --out report{umask}"),
+        ] {
+            let line = format!("umask {umask}; exec {program} {args}");
+            let mut command = Command::new("sh");
+            command.args(["-c", &line]).current_dir(lab.path("."));
+            let output = command
+                .env("XDG_CACHE_HOME", lab.path("cache"))
+                .output()
+                .unwrap();
+            assert!(output.status.success(), "{args}: {}", stderr(&output));
+        }
+        for folder in [&run, &ours] {
+            let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+            assert_eq!(mode(&lab.path(folder)), folder_mode, "{folder}");
+            for file in files_below(&lab.path(folder)) {
+                assert_eq!(mode(&file), file_mode, "{}", file.display());
+            }
+        }
+    }
+}

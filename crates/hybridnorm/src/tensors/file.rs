@@ -1,0 +1,114 @@
+//! One safetensors file, of which only the header is read before its tensors are asked for.
+
+use std::collections::BTreeMap;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use safetensors::Dtype;
+
+use super::header::{self, Entry};
+use super::to_f32;
+use crate::error::{Error, Result};
+use crate::files;
+use crate::model::params::Values;
+
+/// The largest header of the format.
+const HEADER_LIMIT: u64 = 100_000_000;
+/// Bytes that are turned into numbers at a time.
+const PIECE: usize = 1 << 18;
+
+/// A safetensors file. Tensors are read one by one, and no more memory is taken than the header and
+/// what is read: a header that tells of more than the file holds is refused.
+#[derive(Debug)]
+pub struct TensorFile {
+    path: PathBuf,
+    /// Where the data begin.
+    data: u64,
+    entries: BTreeMap<String, Entry>,
+}
+
+impl TensorFile {
+    /// Reads the header.
+    ///
+    /// # Errors
+    /// If it cannot be read, is no regular file, or the header contradicts itself or the length.
+    pub fn open(path: &Path) -> Result<Self> {
+        let broken = |problem: String| Error::format(path, problem);
+        let mut file = files::open(path)?;
+        let length = file.metadata().map_err(Error::io(path))?.len();
+        let mut start = [0; 8];
+        if length < 8 {
+            return Err(broken(format!(
+                "not a safetensors file: it has {length} bytes, the length of a header alone takes 8"
+            )));
+        }
+        file.read_exact(&mut start).map_err(Error::io(path))?;
+        let header = u64::from_le_bytes(start);
+        if header > HEADER_LIMIT.min(length - 8) {
+            return Err(broken(format!(
+                "not a safetensors file: a header of {header} bytes, expected at most {}",
+                HEADER_LIMIT.min(length - 8)
+            )));
+        }
+        let mut json = vec![0; header as usize];
+        file.read_exact(&mut json).map_err(Error::io(path))?;
+        let data = 8 + header;
+        let entries = header::parse(&json, length - data).map_err(broken)?;
+        Ok(Self {
+            path: path.to_path_buf(),
+            data,
+            entries,
+        })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The names of its tensors.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.keys().map(String::as_str)
+    }
+
+    /// Whether it has a tensor of this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.entries.contains_key(name)
+    }
+
+    /// Reads a tensor of f32, f16 or bf16, as f32.
+    ///
+    /// # Errors
+    /// If there is none, it has another type, or the file cannot be read.
+    pub fn read(&self, name: &str) -> Result<Values> {
+        let broken = |problem: String| Error::format(&self.path, problem);
+        let entry = self.entries.get(name);
+        let entry = entry.ok_or_else(|| broken(format!("tensor {name} is missing")))?;
+        let dtype = match entry.dtype.as_str() {
+            "F32" => Dtype::F32,
+            "F16" => Dtype::F16,
+            "BF16" => Dtype::BF16,
+            other => {
+                return Err(broken(format!(
+                    "tensor {name} is {other}, expected F32, F16 or BF16"
+                )));
+            }
+        };
+        let mut file = files::open(&self.path)?;
+        file.seek(SeekFrom::Start(self.data + entry.begin))
+            .map_err(Error::io(&self.path))?;
+        let mut data = Vec::with_capacity(entry.shape.iter().product());
+        let mut left = (entry.end - entry.begin) as usize;
+        let mut buffer = vec![0; PIECE.min(left)];
+        while left > 0 {
+            let piece = &mut buffer[..PIECE.min(left)];
+            file.read_exact(piece).map_err(Error::io(&self.path))?;
+            data.extend(to_f32(dtype, piece).expect("a type of the list above"));
+            left -= piece.len();
+        }
+        Ok(Values {
+            shape: entry.shape.clone(),
+            data,
+        })
+    }
+}

@@ -1,0 +1,206 @@
+//! The header of a safetensors file: a length of eight bytes and so many bytes of JSON, which tell the
+//! type, the shape and the place of every tensor.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::de::{self, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+
+/// Where a tensor is in its file, and what it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Entry {
+    /// As the file writes it: `F32`, `BF16`, ...
+    pub(super) dtype: String,
+    pub(super) shape: Vec<usize>,
+    /// Byte range behind the header.
+    pub(super) begin: u64,
+    pub(super) end: u64,
+}
+
+/// A header to be written.
+#[derive(Default)]
+pub(super) struct Header {
+    json: String,
+    offset: u64,
+}
+
+impl Header {
+    /// Adds a tensor of f32 that follows those before it.
+    pub(super) fn push(&mut self, name: &str, shape: &[usize], bytes: u64) {
+        let end = self.offset + bytes;
+        let entry = serde_json::json!({
+            "dtype": "F32", "shape": shape, "data_offsets": [self.offset, end],
+        });
+        // In the order in which the format's own writer puts them.
+        let name = serde_json::Value::from(name);
+        let (shape, offsets) = (&entry["shape"], &entry["data_offsets"]);
+        let comma = if self.json.is_empty() { "" } else { "," };
+        self.json += &format!(
+            "{comma}{name}:{{\"dtype\":\"F32\",\"shape\":{shape},\"data_offsets\":{offsets}}}"
+        );
+        self.offset = end;
+    }
+
+    /// The length and the JSON, which is filled up to a multiple of eight bytes.
+    pub(super) fn into_bytes(self) -> Vec<u8> {
+        let mut json = format!("{{{}}}", self.json).into_bytes();
+        json.resize(json.len().next_multiple_of(8), b' ');
+        let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
+        bytes.append(&mut json);
+        bytes
+    }
+}
+
+/// Reads the JSON and checks that its tensors are `data` bytes, one behind the other.
+pub(super) fn parse(json: &[u8], data: u64) -> Result<BTreeMap<String, Entry>, String> {
+    let Entries(entries) = serde_json::from_slice(json)
+        .map_err(|error| format!("not a safetensors file: its header is broken: {error}"))?;
+    for (name, entry) in &entries {
+        check(entry).map_err(|problem| format!("tensor {name}: {problem}"))?;
+    }
+    let mut by_place: Vec<(&String, &Entry)> = entries.iter().collect();
+    by_place.sort_by_key(|(_, entry)| (entry.begin, entry.end));
+    let mut at = 0;
+    for (name, entry) in by_place {
+        if entry.begin != at {
+            return Err(format!(
+                "tensor {name} begins at byte {} of the data, expected {at}: tensors lie one behind the \
+                 other",
+                entry.begin
+            ));
+        }
+        at = entry.end;
+    }
+    match at == data {
+        true => Ok(entries),
+        false => Err(format!(
+            "holds {data} bytes of data, but its header tells of {at}; the file is not whole, or not of \
+             this header"
+        )),
+    }
+}
+
+fn check(entry: &Entry) -> Result<(), String> {
+    let Entry {
+        dtype,
+        shape,
+        begin,
+        end,
+    } = entry;
+    let length = end
+        .checked_sub(*begin)
+        .ok_or_else(|| format!("ends at byte {end}, before it begins at {begin}"))?;
+    // Of types whose size is not known, nothing is read.
+    let Some(size) = size_of(dtype) else {
+        return Ok(());
+    };
+    let bytes = shape
+        .iter()
+        .try_fold(size, |bytes, n| bytes.checked_mul(*n as u64));
+    match bytes {
+        Some(bytes) if bytes == length => Ok(()),
+        _ => Err(format!(
+            "takes {length} bytes, which are no {dtype} of shape {shape:?}"
+        )),
+    }
+}
+
+/// Bytes of an element.
+fn size_of(dtype: &str) -> Option<u64> {
+    Some(match dtype {
+        "BOOL" | "U8" | "I8" | "F8_E5M2" | "F8_E4M3" | "F8_E8M0" => 1,
+        "U16" | "I16" | "F16" | "BF16" => 2,
+        "U32" | "I32" | "F32" => 4,
+        "U64" | "I64" | "F64" | "C64" => 8,
+        _ => return None,
+    })
+}
+
+struct Entries(BTreeMap<String, Entry>);
+
+#[derive(Deserialize)]
+#[serde(expecting = "a table with dtype, shape and data_offsets")]
+struct Written {
+    dtype: String,
+    shape: Vec<usize>,
+    data_offsets: [u64; 2],
+}
+
+impl<'de> Deserialize<'de> for Entries {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Names;
+        impl<'de> Visitor<'de> for Names {
+            type Value = BTreeMap<String, Entry>;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a table of tensors")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut all = BTreeMap::new();
+                while let Some(name) = map.next_key::<String>()? {
+                    if name == "__metadata__" {
+                        map.next_value::<IgnoredAny>()?;
+                        continue;
+                    }
+                    let Written {
+                        dtype,
+                        shape,
+                        data_offsets: [begin, end],
+                    } = map.next_value()?;
+                    let entry = Entry {
+                        dtype,
+                        shape,
+                        begin,
+                        end,
+                    };
+                    if all.insert(name.clone(), entry).is_some() {
+                        return Err(de::Error::custom(format!("tensor {name} is there twice")));
+                    }
+                }
+                Ok(all)
+            }
+        }
+        deserializer.deserialize_map(Names).map(Self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(json: &str, data: u64) -> String {
+        parse(json.as_bytes(), data).unwrap_err()
+    }
+
+    #[test]
+    fn places_that_contradict_each_other_are_told() {
+        let entry = |shape: &str, begin: u64, end: u64| {
+            format!(r#"{{"dtype":"F32","shape":{shape},"data_offsets":[{begin},{end}]}}"#)
+        };
+        let one = |shape, begin, end| format!(r#"{{"a":{}}}"#, entry(shape, begin, end));
+        assert_eq!(parse(one("[2]", 0, 8).as_bytes(), 8).unwrap().len(), 1);
+        assert!(problem(&one("[2]", 0, 8), 9).contains("holds 9 bytes of data, but its header"));
+        assert!(problem(&one("[3]", 0, 8), 8).contains("takes 8 bytes, which are no F32"));
+        assert!(problem(&one("[2]", 8, 0), 8).contains("before it begins"));
+        let large = u64::MAX / 2;
+        let shape = format!("[{large},{large}]");
+        assert!(problem(&one(&shape, 0, 8), 8).contains("takes 8 bytes"));
+        for (begin, end) in [(4, 8), (8, 12)] {
+            let two = format!(
+                r#"{{"a":{},"b":{}}}"#,
+                entry("[2]", 0, 8),
+                entry("[1]", begin, end)
+            );
+            match begin {
+                8 => assert_eq!(parse(two.as_bytes(), 12).unwrap().len(), 2),
+                _ => assert!(problem(&two, 8).contains("begins at byte 4 of the data, expected 8")),
+            }
+        }
+        let twice = format!(r#"{{"a":{0},"a":{0}}}"#, entry("[2]", 0, 8));
+        assert!(problem(&twice, 8).contains("tensor a is there twice"));
+        assert!(problem(&one("[-1]", 0, 8), 8).contains("header is broken"));
+        assert!(problem(&"[".repeat(100_000), 8).contains("header is broken"));
+    }
+}

@@ -1,0 +1,179 @@
+//! What the readers of TOML, JSON and YAML say, in words for people who do not write Rust.
+
+use std::borrow::Cow;
+
+/// How these readers begin to say that a value is of a wrong kind.
+const BEGINNINGS: [&str; 3] = ["invalid type: ", "invalid value: ", "invalid length "];
+const EXPECTED: &str = ", expected ";
+
+/// The message with `invalid type: string "x", expected usize` and the like in plain words.
+pub(crate) fn plain(message: &str) -> Cow<'_, str> {
+    let begin = BEGINNINGS
+        .iter()
+        .filter_map(|words| Some((message.find(words)?, *words)))
+        .min();
+    let Some((begin, words)) = begin else {
+        return Cow::Borrowed(message);
+    };
+    let rest = &message[begin + words.len()..];
+    let Some(comma) = rest.rfind(EXPECTED) else {
+        return Cow::Borrowed(message);
+    };
+    let found = &rest[..comma];
+    let (expected, place) = split_place(&rest[comma + EXPECTED.len()..]);
+    let hint = hint(found, expected);
+    let found = match words {
+        "invalid length " => format!("{found} elements"),
+        _ => kind_found(found),
+    };
+    let expected = kind_expected(expected);
+    let before = &message[..begin];
+    Cow::Owned(format!(
+        "{before}expected {expected}, found {found}{hint}{place}"
+    ))
+}
+
+/// What is expected, and ` at line 3 column 5` behind it.
+fn split_place(text: &str) -> (&str, &str) {
+    match text.rfind(" at line ") {
+        Some(place) => text.split_at(place),
+        None => (text, ""),
+    }
+}
+
+fn kind_found(found: &str) -> String {
+    let inner = |kind: &str| found.strip_prefix(kind);
+    let ticked = |kind: &str| inner(kind).map(|value| value.trim_matches('`').to_owned());
+    if let Some(text) = inner("string ") {
+        return format!("the text {text}");
+    }
+    let number = ticked("integer ")
+        .or_else(|| ticked("floating point "))
+        .or_else(|| ticked("boolean "));
+    match found {
+        _ if number.is_some() => number.unwrap_or_default(),
+        "sequence" => "a list".into(),
+        "map" => "a table".into(),
+        "null" | "unit value" | "Option value" => "null".into(),
+        "unit variant" => "a word".into(),
+        "newtype variant" | "tuple variant" | "struct variant" => "a table".into(),
+        other => other.to_owned(),
+    }
+}
+
+fn kind_expected(expected: &str) -> Cow<'_, str> {
+    if is_float(expected) {
+        return "a number".into();
+    }
+    if is_natural(expected) {
+        return "an integer of at least 0".into();
+    }
+    if let Some(length) = expected
+        .strip_prefix("an array of length ")
+        .or_else(|| expected.strip_prefix("a tuple of size "))
+    {
+        return format!("a list of {length}").into();
+    }
+    match expected {
+        "i8" | "i16" | "i32" | "i64" | "isize" | "i128" => "an integer".into(),
+        "bool" | "a boolean" => "true or false".into(),
+        "a string" | "str" | "string" | "path string" | "a character" => {
+            "text in quotation marks".into()
+        }
+        "a sequence" | "a tuple" => "a list".into(),
+        "a map" | "map" => "a table".into(),
+        "string or map" | "string or table" | "variant identifier" => {
+            "a word in quotation marks".into()
+        }
+        "unit" => "nothing".into(),
+        _ if expected.starts_with("struct ") || expected.starts_with("internally tagged ") => {
+            "a table".into()
+        }
+        _ if expected.starts_with("enum ") || expected.starts_with("adjacently tagged ") => {
+            "a word in quotation marks".into()
+        }
+        _ => expected.into(),
+    }
+}
+
+fn is_float(kind: &str) -> bool {
+    matches!(kind, "f32" | "f64")
+}
+
+fn is_natural(kind: &str) -> bool {
+    matches!(kind, "u8" | "u16" | "u32" | "u64" | "usize" | "u128")
+        || kind.starts_with("a nonzero ")
+}
+
+/// What to write instead, where that is plain.
+fn hint(found: &str, expected: &str) -> String {
+    let text = found
+        .strip_prefix("string ")
+        .map(|text| text.trim_matches('"'));
+    let float = found
+        .strip_prefix("floating point ")
+        .and_then(|text| text.trim_matches('`').parse::<f64>().ok());
+    match (text, float) {
+        (Some(text), _) if is_float(expected) && text.parse::<f64>().is_ok() => {
+            format!("; write {text} without quotation marks")
+        }
+        (Some(text), _) if is_natural(expected) && text.parse::<u64>().is_ok() => {
+            format!("; write {text} without quotation marks")
+        }
+        (Some(text @ ("true" | "false")), _) if expected == "a boolean" => {
+            format!("; write {text} without quotation marks")
+        }
+        (_, Some(value)) if is_natural(expected) && value >= 0.0 && value.fract() == 0.0 => {
+            format!("; write {value:.0} without a point or an exponent")
+        }
+        _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_of_readers_are_put_in_plain_words() {
+        for (message, expected) in [
+            (
+                "a.toml: line 3: invalid type: string \"1e-3\", expected f64",
+                "a.toml: line 3: expected a number, found the text \"1e-3\"; write 1e-3 without \
+                 quotation marks",
+            ),
+            (
+                "invalid value: integer `-1`, expected usize at line 3 column 7",
+                "expected an integer of at least 0, found -1 at line 3 column 7",
+            ),
+            (
+                "invalid type: floating point `1000.0`, expected usize",
+                "expected an integer of at least 0, found 1000.0; write 1000 without a point or an exponent",
+            ),
+            (
+                "invalid type: map, expected a sequence",
+                "expected a list, found a table",
+            ),
+            (
+                "invalid type: sequence, expected struct TrainSection",
+                "expected a table, found a list",
+            ),
+            (
+                "invalid type: boolean `true`, expected string or map",
+                "expected a word in quotation marks, found true",
+            ),
+            (
+                "invalid length 3, expected an array of length 2",
+                "expected a list of 2, found 3 elements",
+            ),
+            (
+                "invalid type: string \"a, expected b\", expected a boolean",
+                "expected true or false, found the text \"a, expected b\"",
+            ),
+            ("missing field `x`", "missing field `x`"),
+            ("invalid type: ", "invalid type: "),
+        ] {
+            assert_eq!(plain(message), expected);
+        }
+    }
+}
