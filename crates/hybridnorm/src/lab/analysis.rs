@@ -242,7 +242,9 @@ impl Analysis {
     /// Comparisons with the baseline that the study is for, those that cannot be made included.
     pub fn comparisons(&self) -> usize {
         let others = self.placements.iter();
-        others.filter(|entry| entry.placement != self.rules.baseline).count()
+        others
+            .filter(|entry| entry.placement != self.rules.baseline)
+            .count()
     }
 }
 

@@ -47,8 +47,8 @@ fn compare(
     }
     let baseline = baseline.ok_or("the study has no runs of the baseline")?;
     let best = sweep.best().ok_or_else(|| sweep.why_no_best().to_owned())?;
-    let theirs = (baseline.best())
-        .ok_or_else(|| format!("the baseline has {}", baseline.why_no_best()))?;
+    let theirs =
+        (baseline.best()).ok_or_else(|| format!("the baseline has {}", baseline.why_no_best()))?;
     let pairs: Vec<(f64, f64)> = best.pairs(theirs).collect();
     let differences: Vec<f64> = pairs.iter().map(|(ours, theirs)| ours - theirs).collect();
     let level = 1.0 - rules.alpha / comparisons as f64;
@@ -70,9 +70,7 @@ fn compare(
     };
     let alpha = rules.alpha / comparisons as f64;
     let seeds = (beyond > 0.0)
-        .then(|| {
-            stats::seeds_needed_of_best(beyond, difference.sd, alpha, rules.power, chosen_of)
-        })
+        .then(|| stats::seeds_needed_of_best(beyond, difference.sd, alpha, rules.power, chosen_of))
         .flatten();
     let compute_gain = compute_gain(loss, baseline_loss, rules);
     let found = Comparison {
@@ -113,19 +111,17 @@ fn p_beyond(differences: &[f64], margin: f64, first_of: usize, second_of: usize)
 
 /// Why a verdict that the interval gives cannot stand: there may be a better learning rate than the one
 /// that was compared, of the side that would lose.
-fn objection(
-    verdict: Verdict,
-    sweep: &Sweep,
-    baseline: &Sweep,
-    difference: f64,
-) -> Option<String> {
+fn objection(verdict: Verdict, sweep: &Sweep, baseline: &Sweep, difference: f64) -> Option<String> {
     let (loser, whose) = match verdict {
         Verdict::Better => (baseline, "the baseline's"),
         Verdict::Worse => (sweep, "its"),
         Verdict::Indistinguishable => return None,
     };
     let side = if difference < 0.0 { "below" } else { "above" };
-    let seen = format!("{:.3} nats {side} the baseline at the rates tried", difference.abs());
+    let seen = format!(
+        "{:.3} nats {side} the baseline at the rates tried",
+        difference.abs()
+    );
     if let Some(edge) = loser.edge() {
         let edge = match edge {
             Edge::Lowest => "lowest",

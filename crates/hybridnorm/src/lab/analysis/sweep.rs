@@ -299,7 +299,10 @@ fn mark_lost(rates: &mut [Rate], lost_above: f64) {
     let Some((first, best)) = medians.min_by(|a, b| a.1.total_cmp(&b.1)) else {
         return;
     };
-    for outcome in rates[first..].iter_mut().flat_map(|rate| rate.runs.values_mut()) {
+    for outcome in rates[first..]
+        .iter_mut()
+        .flat_map(|rate| rate.runs.values_mut())
+    {
         if let Outcome::Loss(loss) | Outcome::NotLearned(loss) = *outcome
             && loss > best + lost_above
         {

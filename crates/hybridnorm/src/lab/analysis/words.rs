@@ -61,7 +61,11 @@ pub fn sentence(placement: &PlacementSummary, analysis: &Analysis) -> String {
             digits.show(low),
             digits.show(high),
             analysis.rules.margin,
-            resolving(against, analysis.rules.margin, "a difference as large as the one seen")
+            resolving(
+                against,
+                analysis.rules.margin,
+                "a difference as large as the one seen"
+            )
         ),
         Verdict::Better => found("better", -mean, -high, -low),
         Verdict::Worse => found("worse", mean, low, high),
@@ -145,7 +149,7 @@ fn lowest(analysis: &Analysis) -> String {
     }
     let some_other = compared(analysis).any(|(entry, _)| entry.placement != *name);
     if some_other && better.is_empty() && worse.is_empty() {
-        text += "; no other placement differs significantly from the baseline";
+        text += "; no other placement that was compared differs significantly from the baseline";
     }
     text + "."
 }
@@ -168,13 +172,14 @@ fn spans(analysis: &Analysis) -> String {
         let Span { low, high, .. } = entry.tolerance?;
         let name = &entry.placement;
         Some(match low == high {
-            true => format!("{name} at {low}"),
-            false => format!("{name} from {low} to {high}"),
+            true => format!("{name} {low}"),
+            false => format!("{name} {low} to {high}"),
         })
     };
     let spans: Vec<String> = analysis.placements.iter().filter_map(span).collect();
     if spans.is_empty() {
-        return "No placement has a best learning rate, so that tolerance of others is unknown".into();
+        return "No placement has a best learning rate, so that tolerance of others is unknown"
+            .into();
     }
     let mut rates = analysis.placements.iter().flat_map(|entry| &entry.rates);
     let halved = match rates.any(|rate| rate.halved > 0) {
@@ -182,8 +187,8 @@ fn spans(analysis: &Analysis) -> String {
         false => "",
     };
     format!(
-        "Within {} nats of its best loss is {} (of the rates tried, whose neighbours differ by a factor \
-         of {}; spans are known to such a step only and are not compared{halved})",
+        "Learning rates within {} nats of a placement's best loss: {} (of those tried, whose neighbours \
+         differ by a factor of {}; spans are known to such a step only and are not compared{halved})",
         analysis.rules.tolerance,
         spans.join(", "),
         steps(analysis)
@@ -211,21 +216,20 @@ fn failures(analysis: &Analysis) -> String {
             let rates = entry.rates.iter().filter(|rate| count(rate) > 0);
             let rates: Vec<String> = rates.map(|rate| rate.lr.to_string()).collect();
             let rates: Vec<&str> = rates.iter().map(String::as_str).collect();
-            (found > 0).then(|| {
-                format!("{} {found} of {all} (at {})", entry.placement, list(&rates))
-            })
+            (found > 0)
+                .then(|| format!("{} {found} of {all} (at {})", entry.placement, list(&rates)))
         };
         analysis.placements.iter().filter_map(of).collect()
     };
     let lost = counted(|rate| rate.diverged);
     let mut text = match lost.as_slice() {
         [] => "no run was lost".to_owned(),
-        lost => format!("lost were, of the runs of {}", lost.join(", ")),
+        lost => format!("lost runs: {}", lost.join(", ")),
     };
     let early = counted(|rate| rate.not_learned);
     if !early.is_empty() {
         text += &format!(
-            "; not learned yet had, of the runs of {}: their budget was too short, which is no failure",
+            "; runs that had not learned yet, a matter of the budget and no failure: {}",
             early.join(", ")
         );
     }
@@ -305,7 +309,11 @@ fn open(analysis: &Analysis) -> String {
         _ => "a difference of the size that is typical there",
     };
     let nats = Digits::of_size(size(typical)).show(size(typical));
-    let resolving = resolving(typical, analysis.rules.margin, &format!("{what} ({nats} nats)"));
+    let resolving = resolving(
+        typical,
+        analysis.rules.margin,
+        &format!("{what} ({nats} nats)"),
+    );
     format!(
         "not distinguishable from {baseline}: {}, where {resolving}",
         list(&names)

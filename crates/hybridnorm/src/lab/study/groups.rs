@@ -36,7 +36,10 @@ pub fn groups<'a>(
 ) -> Vec<Group> {
     let key = |cell: &Cell| (cell.init.clone(), cell.depth);
     let mut keys = Vec::new();
-    for cell in planned.clone().chain(records.iter().map(|record| &record.cell)) {
+    for cell in planned
+        .clone()
+        .chain(records.iter().map(|record| &record.cell))
+    {
         if !keys.contains(&key(cell)) {
             keys.push(key(cell));
         }
@@ -114,7 +117,9 @@ fn point(record: &RunRecord) -> Option<Point> {
             Outcome::NotLearned(loss)
         }
         (Ending::Diverged { .. }, _) => Outcome::Diverged,
-        (Ending::Unfinished { .. } | Ending::Finished | Ending::NotLearned { .. }, _) => return None,
+        (Ending::Unfinished { .. } | Ending::Finished | Ending::NotLearned { .. }, _) => {
+            return None;
+        }
     };
     Some(Point {
         placement: record.cell.placement.clone(),
