@@ -214,6 +214,7 @@ impl<'a> StudyDisplay<'a> {
                 let ending = match (&record.ending, record.validation_loss) {
                     (Ending::Finished, Some(loss)) => format!("validation loss {loss:.4}"),
                     (Ending::Finished, None) => "finished".into(),
+                    (Ending::NotLearned { reason }, _) => format!("not learned yet: {reason}"),
                     (Ending::Diverged { step, reason }, _) => {
                         format!("diverged at step {step}: {reason}")
                     }

@@ -106,7 +106,11 @@ fn again(path: &Path, out: &Path, args: &StudyArgs) -> String {
 
 fn show(folder: &Folder, study: &Study, json: bool) -> Result<(), Error> {
     let records = folder.records(&study.runs)?;
-    let groups = study::groups(&records, &study.file.study.rules);
+    let groups = study::groups(
+        &records,
+        study.runs.iter().map(|run| &run.cell),
+        &study.file.study.rules,
+    );
     if json {
         return console::print_json(&groups);
     }
@@ -138,11 +142,20 @@ fn text(group: &Group, study: &Study) -> String {
             let Some(rate) = found else {
                 return "-".to_owned();
             };
-            match (&rate.loss, rate.diverged) {
-                (Some(loss), 0) => format!("{:.4}", loss.mean),
-                (Some(loss), diverged) => format!("{:.4} ({diverged} diverged)", loss.mean),
-                (None, 0) => "left out".into(),
-                (None, _) => "diverged".into(),
+            let mut notes = Vec::new();
+            for (count, word) in [
+                (rate.diverged, "lost"),
+                (rate.not_learned, "not learned yet"),
+                (rate.halved, "left out"),
+            ] {
+                if count > 0 {
+                    notes.push(format!("{count} {word}"));
+                }
+            }
+            match (&rate.loss, notes.join(", ")) {
+                (Some(loss), notes) if notes.is_empty() => format!("{:.4}", loss.mean),
+                (Some(loss), notes) => format!("{:.4} ({notes})", loss.mean),
+                (None, notes) => notes,
             }
         };
         let row = [placement.placement.clone()];
@@ -154,8 +167,8 @@ fn text(group: &Group, study: &Study) -> String {
         "best lr",
         "loss",
         &format!("difference to {baseline}"),
-        &format!("{} interval", percent(1.0 - analysis.rules.alpha)),
-        "p (Holm)",
+        &format!("{} interval for all", percent(1.0 - analysis.rules.alpha)),
+        "p (corrected)",
         "verdict",
         "effective speedup",
         "spikes",
@@ -175,13 +188,21 @@ fn text(group: &Group, study: &Study) -> String {
                     "{:+.4} to {:+.4}",
                     against.difference.low, against.difference.high
                 ),
-                format!("{:.4}", against.p_holm),
+                format!("{:.4}", against.p_adjusted),
                 word(against.verdict).to_owned(),
                 against
                     .effective_speedup
                     .map_or_else(dash, |speedup| format!("{speedup:.2}x")),
             ]),
-            None => row.extend(std::iter::repeat_n(dash(), 5)),
+            None => {
+                row.extend(std::iter::repeat_n(dash(), 3));
+                let verdict = match &placement.why_not {
+                    Some(_) if !analysis.complete => "incomplete".into(),
+                    Some(why) if why.starts_with("undecided") => "undecided".into(),
+                    _ => dash(),
+                };
+                row.extend([verdict, dash()]);
+            }
         }
         row.push(placement.spikes.to_string());
         let speed = placement.tokens_per_second;

@@ -3,12 +3,19 @@
 //! Each placement is judged at its own best learning rate, and compared with the baseline seed by
 //! seed, since runs with the same seed share initial values and batches. Three kinds of luck are
 //! accounted for: that of the seeds by a t-test, that of choosing the learning rate on the same
-//! seeds by [`stats::paired_of_best`], and that of having many placements by Holm's correction.
+//! seeds by [`stats::paired_of_best`](super::stats::paired_of_best), and that of having many placements
+//! by Bonferroni's correction. Verdicts are read off the intervals, which are corrected so, too: words
+//! and intervals cannot contradict each other.
+//!
+//! No verdict is given while runs are missing, and none that a learning rate outside those tried, or
+//! one at which some seeds were lost, could turn around.
 //!
 //! Choosing each seed's rate on the other seeds would not do instead: losses so chosen are correlated
 //! from seed to seed, and where curves are flat it finds differences that do not exist more than twice
 //! as often as it should (`simpler_tests_claim_too_much` in the tests).
 
+mod compare;
+mod rules;
 mod show;
 mod sweep;
 mod words;
@@ -20,7 +27,8 @@ mod tests;
 
 use serde::{Deserialize, Serialize};
 
-use super::stats::{self, Paired, Summary};
+use super::stats::{Paired, Summary};
+pub use rules::Rules;
 use sweep::Sweep;
 pub use words::{sentence, verdict};
 
@@ -50,96 +58,14 @@ pub struct Point {
 pub enum Outcome {
     /// With this validation loss, in nats per token. One that is not finite counts as diverged.
     Loss(f64),
-    /// It stopped learning, or its numbers stopped being finite.
+    /// With this validation loss, without having learned more than token frequencies yet: a matter of
+    /// the study's budget, no failure.
+    NotLearned(f64),
+    /// It was lost: its numbers stopped being finite, it lost what it had learned, or it ended far
+    /// above the best of its placement.
     Diverged,
     /// Successive halving left it out.
     Halved,
-}
-
-/// By which rules runs are judged.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Rules {
-    /// The placement with which all others are compared.
-    pub baseline: String,
-    /// Largest probability of any false claim that a placement is better or worse; confidence
-    /// intervals have the level `1 - alpha`.
-    pub alpha: f64,
-    /// Probability with which [`Comparison::seeds_to_resolve`] seeds find a difference.
-    pub power: f64,
-    /// How far above its best loss a placement may be within its tolerance, in nats.
-    pub tolerance: f64,
-    /// Loss that no amount of compute goes below, in nats; see [`Comparison::compute_gain`].
-    pub irreducible_loss: f64,
-    /// Exponent of compute in the law of [`Comparison::compute_gain`].
-    pub compute_exponent: f64,
-    /// What a diverged run counts as in [`PlacementSummary::lr_sensitivity`], in nats, and the most
-    /// any run counts as; `None`: the largest mean loss at any placement and learning rate. Its
-    /// authors took the loss at initialization.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub loss_cap: Option<f64>,
-}
-
-impl Default for Rules {
-    fn default() -> Self {
-        Self {
-            baseline: "pre-norm".to_owned(),
-            alpha: 0.05,
-            power: 0.8,
-            tolerance: 0.05,
-            irreducible_loss: 1.6,
-            compute_exponent: 0.0941,
-            loss_cap: None,
-        }
-    }
-}
-
-impl Rules {
-    /// What is wrong with them, in one line that names the key. Where something is, [`analyse`]
-    /// compares nothing and gives it as the reason.
-    pub fn problem(&self) -> Option<String> {
-        let not_negative = |value: f64| value.is_finite() && value >= 0.0;
-        let checks = [
-            (
-                "alpha",
-                self.alpha,
-                self.alpha > 0.0 && self.alpha < 1.0,
-                "must lie between 0 and 1",
-            ),
-            (
-                "power",
-                self.power,
-                (0.5..1.0).contains(&self.power),
-                "must be at least 0.5 and below 1",
-            ),
-            (
-                "tolerance",
-                self.tolerance,
-                not_negative(self.tolerance),
-                "must not be negative",
-            ),
-            (
-                "irreducible_loss",
-                self.irreducible_loss,
-                not_negative(self.irreducible_loss),
-                "must not be negative",
-            ),
-            (
-                "compute_exponent",
-                self.compute_exponent,
-                not_negative(self.compute_exponent) && self.compute_exponent > 0.0,
-                "must be above 0",
-            ),
-            (
-                "loss_cap",
-                self.loss_cap.unwrap_or_default(),
-                self.loss_cap.is_none_or(not_negative),
-                "must not be negative",
-            ),
-        ];
-        let (key, value, _, expected) = checks.into_iter().find(|(_, _, right, _)| !right)?;
-        Some(format!("{key} = {value} {expected}"))
-    }
 }
 
 /// What the runs of a study say.
@@ -148,6 +74,14 @@ impl Rules {
 pub struct Analysis {
     /// By which rules.
     pub rules: Rules,
+    /// Runs that the study consists of.
+    pub planned: usize,
+    /// Runs that are recorded.
+    pub recorded: usize,
+    /// True if no run is missing. Otherwise nothing is compared.
+    pub complete: bool,
+    /// Runs that are planned and not recorded.
+    pub missing: usize,
     /// One entry a placement, in the order of their first runs.
     pub placements: Vec<PlacementSummary>,
 }
@@ -161,10 +95,10 @@ pub struct PlacementSummary {
     /// One entry a learning rate, ascending.
     pub rates: Vec<RateSummary>,
     /// The learning rate with the lowest mean loss, of those judged on equal seeds: where no seed
-    /// diverged or was left out, and as many finished as at any other such rate, the same ones.
+    /// was lost, had not learned yet or was left out, and as many finished as at any other such rate, the same ones.
     pub best: Option<Best>,
-    /// The largest learning rate such that no seed diverged at it or at a smaller one. A run that
-    /// halving left out did not diverge as far as it went.
+    /// The largest learning rate tried such that no seed was lost at it or at a smaller one. A run that
+    /// halving left out was not lost as far as it went.
     pub largest_stable_lr: Option<f64>,
     /// The unbroken run of learning rates around the best whose mean loss is at most
     /// [`Rules::tolerance`] above the best one's. Rates not judged on equal seeds end it, so that it
@@ -195,8 +129,11 @@ pub struct RateSummary {
     pub lr: f64,
     /// Runs that finished.
     pub finished: u64,
-    /// Runs that diverged.
+    /// Runs that were lost.
     pub diverged: u64,
+    /// Runs that had not learned yet at their end.
+    #[serde(default)]
+    pub not_learned: u64,
     /// Runs that successive halving left out.
     pub halved: u64,
     /// Validation loss of the finished runs, in nats per token.
@@ -229,7 +166,8 @@ pub enum Edge {
     Highest,
 }
 
-/// A range of learning rates.
+/// A range of learning rates, as far as the grid tells: its true ends lie between `low` and
+/// `next_below`, and between `high` and `next_above`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Span {
@@ -237,8 +175,14 @@ pub struct Span {
     pub low: f64,
     /// Largest.
     pub high: f64,
-    /// `high / low`.
+    /// `high / low`: a lower bound, limited by the grid. Spans of placements are not compared.
     pub factor: f64,
+    /// The next smaller rate tried, which is outside; `None` where none was tried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_below: Option<f64>,
+    /// The next larger rate tried, which is outside; `None` where none was tried.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_above: Option<f64>,
 }
 
 /// A placement against the baseline, each at its own best learning rate, paired by seed.
@@ -251,17 +195,25 @@ pub struct Comparison {
     pub loss: f64,
     /// The same of the baseline.
     pub baseline_loss: f64,
-    /// Loss of the placement minus that of the baseline: negative is better. `p` and the interval
-    /// allow for [`Best::contenders`], so that the ends may differ in their distance from the mean.
+    /// Loss of the placement minus that of the baseline: negative is better. The interval has the
+    /// level `1 - alpha` for all comparisons of the analysis together (Bonferroni). It and `p` allow for
+    /// [`Best::contenders`], so that the ends may differ in their distance from the mean. `p` is that of
+    /// no difference, of this comparison alone.
     pub difference: Paired,
-    /// `p` by Holm's correction for all comparisons of the analysis.
+    /// Probability of such a difference where the true one is not beyond [`Rules::margin`], times the
+    /// number of comparisons (Bonferroni): below [`Rules::alpha`] exactly if the interval lies beyond
+    /// the margin.
+    pub p_adjusted: f64,
+    /// The same by Holm's correction, which is less strict and has no intervals of its own: verdicts do
+    /// not go by it.
     pub p_holm: f64,
     /// What can be claimed.
     pub verdict: Verdict,
-    /// Seeds with which a true difference as large as the one seen is found with probability
-    /// [`Rules::power`], if its standard deviation is the one seen: at [`Rules::alpha`] divided by
-    /// the number of comparisons, which is the strictest that Holm's correction asks for. From few
-    /// seeds it is a rough guess. `None` above [`stats::MOST_SEEDS`], or if no difference was seen.
+    /// Fresh seeds with which, in a new study, a true difference as large as the one seen is found to be
+    /// beyond [`Rules::margin`] with probability [`Rules::power`], if its standard deviation is the one
+    /// seen. From few seeds it is a rough guess. `None` above [`super::stats::MOST_SEEDS`], or if the
+    /// difference seen is within the margin. Adding seeds to this study until something is found would
+    /// raise the probability of a false claim.
     pub seeds_to_resolve: Option<u64>,
     /// By what factor the baseline's compute would have to grow for the placement's loss, if loss
     /// falls as `irreducible + constant · compute^-exponent` (the form of Kaplan et al. 2020, arXiv
@@ -278,18 +230,52 @@ pub struct Comparison {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// Lower loss than the baseline, and not by chance.
+    /// Loss lower than the baseline's by more than the margin, and not by chance.
     Better,
-    /// Higher loss than the baseline, and not by chance.
+    /// Loss higher than the baseline's by more than the margin, and not by chance.
     Worse,
     /// Neither can be claimed.
     Indistinguishable,
 }
 
-/// Judges runs by rules. It never fails: what cannot be said is `None`, with a reason where a
-/// comparison is missing.
+impl Analysis {
+    /// Comparisons with the baseline that the study is for, those that cannot be made included.
+    pub fn comparisons(&self) -> usize {
+        let others = self.placements.iter();
+        others
+            .filter(|entry| entry.placement != self.rules.baseline)
+            .count()
+    }
+}
+
+impl RateSummary {
+    /// All runs.
+    pub fn runs(&self) -> u64 {
+        self.finished + self.diverged + self.not_learned + self.halved
+    }
+}
+
+/// How each run ended, seen beside the others of its placement: see [`Rules::lost_above`].
+pub fn outcomes(points: &[Point], rules: &Rules) -> Vec<Outcome> {
+    let sweeps = Sweep::all(points, rules.lost_above);
+    let outcome = |point: &Point| {
+        let sweep = sweeps.iter().find(|sweep| sweep.name == point.placement);
+        let judged = sweep.and_then(|sweep| sweep.outcome(point.lr, point.seed));
+        judged.unwrap_or(point.result)
+    };
+    points.iter().map(outcome).collect()
+}
+
+/// Judges runs by rules, as a complete study. It never fails: what cannot be said is `None`, with a
+/// reason where a comparison is missing.
 pub fn analyse(points: &[Point], rules: &Rules) -> Analysis {
-    let sweeps = Sweep::all(points);
+    analyse_planned(points, points.len(), rules)
+}
+
+/// As [`analyse`], of a study with `planned` runs. While fewer are recorded, nothing is compared: which
+/// runs are missing need not be chance.
+pub fn analyse_planned(points: &[Point], planned: usize, rules: &Rules) -> Analysis {
+    let sweeps = Sweep::all(points, rules.lost_above);
     let loss_cap = (rules.loss_cap).or_else(|| {
         let means = sweeps.iter().flat_map(Sweep::mean_losses);
         means.max_by(f64::total_cmp)
@@ -298,113 +284,23 @@ pub fn analyse(points: &[Point], rules: &Rules) -> Analysis {
         .iter()
         .map(|sweep| sweep.summary(rules, loss_cap))
         .collect();
-
-    let baseline = sweeps.iter().find(|sweep| sweep.name == rules.baseline);
-    let mut tests = Vec::new();
-    for (index, sweep) in sweeps.iter().enumerate() {
-        if sweep.name == rules.baseline {
-            continue;
+    let recorded = points.len();
+    if recorded < planned {
+        let reason = format!("incomplete: {recorded} of {planned} runs");
+        for placement in &mut placements {
+            if placement.placement != rules.baseline {
+                placement.why_not = Some(reason.clone());
+            }
         }
-        match Test::of(sweep, baseline, rules) {
-            Ok(test) => tests.push((index, test)),
-            Err(reason) => placements[index].why_not = Some(reason),
-        }
-    }
-    let p: Vec<f64> = tests.iter().map(|(_, test)| test.difference.p).collect();
-    let baseline_throughput = (placements.iter())
-        .find(|placement| placement.placement == rules.baseline)
-        .and_then(|placement| placement.tokens_per_second);
-    for ((index, test), p_holm) in tests.iter().zip(stats::holm(&p)) {
-        let placement = &mut placements[*index];
-        let ratio = (placement.tokens_per_second)
-            .zip(baseline_throughput)
-            .map(|(ours, theirs)| ours / theirs);
-        placement.against = Some(test.comparison(p_holm, p.len(), ratio, rules));
+    } else {
+        compare::all(&sweeps, &mut placements, rules);
     }
     Analysis {
         rules: rules.clone(),
+        planned,
+        recorded,
+        complete: recorded >= planned,
+        missing: planned.saturating_sub(recorded),
         placements,
-    }
-}
-
-/// A comparison before those of other placements are known.
-struct Test {
-    loss: f64,
-    baseline_loss: f64,
-    difference: Paired,
-    contenders: usize,
-}
-
-impl Test {
-    fn of(sweep: &Sweep, baseline: Option<&Sweep>, rules: &Rules) -> Result<Self, String> {
-        if let Some(problem) = rules.problem() {
-            return Err(problem);
-        }
-        let baseline = baseline.ok_or("the study has no runs of the baseline")?;
-        let best = sweep
-            .best()
-            .ok_or("no learning rate at which every seed finished")?;
-        let theirs = baseline
-            .best()
-            .ok_or("the baseline has no learning rate at which every seed finished")?;
-        let pairs: Vec<(f64, f64)> = best.pairs(theirs).collect();
-        let differences: Vec<f64> = pairs.iter().map(|(ours, theirs)| ours - theirs).collect();
-        let level = 1.0 - rules.alpha;
-        let (first_of, second_of) = (sweep.contenders(), baseline.contenders());
-        let difference = stats::paired_of_best(&differences, level, first_of, second_of)
-            .ok_or("fewer than 2 seeds in common with the baseline")?;
-        let (ours, theirs): (Vec<f64>, Vec<f64>) = pairs.into_iter().unzip();
-        let mean = |losses: Vec<f64>| losses.iter().sum::<f64>() / losses.len() as f64;
-        Ok(Self {
-            loss: mean(ours),
-            baseline_loss: mean(theirs),
-            difference,
-            contenders: if difference.mean < 0.0 {
-                first_of
-            } else {
-                second_of
-            },
-        })
-    }
-
-    fn comparison(
-        &self,
-        p_holm: f64,
-        comparisons: usize,
-        throughput_ratio: Option<f64>,
-        rules: &Rules,
-    ) -> Comparison {
-        let Paired { n, mean, sd, .. } = self.difference;
-        let verdict = match p_holm < rules.alpha {
-            true if mean < 0.0 => Verdict::Better,
-            true => Verdict::Worse,
-            false => Verdict::Indistinguishable,
-        };
-        let reducible = |loss: f64| {
-            let left = loss - rules.irreducible_loss;
-            (left > 0.0).then_some(left)
-        };
-        let compute_gain = reducible(self.baseline_loss)
-            .zip(reducible(self.loss))
-            .map(|(theirs, ours)| (theirs / ours).powf(rules.compute_exponent.recip()))
-            .filter(|gain| gain.is_finite());
-        Comparison {
-            pairs: n,
-            loss: self.loss,
-            baseline_loss: self.baseline_loss,
-            difference: self.difference,
-            p_holm,
-            verdict,
-            seeds_to_resolve: stats::seeds_needed_of_best(
-                mean,
-                sd,
-                rules.alpha / comparisons as f64,
-                rules.power,
-                self.contenders,
-            ),
-            compute_gain,
-            throughput_ratio,
-            effective_speedup: compute_gain.zip(throughput_ratio).map(|(a, b)| a * b),
-        }
     }
 }

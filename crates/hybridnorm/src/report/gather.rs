@@ -39,7 +39,12 @@ impl Document {
             if folder.holds_study()? {
                 let study = folder.study()?;
                 let records = folder.records(&study.runs)?;
-                document.groups = study::groups(&records, &study.file.study.rules);
+                document.groups = study::groups(
+                    &records,
+                    study.runs.iter().map(|run| &run.cell),
+                    &study.file.study.rules,
+                );
+                let records = study::judged(records, &study.file.study.rules);
                 document
                     .runs
                     .extend(records.into_iter().map(ReportedRun::from));

@@ -147,11 +147,12 @@ pub(super) fn facts(document: &Document, views: &[View], roster: &Roster) -> Str
 }
 
 fn endings(runs: &[ReportedRun]) -> String {
-    let (mut finished, mut diverged, mut halved, mut unfinished) = (0, 0, 0, 0);
+    let (mut finished, mut diverged, mut not_learned, mut halved, mut unfinished) = (0, 0, 0, 0, 0);
     for run in runs {
         match run.ending {
             Ending::Finished => finished += 1,
             Ending::Diverged { .. } => diverged += 1,
+            Ending::NotLearned { .. } => not_learned += 1,
             Ending::Halved { .. } => halved += 1,
             Ending::Unfinished { .. } => unfinished += 1,
         }
@@ -159,6 +160,7 @@ fn endings(runs: &[ReportedRun]) -> String {
     let mut text = format!("{}: {finished} finished", count(runs.len(), "run", "runs"));
     for (n, word) in [
         (diverged, "diverged"),
+        (not_learned, "not learned yet"),
         (halved, "halved"),
         (unfinished, "unfinished"),
     ] {

@@ -349,6 +349,7 @@ fn ending(run: &ReportedRun) -> (String, &'static str) {
             format!("diverged after step {}: {reason}", grouped(*step)),
             "bad",
         ),
+        Ending::NotLearned { reason } => (format!("not learned yet: {reason}"), "warn"),
         Ending::Halved { step } => (format!("halved after step {}", grouped(*step)), "quiet"),
         Ending::Unfinished { step } => {
             let planned = run

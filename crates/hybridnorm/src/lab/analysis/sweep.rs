@@ -39,6 +39,10 @@ impl Rate {
         self.count(|outcome| outcome == Outcome::Diverged)
     }
 
+    fn not_learned(&self) -> usize {
+        self.count(|outcome| matches!(outcome, Outcome::NotLearned(_)))
+    }
+
     fn halved(&self) -> usize {
         self.count(|outcome| outcome == Outcome::Halved)
     }
@@ -48,7 +52,7 @@ impl Rate {
             .iter()
             .filter_map(|(&seed, &outcome)| match outcome {
                 Outcome::Loss(loss) => Some((seed, loss)),
-                Outcome::Diverged | Outcome::Halved => None,
+                Outcome::NotLearned(_) | Outcome::Diverged | Outcome::Halved => None,
             })
     }
 
@@ -59,6 +63,17 @@ impl Rate {
 
     fn loss(&self) -> Option<Summary> {
         Summary::of(&self.losses())
+    }
+
+    /// The lower median over all seeds, of which those without a loss count as infinite.
+    fn median(&self) -> f64 {
+        let loss = |outcome: &Outcome| match *outcome {
+            Outcome::Loss(loss) => loss,
+            _ => f64::INFINITY,
+        };
+        let mut losses: Vec<f64> = self.runs.values().map(loss).collect();
+        losses.sort_by(f64::total_cmp);
+        losses[(losses.len() - 1) / 2]
     }
 
     fn mean(&self) -> Option<f64> {
@@ -79,6 +94,7 @@ impl Rate {
             lr: self.lr,
             finished: self.finished().count() as u64,
             diverged: self.diverged() as u64,
+            not_learned: self.not_learned() as u64,
             halved: self.halved() as u64,
             loss: self.loss(),
         }
@@ -87,7 +103,7 @@ impl Rate {
 
 impl<'a> Sweep<'a> {
     /// One a placement, in the order of first appearance.
-    pub fn all(points: &'a [Point]) -> Vec<Self> {
+    pub fn all(points: &'a [Point], lost_above: f64) -> Vec<Self> {
         let mut groups: Vec<(&str, Vec<&Point>)> = Vec::new();
         for point in points {
             match groups.iter_mut().find(|(name, _)| *name == point.placement) {
@@ -95,15 +111,17 @@ impl<'a> Sweep<'a> {
                 None => groups.push((&point.placement, vec![point])),
             }
         }
-        let sweep = |(name, points)| Self::of(name, points);
+        let sweep = |(name, points)| Self::of(name, points, lost_above);
         groups.into_iter().map(sweep).collect()
     }
 
-    fn of(name: &'a str, points: Vec<&'a Point>) -> Self {
+    fn of(name: &'a str, points: Vec<&'a Point>, lost_above: f64) -> Self {
         let mut rates: Vec<Rate> = Vec::new();
         for point in &points {
             let outcome = match point.result {
-                Outcome::Loss(loss) if !loss.is_finite() => Outcome::Diverged,
+                Outcome::Loss(loss) | Outcome::NotLearned(loss) if !loss.is_finite() => {
+                    Outcome::Diverged
+                }
                 other => other,
             };
             let index = match rates.iter().position(|rate| rate.lr == point.lr) {
@@ -119,6 +137,7 @@ impl<'a> Sweep<'a> {
             rates[index].runs.insert(point.seed, outcome);
         }
         rates.sort_by(|a, b| a.lr.total_cmp(&b.lr));
+        mark_lost(&mut rates, lost_above);
         let candidates = candidates(&rates);
         let mean = |index: &usize| rates[*index].mean().unwrap_or(f64::INFINITY);
         let best = (candidates.iter().copied()).min_by(|a, b| mean(a).total_cmp(&mean(b)));
@@ -131,9 +150,46 @@ impl<'a> Sweep<'a> {
         }
     }
 
+    /// How a run ended.
+    pub fn outcome(&self, lr: f64, seed: u64) -> Option<Outcome> {
+        let rate = self.rates.iter().find(|rate| rate.lr == lr)?;
+        rate.runs.get(&seed).copied()
+    }
+
     /// The best rate.
     pub fn best(&self) -> Option<&Rate> {
         self.best.map(|index| &self.rates[index])
+    }
+
+    /// Why there is no best rate.
+    pub fn why_no_best(&self) -> &'static str {
+        let learned = |rate: &Rate| rate.not_learned() < rate.runs.len();
+        match self.rates.iter().any(learned) {
+            true => "no learning rate at which every seed finished",
+            false => "not learned yet at any learning rate: the study's budget is too short",
+        }
+    }
+
+    /// The end of the rates tried at which the best one is, where several were tried.
+    pub fn edge(&self) -> Option<Edge> {
+        match self.best? {
+            _ if self.rates.len() == 1 => None,
+            0 => Some(Edge::Lowest),
+            index if index + 1 == self.rates.len() => Some(Edge::Highest),
+            _ => None,
+        }
+    }
+
+    /// A rate at which some seeds failed while the others, on average, ended below the same seeds at the
+    /// best rate.
+    pub fn better_but_for_failures(&self) -> Option<f64> {
+        let best = self.best()?;
+        let is_better = |rate: &&Rate| {
+            let differences: Vec<f64> = rate.pairs(best).map(|(ours, best)| ours - best).collect();
+            let failed = rate.diverged() + rate.not_learned() > 0;
+            failed && differences.iter().sum::<f64>() < 0.0
+        };
+        self.rates.iter().find(is_better).map(|rate| rate.lr)
     }
 
     /// Mean loss at each rate that has one.
@@ -188,16 +244,10 @@ impl<'a> Sweep<'a> {
 
     fn best_summary(&self) -> Option<Best> {
         let index = self.best?;
-        let at_edge = match index {
-            _ if self.rates.len() == 1 => None,
-            0 => Some(Edge::Lowest),
-            _ if index + 1 == self.rates.len() => Some(Edge::Highest),
-            _ => None,
-        };
         Some(Best {
             lr: self.rates[index].lr,
             loss: self.rates[index].loss()?,
-            at_edge,
+            at_edge: self.edge(),
             contenders: self.contenders(),
         })
     }
@@ -214,11 +264,15 @@ impl<'a> Sweep<'a> {
             .take_while(within)
             .last()
             .unwrap_or(best);
+        let lr = |index: usize| self.rates.get(index).map(|rate| rate.lr);
+        let (next_below, next_above) = (low.checked_sub(1).and_then(lr), lr(high + 1));
         let (low, high) = (self.rates[low].lr, self.rates[high].lr);
         Some(Span {
             low,
             high,
             factor: high / low,
+            next_below,
+            next_above,
         })
     }
 
@@ -229,7 +283,7 @@ impl<'a> Sweep<'a> {
         let best = self.best()?.mean()?.min(cap);
         let regret = |rate: &Rate| {
             let losses = rate.runs.values().map(|outcome| match outcome {
-                Outcome::Loss(loss) => loss.min(cap),
+                Outcome::Loss(loss) | Outcome::NotLearned(loss) => loss.min(cap),
                 Outcome::Diverged | Outcome::Halved => cap,
             });
             losses.sum::<f64>() / rate.runs.len() as f64 - best
@@ -238,11 +292,30 @@ impl<'a> Sweep<'a> {
     }
 }
 
-/// Indices of the rates that are judged on equal seeds: no seed diverged or was left out, and the
-/// seeds are those of the best covered rates; of equally large sets, those that most rates have.
+/// Counts runs as lost whose final loss is far above the best median, at its learning rate or a larger
+/// one: see [`Rules::lost_above`]. Below that rate, a high loss is that of a slow training.
+fn mark_lost(rates: &mut [Rate], lost_above: f64) {
+    let medians = rates.iter().map(Rate::median).enumerate();
+    let Some((first, best)) = medians.min_by(|a, b| a.1.total_cmp(&b.1)) else {
+        return;
+    };
+    for outcome in rates[first..]
+        .iter_mut()
+        .flat_map(|rate| rate.runs.values_mut())
+    {
+        if let Outcome::Loss(loss) | Outcome::NotLearned(loss) = *outcome
+            && loss > best + lost_above
+        {
+            *outcome = Outcome::Diverged;
+        }
+    }
+}
+
+/// Indices of the rates that are judged on equal seeds: every seed finished, and the seeds are those of
+/// the best covered rates; of equally large sets, those that most rates have.
 fn candidates(rates: &[Rate]) -> Vec<usize> {
     let clean: Vec<usize> = (0..rates.len())
-        .filter(|&index| rates[index].diverged() + rates[index].halved() == 0)
+        .filter(|&index| rates[index].finished().count() == rates[index].runs.len())
         .collect();
     let same = |a: usize, b: usize| rates[a].runs.keys().eq(rates[b].runs.keys());
     let sharing = |a: usize| -> Vec<usize> {

@@ -1,5 +1,6 @@
 //! Small studies made by hand, one for each thing that is said.
 
+use super::super::stats;
 use super::*;
 
 pub(super) fn point(placement: &str, lr: f64, seed: u64, result: Outcome) -> Point {
@@ -26,8 +27,21 @@ pub(super) fn study(parts: &[(&str, f64, &[f64])]) -> Vec<Point> {
         .collect()
 }
 
+/// Rules by which no run is lost for its loss, and every difference counts.
+fn lenient() -> Rules {
+    Rules {
+        margin: 0.0,
+        lost_above: f64::MAX,
+        ..Rules::default()
+    }
+}
+
 fn only(points: &[Point]) -> PlacementSummary {
-    analyse(points, &Rules::default()).placements.remove(0)
+    analyse(points, &lenient()).placements.remove(0)
+}
+
+fn only_by(points: &[Point], rules: &Rules) -> PlacementSummary {
+    analyse(points, rules).placements.remove(0)
 }
 
 fn close(found: f64, expected: f64) {
@@ -163,7 +177,7 @@ fn sensitivity_counts_diverged_seeds_as_the_cap() {
     );
     let rules = Rules {
         loss_cap: Some(4.0),
-        ..Rules::default()
+        ..lenient()
     };
     let mut points = valley();
     let sensitivity = |points: &[Point]| analyse(points, &rules).placements[0].lr_sensitivity;
@@ -238,11 +252,14 @@ fn against(analysis: &Analysis, name: &str) -> Comparison {
 
 #[test]
 fn comparisons_are_paired_by_seed() {
-    let analysis = analyse(&compared(), &Rules::default());
+    let analysis = analyse(&compared(), &lenient());
     let good = against(&analysis, "good");
     let differences = [2.90 - 3.00, 2.951 - 3.05, 2.879 - 2.98, 2.92 - 3.02];
     assert_eq!(good.pairs, 4);
-    assert_eq!(good.difference, stats::paired(&differences, 0.95).unwrap());
+    assert_eq!(
+        good.difference,
+        stats::paired(&differences, 1.0 - 0.05 / 3.0).unwrap()
+    );
     close(good.loss, 2.9125);
     close(good.baseline_loss, 3.0125);
     assert_eq!(good.verdict, Verdict::Better);
@@ -284,17 +301,17 @@ fn gains_follow_the_power_law() {
 fn only_common_seeds_are_compared() {
     let mut points = compared();
     points.push(point("good", 1e-3, 9, Outcome::Loss(9.0)));
-    let good = against(&analyse(&points, &Rules::default()), "good");
+    let good = against(&analyse(&points, &lenient()), "good");
     assert_eq!(good.pairs, 4);
     close(good.loss, 2.9125);
 }
 
 #[test]
 fn the_luck_of_contending_rates_weakens_a_claim() {
-    let plain = against(&analyse(&compared(), &Rules::default()), "good");
+    let plain = against(&analyse(&compared(), &lenient()), "good");
     let mut points = compared();
     points.extend(runs("good", 3e-3, &[2.95, 2.921, 2.899, 2.91]));
-    let analysis = analyse(&points, &Rules::default());
+    let analysis = analyse(&points, &lenient());
     assert_eq!(analysis.placements[1].best.as_ref().unwrap().contenders, 2);
     let chosen = against(&analysis, "good");
     assert_eq!(chosen.difference.mean, plain.difference.mean);
@@ -344,6 +361,153 @@ fn a_missing_comparison_has_a_reason() {
     let analysis = analyse(&both, &rules);
     assert_eq!(analysis.placements[0].against, None);
     assert_eq!(analysis.placements[0].why_not, None);
+}
+
+fn named<'a>(analysis: &'a Analysis, name: &str) -> &'a PlacementSummary {
+    let mut entries = analysis.placements.iter();
+    entries.find(|entry| entry.placement == name).unwrap()
+}
+
+#[test]
+fn nothing_is_compared_while_runs_are_missing() {
+    let points = compared();
+    let analysis = analyse_planned(&points, points.len() + 1, &Rules::default());
+    assert!(!analysis.complete && analysis.missing == 1);
+    for name in ["good", "bad", "same"] {
+        let entry = named(&analysis, name);
+        assert_eq!(entry.against, None);
+        assert_eq!(entry.why_not.as_deref(), Some("incomplete: 16 of 17 runs"));
+    }
+    assert!(verdict(&analysis)[0].starts_with("Incomplete: 16 of 17 runs are recorded."));
+}
+
+#[test]
+fn a_difference_within_the_margin_is_never_better_or_worse() {
+    // As sure as can be, and nothing.
+    let points = study(&[
+        ("pre-norm", 1e-3, &[3.0, 3.1, 3.2, 3.3]),
+        ("x", 1e-3, &[2.9950, 3.0951, 3.1950, 3.2951]),
+    ]);
+    let found = against(&analyse(&points, &Rules::default()), "x");
+    assert!(found.difference.p < 1e-6);
+    assert_eq!(
+        (found.verdict, found.p_adjusted),
+        (Verdict::Indistinguishable, 1.0)
+    );
+    assert_eq!(
+        against(&analyse(&points, &lenient()), "x").verdict,
+        Verdict::Better
+    );
+}
+
+#[test]
+fn an_optimum_at_the_edge_of_the_grid_decides_nothing() {
+    let base: [(&str, f64, &[f64]); 3] = [
+        ("pre-norm", 1e-4, &[3.10, 3.15, 3.08, 3.12]),
+        ("pre-norm", 1e-3, &[3.00, 3.05, 2.98, 3.02]),
+        ("pre-norm", 1e-2, &[3.10, 3.15, 3.08, 3.12]),
+    ];
+    let worse: [(&str, f64, &[f64]); 3] = [
+        ("x", 1e-4, &[3.40, 3.45, 3.38, 3.42]),
+        ("x", 1e-3, &[3.30, 3.35, 3.28, 3.32]),
+        ("x", 1e-2, &[3.20, 3.251, 3.179, 3.22]),
+    ];
+    let both = [study(&base), study(&worse)].concat();
+    let analysis = analyse(&both, &Rules::default());
+    let reason = named(&analysis, "x").why_not.clone().unwrap();
+    assert!(
+        reason.starts_with("undecided: its best rate is at the edge"),
+        "{reason}"
+    );
+    // The other way round it is the baseline that may be better elsewhere.
+    let mut turned = both;
+    for point in &mut turned {
+        point.placement = match point.placement.as_str() {
+            "x" => "pre-norm".into(),
+            _ => "x".into(),
+        };
+    }
+    let analysis = analyse(&turned, &Rules::default());
+    let reason = named(&analysis, "x").why_not.clone().unwrap();
+    assert!(
+        reason.starts_with("undecided: the baseline's best rate"),
+        "{reason}"
+    );
+}
+
+#[test]
+fn lost_not_learned_and_slow_are_three_things() {
+    let mut points = study(&[
+        ("a", 1e-4, &[5.9, 5.9]),
+        ("a", 1e-3, &[4.3, 4.31]),
+        ("a", 1e-2, &[4.34, 5.9]),
+    ]);
+    points.push(point("a", 1e-5, 0, Outcome::NotLearned(6.3)));
+    points.push(point("a", 1e-1, 0, Outcome::NotLearned(6.3)));
+    let found = only_by(&points, &Rules::default());
+    let counts: Vec<_> = (found.rates.iter())
+        .map(|rate| (rate.finished, rate.diverged, rate.not_learned))
+        .collect();
+    // Slow below the best rate, lost above it; without learning it is a failure only above, too.
+    assert_eq!(
+        counts,
+        [(0, 0, 1), (2, 0, 0), (2, 0, 0), (1, 1, 0), (0, 1, 0)]
+    );
+    assert_eq!(found.best.unwrap().lr, 1e-3);
+}
+
+#[test]
+fn words_and_intervals_never_contradict() {
+    use rand::{RngExt, SeedableRng};
+    let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(5);
+    let mut seen = [0; 3];
+    for _ in 0..2000 {
+        let mut points = Vec::new();
+        let size: f64 = random.random_range(0.0..0.06);
+        for name in ["pre-norm", "x", "y"] {
+            let shift = random.random_range(-size..=size);
+            for lr in [1e-4, 1e-3, 1e-2] {
+                let bend: f64 = if lr == 1e-3 { 0.0 } else { 0.05 };
+                let losses: Vec<f64> = (0..4)
+                    .map(|_| 3.0 + shift + bend + random.random_range(-0.01..0.01))
+                    .collect();
+                points.extend(runs(name, lr, &losses));
+            }
+        }
+        let analysis = analyse(&points, &Rules::default());
+        for entry in &analysis.placements[1..] {
+            let said = sentence(entry, &analysis);
+            let Some(found) = &entry.against else {
+                assert!(
+                    said.contains("undecided") && !said.contains("better than"),
+                    "{said}"
+                );
+                continue;
+            };
+            let (low, high) = (found.difference.low, found.difference.high);
+            let margin = analysis.rules.margin;
+            let expected = match () {
+                () if high < -margin => Verdict::Better,
+                () if low > margin => Verdict::Worse,
+                () => Verdict::Indistinguishable,
+            };
+            assert_eq!(found.verdict, expected, "{found:?}");
+            let claims = expected != Verdict::Indistinguishable;
+            assert_eq!(found.p_adjusted < 0.05, claims, "{found:?}");
+            assert_eq!(
+                said.contains("is better than"),
+                expected == Verdict::Better,
+                "{said}"
+            );
+            assert_eq!(
+                said.contains("is worse than"),
+                expected == Verdict::Worse,
+                "{said}"
+            );
+            seen[expected as usize] += 1;
+        }
+    }
+    assert!(seen.iter().all(|&count| count > 50), "{seen:?}");
 }
 
 #[test]

@@ -5,8 +5,8 @@ mod tests;
 
 use super::super::stats::{self, Paired};
 use super::show::{Digits, counts, list, seeds, short};
-use super::{Analysis, Comparison, Edge, PlacementSummary, Span, Verdict};
-use crate::digits::percent;
+use super::{Analysis, Comparison, Edge, PlacementSummary, RateSummary, Span, Verdict};
+use crate::digits::{grouped, percent};
 
 /// One placement against the baseline, in a sentence. It says "better" or "worse" only where that
 /// is the verdict.
@@ -37,41 +37,60 @@ pub fn sentence(placement: &PlacementSummary, analysis: &Analysis) -> String {
     } = against.difference;
     let digits = Digits::of(&against.difference);
     let level = percent(1.0 - analysis.rules.alpha);
+    let interval = match analysis.comparisons() {
+        1 => format!("{level} interval"),
+        _ => format!("simultaneous {level} interval"),
+    };
     let count = seeds(n as u64);
+    let found = |word: &str, by: f64, low: f64, high: f64| {
+        format!(
+            "{name} is {word} than {baseline} by {} nats ({interval} {} to {}, beyond the margin of {} \
+             nats, {}, {count})",
+            digits.show(by),
+            digits.show(low),
+            digits.show(high),
+            analysis.rules.margin,
+            chance(against, analysis)
+        )
+    };
     match against.verdict {
         Verdict::Indistinguishable => format!(
-            "{name} is not distinguishable from {baseline} at {count} (difference {} nats, {level} \
-             interval {} to {}); {}",
+            "{name} is not distinguishable from {baseline} at {count} (difference {} nats, {interval} \
+             {} to {}, margin {} nats); {}",
             digits.show(mean),
             digits.show(low),
             digits.show(high),
-            resolving(against, "a difference as large as the one seen")
+            analysis.rules.margin,
+            resolving(
+                against,
+                analysis.rules.margin,
+                "a difference as large as the one seen"
+            )
         ),
-        Verdict::Better => format!(
-            "{name} is better than {baseline} by {} nats ({level} interval {} to {}, {}, {count})",
-            digits.show(-mean),
-            digits.show(-high),
-            digits.show(-low),
-            chance(against, analysis)
-        ),
-        Verdict::Worse => format!(
-            "{name} is worse than {baseline} by {} nats ({level} interval {} to {}, {}, {count})",
-            digits.show(mean),
-            digits.show(low),
-            digits.show(high),
-            chance(against, analysis)
-        ),
+        Verdict::Better => found("better", -mean, -high, -low),
+        Verdict::Worse => found("worse", mean, low, high),
     }
 }
 
-/// The whole analysis in three sentences: which placement is best, which tolerates the learning
-/// rate, and how sure that is.
+/// The whole analysis in three sentences: which placement is best, which learning rates are tolerated and
+/// which runs failed, and how sure that is. Of an incomplete study, that it is incomplete.
 pub fn verdict(analysis: &Analysis) -> Vec<String> {
     if analysis.placements.is_empty() {
         return vec![
             "The study has no runs, so that no placement can be called best.".to_owned(),
             "Nothing is known about tolerance of the learning rate or stability.".to_owned(),
             "No comparison was made.".to_owned(),
+        ];
+    }
+    if !analysis.complete {
+        return vec![
+            format!(
+                "Incomplete: {} of {} runs are recorded. No placement is called best, better or worse \
+                 before all are: which ones are missing need not be chance.",
+                grouped(analysis.recorded as u64),
+                grouped(analysis.planned as u64)
+            ),
+            format!("Of those recorded: {}.", failures(analysis)),
         ];
     }
     vec![lowest(analysis), tolerance(analysis), certainty(analysis)]
@@ -130,128 +149,89 @@ fn lowest(analysis: &Analysis) -> String {
     }
     let some_other = compared(analysis).any(|(entry, _)| entry.placement != *name);
     if some_other && better.is_empty() && worse.is_empty() {
-        text += "; of the other placements none can be told from the baseline";
+        text += "; no other placement that was compared differs significantly from the baseline";
     }
     text + "."
 }
 
-/// The second sentence: spans of learning rates, and divergence.
+/// The second sentence: spans of learning rates, and failures.
 fn tolerance(analysis: &Analysis) -> String {
     let rates = |entry: &PlacementSummary| entry.rates.len();
     let text = match analysis.placements.iter().map(rates).max() {
         None | Some(0 | 1) => {
             "Only one learning rate was tried, so that tolerance of others is unknown".to_owned()
         }
-        Some(_) => widest(analysis),
+        Some(_) => spans(analysis),
     };
-    format!("{text}; {}.", divergence(analysis))
+    format!("{text}; {}.", failures(analysis))
 }
 
-fn widest(analysis: &Analysis) -> String {
-    let spans: Vec<(&PlacementSummary, Span)> = (analysis.placements.iter())
-        .filter_map(|entry| Some((entry, entry.tolerance?)))
-        .collect();
-    let factors = spans.iter().map(|(_, span)| span.factor);
-    let near = format!("within {} nats of its best loss", analysis.rules.tolerance);
-    let Some(largest) = factors.max_by(f64::total_cmp) else {
+/// The span of each placement, which is known to a step of the grid only.
+fn spans(analysis: &Analysis) -> String {
+    let span = |entry: &PlacementSummary| {
+        let Span { low, high, .. } = entry.tolerance?;
+        let name = &entry.placement;
+        Some(match low == high {
+            true => format!("{name} {low}"),
+            false => format!("{name} {low} to {high}"),
+        })
+    };
+    let spans: Vec<String> = analysis.placements.iter().filter_map(span).collect();
+    if spans.is_empty() {
         return "No placement has a best learning rate, so that tolerance of others is unknown"
-            .to_owned();
-    };
-    if largest <= 1.0 {
-        return format!("No placement stays {near} at more than one of the learning rates tried");
-    }
-    // Steps of a grid such as 1, 3, 10 are meant to be equal: what differs by less than the
-    // smallest step is as wide.
-    let as_wide = largest / smallest_step(analysis) * (1.0 + 1e-9);
-    let ties: Vec<_> = (spans.iter())
-        .filter(|(_, span)| span.factor > as_wide)
-        .collect();
-    let names: Vec<&str> = (ties.iter())
-        .map(|(entry, _)| entry.placement.as_str())
-        .collect();
-    let least = ties.iter().map(|(_, span)| span.factor);
-    let least = least.min_by(f64::total_cmp).unwrap_or(largest);
-    let factor = match (short(least), short(largest)) {
-        (least, largest) if least == largest => largest,
-        (least, largest) => format!("{least} to {largest}"),
-    };
-    let beyond = match ties.iter().any(|(entry, span)| is_cut(entry, span)) {
-        true => ", maybe more beyond the rates tried",
-        false => "",
-    };
-    let widest = match ties.as_slice() {
-        [(entry, span)] => format!(
-            "{} stays {near} over the widest span of learning rates ({} to {}, ",
-            entry.placement, span.low, span.high
-        ),
-        ties if ties.len() == analysis.placements.len() => {
-            format!("Every placement stays {near} over an equally wide span of learning rates (")
-        }
-        _ => format!(
-            "Of all placements, {} stay {} over the widest spans of learning rates (",
-            list(&names),
-            near.replace("its", "their")
-        ),
-    };
-    let mut text = format!("{widest}a factor of {factor}{beyond}");
-    let baseline = &analysis.rules.baseline;
-    let of_baseline = (spans.iter()).find(|(entry, _)| entry.placement == *baseline);
-    if let Some((_, span)) = of_baseline
-        && !names.contains(&baseline.as_str())
-    {
-        text += &format!("; {baseline}: {}", short(span.factor));
+            .into();
     }
     let mut rates = analysis.placements.iter().flat_map(|entry| &entry.rates);
-    if rates.any(|rate| rate.halved > 0) {
-        text += "; rates that halving left out count as outside";
-    }
-    text + ")"
+    let halved = match rates.any(|rate| rate.halved > 0) {
+        true => "; rates that halving left out count as outside",
+        false => "",
+    };
+    format!(
+        "Learning rates within {} nats of a placement's best loss: {} (of those tried, whose neighbours \
+         differ by a factor of {}; spans are known to such a step only and are not compared{halved})",
+        analysis.rules.tolerance,
+        spans.join(", "),
+        steps(analysis)
+    )
 }
 
-/// The smallest quotient of neighbouring rates of a placement.
-fn smallest_step(analysis: &Analysis) -> f64 {
+/// The quotients of neighbouring rates: `2.5`, or `2.4 to 2.5`.
+fn steps(analysis: &Analysis) -> String {
     let pairs = (analysis.placements.iter()).flat_map(|entry| entry.rates.windows(2));
-    pairs.fold(f64::INFINITY, |least, pair| {
-        least.min(pair[1].lr / pair[0].lr)
-    })
+    let steps: Vec<f64> = pairs.map(|pair| pair[1].lr / pair[0].lr).collect();
+    let least = steps.iter().copied().fold(f64::INFINITY, f64::min);
+    let most = steps.iter().copied().fold(0.0, f64::max);
+    match (short(least), short(most)) {
+        (least, most) if least == most => most,
+        (least, most) => format!("{least} to {most}"),
+    }
 }
 
-/// Whether a placement's span may go on beyond the rates tried.
-fn is_cut(entry: &PlacementSummary, span: &Span) -> bool {
-    let ends = [entry.rates.first(), entry.rates.last()];
-    let mut ends = ends.into_iter().flatten();
-    ends.any(|rate| rate.lr == span.low || rate.lr == span.high)
-}
-
-fn divergence(analysis: &Analysis) -> String {
-    let first = |entry: &PlacementSummary| {
-        let mut diverged = entry.rates.iter().filter(|rate| rate.diverged > 0);
-        diverged.next().map(|rate| rate.lr)
+/// Runs that were lost, and runs that had not learned yet, by placement.
+fn failures(analysis: &Analysis) -> String {
+    let counted = |count: fn(&RateSummary) -> u64| -> Vec<String> {
+        let of = |entry: &PlacementSummary| {
+            let all: u64 = entry.rates.iter().map(RateSummary::runs).sum();
+            let found: u64 = entry.rates.iter().map(count).sum();
+            let rates = entry.rates.iter().filter(|rate| count(rate) > 0);
+            let rates: Vec<String> = rates.map(|rate| rate.lr.to_string()).collect();
+            let rates: Vec<&str> = rates.iter().map(String::as_str).collect();
+            (found > 0)
+                .then(|| format!("{} {found} of {all} (at {})", entry.placement, list(&rates)))
+        };
+        analysis.placements.iter().filter_map(of).collect()
     };
-    let Some(lowest) = analysis
-        .placements
-        .iter()
-        .filter_map(first)
-        .min_by(f64::total_cmp)
-    else {
-        return "no run diverged".to_owned();
+    let lost = counted(|rate| rate.diverged);
+    let mut text = match lost.as_slice() {
+        [] => "no run was lost".to_owned(),
+        lost => format!("lost runs: {}", lost.join(", ")),
     };
-    let named = |wanted: Option<f64>| -> Vec<&str> {
-        let matching = analysis
-            .placements
-            .iter()
-            .filter(|entry| first(entry) == wanted);
-        matching.map(|entry| entry.placement.as_str()).collect()
-    };
-    let (names, never) = (named(Some(lowest)), named(None));
-    let verb = if names.len() == 1 {
-        "diverges"
-    } else {
-        "diverge"
-    };
-    let mut text = format!("{} {verb} first, at learning rate {lowest}", list(&names));
-    if !never.is_empty() {
-        text += &format!(", and {} never", list(&never));
+    let early = counted(|rate| rate.not_learned);
+    if !early.is_empty() {
+        text += &format!(
+            "; runs that had not learned yet, a matter of the budget and no failure: {}",
+            early.join(", ")
+        );
     }
     text
 }
@@ -273,15 +253,16 @@ fn certainty(analysis: &Analysis) -> String {
 fn basis(analysis: &Analysis, comparisons: usize) -> String {
     let pairs = compared(analysis).map(|(_, against)| against.pairs as u64);
     let rates = (analysis.placements.iter()).map(|entry| entry.rates.len() as u64);
-    let holm = match comparisons {
+    let all = match comparisons {
         1 => String::new(),
-        _ => format!(" and, by Holm's method, for {comparisons} comparisons"),
+        _ => format!(" and for {} comparisons", analysis.comparisons()),
     };
     format!(
-        "This rests on {}, each placement at the best of {}, with p values corrected for choosing \
-         that rate{holm}",
+        "This rests on {}, each placement at the best of {}, with intervals and p values corrected for \
+         choosing that rate{all}; a difference within {} nats is never called one",
         counts(pairs, "seed"),
         counts(rates, "learning rate"),
+        analysis.rules.margin,
     )
 }
 
@@ -328,7 +309,11 @@ fn open(analysis: &Analysis) -> String {
         _ => "a difference of the size that is typical there",
     };
     let nats = Digits::of_size(size(typical)).show(size(typical));
-    let resolving = resolving(typical, &format!("{what} ({nats} nats)"));
+    let resolving = resolving(
+        typical,
+        analysis.rules.margin,
+        &format!("{what} ({nats} nats)"),
+    );
     format!(
         "not distinguishable from {baseline}: {}, where {resolving}",
         list(&names)
@@ -336,10 +321,17 @@ fn open(analysis: &Analysis) -> String {
 }
 
 /// How many seeds a difference would take.
-fn resolving(against: &Comparison, difference: &str) -> String {
+fn resolving(against: &Comparison, margin: f64, difference: &str) -> String {
     match against.seeds_to_resolve {
-        Some(count) => format!("about {} would resolve {difference}", seeds(count)),
+        Some(count) => format!(
+            "a new study with about {} would resolve {difference} (adding seeds to this one until it is \
+             found would not be a test)",
+            counts([count].into_iter(), "fresh seed")
+        ),
         None if against.difference.mean == 0.0 => "no difference at all was seen".to_owned(),
+        None if against.difference.mean.abs() <= margin => {
+            "the difference seen is within the margin".to_owned()
+        }
         None => format!(
             "more than {} would be needed to resolve {difference}",
             seeds(stats::MOST_SEEDS)
@@ -385,12 +377,12 @@ fn compared(analysis: &Analysis) -> impl Iterator<Item = (&PlacementSummary, &Co
 }
 
 fn chance(against: &Comparison, analysis: &Analysis) -> String {
-    let p = match against.p_holm {
+    let p = match against.p_adjusted {
         p if p < 0.001 => "p < 0.001".to_owned(),
         p => format!("p = {p:.3}"),
     };
-    match compared(analysis).count() {
+    match analysis.comparisons() {
         1 => p,
-        _ => format!("{p} after Holm's correction"),
+        all => format!("{p} corrected for {all} comparisons"),
     }
 }

@@ -2,8 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::record::{Ending, RunRecord};
+use super::record::{Cell, Ending, RunRecord};
 use crate::lab::analysis::{self, Analysis, Outcome, Point, Rules};
+
+/// How the reason of a run begins that never left the token frequencies, in records of version 0.1.0.
+const STUCK: &str = "stuck at ";
 
 /// Runs that are compared with each other: one initialization and one depth.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -25,19 +28,27 @@ pub struct Group {
     pub sentences: Vec<String>,
 }
 
-/// Analyses finished runs, each initialization and depth on its own.
-pub fn groups(records: &[RunRecord], rules: &Rules) -> Vec<Group> {
-    let key = |record: &RunRecord| (record.cell.init.clone(), record.cell.depth);
+/// Analyses the recorded runs of those planned, each initialization and depth on its own.
+pub fn groups<'a>(
+    records: &'a [RunRecord],
+    planned: impl Iterator<Item = &'a Cell> + Clone,
+    rules: &Rules,
+) -> Vec<Group> {
+    let key = |cell: &Cell| (cell.init.clone(), cell.depth);
     let mut keys = Vec::new();
-    for record in records {
-        if !keys.contains(&key(record)) {
-            keys.push(key(record));
+    for cell in planned
+        .clone()
+        .chain(records.iter().map(|record| &record.cell))
+    {
+        if !keys.contains(&key(cell)) {
+            keys.push(key(cell));
         }
     }
     let group = |wanted: (Option<String>, Option<usize>)| {
-        let of_group = records.iter().filter(|record| key(record) == wanted);
-        let points: Vec<Point> = of_group.map(point).collect();
-        let analysis = analysis::analyse(&points, rules);
+        let of_group = records.iter().filter(|record| key(&record.cell) == wanted);
+        let points: Vec<Point> = of_group.filter_map(point).collect();
+        let planned = planned.clone().filter(|&cell| key(cell) == wanted).count();
+        let analysis = analysis::analyse_planned(&points, planned, rules);
         let sentence = |placement| analysis::sentence(placement, &analysis);
         let (init, depth) = wanted;
         Group {
@@ -52,6 +63,40 @@ pub fn groups(records: &[RunRecord], rules: &Rules) -> Vec<Group> {
     keys.into_iter().map(group).collect()
 }
 
+/// The records with the endings that they have beside the other runs of their placement: runs far above
+/// its best are lost, and those that never left the token frequencies have not learned yet. Recorded is
+/// only what a run shows by itself.
+pub fn judged(records: Vec<RunRecord>, rules: &Rules) -> Vec<RunRecord> {
+    let key = |record: &RunRecord| (record.cell.init.clone(), record.cell.depth);
+    let judge = |record: &RunRecord| {
+        let group = records.iter().filter(|other| key(other) == key(record));
+        let (ids, points): (Vec<&str>, Vec<Point>) = group
+            .filter_map(|other| Some((other.id.as_str(), point(other)?)))
+            .unzip();
+        let outcomes = analysis::outcomes(&points, rules);
+        let index = ids.iter().position(|id| *id == record.id)?;
+        Some(match (&record.ending, outcomes[index]) {
+            (Ending::Finished | Ending::NotLearned { .. }, Outcome::Diverged) => Ending::Diverged {
+                step: record.steps,
+                reason: format!(
+                    "ended more than {} nats above the best median of its placement",
+                    rules.lost_above
+                ),
+            },
+            (Ending::Diverged { reason, .. }, Outcome::NotLearned(_)) => Ending::NotLearned {
+                reason: reason.clone(),
+            },
+            (ending, _) => ending.clone(),
+        })
+    };
+    let endings: Vec<Option<Ending>> = records.iter().map(judge).collect();
+    let mut judged = records;
+    for (record, ending) in judged.iter_mut().zip(endings) {
+        record.ending = ending.unwrap_or_else(|| record.ending.clone());
+    }
+    judged
+}
+
 /// Initialization and depth in words.
 pub(crate) fn group_name(init: &Option<String>, depth: Option<usize>) -> String {
     let init = init.as_ref().map(|init| format!("initialization {init}"));
@@ -60,18 +105,28 @@ pub(crate) fn group_name(init: &Option<String>, depth: Option<usize>) -> String 
     parts.join(", ")
 }
 
-fn point(record: &RunRecord) -> Point {
-    let loss = record.validation_loss.or(record.train_loss);
-    Point {
+/// A run as a point; `None` if it says nothing about its end, as a run that is not done yet or was
+/// recorded without a validation loss: a training loss is no substitute, since the text is another.
+fn point(record: &RunRecord) -> Option<Point> {
+    let result = match (&record.ending, record.validation_loss) {
+        (Ending::Halved { .. }, _) => Outcome::Halved,
+        (Ending::Finished, Some(loss)) => Outcome::Loss(loss),
+        (Ending::NotLearned { .. }, Some(loss)) => Outcome::NotLearned(loss),
+        // How older versions recorded it.
+        (Ending::Diverged { reason, .. }, Some(loss)) if reason.starts_with(STUCK) => {
+            Outcome::NotLearned(loss)
+        }
+        (Ending::Diverged { .. }, _) => Outcome::Diverged,
+        (Ending::Unfinished { .. } | Ending::Finished | Ending::NotLearned { .. }, _) => {
+            return None;
+        }
+    };
+    Some(Point {
         placement: record.cell.placement.clone(),
         lr: record.cell.lr,
         seed: record.cell.seed,
-        result: match (&record.ending, loss) {
-            (Ending::Halved { .. } | Ending::Unfinished { .. }, _) => Outcome::Halved,
-            (Ending::Finished, Some(loss)) => Outcome::Loss(loss),
-            (Ending::Finished, None) | (Ending::Diverged { .. }, _) => Outcome::Diverged,
-        },
+        result,
         tokens_per_second: record.cost.tokens_per_second,
         spikes: record.spikes.loss,
-    }
+    })
 }

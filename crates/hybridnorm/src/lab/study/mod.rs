@@ -18,7 +18,7 @@ mod tied;
 
 pub use folder::{Folder, Records};
 pub(crate) use groups::group_name;
-pub use groups::{Group, groups};
+pub use groups::{Group, groups, judged};
 pub use merge::{Merged, merge};
 pub use plan::{Planned, Study, StudyFile, StudySection};
 pub use record::{Cell, Ending, RunRecord};

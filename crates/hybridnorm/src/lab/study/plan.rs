@@ -62,9 +62,9 @@ pub struct StudySection {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub depths: Vec<usize>,
     /// A run that does all its steps has diverged, too, if its mean loss over a twentieth of the steps
-    /// ends this much above its lowest one, in nats; or if, at any setting, it came to within 0.2 nats of
-    /// what token frequencies alone give by half time and has stayed there (not known for ready tokens
-    /// and for several sources).
+    /// ends this much above its lowest one, in nats. One whose lowest is not 0.1 nats below what token
+    /// frequencies alone give has not learned yet, at any setting (not known for ready tokens and for
+    /// several sources).
     #[serde(default = "default_diverged_above")]
     pub diverged_above: f64,
     /// Whether to keep metrics and checkpoints of finished runs, in `kept/`.

@@ -41,10 +41,16 @@ pub struct Cell {
 pub enum Ending {
     /// All steps were done.
     Finished,
-    /// It stopped learning, or its numbers stopped being finite.
+    /// It lost what it had learned, or its numbers stopped being finite.
     Diverged {
         /// After this step.
         step: u64,
+        /// What was found.
+        reason: String,
+    },
+    /// All steps were done, and the loss never came below that of token frequencies: the budget was too
+    /// short to tell anything else.
+    NotLearned {
         /// What was found.
         reason: String,
     },

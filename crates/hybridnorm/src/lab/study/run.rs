@@ -15,9 +15,8 @@ use crate::ops;
 use crate::train::metrics::Metrics;
 use crate::train::{Event, OpenOptions, Start, Trainer, rows};
 
-/// A run is stuck if its loss came near what token frequencies alone give before half time, and has not
-/// fallen by this much since, in nats, nor is it this much below that.
-const STUCK: f64 = 0.1;
+/// A run has learned more than token frequencies once its loss is this much below what they give, in nats.
+const LEARNED: f64 = 0.1;
 
 /// How far a run came.
 #[derive(Debug)]
@@ -157,8 +156,9 @@ pub fn loss_at(work: &Path, step: u64) -> Result<Option<f64>> {
     Ok(last_stretch(&rows))
 }
 
-/// A run that did all its steps has diverged all the same if it lost what it had learned, or is stuck
-/// where token frequencies alone lead.
+/// A run that did all its steps has diverged all the same if it lost what it had learned, and has not
+/// learned yet if its loss was never below that of token frequencies. Whether it is lost beside other runs
+/// is for the analysis to say.
 fn judge(trainer: &Trainer, work: &Path, record: &RunRecord, above: f64) -> Result<Ending> {
     let rows: Vec<Metrics> = rows::read(work)?;
     let stretch = rows.len().div_ceil(STRETCH).max(1);
@@ -173,23 +173,18 @@ fn judge(trainer: &Trainer, work: &Path, record: &RunRecord, above: f64) -> Resu
         let reason = format!("the training loss rose again from {best:.3} to {last:.3} nats");
         return Ok(Ending::Diverged { step, reason });
     }
-    let halfway = means.get(means.len() / 2).map(|half| half.1);
     // Of ready tokens nobody knows the frequencies.
-    let ([folder], Some(halfway), Some(last)) = (trainer.folders(), halfway, record.train_loss)
-    else {
+    let ([folder], Some((_, best))) = (trainer.folders(), best) else {
         return Ok(Ending::Finished);
     };
-    let split = data::inspect(folder)?.train;
-    let (low, high) = (split.unigram_nats - STUCK, split.unigram_nats + 2.0 * STUCK);
-    if last > low && halfway < high && last > halfway - STUCK {
-        let reason = format!(
-            "stuck at {last:.3} nats, where token frequencies alone give {:.3}",
-            split.unigram_nats
-        );
-        return Ok(Ending::Diverged {
-            step: record.steps,
-            reason,
-        });
+    let frequencies = data::inspect(folder)?.train.unigram_nats;
+    match best > frequencies - LEARNED {
+        true => Ok(Ending::NotLearned {
+            reason: format!(
+                "the training loss came down to {best:.3} nats only; token frequencies alone give \
+                 {frequencies:.3}"
+            ),
+        }),
+        false => Ok(Ending::Finished),
     }
-    Ok(Ending::Finished)
 }

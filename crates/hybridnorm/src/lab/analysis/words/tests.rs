@@ -18,18 +18,19 @@ fn sentences_claim_what_the_verdict_does() {
     let points = compared();
     assert_eq!(
         said(&points, "good"),
-        "good is better than pre-norm by 0.1000 nats (95 % interval 0.0987 to 0.1013, p < 0.001 \
-         after Holm's correction, 4 seeds)"
+        "good is better than pre-norm by 0.1000 nats (simultaneous 95 % interval 0.0980 to \
+         0.1020, beyond the margin of 0.01 nats, p < 0.001 corrected for 3 comparisons, 4 seeds)"
     );
     assert_eq!(
         said(&points, "bad"),
-        "bad is worse than pre-norm by 0.2000 nats (95 % interval 0.1987 to 0.2013, p < 0.001 \
-         after Holm's correction, 4 seeds)"
+        "bad is worse than pre-norm by 0.2000 nats (simultaneous 95 % interval 0.1980 to \
+         0.2020, beyond the margin of 0.01 nats, p < 0.001 corrected for 3 comparisons, 4 seeds)"
     );
     assert_eq!(
         said(&points, "same"),
-        "same is not distinguishable from pre-norm at 4 seeds (difference 0.002 nats, 95 % interval \
-         -0.021 to 0.026); about 380 seeds would resolve a difference as large as the one seen"
+        "same is not distinguishable from pre-norm at 4 seeds (difference 0.002 nats, \
+         simultaneous 95 % interval -0.034 to 0.039, margin 0.01 nats); the difference seen is within \
+         the margin"
     );
     assert_eq!(
         said(&points, "pre-norm"),
@@ -44,14 +45,13 @@ fn sentences_know_when_seeds_do_not_help() {
     assert_eq!(
         said(&[base.clone(), nearly].concat(), "x"),
         "x is not distinguishable from pre-norm at 3 seeds (difference 0.00 nats, 95 % interval \
-         -0.50 to 0.50); more than 10,000 seeds would be needed to resolve a difference as large as \
-         the one seen"
+         -0.50 to 0.50, margin 0.01 nats); the difference seen is within the margin"
     );
     let equal = runs("x", 1e-3, &[3.0, 3.1, 3.0]);
     assert_eq!(
         said(&[base.clone(), equal].concat(), "x"),
         "x is not distinguishable from pre-norm at 3 seeds (difference 0.000 nats, 95 % interval \
-         0.000 to 0.000); no difference at all was seen"
+         0.000 to 0.000, margin 0.01 nats); no difference at all was seen"
     );
     let single = runs("x", 1e-3, &[3.0]);
     assert_eq!(
@@ -82,15 +82,19 @@ fn verdict_of_a_usual_study() {
         text,
         [
             "good has the lowest mean validation loss (2.913 nats at learning rate 0.001, 4 seeds) and \
-             is better than the baseline, pre-norm; worse than the baseline: bad.",
-            "Of all placements, pre-norm and good stay within 0.05 nats of their best loss over the \
-             widest spans of learning rates (a factor of 3 to 3.3, maybe more beyond the rates \
-             tried); pre-norm and same diverge first, at learning rate 0.003, and good and bad never.",
-            "This rests on 4 seeds, each placement at the best of 3 learning rates, with p values \
-             corrected for choosing that rate and, by Holm's method, for 3 comparisons; not \
-             distinguishable from pre-norm: same, where about 380 seeds would resolve a difference as \
-             large as the one seen (0.0025 nats); warning: the best learning rate is the lowest tried \
-             for bad, so that a better one may lie outside."
+             is better than the baseline, pre-norm; no other placement that was compared differs \
+             significantly from the baseline.",
+            "Learning rates within 0.05 nats of a placement's best loss: pre-norm 0.0003 to 0.001, good \
+             0.001 to 0.003, bad 0.0003, same 0.001 (of those tried, whose neighbours differ by a factor \
+             of 3 to 3.3; spans are known to such a step only and are not compared); lost runs: pre-norm \
+             1 of 9 (at 0.003), bad 4 of 12 (at 0.003), same 1 of 9 (at 0.003).",
+            "This rests on 4 seeds, each placement at the best of 3 learning rates, with intervals and p \
+             values corrected for choosing that rate and for 3 comparisons; a difference within 0.01 \
+             nats is never called one; not compared: bad (undecided: its best rate is at the edge of the \
+             grid, the lowest tried, and a better one may lie outside; 0.200 nats above the baseline at \
+             the rates tried); not distinguishable from pre-norm: same, where the difference seen is \
+             within the margin; warning: the best learning rate is the lowest tried for bad, so that a \
+             better one may lie outside."
         ]
     );
 }
@@ -113,10 +117,11 @@ fn verdict_of_a_tie_within_noise() {
     );
     assert_eq!(
         text[1],
-        "x stays within 0.05 nats of its best loss over the widest span of learning rates (0.0001 to \
-         0.01, a factor of 100, maybe more beyond the rates tried; pre-norm: 1); no run diverged."
+        "Learning rates within 0.05 nats of a placement's best loss: pre-norm 0.001, x 0.0001 to 0.01 (of \
+         those tried, whose neighbours differ by a factor of 10; spans are known to such a step only and \
+         are not compared); lost runs: pre-norm 1 of 6 (at 0.01)."
     );
-    assert!(text[2].contains("corrected for choosing that rate; not distinguishable"));
+    assert!(text[2].contains("corrected for choosing that rate; a difference within 0.01 nats"));
 }
 
 #[test]
@@ -124,7 +129,7 @@ fn verdict_of_poor_studies() {
     let rules = Rules::default();
     let said = |points: &[Point]| verdict(&analyse(points, &rules));
     let one_rate = "Only one learning rate was tried, so that tolerance of others is unknown";
-    let calm = &format!("{one_rate}; no run diverged.");
+    let calm = &format!("{one_rate}; no run was lost.");
     assert_eq!(
         said(&[]),
         [
@@ -158,7 +163,7 @@ fn verdict_of_poor_studies() {
         said(&[point("x", 1e-3, 0, Outcome::Diverged)]),
         [
             "No placement finished all its seeds at any learning rate, so that none can be called best.",
-            &format!("{one_rate}; x diverges first, at learning rate 0.001."),
+            &format!("{one_rate}; lost runs: x 1 of 1 (at 0.001)."),
             "Nothing is called better or worse: the study has no runs of the baseline.",
         ]
     );
@@ -170,8 +175,9 @@ fn verdict_of_poor_studies() {
         [
             "pre-norm has the lowest mean validation loss (3.050 nats at learning rate 0.001, 2 \
              seeds) and is the baseline.",
-            "No placement stays within 0.05 nats of its best loss at more than one of the learning \
-             rates tried; no run diverged.",
+            "Learning rates within 0.05 nats of a placement's best loss: pre-norm 0.001 (of those tried, \
+             whose neighbours differ by a factor of 3; spans are known to such a step only and are not \
+             compared); no run was lost.",
             "Nothing is called better or worse, since there is no placement besides the baseline; \
              warning: the best learning rate is the lowest tried for pre-norm, so that a better one \
              may lie outside.",
