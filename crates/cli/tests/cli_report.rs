@@ -12,7 +12,7 @@ use serde_json::Value;
 const STUDY: &str = r#"
 [study]
 placements = ["pre-norm", "hybridnorm", { name = "<b>odd</b> & \"quoted\"", base = "post-norm" }]
-lr = [3e-3, 1e-2, 1e38]
+lr = [1e-2, 3e-2, 1e38]
 seeds = [1, 2, 3]
 [model]
 d_model = 16
@@ -27,7 +27,7 @@ kind = "constant"
 [optimizer]
 clip_grad_norm = 0
 [train]
-steps = 30
+steps = 90
 batch_size = 4
 seq_len = 16
 eval_every = 10

@@ -230,7 +230,8 @@ fn divergence_is_a_result_with_its_step() {
     let placements = groups[0]["analysis"]["placements"].as_array().unwrap();
     for placement in placements {
         assert_eq!(placement["rates"][1]["diverged"], 2, "{placement}");
-        assert_eq!(placement["rates"][0]["finished"], 2, "{placement}");
+        // Forty steps at this rate are too few to learn anything.
+        assert_eq!(placement["rates"][0]["not_learned"], 2, "{placement}");
         assert_eq!(placement["largest_stable_lr"], 1e-3);
     }
     let records = records(&lab, "out");

@@ -138,11 +138,12 @@ pub(super) fn how_sure(analysis: &Analysis) -> String {
         .count();
     let mut text = format!(
         "How sure: every placement is compared with {} in {pairs} of the same seed. It is called \
-         better or worse where the probability of such a difference by chance, after Holm's \
-         correction for {}, is below {}; that is so for {told} of {}.",
+         better or worse where the whole {} interval, which holds for all {} together, lies more than \
+         {} nats to one side; that is so for {told} of {}.",
         rules.baseline,
-        count(compared.len(), "comparison", "comparisons"),
-        percent(rules.alpha),
+        percent(1.0 - rules.alpha),
+        count(analysis.comparisons(), "comparison", "comparisons"),
+        rules.margin,
         compared.len(),
     );
     if least < 5 {
@@ -204,10 +205,11 @@ fn comparisons(page: &mut Page, view: &View, roster: &Roster) {
     if let Some(chart) = compare::forest(view, roster) {
         let caption = format!(
             "Differences of the validation loss to {} with {} intervals; left is better. Filled markers: better or worse; open markers: \
-             indistinguishable. Each interval is for one comparison alone, the verdict for all of \
-             them together, so that an interval that leaves out 0 need not decide.",
+             indistinguishable. The intervals hold for all comparisons together; one that lies beyond \
+             the margin of {} nats decides.",
             group.analysis.rules.baseline,
-            percent(1.0 - group.analysis.rules.alpha)
+            percent(1.0 - group.analysis.rules.alpha),
+            group.analysis.rules.margin
         );
         page.chart(chart, &caption);
     }

@@ -73,7 +73,7 @@ pub(super) fn comparisons(view: &View, roster: &Roster) -> Option<Table> {
     .number("best rate")
     .number("validation loss (nats)")
     .number(format!("difference, {level} interval (nats)"))
-    .number("p (Holm)")
+    .number("p (corrected)")
     .text("verdict")
     .number("compute gain")
     .number("throughput ratio")
@@ -130,7 +130,11 @@ fn compared(comparison: &Comparison) -> Vec<Cell> {
             difference(found.low),
             difference(found.high)
         )),
-        Cell::new(probability(comparison.p_holm)).note(count(comparison.pairs, "pair", "pairs")),
+        Cell::new(probability(comparison.p_adjusted)).note(count(
+            comparison.pairs,
+            "pair",
+            "pairs",
+        )),
         Cell::new(word).class(class).note(note),
         Cell::new(or_none(comparison.compute_gain, times)),
         Cell::new(or_none(comparison.throughput_ratio, times)),

@@ -50,7 +50,10 @@ pub(super) fn problem(record: &RunRecord, planned: &Planned) -> Option<String> {
     let steps = plan.train.steps as u64;
     match record.ending {
         Ending::Unfinished { .. } => Some("is that of a run that is not finished".into()),
-        Ending::Finished if record.steps != steps => Some(format!(
+        Ending::Finished | Ending::NotLearned { .. } if record.validation_loss.is_none() => {
+            Some("has no validation loss, which every run of a study ends with".into())
+        }
+        Ending::Finished | Ending::NotLearned { .. } if record.steps != steps => Some(format!(
             "is said to be finished after {} steps, the plan has {steps}",
             record.steps
         )),

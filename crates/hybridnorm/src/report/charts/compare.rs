@@ -61,7 +61,7 @@ pub(in super::super) fn forest(view: &View, roster: &Roster) -> Option<Chart> {
             difference(found.mean),
             difference(found.low),
             difference(found.high),
-            probability(comparison.p_holm),
+            probability(comparison.p_adjusted),
             verdict(comparison.verdict).1
         );
         let trace = Scatter::new(vec![short(found.mean)], vec![height_of(position)])

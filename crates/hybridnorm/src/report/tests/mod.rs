@@ -297,7 +297,7 @@ fn tables_have_the_numbers_of_the_document() {
         if let Some(against) = &summary.against {
             let found = against.difference;
             expected.extend([found.mean, found.low, found.high].map(difference));
-            expected.push(probability(against.p_holm));
+            expected.push(probability(against.p_adjusted));
             expected.extend(
                 [against.compute_gain, against.effective_speedup].map(|x| times(x.unwrap())),
             );
