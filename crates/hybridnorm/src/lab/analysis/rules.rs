@@ -17,15 +17,15 @@ pub struct Rules {
     /// A run is lost if its final loss is this much above the best median of its placement, in nats, at
     /// a learning rate at or above the one that has that median.
     pub lost_above: f64,
-    /// Probability with which [`Comparison::seeds_to_resolve`] seeds find a difference.
+    /// Probability with which [`Comparison::seeds_to_resolve`](super::Comparison::seeds_to_resolve) seeds find a difference.
     pub power: f64,
     /// How far above its best loss a placement may be within its tolerance, in nats.
     pub tolerance: f64,
-    /// Loss that no amount of compute goes below, in nats; see [`Comparison::compute_gain`].
+    /// Loss that no amount of compute goes below, in nats; see [`Comparison::compute_gain`](super::Comparison::compute_gain).
     pub irreducible_loss: f64,
-    /// Exponent of compute in the law of [`Comparison::compute_gain`].
+    /// Exponent of compute in the law of [`Comparison::compute_gain`](super::Comparison::compute_gain).
     pub compute_exponent: f64,
-    /// What a diverged run counts as in [`PlacementSummary::lr_sensitivity`], in nats, and the most
+    /// What a diverged run counts as in [`PlacementSummary::lr_sensitivity`](super::PlacementSummary::lr_sensitivity), in nats, and the most
     /// any run counts as; `None`: the largest mean loss at any placement and learning rate. Its
     /// authors took the loss at initialization.
     #[serde(skip_serializing_if = "Option::is_none")]
