@@ -1,0 +1,161 @@
+//! Peak memory of readers, against what their documentation states, plus what the program takes at rest
+//! and for its results.
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use std::fs::File;
+use std::io::Write;
+use std::process::Stdio;
+use std::time::Duration;
+
+use common::{Lab, numpy};
+
+const MIB: u64 = 1 << 20;
+/// The program at rest, the 16 MiB of a reader, 8 MiB of text that is tokenized at once with its tokens.
+const CONSTANT: u64 = 160 * MIB;
+
+/// Peak resident memory of the program, in bytes.
+fn peak(lab: &Lab, args: &[&str]) -> u64 {
+    let mut command = lab.command(args);
+    let mut child = command
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let path = format!("/proc/{}/status", child.id());
+    let mut peak = 0;
+    while child.try_wait().unwrap().is_none() {
+        // The process may end between the two looks.
+        let status = std::fs::read_to_string(&path).unwrap_or_default();
+        let line = status.lines().find(|line| line.starts_with("VmHWM:"));
+        let kib = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
+        peak = peak.max(kib.unwrap_or(0) << 10);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", common::stderr(&output));
+    assert!(peak > 10 * MIB, "{peak}");
+    peak
+}
+
+fn prepare<'a>(input: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let mut args = vec![
+        "--threads",
+        "1",
+        "--quiet",
+        "data",
+        "prepare",
+        input,
+        "--tokenizer",
+        "bytes",
+    ];
+    args.extend(["--out", "out"]);
+    args.extend(more);
+    args
+}
+
+/// Many small records: memory does not grow with the file.
+#[test]
+fn text_of_many_records_takes_a_constant() {
+    let lab = Lab::new();
+    let mut file = File::create(lab.path("many.jsonl")).unwrap();
+    let record = format!("{{\"text\": \"{}\"}}\n", "some words ".repeat(6000));
+    for _ in 0..1500 {
+        file.write_all(record.as_bytes()).unwrap();
+    }
+    let found = peak(&lab, &prepare("many.jsonl", &[]));
+    assert!(found < CONSTANT, "{} MiB for a file of 94 MiB", found / MIB);
+}
+
+/// One large record: at most four times its size to read it, and as much again for its tokens, of which
+/// each byte is one of 4 bytes.
+#[test]
+fn text_of_one_record_takes_a_multiple_of_it() {
+    let lab = Lab::new();
+    let text = "some words ".repeat(3 << 20);
+    let bytes = text.len() as u64;
+    lab.write("one.jsonl", format!("{{\"text\": \"{text}\"}}\n"));
+    lab.write("one.txt", &text);
+    for (input, more) in [
+        ("one.jsonl", vec![]),
+        ("one.txt", vec!["--document-chars", "0", "--overwrite"]),
+    ] {
+        let found = peak(&lab, &prepare(input, &more));
+        let most = 12 * bytes + CONSTANT;
+        assert!(
+            found < most,
+            "{input}: {} MiB for {} MiB",
+            found / MIB,
+            bytes / MIB
+        );
+    }
+}
+
+/// Token files are mapped: their pages count once at most.
+#[test]
+fn ready_tokens_take_their_own_size_at_most() {
+    let lab = Lab::new();
+    let tokens: Vec<u16> = (0..24 << 20)
+        .map(|index| (index * 7 % 200) as u16)
+        .collect();
+    let bytes = 2 * tokens.len() as u64;
+    lab.write(
+        "tokens.npy",
+        numpy(&format!("({},)", tokens.len()), &tokens),
+    );
+    let train = [
+        "--threads",
+        "1",
+        "--quiet",
+        "train",
+        "tiny.toml",
+        "--run",
+        "ready",
+        "--set",
+        "train.steps=5",
+        "--set",
+        "data.train=[\"tokens.npy\"]",
+        "--set",
+        "model.vocab_size=257",
+        "--set",
+        "train.eval_every=0",
+    ];
+    let found = peak(&lab, &train);
+    assert!(
+        found < bytes + CONSTANT,
+        "{} MiB for {} MiB",
+        found / MIB,
+        bytes / MIB
+    );
+}
+
+/// Rows of a run are read one by one: what is kept of a row is smaller than the row.
+#[test]
+fn a_long_run_is_reported_in_a_multiple_of_its_rows() {
+    let lab = Lab::new();
+    lab.train("run", &["--set", "train.steps=6"]);
+    let rows = String::from_utf8(lab.read("run/metrics.jsonl")).unwrap();
+    let last = rows.lines().last().unwrap().to_owned();
+    let many: String = (1..=60_000)
+        .map(|step| last.replacen("\"step\":6", &format!("\"step\":{step}"), 1) + "\n")
+        .collect();
+    let bytes = many.len() as u64;
+    lab.write("run/metrics.jsonl", &many);
+    let report = [
+        "--quiet",
+        "report",
+        "run",
+        "--format",
+        "markdown",
+        "--out",
+        "report.md",
+    ];
+    let found = peak(&lab, &report);
+    assert!(
+        found < 4 * bytes + CONSTANT,
+        "{} MiB for {} MiB",
+        found / MIB,
+        bytes / MIB
+    );
+}
