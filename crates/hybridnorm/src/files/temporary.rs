@@ -37,11 +37,15 @@ pub(super) fn create_folder(target: &Path) -> Result<(File, PathBuf)> {
 }
 
 fn create(target: &Path, make: impl Fn(&Path) -> io::Result<File>) -> Result<(File, PathBuf)> {
-    for _ in 0..ATTEMPTS {
+    for attempt in 0..ATTEMPTS {
         let path = sibling(target, TEMPORARY_SUFFIX);
         let file = match make(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+            // A cleaner took it for abandoned before it could be opened, unless its parent is missing.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && attempt + 1 < ATTEMPTS => {
+                continue;
+            }
             Err(error) => {
                 // The folder may stand although it could not be opened.
                 let _ = fs::remove_dir(&path);
