@@ -20,7 +20,7 @@ use std::process::{Command, Output};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use common::{Lab, code, copy_folder, official_folder, stderr};
+use common::{KEPT_STUDY, Lab, code, copy_folder, official_folder, stderr};
 
 /// Calls that find, open, write, name, flush or remove files.
 const CALLS: &str = "openat,statx,newfstatat,fstat,read,write,rename,renameat,renameat2,fsync,fdatasync,\
@@ -42,7 +42,7 @@ struct Scenario {
     /// Makes what is there before.
     set_up: fn(&Lab),
     command: &'static [&'static str],
-    /// What to add to the command where it says that it cannot simply be started again.
+    /// Arguments to add where the command refuses to be started again without them.
     again: &'static [&'static str],
     /// Folders that the command writes below; compared with those of an undisturbed run by names.
     writes: &'static [&'static str],
@@ -422,33 +422,12 @@ fn replaying() {
     .check();
 }
 
-const STUDY: &str = r#"
-[study]
-placements = ["pre-norm", "hybridnorm"]
-lr = [1e-3]
-seeds = [1]
-keep_runs = true
-[model]
-d_model = 16
-n_layers = 1
-n_heads = 2
-d_ff = 32
-[data]
-train = ["data"]
-[train]
-steps = 4
-batch_size = 4
-seq_len = 16
-eval_sequences = 4
-checkpoint_every = 2
-"#;
-
 #[test]
 #[ignore = "needs strace"]
 fn studying() {
     Scenario {
         set_up: |lab| {
-            lab.write("study.toml", STUDY);
+            lab.write("study.toml", KEPT_STUDY);
             lab.prepare("stories:40", "bytes", "data");
         },
         command: &[

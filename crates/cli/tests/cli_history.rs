@@ -1,4 +1,4 @@
-//! What a run says of itself: its segments, what changed between them, and what was done at a step.
+//! History of a run: its segments, the changes between them, and the configuration of each step.
 
 mod common;
 

@@ -6,7 +6,7 @@ mod common;
 
 use std::process::{Child, Stdio};
 
-use common::{Lab, code, files_below, official_folder, stderr};
+use common::{KEPT_STUDY, Lab, code, files_below, official_folder, stderr};
 
 /// How often each race is run unless `RACES` says.
 const ROUNDS: usize = 4;
@@ -15,7 +15,7 @@ const ROUNDS: usize = 4;
 struct Race {
     set_up: fn(&Lab),
     command: &'static [&'static str],
-    /// What is removed before each round.
+    /// Path that is removed before each round.
     target: &'static str,
     /// Exactly one of them may succeed; otherwise all may.
     one_wins: bool,
@@ -216,29 +216,8 @@ fn replaying() {
     .run();
 }
 
-const STUDY: &str = r#"
-[study]
-placements = ["pre-norm", "hybridnorm"]
-lr = [1e-3]
-seeds = [1]
-keep_runs = true
-[model]
-d_model = 16
-n_layers = 1
-n_heads = 2
-d_ff = 32
-[data]
-train = ["data"]
-[train]
-steps = 4
-batch_size = 4
-seq_len = 16
-eval_sequences = 4
-checkpoint_every = 2
-"#;
-
 fn study_folder(lab: &Lab) {
-    lab.write("study.toml", STUDY);
+    lab.write("study.toml", KEPT_STUDY);
     lab.prepare("stories:60", "bytes", "data");
 }
 

@@ -22,13 +22,13 @@ fn labels(document: &Value) -> Vec<&str> {
         .collect()
 }
 
-/// Whether a loss is a mean of several.
+/// True if a loss is a mean of several.
 fn is_averaged(text: &str) -> bool {
     let mut after = text.split("± ").skip(1);
     after.any(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
 }
 
-/// What an older version of the program would have left.
+/// Files as an older version of the program left them.
 fn forget_history(lab: &Lab, run: &str) {
     let _ = fs::remove_file(lab.path(run).join("segments.json"));
 }

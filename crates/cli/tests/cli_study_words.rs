@@ -62,7 +62,7 @@ fn made_up(loss: fn(&str, f64, u64) -> Option<f64>) -> Lab {
     lab
 }
 
-/// What the program says of `hybridnorm`: its entry of the analysis, and everything in words.
+/// The entry of `hybridnorm` in the analysis, and the report in words.
 fn said(lab: &Lab) -> (Value, String) {
     let command = [
         "--quiet",

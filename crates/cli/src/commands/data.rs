@@ -104,7 +104,7 @@ fn summary(manifest: &Manifest) -> String {
     format!("{table}\n{}", notes(manifest))
 }
 
-/// What was left out, cut and replaced, a line each.
+/// Lines that say what was left out, cut and replaced.
 fn notes(manifest: &Manifest) -> String {
     let notes = manifest.notes();
     notes

@@ -66,7 +66,7 @@ fn bits_per_byte(measured: &Measured) -> String {
     bits.map_or("-".into(), |bits| format!("{bits:.4}"))
 }
 
-/// What is measured of one set, line by line.
+/// Notes on one set, a line each, after the table.
 fn lines(set: &SetLoss) -> String {
     let measured = &set.measured;
     let why = set.no_bits_per_byte.iter();

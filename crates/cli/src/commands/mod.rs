@@ -25,7 +25,7 @@ pub enum Ending {
     Interrupted,
 }
 
-/// What `--no-lock` says.
+/// Locking as `--no-lock` asks for.
 pub fn locking(no_lock: bool) -> Locking {
     match no_lock {
         true => Locking::Off,

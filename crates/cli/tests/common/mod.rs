@@ -39,6 +39,28 @@ checkpoint_every = 5
 keep_checkpoints = 3
 "#;
 
+/// Two runs that are kept, on the prepared folder `data`.
+pub const KEPT_STUDY: &str = r#"
+[study]
+placements = ["pre-norm", "hybridnorm"]
+lr = [1e-3]
+seeds = [1]
+keep_runs = true
+[model]
+d_model = 16
+n_layers = 1
+n_heads = 2
+d_ff = 32
+[data]
+train = ["data"]
+[train]
+steps = 4
+batch_size = 4
+seq_len = 16
+eval_sequences = 4
+checkpoint_every = 2
+"#;
+
 /// Where one test works.
 pub struct Lab {
     folder: TempDir,

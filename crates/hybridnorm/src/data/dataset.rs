@@ -116,7 +116,7 @@ impl TokenDataset {
         self.instances
     }
 
-    /// Whether there are none.
+    /// True if there are none.
     pub fn is_empty(&self) -> bool {
         self.instances == 0
     }
@@ -344,7 +344,7 @@ impl Batch {
         self.instance_ids.len()
     }
 
-    /// Whether there are no rows.
+    /// True if there are no rows.
     pub fn is_empty(&self) -> bool {
         self.instance_ids.is_empty()
     }

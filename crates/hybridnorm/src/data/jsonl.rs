@@ -13,7 +13,7 @@ const DEPTH_LIMIT: usize = 10_000;
 /// Keys named in a message.
 const NAMED_KEYS: usize = 8;
 
-/// What stands under the field.
+/// Value of the field.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Found {
     /// A string.
@@ -32,7 +32,7 @@ pub(super) enum Found {
 pub(super) struct Flaw {
     /// Its kind: records with the same one are counted together.
     pub(super) reason: String,
-    /// What is wrong, without the place.
+    /// The problem, without the place.
     pub(super) problem: String,
     /// Where, in bytes from the start of the record, for errors of syntax.
     pub(super) at: Option<usize>,

@@ -175,7 +175,7 @@ impl TokenStream {
         self.tokens
     }
 
-    /// Whether there are none.
+    /// True if there are none.
     pub fn is_empty(&self) -> bool {
         self.tokens == 0
     }
