@@ -66,7 +66,7 @@ fn bits_per_byte(measured: &Measured) -> String {
     bits.map_or("-".into(), |bits| format!("{bits:.4}"))
 }
 
-/// Notes on one set, a line each, after the table.
+/// Results of a single set, a line each.
 fn lines(set: &SetLoss) -> String {
     let measured = &set.measured;
     let why = set.no_bits_per_byte.iter();
