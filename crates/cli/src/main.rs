@@ -23,8 +23,7 @@ fn main() -> ExitCode {
     allocator::set_up();
     stop::outlive_file_limits();
     std::panic::set_hook(Box::new(|panic| {
-        // A tokenizer out of a file that fails becomes an error of its own.
-        if !hybridnorm::data::tokenizer::is_foreign_code() {
+        if !hybridnorm::foreign::is_running() {
             console::to_stderr(&defect(panic));
         }
     }));

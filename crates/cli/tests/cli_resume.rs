@@ -6,7 +6,9 @@ use std::fs;
 use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{DAMAGES, Lab, code, copy_folder, damage, files_below, signal, stderr, train_args};
+use common::{
+    DAMAGES, Damage, Lab, code, copy_folder, damage, files_below, signal, stderr, train_args,
+};
 
 const LAST: &str = "checkpoints/step-00000020";
 /// Long enough a run to be hit in the middle.
@@ -367,4 +369,40 @@ fn ctrl_c_while_text_is_tokenized_ends_at_once_and_leaves_nothing_in_the_way() {
     lab.prepare("stories:30", "bytes", "p");
     lab.ok(&["data", "inspect", "p"]);
     lab.train("run", &[]);
+}
+
+#[test]
+fn whatever_takes_an_older_checkpoint_names_the_broken_one() {
+    let lab = Lab::new();
+    lab.write("text.txt", "A sentence to measure a model on. ".repeat(9));
+    lab.train("run", &[]);
+    damage(
+        &lab.path("run").join(LAST).join("model.safetensors"),
+        Damage::FlippedBit,
+    );
+    for args in [
+        &["eval", "run", "--data", "text.txt"][..],
+        &["generate", "run", "--prompt", "A", "--max-tokens", "1"],
+        &["inspect", "run"],
+        &["replay", "run", "--step", "21", "--set", "train.steps=22"],
+        &[
+            "train",
+            "tiny.toml",
+            "--run",
+            "more",
+            "--set",
+            "init.from=run",
+        ],
+    ] {
+        let output = lab.run(args);
+        let said = stderr(&output);
+        assert_eq!(code(&output), 0, "{args:?}: {said}");
+        assert!(
+            said.contains("passed over a broken checkpoint: ") && said.contains("step-00000020"),
+            "{args:?}: {said}"
+        );
+    }
+    let measured = lab.json(&["eval", "run", "--data", "text.txt", "--json"]);
+    let note = measured["notes"][0].as_str().unwrap();
+    assert!(note.contains("step-00000020"), "{note}");
 }

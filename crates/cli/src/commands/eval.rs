@@ -4,7 +4,7 @@ use hybridnorm::data::{Split, Windows};
 use hybridnorm::digits::perplexity;
 use hybridnorm::eval::{self, EvalOptions, Evaluation, Measured, SetLoss};
 use hybridnorm::text::one_line;
-use hybridnorm::train::Checkpoint;
+use hybridnorm::train::run_directory;
 use hybridnorm::{Device, Error};
 
 use super::Ending;
@@ -34,7 +34,7 @@ pub fn run(args: EvalArgs, console: &Console) -> Result<Ending, Error> {
             EvalWindows::Whole => Windows::Whole { limit: None },
         },
     };
-    let checkpoint = Checkpoint::open(&args.checkpoint)?;
+    let checkpoint = super::open_checkpoint(&args.checkpoint, console)?;
     let model = checkpoint.model(&Device::flex())?;
     let tokenizer = checkpoint.tokenizer()?;
     let mut display = Display::new(console);
@@ -49,8 +49,12 @@ pub fn run(args: EvalArgs, console: &Console) -> Result<Ending, Error> {
     for note in sets.iter().flat_map(|set| &set.notes) {
         console.note(&one_line(note));
     }
-    let found = eval::measure(&model, &sets, &options)?;
+    let mut found = eval::measure(&model, &sets, &options)?;
     if args.json {
+        let broken = checkpoint.passed_over().iter();
+        found
+            .notes
+            .extend(broken.map(|problem| run_directory::passed_over(problem)));
         console::print_json(&found)?;
         return Ok(Ending::Done);
     }

@@ -4,7 +4,6 @@ use std::sync::atomic::Ordering;
 
 use hybridnorm::eval::{Sampling, TextGenerator};
 use hybridnorm::omissions::LeftOut;
-use hybridnorm::train::Checkpoint;
 use hybridnorm::{Device, Error};
 use serde::Serialize;
 
@@ -27,7 +26,7 @@ struct Written {
 }
 
 pub fn run(args: GenerateArgs, console: &Console) -> Result<Ending, Error> {
-    let checkpoint = Checkpoint::open(&args.checkpoint)?;
+    let checkpoint = super::open_checkpoint(&args.checkpoint, console)?;
     let tokenizer = checkpoint.tokenizer()?.ok_or_else(|| {
         Error::format(
             checkpoint.path(),

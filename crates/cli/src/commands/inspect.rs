@@ -6,7 +6,7 @@ use hybridnorm::Error;
 use hybridnorm::model::ModelConfig;
 use hybridnorm::model::Recompute;
 use hybridnorm::model::inventory::{Inventory, inventory};
-use hybridnorm::train::{Checkpoint, Config};
+use hybridnorm::train::Config;
 use serde::Serialize;
 
 use super::Ending;
@@ -25,7 +25,7 @@ struct Report {
 }
 
 pub fn run(args: InspectArgs, console: &Console) -> Result<Ending, Error> {
-    let report = report(&args)?;
+    let report = report(&args, console)?;
     if args.json {
         console::print_json(&report)?;
         return Ok(Ending::Done);
@@ -37,7 +37,7 @@ pub fn run(args: InspectArgs, console: &Console) -> Result<Ending, Error> {
     Ok(Ending::Done)
 }
 
-fn report(args: &InspectArgs) -> Result<Report, Error> {
+fn report(args: &InspectArgs, console: &Console) -> Result<Report, Error> {
     let (model, config, micro_batch, seq_len, recompute) = match is_config(&args.path) {
         true => {
             let mut config = Config::load(&args.path, &args.settings)?;
@@ -56,7 +56,7 @@ fn report(args: &InspectArgs) -> Result<Report, Error> {
             if !args.settings.is_empty() {
                 return Err(Error::config("--set has no effect on a checkpoint"));
             }
-            let model = Checkpoint::open(&args.path)?.config()?;
+            let model = super::open_checkpoint(&args.path, console)?.config()?;
             let seq_len = model.max_seq_len;
             (model, None, 1, seq_len, Recompute::None)
         }

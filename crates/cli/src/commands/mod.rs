@@ -14,7 +14,13 @@ pub mod report;
 pub mod study;
 pub mod train;
 
+use std::path::Path;
+
+use hybridnorm::Error;
 use hybridnorm::files::Locking;
+use hybridnorm::train::{Checkpoint, run_directory};
+
+use crate::console::Console;
 
 /// How a command ended that did not fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +29,16 @@ pub enum Ending {
     Done,
     /// It was asked to stop.
     Interrupted,
+}
+
+/// The checkpoint at `path`, or the newest valid one of the run directory there. Broken ones that are
+/// newer are named.
+fn open_checkpoint(path: &Path, console: &Console) -> Result<Checkpoint, Error> {
+    let checkpoint = Checkpoint::open(path)?;
+    for problem in checkpoint.passed_over() {
+        console.note(&run_directory::passed_over(problem));
+    }
+    Ok(checkpoint)
 }
 
 /// Locking as `--no-lock` asks for.

@@ -145,6 +145,9 @@ pub fn run(
         config.log.layers_every = 1;
     }
     let found = checkpoint::newest_before(run, options.step)?;
+    for problem in &found.broken {
+        on_event(Event::Note(run_directory::passed_over(problem)));
+    }
     let start = match found.checkpoint {
         Some((_, checkpoint)) => Start::Branch(checkpoint),
         None => Start::Fresh,

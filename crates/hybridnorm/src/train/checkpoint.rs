@@ -14,6 +14,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
@@ -77,6 +78,7 @@ impl<'a> Contents<'a, ()> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checkpoint {
     path: PathBuf,
+    passed_over: Vec<String>,
 }
 
 /// Writes a checkpoint at `path`, whose parent must be there: a run directory that was removed is not
@@ -140,7 +142,8 @@ impl Checkpoint {
     /// newest valid checkpoint is taken.
     ///
     /// # Errors
-    /// If there is none, or a file is missing, of another size or of another SHA-256.
+    /// If there is none, or a file is missing, of another size or of another SHA-256. In a run directory,
+    /// newer ones of that kind are [passed over](Self::passed_over).
     pub fn open(path: &Path) -> Result<Self> {
         fs::read_dir(path).map_err(Error::io(path))?;
         if files::exists(path.join(MANIFEST))? {
@@ -149,16 +152,17 @@ impl Checkpoint {
         let folder = path.join(CHECKPOINTS);
         if files::exists(&folder)? {
             let found = newest(path)?;
-            return found
-                .checkpoint
-                .map(|(_, checkpoint)| checkpoint)
-                .ok_or_else(|| {
-                    let reason = match found.broken.first() {
-                        Some(problem) => format!("no valid checkpoint; {problem}"),
-                        None => "no checkpoint yet".into(),
-                    };
-                    Error::format(folder, reason)
-                });
+            let Some((_, checkpoint)) = found.checkpoint else {
+                let reason = match found.broken.first() {
+                    Some(problem) => format!("no valid checkpoint; {problem}"),
+                    None => "no checkpoint yet".into(),
+                };
+                return Err(Error::format(folder, reason));
+            };
+            return Ok(Self {
+                passed_over: found.broken,
+                ..checkpoint
+            });
         }
         Err(Error::format(
             path,
@@ -214,7 +218,13 @@ impl Checkpoint {
         }
         Ok(Self {
             path: path.to_path_buf(),
+            passed_over: Vec::new(),
         })
+    }
+
+    /// What is wrong with each newer checkpoint of the run directory that this one was opened from.
+    pub fn passed_over(&self) -> &[String] {
+        &self.passed_over
     }
 
     /// The folder.
@@ -333,7 +343,8 @@ pub struct Newest {
 /// Finds the newest valid checkpoint of a run.
 ///
 /// # Errors
-/// If the run's folder cannot be listed.
+/// If the run's folder cannot be listed, or a newer checkpoint cannot be read: only one that was read
+/// is known to be broken.
 pub fn newest(run: &Path) -> Result<Newest> {
     newest_before(run, u64::MAX)
 }
@@ -355,6 +366,18 @@ pub fn newest_before(run: &Path, limit: u64) -> Result<Newest> {
                     broken,
                 });
             }
+            Err(Error::Io { path: file, source }) if !is_damage(&source) => {
+                return Err(Error::Io {
+                    path: file,
+                    source: io::Error::new(
+                        source.kind(),
+                        format!(
+                            "{source}; try again, or remove the checkpoint {} to go on from an older one",
+                            path.display()
+                        ),
+                    ),
+                });
+            }
             Err(error) => broken.push(error.to_string()),
         }
     }
@@ -362,6 +385,15 @@ pub fn newest_before(run: &Path, limit: u64) -> Result<Newest> {
         checkpoint: None,
         broken,
     })
+}
+
+/// Whether what stands there is not a checkpoint's file. All other errors may pass.
+fn is_damage(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidData, IsADirectory, NotADirectory, NotFound, UnexpectedEof};
+    matches!(
+        error.kind(),
+        NotFound | NotADirectory | IsADirectory | InvalidData | UnexpectedEof
+    )
 }
 
 /// Whether a run holds a checkpoint, valid or not.

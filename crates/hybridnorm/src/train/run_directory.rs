@@ -173,6 +173,11 @@ pub(super) fn require_run(run: &Path) -> Result<()> {
     }
 }
 
+/// The note about a checkpoint that cannot be used, and in whose place an older one is.
+pub fn passed_over(problem: &str) -> String {
+    format!("passed over a broken checkpoint: {problem}")
+}
+
 /// Where a run goes on; `None` where it begins.
 pub(super) fn find_resume_point(
     run: &Path,
@@ -187,9 +192,7 @@ pub(super) fn find_resume_point(
         ));
     }
     for problem in found.broken {
-        on_event(Event::Note(format!(
-            "passed over a broken checkpoint: {problem}"
-        )));
+        on_event(Event::Note(passed_over(&problem)));
     }
     Ok(found.checkpoint.map(|(_, checkpoint)| checkpoint))
 }

@@ -142,6 +142,9 @@ impl Trainer {
             }
             (None, Some(init)) => {
                 let from = Checkpoint::open(&init.from)?;
+                for problem in from.passed_over() {
+                    on_event(Event::Note(run_directory::passed_over(problem)));
+                }
                 let model = settle_init(&config, &from, &sources).map_err(name_file)?;
                 require_memory(&config, &model)?;
                 let trained = from.config()?.max_seq_len;
