@@ -22,6 +22,7 @@ pub mod digits;
 pub mod error;
 pub mod eval;
 pub mod files;
+pub mod foreign;
 pub mod interop;
 pub mod lab;
 pub mod machine;

@@ -4,13 +4,19 @@
 //! `hybridnorm-star.safetensors`.
 
 use std::fs;
+use std::io::{Cursor, Write};
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
-use hybridnorm::Error;
 use hybridnorm::interop::official;
 use hybridnorm::model::params;
+use hybridnorm::{Error, memory};
 use tempfile::TempDir;
+use zip::write::SimpleFileOptions;
+use zip::{CompressionMethod, ZipWriter};
+
+const STORED: CompressionMethod = CompressionMethod::Stored;
+const DEFLATED: CompressionMethod = CompressionMethod::Deflated;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -106,6 +112,15 @@ fn settings_of_another_computation_are_refused() {
 
 /// A PyTorch file of one f32 tensor whose storage holds `elements`, seen with a shape and strides.
 fn torch_file(elements: u32, shape: [u32; 2], strides: [u32; 2]) -> Vec<u8> {
+    torch_archive(elements, shape, strides, STORED)
+}
+
+fn torch_archive(
+    elements: u32,
+    shape: [u32; 2],
+    strides: [u32; 2],
+    compression: CompressionMethod,
+) -> Vec<u8> {
     let int = |n: u32| [&b"J"[..], &n.to_le_bytes()].concat();
     let pair = |pair: [u32; 2]| [int(pair[0]), int(pair[1]), b"\x86".to_vec()].concat();
     let text = |text: &str| {
@@ -133,62 +148,24 @@ fn torch_file(elements: u32, shape: [u32; 2], strides: [u32; 2]) -> Vec<u8> {
     ]
     .concat();
     let zeros = vec![0; 4 * elements as usize];
-    zip(&[
+    let files: [(&str, &[u8]); 4] = [
         ("archive/data.pkl", &pickle),
         ("archive/byteorder", b"little"),
         ("archive/data/0", &zeros),
         ("archive/version", b"3\n"),
-    ])
+    ];
+    archive(&files, compression)
 }
 
-/// An archive of files as they are.
-fn zip(files: &[(&str, &[u8])]) -> Vec<u8> {
-    let mut archive = Vec::new();
-    let mut directory = Vec::new();
+/// An archive of files as they are, or deflated.
+fn archive(files: &[(&str, &[u8])], compression: CompressionMethod) -> Vec<u8> {
+    let mut archive = ZipWriter::new(Cursor::new(Vec::new()));
+    let options = SimpleFileOptions::default().compression_method(compression);
     for (name, bytes) in files {
-        let crc = !bytes.iter().fold(u32::MAX, |crc, byte| {
-            (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
-                (crc >> 1) ^ (0xedb8_8320 & 0u32.wrapping_sub(crc & 1))
-            })
-        });
-        let size = (bytes.len() as u32).to_le_bytes();
-        let name_length = (name.len() as u16).to_le_bytes();
-        let common = [
-            &[20, 0, 0, 0, 0, 0, 0, 0, 0, 0][..],
-            &crc.to_le_bytes(),
-            &size,
-            &size,
-            &name_length,
-            &[0; 2],
-        ]
-        .concat();
-        directory.extend(
-            [
-                &b"PK\x01\x02\x14\x00"[..],
-                &common,
-                &[0; 10],
-                &(archive.len() as u32).to_le_bytes(),
-                name.as_bytes(),
-            ]
-            .concat(),
-        );
-        archive.extend([&b"PK\x03\x04"[..], &common, name.as_bytes(), bytes].concat());
+        archive.start_file(*name, options).unwrap();
+        archive.write_all(bytes).unwrap();
     }
-    let (start, length) = (archive.len() as u32, directory.len() as u32);
-    let count = (files.len() as u16).to_le_bytes();
-    archive.extend(directory);
-    archive.extend(
-        [
-            &b"PK\x05\x06\0\0\0\0"[..],
-            &count,
-            &count,
-            &length.to_le_bytes(),
-            &start.to_le_bytes(),
-            &[0; 2],
-        ]
-        .concat(),
-    );
-    archive
+    archive.finish().unwrap().into_inner()
 }
 
 #[test]
@@ -224,4 +201,44 @@ fn aliases_that_grow_without_end_are_refused() {
         .unwrap_err()
         .to_string();
     assert!(text.contains("config.yaml"), "{text}");
+}
+
+#[test]
+fn memory_is_bounded_by_the_size_of_the_file() {
+    const CONSTANT: u64 = 64 << 20;
+    // Peak memory of an import that fails, and why it does.
+    let peak = |torch: &[u8]| {
+        let folder = folder(torch);
+        memory::reset_peak();
+        let before = memory::peak_bytes();
+        let problem = official::import(folder.path(), &Device::flex()).unwrap_err();
+        let peak = memory::peak_bytes()
+            .zip(before)
+            .map(|(now, before)| now - before);
+        (peak.unwrap_or(0), problem.to_string())
+    };
+    // 256 MiB of zeros in 256 kB, and as many lists as bytes.
+    let zeros = torch_archive(1 << 26, [1 << 13; 2], [1 << 13, 1], DEFLATED);
+    assert!(zeros.len() < 1 << 19, "{}", zeros.len());
+    let lists: [(&str, &[u8]); 1] = [("archive/data.pkl", &vec![b']'; 9 << 20])];
+    for (torch, expected) in [
+        (zeros, "archive/data.pkl is compressed"),
+        (archive(&lists, DEFLATED), "archive/data.pkl is compressed"),
+        (
+            archive(&lists, STORED),
+            "has 9437184 bytes, expected at most",
+        ),
+        (archive(&[("a/b", b"")], STORED), "No data.pkl entry"),
+        (b"\x80\x02}q\0.".to_vec(), "saved before PyTorch 1.6"),
+        (vec![0; 2048], "saved before PyTorch 1.6"),
+    ] {
+        let (peak, problem) = peak(&torch);
+        assert!(problem.contains(expected), "{problem}");
+        assert!(peak < CONSTANT, "{problem}: {peak} bytes");
+    }
+    // One tensor of 64 MiB, read, but not all of the model.
+    let whole = torch_file(1 << 24, [1 << 12; 2], [1 << 12, 1]);
+    let (peak, problem) = peak(&whole);
+    assert!(problem.contains("model.pt"), "{problem}");
+    assert!(peak < 3 * whole.len() as u64 + CONSTANT, "{peak} bytes");
 }

@@ -12,7 +12,6 @@
 
 mod foreign;
 mod growth;
-mod guard;
 mod json;
 mod parallel;
 mod pieces;
@@ -38,7 +37,6 @@ use super::bpe::{self, BpeTrainer, END_OF_TEXT, END_OF_TEXT_ID, Splitter};
 use super::manifest::TokenizerRecord;
 
 use foreign::Foreign;
-pub use guard::is_foreign_code;
 use json::{configured_eos, tiktoken_json};
 pub(super) use parallel::in_parallel;
 pub(super) use pieces::{Cut, pieces};

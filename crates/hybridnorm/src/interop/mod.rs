@@ -5,6 +5,7 @@ mod experts;
 pub mod huggingface;
 pub mod official;
 mod python_dict;
+mod pytorch;
 mod source;
 
 use std::path::Path;

@@ -7,10 +7,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::tensor::Device;
-use burn_store::pytorch_reader::DType;
-use safetensors::Dtype;
 
 use super::experts::{self, Layout};
+use super::pytorch;
 use super::source::check_name;
 use super::{Imported, Tensors};
 use crate::error::{Error, Result};
@@ -118,7 +117,7 @@ fn read_tensors(folder: &Path) -> Result<(std::path::PathBuf, BTreeMap<String, V
     }
     let torch = folder.join("model.pt");
     if torch.exists() {
-        let tensors = read_pytorch(&torch)?;
+        let tensors = pytorch::read(&torch)?;
         return Ok((torch, tensors));
     }
     std::fs::metadata(folder).map_err(Error::io(folder))?;
@@ -126,63 +125,6 @@ fn read_tensors(folder: &Path) -> Result<(std::path::PathBuf, BTreeMap<String, V
         folder,
         "holds neither model.safetensors nor model.pt",
     ))
-}
-
-/// Reads a PyTorch file through a reader that interprets the few pickle opcodes tensors need and
-/// runs nothing.
-fn read_pytorch(path: &Path) -> Result<BTreeMap<String, Values>> {
-    let broken = |problem: String| Error::format(path, problem);
-    // A pipe would be waited for, and a pointer to the file is not the file.
-    files::open(path)?;
-    // What stops here is the file's fault, never this program's.
-    let opened = std::panic::catch_unwind(|| burn_store::pytorch::PytorchReader::new(path))
-        .map_err(|_| broken("not a PyTorch checkpoint: its parts do not fit together".into()))?;
-    let reader = opened.map_err(|error| broken(format!("not a PyTorch checkpoint: {error}")))?;
-    let file = files::open(path)?
-        .metadata()
-        .map_err(Error::io(path))?
-        .len();
-    let sizes = reader.tensors().iter().map(|(name, tensor)| {
-        let elements = tensor.shape().iter();
-        let bytes = elements.fold(tensor.dtype().size() as u64, |bytes, n| {
-            bytes.saturating_mul(*n as u64)
-        });
-        (bytes, name)
-    });
-    // A view can repeat elements (a stride of 0), so that a tensor is larger than all the file.
-    let (mut total, mut largest) = (0u64, (0, ""));
-    for (bytes, name) in sizes {
-        total = total.saturating_add(bytes);
-        largest = largest.max((bytes, name));
-    }
-    // Tied matrices share their elements.
-    if largest.0 > file || total > file.saturating_mul(2) {
-        let (bytes, name) = largest;
-        return Err(broken(format!(
-            "tensor {name} would take {bytes} of {total} bytes, the file has {file}: its strides repeat \
-             elements; save contiguous tensors"
-        )));
-    }
-    let mut all = BTreeMap::new();
-    for (name, tensor) in reader.tensors() {
-        let shape = tensor.shape().to_vec();
-        let bytes = tensor
-            .read()
-            .map_err(|error| broken(format!("tensor {name}: {error}")))?;
-        let dtype = match tensor.dtype() {
-            DType::F32 => Dtype::F32,
-            DType::F16 => Dtype::F16,
-            DType::BF16 => Dtype::BF16,
-            other => {
-                return Err(broken(format!(
-                    "tensor {name} is {other:?}, expected F32, F16 or BF16"
-                )));
-            }
-        };
-        let data = tensors::to_f32(dtype, &bytes).expect("a type of the list above");
-        all.insert(name.clone(), Values { shape, data });
-    }
-    Ok(all)
 }
 
 /// The experts' matrices, which are made of several official ones: MegaBlocks' `w1` is the gate, `v1` the

@@ -15,6 +15,7 @@ use parquet::file::reader::{FileReader, SerializedFileReader};
 
 use crate::error::{Error, Result};
 use crate::files;
+use crate::foreign;
 use crate::omissions::Unit;
 
 use super::{InvalidUtf8, SourceOptions, SourceStats, pages};
@@ -288,11 +289,10 @@ fn check_ends(file: &File, path: &Path) -> Result<()> {
 /// What `read` returns, with errors in words. The reader of the `parquet` crate may panic on a
 /// damaged file.
 fn caught<T>(read: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T, String> {
-    let read = std::panic::catch_unwind(std::panic::AssertUnwindSafe(read));
-    match read {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(ParquetError::General(problem) | ParquetError::EOF(problem))) => Err(problem),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err("its parts do not fit together".into()),
+    match foreign::caught(read) {
+        Some(Ok(value)) => Ok(value),
+        Some(Err(ParquetError::General(problem) | ParquetError::EOF(problem))) => Err(problem),
+        Some(Err(error)) => Err(error.to_string()),
+        None => Err("its parts do not fit together".into()),
     }
 }

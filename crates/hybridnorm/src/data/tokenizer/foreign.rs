@@ -5,8 +5,9 @@ use std::sync::OnceLock;
 use tokenizers::models::ModelWrapper;
 use tokenizers::{DecoderWrapper, PostProcessorWrapper};
 
+use crate::foreign::{caught, caught_on_large_stack};
+
 use super::growth::Growth;
-use super::guard::{caught, caught_on_large_stack};
 use super::json::{byte_table, one_line};
 use super::pieces::{Cut, pieces};
 use super::shape::Shape;

@@ -8,7 +8,8 @@ use serde_json::Value;
 use tokenizers::utils::SysRegex;
 use tokenizers::{NormalizedString, Normalizer, NormalizerWrapper};
 
-use super::guard::caught;
+use crate::foreign::caught;
+
 use super::shape::unknown_part;
 
 /// A normalizer that could make a text longer than this many times is refused.

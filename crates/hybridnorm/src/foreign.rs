@@ -1,7 +1,7 @@
-//! Code of the `tokenizers` crate, run so that its panics become errors.
+//! Code of other crates that reads files of other people, run so that its panics become errors.
 //!
-//! What it does with a file of somebody else's is that file's fault, not a defect of this program:
-//! a panic hook asks [`is_foreign_code`] and stays silent.
+//! A panic there is the file's fault, not a defect of this program: a panic hook asks
+//! [`is_running`] and stays silent.
 
 use std::cell::Cell;
 use std::panic::{self, AssertUnwindSafe};
@@ -10,23 +10,24 @@ use std::thread;
 /// Stack of the thread that reads a file. What is read is limited so that far less is enough.
 const STACK: usize = 64 << 20;
 
-thread_local!(static FOREIGN: Cell<bool> = const { Cell::new(false) });
+// A hook is told the place of a panic, which may be anywhere below, but not who called.
+thread_local!(static RUNNING: Cell<bool> = const { Cell::new(false) });
 
-/// True while this thread runs a tokenizer that came out of a file. Panics there become errors.
-pub fn is_foreign_code() -> bool {
-    FOREIGN.get()
+/// True while this thread runs such code. Panics there become errors.
+pub fn is_running() -> bool {
+    RUNNING.get()
 }
 
 /// The result of `work`, or none where it panicked.
-pub(super) fn caught<T>(work: impl FnOnce() -> T) -> Option<T> {
-    let outer = FOREIGN.replace(true);
+pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Option<T> {
+    let outer = RUNNING.replace(true);
     let done = panic::catch_unwind(AssertUnwindSafe(work));
-    FOREIGN.set(outer);
+    RUNNING.set(outer);
     done.ok()
 }
 
 /// As [`caught`], on a thread with a large stack.
-pub(super) fn caught_on_large_stack<T: Send>(
+pub(crate) fn caught_on_large_stack<T: Send>(
     work: impl FnOnce() -> T + Send,
 ) -> Result<Option<T>, String> {
     thread::scope(|scope| {
@@ -45,8 +46,8 @@ mod tests {
     #[test]
     fn a_panic_is_no_result() {
         assert_eq!(caught(|| 3), Some(3));
-        assert_eq!(caught(|| -> u8 { panic!("{}", is_foreign_code()) }), None);
-        assert!(!is_foreign_code());
+        assert_eq!(caught(|| -> u8 { panic!("{}", is_running()) }), None);
+        assert!(!is_running());
         assert_eq!(caught_on_large_stack(|| 4), Ok(Some(4)));
         assert_eq!(caught_on_large_stack(|| -> u8 { panic!() }), Ok(None));
     }

@@ -1,0 +1,116 @@
+//! Tensors of a PyTorch file, `model.pt`.
+//!
+//! Memory: the archive's directory, its pickle (at most [`PICKLE_LIMIT`]) as objects, and the tensors,
+//! which take no more than twice the file as it is and are widened to single precision.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::path::Path;
+
+use burn_store::pytorch::PytorchReader;
+use burn_store::pytorch_reader::DType;
+use safetensors::Dtype;
+use zip::{CompressionMethod, ZipArchive};
+
+use crate::error::{Error, Result};
+use crate::files;
+use crate::foreign;
+use crate::model::params::Values;
+use crate::tensors;
+
+/// Most bytes of the pickle that names the tensors, about 200 of them each. Its objects take many
+/// times as much.
+const PICKLE_LIMIT: u64 = 8 << 20;
+
+/// Reads the tensors by name. The pickle among the file's members is interpreted as far as tensors
+/// need it, and nothing is run.
+///
+/// # Errors
+/// If it is not an archive of `torch.save` whose members are stored as they are, a tensor is not of
+/// F32, F16 or BF16, or tensors are larger than the file.
+pub(super) fn read(path: &Path) -> Result<BTreeMap<String, Values>> {
+    let broken = |problem: String| Error::format(path, problem);
+    let unfit = || broken("not a PyTorch checkpoint: its parts do not fit together".into());
+    let archive = files::open(path)?;
+    let file = archive.metadata().map_err(Error::io(path))?.len();
+    foreign::caught(|| check(archive))
+        .ok_or_else(unfit)?
+        .map_err(broken)?;
+    let reader = foreign::caught(|| PytorchReader::new(path))
+        .ok_or_else(unfit)?
+        .map_err(|error| broken(format!("not a PyTorch checkpoint: {error}")))?;
+    let sizes = reader.tensors().iter().map(|(name, tensor)| {
+        let elements = tensor.shape().iter();
+        let bytes = elements.fold(tensor.dtype().size() as u64, |bytes, n| {
+            bytes.saturating_mul(*n as u64)
+        });
+        (bytes, name)
+    });
+    // A view can repeat elements (a stride of 0), so that a tensor is larger than all the file.
+    let (mut total, mut largest) = (0u64, (0, ""));
+    for (bytes, name) in sizes {
+        total = total.saturating_add(bytes);
+        largest = largest.max((bytes, name));
+    }
+    // Tied matrices share their elements.
+    if largest.0 > file || total > file.saturating_mul(2) {
+        let (bytes, name) = largest;
+        return Err(broken(format!(
+            "tensor {name} would take {bytes} of {total} bytes, the file has {file}: its strides repeat \
+             elements; save contiguous tensors"
+        )));
+    }
+    let mut all = BTreeMap::new();
+    for (name, tensor) in reader.tensors() {
+        let shape = tensor.shape().to_vec();
+        let bytes = foreign::caught(|| tensor.read())
+            .ok_or_else(|| broken(format!("tensor {name}: its parts do not fit together")))?
+            .map_err(|error| broken(format!("tensor {name}: {error}")))?;
+        let dtype = match tensor.dtype() {
+            DType::F32 => Dtype::F32,
+            DType::F16 => Dtype::F16,
+            DType::BF16 => Dtype::BF16,
+            other => {
+                return Err(broken(format!(
+                    "tensor {name} is {other:?}, expected F32, F16 or BF16"
+                )));
+            }
+        };
+        let data = tensors::to_f32(dtype, &bytes).expect("a type of the list above");
+        all.insert(name.clone(), Values { shape, data });
+    }
+    Ok(all)
+}
+
+/// What could unfold into more than the file holds is refused before anything is read of it.
+fn check(mut file: File) -> Result<(), String> {
+    let mut magic = [0; 4];
+    if file.read_exact(&mut magic).is_err() || &magic != b"PK\x03\x04" {
+        return Err(
+            "not a PyTorch checkpoint, or saved before PyTorch 1.6: expected a ZIP archive as torch.save \
+             writes it; load it in PyTorch and save it anew"
+                .into(),
+        );
+    }
+    let not_whole = |error| format!("not a PyTorch checkpoint, or cut short: {error}");
+    let mut archive = ZipArchive::new(BufReader::new(file)).map_err(not_whole)?;
+    for index in 0..archive.len() {
+        let member = archive.by_index_raw(index).map_err(not_whole)?;
+        let name = member.name().map_err(not_whole)?;
+        if member.compression() != CompressionMethod::Stored {
+            return Err(format!(
+                "its member {name} is compressed, which torch.save never does; load it in PyTorch and save \
+                 it anew"
+            ));
+        }
+        if name.ends_with("data.pkl") && member.size() > PICKLE_LIMIT {
+            return Err(format!(
+                "{name} has {} bytes, expected at most {PICKLE_LIMIT} for names and shapes of tensors; save \
+                 the model's state_dict alone",
+                member.size()
+            ));
+        }
+    }
+    Ok(())
+}
