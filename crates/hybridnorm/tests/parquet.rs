@@ -1,0 +1,162 @@
+//! Parquet files that others made, and the memory that reading takes.
+//!
+//! The files are PyArrow's; `fixtures/parquet/make.py` says what is in them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use hybridnorm::data::{SourceOptions, SourceStats, Sources};
+use hybridnorm::{Result, memory};
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::data_type::{ByteArray, ByteArrayType};
+use parquet::file::properties::WriterProperties;
+use parquet::file::writer::SerializedFileWriter;
+use parquet::schema::parser::parse_message_type;
+
+/// Peaks are of the process: tests that make garbage wait for the one that measures.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parquet")
+}
+
+/// Calls `each` with every text.
+fn read(path: &Path, field: &str, mut each: impl FnMut(String)) -> Result<SourceStats> {
+    let options = SourceOptions {
+        text_field: field.into(),
+        ..SourceOptions::default()
+    };
+    let sources = Sources::resolve(&[path.to_str().unwrap().into()], &options)?;
+    let mut documents = sources.documents();
+    for document in documents.by_ref() {
+        each(document?.text);
+    }
+    Ok(documents.stats())
+}
+
+#[test]
+fn files_of_pyarrow_hold_what_was_written() {
+    let _alone = ALONE.lock();
+    let expected: Vec<String> = (0..40)
+        .filter(|row| ![5, 9, 11, 17].contains(row))
+        .map(|row| format!("Row {row} of 40.{}", " wörd".repeat(row)))
+        .collect();
+    for (file, field) in [
+        ("snappy.parquet", "text"),
+        ("zstd-v2.parquet", "text"),
+        ("gzip-plain.parquet", "content"),
+        ("brotli-delta.parquet", "text"),
+        ("lz4-dictionary.parquet", "text"),
+        ("bytes.parquet", "text"),
+    ] {
+        let mut texts = Vec::new();
+        let stats = read(&fixtures().join(file), field, |text| texts.push(text)).unwrap();
+        assert_eq!(texts, expected, "{file}");
+        let left_out = serde_json::to_value(&stats.left_out).unwrap();
+        let count = |unit: &str| -> u64 {
+            let all = left_out.as_array().unwrap().iter();
+            let all = all.filter(|omission| omission["unit"] == unit);
+            all.map(|omission| omission["count"].as_u64().unwrap())
+                .sum()
+        };
+        // Two rows are null, two blank.
+        assert_eq!((stats.documents, stats.records), (36, 38), "{file}");
+        assert_eq!((count("records"), count("documents")), (2, 2), "{file}");
+    }
+}
+
+#[test]
+fn a_column_that_is_not_there_is_an_error_with_those_that_are() {
+    for (field, words) in [
+        (
+            "content",
+            "no column `content`; the columns are `id`, `text`",
+        ),
+        ("id", "`id`"),
+    ] {
+        let error = read(&fixtures().join("snappy.parquet"), field, drop).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("snappy.parquet"), "{text}");
+        assert!(text.contains(words), "{text}");
+    }
+}
+
+#[test]
+fn a_damaged_file_is_an_error_that_names_it() {
+    let _alone = ALONE.lock();
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["snappy", "zstd-v2", "brotli-delta", "lz4-dictionary"] {
+        let whole = fs::read(fixtures().join(format!("{name}.parquet"))).unwrap();
+        let path = folder.path().join("damaged.parquet");
+        let cut = (0..whole.len())
+            .step_by(97)
+            .map(|end| whole[..end].to_vec());
+        let flipped = (0..whole.len()).step_by(13).map(|place| {
+            let mut bytes = whole.clone();
+            bytes[place] ^= 0x15;
+            bytes
+        });
+        for bytes in cut.filter(|bytes| bytes.len() >= 12).chain(flipped) {
+            fs::write(&path, bytes).unwrap();
+            // Other texts of the same length cannot be told from these.
+            if let Err(error) = read(&path, "text", drop) {
+                let text = error.to_string();
+                assert!(text.contains("damaged.parquet"), "{text}");
+                assert_eq!(text.lines().count(), 1, "{text}");
+            }
+        }
+    }
+}
+
+#[test]
+fn memory_is_that_of_a_page_not_of_the_file() {
+    let _alone = ALONE.lock();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("large.parquet");
+    let rows = 3000;
+    let text = "some words ".repeat(6000);
+    write(&path, rows, &text);
+    memory::reset_peak();
+    let Some(before) = memory::peak_bytes() else {
+        return;
+    };
+    let mut documents = 0;
+    read(&path, "text", |found| {
+        assert_eq!(found.len(), text.len());
+        documents += 1;
+    })
+    .unwrap();
+    let peak = memory::peak_bytes().unwrap() - before;
+    assert_eq!(documents, rows);
+    let unpacked = (rows * text.len()) as u64;
+    assert!(
+        peak < 64 << 20,
+        "{} MiB of {} MiB unpacked",
+        peak >> 20,
+        unpacked >> 20
+    );
+}
+
+/// As many rows of the same text.
+fn write(path: &Path, rows: usize, text: &str) {
+    let schema = parse_message_type("message rows { required binary text (UTF8); }").unwrap();
+    let properties = WriterProperties::builder()
+        .set_dictionary_enabled(false)
+        .set_compression(Compression::ZSTD(ZstdLevel::try_new(1).unwrap()));
+    let file = fs::File::create(path).unwrap();
+    let properties = Arc::new(properties.build());
+    let mut writer = SerializedFileWriter::new(file, Arc::new(schema), properties).unwrap();
+    let values = vec![ByteArray::from(text); 100];
+    for _ in 0..rows / 100 {
+        let mut group = writer.next_row_group().unwrap();
+        let mut column = group.next_column().unwrap().unwrap();
+        column
+            .typed::<ByteArrayType>()
+            .write_batch(&values, None, None)
+            .unwrap();
+        column.close().unwrap();
+        group.close().unwrap();
+    }
+    writer.close().unwrap();
+}
