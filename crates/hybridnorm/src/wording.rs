@@ -55,7 +55,7 @@ fn kind_found(found: &str) -> String {
         "sequence" => "a list".into(),
         "map" => "a table".into(),
         "null" | "unit value" | "Option value" => "null".into(),
-        "unit variant" => "a word".into(),
+        "unit variant" => "a word, true or false".into(),
         "newtype variant" | "tuple variant" | "struct variant" => "a table".into(),
         other => other.to_owned(),
     }
@@ -83,7 +83,7 @@ pub(crate) fn kind_expected(expected: &str) -> Cow<'_, str> {
         }
         "a sequence" | "a tuple" => "a list".into(),
         "a map" | "map" => "a table".into(),
-        "string or map" | "string or table" | "variant identifier" => {
+        "string only" | "string or map" | "string or table" | "variant identifier" => {
             "a word in quotation marks".into()
         }
         "unit" => "nothing".into(),

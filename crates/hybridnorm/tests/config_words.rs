@@ -8,7 +8,6 @@ const TEXT: &str = r#"
 d_model = 16
 n_layers = 2
 n_heads = 2
-d_ff = 32
 vocab_size = 257
 [model.moe]
 n_experts = 4
@@ -60,6 +59,11 @@ const RUST: [&str; 16] = [
     "unit value",
     "a sequence",
 ];
+
+#[test]
+fn the_text_itself_is_right() {
+    Config::parse(TEXT, &[]).unwrap();
+}
 
 fn problem(setting: &str) -> Option<String> {
     let settings = [setting.to_owned()];
@@ -125,8 +129,55 @@ fn natural_spellings_are_shown_what_is_right() {
         ("model.dtype='bf16'", "single precision"),
         ("model.dropout=0.1", "there is no dropout"),
         ("model.activation='swish'", "swiglu"),
+        ("model.activation='silu'", "did you mean `swiglu`"),
+        ("model.activation=true", "as in activation = \"swiglu\""),
+        ("model.moe=true", "as in moe = { n_experts"),
+        ("model.mla=true", "as in mla = { kv_rank"),
+        ("train.recompute=true", "as in recompute = "),
+        ("schedule='cosine'", "as in schedule = { kind = \"cosine\""),
+        ("data.train='text.txt'", "as in train = [\"text.txt\"]"),
+        ("optimizer.betas=0.9", "as in betas = [0.9, 0.95]"),
+        (
+            "optimizer.clip_grad_norm=false",
+            "as in clip_grad_norm = 1.0",
+        ),
+        ("log=true", "as in log = { layers_every = 10 }"),
+        ("train.steps='many'", "as in steps = 1000"),
+        (
+            "model.placement={base='pre-norm',q_norm=true}",
+            "q_norm = \"per_head\"",
+        ),
+        (
+            "model.placement={block={attn={q_norm=true}}}",
+            "attn_inner = { q_norm = \"per_head\"",
+        ),
+        (
+            "model.norm={kind='rmsnorm',eps='1e-6'}",
+            "the text \"1e-6\"",
+        ),
+        ("model.norm={kind='layer-normal'}", "\"layer-normal\""),
     ] {
         let text = problem(setting).unwrap_or_else(|| panic!("{setting} is taken"));
         assert!(text.contains(words), "{setting}: {text}");
+    }
+}
+
+#[test]
+fn words_of_the_algebra_are_read_with_dashes_too() {
+    for (dashes, underscores) in [
+        (
+            "model.placement={base='pre-norm',block={attn_inner={q_norm='per-head'}}}",
+            "model.placement={base='pre-norm',block={attn_inner={q_norm='per_head'}}}",
+        ),
+        (
+            "model.placement={block={attn={skip_scale='inv-sqrt-layer'}}}",
+            "model.placement={block={attn={skip_scale='inv_sqrt_layer'}}}",
+        ),
+    ] {
+        let model = |setting: &str| {
+            let config = Config::parse(TEXT, &[setting.to_owned()]);
+            config.unwrap().model_config().unwrap()
+        };
+        assert_eq!(model(dashes), model(underscores));
     }
 }

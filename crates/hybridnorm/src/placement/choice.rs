@@ -106,23 +106,12 @@ fn without_base(fields: &Map<String, Value>, template: &Value) -> Result<Value, 
         .collect();
     let mut patch = fields.clone();
     patch.remove("base");
-    patch.values_mut().for_each(with_underscores);
     match patch.keys().find(|name| !known.contains(&name.as_str())) {
         Some(name) => Err(PlacementError::new(
             key(name),
             unknown("unknown field", name, &known),
         )),
         None => Ok(patch.into()),
-    }
-}
-
-/// Words of the algebra have underscores, names of placements dashes. Both spellings are read.
-fn with_underscores(value: &mut Value) {
-    match value {
-        Value::String(word) => *word = word.replace('-', "_"),
-        Value::Array(items) => items.iter_mut().for_each(with_underscores),
-        Value::Object(fields) => fields.values_mut().for_each(with_underscores),
-        Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
 }
 

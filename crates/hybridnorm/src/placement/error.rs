@@ -83,8 +83,15 @@ pub(super) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) 
     near.into_iter().take(3).map(|(_, name)| name).collect()
 }
 
+/// Norms inside attention, which many write as a switch of the model or the block.
+const INSIDE_ATTENTION: &str = "norms inside attention are set with block = { attn_inner = { \
+                                           q_norm = \"per_head\", k_norm = \"per_head\" } }";
+
 /// `what`, the likeliest correction if there is one, and all that is known.
 pub(super) fn unknown(what: &str, word: &str, known: &[&str]) -> String {
+    if let "q_norm" | "k_norm" | "v_norm" | "qk_norm" | "ctx_norm" = word {
+        return format!("{what}; {INSIDE_ATTENTION}");
+    }
     let list = known
         .iter()
         .map(|name| format!("`{name}`"))

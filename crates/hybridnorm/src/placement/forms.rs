@@ -12,6 +12,7 @@ use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::spec::{AttnScale, Factor, Formula, LearnedShape, Scale, Selector, StdRule};
+use super::tree::is_word;
 
 impl Formula {
     /// The formulas that are written as one word.
@@ -99,7 +100,7 @@ impl<'de> Deserialize<'de> for Scale {
                 Ok(Scale::Const(value as f64))
             }
             fn visit_str<E: Error>(self, name: &str) -> Result<Scale, E> {
-                match Formula::by_name(name) {
+                match Formula::by_name(&name.replace('-', "_")) {
                     Some(formula) => Ok(Scale::Formula(formula)),
                     None if name == "depth_power" => Err(E::custom(
                         "`depth_power` needs its numbers: { depth_power = { k = 2, p = 0.25 } }",
@@ -250,7 +251,7 @@ fn number_or_word<'de, D: Deserializer<'de>, T: Copy>(
             Ok((self.number)(value as f64))
         }
         fn visit_str<E: Error>(self, word: &str) -> Result<T, E> {
-            match self.words.iter().position(|known| *known == word) {
+            match self.words.iter().position(|known| is_word(word, known)) {
                 Some(place) => Ok(self.values[place]),
                 None => Err(E::unknown_variant(word, self.words)),
             }

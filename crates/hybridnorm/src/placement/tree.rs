@@ -103,7 +103,10 @@ impl<'de> Deserializer<'de> for Node<'de> {
         visitor: V,
     ) -> Result<V::Value, PlacementError> {
         match self.0 {
-            Value::String(word) => visitor.visit_enum(Word(word)),
+            Value::String(word) => {
+                let known = variants.iter().find(|known| is_word(word, known));
+                visitor.visit_enum(Word(known.copied().unwrap_or(word)))
+            }
             // An untagged word: whoever writes a switch or a number is shown one of the words.
             other => Err(not_a_word(other, variants)),
         }
@@ -121,6 +124,12 @@ impl<'de> Deserializer<'de> for Node<'de> {
         bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf
         unit unit_struct seq tuple tuple_struct map struct identifier ignored_any
     }
+}
+
+/// Words of the algebra have underscores, names of placements dashes. Both spellings are read.
+pub(super) fn is_word(written: &str, word: &str) -> bool {
+    let underscored = |c: char| if c == '-' { '_' } else { c };
+    written.chars().map(underscored).eq(word.chars())
 }
 
 /// What is said where one of some words is expected.

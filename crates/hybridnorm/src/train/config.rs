@@ -1,6 +1,8 @@
 //! The configuration file of a run.
 
-use serde::de::DeserializeOwned;
+mod explain;
+mod read;
+
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
@@ -10,13 +12,12 @@ use super::schedule::{Schedule, ScheduleConfig};
 use super::sources::DataOrder;
 use crate::data::{PreparedFolder, SourceOptions, Tokenizer, TokenizerSpec};
 use crate::error::{Error, Result};
-use crate::files;
 use crate::model::Recompute;
 use crate::model::{FfnActivation, MlaConfig, ModelConfig, MoeConfig};
 use crate::placement;
 
-/// A configuration is text that a person wrote; anything larger is not one.
-const CONFIG_LIMIT: u64 = 1 << 20;
+pub use read::placement_from_file;
+pub(crate) use read::{from_toml, read_text, settled};
 
 /// Tokens of one optimizer step; batches beyond it are slips of the finger.
 const LARGEST_BATCH: u64 = 1 << 30;
@@ -461,236 +462,5 @@ impl ModelSection {
             }
         }
         Ok(placement::from_value(Value::Object(value))?)
-    }
-}
-
-/// Reads a placement from a TOML file that holds a table of the algebra.
-///
-/// # Errors
-/// If the file cannot be read, is no TOML, or holds no placement.
-pub fn placement_from_file(path: &Path) -> Result<placement::Placement> {
-    let bytes = files::read_small(path, CONFIG_LIMIT)?;
-    let text = String::from_utf8(bytes)
-        .map_err(|error| Error::format(path, error.utf8_error().to_string()))?;
-    let Finite(value) = toml::from_str(&text).map_err(|error| {
-        Error::config(format!("{}: {}", path.display(), toml_error(&text, &error)))
-    })?;
-    placement::from_value(value)
-        .map_err(|error| Error::config(format!("{}: {error}", path.display())))
-}
-
-/// The text of a configuration file.
-pub(crate) fn read_text(path: &Path) -> Result<String> {
-    let bytes = files::read_small(path, CONFIG_LIMIT)?;
-    String::from_utf8(bytes).map_err(|error| {
-        Error::config(format!(
-            "invalid UTF-8 at byte {}",
-            error.utf8_error().valid_up_to()
-        ))
-    })
-}
-
-/// Reads a value from TOML with `section.key=value` settings on top. Errors name the line and the
-/// nearest known key.
-pub(crate) fn from_toml<T: DeserializeOwned>(text: &str, settings: &[String]) -> Result<T> {
-    // The text itself is deserialized first, so that errors carry its lines.
-    let plain: T = toml::from_str(text).map_err(|error| toml_error(text, &error))?;
-    if settings.is_empty() {
-        return Ok(plain);
-    }
-    settled(text, settings)?
-        .try_into()
-        .map_err(|error: toml::de::Error| settings_error::<T>(text, settings, &error))
-}
-
-/// The table of a text with settings on top.
-pub(crate) fn settled(text: &str, settings: &[String]) -> Result<toml::Table> {
-    let mut table: toml::Table = toml::from_str(text).map_err(|error| toml_error(text, &error))?;
-    for setting in settings {
-        apply_setting(&mut table, setting)?;
-    }
-    Ok(table)
-}
-
-/// Sets `section.key=value` in a table. The value is TOML; what is no TOML is taken as a string.
-fn apply_setting(table: &mut toml::Table, setting: &str) -> Result<()> {
-    let (key, value) = setting.split_once('=').ok_or_else(|| {
-        Error::config(format!(
-            "--set {setting}: expected section.key=value, e.g. --set train.steps=100"
-        ))
-    })?;
-    let value = value.trim();
-    let parsed = toml::from_str::<toml::Table>(&format!("value = {value}"))
-        .ok()
-        .filter(|table| table.len() == 1)
-        .and_then(|mut table| table.remove("value"))
-        .unwrap_or_else(|| toml::Value::String(value.to_owned()));
-    let mut path: Vec<&str> = key.trim().split('.').collect();
-    let last = path.pop().unwrap_or_default();
-    if last.is_empty() || path.iter().any(|part| part.is_empty()) {
-        return Err(Error::config(format!("--set {setting}: {key:?} is no key")));
-    }
-    let mut at = table;
-    for part in path {
-        let next = at
-            .entry(part)
-            .or_insert_with(|| toml::Value::Table(toml::Table::new()));
-        at = next
-            .as_table_mut()
-            .ok_or_else(|| Error::config(format!("--set {setting}: {part} is not a section")))?;
-    }
-    at.insert(last.to_owned(), parsed);
-    Ok(())
-}
-
-/// Says which of the settings is wrong: the first that gives the same error on its own.
-fn settings_error<T: DeserializeOwned>(
-    text: &str,
-    settings: &[String],
-    error: &toml::de::Error,
-) -> Error {
-    let alone = |setting: &&String| {
-        let Ok(mut table) = toml::from_str::<toml::Table>(text) else {
-            return false;
-        };
-        let applied = apply_setting(&mut table, setting);
-        let read: Result<T, toml::de::Error> = table.try_into();
-        applied.is_ok() && read.is_err_and(|found| found.message() == error.message())
-    };
-    let culprit = settings
-        .iter()
-        .find(alone)
-        .map(|setting| format!(" {setting}"))
-        .unwrap_or_default();
-    Error::config(format!("--set{culprit}: {}", explain(error.message())))
-}
-
-fn toml_error(text: &str, error: &toml::de::Error) -> Error {
-    let place = error.span().and_then(|span| {
-        let before = text.get(..span.start.min(text.len()))?;
-        let line = before.matches('\n').count() + 1;
-        // What stands before the value in its line is its key, unless the key itself is wrong.
-        let begin = before.rsplit('\n').next().unwrap_or_default();
-        let key = begin.trim_end().strip_suffix('=').map(str::trim);
-        let is_plain = |key: &&str| {
-            let part = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-            !key.is_empty() && key.chars().all(part)
-        };
-        Some(match key.filter(is_plain) {
-            Some(key) => format!("line {line}: {key}: "),
-            None => format!("line {line}: "),
-        })
-    });
-    Error::config(format!(
-        "{}{}",
-        place.unwrap_or_default(),
-        explain(error.message())
-    ))
-}
-
-/// Keys of other programs and what they are called here.
-const OTHER_NAMES: [(&[&str], &str); 12] = [
-    (
-        &[
-            "n_layer",
-            "num_layers",
-            "num_hidden_layers",
-            "layers",
-            "depth",
-        ],
-        "n_layers",
-    ),
-    (
-        &["hidden_size", "n_embd", "dim", "d", "width", "embed_dim"],
-        "d_model",
-    ),
-    (
-        &["n_head", "num_heads", "heads", "num_attention_heads"],
-        "n_heads",
-    ),
-    (
-        &["n_kv_head", "num_kv_heads", "num_key_value_heads"],
-        "n_kv_heads",
-    ),
-    (
-        &[
-            "intermediate_size",
-            "ffn_dim",
-            "hidden_dim",
-            "mlp_hidden_size",
-        ],
-        "d_ff",
-    ),
-    (
-        &[
-            "max_position_embeddings",
-            "context_length",
-            "max_sequence_length",
-        ],
-        "max_seq_len",
-    ),
-    (&["block_size", "sequence_length", "context"], "seq_len"),
-    (&["learning_rate", "max_lr"], "lr"),
-    (&["bs", "batch", "global_batch_size"], "batch_size"),
-    (
-        &["gradient_accumulation_steps", "accumulation"],
-        "grad_accum_steps",
-    ),
-    (
-        &["max_steps", "iterations", "num_steps", "max_iters"],
-        "steps",
-    ),
-    (&["tie_word_embeddings", "weight_tying"], "tie_embeddings"),
-];
-
-/// What there is instead of a key that other programs have and this one does not.
-fn instead_of(key: &str) -> Option<&'static str> {
-    Some(match key {
-        "q_norm" | "k_norm" | "qk_norm" | "v_norm" => {
-            "norms inside attention are part of the placement: placement = { base = \"pre-norm\", block = \
-             { attn_inner = { q_norm = \"per_head\", k_norm = \"per_head\" } } }"
-        }
-        "norm_type" | "norm_kind" | "layer_norm_type" => {
-            "the norm function is set with norm = { kind = \"rmsnorm\" }"
-        }
-        "norm_placement" | "prenorm" | "pre_norm" | "post_norm" | "norm_position" => {
-            "where to normalize is set with placement = \"pre-norm\""
-        }
-        "dtype" | "precision" => "all numbers are of single precision; leave the key out",
-        "dropout" => "there is no dropout; leave the key out",
-        _ => return None,
-    })
-}
-
-/// Turns serde's "unknown field `x`, expected one of `a`, `b`" into one line that names the
-/// nearest known key.
-fn explain(message: &str) -> String {
-    let message = message.trim().replace('\n', " ");
-    let mut quoted = message.split('`').skip(1).step_by(2);
-    let is_key = message.starts_with("unknown field");
-    if !is_key && !message.starts_with("unknown variant") {
-        return message;
-    }
-    let Some(found) = quoted.next() else {
-        return message;
-    };
-    let known: Vec<&str> = quoted.collect();
-    let message = message.replacen("unknown variant", "unknown value", 1);
-    if let Some(hint) = instead_of(found).filter(|_| is_key) {
-        return format!("{message}; {hint}");
-    }
-    let of_others = OTHER_NAMES
-        .iter()
-        .find(|(others, name)| is_key && others.contains(&found) && known.contains(name))
-        .map(|(_, name)| *name);
-    let nearest = known
-        .iter()
-        .map(|known| (strsim::damerau_levenshtein(found, known), *known))
-        .min()
-        .filter(|(distance, known)| *distance <= known.len().max(3) / 2)
-        .map(|(_, known)| known);
-    match of_others.or(nearest) {
-        Some(known) => format!("{message}; did you mean `{known}`?"),
-        None => message,
     }
 }

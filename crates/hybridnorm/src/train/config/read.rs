@@ -1,0 +1,119 @@
+//! TOML with `section.key=value` settings on top, into whatever it describes.
+
+use std::path::Path;
+
+use serde::de::DeserializeOwned;
+
+use super::Finite;
+use super::explain::{in_settings, in_text};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::placement;
+
+/// A configuration is text that a person wrote; anything larger is not one.
+const CONFIG_LIMIT: u64 = 1 << 20;
+
+/// Reads a placement from a TOML file that holds a table of the algebra.
+///
+/// # Errors
+/// If the file cannot be read, is no TOML, or holds no placement.
+pub fn placement_from_file(path: &Path) -> Result<placement::Placement> {
+    let bytes = files::read_small(path, CONFIG_LIMIT)?;
+    let text = String::from_utf8(bytes)
+        .map_err(|error| Error::format(path, error.utf8_error().to_string()))?;
+    let Finite(value) = toml::from_str(&text).map_err(|error| {
+        Error::config(format!(
+            "{}: {}",
+            path.display(),
+            in_text(&text, "", &error)
+        ))
+    })?;
+    placement::from_value(value)
+        .map_err(|error| Error::config(format!("{}: {error}", path.display())))
+}
+
+/// The text of a configuration file.
+pub(crate) fn read_text(path: &Path) -> Result<String> {
+    let bytes = files::read_small(path, CONFIG_LIMIT)?;
+    String::from_utf8(bytes).map_err(|error| {
+        Error::config(format!(
+            "invalid UTF-8 at byte {}",
+            error.utf8_error().valid_up_to()
+        ))
+    })
+}
+
+/// Reads a value from TOML with `section.key=value` settings on top. Errors name the line and the
+/// nearest known key.
+pub(crate) fn from_toml<T: DeserializeOwned>(text: &str, settings: &[String]) -> Result<T> {
+    // The text itself is deserialized first, so that errors carry its lines.
+    let reader = toml::Deserializer::parse(text).map_err(|error| in_text(text, "", &error))?;
+    let plain: T = serde_path_to_error::deserialize(reader)
+        .map_err(|error| in_text(text, &error.path().to_string(), error.inner()))?;
+    if settings.is_empty() {
+        return Ok(plain);
+    }
+    serde_path_to_error::deserialize(toml::Value::Table(settled(text, settings)?)).map_err(
+        |error| {
+            let culprit = culprit::<T>(text, settings, error.inner());
+            in_settings(culprit, &error.path().to_string(), error.inner())
+        },
+    )
+}
+
+/// The table of a text with settings on top.
+pub(crate) fn settled(text: &str, settings: &[String]) -> Result<toml::Table> {
+    let mut table: toml::Table = toml::from_str(text).map_err(|error| in_text(text, "", &error))?;
+    for setting in settings {
+        apply(&mut table, setting)?;
+    }
+    Ok(table)
+}
+
+/// Sets `section.key=value` in a table. The value is TOML; what is no TOML is taken as a string.
+fn apply(table: &mut toml::Table, setting: &str) -> Result<()> {
+    let (key, value) = setting.split_once('=').ok_or_else(|| {
+        Error::config(format!(
+            "--set {setting}: expected section.key=value, e.g. --set train.steps=100"
+        ))
+    })?;
+    let value = value.trim();
+    let parsed = toml::from_str::<toml::Table>(&format!("value = {value}"))
+        .ok()
+        .filter(|table| table.len() == 1)
+        .and_then(|mut table| table.remove("value"))
+        .unwrap_or_else(|| toml::Value::String(value.to_owned()));
+    let mut path: Vec<&str> = key.trim().split('.').collect();
+    let last = path.pop().unwrap_or_default();
+    if last.is_empty() || path.iter().any(|part| part.is_empty()) {
+        return Err(Error::config(format!("--set {setting}: {key:?} is no key")));
+    }
+    let mut at = table;
+    for part in path {
+        let next = at
+            .entry(part)
+            .or_insert_with(|| toml::Value::Table(toml::Table::new()));
+        at = next
+            .as_table_mut()
+            .ok_or_else(|| Error::config(format!("--set {setting}: {part} is not a section")))?;
+    }
+    at.insert(last.to_owned(), parsed);
+    Ok(())
+}
+
+/// Which of the settings is wrong: the first that gives the same error on its own.
+fn culprit<'a, T: DeserializeOwned>(
+    text: &str,
+    settings: &'a [String],
+    error: &toml::de::Error,
+) -> Option<&'a str> {
+    let alone = |setting: &&String| {
+        let Ok(mut table) = toml::from_str::<toml::Table>(text) else {
+            return false;
+        };
+        let applied = apply(&mut table, setting);
+        let read: Result<T, toml::de::Error> = table.try_into();
+        applied.is_ok() && read.is_err_and(|found| found.message() == error.message())
+    };
+    settings.iter().find(alone).map(String::as_str)
+}
