@@ -20,7 +20,7 @@ use std::process::{Command, Output};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use common::{KEPT_STUDY, Lab, code, copy_folder, official_folder, stderr};
+use common::{Lab, code, copy_folder, kept_study, official_folder, quiet, stderr};
 
 /// Calls that find, open, write, name, flush or remove files.
 const CALLS: &str = "openat,statx,newfstatat,fstat,read,write,rename,renameat,renameat2,fsync,fdatasync,\
@@ -41,7 +41,7 @@ const TRACE: &str = "trace.log";
 struct Scenario {
     /// Makes what is there before.
     set_up: fn(&Lab),
-    command: &'static [&'static str],
+    command: &'static str,
     /// Arguments to add where the command refuses to be started again without them.
     again: &'static [&'static str],
     /// Folders that the command writes below; compared with those of an undisturbed run by names.
@@ -61,7 +61,8 @@ impl Scenario {
         let template = Lab::new();
         (self.set_up)(&template);
         let undisturbed = copy(&template);
-        let counts = calls(&undisturbed, self.command);
+        let command = quiet(self.command);
+        let counts = calls(&undisturbed, &command);
         assert!(counts.len() > 5, "{counts:?}");
         let expected = self.written(&undisturbed);
         let all = std::env::var("FAULTS").is_ok_and(|value| value == "all");
@@ -112,12 +113,13 @@ impl Scenario {
         expected: &BTreeSet<PathBuf>,
     ) -> Result<(), String> {
         let Fault { call, what, nth } = fault;
+        let command = quiet(self.command);
         let lab = copy(template);
         let inject = format!("inject={call}:{what}:when={nth}");
         let disturbed = traced(
             &lab,
             &["-e", &format!("trace={call}"), "-e", &inject],
-            self.command,
+            &command,
         );
         let said = stderr(&disturbed);
         if said.contains("defect") || said.contains("panicked") {
@@ -136,10 +138,9 @@ impl Scenario {
                 difference(&found, expected)
             ));
         }
-        let mut retried = lab.run(self.command);
+        let mut retried = lab.run(&command);
         if code(&retried) != 0 && !self.again.is_empty() {
-            let command: Vec<&str> = self.command.iter().chain(self.again).copied().collect();
-            retried = lab.run(&command);
+            retried = lab.run(&[&command[..], self.again].concat());
         }
         // What was done before the fault stays done.
         let is_done = code(&disturbed) == 0 || found == *expected;
@@ -243,30 +244,20 @@ fn is_whole(lab: &Lab, prepared: &str) {
     lab.ok(&["data", "inspect", prepared, "--quiet"]);
 }
 
+/// A run of six steps with checkpoints of the third and the last.
+fn six_steps(lab: &Lab) {
+    lab.prepare("stories:20", "bytes", "data");
+    lab.ok(&quiet(
+        r#"train tiny.toml --run run --set train.steps=6 --set train.checkpoint_every=3 --set data.train=["data"]"#,
+    ));
+}
+
 #[test]
 #[ignore = "needs strace"]
 fn training() {
     Scenario {
         set_up: |lab| lab.prepare("stories:20", "bytes", "data"),
-        command: &[
-            "--threads",
-            "1",
-            "--quiet",
-            "train",
-            "tiny.toml",
-            "--run",
-            "run",
-            "--set",
-            "train.steps=6",
-            "--set",
-            "train.checkpoint_every=3",
-            "--set",
-            "train.eval_every=3",
-            "--set",
-            "log.layers_every=2",
-            "--set",
-            "data.train=[\"data\"]",
-        ],
+        command: r#"train tiny.toml --run run --set train.steps=6 --set train.checkpoint_every=3 --set train.eval_every=3 --set log.layers_every=2 --set data.train=["data"]"#,
         again: &["--resume"],
         writes: &["run", "data"],
         keeps: |lab| is_whole(lab, "data"),
@@ -278,35 +269,8 @@ fn training() {
 #[ignore = "needs strace"]
 fn going_on_with_a_training() {
     Scenario {
-        set_up: |lab| {
-            lab.prepare("stories:20", "bytes", "data");
-            let set = "data.train=[\"data\"]";
-            let steps = [
-                "--set",
-                "train.steps=6",
-                "--set",
-                set,
-                "--set",
-                "train.checkpoint_every=3",
-            ];
-            lab.train("run", &steps);
-        },
-        command: &[
-            "--threads",
-            "1",
-            "--quiet",
-            "train",
-            "tiny.toml",
-            "--run",
-            "run",
-            "--resume",
-            "--set",
-            "train.steps=9",
-            "--set",
-            "train.checkpoint_every=3",
-            "--set",
-            "data.train=[\"data\"]",
-        ],
+        set_up: six_steps,
+        command: r#"train tiny.toml --run run --resume --set train.steps=9 --set train.checkpoint_every=3 --set data.train=["data"]"#,
         again: &[],
         writes: &["run", "data"],
         keeps: |lab| {
@@ -334,20 +298,7 @@ fn preparing_data_over_older_ones() {
             lab.write("text.txt", "Some text of mine. ".repeat(50));
             lab.prepare("stories:20", "bytes", "data");
         },
-        command: &[
-            "--threads",
-            "1",
-            "--quiet",
-            "data",
-            "prepare",
-            "text.txt",
-            "stories:9",
-            "--tokenizer",
-            "bpe:280",
-            "--out",
-            "data",
-            "--overwrite",
-        ],
+        command: "data prepare text.txt stories:9 --tokenizer bpe:280 --out data --overwrite",
         again: &[],
         writes: &["."],
         keeps: |lab| {
@@ -363,15 +314,7 @@ fn preparing_data_over_older_ones() {
 fn importing() {
     Scenario {
         set_up: |lab| official_folder(lab, "theirs"),
-        command: &[
-            "--threads",
-            "1",
-            "--quiet",
-            "import",
-            "theirs",
-            "--out",
-            "imported/model",
-        ],
+        command: "import theirs --out imported/model",
         again: &[],
         writes: &["theirs", "imported"],
         keeps: |lab| assert!(lab.read("theirs/model.pt").len() > 100),
@@ -383,34 +326,8 @@ fn importing() {
 #[ignore = "needs strace"]
 fn replaying() {
     Scenario {
-        set_up: |lab| {
-            lab.prepare("stories:20", "bytes", "data");
-            let set = "data.train=[\"data\"]";
-            lab.train(
-                "run",
-                &[
-                    "--set",
-                    "train.steps=6",
-                    "--set",
-                    set,
-                    "--set",
-                    "train.checkpoint_every=3",
-                ],
-            );
-        },
-        command: &[
-            "--threads",
-            "1",
-            "--quiet",
-            "replay",
-            "run",
-            "--step",
-            "5",
-            "--after",
-            "1",
-            "--set",
-            "optimizer.lr=1e-3",
-        ],
+        set_up: six_steps,
+        command: "replay run --step 5 --after 1 --set optimizer.lr=1e-3",
         again: &[],
         writes: &["run", "run-replay-5"],
         keeps: |lab| {
@@ -426,19 +343,8 @@ fn replaying() {
 #[ignore = "needs strace"]
 fn studying() {
     Scenario {
-        set_up: |lab| {
-            lab.write("study.toml", KEPT_STUDY);
-            lab.prepare("stories:40", "bytes", "data");
-        },
-        command: &[
-            "--threads",
-            "1",
-            "--quiet",
-            "study",
-            "study.toml",
-            "--out",
-            "study",
-        ],
+        set_up: kept_study,
+        command: "study study.toml --out study",
         again: &["--resume"],
         writes: &["study", "data"],
         keeps: |lab| {
@@ -460,38 +366,18 @@ fn studying() {
     .check();
 }
 
+const REPORT: &str = "report run --format markdown --out report.md";
+
 #[test]
 #[ignore = "needs strace"]
 fn reporting_over_an_older_report() {
     Scenario {
         set_up: |lab| {
-            lab.prepare("stories:20", "bytes", "data");
-            lab.train(
-                "run",
-                &["--set", "train.steps=6", "--set", "data.train=[\"data\"]"],
-            );
-            lab.ok(&[
-                "--quiet",
-                "report",
-                "run",
-                "--format",
-                "markdown",
-                "--out",
-                "report.md",
-            ]);
+            six_steps(lab);
+            lab.ok(&quiet(REPORT));
             lab.write("before.md", lab.read("report.md"));
         },
-        command: &[
-            "--threads",
-            "1",
-            "--quiet",
-            "report",
-            "run",
-            "--format",
-            "markdown",
-            "--out",
-            "report.md",
-        ],
+        command: REPORT,
         again: &[],
         writes: &["."],
         keeps: |lab| {

@@ -6,7 +6,7 @@ mod common;
 
 use std::process::{Child, Stdio};
 
-use common::{KEPT_STUDY, Lab, code, files_below, official_folder, stderr};
+use common::{Lab, code, files_below, kept_study, official_folder, prepared_run, quiet, stderr};
 
 /// How often each race is run unless `RACES` says.
 const ROUNDS: usize = 4;
@@ -14,7 +14,7 @@ const ROUNDS: usize = 4;
 /// A command that several processes run at once.
 struct Race {
     set_up: fn(&Lab),
-    command: &'static [&'static str],
+    command: &'static str,
     /// Path that is removed before each round.
     target: &'static str,
     /// Exactly one of them may succeed; otherwise all may.
@@ -39,7 +39,7 @@ impl Race {
             let processes = 2 + round % 2;
             let started: Vec<Child> = (0..processes)
                 .map(|_| {
-                    let mut command = lab.command(self.command);
+                    let mut command = lab.command(&quiet(self.command));
                     command.stdout(Stdio::piped()).stderr(Stdio::piped());
                     command.spawn().unwrap()
                 })
@@ -71,18 +71,7 @@ impl Race {
 fn preparing() {
     Race {
         set_up: |_| {},
-        command: &[
-            "--threads",
-            "1",
-            "--quiet",
-            "data",
-            "prepare",
-            "stories:60",
-            "--tokenizer",
-            "bytes",
-            "--out",
-            "data",
-        ],
+        command: "data prepare stories:60 --tokenizer bytes --out data",
         target: "data",
         one_wins: true,
         losers_say: &[
@@ -98,19 +87,7 @@ fn preparing() {
 fn preparing_anew() {
     Race {
         set_up: |lab| lab.prepare("stories:90", "bytes", "data"),
-        command: &[
-            "--threads",
-            "1",
-            "--quiet",
-            "data",
-            "prepare",
-            "stories:60",
-            "--tokenizer",
-            "bytes",
-            "--out",
-            "data",
-            "--overwrite",
-        ],
+        command: "data prepare stories:60 --tokenizer bytes --out data --overwrite",
         target: "nothing",
         one_wins: false,
         losers_say: &["another process is replacing this folder"],
@@ -123,17 +100,7 @@ fn preparing_anew() {
 fn training() {
     Race {
         set_up: |lab| lab.prepare("stories:60", "bytes", "data"),
-        command: &[
-            "--threads",
-            "1",
-            "--quiet",
-            "train",
-            "tiny.toml",
-            "--run",
-            "run",
-            "--set",
-            "data.train=[\"data\"]",
-        ],
+        command: r#"train tiny.toml --run run --set data.train=["data"]"#,
         target: "run",
         one_wins: true,
         losers_say: &["another process is training here", "already holds a run"],
@@ -150,15 +117,7 @@ fn training() {
 fn training_on_text() {
     Race {
         set_up: |lab| lab.write("second.toml", lab.read("tiny.toml")),
-        command: &[
-            "--threads",
-            "1",
-            "--quiet",
-            "train",
-            "tiny.toml",
-            "--run",
-            "cache/run",
-        ],
+        command: "train tiny.toml --run cache/run",
         target: "cache",
         one_wins: true,
         losers_say: &["another process is training here", "already holds a run"],
@@ -171,15 +130,7 @@ fn training_on_text() {
 fn importing() {
     Race {
         set_up: |lab| official_folder(lab, "theirs"),
-        command: &[
-            "--threads",
-            "1",
-            "--quiet",
-            "import",
-            "theirs",
-            "--out",
-            "imported",
-        ],
+        command: "import theirs --out imported",
         target: "imported",
         one_wins: true,
         losers_say: &["appeared while it was being written", "already here"],
@@ -191,34 +142,14 @@ fn importing() {
 #[test]
 fn replaying() {
     Race {
-        set_up: |lab| {
-            lab.prepare("stories:60", "bytes", "data");
-            lab.train("run", &["--set", "data.train=[\"data\"]"]);
-        },
-        command: &[
-            "--threads",
-            "1",
-            "--quiet",
-            "replay",
-            "run",
-            "--step",
-            "7",
-            "--after",
-            "2",
-            "--out",
-            "replay",
-        ],
+        set_up: prepared_run,
+        command: "replay run --step 7 --after 2 --out replay",
         target: "replay",
         one_wins: true,
         losers_say: &["another process is training here", "already holds a run"],
         whole: |lab| assert_eq!(lab.metrics("replay").last().unwrap()["step"], 9),
     }
     .run();
-}
-
-fn study_folder(lab: &Lab) {
-    lab.write("study.toml", KEPT_STUDY);
-    lab.prepare("stories:60", "bytes", "data");
 }
 
 fn study_is_whole(lab: &Lab) {
@@ -235,16 +166,8 @@ fn study_is_whole(lab: &Lab) {
 #[test]
 fn studying() {
     Race {
-        set_up: study_folder,
-        command: &[
-            "--threads",
-            "1",
-            "--quiet",
-            "study",
-            "study.toml",
-            "--out",
-            "study",
-        ],
+        set_up: kept_study,
+        command: "study study.toml --out study",
         target: "study",
         one_wins: true,
         losers_say: &["another process", "already holds a study"],
@@ -256,21 +179,8 @@ fn studying() {
 #[test]
 fn reporting() {
     Race {
-        set_up: |lab| {
-            lab.prepare("stories:60", "bytes", "data");
-            lab.train("run", &["--set", "data.train=[\"data\"]"]);
-        },
-        command: &[
-            "--threads",
-            "1",
-            "--quiet",
-            "report",
-            "run",
-            "--format",
-            "json",
-            "--out",
-            "report.json",
-        ],
+        set_up: prepared_run,
+        command: "report run --format json --out report.json",
         target: "nothing",
         one_wins: false,
         losers_say: &[],
@@ -285,23 +195,15 @@ fn reporting() {
 #[test]
 fn two_shards_of_a_study() {
     let lab = Lab::new();
-    study_folder(&lab);
+    kept_study(&lab);
     let rounds = std::env::var("RACES").map_or(ROUNDS, |rounds| rounds.parse().unwrap());
     for round in 0..rounds {
         if lab.path("study").is_dir() {
             std::fs::remove_dir_all(lab.path("study")).unwrap();
         }
         let shards = ["1/2", "2/2"].map(|shard| {
-            let command = [
-                "--threads",
-                "1",
-                "--quiet",
-                "study",
-                "study.toml",
-                "--out",
-                "study",
-            ];
-            lab.start(&[&command[..], &["--shard", shard]].concat())
+            let command = format!("study study.toml --out study --shard {shard}");
+            lab.start(&quiet(&command))
         });
         for shard in shards {
             let output = shard.wait_with_output().unwrap();

@@ -40,7 +40,7 @@ keep_checkpoints = 3
 "#;
 
 /// Two runs that are kept, on the prepared folder `data`.
-pub const KEPT_STUDY: &str = r#"
+const KEPT_STUDY: &str = r#"
 [study]
 placements = ["pre-norm", "hybridnorm"]
 lr = [1e-3]
@@ -322,6 +322,24 @@ pub fn numpy(shape: &str, values: &[u16]) -> Vec<u8> {
     file.extend(header.as_bytes());
     file.extend(values.iter().flat_map(|value| value.to_le_bytes()));
     file
+}
+
+/// Arguments without spaces in them, of a quiet command on one thread.
+pub fn quiet(command: &str) -> Vec<&str> {
+    let quiet = ["--threads", "1", "--quiet"];
+    quiet.into_iter().chain(command.split(' ')).collect()
+}
+
+/// A study whose runs are kept, and the prepared folder that it trains on.
+pub fn kept_study(lab: &Lab) {
+    lab.write("study.toml", KEPT_STUDY);
+    lab.prepare("stories:60", "bytes", "data");
+}
+
+/// The run `run` on the prepared folder `data`.
+pub fn prepared_run(lab: &Lab) {
+    lab.prepare("stories:60", "bytes", "data");
+    lab.train("run", &["--set", "data.train=[\"data\"]"]);
 }
 
 /// A model folder as the official code writes it.
