@@ -266,11 +266,20 @@ fn what_is_written_has_the_modes_of_the_umask() {
     let lab = lab("olmoe");
     let program = env!("CARGO_BIN_EXE_hybridnorm");
     for (umask, file_mode, folder_mode) in [("022", 0o644, 0o755), ("077", 0o600, 0o700)] {
-        let (run, ours) = (format!("run{umask}"), format!("ours{umask}"));
+        let target = |name: &str| format!("all{umask}/{name}");
+        fs::create_dir(lab.path(target(""))).unwrap();
+        let data = target("data");
+        let study = common::KEPT_STUDY.replace("[\"data\"]", &format!("[\"{data}\"]"));
+        lab.write("study.toml", study);
         for args in [
-            format!("train tiny.toml --quiet --run {run} --set train.steps=5"),
-            format!("import their --out {ours}"),
-            format!("report {run} --out report{umask}"),
+            format!(
+                "train tiny.toml --quiet --run {} --set train.steps=5",
+                target("run")
+            ),
+            format!("import their --out {}", target("ours")),
+            format!("data prepare stories:60 --tokenizer bytes --out {data}"),
+            format!("study study.toml --out {}", target("study")),
+            format!("report {} --out {}", target("run"), target("report.html")),
         ] {
             let line = format!("umask {umask}; exec {program} {args}");
             let mut command = Command::new("sh");
@@ -281,12 +290,14 @@ fn what_is_written_has_the_modes_of_the_umask() {
                 .unwrap();
             assert!(output.status.success(), "{args}: {}", stderr(&output));
         }
-        for folder in [&run, &ours] {
-            let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-            assert_eq!(mode(&lab.path(folder)), folder_mode, "{folder}");
-            for file in files_below(&lab.path(folder)) {
-                assert_eq!(mode(&file), file_mode, "{}", file.display());
-            }
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        for folder in ["run", "ours", "data", "study", "study/runs", "study/kept"] {
+            assert_eq!(mode(&lab.path(target(folder))), folder_mode, "{folder}");
+        }
+        let files = files_below(&lab.path(target("")));
+        assert!(files.len() > 30, "{files:?}");
+        for file in files {
+            assert_eq!(mode(&file), file_mode, "{}", file.display());
         }
     }
 }

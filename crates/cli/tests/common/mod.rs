@@ -40,7 +40,7 @@ keep_checkpoints = 3
 "#;
 
 /// Two runs that are kept, on the prepared folder `data`.
-const KEPT_STUDY: &str = r#"
+pub const KEPT_STUDY: &str = r#"
 [study]
 placements = ["pre-norm", "hybridnorm"]
 lr = [1e-3]
