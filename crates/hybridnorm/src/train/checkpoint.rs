@@ -78,6 +78,7 @@ impl<'a> Contents<'a, ()> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checkpoint {
     path: PathBuf,
+    fingerprint: String,
     passed_over: Vec<String>,
 }
 
@@ -218,6 +219,7 @@ impl Checkpoint {
         }
         Ok(Self {
             path: path.to_path_buf(),
+            fingerprint: manifest.files[MODEL].sha256.clone(),
             passed_over: Vec::new(),
         })
     }
@@ -230,6 +232,11 @@ impl Checkpoint {
     /// The folder.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// SHA-256 of the file of its weights.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
     }
 
     /// The model's configuration.

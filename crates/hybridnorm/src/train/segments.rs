@@ -48,6 +48,14 @@ pub struct Segment {
     pub version: String,
     /// Fingerprint of the training data.
     pub data: String,
+    /// Fingerprint of the validation data; absent where there are none, and in histories that an older
+    /// version wrote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation: Option<String>,
+    /// SHA-256 of the weights of the checkpoint that the run began from; absent where it began with
+    /// initial values of its own, where it went on with its own, and in histories that an older version wrote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<String>,
     /// Peak memory of the process up to its last checkpoint, in bytes, where the system tells.
     pub peak_memory_bytes: Option<u64>,
 }

@@ -221,7 +221,8 @@ fn held_out(
         if tokens.is_empty() {
             nothing.push(folder.folder().display().to_string());
         }
-        let identity = format!("{}/validation", folder.folder().display());
+        // What is held, wherever it stands.
+        let identity = serde_json::json!(folder.manifest().validation).to_string();
         held_out.push_stream(tokens, &identity);
     }
     let prepared: u64 = train

@@ -61,6 +61,8 @@ fn directories() -> Document {
                 machine: "machine".into(),
                 version: "0.1.0".into(),
                 data: "data".into(),
+                validation: None,
+                weights: None,
                 peak_memory_bytes: None,
             }],
             rows: Rows {

@@ -15,7 +15,7 @@ use super::super::sources::{self, Sources};
 use super::begin::Beginning;
 use super::{Event, OpenOptions, Start, State, Trainer, resume};
 use crate::Device;
-use crate::data::{BatchStream, Cursor};
+use crate::data::{BatchStream, Cursor, TokenDataset};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::machine;
@@ -121,6 +121,10 @@ impl Trainer {
         }
         let device = device.clone().autodiff();
         let mut new_parameters = Vec::new();
+        let mut weights_from = resumed
+            .as_ref()
+            .filter(|_| is_branch)
+            .map(|checkpoint| checkpoint.fingerprint().to_owned());
         let (model, warnings) = match (&resumed, &config.init) {
             (Some(checkpoint), _) if is_branch => {
                 let model = match &config.model {
@@ -145,6 +149,7 @@ impl Trainer {
                 for problem in from.passed_over() {
                     on_event(Event::Note(run_directory::passed_over(problem)));
                 }
+                weights_from = Some(from.fingerprint().to_owned());
                 let model = settle_init(&config, &from, &sources).map_err(name_file)?;
                 require_memory(&config, &model)?;
                 let trained = from.config()?.max_seq_len;
@@ -242,6 +247,8 @@ impl Trainer {
             machine: machine::name(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             data: state.data.clone(),
+            validation: validation.as_ref().map(TokenDataset::fingerprint),
+            weights: weights_from,
             peak_memory_bytes: None,
         });
         let beginning = Beginning {
