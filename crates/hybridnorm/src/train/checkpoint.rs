@@ -88,11 +88,15 @@ pub struct Checkpoint {
 /// # Errors
 /// If anything cannot be written, or something stands there already.
 pub fn save<S: Serialize>(path: &Path, contents: Contents<'_, S>) -> Result<()> {
-    if fs::symlink_metadata(path).is_ok() {
-        return Err(Error::format(
-            path,
-            "already here; choose another name, or remove it",
-        ));
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(Error::io(path)(error)),
+        Ok(_) => {
+            return Err(Error::format(
+                path,
+                "already here; choose another name, or remove it",
+            ));
+        }
     }
     let staged = StagedFolder::create(path)?;
     write_folder(staged.path(), contents)?;

@@ -13,6 +13,8 @@ use crate::files;
 
 /// The file in the run directory.
 pub const FILE: &str = "segments.json";
+/// What stands for the fingerprint of validation data where there are none.
+pub const NO_VALIDATION: &str = "none";
 const LIMIT: u64 = 16 << 20;
 
 /// A key of the configuration with another value than in the segment before.
@@ -48,8 +50,8 @@ pub struct Segment {
     pub version: String,
     /// Fingerprint of the training data.
     pub data: String,
-    /// Fingerprint of the validation data; absent where there are none, and in histories that an older
-    /// version wrote.
+    /// Fingerprint of the validation data, or [`NO_VALIDATION`]; absent in histories that an older version
+    /// wrote.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation: Option<String>,
     /// SHA-256 of the weights of the checkpoint that the run began from; absent where it began with

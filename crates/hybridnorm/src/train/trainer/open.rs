@@ -15,7 +15,7 @@ use super::super::sources::{self, Sources};
 use super::begin::Beginning;
 use super::{Event, OpenOptions, Start, State, Trainer, resume};
 use crate::Device;
-use crate::data::{BatchStream, Cursor, TokenDataset};
+use crate::data::{BatchStream, Cursor};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::machine;
@@ -247,7 +247,10 @@ impl Trainer {
             machine: machine::name(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             data: state.data.clone(),
-            validation: validation.as_ref().map(TokenDataset::fingerprint),
+            validation: Some(match &validation {
+                Some(found) => found.fingerprint(),
+                None => segments::NO_VALIDATION.to_owned(),
+            }),
             weights: weights_from,
             peak_memory_bytes: None,
         });
