@@ -245,7 +245,7 @@ fn an_official_configuration_may_be_written_in_several_ways() {
         ),
         (
             &|model| model["block_type"] = json!("moe"),
-            "model.moe_dropless is off",
+            "model.moe_num_experts is missing",
         ),
         (
             &|model| model["mlp_hidden_size"] = json!(95),
@@ -328,7 +328,7 @@ fn pipes_in_a_folder_and_in_its_place_are_named_at_once() {
     );
     lab.fails_any(
         &["import", "nowhere", "--out", "x"],
-        &["nowhere: No such file"],
+        &["nowhere: no such file or folder"],
     );
     // A pipe where a run is locked.
     fs::create_dir(lab.path("run")).unwrap();

@@ -4,7 +4,7 @@ mod common;
 
 use std::fs;
 
-use common::{Lab, copy_folder};
+use common::{Lab, copy_folder, stderr, train_args};
 use serde_json::Value;
 
 /// As `tiny.toml`, with the model of a checkpoint.
@@ -202,11 +202,19 @@ fn validation_data_that_changed_on_the_way_are_told() {
         );
     }
     lab.train("run", &["--set", "data.validation=[\"v.txt\"]"]);
+    // Under the same path.
+    lab.write("v.txt", lab.read("w.txt"));
     let more = ["--resume", "--set", "train.steps=30", "--set"];
-    lab.train(
-        "run",
-        &[&more[..], &["data.validation=[\"w.txt\"]"]].concat(),
-    );
+    let more = [&more[..], &["data.validation=[\"v.txt\"]"]].concat();
+    let mut args = train_args("run", &more);
+    args.retain(|arg| *arg != "--quiet");
+    let said = stderr(&lab.run(&args));
+    for words in [
+        "the validation data are not those of the steps before",
+        "validation losses from step 21 on",
+    ] {
+        assert!(said.contains(words), "{said}");
+    }
     let text = markdown(&lab, &["run"]);
     assert!(
         text.contains(

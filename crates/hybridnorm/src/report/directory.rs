@@ -86,7 +86,7 @@ fn one(path: &Path) -> Result<(ReportedRun, Told, Set)> {
     if let Some(first) = rates.first() {
         record.cell.lr = first.lr;
     }
-    let set = Set::of(&record, &config, checkpoint.as_ref(), &segments);
+    let set = Set::of(&record, &config, checkpoint.as_ref(), &segments)?;
     let mut keys = labels::deciding_keys(&record.config)
         .map_err(|error| Error::format(path, error.to_string()))?;
     if let Some((key, value)) = beginning(&segments) {

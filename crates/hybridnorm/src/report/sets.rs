@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::Result;
 use crate::lab::study::RunRecord;
 use crate::train::segments::{NO_VALIDATION, Segment};
 use crate::train::{Checkpoint, Config};
@@ -33,33 +34,36 @@ pub struct Set {
 
 impl Set {
     /// What a run was trained and judged on, as far as its own files tell.
+    ///
+    /// # Errors
+    /// If its tokenizer or its shape cannot be read.
     pub(super) fn of(
         record: &RunRecord,
         config: &Config,
         checkpoint: Option<&Checkpoint>,
         segments: &[Segment],
-    ) -> Self {
+    ) -> Result<Self> {
         let data = match checkpoint.is_some() || !segments.is_empty() {
             true => record.data.clone(),
             false => format!("not recorded: {}", config.data.train.join(", ")),
         };
-        let tokenizer = checkpoint.and_then(|checkpoint| checkpoint.tokenizer().ok().flatten());
+        let tokenizer = checkpoint.map(Checkpoint::tokenizer).transpose()?.flatten();
         let spec = config.data.tokenizer.as_deref();
         let tokenizer = match tokenizer {
             Some(found) => format!("{} ({})", found.name(), short(found.fingerprint())),
             None => format!("{}, not recorded", spec.unwrap_or("that of the data")),
         };
-        let vocabulary = checkpoint
-            .and_then(|checkpoint| checkpoint.config().ok())
-            .or_else(|| config.model_config().ok())
-            .map_or(0, |model| model.vocab_size);
+        let vocabulary = match checkpoint {
+            Some(checkpoint) => checkpoint.config()?.vocab_size,
+            None => config.model_config()?.vocab_size,
+        };
         let validation_named = match config.data.validation.as_slice() {
             [] => "split off the training data".to_owned(),
             paths => paths.join(", "),
         };
         let recorded = segments.last().and_then(|last| last.validation.clone());
         let validation = recorded.unwrap_or_else(|| format!("not recorded: {validation_named}"));
-        Self {
+        Ok(Self {
             name: String::new(),
             named: config.data.train.join(", "),
             data,
@@ -69,7 +73,7 @@ impl Set {
             vocabulary,
             seq_len: config.train.seq_len,
             eval_sequences: config.train.eval_sequences,
-        }
+        })
     }
 
     /// Whether runs of both may be compared.

@@ -231,11 +231,19 @@ impl Trainer {
             _ => (Vec::new(), config.clone()),
         };
         let changed = history::changes(&before, &config);
+        let measured_on = match &validation {
+            Some(found) => found.fingerprint(),
+            None => segments::NO_VALIDATION.to_owned(),
+        };
         if goes_on {
             let missing = recorder.missing_rows();
             resume::tell((&before, &config), &changed, state.step, missing, on_event)?;
-            if state.step >= config.train.steps as u64 {
-                finish_what_was_begun(run, state.step, &segments, &before)?;
+            match state.step >= config.train.steps as u64 {
+                true => finish_what_was_begun(run, state.step, &segments, &before)?,
+                false => {
+                    let last = segments.last();
+                    resume::tell_of_validation(last, &measured_on, state.step, on_event);
+                }
             }
         }
         segments.push(Segment {
@@ -247,10 +255,7 @@ impl Trainer {
             machine: machine::name(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             data: state.data.clone(),
-            validation: Some(match &validation {
-                Some(found) => found.fingerprint(),
-                None => segments::NO_VALIDATION.to_owned(),
-            }),
+            validation: Some(measured_on),
             weights: weights_from,
             peak_memory_bytes: None,
         });
