@@ -214,7 +214,7 @@ fn a_rate_that_was_changed_is_told_by_segment() {
     let text = markdown(&lab, &["run"]);
     assert!(text.contains("| 1–10 | 2e-2 | – |"), "{text}");
     assert!(
-        text.contains("| 11–20 | 3e-3 | optimizer.lr 0.02 to 0.003 |"),
+        text.contains("| 11–20 | 3e-3 | optimizer.lr went from 0.02 to 0.003 |"),
         "{text}"
     );
     assert!(text.contains("2e-2, 3e-3 after step 10"), "{text}");

@@ -20,6 +20,7 @@ struct Report {
     parameters: u64,
     tensors: Tensors,
     left_out: LeftOut,
+    notes: Vec<String>,
     tokenizer: Option<TokenizerReport>,
 }
 
@@ -30,13 +31,21 @@ struct TokenizerReport {
 }
 
 pub fn run(args: ImportArgs, console: &Console) -> Result<Ending, Error> {
-    let tokenizer = find_tokenizer(&args)?;
+    interop::require_folder(&args.folder)?;
+    let (tokenizer, mut read) = find_tokenizer(&args)?;
     let Imported {
         model,
         tensors,
-        left_out,
-        ..
+        mut left_out,
+        files,
+        notes,
     } = interop::import(&args.folder, &Device::flex())?;
+    read.extend(files);
+    let why = match &args.tokenizer {
+        Some(_) => "another tokenizer was named by --tokenizer",
+        None => "left out by --no-tokenizer",
+    };
+    left_out.extend(&interop::not_read(&args.folder, &read, why)?);
     let vocabulary = model.config().vocab_size;
     if let Some(tokenizer) = tokenizer.as_ref().filter(|t| t.vocab_size() > vocabulary) {
         let problem = format!(
@@ -63,6 +72,7 @@ pub fn run(args: ImportArgs, console: &Console) -> Result<Ending, Error> {
             parameters,
             tensors,
             left_out,
+            notes,
             tokenizer: tokenizer.as_ref().map(|tokenizer| TokenizerReport {
                 vocab_size: tokenizer.vocab_size(),
                 eos_id: tokenizer.eos_id(),
@@ -75,6 +85,9 @@ pub fn run(args: ImportArgs, console: &Console) -> Result<Ending, Error> {
             args.out.display()
         ));
         console.note(&format!("read {} of {} tensors", tensors.read, tensors.all));
+        for note in &notes {
+            console.note(note);
+        }
         for line in left_out.lines() {
             console.note(&line);
         }
@@ -91,13 +104,20 @@ pub fn run(args: ImportArgs, console: &Console) -> Result<Ending, Error> {
     Ok(Ending::Done)
 }
 
-/// The tokenizer that was asked for, or the one beside the weights.
-fn find_tokenizer(args: &ImportArgs) -> Result<Option<Tokenizer>, Error> {
-    match &args.tokenizer {
-        Some(spec) => Tokenizer::from_spec(&spec.parse::<TokenizerSpec>()?).map(Some),
-        None if args.no_tokenizer => Ok(None),
-        None => interop::tokenizer(&args.folder).map_err(|error| without_it(&error)),
+/// The tokenizer that was asked for, or the one beside the weights, and the files of the folder that were
+/// read for it.
+fn find_tokenizer(args: &ImportArgs) -> Result<(Option<Tokenizer>, Vec<String>), Error> {
+    if let Some(spec) = &args.tokenizer {
+        let tokenizer = Tokenizer::from_spec(&spec.parse::<TokenizerSpec>()?)?;
+        return Ok((Some(tokenizer), Vec::new()));
     }
+    if args.no_tokenizer {
+        return Ok((None, Vec::new()));
+    }
+    let beside = interop::tokenizer(&args.folder).map_err(|error| without_it(&error))?;
+    Ok(beside.map_or((None, Vec::new()), |beside| {
+        (Some(beside.tokenizer), beside.files)
+    }))
 }
 
 fn without_it(error: &Error) -> Error {

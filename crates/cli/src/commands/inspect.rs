@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use hybridnorm::Error;
+use hybridnorm::files;
 use hybridnorm::model::ModelConfig;
 use hybridnorm::model::Recompute;
 use hybridnorm::model::inventory::{Inventory, inventory};
@@ -38,7 +39,7 @@ pub fn run(args: InspectArgs, console: &Console) -> Result<Ending, Error> {
 }
 
 fn report(args: &InspectArgs, console: &Console) -> Result<Report, Error> {
-    let (model, config, micro_batch, seq_len, recompute) = match is_config(&args.path) {
+    let (model, config, micro_batch, seq_len, recompute) = match is_config(&args.path)? {
         true => {
             let mut config = Config::load(&args.path, &args.settings)?;
             let model = config.model_config()?;
@@ -77,10 +78,11 @@ fn report(args: &InspectArgs, console: &Console) -> Result<Report, Error> {
     })
 }
 
-fn is_config(path: &Path) -> bool {
-    path.extension()
-        .is_some_and(|extension| extension == "toml")
-        || path.is_file()
+fn is_config(path: &Path) -> Result<bool, Error> {
+    let is_toml = path
+        .extension()
+        .is_some_and(|extension| extension == "toml");
+    Ok(is_toml || files::exists(path)? && !files::is_folder(path)?)
 }
 
 /// The sizes of a model.

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use hybridnorm::lab::replay::{self, Options, Replay};
-use hybridnorm::train::Event;
 use hybridnorm::train::metrics::Metrics;
+use hybridnorm::train::{Event, history};
 use hybridnorm::{Device, Error};
 
 use super::Ending;
@@ -54,6 +54,30 @@ pub fn run(args: ReplayArgs, console: &Console) -> Result<Ending, Error> {
     Ok(Ending::Done)
 }
 
+/// How the numbers compare.
+fn outcome(replay: &Replay) -> String {
+    let found = &replay.comparison;
+    let steps = match found.steps {
+        0 => return "the run has no rows of these steps to compare with".to_owned(),
+        1 => "the one step that both did".to_owned(),
+        n => format!("all {n} steps that both did"),
+    };
+    let Some(first) = &found.first_difference else {
+        return format!("the numbers of the run to the bit at {steps}");
+    };
+    let mut text = format!(
+        "other numbers than the run's from step {} on (first: {})",
+        first.step, first.quantity
+    );
+    if !found.other_conditions.is_empty() {
+        text += &format!(
+            "; beside what was changed: {}",
+            found.other_conditions.join("; ")
+        );
+    }
+    text
+}
+
 fn beside(run: &Path, step: u64) -> PathBuf {
     let mut name = run.file_name().unwrap_or_default().to_os_string();
     name.push(format!("-replay-{step}"));
@@ -65,7 +89,16 @@ fn text(replay: &Replay, step: u64) -> String {
         [] => "nothing changed".to_owned(),
         changed => changed.join(", "),
     };
-    let mut text = format!("from step {} with {changed}\n", replay.from);
+    let mut text = format!("from step {} with {changed}", replay.from);
+    for followed in &replay.followed {
+        let keys: Vec<String> = followed.changed.iter().map(history::in_words).collect();
+        text += &format!(
+            "; as in the run, after step {}: {}",
+            followed.after_step,
+            keys.join(", ")
+        );
+    }
+    text += &format!("\n{}\n", outcome(replay));
     if !replay.new_parameters.is_empty() {
         text += &format!(
             "parameters with initial values: {}\n",

@@ -79,7 +79,8 @@ pub fn run(args: TrainArgs, console: &Console) -> Result<Ending, Error> {
     let spikes = outcome.spikes;
     if spikes.total() > 0 {
         let flight = run.join(FLIGHT);
-        let see = match flight.is_dir() {
+        // Where the system does not tell, a look does no harm.
+        let see = match hybridnorm::files::exists(&flight).unwrap_or(true) {
             true => format!("; see {}", flight.display()),
             false => String::new(),
         };

@@ -1,6 +1,8 @@
 //! A temporary folder with a configuration of a tiny model in it, and the program to run there.
 #![allow(dead_code)] // Every test file uses its own part.
 
+pub mod import;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};

@@ -47,7 +47,7 @@ impl Lock {
         lock: impl Fn(&File) -> Result<(), TryLockError>,
     ) -> Result<Self> {
         loop {
-            let file = open(path).map_err(Error::io(path))?;
+            let file = open(path)?;
             let held = Self {
                 path: path.to_path_buf(),
                 file,
@@ -94,7 +94,7 @@ impl Lock {
     }
 }
 
-fn open(path: &Path) -> io::Result<File> {
+fn open(path: &Path) -> Result<File> {
     let mut options = File::options();
     options.create(true).append(true);
     #[cfg(unix)]
@@ -103,7 +103,23 @@ fn open(path: &Path) -> io::Result<File> {
         // Otherwise opening a pipe waits for its reader. On regular files it has no effect.
         options.custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32);
     }
-    options.open(path)
+    let unlike = |kind: fs::FileType| {
+        let kind = super::kind_in_words(kind);
+        Error::format(
+            path,
+            format!("{kind}, expected the regular file that is locked; remove it"),
+        )
+    };
+    match options.open(path) {
+        Ok(file) => match file.metadata().map_err(Error::io(path))?.file_type() {
+            kind if kind.is_file() => Ok(file),
+            kind => Err(unlike(kind)),
+        },
+        Err(error) => match fs::metadata(path) {
+            Ok(found) if !found.is_file() => Err(unlike(found.file_type())),
+            _ => Err(Error::io(path)(error)),
+        },
+    }
 }
 
 fn has_no_locks(error: &io::Error) -> bool {
@@ -140,6 +156,40 @@ mod tests {
         fs::remove_file(&path).unwrap();
         let new = Lock::exclusive(&path, Locking::Required, "busy").unwrap();
         assert!(new.is_held().unwrap() && !one.is_held().unwrap());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_is_no_file_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lock");
+        rustix::fs::mkfifoat(
+            rustix::fs::CWD,
+            &path,
+            rustix::fs::Mode::from_raw_mode(0o600),
+        )
+        .unwrap();
+        let locked = || {
+            Lock::exclusive(&path, Locking::Required, "busy")
+                .unwrap_err()
+                .to_string()
+        };
+        assert!(
+            locked().contains("lock: is a pipe, expected the regular file"),
+            "{}",
+            locked()
+        );
+        // With a reader it can be opened, and is none all the same.
+        let reader = rustix::fs::open(
+            &path,
+            rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NONBLOCK,
+            rustix::fs::Mode::empty(),
+        );
+        assert!(locked().contains("is a pipe"), "{}", locked());
+        drop(reader);
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        assert!(locked().contains("lock: is a folder"), "{}", locked());
     }
 
     #[test]

@@ -49,6 +49,7 @@ pub fn write_named(target: &Path, bytes: &[u8]) -> Result<()> {
     };
     match fs::metadata(&resolved) {
         Ok(found) if !found.is_file() => fs::write(&resolved, bytes).map_err(Error::io(target)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io(target)(error)),
         _ => {
             remove_stale(&resolved);
             write(resolved, bytes).map(drop)
@@ -61,7 +62,7 @@ pub fn write_named(target: &Path, bytes: &[u8]) -> Result<()> {
 /// # Errors
 /// If it is a folder, or would be in one that is not there.
 pub fn check_writable(target: &Path) -> Result<()> {
-    if target.is_dir() {
+    if exists(target)? && is_folder(target)? {
         return Err(Error::format(
             target,
             "is a folder, expected the name of a file",
@@ -71,7 +72,9 @@ pub fn check_writable(target: &Path) -> Result<()> {
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty());
     match parent {
-        Some(parent) if !parent.is_dir() => Err(Error::format(parent, "no such folder")),
+        Some(parent) if !exists(parent)? || !is_folder(parent)? => {
+            Err(Error::format(parent, "no such folder"))
+        }
         _ => Ok(()),
     }
 }
@@ -118,6 +121,9 @@ pub fn open(path: impl AsRef<Path>) -> Result<File> {
 fn kind_in_words(kind: fs::FileType) -> &'static str {
     if kind.is_dir() {
         return "is a folder";
+    }
+    if kind.is_file() {
+        return "is a file";
     }
     #[cfg(unix)]
     {
@@ -192,6 +198,32 @@ pub fn create_parent(path: impl AsRef<Path>) -> Result<()> {
 pub fn exists(path: impl AsRef<Path>) -> Result<bool> {
     let path = path.as_ref();
     path.try_exists().map_err(Error::io(path))
+}
+
+/// Whether what stands at `path` is a folder.
+///
+/// # Errors
+/// If nothing stands there, or the system cannot tell.
+pub fn is_folder(path: impl AsRef<Path>) -> Result<bool> {
+    let path = path.as_ref();
+    let found = fs::metadata(path).map_err(Error::io(path))?;
+    Ok(found.is_dir())
+}
+
+/// Checks that what stands at `path` is a folder; `expected` says of what kind.
+///
+/// # Errors
+/// If it is something else, nothing stands there, or the system cannot tell.
+pub fn require_folder(path: impl AsRef<Path>, expected: &str) -> Result<()> {
+    let path = path.as_ref();
+    let kind = fs::metadata(path).map_err(Error::io(path))?.file_type();
+    match kind.is_dir() {
+        true => Ok(()),
+        false => Err(Error::format(
+            path,
+            format!("{}, expected {expected}", kind_in_words(kind)),
+        )),
+    }
 }
 
 /// Creates a folder, whose parent must be there; says whether it is new.

@@ -165,8 +165,13 @@ fn remove_abandoned(path: &Path, name: &str) -> io::Result<()> {
     }
     if let Some(original) = name.strip_suffix(ASIDE_SUFFIX) {
         let original = path.with_file_name(&original[..original.len() - RANDOM - 1]);
-        if fs::symlink_metadata(&original).is_err() {
-            return fs::rename(path, original);
+        match fs::symlink_metadata(&original) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return fs::rename(path, original);
+            }
+            // Whether it is there is not known, and this may be the only copy.
+            Err(error) => return Err(error),
         }
     }
     fs::remove_dir_all(path)

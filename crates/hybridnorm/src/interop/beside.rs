@@ -14,17 +14,23 @@ const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 /// Where the end-of-text token is named by its id, in order of preference.
 const MODEL_CONFIGS: [&str; 2] = ["generation_config.json", "config.json"];
 const JSON_LIMIT: u64 = 256 << 20;
-/// Files that are read, whichever of them are there.
-const READ: [&str; 8] = [
-    TOKENIZER,
-    TOKENIZER_CONFIG,
+/// Other names under which a folder may hold its weights and its configuration.
+const FORMS: [&str; 5] = [
     "config.json",
     "config.yaml",
     "model.safetensors",
     "model.safetensors.index.json",
     "model.pt",
-    "generation_config.json",
 ];
+
+/// A tokenizer that stands beside weights.
+#[derive(Debug)]
+pub struct Beside {
+    /// It.
+    pub tokenizer: Tokenizer,
+    /// The files of the folder that were read for it.
+    pub files: Vec<String>,
+}
 
 /// The `tokenizer.json` of a model's folder, if there is one. Its end-of-text token is the one that
 /// `tokenizer_config.json` names, else the first that `generation_config.json` or `config.json`
@@ -32,32 +38,35 @@ const READ: [&str; 8] = [
 ///
 /// # Errors
 /// If it is there but cannot be read.
-pub fn tokenizer(folder: &Path) -> Result<Option<Tokenizer>> {
+pub fn tokenizer(folder: &Path) -> Result<Option<Beside>> {
     let path = folder.join(TOKENIZER);
     if !files::exists(&path)? {
         return Ok(None);
     }
-    let config = read_json(&folder.join(TOKENIZER_CONFIG))?;
+    let mut files = vec![TOKENIZER.to_owned()];
+    let config = read_json(folder, TOKENIZER_CONFIG, &mut files)?;
     let is_named = config.is_some_and(|config| !config["eos_token"].is_null());
     let id = match is_named {
         true => None,
-        false => end_id(folder)?,
+        false => end_id(folder, &mut files)?,
     };
-    let Some(id) = id else {
-        return Tokenizer::load(folder).map(Some);
+    let tokenizer = match id {
+        None => Tokenizer::load(folder)?,
+        Some(id) => {
+            let bytes = files::read_small(&path, JSON_LIMIT)?;
+            let name = serde_json::from_slice::<Value>(&bytes)
+                .ok()
+                .and_then(|json| token_of(&json, id));
+            Tokenizer::from_json(bytes, name.as_deref())
+                .map_err(|error| Error::format(path, error.to_string()))?
+        }
     };
-    let bytes = files::read_small(&path, JSON_LIMIT)?;
-    let name = serde_json::from_slice::<Value>(&bytes)
-        .ok()
-        .and_then(|json| token_of(&json, id));
-    Tokenizer::from_json(bytes, name.as_deref())
-        .map(Some)
-        .map_err(|error| Error::format(path, error.to_string()))
+    Ok(Some(Beside { tokenizer, files }))
 }
 
-fn end_id(folder: &Path) -> Result<Option<u64>> {
+fn end_id(folder: &Path, files: &mut Vec<String>) -> Result<Option<u64>> {
     for name in MODEL_CONFIGS {
-        let Some(config) = read_json(&folder.join(name))? else {
+        let Some(config) = read_json(folder, name, files)? else {
             continue;
         };
         let found = &config["eos_token_id"];
@@ -88,32 +97,51 @@ fn token_of(tokenizer: &Value, id: u64) -> Option<String> {
     }
 }
 
-fn read_json(path: &Path) -> Result<Option<Value>> {
-    if !files::exists(path)? {
+/// A file of the folder, if it is there; its name is then added to `files`.
+fn read_json(folder: &Path, name: &str, files: &mut Vec<String>) -> Result<Option<Value>> {
+    let path = folder.join(name);
+    if !files::exists(&path)? {
         return Ok(None);
     }
-    let bytes = files::read_small(path, 16 << 20)?;
+    let bytes = files::read_small(&path, 16 << 20)?;
+    files.push(name.to_owned());
     serde_json::from_slice(&bytes)
         .map(Some)
         .map_err(|error| Error::format(path, error.to_string()))
 }
 
-/// Files of a folder that were not read, where `shards` are those that hold weights.
-pub(super) fn not_read(folder: &Path, shards: &[String]) -> Result<LeftOut> {
+/// Files of a folder that are not among those that were `read`, by reason; `no_tokenizer` is the reason
+/// why the tokenizer was not.
+///
+/// # Errors
+/// If the folder cannot be listed.
+pub fn not_read(folder: &Path, read: &[String], no_tokenizer: &str) -> Result<LeftOut> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
         let entry = entry.map_err(Error::io(folder))?;
         names.push(entry.file_name().to_string_lossy().into_owned());
     }
     names.sort();
+    names.retain(|name| !read.contains(name));
     let mut left_out = LeftOut::default();
     for name in names {
-        if !READ.contains(&name.as_str()) && !shards.contains(&name) {
-            let reason = "not needed for the weights or the tokenizer";
-            left_out.add(Unit::Files, reason, 1, Some(name));
-        }
+        let reason = match name.as_str() {
+            TOKENIZER | TOKENIZER_CONFIG => no_tokenizer,
+            form if FORMS.contains(&form) || is_of_weights(form) => {
+                "another form of the weights or the configuration than the one that was read"
+            }
+            _ => "not needed for the weights or the tokenizer",
+        };
+        left_out.add(Unit::Files, reason, 1, Some(name));
     }
     Ok(left_out)
+}
+
+fn is_of_weights(name: &str) -> bool {
+    let extension = Path::new(name).extension().unwrap_or_default();
+    ["safetensors", "pt", "pth", "bin", "gguf"]
+        .iter()
+        .any(|known| extension.eq_ignore_ascii_case(known))
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use burn::tensor::Device;
 use serde::Deserialize;
 
 use super::Imported;
-use super::source::Source;
+use super::source::{self, Source};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::memory;
@@ -28,8 +28,11 @@ const INDEX: &str = "model.safetensors.index.json";
 const TEXT_LIMIT: u64 = 64 << 20;
 
 /// Whether a folder is in this format.
-pub fn is_folder(folder: &Path) -> bool {
-    folder.join(CONFIG).is_file()
+///
+/// # Errors
+/// If the system cannot tell.
+pub fn is_folder(folder: &Path) -> Result<bool> {
+    files::exists(folder.join(CONFIG))
 }
 
 /// Reads a checkpoint of one of the families `olmoe` and `deepseek_v3`.
@@ -49,11 +52,18 @@ pub fn read(folder: &Path, device: &Device) -> Result<Imported> {
     let family = Family::read(&folder.join(CONFIG))?;
     let config = family.config();
     let (path, source) = open_tensors(folder)?;
-    let files = source.files();
+    let mut files = source.files();
+    files.push(CONFIG.to_owned());
+    files.extend(
+        path.file_name()
+            .map(|name| name.to_string_lossy().into_owned()),
+    );
+    let notes: Vec<String> = source.note().into_iter().collect();
     // Our tensors, what they are made of at the time, and the model.
     let weights = inventory(config, 1, 1, Recompute::None)?.memory.weights;
     memory::require(weights.saturating_mul(3), "reading the checkpoint")?;
-    let broken = |problem: String| Error::format(&path, problem);
+    let wrapper = source.wrapper().to_owned();
+    let broken = |problem: String| Error::format(&path, source::without(&wrapper, problem));
     let taken = family.translate(source).map_err(broken)?;
     // Made after them, so that a small folder cannot ask for a large model.
     let model = Decoder::uninitialized(config, device)?;
@@ -63,6 +73,7 @@ pub fn read(folder: &Path, device: &Device) -> Result<Imported> {
         tensors: taken.tensors,
         left_out: taken.left_out,
         files,
+        notes,
     })
 }
 
@@ -192,7 +203,7 @@ fn open_tensors(folder: &Path) -> Result<(PathBuf, Source)> {
     }
     for (name, part) in &weight_map {
         // Files of tied models hold the matrix once, and their index may list it twice.
-        if !parts[part].has(name) && name != weights::HEAD {
+        if !parts[part].has(name) && !name.ends_with(weights::HEAD) {
             return Err(Error::format(
                 parts[part].path(),
                 format!("tensor {name} is missing"),

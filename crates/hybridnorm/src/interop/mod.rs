@@ -14,11 +14,12 @@ use burn::tensor::Device;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::files;
 use crate::model::Decoder;
 use crate::omissions::LeftOut;
 use crate::tensors;
 
-pub use beside::tokenizer;
+pub use beside::{Beside, not_read, tokenizer};
 
 /// A model and an account of the tensors it was made of.
 #[derive(Debug)]
@@ -27,10 +28,12 @@ pub struct Imported {
     pub model: Decoder,
     /// How many tensors the checkpoint has, and how many of them were read.
     pub tensors: Tensors,
-    /// The others, and files of the folder that were not read, by reason.
+    /// The others, by reason.
     pub left_out: LeftOut,
-    /// Files that the tensors are in.
+    /// Files of the folder that were read.
     pub files: Vec<String>,
+    /// What is worth a line.
+    pub notes: Vec<String>,
 }
 
 /// Tensors of a checkpoint. Those that were not read are in what was left out.
@@ -42,18 +45,26 @@ pub struct Tensors {
     pub read: u64,
 }
 
+/// Checks that there is a folder to import.
+///
+/// # Errors
+/// If there is none, or something else.
+pub fn require_folder(folder: &Path) -> Result<()> {
+    let expected = "a folder with config.json or config.yaml and the weights beside it";
+    files::require_folder(folder, expected)
+}
+
 /// Reads a checkpoint folder of somebody else: of Hugging Face's format where it holds a `config.json`,
 /// else of the official HybridNorm code.
 ///
 /// # Errors
 /// See [`huggingface::import`] and [`official::import`].
 pub fn import(folder: &Path, device: &Device) -> Result<Imported> {
-    let mut imported = match huggingface::is_folder(folder) {
+    require_folder(folder)?;
+    let imported = match huggingface::is_folder(folder)? {
         true => huggingface::read(folder, device)?,
         false => official::read(folder, device)?,
     };
-    let others = beside::not_read(folder, &imported.files)?;
-    imported.left_out.extend(&others);
     match tensors::broken(&imported.model) {
         Some(name) => Err(Error::format(
             folder,

@@ -10,7 +10,7 @@ use burn::tensor::Device;
 
 use super::experts::{self, Layout};
 use super::pytorch;
-use super::source::check_name;
+use super::source::{self, check_name, common_wrapper};
 use super::{Imported, Tensors};
 use crate::error::{Error, Result};
 use crate::files;
@@ -23,6 +23,7 @@ use crate::tensors;
 use config::ConfigFile;
 
 const HEAD: &str = "transformer.ff_out.weight";
+const CONFIG: &str = "config.yaml";
 const CONFIG_LIMIT: u64 = 4 << 20;
 
 /// Reads an official checkpoint.
@@ -39,9 +40,16 @@ pub fn import(folder: &Path, device: &Device) -> Result<Decoder> {
 /// # Errors
 /// As [`import`].
 pub fn read(folder: &Path, device: &Device) -> Result<Imported> {
-    let config_path = folder.join("config.yaml");
+    let config_path = folder.join(CONFIG);
     let config = read_config(&config_path)?;
     let (path, tensors) = read_tensors(folder)?;
+    let names: Vec<&str> = tensors.keys().map(String::as_str).collect();
+    let wrapper = common_wrapper(&names);
+    let tensors: BTreeMap<String, Values> = tensors
+        .into_iter()
+        .map(|(name, values)| (name[wrapper.len()..].to_owned(), values))
+        .collect();
+    let broken = |error: Error| Error::format(&path, source::without(&wrapper, error.to_string()));
     let all = tensors.len() as u64;
     let mut left_out = LeftOut::default();
     for name in tensors.keys() {
@@ -51,17 +59,22 @@ pub fn read(folder: &Path, device: &Device) -> Result<Imported> {
         let reason = "equal to the embedding, to which the head is tied";
         left_out.add(Unit::Tensors, reason, 1, Some(HEAD.into()));
     }
-    let values =
-        translate_all(tensors, &config).map_err(|error| Error::format(&path, error.to_string()))?;
+    let values = translate_all(tensors, &config).map_err(broken)?;
     let model = Decoder::uninitialized(&config, device)?;
-    let model =
-        params::load(model, values).map_err(|error| Error::format(path, error.to_string()))?;
+    let model = params::load(model, values).map_err(broken)?;
     let read = all - left_out.count(Unit::Tensors);
     Ok(Imported {
         model,
         tensors: Tensors { all, read },
         left_out,
-        files: Vec::new(),
+        files: [CONFIG.to_owned()]
+            .into_iter()
+            .chain(
+                path.file_name()
+                    .map(|name| name.to_string_lossy().into_owned()),
+            )
+            .collect(),
+        notes: source::note(&wrapper).into_iter().collect(),
     })
 }
 
@@ -111,12 +124,12 @@ pub fn translate_all(
 
 fn read_tensors(folder: &Path) -> Result<(std::path::PathBuf, BTreeMap<String, Values>)> {
     let safe = folder.join("model.safetensors");
-    if safe.exists() {
+    if files::exists(&safe)? {
         let tensors = tensors::read(&safe)?;
         return Ok((safe, tensors));
     }
     let torch = folder.join("model.pt");
-    if torch.exists() {
+    if files::exists(&torch)? {
         let tensors = pytorch::read(&torch)?;
         return Ok((torch, tensors));
     }

@@ -17,23 +17,43 @@ const WRAPPERS: [(&str, &str); 4] = [
 /// Tensors in some files.
 pub(super) struct Source {
     files: Vec<TensorFile>,
-    /// Which file holds a name.
-    places: BTreeMap<String, usize>,
+    /// Which file holds a name, and how it is called there.
+    places: BTreeMap<String, (usize, String)>,
+    /// What all names had before them.
+    wrapper: String,
 }
 
 impl Source {
     /// The tensors of all files together.
     pub(super) fn new(files: Vec<TensorFile>) -> Result<Self, String> {
+        let names: Vec<&str> = files.iter().flat_map(TensorFile::names).collect();
+        let wrapper = common_wrapper(&names);
         let mut places = BTreeMap::new();
         for (index, file) in files.iter().enumerate() {
-            for name in file.names() {
+            for theirs in file.names() {
+                let name = &theirs[wrapper.len()..];
                 check_name(name)?;
-                if places.insert(name.to_owned(), index).is_some() {
-                    return Err(format!("tensor {name} is in two files"));
+                let place = (index, theirs.to_owned());
+                if places.insert(name.to_owned(), place).is_some() {
+                    return Err(format!("tensor {theirs} is in two files"));
                 }
             }
         }
-        Ok(Self { files, places })
+        Ok(Self {
+            files,
+            places,
+            wrapper,
+        })
+    }
+
+    /// What all names had before them and is left out of them.
+    pub(super) fn wrapper(&self) -> &str {
+        &self.wrapper
+    }
+
+    /// Says so, if they had something.
+    pub(super) fn note(&self) -> Option<String> {
+        note(&self.wrapper)
     }
 
     /// The names of the files.
@@ -61,14 +81,47 @@ impl Source {
 
     /// Reads a tensor, which is no more there then.
     pub(super) fn take(&mut self, name: &str) -> Result<Option<Values>, String> {
-        let Some(index) = self.places.remove(name) else {
+        let Some((index, theirs)) = self.places.remove(name) else {
             return Ok(None);
         };
         let problem = |error| match error {
             Error::Format { problem, .. } => problem,
             other => other.to_string(),
         };
-        self.files[index].read(name).map(Some).map_err(problem)
+        self.files[index].read(&theirs).map(Some).map_err(problem)
+    }
+}
+
+/// What programs that wrap a model put before all of these names; nothing where one has it not.
+pub(super) fn common_wrapper(names: &[&str]) -> String {
+    let mut common = String::new();
+    if names.is_empty() {
+        return common;
+    }
+    while let Some((wrapper, _)) = WRAPPERS.iter().find(|(wrapper, _)| {
+        let prefix = format!("{common}{wrapper}.");
+        names.iter().all(|name| name.starts_with(&prefix))
+    }) {
+        common += &format!("{wrapper}.");
+    }
+    common
+}
+
+/// Says what was left out of all names.
+pub(super) fn note(wrapper: &str) -> Option<String> {
+    let first = wrapper.split('.').next().unwrap_or_default();
+    let (_, who) = WRAPPERS.iter().find(|(known, _)| *known == first)?;
+    Some(format!(
+        "the names of all tensors begin with `{wrapper}`, which is what {who} puts before them; they are read \
+         without it"
+    ))
+}
+
+/// A problem with names that something was left out of.
+pub(super) fn without(wrapper: &str, problem: String) -> String {
+    match wrapper {
+        "" => problem,
+        wrapper => format!("{problem} (names without the `{wrapper}` that all begin with)"),
     }
 }
 
@@ -84,5 +137,28 @@ pub(super) fn check_name(name: &str) -> Result<(), String> {
             "tensor {name}: `{wrapper}.` is what {who} puts into the names; save the state of the model \
              that it wraps, or take `{wrapper}.` out of the names"
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_all_names_begin_with_is_found() {
+        let common = common_wrapper;
+        assert_eq!(common(&["_orig_mod.a", "_orig_mod.b.c"]), "_orig_mod.");
+        assert_eq!(
+            common(&["_orig_mod.module.a", "_orig_mod.module.b"]),
+            "_orig_mod.module."
+        );
+        assert_eq!(common(&["module._orig_mod.a", "module.b"]), "module.");
+        assert_eq!(common(&["_orig_mod.a", "b"]), "");
+        assert_eq!(common(&["model.a", "model.b"]), "");
+        assert_eq!(common(&["_orig_modest.a"]), "");
+        assert_eq!(common(&[]), "");
+        assert_eq!(note(""), None);
+        assert!(note("_orig_mod.module.").unwrap().contains("torch.compile"));
+        assert!(check_name("a._orig_mod.b").is_err());
     }
 }

@@ -1,5 +1,8 @@
 //! The steps around one of a run, done again from the nearest checkpoint with something changed.
 
+mod comparison;
+mod stretches;
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
@@ -9,9 +12,10 @@ use crate::Device;
 use crate::error::{Error, Result};
 use crate::files::Locking;
 use crate::train::metrics::Metrics;
-use crate::train::{
-    Config, Event, OpenOptions, Start, Trainer, checkpoint, history, rows, run_directory, segments,
-};
+use crate::train::segments::{self, Change, Segment};
+use crate::train::{Event, OpenOptions, Start, Trainer, checkpoint, history, rows, run_directory};
+
+pub use comparison::{Comparison, Difference};
 
 /// What to do again.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,6 +35,13 @@ pub struct Options {
 }
 
 impl Options {
+    /// What is to be changed, in words.
+    fn changes(&self) -> Vec<String> {
+        let placement = self.placement.iter();
+        let placement = placement.map(|name| format!("model.placement=\"{name}\""));
+        self.settings.iter().cloned().chain(placement).collect()
+    }
+
     /// What a killed replay leaves, so that the same one can begin anew in its place.
     fn purpose(&self, run: &Path) -> String {
         format!(
@@ -55,12 +66,25 @@ pub struct Replay {
     pub from: u64,
     /// What was changed.
     pub changed: Vec<String>,
+    /// Changes of the run's own on the way, which the replay followed.
+    pub followed: Vec<Followed>,
     /// Parameters that the checkpoint does not have, and which begin with their initial values.
     pub new_parameters: Vec<String>,
+    /// How the numbers of the run and of the replay compare.
+    pub comparison: Comparison,
     /// Steps done again, side by side.
     pub steps: Vec<Pair>,
     /// Why it ended early, if it did.
     pub ended: Option<String>,
+}
+
+/// Keys that had other values in the run from one of its steps on.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Followed {
+    /// They had them after this step.
+    pub after_step: u64,
+    /// What changed.
+    pub changed: Vec<Change>,
 }
 
 /// One step in the run and in the replay.
@@ -76,13 +100,14 @@ pub struct Pair {
 
 /// Does it; `None` when it was asked to stop.
 ///
-/// The configuration is the one that held at the step. With nothing changed, the numbers of the run
-/// come out again to the bit, provided that it held for all steps that are done again; a note names what
-/// differed. Of the directory's earlier content, only what the same replay left when it was killed is
-/// replaced.
+/// Every step is done with the configuration that held at it in the run, and what is to be changed on top
+/// of that. With nothing changed, the numbers of the run come out again to the bit; whether they do is
+/// [compared](Comparison). Of the directory's earlier content, only what the same replay left when it was
+/// killed is replaced.
 ///
 /// # Errors
-/// If the run has no such step, or a changed key does not allow to go on from its checkpoint.
+/// If the run has no such step, a changed key does not allow to go on from its checkpoint, or the weights
+/// that it began with are not there any more.
 pub fn run(
     run: &Path,
     options: &Options,
@@ -100,54 +125,13 @@ pub fn run(
             options.step
         )));
     }
-    let mut changed = options.settings.clone();
-    if let Some(placement) = &options.placement {
-        changed.push(format!("model.placement=\"{placement}\""));
-    }
-    let path = run.join(run_directory::CONFIG);
-    let old = history::configuration_at(run, options.step)?;
-    if options.placement.is_some() && old.model.is_none() {
-        return Err(Error::config(format!(
-            "{}: its model comes from a checkpoint and cannot have another placement",
-            run.display()
-        )));
-    }
-    let mut config = match changed.as_slice() {
-        [] => old.clone(),
-        changed => Config {
-            origin: old.origin.clone(),
-            ..Config::parse(&old.to_toml(), changed).map_err(|error| old.origin.name(error))?
-        },
-    };
-    let kept = [
-        ("seed", old.seed == config.seed),
-        ("[data]", old.data == config.data),
-        ("train.seq_len", old.train.seq_len == config.train.seq_len),
-    ];
-    if let Some((key, _)) = kept.iter().find(|(_, same)| !same) {
-        return Err(Error::config(format!(
-            "{key} decides the batches, and a replay must keep it as it is in {}",
-            path.display()
-        )));
-    }
-    let steps = config.train.steps as u64;
-    if options.step > steps {
-        return Err(Error::config(format!(
-            "train.steps = {steps} end before step {}",
-            options.step
-        )));
-    }
-    if !options
-        .settings
-        .iter()
-        .any(|setting| setting.starts_with("log."))
-    {
-        config.log.layers_every = 1;
-    }
+    let history = segments::read(run)?;
     let found = checkpoint::newest_before(run, options.step)?;
     for problem in &found.broken {
         on_event(Event::Note(run_directory::passed_over(problem)));
     }
+    let from = found.checkpoint.as_ref().map_or(0, |(step, _)| *step);
+    let (stretches, last) = stretches::follow(run, &history, options, from)?;
     let start = match found.checkpoint {
         Some((_, checkpoint)) => Start::Branch(checkpoint),
         None => Start::Fresh,
@@ -156,24 +140,41 @@ pub fn run(
         locking: options.locking,
         unfinished: Some(options.purpose(run)),
     };
-    let mut trainer = Trainer::open_with(config, &options.out, start, &how, device, on_event)?;
-    let from = trainer.state().step;
-    let last = options.step.saturating_add(options.after).min(steps);
+    let first = stretches[0].config.clone();
+    let weights_are_given = stretches[0].other_weights;
+    let mut trainer = Trainer::open_with(first, &options.out, start, &how, device, on_event)?;
+    if from == 0 && !weights_are_given {
+        check_weights(run, &history, &trainer)?;
+    }
     on_event(Event::Note(format!(
         "doing steps {} to {last} again; the newest checkpoint before step {} is of step {from}",
         from + 1,
         options.step
     )));
-    for change in other_values(run, from, last, options.step)? {
-        on_event(Event::Note(change));
+    let mut ended = None;
+    for (at, stretch) in stretches.iter().enumerate() {
+        if at > 0 {
+            for change in &stretch.changed {
+                on_event(Event::Note(format!(
+                    "as in the run, from step {} on: {}",
+                    stretch.after + 1,
+                    history::in_words(change)
+                )));
+            }
+            trainer.change(stretch.config.clone())?;
+        }
+        let end = stretches.get(at + 1).map_or(last, |next| next.after);
+        match trainer.run_to(end, stop, on_event) {
+            Ok(outcome) if outcome.step >= end => {}
+            Ok(outcome) if outcome.step < options.step => return Ok(None),
+            Ok(_) => break,
+            Err(error @ Error::Diverged { .. }) => {
+                ended = Some(error.to_string());
+                break;
+            }
+            Err(error) => return Err(error),
+        }
     }
-    let ended = trainer.run_to(last, stop, on_event);
-    let ended = match ended {
-        Ok(outcome) if outcome.step < options.step => return Ok(None),
-        Ok(_) => None,
-        Err(error @ Error::Diverged { .. }) => Some(error.to_string()),
-        Err(error) => return Err(error),
-    };
     let replayed: Vec<Metrics> = rows::read(&options.out)?;
     trainer.finish()?;
     let pair = |replay: Metrics| Pair {
@@ -184,31 +185,38 @@ pub fn run(
             .cloned(),
         replay,
     };
+    let steps: Vec<Pair> = replayed.into_iter().map(pair).collect();
+    let followed = stretches.into_iter().skip(1);
+    let followed = followed.map(|stretch| Followed {
+        after_step: stretch.after,
+        changed: stretch.changed,
+    });
     Ok(Some(Replay {
         run: run.to_path_buf(),
         out: options.out.clone(),
         from,
-        changed,
+        changed: options.changes(),
+        followed: followed.collect(),
         new_parameters: trainer.new_parameters().to_vec(),
-        steps: replayed.into_iter().map(pair).collect(),
+        comparison: Comparison::new(&steps, from, &history, trainer.segment()),
+        steps,
         ended,
     }))
 }
 
-/// What differed in the run at some of the steps after `from` up to `last` from what held at `step`.
-fn other_values(run: &Path, from: u64, last: u64, step: u64) -> Result<Vec<String>> {
-    let mut notes = Vec::new();
-    for segment in segments::read(run)? {
-        let at = segment.after_step;
-        if at <= from || at >= last || segment.changed.is_empty() {
-            continue;
-        }
-        let side = match at < step {
-            true => format!("until step {at} the run had other values"),
-            false => format!("after step {at} the run had other values"),
-        };
-        let changed: Vec<String> = segment.changed.iter().map(history::in_words).collect();
-        notes.push(format!("{side}: {}", changed.join(", ")));
+/// A run that began from a checkpoint begins again from the same weights, whatever stands there now.
+fn check_weights(run: &Path, history: &[Segment], trainer: &Trainer) -> Result<()> {
+    let recorded = history.first().filter(|first| first.after_step == 0);
+    let Some(recorded) = recorded.and_then(|first| first.weights.as_deref()) else {
+        return Ok(());
+    };
+    match trainer.segment().weights.as_deref() {
+        Some(found) if found == recorded => Ok(()),
+        found => Err(Error::config(format!(
+            "{}: the weights at [init] from are not those that the run began with (SHA-256 {recorded}, \
+             now {}); put those back, or replay a step behind the first checkpoint",
+            run.display(),
+            found.unwrap_or("none")
+        ))),
     }
-    Ok(notes)
 }

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::error::{PlacementError, key, unknown};
 use super::layers::normalize_overrides;
-use super::named::{entry, named};
+use super::named::{entry, named, names};
 use super::spec::{BlockRule, Placement};
 use super::tree;
 
@@ -83,6 +83,19 @@ impl PlacementChoice {
             modified: placement != start,
             placement,
         })
+    }
+
+    /// The choice that a placement of a checkpoint comes from: the name that stands for it, if one does.
+    pub fn of(placement: Placement) -> Self {
+        let hash = placement.hash();
+        let mut all = names().iter();
+        Self {
+            base: all
+                .find(|entry| entry.placement().hash() == hash)
+                .map(|entry| entry.name),
+            modified: false,
+            placement,
+        }
     }
 
     /// The name, or the name with a mark that it was changed, or `custom`: for tables and file

@@ -16,7 +16,7 @@ use crate::train::layers::LayersRow;
 use crate::train::metrics::Metrics;
 use crate::train::rows::{self, Row};
 use crate::train::segments::{self, Segment};
-use crate::train::{Config, run_directory};
+use crate::train::{Config, history, run_directory};
 
 /// Rows of a run; a file beyond this would not fit into memory beside what is made of it.
 const ROWS_LIMIT: u64 = 1 << 30;
@@ -86,10 +86,14 @@ fn one(path: &Path) -> Result<(ReportedRun, Told, Set)> {
     if let Some(first) = rates.first() {
         record.cell.lr = first.lr;
     }
-    let is_data_known = checkpoint.is_some() || !segments.is_empty();
-    let set = Set::of(&record, &config, checkpoint.as_ref(), is_data_known);
-    let keys = labels::deciding_keys(&record.config)
+    let set = Set::of(&record, &config, checkpoint.as_ref(), &segments)?;
+    let mut keys = labels::deciding_keys(&record.config)
         .map_err(|error| Error::format(path, error.to_string()))?;
+    if let Some((key, value)) = beginning(&segments) {
+        // What stands at the path now need not be what stood there.
+        keys.remove("init.from");
+        keys.insert(key, value);
+    }
     let whole = path.canonicalize().map_err(Error::io(path))?;
     let name = whole.file_name().unwrap_or_default();
     let name = name.to_string_lossy().into_owned();
@@ -111,6 +115,7 @@ fn one(path: &Path) -> Result<(ReportedRun, Told, Set)> {
         differing: BTreeMap::new(),
         set: 0,
         planned_steps: config.train.steps as u64,
+        not_recorded: not_recorded(&config, &segments),
         rates,
         segments,
         rows: Rows::of(steps(&path.join(Metrics::FILE))?.into_iter()),
@@ -208,7 +213,7 @@ fn changes(segments: &[Segment]) -> String {
         for change in segment.changed.iter().filter(|change| decides(&change.key)) {
             words.push(format!(
                 "{} after step {}",
-                change_in_words(change),
+                history::in_words(change),
                 segment.after_step
             ));
         }
@@ -216,13 +221,28 @@ fn changes(segments: &[Segment]) -> String {
     words.join(", ")
 }
 
-/// `optimizer.lr 0.001 to 0.0005`.
-pub(super) fn change_in_words(change: &segments::Change) -> String {
-    let value = |value: &Option<String>| value.clone().unwrap_or_else(|| "not set".into());
-    format!(
-        "{} {} to {}",
-        change.key,
-        value(&change.from),
-        value(&change.to)
-    )
+/// Which weights of another run a run began from, as a key with its value.
+fn beginning(segments: &[Segment]) -> Option<(String, String)> {
+    let first = segments.first()?;
+    let weights = sets::short(first.weights.as_deref()?);
+    let value = match first.after_step {
+        0 => weights.to_owned(),
+        step => format!("{weights} after step {step}"),
+    };
+    Some(("init.weights".to_owned(), value))
+}
+
+/// What a run of an older version is told from others by without it being known to be the same.
+fn not_recorded(config: &Config, segments: &[Segment]) -> Vec<String> {
+    let mut found = Vec::new();
+    let weights = segments.first().and_then(|first| first.weights.as_ref());
+    if let (Some(init), None) = (&config.init, weights) {
+        found.push(format!("which weights stood in {}", init.from.display()));
+    }
+    let validation = segments.last().and_then(|last| last.validation.as_ref());
+    if let (None, false) = (validation, config.data.validation.is_empty()) {
+        let paths = config.data.validation.join(", ");
+        found.push(format!("which validation data stood in {paths}"));
+    }
+    found
 }

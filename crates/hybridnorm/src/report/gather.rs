@@ -50,13 +50,13 @@ impl Document {
                     .extend(records.into_iter().map(ReportedRun::from));
                 document.planned = Some(study.runs.len());
                 studies += 1;
-            } else if path.join(run_directory::CONFIG).is_file() {
-                directories.push(path.clone());
-            } else if !is_folder(path)? {
+            } else if !files::is_folder(path)? {
                 if document.probe.is_some() {
                     return Err(Error::config("a report has room for one probe"));
                 }
                 document.probe = Some(probe(path)?);
+            } else if files::exists(path.join(run_directory::CONFIG))? {
+                directories.push(path.clone());
             } else {
                 return Err(Error::format(
                     path,
@@ -74,12 +74,6 @@ impl Document {
         }
         Ok(document)
     }
-}
-
-fn is_folder(path: &Path) -> Result<bool> {
-    std::fs::metadata(path)
-        .map(|found| found.is_dir())
-        .map_err(Error::io(path))
 }
 
 fn probe(path: &Path) -> Result<ProbeReport> {

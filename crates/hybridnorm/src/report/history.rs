@@ -1,6 +1,5 @@
 //! Tables of how runs were trained: segments, keys that differ, rows that are missing.
 
-use super::directory::change_in_words;
 use super::format::{NONE, count, mebibytes, or_none, rate};
 use super::labels::short_name;
 use super::palette::Roster;
@@ -9,6 +8,7 @@ use super::table::{Cell, Table};
 use super::tables::placement;
 use super::view::View;
 use crate::digits::grouped;
+use crate::train::history::in_words;
 
 /// What stands where a run does not say.
 pub(super) const NOT_RECORDED: &str = "not recorded";
@@ -69,7 +69,7 @@ pub(super) fn segments(view: &View, roster: &Roster) -> Table {
             let last = next.map_or(run.steps, |next| next.after_step);
             let lr =
                 (directory.rates.iter().rev()).find(|since| since.after_step <= segment.after_step);
-            let changed: Vec<String> = segment.changed.iter().map(change_in_words).collect();
+            let changed: Vec<String> = segment.changed.iter().map(in_words).collect();
             let changed = match changed.as_slice() {
                 [] => NONE.to_owned(),
                 some => some.join("; "),
@@ -171,6 +171,7 @@ pub(super) fn remarks(view: &View) -> Vec<String> {
             ));
         }
     }
+    remarks.extend(directories(view).flat_map(|(run, directory)| of_data(run, directory)));
     let changed = view.runs.iter().filter(|run| run.rate().is_none()).count();
     if changed > 0 {
         let many = changed > 1;
@@ -183,6 +184,34 @@ pub(super) fn remarks(view: &View) -> Vec<String> {
             },
             if many { "" } else { "s" },
         ));
+    }
+    remarks
+}
+
+/// What has to be known of the weights and validation data of a run.
+fn of_data(run: &ReportedRun, directory: &Directory) -> Vec<String> {
+    let name = format!(
+        "{} (seed {}, {})",
+        run.label(),
+        run.cell.seed,
+        directory.name
+    );
+    let mut remarks = Vec::new();
+    for what in &directory.not_recorded {
+        remarks.push(format!(
+            "{name}: not recorded is {what} when it was trained; it is told from others by the path alone."
+        ));
+    }
+    for pair in directory.segments.windows(2) {
+        if let [Some(before), Some(since)] = [&pair[0].validation, &pair[1].validation]
+            && before != since
+        {
+            remarks.push(format!(
+                "{name}: the validation data changed after step {}; its validation losses before and after \
+                 cannot be compared.",
+                grouped(pair[1].after_step)
+            ));
+        }
     }
     remarks
 }

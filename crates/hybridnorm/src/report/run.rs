@@ -32,6 +32,9 @@ pub struct Directory {
     pub set: usize,
     /// Steps that the configuration asks for.
     pub planned_steps: u64,
+    /// What it did not record, and is known by its path only, in words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_recorded: Vec<String>,
     /// Peak learning rates with the steps after which they held. Empty where the rates of the steps are
     /// not those of the configuration, and nothing says why.
     pub rates: Vec<RateSince>,

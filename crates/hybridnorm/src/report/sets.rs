@@ -1,15 +1,11 @@
 //! What runs were trained and judged on. Losses are compared only where that is the same.
 
-use std::path::Path;
-
 use serde::{Deserialize, Serialize};
 
-use crate::files;
+use crate::error::Result;
 use crate::lab::study::RunRecord;
+use crate::train::segments::{NO_VALIDATION, Segment};
 use crate::train::{Checkpoint, Config};
-
-/// A file of validation data up to this size is known by its content, a larger one by its path.
-const HASHED_BYTES: u64 = 64 << 20;
 
 /// Data, tokenizer and windows that runs share.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -20,8 +16,12 @@ pub struct Set {
     pub named: String,
     /// Fingerprint of the training data.
     pub data: String,
-    /// Validation data: `split off`, or what was named and its content.
+    /// Fingerprint of the validation data of the last steps, `none`, or what was named where the run did not
+    /// record which data that were.
     pub validation: String,
+    /// How its first run calls the validation data.
+    #[serde(default)]
+    pub validation_named: String,
     /// Name and fingerprint of the tokenizer.
     pub tokenizer: String,
     /// Rows of the embedding.
@@ -34,43 +34,46 @@ pub struct Set {
 
 impl Set {
     /// What a run was trained and judged on, as far as its own files tell.
+    ///
+    /// # Errors
+    /// If its tokenizer or its shape cannot be read.
     pub(super) fn of(
         record: &RunRecord,
         config: &Config,
         checkpoint: Option<&Checkpoint>,
-        is_data_known: bool,
-    ) -> Self {
-        let data = match is_data_known {
+        segments: &[Segment],
+    ) -> Result<Self> {
+        let data = match checkpoint.is_some() || !segments.is_empty() {
             true => record.data.clone(),
             false => format!("not recorded: {}", config.data.train.join(", ")),
         };
-        let tokenizer = checkpoint.and_then(|checkpoint| checkpoint.tokenizer().ok().flatten());
+        let tokenizer = checkpoint.map(Checkpoint::tokenizer).transpose()?.flatten();
         let spec = config.data.tokenizer.as_deref();
         let tokenizer = match tokenizer {
             Some(found) => format!("{} ({})", found.name(), short(found.fingerprint())),
             None => format!("{}, not recorded", spec.unwrap_or("that of the data")),
         };
-        let vocabulary = checkpoint
-            .and_then(|checkpoint| checkpoint.config().ok())
-            .or_else(|| config.model_config().ok())
-            .map_or(0, |model| model.vocab_size);
-        let validation = match config.data.validation.as_slice() {
-            [] => "split off the training data".to_owned(),
-            paths => {
-                let named: Vec<String> = paths.iter().map(|path| content(path)).collect();
-                named.join(", ")
-            }
+        let vocabulary = match checkpoint {
+            Some(checkpoint) => checkpoint.config()?.vocab_size,
+            None => config.model_config()?.vocab_size,
         };
-        Self {
+        let validation_named = match config.data.validation.as_slice() {
+            [] => "split off the training data".to_owned(),
+            paths => paths.join(", "),
+        };
+        let recorded = segments.last().and_then(|last| last.validation.clone());
+        let validation = recorded.unwrap_or_else(|| format!("not recorded: {validation_named}"));
+        Ok(Self {
             name: String::new(),
             named: config.data.train.join(", "),
             data,
             validation,
+            validation_named,
             tokenizer,
             vocabulary,
             seq_len: config.train.seq_len,
             eval_sequences: config.train.eval_sequences,
-        }
+        })
     }
 
     /// Whether runs of both may be compared.
@@ -105,6 +108,14 @@ pub(super) fn named(mut sets: Vec<Set>) -> Vec<Set> {
                 ("training data", _) => {
                     format!("training data {} ({})", set.named, short(&set.data))
                 }
+                ("validation data", ref found) if found == NO_VALIDATION => {
+                    "no validation data".to_owned()
+                }
+                ("validation data", ref found) => format!(
+                    "validation data {} ({})",
+                    set.validation_named,
+                    short(found)
+                ),
                 (name, ref value) => format!("{name} {value}"),
             })
             .collect();
@@ -127,20 +138,8 @@ pub(super) fn apart(sets: &[Set]) -> Option<String> {
     })
 }
 
-/// A path, with the hash of what stands there now, by which it is known under another name too.
-fn content(path: &str) -> String {
-    let manifest = Path::new(path).join("manifest.json");
-    [Path::new(path), &manifest]
-        .iter()
-        .find_map(|file| files::read_small(file, HASHED_BYTES).ok())
-        .map_or_else(
-            || path.to_owned(),
-            |bytes| format!("content {}", short(&files::sha256(&bytes))),
-        )
-}
-
 /// So much of a hash that it is told from others.
-fn short(hash: &str) -> &str {
+pub(super) fn short(hash: &str) -> &str {
     match hash.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         true => hash.get(..12).unwrap_or(hash),
         false => hash.split(':').next().unwrap_or(hash),
@@ -157,7 +156,8 @@ mod tests {
             name: String::new(),
             named: "a.txt".into(),
             data: "d1".into(),
-            validation: "split off the training data".into(),
+            validation: "e1".into(),
+            validation_named: "split off the training data".into(),
             tokenizer: "bytes".into(),
             vocabulary: 257,
             seq_len: 16,
@@ -180,6 +180,27 @@ mod tests {
             ]
         );
         assert_eq!(named(vec![one.clone()])[0].name, "");
+        let old = Set {
+            validation: "not recorded: v.txt".into(),
+            validation_named: "v.txt".into(),
+            ..one.clone()
+        };
+        let none = Set {
+            validation: "none".into(),
+            ..one.clone()
+        };
+        let names: Vec<String> = named(vec![one.clone(), old, none])
+            .into_iter()
+            .map(|set| set.name)
+            .collect();
+        assert_eq!(
+            names,
+            [
+                "Group 1: validation data split off the training data (e1)",
+                "Group 2: validation data v.txt (not recorded)",
+                "Group 3: no validation data"
+            ]
+        );
         assert_eq!(apart(&[one]), None);
     }
 }

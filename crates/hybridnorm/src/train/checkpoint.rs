@@ -78,6 +78,7 @@ impl<'a> Contents<'a, ()> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checkpoint {
     path: PathBuf,
+    fingerprint: String,
     passed_over: Vec<String>,
 }
 
@@ -87,11 +88,15 @@ pub struct Checkpoint {
 /// # Errors
 /// If anything cannot be written, or something stands there already.
 pub fn save<S: Serialize>(path: &Path, contents: Contents<'_, S>) -> Result<()> {
-    if fs::symlink_metadata(path).is_ok() {
-        return Err(Error::format(
-            path,
-            "already here; choose another name, or remove it",
-        ));
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(Error::io(path)(error)),
+        Ok(_) => {
+            return Err(Error::format(
+                path,
+                "already here; choose another name, or remove it",
+            ));
+        }
     }
     let staged = StagedFolder::create(path)?;
     write_folder(staged.path(), contents)?;
@@ -218,6 +223,7 @@ impl Checkpoint {
         }
         Ok(Self {
             path: path.to_path_buf(),
+            fingerprint: manifest.files[MODEL].sha256.clone(),
             passed_over: Vec::new(),
         })
     }
@@ -230,6 +236,11 @@ impl Checkpoint {
     /// The folder.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// SHA-256 of the file of its weights.
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
     }
 
     /// The model's configuration.

@@ -1,12 +1,9 @@
 //! What changed between the segments of a run, and which configuration a step had.
 
-use std::path::Path;
-
 use toml::{Table, Value};
 
 use super::config::Config;
-use super::run_directory::CONFIG;
-use super::segments::{self, Change, Segment};
+use super::segments::{Change, Segment};
 use crate::error::{Error, Result};
 
 /// Keys that say where data are. Data are known by their fingerprints, so that these may change without
@@ -68,20 +65,18 @@ pub fn undo<'a>(
     Ok(config)
 }
 
-/// The configuration that held at a step of a run, with the places of the data where they are now.
+/// The configuration that held at a step of a run, of its newest one and its segments, with the places
+/// of the data where they are now.
 ///
 /// # Errors
-/// If the run's configuration or its segments cannot be read.
-pub fn configuration_at(run: &Path, step: u64) -> Result<Config> {
-    let newest = Config::load(run.join(CONFIG), &[])?;
-    let segments = segments::read(run)?;
+/// If the changes of the segments are none of the configuration.
+pub fn configuration_at(newest: &Config, segments: &[Segment], step: u64) -> Result<Config> {
     let later = segments.iter().rev().filter(|one| one.after_step >= step);
     let mut kept: Vec<Vec<Change>> = later.map(|one| one.changed.clone()).collect();
     for changed in &mut kept {
         changed.retain(|change| !PLACES.contains(&change.key.as_str()));
     }
-    undo(&newest, kept.iter().map(Vec::as_slice))
-        .map_err(|error| Error::format(run.join(segments::FILE), error.to_string()))
+    undo(newest, kept.iter().map(Vec::as_slice))
 }
 
 /// The segments that are left of a run that goes on after `step`, and the configuration of the last of
@@ -133,12 +128,23 @@ pub fn learning_rate_note(
     if from == to {
         return Ok(None);
     }
-    let moves = |change: &&Change| {
+    // Only what the rate would be another one without; of keys that move it together only, all.
+    let without = |change: &Change| {
+        let before = undo(config, [std::slice::from_ref(change)]);
+        before.and_then(|before| rate(&before))
+    };
+    let is_of_rate = |change: &&Change| {
         let key = change.key.as_str();
         key.starts_with("schedule.")
             || ["optimizer.lr", "train.steps", "train.batch_size"].contains(&key)
     };
-    let since: Vec<String> = changed.iter().filter(moves).map(in_words).collect();
+    let of_rate: Vec<&Change> = changed.iter().filter(is_of_rate).collect();
+    let mut causes = of_rate.clone();
+    causes.retain(|change| without(change).map_or(true, |without| without != to));
+    if causes.is_empty() {
+        causes = of_rate;
+    }
+    let since: Vec<String> = causes.into_iter().map(in_words).collect();
     Ok(Some(format!(
         "the learning rate at step {step} goes from {} to {} since {}",
         rounded(from),
@@ -224,6 +230,8 @@ mod tests {
             machine: String::new(),
             version: String::new(),
             data: String::new(),
+            validation: None,
+            weights: None,
             peak_memory_bytes: None,
         }
     }
@@ -275,11 +283,8 @@ mod tests {
             assert_eq!((kept.len(), &found), (left, before), "{step}");
             assert_eq!(kept.last().unwrap().last_step, Some(step));
         }
-        let folder = tempfile::tempdir().unwrap();
-        segments::write(folder.path(), &all).unwrap();
-        std::fs::write(folder.path().join(CONFIG), third.to_toml()).unwrap();
         for (step, expected) in [(1, &first), (10, &first), (11, &second), (21, &third)] {
-            let found = configuration_at(folder.path(), step).unwrap();
+            let found = configuration_at(&third, &all, step).unwrap();
             assert_eq!(found, *expected, "{step}");
         }
     }
@@ -298,5 +303,56 @@ mod tests {
         let (old, new) = (constant("train.steps=40"), constant("train.steps=80"));
         let found = learning_rate_note(&old, &new, &changes(&old, &new), 41);
         assert_eq!(found.unwrap(), None);
+    }
+
+    #[test]
+    fn only_keys_that_move_the_learning_rate_are_its_reasons() {
+        let note = |old: &[&str], new: &[&str], step| {
+            let (old, new) = (config(old), config(new));
+            let changed = changes(&old, &new);
+            learning_rate_note(&old, &new, &changed, step).unwrap()
+        };
+        let flat = "schedule.kind=constant";
+        let found = note(
+            &[flat, "optimizer.lr=0.5", "train.steps=40"],
+            &[flat, "optimizer.lr=0.25", "train.steps=80"],
+            41,
+        );
+        assert_eq!(
+            found.unwrap(),
+            "the learning rate at step 41 goes from 0.5 to 0.25 since optimizer.lr went from 0.5 to 0.25"
+        );
+        // Warm-up in steps does not depend on the size of a batch, warm-up in tokens does.
+        let warm = "schedule.warmup_tokens=16384";
+        let found = note(
+            &[
+                flat,
+                warm,
+                "train.batch_size=16",
+                "optimizer.weight_decay=0.1",
+            ],
+            &[
+                flat,
+                warm,
+                "train.batch_size=8",
+                "optimizer.weight_decay=0.2",
+            ],
+            2,
+        );
+        let found = found.unwrap();
+        assert!(
+            found.ends_with("since train.batch_size went from 16 to 8"),
+            "{found}"
+        );
+        // A kind and a key that it needs are valid together only.
+        let found = note(
+            &["train.steps=40", "schedule.min_lr_ratio=0.5"],
+            &["train.steps=40", flat],
+            30,
+        );
+        let found = found.unwrap();
+        for key in ["schedule.kind", "schedule.min_lr_ratio"] {
+            assert!(found.contains(key), "{found}");
+        }
     }
 }

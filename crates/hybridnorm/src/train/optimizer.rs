@@ -103,6 +103,20 @@ impl Optimizer {
         }
     }
 
+    /// Goes on by other settings. What is remembered stays.
+    ///
+    /// # Errors
+    /// If another rule is asked for, which remembers something else.
+    pub(super) fn set_config(&mut self, config: OptimizerConfig) -> Result<()> {
+        if config.kind != self.config.kind {
+            return Err(Error::config(
+                "optimizer.kind: a run goes on with the one it began with",
+            ));
+        }
+        self.config = config;
+        Ok(())
+    }
+
     /// Updates done so far.
     pub fn updates(&self) -> u64 {
         self.updates

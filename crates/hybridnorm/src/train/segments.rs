@@ -13,6 +13,8 @@ use crate::files;
 
 /// The file in the run directory.
 pub const FILE: &str = "segments.json";
+/// What stands for the fingerprint of validation data where there are none.
+pub const NO_VALIDATION: &str = "none";
 const LIMIT: u64 = 16 << 20;
 
 /// A key of the configuration with another value than in the segment before.
@@ -48,6 +50,14 @@ pub struct Segment {
     pub version: String,
     /// Fingerprint of the training data.
     pub data: String,
+    /// Fingerprint of the validation data, or [`NO_VALIDATION`]; absent in histories that an older version
+    /// wrote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation: Option<String>,
+    /// SHA-256 of the weights of the checkpoint that the run began from; absent where it began with
+    /// initial values of its own, where it went on with its own, and in histories that an older version wrote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<String>,
     /// Peak memory of the process up to its last checkpoint, in bytes, where the system tells.
     pub peak_memory_bytes: Option<u64>,
 }

@@ -12,6 +12,7 @@ use crate::data::{
 };
 use crate::digits::grouped;
 use crate::error::{Error, Result};
+use crate::files;
 use crate::model::ModelConfig;
 use crate::omissions::LeftOut;
 
@@ -194,7 +195,7 @@ fn open_validation(
         return held_out(config, train, notes);
     }
     // What had an effect on the training text need not have one here.
-    options.prepare.source.may_be_unused = has_raw_text(&config.data.train);
+    options.prepare.source.may_be_unused = has_raw_text(&config.data.train)?;
     let opened = data::open(&config.data.validation, Split::All, &options, progress)?;
     notes.extend(data_notes(&opened));
     if opened.dataset.overlaps(&train.dataset) {
@@ -221,7 +222,8 @@ fn held_out(
         if tokens.is_empty() {
             nothing.push(folder.folder().display().to_string());
         }
-        let identity = format!("{}/validation", folder.folder().display());
+        // What is held, wherever it stands.
+        let identity = serde_json::json!(folder.manifest().validation).to_string();
         held_out.push_stream(tokens, &identity);
     }
     let prepared: u64 = train
@@ -254,19 +256,23 @@ fn held_out(
     Ok(Err(reason))
 }
 
-fn has_raw_text(inputs: &[String]) -> bool {
-    inputs.iter().any(|input| {
+fn has_raw_text(inputs: &[String]) -> Result<bool> {
+    for input in inputs {
         let path = std::path::Path::new(input);
-        match path.is_dir() {
+        let is_raw = match files::exists(path)? && files::is_folder(path)? {
             true => !data::PreparedFolder::is_prepared(path),
             false => data::source::is_text_input(input),
+        };
+        if is_raw {
+            return Ok(true);
         }
-    })
+    }
+    Ok(false)
 }
 
 fn check_text_options(config: &Config) -> Result<()> {
     let data = &config.data;
-    match has_raw_text(&data.train) || has_raw_text(&data.validation) {
+    match has_raw_text(&data.train)? || has_raw_text(&data.validation)? {
         true => Ok(()),
         false => Err(Error::config(
             "[data.text] has no effect: neither data.train nor data.validation names raw text",

@@ -1,6 +1,7 @@
 //! The training loop.
 
 mod begin;
+mod change;
 mod failure;
 mod open;
 mod resume;
@@ -497,6 +498,11 @@ impl Trainer {
     /// does not have them.
     pub fn new_parameters(&self) -> &[String] {
         &self.new_parameters
+    }
+
+    /// The segment of the run that is this process's, the last one of several.
+    pub fn segment(&self) -> &Segment {
+        self.segments.last().expect("one is of this process")
     }
 
     /// Norm of the gradient of the next micro-batch's mean loss at the state that enters each block, of

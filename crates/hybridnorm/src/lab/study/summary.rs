@@ -61,7 +61,7 @@ pub(crate) fn with_checkpoint(run: &Path) -> Result<(RunRecord, Option<Checkpoin
     };
     let placement = match &config.model {
         Some(section) => PlacementChoice::from_value(&section.placement)?.label(),
-        None => model.placement.hash(),
+        None => PlacementChoice::of(model.placement.clone()).label(),
     };
     let cell = Cell {
         placement,

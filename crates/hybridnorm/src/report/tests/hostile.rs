@@ -31,6 +31,7 @@ fn directories() -> Document {
         named: "named".into(),
         data: data.into(),
         validation: "split".into(),
+        validation_named: "split".into(),
         tokenizer: "bytes".into(),
         vocabulary: 257,
         seq_len: 16,
@@ -44,6 +45,7 @@ fn directories() -> Document {
             differing: [("optimizer.weight_decay".to_owned(), at.to_string())].into(),
             set: at % 2,
             planned_steps: 1600,
+            not_recorded: Vec::new(),
             rates: vec![RateSince {
                 after_step: 0,
                 lr: 1e-3,
@@ -61,6 +63,8 @@ fn directories() -> Document {
                 machine: "machine".into(),
                 version: "0.1.0".into(),
                 data: "data".into(),
+                validation: None,
+                weights: None,
                 peak_memory_bytes: None,
             }],
             rows: Rows {

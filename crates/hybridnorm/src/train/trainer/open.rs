@@ -121,6 +121,10 @@ impl Trainer {
         }
         let device = device.clone().autodiff();
         let mut new_parameters = Vec::new();
+        let mut weights_from = resumed
+            .as_ref()
+            .filter(|_| is_branch)
+            .map(|checkpoint| checkpoint.fingerprint().to_owned());
         let (model, warnings) = match (&resumed, &config.init) {
             (Some(checkpoint), _) if is_branch => {
                 let model = match &config.model {
@@ -145,6 +149,7 @@ impl Trainer {
                 for problem in from.passed_over() {
                     on_event(Event::Note(run_directory::passed_over(problem)));
                 }
+                weights_from = Some(from.fingerprint().to_owned());
                 let model = settle_init(&config, &from, &sources).map_err(name_file)?;
                 require_memory(&config, &model)?;
                 let trained = from.config()?.max_seq_len;
@@ -226,11 +231,19 @@ impl Trainer {
             _ => (Vec::new(), config.clone()),
         };
         let changed = history::changes(&before, &config);
+        let measured_on = match &validation {
+            Some(found) => found.fingerprint(),
+            None => segments::NO_VALIDATION.to_owned(),
+        };
         if goes_on {
             let missing = recorder.missing_rows();
             resume::tell((&before, &config), &changed, state.step, missing, on_event)?;
-            if state.step >= config.train.steps as u64 {
-                finish_what_was_begun(run, state.step, &segments, &before)?;
+            match state.step >= config.train.steps as u64 {
+                true => finish_what_was_begun(run, state.step, &segments, &before)?,
+                false => {
+                    let last = segments.last();
+                    resume::tell_of_validation(last, &measured_on, state.step, on_event);
+                }
             }
         }
         segments.push(Segment {
@@ -242,6 +255,8 @@ impl Trainer {
             machine: machine::name(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             data: state.data.clone(),
+            validation: Some(measured_on),
+            weights: weights_from,
             peak_memory_bytes: None,
         });
         let beginning = Beginning {

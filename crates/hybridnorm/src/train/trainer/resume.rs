@@ -3,7 +3,7 @@
 use super::super::checkpoint::Checkpoint;
 use super::super::config::Config;
 use super::super::history;
-use super::super::segments::Change;
+use super::super::segments::{Change, Segment};
 use super::super::sources::Sources;
 use super::Event;
 use crate::error::{Error, Result};
@@ -51,6 +51,23 @@ pub(super) fn check_same_data(
             theirs.name(),
             ours.as_ref().map_or("none", |ours| ours.name())
         ))),
+    }
+}
+
+/// Says that a run goes on with other validation data than those of its last segment, whatever their path.
+pub(super) fn tell_of_validation(
+    last: Option<&Segment>,
+    found: &str,
+    step: u64,
+    on_event: &mut dyn FnMut(Event<'_>),
+) {
+    let recorded = last.and_then(|last| last.validation.as_deref());
+    if let Some(recorded) = recorded.filter(|recorded| *recorded != found) {
+        on_event(Event::Note(format!(
+            "the validation data are not those of the steps before (fingerprint {recorded}, now {found}): \
+             validation losses from step {} on cannot be compared with earlier ones",
+            step + 1
+        )));
     }
 }
 

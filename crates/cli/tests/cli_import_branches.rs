@@ -1,0 +1,379 @@
+//! Branches of importing: forms of configurations, names of wrapped models, files that are not read.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::import::{configure, fixture, lab, rewrite, tensors, write_tensors};
+use common::*;
+use serde_json::{Value, json};
+
+const IMPORT: [&str; 5] = ["import", "their", "--out", "ours", "--json"];
+
+/// What was left out of a unit: reasons with their counts.
+fn left_out(found: &Value, unit: &str) -> Vec<(String, u64)> {
+    let all = found["left_out"].as_array().unwrap();
+    (all.iter().filter(|one| one["unit"] == unit))
+        .map(|one| {
+            (
+                one["reason"].as_str().unwrap().into(),
+                one["count"].as_u64().unwrap(),
+            )
+        })
+        .collect()
+}
+
+/// Every file of the folder is either read or left out.
+fn assert_files_add_up(lab: &Lab, found: &Value, read: u64) {
+    let there = fs::read_dir(lab.path("their")).unwrap().count() as u64;
+    let counts: u64 = left_out(found, "files")
+        .iter()
+        .map(|(_, count)| count)
+        .sum();
+    assert_eq!(there, read + counts, "{found}");
+}
+
+#[test]
+fn files_that_were_not_opened_are_counted() {
+    let lab = lab("olmoe");
+    for name in [
+        "model.pt",
+        "config.yaml",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+        "pytorch_model-00001.bin",
+        "LICENSE",
+    ] {
+        lab.write(&format!("their/{name}"), "not looked at");
+    }
+    let found = lab.json(&[&IMPORT[..], &["--no-tokenizer"]].concat());
+    assert_files_add_up(&lab, &found, 2);
+    let reasons = left_out(&found, "files");
+    let count = |words: &str| {
+        let mut of = reasons.iter().filter(|(reason, _)| reason.contains(words));
+        of.next().map_or(0, |(_, count)| *count)
+    };
+    assert_eq!(count("another form of the weights"), 4, "{reasons:?}");
+    assert_eq!(count("--no-tokenizer"), 1, "{reasons:?}");
+    assert_eq!(count("not needed"), 1, "{reasons:?}");
+    let named = [
+        "import",
+        "their",
+        "--out",
+        "b",
+        "--json",
+        "--tokenizer",
+        "bytes",
+    ];
+    // More tokens than the model has.
+    lab.fails_any(&named, &["257 tokens"]);
+    let text = stderr(&lab.run(&["import", "their", "--out", "c", "--no-tokenizer"]));
+    assert!(text.contains("left out 4 files: another form"), "{text}");
+}
+
+#[test]
+fn names_that_all_begin_alike_are_read_without_that() {
+    let plain = lab("olmoe");
+    plain.json(&IMPORT);
+    for prefix in ["_orig_mod.", "module.", "_orig_mod.module."] {
+        let lab = lab("olmoe");
+        rewrite(&lab, |all| {
+            all.iter_mut()
+                .for_each(|t| t.0 = format!("{prefix}{}", t.0));
+        });
+        let found = lab.json(&IMPORT);
+        let note = found["notes"][0].as_str().unwrap();
+        assert!(note.contains(&format!("begin with `{prefix}`")), "{note}");
+        assert!(
+            lab.read("ours/model.safetensors") == plain.read("ours/model.safetensors"),
+            "{prefix}"
+        );
+        let text = stderr(&lab.run(&["import", "their", "--out", "second"]));
+        assert!(text.contains(&format!("`{prefix}`")), "{text}");
+    }
+    // In several files, with an index of their names.
+    let split = lab("olmoe");
+    let mut map = serde_json::Map::new();
+    rewrite(&split, |all| {
+        for t in all.iter_mut() {
+            t.0 = format!("_orig_mod.{}", t.0);
+            map.insert(t.0.clone(), json!("a.safetensors"));
+        }
+    });
+    fs::rename(
+        split.path("their/model.safetensors"),
+        split.path("their/a.safetensors"),
+    )
+    .unwrap();
+    let index = json!({ "weight_map": map }).to_string();
+    split.write("their/model.safetensors.index.json", index);
+    assert_files_add_up(&split, &split.json(&IMPORT), 3);
+    assert!(split.read("ours/model.safetensors") == plain.read("ours/model.safetensors"));
+    // A name that is missing is one of theirs all the same.
+    let lab = lab("olmoe");
+    rewrite(&lab, |all| {
+        all.iter_mut()
+            .for_each(|t| t.0 = format!("_orig_mod.{}", t.0));
+        all.remove(0);
+    });
+    lab.fails(1, &IMPORT, &["is missing", "without the `_orig_mod.`"]);
+}
+
+#[test]
+fn a_compiled_model_of_the_official_code_is_read() {
+    let lab = Lab::new();
+    official_folder(&lab, "plain");
+    lab.ok(&["import", "plain", "--out", "expected", "--quiet"]);
+    official_folder(&lab, "their");
+    fs::remove_file(lab.path("their/model.pt")).unwrap();
+    let official = fixture("").join("../official/hybridnorm-star.safetensors");
+    let mut all = tensors(&fs::read(official).unwrap());
+    all.retain(|t| t.0.starts_with("weight."));
+    for t in &mut all {
+        t.0 = format!("_orig_mod.{}", &t.0["weight.".len()..]);
+    }
+    lab.write("their/model.safetensors", write_tensors(all));
+    let found = lab.json(&IMPORT);
+    assert!(
+        found["notes"][0]
+            .as_str()
+            .unwrap()
+            .contains("torch.compile")
+    );
+    assert_files_add_up(&lab, &found, 2);
+    assert!(lab.read("ours/model.safetensors") == lab.read("expected/model.safetensors"));
+}
+
+#[test]
+fn a_mixture_that_is_dense_in_every_layer_is_a_dense_model() {
+    let lab = lab("deepseek-v3");
+    configure(&lab, "first_k_dense_replace", json!(3));
+    // Experts that the configuration does not have.
+    lab.fails(
+        1,
+        &IMPORT,
+        &["model.layers.1.mlp.gate_proj.weight is missing"],
+    );
+    rewrite(&lab, |all| {
+        all.retain(|t| t.0.starts_with("model.layers.0.") || !t.0.contains(".mlp."));
+        let of_first: Vec<_> = all
+            .iter()
+            .filter(|t| t.0.contains(".0.mlp."))
+            .cloned()
+            .collect();
+        for layer in [1, 2] {
+            for (name, shape, data) in &of_first {
+                let name = name.replace("layers.0", &format!("layers.{layer}"));
+                all.push((name, shape.clone(), data.clone()));
+            }
+        }
+    });
+    for first in [3, 7] {
+        configure(&lab, "first_k_dense_replace", json!(first));
+        let out = format!("dense{first}");
+        let found = lab.json(&["import", "their", "--out", &out, "--json"]);
+        assert_eq!(found["tensors"]["all"], found["tensors"]["read"]);
+        let shape: Value = serde_json::from_slice(&lab.read(format!("{out}/config.json"))).unwrap();
+        assert_eq!(
+            (&shape["model"]["moe"], &shape["model"]["d_ff"]),
+            (&Value::Null, &json!(48))
+        );
+        let ours = tensors(&lab.read(format!("{out}/model.safetensors")));
+        let up = |layer: u32| {
+            let name = format!("blocks.{layer}.feed_forward.up");
+            ours.iter().find(|t| t.0 == name).unwrap().2.clone()
+        };
+        assert!(up(0) == up(1) && up(1) == up(2));
+    }
+}
+
+#[test]
+fn every_other_layer_a_mixture_is_refused_by_its_key() {
+    let lab = lab("deepseek-v3");
+    configure(&lab, "moe_layer_freq", json!(2));
+    lab.fails(1, &IMPORT, &["config.json: moe_layer_freq 2, expected 1"]);
+    configure(&lab, "moe_layer_freq", json!(1));
+    lab.json(&IMPORT);
+}
+
+#[test]
+fn an_official_configuration_may_be_written_in_several_ways() {
+    let lab = Lab::new();
+    official_folder(&lab, "their");
+    let config: Value = serde_json::from_slice(&lab.read("their/config.yaml")).unwrap();
+    lab.json(&IMPORT);
+    let imports = |name: &str, change: &dyn Fn(&mut Value)| {
+        let mut config = config.clone();
+        change(&mut config["model"]);
+        lab.write("their/config.yaml", config.to_string());
+        lab.run(&["import", "their", "--out", name])
+    };
+    let remove = |model: &mut Value, key: &str| drop(model.as_object_mut().unwrap().remove(key));
+    let same: [(&str, &dyn Fn(&mut Value)); 4] = [
+        ("ratio", &|model| {
+            remove(model, "mlp_hidden_size");
+            model["mlp_ratio"] = json!(3);
+        }),
+        ("padded", &|model| {
+            model["embedding_size"] = Value::Null;
+            model["vocab_size"] = json!(64);
+        }),
+        ("heads", &|model| {
+            model["multi_query_attention"] = json!(false)
+        }),
+        ("dropout", &|model| remove(model, "attention_dropout")),
+    ];
+    for (name, change) in same {
+        let output = imports(name, change);
+        assert_eq!(code(&output), 0, "{name}: {}", stderr(&output));
+        let weights = |of: &str| lab.read(format!("{of}/model.safetensors"));
+        assert!(weights(name) == weights("ours"), "{name}");
+    }
+    let refused: [(&dyn Fn(&mut Value), &str); 8] = [
+        (
+            &|model| model["activation_type"] = json!("gelu"),
+            "model.activation_type \"gelu\"",
+        ),
+        (
+            &|model| model["layer_norm_type"] = json!("low_precision"),
+            "model.layer_norm_type",
+        ),
+        (
+            &|model| model["block_type"] = json!("llama"),
+            "model.block_type \"llama\"",
+        ),
+        (
+            &|model| model["block_type"] = json!("moe"),
+            "model.moe_num_experts is missing",
+        ),
+        (
+            &|model| model["mlp_hidden_size"] = json!(95),
+            "model.mlp_hidden_size 95 is odd",
+        ),
+        (&|model| model["rope"] = json!(false), "model.rope is off"),
+        (
+            &|model| model["weight_tying"] = json!(true),
+            "weight_tying is set",
+        ),
+        (
+            &|model| model["norm_pos_special_config"] = json!("_{0:{'attn':True}}_"),
+            "unknown flag \"attn\"",
+        ),
+    ];
+    for (change, words) in refused {
+        let output = imports("refused", change);
+        let text = stderr(&output);
+        assert_ne!(code(&output), 0);
+        assert!(
+            text.contains(words) && text.lines().count() == 1,
+            "{words}: {text}"
+        );
+        assert!(!lab.path("refused").exists());
+    }
+    // Yaml as people write it, other sections and comments among it.
+    let model = config["model"].as_object().unwrap();
+    let mut yaml = "# a run\nrun_name: x\nmodel:\n".to_owned();
+    for (key, value) in model {
+        yaml += &format!("  {key}: {value}  # set\n");
+    }
+    yaml += "optimizer:\n  name: adamw\n  betas: [0.9, 0.95]\n";
+    lab.write("their/config.yaml", yaml);
+    lab.ok(&["import", "their", "--out", "yaml", "--quiet"]);
+    assert!(lab.read("yaml/model.safetensors") == lab.read("ours/model.safetensors"));
+}
+
+#[cfg(unix)]
+fn pipe(lab: &Lab, path: &str) {
+    let path = lab.path(path);
+    let _ = fs::remove_file(&path);
+    let made = std::process::Command::new("mkfifo").arg(path).status();
+    assert!(made.unwrap().success());
+}
+
+#[cfg(unix)]
+#[test]
+fn pipes_in_a_folder_and_in_its_place_are_named_at_once() {
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        let lab = lab("olmoe");
+        pipe(&lab, &format!("their/{name}"));
+        lab.fails_any(
+            &IMPORT,
+            &[&format!("{name}: is a pipe, expected a regular file")],
+        );
+        assert!(!lab.path("ours").exists());
+    }
+    for name in ["config.yaml", "model.pt"] {
+        let lab = Lab::new();
+        official_folder(&lab, "their");
+        pipe(&lab, &format!("their/{name}"));
+        lab.fails_any(&IMPORT, &[&format!("{name}: is a pipe")]);
+    }
+    // What is not read may be anything.
+    let lab = lab("olmoe");
+    for name in ["tokenizer.json", "README.md", "model.pt"] {
+        pipe(&lab, &format!("their/{name}"));
+    }
+    let found = lab.json(&[&IMPORT[..], &["--no-tokenizer"]].concat());
+    assert_files_add_up(&lab, &found, 2);
+    pipe(&lab, "pipe");
+    let said = lab.fails_any(
+        &["import", "pipe", "--out", "x"],
+        &["pipe: is a pipe, expected a folder with config.json or config.yaml"],
+    );
+    assert!(!said.contains("--no-tokenizer"), "{said}");
+    lab.fails_any(
+        &["import", "tiny.toml", "--out", "x"],
+        &["tiny.toml: is a file, expected a folder"],
+    );
+    lab.fails_any(
+        &["import", "nowhere", "--out", "x"],
+        &["nowhere: no such file or folder"],
+    );
+    // A pipe where a run is locked.
+    fs::create_dir(lab.path("run")).unwrap();
+    pipe(&lab, "run/lock");
+    let said = lab.fails_any(
+        &train_args("run", &[]),
+        &["run/lock: is a pipe, expected the regular file that is locked"],
+    );
+    assert!(!said.contains("os error"), "{said}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_killed_import_is_done_again_by_the_same_command() {
+    let lab = lab("olmoe");
+    // Large enough to be seen while it is written.
+    let rows = 60_000;
+    configure(&lab, "vocab_size", json!(rows));
+    rewrite(&lab, |all| {
+        for name in ["model.embed_tokens.weight", "lm_head.weight"] {
+            let at = all.iter().position(|t| t.0 == name).unwrap();
+            all[at].1 = json!([rows, 32]);
+            all[at].2 = [0, 0, 0, 63].repeat(rows * 32);
+        }
+    });
+    let args = ["import", "their", "--out", "made/ours", "--quiet"];
+    let mut killed = false;
+    for _ in 0..20 {
+        let mut child = lab.start(&args);
+        wait_until("something is written or it ended", || {
+            let there =
+                |folder: &Path| fs::read_dir(folder).is_ok_and(|mut all| all.next().is_some());
+            there(&lab.path("made")) || child.try_wait().unwrap().is_some()
+        });
+        child.kill().unwrap();
+        let status = child.wait().unwrap();
+        if !status.success() {
+            killed = true;
+            break;
+        }
+        fs::remove_dir_all(lab.path("made/ours")).unwrap();
+    }
+    assert!(killed && !lab.path("made/ours").exists());
+    lab.ok(&args);
+    lab.ok(&["inspect", "made/ours"]);
+    let left: Vec<_> = fs::read_dir(lab.path("made")).unwrap().collect();
+    assert_eq!(left.len(), 1, "{left:?}");
+}

@@ -1,0 +1,218 @@
+//! Replays follow the history of a run, and say whether its numbers came out again.
+
+mod common;
+
+use std::fs;
+
+use common::Lab;
+use serde_json::{Value, json};
+
+/// Three segments: extended, then with another rate, batch and decay; of the first two only rows are left.
+fn changed_run(lab: &Lab) {
+    let kept = ["--set", "train.keep_checkpoints=1"];
+    lab.train("run", &kept);
+    let longer = ["--resume", "--set", "train.steps=30"];
+    lab.train("run", &[&kept[..], &longer].concat());
+    let other = [
+        "--resume",
+        "--set",
+        "train.steps=40",
+        "--set",
+        "optimizer.lr=1e-3",
+        "--set",
+        "train.batch_size=6",
+        "--set",
+        "optimizer.weight_decay=0.3",
+    ];
+    lab.train("run", &[&kept[..], &other].concat());
+    assert_eq!(lab.checkpoints("run"), ["step-00000040"]);
+}
+
+fn boundaries(replay: &Value) -> Vec<(u64, Vec<&str>)> {
+    let followed = replay["followed"].as_array().unwrap();
+    let keys = |one: &Value| -> Vec<u64> { vec![one["after_step"].as_u64().unwrap()] };
+    (followed.iter())
+        .map(|one| {
+            let changed = one["changed"].as_array().unwrap();
+            let names = changed.iter().map(|change| change["key"].as_str().unwrap());
+            (keys(one)[0], names.collect())
+        })
+        .collect()
+}
+
+#[test]
+fn the_numbers_of_a_run_come_out_again_across_its_segments() {
+    let lab = Lab::new();
+    changed_run(&lab);
+    let args = ["replay", "run", "--step", "34", "--after", "3"];
+    let replay = lab.json(&[&args[..], &["--json"]].concat());
+    assert_eq!(replay["from"], 0);
+    assert_eq!(replay["changed"], json!([]));
+    assert_eq!(
+        boundaries(&replay),
+        [
+            (20, vec!["train.steps"]),
+            (
+                30,
+                vec![
+                    "optimizer.lr",
+                    "optimizer.weight_decay",
+                    "train.batch_size",
+                    "train.steps"
+                ]
+            ),
+        ]
+    );
+    assert_eq!(
+        replay["comparison"],
+        json!({"steps": 37, "first_difference": null, "other_conditions": []})
+    );
+    for pair in replay["steps"].as_array().unwrap() {
+        for key in [
+            "loss",
+            "lr",
+            "grad_norm",
+            "update_norm",
+            "tokens",
+            "validation_loss",
+        ] {
+            assert_eq!(
+                pair["run"][key], pair["replay"][key],
+                "{} {key}",
+                pair["step"]
+            );
+        }
+    }
+    // The replay's own history says the same.
+    assert_eq!(lab.history("run-replay-34"), lab.history("run")[..37]);
+    let segments: Value = serde_json::from_slice(&lab.read("run-replay-34/segments.json")).unwrap();
+    let after = |at: usize| segments[at]["after_step"].as_u64().unwrap();
+    assert_eq!([after(0), after(1), after(2)], [0, 20, 30]);
+    let text = lab.ok(&[&args[..], &["--out", "again"]].concat());
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(
+        lines[0],
+        "from step 0 with nothing changed; as in the run, after step 20: train.steps went from 20 to 30; \
+         as in the run, after step 30: optimizer.lr went from 0.003 to 0.001, optimizer.weight_decay went \
+         from 0.1 to 0.3, train.batch_size went from 4 to 6, train.steps went from 30 to 40"
+    );
+    assert_eq!(
+        lines[1],
+        "the numbers of the run to the bit at all 37 steps that both did"
+    );
+}
+
+#[test]
+fn what_is_changed_comes_on_top_of_every_segment() {
+    let lab = Lab::new();
+    changed_run(&lab);
+    let args = [
+        "replay",
+        "run",
+        "--step",
+        "33",
+        "--after",
+        "0",
+        "--json",
+        "--set",
+        "optimizer.weight_decay=0.2",
+    ];
+    let replay = lab.json(&args);
+    assert_eq!(boundaries(&replay)[1].0, 30);
+    assert!(!boundaries(&replay)[1].1.contains(&"optimizer.weight_decay"));
+    assert_eq!(
+        replay["comparison"]["first_difference"],
+        json!({"step": 1, "quantity": "update norm"})
+    );
+    // Steps that end before the run was changed.
+    let short = ["--set", "train.steps=25", "--out", "short"];
+    lab.fails(
+        2,
+        &[&args[..7], &short].concat(),
+        &["train.steps = 25 end before step 33"],
+    );
+    assert!(!lab.path("short").exists());
+}
+
+#[test]
+fn other_numbers_are_never_called_unchanged() {
+    let lab = Lab::new();
+    changed_run(&lab);
+    // As a version left it that recorded no history.
+    fs::remove_file(lab.path("run/segments.json")).unwrap();
+    let args = ["replay", "run", "--step", "12", "--after", "0"];
+    let text = lab.ok(&args);
+    assert!(
+        text.contains("other numbers than the run's from step 1 on (first: learning rate)"),
+        "{text}"
+    );
+    assert!(
+        text.contains("how steps 1 to 12 were done was not recorded"),
+        "{text}"
+    );
+    let replay = lab.json(&[&args[..], &["--json", "--out", "again"]].concat());
+    assert_eq!(replay["comparison"]["first_difference"]["step"], 1);
+}
+
+#[test]
+fn a_run_begins_again_from_the_weights_it_began_from() {
+    let lab = Lab::new();
+    lab.train("first", &[]);
+    let from = ["--set", "init.from=\"first\""];
+    let rare = ["--set", "train.checkpoint_every=0"];
+    lab.train("second", &[&from[..], &rare].concat());
+    let args = [
+        "replay", "second", "--step", "4", "--after", "0", "--json", "--quiet",
+    ];
+    let replay = lab.json(&args);
+    assert_eq!(replay["comparison"]["first_difference"], Value::Null);
+    lab.train("first", &["--resume", "--set", "train.steps=25"]);
+    let again = [&args[..], &["--out", "again"]].concat();
+    lab.fails(2, &again, &["not those that the run began with", "SHA-256"]);
+    assert!(!lab.path("again").exists());
+    // Named by who asks, they are something that is changed.
+    lab.train("third", &["--set", "seed=8"]);
+    let other = [&again[..], &["--set", "init.from=\"third\""]].concat();
+    let replay = lab.json(&other);
+    assert_eq!(
+        replay["comparison"]["first_difference"],
+        json!({"step": 1, "quantity": "loss"})
+    );
+    lab.train(
+        "second",
+        &[&from[..], &["--resume", "--set", "train.steps=25"]].concat(),
+    );
+    let late = [
+        "replay", "second", "--step", "22", "--out", "late", "--quiet",
+    ];
+    lab.fails(
+        2,
+        &[&late[..], &["--set", "init.from=\"third\""]].concat(),
+        &["init.from has no effect", "step 20"],
+    );
+}
+
+#[test]
+fn a_constant_rate_is_not_put_down_to_the_number_of_steps() {
+    let lab = Lab::new();
+    let flat = ["--set", "schedule.kind=constant"];
+    lab.train("run", &flat);
+    let mut args = common::train_args("run", &flat);
+    args.retain(|arg| *arg != "--quiet");
+    args.extend([
+        "--resume",
+        "--set",
+        "optimizer.lr=1e-3",
+        "--set",
+        "train.steps=24",
+    ]);
+    let said = common::stderr(&lab.run(&args));
+    let line = said
+        .lines()
+        .find(|line| line.contains("the learning rate at step 21"));
+    let line = line.unwrap_or_else(|| panic!("{said}"));
+    assert!(
+        line.ends_with("since optimizer.lr went from 0.003 to 0.001"),
+        "{line}"
+    );
+}

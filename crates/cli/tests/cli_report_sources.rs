@@ -1,0 +1,230 @@
+//! Reports tell runs apart by the weights and the validation data that they had, not by paths.
+
+mod common;
+
+use std::fs;
+
+use common::{Lab, copy_folder, stderr, train_args};
+use serde_json::Value;
+
+/// As `tiny.toml`, with the model of a checkpoint.
+const FROM: &str = r#"
+[init]
+from = "first"
+[data]
+train = ["stories:60"]
+tokenizer = "bytes"
+[train]
+steps = 6
+batch_size = 4
+seq_len = 16
+eval_sequences = 0
+"#;
+
+fn report(lab: &Lab, runs: &[&str]) -> Value {
+    lab.json(&[&["report", "--format", "json"], runs].concat())
+}
+
+fn markdown(lab: &Lab, runs: &[&str]) -> String {
+    lab.ok(&[&["report", "--format", "markdown"], runs].concat())
+}
+
+fn labels(document: &Value) -> Vec<String> {
+    let runs = document["runs"].as_array().unwrap();
+    (runs.iter())
+        .map(|run| run["directory"]["label"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+fn sets(document: &Value) -> Vec<u64> {
+    let runs = document["runs"].as_array().unwrap();
+    (runs.iter())
+        .map(|run| run["directory"]["set"].as_u64().unwrap())
+        .collect()
+}
+
+fn is_averaged(text: &str) -> bool {
+    let mut after = text.split("± ").skip(1);
+    after.any(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+}
+
+/// Segments as a version wrote them that did not record this.
+fn forget(lab: &Lab, run: &str, key: &str) {
+    let path = format!("{run}/segments.json");
+    let mut segments: Value = serde_json::from_slice(&lab.read(&path)).unwrap();
+    for segment in segments.as_array_mut().unwrap() {
+        segment.as_object_mut().unwrap().remove(key);
+    }
+    lab.write(&path, segments.to_string());
+}
+
+#[test]
+fn runs_that_began_from_other_weights_are_no_seeds_of_each_other() {
+    let lab = Lab::new();
+    lab.write("from.toml", FROM);
+    let train = |run: &str, seed: &str, more: &[&str]| {
+        let seed = format!("seed={seed}");
+        let args = [
+            "train",
+            "from.toml",
+            "--quiet",
+            "--run",
+            run,
+            "--set",
+            &seed,
+        ];
+        lab.ok(&[&args[..], more].concat());
+    };
+    lab.train("first", &[]);
+    train("a", "3", &[]);
+    lab.train("first", &["--resume", "--set", "train.steps=30"]);
+    train("b", "9", &[]);
+    let document = report(&lab, &["a", "b"]);
+    let found = labels(&document);
+    assert_ne!(found[0], found[1]);
+    for label in &found {
+        assert!(label.starts_with("hybridnorm-star, weights "), "{label}");
+    }
+    assert!(!is_averaged(&markdown(&lab, &["a", "b"])));
+    // The same weights under another path are the same.
+    copy_folder(&lab.path("first"), &lab.path("copy"));
+    train("c", "10", &["--set", "init.from=\"copy\""]);
+    let document = report(&lab, &["b", "c"]);
+    assert_eq!(labels(&document), ["hybridnorm-star", "hybridnorm-star"]);
+    assert!(is_averaged(&markdown(&lab, &["b", "c"])));
+    // What a replay went on from is a beginning, too.
+    lab.ok(&[
+        "replay", "first", "--step", "28", "--quiet", "--out", "late",
+    ]);
+    lab.ok(&[
+        "replay", "first", "--step", "23", "--quiet", "--out", "early",
+    ]);
+    let found = labels(&report(&lab, &["late", "early"]));
+    assert!(
+        found[0].contains("after step 25") && found[1].contains("after step 20"),
+        "{found:?}"
+    );
+    // Of older runs the path is all that is known.
+    for run in ["a", "b"] {
+        forget(&lab, run, "weights");
+    }
+    let text = markdown(&lab, &["a", "b"]);
+    for run in ["(seed 3, a)", "(seed 9, b)"] {
+        let line = format!("{run}: not recorded is which weights stood in first when");
+        assert!(text.contains(&line), "{text}");
+    }
+    forget(&lab, "c", "weights");
+    assert!(labels(&report(&lab, &["a", "c"]))[1].contains("from copy"));
+}
+
+#[test]
+fn runs_that_were_judged_on_other_data_stand_apart() {
+    let lab = Lab::new();
+    let text =
+        |word: &str| format!("{word} walked to the river and counted the boats. ").repeat(60);
+    let train = |run: &str, seed: &str, folder: &str| {
+        let (seed, data) = (
+            format!("seed={seed}"),
+            format!("data.validation=[\"{folder}\"]"),
+        );
+        lab.train(run, &["--set", &seed, "--set", &data]);
+    };
+    lab.write("held/a.txt", text("Ana"));
+    train("a", "1", "held");
+    lab.write("held/a.txt", text("Bela"));
+    train("b", "2", "held");
+    lab.write("there/a.txt", text("Bela"));
+    train("c", "3", "there");
+    let runs = ["a", "b", "c"];
+    // What stands there by now is of no matter.
+    fs::remove_dir_all(lab.path("held")).unwrap();
+    let document = report(&lab, &runs);
+    assert_eq!(sets(&document), [0, 1, 1]);
+    let text = markdown(&lab, &runs);
+    assert!(text.contains("validation data held ("), "{text}");
+    assert!(is_averaged(&markdown(&lab, &["b", "c"])));
+    assert!(!is_averaged(&markdown(&lab, &["a", "b"])));
+    // Of older runs it is not known.
+    for run in ["a", "b"] {
+        forget(&lab, run, "validation");
+    }
+    let document = report(&lab, &runs);
+    assert_eq!(sets(&document), [0, 0, 1]);
+    let text = markdown(&lab, &runs);
+    assert!(
+        text.contains("validation data held (not recorded)"),
+        "{text}"
+    );
+    assert!(
+        text.contains("not recorded is which validation data stood in held"),
+        "{text}"
+    );
+}
+
+#[test]
+fn what_is_held_out_is_known_by_content() {
+    let lab = Lab::new();
+    lab.prepare("stories:80", "bytes", "here");
+    copy_folder(&lab.path("here"), &lab.path("moved/there"));
+    for (run, folder, seed) in [("a", "here", "1"), ("b", "moved/there", "2")] {
+        let data = format!("data.train=[\"{folder}\"]");
+        let seed = format!("seed={seed}");
+        lab.train(run, &["--set", &data, "--set", &seed]);
+    }
+    assert_eq!(sets(&report(&lab, &["a", "b"])), [0, 0]);
+    assert!(is_averaged(&markdown(&lab, &["a", "b"])));
+    // Without any there is nothing to compare.
+    lab.write("words.u16", [7_u8, 0].repeat(4000));
+    let ready = [
+        "--set",
+        "data.train=[\"words.u16\"]",
+        "--set",
+        "train.eval_every=0",
+    ];
+    lab.train("c", &ready);
+    let document = report(&lab, &["a", "c"]);
+    assert_eq!(document["sets"][1]["validation"], "none");
+    assert!(
+        document["sets"][1]["name"]
+            .as_str()
+            .unwrap()
+            .contains("no validation data")
+    );
+}
+
+#[test]
+fn validation_data_that_changed_on_the_way_are_told() {
+    let lab = Lab::new();
+    for (path, word) in [("v.txt", "north"), ("w.txt", "south")] {
+        lab.write(
+            path,
+            format!("the wind came from the {word} that day. ").repeat(60),
+        );
+    }
+    lab.train("run", &["--set", "data.validation=[\"v.txt\"]"]);
+    // Under the same path.
+    lab.write("v.txt", lab.read("w.txt"));
+    let more = ["--resume", "--set", "train.steps=30", "--set"];
+    let more = [&more[..], &["data.validation=[\"v.txt\"]"]].concat();
+    let mut args = train_args("run", &more);
+    args.retain(|arg| *arg != "--quiet");
+    let said = stderr(&lab.run(&args));
+    for words in [
+        "the validation data are not those of the steps before",
+        "validation losses from step 21 on",
+    ] {
+        assert!(said.contains(words), "{said}");
+    }
+    let text = markdown(&lab, &["run"]);
+    assert!(
+        text.contains(
+            "the validation data changed after step 20; its validation losses before and after"
+        ),
+        "{text}"
+    );
+    // A replay across the change says that it measured on other data.
+    let args = ["replay", "run", "--step", "14", "--after", "0"];
+    let said = lab.ok(&[&args[..], &["--quiet"]].concat());
+    assert!(said.contains("(first: validation loss)"), "{said}");
+    assert!(said.contains("other validation data than now"), "{said}");
+}

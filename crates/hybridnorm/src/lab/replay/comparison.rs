@@ -1,0 +1,110 @@
+//! Whether the numbers of a run came out again.
+
+use serde::Serialize;
+
+use super::Pair;
+use crate::train::metrics::Metrics;
+use crate::train::segments::Segment;
+
+/// The numbers of a run and of its replay, step by step.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Comparison {
+    /// Steps that both did.
+    pub steps: u64,
+    /// Where they differ first; absent where all are the same to the bit.
+    pub first_difference: Option<Difference>,
+    /// What may have to do with a difference beside what was changed, in words.
+    pub other_conditions: Vec<String>,
+}
+
+/// Where a run and its replay differ.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Difference {
+    /// At this step.
+    pub step: u64,
+    /// In this number of its row.
+    pub quantity: &'static str,
+}
+
+impl Comparison {
+    /// Compares the steps that were done after the step `from`, where `history` is that of the run, and
+    /// `now` the segment of the replay.
+    pub(super) fn new(steps: &[Pair], from: u64, history: &[Segment], now: &Segment) -> Self {
+        let of_both = || {
+            let pairs = steps.iter();
+            pairs.filter_map(|pair| Some((pair.step, pair.run.as_ref()?, &pair.replay)))
+        };
+        let last = of_both().map(|(step, ..)| step).max().unwrap_or(from);
+        Self {
+            steps: of_both().count() as u64,
+            first_difference: of_both().find_map(|(step, run, replay)| {
+                let quantity = difference(run, replay)?;
+                Some(Difference { step, quantity })
+            }),
+            other_conditions: other_conditions(history, from, last, now),
+        }
+    }
+}
+
+/// The first number of a step that is not the same.
+fn difference(run: &Metrics, replay: &Metrics) -> Option<&'static str> {
+    let same = |a: f64, b: f64| a == b || a.is_nan() && b.is_nan();
+    let found = [
+        ("learning rate", run.lr, replay.lr),
+        ("tokens", run.tokens as f64, replay.tokens as f64),
+        ("loss", run.loss, replay.loss),
+        ("gradient norm", run.grad_norm, replay.grad_norm),
+        ("update norm", run.update_norm, replay.update_norm),
+    ];
+    let mut found = found.into_iter().filter(|(_, a, b)| !same(*a, *b));
+    if let Some((name, ..)) = found.next() {
+        return Some(name);
+    }
+    match (run.validation_loss, replay.validation_loss) {
+        (Some(a), Some(b)) if !same(a, b) => Some("validation loss"),
+        _ => None,
+    }
+}
+
+/// What of the segments that did the steps after `from` up to `last` was not as it is now.
+fn other_conditions(history: &[Segment], from: u64, last: u64, now: &Segment) -> Vec<String> {
+    let mut found = Vec::new();
+    let begun = history.first().map_or(u64::MAX, |first| first.after_step);
+    if begun > from {
+        let steps = match begun.min(last) {
+            last if last <= from + 1 => format!("step {}", from + 1),
+            last => format!("steps {} to {last}", from + 1),
+        };
+        found.push(format!(
+            "how {steps} were done was not recorded, and another configuration may have held then"
+        ));
+    }
+    for (at, segment) in history.iter().enumerate() {
+        let next = history.get(at + 1).map_or(u64::MAX, |next| next.after_step);
+        if segment.after_step >= last || next <= from {
+            continue;
+        }
+        let unlike = [
+            ("version", &segment.version, &now.version),
+            ("machine", &segment.machine, &now.machine),
+        ];
+        let unlike = unlike.into_iter().filter(|(_, then, now)| then != now);
+        let mut unlike: Vec<String> = unlike
+            .map(|(name, then, now)| format!("{name} {then}, now {now}"))
+            .collect();
+        if segment.threads != now.threads {
+            unlike.push(format!("threads {}, now {}", segment.threads, now.threads));
+        }
+        if segment.validation.is_some() && segment.validation != now.validation {
+            unlike.push("other validation data than now".to_owned());
+        }
+        if !unlike.is_empty() {
+            found.push(format!(
+                "after step {} the run had {}",
+                segment.after_step,
+                unlike.join("; ")
+            ));
+        }
+    }
+    found
+}

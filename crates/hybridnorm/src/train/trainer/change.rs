@@ -1,0 +1,56 @@
+//! Another configuration in the middle of a run.
+
+use super::super::config::Config;
+use super::super::history;
+use super::super::run_directory;
+use super::super::segments::{self, Segment};
+use super::{Trainer, resume};
+use crate::error::{Error, Result};
+use crate::files;
+
+impl Trainer {
+    /// Goes on with another configuration, as a process would that resumes the run at the present step.
+    /// The run directory gets a segment that says so.
+    ///
+    /// # Errors
+    /// If a run cannot go on with the configuration: another model, other data, another order of them,
+    /// another rule of the optimizer; or if the history cannot be written. What is written about the run
+    /// (`[log]`) may not change either.
+    pub fn change(&mut self, config: Config) -> Result<()> {
+        resume::check_same_run(&self.config, &config, "the configuration before")?;
+        let kept = [
+            ("[data]", self.config.data == config.data),
+            ("[log]", self.config.log == config.log),
+        ];
+        if let Some((key, _)) = kept.iter().find(|(_, same)| !same) {
+            return Err(Error::config(format!(
+                "{key} may not change while a run is going on"
+            )));
+        }
+        if config.optimizer.qk_clip.is_some() {
+            self.model().config().check_qk_clip()?;
+        }
+        let changed = history::changes(&self.config, &config);
+        let schedule = config.settled_schedule()?;
+        self.optimizer.set_config(config.optimizer.clone())?;
+        self.schedule = schedule;
+        self.config = config;
+        let next = Segment {
+            after_step: self.state.step,
+            last_step: None,
+            started: jiff::Timestamp::now().to_string(),
+            changed,
+            weights: None,
+            peak_memory_bytes: None,
+            ..self.segment().clone()
+        };
+        self.segments.push(next);
+        if let Some(beginning) = &mut self.beginning {
+            beginning.writes_config = true;
+            return Ok(());
+        }
+        segments::write(&self.run, &self.segments)?;
+        let path = self.run.join(run_directory::CONFIG);
+        files::write(path, self.config.to_toml().as_bytes()).map(drop)
+    }
+}
