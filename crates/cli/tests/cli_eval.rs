@@ -337,3 +337,139 @@ fn absurd_losses_have_short_perplexities() {
         .max();
     assert!(longest < Some(24), "{text}");
 }
+
+/// Everything that reading the text left out is in the table and in JSON, as in a training on it.
+#[test]
+fn what_reading_the_text_left_out_is_said() {
+    let lab = Lab::new();
+    let long = format!("{}\n\n{}\n", "word ".repeat(4100), "more ".repeat(100));
+    lab.write(
+        "texts/a.jsonl",
+        "{\"text\":null}\n{\"text\":\"  \"}\n{\"text\":\"hello there, my friend\"}\n",
+    );
+    lab.write("texts/long.txt", long);
+    lab.write("texts/b.csv", "x");
+    lab.train("run", &["--set", "train.steps=5"]);
+    let args = ["eval", "run", "--data", "texts"];
+    let table = lab.ok(&args);
+    let set = &lab.json(&[&args[..], &["--json"]].concat())["sets"][0];
+    let train = [
+        "--set",
+        "train.steps=5",
+        "--set",
+        "data.train=[\"texts\"]",
+        "--json",
+    ];
+    let trained = lab.json(
+        &[
+            &["--quiet", "train", "tiny.toml", "--run", "second"],
+            &train[..],
+        ]
+        .concat(),
+    );
+    let replayed = lab.json(&["--quiet", "replay", "second", "--step", "2", "--json"]);
+    let probed = [
+        "--quiet",
+        "probe",
+        "tiny.toml",
+        "--steps",
+        "1",
+        "--json",
+        "--set",
+        "data.train=[\"texts\"]",
+    ];
+    let probed = lab.json(&probed);
+    for text in [
+        &set["text"],
+        &trained["data"]["train_text"],
+        &replayed["data"]["train_text"],
+        &probed["data"]["train_text"],
+    ] {
+        let left_out = text["left_out"].as_array().unwrap();
+        let counts: Vec<_> = left_out
+            .iter()
+            .map(|one| (one["unit"].as_str().unwrap(), count(one, "count")))
+            .collect();
+        assert_eq!(counts, [("files", 1), ("records", 1), ("documents", 1)]);
+        assert_eq!(count(text, "files"), 2);
+        assert_eq!((count(text, "records"), count(text, "documents")), (2, 3));
+        assert_eq!(
+            (count(text, "cut_texts"), count(text, "cut_documents")),
+            (1, 2)
+        );
+    }
+    for words in [
+        "b.csv",
+        "is null",
+        "blank",
+        "1 text was cut into 2 documents",
+    ] {
+        assert!(table.contains(words), "{words}: {table}");
+    }
+    let all = trained["left_out"].to_string();
+    assert!(all.contains("b.csv") && all.contains("is null"), "{all}");
+}
+
+/// A checkpoint of a run knows how the run read its text; what is given goes before that.
+#[test]
+fn text_is_read_as_the_run_read_it() {
+    let lab = Lab::new();
+    let records: String = (0..9)
+        .map(|i| format!("{{\"content\": \"Record {i} of the text.\", \"other\": \"x{i}\"}}\n"))
+        .collect();
+    lab.write("a.jsonl", &records);
+    let set = [
+        "--set",
+        "data.train=[\"a.jsonl\"]",
+        "--set",
+        "data.text.text_field=\"content\"",
+        "--set",
+        "train.steps=5",
+    ];
+    lab.train("run", &set);
+    let output = lab.run(&["eval", "run", "--data", "a.jsonl", "--json"]);
+    assert_eq!(code(&output), 0, "{}", stderr(&output));
+    let said = stderr(&output);
+    assert!(
+        said.contains("as in the run: text_field = \"content\""),
+        "{said}"
+    );
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let text = &found["sets"][0]["text"];
+    assert_eq!(
+        count(text, "text_bytes"),
+        9 * "Record 0 of the text.".len() as u64
+    );
+    let other = [
+        "eval",
+        "run",
+        "--data",
+        "a.jsonl",
+        "--text-field",
+        "other",
+        "--json",
+    ];
+    let found = lab.json(&other);
+    assert_eq!(count(&found["sets"][0]["text"], "text_bytes"), 18);
+    lab.write(
+        "b.txt",
+        "one<|end|>two<|end|>three, and some more words to measure",
+    );
+    let separated = [
+        "eval",
+        "run",
+        "--data",
+        "b.txt",
+        "--separator",
+        "<|end|>",
+        "--json",
+    ];
+    let found = lab.json(&separated);
+    assert_eq!(count(&found["sets"][0]["text"], "documents"), 3);
+    lab.prepare("stories:20", "bytes", "data");
+    lab.fails(
+        2,
+        &["eval", "run", "--data", "data", "--separator", "x"],
+        &["no effect"],
+    );
+}
