@@ -88,7 +88,7 @@ fn a_report_says_the_same_in_every_format() {
     assert!(!html.contains("<b>odd"), "names are data");
     assert_eq!(
         files_below(&lab.path("out")).len(),
-        27 + 2,
+        27 + 3,
         "a report changes nothing"
     );
 }

@@ -86,8 +86,8 @@ fn a_study_killed_ten_times_ends_with_the_same_files() {
     let long = ["--set", "train.steps=120"];
     lab.ok(&args("whole", &long));
     let whole = content(&lab, "whole");
-    // Records, the study, its lock.
-    assert_eq!(whole.len(), 12 + 2, "{:?}", whole.keys());
+    // Records, the study, its history, its lock.
+    assert_eq!(whole.len(), 12 + 3, "{:?}", whole.keys());
     for round in 0..10u64 {
         let mut more = long.to_vec();
         more.extend([
@@ -121,7 +121,7 @@ fn finished_runs_are_never_repeated() {
     let stamp = |name: &str| fs::metadata(lab.path(name)).unwrap().modified().unwrap();
     let record = content(&lab, "out")
         .into_keys()
-        .find(|name| name.ends_with("json"));
+        .find(|name| name.starts_with("runs"));
     let record = format!("out/{}", record.unwrap());
     let before = stamp(&record);
     lab.fails(2, &args("out", &[]), &["already holds a study", "--resume"]);
@@ -136,7 +136,7 @@ fn finished_runs_are_never_repeated() {
     let more = ["--resume", "--set", "study.seeds=[1,2,3]"];
     lab.ok(&args("out", &more));
     assert_eq!(before, stamp(&record));
-    assert_eq!(content(&lab, "out").len(), 18 + 2);
+    assert_eq!(content(&lab, "out").len(), 18 + 3);
 }
 
 #[test]
@@ -146,7 +146,7 @@ fn shards_joined_are_the_whole_study() {
     for shard in ["1/3", "2/3", "3/3"] {
         let out = format!("part {}", &shard[..1]);
         lab.ok(&args(&out, &["--shard", shard]));
-        assert_eq!(content(&lab, &out).len(), 4 + 1);
+        assert_eq!(content(&lab, &out).len(), 4 + 2);
     }
     let merge = [
         "study", "merge", "part 1", "part 2", "part 3", "--out", "joined", "--json",
@@ -168,9 +168,15 @@ fn shards_joined_are_the_whole_study() {
     let contradiction = ["study", "merge", "part 1", "--out", "joined"];
     fs::write(&record, &changed).unwrap();
     lab.fails(1, &contradiction, &["checksum"]);
-    // As a version without checksums would have written it.
     let mut value: Value = serde_json::from_str(&changed).unwrap();
     value.as_object_mut().unwrap().remove("sha256").unwrap();
+    fs::write(&record, value.to_string()).unwrap();
+    lab.fails(1, &contradiction, &["has no checksum"]);
+    // As a version without checksums would have written it.
+    fs::remove_file(lab.path("part 1/history.json")).unwrap();
+    lab.fails(1, &contradiction, &["the last of those on the way"]);
+    let last = value["validation"].as_array().unwrap().len() - 1;
+    value["validation"][last]["loss"] = value["validation_loss"].clone();
     fs::write(&record, value.to_string()).unwrap();
     lab.fails(
         1,
@@ -282,11 +288,26 @@ fn halving_leaves_the_worse_rates_out_and_is_the_same_when_interrupted() {
     assert_eq!(whole, content_with_halving(&lab, "killed"));
     let mut grown = more.to_vec();
     grown.extend(["--resume", "--set", "study.seeds=[1,2,3]"]);
-    lab.write("whole/halving.json", decided);
+    lab.write("whole/halving.json", &decided);
+    let stated = lab.read("whole/study.toml");
     lab.fails(
         2,
         &args("whole", &grown),
         &["halving has decided over other runs"],
+    );
+    assert_eq!(lab.read("whole/study.toml"), stated);
+    // What it decided must have its checksums.
+    let mut rungs: Value = serde_json::from_slice(&decided).unwrap();
+    for rung in rungs.as_array_mut().unwrap() {
+        rung.as_object_mut().unwrap().remove("sha256").unwrap();
+    }
+    lab.write("whole/halving.json", rungs.to_string());
+    let mut again = more.to_vec();
+    again.push("--resume");
+    lab.fails(
+        1,
+        &args("whole", &again),
+        &["halving.json", "has no checksum"],
     );
     let mut sharded = more.to_vec();
     sharded.extend(["--shard", "1/2"]);

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Child;
 
-use common::{Lab, code, copy_folder, files_below, stderr};
+use common::{Lab, code, copy_folder, files_below, seal, stderr};
 use serde_json::Value;
 
 const STUDY: &str = r#"
@@ -124,7 +124,7 @@ fn a_kill_between_record_and_move_loses_no_run_and_trains_none_twice() {
     assert!(names(&lab, "out/work").is_empty());
     assert_eq!(
         names(&lab, "out"),
-        ["kept", "lock", "runs", "study.toml", "work"]
+        ["history.json", "kept", "lock", "runs", "study.toml", "work"]
     );
     assert_eq!(names(&lab, "out/runs").len(), 4);
     for ((id, before), old) in ids.iter().zip(before).zip(records) {
@@ -161,7 +161,10 @@ fn a_kill_between_record_and_move_loses_no_run_and_trains_none_twice() {
 fn runs_are_kept_from_now_on_or_no_longer() {
     let lab = lab();
     lab.ok(&args(&["--set", "study.keep_runs=false"]));
-    assert_eq!(names(&lab, "out"), ["lock", "runs", "study.toml", "work"]);
+    assert_eq!(
+        names(&lab, "out"),
+        ["history.json", "lock", "runs", "study.toml", "work"]
+    );
     assert!(names(&lab, "out/work").is_empty());
     let id = names(&lab, "out/runs")[0]
         .trim_end_matches(".json")
@@ -237,10 +240,15 @@ fn false_and_damaged_records_are_refused_and_stay() {
     let parsed = |text: &[u8]| -> Value { serde_json::from_slice(text).unwrap() };
     let other = parsed(&lab.read(&other));
     let changed = |change: &dyn Fn(&mut Value)| {
-        // Without its checksum it passes for one of an earlier version.
+        // Somebody who knows how makes its checksum right.
+        let mut value = parsed(whole.as_bytes());
+        change(&mut value);
+        seal(&mut value);
+        value.to_string()
+    };
+    let unsealed = || {
         let mut value = parsed(whole.as_bytes());
         value.as_object_mut().unwrap().remove("sha256");
-        change(&mut value);
         value.to_string()
     };
     let mut flipped = whole.clone().into_bytes();
@@ -257,7 +265,6 @@ fn false_and_damaged_records_are_refused_and_stay() {
             changed(&|value| {
                 let mut id = other.clone();
                 id["id"] = value["id"].clone();
-                id.as_object_mut().unwrap().remove("sha256");
                 *value = id;
             })
             .into(),
@@ -279,6 +286,22 @@ fn false_and_damaged_records_are_refused_and_stay() {
             changed(&|value| value["id"] = other["id"].clone()).into(),
             "expected",
         ),
+        (
+            changed(&|value| value["validation_loss"] = 1.5.into()).into(),
+            "validation loss of 1.5 nats, but the last",
+        ),
+        (
+            changed(&|value| {
+                value["ending"] = serde_json::json!({ "kind": "halved", "step": 6 });
+            })
+            .into(),
+            "the study has none",
+        ),
+        (
+            changed(&|value| value["train_loss"] = 0.5.into()).into(),
+            "training loss of 0.5 nats at its end",
+        ),
+        (unsealed().into(), "has no checksum"),
     ];
     for (bytes, words) in cases {
         lab.write(&own, &bytes);
@@ -294,15 +317,32 @@ fn false_and_damaged_records_are_refused_and_stay() {
         assert_eq!(lab.read(&own), bytes);
         assert_eq!(names(&lab, "out/kept").len(), 4);
     }
-    // One of an earlier version is read, and it is said so.
-    lab.write(&own, changed(&|_| {}));
+    // One of an earlier version is read, and it is said so, everywhere and ever after.
+    let history = lab.read("out/history.json");
+    fs::remove_file(lab.path("out/history.json")).unwrap();
+    lab.write(&own, unsealed());
     let output = lab.run(&["study", "study.toml", "--out", "out", "--resume"]);
     assert_eq!(code(&output), 0);
     assert!(
-        stderr(&output).contains("1 of 4 records are of an earlier version"),
+        stderr(&output).contains("1 of 4 records have no checksum"),
         "{}",
         stderr(&output)
     );
+    let words = "Not checked: 1 of 4 records have no checksum";
+    lab.ok(&["study", "merge", "out", "--out", "joined"]);
+    lab.ok(&["study", "merge", "out", "joined", "--out", "twice"]);
+    for folder in ["out", "joined", "twice"] {
+        for format in ["json", "markdown"] {
+            let text = lab.ok(&["report", folder, "--format", format]);
+            assert!(text.contains(words), "{folder} {format}: {text}");
+        }
+        assert!(lab.page(folder).contains(words), "{folder}");
+    }
+    let table = lab.ok(&args(&["--resume"]));
+    assert!(table.contains(words), "{table}");
+    let groups = lab.json(&args(&["--resume", "--json"]));
+    assert_eq!(groups[0]["without_checksum"], 1, "{groups}");
+    lab.write("out/history.json", history);
     // Its layout does not matter.
     lab.write(
         &own,
@@ -310,7 +350,7 @@ fn false_and_damaged_records_are_refused_and_stay() {
     );
     let output = lab.run(&["study", "study.toml", "--out", "out", "--resume"]);
     assert!(
-        !stderr(&output).contains("earlier version"),
+        !stderr(&output).contains("no checksum"),
         "{}",
         stderr(&output)
     );
@@ -471,7 +511,10 @@ fn folders_are_joined_by_one_at_a_time_and_read_only_sources_stay_clean() {
             );
         }
         assert_eq!(names(&lab, "joined/runs").len(), 4);
-        assert_eq!(names(&lab, "joined"), ["runs", "study.toml", "work"]);
+        assert_eq!(
+            names(&lab, "joined"),
+            ["history.json", "runs", "study.toml", "work"]
+        );
         assert_eq!(sources(), before);
         // Killed before the last record, and before the study's file.
         let last = names(&lab, "joined/runs").remove(round);
@@ -533,7 +576,7 @@ fn killed_at_every_renaming_no_run_is_lost() {
         assert_eq!(names(&lab, "out/runs").len(), expected.len(), "{nth}");
         assert_eq!(
             names(&lab, "out"),
-            ["kept", "lock", "runs", "study.toml", "work"]
+            ["history.json", "kept", "lock", "runs", "study.toml", "work"]
         );
         assert!(names(&lab, "out/work").is_empty(), "{nth}");
         if is_through {

@@ -4,7 +4,7 @@ mod common;
 
 use std::fs;
 
-use common::Lab;
+use common::{Lab, files_below, seal};
 use serde_json::Value;
 
 const STUDY: &str = r#"
@@ -30,8 +30,12 @@ checkpoint_every = 0
 
 /// The study as it ended, with losses by placement, learning rate and seed in place of its own.
 fn made_up(loss: fn(&str, f64, u64) -> Option<f64>) -> Lab {
+    made_up_of(STUDY, loss)
+}
+
+fn made_up_of(study: &str, loss: fn(&str, f64, u64) -> Option<f64>) -> Lab {
     let lab = Lab::new();
-    lab.write("study.toml", STUDY);
+    lab.write("study.toml", study);
     lab.ok(&[
         "--quiet",
         "--threads",
@@ -54,9 +58,10 @@ fn made_up(loss: fn(&str, f64, u64) -> Option<f64>) -> Lab {
             continue;
         };
         record["validation_loss"] = loss.into();
+        let last = record["validation"].as_array().unwrap().len() - 1;
+        record["validation"][last]["loss"] = loss.into();
         record["ending"] = serde_json::json!({ "kind": "finished" });
-        // As a record of an earlier version, which has none.
-        record.as_object_mut().unwrap().remove("sha256");
+        seal(&mut record);
         fs::write(&path, record.to_string()).unwrap();
     }
     lab
@@ -174,8 +179,12 @@ fn a_difference_within_the_margin_is_none() {
         Some(valley(lr, seed) - less)
     });
     let (entry, text) = said(&lab);
-    assert_eq!(entry["against"]["verdict"], "indistinguishable", "{entry}");
-    assert!(!text.contains("hybridnorm is better"), "{text}");
+    assert_eq!(entry["against"]["verdict"], "equivalent", "{entry}");
+    assert!(
+        text.contains("hybridnorm is equivalent to pre-norm within the margin of 0.01 nats"),
+        "{text}"
+    );
+    assert!(!claims(&text), "{text}");
 }
 
 #[test]
@@ -206,4 +215,215 @@ fn one_lost_seed_makes_no_placement_worse() {
     let (entry, text) = said(&lab);
     assert_eq!(entry["against"], Value::Null, "{entry}");
     assert!(!text.contains("hybridnorm is worse"), "{text}");
+}
+
+#[test]
+fn one_learning_rate_decides_nothing() {
+    let study = STUDY.replace("lr = [1e-3, 3e-3, 1e-2]", "lr = [3e-3]");
+    for less in [0.2, -0.2] {
+        let loss: fn(&str, f64, u64) -> Option<f64> = match less > 0.0 {
+            true => |placement, _, seed| {
+                let less = if placement == "hybridnorm" { 0.2 } else { 0.0 };
+                Some(2.0 - less + 0.001 * seed as f64)
+            },
+            false => |placement, _, seed| {
+                let more = if placement == "hybridnorm" { 0.2 } else { 0.0 };
+                Some(2.0 + more + 0.001 * seed as f64)
+            },
+        };
+        let lab = made_up_of(&study, loss);
+        let (entry, text) = said(&lab);
+        assert_eq!(entry["against"], Value::Null, "{entry}");
+        assert_eq!(entry["best"]["at_edge"], "only", "{entry}");
+        assert!(
+            text.contains("undecided: only one learning rate was tried, and the comparison holds at that one only"),
+            "{text}"
+        );
+        assert!(!claims(&text), "{text}");
+    }
+    // Nor does it make two equal.
+    let lab = made_up_of(&study, |_, _, seed| Some(2.0 + 0.001 * seed as f64));
+    let (entry, text) = said(&lab);
+    assert_eq!(entry["against"]["verdict"], "indistinguishable", "{entry}");
+    assert!(
+        text.contains("this holds at learning rate 0.003 only, since no other was tried"),
+        "{text}"
+    );
+}
+
+/// Three ways to end, and the same three words wherever a person reads of them.
+#[test]
+fn lost_not_learned_and_finished_are_called_so_everywhere() {
+    let lab = made_up(|placement, lr, seed| match (placement, lr) {
+        ("hybridnorm", 1e-2) => Some(5.9),
+        // These had not learned yet.
+        ("hybridnorm", 1e-3) => None,
+        _ => Some(valley(lr, seed)),
+    });
+    let table = lab.ok(&["--quiet", "study", "study.toml", "--out", "out", "--resume"]);
+    assert!(
+        table.contains("3 lost") && table.contains("3 not learned yet"),
+        "{table}"
+    );
+    let markdown = lab.ok(&["report", "out", "--format", "markdown"]);
+    assert!(
+        markdown.contains("placement | runs | finished | lost | not learned yet | left out"),
+        "{markdown}"
+    );
+    assert!(markdown.contains("| 9 | 3 | 3 | 3 | 0 |"), "{markdown}");
+    assert!(markdown.contains("3 of 3 lost") && markdown.contains("3 of 3 not learned yet"));
+    let html = lab.page("out");
+    let body = &html[html.find("<body").unwrap()..html.find("<script").unwrap_or(html.len())];
+    for text in [table.as_str(), &markdown, body] {
+        assert!(!text.contains("diverged"), "{text}");
+        assert!(text.contains("lost runs: hybridnorm 3 of 9"), "{text}");
+    }
+    // A span is known to a step of the grid only.
+    assert!(
+        !markdown.contains("| span |") && markdown.contains("is outside"),
+        "{markdown}"
+    );
+    assert!(
+        markdown.contains("runs: 12 finished, 3 lost, 3 not learned yet"),
+        "{markdown}"
+    );
+    let json = lab.json(&["report", "out", "--format", "json"]);
+    let rate = &json["groups"][0]["analysis"]["placements"][1]["rates"][2];
+    assert_eq!((&rate["diverged"], &rate["lost"]), (&3.into(), &3.into()));
+}
+
+#[test]
+fn one_comparison_is_no_plural_and_table_and_report_show_the_same_digits() {
+    let lab = made_up(|placement, lr, seed| {
+        let more = if placement == "hybridnorm" { 4.0 } else { 0.0 };
+        Some(valley(lr, seed) + more + 0.0001 * (seed % 2) as f64)
+    });
+    let table = lab.ok(&["--quiet", "study", "study.toml", "--out", "out", "--resume"]);
+    let markdown = lab.ok(&["report", "out", "--format", "markdown"]);
+    assert!(
+        !markdown.contains("all 1 ") && !markdown.contains("1 comparisons"),
+        "{markdown}"
+    );
+    let json = lab.json(&["report", "out", "--format", "json"]);
+    let against = &json["groups"][0]["analysis"]["placements"][1]["against"];
+    let gain = hybridnorm::digits::times(against["compute_gain"].as_f64().unwrap());
+    assert!(gain.contains("e-"), "{gain}");
+    for text in [&table, &markdown] {
+        assert!(
+            text.contains("<0.001") || text.contains("&lt;0.001"),
+            "{text}"
+        );
+        assert!(
+            text.contains(&gain) && !text.contains("0.00x"),
+            "{gain}: {text}"
+        );
+    }
+}
+
+#[test]
+fn a_record_that_lost_its_checksum_is_no_evidence() {
+    let lab = made_up(|_, lr, seed| Some(valley(lr, seed)));
+    for path in files_below(&lab.path("out/runs")) {
+        let mut record: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        record["validation_loss"] = 1.0.into();
+        record.as_object_mut().unwrap().remove("sha256");
+        fs::write(&path, record.to_string()).unwrap();
+    }
+    let words = ["has no checksum"];
+    lab.fails(1, &["report", "out", "--format", "markdown"], &words);
+    let study = ["--quiet", "study", "study.toml", "--out", "out", "--resume"];
+    lab.fails(1, &study, &words);
+    lab.fails(1, &["study", "merge", "out", "--out", "joined"], &words);
+    // Who removes the mark of this version, too, is left with records that contradict themselves.
+    fs::remove_file(lab.path("out/history.json")).unwrap();
+    lab.fails(1, &study, &["validation loss of 1 nats, but the last"]);
+}
+
+/// What was stated stays where nothing trains, and a change is told where something does.
+#[test]
+fn a_changed_study_is_written_only_when_runs_of_it_begin() {
+    let lab = Lab::new();
+    let small = STUDY.replace("seeds = [1, 2, 3]", "seeds = [1, 2]");
+    lab.write(
+        "study.toml",
+        small.replace("lr = [1e-3, 3e-3, 1e-2]", "lr = [1e-3, 3e-3]"),
+    );
+    let study = |more: &[&str]| {
+        let base = ["--threads", "1", "study", "study.toml", "--out", "out"];
+        let output = lab.run(&[&base[..], more].concat());
+        assert_eq!(common::code(&output), 0, "{}", common::stderr(&output));
+        let table = String::from_utf8(output.stdout.clone()).unwrap();
+        (table, common::stderr(&output))
+    };
+    study(&[]);
+    let (stated, history) = (lab.read("out/study.toml"), lab.read("out/history.json"));
+    let margin = "study.rules.margin from 0.01 to 0.5";
+    // All is done: the margin stays what it was, and its output says by which other one it is.
+    let (table, notes) = study(&["--resume", "--set", "study.rules.margin=0.5"]);
+    assert!(
+        notes.contains("nothing is left to train") && notes.contains(margin),
+        "{notes}"
+    );
+    let told = format!("{margin} after 8 of 8 runs had ended");
+    assert!(table.contains(&told), "{table}");
+    let json = study(&["--resume", "--json", "--set", "study.rules.margin=0.5"]).0;
+    assert!(json.contains(&told), "{json}");
+    assert_eq!(lab.read("out/study.toml"), stated);
+    let report = |folder: &str| lab.ok(&["report", folder, "--format", "markdown"]);
+    assert!(!report("out").contains("Changed when results"));
+    // A longer study trains, and what it says stands even if somebody asks for the shorter one again.
+    study(&["--resume", "--set", "train.steps=5"]);
+    let longer = lab.read("out/study.toml");
+    assert_ne!(longer, stated);
+    let (_, notes) = study(&["--resume"]);
+    assert!(notes.contains("stays as it is"), "{notes}");
+    assert_eq!(lab.read("out/study.toml"), longer);
+    let text = report("out");
+    assert!(
+        text.contains("train.steps from 4 to 5 after 8 of 8 runs had ended"),
+        "{text}"
+    );
+    assert!(!text.contains("Incomplete"), "{text}");
+    // Runs are missing: the change is written, and told from now on, also where folders are joined.
+    lab.write("out/study.toml", &stated);
+    lab.write("out/history.json", &history);
+    let shorter = files_below(&lab.path("out/runs"))
+        .into_iter()
+        .filter(|path| {
+            let record: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+            record["steps"] == 4
+        });
+    for path in shorter.take(3) {
+        fs::remove_file(path).unwrap();
+    }
+    study(&["--resume", "--set", "study.rules.margin=0.5"]);
+    lab.ok(&["study", "merge", "out", "--out", "joined"]);
+    let told = format!("{margin} after 5 of 8 runs had ended");
+    for folder in ["out", "joined"] {
+        assert!(report(folder).contains(&told), "{}", report(folder));
+    }
+    // By hand, too.
+    lab.write("out/study.toml", &stated);
+    let text = report("out");
+    assert!(
+        text.contains("study.rules.margin from 0.5 to 0.01 after 8 of 8 runs had ended"),
+        "{text}"
+    );
+}
+
+/// A plan that came to nothing does not stay in the way of the one that has results.
+#[test]
+fn a_change_under_which_nothing_began_is_taken_back() {
+    let lab = made_up(|_, lr, seed| Some(valley(lr, seed)));
+    let stated = lab.read("out/study.toml");
+    let resume = ["--quiet", "study", "study.toml", "--out", "out", "--resume"];
+    let missing = [&resume[..], &["--set", "data.train=[\"nowhere\"]"]].concat();
+    lab.fails(1, &missing, &["nowhere"]);
+    lab.ok(&resume);
+    assert_eq!(lab.read("out/study.toml"), stated);
+    let text = lab.ok(&["report", "out", "--format", "markdown"]);
+    assert!(
+        !text.contains("Incomplete") && !text.contains("Changed when"),
+        "{text}"
+    );
 }

@@ -30,6 +30,73 @@ pub fn perplexity(perplexity: f64) -> String {
     }
 }
 
+/// What stands where there is no number.
+pub const NONE: &str = "–";
+
+/// A difference of losses, with its sign.
+pub fn difference(value: f64) -> String {
+    finite(value, |value| {
+        let digits = format!("{:.4}", value.abs());
+        match (digits == "0.0000", value < 0.0) {
+            (true, _) => digits,
+            (false, true) => format!("−{digits}"),
+            (false, false) => format!("+{digits}"),
+        }
+    })
+}
+
+/// A probability.
+pub fn probability(p: f64) -> String {
+    match p {
+        p if !p.is_finite() => NONE.to_owned(),
+        p if p < 0.001 => "<0.001".to_owned(),
+        p => format!("{p:.3}"),
+    }
+}
+
+/// How many times as much.
+pub fn times(value: f64) -> String {
+    match value {
+        value if !value.is_finite() => NONE.to_owned(),
+        value if (0.01..100.0).contains(&value) => format!("{value:.2}×"),
+        value => format!("{}×", compact(value)),
+    }
+}
+
+/// Any quantity, to three significant digits.
+pub fn compact(value: f64) -> String {
+    finite(value, |value| {
+        let size = value.abs();
+        if size == 0.0 {
+            "0".to_owned()
+        } else if (1e-3..1e4).contains(&size) {
+            let decimals = (2 - size.log10().floor() as i32).max(0) as usize;
+            format!("{value:.decimals$}")
+        } else {
+            trim(&format!("{value:.2e}"))
+        }
+    })
+}
+
+/// A number in words, or a dash where it is not finite.
+pub(crate) fn finite(value: f64, text: impl Fn(f64) -> String) -> String {
+    match value.is_finite() {
+        true => text(value),
+        false => NONE.to_owned(),
+    }
+}
+
+/// `3.0000e-3` without the zeros.
+pub(crate) fn trim(scientific: &str) -> String {
+    match scientific.split_once('e') {
+        Some((digits, exponent)) if digits.contains('.') => {
+            let digits = digits.trim_end_matches('0').trim_end_matches('.');
+            format!("{digits}e{exponent}")
+        }
+        _ => scientific.to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -50,5 +117,22 @@ mod tests {
         assert_eq!(perplexity(123_456.789), "123456.79");
         assert_eq!(perplexity(f64::exp(481.0)), "7.86e208");
         assert_eq!(perplexity(f64::exp(800.0)), "over 1e308");
+    }
+
+    #[test]
+    fn differences_have_a_sign_unless_they_round_to_zero() {
+        assert_eq!(difference(-0.01234), "−0.0123");
+        assert_eq!(difference(0.5), "+0.5000");
+        assert_eq!(difference(-0.00001), "0.0000");
+        assert_eq!(difference(f64::INFINITY), NONE);
+    }
+
+    #[test]
+    fn probabilities_and_ratios() {
+        assert_eq!(probability(0.0004), "<0.001");
+        assert_eq!(probability(0.0125), "0.013");
+        assert_eq!(times(1.234), "1.23×");
+        assert_eq!(times(12345.0), "1.23e4×");
+        assert_eq!(times(1.74e-6), "1.74e-6×");
     }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Mutex;
 
-use hybridnorm::digits::percent;
+use hybridnorm::digits::{difference, percent, probability, times};
 use hybridnorm::lab::analysis::Verdict;
 use hybridnorm::lab::study::{self, Folder, Group, Options, Study, StudyEvent};
 use hybridnorm::{Device, Error};
@@ -35,8 +35,8 @@ pub fn run(args: StudyArgs, console: &Console) -> Result<Ending, Error> {
         ));
         if merged.without_checksum > 0 {
             console.note(&format!(
-                "{} records that were read are of an earlier version and have no checksum",
-                merged.without_checksum
+                "{} of {} records have no checksum, as those of earlier versions",
+                merged.without_checksum, merged.runs
             ));
         }
         return Ok(Ending::Done);
@@ -105,12 +105,7 @@ fn again(path: &Path, out: &Path, args: &StudyArgs) -> String {
 }
 
 fn show(folder: &Folder, study: &Study, json: bool) -> Result<(), Error> {
-    let records = folder.records(&study.runs)?;
-    let groups = study::groups(
-        &records,
-        study.runs.iter().map(|run| &run.cell),
-        &study.file.study.rules,
-    );
+    let groups = study::assess(folder, study)?.groups;
     if json {
         return console::print_json(&groups);
     }
@@ -122,6 +117,7 @@ fn word(verdict: Verdict) -> &'static str {
     match verdict {
         Verdict::Better => "better",
         Verdict::Worse => "worse",
+        Verdict::Equivalent => "equivalent",
         Verdict::Indistinguishable => "not distinguishable",
     }
 }
@@ -162,15 +158,20 @@ fn text(group: &Group, study: &Study) -> String {
         losses.add_row(row.into_iter().chain(rates.iter().map(cell)));
     }
     let baseline = &analysis.rules.baseline;
+    let level = percent(1.0 - analysis.rules.alpha);
     let mut compared = numbers(&[
         "placement",
         "best lr",
         "loss",
         &format!("difference to {baseline}"),
-        &format!("{} interval for all", percent(1.0 - analysis.rules.alpha)),
+        &match analysis.comparisons() {
+            0 | 1 => format!("{level} interval"),
+            _ => format!("{level} interval for all"),
+        },
         "p (corrected)",
         "verdict",
-        "effective speedup",
+        "compute gain",
+        "effective speed-up",
         "spikes",
         "tokens/s",
     ]);
@@ -183,16 +184,16 @@ fn text(group: &Group, study: &Study) -> String {
         }
         match &placement.against {
             Some(against) => row.extend([
-                format!("{:+.4}", against.difference.mean),
+                difference(against.difference.mean),
                 format!(
-                    "{:+.4} to {:+.4}",
-                    against.difference.low, against.difference.high
+                    "{} to {}",
+                    difference(against.difference.low),
+                    difference(against.difference.high)
                 ),
-                format!("{:.4}", against.p_adjusted),
+                probability(against.p_adjusted),
                 word(against.verdict).to_owned(),
-                against
-                    .effective_speedup
-                    .map_or_else(dash, |speedup| format!("{speedup:.2}x")),
+                against.compute_gain.map_or_else(dash, times),
+                against.effective_speedup.map_or_else(dash, times),
             ]),
             None => {
                 row.extend(std::iter::repeat_n(dash(), 3));
@@ -201,7 +202,7 @@ fn text(group: &Group, study: &Study) -> String {
                     Some(why) if why.starts_with("undecided") => "undecided".into(),
                     _ => dash(),
                 };
-                row.extend([verdict, dash()]);
+                row.extend([verdict, dash(), dash()]);
             }
         }
         row.push(placement.spikes.to_string());
@@ -213,8 +214,8 @@ fn text(group: &Group, study: &Study) -> String {
         "" => String::new(),
         name => format!("{name}\n"),
     };
-    format!(
-        "{heading}{losses}\n\n{compared}\n\n{}\n",
-        group.verdict.join("\n")
-    )
+    let words: Vec<&str> = (group.verdict.iter().chain(&group.remarks))
+        .map(String::as_str)
+        .collect();
+    format!("{heading}{losses}\n\n{compared}\n\n{}\n", words.join("\n"))
 }

@@ -127,6 +127,12 @@ impl Lab {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// The page of a report.
+    pub fn page(&self, of: &str) -> String {
+        self.ok(&["report", of, "--out", "page.html"]);
+        String::from_utf8(self.read("page.html")).unwrap()
+    }
+
     /// Runs what must succeed and print one JSON document and nothing else.
     pub fn json(&self, args: &[&str]) -> Value {
         let text = self.ok(args);
@@ -269,6 +275,13 @@ pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
         assert!(started.elapsed() < Duration::from_secs(30), "never: {what}");
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// Gives a record of a study the checksum of what it says now.
+pub fn seal(record: &mut Value) {
+    record.as_object_mut().unwrap().remove("sha256");
+    let sum = hybridnorm::files::sha256(record.to_string().as_bytes());
+    record["sha256"] = sum.into();
 }
 
 /// All files below a folder.

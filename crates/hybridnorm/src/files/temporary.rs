@@ -180,15 +180,7 @@ fn remove_abandoned(path: &Path, name: &str) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn names(folder: &Path) -> Vec<String> {
-        let entries = fs::read_dir(folder).unwrap();
-        let mut names: Vec<String> = entries
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
-        names.sort();
-        names
-    }
+    use crate::files::tests::names;
 
     #[test]
     fn what_a_living_writer_holds_stays_and_what_a_dead_one_left_goes() {

@@ -129,8 +129,11 @@ pub struct RateSummary {
     pub lr: f64,
     /// Runs that finished.
     pub finished: u64,
-    /// Runs that were lost.
+    /// Runs that were lost; the same as `lost`.
     pub diverged: u64,
+    /// Runs that were lost.
+    #[serde(default)]
+    pub lost: u64,
     /// Runs that had not learned yet at their end.
     #[serde(default)]
     pub not_learned: u64,
@@ -148,7 +151,8 @@ pub struct Best {
     pub lr: f64,
     /// Validation loss there, in nats per token. Chosen for being low, it is a little too low.
     pub loss: Summary,
-    /// Where it is the smallest or the largest of several rates tried, a better one may lie beyond.
+    /// Where it is the smallest, the largest or the only one of the rates tried, a better one may lie
+    /// beyond.
     pub at_edge: Option<Edge>,
     /// Learning rates that may be as good, itself included, for all the seeds can tell: those whose
     /// mean loss is not above the best one's by a t-test at 0.01, and those that halving left out.
@@ -164,6 +168,8 @@ pub enum Edge {
     Lowest,
     /// The largest.
     Highest,
+    /// Both: no other was tried.
+    Only,
 }
 
 /// A range of learning rates, as far as the grid tells: its true ends lie between `low` and
@@ -234,8 +240,11 @@ pub enum Verdict {
     Better,
     /// Loss higher than the baseline's by more than the margin, and not by chance.
     Worse,
-    /// Neither can be claimed.
+    /// None of the others can be claimed.
     Indistinguishable,
+    /// The whole interval lies within the margin, and no learning rate stands against it that was not
+    /// tried or at which seeds were lost.
+    Equivalent,
 }
 
 impl Analysis {

@@ -38,13 +38,9 @@ impl Document {
             let folder = Folder::new(path);
             if folder.holds_study()? {
                 let study = folder.study()?;
-                let records = folder.records(&study.runs)?;
-                document.groups = study::groups(
-                    &records,
-                    study.runs.iter().map(|run| &run.cell),
-                    &study.file.study.rules,
-                );
-                let records = study::judged(records, &study.file.study.rules);
+                let assessed = study::assess(&folder, &study)?;
+                document.groups = assessed.groups;
+                let records = study::judged(assessed.records, &study.file.study.rules);
                 document
                     .runs
                     .extend(records.into_iter().map(ReportedRun::from));

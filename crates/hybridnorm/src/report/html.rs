@@ -11,6 +11,7 @@ use super::format::{count, rate};
 use super::page::Page;
 use super::palette::{self, Roster};
 use super::run::ReportedRun;
+use super::tables::{LEFT_OUT, LOST, NOT_LEARNED};
 use super::view::{View, views};
 use super::{reference, sections};
 use crate::lab::study::record::Ending;
@@ -147,11 +148,11 @@ pub(super) fn facts(document: &Document, views: &[View], roster: &Roster) -> Str
 }
 
 fn endings(runs: &[ReportedRun]) -> String {
-    let (mut finished, mut diverged, mut not_learned, mut halved, mut unfinished) = (0, 0, 0, 0, 0);
+    let (mut finished, mut lost, mut not_learned, mut halved, mut unfinished) = (0, 0, 0, 0, 0);
     for run in runs {
         match run.ending {
             Ending::Finished => finished += 1,
-            Ending::Diverged { .. } => diverged += 1,
+            Ending::Diverged { .. } => lost += 1,
             Ending::NotLearned { .. } => not_learned += 1,
             Ending::Halved { .. } => halved += 1,
             Ending::Unfinished { .. } => unfinished += 1,
@@ -159,9 +160,9 @@ fn endings(runs: &[ReportedRun]) -> String {
     }
     let mut text = format!("{}: {finished} finished", count(runs.len(), "run", "runs"));
     for (n, word) in [
-        (diverged, "diverged"),
-        (not_learned, "not learned yet"),
-        (halved, "halved"),
+        (lost, LOST),
+        (not_learned, NOT_LEARNED),
+        (halved, LEFT_OUT),
         (unfinished, "unfinished"),
     ] {
         if n > 0 {

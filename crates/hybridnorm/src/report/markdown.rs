@@ -57,6 +57,9 @@ fn study(text: &mut String, level: &str, view: &View, roster: &Roster) {
             let bold = if position == 0 { "**" } else { "" };
             let _ = writeln!(text, "{bold}{}{bold}\n", markdown_text(sentence));
         }
+        for remark in &group.remarks {
+            let _ = writeln!(text, "**{}**\n", markdown_text(remark));
+        }
         let _ = writeln!(text, "{}\n", markdown_text(&how_sure(&group.analysis)));
         for sentence in &group.sentences {
             let _ = writeln!(text, "- {}", markdown_text(sentence));

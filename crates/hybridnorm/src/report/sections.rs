@@ -96,7 +96,7 @@ fn verdict(page: &mut Page, view: &View) {
         page.text("These runs were not compared.");
         return;
     };
-    for sentence in &group.verdict {
+    for sentence in group.verdict.iter().chain(&group.remarks) {
         page.html(&format!(
             "<p class=\"verdict\">{}</p>\n",
             escape_line(sentence, PARAGRAPH_CHARS)
@@ -133,18 +133,28 @@ pub(super) fn how_sure(analysis: &Analysis) -> String {
         true => count(least, "pair", "pairs"),
         false => format!("{least} to {most} pairs"),
     };
-    let told = (compared.iter())
-        .filter(|comparison| comparison.verdict != Verdict::Indistinguishable)
-        .count();
+    let having = |wanted: fn(Verdict) -> bool| {
+        let all = compared.iter().map(|comparison| comparison.verdict);
+        all.filter(|&verdict| wanted(verdict)).count()
+    };
+    let told = having(|verdict| matches!(verdict, Verdict::Better | Verdict::Worse));
+    let equal = having(|verdict| verdict == Verdict::Equivalent);
     let mut text = format!(
-        "How sure: every placement is compared with {} in {pairs} of the same seed. It is called \
-         better or worse where the whole {} interval, which holds for all {} together, lies more than \
-         {} nats to one side; that is so for {told} of {}.",
+        "How sure: {} of {} compared with {} in {pairs} of the same seed. A placement is called better \
+         or worse where the whole {} interval{} lies more than {} nats to one side, and equivalent where \
+         it lies within {} nats to either; better or worse {}, equivalent {}.",
+        compared.len(),
+        match analysis.comparisons() {
+            1 => "1 placement is".to_owned(),
+            all => format!("{all} placements are"),
+        },
         rules.baseline,
         percent(1.0 - rules.alpha),
-        count(analysis.comparisons(), "comparison", "comparisons"),
+        together(analysis),
         rules.margin,
-        compared.len(),
+        rules.margin,
+        is_or_are(told),
+        is_or_are(equal),
     );
     if least < 5 {
         text.push_str(
@@ -155,9 +165,25 @@ pub(super) fn how_sure(analysis: &Analysis) -> String {
     text
 }
 
+/// That an interval holds for several comparisons, where there are several.
+fn together(analysis: &Analysis) -> String {
+    match analysis.comparisons() {
+        0 | 1 => String::new(),
+        all => format!(", which holds for all {all} comparisons together,"),
+    }
+}
+
+fn is_or_are(count: usize) -> String {
+    match count {
+        0 => "is none".to_owned(),
+        1 => "is 1".to_owned(),
+        count => format!("are {count}"),
+    }
+}
+
 fn losses(page: &mut Page, view: &View, roster: &Roster) {
     match rates::losses(view, roster) {
-        None => page.text("No run finished with a validation loss, and none diverged."),
+        None => page.text("No run finished with a validation loss, and none was lost."),
         Some(found) => {
             page.legend(
                 &view.placements,
@@ -169,8 +195,8 @@ fn losses(page: &mut Page, view: &View, roster: &Roster) {
                 caption
                     .push("Small points are seeds; whiskers reach from the lowest to the highest.");
             }
-            if found.diverged {
-                caption.push("A cross at the upper edge stands for runs that diverged.");
+            if found.lost {
+                caption.push("A cross at the upper edge stands for runs that were lost.");
             }
             if found.beyond {
                 caption.push("Some means lie beyond the upper edge; the table has them.");
@@ -197,18 +223,22 @@ fn comparisons(page: &mut Page, view: &View, roster: &Roster) {
         .count();
     if edges > 0 {
         page.note(&format!(
-            "The best rate of {} is the lowest or highest that was tried: a better one may lie \
-             outside.",
+            "The best rate of {} is the lowest, the highest or the only one that was tried: a better one \
+             may lie outside.",
             count(edges, "placement", "placements")
         ));
     }
     if let Some(chart) = compare::forest(view, roster) {
         let caption = format!(
-            "Differences of the validation loss to {} with {} intervals; left is better. Filled markers: better or worse; open markers: \
-             indistinguishable. The intervals hold for all comparisons together; one that lies beyond \
-             the margin of {} nats decides.",
+            "Differences of the validation loss to {} with {} intervals{}; left is better. Filled markers: \
+             better or worse, the whole interval lies beyond the margin of {} nats; open markers: \
+             indistinguishable or equivalent.",
             group.analysis.rules.baseline,
             percent(1.0 - group.analysis.rules.alpha),
+            match group.analysis.comparisons() {
+                0 | 1 => "",
+                _ => " that hold for all comparisons together",
+            },
             group.analysis.rules.margin
         );
         page.chart(chart, &caption);
@@ -220,7 +250,7 @@ fn tolerance(page: &mut Page, view: &View, roster: &Roster) {
         page.chart(
             chart,
             "Bars: rates whose mean loss is within the tolerance of the best. Circle: best rate. \
-             Upright line: largest rate up to which no run diverged.",
+             Upright line: largest rate up to which no run was lost.",
         );
     }
     if let Some(table) = tables::tolerance(view, roster) {

@@ -1,8 +1,7 @@
 //! The tables of a study.
 
 use super::format::{
-    NONE, count, difference, factor, loss, mean_sd, mebibytes, or_none, probability, rate, speed,
-    times,
+    NONE, count, difference, loss, mean_sd, mebibytes, or_none, probability, rate, speed, times,
 };
 use super::history::NOT_RECORDED;
 use super::palette::Roster;
@@ -12,6 +11,12 @@ use super::view::View;
 use crate::digits::{grouped, percent};
 use crate::lab::analysis::{Best, Comparison, Edge, Verdict};
 use crate::lab::study::record::Ending;
+
+/// How runs of a study end, in every table and sentence.
+pub(super) const LOST: &str = "lost";
+pub(super) const NOT_LEARNED: &str = "not learned yet";
+/// By successive halving.
+pub(super) const LEFT_OUT: &str = "left out";
 
 /// A cell with the name and mark of a placement.
 pub(super) fn placement(roster: &Roster, name: &str) -> Cell {
@@ -34,16 +39,17 @@ pub(super) fn losses(view: &View, roster: &Roster) -> Table {
         for &lr in &view.rates {
             let found = view.rate(name, lr);
             let mut notes = Vec::new();
-            if found.diverged > 0 {
-                notes.push(format!("{} of {} diverged", found.diverged, found.runs));
+            for (number, word) in [
+                (found.lost, LOST),
+                (found.not_learned, NOT_LEARNED),
+                (found.halved, LEFT_OUT),
+                (found.unfinished, "unfinished"),
+            ] {
+                if number > 0 {
+                    notes.push(format!("{number} of {} {word}", found.runs));
+                }
             }
-            if found.halved > 0 {
-                notes.push(format!("{} halved", found.halved));
-            }
-            if found.unfinished > 0 {
-                notes.push(format!("{} of {} unfinished", found.unfinished, found.runs));
-            }
-            let class = match (best == Some(lr), found.diverged > 0) {
+            let class = match (best == Some(lr), found.lost > 0) {
                 (true, _) => "best",
                 (false, true) => "warn",
                 (false, false) => "",
@@ -111,8 +117,14 @@ fn best_rate(best: &Best) -> Cell {
         None => "",
         Some(Edge::Lowest) => "lowest tried",
         Some(Edge::Highest) => "highest tried",
+        Some(Edge::Only) => "only one tried",
     };
     Cell::new(rate(best.lr)).note(note)
+}
+
+/// `1 fresh seed`.
+fn seeds_of(seeds: u64) -> String {
+    count(seeds as usize, "fresh seed", "fresh seeds")
 }
 
 fn compared(comparison: &Comparison) -> Vec<Cell> {
@@ -120,7 +132,7 @@ fn compared(comparison: &Comparison) -> Vec<Cell> {
     let (class, word) = verdict(comparison.verdict);
     let note = match (comparison.verdict, comparison.seeds_to_resolve) {
         (Verdict::Indistinguishable, Some(seeds)) => {
-            format!("about {} seeds would tell", grouped(seeds))
+            format!("a new study with about {} would tell", seeds_of(seeds))
         }
         _ => String::new(),
     };
@@ -147,32 +159,39 @@ pub(super) fn verdict(verdict: Verdict) -> (&'static str, &'static str) {
     match verdict {
         Verdict::Better => ("good", "better"),
         Verdict::Worse => ("bad", "worse"),
+        Verdict::Equivalent => ("quiet", "equivalent"),
         Verdict::Indistinguishable => ("quiet", "indistinguishable"),
     }
 }
 
-/// Which rates each placement bears.
+/// Which rates each placement bears: of those tried, so that a span is known to a step of the grid only.
 pub(super) fn tolerance(view: &View, roster: &Roster) -> Option<Table> {
     let analysis = &view.group?.analysis;
     let mut table = Table::new(format!(
-        "Rates within {} nats of the placement's own best, and the largest up to which no run diverged",
+        "Rates tried within {} nats of the placement's own best, with those beside them that are not, and the \
+         largest up to which no run was lost. What lies between two rates was not tried: how wide a span is, is \
+         known to a step of the grid only, and not at all where it reaches an end of the grid",
         analysis.rules.tolerance
     ))
     .text("placement")
     .number("lowest rate")
     .number("best rate")
     .number("highest rate")
-    .number("span")
     .number("largest stable rate")
     .number("sensitivity to the rate (nats)");
+    let end = |lr: f64, outside: Option<f64>, edge: &str| {
+        Cell::new(rate(lr)).note(match outside {
+            Some(outside) => format!("{} is outside", rate(outside)),
+            None => format!("{edge} tried"),
+        })
+    };
     for summary in &analysis.placements {
         let span = summary.tolerance.as_ref();
         table.row(vec![
             placement(roster, &summary.placement),
-            or_none(span, |span| rate(span.low)).into(),
+            or_none_cell(span, |span| end(span.low, span.next_below, "lowest")),
             or_none(summary.best.as_ref(), |best| rate(best.lr)).into(),
-            or_none(span, |span| rate(span.high)).into(),
-            or_none(span, |span| factor(span.factor)).into(),
+            or_none_cell(span, |span| end(span.high, span.next_above, "highest")),
             or_none(summary.largest_stable_lr, rate).into(),
             or_none(summary.lr_sensitivity, loss).into(),
         ]);
@@ -183,32 +202,38 @@ pub(super) fn tolerance(view: &View, roster: &Roster) -> Option<Table> {
 /// How often runs left their course.
 pub(super) fn spikes(view: &View, roster: &Roster) -> Table {
     let mut table = Table::new(
-        "Spikes over all rates and seeds: how often a quantity left its recent range, and how many \
-         runs did so, diverged or were left out by successive halving",
+        "Endings and spikes over all rates and seeds: how many runs finished, were lost, had not learned yet \
+         or were left out by successive halving, and how often a quantity left its recent range",
     )
     .text("placement")
     .number("runs")
+    .number("finished")
+    .number(LOST)
+    .number(NOT_LEARNED)
+    .number(LEFT_OUT)
     .number("spikes of the loss")
     .number("of the gradient norm")
     .number("of the update norm")
-    .number("runs with spikes of the loss")
-    .number("diverged")
-    .number("halved");
+    .number("runs with spikes of the loss");
     for &name in &view.placements {
         let [loss, grad, update, runs] = view.spikes(name);
         let ended =
             |wanted: fn(&Ending) -> bool| view.of(name).filter(|run| wanted(&run.ending)).count();
-        let diverged = ended(|ending| matches!(ending, Ending::Diverged { .. }));
+        let finished = ended(|ending| matches!(ending, Ending::Finished));
+        let lost = ended(|ending| matches!(ending, Ending::Diverged { .. }));
+        let not_learned = ended(|ending| matches!(ending, Ending::NotLearned { .. }));
         let halved = ended(|ending| matches!(ending, Ending::Halved { .. }));
         table.row(vec![
             placement(roster, name),
             grouped(view.of(name).count() as u64).into(),
+            grouped(finished as u64).into(),
+            Cell::new(grouped(lost as u64)).class(if lost > 0 { "bad" } else { "" }),
+            Cell::new(grouped(not_learned as u64)).class(if not_learned > 0 { "warn" } else { "" }),
+            grouped(halved as u64).into(),
             grouped(loss).into(),
             grouped(grad).into(),
             grouped(update).into(),
             grouped(runs).into(),
-            Cell::new(grouped(diverged as u64)).class(if diverged > 0 { "bad" } else { "" }),
-            grouped(halved as u64).into(),
         ]);
     }
     table
@@ -350,11 +375,11 @@ fn ending(run: &ReportedRun) -> (String, &'static str) {
     match &run.ending {
         Ending::Finished => ("finished".to_owned(), ""),
         Ending::Diverged { step, reason } => (
-            format!("diverged after step {}: {reason}", grouped(*step)),
+            format!("{LOST} after step {}: {reason}", grouped(*step)),
             "bad",
         ),
-        Ending::NotLearned { reason } => (format!("not learned yet: {reason}"), "warn"),
-        Ending::Halved { step } => (format!("halved after step {}", grouped(*step)), "quiet"),
+        Ending::NotLearned { reason } => (format!("{NOT_LEARNED}: {reason}"), "warn"),
+        Ending::Halved { step } => (format!("{LEFT_OUT} after step {}", grouped(*step)), "quiet"),
         Ending::Unfinished { step } => {
             let planned = run
                 .directory

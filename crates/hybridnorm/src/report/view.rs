@@ -32,8 +32,10 @@ pub(super) struct Rate<'a> {
     pub(super) losses: Vec<(&'a ReportedRun, f64)>,
     /// Number of runs.
     pub(super) runs: usize,
-    /// How many diverged.
-    pub(super) diverged: usize,
+    /// How many were lost.
+    pub(super) lost: usize,
+    /// How many had not learned yet.
+    pub(super) not_learned: usize,
     /// How many were left out by successive halving.
     pub(super) halved: usize,
     /// How many are not done yet.
@@ -163,7 +165,8 @@ impl<'a> View<'a> {
         let ended =
             |wanted: fn(&Ending) -> bool| runs.iter().filter(|run| wanted(&run.ending)).count();
         Rate {
-            diverged: ended(|ending| matches!(ending, Ending::Diverged { .. })),
+            lost: ended(|ending| matches!(ending, Ending::Diverged { .. })),
+            not_learned: ended(|ending| matches!(ending, Ending::NotLearned { .. })),
             halved: ended(|ending| matches!(ending, Ending::Halved { .. })),
             unfinished: ended(|ending| matches!(ending, Ending::Unfinished { .. })),
             runs: runs.len(),

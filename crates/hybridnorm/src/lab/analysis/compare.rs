@@ -55,7 +55,13 @@ fn compare(
     let (first_of, second_of) = (sweep.contenders(), baseline.contenders());
     let difference = stats::paired_of_best(&differences, level, first_of, second_of)
         .ok_or("fewer than 2 seeds in common with the baseline")?;
-    let verdict = verdict(&difference, rules.margin);
+    let verdict = match verdict(&difference, rules.margin) {
+        // It may be that one of them is better elsewhere.
+        Verdict::Equivalent if may_be_better(sweep) || may_be_better(baseline) => {
+            Verdict::Indistinguishable
+        }
+        found => found,
+    };
     if let Some(reason) = objection(verdict, sweep, baseline, difference.mean) {
         return Err(reason);
     }
@@ -94,6 +100,7 @@ fn verdict(difference: &Paired, margin: f64) -> Verdict {
     match () {
         () if difference.high < -margin => Verdict::Better,
         () if difference.low > margin => Verdict::Worse,
+        () if difference.low > -margin && difference.high < margin => Verdict::Equivalent,
         () => Verdict::Indistinguishable,
     }
 }
@@ -115,17 +122,21 @@ fn objection(verdict: Verdict, sweep: &Sweep, baseline: &Sweep, difference: f64)
     let (loser, whose) = match verdict {
         Verdict::Better => (baseline, "the baseline's"),
         Verdict::Worse => (sweep, "its"),
-        Verdict::Indistinguishable => return None,
+        Verdict::Indistinguishable | Verdict::Equivalent => return None,
     };
     let side = if difference < 0.0 { "below" } else { "above" };
-    let seen = format!(
-        "{:.3} nats {side} the baseline at the rates tried",
-        difference.abs()
-    );
+    let nats = format!("{:.3} nats {side} the baseline", difference.abs());
+    let seen = format!("{nats} at the rates tried");
     if let Some(edge) = loser.edge() {
         let edge = match edge {
             Edge::Lowest => "lowest",
             Edge::Highest => "highest",
+            Edge::Only => {
+                return Some(format!(
+                    "undecided: only one learning rate was tried, and the comparison holds at that one \
+                     only; {nats} there"
+                ));
+            }
         };
         return Some(format!(
             "undecided: {whose} best rate is at the edge of the grid, the {edge} tried, and a better \
@@ -137,6 +148,11 @@ fn objection(verdict: Verdict, sweep: &Sweep, baseline: &Sweep, difference: f64)
         "undecided: at learning rate {lr} some of {whose} runs were lost or had not learned yet, and \
          the others have a lower loss than at {whose} best rate; {seen}"
     ))
+}
+
+/// True if a learning rate that was not compared may have a lower loss.
+fn may_be_better(sweep: &Sweep) -> bool {
+    sweep.edge().is_some() || sweep.better_but_for_failures().is_some()
 }
 
 fn compute_gain(loss: f64, baseline_loss: f64, rules: &Rules) -> Option<f64> {

@@ -94,6 +94,7 @@ impl Rate {
             lr: self.lr,
             finished: self.finished().count() as u64,
             diverged: self.diverged() as u64,
+            lost: self.diverged() as u64,
             not_learned: self.not_learned() as u64,
             halved: self.halved() as u64,
             loss: self.loss(),
@@ -170,10 +171,10 @@ impl<'a> Sweep<'a> {
         }
     }
 
-    /// The end of the rates tried at which the best one is, where several were tried.
+    /// The end of the rates tried at which the best one is.
     pub fn edge(&self) -> Option<Edge> {
         match self.best? {
-            _ if self.rates.len() == 1 => None,
+            _ if self.rates.len() == 1 => Some(Edge::Only),
             0 => Some(Edge::Lowest),
             index if index + 1 == self.rates.len() => Some(Edge::Highest),
             _ => None,

@@ -27,6 +27,18 @@ pub(super) fn study(parts: &[(&str, f64, &[f64])]) -> Vec<Point> {
         .collect()
 }
 
+/// A study with these losses at 1e-3, and without doubt higher ones at the rates beside it.
+pub(super) fn valleys(parts: &[(&str, &[f64])]) -> Vec<Point> {
+    let mut points = Vec::new();
+    for (placement, losses) in parts {
+        let beside: Vec<f64> = losses.iter().map(|loss| loss + 0.2).collect();
+        points.extend(runs(placement, 1e-3, losses));
+        points.extend(runs(placement, 1e-4, &beside));
+        points.extend(runs(placement, 1e-2, &beside));
+    }
+    points
+}
+
 /// Rules by which no run is lost for its loss, and every difference counts.
 fn lenient() -> Rules {
     Rules {
@@ -103,7 +115,7 @@ fn a_best_rate_at_an_end_is_marked() {
     let low: (&str, f64, &[f64]) = ("a", 1e-4, &[3.0]);
     assert_eq!(edge(&[low, ("a", 1e-3, &[3.1])]), Some(Edge::Lowest));
     assert_eq!(edge(&[low, ("a", 1e-3, &[2.9])]), Some(Edge::Highest));
-    assert_eq!(edge(&[low]), None);
+    assert_eq!(edge(&[low]), Some(Edge::Only));
 }
 
 #[test]
@@ -228,13 +240,13 @@ fn rates_that_may_be_as_good_contend() {
     assert_eq!(contenders(&halved), 3);
 }
 
-/// A baseline, one clearly better, one clearly worse, one much like it; a single rate each.
+/// A baseline, one clearly better, one clearly worse, one much like it.
 pub(super) fn compared() -> Vec<Point> {
-    let mut points = study(&[
-        ("pre-norm", 1e-3, &[3.00, 3.05, 2.98, 3.02]),
-        ("good", 1e-3, &[2.90, 2.951, 2.879, 2.92]),
-        ("bad", 1e-3, &[3.20, 3.251, 3.179, 3.22]),
-        ("same", 1e-3, &[3.01, 3.04, 3.00, 3.01]),
+    let mut points = valleys(&[
+        ("pre-norm", &[3.00, 3.05, 2.98, 3.02]),
+        ("good", &[2.90, 2.951, 2.879, 2.92]),
+        ("bad", &[3.20, 3.251, 3.179, 3.22]),
+        ("same", &[3.01, 3.04, 3.00, 3.01]),
     ]);
     for point in points.iter_mut().filter(|point| point.placement == "good") {
         point.tokens_per_second = 800.0;
@@ -376,23 +388,23 @@ fn nothing_is_compared_while_runs_are_missing() {
     for name in ["good", "bad", "same"] {
         let entry = named(&analysis, name);
         assert_eq!(entry.against, None);
-        assert_eq!(entry.why_not.as_deref(), Some("incomplete: 16 of 17 runs"));
+        assert_eq!(entry.why_not.as_deref(), Some("incomplete: 48 of 49 runs"));
     }
-    assert!(verdict(&analysis)[0].starts_with("Incomplete: 16 of 17 runs are recorded."));
+    assert!(verdict(&analysis)[0].starts_with("Incomplete: 48 of 49 runs are recorded."));
 }
 
 #[test]
 fn a_difference_within_the_margin_is_never_better_or_worse() {
     // As sure as can be, and nothing.
-    let points = study(&[
-        ("pre-norm", 1e-3, &[3.0, 3.1, 3.2, 3.3]),
-        ("x", 1e-3, &[2.9950, 3.0951, 3.1950, 3.2951]),
+    let points = valleys(&[
+        ("pre-norm", &[3.0, 3.1, 3.2, 3.3]),
+        ("x", &[2.9950, 3.0951, 3.1950, 3.2951]),
     ]);
     let found = against(&analyse(&points, &Rules::default()), "x");
     assert!(found.difference.p < 1e-6);
     assert_eq!(
         (found.verdict, found.p_adjusted),
-        (Verdict::Indistinguishable, 1.0)
+        (Verdict::Equivalent, 1.0)
     );
     assert_eq!(
         against(&analyse(&points, &lenient()), "x").verdict,
@@ -436,6 +448,40 @@ fn an_optimum_at_the_edge_of_the_grid_decides_nothing() {
 }
 
 #[test]
+fn what_may_be_better_elsewhere_is_neither_equivalent_nor_claimed() {
+    let losses: [&[f64]; 2] = [&[3.0, 3.1, 3.2], &[3.0001, 3.1002, 3.2]];
+    let verdict = |points: &[Point]| against(&analyse(points, &Rules::default()), "x").verdict;
+    let whole = valleys(&[("pre-norm", losses[0]), ("x", losses[1])]);
+    assert_eq!(verdict(&whole), Verdict::Equivalent);
+    let without = |name: &str, lr: f64| -> Vec<Point> {
+        let stays = |point: &&Point| point.placement != name || point.lr != lr;
+        whole.iter().filter(stays).cloned().collect()
+    };
+    for name in ["x", "pre-norm"] {
+        for lr in [1e-4, 1e-2] {
+            assert_eq!(verdict(&without(name, lr)), Verdict::Indistinguishable);
+        }
+    }
+    // A rate whose remaining seeds are lower.
+    let mut torn = whole.clone();
+    torn.extend(runs("x", 2e-3, &[2.9, 3.0]));
+    torn.push(point("x", 2e-3, 2, Outcome::Diverged));
+    assert_eq!(verdict(&torn), Verdict::Indistinguishable);
+    // One rate is an edge on both sides, however large the difference.
+    for shift in [0.4, -0.4] {
+        let other = losses[0].iter().map(|loss| loss + shift + 0.001 * loss);
+        let other: Vec<f64> = other.collect();
+        let points = study(&[("pre-norm", 1e-3, losses[0]), ("x", 1e-3, &other)]);
+        let analysis = analyse(&points, &Rules::default());
+        let reason = named(&analysis, "x").why_not.clone().unwrap();
+        assert!(
+            reason.starts_with("undecided: only one learning rate was tried"),
+            "{reason}"
+        );
+    }
+}
+
+#[test]
 fn lost_not_learned_and_slow_are_three_things() {
     let mut points = study(&[
         ("a", 1e-4, &[5.9, 5.9]),
@@ -460,16 +506,17 @@ fn lost_not_learned_and_slow_are_three_things() {
 fn words_and_intervals_never_contradict() {
     use rand::{RngExt, SeedableRng};
     let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(5);
-    let mut seen = [0; 3];
+    let mut seen = [0; 4];
     for _ in 0..2000 {
         let mut points = Vec::new();
         let size: f64 = random.random_range(0.0..0.06);
+        let noise: f64 = random.random_range(0.0005..0.01);
         for name in ["pre-norm", "x", "y"] {
             let shift = random.random_range(-size..=size);
             for lr in [1e-4, 1e-3, 1e-2] {
                 let bend: f64 = if lr == 1e-3 { 0.0 } else { 0.05 };
                 let losses: Vec<f64> = (0..4)
-                    .map(|_| 3.0 + shift + bend + random.random_range(-0.01..0.01))
+                    .map(|_| 3.0 + shift + bend + random.random_range(-noise..noise))
                     .collect();
                 points.extend(runs(name, lr, &losses));
             }
@@ -489,10 +536,11 @@ fn words_and_intervals_never_contradict() {
             let expected = match () {
                 () if high < -margin => Verdict::Better,
                 () if low > margin => Verdict::Worse,
+                () if low > -margin && high < margin => Verdict::Equivalent,
                 () => Verdict::Indistinguishable,
             };
             assert_eq!(found.verdict, expected, "{found:?}");
-            let claims = expected != Verdict::Indistinguishable;
+            let claims = matches!(expected, Verdict::Better | Verdict::Worse);
             assert_eq!(found.p_adjusted < 0.05, claims, "{found:?}");
             assert_eq!(
                 said.contains("is better than"),
@@ -502,6 +550,11 @@ fn words_and_intervals_never_contradict() {
             assert_eq!(
                 said.contains("is worse than"),
                 expected == Verdict::Worse,
+                "{said}"
+            );
+            assert_eq!(
+                said.contains("is equivalent to"),
+                expected == Verdict::Equivalent,
                 "{said}"
             );
             seen[expected as usize] += 1;

@@ -1,12 +1,14 @@
 //! What an analysis says in words.
 
+mod certainty;
 #[cfg(test)]
 mod tests;
 
-use super::super::stats::{self, Paired};
-use super::show::{Digits, counts, list, seeds, short};
-use super::{Analysis, Comparison, Edge, PlacementSummary, RateSummary, Span, Verdict};
+use super::super::stats::Paired;
+use super::show::{Digits, list, seeds, short};
+use super::{Analysis, Best, Comparison, Edge, PlacementSummary, RateSummary, Span, Verdict};
 use crate::digits::{grouped, percent};
+use certainty::{certainty, resolving};
 
 /// One placement against the baseline, in a sentence. It says "better" or "worse" only where that
 /// is the verdict.
@@ -54,9 +56,17 @@ pub fn sentence(placement: &PlacementSummary, analysis: &Analysis) -> String {
         )
     };
     match against.verdict {
+        Verdict::Equivalent => format!(
+            "{name} is equivalent to {baseline} within the margin of {} nats (difference {} nats, \
+             {interval} {} to {}, {count})",
+            analysis.rules.margin,
+            digits.show(mean),
+            digits.show(low),
+            digits.show(high),
+        ),
         Verdict::Indistinguishable => format!(
             "{name} is not distinguishable from {baseline} at {count} (difference {} nats, {interval} \
-             {} to {}, margin {} nats); {}",
+             {} to {}, margin {} nats); {}{}",
             digits.show(mean),
             digits.show(low),
             digits.show(high),
@@ -65,17 +75,30 @@ pub fn sentence(placement: &PlacementSummary, analysis: &Analysis) -> String {
                 against,
                 analysis.rules.margin,
                 "a difference as large as the one seen"
-            )
+            ),
+            at_one_rate(placement)
         ),
         Verdict::Better => found("better", -mean, -high, -low),
         Verdict::Worse => found("worse", mean, low, high),
     }
 }
 
+/// That a comparison holds at one learning rate only, where no other was tried.
+fn at_one_rate(placement: &PlacementSummary) -> String {
+    match &placement.best {
+        Some(Best {
+            lr,
+            at_edge: Some(Edge::Only),
+            ..
+        }) => format!("; this holds at learning rate {lr} only, since no other was tried"),
+        _ => String::new(),
+    }
+}
+
 /// The whole analysis in three sentences: which placement is best, which learning rates are tolerated and
 /// which runs failed, and how sure that is. Of an incomplete study, that it is incomplete.
 pub fn verdict(analysis: &Analysis) -> Vec<String> {
-    if analysis.placements.is_empty() {
+    if analysis.placements.is_empty() && analysis.complete {
         return vec![
             "The study has no runs, so that no placement can be called best.".to_owned(),
             "Nothing is known about tolerance of the learning rate or stability.".to_owned(),
@@ -90,7 +113,12 @@ pub fn verdict(analysis: &Analysis) -> Vec<String> {
                 grouped(analysis.recorded as u64),
                 grouped(analysis.planned as u64)
             ),
-            format!("Of those recorded: {}.", failures(analysis)),
+            match analysis.recorded {
+                0 => {
+                    "Nothing is known about tolerance of the learning rate or stability.".to_owned()
+                }
+                _ => format!("Of those recorded: {}.", failures(analysis)),
+            },
         ];
     }
     vec![lowest(analysis), tolerance(analysis), certainty(analysis)]
@@ -122,6 +150,10 @@ fn lowest(analysis: &Analysis) -> String {
         Some(Verdict::Worse) => {
             format!(", but over common seeds is worse than the baseline, {baseline}")
         }
+        Some(Verdict::Equivalent) => format!(
+            ", but is equivalent to the baseline, {baseline}, within the margin of {} nats",
+            analysis.rules.margin
+        ),
         Some(Verdict::Indistinguishable) => {
             format!(", but is not distinguishable from the baseline, {baseline}")
         }
@@ -146,6 +178,10 @@ fn lowest(analysis: &Analysis) -> String {
     }
     if !worse.is_empty() {
         text += &format!("; worse than the baseline: {}", list(&worse));
+    }
+    let equivalent = others(Verdict::Equivalent);
+    if !equivalent.is_empty() {
+        text += &format!("; equivalent to the baseline: {}", list(&equivalent));
     }
     let some_other = compared(analysis).any(|(entry, _)| entry.placement != *name);
     if some_other && better.is_empty() && worse.is_empty() {
@@ -234,135 +270,6 @@ fn failures(analysis: &Analysis) -> String {
         );
     }
     text
-}
-
-/// The third sentence: how much data, what was corrected for, what stays open.
-fn certainty(analysis: &Analysis) -> String {
-    let mut text = match compared(analysis).count() {
-        0 => "Nothing is called better or worse".to_owned(),
-        comparisons => basis(analysis, comparisons),
-    };
-    text += &missing(analysis);
-    if compared(analysis).count() > 0 {
-        text += &format!("; {}", open(analysis));
-    }
-    text + &edges(analysis) + "."
-}
-
-/// How much data, and what was corrected for.
-fn basis(analysis: &Analysis, comparisons: usize) -> String {
-    let pairs = compared(analysis).map(|(_, against)| against.pairs as u64);
-    let rates = (analysis.placements.iter()).map(|entry| entry.rates.len() as u64);
-    let all = match comparisons {
-        1 => String::new(),
-        _ => format!(" and for {} comparisons", analysis.comparisons()),
-    };
-    format!(
-        "This rests on {}, each placement at the best of {}, with intervals and p values corrected for \
-         choosing that rate{all}; a difference within {} nats is never called one",
-        counts(pairs, "seed"),
-        counts(rates, "learning rate"),
-        analysis.rules.margin,
-    )
-}
-
-/// Which comparisons are missing, and why.
-fn missing(analysis: &Analysis) -> String {
-    let mut grouped: Vec<(&str, Vec<&str>)> = Vec::new();
-    for entry in &analysis.placements {
-        let Some(reason) = entry.why_not.as_deref() else {
-            continue;
-        };
-        match grouped.iter_mut().find(|(known, _)| *known == reason) {
-            Some((_, names)) => names.push(&entry.placement),
-            None => grouped.push((reason, vec![&entry.placement])),
-        }
-    }
-    let nothing = compared(analysis).count() == 0;
-    match grouped.as_slice() {
-        [] if nothing => ", since there is no placement besides the baseline".to_owned(),
-        [(reason, _)] if nothing => format!(": {reason}"),
-        groups => (groups.iter())
-            .map(|(reason, names)| format!("; not compared: {} ({reason})", list(names)))
-            .collect(),
-    }
-}
-
-/// What is not distinguishable, and what it would take.
-fn open(analysis: &Analysis) -> String {
-    let baseline = &analysis.rules.baseline;
-    let mut open: Vec<_> = compared(analysis)
-        .filter(|(_, against)| against.verdict == Verdict::Indistinguishable)
-        .collect();
-    if open.is_empty() {
-        return format!("nothing compared is left indistinguishable from {baseline}");
-    }
-    let names: Vec<&str> = open
-        .iter()
-        .map(|(entry, _)| entry.placement.as_str())
-        .collect();
-    let size = |against: &Comparison| against.difference.mean.abs();
-    open.sort_by(|a, b| size(a.1).total_cmp(&size(b.1)));
-    let typical = open[open.len() / 2].1;
-    let what = match names.len() {
-        1 => "a difference as large as the one seen",
-        _ => "a difference of the size that is typical there",
-    };
-    let nats = Digits::of_size(size(typical)).show(size(typical));
-    let resolving = resolving(
-        typical,
-        analysis.rules.margin,
-        &format!("{what} ({nats} nats)"),
-    );
-    format!(
-        "not distinguishable from {baseline}: {}, where {resolving}",
-        list(&names)
-    )
-}
-
-/// How many seeds a difference would take.
-fn resolving(against: &Comparison, margin: f64, difference: &str) -> String {
-    match against.seeds_to_resolve {
-        Some(count) => format!(
-            "a new study with about {} would resolve {difference} (adding seeds to this one until it is \
-             found would not be a test)",
-            counts([count].into_iter(), "fresh seed")
-        ),
-        None if against.difference.mean == 0.0 => "no difference at all was seen".to_owned(),
-        None if against.difference.mean.abs() <= margin => {
-            "the difference seen is within the margin".to_owned()
-        }
-        None => format!(
-            "more than {} would be needed to resolve {difference}",
-            seeds(stats::MOST_SEEDS)
-        ),
-    }
-}
-
-/// A warning for best rates at an end of those tried, or nothing.
-fn edges(analysis: &Analysis) -> String {
-    let at = |edge: Edge| -> Vec<&str> {
-        let edged = analysis
-            .placements
-            .iter()
-            .filter(|entry| entry.best.as_ref().and_then(|best| best.at_edge) == Some(edge));
-        edged.map(|entry| entry.placement.as_str()).collect()
-    };
-    let part = |edge: Edge, word: &str| {
-        let names = at(edge);
-        (!names.is_empty()).then(|| format!("the {word} tried for {}", list(&names)))
-    };
-    let parts: Vec<String> = [part(Edge::Lowest, "lowest"), part(Edge::Highest, "highest")]
-        .into_iter()
-        .flatten()
-        .collect();
-    if parts.is_empty() {
-        return String::new();
-    }
-    format!(
-        "; warning: the best learning rate is {}, so that a better one may lie outside",
-        parts.join(" and ")
-    )
 }
 
 fn entry<'a>(analysis: &'a Analysis, name: &str) -> Option<&'a PlacementSummary> {

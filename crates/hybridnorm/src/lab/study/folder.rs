@@ -1,6 +1,8 @@
 //! The folder of a study: `study.toml`, `runs/ID.json` of every finished run, `work/ID` of those that are
 //! not, and `kept/ID` of finished ones that are to be kept.
 //!
+//! `history.json` says what the study stated when its runs began, and which files have no checksum.
+//!
 //! A record is the last thing that is written of a run: what it says is there, is there. A run that is to
 //! be kept is moved before, and moved back where a kill came in between.
 
@@ -8,44 +10,20 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
-
+use super::difference::in_words;
+use super::history::HISTORY;
 use super::hold::{Hold, Passing};
 use super::plan::{Planned, Study};
 use super::record::RunRecord;
-use super::{sealed, tied};
 use crate::error::{Error, Result};
 use crate::files::{self, Locking};
 use crate::train::metrics::Metrics;
 use crate::train::rows;
 
 const STUDY: &str = "study.toml";
-const RUNS: &str = "runs";
+pub(super) const RUNS: &str = "runs";
 const WORK: &str = "work";
 const KEPT: &str = "kept";
-const HALVING: &str = "halving.json";
-/// A record is small; anything larger is not one.
-const RECORD_LIMIT: u64 = 64 << 20;
-
-/// What successive halving decided after one share of the steps.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Rung {
-    /// Ids of the runs that it was decided over.
-    pub of: Vec<String>,
-    /// Ids of those that go on.
-    pub on: Vec<String>,
-}
-
-/// Records as they stand in a folder.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Records {
-    /// In the order of the plan.
-    pub records: Vec<RunRecord>,
-    /// Those of earlier versions, which have no checksum.
-    pub without_checksum: usize,
-}
 
 /// How a study is begun in a folder.
 #[derive(Debug, Clone, Copy)]
@@ -115,27 +93,34 @@ impl Folder {
         Ok(hold)
     }
 
-    /// Begins a study here, or goes on with one. Nothing is looked at or written before the folder is
-    /// held.
+    /// Begins a study here, or goes on with one, of which this process does these runs. Nothing is looked
+    /// at or written before the folder is held.
+    ///
+    /// What the folder says of its study is changed only where runs of the changed one begin.
     ///
     /// # Errors
     /// If a study was begun here and `resume` does not say to go on, another process works here, or a
     /// file cannot be written.
-    pub(super) fn begin(&self, study: &Study, how: Begin) -> Result<Begun> {
+    pub(super) fn begin(&self, study: &Study, runs: &[Planned], how: Begin) -> Result<Begun> {
         let mut hold = match how.is_shard {
             false => self.hold(how.locking)?,
             true => {
                 files::create_dir(&self.0)?;
                 let hold = Hold::beside_others(&self.0, how.locking)?;
                 files::remove_stale(&self.0.join(STUDY));
+                files::remove_stale(&self.0.join(HISTORY));
                 hold
             }
         };
-        let is_there = self.holds_study()?;
-        let is_same = is_there && self.study()?.file == study.file;
+        let before = match self.holds_study()? {
+            true => Some(self.study()?),
+            false => None,
+        };
+        let changed = before.as_ref().filter(|before| before.file != study.file);
         // Shards of one study begin on their own, and so does what was killed before it did anything.
+        let is_same = before.is_some() && changed.is_none();
         let may_begin = how.resume || is_same && (how.is_shard || !self.holds_runs()?);
-        if is_there && !may_begin {
+        if before.is_some() && !may_begin {
             let which = match how.is_shard {
                 true => "another",
                 false => "a",
@@ -145,33 +130,84 @@ impl Folder {
                 self.0.display()
             )));
         }
-        match is_there && !is_same {
-            true => hold.while_alone(|| self.set_up(study))?,
-            false => self.set_up(study)?,
+        let trains = !self.are_finished(runs)?;
+        let note = match changed {
+            None => None,
+            Some(before) => {
+                self.check_rungs(study)?;
+                let differences = in_words(&before.file, &study.file);
+                // A study of which no run was begun says nothing that anybody could rely on.
+                Some(match trains || !self.has_begun(&before.runs)? {
+                    true => {
+                        hold.while_alone(|| self.set_up(study))?;
+                        format!(
+                            "the study differs from the one this folder was begun with \
+                             ({differences}); runs of both are kept"
+                        )
+                    }
+                    false => format!(
+                        "nothing is left to train, so that {} stays as it is; this study differs \
+                         from it ({differences})",
+                        self.0.join(STUDY).display()
+                    ),
+                })
+            }
+        };
+        match (changed, trains) {
+            (None, true) => self.set_up(study)?,
+            _ => self.create_folders()?,
         }
         hold.has_begun();
-        Ok(Begun {
-            note: (is_there && !is_same).then(|| {
-                "the study differs from the one this folder was begun with; runs of both are kept"
-                    .into()
-            }),
-            _hold: hold,
-        })
+        Ok(Begun { note, _hold: hold })
     }
 
     /// Creates the folders, and writes the study unless what stands there says the same: it may be
-    /// somebody's own, with comments.
+    /// somebody's own, with comments. Then notes what was stated before the next run begins.
     pub(super) fn set_up(&self, study: &Study) -> Result<()> {
+        self.create_folders()?;
+        let before = match self.holds_study()? {
+            true => Some(self.study()?),
+            false => None,
+        };
+        // Whoever is killed in between finds by the study that the history is behind.
+        let mut history = self.history_or_begin(before.as_ref())?;
+        if before.as_ref().map(|before| &before.file) != Some(&study.file) {
+            files::write(self.0.join(STUDY), study.to_toml().as_bytes())?;
+        }
+        history.state(study, self)?;
+        self.write_history(&history)
+    }
+
+    fn create_folders(&self) -> Result<()> {
         for folder in [RUNS, WORK] {
             let folder = self.0.join(folder);
             if files::create_new_dir(&folder)? {
                 files::sync_parent(&folder)?;
             }
         }
-        match self.holds_study()? && self.study()?.file == study.file {
-            true => Ok(()),
-            false => files::write(self.0.join(STUDY), study.to_toml().as_bytes()).map(drop),
+        Ok(())
+    }
+
+    fn are_finished(&self, runs: &[Planned]) -> Result<bool> {
+        for run in runs {
+            if !self.is_finished(&run.id)? {
+                return Ok(false);
+            }
         }
+        Ok(true)
+    }
+
+    /// Whether any of these runs was begun here.
+    fn has_begun(&self, runs: &[Planned]) -> Result<bool> {
+        for run in runs {
+            let id = &run.id;
+            for path in [self.record_path(id), self.work(id), self.kept(id)] {
+                if files::exists(path)? {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
     }
 
     /// Whether any run was begun here.
@@ -222,70 +258,6 @@ impl Folder {
     /// If the system cannot tell.
     pub fn is_finished(&self, id: &str) -> Result<bool> {
         files::exists(self.record_path(id))
-    }
-
-    /// The record of a finished run, and whether it has a checksum.
-    fn record(&self, run: &Planned) -> Result<(RunRecord, bool)> {
-        let path = self.record_path(&run.id);
-        let bytes = files::read_small(&path, RECORD_LIMIT)?;
-        let value: Value = serde_json::from_slice(&bytes)
-            .map_err(|error| Error::format(&path, error.to_string()))?;
-        let opened = sealed::open::<RunRecord>(value, "")
-            .map_err(|problem| Error::format(&path, problem))?;
-        let is_sealed = opened.checksum.is_some();
-        let record = match is_sealed {
-            true => opened.content,
-            // Nothing says that no key is there twice.
-            false => serde_json::from_slice(&bytes)
-                .map_err(|error| Error::format(&path, error.to_string()))?,
-        };
-        match tied::problem(&record, run) {
-            None => Ok((record, is_sealed)),
-            Some(problem) => Err(Error::format(
-                path,
-                format!("{problem}; move the file away to have the run done again"),
-            )),
-        }
-    }
-
-    /// Records of those of the runs that are finished, in the order of the plan.
-    ///
-    /// # Errors
-    /// As [`Folder::read`].
-    pub fn records(&self, runs: &[Planned]) -> Result<Vec<RunRecord>> {
-        self.read(runs).map(|read| read.records)
-    }
-
-    /// Records of those of the runs that are finished, in the order of the plan.
-    ///
-    /// # Errors
-    /// If one cannot be read, is damaged, is not that of its run, or they were not all trained on the
-    /// same data.
-    pub fn read(&self, runs: &[Planned]) -> Result<Records> {
-        let mut records = Vec::new();
-        let mut without_checksum = 0;
-        for run in runs {
-            if !self.is_finished(&run.id)? {
-                continue;
-            }
-            let (record, is_sealed) = self.record(run)?;
-            without_checksum += usize::from(!is_sealed);
-            // The same numbers may have another name in this plan.
-            let cell = run.cell.clone();
-            records.push(RunRecord { cell, ..record });
-        }
-        check_same_data(&records)?;
-        Ok(Records {
-            records,
-            without_checksum,
-        })
-    }
-
-    pub(super) fn write_record(&self, record: &RunRecord) -> Result<()> {
-        let path = self.record_path(&record.id);
-        let (text, _) =
-            sealed::seal(record, "").map_err(|error| Error::format(&path, error.to_string()))?;
-        files::write(path, text.as_bytes()).map(drop)
     }
 
     /// Ends a run: moves what it has worked on to `kept/` and writes its record, or writes the record
@@ -394,70 +366,12 @@ impl Folder {
             false => Ok(()),
         }
     }
-
-    /// What successive halving has decided so far.
-    pub(super) fn rungs(&self) -> Result<Vec<Rung>> {
-        let path = self.0.join(HALVING);
-        if !files::exists(&path)? {
-            return Ok(Vec::new());
-        }
-        let bytes = files::read_small(&path, RECORD_LIMIT)?;
-        read_rungs(&bytes).map_err(|problem| Error::format(path, problem))
-    }
-
-    pub(super) fn write_rungs(&self, rungs: &[Rung]) -> Result<()> {
-        let path = self.0.join(HALVING);
-        let text = rungs_text(rungs).map_err(|error| Error::format(&path, error.to_string()))?;
-        files::write(path, text.as_bytes()).map(drop)
-    }
-}
-
-/// Every rung has a checksum in which those before it take part.
-fn rungs_text(rungs: &[Rung]) -> serde_json::Result<String> {
-    let mut texts = Vec::new();
-    let mut before = String::new();
-    for rung in rungs {
-        let (text, sum) = sealed::seal(rung, &before)?;
-        texts.push(text);
-        before = sum;
-    }
-    Ok(format!("[{}]", texts.join(",")))
-}
-
-fn read_rungs(bytes: &[u8]) -> Result<Vec<Rung>, String> {
-    let values: Vec<Value> = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-    let mut rungs = Vec::new();
-    let mut before = String::new();
-    for value in values {
-        let opened = sealed::open(value, &before)?;
-        rungs.push(opened.content);
-        before = opened.checksum.unwrap_or_default();
-    }
-    Ok(rungs)
 }
 
 fn rename(from: &Path, to: &Path) -> Result<()> {
     fs::rename(from, to).map_err(Error::io(to))?;
     files::sync_parent(to)?;
     files::sync_parent(from)
-}
-
-/// Runs of a study are compared, so that they must have read the same.
-pub(super) fn check_same_data<'a>(records: impl IntoIterator<Item = &'a RunRecord>) -> Result<()> {
-    let mut records = records.into_iter();
-    let Some(first) = records.next() else {
-        return Ok(());
-    };
-    match records.find(|record| record.data != first.data) {
-        None => Ok(()),
-        Some(other) => Err(Error::config(format!(
-            "{} was trained on other data (fingerprint {}) than {} (fingerprint {})",
-            other.cell.label(),
-            other.data,
-            first.cell.label(),
-            first.data
-        ))),
-    }
 }
 
 #[cfg(test)]

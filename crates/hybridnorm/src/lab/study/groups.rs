@@ -26,6 +26,12 @@ pub struct Group {
     pub verdict: Vec<String>,
     /// One sentence for each placement.
     pub sentences: Vec<String>,
+    /// How many of the records have no checksum, as those of earlier versions.
+    #[serde(default)]
+    pub without_checksum: usize,
+    /// How far the runs can be relied on, where something stands against it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub remarks: Vec<String>,
 }
 
 /// Analyses the recorded runs of those planned, each initialization and depth on its own.
@@ -57,6 +63,8 @@ pub fn groups<'a>(
             depth,
             verdict: analysis::verdict(&analysis),
             sentences: analysis.placements.iter().map(sentence).collect(),
+            without_checksum: 0,
+            remarks: Vec::new(),
             analysis,
         }
     };

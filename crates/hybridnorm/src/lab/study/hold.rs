@@ -159,15 +159,7 @@ fn remove(lock: &Lock, path: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn names(folder: &Path) -> Vec<String> {
-        let entries = fs::read_dir(folder).unwrap();
-        let mut names: Vec<String> = entries
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
-        names.sort();
-        names
-    }
+    use crate::files::tests::names;
 
     #[test]
     fn shards_stand_beside_each_other_and_a_whole_study_alone() {

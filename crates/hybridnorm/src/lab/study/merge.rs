@@ -1,11 +1,13 @@
 //! Joins what was done of one study in several folders.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use super::folder::{Folder, check_same_data};
+use super::folder::Folder;
+use super::history::History;
 use super::plan::Study;
 use super::record::RunRecord;
+use super::records::{check_same_data, name};
 use crate::error::{Error, Result};
 use crate::files::Locking;
 
@@ -41,27 +43,45 @@ pub fn merge(from: &[PathBuf], into: &Path, locking: Locking) -> Result<Merged> 
     // nobody else can change it.
     let target = Folder::new(into);
     let hold = target.hold(locking)?;
+    // These stay as they are, also where another folder has them with a checksum.
+    let mut unsealed = BTreeSet::new();
     if target.holds_study()? {
         found.add(&target, &study, first)?;
+        unsealed.extend(target.read(&study.runs)?.without_checksum);
     }
+    unsealed.extend(found.unsealed.iter().cloned());
     check_same_data(found.records.values())?;
     target.set_up(&study)?;
-    for record in found.records.values() {
-        if !target.is_finished(&record.id)? {
-            target.write_record(record)?;
+    // What was without a checksum stays so, and what was changed on the way is told here, too.
+    let mut history = target.history_or_begin(Some(&study))?;
+    history.without_checksum = unsealed.iter().map(|id| name(id)).collect();
+    if found.history.stated.len() > history.stated.len() {
+        history.stated = found.history.stated;
+    }
+    target.write_history(&history)?;
+    for (id, record) in &found.records {
+        if target.is_finished(id)? {
+            continue;
+        }
+        match unsealed.contains(id) {
+            true => target.write_unsealed(record)?,
+            false => target.write_record(record)?,
         }
     }
     hold.leave_no_trace();
     Ok(Merged {
         runs: found.records.len(),
-        without_checksum: found.without_checksum,
+        without_checksum: unsealed.len(),
     })
 }
 
 #[derive(Default)]
 struct Found {
     records: BTreeMap<String, RunRecord>,
-    without_checksum: usize,
+    /// Ids of those that have no checksum in any of the folders.
+    unsealed: BTreeSet<String>,
+    /// The longest.
+    history: History,
 }
 
 impl Found {
@@ -74,8 +94,13 @@ impl Found {
             )));
         }
         let read = folder.read(&study.runs)?;
-        self.without_checksum += read.without_checksum;
+        if let Some(history) = folder.history()?
+            && history.stated.len() > self.history.stated.len()
+        {
+            self.history = history;
+        }
         for record in read.records {
+            let is_unsealed = read.without_checksum.contains(&record.id);
             match self.records.get(&record.id) {
                 Some(other) if !other.is_same(&record) => {
                     return Err(Error::format(
@@ -86,8 +111,15 @@ impl Found {
                         ),
                     ));
                 }
-                Some(_) => {}
-                None => drop(self.records.insert(record.id.clone(), record)),
+                // One that has a checksum is known to be as it was written.
+                Some(_) if is_unsealed || !self.unsealed.contains(&record.id) => {}
+                Some(_) | None => {
+                    match is_unsealed {
+                        true => self.unsealed.insert(record.id.clone()),
+                        false => self.unsealed.remove(&record.id),
+                    };
+                    self.records.insert(record.id.clone(), record);
+                }
             }
         }
         Ok(())

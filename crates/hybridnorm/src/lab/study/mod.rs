@@ -4,24 +4,32 @@
 //! run is known by a hash of its configuration: what is finished is never done again, and what was
 //! interrupted goes on from its newest checkpoint.
 
+mod assess;
+mod consistent;
+mod difference;
 pub mod folder;
 mod groups;
+mod history;
 mod hold;
 mod merge;
 pub mod plan;
 pub mod record;
+mod records;
 pub mod run;
+mod rungs;
 mod runner;
 mod sealed;
 mod summary;
 mod tied;
 
-pub use folder::{Folder, Records};
+pub use assess::{Assessed, assess};
+pub use folder::Folder;
 pub(crate) use groups::group_name;
 pub use groups::{Group, groups, judged};
 pub use merge::{Merged, merge};
 pub use plan::{Planned, Study, StudyFile, StudySection};
 pub use record::{Cell, Ending, RunRecord};
+pub use records::Records;
 pub use runner::{Options, Shard, StudyEvent, run};
 pub use summary::of_directory as run_record;
 pub(crate) use summary::with_checkpoint as run_record_with_checkpoint;

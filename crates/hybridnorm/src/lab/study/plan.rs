@@ -114,6 +114,10 @@ pub struct Planned {
     pub cell: Cell,
     /// Its configuration.
     pub config: Config,
+    /// See [`StudySection::diverged_above`].
+    pub diverged_above: f64,
+    /// True if successive halving may leave it out.
+    pub may_be_halved: bool,
 }
 
 impl Study {
@@ -402,6 +406,8 @@ fn plan(
         id: id(&config, &file.study),
         cell,
         config,
+        diverged_above: file.study.diverged_above,
+        may_be_halved: file.study.halving.is_some(),
     })
 }
 

@@ -17,6 +17,8 @@ use crate::train::{Event, OpenOptions, Start, Trainer, rows};
 
 /// A run has learned more than token frequencies once its loss is this much below what they give, in nats.
 const LEARNED: f64 = 0.1;
+/// How the reason of a run begins that lost what it had learned.
+pub(super) const ROSE_AGAIN: &str = "the training loss rose again";
 
 /// How far a run came.
 #[derive(Debug)]
@@ -170,7 +172,7 @@ fn judge(trainer: &Trainer, work: &Path, record: &RunRecord, above: f64) -> Resu
     if let (Some((step, best)), Some(last)) = (best, record.train_loss)
         && last > best + above
     {
-        let reason = format!("the training loss rose again from {best:.3} to {last:.3} nats");
+        let reason = format!("{ROSE_AGAIN} from {best:.3} to {last:.3} nats");
         return Ok(Ending::Diverged { step, reason });
     }
     // Of ready tokens nobody knows the frequencies.

@@ -6,11 +6,12 @@ use std::str::FromStr;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use super::folder::{Begin, Folder, Rung};
+use super::folder::{Begin, Folder};
 use super::hold::Passing;
 use super::plan::{Halving, Planned, Study};
 use super::record::RunRecord;
 use super::run::{self, Came};
+use super::rungs::Rung;
 use crate::error::{Error, Result};
 use crate::files::Locking;
 use crate::train::Event;
@@ -108,16 +109,6 @@ pub fn run(
             "shard {shard}: with study.halving runs depend on each other and cannot be split"
         )));
     }
-    let how = Begin {
-        resume: options.resume,
-        is_shard: options.shard.is_some(),
-        locking: options.locking,
-    };
-    // Held until the end.
-    let begun = folder.begin(study, how)?;
-    if let Some(note) = &begun.note {
-        on_event(StudyEvent::Note(note.clone()));
-    }
     let chosen: Vec<Planned> = match options.shard {
         Some(Shard { index, of }) => {
             let own = study.runs.iter().skip(index - 1).step_by(of);
@@ -125,12 +116,22 @@ pub fn run(
         }
         None => study.runs.clone(),
     };
+    let how = Begin {
+        resume: options.resume,
+        is_shard: options.shard.is_some(),
+        locking: options.locking,
+    };
+    // Held until the end.
+    let begun = folder.begin(study, &chosen, how)?;
+    if let Some(note) = &begun.note {
+        on_event(StudyEvent::Note(note.clone()));
+    }
     // What is wrong with them shows before hours of work, not after.
     let finished = folder.read(&chosen)?;
-    if finished.without_checksum > 0 {
+    if !finished.without_checksum.is_empty() {
         on_event(StudyEvent::Note(format!(
-            "{} of {} records are of an earlier version and have no checksum",
-            finished.without_checksum,
+            "{} of {} records have no checksum, as those of earlier versions",
+            finished.without_checksum.len(),
             finished.records.len()
         )));
     }
@@ -291,11 +292,7 @@ impl Pass<'_> {
                 rungs.push(Rung { of, on });
                 self.folder.write_rungs(&rungs)?;
             } else if rungs[index].of != of {
-                return Err(Error::config(format!(
-                    "{}: successive halving has decided over other runs; a study with halving \
-                     cannot change, begin another one in another --out",
-                    self.folder.path().display()
-                )));
+                return Err(self.folder.other_rungs());
             }
             let goes_on = |run: &&Planned| rungs[index].on.contains(&run.id);
             let (on, out): (Vec<&Planned>, Vec<&Planned>) = alive.into_iter().partition(goes_on);

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::files;
 
-const KEY: &str = "sha256";
+pub(super) const KEY: &str = "sha256";
 
 /// What was read, and the checksum that it had.
 #[derive(Debug)]
@@ -50,6 +50,14 @@ pub(super) fn open<T: DeserializeOwned>(
         .map_err(|error| error.to_string())
 }
 
+/// What is said of something that must have a checksum and has none.
+pub(super) fn missing() -> String {
+    format!(
+        "has no checksum ({KEY}), as everything has that was written since this study was begun: it was \
+         changed"
+    )
+}
+
 fn checksum(value: &Value, before: &str) -> String {
     // Objects are sorted maps.
     files::sha256(format!("{before}{value}").as_bytes())
@@ -57,7 +65,7 @@ fn checksum(value: &Value, before: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::folder::Rung;
+    use super::super::rungs::Rung;
     use super::*;
 
     fn rung() -> Rung {

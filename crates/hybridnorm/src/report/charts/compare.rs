@@ -42,7 +42,7 @@ pub(in super::super) fn forest(view: &View, roster: &Roster) -> Option<Chart> {
     for (position, (name, comparison)) in compared.iter().enumerate() {
         let style = roster.style(name);
         let found = &comparison.difference;
-        let sure = comparison.verdict != Verdict::Indistinguishable;
+        let sure = matches!(comparison.verdict, Verdict::Better | Verdict::Worse);
         let marker = Marker::new()
             .color(color(style))
             .symbol(symbol(style, sure))

@@ -5,7 +5,7 @@ use plotly::common::{ErrorData, ErrorType, HoverInfo, Line, Marker, MarkerSymbol
 use plotly::layout::AxisType;
 
 use super::super::escape::plot_text;
-use super::super::format::{count, factor, loss, mean_sd, rate};
+use super::super::format::{count, loss, mean_sd, rate};
 use super::super::palette::{Roster, color, symbol};
 use super::super::view::{Rate, View};
 use super::{
@@ -22,13 +22,13 @@ pub(in super::super) struct Losses {
     pub(in super::super) chart: Chart,
     /// Whether some mean is that of several seeds.
     pub(in super::super) seeds: bool,
-    /// Whether some run diverged.
-    pub(in super::super) diverged: bool,
+    /// Whether some run was lost.
+    pub(in super::super) lost: bool,
     /// Whether a mean lies beyond the upper end.
     pub(in super::super) beyond: bool,
 }
 
-/// Mean loss against rate, with the runs and the diverged runs.
+/// Mean loss against rate, with the runs and the lost runs.
 pub(in super::super) fn losses(view: &View, roster: &Roster) -> Option<Losses> {
     let cells: Vec<(usize, &str, f64, Rate)> = (view.placements.iter().enumerate())
         .flat_map(|(position, &name)| {
@@ -39,8 +39,8 @@ pub(in super::super) fn losses(view: &View, roster: &Roster) -> Option<Losses> {
         .filter_map(|cell| Some(cell.3.summary()?.mean))
         .collect();
     let top = top(&means);
-    let diverged = cells.iter().any(|cell| cell.3.diverged > 0);
-    if means.is_empty() && !diverged {
+    let lost = cells.iter().any(|cell| cell.3.lost > 0);
+    if means.is_empty() && !lost {
         return None;
     }
     let (low, high) = top.unwrap_or((0.0, 1.0));
@@ -61,7 +61,7 @@ pub(in super::super) fn losses(view: &View, roster: &Roster) -> Option<Losses> {
     for &name in &view.placements {
         let cells = cells
             .iter()
-            .filter(|cell| cell.1 == name && cell.3.diverged > 0);
+            .filter(|cell| cell.1 == name && cell.3.lost > 0);
         crosses(
             &mut figure,
             roster.style(name),
@@ -84,7 +84,7 @@ pub(in super::super) fn losses(view: &View, roster: &Roster) -> Option<Losses> {
     Some(Losses {
         chart,
         seeds: cells.iter().any(|cell| cell.3.losses.len() > 1),
-        diverged,
+        lost,
         beyond: means.iter().any(|mean| *mean > high),
     })
 }
@@ -188,7 +188,7 @@ fn tidy(value: f64) -> f64 {
     short(value).unwrap_or(0.0)
 }
 
-/// Diverged runs as crosses at the upper edge, side by side.
+/// Lost runs as crosses at the upper edge, side by side.
 fn crosses<'a: 'b, 'b>(
     figure: &mut Figure,
     style: usize,
@@ -203,10 +203,10 @@ fn crosses<'a: 'b, 'b>(
         x.push(short(lr * 10_f64.powf(0.02 * aside)));
         y.push(edge);
         text.push(format!(
-            "{}, {}: {} of {} diverged",
+            "{}, {}: {} of {} lost",
             plot_text(name),
             rate(*lr),
-            found.diverged,
+            found.lost,
             found.runs
         ));
     }
@@ -253,10 +253,9 @@ pub(in super::super) fn tolerance(view: &View, roster: &Roster) -> Option<Chart>
         let at = height_of(position);
         if let Some(span) = &summary.tolerance {
             let text = format!(
-                "{name}: {} to {}, {}",
+                "{name}: {} to {} of the rates tried",
                 rate(span.low),
-                rate(span.high),
-                factor(span.factor)
+                rate(span.high)
             );
             let bar = Scatter::new(vec![span.low, span.high], vec![at, at])
                 .mode(Mode::LinesMarkers)
@@ -275,7 +274,7 @@ pub(in super::super) fn tolerance(view: &View, roster: &Roster) -> Option<Chart>
             stable.push(
                 lr,
                 at,
-                format!("{name}: no run diverged up to {}", rate(lr)),
+                format!("{name}: no run was lost up to {}", rate(lr)),
             );
         }
     }

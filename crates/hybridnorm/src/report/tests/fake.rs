@@ -261,6 +261,8 @@ fn group(name: &str, init: Option<&str>, runs: &[RunRecord]) -> Group {
         sentences: (analysis.placements.iter())
             .map(|placement| sentence(placement, &analysis) + ".")
             .collect(),
+        without_checksum: 0,
+        remarks: Vec::new(),
         analysis,
     }
 }

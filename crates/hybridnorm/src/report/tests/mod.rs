@@ -328,7 +328,7 @@ fn tables_have_the_numbers_of_the_document() {
 }
 
 #[test]
-fn diverged_runs_are_crosses_and_are_told_in_tables() {
+fn lost_runs_are_crosses_and_are_told_in_tables() {
     let document = fake::study();
     let page = html(&document);
     let charts = json_of(&page, "charts");
@@ -349,8 +349,8 @@ fn diverged_runs_are_crosses_and_are_told_in_tables() {
     cells.dedup();
     assert!(!cells.is_empty());
     assert_eq!(crosses, cells.len());
-    assert!(page.contains("of 3 diverged</small>"));
-    assert!(markdown(&document).contains("of 3 diverged"));
+    assert!(page.contains("of 3 lost</small>"));
+    assert!(markdown(&document).contains("of 3 lost"));
 }
 
 #[test]

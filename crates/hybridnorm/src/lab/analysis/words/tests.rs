@@ -1,7 +1,7 @@
 //! What is said of small studies made by hand.
 
-use super::super::tests::{compared, point, runs, study};
-use super::super::{Outcome, Point, Rules, analyse};
+use super::super::tests::{compared, point, runs, study, valleys};
+use super::super::{Outcome, Point, Rules, analyse, analyse_planned};
 use super::*;
 
 fn said(points: &[Point], name: &str) -> String {
@@ -45,13 +45,15 @@ fn sentences_know_when_seeds_do_not_help() {
     assert_eq!(
         said(&[base.clone(), nearly].concat(), "x"),
         "x is not distinguishable from pre-norm at 3 seeds (difference 0.00 nats, 95 % interval \
-         -0.50 to 0.50, margin 0.01 nats); the difference seen is within the margin"
+         -0.50 to 0.50, margin 0.01 nats); the difference seen is within the margin; this holds at \
+         learning rate 0.001 only, since no other was tried"
     );
     let equal = runs("x", 1e-3, &[3.0, 3.1, 3.0]);
     assert_eq!(
         said(&[base.clone(), equal].concat(), "x"),
         "x is not distinguishable from pre-norm at 3 seeds (difference 0.000 nats, 95 % interval \
-         0.000 to 0.000, margin 0.01 nats); no difference at all was seen"
+         0.000 to 0.000, margin 0.01 nats); no difference at all was seen; this holds at learning rate \
+         0.001 only, since no other was tried"
     );
     let single = runs("x", 1e-3, &[3.0]);
     assert_eq!(
@@ -125,6 +127,36 @@ fn verdict_of_a_tie_within_noise() {
 }
 
 #[test]
+fn equivalence_is_said_as_such() {
+    let points = valleys(&[
+        ("pre-norm", &[3.0, 3.1, 3.2, 3.3]),
+        ("x", &[3.001, 3.101, 3.2012, 3.3012]),
+    ]);
+    assert_eq!(
+        said(&points, "x"),
+        "x is equivalent to pre-norm within the margin of 0.01 nats (difference 0.00110 nats, 95 % \
+         interval 0.00092 to 0.00128, 4 seeds)"
+    );
+    let text = verdict(&analyse(&points, &Rules::default())).join(" ");
+    assert!(text.contains("; equivalent to the baseline: x"), "{text}");
+    assert!(
+        text.contains("nothing that was compared is left undecided"),
+        "{text}"
+    );
+    assert!(!text.contains("not distinguishable"), "{text}");
+}
+
+#[test]
+fn a_study_without_any_record_is_incomplete() {
+    let text = verdict(&analyse_planned(&[], 6, &Rules::default()));
+    assert!(
+        text[0].starts_with("Incomplete: 0 of 6 runs are recorded."),
+        "{text:?}"
+    );
+    assert!(text[1].starts_with("Nothing is known"), "{text:?}");
+}
+
+#[test]
 fn verdict_of_poor_studies() {
     let rules = Rules::default();
     let said = |points: &[Point]| verdict(&analyse(points, &rules));
@@ -144,7 +176,9 @@ fn verdict_of_poor_studies() {
             "x has the lowest mean validation loss (2.000 nats at learning rate 0.001, 1 seed), but \
              is not compared with the baseline, pre-norm.",
             calm,
-            "Nothing is called better or worse: fewer than 2 seeds in common with the baseline.",
+            "Nothing is called better or worse: fewer than 2 seeds in common with the baseline; warning: \
+             the best learning rate is the only one tried for pre-norm and x, so that a better one may lie \
+             outside.",
         ]
     );
     assert_eq!(
@@ -156,7 +190,8 @@ fn verdict_of_poor_studies() {
             "y has the lowest mean validation loss (2.050 nats at learning rate 0.001, 2 seeds); the \
              study has no runs of the baseline, pre-norm.",
             calm,
-            "Nothing is called better or worse: the study has no runs of the baseline.",
+            "Nothing is called better or worse: the study has no runs of the baseline; warning: the best \
+             learning rate is the only one tried for x and y, so that a better one may lie outside.",
         ]
     );
     assert_eq!(

@@ -1,4 +1,8 @@
-use super::super::record::{Cost, Curve, Ending};
+use serde_json::Value;
+
+use super::super::record::{Cost, Curve, Ending, Evaluation};
+use super::super::rungs::HALVING;
+use super::super::sealed;
 use super::*;
 use crate::train::spikes;
 
@@ -40,16 +44,19 @@ fn record_of(run: &Planned) -> RunRecord {
         steps: 4,
         tokens: 64,
         validation_loss: Some(4.854_457_018_012_825),
-        train_loss: Some(1e-7),
+        train_loss: Some(4.500_001),
         max_grad_norm: 4.7,
         spikes: spikes::Counts::default(),
         curve: Curve {
-            step: vec![1, 4],
-            loss: vec![8.056_673, 0.1],
-            grad_norm: vec![f32::MAX, 3.0],
-            update_norm: vec![0.0, 1e-30],
+            step: vec![1, 2, 3, 4],
+            loss: vec![8.056_673, 7.5, 5.0, 4.5],
+            grad_norm: vec![f32::MAX, 3.0, 1.0, 1.0],
+            update_norm: vec![0.0, 1e-30, 1.0, 1.0],
         },
-        validation: Vec::new(),
+        validation: vec![Evaluation {
+            step: 4,
+            loss: 4.854_457_018_012_825,
+        }],
         layers: Vec::new(),
         cost: Cost {
             tokens_per_second: 1.5,
@@ -88,7 +95,7 @@ impl Place {
             is_shard: false,
             locking: Locking::Required,
         };
-        self.folder.begin(&self.study, how)
+        self.folder.begin(&self.study, &self.study.runs, how)
     }
 
     fn run(&self) -> &Planned {
@@ -127,38 +134,85 @@ fn a_flipped_bit_is_refused_or_changes_nothing() {
 }
 
 #[test]
-fn a_flipped_bit_in_what_halving_decided_is_refused_or_changes_nothing() {
-    let rungs = [["a", "b", "c"], ["b", "c", "d"]].map(|ids| Rung {
-        of: ids.map(str::to_owned).to_vec(),
-        on: vec![ids[0].to_owned()],
-    });
-    let whole = rungs_text(&rungs).unwrap();
-    assert_eq!(read_rungs(whole.as_bytes()).unwrap(), rungs);
-    for bit in 0..whole.len() * 8 {
-        let mut bytes = whole.clone().into_bytes();
-        bytes[bit / 8] ^= 1 << (bit % 8);
-        if let Ok(read) = read_rungs(&bytes) {
-            assert_eq!(read, rungs, "bit {bit}");
-        }
-    }
-    // Of an earlier version; and rungs of another order.
-    let old = serde_json::to_vec(&rungs).unwrap();
-    assert_eq!(read_rungs(&old).unwrap(), rungs);
-    let mut values: Vec<Value> = serde_json::from_str(&whole).unwrap();
-    values.swap(0, 1);
-    assert!(read_rungs(&serde_json::to_vec(&values).unwrap()).is_err());
-}
-
-#[test]
 fn records_of_earlier_versions_are_read_and_counted() {
     let place = Place::new();
     let [first, second] = [0, 1].map(|index| record_of(&place.study.runs[index]));
     place.folder.write_record(&first).unwrap();
     let path = place.folder.record_path(&second.id);
     fs::write(path, serde_json::to_vec(&second).unwrap()).unwrap();
+    // Not where this version began the study.
+    let found = place.read().unwrap_err().to_string();
+    assert!(found.contains("has no checksum"), "{found}");
+    fs::remove_file(place.folder.path().join(HISTORY)).unwrap();
     let read = place.folder.read(&place.study.runs).unwrap();
-    assert_eq!(read.records, [first, second]);
-    assert_eq!(read.without_checksum, 1);
+    assert_eq!(read.records, [first.clone(), second.clone()]);
+    assert_eq!(read.without_checksum, std::slice::from_ref(&second.id));
+    // From now on no other may be without one.
+    place.folder.set_up(&place.study).unwrap();
+    let read = place.folder.read(&place.study.runs).unwrap();
+    assert_eq!(read.without_checksum, [second.id]);
+    let path = place.folder.record_path(&first.id);
+    fs::write(path, serde_json::to_vec(&first).unwrap()).unwrap();
+    assert!(place.read().is_err());
+}
+
+#[test]
+fn what_was_stated_is_kept_and_changes_are_told() {
+    let place = Place::new();
+    let (folder, study) = (&place.folder, &place.study);
+    let with = |change: &dyn Fn(&mut super::super::StudyFile)| {
+        let mut file = study.file.clone();
+        change(&mut file);
+        Study::new(file).unwrap()
+    };
+    let wider = with(&|file| file.study.rules.margin = 0.5);
+    let longer = with(&|file| file.train.steps = 9);
+    let kept = with(&|file| file.study.keep_runs = true);
+    // Before there are results everything may change.
+    folder.set_up(&wider).unwrap();
+    folder.set_up(study).unwrap();
+    assert!(folder.changes(&longer).unwrap().is_empty());
+    folder.write_record(&record_of(place.run())).unwrap();
+    assert!(folder.changes(study).unwrap().is_empty());
+    assert!(folder.changes(&kept).unwrap().is_empty());
+    let said = "study.rules.margin from 0.01 to 0.5 after 1 of 4 runs had ended";
+    assert_eq!(folder.changes(&wider).unwrap(), [said]);
+    let last = "train.steps from 4 to 9 after 1 of 4 runs had ended";
+    assert_eq!(folder.changes(&longer).unwrap(), [last]);
+    // As if it was begun, and somebody returned to what was before.
+    folder.set_up(&longer).unwrap();
+    assert_eq!(folder.changes(&longer).unwrap(), [last]);
+    assert!(folder.changes(study).unwrap().is_empty());
+    folder.set_up(&wider).unwrap();
+    folder.write_record(&record_of(&study.runs[1])).unwrap();
+    assert_eq!(
+        folder.changes(study).unwrap(),
+        [
+            said,
+            "study.rules.margin from 0.5 to 0.01 after 2 of 4 runs had ended"
+        ]
+    );
+    // It must have its checksum, too.
+    let path = folder.path().join(HISTORY);
+    let whole = fs::read_to_string(&path).unwrap();
+    fs::write(&path, whole.replace("margin = 0.01", "margin = 0.50")).unwrap();
+    assert!(
+        folder
+            .changes(study)
+            .unwrap_err()
+            .to_string()
+            .contains("checksum")
+    );
+    let mut value: Value = serde_json::from_str(&whole).unwrap();
+    value.as_object_mut().unwrap().remove(sealed::KEY).unwrap();
+    fs::write(&path, value.to_string()).unwrap();
+    assert!(
+        place
+            .read()
+            .unwrap_err()
+            .to_string()
+            .contains("no checksum")
+    );
 }
 
 #[test]
@@ -194,6 +248,70 @@ fn records_that_do_not_match_their_plan_are_refused() {
         (
             changed(&|record| record.steps = 3),
             "finished after 3 steps, the plan has 4",
+        ),
+        (
+            changed(&|record| record.validation_loss = Some(3.0)),
+            "validation loss of 3 nats, but the last",
+        ),
+        (
+            changed(&|record| record.validation_loss = None),
+            "has no validation loss",
+        ),
+        (
+            changed(&|record| record.train_loss = None),
+            "has no training loss",
+        ),
+        (
+            changed(&|record| record.validation.clear()),
+            "not among those on the way",
+        ),
+        (
+            changed(&|record| record.validation[0].step = 5),
+            "at steps that it did not do",
+        ),
+        (
+            changed(&|record| record.train_loss = Some(4.6)),
+            "its curve ends between 4.5000 and 4.5000",
+        ),
+        (
+            changed(&|record| record.curve.step[3] = 5),
+            "does not end at its last step, 4",
+        ),
+        (
+            changed(&|record| record.curve.grad_norm.truncate(3)),
+            "has gaps",
+        ),
+        (
+            changed(&|record| {
+                record.curve.loss[1] = 3.9;
+            }),
+            "is said to be finished, but its training loss rose by more than 0.5 nats",
+        ),
+        (
+            changed(&|record| {
+                record.ending = Ending::Diverged {
+                    step: 2,
+                    reason: "the training loss rose again from 3.000 to 4.500 nats".into(),
+                }
+            }),
+            "is said to have lost what it had learned",
+        ),
+        (
+            changed(&|record| {
+                record.ending = Ending::Diverged {
+                    step: 5,
+                    reason: "not finite".into(),
+                }
+            }),
+            "diverged after step 5, the plan has 4",
+        ),
+        (
+            changed(&|record| record.ending = Ending::Halved { step: 4 }),
+            "successive halving, and the study has none",
+        ),
+        (
+            changed(&|record| record.cost.tokens_per_second = -1.0),
+            "speed of -1 tokens/s",
         ),
         (
             changed(&|record| record.ending = Ending::Unfinished { step: 2 }),
@@ -289,7 +407,11 @@ fn a_study_is_looked_at_and_written_only_by_its_holder() {
         locking: Locking::Required,
     };
     for how in [how(false, false), how(true, false), how(true, true)] {
-        let found = place.folder.begin(&other, how).unwrap_err().to_string();
+        let found = place
+            .folder
+            .begin(&other, &other.runs, how)
+            .unwrap_err()
+            .to_string();
         assert!(
             found.contains("another process works on this study"),
             "{found}"
@@ -299,18 +421,42 @@ fn a_study_is_looked_at_and_written_only_by_its_holder() {
     drop(holder);
     // What left no run behind is begun again; another study is not.
     place.begin(false).unwrap();
-    assert!(place.folder.begin(&other, how(false, false)).is_err());
-    assert!(place.folder.begin(&other, how(false, true)).is_err());
+    assert!(
+        place
+            .folder
+            .begin(&other, &other.runs, how(false, false))
+            .is_err()
+    );
+    assert!(
+        place
+            .folder
+            .begin(&other, &other.runs, how(false, true))
+            .is_err()
+    );
     // Shards of one study stand beside each other; one of a changed study waits for their end.
-    let one = place.folder.begin(&place.study, how(false, true)).unwrap();
-    let two = place.folder.begin(&place.study, how(false, true)).unwrap();
-    assert!(place.folder.begin(&other, how(true, true)).is_err());
+    let one = place
+        .folder
+        .begin(&place.study, &place.study.runs, how(false, true))
+        .unwrap();
+    let two = place
+        .folder
+        .begin(&place.study, &place.study.runs, how(false, true))
+        .unwrap();
+    assert!(
+        place
+            .folder
+            .begin(&other, &other.runs, how(true, true))
+            .is_err()
+    );
     assert_eq!(fs::read(&path).unwrap(), before);
     drop((one, two));
     place.folder.write_record(&record_of(place.run())).unwrap();
     let found = place.begin(false).unwrap_err().to_string();
     assert!(found.contains("already holds a study"), "{found}");
-    let changed = place.folder.begin(&other, how(true, true)).unwrap();
+    let changed = place
+        .folder
+        .begin(&other, &other.runs, how(true, true))
+        .unwrap();
     assert!(changed.note.is_some());
     assert_ne!(fs::read(&path).unwrap(), before);
 }
@@ -319,7 +465,7 @@ fn a_study_is_looked_at_and_written_only_by_its_holder() {
 fn what_killed_writers_left_goes() {
     let place = Place::new();
     let folder = place.folder.path();
-    let left = ["study.toml", "halving.json", "runs/x.json", "kept/y"]
+    let left = ["study.toml", HISTORY, HALVING, "runs/x.json", "kept/y"]
         .map(|name| folder.join(format!("{name}.0123456789abcdef.partial")));
     fs::create_dir(folder.join(KEPT)).unwrap();
     for path in &left {
@@ -336,6 +482,9 @@ fn the_records_of_the_repository_match_their_plans() {
         let folder = Folder::new(studies.join(name));
         let study = folder.study().unwrap();
         let read = folder.read(&study.runs).unwrap();
-        assert_eq!((read.records.len(), read.without_checksum), (runs, runs));
+        assert_eq!(
+            (read.records.len(), read.without_checksum.len()),
+            (runs, runs)
+        );
     }
 }

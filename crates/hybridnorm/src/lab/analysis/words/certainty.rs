@@ -1,0 +1,137 @@
+//! The third sentence of a verdict: how sure the others are.
+
+use super::super::super::stats;
+use super::super::show::{Digits, counts, list, seeds};
+use super::super::{Analysis, Comparison, Edge, Verdict};
+use super::compared;
+
+/// The third sentence: how much data, what was corrected for, what stays open.
+pub(super) fn certainty(analysis: &Analysis) -> String {
+    let mut text = match compared(analysis).count() {
+        0 => "Nothing is called better or worse".to_owned(),
+        comparisons => basis(analysis, comparisons),
+    };
+    text += &missing(analysis);
+    if compared(analysis).count() > 0 {
+        text += &format!("; {}", open(analysis));
+    }
+    text + &edges(analysis) + "."
+}
+
+/// How much data, and what was corrected for.
+fn basis(analysis: &Analysis, comparisons: usize) -> String {
+    let pairs = compared(analysis).map(|(_, against)| against.pairs as u64);
+    let rates = (analysis.placements.iter()).map(|entry| entry.rates.len() as u64);
+    let all = match comparisons {
+        1 => String::new(),
+        _ => format!(" and for {} comparisons", analysis.comparisons()),
+    };
+    format!(
+        "This rests on {}, each placement at the best of {}, with intervals and p values corrected for \
+         choosing that rate{all}; a difference within {} nats is never called one",
+        counts(pairs, "seed"),
+        counts(rates, "learning rate"),
+        analysis.rules.margin,
+    )
+}
+
+/// Which comparisons are missing, and why.
+fn missing(analysis: &Analysis) -> String {
+    let mut grouped: Vec<(&str, Vec<&str>)> = Vec::new();
+    for entry in &analysis.placements {
+        let Some(reason) = entry.why_not.as_deref() else {
+            continue;
+        };
+        match grouped.iter_mut().find(|(known, _)| *known == reason) {
+            Some((_, names)) => names.push(&entry.placement),
+            None => grouped.push((reason, vec![&entry.placement])),
+        }
+    }
+    let nothing = compared(analysis).count() == 0;
+    match grouped.as_slice() {
+        [] if nothing => ", since there is no placement besides the baseline".to_owned(),
+        [(reason, _)] if nothing => format!(": {reason}"),
+        groups => (groups.iter())
+            .map(|(reason, names)| format!("; not compared: {} ({reason})", list(names)))
+            .collect(),
+    }
+}
+
+/// What is not distinguishable, and what it would take.
+fn open(analysis: &Analysis) -> String {
+    let baseline = &analysis.rules.baseline;
+    let mut open: Vec<_> = compared(analysis)
+        .filter(|(_, against)| against.verdict == Verdict::Indistinguishable)
+        .collect();
+    if open.is_empty() {
+        return format!("nothing that was compared is left undecided against {baseline}");
+    }
+    let names: Vec<&str> = open
+        .iter()
+        .map(|(entry, _)| entry.placement.as_str())
+        .collect();
+    let size = |against: &Comparison| against.difference.mean.abs();
+    open.sort_by(|a, b| size(a.1).total_cmp(&size(b.1)));
+    let typical = open[open.len() / 2].1;
+    let what = match names.len() {
+        1 => "a difference as large as the one seen",
+        _ => "a difference of the size that is typical there",
+    };
+    let nats = Digits::of_size(size(typical)).show(size(typical));
+    let resolving = resolving(
+        typical,
+        analysis.rules.margin,
+        &format!("{what} ({nats} nats)"),
+    );
+    format!(
+        "not distinguishable from {baseline}: {}, where {resolving}",
+        list(&names)
+    )
+}
+
+/// How many seeds a difference would take.
+pub(super) fn resolving(against: &Comparison, margin: f64, difference: &str) -> String {
+    match against.seeds_to_resolve {
+        Some(count) => format!(
+            "a new study with about {} would resolve {difference} (adding seeds to this one until it is \
+             found would not be a test)",
+            counts([count].into_iter(), "fresh seed")
+        ),
+        None if against.difference.mean == 0.0 => "no difference at all was seen".to_owned(),
+        None if against.difference.mean.abs() <= margin => {
+            "the difference seen is within the margin".to_owned()
+        }
+        None => format!(
+            "more than {} would be needed to resolve {difference}",
+            seeds(stats::MOST_SEEDS)
+        ),
+    }
+}
+
+/// A warning for best rates at an end of those tried, or nothing.
+fn edges(analysis: &Analysis) -> String {
+    let at = |edge: Edge| -> Vec<&str> {
+        let edged = analysis
+            .placements
+            .iter()
+            .filter(|entry| entry.best.as_ref().and_then(|best| best.at_edge) == Some(edge));
+        edged.map(|entry| entry.placement.as_str()).collect()
+    };
+    let part = |edge: Edge, word: &str| {
+        let names = at(edge);
+        (!names.is_empty()).then(|| format!("the {word} tried for {}", list(&names)))
+    };
+    let parts = [
+        part(Edge::Lowest, "lowest"),
+        part(Edge::Highest, "highest"),
+        part(Edge::Only, "only one"),
+    ];
+    let parts: Vec<String> = (parts.into_iter()).flatten().collect();
+    if parts.is_empty() {
+        return String::new();
+    }
+    format!(
+        "; warning: the best learning rate is {}, so that a better one may lie outside",
+        parts.join(" and ")
+    )
+}

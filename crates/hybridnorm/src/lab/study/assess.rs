@@ -1,0 +1,71 @@
+//! A study's folder, read and analysed.
+
+use super::folder::Folder;
+use super::groups::{Group, groups};
+use super::plan::Study;
+use super::record::RunRecord;
+use super::records::Records;
+use crate::digits::grouped;
+use crate::error::Result;
+
+/// The finished runs of a study, and what they say.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Assessed {
+    /// In the order of the plan.
+    pub records: Vec<RunRecord>,
+    /// One entry an initialization and depth.
+    pub groups: Vec<Group>,
+}
+
+/// Reads the finished runs of a study in a folder and analyses them, with what the folder tells about how
+/// far they can be relied on.
+///
+/// # Errors
+/// As [`Folder::read`].
+pub fn assess(folder: &Folder, study: &Study) -> Result<Assessed> {
+    let Records {
+        records,
+        without_checksum,
+    } = folder.read(&study.runs)?;
+    let changes = folder.changes(study)?;
+    let planned = study.runs.iter().map(|run| &run.cell);
+    let mut groups = groups(&records, planned, &study.file.study.rules);
+    for group in &mut groups {
+        let of_group = |record: &&RunRecord| {
+            (&record.cell.init, record.cell.depth) == (&group.init, group.depth)
+        };
+        let ids = records.iter().filter(of_group).map(|record| &record.id);
+        let count = ids
+            .clone()
+            .filter(|id| without_checksum.contains(id))
+            .count();
+        group.without_checksum = count;
+        group.remarks = [unchecked(count, ids.count()), changed(&changes)]
+            .into_iter()
+            .flatten()
+            .collect();
+    }
+    Ok(Assessed { records, groups })
+}
+
+/// That records have no checksum.
+fn unchecked(count: usize, of: usize) -> Option<String> {
+    (count > 0).then(|| {
+        format!(
+            "Not checked: {} of {} records have no checksum, as those of earlier versions; whether they \
+             are as they were written is not known.",
+            grouped(count as u64),
+            grouped(of as u64)
+        )
+    })
+}
+
+/// What was changed when results were there.
+fn changed(changes: &[String]) -> Option<String> {
+    (!changes.is_empty()).then(|| {
+        format!(
+            "Changed when results were there: {}. Intervals and p values do not allow for that.",
+            changes.join("; ")
+        )
+    })
+}

@@ -1,0 +1,218 @@
+//! `history.json` of a study: what it stated whenever runs of it began, and which of its files have no
+//! checksum.
+//!
+//! A rule that is changed when results are there is no rule stated beforehand. A file without a
+//! checksum is one of an earlier version, or one that somebody changed: which were there when this
+//! version came is written down, so that all others must have one.
+
+use std::fs;
+use std::io;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::difference;
+use super::folder::{Folder, RUNS};
+use super::plan::{Study, StudyFile};
+use super::records::RECORD_LIMIT;
+use super::rungs::HALVING;
+use super::sealed;
+use crate::error::{Error, Result};
+use crate::files;
+
+pub(super) const HISTORY: &str = "history.json";
+
+/// What the file holds.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct History {
+    /// Files of the folder that earlier versions wrote without a checksum.
+    pub without_checksum: Vec<String>,
+    /// Studies under which runs ended, and the one under which the next ones will.
+    pub stated: Vec<Stated>,
+}
+
+/// What a study said when runs of it began.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Stated {
+    /// The study, as TOML.
+    pub study: String,
+    /// Records of any runs that the folder held by then.
+    pub records: usize,
+    /// How many runs of the study as it was before had ended by then.
+    pub ended: usize,
+    /// Of how many.
+    pub of: usize,
+}
+
+impl History {
+    /// True if a file may be without a checksum.
+    pub fn lacks(&self, name: &str) -> bool {
+        self.without_checksum.iter().any(|known| known == name)
+    }
+
+    /// Notes that runs of this study begin now.
+    pub fn state(&mut self, study: &Study, folder: &Folder) -> Result<()> {
+        let records = folder.record_names()?.len();
+        // What no run ended under decided nothing.
+        while self
+            .stated
+            .last()
+            .is_some_and(|last| last.records == records)
+        {
+            self.stated.pop();
+        }
+        let (ended, of) = match self.stated.last() {
+            None => (0, 0),
+            Some(last) => {
+                let before = Study::parse(&last.study, &[])?;
+                if before.file == study.file {
+                    return Ok(());
+                }
+                let mut ended = 0;
+                for run in &before.runs {
+                    ended += usize::from(folder.is_finished(&run.id)?);
+                }
+                (ended, before.runs.len())
+            }
+        };
+        self.stated.push(Stated {
+            study: study.to_toml(),
+            records,
+            ended,
+            of,
+        });
+        Ok(())
+    }
+
+    /// What was changed when results were there, one entry a key.
+    fn changes(&self) -> Result<Vec<String>> {
+        let mut changes = Vec::new();
+        let mut before: Option<StudyFile> = None;
+        for stated in &self.stated {
+            let file = judged_by(Study::parse(&stated.study, &[])?.file);
+            if let Some(before) = &before {
+                for difference in difference::all(before, &file) {
+                    changes.push(format!(
+                        "{difference} after {} of {} runs had ended",
+                        stated.ended, stated.of
+                    ));
+                }
+            }
+            before = Some(file);
+        }
+        Ok(changes)
+    }
+}
+
+impl Folder {
+    /// What is known of how the study went; `None` where only earlier versions worked.
+    pub(super) fn history(&self) -> Result<Option<History>> {
+        let path = self.path().join(HISTORY);
+        if !files::exists(&path)? {
+            return Ok(None);
+        }
+        let bytes = files::read_small(&path, RECORD_LIMIT)?;
+        let opened = serde_json::from_slice(&bytes)
+            .map_err(|error| error.to_string())
+            .and_then(|value| sealed::open::<History>(value, ""));
+        match opened {
+            Ok(opened) if opened.checksum.is_some() => Ok(Some(opened.content)),
+            Ok(_) => Err(Error::format(path, sealed::missing())),
+            Err(problem) => Err(Error::format(path, problem)),
+        }
+    }
+
+    /// The history, or the beginning of one in a folder with a study of an earlier version.
+    pub(super) fn history_or_begin(&self, before: Option<&Study>) -> Result<History> {
+        if let Some(history) = self.history()? {
+            return Ok(history);
+        }
+        let mut without_checksum = Vec::new();
+        let names = self.record_names()?;
+        let records = names.len();
+        for name in names.into_iter().chain([HALVING.to_owned()]) {
+            if self.is_unsealed(&name)? {
+                without_checksum.push(name);
+            }
+        }
+        let before = before.filter(|_| records > 0);
+        let stated = before.map(|study| Stated {
+            study: study.to_toml(),
+            records: 0,
+            ended: 0,
+            of: 0,
+        });
+        Ok(History {
+            without_checksum,
+            stated: stated.into_iter().collect(),
+        })
+    }
+
+    pub(super) fn write_history(&self, history: &History) -> Result<()> {
+        if self.history()?.as_ref() == Some(history) {
+            return Ok(());
+        }
+        let path = self.path().join(HISTORY);
+        let (text, _) =
+            sealed::seal(history, "").map_err(|error| Error::format(&path, error.to_string()))?;
+        files::write(path, text.as_bytes()).map(drop)
+    }
+
+    /// What a study says otherwise than what stood here when its results came.
+    ///
+    /// # Errors
+    /// If a file cannot be read.
+    pub(super) fn changes(&self, study: &Study) -> Result<Vec<String>> {
+        match self.history()? {
+            None => Ok(Vec::new()),
+            Some(mut history) => {
+                history.state(study, self)?;
+                history.changes()
+            }
+        }
+    }
+
+    fn is_unsealed(&self, name: &str) -> Result<bool> {
+        let path = self.path().join(name);
+        if !files::exists(&path)? {
+            return Ok(false);
+        }
+        let bytes = files::read_small(&path, RECORD_LIMIT)?;
+        // What cannot be read is told where it is needed.
+        let value: Option<Value> = serde_json::from_slice(&bytes).ok();
+        let lacks = |value: &Value| value.is_object() && value.get(sealed::KEY).is_none();
+        Ok(value.is_some_and(|value| match value.as_array() {
+            Some(values) => values.iter().any(lacks),
+            None => lacks(&value),
+        }))
+    }
+
+    /// Files of records, in the order of their names.
+    fn record_names(&self) -> Result<Vec<String>> {
+        let folder = self.path().join(RUNS);
+        let entries = match fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(Error::io(folder)(error)),
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let name = entry.map_err(Error::io(&folder))?.file_name();
+            let name = name.to_string_lossy();
+            if name.ends_with(".json") {
+                names.push(format!("{RUNS}/{name}"));
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+}
+
+/// A study without what decides neither numbers nor words.
+fn judged_by(mut file: StudyFile) -> StudyFile {
+    file.log = Default::default();
+    file.study.keep_runs = false;
+    file
+}

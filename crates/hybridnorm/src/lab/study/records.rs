@@ -1,0 +1,129 @@
+//! Records of finished runs, `runs/ID.json` of a study.
+
+use serde_json::Value;
+
+use super::folder::{Folder, RUNS};
+use super::history::History;
+use super::plan::Planned;
+use super::record::RunRecord;
+use super::{sealed, tied};
+use crate::error::{Error, Result};
+use crate::files;
+
+/// A record is small; anything larger is not one.
+pub(super) const RECORD_LIMIT: u64 = 64 << 20;
+
+/// Records as they stand in a folder.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Records {
+    /// In the order of the plan.
+    pub records: Vec<RunRecord>,
+    /// Ids of those of earlier versions, which have no checksum.
+    pub without_checksum: Vec<String>,
+}
+
+impl Folder {
+    /// The record of a finished run, and whether it has a checksum.
+    fn record(&self, run: &Planned, history: Option<&History>) -> Result<(RunRecord, bool)> {
+        let path = self.record_path(&run.id);
+        let bytes = files::read_small(&path, RECORD_LIMIT)?;
+        let value: Value = serde_json::from_slice(&bytes)
+            .map_err(|error| Error::format(&path, error.to_string()))?;
+        let opened = sealed::open::<RunRecord>(value, "")
+            .map_err(|problem| Error::format(&path, problem))?;
+        let is_sealed = opened.checksum.is_some();
+        let record = match is_sealed {
+            true => opened.content,
+            // Nothing says that no key is there twice.
+            false => serde_json::from_slice(&bytes)
+                .map_err(|error| Error::format(&path, error.to_string()))?,
+        };
+        let must_be_sealed = history.is_some_and(|history| !history.lacks(&name(&run.id)));
+        let problem = match must_be_sealed && !is_sealed {
+            true => Some(sealed::missing()),
+            false => tied::problem(&record, run),
+        };
+        match problem {
+            None => Ok((record, is_sealed)),
+            Some(problem) => Err(Error::format(
+                path,
+                format!("{problem}; move the file away to have the run done again"),
+            )),
+        }
+    }
+
+    /// Records of those of the runs that are finished, in the order of the plan.
+    ///
+    /// # Errors
+    /// As [`Folder::read`].
+    pub fn records(&self, runs: &[Planned]) -> Result<Vec<RunRecord>> {
+        self.read(runs).map(|read| read.records)
+    }
+
+    /// Records of those of the runs that are finished, in the order of the plan.
+    ///
+    /// # Errors
+    /// If one cannot be read, is damaged, lacks the checksum that it must have, contradicts itself, is
+    /// not that of its run, or they were not all trained on the same data.
+    pub fn read(&self, runs: &[Planned]) -> Result<Records> {
+        let history = self.history()?;
+        let mut records = Vec::new();
+        let mut without_checksum = Vec::new();
+        for run in runs {
+            if !self.is_finished(&run.id)? {
+                continue;
+            }
+            let (record, is_sealed) = self.record(run, history.as_ref())?;
+            if !is_sealed {
+                without_checksum.push(run.id.clone());
+            }
+            // The same numbers may have another name in this plan.
+            let cell = run.cell.clone();
+            records.push(RunRecord { cell, ..record });
+        }
+        check_same_data(&records)?;
+        Ok(Records {
+            records,
+            without_checksum,
+        })
+    }
+
+    pub(super) fn write_record(&self, record: &RunRecord) -> Result<()> {
+        let path = self.record_path(&record.id);
+        let (text, _) =
+            sealed::seal(record, "").map_err(|error| Error::format(&path, error.to_string()))?;
+        files::write(path, text.as_bytes()).map(drop)
+    }
+
+    /// Writes a record that had no checksum where it was read: one that it gets now would say more than
+    /// is known.
+    pub(super) fn write_unsealed(&self, record: &RunRecord) -> Result<()> {
+        let path = self.record_path(&record.id);
+        let text = serde_json::to_string(record)
+            .map_err(|error| Error::format(&path, error.to_string()))?;
+        files::write(path, text.as_bytes()).map(drop)
+    }
+}
+
+/// A record's file as [`History`] names it.
+pub(super) fn name(id: &str) -> String {
+    format!("{RUNS}/{id}.json")
+}
+
+/// Runs of a study are compared, so that they must have read the same.
+pub(super) fn check_same_data<'a>(records: impl IntoIterator<Item = &'a RunRecord>) -> Result<()> {
+    let mut records = records.into_iter();
+    let Some(first) = records.next() else {
+        return Ok(());
+    };
+    match records.find(|record| record.data != first.data) {
+        None => Ok(()),
+        Some(other) => Err(Error::config(format!(
+            "{} was trained on other data (fingerprint {}) than {} (fingerprint {})",
+            other.cell.label(),
+            other.data,
+            first.cell.label(),
+            first.data
+        ))),
+    }
+}

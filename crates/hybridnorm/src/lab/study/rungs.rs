@@ -1,0 +1,119 @@
+//! What successive halving decided: `halving.json` of a study.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::folder::Folder;
+use super::plan::Study;
+use super::records::RECORD_LIMIT;
+use super::sealed;
+use crate::error::{Error, Result};
+use crate::files;
+
+pub(super) const HALVING: &str = "halving.json";
+
+/// What successive halving decided after one share of the steps.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Rung {
+    /// Ids of the runs that it was decided over.
+    pub of: Vec<String>,
+    /// Ids of those that go on.
+    pub on: Vec<String>,
+}
+
+impl Folder {
+    /// What successive halving has decided so far.
+    pub(super) fn rungs(&self) -> Result<Vec<Rung>> {
+        let path = self.path().join(HALVING);
+        if !files::exists(&path)? {
+            return Ok(Vec::new());
+        }
+        let bytes = files::read_small(&path, RECORD_LIMIT)?;
+        let may_be_unsealed = self.history()?.is_none_or(|history| history.lacks(HALVING));
+        read(&bytes, may_be_unsealed).map_err(|problem| Error::format(path, problem))
+    }
+
+    pub(super) fn write_rungs(&self, rungs: &[Rung]) -> Result<()> {
+        let path = self.path().join(HALVING);
+        let text = text(rungs).map_err(|error| Error::format(&path, error.to_string()))?;
+        files::write(path, text.as_bytes()).map(drop)
+    }
+
+    /// Refuses a study with halving where something else was decided over.
+    pub(super) fn check_rungs(&self, study: &Study) -> Result<()> {
+        if study.file.study.halving.is_none() {
+            return Ok(());
+        }
+        match self.rungs()?.first() {
+            Some(rung) if !rung.of.iter().eq(study.runs.iter().map(|run| &run.id)) => {
+                Err(self.other_rungs())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn other_rungs(&self) -> Error {
+        Error::config(format!(
+            "{}: successive halving has decided over other runs; a study with halving cannot change, \
+             begin another one in another --out",
+            self.path().display()
+        ))
+    }
+}
+
+/// Every rung has a checksum in which those before it take part.
+fn text(rungs: &[Rung]) -> serde_json::Result<String> {
+    let mut texts = Vec::new();
+    let mut before = String::new();
+    for rung in rungs {
+        let (text, sum) = sealed::seal(rung, &before)?;
+        texts.push(text);
+        before = sum;
+    }
+    Ok(format!("[{}]", texts.join(",")))
+}
+
+fn read(bytes: &[u8], may_be_unsealed: bool) -> Result<Vec<Rung>, String> {
+    let values: Vec<Value> = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    let mut rungs = Vec::new();
+    let mut before = String::new();
+    for value in values {
+        let opened = sealed::open(value, &before)?;
+        if opened.checksum.is_none() && !may_be_unsealed {
+            return Err(sealed::missing());
+        }
+        rungs.push(opened.content);
+        before = opened.checksum.unwrap_or_default();
+    }
+    Ok(rungs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flipped_bit_is_refused_or_changes_nothing() {
+        let rungs = [["a", "b", "c"], ["b", "c", "d"]].map(|ids| Rung {
+            of: ids.map(str::to_owned).to_vec(),
+            on: vec![ids[0].to_owned()],
+        });
+        let whole = text(&rungs).unwrap();
+        assert_eq!(read(whole.as_bytes(), false).unwrap(), rungs);
+        for bit in 0..whole.len() * 8 {
+            let mut bytes = whole.clone().into_bytes();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            if let Ok(read) = read(&bytes, false) {
+                assert_eq!(read, rungs, "bit {bit}");
+            }
+        }
+        // Of an earlier version; and rungs of another order.
+        let old = serde_json::to_vec(&rungs).unwrap();
+        assert_eq!(read(&old, true).unwrap(), rungs);
+        assert!(read(&old, false).unwrap_err().contains("no checksum"));
+        let mut values: Vec<Value> = serde_json::from_str(&whole).unwrap();
+        values.swap(0, 1);
+        assert!(read(&serde_json::to_vec(&values).unwrap(), false).is_err());
+    }
+}
