@@ -437,3 +437,76 @@ fn branches_of_the_families_are_read_or_refused_by_key() {
         assert!(error.contains(words), "{error}");
     }
 }
+
+/// A key that nothing here reads may decide what the model computes.
+#[test]
+fn keys_that_nothing_reads_are_refused() {
+    for (family, key, value) in [
+        ("olmoe", "logit_scale", json!(2.0)),
+        ("olmoe", "final_logit_softcapping", json!(30.0)),
+        ("olmoe", "sliding_window", json!(4)),
+        ("olmoe", "layer_types", json!(["sliding_attention"])),
+        ("deepseek-v3", "embedding_multiplier", json!(8.0)),
+        ("deepseek-v3", "mlp_bias", json!(true)),
+        ("deepseek-v3", "qk_head_dim", json!(99)),
+        ("olmoe", "partial_rotary_factor", json!(0.5)),
+        ("olmoe", "rope_theta", json!(500.0)),
+        (
+            "olmoe",
+            "rope_parameters",
+            json!({ "rope_theta": 1e4, "type": "yarn" }),
+        ),
+        (
+            "olmoe",
+            "rope_parameters",
+            json!({ "rope_theta": 1e4, "factor": 8.0 }),
+        ),
+        (
+            "deepseek-v3",
+            "rope_parameters",
+            json!({ "full_attention": { "rope_theta": 1e4 } }),
+        ),
+    ] {
+        let folder = changed(family, |config| config[key] = value, |_| {});
+        let error = error(folder.path());
+        let word = match key {
+            "rope_parameters" => "rope",
+            key => key,
+        };
+        assert!(
+            error.contains("config.json") && error.contains(word),
+            "{key}: {error}"
+        );
+    }
+    for (key, value) in [
+        ("sliding_window", Value::Null),
+        ("use_sliding_window", json!(false)),
+        ("torch_dtype", json!("float32")),
+    ] {
+        logits(changed("olmoe", |config| config[key] = value, |_| {}).path());
+    }
+}
+
+/// What a family takes for a missing key differs from version to version.
+#[test]
+fn keys_that_decide_the_computation_must_be_there() {
+    for (family, key) in [
+        ("olmoe", "rms_norm_eps"),
+        ("deepseek-v3", "rms_norm_eps"),
+        ("deepseek-v3", "routed_scaling_factor"),
+        ("deepseek-v3", "n_group"),
+        ("deepseek-v3", "topk_group"),
+        ("deepseek-v3", "q_lora_rank"),
+        ("deepseek-v3", "first_k_dense_replace"),
+        ("deepseek-v3", "n_shared_experts"),
+        ("deepseek-v3", "norm_topk_prob"),
+    ] {
+        let folder = changed(
+            family,
+            |config| drop(config.as_object_mut().unwrap().remove(key)),
+            |_| {},
+        );
+        let error = error(folder.path());
+        assert!(error.contains(&format!("missing field `{key}`")), "{error}");
+    }
+}

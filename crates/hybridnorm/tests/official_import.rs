@@ -101,7 +101,13 @@ fn settings_of_another_computation_are_refused() {
     let folder = folder(b"");
     let path = folder.path().join("config.yaml");
     let config = fs::read_to_string(&path).unwrap();
-    for key in ["alibi", "norm_after", "scale_logits"] {
+    for key in [
+        "alibi",
+        "norm_after",
+        "scale_logits",
+        "use_value_nrom",
+        "qk_scale",
+    ] {
         let mut config: serde_json::Value = serde_json::from_str(&config).unwrap();
         config["model"][key] = true.into();
         fs::write(&path, config.to_string()).unwrap();

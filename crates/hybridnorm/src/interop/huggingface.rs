@@ -11,8 +11,10 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use super::Imported;
+use super::keys;
 use super::source::{self, Source};
 use crate::error::{Error, Result};
 use crate::files;
@@ -20,6 +22,7 @@ use crate::memory;
 use crate::model::inventory::inventory;
 use crate::model::{Decoder, ModelConfig, Recompute, params};
 use crate::tensors::TensorFile;
+use config::Common;
 use weights::{Taken, Weights};
 
 const CONFIG: &str = "config.json";
@@ -108,6 +111,55 @@ fn at_key(json: &[u8], error: &serde_json::Error) -> String {
     }
 }
 
+/// Keys that decide nothing of what a model computes, or nothing that is not checked elsewhere.
+const HARMLESS: [&str; 30] = [
+    "_attn_implementation",
+    "_name_or_path",
+    "architectures",
+    "attn_implementation",
+    "auto_map",
+    "bos_token_id",
+    "chunk_size_feed_forward",
+    "dtype",
+    "eos_token_id",
+    "ep_size",
+    "id2label",
+    "is_decoder",
+    "label2id",
+    "max_length",
+    "min_length",
+    "model_type",
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
+    "pad_token_id",
+    "pretraining_tp",
+    "problem_type",
+    "return_dict",
+    "seq_aux",
+    "task_specific_params",
+    "tokenizer_class",
+    "torch_dtype",
+    "torchscript",
+    "transformers_version",
+    "use_cache",
+];
+
+/// The keys of a family and those of all families. One that neither has is refused.
+fn parts<T: DeserializeOwned>(
+    bytes: &[u8],
+    broken: impl Fn(String) -> Error,
+) -> Result<(T, Common)> {
+    let json = |error: serde_json::Error| broken(at_key(bytes, &error));
+    let reader = || serde_json::Deserializer::from_slice(bytes);
+    let (own, unread): (T, _) = keys::read(&mut reader()).map_err(json)?;
+    let (common, others): (Common, _) = keys::read(&mut reader()).map_err(json)?;
+    let unread = keys::unread_by_both(&unread, &others);
+    let all = serde_json::from_slice(bytes).map_err(json)?;
+    keys::refuse_unread(&all, &unread, &HARMLESS).map_err(&broken)?;
+    Ok((own, common))
+}
+
 /// A family of models, with what its configuration comes to.
 enum Family {
     Olmoe(ModelConfig),
@@ -127,13 +179,11 @@ impl Family {
         let Kind { model_type } = serde_json::from_slice(&bytes).map_err(json)?;
         let family = match model_type.as_str() {
             "olmoe" => {
-                let found: olmoe::Config = serde_json::from_slice(&bytes).map_err(json)?;
-                let common = serde_json::from_slice(&bytes).map_err(json)?;
+                let (found, common) = parts::<olmoe::Config>(&bytes, broken)?;
                 Self::Olmoe(found.to_config(&common).map_err(broken)?)
             }
             "deepseek_v3" => {
-                let found: deepseek_v3::Config = serde_json::from_slice(&bytes).map_err(json)?;
-                let common = serde_json::from_slice(&bytes).map_err(json)?;
+                let (found, common) = parts::<deepseek_v3::Config>(&bytes, broken)?;
                 Self::DeepseekV3(found.to_model(&common).map_err(broken)?)
             }
             other => {

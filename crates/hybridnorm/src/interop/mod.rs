@@ -3,6 +3,7 @@
 mod beside;
 mod experts;
 pub mod huggingface;
+mod keys;
 pub mod official;
 mod python_dict;
 mod pytorch;

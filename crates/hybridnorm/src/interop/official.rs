@@ -7,8 +7,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::tensor::Device;
+use serde_json::Value;
 
 use super::experts::{self, Layout};
+use super::keys;
 use super::pytorch;
 use super::source::{self, check_name, common_wrapper};
 use super::{Imported, Tensors};
@@ -20,7 +22,7 @@ use crate::model::{
 };
 use crate::omissions::{LeftOut, Unit};
 use crate::tensors;
-use config::ConfigFile;
+use config::{ConfigFile, HARMLESS};
 
 const HEAD: &str = "transformer.ff_out.weight";
 const CONFIG: &str = "config.yaml";
@@ -84,11 +86,15 @@ pub fn read(folder: &Path, device: &Device) -> Result<Imported> {
 /// If it is no such file, or asks for something this model does not have.
 pub fn read_config(path: &Path) -> Result<ModelConfig> {
     let bytes = files::read_small(path, CONFIG_LIMIT)?;
-    let file: ConfigFile = serde_yaml_ng::from_slice(&bytes)
-        .map_err(|error| Error::format(path, error.to_string()))?;
-    let config = file
-        .model
-        .to_config()
+    let yaml = |error: serde_yaml_ng::Error| Error::format(path, error.to_string());
+    let reader = serde_yaml_ng::Deserializer::from_slice(&bytes);
+    let (file, unread): (ConfigFile, _) = keys::read(reader).map_err(yaml)?;
+    let all: Value = serde_yaml_ng::from_slice(&bytes).map_err(yaml)?;
+    // Other sections are about the training.
+    let unread = unread.iter().filter_map(|key| key.strip_prefix("model."));
+    let unread = unread.map(str::to_owned).collect();
+    let config = keys::refuse_unread(&all["model"], &unread, &HARMLESS)
+        .and_then(|()| file.model.to_config())
         .map_err(|problem| Error::format(path, format!("model.{problem}")))?;
     config
         .resolve()

@@ -13,7 +13,6 @@ pub(super) struct Common {
     pub(super) intermediate_size: usize,
     pub(super) vocab_size: usize,
     pub(super) max_position_embeddings: usize,
-    #[serde(default = "eps")]
     pub(super) rms_norm_eps: f64,
     #[serde(default)]
     pub(super) tie_word_embeddings: bool,
@@ -28,6 +27,7 @@ pub(super) struct Common {
     #[serde(default)]
     attention_dropout: f64,
     rope_theta: Option<f64>,
+    partial_rotary_factor: Option<f64>,
     rope_scaling: Option<Value>,
     rope_parameters: Option<RopeParameters>,
 }
@@ -36,22 +36,18 @@ pub(super) struct Common {
 #[derive(Deserialize)]
 struct RopeParameters {
     rope_theta: Option<f64>,
-    #[serde(default = "default_type")]
-    rope_type: String,
+    rope_type: Option<String>,
+    /// The older name of `rope_type`.
+    #[serde(rename = "type")]
+    older_type: Option<String>,
     partial_rotary_factor: Option<f64>,
 }
 
-fn eps() -> f64 {
-    1e-6
-}
 fn std() -> f64 {
     0.02
 }
 fn silu() -> String {
     "silu".into()
-}
-fn default_type() -> String {
-    "default".into()
 }
 
 impl Common {
@@ -63,15 +59,24 @@ impl Common {
             return Err(format!("rope_scaling {scaling}, expected none"));
         }
         let parameters = self.rope_parameters.as_ref();
-        if let Some(other) = parameters.map(|p| &p.rope_type).filter(|t| *t != "default") {
+        let types = parameters
+            .into_iter()
+            .flat_map(|p| [&p.rope_type, &p.older_type]);
+        if let Some(other) = types.flatten().find(|found| *found != "default") {
             return Err(format!("rope_type {other:?}, expected \"default\""));
         }
         let partial = parameters.and_then(|parameters| parameters.partial_rotary_factor);
-        if let Some(factor) = partial.filter(|factor| *factor != 1.0) {
+        let mut factors = [partial, self.partial_rotary_factor].into_iter().flatten();
+        if let Some(factor) = factors.find(|factor| *factor != 1.0) {
             return Err(format!("partial_rotary_factor {factor}, expected 1"));
         }
         let newer = parameters.and_then(|parameters| parameters.rope_theta);
-        Ok(newer.or(self.rope_theta).unwrap_or(10_000.0))
+        match (newer, self.rope_theta) {
+            (Some(newer), Some(older)) if newer != older => Err(format!(
+                "rope_theta is {older}, and {newer} in rope_parameters; expected one of them"
+            )),
+            (newer, older) => Ok(newer.or(older).unwrap_or(10_000.0)),
+        }
     }
 
     pub(super) fn refuse_what_is_not_there(&self) -> Result<(), String> {

@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 
+use super::super::keys::given;
 use super::config::Common;
 use super::weights::{Weights, stacked};
 use crate::model::params::Values;
@@ -10,6 +11,7 @@ use crate::placement::{self, HeadNorm, InitScheme, StdRule};
 
 #[derive(Deserialize)]
 pub(super) struct Config {
+    #[serde(deserialize_with = "given")]
     q_lora_rank: Option<usize>,
     kv_lora_rank: usize,
     qk_nope_head_dim: usize,
@@ -18,19 +20,19 @@ pub(super) struct Config {
     #[serde(default = "yes")]
     rope_interleave: bool,
     n_routed_experts: usize,
-    #[serde(default)]
     n_shared_experts: usize,
     num_experts_per_tok: usize,
     moe_intermediate_size: usize,
-    #[serde(default)]
     first_k_dense_replace: usize,
     #[serde(default = "one")]
     moe_layer_freq: usize,
+    #[serde(deserialize_with = "given")]
     n_group: Option<usize>,
+    #[serde(deserialize_with = "given")]
     topk_group: Option<usize>,
-    #[serde(default = "yes")]
     norm_topk_prob: bool,
-    #[serde(default = "unit")]
+    /// The sum of the two parts of a head, where it is given.
+    qk_head_dim: Option<usize>,
     routed_scaling_factor: f64,
     #[serde(default = "sigmoid")]
     scoring_func: String,
@@ -52,9 +54,6 @@ fn yes() -> bool {
 }
 fn one() -> usize {
     1
-}
-fn unit() -> f64 {
-    1.0
 }
 fn noaux_tc() -> String {
     "noaux_tc".into()
@@ -92,6 +91,10 @@ impl Config {
                 "topk_method {:?}, expected \"noaux_tc\"",
                 self.topk_method
             ));
+        }
+        let parts = self.qk_nope_head_dim.saturating_add(self.qk_rope_head_dim);
+        if let Some(other) = self.qk_head_dim.filter(|dim| *dim != parts) {
+            return Err(format!("qk_head_dim {other}, expected {parts}"));
         }
         let heads = common.num_attention_heads;
         if let Some(other) = common.num_key_value_heads.filter(|n| *n != heads) {

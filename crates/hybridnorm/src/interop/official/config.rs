@@ -16,8 +16,28 @@ pub(super) struct ConfigFile {
     pub(super) model: Official,
 }
 
-/// The keys of the official `model:` section that decide the computation. Others (dropout of zero,
-/// attention implementation, initialization cut-off) do not.
+/// Keys of the official `model:` section that decide nothing of what a model computes: how it is computed,
+/// initial values that are cut off, text.
+pub(super) const HARMLESS: [&str; 16] = [
+    "alibi_bias_max",
+    "block_group_size",
+    "emb_init_std",
+    "eos_token_id",
+    "flash_attention",
+    "init_cutoff_factor",
+    "init_device",
+    "moe_capacity_factor",
+    "moe_lbl_in_fp32",
+    "moe_log_expert_assignment",
+    "moe_mlp_impl",
+    "moe_parallel",
+    "moe_zloss_in_fp32",
+    "pad_token_id",
+    "precision",
+    "rope_full_precision",
+];
+
+/// The keys of the official `model:` section that decide the computation.
 #[derive(Deserialize)]
 pub(super) struct Official {
     d_model: usize,

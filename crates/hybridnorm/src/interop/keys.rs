@@ -1,0 +1,119 @@
+//! Keys of somebody else's configuration that nothing here reads: one of them may decide what the model
+//! computes, so that it is refused instead of passed over.
+
+use std::collections::BTreeSet;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+
+/// Reads a part of a configuration; gives the keys that it has no use for, too.
+pub(super) fn read<'de, T: DeserializeOwned, D: Deserializer<'de>>(
+    reader: D,
+) -> Result<(T, BTreeSet<String>), D::Error> {
+    let mut unread = BTreeSet::new();
+    let read = serde_ignored::deserialize(reader, |path| {
+        // A question mark stands for the inside of an optional value.
+        unread.insert(path.to_string().replace(".?", ""));
+    })?;
+    Ok((read, unread))
+}
+
+/// Keys that two readers of one configuration have no use for. Of a section that only one of them reads,
+/// the other names but the section.
+pub(super) fn unread_by_both(a: &BTreeSet<String>, b: &BTreeSet<String>) -> BTreeSet<String> {
+    let is_in = |key: &str, unread: &BTreeSet<String>| {
+        let ends = key.match_indices('.').map(|(end, _)| end);
+        let mut above = ends.chain([key.len()]).map(|end| &key[..end]);
+        above.any(|part| unread.contains(part))
+    };
+    let both = |key: &&String| is_in(key, a) && is_in(key, b);
+    a.iter().chain(b).filter(both).cloned().collect()
+}
+
+/// Checks that keys which were not read are `harmless`, or say that something is off.
+pub(super) fn refuse_unread(
+    config: &Value,
+    unread: &BTreeSet<String>,
+    harmless: &[&str],
+) -> Result<(), String> {
+    let decides = |key: &&String| {
+        let value = key.split('.').try_fold(config, |at, part| at.get(part));
+        !harmless.contains(&key.as_str()) && !value.is_none_or(is_off)
+    };
+    match unread.iter().find(decides) {
+        None => Ok(()),
+        Some(key) => Err(format!(
+            "{key} is not known and may decide what the model computes; if it does not, take it out"
+        )),
+    }
+}
+
+fn is_off(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+        Value::Bool(true) | Value::Number(_) => false,
+    }
+}
+
+/// A key that must be there, of which null is a value: without it, its family's default would hold, which
+/// differs from version to version.
+pub(super) fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+    reader: D,
+) -> Result<Option<T>, D::Error> {
+    Option::deserialize(reader)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[derive(Deserialize)]
+    struct Part {
+        a: usize,
+        inner: Option<Inner>,
+    }
+
+    #[derive(Deserialize)]
+    struct Inner {
+        b: usize,
+    }
+
+    #[test]
+    fn sections_that_one_reader_knows_are_read() {
+        let set = |keys: &[&str]| keys.iter().map(|key| (*key).to_owned()).collect();
+        let both = unread_by_both(&set(&["a", "b", "c.d"]), &set(&["b", "c"]));
+        assert_eq!(both, set(&["b", "c.d"]));
+    }
+
+    #[test]
+    fn what_was_not_read_is_refused_unless_it_is_off_or_harmless() {
+        let problem = |more: Value| {
+            let mut config = json!({ "a": 1, "inner": { "b": 2 }, "harmless": 3 });
+            let fields = config.as_object_mut().unwrap();
+            fields.extend(more.as_object().unwrap().clone());
+            let (part, unread): (Part, _) = read(&config).unwrap();
+            assert_eq!(part.a, 1);
+            assert!(part.inner.is_some_and(|inner| inner.b == 2));
+            refuse_unread(&config, &unread, &["harmless"]).err()
+        };
+        assert_eq!(problem(json!({})), None);
+        assert_eq!(problem(json!({ "c": null, "d": false, "e": [] })), None);
+        for (more, key) in [
+            (json!({ "c": 0 }), "c is not known"),
+            (json!({ "c": "yes" }), "c is not known"),
+            (
+                json!({ "inner": { "b": 2, "c": 1.5 } }),
+                "inner.c is not known",
+            ),
+        ] {
+            let problem = problem(more).unwrap();
+            assert!(problem.starts_with(key), "{problem}");
+        }
+    }
+}
