@@ -197,20 +197,23 @@ fn every_other_layer_a_mixture_is_refused_by_its_key() {
     lab.json(&IMPORT);
 }
 
+/// What is done to a configuration.
+type Change<'a> = &'a dyn Fn(&mut Value);
+
 #[test]
 fn an_official_configuration_may_be_written_in_several_ways() {
     let lab = Lab::new();
     official_folder(&lab, "their");
     let config: Value = serde_json::from_slice(&lab.read("their/config.yaml")).unwrap();
     lab.json(&IMPORT);
-    let imports = |name: &str, change: &dyn Fn(&mut Value)| {
+    let imports = |name: &str, change: Change<'_>| {
         let mut config = config.clone();
         change(&mut config["model"]);
         lab.write("their/config.yaml", config.to_string());
         lab.run(&["import", "their", "--out", name])
     };
     let remove = |model: &mut Value, key: &str| drop(model.as_object_mut().unwrap().remove(key));
-    let same: [(&str, &dyn Fn(&mut Value)); 4] = [
+    let same: [(&str, Change<'_>); 4] = [
         ("ratio", &|model| {
             remove(model, "mlp_hidden_size");
             model["mlp_ratio"] = json!(3);
@@ -230,7 +233,7 @@ fn an_official_configuration_may_be_written_in_several_ways() {
         let weights = |of: &str| lab.read(format!("{of}/model.safetensors"));
         assert!(weights(name) == weights("ours"), "{name}");
     }
-    let refused: [(&dyn Fn(&mut Value), &str); 8] = [
+    let refused: [(Change<'_>, &str); 8] = [
         (
             &|model| model["activation_type"] = json!("gelu"),
             "model.activation_type \"gelu\"",

@@ -11,7 +11,14 @@ use serde_json::{Value, json};
 fn changed_run(lab: &Lab) {
     let kept = ["--set", "train.keep_checkpoints=1"];
     lab.train("run", &kept);
-    let longer = ["--resume", "--set", "train.steps=30"];
+    // What is written about a run makes no difference.
+    let longer = [
+        "--resume",
+        "--set",
+        "train.steps=30",
+        "--set",
+        "log.layers_every=7",
+    ];
     lab.train("run", &[&kept[..], &longer].concat());
     let other = [
         "--resume",
@@ -116,6 +123,8 @@ fn what_is_changed_comes_on_top_of_every_segment() {
         "--json",
         "--set",
         "optimizer.weight_decay=0.2",
+        "--set",
+        "log.dumps=3",
     ];
     let replay = lab.json(&args);
     assert_eq!(boundaries(&replay)[1].0, 30);

@@ -30,15 +30,19 @@ pub(super) fn follow(
     from: u64,
 ) -> Result<(Vec<Stretch>, u64)> {
     let newest = Config::load(run.join(run_directory::CONFIG), &[])?;
-    let at = |step| {
-        history::configuration_at(&newest, history, step)
-            .map_err(|error| Error::format(run.join(segments::FILE), error.to_string()))
+    // Data that moved, or are read in another way, are the same for all steps.
+    let at = |step| match history::configuration_at(&newest, history, step) {
+        Ok(config) => Ok(Config {
+            data: newest.data.clone(),
+            ..config
+        }),
+        Err(error) => Err(Error::format(run.join(segments::FILE), error.to_string())),
     };
     let wanted = options.step.saturating_add(options.after);
     let bounds = history.iter().map(|segment| segment.after_step);
     let bounds = bounds.filter(|after| (from + 1..wanted).contains(after));
     // One for all, since what is written changes no number.
-    let mut log = at(options.step)?.log;
+    let mut log = with_changes(run, &at(options.step)?, options, from)?.log;
     if !options.settings.iter().any(|one| one.starts_with("log.")) {
         log.layers_every = 1;
     }
@@ -46,9 +50,6 @@ pub(super) fn follow(
     for after in std::iter::once(from).chain(bounds) {
         let old = at(after + 1)?;
         let mut config = with_changes(run, &old, options, from)?;
-        if options.settings.iter().any(|one| one.starts_with("log.")) {
-            log = config.log.clone();
-        }
         config.log = log.clone();
         let changed = match stretches.last() {
             None => Vec::new(),
