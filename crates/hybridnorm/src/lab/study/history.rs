@@ -190,7 +190,7 @@ impl Folder {
     }
 
     /// Files of records, in the order of their names.
-    fn record_names(&self) -> Result<Vec<String>> {
+    pub(super) fn record_names(&self) -> Result<Vec<String>> {
         let folder = self.path().join(RUNS);
         let entries = match fs::read_dir(&folder) {
             Ok(entries) => entries,
