@@ -117,11 +117,18 @@ impl Folder {
         let opened = serde_json::from_slice(&bytes)
             .map_err(|error| error.to_string())
             .and_then(|value| sealed::open::<History>(value, ""));
-        match opened {
-            Ok(opened) if opened.checksum.is_some() => Ok(Some(opened.content)),
-            Ok(_) => Err(Error::format(path, sealed::missing())),
-            Err(problem) => Err(Error::format(path, problem)),
-        }
+        let problem = match opened {
+            Ok(opened) if opened.checksum.is_some() => return Ok(Some(opened.content)),
+            Ok(_) => sealed::missing(),
+            Err(problem) => problem,
+        };
+        Err(Error::format(
+            path,
+            format!(
+                "{problem}; put it back as it was, or move it away: what was stated when runs began is not \
+                 known then"
+            ),
+        ))
     }
 
     /// The history, or the beginning of one in a folder with a study of an earlier version.
