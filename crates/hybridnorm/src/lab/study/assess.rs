@@ -48,7 +48,7 @@ pub fn assess(folder: &Folder, study: &Study) -> Result<Assessed> {
         let remarks = [
             unchecked(count, ids.count()),
             left_out(others, names.len()),
-            changed(&changes),
+            changed(changes.as_deref()).filter(|_| !records.is_empty()),
         ];
         group.remarks = remarks.into_iter().flatten().collect();
     }
@@ -78,12 +78,18 @@ fn left_out(count: usize, of: usize) -> Option<String> {
     })
 }
 
-/// What was changed when results were there.
-fn changed(changes: &[String]) -> Option<String> {
-    (!changes.is_empty()).then(|| {
-        format!(
+/// What was changed when results were there, or that nobody knows.
+fn changed(changes: Option<&[String]>) -> Option<String> {
+    match changes {
+        None => Some(
+            "Not known: whether rules or plan were changed when results were there; this folder has no \
+             history.json, as those of earlier versions."
+                .into(),
+        ),
+        Some([]) => None,
+        Some(changes) => Some(format!(
             "Changed when results were there: {}. Intervals and p values do not allow for that.",
             changes.join("; ")
-        )
-    })
+        )),
+    }
 }

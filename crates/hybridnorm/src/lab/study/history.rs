@@ -167,16 +167,16 @@ impl Folder {
         files::write(path, text.as_bytes()).map(drop)
     }
 
-    /// What a study says otherwise than what stood here when its results came.
+    /// What a study says otherwise than what stood here when its results came; `None` if that is not known.
     ///
     /// # Errors
     /// If a file cannot be read.
-    pub(super) fn changes(&self, study: &Study) -> Result<Vec<String>> {
+    pub(super) fn changes(&self, study: &Study) -> Result<Option<Vec<String>>> {
         match self.history()? {
-            None => Ok(Vec::new()),
+            None => Ok(None),
             Some(mut history) => {
                 history.state(study, self)?;
-                history.changes()
+                history.changes().map(Some)
             }
         }
     }
