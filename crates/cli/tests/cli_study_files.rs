@@ -340,6 +340,7 @@ fn false_and_damaged_records_are_refused_and_stay() {
     }
     let table = lab.ok(&args(&["--resume"]));
     assert!(table.contains(words), "{table}");
+    assert!(table.contains("Not known: whether rules or plan were changed"));
     let groups = lab.json(&args(&["--resume", "--json"]));
     assert_eq!(groups[0]["without_checksum"], 1, "{groups}");
     lab.write("out/history.json", history);

@@ -383,6 +383,7 @@ fn a_changed_study_is_written_only_when_runs_of_it_begin() {
         text.contains("train.steps from 4 to 5 after 8 of 8 runs had ended"),
         "{text}"
     );
+    assert!(text.contains("Left out: 8 of 16 records"), "{text}");
     assert!(!text.contains("Incomplete"), "{text}");
     // Runs are missing: the change is written, and told from now on, also where folders are joined.
     lab.write("out/study.toml", &stated);

@@ -29,7 +29,7 @@ pub fn run(args: StudyArgs, console: &Console) -> Result<Ending, Error> {
         show(&folder, &folder.study()?, *json)?;
         let planned = folder.study()?.runs.len();
         console.note(&format!(
-            "{} of {planned} runs are finished in {}",
+            "{} of {planned} runs are recorded in {}",
             merged.runs,
             out.display()
         ));
@@ -200,7 +200,9 @@ fn text(group: &Group, study: &Study) -> String {
                 let verdict = match &placement.why_not {
                     Some(_) if !analysis.complete => "incomplete".into(),
                     Some(why) if why.starts_with("undecided") => "undecided".into(),
-                    _ => dash(),
+                    Some(_) => "not compared".into(),
+                    None if placement.placement == *baseline => "the baseline".into(),
+                    None => dash(),
                 };
                 row.extend([verdict, dash(), dash()]);
             }

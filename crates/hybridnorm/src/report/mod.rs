@@ -10,6 +10,7 @@ mod escape;
 mod format;
 mod gather;
 mod history;
+mod how_sure;
 mod html;
 mod labels;
 mod markdown;

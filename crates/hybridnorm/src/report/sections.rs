@@ -5,6 +5,7 @@ use super::document::Document;
 use super::escape::{PARAGRAPH_CHARS, escape_line};
 use super::format::{compact, count, loss, plain, times};
 use super::history::{self, NOT_RECORDED};
+use super::how_sure::how_sure;
 use super::page::Page;
 use super::palette::Roster;
 use super::run::ReportedRun;
@@ -12,7 +13,7 @@ use super::sets::apart;
 use super::tables;
 use super::view::View;
 use crate::digits::percent;
-use crate::lab::analysis::{Analysis, Verdict};
+use crate::lab::analysis::Verdict;
 
 /// All sections about studies; those without content are left out.
 pub(super) fn study(page: &mut Page, document: &Document, views: &[View], roster: &Roster) {
@@ -111,76 +112,6 @@ fn verdict(page: &mut Page, view: &View) {
     }
 }
 
-/// How the words of a verdict are meant, and how far they carry.
-pub(super) fn how_sure(analysis: &Analysis) -> String {
-    let rules = &analysis.rules;
-    let compared: Vec<_> = analysis
-        .placements
-        .iter()
-        .filter_map(|summary| summary.against.as_ref())
-        .collect();
-    let (Some(least), Some(most)) = (
-        compared.iter().map(|comparison| comparison.pairs).min(),
-        compared.iter().map(|comparison| comparison.pairs).max(),
-    ) else {
-        return format!(
-            "How sure: nothing could be compared with {}, so nothing is said about which placement \
-             is better.",
-            rules.baseline
-        );
-    };
-    let pairs = match least == most {
-        true => count(least, "pair", "pairs"),
-        false => format!("{least} to {most} pairs"),
-    };
-    let having = |wanted: fn(Verdict) -> bool| {
-        let all = compared.iter().map(|comparison| comparison.verdict);
-        all.filter(|&verdict| wanted(verdict)).count()
-    };
-    let told = having(|verdict| matches!(verdict, Verdict::Better | Verdict::Worse));
-    let equal = having(|verdict| verdict == Verdict::Equivalent);
-    let mut text = format!(
-        "How sure: {} of {} compared with {} in {pairs} of the same seed. A placement is called better \
-         or worse where the whole {} interval{} lies more than {} nats to one side, and equivalent where \
-         it lies within {} nats to either; better or worse {}, equivalent {}.",
-        compared.len(),
-        match analysis.comparisons() {
-            1 => "1 placement is".to_owned(),
-            all => format!("{all} placements are"),
-        },
-        rules.baseline,
-        percent(1.0 - rules.alpha),
-        together(analysis),
-        rules.margin,
-        rules.margin,
-        is_or_are(told),
-        is_or_are(equal),
-    );
-    if least < 5 {
-        text.push_str(
-            " With so few pairs only large and steady differences stand out: 'indistinguishable' \
-             means not shown, not equal.",
-        );
-    }
-    text
-}
-
-/// That an interval holds for several comparisons, where there are several.
-fn together(analysis: &Analysis) -> String {
-    match analysis.comparisons() {
-        0 | 1 => String::new(),
-        all => format!(", which holds for all {all} comparisons together,"),
-    }
-}
-
-fn is_or_are(count: usize) -> String {
-    match count {
-        0 => "is none".to_owned(),
-        1 => "is 1".to_owned(),
-        count => format!("are {count}"),
-    }
-}
-
 fn losses(page: &mut Page, view: &View, roster: &Roster) {
     match rates::losses(view, roster) {
         None => page.text("No run finished with a validation loss, and none was lost."),
@@ -232,7 +163,7 @@ fn comparisons(page: &mut Page, view: &View, roster: &Roster) {
         let caption = format!(
             "Differences of the validation loss to {} with {} intervals{}; left is better. Filled markers: \
              better or worse, the whole interval lies beyond the margin of {} nats; open markers: \
-             indistinguishable or equivalent.",
+             not distinguishable or equivalent.",
             group.analysis.rules.baseline,
             percent(1.0 - group.analysis.rules.alpha),
             match group.analysis.comparisons() {
@@ -421,7 +352,7 @@ pub(super) fn law(view: &View) -> Option<Law> {
 /// What the model cannot say.
 pub(super) const LIMITS: &str = "This is a model, not a measurement. E and the exponent are constants \
     of the study and were not fitted here; A is set by a single point, the baseline. Gains of \
-    placements whose loss is indistinguishable are noise. Nothing follows for other sizes, more tokens \
+    placements whose loss is not distinguishable are noise. Nothing follows for other sizes, more tokens \
     or other data.";
 
 fn speedup(page: &mut Page, view: &View) {

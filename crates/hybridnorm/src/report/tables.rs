@@ -160,7 +160,7 @@ pub(super) fn verdict(verdict: Verdict) -> (&'static str, &'static str) {
         Verdict::Better => ("good", "better"),
         Verdict::Worse => ("bad", "worse"),
         Verdict::Equivalent => ("quiet", "equivalent"),
-        Verdict::Indistinguishable => ("quiet", "indistinguishable"),
+        Verdict::Indistinguishable => ("quiet", "not distinguishable"),
     }
 }
 

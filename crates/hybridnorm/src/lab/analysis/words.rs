@@ -137,8 +137,22 @@ fn lowest(analysis: &Analysis) -> String {
             .to_owned();
     };
     let name = &placement.placement;
+    let as_low = |entry: &&PlacementSummary| {
+        let mean = entry.best.as_ref().map(|best| best.loss.mean);
+        entry.placement != *name && mean == Some(best.loss.mean)
+    };
+    let sharing: Vec<&str> = (analysis.placements.iter().filter(as_low))
+        .map(|entry| entry.placement.as_str())
+        .collect();
+    let has = match sharing.as_slice() {
+        [] => "has the lowest mean validation loss".to_owned(),
+        others => format!(
+            "shares the lowest mean validation loss with {}",
+            list(others)
+        ),
+    };
     let mut text = format!(
-        "{name} has the lowest mean validation loss ({:.3} nats at learning rate {}, {})",
+        "{name} {has} ({:.3} nats at learning rate {}, {})",
         best.loss.mean,
         best.lr,
         seeds(best.loss.n as u64)

@@ -1,10 +1,12 @@
 //! A study's folder, read and analysed.
 
+use std::collections::BTreeSet;
+
 use super::folder::Folder;
 use super::groups::{Group, groups};
 use super::plan::Study;
 use super::record::RunRecord;
-use super::records::Records;
+use super::records::{Records, name};
 use crate::digits::grouped;
 use crate::error::Result;
 
@@ -28,6 +30,9 @@ pub fn assess(folder: &Folder, study: &Study) -> Result<Assessed> {
         without_checksum,
     } = folder.read(&study.runs)?;
     let changes = folder.changes(study)?;
+    let names = folder.record_names()?;
+    let own: BTreeSet<String> = study.runs.iter().map(|run| name(&run.id)).collect();
+    let others = names.iter().filter(|name| !own.contains(*name)).count();
     let planned = study.runs.iter().map(|run| &run.cell);
     let mut groups = groups(&records, planned, &study.file.study.rules);
     for group in &mut groups {
@@ -40,10 +45,12 @@ pub fn assess(folder: &Folder, study: &Study) -> Result<Assessed> {
             .filter(|id| without_checksum.contains(id))
             .count();
         group.without_checksum = count;
-        group.remarks = [unchecked(count, ids.count()), changed(&changes)]
-            .into_iter()
-            .flatten()
-            .collect();
+        let remarks = [
+            unchecked(count, ids.count()),
+            left_out(others, names.len()),
+            changed(changes.as_deref()).filter(|_| !records.is_empty()),
+        ];
+        group.remarks = remarks.into_iter().flatten().collect();
     }
     Ok(Assessed { records, groups })
 }
@@ -60,12 +67,29 @@ fn unchecked(count: usize, of: usize) -> Option<String> {
     })
 }
 
-/// What was changed when results were there.
-fn changed(changes: &[String]) -> Option<String> {
-    (!changes.is_empty()).then(|| {
+/// That the folder holds records of other runs.
+fn left_out(count: usize, of: usize) -> Option<String> {
+    (count > 0).then(|| {
         format!(
-            "Changed when results were there: {}. Intervals and p values do not allow for that.",
-            changes.join("; ")
+            "Left out: {} of {} records in this folder are of runs that the study does not consist of.",
+            grouped(count as u64),
+            grouped(of as u64)
         )
     })
+}
+
+/// What was changed when results were there, or that nobody knows.
+fn changed(changes: Option<&[String]>) -> Option<String> {
+    match changes {
+        None => Some(
+            "Not known: whether rules or plan were changed when results were there; this folder has no \
+             history.json, as those of earlier versions."
+                .into(),
+        ),
+        Some([]) => None,
+        Some(changes) => Some(format!(
+            "Changed when results were there: {}. Intervals and p values do not allow for that.",
+            changes.join("; ")
+        )),
+    }
 }

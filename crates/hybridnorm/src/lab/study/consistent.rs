@@ -64,7 +64,7 @@ fn of_numbers(record: &RunRecord) -> Option<String> {
         }
     }
     let speed = record.cost.tokens_per_second;
-    (!(speed >= 0.0)).then(|| format!("has a speed of {speed} tokens/s"))
+    (speed.is_nan() || speed < 0.0).then(|| format!("has a speed of {speed} tokens/s"))
 }
 
 fn of_validation(record: &RunRecord) -> Option<String> {

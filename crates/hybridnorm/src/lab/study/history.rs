@@ -117,11 +117,18 @@ impl Folder {
         let opened = serde_json::from_slice(&bytes)
             .map_err(|error| error.to_string())
             .and_then(|value| sealed::open::<History>(value, ""));
-        match opened {
-            Ok(opened) if opened.checksum.is_some() => Ok(Some(opened.content)),
-            Ok(_) => Err(Error::format(path, sealed::missing())),
-            Err(problem) => Err(Error::format(path, problem)),
-        }
+        let problem = match opened {
+            Ok(opened) if opened.checksum.is_some() => return Ok(Some(opened.content)),
+            Ok(_) => sealed::missing(),
+            Err(problem) => problem,
+        };
+        Err(Error::format(
+            path,
+            format!(
+                "{problem}; put it back as it was, or move it away: what was stated when runs began is not \
+                 known then"
+            ),
+        ))
     }
 
     /// The history, or the beginning of one in a folder with a study of an earlier version.
@@ -160,16 +167,16 @@ impl Folder {
         files::write(path, text.as_bytes()).map(drop)
     }
 
-    /// What a study says otherwise than what stood here when its results came.
+    /// What a study says otherwise than what stood here when its results came; `None` if that is not known.
     ///
     /// # Errors
     /// If a file cannot be read.
-    pub(super) fn changes(&self, study: &Study) -> Result<Vec<String>> {
+    pub(super) fn changes(&self, study: &Study) -> Result<Option<Vec<String>>> {
         match self.history()? {
-            None => Ok(Vec::new()),
+            None => Ok(None),
             Some(mut history) => {
                 history.state(study, self)?;
-                history.changes()
+                history.changes().map(Some)
             }
         }
     }
@@ -190,7 +197,7 @@ impl Folder {
     }
 
     /// Files of records, in the order of their names.
-    fn record_names(&self) -> Result<Vec<String>> {
+    pub(super) fn record_names(&self) -> Result<Vec<String>> {
         let folder = self.path().join(RUNS);
         let entries = match fs::read_dir(&folder) {
             Ok(entries) => entries,

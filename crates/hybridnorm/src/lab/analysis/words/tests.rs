@@ -147,6 +147,17 @@ fn equivalence_is_said_as_such() {
 }
 
 #[test]
+fn a_tie_has_no_winner() {
+    let losses: &[f64] = &[3.0, 3.1, 3.2];
+    let points = valleys(&[("pre-norm", losses), ("x", losses), ("y", &[3.1, 3.2, 3.3])]);
+    let text = verdict(&analyse(&points, &Rules::default()));
+    assert!(
+        text[0].starts_with("pre-norm shares the lowest mean validation loss with x (3.100 nats"),
+        "{text:?}"
+    );
+}
+
+#[test]
 fn a_study_without_any_record_is_incomplete() {
     let text = verdict(&analyse_planned(&[], 6, &Rules::default()));
     assert!(

@@ -160,6 +160,7 @@ fn records_of_earlier_versions_are_read_and_counted() {
 fn what_was_stated_is_kept_and_changes_are_told() {
     let place = Place::new();
     let (folder, study) = (&place.folder, &place.study);
+    let changes = |study: &Study| folder.changes(study).unwrap().unwrap();
     let with = |change: &dyn Fn(&mut super::super::StudyFile)| {
         let mut file = study.file.clone();
         change(&mut file);
@@ -171,22 +172,22 @@ fn what_was_stated_is_kept_and_changes_are_told() {
     // Before there are results everything may change.
     folder.set_up(&wider).unwrap();
     folder.set_up(study).unwrap();
-    assert!(folder.changes(&longer).unwrap().is_empty());
+    assert!(changes(&longer).is_empty());
     folder.write_record(&record_of(place.run())).unwrap();
-    assert!(folder.changes(study).unwrap().is_empty());
-    assert!(folder.changes(&kept).unwrap().is_empty());
+    assert!(changes(study).is_empty());
+    assert!(changes(&kept).is_empty());
     let said = "study.rules.margin from 0.01 to 0.5 after 1 of 4 runs had ended";
-    assert_eq!(folder.changes(&wider).unwrap(), [said]);
+    assert_eq!(changes(&wider), [said]);
     let last = "train.steps from 4 to 9 after 1 of 4 runs had ended";
-    assert_eq!(folder.changes(&longer).unwrap(), [last]);
+    assert_eq!(changes(&longer), [last]);
     // As if it was begun, and somebody returned to what was before.
     folder.set_up(&longer).unwrap();
-    assert_eq!(folder.changes(&longer).unwrap(), [last]);
-    assert!(folder.changes(study).unwrap().is_empty());
+    assert_eq!(changes(&longer), [last]);
+    assert!(changes(study).is_empty());
     folder.set_up(&wider).unwrap();
     folder.write_record(&record_of(&study.runs[1])).unwrap();
     assert_eq!(
-        folder.changes(study).unwrap(),
+        changes(study),
         [
             said,
             "study.rules.margin from 0.5 to 0.01 after 2 of 4 runs had ended"
