@@ -169,8 +169,6 @@ pub struct StudyDisplay<'a> {
     /// Steps of runs that this process finished.
     done: u64,
     started: Instant,
-    /// What was said of data.
-    told: Vec<Vec<String>>,
 }
 
 impl<'a> StudyDisplay<'a> {
@@ -184,7 +182,6 @@ impl<'a> StudyDisplay<'a> {
             under_way: BTreeMap::new(),
             done: 0,
             started: Instant::now(),
-            told: Vec::new(),
         }
     }
 
@@ -208,14 +205,7 @@ impl<'a> StudyDisplay<'a> {
                 Event::Progress(progress) => self.display.data(progress),
                 Event::Step(row) => self.step(run, row),
                 Event::Note(text) => self.display.line(&format!("{}  {text}", run.cell.label())),
-                Event::Data(data) => {
-                    let lines = data.lines();
-                    if !self.told.contains(&lines) {
-                        lines.iter().for_each(|line| self.display.line(line));
-                        self.told.push(lines);
-                    }
-                }
-                Event::Evaluated { .. } | Event::Saved(_) => {}
+                Event::Data(_) | Event::Evaluated { .. } | Event::Saved(_) => {}
             },
             StudyEvent::Finished(record) => {
                 self.finished += 1;

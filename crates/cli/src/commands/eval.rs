@@ -1,10 +1,10 @@
 //! `hybridnorm eval`.
 
-use hybridnorm::data::{SourceOptions, Split, Windows};
+use hybridnorm::data::{Split, Windows};
 use hybridnorm::digits::perplexity;
 use hybridnorm::eval::{self, EvalOptions, Evaluation, Measured, SetLoss};
 use hybridnorm::text::one_line;
-use hybridnorm::train::{run_directory, text_options_of};
+use hybridnorm::train::run_directory;
 use hybridnorm::{Device, Error};
 
 use super::Ending;
@@ -21,18 +21,7 @@ pub fn run(args: EvalArgs, console: &Console) -> Result<Ending, Error> {
             "--batch-size is 0, expected at least 1".into(),
         ));
     }
-    let checkpoint = super::open_checkpoint(&args.checkpoint, console)?;
-    let mut text = SourceOptions::default();
-    if !super::set_text_options(&mut text, args.text)
-        && let Some(as_in_run) = text_options_of(&checkpoint)?
-    {
-        let words = in_words(&as_in_run);
-        console.note(&format!("raw text is read as in the run: {words}"));
-        text = as_in_run;
-        text.may_be_unused = true;
-    }
     let options = EvalOptions {
-        text,
         split: args.split.map(|split| match split {
             EvalSplit::Train => Split::Train,
             EvalSplit::Validation => Split::Validation,
@@ -45,6 +34,7 @@ pub fn run(args: EvalArgs, console: &Console) -> Result<Ending, Error> {
             EvalWindows::Whole => Windows::Whole { limit: None },
         },
     };
+    let checkpoint = super::open_checkpoint(&args.checkpoint, console)?;
     let model = checkpoint.model(&Device::flex())?;
     let tokenizer = checkpoint.tokenizer()?;
     let mut display = Display::new(console);
@@ -75,23 +65,6 @@ pub fn run(args: EvalArgs, console: &Console) -> Result<Ending, Error> {
     Ok(Ending::Done)
 }
 
-/// Options of reading text that are not the default.
-fn in_words(text: &SourceOptions) -> String {
-    let fields = |options: &SourceOptions| match serde_json::json!(options) {
-        serde_json::Value::Object(fields) => fields,
-        _ => serde_json::Map::new(),
-    };
-    let default = fields(&SourceOptions::default());
-    let others = fields(text);
-    let others = others
-        .iter()
-        .filter(|(key, value)| default.get(*key) != Some(value));
-    let words: Vec<String> = others
-        .map(|(key, value)| format!("{key} = {value}"))
-        .collect();
-    words.join(", ")
-}
-
 fn bits_per_byte(measured: &Measured) -> String {
     let bits = measured.bits_per_byte;
     bits.map_or("-".into(), |bits| format!("{bits:.4}"))
@@ -112,19 +85,11 @@ fn lines(set: &SetLoss) -> String {
         bits_per_byte(measured),
         grouped(measured.loss.tokens),
     );
-    for line in omissions(set) {
+    for line in measured.left_out.lines() {
         text.push_str(&line);
         text.push('\n');
     }
     text
-}
-
-/// What is left out of the tokens, and what was of the text they were made from.
-fn omissions(set: &SetLoss) -> impl Iterator<Item = String> {
-    let text = set.text.iter().flat_map(|text| &text.notes);
-    let text = text.map(|note| format!("text: {note}"));
-    let tokens = set.measured.left_out.lines();
-    tokens.into_iter().chain(text)
 }
 
 /// A row for each set, and one for all.
@@ -156,7 +121,7 @@ fn rows(found: &Evaluation) -> String {
     add("all sets, pooled", "", &found.pooled);
     let mut text = format!("{table}\n");
     for set in &found.sets {
-        for line in omissions(set) {
+        for line in set.measured.left_out.lines() {
             text.push_str(&format!("{}: {line}\n", one_line(&set.name)));
         }
         if let Some(why) = &set.no_bits_per_byte {

@@ -17,11 +17,9 @@ pub mod train;
 use std::path::Path;
 
 use hybridnorm::Error;
-use hybridnorm::data::{InvalidUtf8, SourceOptions};
 use hybridnorm::files::Locking;
 use hybridnorm::train::{Checkpoint, run_directory};
 
-use crate::args::TextArgs;
 use crate::console::Console;
 
 /// How a command ended that did not fail.
@@ -49,41 +47,4 @@ pub fn locking(no_lock: bool) -> Locking {
         true => Locking::Off,
         false => Locking::Required,
     }
-}
-
-/// Puts what was given in the place of what holds otherwise; says whether anything was.
-fn set_text_options(options: &mut SourceOptions, given: TextArgs) -> bool {
-    let before = options.clone();
-    let TextArgs {
-        text_field,
-        separator,
-        document_chars,
-        include,
-        exclude,
-        skip_bad,
-        replace_invalid_utf8,
-    } = given;
-    if let Some(field) = text_field {
-        options.text_field = field;
-    }
-    // The one excludes the other.
-    if separator.is_some() {
-        options.separator = separator;
-        options.document_chars = SourceOptions::default().document_chars;
-    }
-    if let Some(chars) = document_chars {
-        options.document_chars = chars;
-        options.separator = None;
-    }
-    if !include.is_empty() {
-        options.include = include;
-    }
-    if !exclude.is_empty() {
-        options.exclude = exclude;
-    }
-    options.skip_bad |= skip_bad;
-    if replace_invalid_utf8 {
-        options.invalid_utf8 = InvalidUtf8::Replace;
-    }
-    *options != before
 }

@@ -24,7 +24,6 @@ pub mod stories;
 pub mod stream;
 pub mod tokenizer;
 
-mod account;
 mod jsonl;
 mod lines;
 mod manifest;
@@ -34,7 +33,6 @@ mod raw;
 mod spelled;
 mod windows;
 
-pub use account::TextAccount;
 pub use dataset::{Batch, SequentialBatches, TokenDataset};
 pub use inspect::{Inspection, SplitReport, inspect};
 pub use manifest::{Dtype, Manifest, ShardRecord, SourceRecord, SplitRecord, TokenizerRecord};

@@ -7,7 +7,6 @@ use crate::error::{Error, Result};
 use crate::files;
 
 use super::ProgressFn;
-use super::account::TextAccount;
 use super::dataset::TokenDataset;
 use super::prepare::{PrepareOptions, prepare, prepare_with};
 use super::ready::{self, ReadyTokens};
@@ -86,14 +85,6 @@ pub struct Opened {
     pub folders: Vec<PreparedFolder>,
     /// What is worth a line, such as how the type of a raw file was found.
     pub notes: Vec<String>,
-}
-
-impl Opened {
-    /// What was read of texts, and what was left out of them; `None` where the tokens are not known to
-    /// come from any.
-    pub fn text(&self) -> Option<TextAccount> {
-        TextAccount::of(&self.folders)
-    }
 }
 
 enum Entry {
@@ -289,9 +280,7 @@ fn tokenized(
         let inputs = &options.prepare.validation_inputs;
         contents.push(Sources::resolve(inputs, &options.prepare.source)?.fingerprint()?);
     }
-    // The names are those of the files that the manifest tells about.
-    let key = serde_json::json!(["text 2", inputs, made_with, options.prepare, contents]);
-    let key = key.to_string();
+    let key = serde_json::json!(["text 1", made_with, options.prepare, contents]).to_string();
     let name = format!("text-{}", &files::sha256(key.as_bytes())[..24]);
     let cache = options.cache.as_ref().ok_or_else(|| {
         Error::config("nowhere to keep tokenized text: set XDG_CACHE_HOME or HOME")

@@ -9,8 +9,7 @@ use serde::Serialize;
 use super::loss::{Loss, loss};
 use crate::data::open::TokenizerChoice;
 use crate::data::{
-    self, Coverage, OpenOptions, Opened, Progress, SourceOptions, Split, TextAccount, TokenDataset,
-    Tokenizer, Windows,
+    self, Coverage, OpenOptions, Opened, Progress, Split, TokenDataset, Tokenizer, Windows,
 };
 use crate::error::{Error, Result};
 use crate::model::Decoder;
@@ -18,7 +17,7 @@ use crate::omissions::LeftOut;
 use crate::train::sources;
 
 /// How data sets are measured.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EvalOptions {
     /// The part of each set. `None`: the held-out part of a prepared folder that has one, and the whole
     /// of anything else.
@@ -29,8 +28,6 @@ pub struct EvalOptions {
     pub batch_size: usize,
     /// Which windows are measured.
     pub windows: Windows,
-    /// How raw text is read.
-    pub text: SourceOptions,
 }
 
 /// A data set, opened.
@@ -46,8 +43,6 @@ pub struct EvalSet {
     pub tokenizer: Option<Tokenizer>,
     /// Bytes of the text of this part, where prepared data record it.
     pub text_bytes: Option<u64>,
-    /// What was read of the text that the tokens were made from, where they were.
-    pub text: Option<TextAccount>,
     /// What is worth a line.
     pub notes: Vec<String>,
 }
@@ -65,10 +60,6 @@ pub struct SetLoss {
     /// Why there are no bits per byte, where there are none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub no_bits_per_byte: Option<String>,
-    /// What was read of the text that the tokens were made from, and what was left out of it. Of a
-    /// prepared folder it is that of all its splits.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub text: Option<TextAccount>,
     /// What is worth a line.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
@@ -129,15 +120,6 @@ pub fn open_sets(
     open.vocab_size = Some(config.vocab_size);
     open.tokenizer = tokenizer.cloned().map(TokenizerChoice::Loaded);
     open.windows = options.windows;
-    open.prepare.source = options.text.clone();
-    if !options.text.may_be_unused
-        && options.text != SourceOptions::default()
-        && !sources::has_raw_text(paths)?
-    {
-        return Err(Error::config(
-            "options of reading text have no effect: none of the data is raw text",
-        ));
-    }
     let mut known = BTreeSet::new();
     let mut sets = Vec::new();
     for path in paths {
@@ -179,14 +161,13 @@ fn open_set(
             }
         }
     };
-    let (text_bytes, text) = (text_bytes(&opened, split), opened.text());
+    let text_bytes = text_bytes(&opened, split);
     Ok(EvalSet {
         name: path.to_owned(),
         split,
         data: opened.dataset,
         tokenizer: opened.tokenizer,
         text_bytes,
-        text,
         notes: opened.notes,
     })
 }
@@ -245,7 +226,6 @@ pub fn measure(model: &Decoder, sets: &[EvalSet], options: &EvalOptions) -> Resu
                 all_tokens,
                 left_out,
             },
-            text: set.text.clone(),
             notes: set.notes.clone(),
         });
     }

@@ -10,7 +10,7 @@ use crate::Device;
 use crate::error::{Error, Result};
 use crate::placement::{Explanation, PlacementChoice};
 use crate::train::layers::{LayersRow, Measured, measured};
-use crate::train::{Config, DataUse, Event, Start, Trainer};
+use crate::train::{Config, Event, Start, Trainer};
 
 /// What to look at.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,9 +29,6 @@ pub struct ProbeReport {
     pub config: String,
     /// Steps done with each placement.
     pub steps: u64,
-    /// How much of the data takes part, and what is left out of them.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub data: Option<DataUse>,
     /// One entry a placement.
     pub placements: Vec<ProbePlacement>,
 }
@@ -128,17 +125,11 @@ pub fn run(
         configs.push((name, config.clone()));
     }
     let mut placements = Vec::new();
-    let mut data = None;
     for (name, mut config) in configs {
         config.log.layers_every = 1;
         config.log.tensorboard = false;
         let folder = tempfile::tempdir().map_err(Error::io(std::env::temp_dir()))?;
-        let mut on_event = |event: Event<'_>| {
-            if let Event::Data(found) = event {
-                data = Some(found.clone());
-            }
-            on_event(&name, event);
-        };
+        let mut on_event = |event: Event<'_>| on_event(&name, event);
         let Some(seen) = look(
             &name,
             config,
@@ -156,7 +147,6 @@ pub fn run(
     Ok(Some(ProbeReport {
         config: config.to_toml(),
         steps: options.steps,
-        data,
         placements,
     }))
 }

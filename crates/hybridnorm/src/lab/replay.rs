@@ -13,9 +13,7 @@ use crate::error::{Error, Result};
 use crate::files::Locking;
 use crate::train::metrics::Metrics;
 use crate::train::segments::{self, Change, Segment};
-use crate::train::{
-    DataUse, Event, OpenOptions, Start, Trainer, checkpoint, history, rows, run_directory,
-};
+use crate::train::{Event, OpenOptions, Start, Trainer, checkpoint, history, rows, run_directory};
 
 pub use comparison::{Comparison, Difference};
 
@@ -72,8 +70,6 @@ pub struct Replay {
     pub followed: Vec<Followed>,
     /// Parameters that the checkpoint does not have, and which begin with their initial values.
     pub new_parameters: Vec<String>,
-    /// How much of the data takes part, and what is left out of them.
-    pub data: DataUse,
     /// How the numbers of the run and of the replay compare.
     pub comparison: Comparison,
     /// Steps done again, side by side.
@@ -202,7 +198,6 @@ pub fn run(
         changed: options.changes(),
         followed: followed.collect(),
         new_parameters: trainer.new_parameters().to_vec(),
-        data: trainer.data_use().clone(),
         comparison: Comparison::new(&steps, from, &history, trainer.segment()),
         steps,
         ended,

@@ -25,5 +25,5 @@ pub use config::{
 pub use gradients::{GradientSum, Pass};
 pub use optimizer::{Optimizer, OptimizerConfig, OptimizerKind, StepNorms};
 pub use schedule::{Schedule, ScheduleConfig, ScheduleKind};
-pub use sources::{DataOrder, DataUse, Sources, text_options_of};
+pub use sources::{DataOrder, DataUse, Sources};
 pub use trainer::{Event, OpenOptions, Outcome, Start, State, Step, Trainer};

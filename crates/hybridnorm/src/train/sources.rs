@@ -1,15 +1,14 @@
 //! The data of a run, opened.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use super::config::Config;
-use super::{checkpoint, history, run_directory, segments};
 use crate::data::open::TokenizerChoice;
 use crate::data::{
-    self, Coverage, OpenOptions, Opened, Progress, SourceOptions, Split, TextAccount, TokenDataset,
-    Tokenizer, TokenizerSpec, Windows,
+    self, Coverage, OpenOptions, Opened, Progress, Split, TokenDataset, Tokenizer, TokenizerSpec,
+    Windows,
 };
 use crate::digits::grouped;
 use crate::error::{Error, Result};
@@ -39,40 +38,28 @@ impl DataOrder {
 }
 
 /// How much of the data of a run takes part: `all_tokens = tokens + left_out` of each.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct DataUse {
     /// Training data, once per epoch.
     pub train: Coverage,
     /// Validation data in every evaluation, where there are any.
     pub validation: Option<Coverage>,
-    /// What was read of the texts that training data were made from.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub train_text: Option<TextAccount>,
-    /// The same of `data.validation`, where it is named.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub validation_text: Option<TextAccount>,
-    /// What is worth a line, among it what was left out, cut and replaced when text was prepared.
-    pub notes: Vec<String>,
 }
 
 impl DataUse {
-    /// What is left out of both: tokens, and files, records and documents of the texts they were made from.
+    /// What is left out of both.
     pub fn left_out(&self) -> LeftOut {
         let mut all = self.train.left_out.clone();
-        if let Some(text) = &self.train_text {
-            all.extend(&text.left_out);
-        }
-        let text = self.validation_text.iter().map(|text| &text.left_out);
-        let tokens = self.validation.iter().map(|found| &found.left_out);
-        for omission in tokens.chain(text).flat_map(LeftOut::iter) {
-            let reason = format!("validation data: {}", omission.reason);
-            let mut examples = omission.examples.iter().cloned();
-            all.add(omission.unit, &reason, omission.count, examples.next());
+        if let Some(validation) = &self.validation {
+            for omission in validation.left_out.iter() {
+                let reason = format!("validation data: {}", omission.reason);
+                all.add(omission.unit, &reason, omission.count, None);
+            }
         }
         all
     }
 
-    /// All of it for people: the notes, a line for training data and one for validation data.
+    /// A line for training data and one for validation data.
     pub fn lines(&self) -> Vec<String> {
         let line = |name: &str, found: &Coverage| {
             let left_out: Vec<_> = found.left_out.lines();
@@ -85,10 +72,7 @@ impl DataUse {
         };
         let validation = self.validation.as_ref();
         let validation = validation.map(|found| line("validation data", found));
-        self.notes
-            .iter()
-            .cloned()
-            .chain([line("training data", &self.train)])
+        std::iter::once(line("training data", &self.train))
             .chain(validation)
             .collect()
     }
@@ -105,6 +89,8 @@ pub struct Sources {
     pub no_validation: String,
     /// How much of both takes part.
     pub data_use: DataUse,
+    /// What is worth a line, among it what was left out, cut and replaced when text was prepared.
+    pub notes: Vec<String>,
     /// What turned text into tokens, where known.
     pub tokenizer: Option<Tokenizer>,
     /// Ids are below this, where known.
@@ -141,24 +127,16 @@ pub fn open(config: &Config, progress: &mut dyn FnMut(Progress)) -> Result<Sourc
     }
     let train = data::open(&config.data.train, Split::Train, &options, progress)?;
     let mut notes = data_notes(&train);
-    let mut validation_text = None;
-    let (validation, no_validation) = match config.data.validation.is_empty() {
-        true => held_out(config, &train, &mut notes)?,
-        false => {
-            let opened = open_validation(config, &train, options, &mut notes, progress)?;
-            validation_text = opened.text();
-            Ok(opened.dataset)
-        }
-    }
-    .map_or_else(|reason| (None, reason), |data| (Some(data), String::new()));
+    let (validation, no_validation) =
+        match open_validation(config, &train, options, &mut notes, progress)? {
+            Ok(validation) => (Some(validation), String::new()),
+            Err(reason) => (None, reason),
+        };
     let data_use = DataUse {
         train: train.dataset.coverage(Windows::Whole { limit: None }),
         validation: validation
             .as_ref()
             .map(|data| data.coverage(validation_windows(config))),
-        train_text: train.text(),
-        validation_text,
-        notes,
     };
     let vocab_size = train
         .tokenizer
@@ -175,6 +153,7 @@ pub fn open(config: &Config, progress: &mut dyn FnMut(Progress)) -> Result<Sourc
         validation,
         no_validation,
         data_use,
+        notes,
         tokenizer: train.tokenizer,
         vocab_size,
     })
@@ -201,16 +180,19 @@ pub fn validation_windows(config: &Config) -> Windows {
     }
 }
 
-/// The validation data that are named.
+/// The validation data, or why there are none.
 fn open_validation(
     config: &Config,
     train: &Opened,
     mut options: OpenOptions,
     notes: &mut Vec<String>,
     progress: &mut dyn FnMut(Progress),
-) -> Result<Opened> {
+) -> Result<Result<TokenDataset, String>> {
     if let Some(tokenizer) = &train.tokenizer {
         options.tokenizer = Some(TokenizerChoice::Loaded(tokenizer.clone()));
+    }
+    if config.data.validation.is_empty() {
+        return held_out(config, train, notes);
     }
     // What had an effect on the training text need not have one here.
     options.prepare.source.may_be_unused = has_raw_text(&config.data.train)?;
@@ -224,10 +206,10 @@ fn open_validation(
                 .into(),
         );
     }
-    Ok(opened)
+    Ok(Ok(opened.dataset))
 }
 
-/// What the training data hold out, or why that is nothing.
+/// What the training data hold out.
 fn held_out(
     config: &Config,
     train: &Opened,
@@ -274,7 +256,7 @@ fn held_out(
     Ok(Err(reason))
 }
 
-pub(crate) fn has_raw_text(inputs: &[String]) -> Result<bool> {
+fn has_raw_text(inputs: &[String]) -> Result<bool> {
     for input in inputs {
         let path = std::path::Path::new(input);
         let is_raw = match files::exists(path)? && files::is_folder(path)? {
@@ -286,27 +268,6 @@ pub(crate) fn has_raw_text(inputs: &[String]) -> Result<bool> {
         }
     }
     Ok(false)
-}
-
-/// How the run that a checkpoint stands in read its text at that step; `None` where the checkpoint stands
-/// alone, or the run says nothing about it.
-///
-/// # Errors
-/// If the run's configuration or history cannot be read.
-pub fn text_options_of(checkpoint: &super::Checkpoint) -> Result<Option<SourceOptions>> {
-    let folder = checkpoint.path().parent();
-    let in_run = folder.filter(|folder| folder.ends_with(checkpoint::CHECKPOINTS));
-    let Some(run) = in_run.and_then(Path::parent) else {
-        return Ok(None);
-    };
-    let path = run.join(run_directory::CONFIG);
-    if !files::exists(&path)? {
-        return Ok(None);
-    }
-    let newest = Config::load(&path, &[])?;
-    let step = checkpoint.state::<super::State>()?.step;
-    let config = history::configuration_at(&newest, &segments::read(run)?, step)?;
-    Ok(config.data.text)
 }
 
 fn check_text_options(config: &Config) -> Result<()> {

@@ -500,11 +500,6 @@ impl Trainer {
         &self.new_parameters
     }
 
-    /// How much of the data takes part, and what is left out of them.
-    pub fn data_use(&self) -> &DataUse {
-        &self.data_use
-    }
-
     /// The segment of the run that is this process's, the last one of several.
     pub fn segment(&self) -> &Segment {
         self.segments.last().expect("one is of this process")

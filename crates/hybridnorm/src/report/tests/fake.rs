@@ -224,7 +224,6 @@ pub fn probe_report() -> ProbeReport {
     ProbeReport {
         config: config(&KINDS[0], 3e-3, 1),
         steps: 10,
-        data: None,
         placements: (KINDS.iter().enumerate())
             .map(|(position, kind)| ProbePlacement {
                 placement: kind.name.to_owned(),

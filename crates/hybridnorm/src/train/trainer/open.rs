@@ -109,6 +109,9 @@ impl Trainer {
         let name_file = |error| config.origin.name(error);
         let sources = sources::open(&config, &mut |progress| on_event(Event::Progress(progress)))
             .map_err(name_file)?;
+        for note in &sources.notes {
+            on_event(Event::Note(note.clone()));
+        }
         on_event(Event::Data(&sources.data_use));
         if sources.validation.is_none() && config.train.eval_every > 0 {
             on_event(Event::Note(format!(
