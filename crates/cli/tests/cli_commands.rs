@@ -104,7 +104,7 @@ fn generate_is_decided_by_the_seed() {
     let greedy = ["--temperature", "0"];
     assert_eq!(
         write(&greedy),
-        write(&["--temperature", "0", "--seed", "5"])
+        write(&["--threads", "1", "--temperature", "0"])
     );
     assert_eq!(write(&greedy), write(&["--top-k", "1"]));
     let found = lab.json(&[
