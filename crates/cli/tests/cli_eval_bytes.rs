@@ -40,11 +40,7 @@ fn texts(lab: &Lab, tokens_of: impl Fn(&str) -> usize) -> [String; 2] {
 #[test]
 fn both_kinds_of_windows_count_the_bytes_of_the_text() {
     let lab = Lab::new();
-    lab.prepare(
-        "Some text, of which only the tokenizer is needed.",
-        "bytes",
-        "bytes",
-    );
+    lab.prepare("stories:5", "bytes", "bytes");
     write_tokenizer(&lab, "exact", |_| {});
     write_tokenizer(&lab, "prefix", |file| {
         file["pre_tokenizer"]["add_prefix_space"] = true.into();
@@ -72,7 +68,7 @@ fn both_kinds_of_windows_count_the_bytes_of_the_text() {
     for (name, tokens_of, first) in lengths {
         let [whole, longer] = texts(&lab, tokens_of);
         let tokenizer = format!("data.tokenizer=\"{name}.json\"");
-        lab.train(name, &["--set", &tokenizer, "--set", "train.steps=2"]);
+        lab.train(name, &["--set", &tokenizer, "--set", "train.steps=5"]);
         let all = eval(&lab, name, "320.txt", "all");
         let same = eval(&lab, name, "320.txt", "whole");
         assert_eq!(all["tokens"], 320, "{name}");
@@ -119,11 +115,7 @@ fn both_kinds_of_windows_count_the_bytes_of_the_text() {
 #[test]
 fn a_first_token_that_is_part_of_a_character() {
     let lab = Lab::new();
-    lab.prepare(
-        "Some text, of which only the tokenizer is needed.",
-        "bytes",
-        "bytes",
-    );
+    lab.prepare("stories:5", "bytes", "bytes");
     write_tokenizer(&lab, "lower", |file| {
         file["normalizer"] = json!({"type": "Lowercase"});
     });
@@ -133,7 +125,7 @@ fn a_first_token_that_is_part_of_a_character() {
             "--set",
             "data.tokenizer=\"lower.json\"",
             "--set",
-            "train.steps=2",
+            "train.steps=5",
         ],
     );
     lab.write("a.txt", "\u{c9}t\u{e9}, l'\u{e9}t\u{e9} ".repeat(20));
