@@ -32,7 +32,8 @@ impl ByteTokens {
         for (id, name) in tokens {
             ids.push(id);
             let made = || model.tokenize(&name).unwrap_or_default();
-            is_spelled = is_spelled || made().iter().any(|token| token.id == id);
+            let is_whole = |token: &Token| token.id == id && token.offsets == (0, NAME);
+            is_spelled = is_spelled || made().iter().any(is_whole);
         }
         ids.sort_unstable();
         Self { ids, is_spelled }

@@ -12,7 +12,7 @@ use super::byte_tokens::{ByteTokens, encode_words};
 use super::cut::Cutting;
 use super::growth::Growth;
 use super::json::{byte_table, one_line};
-use super::later::later;
+use super::later::{later, marks_spaces};
 use super::pieces::{Cut, HARD, SOFT_FOREIGN};
 use super::shape::Shape;
 use super::without_special::without_special;
@@ -35,6 +35,8 @@ pub(super) struct Foreign {
     /// By id: true for tokens that do not come out of text.
     special: Vec<bool>,
     byte_tokens: ByteTokens,
+    /// Whether normalized text may hold what the text does not, other than marks for spaces.
+    is_rewritten: bool,
     /// The same without special tokens, for text that spells one.
     plain: OnceLock<Other>,
     /// Both of them for pieces that a text does not begin with.
@@ -119,6 +121,10 @@ impl Foreign {
         of_text.retain(|_, id| !special[*id as usize]);
         let read = Self {
             inexact: shape.inexact(bytes.as_deref()),
+            is_rewritten: !shape
+                .normalizer_steps()
+                .iter()
+                .all(|step| marks_spaces(step)),
             bytes,
             vocab_size,
             special,
@@ -160,7 +166,7 @@ impl Foreign {
             false => &self.inner,
         };
         let mut ids = encode_with(usual, text)?;
-        if self.byte_tokens.may_be_spelled(&ids) {
+        if (self.is_rewritten || text.contains("<0x")) && self.byte_tokens.may_be_spelled(&ids) {
             ids = self.encode_words(usual, text, None)?;
         }
         if !self.has_special(&ids) {
@@ -237,7 +243,8 @@ impl Foreign {
         if self.byte_tokens.holds(id) {
             return Some(1);
         }
-        if !piece.text.starts_with(char::is_whitespace) && self.decode(&[id]).is_empty() {
+        // A space that was put before the text.
+        if !piece.text.starts_with(char::is_whitespace) && self.decode(&[id]).trim().is_empty() {
             return Some(0);
         }
         let plain = self.plain.get().and_then(|plain| plain.as_ref().ok());

@@ -25,6 +25,15 @@ pub(super) fn is_prepend(step: &Value) -> bool {
     step["prepend"].is_string()
 }
 
+/// True for a normalizer that writes spaces in other characters, or puts one before a text.
+pub(super) fn marks_spaces(step: &Value) -> bool {
+    let is_mark = |text: &Value| {
+        text.as_str()
+            .is_some_and(|text| !text.chars().any(|c| c.is_ascii_graphic()))
+    };
+    is_mark(&step["prepend"]) || step["pattern"]["String"] == " " && is_mark(&step["content"])
+}
+
 fn normalizer(step: &mut Value) {
     if is_prepend(step) {
         *step = Value::Null;
