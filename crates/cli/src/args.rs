@@ -393,20 +393,16 @@ pub struct GenerateArgs {
         allow_negative_numbers = true
     )]
     pub temperature: f64,
-    /// Choose among this many of the most likely tokens; 0: among all.
-    #[arg(long, value_name = "K", default_value_t = 0)]
-    pub top_k: usize,
+    /// Choose among this many of the most likely tokens; 0: among all. [default: 0]
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<usize>,
     /// Choose among the most likely tokens that together reach this probability; 1: among all.
-    #[arg(
-        long,
-        value_name = "P",
-        default_value_t = 0.95,
-        allow_negative_numbers = true
-    )]
-    pub top_p: f64,
-    /// Decides the draws.
-    #[arg(long, value_name = "S", default_value_t = 0)]
-    pub seed: u64,
+    /// [default: 0.95]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub top_p: Option<f64>,
+    /// Decides the draws. [default: 0]
+    #[arg(long, value_name = "S")]
+    pub seed: Option<u64>,
     /// Print one JSON document at the end instead of text as it comes.
     #[arg(long)]
     pub json: bool,

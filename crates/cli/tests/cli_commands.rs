@@ -104,7 +104,7 @@ fn generate_is_decided_by_the_seed() {
     let greedy = ["--temperature", "0"];
     assert_eq!(
         write(&greedy),
-        write(&["--temperature", "0", "--seed", "5"])
+        write(&["--threads", "1", "--temperature", "0"])
     );
     assert_eq!(write(&greedy), write(&["--top-k", "1"]));
     let found = lab.json(&[
@@ -152,6 +152,23 @@ fn generate_is_decided_by_the_seed() {
         &["generate", "run", "--prompt", "a", "--temperature", "-1"],
         &["temperature -1"],
     );
+    for (options, words) in [
+        (
+            &["--temperature", "0", "--seed", "5"][..],
+            "--seed without effect: --temperature 0",
+        ),
+        (
+            &["--temperature", "0", "--top-k", "5", "--top-p", "1"],
+            "--top-k and --top-p without effect",
+        ),
+        (
+            &["--top-k", "1", "--seed", "0"],
+            "--seed without effect: --top-k 1",
+        ),
+    ] {
+        let args = [&["generate", "run", "--prompt", "a"], options].concat();
+        lab.fails(2, &args, &[words]);
+    }
     lab.fails(
         2,
         &["generate", "run", "--prompt", "a", "--top-p", "0"],

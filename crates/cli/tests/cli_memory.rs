@@ -6,12 +6,15 @@ mod common;
 
 use std::fs::File;
 use std::io::Write;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use common::{Lab, numpy};
+use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
+/// Room for one piece of text that a tokenizer of a file takes up to 200 bytes a byte for.
+const LARGE_PIECE: u64 = 256 * MIB;
 /// The program at rest, the 16 MiB of a reader, 8 MiB of text that is tokenized at once with its tokens.
 const CONSTANT: u64 = 160 * MIB;
 
@@ -68,8 +71,8 @@ fn text_of_many_records_takes_a_constant() {
     assert!(found < CONSTANT, "{} MiB for a file of 94 MiB", found / MIB);
 }
 
-/// One large record: at most four times its size to read it, and as much again for its tokens, of which
-/// each byte is one of 4 bytes.
+/// One large record: at most four times its size to read it, and nothing for its tokens, which are written
+/// as they come.
 #[test]
 fn text_of_one_record_takes_a_multiple_of_it() {
     let lab = Lab::new();
@@ -82,7 +85,7 @@ fn text_of_one_record_takes_a_multiple_of_it() {
         ("one.txt", vec!["--document-chars", "0", "--overwrite"]),
     ] {
         let found = peak(&lab, &prepare(input, &more));
-        let most = 12 * bytes + CONSTANT;
+        let most = 4 * bytes + CONSTANT;
         assert!(
             found < most,
             "{input}: {} MiB for {} MiB",
@@ -90,6 +93,78 @@ fn text_of_one_record_takes_a_multiple_of_it() {
             bytes / MIB
         );
     }
+}
+
+/// Tokenizers of files, which take much more memory than the text they read: it is cut into pieces.
+#[test]
+fn tokenizers_of_files_take_a_constant() {
+    let lab = Lab::new();
+    let mark = "\u{2581}";
+    let mut vocab = json!({"<unk>": 0, "</s>": 1});
+    for (id, token) in (2..).zip(["o", "w", "l", "s", mark, "ow", "owl"]) {
+        vocab[token] = id.into();
+    }
+    let names = vocab.as_object().unwrap().keys();
+    let pieces: Vec<_> = names.map(|name| json!([name, -2.0])).collect();
+    let normalizer = json!({"type": "Sequence", "normalizers": [
+        {"type": "Prepend", "prepend": mark},
+        {"type": "Replace", "pattern": {"String": " "}, "content": mark}]});
+    let words = json!({"type": "Metaspace", "replacement": mark, "prepend_scheme": "always"});
+    for (name, normalizer, pre_tokenizer, model) in [
+        (
+            "llama.json",
+            normalizer,
+            Value::Null,
+            json!({"type": "BPE", "unk_token": "<unk>", "vocab": vocab,
+                "merges": ["o w", "ow l"]}),
+        ),
+        (
+            "unigram.json",
+            Value::Null,
+            words,
+            json!({"type": "Unigram", "unk_id": 0, "vocab": pieces}),
+        ),
+    ] {
+        let file = json!({"version": "1.0", "added_tokens": [], "normalizer": normalizer,
+            "pre_tokenizer": pre_tokenizer, "post_processor": null, "decoder": null, "model": model});
+        lab.write(name, file.to_string());
+    }
+    for text in ["owls owl ".repeat(700_000), "owls".repeat(1_500_000)] {
+        let bytes = text.len() as u64;
+        let has_spaces = text.contains(' ');
+        lab.write("one.jsonl", format!("{{\"text\": \"{text}\"}}\n"));
+        for tokenizer in ["llama.json", "unigram.json"] {
+            let mut args = prepare("one.jsonl", &["--overwrite", "--validation-fraction", "0"]);
+            args[7] = tokenizer;
+            let found = peak(&lab, &args);
+            let room = if has_spaces { 0 } else { LARGE_PIECE };
+            assert!(
+                found < 4 * bytes + CONSTANT + room,
+                "{tokenizer}: {} MiB for {} MiB",
+                found / MIB,
+                bytes / MIB
+            );
+        }
+    }
+}
+
+/// What does not fit is refused in a line where its size shows, and does not abort.
+#[test]
+fn a_line_that_does_not_fit_is_refused() {
+    let lab = Lab::new();
+    lab.write("one.txt", "word ".repeat(8 << 20));
+    let mut command = Command::new("sh");
+    command.args([
+        "-c",
+        "ulimit -v 400000; exec \"$0\" \"$@\"",
+        env!("CARGO_BIN_EXE_hybridnorm"),
+    ]);
+    command.args(prepare("one.txt", &[]));
+    let output = lab.at_home(command).output().unwrap();
+    let said = common::stderr(&output);
+    assert_eq!(common::code(&output), 1, "{said}");
+    assert!(said.contains("one.txt: line 1, longer than"), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
 }
 
 /// Token files are mapped: their pages count once at most.

@@ -33,6 +33,25 @@ pub fn require(bytes: u64, what: &str) -> Result<()> {
     }
 }
 
+/// As [`require`], of memory besides what this process has: where its address space is limited, what it
+/// occupies of that does not count.
+///
+/// # Errors
+/// As [`require`].
+pub fn require_more(bytes: u64, what: &str) -> Result<()> {
+    const MIB: u64 = 1 << 20;
+    let occupied = address_space_bytes().unwrap_or(0);
+    let free = address_space_limit().map(|limit| limit.saturating_sub(occupied));
+    match free.into_iter().chain(available_bytes()).min() {
+        Some(there) if bytes > there => Err(Error::config(format!(
+            "{what} needs {} MiB of memory more, and this process may have {} MiB more; allow it more memory, or make it shorter",
+            bytes.div_ceil(MIB),
+            there / MIB
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// What this process may have: memory and swap of the machine, or less where its control group or
 /// its limit of address space says so (Linux).
 fn available_bytes() -> Option<u64> {
@@ -44,12 +63,25 @@ fn available_bytes() -> Option<u64> {
     let groups = group
         .iter()
         .filter_map(|path| number(std::fs::read_to_string(path).ok()?));
-    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    let address_space = limits
-        .lines()
-        .find_map(|line| line.strip_prefix("Max address space"))
-        .and_then(|line| number(line.split_whitespace().next()?.to_owned()));
-    groups.chain(address_space).chain(machine_bytes()).min()
+    groups
+        .chain(address_space_limit())
+        .chain(machine_bytes())
+        .min()
+}
+
+fn address_space_limit() -> Option<u64> {
+    let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
+    let mut lines = limits.lines();
+    let line = lines.find_map(|line| line.strip_prefix("Max address space"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+/// Address space that this process occupies.
+fn address_space_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmSize:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib * 1024)
 }
 
 fn machine_bytes() -> Option<u64> {

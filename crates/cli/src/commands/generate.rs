@@ -26,6 +26,7 @@ struct Written {
 }
 
 pub fn run(args: GenerateArgs, console: &Console) -> Result<Ending, Error> {
+    let sampling = sampling(&args)?;
     let checkpoint = super::open_checkpoint(&args.checkpoint, console)?;
     let tokenizer = checkpoint.tokenizer()?.ok_or_else(|| {
         Error::format(
@@ -34,12 +35,6 @@ pub fn run(args: GenerateArgs, console: &Console) -> Result<Ending, Error> {
         )
     })?;
     let model = checkpoint.model(&Device::flex())?;
-    let sampling = Sampling {
-        temperature: args.temperature,
-        top_k: args.top_k,
-        top_p: args.top_p,
-        seed: args.seed,
-    };
     let stop = Stop::listen()?;
     let stop = stop.wait_for_me();
     let mut generator = TextGenerator::new(&model, &tokenizer, &args.prompt, sampling)?;
@@ -93,4 +88,37 @@ pub fn run(args: GenerateArgs, console: &Console) -> Result<Ending, Error> {
         return Ok(Ending::Interrupted);
     }
     Ok(Ending::Done)
+}
+
+/// How tokens are chosen; options that would change nothing are errors.
+fn sampling(args: &GenerateArgs) -> Result<Sampling, Error> {
+    let one_of = match (args.temperature == 0.0, args.top_k) {
+        (true, _) => Some("--temperature 0"),
+        (false, Some(1)) => Some("--top-k 1"),
+        _ => None,
+    };
+    if let Some(chosen) = one_of {
+        let given = [
+            ("--top-k", args.top_k.is_some() && chosen != "--top-k 1"),
+            ("--top-p", args.top_p.is_some()),
+            ("--seed", args.seed.is_some()),
+        ];
+        let unused = given.into_iter().filter(|(_, is_given)| *is_given);
+        let unused: Vec<&str> = unused.map(|(name, _)| name).collect();
+        if !unused.is_empty() {
+            return Err(Error::Config(format!(
+                "{} without effect: {chosen} takes the most likely token always; leave out one or the other",
+                unused.join(" and ")
+            )));
+        }
+    }
+    let usual = Sampling::default();
+    let sampling = Sampling {
+        temperature: args.temperature,
+        top_k: args.top_k.unwrap_or(usual.top_k),
+        top_p: args.top_p.unwrap_or(usual.top_p),
+        seed: args.seed.unwrap_or(usual.seed),
+    };
+    sampling.check()?;
+    Ok(sampling)
 }

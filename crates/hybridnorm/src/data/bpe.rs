@@ -17,7 +17,7 @@ use tokenizers::utils::SysRegex;
 
 use crate::error::{Error, Result};
 
-use super::tokenizer::{Cut, in_parallel, pieces};
+use super::tokenizer::{Cut, SOFT, in_parallel, pieces};
 use super::{Progress, ProgressFn};
 
 /// The special token that ends every document.
@@ -66,7 +66,7 @@ impl BpeTrainer {
         let words = &self.words;
         let counted = in_parallel(texts, threads, |text| {
             let mut counts: HashMap<&str, u64> = HashMap::new();
-            for piece in pieces(text, Cut::Anywhere) {
+            for piece in pieces(text, Cut::Anywhere, SOFT) {
                 for (from, to) in words.find_iter(piece) {
                     let mut word = &piece[from..to];
                     while word.len() > LONGEST_WORD {

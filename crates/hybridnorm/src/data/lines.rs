@@ -6,6 +6,7 @@ use std::io::{self, BufRead, Cursor, Read};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::memory;
 
 use super::source::InvalidUtf8;
 use super::source::compressed;
@@ -14,6 +15,9 @@ use super::source::kind::Compression;
 /// Longest line or record that is read, in bytes; longer ones are an error, so that memory stays
 /// bounded.
 pub(super) const RECORD_LIMIT: usize = 256 << 20;
+
+/// Longest line that is read without a look at how much memory there is.
+const UNCHECKED: usize = 16 << 20;
 
 /// Why a record cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,11 +79,8 @@ impl Lines {
     /// The next line with its line end; `None` at the end of the file. A line that cannot be read
     /// is a problem, after which the next line follows.
     pub(super) fn next(&mut self) -> Result<Option<Result<String, Problem>>> {
-        let mut bytes = Vec::new();
-        let read = (&mut self.reader)
-            .take(RECORD_LIMIT as u64 + 1)
-            .read_until(b'\n', &mut bytes)
-            .map_err(|error| self.read_error(&error))?;
+        let bytes = self.read_line()?;
+        let read = bytes.len();
         if read == 0 {
             return Ok(None);
         }
@@ -107,6 +108,29 @@ impl Lines {
             Some(Ok(line)) => Ok(Some(line)),
             Some(Err(problem)) => Err(self.error(problem.message)),
             None => Ok(None),
+        }
+    }
+
+    /// The bytes of the next line, of at most one more than may be in a record.
+    fn read_line(&mut self) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        loop {
+            let room = (RECORD_LIMIT + 1 - bytes.len()).min(bytes.len().max(UNCHECKED));
+            let read = (&mut self.reader)
+                .take(room as u64)
+                .read_until(b'\n', &mut bytes)
+                .map_err(|error| self.read_error(&error))?;
+            if read < room || bytes.ends_with(b"\n") || bytes.len() > RECORD_LIMIT {
+                return Ok(bytes);
+            }
+            // The buffer grows by as much, and the text is taken out of it.
+            let line = format!(
+                "line {}, longer than {} MiB,",
+                self.number + 1,
+                bytes.len() >> 20
+            );
+            memory::require_more(3 * bytes.len() as u64, &line)
+                .map_err(|error| self.error(error.to_string()))?;
         }
     }
 
@@ -146,11 +170,7 @@ impl Lines {
     /// The bytes of the next line, of at most one more than may be in a record, without passing over
     /// them.
     pub(super) fn peek_line(&mut self) -> Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        (&mut self.reader)
-            .take(RECORD_LIMIT as u64 + 1)
-            .read_until(b'\n', &mut bytes)
-            .map_err(|error| self.read_error(&error))?;
+        let bytes = self.read_line()?;
         let rest = std::mem::replace(&mut self.reader, Box::new(io::empty()));
         self.reader = Box::new(Cursor::new(bytes.clone()).chain(rest));
         Ok(bytes)

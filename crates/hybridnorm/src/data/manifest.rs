@@ -154,6 +154,27 @@ pub struct Manifest {
     /// What was left out of all inputs, by reason; of each it stands in its record.
     #[serde(default)]
     pub left_out: LeftOut,
+    /// Bytes of text that the first tokens stand for.
+    #[serde(default, skip_serializing_if = "FirstTokens::is_empty")]
+    pub first_token_bytes: FirstTokens,
+}
+
+/// Bytes of text that the first token of each split stands for, which is no target of an evaluation.
+/// Recorded where the tokens of the tokenizer do not tell them and the text does.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FirstTokens {
+    /// Of the training tokens.
+    #[serde(default)]
+    pub train: Option<u64>,
+    /// Of the validation tokens.
+    #[serde(default)]
+    pub validation: Option<u64>,
+}
+
+impl FirstTokens {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// A tokenizer, as recorded in manifests.
@@ -268,6 +289,7 @@ impl Manifest {
             separator: None,
             spelled_special_tokens: Vec::new(),
             left_out: LeftOut::default(),
+            first_token_bytes: FirstTokens::default(),
         }
     }
 

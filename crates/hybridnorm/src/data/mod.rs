@@ -35,7 +35,9 @@ mod windows;
 
 pub use dataset::{Batch, SequentialBatches, TokenDataset};
 pub use inspect::{Inspection, SplitReport, inspect};
-pub use manifest::{Dtype, Manifest, ShardRecord, SourceRecord, SplitRecord, TokenizerRecord};
+pub use manifest::{
+    Dtype, FirstTokens, Manifest, ShardRecord, SourceRecord, SplitRecord, TokenizerRecord,
+};
 pub use open::{OpenOptions, Opened, Split, TokenizerChoice, open};
 pub use prepare::{PrepareOptions, prepare, prepare_with};
 pub use ready::ReadyTokens;

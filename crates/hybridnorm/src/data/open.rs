@@ -280,7 +280,12 @@ fn tokenized(
         let inputs = &options.prepare.validation_inputs;
         contents.push(Sources::resolve(inputs, &options.prepare.source)?.fingerprint()?);
     }
-    let key = serde_json::json!(["text 1", made_with, options.prepare, contents]).to_string();
+    // Version 2 records the bytes of first tokens, where tokens do not tell them.
+    let version = match tokenizer.is_some_and(|made| made.text_bytes_unknown().is_some()) {
+        true => "text 2",
+        false => "text 1",
+    };
+    let key = serde_json::json!([version, made_with, options.prepare, contents]).to_string();
     let name = format!("text-{}", &files::sha256(key.as_bytes())[..24]);
     let cache = options.cache.as_ref().ok_or_else(|| {
         Error::config("nowhere to keep tokenized text: set XDG_CACHE_HOME or HOME")

@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::files::{self, StagedFolder};
 
 use super::bpe::BpeTrainer;
-use super::manifest::{MANIFEST_NAME, Manifest, SourceRecord};
+use super::manifest::{FirstTokens, MANIFEST_NAME, Manifest, SourceRecord};
 use super::shard::ShardWriter;
 use super::source::{SourceOptions, Sources};
 use super::spelled::SpelledTokens;
@@ -281,6 +281,7 @@ impl<'j> Job<'j> {
             texts: Vec::new(),
             bytes: 0,
             spelled: SpelledTokens::new(tokenizer.special_tokens()),
+            first: FirstTokens::default(),
         };
         let mut done = 0;
         let mut step = |bytes: u64| {
@@ -308,6 +309,7 @@ impl<'j> Job<'j> {
             manifest.sources.extend(read);
         }
         output.flush(&mut step)?;
+        manifest.first_token_bytes = output.first;
         self.check_separators(separators)?;
         for source in &manifest.sources {
             manifest.left_out.extend(&source.left_out);
@@ -368,6 +370,8 @@ struct Output<'t> {
     bytes: usize,
     /// Special tokens in the text.
     spelled: SpelledTokens,
+    /// Bytes that the first token of each split stands for.
+    first: FirstTokens,
 }
 
 impl Output<'_> {
@@ -383,15 +387,23 @@ impl Output<'_> {
 
     fn flush(&mut self, step: &mut impl FnMut(u64)) -> Result<()> {
         let texts: Vec<&str> = self.texts.iter().map(|(text, _)| text.as_str()).collect();
-        let encoded = self.tokenizer.encode_batch(&texts, self.threads)?;
-        for (tokens, (text, held_out)) in encoded.iter().zip(&self.texts) {
-            let shards = if *held_out {
-                &mut self.validation
-            } else {
-                &mut self.train
+        let tokenizer = self.tokenizer;
+        tokenizer.encode_each(&texts, self.threads, |index, tokens, is_last| {
+            let (text, held_out) = &self.texts[index];
+            let (shards, first) = match held_out {
+                true => (&mut self.validation, &mut self.first.validation),
+                false => (&mut self.train, &mut self.first.train),
             };
-            shards.push(tokens, text.len() as u64)?;
-        }
+            if shards.is_empty() && tokenizer.text_bytes_unknown().is_some() {
+                let id = tokens.first().copied();
+                *first = id.map_or(Some(0), |id| tokenizer.first_token_bytes(text, id));
+            }
+            shards.append(tokens)?;
+            match is_last {
+                true => shards.end_document(text.len() as u64),
+                false => Ok(()),
+            }
+        })?;
         step(self.bytes as u64);
         self.texts.clear();
         self.bytes = 0;

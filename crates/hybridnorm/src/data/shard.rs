@@ -46,11 +46,25 @@ impl ShardWriter {
         }
     }
 
+    /// True before the first token.
+    pub fn is_empty(&self) -> bool {
+        self.current.is_none() && self.record.shards.is_empty()
+    }
+
     /// Appends one document, made from `text_bytes` bytes of text, and the end-of-text token.
     ///
     /// # Errors
     /// If writing fails, or a token does not fit the type.
     pub fn push(&mut self, tokens: &[u32], text_bytes: u64) -> Result<()> {
+        self.append(tokens)?;
+        self.end_document(text_bytes)
+    }
+
+    /// Appends tokens of a document that goes on until [`ShardWriter::end_document`].
+    ///
+    /// # Errors
+    /// As [`ShardWriter::push`].
+    pub fn append(&mut self, tokens: &[u32]) -> Result<()> {
         let (file, shard) = match &mut self.current {
             Some(current) => current,
             None => {
@@ -70,8 +84,8 @@ impl ShardWriter {
             }
         };
         let path = self.folder.join(&shard.file);
-        let mut bytes = Vec::with_capacity((tokens.len() + 1) * self.dtype.size());
-        for &token in tokens.iter().chain([&self.eos]) {
+        let mut bytes = Vec::with_capacity(tokens.len() * self.dtype.size());
+        for &token in tokens {
             match (self.dtype, u16::try_from(token)) {
                 (Dtype::U32, _) => bytes.extend(token.to_le_bytes()),
                 (Dtype::U16, Ok(token)) => bytes.extend(token.to_le_bytes()),
@@ -84,11 +98,22 @@ impl ShardWriter {
             }
         }
         file.write_all(&bytes).map_err(Error::io(&path))?;
-        shard.tokens += tokens.len() as u64 + 1;
-        shard.documents += 1;
-        shard.text_bytes += text_bytes;
-        if shard.tokens >= self.shard_tokens {
-            self.close()?;
+        shard.tokens += tokens.len() as u64;
+        Ok(())
+    }
+
+    /// Ends a document, made from `text_bytes` bytes of text, with the end-of-text token.
+    ///
+    /// # Errors
+    /// As [`ShardWriter::push`].
+    pub fn end_document(&mut self, text_bytes: u64) -> Result<()> {
+        self.append(&[self.eos])?;
+        if let Some((_, shard)) = &mut self.current {
+            shard.documents += 1;
+            shard.text_bytes += text_bytes;
+            if shard.tokens >= self.shard_tokens {
+                self.close()?;
+            }
         }
         Ok(())
     }

@@ -2,23 +2,37 @@
 //! vocabularies, and plain bytes.
 //!
 //! Special tokens never come out of [`Tokenizer::encode`], whatever the model: the end-of-text token
-//! and the added tokens that a `tokenizer.json` calls special, but for its unknown token, which
-//! stands for what the vocabulary cannot spell. Text that spells `<|endoftext|>` or `</s>` is encoded
-//! as the characters it consists of, also where the vocabulary holds that string as an ordinary
-//! piece. Added tokens that are not called special do come out. No start token is added.
+//! and the added tokens that a `tokenizer.json` calls special. Text that spells `<|endoftext|>` or
+//! `</s>` is encoded as the characters it consists of, also where the vocabulary holds that string as
+//! an ordinary piece. Three kinds do come out, called special or not, for text has no other way into
+//! tokens: the unknown token, which stands for what the vocabulary cannot spell; tokens of one
+//! character; and where the model falls back on bytes, the tokens `<0x00>` to `<0xFF>`, each for a byte
+//! of a character that the vocabulary lacks, but not for text that spells `<0x41>`. Added tokens that
+//! are not called special do come out. No start token is added.
+//!
+//! **Memory.** Texts are encoded in pieces (`pieces.rs`), and a preparation writes the tokens of a piece
+//! before it encodes many more: besides the text, tokens and what a tokenizer needs to find them take at
+//! most 256 MiB, whatever the length of a text. A text that a `tokenizer.json` does not let be cut is
+//! refused where it is longer than 1 MiB.
 //!
 //! A `tokenizer.json` is read behind limits (`shape.rs`, `growth.rs`). Its dropout, truncation and
 //! padding are switched off; [`Tokenizer::notes`] says so.
 
+mod batch;
+mod byte_tokens;
+mod cut;
+mod exact;
 mod foreign;
 mod growth;
 mod json;
+mod later;
 mod parallel;
 mod pieces;
 mod shape;
 mod spec;
 mod special;
 mod stream;
+mod text_bytes;
 mod without_special;
 
 use std::borrow::Cow;
@@ -39,7 +53,7 @@ use super::manifest::TokenizerRecord;
 use foreign::Foreign;
 use json::{configured_eos, tiktoken_json};
 pub(super) use parallel::in_parallel;
-pub(super) use pieces::{Cut, pieces};
+pub(super) use pieces::{Cut, SOFT, pieces};
 pub use spec::TokenizerSpec;
 pub use stream::StreamDecoder;
 
@@ -322,38 +336,6 @@ impl Tokenizer {
         }
     }
 
-    /// Token ids of a text, without special tokens. Long texts are encoded in pieces that end where
-    /// no token spans; where text goes on for 1 MiB without a space, there.
-    ///
-    /// # Errors
-    /// If a `tokenizer.json` cannot encode it, for example for want of an unknown token, because it
-    /// would make too much of it, or because it cannot cut a text of more than 16 MiB.
-    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        if let Kind::Json(json) = &self.kind {
-            let named = |problem| Error::config(format!("{}: {problem}", self.name));
-            return json.encode(text).map_err(named);
-        }
-        let mut ids = Vec::new();
-        for piece in pieces(text, Cut::Anywhere) {
-            match &self.kind {
-                Kind::Tiktoken(bpe, _) => ids.extend(bpe.encode_ordinary(piece)),
-                Kind::Bytes | Kind::Json(_) => ids.extend(piece.bytes().map(u32::from)),
-            }
-        }
-        Ok(ids)
-    }
-
-    /// Token ids of several texts, on `threads` threads (0: one per core). The result does not
-    /// depend on their number.
-    ///
-    /// # Errors
-    /// As [`Tokenizer::encode`].
-    pub fn encode_batch(&self, texts: &[&str], threads: usize) -> Result<Vec<Vec<u32>>> {
-        in_parallel(texts, threads, |text| self.encode(text))
-            .into_iter()
-            .collect()
-    }
-
     /// Text of token ids. Bytes that are not UTF-8 and unknown ids become U+FFFD; special tokens
     /// appear by name.
     pub fn decode(&self, ids: &[u32]) -> String {
@@ -382,20 +364,6 @@ impl Tokenizer {
 
     fn is_byte_level(&self) -> bool {
         !matches!(&self.kind, Kind::Json(json) if json.bytes().is_none())
-    }
-
-    /// Bytes of text that a token stands for: 0 for the end of a text. `None` where the vocabulary is not
-    /// byte-level, so that a token alone does not tell, and for ids that are no token.
-    pub fn text_bytes_of(&self, id: u32) -> Option<u64> {
-        if id == self.eos {
-            return Some(0);
-        }
-        let bytes = match &self.kind {
-            Kind::Bytes => u8::try_from(id).ok().map(|_| 1),
-            Kind::Tiktoken(bpe, _) => bpe.decode_bytes(&[id]).ok().map(|bytes| bytes.len()),
-            Kind::Json(json) => json.bytes()?.get(id as usize).map(Vec::len),
-        };
-        bytes.filter(|&bytes| bytes > 0).map(|bytes| bytes as u64)
     }
 
     /// The bytes a token stands for, in byte-level vocabularies.

@@ -9,7 +9,8 @@ use serde::Serialize;
 use super::loss::{Loss, loss};
 use crate::data::open::TokenizerChoice;
 use crate::data::{
-    self, Coverage, OpenOptions, Opened, Progress, Split, TokenDataset, Tokenizer, Windows,
+    self, Coverage, OpenOptions, Opened, PreparedFolder, Progress, Split, SplitRecord,
+    TokenDataset, Tokenizer, Windows,
 };
 use crate::error::{Error, Result};
 use crate::model::Decoder;
@@ -43,6 +44,8 @@ pub struct EvalSet {
     pub tokenizer: Option<Tokenizer>,
     /// Bytes of the text of this part, where prepared data record it.
     pub text_bytes: Option<u64>,
+    /// Those of them that first tokens stand for, which are no targets; where prepared data record it.
+    pub first_token_bytes: Option<u64>,
     /// What is worth a line.
     pub notes: Vec<String>,
 }
@@ -162,36 +165,58 @@ fn open_set(
         }
     };
     let text_bytes = text_bytes(&opened, split);
+    let first_token_bytes = first_token_bytes(&opened, split);
     Ok(EvalSet {
         name: path.to_owned(),
         split,
         data: opened.dataset,
         tokenizer: opened.tokenizer,
         text_bytes,
+        first_token_bytes,
         notes: opened.notes,
     })
 }
 
-fn holds_out(folder: &data::PreparedFolder) -> bool {
+fn holds_out(folder: &PreparedFolder) -> bool {
     folder.manifest().validation.tokens > 0
 }
 
 /// Bytes of the text of a part; `None` where some tokens come from elsewhere.
 fn text_bytes(opened: &Opened, split: Split) -> Option<u64> {
-    let (mut tokens, mut bytes) = (0, 0);
-    for folder in &opened.folders {
-        let manifest = folder.manifest();
-        for (record, other) in [
-            (&manifest.train, Split::Validation),
-            (&manifest.validation, Split::Train),
-        ] {
-            if split != other {
-                tokens += record.tokens;
-                bytes += record.text_bytes;
-            }
-        }
-    }
+    let parts = || {
+        opened
+            .folders
+            .iter()
+            .flat_map(|folder| parts(folder, split))
+    };
+    let tokens: u64 = parts().map(|(record, _)| record.tokens).sum();
+    let bytes = parts().map(|(record, _)| record.text_bytes).sum();
     (tokens == opened.dataset.tokens()).then_some(bytes)
+}
+
+/// Bytes of the first token of every stream of a part; `None` where one is not recorded.
+fn first_token_bytes(opened: &Opened, split: Split) -> Option<u64> {
+    let parts = opened
+        .folders
+        .iter()
+        .flat_map(|folder| parts(folder, split));
+    let filled = parts.filter(|(record, _)| record.tokens > 0);
+    filled.map(|(_, first)| first).sum()
+}
+
+/// What a manifest says of the parts that a split takes.
+fn parts(
+    folder: &PreparedFolder,
+    split: Split,
+) -> impl Iterator<Item = (&SplitRecord, Option<u64>)> {
+    let manifest = folder.manifest();
+    let first = manifest.first_token_bytes;
+    let all = [
+        (&manifest.train, first.train, Split::Validation),
+        (&manifest.validation, first.validation, Split::Train),
+    ];
+    let taken = all.into_iter().filter(move |(_, _, other)| split != *other);
+    taken.map(|(record, first, _)| (record, first))
 }
 
 /// Measures a model on every data set.
@@ -277,35 +302,59 @@ fn measured_bytes(set: &EvalSet, options: &EvalOptions) -> Result<u64, String> {
     let Some(tokenizer) = &set.tokenizer else {
         return Err("the tokenizer of the tokens is not known".into());
     };
-    let bytes = match (set.text_bytes, options.windows) {
-        (Some(bytes), Windows::All) => {
-            let firsts = set.data.first_tokens().map_err(|error| error.to_string())?;
-            let of_firsts = firsts.iter().map(|&id| {
-                let length = tokenizer.text_bytes_of(id);
-                length.unwrap_or_else(|| tokenizer.decode(&[id]).len() as u64)
-            });
-            bytes.saturating_sub(of_firsts.sum())
-        }
-        _ => {
-            let mut bytes = 0;
-            for batch in set.data.windows(64, options.windows) {
-                for &id in &batch.map_err(|error| error.to_string())?.targets {
-                    let id = id as u32;
-                    if id as usize >= tokenizer.vocab_size() {
-                        return Err(format!("token {id} is none of its tokenizer's"));
-                    }
-                    let length = tokenizer.text_bytes_of(id).ok_or(
-                        "the tokens of its tokenizer do not tell how many bytes they stand for",
-                    )?;
-                    bytes += length;
-                }
-            }
-            bytes
-        }
+    let bytes = match tokenizer.text_bytes_unknown() {
+        Some(reason) => bytes_of_text(set, options, reason)?,
+        None => bytes_of_tokens(set, options, tokenizer)?,
     };
     match bytes {
         0 => Err("the measured tokens stand for no text".into()),
         bytes => Ok(bytes),
+    }
+}
+
+/// Bytes that the measured tokens stand for, where each of them tells.
+fn bytes_of_tokens(
+    set: &EvalSet,
+    options: &EvalOptions,
+    tokenizer: &Tokenizer,
+) -> Result<u64, String> {
+    let of_token = |id: u32| {
+        let length = tokenizer.text_bytes_of(id);
+        length.ok_or_else(|| format!("token {id} is none of its tokenizer's"))
+    };
+    if let (Some(bytes), Windows::All) = (set.text_bytes, options.windows) {
+        let firsts = set.data.first_tokens().map_err(|error| error.to_string())?;
+        let of_firsts: u64 = firsts.into_iter().map(of_token).sum::<Result<_, _>>()?;
+        return Ok(bytes.saturating_sub(of_firsts));
+    }
+    let mut bytes = 0;
+    for batch in set.data.windows(64, options.windows) {
+        for &id in &batch.map_err(|error| error.to_string())?.targets {
+            bytes += of_token(id as u32)?;
+        }
+    }
+    Ok(bytes)
+}
+
+/// Bytes that the measured tokens stand for, where they do not tell for `reason`: those of the text, if
+/// all of it is measured but for its first tokens.
+fn bytes_of_text(set: &EvalSet, options: &EvalOptions, reason: &str) -> Result<u64, String> {
+    let Some(bytes) = set.text_bytes else {
+        return Err(format!(
+            "{reason}; the bytes are known where the text itself is prepared and measured here"
+        ));
+    };
+    let all = set.data.coverage(Windows::All).tokens;
+    if set.data.coverage(options.windows).tokens != all {
+        return Err(format!(
+            "{reason}; the bytes are known where all windows are measured"
+        ));
+    }
+    match set.first_token_bytes {
+        Some(of_firsts) => Ok(bytes.saturating_sub(of_firsts)),
+        None => Err(format!(
+            "{reason}, and how many bytes its first token stands for is not recorded, or no whole number of characters; prepare the text again"
+        )),
     }
 }
 

@@ -4,8 +4,12 @@
 
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 
+use crate::memory;
+
 /// Largest page that is unpacked, in bytes. Writers aim at 1 MiB; a page holds at least one value.
 const PAGE_LIMIT: i64 = 512 << 20;
+/// Largest one that is read without a look at how much memory there is.
+const UNCHECKED: i64 = 64 << 20;
 /// Most values of a page.
 const VALUES_LIMIT: i64 = 1 << 26;
 /// Structures in a header are nested less deep.
@@ -36,6 +40,12 @@ pub(super) fn check(file: impl Read + Seek, begin: u64, length: u64) -> Result<(
         let compressed = u64::try_from(sizes.compressed).unwrap_or(u64::MAX);
         if compressed > rest || sizes.uncompressed < 0 || sizes.values < 0 {
             return Err(format!("page at byte {at}: its sizes are not possible"));
+        }
+        if sizes.uncompressed > UNCHECKED {
+            let bytes = sizes.uncompressed.cast_unsigned();
+            let page = format!("page at byte {at} of {} MiB", bytes >> 20);
+            // A text is taken out of its page.
+            memory::require_more(2 * bytes, &page).map_err(|error| error.to_string())?;
         }
         at = end - rest + compressed;
     }

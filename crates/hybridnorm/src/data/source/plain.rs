@@ -5,12 +5,16 @@
 
 use crate::data::lines::Lines;
 use crate::error::Result;
+use crate::memory;
 
 use super::{SourceOptions, SourceStats};
 use crate::omissions::Unit;
 
 /// Longest document, in bytes.
 const DOCUMENT_LIMIT: usize = 1 << 30;
+
+/// Longest document that is read without a look at how much memory there is.
+const UNCHECKED: usize = 64 << 20;
 
 /// A plain text file that is being read.
 pub(super) struct Plain {
@@ -24,6 +28,8 @@ pub(super) struct Plain {
     /// Separators found.
     separators: u64,
     is_counted: bool,
+    /// Bytes of a document for which there is memory.
+    checked: usize,
 }
 
 impl Plain {
@@ -35,6 +41,7 @@ impl Plain {
             pieces: 0,
             separators: 0,
             is_counted: false,
+            checked: UNCHECKED,
         }
     }
 
@@ -151,15 +158,21 @@ impl Plain {
         }
     }
 
-    fn check_length(&self, bytes: usize) -> Result<()> {
-        match bytes > DOCUMENT_LIMIT {
-            false => Ok(()),
-            true => Err(self.lines.error(format!(
-                "line {}: a document longer than {} MiB; let documents be cut (document_chars), or separate them (separator)",
-                self.lines.number,
+    fn check_length(&mut self, bytes: usize) -> Result<()> {
+        let number = self.lines.number;
+        if bytes > DOCUMENT_LIMIT {
+            return Err(self.lines.error(format!(
+                "line {number}: a document longer than {} MiB; let documents be cut (document_chars), or separate them (separator)",
                 DOCUMENT_LIMIT >> 20
-            ))),
+            )));
         }
+        if bytes > self.checked {
+            let document = format!("line {number}: a document longer than {} MiB", bytes >> 20);
+            memory::require_more(2 * bytes as u64, &document)
+                .map_err(|error| self.lines.error(error.to_string()))?;
+            self.checked = 2 * bytes;
+        }
+        Ok(())
     }
 }
 

@@ -1,20 +1,26 @@
 //! A tokenizer out of a `tokenizer.json`, behind limits.
 
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use tokenizers::models::ModelWrapper;
 use tokenizers::{DecoderWrapper, PostProcessorWrapper};
 
 use crate::foreign::{caught, caught_on_large_stack};
 
+use super::batch::Piece;
+use super::byte_tokens::{ByteTokens, encode_words};
+use super::cut::Cutting;
 use super::growth::Growth;
 use super::json::{byte_table, one_line};
-use super::pieces::{Cut, pieces};
+use super::later::{later, marks_spaces};
+use super::pieces::{Cut, HARD, SOFT_FOREIGN};
 use super::shape::Shape;
 use super::without_special::without_special;
 
-/// Text that is tokenized at once where it cannot be cut.
-const LONGEST_PIECE: usize = 16 << 20;
+/// Longest piece of text: it takes some 200 times as much memory.
+const LONGEST_PIECE: usize = HARD + 4;
+/// Pieces longer than this are tokenized one at a time, whatever the number of threads.
+const LARGE_PIECE: usize = 4 * SOFT_FOREIGN;
 /// What a file is tried on when it is read.
 const TRIAL: &str = "The red kite, 12 of them!\n  na\u{ef}ve \u{5de8}\u{5927} \u{1f989} </s>\t";
 
@@ -28,12 +34,24 @@ pub(super) struct Foreign {
     vocab_size: usize,
     /// By id: true for tokens that do not come out of text.
     special: Vec<bool>,
+    byte_tokens: ByteTokens,
+    /// Whether normalized text may hold what the text does not, other than marks for spaces.
+    is_rewritten: bool,
     /// The same without special tokens, for text that spells one.
-    plain: OnceLock<Result<tokenizers::Tokenizer, String>>,
+    plain: OnceLock<Other>,
+    /// Both of them for pieces that a text does not begin with.
+    later: OnceLock<Other>,
+    later_plain: OnceLock<Other>,
+    /// Held where much memory is needed.
+    large: Mutex<()>,
     growth: Growth,
-    cut: Cut,
+    cutting: Cutting,
+    /// Why tokens do not tell the bytes of their text.
+    inexact: Option<String>,
     notes: Vec<String>,
 }
+
+type Other = Result<tokenizers::Tokenizer, String>;
 
 impl Foreign {
     /// Reads a file; `find_end` chooses the end-of-text token, given a way to look up names.
@@ -42,7 +60,7 @@ impl Foreign {
         find_end: impl FnOnce(&dyn Fn(&str) -> Option<u32>) -> Result<u32, String> + Send,
     ) -> Result<(Self, u32), String> {
         caught_on_large_stack(|| Self::read_here(file, find_end))?
-            .ok_or_else(|| "its parts do not fit together".to_owned())?
+            .ok_or_else(|| UNFIT.to_owned())?
     }
 
     fn read_here(
@@ -77,20 +95,46 @@ impl Foreign {
             _ => shape.unknown().map(str::to_owned),
         };
         let unknown = unknown.and_then(|name| vocab.get(&name).copied());
+        let byte_tokens = caught(|| ByteTokens::find(inner.get_model(), &vocab));
+        let byte_tokens = byte_tokens.ok_or_else(|| malformed(UNFIT.into()))?;
         let mut special = vec![false; vocab_size];
         for (id, added) in inner.get_added_tokens_decoder() {
-            special[id as usize] = added.special && Some(id) != unknown;
+            // A text has no other way to spell one character, and the model needs it.
+            let is_letter = added.content.chars().nth(1).is_none();
+            special[id as usize] =
+                added.special && !is_letter && Some(id) != unknown && !byte_tokens.holds(id);
         }
         special[end as usize] = true;
-        let bytes = matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_)))
-            .then(|| byte_table(&vocab, vocab_size));
+        let is_byte_level = matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
+        let bytes = is_byte_level.then(|| {
+            let mut bytes = byte_table(&vocab, vocab_size);
+            // What is added to the vocabulary is spelled as it is.
+            let known = inner.get_vocab(false);
+            for added in shape.added_tokens.iter().filter(|added| !added.special) {
+                if let (Some(&id), None) = (vocab.get(&added.content), known.get(&added.content)) {
+                    bytes[id as usize] = added.content.as_bytes().to_vec();
+                }
+            }
+            bytes
+        });
+        let mut of_text = vocab;
+        of_text.retain(|_, id| !special[*id as usize]);
         let read = Self {
+            inexact: shape.inexact(bytes.as_deref()),
+            is_rewritten: !shape
+                .normalizer_steps()
+                .iter()
+                .all(|step| marks_spaces(step)),
             bytes,
             vocab_size,
             special,
+            byte_tokens,
             plain: OnceLock::new(),
+            later: OnceLock::new(),
+            later_plain: OnceLock::new(),
+            large: Mutex::new(()),
             growth,
-            cut: shape.cut(),
+            cutting: shape.cutting(&of_text),
             notes: shape.notes(),
             file,
             inner,
@@ -99,51 +143,121 @@ impl Foreign {
         if let Some(Ok(ids)) = caught(|| read.inner.encode_fast(TRIAL, false)) {
             let _ = read.decode(ids.get_ids());
         } else if caught(|| read.inner.encode_fast("a", false)).is_none() {
-            return Err(malformed("its parts do not fit together".into()));
+            return Err(malformed(UNFIT.into()));
         }
         Ok((read, end))
     }
 
-    /// Ids of a text.
-    pub(super) fn encode(&self, text: &str) -> Result<Vec<u32>, String> {
-        let mut ids = Vec::new();
-        for piece in pieces(text, self.cut) {
-            if piece.len() > LONGEST_PIECE {
-                return Err(format!(
-                    "a text of {} bytes without a place where it may be cut is too long for it; up to {LONGEST_PIECE} are tokenized at once",
-                    piece.len()
-                ));
-            }
-            self.growth.check(piece)?;
-            let mut found = encode_with(&self.inner, piece)?;
-            if self.has_special(&found) {
-                found = encode_with(self.plain()?, piece)?;
-                if self.has_special(&found) {
-                    return Err(
-                        "text that it cannot spell would become one of its special tokens".into(),
-                    );
-                }
-            }
-            ids.extend(found);
+    /// Ids of a piece of a text.
+    pub(super) fn encode(&self, piece: Piece) -> Result<Vec<u32>, String> {
+        let text = piece.text;
+        if text.len() > LONGEST_PIECE {
+            return Err(format!(
+                "a text of {} bytes without a place where it may be cut is too long for it; up to {HARD} are tokenized at once: cut the text into documents, or use a tokenizer that splits text at spaces",
+                text.len()
+            ));
         }
-        Ok(ids)
+        let is_large = text.len() > LARGE_PIECE;
+        let _alone = is_large.then(|| self.large.lock().unwrap_or_else(PoisonError::into_inner));
+        self.growth.check(text)?;
+        let is_later = self.cutting.has_later && !piece.is_first;
+        let usual = match is_later {
+            true => ready(&self.later, || later(&self.inner))?,
+            false => &self.inner,
+        };
+        let mut ids = encode_with(usual, text)?;
+        if (self.is_rewritten || text.contains("<0x")) && self.byte_tokens.may_be_spelled(&ids) {
+            ids = self.encode_words(usual, text, None)?;
+        }
+        if !self.has_special(&ids) {
+            return Ok(ids);
+        }
+        let plain = ready(&self.plain, || self.without_special())?;
+        let plain = match is_later {
+            true => ready(&self.later_plain, || later(plain))?,
+            false => plain,
+        };
+        // Words that spell none keep their tokens.
+        ids = self.encode_words(usual, text, Some(plain))?;
+        if self.has_special(&ids) {
+            ids = self.encode_words(plain, text, None)?;
+        }
+        match self.has_special(&ids) {
+            true => Err("text that it cannot spell would become one of its special tokens; use a tokenizer with an unknown token of its own, or one that spells every text (bytes, r50k, bpe:N)".into()),
+            false => Ok(ids),
+        }
+    }
+
+    /// Ids of a text, word by word; those words that would become special tokens through `plain`.
+    fn encode_words(
+        &self,
+        usual: &tokenizers::Tokenizer,
+        text: &str,
+        plain: Option<&tokenizers::Tokenizer>,
+    ) -> Result<Vec<u32>, String> {
+        let bytes = &self.byte_tokens;
+        let found = caught(|| {
+            encode_words(usual, text, |word| {
+                let tokens = bytes.tokenize(usual.get_model(), word)?;
+                match plain {
+                    Some(plain) if tokens.iter().any(|token| self.is_special(token.id)) => {
+                        bytes.tokenize(plain.get_model(), word)
+                    }
+                    _ => Ok(tokens),
+                }
+            })
+        });
+        in_words(found)
+    }
+
+    pub(super) fn is_special(&self, id: u32) -> bool {
+        self.special.get(id as usize).copied().unwrap_or(false)
     }
 
     fn has_special(&self, ids: &[u32]) -> bool {
-        let is_special = |id: &u32| self.special.get(*id as usize).copied().unwrap_or(false);
-        ids.iter().any(is_special)
+        ids.iter().any(|&id| self.is_special(id))
     }
 
     /// The tokenizer for text that spells a special token.
-    fn plain(&self) -> Result<&tokenizers::Tokenizer, String> {
-        let build = || {
-            let ids = (0..).zip(&self.special).filter(|(_, special)| **special);
-            let names = ids.filter_map(|(id, _)| self.inner.id_to_token(id));
-            let file = without_special(&self.file, &names.collect())?;
-            let parsed = caught_on_large_stack(|| parse(&file))?;
-            parsed.ok_or_else(|| "its parts do not fit together".to_owned())?
-        };
-        self.plain.get_or_init(build).as_ref().map_err(Clone::clone)
+    fn without_special(&self) -> Result<tokenizers::Tokenizer, String> {
+        let ids = (0..).zip(&self.special).filter(|(_, special)| **special);
+        let names = ids.filter_map(|(id, _)| self.inner.id_to_token(id));
+        let file = without_special(&self.file, &names.collect())?;
+        let parsed = caught_on_large_stack(|| parse(&file))?;
+        parsed.ok_or_else(|| UNFIT.to_owned())?
+    }
+
+    /// Where texts are cut, and after how many bytes.
+    pub(super) fn cut(&self) -> (Cut, usize) {
+        (self.cutting.cut, SOFT_FOREIGN)
+    }
+
+    /// Why tokens do not tell the bytes of their text, if they do not.
+    pub(super) fn inexact(&self) -> Option<&str> {
+        self.inexact.as_deref()
+    }
+
+    /// Bytes of text up to the end of its first token, whose id is known and whose first piece is this
+    /// one; none where it ends within a character.
+    pub(super) fn first_token_bytes(&self, piece: Piece, id: u32) -> Option<u64> {
+        if self.byte_tokens.holds(id) {
+            return Some(1);
+        }
+        // A space that was put before the text.
+        if !piece.text.starts_with(char::is_whitespace) && self.decode(&[id]).trim().is_empty() {
+            return Some(0);
+        }
+        let plain = self.plain.get().and_then(|plain| plain.as_ref().ok());
+        [Some(&self.inner), plain]
+            .into_iter()
+            .flatten()
+            .find_map(|tokenizer| {
+                let encoded = caught(|| tokenizer.encode(piece.text, false))?.ok()?;
+                let (first, all) = (encoded.get_ids().first()?, encoded.get_offsets());
+                let end = all.first()?.1;
+                let is_whole = all.get(1).is_none_or(|second| second.0 >= end);
+                (*first == id && is_whole).then_some(end as u64)
+            })
     }
 
     /// Text of ids. Where its decoder fails, the tokens as they are spelled.
@@ -183,6 +297,17 @@ impl Foreign {
     }
 }
 
+/// One made of the file when it is needed first.
+fn ready(
+    made: &OnceLock<Other>,
+    make: impl FnOnce() -> Other,
+) -> Result<&tokenizers::Tokenizer, String> {
+    made.get_or_init(make).as_ref().map_err(Clone::clone)
+}
+
+/// What a panic of the `tokenizers` crate says of a file.
+const UNFIT: &str = "its parts do not fit together; write the file anew with the program that made it, or use another tokenizer (bytes, r50k, bpe:N)";
+
 fn malformed(problem: String) -> String {
     format!("not a tokenizer: {problem}")
 }
@@ -207,10 +332,24 @@ fn parse(file: &[u8]) -> Result<tokenizers::Tokenizer, String> {
 }
 
 fn encode_with(tokenizer: &tokenizers::Tokenizer, text: &str) -> Result<Vec<u32>, String> {
-    let encoded = caught(|| tokenizer.encode_fast(text, false))
-        .ok_or("its parts do not fit together for this text")?;
-    let encoded = encoded.map_err(|error| one_line(&*error))?;
-    Ok(encoded.get_ids().to_vec())
+    let encoded = caught(|| tokenizer.encode_fast(text, false));
+    in_words(encoded.map(|encoded| encoded.map(|encoded| encoded.get_ids().to_vec())))
+}
+
+/// The result of the `tokenizers` crate; none where it panicked.
+fn in_words(found: Option<tokenizers::Result<Vec<u32>>>) -> Result<Vec<u32>, String> {
+    let found = found.ok_or("its parts do not fit together for this text; leave the text out, or use another tokenizer (bytes, r50k, bpe:N)")?;
+    found.map_err(|error| {
+        let message = one_line(&*error);
+        // The messages of its models.
+        let lacks = ["[UNK]", "unk_id", "Unk token"];
+        match lacks.iter().any(|word| message.contains(word)) {
+            true => format!(
+                "{message}: the text holds what its vocabulary lacks, and no token of it stands for that; name one as the unknown token in its `model` (`unk_token`, or `unk_id` of a Unigram model), or use a tokenizer that spells every text (bytes, r50k, bpe:N)"
+            ),
+            false => message,
+        }
+    })
 }
 
 /// The `unk_id` of a Unigram model, which keeps it for itself.

@@ -1,20 +1,20 @@
-//! Working on many texts at once.
+//! Working on many things at once.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Applies `work` to every text on several threads; results come in the order of the texts.
-pub(in crate::data) fn in_parallel<'t, T: Send>(
-    texts: &[&'t str],
+/// Applies `work` to every item on several threads; results come in the order of the items.
+pub(in crate::data) fn in_parallel<'t, I: Sync, T: Send>(
+    items: &'t [I],
     threads: usize,
-    work: impl Fn(&'t str) -> T + Sync,
+    work: impl Fn(&'t I) -> T + Sync,
 ) -> Vec<T> {
     let threads = match threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         n => n,
     }
-    .min(texts.len());
+    .min(items.len());
     if threads <= 1 {
-        return texts.iter().map(|text| work(text)).collect();
+        return items.iter().map(work).collect();
     }
     let next = AtomicUsize::new(0);
     let mut done: Vec<(usize, T)> = std::thread::scope(|scope| {
@@ -24,10 +24,10 @@ pub(in crate::data) fn in_parallel<'t, T: Send>(
                     let mut mine = Vec::new();
                     loop {
                         let index = next.fetch_add(1, Ordering::Relaxed);
-                        let Some(text) = texts.get(index) else {
+                        let Some(item) = items.get(index) else {
                             return mine;
                         };
-                        mine.push((index, work(text)));
+                        mine.push((index, work(item)));
                     }
                 })
             })

@@ -2,9 +2,11 @@
 //! length of a document.
 
 /// From here on a piece ends at the next place where that changes no token.
-const SOFT: usize = 256 << 10;
-/// Here it ends in any case, where that is allowed.
-const HARD: usize = 1 << 20;
+pub(in crate::data) const SOFT: usize = 256 << 10;
+/// The same for tokenizers that take up to 200 bytes of memory for each byte of a piece.
+pub(super) const SOFT_FOREIGN: usize = 64 << 10;
+/// Here it ends in any case, where that is allowed; elsewhere a longer one is refused.
+pub(super) const HARD: usize = 1 << 20;
 /// The patterns of tokenizers exhaust their stack on longer runs of white space.
 const LONGEST_SPACE: usize = 1 << 16;
 
@@ -16,13 +18,15 @@ pub(in crate::data) enum Cut {
     Anywhere,
     /// Only before such a space.
     BeforeSpaces,
+    /// Only after 1 MiB, anywhere: tokens may span spaces too.
+    AtLimit,
     /// Nowhere.
     Nowhere,
 }
 
-/// The text in pieces. Besides what `cut` allows, runs of more than 65,536 characters of white
-/// space are cut.
-pub(in crate::data) fn pieces(text: &str, cut: Cut) -> impl Iterator<Item = &str> {
+/// The text in pieces, each of which ends at the first place after `soft` bytes. Besides what `cut`
+/// allows, runs of more than 65,536 characters of white space are cut.
+pub(in crate::data) fn pieces(text: &str, cut: Cut, soft: usize) -> impl Iterator<Item = &str> {
     let mut rest = text;
     std::iter::from_fn(move || {
         if rest.is_empty() {
@@ -33,8 +37,11 @@ pub(in crate::data) fn pieces(text: &str, cut: Cut) -> impl Iterator<Item = &str
         let end = rest.char_indices().find_map(|(at, c)| {
             let is_space = c.is_whitespace();
             run = if is_space { run + 1 } else { 0 };
-            let is_soft = cut != Cut::Nowhere && at >= SOFT && c == ' ' && !after_space;
-            let is_hard = cut == Cut::Anywhere && at >= HARD;
+            let is_soft = at >= soft
+                && matches!(cut, Cut::Anywhere | Cut::BeforeSpaces)
+                && c == ' '
+                && !after_space;
+            let is_hard = at >= HARD && matches!(cut, Cut::Anywhere | Cut::AtLimit);
             after_space = is_space;
             (run > LONGEST_SPACE || is_soft || is_hard).then_some(at)
         });
@@ -50,15 +57,18 @@ mod tests {
 
     #[test]
     fn short_text_is_one_piece_and_pieces_are_the_text() {
-        assert_eq!(pieces("a b", Cut::Anywhere).collect::<Vec<_>>(), ["a b"]);
-        assert_eq!(pieces("", Cut::Anywhere).count(), 0);
+        assert_eq!(
+            pieces("a b", Cut::Anywhere, SOFT).collect::<Vec<_>>(),
+            ["a b"]
+        );
+        assert_eq!(pieces("", Cut::Anywhere, SOFT).count(), 0);
         let text = "wörd  and\n more ".repeat(100_000) + &"x".repeat(3 << 20);
-        for cut in [Cut::Anywhere, Cut::BeforeSpaces, Cut::Nowhere] {
-            let all: Vec<_> = pieces(&text, cut).collect();
+        for cut in [Cut::Anywhere, Cut::BeforeSpaces, Cut::AtLimit, Cut::Nowhere] {
+            let all: Vec<_> = pieces(&text, cut, SOFT).collect();
             assert_eq!(all.concat(), text);
             let longest = all.iter().map(|piece| piece.len()).max().unwrap();
             match cut {
-                Cut::Anywhere => assert!(longest <= HARD + 4),
+                Cut::Anywhere | Cut::AtLimit => assert!(longest <= HARD + 4),
                 Cut::BeforeSpaces => assert!(longest >= 3 << 20 && all.len() > 4),
                 Cut::Nowhere => assert_eq!(all.len(), 1),
             }
@@ -71,6 +81,6 @@ mod tests {
     #[test]
     fn white_space_is_cut_for_every_tokenizer() {
         let text = " ".repeat(200_000);
-        assert_eq!(pieces(&text, Cut::Nowhere).count(), 4);
+        assert_eq!(pieces(&text, Cut::Nowhere, SOFT).count(), 4);
     }
 }

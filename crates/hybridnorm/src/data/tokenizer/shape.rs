@@ -8,7 +8,6 @@ use serde_json::Value;
 
 use super::growth::{Growth, check_pattern, kind};
 use super::json::one_line as in_words;
-use super::pieces::Cut;
 use crate::text::one_line;
 
 /// Ids are below this, and so are numbers of tokens.
@@ -54,11 +53,25 @@ pub(super) struct Added {
     pub(super) id: Value,
     pub(super) content: String,
     #[serde(default)]
+    pub(super) special: bool,
+    #[serde(default)]
     lstrip: bool,
     #[serde(default)]
     rstrip: bool,
     #[serde(default)]
     normalized: bool,
+}
+
+impl Added {
+    /// True if it takes spaces beside it.
+    pub(super) fn strips(&self) -> bool {
+        self.lstrip || self.rstrip
+    }
+
+    /// True if it may span a space.
+    pub(super) fn is_wide(&self) -> bool {
+        self.strips() || self.content.contains(char::is_whitespace)
+    }
 }
 
 #[derive(Deserialize)]
@@ -211,67 +224,32 @@ impl Shape {
         self.model.unk_token.as_deref()
     }
 
+    /// The steps of the normalizer, sequences flattened.
+    pub(super) fn normalizer_steps(&self) -> Vec<&Value> {
+        steps(&self.normalizer, "", "normalizers").unwrap_or_default()
+    }
+
+    /// The steps of the pre-tokenizer, sequences flattened.
+    pub(super) fn split_steps(&self) -> Vec<&Value> {
+        steps(&self.pre_tokenizer, "", "pretokenizers").unwrap_or_default()
+    }
+
+    /// True if the model puts words together from parts that know nothing of their place: a Unigram
+    /// model, or BPE without marks at the ends of words.
+    pub(super) fn is_of_parts(&self) -> bool {
+        let model = &self.model;
+        let is_marked = |mark: &Option<String>| mark.as_ref().is_some_and(|mark| !mark.is_empty());
+        let is_marked =
+            is_marked(&model.continuing_subword_prefix) || is_marked(&model.end_of_word_suffix);
+        model.vocab.is_list || model.merges.is_some() && !is_marked
+    }
+
     fn has(&self, part: &str) -> bool {
-        let normalizer = steps(&self.normalizer, "", "normalizers").unwrap_or_default();
-        let splits = steps(&self.pre_tokenizer, "", "pretokenizers").unwrap_or_default();
+        let (normalizer, splits) = (self.normalizer_steps(), self.split_steps());
         normalizer
             .iter()
             .chain(&splits)
             .any(|step| kind(step) == part)
-    }
-
-    /// Where text may be cut without a change of its tokens.
-    pub(super) fn cut(&self) -> Cut {
-        let is_wide = |added: &Added| {
-            added.lstrip || added.rstrip || added.content.contains(char::is_whitespace)
-        };
-        let normalizer = steps(&self.normalizer, "", "normalizers").unwrap_or_default();
-        if self.added_tokens.iter().any(is_wide) || !normalizer.iter().all(|step| is_local(step)) {
-            return Cut::Nowhere;
-        }
-        let splits = steps(&self.pre_tokenizer, "", "pretokenizers").unwrap_or_default();
-        let prefixes = |split: &&Value| {
-            kind(split) == "Metaspace"
-                || kind(split) == "ByteLevel" && split["add_prefix_space"] != false
-        };
-        let separates = match splits.first() {
-            Some(first) => separates_at_spaces(first),
-            None => return Cut::Nowhere,
-        };
-        match separates {
-            false => Cut::Nowhere,
-            true if splits.iter().any(prefixes) => Cut::BeforeSpaces,
-            true => Cut::Anywhere,
-        }
-    }
-}
-
-/// True if what a normalizer does on one side of a space does not depend on the other side.
-fn is_local(step: &Value) -> bool {
-    match kind(step) {
-        "Bert" | "BertNormalizer" | "Lowercase" | "NFC" | "NFD" | "NFKC" | "NFKD"
-        | "StripAccents" | "Nmt" | "Precompiled" => true,
-        "Replace" => match (&step["pattern"]["String"], &step["pattern"]["Regex"]) {
-            (Value::String(text), _) => text == " " || !text.contains(char::is_whitespace),
-            (_, Value::String(regex)) => regex == " {2,}",
-            _ => false,
-        },
-        _ => false,
-    }
-}
-
-/// True if no word of this pre-tokenizer goes on from something else into a space.
-fn separates_at_spaces(split: &Value) -> bool {
-    match kind(split) {
-        "Whitespace" | "WhitespaceSplit" | "BertPreTokenizer" => true,
-        "Metaspace" => split["split"] != false && split["prepend_scheme"] != "first",
-        "ByteLevel" => split["use_regex"] != false && split["add_prefix_space"] == false,
-        // The patterns of GPT-2 and all that follow it.
-        "Split" => {
-            let pattern = split["pattern"]["Regex"].as_str().unwrap_or_default();
-            pattern.ends_with(r"|\s+(?!\S)|\s+") && split["behavior"] == "Isolated"
-        }
-        _ => false,
     }
 }
 

@@ -1,0 +1,157 @@
+//! Bits per byte are those of the text, whatever the tokenizer makes of it, or there are none.
+
+mod common;
+
+use common::Lab;
+use serde_json::{Value, json};
+
+/// A tokenizer of bytes with other parts, as a file of its own folder.
+fn write_tokenizer(lab: &Lab, name: &str, change: impl FnOnce(&mut Value)) {
+    let mut file: Value = serde_json::from_slice(&lab.read("bytes/tokenizer.json")).unwrap();
+    file["pre_tokenizer"] = json!({"type": "ByteLevel", "add_prefix_space": false,
+        "trim_offsets": true, "use_regex": true});
+    change(&mut file);
+    lab.write(&format!("{name}.json"), file.to_string());
+}
+
+/// Tokens of a text.
+type Length<'l> = &'l dyn Fn(&str) -> usize;
+
+fn eval(lab: &Lab, run: &str, data: &str, windows: &str) -> Value {
+    lab.json(&["eval", run, "--json", "--data", data, "--windows", windows])
+}
+
+/// A text of 320 tokens, whose targets are whole windows, and one of 325.
+fn texts(lab: &Lab, tokens_of: impl Fn(&str) -> usize) -> [String; 2] {
+    [320, 325].map(|wanted| {
+        let mut text = String::from("It rained, \u{e9}\u{e8}, all day");
+        while tokens_of(&text) < wanted {
+            text.push_str(match wanted - tokens_of(&text) {
+                1..=5 => "x",
+                _ => " a",
+            });
+        }
+        assert_eq!(tokens_of(&text), wanted);
+        lab.write(&format!("{wanted}.txt"), &text);
+        text
+    })
+}
+
+#[test]
+fn both_kinds_of_windows_count_the_bytes_of_the_text() {
+    let lab = Lab::new();
+    lab.prepare("stories:5", "bytes", "bytes");
+    write_tokenizer(&lab, "exact", |_| {});
+    write_tokenizer(&lab, "prefix", |file| {
+        file["pre_tokenizer"]["add_prefix_space"] = true.into();
+    });
+    write_tokenizer(&lab, "strip", |file| {
+        file["normalizer"] = json!({"type": "Sequence",
+            "normalizers": [{"type": "NFKD"}, {"type": "StripAccents"}]});
+    });
+    write_tokenizer(&lab, "grow", |file| {
+        file["normalizer"] =
+            json!({"type": "Replace", "pattern": {"String": " "}, "content": "    "});
+    });
+    write_tokenizer(&lab, "lower", |file| {
+        file["normalizer"] = json!({"type": "Lowercase"});
+    });
+    let spaces = |text: &str| text.matches(' ').count();
+    let lengths: [(&str, Length, u64); 5] = [
+        ("exact", &|text| text.len(), 1),
+        // The space before the text stands for none of it.
+        ("prefix", &|text| text.len() + 1, 0),
+        ("strip", &|text| text.chars().count(), 1),
+        ("grow", &|text| text.len() + 3 * spaces(text), 1),
+        ("lower", &|text| text.len(), 1),
+    ];
+    for (name, tokens_of, first) in lengths {
+        let [whole, longer] = texts(&lab, tokens_of);
+        let tokenizer = format!("data.tokenizer=\"{name}.json\"");
+        lab.train(name, &["--set", &tokenizer, "--set", "train.steps=5"]);
+        let all = eval(&lab, name, "320.txt", "all");
+        let same = eval(&lab, name, "320.txt", "whole");
+        assert_eq!(all["tokens"], 320, "{name}");
+        assert_eq!(
+            all["text_bytes"],
+            whole.len() as u64 - first,
+            "{name}: {all}"
+        );
+        for key in ["tokens", "text_bytes", "bits_per_byte"] {
+            assert_eq!(all[key], same[key], "{name}: {all}\n{same}");
+        }
+        // Five tokens are left out: how many bytes are they?
+        let all = eval(&lab, name, "325.txt", "all");
+        assert_eq!(all["text_bytes"], longer.len() as u64 - first, "{name}");
+        let part = eval(&lab, name, "325.txt", "whole");
+        assert_eq!(part["tokens"], 320, "{name}");
+        let reason = part["sets"][0]["no_bits_per_byte"].as_str();
+        match name {
+            "exact" => {
+                let bytes = part["text_bytes"].as_u64().unwrap();
+                assert!(part["bits_per_byte"].is_f64() && bytes < longer.len() as u64 - first);
+            }
+            _ => {
+                assert!(part["bits_per_byte"].is_null(), "{name}: {part}");
+                assert!(reason.unwrap().contains("changes text"), "{name}: {part}");
+            }
+        }
+        // Tokens alone.
+        let ids: Vec<u8> = (0..40_u16)
+            .flat_map(|id| (id % 7 + 40).to_le_bytes())
+            .collect();
+        lab.write("ready.u16", ids);
+        for windows in ["all", "whole"] {
+            let found = eval(&lab, name, "ready.u16", windows);
+            assert_eq!(
+                found["bits_per_byte"].is_f64(),
+                name == "exact",
+                "{name}: {found}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_first_token_that_is_part_of_a_character() {
+    let lab = Lab::new();
+    lab.prepare("stories:5", "bytes", "bytes");
+    write_tokenizer(&lab, "lower", |file| {
+        file["normalizer"] = json!({"type": "Lowercase"});
+    });
+    lab.train(
+        "run",
+        &[
+            "--set",
+            "data.tokenizer=\"lower.json\"",
+            "--set",
+            "train.steps=5",
+        ],
+    );
+    lab.write("a.txt", "\u{c9}t\u{e9}, l'\u{e9}t\u{e9} ".repeat(20));
+    let found = eval(&lab, "run", "a.txt", "all");
+    assert!(found["bits_per_byte"].is_null());
+    let reason = found["sets"][0]["no_bits_per_byte"].as_str().unwrap();
+    assert!(reason.contains("whole number of characters"), "{reason}");
+    // A prepared folder says the same as its text.
+    lab.write("b.txt", "The red kite, l'\u{e9}t\u{e9} ".repeat(20));
+    lab.ok(&[
+        "data",
+        "prepare",
+        "b.txt",
+        "--tokenizer",
+        "lower.json",
+        "--out",
+        "b",
+        "--validation-fraction",
+        "0",
+    ]);
+    let (text, folder) = (
+        eval(&lab, "run", "b.txt", "all"),
+        eval(&lab, "run", "b", "all"),
+    );
+    for key in ["text_bytes", "bits_per_byte"] {
+        assert!(!text[key].is_null());
+        assert_eq!(text[key], folder[key]);
+    }
+}

@@ -1,0 +1,131 @@
+//! From texts to ids, piece by piece.
+
+use crate::error::{Error, Result};
+
+use super::pieces::{Cut, SOFT, pieces};
+use super::{Kind, Tokenizer, in_parallel};
+
+/// Text that is encoded at once, in bytes. Its tokens take up to four times as much.
+const GROUP: usize = 8 << 20;
+
+/// Part of a text that is encoded by itself.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Piece<'t> {
+    pub(super) text: &'t str,
+    /// Whether the text begins with it.
+    pub(super) is_first: bool,
+}
+
+/// A piece of one of several texts.
+struct Job<'t> {
+    text: usize,
+    piece: Piece<'t>,
+    is_last: bool,
+}
+
+impl Tokenizer {
+    /// Token ids of a text, without special tokens. Long texts are encoded in pieces that end where
+    /// no token spans; where text goes on for 1 MiB without such a place, there, which can change the
+    /// two tokens that meet.
+    ///
+    /// # Errors
+    /// If a `tokenizer.json` cannot encode it, for example for want of an unknown token, because it
+    /// would make too much of it, or because it cannot cut a text of more than 1 MiB.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let mut ids = Vec::new();
+        for piece in self.pieces(text) {
+            ids.extend(self.encode_piece(piece)?);
+        }
+        Ok(ids)
+    }
+
+    /// Token ids of several texts, on `threads` threads (0: one per core). The result does not
+    /// depend on their number.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_batch(&self, texts: &[&str], threads: usize) -> Result<Vec<Vec<u32>>> {
+        let mut all = vec![Vec::new(); texts.len()];
+        self.encode_each(texts, threads, |text, ids, _| {
+            all[text].extend_from_slice(ids);
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    /// Gives `take` the token ids of several texts, in order and a piece at a time: the index of the
+    /// text, the ids, and whether the text ends with them.
+    pub(in crate::data) fn encode_each(
+        &self,
+        texts: &[&str],
+        threads: usize,
+        mut take: impl FnMut(usize, &[u32], bool) -> Result<()>,
+    ) -> Result<()> {
+        let mut jobs = Vec::new();
+        let mut bytes = 0;
+        let mut encode = |jobs: &mut Vec<Job>| {
+            let encoded = in_parallel(jobs, threads, |job| self.encode_piece(job.piece));
+            for (ids, job) in encoded.into_iter().zip(jobs.iter()) {
+                take(job.text, &ids?, job.is_last)?;
+            }
+            jobs.clear();
+            Ok(())
+        };
+        for (index, text) in texts.iter().enumerate() {
+            let mut rest = self.pieces(text);
+            // A text without any piece ends too.
+            let mut next = rest.next().or(Some(Piece {
+                text: "",
+                is_first: true,
+            }));
+            while let Some(piece) = next {
+                next = rest.next();
+                bytes += piece.text.len();
+                jobs.push(Job {
+                    text: index,
+                    piece,
+                    is_last: next.is_none(),
+                });
+                if bytes >= GROUP {
+                    encode(&mut jobs)?;
+                    bytes = 0;
+                }
+            }
+        }
+        encode(&mut jobs)
+    }
+
+    fn pieces<'t>(&self, text: &'t str) -> impl Iterator<Item = Piece<'t>> {
+        let (cut, soft) = match &self.kind {
+            Kind::Json(json) => json.cut(),
+            _ => (Cut::Anywhere, SOFT),
+        };
+        let with_place = |(index, text)| Piece {
+            text,
+            is_first: index == 0,
+        };
+        pieces(text, cut, soft).enumerate().map(with_place)
+    }
+
+    fn encode_piece(&self, piece: Piece) -> Result<Vec<u32>> {
+        Ok(match &self.kind {
+            _ if piece.text.is_empty() => Vec::new(),
+            Kind::Bytes => piece.text.bytes().map(u32::from).collect(),
+            Kind::Tiktoken(bpe, _) => bpe.encode_ordinary(piece.text),
+            Kind::Json(json) => json
+                .encode(piece)
+                .map_err(|problem| Error::config(format!("{}: {problem}", self.name)))?,
+        })
+    }
+
+    /// Bytes that the first token of a text stands for, where tokens do not tell by themselves how many
+    /// they stand for; none where it ends within a character.
+    pub(in crate::data) fn first_token_bytes(&self, text: &str, id: u32) -> Option<u64> {
+        match &self.kind {
+            Kind::Json(json) if self.text_bytes_unknown().is_some() => {
+                json.first_token_bytes(self.pieces(text).next()?, id)
+            }
+            _ => self.text_bytes_of(id),
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! The tokens `<0x00>` to `<0xFF>` of models that fall back on bytes for characters which their
+//! vocabulary lacks. Text that spells `<0x41>` must not become one of them.
+
+use std::collections::HashMap;
+
+use tokenizers::models::ModelWrapper;
+use tokenizers::{Model, OffsetType, PreTokenizer, Token, Tokenizer};
+
+/// The tokens for bytes, and whether the model makes them of text that spells them too.
+#[derive(Debug, Default)]
+pub(super) struct ByteTokens {
+    /// Their ids, where the model falls back on them.
+    ids: Vec<u32>,
+    is_spelled: bool,
+}
+
+impl ByteTokens {
+    pub(super) fn find(model: &ModelWrapper, vocab: &HashMap<String, u32>) -> Self {
+        let falls_back = match model {
+            ModelWrapper::BPE(bpe) => bpe.byte_fallback,
+            ModelWrapper::Unigram(unigram) => unigram.byte_fallback(),
+            _ => false,
+        };
+        if !falls_back {
+            return Self::default();
+        }
+        let tokens = (0..=u8::MAX).filter_map(|byte| {
+            let name = name(byte);
+            vocab.get(&name).map(|&id| (id, name))
+        });
+        let (mut ids, mut is_spelled) = (Vec::new(), false);
+        for (id, name) in tokens {
+            ids.push(id);
+            let made = || model.tokenize(&name).unwrap_or_default();
+            let is_whole = |token: &Token| token.id == id && token.offsets == (0, NAME);
+            is_spelled = is_spelled || made().iter().any(is_whole);
+        }
+        ids.sort_unstable();
+        Self { ids, is_spelled }
+    }
+
+    pub(super) fn holds(&self, id: u32) -> bool {
+        self.ids.binary_search(&id).is_ok()
+    }
+
+    /// Whether some of these ids may be those of text that spells a token.
+    pub(super) fn may_be_spelled(&self, ids: &[u32]) -> bool {
+        self.is_spelled && ids.iter().any(|&id| self.holds(id))
+    }
+
+    /// Tokens of a word. Where it spells tokens for bytes and the model would take one for it, it is
+    /// cut after the first character of each.
+    pub(super) fn tokenize(
+        &self,
+        model: &ModelWrapper,
+        word: &str,
+    ) -> tokenizers::Result<Vec<Token>> {
+        let tokens = model.tokenize(word)?;
+        let is_spelled = |token: &Token| {
+            let text = word.get(token.offsets.0..token.offsets.1);
+            self.holds(token.id) && text.is_some_and(is_name)
+        };
+        if !self.is_spelled || !tokens.iter().any(is_spelled) {
+            return Ok(tokens);
+        }
+        let mut apart = Vec::new();
+        let mut begin = 0;
+        let names = word.match_indices("<0x");
+        let names = names.filter(|(at, _)| word.get(*at..at + NAME).is_some_and(is_name));
+        for end in names.map(|(at, _)| at + 1).chain([word.len()]) {
+            let part = model.tokenize(&word[begin..end])?;
+            apart.extend(part.into_iter().map(|mut token| {
+                token.offsets.0 += begin;
+                token.offsets.1 += begin;
+                token
+            }));
+            begin = end;
+        }
+        Ok(apart)
+    }
+}
+
+/// Bytes of a name.
+const NAME: usize = "<0x00>".len();
+
+fn name(byte: u8) -> String {
+    format!("<{byte:#04X}>")
+}
+
+fn is_name(text: &str) -> bool {
+    let digits = text
+        .strip_prefix("<0x")
+        .and_then(|text| text.strip_suffix('>'));
+    let is_digit = |c: char| c.is_ascii_digit() || c.is_ascii_uppercase() && c.is_ascii_hexdigit();
+    digits.is_some_and(|digits| digits.len() == 2 && digits.chars().all(is_digit))
+}
+
+/// Ids of a text, each word of which `tokenize` cuts into tokens.
+pub(super) fn encode_words(
+    tokenizer: &Tokenizer,
+    text: &str,
+    tokenize: impl Fn(&str) -> tokenizers::Result<Vec<Token>>,
+) -> tokenizers::Result<Vec<u32>> {
+    let added = tokenizer.get_added_vocabulary();
+    let mut words = added.extract_and_normalize(tokenizer.get_normalizer(), text);
+    if let Some(pre_tokenizer) = tokenizer.get_pre_tokenizer() {
+        pre_tokenizer.pre_tokenize(&mut words)?;
+    }
+    words.tokenize(|word| tokenize(word.get()))?;
+    let encoding = words.into_encoding(None, 0, OffsetType::None)?;
+    Ok(encoding.get_ids().to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_bytes() {
+        assert_eq!(name(0xa), "<0x0A>");
+        for text in ["<0x0A>", "<0xFF>", "<0x99>"] {
+            assert!(is_name(text), "{text}");
+        }
+        for text in ["<0x0a>", "<0xGG>", "<0x0>", "<0x0AA>", "0x0A", ""] {
+            assert!(!is_name(text), "{text}");
+        }
+    }
+}

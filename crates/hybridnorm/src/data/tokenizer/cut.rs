@@ -1,0 +1,254 @@
+//! Where a `tokenizer.json` lets text be cut without a change of its tokens.
+
+use std::collections::HashMap;
+
+use serde_json::Value;
+
+use super::growth::kind;
+use super::later::is_prepend;
+use super::pieces::Cut;
+use super::shape::Shape;
+
+/// How the pieces of a text are made and read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Cutting {
+    pub(super) cut: Cut,
+    /// Whether pieces after the first one need a tokenizer that puts nothing before them.
+    pub(super) has_later: bool,
+}
+
+impl Shape {
+    /// `vocab` holds the tokens that come out of text.
+    pub(super) fn cutting(&self, vocab: &HashMap<String, u32>) -> Cutting {
+        let nowhere = Cutting {
+            cut: Cut::Nowhere,
+            has_later: false,
+        };
+        let ordinary = || self.added_tokens.iter().filter(|added| !added.special);
+        let normalizer = self.normalizer_steps();
+        let splits = self.split_steps();
+        if ordinary().any(|added| added.is_wide()) || !normalizer.iter().all(|step| is_local(step))
+        {
+            return nowhere;
+        }
+        let mut words = splits.iter().skip_while(|split| is_beside_spaces(split));
+        let cut = match words.next() {
+            Some(first) if separates_at_spaces(first) => Cut::Anywhere,
+            Some(first) if !is_idle(first, &normalizer) && !keeps_whole(first) => {
+                return nowhere;
+            }
+            _ if !self.is_of_parts() => return nowhere,
+            _ if begins_words(vocab, &space(&normalizer, &splits)) => Cut::Anywhere,
+            _ => Cut::AtLimit,
+        };
+        let prepends = normalizer.iter().any(|step| is_prepend(step));
+        let has_prefix = prepends || splits.iter().any(|split| puts_space(split));
+        let has_ordinary = ordinary().next().is_some();
+        match (has_prefix, has_ordinary) {
+            (true, true) if prepends || cut == Cut::AtLimit => nowhere,
+            // A piece that begins with a space needs no other.
+            (true, true) => Cutting {
+                cut: Cut::BeforeSpaces,
+                has_later: false,
+            },
+            (has_later, _) => Cutting { cut, has_later },
+        }
+    }
+}
+
+/// True for a pre-tokenizer that puts a space before text that begins without one.
+pub(super) fn puts_space(split: &Value) -> bool {
+    match kind(split) {
+        "Metaspace" => split["prepend_scheme"] != "never",
+        "ByteLevel" => split["add_prefix_space"] != false,
+        _ => false,
+    }
+}
+
+/// True if what a normalizer does on one side of a space does not depend on the other side.
+fn is_local(step: &Value) -> bool {
+    match kind(step) {
+        "Bert" | "BertNormalizer" | "Lowercase" | "NFC" | "NFD" | "NFKC" | "NFKD"
+        | "StripAccents" | "Nmt" | "Precompiled" => true,
+        "Replace" => match (&step["pattern"]["String"], &step["pattern"]["Regex"]) {
+            (Value::String(text), _) => text == " " || !text.contains(char::is_whitespace),
+            (_, Value::String(regex)) => regex == " {2,}",
+            _ => false,
+        },
+        _ => is_prepend(step),
+    }
+}
+
+/// True if no word of this pre-tokenizer goes on from something else into a space.
+fn separates_at_spaces(split: &Value) -> bool {
+    match kind(split) {
+        "Whitespace" | "WhitespaceSplit" | "BertPreTokenizer" => true,
+        "Metaspace" => split["split"] != false,
+        "ByteLevel" => split["use_regex"] != false,
+        // The patterns of GPT-2 and all that follow it.
+        "Split" => {
+            let pattern = split["pattern"]["Regex"].as_str().unwrap_or_default();
+            pattern.ends_with(r"|\s+(?!\S)|\s+") && split["behavior"] == "Isolated"
+        }
+        _ => false,
+    }
+}
+
+/// True if a pre-tokenizer cuts around what holds no space, whatever stands beside it.
+fn is_beside_spaces(split: &Value) -> bool {
+    match kind(split) {
+        "Digits" | "Punctuation" => true,
+        "Split" if split["behavior"] == "Isolated" => {
+            let pattern = &split["pattern"];
+            match (pattern["String"].as_str(), pattern["Regex"].as_str()) {
+                (Some(text), _) => !text.is_empty() && !text.contains(char::is_whitespace),
+                (_, Some(regex)) => is_class(regex),
+                _ => false,
+            }
+        }
+        _ => false,
+    }
+}
+
+/// True for one class of characters without space, some of them in a row.
+fn is_class(regex: &str) -> bool {
+    let body = match (regex.strip_suffix('+'), regex.strip_suffix('}')) {
+        (Some(body), _) => body,
+        (_, Some(_)) => match regex.rsplit_once('{') {
+            Some((body, count)) if count.starts_with(|c: char| c.is_ascii_digit()) => body,
+            _ => regex,
+        },
+        _ => regex,
+    };
+    let is_named = |body: &str| {
+        let name = body
+            .strip_prefix(r"\p{")
+            .and_then(|name| name.strip_suffix('}'));
+        name.is_some_and(|name| matches!(name, "N" | "L" | "P" | "S" | "M"))
+    };
+    let inner = body
+        .strip_prefix('[')
+        .and_then(|body| body.strip_suffix(']'));
+    let is_plain = |inner: &str| {
+        let mut escaped = false;
+        inner.chars().all(|c| {
+            let is_fine = match escaped {
+                true => !matches!(
+                    c,
+                    's' | 'S' | 'W' | 'D' | 'P' | 'X' | 'h' | 'H' | 'v' | 'x' | 'u'
+                ),
+                false => !matches!(c, ' ' | '[' | ']' | '&' | '^'),
+            };
+            escaped = c == '\\' && !escaped;
+            is_fine
+        })
+    };
+    is_named(body) || body == r"\d" || inner.is_some_and(is_plain)
+}
+
+/// True for a pre-tokenizer that looks for spaces where the normalizer leaves none.
+fn is_idle(split: &Value, normalizer: &[&Value]) -> bool {
+    kind(split) == "Split"
+        && split["pattern"]["String"] == " "
+        && normalizer.iter().any(|step| {
+            kind(step) == "Replace"
+                && step["pattern"]["String"] == " "
+                && step["content"]
+                    .as_str()
+                    .is_some_and(|text| !text.contains(' '))
+        })
+}
+
+/// True for a pre-tokenizer that only writes text in other characters.
+fn keeps_whole(split: &Value) -> bool {
+    match kind(split) {
+        "Metaspace" => split["split"] == false,
+        "ByteLevel" => split["use_regex"] == false,
+        _ => false,
+    }
+}
+
+/// What a space is for the model.
+fn space(normalizer: &[&Value], splits: &[&Value]) -> String {
+    let mut space = " ".to_owned();
+    for step in normalizer.iter().chain(splits) {
+        let now = match kind(step) {
+            "Replace" if step["pattern"]["String"] == space.as_str() => step["content"].as_str(),
+            "Metaspace" if space == " " => step["replacement"].as_str(),
+            "ByteLevel" if space == " " => Some("\u{120}"),
+            _ => None,
+        };
+        if let Some(now) = now {
+            space = now.to_owned();
+        }
+    }
+    space
+}
+
+/// True if a space is a token and goes on in no other token but at its beginning, so that none spans
+/// the place before a space.
+fn begins_words(vocab: &HashMap<String, u32>, space: &str) -> bool {
+    let mut chars = space.chars();
+    let (Some(space), None) = (chars.next(), chars.next()) else {
+        return false;
+    };
+    let spans = |token: &String| token.trim_start_matches(space).contains(space);
+    vocab.contains_key(&space.to_string()) && !vocab.keys().any(spans)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn classes_of_characters() {
+        for class in [
+            r"\p{N}{1,3}",
+            r"\p{N}",
+            r"[\r\n]",
+            "[0-9]+",
+            "[\u{4e00}-\u{9fa5}]+",
+            r"\d",
+        ] {
+            assert!(is_class(class), "{class}");
+        }
+        for other in [
+            r"\s+",
+            "[^a]",
+            r"[\s]",
+            "[a ]",
+            "a|b",
+            r"\p{N}+ ",
+            r" ?\p{L}+",
+            r"[\x20]",
+        ] {
+            assert!(!is_class(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_space_within_a_token_joins_words() {
+        let vocab = |tokens: &[&str]| {
+            (0..)
+                .zip(tokens)
+                .map(|(id, t)| ((*t).to_owned(), id))
+                .collect()
+        };
+        assert!(begins_words(&vocab(&["_", "a", "_a", "__", "__b"]), "_"));
+        assert!(!begins_words(&vocab(&["_", "a", "a_"]), "_"));
+        assert!(!begins_words(&vocab(&["_", "a", "_a_b"]), "_"));
+        assert!(!begins_words(&vocab(&["a", "_a"]), "_"));
+        assert!(!begins_words(&vocab(&["a", "xx"]), "xx"));
+    }
+
+    #[test]
+    fn spaces_become_what_the_steps_make_of_them() {
+        let replace = json!({"type": "Replace", "pattern": {"String": " "}, "content": "_"});
+        let metaspace = json!({"type": "Metaspace", "replacement": "+"});
+        assert_eq!(space(&[], &[]), " ");
+        assert_eq!(space(&[&replace], &[]), "_");
+        assert_eq!(space(&[&replace], &[&metaspace]), "_");
+        assert_eq!(space(&[], &[&metaspace]), "+");
+    }
+}

@@ -1,0 +1,127 @@
+//! Whether the tokens of a `tokenizer.json` stand for exactly the bytes of their text.
+
+use serde_json::Value;
+
+use super::cut::puts_space;
+use super::growth::kind;
+use super::shape::Shape;
+
+impl Shape {
+    /// Why the bytes of tokens, joined, need not be those of the text; `None` where they always are.
+    /// `bytes` are those of each token, where the decoder is byte-level.
+    pub(super) fn inexact(&self, bytes: Option<&[Vec<u8>]>) -> Option<String> {
+        let Some(bytes) = bytes else {
+            return Some(
+                "the tokens of its tokenizer do not tell how many bytes they stand for".into(),
+            );
+        };
+        let because = |reason: &str| Some(format!("the tokenizer changes text: {reason}"));
+        let (normalizer, splits) = (self.normalizer_steps(), self.split_steps());
+        let is_level = |step: &&&Value| kind(step) == "ByteLevel";
+        if let Some(step) = normalizer.iter().find(|step| !is_level(step)) {
+            return because(&format!("its `normalizer` `{}`", named(step)));
+        }
+        if splits.iter().any(|split| puts_space(split)) {
+            return because("it puts a space before text that begins without one");
+        }
+        if let Some(split) = splits.iter().find(|split| !keeps_text(split)) {
+            return because(&format!("its `pre_tokenizer` `{}`", named(split)));
+        }
+        if normalizer.iter().chain(&splits).filter(is_level).count() != 1 {
+            return because("it does not spell bytes once");
+        }
+        if !self.is_of_parts() {
+            return because("it looks up whole words");
+        }
+        let mut known = [false; 256];
+        for token in bytes {
+            if let [byte] = token.as_slice() {
+                known[usize::from(*byte)] = true;
+            }
+        }
+        // Of these text has none.
+        let never = |byte: usize| matches!(byte, 0xc0 | 0xc1 | 0xf5..);
+        if (0..256).any(|byte| !known[byte] && !never(byte)) {
+            return because("its vocabulary lacks bytes");
+        }
+        let mut ordinary = self.added_tokens.iter().filter(|added| !added.special);
+        match ordinary.any(|added| added.strips()) {
+            true => because("an added token takes the spaces beside it"),
+            false => None,
+        }
+    }
+}
+
+/// True if the words of a pre-tokenizer, joined, are the text.
+fn keeps_text(split: &Value) -> bool {
+    match kind(split) {
+        "ByteLevel" | "Digits" | "FixedLength" => true,
+        "Split" | "Punctuation" => split["behavior"] != "Removed",
+        _ => false,
+    }
+}
+
+/// What a step is called; some are written without.
+fn named(step: &Value) -> String {
+    match kind(step) {
+        "" => "without a type".to_owned(),
+        kind => crate::text::at_most(kind, 40).into_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn inexact(key: &str, part: Value) -> Option<String> {
+        let mut file = json!({
+            "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false},
+            "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []},
+        });
+        file[key] = part;
+        let (shape, _) = Shape::read(file.to_string().as_bytes()).unwrap();
+        let bytes: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
+        shape.inexact(Some(&bytes))
+    }
+
+    #[test]
+    fn settings_decide() {
+        let level = json!({"type": "ByteLevel", "add_prefix_space": false});
+        let sequence = |parts: Value| json!({"type": "Sequence", "pretokenizers": parts});
+        assert_eq!(inexact("pre_tokenizer", level.clone()), None);
+        let split = json!({"type": "Split", "pattern": {"Regex": "a"}, "behavior": "Isolated"});
+        assert_eq!(
+            inexact("pre_tokenizer", sequence(json!([split, level]))),
+            None
+        );
+        let mut removed = split.clone();
+        removed["behavior"] = "Removed".into();
+        let added = |strip: &str| {
+            let mut added = json!([{"id": 1, "content": "x", "special": false}]);
+            added[0][strip] = true.into();
+            added
+        };
+        assert_eq!(inexact("added_tokens", added("single_word")), None);
+        for (key, part, word) in [
+            ("normalizer", json!({"type": "NFC"}), "NFC"),
+            (
+                "pre_tokenizer",
+                json!({"type": "ByteLevel"}),
+                "a space before",
+            ),
+            ("pre_tokenizer", sequence(json!([level, level])), "once"),
+            ("pre_tokenizer", split, "once"),
+            ("pre_tokenizer", sequence(json!([removed, level])), "Split"),
+            (
+                "pre_tokenizer",
+                sequence(json!([{"type": "Whitespace"}, level])),
+                "Whitespace",
+            ),
+            ("added_tokens", added("lstrip"), "spaces beside"),
+        ] {
+            let found = inexact(key, part).unwrap();
+            assert!(found.contains(word), "{found}");
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! How many bytes of text a token stands for.
+
+use super::{Kind, Tokenizer};
+
+impl Tokenizer {
+    /// Why the bytes of a token need not be those of the text that it was made of; `None` where they
+    /// always are, so that the bytes of any run of tokens are known.
+    pub fn text_bytes_unknown(&self) -> Option<&str> {
+        match &self.kind {
+            Kind::Bytes | Kind::Tiktoken(..) => None,
+            Kind::Json(json) => json.inexact(),
+        }
+    }
+
+    /// Bytes of text that a token stands for: 0 for special tokens, which come out of no text. `None`
+    /// where a token does not tell ([`Tokenizer::text_bytes_unknown`]) and for ids that are no token.
+    pub fn text_bytes_of(&self, id: u32) -> Option<u64> {
+        if id == self.eos {
+            return Some(0);
+        }
+        let bytes = match &self.kind {
+            Kind::Bytes => u8::try_from(id).ok().map(|_| 1),
+            Kind::Tiktoken(bpe, _) => {
+                let bytes = bpe.decode_bytes(&[id]).ok()?;
+                let name = std::str::from_utf8(&bytes).unwrap_or_default();
+                match bpe.special_tokens().contains(name) {
+                    true => return Some(0),
+                    false => Some(bytes.len()),
+                }
+            }
+            Kind::Json(json) if json.inexact().is_some() => None,
+            Kind::Json(json) if json.is_special(id) => return Some(0),
+            Kind::Json(json) => json.bytes()?.get(id as usize).map(Vec::len),
+        };
+        bytes.filter(|&bytes| bytes > 0).map(|bytes| bytes as u64)
+    }
+}
