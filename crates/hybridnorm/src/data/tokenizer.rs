@@ -13,6 +13,7 @@
 mod foreign;
 mod growth;
 mod json;
+mod lost;
 mod parallel;
 mod pieces;
 mod shape;
@@ -38,6 +39,7 @@ use super::manifest::TokenizerRecord;
 
 use foreign::Foreign;
 use json::{configured_eos, tiktoken_json};
+pub use lost::Lost;
 pub(super) use parallel::in_parallel;
 pub(super) use pieces::{Cut, pieces};
 pub use spec::TokenizerSpec;
@@ -51,7 +53,7 @@ const RECORD_VERSION: u32 = 1;
 const JSON_LIMIT: u64 = 128 << 20;
 
 /// Names under which vocabularies commonly know their end-of-text token, in order of preference.
-const END_NAMES: [&str; 8] = [
+pub(super) const END_NAMES: [&str; 8] = [
     END_OF_TEXT,
     "<|end_of_text|>",
     "</s>",
@@ -354,6 +356,33 @@ impl Tokenizer {
             .collect()
     }
 
+    /// As [`Tokenizer::encode_batch`], with what of each text no token stands for.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_counted(&self, texts: &[&str], threads: usize) -> Result<Vec<(Vec<u32>, Lost)>> {
+        in_parallel(texts, threads, |text| {
+            let ids = self.encode(text)?;
+            let lost = match &self.kind {
+                Kind::Json(json) => json
+                    .lost(text, &ids)
+                    .map_err(|problem| Error::config(format!("{}: {problem}", self.name)))?,
+                Kind::Bytes | Kind::Tiktoken(..) => Lost::default(),
+            };
+            Ok((ids, lost))
+        })
+        .into_iter()
+        .collect()
+    }
+
+    /// The token for what the vocabulary cannot spell, where there is one.
+    pub fn unknown_id(&self) -> Option<u32> {
+        match &self.kind {
+            Kind::Json(json) => json.unknown().filter(|&id| id != self.eos),
+            Kind::Bytes | Kind::Tiktoken(..) => None,
+        }
+    }
+
     /// Text of token ids. Bytes that are not UTF-8 and unknown ids become U+FFFD; special tokens
     /// appear by name.
     pub fn decode(&self, ids: &[u32]) -> String {
@@ -385,10 +414,13 @@ impl Tokenizer {
     }
 
     /// Bytes of text that a token stands for: 0 for the end of a text. `None` where the vocabulary is not
-    /// byte-level, so that a token alone does not tell, and for ids that are no token.
+    /// byte-level, so that a token alone does not tell, for the unknown token, and for ids that are no token.
     pub fn text_bytes_of(&self, id: u32) -> Option<u64> {
         if id == self.eos {
             return Some(0);
+        }
+        if Some(id) == self.unknown_id() {
+            return None;
         }
         let bytes = match &self.kind {
             Kind::Bytes => u8::try_from(id).ok().map(|_| 1),

@@ -8,9 +8,11 @@ use serde::Serialize;
 use crate::Device;
 use crate::error::{Error, Result};
 use crate::files::Locking;
+use crate::omissions::LeftOut;
 use crate::train::metrics::Metrics;
 use crate::train::{
-    Config, Event, OpenOptions, Start, Trainer, checkpoint, history, rows, run_directory, segments,
+    Config, DataUse, Event, OpenOptions, Start, Trainer, checkpoint, history, rows, run_directory,
+    segments,
 };
 
 /// What to do again.
@@ -61,6 +63,10 @@ pub struct Replay {
     pub steps: Vec<Pair>,
     /// Why it ended early, if it did.
     pub ended: Option<String>,
+    /// How much of the data takes part.
+    pub data: DataUse,
+    /// What is left out of them, by reason.
+    pub left_out: LeftOut,
 }
 
 /// One step in the run and in the replay.
@@ -192,6 +198,8 @@ pub fn run(
         new_parameters: trainer.new_parameters().to_vec(),
         steps: replayed.into_iter().map(pair).collect(),
         ended,
+        left_out: trainer.data_use().left_out(),
+        data: trainer.data_use().clone(),
     }))
 }
 

@@ -9,6 +9,7 @@ use crate::foreign::{caught, caught_on_large_stack};
 
 use super::growth::Growth;
 use super::json::{byte_table, one_line};
+use super::lost::{Counter, Lost};
 use super::pieces::{Cut, pieces};
 use super::shape::Shape;
 use super::without_special::without_special;
@@ -33,6 +34,14 @@ pub(super) struct Foreign {
     growth: Growth,
     cut: Cut,
     notes: Vec<String>,
+    /// The token for what the vocabulary cannot spell.
+    unknown: Option<u32>,
+    /// Whether characters may have no token.
+    may_drop: bool,
+    /// Whether the model passes over characters that it cannot spell.
+    passes_over: bool,
+    /// What counts these.
+    counter: OnceLock<Result<Counter, String>>,
 }
 
 impl Foreign {
@@ -84,7 +93,13 @@ impl Foreign {
         special[end as usize] = true;
         let bytes = matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_)))
             .then(|| byte_table(&vocab, vocab_size));
+        let passes_over =
+            Counter::is_needed(inner.get_model(), shape.is_byte_level(), shape.falls_back());
         let read = Self {
+            unknown,
+            passes_over,
+            may_drop: passes_over || shape.takes_out(),
+            counter: OnceLock::new(),
             bytes,
             vocab_size,
             special,
@@ -129,6 +144,29 @@ impl Foreign {
         Ok(ids)
     }
 
+    /// What of a text no token stands for; `ids` are its tokens.
+    pub(super) fn lost(&self, text: &str, ids: &[u32]) -> Result<Lost, String> {
+        let is_unknown = |id: &&u32| Some(**id) == self.unknown;
+        let mut lost = Lost {
+            unknown_tokens: ids.iter().filter(is_unknown).count() as u64,
+            dropped_chars: 0,
+        };
+        if self.may_drop {
+            let build = || Counter::new(&self.file_without_special()?, self.passes_over);
+            let counter = self.counter.get_or_init(build).as_ref();
+            let counter = counter.map_err(Clone::clone)?;
+            for piece in pieces(text, self.cut) {
+                lost.dropped_chars += counter.dropped_chars(piece)?;
+            }
+        }
+        Ok(lost)
+    }
+
+    /// The token for what the vocabulary cannot spell.
+    pub(super) fn unknown(&self) -> Option<u32> {
+        self.unknown
+    }
+
     fn has_special(&self, ids: &[u32]) -> bool {
         let is_special = |id: &u32| self.special.get(*id as usize).copied().unwrap_or(false);
         ids.iter().any(is_special)
@@ -137,13 +175,17 @@ impl Foreign {
     /// The tokenizer for text that spells a special token.
     fn plain(&self) -> Result<&tokenizers::Tokenizer, String> {
         let build = || {
-            let ids = (0..).zip(&self.special).filter(|(_, special)| **special);
-            let names = ids.filter_map(|(id, _)| self.inner.id_to_token(id));
-            let file = without_special(&self.file, &names.collect())?;
+            let file = self.file_without_special()?;
             let parsed = caught_on_large_stack(|| parse(&file))?;
             parsed.ok_or_else(|| "its parts do not fit together".to_owned())?
         };
         self.plain.get_or_init(build).as_ref().map_err(Clone::clone)
+    }
+
+    fn file_without_special(&self) -> Result<Vec<u8>, String> {
+        let ids = (0..).zip(&self.special).filter(|(_, special)| **special);
+        let names = ids.filter_map(|(id, _)| self.inner.id_to_token(id));
+        without_special(&self.file, &names.collect())
     }
 
     /// Text of ids. Where its decoder fails, the tokens as they are spelled.
@@ -188,7 +230,7 @@ fn malformed(problem: String) -> String {
 }
 
 /// Reads a file whose shape was checked.
-fn parse(file: &[u8]) -> Result<tokenizers::Tokenizer, String> {
+pub(super) fn parse(file: &[u8]) -> Result<tokenizers::Tokenizer, String> {
     let mut inner = tokenizers::Tokenizer::from_bytes(file).map_err(|error| {
         let message = one_line(&*error);
         match message.contains("untagged") {
