@@ -349,6 +349,9 @@ pub struct EvalArgs {
     /// Sequences at a time.
     #[arg(long, value_name = "N", default_value_t = 8)]
     pub batch_size: usize,
+    /// How raw text is read, where not as the checkpoint's run reads its text (`[data.text]`).
+    #[command(flatten)]
+    pub text: TextArgs,
     /// Print one JSON document.
     #[arg(long)]
     pub json: bool,
@@ -462,10 +465,27 @@ pub struct PrepareArgs {
     /// Inputs that are validation text as a whole; nothing is held out then.
     #[arg(long, value_name = "INPUT")]
     pub validation: Vec<String>,
+    /// How text is read.
+    #[command(flatten)]
+    pub text: TextArgs,
+    /// Decides which documents are held out.
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub seed: u64,
+    /// Replace what an earlier preparation wrote to the folder.
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Print the manifest as one JSON document.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How raw text is read.
+#[derive(Debug, Args)]
+pub struct TextArgs {
     /// The field of a JSON record, or column of a Parquet file (nested: `meta.text`), that holds the
-    /// text.
-    #[arg(long, value_name = "NAME", default_value = "text")]
-    pub text_field: String,
+    /// text; `text` unless given.
+    #[arg(long, value_name = "NAME")]
+    pub text_field: Option<String>,
     /// Text between the documents of plain text files, such as `<|endoftext|>`: they are cut there
     /// only, and it goes.
     #[arg(
@@ -492,15 +512,6 @@ pub struct PrepareArgs {
     /// Replace invalid UTF-8 by U+FFFD instead of stopping.
     #[arg(long)]
     pub replace_invalid_utf8: bool,
-    /// Decides which documents are held out.
-    #[arg(long, value_name = "S", default_value_t = 0)]
-    pub seed: u64,
-    /// Replace what an earlier preparation wrote to the folder.
-    #[arg(long)]
-    pub overwrite: bool,
-    /// Print the manifest as one JSON document.
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// What to do with placements.

@@ -1,6 +1,6 @@
 //! Progress: a bar on a terminal, plain lines elsewhere, nothing when quiet.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use hybridnorm::data::Progress;
@@ -169,6 +169,8 @@ pub struct StudyDisplay<'a> {
     /// Steps of runs that this process finished.
     done: u64,
     started: Instant,
+    /// Lines on data that were shown: most runs have the same.
+    data: BTreeSet<String>,
 }
 
 impl<'a> StudyDisplay<'a> {
@@ -182,6 +184,7 @@ impl<'a> StudyDisplay<'a> {
             under_way: BTreeMap::new(),
             done: 0,
             started: Instant::now(),
+            data: BTreeSet::new(),
         }
     }
 
@@ -205,7 +208,14 @@ impl<'a> StudyDisplay<'a> {
                 Event::Progress(progress) => self.display.data(progress),
                 Event::Step(row) => self.step(run, row),
                 Event::Note(text) => self.display.line(&format!("{}  {text}", run.cell.label())),
-                Event::Data(_) | Event::Evaluated { .. } | Event::Saved(_) => {}
+                Event::Data(data) => {
+                    for line in data.lines() {
+                        if self.data.insert(line.clone()) {
+                            self.display.line(&line);
+                        }
+                    }
+                }
+                Event::Evaluated { .. } | Event::Saved(_) => {}
             },
             StudyEvent::Finished(record) => {
                 self.finished += 1;

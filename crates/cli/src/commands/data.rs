@@ -1,12 +1,10 @@
 //! `hybridnorm data`.
 
 use hybridnorm::Error;
-use hybridnorm::data::{
-    self, Inspection, InvalidUtf8, Manifest, PrepareOptions, SplitReport, TokenizerSpec,
-};
+use hybridnorm::data::{self, Inspection, Manifest, PrepareOptions, SplitReport, TokenizerSpec};
 use hybridnorm::text::one_line;
 
-use super::Ending;
+use super::{Ending, text_overrides};
 use crate::args::{DataCommand, PrepareArgs, PublicText};
 use crate::console::{self, Console};
 use crate::progress::Display;
@@ -41,17 +39,7 @@ fn prepare(args: PrepareArgs, console: &Console) -> Result<(), Error> {
         overwrite: args.overwrite,
         ..PrepareOptions::default()
     };
-    options.source.text_field = args.text_field;
-    options.source.separator = args.separator;
-    options.source.include = args.include;
-    options.source.exclude = args.exclude;
-    options.source.skip_bad = args.skip_bad;
-    if let Some(chars) = args.document_chars {
-        options.source.document_chars = chars;
-    }
-    if args.replace_invalid_utf8 {
-        options.source.invalid_utf8 = InvalidUtf8::Replace;
-    }
+    options.source = text_overrides(args.text).on(options.source);
     let mut display = Display::new(console);
     let manifest = data::prepare(
         &args.inputs,

@@ -7,7 +7,7 @@ use hybridnorm::text::one_line;
 use hybridnorm::train::run_directory;
 use hybridnorm::{Device, Error};
 
-use super::Ending;
+use super::{Ending, text_overrides};
 use crate::args::{EvalArgs, EvalSplit, EvalWindows};
 use crate::console::{self, Console};
 use crate::progress::Display;
@@ -21,7 +21,10 @@ pub fn run(args: EvalArgs, console: &Console) -> Result<Ending, Error> {
             "--batch-size is 0, expected at least 1".into(),
         ));
     }
+    let checkpoint = super::open_checkpoint(&args.checkpoint, console)?;
     let options = EvalOptions {
+        checkpoint: Some(checkpoint.path().to_path_buf()),
+        text: text_overrides(args.text),
         split: args.split.map(|split| match split {
             EvalSplit::Train => Split::Train,
             EvalSplit::Validation => Split::Validation,
@@ -34,7 +37,6 @@ pub fn run(args: EvalArgs, console: &Console) -> Result<Ending, Error> {
             EvalWindows::Whole => Windows::Whole { limit: None },
         },
     };
-    let checkpoint = super::open_checkpoint(&args.checkpoint, console)?;
     let model = checkpoint.model(&Device::flex())?;
     let tokenizer = checkpoint.tokenizer()?;
     let mut display = Display::new(console);
@@ -46,9 +48,6 @@ pub fn run(args: EvalArgs, console: &Console) -> Result<Ending, Error> {
         &mut |progress| display.data(&progress),
     )?;
     display.finish();
-    for note in sets.iter().flat_map(|set| &set.notes) {
-        console.note(&one_line(note));
-    }
     let mut found = eval::measure(&model, &sets, &options)?;
     if args.json {
         let broken = checkpoint.passed_over().iter();
@@ -58,10 +57,14 @@ pub fn run(args: EvalArgs, console: &Console) -> Result<Ending, Error> {
         console::print_json(&found)?;
         return Ok(Ending::Done);
     }
-    console::print(&match found.sets.as_slice() {
+    let mut text = match found.sets.as_slice() {
         [set] => lines(set),
         _ => rows(&found),
-    })?;
+    };
+    if let Some(reading) = &found.text_options {
+        text.push_str(&format!("{}\n", one_line(&reading.line())));
+    }
+    console::print(&text)?;
     Ok(Ending::Done)
 }
 
@@ -70,10 +73,24 @@ fn bits_per_byte(measured: &Measured) -> String {
     bits.map_or("-".into(), |bits| format!("{bits:.4}"))
 }
 
+/// What was read, left out, cut and replaced of the text of a set, and what is not predicted of it.
+fn reading(set: &SetLoss) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let Some(text) = &set.text {
+        lines.push(format!("made of {}", text.line()));
+        lines.extend(text.notes.iter().cloned());
+    }
+    lines.extend(set.notes.iter().cloned());
+    lines
+        .iter()
+        .map(|line| one_line(line).into_owned())
+        .collect()
+}
+
 /// Results of a single set, a line each.
 fn lines(set: &SetLoss) -> String {
     let measured = &set.measured;
-    let why = set.no_bits_per_byte.iter();
+    let why = measured.no_bits_per_byte.iter();
     let why: String = why.map(|why| format!(" ({})", one_line(why))).collect();
     let mut text = format!(
         "data           {}\nsplit          {}\nloss           {:.4} nats per token\nperplexity     {}\n\
@@ -85,7 +102,7 @@ fn lines(set: &SetLoss) -> String {
         bits_per_byte(measured),
         grouped(measured.loss.tokens),
     );
-    for line in measured.left_out.lines() {
+    for line in measured.left_out.lines().into_iter().chain(reading(set)) {
         text.push_str(&line);
         text.push('\n');
     }
@@ -121,10 +138,16 @@ fn rows(found: &Evaluation) -> String {
     add("all sets, pooled", "", &found.pooled);
     let mut text = format!("{table}\n");
     for set in &found.sets {
-        for line in set.measured.left_out.lines() {
+        for line in set
+            .measured
+            .left_out
+            .lines()
+            .into_iter()
+            .chain(reading(set))
+        {
             text.push_str(&format!("{}: {line}\n", one_line(&set.name)));
         }
-        if let Some(why) = &set.no_bits_per_byte {
+        if let Some(why) = &set.measured.no_bits_per_byte {
             text.push_str(&format!(
                 "{}: no bits per byte: {}\n",
                 one_line(&set.name),

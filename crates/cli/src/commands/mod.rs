@@ -17,9 +17,11 @@ pub mod train;
 use std::path::Path;
 
 use hybridnorm::Error;
+use hybridnorm::eval::TextOverrides;
 use hybridnorm::files::Locking;
 use hybridnorm::train::{Checkpoint, run_directory};
 
+use crate::args::TextArgs;
 use crate::console::Console;
 
 /// How a command ended that did not fail.
@@ -39,6 +41,28 @@ fn open_checkpoint(path: &Path, console: &Console) -> Result<Checkpoint, Error> 
         console.note(&run_directory::passed_over(problem));
     }
     Ok(checkpoint)
+}
+
+/// Options of text as they were given.
+fn text_overrides(args: TextArgs) -> TextOverrides {
+    let TextArgs {
+        text_field,
+        separator,
+        document_chars,
+        include,
+        exclude,
+        skip_bad,
+        replace_invalid_utf8,
+    } = args;
+    TextOverrides {
+        text_field,
+        separator,
+        document_chars,
+        include,
+        exclude,
+        skip_bad,
+        replace_invalid_utf8,
+    }
 }
 
 /// Locking as `--no-lock` asks for.

@@ -6,7 +6,10 @@ use std::sync::Mutex;
 use hybridnorm::digits::{difference, percent, probability, times};
 use hybridnorm::lab::analysis::Verdict;
 use hybridnorm::lab::study::{self, Folder, Group, Options, Study, StudyEvent};
+use hybridnorm::omissions::LeftOut;
+use hybridnorm::train::{DataUse, Event};
 use hybridnorm::{Device, Error};
+use serde::Serialize;
 
 use super::Ending;
 use super::train::{default_run, shell_word};
@@ -26,7 +29,7 @@ pub fn run(args: StudyArgs, console: &Console) -> Result<Ending, Error> {
     {
         let merged = study::merge(from, out, super::locking(*no_lock))?;
         let folder = Folder::new(out);
-        show(&folder, &folder.study()?, *json)?;
+        show(&folder, &folder.study()?, &[], *json)?;
         let planned = folder.study()?.runs.len();
         console.note(&format!(
             "{} of {planned} runs are recorded in {}",
@@ -53,6 +56,7 @@ pub fn run(args: StudyArgs, console: &Console) -> Result<Ending, Error> {
     };
     let stop = Stop::listen()?;
     let display = Mutex::new(StudyDisplay::new(console));
+    let data = Mutex::new(Vec::new());
     let records = study::run(
         &study,
         &folder,
@@ -62,6 +66,12 @@ pub fn run(args: StudyArgs, console: &Console) -> Result<Ending, Error> {
         &|event| {
             if let StudyEvent::Run { event, .. } = &event {
                 stop.hear(event);
+                if let Event::Data(found) = event {
+                    let mut data = data.lock().unwrap_or_else(|error| error.into_inner());
+                    if !data.contains(*found) {
+                        data.push(DataUse::clone(found));
+                    }
+                }
             }
             let mut display = display.lock().unwrap_or_else(|error| error.into_inner());
             display.event(&event);
@@ -77,7 +87,8 @@ pub fn run(args: StudyArgs, console: &Console) -> Result<Ending, Error> {
         ));
         return Ok(Ending::Interrupted);
     }
-    show(&folder, &study, args.json)?;
+    let data = data.into_inner().unwrap_or_default();
+    show(&folder, &study, &data, args.json)?;
     console.note(&format!("study folder: {}", out.display()));
     Ok(Ending::Done)
 }
@@ -104,10 +115,29 @@ fn again(path: &Path, out: &Path, args: &StudyArgs) -> String {
     command
 }
 
-fn show(folder: &Folder, study: &Study, json: bool) -> Result<(), Error> {
+/// A group, and the data of the runs that this process trained.
+#[derive(Serialize)]
+struct Shown<'a> {
+    #[serde(flatten)]
+    group: &'a Group,
+    /// How much of the data takes part; none where nothing was left to train.
+    data: &'a [DataUse],
+    /// What is left out of them, by reason.
+    left_out: LeftOut,
+}
+
+fn show(folder: &Folder, study: &Study, data: &[DataUse], json: bool) -> Result<(), Error> {
     let groups = study::assess(folder, study)?.groups;
     if json {
-        return console::print_json(&groups);
+        let mut left_out = LeftOut::default();
+        data.iter()
+            .for_each(|data| left_out.extend(&data.left_out()));
+        let shown = groups.iter().map(|group| Shown {
+            group,
+            data,
+            left_out: left_out.clone(),
+        });
+        return console::print_json(&shown.collect::<Vec<_>>());
     }
     let texts: Vec<String> = groups.iter().map(|group| text(group, study)).collect();
     console::print(&texts.join("\n"))

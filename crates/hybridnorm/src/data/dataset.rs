@@ -21,7 +21,7 @@ use super::windows::{Coverage, Grid, Part, Windows};
 /// Instances of one length out of one or several token streams or arrays.
 #[derive(Debug)]
 pub struct TokenDataset {
-    parts: Vec<Part>,
+    pub(super) parts: Vec<Part>,
     seq_len: usize,
     instances: u64,
     identity: Sha256,
@@ -77,7 +77,7 @@ impl TokenDataset {
         }
     }
 
-    /// Appends a ready file for [`Windows::All`]: rows may have any length. One that is longer than
+    /// Appends a ready file whose rows may have any length, as in evaluation. One that is longer than
     /// `seq_len + 1` gives several windows.
     ///
     /// # Errors
@@ -155,9 +155,12 @@ impl TokenDataset {
         match windows {
             Windows::All => targets += tails,
             Windows::Whole { limit } => {
-                let reason =
-                    format!("at the end of a stream, fewer than a sequence of {seq_len} tokens");
-                leave_out(&reason, tails);
+                for (part, grid) in self.tails() {
+                    let of = if part.streams > 1 { "row" } else { "stream" };
+                    let reason =
+                        format!("at the end of a {of}, fewer than a sequence of {seq_len} tokens");
+                    leave_out(&reason, grid.len() * grid.targets);
+                }
                 let taken = limit.unwrap_or(u64::MAX).min(self.instances);
                 let reason = format!("beyond the first {taken} sequences");
                 leave_out(&reason, (self.instances - taken) * seq_len);

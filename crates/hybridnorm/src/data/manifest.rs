@@ -250,6 +250,15 @@ pub struct SourceRecord {
     /// Texts in which half a surrogate pair was replaced.
     #[serde(default)]
     pub replaced_surrogates: u64,
+    /// Separators found between its documents.
+    #[serde(default)]
+    pub separators: u64,
+    /// Tokens of it that are the unknown token of the vocabulary.
+    #[serde(default)]
+    pub unknown_tokens: u64,
+    /// Characters of it, white space aside, that no token stands for.
+    #[serde(default)]
+    pub dropped_chars: u64,
     /// What was left out of it, by reason.
     #[serde(default)]
     pub left_out: LeftOut,
@@ -268,6 +277,9 @@ impl SourceRecord {
             cut_documents: stats.cut_documents,
             replaced_lines: stats.replaced_lines,
             replaced_surrogates: stats.replaced_surrogates,
+            separators: stats.separators,
+            unknown_tokens: 0,
+            dropped_chars: 0,
             left_out: stats.left_out.clone(),
         }
     }

@@ -24,6 +24,8 @@ pub mod stories;
 pub mod stream;
 pub mod tokenizer;
 
+mod account;
+mod documents;
 mod jsonl;
 mod lines;
 mod manifest;
@@ -33,12 +35,13 @@ mod raw;
 mod spelled;
 mod windows;
 
+pub use account::TextAccount;
 pub use dataset::{Batch, SequentialBatches, TokenDataset};
 pub use inspect::{Inspection, SplitReport, inspect};
 pub use manifest::{
     Dtype, FirstTokens, Manifest, ShardRecord, SourceRecord, SplitRecord, TokenizerRecord,
 };
-pub use open::{OpenOptions, Opened, Split, TokenizerChoice, open};
+pub use open::{OpenOptions, Opened, Split, TokenizerChoice, is_raw_text, open};
 pub use prepare::{PrepareOptions, prepare, prepare_with};
 pub use ready::ReadyTokens;
 pub use shard::{PreparedFolder, ShardWriter, TokenStream};

@@ -33,6 +33,23 @@ impl Manifest {
                 number(surrogates, "text")
             ));
         }
+        let unknown = sum(|s| s.unknown_tokens);
+        if unknown > 0 {
+            notes.push(format!(
+                "{} of {} {} the unknown token of the vocabulary, which tells nothing of what stands there",
+                unknown,
+                number(self.train.tokens + self.validation.tokens, "token"),
+                if unknown == 1 { "is" } else { "are" }
+            ));
+        }
+        let dropped = sum(|s| s.dropped_chars);
+        if dropped > 0 {
+            notes.push(format!(
+                "{} dropped: no token of the vocabulary stands for {}",
+                were(dropped, "character"),
+                if dropped == 1 { "it" } else { "them" }
+            ));
+        }
         for spelled in &self.spelled_special_tokens {
             notes.push(format!(
                 "the text of {} spells the special token `{}` {}: it is encoded as plain characters; if it stands between documents, set separator (--separator '{}')",

@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::files;
 
 use super::ProgressFn;
+use super::account::TextAccount;
 use super::dataset::TokenDataset;
 use super::prepare::{PrepareOptions, prepare, prepare_with};
 use super::ready::{self, ReadyTokens};
@@ -54,9 +55,11 @@ pub struct OpenOptions {
     pub prepare: PrepareOptions,
     /// Whether to hash all shards of prepared folders first. Ready files are read as a whole anyway.
     pub verify: bool,
-    /// What is wanted of the data: whole windows, as in training, or all. Rows of two-dimensional arrays
-    /// may have any length where all are wanted.
+    /// What is wanted of the data: whole windows, as in training, or all.
     pub windows: Windows,
+    /// Whether rows of two-dimensional arrays may have any length, as in evaluation. In training each is
+    /// one instance.
+    pub any_rows: bool,
 }
 
 impl OpenOptions {
@@ -70,6 +73,7 @@ impl OpenOptions {
             prepare: PrepareOptions::default(),
             verify: true,
             windows: Windows::Whole { limit: None },
+            any_rows: false,
         }
     }
 }
@@ -85,6 +89,14 @@ pub struct Opened {
     pub folders: Vec<PreparedFolder>,
     /// What is worth a line, such as how the type of a raw file was found.
     pub notes: Vec<String>,
+}
+
+impl Opened {
+    /// The account of the text that the prepared folders in it were made from, those made from raw
+    /// text included; `None` where there are none.
+    pub fn text(&self) -> Option<TextAccount> {
+        TextAccount::of(&self.folders)
+    }
 }
 
 enum Entry {
@@ -154,14 +166,26 @@ pub fn open(
     })
 }
 
+/// Whether `input` names raw text: a text file, a folder or a glob of them, or generated text.
+///
+/// # Errors
+/// If the system cannot tell what stands there.
+pub fn is_raw_text(input: &str) -> Result<bool> {
+    let path = Path::new(input);
+    match files::is_dir(path)? {
+        true => Ok(!PreparedFolder::is_prepared(path)?),
+        false => Ok(ready::parse_name(input).is_none() && is_text_input(input)),
+    }
+}
+
 /// What a path is; `None` for raw text.
 fn classify(given: &str) -> Result<Option<Vec<Entry>>> {
     let path = Path::new(given);
     if given.is_empty() {
         return Err(Error::config("data are named by the empty string"));
     }
-    if path.is_dir() {
-        return if PreparedFolder::is_prepared(path) {
+    if files::is_dir(path)? {
+        return if PreparedFolder::is_prepared(path)? {
             Ok(Some(vec![Entry::Folder(Box::new(PreparedFolder::open(
                 path,
             )?))]))
@@ -280,12 +304,9 @@ fn tokenized(
         let inputs = &options.prepare.validation_inputs;
         contents.push(Sources::resolve(inputs, &options.prepare.source)?.fingerprint()?);
     }
-    // Version 2 records the bytes of first tokens, where tokens do not tell them.
-    let version = match tokenizer.is_some_and(|made| made.text_bytes_unknown().is_some()) {
-        true => "text 2",
-        false => "text 1",
-    };
-    let key = serde_json::json!([version, made_with, options.prepare, contents]).to_string();
+    // The names are those of the files that the manifest tells about.
+    let key = serde_json::json!(["text 3", inputs, made_with, options.prepare, contents]);
+    let key = key.to_string();
     let name = format!("text-{}", &files::sha256(key.as_bytes())[..24]);
     let cache = options.cache.as_ref().ok_or_else(|| {
         Error::config("nowhere to keep tokenized text: set XDG_CACHE_HOME or HOME")
@@ -370,9 +391,9 @@ fn collect(
                 let ready = ReadyTokens::open(input, vocab_size)?;
                 // Takes its fingerprint, which reads and checks every token.
                 notes.extend(ready.note().map(str::to_owned));
-                match options.windows {
-                    Windows::All => dataset.push_ready_rows(ready)?,
-                    Windows::Whole { .. } => dataset.push_ready(ready)?,
+                match options.any_rows {
+                    true => dataset.push_ready_rows(ready)?,
+                    false => dataset.push_ready(ready)?,
                 }
             }
             Entry::Text => {}

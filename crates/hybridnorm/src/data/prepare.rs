@@ -23,7 +23,7 @@ use super::manifest::{FirstTokens, MANIFEST_NAME, Manifest, SourceRecord};
 use super::shard::ShardWriter;
 use super::source::{SourceOptions, Sources};
 use super::spelled::SpelledTokens;
-use super::tokenizer::{RECORD_NAME, Tokenizer, TokenizerSpec};
+use super::tokenizer::{Lost, RECORD_NAME, Tokenizer, TokenizerSpec};
 use super::{Progress, ProgressFn};
 
 /// Text that is tokenized at once, in bytes.
@@ -280,7 +280,8 @@ impl<'j> Job<'j> {
             validation: shards("validation"),
             texts: Vec::new(),
             bytes: 0,
-            spelled: SpelledTokens::new(tokenizer.special_tokens()),
+            spelled: SpelledTokens::new(tokenizer.spelled_names()),
+            lost: Vec::new(),
             first: FirstTokens::default(),
         };
         let mut done = 0;
@@ -294,23 +295,33 @@ impl<'j> Job<'j> {
             });
         };
         let mut separators = 0;
-        let read = read_all(&self.sources, false, &mut separators, |index, text| {
-            let held_out = match plan.moved {
-                Some((moved, held_out)) if moved == index => held_out,
-                _ => self.fraction > 0.0 && self.is_held_out(self.hash(&text)),
-            };
-            output.push(text, held_out, &mut step)
-        })?;
+        let read = read_all(
+            &self.sources,
+            false,
+            &mut separators,
+            |index, input, text| {
+                let held_out = match plan.moved {
+                    Some((moved, held_out)) if moved == index => held_out,
+                    _ => self.fraction > 0.0 && self.is_held_out(self.hash(&text)),
+                };
+                output.push(text, held_out, input, &mut step)
+            },
+        )?;
+        let first = read.len();
         manifest.sources.extend(read);
         if let Some(sources) = &self.validation {
-            let read = read_all(sources, true, &mut separators, |_, text| {
-                output.push(text, true, &mut step)
+            let read = read_all(sources, true, &mut separators, |_, input, text| {
+                output.push(text, true, first + input, &mut step)
             })?;
             manifest.sources.extend(read);
         }
         output.flush(&mut step)?;
         manifest.first_token_bytes = output.first;
         self.check_separators(separators)?;
+        for (source, lost) in manifest.sources.iter_mut().zip(&output.lost) {
+            source.unknown_tokens = lost.unknown_tokens;
+            source.dropped_chars = lost.dropped_chars;
+        }
         for source in &manifest.sources {
             manifest.left_out.extend(&source.left_out);
         }
@@ -339,19 +350,20 @@ fn feed(trainer: &mut Option<&mut BpeTrainer>, batch: &mut Vec<String>, threads:
     batch.clear();
 }
 
-/// Gives every document and its index to `each` and returns what was read from each input.
+/// Gives every document, its index and that of its input to `each` and returns what was read from each input.
 fn read_all(
     sources: &Sources,
     validation: bool,
     separators: &mut u64,
-    mut each: impl FnMut(u64, String) -> Result<()>,
+    mut each: impl FnMut(u64, usize, String) -> Result<()>,
 ) -> Result<Vec<SourceRecord>> {
     let mut documents = sources.documents();
     for index in 0.. {
         let Some(document) = documents.next() else {
             break;
         };
-        each(index, document?.text)?;
+        let document = document?;
+        each(index, document.input, document.text)?;
     }
     *separators += documents.stats().separators;
     let by_input = sources.given().zip(documents.stats_by_input());
@@ -365,20 +377,28 @@ struct Output<'t> {
     threads: usize,
     train: ShardWriter,
     validation: ShardWriter,
-    /// Texts not tokenized yet, and whether each is held out.
-    texts: Vec<(String, bool)>,
+    /// Texts not tokenized yet, whether each is held out, and the index of its input.
+    texts: Vec<(String, bool, usize)>,
     bytes: usize,
     /// Special tokens in the text.
     spelled: SpelledTokens,
     /// Bytes that the first token of each split stands for.
     first: FirstTokens,
+    /// What no token stands for, by input.
+    lost: Vec<Lost>,
 }
 
 impl Output<'_> {
-    fn push(&mut self, text: String, held_out: bool, step: &mut impl FnMut(u64)) -> Result<()> {
+    fn push(
+        &mut self,
+        text: String,
+        held_out: bool,
+        input: usize,
+        step: &mut impl FnMut(u64),
+    ) -> Result<()> {
         self.bytes += text.len();
         self.spelled.count(&text);
-        self.texts.push((text, held_out));
+        self.texts.push((text, held_out, input));
         if self.bytes >= BATCH_BYTES {
             self.flush(step)?;
         }
@@ -386,10 +406,20 @@ impl Output<'_> {
     }
 
     fn flush(&mut self, step: &mut impl FnMut(u64)) -> Result<()> {
-        let texts: Vec<&str> = self.texts.iter().map(|(text, _)| text.as_str()).collect();
+        let texts: Vec<&str> = self.texts.iter().map(|(text, ..)| text.as_str()).collect();
         let tokenizer = self.tokenizer;
+        let dropped = tokenizer.dropped_chars(&texts, self.threads)?;
+        for (dropped, (.., input)) in dropped.into_iter().zip(&self.texts) {
+            if self.lost.len() <= *input {
+                self.lost.resize(input + 1, Lost::default());
+            }
+            self.lost[*input].dropped_chars += dropped;
+        }
+        let unknown = tokenizer.unknown_id();
         tokenizer.encode_each(&texts, self.threads, |index, tokens, is_last| {
-            let (text, held_out) = &self.texts[index];
+            let (text, held_out, input) = &self.texts[index];
+            let unknown = tokens.iter().filter(|&&id| Some(id) == unknown);
+            self.lost[*input].unknown_tokens += unknown.count() as u64;
             let (shards, first) = match held_out {
                 true => (&mut self.validation, &mut self.first.validation),
                 false => (&mut self.train, &mut self.first.train),

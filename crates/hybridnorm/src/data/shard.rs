@@ -317,7 +317,7 @@ impl PreparedFolder {
     /// If the manifest or a shard is missing, damaged, or of another size.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref().to_path_buf();
-        if !folder.is_dir() {
+        if !files::is_dir(&folder)? {
             // Gives "no such file or folder" or what the system says.
             std::fs::read_dir(&folder).map_err(Error::io(&folder))?;
         }
@@ -332,11 +332,11 @@ impl PreparedFolder {
     }
 
     /// Whether `folder` holds a manifest.
-    pub fn is_prepared(folder: impl AsRef<Path>) -> bool {
-        folder
-            .as_ref()
-            .join(super::manifest::MANIFEST_NAME)
-            .exists()
+    ///
+    /// # Errors
+    /// If the system cannot tell.
+    pub fn is_prepared(folder: impl AsRef<Path>) -> Result<bool> {
+        files::exists(folder.as_ref().join(super::manifest::MANIFEST_NAME))
     }
 
     /// Its manifest.

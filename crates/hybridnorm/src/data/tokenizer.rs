@@ -26,6 +26,7 @@ mod foreign;
 mod growth;
 mod json;
 mod later;
+mod lost;
 mod parallel;
 mod pieces;
 mod shape;
@@ -52,6 +53,7 @@ use super::manifest::TokenizerRecord;
 
 use foreign::Foreign;
 use json::{configured_eos, tiktoken_json};
+pub use lost::Lost;
 pub(super) use parallel::in_parallel;
 pub(super) use pieces::{Cut, SOFT, pieces};
 pub use spec::TokenizerSpec;
@@ -65,7 +67,7 @@ const RECORD_VERSION: u32 = 1;
 const JSON_LIMIT: u64 = 128 << 20;
 
 /// Names under which vocabularies commonly know their end-of-text token, in order of preference.
-const END_NAMES: [&str; 8] = [
+pub(super) const END_NAMES: [&str; 8] = [
     END_OF_TEXT,
     "<|end_of_text|>",
     "</s>",
@@ -333,6 +335,33 @@ impl Tokenizer {
             vocab_size: self.vocab_size,
             eos_id: self.eos,
             notes: self.notes().to_vec(),
+        }
+    }
+
+    /// Characters of each text that no token stands for, on `threads` threads (0: one per core).
+    ///
+    /// # Errors
+    /// If a `tokenizer.json` cannot encode one.
+    pub fn dropped_chars(&self, texts: &[&str], threads: usize) -> Result<Vec<u64>> {
+        let Kind::Json(json) = &self.kind else {
+            return Ok(vec![0; texts.len()]);
+        };
+        if !json.may_drop() {
+            return Ok(vec![0; texts.len()]);
+        }
+        let named = |problem| Error::config(format!("{}: {problem}", self.name));
+        let dropped = in_parallel(texts, threads, |text| json.dropped_chars(text));
+        dropped
+            .into_iter()
+            .map(|found| found.map_err(named))
+            .collect()
+    }
+
+    /// The token for what the vocabulary cannot spell, where there is one.
+    pub fn unknown_id(&self) -> Option<u32> {
+        match &self.kind {
+            Kind::Json(json) => json.unknown().filter(|&id| id != self.eos),
+            Kind::Bytes | Kind::Tiktoken(..) => None,
         }
     }
 

@@ -1,6 +1,6 @@
 //! Windows over token streams, and what they cover.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::omissions::LeftOut;
 
@@ -21,7 +21,7 @@ pub enum Windows {
 
 /// How many tokens of a data set are targets, and why the others are not.
 /// `all_tokens = tokens + left_out`.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Coverage {
     /// Tokens that there are.
     pub all_tokens: u64,

@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::loss::{Loss, loss};
+use super::reading::{self, TextOverrides, TextReading};
+use super::shared;
 use crate::data::open::TokenizerChoice;
 use crate::data::{
-    self, Coverage, OpenOptions, Opened, PreparedFolder, Progress, Split, SplitRecord,
+    self, Coverage, OpenOptions, Opened, PreparedFolder, Progress, Split, SplitRecord, TextAccount,
     TokenDataset, Tokenizer, Windows,
 };
 use crate::error::{Error, Result};
@@ -18,7 +20,7 @@ use crate::omissions::LeftOut;
 use crate::train::sources;
 
 /// How data sets are measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EvalOptions {
     /// The part of each set. `None`: the held-out part of a prepared folder that has one, and the whole
     /// of anything else.
@@ -29,6 +31,10 @@ pub struct EvalOptions {
     pub batch_size: usize,
     /// Which windows are measured.
     pub windows: Windows,
+    /// The checkpoint of the model, whose run tells how raw text is read.
+    pub checkpoint: Option<PathBuf>,
+    /// How raw text is read instead.
+    pub text: TextOverrides,
 }
 
 /// A data set, opened.
@@ -46,6 +52,11 @@ pub struct EvalSet {
     pub text_bytes: Option<u64>,
     /// Those of them that first tokens stand for, which are no targets; where prepared data record it.
     pub first_token_bytes: Option<u64>,
+    /// The account of the text that it was made from, all parts of a prepared folder together; `None`
+    /// for token files.
+    pub text: Option<TextAccount>,
+    /// Whether it was named as text.
+    pub is_raw_text: bool,
     /// What is worth a line.
     pub notes: Vec<String>,
 }
@@ -60,10 +71,13 @@ pub struct SetLoss {
     /// What was measured.
     #[serde(flatten)]
     pub measured: Measured,
-    /// Why there are no bits per byte, where there are none.
+    /// Targets that are the unknown token of the vocabulary.
+    pub unknown_tokens: u64,
+    /// The account of the text that the set was made from, all parts of a prepared folder together;
+    /// absent for token files.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub no_bits_per_byte: Option<String>,
-    /// What is worth a line.
+    pub text: Option<TextAccount>,
+    /// What is worth a line, besides the notes of `text`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
 }
@@ -77,6 +91,9 @@ pub struct Measured {
     /// Bits per byte of text: the nats of all measured tokens, ends of documents included, over the
     /// bytes that these tokens stand for. `None` where the bytes are not known.
     pub bits_per_byte: Option<f64>,
+    /// Why there are none, where there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub no_bits_per_byte: Option<String>,
     /// These bytes.
     pub text_bytes: Option<u64>,
     /// Tokens that there are.
@@ -93,6 +110,9 @@ pub struct Evaluation {
     pub pooled: Measured,
     /// One by one, in the order in which they were named.
     pub sets: Vec<SetLoss>,
+    /// How raw text was read, where there is some.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text_options: Option<TextReading>,
     /// What is worth a line about all of them.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
@@ -123,6 +143,9 @@ pub fn open_sets(
     open.vocab_size = Some(config.vocab_size);
     open.tokenizer = tokenizer.cloned().map(TokenizerChoice::Loaded);
     open.windows = options.windows;
+    open.any_rows = true;
+    reading::check_given(paths, &options.text)?;
+    open.prepare.source = text_reading(paths, options)?.options;
     let mut known = BTreeSet::new();
     let mut sets = Vec::new();
     for path in paths {
@@ -133,7 +156,18 @@ pub fn open_sets(
         }
         sets.push(open_set(path, options.split, &open, progress)?);
     }
+    reading::check_separator(&sets, &options.text)?;
     Ok(sets)
+}
+
+/// How raw text is read; the run is asked only where there is some.
+fn text_reading(paths: &[String], options: &EvalOptions) -> Result<TextReading> {
+    for path in paths {
+        if data::is_raw_text(path)? {
+            return TextReading::new(options.checkpoint.as_deref(), &options.text);
+        }
+    }
+    TextReading::new(None, &options.text)
 }
 
 /// The same for two names of the same file or folder.
@@ -167,6 +201,8 @@ fn open_set(
     let text_bytes = text_bytes(&opened, split);
     let first_token_bytes = first_token_bytes(&opened, split);
     Ok(EvalSet {
+        text: opened.text(),
+        is_raw_text: data::is_raw_text(path)?,
         name: path.to_owned(),
         split,
         data: opened.dataset,
@@ -235,6 +271,9 @@ pub fn measure(model: &Decoder, sets: &[EvalSet], options: &EvalOptions) -> Resu
             error => error,
         })?;
         let bytes = measured_bytes(set, options);
+        let unknown_tokens = unknown_tokens(set, options)?;
+        let mut notes = set.notes.clone();
+        notes.extend(not_predicted(set, unknown_tokens, bytes.is_ok()));
         let Coverage {
             all_tokens,
             left_out,
@@ -243,22 +282,63 @@ pub fn measure(model: &Decoder, sets: &[EvalSet], options: &EvalOptions) -> Resu
         found.push(SetLoss {
             name: set.name.clone(),
             split: name(set.split),
-            no_bits_per_byte: bytes.as_ref().err().cloned(),
+            unknown_tokens,
+            text: set.text.clone(),
             measured: Measured {
+                no_bits_per_byte: bytes.as_ref().err().cloned(),
                 bits_per_byte: bytes.as_ref().ok().map(|&bytes| bits(measured, bytes)),
                 text_bytes: bytes.ok(),
                 loss: measured,
                 all_tokens,
                 left_out,
             },
-            notes: set.notes.clone(),
+            notes,
         });
     }
+    let names: Vec<String> = sets.iter().map(|set| set.name.clone()).collect();
+    let has_text = sets.iter().any(|set| set.is_raw_text);
     Ok(Evaluation {
         pooled: pooled(&found),
         sets: found,
-        notes: overlaps(sets),
+        text_options: has_text
+            .then(|| text_reading(&names, options))
+            .transpose()?,
+        notes: shared::notes(sets)?,
     })
+}
+
+/// Targets that are the unknown token.
+fn unknown_tokens(set: &EvalSet, options: &EvalOptions) -> Result<u64> {
+    let Some(unknown) = set.tokenizer.as_ref().and_then(Tokenizer::unknown_id) else {
+        return Ok(0);
+    };
+    let mut count = 0;
+    for batch in set.data.windows(64, options.windows) {
+        let targets = batch?.targets;
+        count += targets.iter().filter(|&&id| id as u32 == unknown).count() as u64;
+    }
+    Ok(count)
+}
+
+/// That bytes are counted which no token predicts, where there are some.
+fn not_predicted(set: &EvalSet, unknown_tokens: u64, has_bits: bool) -> Option<String> {
+    let dropped = set.text.as_ref().map_or(0, |text| text.dropped_chars);
+    let what = match (unknown_tokens, dropped) {
+        (0, 0) => return None,
+        (unknown, 0) => format!("{unknown} of the targets are the unknown token"),
+        (0, dropped) => format!("no token stands for {dropped} characters of the text"),
+        (unknown, dropped) => format!(
+            "{unknown} of the targets are the unknown token, and no token stands for {dropped} characters of \
+             the text"
+        ),
+    };
+    let bits = match has_bits {
+        true => ", and bits per byte counts bytes that were never predicted",
+        false => "",
+    };
+    Some(format!(
+        "{what}: the loss says nothing of what stands there{bits}"
+    ))
 }
 
 fn name(split: Split) -> &'static str {
@@ -291,6 +371,7 @@ fn pooled(sets: &[SetLoss]) -> Measured {
     Measured {
         loss,
         bits_per_byte: text_bytes.map(|bytes| bits(loss, bytes)),
+        no_bits_per_byte: no_bits_per_byte(sets),
         text_bytes,
         all_tokens: measured().map(|set| set.all_tokens).sum(),
         left_out,
@@ -358,18 +439,15 @@ fn bytes_of_text(set: &EvalSet, options: &EvalOptions, reason: &str) -> Result<u
     }
 }
 
-/// Sets that share tokens under two names.
-fn overlaps(sets: &[EvalSet]) -> Vec<String> {
-    let mut notes = Vec::new();
-    for (index, set) in sets.iter().enumerate() {
-        for other in &sets[index + 1..] {
-            if set.data.overlaps(&other.data) {
-                notes.push(format!(
-                    "{} and {} share tokens, which the pooled loss counts twice",
-                    set.name, other.name
-                ));
-            }
-        }
-    }
-    notes
+/// Why all sets together have no bits per byte.
+fn no_bits_per_byte(sets: &[SetLoss]) -> Option<String> {
+    let reason = |set: &SetLoss| {
+        let why = set.measured.no_bits_per_byte.as_ref()?;
+        Some(match sets {
+            [_] => why.clone(),
+            _ => format!("{}: {why}", set.name),
+        })
+    };
+    let reasons: Vec<String> = sets.iter().filter_map(reason).collect();
+    (!reasons.is_empty()).then(|| reasons.join("; "))
 }

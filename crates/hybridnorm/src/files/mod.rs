@@ -226,6 +226,28 @@ pub fn require_folder(path: impl AsRef<Path>, expected: &str) -> Result<()> {
     }
 }
 
+/// Whether a folder stands at `path`.
+///
+/// # Errors
+/// If the system cannot tell.
+pub fn is_dir(path: impl AsRef<Path>) -> Result<bool> {
+    let path = path.as_ref();
+    match fs::metadata(path) {
+        Ok(found) => Ok(found.is_dir()),
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound
+                    | io::ErrorKind::NotADirectory
+                    | io::ErrorKind::InvalidFilename
+            ) =>
+        {
+            Ok(false)
+        }
+        Err(error) => Err(Error::io(path)(error)),
+    }
+}
+
 /// Creates a folder, whose parent must be there; says whether it is new.
 ///
 /// # Errors

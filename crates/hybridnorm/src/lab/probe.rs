@@ -8,9 +8,10 @@ use serde_json::Value;
 
 use crate::Device;
 use crate::error::{Error, Result};
+use crate::omissions::LeftOut;
 use crate::placement::{Explanation, PlacementChoice};
 use crate::train::layers::{LayersRow, Measured, measured};
-use crate::train::{Config, Event, Start, Trainer};
+use crate::train::{Config, DataUse, Event, Start, Trainer};
 
 /// What to look at.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,6 +32,12 @@ pub struct ProbeReport {
     pub steps: u64,
     /// One entry a placement.
     pub placements: Vec<ProbePlacement>,
+    /// How much of the data takes part; absent in probes of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<DataUse>,
+    /// What is left out of them, by reason.
+    #[serde(default)]
+    pub left_out: LeftOut,
 }
 
 /// One placement of a probe.
@@ -125,11 +132,17 @@ pub fn run(
         configs.push((name, config.clone()));
     }
     let mut placements = Vec::new();
+    let mut data: Option<DataUse> = None;
     for (name, mut config) in configs {
         config.log.layers_every = 1;
         config.log.tensorboard = false;
         let folder = tempfile::tempdir().map_err(Error::io(std::env::temp_dir()))?;
-        let mut on_event = |event: Event<'_>| on_event(&name, event);
+        let mut on_event = |event: Event<'_>| {
+            if let Event::Data(found) = &event {
+                data.get_or_insert_with(|| DataUse::clone(found));
+            }
+            on_event(&name, event);
+        };
         let Some(seen) = look(
             &name,
             config,
@@ -148,6 +161,8 @@ pub fn run(
         config: config.to_toml(),
         steps: options.steps,
         placements,
+        left_out: data.as_ref().map(DataUse::left_out).unwrap_or_default(),
+        data,
     }))
 }
 

@@ -11,9 +11,12 @@ use serde::Serialize;
 use crate::Device;
 use crate::error::{Error, Result};
 use crate::files::Locking;
+use crate::omissions::LeftOut;
 use crate::train::metrics::Metrics;
 use crate::train::segments::{self, Change, Segment};
-use crate::train::{Event, OpenOptions, Start, Trainer, checkpoint, history, rows, run_directory};
+use crate::train::{
+    DataUse, Event, OpenOptions, Start, Trainer, checkpoint, history, rows, run_directory,
+};
 
 pub use comparison::{Comparison, Difference};
 
@@ -76,6 +79,10 @@ pub struct Replay {
     pub steps: Vec<Pair>,
     /// Why it ended early, if it did.
     pub ended: Option<String>,
+    /// How much of the data takes part.
+    pub data: DataUse,
+    /// What is left out of them, by reason.
+    pub left_out: LeftOut,
 }
 
 /// Keys that had other values in the run from one of its steps on.
@@ -201,6 +208,8 @@ pub fn run(
         comparison: Comparison::new(&steps, from, &history, trainer.segment()),
         steps,
         ended,
+        left_out: trainer.data_use().left_out(),
+        data: trainer.data_use().clone(),
     }))
 }
 

@@ -12,6 +12,7 @@ use super::schedule::{Schedule, ScheduleConfig};
 use super::sources::DataOrder;
 use crate::data::{PreparedFolder, SourceOptions, Tokenizer, TokenizerSpec};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::model::Recompute;
 use crate::model::{FfnActivation, MlaConfig, ModelConfig, MoeConfig};
 use crate::placement;
@@ -311,11 +312,10 @@ impl Config {
 
     /// The vocabulary of prepared data, or that which the tokenizer will have.
     fn find_vocabulary(&self) -> Result<Option<usize>> {
-        let mut paths = self.data.train.iter().map(Path::new);
-        if let Some(folder) = paths.find(|path| PreparedFolder::is_prepared(path)) {
-            return Ok(Some(
-                PreparedFolder::open(folder)?.tokenizer()?.vocab_size(),
-            ));
+        for path in &self.data.train {
+            if files::is_dir(path)? && PreparedFolder::is_prepared(path)? {
+                return Ok(Some(PreparedFolder::open(path)?.tokenizer()?.vocab_size()));
+            }
         }
         let Some(spec) = &self.data.tokenizer else {
             return Ok(None);

@@ -7,12 +7,11 @@ use serde::{Deserialize, Serialize};
 use super::config::Config;
 use crate::data::open::TokenizerChoice;
 use crate::data::{
-    self, Coverage, OpenOptions, Opened, Progress, Split, TokenDataset, Tokenizer, TokenizerSpec,
-    Windows,
+    self, Coverage, OpenOptions, Opened, Progress, Split, TextAccount, TokenDataset, Tokenizer,
+    TokenizerSpec, Windows,
 };
 use crate::digits::grouped;
 use crate::error::{Error, Result};
-use crate::files;
 use crate::model::ModelConfig;
 use crate::omissions::LeftOut;
 
@@ -38,23 +37,37 @@ impl DataOrder {
 }
 
 /// How much of the data of a run takes part: `all_tokens = tokens + left_out` of each.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataUse {
     /// Training data, once per epoch.
     pub train: Coverage,
     /// Validation data in every evaluation, where there are any.
     pub validation: Option<Coverage>,
+    /// The text that the training data were made from, and what they hold out; absent where they
+    /// are token files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<TextAccount>,
+    /// The text that validation data of their own were made from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation_text: Option<TextAccount>,
+    /// What is worth a line, among it what was left out, cut and replaced when text was prepared.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
 impl DataUse {
-    /// What is left out of both.
+    /// What is left out of both, and of the text that they were made from.
     pub fn left_out(&self) -> LeftOut {
         let mut all = self.train.left_out.clone();
-        if let Some(validation) = &self.validation {
-            for omission in validation.left_out.iter() {
-                let reason = format!("validation data: {}", omission.reason);
-                all.add(omission.unit, &reason, omission.count, None);
-            }
+        if let Some(text) = &self.text {
+            all.extend(&text.left_out);
+        }
+        let validation = self.validation.iter().map(|found| &found.left_out);
+        let text = self.validation_text.iter().map(|text| &text.left_out);
+        for omission in validation.chain(text).flat_map(LeftOut::iter) {
+            let reason = format!("validation data: {}", omission.reason);
+            let example = omission.examples.first().cloned();
+            all.add(omission.unit, &reason, omission.count, example);
         }
         all
     }
@@ -70,9 +83,16 @@ impl DataUse {
                 left_out.join("; ")
             )
         };
+        let text = |name: &str, text: &Option<TextAccount>| {
+            let text = text.as_ref()?;
+            Some(format!("{name}: made of {}", text.line()))
+        };
         let validation = self.validation.as_ref();
         let validation = validation.map(|found| line("validation data", found));
-        std::iter::once(line("training data", &self.train))
+        text("training data", &self.text)
+            .into_iter()
+            .chain([line("training data", &self.train)])
+            .chain(text("validation data", &self.validation_text))
             .chain(validation)
             .collect()
     }
@@ -127,12 +147,23 @@ pub fn open(config: &Config, progress: &mut dyn FnMut(Progress)) -> Result<Sourc
     }
     let train = data::open(&config.data.train, Split::Train, &options, progress)?;
     let mut notes = data_notes(&train);
-    let (validation, no_validation) =
-        match open_validation(config, &train, options, &mut notes, progress)? {
-            Ok(validation) => (Some(validation), String::new()),
-            Err(reason) => (None, reason),
-        };
+    let mut validation_text = None;
+    let (validation, no_validation) = match config.data.validation.is_empty() {
+        true => held_out(config, &train, &mut notes)?,
+        false => {
+            let opened = open_validation(config, &train, options, &mut notes, progress)?;
+            validation_text = opened.text();
+            Ok(opened.dataset)
+        }
+    }
+    .map_or_else(
+        |reason| (None, reason),
+        |validation| (Some(validation), String::new()),
+    );
     let data_use = DataUse {
+        text: train.text(),
+        validation_text,
+        notes: notes.clone(),
         train: train.dataset.coverage(Windows::Whole { limit: None }),
         validation: validation
             .as_ref()
@@ -180,19 +211,16 @@ pub fn validation_windows(config: &Config) -> Windows {
     }
 }
 
-/// The validation data, or why there are none.
+/// Validation data of their own.
 fn open_validation(
     config: &Config,
     train: &Opened,
     mut options: OpenOptions,
     notes: &mut Vec<String>,
     progress: &mut dyn FnMut(Progress),
-) -> Result<Result<TokenDataset, String>> {
+) -> Result<Opened> {
     if let Some(tokenizer) = &train.tokenizer {
         options.tokenizer = Some(TokenizerChoice::Loaded(tokenizer.clone()));
-    }
-    if config.data.validation.is_empty() {
-        return held_out(config, train, notes);
     }
     // What had an effect on the training text need not have one here.
     options.prepare.source.may_be_unused = has_raw_text(&config.data.train)?;
@@ -206,10 +234,10 @@ fn open_validation(
                 .into(),
         );
     }
-    Ok(Ok(opened.dataset))
+    Ok(opened)
 }
 
-/// What the training data hold out.
+/// What the training data hold out, or why it cannot be measured on.
 fn held_out(
     config: &Config,
     train: &Opened,
@@ -258,12 +286,7 @@ fn held_out(
 
 fn has_raw_text(inputs: &[String]) -> Result<bool> {
     for input in inputs {
-        let path = std::path::Path::new(input);
-        let is_raw = match files::exists(path)? && files::is_folder(path)? {
-            true => !data::PreparedFolder::is_prepared(path),
-            false => data::source::is_text_input(input),
-        };
-        if is_raw {
+        if data::is_raw_text(input)? {
             return Ok(true);
         }
     }

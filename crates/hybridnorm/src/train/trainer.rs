@@ -262,6 +262,11 @@ impl Trainer {
         })
     }
 
+    /// How much of the data takes part.
+    pub fn data_use(&self) -> &DataUse {
+        &self.data_use
+    }
+
     /// One optimizer step.
     ///
     /// # Errors

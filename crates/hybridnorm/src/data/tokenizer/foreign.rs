@@ -13,7 +13,8 @@ use super::cut::Cutting;
 use super::growth::Growth;
 use super::json::{byte_table, one_line};
 use super::later::{later, marks_spaces};
-use super::pieces::{Cut, HARD, SOFT_FOREIGN};
+use super::lost::Counter;
+use super::pieces::{Cut, HARD, SOFT_FOREIGN, pieces};
 use super::shape::Shape;
 use super::without_special::without_special;
 
@@ -49,6 +50,14 @@ pub(super) struct Foreign {
     /// Why tokens do not tell the bytes of their text.
     inexact: Option<String>,
     notes: Vec<String>,
+    /// The token for what the vocabulary cannot spell.
+    unknown: Option<u32>,
+    /// Whether characters may have no token.
+    may_drop: bool,
+    /// Whether the model passes over characters that it cannot spell.
+    passes_over: bool,
+    /// What counts these.
+    counter: OnceLock<Result<Counter, String>>,
 }
 
 type Other = Result<tokenizers::Tokenizer, String>;
@@ -117,9 +126,15 @@ impl Foreign {
             }
             bytes
         });
+        let passes_over =
+            Counter::is_needed(inner.get_model(), shape.is_byte_level(), shape.falls_back());
         let mut of_text = vocab;
         of_text.retain(|_, id| !special[*id as usize]);
         let read = Self {
+            unknown,
+            passes_over,
+            may_drop: passes_over || shape.takes_out(),
+            counter: OnceLock::new(),
             inexact: shape.inexact(bytes.as_deref()),
             is_rewritten: !shape
                 .normalizer_steps()
@@ -214,15 +229,34 @@ impl Foreign {
         self.special.get(id as usize).copied().unwrap_or(false)
     }
 
+    /// Whether characters of a text may have no token.
+    pub(super) fn may_drop(&self) -> bool {
+        self.may_drop
+    }
+
+    /// Characters of a text that no token stands for.
+    pub(super) fn dropped_chars(&self, text: &str) -> Result<u64, String> {
+        let build = || Counter::new(&self.file_without_special()?, self.passes_over);
+        let counter = self.counter.get_or_init(build).as_ref();
+        let counter = counter.map_err(Clone::clone)?;
+        let (cut, soft) = self.cut();
+        pieces(text, cut, soft)
+            .map(|piece| counter.dropped_chars(piece))
+            .sum()
+    }
+
+    /// The token for what the vocabulary cannot spell.
+    pub(super) fn unknown(&self) -> Option<u32> {
+        self.unknown
+    }
+
     fn has_special(&self, ids: &[u32]) -> bool {
         ids.iter().any(|&id| self.is_special(id))
     }
 
     /// The tokenizer for text that spells a special token.
     fn without_special(&self) -> Result<tokenizers::Tokenizer, String> {
-        let ids = (0..).zip(&self.special).filter(|(_, special)| **special);
-        let names = ids.filter_map(|(id, _)| self.inner.id_to_token(id));
-        let file = without_special(&self.file, &names.collect())?;
+        let file = self.file_without_special()?;
         let parsed = caught_on_large_stack(|| parse(&file))?;
         parsed.ok_or_else(|| UNFIT.to_owned())?
     }
@@ -258,6 +292,12 @@ impl Foreign {
                 let is_whole = all.get(1).is_none_or(|second| second.0 >= end);
                 (*first == id && is_whole).then_some(end as u64)
             })
+    }
+
+    fn file_without_special(&self) -> Result<Vec<u8>, String> {
+        let ids = (0..).zip(&self.special).filter(|(_, special)| **special);
+        let names = ids.filter_map(|(id, _)| self.inner.id_to_token(id));
+        without_special(&self.file, &names.collect())
     }
 
     /// Text of ids. Where its decoder fails, the tokens as they are spelled.
@@ -313,7 +353,7 @@ fn malformed(problem: String) -> String {
 }
 
 /// Reads a file whose shape was checked.
-fn parse(file: &[u8]) -> Result<tokenizers::Tokenizer, String> {
+pub(super) fn parse(file: &[u8]) -> Result<tokenizers::Tokenizer, String> {
     let mut inner = tokenizers::Tokenizer::from_bytes(file).map_err(|error| {
         let message = one_line(&*error);
         match message.contains("untagged") {

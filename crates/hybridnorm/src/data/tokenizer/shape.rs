@@ -251,6 +251,31 @@ impl Shape {
             .chain(&splits)
             .any(|step| kind(step) == part)
     }
+
+    /// Whether text becomes the characters of a byte-level vocabulary first.
+    pub(super) fn is_byte_level(&self) -> bool {
+        self.has("ByteLevel")
+    }
+
+    /// Whether the bytes of characters outside the vocabulary become tokens.
+    pub(super) fn falls_back(&self) -> bool {
+        self.model.byte_fallback == Some(true)
+    }
+
+    /// Whether a step may take out visible characters.
+    pub(super) fn takes_out(&self) -> bool {
+        let normalizer = steps(&self.normalizer, "", "normalizers").unwrap_or_default();
+        let splits = steps(&self.pre_tokenizer, "", "pretokenizers").unwrap_or_default();
+        normalizer
+            .iter()
+            .chain(&splits)
+            .any(|step| match kind(step) {
+                "BertNormalizer" | "Precompiled" | "Nmt" | "CharDelimiterSplit" => true,
+                "Replace" => step["content"] == "",
+                "Split" | "Punctuation" => step["behavior"] == "Removed",
+                _ => false,
+            })
+    }
 }
 
 /// The message for a part that cannot be read.

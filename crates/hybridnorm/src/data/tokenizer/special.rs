@@ -1,6 +1,6 @@
 //! Tokens that stand for no text.
 
-use super::{END_OF_TEXT, Kind, Tokenizer};
+use super::{END_NAMES, END_OF_TEXT, Kind, Tokenizer};
 
 impl Tokenizer {
     /// Spellings of its special tokens, none of which [`Tokenizer::encode`] makes of text, sorted.
@@ -16,5 +16,27 @@ impl Tokenizer {
         special.sort();
         special.dedup();
         special
+    }
+
+    /// Names of special tokens that text is encoded as plain characters of, where it spells them: its
+    /// own, and well-known ends of texts that it does not know as tokens. These are mostly separators
+    /// that were written for another tokenizer.
+    pub(in crate::data) fn spelled_names(&self) -> Vec<String> {
+        let mut names = self.special_tokens();
+        let is_plain = |name: &&str| {
+            let ids = self.encode(name);
+            // One that is a token of its own is not spelled out.
+            ids.is_ok_and(|ids| ids.len() != 1 || Some(ids[0]) == self.unknown_id())
+        };
+        names.extend(
+            END_NAMES
+                .iter()
+                .copied()
+                .filter(is_plain)
+                .map(str::to_owned),
+        );
+        names.sort();
+        names.dedup();
+        names
     }
 }

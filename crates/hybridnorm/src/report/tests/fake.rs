@@ -223,6 +223,8 @@ pub fn probe_report() -> ProbeReport {
     };
     ProbeReport {
         config: config(&KINDS[0], 3e-3, 1),
+        data: None,
+        left_out: Default::default(),
         steps: 10,
         placements: (KINDS.iter().enumerate())
             .map(|(position, kind)| ProbePlacement {

@@ -1,0 +1,125 @@
+//! The account of the text that data were made from: what was read, changed and left out.
+
+use serde::{Deserialize, Serialize};
+
+use crate::omissions::LeftOut;
+
+use super::manifest::{Manifest, SourceRecord};
+use super::shard::PreparedFolder;
+use super::spelled::SpelledToken;
+
+/// What became of text: sums over the inputs of prepared folders, whatever part of these is used.
+///
+/// Files read and files left out are all files; records read and records left out are all records;
+/// and so with documents.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TextAccount {
+    /// Files that documents came from.
+    pub files: u64,
+    /// Records of JSON and Parquet files that held a text, blank ones included.
+    pub records: u64,
+    /// Documents read.
+    pub documents: u64,
+    /// Tokens made of them, ends of documents included.
+    pub tokens: u64,
+    /// Bytes of UTF-8 text in the documents.
+    pub text_bytes: u64,
+    /// Plain text files that were cut for their length.
+    pub cut_texts: u64,
+    /// Documents they were cut into.
+    pub cut_documents: u64,
+    /// Separators found between documents.
+    pub separators: u64,
+    /// Lines and records in which invalid UTF-8 was replaced.
+    pub replaced_lines: u64,
+    /// Texts in which half a surrogate pair was replaced.
+    pub replaced_surrogates: u64,
+    /// Tokens that are the unknown token of the vocabulary.
+    pub unknown_tokens: u64,
+    /// Characters, white space aside, that no token stands for.
+    pub dropped_chars: u64,
+    /// Special tokens that the text spells out, which are encoded as plain characters.
+    pub spelled_special_tokens: Vec<SpelledToken>,
+    /// What was left out, by reason.
+    pub left_out: LeftOut,
+    /// All that was left out, cut, replaced or spelled, in lines.
+    pub notes: Vec<String>,
+}
+
+impl TextAccount {
+    /// The account of several prepared folders; `None` where there are none.
+    pub fn of(folders: &[PreparedFolder]) -> Option<Self> {
+        let mut all = folders
+            .iter()
+            .map(|folder| Self::of_manifest(folder.manifest()));
+        let first = all.next()?;
+        Some(all.fold(first, Self::and))
+    }
+
+    fn of_manifest(manifest: &Manifest) -> Self {
+        let sum = |of: fn(&SourceRecord) -> u64| manifest.sources.iter().map(of).sum::<u64>();
+        Self {
+            files: sum(|source| source.files),
+            records: sum(|source| source.records),
+            documents: sum(|source| source.documents),
+            tokens: manifest.train.tokens + manifest.validation.tokens,
+            text_bytes: sum(|source| source.text_bytes),
+            cut_texts: sum(|source| source.cut_texts),
+            cut_documents: sum(|source| source.cut_documents),
+            separators: sum(|source| source.separators),
+            replaced_lines: sum(|source| source.replaced_lines),
+            replaced_surrogates: sum(|source| source.replaced_surrogates),
+            unknown_tokens: sum(|source| source.unknown_tokens),
+            dropped_chars: sum(|source| source.dropped_chars),
+            spelled_special_tokens: manifest.spelled_special_tokens.clone(),
+            left_out: manifest.left_out.clone(),
+            notes: manifest.notes(),
+        }
+    }
+
+    fn and(mut self, other: Self) -> Self {
+        self.files += other.files;
+        self.records += other.records;
+        self.documents += other.documents;
+        self.tokens += other.tokens;
+        self.text_bytes += other.text_bytes;
+        self.cut_texts += other.cut_texts;
+        self.cut_documents += other.cut_documents;
+        self.separators += other.separators;
+        self.replaced_lines += other.replaced_lines;
+        self.replaced_surrogates += other.replaced_surrogates;
+        self.unknown_tokens += other.unknown_tokens;
+        self.dropped_chars += other.dropped_chars;
+        for spelled in other.spelled_special_tokens {
+            let ours = self.spelled_special_tokens.iter_mut();
+            match ours.filter(|ours| ours.token == spelled.token).next_back() {
+                Some(ours) => {
+                    ours.count += spelled.count;
+                    ours.documents += spelled.documents;
+                }
+                None => self.spelled_special_tokens.push(spelled),
+            }
+        }
+        self.left_out.extend(&other.left_out);
+        self.notes.extend(other.notes);
+        self
+    }
+
+    /// Files, records and documents that were read, in a line.
+    pub fn line(&self) -> String {
+        let number = |count: u64, unit: &str| {
+            let s = if count == 1 { "" } else { "s" };
+            format!("{} {unit}{s}", crate::digits::grouped(count))
+        };
+        let counted = [(self.files, "file"), (self.records, "record")];
+        let mut parts: Vec<String> = counted
+            .into_iter()
+            .filter(|&(count, _)| count > 0)
+            .map(|(count, unit)| number(count, unit))
+            .collect();
+        parts.push(number(self.documents, "document"));
+        parts.push(number(self.tokens, "token"));
+        parts.join(", ")
+    }
+}

@@ -1,0 +1,37 @@
+//! Documents of token streams, known by what they hold.
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hasher};
+
+use super::dataset::TokenDataset;
+use crate::error::Result;
+
+impl TokenDataset {
+    /// A hash of every document and how many tokens it has. Documents end at the token `end` and at
+    /// the ends of streams and rows; equal ones are one.
+    ///
+    /// # Errors
+    /// If a token is beyond the vocabulary.
+    pub fn document_hashes(&self, end: u32) -> Result<HashMap<u64, u64>> {
+        let mut found = HashMap::new();
+        for part in &self.parts {
+            let stride = part.whole.stream_stride;
+            let (mut position, mut tokens) = (0_u64, 0_u64);
+            let mut hasher = DefaultHasher::new();
+            part.tokens.for_each(|token| {
+                position += 1;
+                let is_end = token == end;
+                if !is_end {
+                    hasher.write_u32(token);
+                    tokens += 1;
+                }
+                let is_last = position == part.tokens.len() || position.is_multiple_of(stride);
+                if (is_end || is_last) && tokens > 0 {
+                    let done = std::mem::replace(&mut hasher, DefaultHasher::new());
+                    found.insert(done.finish(), std::mem::take(&mut tokens));
+                }
+            })?;
+        }
+        Ok(found)
+    }
+}

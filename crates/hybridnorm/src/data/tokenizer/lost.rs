@@ -1,0 +1,95 @@
+//! What of a text no token stands for: characters outside the vocabulary, and those that a
+//! normalizer or a splitter takes out.
+
+use std::ops::AddAssign;
+
+use serde_json::Value;
+use tokenizers::models::ModelWrapper;
+
+use crate::foreign::{caught, caught_on_large_stack};
+
+use super::foreign::parse;
+use super::json::one_line;
+
+/// What is lost between a text and its tokens.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Lost {
+    /// Tokens that are the unknown token; each may stand for several characters.
+    pub unknown_tokens: u64,
+    /// Characters, white space aside, that no token stands for; of a byte-level vocabulary without
+    /// some bytes, these bytes.
+    pub dropped_chars: u64,
+}
+
+impl AddAssign for Lost {
+    fn add_assign(&mut self, other: Self) {
+        self.unknown_tokens += other.unknown_tokens;
+        self.dropped_chars += other.dropped_chars;
+    }
+}
+
+/// Counts characters that no token stands for.
+///
+/// A BPE model without an unknown token passes over characters that it cannot spell. Here it has
+/// one, so that each of them shows.
+pub(super) struct Counter {
+    inner: tokenizers::Tokenizer,
+    /// The unknown token put in.
+    marker: Option<u32>,
+}
+
+impl Counter {
+    /// Whether a model passes over characters that it cannot spell.
+    pub(super) fn is_needed(model: &ModelWrapper, is_byte_level: bool, falls_back: bool) -> bool {
+        let ModelWrapper::BPE(bpe) = model else {
+            return false;
+        };
+        let vocab = bpe.get_vocab();
+        let all_bytes = || {
+            crate::data::bpe::byte_chars()
+                .into_iter()
+                .all(|c| vocab.contains_key(&c.to_string()))
+        };
+        let all_fallbacks =
+            || (0..=255).all(|byte: u8| vocab.contains_key(&format!("<0x{byte:02X}>")));
+        bpe.unk_token.is_none()
+            && !(is_byte_level && all_bytes())
+            && !(falls_back && all_fallbacks())
+    }
+
+    /// The counter of a file whose special tokens no text spells.
+    pub(super) fn new(file: &[u8], marks_unknown: bool) -> Result<Self, String> {
+        const MARKER: &str = "\u{10ffff}dropped";
+        let mut json: Value = serde_json::from_slice(file).map_err(|error| error.to_string())?;
+        let model = &mut json["model"];
+        if let (true, Some(vocab)) = (marks_unknown, model["vocab"].as_object_mut()) {
+            let highest = vocab.values().filter_map(Value::as_u64).max();
+            vocab.insert(MARKER.into(), (highest.unwrap_or_default() + 1).into());
+            model["unk_token"] = MARKER.into();
+            model["fuse_unk"] = false.into();
+        }
+        let file = serde_json::to_vec(&json).map_err(|error| error.to_string())?;
+        let parsed = caught_on_large_stack(|| parse(&file))?;
+        let inner = parsed.ok_or_else(|| "its parts do not fit together".to_owned())??;
+        let marker = marks_unknown.then(|| inner.token_to_id(MARKER)).flatten();
+        Ok(Self { inner, marker })
+    }
+
+    /// Characters of a text that no token stands for.
+    pub(super) fn dropped_chars(&self, text: &str) -> Result<u64, String> {
+        let encoded = caught(|| self.inner.encode_char_offsets(text, false))
+            .ok_or("its parts do not fit together for this text")?
+            .map_err(|error| one_line(&*error))?;
+        let ids = encoded.get_ids().iter();
+        let marked = ids.filter(|&&id| Some(id) == self.marker).count();
+        let mut is_covered: Vec<bool> = text.chars().map(char::is_whitespace).collect();
+        for &(from, to) in encoded.get_offsets() {
+            let to = to.min(is_covered.len());
+            if let Some(range) = is_covered.get_mut(from..to) {
+                range.fill(true);
+            }
+        }
+        let uncovered = is_covered.iter().filter(|covered| !**covered).count();
+        Ok((marked + uncovered) as u64)
+    }
+}

@@ -1,0 +1,198 @@
+//! How raw text is read for an evaluation: as the run of the checkpoint reads it, unless options say
+//! otherwise.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::sets::EvalSet;
+use crate::data::{self, InvalidUtf8, SourceOptions, Sources};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::train::{Config, checkpoint, history, run_directory, segments};
+
+/// Options that were given for this evaluation.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TextOverrides {
+    /// See [`SourceOptions::text_field`].
+    pub text_field: Option<String>,
+    /// See [`SourceOptions::separator`].
+    pub separator: Option<String>,
+    /// See [`SourceOptions::document_chars`].
+    pub document_chars: Option<usize>,
+    /// See [`SourceOptions::include`].
+    pub include: Vec<String>,
+    /// See [`SourceOptions::exclude`].
+    pub exclude: Vec<String>,
+    /// See [`SourceOptions::skip_bad`].
+    pub skip_bad: bool,
+    /// Whether bytes that are not UTF-8 are replaced.
+    pub replace_invalid_utf8: bool,
+}
+
+impl TextOverrides {
+    /// The options with these on top.
+    #[must_use]
+    pub fn on(&self, mut options: SourceOptions) -> SourceOptions {
+        if let Some(field) = &self.text_field {
+            options.text_field.clone_from(field);
+        }
+        if let Some(separator) = &self.separator {
+            options.separator = Some(separator.clone());
+            options.document_chars = SourceOptions::default().document_chars;
+        }
+        if let Some(chars) = self.document_chars {
+            options.document_chars = chars;
+            options.separator = None;
+        }
+        if !self.include.is_empty() {
+            options.include.clone_from(&self.include);
+        }
+        if !self.exclude.is_empty() {
+            options.exclude.clone_from(&self.exclude);
+        }
+        options.skip_bad |= self.skip_bad;
+        if self.replace_invalid_utf8 {
+            options.invalid_utf8 = InvalidUtf8::Replace;
+        }
+        options
+    }
+
+    /// Names of what is given.
+    fn given(&self) -> Vec<&'static str> {
+        let all = [
+            ("text_field", self.text_field.is_some()),
+            ("separator", self.separator.is_some()),
+            ("document_chars", self.document_chars.is_some()),
+            ("include", !self.include.is_empty()),
+            ("exclude", !self.exclude.is_empty()),
+            ("skip_bad", self.skip_bad),
+            ("invalid_utf8", self.replace_invalid_utf8),
+        ];
+        let given = all.into_iter().filter(|(_, is_given)| *is_given);
+        given.map(|(name, _)| name).collect()
+    }
+}
+
+/// How raw text is read, and who says so.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TextReading {
+    /// The configuration of the run that the checkpoint belongs to; `None` where it belongs to none,
+    /// or no text is read.
+    pub from: Option<PathBuf>,
+    /// Options that were given for this evaluation and hold instead of those of the run.
+    pub given: Vec<&'static str>,
+    /// What holds.
+    pub options: SourceOptions,
+}
+
+impl TextReading {
+    /// The options for a checkpoint's evaluation.
+    ///
+    /// # Errors
+    /// If the configuration of its run cannot be read.
+    pub(super) fn new(checkpoint: Option<&Path>, overrides: &TextOverrides) -> Result<Self> {
+        let (from, of_run) = match checkpoint.map(of_run).transpose()?.flatten() {
+            Some((path, options)) => (Some(path), options),
+            None => (None, SourceOptions::default()),
+        };
+        Ok(Self {
+            from,
+            given: overrides.given(),
+            options: SourceOptions {
+                // What the run needs for its own text need not have an effect here.
+                may_be_unused: true,
+                ..overrides.on(of_run)
+            },
+        })
+    }
+
+    /// In a line.
+    pub fn line(&self) -> String {
+        let found = serde_json::json!(self.options);
+        let usual = serde_json::json!(SourceOptions::default());
+        let of_run = match &self.from {
+            Some(path) => path.display().to_string(),
+            None => "the default".into(),
+        };
+        let all = found.as_object().into_iter().flatten();
+        let named: Vec<String> = all
+            .filter(|(name, value)| {
+                self.given.contains(&name.as_str()) || usual.get(*name) != Some(*value)
+            })
+            .map(|(name, value)| {
+                let by = match self.given.contains(&name.as_str()) {
+                    true => "as given",
+                    false => &of_run,
+                };
+                format!("{name} = {value} ({by})")
+            })
+            .collect();
+        match (named.is_empty(), &self.from) {
+            (false, _) => format!("text is read with {}", named.join(", ")),
+            (true, Some(_)) => format!("text is read with the default options, as in {of_run}"),
+            (true, None) => {
+                "text is read with the default options: the checkpoint is in no run directory"
+                    .into()
+            }
+        }
+    }
+}
+
+/// The configuration of the run that a checkpoint is in, and how it read text at its step.
+fn of_run(checkpoint: &Path) -> Result<Option<(PathBuf, SourceOptions)>> {
+    let path = checkpoint.canonicalize().map_err(Error::io(checkpoint))?;
+    let step = path.file_name().and_then(|name| name.to_str());
+    let step = step.and_then(|name| name.strip_prefix("step-")?.parse::<u64>().ok());
+    let (Some(step), Some(folder)) = (step, path.parent()) else {
+        return Ok(None);
+    };
+    let run = folder
+        .parent()
+        .filter(|_| folder.ends_with(checkpoint::CHECKPOINTS));
+    let Some(run) = run else { return Ok(None) };
+    let config = run.join(run_directory::CONFIG);
+    if !files::exists(&config)? {
+        return Ok(None);
+    }
+    let newest = Config::load(&config, &[])?;
+    let then = history::configuration_at(&newest, &segments::read(run)?, step)?;
+    // As the checkpoint was named, where that tells.
+    let named = checkpoint.parent().and_then(Path::parent);
+    let named = named.filter(|named| !named.as_os_str().is_empty());
+    let config = named.map_or(config, |named| named.join(run_directory::CONFIG));
+    Ok(Some((config, then.data.text.unwrap_or_default())))
+}
+
+/// Refuses given options that have no effect on any of these inputs.
+pub(super) fn check_given(inputs: &[String], overrides: &TextOverrides) -> Result<()> {
+    let Some(first) = overrides.given().first().copied() else {
+        return Ok(());
+    };
+    let mut text = Vec::new();
+    for input in inputs {
+        if data::is_raw_text(input)? {
+            text.push(input.clone());
+        }
+    }
+    if text.is_empty() {
+        return Err(Error::config(format!(
+            "{first} has no effect: none of the data is raw text"
+        )));
+    }
+    Sources::resolve(&text, &overrides.on(SourceOptions::default())).map(drop)
+}
+
+/// Refuses a given separator that occurs in none of the sets.
+pub(super) fn check_separator(sets: &[EvalSet], overrides: &TextOverrides) -> Result<()> {
+    let texts = sets.iter().filter(|set| set.is_raw_text);
+    let found: u64 = texts
+        .filter_map(|set| Some(set.text.as_ref()?.separators))
+        .sum();
+    match &overrides.separator {
+        Some(separator) if found == 0 => Err(Error::config(format!(
+            "separator `{separator}` occurs nowhere in the plain text files of the data"
+        ))),
+        _ => Ok(()),
+    }
+}

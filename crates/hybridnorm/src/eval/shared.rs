@@ -1,0 +1,46 @@
+//! Tokens that two data sets share under two names.
+
+use std::collections::HashMap;
+
+use super::sets::EvalSet;
+use crate::digits::grouped;
+use crate::error::Result;
+
+/// A line for every two sets that share documents, or whole streams of tokens.
+pub(super) fn notes(sets: &[EvalSet]) -> Result<Vec<String>> {
+    if sets.len() < 2 {
+        return Ok(Vec::new());
+    }
+    let documents = sets
+        .iter()
+        .map(|set| match &set.tokenizer {
+            Some(tokenizer) => set.data.document_hashes(tokenizer.eos_id()),
+            None => Ok(HashMap::new()),
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let mut notes = Vec::new();
+    for (index, set) in sets.iter().enumerate() {
+        for (other_index, other) in sets.iter().enumerate().skip(index + 1) {
+            let theirs = &documents[other_index];
+            let shared = documents[index].iter();
+            let shared = shared.filter(|(hash, _)| theirs.contains_key(hash));
+            let (count, tokens) =
+                shared.fold((0, 0), |(n, all), (_, tokens)| (n + 1, all + tokens));
+            let what = match count {
+                0 if set.data.overlaps(&other.data) => "tokens".to_owned(),
+                0 => continue,
+                1 => format!("tokens: 1 document of {}", grouped(tokens)),
+                _ => format!(
+                    "tokens: {} documents of {} in all",
+                    grouped(count),
+                    grouped(tokens)
+                ),
+            };
+            notes.push(format!(
+                "{} and {} share {what}, which the pooled loss counts twice",
+                set.name, other.name
+            ));
+        }
+    }
+    Ok(notes)
+}
