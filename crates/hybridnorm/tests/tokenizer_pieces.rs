@@ -111,7 +111,7 @@ fn pieces_have_the_tokens_of_the_whole() {
         "at 55 stones <to> end. ",
         "  sent\n\nback,  \u{e9}\u{5de8} ",
     ];
-    let text: String = (0..4_000).map(|n| lines[n * n % 3]).collect();
+    let text: String = (0..3_000).map(|n| lines[n * n % 3]).collect();
     for (name, json) in files() {
         let bytes = json.to_string().into_bytes();
         let whole = tokenizers::Tokenizer::from_bytes(&bytes).unwrap();
@@ -125,7 +125,7 @@ fn pieces_have_the_tokens_of_the_whole() {
         }
         // Long enough that one that cannot be cut would be refused, with spaces and without.
         if ["Gemma", "first", "prefix"].contains(&name) {
-            assert!(tokenizer.encode(&text.repeat(13)).is_ok(), "{name}");
+            assert!(tokenizer.encode(&text.repeat(17)).is_ok(), "{name}");
             assert!(tokenizer.encode(&"to".repeat(530_000)).is_ok(), "{name}");
         }
     }
