@@ -1,5 +1,6 @@
 //! From what a configuration names to a data set.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -134,6 +135,7 @@ pub fn open(
             }
         }
     }
+    check_named_once(&entries)?;
     let mut tokenizer = agreed_tokenizer(&entries, options)?;
     if !text.is_empty() {
         let folder = tokenized(&text, tokenizer.as_ref(), options, progress)?;
@@ -236,6 +238,32 @@ fn matching(pattern: &str, suffix: &str) -> Result<Vec<Entry>> {
     }
     found.sort();
     Ok(found.into_iter().map(Entry::Ready).collect())
+}
+
+/// Refuses token files and prepared folders that are named twice, under whatever names and types.
+fn check_named_once(entries: &[Entry]) -> Result<()> {
+    let mut known: HashMap<PathBuf, String> = HashMap::new();
+    for entry in entries {
+        let (path, name) = match entry {
+            Entry::Folder(folder) => (folder.folder(), folder.folder().display().to_string()),
+            Entry::Ready(input) => {
+                let path = ready::parse_name(input).map_or(Path::new(input), |(path, _)| path);
+                (path, input.clone())
+            }
+            Entry::Text => continue,
+        };
+        let same = path.canonicalize().map_err(Error::io(path))?;
+        if let Some(other) = known.insert(same, name.clone()) {
+            let also = match other == name {
+                true => String::new(),
+                false => format!(" (also as {other})"),
+            };
+            return Err(Error::config(format!(
+                "{name} is named twice{also}, and its tokens would count twice; name it once"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// The one tokenizer that the options and all prepared folders agree on, if any is known.

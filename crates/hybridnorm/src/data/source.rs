@@ -14,9 +14,9 @@
 //! | `stories`, `stories:N`, `stories:N:SEED` | N generated stories (see [`super::stories`]) |
 //! | `gutenberg` | 18 classic books (see [`super::gutenberg`]) |
 //!
-//! To read a file that is called `stories` or `gutenberg`, write `./stories`. An input given twice
-//! counts twice; within an input links are followed, and each file is read once. Text is taken as it
-//! is (no normalization), except that a byte order mark at the start of a file is dropped.
+//! To read a file that is called `stories` or `gutenberg`, write `./stories`. Links are
+//! followed, and each file is read once, through the first input that reaches it; so with stories of
+//! equal seeds. What is training text and validation text at once is an error. Text is taken as it is (no normalization), except that a byte order mark at the start of a file is dropped.
 //!
 //! What is left out is counted by reason in [`SourceStats::left_out`]:
 //! - files: hidden ones, those of unknown kind, those that [`SourceOptions::include`] and
@@ -44,6 +44,7 @@ mod records;
 pub(super) mod compressed;
 pub(super) mod kind;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
@@ -52,7 +53,7 @@ use crate::omissions::LeftOut;
 use super::gutenberg;
 use super::stories::Stories;
 
-use find::{Files, Filter};
+use find::{Files, Filter, Reached};
 use kind::{Format, file_kind};
 pub use read::Documents;
 
@@ -181,7 +182,8 @@ struct Input {
 #[derive(Debug, Clone)]
 enum Kind {
     Files(Files),
-    Stories(Stories),
+    /// Those from the given one on; an earlier input has the others.
+    Stories(Stories, u64),
 }
 
 /// Whether `input` names text that [`Sources::resolve`] reads, going by its spelling alone.
@@ -212,10 +214,12 @@ impl Sources {
 
     /// As [`Sources::resolve`], for several lists of inputs, on one of which at least every option
     /// must have an effect.
-    pub(super) fn resolve_all(lists: &[&[String]], options: &SourceOptions) -> Result<Vec<Self>> {
+    pub(crate) fn resolve_all(lists: &[&[String]], options: &SourceOptions) -> Result<Vec<Self>> {
         let mut filter = Filter::new(&options.include, &options.exclude)?;
         let mut all = Vec::new();
-        for inputs in lists {
+        let mut reached = Reached::default();
+        let mut stories = HashMap::new();
+        for (list, inputs) in lists.iter().enumerate() {
             if inputs.is_empty() {
                 return Err(Error::config("no input text was named"));
             }
@@ -223,9 +227,13 @@ impl Sources {
             for given in *inputs {
                 found.push(Input {
                     given: given.clone(),
-                    kind: resolve(given, &mut filter)?,
+                    kind: match is_generated(given) && given != "gutenberg" {
+                        true => new_stories(given, list, &mut stories)?,
+                        false => resolve(given, &mut filter, &mut reached)?,
+                    },
                 });
             }
+            reached.next_list();
             all.push(Self {
                 inputs: found,
                 options: options.clone(),
@@ -252,7 +260,7 @@ impl Sources {
     pub fn files(&self) -> impl Iterator<Item = &[PathBuf]> {
         self.inputs.iter().map(|input| match &input.kind {
             Kind::Files(files) => files.paths.as_slice(),
-            Kind::Stories(_) => &[],
+            Kind::Stories(..) => &[],
         })
     }
 
@@ -265,7 +273,10 @@ impl Sources {
         let mut parts = vec![serde_json::json!(self.options)];
         for input in &self.inputs {
             parts.push(match &input.kind {
-                Kind::Stories(stories) => serde_json::json!(stories.to_string()),
+                Kind::Stories(stories, 0) => serde_json::json!(stories.to_string()),
+                Kind::Stories(stories, first) => {
+                    serde_json::json!((stories.to_string(), first))
+                }
                 Kind::Files(files) => serde_json::json!((
                     files
                         .paths
@@ -333,33 +344,47 @@ fn check_effect(all: &[Sources], options: &SourceOptions) -> Result<()> {
     }
 }
 
-fn resolve(given: &str, filter: &mut Filter) -> Result<Kind> {
-    if given == "gutenberg" {
-        return Ok(Kind::Files(Files {
-            paths: gutenberg::books()?,
-            left_out: LeftOut::default(),
-        }));
+/// Stories that no input before this one names; by seed, how many and in which list.
+fn new_stories(given: &str, list: usize, known: &mut HashMap<u64, (u64, usize)>) -> Result<Kind> {
+    let stories: Stories = given.parse()?;
+    match known.get_mut(&stories.seed) {
+        None => {
+            known.insert(stories.seed, (stories.count, list));
+            Ok(Kind::Stories(stories, 0))
+        }
+        Some((_, other)) if *other != list => Err(Error::config(format!(
+            "{given}: stories of the same seed are training text and validation text, which would measure what \
+             was learned; name another seed, as in `stories:{}:{}`",
+            stories.count,
+            stories.seed + 1
+        ))),
+        Some((count, _)) => {
+            let first = stories.count.min(*count);
+            *count = stories.count.max(*count);
+            Ok(Kind::Stories(stories, first))
+        }
     }
-    if is_generated(given) {
-        return Ok(Kind::Stories(given.parse()?));
+}
+
+fn resolve(given: &str, filter: &mut Filter, reached: &mut Reached) -> Result<Kind> {
+    if given == "gutenberg" {
+        let mut found = Files::default();
+        for book in gutenberg::books()? {
+            let metadata = std::fs::metadata(&book).map_err(Error::io(&book))?;
+            found.add(find::single(&book, &metadata, reached)?);
+        }
+        return Ok(Kind::Files(found));
     }
     let path = Path::new(given);
     if given.is_empty() {
         return Err(Error::config("an input is the empty string"));
     }
     match std::fs::metadata(path) {
-        Ok(metadata) if metadata.is_dir() => find::in_folder(path, filter).map(Kind::Files),
-        Ok(metadata) => {
-            find::known(path)?;
-            if !metadata.is_file() {
-                return Err(Error::format(path, "not a regular file"));
-            }
-            Ok(Kind::Files(Files {
-                paths: vec![path.to_path_buf()],
-                left_out: LeftOut::default(),
-            }))
+        Ok(metadata) if metadata.is_dir() => {
+            find::in_folder(path, filter, reached).map(Kind::Files)
         }
-        Err(_) if is_pattern(given) => find::matching(given, filter).map(Kind::Files),
+        Ok(metadata) => find::single(path, &metadata, reached).map(Kind::Files),
+        Err(_) if is_pattern(given) => find::matching(given, filter, reached).map(Kind::Files),
         Err(error) => Err(Error::io(path)(error)),
     }
 }

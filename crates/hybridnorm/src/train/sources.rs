@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::config::Config;
 use crate::data::open::TokenizerChoice;
 use crate::data::{
-    self, Coverage, OpenOptions, Opened, Progress, Split, TextAccount, TokenDataset, Tokenizer,
-    TokenizerSpec, Windows,
+    self, Coverage, OpenOptions, Opened, Progress, SourceOptions, Split, TextAccount, TokenDataset,
+    Tokenizer, TokenizerSpec, Windows,
 };
 use crate::digits::grouped;
 use crate::error::{Error, Result};
@@ -226,6 +226,14 @@ fn open_validation(
     options.prepare.source.may_be_unused = has_raw_text(&config.data.train)?;
     let opened = data::open(&config.data.validation, Split::All, &options, progress)?;
     notes.extend(data_notes(&opened));
+    let has_same_text = || shares_text(config, &options.prepare.source);
+    if !opened.dataset.overlaps(&train.dataset)
+        && let Some(problem) = has_same_text()?
+    {
+        notes.push(format!(
+            "data.validation shares text with data.train, so its loss is partly that of training data: {problem}"
+        ));
+    }
     if opened.dataset.overlaps(&train.dataset) {
         notes.push(
             "data.validation shares tokens with data.train: its loss is partly that of training \
@@ -235,6 +243,29 @@ fn open_validation(
         );
     }
     Ok(opened)
+}
+
+/// What is raw text of both the training and the validation data, in words.
+fn shares_text(config: &Config, options: &SourceOptions) -> Result<Option<String>> {
+    let raw = |inputs: &[String]| -> Result<Vec<String>> {
+        let mut text = Vec::new();
+        for input in inputs {
+            if data::is_raw_text(input)? {
+                text.push(input.clone());
+            }
+        }
+        Ok(text)
+    };
+    let (train, validation) = (raw(&config.data.train)?, raw(&config.data.validation)?);
+    if train.is_empty() || validation.is_empty() {
+        return Ok(None);
+    }
+    let options = SourceOptions {
+        may_be_unused: true,
+        ..options.clone()
+    };
+    let found = data::Sources::resolve_all(&[&train, &validation], &options);
+    Ok(found.err().map(|error| error.to_string()))
 }
 
 /// What the training data hold out, or why it cannot be measured on.

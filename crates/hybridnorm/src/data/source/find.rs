@@ -1,10 +1,11 @@
 //! Which files an input stands for, and which are left out, and why.
 //!
 //! A link is followed; a file or folder that is reached twice counts once, under the name that is no
-//! link. So circles end, and the result does not depend on the order in which a folder lists its
+//! link, and through the first input that reaches it; a file that is both training and validation text
+//! is an error. So circles end, and the result does not depend on the order in which a folder lists its
 //! entries.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, FileType};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 use glob::{MatchOptions, Pattern};
 
 use crate::error::{Error, Result};
+use crate::files;
 use crate::omissions::{LeftOut, Unit};
 
 use super::kind::{KNOWN_KINDS, file_kind};
@@ -25,6 +27,73 @@ pub(super) struct Files {
     pub(super) paths: Vec<PathBuf>,
     /// Files and folders that are not.
     pub(super) left_out: LeftOut,
+    /// Files that an earlier input reached: that there are no others is no error then.
+    pub(super) repeated: u64,
+}
+
+/// Files that were reached, through whichever input: the list of inputs it stands in, by identity.
+#[derive(Debug, Default)]
+pub(super) struct Reached {
+    files: HashMap<Identity, usize>,
+    /// The list whose inputs are searched.
+    list: usize,
+}
+
+impl Reached {
+    /// Goes on with the inputs of the next list.
+    pub(super) fn next_list(&mut self) {
+        self.list += 1;
+    }
+
+    /// Whether a file was not reached before.
+    ///
+    /// # Errors
+    /// If it was, through another list of inputs.
+    pub(super) fn is_new(&mut self, path: &Path, metadata: &fs::Metadata) -> Result<bool> {
+        let identity = identity(path, metadata).map_err(Error::io(path))?;
+        match self.files.insert(identity, self.list) {
+            None => Ok(true),
+            Some(list) if list == self.list => Ok(false),
+            Some(_) => Err(Error::config(format!(
+                "{} is named as training text and as validation text, which would measure what was learned; \
+                 leave it out of one",
+                path.display()
+            ))),
+        }
+    }
+}
+
+/// A single file.
+///
+/// # Errors
+/// If it is of an unknown kind, no regular file, or in another list of inputs.
+pub(super) fn single(path: &Path, metadata: &fs::Metadata, reached: &mut Reached) -> Result<Files> {
+    known(path)?;
+    if !metadata.is_file() {
+        return Err(Error::format(path, "not a regular file"));
+    }
+    let mut found = Files::default();
+    match reached.is_new(path, metadata)? {
+        true => found.paths.push(path.to_path_buf()),
+        false => found.repeat(path),
+    }
+    Ok(found)
+}
+
+impl Files {
+    /// Adds what was found elsewhere.
+    pub(super) fn add(&mut self, other: Self) {
+        self.paths.extend(other.paths);
+        self.left_out.extend(&other.left_out);
+        self.repeated += other.repeated;
+    }
+
+    fn repeat(&mut self, path: &Path) {
+        let example = Some(path.display().to_string());
+        self.left_out
+            .add(Unit::Files, "a file that was reached before", 1, example);
+        self.repeated += 1;
+    }
 }
 
 /// Patterns that choose among the files of folders and globs.
@@ -128,6 +197,9 @@ fn identity(path: &Path, _: &fs::Metadata) -> io::Result<Identity> {
 
 struct Search<'f> {
     filter: &'f mut Filter,
+    /// Files of all inputs.
+    reached: &'f mut Reached,
+    /// Folders of this input.
     seen: HashSet<Identity>,
     /// Met, and followed after what is no link.
     links: Vec<Entry>,
@@ -138,12 +210,16 @@ struct Search<'f> {
 ///
 /// # Errors
 /// If there are none, or a folder cannot be listed.
-pub(super) fn in_folder(folder: &Path, filter: &mut Filter) -> Result<Files> {
-    let mut search = Search::new(filter);
+pub(super) fn in_folder(
+    folder: &Path,
+    filter: &mut Filter,
+    reached: &mut Reached,
+) -> Result<Files> {
+    let mut search = Search::new(filter, reached);
     search.folder(folder, Path::new(""))?;
     search.follow_links()?;
     let found = search.finish();
-    match found.paths.is_empty() {
+    match found.paths.is_empty() && found.repeated == 0 {
         false => Ok(found),
         true => Err(Error::format(
             folder,
@@ -159,7 +235,7 @@ pub(super) fn in_folder(folder: &Path, filter: &mut Filter) -> Result<Files> {
 ///
 /// # Errors
 /// If the pattern is not valid, nothing matches, or a file is of an unknown kind.
-pub(super) fn matching(pattern: &str, filter: &mut Filter) -> Result<Files> {
+pub(super) fn matching(pattern: &str, filter: &mut Filter, reached: &mut Reached) -> Result<Files> {
     let paths = glob::glob(pattern)
         .map_err(|error| Error::config(format!("`{pattern}` is not a valid pattern: {error}")))?;
     let shows_hidden = Path::new(pattern)
@@ -169,7 +245,7 @@ pub(super) fn matching(pattern: &str, filter: &mut Filter) -> Result<Files> {
         .components()
         .take_while(|part| !super::is_pattern(&part.as_os_str().to_string_lossy()))
         .collect();
-    let mut search = Search::new(filter);
+    let mut search = Search::new(filter, reached);
     let mut entries = Vec::new();
     for path in paths {
         let path = path.map_err(|error| {
@@ -177,8 +253,8 @@ pub(super) fn matching(pattern: &str, filter: &mut Filter) -> Result<Files> {
             Error::io(path)(error.into())
         })?;
         let is_link = path.is_symlink();
-        if path.is_dir() {
-            search.leave_out("a folder that a pattern matches", &path);
+        if files::is_dir(&path)? {
+            search.leave_out_folder("in a folder that a pattern matches", &path)?;
         } else if is_hidden(&path) && !shows_hidden {
             search.leave_out("hidden", &path);
         } else {
@@ -200,7 +276,7 @@ pub(super) fn matching(pattern: &str, filter: &mut Filter) -> Result<Files> {
         search.entry(entry)?;
     }
     let found = search.finish();
-    match found.paths.is_empty() {
+    match found.paths.is_empty() && found.repeated == 0 {
         false => Ok(found),
         true => Err(Error::config(format!(
             "no file matches `{pattern}`{}",
@@ -232,9 +308,10 @@ fn is_hidden(path: &Path) -> bool {
 }
 
 impl<'f> Search<'f> {
-    fn new(filter: &'f mut Filter) -> Self {
+    fn new(filter: &'f mut Filter, reached: &'f mut Reached) -> Self {
         Self {
             filter,
+            reached,
             seen: HashSet::new(),
             links: Vec::new(),
             found: Files::default(),
@@ -244,6 +321,26 @@ impl<'f> Search<'f> {
     fn leave_out(&mut self, reason: &str, path: &Path) {
         let example = Some(path.display().to_string());
         self.found.left_out.add(Unit::Files, reason, 1, example);
+    }
+
+    /// Counts the files of a folder that is not visited, and of those below it. Links in it are not
+    /// followed.
+    fn leave_out_folder(&mut self, reason: &str, folder: &Path) -> Result<()> {
+        let mut count = 0;
+        let mut waiting = vec![folder.to_path_buf()];
+        while let Some(folder) = waiting.pop() {
+            for entry in fs::read_dir(&folder).map_err(Error::io(&folder))? {
+                let entry = entry.map_err(Error::io(&folder))?;
+                let path = entry.path();
+                match entry.file_type().map_err(Error::io(&path))?.is_dir() {
+                    true => waiting.push(path),
+                    false => count += 1,
+                }
+            }
+        }
+        let example = Some(folder.join("").display().to_string());
+        self.found.left_out.add(Unit::Files, reason, count, example);
+        Ok(())
     }
 
     /// Visits a folder and those below it.
@@ -264,7 +361,9 @@ impl<'f> Search<'f> {
                 let path = entry.path();
                 let kind = entry.file_type().map_err(Error::io(&path))?;
                 let name = name.join(entry.file_name());
-                if is_hidden(&path) {
+                if is_hidden(&path) && kind.is_dir() {
+                    self.leave_out_folder("hidden", &path)?;
+                } else if is_hidden(&path) {
                     self.leave_out("hidden", &path);
                 } else if kind.is_dir() {
                     waiting.push((path, name));
@@ -316,11 +415,8 @@ impl<'f> Search<'f> {
             self.leave_out("unknown kind", path);
         } else if !self.filter.takes(&entry.name) {
             self.leave_out(NOT_CHOSEN, path);
-        } else if !self
-            .seen
-            .insert(identity(path, &metadata).map_err(Error::io(path))?)
-        {
-            self.leave_out("a file that was reached before", path);
+        } else if !self.reached.is_new(path, &metadata)? {
+            self.found.repeat(path);
         } else {
             self.found.paths.push(entry.path);
         }

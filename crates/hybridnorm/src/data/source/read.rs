@@ -11,7 +11,9 @@ use super::kind::{Compression, FileKind, Format, file_kind};
 use super::parquet_texts::ParquetTexts;
 use super::plain::Plain;
 use super::records::Records;
-use super::{Document, Kind, SourceOptions, SourceStats, Sources, find};
+use super::{Document, Input, Kind, SourceOptions, SourceStats, Sources, find};
+
+const NO_TEXT: &str = "no text in it";
 
 /// Iterator over the documents of [`Sources`]; stops after the first error.
 pub struct Documents<'s> {
@@ -33,12 +35,17 @@ impl<'s> Documents<'s> {
                 left_out: files.left_out.clone(),
                 ..SourceStats::default()
             },
-            Kind::Stories(_) => SourceStats::default(),
+            Kind::Stories(_, first) => {
+                let mut stats = SourceStats::default();
+                let reason = "a story that an earlier input has";
+                stats.left_out.add(Unit::Documents, reason, *first, None);
+                stats
+            }
         };
         Self {
             sources,
             input: 0,
-            item: 0,
+            item: first_item(sources, 0),
             file: None,
             stats: sources
                 .inputs
@@ -70,11 +77,11 @@ impl<'s> Documents<'s> {
     fn next_document(&mut self) -> Result<Option<Document>> {
         while let Some(input) = self.sources.inputs.get(self.input) {
             let text = match &input.kind {
-                Kind::Stories(stories) if self.item < stories.count => {
+                Kind::Stories(stories, _) if self.item < stories.count => {
                     self.item += 1;
                     Some(stories::story(stories.seed, self.item - 1))
                 }
-                Kind::Stories(_) => None,
+                Kind::Stories(..) => None,
                 Kind::Files(files) => self.next_from(&files.paths)?,
             };
             let stats = &mut self.stats[self.input];
@@ -86,19 +93,17 @@ impl<'s> Documents<'s> {
                     let input = self.input;
                     return Ok(Some(Document { text, input }));
                 }
-                None if stats.documents == 0 => {
-                    let lines = stats.left_out.of(Unit::Records).lines();
+                None if stats.documents == 0 && !input.is_repeated() => {
+                    let lines = stats.left_out.lines();
                     let more = lines
                         .iter()
+                        .filter(|line| !line.contains(NO_TEXT))
                         .fold(String::new(), |text, line| text + "; " + line);
-                    return Err(Error::config(format!(
-                        "{}: no text in it{more}",
-                        input.given
-                    )));
+                    return Err(Error::config(format!("{}: {NO_TEXT}{more}", input.given)));
                 }
                 None => {
                     self.input += 1;
-                    self.item = 0;
+                    self.item = first_item(self.sources, self.input);
                 }
             }
         }
@@ -131,11 +136,29 @@ impl<'s> Documents<'s> {
                 let example = Some(file.path.display().to_string());
                 let reason = match file.reader {
                     Reader::Void => "too short for a Parquet file",
-                    _ => "no text in it",
+                    _ => NO_TEXT,
                 };
                 stats.left_out.add(Unit::Files, reason, 1, example);
             }
             self.file = None;
+        }
+    }
+}
+
+/// The file or story with which an input begins.
+fn first_item(sources: &Sources, input: usize) -> u64 {
+    match sources.inputs.get(input).map(|input| &input.kind) {
+        Some(Kind::Stories(_, first)) => *first,
+        _ => 0,
+    }
+}
+
+impl Input {
+    /// Whether earlier inputs have something of it.
+    fn is_repeated(&self) -> bool {
+        match &self.kind {
+            Kind::Files(files) => files.repeated > 0,
+            Kind::Stories(_, first) => *first > 0,
         }
     }
 }

@@ -16,6 +16,8 @@ pub(super) struct Records {
     /// Records begun.
     number: u64,
     is_counted: bool,
+    /// Whether the file ended within the record that was read last.
+    is_cut: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +41,17 @@ enum Array {
 struct Record {
     text: Result<String, Problem>,
     line: u64,
+}
+
+/// What comes next in a file.
+enum Next {
+    Record(Record),
+    /// What stands here, from this byte on, is no record, and nobody knows where the next one begins.
+    Broken {
+        byte: u64,
+        message: String,
+    },
+    End,
 }
 
 impl Records {
@@ -72,6 +85,7 @@ impl Records {
             layout,
             number: 0,
             is_counted: false,
+            is_cut: false,
         }
     }
 
@@ -81,7 +95,19 @@ impl Records {
         options: &SourceOptions,
         stats: &mut SourceStats,
     ) -> Result<Option<String>> {
-        while let Some(record) = self.next_record()? {
+        loop {
+            let record = match self.next_record()? {
+                Next::Record(record) => record,
+                Next::End => break,
+                Next::Broken { byte, .. } if options.skip_bad => {
+                    let reason = "the rest of a file that is not valid JSON";
+                    let place = format!("{} from byte {byte} on", self.lines.path().display());
+                    stats.left_out.add(Unit::Records, reason, 1, Some(place));
+                    self.pass_over_rest()?;
+                    break;
+                }
+                Next::Broken { message, .. } => return Err(self.lines.error(message)),
+            };
             self.number += 1;
             let place = format!("{}:{}", self.lines.path().display(), record.line);
             let begins_line = self.layout == Layout::Lines;
@@ -115,35 +141,48 @@ impl Records {
         Ok(None)
     }
 
-    fn next_record(&mut self) -> Result<Option<Record>> {
+    fn pass_over_rest(&mut self) -> Result<()> {
+        loop {
+            let length = self.lines.fill()?.len();
+            if length == 0 {
+                self.layout = Layout::Array(Array::Ended);
+                return Ok(());
+            }
+            self.lines.consume(length, 0);
+        }
+    }
+
+    fn next_record(&mut self) -> Result<Next> {
         match self.layout {
             Layout::Lines => self.next_line(),
             Layout::Values => match skip_space(&mut self.lines)? {
-                Some(_) => self.value().map(Some),
-                None => Ok(None),
+                Some(_) => self.value(),
+                None => Ok(Next::End),
             },
             Layout::Array(array) => self.next_element(array),
         }
     }
 
-    fn next_line(&mut self) -> Result<Option<Record>> {
+    fn next_line(&mut self) -> Result<Next> {
         loop {
             let text = match self.lines.next()? {
-                None => return Ok(None),
+                None => return Ok(Next::End),
                 Some(Ok(line)) if line.trim().is_empty() => continue,
                 Some(text) => text,
             };
-            return Ok(Some(Record {
+            return Ok(Next::Record(Record {
                 text,
                 line: self.lines.number,
             }));
         }
     }
 
-    fn next_element(&mut self, array: Array) -> Result<Option<Record>> {
+    fn next_element(&mut self, array: Array) -> Result<Next> {
         let next = skip_space(&mut self.lines)?;
         let expected = match (array, next) {
-            (Array::Ended, None) => return Ok(None),
+            (Array::Ended, None) => return Ok(Next::End),
+            // The record that could not be read is counted already.
+            (Array::AfterRecord, None) if self.is_cut => return Ok(Next::End),
             (Array::Ended, _) => "nothing after the array",
             (Array::Begun | Array::AfterRecord, Some(b']')) => {
                 self.lines.consume(1, 0);
@@ -152,28 +191,42 @@ impl Records {
             }
             (Array::AfterRecord, Some(b',')) => {
                 self.lines.consume(1, 0);
-                skip_space(&mut self.lines)?;
-                return self.value().map(Some);
+                return match skip_space(&mut self.lines)? {
+                    Some(b']' | b'}' | b',') | None => self.broken("a record"),
+                    Some(_) => self.value(),
+                };
             }
             (Array::AfterRecord, _) => "`,` or `]`",
             (Array::Begun, _) => {
                 self.layout = Layout::Array(Array::AfterRecord);
-                return self.value().map(Some);
+                return self.value();
             }
         };
+        self.broken(expected)
+    }
+
+    /// Something else stands here than what an array goes on with.
+    fn broken(&mut self, expected: &str) -> Result<Next> {
+        let next = self.lines.fill()?.first().copied();
         let found = match next {
             None => "the file ends".to_owned(),
             Some(byte) => format!("found `{}`", byte.escape_ascii()),
         };
-        Err(self.lines.error(format!(
-            "line {}: {found} after {} records of an array, expected {expected}",
-            self.lines.number, self.number
-        )))
+        Ok(Next::Broken {
+            byte: self.lines.offset,
+            message: format!(
+                "line {}: {found} after {} record{} of an array, expected {expected}",
+                self.lines.number,
+                self.number,
+                if self.number == 1 { "" } else { "s" }
+            ),
+        })
     }
 
     /// Reads the bytes of one value, which begins here.
-    fn value(&mut self) -> Result<Record> {
+    fn value(&mut self) -> Result<Next> {
         let line = self.lines.number;
+        let byte = self.lines.offset;
         self.lines.begin_record();
         let mut bytes = Vec::new();
         let mut scan = Scan::default();
@@ -188,19 +241,23 @@ impl Records {
                 .count();
             self.lines.consume(used, line_ends as u64);
             if ended || is_end {
+                self.is_cut = !ended;
                 break;
             }
             if bytes.len() > RECORD_LIMIT {
-                return Err(self.lines.error(format!(
-                    "line {line}: a record longer than {} MiB, or without end",
-                    RECORD_LIMIT >> 20
-                )));
+                return Ok(Next::Broken {
+                    byte,
+                    message: format!(
+                        "line {line}: a record longer than {} MiB, or without end",
+                        RECORD_LIMIT >> 20
+                    ),
+                });
             }
         }
-        Ok(Record {
+        Ok(Next::Record(Record {
             text: self.lines.decode(bytes),
             line,
-        })
+        }))
     }
 }
 
