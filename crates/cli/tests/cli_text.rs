@@ -248,7 +248,7 @@ fn bad_records_are_named_or_left_out_and_counted() {
     lab.fails(
         1,
         &prepare("f.json", "p", &[]),
-        &["the file ends after 1 records of an array"],
+        &["the file ends after 1 record of an array"],
     );
     lab.write("u.txt", b"\xff\xfeh\0i\0");
     lab.fails(1, &prepare("u.txt", "p", &[]), &["UTF-16 text", "iconv"]);

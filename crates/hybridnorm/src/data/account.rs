@@ -92,8 +92,8 @@ impl TextAccount {
         self.unknown_tokens += other.unknown_tokens;
         self.dropped_chars += other.dropped_chars;
         for spelled in other.spelled_special_tokens {
-            let ours = self.spelled_special_tokens.iter_mut();
-            match ours.filter(|ours| ours.token == spelled.token).next_back() {
+            let mut ours = self.spelled_special_tokens.iter_mut();
+            match ours.rfind(|ours| ours.token == spelled.token) {
                 Some(ours) => {
                     ours.count += spelled.count;
                     ours.documents += spelled.documents;

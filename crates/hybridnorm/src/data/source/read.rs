@@ -94,7 +94,9 @@ impl<'s> Documents<'s> {
                     return Ok(Some(Document { text, input }));
                 }
                 None if stats.documents == 0 && !input.is_repeated() => {
-                    let lines = stats.left_out.lines();
+                    // Blank documents are what `no text` says already.
+                    let mut lines = stats.left_out.of(Unit::Files).lines();
+                    lines.extend(stats.left_out.of(Unit::Records).lines());
                     let more = lines
                         .iter()
                         .filter(|line| !line.contains(NO_TEXT))
