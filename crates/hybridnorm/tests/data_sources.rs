@@ -151,7 +151,7 @@ fn nothing_to_read() {
     fs::write(at("empty.txt"), "").unwrap();
     assert!(message(at("empty.txt")).ends_with("empty.txt: no text in it"));
     fs::write(at("empty.jsonl"), "{\"text\": \"\"}\n").unwrap();
-    assert!(message(at("empty.jsonl")).ends_with("no text in it"));
+    assert!(message(at("empty.jsonl")).contains("no text in it"));
     assert!(Sources::resolve(&[], &SourceOptions::default()).is_err());
     assert!(message("").contains("empty string"));
 }
