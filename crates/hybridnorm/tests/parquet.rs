@@ -49,6 +49,7 @@ fn files_of_pyarrow_hold_what_was_written() {
         ("brotli-delta.parquet", "text"),
         ("lz4-dictionary.parquet", "text"),
         ("bytes.parquet", "text"),
+        ("checksum.parquet", "text"),
     ] {
         let mut texts = Vec::new();
         let stats = read(&fixtures().join(file), field, |text| texts.push(text)).unwrap();
@@ -107,6 +108,64 @@ fn a_damaged_file_is_an_error_that_names_it() {
             }
         }
     }
+}
+
+/// Rows and texts that the metadata and the checksums do not know of are no texts of the file.
+#[test]
+fn no_row_is_lost_or_invented() {
+    let _alone = ALONE.lock();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("changed.parquet");
+    let whole = fs::read(fixtures().join("checksum.parquet")).unwrap();
+    let place = whole
+        .windows(9)
+        .position(|bytes| bytes == b"Row 30 of")
+        .unwrap();
+    let mut changed = whole;
+    changed[place] = b'r';
+    fs::write(&path, changed).unwrap();
+    let error = read(&path, "text", drop).unwrap_err().to_string();
+    assert!(
+        error.contains("damaged Parquet data in row group 0"),
+        "{error}"
+    );
+    for name in ["snappy", "zstd-v2", "bytes"] {
+        let whole = fs::read(fixtures().join(format!("{name}.parquet"))).unwrap();
+        for bit in (0..8 * whole.len()).step_by(5) {
+            let mut bytes = whole.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            fs::write(&path, bytes).unwrap();
+            let Ok(stats) = read(&path, "text", drop) else {
+                continue;
+            };
+            let lost = serde_json::to_value(&stats.left_out).unwrap();
+            let nulls: u64 = lost
+                .as_array()
+                .unwrap()
+                .iter()
+                .filter(|one| one["unit"] == "records")
+                .map(|one| one["count"].as_u64().unwrap())
+                .sum();
+            assert_eq!(stats.records + nulls, 40, "{name}: bit {bit}");
+        }
+    }
+}
+
+#[test]
+fn a_table_without_rows_is_a_file_without_text() {
+    let stats = read(&fixtures(), "text", drop);
+    // The folder holds a script, and one file with another column.
+    let error = stats.unwrap_err().to_string();
+    assert!(
+        error.contains("gzip-plain.parquet: no column `text`"),
+        "{error}"
+    );
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["empty.parquet", "snappy.parquet"] {
+        fs::copy(fixtures().join(name), folder.path().join(name)).unwrap();
+    }
+    let stats = read(folder.path(), "text", drop).unwrap();
+    assert_eq!((stats.documents, stats.records), (36, 38));
 }
 
 #[test]

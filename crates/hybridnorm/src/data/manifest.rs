@@ -374,6 +374,23 @@ impl Manifest {
     }
 }
 
+/// Names of the shards that the manifest of a folder lists, whatever else is wrong with it; `None` where
+/// there is no manifest to read them from.
+pub(super) fn listed_files(folder: &Path) -> Result<Option<Vec<String>>> {
+    let path = folder.join(MANIFEST_NAME);
+    if !files::exists(&path)? {
+        return Ok(None);
+    }
+    let json = files::read_small(&path, MANIFEST_LIMIT)?;
+    let Ok(manifest) = serde_json::from_slice::<serde_json::Value>(&json) else {
+        return Ok(None);
+    };
+    let shards = ["train", "validation"].map(|split| manifest[split]["shards"].as_array());
+    let shards = shards.into_iter().flatten().flatten();
+    let names = shards.filter_map(|shard| shard["file"].as_str());
+    Ok(Some(names.map(str::to_owned).collect()))
+}
+
 impl SplitRecord {
     pub(super) fn push(&mut self, shard: ShardRecord) {
         self.tokens += shard.tokens;

@@ -32,6 +32,7 @@ mod manifest;
 mod notes;
 mod numpy;
 mod raw;
+mod room;
 mod spelled;
 mod windows;
 

@@ -9,8 +9,7 @@
 //! threshold changes sides, so that two documents give one for each. BPE is trained on the
 //! training side only.
 
-use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -19,11 +18,12 @@ use crate::error::{Error, Result};
 use crate::files::{self, StagedFolder};
 
 use super::bpe::BpeTrainer;
-use super::manifest::{FirstTokens, MANIFEST_NAME, Manifest, SourceRecord};
+use super::manifest::{FirstTokens, Manifest, SourceRecord};
+use super::room;
 use super::shard::ShardWriter;
 use super::source::{SourceOptions, Sources};
 use super::spelled::SpelledTokens;
-use super::tokenizer::{Lost, RECORD_NAME, Tokenizer, TokenizerSpec};
+use super::tokenizer::{Lost, Tokenizer, TokenizerSpec};
 use super::{Progress, ProgressFn};
 
 /// Text that is tokenized at once, in bytes.
@@ -115,7 +115,8 @@ struct Job<'j> {
     sources: Sources,
     validation: Option<Sources>,
     fraction: f64,
-    out: &'j Path,
+    /// Where the folder will stand: links to it are followed.
+    out: PathBuf,
     options: &'j PrepareOptions,
 }
 
@@ -129,7 +130,7 @@ struct Plan {
 }
 
 impl<'j> Job<'j> {
-    fn new(inputs: &[String], out: &'j Path, options: &'j PrepareOptions) -> Result<Self> {
+    fn new(inputs: &[String], out: &Path, options: &'j PrepareOptions) -> Result<Self> {
         let fraction = options.validation_fraction;
         if !(0.0..1.0).contains(&fraction) {
             return Err(Error::config(format!(
@@ -139,7 +140,8 @@ impl<'j> Job<'j> {
         if options.shard_tokens == 0 {
             return Err(Error::config("shard_tokens is 0"));
         }
-        check_room(out, options.overwrite)?;
+        let out = files::through_links(out)?;
+        room::check(&out, options.overwrite)?;
         let (sources, validation) = match options.validation_inputs.as_slice() {
             [] => (Sources::resolve(inputs, &options.source)?, None),
             more => {
@@ -226,10 +228,10 @@ impl<'j> Job<'j> {
     /// Reads all text, tokenizes it and writes the folder: first beside its place, so that what
     /// stands there is replaced only by something whole.
     fn write(&self, tokenizer: &Tokenizer, plan: &Plan, progress: ProgressFn) -> Result<Manifest> {
-        let staged = StagedFolder::create(self.out)?;
+        let staged = StagedFolder::create(&self.out)?;
         let manifest = self.write_into(staged.path(), tokenizer, plan, progress)?;
         match self.options.overwrite {
-            true => staged.replace(holds_only_ours)?,
+            true => staged.replace(room::holds_only_ours)?,
             false => staged.publish()?,
         }
         Ok(manifest)
@@ -439,59 +441,4 @@ impl Output<'_> {
         self.bytes = 0;
         Ok(())
     }
-}
-
-/// Whether a file of this name is one that a preparation writes.
-fn is_ours(name: &str) -> bool {
-    let shard = name.starts_with("train-") || name.starts_with("validation-");
-    shard && name.ends_with(".bin")
-        || [
-            MANIFEST_NAME,
-            "tokenizer.json",
-            "tokenizer_config.json",
-            RECORD_NAME,
-        ]
-        .contains(&name)
-}
-
-/// Checks that `out` is free, or holds nothing but prepared data that may be replaced.
-fn check_room(out: &Path, overwrite: bool) -> Result<()> {
-    if out.file_name().is_none() {
-        return Err(Error::config(format!(
-            "{}: not the name of a folder to write",
-            out.display()
-        )));
-    }
-    files::create_parent(out)?;
-    if !files::exists(out)? || fs::read_dir(out).map_err(Error::io(out))?.next().is_none() {
-        return Ok(());
-    }
-    // Damaged data are data too, and may be prepared again.
-    if !files::exists(out.join(RECORD_NAME))? {
-        return Err(Error::config(format!(
-            "{}: holds something else; choose an empty folder",
-            out.display()
-        )));
-    }
-    if !overwrite {
-        return Err(Error::config(format!(
-            "{}: already holds prepared data; choose another folder, or allow overwriting",
-            out.display()
-        )));
-    }
-    holds_only_ours(out)
-}
-
-fn holds_only_ours(folder: &Path) -> Result<()> {
-    for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
-        let name = entry.map_err(Error::io(folder))?.file_name();
-        if !name.to_str().is_some_and(is_ours) {
-            return Err(Error::config(format!(
-                "{}: holds other files ({}); choose an empty folder",
-                folder.display(),
-                name.display()
-            )));
-        }
-    }
-    Ok(())
 }

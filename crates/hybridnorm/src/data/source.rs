@@ -34,6 +34,7 @@
 //! 16 MiB besides; for zstd the window that the file declares, at most 2 GiB; for Parquet twice a
 //! page with its dictionary, which are at most 512 MiB each.
 
+mod expand;
 mod find;
 mod pages;
 mod parquet_texts;

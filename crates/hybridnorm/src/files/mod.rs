@@ -11,6 +11,7 @@
 mod atomic;
 mod lfs;
 mod lock;
+mod named;
 mod staged;
 mod temporary;
 
@@ -24,8 +25,9 @@ use crate::error::{Error, Result};
 
 pub use atomic::AtomicFile;
 pub use lock::{Lock, Locking};
+pub use named::{check_folder_name, check_new_folder, check_writable, through_links, write_named};
 pub use staged::StagedFolder;
-pub use temporary::{TEMPORARY_SUFFIX, remove_stale, remove_stale_in};
+pub use temporary::{TEMPORARY_SUFFIX, remove_stale, remove_stale_in, temporary_of};
 
 /// Size and SHA-256 of a file, as recorded in manifests.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -34,49 +36,6 @@ pub struct Fingerprint {
     pub bytes: u64,
     /// Lower-case hexadecimal SHA-256 of the content.
     pub sha256: String,
-}
-
-/// Writes a file that a person named: whole or absent, too, but through links, and into what is no
-/// regular file, such as a pipe or `/dev/null`, instead of in its place.
-///
-/// # Errors
-/// If it cannot be written.
-pub fn write_named(target: &Path, bytes: &[u8]) -> Result<()> {
-    let resolved = match target.canonicalize() {
-        Ok(resolved) => resolved,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => target.to_path_buf(),
-        Err(error) => return Err(Error::io(target)(error)),
-    };
-    match fs::metadata(&resolved) {
-        Ok(found) if !found.is_file() => fs::write(&resolved, bytes).map_err(Error::io(target)),
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io(target)(error)),
-        _ => {
-            remove_stale(&resolved);
-            write(resolved, bytes).map(drop)
-        }
-    }
-}
-
-/// Checks that a file that a person named can be written later, before long work is done for it.
-///
-/// # Errors
-/// If it is a folder, or would be in one that is not there.
-pub fn check_writable(target: &Path) -> Result<()> {
-    if exists(target)? && is_folder(target)? {
-        return Err(Error::format(
-            target,
-            "is a folder, expected the name of a file",
-        ));
-    }
-    let parent = target
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty());
-    match parent {
-        Some(parent) if !exists(parent)? || !is_folder(parent)? => {
-            Err(Error::format(parent, "no such folder"))
-        }
-        _ => Ok(()),
-    }
 }
 
 /// Writes `bytes` to `target`, whole or not at all.

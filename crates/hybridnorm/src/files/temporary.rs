@@ -126,6 +126,13 @@ pub fn remove_stale_in(folder: &Path) {
     });
 }
 
+/// The name of the file that a temporary file of this name was to become; `None` where it is none.
+pub fn temporary_of(name: &str) -> Option<&str> {
+    let stem = name.strip_suffix(TEMPORARY_SUFFIX)?;
+    let (original, _) = stem.rsplit_once('.')?;
+    random_part(&name[original.len()..]).map(|_| original)
+}
+
 /// The suffix behind `.RANDOM`, if it is one of ours.
 fn random_part(rest: &str) -> Option<&'static str> {
     let rest = rest.strip_prefix('.')?;

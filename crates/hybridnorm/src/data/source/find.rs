@@ -6,6 +6,7 @@
 //! entries.
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
 use std::fs::{self, FileType};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::omissions::{LeftOut, Unit};
 
+use super::expand;
 use super::kind::{KNOWN_KINDS, file_kind};
 
 const NOT_CHOSEN: &str = "not chosen by include and exclude";
@@ -236,29 +238,26 @@ pub(super) fn in_folder(
 /// # Errors
 /// If the pattern is not valid, nothing matches, or a file is of an unknown kind.
 pub(super) fn matching(pattern: &str, filter: &mut Filter, reached: &mut Reached) -> Result<Files> {
-    let paths = glob::glob(pattern)
-        .map_err(|error| Error::config(format!("`{pattern}` is not a valid pattern: {error}")))?;
-    let shows_hidden = Path::new(pattern)
-        .file_name()
-        .is_some_and(|name| name.to_string_lossy().starts_with('.'));
     let base: PathBuf = Path::new(pattern)
         .components()
         .take_while(|part| !super::is_pattern(&part.as_os_str().to_string_lossy()))
         .collect();
+    let paths = expand::expand(pattern, &base)?;
+    let shows_hidden = Path::new(pattern)
+        .strip_prefix(&base)
+        .is_ok_and(|below| below.iter().any(starts_with_dot));
     let mut search = Search::new(filter, reached);
     let mut entries = Vec::new();
     for path in paths {
-        let path = path.map_err(|error| {
-            let path = error.path().to_path_buf();
-            Error::io(path)(error.into())
-        })?;
         let is_link = path.is_symlink();
+        let below = path.strip_prefix(&base).unwrap_or(&path);
+        let is_hidden = below.iter().any(starts_with_dot) && !shows_hidden;
         if files::is_dir(&path)? {
             search.leave_out_folder("in a folder that a pattern matches", &path)?;
-        } else if is_hidden(&path) && !shows_hidden {
+        } else if is_hidden {
             search.leave_out("hidden", &path);
         } else {
-            let name = path.strip_prefix(&base).unwrap_or(&path).to_path_buf();
+            let name = below.to_path_buf();
             match file_kind(&path) {
                 None if search.filter.takes(&name) => known(&path)?,
                 None => search.leave_out(NOT_CHOSEN, &path),
@@ -303,8 +302,11 @@ pub(super) fn known(path: &Path) -> Result<()> {
 }
 
 fn is_hidden(path: &Path) -> bool {
-    path.file_name()
-        .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
+    path.file_name().is_some_and(starts_with_dot)
+}
+
+fn starts_with_dot(name: &OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(b".")
 }
 
 impl<'f> Search<'f> {

@@ -41,6 +41,8 @@ pub(super) struct ParquetTexts {
     /// The next row group.
     group: usize,
     rows: Option<ColumnReaderImpl<ByteArrayType>>,
+    /// Rows of the row group that were not read yet.
+    left: i64,
     /// Read and not returned yet, in reverse; `None` is null.
     waiting: Vec<Option<ByteArray>>,
     /// Row last returned, from 1.
@@ -107,6 +109,7 @@ impl ParquetTexts {
             defined,
             group: 0,
             rows: None,
+            left: 0,
             waiting: Vec::new(),
             row: 0,
         })
@@ -177,9 +180,21 @@ impl ParquetTexts {
             let levels_out = has_levels.then_some(&mut levels);
             let (read, _, _) = caught(|| rows.read_records(BATCH, levels_out, None, &mut values))
                 .map_err(|problem| self.damaged(self.group - 1, &problem))?;
+            self.left -= read as i64;
+            if self.left < 0 || read == 0 && self.left > 0 {
+                let than = if self.left < 0 { "more" } else { "fewer" };
+                let problem = format!("{than} rows than its metadata says");
+                return Err(self.damaged(self.group - 1, &problem));
+            }
             if read == 0 {
                 self.rows = None;
                 continue;
+            }
+            let nulls = levels.iter().filter(|&&level| level != self.defined);
+            if has_levels && (levels.len() != read || levels.len() - nulls.count() != values.len())
+            {
+                let problem = "its levels and its values do not fit together";
+                return Err(self.damaged(self.group - 1, problem));
             }
             let mut values = values.into_iter();
             self.waiting = match has_levels {
@@ -201,7 +216,17 @@ impl ParquetTexts {
         }
         let group = self.group;
         self.group += 1;
-        let chunk = self.reader.metadata().row_group(group).column(self.column);
+        let described = self.reader.metadata().row_group(group);
+        let chunk = described.column(self.column);
+        // One value a row: the column holds no lists.
+        if described.num_rows() != chunk.num_values() {
+            let (rows, values) = (described.num_rows(), chunk.num_values());
+            return Err(self.damaged(group, &format!("{rows} rows, but {values} values")));
+        }
+        self.left = described.num_rows();
+        if self.left == 0 {
+            return Ok(true);
+        }
         self.check_chunk(chunk)
             .map_err(|problem| self.damaged(group, &problem))?;
         let opened = caught(|| {

@@ -1,0 +1,169 @@
+//! Whether a folder of prepared data may be written, or replaced.
+//!
+//! What goes when a folder is replaced is what a preparation wrote: regular files that its manifest
+//! lists, the manifest, the tokenizer's files, and temporary files of these. Whatever else lies there,
+//! under whatever name, is somebody's, and nothing is replaced.
+
+use std::fs::{self, DirEntry};
+use std::path::Path;
+
+use crate::error::{Error, Result};
+use crate::files;
+
+use super::manifest::{self, MANIFEST_NAME};
+use super::tokenizer::RECORD_NAME;
+
+/// Checks that `out` is free, or holds nothing but prepared data that may be replaced.
+pub(super) fn check(out: &Path, overwrite: bool) -> Result<()> {
+    files::check_folder_name(out)?;
+    files::create_parent(out)?;
+    if !files::exists(out)? || fs::read_dir(out).map_err(Error::io(out))?.next().is_none() {
+        return Ok(());
+    }
+    // Damaged data are data too, and may be prepared again.
+    if !files::exists(out.join(RECORD_NAME))? {
+        return Err(Error::config(format!(
+            "{}: holds something else; choose an empty folder",
+            out.display()
+        )));
+    }
+    if !overwrite {
+        return Err(Error::config(format!(
+            "{}: already holds prepared data; choose another folder, or allow overwriting",
+            out.display()
+        )));
+    }
+    holds_only_ours(out)
+}
+
+/// # Errors
+/// If something in the folder is not what a preparation wrote.
+pub(super) fn holds_only_ours(folder: &Path) -> Result<()> {
+    let listed = manifest::listed_files(folder)?;
+    let mut entries = fs::read_dir(folder)
+        .and_then(Iterator::collect::<std::io::Result<Vec<_>>>)
+        .map_err(Error::io(folder))?;
+    entries.sort_by_key(DirEntry::file_name);
+    for entry in entries {
+        let name = entry.file_name();
+        let kind = entry.file_type().map_err(Error::io(entry.path()))?;
+        let is_ours = |name: &str| is_ours(name, listed.as_deref());
+        let by_name = name
+            .to_str()
+            .is_some_and(|name| is_ours(files::temporary_of(name).unwrap_or(name)));
+        if !kind.is_file() || !by_name {
+            return Err(Error::config(format!(
+                "{}: holds other files ({}); choose an empty folder",
+                folder.display(),
+                name.display()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a preparation wrote a file of this name. Where the manifest is lost, shards are told by their
+/// names.
+fn is_ours(name: &str, listed: Option<&[String]>) -> bool {
+    let is_shard = match listed {
+        Some(listed) => listed.iter().any(|shard| shard == name),
+        None => is_shard_name(name),
+    };
+    is_shard
+        || [
+            MANIFEST_NAME,
+            "tokenizer.json",
+            "tokenizer_config.json",
+            RECORD_NAME,
+        ]
+        .contains(&name)
+}
+
+/// `train-00000.bin`, `validation-00012.bin`.
+fn is_shard_name(name: &str) -> bool {
+    let number = name
+        .strip_prefix("train-")
+        .or_else(|| name.strip_prefix("validation-"))
+        .and_then(|rest| rest.strip_suffix(".bin"));
+    number.is_some_and(|number| number.len() >= 5 && number.bytes().all(|c| c.is_ascii_digit()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A folder with a manifest that lists one shard.
+    fn folder() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let manifest = r#"{"train":{"shards":[{"file":"train-00000.bin"}]}}"#;
+        for (name, content) in [
+            (MANIFEST_NAME, manifest),
+            (RECORD_NAME, "{}"),
+            ("tokenizer.json", "{}"),
+            ("train-00000.bin", "ab"),
+            ("train-00000.bin.0123456789abcdef.partial", "a"),
+        ] {
+            fs::write(folder.path().join(name), content).unwrap();
+        }
+        folder
+    }
+
+    fn refused(folder: &Path, name: &str) {
+        let error = check(folder, true).unwrap_err().to_string();
+        assert!(error.contains(&format!("other files ({name})")), "{error}");
+    }
+
+    #[test]
+    fn only_files_that_the_manifest_lists_may_go() {
+        let folder = folder();
+        check(folder.path(), true).unwrap();
+        assert!(check(folder.path(), false).is_err());
+        for name in [
+            "train-mine.bin",
+            "train-00001.bin",
+            "validation-00000.bin",
+            "notes.0123456789abcdef.partial",
+            "train-00000.bin.bak",
+        ] {
+            let path = folder.path().join(name);
+            fs::write(&path, "x").unwrap();
+            refused(folder.path(), name);
+            fs::remove_file(&path).unwrap();
+            fs::create_dir(&path).unwrap();
+            refused(folder.path(), name);
+            fs::remove_dir(&path).unwrap();
+        }
+        check(folder.path(), true).unwrap();
+    }
+
+    #[test]
+    fn folders_and_links_of_a_name_of_ours_are_not_ours() {
+        let folder = folder();
+        let shard = folder.path().join("train-00000.bin");
+        fs::remove_file(&shard).unwrap();
+        fs::create_dir(&shard).unwrap();
+        refused(folder.path(), "train-00000.bin");
+        fs::remove_dir(&shard).unwrap();
+        #[cfg(unix)]
+        {
+            std::os::unix::fs::symlink("/dev/null", &shard).unwrap();
+            refused(folder.path(), "train-00000.bin");
+        }
+    }
+
+    #[test]
+    fn where_the_manifest_is_lost_names_tell() {
+        let folder = folder();
+        for damaged in [Some("{"), None] {
+            let path = folder.path().join(MANIFEST_NAME);
+            match damaged {
+                Some(text) => fs::write(&path, text).unwrap(),
+                None => fs::remove_file(&path).unwrap(),
+            }
+            check(folder.path(), true).unwrap();
+            fs::create_dir(folder.path().join("train-mine.bin")).unwrap();
+            refused(folder.path(), "train-mine.bin");
+            fs::remove_dir(folder.path().join("train-mine.bin")).unwrap();
+        }
+    }
+}

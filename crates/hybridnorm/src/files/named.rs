@@ -1,0 +1,208 @@
+//! Outputs that a person named: where they lead, and whether they can be written.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::{kind_in_words, parent, remove_stale, write};
+use crate::error::{Error, Result};
+
+/// Links that are followed one after another, as many as Linux follows.
+const LINKS: usize = 40;
+
+/// Where a name leads: a link is followed, also to what is not there yet. What is written to that
+/// place leaves the link as it is.
+///
+/// # Errors
+/// If a link cannot be read, or leads in a circle.
+pub fn through_links(target: &Path) -> Result<PathBuf> {
+    let mut path = target.to_path_buf();
+    for _ in 0..LINKS {
+        match fs::symlink_metadata(&path) {
+            Ok(found) if found.file_type().is_symlink() => {
+                let to = fs::read_link(&path).map_err(Error::io(target))?;
+                path = parent(&path).join(to);
+            }
+            Ok(_) => return Ok(path),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) =>
+            {
+                return Ok(path);
+            }
+            Err(error) => return Err(Error::io(target)(error)),
+        }
+    }
+    Err(Error::format(target, "a link that leads in a circle"))
+}
+
+/// Writes a file that a person named: whole or absent, too, but through links, and into what is no
+/// regular file, such as `/dev/null` or this process's own output, instead of in its place.
+///
+/// # Errors
+/// If it cannot be written, or is a pipe that others made.
+pub fn write_named(target: &Path, bytes: &[u8]) -> Result<()> {
+    refuse_pipe(target)?;
+    match fs::metadata(target) {
+        Ok(found) if !found.is_file() => fs::write(target, bytes).map_err(Error::io(target)),
+        Ok(_) => replace(&target.canonicalize().map_err(Error::io(target))?, bytes),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            replace(&through_links(target)?, bytes)
+        }
+        Err(error) => Err(Error::io(target)(error)),
+    }
+}
+
+fn replace(target: &Path, bytes: &[u8]) -> Result<()> {
+    remove_stale(target);
+    write(target, bytes).map(drop)
+}
+
+/// Checks that a file that a person named can be written later, before long work is done for it.
+///
+/// # Errors
+/// If it is a folder or a pipe, or would be in a folder that is not there.
+pub fn check_writable(target: &Path) -> Result<()> {
+    if super::is_dir(target)? {
+        return Err(Error::format(
+            target,
+            "is a folder, expected the name of a file",
+        ));
+    }
+    refuse_pipe(target)?;
+    let leads_to = through_links(target)?;
+    match leads_to
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+    {
+        Some(parent) if !super::is_dir(parent)? => Err(Error::format(parent, "no such folder")),
+        _ => Ok(()),
+    }
+}
+
+/// Checks that a folder that a person named can be made, and makes those that it will be in.
+///
+/// # Errors
+/// If something else stands there, or is in the way.
+pub fn check_new_folder(target: &Path) -> Result<()> {
+    check_folder_name(target)?;
+    match fs::read_dir(target).map(|mut entries| entries.next().is_some()) {
+        Ok(true) => Err(Error::format(
+            target,
+            "is there already and holds something; choose another name, or remove it",
+        )),
+        Ok(false) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => super::create_parent(target),
+        Err(error) => Err(Error::io(target)(error)),
+    }
+}
+
+/// Checks that the name is one that a folder can have: no file stands there, or where a folder above
+/// it is to be.
+///
+/// # Errors
+/// If it is not.
+pub fn check_folder_name(target: &Path) -> Result<()> {
+    if target.file_name().is_none() {
+        return Err(Error::config(format!(
+            "{}: not the name of a folder to write",
+            target.display()
+        )));
+    }
+    // The first of them that is there decides.
+    for path in target
+        .ancestors()
+        .filter(|path| !path.as_os_str().is_empty())
+    {
+        match fs::metadata(path) {
+            Ok(found) if found.is_dir() => return Ok(()),
+            Ok(_) => return Err(Error::format(path, "is a file, expected a folder")),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) => {}
+            Err(error) => return Err(Error::io(path)(error)),
+        }
+    }
+    Ok(())
+}
+
+/// A pipe with a name is refused, since opening it waits for its reader. This process's own output and
+/// descriptors that the shell made (`/dev/stdout`, `/dev/fd/63`) are open already.
+fn refuse_pipe(target: &Path) -> Result<()> {
+    if target.starts_with("/dev") || target.starts_with("/proc") {
+        return Ok(());
+    }
+    let Ok(found) = fs::metadata(target) else {
+        return Ok(());
+    };
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::FileTypeExt;
+        let kind = found.file_type();
+        if kind.is_fifo() || kind.is_socket() {
+            return Err(Error::format(
+                target,
+                format!("{}, expected the name of a file", kind_in_words(kind)),
+            ));
+        }
+    }
+    let _ = (found, kind_in_words);
+    Ok(())
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn links_are_followed_to_what_is_not_there_yet() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::create_dir(at("deep")).unwrap();
+        symlink("deep/second", at("first")).unwrap();
+        symlink("../real", at("deep/second")).unwrap();
+        let found = through_links(&at("first")).unwrap();
+        assert_eq!(found, at("deep").join("../real"));
+        write_named(&at("first"), b"x").unwrap();
+        assert_eq!(fs::read(at("real")).unwrap(), b"x");
+        assert!(at("first").is_symlink() && at("deep/second").is_symlink());
+        symlink("round", at("round")).unwrap();
+        let found = through_links(&at("round")).unwrap_err().to_string();
+        assert!(found.contains("in a circle"), "{found}");
+    }
+
+    #[test]
+    fn pipes_are_refused_and_devices_are_written_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pipe");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RWXU).unwrap();
+        for found in [check_writable(&path), write_named(&path, b"x")] {
+            let found = found.unwrap_err().to_string();
+            assert!(found.ends_with("is a pipe, expected the name of a file"));
+        }
+        check_writable(Path::new("/dev/null")).unwrap();
+        write_named(Path::new("/dev/null"), b"x").unwrap();
+    }
+
+    #[test]
+    fn a_file_in_the_way_of_a_folder_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        fs::write(&file, "x").unwrap();
+        for path in [file.clone(), file.join("a"), file.join("a/b")] {
+            let found = check_new_folder(&path).unwrap_err().to_string();
+            assert!(
+                found.ends_with("file: is a file, expected a folder"),
+                "{found}"
+            );
+        }
+        check_new_folder(&folder.path().join("a/b")).unwrap();
+        let found = check_new_folder(folder.path()).unwrap_err().to_string();
+        assert!(found.contains("holds something"), "{found}");
+    }
+}
