@@ -85,8 +85,9 @@ pub fn run(args: ImportArgs, console: &Console) -> Result<Ending, Error> {
             args.out.display()
         ));
         console.note(&format!("read {} of {} tensors", tensors.read, tensors.all));
+        // How names were read is a result, which --quiet leaves.
         for note in &notes {
-            console.note(note);
+            console::print(&format!("{note}\n"))?;
         }
         for line in left_out.lines() {
             console.note(&line);
