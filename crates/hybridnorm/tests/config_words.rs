@@ -141,6 +141,11 @@ fn natural_spellings_are_shown_what_is_right() {
             "optimizer.clip_grad_norm=false",
             "as in clip_grad_norm = 1.0",
         ),
+        (
+            "optimizer=[]",
+            "optimizer: expected a section, found a list",
+        ),
+        ("train=[2]", "train: expected a section, found a list"),
         ("log=true", "as in log = { layers_every = 10 }"),
         ("train.steps='many'", "as in steps = 1000"),
         (

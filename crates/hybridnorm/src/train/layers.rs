@@ -101,6 +101,7 @@ pub struct RoleSignals {
 
 impl Row for LayersRow {
     const FILE: &'static str = "layers.jsonl";
+    const EVERY_STEP: bool = false;
 
     fn step(&self) -> u64 {
         self.step

@@ -99,6 +99,7 @@ impl RouterMetrics {
 
 impl Row for Metrics {
     const FILE: &'static str = "metrics.jsonl";
+    const EVERY_STEP: bool = true;
 
     fn step(&self) -> u64 {
         self.step

@@ -17,6 +17,8 @@ const ROW_LIMIT: u64 = 16 << 20;
 pub trait Row: Serialize + DeserializeOwned {
     /// The file in the run directory.
     const FILE: &'static str;
+    /// Whether every step has a row, so that one that is missing was lost.
+    const EVERY_STEP: bool;
 
     /// The step, counted from 1.
     fn step(&self) -> u64;
@@ -40,6 +42,16 @@ impl<R: Row> RowsFile<R> {
         let path = run.join(R::FILE);
         if files::exists(&path)? {
             let kept = Kept::find::<R>(&path, step)?;
+            if R::EVERY_STEP && !kept.lines.is_empty() && kept.last() < step {
+                return Err(Error::format(
+                    &path,
+                    format!(
+                        "ends with step {}, but the run has done {step}: rows are missing; put a whole copy \
+                         of the file in its place",
+                        kept.last()
+                    ),
+                ));
+            }
             if !kept.is_all {
                 kept.copy(&path)?;
             }
@@ -137,6 +149,7 @@ impl Kept {
 fn scan<R: Row>(path: &Path, limit: u64, mut keep: impl FnMut(R, u64, u64)) -> Result<bool> {
     let mut is_all = true;
     let mut unreadable = None;
+    let mut last = None;
     let mut at = 0;
     let mut lines = Lines::open(path)?;
     while let Some((line, is_whole)) = lines.next()? {
@@ -146,6 +159,7 @@ fn scan<R: Row>(path: &Path, limit: u64, mut keep: impl FnMut(R, u64, u64)) -> R
                 if let Some(error) = unreadable {
                     return Err(error);
                 }
+                check_follows(path, lines.number, last.replace(row.step()), &row)?;
                 keep(row, at, length);
             }
             Ok(_) => is_all = false,
@@ -214,12 +228,16 @@ pub fn read<R: Row>(run: &Path) -> Result<Vec<R>> {
         return Ok(rows);
     }
     let mut lines = Lines::open(&path)?;
+    let mut last = None;
     while let Some((line, is_whole)) = lines.next()? {
         if !is_whole {
             break;
         }
-        match serde_json::from_slice(line) {
-            Ok(row) => push(&mut rows, row),
+        match serde_json::from_slice::<R>(line) {
+            Ok(row) => {
+                check_follows(&path, lines.number, last.replace(row.step()), &row)?;
+                push(&mut rows, row);
+            }
             Err(error) => return Err(not_a_row(&path, lines.number, &error)),
         }
     }
@@ -243,6 +261,21 @@ fn push<R: Row>(rows: &mut Vec<R>, row: R) {
         rows.pop();
     }
     rows.push(row);
+}
+
+/// Steps may be done again, but none is left out.
+fn check_follows<R: Row>(path: &Path, number: usize, last: Option<u64>, row: &R) -> Result<()> {
+    match last {
+        Some(last) if R::EVERY_STEP && row.step() > last + 1 => Err(Error::format(
+            path,
+            format!(
+                "line {number} is of step {}, the line before it of step {last}: rows between them are missing; \
+                 put a whole copy of the file in its place",
+                row.step()
+            ),
+        )),
+        _ => Ok(()),
+    }
 }
 
 fn not_a_row(path: &Path, number: usize, error: &serde_json::Error) -> Error {

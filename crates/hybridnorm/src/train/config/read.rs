@@ -48,17 +48,18 @@ pub(crate) fn read_text(path: &Path) -> Result<String> {
 pub(crate) fn from_toml<T: DeserializeOwned>(text: &str, settings: &[String]) -> Result<T> {
     // The text itself is deserialized first, so that errors carry its lines.
     let reader = toml::Deserializer::parse(text).map_err(|error| in_text(text, "", &error))?;
+    check_sections(&settled(text, &[])?)?;
     let plain: T = serde_path_to_error::deserialize(reader)
         .map_err(|error| in_text(text, &error.path().to_string(), error.inner()))?;
     if settings.is_empty() {
         return Ok(plain);
     }
-    serde_path_to_error::deserialize(toml::Value::Table(settled(text, settings)?)).map_err(
-        |error| {
-            let culprit = culprit::<T>(text, settings, error.inner());
-            in_settings(culprit, &error.path().to_string(), error.inner())
-        },
-    )
+    let table = settled(text, settings)?;
+    check_sections(&table)?;
+    serde_path_to_error::deserialize(toml::Value::Table(table)).map_err(|error| {
+        let culprit = culprit::<T>(text, settings, error.inner());
+        in_settings(culprit, &error.path().to_string(), error.inner())
+    })
 }
 
 /// The table of a text with settings on top.
@@ -68,6 +69,28 @@ pub(crate) fn settled(text: &str, settings: &[String]) -> Result<toml::Table> {
         apply(&mut table, setting)?;
     }
     Ok(table)
+}
+
+/// Sections that readers would also take as lists, by the order of their keys.
+const SECTIONS: [&str; 8] = [
+    "data",
+    "init",
+    "log",
+    "model",
+    "optimizer",
+    "schedule",
+    "study",
+    "train",
+];
+
+fn check_sections(table: &toml::Table) -> Result<()> {
+    let is_list = |name: &&&str| table.get(**name).is_some_and(toml::Value::is_array);
+    match SECTIONS.iter().find(is_list) {
+        None => Ok(()),
+        Some(name) => Err(Error::config(format!(
+            "{name}: expected a section, found a list; write [{name}] with a key = value on each line below"
+        ))),
+    }
 }
 
 /// Sets `section.key=value` in a table. The value is TOML; what is no TOML is taken as a string.

@@ -142,3 +142,23 @@ fn a_pipe_is_refused_without_a_wait() {
     assert!(found.contains("is a pipe"), "{found}");
     assert!(RowsFile::<Metrics>::open(run.path(), 1).is_err());
 }
+
+#[test]
+fn a_step_without_a_row_was_lost() {
+    for steps in [&[1, 2, 4, 5][..], &[1, 3, 4, 2], &[3, 5]] {
+        let lines: Vec<String> = steps.iter().map(|&step| line(step)).collect();
+        let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+        let run = run(&lines);
+        let found = read::<Metrics>(run.path()).unwrap_err().to_string();
+        assert!(found.contains("rows between them are missing"), "{found}");
+        assert!(found.contains("metrics.jsonl: line "), "{found}");
+        assert!(RowsFile::<Metrics>::open(run.path(), 5).is_err());
+    }
+    let short = run(&[&line(1), &line(2)]);
+    let found = RowsFile::<Metrics>::open(short.path(), 5).unwrap_err();
+    assert!(found.to_string().contains("ends with step 2"), "{found}");
+    // What comes again is no loss.
+    let lines: Vec<String> = [1, 2, 4].iter().map(|&step| line(step)).collect();
+    let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+    RowsFile::<Metrics>::open(run(&lines).path(), 2).unwrap();
+}
