@@ -406,3 +406,26 @@ fn whatever_takes_an_older_checkpoint_names_the_broken_one() {
     let note = measured["notes"][0].as_str().unwrap();
     assert!(note.contains("step-00000020"), "{note}");
 }
+
+#[test]
+fn a_run_does_not_go_on_behind_a_hole() {
+    let lab = Lab::new();
+    lab.train("run", &[]);
+    let rows = String::from_utf8(lab.read("run/metrics.jsonl")).unwrap();
+    let lines: Vec<&str> = rows.lines().collect();
+    let swapped = [&lines[..1], &lines[2..4], &lines[1..2], &lines[4..]].concat();
+    let more = ["--resume", "--set", "train.steps=25"];
+    for (kept, words) in [
+        ([&lines[..6], &lines[7..]].concat(), "line 7 is of step 8"),
+        (swapped, "line 2 is of step 3"),
+        (lines[..12].to_vec(), "ends with step 12"),
+    ] {
+        let damaged = kept.join("\n") + "\n";
+        lab.write("run/metrics.jsonl", &damaged);
+        lab.train_fails(1, "run", &more, &["metrics.jsonl", words]);
+        assert_eq!(lab.read("run/metrics.jsonl"), damaged.as_bytes());
+    }
+    lab.write("run/metrics.jsonl", &rows);
+    lab.train("run", &more);
+    assert_eq!(lab.column("run", "step").len(), 25);
+}

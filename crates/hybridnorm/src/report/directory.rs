@@ -82,19 +82,6 @@ fn one(path: &Path) -> Result<(ReportedRun, Told, Set)> {
     let config = Config::load(path.join(run_directory::CONFIG), &[])?;
     let segments = segments::read(path)?;
     let rows: Vec<Metrics> = rows::read(path)?;
-    if let (Some(first), Some(row)) = (segments.first(), rows.first())
-        && row.step > first.after_step + 1
-    {
-        return Err(Error::format(
-            path.join(Metrics::FILE),
-            format!(
-                "begins with step {}, but the run with step {}: rows are missing; put a whole copy of the \
-                 file in its place",
-                row.step,
-                first.after_step + 1
-            ),
-        ));
-    }
     let rates = rates(&config, &segments, &rows);
     if let Some(first) = rates.first() {
         record.cell.lr = first.lr;
