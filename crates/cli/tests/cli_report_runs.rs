@@ -389,3 +389,37 @@ fn a_report_replaces_a_file_whole_and_leaves_no_other() {
     );
     assert_eq!(fs::read_dir(lab.path("pages")).unwrap().count(), 2);
 }
+
+#[test]
+fn a_report_does_not_take_the_place_of_what_it_is_about() {
+    let lab = Lab::new();
+    lab.train("run", &[]);
+    for part in [
+        "config.toml",
+        "metrics.jsonl",
+        "segments.json",
+        "checkpoints/step-00000020/state.json",
+    ] {
+        let out = format!("run/{part}");
+        let before = lab.read(&out);
+        let report = ["report", "run", "--format", "json", "--out", &out];
+        lab.fails(2, &report, &["is a part of run"]);
+        assert_eq!(lab.read(&out), before, "{part}");
+    }
+    lab.ok(&[
+        "report",
+        "run",
+        "--format",
+        "json",
+        "--out",
+        "run/report.json",
+    ]);
+    lab.ok(&[
+        "report",
+        "run",
+        "--format",
+        "json",
+        "--out",
+        "run/report.json",
+    ]);
+}

@@ -308,3 +308,30 @@ fn two_preparations_of_one_folder() {
         .collect();
     assert!(partial.is_empty(), "{partial:?}");
 }
+
+#[test]
+fn prepared_data_among_texts_are_no_text() {
+    let lab = Lab::new();
+    lab.write("texts/a.txt", "Some text of mine.");
+    for _ in 0..2 {
+        let manifest = lab.json(&[
+            "--quiet",
+            "data",
+            "prepare",
+            "texts",
+            "--tokenizer",
+            "bytes",
+            "--validation-fraction",
+            "0",
+            "--out",
+            "texts/prepared",
+            "--overwrite",
+            "--json",
+        ]);
+        assert_eq!(manifest["train"]["documents"], 1, "{manifest}");
+    }
+    let left_out = lab
+        .json(&["data", "inspect", "texts/prepared", "--json"])
+        .to_string();
+    assert!(left_out.contains("prepared data among texts"), "{left_out}");
+}

@@ -227,3 +227,20 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn records_of_a_json_file_may_share_a_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.json");
+    for text in [
+        "{\"text\":\"a\"} {\"text\":\"b\"}\n{\"text\":\"c\"}",
+        "{\"text\":\"a\"}{\"text\":\"b\"}{\"text\":\"c\"}\n",
+        "{\"text\":\"a\"} {\"text\":\n\"b\"}\n{\"text\":\"c\"}",
+        "\"a\" \"b\"\n\"c\"",
+    ] {
+        fs::write(&path, text).unwrap();
+        let (texts, stats) = read_with(&path, &SourceOptions::default()).unwrap();
+        assert_eq!(texts, ["a", "b", "c"], "{text}");
+        assert_eq!(stats.records, 3);
+    }
+}

@@ -75,6 +75,15 @@ pub(super) fn text_field(record: &str, field: &str) -> Result<Found, Flaw> {
     }
 }
 
+/// Whether a text is one value of JSON and nothing else.
+pub(super) fn is_one_value(text: &str) -> bool {
+    let mut scanner = Scanner { text, at: 0 };
+    scanner.space();
+    let is_value = scanner.skip_value().is_ok();
+    scanner.space();
+    is_value && scanner.peek().is_none()
+}
+
 enum Value<'t> {
     String((Cow<'t, str>, bool)),
     /// Of that kind.

@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 
 use glob::{MatchOptions, Pattern};
 
+use crate::data::shard::PreparedFolder;
+use crate::data::tokenizer::RECORD_NAME;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::omissions::{LeftOut, Unit};
@@ -301,6 +303,11 @@ pub(super) fn known(path: &Path) -> Result<()> {
     }
 }
 
+/// Whether a folder is one of prepared data, and not just one with some `manifest.json`.
+fn is_prepared(folder: &Path) -> Result<bool> {
+    Ok(PreparedFolder::is_prepared(folder)? && files::exists(folder.join(RECORD_NAME))?)
+}
+
 fn is_hidden(path: &Path) -> bool {
     path.file_name().is_some_and(starts_with_dot)
 }
@@ -367,6 +374,8 @@ impl<'f> Search<'f> {
                     self.leave_out_folder("hidden", &path)?;
                 } else if is_hidden(&path) {
                     self.leave_out("hidden", &path);
+                } else if kind.is_dir() && is_prepared(&path)? {
+                    self.leave_out_folder("prepared data among texts", &path)?;
                 } else if kind.is_dir() {
                     waiting.push((path, name));
                 } else {

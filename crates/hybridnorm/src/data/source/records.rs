@@ -2,7 +2,7 @@
 //!
 //! Memory: one record of at most 256 MiB in a buffer of up to twice its size, and its text.
 
-use crate::data::jsonl::{Flaw, Found, text_field};
+use crate::data::jsonl::{Flaw, Found, is_one_value, text_field};
 use crate::data::lines::{Lines, Problem, RECORD_LIMIT};
 use crate::error::Result;
 use crate::omissions::Unit;
@@ -69,9 +69,9 @@ impl Records {
         }
         // A record that is whole on the first line: then each has its line.
         let line = lines.peek_line()?;
-        let layout = match text_field(&String::from_utf8_lossy(&line), "") {
-            Err(Flaw { at: Some(_), .. }) => Layout::Values,
-            _ => Layout::Lines,
+        let layout = match is_one_value(&String::from_utf8_lossy(&line)) {
+            true => Layout::Lines,
+            false => Layout::Values,
         };
         if layout == Layout::Lines {
             lines.number -= 1;
