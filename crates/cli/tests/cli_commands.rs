@@ -222,6 +222,11 @@ fn data_is_prepared_and_inspected() {
 #[test]
 fn placements_are_listed_and_explained() {
     let lab = Lab::new();
+    let table = lab.ok(&["placement", "list"]);
+    assert!(
+        table.contains("qkv-post") && !table.contains("\\n"),
+        "{table}"
+    );
     let rows = lab.json(&["placement", "list", "--json"]);
     let rows = rows.as_array().unwrap();
     assert!(rows.len() > 20);

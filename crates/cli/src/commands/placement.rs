@@ -53,7 +53,7 @@ fn list(json: bool) -> Result<(), Error> {
     for row in rows {
         let name = match row.aliases {
             [] => row.name.to_owned(),
-            aliases => format!("{}\n= {}", row.name, aliases.join(", ")),
+            aliases => format!("{} (= {})", row.name, aliases.join(", ")),
         };
         table.add_row([name, row.meaning.to_owned(), row.source.to_owned()]);
     }

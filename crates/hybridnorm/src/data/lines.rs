@@ -200,7 +200,7 @@ impl Lines {
         Err(Problem {
             reason: "invalid UTF-8".into(),
             message: format!(
-                "invalid UTF-8 (0x{byte:02x}) at byte {}{of}, line {}; convert the file to UTF-8 or allow replacing invalid bytes",
+                "invalid UTF-8 (0x{byte:02x}) at byte {}{of}, line {}; convert the file to UTF-8 or allow replacing invalid bytes (--replace-invalid-utf8)",
                 self.start + at as u64,
                 self.number
             ),

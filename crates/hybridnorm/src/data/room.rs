@@ -29,7 +29,7 @@ pub(super) fn check(out: &Path, overwrite: bool) -> Result<()> {
     }
     if !overwrite {
         return Err(Error::config(format!(
-            "{}: already holds prepared data; choose another folder, or allow overwriting",
+            "{}: already holds prepared data; choose another folder, or allow overwriting (--overwrite)",
             out.display()
         )));
     }

@@ -151,7 +151,7 @@ impl ParquetTexts {
                     return Err(Error::format(
                         &self.path,
                         format!(
-                            "row {}: invalid UTF-8 at byte {} of the text; allow replacing invalid bytes",
+                            "row {}: invalid UTF-8 at byte {} of the text; allow replacing invalid bytes (--replace-invalid-utf8)",
                             self.row,
                             error.valid_up_to()
                         ),
