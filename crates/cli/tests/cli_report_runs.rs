@@ -252,6 +252,16 @@ fn holes_repetitions_and_ends_are_told() {
         (&json!(12), &json!("unfinished"))
     );
     assert_eq!(run["validation_loss"], Value::Null);
+    // A row of an earlier step undoes those behind it.
+    let swapped = [&lines[..1], &lines[2..4], &lines[1..2]].concat();
+    lab.write("swapped/metrics.jsonl", swapped.join("\n") + "\n");
+    lab.write("swapped/config.toml", lab.read("run/config.toml"));
+    lab.write("swapped/segments.json", lab.read("run/segments.json"));
+    let swapped = &report(&lab, &["swapped"])["runs"][0]["directory"]["rows"];
+    assert_eq!(
+        *swapped,
+        json!({"found": 4, "missing": 2, "first_missing": 3, "repeated": 0})
+    );
     let text = markdown(&lab, &["run"]);
     for word in [
         "3 steps have no row in metrics.jsonl, the first is step 5",

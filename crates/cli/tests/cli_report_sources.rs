@@ -53,7 +53,9 @@ fn forget(lab: &Lab, run: &str, key: &str) {
     let path = format!("{run}/segments.json");
     let mut segments: Value = serde_json::from_slice(&lab.read(&path)).unwrap();
     for segment in segments.as_array_mut().unwrap() {
-        segment.as_object_mut().unwrap().remove(key);
+        let segment = segment.as_object_mut().unwrap();
+        segment.remove(key);
+        segment.remove("sha256");
     }
     lab.write(&path, segments.to_string());
 }

@@ -419,6 +419,7 @@ fn a_run_does_not_go_on_behind_a_hole() {
         ([&lines[..6], &lines[7..]].concat(), "line 7 is of step 8"),
         (swapped, "line 2 is of step 3"),
         (lines[..12].to_vec(), "ends with step 12"),
+        (lines[2..].to_vec(), "begins with step 3"),
     ] {
         let damaged = kept.join("\n") + "\n";
         lab.write("run/metrics.jsonl", &damaged);

@@ -298,7 +298,30 @@ fn damaged_folders() {
     assert!(error_of(&at("")).ends_with("train-00000.bin: no such file or folder"));
     fs::write(at("train-00000.bin"), &shard).unwrap();
 
+    let changed = manifest.replacen("\"seed\": 0", "\"seed\": 1", 1);
+    assert_ne!(changed, manifest);
+    fs::write(at("manifest.json"), changed).unwrap();
+    assert!(error_of(&at("")).contains("manifest.json: its content is not what its checksum"));
+
+    // Manifests of earlier versions have no checksum, and say possible things all the same.
+    let mut value: serde_json::Value = serde_json::from_str(&manifest).unwrap();
+    assert!(value.as_object_mut().unwrap().remove("sha256").is_some());
+    let (documents, bytes) = (&value["train"]["documents"], &value["train"]["text_bytes"]);
+    let more = |of: &serde_json::Value| (of.to_string(), (of.as_u64().unwrap() + 1).to_string());
+    let (documents, bytes) = (more(documents), more(bytes));
+    let manifest = serde_json::to_string_pretty(&value).unwrap();
+    let key = |name: &str, of: &str| format!("\"{name}\": {of}");
     for (from, to, why) in [
+        (
+            &*key("documents", &documents.0),
+            &*key("documents", &documents.1),
+            "documents in all, but the shards have",
+        ),
+        (
+            &key("text_bytes", &bytes.0),
+            &key("text_bytes", &bytes.1),
+            "bytes of text in all, but the shards have",
+        ),
         ("\"version\": 1", "\"version\": 2", "manifest version 2"),
         (
             "\"version\": 1",

@@ -1,21 +1,12 @@
-//! Parquet files that others made, and the memory that reading takes.
+//! Parquet files that others made, and damaged ones.
 //!
 //! The files are PyArrow's; `fixtures/parquet/make.py` says what is in them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
 
+use hybridnorm::Result;
 use hybridnorm::data::{SourceOptions, SourceStats, Sources};
-use hybridnorm::{Result, memory};
-use parquet::basic::{Compression, ZstdLevel};
-use parquet::data_type::{ByteArray, ByteArrayType};
-use parquet::file::properties::WriterProperties;
-use parquet::file::writer::SerializedFileWriter;
-use parquet::schema::parser::parse_message_type;
-
-/// Peaks are of the process: tests that make garbage wait for the one that measures.
-static ALONE: Mutex<()> = Mutex::new(());
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parquet")
@@ -37,7 +28,6 @@ fn read(path: &Path, field: &str, mut each: impl FnMut(String)) -> Result<Source
 
 #[test]
 fn files_of_pyarrow_hold_what_was_written() {
-    let _alone = ALONE.lock();
     let expected: Vec<String> = (0..40)
         .filter(|row| ![5, 9, 11, 17].contains(row))
         .map(|row| format!("Row {row} of 40.{}", " wörd".repeat(row)))
@@ -85,7 +75,6 @@ fn a_column_that_is_not_there_is_an_error_with_those_that_are() {
 
 #[test]
 fn a_damaged_file_is_an_error_that_names_it() {
-    let _alone = ALONE.lock();
     let folder = tempfile::tempdir().unwrap();
     for name in ["snappy", "zstd-v2", "brotli-delta", "lz4-dictionary"] {
         let whole = fs::read(fixtures().join(format!("{name}.parquet"))).unwrap();
@@ -113,7 +102,6 @@ fn a_damaged_file_is_an_error_that_names_it() {
 /// Rows and texts that the metadata and the checksums do not know of are no texts of the file.
 #[test]
 fn no_row_is_lost_or_invented() {
-    let _alone = ALONE.lock();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("changed.parquet");
     let whole = fs::read(fixtures().join("checksum.parquet")).unwrap();
@@ -166,56 +154,4 @@ fn a_table_without_rows_is_a_file_without_text() {
     }
     let stats = read(folder.path(), "text", drop).unwrap();
     assert_eq!((stats.documents, stats.records), (36, 38));
-}
-
-#[test]
-fn memory_is_that_of_a_page_not_of_the_file() {
-    let _alone = ALONE.lock();
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("large.parquet");
-    let rows = 3000;
-    let text = "some words ".repeat(6000);
-    write(&path, rows, &text);
-    memory::reset_peak();
-    let Some(before) = memory::peak_bytes() else {
-        return;
-    };
-    let mut documents = 0;
-    read(&path, "text", |found| {
-        assert_eq!(found.len(), text.len());
-        documents += 1;
-    })
-    .unwrap();
-    let peak = memory::peak_bytes().unwrap() - before;
-    assert_eq!(documents, rows);
-    let unpacked = (rows * text.len()) as u64;
-    assert!(
-        peak < 64 << 20,
-        "{} MiB of {} MiB unpacked",
-        peak >> 20,
-        unpacked >> 20
-    );
-}
-
-/// As many rows of the same text.
-fn write(path: &Path, rows: usize, text: &str) {
-    let schema = parse_message_type("message rows { required binary text (UTF8); }").unwrap();
-    let properties = WriterProperties::builder()
-        .set_dictionary_enabled(false)
-        .set_compression(Compression::ZSTD(ZstdLevel::try_new(1).unwrap()));
-    let file = fs::File::create(path).unwrap();
-    let properties = Arc::new(properties.build());
-    let mut writer = SerializedFileWriter::new(file, Arc::new(schema), properties).unwrap();
-    let values = vec![ByteArray::from(text); 100];
-    for _ in 0..rows / 100 {
-        let mut group = writer.next_row_group().unwrap();
-        let mut column = group.next_column().unwrap().unwrap();
-        column
-            .typed::<ByteArrayType>()
-            .write_batch(&values, None, None)
-            .unwrap();
-        column.close().unwrap();
-        group.close().unwrap();
-    }
-    writer.close().unwrap();
 }

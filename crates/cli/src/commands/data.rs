@@ -126,8 +126,12 @@ fn inspection(found: &Inspection) -> String {
     if let Some(validation) = &found.validation {
         add("validation", validation);
     }
+    let checksum = match found.has_checksum {
+        true => "the manifest matches its checksum",
+        false => "the manifest has no checksum, as those of earlier versions",
+    };
     format!(
-        "tokenizer {} ({} tokens, SHA-256 {})\nevery shard matches its size and SHA-256\n\n{table}\n{}\n{}\n",
+        "tokenizer {} ({} tokens, SHA-256 {})\nevery shard matches its size and SHA-256; {checksum}\n\n{table}\n{}\n{}\n",
         tokenizer.name,
         grouped(tokenizer.vocab_size as u64),
         &tokenizer.fingerprint[..16.min(tokenizer.fingerprint.len())],

@@ -6,7 +6,7 @@ use hybridnorm::model::Recompute;
 use hybridnorm::model::inventory::inventory;
 use hybridnorm::omissions::LeftOut;
 use hybridnorm::train::checkpoint::{self, Contents};
-use hybridnorm::{Device, Error};
+use hybridnorm::{Device, Error, files};
 use serde::Serialize;
 
 use super::Ending;
@@ -32,6 +32,8 @@ struct TokenizerReport {
 
 pub fn run(args: ImportArgs, console: &Console) -> Result<Ending, Error> {
     interop::require_folder(&args.folder)?;
+    let out = files::through_links(&args.out)?;
+    checkpoint::check_free(&out)?;
     let (tokenizer, mut read) = find_tokenizer(&args)?;
     let Imported {
         model,
@@ -57,8 +59,8 @@ pub fn run(args: ImportArgs, console: &Console) -> Result<Ending, Error> {
             None => without_it(&Error::format(args.folder.join("tokenizer.json"), problem)),
         });
     }
-    hybridnorm::files::create_parent(&args.out)?;
-    checkpoint::save(&args.out, Contents::of_model(&model, tokenizer.as_ref()))?;
+    files::create_parent(&out)?;
+    checkpoint::save(&out, Contents::of_model(&model, tokenizer.as_ref()))?;
     let parameters = inventory(
         model.config(),
         1,

@@ -82,7 +82,7 @@ fn is_config(path: &Path) -> Result<bool, Error> {
     let is_toml = path
         .extension()
         .is_some_and(|extension| extension == "toml");
-    Ok(is_toml || files::exists(path)? && !files::is_folder(path)?)
+    Ok(is_toml || files::exists(path)? && !files::is_dir(path)?)
 }
 
 /// The sizes of a model.

@@ -17,6 +17,8 @@ const SAMPLE_TOKENS: u64 = 200;
 pub struct Inspection {
     /// The manifest.
     pub manifest: Manifest,
+    /// Whether the manifest has a checksum, which those of earlier versions lack.
+    pub has_checksum: bool,
     /// The training tokens.
     pub train: SplitReport,
     /// The validation tokens; `None` when none were held out.
@@ -79,6 +81,7 @@ pub fn inspect(folder: impl AsRef<Path>) -> Result<Inspection> {
         }
     };
     Ok(Inspection {
+        has_checksum: Manifest::has_checksum(prepared.folder())?,
         train: report(&train_counts, &manifest.train, &|seen| seen as f64 / total),
         validation: (!validation.is_empty()).then(|| {
             report(&validation_counts, &manifest.validation, &|seen| {

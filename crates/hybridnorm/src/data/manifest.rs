@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::files;
+use crate::files::{self, sealed};
 use crate::omissions::LeftOut;
 
 use super::source::SourceStats;
@@ -311,20 +311,29 @@ impl Manifest {
     /// If it cannot be written.
     pub fn write(&self, folder: &Path) -> Result<()> {
         let path = folder.join(MANIFEST_NAME);
-        let mut json = serde_json::to_vec_pretty(self)
-            .map_err(|error| Error::format(&path, error.to_string()))?;
-        json.push(b'\n');
-        files::write(&path, &json).map(drop)
+        let json =
+            sealed::seal_pretty(self).map_err(|error| Error::format(&path, error.to_string()))?;
+        files::write(&path, json.as_bytes()).map(drop)
     }
 
     /// Reads the manifest of `folder` and checks that it is consistent with itself.
     ///
     /// # Errors
-    /// If it is missing, of another version, damaged, or says impossible things.
+    /// If it is missing, of another version, damaged, not what its checksum says, or says impossible
+    /// things. Those of earlier versions have no checksum.
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join(MANIFEST_NAME);
         let json = files::read_small(&path, MANIFEST_LIMIT)?;
         Self::parse(&json).map_err(|problem| Error::format(&path, problem))
+    }
+
+    /// Whether the manifest of `folder` has a checksum, which those of earlier versions lack.
+    pub(super) fn has_checksum(folder: &Path) -> Result<bool> {
+        let path = folder.join(MANIFEST_NAME);
+        let json = files::read_small(&path, MANIFEST_LIMIT)?;
+        let value: serde_json::Value = serde_json::from_slice(&json)
+            .map_err(|error| Error::format(&path, error.to_string()))?;
+        Ok(value.get(sealed::KEY).is_some())
     }
 
     fn parse(json: &[u8]) -> Result<Self, String> {
@@ -345,7 +354,8 @@ impl Manifest {
                 head.version.map_or("missing".into(), |v| v.to_string())
             ));
         }
-        let manifest: Self = serde_json::from_slice(json).map_err(|error| error.to_string())?;
+        let value = serde_json::from_slice(json).map_err(|error| error.to_string())?;
+        let manifest: Self = sealed::open(value, "")?.content;
         manifest.check()?;
         Ok(manifest)
     }
@@ -370,7 +380,29 @@ impl Manifest {
             ));
         }
         self.train.check("train", self.dtype)?;
-        self.validation.check("validation", self.dtype)
+        self.validation.check("validation", self.dtype)?;
+        let wide = u128::from;
+        let read =
+            |of: fn(&SourceRecord) -> u64| self.sources.iter().map(of).map(wide).sum::<u128>();
+        let written =
+            |of: fn(&SplitRecord) -> u64| wide(of(&self.train)) + wide(of(&self.validation));
+        for (what, read, written) in [
+            (
+                "documents",
+                read(|source| source.documents),
+                written(|split| split.documents),
+            ),
+            (
+                "bytes of text",
+                read(|source| source.text_bytes),
+                written(|split| split.text_bytes),
+            ),
+        ] {
+            if read != written {
+                return Err(format!("{read} {what} were read and {written} written"));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -409,7 +441,7 @@ impl SplitRecord {
     }
 
     fn check(&self, split: &str, dtype: Dtype) -> Result<(), String> {
-        let mut tokens = 0_u64;
+        let (mut tokens, mut documents, mut text_bytes) = (0_u64, 0_u64, 0_u64);
         for shard in &self.shards {
             let name = &shard.file;
             let plain = !name.is_empty()
@@ -429,12 +461,19 @@ impl SplitRecord {
             tokens = tokens
                 .checked_add(shard.tokens)
                 .ok_or_else(|| format!("{split}: too many tokens"))?;
+            documents = documents.saturating_add(shard.documents);
+            text_bytes = text_bytes.saturating_add(shard.text_bytes);
         }
-        if tokens != self.tokens {
-            return Err(format!(
-                "{split}: {} tokens in all, but the shards have {tokens}",
-                self.tokens
-            ));
+        for (what, all, of_shards) in [
+            ("tokens", self.tokens, tokens),
+            ("documents", self.documents, documents),
+            ("bytes of text", self.text_bytes, text_bytes),
+        ] {
+            if all != of_shards {
+                return Err(format!(
+                    "{split}: {all} {what} in all, but the shards have {of_shards}"
+                ));
+            }
         }
         Ok(())
     }

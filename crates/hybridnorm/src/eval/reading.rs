@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::sets::EvalSet;
-use crate::data::{self, InvalidUtf8, SourceOptions, Sources};
+use crate::data::{InvalidUtf8, SourceOptions, Sources};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::train::{Config, checkpoint, history, run_directory, segments};
@@ -164,28 +164,20 @@ fn of_run(checkpoint: &Path) -> Result<Option<(PathBuf, SourceOptions)>> {
     Ok(Some((config, then.data.text.unwrap_or_default())))
 }
 
-/// Refuses given options that have no effect on any of these inputs.
-pub(super) fn check_given(inputs: &[String], overrides: &TextOverrides) -> Result<()> {
-    let Some(first) = overrides.given().first().copied() else {
-        return Ok(());
-    };
-    let mut text = Vec::new();
-    for input in inputs {
-        if data::is_raw_text(input)? {
-            text.push(input.clone());
-        }
-    }
-    if text.is_empty() {
-        return Err(Error::config(format!(
+/// Refuses given options that have no effect on any of the inputs that are raw text.
+pub(super) fn check_given(raw: &[String], overrides: &TextOverrides) -> Result<()> {
+    match overrides.given().first() {
+        None => Ok(()),
+        Some(first) if raw.is_empty() => Err(Error::config(format!(
             "{first} has no effect: none of the data is raw text"
-        )));
+        ))),
+        Some(_) => Sources::resolve(raw, &overrides.on(SourceOptions::default())).map(drop),
     }
-    Sources::resolve(&text, &overrides.on(SourceOptions::default())).map(drop)
 }
 
 /// Refuses a given separator that occurs in none of the sets.
 pub(super) fn check_separator(sets: &[EvalSet], overrides: &TextOverrides) -> Result<()> {
-    let texts = sets.iter().filter(|set| set.is_raw_text);
+    let texts = sets.iter().filter(|set| set.reading.is_some());
     let found: u64 = texts
         .filter_map(|set| Some(set.text.as_ref()?.separators))
         .sum();

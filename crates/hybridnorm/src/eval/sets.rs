@@ -55,8 +55,8 @@ pub struct EvalSet {
     /// The account of the text that it was made from, all parts of a prepared folder together; `None`
     /// for token files.
     pub text: Option<TextAccount>,
-    /// Whether it was named as text.
-    pub is_raw_text: bool,
+    /// How it was read, where it was named as text.
+    pub reading: Option<TextReading>,
     /// What is worth a line.
     pub notes: Vec<String>,
 }
@@ -144,8 +144,11 @@ pub fn open_sets(
     open.tokenizer = tokenizer.cloned().map(TokenizerChoice::Loaded);
     open.windows = options.windows;
     open.any_rows = true;
-    reading::check_given(paths, &options.text)?;
-    open.prepare.source = text_reading(paths, options)?.options;
+    let raw = raw_text(paths)?;
+    reading::check_given(&raw, &options.text)?;
+    let of_run = options.checkpoint.as_deref().filter(|_| !raw.is_empty());
+    let reading = TextReading::new(of_run, &options.text)?;
+    open.prepare.source = reading.options.clone();
     let mut known = BTreeSet::new();
     let mut sets = Vec::new();
     for path in paths {
@@ -154,20 +157,22 @@ pub fn open_sets(
                 "{path} is named twice, and the pooled loss would count it twice; name each data set once"
             )));
         }
-        sets.push(open_set(path, options.split, &open, progress)?);
+        let reading = raw.contains(path).then(|| reading.clone());
+        sets.push(open_set(path, reading, options.split, &open, progress)?);
     }
     reading::check_separator(&sets, &options.text)?;
     Ok(sets)
 }
 
-/// How raw text is read; the run is asked only where there is some.
-fn text_reading(paths: &[String], options: &EvalOptions) -> Result<TextReading> {
+/// Those of the inputs that are named as text.
+fn raw_text(paths: &[String]) -> Result<Vec<String>> {
+    let mut raw = Vec::new();
     for path in paths {
         if data::is_raw_text(path)? {
-            return TextReading::new(options.checkpoint.as_deref(), &options.text);
+            raw.push(path.clone());
         }
     }
-    TextReading::new(None, &options.text)
+    Ok(raw)
 }
 
 /// The same for two names of the same file or folder.
@@ -178,6 +183,7 @@ fn identity(name: &str) -> PathBuf {
 
 fn open_set(
     path: &str,
+    reading: Option<TextReading>,
     split: Option<Split>,
     options: &OpenOptions,
     progress: &mut dyn FnMut(Progress),
@@ -202,7 +208,7 @@ fn open_set(
     let first_token_bytes = first_token_bytes(&opened, split);
     Ok(EvalSet {
         text: opened.text(),
-        is_raw_text: data::is_raw_text(path)?,
+        reading,
         name: path.to_owned(),
         split,
         data: opened.dataset,
@@ -295,14 +301,10 @@ pub fn measure(model: &Decoder, sets: &[EvalSet], options: &EvalOptions) -> Resu
             notes,
         });
     }
-    let names: Vec<String> = sets.iter().map(|set| set.name.clone()).collect();
-    let has_text = sets.iter().any(|set| set.is_raw_text);
     Ok(Evaluation {
         pooled: pooled(&found),
         sets: found,
-        text_options: has_text
-            .then(|| text_reading(&names, options))
-            .transpose()?,
+        text_options: sets.iter().find_map(|set| set.reading.clone()),
         notes: shared::notes(sets)?,
     })
 }

@@ -12,6 +12,7 @@ mod atomic;
 mod lfs;
 mod lock;
 mod named;
+pub(crate) mod sealed;
 mod staged;
 mod temporary;
 
@@ -25,7 +26,7 @@ use crate::error::{Error, Result};
 
 pub use atomic::AtomicFile;
 pub use lock::{Lock, Locking};
-pub use named::{check_folder_name, check_new_folder, check_writable, through_links, write_named};
+pub use named::{check_folder_name, check_writable, through_links, write_named};
 pub use staged::StagedFolder;
 pub use temporary::{TEMPORARY_SUFFIX, remove_stale, remove_stale_in, temporary_of};
 
@@ -157,16 +158,6 @@ pub fn create_parent(path: impl AsRef<Path>) -> Result<()> {
 pub fn exists(path: impl AsRef<Path>) -> Result<bool> {
     let path = path.as_ref();
     path.try_exists().map_err(Error::io(path))
-}
-
-/// Whether what stands at `path` is a folder.
-///
-/// # Errors
-/// If nothing stands there, or the system cannot tell.
-pub fn is_folder(path: impl AsRef<Path>) -> Result<bool> {
-    let path = path.as_ref();
-    let found = fs::metadata(path).map_err(Error::io(path))?;
-    Ok(found.is_dir())
 }
 
 /// Checks that what stands at `path` is a folder; `expected` says of what kind.

@@ -82,23 +82,6 @@ pub fn check_writable(target: &Path) -> Result<()> {
     }
 }
 
-/// Checks that a folder that a person named can be made, and makes those that it will be in.
-///
-/// # Errors
-/// If something else stands there, or is in the way.
-pub fn check_new_folder(target: &Path) -> Result<()> {
-    check_folder_name(target)?;
-    match fs::read_dir(target).map(|mut entries| entries.next().is_some()) {
-        Ok(true) => Err(Error::format(
-            target,
-            "is there already and holds something; choose another name, or remove it",
-        )),
-        Ok(false) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => super::create_parent(target),
-        Err(error) => Err(Error::io(target)(error)),
-    }
-}
-
 /// Checks that the name is one that a folder can have: no file stands there, or where a folder above
 /// it is to be.
 ///
@@ -195,14 +178,12 @@ mod tests {
         let file = folder.path().join("file");
         fs::write(&file, "x").unwrap();
         for path in [file.clone(), file.join("a"), file.join("a/b")] {
-            let found = check_new_folder(&path).unwrap_err().to_string();
+            let found = check_folder_name(&path).unwrap_err().to_string();
             assert!(
                 found.ends_with("file: is a file, expected a folder"),
                 "{found}"
             );
         }
-        check_new_folder(&folder.path().join("a/b")).unwrap();
-        let found = check_new_folder(folder.path()).unwrap_err().to_string();
-        assert!(found.contains("holds something"), "{found}");
+        check_folder_name(&folder.path().join("a/b")).unwrap();
     }
 }

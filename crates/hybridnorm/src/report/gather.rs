@@ -46,7 +46,7 @@ impl Document {
                     .extend(records.into_iter().map(ReportedRun::from));
                 document.planned = Some(study.runs.len());
                 studies += 1;
-            } else if !files::is_folder(path)? {
+            } else if !files::is_dir(path)? {
                 if document.probe.is_some() {
                     return Err(Error::config("a report has room for one probe"));
                 }

@@ -22,6 +22,7 @@ mod sections;
 mod sets;
 mod table;
 mod tables;
+mod target;
 mod view;
 
 #[cfg(test)]
@@ -32,3 +33,4 @@ pub use html::html;
 pub use markdown::markdown;
 pub use run::{Directory, RateSince, ReportedRun, Rows};
 pub use sets::Set;
+pub use target::check_target;

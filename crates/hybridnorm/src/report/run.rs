@@ -1,6 +1,6 @@
 //! A run as a report knows it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Deref, DerefMut};
 
 use serde::{Deserialize, Serialize};
@@ -58,7 +58,7 @@ pub struct RateSince {
 pub struct Rows {
     /// Rows of steps that had none before.
     pub found: u64,
-    /// Steps up to the last one that have no row.
+    /// Steps up to the last one that have no row, or one that a later row of an earlier step undoes.
     pub missing: u64,
     /// The first of these.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -68,17 +68,22 @@ pub struct Rows {
 }
 
 impl Rows {
-    /// Counts the steps of rows.
+    /// Counts the steps of rows, as they stand in the file.
     pub(super) fn of(steps: impl Iterator<Item = u64>) -> Self {
-        let (mut rows, mut seen) = (Self::default(), std::collections::BTreeSet::new());
+        let (mut rows, mut seen) = (Self::default(), BTreeSet::new());
+        // Steps whose rows count: one that is done again takes those of later steps with it.
+        let mut kept = BTreeSet::new();
         for step in steps {
             match seen.insert(step) {
                 true => rows.found += 1,
                 false => rows.repeated += 1,
             }
+            kept.split_off(&step);
+            kept.insert(step);
         }
+        let end = seen.last().map(|last| last.saturating_add(1));
         let mut next = 1;
-        for step in seen {
+        for step in kept.into_iter().chain(end) {
             if step > next {
                 rows.missing += step - next;
                 rows.first_missing.get_or_insert(next);

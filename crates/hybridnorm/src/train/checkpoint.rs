@@ -82,22 +82,29 @@ pub struct Checkpoint {
     passed_over: Vec<String>,
 }
 
+/// Checks that a checkpoint can be written at `path`, before long work is done for it.
+///
+/// # Errors
+/// If something stands there, or a file is in the way.
+pub fn check_free(path: &Path) -> Result<()> {
+    files::check_folder_name(path)?;
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Error::io(path)(error)),
+        Ok(_) => Err(Error::format(
+            path,
+            "already here; choose another name, or remove it",
+        )),
+    }
+}
+
 /// Writes a checkpoint at `path`, whose parent must be there: a run directory that was removed is not
 /// made anew.
 ///
 /// # Errors
 /// If anything cannot be written, or something stands there already.
 pub fn save<S: Serialize>(path: &Path, contents: Contents<'_, S>) -> Result<()> {
-    match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(Error::io(path)(error)),
-        Ok(_) => {
-            return Err(Error::format(
-                path,
-                "already here; choose another name, or remove it",
-            ));
-        }
-    }
+    check_free(path)?;
     let staged = StagedFolder::create(path)?;
     write_folder(staged.path(), contents)?;
     staged.publish()

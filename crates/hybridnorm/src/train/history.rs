@@ -1,5 +1,6 @@
 //! What changed between the segments of a run, and which configuration a step had.
 
+use serde::Serialize;
 use toml::{Table, Value};
 
 use super::config::Config;
@@ -10,8 +11,8 @@ use crate::error::{Error, Result};
 /// the data changing.
 const PLACES: [&str; 3] = ["data.train", "data.validation", "data.tokenizer"];
 
-/// Keys with another value in `new` than in `old`.
-pub fn changes(old: &Config, new: &Config) -> Vec<Change> {
+/// Keys with another value in `new` than in `old`, of any configuration.
+pub fn changes<T: Serialize>(old: &T, new: &T) -> Vec<Change> {
     let (old, new) = (leaves(&table(old)), leaves(&table(new)));
     let find = |leaves: &[(String, String)], key: &str| {
         let found = leaves.iter().find(|(of, _)| of == key);
@@ -158,7 +159,7 @@ fn rounded(number: f64) -> f64 {
     format!("{number:.2e}").parse().unwrap_or(number)
 }
 
-fn table(config: &Config) -> Table {
+fn table<T: Serialize>(config: &T) -> Table {
     Table::try_from(config).expect("a configuration is plain data")
 }
 

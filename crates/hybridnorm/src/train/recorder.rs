@@ -158,6 +158,7 @@ pub(super) struct Recorder {
     detector: Detector,
     dumps: usize,
     missing_rows: u64,
+    first_row: Option<u64>,
 }
 
 /// What grows with the run.
@@ -174,8 +175,10 @@ impl Recorder {
         for row in &rows {
             detector.push(row);
         }
-        let first = rows.first().map_or(1, |row| row.step);
+        let first_row = rows.first().map(|row| row.step);
+        let first = first_row.unwrap_or(1);
         Ok(Self {
+            first_row,
             missing_rows: (step + 1).saturating_sub(first + rows.len() as u64),
             files: None,
             log: log.clone(),
@@ -213,6 +216,11 @@ impl Recorder {
     }
 
     /// Steps done that have no row of metrics, though there is one of an earlier step or none at all.
+    /// The step of the first row that the run has.
+    pub(super) fn first_row(&self) -> Option<u64> {
+        self.first_row
+    }
+
     pub(super) fn missing_rows(&self) -> u64 {
         self.missing_rows
     }

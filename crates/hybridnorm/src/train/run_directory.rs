@@ -1,5 +1,6 @@
 //! The directory of a run: who holds it, what may be written there, where a run goes on.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -46,6 +47,21 @@ pub fn remove(run: &Path, locking: Locking) -> Result<()> {
     remove_file(&run.join(LOCK))?;
     drop(lock);
     Ok(())
+}
+
+/// True if a run writes a file or folder of this name into its directory.
+pub(crate) fn writes(name: &OsStr) -> bool {
+    let names = [
+        CONFIG,
+        LOCK,
+        UNFINISHED,
+        Metrics::FILE,
+        LayersRow::FILE,
+        segments::FILE,
+        checkpoint::CHECKPOINTS,
+        recorder::FLIGHT,
+    ];
+    names.iter().any(|known| name == *known) || tensorboard::is_events(name)
 }
 
 /// As [`remove`], by the process that holds the directory. The lock stays.

@@ -9,7 +9,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::files;
+use crate::files::{self, sealed};
 
 /// The file in the run directory.
 pub const FILE: &str = "segments.json";
@@ -65,14 +65,15 @@ pub struct Segment {
 /// The segments of a run, oldest first; none where the run is older than this file.
 ///
 /// # Errors
-/// If the file cannot be read.
+/// If the file cannot be read, or a segment is not what its checksum says.
 pub fn read(run: &Path) -> Result<Vec<Segment>> {
     let path = run.join(FILE);
     if !files::exists(&path)? {
         return Ok(Vec::new());
     }
     let bytes = files::read_small(&path, LIMIT)?;
-    serde_json::from_slice(&bytes).map_err(|error| Error::format(&path, error.to_string()))
+    let opened = sealed::open_list(&bytes).map_err(|problem| Error::format(&path, problem))?;
+    Ok(opened.into_iter().map(|segment| segment.content).collect())
 }
 
 /// Writes the segments of a run.
@@ -81,7 +82,7 @@ pub fn read(run: &Path) -> Result<Vec<Segment>> {
 /// If the file cannot be written.
 pub fn write(run: &Path, segments: &[Segment]) -> Result<()> {
     let path = run.join(FILE);
-    let text = serde_json::to_vec_pretty(segments)
-        .map_err(|error| Error::format(&path, error.to_string()))?;
-    files::write(&path, &text).map(drop)
+    let text =
+        sealed::seal_list(segments).map_err(|error| Error::format(&path, error.to_string()))?;
+    files::write(&path, text.as_bytes()).map(drop)
 }

@@ -104,12 +104,16 @@ impl EventFile {
 pub fn remove(dir: &Path) -> Result<()> {
     for entry in fs::read_dir(dir).map_err(Error::io(dir))? {
         let path = entry.map_err(Error::io(dir))?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if name.starts_with(PREFIX) {
+        if path.file_name().is_some_and(is_events) {
             fs::remove_file(&path).map_err(Error::io(&path))?;
         }
     }
     Ok(())
+}
+
+/// True for the name of an event file.
+pub(super) fn is_events(name: &std::ffi::OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(PREFIX.as_bytes())
 }
 
 /// The seconds in the name of the next file: now, or right after the newest file there if the

@@ -6,15 +6,17 @@
 //! A record is the last thing that is written of a run: what it says is there, is there. A run that is to
 //! be kept is moved before, and moved back where a kill came in between.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::difference::in_words;
 use super::history::HISTORY;
-use super::hold::{Hold, Passing};
+use super::hold::{BEGIN, Hold, LOCK, Passing};
 use super::plan::{Planned, Study};
 use super::record::RunRecord;
+use super::rungs::HALVING;
 use crate::error::{Error, Result};
 use crate::files::{self, Locking};
 use crate::train::metrics::Metrics;
@@ -47,6 +49,12 @@ pub(super) struct Begun {
 /// Where a study's files are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Folder(PathBuf);
+
+/// True if a study writes a file or folder of this name into its folder.
+pub(crate) fn writes(name: &OsStr) -> bool {
+    let names = [STUDY, RUNS, WORK, KEPT, HISTORY, HALVING, LOCK, BEGIN];
+    names.iter().any(|known| name == *known)
+}
 
 impl Folder {
     /// The folder at `path`, which need not be there.

@@ -16,11 +16,21 @@ use super::folder::{Folder, RUNS};
 use super::plan::{Study, StudyFile};
 use super::records::RECORD_LIMIT;
 use super::rungs::HALVING;
-use super::sealed;
 use crate::error::{Error, Result};
-use crate::files;
+use crate::files::{
+    self,
+    sealed::{self, KEY},
+};
 
 pub(super) const HISTORY: &str = "history.json";
+
+/// What is said of something that must have a checksum and has none.
+pub(super) fn missing_checksum() -> String {
+    format!(
+        "has no checksum ({KEY}), as everything has that was written since this study was begun: it was \
+         changed"
+    )
+}
 
 /// What the file holds.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -93,10 +103,12 @@ impl History {
         for stated in &self.stated {
             let file = judged_by(Study::parse(&stated.study, &[])?.file);
             if let Some(before) = &before {
-                for difference in difference::all(before, &file) {
+                for change in crate::train::history::changes(before, &file) {
                     changes.push(format!(
-                        "{difference} after {} of {} runs had ended",
-                        stated.ended, stated.of
+                        "{} after {} of {} runs had ended",
+                        difference::words(&change),
+                        stated.ended,
+                        stated.of
                     ));
                 }
             }
@@ -119,7 +131,7 @@ impl Folder {
             .and_then(|value| sealed::open::<History>(value, ""));
         let problem = match opened {
             Ok(opened) if opened.checksum.is_some() => return Ok(Some(opened.content)),
-            Ok(_) => sealed::missing(),
+            Ok(_) => missing_checksum(),
             Err(problem) => problem,
         };
         Err(Error::format(
@@ -189,7 +201,7 @@ impl Folder {
         let bytes = files::read_small(&path, RECORD_LIMIT)?;
         // What cannot be read is told where it is needed.
         let value: Option<Value> = serde_json::from_slice(&bytes).ok();
-        let lacks = |value: &Value| value.is_object() && value.get(sealed::KEY).is_none();
+        let lacks = |value: &Value| value.is_object() && value.get(KEY).is_none();
         Ok(value.is_some_and(|value| match value.as_array() {
             Some(values) => values.iter().any(lacks),
             None => lacks(&value),

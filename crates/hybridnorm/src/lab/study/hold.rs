@@ -8,9 +8,9 @@ use crate::error::{Error, Result};
 use crate::files::{self, Lock, Locking};
 
 /// Held alone for a whole study, shared by shards.
-const LOCK: &str = "lock";
+pub(super) const LOCK: &str = "lock";
 /// Held alone by a shard while it looks at the folder and begins.
-const BEGIN: &str = "begin.lock";
+pub(super) const BEGIN: &str = "begin.lock";
 const BUSY: &str = "another process works on this study";
 /// Shards begin in a moment; longer than this nobody is waited for.
 const PATIENCE: Duration = Duration::from_secs(60);

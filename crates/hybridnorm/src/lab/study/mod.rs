@@ -18,12 +18,12 @@ mod records;
 pub mod run;
 mod rungs;
 mod runner;
-mod sealed;
 mod summary;
 mod tied;
 
 pub use assess::{Assessed, assess};
 pub use folder::Folder;
+pub(crate) use folder::writes;
 pub(crate) use groups::group_name;
 pub use groups::{Group, groups, judged};
 pub use merge::{Merged, merge};

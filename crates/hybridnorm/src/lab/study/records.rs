@@ -3,12 +3,12 @@
 use serde_json::Value;
 
 use super::folder::{Folder, RUNS};
-use super::history::History;
+use super::history::{History, missing_checksum};
 use super::plan::Planned;
 use super::record::RunRecord;
-use super::{sealed, tied};
+use super::tied;
 use crate::error::{Error, Result};
-use crate::files;
+use crate::files::{self, sealed};
 
 /// A record is small; anything larger is not one.
 pub(super) const RECORD_LIMIT: u64 = 64 << 20;
@@ -40,7 +40,7 @@ impl Folder {
         };
         let must_be_sealed = history.is_some_and(|history| !history.lacks(&name(&run.id)));
         let problem = match must_be_sealed && !is_sealed {
-            true => Some(sealed::missing()),
+            true => Some(missing_checksum()),
             false => tied::problem(&record, run),
         };
         match problem {

@@ -1,14 +1,13 @@
 //! What successive halving decided: `halving.json` of a study.
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use super::folder::Folder;
+use super::history::missing_checksum;
 use super::plan::Study;
 use super::records::RECORD_LIMIT;
-use super::sealed;
 use crate::error::{Error, Result};
-use crate::files;
+use crate::files::{self, sealed};
 
 pub(super) const HALVING: &str = "halving.json";
 
@@ -36,7 +35,8 @@ impl Folder {
 
     pub(super) fn write_rungs(&self, rungs: &[Rung]) -> Result<()> {
         let path = self.path().join(HALVING);
-        let text = text(rungs).map_err(|error| Error::format(&path, error.to_string()))?;
+        let text =
+            sealed::seal_list(rungs).map_err(|error| Error::format(&path, error.to_string()))?;
         files::write(path, text.as_bytes()).map(drop)
     }
 
@@ -62,31 +62,12 @@ impl Folder {
     }
 }
 
-/// Every rung has a checksum in which those before it take part.
-fn text(rungs: &[Rung]) -> serde_json::Result<String> {
-    let mut texts = Vec::new();
-    let mut before = String::new();
-    for rung in rungs {
-        let (text, sum) = sealed::seal(rung, &before)?;
-        texts.push(text);
-        before = sum;
-    }
-    Ok(format!("[{}]", texts.join(",")))
-}
-
 fn read(bytes: &[u8], may_be_unsealed: bool) -> Result<Vec<Rung>, String> {
-    let values: Vec<Value> = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-    let mut rungs = Vec::new();
-    let mut before = String::new();
-    for value in values {
-        let opened = sealed::open(value, &before)?;
-        if opened.checksum.is_none() && !may_be_unsealed {
-            return Err(sealed::missing());
-        }
-        rungs.push(opened.content);
-        before = opened.checksum.unwrap_or_default();
+    let opened = sealed::open_list(bytes)?;
+    match opened.iter().all(|rung| rung.checksum.is_some()) || may_be_unsealed {
+        true => Ok(opened.into_iter().map(|rung| rung.content).collect()),
+        false => Err(missing_checksum()),
     }
-    Ok(rungs)
 }
 
 #[cfg(test)]
@@ -99,7 +80,7 @@ mod tests {
             of: ids.map(str::to_owned).to_vec(),
             on: vec![ids[0].to_owned()],
         });
-        let whole = text(&rungs).unwrap();
+        let whole = sealed::seal_list(&rungs).unwrap();
         assert_eq!(read(whole.as_bytes(), false).unwrap(), rungs);
         for bit in 0..whole.len() * 8 {
             let mut bytes = whole.clone().into_bytes();
@@ -112,7 +93,7 @@ mod tests {
         let old = serde_json::to_vec(&rungs).unwrap();
         assert_eq!(read(&old, true).unwrap(), rungs);
         assert!(read(&old, false).unwrap_err().contains("no checksum"));
-        let mut values: Vec<Value> = serde_json::from_str(&whole).unwrap();
+        let mut values: Vec<serde_json::Value> = serde_json::from_str(&whole).unwrap();
         values.swap(0, 1);
         assert!(read(&serde_json::to_vec(&values).unwrap(), false).is_err());
     }

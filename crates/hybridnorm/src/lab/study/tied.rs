@@ -1,11 +1,11 @@
 //! Whether a record is that of the run it is taken for.
 
 use super::consistent;
-use super::difference::{self, Difference};
+use super::difference;
 use super::plan::Planned;
 use super::record::RunRecord;
 use crate::placement::canonical_hash;
-use crate::train::{Config, LogSection};
+use crate::train::{Config, LogSection, history};
 
 /// Says what of a record is not what its plan says; `None` if all is.
 ///
@@ -21,8 +21,11 @@ pub(super) fn problem(record: &RunRecord, planned: &Planned) -> Option<String> {
     };
     let plan = decisive(&planned.config);
     if canonical_hash(&config) != canonical_hash(&plan) {
-        let difference = match difference::all(&config, &plan).into_iter().next() {
-            Some(Difference { key, from, to }) => format!("{key} is {from}, expected {to}"),
+        let difference = match history::changes(&config, &plan).first() {
+            Some(change) => {
+                let [found, expected] = difference::values(change);
+                format!("{} is {found}, expected {expected}", change.key)
+            }
             None => "its configuration differs".into(),
         };
         return Some(format!(

@@ -7,8 +7,10 @@ use super::super::checkpoint::{self, Checkpoint};
 use super::super::claim::Claim;
 use super::super::config::Config;
 use super::super::history;
+use super::super::metrics::Metrics;
 use super::super::optimizer::Optimizer;
 use super::super::recorder::Recorder;
+use super::super::rows::Row;
 use super::super::run_directory;
 use super::super::segments::{self, Segment};
 use super::super::sources::{self, Sources};
@@ -230,6 +232,18 @@ impl Trainer {
                 .map_err(|error| Error::format(run.join(segments::FILE), error.to_string()))?,
             _ => (Vec::new(), config.clone()),
         };
+        if let (Some(first), Some(row)) = (segments.first(), recorder.first_row())
+            && row > first.after_step + 1
+        {
+            return Err(Error::format(
+                run.join(Metrics::FILE),
+                format!(
+                    "begins with step {row}, the run with step {}: rows are missing; put a whole copy of \
+                     the file in its place",
+                    first.after_step + 1
+                ),
+            ));
+        }
         let changed = history::changes(&before, &config);
         let measured_on = match &validation {
             Some(found) => found.fingerprint(),

@@ -2,8 +2,8 @@ use serde_json::Value;
 
 use super::super::record::{Cost, Curve, Ending, Evaluation};
 use super::super::rungs::HALVING;
-use super::super::sealed;
 use super::*;
+use crate::files::sealed;
 use crate::train::spikes;
 
 fn study() -> Study {
