@@ -454,14 +454,9 @@ pub struct PrepareArgs {
     /// Where to write.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Fraction of documents to hold out for validation.
-    #[arg(
-        long,
-        value_name = "F",
-        default_value_t = 0.01,
-        allow_negative_numbers = true
-    )]
-    pub validation_fraction: f64,
+    /// Fraction of documents to hold out for validation, 0.01 unless given.
+    #[arg(long, value_name = "F", allow_negative_numbers = true)]
+    pub validation_fraction: Option<f64>,
     /// Inputs that are validation text as a whole; nothing is held out then.
     #[arg(long, value_name = "INPUT")]
     pub validation: Vec<String>,
@@ -506,7 +501,8 @@ pub struct TextArgs {
     /// Leave out those that match; may be given several times.
     #[arg(long, value_name = "GLOB")]
     pub exclude: Vec<String>,
-    /// Leave out, and count, records of JSON and Parquet files that cannot be read, instead of stopping.
+    /// Leave out, and count, records of JSON and Parquet files that cannot be read, and what follows in
+    /// packed files that are damaged, instead of stopping.
     #[arg(long)]
     pub skip_bad: bool,
     /// Replace invalid UTF-8 by U+FFFD instead of stopping.

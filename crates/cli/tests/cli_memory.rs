@@ -71,6 +71,33 @@ fn text_of_many_records_takes_a_constant() {
     assert!(found < CONSTANT, "{} MiB for a file of 94 MiB", found / MIB);
 }
 
+/// Packed files of many small records: what they unpack to takes nothing.
+#[test]
+fn packed_text_takes_a_constant() {
+    let lab = Lab::new();
+    let record = format!("{{\"text\": \"{}\"}}\n", "some words ".repeat(6000));
+    let text = record.repeat(1500);
+    let gzip = {
+        let level = flate2::Compression::fast();
+        let mut packed = flate2::write::GzEncoder::new(Vec::new(), level);
+        packed.write_all(text.as_bytes()).unwrap();
+        packed.finish().unwrap()
+    };
+    lab.write("many.jsonl.gz", gzip);
+    lab.write(
+        "many.jsonl.zst",
+        zstd::encode_all(text.as_bytes(), 3).unwrap(),
+    );
+    for input in ["many.jsonl.gz", "many.jsonl.zst"] {
+        let found = peak(&lab, &prepare(input, &["--overwrite"]));
+        let (found, of) = (found / MIB, text.len() as u64 / MIB);
+        assert!(
+            found < CONSTANT / MIB,
+            "{found} MiB for {input}, {of} MiB unpacked"
+        );
+    }
+}
+
 /// One large record: at most four times its size to read it, and nothing for its tokens, which are written
 /// as they come.
 #[test]

@@ -192,6 +192,45 @@ fn shards_joined_are_the_whole_study() {
 }
 
 #[test]
+fn data_that_changed_are_told_before_a_run_is_trained() {
+    let lab = lab();
+    let text = |word: &str| format!("{word} walked to the river. ").repeat(40);
+    lab.write("train/a.txt", text("Ana"));
+    lab.write("held/a.txt", text("Bela"));
+    let begun = |out, more: &[&'static str]| {
+        let data = [
+            "--set",
+            r#"data.train=["train"]"#,
+            "--set",
+            r#"data.validation=["held"]"#,
+        ];
+        args(out, &[&data[..], more].concat())
+    };
+    lab.ok(&begun("out", &["--shard", "1/12"]));
+    for (file, kind) in [("train/a.txt", "training"), ("held/a.txt", "validation")] {
+        let before = lab.read(file);
+        lab.write(file, text("Cai"));
+        let words = format!("has other {kind} data (fingerprint ");
+        let remedy = "bring back what the study was begun with";
+        lab.fails(2, &begun("out", &["--resume"]), &[&words, remedy]);
+        assert_eq!(records(&lab, "out").len(), 1);
+        assert!(files_below(&lab.path("out/work")).is_empty());
+        // Parts of a study that read other data do not make one.
+        let other = format!("other {kind}");
+        lab.ok(&begun("other", &["--shard", "2/12"]));
+        lab.fails(
+            2,
+            &["study", "merge", "out", "other", "--out", &other],
+            &[&words],
+        );
+        fs::remove_dir_all(lab.path("other")).unwrap();
+        lab.write(file, before);
+    }
+    lab.ok(&begun("out", &["--resume", "--shard", "2/12"]));
+    assert_eq!(records(&lab, "out").len(), 2);
+}
+
+#[test]
 fn placements_start_from_the_same_values_and_see_the_same_batches() {
     let lab = lab();
     let more = ["--set", "study.lr=[1e-30]", "--set", "study.keep_runs=true"];

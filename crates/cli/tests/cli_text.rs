@@ -273,6 +273,65 @@ fn bad_records_are_named_or_left_out_and_counted() {
 }
 
 #[test]
+fn damaged_packed_files_are_left_out_where_that_is_asked_for() {
+    let lab = Lab::new();
+    let lines: String = (0..4000)
+        .map(|line| {
+            format!(
+                "{{\"text\": \"line {line} of it, {}\"}}\n",
+                line * 7919 % 1009
+            )
+        })
+        .collect();
+    let whole = gzip(&lines);
+    lab.write("d/cut.jsonl.gz", &whole[..whole.len() / 2]);
+    lab.write("d/head.jsonl.gz", &whole[..5]);
+    lab.write("d/tail.jsonl.gz", [&gzip(&lines)[..], b"more"].concat());
+    lab.write("d/empty.txt.zst", "");
+    lab.write("d/whole.jsonl.gz", &whole);
+    lab.fails(
+        1,
+        &prepare("d", "o", &[]),
+        &["d/cut.jsonl.gz: damaged gzip"],
+    );
+    let json = lab.json(&prepare("d", "o", &["--skip-bad", "--json"]));
+    let source = &json["sources"][0];
+    let read = source["records"].as_u64().unwrap();
+    assert!((8000 + 1..12_000).contains(&read), "{json}");
+    assert_eq!(source["files"], 3);
+    assert_eq!(left_out(&json, "files"), 2);
+    assert_eq!(left_out(&json, "records"), 2);
+    let text = json["left_out"].to_string();
+    for words in [
+        "the rest of a damaged file",
+        "after the last gzip member stand bytes that belong to none",
+        "d/head.jsonl.gz: damaged gzip data after 0 bytes of text",
+    ] {
+        assert!(text.contains(words), "{text}");
+    }
+    // An option has its effect on these, too.
+    lab.write("e.txt.gz", gzip("Some text."));
+    lab.ok(&prepare("e.txt.gz", "p", &["--skip-bad"]));
+    lab.fails(
+        2,
+        &[
+            "data",
+            "prepare",
+            "e.txt.gz",
+            "--tokenizer",
+            "bytes",
+            "--out",
+            "q",
+            "--validation",
+            "stories:3",
+            "--validation-fraction",
+            "0.5",
+        ],
+        &["--validation-fraction 0.5 has no effect beside --validation"],
+    );
+}
+
+#[test]
 fn two_preparations_of_one_folder() {
     let lab = Lab::new();
     for more in [&[][..], &["--overwrite"]] {

@@ -29,6 +29,14 @@ pub enum Error {
         /// Where in it, what was found and what was expected.
         problem: String,
     },
+    /// A file is not what was written: cut short, or its bytes have changed.
+    #[error("{}", one_line(&format!("{}: {}", path.display(), plain(problem))))]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Where in it, and what was found.
+        problem: String,
+    },
     /// A configuration, or a value given in code or on the command line, makes no sense.
     #[error("{}", one_line(&plain(.0)))]
     Config(String),
@@ -58,6 +66,14 @@ impl Error {
     /// A [`Error::Format`].
     pub fn format(path: impl AsRef<Path>, problem: impl Into<String>) -> Self {
         Self::Format {
+            path: path.as_ref().to_path_buf(),
+            problem: problem.into(),
+        }
+    }
+
+    /// A [`Error::Damaged`].
+    pub fn damaged(path: impl AsRef<Path>, problem: impl Into<String>) -> Self {
+        Self::Damaged {
             path: path.as_ref().to_path_buf(),
             problem: problem.into(),
         }

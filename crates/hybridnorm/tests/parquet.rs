@@ -139,6 +139,21 @@ fn no_row_is_lost_or_invented() {
     }
 }
 
+/// The type of a column is null where a writer saw no text in it.
+#[test]
+fn rows_of_a_column_of_nulls_are_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["null.parquet", "snappy.parquet"] {
+        fs::copy(fixtures().join(name), folder.path().join(name)).unwrap();
+    }
+    let stats = read(folder.path(), "text", drop).unwrap();
+    assert_eq!((stats.documents, stats.records), (36, 38));
+    let left_out = serde_json::to_value(&stats.left_out).unwrap();
+    let nulls = &left_out[0];
+    assert_eq!(nulls["reason"], "field `text` is null", "{left_out}");
+    assert_eq!(nulls["count"], 40 + 2);
+}
+
 #[test]
 fn a_table_without_rows_is_a_file_without_text() {
     let stats = read(&fixtures(), "text", drop);

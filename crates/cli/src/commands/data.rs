@@ -33,12 +33,19 @@ pub fn run(command: DataCommand, console: &Console) -> Result<Ending, Error> {
 fn prepare(args: PrepareArgs, console: &Console) -> Result<(), Error> {
     let tokenizer: TokenizerSpec = args.tokenizer.parse()?;
     let mut options = PrepareOptions {
-        validation_fraction: args.validation_fraction,
         validation_inputs: args.validation,
         seed: args.seed,
         overwrite: args.overwrite,
         ..PrepareOptions::default()
     };
+    if let Some(fraction) = args.validation_fraction {
+        if fraction > 0.0 && !options.validation_inputs.is_empty() {
+            return Err(Error::config(format!(
+                "--validation-fraction {fraction} has no effect beside --validation, which names all validation text"
+            )));
+        }
+        options.validation_fraction = fraction;
+    }
     options.source = text_overrides(args.text).on(options.source);
     let mut display = Display::new(console);
     let manifest = data::prepare(

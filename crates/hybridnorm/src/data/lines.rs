@@ -213,15 +213,14 @@ impl Lines {
     }
 
     fn read_error(&self, error: &io::Error) -> Error {
-        let name = match self.compression {
-            Compression::None => {
-                let again = error.raw_os_error().map(io::Error::from_raw_os_error);
-                return Error::io(&self.path)(again.unwrap_or_else(|| error.kind().into()));
-            }
-            Compression::Gzip => "gzip",
-            Compression::Zstd => "zstd",
+        let refused = error.raw_os_error().map(io::Error::from_raw_os_error);
+        let name = match (refused, self.compression) {
+            (Some(refused), _) => return Error::io(&self.path)(refused),
+            (None, Compression::None) => return Error::io(&self.path)(error.kind().into()),
+            (None, Compression::Gzip) => "gzip",
+            (None, Compression::Zstd) => "zstd",
         };
-        Error::format(
+        Error::damaged(
             &self.path,
             format!(
                 "damaged {name} data after {} bytes of text (line {}): {}",

@@ -123,7 +123,7 @@ fn stream(file: &Mapped, offset: usize, dtype: Dtype) -> Result<Layout, String> 
     }
     if !bytes.is_multiple_of(dtype.size()) {
         return Err(format!(
-            "{bytes} bytes of tokens, which is no multiple of {} for {}",
+            "{bytes} bytes of tokens, which is no multiple of {} for {}: the file is cut short, or holds another type",
             dtype.size(),
             dtype.name()
         ));
@@ -139,8 +139,12 @@ fn stream(file: &Mapped, offset: usize, dtype: Dtype) -> Result<Layout, String> 
 /// A raw stream of a type that was named.
 fn named(file: &Mapped, path: &str, dtype: Dtype, input: &str) -> Result<Layout, String> {
     if numpy::is_numpy(file) {
+        let remedy = match input == path {
+            true => "rename it to end in `.npy`".to_owned(),
+            false => format!("write `{path}` instead of `{input}`"),
+        };
         return Err(format!(
-            "has a NumPy header, which would be read as tokens; write `{path}` instead of `{input}`"
+            "has a NumPy header, which would be read as tokens; {remedy}"
         ));
     }
     if llm_c_type(file)?.is_some() {

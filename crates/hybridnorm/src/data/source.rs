@@ -21,9 +21,10 @@
 //! What is left out is counted by reason in [`SourceStats::left_out`]:
 //! - files: hidden ones, those of unknown kind, those that [`SourceOptions::include`] and
 //!   [`SourceOptions::exclude`] do not choose, pipes and devices, broken links, files and folders
-//!   reached a second time, and files without any text;
+//!   reached a second time, files without any text, and with [`SourceOptions::skip_bad`] damaged ones
+//!   from which nothing was read;
 //! - records: those whose text is null, and with [`SourceOptions::skip_bad`] those that cannot be
-//!   read;
+//!   read, and as one the rest of a damaged file;
 //! - documents: those without any visible character.
 //!
 //! Files read and files left out are all files; records read and records left out are all records;
@@ -55,7 +56,7 @@ use super::gutenberg;
 use super::stories::Stories;
 
 use find::{Files, Filter, Reached};
-use kind::{Format, file_kind};
+use kind::{Compression, Format, file_kind};
 pub use read::Documents;
 
 /// What to do with bytes that are not UTF-8.
@@ -94,8 +95,8 @@ pub struct SourceOptions {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub exclude: Vec<String>,
     /// Leave out, and count, records of JSON and Parquet files that cannot be read: malformed,
-    /// without the field, with something in it that is no text, not UTF-8, or too long. Otherwise
-    /// the first one is an error.
+    /// without the field, with something in it that is no text, not UTF-8, or too long; and what
+    /// follows in packed and Parquet files that are damaged. Otherwise the first one is an error.
     pub skip_bad: bool,
     /// Accept options that have no effect, as where they were given for other inputs too.
     #[serde(skip)]
@@ -307,16 +308,15 @@ fn check_effect(all: &[Sources], options: &SourceOptions) -> Result<()> {
             "document_chars has no effect beside separator, which alone says where documents end",
         ));
     }
-    let mut formats = all
-        .iter()
-        .flat_map(Sources::files)
-        .flatten()
-        .filter_map(|path| Some(file_kind(path)?.format));
-    let (mut plain, mut records) = (false, false);
-    formats.by_ref().for_each(|format| match format {
-        Format::Plain => plain = true,
-        Format::Json | Format::JsonLines | Format::Parquet => records = true,
-    });
+    let files = all.iter().flat_map(Sources::files).flatten();
+    let (mut plain, mut records, mut packed) = (false, false, false);
+    for kind in files.filter_map(|path| file_kind(path)) {
+        packed |= kind.compression != Compression::None;
+        match kind.format {
+            Format::Plain => plain = true,
+            Format::Json | Format::JsonLines | Format::Parquet => records = true,
+        }
+    }
     let given = [
         ("separator", options.separator.is_some(), plain),
         (
@@ -329,7 +329,7 @@ fn check_effect(all: &[Sources], options: &SourceOptions) -> Result<()> {
             options.text_field != default.text_field,
             records,
         ),
-        ("skip_bad", options.skip_bad, records),
+        ("skip_bad", options.skip_bad, records || packed),
     ];
     match given
         .iter()
@@ -340,7 +340,12 @@ fn check_effect(all: &[Sources], options: &SourceOptions) -> Result<()> {
             "{name} has no effect: no plain text file (`.txt`, `.text`, `.md`) is among the inputs"
         ))),
         Some((name, _, _)) => Err(Error::config(format!(
-            "{name} has no effect: no JSON or Parquet file is among the inputs"
+            "{name} has no effect: no JSON or Parquet file{} is among the inputs",
+            if *name == "skip_bad" {
+                " and no packed one"
+            } else {
+                ""
+            }
         ))),
     }
 }

@@ -48,7 +48,8 @@ impl StagedFolder {
     /// Gives the folder its name, where nothing stands yet or an empty folder does.
     ///
     /// # Errors
-    /// If something else stands there, or it cannot be renamed; the target is then as before.
+    /// If something else stands there, or it cannot be renamed or its name not be flushed; nothing of it
+    /// is then left.
     pub fn publish(mut self) -> Result<()> {
         self.flush()?;
         // Of all that may stand there, renaming replaces an empty folder only.
@@ -61,8 +62,12 @@ impl StagedFolder {
             ),
             _ => Error::io(&self.target)(error),
         })?;
+        super::sync_parent(&self.target).inspect_err(|_| {
+            // So that the same command can be tried again.
+            self.is_published = fs::rename(&self.target, &self.path).is_err();
+        })?;
         self.is_published = true;
-        super::sync_parent(&self.target)
+        Ok(())
     }
 
     /// Gives the folder its name and removes what stood there. At every moment the target is the

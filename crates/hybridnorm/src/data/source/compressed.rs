@@ -23,6 +23,9 @@ pub(in crate::data) fn open(
 ) -> Result<Box<dyn BufRead + Send>> {
     let mut file = BufReader::with_capacity(BUFFER, files::open(path)?);
     let head = file.fill_buf().map_err(Error::io(path))?;
+    if head.is_empty() {
+        return Ok(Box::new(file));
+    }
     check_head(head, compression).map_err(|problem| Error::format(path, problem))?;
     Ok(match compression {
         Compression::None => Box::new(file),
@@ -106,6 +109,7 @@ fn zstd_window(head: &[u8]) -> Option<u64> {
 pub(in crate::data) fn damage(error: &io::Error) -> String {
     let said = error.to_string();
     match said.as_str() {
+        AFTER_MEMBERS => AFTER_MEMBERS.into(),
         _ if error.kind() == io::ErrorKind::UnexpectedEof => "the file is cut short".into(),
         "incomplete frame" => "the file is cut short".into(),
         "Unknown frame descriptor" => "no zstd frame begins here".into(),
@@ -122,7 +126,12 @@ pub(in crate::data) fn damage(error: &io::Error) -> String {
 /// `gzip` itself.
 struct Members {
     state: State,
+    /// Members begun.
+    begun: u64,
 }
+
+const AFTER_MEMBERS: &str =
+    "after the last gzip member stand bytes that belong to none; remove them";
 
 enum State {
     Between(BufReader<File>),
@@ -134,6 +143,7 @@ impl Members {
     fn new(file: BufReader<File>) -> Self {
         Self {
             state: State::Between(file),
+            begun: 0,
         }
     }
 }
@@ -155,7 +165,11 @@ impl Read for Members {
                     self.state = if zeros > 0 {
                         file.consume(zeros);
                         State::Between(file)
+                    } else if self.begun > 0 && !b"\x1f\x8b".starts_with(&head[..head.len().min(2)])
+                    {
+                        return Err(io::Error::new(io::ErrorKind::InvalidData, AFTER_MEMBERS));
                     } else {
+                        self.begun += 1;
                         State::Within(Box::new(flate2::bufread::GzDecoder::new(file)))
                     };
                 }

@@ -47,6 +47,8 @@ pub(super) struct ParquetTexts {
     waiting: Vec<Option<ByteArray>>,
     /// Row last returned, from 1.
     row: u64,
+    /// Rows of a column whose type is null that were not counted yet.
+    blank_rows: u64,
 }
 
 impl ParquetTexts {
@@ -66,7 +68,8 @@ impl ParquetTexts {
         let file = files::open(path)?;
         check_ends(&file, path)?;
         let copy = file.try_clone().map_err(Error::io(path))?;
-        let reader = caught(|| SerializedFileReader::new(copy)).map_err(fail)?;
+        let reader = caught(|| SerializedFileReader::new(copy))
+            .map_err(|problem| Error::damaged(path, problem))?;
         let schema = reader.metadata().file_metadata().schema_descr();
         let names: Vec<String> = schema
             .columns()
@@ -97,21 +100,30 @@ impl ParquetTexts {
                 "column `{field}` holds lists, expected one text per row"
             )));
         }
-        if described.physical_type() != PhysicalType::BYTE_ARRAY || !is_text {
+        let is_null = described.logical_type_ref() == Some(&LogicalType::Unknown);
+        if !is_null && (described.physical_type() != PhysicalType::BYTE_ARRAY || !is_text) {
             return Err(fail(format!("column `{field}` holds no text")));
         }
         let defined = described.max_def_level();
+        let groups = reader.num_row_groups();
+        // Of a column whose type is null nothing need be read.
+        let (group, blank_rows) = match is_null {
+            true => (groups, reader.metadata().file_metadata().num_rows()),
+            false => (0, 0),
+        };
+        let blank_rows = blank_rows.try_into().unwrap_or(0);
         Ok(Self {
             path: path.to_path_buf(),
             file,
             reader,
             column,
             defined,
-            group: 0,
+            group,
             rows: None,
             left: 0,
             waiting: Vec::new(),
             row: 0,
+            blank_rows,
         })
     }
 
@@ -121,6 +133,12 @@ impl ParquetTexts {
         options: &SourceOptions,
         stats: &mut SourceStats,
     ) -> Result<Option<String>> {
+        let null = format!("field `{}` is null", options.text_field);
+        if self.blank_rows > 0 {
+            let rows = std::mem::take(&mut self.blank_rows);
+            let place = Some(format!("{}:1", self.path.display()));
+            stats.left_out.add(Unit::Records, &null, rows, place);
+        }
         loop {
             let Some(value) = self.waiting.pop() else {
                 match self.read_batch()? {
@@ -131,8 +149,7 @@ impl ParquetTexts {
             self.row += 1;
             let place = format!("{}:{}", self.path.display(), self.row);
             let Some(value) = value else {
-                let reason = format!("field `{}` is null", options.text_field);
-                stats.left_out.add(Unit::Records, &reason, 1, Some(place));
+                stats.left_out.add(Unit::Records, &null, 1, Some(place));
                 continue;
             };
             let text = match std::str::from_utf8(value.data()) {
@@ -266,7 +283,7 @@ impl ParquetTexts {
     }
 
     fn damaged(&self, group: usize, problem: &str) -> Error {
-        Error::format(
+        Error::damaged(
             &self.path,
             format!("damaged Parquet data in row group {group}: {problem}"),
         )
@@ -292,6 +309,7 @@ fn check_ends(file: &File, path: &Path) -> Result<()> {
     let read = file.read(&mut head).map_err(Error::io(path))?;
     file.seek(SeekFrom::Start(0)).map_err(Error::io(path))?;
     let fail = |problem: &str| Err(Error::format(path, problem));
+    let damaged = |problem: &str| Err(Error::damaged(path, problem));
     if head[..read].starts_with(b"version https://git-lfs.github.com/spec/") {
         return fail("a Git LFS pointer, not the file itself; run `git lfs pull`");
     }
@@ -301,12 +319,12 @@ fn check_ends(file: &File, path: &Path) -> Result<()> {
             let footer = u32::from_le_bytes([ends[4], ends[5], ends[6], ends[7]]).into();
             match footer {
                 0..=FOOTER_LIMIT if footer + 12 <= length => Ok(()),
-                _ => fail(&format!(
+                _ => damaged(&format!(
                     "damaged Parquet file: a footer of {footer} bytes in a file of {length}"
                 )),
             }
         }
-        (MAGIC, _) => fail("no Parquet file, or cut short: it does not end in `PAR1`"),
+        (MAGIC, _) => damaged("no Parquet file, or cut short: it does not end in `PAR1`"),
         _ => fail("no Parquet file: it does not begin with `PAR1`"),
     }
 }

@@ -125,14 +125,28 @@ impl<'s> Documents<'s> {
                 None => self.file.as_mut(),
                 Some(path) => {
                     self.item += 1;
-                    Some(self.file.insert(OpenFile::open(path, options)?))
+                    match OpenFile::open(path, options) {
+                        Err(error) => {
+                            leave_out_damaged(error, false, options, stats)?;
+                            continue;
+                        }
+                        Ok(file) => Some(self.file.insert(file)),
+                    }
                 }
             };
             let Some(file) = file else { return Ok(None) };
-            if let Some(text) = file.reader.next(options, stats)? {
-                stats.files += u64::from(!file.has_text);
-                file.has_text = true;
-                return Ok(Some(text));
+            match file.reader.next(options, stats) {
+                Err(error) => {
+                    leave_out_damaged(error, file.has_text, options, stats)?;
+                    self.file = None;
+                    continue;
+                }
+                Ok(Some(text)) => {
+                    stats.files += u64::from(!file.has_text);
+                    file.has_text = true;
+                    return Ok(Some(text));
+                }
+                Ok(None) => {}
             }
             if !file.has_text {
                 let example = Some(file.path.display().to_string());
@@ -144,6 +158,28 @@ impl<'s> Documents<'s> {
             }
             self.file = None;
         }
+    }
+}
+
+/// Counts a damaged file, or what is left of one that text was read from, where that is asked for.
+fn leave_out_damaged(
+    error: Error,
+    has_text: bool,
+    options: &SourceOptions,
+    stats: &mut SourceStats,
+) -> Result<()> {
+    match error {
+        Error::Damaged { .. } if options.skip_bad => {
+            let example = Some(error.to_string());
+            match has_text {
+                true => {
+                    (stats.left_out).add(Unit::Records, "the rest of a damaged file", 1, example)
+                }
+                false => stats.left_out.add(Unit::Files, "damaged", 1, example),
+            }
+            Ok(())
+        }
+        error => Err(error),
     }
 }
 

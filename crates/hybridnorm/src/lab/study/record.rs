@@ -6,11 +6,16 @@ use crate::train::layers::LayersRow;
 use crate::train::spikes;
 
 impl RunRecord {
-    /// Whether two records say the same but for cost.
+    /// Whether two records say the same but for cost, and for what only one of them says.
     pub fn is_same(&self, other: &Self) -> bool {
-        let cost = self.cost.clone();
+        let of_one = self.validation_data.is_none() || other.validation_data.is_none();
+        let validation_data = match of_one {
+            true => self.validation_data.clone(),
+            false => other.validation_data.clone(),
+        };
         let other = Self {
-            cost,
+            cost: self.cost.clone(),
+            validation_data,
             ..other.clone()
         };
         *self == other
@@ -128,6 +133,9 @@ pub struct RunRecord {
     pub equations: String,
     /// Fingerprint of the training data.
     pub data: String,
+    /// Fingerprint of the validation data; absent where the run's history does not have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation_data: Option<String>,
     /// Number of parameters.
     pub parameters: u64,
     /// Number of parameters that a token meets, where it does not meet all.

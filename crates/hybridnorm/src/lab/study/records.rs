@@ -110,20 +110,54 @@ pub(super) fn name(id: &str) -> String {
     format!("{RUNS}/{id}.json")
 }
 
-/// Runs of a study are compared, so that they must have read the same.
+/// What a run of a study reads.
+#[derive(Debug, Clone)]
+pub(super) struct DataOf {
+    /// The run's label.
+    pub run: String,
+    /// Fingerprint of the training data.
+    pub training: String,
+    /// Fingerprint of the validation data, where known.
+    pub validation: Option<String>,
+}
+
+impl DataOf {
+    pub(super) fn record(record: &RunRecord) -> Self {
+        Self {
+            run: record.cell.label(),
+            training: record.data.clone(),
+            validation: record.validation_data.clone(),
+        }
+    }
+
+    /// Checks that another run reads the same: runs of a study are compared.
+    pub(super) fn check_same(&self, other: &Self) -> Result<()> {
+        let fail = |kind: &str, theirs: &str, ours: &str| {
+            Err(Error::config(format!(
+                "{} has other {kind} data (fingerprint {theirs}) than {} (fingerprint {ours}); bring back what \
+                 the study was begun with, or begin another study",
+                other.run, self.run
+            )))
+        };
+        if other.training != self.training {
+            return fail("training", &other.training, &self.training);
+        }
+        match (&self.validation, &other.validation) {
+            (Some(ours), Some(theirs)) if ours != theirs => fail("validation", theirs, ours),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// As [`DataOf::check_same`], of finished runs.
 pub(super) fn check_same_data<'a>(records: impl IntoIterator<Item = &'a RunRecord>) -> Result<()> {
-    let mut records = records.into_iter();
-    let Some(first) = records.next() else {
+    let mut records = records.into_iter().map(DataOf::record);
+    let Some(mut first) = records.next() else {
         return Ok(());
     };
-    match records.find(|record| record.data != first.data) {
-        None => Ok(()),
-        Some(other) => Err(Error::config(format!(
-            "{} was trained on other data (fingerprint {}) than {} (fingerprint {})",
-            other.cell.label(),
-            other.data,
-            first.cell.label(),
-            first.data
-        ))),
-    }
+    records.try_for_each(|other| {
+        first.check_same(&other)?;
+        first.validation = first.validation.take().or(other.validation);
+        Ok(())
+    })
 }

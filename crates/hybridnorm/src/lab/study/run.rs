@@ -1,10 +1,12 @@
 //! One run of a study, trained until its end or as far as it shall go.
 
 use std::path::Path;
+use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
 
 use super::plan::Planned;
 use super::record::{Ending, RunRecord};
+use super::records::DataOf;
 use super::summary::{Of, STRETCH, last_stretch, mean, record};
 use crate::Device;
 use crate::data;
@@ -46,6 +48,8 @@ pub struct Options<'a> {
     pub locking: Locking,
     /// Becomes true when the run is to stop.
     pub stop: &'a AtomicBool,
+    /// What the runs of the study read, once that of one is known.
+    pub(super) data: &'a OnceLock<DataOf>,
 }
 
 /// Trains until the end or until `options.limit`, going on from what stands in `work`.
@@ -65,6 +69,7 @@ pub fn execute(
         device,
         locking,
         stop,
+        data,
     } = options;
     let mut trainer = open(planned, work, device, locking, &mut |event| {
         // Whether it goes on or begins is not worth a line for each of a hundred runs.
@@ -78,6 +83,13 @@ pub fn execute(
              hold nothing out); name some in data.validation",
         ));
     }
+    let ours = DataOf {
+        run: planned.cell.label(),
+        training: trainer.state().data.clone(),
+        validation: trainer.segment().validation.clone(),
+    };
+    // Before the work, not after it.
+    data.get_or_init(|| ours.clone()).check_same(&ours)?;
     if is_alone {
         memory::reset_peak();
     }

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock};
 
 use super::folder::{Begin, Folder};
 use super::hold::Passing;
 use super::plan::{Halving, Planned, Study};
 use super::record::RunRecord;
+use super::records::DataOf;
 use super::run::{self, Came};
 use super::rungs::Rung;
 use crate::error::{Error, Result};
@@ -148,7 +149,11 @@ pub fn run(
         how,
         stop,
         on_event,
+        data: OnceLock::new(),
     };
+    if let Some(record) = finished.records.first() {
+        pass.data.get_or_init(|| DataOf::record(record));
+    }
     for record in &finished.records {
         pass.settle(record)?;
     }
@@ -172,6 +177,7 @@ struct Pass<'a> {
     how: Begin,
     stop: &'a AtomicBool,
     on_event: &'a (dyn Fn(StudyEvent<'_>) + Sync),
+    data: OnceLock<DataOf>,
 }
 
 impl Pass<'_> {
@@ -261,6 +267,7 @@ impl Pass<'_> {
             device: self.device,
             locking: self.how.locking,
             stop: self.stop,
+            data: &self.data,
         };
         let came = run::execute(run, &self.folder.work(&run.id), options, &mut |event| {
             (self.on_event)(StudyEvent::Run { run, event });

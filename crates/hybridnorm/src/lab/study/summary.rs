@@ -159,6 +159,7 @@ pub(super) fn record(
             .trim_end()
             .to_owned(),
         data: of.data.to_owned(),
+        validation_data: segments::read(work)?.pop().and_then(|last| last.validation),
         parameters: counts.total,
         active_parameters: (counts.active != counts.total).then_some(counts.active),
         ending,

@@ -322,6 +322,7 @@ fn run(kind: &Kind, lr: f64, seed: u64, init: Option<&str>, mut chance: Chance) 
         placement_hash: kind.hash.to_owned(),
         equations: equations(kind),
         data: "sha256:5f1c0e7a9b3d".to_owned(),
+        validation_data: None,
         parameters: 1_312_896,
         active_parameters: None,
         steps: end,

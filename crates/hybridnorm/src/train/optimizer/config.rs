@@ -74,31 +74,41 @@ impl OptimizerConfig {
     /// [`Error::Config`] naming the key.
     pub fn check(&self) -> Result<()> {
         let (beta1, beta2) = self.betas;
+        let below_one = |value: f64| (0.0..1.0).contains(&value);
+        let single = |value: f64| (value as f32) >= f32::MIN_POSITIVE && (value as f32).is_finite();
+        let (of_share, of_single) = (
+            "at least 0 and below 1",
+            "above 0, in the range of single precision",
+        );
         let rules = [
-            ("lr", self.lr, self.lr as f32 > 0.0),
-            ("betas[0]", beta1, (0.0..1.0).contains(&beta1)),
-            ("betas[1]", beta2, (0.0..1.0).contains(&beta2)),
+            ("lr", self.lr, self.lr as f32 > 0.0, of_single),
+            ("betas[0]", beta1, below_one(beta1), of_share),
+            ("betas[1]", beta2, below_one(beta2), of_share),
+            ("eps", self.eps, single(self.eps), of_single),
             (
-                "eps",
-                self.eps,
-                (f32::MIN_POSITIVE..=f32::MAX).contains(&(self.eps as f32)),
+                "weight_decay",
+                self.weight_decay,
+                self.weight_decay >= 0.0,
+                "at least 0",
             ),
-            ("weight_decay", self.weight_decay, self.weight_decay >= 0.0),
             (
                 "clip_grad_norm",
                 self.clip_grad_norm,
                 self.clip_grad_norm >= 0.0,
+                "at least 0",
             ),
             (
                 "momentum",
                 self.momentum(),
-                (0.0..1.0).contains(&self.momentum()),
+                below_one(self.momentum()),
+                of_share,
             ),
             (
                 "qk_clip",
                 self.qk_clip.unwrap_or(1.0),
                 self.qk_clip
                     .is_none_or(|most| most as f32 > 0.0 && (most as f32).is_finite()),
+                of_single,
             ),
         ];
         if let (OptimizerKind::AdamW, Some(momentum)) = (self.kind, self.momentum) {
@@ -109,10 +119,10 @@ impl OptimizerConfig {
         }
         match rules
             .iter()
-            .find(|(_, value, holds)| !(*holds && value.is_finite()))
+            .find(|(_, value, holds, _)| !(*holds && value.is_finite()))
         {
-            Some((key, value, _)) => Err(Error::config(format!(
-                "optimizer.{key} = {value} is out of range"
+            Some((key, value, _, expected)) => Err(Error::config(format!(
+                "optimizer.{key} is {value}, expected a number {expected}"
             ))),
             None => Ok(()),
         }

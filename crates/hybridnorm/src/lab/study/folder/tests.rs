@@ -38,6 +38,7 @@ fn record_of(run: &Planned) -> RunRecord {
         placement_hash: model.placement.hash(),
         equations: "X′ = X + \"A\"(N(X))\n".into(),
         data: "66ce".into(),
+        validation_data: Some("77ce".into()),
         parameters: 1234,
         active_parameters: None,
         ending: Ending::Finished,
