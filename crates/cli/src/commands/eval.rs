@@ -73,7 +73,7 @@ fn bits_per_byte(measured: &Measured) -> String {
     bits.map_or("-".into(), |bits| format!("{bits:.4}"))
 }
 
-/// What was read, left out, cut and replaced of the text of a set, and what is not predicted of it.
+/// Account of the text of a set: read, left out, cut, replaced, and tokens that are no targets.
 fn reading(set: &SetLoss) -> Vec<String> {
     let mut lines = Vec::new();
     if let Some(text) = &set.text {

@@ -122,7 +122,7 @@ struct Shown<'a> {
     group: &'a Group,
     /// How much of the data takes part; none where nothing was left to train.
     data: &'a [DataUse],
-    /// What is left out of them, by reason.
+    /// Omissions from them, by reason.
     left_out: LeftOut,
 }
 

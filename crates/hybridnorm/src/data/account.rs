@@ -8,7 +8,7 @@ use super::manifest::{Manifest, SourceRecord};
 use super::shard::PreparedFolder;
 use super::spelled::SpelledToken;
 
-/// What became of text: sums over the inputs of prepared folders, whatever part of these is used.
+/// Account of the text that data were made from: sums over the inputs of prepared folders, whatever part of these is used.
 ///
 /// Files read and files left out are all files; records read and records left out are all records;
 /// and so with documents.

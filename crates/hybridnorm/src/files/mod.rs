@@ -198,13 +198,13 @@ pub fn is_dir(path: impl AsRef<Path>) -> Result<bool> {
     }
 }
 
-/// Creates a folder, whose parent must be there; says whether it is new.
+/// Creates a folder, whose parent must be there, or the one that a link leads to; says whether it is new.
 ///
 /// # Errors
 /// If that fails, or something that is no folder stands there.
 pub fn create_new_dir(path: impl AsRef<Path>) -> Result<bool> {
     let path = path.as_ref();
-    match fs::create_dir(path) {
+    match fs::create_dir(through_links(path)?) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             let found = fs::metadata(path).map_err(Error::io(path))?;
@@ -217,13 +217,13 @@ pub fn create_new_dir(path: impl AsRef<Path>) -> Result<bool> {
     }
 }
 
-/// Creates a folder and its parents, where they are missing.
+/// Creates a folder and its parents, where they are missing, or the one that a link leads to.
 ///
 /// # Errors
 /// If that fails, or something that is no folder stands there.
 pub fn create_dir(path: impl AsRef<Path>) -> Result<()> {
     let path = path.as_ref();
-    fs::create_dir_all(path).map_err(Error::io(path))
+    fs::create_dir_all(through_links(path)?).map_err(Error::io(path))
 }
 
 /// Lower-case hexadecimal.
@@ -342,6 +342,14 @@ pub(crate) mod tests {
         let folder = parent.path().join("a");
         assert!(create_new_dir(&folder).unwrap());
         assert!(!create_new_dir(&folder).unwrap());
+        #[cfg(unix)]
+        {
+            let link = parent.path().join("link");
+            std::os::unix::fs::symlink("there", &link).unwrap();
+            assert!(create_new_dir(&link).unwrap());
+            assert!(!create_new_dir(&link).unwrap());
+            assert!(parent.path().join("there").is_dir());
+        }
         let file = parent.path().join("b");
         write(&file, b"").unwrap();
         let found = create_new_dir(&file).unwrap_err().to_string();

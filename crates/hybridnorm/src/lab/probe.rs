@@ -35,7 +35,7 @@ pub struct ProbeReport {
     /// How much of the data takes part; absent in probes of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<DataUse>,
-    /// What is left out of them, by reason.
+    /// Omissions from them, by reason.
     #[serde(default)]
     pub left_out: LeftOut,
 }

@@ -81,7 +81,7 @@ pub struct Replay {
     pub ended: Option<String>,
     /// How much of the data takes part.
     pub data: DataUse,
-    /// What is left out of them, by reason.
+    /// Omissions from them, by reason.
     pub left_out: LeftOut,
 }
 

@@ -90,7 +90,7 @@ pub struct Outcome {
     pub validation: Option<eval::Loss>,
     /// How much of the data takes part.
     pub data: DataUse,
-    /// What is left out of them, by reason.
+    /// Omissions from them, by reason.
     pub left_out: LeftOut,
     /// Largest gradient norm of all steps.
     pub max_grad_norm: f64,

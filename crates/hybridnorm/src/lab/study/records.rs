@@ -110,7 +110,7 @@ pub(super) fn name(id: &str) -> String {
     format!("{RUNS}/{id}.json")
 }
 
-/// What a run of a study reads.
+/// Fingerprints of the data of a run.
 #[derive(Debug, Clone)]
 pub(super) struct DataOf {
     /// The run's label.

@@ -48,7 +48,7 @@ pub struct Options<'a> {
     pub locking: Locking,
     /// Becomes true when the run is to stop.
     pub stop: &'a AtomicBool,
-    /// What the runs of the study read, once that of one is known.
+    /// The data of the study's runs, once one has opened them.
     pub(super) data: &'a OnceLock<DataOf>,
 }
 
