@@ -271,10 +271,10 @@ fn a_run_is_not_overwritten_and_must_stay_the_same_run() {
     let before = lab.read(format!("run/{LAST}/model.safetensors"));
     lab.train_fails(2, "run", &[], &["run already holds a run", "--resume"]);
     for (setting, key) in [
-        ("seed=4", "seed"),
-        ("model.d_ff=64", "[model]"),
+        ("seed=4", "seed went from 3 to 4"),
+        ("model.d_ff=64", "model.d_ff went from 32 to 64"),
         ("data.order=sequential", "data.order"),
-        ("train.seq_len=8", "train.seq_len"),
+        ("train.seq_len=8", "train.seq_len went from 16 to 8"),
     ] {
         lab.train_fails(
             2,

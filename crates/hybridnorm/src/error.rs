@@ -106,6 +106,9 @@ fn at_step(step: Option<u64>) -> String {
 fn plain_io(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::NotFound => "no such file or folder".into(),
+        io::ErrorKind::AlreadyExists => "already there".into(),
+        io::ErrorKind::NotADirectory => "a part of the path is a file, expected a folder".into(),
+        io::ErrorKind::IsADirectory => "is a folder, expected a file".into(),
         io::ErrorKind::PermissionDenied => "permission denied".into(),
         io::ErrorKind::StorageFull => "the disk is full".into(),
         io::ErrorKind::QuotaExceeded => "the disk quota is used up".into(),

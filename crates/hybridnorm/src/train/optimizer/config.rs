@@ -122,7 +122,7 @@ impl OptimizerConfig {
             .find(|(_, value, holds, _)| !(*holds && value.is_finite()))
         {
             Some((key, value, _, expected)) => Err(Error::config(format!(
-                "optimizer.{key} is {value}, expected a number {expected}"
+                "optimizer.{key} = {value} is out of range, expected a number {expected}"
             ))),
             None => Ok(()),
         }

@@ -8,20 +8,22 @@ use super::super::sources::Sources;
 use super::Event;
 use crate::error::{Error, Result};
 
-/// A resumed run must be the same run: what decides weights' shapes or the order of batches may not
-/// change. Data are compared by what they hold, when they are open.
+/// Keys, and sections, that decide the shapes of weights or the order of batches.
+const FIXED: [&str; 5] = ["seed", "model", "init", "data.order", "train.seq_len"];
+
+/// A resumed run must be the same run. Data are compared by what they hold, when they are open.
 pub(super) fn check_same_run(old: &Config, config: &Config, name: &str) -> Result<()> {
-    let mut fixed = vec![
-        ("seed", old.seed == config.seed),
-        ("[model]", old.model == config.model),
-        ("[init]", old.init == config.init),
-        ("data.order", old.data.order == config.data.order),
-        ("train.seq_len", old.train.seq_len == config.train.seq_len),
-    ];
-    fixed.retain(|(_, same)| !same);
-    match fixed.first() {
-        Some((key, _)) => Err(Error::config(format!(
-            "{key} differs from {name}; a resumed run must keep it"
+    let is_fixed = |key: &str| {
+        let below = |fixed: &str| key.strip_prefix(fixed)?.chars().next();
+        FIXED
+            .iter()
+            .any(|fixed| key == *fixed || below(fixed) == Some('.'))
+    };
+    let changed = history::changes(old, config);
+    match changed.iter().find(|change| is_fixed(&change.key)) {
+        Some(change) => Err(Error::config(format!(
+            "{}; a resumed run must keep it as in {name}",
+            history::in_words(change)
         ))),
         None => Ok(()),
     }
