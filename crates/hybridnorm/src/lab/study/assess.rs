@@ -9,6 +9,7 @@ use super::record::RunRecord;
 use super::records::{Records, name};
 use crate::digits::grouped;
 use crate::error::Result;
+use crate::placement::Init;
 
 /// The finished runs of a study, and what they say.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,6 +50,7 @@ pub fn assess(folder: &Folder, study: &Study) -> Result<Assessed> {
             unchecked(count, ids.count()),
             left_out(others, names.len()),
             changed(changes.as_deref()).filter(|_| !records.is_empty()),
+            initializations(study, group).filter(|_| !records.is_empty()),
         ];
         group.remarks = remarks.into_iter().flatten().collect();
     }
@@ -76,6 +78,32 @@ fn left_out(count: usize, of: usize) -> Option<String> {
             grouped(of as u64)
         )
     })
+}
+
+/// That placements of a group have initial weights of their own, which verdicts then compare, too.
+fn initializations(study: &Study, group: &Group) -> Option<String> {
+    let cells = study
+        .runs
+        .iter()
+        .filter(|run| (&run.cell.init, run.cell.depth) == (&group.init, group.depth));
+    let mut of: Vec<(&str, Init)> = Vec::new();
+    for run in cells {
+        let name = run.cell.placement.as_str();
+        if !of.iter().any(|(known, _)| *known == name) {
+            of.push((name, run.config.model_config().ok()?.placement.init));
+        }
+    }
+    let (_, first) = of.first()?;
+    if of.iter().all(|(_, init)| init == first) {
+        return None;
+    }
+    let words: Vec<String> = (of.iter())
+        .map(|(name, init)| format!("{name} ({})", init.words()))
+        .collect();
+    Some(format!(
+        "Compared with initial weights of their own: {}. `init` in [model] gives one initialization to all.",
+        words.join(", ")
+    ))
 }
 
 /// What was changed when results were there, or that nobody knows.

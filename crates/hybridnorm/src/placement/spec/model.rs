@@ -128,6 +128,25 @@ pub enum InitScheme {
     Xavier,
 }
 
+impl Init {
+    /// Returns the scheme as it is written, with the base standard deviation where that is a number.
+    pub fn words(&self) -> String {
+        let scheme = match self.scheme {
+            InitScheme::Normal => "normal",
+            InitScheme::DepthScaled => "depth_scaled",
+            InitScheme::Megatron => "megatron",
+            InitScheme::Xavier => "xavier",
+        };
+        let std = match (self.scheme, self.std) {
+            (InitScheme::Normal | InitScheme::Megatron, StdRule::Const(std)) => {
+                format!(", std {std}")
+            }
+            _ => String::new(),
+        };
+        format!("{scheme}{std}")
+    }
+}
+
 /// The base standard deviation. Written as a number or `small_init`.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub enum StdRule {
