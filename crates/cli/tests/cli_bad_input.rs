@@ -105,7 +105,10 @@ fn configurations_that_make_no_sense() {
         ),
         ("model.rope_theta=0", &["model.rope_theta = 0"]),
         ("optimizer.lr=nan", &["optimizer.lr"]),
-        ("optimizer.lr=-1", &["optimizer.lr = -1"]),
+        (
+            "optimizer.lr=-1",
+            &["optimizer.lr = -1 is out of range, expected a number above 0"],
+        ),
         ("optimizer.lr=1e-300", &["optimizer.lr = "]),
         ("optimizer.eps=1e-300", &["optimizer.eps = "]),
         ("optimizer.eps=1e39", &["optimizer.eps = "]),

@@ -34,6 +34,39 @@ fn segments(lab: &Lab, run: &str) -> Vec<Value> {
 }
 
 #[test]
+fn segments_are_as_they_were_written_or_refused() {
+    let lab = Lab::new();
+    lab.train("run", &["--set", "train.steps=10"]);
+    lab.train("run", &["--resume"]);
+    let path = "run/segments.json";
+    let whole = lab.read(path);
+    let of = segments(&lab, "run");
+    assert!(of.iter().all(|segment| segment["sha256"].is_string()));
+    let report = ["report", "run", "--format", "json"];
+    let before = lab.ok(&report);
+    for bit in (3..8 * whole.len()).step_by(211) {
+        let mut bytes = whole.clone();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        lab.write(path, bytes);
+        let output = lab.run(&report);
+        match code(&output) {
+            0 => assert_eq!(
+                String::from_utf8(output.stdout).unwrap(),
+                before,
+                "bit {bit}"
+            ),
+            _ => assert!(stderr(&output).contains("segments.json: "), "bit {bit}"),
+        }
+    }
+    for index in 0..of.len() {
+        let mut segments = of.clone();
+        segments[index].as_object_mut().unwrap().remove("sha256");
+        lab.write(path, Value::from(segments).to_string());
+        lab.fails(1, &report, &["segments.json: an object without checksum"]);
+    }
+}
+
+#[test]
 fn where_nothing_is_left_to_train_nothing_is_written() {
     let lab = Lab::new();
     lab.train("run", &["--set", "log.tensorboard=true"]);

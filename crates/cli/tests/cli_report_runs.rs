@@ -416,6 +416,13 @@ fn a_report_does_not_take_the_place_of_what_it_is_about() {
         lab.fails(2, &report, &["is a part of run"]);
         assert_eq!(lab.read(&out), before, "{part}");
     }
+    // Nor of parts that are not there yet.
+    for part in ["unfinished.txt", "flight", "kept"] {
+        let out = format!("run/{part}");
+        let report = ["report", "run", "--format", "json", "--out", &out];
+        lab.fails(2, &report, &["is a part of run"]);
+        assert!(!lab.path(&out).exists(), "{part}");
+    }
     lab.ok(&[
         "report",
         "run",

@@ -172,6 +172,18 @@ fn damaged_rows_cost_no_run() {
 
 #[cfg(unix)]
 #[test]
+fn a_directory_is_made_where_a_link_leads_and_goes_where_nothing_came_of_it() {
+    let lab = Lab::new();
+    std::os::unix::fs::symlink("there", lab.path("link")).unwrap();
+    let missing = ["--set", r#"data.train=["missing.txt"]"#];
+    lab.train_fails(1, "link", &missing, &["missing.txt"]);
+    assert!(!lab.path("there").exists() && lab.path("link").is_symlink());
+    lab.train("link", &[]);
+    assert!(lab.path("there/config.toml").exists() && lab.path("link").is_symlink());
+}
+
+#[cfg(unix)]
+#[test]
 fn pipes_do_not_hang_a_run() {
     let lab = Lab::new();
     let pipe = |name: &str| {

@@ -211,23 +211,59 @@ fn data_that_changed_are_told_before_a_run_is_trained() {
         let before = lab.read(file);
         lab.write(file, text("Cai"));
         let words = format!("has other {kind} data (fingerprint ");
-        let remedy = "bring back what the study was begun with";
-        lab.fails(2, &begun("out", &["--resume"]), &[&words, remedy]);
-        assert_eq!(records(&lab, "out").len(), 1);
-        assert!(files_below(&lab.path("out/work")).is_empty());
+        let remedy = "restore the data that the study was begun with";
+        // Other shards in this folder are runs of the study, too.
+        for more in [&["--resume"][..], &["--shard", "2/12"]] {
+            lab.fails(2, &begun("out", more), &[&words, remedy]);
+            assert_eq!(records(&lab, "out").len(), 1);
+            assert!(files_below(&lab.path("out/work")).is_empty());
+        }
         // Parts of a study that read other data do not make one.
         let other = format!("other {kind}");
         lab.ok(&begun("other", &["--shard", "2/12"]));
         lab.fails(
             2,
             &["study", "merge", "out", "other", "--out", &other],
-            &[&words],
+            &[&words, "runs on other data cannot be compared"],
         );
         fs::remove_dir_all(lab.path("other")).unwrap();
         lab.write(file, before);
     }
     lab.ok(&begun("out", &["--resume", "--shard", "2/12"]));
     assert_eq!(records(&lab, "out").len(), 2);
+}
+
+#[test]
+fn a_half_done_run_does_not_go_on_with_other_validation_data() {
+    let lab = lab();
+    let text = |word: &str| format!("{word} walked to the river. ").repeat(40);
+    lab.write("held/a.txt", text("Bela"));
+    let more = [
+        "--resume",
+        "--set",
+        r#"data.validation=["held"]"#,
+        "--set",
+        "train.steps=2000",
+    ];
+    let args = args("out", &more);
+    let mut child = lab.start(&args);
+    common::wait_until("a checkpoint", || {
+        let runs = fs::read_dir(lab.path("out/work")).into_iter().flatten();
+        let mut runs = runs.map(|run| run.unwrap().file_name().into_string().unwrap());
+        runs.any(|run| {
+            let checkpoints = lab.checkpoints_or_none(&format!("out/work/{run}"));
+            (checkpoints.iter()).any(|name| !name.contains(".partial"))
+        })
+    });
+    child.kill().unwrap();
+    child.wait().unwrap();
+    lab.write("held/a.txt", text("Cai"));
+    let words = [
+        "has other validation data",
+        "than in its steps before",
+        "restore the data",
+    ];
+    lab.fails(2, &args, &words);
 }
 
 #[test]

@@ -303,12 +303,20 @@ fn damaged_packed_files_are_left_out_where_that_is_asked_for() {
     assert_eq!(left_out(&json, "records"), 2);
     let text = json["left_out"].to_string();
     for words in [
-        "the rest of a damaged file",
-        "after the last gzip member stand bytes that belong to none",
+        "in the rest of a damaged file",
+        "bytes after the last gzip member belong to none",
         "d/head.jsonl.gz: damaged gzip data after 0 bytes of text",
     ] {
         assert!(text.contains(words), "{text}");
     }
+    // What was done to the text that was read is counted as of a whole file.
+    let text = "One two three.\n".repeat(20) + "<END>\n";
+    let packed = gzip(&(text.repeat(3000) + "end"));
+    lab.write("cut.txt.gz", &packed[..packed.len() / 2]);
+    let args = ["--skip-bad", "--json", "--separator", "<END>"];
+    let json = lab.json(&prepare("cut.txt.gz", "s", &args));
+    let separators = &json["sources"][0]["separators"];
+    assert!(separators.as_u64().unwrap() > 100, "{json}");
     // An option has its effect on these, too.
     lab.write("e.txt.gz", gzip("Some text."));
     lab.ok(&prepare("e.txt.gz", "p", &["--skip-bad"]));

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use hybridnorm::Result;
 use hybridnorm::data::{SourceOptions, SourceStats, Sources};
+use hybridnorm::omissions::Unit;
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/parquet")
@@ -152,6 +153,38 @@ fn rows_of_a_column_of_nulls_are_counted() {
     let nulls = &left_out[0];
     assert_eq!(nulls["reason"], "field `text` is null", "{left_out}");
     assert_eq!(nulls["count"], 40 + 2);
+}
+
+#[test]
+fn rows_behind_damage_are_left_out_and_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("changed.parquet");
+    let whole = fs::read(fixtures().join("snappy.parquet")).unwrap();
+    let options = SourceOptions {
+        skip_bad: true,
+        ..SourceOptions::default()
+    };
+    let mut damaged = 0;
+    for place in (4..whole.len() - 8).step_by(41) {
+        let mut bytes = whole.clone();
+        bytes[place..place + 4].fill(0xff);
+        fs::write(&path, bytes).unwrap();
+        let Ok(sources) = Sources::resolve(&[path.to_str().unwrap().into()], &options) else {
+            continue;
+        };
+        let mut documents = sources.documents();
+        if documents.by_ref().any(|document| document.is_err()) {
+            continue;
+        }
+        let stats = documents.stats();
+        damaged += u64::from(
+            serde_json::to_string(&stats.left_out)
+                .unwrap()
+                .contains("in the rest of a damaged file"),
+        );
+        assert_eq!(stats.records + stats.left_out.count(Unit::Records), 40);
+    }
+    assert!(damaged > 5, "{damaged}");
 }
 
 #[test]

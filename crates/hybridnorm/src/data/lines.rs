@@ -220,14 +220,16 @@ impl Lines {
             (None, Compression::Gzip) => "gzip",
             (None, Compression::Zstd) => "zstd",
         };
-        Error::damaged(
-            &self.path,
-            format!(
-                "damaged {name} data after {} bytes of text (line {}): {}",
-                self.offset,
-                self.number + 1,
-                compressed::damage(error)
+        let (place, problem) = (
+            format!("{} bytes of text (line {})", self.offset, self.number + 1),
+            compressed::damage(error),
+        );
+        match compressed::is_limit(error) {
+            true => self.error(format!("after {place}: {problem}")),
+            false => Error::damaged(
+                &self.path,
+                format!("damaged {name} data after {place}: {problem}"),
             ),
-        )
+        }
     }
 }

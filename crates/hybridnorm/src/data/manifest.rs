@@ -354,8 +354,7 @@ impl Manifest {
                 head.version.map_or("missing".into(), |v| v.to_string())
             ));
         }
-        let value = serde_json::from_slice(json).map_err(|error| error.to_string())?;
-        let manifest: Self = sealed::open(value, "")?.content;
+        let manifest: Self = sealed::open(json)?.content;
         manifest.check()?;
         Ok(manifest)
     }

@@ -36,6 +36,7 @@
 //! page with its dictionary, which are at most 512 MiB each.
 
 mod expand;
+mod fault;
 mod find;
 mod pages;
 mod parquet_texts;

@@ -46,7 +46,8 @@ impl AtomicFile {
     /// Makes the file visible at its target and returns its fingerprint.
     ///
     /// # Errors
-    /// If flushing or renaming fails; the target is then as it was before.
+    /// If flushing or renaming fails; the target is then as it was before, unless only its folder cannot be
+    /// flushed: then it is the new file, which a power cut may take back.
     pub fn commit(mut self) -> Result<Fingerprint> {
         self.writer.flush().map_err(Error::io(&self.target))?;
         self.writer

@@ -9,14 +9,14 @@ use serde_json::Value;
 
 pub(crate) const KEY: &str = "sha256";
 
-/// What was read, and the checksum that it had.
+/// Content of an object, and its checksum.
 #[derive(Debug)]
 pub(crate) struct Opened<T> {
     pub content: T,
     pub checksum: Option<String>,
 }
 
-/// An object as JSON with its checksum, in which what stands `before` it takes part; and that checksum.
+/// Returns an object as JSON with its checksum, which covers `before`, too; and that checksum.
 pub(crate) fn seal<T: Serialize>(
     content: &T,
     before: &str,
@@ -29,7 +29,7 @@ pub(crate) fn seal<T: Serialize>(
     Ok((text, sum))
 }
 
-/// As [`seal`], with a line for every key.
+/// Returns an object as JSON with its checksum and a line for every key.
 pub(crate) fn seal_pretty<T: Serialize>(content: &T) -> Result<String, serde_json::Error> {
     let text = serde_json::to_string_pretty(content)?;
     let sum = checksum(&serde_json::from_str(&text)?, "");
@@ -41,7 +41,7 @@ pub(crate) fn seal_pretty<T: Serialize>(content: &T) -> Result<String, serde_jso
     Ok(format!("{rest},\n  \"{KEY}\": \"{sum}\"\n}}\n"))
 }
 
-/// A list of objects as JSON, in the checksum of each of which those before it take part.
+/// Returns a list of objects as JSON; the checksum of each covers those before it.
 pub(crate) fn seal_list<T: Serialize>(contents: &[T]) -> Result<String, serde_json::Error> {
     let mut texts = Vec::new();
     let mut before = String::new();
@@ -53,35 +53,61 @@ pub(crate) fn seal_list<T: Serialize>(contents: &[T]) -> Result<String, serde_js
     Ok(format!("[{}]", texts.join(",\n")))
 }
 
-/// What [`seal_list`] wrote, or what was written before there were checksums.
+/// Reads what [`seal_list`] wrote, or a list from before there were checksums, in which no object has one.
 pub(crate) fn open_list<T: DeserializeOwned>(bytes: &[u8]) -> Result<Vec<Opened<T>>, String> {
-    let values: Vec<Value> = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    let values: Vec<Value> = parse(bytes)?;
+    if values.iter().all(|value| value.get(KEY).is_none()) {
+        let contents: Vec<T> = parse(bytes)?;
+        return Ok(contents.into_iter().map(Opened::unsealed).collect());
+    }
     let mut before = String::new();
     let opened = values.into_iter().map(|value| {
-        let opened = open(value, &before)?;
-        before = opened.checksum.clone().unwrap_or_default();
-        Ok(opened)
+        let sealed = verify(value, &before)?.ok_or("an object without checksum among others")?;
+        before = sealed.1.clone();
+        Opened::sealed(sealed)
     });
     opened.collect()
 }
 
-/// What [`seal`] wrote, or what was written before there were checksums.
-pub(crate) fn open<T: DeserializeOwned>(
-    mut value: Value,
-    before: &str,
-) -> Result<Opened<T>, String> {
-    let checksum = match value.as_object_mut().and_then(|object| object.remove(KEY)) {
-        None => None,
-        Some(Value::String(sum)) if sum == checksum(&value, before) => Some(sum),
-        Some(_) => {
-            return Err(format!(
-                "its content is not what its checksum ({KEY}) says: the file is damaged or was changed"
-            ));
+/// Reads what [`seal`] wrote, or an object from before there were checksums.
+pub(crate) fn open<T: DeserializeOwned>(bytes: &[u8]) -> Result<Opened<T>, String> {
+    match verify(parse(bytes)?, "")? {
+        Some(sealed) => Opened::sealed(sealed),
+        // Nothing else says that no key is there twice.
+        None => parse(bytes).map(Opened::unsealed),
+    }
+}
+
+impl<T: DeserializeOwned> Opened<T> {
+    fn unsealed(content: T) -> Self {
+        Self {
+            content,
+            checksum: None,
         }
-    };
-    serde_json::from_value(value)
-        .map(|content| Opened { content, checksum })
-        .map_err(|error| error.to_string())
+    }
+
+    fn sealed((value, checksum): (Value, String)) -> Result<Self, String> {
+        let content = serde_json::from_value(value).map_err(|error| error.to_string())?;
+        Ok(Self {
+            content,
+            checksum: Some(checksum),
+        })
+    }
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    serde_json::from_slice(bytes).map_err(|error| error.to_string())
+}
+
+/// Splits an object into its content and its checksum, which must be right; `None` where it has none.
+fn verify(mut value: Value, before: &str) -> Result<Option<(Value, String)>, String> {
+    match value.as_object_mut().and_then(|object| object.remove(KEY)) {
+        None => Ok(None),
+        Some(Value::String(sum)) if sum == checksum(&value, before) => Ok(Some((value, sum))),
+        Some(_) => Err(format!(
+            "its content is not what its checksum ({KEY}) says: the file is damaged or was changed"
+        )),
+    }
 }
 
 fn checksum(value: &Value, before: &str) -> String {
@@ -109,8 +135,8 @@ mod tests {
         }
     }
 
-    fn read(text: &str, before: &str) -> Result<Opened<Lists>, String> {
-        open(serde_json::from_str(text).map_err(|_| "no JSON")?, before)
+    fn read(text: &str) -> Result<Opened<Lists>, String> {
+        open(text.as_bytes())
     }
 
     #[test]
@@ -118,26 +144,26 @@ mod tests {
         let (text, sum) = seal(&lists(), "").unwrap();
         let other = format!(" {{ \"on\" : [\"b\"],\n\"{KEY}\":\"{sum}\", \"of\":[\"a\",\"b\"]}}");
         for text in [&text, &other] {
-            let opened = read(text, "").unwrap();
+            let opened = read(text).unwrap();
             assert_eq!(
                 (opened.content, opened.checksum),
                 (lists(), Some(sum.clone()))
             );
         }
         for wrong in [text.replace("\"b\"]", "\"a\"]"), text.replace(&sum, "")] {
-            assert!(
-                read(&wrong, "").unwrap_err().contains("checksum"),
-                "{wrong}"
-            );
+            assert!(read(&wrong).unwrap_err().contains("checksum"), "{wrong}");
         }
         // What stands before takes part.
-        assert!(read(&text, &sum).is_err());
+        let (text, _) = seal(&lists(), &sum).unwrap();
+        assert!(read(&text).is_err());
     }
 
     #[test]
     fn what_has_no_checksum_is_read_and_known_as_such() {
-        let opened = read(r#"{"of":["a","b"],"on":["b"]}"#, "").unwrap();
+        let opened = read(r#"{"of":["a","b"],"on":["b"]}"#).unwrap();
         assert_eq!((opened.content, opened.checksum), (lists(), None));
+        let twice = r#"{"of":["a"],"of":["a","b"],"on":["b"]}"#;
+        assert!(read(twice).unwrap_err().contains("duplicate field"));
     }
 
     #[test]
@@ -149,9 +175,11 @@ mod tests {
         // Neither may stand in the place of the other.
         let swapped = format!("[{},{}]", lines[1], lines[0]);
         assert!(opened(&swapped).unwrap_err().contains("checksum"));
+        let mixed = format!("[{},{{\"of\":[],\"on\":[]}}]", lines[0]);
+        assert!(opened(&mixed).unwrap_err().contains("without checksum"));
         let pretty = seal_pretty(&lists()).unwrap();
-        assert!(read(&pretty, "").unwrap().checksum.is_some());
+        assert!(read(&pretty).unwrap().checksum.is_some());
         assert!(pretty.lines().count() > 5, "{pretty}");
-        assert!(read(&pretty.replace("\"b\"", "\"c\""), "").is_err());
+        assert!(read(&pretty.replace("\"b\"", "\"c\"")).is_err());
     }
 }

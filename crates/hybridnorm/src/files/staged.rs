@@ -48,10 +48,11 @@ impl StagedFolder {
     /// Gives the folder its name, where nothing stands yet or an empty folder does.
     ///
     /// # Errors
-    /// If something else stands there, or it cannot be renamed or its name not be flushed; nothing of it
-    /// is then left.
+    /// If something else stands there, it cannot be renamed, or its name cannot be flushed; the target is
+    /// then as before.
     pub fn publish(mut self) -> Result<()> {
         self.flush()?;
+        let was_there = fs::symlink_metadata(&self.target).is_ok();
         // Of all that may stand there, renaming replaces an empty folder only.
         fs::rename(&self.path, &self.target).map_err(|error| match error.kind() {
             io::ErrorKind::DirectoryNotEmpty
@@ -65,6 +66,9 @@ impl StagedFolder {
         super::sync_parent(&self.target).inspect_err(|_| {
             // So that the same command can be tried again.
             self.is_published = fs::rename(&self.target, &self.path).is_err();
+            if was_there && !self.is_published {
+                let _ = fs::create_dir(&self.target);
+            }
         })?;
         self.is_published = true;
         Ok(())
@@ -78,8 +82,8 @@ impl StagedFolder {
     /// may go: somebody may have put a file there.
     ///
     /// # Errors
-    /// If it cannot be renamed, another process replaces the same folder, or the old one may not go;
-    /// the target is then as before.
+    /// If it cannot be renamed or its name cannot be flushed, another process replaces the same folder, or
+    /// the old one may not go; the target is then as before.
     pub fn replace(mut self, may_remove: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         let old = match temporary::open_folder(&self.target) {
             Ok(old) => old,
@@ -95,7 +99,7 @@ impl StagedFolder {
         }
         self.flush()?;
         let aside = swap(&self.path, &self.target)?;
-        if let Err(error) = may_remove(&aside) {
+        if let Err(error) = may_remove(&aside).and_then(|()| super::sync_parent(&self.target)) {
             match aside == self.path {
                 true => exchange(&self.path, &self.target),
                 false => fs::rename(&self.target, &self.path)
@@ -105,7 +109,6 @@ impl StagedFolder {
             return Err(error);
         }
         self.is_published = true;
-        super::sync_parent(&self.target)?;
         // The new folder stands; what is left of the old one goes with the next writer.
         let _ = fs::remove_dir_all(&aside);
         Ok(())

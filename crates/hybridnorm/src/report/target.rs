@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::files;
 use crate::lab::study;
 use crate::train::run_directory;
 
@@ -11,9 +12,15 @@ use crate::train::run_directory;
 /// # Errors
 /// If it does.
 pub fn check_target(out: &Path, inputs: &[PathBuf]) -> Result<()> {
-    // What is not there takes no place.
-    let Ok(target) = out.canonicalize() else {
-        return Ok(());
+    let out_at = files::through_links(out)?;
+    // A part that is not there yet would be in its way.
+    let target = match (out_at.canonicalize(), out_at.file_name()) {
+        (Ok(target), _) => target,
+        (Err(_), Some(name)) => match files::parent(&out_at).canonicalize() {
+            Ok(folder) => folder.join(name),
+            Err(_) => return Ok(()),
+        },
+        (Err(_), None) => return Ok(()),
     };
     let is_part = |input: &&PathBuf| {
         let Ok(input) = input.canonicalize() else {

@@ -34,6 +34,7 @@ enum Created {
 impl Claim {
     /// Creates the directory where it is missing, and takes hold of it.
     pub(super) fn create(run: &Path, locking: Locking) -> Result<Self> {
+        let run = &files::through_links(run)?;
         let mut created = Vec::new();
         for attempt in 1.. {
             match create_chain(run, &mut created).and_then(|()| Self::lock(run, locking)) {

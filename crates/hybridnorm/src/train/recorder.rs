@@ -215,12 +215,12 @@ impl Recorder {
         self.files.as_mut()?.events.as_mut()
     }
 
-    /// Steps done that have no row of metrics, though there is one of an earlier step or none at all.
-    /// The step of the first row that the run has.
+    /// The step of the first row of metrics that the run has.
     pub(super) fn first_row(&self) -> Option<u64> {
         self.first_row
     }
 
+    /// Steps done that have no row of metrics, though there is one of an earlier step or none at all.
     pub(super) fn missing_rows(&self) -> u64 {
         self.missing_rows
     }

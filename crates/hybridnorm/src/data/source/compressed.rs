@@ -105,6 +105,14 @@ fn zstd_window(head: &[u8]) -> Option<u64> {
     Some(value + if size == 2 { 256 } else { 0 })
 }
 
+/// What the decoder says of a frame whose window is larger than is accepted.
+const WINDOW: &str = "Frame requires too much memory for decoding";
+
+/// True if the data are whole, but not accepted.
+pub(in crate::data) fn is_limit(error: &io::Error) -> bool {
+    error.to_string() == WINDOW
+}
+
 /// What was wrong with packed data, in words.
 pub(in crate::data) fn damage(error: &io::Error) -> String {
     let said = error.to_string();
@@ -114,7 +122,11 @@ pub(in crate::data) fn damage(error: &io::Error) -> String {
         "incomplete frame" => "the file is cut short".into(),
         "Unknown frame descriptor" => "no zstd frame begins here".into(),
         "invalid gzip header" => "no gzip member begins here".into(),
-        "Frame requires too much memory for decoding" => format!(
+        "corrupt gzip stream does not have a matching checksum"
+        | "Restored data doesn't match checksum" => {
+            "its checksum is wrong, so that something before this place is damaged".into()
+        }
+        WINDOW => format!(
             "a frame needs a window of more than {} bytes; compress it again with a shorter window",
             1_u64 << WINDOW_LOG_MAX
         ),
@@ -130,8 +142,7 @@ struct Members {
     begun: u64,
 }
 
-const AFTER_MEMBERS: &str =
-    "after the last gzip member stand bytes that belong to none; remove them";
+const AFTER_MEMBERS: &str = "bytes after the last gzip member belong to none; remove them";
 
 enum State {
     Between(BufReader<File>),

@@ -4,7 +4,10 @@
 
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 
+use crate::error::Error;
 use crate::memory;
+
+use super::fault::Fault;
 
 /// Largest page that is unpacked, in bytes. Writers aim at 1 MiB; a page holds at least one value.
 const PAGE_LIMIT: i64 = 512 << 20;
@@ -17,13 +20,17 @@ const DEPTH_LIMIT: usize = 8;
 
 /// Checks every page of a column chunk, which stands at `begin` and takes `length` bytes.
 ///
-/// Returns what is wrong with them.
-pub(super) fn check(file: impl Read + Seek, begin: u64, length: u64) -> Result<(), String> {
+/// # Errors
+/// If one is damaged, too large, or cannot be read.
+pub(super) fn check(file: impl Read + Seek, begin: u64, length: u64) -> Result<(), Fault> {
     let mut reader = BufReader::with_capacity(1 << 12, file);
     let mut at = begin;
-    let end = begin.checked_add(length).ok_or("its size overflows")?;
+    let end = (begin.checked_add(length)).ok_or_else(|| damaged_by("its size overflows"))?;
     while at < end {
-        let failed = |error: io::Error| format!("page at byte {at}: {error}");
+        let failed = |error: io::Error| match error.raw_os_error() {
+            Some(_) => Fault::Io(error),
+            None => Fault::Damaged(format!("page at byte {at}: {error}")),
+        };
         reader.seek(SeekFrom::Start(at)).map_err(failed)?;
         let mut header = Header {
             reader: (&mut reader).take(end - at),
@@ -32,20 +39,23 @@ pub(super) fn check(file: impl Read + Seek, begin: u64, length: u64) -> Result<(
         header.structure(0, Level::Page).map_err(failed)?;
         let (rest, sizes) = (header.reader.limit(), header.sizes);
         if sizes.uncompressed > PAGE_LIMIT || sizes.values > VALUES_LIMIT {
-            return Err(format!(
+            return Err(Fault::NotRead(format!(
                 "page at byte {at}: {} bytes and {} values, more than the {PAGE_LIMIT} bytes and {VALUES_LIMIT} values that are accepted",
                 sizes.uncompressed, sizes.values
-            ));
+            )));
         }
         let compressed = u64::try_from(sizes.compressed).unwrap_or(u64::MAX);
         if compressed > rest || sizes.uncompressed < 0 || sizes.values < 0 {
-            return Err(format!("page at byte {at}: its sizes are not possible"));
+            return Err(damaged_by(format!(
+                "page at byte {at}: its sizes are not possible"
+            )));
         }
         if sizes.uncompressed > UNCHECKED {
             let bytes = sizes.uncompressed.cast_unsigned();
             let page = format!("page at byte {at} of {} MiB", bytes >> 20);
             // A text is taken out of its page.
-            memory::require_more(2 * bytes, &page).map_err(|error| error.to_string())?;
+            memory::require_more(2 * bytes, &page)
+                .map_err(|error: Error| Fault::NotRead(error.to_string()))?;
         }
         at = end - rest + compressed;
     }
@@ -154,6 +164,10 @@ impl<R: BufRead> Header<R> {
     }
 }
 
+fn damaged_by(problem: impl Into<String>) -> Fault {
+    Fault::Damaged(problem.into())
+}
+
 fn damaged() -> io::Error {
     io::Error::other("damaged page header")
 }
@@ -191,10 +205,15 @@ mod tests {
         let check = |pages: &[Vec<u8>]| {
             let bytes = pages.concat();
             let length = bytes.len() as u64;
-            check(Cursor::new(bytes), 0, length)
+            check(Cursor::new(bytes), 0, length).map_err(|fault| match fault {
+                Fault::Damaged(problem) => problem,
+                Fault::NotRead(problem) => format!("not read: {problem}"),
+                Fault::Io(error) => panic!("{error}"),
+            })
         };
         assert_eq!(check(&[page(9, b"abc", 4), page(8, b"", 0)]), Ok(()));
         let found = check(&[page(9, b"abc", 4), page(1 << 30, b"", 0)]).unwrap_err();
+        assert!(found.starts_with("not read: "), "{found}");
         assert!(found.contains("1073741824 bytes"), "{found}");
         assert!(check(&[page(9, b"", 1 << 30)]).is_err());
         let mut cut = page(9, b"abc", 4);

@@ -9,8 +9,7 @@ use std::path::{Path, PathBuf};
 use parquet::basic::{ConvertedType, LogicalType, Type as PhysicalType};
 use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
 use parquet::data_type::{ByteArray, ByteArrayType};
-use parquet::errors::ParquetError;
-use parquet::file::metadata::ColumnChunkMetaData;
+use parquet::file::metadata::{ColumnChunkMetaData, RowGroupMetaData};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 
 use crate::error::{Error, Result};
@@ -18,6 +17,7 @@ use crate::files;
 use crate::foreign;
 use crate::omissions::Unit;
 
+use super::fault::Fault;
 use super::{InvalidUtf8, SourceOptions, SourceStats, pages};
 
 /// Texts that are read at once.
@@ -68,8 +68,8 @@ impl ParquetTexts {
         let file = files::open(path)?;
         check_ends(&file, path)?;
         let copy = file.try_clone().map_err(Error::io(path))?;
-        let reader = caught(|| SerializedFileReader::new(copy))
-            .map_err(|problem| Error::damaged(path, problem))?;
+        let reader =
+            caught(|| SerializedFileReader::new(copy)).map_err(|fault| fault.error(path, ""))?;
         let schema = reader.metadata().file_metadata().schema_descr();
         let names: Vec<String> = schema
             .columns()
@@ -105,13 +105,11 @@ impl ParquetTexts {
             return Err(fail(format!("column `{field}` holds no text")));
         }
         let defined = described.max_def_level();
-        let groups = reader.num_row_groups();
         // Of a column whose type is null nothing need be read.
         let (group, blank_rows) = match is_null {
-            true => (groups, reader.metadata().file_metadata().num_rows()),
+            true => (reader.num_row_groups(), rows(&reader)),
             false => (0, 0),
         };
-        let blank_rows = blank_rows.try_into().unwrap_or(0);
         Ok(Self {
             path: path.to_path_buf(),
             file,
@@ -196,7 +194,7 @@ impl ParquetTexts {
             let has_levels = self.defined > 0;
             let levels_out = has_levels.then_some(&mut levels);
             let (read, _, _) = caught(|| rows.read_records(BATCH, levels_out, None, &mut values))
-                .map_err(|problem| self.damaged(self.group - 1, &problem))?;
+                .map_err(|fault| self.error(self.group - 1, fault))?;
             self.left -= read as i64;
             if self.left < 0 || read == 0 && self.left > 0 {
                 let than = if self.left < 0 { "more" } else { "fewer" };
@@ -245,13 +243,13 @@ impl ParquetTexts {
             return Ok(true);
         }
         self.check_chunk(chunk)
-            .map_err(|problem| self.damaged(group, &problem))?;
+            .map_err(|fault| self.error(group, fault))?;
         let opened = caught(|| {
             self.reader
                 .get_row_group(group)?
                 .get_column_reader(self.column)
         })
-        .map_err(|problem| self.damaged(group, &problem))?;
+        .map_err(|fault| self.error(group, fault))?;
         match opened {
             ColumnReader::ByteArrayColumnReader(rows) => self.rows = Some(rows),
             _ => return Err(self.damaged(group, "its column holds no text")),
@@ -259,12 +257,8 @@ impl ParquetTexts {
         Ok(true)
     }
 
-    fn check_chunk(&self, chunk: &ColumnChunkMetaData) -> Result<(), String> {
-        let length = self
-            .file
-            .metadata()
-            .map_err(|error| error.to_string())?
-            .len();
+    fn check_chunk(&self, chunk: &ColumnChunkMetaData) -> Result<(), Fault> {
+        let length = self.file.metadata().map_err(Fault::Io)?.len();
         let begin = chunk
             .dictionary_page_offset()
             .unwrap_or(chunk.data_page_offset());
@@ -272,22 +266,34 @@ impl ParquetTexts {
             u64::try_from(begin.min(chunk.data_page_offset())),
             u64::try_from(chunk.compressed_size()),
         ) else {
-            return Err("a place or size is negative".into());
+            return Err(Fault::Damaged("a place or size is negative".into()));
         };
         if begin.checked_add(bytes).is_none_or(|end| end > length) {
-            return Err(format!(
+            return Err(Fault::Damaged(format!(
                 "{bytes} bytes at byte {begin}, but the file has {length} bytes"
-            ));
+            )));
         }
         pages::check(&self.file, begin, bytes)
     }
 
     fn damaged(&self, group: usize, problem: &str) -> Error {
-        Error::damaged(
-            &self.path,
-            format!("damaged Parquet data in row group {group}: {problem}"),
-        )
+        self.error(group, Fault::Damaged(problem.to_owned()))
     }
+
+    fn error(&self, group: usize, fault: Fault) -> Error {
+        fault.error(&self.path, &format!(" in row group {group}"))
+    }
+
+    /// Rows that were not returned or counted.
+    pub(super) fn rows_left(&self) -> u64 {
+        rows(&self.reader).saturating_sub(self.row)
+    }
+}
+
+/// Rows of all row groups.
+fn rows(reader: &SerializedFileReader<File>) -> u64 {
+    let of_group = |group: &RowGroupMetaData| u64::try_from(group.num_rows()).unwrap_or(0);
+    reader.metadata().row_groups().iter().map(of_group).sum()
 }
 
 /// Checks the ends of the file, so that what it is not is said in plain words.
@@ -329,13 +335,10 @@ fn check_ends(file: &File, path: &Path) -> Result<()> {
     }
 }
 
-/// What `read` returns, with errors in words. The reader of the `parquet` crate may panic on a
-/// damaged file.
-fn caught<T>(read: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T, String> {
+/// Returns what `read` returns. The reader of the `parquet` crate may panic on a damaged file.
+fn caught<T>(read: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T, Fault> {
     match foreign::caught(read) {
-        Some(Ok(value)) => Ok(value),
-        Some(Err(ParquetError::General(problem) | ParquetError::EOF(problem))) => Err(problem),
-        Some(Err(error)) => Err(error.to_string()),
-        None => Err("its parts do not fit together".into()),
+        Some(result) => result.map_err(Fault::from),
+        None => Err(Fault::Damaged("its parts do not fit together".into())),
     }
 }

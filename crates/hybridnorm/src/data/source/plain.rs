@@ -57,15 +57,23 @@ impl Plain {
         };
         if next.is_some() {
             self.pieces += 1;
-        } else if !std::mem::replace(&mut self.is_counted, true) {
-            stats.replaced_lines += self.lines.replaced;
-            stats.separators += self.separators;
-            if options.separator.is_none() && self.pieces > 1 {
-                stats.cut_texts += 1;
-                stats.cut_documents += self.pieces;
-            }
+        } else {
+            self.finish(options, stats);
         }
         Ok(next)
+    }
+
+    /// Counts, once, how what was read of the file was changed.
+    pub(super) fn finish(&mut self, options: &SourceOptions, stats: &mut SourceStats) {
+        if std::mem::replace(&mut self.is_counted, true) {
+            return;
+        }
+        stats.replaced_lines += self.lines.replaced;
+        stats.separators += self.separators;
+        if options.separator.is_none() && self.pieces > 1 {
+            stats.cut_texts += 1;
+            stats.cut_documents += self.pieces;
+        }
     }
 
     fn next_piece(&mut self, document_chars: usize) -> Result<Option<String>> {

@@ -14,6 +14,8 @@ use super::records::Records;
 use super::{Document, Input, Kind, SourceOptions, SourceStats, Sources, find};
 
 const NO_TEXT: &str = "no text in it";
+const DAMAGED: &str = "damaged";
+const REST: &str = "in the rest of a damaged file";
 
 /// Iterator over the documents of [`Sources`]; stops after the first error.
 pub struct Documents<'s> {
@@ -127,7 +129,8 @@ impl<'s> Documents<'s> {
                     self.item += 1;
                     match OpenFile::open(path, options) {
                         Err(error) => {
-                            leave_out_damaged(error, false, options, stats)?;
+                            let damage = damage(error, options)?;
+                            stats.left_out.add(Unit::Files, DAMAGED, 1, damage);
                             continue;
                         }
                         Ok(file) => Some(self.file.insert(file)),
@@ -137,7 +140,12 @@ impl<'s> Documents<'s> {
             let Some(file) = file else { return Ok(None) };
             match file.reader.next(options, stats) {
                 Err(error) => {
-                    leave_out_damaged(error, file.has_text, options, stats)?;
+                    let damage = damage(error, options)?;
+                    let left = file.reader.finish(options, stats);
+                    match file.has_text {
+                        true => stats.left_out.add(Unit::Records, REST, left, damage),
+                        false => stats.left_out.add(Unit::Files, DAMAGED, 1, damage),
+                    }
                     self.file = None;
                     continue;
                 }
@@ -161,24 +169,13 @@ impl<'s> Documents<'s> {
     }
 }
 
-/// Counts a damaged file, or what is left of one that text was read from, where that is asked for.
-fn leave_out_damaged(
-    error: Error,
-    has_text: bool,
-    options: &SourceOptions,
-    stats: &mut SourceStats,
-) -> Result<()> {
+/// Returns the damage of a file that is to be left out.
+///
+/// # Errors
+/// With the error itself where it is no damage, or that is not asked for.
+fn damage(error: Error, options: &SourceOptions) -> Result<Option<String>> {
     match error {
-        Error::Damaged { .. } if options.skip_bad => {
-            let example = Some(error.to_string());
-            match has_text {
-                true => {
-                    (stats.left_out).add(Unit::Records, "the rest of a damaged file", 1, example)
-                }
-                false => stats.left_out.add(Unit::Files, "damaged", 1, example),
-            }
-            Ok(())
-        }
+        Error::Damaged { .. } if options.skip_bad => Ok(Some(error.to_string())),
         error => Err(error),
     }
 }
@@ -253,6 +250,18 @@ impl OpenFile {
 }
 
 impl Reader {
+    /// Ends the reading of a damaged file; returns how many records are left in it, as one where nobody
+    /// knows.
+    fn finish(&mut self, options: &SourceOptions, stats: &mut SourceStats) -> u64 {
+        match self {
+            Self::Plain(plain) => plain.finish(options, stats),
+            Self::Records(records) => records.finish(stats),
+            Self::Parquet(texts) => return texts.rows_left(),
+            Self::Void => {}
+        }
+        1
+    }
+
     fn next(&mut self, options: &SourceOptions, stats: &mut SourceStats) -> Result<Option<String>> {
         match self {
             Self::Plain(plain) => plain.next(options, stats),

@@ -135,10 +135,15 @@ impl Records {
                 Err(problem) => return Err(self.lines.error(problem.message)),
             }
         }
+        self.finish(stats);
+        Ok(None)
+    }
+
+    /// Counts, once, how what was read of the file was changed.
+    pub(super) fn finish(&mut self, stats: &mut SourceStats) {
         if !std::mem::replace(&mut self.is_counted, true) {
             stats.replaced_lines += self.lines.replaced;
         }
-        Ok(None)
     }
 
     fn pass_over_rest(&mut self) -> Result<()> {

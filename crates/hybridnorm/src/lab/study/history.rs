@@ -126,10 +126,7 @@ impl Folder {
             return Ok(None);
         }
         let bytes = files::read_small(&path, RECORD_LIMIT)?;
-        let opened = serde_json::from_slice(&bytes)
-            .map_err(|error| error.to_string())
-            .and_then(|value| sealed::open::<History>(value, ""));
-        let problem = match opened {
+        let problem = match sealed::open::<History>(&bytes) {
             Ok(opened) if opened.checksum.is_some() => return Ok(Some(opened.content)),
             Ok(_) => missing_checksum(),
             Err(problem) => problem,

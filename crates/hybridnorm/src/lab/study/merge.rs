@@ -7,7 +7,7 @@ use super::folder::Folder;
 use super::history::History;
 use super::plan::Study;
 use super::record::RunRecord;
-use super::records::{check_same_data, name};
+use super::records::{DataOf, name};
 use crate::error::{Error, Result};
 use crate::files::Locking;
 
@@ -50,7 +50,7 @@ pub fn merge(from: &[PathBuf], into: &Path, locking: Locking) -> Result<Merged> 
         unsealed.extend(target.read(&study.runs)?.without_checksum);
     }
     unsealed.extend(found.unsealed.iter().cloned());
-    check_same_data(found.records.values())?;
+    DataOf::all(found.records.values())?;
     target.set_up(&study)?;
     // What was without a checksum stays so, and what was changed on the way is told here, too.
     let mut history = target.history_or_begin(Some(&study))?;
@@ -111,8 +111,12 @@ impl Found {
                         ),
                     ));
                 }
-                // One that has a checksum is known to be as it was written.
-                Some(_) if is_unsealed || !self.unsealed.contains(&record.id) => {}
+                // One that has a checksum is known to be as it was written; of two, one may say more.
+                Some(other)
+                    if is_unsealed && !self.unsealed.contains(&record.id)
+                        || is_unsealed == self.unsealed.contains(&record.id)
+                            && (other.validation_data.is_some()
+                                || record.validation_data.is_none()) => {}
                 Some(_) | None => {
                     match is_unsealed {
                         true => self.unsealed.insert(record.id.clone()),

@@ -15,7 +15,7 @@ mod merge;
 pub mod plan;
 pub mod record;
 mod records;
-pub mod run;
+mod run;
 mod rungs;
 mod runner;
 mod summary;

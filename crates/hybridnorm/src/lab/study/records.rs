@@ -1,7 +1,5 @@
 //! Records of finished runs, `runs/ID.json` of a study.
 
-use serde_json::Value;
-
 use super::folder::{Folder, RUNS};
 use super::history::{History, missing_checksum};
 use super::plan::Planned;
@@ -27,17 +25,9 @@ impl Folder {
     fn record(&self, run: &Planned, history: Option<&History>) -> Result<(RunRecord, bool)> {
         let path = self.record_path(&run.id);
         let bytes = files::read_small(&path, RECORD_LIMIT)?;
-        let value: Value = serde_json::from_slice(&bytes)
-            .map_err(|error| Error::format(&path, error.to_string()))?;
-        let opened = sealed::open::<RunRecord>(value, "")
-            .map_err(|problem| Error::format(&path, problem))?;
-        let is_sealed = opened.checksum.is_some();
-        let record = match is_sealed {
-            true => opened.content,
-            // Nothing says that no key is there twice.
-            false => serde_json::from_slice(&bytes)
-                .map_err(|error| Error::format(&path, error.to_string()))?,
-        };
+        let opened =
+            sealed::open::<RunRecord>(&bytes).map_err(|problem| Error::format(&path, problem))?;
+        let (record, is_sealed) = (opened.content, opened.checksum.is_some());
         let must_be_sealed = history.is_some_and(|history| !history.lacks(&name(&run.id)));
         let problem = match must_be_sealed && !is_sealed {
             true => Some(missing_checksum()),
@@ -81,7 +71,7 @@ impl Folder {
             let cell = run.cell.clone();
             records.push(RunRecord { cell, ..record });
         }
-        check_same_data(&records)?;
+        DataOf::all(&records)?;
         Ok(Records {
             records,
             without_checksum,
@@ -115,49 +105,58 @@ pub(super) fn name(id: &str) -> String {
 pub(super) struct DataOf {
     /// The run's label.
     pub run: String,
-    /// Fingerprint of the training data.
+    /// Of the training data.
     pub training: String,
-    /// Fingerprint of the validation data, where known.
+    /// Of the validation data, where known.
     pub validation: Option<String>,
 }
 
 impl DataOf {
-    pub(super) fn record(record: &RunRecord) -> Self {
-        Self {
-            run: record.cell.label(),
-            training: record.data.clone(),
-            validation: record.validation_data.clone(),
+    /// Returns what runs of one study have in common, since they are compared.
+    ///
+    /// # Errors
+    /// If two were trained or measured on other data than each other.
+    pub(super) fn all<'a>(
+        records: impl IntoIterator<Item = &'a RunRecord>,
+    ) -> Result<Option<Self>> {
+        let mut common: Option<Self> = None;
+        for record in records {
+            let own = Self {
+                run: record.cell.label(),
+                training: record.data.clone(),
+                validation: record.validation_data.clone(),
+            };
+            if let Some(problem) = Self::add(&mut common, own) {
+                return Err(Error::config(format!(
+                    "{problem}: runs on other data cannot be compared; keep the records of those on the same \
+                     data, and move the others away to have their runs done again"
+                )));
+            }
         }
+        Ok(common)
     }
 
-    /// Checks that another run reads the same: runs of a study are compared.
-    pub(super) fn check_same(&self, other: &Self) -> Result<()> {
-        let fail = |kind: &str, theirs: &str, ours: &str| {
-            Err(Error::config(format!(
-                "{} has other {kind} data (fingerprint {theirs}) than {} (fingerprint {ours}); bring back what \
-                 the study was begun with, or begin another study",
-                other.run, self.run
-            )))
+    /// Adds a run to what all have in common; returns how its data differ, if they do.
+    pub(super) fn add(common: &mut Option<Self>, own: Self) -> Option<String> {
+        let Some(common) = common else {
+            *common = Some(own);
+            return None;
         };
-        if other.training != self.training {
-            return fail("training", &other.training, &self.training);
+        let differ = |kind: &str, theirs: &str, ours: &str| {
+            Some(format!(
+                "{} has other {kind} data (fingerprint {theirs}) than {} (fingerprint {ours})",
+                own.run, common.run
+            ))
+        };
+        if own.training != common.training {
+            return differ("training", &own.training, &common.training);
         }
-        match (&self.validation, &other.validation) {
-            (Some(ours), Some(theirs)) if ours != theirs => fail("validation", theirs, ours),
-            _ => Ok(()),
+        match (&common.validation, &own.validation) {
+            (Some(ours), Some(theirs)) if ours != theirs => differ("validation", theirs, ours),
+            _ => {
+                common.validation = common.validation.take().or(own.validation);
+                None
+            }
         }
     }
-}
-
-/// As [`DataOf::check_same`], of finished runs.
-pub(super) fn check_same_data<'a>(records: impl IntoIterator<Item = &'a RunRecord>) -> Result<()> {
-    let mut records = records.into_iter().map(DataOf::record);
-    let Some(mut first) = records.next() else {
-        return Ok(());
-    };
-    records.try_for_each(|other| {
-        first.check_same(&other)?;
-        first.validation = first.validation.take().or(other.validation);
-        Ok(())
-    })
 }

@@ -1,7 +1,6 @@
 //! One run of a study, trained until its end or as far as it shall go.
 
 use std::path::Path;
-use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
 
 use super::plan::Planned;
@@ -15,7 +14,7 @@ use crate::files::Locking;
 use crate::memory;
 use crate::ops;
 use crate::train::metrics::Metrics;
-use crate::train::{Event, OpenOptions, Start, Trainer, rows};
+use crate::train::{Event, OpenOptions, Start, Trainer, rows, segments};
 
 /// A run has learned more than token frequencies once its loss is this much below what they give, in nats.
 const LEARNED: f64 = 0.1;
@@ -28,7 +27,7 @@ pub enum Came {
     /// To its end.
     Through(Box<RunRecord>),
     /// To the step it was to go to first.
-    To(u64),
+    To,
     /// It was asked to stop.
     Stopped,
 }
@@ -48,18 +47,18 @@ pub struct Options<'a> {
     pub locking: Locking,
     /// Becomes true when the run is to stop.
     pub stop: &'a AtomicBool,
-    /// The data of the study's runs, once one has opened them.
-    pub(super) data: &'a OnceLock<DataOf>,
 }
 
-/// Trains until the end or until `options.limit`, going on from what stands in `work`.
+/// Trains until the end or until `options.limit`, going on from what stands in `work`, unless `differs` says
+/// how its data are not those of the other runs.
 ///
 /// # Errors
 /// If something is wrong with data or files. That a run diverges is no error.
-pub fn execute(
+pub(super) fn execute(
     planned: &Planned,
     work: &Path,
     options: Options<'_>,
+    differs: &dyn Fn(DataOf) -> Option<String>,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Came> {
     let Options {
@@ -69,7 +68,6 @@ pub fn execute(
         device,
         locking,
         stop,
-        data,
     } = options;
     let mut trainer = open(planned, work, device, locking, &mut |event| {
         // Whether it goes on or begins is not worth a line for each of a hundred runs.
@@ -83,13 +81,8 @@ pub fn execute(
              hold nothing out); name some in data.validation",
         ));
     }
-    let ours = DataOf {
-        run: planned.cell.label(),
-        training: trainer.state().data.clone(),
-        validation: trainer.segment().validation.clone(),
-    };
     // Before the work, not after it.
-    data.get_or_init(|| ours.clone()).check_same(&ours)?;
+    check_data(planned, work, &trainer, differs)?;
     if is_alone {
         memory::reset_peak();
     }
@@ -97,7 +90,7 @@ pub fn execute(
     let (ending, outcome) = match ended {
         Ok(outcome) if outcome.finished => (Ending::Finished, Some(outcome)),
         Ok(outcome) if limit.is_some_and(|limit| outcome.step >= limit) => {
-            return Ok(Came::To(outcome.step));
+            return Ok(Came::To);
         }
         Ok(_) => return Ok(Came::Stopped),
         Err(Error::Diverged { step, problem }) => {
@@ -120,6 +113,39 @@ pub fn execute(
         record.cost.peak_memory_bytes = memory::peak_bytes();
     }
     Ok(Came::Through(Box::new(record)))
+}
+
+/// Checks that a run goes on with the data that it began with, and has those of the other runs.
+fn check_data(
+    planned: &Planned,
+    work: &Path,
+    trainer: &Trainer,
+    differs: &dyn Fn(DataOf) -> Option<String>,
+) -> Result<()> {
+    let own = DataOf {
+        run: planned.cell.label(),
+        training: trainer.state().data.clone(),
+        validation: trainer.segment().validation.clone(),
+    };
+    // A run that resumes checks its training data itself.
+    let is_other = |known: &String| Some(known) != own.validation.as_ref();
+    let segments = segments::read(work)?;
+    let known = segments
+        .iter()
+        .filter_map(|segment| segment.validation.as_ref());
+    let problem = match known.clone().find(|known| is_other(known)) {
+        Some(known) => Some(format!(
+            "{} has other validation data (fingerprint {}) than in its steps before (fingerprint {known})",
+            own.run,
+            own.validation.as_deref().unwrap_or("none")
+        )),
+        None => differs(own),
+    };
+    problem.map_or(Ok(()), |problem| {
+        Err(Error::config(format!(
+            "{problem}; restore the data that the study was begun with, or begin another one in another --out"
+        )))
+    })
 }
 
 fn open(

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock};
 
 use super::folder::{Begin, Folder};
 use super::hold::Passing;
@@ -129,6 +129,8 @@ pub fn run(
     }
     // What is wrong with them shows before hours of work, not after.
     let finished = folder.read(&chosen)?;
+    // Other shards' runs, too: all of a study have the same data.
+    let data = DataOf::all(&folder.read(&study.runs)?.records)?;
     if !finished.without_checksum.is_empty() {
         on_event(StudyEvent::Note(format!(
             "{} of {} records have no checksum, as those of earlier versions",
@@ -149,11 +151,8 @@ pub fn run(
         how,
         stop,
         on_event,
-        data: OnceLock::new(),
+        data: Mutex::new(data),
     };
-    if let Some(record) = finished.records.first() {
-        pass.data.get_or_init(|| DataOf::record(record));
-    }
     for record in &finished.records {
         pass.settle(record)?;
     }
@@ -177,7 +176,7 @@ struct Pass<'a> {
     how: Begin,
     stop: &'a AtomicBool,
     on_event: &'a (dyn Fn(StudyEvent<'_>) + Sync),
-    data: OnceLock<DataOf>,
+    data: Mutex<Option<DataOf>>,
 }
 
 impl Pass<'_> {
@@ -267,9 +266,10 @@ impl Pass<'_> {
             device: self.device,
             locking: self.how.locking,
             stop: self.stop,
-            data: &self.data,
         };
-        let came = run::execute(run, &self.folder.work(&run.id), options, &mut |event| {
+        let agrees = |own| DataOf::add(&mut lock(&self.data), own);
+        let work = self.folder.work(&run.id);
+        let came = run::execute(run, &work, options, &agrees, &mut |event| {
             (self.on_event)(StudyEvent::Run { run, event });
         })?;
         match came {
@@ -278,7 +278,7 @@ impl Pass<'_> {
                 (self.on_event)(StudyEvent::Finished(&record));
                 Ok(true)
             }
-            Came::To(_) => Ok(true),
+            Came::To => Ok(true),
             Came::Stopped => Ok(false),
         }
     }

@@ -81,7 +81,12 @@ impl OptimizerConfig {
             "above 0, in the range of single precision",
         );
         let rules = [
-            ("lr", self.lr, self.lr as f32 > 0.0, of_single),
+            (
+                "lr",
+                self.lr,
+                self.lr as f32 > 0.0,
+                "above 0 in single precision",
+            ),
             ("betas[0]", beta1, below_one(beta1), of_share),
             ("betas[1]", beta2, below_one(beta2), of_share),
             ("eps", self.eps, single(self.eps), of_single),

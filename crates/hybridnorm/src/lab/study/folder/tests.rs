@@ -125,10 +125,7 @@ fn a_flipped_bit_is_refused_or_changes_nothing() {
     for bit in 0..whole.len() * 8 {
         let mut bytes = whole.clone();
         bytes[bit / 8] ^= 1 << (bit % 8);
-        let Ok(value) = serde_json::from_slice(&bytes) else {
-            continue;
-        };
-        if let Ok(read) = sealed::open::<RunRecord>(value, "") {
+        if let Ok(read) = sealed::open::<RunRecord>(&bytes) {
             assert_eq!(read.content, record, "bit {bit}");
         }
     }

@@ -1,0 +1,48 @@
+//! Reasons why a part of a file cannot be read: only one of them is damage.
+
+use std::io;
+use std::path::Path;
+
+use parquet::errors::ParquetError;
+
+use crate::error::Error;
+
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// The operating system refused, which says nothing of the file.
+    Io(io::Error),
+    /// Larger than is accepted, or of a kind that is not supported.
+    NotRead(String),
+    /// Not what was written.
+    Damaged(String),
+}
+
+impl Fault {
+    /// Returns the error, which names the file and the `place` in it.
+    pub(super) fn error(self, path: &Path, place: &str) -> Error {
+        match self {
+            Self::Io(error) => Error::io(path)(error),
+            Self::NotRead(problem) => {
+                Error::format(path, format!("Parquet data{place}: {problem}"))
+            }
+            Self::Damaged(problem) => {
+                Error::damaged(path, format!("damaged Parquet data{place}: {problem}"))
+            }
+        }
+    }
+}
+
+impl From<ParquetError> for Fault {
+    fn from(error: ParquetError) -> Self {
+        match error {
+            ParquetError::General(problem) | ParquetError::EOF(problem) => Self::Damaged(problem),
+            ParquetError::NYI(problem) => Self::NotRead(format!("not supported: {problem}")),
+            ParquetError::External(inner) => match inner.downcast::<io::Error>() {
+                Ok(error) if error.raw_os_error().is_some() => Self::Io(*error),
+                Ok(error) => Self::Damaged(error.to_string()),
+                Err(error) => Self::Damaged(error.to_string()),
+            },
+            error => Self::Damaged(error.to_string()),
+        }
+    }
+}
