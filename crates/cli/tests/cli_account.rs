@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::Lab;
+use common::{Lab, stderr};
 use serde_json::Value;
 
 /// A lab with a trained run in `run`.
@@ -364,7 +364,7 @@ fn whole_windows_of_rows_of_any_length() {
             "--json",
         ];
         if width == 9 {
-            lab.fails(2, &args, &["fewer than one sequence of 16"]);
+            lab.fails(2, &args, &["none of which holds a whole sequence of 16"]);
             continue;
         }
         let found = lab.json(&args);
@@ -447,6 +447,47 @@ fn files_of_folders_that_are_not_visited_are_counted() {
         &prepare(&["zero.parquet"], "p3", &[]),
         &["no text in it", "too short for a Parquet file"],
     );
+}
+
+#[test]
+fn prompts_have_their_account() {
+    let lab = Lab::new();
+    lab.write("d.json", WORDS.replace("UNK", ""));
+    lab.write("u.json", WORDS.replace("UNK", "\"unk_token\": \"<unk>\","));
+    lab.write("t.txt", "ab ba ab ab ba. ".repeat(300));
+    let train = |run: &str, tokenizer: &str| {
+        let tokenizer = format!("data.tokenizer={tokenizer}");
+        let data = ["--set", r#"data.train=["t.txt"]"#, "--set", &tokenizer];
+        lab.train(run, &[&data[..], &["--set", "train.steps=4"]].concat());
+    };
+    train("dropping", "d.json");
+    train("unknown", "u.json");
+    let written = |run: &str, prompt: &str| {
+        lab.json(&[
+            "generate",
+            run,
+            "--prompt",
+            prompt,
+            "--max-tokens",
+            "1",
+            "--json",
+        ])
+    };
+    assert_eq!(written("dropping", "ab zz")["dropped_chars"], 2);
+    assert_eq!(written("unknown", "ab zz")["unknown_tokens"], 2);
+    let spelled = &written("unknown", "ab</s>")["spelled_special_tokens"];
+    assert_eq!(spelled[0]["token"], "</s>", "{spelled}");
+    let whole = written("unknown", "ab");
+    assert!(whole.get("unknown_tokens").is_none(), "{whole}");
+    let said = stderr(&lab.run(&[
+        "generate",
+        "dropping",
+        "--prompt",
+        "zz",
+        "--max-tokens",
+        "1",
+    ]));
+    assert!(said.contains("prompt: 2 characters left out"), "{said}");
 }
 
 #[test]

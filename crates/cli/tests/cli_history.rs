@@ -34,6 +34,29 @@ fn segments(lab: &Lab, run: &str) -> Vec<Value> {
 }
 
 #[test]
+fn a_finished_run_keeps_its_own_validation_loss() {
+    let lab = Lab::new();
+    let text =
+        |word: &str| format!("{word} walked to the river and counted the boats. ").repeat(60);
+    lab.write("held.txt", text("Ana"));
+    let held = ["--set", r#"data.validation=["held.txt"]"#];
+    lab.train("run", &held);
+    let own = lab.metrics("run").pop().unwrap()["validation_loss"].clone();
+    let args = train_args("run", &["--resume", "--json", held[0], held[1]]);
+    let again = lab.run(&args);
+    assert!(!stderr(&again).contains("own validation loss"));
+    lab.write("held.txt", text("Bela and Cai"));
+    let other = lab.run(&args);
+    let said = stderr(&other);
+    assert!(said.contains("the run's own validation loss is "), "{said}");
+    for output in [again, other] {
+        let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let loss = found["validation"]["loss"].as_f64().unwrap();
+        assert!((loss - own.as_f64().unwrap()).abs() < 1e-6, "{found} {own}");
+    }
+}
+
+#[test]
 fn segments_are_as_they_were_written_or_refused() {
     let lab = Lab::new();
     lab.train("run", &["--set", "train.steps=10"]);

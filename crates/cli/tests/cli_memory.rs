@@ -98,6 +98,16 @@ fn packed_text_takes_a_constant() {
     }
 }
 
+/// Short texts take more memory than their bytes.
+#[test]
+fn many_short_documents_take_a_constant() {
+    let lab = Lab::new();
+    let record = b"{\"text\": \"a\"}\n".repeat(2_000_000);
+    lab.write("short.jsonl.zst", zstd::encode_all(&record[..], 3).unwrap());
+    let found = peak(&lab, &prepare("short.jsonl.zst", &[])) / MIB;
+    assert!(found < CONSTANT / MIB, "{found} MiB");
+}
+
 /// One large record: at most four times its size to read it, and nothing for its tokens, which are written
 /// as they come.
 #[test]

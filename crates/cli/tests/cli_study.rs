@@ -239,14 +239,14 @@ fn a_half_done_run_does_not_go_on_with_other_validation_data() {
     let text = |word: &str| format!("{word} walked to the river. ").repeat(40);
     lab.write("held/a.txt", text("Bela"));
     let more = [
-        "--resume",
         "--set",
         r#"data.validation=["held"]"#,
         "--set",
         "train.steps=2000",
     ];
-    let args = args("out", &more);
+    let mut args = args("out", &more);
     let mut child = lab.start(&args);
+    args.push("--resume");
     common::wait_until("a checkpoint", || {
         let runs = fs::read_dir(lab.path("out/work")).into_iter().flatten();
         let mut runs = runs.map(|run| run.unwrap().file_name().into_string().unwrap());
@@ -264,6 +264,41 @@ fn a_half_done_run_does_not_go_on_with_other_validation_data() {
         "restore the data",
     ];
     lab.fails(2, &args, &words);
+}
+
+#[test]
+fn a_study_that_is_not_there_is_not_gone_on_with() {
+    let lab = lab();
+    let words = ["typo: no such folder", "begin one without --resume"];
+    lab.fails(1, &args("typo", &["--resume"]), &words);
+    assert!(!lab.path("typo").exists());
+    // What a folder lost of its study comes back.
+    let short = ["--set", "train.steps=2", "--shard", "1/12"];
+    lab.ok(&args("out", &short));
+    fs::remove_file(lab.path("out/study.toml")).unwrap();
+    lab.ok(&args("out", &short));
+    assert!(lab.path("out/study.toml").exists());
+}
+
+#[test]
+fn what_was_stated_before_there_was_a_history_stays_unknown() {
+    let lab = lab();
+    let short = ["--set", "train.steps=2", "--resume"];
+    lab.ok(&args("out", &short[..2]));
+    fs::remove_file(lab.path("out/history.json")).unwrap();
+    let unknown = |out: &str, records: usize| {
+        let text = lab.ok(&["report", out, "--format", "markdown"]);
+        let words = format!("changed before {records} of the records were there");
+        assert!(text.contains(&words), "{text}");
+    };
+    unknown("out", 12);
+    lab.ok(&["study", "merge", "out", "--out", "joined"]);
+    unknown("joined", 12);
+    // One is trained anew, which begins a history.
+    fs::remove_file(files_below(&lab.path("out/runs")).remove(0)).unwrap();
+    lab.ok(&args("out", &short));
+    assert!(lab.path("out/history.json").exists());
+    unknown("out", 11);
 }
 
 #[test]

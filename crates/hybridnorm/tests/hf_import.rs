@@ -40,6 +40,24 @@ fn error(folder: &Path) -> String {
 }
 
 #[test]
+fn a_router_without_a_choice_is_no_obstacle() {
+    let all = |config: &mut Value| {
+        config["num_experts_per_tok"] = config["n_routed_experts"].clone();
+        config["topk_group"] = config["n_group"].clone();
+        // A number that no loop should follow.
+        config["num_nextn_predict_layers"] = 1_000_000_000_000_000_u64.into();
+    };
+    let folder = changed("deepseek-v3", all, |_| {});
+    huggingface::import(folder.path(), &Device::flex()).unwrap();
+    let one = |config: &mut Value| {
+        config["num_experts_per_tok"] = 1.into();
+        config["norm_topk_prob"] = true.into();
+    };
+    let folder = changed("olmoe", one, |_| {});
+    huggingface::import(folder.path(), &Device::flex()).unwrap();
+}
+
+#[test]
 fn a_model_in_several_files_is_the_same() {
     for family in FAMILIES {
         let whole = huggingface::import(&fixture(&format!("hf/{family}")), &Device::flex());

@@ -57,6 +57,13 @@ fn files() -> Vec<(&'static str, Value)> {
     let prepend = json!({"type": "Prepend", "prepend": mark});
     let replace = json!({"type": "Replace", "pattern": {"String": " "}, "content": mark});
     let both = json!({"type": "Sequence", "normalizers": [prepend, replace]});
+    let replace_alone = replace.clone();
+    let kind = |kind: &str| match kind {
+        "Digits" => json!({"type": kind, "individual_digits": true}),
+        "Punctuation" => json!({"type": kind, "behavior": "Isolated"}),
+        _ => json!({"type": kind}),
+    };
+    let steps = |steps: &[Value]| json!({"type": "Sequence", "pretokenizers": steps});
     let metaspace = |scheme: &str, split: bool| json!({"type": "Metaspace", "replacement": mark, "prepend_scheme": scheme, "split": split});
     let level = |prefix: bool, regex: bool| {
         json!({"type": "ByteLevel", "add_prefix_space": prefix, "trim_offsets": true,
@@ -101,6 +108,42 @@ fn files() -> Vec<(&'static str, Value)> {
             file(Value::Null, level(false, false), bpe('\u{120}')),
         ),
         ("DeepSeek", file(Value::Null, sequence, bpe('\u{120}'))),
+        (
+            "XLM-R",
+            file(
+                Value::Null,
+                steps(&[kind("WhitespaceSplit"), metaspace("always", true)]),
+                unigram(),
+            ),
+        ),
+        (
+            "first word",
+            file(
+                Value::Null,
+                steps(&[kind("WhitespaceSplit"), metaspace("first", true)]),
+                unigram(),
+            ),
+        ),
+        (
+            "marked punctuation",
+            file(
+                Value::Null,
+                steps(&[kind("Punctuation"), metaspace("always", true)]),
+                unigram(),
+            ),
+        ),
+        (
+            "prefix of every word",
+            file(
+                Value::Null,
+                steps(&[kind("Digits"), level(true, true)]),
+                bpe('\u{120}'),
+            ),
+        ),
+        (
+            "marks that no splitter sees",
+            file(replace_alone, kind("WhitespaceSplit"), bpe('\u{2581}')),
+        ),
     ]
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use hybridnorm::eval::{Sampling, TextGenerator};
+use hybridnorm::eval::{PromptAccount, Sampling, TextGenerator};
 use hybridnorm::omissions::LeftOut;
 use hybridnorm::{Device, Error};
 use serde::Serialize;
@@ -23,6 +23,8 @@ struct Written {
     context_tokens: usize,
     /// Tokens that the end of the text did not depend on.
     left_out: LeftOut,
+    #[serde(flatten)]
+    prompt_account: PromptAccount,
 }
 
 pub fn run(args: GenerateArgs, console: &Console) -> Result<Ending, Error> {
@@ -38,6 +40,10 @@ pub fn run(args: GenerateArgs, console: &Console) -> Result<Ending, Error> {
     let stop = Stop::listen()?;
     let stop = stop.wait_for_me();
     let mut generator = TextGenerator::new(&model, &tokenizer, &args.prompt, sampling)?;
+    let prompt_account = generator.prompt().clone();
+    for line in prompt_account.lines() {
+        console.note(&line);
+    }
     let unread = generator.left_out();
     for line in unread.lines() {
         console.note(&line);
@@ -81,6 +87,7 @@ pub fn run(args: GenerateArgs, console: &Console) -> Result<Ending, Error> {
             prompt_tokens,
             context_tokens: model.config().max_seq_len,
             left_out,
+            prompt_account,
         })?;
     }
     if stop.load(Ordering::Relaxed) {

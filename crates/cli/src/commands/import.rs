@@ -43,9 +43,10 @@ pub fn run(args: ImportArgs, console: &Console) -> Result<Ending, Error> {
         notes,
     } = interop::import(&args.folder, &Device::flex())?;
     read.extend(files);
-    let why = match &args.tokenizer {
-        Some(_) => "another tokenizer was named by --tokenizer",
-        None => "left out by --no-tokenizer",
+    let why = match (&args.tokenizer, args.no_tokenizer) {
+        (Some(_), _) => "another tokenizer was named by --tokenizer",
+        (None, true) => "left out by --no-tokenizer",
+        (None, false) => "of no use without a tokenizer.json beside it",
     };
     left_out.extend(&interop::not_read(&args.folder, &read, why)?);
     let vocabulary = model.config().vocab_size;

@@ -24,6 +24,7 @@ pub struct TokenDataset {
     pub(super) parts: Vec<Part>,
     seq_len: usize,
     instances: u64,
+    has_rows: bool,
     identity: Sha256,
 }
 
@@ -40,6 +41,7 @@ impl TokenDataset {
             parts: Vec::new(),
             seq_len,
             instances: 0,
+            has_rows: false,
             identity: Sha256::new(),
         })
     }
@@ -90,9 +92,15 @@ impl TokenDataset {
                 let tokens = ready.into_tokens();
                 let rows = tokens.len() / width.max(1);
                 self.push(tokens, rows, width, &identity);
+                self.has_rows = true;
             }
         }
         Ok(())
+    }
+
+    /// True if it holds arrays whose rows are sequences of their own.
+    pub fn has_rows(&self) -> bool {
+        self.has_rows
     }
 
     fn push(&mut self, tokens: TokenStream, streams: u64, stride: u64, identity: &str) {
@@ -124,6 +132,28 @@ impl TokenDataset {
     /// Inputs per instance.
     pub fn seq_len(&self) -> usize {
         self.seq_len
+    }
+
+    /// Mean of -ln p over all tokens, in nats, where p are their frequencies: the loss of a model that knows
+    /// these only.
+    ///
+    /// # Errors
+    /// If tokens cannot be read.
+    pub fn unigram_nats(&self) -> Result<f64> {
+        let mut counts: Vec<u64> = Vec::new();
+        for part in &self.parts {
+            part.tokens.for_each(|token| {
+                let token = token as usize;
+                if counts.len() <= token {
+                    counts.resize(token + 1, 0);
+                }
+                counts[token] += 1;
+            })?;
+        }
+        let all = self.tokens().max(1) as f64;
+        let counts = counts.into_iter().filter(|&count| count > 0);
+        let nats = counts.map(|count| -(count as f64) * (count as f64 / all).ln());
+        Ok(nats.sum::<f64>() / all)
     }
 
     /// Tokens in all parts, those in incomplete instances included.

@@ -38,7 +38,7 @@ pub(super) struct Flaw {
     pub(super) at: Option<usize>,
 }
 
-/// The string under `field` of the JSON object in `record`, or `record` itself if it is a string.
+/// The string under `field` of the JSON object in `record`, or `record` itself if it is a string or null.
 pub(super) fn text_field(record: &str, field: &str) -> Result<Found, Flaw> {
     let mut scanner = Scanner {
         text: record,
@@ -50,11 +50,14 @@ pub(super) fn text_field(record: &str, field: &str) -> Result<Found, Flaw> {
         Some(b'{') => scanner.field(field)?,
         _ => {
             let kind = scanner.skip_value()?;
-            return Err(Flaw {
-                reason: "no JSON object".into(),
-                problem: format!("found {kind}, expected a JSON object"),
-                at: None,
-            });
+            if kind != "null" {
+                return Err(Flaw {
+                    reason: "no JSON object".into(),
+                    problem: format!("found {kind}, expected a JSON object or a string"),
+                    at: None,
+                });
+            }
+            Value::Other(kind)
         }
     };
     scanner.space();
@@ -427,6 +430,8 @@ mod tests {
         assert_eq!(text(r#"  {"text" : "a" , "text" : "b"} "#), "b");
         assert_eq!(text("\"alone\""), "alone");
         assert_eq!(text_field(r#"{"text":null}"#, "text"), Ok(Found::Null));
+        assert_eq!(text_field(" null ", "text"), Ok(Found::Null));
+        assert!(text_field("null null", "text").is_err());
     }
 
     #[test]

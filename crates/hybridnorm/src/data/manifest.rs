@@ -76,6 +76,12 @@ impl Dtype {
 
     /// The type of that name.
     pub fn from_name(name: &str) -> Option<Self> {
+        // As NumPy spells them: `uint16`, `int32`.
+        let short = name.replacen("int", "", 1);
+        let name = match name.starts_with("int") {
+            true => format!("i{short}"),
+            false => short,
+        };
         [
             Self::U8,
             Self::U16,

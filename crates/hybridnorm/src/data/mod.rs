@@ -48,6 +48,7 @@ pub use ready::ReadyTokens;
 pub use shard::{PreparedFolder, ShardWriter, TokenStream};
 pub use source::{Document, Documents, InvalidUtf8, SourceOptions, SourceStats, Sources};
 pub use spelled::SpelledToken;
+pub(crate) use spelled::SpelledTokens;
 pub use stories::{Stories, story};
 pub use stream::{BatchStream, Cursor, Order};
 pub use tokenizer::{StreamDecoder, Tokenizer, TokenizerSpec};

@@ -447,6 +447,11 @@ fn too_short(paths: &[String], split: Split, windows: Windows, dataset: &TokenDa
         Windows::All => format!(
             "{paths}: {found} {what}, nothing to measure: a target needs a token before it in its stream"
         ),
+        Windows::Whole { .. } if dataset.has_rows() => format!(
+            "{paths}: {found} {what} in rows, none of which holds a whole sequence of {} and its targets; use a \
+             shorter sequence length, or measure all windows (--windows all)",
+            dataset.seq_len()
+        ),
         Windows::Whole { .. } => format!(
             "{paths}: {found} {what}, fewer than one sequence of {} and its targets; {advice}, or use a shorter \
              sequence length",

@@ -28,6 +28,8 @@ use super::{Progress, ProgressFn};
 
 /// Text that is tokenized at once, in bytes.
 const BATCH_BYTES: usize = 8 << 20;
+/// Memory that a text takes besides its bytes: short ones are counted as so many.
+const BESIDE_TEXT: usize = 320;
 
 /// How text becomes shards.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -198,7 +200,7 @@ impl<'j> Job<'j> {
             if self.is_held_out(hash) {
                 held_out += 1;
             } else if trainer.is_some() {
-                batch_bytes += text.len();
+                batch_bytes += text.len() + BESIDE_TEXT;
                 batch.push(text);
             }
             if batch_bytes >= BATCH_BYTES {
@@ -401,7 +403,7 @@ impl Output<'_> {
         self.bytes += text.len();
         self.spelled.count(&text);
         self.texts.push((text, held_out, input));
-        if self.bytes >= BATCH_BYTES {
+        if self.bytes + BESIDE_TEXT * self.texts.len() >= BATCH_BYTES {
             self.flush(step)?;
         }
         Ok(())

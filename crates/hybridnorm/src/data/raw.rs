@@ -112,6 +112,13 @@ pub(super) fn detect(
     };
     let by_vocabulary = Dtype::for_vocab(vocab_size);
     let is_blank = scan.largest(Dtype::U32) == 0;
+    if wide == Dtype::U32 && scan.only_even(Dtype::U32) >= ENOUGH {
+        return Err(format!(
+            "every second 32-bit number is 0, as in u64 tokens, but {} bytes are no multiple of 8: the file is cut \
+             short; if it holds u32 tokens nonetheless, write `{path}:u32`",
+            scan.bytes
+        ));
+    }
     if wide == Dtype::U16 && by_vocabulary == Dtype::U32 {
         return Err(format!(
             "the bytes are no u32 tokens below {vocab_size}, but u16 tokens up to {}, which hold only a part of a \
@@ -298,6 +305,15 @@ mod tests {
                     assert!(contradiction(&bytes, "f.bin", narrow).is_some());
                 }
             }
+        }
+        // Of u64 tokens one half is missing.
+        for vocab in [300, 70_000] {
+            let cut = le::<8>(ids(500, 300));
+            let error = chosen(&cut[..cut.len() - 4], vocab).unwrap_err();
+            assert!(
+                error.contains("as in u64 tokens, but 3996 bytes"),
+                "{error}"
+            );
         }
         let large = le::<4>(ids(500, 100_277));
         assert_eq!(detect(&large, "f.bin", 100_277), Ok((Dtype::U32, None)));

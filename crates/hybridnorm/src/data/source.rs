@@ -16,13 +16,17 @@
 //!
 //! To read a file that is called `stories` or `gutenberg`, write `./stories`. Links are
 //! followed, and each file is read once, through the first input that reaches it; so with stories of
-//! equal seeds. What is training text and validation text at once is an error. Text is taken as it is (no normalization), except that a byte order mark at the start of a file is dropped.
+//! equal seeds. What is training text and validation text at once is an error.
+//!
+//! Text is taken as it is (no normalization), but for a byte order mark at the start of a file. Of plain
+//! text, what stands between documents belongs to none of them: blank lines before a document, line ends
+//! after it, and separators. Records keep theirs.
 //!
 //! What is left out is counted by reason in [`SourceStats::left_out`]:
 //! - files: hidden ones, those of unknown kind, those that [`SourceOptions::include`] and
 //!   [`SourceOptions::exclude`] do not choose, pipes and devices, broken links, files and folders
 //!   reached a second time, files without any text, and with [`SourceOptions::skip_bad`] damaged ones
-//!   from which nothing was read;
+//!   from which nothing was read and those that are not what their name says;
 //! - records: those whose text is null, and with [`SourceOptions::skip_bad`] those that cannot be
 //!   read, and as one the rest of a damaged file;
 //! - documents: those without any visible character.
@@ -96,8 +100,9 @@ pub struct SourceOptions {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub exclude: Vec<String>,
     /// Leave out, and count, records of JSON and Parquet files that cannot be read: malformed,
-    /// without the field, with something in it that is no text, not UTF-8, or too long; and what
-    /// follows in packed and Parquet files that are damaged. Otherwise the first one is an error.
+    /// without the field, with something in it that is no text, not UTF-8, or too long; what
+    /// follows in packed and Parquet files that are damaged; and files that are no text, or Parquet files
+    /// without the column. Otherwise the first one is an error.
     pub skip_bad: bool,
     /// Accept options that have no effect, as where they were given for other inputs too.
     #[serde(skip)]

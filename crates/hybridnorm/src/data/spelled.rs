@@ -17,7 +17,7 @@ pub struct SpelledToken {
 }
 
 /// Counts special tokens in texts.
-pub(super) struct SpelledTokens {
+pub(crate) struct SpelledTokens {
     /// By first byte.
     groups: Vec<Group>,
     /// Index of the group of a first byte.
@@ -31,7 +31,7 @@ struct Group {
 }
 
 impl SpelledTokens {
-    pub(super) fn new(special: Vec<String>) -> Self {
+    pub(crate) fn new(special: Vec<String>) -> Self {
         let mut new = Self {
             groups: Vec::new(),
             begins: [None; 256],
@@ -69,7 +69,7 @@ impl SpelledTokens {
     }
 
     /// Counts those in the text of a document.
-    pub(super) fn count(&mut self, text: &str) {
+    pub(crate) fn count(&mut self, text: &str) {
         let bytes = text.as_bytes();
         let mut at = 0;
         let mut any = false;
@@ -102,7 +102,7 @@ impl SpelledTokens {
     }
 
     /// Those that occurred, the most frequent one first.
-    pub(super) fn finish(self) -> Vec<SpelledToken> {
+    pub(crate) fn finish(self) -> Vec<SpelledToken> {
         let all = self.groups.into_iter().flat_map(|group| group.tokens);
         let mut found: Vec<_> = all
             .map(|(spelled, _)| spelled)

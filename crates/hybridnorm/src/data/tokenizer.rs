@@ -15,7 +15,9 @@
 //! most 256 MiB, whatever the length of a text. A text that a `tokenizer.json` does not let be cut is
 //! refused where it is longer than 1 MiB.
 //!
-//! A `tokenizer.json` is read behind limits (`shape.rs`, `growth.rs`). Its dropout, truncation and
+//! A `tokenizer.json` is read behind limits (`shape.rs`, `growth.rs`): it takes up to 50 times its bytes,
+//! 256 MiB besides, and 750 bytes for each node of the tree of a Unigram model, which has at most 262,144
+//! nodes and 10 for each token. Its dropout, truncation and
 //! padding are switched off; [`Tokenizer::notes`] says so.
 
 mod batch;

@@ -11,4 +11,4 @@ pub use generate::{Generator, Sampling};
 pub use loss::{Loss, loss};
 pub use reading::{TextOverrides, TextReading};
 pub use sets::{EvalOptions, EvalSet, Evaluation, Measured, SetLoss, measure, open_sets};
-pub use text::{TextGenerator, write};
+pub use text::{PromptAccount, TextGenerator, write};

@@ -436,7 +436,7 @@ fn bytes_of_text(set: &EvalSet, options: &EvalOptions, reason: &str) -> Result<u
     match set.first_token_bytes {
         Some(of_firsts) => Ok(bytes.saturating_sub(of_firsts)),
         None => Err(format!(
-            "{reason}, and how many bytes its first token stands for is not recorded, or no whole number of characters; prepare the text again"
+            "{reason}, and how many bytes its first token stands for is no whole number of characters, or not recorded, as in folders that earlier versions prepared"
         )),
     }
 }

@@ -1,13 +1,73 @@
 //! Generation from text to text, piece by piece.
 
+use serde::Serialize;
+
 use super::generate::{Generator, Sampling};
-use crate::data::{StreamDecoder, Tokenizer};
+use crate::data::{SpelledToken, SpelledTokens, StreamDecoder, Tokenizer};
 use crate::error::{Error, Result};
 use crate::model::Decoder;
 use crate::omissions::LeftOut;
+use crate::text::one_line;
+
+/// Account of what the tokens of a prompt do not say of its text.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct PromptAccount {
+    /// Tokens that are the unknown token of the vocabulary.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub unknown_tokens: u64,
+    /// Characters, white space aside, that no token stands for.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub dropped_chars: u64,
+    /// Special tokens that the prompt spells out, which are encoded as plain characters.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub spelled_special_tokens: Vec<SpelledToken>,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
+impl PromptAccount {
+    fn of(tokenizer: &Tokenizer, prompt: &str, ids: &[u32]) -> Result<Self> {
+        let unknown = tokenizer.unknown_id();
+        let unknown = ids.iter().filter(|&&id| Some(id) == unknown).count();
+        let mut spelled = SpelledTokens::new(tokenizer.spelled_names());
+        spelled.count(prompt);
+        Ok(Self {
+            unknown_tokens: unknown as u64,
+            dropped_chars: tokenizer.dropped_chars(&[prompt], 1)?.into_iter().sum(),
+            spelled_special_tokens: spelled.finish(),
+        })
+    }
+
+    /// Returns a line for each of them that is not 0.
+    pub fn lines(&self) -> Vec<String> {
+        let counts = [
+            (
+                self.unknown_tokens,
+                "unknown tokens, which say nothing of what stands there",
+            ),
+            (
+                self.dropped_chars,
+                "characters left out, since no token of the vocabulary stands for them",
+            ),
+        ];
+        let counts = counts.into_iter().filter(|(count, _)| *count > 0);
+        let counts = counts.map(|(count, what)| format!("prompt: {count} {what}"));
+        let spelled = self.spelled_special_tokens.iter().map(|spelled| {
+            format!(
+                "prompt: the special token `{}` is spelled out, and encoded as plain characters",
+                spelled.token
+            )
+        });
+        let lines = counts.chain(spelled);
+        lines.map(|line| one_line(&line).into_owned()).collect()
+    }
+}
 
 /// Text drawn from a model as it comes.
 pub struct TextGenerator {
+    prompt: PromptAccount,
     generator: Generator,
     decoder: StreamDecoder,
     end: i32,
@@ -43,6 +103,7 @@ impl TextGenerator {
             ids.push(end);
         }
         Ok(Self {
+            prompt: PromptAccount::of(tokenizer, prompt, &read)?,
             generator: Generator::new(model, &ids, sampling)?.below(tokenizer.vocab_size()),
             decoder: tokenizer.stream_decoder_after(&read),
             end,
@@ -64,6 +125,11 @@ impl TextGenerator {
         }
         let piece = self.decoder.push(token as u32);
         Ok(Some(behind_spaces(piece, &mut self.spaces)))
+    }
+
+    /// What the tokens of the prompt do not say of its text.
+    pub fn prompt(&self) -> &PromptAccount {
+        &self.prompt
     }
 
     /// Tokens of the prompt.

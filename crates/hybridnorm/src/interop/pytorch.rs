@@ -1,7 +1,8 @@
 //! Tensors of a PyTorch file, `model.pt`.
 //!
-//! Memory: the archive's directory, its pickle (at most [`PICKLE_LIMIT`]) as objects, and the tensors,
-//! which take no more than twice the file as it is and are widened to single precision.
+//! Memory: the archive's directory; its pickle as objects, up to 300 times its bytes, which are at most
+//! [`PICKLE_ANYWAY`] or one in [`PICKLE_SHARE`] of the file; and the tensors, which take no more than twice
+//! the file as it is and are widened to single precision.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -19,9 +20,10 @@ use crate::foreign;
 use crate::model::params::Values;
 use crate::tensors;
 
-/// Most bytes of the pickle that names the tensors, about 200 of them each. Its objects take many
-/// times as much.
-const PICKLE_LIMIT: u64 = 8 << 20;
+/// A pickle of so many bytes is read in any case: names and shapes of about 1,300 tensors.
+const PICKLE_ANYWAY: u64 = 256 << 10;
+/// A longer one is read where it is at most this part of the file.
+const PICKLE_SHARE: u64 = 64;
 
 /// Reads the tensors by name. The pickle among the file's members is interpreted as far as tensors
 /// need it, and nothing is run.
@@ -93,6 +95,7 @@ fn check(mut file: File) -> Result<(), String> {
                 .into(),
         );
     }
+    let length = file.metadata().map_err(|error| error.to_string())?.len();
     let not_whole = |error| format!("not a PyTorch checkpoint, or cut short: {error}");
     let mut archive = ZipArchive::new(BufReader::new(file)).map_err(not_whole)?;
     for index in 0..archive.len() {
@@ -104,9 +107,10 @@ fn check(mut file: File) -> Result<(), String> {
                  it anew"
             ));
         }
-        if name.ends_with("data.pkl") && member.size() > PICKLE_LIMIT {
+        let most = PICKLE_ANYWAY.max(length / PICKLE_SHARE);
+        if name.ends_with("data.pkl") && member.size() > most {
             return Err(format!(
-                "{name} has {} bytes, expected at most {PICKLE_LIMIT} for names and shapes of tensors; save \
+                "{name} has {} bytes, expected at most {most} for names and shapes of tensors; save \
                  the model's state_dict alone",
                 member.size()
             ));

@@ -98,7 +98,8 @@ pub struct PlacementSummary {
     /// was lost, had not learned yet or was left out, and as many finished as at any other such rate, the same ones.
     pub best: Option<Best>,
     /// The largest learning rate tried such that no seed was lost at it or at a smaller one. A run that
-    /// halving left out was not lost as far as it went.
+    /// halving left out was not lost as far as it went; a rate at which it left out all of them does not
+    /// count.
     pub largest_stable_lr: Option<f64>,
     /// The unbroken run of learning rates around the best whose mean loss is at most
     /// [`Rules::tolerance`] above the best one's. Rates not judged on equal seeds end it, so that it
@@ -183,10 +184,12 @@ pub struct Span {
     pub high: f64,
     /// `high / low`: a lower bound, limited by the grid. Spans of placements are not compared.
     pub factor: f64,
-    /// The next smaller rate tried, which is outside; `None` where none was tried.
+    /// The next smaller rate tried, which is outside, or was left out by successive halving; `None` where
+    /// none was tried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_below: Option<f64>,
-    /// The next larger rate tried, which is outside; `None` where none was tried.
+    /// The next larger rate tried, which is outside, or was left out by successive halving; `None` where
+    /// none was tried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_above: Option<f64>,
 }
@@ -284,6 +287,18 @@ pub fn analyse(points: &[Point], rules: &Rules) -> Analysis {
 /// As [`analyse`], of a study with `planned` runs. While fewer are recorded, nothing is compared: which
 /// runs are missing need not be chance.
 pub fn analyse_planned(points: &[Point], planned: usize, rules: &Rules) -> Analysis {
+    let study = (points.len(), planned);
+    analyse_group(points, planned, study, rules)
+}
+
+/// As [`analyse_planned`], of a group of runs of a study of which so many runs of so many `planned` ones
+/// are recorded: while one is missing in any group, nothing is compared in any.
+pub fn analyse_group(
+    points: &[Point],
+    planned: usize,
+    study: (usize, usize),
+    rules: &Rules,
+) -> Analysis {
     let sweeps = Sweep::all(points, rules.lost_above);
     let loss_cap = (rules.loss_cap).or_else(|| {
         let means = sweeps.iter().flat_map(Sweep::mean_losses);
@@ -294,8 +309,10 @@ pub fn analyse_planned(points: &[Point], planned: usize, rules: &Rules) -> Analy
         .map(|sweep| sweep.summary(rules, loss_cap))
         .collect();
     let recorded = points.len();
-    if recorded < planned {
-        let reason = format!("incomplete: {recorded} of {planned} runs");
+    let (of_study, planned_study) = study;
+    let is_complete = recorded >= planned && of_study >= planned_study;
+    if !is_complete {
+        let reason = format!("incomplete: {of_study} of {planned_study} runs");
         for placement in &mut placements {
             if placement.placement != rules.baseline {
                 placement.why_not = Some(reason.clone());
@@ -308,7 +325,7 @@ pub fn analyse_planned(points: &[Point], planned: usize, rules: &Rules) -> Analy
         rules: rules.clone(),
         planned,
         recorded,
-        complete: recorded >= planned,
+        complete: is_complete,
         missing: planned.saturating_sub(recorded),
         placements,
     }

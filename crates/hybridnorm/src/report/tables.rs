@@ -9,7 +9,7 @@ use super::run::ReportedRun;
 use super::table::{Cell, Table};
 use super::view::View;
 use crate::digits::{grouped, percent};
-use crate::lab::analysis::{Best, Comparison, Edge, Verdict};
+use crate::lab::analysis::{Best, Comparison, Edge, RateSummary, Verdict};
 use crate::lab::study::record::Ending;
 
 /// How runs of a study end, in every table and sentence.
@@ -179,13 +179,17 @@ pub(super) fn tolerance(view: &View, roster: &Roster) -> Option<Table> {
     .number("highest rate")
     .number("largest stable rate")
     .number("sensitivity to the rate (nats)");
-    let end = |lr: f64, outside: Option<f64>, edge: &str| {
-        Cell::new(rate(lr)).note(match outside {
-            Some(outside) => format!("{} is outside", rate(outside)),
-            None => format!("{edge} tried"),
-        })
-    };
     for summary in &analysis.placements {
+        let end = |lr: f64, next: Option<f64>, edge: &str| {
+            let of_next = |summary: &&RateSummary| Some(summary.lr) == next;
+            Cell::new(rate(lr)).note(match (next, summary.rates.iter().find(of_next)) {
+                (Some(next), Some(found)) if found.halved > 0 => {
+                    format!("{} was left out on the way", rate(next))
+                }
+                (Some(next), _) => format!("{} is outside", rate(next)),
+                (None, _) => format!("{edge} tried"),
+            })
+        };
         let span = summary.tolerance.as_ref();
         table.row(vec![
             placement(roster, &summary.placement),

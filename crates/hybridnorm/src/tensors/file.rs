@@ -46,7 +46,8 @@ impl TensorFile {
         let header = u64::from_le_bytes(start);
         if header > HEADER_LIMIT.min(length - 8) {
             return Err(broken(format!(
-                "not a safetensors file: a header of {header} bytes, expected at most {}",
+                "not a safetensors file: it begins with `{}`, for a header of {header} bytes, expected at most {}",
+                String::from_utf8_lossy(&start).escape_debug(),
                 HEADER_LIMIT.min(length - 8)
             )));
         }

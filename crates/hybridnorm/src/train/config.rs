@@ -342,6 +342,16 @@ impl Config {
     /// If a value is out of range or has no effect.
     pub fn check(&self) -> Result<()> {
         self.optimizer.check()?;
+        // A model that others trained may be like that; nobody means to train one.
+        if let Some(moe) = self.model.as_ref().and_then(|model| model.moe.as_ref())
+            && moe.top_k == 1
+            && moe.renormalize
+        {
+            return Err(Error::config(
+                "model.moe.renormalize has no effect: with one expert a token every weight is 1, and the \
+                 router learns nothing",
+            ));
+        }
         let train = &self.train;
         let positive = [
             ("steps", train.steps),

@@ -121,14 +121,14 @@ pub fn learning_rate_note(
     changed: &[Change],
     step: u64,
 ) -> Result<Option<String>> {
-    let rate = |config: &Config| {
-        let lr = config.settled_schedule()?.lr(step as usize);
-        Ok::<_, Error>(lr)
-    };
-    let (from, to) = (rate(before)?, rate(config)?);
-    if from == to {
+    let (old, new) = (before.settled_schedule()?, config.settled_schedule()?);
+    // The first step of the segment may have the same rate by chance.
+    let steps = step as usize..=(before.train.steps).max(step as usize);
+    let Some(step) = steps.clone().find(|&step| old.lr(step) != new.lr(step)) else {
         return Ok(None);
-    }
+    };
+    let rate = |config: &Config| Ok::<_, Error>(config.settled_schedule()?.lr(step));
+    let (from, to) = (old.lr(step), new.lr(step));
     // Only what the rate would be another one without; of keys that move it together only, all.
     let without = |change: &Change| {
         let before = undo(config, [std::slice::from_ref(change)]);
@@ -304,6 +304,15 @@ mod tests {
         let (old, new) = (constant("train.steps=40"), constant("train.steps=80"));
         let found = learning_rate_note(&old, &new, &changes(&old, &new), 41);
         assert_eq!(found.unwrap(), None);
+        // The first step has the same rate by chance.
+        let warm = ["schedule.warmup_steps=10", "train.steps=20"];
+        let (old, new) = (config(&warm), config(&[warm[0], "train.steps=40"]));
+        let found = learning_rate_note(&old, &new, &changes(&old, &new), 6);
+        let found = found.unwrap().unwrap();
+        assert!(
+            found.starts_with("the learning rate at step 11 goes from"),
+            "{found}"
+        );
     }
 
     #[test]

@@ -277,7 +277,13 @@ fn check_follows<R: Row>(path: &Path, number: usize, last: Option<u64>, row: &R)
 fn not_a_row(path: &Path, number: usize, error: &serde_json::Error) -> Error {
     Error::format(
         path,
-        format!("line {number} is no row of this file: {error}"),
+        format!(
+            "line {number} is no row of this file: {}",
+            // A row is one line to its reader.
+            error
+                .to_string()
+                .replace(" at line 1 column ", " at column ")
+        ),
     )
 }
 

@@ -140,8 +140,12 @@ impl Filter {
     pub(super) fn check_used(&self) -> Result<()> {
         for (option, rules) in [("include", &self.include), ("exclude", &self.exclude)] {
             if let Some(rule) = rules.iter().find(|rule| !rule.is_used) {
+                let which = match option == "exclude" && !self.include.is_empty() {
+                    true => "text file that include chose",
+                    false => "text file of the inputs",
+                };
                 return Err(Error::config(format!(
-                    "{option} `{}`: matches no text file of the inputs (a pattern with `/` is compared with the path below the input, one without with every name in it)",
+                    "{option} `{}`: matches no {which} (a pattern with `/` is compared with the path below the input, one without with every name in it)",
                     rule.pattern
                 )));
             }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::data::lines::Lines;
 use crate::data::stories;
 use crate::error::{Error, Result};
-use crate::omissions::Unit;
+use crate::omissions::{LeftOut, Unit};
 
 use super::kind::{Compression, FileKind, Format, file_kind};
 use super::parquet_texts::ParquetTexts;
@@ -15,6 +15,7 @@ use super::{Document, Input, Kind, SourceOptions, SourceStats, Sources, find};
 
 const NO_TEXT: &str = "no text in it";
 const DAMAGED: &str = "damaged";
+const UNREADABLE: &str = "not readable as text";
 const REST: &str = "in the rest of a damaged file";
 
 /// Iterator over the documents of [`Sources`]; stops after the first error.
@@ -77,6 +78,7 @@ impl<'s> Documents<'s> {
     }
 
     fn next_document(&mut self) -> Result<Option<Document>> {
+        let skips = self.sources.options.skip_bad;
         while let Some(input) = self.sources.inputs.get(self.input) {
             let text = match &input.kind {
                 Kind::Stories(stories, _) if self.item < stories.count => {
@@ -95,15 +97,8 @@ impl<'s> Documents<'s> {
                     let input = self.input;
                     return Ok(Some(Document { text, input }));
                 }
-                None if stats.documents == 0 && !input.is_repeated() => {
-                    // Blank documents are what `no text` says already.
-                    let mut lines = stats.left_out.of(Unit::Files).lines();
-                    lines.extend(stats.left_out.of(Unit::Records).lines());
-                    let more = lines
-                        .iter()
-                        .filter(|line| !line.contains(NO_TEXT))
-                        .fold(String::new(), |text, line| text + "; " + line);
-                    return Err(Error::config(format!("{}: {NO_TEXT}{more}", input.given)));
+                None if stats.documents == 0 && !input.is_repeated() && !skips => {
+                    return Err(no_text(&input.given, &stats.left_out));
                 }
                 None => {
                     self.input += 1;
@@ -111,7 +106,18 @@ impl<'s> Documents<'s> {
                 }
             }
         }
-        Ok(None)
+        let all = self.stats();
+        let given = self
+            .sources
+            .inputs
+            .first()
+            .filter(|_| skips && all.documents == 0);
+        match given {
+            Some(first) if !self.sources.inputs.iter().any(Input::is_repeated) => {
+                Err(no_text(&first.given, &all.left_out))
+            }
+            _ => Ok(None),
+        }
     }
 
     fn next_from(&mut self, files: &[PathBuf]) -> Result<Option<String>> {
@@ -129,8 +135,8 @@ impl<'s> Documents<'s> {
                     self.item += 1;
                     match OpenFile::open(path, options) {
                         Err(error) => {
-                            let damage = damage(error, options)?;
-                            stats.left_out.add(Unit::Files, DAMAGED, 1, damage);
+                            let (reason, example) = unreadable(error, options)?;
+                            stats.left_out.add(Unit::Files, reason, 1, example);
                             continue;
                         }
                         Ok(file) => Some(self.file.insert(file)),
@@ -167,6 +173,29 @@ impl<'s> Documents<'s> {
             self.file = None;
         }
     }
+}
+
+/// Returns the error of inputs without any text, with what was left out of them.
+fn no_text(given: &str, left_out: &LeftOut) -> Error {
+    let more = left_out
+        .lines()
+        .iter()
+        .filter(|line| !line.contains(NO_TEXT))
+        .fold(String::new(), |text, line| text + "; " + line);
+    Error::config(format!("{given}: {NO_TEXT}{more}"))
+}
+
+/// Returns why a file that cannot be opened as text is to be left out, and the whole message.
+///
+/// # Errors
+/// With the error itself where the system refused, or leaving out is not asked for.
+fn unreadable(error: Error, options: &SourceOptions) -> Result<(&'static str, Option<String>)> {
+    let reason = match error {
+        Error::Damaged { .. } if options.skip_bad => DAMAGED,
+        Error::Format { .. } if options.skip_bad => UNREADABLE,
+        error => return Err(error),
+    };
+    Ok((reason, Some(error.to_string())))
 }
 
 /// Returns the damage of a file that is to be left out.

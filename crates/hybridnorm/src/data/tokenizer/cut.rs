@@ -33,7 +33,7 @@ impl Shape {
         }
         let mut words = splits.iter().skip_while(|split| is_beside_spaces(split));
         let cut = match words.next() {
-            Some(first) if separates_at_spaces(first) => Cut::Anywhere,
+            Some(first) if separates_at_spaces(first, &space(&normalizer, &[])) => Cut::Anywhere,
             Some(first) if !is_idle(first, &normalizer) && !keeps_whole(first) => {
                 return nowhere;
             }
@@ -43,7 +43,9 @@ impl Shape {
         };
         let prepends = normalizer.iter().any(|step| is_prepend(step));
         let has_prefix = prepends || splits.iter().any(|split| puts_space(split));
-        let has_ordinary = ordinary().next().is_some();
+        // Behind another splitter, the space is put before every word, in later pieces, too.
+        let is_of_words = splits.iter().skip(1).any(|split| puts_space(split));
+        let has_ordinary = ordinary().next().is_some() || is_of_words;
         match (has_prefix, has_ordinary) {
             (true, true) if prepends || cut == Cut::AtLimit => nowhere,
             // A piece that begins with a space needs no other.
@@ -79,9 +81,12 @@ fn is_local(step: &Value) -> bool {
     }
 }
 
-/// True if no word of this pre-tokenizer goes on from something else into a space.
-fn separates_at_spaces(split: &Value) -> bool {
+/// True if no word of this pre-tokenizer goes on from something else into a space, which the normalizer
+/// has left as `space`.
+fn separates_at_spaces(split: &Value, space: &str) -> bool {
     match kind(split) {
+        "Metaspace" if space == split["replacement"] => split["split"] != false,
+        _ if space != " " => false,
         "Whitespace" | "WhitespaceSplit" | "BertPreTokenizer" => true,
         "Metaspace" => split["split"] != false,
         "ByteLevel" => split["use_regex"] != false,

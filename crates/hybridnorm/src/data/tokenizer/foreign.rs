@@ -126,10 +126,14 @@ impl Foreign {
             }
             bytes
         });
-        let passes_over =
-            Counter::is_needed(inner.get_model(), shape.is_byte_level(), shape.falls_back());
         let mut of_text = vocab;
         of_text.retain(|_, id| !special[*id as usize]);
+        let passes_over = Counter::is_needed(
+            inner.get_model(),
+            &of_text,
+            shape.is_byte_level(),
+            shape.falls_back(),
+        );
         let read = Self {
             unknown,
             passes_over,

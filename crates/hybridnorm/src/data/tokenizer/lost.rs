@@ -1,6 +1,7 @@
 //! What of a text no token stands for: characters outside the vocabulary, and those that a
 //! normalizer or a splitter takes out.
 
+use std::collections::HashMap;
 use std::ops::AddAssign;
 
 use serde_json::Value;
@@ -39,12 +40,17 @@ pub(super) struct Counter {
 }
 
 impl Counter {
-    /// Whether a model passes over characters that it cannot spell.
-    pub(super) fn is_needed(model: &ModelWrapper, is_byte_level: bool, falls_back: bool) -> bool {
+    /// True if a model passes over characters that it cannot spell with `vocab`, the tokens that come out
+    /// of text.
+    pub(super) fn is_needed(
+        model: &ModelWrapper,
+        vocab: &HashMap<String, u32>,
+        is_byte_level: bool,
+        falls_back: bool,
+    ) -> bool {
         let ModelWrapper::BPE(bpe) = model else {
             return false;
         };
-        let vocab = bpe.get_vocab();
         let all_bytes = || {
             crate::data::bpe::byte_chars()
                 .into_iter()

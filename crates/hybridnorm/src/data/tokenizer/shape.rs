@@ -17,9 +17,16 @@ const UNUSED: u64 = 16;
 const UNUSED_ANYWAY: u64 = 1 << 16;
 /// Bytes of a token of a Unigram model, whose tree is as deep as its longest token is long.
 const LONGEST_UNIGRAM: usize = 1024;
+/// Nodes of that tree, each of which takes up to 750 bytes, in any case and for each token.
+const NODES_ANYWAY: u64 = 1 << 18;
+const NODES: u64 = 10;
 /// Bytes of an added token, of an unknown token, of a prefix or suffix.
 const LONGEST_ADDED: usize = 1024;
 const MOST_ADDED: usize = 1 << 17;
+/// Bytes of all added tokens, each of which takes up to 140 bytes.
+const ADDED_BYTES: usize = 1 << 19;
+/// Patterns of a pre-tokenizer, each of which may take some megabytes.
+const MOST_PATTERNS: usize = 16;
 /// Parts of one normalizer, pre-tokenizer or decoder, and sequences around one part.
 const MOST_PARTS: usize = 64;
 const DEEPEST: usize = 8;
@@ -128,6 +135,21 @@ impl Shape {
                 ));
             }
         }
+        let bytes: usize = (self.added_tokens.iter())
+            .map(|added| added.content.len())
+            .sum();
+        if bytes > ADDED_BYTES {
+            return Err(format!(
+                "added tokens of {bytes} bytes in all; up to {ADDED_BYTES} are read"
+            ));
+        }
+        let nodes = NODES_ANYWAY + NODES * vocab.tokens;
+        if vocab.nodes > nodes {
+            return Err(format!(
+                "the {} tokens of its Unigram model begin so differently that their tree would have {} nodes; up to {nodes} are read",
+                vocab.tokens, vocab.nodes
+            ));
+        }
         let mut highest = vocab.highest;
         for added in &self.added_tokens {
             let id = id(&added.content, &added.id)?;
@@ -162,6 +184,14 @@ impl Shape {
             if kind(split) == "FixedLength" && split["length"] == 0 {
                 return Err("a `FixedLength` of 0 cuts nothing".into());
             }
+        }
+        let patterns = splits
+            .iter()
+            .filter(|split| split["pattern"]["Regex"].is_string());
+        if patterns.count() > MOST_PATTERNS {
+            return Err(format!(
+                "more than {MOST_PATTERNS} patterns one after the other"
+            ));
         }
         let byte_levels = splits.iter().filter(|split| kind(split) == "ByteLevel");
         if byte_levels.count() > MOST_BYTE_LEVELS {
@@ -270,7 +300,8 @@ impl Shape {
             .iter()
             .chain(&splits)
             .any(|step| match kind(step) {
-                "BertNormalizer" | "Precompiled" | "Nmt" | "CharDelimiterSplit" => true,
+                "BertNormalizer" | "StripAccents" | "Precompiled" | "Nmt"
+                | "CharDelimiterSplit" => true,
                 "Replace" => step["content"] == "",
                 "Split" | "Punctuation" => step["behavior"] == "Removed",
                 _ => false,
@@ -337,6 +368,8 @@ struct Vocab {
     tokens: u64,
     highest: Option<u64>,
     longest: usize,
+    /// Of the tree that a Unigram model has of its tokens.
+    nodes: u64,
     /// A list of tokens and scores: a Unigram model.
     is_list: bool,
     problem: Option<String>,
@@ -388,11 +421,42 @@ impl<'de> Visitor<'de> for VocabVisitor {
             is_list: true,
             ..Vocab::default()
         };
+        let mut tokens = Vec::new();
         while let Some((token, _)) = list.next_element::<(String, f64)>()? {
-            vocab.tokens += 1;
             vocab.longest = vocab.longest.max(token.len());
+            tokens.push(token);
         }
+        vocab.tokens = tokens.len() as u64;
+        vocab.nodes = nodes(tokens);
         vocab.highest = vocab.tokens.checked_sub(1);
         Ok(vocab)
+    }
+}
+
+/// Nodes of the tree of these tokens, a byte each: what two have in common at the beginning is there once.
+fn nodes(mut tokens: Vec<String>) -> u64 {
+    tokens.sort_unstable();
+    let mut before = "";
+    let mut nodes = 0;
+    for token in &tokens {
+        let common = token
+            .bytes()
+            .zip(before.bytes())
+            .take_while(|(a, b)| a == b);
+        nodes += (token.len() - common.count()) as u64;
+        before = token;
+    }
+    nodes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_are_counted_once() {
+        let of = |tokens: &[&str]| nodes(tokens.iter().map(|t| (*t).to_owned()).collect());
+        assert_eq!(of(&[]), 0);
+        assert_eq!(of(&["ab", "abc", "b", "ab", "ad"]), 5);
     }
 }

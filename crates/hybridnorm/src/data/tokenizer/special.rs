@@ -21,7 +21,7 @@ impl Tokenizer {
     /// Names of special tokens that text is encoded as plain characters of, where it spells them: its
     /// own, and well-known ends of texts that it does not know as tokens. These are mostly separators
     /// that were written for another tokenizer.
-    pub(in crate::data) fn spelled_names(&self) -> Vec<String> {
+    pub(crate) fn spelled_names(&self) -> Vec<String> {
         let mut names = self.special_tokens();
         let is_plain = |name: &&str| {
             let ids = self.encode(name);

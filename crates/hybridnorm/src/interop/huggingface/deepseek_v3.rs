@@ -128,8 +128,8 @@ impl Config {
             scaling: self.routed_scaling_factor,
             load_balance: self.aux_loss_alpha,
             z_loss: 0.0,
-            // The paper's, for most of the training.
-            bias_rate: Some(1e-3),
+            // The paper's, for most of the training; without a choice there is nothing to balance.
+            bias_rate: (self.num_experts_per_tok < self.n_routed_experts).then_some(1e-3),
         };
         let all_dense = moe.first_dense >= common.num_hidden_layers;
         let d_ff = if moe.first_dense > 0 {
@@ -168,11 +168,13 @@ impl Config {
 
 pub(super) fn translate(weights: &mut Weights, model: &Model) -> Result<(), String> {
     let config = &model.config;
-    for layer in config.n_layers..config.n_layers + model.further_layers {
-        let prefix = format!("model.layers.{layer}.");
-        let reason = "layers that predict further tokens, which are no part of the decoder";
-        weights.leave_out(reason, |name| name.starts_with(&prefix));
-    }
+    let further = config.n_layers..config.n_layers.saturating_add(model.further_layers);
+    let is_further = |name: &str| {
+        let layer = name.strip_prefix("model.layers.")?.split('.').next()?;
+        Some(further.contains(&layer.parse().ok()?))
+    };
+    let reason = "layers that predict further tokens, which are no part of the decoder";
+    weights.leave_out(reason, |name| is_further(name).unwrap_or(false));
     weights.ends(config)?;
     for layer in 0..config.n_layers {
         let (theirs, ours) = (format!("model.layers.{layer}"), format!("blocks.{layer}"));
@@ -188,10 +190,14 @@ pub(super) fn translate(weights: &mut Weights, model: &Model) -> Result<(), Stri
         };
         let gate = format!("{mlp}.gate");
         weights.rename(&format!("{gate}.weight"), format!("{feed_forward}.router"))?;
-        weights.rename(
-            &format!("{gate}.e_score_correction_bias"),
-            format!("{feed_forward}.selection_bias"),
-        )?;
+        let bias = format!("{gate}.e_score_correction_bias");
+        match moe.bias_rate {
+            Some(_) => weights.rename(&bias, format!("{feed_forward}.selection_bias"))?,
+            None => {
+                let reason = "a bias of the choice among experts, of which all are chosen";
+                weights.leave_out(reason, |name| name == bias);
+            }
+        }
         let experts = format!("{feed_forward}.experts");
         weights.experts(&format!("{mlp}.experts"), &experts, config, moe)?;
         if moe.n_shared > 0 {

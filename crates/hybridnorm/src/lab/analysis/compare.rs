@@ -57,12 +57,14 @@ fn compare(
         .ok_or("fewer than 2 seeds in common with the baseline")?;
     let verdict = match verdict(&difference, rules.margin) {
         // It may be that one of them is better elsewhere.
-        Verdict::Equivalent if may_be_better(sweep) || may_be_better(baseline) => {
+        Verdict::Equivalent
+            if may_be_better(sweep, rules.margin) || may_be_better(baseline, rules.margin) =>
+        {
             Verdict::Indistinguishable
         }
         found => found,
     };
-    if let Some(reason) = objection(verdict, sweep, baseline, difference.mean) {
+    if let Some(reason) = objection(verdict, sweep, baseline, difference.mean, rules.margin) {
         return Err(reason);
     }
     let (ours, theirs): (Vec<f64>, Vec<f64>) = pairs.into_iter().unzip();
@@ -118,7 +120,13 @@ fn p_beyond(differences: &[f64], margin: f64, first_of: usize, second_of: usize)
 
 /// Why a verdict that the interval gives cannot stand: there may be a better learning rate than the one
 /// that was compared, of the side that would lose.
-fn objection(verdict: Verdict, sweep: &Sweep, baseline: &Sweep, difference: f64) -> Option<String> {
+fn objection(
+    verdict: Verdict,
+    sweep: &Sweep,
+    baseline: &Sweep,
+    difference: f64,
+    margin: f64,
+) -> Option<String> {
     let (loser, whose) = match verdict {
         Verdict::Better => (baseline, "the baseline's"),
         Verdict::Worse => (sweep, "its"),
@@ -127,7 +135,7 @@ fn objection(verdict: Verdict, sweep: &Sweep, baseline: &Sweep, difference: f64)
     let side = if difference < 0.0 { "below" } else { "above" };
     let nats = format!("{:.3} nats {side} the baseline", difference.abs());
     let seen = format!("{nats} at the rates tried");
-    if let Some(edge) = loser.edge() {
+    if let Some((edge, lr)) = loser.edge_within(margin) {
         let edge = match edge {
             Edge::Lowest => "lowest",
             Edge::Highest => "highest",
@@ -138,10 +146,16 @@ fn objection(verdict: Verdict, sweep: &Sweep, baseline: &Sweep, difference: f64)
                 ));
             }
         };
-        return Some(format!(
-            "undecided: {whose} best rate is at the edge of the grid, the {edge} tried, and a better \
-             one may lie outside; {seen}"
-        ));
+        return Some(match loser.edge() {
+            Some(_) => format!(
+                "undecided: {whose} best rate is at the edge of the grid, the {edge} tried, and a better \
+                 one may lie outside; {seen}"
+            ),
+            None => format!(
+                "undecided: the edge of the grid, {lr}, the {edge} rate tried, is within the margin of \
+                 {whose} best rate, and a better one may lie outside; {seen}"
+            ),
+        });
     }
     let lr = loser.better_but_for_failures()?;
     Some(format!(
@@ -151,8 +165,8 @@ fn objection(verdict: Verdict, sweep: &Sweep, baseline: &Sweep, difference: f64)
 }
 
 /// True if a learning rate that was not compared may have a lower loss.
-fn may_be_better(sweep: &Sweep) -> bool {
-    sweep.edge().is_some() || sweep.better_but_for_failures().is_some()
+fn may_be_better(sweep: &Sweep, margin: f64) -> bool {
+    sweep.edge_within(margin).is_some() || sweep.better_but_for_failures().is_some()
 }
 
 fn compute_gain(loss: f64, baseline_loss: f64, rules: &Rules) -> Option<f64> {

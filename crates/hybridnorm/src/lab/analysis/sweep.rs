@@ -181,6 +181,27 @@ impl<'a> Sweep<'a> {
         }
     }
 
+    /// The end of the rates tried at which a rate has a mean loss within `margin` of the best one, and that
+    /// rate. A difference of so little tells nothing, so that the best rate may as well lie beyond it.
+    pub fn edge_within(&self, margin: f64) -> Option<(Edge, f64)> {
+        let best = self.best?;
+        let limit = self.rates[best].mean()? + margin;
+        let reaches = |index: &usize| {
+            self.candidates.contains(index)
+                && self.rates[*index].mean().is_some_and(|mean| mean <= limit)
+        };
+        let last = self.rates.len() - 1;
+        let index = [best, last, 0]
+            .into_iter()
+            .find(|index| (*index == 0 || *index == last) && reaches(index))?;
+        let edge = match index {
+            _ if last == 0 => Edge::Only,
+            0 => Edge::Lowest,
+            _ => Edge::Highest,
+        };
+        Some((edge, self.rates[index].lr))
+    }
+
     /// A rate at which some seeds failed while the others, on average, ended below the same seeds at the
     /// best rate.
     pub fn better_but_for_failures(&self) -> Option<f64> {
@@ -231,6 +252,8 @@ impl<'a> Sweep<'a> {
             best: self.best_summary(),
             largest_stable_lr: (self.rates.iter())
                 .take_while(|rate| rate.diverged() == 0)
+                // Where all runs were left out, they may have diverged later.
+                .filter(|rate| rate.halved() < rate.runs.len())
                 .last()
                 .map(|rate| rate.lr),
             tolerance: self.tolerance(rules.tolerance),

@@ -448,6 +448,47 @@ fn an_optimum_at_the_edge_of_the_grid_decides_nothing() {
 }
 
 #[test]
+fn a_rate_at_the_edge_within_the_margin_of_the_best_decides_nothing() {
+    let base = valleys(&[("pre-norm", &[3.00, 3.05, 2.98, 3.02])]);
+    let at = |lr: f64, shift: f64| {
+        let losses = [3.20, 3.251, 3.179, 3.22].map(|loss| loss + shift);
+        runs("x", lr, &losses)
+    };
+    let reason = |edge: f64, edge_lr: f64| {
+        let mut points = base.clone();
+        for (lr, shift) in [(1e-4, 0.3), (1e-3, 0.0), (1e-2, 0.3)] {
+            points.extend(at(lr, if lr == edge_lr { edge } else { shift }));
+        }
+        let analysis = analyse(&points, &Rules::default());
+        named(&analysis, "x").why_not.clone()
+    };
+    for (lr, words) in [
+        (1e-2, "0.01, the highest rate tried"),
+        (1e-4, "0.0001, the lowest rate tried"),
+    ] {
+        for tied in [0.0, 0.001] {
+            let found = reason(tied, lr).unwrap();
+            assert!(
+                found.starts_with("undecided: ") && found.contains(words) || tied == 0.0,
+                "{found}"
+            );
+            assert!(found.contains("edge of the grid"), "{found}");
+        }
+        assert_eq!(reason(0.1, lr), None);
+    }
+}
+
+#[test]
+fn a_group_is_not_judged_while_runs_of_another_are_missing() {
+    let points = compared();
+    let analysis = analyse_group(&points, points.len(), (90, 96), &Rules::default());
+    assert!(!analysis.complete && analysis.missing == 0);
+    let entry = named(&analysis, "bad");
+    assert_eq!(entry.why_not.as_deref(), Some("incomplete: 90 of 96 runs"));
+    assert!(verdict(&analysis)[0].starts_with("Incomplete: runs of another group"));
+}
+
+#[test]
 fn what_may_be_better_elsewhere_is_neither_equivalent_nor_claimed() {
     let losses: [&[f64]; 2] = [&[3.0, 3.1, 3.2], &[3.0001, 3.1002, 3.2]];
     let verdict = |points: &[Point]| against(&analyse(points, &Rules::default()), "x").verdict;

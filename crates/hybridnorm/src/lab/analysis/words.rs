@@ -107,12 +107,17 @@ pub fn verdict(analysis: &Analysis) -> Vec<String> {
     }
     if !analysis.complete {
         return vec![
-            format!(
-                "Incomplete: {} of {} runs are recorded. No placement is called best, better or worse \
-                 before all are: which ones are missing need not be chance.",
-                grouped(analysis.recorded as u64),
-                grouped(analysis.planned as u64)
-            ),
+            match analysis.missing {
+                0 => "Incomplete: runs of another group of this study are missing. No placement is called \
+                      best, better or worse before all are there: which ones are missing need not be chance."
+                    .to_owned(),
+                _ => format!(
+                    "Incomplete: {} of {} runs are recorded. No placement is called best, better or worse \
+                     before all are: which ones are missing need not be chance.",
+                    grouped(analysis.recorded as u64),
+                    grouped(analysis.planned as u64)
+                ),
+            },
             match analysis.recorded {
                 0 => {
                     "Nothing is known about tolerance of the learning rate or stability.".to_owned()

@@ -49,7 +49,8 @@ pub fn assess(folder: &Folder, study: &Study) -> Result<Assessed> {
         let remarks = [
             unchecked(count, ids.count()),
             left_out(others, names.len()),
-            changed(changes.as_deref()).filter(|_| !records.is_empty()),
+            unknown(changes.unknown).filter(|_| !records.is_empty()),
+            changed(&changes.known).filter(|_| !records.is_empty()),
             initializations(study, group).filter(|_| !records.is_empty()),
         ];
         group.remarks = remarks.into_iter().flatten().collect();
@@ -106,18 +107,23 @@ fn initializations(study: &Study, group: &Group) -> Option<String> {
     ))
 }
 
-/// What was changed when results were there, or that nobody knows.
-fn changed(changes: Option<&[String]>) -> Option<String> {
-    match changes {
-        None => Some(
-            "Not known: whether rules or plan were changed when results were there; this folder has no \
-             history.json, as those of earlier versions."
-                .into(),
-        ),
-        Some([]) => None,
-        Some(changes) => Some(format!(
+/// That nobody knows under which rules results came.
+fn unknown(records: usize) -> Option<String> {
+    (records > 0).then(|| {
+        format!(
+            "Not known: whether rules or plan were changed before {} of the records were there; the folder \
+             had no history.json then, as those of earlier versions, or it was removed.",
+            grouped(records as u64)
+        )
+    })
+}
+
+/// What was changed when results were there.
+fn changed(changes: &[String]) -> Option<String> {
+    (!changes.is_empty()).then(|| {
+        format!(
             "Changed when results were there: {}. Intervals and p values do not allow for that.",
             changes.join("; ")
-        )),
-    }
+        )
+    })
 }

@@ -110,6 +110,12 @@ impl Folder {
     /// If a study was begun here and `resume` does not say to go on, another process works here, or a
     /// file cannot be written.
     pub(super) fn begin(&self, study: &Study, runs: &[Planned], how: Begin) -> Result<Begun> {
+        if how.resume && !files::exists(&self.0)? {
+            return Err(Error::format(
+                &self.0,
+                "no such folder, so that there is no study to go on with; begin one without --resume",
+            ));
+        }
         let mut hold = match how.is_shard {
             false => self.hold(how.locking)?,
             true => {
@@ -161,8 +167,8 @@ impl Folder {
                 })
             }
         };
-        match (changed, trains) {
-            (None, true) => self.set_up(study)?,
+        match changed {
+            None if trains || before.is_none() => self.set_up(study)?,
             _ => self.create_folders()?,
         }
         hold.has_begun();

@@ -40,6 +40,22 @@ pub(super) struct History {
     pub without_checksum: Vec<String>,
     /// Studies under which runs ended, and the one under which the next ones will.
     pub stated: Vec<Stated>,
+    /// Records that were there when this file was begun: what was stated before them is not known.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub records_before: usize,
+}
+
+fn is_none(count: &usize) -> bool {
+    *count == 0
+}
+
+/// What a study says otherwise than what stood in its folder when results came.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Changes {
+    /// One entry a key.
+    pub known: Vec<String>,
+    /// Of so many records it is not known under which rules they came.
+    pub unknown: usize,
 }
 
 /// What a study said when runs of it began.
@@ -163,6 +179,7 @@ impl Folder {
         Ok(History {
             without_checksum,
             stated: stated.into_iter().collect(),
+            records_before: records,
         })
     }
 
@@ -176,18 +193,22 @@ impl Folder {
         files::write(path, text.as_bytes()).map(drop)
     }
 
-    /// What a study says otherwise than what stood here when its results came; `None` if that is not known.
+    /// What a study says otherwise than what stood here when its results came.
     ///
     /// # Errors
     /// If a file cannot be read.
-    pub(super) fn changes(&self, study: &Study) -> Result<Option<Vec<String>>> {
-        match self.history()? {
-            None => Ok(None),
-            Some(mut history) => {
-                history.state(study, self)?;
-                history.changes().map(Some)
-            }
-        }
+    pub(super) fn changes(&self, study: &Study) -> Result<Changes> {
+        let Some(mut history) = self.history()? else {
+            return Ok(Changes {
+                known: Vec::new(),
+                unknown: self.record_names()?.len(),
+            });
+        };
+        history.state(study, self)?;
+        Ok(Changes {
+            known: history.changes()?,
+            unknown: history.records_before,
+        })
     }
 
     fn is_unsealed(&self, name: &str) -> Result<bool> {

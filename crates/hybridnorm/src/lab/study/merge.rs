@@ -54,6 +54,7 @@ pub fn merge(from: &[PathBuf], into: &Path, locking: Locking) -> Result<Merged> 
     target.set_up(&study)?;
     // What was without a checksum stays so, and what was changed on the way is told here, too.
     let mut history = target.history_or_begin(Some(&study))?;
+    history.records_before = history.records_before.max(found.records_before);
     history.without_checksum = unsealed.iter().map(|id| name(id)).collect();
     if found.history.stated.len() > history.stated.len() {
         history.stated = found.history.stated;
@@ -82,6 +83,8 @@ struct Found {
     unsealed: BTreeSet<String>,
     /// The longest.
     history: History,
+    /// The most records of a folder before its history.
+    records_before: usize,
 }
 
 impl Found {
@@ -94,11 +97,17 @@ impl Found {
             )));
         }
         let read = folder.read(&study.runs)?;
-        if let Some(history) = folder.history()?
-            && history.stated.len() > self.history.stated.len()
-        {
-            self.history = history;
-        }
+        let unknown = match folder.history()? {
+            None => folder.record_names()?.len(),
+            Some(history) => {
+                let unknown = history.records_before;
+                if history.stated.len() > self.history.stated.len() {
+                    self.history = history;
+                }
+                unknown
+            }
+        };
+        self.records_before = self.records_before.max(unknown);
         for record in read.records {
             let is_unsealed = read.without_checksum.contains(&record.id);
             match self.records.get(&record.id) {

@@ -8,7 +8,6 @@ use super::record::{Ending, RunRecord};
 use super::records::DataOf;
 use super::summary::{Of, STRETCH, last_stretch, mean, record};
 use crate::Device;
-use crate::data;
 use crate::error::{Error, Result};
 use crate::files::Locking;
 use crate::memory;
@@ -213,11 +212,10 @@ fn judge(trainer: &Trainer, work: &Path, record: &RunRecord, above: f64) -> Resu
         let reason = format!("{ROSE_AGAIN} from {best:.3} to {last:.3} nats");
         return Ok(Ending::Diverged { step, reason });
     }
-    // Of ready tokens nobody knows the frequencies.
-    let ([folder], Some((_, best))) = (trainer.folders(), best) else {
+    let Some((_, best)) = best else {
         return Ok(Ending::Finished);
     };
-    let frequencies = data::inspect(folder)?.train.unigram_nats;
+    let frequencies = trainer.training_data().unigram_nats()?;
     match best > frequencies - LEARNED {
         true => Ok(Ending::NotLearned {
             reason: format!(

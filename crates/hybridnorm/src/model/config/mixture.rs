@@ -175,10 +175,6 @@ impl MoeConfig {
             let what = format!("n_groups = {}", self.n_groups);
             return without(what, "model.moe.top_groups leaves all of them open");
         }
-        if self.top_k == 1 && self.renormalize {
-            let why = "with one expert a token every weight is 1, and the router learns nothing";
-            return without("renormalize".into(), why);
-        }
         match self.bias_rate {
             Some(rate) if self.top_k == self.n_experts => {
                 let why = "every token passes through every expert";

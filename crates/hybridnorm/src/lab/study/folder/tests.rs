@@ -158,7 +158,7 @@ fn records_of_earlier_versions_are_read_and_counted() {
 fn what_was_stated_is_kept_and_changes_are_told() {
     let place = Place::new();
     let (folder, study) = (&place.folder, &place.study);
-    let changes = |study: &Study| folder.changes(study).unwrap().unwrap();
+    let changes = |study: &Study| folder.changes(study).unwrap().known;
     let with = |change: &dyn Fn(&mut super::super::StudyFile)| {
         let mut file = study.file.clone();
         change(&mut file);
