@@ -42,7 +42,8 @@ fn a_finished_run_keeps_its_own_validation_loss() {
     let held = ["--set", r#"data.validation=["held.txt"]"#];
     lab.train("run", &held);
     let own = lab.metrics("run").pop().unwrap()["validation_loss"].clone();
-    let args = train_args("run", &["--resume", "--json", held[0], held[1]]);
+    let resume = ["train", "tiny.toml", "--run", "run", "--resume", "--json"];
+    let args = [&resume[..], &held].concat();
     let again = lab.run(&args);
     assert!(!stderr(&again).contains("own validation loss"));
     lab.write("held.txt", text("Bela and Cai"));

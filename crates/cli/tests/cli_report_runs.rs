@@ -401,6 +401,34 @@ fn a_report_replaces_a_file_whole_and_leaves_no_other() {
 }
 
 #[test]
+fn a_configuration_that_was_changed_behind_the_run_is_refused() {
+    let lab = Lab::new();
+    lab.train("run", &[]);
+    let whole = String::from_utf8(lab.read("run/config.toml")).unwrap();
+    let report = ["report", "run", "--format", "json"];
+    let with = |key: &str, value: &str| {
+        let changed: String = (whole.lines())
+            .map(|line| match line.starts_with(&format!("{key} = ")) {
+                true => format!("{key} = {value}\n"),
+                false => format!("{line}\n"),
+            })
+            .collect();
+        assert_ne!(changed, whole);
+        lab.write("run/config.toml", changed);
+    };
+    with("placement", "\"post-norm\"");
+    let words = "run/config.toml: its placement is not that of the run's checkpoint";
+    lab.fails(1, &report, &[words]);
+    // No rate that the steps did not have is put down to them.
+    with("lr", "0.02");
+    let text = lab.ok(&["report", "run", "--format", "markdown"]);
+    assert!(!text.contains("2e-2") && !text.contains("0.02"), "{text}");
+    assert!(text.contains("learning rate changed on the way"), "{text}");
+    lab.write("run/config.toml", whole);
+    lab.ok(&report);
+}
+
+#[test]
 fn a_report_does_not_take_the_place_of_what_it_is_about() {
     let lab = Lab::new();
     lab.train("run", &[]);

@@ -120,6 +120,39 @@ fn runs_that_began_from_other_weights_are_no_seeds_of_each_other() {
 }
 
 #[test]
+fn a_run_goes_on_without_the_checkpoint_that_it_began_from() {
+    let lab = Lab::new();
+    lab.write("from.toml", FROM);
+    lab.train("first", &[]);
+    let run = |more: &[&str]| {
+        let args = ["train", "from.toml", "--quiet", "--run", "a"];
+        lab.run(&[&args[..], more].concat())
+    };
+    assert!(run(&[]).status.success());
+    copy_folder(&lab.path("first"), &lab.path("moved"));
+    lab.train("other", &["--set", "seed=9"]);
+    fs::remove_dir_all(lab.path("first")).unwrap();
+    let longer = ["--resume", "--set", "train.steps=8"];
+    let output = run(&longer);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let from = |path: &str, steps: &str| {
+        let from = format!("init.from=\"{path}\"");
+        let steps = format!("train.steps={steps}");
+        run(&["--resume", "--set", &steps, "--set", &from])
+    };
+    let output = from("moved", "9");
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(lab.column("a", "step").len(), 9);
+    let said = stderr(&from("other", "10"));
+    assert!(
+        said.contains(r#"init.from went from "moved" to "other""#),
+        "{said}"
+    );
+    let replay = ["replay", "a", "--step", "9", "--quiet"];
+    lab.ok(&replay);
+}
+
+#[test]
 fn runs_that_were_judged_on_other_data_stand_apart() {
     let lab = Lab::new();
     let text =

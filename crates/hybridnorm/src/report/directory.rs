@@ -166,10 +166,13 @@ fn steps(path: &Path) -> Result<Vec<u64>> {
 }
 
 /// The peak learning rates of a run: that of the configuration, and those that it had before, which its
-/// history names. Where it has no history, the rates of its rows must be those of the configuration.
+/// history names. The rates of its rows must be those of the configuration since its last segment began, or
+/// nothing is said of them.
 fn rates(config: &Config, segments: &[Segment], rows: &[Metrics]) -> Vec<RateSince> {
     let last = config.optimizer.lr;
-    if segments.is_empty() && !follows_schedule(config, rows) {
+    let since = segments.last().map_or(0, |last| last.after_step);
+    let of_last: Vec<&Metrics> = rows.iter().filter(|row| row.step > since).collect();
+    if !follows_schedule(config, &of_last) {
         return Vec::new();
     }
     let mut rates = Vec::new();
@@ -191,7 +194,7 @@ fn rates(config: &Config, segments: &[Segment], rows: &[Metrics]) -> Vec<RateSin
     rates
 }
 
-fn follows_schedule(config: &Config, rows: &[Metrics]) -> bool {
+fn follows_schedule(config: &Config, rows: &[&Metrics]) -> bool {
     let train = &config.train;
     let tokens = (train.batch_size * train.seq_len) as u64;
     let schedule = config

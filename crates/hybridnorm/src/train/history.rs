@@ -7,9 +7,14 @@ use super::config::Config;
 use super::segments::{Change, Segment};
 use crate::error::{Error, Result};
 
-/// Keys that say where data are. Data are known by their fingerprints, so that these may change without
-/// the data changing.
-const PLACES: [&str; 3] = ["data.train", "data.validation", "data.tokenizer"];
+/// Keys that say where data and starting weights are. These are known by their fingerprints, so that the
+/// places may change without them.
+const PLACES: [&str; 4] = [
+    "data.train",
+    "data.validation",
+    "data.tokenizer",
+    "init.from",
+];
 
 /// Keys with another value in `new` than in `old`, of any configuration.
 pub fn changes<T: Serialize>(old: &T, new: &T) -> Vec<Change> {

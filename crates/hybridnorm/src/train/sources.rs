@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::checkpoint::Checkpoint;
 use super::config::Config;
 use crate::data::open::TokenizerChoice;
 use crate::data::{
@@ -119,25 +120,35 @@ pub struct Sources {
     pub folders: Vec<PathBuf>,
 }
 
-/// Opens the data that a configuration names. Raw text is tokenized into [`cache_dir`] once.
+/// Opens the data that a configuration names. Raw text is tokenized into [`cache_dir`] once. Of a run
+/// that began from a checkpoint and resumes, `own` is its own one: the first may be gone by now.
 ///
 /// # Errors
 /// If data are missing, damaged, too short, or do not fit together.
-pub fn open(config: &Config, progress: &mut dyn FnMut(Progress)) -> Result<Sources> {
+pub fn open(
+    config: &Config,
+    own: Option<&Checkpoint>,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Sources> {
     if config.data.train.is_empty() {
         return Err(Error::config(
             "data.train is empty; name text, token files or a prepared folder, \
              e.g. data.train = [\"stories:20000\"]",
         ));
     }
-    let given = match (&config.model, &config.init) {
+    let from = match (&config.init, own) {
+        (None, _) => None,
+        (Some(_), Some(own)) => Some(own.clone()),
+        (Some(init), None) => Some(Checkpoint::open(&init.from)?),
+    };
+    let given = match (&config.model, &from) {
         (Some(model), _) => model.vocab_size,
-        (None, Some(init)) => Some(super::Checkpoint::open(&init.from)?.config()?.vocab_size),
+        (None, Some(from)) => Some(from.config()?.vocab_size),
         (None, None) => None,
     };
     let mut options = OpenOptions::new(config.train.seq_len, cache_dir());
     options.vocab_size = given;
-    options.tokenizer = tokenizer(config)?;
+    options.tokenizer = tokenizer(config, from.as_ref())?;
     if let Some(text) = &config.data.text {
         check_text_options(config)?;
         options.prepare.source = text.clone();
@@ -191,15 +202,15 @@ pub fn open(config: &Config, progress: &mut dyn FnMut(Progress)) -> Result<Sourc
 }
 
 /// The tokenizer a run asks for: `data.tokenizer`, else that of the checkpoint it starts from.
-fn tokenizer(config: &Config) -> Result<Option<TokenizerChoice>> {
+fn tokenizer(config: &Config, from: Option<&Checkpoint>) -> Result<Option<TokenizerChoice>> {
     if let Some(spec) = &config.data.tokenizer {
         let spec: TokenizerSpec = spec.parse()?;
         return Ok(Some(TokenizerChoice::Spec(spec)));
     }
-    let Some(init) = &config.init else {
+    let Some(from) = from else {
         return Ok(None);
     };
-    let tokenizer = super::Checkpoint::open(&init.from)?.tokenizer()?;
+    let tokenizer = from.tokenizer()?;
     Ok(tokenizer.map(TokenizerChoice::Loaded))
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::record::{Cell, Cost, Curve, Ending, Evaluation, RunRecord};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::inventory::inventory;
 use crate::model::{ModelConfig, Recompute};
 use crate::placement::{Explanation, PlacementChoice, canonical_hash};
@@ -41,7 +41,9 @@ pub(crate) fn with_checkpoint(run: &Path) -> Result<(RunRecord, Option<Checkpoin
     let (model, data) = match &newest {
         Some(checkpoint) => {
             let state: State = checkpoint.state()?;
-            (checkpoint.config()?, state.data)
+            let model = checkpoint.config()?;
+            check_placement(run, &config, &model)?;
+            (model, state.data)
         }
         None => (
             config.model_config()?,
@@ -83,6 +85,21 @@ pub(crate) fn with_checkpoint(run: &Path) -> Result<(RunRecord, Option<Checkpoin
     record.steps = step;
     record.cost = as_recorded(record.cost, &segments);
     Ok((record, newest))
+}
+
+/// Checks that the configuration has the placement of the checkpoint.
+fn check_placement(run: &Path, config: &Config, model: &ModelConfig) -> Result<()> {
+    let Some(section) = &config.model else {
+        return Ok(());
+    };
+    let configured = section.settle(config.train.seq_len, Some(model.vocab_size))?;
+    match configured.placement.hash() == model.placement.hash() {
+        true => Ok(()),
+        false => Err(Error::format(
+            run.join(run_directory::CONFIG),
+            "its placement is not that of the run's checkpoint: one of them was changed; put back what was there",
+        )),
+    }
 }
 
 /// What this process is, is not what the run was trained on: only its own history tells.

@@ -17,7 +17,7 @@ impl Trainer {
     /// another rule of the optimizer; or if the history cannot be written. What is written about the run
     /// (`[log]`) may not change either.
     pub fn change(&mut self, config: Config) -> Result<()> {
-        resume::check_same_run(&self.config, &config, "the configuration before")?;
+        resume::check_same_run(&self.config, &config, &self.run)?;
         let kept = [
             ("[data]", self.config.data == config.data),
             ("[log]", self.config.log == config.log),

@@ -106,11 +106,14 @@ impl Trainer {
             false => None,
         };
         if let (true, Some(old)) = (goes_on, &written) {
-            resume::check_same_run(old, &config, &path.display().to_string())?;
+            resume::check_same_run(old, &config, run)?;
         }
         let name_file = |error| config.origin.name(error);
-        let sources = sources::open(&config, &mut |progress| on_event(Event::Progress(progress)))
-            .map_err(name_file)?;
+        let own = resumed.as_ref();
+        let sources = sources::open(&config, own, &mut |progress| {
+            on_event(Event::Progress(progress));
+        })
+        .map_err(name_file)?;
         for note in &sources.notes {
             on_event(Event::Note(note.clone()));
         }

@@ -1,9 +1,12 @@
 //! What may differ where a run goes on, and what is said of it.
 
+use std::path::Path;
+
 use super::super::checkpoint::Checkpoint;
 use super::super::config::Config;
 use super::super::history;
-use super::super::segments::{Change, Segment};
+use super::super::run_directory::CONFIG;
+use super::super::segments::{self, Change, Segment};
 use super::super::sources::Sources;
 use super::Event;
 use crate::error::{Error, Result};
@@ -12,21 +15,36 @@ use crate::error::{Error, Result};
 const FIXED: [&str; 5] = ["seed", "model", "init", "data.order", "train.seq_len"];
 
 /// A resumed run must be the same run. Data are compared by what they hold, when they are open.
-pub(super) fn check_same_run(old: &Config, config: &Config, name: &str) -> Result<()> {
+pub(super) fn check_same_run(old: &Config, config: &Config, run: &Path) -> Result<()> {
     let is_fixed = |key: &str| {
         let below = |fixed: &str| key.strip_prefix(fixed)?.chars().next();
         FIXED
             .iter()
             .any(|fixed| key == *fixed || below(fixed) == Some('.'))
     };
-    let changed = history::changes(old, config);
+    let mut changed = history::changes(old, config);
+    if changed.iter().any(|change| change.key == "init.from") && has_same_weights(config, run)? {
+        changed.retain(|change| change.key != "init.from");
+    }
     match changed.iter().find(|change| is_fixed(&change.key)) {
         Some(change) => Err(Error::config(format!(
-            "{}; a resumed run must keep it as in {name}",
-            history::in_words(change)
+            "{}; a resumed run must keep it as in {}",
+            history::in_words(change),
+            run.join(CONFIG).display()
         ))),
         None => Ok(()),
     }
+}
+
+/// True if the checkpoint of `[init] from` is the one that the run began from, under another path.
+fn has_same_weights(config: &Config, run: &Path) -> Result<bool> {
+    let first = segments::read(run)?.into_iter().next();
+    Ok(
+        match (&config.init, first.and_then(|first| first.weights)) {
+            (Some(init), Some(weights)) => Checkpoint::open(&init.from)?.fingerprint() == weights,
+            _ => false,
+        },
+    )
 }
 
 /// The data of a run must be those that its checkpoint was trained on, wherever they are.
