@@ -294,6 +294,14 @@ fn what_was_stated_before_there_was_a_history_stays_unknown() {
     unknown("out", 12);
     lab.ok(&["study", "merge", "out", "--out", "joined"]);
     unknown("joined", 12);
+    for (shard, out) in [("1/2", "sa"), ("2/2", "sb")] {
+        lab.ok(&args(out, &["--set", "train.steps=2", "--shard", shard]));
+        fs::remove_file(lab.path(out).join("history.json")).unwrap();
+    }
+    for _ in 0..2 {
+        lab.ok(&["study", "merge", "sa", "sb", "--out", "sj"]);
+        unknown("sj", 12);
+    }
     // One is trained anew, which begins a history.
     fs::remove_file(files_below(&lab.path("out/runs")).remove(0)).unwrap();
     lab.ok(&args("out", &short));

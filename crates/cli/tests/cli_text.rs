@@ -317,6 +317,18 @@ fn damaged_packed_files_are_left_out_where_that_is_asked_for() {
     let json = lab.json(&prepare("cut.txt.gz", "s", &args));
     let separators = &json["sources"][0]["separators"];
     assert!(separators.as_u64().unwrap() > 100, "{json}");
+    // Files that are no text at all.
+    lab.write("odd/a.txt", "Some text.");
+    lab.write("odd/b.txt", b"\x89PNG\r\n\x1a\n\x00\xff\xfe");
+    lab.write("odd/c.txt", b"\xff\xfeh\0i\0");
+    let json = lab.json(&prepare("odd", "n", &["--skip-bad", "--json"]));
+    assert_eq!(
+        (
+            json["sources"][0]["files"].as_u64(),
+            left_out(&json, "files")
+        ),
+        (Some(1), 2)
+    );
     // An option has its effect on these, too.
     lab.write("e.txt.gz", gzip("Some text."));
     lab.ok(&prepare("e.txt.gz", "p", &["--skip-bad"]));

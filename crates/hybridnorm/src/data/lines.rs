@@ -106,7 +106,7 @@ impl Lines {
     pub(super) fn next_or_fail(&mut self) -> Result<Option<String>> {
         match self.next()? {
             Some(Ok(line)) => Ok(Some(line)),
-            Some(Err(problem)) => Err(self.error(problem.message)),
+            Some(Err(problem)) => Err(Error::damaged(&self.path, problem.message)),
             None => Ok(None),
         }
     }

@@ -77,11 +77,11 @@ impl Dtype {
     /// The type of that name.
     pub fn from_name(name: &str) -> Option<Self> {
         // As NumPy spells them: `uint16`, `int32`.
-        let short = name.replacen("int", "", 1);
-        let name = match name.starts_with("int") {
-            true => format!("i{short}"),
-            false => short,
-        };
+        let spelled = [("uint", "u"), ("int", "i")];
+        let mut short = spelled
+            .iter()
+            .filter_map(|(long, short)| Some(format!("{short}{}", name.strip_prefix(long)?)));
+        let name = short.next().unwrap_or_else(|| name.to_owned());
         [
             Self::U8,
             Self::U16,

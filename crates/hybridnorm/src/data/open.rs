@@ -333,7 +333,7 @@ fn tokenized(
         contents.push(Sources::resolve(inputs, &options.prepare.source)?.fingerprint()?);
     }
     // The names are those of the files that the manifest tells about.
-    let key = serde_json::json!(["text 3", inputs, made_with, options.prepare, contents]);
+    let key = serde_json::json!(["text 4", inputs, made_with, options.prepare, contents]);
     let key = key.to_string();
     let name = format!("text-{}", &files::sha256(key.as_bytes())[..24]);
     let cache = options.cache.as_ref().ok_or_else(|| {

@@ -61,7 +61,7 @@ use super::gutenberg;
 use super::stories::Stories;
 
 use find::{Files, Filter, Reached};
-use kind::{Compression, Format, file_kind};
+use kind::{Format, file_kind};
 pub use read::Documents;
 
 /// What to do with bytes that are not UTF-8.
@@ -315,9 +315,8 @@ fn check_effect(all: &[Sources], options: &SourceOptions) -> Result<()> {
         ));
     }
     let files = all.iter().flat_map(Sources::files).flatten();
-    let (mut plain, mut records, mut packed) = (false, false, false);
+    let (mut plain, mut records) = (false, false);
     for kind in files.filter_map(|path| file_kind(path)) {
-        packed |= kind.compression != Compression::None;
         match kind.format {
             Format::Plain => plain = true,
             Format::Json | Format::JsonLines | Format::Parquet => records = true,
@@ -335,7 +334,7 @@ fn check_effect(all: &[Sources], options: &SourceOptions) -> Result<()> {
             options.text_field != default.text_field,
             records,
         ),
-        ("skip_bad", options.skip_bad, records || packed),
+        ("skip_bad", options.skip_bad, records || plain),
     ];
     match given
         .iter()
@@ -346,11 +345,10 @@ fn check_effect(all: &[Sources], options: &SourceOptions) -> Result<()> {
             "{name} has no effect: no plain text file (`.txt`, `.text`, `.md`) is among the inputs"
         ))),
         Some((name, _, _)) => Err(Error::config(format!(
-            "{name} has no effect: no JSON or Parquet file{} is among the inputs",
-            if *name == "skip_bad" {
-                " and no packed one"
-            } else {
-                ""
+            "{name} has no effect: no {} is among the inputs",
+            match *name {
+                "skip_bad" => "file",
+                _ => "JSON or Parquet file",
             }
         ))),
     }

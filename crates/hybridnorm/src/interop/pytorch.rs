@@ -1,7 +1,7 @@
 //! Tensors of a PyTorch file, `model.pt`.
 //!
 //! Memory: the archive's directory; its pickle as objects, up to 300 times its bytes, which are at most
-//! [`PICKLE_ANYWAY`] or one in [`PICKLE_SHARE`] of the file; and the tensors, which take no more than twice
+//! [`PICKLE_ANYWAY`], one in [`PICKLE_SHARE`] of the file or [`PICKLE_OF_TENSOR`] for each tensor; and the tensors, which take no more than twice
 //! the file as it is and are widened to single precision.
 
 use std::collections::BTreeMap;
@@ -22,8 +22,10 @@ use crate::tensors;
 
 /// A pickle of so many bytes is read in any case: names and shapes of about 1,300 tensors.
 const PICKLE_ANYWAY: u64 = 256 << 10;
-/// A longer one is read where it is at most this part of the file.
+/// A longer one is read where it is at most this part of the file, or has so many bytes for each member of
+/// the archive.
 const PICKLE_SHARE: u64 = 64;
+const PICKLE_OF_TENSOR: u64 = 512;
 
 /// Reads the tensors by name. The pickle among the file's members is interpreted as far as tensors
 /// need it, and nothing is run.
@@ -98,6 +100,7 @@ fn check(mut file: File) -> Result<(), String> {
     let length = file.metadata().map_err(|error| error.to_string())?.len();
     let not_whole = |error| format!("not a PyTorch checkpoint, or cut short: {error}");
     let mut archive = ZipArchive::new(BufReader::new(file)).map_err(not_whole)?;
+    let members = archive.len() as u64;
     for index in 0..archive.len() {
         let member = archive.by_index_raw(index).map_err(not_whole)?;
         let name = member.name().map_err(not_whole)?;
@@ -107,7 +110,9 @@ fn check(mut file: File) -> Result<(), String> {
                  it anew"
             ));
         }
-        let most = PICKLE_ANYWAY.max(length / PICKLE_SHARE);
+        let most = PICKLE_ANYWAY
+            .max(length / PICKLE_SHARE)
+            .max(PICKLE_OF_TENSOR * members);
         if name.ends_with("data.pkl") && member.size() > most {
             return Err(format!(
                 "{name} has {} bytes, expected at most {most} for names and shapes of tensors; save \

@@ -213,6 +213,8 @@ fn follows_schedule(config: &Config, rows: &[&Metrics]) -> bool {
 fn changes(segments: &[Segment]) -> String {
     let mut words = Vec::new();
     for segment in segments {
+        // Where starting weights are now decides nothing: a run resumes from the same ones only.
+        let decides = |key: &str| decides(key) && key != "init.from";
         for change in segment.changed.iter().filter(|change| decides(&change.key)) {
             words.push(format!(
                 "{} after step {}",

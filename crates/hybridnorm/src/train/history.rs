@@ -128,8 +128,13 @@ pub fn learning_rate_note(
 ) -> Result<Option<String>> {
     let (old, new) = (before.settled_schedule()?, config.settled_schedule()?);
     // The first step of the segment may have the same rate by chance.
-    let steps = step as usize..=(before.train.steps).max(step as usize);
-    let Some(step) = steps.clone().find(|&step| old.lr(step) != new.lr(step)) else {
+    let first = step as usize;
+    let last = before.train.steps.min(config.train.steps);
+    let mut steps: Vec<usize> = [old.turns(), new.turns()].concat();
+    steps.retain(|step| (first..=last).contains(step));
+    steps.push(first);
+    steps.sort_unstable();
+    let Some(step) = steps.into_iter().find(|&step| old.lr(step) != new.lr(step)) else {
         return Ok(None);
     };
     let rate = |config: &Config| Ok::<_, Error>(config.settled_schedule()?.lr(step));

@@ -121,6 +121,20 @@ impl ScheduleConfig {
 }
 
 impl Schedule {
+    /// Returns the steps around the ends of warm-up and the beginning of decay, between which the rate follows
+    /// one formula, and the last step.
+    pub(super) fn turns(&self) -> Vec<usize> {
+        let decay_start = self.steps - self.decay;
+        let turns = [
+            self.warmup,
+            self.warmup + 1,
+            decay_start,
+            decay_start + 1,
+            self.steps,
+        ];
+        turns.to_vec()
+    }
+
     /// The learning rate of step `step`, counted from 1. Past the end it stays where it is.
     pub fn lr(&self, step: usize) -> f64 {
         if step <= self.warmup {

@@ -45,8 +45,15 @@ impl Shape {
         let has_prefix = prepends || splits.iter().any(|split| puts_space(split));
         // Behind another splitter, the space is put before every word, in later pieces, too.
         let is_of_words = splits.iter().skip(1).any(|split| puts_space(split));
-        let has_ordinary = ordinary().next().is_some() || is_of_words;
+        let has_ordinary = ordinary().next().is_some();
         match (has_prefix, has_ordinary) {
+            (true, false) if is_of_words && prepends || is_of_words && cut != Cut::Anywhere => {
+                nowhere
+            }
+            (true, false) if is_of_words => Cutting {
+                cut,
+                has_later: false,
+            },
             (true, true) if prepends || cut == Cut::AtLimit => nowhere,
             // A piece that begins with a space needs no other.
             (true, true) => Cutting {

@@ -23,8 +23,9 @@ const NODES: u64 = 10;
 /// Bytes of an added token, of an unknown token, of a prefix or suffix.
 const LONGEST_ADDED: usize = 1024;
 const MOST_ADDED: usize = 1 << 17;
-/// Bytes of all added tokens, each of which takes up to 140 bytes.
-const ADDED_BYTES: usize = 1 << 19;
+/// Bytes of all added tokens, each of which takes up to 140 bytes, in any case and for each token.
+const ADDED_ANYWAY: usize = 1 << 19;
+const ADDED_BYTES: usize = 32;
 /// Patterns of a pre-tokenizer, each of which may take some megabytes.
 const MOST_PATTERNS: usize = 16;
 /// Parts of one normalizer, pre-tokenizer or decoder, and sequences around one part.
@@ -138,9 +139,10 @@ impl Shape {
         let bytes: usize = (self.added_tokens.iter())
             .map(|added| added.content.len())
             .sum();
-        if bytes > ADDED_BYTES {
+        let most = ADDED_ANYWAY + ADDED_BYTES * self.added_tokens.len();
+        if bytes > most {
             return Err(format!(
-                "added tokens of {bytes} bytes in all; up to {ADDED_BYTES} are read"
+                "added tokens of {bytes} bytes in all; up to {most} are read"
             ));
         }
         let nodes = NODES_ANYWAY + NODES * vocab.tokens;

@@ -468,10 +468,9 @@ fn a_rate_at_the_edge_within_the_margin_of_the_best_decides_nothing() {
     ] {
         for tied in [0.0, 0.001] {
             let found = reason(tied, lr).unwrap();
-            assert!(
-                found.starts_with("undecided: ") && found.contains(words) || tied == 0.0,
-                "{found}"
-            );
+            assert!(found.starts_with("undecided: "), "{found}");
+            // Of equal rates the smaller one is the best, which may be the edge itself.
+            assert!(found.contains(words) || tied == 0.0, "{found}");
             assert!(found.contains("edge of the grid"), "{found}");
         }
         assert_eq!(reason(0.1, lr), None);

@@ -46,7 +46,10 @@ pub fn merge(from: &[PathBuf], into: &Path, locking: Locking) -> Result<Merged> 
     // These stay as they are, also where another folder has them with a checksum.
     let mut unsealed = BTreeSet::new();
     if target.holds_study()? {
+        // What is not known of the target, its own history says.
+        let known = (found.records_before, found.without_history.clone());
         found.add(&target, &study, first)?;
+        (found.records_before, found.without_history) = known;
         unsealed.extend(target.read(&study.runs)?.without_checksum);
     }
     unsealed.extend(found.unsealed.iter().cloned());
@@ -54,7 +57,9 @@ pub fn merge(from: &[PathBuf], into: &Path, locking: Locking) -> Result<Merged> 
     target.set_up(&study)?;
     // What was without a checksum stays so, and what was changed on the way is told here, too.
     let mut history = target.history_or_begin(Some(&study))?;
-    history.records_before = history.records_before.max(found.records_before);
+    let unknown = found.records_before + found.without_history.len();
+    let unknown = unknown.min(found.records.len());
+    history.records_before = history.records_before.max(unknown);
     history.without_checksum = unsealed.iter().map(|id| name(id)).collect();
     if found.history.stated.len() > history.stated.len() {
         history.stated = found.history.stated;
@@ -83,7 +88,9 @@ struct Found {
     unsealed: BTreeSet<String>,
     /// The longest.
     history: History,
-    /// The most records of a folder before its history.
+    /// Records of folders without a history.
+    without_history: BTreeSet<String>,
+    /// Records that were there before the histories of the other folders.
     records_before: usize,
 }
 
@@ -97,17 +104,15 @@ impl Found {
             )));
         }
         let read = folder.read(&study.runs)?;
-        let unknown = match folder.history()? {
-            None => folder.record_names()?.len(),
+        match folder.history()? {
+            None => self.without_history.extend(folder.record_names()?),
             Some(history) => {
-                let unknown = history.records_before;
+                self.records_before += history.records_before;
                 if history.stated.len() > self.history.stated.len() {
                     self.history = history;
                 }
-                unknown
             }
-        };
-        self.records_before = self.records_before.max(unknown);
+        }
         for record in read.records {
             let is_unsealed = read.without_checksum.contains(&record.id);
             match self.records.get(&record.id) {

@@ -1,6 +1,7 @@
 //! One run of a study, trained until its end or as far as it shall go.
 
 use std::path::Path;
+use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
 
 use super::plan::Planned;
@@ -46,6 +47,9 @@ pub struct Options<'a> {
     pub locking: Locking,
     /// Becomes true when the run is to stop.
     pub stop: &'a AtomicBool,
+    /// Loss of a model that knows token frequencies only, once it is computed: the runs of a study have the
+    /// same data.
+    pub frequencies: &'a OnceLock<f64>,
 }
 
 /// Trains until the end or until `options.limit`, going on from what stands in `work`, unless `differs` says
@@ -67,6 +71,7 @@ pub(super) fn execute(
         device,
         locking,
         stop,
+        frequencies,
     } = options;
     let mut trainer = open(planned, work, device, locking, &mut |event| {
         // Whether it goes on or begins is not worth a line for each of a hundred runs.
@@ -104,7 +109,7 @@ pub(super) fn execute(
     let validation = outcome.and_then(|outcome| Some(outcome.validation?.loss));
     let mut record = record(of, work, ending, validation)?;
     if record.ending == Ending::Finished {
-        record.ending = judge(&trainer, work, &record, diverged_above)?;
+        record.ending = judge(&trainer, work, &record, diverged_above, frequencies)?;
     }
     // The next run may have other shapes.
     ops::pool::clear();
@@ -198,7 +203,13 @@ pub fn loss_at(work: &Path, step: u64) -> Result<Option<f64>> {
 /// A run that did all its steps has diverged all the same if it lost what it had learned, and has not
 /// learned yet if its loss was never below that of token frequencies. Whether it is lost beside other runs
 /// is for the analysis to say.
-fn judge(trainer: &Trainer, work: &Path, record: &RunRecord, above: f64) -> Result<Ending> {
+fn judge(
+    trainer: &Trainer,
+    work: &Path,
+    record: &RunRecord,
+    above: f64,
+    frequencies: &OnceLock<f64>,
+) -> Result<Ending> {
     let rows: Vec<Metrics> = rows::read(work)?;
     let stretch = rows.len().div_ceil(STRETCH).max(1);
     let means: Vec<(u64, f64)> = rows
@@ -215,8 +226,15 @@ fn judge(trainer: &Trainer, work: &Path, record: &RunRecord, above: f64) -> Resu
     let Some((_, best)) = best else {
         return Ok(Ending::Finished);
     };
-    let frequencies = trainer.training_data().unigram_nats()?;
-    match best > frequencies - LEARNED {
+    let frequencies = match frequencies.get() {
+        Some(&known) => known,
+        None => {
+            let found = trainer.training_data().unigram_nats()?;
+            *frequencies.get_or_init(|| found)
+        }
+    };
+    // Of data that are nearly all one token nothing more is to be learned.
+    match frequencies > LEARNED && best > frequencies - LEARNED {
         true => Ok(Ending::NotLearned {
             reason: format!(
                 "the training loss came down to {best:.3} nats only; token frequencies alone give \

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock};
 
 use super::folder::{Begin, Folder};
 use super::hold::Passing;
@@ -152,6 +152,7 @@ pub fn run(
         stop,
         on_event,
         data: Mutex::new(data),
+        frequencies: OnceLock::new(),
     };
     for record in &finished.records {
         pass.settle(record)?;
@@ -177,6 +178,7 @@ struct Pass<'a> {
     stop: &'a AtomicBool,
     on_event: &'a (dyn Fn(StudyEvent<'_>) + Sync),
     data: Mutex<Option<DataOf>>,
+    frequencies: OnceLock<f64>,
 }
 
 impl Pass<'_> {
@@ -266,6 +268,7 @@ impl Pass<'_> {
             device: self.device,
             locking: self.how.locking,
             stop: self.stop,
+            frequencies: &self.frequencies,
         };
         let agrees = |own| DataOf::add(&mut lock(&self.data), own);
         let work = self.folder.work(&run.id);
