@@ -47,9 +47,7 @@ impl Shape {
         let is_of_words = splits.iter().skip(1).any(|split| puts_space(split));
         let has_ordinary = ordinary().next().is_some();
         match (has_prefix, has_ordinary) {
-            (true, false) if is_of_words && prepends || is_of_words && cut != Cut::Anywhere => {
-                nowhere
-            }
+            (true, false) if is_of_words && (prepends || cut != Cut::Anywhere) => nowhere,
             (true, false) if is_of_words => Cutting {
                 cut,
                 has_later: false,
