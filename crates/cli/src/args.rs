@@ -501,8 +501,8 @@ pub struct TextArgs {
     /// Leave out those that match; may be given several times.
     #[arg(long, value_name = "GLOB")]
     pub exclude: Vec<String>,
-    /// Leave out, and count, records of JSON and Parquet files that cannot be read, and what follows in
-    /// packed files that are damaged, instead of stopping.
+    /// Leave out, and count, records and files that cannot be read, and what follows the damage in packed
+    /// and Parquet files, instead of stopping.
     #[arg(long)]
     pub skip_bad: bool,
     /// Replace invalid UTF-8 by U+FFFD instead of stopping.

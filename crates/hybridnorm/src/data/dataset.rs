@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 use crate::error::{Error, Result};
 use crate::omissions::Unit;
 
+use super::frequencies;
 use super::ready::ReadyTokens;
 use super::shard::TokenStream;
 use super::windows::{Coverage, Grid, Part, Windows};
@@ -140,20 +141,14 @@ impl TokenDataset {
     /// # Errors
     /// If tokens cannot be read.
     pub fn unigram_nats(&self) -> Result<f64> {
-        let mut counts: Vec<u64> = Vec::new();
+        let mut counts = Vec::new();
         for part in &self.parts {
-            part.tokens.for_each(|token| {
-                let token = token as usize;
-                if counts.len() <= token {
-                    counts.resize(token + 1, 0);
-                }
-                counts[token] += 1;
-            })?;
+            frequencies::count(&part.tokens, &mut counts)?;
         }
-        let all = self.tokens().max(1) as f64;
-        let counts = counts.into_iter().filter(|&count| count > 0);
-        let nats = counts.map(|count| -(count as f64) * (count as f64 / all).ln());
-        Ok(nats.sum::<f64>() / all)
+        let all = self.tokens() as f64;
+        Ok(frequencies::mean_nats(&counts, &counts, &|count| {
+            count as f64 / all
+        }))
     }
 
     /// Tokens in all parts, those in incomplete instances included.

@@ -6,8 +6,9 @@ use serde::Serialize;
 
 use crate::error::Result;
 
+use super::frequencies;
 use super::manifest::Manifest;
-use super::shard::{PreparedFolder, TokenStream};
+use super::shard::PreparedFolder;
 
 /// Tokens of the training text to show as a sample.
 const SAMPLE_TOKENS: u64 = 200;
@@ -17,7 +18,7 @@ const SAMPLE_TOKENS: u64 = 200;
 pub struct Inspection {
     /// The manifest.
     pub manifest: Manifest,
-    /// Whether the manifest has a checksum, which those of earlier versions lack.
+    /// True if the manifest has a checksum; those of earlier versions have none.
     pub has_checksum: bool,
     /// The training tokens.
     pub train: SplitReport,
@@ -57,31 +58,24 @@ pub fn inspect(folder: impl AsRef<Path>) -> Result<Inspection> {
     prepared.verify()?;
     let manifest = prepared.manifest().clone();
     let (train, validation) = (prepared.train()?, prepared.validation()?);
-    let train_counts = counts(&train)?;
-    let validation_counts = counts(&validation)?;
+    let train_counts = frequencies::counts(&train)?;
+    let validation_counts = frequencies::counts(&validation)?;
     let total = train.len() as f64;
     let smoothed_total = total + train_counts.len() as f64;
     let mut first = vec![0; train.len().min(SAMPLE_TOKENS) as usize];
     train.read(0, &mut first)?;
-    let report = |counts: &[u64], record: &super::SplitRecord, p: &dyn Fn(u64) -> f64| {
-        let nats: f64 = counts
-            .iter()
-            .zip(&train_counts)
-            .filter(|&(&count, _)| count > 0)
-            .map(|(&count, &seen)| -(count as f64) * p(seen).ln())
-            .sum();
-        SplitReport {
+    let report =
+        |counts: &[u64], record: &super::SplitRecord, p: &dyn Fn(u64) -> f64| SplitReport {
             tokens: record.tokens,
             documents: record.documents,
             text_bytes: record.text_bytes,
             shards: record.shards.len(),
             bytes_per_token: record.bytes_per_token(),
             vocab_used: counts.iter().filter(|&&count| count > 0).count(),
-            unigram_nats: nats / (record.tokens.max(1) as f64),
-        }
-    };
+            unigram_nats: frequencies::mean_nats(counts, &train_counts, p),
+        };
     Ok(Inspection {
-        has_checksum: Manifest::has_checksum(prepared.folder())?,
+        has_checksum: prepared.has_checksum(),
         train: report(&train_counts, &manifest.train, &|seen| seen as f64 / total),
         validation: (!validation.is_empty()).then(|| {
             report(&validation_counts, &manifest.validation, &|seen| {
@@ -91,10 +85,4 @@ pub fn inspect(folder: impl AsRef<Path>) -> Result<Inspection> {
         sample: prepared.tokenizer()?.decode(&first),
         manifest,
     })
-}
-
-fn counts(tokens: &TokenStream) -> Result<Vec<u64>> {
-    let mut counts = vec![0; tokens.vocab_size()];
-    tokens.for_each(|token| counts[token as usize] += 1)?;
-    Ok(counts)
 }

@@ -322,27 +322,19 @@ impl Manifest {
         files::write(&path, json.as_bytes()).map(drop)
     }
 
-    /// Reads the manifest of `folder` and checks that it is consistent with itself.
+    /// Reads the manifest of `folder` and checks that it is consistent with itself; and whether it has a
+    /// checksum, which those of earlier versions lack.
     ///
     /// # Errors
     /// If it is missing, of another version, damaged, not what its checksum says, or says impossible
-    /// things. Those of earlier versions have no checksum.
-    pub fn read(folder: &Path) -> Result<Self> {
+    /// things.
+    pub(super) fn read(folder: &Path) -> Result<(Self, bool)> {
         let path = folder.join(MANIFEST_NAME);
         let json = files::read_small(&path, MANIFEST_LIMIT)?;
         Self::parse(&json).map_err(|problem| Error::format(&path, problem))
     }
 
-    /// Whether the manifest of `folder` has a checksum, which those of earlier versions lack.
-    pub(super) fn has_checksum(folder: &Path) -> Result<bool> {
-        let path = folder.join(MANIFEST_NAME);
-        let json = files::read_small(&path, MANIFEST_LIMIT)?;
-        let value: serde_json::Value = serde_json::from_slice(&json)
-            .map_err(|error| Error::format(&path, error.to_string()))?;
-        Ok(value.get(sealed::KEY).is_some())
-    }
-
-    fn parse(json: &[u8]) -> Result<Self, String> {
+    fn parse(json: &[u8]) -> Result<(Self, bool), String> {
         #[derive(Deserialize)]
         struct Head {
             format: Option<String>,
@@ -360,9 +352,9 @@ impl Manifest {
                 head.version.map_or("missing".into(), |v| v.to_string())
             ));
         }
-        let manifest: Self = sealed::open(json)?.content;
-        manifest.check()?;
-        Ok(manifest)
+        let opened = sealed::open::<Self>(json)?;
+        opened.content.check()?;
+        Ok((opened.content, opened.checksum.is_some()))
     }
 
     fn check(&self) -> Result<(), String> {

@@ -26,6 +26,7 @@ pub mod tokenizer;
 
 mod account;
 mod documents;
+mod frequencies;
 mod jsonl;
 mod lines;
 mod manifest;

@@ -308,6 +308,7 @@ impl Part {
 pub struct PreparedFolder {
     folder: PathBuf,
     manifest: Manifest,
+    has_checksum: bool,
 }
 
 impl PreparedFolder {
@@ -321,8 +322,12 @@ impl PreparedFolder {
             // Gives "no such file or folder" or what the system says.
             std::fs::read_dir(&folder).map_err(Error::io(&folder))?;
         }
-        let manifest = Manifest::read(&folder)?;
-        let prepared = Self { folder, manifest };
+        let (manifest, has_checksum) = Manifest::read(&folder)?;
+        let prepared = Self {
+            folder,
+            manifest,
+            has_checksum,
+        };
         for shard in prepared.shards() {
             let path = prepared.folder.join(&shard.file);
             let found = std::fs::metadata(&path).map_err(Error::io(&path))?.len();
@@ -337,6 +342,11 @@ impl PreparedFolder {
     /// If the system cannot tell.
     pub fn is_prepared(folder: impl AsRef<Path>) -> Result<bool> {
         files::exists(folder.as_ref().join(super::manifest::MANIFEST_NAME))
+    }
+
+    /// True if its manifest has a checksum; those of earlier versions have none.
+    pub fn has_checksum(&self) -> bool {
+        self.has_checksum
     }
 
     /// Its manifest.

@@ -55,7 +55,7 @@ pub struct EvalSet {
     /// The account of the text that it was made from, all parts of a prepared folder together; `None`
     /// for token files.
     pub text: Option<TextAccount>,
-    /// How it was read, where it was named as text.
+    /// Options that its text was read with; `None` for prepared folders and token files.
     pub reading: Option<TextReading>,
     /// What is worth a line.
     pub notes: Vec<String>,

@@ -9,7 +9,7 @@ use crate::model::Decoder;
 use crate::omissions::LeftOut;
 use crate::text::one_line;
 
-/// Account of what the tokens of a prompt do not say of its text.
+/// Account of a prompt: the parts of its text that its tokens do not represent.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct PromptAccount {
     /// Tokens that are the unknown token of the vocabulary.
@@ -127,7 +127,7 @@ impl TextGenerator {
         Ok(Some(behind_spaces(piece, &mut self.spaces)))
     }
 
-    /// What the tokens of the prompt do not say of its text.
+    /// Account of the prompt.
     pub fn prompt(&self) -> &PromptAccount {
         &self.prompt
     }

@@ -287,16 +287,15 @@ pub fn analyse(points: &[Point], rules: &Rules) -> Analysis {
 /// As [`analyse`], of a study with `planned` runs. While fewer are recorded, nothing is compared: which
 /// runs are missing need not be chance.
 pub fn analyse_planned(points: &[Point], planned: usize, rules: &Rules) -> Analysis {
-    let study = (points.len(), planned);
-    analyse_group(points, planned, study, rules)
+    analyse_group(points, planned, 0, rules)
 }
 
-/// As [`analyse_planned`], of a group of runs of a study of which so many runs of so many `planned` ones
-/// are recorded: while one is missing in any group, nothing is compared in any.
+/// As [`analyse_planned`], of one group of runs of a study whose other groups lack `missing_elsewhere` runs:
+/// while one is missing in any group, nothing is compared in any.
 pub fn analyse_group(
     points: &[Point],
     planned: usize,
-    study: (usize, usize),
+    missing_elsewhere: usize,
     rules: &Rules,
 ) -> Analysis {
     let sweeps = Sweep::all(points, rules.lost_above);
@@ -309,10 +308,12 @@ pub fn analyse_group(
         .map(|sweep| sweep.summary(rules, loss_cap))
         .collect();
     let recorded = points.len();
-    let (of_study, planned_study) = study;
-    let is_complete = recorded >= planned && of_study >= planned_study;
+    let is_complete = recorded >= planned && missing_elsewhere == 0;
     if !is_complete {
-        let reason = format!("incomplete: {of_study} of {planned_study} runs");
+        let reason = match recorded < planned {
+            true => format!("incomplete: {recorded} of {planned} runs"),
+            false => format!("incomplete: {missing_elsewhere} runs of other groups are missing"),
+        };
         for placement in &mut placements {
             if placement.placement != rules.baseline {
                 placement.why_not = Some(reason.clone());

@@ -207,7 +207,7 @@ impl<'a> Lines<'a> {
             return Err(Error::format(
                 self.path,
                 format!(
-                    "line {} has more than {ROW_LIMIT} bytes and is no row of this file",
+                    "line {} has more than {ROW_LIMIT} bytes and is not a valid record",
                     self.number
                 ),
             ));
@@ -278,8 +278,8 @@ fn not_a_row(path: &Path, number: usize, error: &serde_json::Error) -> Error {
     Error::format(
         path,
         format!(
-            "line {number} is no row of this file: {}",
-            // A row is one line to its reader.
+            "line {number} is not a valid record: {}",
+            // The parser sees one line only.
             error
                 .to_string()
                 .replace(" at line 1 column ", " at column ")

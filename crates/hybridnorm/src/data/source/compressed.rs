@@ -105,7 +105,7 @@ fn zstd_window(head: &[u8]) -> Option<u64> {
     Some(value + if size == 2 { 256 } else { 0 })
 }
 
-/// What the decoder says of a frame whose window is larger than is accepted.
+/// Message of the decoder for a frame whose window is larger than accepted.
 const WINDOW: &str = "Frame requires too much memory for decoding";
 
 /// True if the data are whole, but not accepted.

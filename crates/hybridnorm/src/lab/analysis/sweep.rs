@@ -173,7 +173,12 @@ impl<'a> Sweep<'a> {
 
     /// The end of the rates tried at which the best one is.
     pub fn edge(&self) -> Option<Edge> {
-        match self.best? {
+        self.end(self.best?)
+    }
+
+    /// The end of the rates tried that a rate is, if it is one.
+    fn end(&self, index: usize) -> Option<Edge> {
+        match index {
             _ if self.rates.len() == 1 => Some(Edge::Only),
             0 => Some(Edge::Lowest),
             index if index + 1 == self.rates.len() => Some(Edge::Highest),
@@ -190,16 +195,8 @@ impl<'a> Sweep<'a> {
             self.candidates.contains(index)
                 && self.rates[*index].mean().is_some_and(|mean| mean <= limit)
         };
-        let last = self.rates.len() - 1;
-        let index = [best, last, 0]
-            .into_iter()
-            .find(|index| (*index == 0 || *index == last) && reaches(index))?;
-        let edge = match index {
-            _ if last == 0 => Edge::Only,
-            0 => Edge::Lowest,
-            _ => Edge::Highest,
-        };
-        Some((edge, self.rates[index].lr))
+        let mut ends = [best, self.rates.len() - 1, 0].into_iter().filter(reaches);
+        ends.find_map(|index| Some((self.end(index)?, self.rates[index].lr)))
     }
 
     /// A rate at which some seeds failed while the others, on average, ended below the same seeds at the

@@ -3,6 +3,8 @@
 use super::super::stats;
 use super::*;
 
+mod undecided;
+
 pub(super) fn point(placement: &str, lr: f64, seed: u64, result: Outcome) -> Point {
     Point {
         placement: placement.to_owned(),
@@ -378,147 +380,6 @@ fn a_missing_comparison_has_a_reason() {
 fn named<'a>(analysis: &'a Analysis, name: &str) -> &'a PlacementSummary {
     let mut entries = analysis.placements.iter();
     entries.find(|entry| entry.placement == name).unwrap()
-}
-
-#[test]
-fn nothing_is_compared_while_runs_are_missing() {
-    let points = compared();
-    let analysis = analyse_planned(&points, points.len() + 1, &Rules::default());
-    assert!(!analysis.complete && analysis.missing == 1);
-    for name in ["good", "bad", "same"] {
-        let entry = named(&analysis, name);
-        assert_eq!(entry.against, None);
-        assert_eq!(entry.why_not.as_deref(), Some("incomplete: 48 of 49 runs"));
-    }
-    assert!(verdict(&analysis)[0].starts_with("Incomplete: 48 of 49 runs are recorded."));
-}
-
-#[test]
-fn a_difference_within_the_margin_is_never_better_or_worse() {
-    // As sure as can be, and nothing.
-    let points = valleys(&[
-        ("pre-norm", &[3.0, 3.1, 3.2, 3.3]),
-        ("x", &[2.9950, 3.0951, 3.1950, 3.2951]),
-    ]);
-    let found = against(&analyse(&points, &Rules::default()), "x");
-    assert!(found.difference.p < 1e-6);
-    assert_eq!(
-        (found.verdict, found.p_adjusted),
-        (Verdict::Equivalent, 1.0)
-    );
-    assert_eq!(
-        against(&analyse(&points, &lenient()), "x").verdict,
-        Verdict::Better
-    );
-}
-
-#[test]
-fn an_optimum_at_the_edge_of_the_grid_decides_nothing() {
-    let base: [(&str, f64, &[f64]); 3] = [
-        ("pre-norm", 1e-4, &[3.10, 3.15, 3.08, 3.12]),
-        ("pre-norm", 1e-3, &[3.00, 3.05, 2.98, 3.02]),
-        ("pre-norm", 1e-2, &[3.10, 3.15, 3.08, 3.12]),
-    ];
-    let worse: [(&str, f64, &[f64]); 3] = [
-        ("x", 1e-4, &[3.40, 3.45, 3.38, 3.42]),
-        ("x", 1e-3, &[3.30, 3.35, 3.28, 3.32]),
-        ("x", 1e-2, &[3.20, 3.251, 3.179, 3.22]),
-    ];
-    let both = [study(&base), study(&worse)].concat();
-    let analysis = analyse(&both, &Rules::default());
-    let reason = named(&analysis, "x").why_not.clone().unwrap();
-    assert!(
-        reason.starts_with("undecided: its best rate is at the edge"),
-        "{reason}"
-    );
-    // The other way round it is the baseline that may be better elsewhere.
-    let mut turned = both;
-    for point in &mut turned {
-        point.placement = match point.placement.as_str() {
-            "x" => "pre-norm".into(),
-            _ => "x".into(),
-        };
-    }
-    let analysis = analyse(&turned, &Rules::default());
-    let reason = named(&analysis, "x").why_not.clone().unwrap();
-    assert!(
-        reason.starts_with("undecided: the baseline's best rate"),
-        "{reason}"
-    );
-}
-
-#[test]
-fn a_rate_at_the_edge_within_the_margin_of_the_best_decides_nothing() {
-    let base = valleys(&[("pre-norm", &[3.00, 3.05, 2.98, 3.02])]);
-    let at = |lr: f64, shift: f64| {
-        let losses = [3.20, 3.251, 3.179, 3.22].map(|loss| loss + shift);
-        runs("x", lr, &losses)
-    };
-    let reason = |edge: f64, edge_lr: f64| {
-        let mut points = base.clone();
-        for (lr, shift) in [(1e-4, 0.3), (1e-3, 0.0), (1e-2, 0.3)] {
-            points.extend(at(lr, if lr == edge_lr { edge } else { shift }));
-        }
-        let analysis = analyse(&points, &Rules::default());
-        named(&analysis, "x").why_not.clone()
-    };
-    for (lr, words) in [
-        (1e-2, "0.01, the highest rate tried"),
-        (1e-4, "0.0001, the lowest rate tried"),
-    ] {
-        for tied in [0.0, 0.001] {
-            let found = reason(tied, lr).unwrap();
-            assert!(found.starts_with("undecided: "), "{found}");
-            // Of equal rates the smaller one is the best, which may be the edge itself.
-            assert!(found.contains(words) || tied == 0.0, "{found}");
-            assert!(found.contains("edge of the grid"), "{found}");
-        }
-        assert_eq!(reason(0.1, lr), None);
-    }
-}
-
-#[test]
-fn a_group_is_not_judged_while_runs_of_another_are_missing() {
-    let points = compared();
-    let analysis = analyse_group(&points, points.len(), (90, 96), &Rules::default());
-    assert!(!analysis.complete && analysis.missing == 0);
-    let entry = named(&analysis, "bad");
-    assert_eq!(entry.why_not.as_deref(), Some("incomplete: 90 of 96 runs"));
-    assert!(verdict(&analysis)[0].starts_with("Incomplete: runs of another group"));
-}
-
-#[test]
-fn what_may_be_better_elsewhere_is_neither_equivalent_nor_claimed() {
-    let losses: [&[f64]; 2] = [&[3.0, 3.1, 3.2], &[3.0001, 3.1002, 3.2]];
-    let verdict = |points: &[Point]| against(&analyse(points, &Rules::default()), "x").verdict;
-    let whole = valleys(&[("pre-norm", losses[0]), ("x", losses[1])]);
-    assert_eq!(verdict(&whole), Verdict::Equivalent);
-    let without = |name: &str, lr: f64| -> Vec<Point> {
-        let stays = |point: &&Point| point.placement != name || point.lr != lr;
-        whole.iter().filter(stays).cloned().collect()
-    };
-    for name in ["x", "pre-norm"] {
-        for lr in [1e-4, 1e-2] {
-            assert_eq!(verdict(&without(name, lr)), Verdict::Indistinguishable);
-        }
-    }
-    // A rate whose remaining seeds are lower.
-    let mut torn = whole.clone();
-    torn.extend(runs("x", 2e-3, &[2.9, 3.0]));
-    torn.push(point("x", 2e-3, 2, Outcome::Diverged));
-    assert_eq!(verdict(&torn), Verdict::Indistinguishable);
-    // One rate is an edge on both sides, however large the difference.
-    for shift in [0.4, -0.4] {
-        let other = losses[0].iter().map(|loss| loss + shift + 0.001 * loss);
-        let other: Vec<f64> = other.collect();
-        let points = study(&[("pre-norm", 1e-3, losses[0]), ("x", 1e-3, &other)]);
-        let analysis = analyse(&points, &Rules::default());
-        let reason = named(&analysis, "x").why_not.clone().unwrap();
-        assert!(
-            reason.starts_with("undecided: only one learning rate was tried"),
-            "{reason}"
-        );
-    }
 }
 
 #[test]

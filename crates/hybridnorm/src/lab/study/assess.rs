@@ -81,7 +81,7 @@ fn left_out(count: usize, of: usize) -> Option<String> {
     })
 }
 
-/// That placements of a group have initial weights of their own, which verdicts then compare, too.
+/// Remark on placements of a group that differ in initialization, which their verdicts then compare, too.
 fn initializations(study: &Study, group: &Group) -> Option<String> {
     let cells = study
         .runs
@@ -107,7 +107,7 @@ fn initializations(study: &Study, group: &Group) -> Option<String> {
     ))
 }
 
-/// That nobody knows under which rules results came.
+/// Remark on records from before the history.
 fn unknown(records: usize) -> Option<String> {
     (records > 0).then(|| {
         format!(
@@ -118,7 +118,7 @@ fn unknown(records: usize) -> Option<String> {
     })
 }
 
-/// What was changed when results were there.
+/// Remark on rules and plans that changed after runs had ended.
 fn changed(changes: &[String]) -> Option<String> {
     (!changes.is_empty()).then(|| {
         format!(

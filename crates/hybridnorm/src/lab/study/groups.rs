@@ -50,13 +50,14 @@ pub fn groups<'a>(
             keys.push(key(cell));
         }
     }
-    let recorded = records.iter().filter_map(point).count();
-    let study = (recorded, planned.clone().count());
+    let missing =
+        (planned.clone().count()).saturating_sub(records.iter().filter_map(point).count());
     let group = |wanted: (Option<String>, Option<usize>)| {
         let of_group = records.iter().filter(|record| key(&record.cell) == wanted);
         let points: Vec<Point> = of_group.filter_map(point).collect();
         let planned = planned.clone().filter(|&cell| key(cell) == wanted).count();
-        let analysis = analysis::analyse_group(&points, planned, study, rules);
+        let elsewhere = missing.saturating_sub(planned.saturating_sub(points.len()));
+        let analysis = analysis::analyse_group(&points, planned, elsewhere, rules);
         let sentence = |placement| analysis::sentence(placement, &analysis);
         let (init, depth) = wanted;
         Group {

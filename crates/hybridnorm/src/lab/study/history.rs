@@ -24,7 +24,7 @@ use crate::files::{
 
 pub(super) const HISTORY: &str = "history.json";
 
-/// What is said of something that must have a checksum and has none.
+/// Message for a file that must have a checksum and has none.
 pub(super) fn missing_checksum() -> String {
     format!(
         "has no checksum ({KEY}), as everything has that was written since this study was begun: it was \
@@ -49,7 +49,7 @@ fn is_none(count: &usize) -> bool {
     *count == 0
 }
 
-/// What a study says otherwise than what stood in its folder when results came.
+/// Differences between a study and the ones that its runs were begun under.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Changes {
     /// One entry a key.
@@ -193,7 +193,7 @@ impl Folder {
         files::write(path, text.as_bytes()).map(drop)
     }
 
-    /// What a study says otherwise than what stood here when its results came.
+    /// Returns the differences between a study and the ones that runs in this folder were begun under.
     ///
     /// # Errors
     /// If a file cannot be read.

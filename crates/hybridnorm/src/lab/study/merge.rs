@@ -46,10 +46,8 @@ pub fn merge(from: &[PathBuf], into: &Path, locking: Locking) -> Result<Merged> 
     // These stay as they are, also where another folder has them with a checksum.
     let mut unsealed = BTreeSet::new();
     if target.holds_study()? {
-        // What is not known of the target, its own history says.
-        let known = (found.records_before, found.without_history.clone());
-        found.add(&target, &study, first)?;
-        (found.records_before, found.without_history) = known;
+        // Its history is gone on with below.
+        found.add_records(&target, &study, first)?;
         unsealed.extend(target.read(&study.runs)?.without_checksum);
     }
     unsealed.extend(found.unsealed.iter().cloned());
@@ -96,14 +94,7 @@ struct Found {
 
 impl Found {
     fn add(&mut self, folder: &Folder, study: &Study, first: &Path) -> Result<()> {
-        if folder.study()?.file != study.file {
-            return Err(Error::config(format!(
-                "{} holds another study than {}",
-                folder.path().display(),
-                first.display()
-            )));
-        }
-        let read = folder.read(&study.runs)?;
+        self.add_records(folder, study, first)?;
         match folder.history()? {
             None => self.without_history.extend(folder.record_names()?),
             Some(history) => {
@@ -113,8 +104,23 @@ impl Found {
                 }
             }
         }
+        Ok(())
+    }
+
+    fn add_records(&mut self, folder: &Folder, study: &Study, first: &Path) -> Result<()> {
+        if folder.study()?.file != study.file {
+            return Err(Error::config(format!(
+                "{} holds another study than {}",
+                folder.path().display(),
+                first.display()
+            )));
+        }
+        let read = folder.read(&study.runs)?;
         for record in read.records {
             let is_unsealed = read.without_checksum.contains(&record.id);
+            // One that has a checksum is known to be as it was written; of two, one may say more.
+            let rank =
+                |is_sealed: bool, record: &RunRecord| (is_sealed, record.validation_data.is_some());
             match self.records.get(&record.id) {
                 Some(other) if !other.is_same(&record) => {
                     return Err(Error::format(
@@ -125,12 +131,9 @@ impl Found {
                         ),
                     ));
                 }
-                // One that has a checksum is known to be as it was written; of two, one may say more.
                 Some(other)
-                    if is_unsealed && !self.unsealed.contains(&record.id)
-                        || is_unsealed == self.unsealed.contains(&record.id)
-                            && (other.validation_data.is_some()
-                                || record.validation_data.is_none()) => {}
+                    if rank(!self.unsealed.contains(&record.id), other)
+                        >= rank(!is_unsealed, &record) => {}
                 Some(_) | None => {
                     match is_unsealed {
                         true => self.unsealed.insert(record.id.clone()),

@@ -6,19 +6,15 @@ use crate::train::layers::LayersRow;
 use crate::train::spikes;
 
 impl RunRecord {
-    /// Whether two records say the same but for cost, and for what only one of them says.
+    /// True if two records agree in all but cost, and validation data that only one of them names.
     pub fn is_same(&self, other: &Self) -> bool {
-        let of_one = self.validation_data.is_none() || other.validation_data.is_none();
-        let validation_data = match of_one {
-            true => self.validation_data.clone(),
-            false => other.validation_data.clone(),
-        };
+        let (ours, theirs) = (&self.validation_data, &other.validation_data);
         let other = Self {
             cost: self.cost.clone(),
-            validation_data,
+            validation_data: ours.clone(),
             ..other.clone()
         };
-        *self == other
+        *self == other && (ours == theirs || ours.is_none() || theirs.is_none())
     }
 }
 

@@ -54,7 +54,10 @@ fn reopening_drops_rows_that_will_come_again() {
 fn a_row_that_is_none_is_named() {
     let run = run(&["{}\n{}\n"]);
     let found = read::<Metrics>(run.path()).unwrap_err().to_string();
-    assert!(found.contains("metrics.jsonl: line 1 is no row"), "{found}");
+    assert!(
+        found.contains("metrics.jsonl: line 1 is not a valid record"),
+        "{found}"
+    );
 }
 
 #[test]
@@ -78,7 +81,10 @@ fn a_hole_among_steps_that_come_again_is_no_loss_but_another_is() {
     let damaged = run(&[&one, hole, &two, &three]);
     let before = fs::read(damaged.path().join(Metrics::FILE)).unwrap();
     let found = RowsFile::<Metrics>::open(damaged.path(), 2).unwrap_err();
-    assert!(found.to_string().contains("line 2 is no row"), "{found}");
+    assert!(
+        found.to_string().contains("line 2 is not a valid record"),
+        "{found}"
+    );
     assert_eq!(
         fs::read(damaged.path().join(Metrics::FILE)).unwrap(),
         before
