@@ -108,6 +108,55 @@ fn many_short_documents_take_a_constant() {
     assert!(found < CONSTANT / MIB, "{found} MiB");
 }
 
+/// As many nodes of a Unigram tree, and bytes of added tokens, as are read: 50 times the file, 256 MiB, and
+/// 750 bytes a node.
+#[test]
+fn tokenizers_at_their_limits_take_what_is_stated() {
+    let lab = Lab::new();
+    lab.write("t.txt", "some words ".repeat(300));
+    let mut state = 1_u64;
+    let mut word = |letters: usize| -> String {
+        let mut letter = || {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            char::from(b'a' + (state >> 33) as u8 % 26)
+        };
+        (0..letters).map(|_| letter()).collect()
+    };
+    let (tokens, letters) = (20_000, 21);
+    let mut vocab = vec![json!(["<unk>", 0.0]), json!(["</s>", 0.0])];
+    vocab.extend((0..tokens).map(|_| json!([word(letters), -9.0])));
+    let added: Vec<Value> = (0..550)
+        .map(|index| json!({"id": tokens + 2 + index, "content": word(900), "special": false, "single_word": false,
+            "lstrip": false, "rstrip": false, "normalized": false}))
+        .collect();
+    let file = json!({"version": "1.0", "added_tokens": added, "normalizer": null,
+        "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": null, "decoder": null,
+        "model": {"type": "Unigram", "unk_id": 0, "vocab": vocab}});
+    let file = file.to_string();
+    lab.write("limits.json", &file);
+    let args = [
+        "--quiet",
+        "data",
+        "prepare",
+        "t.txt",
+        "--tokenizer",
+        "limits.json",
+        "--out",
+        "out",
+    ];
+    let found = peak(&lab, &args);
+    let nodes = (tokens * letters) as u64;
+    let most = 50 * file.len() as u64 + LARGE_PIECE + 750 * nodes;
+    assert!(
+        found < most,
+        "{} MiB, stated are {}",
+        found / MIB,
+        most / MIB
+    );
+}
+
 /// One large record: at most four times its size to read it, and nothing for its tokens, which are written
 /// as they come.
 #[test]

@@ -242,6 +242,14 @@ fn memory_is_bounded_by_the_size_of_the_file() {
         assert!(problem.contains(expected), "{problem}");
         assert!(peak < CONSTANT, "{problem}: {peak} bytes");
     }
+    // The longest pickle that is read in any case: an object a byte.
+    let longest: [(&str, &[u8]); 1] = [("archive/data.pkl", &vec![b']'; 128 << 10])];
+    let (peak_of_longest, problem) = peak(&archive(&longest, STORED));
+    assert!(!problem.contains("expected at most"), "{problem}");
+    assert!(
+        peak_of_longest < CONSTANT,
+        "{problem}: {peak_of_longest} bytes"
+    );
     // One tensor of 64 MiB, read, but not all of the model.
     let whole = torch_file(1 << 24, [1 << 12; 2], [1 << 12, 1]);
     let (peak, problem) = peak(&whole);

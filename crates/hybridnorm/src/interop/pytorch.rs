@@ -1,8 +1,9 @@
 //! Tensors of a PyTorch file, `model.pt`.
 //!
 //! Memory: the archive's directory; its pickle as objects, up to 300 times its bytes, which are at most
-//! [`PICKLE_ANYWAY`], one in [`PICKLE_SHARE`] of the file or [`PICKLE_OF_TENSOR`] for each tensor; and the tensors, which take no more than twice
-//! the file as it is and are widened to single precision.
+//! [`PICKLE_ANYWAY`], one in [`PICKLE_SHARE`] of the file, or [`PICKLE_OF_TENSOR`] for each tensor up to
+//! [`PICKLE_OF_TENSORS`]; and the tensors, which take no more than twice the file as it is and are widened
+//! to single precision.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -20,12 +21,13 @@ use crate::foreign;
 use crate::model::params::Values;
 use crate::tensors;
 
-/// A pickle of so many bytes is read in any case: names and shapes of about 1,300 tensors.
-const PICKLE_ANYWAY: u64 = 256 << 10;
+/// A pickle of so many bytes is read in any case: names and shapes of about 600 tensors.
+const PICKLE_ANYWAY: u64 = 128 << 10;
 /// A longer one is read where it is at most this part of the file, or has so many bytes for each member of
-/// the archive.
+/// the archive, as files of many small tensors do.
 const PICKLE_SHARE: u64 = 64;
-const PICKLE_OF_TENSOR: u64 = 512;
+const PICKLE_OF_TENSOR: u64 = 256;
+const PICKLE_OF_TENSORS: u64 = 512 << 10;
 
 /// Reads the tensors by name. The pickle among the file's members is interpreted as far as tensors
 /// need it, and nothing is run.
@@ -112,7 +114,7 @@ fn check(mut file: File) -> Result<(), String> {
         }
         let most = PICKLE_ANYWAY
             .max(length / PICKLE_SHARE)
-            .max(PICKLE_OF_TENSOR * members);
+            .max(PICKLE_OF_TENSORS.min(PICKLE_OF_TENSOR * members));
         if name.ends_with("data.pkl") && member.size() > most {
             return Err(format!(
                 "{name} has {} bytes, expected at most {most} for names and shapes of tensors; save \
