@@ -12,9 +12,9 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use safetensors::tensor::Dtype;
 
+use crate::eager as ops;
 use crate::error::{Error, Result};
 use crate::model::params::{self, Values};
-use crate::ops;
 
 pub use file::TensorFile;
 

@@ -49,7 +49,8 @@ pub struct LossSums {
 /// The loss of `x` (n, width) under `w` (vocab, width) and `targets` (n).
 ///
 /// A target of -1 means a row that is not counted. If `nll` (n) is given, it receives the
-/// cross-entropy of each row, 0 for rows that are not counted.
+/// cross-entropy of each row, 0 for rows that are not counted. `logits` is where a chunk of logits is
+/// worked on, at least [`LossSpec::scratch`] long.
 ///
 /// # Panics
 ///
@@ -60,14 +61,18 @@ pub fn loss(
     w: &[f32],
     targets: &[i32],
     nll: Option<&mut [f32]>,
+    logits: &mut [f32],
 ) -> LossSums {
     spec.check("cross_entropy::loss", x, w, targets);
+    assert!(
+        logits.len() >= spec.scratch(targets.len()),
+        "cross_entropy::loss: logits is shorter than a chunk"
+    );
     let mut rows = vec![Row::default(); targets.len()];
-    let mut logits = vec![0.0; spec.scratch(targets.len())];
     let chunk = spec.rows_per_chunk();
     let chunks = x.chunks(chunk * spec.width).zip(targets.chunks(chunk));
     for ((x, targets), rows) in chunks.zip(rows.chunks_mut(chunk)) {
-        let logits = spec.logits(x, w, targets.len(), &mut logits);
+        let logits = spec.logits(x, w, targets.len(), logits);
         let each = logits.par_chunks_mut(spec.vocab).zip(targets).zip(rows);
         each.for_each(|((z, &target), row)| *row = spec.reduce(z, target));
     }
@@ -168,12 +173,57 @@ pub fn loss_and_gradients(
     LossSums::of(&rows)
 }
 
+/// The loss of given logits (n, vocab); scale and cap of the spec are not applied.
+pub fn loss_of_logits(spec: &LossSpec, logits: &[f32], targets: &[i32]) -> LossSums {
+    spec.check_targets("cross_entropy::loss_of_logits", targets);
+    let mut rows = vec![Row::default(); targets.len()];
+    let each = logits.par_chunks(spec.vocab).zip(targets).zip(&mut rows);
+    each.for_each(|((z, &target), row)| *row = reduce(z, target));
+    LossSums::of(&rows)
+}
+
+/// Gradient of `upstream * (cross_entropy + z_loss * z) / divisor` for given logits (n, vocab), in
+/// their place.
+pub fn logits_backward(spec: &LossSpec, logits: &mut [f32], targets: &[i32], upstream: f32) {
+    spec.check_targets("cross_entropy::logits_backward", targets);
+    let each = logits.par_chunks_mut(spec.vocab).zip(targets);
+    each.for_each(|(z, &target)| {
+        spec.reduce_and_differentiate(z, target);
+        z.iter_mut().for_each(|z| *z *= upstream);
+    });
+}
+
 /// What is kept of one row.
 #[derive(Clone, Copy, Default)]
 struct Row {
     counted: bool,
     log_sum: f64,
     cross_entropy: f64,
+}
+
+/// Reduces the logits of a row.
+fn reduce(z: &[f32], target: i32) -> Row {
+    let Ok(target) = usize::try_from(target) else {
+        return Row::default();
+    };
+    let (largest, total) = dispatch(
+        #[inline(always)]
+        || {
+            let largest = max(z);
+            let block = |z: &[f32]| f64::from(sum(z, |z| exp(z - largest)));
+            let mut total = 0.0f64;
+            for z in z.chunks(SUM_BLOCK) {
+                total += block(z);
+            }
+            (largest, total)
+        },
+    );
+    let log_sum = f64::from(largest) + total.ln();
+    Row {
+        counted: true,
+        log_sum,
+        cross_entropy: log_sum - f64::from(z[target]),
+    }
 }
 
 impl LossSums {
@@ -202,6 +252,11 @@ impl LossSpec {
             vocab * width,
             "{name}: w is not ({vocab}, {width})"
         );
+        self.check_targets(name, targets);
+    }
+
+    fn check_targets(&self, name: &str, targets: &[i32]) {
+        let vocab = self.vocab;
         for &target in targets {
             let known = target == -1 || usize::try_from(target).is_ok_and(|t| t < vocab);
             assert!(
@@ -234,31 +289,15 @@ impl LossSpec {
 
     /// Applies the soft cap to the logits `z` of a row and reduces them.
     fn reduce(&self, z: &mut [f32], target: i32) -> Row {
-        let Ok(target) = usize::try_from(target) else {
-            return Row::default();
-        };
-        let cap = self.softcap;
-        let (largest, total) = dispatch(
-            #[inline(always)]
-            || {
-                if let Some(cap) = cap {
+        if let Some(cap) = self.softcap {
+            dispatch(
+                #[inline(always)]
+                || {
                     map_sum(z, |z| cap * tanh(z));
-                }
-                let largest = max(z);
-                let block = |z: &[f32]| f64::from(sum(z, |z| exp(z - largest)));
-                let mut total = 0.0f64;
-                for z in z.chunks(SUM_BLOCK) {
-                    total += block(z);
-                }
-                (largest, total)
-            },
-        );
-        let log_sum = f64::from(largest) + total.ln();
-        Row {
-            counted: true,
-            log_sum,
-            cross_entropy: log_sum - f64::from(z[target]),
+                },
+            );
         }
+        reduce(z, target)
     }
 
     /// [`LossSpec::reduce`] and [`LossSpec::differentiate`] in one, without a soft cap: the
@@ -372,7 +411,17 @@ mod tests {
         close(sums.z as f32, z, 2e-6);
         assert_eq!(sums.tokens, targets.iter().filter(|t| **t >= 0).count());
         let mut nll = vec![f32::NAN; n];
-        assert_eq!(loss(spec, &x, &w, &targets, Some(&mut nll)), sums);
+        assert_eq!(
+            loss(
+                spec,
+                &x,
+                &w,
+                &targets,
+                Some(&mut nll),
+                &mut vec![0.0; spec.scratch(n)]
+            ),
+            sums
+        );
         assert!(
             nll.iter()
                 .zip(&targets)
@@ -423,7 +472,8 @@ mod tests {
         let mut rng = Rng::new(82);
         let (x, w) = (rng.normal(120 * 2), rng.normal(600_000));
         let targets = rng.below(300_000, 120);
-        let sums = loss(&spec, &x, &w, &targets, None);
+        let mut logits = vec![0.0; spec.scratch(targets.len())];
+        let sums = loss(&spec, &x, &w, &targets, None, &mut logits);
         close(
             sums.cross_entropy as f32,
             naive(&spec, &wide(&x), &wide(&w), &targets).0,
@@ -479,6 +529,6 @@ mod tests {
     #[test]
     #[should_panic(expected = "target 9 is neither -1 nor below 7")]
     fn an_unknown_target_is_refused() {
-        loss(&PLAIN, &[0.0; 3], &[0.0; 21], &[9], None);
+        loss(&PLAIN, &[0.0; 3], &[0.0; 21], &[9], None, &mut [0.0; 7]);
     }
 }

@@ -1,7 +1,8 @@
 //! Sums, and learned scales of channels or of whole heads.
 
+use crate::math::tanh;
 use crate::parallel::{ELEMENTS, rows_per_chunk, sum_partials};
-use crate::simd::dispatch;
+use crate::simd::{dispatch, dot};
 use rayon::prelude::*;
 
 /// `sum += x`, both of one length.
@@ -19,6 +20,147 @@ pub fn add_to(x: &[f32], sum: &mut [f32]) {
                 },
             );
         });
+}
+
+/// `x *= factor`.
+pub fn scale(factor: f32, x: &mut [f32]) {
+    x.par_chunks_mut(ELEMENTS).for_each(|x| {
+        dispatch(
+            #[inline(always)]
+            || x.iter_mut().for_each(|x| *x *= factor),
+        );
+    });
+}
+
+/// Clamps `x` to plus and minus `limit`; NaN stays.
+pub fn clamp(limit: f32, x: &mut [f32]) {
+    in_place(x, |x| x.clamp(-limit, limit));
+}
+
+/// Gradient of [`clamp`] at `x`: `d` stays where x is within the limits and is 0 elsewhere.
+pub fn clamp_backward(limit: f32, x: &[f32], d: &mut [f32]) {
+    with(x, d, |x, d| if x.abs() > limit { 0.0 } else { d });
+}
+
+/// `x = cap * tanh(x / cap)` (Gemma 2, arXiv 2408.00118).
+pub fn softcap(cap: f32, x: &mut [f32]) {
+    in_place(x, |x| cap * tanh(x / cap));
+}
+
+/// Gradient of [`softcap`] from its output `y`: `d *= 1 - (y / cap)^2`.
+pub fn softcap_backward(cap: f32, y: &[f32], d: &mut [f32]) {
+    with(y, d, |y, d| d * (1.0 - (y / cap) * (y / cap)));
+}
+
+/// Copies `width` columns from column `from` of rows of `x_width` in `x` to column `to` of rows of
+/// `y_width` in `y`.
+pub fn copy_columns(
+    (x, x_width, from): (&[f32], usize, usize),
+    (y, y_width, to): (&mut [f32], usize, usize),
+    width: usize,
+) {
+    assert_eq!(
+        x.len() / x_width.max(1),
+        y.len() / y_width.max(1),
+        "copy_columns: x and y have another number of rows"
+    );
+    let rows = rows_per_chunk(y.len() / y_width.max(1), y_width);
+    let chunks = y
+        .par_chunks_mut(rows * y_width)
+        .zip(x.par_chunks(rows * x_width));
+    chunks.for_each(|(y, x)| {
+        for (y, x) in y.chunks_exact_mut(y_width).zip(x.chunks_exact(x_width)) {
+            y[to..to + width].copy_from_slice(&x[from..from + width]);
+        }
+    });
+}
+
+/// Applies `f` to every element.
+fn in_place(x: &mut [f32], f: impl Fn(f32) -> f32 + Sync) {
+    x.par_chunks_mut(ELEMENTS).for_each(|x| {
+        dispatch(
+            #[inline(always)]
+            || x.iter_mut().for_each(|x| *x = f(*x)),
+        );
+    });
+}
+
+/// `d = f(x, d)` for every pair of elements.
+fn with(x: &[f32], d: &mut [f32], f: impl Fn(f32, f32) -> f32 + Sync) {
+    assert_eq!(x.len(), d.len(), "elementwise: lengths differ");
+    let chunks = d.par_chunks_mut(ELEMENTS).zip(x.par_chunks(ELEMENTS));
+    chunks.for_each(|(d, x)| {
+        dispatch(
+            #[inline(always)]
+            || {
+                for (d, &x) in d.iter_mut().zip(x) {
+                    *d = f(x, *d);
+                }
+            },
+        );
+    });
+}
+
+/// `y[r, c] = x[r, c] * s[r]` for `x`, `y` (n, w) and `s` (n), or one number for all rows.
+pub fn scale_rows(x: &[f32], s: &[f32], width: usize, y: &mut [f32]) {
+    assert_eq!(x.len(), y.len(), "scale_rows: y is not as long as x");
+    let rows = rows_per_chunk(x.len() / width, width);
+    let chunks = y
+        .par_chunks_mut(rows * width)
+        .zip(x.par_chunks(rows * width));
+    chunks.enumerate().for_each(|(c, (y, x))| {
+        dispatch(
+            #[inline(always)]
+            || {
+                let pairs = y.chunks_exact_mut(width).zip(x.chunks_exact(width));
+                for (r, (y, x)) in (c * rows..).zip(pairs) {
+                    let s = s[r % s.len()];
+                    for (y, &x) in y.iter_mut().zip(x) {
+                        *y = x * s;
+                    }
+                }
+            },
+        );
+    });
+}
+
+/// Gradients of [`scale_rows`]: `d` becomes that of x, and `ds` gets that of the factors.
+pub fn scale_rows_backward(x: &[f32], s: &[f32], width: usize, d: &mut [f32], ds: &mut [f32]) {
+    assert_eq!(
+        x.len(),
+        d.len(),
+        "scale_rows_backward: d is not as long as x"
+    );
+    assert_eq!(
+        s.len(),
+        ds.len(),
+        "scale_rows_backward: ds is not as long as s"
+    );
+    let mut along = vec![0.0; x.len() / width];
+    let rows = rows_per_chunk(along.len(), width);
+    let chunks = d
+        .par_chunks_mut(rows * width)
+        .zip(x.par_chunks(rows * width));
+    chunks
+        .zip(along.par_chunks_mut(rows))
+        .enumerate()
+        .for_each(|(c, ((d, x), along))| {
+            dispatch(
+                #[inline(always)]
+                || {
+                    let pairs = d.chunks_exact_mut(width).zip(x.chunks_exact(width));
+                    for (r, ((d, x), along)) in (c * rows..).zip(pairs.zip(along)) {
+                        *along = dot(x, d);
+                        let s = s[r % s.len()];
+                        d.iter_mut().for_each(|d| *d *= s);
+                    }
+                },
+            );
+        });
+    ds.fill(0.0);
+    for (r, along) in along.iter().enumerate() {
+        ds[r % s.len()] += along;
+    }
 }
 
 /// `y[r, c] = x[r, c] * s[c / repeat]` for `x`, `y` (n, w) and `s` (w / repeat).

@@ -3,7 +3,7 @@
 use crate::parallel::rows_per_chunk;
 use rayon::prelude::*;
 
-/// Ranges the vocabulary is split into for the backward pass. Each range scans all ids once.
+/// Ranges the vocabulary is split into for the backward pass.
 const RANGES: usize = 32;
 
 /// `y` (n, d) = rows `ids` (n) of `w` (v, d). The width d is `y.len() / ids.len()`.
@@ -32,26 +32,38 @@ pub fn forward(ids: &[i32], w: &[f32], y: &mut [f32]) {
 ///
 /// If an id is negative or not below v.
 pub fn backward(ids: &[i32], dy: &[f32], dw: &mut [f32]) {
+    dw.fill(0.0);
+    backward_add(ids, dy, dw);
+}
+
+/// Adds the gradient of [`backward`] to `dw`.
+///
+/// # Panics
+///
+/// As [`backward`].
+pub fn backward_add(ids: &[i32], dy: &[f32], dw: &mut [f32]) {
     let Some(width) = width("embedding::backward", ids, dw, dy) else {
-        return dw.fill(0.0);
+        return;
     };
+    // Rows by the entry that they read, and in their order.
+    let mut order: Vec<usize> = (0..ids.len()).collect();
+    order.sort_by_key(|&row| ids[row]);
     let entries = (dw.len() / width).div_ceil(RANGES);
     dw.par_chunks_mut(entries * width)
         .enumerate()
         .for_each(|(range, dw)| {
-            dw.fill(0.0);
             let first = range * entries;
-            for (&id, dy) in ids.iter().zip(dy.chunks_exact(width)) {
-                let Some(entry) = (id as usize).checked_sub(first) else {
-                    continue;
-                };
-                let at = entry * width;
-                let Some(dw) = dw.get_mut(at..at + width) else {
-                    continue;
-                };
-                for (dw, dy) in dw.iter_mut().zip(dy) {
-                    *dw += dy;
+            let below = |end: usize| order.partition_point(|&row| (ids[row] as usize) < end);
+            let rows = &order[below(first)..below(first + entries)];
+            let mut sum = vec![0.0; width];
+            for same in rows.chunk_by(|&a, &b| ids[a] == ids[b]) {
+                sum.fill(0.0);
+                for &row in same {
+                    let dy = &dy[row * width..][..width];
+                    sum.iter_mut().zip(dy).for_each(|(sum, dy)| *sum += dy);
                 }
+                let dw = &mut dw[(ids[same[0]] as usize - first) * width..][..width];
+                dw.iter_mut().zip(&sum).for_each(|(dw, sum)| *dw += sum);
             }
         });
 }

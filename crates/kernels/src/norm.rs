@@ -13,6 +13,7 @@ use crate::parallel::{rows_per_chunk, sum_partials};
 use crate::simd::{dispatch, dot, sum, sum3};
 use rayon::prelude::*;
 use std::borrow::Cow;
+use std::ops::Range;
 
 /// What happens to a row before gain and bias.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -245,6 +246,86 @@ pub fn backward(
                     let rows = inputs.zip(dx.chunks_exact_mut(n.width));
                     for (r, ((x, dy), dx)) in (c * chunk..).zip(rows) {
                         backward_row(n, &p, r % n.groups, x, dy, dx, &mut partial);
+                    }
+                },
+            );
+            partial
+        })
+        .collect();
+    sum_partials(&partials, dparams);
+}
+
+/// [`backward`] with the gradient of the output in `d`, which becomes that of the input.
+pub fn backward_in_place(n: &Norm, x: &[f32], params: &[f32], d: &mut [f32], dparams: &mut [f32]) {
+    backward_rows(
+        n,
+        x,
+        params,
+        d,
+        dparams,
+        |p, group, row, d, spare, grads| {
+            spare.copy_from_slice(d);
+            backward_row(n, p, group, &x[row], spare, d, grads);
+        },
+    );
+}
+
+/// [`backward`] whose gradient of the input is added to `sum` (rows, width).
+pub fn backward_add(
+    n: &Norm,
+    x: &[f32],
+    params: &[f32],
+    dy: &[f32],
+    sum: &mut [f32],
+    dparams: &mut [f32],
+) {
+    n.check_rows("norm::backward_add", x, &[("dy", dy.len())]);
+    backward_rows(
+        n,
+        x,
+        params,
+        sum,
+        dparams,
+        |p, group, row, sum, spare, grads| {
+            backward_row(n, p, group, &x[row.clone()], &dy[row], spare, grads);
+            for (sum, dx) in sum.iter_mut().zip(spare) {
+                *sum += *dx;
+            }
+        },
+    );
+}
+
+/// Calls `f(parameters, group, elements of the row, row of d, spare row, gradients of parameters)` for
+/// every row, and adds up the gradients of the parameters.
+#[inline(always)]
+fn backward_rows(
+    n: &Norm,
+    x: &[f32],
+    params: &[f32],
+    d: &mut [f32],
+    dparams: &mut [f32],
+    f: impl Fn(&Params, usize, Range<usize>, &mut [f32], &mut [f32], &mut [f32]) + Sync,
+) {
+    n.check_params("norm::backward", params);
+    n.check_rows("norm::backward", x, &[("d", d.len())]);
+    assert_eq!(
+        dparams.len(),
+        params.len(),
+        "norm::backward: dparams is not as long as params"
+    );
+    let p = n.resolve(params);
+    let chunk = rows_per_chunk(x.len() / n.width, n.width);
+    let partials: Vec<Vec<f32>> = d
+        .par_chunks_mut(chunk * n.width)
+        .enumerate()
+        .map(|(c, d)| {
+            let (mut partial, mut spare) = (vec![0.0; params.len()], vec![0.0; n.width]);
+            dispatch(
+                #[inline(always)]
+                || {
+                    for (r, d) in (c * chunk..).zip(d.chunks_exact_mut(n.width)) {
+                        let row = r * n.width..(r + 1) * n.width;
+                        f(&p, r % n.groups, row, d, &mut spare, &mut partial);
                     }
                 },
             );

@@ -10,12 +10,12 @@ use serde::Serialize;
 use super::machine;
 use super::timing::{check_seconds, median};
 use crate::Device;
+use crate::eager::profile;
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::model::Recompute;
 use crate::model::inventory::inventory;
 use crate::model::{Decoder, LossOptions, ModelConfig};
-use crate::ops::profile;
 use crate::train::{Config, Optimizer, OptimizerConfig};
 
 /// Most steps before the measurement, which begins once a step takes no new memory.

@@ -14,7 +14,7 @@ use super::cache::LayerCache;
 use super::config::ModelConfig;
 use super::norm::{Norm, NormSite};
 use super::qk_clip;
-use crate::ops;
+use crate::eager as ops;
 use crate::placement::{AttnScale, HeadNorm, NormSpec};
 
 pub use heads::Heads;

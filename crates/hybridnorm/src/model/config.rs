@@ -5,8 +5,8 @@ mod mixture;
 
 use serde::{Deserialize, Serialize};
 
+use crate::eager::Activation;
 use crate::error::{Error, Result};
-use crate::ops::Activation;
 use crate::placement::{ModelFacts, Placement, Resolved, Warning, resolve, validate};
 
 pub use latent::MlaConfig;

@@ -18,9 +18,9 @@ use super::norm::{Norm, NormSite};
 use super::recompute::Recompute;
 use super::scale::Scale;
 use super::stream::{State, Stream};
+use crate::eager::{self as ops, LossSpec};
 use crate::error::{Error, Result};
 use crate::memory;
-use crate::ops::{self, LossSpec};
 
 /// A decoder language model: `head(final_norm(blocks(embed(tokens))))`.
 ///

@@ -7,8 +7,8 @@ use serde::Serialize;
 use super::config::ModelConfig;
 use super::params::Kind;
 use super::recompute::Recompute;
+use crate::eager::LossSpec;
 use crate::error::Result;
-use crate::ops::LossSpec;
 use crate::placement::{
     AttnInner, AttnScale, BlockSpec, Factor, Gain, HeadNorm, LearnedShape, NormKind, NormSpec,
     Resolved, Streams, Topology,

@@ -4,7 +4,7 @@ use burn::module::Module;
 
 use super::config::ModelConfig;
 use super::params;
-use crate::ops;
+use crate::eager as ops;
 
 /// The linear maps whose matrices lie on top of each other in one parameter.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 
-use crate::ops::{self, NormFn};
+use crate::eager::{self as ops, NormFn};
 use crate::placement::{Gain, NormKind, NormSpec};
 
 /// A norm over rows of a fixed width. Which parameters exist follows from the [`NormSpec`].

@@ -3,7 +3,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 
-use crate::ops;
+use crate::eager as ops;
 use crate::placement::{Factor, LearnedShape};
 
 /// Multiplies by a constant, a learned number or a learned vector.

@@ -7,7 +7,7 @@ use burn::tensor::{Int, Tensor};
 use super::block::Site;
 use super::decoder::Decoder;
 use super::feed_forward::{Routed, Routing};
-use crate::ops::{self, Magnitude, Scores};
+use crate::eager::{self as ops, Magnitude, Scores};
 
 /// What one block made of its input.
 #[derive(Debug, Clone, PartialEq)]

@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 
 use super::norm::Norm;
-use crate::ops;
+use crate::eager as ops;
 
 /// All that a block reads and writes.
 #[derive(Debug)]

@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use burn::module::Module;
 use burn::tensor::{Gradients, Int, Tensor};
 
+use crate::eager::{self as ops, profile};
 use crate::model::{
     Decoder, LossOptions, Recompute, Routed, Routing, State, Trace,
     params::{self, Kind},
 };
-use crate::ops::{self, profile};
 
 /// What one forward and backward pass gave besides gradients, outside any graph.
 #[derive(Debug)]

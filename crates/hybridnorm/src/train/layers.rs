@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::rows::Row;
+use crate::eager::{self as ops, Magnitude, SlotNorms};
 use crate::model::{Activations, Decoder, Norm, Routing, params};
-use crate::ops::{self, Magnitude, SlotNorms};
 
 /// A measured number; `None` where it was not finite.
 pub type Measured = Option<f32>;

@@ -8,13 +8,13 @@ use burn::tensor::{Device, Tensor, TensorData};
 
 use super::gradients::{GradientSum, larger_or_nan};
 use super::metrics::QkClip;
+use crate::eager::{self as ops, AdamW, Muon, MuonUpdate, SlotNorms, Update};
 use crate::error::{Error, Result};
 use crate::model::{
     Decoder,
     matrices::Matrices,
     params::{self, Kind, Values},
 };
-use crate::ops::{self, AdamW, Muon, MuonUpdate, SlotNorms, Update};
 use crate::tensors::{self, Handle};
 
 pub use config::{OptimizerConfig, OptimizerKind};

@@ -12,9 +12,9 @@ use super::rows::{self, RowsFile};
 use super::run_directory;
 use super::spikes::{Counts, Detector, Scores, Spike};
 use super::tensorboard::EventFile;
+use crate::eager::SlotNorms;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::ops::SlotNorms;
 
 /// Folder of a run that holds its [`Dump`]s.
 pub const FLIGHT: &str = "flight";

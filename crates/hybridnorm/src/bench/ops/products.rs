@@ -292,7 +292,13 @@ fn losses(shape: &Shape) -> [Case; 2] {
         problem(
             [draw.values(rows * width), draw.values(vocab * width)],
             [vec![0.0; 2]],
-            move |[x, w], [out]| sums(cross_entropy::loss(&spec, x, w, &targets, None), out),
+            move |[x, w], [out]| {
+                let mut logits = vec![0.0; spec.scratch(targets.len())];
+                sums(
+                    cross_entropy::loss(&spec, x, w, &targets, None, &mut logits),
+                    out,
+                );
+            },
             move |[x, w], [out]| naive::loss::loss(&spec, x, w, &same, out),
         )
         .work(product(rows))

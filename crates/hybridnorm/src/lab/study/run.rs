@@ -9,10 +9,10 @@ use super::record::{Ending, RunRecord};
 use super::records::DataOf;
 use super::summary::{Of, STRETCH, last_stretch, mean, record};
 use crate::Device;
+use crate::eager as ops;
 use crate::error::{Error, Result};
 use crate::files::Locking;
 use crate::memory;
-use crate::ops;
 use crate::train::metrics::Metrics;
 use crate::train::{Event, OpenOptions, Start, Trainer, rows, segments};
 

@@ -4,12 +4,12 @@ use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 
 use super::{Positions, head_norm, read_out, score_scale};
+use crate::eager::{self as ops, QkOrder, QkvPrep};
 use crate::model::blueprint::Blueprint;
 use crate::model::cache::LayerCache;
 use crate::model::norm::{Norm, unit_length};
 use crate::model::qk_clip;
 use crate::model::scale::Scale;
-use crate::ops::{self, QkOrder, QkvPrep};
 use crate::placement::{self, AttnScale, Role};
 
 /// Smallest temperature of cosine attention (Swin-v2).

@@ -4,12 +4,12 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
 use super::{Positions, head_norm, read_out, score_scale};
+use crate::eager::{self as ops, LatentHeads};
 use crate::model::blueprint::Blueprint;
 use crate::model::cache::LayerCache;
 use crate::model::config::MlaConfig;
 use crate::model::norm::Norm;
 use crate::model::qk_clip;
-use crate::ops::{self, LatentHeads};
 use crate::placement::{Factor, Role};
 
 /// Causal attention whose keys and values are all made of one latent a position:

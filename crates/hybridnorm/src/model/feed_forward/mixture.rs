@@ -5,10 +5,10 @@ use burn::tensor::{Tensor, TensorData};
 
 use super::mlp::Mlp;
 use super::routed::Routed;
+use crate::eager::{self as ops, Router};
 use crate::model::blueprint::Blueprint;
 use crate::model::config::MoeConfig;
 use crate::model::norm::Norm;
-use crate::ops::{self, Router};
 use crate::placement::Role;
 
 /// `Σ_j w_j · expert_j(u) + shared(u)` over the experts j that the router chooses for a token.

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
+use crate::eager as ops;
 use crate::model::blueprint::Blueprint;
 use crate::model::config::FfnActivation;
 use crate::model::norm::{Norm, NormSite};
 use crate::model::scale::Scale;
-use crate::ops;
 use crate::placement::Role;
 
 /// `W_down · act(W_up · u)`, with whatever norms the placement puts in between; or a stack of such

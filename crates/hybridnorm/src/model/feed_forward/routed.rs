@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use crate::ops::{self, Chosen};
+use crate::eager::{self as ops, Chosen};
 
 /// What the router of one block said of n tokens.
 #[derive(Debug, Clone)]

@@ -11,9 +11,9 @@ use super::super::metrics::Metrics;
 use super::super::recorder::{Dump, Kind, Weights};
 use super::{Trainer, cross_entropy};
 use crate::data::Batch;
+use crate::eager::SlotNorms;
 use crate::error::{Error, Result};
 use crate::model::LossOptions;
-use crate::ops::SlotNorms;
 use crate::tensors;
 
 /// What a step knows besides its metrics.

@@ -1,4 +1,4 @@
-//! The CPU implementation, see [`ops::fused`](super::super::fused).
+//! The CPU implementation, see [`fused`](super::super::fused).
 
 use std::sync::Arc;
 
@@ -18,17 +18,17 @@ use super::Chosen;
 /// The fused ops as Burn sees them. Use the functions of [`ops`](super::super) instead.
 #[backend_extension(Flex, Autodiff)]
 pub trait FusedMixtureOps: Backend {
-    /// See [`ops::router_weights`](super::router_weights).
+    /// See [`router_weights`](super::router_weights).
     fn fused_router_weights(logits: FloatTensor<Self>, chosen: Chosen) -> FloatTensor<Self>;
-    /// See [`ops::router_losses`](super::router_losses).
+    /// See [`router_losses`](super::router_losses).
     fn fused_router_losses(logits: FloatTensor<Self>, chosen: Chosen) -> FloatTensor<Self>;
-    /// See [`ops::expert_up`](super::expert_up).
+    /// See [`expert_up`](super::expert_up).
     fn fused_expert_up(
         x: FloatTensor<Self>,
         w: FloatTensor<Self>,
         plan: Arc<Plan>,
     ) -> FloatTensor<Self>;
-    /// See [`ops::expert_down`](super::expert_down).
+    /// See [`expert_down`](super::expert_down).
     fn fused_expert_down(
         x: FloatTensor<Self>,
         w: FloatTensor<Self>,

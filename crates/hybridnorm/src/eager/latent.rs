@@ -1,6 +1,6 @@
 //! The steps of multi-head latent attention (arXiv 2405.04434).
 //!
-//! Shape suffixes beyond those of [`ops`](super): l width of the latent of keys and values, r rotated
+//! Shape suffixes beyond those of [`super`](super): l width of the latent of keys and values, r rotated
 //! channels.
 
 pub mod compose;

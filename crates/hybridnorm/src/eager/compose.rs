@@ -14,7 +14,7 @@ use hybridnorm_kernels::{
 
 use super::{MuonUpdate, Update};
 
-/// See [`ops::norm`](super::norm()).
+/// See [`norm`](super::norm()).
 pub fn norm(x_btd: Tensor<3>, params_p: Tensor<1>, spec: Norm) -> Tensor<3> {
     let shape = x_btd.dims();
     let elements: usize = shape.iter().product();
@@ -55,7 +55,7 @@ pub fn norm(x_btd: Tensor<3>, params_p: Tensor<1>, spec: Norm) -> Tensor<3> {
     shifted.reshape(shape)
 }
 
-/// See [`ops::linear`](super::linear).
+/// See [`linear`](super::linear).
 pub fn linear(x_bti: Tensor<3>, w_oi: Tensor<2>) -> Tensor<3> {
     let [b, t, i] = x_bti.dims();
     let o = w_oi.dims()[0];
@@ -65,7 +65,7 @@ pub fn linear(x_bti: Tensor<3>, w_oi: Tensor<2>) -> Tensor<3> {
         .reshape([b, t, o])
 }
 
-/// See [`ops::qkv_norm_rope`](super::qkv_norm_rope).
+/// See [`qkv_norm_rope`](super::qkv_norm_rope).
 pub fn qkv_norm_rope(
     qkv_btc: Tensor<3>,
     [q_p, k_p, v_p]: [Tensor<1>; 3],
@@ -116,7 +116,7 @@ pub(super) fn rotate(x_btc: Tensor<3>, head_dim: usize, rope: &[f32]) -> Tensor<
     Tensor::cat(vec![y1, y2], 3).reshape([b, t, c])
 }
 
-/// See [`ops::causal_attention`](super::causal_attention).
+/// See [`causal_attention`](super::causal_attention).
 pub fn causal_attention(qkv_btc: Tensor<3>, spec: Attention) -> Tensor<3> {
     let kv = qkv_btc.clone().narrow(
         2,
@@ -126,7 +126,7 @@ pub fn causal_attention(qkv_btc: Tensor<3>, spec: Attention) -> Tensor<3> {
     cached_attention(qkv_btc, &kv, 0, spec)
 }
 
-/// See [`ops::cached_attention`](super::cached_attention).
+/// See [`cached_attention`](super::cached_attention).
 pub fn cached_attention(
     qkv_btc: Tensor<3>,
     cache_bsc: &Tensor<3>,
@@ -173,7 +173,7 @@ pub(super) fn causal_weights(scores_bhts: Tensor<4>, past: usize) -> Tensor<4> {
     softmax(scores_bhts.mask_fill(hidden, f32::NEG_INFINITY), 3)
 }
 
-/// See [`ops::activation`](super::activation()).
+/// See [`activation`](super::activation()).
 pub fn activation(x_btf: Tensor<3>, act: Activation) -> Tensor<3> {
     let halves = |x: Tensor<3>| {
         let f = x.dims()[2] / 2;
@@ -193,20 +193,20 @@ pub fn activation(x_btf: Tensor<3>, act: Activation) -> Tensor<3> {
     }
 }
 
-/// See [`ops::scale_columns`](super::scale_columns).
+/// See [`scale_columns`](super::scale_columns).
 pub fn scale_columns(x_btd: Tensor<3>, s: Tensor<1>, repeat: usize) -> Tensor<3> {
     let n = s.dims()[0];
     let s = s.reshape([n, 1]).repeat_dim(1, repeat);
     x_btd * s.reshape([1, 1, n * repeat])
 }
 
-/// See [`ops::embedding`](super::embedding()).
+/// See [`embedding`](super::embedding()).
 pub fn embedding(w_vd: Tensor<2>, ids_bt: Tensor<2, Int>) -> Tensor<3> {
     let ([b, t], d) = (ids_bt.dims(), w_vd.dims()[1]);
     w_vd.select(0, ids_bt.reshape([b * t])).reshape([b, t, d])
 }
 
-/// See [`ops::linear_cross_entropy`](super::linear_cross_entropy).
+/// See [`linear_cross_entropy`](super::linear_cross_entropy).
 ///
 /// Burn keeps what it needs to differentiate, so here the logits do stay in memory until the
 /// backward pass.
@@ -235,7 +235,7 @@ pub fn linear_cross_entropy(
     Tensor::cat(vec![total, cross_entropy.detach()], 0)
 }
 
-/// See [`ops::adamw`](super::adamw()).
+/// See [`adamw`](super::adamw()).
 pub fn adamw(slots: Vec<Update>, step: &AdamW) -> (Norms, Vec<[Tensor<1>; 3]>) {
     let squares = slots.iter().map(|slot| sum_squares(slot.gradient.clone()));
     let squares: Vec<f64> = squares.collect();
@@ -273,7 +273,7 @@ pub fn adamw(slots: Vec<Update>, step: &AdamW) -> (Norms, Vec<[Tensor<1>; 3]>) {
     (Norms { gradient, slots }, states)
 }
 
-/// See [`ops::muon`](super::muon()).
+/// See [`muon`](super::muon()).
 pub fn muon(slot: MuonUpdate, step: &Muon) -> (SlotNorms, [Tensor<1>; 2]) {
     let (p, columns) = (slot.value, slot.columns);
     let gradient = sum_squares(slot.gradient.clone()).sqrt();
@@ -326,7 +326,7 @@ pub fn unit(matrix: Tensor<1>, columns: usize, dim: usize) -> Tensor<1> {
     (matrix / length).reshape([n])
 }
 
-/// See [`ops::sum_squares`](super::sum_squares).
+/// See [`sum_squares`](super::sum_squares).
 pub fn sum_squares(x: Tensor<1>) -> f64 {
     x.square().sum().into_scalar::<f64>()
 }
@@ -336,7 +336,7 @@ mod tests {
     use burn::tensor::Device;
 
     use super::*;
-    use crate::ops;
+    use crate::eager as ops;
 
     #[test]
     fn a_step_of_muon_is_that_of_the_kernel() {

@@ -1,4 +1,4 @@
-//! The CPU implementation, see [`ops::fused`](super::super::fused).
+//! The CPU implementation, see [`fused`](super::super::fused).
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use super::super::pool::{give, give_all, take};
 /// The fused op as Burn sees it. Use the functions of [`ops`](super::super) instead.
 #[backend_extension(Flex, Autodiff)]
 pub trait FusedLatentOps: Backend {
-    /// See [`ops::latent_heads`](super::latent_heads).
+    /// See [`latent_heads`](super::latent_heads).
     fn fused_latent_heads(
         q: FloatTensor<Self>,
         kv: FloatTensor<Self>,

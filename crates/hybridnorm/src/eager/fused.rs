@@ -25,22 +25,22 @@ use super::node::node;
 use super::pool::{give, give_all, give_buffer, into_elements, take};
 use super::prepared::{Prepared, context};
 
-/// The fused ops as Burn sees them. Use the functions of [`ops`](super) instead.
+/// The fused ops as Burn sees them. Use the functions of [`super`](super) instead.
 #[backend_extension(Flex, Autodiff)]
 pub trait FusedOps: Backend {
-    /// See [`ops::norm`](super::norm).
+    /// See [`norm`](super::norm).
     fn fused_norm(x: FloatTensor<Self>, params: FloatTensor<Self>, spec: Norm)
     -> FloatTensor<Self>;
-    /// See [`ops::add_norm`](super::add_norm).
+    /// See [`add_norm`](super::add_norm).
     fn fused_add_norm(
         x: FloatTensor<Self>,
         o: FloatTensor<Self>,
         params: FloatTensor<Self>,
         spec: Norm,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
-    /// See [`ops::linear`](super::linear).
+    /// See [`linear`](super::linear).
     fn fused_linear(x: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self>;
-    /// See [`ops::qkv_norm_rope`](super::qkv_norm_rope).
+    /// See [`qkv_norm_rope`](super::qkv_norm_rope).
     fn fused_qkv(
         qkv: FloatTensor<Self>,
         q_params: FloatTensor<Self>,
@@ -49,9 +49,9 @@ pub trait FusedOps: Backend {
         spec: QkvPrep,
         rope: Arc<[f32]>,
     ) -> FloatTensor<Self>;
-    /// See [`ops::causal_attention`](super::causal_attention).
+    /// See [`causal_attention`](super::causal_attention).
     fn fused_attention(qkv: FloatTensor<Self>, spec: Attention) -> FloatTensor<Self>;
-    /// See [`ops::normed_attention`](super::normed_attention).
+    /// See [`normed_attention`](super::normed_attention).
     fn fused_normed_attention(
         qkv: FloatTensor<Self>,
         q_params: FloatTensor<Self>,
@@ -61,27 +61,27 @@ pub trait FusedOps: Backend {
         rope: Arc<[f32]>,
         spec: Attention,
     ) -> FloatTensor<Self>;
-    /// See [`ops::activation_linear`](super::activation_linear).
+    /// See [`activation_linear`](super::activation_linear).
     fn fused_activation_linear(
         x: FloatTensor<Self>,
         w: FloatTensor<Self>,
         act: Activation,
     ) -> FloatTensor<Self>;
-    /// See [`ops::fork`](super::fork).
+    /// See [`fork`](super::fork).
     fn fused_same(x: FloatTensor<Self>) -> FloatTensor<Self>;
-    /// See [`ops::add`](super::add).
+    /// See [`add`](super::add).
     fn fused_add(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self>;
-    /// See [`ops::activation`](super::activation()).
+    /// See [`activation`](super::activation()).
     fn fused_activation(x: FloatTensor<Self>, act: Activation) -> FloatTensor<Self>;
-    /// See [`ops::scale_columns`](super::scale_columns).
+    /// See [`scale_columns`](super::scale_columns).
     fn fused_scale_columns(
         x: FloatTensor<Self>,
         s: FloatTensor<Self>,
         repeat: usize,
     ) -> FloatTensor<Self>;
-    /// See [`ops::embedding`](super::embedding()).
+    /// See [`embedding`](super::embedding()).
     fn fused_embedding(w: FloatTensor<Self>, ids: IntTensor<Self>) -> FloatTensor<Self>;
-    /// See [`ops::linear_cross_entropy`](super::linear_cross_entropy).
+    /// See [`linear_cross_entropy`](super::linear_cross_entropy).
     fn fused_loss(
         x: FloatTensor<Self>,
         w: FloatTensor<Self>,
@@ -197,7 +197,11 @@ impl FusedOps for Flex {
     }
 
     fn fused_loss(x: FlexTensor, w: FlexTensor, targets: FlexTensor, spec: LossSpec) -> FlexTensor {
-        let sums = cross_entropy::loss(&spec, &floats(&x), &floats(&w), &ids(&targets), None);
+        let targets = ids(&targets);
+        let mut logits = take(spec.scratch(targets.len()));
+        let sums =
+            cross_entropy::loss(&spec, &floats(&x), &floats(&w), &targets, None, &mut logits);
+        give_buffer(logits);
         loss_tensor(&spec, &sums)
     }
 }

@@ -87,7 +87,7 @@ fn spares() -> std::sync::MutexGuard<'static, BTreeMap<usize, Vec<Vec<f32>>>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::flex::tensor;
+    use crate::eager::flex::tensor;
 
     /// A length that nothing else asks for, since the pool is one for all threads.
     const N: usize = 12_345_678;

@@ -1,4 +1,4 @@
-//! The same from Burn's ops, see [`ops::compose`](super::super::compose).
+//! The same from Burn's ops, see [`compose`](super::super::compose).
 
 use std::ops::Range;
 
@@ -11,7 +11,7 @@ use hybridnorm_kernels::router::Scoring;
 use super::super::compose::activation;
 use super::Chosen;
 
-/// See [`ops::router_weights`](super::router_weights).
+/// See [`router_weights`](super::router_weights).
 pub fn router_weights(logits_ne: Tensor<2>, chosen: &Chosen) -> Tensor<2> {
     let router = &chosen.router;
     let [n, _] = logits_ne.dims();
@@ -37,7 +37,7 @@ fn smallest_sum(scoring: Scoring) -> f64 {
     }
 }
 
-/// See [`ops::router_losses`](super::router_losses).
+/// See [`router_losses`](super::router_losses).
 pub fn router_losses(logits_ne: Tensor<2>, chosen: &Chosen) -> Tensor<1> {
     let [n, e] = logits_ne.dims();
     let options = (&logits_ne.device(), logits_ne.dtype());
@@ -60,7 +60,7 @@ pub fn router_losses(logits_ne: Tensor<2>, chosen: &Chosen) -> Tensor<1> {
     Tensor::cat(vec![balance, z], 0)
 }
 
-/// See [`ops::expert_up`](super::expert_up).
+/// See [`expert_up`](super::expert_up).
 pub fn expert_up(x_btd: Tensor<3>, w_eo_d: Tensor<2>, plan: &Plan) -> Tensor<3> {
     let [b, t, d] = x_btd.dims();
     let tokens = plan
@@ -72,7 +72,7 @@ pub fn expert_up(x_btd: Tensor<3>, w_eo_d: Tensor<2>, plan: &Plan) -> Tensor<3> 
     by_expert(slots_md, w_eo_d, plan)
 }
 
-/// See [`ops::expert_down`](super::expert_down).
+/// See [`expert_down`](super::expert_down).
 pub fn expert_down(
     hidden_1mf: Tensor<3>,
     act: Option<Activation>,

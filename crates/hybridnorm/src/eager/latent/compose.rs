@@ -1,4 +1,4 @@
-//! The same from Burn's ops, see [`ops::compose`](super::super::compose).
+//! The same from Burn's ops, see [`compose`](super::super::compose).
 
 use burn::tensor::Tensor;
 use hybridnorm_kernels::attention::LatentAttention;
@@ -6,7 +6,7 @@ use hybridnorm_kernels::latent::Latent;
 
 use super::super::compose::{causal_weights, rotate};
 
-/// See [`ops::latent_heads`](super::latent_heads).
+/// See [`latent_heads`](super::latent_heads).
 pub fn latent_heads([q, kv, key_btr]: [Tensor<3>; 3], heads: Latent, rope: &[f32]) -> Tensor<3> {
     let Latent {
         heads: h,
@@ -41,7 +41,7 @@ fn by_head(kv_up: Tensor<2>, heads: Latent) -> Tensor<3> {
     kv_up.reshape([heads.heads, heads.nope + heads.value, l])
 }
 
-/// See [`ops::absorbed_queries`](super::absorbed_queries).
+/// See [`absorbed_queries`](super::absorbed_queries).
 pub fn absorbed_queries(q: Tensor<3>, kv_up: Tensor<2>, heads: Latent, rope: &[f32]) -> Tensor<3> {
     let (h, nope, r) = (heads.heads, heads.nope, heads.rope);
     let ([b, t, _], l) = (q.dims(), kv_up.dims()[1]);
@@ -54,7 +54,7 @@ pub fn absorbed_queries(q: Tensor<3>, kv_up: Tensor<2>, heads: Latent, rope: &[f
     Tensor::cat(vec![absorbed, q.narrow(3, nope, r)], 3).reshape([b, t, h * (l + r)])
 }
 
-/// See [`ops::latent_attention`](super::latent_attention).
+/// See [`latent_attention`](super::latent_attention).
 pub fn latent_attention(
     q: Tensor<3>,
     cache: &Tensor<3>,
@@ -75,7 +75,7 @@ pub fn latent_attention(
     ctx.reshape([b, t, h * l])
 }
 
-/// See [`ops::expanded_context`](super::expanded_context).
+/// See [`expanded_context`](super::expanded_context).
 pub fn expanded_context(ctx: Tensor<3>, kv_up: Tensor<2>, heads: Latent) -> Tensor<3> {
     let (h, nope, value) = (heads.heads, heads.nope, heads.value);
     let ([b, t, _], l) = (ctx.dims(), kv_up.dims()[1]);

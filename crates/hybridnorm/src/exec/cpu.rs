@@ -1,0 +1,289 @@
+//! The CPU executor: every op is a call of a kernel.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use super::{Data, Executor, Tensor};
+use crate::graph::{Buffer, DType, ValueId};
+use crate::ops::{Arguments, Io, Read, Write};
+use crate::plan::{Operand, Program, Region, Step, Storage};
+
+/// Runs programs on the current pool of threads, in single precision.
+#[derive(Debug, Default)]
+pub struct Cpu {
+    arena: Memory,
+    buffers: Vec<Option<(DType, Memory)>>,
+    times: Option<BTreeMap<&'static str, Duration>>,
+}
+
+impl Cpu {
+    /// An executor without state.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn buffer(&self, buffer: Buffer) -> &(DType, Memory) {
+        self.buffers[buffer.0].as_ref().expect(FREED)
+    }
+
+    fn run_step(&mut self, step: &Step, op: &crate::ops::Op, arguments: Arguments) {
+        let mut parts = split(&mut self.arena, &mut self.buffers, &step.regions);
+        for &(from, to) in &step.copies {
+            let [from, to] = parts.get_disjoint_mut([from, to]).expect("two regions");
+            to.written().copy_from_slice(from.shared());
+        }
+        let mut writes = Vec::with_capacity(step.writes.len());
+        for operand in &step.writes {
+            let bytes = match operand.region {
+                Step::EMPTY => &mut [],
+                region => parts[region].take_written(),
+            };
+            writes.push(match operand.dtype {
+                DType::F32 => Write::Float(elements_mut(bytes)),
+                DType::F64 => Write::Double(elements_mut(bytes)),
+                DType::I32 => Write::Int(elements_mut(bytes)),
+            });
+        }
+        let read = |operand: &Option<Operand>| {
+            let Some(operand) = operand else {
+                return Read::InPlace;
+            };
+            let bytes = match operand.region {
+                Step::EMPTY => &[],
+                region => parts[region].shared(),
+            };
+            match operand.dtype {
+                DType::F32 => Read::Float(elements(bytes)),
+                DType::F64 => Read::Double(elements(bytes)),
+                DType::I32 => Read::Int(elements(bytes)),
+            }
+        };
+        let reads = step.reads.iter().map(read).collect();
+        op.rule().cpu(&mut Io::new(reads, writes, arguments));
+    }
+}
+
+const FREED: &str = "the buffer was freed";
+
+impl Executor for Cpu {
+    fn allocate(&mut self, dtype: DType, elements: usize) -> Buffer {
+        let memory = Memory::zeros(elements * dtype.bytes());
+        self.buffers.push(Some((dtype, memory)));
+        Buffer(self.buffers.len() - 1)
+    }
+
+    fn free(&mut self, buffer: Buffer) {
+        self.buffers[buffer.0] = None;
+    }
+
+    fn write(&mut self, buffer: Buffer, offset: usize, data: Data<'_>) {
+        let (dtype, memory) = self.buffers[buffer.0].as_mut().expect(FREED);
+        let size = dtype.bytes();
+        let to = &mut memory.bytes_mut()[size * offset..][..size * data.len()];
+        match (*dtype, data) {
+            // From a double, rounded.
+            (DType::F32, Data::F64(x)) => {
+                let to: &mut [f32] = bytemuck::cast_slice_mut(to);
+                to.iter_mut().zip(x).for_each(|(to, x)| *to = *x as f32);
+            }
+            (dtype, data) => {
+                assert_eq!(dtype, data.dtype(), "elements of another type");
+                to.copy_from_slice(bytes_of(data));
+            }
+        }
+    }
+
+    fn read(&self, buffer: Buffer, elements: Range<usize>) -> Tensor {
+        let (dtype, memory) = self.buffer(buffer);
+        let size = dtype.bytes();
+        tensor(
+            *dtype,
+            &memory.bytes()[size * elements.start..size * elements.end],
+        )
+    }
+
+    fn run(&mut self, program: &Program, arguments: Arguments, inputs: &[(&str, Data<'_>)]) {
+        self.arena.reserve(program.arena_bytes());
+        for (name, id) in program.inputs() {
+            let (_, data) = inputs
+                .iter()
+                .find(|(given, _)| *given == name)
+                .unwrap_or_else(|| panic!("input {name} is missing"));
+            let ty = program.ty(id);
+            assert_eq!(ty.dtype, data.dtype(), "input {name}: type");
+            assert_eq!(ty.elements(), data.len(), "input {name}: elements");
+            let place = program.place(id).expect("inputs of a program have a place");
+            self.arena.bytes_mut()[place.start..place.end].copy_from_slice(bytes_of(*data));
+        }
+        for (step, node) in program.steps().iter().zip(program.graph().nodes()) {
+            match self.times.take() {
+                None => self.run_step(step, &node.op, arguments),
+                Some(mut times) => {
+                    let started = Instant::now();
+                    self.run_step(step, &node.op, arguments);
+                    *times.entry(node.op.rule().name()).or_default() += started.elapsed();
+                    self.times = Some(times);
+                }
+            }
+        }
+    }
+
+    fn output(&self, program: &Program, output: ValueId) -> Tensor {
+        let place = program.place(output).expect("an output of the program");
+        let bytes = match place.storage {
+            Storage::Arena => self.arena.bytes(),
+            Storage::Buffer(buffer) => self.buffer(buffer).1.bytes(),
+        };
+        tensor(program.ty(output).dtype, &bytes[place.start..place.end])
+    }
+
+    fn start_profile(&mut self) {
+        self.times = Some(BTreeMap::new());
+    }
+
+    fn take_profile(&mut self) -> BTreeMap<&'static str, Duration> {
+        self.times.take().unwrap_or_default()
+    }
+}
+
+/// A region of an op.
+enum Part<'a> {
+    Shared(&'a [u8]),
+    Written(&'a mut [u8]),
+}
+
+impl<'a> Part<'a> {
+    fn shared(&self) -> &'a [u8] {
+        match self {
+            Self::Shared(bytes) => bytes,
+            Self::Written(_) => unreachable!("a region is read or written"),
+        }
+    }
+
+    fn written(&mut self) -> &mut [u8] {
+        match self {
+            Self::Written(bytes) => bytes,
+            Self::Shared(_) => unreachable!("a region is read or written"),
+        }
+    }
+
+    fn take_written(&mut self) -> &'a mut [u8] {
+        match self {
+            Self::Written(bytes) => std::mem::take(bytes),
+            Self::Shared(_) => unreachable!("a region is read or written"),
+        }
+    }
+}
+
+/// The regions, which are in order and do not meet.
+fn split<'a>(
+    arena: &'a mut Memory,
+    buffers: &'a mut [Option<(DType, Memory)>],
+    regions: &[(Region, bool)],
+) -> Vec<Part<'a>> {
+    let mut parts = Vec::with_capacity(regions.len());
+    let mut buffers = buffers.iter_mut();
+    let mut passed = 0;
+    let mut arena = Some(arena);
+    for group in regions.chunk_by(|(a, _), (b, _)| a.storage == b.storage) {
+        let mut rest = match group[0].0.storage {
+            Storage::Arena => arena.take().expect("regions are in order").bytes_mut(),
+            Storage::Buffer(buffer) => {
+                let memory = buffers.nth(buffer.0 - passed).and_then(Option::as_mut);
+                passed = buffer.0 + 1;
+                memory.expect(FREED).1.bytes_mut()
+            }
+        };
+        let mut at = 0;
+        for (region, is_written) in group {
+            let (bytes, behind) = rest.split_at_mut(region.end - at);
+            let bytes = &mut bytes[region.start - at..];
+            parts.push(match is_written {
+                true => Part::Written(bytes),
+                false => Part::Shared(bytes),
+            });
+            (rest, at) = (behind, region.end);
+        }
+    }
+    parts
+}
+
+/// Bytes as elements; none are at no particular address.
+fn elements<T: bytemuck::Pod>(bytes: &[u8]) -> &[T] {
+    match bytes {
+        [] => &[],
+        bytes => bytemuck::cast_slice(bytes),
+    }
+}
+
+fn elements_mut<T: bytemuck::Pod>(bytes: &mut [u8]) -> &mut [T] {
+    match bytes {
+        [] => &mut [],
+        bytes => bytemuck::cast_slice_mut(bytes),
+    }
+}
+
+fn bytes_of(data: Data<'_>) -> &[u8] {
+    match data {
+        Data::F32(x) => bytemuck::cast_slice(x),
+        Data::F64(x) => bytemuck::cast_slice(x),
+        Data::I32(x) => bytemuck::cast_slice(x),
+    }
+}
+
+fn tensor(dtype: DType, bytes: &[u8]) -> Tensor {
+    match dtype {
+        DType::F32 => Tensor::F32(elements(bytes).to_vec()),
+        DType::F64 => Tensor::F64(elements(bytes).to_vec()),
+        DType::I32 => Tensor::I32(elements(bytes).to_vec()),
+    }
+}
+
+/// Bytes that begin at a cache line.
+#[derive(Debug, Default)]
+struct Memory {
+    words: Vec<u128>,
+    bytes: usize,
+}
+
+impl Memory {
+    const LINE: usize = 64;
+    const WORD: usize = size_of::<u128>();
+
+    fn zeros(bytes: usize) -> Self {
+        Self {
+            words: vec![0; bytes.div_ceil(Self::WORD) + Self::LINE / Self::WORD],
+            bytes,
+        }
+    }
+
+    /// Holds at least so many bytes, whose content is lost where there is more to hold than before.
+    fn reserve(&mut self, bytes: usize) {
+        if bytes > self.bytes {
+            *self = Self::default();
+            *self = Self::zeros(bytes);
+        }
+    }
+
+    /// Words before the first whole line.
+    fn skipped(&self) -> usize {
+        let address = self.words.as_ptr() as usize;
+        (address.next_multiple_of(Self::LINE) - address) / Self::WORD * Self::WORD
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match self.bytes {
+            0 => &[],
+            bytes => &bytemuck::cast_slice(&self.words)[self.skipped()..][..bytes],
+        }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        let skipped = self.skipped();
+        match self.bytes {
+            0 => &mut [],
+            bytes => &mut bytemuck::cast_slice_mut(&mut self.words)[skipped..][..bytes],
+        }
+    }
+}

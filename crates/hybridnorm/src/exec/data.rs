@@ -1,0 +1,81 @@
+//! Elements on the host.
+
+use crate::graph::DType;
+
+/// Elements that somebody else holds.
+#[derive(Debug, Clone, Copy)]
+pub enum Data<'a> {
+    /// Single precision.
+    F32(&'a [f32]),
+    /// Double precision.
+    F64(&'a [f64]),
+    /// Integers.
+    I32(&'a [i32]),
+}
+
+/// Elements copied from an executor.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Tensor {
+    /// Single precision.
+    F32(Vec<f32>),
+    /// Double precision.
+    F64(Vec<f64>),
+    /// Integers.
+    I32(Vec<i32>),
+}
+
+impl Data<'_> {
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::F32(x) => x.len(),
+            Self::F64(x) => x.len(),
+            Self::I32(x) => x.len(),
+        }
+    }
+
+    /// True if there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Their type.
+    pub fn dtype(&self) -> DType {
+        match self {
+            Self::F32(_) => DType::F32,
+            Self::F64(_) => DType::F64,
+            Self::I32(_) => DType::I32,
+        }
+    }
+}
+
+impl Tensor {
+    /// The elements in single precision.
+    pub fn into_f32(self) -> Vec<f32> {
+        match self {
+            Self::F32(x) => x,
+            Self::F64(x) => x.into_iter().map(|x| x as f32).collect(),
+            Self::I32(x) => x.into_iter().map(|x| x as f32).collect(),
+        }
+    }
+
+    /// The elements in double precision.
+    pub fn into_f64(self) -> Vec<f64> {
+        match self {
+            Self::F32(x) => x.into_iter().map(f64::from).collect(),
+            Self::F64(x) => x,
+            Self::I32(x) => x.into_iter().map(f64::from).collect(),
+        }
+    }
+
+    /// The elements as integers.
+    ///
+    /// # Panics
+    /// If they are not.
+    pub fn into_i32(self) -> Vec<i32> {
+        match self {
+            Self::I32(x) => x,
+            _ => panic!("the elements are no integers"),
+        }
+    }
+}

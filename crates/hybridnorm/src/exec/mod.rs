@@ -1,0 +1,52 @@
+//! What runs programs.
+
+mod cpu;
+mod data;
+mod reference;
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::time::Duration;
+
+use crate::graph::{Buffer, DType, ValueId};
+use crate::ops::Arguments;
+use crate::plan::Program;
+
+pub use cpu::Cpu;
+pub use data::{Data, Tensor};
+pub use reference::Reference;
+
+/// Runs programs, and holds the state that outlives a run: parameters, moments, caches.
+pub trait Executor: Send {
+    /// Makes a buffer of zeros.
+    fn allocate(&mut self, dtype: DType, elements: usize) -> Buffer;
+
+    /// Gives the memory of a buffer back; programs that read it must not run any more.
+    fn free(&mut self, buffer: Buffer);
+
+    /// Overwrites elements of a buffer from `offset` on.
+    ///
+    /// # Panics
+    /// If they are of another type or there are not as many.
+    fn write(&mut self, buffer: Buffer, offset: usize, data: Data<'_>);
+
+    /// Copies elements of a buffer to the host.
+    fn read(&self, buffer: Buffer, elements: Range<usize>) -> Tensor;
+
+    /// Runs a program with the inputs that it asks for, by name.
+    ///
+    /// # Panics
+    /// If an input is missing, or of another type or length.
+    fn run(&mut self, program: &Program, arguments: Arguments, inputs: &[(&str, Data<'_>)]);
+
+    /// Copies an output of the program that ran last to the host.
+    fn output(&self, program: &Program, output: ValueId) -> Tensor;
+
+    /// Starts to measure the wall time of ops, from nothing.
+    fn start_profile(&mut self) {}
+
+    /// Ends that; gives wall time by op.
+    fn take_profile(&mut self) -> BTreeMap<&'static str, Duration> {
+        BTreeMap::new()
+    }
+}

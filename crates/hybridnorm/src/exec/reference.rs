@@ -1,0 +1,193 @@
+//! The reference executor: every op in plain loops and double precision, one value at a time. It is what
+//! all other executors are tested against, not made for speed.
+
+use std::ops::Range;
+
+use super::{Data, Executor, Tensor};
+use crate::graph::{Buffer, DType, Source, ValueId};
+use crate::ops::{Arguments, Io, Read, Write};
+use crate::plan::Program;
+
+/// Runs programs in double precision. It takes no notice of their plan.
+#[derive(Debug, Default)]
+pub struct Reference {
+    values: Vec<Option<Value>>,
+    buffers: Vec<Option<(DType, Value)>>,
+}
+
+/// Elements of a value; those in single precision are doubles here.
+#[derive(Debug, Clone)]
+enum Value {
+    Float(Vec<f64>),
+    Int(Vec<i32>),
+}
+
+impl Value {
+    fn zeros(dtype: DType, elements: usize) -> Self {
+        match dtype {
+            DType::F32 | DType::F64 => Self::Float(vec![0.0; elements]),
+            DType::I32 => Self::Int(vec![0; elements]),
+        }
+    }
+
+    fn from(data: Data<'_>) -> Self {
+        match data {
+            Data::F32(x) => Self::Float(x.iter().map(|&x| f64::from(x)).collect()),
+            Data::F64(x) => Self::Float(x.to_vec()),
+            Data::I32(x) => Self::Int(x.to_vec()),
+        }
+    }
+
+    fn slice(&self, range: Range<usize>) -> Self {
+        match self {
+            Self::Float(x) => Self::Float(x[range].to_vec()),
+            Self::Int(x) => Self::Int(x[range].to_vec()),
+        }
+    }
+
+    fn overwrite(&mut self, offset: usize, with: Self) {
+        match (self, with) {
+            (Self::Float(to), Self::Float(from)) => {
+                to[offset..offset + from.len()].copy_from_slice(&from);
+            }
+            (Self::Int(to), Self::Int(from)) => {
+                to[offset..offset + from.len()].copy_from_slice(&from);
+            }
+            _ => panic!("elements of another type"),
+        }
+    }
+
+    fn into_tensor(self) -> Tensor {
+        match self {
+            Self::Float(x) => Tensor::F64(x),
+            Self::Int(x) => Tensor::I32(x),
+        }
+    }
+
+    fn read(&self, dtype: DType) -> Read<'_, f64> {
+        match (self, dtype) {
+            (Self::Float(x), DType::F64) => Read::Double(x),
+            (Self::Float(x), _) => Read::Float(x),
+            (Self::Int(x), _) => Read::Int(x),
+        }
+    }
+
+    fn write(&mut self, dtype: DType) -> Write<'_, f64> {
+        match (self, dtype) {
+            (Self::Float(x), DType::F64) => Write::Double(x),
+            (Self::Float(x), _) => Write::Float(x),
+            (Self::Int(x), _) => Write::Int(x),
+        }
+    }
+}
+
+impl Reference {
+    /// An executor without state.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The elements of a value of the program that runs.
+    fn value(&self, program: &Program, id: ValueId) -> Value {
+        let info = program.graph().value(id);
+        match info.source {
+            Source::State(buffer, offset) => {
+                let (_, all) = self.buffers[buffer.0].as_ref().expect("a buffer");
+                all.slice(offset..offset + info.ty.elements())
+            }
+            _ => self.values[id.0]
+                .clone()
+                .expect("computed before it is read"),
+        }
+    }
+}
+
+impl Executor for Reference {
+    fn allocate(&mut self, dtype: DType, elements: usize) -> Buffer {
+        self.buffers
+            .push(Some((dtype, Value::zeros(dtype, elements))));
+        Buffer(self.buffers.len() - 1)
+    }
+
+    fn free(&mut self, buffer: Buffer) {
+        self.buffers[buffer.0] = None;
+    }
+
+    fn write(&mut self, buffer: Buffer, offset: usize, data: Data<'_>) {
+        let (_, to) = self.buffers[buffer.0].as_mut().expect("a buffer");
+        to.overwrite(offset, Value::from(data));
+    }
+
+    fn read(&self, buffer: Buffer, elements: Range<usize>) -> Tensor {
+        let (_, all) = self.buffers[buffer.0].as_ref().expect("a buffer");
+        all.slice(elements).into_tensor()
+    }
+
+    fn run(&mut self, program: &Program, arguments: Arguments, inputs: &[(&str, Data<'_>)]) {
+        let graph = program.graph();
+        self.values = vec![None; graph.values.len()];
+        for (name, id) in program.inputs() {
+            let found = inputs.iter().find(|(given, _)| *given == name);
+            let (_, data) = found.unwrap_or_else(|| panic!("input {name} is missing"));
+            assert_eq!(
+                program.ty(id).elements(),
+                data.len(),
+                "input {name}: elements"
+            );
+            self.values[id.0] = Some(Value::from(*data));
+        }
+        for node in graph.nodes() {
+            let rule = node.op.rule();
+            let updates = rule.updates(node.inputs.len());
+            let mut inputs: Vec<Value> = node
+                .inputs
+                .iter()
+                .map(|&id| self.value(program, id))
+                .collect();
+            let mut outputs: Vec<Value> = node
+                .outputs
+                .iter()
+                .map(|&id| {
+                    let ty = graph.ty(id);
+                    Value::zeros(ty.dtype, ty.elements())
+                })
+                .collect();
+            for &(input, output) in rule.in_place() {
+                outputs[output] = inputs[input].clone();
+            }
+            let types: Vec<DType> = node.inputs.iter().map(|&id| graph.ty(id).dtype).collect();
+            let mut updated: Vec<Value> = inputs[updates.clone()].to_vec();
+            let reads = inputs
+                .iter_mut()
+                .zip(&types)
+                .enumerate()
+                .map(|(i, (x, dtype))| {
+                    let is_in_place = rule.in_place().iter().any(|&(input, _)| input == i);
+                    match is_in_place || updates.contains(&i) {
+                        true => Read::InPlace,
+                        false => x.read(*dtype),
+                    }
+                });
+            let written = outputs.iter_mut().zip(&node.outputs);
+            let written = written.map(|(y, &id)| y.write(graph.ty(id).dtype));
+            let also = updated.iter_mut().zip(&types[updates.clone()]);
+            let also = also.map(|(y, dtype)| y.write(*dtype));
+            let mut io = Io::new(reads.collect(), written.chain(also).collect(), arguments);
+            rule.reference(&mut io);
+            for (&id, value) in node.outputs.iter().zip(outputs) {
+                self.values[id.0] = Some(value);
+            }
+            for (&id, value) in node.inputs[updates].iter().zip(updated) {
+                let Source::State(buffer, offset) = graph.value(id).source else {
+                    panic!("only state is updated")
+                };
+                let (_, all) = self.buffers[buffer.0].as_mut().expect("a buffer");
+                all.overwrite(offset, value);
+            }
+        }
+    }
+
+    fn output(&self, program: &Program, output: ValueId) -> Tensor {
+        self.value(program, output).into_tensor()
+    }
+}

@@ -1,0 +1,188 @@
+//! Recording a graph.
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::ops::{Add, Mul};
+use std::sync::Arc;
+
+use super::{Buffer, Graph, Node, Shape, Source, Type, ValueId};
+use crate::ops::{self, Op};
+
+/// Records ops in the order in which they are called.
+#[derive(Debug, Default)]
+pub struct Builder {
+    graph: RefCell<Graph>,
+    path: RefCell<Arc<str>>,
+    segment: Cell<Option<usize>>,
+    is_backward: Cell<bool>,
+}
+
+/// A symbolic value: a handle that is cheap to copy.
+#[derive(Clone, Copy)]
+pub struct Value<'g> {
+    graph: &'g Builder,
+    id: ValueId,
+}
+
+impl Builder {
+    /// An empty graph.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A value that the host gives before each run.
+    pub fn input(&self, name: &str, ty: Type) -> Value<'_> {
+        self.leaf(ty, Source::Input(name.into()))
+    }
+
+    /// Elements of a buffer, from `offset` on.
+    pub fn state(&self, buffer: Buffer, offset: usize, ty: Type) -> Value<'_> {
+        self.leaf(ty, Source::State(buffer, offset))
+    }
+
+    fn leaf(&self, ty: Type, source: Source) -> Value<'_> {
+        let id = self.graph.borrow_mut().add_value(ty, source);
+        self.value(id)
+    }
+
+    /// The handle of a value.
+    pub fn value(&self, id: ValueId) -> Value<'_> {
+        Value { graph: self, id }
+    }
+
+    /// Records an op; gives its outputs.
+    ///
+    /// # Panics
+    /// If the inputs do not have the shapes that the op asks for.
+    pub fn op<'g, const N: usize>(
+        &'g self,
+        op: impl Into<Op>,
+        inputs: &[Value<'g>],
+    ) -> [Value<'g>; N] {
+        let op = op.into();
+        let name = op.rule().name();
+        let outputs = self.op_of_many(op, inputs);
+        let found = outputs.len();
+        outputs
+            .try_into()
+            .unwrap_or_else(|_| panic!("{name} has {found} outputs, not {N}"))
+    }
+
+    /// Records an op with any number of outputs.
+    ///
+    /// # Panics
+    /// As [`Builder::op`].
+    pub fn op_of_many<'g>(&'g self, op: impl Into<Op>, inputs: &[Value<'g>]) -> Vec<Value<'g>> {
+        let op = op.into();
+        let types: Vec<Type> = inputs.iter().map(Value::ty).collect();
+        let outputs = op.rule().outputs(&types);
+        let mut graph = self.graph.borrow_mut();
+        let outputs: Vec<ValueId> = outputs
+            .into_iter()
+            .map(|ty| graph.add_value(ty, Source::Computed))
+            .collect();
+        graph.nodes.push(Node {
+            op,
+            inputs: inputs.iter().map(|input| input.id).collect(),
+            outputs: outputs.clone(),
+            path: self.path.borrow().clone(),
+            segment: self.segment.get(),
+            is_backward: self.is_backward.get(),
+        });
+        outputs.into_iter().map(|id| self.value(id)).collect()
+    }
+
+    /// Records what `build` does under `path`, below the present one.
+    pub fn within<T>(&self, path: &str, build: impl FnOnce() -> T) -> T {
+        let outer = self.path.borrow().clone();
+        let inner = match outer.is_empty() {
+            true => path.into(),
+            false => format!("{outer}.{path}").into(),
+        };
+        self.path.replace(inner);
+        let result = build();
+        self.path.replace(outer);
+        result
+    }
+
+    /// Records what `build` does as part `index` of the forward pass, which may be recomputed as a whole.
+    pub fn segment<T>(&self, index: usize, build: impl FnOnce() -> T) -> T {
+        let outer = self.segment.replace(Some(index));
+        let result = build();
+        self.segment.set(outer);
+        result
+    }
+
+    /// Records what `build` does as a part of the backward pass.
+    pub(crate) fn backward<T>(&self, build: impl FnOnce() -> T) -> T {
+        let outer = self.is_backward.replace(true);
+        let result = build();
+        self.is_backward.set(outer);
+        result
+    }
+
+    /// The graph that was recorded.
+    pub fn finish(self) -> Graph {
+        self.graph.into_inner()
+    }
+
+    /// A copy of what was recorded until now.
+    pub(crate) fn recorded(&self) -> Graph {
+        self.graph.borrow().clone()
+    }
+}
+
+impl<'g> Value<'g> {
+    /// Which value of the graph it is.
+    pub fn id(&self) -> ValueId {
+        self.id
+    }
+
+    /// The graph that it belongs to.
+    pub fn builder(&self) -> &'g Builder {
+        self.graph
+    }
+
+    /// Shape and element type.
+    pub fn ty(&self) -> Type {
+        self.graph.graph.borrow().ty(self.id)
+    }
+
+    /// Sizes of the dimensions.
+    pub fn shape(&self) -> Shape {
+        self.ty().shape
+    }
+
+    /// Names the value below the present path, for taps; gives it back.
+    pub fn named(self, name: &str) -> Self {
+        let path = self.graph.path.borrow();
+        let full = match path.is_empty() {
+            true => name.to_owned(),
+            false => format!("{path}.{name}"),
+        };
+        self.graph.graph.borrow_mut().names.insert(full, self.id);
+        self
+    }
+}
+
+impl fmt::Debug for Value<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "value {} {:?}", self.id.0, self.ty())
+    }
+}
+
+impl<'g> Add for Value<'g> {
+    type Output = Value<'g>;
+
+    fn add(self, other: Self) -> Self {
+        ops::add(self, other)
+    }
+}
+
+impl<'g> Mul<f64> for Value<'g> {
+    type Output = Value<'g>;
+
+    fn mul(self, factor: f64) -> Self {
+        ops::scale(self, factor)
+    }
+}

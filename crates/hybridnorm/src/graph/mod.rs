@@ -1,0 +1,127 @@
+//! A computation as data: values with shape and type, and the ops between them.
+//!
+//! A [`Builder`] records ops on symbolic [`Value`]s; what it [finishes](Builder::finish) is a plain
+//! [`Graph`], which [passes](crate::passes) rewrite and a [plan](crate::plan) turns into a program.
+//!
+//! ```
+//! use hybridnorm::graph::{Builder, Type};
+//!
+//! let g = Builder::new();
+//! let x = g.input("x", Type::f32([2, 3]));
+//! let y = (x + x) * 0.5;
+//! assert_eq!(y.shape().sizes(), [2, 3]);
+//! ```
+
+mod builder;
+mod types;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::ops::Op;
+
+pub use builder::{Builder, Value};
+pub use types::{DType, Shape, Type};
+
+/// A value of a graph.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ValueId(pub(crate) usize);
+
+/// A buffer of an executor that outlives the run of a program: parameters, moments, caches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Buffer(pub(crate) usize);
+
+/// Where the elements of a value come from.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Source {
+    /// An op.
+    Computed,
+    /// The host, before each run.
+    Input(Arc<str>),
+    /// A buffer, from this element on.
+    State(Buffer, usize),
+}
+
+/// What is known of a value.
+#[derive(Debug, Clone)]
+pub struct ValueInfo {
+    /// Shape and element type.
+    pub ty: Type,
+    /// Where its elements come from.
+    pub source: Source,
+}
+
+/// An op between values.
+#[derive(Debug, Clone)]
+pub struct Node {
+    /// What is computed.
+    pub op: Op,
+    /// What it reads, and what it updates in place ([`Operation::updates`](crate::ops::Operation::updates)).
+    pub inputs: Vec<ValueId>,
+    /// What it makes.
+    pub outputs: Vec<ValueId>,
+    /// Where in the model it stands, as `blocks.3.attention`.
+    pub path: Arc<str>,
+    /// The part of the forward pass that it belongs to and may be recomputed with.
+    pub segment: Option<usize>,
+    /// True if it was recorded by [`gradients`](crate::passes::gradients).
+    pub is_backward: bool,
+}
+
+/// Ops in the order in which they run, the values between them, and the names of some.
+#[derive(Debug, Clone, Default)]
+pub struct Graph {
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) values: Vec<ValueInfo>,
+    pub(crate) names: BTreeMap<String, ValueId>,
+}
+
+impl Graph {
+    /// The ops in order.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// What is known of a value.
+    pub fn value(&self, id: ValueId) -> &ValueInfo {
+        &self.values[id.0]
+    }
+
+    /// The value with this name.
+    pub fn named(&self, name: &str) -> Option<ValueId> {
+        self.names.get(name).copied()
+    }
+
+    /// Shape and element type of a value.
+    pub fn ty(&self, id: ValueId) -> Type {
+        self.values[id.0].ty
+    }
+
+    /// A new value that an op will make.
+    pub(crate) fn add_value(&mut self, ty: Type, source: Source) -> ValueId {
+        self.values.push(ValueInfo { ty, source });
+        ValueId(self.values.len() - 1)
+    }
+
+    /// Index of the op that makes each value.
+    pub(crate) fn producers(&self) -> Vec<Option<usize>> {
+        let mut producers = vec![None; self.values.len()];
+        for (index, node) in self.nodes.iter().enumerate() {
+            for output in &node.outputs {
+                producers[output.0] = Some(index);
+            }
+        }
+        producers
+    }
+
+    /// Indices of the ops that read each value, in order; an op that reads it twice counts twice.
+    pub(crate) fn consumers(&self) -> Vec<Vec<usize>> {
+        let mut consumers = vec![Vec::new(); self.values.len()];
+        for (index, node) in self.nodes.iter().enumerate() {
+            for input in &node.inputs {
+                consumers[input.0].push(index);
+            }
+        }
+        consumers
+    }
+}

@@ -1,0 +1,134 @@
+//! Shapes and element types.
+
+use std::fmt;
+
+/// Element type of a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DType {
+    /// Single precision.
+    F32,
+    /// Double precision: sums and norms that the host reads.
+    F64,
+    /// Token ids, and the dispatch of tokens to experts.
+    I32,
+}
+
+impl DType {
+    /// Bytes of an element.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 | Self::I32 => 4,
+            Self::F64 => 8,
+        }
+    }
+}
+
+/// Sizes of up to three dimensions, row-major; the last one is the width of a row.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Shape {
+    sizes: [usize; Self::MOST],
+    rank: usize,
+}
+
+impl Shape {
+    const MOST: usize = 3;
+
+    /// The sizes.
+    pub fn sizes(&self) -> &[usize] {
+        &self.sizes[..self.rank]
+    }
+
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.sizes().iter().product()
+    }
+
+    /// Elements of a row: the last size.
+    pub fn width(&self) -> usize {
+        self.sizes().last().copied().unwrap_or(1)
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        let (_, outer) = self.sizes().split_last().unwrap_or((&1, &[]));
+        outer.iter().product()
+    }
+
+    /// The same rows with another width.
+    pub fn with_width(mut self, width: usize) -> Self {
+        self.rank = self.rank.max(1);
+        self.sizes[self.rank - 1] = width;
+        self
+    }
+}
+
+impl From<&[usize]> for Shape {
+    /// # Panics
+    /// If there are more than three sizes.
+    fn from(given: &[usize]) -> Self {
+        assert!(given.len() <= Self::MOST, "{given:?} has too many sizes");
+        let mut sizes = [1; Self::MOST];
+        sizes[..given.len()].copy_from_slice(given);
+        Self {
+            sizes,
+            rank: given.len(),
+        }
+    }
+}
+
+impl<const N: usize> From<[usize; N]> for Shape {
+    fn from(sizes: [usize; N]) -> Self {
+        Self::from(&sizes[..])
+    }
+}
+
+impl fmt::Debug for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.sizes())
+    }
+}
+
+/// Shape and element type of a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Type {
+    /// Sizes of the dimensions.
+    pub shape: Shape,
+    /// Element type.
+    pub dtype: DType,
+}
+
+impl Type {
+    /// Single precision.
+    pub fn f32(shape: impl Into<Shape>) -> Self {
+        Self {
+            shape: shape.into(),
+            dtype: DType::F32,
+        }
+    }
+
+    /// Double precision.
+    pub fn f64(shape: impl Into<Shape>) -> Self {
+        Self {
+            shape: shape.into(),
+            dtype: DType::F64,
+        }
+    }
+
+    /// Integers.
+    pub fn i32(shape: impl Into<Shape>) -> Self {
+        Self {
+            shape: shape.into(),
+            dtype: DType::I32,
+        }
+    }
+
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.shape.elements()
+    }
+
+    /// Bytes of all elements.
+    pub fn bytes(&self) -> usize {
+        self.elements() * self.dtype.bytes()
+    }
+}

@@ -1,0 +1,145 @@
+//! The feed-forward's nonlinearity.
+
+use hybridnorm_kernels::activation::{self, Activation as Function};
+
+use super::{Backward, Io, Operation};
+use crate::graph::{Type, Value};
+
+/// An activation function; gated ones read rows of `[gate | up]` and halve their width.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Activation {
+    pub(crate) function: Function,
+    /// Elements of an output row.
+    width: usize,
+}
+
+/// Gradient of the input, and the activation itself once more, which then need not be saved for backward.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ActivationGrad(Activation);
+
+/// `function(x)`: (.., f), or (.., 2f) for gated ones, to (.., f).
+///
+/// # Panics
+/// If a gated function is given rows of an odd width.
+pub fn activation(x: Value<'_>, function: Function) -> Value<'_> {
+    let per_output = function.inputs(1);
+    let wide = x.shape().width();
+    assert!(wide.is_multiple_of(per_output), "activation: rows of {wide}");
+    let width = wide / per_output;
+    let [y] = x.builder().op(Activation { function, width }, &[x]);
+    y
+}
+
+impl Operation for Activation {
+    fn name(&self) -> &'static str {
+        "activation"
+    }
+
+    fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
+        vec![Type::f32(inputs[0].shape.with_width(self.width))]
+    }
+
+    fn backward<'g>(&self, at: &Backward<'g>) -> Vec<Option<Value<'g>>> {
+        let inputs = [at.input(0), at.gradient()];
+        let [dx, _] = at.graph().op(ActivationGrad(*self), &inputs);
+        vec![Some(dx)]
+    }
+
+    fn reference(&self, io: &mut Io<'_, f64>) {
+        let (x, y) = (io.read(0), io.write());
+        forward(self.function, self.width, x, y);
+    }
+
+    fn cpu(&self, io: &mut Io<'_, f32>) {
+        activation::forward(self.function, io.read(0), io.write(), self.width);
+    }
+}
+
+impl Operation for ActivationGrad {
+    fn name(&self) -> &'static str {
+        "activation, gradient"
+    }
+
+    fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
+        inputs.to_vec()
+    }
+
+    fn in_place(&self) -> &'static [(usize, usize)] {
+        &[(1, 1)]
+    }
+
+    fn reference(&self, io: &mut Io<'_, f64>) {
+        let (x, dx, hidden) = (io.read(0), io.write(), io.write());
+        backward(self.0.function, self.0.width, x, hidden, dx);
+        forward(self.0.function, self.0.width, x, hidden);
+    }
+
+    fn cpu(&self, io: &mut Io<'_, f32>) {
+        let (x, dx, hidden) = (io.read(0), io.write(), io.write());
+        activation::backward(self.0.function, x, hidden, dx, self.0.width);
+    }
+}
+
+/// Value and derivative of what multiplies `up`, or of the whole function where nothing does.
+fn at(function: Function, x: f64) -> (f64, f64) {
+    match function {
+        // x · sigmoid(x)
+        Function::Swiglu => {
+            let s = 1.0 / (1.0 + (-x).exp());
+            (x * s, s + x * s * (1.0 - s))
+        }
+        // x · (1 + tanh(u)) / 2, u = √(2/π) (x + 0.044715 x³)
+        Function::Geglu | Function::Gelu => {
+            let root = (2.0 / std::f64::consts::PI).sqrt();
+            let t = (root * (x + 0.044715 * x.powi(3))).tanh();
+            let slope = root * (1.0 + 3.0 * 0.044715 * x * x);
+            (0.5 * x * (1.0 + t), 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * slope)
+        }
+        Function::Relu2 => (x.max(0.0).powi(2), 2.0 * x.max(0.0)),
+    }
+}
+
+/// [`Activation`] in double precision.
+pub(super) fn forward(function: Function, f: usize, x: &[f64], y: &mut [f64]) {
+    let wide = function.inputs(f);
+    for (x, y) in x.chunks(wide).zip(y.chunks_mut(f)) {
+        for (i, y) in y.iter_mut().enumerate() {
+            let up = if wide > f { x[f + i] } else { 1.0 };
+            *y = at(function, x[i]).0 * up;
+        }
+    }
+}
+
+/// Gradient of [`forward`]'s input.
+pub(super) fn backward(function: Function, f: usize, x: &[f64], dy: &[f64], dx: &mut [f64]) {
+    let wide = function.inputs(f);
+    let rows = x.chunks(wide).zip(dy.chunks(f)).zip(dx.chunks_mut(wide));
+    for ((x, dy), dx) in rows {
+        for (i, dy) in dy.iter().enumerate() {
+            let (value, slope) = at(function, x[i]);
+            let up = if wide > f { x[f + i] } else { 1.0 };
+            dx[i] = dy * slope * up;
+            if wide > f {
+                dx[f + i] = dy * value;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::linear;
+    use super::super::testing::{check, floats, floats_by};
+    use super::*;
+
+    #[test]
+    fn every_function_alone_and_before_a_projection() {
+        let functions = [Function::Swiglu, Function::Geglu, Function::Gelu, Function::Relu2];
+        for function in functions {
+            let wide = function.inputs(7);
+            let x = || floats_by(1, [2, 5, wide], |x| 3.0 * x);
+            check(&[x()], |_, x| activation(x[0], function));
+            check(&[x(), floats(2, [4, 7])], |_, x| linear(activation(x[0], function), x[1]));
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! `x + y`, as in a residual connection.
+
+use hybridnorm_kernels::elementwise;
+
+use super::{Backward, Io, Operation};
+use crate::graph::{Type, Value};
+
+/// The sum of two values of one shape.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Add;
+
+/// `x + y`.
+///
+/// # Panics
+/// If the shapes differ.
+pub fn add<'g>(x: Value<'g>, y: Value<'g>) -> Value<'g> {
+    let [sum] = x.builder().op(Add, &[x, y]);
+    sum
+}
+
+impl Operation for Add {
+    fn name(&self) -> &'static str {
+        "add"
+    }
+
+    fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
+        let [x, y] = inputs else {
+            panic!("add reads two values")
+        };
+        assert_eq!(x, y, "add: shapes differ");
+        vec![*x]
+    }
+
+    fn backward<'g>(&self, at: &Backward<'g>) -> Vec<Option<Value<'g>>> {
+        vec![Some(at.gradient()); 2]
+    }
+
+    fn in_place(&self) -> &'static [(usize, usize)] {
+        &[(1, 0)]
+    }
+
+    fn reference(&self, io: &mut Io<'_, f64>) {
+        let (x, sum) = (io.read(0), io.write());
+        for (sum, x) in sum.iter_mut().zip(x) {
+            *sum += x;
+        }
+    }
+
+    fn cpu(&self, io: &mut Io<'_, f32>) {
+        elementwise::add_to(io.read(0), io.write());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{check, floats};
+    use super::*;
+
+    #[test]
+    fn sums_have_the_gradient_twice() {
+        check(&[floats(1, [5, 3]), floats(2, [5, 3])], |_, x| add(x[0], x[1]));
+        check(&[floats(1, [2, 5, 3])], |_, x| x[0] + (x[0] + x[0]) * 0.5);
+    }
+}

@@ -1,0 +1,388 @@
+//! Causal self-attention of packed queries, keys and values.
+
+use hybridnorm_kernels::attention::{self, Attention as Spec};
+
+use super::{Backward, Io, Operation, QkvPrep};
+use crate::graph::{Type, Value};
+
+/// Causal self-attention of packed q·k·v to the context, with the log-sum-exp of every query's scores,
+/// saved for backward.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Attention(pub(crate) Spec);
+
+/// Gradient of the packed q·k·v.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionGrad(pub(crate) Spec);
+
+/// [`QkvPrep`] and [`Attention`] in one: normed and rotated heads exist a tile at a time.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct NormedAttention {
+    pub(crate) prep: QkvPrep,
+    pub(crate) attention: Spec,
+}
+
+/// Gradients of [`NormedAttention`], for which the heads are normed and rotated again.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct NormedAttentionGrad(pub(crate) NormedAttention);
+
+/// Causal self-attention from packed q·k·v (b, t, (h + g)·k + g·value) to the context (b, t, h·value).
+///
+/// # Panics
+/// If the shapes are not those of the spec.
+pub fn attention(qkv_btc: Value<'_>, spec: Spec) -> Value<'_> {
+    let [context, _] = qkv_btc.builder().op(Attention(spec), &[qkv_btc]);
+    context
+}
+
+/// Types of context and log-sum-exp.
+fn outputs_of(spec: &Spec) -> Vec<Type> {
+    vec![
+        Type::f32([spec.batch, spec.seq, spec.heads * spec.value_dim]),
+        Type::f32([spec.batch, spec.heads, spec.seq]),
+    ]
+}
+
+/// Operations of the matmuls of the causal half of the scores, forward.
+fn products(spec: &Spec) -> u64 {
+    let pairs = spec.batch * spec.heads * spec.seq * (spec.seq + 1) / 2;
+    2 * (pairs * (spec.head_dim + spec.value_dim)) as u64
+}
+
+impl Operation for Attention {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
+        let Spec { batch, seq, heads, kv_heads, head_dim, value_dim, .. } = self.0;
+        let width = (heads + kv_heads) * head_dim + kv_heads * value_dim;
+        assert_eq!(inputs[0], Type::f32([batch, seq, width]), "attention: packed q·k·v");
+        outputs_of(&self.0)
+    }
+
+    fn backward<'g>(&self, at: &Backward<'g>) -> Vec<Option<Value<'g>>> {
+        let inputs = [at.input(0), at.output(0), at.output(1), at.gradient()];
+        let [dx] = at.graph().op(AttentionGrad(self.0), &inputs);
+        vec![Some(dx)]
+    }
+
+    fn flops(&self, _inputs: &[Type]) -> u64 {
+        products(&self.0)
+    }
+
+    fn reference(&self, io: &mut Io<'_, f64>) {
+        forward(&self.0, io.read(0), io.write(), io.write());
+    }
+
+    fn cpu(&self, io: &mut Io<'_, f32>) {
+        attention::forward(&self.0, io.read(0), io.write(), io.write());
+    }
+}
+
+impl Operation for AttentionGrad {
+    fn name(&self) -> &'static str {
+        "attention, gradient"
+    }
+
+    /// Reads q·k·v, context, log-sum-exp, and the gradient of the context.
+    fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
+        vec![inputs[0]]
+    }
+
+    fn flops(&self, _inputs: &[Type]) -> u64 {
+        // The scores once more, and two matmuls for each of the forward pass.
+        5 * products(&self.0) / 2
+    }
+
+    fn reference(&self, io: &mut Io<'_, f64>) {
+        backward(&self.0, io.read(0), io.read(3), io.write());
+    }
+
+    fn cpu(&self, io: &mut Io<'_, f32>) {
+        let (qkv, ctx, lse, dctx) = (io.read(0), io.read(1), io.read(2), io.read(3));
+        attention::backward(&self.0, qkv, ctx, lse, dctx, io.write());
+    }
+}
+
+impl NormedAttention {
+    /// True if the kernel norms heads one by one, without the whole packed row.
+    fn is_by_head(&self) -> bool {
+        self.prep.spec.is_by_head()
+    }
+
+    /// Elements of the packed q·k·v that must be written down.
+    fn rows(&self, inputs: &[Type]) -> usize {
+        if self.is_by_head() { 0 } else { inputs[0].elements() }
+    }
+}
+
+impl Operation for NormedAttention {
+    fn name(&self) -> &'static str {
+        "attention"
+    }
+
+    /// Reads what [`QkvPrep`] reads.
+    fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
+        self.prep.check(inputs);
+        outputs_of(&self.attention)
+    }
+
+    fn flops(&self, _inputs: &[Type]) -> u64 {
+        products(&self.attention)
+    }
+
+    fn scratch(&self, inputs: &[Type]) -> usize {
+        self.rows(inputs)
+    }
+
+    fn reference(&self, io: &mut Io<'_, f64>) {
+        let mut rows = vec![0.0; io.read(0).len()];
+        self.prep.exact(io, &mut rows);
+        forward(&self.attention, &rows, io.write(), io.write());
+    }
+
+    fn cpu(&self, io: &mut Io<'_, f32>) {
+        let (ctx, lse) = (io.write(), io.write());
+        let (prep, qkv) = (self.prep.preparation(io), io.read(0));
+        if self.is_by_head() {
+            return attention::forward_prepared(&self.attention, &prep, qkv, ctx, lse);
+        }
+        let rows = io.write();
+        hybridnorm_kernels::qkv::forward(&prep, qkv, rows);
+        attention::forward(&self.attention, rows, ctx, lse);
+    }
+}
+
+impl Operation for NormedAttentionGrad {
+    fn name(&self) -> &'static str {
+        "attention, gradient"
+    }
+
+    /// Reads what [`QkvPrep`] reads, context, log-sum-exp, and the gradient of the context.
+    fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
+        vec![inputs[0], inputs[2], inputs[3], inputs[4]]
+    }
+
+    fn flops(&self, _inputs: &[Type]) -> u64 {
+        5 * products(&self.0.attention) / 2
+    }
+
+    fn scratch(&self, inputs: &[Type]) -> usize {
+        2 * self.0.rows(inputs)
+    }
+
+    fn reference(&self, io: &mut Io<'_, f64>) {
+        let (dx, dparams) = (io.write(), [io.write(), io.write(), io.write()]);
+        let mut rows = vec![0.0; dx.len()];
+        self.0.prep.exact(io, &mut rows);
+        let mut drows = vec![0.0; dx.len()];
+        backward(&self.0.attention, &rows, io.read(7), &mut drows);
+        self.0.prep.exact_backward(io, &drows, dx, dparams);
+    }
+
+    fn cpu(&self, io: &mut Io<'_, f32>) {
+        let (dx, dparams) = (io.write(), [io.write(), io.write(), io.write()]);
+        let (prep, spec, qkv) = (self.0.prep.preparation(io), &self.0.attention, io.read(0));
+        let (ctx, lse, dctx) = (io.read(5), io.read(6), io.read(7));
+        if self.0.is_by_head() {
+            return attention::backward_prepared(spec, &prep, qkv, ctx, lse, dctx, dx, dparams);
+        }
+        let (rows, drows) = io.write().split_at_mut(qkv.len());
+        hybridnorm_kernels::qkv::forward(&prep, qkv, rows);
+        attention::backward(spec, rows, ctx, lse, dctx, drows);
+        hybridnorm_kernels::qkv::backward(&prep, qkv, drows, dx, dparams);
+    }
+}
+
+/// Where the head of a query, of its key and of its value begin in row (b, t).
+struct Places<'a> {
+    spec: &'a Spec,
+    width: usize,
+}
+
+impl<'a> Places<'a> {
+    fn new(spec: &'a Spec) -> Self {
+        let width = (spec.heads + spec.kv_heads) * spec.head_dim + spec.kv_heads * spec.value_dim;
+        Self { spec, width }
+    }
+
+    fn query(&self, b: usize, t: usize, h: usize) -> usize {
+        (b * self.spec.seq + t) * self.width + h * self.spec.head_dim
+    }
+
+    fn key(&self, b: usize, t: usize, h: usize) -> usize {
+        let group = h / (self.spec.heads / self.spec.kv_heads);
+        self.query(b, t, self.spec.heads + group)
+    }
+
+    fn value(&self, b: usize, t: usize, h: usize) -> usize {
+        let group = h / (self.spec.heads / self.spec.kv_heads);
+        let all_keys = self.query(b, t, self.spec.heads + self.spec.kv_heads);
+        all_keys + group * self.spec.value_dim
+    }
+
+    fn context(&self, b: usize, t: usize, h: usize) -> usize {
+        ((b * self.spec.seq + t) * self.spec.heads + h) * self.spec.value_dim
+    }
+
+    /// Calls `f(b, t, h)` for every query.
+    fn for_each(&self, mut f: impl FnMut(usize, usize, usize)) {
+        for b in 0..self.spec.batch {
+            for t in 0..self.spec.seq {
+                (0..self.spec.heads).for_each(|h| f(b, t, h));
+            }
+        }
+    }
+
+    /// Scores of a query with the keys up to its own, and their slopes under the soft cap.
+    fn scores(&self, qkv: &[f64], b: usize, t: usize, h: usize) -> Vec<(f64, f64)> {
+        let q = &qkv[self.query(b, t, h)..][..self.spec.head_dim];
+        let score = |s| {
+            let k = &qkv[self.key(b, s, h)..][..self.spec.head_dim];
+            let u = f64::from(self.spec.scale) * q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>();
+            match self.spec.softcap.map(f64::from) {
+                None => (u, 1.0),
+                Some(cap) => (cap * (u / cap).tanh(), 1.0 - (u / cap).tanh().powi(2)),
+            }
+        };
+        (0..=t).map(score).collect()
+    }
+}
+
+/// Softmax weights, and the log-sum-exp of the scores.
+fn softmax(scores: &[(f64, f64)]) -> (Vec<f64>, f64) {
+    let largest = scores.iter().fold(f64::NEG_INFINITY, |m, s| m.max(s.0));
+    let total: f64 = scores.iter().map(|s| (s.0 - largest).exp()).sum();
+    let weights = scores.iter().map(|s| (s.0 - largest).exp() / total);
+    (weights.collect(), largest + total.ln())
+}
+
+/// [`Attention`] in double precision.
+pub(super) fn forward(spec: &Spec, qkv: &[f64], ctx: &mut [f64], lse: &mut [f64]) {
+    let at = Places::new(spec);
+    ctx.fill(0.0);
+    at.for_each(|b, t, h| {
+        let (weights, log_sum) = softmax(&at.scores(qkv, b, t, h));
+        lse[(b * spec.heads + h) * spec.seq + t] = log_sum;
+        let ctx = &mut ctx[at.context(b, t, h)..][..spec.value_dim];
+        for (s, p) in weights.iter().enumerate() {
+            let v = &qkv[at.value(b, s, h)..][..spec.value_dim];
+            ctx.iter_mut().zip(v).for_each(|(ctx, v)| *ctx += p * v);
+        }
+    });
+}
+
+/// Gradient of [`forward`]'s input in double precision.
+pub(super) fn backward(spec: &Spec, qkv: &[f64], dctx: &[f64], dqkv: &mut [f64]) {
+    let at = Places::new(spec);
+    dqkv.fill(0.0);
+    at.for_each(|b, t, h| {
+        let scores = at.scores(qkv, b, t, h);
+        let (weights, _) = softmax(&scores);
+        let dctx = &dctx[at.context(b, t, h)..][..spec.value_dim];
+        let dp: Vec<f64> = (0..=t)
+            .map(|s| {
+                let v = &qkv[at.value(b, s, h)..][..spec.value_dim];
+                dctx.iter().zip(v).map(|(d, v)| d * v).sum()
+            })
+            .collect();
+        let along: f64 = weights.iter().zip(&dp).map(|(p, dp)| p * dp).sum();
+        for s in 0..=t {
+            let du = weights[s] * (dp[s] - along) * scores[s].1 * f64::from(spec.scale);
+            let (q, k, v) = (at.query(b, t, h), at.key(b, s, h), at.value(b, s, h));
+            for i in 0..spec.head_dim {
+                dqkv[q + i] += du * qkv[k + i];
+                dqkv[k + i] += du * qkv[q + i];
+            }
+            for (i, dctx) in dctx.iter().enumerate() {
+                dqkv[v + i] += weights[s] * dctx;
+            }
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use hybridnorm_kernels::norm::{Gain, Norm, NormFn};
+    use hybridnorm_kernels::qkv::{QkOrder, QkvPrep as Prep, rope_table};
+
+    use super::super::qkv_prep;
+    use super::super::testing::{check, check_close, constant, floats, floats_by};
+    use super::*;
+
+    fn spec(seq: usize, value_dim: usize, softcap: Option<f32>) -> Spec {
+        Spec {
+            batch: 2,
+            seq,
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 6,
+            value_dim,
+            scale: 0.4,
+            softcap,
+        }
+    }
+
+    #[test]
+    fn heads_attend_to_what_came_before() {
+        for (seq, value_dim, softcap) in [(1, 6, None), (5, 6, Some(0.7)), (9, 3, None)] {
+            let spec = spec(seq, value_dim, softcap);
+            let width = 6 * 6 + 2 * value_dim;
+            let qkv = floats_by(1, [2, seq, width], |x| 2.0 * x);
+            check(&[qkv], |_, x| attention(x[0], spec));
+        }
+    }
+
+    #[test]
+    fn norms_and_rotations_before_attention() {
+        let per_head = |groups: usize, gain| Norm {
+            function: NormFn::Rms,
+            eps: 1e-5,
+            gain,
+            bias: false,
+            width: 6,
+            groups,
+        };
+        let full = |heads: usize| Norm { width: 6 * heads, ..per_head(1, Gain::Plain) };
+        let (plain, own) = (per_head(1, Gain::None), |h| Some(per_head(h, Gain::OnePlus)));
+        let norms = [
+            [None; 3],
+            [Some(per_head(1, Gain::Plain)); 3],
+            [own(4), own(2), Some(plain)],
+            [Some(full(4)), Some(full(2)), None],
+        ];
+        for [q, k, v] in norms {
+            for (order, clip) in [(QkOrder::BeforeRope, None), (QkOrder::AfterRope, Some(0.7))] {
+                let prep = Prep {
+                    heads: 4,
+                    kv_heads: 2,
+                    head_dim: 6,
+                    q,
+                    k,
+                    v,
+                    order,
+                    qk_scale: 1.2,
+                    clip,
+                };
+                let [q_len, k_len, v_len] = [q, k, v].map(|n| n.map_or(0, |n| n.params_len()));
+                let table = rope_table(100.0, 6, 0, 5);
+                let given = [
+                    floats(1, [2, 5, 48]),
+                    floats_by(2, [q_len], |x| 1.0 + 0.3 * x),
+                    floats_by(3, [k_len], |x| 1.0 + 0.3 * x),
+                    floats_by(4, [v_len], |x| 1.0 + 0.3 * x),
+                    constant([5, 6], &table),
+                ];
+                check(&given, |_, x| prepared(x, prep));
+                // Gradients of the norms' parameters are summed head by head where ops are fused.
+                check_close(&given, &[], |_, x| {
+                    vec![attention(prepared(x, prep), spec(5, 6, None))]
+                });
+            }
+        }
+    }
+
+    fn prepared<'g>(x: &[Value<'g>], prep: Prep) -> Value<'g> {
+        qkv_prep(x[0], x[4], [Some(x[1]), Some(x[2]), Some(x[3])], prep)
+    }
+}

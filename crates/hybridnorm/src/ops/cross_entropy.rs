@@ -1,0 +1,291 @@
+//! The training loss: cross-entropy of logits, with the z-loss.
+
+use hybridnorm_kernels::cross_entropy::{self, LossSpec as Spec, LossSums};
+
+use super::{Backward, Io, Operation, fill};
+use crate::graph::{Type, Value};
+
+/// `objective` and `cross-entropy` of given logits: sums over rows, divided by [`Spec::divisor`]; the
+/// objective adds `z_loss · logsumexp²`. Scale and cap of the spec do not apply: they are ops of their own.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CrossEntropy(pub(crate) Spec);
+
+/// Gradient of the logits from that of the objective.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CrossEntropyGrad(pub(crate) Spec);
+
+/// Output projection and [`CrossEntropy`] in one: logits exist for a chunk of rows at a time.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct HeadLoss(pub(crate) Spec);
+
+/// [`HeadLoss`] and the gradients of what it reads, taken while a chunk of logits is at hand.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct HeadLossGrad(pub(crate) Spec);
+
+/// `[objective, cross-entropy]` in nats, one element each, of logits (.., v) and targets (n). A target of
+/// -1 is not counted. Only the objective has gradients.
+///
+/// # Panics
+/// If there are not as many targets as rows of logits.
+pub fn cross_entropy<'g>(
+    logits: Value<'g>,
+    targets_n: Value<'g>,
+    z_loss: f64,
+    divisor: f64,
+) -> [Value<'g>; 2] {
+    let spec = Spec {
+        width: 1,
+        vocab: logits.shape().width(),
+        logit_scale: 1.0,
+        softcap: None,
+        z_loss: z_loss as f32,
+        divisor: divisor as f32,
+    };
+    logits.builder().op(CrossEntropy(spec), &[logits, targets_n])
+}
+
+/// `[objective, cross-entropy]` from sums over rows.
+fn divided(spec: &Spec, sums: &LossSums) -> [f64; 2] {
+    let divisor = f64::from(spec.divisor);
+    let cross_entropy = sums.cross_entropy / divisor;
+    [cross_entropy + f64::from(spec.z_loss) * sums.z / divisor, cross_entropy]
+}
+
+fn write(spec: &Spec, sums: &LossSums, io: &mut Io<'_, f32>) {
+    for loss in divided(spec, sums) {
+        io.write()[0] = loss as f32;
+    }
+}
+
+fn check_targets(rows: usize, targets: Type) {
+    assert_eq!(targets, Type::i32(targets.shape), "cross-entropy: targets");
+    assert_eq!(rows, targets.elements(), "cross-entropy: a target for every row");
+}
+
+/// Log-sum-exp of a row, the largest first for the sake of range.
+fn log_sum_exp(z: &[f64]) -> f64 {
+    let largest = z.iter().fold(f64::NEG_INFINITY, |m, z| m.max(*z));
+    largest + z.iter().map(|z| (z - largest).exp()).sum::<f64>().ln()
+}
+
+/// [`CrossEntropy`] in double precision.
+fn forward(spec: &Spec, logits: &[f64], targets: &[i32]) -> [f64; 2] {
+    let mut sums = LossSums::default();
+    for (z, &target) in logits.chunks(spec.vocab).zip(targets) {
+        if let Ok(target) = usize::try_from(target) {
+            let log_sum = log_sum_exp(z);
+            sums.cross_entropy += log_sum - z[target];
+            sums.z += log_sum * log_sum;
+        }
+    }
+    divided(spec, &sums)
+}
+
+/// The gradient of the logits, in their place.
+fn backward(spec: &Spec, logits: &mut [f64], targets: &[i32], upstream: f64) {
+    let factor = upstream / f64::from(spec.divisor);
+    for (z, &target) in logits.chunks_mut(spec.vocab).zip(targets) {
+        let Ok(target) = usize::try_from(target) else {
+            z.fill(0.0);
+            continue;
+        };
+        let log_sum = log_sum_exp(z);
+        let weight = 1.0 + 2.0 * f64::from(spec.z_loss) * log_sum;
+        z.iter_mut().for_each(|z| *z = (*z - log_sum).exp() * weight * factor);
+        z[target] -= factor;
+    }
+}
+
+/// Logits of [`HeadLoss`] in double precision, and the slope of each in `x · w`.
+fn logits(spec: &Spec, x: &[f64], w: &[f64]) -> (Vec<f64>, Vec<f64>) {
+    let scale = f64::from(spec.logit_scale);
+    let each = x.chunks(spec.width).flat_map(|x| {
+        w.chunks(spec.width).map(move |w| {
+            let z = scale * x.iter().zip(w).map(|(x, w)| x * w).sum::<f64>();
+            match spec.softcap.map(f64::from) {
+                None => (z, scale),
+                Some(cap) => (cap * (z / cap).tanh(), scale * (1.0 - (z / cap).tanh().powi(2))),
+            }
+        })
+    });
+    each.unzip()
+}
+
+impl Operation for CrossEntropy {
+    fn name(&self) -> &'static str {
+        "cross-entropy"
+    }
+
+    fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
+        assert_eq!(inputs[0].shape.width(), self.0.vocab, "cross-entropy: logits");
+        check_targets(inputs[0].shape.rows(), inputs[1]);
+        vec![Type::f32([1]); 2]
+    }
+
+    fn backward<'g>(&self, at: &Backward<'g>) -> Vec<Option<Value<'g>>> {
+        let seed = at.gradient_of(0).unwrap_or_else(|| fill(at.graph(), 0.0, Type::f32([1])));
+        let inputs = [at.input(0), at.input(1), seed];
+        let [dlogits] = at.graph().op(CrossEntropyGrad(self.0), &inputs);
+        vec![Some(dlogits), None]
+    }
+
+    fn reference(&self, io: &mut Io<'_, f64>) {
+        for loss in forward(&self.0, io.read(0), io.ints(1)) {
+            io.write()[0] = loss;
+        }
+    }
+
+    fn cpu(&self, io: &mut Io<'_, f32>) {
+        let sums = cross_entropy::loss_of_logits(&self.0, io.read(0), io.ints(1));
+        write(&self.0, &sums, io);
+    }
+}
+
+impl Operation for CrossEntropyGrad {
+    fn name(&self) -> &'static str {
+        "cross-entropy, gradient"
+    }
+
+    fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
+        vec![inputs[0]]
+    }
+
+    fn in_place(&self) -> &'static [(usize, usize)] {
+        &[(0, 0)]
+    }
+
+    fn reference(&self, io: &mut Io<'_, f64>) {
+        backward(&self.0, io.write(), io.ints(1), io.read(2)[0]);
+    }
+
+    fn cpu(&self, io: &mut Io<'_, f32>) {
+        cross_entropy::logits_backward(&self.0, io.write(), io.ints(1), io.read(2)[0]);
+    }
+}
+
+impl HeadLoss {
+    fn check(&self, inputs: &[Type]) {
+        let Spec { width, vocab, .. } = self.0;
+        assert_eq!(inputs[0].shape.width(), width, "head and loss: width of the rows");
+        assert_eq!(inputs[1], Type::f32([vocab, width]), "head and loss: weight");
+        check_targets(inputs[0].shape.rows(), inputs[2]);
+    }
+
+    fn products(&self, inputs: &[Type]) -> u64 {
+        2 * (inputs[0].elements() * self.0.vocab) as u64
+    }
+}
+
+impl Operation for HeadLoss {
+    fn name(&self) -> &'static str {
+        "head and loss"
+    }
+
+    /// Reads rows, the head's weight and targets.
+    fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
+        self.check(inputs);
+        vec![Type::f32([1]); 2]
+    }
+
+    fn flops(&self, inputs: &[Type]) -> u64 {
+        self.products(inputs)
+    }
+
+    fn scratch(&self, inputs: &[Type]) -> usize {
+        self.0.scratch(inputs[0].shape.rows())
+    }
+
+    fn reference(&self, io: &mut Io<'_, f64>) {
+        let (logits, _) = logits(&self.0, io.read(0), io.read(1));
+        for loss in forward(&self.0, &logits, io.ints(2)) {
+            io.write()[0] = loss;
+        }
+    }
+
+    fn cpu(&self, io: &mut Io<'_, f32>) {
+        let (x, w, targets) = (io.read(0), io.read(1), io.ints(2));
+        let (objective, loss, scratch) = (io.write(), io.write(), io.write());
+        let sums = cross_entropy::loss(&self.0, x, w, targets, None, scratch);
+        let losses = divided(&self.0, &sums);
+        (objective[0], loss[0]) = (losses[0] as f32, losses[1] as f32);
+    }
+}
+
+impl Operation for HeadLossGrad {
+    fn name(&self) -> &'static str {
+        "head and loss"
+    }
+
+    fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
+        HeadLoss(self.0).check(inputs);
+        vec![Type::f32([1]), Type::f32([1]), inputs[0], inputs[1]]
+    }
+
+    fn flops(&self, inputs: &[Type]) -> u64 {
+        3 * HeadLoss(self.0).products(inputs)
+    }
+
+    fn scratch(&self, inputs: &[Type]) -> usize {
+        self.0.scratch(inputs[0].shape.rows())
+    }
+
+    fn reference(&self, io: &mut Io<'_, f64>) {
+        let (x, w, targets) = (io.read(0), io.read(1), io.ints(2));
+        let (mut z, slopes) = logits(&self.0, x, w);
+        for loss in forward(&self.0, &z, targets) {
+            io.write()[0] = loss;
+        }
+        let (dx, dw) = (io.write(), io.write());
+        backward(&self.0, &mut z, targets, 1.0);
+        dx.fill(0.0);
+        dw.fill(0.0);
+        let Spec { width, vocab, .. } = self.0;
+        for (at, (dz, slope)) in z.iter().zip(slopes).enumerate() {
+            let (row, entry) = (at / vocab * width, at % vocab * width);
+            for i in 0..width {
+                dx[row + i] += dz * slope * w[entry + i];
+                dw[entry + i] += dz * slope * x[row + i];
+            }
+        }
+    }
+
+    fn cpu(&self, io: &mut Io<'_, f32>) {
+        let (x, w, targets) = (io.read(0), io.read(1), io.ints(2));
+        let (objective, loss, dx, dw) = (io.write(), io.write(), io.write(), io.write());
+        let scratch = io.write();
+        let sums = cross_entropy::loss_and_gradients(&self.0, x, w, targets, dx, dw, scratch);
+        let losses = divided(&self.0, &sums);
+        (objective[0], loss[0]) = (losses[0] as f32, losses[1] as f32);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{check_close, check_with, floats, floats_by, ints};
+    use super::super::{linear, scale, softcap};
+    use super::*;
+
+    #[test]
+    fn losses_of_logits() {
+        let targets = || ints([4], &[2, -1, 0, 6]);
+        for z_loss in [0.0, 0.1] {
+            let given = [floats_by(1, [2, 2, 7], |x| 4.0 * x), targets()];
+            check_with(&given, &[1], |_, x| cross_entropy(x[0], x[1], z_loss, 3.0).to_vec());
+        }
+    }
+
+    #[test]
+    fn heads_with_their_losses() {
+        let given = || [floats(1, [4, 5]), floats(2, [7, 5]), ints([4], &[2, -1, 0, 6])];
+        for (factor, cap) in [(1.0, None), (3.0, Some(2.0)), (0.5, None)] {
+            check_close(&given(), &[1], |_, x| {
+                let logits = scale(linear(x[0], x[1]), factor);
+                let logits = match cap {
+                    Some(cap) => softcap(logits, cap),
+                    None => logits,
+                };
+                cross_entropy(logits, x[2], 0.05, 4.0).to_vec()
+            });
+        }
+    }
+}

@@ -1,0 +1,302 @@
+//! Norms of rows, and the residual connection before one.
+
+use hybridnorm_kernels::norm::{self, Gain, Norm as Spec, NormFn};
+use statrs::function::erf::erf;
+
+use super::{Backward, Io, Operation, fill};
+use crate::graph::{Type, Value};
+
+/// `norm(x)` of rows; see [`Spec`] for the functions and the layout of the parameters.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Norm(pub(crate) Spec);
+
+/// Gradients of x and of the parameters from those of [`Norm`]'s output.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct NormGrad(pub(crate) Spec);
+
+/// `s = x + o` and `norm(s)`: [`Add`](super::Add) and [`Norm`] in one.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AddNorm(pub(crate) Spec);
+
+/// [`NormGrad`] whose gradient of x is added to another one.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct NormGradAdd(pub(crate) Spec);
+
+/// Normalizes rows of `spec.width` elements; `params_p` as [`Spec`] lays them out, (p), `None` where
+/// there are none.
+///
+/// # Panics
+/// If x is not made of such rows, or the number of parameters is another one.
+pub fn norm<'g>(x: Value<'g>, params_p: impl Into<Option<Value<'g>>>, spec: Spec) -> Value<'g> {
+    let nothing = || fill(x.builder(), 0.0, Type::f32([0]));
+    let params_p = params_p.into().unwrap_or_else(nothing);
+    let [y] = x.builder().op(Norm(spec), &[x, params_p]);
+    y
+}
+
+fn check(spec: &Spec, x: Type, params: Type) {
+    assert_eq!(x.elements() % spec.width, 0, "norm: width of the rows");
+    assert_eq!(params, Type::f32([spec.params_len()]), "norm: parameters");
+}
+
+impl Operation for Norm {
+    fn name(&self) -> &'static str {
+        "norm"
+    }
+
+    fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
+        check(&self.0, inputs[0], inputs[1]);
+        vec![inputs[0]]
+    }
+
+    fn backward<'g>(&self, at: &Backward<'g>) -> Vec<Option<Value<'g>>> {
+        let inputs = [at.input(0), at.input(1), at.gradient()];
+        let [dx, dparams] = at.graph().op(NormGrad(self.0), &inputs);
+        vec![Some(dx), Some(dparams)]
+    }
+
+    fn reference(&self, io: &mut Io<'_, f64>) {
+        forward(&self.0, io.read(0), io.read(1), io.write());
+    }
+
+    fn cpu(&self, io: &mut Io<'_, f32>) {
+        norm::forward(&self.0, io.read(0), io.read(1), io.write());
+    }
+}
+
+impl Operation for NormGrad {
+    fn name(&self) -> &'static str {
+        "norm, gradients"
+    }
+
+    fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
+        vec![inputs[0], inputs[1]]
+    }
+
+    fn in_place(&self) -> &'static [(usize, usize)] {
+        &[(2, 0)]
+    }
+
+    fn reference(&self, io: &mut Io<'_, f64>) {
+        let (x, params, d, dparams) = (io.read(0), io.read(1), io.write(), io.write());
+        let dy = d.to_vec();
+        d.fill(0.0);
+        backward(&self.0, x, params, &dy, d, dparams);
+    }
+
+    fn cpu(&self, io: &mut Io<'_, f32>) {
+        let (x, params, d, dparams) = (io.read(0), io.read(1), io.write(), io.write());
+        norm::backward_in_place(&self.0, x, params, d, dparams);
+    }
+}
+
+impl Operation for AddNorm {
+    fn name(&self) -> &'static str {
+        "add and norm"
+    }
+
+    /// Reads x, o and the parameters.
+    fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
+        assert_eq!(inputs[0], inputs[1], "add and norm: shapes differ");
+        check(&self.0, inputs[0], inputs[2]);
+        vec![inputs[0]; 2]
+    }
+
+    fn in_place(&self) -> &'static [(usize, usize)] {
+        &[(1, 0)]
+    }
+
+    fn reference(&self, io: &mut Io<'_, f64>) {
+        let (x, params, sum, y) = (io.read(0), io.read(2), io.write(), io.write());
+        for (sum, x) in sum.iter_mut().zip(x) {
+            *sum += x;
+        }
+        forward(&self.0, sum, params, y);
+    }
+
+    fn cpu(&self, io: &mut Io<'_, f32>) {
+        let (x, params, sum, y) = (io.read(0), io.read(2), io.write(), io.write());
+        norm::add_forward(&self.0, x, sum, params, y);
+    }
+}
+
+impl Operation for NormGradAdd {
+    fn name(&self) -> &'static str {
+        "norm, gradients added"
+    }
+
+    /// Reads x, the parameters, the gradient of the norm's output, and the gradient to add to.
+    fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
+        vec![inputs[0], inputs[1]]
+    }
+
+    fn in_place(&self) -> &'static [(usize, usize)] {
+        &[(3, 0)]
+    }
+
+    fn reference(&self, io: &mut Io<'_, f64>) {
+        let (x, params, dy) = (io.read(0), io.read(1), io.read(2));
+        let (sum, dparams) = (io.write(), io.write());
+        backward(&self.0, x, params, dy, sum, dparams);
+    }
+
+    fn cpu(&self, io: &mut Io<'_, f32>) {
+        let (x, params, dy) = (io.read(0), io.read(1), io.read(2));
+        let (sum, dparams) = (io.write(), io.write());
+        norm::backward_add(&self.0, x, params, dy, sum, dparams);
+    }
+}
+
+/// Gain, bias, α and shift; gains of 1 and biases of 0 where there are none.
+struct Params {
+    gain: Vec<f64>,
+    bias: Vec<f64>,
+    alpha: f64,
+    shift: f64,
+}
+
+fn unpack(spec: &Spec, params: &[f64]) -> Params {
+    let channels = spec.groups * spec.width;
+    let has_gain = spec.gain != Gain::None;
+    let (gain, rest) = params.split_at(if has_gain { channels } else { 0 });
+    let (bias, scalars) = rest.split_at(if spec.bias { channels } else { 0 });
+    let mut gain = if has_gain { gain.to_vec() } else { vec![1.0; channels] };
+    if spec.gain == Gain::OnePlus {
+        gain.iter_mut().for_each(|g| *g += 1.0);
+    }
+    Params {
+        gain,
+        bias: if spec.bias { bias.to_vec() } else { vec![0.0; channels] },
+        alpha: scalars.first().copied().unwrap_or(1.0),
+        shift: scalars.get(1).copied().unwrap_or(0.0),
+    }
+}
+
+/// The normalized row before gain and bias, and `1 / √(... + eps)` where there is such.
+fn normalized(spec: &Spec, p: &Params, x: &[f64]) -> (Vec<f64>, f64) {
+    let w = x.len() as f64;
+    let mean = match spec.function {
+        NormFn::Layer => x.iter().sum::<f64>() / w,
+        _ => 0.0,
+    };
+    let squares: f64 = x.iter().map(|x| (x - mean).powi(2)).sum();
+    let eps = f64::from(spec.eps);
+    let slope = match spec.function {
+        NormFn::Rms | NormFn::Layer => 1.0 / (squares / w + eps).sqrt(),
+        NormFn::L2 => 1.0 / (squares + eps).sqrt(),
+        NormFn::Dyt | NormFn::Derf => p.alpha,
+    };
+    let h = x.iter().map(|x| match spec.function {
+        NormFn::Rms | NormFn::Layer | NormFn::L2 => (x - mean) * slope,
+        NormFn::Dyt => (p.alpha * x).tanh(),
+        NormFn::Derf => erf(p.alpha * x + p.shift),
+    });
+    (h.collect(), slope)
+}
+
+/// [`Norm`] in double precision.
+pub(super) fn forward(spec: &Spec, x: &[f64], params: &[f64], y: &mut [f64]) {
+    let p = unpack(spec, params);
+    for (r, (x, y)) in x.chunks(spec.width).zip(y.chunks_mut(spec.width)).enumerate() {
+        let first = r % spec.groups * spec.width;
+        let (h, _) = normalized(spec, &p, x);
+        for (c, (y, h)) in (first..).zip(y.iter_mut().zip(h)) {
+            *y = h * p.gain[c] + p.bias[c];
+        }
+    }
+}
+
+/// [`NormGrad`] in double precision; the gradient of x is added to `dx`.
+pub(super) fn backward(
+    spec: &Spec,
+    x: &[f64],
+    params: &[f64],
+    dy: &[f64],
+    dx: &mut [f64],
+    dparams: &mut [f64],
+) {
+    let p = unpack(spec, params);
+    let channels = spec.groups * spec.width;
+    let (mut dgain, mut dbias) = (vec![0.0; channels], vec![0.0; channels]);
+    let (mut dalpha, mut dshift) = (0.0, 0.0);
+    let width = spec.width;
+    let rows = x.chunks(width).zip(dy.chunks(width)).zip(dx.chunks_mut(width));
+    for (r, ((x, dy), dx)) in rows.enumerate() {
+        let first = r % spec.groups * width;
+        let (h, slope) = normalized(spec, &p, x);
+        let dh: Vec<f64> = (first..).zip(dy).map(|(c, dy)| dy * p.gain[c]).collect();
+        for (i, dy) in dy.iter().enumerate() {
+            dgain[first + i] += dy * h[i];
+            dbias[first + i] += dy;
+        }
+        // With h = (x − mean) · slope, the mean and the slope depend on every element of the row.
+        let count = match spec.function {
+            NormFn::L2 => 1.0,
+            _ => width as f64,
+        };
+        let along = dh.iter().zip(&h).map(|(dh, h)| dh * h).sum::<f64>() / count;
+        let mean = match spec.function {
+            NormFn::Layer => dh.iter().sum::<f64>() / count,
+            _ => 0.0,
+        };
+        for (i, dx) in dx.iter_mut().enumerate() {
+            // The derivative of tanh and of erf at its argument.
+            let inner = match spec.function {
+                NormFn::Rms | NormFn::Layer | NormFn::L2 => {
+                    *dx += (dh[i] - mean - h[i] * along) * slope;
+                    continue;
+                }
+                NormFn::Dyt => 1.0 - h[i].powi(2),
+                NormFn::Derf => {
+                    let z = p.alpha * x[i] + p.shift;
+                    std::f64::consts::FRAC_2_SQRT_PI * (-z * z).exp()
+                }
+            };
+            *dx += dh[i] * inner * p.alpha;
+            dalpha += dh[i] * inner * x[i];
+            dshift += dh[i] * inner;
+        }
+    }
+    let parts = [
+        (spec.gain != Gain::None).then_some(dgain),
+        spec.bias.then_some(dbias),
+        matches!(spec.function, NormFn::Dyt | NormFn::Derf).then(|| vec![dalpha]),
+        (spec.function == NormFn::Derf).then(|| vec![dshift]),
+    ];
+    dparams.copy_from_slice(&parts.into_iter().flatten().flatten().collect::<Vec<_>>());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{check, floats, floats_by};
+    use super::*;
+
+    #[test]
+    fn every_function_with_every_gain() {
+        let functions = [NormFn::Rms, NormFn::Layer, NormFn::L2, NormFn::Dyt, NormFn::Derf];
+        for function in functions {
+            for (gain, bias, groups) in [
+                (Gain::None, false, 1),
+                (Gain::Plain, false, 1),
+                (Gain::OnePlus, true, 1),
+                (Gain::Plain, true, 3),
+            ] {
+                let spec = Spec {
+                    function,
+                    eps: 1e-5,
+                    gain,
+                    bias,
+                    width: 10,
+                    groups,
+                };
+                let x = floats_by(1, [2, 3, 10], |x| 2.0 * x);
+                let given = [x, floats(2, [spec.params_len()]), floats(3, [2, 3, 10])];
+                check(&given[..2], |_, x| norm(x[0], x[1], spec));
+                check(&given, |_, x| {
+                    let sum = x[0] + x[2];
+                    sum + norm(sum, x[1], spec)
+                });
+            }
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! From the packed projection `[q heads | k heads | v heads]` to normed, rotated and scaled queries, keys
+//! and values.
+
+use hybridnorm_kernels::norm::Norm;
+use hybridnorm_kernels::qkv::{self, Preparation, QkOrder, QkvPrep as Spec};
+
+use super::{Backward, Io, Operation, fill, norm};
+use crate::graph::{Type, Value};
+
+/// Clamp, norms, rotation and scale of packed q·k·v; see [`Spec`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct QkvPrep {
+    pub(crate) spec: Spec,
+    /// Positions of a sequence.
+    pub(crate) seq: usize,
+}
+
+/// Gradients of the projection and of the three norms' parameters.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct QkvPrepGrad(pub(crate) QkvPrep);
+
+/// Applies all that stands between the packed projection (b, t, c) and the attention scores; c is
+/// `(h + 2g)·k`.
+///
+/// `rotations` (positions, k) has a row of cosines and sines for every position. `params` are those of
+/// the norms on q, k and v, `None` where a norm is absent or has none.
+///
+/// # Panics
+/// If a shape is not that of the spec.
+pub fn qkv_prep<'g>(
+    qkv_btc: Value<'g>,
+    rotations: Value<'g>,
+    params: [Option<Value<'g>>; 3],
+    spec: Spec,
+) -> Value<'g> {
+    let g = qkv_btc.builder();
+    let [q, k, v] = params.map(|p| p.unwrap_or_else(|| fill(g, 0.0, Type::f32([0]))));
+    let &[_, seq, _] = qkv_btc.shape().sizes() else {
+        panic!("q·k·v: the projection is not (b, t, c), but {:?}", qkv_btc.shape())
+    };
+    let [y] = g.op(QkvPrep { spec, seq }, &[qkv_btc, rotations, q, k, v]);
+    y
+}
+
+/// Number of parameters of the norms of q, k and v.
+fn params_of(spec: &Spec) -> [usize; 3] {
+    [spec.q, spec.k, spec.v].map(|norm| norm.map_or(0, |norm| norm.params_len()))
+}
+
+impl QkvPrep {
+    /// Checks the operands of the forward pass.
+    pub(super) fn check(&self, inputs: &[Type]) {
+        let spec = &self.spec;
+        let width = (spec.heads + 2 * spec.kv_heads) * spec.head_dim;
+        assert_eq!(inputs[0].shape.width(), width, "q·k·v: width of the rows");
+        assert_eq!(inputs[1].shape.width(), spec.head_dim, "q·k·v: width of the rotations");
+        for (params, len) in inputs[2..5].iter().zip(params_of(spec)) {
+            assert_eq!(*params, Type::f32([len]), "q·k·v: parameters of a norm");
+        }
+    }
+
+    /// What the kernels read beside the projection.
+    pub(super) fn preparation<'a>(&self, io: &Io<'a, f32>) -> Preparation<'a> {
+        let first = io.arguments().past * self.spec.head_dim;
+        let rotations = &io.read(1)[first..first + self.seq * self.spec.head_dim];
+        Preparation::new(&self.spec, rotations, [io.read(2), io.read(3), io.read(4)])
+    }
+
+    /// Queries, keys and values: first column, number of heads, norm, number of the norm's parameters.
+    fn segments(&self) -> [(usize, usize, Option<Norm>); 3] {
+        let Spec { heads, kv_heads, head_dim, q, k, v, .. } = self.spec;
+        [
+            (0, heads, q),
+            (heads * head_dim, kv_heads, k),
+            ((heads + kv_heads) * head_dim, kv_heads, v),
+        ]
+    }
+
+    /// Row `position` of the rotations, applied to heads: channel i turns with channel i + k/2, against
+    /// the direction where `back`.
+    fn rotate(&self, turn: &[f64], x: &mut [f64], back: bool) {
+        let half = self.spec.head_dim / 2;
+        for head in x.chunks_mut(self.spec.head_dim) {
+            for i in 0..half {
+                let (cos, sin) = (turn[i], if back { -turn[half + i] } else { turn[half + i] });
+                let (a, b) = (head[i], head[half + i]);
+                head[i] = a * cos - b * sin;
+                head[half + i] = b * cos + a * sin;
+            }
+        }
+    }
+
+    fn clamped(&self, x: &[f64]) -> Vec<f64> {
+        let limit = self.spec.clip.map_or(f64::INFINITY, f64::from);
+        x.iter().map(|x| x.clamp(-limit, limit)).collect()
+    }
+
+    /// The forward pass in double precision.
+    pub(super) fn exact(&self, io: &Io<'_, f64>, y: &mut [f64]) {
+        let (x, k) = (io.read(0), self.spec.head_dim);
+        let width = (self.spec.heads + 2 * self.spec.kv_heads) * k;
+        for (r, (x, y)) in x.chunks(width).zip(y.chunks_mut(width)).enumerate() {
+            let turn = &io.read(1)[(io.arguments().past + r % self.seq) * k..][..k];
+            for (part, (first, heads, spec)) in self.segments().into_iter().enumerate() {
+                let mut h = self.clamped(&x[first..first + heads * k]);
+                let rotates = part < 2;
+                let after = self.spec.order == QkOrder::AfterRope;
+                if rotates && after {
+                    self.rotate(turn, &mut h, false);
+                }
+                if let Some(spec) = spec {
+                    let before = h.clone();
+                    norm::forward(&spec, &before, io.read(2 + part), &mut h);
+                }
+                if rotates {
+                    if !after {
+                        self.rotate(turn, &mut h, false);
+                    }
+                    h.iter_mut().for_each(|h| *h *= f64::from(self.spec.qk_scale));
+                }
+                y[first..first + heads * k].copy_from_slice(&h);
+            }
+        }
+    }
+
+    /// The gradients in double precision.
+    pub(super) fn exact_backward(
+        &self,
+        io: &Io<'_, f64>,
+        dy: &[f64],
+        dx: &mut [f64],
+        dparams: [&mut [f64]; 3],
+    ) {
+        let (x, k) = (io.read(0), self.spec.head_dim);
+        let width = (self.spec.heads + 2 * self.spec.kv_heads) * k;
+        let mut dparams = dparams;
+        dparams.iter_mut().for_each(|d| d.fill(0.0));
+        let rows = x.chunks(width).zip(dy.chunks(width)).zip(dx.chunks_mut(width));
+        for (r, ((x, dy), dx)) in rows.enumerate() {
+            let turn = &io.read(1)[(io.arguments().past + r % self.seq) * k..][..k];
+            for (part, (first, heads, spec)) in self.segments().into_iter().enumerate() {
+                let columns = first..first + heads * k;
+                let mut h = self.clamped(&x[columns.clone()]);
+                let mut d = dy[columns.clone()].to_vec();
+                let rotates = part < 2;
+                let after = self.spec.order == QkOrder::AfterRope;
+                if rotates {
+                    d.iter_mut().for_each(|d| *d *= f64::from(self.spec.qk_scale));
+                    match after {
+                        true => self.rotate(turn, &mut h, false),
+                        false => self.rotate(turn, &mut d, true),
+                    }
+                }
+                if let Some(spec) = spec {
+                    let mut own = vec![0.0; spec.params_len()];
+                    let mut dh = vec![0.0; d.len()];
+                    norm::backward(&spec, &h, io.read(2 + part), &d, &mut dh, &mut own);
+                    dparams[part].iter_mut().zip(own).for_each(|(sum, own)| *sum += own);
+                    d = dh;
+                }
+                if rotates && after {
+                    self.rotate(turn, &mut d, true);
+                }
+                let limit = self.spec.clip.map_or(f64::INFINITY, f64::from);
+                for ((dx, d), x) in dx[columns.clone()].iter_mut().zip(d).zip(&x[columns]) {
+                    *dx = if x.abs() > limit { 0.0 } else { d };
+                }
+            }
+        }
+    }
+}
+
+impl Operation for QkvPrep {
+    fn name(&self) -> &'static str {
+        "q·k·v norm and rotation"
+    }
+
+    fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
+        self.check(inputs);
+        vec![inputs[0]]
+    }
+
+    fn backward<'g>(&self, at: &Backward<'g>) -> Vec<Option<Value<'g>>> {
+        let mut inputs = at.inputs().to_vec();
+        inputs.push(at.gradient());
+        let [dx, dq, dk, dv] = at.graph().op(QkvPrepGrad(*self), &inputs);
+        vec![Some(dx), None, Some(dq), Some(dk), Some(dv)]
+    }
+
+    fn reference(&self, io: &mut Io<'_, f64>) {
+        let y = io.write();
+        self.exact(io, y);
+    }
+
+    fn cpu(&self, io: &mut Io<'_, f32>) {
+        let y = io.write();
+        qkv::forward(&self.preparation(io), io.read(0), y);
+    }
+}
+
+impl Operation for QkvPrepGrad {
+    fn name(&self) -> &'static str {
+        "q·k·v norm and rotation, gradients"
+    }
+
+    /// Reads what the forward pass reads, and the gradient of its output.
+    fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
+        vec![inputs[0], inputs[2], inputs[3], inputs[4]]
+    }
+
+    fn reference(&self, io: &mut Io<'_, f64>) {
+        let (dx, dparams) = (io.write(), [io.write(), io.write(), io.write()]);
+        self.0.exact_backward(io, io.read(5), dx, dparams);
+    }
+
+    fn cpu(&self, io: &mut Io<'_, f32>) {
+        let (dx, dparams) = (io.write(), [io.write(), io.write(), io.write()]);
+        qkv::backward(&self.0.preparation(io), io.read(0), io.read(5), dx, dparams);
+    }
+}

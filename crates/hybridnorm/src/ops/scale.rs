@@ -1,0 +1,84 @@
+//! Multiplication by a constant, and constants.
+
+use super::{Backward, Io, Operation};
+use crate::graph::{Builder, Type, Value};
+use hybridnorm_kernels::elementwise;
+
+/// `factor · x`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scale {
+    pub(crate) factor: f32,
+}
+
+/// A value all of whose elements are one number.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Fill {
+    pub(crate) value: f32,
+    ty: Type,
+}
+
+/// `factor · x`, the factor rounded to single precision; x itself where that is 1.
+pub fn scale(x: Value<'_>, factor: f64) -> Value<'_> {
+    let factor = factor as f32;
+    if factor == 1.0 {
+        return x;
+    }
+    let [y] = x.builder().op(Scale { factor }, &[x]);
+    y
+}
+
+/// A value all of whose elements are `value`.
+pub fn fill(graph: &Builder, value: f32, ty: Type) -> Value<'_> {
+    let [y] = graph.op(Fill { value, ty }, &[]);
+    y
+}
+
+impl Operation for Scale {
+    fn name(&self) -> &'static str {
+        "scale"
+    }
+
+    fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
+        inputs.to_vec()
+    }
+
+    fn backward<'g>(&self, at: &Backward<'g>) -> Vec<Option<Value<'g>>> {
+        vec![Some(scale(at.gradient(), f64::from(self.factor)))]
+    }
+
+    fn in_place(&self) -> &'static [(usize, usize)] {
+        &[(0, 0)]
+    }
+
+    fn reference(&self, io: &mut Io<'_, f64>) {
+        for y in io.write() {
+            *y *= f64::from(self.factor);
+        }
+    }
+
+    fn cpu(&self, io: &mut Io<'_, f32>) {
+        elementwise::scale(self.factor, io.write());
+    }
+}
+
+impl Operation for Fill {
+    fn name(&self) -> &'static str {
+        "fill"
+    }
+
+    fn outputs(&self, _inputs: &[Type]) -> Vec<Type> {
+        vec![self.ty]
+    }
+
+    fn backward<'g>(&self, _at: &Backward<'g>) -> Vec<Option<Value<'g>>> {
+        Vec::new()
+    }
+
+    fn reference(&self, io: &mut Io<'_, f64>) {
+        io.write().fill(f64::from(self.value));
+    }
+
+    fn cpu(&self, io: &mut Io<'_, f32>) {
+        io.write().fill(self.value);
+    }
+}

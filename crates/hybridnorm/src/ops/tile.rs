@@ -1,0 +1,101 @@
+//! Runs of elements repeated: a factor of a key/value head for every query head of its group.
+
+use super::{Backward, Io, Operation};
+use crate::graph::{Type, Value};
+
+/// Every run of `width` elements `times` times in a row.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Tile {
+    width: usize,
+    times: usize,
+}
+
+/// Gradient of [`Tile`]: the sum over the repetitions.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TileGrad(Tile);
+
+/// Repeats every run of `width` elements of a vector (n) `times` times in a row: (n · times).
+///
+/// # Panics
+/// If the vector is not made of such runs.
+pub fn tile(x_n: Value<'_>, width: usize, times: usize) -> Value<'_> {
+    if times == 1 {
+        return x_n;
+    }
+    let [y] = x_n.builder().op(Tile { width, times }, &[x_n]);
+    y
+}
+
+impl Tile {
+    /// Calls `f(index of an element, index of one of its repetitions)`.
+    fn for_each(&self, elements: usize, mut f: impl FnMut(usize, usize)) {
+        for x in 0..elements {
+            let (run, within) = (x / self.width, x % self.width);
+            for time in 0..self.times {
+                f(x, (run * self.times + time) * self.width + within);
+            }
+        }
+    }
+}
+
+impl Operation for Tile {
+    fn name(&self) -> &'static str {
+        "tile"
+    }
+
+    fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
+        let n = inputs[0].elements();
+        assert!(n.is_multiple_of(self.width), "tile: {n} elements in runs of {}", self.width);
+        vec![Type::f32([n * self.times])]
+    }
+
+    fn backward<'g>(&self, at: &Backward<'g>) -> Vec<Option<Value<'g>>> {
+        let [dx] = at.graph().op(TileGrad(*self), &[at.gradient()]);
+        vec![Some(dx)]
+    }
+
+    fn reference(&self, io: &mut Io<'_, f64>) {
+        let (x, y) = (io.read(0), io.write());
+        self.for_each(x.len(), |from, to| y[to] = x[from]);
+    }
+
+    fn cpu(&self, io: &mut Io<'_, f32>) {
+        let (x, y) = (io.read(0), io.write());
+        self.for_each(x.len(), |from, to| y[to] = x[from]);
+    }
+}
+
+impl Operation for TileGrad {
+    fn name(&self) -> &'static str {
+        "tile, gradient"
+    }
+
+    fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
+        vec![Type::f32([inputs[0].elements() / self.0.times])]
+    }
+
+    fn reference(&self, io: &mut Io<'_, f64>) {
+        let (dy, dx) = (io.read(0), io.write());
+        dx.fill(0.0);
+        self.0.for_each(dx.len(), |to, from| dx[to] += dy[from]);
+    }
+
+    fn cpu(&self, io: &mut Io<'_, f32>) {
+        let (dy, dx) = (io.read(0), io.write());
+        dx.fill(0.0);
+        self.0.for_each(dx.len(), |to, from| dx[to] += dy[from]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{check, floats};
+    use super::*;
+
+    #[test]
+    fn runs_are_repeated() {
+        for (n, width, times) in [(6, 3, 4), (1, 1, 7), (4, 4, 1)] {
+            check(&[floats(1, [n])], |_, x| tile(x[0], width, times));
+        }
+    }
+}

@@ -1,0 +1,335 @@
+//! Neighbouring ops that one kernel computes, as a table of patterns.
+//!
+//! Patterns apply to the whole graph, forward and backward. They change no bit of a result, with two
+//! exceptions: the matmuls of the head with its loss run over chunks of rows, and the gradients of the norms'
+//! parameters right before attention are summed head by head.
+
+use crate::graph::{Graph, Node, Source, ValueId};
+use crate::ops::{self, Op};
+
+use super::remove_unused;
+
+/// What takes the place of ops: a new op, nothing, or the op that stood there, moved.
+type Rewrite = Vec<(usize, Vec<Node>)>;
+
+/// A pattern looks at an op and gives what takes its place and that of others, if it applies.
+type Pattern = fn(&Uses<'_>, usize) -> Option<Rewrite>;
+
+/// All patterns, in the order in which they are tried.
+const PATTERNS: &[Pattern] = &[
+    add_norm,
+    norm_grad_add,
+    normed_attention,
+    activation_again,
+    embedding_grad_add,
+    head_loss,
+];
+
+/// Replaces ops by fused ones, as the table of patterns says.
+pub(crate) fn fuse(graph: &mut Graph, outputs: &[ValueId]) {
+    for pattern in PATTERNS {
+        let mut index = 0;
+        while index < graph.nodes.len() {
+            let rewrite = pattern(&Uses::new(graph, outputs), index);
+            index += 1;
+            if let Some(rewrite) = rewrite {
+                apply(graph, rewrite);
+            }
+        }
+        remove_unused(graph, outputs);
+    }
+}
+
+/// Puts nodes in the place of others; those that go leave nothing.
+fn apply(graph: &mut Graph, rewrite: Rewrite) {
+    let mut places: Vec<Option<Vec<Node>>> = vec![None; graph.nodes.len()];
+    for (index, nodes) in rewrite {
+        places[index] = Some(nodes);
+    }
+    let old = std::mem::take(&mut graph.nodes).into_iter().zip(places);
+    graph.nodes = old
+        .flat_map(|(node, place)| place.unwrap_or_else(|| vec![node]))
+        .collect();
+}
+
+/// A graph, and who makes and reads each value.
+struct Uses<'a> {
+    graph: &'a Graph,
+    producers: Vec<Option<usize>>,
+    consumers: Vec<Vec<usize>>,
+    is_output: Vec<bool>,
+}
+
+impl<'a> Uses<'a> {
+    fn new(graph: &'a Graph, outputs: &[ValueId]) -> Self {
+        let mut is_output = vec![false; graph.values.len()];
+        outputs.iter().for_each(|id| is_output[id.0] = true);
+        Self {
+            graph,
+            producers: graph.producers(),
+            consumers: graph.consumers(),
+            is_output,
+        }
+    }
+
+    fn node(&self, index: usize) -> &'a Node {
+        &self.graph.nodes[index]
+    }
+
+    /// The op that makes a value.
+    fn producer(&self, id: ValueId) -> Option<(usize, &'a Node)> {
+        let index = self.producers[id.0]?;
+        Some((index, self.node(index)))
+    }
+
+    /// The ops that read a value.
+    fn consumers(&self, id: ValueId) -> impl Iterator<Item = (usize, &'a Node)> {
+        self.consumers[id.0]
+            .iter()
+            .map(|&index| (index, self.node(index)))
+    }
+
+    /// True if nothing but these ops reads the value.
+    fn is_read_only_by(&self, id: ValueId, ops: &[usize]) -> bool {
+        !self.is_output[id.0] && self.consumers[id.0].iter().all(|index| ops.contains(index))
+    }
+
+    /// True if a value is there before op `index`.
+    fn is_there(&self, id: ValueId, index: usize) -> bool {
+        let is_leaf = self.graph.value(id).source != Source::Computed;
+        is_leaf || self.producers[id.0].is_some_and(|made| made < index)
+    }
+}
+
+impl Node {
+    /// This node with another op between other values.
+    fn replaced(&self, op: impl Into<Op>, inputs: Vec<ValueId>, outputs: Vec<ValueId>) -> Self {
+        Self {
+            op: op.into(),
+            inputs,
+            outputs,
+            ..self.clone()
+        }
+    }
+}
+
+/// `s = x + o; norm(s)`
+fn add_norm(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
+    let add = uses.node(index);
+    let (Op::Add(_), [sum]) = (&add.op, &add.outputs[..]) else {
+        return None;
+    };
+    let (norm_at, norm, spec) = uses.consumers(*sum).find_map(|(at, node)| match node.op {
+        Op::Norm(ops::Norm(spec)) => Some((at, node, spec)),
+        _ => None,
+    })?;
+    if !uses.is_there(norm.inputs[1], index) {
+        return None;
+    }
+    let inputs = vec![add.inputs[0], add.inputs[1], norm.inputs[1]];
+    let fused = add.replaced(ops::AddNorm(spec), inputs, vec![*sum, norm.outputs[0]]);
+    Some(vec![(index, vec![fused]), (norm_at, vec![])])
+}
+
+/// A norm's gradient that is added to another one.
+fn norm_grad_add(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
+    let grad = uses.node(index);
+    let (Op::NormGrad(ops::NormGrad(spec)), &[dx, dparams]) = (&grad.op, &grad.outputs[..]) else {
+        return None;
+    };
+    let (add_at, add) = uses.consumers(dx).next()?;
+    let Op::Add(_) = add.op else { return None };
+    if !uses.is_read_only_by(dx, &[add_at]) || add.inputs[0] == add.inputs[1] {
+        return None;
+    }
+    if uses.consumers(dparams).any(|(at, _)| at < add_at) {
+        return None;
+    }
+    let other = add.inputs[usize::from(add.inputs[0] == dx)];
+    let mut inputs = grad.inputs.clone();
+    inputs.push(other);
+    let fused = add.replaced(
+        ops::NormGradAdd(*spec),
+        inputs,
+        vec![add.outputs[0], dparams],
+    );
+    Some(vec![(index, vec![]), (add_at, vec![fused])])
+}
+
+/// Norms and rotations right before attention, which then reads the plain projection.
+fn normed_attention(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
+    let attention = uses.node(index);
+    let Op::Attention(ops::Attention(spec)) = attention.op else {
+        return None;
+    };
+    let prepared = attention.inputs[0];
+    let (_, prep) = uses.producer(prepared)?;
+    let Op::QkvPrep(form) = prep.op else {
+        return None;
+    };
+    let fused = ops::NormedAttention {
+        prep: form,
+        attention: spec,
+    };
+    let forward = attention.replaced(fused, prep.inputs.clone(), attention.outputs.clone());
+    let mut rewrite = vec![(index, vec![forward])];
+    // The gradient of this very attention, with that of what stands before it.
+    let context = attention.outputs[0];
+    let gradient = uses
+        .consumers(prepared)
+        .find(|(_, node)| matches!(node.op, Op::AttentionGrad(_)) && node.inputs[1] == context);
+    if let Some((grad_at, grad)) = gradient {
+        let dprepared = grad.outputs[0];
+        let (prep_at, prep_grad) = uses.consumers(dprepared).next()?;
+        let Op::QkvPrepGrad(_) = prep_grad.op else {
+            return None;
+        };
+        if !uses.is_read_only_by(dprepared, &[prep_at]) {
+            return None;
+        }
+        let mut inputs = prep.inputs.clone();
+        inputs.extend(&grad.inputs[1..]);
+        let outputs = prep_grad.outputs.clone();
+        let backward = prep_grad.replaced(ops::NormedAttentionGrad(fused), inputs, outputs);
+        rewrite.extend([(grad_at, vec![]), (prep_at, vec![backward])]);
+    }
+    Some(rewrite)
+}
+
+/// An activation that a weight's gradient reads: it need not be saved for backward, since the
+/// activation's own gradient gives it once more. The weight's gradient moves behind that.
+fn activation_again(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
+    let grad = uses.node(index);
+    let (Op::ActivationGrad(_), &[_, again]) = (&grad.op, &grad.outputs[..]) else {
+        return None;
+    };
+    let of_same = uses.consumers(grad.inputs[0]);
+    let (_, forward) = of_same
+        .into_iter()
+        .find(|(_, node)| matches!(node.op, Op::Activation(_)))?;
+    let hidden = forward.outputs[0];
+    let backward: Vec<_> = uses
+        .consumers(hidden)
+        .filter(|(_, node)| node.is_backward)
+        .collect();
+    let &[(weight_at, weight)] = &backward[..] else {
+        return None;
+    };
+    let Op::LinearWeightGrad(_) = weight.op else {
+        return None;
+    };
+    let reads_twice = weight.inputs[0] == weight.inputs[1];
+    if weight_at > index || reads_twice || uses.is_output[hidden.0] {
+        return None;
+    }
+    let is_needed_before = uses.consumers(weight.outputs[0]).any(|(at, _)| at < index);
+    if is_needed_before {
+        return None;
+    }
+    let inputs = vec![weight.inputs[0], again];
+    let moved = weight.replaced(weight.op.clone(), inputs, weight.outputs.clone());
+    Some(vec![
+        (weight_at, vec![]),
+        (index, vec![grad.clone(), moved]),
+    ])
+}
+
+/// The gradient of an embedding that is added to another one of the same table.
+fn embedding_grad_add(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
+    let grad = uses.node(index);
+    let Op::EmbeddingGrad(form) = grad.op else {
+        return None;
+    };
+    let dw = grad.outputs[0];
+    let (add_at, add) = uses.consumers(dw).next()?;
+    let Op::Add(_) = add.op else { return None };
+    if !uses.is_read_only_by(dw, &[add_at]) || add.inputs[0] == add.inputs[1] {
+        return None;
+    }
+    let other = add.inputs[usize::from(add.inputs[0] == dw)];
+    let inputs = vec![grad.inputs[0], grad.inputs[1], other];
+    let fused = add.replaced(ops::EmbeddingGradAdd(form), inputs, add.outputs.clone());
+    Some(vec![(index, vec![]), (add_at, vec![fused])])
+}
+
+/// Output projection, scale, soft cap and cross-entropy, with the gradients where they are wanted.
+fn head_loss(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
+    let loss = uses.node(index);
+    let (Op::CrossEntropy(ops::CrossEntropy(mut spec)), &[mut logits, targets]) =
+        (loss.op.clone(), &loss.inputs[..])
+    else {
+        return None;
+    };
+    let mut of_loss: Option<(usize, &Node)> = None;
+    for (at, node) in uses.consumers(logits) {
+        match node.op {
+            Op::CrossEntropyGrad(_) => of_loss = Some((at, node)),
+            _ if at == index => {}
+            Op::SoftcapGrad(_) => {}
+            _ => return None,
+        }
+    }
+    let mut gone = vec![];
+    let mut gradient = None;
+    if let Some((at, node)) = of_loss {
+        let (_, seed) = uses.producer(node.inputs[2])?;
+        if !matches!(seed.op, Op::Fill(ops::Fill { value: 1.0, .. })) {
+            return None;
+        }
+        gone.push(at);
+        gradient = Some(node.outputs[0]);
+    }
+    // From the loss back to the projection, and along with it the gradient's way.
+    let (projection_at, projection) = loop {
+        let (at, node) = uses.producer(logits)?;
+        if uses.is_output[logits.0] {
+            return None;
+        }
+        match &node.op {
+            Op::Linear(_) => break (at, node),
+            Op::Softcap(op) if spec.softcap.is_none() && spec.logit_scale == 1.0 => {
+                spec.softcap = Some(op.cap);
+            }
+            Op::Scale(op) => spec.logit_scale *= op.factor,
+            _ => return None,
+        }
+        gone.push(at);
+        logits = node.inputs[0];
+        if let Some(d) = gradient {
+            let (at, node) = uses.consumers(d).next()?;
+            if !matches!(node.op, Op::SoftcapGrad(_) | Op::Scale(_)) {
+                return None;
+            }
+            gone.push(at);
+            gradient = Some(node.outputs[0]);
+        }
+    };
+    gone.push(projection_at);
+    let &[x, w] = &projection.inputs[..] else {
+        return None;
+    };
+    spec.width = uses.graph.ty(x).shape.width();
+    let inputs = vec![x, w, targets];
+    let Some(d) = gradient else {
+        let fused = loss.replaced(ops::HeadLoss(spec), inputs, loss.outputs.clone());
+        return Some(replaced(index, fused, gone));
+    };
+    let (mut dx, mut dw) = (None, None);
+    for (at, node) in uses.consumers(d) {
+        match node.op {
+            Op::LinearInputGrad(_) => dx = Some(node.outputs[0]),
+            Op::LinearWeightGrad(_) => dw = Some(node.outputs[0]),
+            _ => return None,
+        }
+        gone.push(at);
+    }
+    let (dx, dw) = (dx?, dw?);
+    let outputs = [&loss.outputs[..], &[dx, dw]].concat();
+    let fused = loss.replaced(ops::HeadLossGrad(spec), inputs, outputs);
+    Some(replaced(index, fused, gone))
+}
+
+fn replaced(index: usize, by: Node, gone: Vec<usize>) -> Rewrite {
+    let gone = gone.into_iter().map(|at| (at, vec![]));
+    gone.chain([(index, vec![by])]).collect()
+}

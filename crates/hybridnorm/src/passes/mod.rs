@@ -1,0 +1,11 @@
+//! What turns a graph into another one: gradients, fusion, recomputation.
+
+mod fuse;
+mod live;
+mod recompute;
+mod reverse;
+
+pub(crate) use fuse::fuse;
+pub(crate) use live::remove_unused;
+pub(crate) use recompute::recompute;
+pub use reverse::{gradients, vector_jacobian_product};

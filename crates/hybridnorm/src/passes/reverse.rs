@@ -1,0 +1,85 @@
+//! Reverse-mode differentiation: the gradients of a value as further ops of its graph.
+
+use crate::graph::{Graph, Value, ValueId};
+use crate::ops::{Backward, fill};
+
+/// Records the gradients of the single element of `of` with respect to `sources`; `None` for values that
+/// it does not depend on.
+///
+/// The order of every sum follows from the graph: gradients of a value that several ops read are added
+/// in the reverse order of these ops.
+///
+/// # Panics
+/// If `of` does not have exactly one element, or depends on the values through an op that has no
+/// vector-Jacobian product.
+pub fn gradients<'g>(of: Value<'g>, sources: &[Value<'g>]) -> Vec<Option<Value<'g>>> {
+    assert_eq!(
+        of.shape().elements(),
+        1,
+        "gradients are of a single element"
+    );
+    vector_jacobian_product(of, fill(of.builder(), 1.0, of.ty()), sources)
+}
+
+/// Records the product of the vector `seed` and the Jacobian of `of` with respect to `sources`.
+///
+/// # Panics
+/// As [`gradients`].
+pub fn vector_jacobian_product<'g>(
+    of: Value<'g>,
+    seed: Value<'g>,
+    sources: &[Value<'g>],
+) -> Vec<Option<Value<'g>>> {
+    let builder = of.builder();
+    let graph = builder.recorded();
+    let wanted = depending_on(&graph, sources);
+    let mut gradients: Vec<Option<Value<'g>>> = vec![None; graph.values.len()];
+    gradients[of.id().0] = Some(seed);
+    for node in graph.nodes.iter().rev() {
+        let of_outputs: Vec<_> = node.outputs.iter().map(|id| gradients[id.0]).collect();
+        let is_wanted = node.inputs.iter().any(|id| wanted[id.0]);
+        if !is_wanted || of_outputs.iter().all(Option::is_none) {
+            continue;
+        }
+        let values = |ids: &[ValueId]| ids.iter().map(|&id| builder.value(id)).collect();
+        let at = Backward::new(
+            builder,
+            values(&node.inputs),
+            values(&node.outputs),
+            of_outputs,
+            node.inputs.iter().map(|id| wanted[id.0]).collect(),
+        );
+        let of_inputs =
+            builder.backward(|| builder.within(&node.path, || node.op.rule().backward(&at)));
+        for (input, gradient) in node.inputs.iter().zip(of_inputs) {
+            let Some(gradient) = gradient.filter(|_| wanted[input.0]) else {
+                continue;
+            };
+            let sum = &mut gradients[input.0];
+            *sum = Some(match *sum {
+                Some(sum) => builder.backward(|| builder.within(&node.path, || sum + gradient)),
+                None => gradient,
+            });
+        }
+    }
+    sources
+        .iter()
+        .map(|value| gradients[value.id().0])
+        .collect()
+}
+
+/// True for every value that depends on one of `sources`.
+fn depending_on(graph: &Graph, sources: &[Value<'_>]) -> Vec<bool> {
+    let mut depends = vec![false; graph.values.len()];
+    for source in sources {
+        depends[source.id().0] = true;
+    }
+    for node in &graph.nodes {
+        if node.inputs.iter().any(|input| depends[input.0]) {
+            for output in &node.outputs {
+                depends[output.0] = true;
+            }
+        }
+    }
+    depends
+}

@@ -1,0 +1,153 @@
+//! Places for values: from lifetimes to offsets.
+
+use super::step::{Region, Storage};
+use crate::graph::{Graph, Source, Type, ValueId};
+
+/// Values begin at multiples of a cache line.
+const LINE: usize = 64;
+
+/// Where everything lies.
+#[derive(Debug, Default)]
+pub(crate) struct Layout {
+    /// Of each value, if the program has it.
+    pub(crate) places: Vec<Option<Region>>,
+    /// Of what each op works with.
+    pub(crate) scratch: Vec<Option<Region>>,
+    /// True if an output lies where this input of the op was, by op and pair of the op.
+    pub(crate) aliased: Vec<Vec<bool>>,
+    /// Of the arena.
+    pub(crate) bytes: usize,
+}
+
+/// Something that needs a place for some time.
+#[derive(Debug, Clone, Copy)]
+struct Block {
+    bytes: usize,
+    /// The first and the last op at which it is needed.
+    first: usize,
+    last: usize,
+    offset: usize,
+}
+
+/// Gives every value of the graph a place.
+pub(crate) fn lay_out(graph: &Graph, outputs: &[ValueId]) -> Layout {
+    let end = graph.nodes.len();
+    let last_use = last_uses(graph, outputs, end);
+    let mut blocks: Vec<Block> = Vec::new();
+    // The block of each value, where it is in the arena.
+    let mut block_of: Vec<Option<usize>> = vec![None; graph.values.len()];
+    let add = |blocks: &mut Vec<Block>, bytes: usize, first: usize, last: usize| {
+        blocks.push(Block {
+            bytes: bytes.next_multiple_of(LINE),
+            first,
+            last,
+            offset: 0,
+        });
+        blocks.len() - 1
+    };
+    for (index, value) in graph.values.iter().enumerate() {
+        if let (Source::Input(_), Some(last)) = (&value.source, last_use[index]) {
+            block_of[index] = Some(add(&mut blocks, value.ty.bytes(), 0, last));
+        }
+    }
+    let mut aliased = Vec::with_capacity(end);
+    let mut scratch_blocks = Vec::with_capacity(end);
+    for (at, node) in graph.nodes.iter().enumerate() {
+        let rule = node.op.rule();
+        let mut shares = Vec::new();
+        for &(input, output) in rule.in_place() {
+            let (from, to) = (node.inputs[input], node.outputs[output]);
+            let reads = node.inputs.iter().filter(|id| **id == from).count();
+            let is_free = last_use[from.0] == Some(at) && reads == 1;
+            let block = block_of[from.0].filter(|_| is_free && graph.ty(from) == graph.ty(to));
+            if let Some(block) = block {
+                block_of[to.0] = Some(block);
+                blocks[block].last = blocks[block].last.max(last_use[to.0].unwrap_or(at));
+            }
+            shares.push(block.is_some());
+        }
+        aliased.push(shares);
+        for output in &node.outputs {
+            if block_of[output.0].is_none() {
+                let last = last_use[output.0].unwrap_or(at);
+                let bytes = graph.ty(*output).bytes();
+                block_of[output.0] = Some(add(&mut blocks, bytes, at, last));
+            }
+        }
+        let types: Vec<Type> = node.inputs.iter().map(|id| graph.ty(*id)).collect();
+        let scratch = 4 * rule.scratch(&types);
+        scratch_blocks.push((scratch > 0).then(|| (add(&mut blocks, scratch, at, at), scratch)));
+    }
+    let bytes = place(&mut blocks);
+    let region = |block: usize, bytes: usize| Region {
+        storage: Storage::Arena,
+        start: blocks[block].offset,
+        end: blocks[block].offset + bytes,
+    };
+    let places = graph.values.iter().enumerate().map(|(index, value)| {
+        let bytes = value.ty.bytes();
+        match value.source {
+            Source::State(buffer, offset) => {
+                let start = offset * value.ty.dtype.bytes();
+                Some(Region {
+                    storage: Storage::Buffer(buffer),
+                    start,
+                    end: start + bytes,
+                })
+            }
+            _ => block_of[index].map(|block| region(block, bytes)),
+        }
+    });
+    Layout {
+        places: places.collect(),
+        scratch: scratch_blocks
+            .iter()
+            .map(|found| found.map(|(block, bytes)| region(block, bytes)))
+            .collect(),
+        aliased,
+        bytes,
+    }
+}
+
+/// The last op that needs each value, the host's reading of outputs counted as op `end`.
+fn last_uses(graph: &Graph, outputs: &[ValueId], end: usize) -> Vec<Option<usize>> {
+    let mut last = vec![None; graph.values.len()];
+    for (at, node) in graph.nodes.iter().enumerate() {
+        for input in &node.inputs {
+            last[input.0] = Some(at);
+        }
+    }
+    for output in outputs {
+        last[output.0] = Some(end);
+    }
+    last
+}
+
+/// Gives every block an offset at which it meets no other one that is needed at the same time: the
+/// largest first, each as low as possible. Returns the bytes of all of them together.
+fn place(blocks: &mut [Block]) -> usize {
+    let mut order: Vec<usize> = (0..blocks.len()).filter(|&i| blocks[i].bytes > 0).collect();
+    order.sort_by_key(|&i| (std::cmp::Reverse(blocks[i].bytes), i));
+    // What has its place, by offset.
+    let mut placed: Vec<usize> = Vec::with_capacity(order.len());
+    let mut total = 0;
+    for index in order {
+        let block = blocks[index];
+        let mut offset = 0;
+        for &other in &placed {
+            let other = blocks[other];
+            if other.first > block.last || block.first > other.last {
+                continue;
+            }
+            if other.offset >= offset + block.bytes {
+                break;
+            }
+            offset = offset.max(other.offset + other.bytes);
+        }
+        blocks[index].offset = offset;
+        total = total.max(offset + block.bytes);
+        let at = placed.partition_point(|&other| blocks[other].offset < offset);
+        placed.insert(at, index);
+    }
+    total
+}

@@ -1,0 +1,115 @@
+//! One op of a program with its places.
+
+use super::arena::Layout;
+use crate::graph::{Buffer, DType, Graph};
+
+/// A piece of memory that outlives an op.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Storage {
+    /// The arena of a run.
+    Arena,
+    /// State of the executor.
+    Buffer(Buffer),
+}
+
+/// Bytes of a piece of memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Region {
+    pub(crate) storage: Storage,
+    pub(crate) start: usize,
+    pub(crate) end: usize,
+}
+
+/// What an op reads or writes: a region of the step, and what is in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Operand {
+    pub(crate) region: usize,
+    pub(crate) dtype: DType,
+}
+
+/// An op with the regions that it touches, none of which meets another.
+#[derive(Debug)]
+pub(crate) struct Step {
+    /// By storage and place; those that are written are marked.
+    pub(crate) regions: Vec<(Region, bool)>,
+    /// Inputs in order; `None` where the op works in place.
+    pub(crate) reads: Vec<Option<Operand>>,
+    /// Outputs, updated inputs, scratch.
+    pub(crate) writes: Vec<Operand>,
+    /// Regions whose bytes are copied to another one first: from, to.
+    pub(crate) copies: Vec<(usize, usize)>,
+}
+
+impl Step {
+    /// Collects the places of op `index` of a graph.
+    ///
+    /// # Panics
+    /// If regions of it meet without being the same: a defect of the plan.
+    pub(crate) fn new(graph: &Graph, index: usize, layout: &Layout) -> Self {
+        let node = &graph.nodes[index];
+        let rule = node.op.rule();
+        let place =
+            |id: crate::graph::ValueId| layout.places[id.0].expect("every operand has a place");
+        let updates = rule.updates(node.inputs.len());
+        let pairs = rule.in_place().iter().zip(&layout.aliased[index]);
+        let in_place: Vec<(usize, usize, bool)> =
+            pairs.map(|(&(i, o), &aliased)| (i, o, aliased)).collect();
+        let is_in_place = |input: usize| in_place.iter().any(|&(i, ..)| i == input);
+
+        let written: Vec<(Region, DType)> = node
+            .outputs
+            .iter()
+            .chain(&node.inputs[updates.clone()])
+            .map(|&id| (place(id), graph.ty(id).dtype))
+            .chain(layout.scratch[index].map(|region| (region, DType::F32)))
+            .collect();
+        let copied: Vec<(Region, Region)> = in_place
+            .iter()
+            .filter(|(.., aliased)| !aliased)
+            .map(|&(i, o, _)| (place(node.inputs[i]), place(node.outputs[o])))
+            .collect();
+        let read: Vec<Option<(Region, DType)>> = node
+            .inputs
+            .iter()
+            .enumerate()
+            .map(|(i, &id)| {
+                let elsewhere = updates.contains(&i) || is_in_place(i);
+                (!elsewhere).then(|| (place(id), graph.ty(id).dtype))
+            })
+            .collect();
+
+        let mut regions: Vec<(Region, bool)> = written.iter().map(|&(r, _)| (r, true)).collect();
+        let sources = copied.iter().map(|&(from, _)| from);
+        let reads = read.iter().flatten().map(|&(region, _)| region);
+        regions.extend(sources.chain(reads).map(|region| (region, false)));
+        regions.retain(|(region, _)| region.start < region.end);
+        regions.sort();
+        regions.dedup();
+        for pair in regions.windows(2) {
+            let [(a, _), (b, _)] = pair else { continue };
+            let apart = a.storage != b.storage || a.end <= b.start;
+            assert!(apart, "{}: its operands {a:?} and {b:?} meet", rule.name());
+        }
+        let find = |region: Region| {
+            let found = regions.iter().position(|(other, _)| *other == region);
+            found.unwrap_or(Self::EMPTY)
+        };
+        let operand = |(region, dtype): (Region, DType)| Operand {
+            region: find(region),
+            dtype,
+        };
+        Self {
+            reads: read.into_iter().map(|found| found.map(operand)).collect(),
+            writes: written.into_iter().map(operand).collect(),
+            copies: copied
+                .into_iter()
+                .map(|(from, to)| (find(from), find(to)))
+                .filter(|&(from, _)| from != Self::EMPTY)
+                .collect(),
+            regions,
+        }
+    }
+
+    /// The region of what has no elements.
+    pub(crate) const EMPTY: usize = usize::MAX;
+}
