@@ -13,7 +13,6 @@ const NEVER: c_long = -1;
 /// Sets up the allocator, before anything large is allocated.
 pub fn set_up() {
     keep_freed_memory();
-    avoid_huge_pages();
 }
 
 /// Keeps freed memory instead of giving it back to the system, which takes it page by page and clears
@@ -21,12 +20,4 @@ pub fn set_up() {
 fn keep_freed_memory() {
     // SAFETY: writes a number into mimalloc's table of options, and the index is within it.
     unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, NEVER) }
-}
-
-/// Takes memory in small pages: a tensor of half a megabyte would else occupy a page of two. Page
-/// faults, which huge pages save, do not occur in the steady state anyway.
-fn avoid_huge_pages() {
-    // Where the system cannot, more memory is used.
-    #[cfg(target_os = "linux")]
-    let _ = rustix::thread::disable_transparent_huge_pages(true);
 }

@@ -64,7 +64,8 @@ fn a_step_is_measured_with_a_model_and_a_batch_alone() {
         "linear",
         "attention",
         "head and loss",
-        "gradient norm and adamw",
+        "squared norms",
+        "adamw",
         "other",
     ] {
         assert!(ops.contains_key(op), "{op}: {found}");
@@ -302,17 +303,47 @@ fn recomputation_takes_less_memory_for_activations() {
     let lab = lab();
     let recompute = |value: &str| format!("train.recompute={value}");
     let (none, block) = (recompute("none"), recompute("block"));
-    let activations = |setting: &str| {
-        let found = lab.json(&["inspect", "bench.toml", "--set", setting, "--json"]);
+    let planned = |settings: &[&str]| {
+        let found = lab.json(&[&["inspect", "bench.toml", "--json"], settings].concat());
         number(&found["inventory"]["memory"], "activations")
     };
+    let activations = |setting: &str| planned(&["--set", setting]);
     assert!(activations(&block) < activations(&none));
-    let found = lab.json(&args("step", &["--json", "--set", &block]));
-    assert!(number(&found["seconds_by_op"], "first forward pass") > 0.0);
+    // As few blocks as keep within the budget: all of them, none of them, some of them.
+    let within = |bytes: f64| activations(&recompute(&format!("budget:{bytes}")));
+    assert_eq!(within(activations(&block)), activations(&block));
+    assert_eq!(within(activations(&none)), activations(&none));
+    let between = ((activations(&block) + activations(&none)) / 2.0).floor();
+    assert!(within(between) <= between && within(between) >= activations(&block));
+    // What is planned less is taken less by a step, in a model of many activations.
+    let settings = |recompute| {
+        let deep = ["--set", "model.n_layers=8", "--set", "train.seq_len=256"];
+        [&["--set", recompute][..], &deep].concat()
+    };
+    let [with, without] = [&block, &none].map(|recompute| {
+        let settings = settings(recompute);
+        let found = lab.json(&[&args("step", &["--json"])[..], &settings].concat());
+        assert!(number(&found["seconds_by_op"], "attention") > 0.0);
+        let peak = cfg!(target_os = "linux").then(|| number(&found, "peak_rss_bytes"));
+        (planned(&settings), peak)
+    });
+    let less = without.0 - with.0;
+    assert!(less > 4e6, "{less}");
+    if let (Some(with), Some(without)) = (with.1, without.1) {
+        assert!(without - with > less / 2.0, "{with} {without} {less}");
+    }
+    lab.fails(
+        2,
+        &["inspect", "bench.toml", "--set", &recompute("budget:1")],
+        &["train.recompute = \"budget:1\"", "still need"],
+    );
     lab.fails(
         2,
         &args("step", &["--set", &recompute("layer")]),
-        &["train.recompute", "`none` or `block`"],
+        &[
+            "train.recompute",
+            "\"none\", \"block\", or \"budget:BYTES\"",
+        ],
     );
     lab.fails(
         2,

@@ -1,41 +1,40 @@
-//! Put one HybridNorm block into a Burn model of your own and train it with Burn's optimizer.
+//! Put one HybridNorm block into a graph of your own and train it: a classifier of sequences of vectors
+//! that learns to say whether the mean of the first channel is positive.
 //!
 //! ```sh
 //! cargo run --release --example block_in_your_model
 //! ```
 
-use burn::module::{Module, Param};
-use burn::optim::{AdamWConfig, GradientsParams};
-use burn::tensor::{Device, Distribution, Tensor};
-use hybridnorm::Result;
-use hybridnorm::model::{Block, FfnActivation, ModelConfig, Positions};
-use hybridnorm::placement;
+use hybridnorm::exec::{Cpu, Data, Executor};
+use hybridnorm::graph::{Builder, DType, Type};
+use hybridnorm::model::{Block, FfnActivation, ModelConfig, Positions, Registry, Residual};
+use hybridnorm::ops::{self, AdamW, Arguments};
+use hybridnorm::plan::{Options, Program};
+use hybridnorm::{Result, passes, placement, threads};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, StandardNormal};
 
-/// A regressor over sequences of vectors: one of our blocks, then a projection of yours.
-#[derive(Module, Debug)]
-struct Regressor {
-    block: Block,
-    out: Param<Tensor<2>>,
-}
-
-impl Regressor {
-    fn forward(&self, x_btd: Tensor<3>, positions: &Positions) -> Tensor<2> {
-        let y = self.block.forward(x_btd, positions, None);
-        let [b, t, d] = y.dims();
-        let last = y.narrow(1, t - 1, 1).reshape([b, d]);
-        last.matmul(self.out.val())
-    }
-}
+/// Sequences of a batch.
+const B: usize = 256;
+/// Positions of a sequence.
+const T: usize = 16;
+/// Channels of a position.
+const D: usize = 32;
 
 fn main() -> Result<()> {
+    threads::run(train)
+}
+
+fn train() -> Result<()> {
     let config = ModelConfig {
-        d_model: 32,
+        d_model: D,
         n_layers: 1,
         n_heads: 4,
         n_kv_heads: 2,
         d_ff: 88,
         vocab_size: 1, // a block has no vocabulary
-        max_seq_len: 16,
+        max_seq_len: T,
         rope_theta: 10_000.0,
         tie_embeddings: true,
         activation: FfnActivation::Swiglu,
@@ -43,33 +42,68 @@ fn main() -> Result<()> {
         mla: None,
         placement: placement::named("hybridnorm")?,
     };
-    let device = Device::flex().autodiff();
-    let positions = Positions::first(&config, 16);
-    let out = Tensor::random([32, 1], Distribution::Normal(0.0, 0.1), &device);
-    let mut model = Regressor {
-        block: Block::of(&config, 0, 7, &device)?,
-        out: Param::from_tensor(out),
+
+    // What there is to learn: one of our blocks, and a projection of yours to two classes.
+    let mut registry = Registry::default();
+    let block = Block::declare(&config, 0, &mut registry)?;
+    let projection = registry.matrix("projection", [2, D], 0.1);
+
+    // Where it lies: the parameters in the first buffer, their moments in two more.
+    let mut cpu = Cpu::new();
+    let [parameters, m, v] = [(); 3].map(|()| cpu.allocate(DType::F32, registry.elements()));
+    for spec in registry.iter() {
+        cpu.write(parameters, spec.offset, Data::F32(&spec.initial_values(7)));
+    }
+
+    // The forward pass: block, last position, projection, loss.
+    let g = Builder::new();
+    let x = g.input("x", Type::f32([B, T, D]));
+    let y = g.input("y", Type::i32([B]));
+    let entering = Residual { x, y: None };
+    let output = block.forward(entering, &Positions::first(&g, &config, T));
+    let last = ops::last_position(output.residual.x);
+    let logits = ops::linear(last, projection.value(&g));
+    let [loss, _] = ops::cross_entropy(logits, y, 0.0, B as f64);
+
+    // The backward pass and the update, in the same graph.
+    let params: Vec<_> = registry.groups().map(|(param, _)| param).collect();
+    let values: Vec<_> = params.iter().map(|param| param.value(&g)).collect();
+    let gradients: Option<Vec<_>> = passes::gradients(loss, &values).into_iter().collect();
+    let gradients = gradients.expect("the loss depends on every parameter");
+    let squares = ops::squared_norms(&g, &gradients);
+    let slots = params.iter().zip(gradients).map(|(param, gradient)| {
+        let [p, m, v] = [parameters, m, v].map(|buffer| param.value_in(buffer, &g));
+        [gradient, p, m, v]
+    });
+    let rule = AdamW {
+        beta1: 0.9,
+        beta2: 0.95,
+        eps: 1e-8,
+        clip: 1.0,
+        weight_decay: vec![0.0; params.len()],
     };
+    ops::adamw(rule, loss, squares, &slots.collect::<Vec<_>>());
 
-    let mut optimizer = AdamWConfig::new().init();
-
-    // Learn to say whether the mean of the first channel is positive.
-    let x = Tensor::<3>::random([64, 16, 32], Distribution::Normal(0.0, 1.0), &device);
-    let y = x
-        .clone()
-        .narrow(2, 0, 1)
-        .mean_dim(1)
-        .reshape([64, 1])
-        .sign();
-    for step in 0..=100 {
-        let loss = (model.forward(x.clone(), &positions) - y.clone())
-            .square()
-            .mean();
-        if step % 25 == 0 {
-            println!("step {step}: loss {:.4}", loss.clone().into_scalar::<f32>());
+    // One program does it all.
+    let loss = loss.id();
+    let step = Program::new(g.finish(), &[loss], Options::default());
+    let mut random = ChaCha8Rng::seed_from_u64(7);
+    for index in 0..=200 {
+        let numbers = StandardNormal.sample_iter(&mut random).take(B * T * D);
+        let x: Vec<f32> = numbers.collect();
+        let is_positive = |x: &[f32]| i32::from(x.iter().step_by(D).sum::<f32>() > 0.0);
+        let y: Vec<i32> = x.chunks(T * D).map(is_positive).collect();
+        let arguments = Arguments {
+            lr: 3e-3,
+            step: index + 1,
+            ..Arguments::default()
+        };
+        let inputs = [("x", Data::F32(&x)), ("y", Data::I32(&y))];
+        cpu.run(&step, arguments, &inputs);
+        if index % 25 == 0 {
+            let loss = cpu.output(&step, loss).into_f32()[0];
+            println!("step {index}: loss {loss:.3}");
         }
-        let gradients = GradientsParams::from_grads(loss.backward(), &model);
-        model = optimizer.step(3e-3, model, gradients);
     }
     Ok(())
 }

@@ -4,9 +4,9 @@
 //! cargo run --release --example new_placement
 //! ```
 
-use hybridnorm::model::{Decoder, FfnActivation, ModelConfig, params};
+use hybridnorm::Result;
+use hybridnorm::model::{Decoder, FfnActivation, ModelConfig};
 use hybridnorm::placement::{self, Explanation};
-use hybridnorm::{Device, Result};
 use serde_json::json;
 
 fn main() -> Result<()> {
@@ -38,7 +38,7 @@ fn main() -> Result<()> {
         mla: None,
         placement,
     };
-    let model = Decoder::new(&config, 0, &Device::flex())?;
-    println!("{} parameter tensors", params::names(&model).len());
+    let model = Decoder::new(&config)?;
+    println!("{} parameter tensors", model.registry().iter().len());
     Ok(())
 }

@@ -26,17 +26,12 @@ fn train_and_write() -> Result<()> {
         }
     };
     // Goes on where an earlier call stopped.
-    let (run, device) = (Path::new("runs/from-rust"), Device::flex());
-    let mut trainer = Trainer::open(config, run, Start::ResumeOrFresh, &device, &mut show)?;
+    let (run, device) = (Path::new("runs/from-rust"), Device::Cpu);
+    let mut trainer = Trainer::open(config, run, Start::ResumeOrFresh, device, &mut show)?;
     trainer.run(&AtomicBool::new(false), &mut show)?;
-    let tokenizer = trainer.tokenizer().expect("the data are text");
-    let text = eval::write(
-        trainer.model(),
-        tokenizer,
-        "One day",
-        60,
-        Sampling::default(),
-    )?;
+    let tokenizer = trainer.tokenizer().expect("the data are text").clone();
+    let model = trainer.model_mut();
+    let text = eval::write(model, &tokenizer, "One day", 60, Sampling::default())?;
     println!("One day{text}");
     Ok(())
 }

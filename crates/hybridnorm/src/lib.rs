@@ -19,7 +19,6 @@
 pub mod bench;
 pub mod data;
 pub mod digits;
-pub mod eager;
 pub mod error;
 pub mod eval;
 pub mod exec;
@@ -43,5 +42,5 @@ pub mod threads;
 pub mod train;
 mod wording;
 
-pub use burn::tensor::Device;
 pub use error::{Error, Result};
+pub use model::Device;

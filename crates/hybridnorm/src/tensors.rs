@@ -6,84 +6,90 @@ mod header;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
+use std::ops::Range;
 use std::path::Path;
 
-use burn::module::Module;
-use burn::tensor::Tensor;
 use safetensors::tensor::Dtype;
 
-use crate::eager as ops;
 use crate::error::{Error, Result};
-use crate::model::params::{self, Values};
+use crate::exec::Executor;
+use crate::graph::Buffer;
+use crate::model::{Model, PARAMETERS};
 
 pub use file::TensorFile;
 
-/// A tensor to be written: brought to the host only when its turn comes.
+/// A tensor on the host.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Values {
+    /// Sizes of the dimensions.
+    pub shape: Vec<usize>,
+    /// Row-major elements.
+    pub data: Vec<f32>,
+}
+
+/// A tensor to be written: copied to the host only when its turn comes.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Handle {
+    buffer: Buffer,
+    range: Range<usize>,
     shape: Vec<usize>,
-    flat: Tensor<1>,
 }
 
 impl Handle {
-    /// A handle on a flattened tensor that is written with `shape`.
-    pub fn new(flat: Tensor<1>, shape: Vec<usize>) -> Self {
-        Self { shape, flat }
+    /// A handle on elements of a buffer that are written with `shape`.
+    pub fn new(buffer: Buffer, range: Range<usize>, shape: Vec<usize>) -> Self {
+        Self {
+            buffer,
+            range,
+            shape,
+        }
     }
 
     fn bytes(&self) -> u64 {
-        4 * self.shape.iter().product::<usize>() as u64
+        4 * self.range.len() as u64
     }
 }
 
 /// Handles on every parameter of a model.
-pub fn parameters(model: &impl Module) -> BTreeMap<String, Handle> {
-    let mut all = BTreeMap::new();
-    params::for_each(model, |name, param| {
-        let flat = param.flat().without_autodiff();
-        all.insert(name.to_owned(), Handle::new(flat, param.shape()));
-    });
-    all
-}
-
-/// The name of a parameter that is not finite, if there is one.
-pub fn broken(model: &impl Module) -> Option<String> {
-    let mut found = None;
-    params::for_each(model, |name, param| {
-        if found.is_none() && !is_finite(&param.flat().without_autodiff()) {
-            found = Some(name.to_owned());
-        }
-    });
-    found
-}
-
-/// Whether all elements are finite numbers.
-pub fn is_finite(flat: &Tensor<1>) -> bool {
-    ops::sum_squares(flat.clone()).is_finite()
+pub fn parameters(model: &Model) -> BTreeMap<String, Handle> {
+    let handle = |spec: &crate::model::ParamSpec| {
+        let handle = Handle::new(PARAMETERS, spec.range(), spec.shape.clone());
+        (spec.name.clone(), handle)
+    };
+    model.parameters().map(handle).collect()
 }
 
 /// Writes a safetensors file, one tensor at a time. It is not atomic: the caller's folder is.
 ///
 /// # Errors
 /// If the file cannot be written.
-pub fn write(path: &Path, tensors: BTreeMap<String, Handle>) -> Result<()> {
+pub fn write(
+    path: &Path,
+    tensors: &BTreeMap<String, Handle>,
+    executor: &dyn Executor,
+) -> Result<()> {
     let file = File::create(path).map_err(Error::io(path))?;
     let mut writer = BufWriter::with_capacity(1 << 20, file);
-    write_to(&mut writer, &tensors)
+    write_to(&mut writer, tensors, executor)
         .and_then(|()| writer.flush())
         .map_err(Error::io(path))
 }
 
-fn write_to(to: &mut impl Write, tensors: &BTreeMap<String, Handle>) -> io::Result<()> {
+fn write_to(
+    to: &mut impl Write,
+    tensors: &BTreeMap<String, Handle>,
+    executor: &dyn Executor,
+) -> io::Result<()> {
     let mut header = header::Header::default();
     for (name, tensor) in tensors {
         header.push(name, &tensor.shape, tensor.bytes());
     }
     to.write_all(&header.into_bytes())?;
     for tensor in tensors.values() {
-        let values = tensor.flat.clone().into_data_as::<f32>();
-        let values = values.as_slice::<f32>().expect("converted to f32");
         let mut buffer = Vec::with_capacity(4 * PIECE);
-        for piece in values.chunks(PIECE) {
+        for start in tensor.range.clone().step_by(PIECE) {
+            let end = tensor.range.end.min(start + PIECE);
+            let piece = executor.read(tensor.buffer, start..end).into_f32();
             buffer.clear();
             buffer.extend(piece.iter().flat_map(|x| x.to_le_bytes()));
             to.write_all(&buffer)?;
@@ -126,43 +132,41 @@ pub(crate) fn to_f32(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
         ),
         Dtype::BF16 => Some(
             halves()
-                .map(|b| burn::tensor::bf16::from_bits(b).to_f32())
+                .map(|b| half::bf16::from_bits(b).to_f32())
                 .collect(),
         ),
-        Dtype::F16 => Some(
-            halves()
-                .map(|b| burn::tensor::f16::from_bits(b).to_f32())
-                .collect(),
-        ),
+        Dtype::F16 => Some(halves().map(|b| half::f16::from_bits(b).to_f32()).collect()),
         _ => None,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::Device;
+    use crate::exec::{Cpu, Data};
+    use crate::graph::DType;
     use safetensors::tensor::{TensorView, serialize};
 
     use super::*;
 
     #[test]
     fn files_are_those_of_the_format_s_own_writer() {
-        let device = Device::flex();
         let values: Vec<f32> = (0..PIECE + 30).map(|i| i as f32 / 7.0).collect();
         let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
         let names = ["a.\"quoted\"", "b", "b.c", "empty"];
         let shapes = [vec![2, 3], vec![values.len()], vec![5, 1], vec![0, 4]];
+        let mut executor = Cpu::new();
+        let buffer = executor.allocate(DType::F32, values.len());
+        executor.write(buffer, 0, Data::F32(&values));
         let mut handles = BTreeMap::new();
         let mut views = Vec::new();
         for (name, shape) in names.into_iter().zip(shapes) {
             let n = shape.iter().product::<usize>();
-            let flat = Tensor::from_data(&values[..n], &device);
-            handles.insert(name.to_owned(), Handle::new(flat, shape.clone()));
+            handles.insert(name.to_owned(), Handle::new(buffer, 0..n, shape.clone()));
             let view = TensorView::new(Dtype::F32, shape, &bytes[..4 * n]).unwrap();
             views.push((name, view));
         }
         let mut written = Vec::new();
-        write_to(&mut written, &handles).unwrap();
+        write_to(&mut written, &handles, &executor).unwrap();
         assert!(written == serialize(views, None).unwrap());
     }
 }

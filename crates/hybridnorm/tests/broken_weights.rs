@@ -3,10 +3,10 @@
 mod common;
 
 use common::*;
+use hybridnorm::Device;
 use hybridnorm::data::{ReadyTokens, TokenDataset, Tokenizer, Windows};
 use hybridnorm::eval::{self, Sampling};
-use hybridnorm::model::{Decoder, ModelConfig, params};
-use hybridnorm::tensors;
+use hybridnorm::model::{Model, ModelConfig};
 
 #[test]
 fn broken_weights_are_noticed() {
@@ -15,15 +15,13 @@ fn broken_weights_are_noticed() {
         vocab_size: tokenizer.vocab_size() + 40,
         ..tiny(named("hybridnorm-star"))
     };
-    let whole = Decoder::new(&config, 1, &plain()).unwrap();
-    assert_eq!(tensors::broken(&whole), None);
-    let mut values = params::values(&whole);
+    let mut whole = Model::new(&config, 1, Device::Cpu).unwrap();
+    assert_eq!(whole.broken(), None);
+    let mut values = whole.values();
     values.get_mut("blocks.1.attention.out").unwrap().data[3] = f32::NAN;
-    let broken = params::load(whole.clone(), values).unwrap();
-    assert_eq!(
-        tensors::broken(&broken).as_deref(),
-        Some("blocks.1.attention.out")
-    );
+    let mut broken = Model::uninitialized(&config, Device::Cpu).unwrap();
+    broken.load(values).unwrap();
+    assert_eq!(broken.broken().as_deref(), Some("blocks.1.attention.out"));
 
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("tokens.u16");
@@ -31,13 +29,13 @@ fn broken_weights_are_noticed() {
     let mut data = TokenDataset::new(4).unwrap();
     let ready = ReadyTokens::open(file.to_str().unwrap(), config.vocab_size).unwrap();
     data.push_ready(ready).unwrap();
-    assert!(eval::loss(&whole, &data, 2, Windows::All).is_ok());
-    let error = eval::loss(&broken, &data, 2, Windows::All).unwrap_err();
+    assert!(eval::loss(&mut whole, &data, 2, Windows::All).is_ok());
+    let error = eval::loss(&mut broken, &data, 2, Windows::All).unwrap_err();
     assert!(error.to_string().contains("weights are broken"), "{error}");
 
-    let write = |model: &Decoder| eval::write(model, &tokenizer, "a", 200, Sampling::default());
+    let write = |model: &mut Model| eval::write(model, &tokenizer, "a", 200, Sampling::default());
     // The model has rows that stand for no token; they are never drawn.
-    assert!(write(&whole).is_ok());
-    let error = write(&broken).unwrap_err();
+    assert!(write(&mut whole).is_ok());
+    let error = write(&mut broken).unwrap_err();
     assert!(error.to_string().contains("weights are broken"), "{error}");
 }

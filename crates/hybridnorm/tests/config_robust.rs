@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use hybridnorm::Device;
 use hybridnorm::data::Tokenizer;
-use hybridnorm::model::Decoder;
+use hybridnorm::model::Model;
 use hybridnorm::train::checkpoint::{self, Contents};
 use hybridnorm::train::metrics::Metrics;
 use hybridnorm::train::rows::{self, RowsFile};
@@ -38,7 +38,7 @@ fn checkpoint_files() -> &'static [(String, Vec<u8>)] {
     static FILES: OnceLock<Vec<(String, Vec<u8>)>> = OnceLock::new();
     FILES.get_or_init(|| {
         let config = Config::parse(TEXT, &[]).unwrap().model_config().unwrap();
-        let model = Decoder::new(&config, 1, &Device::flex()).unwrap();
+        let model = Model::new(&config, 1, Device::Cpu).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("c");
         checkpoint::save(&path, Contents::of_model(&model, Some(&Tokenizer::bytes()))).unwrap();
@@ -74,7 +74,7 @@ fn open(folder: &Path) {
     if let Ok(checkpoint) = Checkpoint::open(folder) {
         let _ = checkpoint.config();
         let _ = checkpoint.tokenizer();
-        let _ = checkpoint.model(&Device::flex());
+        let _ = checkpoint.model(Device::Cpu);
         let _ = checkpoint.training::<serde_json::Value>();
     }
 }

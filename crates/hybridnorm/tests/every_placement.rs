@@ -2,25 +2,27 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use common::*;
-use hybridnorm::model::Recompute;
-use hybridnorm::model::inventory;
-use hybridnorm::model::{Decoder, FfnActivation, LossOptions, params};
-use hybridnorm::train::GradientSum;
+use hybridnorm::Device;
+use hybridnorm::model::inventory::{self, Training};
+use hybridnorm::model::{FfnActivation, Model, ModelConfig, ParamSpec};
+use hybridnorm::plan::{Options, Recompute};
+use hybridnorm::train::{self, Gradients, Optimizer, OptimizerConfig, StepShape, TrainingStep};
 
 #[test]
 fn a_later_token_never_changes_an_earlier_output() {
     for (name, config) in all_models() {
-        let model = stirred(&config, &plain());
-        let mut ids = Random::new("inputs").ids(BATCH * SEQ);
-        let before = logits(&model);
+        let mut model = stirred(&config);
+        let mut ids = inputs();
+        let before = logits(&mut model);
         // Change the last two tokens of the first sequence.
         for id in &mut ids[SEQ - 2..SEQ] {
             *id = (*id + 1) % VOCAB as i32;
         }
-        let after = to_vec(model.logits(model.forward(model.ids(&ids, BATCH, SEQ).unwrap())));
+        let after = model.logits(&ids, BATCH, SEQ).unwrap();
         let unchanged = (SEQ - 2) * VOCAB;
         // A product's last bits depend on how many rows it has: for an expert, on all tokens.
         let tolerance = if config.moe.is_some() { 1e-5 } else { 0.0 };
@@ -40,9 +42,9 @@ fn a_later_token_never_changes_an_earlier_output() {
 #[test]
 fn decoding_with_a_cache_equals_the_full_forward_pass() {
     for (name, config) in all_models() {
-        let model = stirred(&config, &plain());
-        let full = logits(&model);
-        let ids = Random::new("inputs").ids(BATCH * SEQ);
+        let mut model = stirred(&config);
+        let full = logits(&mut model);
+        let ids = inputs();
         let mut cache = model.new_cache(BATCH, SEQ);
         // A prompt of three positions, then one at a time.
         let mut start = 0;
@@ -50,9 +52,7 @@ fn decoding_with_a_cache_equals_the_full_forward_pass() {
             let piece: Vec<i32> = (0..BATCH)
                 .flat_map(|b| ids[b * SEQ + start..b * SEQ + start + new].to_vec())
                 .collect();
-            let piece = model.ids(&piece, BATCH, new).unwrap();
-            let hidden = model.forward_cached(piece, &mut cache);
-            let found = to_vec(model.logits(hidden));
+            let found = model.next_logits(&piece, &mut cache, true).unwrap();
             for b in 0..BATCH {
                 let expected = &full[(b * SEQ + start) * VOCAB..(b * SEQ + start + new) * VOCAB];
                 let found = &found[b * new * VOCAB..(b + 1) * new * VOCAB];
@@ -68,12 +68,17 @@ fn decoding_with_a_cache_equals_the_full_forward_pass() {
 #[test]
 fn every_parameter_receives_a_finite_gradient() {
     for (name, config) in all_models() {
-        let model = stirred(&config, &autodiff());
-        let (loss, gradients) = loss_and_gradients(&model);
+        let mut model = stirred(&config);
+        let (loss, gradients) = loss_and_gradients(&mut model);
         assert!(loss.is_finite(), "{name}");
-        assert_eq!(gradients.missing(&model), Vec::<String>::new(), "{name}");
-        for parameter in trained(&model) {
+        let with_gradients: Vec<String> = gradients.by_name.keys().cloned().collect();
+        let mut expected = trained(&model);
+        expected.sort();
+        assert_eq!(with_gradients, expected, "{name}");
+        for parameter in expected {
             let gradient = gradients.get(&parameter).unwrap();
+            let spec = model.decoder().registry().get(&parameter).unwrap();
+            assert_eq!(gradient.len(), spec.elements(), "{name}: {parameter}");
             assert!(
                 gradient.iter().all(|g| g.is_finite()),
                 "{name}: {parameter}"
@@ -91,18 +96,11 @@ fn loss_and_gradients_have_the_same_bits_on_any_number_of_threads() {
                 .build()
                 .unwrap();
             pool.install(|| {
-                let model = stirred(&config, &autodiff());
-                let (loss, gradients) = loss_and_gradients(&model);
+                let mut model = stirred(&config);
+                let (loss, gradients) = loss_and_gradients(&mut model);
                 let all: Vec<Vec<u32>> = trained(&model)
                     .iter()
-                    .map(|name| {
-                        gradients
-                            .get(name)
-                            .unwrap()
-                            .iter()
-                            .map(|x| x.to_bits())
-                            .collect()
-                    })
+                    .map(|name| bits_of(&gradients.get(name).unwrap()))
                     .collect();
                 (loss.to_bits(), all)
             })
@@ -111,77 +109,258 @@ fn loss_and_gradients_have_the_same_bits_on_any_number_of_threads() {
     }
 }
 
+fn bits_of(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|x| x.to_bits()).collect()
+}
+
+/// Objective and gradients of a batch, whose losses are divided by `divisor`.
+fn gradients(
+    model: &mut Model,
+    [inputs, targets]: [&[i32]; 2],
+    divisor: usize,
+    options: Options,
+) -> Gradients {
+    let shape = [BATCH, SEQ];
+    train::gradients(model, inputs, targets, shape, divisor as f64, options).unwrap()
+}
+
+/// Inputs and targets of two micro-batches.
+fn micro_batches() -> [[Vec<i32>; 2]; 2] {
+    let others = ["other inputs", "other targets"];
+    let others = others.map(|name| Random::new(name).ids(BATCH * SEQ));
+    [[inputs(), targets()], others]
+}
+
+/// Every kind of model with every named placement, with and without tied embeddings.
+fn all_models_tied_or_not() -> impl Iterator<Item = (String, ModelConfig)> {
+    let both = |(name, config): (String, ModelConfig)| {
+        [false, true].map(|tie_embeddings| {
+            let config = ModelConfig {
+                tie_embeddings,
+                ..config.clone()
+            };
+            (format!("{name}, tied: {tie_embeddings}"), config)
+        })
+    };
+    all_models().into_iter().flat_map(both)
+}
+
 #[test]
 fn recomputing_blocks_changes_no_bit() {
-    for (name, config) in all_models() {
-        for tie_embeddings in [false, true] {
-            let mut config = config.clone();
-            config.tie_embeddings = tie_embeddings;
-            let model = stirred(&config, &autodiff());
-            let options = LossOptions {
-                divisor: (2 * BATCH * SEQ) as f32,
+    for (name, config) in all_models_tied_or_not() {
+        let mut model = stirred(&config);
+        // Two micro-batches, whose gradients add up.
+        let mut run = |recompute: Recompute| {
+            let options = Options {
+                recompute,
+                ..Options::default()
             };
-            // Two micro-batches, whose gradients add up.
-            let run = |recompute: Recompute| {
-                let mut gradients = GradientSum::default();
-                let losses: Vec<_> = [0, 1]
-                    .map(|_| {
-                        let (inputs, targets) = (inputs(&model), targets(&model));
-                        gradients.accumulate(&model, inputs, targets, options, recompute)
-                    })
-                    .map(|pass| (to_vec64(pass.losses), pass.routing))
-                    .into();
-                let all: Vec<_> = params::names(&model)
-                    .iter()
-                    .map(|name| (name.clone(), gradients.get(name)))
-                    .collect();
-                (losses, all)
+            let mut sums: BTreeMap<String, Vec<f32>> = BTreeMap::new();
+            let found = micro_batches().map(|[inputs, targets]| {
+                let divisor = 2 * BATCH * SEQ;
+                let found = gradients(&mut model, [&inputs, &targets], divisor, options);
+                for name in found.by_name.keys() {
+                    let gradient = found.get(name).unwrap();
+                    match sums.get_mut(name) {
+                        Some(sum) => sum.iter_mut().zip(gradient).for_each(|(sum, x)| *sum += x),
+                        None => drop(sums.insert(name.clone(), gradient)),
+                    }
+                }
+                found.found
+            });
+            let sums: Vec<_> = sums.values().map(|sum| bits_of(sum)).collect();
+            (found, sums)
+        };
+        let plain = run(Recompute::None);
+        let arena = |recompute| arena_bytes(&config, recompute);
+        let between = (arena(Recompute::None) + arena(Recompute::Block)) / 2;
+        assert!(run(Recompute::Block) == plain, "{name}");
+        assert!(
+            run(Recompute::Budget(between)) == plain,
+            "{name}: {between}"
+        );
+    }
+}
+
+/// Bytes of the arena of a pass over a micro-batch.
+fn arena_bytes(config: &ModelConfig, recompute: Recompute) -> u64 {
+    let training = Training {
+        micro_batch: BATCH,
+        seq_len: SEQ,
+        grad_accum_steps: 1,
+        recompute,
+    };
+    let inventory = inventory::inventory(config, &training).unwrap();
+    inventory.memory.activations
+}
+
+#[test]
+fn training_steps_that_recompute_blocks_change_no_bit() {
+    let [mut less, mut between] = [0, 0];
+    for (name, config) in all_models_tied_or_not() {
+        // What a step did, the parameters behind it, and the bytes of its arena.
+        let run = |recompute: Recompute| {
+            let mut model = stirred(&config);
+            let mut optimizer = Optimizer::new(OptimizerConfig::default(), &mut model);
+            let shape = StepShape {
+                micro_batch: BATCH,
+                seq_len: SEQ,
+                grad_accum_steps: 2,
+                recompute,
             };
-            assert!(
-                run(Recompute::None) == run(Recompute::Block),
-                "{name}, tied: {tie_embeddings}"
-            );
+            let mut step = TrainingStep::new(shape, &mut model, &mut optimizer).unwrap();
+            for [inputs, targets] in micro_batches() {
+                step.pass(&mut model, &mut optimizer, &inputs, &targets, 0.01)
+                    .unwrap();
+            }
+            let outcome = step.finish(&mut model, &mut optimizer, 0.01);
+            let values = model.values().into_values();
+            let values: Vec<_> = values.map(|values| bits_of(&values.data)).collect();
+            ((outcome, values), step.arena_bytes() as u64)
+        };
+        let (plain, most) = run(Recompute::None);
+        assert!(plain.0.norms.update > 0.0, "{name}");
+        let (of_blocks, least) = run(Recompute::Block);
+        assert!(of_blocks == plain, "{name}");
+        let budget = (most + least) / 2;
+        let (within, bytes) = run(Recompute::Budget(budget));
+        assert!(within == plain, "{name}: {budget}");
+        if least < most {
+            assert!(bytes <= budget, "{name}: {bytes} of {budget}");
+            less += 1;
+            between += u64::from(bytes > least);
         }
+    }
+    assert!(less > 0 && between > 0, "{less} {between}");
+}
+
+/// Largest difference of a value from what is expected, in units of the largest expected element; infinite
+/// where one is no number.
+fn relative_difference(found: &[f64], expected: &[f64]) -> f64 {
+    let is_finite = |values: &[f64]| values.iter().all(|x| x.is_finite());
+    if !is_finite(found) || !is_finite(expected) {
+        return f64::INFINITY;
+    }
+    let largest = expected.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
+    // The gradient of a single number is a sum over all positions whose terms may cancel: of rezero's
+    // factors terms that are 0.06 together leave 1e-5, with the error of the terms.
+    let least = if expected.len() == 1 {
+        1e-4
+    } else {
+        f64::MIN_POSITIVE
+    };
+    largest_difference64(found, expected) / largest.max(least)
+}
+
+/// Asserts that losses and the gradient of every parameter are as expected, but for so much.
+fn assert_close(found: &Gradients, expected: &Gradients, [loss, gradient]: [f64; 2], name: &str) {
+    let losses = |of: &Gradients| [of.found.losses.objective, of.found.losses.cross_entropy];
+    let difference = relative_difference(&losses(found), &losses(expected));
+    assert!(difference <= loss, "{name}: losses differ by {difference}");
+    assert!(found.by_name.keys().eq(expected.by_name.keys()), "{name}");
+    for parameter in expected.by_name.keys() {
+        let of = |of: &Gradients| of.get64(parameter).unwrap();
+        let difference = relative_difference(&of(found), &of(expected));
+        assert!(
+            difference <= gradient,
+            "{name}: gradients of {parameter} differ by {difference}"
+        );
+    }
+}
+
+#[test]
+fn the_cpu_computes_what_the_reference_does() {
+    for (name, config) in all_models() {
+        let mut model = stirred(&config);
+        let mut exact = exact(&model);
+        let found = model.logits_f64(&inputs(), BATCH, SEQ).unwrap();
+        let expected = exact.logits_f64(&inputs(), BATCH, SEQ).unwrap();
+        let difference = relative_difference(&found, &expected);
+        assert!(difference <= 1e-5, "{name}: logits differ by {difference}");
+        let (_, found) = loss_and_gradients(&mut model);
+        let (_, expected) = loss_and_gradients(&mut exact);
+        assert_close(&found, &expected, [1e-5, 1e-4], &name);
+        let load = |of: &Gradients| -> Vec<Vec<u64>> {
+            let routing = of.found.routing.iter();
+            routing.map(|routing| routing.load.clone()).collect()
+        };
+        assert_eq!(load(&found), load(&expected), "{name}");
+    }
+}
+
+#[test]
+fn fused_programs_compute_what_unfused_ones_do() {
+    for (name, config) in all_models_tied_or_not() {
+        let model = stirred(&config);
+        let [inputs, targets] = &micro_batches()[0];
+        let check = |mut model: Model, tolerance: f64| {
+            let [found, expected] = [true, false].map(|fuse| {
+                let options = Options {
+                    fuse,
+                    ..Options::default()
+                };
+                gradients(&mut model, [inputs, targets], BATCH * SEQ, options)
+            });
+            let name = format!("{name}, {:?}", model.device());
+            assert_close(&found, &expected, [tolerance; 2], &name);
+        };
+        check(exact(&model), 1e-11);
+        check(model, 1e-5);
     }
 }
 
 #[test]
 fn the_inventory_lists_the_parameters_that_the_model_has() {
     let activations = [FfnActivation::Swiglu, FfnActivation::Relu2];
-    for (name, config) in all_models() {
+    for (name, config) in all_models_tied_or_not() {
         for activation in activations {
-            for tie_embeddings in [false, true] {
-                let mut config = config.clone();
-                config.activation = activation;
-                config.tie_embeddings = tie_embeddings;
-                // Some placements norm or scale the gate, which an ungated feed-forward does not have.
-                let Ok((resolved, _)) = config.resolve() else {
-                    assert!(!activation.is_gated(), "{name}");
-                    continue;
-                };
-                let model = Decoder::new(&config, 0, &plain()).unwrap();
-                let mut found: Vec<_> = params::values(&model)
-                    .into_iter()
-                    .map(|(name, values)| (name, values.shape))
-                    .collect();
-                let mut listed: Vec<_> = inventory::entries(&config, &resolved)
-                    .into_iter()
-                    .map(|entry| (entry.name, entry.shape))
-                    .collect();
-                found.sort();
-                listed.sort();
-                assert_eq!(found, listed, "{name}");
-                let total: usize = found
-                    .iter()
-                    .map(|(_, shape)| shape.iter().product::<usize>())
-                    .sum();
-                assert_eq!(
-                    inventory::inventory(&config, 1, 16, Recompute::None)
-                        .unwrap()
-                        .total,
-                    total as u64
-                );
+            let config = ModelConfig {
+                activation,
+                ..config.clone()
+            };
+            // Some placements norm or scale the gate, which an ungated feed-forward does not have.
+            if config.resolve().is_err() {
+                assert!(!activation.is_gated(), "{name}");
+                continue;
             }
+            let model = Model::new(&config, 0, Device::Cpu).unwrap();
+            let found: Vec<_> = model
+                .values()
+                .into_iter()
+                .map(|(name, values)| (name, values.shape, values.data.len()))
+                .collect();
+            let registry = model.decoder().registry();
+            let listed: Vec<_> = registry
+                .by_name()
+                .into_iter()
+                .map(|spec| (spec.name.clone(), spec.shape.clone(), spec.elements()))
+                .collect();
+            assert_eq!(found, listed, "{name}");
+            // They lie one behind the other and are counted once.
+            let mut total = 0;
+            for spec in registry.iter() {
+                assert_eq!(spec.range(), total..total + spec.elements(), "{name}");
+                let counted: u64 = spec.counts.iter().map(|(_, count)| count).sum();
+                assert_eq!(counted, spec.elements() as u64, "{name}: {}", spec.name);
+                total += spec.elements();
+            }
+            let names: Vec<&String> = registry.iter().map(|spec| &spec.name).collect();
+            let in_groups = registry.groups().flat_map(|(_, specs)| specs);
+            assert!(in_groups.map(|spec| &spec.name).eq(names), "{name}");
+            assert_eq!(registry.elements(), total, "{name}");
+            assert_eq!(inventory::parameters(&config).unwrap(), total as u64);
+            let training = Training {
+                micro_batch: 1,
+                seq_len: 16,
+                grad_accum_steps: 1,
+                recompute: Recompute::None,
+            };
+            let inventory = inventory::inventory(&config, &training).unwrap();
+            assert_eq!(inventory.total, total as u64, "{name}");
+            assert_eq!(inventory.parameters.values().sum::<u64>(), total as u64);
+            let elements = |spec: &ParamSpec| spec.elements() as u64;
+            let inner = registry.iter().filter(|spec| spec.role.is_inner_matrix());
+            assert_eq!(inventory.inner_matrices, inner.map(elements).sum::<u64>());
         }
     }
 }
@@ -192,7 +371,8 @@ fn placements_share_the_initial_value_of_every_parameter_they_share() {
         let mut placement = named(name);
         // The same scheme for all; only the placement differs.
         placement.init = named("hybridnorm").init;
-        params::values(&Decoder::new(&tiny(placement), 9, &plain()).unwrap())
+        let model = Model::new(&tiny(placement), 9, Device::Cpu).unwrap();
+        model.values()
     };
     let reference = values("hybridnorm");
     // Unit weights are brought to their length afterwards.

@@ -5,10 +5,10 @@ mod common;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use burn::tensor::Device;
 use common::reference::*;
+use hybridnorm::Device;
 use hybridnorm::interop::huggingface;
-use hybridnorm::model::params::{self, Values};
+use hybridnorm::tensors::Values;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -33,7 +33,7 @@ fn changed(
 }
 
 fn error(folder: &Path) -> String {
-    let error = huggingface::import(folder, &Device::flex()).unwrap_err();
+    let error = huggingface::import(folder, Device::Cpu).unwrap_err();
     let error = error.to_string();
     assert_eq!(error.lines().count(), 1, "{error}");
     error
@@ -48,19 +48,19 @@ fn a_router_without_a_choice_is_no_obstacle() {
         config["num_nextn_predict_layers"] = 1_000_000_000_000_000_u64.into();
     };
     let folder = changed("deepseek-v3", all, |_| {});
-    huggingface::import(folder.path(), &Device::flex()).unwrap();
+    huggingface::import(folder.path(), Device::Cpu).unwrap();
     let one = |config: &mut Value| {
         config["num_experts_per_tok"] = 1.into();
         config["norm_topk_prob"] = true.into();
     };
     let folder = changed("olmoe", one, |_| {});
-    huggingface::import(folder.path(), &Device::flex()).unwrap();
+    huggingface::import(folder.path(), Device::Cpu).unwrap();
 }
 
 #[test]
 fn a_model_in_several_files_is_the_same() {
     for family in FAMILIES {
-        let whole = huggingface::import(&fixture(&format!("hf/{family}")), &Device::flex());
+        let whole = huggingface::import(&fixture(&format!("hf/{family}")), Device::Cpu);
         let folder = changed(family, |_| {}, |_| {});
         let file = folder.path().join("model.safetensors");
         let all = tensors(&std::fs::read(&file).unwrap(), "");
@@ -80,8 +80,8 @@ fn a_model_in_several_files_is_the_same() {
         let index = json!({ "weight_map": map });
         let path = folder.path().join("model.safetensors.index.json");
         std::fs::write(&path, index.to_string()).unwrap();
-        let parts = huggingface::import(folder.path(), &Device::flex());
-        assert!(params::values(&whole.unwrap()) == params::values(&parts.unwrap()));
+        let parts = huggingface::import(folder.path(), Device::Cpu);
+        assert!(whole.unwrap().values() == parts.unwrap().values());
 
         std::fs::write(&path, json!({ "weight_map": { "x": "../a" } }).to_string()).unwrap();
         assert!(error(folder.path()).contains("not the name of a file in this folder"));
@@ -238,7 +238,7 @@ fn numbers_that_are_not_finite_are_refused() {
         |_| {},
         |all| all.get_mut(bias).unwrap().data[3] = f32::NAN,
     );
-    let error = hybridnorm::interop::import(folder.path(), &Device::flex()).unwrap_err();
+    let error = hybridnorm::interop::import(folder.path(), Device::Cpu).unwrap_err();
     assert!(error.to_string().contains("selection_bias"), "{error}");
 }
 
@@ -249,16 +249,15 @@ fn groups_that_are_all_open_are_none() {
         |config| (config["n_group"], config["topk_group"]) = (json!(4), json!(4)),
         |_| {},
     );
-    let model = huggingface::import(folder.path(), &Device::flex()).unwrap();
+    let model = huggingface::import(folder.path(), Device::Cpu).unwrap();
     let moe = model.config().moe.as_ref().unwrap();
     assert_eq!((moe.n_groups, moe.top_groups), (1, 1));
 }
 
 /// Logits of a model for a few tokens.
 fn logits(folder: &Path) -> Vec<f32> {
-    let model = huggingface::import(folder, &Device::flex()).unwrap();
-    let ids = model.ids(&[1, 5, 2, 7, 3, 3], 1, 6).unwrap();
-    common::to_vec(model.logits(model.forward(ids)))
+    let mut model = huggingface::import(folder, Device::Cpu).unwrap();
+    model.logits(&[1, 5, 2, 7, 3, 3], 1, 6).unwrap()
 }
 
 /// The matrix product `a b`.
@@ -301,10 +300,9 @@ fn without_a_query_rank_nothing_norms_the_queries() {
         |config| config["q_lora_rank"] = Value::Null,
         without_query_latent,
     );
-    let model = huggingface::import(folder.path(), &Device::flex()).unwrap();
+    let model = huggingface::import(folder.path(), Device::Cpu).unwrap();
     assert_eq!(model.config().mla.unwrap().q_rank, None);
-    let names = params::names(&model);
-    let has = |end: &str| names.iter().any(|name| name.ends_with(end));
+    let has = |end: &str| model.parameters().any(|spec| spec.name.ends_with(end));
     assert!(!has("attention.q_norm.gain") && has("attention.v_norm.gain"));
 }
 
@@ -350,9 +348,9 @@ fn branches_of_deepseek_v3_give_the_losses_of_a_plain_implementation() {
             }
         };
         let folder = changed("deepseek-v3", set, weights);
-        let model = huggingface::import(folder.path(), &Device::flex()).unwrap();
-        let inputs = model.ids(&row[..row.len() - 1], 1, row.len() - 1).unwrap();
-        let logits = common::to_vec(model.logits(model.forward(inputs)));
+        let mut model = huggingface::import(folder.path(), Device::Cpu).unwrap();
+        let inputs = &row[..row.len() - 1];
+        let logits = model.logits(inputs, 1, inputs.len()).unwrap();
         let vocabulary = model.config().vocab_size;
         let losses = logits.chunks(vocabulary).zip(&row[1..]);
         let losses = losses.map(|(logits, target)| {
@@ -377,12 +375,12 @@ fn norms_on_latents_keep_their_own_eps() {
         )
     };
     let folder = with(1e-2);
-    let model = huggingface::import(folder.path(), &Device::flex()).unwrap();
+    let model = huggingface::import(folder.path(), Device::Cpu).unwrap();
     let placement = &model.config().placement;
     assert_eq!(placement.norm.eps, 1e-2);
     assert_eq!(placement.block.attn_inner.norm_eps, Some(1e-6));
     let same = with(1e-6);
-    let model = huggingface::import(same.path(), &Device::flex()).unwrap();
+    let model = huggingface::import(same.path(), Device::Cpu).unwrap();
     assert_eq!(model.config().placement.block.attn_inner.norm_eps, None);
     assert_ne!(logits(folder.path()), logits(same.path()));
 }

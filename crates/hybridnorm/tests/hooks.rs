@@ -2,20 +2,14 @@
 
 mod common;
 
-use burn::tensor::Device;
 use common::*;
-use hybridnorm::model::params;
-use hybridnorm::model::{
-    Decoder, FeedForward, LossOptions, ModelConfig, MoeScoring, Recompute, Routing,
-};
-use hybridnorm::train::{GradientSum, Pass};
+use hybridnorm::Device;
+use hybridnorm::model::{FeedForward, Model, ModelConfig, MoeScoring, Routing};
+use hybridnorm::train::Found;
 
-fn pass(model: &Decoder) -> Pass {
-    let divisor = (BATCH * SEQ) as f32;
-    let options = LossOptions { divisor };
-    let (inputs, targets) = (inputs(model), targets(model));
-    let mut gradients = GradientSum::looking_at_scores();
-    gradients.accumulate(model, inputs, targets, options, Recompute::None)
+/// What a pass over the inputs finds.
+fn pass(model: &mut Model) -> Found {
+    loss_and_gradients(model).1.found
 }
 
 #[test]
@@ -35,15 +29,15 @@ fn clipped_scores_are_at_their_limit_and_others_stay() {
         ("no query latent", no_query_latent),
     ] {
         config.check_qk_clip().unwrap();
-        let mut model = stirred(&config, &autodiff());
-        let before = pass(&model).head_maxima;
+        let mut model = stirred(&config);
+        let before = pass(&mut model).head_maxima;
         assert_eq!([before.len(), before[0].len()], [1, 4], "{name}");
         let mut sorted = before[0].clone();
         sorted.sort_by(f32::total_cmp);
         // Two heads are above it.
         let most = (sorted[1] + sorted[2]) / 2.0;
         assert_eq!(model.clip_scores(&before, f64::from(most)), 2, "{name}");
-        let after = pass(&model).head_maxima;
+        let after = pass(&mut model).head_maxima;
         for (before, after) in before[0].iter().zip(&after[0]) {
             let expected = before.min(most);
             assert!(
@@ -103,10 +97,13 @@ fn unit_weights_have_unit_vectors_along_the_width() {
         tiny(named("ngpt")),
         with_experts(tiny(named("ngpt")), MoeScoring::Softmax),
     ] {
-        let fresh = Decoder::new(&config, 1, &Device::flex()).unwrap();
-        let restored = stirred(&config, &autodiff()).with_unit_weights();
-        for values in [params::values(&fresh), params::values(&restored)] {
-            for (name, values) in values {
+        let fresh = Model::new(&config, 1, Device::Cpu).unwrap();
+        let mut restored = stirred(&config);
+        restored.restore_unit_weights();
+        let mut on_reference = exact(&stirred(&config));
+        on_reference.restore_unit_weights();
+        for model in [fresh, restored, on_reference] {
+            for (name, values) in model.values() {
                 let [_, columns] = values.shape[..] else {
                     continue;
                 };
@@ -124,21 +121,24 @@ fn unit_weights_have_unit_vectors_along_the_width() {
 #[test]
 fn a_selection_bias_moves_against_the_load() {
     let config = with_experts(tiny(named("pre-norm")), MoeScoring::Sigmoid);
-    let recording = Decoder::new(&config, 1, &autodiff()).unwrap();
-    let routing = pass(&recording).routing;
+    let model = |device| Model::new(&config, 1, device).unwrap();
+    let routing = pass(&mut model(Device::Cpu)).routing;
     assert_eq!(routing.len(), 2, "one entry for each mixture");
-    for model in [recording, Decoder::new(&config, 1, &plain()).unwrap()] {
-        check_biases(model, &routing);
+    for device in [Device::Cpu, Device::Reference] {
+        check_biases(model(device), &routing);
     }
 }
 
-fn check_biases(mut model: Decoder, routing: &[Routing]) {
+fn check_biases(mut model: Model, routing: &[Routing]) {
     model.rebalance(routing);
-    for (block, routing) in model.blocks[1..].iter().zip(routing) {
-        let FeedForward::Mixture(mixture) = &block.feed_forward else {
-            panic!("a mixture");
-        };
-        let bias = to_vec(mixture.selection_bias.as_ref().unwrap().val());
+    let values = model.values();
+    let blocks = model.decoder().blocks.iter().enumerate();
+    for ((layer, block), routing) in blocks.skip(1).zip(routing) {
+        assert!(
+            matches!(block.feed_forward, FeedForward::Mixture(_)),
+            "a mixture"
+        );
+        let bias = &values[&format!("blocks.{layer}.feed_forward.selection_bias")].data;
         let mean = routing.load.iter().sum::<u64>() as f64 / 8.0;
         for (bias, &load) in bias.iter().zip(&routing.load) {
             let expected =

@@ -3,20 +3,26 @@
 mod common;
 
 use common::*;
-use hybridnorm::model::params::{self, Values};
-use hybridnorm::model::{Decoder, ModelConfig, MoeScoring};
+use hybridnorm::Device;
+use hybridnorm::model::{Decoder, Model, ModelConfig, MoeScoring, Role};
 use hybridnorm::placement::{AttnScale, HeadNorm, NormKind, Placement, QkOrder, Skip};
+use hybridnorm::tensors::Values;
 
 /// A model of `to` with the weights of a stirred model of `from`, under other names.
 fn same_weights(
     from: &ModelConfig,
     to: &ModelConfig,
     name: impl Fn(&str) -> String,
-) -> (Decoder, Decoder) {
-    let a = stirred(from, &plain());
-    let b = Decoder::new(to, 0, &plain()).unwrap();
-    let b = params::load(b, renamed(&a, name)).unwrap();
+) -> (Model, Model) {
+    let a = stirred(from);
+    let mut b = Model::new(to, 0, Device::Cpu).unwrap();
+    b.load(renamed(&a, name)).unwrap();
     (a, b)
+}
+
+/// Logits of the inputs in double precision.
+fn logits64(model: &Model) -> Vec<f64> {
+    exact(model).logits_f64(&inputs(), BATCH, SEQ).unwrap()
 }
 
 #[test]
@@ -25,10 +31,10 @@ fn hybridnorm_is_post_norm_attention_with_a_norm_free_feed_forward() {
     other.block.attn.post_norm = true;
     other.block.ffn.in_norm = false;
     other.block.ffn.skip = Skip::Raw;
-    let (hybrid, other) = same_weights(&tiny(named("hybridnorm")), &tiny(other), |name| {
+    let (mut hybrid, mut other) = same_weights(&tiny(named("hybridnorm")), &tiny(other), |name| {
         name.replace(".ffn.in_norm.", ".attn.post_norm.")
     });
-    assert_eq!(logits(&hybrid), logits(&other));
+    assert_eq!(logits(&mut hybrid), logits(&mut other));
 }
 
 #[test]
@@ -38,7 +44,7 @@ fn normed_skips_everywhere_are_post_norm_shifted_by_one_norm() {
     classic.embed.norm = true;
     classic.norm = entry.placement.norm.clone();
     let last = entry.n_layers - 1;
-    let (entry, classic) = same_weights(&entry, &tiny(classic), |name| {
+    let (mut entry, mut classic) = same_weights(&entry, &tiny(classic), |name| {
         if let Some(field) = name.strip_prefix("final_norm.") {
             return format!("blocks.{last}.ffn.post_norm.{field}");
         }
@@ -57,7 +63,7 @@ fn normed_skips_everywhere_are_post_norm_shifted_by_one_norm() {
             _ => name.to_owned(),
         }
     });
-    assert!(largest_difference(&logits(&entry), &logits(&classic)) < 1e-6);
+    assert!(largest_difference(&logits(&mut entry), &logits(&mut classic)) < 1e-6);
 }
 
 #[test]
@@ -68,8 +74,7 @@ fn a_norm_before_normed_projections_is_redundant() {
         // Equal weights: both draw them by name from the same seed, and gains start at 1.
         let [pre, bare] = ["pre-qkv-pre", "qkv-pre"].map(|name| {
             let config = attention(without_eps(name));
-            let model = in_f64(Decoder::new(&config, 3, &plain()).unwrap());
-            to_vec64(model.logits(model.forward(inputs(&model))))
+            logits64(&Model::new(&config, 3, Device::Cpu).unwrap())
         });
         let difference = largest_difference64(&pre, &bare);
         assert!(difference < 1e-10, "{difference}");
@@ -88,10 +93,8 @@ fn with_qk(norm: HeadNorm, order: QkOrder) -> Placement {
 #[test]
 fn a_plain_per_head_norm_commutes_with_the_rotation_and_one_with_a_gain_does_not() {
     let difference = |norm: HeadNorm| {
-        let outputs = [QkOrder::BeforeRope, QkOrder::AfterRope].map(|order| {
-            let model = in_f64(stirred(&tiny(with_qk(norm, order)), &plain()));
-            to_vec64(model.logits(model.forward(inputs(&model))))
-        });
+        let outputs = [QkOrder::BeforeRope, QkOrder::AfterRope]
+            .map(|order| logits64(&stirred(&tiny(with_qk(norm, order)))));
         largest_difference64(&outputs[0], &outputs[1])
     };
     let plain = difference(HeadNorm::PerHeadPlain);
@@ -141,17 +144,18 @@ fn only_normed_projections_do_not_feel_their_scale() {
     let mut normed_parts = 0;
     for name in all_names() {
         let config = without_eps(name);
-        let model = stirred(&config, &plain());
-        let before = logits(&model);
+        let mut model = stirred(&config);
+        let before = logits(&mut model);
+        let unscaled = model.values();
         for (part, rows, normed) in parts(&config) {
-            let mut values = params::values(&model);
+            let mut values = unscaled.clone();
             let qkv = values.get_mut("blocks.1.attention.qkv").unwrap();
             let d = config.d_model;
             for value in &mut qkv.data[rows.start * d..rows.end * d] {
                 *value *= 10.0;
             }
-            let scaled = params::load(model.clone(), values).unwrap();
-            let difference = largest_difference(&before, &logits(&scaled));
+            model.load(values).unwrap();
+            let difference = largest_difference(&before, &logits(&mut model));
             assert_eq!(difference < 1e-4, normed, "{name} {part}: {difference}");
             normed_parts += usize::from(normed);
         }
@@ -164,10 +168,10 @@ fn only_normed_projections_do_not_feel_their_scale() {
 fn the_gradient_of_a_normed_projection_is_orthogonal_to_its_weights() {
     for name in all_names() {
         let config = without_eps(name);
-        let model = stirred(&config, &autodiff());
-        let (_, gradients) = loss_and_gradients(&model);
+        let mut model = stirred(&config);
+        let (_, gradients) = loss_and_gradients(&mut model);
         let gradient = gradients.get("blocks.1.attention.qkv").unwrap();
-        let weights = &params::values(&model)["blocks.1.attention.qkv"].data;
+        let weights = &model.values()["blocks.1.attention.qkv"].data;
         for (part, rows, _) in parts(&config).into_iter().filter(|(_, _, normed)| *normed) {
             let range = rows.start * config.d_model..rows.end * config.d_model;
             let pairs = gradient[range.clone()].iter().zip(&weights[range]);
@@ -188,13 +192,12 @@ fn the_gradient_of_a_normed_projection_is_orthogonal_to_its_weights() {
 fn norm_parameters_per_block_are_counted_as_in_the_literature() {
     let count = |name: &str| {
         let config = tiny(named(name));
-        let model = Decoder::new(&config, 0, &plain()).unwrap();
-        let mut total = 0;
-        params::for_each(&model, |name, param| {
-            if name.starts_with("blocks.1.") && params::Kind::of(name) == params::Kind::Norm {
-                total += param.shape().iter().product::<usize>();
-            }
-        });
+        let decoder = Decoder::new(&config).unwrap();
+        let norms = decoder
+            .registry()
+            .iter()
+            .filter(|spec| spec.name.starts_with("blocks.1.") && spec.role == Role::Norm);
+        let total: usize = norms.map(|spec| spec.shape.iter().product::<usize>()).sum();
         (total, config.d_model, config.head_dim())
     };
     let (hybrid, d, k) = count("hybridnorm");
@@ -206,8 +209,9 @@ fn norm_parameters_per_block_are_counted_as_in_the_literature() {
 #[test]
 fn star_differs_from_hybridnorm_in_its_first_block_only() {
     let model = |name: &str| {
-        let config = tiny(named(name));
-        params::names(&Decoder::new(&config, 0, &plain()).unwrap())
+        let decoder = Decoder::new(&tiny(named(name))).unwrap();
+        let names = decoder.registry().by_name().into_iter();
+        names.map(|spec| spec.name.clone()).collect::<Vec<_>>()
     };
     let (star, hybrid, pre_qkv_pre) = (
         model("hybridnorm-star"),
@@ -237,7 +241,7 @@ fn equal_experts_are_one_dense_feed_forward() {
     (moe.n_experts, moe.top_k, moe.n_groups, moe.n_shared) = (3, 2, 1, 0);
     (moe.first_dense, moe.d_expert, moe.scaling) = (0, dense.d_ff, 1.0);
     (moe.renormalize, moe.bias_rate) = (true, None);
-    let model = stirred(&dense, &plain());
+    let mut model = stirred(&dense);
     let mut values = renamed(&model, |name| {
         name.replace("feed_forward.", "feed_forward.experts.")
     });
@@ -254,7 +258,7 @@ fn equal_experts_are_one_dense_feed_forward() {
         };
         values.insert(format!("blocks.{layer}.feed_forward.router"), router);
     }
-    let sparse = Decoder::new(&sparse, 0, &plain()).unwrap();
-    let sparse = params::load(sparse, values).unwrap();
-    assert!(largest_difference(&logits(&model), &logits(&sparse)) < 1e-5);
+    let mut sparse = Model::new(&sparse, 0, Device::Cpu).unwrap();
+    sparse.load(values).unwrap();
+    assert!(largest_difference(&logits(&mut model), &logits(&mut sparse)) < 1e-5);
 }

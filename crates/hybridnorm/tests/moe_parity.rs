@@ -3,12 +3,13 @@
 
 mod common;
 
-use burn::tensor::Device;
+use common::largest_difference;
 use common::reference::*;
-use common::{largest_difference, to_vec, to_vec64};
+use hybridnorm::Device;
 use hybridnorm::interop::official;
-use hybridnorm::model::{LossOptions, Recompute};
-use hybridnorm::train::GradientSum;
+use hybridnorm::model::Routing;
+use hybridnorm::plan::Options;
+use hybridnorm::train;
 
 #[test]
 fn logits_losses_and_gradients_are_those_of_the_reference() {
@@ -18,26 +19,22 @@ fn logits_losses_and_gradients_are_those_of_the_reference() {
         let number = |key: &str| json[key].as_f64().unwrap();
         let folder = tempfile::tempdir().unwrap();
         write_official(folder.path(), &json["model"], &tensors(&bytes, "weight."));
-        let device = Device::flex().autodiff();
-        let model = official::import(folder.path(), &device).unwrap();
+        let mut model = official::import(folder.path(), Device::Cpu).unwrap();
 
         let (ids, shape) = tokens(&bytes);
         let (inputs, targets) = shifted(&ids, shape[1]);
         let (b, t) = (shape[0], shape[1] - 1);
-        let inputs = model.ids(&inputs, b, t).unwrap();
-        let targets = model.ids(&targets, b, t).unwrap();
 
-        let logits = to_vec(model.logits(model.forward(inputs.clone())));
+        let logits = model.logits(&inputs, b, t).unwrap();
         let logits = largest_difference(&logits, &tensors(&bytes, "logits")[""].data);
         assert!(logits < 1e-4, "{name}: logits {logits}");
 
-        let mut gradients = GradientSum::default();
-        let options = LossOptions {
-            divisor: (b * t) as f32,
-        };
-        let pass = gradients.accumulate(&model, inputs, targets, options, Recompute::None);
-        let losses = to_vec64(pass.losses);
-        let mean = |f: fn(&hybridnorm::model::Routing) -> f64| {
+        let divisor = (b * t) as f64;
+        let options = Options::default();
+        let gradients =
+            train::gradients(&mut model, &inputs, &targets, [b, t], divisor, options).unwrap();
+        let pass = &gradients.found;
+        let mean = |f: fn(&Routing) -> f64| {
             pass.routing.iter().map(f).sum::<f64>() / pass.routing.len() as f64
         };
         let model_json = &json["model"];
@@ -46,14 +43,18 @@ fn logits_losses_and_gradients_are_those_of_the_reference() {
             + weight("moe_loss_weight") * number("load_balance_loss")
             + weight("moe_zloss_weight") * number("router_z_loss");
         for (what, found, expected) in [
-            ("cross-entropy", losses[1], number("cross_entropy")),
+            (
+                "cross-entropy",
+                pass.losses.cross_entropy,
+                number("cross_entropy"),
+            ),
             (
                 "load balance",
                 mean(|r| r.load_balance),
                 number("load_balance_loss"),
             ),
             ("z-loss", mean(|r| r.z), number("router_z_loss")),
-            ("sum", losses[0], total),
+            ("sum", pass.losses.objective, total),
         ] {
             println!("{name} {what} {:.1e}", (found - expected).abs());
             assert!(
@@ -62,10 +63,7 @@ fn logits_losses_and_gradients_are_those_of_the_reference() {
             );
         }
         let expected = official::translate_all(tensors(&bytes, "grad."), model.config()).unwrap();
-        assert_eq!(
-            expected.len(),
-            hybridnorm::model::params::names(&model).len()
-        );
+        assert_eq!(expected.len(), model.parameters().count());
         let gradient = gradient_deviation(&gradients, &expected);
         println!("{name} logits {logits:.1e} gradient {gradient:.1e}");
         assert!(gradient < 1e-4, "{name}: gradient {gradient}");
@@ -85,7 +83,7 @@ fn experts_without_rows_are_refused() {
         (values.shape, values.data) = (shape.to_vec(), Vec::new());
         let folder = tempfile::tempdir().unwrap();
         write_official(folder.path(), &json["model"], &weights);
-        let error = official::import(folder.path(), &Device::flex()).unwrap_err();
+        let error = official::import(folder.path(), Device::Cpu).unwrap_err();
         assert!(error.to_string().contains(matrix), "{error}");
     }
 }

@@ -7,10 +7,10 @@ use std::fs;
 use std::io::{Cursor, Write};
 use std::path::{Path, PathBuf};
 
-use burn::tensor::Device;
 use hybridnorm::interop::official;
-use hybridnorm::model::params;
-use hybridnorm::{Error, memory};
+use hybridnorm::model::Model;
+use hybridnorm::tensors::Values;
+use hybridnorm::{Device, Error, memory};
 use tempfile::TempDir;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
@@ -36,15 +36,15 @@ fn folder(torch: &[u8]) -> TempDir {
     folder
 }
 
-fn import(torch: &[u8]) -> Result<hybridnorm::model::Decoder, Error> {
-    official::import(folder(torch).path(), &Device::flex())
+fn import(torch: &[u8]) -> Result<Model, Error> {
+    official::import(folder(torch).path(), Device::Cpu)
 }
 
 #[test]
 fn a_pytorch_file_gives_the_weights_of_the_safetensors_file() {
     let torch = fs::read(fixture("hybridnorm-star.pt")).unwrap();
     let model = import(&torch).unwrap();
-    let found = params::values(&model);
+    let found = model.values();
 
     let bytes = fs::read(fixture("hybridnorm-star.safetensors")).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
@@ -53,7 +53,7 @@ fn a_pytorch_file_gives_the_weights_of_the_safetensors_file() {
         let data = view.data().chunks_exact(4);
         let data = data.map(|b| f32::from_le_bytes(b.try_into().unwrap()));
         let (shape, data) = (view.shape().to_vec(), data.collect());
-        Some((name, params::Values { shape, data }))
+        Some((name, Values { shape, data }))
     });
     let expected = official::translate_all(weights.collect(), model.config()).unwrap();
     assert_eq!(found.len(), expected.len());
@@ -88,7 +88,7 @@ fn a_damaged_pytorch_file_is_an_error_that_names_it() {
 fn a_folder_without_weights_says_so() {
     let folder = folder(b"");
     fs::remove_file(folder.path().join("model.pt")).unwrap();
-    let error = official::import(folder.path(), &Device::flex()).unwrap_err();
+    let error = official::import(folder.path(), Device::Cpu).unwrap_err();
     let text = error.to_string();
     assert!(
         text.contains("neither model.safetensors nor model.pt"),
@@ -203,7 +203,7 @@ fn aliases_that_grow_without_end_are_refused() {
         yaml += &format!("a{level}: &a{level} [{before}]\n");
     }
     fs::write(folder.path().join("config.yaml"), yaml + "model: *a11\n").unwrap();
-    let text = official::import(folder.path(), &Device::flex())
+    let text = official::import(folder.path(), Device::Cpu)
         .unwrap_err()
         .to_string();
     assert!(text.contains("config.yaml"), "{text}");
@@ -217,7 +217,7 @@ fn memory_is_bounded_by_the_size_of_the_file() {
         let folder = folder(torch);
         memory::reset_peak();
         let before = memory::peak_bytes();
-        let problem = official::import(folder.path(), &Device::flex()).unwrap_err();
+        let problem = official::import(folder.path(), Device::Cpu).unwrap_err();
         let peak = memory::peak_bytes()
             .zip(before)
             .map(|(now, before)| now - before);

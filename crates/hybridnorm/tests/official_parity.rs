@@ -5,12 +5,13 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use burn::tensor::Device;
 use common::largest_difference;
 use common::reference::*;
+use hybridnorm::Device;
 use hybridnorm::interop::official;
-use hybridnorm::model::{Decoder, LossOptions, params::Values};
-use hybridnorm::train::{GradientSum, Optimizer, OptimizerConfig, OptimizerKind};
+use hybridnorm::plan::{Options, Recompute};
+use hybridnorm::tensors::Values;
+use hybridnorm::train::{self, Optimizer, OptimizerConfig, OptimizerKind, StepShape, TrainingStep};
 use serde_json::Value;
 
 const NAMES: [&str; 7] = [
@@ -84,62 +85,53 @@ impl Reference {
     }
 }
 
-fn step(model: &Decoder, reference: &Reference, index: usize) -> (f64, GradientSum) {
-    let (inputs, targets, [b, t]) = reference.batch(index);
-    let loss = model.loss(
-        model.ids(&inputs, b, t).unwrap(),
-        model.ids(&targets, b, t).unwrap(),
-        LossOptions {
-            divisor: (b * t) as f32,
-        },
-    );
-    let value = loss.clone().into_data_as::<f32>();
-    let mut gradients = GradientSum::default();
-    gradients.add(model, loss.backward());
-    (f64::from(value.as_slice::<f32>().unwrap()[0]), gradients)
-}
-
 fn measure(name: &str) -> Deviations {
     let reference = Reference::read(name);
     let folder = tempfile::tempdir().unwrap();
     let weights = reference.tensors("weight.");
     write_official(folder.path(), &reference.json["model"], &weights);
-    let device = Device::flex().autodiff();
-    let mut model = official::import(folder.path(), &device).unwrap();
+    let mut model = official::import(folder.path(), Device::Cpu).unwrap();
     let mut found = Deviations::default();
 
-    let (inputs, _, [b, t]) = reference.batch(0);
-    let logits = model.logits(model.forward(model.ids(&inputs, b, t).unwrap()));
-    let logits = logits.into_data_as::<f32>();
+    let (inputs, targets, [b, t]) = reference.batch(0);
+    let logits = model.logits(&inputs, b, t).unwrap();
     let expected = &reference.tensors("logits")[""];
-    found.logits = largest_difference(logits.as_slice().unwrap(), &expected.data).into();
+    found.logits = largest_difference(&logits, &expected.data).into();
 
-    let (loss, gradients) = step(&model, &reference, 0);
+    let divisor = (b * t) as f64;
+    let options = Options::default();
+    let gradients =
+        train::gradients(&mut model, &inputs, &targets, [b, t], divisor, options).unwrap();
+    let loss = gradients.found.losses.objective;
     found.loss = (loss - reference.json["loss_first_batch"].as_f64().unwrap()).abs();
     let expected = official::translate_all(reference.tensors("grad."), model.config()).unwrap();
     assert_eq!(
         expected.keys().cloned().collect::<Vec<_>>(),
-        {
-            let mut names = hybridnorm::model::params::names(&model);
-            names.sort();
-            names
-        },
+        model.values().into_keys().collect::<Vec<_>>(),
         "{name}: parameter names"
     );
     found.gradient = gradient_deviation(&gradients, &expected);
 
     let optimizer = reference.optimizer();
     let lr = optimizer.lr;
-    let mut optimizer = Optimizer::new(optimizer, &model);
+    let mut optimizer = Optimizer::new(optimizer, &mut model);
+    let shape = StepShape {
+        micro_batch: b,
+        seq_len: t,
+        grad_accum_steps: 1,
+        recompute: Recompute::None,
+    };
+    let mut step = TrainingStep::new(shape, &mut model, &mut optimizer).unwrap();
     let losses = reference.json["loss_per_step"].as_array().unwrap();
     let norms = reference.json["grad_norm_before_clip_per_step"]
         .as_array()
         .unwrap();
     assert_eq!(losses.len(), 8);
     for (index, (expected_loss, expected_norm)) in losses.iter().zip(norms).enumerate() {
-        let (loss, gradients) = step(&model, &reference, index);
-        let norm;
-        (model, norm) = optimizer.step(model, gradients, lr);
+        let (inputs, targets, _) = reference.batch(index);
+        let losses = step.pass(&mut model, &mut optimizer, &inputs, &targets, lr);
+        let loss = losses.unwrap().objective;
+        let norm = step.finish(&mut model, &mut optimizer, lr).norms;
         let expected_norm = expected_norm.as_f64().unwrap();
         found.step_loss = found
             .step_loss

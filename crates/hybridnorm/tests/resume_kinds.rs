@@ -4,8 +4,7 @@
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
-use burn::tensor::Device;
-use hybridnorm::model::params;
+use hybridnorm::Device;
 use hybridnorm::train::{Checkpoint, Config, Start, State, Trainer};
 
 const STEPS: usize = 6;
@@ -30,8 +29,8 @@ fn train(config: &Config, run: &Path, start: Start, limit: u64, threads: usize) 
         .build()
         .unwrap();
     pool.install(|| {
-        let device = Device::flex();
-        let mut trainer = Trainer::open(config.clone(), run, start, &device, &mut |_| {}).unwrap();
+        let mut trainer =
+            Trainer::open(config.clone(), run, start, Device::Cpu, &mut |_| {}).unwrap();
         let stop = AtomicBool::new(false);
         trainer.run_to(limit, &stop, &mut |_| {}).unwrap();
     });
@@ -94,9 +93,9 @@ fn branched(from: &Config, config: &Config, folder: &Path) -> Trainer {
     let origin = folder.join("origin");
     train(from, &origin, Start::Fresh, STOP, 1);
     let checkpoint = Checkpoint::open(&origin).unwrap();
-    let (run, device) = (folder.join("branch"), Device::flex());
+    let run = folder.join("branch");
     let start = Start::Branch(checkpoint);
-    Trainer::open(config.clone(), &run, start, &device, &mut |_| {}).unwrap()
+    Trainer::open(config.clone(), &run, start, Device::Cpu, &mut |_| {}).unwrap()
 }
 
 #[test]
@@ -140,7 +139,7 @@ fn a_branch_into_unit_weights_begins_with_them() {
     });
     let folder = tempfile::tempdir().unwrap();
     let trainer = branched(&from, &to, folder.path());
-    let embedding = &params::values(trainer.model())["embedding"];
+    let embedding = &trainer.model().values()["embedding"];
     for row in embedding.data.chunks(16) {
         let length = row.iter().map(|x| x * x).sum::<f32>().sqrt();
         assert!((length - 1.0).abs() < 1e-5, "{length}");

@@ -1,144 +1,255 @@
-//! Placements with two streams, and on the sphere, line by line as they are published.
+//! The wiring of published placements, line by line as they are published, built by hand from the parts of
+//! a model: placements of one stream, of two, and on the sphere.
 
 mod common;
 
-use burn::tensor::{Int, Tensor};
 use common::*;
-use hybridnorm::model::{Attention, Block, Decoder, FeedForward, Norm, Positions};
+use hybridnorm::Device;
+use hybridnorm::exec::Data;
+use hybridnorm::graph::{Builder, Type, Value};
+use hybridnorm::model::{
+    Attention, Block, Decoder, FeedForward, Model, Norm, Positions, Scale, norm,
+};
+use hybridnorm::ops::{self, Arguments};
+use hybridnorm::plan::{Options, Program};
+use hybridnorm_kernels::norm::{Gain, Norm as Spec, NormFn};
 
-/// The functions of a block without their wiring.
-struct Functions<'a> {
+/// The functions of a block without their wiring. Norms on queries, keys and values belong to attention.
+struct Functions<'a, 'g> {
     block: &'a Block,
-    positions: Positions,
+    positions: Positions<'g>,
 }
 
-impl Functions<'_> {
-    fn attention(&self, u: Tensor<3>) -> Tensor<3> {
-        self.block.attention.forward(u, &self.positions, None)
+impl<'g> Functions<'_, 'g> {
+    fn attention(&self, u: Value<'g>) -> Value<'g> {
+        self.block.attention.output(u, &self.positions)
     }
 
-    fn feed_forward(&self, u: Tensor<3>) -> Tensor<3> {
-        self.block.feed_forward.forward(u).0
+    fn feed_forward(&self, u: Value<'g>) -> Value<'g> {
+        self.block.feed_forward.output(u)
     }
 }
 
-fn norm(norm: &Option<Norm>, x: &Tensor<3>) -> Tensor<3> {
-    norm.as_ref().expect("there is a norm").forward(x.clone())
+/// `norm(x)`, where there must be a norm.
+fn normed<'g>(site: &Option<Norm>, x: Value<'g>) -> Value<'g> {
+    assert!(site.is_some(), "there is a norm");
+    norm(site, x)
 }
 
-fn embedded(model: &Decoder, ids: Tensor<2, Int>) -> Tensor<3> {
-    let [b, t] = ids.dims();
-    let rows = model.embedding.val().select(0, ids.reshape([b * t]));
-    rows.reshape([b, t, model.config().d_model])
+/// `x / |x|` of rows: over the root of the mean square, which is √d times as long.
+fn unit(x: Value<'_>) -> Value<'_> {
+    let width = x.shape().width();
+    let spec = Spec {
+        function: NormFn::Rms,
+        eps: 1e-30,
+        gain: Gain::None,
+        bias: false,
+        width,
+        groups: 1,
+    };
+    ops::norm(x, None, spec) * (1.0 / (width as f64).sqrt())
+}
+
+/// `(c · times) ⊙ x` with the parameter c of a learned scale.
+fn scaled<'g>(scale: &Scale, times: f64, x: Value<'g>) -> Value<'g> {
+    let Scale::Learned(param, _) = scale else {
+        panic!("a learned scale");
+    };
+    ops::scale_columns(x, param.value(x.builder()) * times, 1)
 }
 
 /// Compares a model with what `forward` makes of its parts.
-fn check(name: &str, forward: impl Fn(&Decoder, &[Functions<'_>], Tensor<3>) -> Tensor<3>) {
+fn check(
+    name: &str,
+    forward: impl for<'a, 'g> Fn(&'a Decoder, &'a [Functions<'a, 'g>], Value<'g>) -> Value<'g>,
+) {
     for (kind, config) in kinds(name) {
-        let model = in_f64(stirred(&config, &plain()));
-        let positions = Positions::first(&config, SEQ);
-        let functions: Vec<_> = model
-            .blocks
-            .iter()
-            .map(|block| Functions {
-                block,
-                positions: positions.clone(),
-            })
-            .collect();
-        let x = embedded(&model, inputs(&model));
-        let expected = to_vec64(forward(&model, &functions, x));
-        let found = to_vec64(model.forward(inputs(&model)));
+        let mut model = exact(&stirred(&config));
+        let g = Builder::new();
+        let ids = g.input("ids", Type::i32([BATCH, SEQ]));
+        let rotations = ops::rotations(&g, config.rope_theta, config.rope_dim(), SEQ);
+        let positions = Positions {
+            rotations,
+            cache: None,
+            is_prompt: true,
+        };
+        let decoder = model.decoder();
+        let blocks = decoder.blocks.iter();
+        let functions: Vec<_> = blocks.map(|block| Functions { block, positions }).collect();
+        let x = ops::embedding(ids, decoder.embedding.value(&g));
+        let output = forward(decoder, &functions, x).id();
+        drop(functions);
+        let program = Program::new(g.finish(), &[output], Options::default());
+        let ids = inputs();
+        let executor = model.executor();
+        executor.run(&program, Arguments::default(), &[("ids", Data::I32(&ids))]);
+        let expected = executor.output(&program, output).into_f64();
+        let found = model.hidden_f64(&ids, BATCH, SEQ).unwrap();
         let difference = largest_difference64(&expected, &found);
         assert!(difference < 1e-12, "{kind}: {difference}");
+        // The largest difference leaves out what is no number.
+        let all = [expected, found].concat();
+        assert!(all.iter().all(|x| x.is_finite()), "{kind}");
+    }
+}
+
+/// Pre-norm (arXiv 2002.04745): `Y = X + A(N(X)), X' = Y + F(N(Y))`.
+#[test]
+fn pre_norm() {
+    check("pre-norm", |model, blocks, embedding| {
+        let mut x = embedding;
+        for f in blocks {
+            let y = x + f.attention(normed(&f.block.attn.in_norm, x));
+            x = y + f.feed_forward(normed(&f.block.ffn.in_norm, y));
+        }
+        normed(&model.final_norm, x)
+    });
+}
+
+/// Post-norm (arXiv 1706.03762): `Y = N(X + A(X)), X' = N(Y + F(Y))`; the last norm is the final one.
+#[test]
+fn post_norm() {
+    check("post-norm", |model, blocks, embedding| {
+        let mut x = embedding;
+        for f in blocks {
+            let y = normed(&f.block.attn.post_norm, x + f.attention(x));
+            x = normed(&f.block.ffn.post_norm, y + f.feed_forward(y));
+        }
+        assert!(model.final_norm.is_none());
+        x
+    });
+}
+
+/// Peri-LN (arXiv 2502.02732): `Y = X + N(A(N(X))), X' = Y + N(F(N(Y)))`.
+#[test]
+fn peri_ln() {
+    check("peri-ln", |model, blocks, embedding| {
+        let mut x = embedding;
+        for f in blocks {
+            let (attn, ffn) = (&f.block.attn, &f.block.ffn);
+            let o = f.attention(normed(&attn.in_norm, x));
+            let y = x + normed(&attn.out_norm, o);
+            let o = f.feed_forward(normed(&ffn.in_norm, y));
+            x = y + normed(&ffn.out_norm, o);
+        }
+        normed(&model.final_norm, x)
+    });
+}
+
+/// The second half of a HybridNorm block (arXiv 2503.04598): `X' = F(N(Y)) + N(Y)`.
+fn normed_feed_forward<'g>(f: &Functions<'_, 'g>, y: Value<'g>) -> Value<'g> {
+    let z = normed(&f.block.ffn.in_norm, y);
+    f.feed_forward(z) + z
+}
+
+/// HybridNorm: `Y = A_QKV(X) + X, X' = F(N(Y)) + N(Y)`.
+#[test]
+fn hybridnorm() {
+    check("hybridnorm", |model, blocks, embedding| {
+        let mut x = embedding;
+        for f in blocks {
+            assert_norms_inside(f.block);
+            x = normed_feed_forward(f, f.attention(x) + x);
+        }
+        normed(&model.final_norm, x)
+    });
+}
+
+/// HybridNorm*: the first block is `Y = A_QKV(N(X)) + X, X' = F(N(Y)) + Y`, the others are HybridNorm's.
+#[test]
+fn hybridnorm_star() {
+    check("hybridnorm-star", |model, blocks, embedding| {
+        let (first, others) = blocks.split_first().unwrap();
+        assert_norms_inside(first.block);
+        let y = first.attention(normed(&first.block.attn.in_norm, embedding)) + embedding;
+        let mut x = first.feed_forward(normed(&first.block.ffn.in_norm, y)) + y;
+        for f in others {
+            assert_norms_inside(f.block);
+            x = normed_feed_forward(f, f.attention(x) + x);
+        }
+        normed(&model.final_norm, x)
+    });
+}
+
+/// Asserts that attention norms queries, keys and values where it has heads of its own.
+fn assert_norms_inside(block: &Block) {
+    if let Attention::Heads(heads) = &block.attention {
+        let norms = [heads.q_norm, heads.k_norm, heads.v_norm];
+        assert!(norms.iter().all(Option::is_some));
     }
 }
 
 #[test]
 fn residual_dual() {
     check("resi-dual", |model, blocks, embedding| {
-        let (mut x, mut e) = (embedding.clone(), embedding);
+        let (mut x, mut e) = (embedding, embedding);
         for f in blocks {
-            let o = f.attention(x.clone());
-            e = e + o.clone();
-            x = norm(&f.block.attn.post_norm, &(x + o));
-            let o = f.feed_forward(x.clone());
-            e = e + o.clone();
-            x = norm(&f.block.ffn.post_norm, &(x + o));
+            let o = f.attention(x);
+            e = e + o;
+            x = normed(&f.block.attn.post_norm, x + o);
+            let o = f.feed_forward(x);
+            e = e + o;
+            x = normed(&f.block.ffn.post_norm, x + o);
         }
-        x + norm(&model.second_norm, &e)
+        x + normed(&model.second_norm, e)
     });
 }
 
 #[test]
 fn siamese_as_in_the_paper() {
     check("siamese-norm", |model, blocks, embedding| {
-        let (mut x, mut y) = (embedding.clone(), embedding);
+        let (mut x, mut y) = (embedding, embedding);
         for (l, f) in blocks.iter().enumerate() {
             let c = (2.0 * (l + 1) as f64).sqrt();
             let (attn, ffn) = (&f.block.attn, &f.block.ffn);
-            let s = x.clone() + norm(&attn.second_norm, &y);
-            let o = f.attention(norm(&attn.in_norm, &s));
-            x = norm(&attn.post_norm, &(x + o.clone() / c));
+            let s = x + normed(&attn.second_norm, y);
+            let o = f.attention(normed(&attn.in_norm, s));
+            x = normed(&attn.post_norm, x + o * (1.0 / c));
             y = y + o;
-            let s = x.clone() + norm(&ffn.second_norm, &y);
-            let o = f.feed_forward(norm(&ffn.in_norm, &s));
-            x = norm(&ffn.post_norm, &(x + o.clone() / c));
+            let s = x + normed(&ffn.second_norm, y);
+            let o = f.feed_forward(normed(&ffn.in_norm, s));
+            x = normed(&ffn.post_norm, x + o * (1.0 / c));
             y = y + o;
         }
-        x + norm(&model.second_norm, &y)
+        x + normed(&model.second_norm, y)
     });
 }
 
 #[test]
 fn siamese_as_released() {
     check("siamese-hybrid", |model, blocks, embedding| {
-        let (mut x, mut y) = (embedding.clone(), embedding);
+        let (mut x, mut y) = (embedding, embedding);
         for (l, f) in blocks.iter().enumerate() {
             let c = (2.0 * (l + 1) as f64).sqrt();
             let (attn, ffn) = (&f.block.attn, &f.block.ffn);
-            let c1 = attn
-                .read_scale
-                .factor
-                .as_ref()
-                .expect("a learned scale")
-                .val();
-            let d = c1.dims()[0];
-            let s = x.clone() * c1.reshape([1, 1, d]) + norm(&attn.second_norm, &y);
+            let s = scaled(&attn.read_scale, 1.0, x) + normed(&attn.second_norm, y);
             let o = f.attention(s);
-            x = x + o.clone() / c;
+            x = x + o * (1.0 / c);
             y = y + o;
-            x = norm(&attn.post_norm, &x);
-            let s = x.clone() + norm(&ffn.second_norm, &y);
-            let o = f.feed_forward(norm(&ffn.in_norm, &s));
-            x = x + o.clone() / c;
+            x = normed(&attn.post_norm, x);
+            let s = x + normed(&ffn.second_norm, y);
+            let o = f.feed_forward(normed(&ffn.in_norm, s));
+            x = x + o * (1.0 / c);
             y = y + o;
         }
-        let x = norm(&model.merge_norm, &x) + norm(&model.second_norm, &y);
-        norm(&model.final_norm, &x)
+        let x = normed(&model.merge_norm, x) + normed(&model.second_norm, y);
+        normed(&model.final_norm, x)
     });
 }
 
 #[test]
 fn normalized_gpt() {
-    let unit = |x: Tensor<3>| x.clone() / x.square().sum_dim(2).sqrt();
     check("ngpt", |_, blocks, embedding| {
         let mut h = embedding;
         for f in blocks {
             for (sub, o) in [(&f.block.attn, 0), (&f.block.ffn, 1)] {
                 let o = match o {
-                    0 => f.attention(h.clone()),
-                    _ => f.feed_forward(h.clone()),
+                    0 => f.attention(h),
+                    _ => f.feed_forward(h),
                 };
                 // The parameter starts at 1/√d where its effect starts at 0.05.
-                let alpha = sub
-                    .out_scale
-                    .factor
-                    .as_ref()
-                    .expect("a learned scale")
-                    .val();
-                let d = alpha.dims()[0];
-                let alpha = alpha.reshape([1, 1, d]) * (0.05 * (d as f64).sqrt());
-                h = unit(h.clone() + alpha * (unit(o) - h));
+                let times = 0.05 * (h.shape().width() as f64).sqrt();
+                h = unit(h + scaled(&sub.out_scale, times, unit(o) - h));
             }
         }
         h
@@ -150,21 +261,20 @@ fn normalized_gpt() {
 #[test]
 fn normalized_gpt_scales_queries_and_keys_by_group() {
     let config = tiny(named("ngpt"));
-    let model = stirred(&config, &plain());
-    let Attention::Heads(heads) = &model.blocks[0].attention else {
+    let model = Model::new(&config, 5, Device::Cpu).unwrap();
+    let decoder = model.decoder();
+    let factors = |scale: &Scale| match scale {
+        Scale::Learned(param, _) => param.shape().sizes().to_vec(),
+        Scale::Constant(_) => panic!("a learned scale"),
+    };
+    let Attention::Heads(heads) = &decoder.blocks[0].attention else {
         panic!("attention with heads of its own");
     };
     let k = config.head_dim();
-    assert_eq!(
-        heads.qk_scale.factor.as_ref().unwrap().dims(),
-        [config.n_kv_heads * k]
-    );
-    let FeedForward::Dense(mlp) = &model.blocks[0].feed_forward else {
+    assert_eq!(factors(&heads.qk_scale), [config.n_kv_heads * k]);
+    let FeedForward::Dense(mlp) = &decoder.blocks[0].feed_forward else {
         panic!("a dense feed-forward");
     };
-    assert_eq!(
-        mlp.gate_scale.factor.as_ref().unwrap().dims(),
-        [config.d_ff]
-    );
-    assert_eq!(model.logit_scale.factor.as_ref().unwrap().dims(), [VOCAB]);
+    assert_eq!(factors(&mlp.gate_scale), [config.d_ff]);
+    assert_eq!(factors(&decoder.logit_scale), [VOCAB]);
 }

@@ -140,7 +140,7 @@ fn attentions(c: &mut Criterion) {
     );
     let mut newest = vec![0.0; HEADS * HEAD_DIM];
     group.bench_function("cached", |b| {
-        b.iter(|| attention::cached(&one, &row, &cache, 1023, &mut newest));
+        b.iter(|| attention::cached(&one, &row, &cache, 1023, &mut newest, &mut lse[..HEADS]));
     });
 }
 
@@ -237,8 +237,7 @@ fn optimizer(c: &mut Criterion) {
         beta1: 0.9,
         beta2: 0.95,
         eps: 1e-8,
-        clip: 1.0,
-        others: 0.0,
+        grad_scale: 1.0,
         bias_correction1: 0.5,
         bias_correction2: 0.5,
     };

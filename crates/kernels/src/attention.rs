@@ -81,10 +81,17 @@ pub fn forward_prepared(
 /// `a.seq` is the number of new positions per sequence. `qkv`, packed as for [`forward`], holds the
 /// new rows, of which only the queries are read; `cache` (batch, capacity, kv_heads * (head_dim +
 /// value_dim)), rows `[k heads | v heads]`, already holds the new keys and values.
-/// New query i sees the cache rows `0..=past + i`. `ctx` is (batch, new, heads * value_dim).
-pub fn cached(a: &Attention, qkv: &[f32], cache: &[f32], past: usize, ctx: &mut [f32]) {
-    let mut lse = vec![0.0; a.batch * a.heads * a.seq];
-    a.check_packed("attention::cached", qkv, ctx, &lse);
+/// New query i sees the cache rows `0..=past + i`. `ctx` is (batch, new, heads * value_dim); `lse`
+/// (batch, heads, new) is to work with.
+pub fn cached(
+    a: &Attention,
+    qkv: &[f32],
+    cache: &[f32],
+    past: usize,
+    ctx: &mut [f32],
+    lse: &mut [f32],
+) {
+    a.check_packed("attention::cached", qkv, ctx, lse);
     let row_stride = a.kv_heads * (a.head_dim + a.value_dim);
     let capacity = capacity(
         "attention::cached",
@@ -110,12 +117,18 @@ pub fn cached(a: &Attention, qkv: &[f32], cache: &[f32], past: usize, ctx: &mut 
     };
     match a.seq {
         1 => one::attend(a, &place, past, ctx),
-        _ => forward::attend(a, &place, past, ctx, &mut lse),
+        _ => forward::attend(a, &place, past, ctx, lse),
     }
 }
 
 /// Checks a cache (batch, capacity, width); returns its capacity, which is at least `rows`.
-fn capacity(name: &str, cache: &[f32], batch: usize, width: usize, rows: usize) -> usize {
+pub(crate) fn capacity(
+    name: &str,
+    cache: &[f32],
+    batch: usize,
+    width: usize,
+    rows: usize,
+) -> usize {
     assert!(
         cache.len().is_multiple_of((batch * width).max(1)),
         "{name}: cache is not (batch, capacity, {width})"

@@ -7,7 +7,7 @@
 //! `dz = (p * (1 + 2 z_loss logsumexp(z)) - onehot(t)) / divisor`.
 
 use crate::gemm::matmul;
-use crate::math::{exp, tanh};
+use crate::math::{exp_of_difference, tanh};
 use crate::simd::{dispatch, map_sum, max, sum};
 use rayon::prelude::*;
 
@@ -210,7 +210,7 @@ fn reduce(z: &[f32], target: i32) -> Row {
         #[inline(always)]
         || {
             let largest = max(z);
-            let block = |z: &[f32]| f64::from(sum(z, |z| exp(z - largest)));
+            let block = |z: &[f32]| f64::from(sum(z, |z| exp_of_difference(z - largest)));
             let mut total = 0.0f64;
             for z in z.chunks(SUM_BLOCK) {
                 total += block(z);
@@ -314,7 +314,7 @@ impl LossSpec {
                 let largest = max(z);
                 let mut total = 0.0f64;
                 for z in z.chunks_mut(SUM_BLOCK) {
-                    total += f64::from(map_sum(z, |z| exp(z - largest)));
+                    total += f64::from(map_sum(z, |z| exp_of_difference(z - largest)));
                 }
                 (largest, total)
             },
@@ -352,7 +352,7 @@ impl LossSpec {
             #[inline(always)]
             || {
                 for z in z.iter_mut() {
-                    *z = weight * exp(*z - log_sum) * slope(*z);
+                    *z = weight * exp_of_difference(*z - log_sum) * slope(*z);
                 }
             },
         );

@@ -40,8 +40,7 @@ pub fn matmul(
         has_distinct_elements(m, n, c_strides),
         "matmul: elements of c overlap: {c_strides:?}"
     );
-    let work = m.saturating_mul(n).saturating_mul(k);
-    let parallelism = if parallel && work >= PARALLEL_WORK {
+    let parallelism = if parallel && is_parallel(m, n, k) {
         Parallelism::Rayon(rayon::current_num_threads())
     } else {
         Parallelism::None
@@ -73,6 +72,11 @@ pub fn matmul(
             parallelism,
         );
     }
+}
+
+/// True if a product of (m, k) and (k, n) is worth spreading over threads.
+pub(crate) fn is_parallel(m: usize, n: usize, k: usize) -> bool {
+    m.saturating_mul(n).saturating_mul(k) >= PARALLEL_WORK
 }
 
 fn check_bounds(name: &str, rows: usize, columns: usize, strides: (usize, usize), len: usize) {

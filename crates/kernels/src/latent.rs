@@ -350,12 +350,12 @@ impl Chunked for WeightedSum<'_> {
 
 impl Latent {
     /// Channels of a head's query and key.
-    fn head_dim(&self) -> usize {
+    pub fn head_dim(&self) -> usize {
         self.nope + self.rope
     }
 
     /// Values per row of queries, of keys' content and values, of the shared key, and packed.
-    fn widths(&self) -> [usize; 4] {
+    pub fn widths(&self) -> [usize; 4] {
         let d = self.head_dim();
         [
             self.heads * d,

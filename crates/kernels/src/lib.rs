@@ -24,6 +24,7 @@
 pub mod activation;
 pub mod adamw;
 pub mod attention;
+pub mod cache;
 pub mod cross_entropy;
 pub mod elementwise;
 pub mod embedding;

@@ -2,7 +2,7 @@
 //!
 //! `y = x w^T`, hence `dx = dy w` and `dw = dy^T x`.
 
-use crate::gemm::matmul;
+use crate::gemm::{is_parallel, matmul};
 use crate::simd::dots;
 use rayon::prelude::*;
 use std::borrow::Cow;
@@ -100,6 +100,27 @@ pub fn backward_weight(dy: &[f32], x: &[f32], dw: &mut [f32], inputs: usize, out
         1.0,
         false,
         true,
+    );
+}
+
+/// [`backward_input`] and [`backward_weight`] side by side, so that threads that are done with one go on
+/// with the other.
+pub fn backward(
+    dy: &[f32],
+    x: &[f32],
+    w: &[f32],
+    dx: &mut [f32],
+    dw: &mut [f32],
+    inputs: usize,
+    outputs: usize,
+) {
+    if !is_parallel(dy.len(), inputs, 1) {
+        backward_input(dy, w, dx, inputs, outputs);
+        return backward_weight(dy, x, dw, inputs, outputs);
+    }
+    rayon::join(
+        || backward_input(dy, w, dx, inputs, outputs),
+        || backward_weight(dy, x, dw, inputs, outputs),
     );
 }
 

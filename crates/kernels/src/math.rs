@@ -37,6 +37,25 @@ pub(crate) fn exp(x: f32) -> f32 {
     if x > EXP_MAX { f32::INFINITY } else { value }
 }
 
+/// [`exp`] of a number that is not large, such as a score less the largest: the same bits up to 88.7, and
+/// anything but a finite number above.
+#[inline(always)]
+pub(crate) fn exp_of_difference(x: f32) -> f32 {
+    let c = if x < EXP_MIN { EXP_MIN } else { x };
+    let shifted = c.mul_add(std::f32::consts::LOG2_E, ROUND);
+    let n = shifted - ROUND;
+    let r = n.mul_add(-LN2_LOW, n.mul_add(-LN2_HIGH, c));
+    let q = 1.395_047_3e-3f32;
+    let q = q.mul_add(r, 8.368_882e-3);
+    let q = q.mul_add(r, 4.166_620_6e-2);
+    let q = q.mul_add(r, 0.166_665_2);
+    let q = q.mul_add(r, 0.5);
+    let e = q.mul_add(r * r, r + 1.0);
+    let power = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
+    let value = e * power;
+    if x < EXP_MIN { 0.0 } else { value }
+}
+
 /// Natural logarithm of a positive normal number; error below 2e-7, relative above 1.
 #[inline(always)]
 pub(crate) fn ln(x: f32) -> f32 {

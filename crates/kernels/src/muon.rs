@@ -7,7 +7,7 @@
 //! al. takes means, `m.lerp(g, 1 - momentum)` and `g.lerp(m, momentum)`, which is `1 - momentum` times
 //! as much; the orthogonalization removes the factor.
 
-use crate::adamw::{BLOCK, SlotNorms, Squares, sum_squares};
+use crate::adamw::{BLOCK, SlotNorms, Squares};
 use crate::panels::{Left, Needed, PANEL, PanelRow, Product, Rows, pack, pack_transposed, panels};
 use crate::parallel::ELEMENTS;
 use crate::simd::{dispatch, sum_squares_f64};
@@ -72,8 +72,21 @@ pub struct Slot<'a> {
     pub weight_decay: f64,
 }
 
+/// Elements of scratch memory that [`step`] works with on matrices of `blocks` rows and `columns`
+/// columns: those of the large ones. Small ones are worked on in memory of the threads.
+pub fn scratch(columns: usize, blocks: &[usize]) -> usize {
+    let is_large = |rows: &&usize| **rows * columns >= LARGE;
+    let elements = |&rows: &usize| Scratch::elements(rows, columns);
+    blocks
+        .iter()
+        .filter(is_large)
+        .map(elements)
+        .max()
+        .unwrap_or(0)
+}
+
 /// One step in place on all matrices; gives their norms in the order of the slots, that of the
-/// gradient before scaling and that of the update with the decay.
+/// update with the decay. `memory` is at least as long as [`scratch`] of every slot.
 ///
 /// With `g' = grad_scale g`: `m = momentum m + g'`, `u = g' + momentum m`, or `u = m` without
 /// `nesterov`, and for each matrix of the stack
@@ -81,7 +94,7 @@ pub struct Slot<'a> {
 /// `X = u / (|u| + 1e-7)`, transposed if it has more rows than columns, and takes `steps` times
 /// `X = a X + (b A + c A^2) X` with `A = X X^T`, which brings its singular values close to 1. A
 /// matrix of zeros stays one.
-pub fn step(muon: &Muon, slots: &mut [Slot]) -> Vec<SlotNorms> {
+pub fn step(muon: &Muon, slots: &mut [Slot], memory: &mut [f32]) -> Vec<SlotNorms> {
     for slot in &*slots {
         let n = slot.p.len();
         assert_eq!(slot.g.len(), n, "muon::step: g is not as long as p");
@@ -92,8 +105,11 @@ pub fn step(muon: &Muon, slots: &mut [Slot]) -> Vec<SlotNorms> {
             rows * columns,
             "muon::step: p is not ({rows}, {columns})"
         );
+        assert!(
+            memory.len() >= scratch(columns, slot.blocks),
+            "muon::step: memory is too short"
+        );
     }
-    let gradients: Vec<f64> = slots.par_iter().map(|slot| sum_squares(slot.g)).collect();
     let counts: Vec<usize> = slots.iter().map(|slot| slot.blocks.len()).collect();
     let matrices: Vec<Matrix> = slots.iter_mut().flat_map(Matrix::split).collect();
     let mut changes = vec![Squares::default(); matrices.len()];
@@ -101,25 +117,22 @@ pub fn step(muon: &Muon, slots: &mut [Slot]) -> Vec<SlotNorms> {
         .into_iter()
         .zip(&mut changes)
         .partition(|(matrix, _)| matrix.p.len() >= LARGE);
-    let mut scratch = Scratch::default();
     for (matrix, change) in large {
-        *change = matrix.step(muon, &mut scratch);
+        *change = matrix.step(muon, memory);
     }
     // Products are spread over threads as well, for the last of the matrices.
     small
         .into_par_iter()
-        .for_each_init(Scratch::default, |scratch, (matrix, change)| {
-            *change = matrix.step(muon, scratch);
+        .for_each_init(Vec::new, |memory, (matrix, change)| {
+            let needed = Scratch::elements(matrix.rows, matrix.columns);
+            memory.resize(needed.max(memory.len()), 0.0);
+            *change = matrix.step(muon, memory);
         });
     let mut changes = changes.into_iter();
-    let norms = gradients.into_iter().zip(counts).map(|(gradient, count)| {
+    let norms = counts.into_iter().map(|count| {
         let matrices = changes.by_ref().take(count);
         let change = matrices.fold(Squares::default(), |sum, change| sum + change);
-        SlotNorms {
-            gradient: gradient.sqrt(),
-            update: change.update.sqrt(),
-            value: change.value.sqrt(),
-        }
+        SlotNorms::from(change)
     });
     norms.collect()
 }
@@ -152,13 +165,13 @@ impl<'a> Matrix<'a> {
         })
     }
 
-    fn step(self, muon: &Muon, scratch: &mut Scratch) -> Squares {
+    fn step(self, muon: &Muon, memory: &mut [f32]) -> Squares {
         let Matrix { rows, columns, .. } = self;
         if self.p.is_empty() {
             return Squares::default();
         }
-        scratch.resize(rows.max(columns), rows.min(columns));
-        let norm = accumulate(muon, self.g, self.m, &mut scratch.x).sqrt();
+        let mut scratch = Scratch::new(memory, rows, columns);
+        let norm = accumulate(muon, self.g, self.m, scratch.x).sqrt();
         let factor = (1.0 / (norm + EPS)) as f32;
         scratch.x.par_chunks_mut(ELEMENTS).for_each(|x| {
             dispatch(
@@ -168,12 +181,12 @@ impl<'a> Matrix<'a> {
         });
         let wide = columns > rows;
         if wide {
-            transpose(&scratch.x, columns, &mut scratch.next);
+            transpose(scratch.x, columns, scratch.next);
             std::mem::swap(&mut scratch.x, &mut scratch.next);
         }
         scratch.orthogonalize(rows.min(columns), muon.steps);
         if wide {
-            transpose(&scratch.x, rows, &mut scratch.next);
+            transpose(scratch.x, rows, scratch.next);
             std::mem::swap(&mut scratch.x, &mut scratch.next);
         }
         let keep = (1.0 - muon.lr * self.weight_decay) as f32;
@@ -261,40 +274,55 @@ fn transpose(x: &[f32], columns: usize, out: &mut [f32]) {
 ///
 /// Wide matrices are transposed, which the iteration commutes with: then the one product on the long
 /// side has many rows, and its right side is square and symmetric.
-#[derive(Default)]
-struct Scratch {
-    x: Vec<f32>,
-    next: Vec<f32>,
+struct Scratch<'a> {
+    x: &'a mut [f32],
+    next: &'a mut [f32],
     /// `x` as a right side.
-    packed: Vec<PanelRow>,
+    packed: &'a mut [PanelRow],
     /// `A = X^T X` and its polynomial, of which the lower triangles are kept, up to the end of each
     /// row's last panel.
-    gram: Vec<f32>,
-    polynomial: Vec<f32>,
+    gram: &'a mut [f32],
+    polynomial: &'a mut [f32],
     /// One of these as a right side.
-    square: Vec<PanelRow>,
+    square: &'a mut [PanelRow],
 }
 
-impl Scratch {
-    fn resize(&mut self, rows: usize, columns: usize) {
-        self.x.resize(rows * columns, 0.0);
-        self.next.resize(rows * columns, 0.0);
-        self.packed.resize(rows * panels(columns), [0.0; PANEL]);
-        self.gram.resize(columns * columns, 0.0);
-        self.polynomial.resize(columns * columns, 0.0);
-        self.square.resize(columns * panels(columns), [0.0; PANEL]);
+impl<'a> Scratch<'a> {
+    /// Elements that one for a matrix of so many rows and columns takes.
+    fn elements(rows: usize, columns: usize) -> usize {
+        let (long, short) = (rows.max(columns), rows.min(columns));
+        2 * (long + short) * short + PANEL * (long + short) * panels(short)
+    }
+
+    fn new(memory: &'a mut [f32], rows: usize, columns: usize) -> Self {
+        let (long, short) = (rows.max(columns), rows.min(columns));
+        let mut rest = memory;
+        let mut take = |n: usize| rest.split_off_mut(..n).expect("memory of a matrix");
+        let mut panels_of = |rows: usize| {
+            let (panels, _) = take(PANEL * rows * panels(short)).as_chunks_mut();
+            panels
+        };
+        // Panels come first, so that their rows are as aligned as the memory.
+        Self {
+            packed: panels_of(long),
+            square: panels_of(short),
+            x: take(long * short),
+            next: take(long * short),
+            gram: take(short * short),
+            polynomial: take(short * short),
+        }
     }
 
     /// Newton-Schulz iterations on `x`, which has rows of `columns`.
     fn orthogonalize(&mut self, columns: usize, steps: usize) {
         for _ in 0..steps {
-            pack_columns(&self.x, columns, &mut self.packed);
-            multiply_transposed(&self.packed, columns, &mut self.gram);
-            pack_symmetric(&self.gram, columns, &mut self.square);
-            multiply_transposed(&self.square, columns, &mut self.polynomial);
-            combine(&self.gram, columns, &mut self.polynomial);
-            pack_symmetric(&self.polynomial, columns, &mut self.square);
-            multiply(&self.x, &self.square, columns, &mut self.next);
+            pack_columns(self.x, columns, self.packed);
+            multiply_transposed(self.packed, columns, self.gram);
+            pack_symmetric(self.gram, columns, self.square);
+            multiply_transposed(self.square, columns, self.polynomial);
+            combine(self.gram, columns, self.polynomial);
+            pack_symmetric(self.polynomial, columns, self.square);
+            multiply(self.x, self.square, columns, self.next);
             std::mem::swap(&mut self.x, &mut self.next);
         }
     }

@@ -7,6 +7,7 @@
 //! `E sum_e load_e / (n k) mean_t p_te` with normalized scores `p = s / sum(s)`; the z-loss is
 //! `mean_t logsumexp(logits)^2` (ST-MoE, arXiv 2202.08906).
 
+use crate::experts::Layout;
 use crate::math::{exp, ln, sigmoid};
 use crate::parallel::rows_per_chunk;
 use crate::simd::{dispatch, dot, map_sum, max, sum, sum3};
@@ -79,7 +80,7 @@ fn scores(scoring: Scoring, row: &mut [f32]) {
 
 /// `weights` (n, k) of the `chosen` experts: their scores without any bias, divided by their sum if
 /// the router says so, and scaled.
-pub fn weights(r: &Router, logits: &[f32], chosen: &[u32], weights: &mut [f32]) {
+pub fn weights(r: &Router, logits: &[f32], chosen: &[i32], weights: &mut [f32]) {
     let n = r.check("router::weights", logits);
     r.check_chosen("router::weights: chosen", n, chosen);
     r.check_choices("router::weights: weights", n, weights.len());
@@ -108,7 +109,7 @@ pub fn weights(r: &Router, logits: &[f32], chosen: &[u32], weights: &mut [f32]) 
 
 /// The weights of a token before they are scaled.
 #[inline(always)]
-fn shares(r: &Router, logits: &[f32], chosen: &[u32], shares: &mut [f32]) {
+fn shares(r: &Router, logits: &[f32], chosen: &[i32], shares: &mut [f32]) {
     for (share, &expert) in shares.iter_mut().zip(chosen) {
         *share = logits[expert as usize];
     }
@@ -148,7 +149,7 @@ fn shares(r: &Router, logits: &[f32], chosen: &[u32], shares: &mut [f32]) {
 pub fn weights_backward(
     r: &Router,
     logits: &[f32],
-    chosen: &[u32],
+    chosen: &[i32],
     dweights: &[f32],
     dlogits: &mut [f32],
 ) {
@@ -186,7 +187,7 @@ pub fn weights_backward(
 fn spread_back(
     r: &Router,
     logits: &[f32],
-    chosen: &[u32],
+    chosen: &[i32],
     shares: &[f32],
     dweights: &[f32],
     dlogits: &mut [f32],
@@ -220,7 +221,7 @@ fn spread_back(
 
 /// The losses of `logits` (n, E) and the tokens `load` (E) that each expert got; zeros without
 /// tokens.
-pub fn losses(r: &Router, logits: &[f32], load: &[u32]) -> Losses {
+pub fn losses(r: &Router, logits: &[f32], load: &[i32]) -> Losses {
     let n = r.check("router::losses", logits);
     r.check_load("router::losses: load", load);
     if n == 0 {
@@ -296,7 +297,7 @@ fn add_losses(r: &Router, logits: &[f32], factors: &[f32], place: &mut [f32], su
 pub fn losses_backward(
     r: &Router,
     logits: &[f32],
-    load: &[u32],
+    load: &[i32],
     dbalance: f32,
     dz: f32,
     dlogits: &mut [f32],
@@ -363,6 +364,14 @@ fn differentiate(
 }
 
 impl Router {
+    /// Sizes of the dispatch to the chosen experts.
+    pub fn layout(&self) -> Layout {
+        Layout {
+            experts: self.experts,
+            top_k: self.top_k,
+        }
+    }
+
     /// Checks that the router is consistent; gives the tokens.
     fn check(&self, name: &str, logits: &[f32]) -> usize {
         let Router {
@@ -377,8 +386,8 @@ impl Router {
             "{name}: top_k {top_k} of {experts} experts"
         );
         assert!(
-            u32::try_from(experts).is_ok(),
-            "{name}: {experts} experts do not fit 32 bits"
+            i32::try_from(experts).is_ok(),
+            "{name}: {experts} experts do not fit 31 bits"
         );
         assert!(
             groups > 0 && experts.is_multiple_of(groups),
@@ -406,7 +415,7 @@ impl Router {
         assert_eq!(len, n * k, "{name} is not ({n}, {k})");
     }
 
-    fn check_chosen(&self, name: &str, n: usize, chosen: &[u32]) {
+    fn check_chosen(&self, name: &str, n: usize, chosen: &[i32]) {
         self.check_choices(name, n, chosen.len());
         let experts = self.experts;
         for &expert in chosen {
@@ -422,15 +431,15 @@ impl Router {
         assert_eq!(len, n * experts, "{name} is not ({n}, {experts})");
     }
 
-    fn check_load(&self, name: &str, load: &[u32]) {
+    fn check_load(&self, name: &str, load: &[i32]) {
         let experts = self.experts;
         assert_eq!(load.len(), experts, "{name} is not ({experts})");
     }
 
     /// `E load_e / (n k)`, which is 1 for even load.
-    fn balance_factors(&self, n: usize, load: &[u32]) -> Vec<f32> {
+    fn balance_factors(&self, n: usize, load: &[i32]) -> Vec<f32> {
         let scale = self.experts as f64 / (n as f64 * self.top_k as f64);
-        let factor = |&load: &u32| (scale * f64::from(load)) as f32;
+        let factor = |&load: &i32| (scale * f64::from(load)) as f32;
         load.iter().map(factor).collect()
     }
 }

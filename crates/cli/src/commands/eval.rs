@@ -37,7 +37,7 @@ pub fn run(args: EvalArgs, console: &Console) -> Result<Ending, Error> {
             EvalWindows::Whole => Windows::Whole { limit: None },
         },
     };
-    let model = checkpoint.model(&Device::flex())?;
+    let mut model = checkpoint.model(Device::Cpu)?;
     let tokenizer = checkpoint.tokenizer()?;
     let mut display = Display::new(console);
     let sets = eval::open_sets(
@@ -48,7 +48,7 @@ pub fn run(args: EvalArgs, console: &Console) -> Result<Ending, Error> {
         &mut |progress| display.data(&progress),
     )?;
     display.finish();
-    let mut found = eval::measure(&model, &sets, &options)?;
+    let mut found = eval::measure(&mut model, &sets, &options)?;
     if args.json {
         let broken = checkpoint.passed_over().iter();
         found

@@ -36,10 +36,10 @@ pub fn run(args: GenerateArgs, console: &Console) -> Result<Ending, Error> {
             "holds no tokenizer, so it can neither read nor write text",
         )
     })?;
-    let model = checkpoint.model(&Device::flex())?;
+    let mut model = checkpoint.model(Device::Cpu)?;
     let stop = Stop::listen()?;
     let stop = stop.wait_for_me();
-    let mut generator = TextGenerator::new(&model, &tokenizer, &args.prompt, sampling)?;
+    let mut generator = TextGenerator::new(&mut model, &tokenizer, &args.prompt, sampling)?;
     let prompt_account = generator.prompt().clone();
     for line in prompt_account.lines() {
         console.note(&line);

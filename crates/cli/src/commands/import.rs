@@ -2,8 +2,7 @@
 
 use hybridnorm::data::{Tokenizer, TokenizerSpec};
 use hybridnorm::interop::{self, Imported, Tensors};
-use hybridnorm::model::Recompute;
-use hybridnorm::model::inventory::inventory;
+use hybridnorm::model::inventory;
 use hybridnorm::omissions::LeftOut;
 use hybridnorm::train::checkpoint::{self, Contents};
 use hybridnorm::{Device, Error, files};
@@ -41,7 +40,7 @@ pub fn run(args: ImportArgs, console: &Console) -> Result<Ending, Error> {
         mut left_out,
         files,
         notes,
-    } = interop::import(&args.folder, &Device::flex())?;
+    } = interop::import(&args.folder, Device::Cpu)?;
     read.extend(files);
     let why = match (&args.tokenizer, args.no_tokenizer) {
         (Some(_), _) => "another tokenizer was named by --tokenizer",
@@ -62,13 +61,7 @@ pub fn run(args: ImportArgs, console: &Console) -> Result<Ending, Error> {
     }
     files::create_parent(&out)?;
     checkpoint::save(&out, Contents::of_model(&model, tokenizer.as_ref()))?;
-    let parameters = inventory(
-        model.config(),
-        1,
-        model.config().max_seq_len,
-        Recompute::None,
-    )?
-    .total;
+    let parameters = inventory::parameters(model.config())?;
     if args.json {
         console::print_json(&Report {
             checkpoint: args.out.display().to_string(),

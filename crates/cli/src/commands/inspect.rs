@@ -5,8 +5,8 @@ use std::path::Path;
 use hybridnorm::Error;
 use hybridnorm::files;
 use hybridnorm::model::ModelConfig;
-use hybridnorm::model::Recompute;
-use hybridnorm::model::inventory::{Inventory, inventory};
+use hybridnorm::model::inventory::{Inventory, Training, inventory};
+use hybridnorm::plan::Recompute;
 use hybridnorm::train::Config;
 use serde::Serialize;
 
@@ -39,7 +39,7 @@ pub fn run(args: InspectArgs, console: &Console) -> Result<Ending, Error> {
 }
 
 fn report(args: &InspectArgs, console: &Console) -> Result<Report, Error> {
-    let (model, config, micro_batch, seq_len, recompute) = match is_config(&args.path)? {
+    let (model, config, training) = match is_config(&args.path)? {
         true => {
             let mut config = Config::load(&args.path, &args.settings)?;
             let model = config.model_config()?;
@@ -48,22 +48,25 @@ fn report(args: &InspectArgs, console: &Console) -> Result<Report, Error> {
                 section.vocab_size = Some(model.vocab_size);
                 section.max_seq_len = Some(model.max_seq_len);
             }
-            let micro_batch = config.train.batch_size / config.train.grad_accum_steps;
-            let seq_len = config.train.seq_len;
-            let recompute = config.train.recompute;
-            (model, Some(config), micro_batch, seq_len, recompute)
+            let training = config.train.memory_shape();
+            (model, Some(config), training)
         }
         false => {
             if !args.settings.is_empty() {
                 return Err(Error::config("--set has no effect on a checkpoint"));
             }
             let model = super::open_checkpoint(&args.path, console)?.config()?;
-            let seq_len = model.max_seq_len;
-            (model, None, 1, seq_len, Recompute::None)
+            let training = Training {
+                micro_batch: 1,
+                seq_len: model.max_seq_len,
+                grad_accum_steps: 1,
+                recompute: Recompute::None,
+            };
+            (model, None, training)
         }
     };
     let (_, warnings) = model.resolve()?;
-    let inventory = inventory(&model, micro_batch, seq_len, recompute)?;
+    let inventory = inventory(&model, &training)?;
     let inventory = match &config {
         Some(config) => config.optimizer.inventory(inventory),
         None => inventory,
@@ -152,10 +155,9 @@ fn text(report: &Report) -> String {
     let mut table = numbers(&["training memory (f32)", "size"]);
     for (name, size) in [
         ("weights", memory.weights),
-        ("gradients", memory.gradients),
         ("optimizer moments", memory.optimizer),
-        ("activations, estimated", memory.activations),
-        ("work space, estimated", memory.working),
+        ("sums of gradients", memory.gradients),
+        ("activations, gradients, scratch", memory.activations),
         ("total", memory.total()),
     ] {
         table.add_row([name.to_owned(), bytes(size)]);

@@ -31,13 +31,7 @@ pub fn run(args: ProbeArgs, console: &Console) -> Result<Ending, Error> {
         stop.hear(&event);
         display.event(name, steps, &event);
     };
-    let report = probe::run(
-        &config,
-        &options,
-        &Device::flex(),
-        stop.flag(),
-        &mut on_event,
-    )?;
+    let report = probe::run(&config, &options, Device::Cpu, stop.flag(), &mut on_event)?;
     display.finish();
     let Some(report) = report else {
         return Ok(Ending::Interrupted);

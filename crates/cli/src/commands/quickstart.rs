@@ -25,7 +25,7 @@ pub fn run(args: QuickstartArgs, console: &Console) -> Result<Ending, Error> {
     let mut display = Display::new(console);
     let results = quickstart::run(
         &options,
-        &Device::flex(),
+        Device::Cpu,
         stop.flag(),
         &mut |name, steps, event| {
             stop.hear(&event);

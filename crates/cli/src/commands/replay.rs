@@ -34,13 +34,7 @@ pub fn run(args: ReplayArgs, console: &Console) -> Result<Ending, Error> {
         stop.hear(&event);
         display.event("replay", last, &event);
     };
-    let replay = replay::run(
-        &args.run,
-        &options,
-        &Device::flex(),
-        stop.flag(),
-        &mut on_event,
-    )?;
+    let replay = replay::run(&args.run, &options, Device::Cpu, stop.flag(), &mut on_event)?;
     display.finish();
     let Some(replay) = replay else {
         console.note("stopped; start again with the same command");

@@ -61,7 +61,7 @@ pub fn run(args: StudyArgs, console: &Console) -> Result<Ending, Error> {
         &study,
         &folder,
         &options,
-        &Device::flex(),
+        Device::Cpu,
         stop.flag(),
         &|event| {
             if let StudyEvent::Run { event, .. } = &event {

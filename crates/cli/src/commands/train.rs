@@ -33,8 +33,8 @@ pub fn run(args: TrainArgs, console: &Console) -> Result<Ending, Error> {
         locking: super::locking(args.no_lock),
         unfinished: None,
     };
-    let device = Device::flex();
-    let mut trainer = Trainer::open_with(config, &run, start, &options, &device, &mut on_event)?;
+    let device = Device::Cpu;
+    let mut trainer = Trainer::open_with(config, &run, start, &options, device, &mut on_event)?;
     for warning in trainer.warnings() {
         console.warning(&warning.to_string());
     }

@@ -11,9 +11,9 @@ use super::timing::{check_seconds, median};
 use crate::Device;
 use crate::error::{Error, Result};
 use crate::memory;
-use crate::model::Recompute;
-use crate::model::inventory::inventory;
-use crate::model::{Decoder, KvCache, ModelConfig};
+use crate::model::inventory::{Training, inventory};
+use crate::model::{KvCache, Model, ModelConfig};
+use crate::plan::Recompute;
 use crate::train::Config;
 
 /// Fewest tokens to measure.
@@ -82,7 +82,7 @@ pub struct DecodeReport {
 pub fn decode(
     config: &ModelConfig,
     options: &DecodeOptions,
-    device: &Device,
+    device: Device,
 ) -> Result<DecodeReport> {
     let DecodeOptions { seq_len, seconds } = *options;
     check_seconds(seconds)?;
@@ -92,19 +92,25 @@ pub fn decode(
             config.max_seq_len
         )));
     }
-    let inventory = inventory(config, 1, seq_len, Recompute::None)?;
+    let training = Training {
+        micro_batch: 1,
+        seq_len,
+        grad_accum_steps: 1,
+        recompute: Recompute::None,
+    };
+    let inventory = inventory(config, &training)?;
     memory::require(
         inventory.memory.weights + machine::Bandwidth::BYTES as u64,
         "the model's weights and the buffer to measure the memory's bandwidth with",
     )?;
-    let model = Decoder::new(config, 1, &device.clone().without_autodiff())?;
+    let mut model = Model::new(config, 1, device)?;
     let mut random = ChaCha8Rng::seed_from_u64(1);
     let prompt: Vec<i32> = (0..seq_len / 2)
         .map(|_| random.random_range(0..config.vocab_size as i32))
         .collect();
 
     memory::reset_peak();
-    let mut text = Text::begin(&model, &prompt, seq_len)?;
+    let mut text = Text::begin(&mut model, &prompt, seq_len)?;
     let mut tokens = Tokens::default();
     for _ in 0..WARM_UP {
         text.next(&mut Tokens::default())?;
@@ -153,7 +159,7 @@ struct Tokens {
 
 /// A prompt and what follows it.
 struct Text<'a> {
-    model: &'a Decoder,
+    model: &'a mut Model,
     prompt: &'a [i32],
     cache: KvCache,
     newest: i32,
@@ -161,11 +167,11 @@ struct Text<'a> {
 
 impl<'a> Text<'a> {
     /// Reads the prompt.
-    fn begin(model: &'a Decoder, prompt: &'a [i32], capacity: usize) -> Result<Self> {
+    fn begin(model: &'a mut Model, prompt: &'a [i32], capacity: usize) -> Result<Self> {
         let mut text = Self {
+            cache: model.new_cache(1, capacity),
             model,
             prompt,
-            cache: model.new_cache(1, capacity),
             newest: 0,
         };
         text.read(prompt)?;
@@ -184,7 +190,8 @@ impl<'a> Text<'a> {
     /// Generates a token; returns the seconds it took.
     fn next(&mut self, tokens: &mut Tokens) -> Result<f64> {
         if self.cache.len() == self.cache.capacity() {
-            *self = Self::begin(self.model, self.prompt, self.cache.capacity())?;
+            self.cache.clear();
+            self.read(self.prompt)?;
         }
         let started = Instant::now();
         self.read(&[self.newest])?;
@@ -196,11 +203,7 @@ impl<'a> Text<'a> {
 
     /// Reads new tokens and chooses the one after them.
     fn read(&mut self, new: &[i32]) -> Result<()> {
-        let ids = self.model.ids(new, 1, new.len())?;
-        let hidden = self.model.forward_cached(ids, &mut self.cache);
-        let logits = self.model.logits(hidden.narrow(1, new.len() - 1, 1));
-        let logits = logits.into_data_as::<f32>();
-        let logits = logits.as_slice::<f32>().expect("converted to f32");
+        let logits = self.model.next_logits(new, &mut self.cache, false)?;
         let largest = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
         self.newest = largest.expect("a vocabulary is not empty") as i32;
         Ok(())

@@ -9,8 +9,7 @@ use super::timing::median;
 use super::{DecodeOptions, StepOptions, decode, step};
 use crate::Device;
 use crate::error::{Error, Result};
-use crate::model::Recompute;
-use crate::model::inventory::inventory;
+use crate::model::inventory;
 use crate::placement::{entry, names};
 use crate::train::Config;
 
@@ -134,22 +133,21 @@ pub struct SkippedPlacement {
 /// next; where memory matters, measure in processes of their own.
 pub fn in_process(
     seconds: f64,
-    device: &Device,
+    device: Device,
 ) -> impl FnMut(Measure, &Candidate) -> Result<Measured> + use<> {
-    let device = device.clone();
     move |measure, candidate| {
         let Candidate { config, .. } = candidate;
         let model = config.model_config()?;
         Ok(match measure {
             Measure::Step => {
-                let report = step(&model, &StepOptions::of(config, seconds), &device)?;
+                let report = step(&model, &StepOptions::of(config, seconds), device)?;
                 Measured {
                     tokens_per_second: report.tokens_per_second,
                     peak_rss_bytes: report.peak_rss_bytes,
                 }
             }
             Measure::Decode => {
-                let report = decode(&model, &DecodeOptions::of(config, seconds), &device)?;
+                let report = decode(&model, &DecodeOptions::of(config, seconds), device)?;
                 Measured {
                     tokens_per_second: report.tokens_per_second,
                     peak_rss_bytes: report.peak_rss_bytes,
@@ -212,7 +210,7 @@ pub fn placements(
         }
         let row = PlacementRow {
             name: candidate.name,
-            parameters: inventory(&candidate.config.model_config()?, 1, 1, Recompute::None)?.total,
+            parameters: inventory::parameters(&candidate.config.model_config()?)?,
             step: Compared::of(&pairs.step),
             decode: Compared::of(&pairs.decode),
         };

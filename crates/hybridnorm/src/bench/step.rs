@@ -10,13 +10,12 @@ use serde::Serialize;
 use super::machine;
 use super::timing::{check_seconds, median};
 use crate::Device;
-use crate::eager::profile;
 use crate::error::{Error, Result};
 use crate::memory;
-use crate::model::Recompute;
-use crate::model::inventory::inventory;
-use crate::model::{Decoder, LossOptions, ModelConfig};
-use crate::train::{Config, Optimizer, OptimizerConfig};
+use crate::model::inventory::{Training, inventory};
+use crate::model::{Model, ModelConfig};
+use crate::plan::Recompute;
+use crate::train::{Config, Optimizer, OptimizerConfig, StepShape, TrainingStep};
 
 /// Most steps before the measurement, which begins once a step takes no new memory.
 const MOST_WARM_UP: usize = 8;
@@ -84,7 +83,7 @@ pub struct StepReport {
 ///
 /// # Errors
 /// If the configuration is not valid or does not fit into memory, or the time is no number.
-pub fn step(config: &ModelConfig, options: &StepOptions, device: &Device) -> Result<StepReport> {
+pub fn step(config: &ModelConfig, options: &StepOptions, device: Device) -> Result<StepReport> {
     let StepOptions {
         batch_size,
         seq_len,
@@ -105,15 +104,27 @@ pub fn step(config: &ModelConfig, options: &StepOptions, device: &Device) -> Res
         )));
     }
     let micro = batch_size / grad_accum_steps;
-    let inventory = inventory(config, micro, seq_len, options.recompute)?;
+    let training = Training {
+        micro_batch: micro,
+        seq_len,
+        grad_accum_steps,
+        recompute: options.recompute,
+    };
+    let inventory = inventory(config, &training)?;
     let inventory = options.optimizer.inventory(inventory);
     memory::require(
         inventory.memory.weights + inventory.memory.gradients + inventory.memory.optimizer,
         "the model's weights, gradients and moments",
     )?;
-    let before = machine::sgemm_gflops();
-    let mut model = Decoder::new(config, 1, &device.clone().autodiff())?;
-    let mut optimizer = Optimizer::new(options.optimizer.clone(), &model);
+    let mut model = Model::new(config, 1, device)?;
+    let mut optimizer = Optimizer::new(options.optimizer.clone(), &mut model);
+    let shape = StepShape {
+        micro_batch: micro,
+        seq_len,
+        grad_accum_steps,
+        recompute: options.recompute,
+    };
+    let mut training = TrainingStep::new(shape, &mut model, &mut optimizer)?;
     let mut random = ChaCha8Rng::seed_from_u64(1);
     let vocab = config.vocab_size as i32;
     let mut draw = || -> Vec<i32> {
@@ -121,20 +132,18 @@ pub fn step(config: &ModelConfig, options: &StepOptions, device: &Device) -> Res
             .map(|_| random.random_range(0..vocab))
             .collect()
     };
-    let mut one_step = |model: Decoder| -> Result<Decoder> {
-        let mut gradients = optimizer.gradients();
+    let lr = options.optimizer.lr;
+    let mut one_step = |model: &mut Model| -> Result<()> {
         for _ in 0..grad_accum_steps {
-            let inputs = model.ids(&draw(), micro, seq_len)?;
-            let targets = model.ids(&draw(), micro, seq_len)?;
-            let divisor = (batch_size * seq_len) as f32;
-            let loss = LossOptions { divisor };
-            gradients.accumulate(&model, inputs, targets, loss, options.recompute);
+            let (inputs, targets) = (draw(), draw());
+            training.pass(model, &mut optimizer, &inputs, &targets, lr)?;
         }
-        Ok(optimizer.step(model, gradients, options.optimizer.lr).0)
+        training.finish(model, &mut optimizer, lr);
+        Ok(())
     };
     for step in 1..=MOST_WARM_UP {
         let faults = machine::page_faults();
-        model = one_step(model)?;
+        one_step(&mut model)?;
         if step >= 2 && machine::page_faults() == faults {
             break;
         }
@@ -144,11 +153,11 @@ pub fn step(config: &ModelConfig, options: &StepOptions, device: &Device) -> Res
     let (mut times, mut by_op) = (Vec::new(), Vec::new());
     let begun = Instant::now();
     while times.len() < 3 || begun.elapsed().as_secs_f64() < seconds {
-        profile::start();
+        model.executor().start_profile();
         let started = Instant::now();
-        model = one_step(model)?;
+        one_step(&mut model)?;
         times.push(started.elapsed().as_secs_f64());
-        by_op.push(profile::stop());
+        by_op.push(model.executor().take_profile());
     }
     let steps = times.len();
     let faults = faults
@@ -156,7 +165,8 @@ pub fn step(config: &ModelConfig, options: &StepOptions, device: &Device) -> Res
         .map(|(before, after)| (after - before) as f64 / steps as f64);
     let peak_rss_bytes = memory::peak_bytes();
     drop(model);
-    let sgemm_gflops = before.max(machine::sgemm_gflops());
+    // Afterwards, since the allocator keeps its matrices.
+    let sgemm_gflops = machine::sgemm_gflops().max(machine::sgemm_gflops());
 
     let step_seconds = median(&times);
     let mut names: Vec<&'static str> = by_op.iter().flat_map(|ops| ops.keys().copied()).collect();

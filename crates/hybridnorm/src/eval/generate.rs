@@ -1,13 +1,12 @@
 //! Text from a model.
 
-use burn::module::Module;
 use rand::SeedableRng;
 use rand::distr::Distribution;
 use rand::distr::weighted::WeightedIndex;
 use rand_chacha::ChaCha8Rng;
 
 use crate::error::{Error, Result};
-use crate::model::{Decoder, KvCache};
+use crate::model::{KvCache, Model};
 use crate::omissions::{LeftOut, Unit};
 
 /// How the next token is chosen.
@@ -60,8 +59,8 @@ impl Sampling {
 ///
 /// Of a prompt that leaves no room in the context of `max_seq_len` tokens, the end is read. When the
 /// context is full, its later half becomes the new context. [`Generator::left_out`] counts both.
-pub struct Generator {
-    model: Decoder,
+pub struct Generator<'a> {
+    model: &'a mut Model,
     sampling: Sampling,
     random: ChaCha8Rng,
     cache: KvCache,
@@ -74,18 +73,17 @@ pub struct Generator {
     forgotten: usize,
 }
 
-impl Generator {
+impl<'a> Generator<'a> {
     /// Starts from a prompt, which must hold at least one token.
     ///
     /// # Errors
     /// If the prompt is empty or holds ids beyond the vocabulary, or a setting is out of range.
-    pub fn new(model: &Decoder, prompt: &[i32], sampling: Sampling) -> Result<Self> {
+    pub fn new(model: &'a mut Model, prompt: &[i32], sampling: Sampling) -> Result<Self> {
         sampling.check()?;
         if prompt.is_empty() {
             return Err(Error::config("the prompt holds no token"));
         }
-        let model = model.valid();
-        model.ids(prompt, 1, prompt.len())?;
+        model.check_ids(prompt, 1, prompt.len())?;
         let longest = model.config().max_seq_len;
         // Room for at least one new token.
         let kept = prompt.len().min(longest.max(2) - 1);
@@ -136,15 +134,11 @@ impl Generator {
             let keep = (longest / 2).max(1);
             self.forgotten += self.context.len() - keep;
             self.context.drain(..self.context.len() - keep);
-            self.cache = self.model.new_cache(1, longest);
+            self.cache.clear();
             self.unread = keep;
         }
         let new = &self.context[self.context.len() - self.unread..];
-        let ids = self.model.ids(new, 1, new.len())?;
-        let hidden = self.model.forward_cached(ids, &mut self.cache);
-        let last = hidden.narrow(1, self.unread - 1, 1);
-        let logits = self.model.logits(last).into_data_as::<f32>();
-        let logits = logits.as_slice::<f32>().expect("converted to f32");
+        let logits = self.model.next_logits(new, &mut self.cache, false)?;
         let token = choose(&logits[..self.vocab], &self.sampling, &mut self.random)?;
         self.context.push(token);
         self.unread = 1;

@@ -1,11 +1,10 @@
 //! Loss and perplexity of a model on tokens.
 
-use burn::module::Module;
 use serde::Serialize;
 
 use crate::data::{TokenDataset, Windows};
 use crate::error::{Error, Result};
-use crate::model::{Decoder, LossOptions};
+use crate::model::Model;
 
 /// Mean loss over tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -39,24 +38,19 @@ impl Loss {
 /// If the data cannot be read, hold ids beyond the vocabulary, or are empty, or the loss is not
 /// finite.
 pub fn loss(
-    model: &Decoder,
+    model: &mut Model,
     data: &TokenDataset,
     batch_size: usize,
     windows: Windows,
 ) -> Result<Loss> {
-    let model = model.valid();
     let (mut sum, mut tokens) = (0.0, 0u64);
     for batch in data.windows(batch_size, windows) {
         let batch = batch?;
         let (b, t) = (batch.len(), batch.seq_len);
         let count = (b * t) as f64;
-        let inputs = model.ids(&batch.inputs, b, t)?;
-        let targets = model.ids(&batch.targets, b, t)?;
-        let divisor = count as f32;
-        let means = model.loss(inputs, targets, LossOptions { divisor });
-        let means = means.into_data_as::<f32>();
-        let mean = means.as_slice::<f32>().expect("converted to f32")[1];
-        sum += f64::from(mean) * count;
+        model.check_ids(&batch.targets, b, t)?;
+        let losses = model.losses(&batch.inputs, &batch.targets, [b, t], count)?;
+        sum += losses.cross_entropy * count;
         tokens += (b * t) as u64;
     }
     if tokens == 0 {

@@ -15,7 +15,7 @@ use crate::data::{
     TokenDataset, Tokenizer, Windows,
 };
 use crate::error::{Error, Result};
-use crate::model::Decoder;
+use crate::model::Model;
 use crate::omissions::LeftOut;
 use crate::train::sources;
 
@@ -127,7 +127,7 @@ pub struct Evaluation {
 pub fn open_sets(
     paths: &[String],
     options: &EvalOptions,
-    model: &Decoder,
+    model: &Model,
     tokenizer: Option<&Tokenizer>,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Vec<EvalSet>> {
@@ -265,7 +265,7 @@ fn parts(
 ///
 /// # Errors
 /// See [`loss`]; the message names the set.
-pub fn measure(model: &Decoder, sets: &[EvalSet], options: &EvalOptions) -> Result<Evaluation> {
+pub fn measure(model: &mut Model, sets: &[EvalSet], options: &EvalOptions) -> Result<Evaluation> {
     let mut found = Vec::new();
     for set in sets {
         let measured = loss(model, &set.data, options.batch_size, options.windows);

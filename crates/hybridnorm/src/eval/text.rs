@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::generate::{Generator, Sampling};
 use crate::data::{SpelledToken, SpelledTokens, StreamDecoder, Tokenizer};
 use crate::error::{Error, Result};
-use crate::model::Decoder;
+use crate::model::Model;
 use crate::omissions::LeftOut;
 use crate::text::one_line;
 
@@ -66,9 +66,9 @@ impl PromptAccount {
 }
 
 /// Text drawn from a model as it comes.
-pub struct TextGenerator {
+pub struct TextGenerator<'a> {
     prompt: PromptAccount,
-    generator: Generator,
+    generator: Generator<'a>,
     decoder: StreamDecoder,
     end: i32,
     prompt_tokens: usize,
@@ -77,13 +77,13 @@ pub struct TextGenerator {
     spaces: usize,
 }
 
-impl TextGenerator {
+impl<'a> TextGenerator<'a> {
     /// Starts from a prompt; an empty one stands for the beginning of a text.
     ///
     /// # Errors
     /// If the tokenizer's vocabulary is larger than the model's, or a setting is out of range.
     pub fn new(
-        model: &Decoder,
+        model: &'a mut Model,
         tokenizer: &Tokenizer,
         prompt: &str,
         sampling: Sampling,
@@ -176,7 +176,7 @@ fn behind_spaces(piece: String, spaces: &mut usize) -> String {
 /// # Errors
 /// See [`TextGenerator::new`] and [`TextGenerator::next_piece`].
 pub fn write(
-    model: &Decoder,
+    model: &mut Model,
     tokenizer: &Tokenizer,
     prompt: &str,
     max_tokens: usize,

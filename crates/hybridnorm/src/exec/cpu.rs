@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use memmap2::MmapMut;
+
 use super::{Data, Executor, Tensor};
 use crate::graph::{Buffer, DType, ValueId};
 use crate::ops::{Arguments, Io, Read, Write};
@@ -64,6 +66,8 @@ impl Cpu {
     }
 }
 
+/// Bytes from which memory is taken in huge pages.
+const HUGE: usize = 16 << 20;
 const FREED: &str = "the buffer was freed";
 
 impl Executor for Cpu {
@@ -84,7 +88,7 @@ impl Executor for Cpu {
         match (*dtype, data) {
             // From a double, rounded.
             (DType::F32, Data::F64(x)) => {
-                let to: &mut [f32] = bytemuck::cast_slice_mut(to);
+                let to: &mut [f32] = elements_mut(to);
                 to.iter_mut().zip(x).for_each(|(to, x)| *to = *x as f32);
             }
             (dtype, data) => {
@@ -240,20 +244,28 @@ fn tensor(dtype: DType, bytes: &[u8]) -> Tensor {
     }
 }
 
-/// Bytes that begin at a cache line.
+/// Bytes that begin at a cache line; large ones are pages of their own.
 #[derive(Debug, Default)]
 struct Memory {
-    words: Vec<u128>,
+    pages: Option<MmapMut>,
     bytes: usize,
 }
 
 impl Memory {
-    const LINE: usize = 64;
-    const WORD: usize = size_of::<u128>();
-
     fn zeros(bytes: usize) -> Self {
+        if bytes == 0 {
+            return Self::default();
+        }
+        let pages = MmapMut::map_anon(bytes).unwrap_or_else(|error| {
+            panic!("cannot take {bytes} bytes of memory: {error}");
+        });
+        #[cfg(target_os = "linux")]
+        if bytes >= HUGE {
+            // Where the system has none, the pages are small.
+            let _ = pages.advise(memmap2::Advice::HugePage);
+        }
         Self {
-            words: vec![0; bytes.div_ceil(Self::WORD) + Self::LINE / Self::WORD],
+            pages: Some(pages),
             bytes,
         }
     }
@@ -266,24 +278,11 @@ impl Memory {
         }
     }
 
-    /// Words before the first whole line.
-    fn skipped(&self) -> usize {
-        let address = self.words.as_ptr() as usize;
-        (address.next_multiple_of(Self::LINE) - address) / Self::WORD * Self::WORD
-    }
-
     fn bytes(&self) -> &[u8] {
-        match self.bytes {
-            0 => &[],
-            bytes => &bytemuck::cast_slice(&self.words)[self.skipped()..][..bytes],
-        }
+        self.pages.as_deref().unwrap_or_default()
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {
-        let skipped = self.skipped();
-        match self.bytes {
-            0 => &mut [],
-            bytes => &mut bytemuck::cast_slice_mut(&mut self.words)[skipped..][..bytes],
-        }
+        self.pages.as_deref_mut().unwrap_or_default()
     }
 }

@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
-use std::ops::{Add, Mul};
+use std::ops::{Add, Mul, Sub};
 use std::sync::Arc;
 
 use super::{Buffer, Graph, Node, Shape, Source, Type, ValueId};
@@ -35,9 +35,14 @@ impl Builder {
         self.leaf(ty, Source::Input(name.into()))
     }
 
-    /// Elements of a buffer, from `offset` on.
+    /// Elements of a buffer, from `offset` on. The same elements are the same value.
     pub fn state(&self, buffer: Buffer, offset: usize, ty: Type) -> Value<'_> {
-        self.leaf(ty, Source::State(buffer, offset))
+        let source = Source::State(buffer, offset);
+        let found = self.graph.borrow().leaf(ty, &source);
+        match found {
+            Some(id) => self.value(id),
+            None => self.leaf(ty, source),
+        }
     }
 
     fn leaf(&self, ty: Type, source: Source) -> Value<'_> {
@@ -176,6 +181,14 @@ impl<'g> Add for Value<'g> {
 
     fn add(self, other: Self) -> Self {
         ops::add(self, other)
+    }
+}
+
+impl<'g> Sub for Value<'g> {
+    type Output = Value<'g>;
+
+    fn sub(self, other: Self) -> Self {
+        self + other * -1.0
     }
 }
 

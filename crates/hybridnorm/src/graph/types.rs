@@ -40,7 +40,7 @@ impl Shape {
 
     /// Number of elements.
     pub fn elements(&self) -> usize {
-        self.sizes().iter().product()
+        product(self.sizes())
     }
 
     /// Elements of a row: the last size.
@@ -51,7 +51,7 @@ impl Shape {
     /// Number of rows.
     pub fn rows(&self) -> usize {
         let (_, outer) = self.sizes().split_last().unwrap_or((&1, &[]));
-        outer.iter().product()
+        product(outer)
     }
 
     /// The same rows with another width.
@@ -60,6 +60,11 @@ impl Shape {
         self.sizes[self.rank - 1] = width;
         self
     }
+}
+
+/// The product of sizes, the largest number where it is beyond that.
+fn product(sizes: &[usize]) -> usize {
+    sizes.iter().fold(1, |all, &n| all.saturating_mul(n))
 }
 
 impl From<&[usize]> for Shape {
@@ -129,6 +134,6 @@ impl Type {
 
     /// Bytes of all elements.
     pub fn bytes(&self) -> usize {
-        self.elements() * self.dtype.bytes()
+        self.elements().saturating_mul(self.dtype.bytes())
     }
 }

@@ -1,6 +1,6 @@
 //! Experts of other people's checkpoints as our stacks.
 
-use crate::model::params::Values;
+use crate::tensors::Values;
 
 /// Widths of an expert.
 #[derive(Debug, Clone, Copy)]

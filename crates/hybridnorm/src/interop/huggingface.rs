@@ -9,7 +9,7 @@ mod weights;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use burn::tensor::Device;
+use crate::Device;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -19,8 +19,8 @@ use super::source::{self, Source};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::memory;
-use crate::model::inventory::inventory;
-use crate::model::{Decoder, ModelConfig, Recompute, params};
+use crate::model::inventory;
+use crate::model::{Model, ModelConfig};
 use crate::tensors::TensorFile;
 use config::Common;
 use weights::{Taken, Weights};
@@ -43,7 +43,7 @@ pub fn is_folder(folder: &Path) -> Result<bool> {
 /// # Errors
 /// If a file is missing or broken, the configuration asks for something this model does not have,
 /// or the weights are not those of the configuration.
-pub fn import(folder: &Path, device: &Device) -> Result<Decoder> {
+pub fn import(folder: &Path, device: Device) -> Result<Model> {
     read(folder, device).map(|imported| imported.model)
 }
 
@@ -51,7 +51,7 @@ pub fn import(folder: &Path, device: &Device) -> Result<Decoder> {
 ///
 /// # Errors
 /// As [`import`].
-pub fn read(folder: &Path, device: &Device) -> Result<Imported> {
+pub fn read(folder: &Path, device: Device) -> Result<Imported> {
     let family = Family::read(&folder.join(CONFIG))?;
     let config = family.config();
     let (path, source) = open_tensors(folder)?;
@@ -63,14 +63,16 @@ pub fn read(folder: &Path, device: &Device) -> Result<Imported> {
     );
     let notes: Vec<String> = source.note().into_iter().collect();
     // Our tensors, what they are made of at the time, and the model.
-    let weights = inventory(config, 1, 1, Recompute::None)?.memory.weights;
+    let weights = 4 * inventory::parameters(config)?;
     memory::require(weights.saturating_mul(3), "reading the checkpoint")?;
     let wrapper = source.wrapper().to_owned();
     let broken = |problem: String| Error::format(&path, source::without(&wrapper, problem));
     let taken = family.translate(source).map_err(broken)?;
     // Made after them, so that a small folder cannot ask for a large model.
-    let model = Decoder::uninitialized(config, device)?;
-    let model = params::load(model, taken.ours).map_err(|error| broken(error.to_string()))?;
+    let mut model = Model::uninitialized(config, device)?;
+    model
+        .load(taken.ours)
+        .map_err(|error| broken(error.to_string()))?;
     Ok(Imported {
         model,
         tensors: taken.tensors,

@@ -11,14 +11,13 @@ mod source;
 
 use std::path::Path;
 
-use burn::tensor::Device;
+use crate::Device;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
 use crate::files;
-use crate::model::Decoder;
+use crate::model::Model;
 use crate::omissions::LeftOut;
-use crate::tensors;
 
 pub use beside::{Beside, not_read, tokenizer};
 
@@ -26,7 +25,7 @@ pub use beside::{Beside, not_read, tokenizer};
 #[derive(Debug)]
 pub struct Imported {
     /// The model.
-    pub model: Decoder,
+    pub model: Model,
     /// How many tensors the checkpoint has, and how many of them were read.
     pub tensors: Tensors,
     /// The others, by reason.
@@ -60,13 +59,13 @@ pub fn require_folder(folder: &Path) -> Result<()> {
 ///
 /// # Errors
 /// See [`huggingface::import`] and [`official::import`].
-pub fn import(folder: &Path, device: &Device) -> Result<Imported> {
+pub fn import(folder: &Path, device: Device) -> Result<Imported> {
     require_folder(folder)?;
     let imported = match huggingface::is_folder(folder)? {
         true => huggingface::read(folder, device)?,
         false => official::read(folder, device)?,
     };
-    match tensors::broken(&imported.model) {
+    match imported.model.broken() {
         Some(name) => Err(Error::format(
             folder,
             format!("{name}, as it is called here, is not finite"),

@@ -6,7 +6,7 @@ mod config;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use burn::tensor::Device;
+use crate::Device;
 use serde_json::Value;
 
 use super::experts::{self, Layout};
@@ -16,12 +16,10 @@ use super::source::{self, check_name, common_wrapper};
 use super::{Imported, Tensors};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::model::{
-    Decoder, ModelConfig,
-    params::{self, Values},
-};
+use crate::model::{Model, ModelConfig};
 use crate::omissions::{LeftOut, Unit};
 use crate::tensors;
+use crate::tensors::Values;
 use config::{ConfigFile, HARMLESS};
 
 const HEAD: &str = "transformer.ff_out.weight";
@@ -33,7 +31,7 @@ const CONFIG_LIMIT: u64 = 4 << 20;
 /// # Errors
 /// If a file is missing or broken, the configuration asks for something this model does not have,
 /// or the weights are not those of the configuration.
-pub fn import(folder: &Path, device: &Device) -> Result<Decoder> {
+pub fn import(folder: &Path, device: Device) -> Result<Model> {
     read(folder, device).map(|imported| imported.model)
 }
 
@@ -41,7 +39,7 @@ pub fn import(folder: &Path, device: &Device) -> Result<Decoder> {
 ///
 /// # Errors
 /// As [`import`].
-pub fn read(folder: &Path, device: &Device) -> Result<Imported> {
+pub fn read(folder: &Path, device: Device) -> Result<Imported> {
     let config_path = folder.join(CONFIG);
     let config = read_config(&config_path)?;
     let (path, tensors) = read_tensors(folder)?;
@@ -62,8 +60,8 @@ pub fn read(folder: &Path, device: &Device) -> Result<Imported> {
         left_out.add(Unit::Tensors, reason, 1, Some(HEAD.into()));
     }
     let values = translate_all(tensors, &config).map_err(broken)?;
-    let model = Decoder::uninitialized(&config, device)?;
-    let model = params::load(model, values).map_err(broken)?;
+    let mut model = Model::uninitialized(&config, device)?;
+    model.load(values).map_err(broken)?;
     let read = all - left_out.count(Unit::Tensors);
     Ok(Imported {
         model,

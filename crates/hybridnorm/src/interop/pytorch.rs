@@ -10,16 +10,15 @@ use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::Path;
 
-use burn_store::pytorch::PytorchReader;
-use burn_store::pytorch_reader::DType;
+use pytorch_reader::{DType, PytorchReader};
 use safetensors::Dtype;
 use zip::{CompressionMethod, ZipArchive};
 
 use crate::error::{Error, Result};
 use crate::files;
 use crate::foreign;
-use crate::model::params::Values;
 use crate::tensors;
+use crate::tensors::Values;
 
 /// A pickle of so many bytes is read in any case: names and shapes of about 600 tensors.
 const PICKLE_ANYWAY: u64 = 128 << 10;

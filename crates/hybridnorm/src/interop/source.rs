@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::error::Error;
-use crate::model::params::Values;
 use crate::tensors::TensorFile;
+use crate::tensors::Values;
 
 /// What programs that wrap a model put into the names of its tensors, and who does.
 const WRAPPERS: [(&str, &str); 4] = [

@@ -98,7 +98,7 @@ pub struct Growth {
 pub fn run(
     config: &Config,
     options: &Options,
-    device: &Device,
+    device: Device,
     stop: &AtomicBool,
     on_event: &mut dyn FnMut(&str, Event<'_>),
 ) -> Result<Option<ProbeReport>> {
@@ -171,7 +171,7 @@ fn look(
     config: Config,
     folder: &Path,
     options: &Options,
-    device: &Device,
+    device: Device,
     stop: &AtomicBool,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Option<ProbePlacement>> {

@@ -83,7 +83,7 @@ pub const PROMPT: &str = "Once upon a time";
 /// If the text cannot be had or a training fails.
 pub fn run(
     options: &Options,
-    device: &Device,
+    device: Device,
     stop: &AtomicBool,
     on_event: &mut dyn FnMut(&str, u64, Event<'_>),
 ) -> Result<Option<Results>> {
@@ -135,7 +135,7 @@ pub fn run(
             tokens_per_second: outcome.tokens_per_second,
             peak_memory_bytes: memory::peak_bytes(),
             max_grad_norm: outcome.max_grad_norm,
-            sample: sample(&trainer)?,
+            sample: sample(&mut trainer)?,
             run,
         });
     }
@@ -209,18 +209,25 @@ fn unigram(trainer: &Trainer) -> Result<f64> {
     Ok(split.unigram_nats)
 }
 
-fn sample(trainer: &Trainer) -> Result<String> {
-    let tokenizer: &Tokenizer = trainer
+fn sample(trainer: &mut Trainer) -> Result<String> {
+    let tokenizer: Tokenizer = trainer
         .tokenizer()
+        .cloned()
         .ok_or_else(|| Error::config("quickstart reads text, not ready tokens"))?;
-    let text = eval::write(trainer.model(), tokenizer, PROMPT, 60, Sampling::default())?;
+    let text = eval::write(
+        trainer.model_mut(),
+        &tokenizer,
+        PROMPT,
+        60,
+        Sampling::default(),
+    )?;
     Ok(format!("{PROMPT}{text}"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Decoder, params};
+    use crate::model::Model;
 
     #[test]
     fn both_models_start_from_the_same_values() {
@@ -228,7 +235,9 @@ mod tests {
             let mut config = config(placement, &["stories:9".into()], None).unwrap();
             config.data.tokenizer = Some("bytes".into());
             let model = config.model_config().unwrap();
-            params::values(&Decoder::new(&model, config.seed, &Device::flex()).unwrap())
+            Model::new(&model, config.seed, Device::Cpu)
+                .unwrap()
+                .values()
         });
         let [star, pre] = values;
         let shared: Vec<&String> = star.keys().filter(|name| pre.contains_key(*name)).collect();

@@ -118,7 +118,7 @@ pub struct Pair {
 pub fn run(
     run: &Path,
     options: &Options,
-    device: &Device,
+    device: Device,
     stop: &AtomicBool,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Option<Replay>> {

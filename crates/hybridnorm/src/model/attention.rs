@@ -1,27 +1,22 @@
-//! The attention function of a block: every head with keys and values of its own (or its group's), or
-//! all of them made of one latent.
+//! The attention function of a block: grouped-query attention, or multi-head latent attention.
 
 mod heads;
 mod latent;
 
-use std::sync::Arc;
-
-use burn::module::{Module, Param};
-use burn::tensor::Tensor;
-
-use super::blueprint::Blueprint;
-use super::cache::LayerCache;
 use super::config::ModelConfig;
-use super::norm::{Norm, NormSite};
-use super::qk_clip;
-use crate::eager as ops;
-use crate::placement::{AttnScale, HeadNorm, NormSpec};
+use super::declare::{Declare, Matrix, Part};
+use super::norm::{Norm, Site, norm};
+use super::registry::{Param, Role};
+use crate::graph::{Builder, Value};
+use crate::ops;
+use crate::placement::{self, AttnScale, HeadNorm};
+use hybridnorm_kernels::attention::Attention as Spec;
 
 pub use heads::Heads;
 pub use latent::Latent;
 
-/// What a block does between reading the stream and adding to it for the first time.
-#[derive(Module, Debug)]
+/// What a block does between reading the residual stream and adding to it for the first time.
+#[derive(Debug, Clone, PartialEq)]
 pub enum Attention {
     /// Grouped-query attention.
     Heads(Heads),
@@ -29,87 +24,56 @@ pub enum Attention {
     Latent(Latent),
 }
 
-/// Which positions a forward pass covers, and their rotations.
-#[derive(Debug, Clone)]
-pub struct Positions {
-    /// Positions before these, held by the cache.
-    pub past: usize,
-    /// A row of rotations (cosines, then sines) for each new position.
-    pub rope: Arc<[f32]>,
+/// The positions of a run: their rotations, and the cache of a block where earlier positions are held.
+#[derive(Debug, Clone, Copy)]
+pub struct Positions<'g> {
+    /// (t, rotated channels), see [`ops::rotations`].
+    pub rotations: Value<'g>,
+    /// (b, capacity, c), state that is updated.
+    pub cache: Option<Value<'g>>,
+    /// True if the cache is empty, so that these positions attend to each other only.
+    pub is_prompt: bool,
 }
 
-impl Positions {
-    /// The first `seq` positions of a model of this shape.
-    pub fn first(config: &ModelConfig, seq: usize) -> Self {
-        let rope = ops::rope_table(config.rope_theta, config.rope_dim(), 0, seq);
+impl<'g> Positions<'g> {
+    /// The first `seq` positions of sequences, without a cache.
+    pub fn first(graph: &'g Builder, config: &ModelConfig, seq: usize) -> Self {
         Self {
-            past: 0,
-            rope: rope.into(),
+            rotations: ops::rotations(graph, config.rope_theta, config.rope_dim(), seq),
+            cache: None,
+            is_prompt: true,
         }
     }
+}
+
+/// What attention makes, and what its scores are made of.
+pub(super) struct Attended<'g> {
+    /// The output (b, t, d).
+    pub(super) output: Value<'g>,
+    /// Packed and prepared q·k·v, with their shape.
+    pub(super) packed: Option<(Value<'g>, Spec)>,
 }
 
 impl Attention {
-    /// Makes the attention of a block.
-    pub(super) fn new(blueprint: &Blueprint<'_>) -> Self {
-        match &blueprint.config.mla {
-            None => Self::Heads(Heads::new(blueprint)),
-            Some(mla) => Self::Latent(Latent::new(blueprint, mla)),
+    /// Declares the attention of a block.
+    pub(super) fn new(declare: &mut Declare<'_>) -> Self {
+        match declare.config.mla {
+            None => Self::Heads(Heads::new(declare)),
+            Some(mla) => Self::Latent(Latent::new(declare, &mla)),
         }
     }
 
-    /// From what the sub-layer reads (b, t, d) to what it adds (b, t, d). With a cache, attends to
-    /// its positions too and stores the new ones there.
-    pub fn forward(
-        &self,
-        u_btd: Tensor<3>,
-        positions: &Positions,
-        cache: Option<&mut LayerCache>,
-    ) -> Tensor<3> {
+    /// Its output (b, t, d) for what the sub-layer reads (b, t, d). With a cache, it attends to its
+    /// positions too and stores the new ones there.
+    pub fn output<'g>(&self, u_btd: Value<'g>, positions: &Positions<'g>) -> Value<'g> {
+        self.forward(u_btd, positions).output
+    }
+
+    /// [`Attention::output`], and what the scores are made of.
+    pub(super) fn forward<'g>(&self, u_btd: Value<'g>, positions: &Positions<'g>) -> Attended<'g> {
         match self {
-            Self::Heads(heads) => heads.forward(u_btd, positions, cache),
-            Self::Latent(latent) => latent.forward(u_btd, positions, cache),
-        }
-    }
-
-    /// The scores of what the sub-layer reads (b, t, d), for looking inside.
-    pub(super) fn scores(&self, u_btd: Tensor<3>, positions: &Positions) -> ops::Scores {
-        let (packed, spec) = match self {
-            Self::Heads(heads) => heads.packed(u_btd, positions),
-            Self::Latent(latent) => latent.packed(u_btd, positions),
-        };
-        ops::attention_scores(packed, spec)
-    }
-
-    /// The largest score of every head for what the sub-layer reads (b, t, d), before any soft cap.
-    pub(super) fn head_maxima(&self, u_btd: &Tensor<3>, positions: &Positions) -> Vec<f32> {
-        let u_btd = u_btd.clone().without_autodiff();
-        let (packed, spec) = match self.valid() {
-            Self::Heads(heads) => heads.packed(u_btd, positions),
-            Self::Latent(latent) => latent.packed(u_btd, positions),
-        };
-        ops::head_maxima(packed, spec)
-    }
-
-    /// Scales queries and keys down so that no head's largest score is above `most`, given the largest
-    /// scores; gives the number of heads for which that was needed. See [`qk_clip`](super::qk_clip).
-    pub(super) fn clip_scores(&mut self, maxima: &[f32], most: f32) -> usize {
-        let factors = qk_clip::factors(maxima, most);
-        let clipped = factors.iter().filter(|&&factor| factor < 1.0).count();
-        if clipped > 0 {
-            match self {
-                Self::Heads(heads) => heads.scale_scores(&factors),
-                Self::Latent(latent) => latent.scale_scores(&factors),
-            }
-        }
-        clipped
-    }
-
-    /// Its norms.
-    pub fn norms(&self) -> Vec<&Norm> {
-        match self {
-            Self::Heads(heads) => heads.norms().collect(),
-            Self::Latent(latent) => latent.norms().collect(),
+            Self::Heads(heads) => heads.forward(u_btd, positions),
+            Self::Latent(latent) => latent.forward(u_btd, positions),
         }
     }
 }
@@ -124,54 +88,81 @@ fn score_scale(scale: AttnScale, head_dim: usize) -> f64 {
     }
 }
 
-/// The norm of `heads` vectors of `width`.
+/// Declares the norm of `heads` vectors of `width`.
 fn head_norm(
+    declare: &mut Declare<'_>,
+    path: &str,
     kind: HeadNorm,
     heads: usize,
     width: usize,
-    blueprint: &Blueprint<'_>,
 ) -> Option<Norm> {
-    let of_width = NormSite::of_width;
+    let of_width = |width| Site {
+        eps: declare.attention().norm_eps,
+        ..Site::of_width(width)
+    };
     let site = match kind {
         HeadNorm::None => return None,
         HeadNorm::PerHead => of_width(width),
-        HeadNorm::PerHeadOwn => NormSite {
+        HeadNorm::PerHeadOwn => Site {
             groups: heads,
             ..of_width(width)
         },
-        HeadNorm::PerHeadPlain => NormSite {
+        HeadNorm::PerHeadPlain => Site {
             affine: false,
             ..of_width(width)
         },
         HeadNorm::Full => of_width(heads * width),
-        HeadNorm::FullPlain => NormSite {
+        HeadNorm::FullPlain => Site {
             affine: false,
             ..of_width(heads * width)
         },
     };
-    let common = blueprint.norm();
-    let own = NormSpec {
-        eps: blueprint.spec().attn_inner.norm_eps.unwrap_or(common.eps),
-        ..common.clone()
-    };
-    Some(Norm::new(&own, site, blueprint.device))
+    Some(Norm::new(declare, path, site))
 }
 
-/// What stands between the context (b, t, heads of `width`) and the stream.
-fn read_out(
-    ctx: Tensor<3>,
+/// What stands between the context (b, t, heads of `width`) and the residual stream.
+#[derive(Debug, Clone, PartialEq)]
+struct ReadOut {
     width: usize,
-    ctx_norm: &Option<Norm>,
-    head_gain: &Option<Param<Tensor<1>>>,
-    out: &Param<Tensor<2>>,
-) -> Tensor<3> {
-    let ctx = match ctx_norm {
-        Some(norm) => norm.forward(ctx),
-        None => ctx,
-    };
-    let ctx = match head_gain {
-        Some(gain) => ops::scale_columns(ctx, gain.val(), width),
-        None => ctx,
-    };
-    ops::linear(ctx, out.val())
+    ctx_norm: Option<Norm>,
+    head_gain: Option<Param>,
+    out: Param,
+}
+
+impl ReadOut {
+    fn new(declare: &mut Declare<'_>, heads: usize, width: usize) -> Self {
+        let kind = declare.attention().ctx_norm;
+        let has_gain = declare.attention().head_gain;
+        let d = declare.config.d_model;
+        let gain = has_gain.then_some(("", heads, 1.0));
+        Self {
+            width,
+            ctx_norm: head_norm(declare, "attention.ctx_norm", kind, heads, width),
+            head_gain: declare.vectors("attention.head_gain", Role::Scale, gain.as_slice()),
+            out: declare.matrix(Matrix {
+                path: "attention.out",
+                role: Role::Attention,
+                columns: heads * width,
+                parts: vec![Part {
+                    path: "attention.out".into(),
+                    rows: d,
+                    role: placement::Role::O,
+                    counts: "attention out",
+                }],
+                turns: 1,
+                writes_residual: true,
+                experts: 1,
+            }),
+        }
+    }
+
+    fn forward<'g>(&self, context: Value<'g>) -> Value<'g> {
+        let g = context.builder();
+        let context = norm(&self.ctx_norm, context);
+        let context = match self.head_gain {
+            Some(gain) => ops::scale_columns(context, gain.value(g), self.width),
+            None => context,
+        };
+        ops::linear(context, self.out.value(g))
+    }
 }

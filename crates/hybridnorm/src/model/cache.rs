@@ -1,42 +1,38 @@
 //! Keys and values of positions already seen.
 
-use burn::tensor::{Device, Tensor};
+use std::collections::HashMap;
 
-/// The cache of a whole model for one batch of sequences.
+use super::decoder::Caches;
+use crate::graph::{Buffer, ValueId};
+use crate::plan::Program;
+
+/// The cache of a whole model for one batch of sequences, with the programs that read and extend it.
 ///
 /// It stores what attention reads: keys and values after every norm, scale and rotation; of latent
 /// attention the normed latent and the rotated key.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct KvCache {
-    pub(super) layers: Vec<LayerCache>,
-    len: usize,
+    buffers: Vec<Buffer>,
+    batch: usize,
     capacity: usize,
-}
-
-/// Keys and values of one block: (b, capacity, 2·g·k), keys first; or latents and rotary keys, (b,
-/// capacity, R + r).
-#[derive(Debug, Clone)]
-pub struct LayerCache {
-    kv_bsc: Tensor<3>,
+    len: usize,
+    programs: HashMap<(usize, bool, bool), (Program, ValueId)>,
 }
 
 impl KvCache {
-    /// An empty cache for up to `capacity` positions of `width` numbers a block.
-    pub(super) fn new(
-        n_layers: usize,
-        batch: usize,
-        capacity: usize,
-        width: usize,
-        device: &Device,
-    ) -> Self {
-        let layer = || LayerCache {
-            kv_bsc: Tensor::zeros([batch, capacity, width], device),
-        };
+    pub(super) fn new(buffers: Vec<Buffer>, batch: usize, capacity: usize) -> Self {
         Self {
-            layers: (0..n_layers).map(|_| layer()).collect(),
-            len: 0,
+            buffers,
+            batch,
             capacity,
+            len: 0,
+            programs: HashMap::new(),
         }
+    }
+
+    /// Sequences.
+    pub fn batch(&self) -> usize {
+        self.batch
     }
 
     /// Positions seen so far.
@@ -44,7 +40,7 @@ impl KvCache {
         self.len
     }
 
-    /// Whether nothing has been seen.
+    /// True if nothing has been seen.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -54,18 +50,32 @@ impl KvCache {
         self.capacity
     }
 
+    /// Forgets all positions.
+    pub fn clear(&mut self) {
+        self.len = 0;
+    }
+
+    pub(super) fn buffers(&self) -> &[Buffer] {
+        &self.buffers
+    }
+
     pub(super) fn advance(&mut self, new: usize) {
         self.len += new;
     }
-}
 
-impl LayerCache {
-    /// Stores new rows behind `past` old ones and returns the whole cache.
-    pub(super) fn append(&mut self, kv_btc: Tensor<3>, past: usize) -> &Tensor<3> {
-        let [b, t, c] = kv_btc.dims();
-        // Leave no second owner behind, so that the rows are written in place.
-        let kv = std::mem::replace(&mut self.kv_bsc, Tensor::empty([0, 0, 0], &kv_btc.device()));
-        self.kv_bsc = kv.slice_assign([0..b, past..past + t, 0..c], kv_btc);
-        &self.kv_bsc
+    /// The program for `seq` new positions, made by `build` where there is none yet.
+    pub(super) fn program(
+        &mut self,
+        seq: usize,
+        all: bool,
+        build: impl FnOnce(Caches<'_>) -> (Program, ValueId),
+    ) -> &(Program, ValueId) {
+        let caches = Caches {
+            buffers: &self.buffers,
+            capacity: self.capacity,
+            is_prompt: self.len == 0 && seq > 1,
+        };
+        let key = (seq, all, caches.is_prompt);
+        self.programs.entry(key).or_insert_with(|| build(caches))
     }
 }

@@ -5,9 +5,9 @@ mod mixture;
 
 use serde::{Deserialize, Serialize};
 
-use crate::eager::Activation;
 use crate::error::{Error, Result};
 use crate::placement::{ModelFacts, Placement, Resolved, Warning, resolve, validate};
+use hybridnorm_kernels::activation::Activation;
 
 pub use latent::MlaConfig;
 pub use mixture::{MoeConfig, MoeScoring};

@@ -2,53 +2,45 @@
 
 mod mixture;
 mod mlp;
-mod routed;
 
-use burn::module::Module;
-use burn::tensor::Tensor;
+use super::declare::Declare;
+use crate::graph::Value;
 
-use super::blueprint::Blueprint;
-use super::norm::Norm;
-
-pub use mixture::Mixture;
+pub use mixture::{Mixture, Routed};
 pub use mlp::Mlp;
-pub use routed::{Routed, Routing};
 
-/// What a block does between reading the stream a second time and adding to it.
-#[derive(Module, Debug)]
+/// What a block does between reading the residual stream a second time and adding to it.
+#[derive(Debug, Clone, PartialEq)]
 #[expect(clippy::large_enum_variant, reason = "there is one of them a block")]
 pub enum FeedForward {
-    /// Every token passes through the same one.
+    /// One for all tokens.
     Dense(Mlp),
-    /// Every token passes through some of many.
+    /// Every token passes through its top-k experts.
     Mixture(Mixture),
 }
 
 impl FeedForward {
-    /// Makes the feed-forward of a block.
-    pub(super) fn new(blueprint: &Blueprint<'_>) -> Self {
-        match blueprint.config.moe_at(blueprint.layer) {
-            None => Self::Dense(Mlp::new(blueprint, "", blueprint.config.d_ff)),
-            Some(moe) => Self::Mixture(Mixture::new(blueprint, moe)),
+    /// Declares the feed-forward of a block.
+    pub(super) fn new(declare: &mut Declare<'_>) -> Self {
+        match declare.config.moe_at(declare.index()).cloned() {
+            None => Self::Dense(Mlp::dense(declare, "", declare.config.d_ff)),
+            Some(moe) => Self::Mixture(Mixture::new(declare, &moe)),
         }
     }
 
-    /// From what the sub-layer reads (b, t, d) to what it adds (b, t, d), and where the tokens went.
-    pub fn forward(&self, u_btd: Tensor<3>) -> (Tensor<3>, Option<Routed>) {
+    /// Its output (b, t, d) for what the sub-layer reads (b, t, d).
+    pub fn output<'g>(&self, u_btd: Value<'g>) -> Value<'g> {
+        self.forward(u_btd).0
+    }
+
+    /// [`FeedForward::output`], and what the router did.
+    pub(super) fn forward<'g>(&self, u_btd: Value<'g>) -> (Value<'g>, Option<Routed<'g>>) {
         match self {
             Self::Dense(mlp) => (mlp.forward(u_btd), None),
             Self::Mixture(mixture) => {
                 let (y, routed) = mixture.forward(u_btd);
                 (y, Some(routed))
             }
-        }
-    }
-
-    /// Its norms.
-    pub fn norms(&self) -> Vec<&Norm> {
-        match self {
-            Self::Dense(mlp) => mlp.norms().collect(),
-            Self::Mixture(mixture) => mixture.norms().collect(),
         }
     }
 }

@@ -1,42 +1,41 @@
-//! The decoder: embedding, blocks, final norm, head.
+//! The model as a builder of graphs, and a model with its parameters on an executor.
 //!
 //! Shape suffixes: b batch, t position, s cached position, d width, h query heads, g key/value
 //! heads, k head width, c packed q·k·v width `(h + 2g)·k`, f feed-forward width, v vocabulary,
-//! e experts, n tokens of all sequences, m slots of tokens in experts.
+//! e experts, n tokens of all sequences, m slots (a token in one of its experts).
 //!
 //! Weights are (out, in), as in PyTorch checkpoints. Parameter names are module paths:
 //! `embedding`, `blocks.3.attention.qkv`, `blocks.3.ffn.in_norm.gain`, `final_norm.gain`, `head`.
 
 mod attention;
 mod block;
-mod blueprint;
 mod cache;
 mod config;
+mod declare;
 mod decoder;
 mod feed_forward;
-pub mod init;
 pub mod inventory;
-pub mod matrices;
+#[expect(clippy::module_inception, reason = "the model with its parameters")]
+mod model;
 mod norm;
-pub mod params;
 mod qk_clip;
-mod recompute;
+pub mod registry;
+mod routing;
 mod scale;
-mod signals;
-mod stream;
 mod sublayer;
+pub(crate) mod taps;
 
 pub use attention::{Attention, Heads, Latent, Positions};
-pub use block::Block;
-pub use cache::{KvCache, LayerCache};
+pub use block::{Block, BlockOutput};
+pub use cache::KvCache;
 pub(crate) use config::is_zero;
 pub use config::{FfnActivation, MlaConfig, ModelConfig, MoeConfig, MoeScoring};
-pub(crate) use decoder::Trace;
-pub use decoder::{Decoder, LossOptions};
-pub use feed_forward::{FeedForward, Mixture, Mlp, Routed, Routing};
-pub use norm::{Norm, NormSite};
-pub use recompute::Recompute;
-pub use scale::Scale;
-pub use signals::Activations;
-pub(crate) use stream::State;
-pub use sublayer::SubLayer;
+pub use decoder::{Caches, Decoder, Hidden, Losses};
+pub use feed_forward::{FeedForward, Mixture, Mlp, Routed};
+pub use model::{BatchLosses, Device, Model};
+pub use norm::{Norm, norm};
+pub use registry::{PARAMETERS, Param, ParamSpec, Registry, Role};
+pub use routing::Routing;
+pub use scale::{Scale, scale};
+pub use sublayer::{Residual, SubLayer};
+pub use taps::Activations;

@@ -1,159 +1,117 @@
 //! A norm with its parameters.
 
-use burn::module::{Module, Param};
-use burn::tensor::{Device, Tensor};
+use super::declare::Declare;
+use super::registry::{Param, Role};
+use crate::graph::Value;
+use crate::ops;
+use crate::placement::{self, NormKind, NormSpec};
+use hybridnorm_kernels::norm::{Gain, Norm as Spec, NormFn};
 
-use crate::eager::{self as ops, NormFn};
-use crate::placement::{Gain, NormKind, NormSpec};
-
-/// A norm over rows of a fixed width. Which parameters exist follows from the [`NormSpec`].
-#[derive(Module, Debug)]
+/// A norm over rows of a fixed width. Which parameters it has follows from the [`NormSpec`].
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Norm {
-    /// One number per channel (and group).
-    pub gain: Option<Param<Tensor<1>>>,
-    /// One number per channel (and group).
-    pub bias: Option<Param<Tensor<1>>>,
-    /// DyT's and Derf's input factor.
-    pub alpha: Option<Param<Tensor<1>>>,
-    /// Derf's input shift.
-    pub shift: Option<Param<Tensor<1>>>,
-    #[module(skip)]
-    op: NormOp,
-    #[module(skip)]
-    gain_start: GainStart,
+    /// The function and the layout of its parameters.
+    pub spec: Spec,
+    params: Option<Param>,
 }
-
-/// The op's settings.
-#[derive(Debug, Clone, Copy)]
-pub struct NormOp(pub ops::Norm);
-
-/// What all elements of the gain start from.
-#[derive(Debug, Clone, Copy)]
-pub struct GainStart(f64);
 
 /// What a norm site asks for beyond the model's [`NormSpec`].
 #[derive(Debug, Clone, Copy)]
-pub struct NormSite {
-    /// Elements per row.
-    pub width: usize,
-    /// Parameter vectors, used in turn by consecutive rows.
-    pub groups: usize,
-    /// Whether this site has parameters at all.
-    pub affine: bool,
-    /// Where the gain's effect starts; 1 unless the placement says otherwise.
-    pub gain_init: f64,
+pub(super) struct Site {
+    /// Elements of a row.
+    pub(super) width: usize,
+    /// Vectors of parameters, used in turn by consecutive rows.
+    pub(super) groups: usize,
+    /// True if it has gain and bias at all.
+    pub(super) affine: bool,
+    /// Where the gain's effect starts.
+    pub(super) gain_init: f64,
+    /// Where it differs from the model's.
+    pub(super) eps: Option<f64>,
 }
 
-impl NormSite {
+impl Site {
     /// A norm with a gain over rows of `width`.
-    pub fn of_width(width: usize) -> Self {
+    pub(super) fn of_width(width: usize) -> Self {
         Self {
             width,
             groups: 1,
             affine: true,
             gain_init: 1.0,
+            eps: None,
         }
     }
 }
 
 impl Norm {
-    /// Makes the norm of a site.
-    pub fn new(spec: &NormSpec, site: NormSite, device: &Device) -> Self {
-        let function = match spec.kind {
+    /// Declares the norm of a site.
+    pub(super) fn new(declare: &mut Declare<'_>, path: &str, site: Site) -> Self {
+        let norm: NormSpec = declare.norm().clone();
+        let function = match norm.kind {
             NormKind::Rmsnorm | NormKind::None => NormFn::Rms,
             NormKind::Layernorm => NormFn::Layer,
             NormKind::L2 => NormFn::L2,
             NormKind::Dyt => NormFn::Dyt,
             NormKind::Derf => NormFn::Derf,
         };
-        let gain = match spec.gain {
-            Gain::Plain if site.affine => ops::Gain::Plain,
-            Gain::OnePlus if site.affine => ops::Gain::OnePlus,
-            _ => ops::Gain::None,
+        let gain = match norm.gain {
+            placement::Gain::Plain if site.affine => Gain::Plain,
+            placement::Gain::OnePlus if site.affine => Gain::OnePlus,
+            _ => Gain::None,
         };
-        let gain_start = match gain {
-            ops::Gain::OnePlus => site.gain_init - 1.0,
-            _ => site.gain_init,
-        };
-        let op = ops::Norm {
+        let spec = Spec {
             function,
-            eps: spec.eps as f32,
+            eps: site.eps.unwrap_or(norm.eps) as f32,
             gain,
-            bias: spec.bias && site.affine,
+            bias: norm.bias && site.affine,
             width: site.width,
             groups: site.groups,
         };
-        let vector =
-            |value: f64, n: usize| Param::from_data(vec![value as f32; n].as_slice(), device);
-        let affine = site.width * site.groups;
-        Self {
-            gain: (gain != ops::Gain::None).then(|| vector(gain_start, affine)),
-            bias: op.bias.then(|| vector(0.0, affine)),
-            alpha: matches!(function, NormFn::Dyt | NormFn::Derf)
-                .then(|| vector(spec.alpha_init.unwrap_or(0.5), 1)),
-            shift: (function == NormFn::Derf).then(|| vector(0.0, 1)),
-            op: NormOp(op),
-            gain_start: GainStart(gain_start),
-        }
-    }
-
-    /// Normalizes.
-    pub fn forward(&self, x_btd: Tensor<3>) -> Tensor<3> {
-        let params = self.params(&x_btd.device());
-        ops::norm(x_btd, params, self.op.0)
-    }
-
-    /// `s = x + o` and the normalized `s`.
-    pub fn of_sum(&self, x_btd: Tensor<3>, o_btd: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
-        let params = self.params(&x_btd.device());
-        let [s, n] = ops::add_norm(x_btd, o_btd, params, self.op.0);
-        (s, n)
-    }
-
-    /// How far each element of the gain is from where it started; nothing where there is no gain.
-    pub fn gain_drift(&self) -> Vec<f64> {
-        let Some(gain) = &self.gain else {
-            return Vec::new();
+        let start = match gain {
+            Gain::OnePlus => site.gain_init - 1.0,
+            _ => site.gain_init,
         };
-        let values = gain.val().into_data_as::<f32>();
-        let values = values.as_slice::<f32>().expect("converted to f32");
-        let drift = |&value: &f32| f64::from(value) - self.gain_start.0;
-        values.iter().map(drift).collect()
-    }
-
-    /// The op's settings.
-    pub fn op(&self) -> ops::Norm {
-        self.op.0
-    }
-
-    /// All parameters in one vector, in the order the op reads them.
-    pub fn params(&self, device: &Device) -> Tensor<1> {
-        let mut parts: Vec<_> = [&self.gain, &self.bias, &self.alpha, &self.shift]
-            .into_iter()
-            .flatten()
-            .map(Param::val)
-            .collect();
-        match parts.len() {
-            0 => Tensor::empty([0], device),
-            1 => parts.remove(0),
-            _ => Tensor::cat(parts, 0),
+        let channels = site.width * site.groups;
+        let has_alpha = matches!(function, NormFn::Dyt | NormFn::Derf);
+        // In the order in which the op reads them.
+        let vectors = [
+            (gain != Gain::None).then_some(("gain", channels, start)),
+            spec.bias.then_some(("bias", channels, 0.0)),
+            has_alpha.then_some(("alpha", 1, norm.alpha_init.unwrap_or(0.5))),
+            (function == NormFn::Derf).then_some(("shift", 1, 0.0)),
+        ];
+        let vectors: Vec<_> = vectors.into_iter().flatten().collect();
+        Self {
+            spec,
+            params: declare.vectors(path, Role::Norm, &vectors),
         }
     }
+
+    /// Its parameters, where it has any.
+    pub(super) fn params<'g>(&self, like: Value<'g>) -> Option<Value<'g>> {
+        self.params.map(|params| params.value(like.builder()))
+    }
 }
 
-/// Vectors (b, t, d) of length 1: `x / |x|`.
-pub(super) fn unit(x_btd: Tensor<3>) -> Tensor<3> {
-    let [_, _, d] = x_btd.dims();
-    let nothing = Tensor::empty([0], (&x_btd.device(), x_btd.dtype()));
-    ops::norm(x_btd, nothing, unit_length(d))
+/// `norm(x)`; x where there is no norm.
+pub fn norm<'g>(norm: &Option<Norm>, x: Value<'g>) -> Value<'g> {
+    match norm {
+        Some(norm) => ops::norm(x, norm.params(x), norm.spec),
+        None => x,
+    }
 }
 
-/// The op that gives vectors of length 1.
-pub(super) fn unit_length(width: usize) -> ops::Norm {
-    ops::Norm {
+/// Rows of length 1: `x / |x|`.
+pub(super) fn unit(x: Value<'_>) -> Value<'_> {
+    ops::norm(x, None, unit_length(x.shape().width()))
+}
+
+/// The norm that gives rows of length 1.
+pub(super) fn unit_length(width: usize) -> Spec {
+    Spec {
         function: NormFn::L2,
         eps: 1e-12,
-        gain: ops::Gain::None,
+        gain: Gain::None,
         bias: false,
         width,
         groups: 1,

@@ -6,15 +6,15 @@
 //! key). Where a group of heads shares a key, the key takes √γ of the head that needs it most and each
 //! query what is left for its own γ.
 
-use burn::module::Param;
-use burn::tensor::{Tensor, TensorData};
-
+use super::attention::Attention;
 use super::config::ModelConfig;
+use super::model::Model;
+use super::registry::Param;
 use crate::error::{Error, Result};
 use crate::placement::{AttnScale, HeadNorm};
 
 /// γ of every head; a largest score that is no number changes nothing.
-pub(super) fn factors(maxima: &[f32], most: f32) -> Vec<f32> {
+fn factors(maxima: &[f32], most: f32) -> Vec<f32> {
     let factor = |&largest: &f32| match largest > most && largest.is_finite() {
         true => most / largest,
         false => 1.0,
@@ -23,7 +23,7 @@ pub(super) fn factors(maxima: &[f32], most: f32) -> Vec<f32> {
 }
 
 /// Factors on queries and on the keys that groups of equal size share, whose products are `factors`.
-pub(super) fn shared_out(factors: &[f32], groups: usize) -> (Vec<f32>, Vec<f32>) {
+fn shared_out(factors: &[f32], groups: usize) -> (Vec<f32>, Vec<f32>) {
     let group = factors.len() / groups;
     let smallest = |heads: &[f32]| heads.iter().fold(1.0, |a: f32, b| a.min(*b));
     let keys: Vec<f32> = factors.chunks(group).map(|h| smallest(h).sqrt()).collect();
@@ -32,27 +32,75 @@ pub(super) fn shared_out(factors: &[f32], groups: usize) -> (Vec<f32>, Vec<f32>)
     (queries.collect(), keys)
 }
 
-/// A matrix with its rows multiplied by `factors`.
-pub(super) fn scale_rows(matrix: &mut Param<Tensor<2>>, factors: Vec<f32>) {
-    let param = matrix.clone();
-    *matrix = param.map(|matrix| {
-        let requires_grad = matrix.is_require_grad();
-        let plain = matrix.clone().without_autodiff();
-        let data = TensorData::new(factors, [plain.dims()[0], 1]);
-        let factors = Tensor::<2>::from_data(data, (&plain.device(), plain.dtype()));
-        let scaled = plain * factors;
-        match matrix.is_autodiff() {
-            true => Tensor::from_inner(scaled).set_require_grad(requires_grad),
-            false => scaled,
-        }
-    });
-}
-
 /// Every factor `times` times in a row.
-pub(super) fn repeated(factors: &[f32], times: usize) -> impl Iterator<Item = f32> {
+fn repeated(factors: &[f32], times: usize) -> impl Iterator<Item = f32> {
     factors
         .iter()
         .flat_map(move |&factor| std::iter::repeat_n(factor, times))
+}
+
+/// Matrices of a block with a factor for every row.
+type RowFactors = Vec<(Param, Vec<f32>)>;
+
+impl Attention {
+    /// The factors on rows that multiply the scores of every head by `factors`.
+    fn row_factors(&self, config: &ModelConfig, factors: &[f32]) -> RowFactors {
+        match self {
+            Self::Heads(heads) => {
+                let (groups, width) = (config.n_kv_heads, config.head_dim());
+                let (queries, keys) = shared_out(factors, groups);
+                let values = std::iter::repeat_n(1.0, groups * width);
+                let rows = repeated(&queries, width).chain(repeated(&keys, width));
+                vec![(heads.qkv, rows.chain(values).collect())]
+            }
+            Self::Latent(latent) => {
+                let mla = config.mla.expect("only latent attention has latents");
+                let roots: Vec<f32> = factors.iter().map(|factor| factor.sqrt()).collect();
+                let of_query = |(&root, &factor): (&f32, &f32)| {
+                    [vec![root; mla.nope_dim], vec![factor; mla.rope_dim]].concat()
+                };
+                let mut queries: Vec<f32> = roots.iter().zip(factors).flat_map(of_query).collect();
+                let of_queries = match latent.q_up {
+                    Some(q_up) => q_up,
+                    None => {
+                        queries.extend(std::iter::repeat_n(1.0, mla.kv_rank + mla.rope_dim));
+                        latent.latents
+                    }
+                };
+                let of_key =
+                    |&root: &f32| [vec![root; mla.nope_dim], vec![1.0; mla.v_dim]].concat();
+                let keys = roots.iter().flat_map(of_key).collect();
+                vec![(of_queries, queries), (latent.kv_up, keys)]
+            }
+        }
+    }
+}
+
+impl Model {
+    /// Scales queries and keys down so that no max attention logit is above `most`, given each head's
+    /// in every block; gives the number of heads for which that was needed.
+    pub fn clip_scores(&mut self, maxima: &[Vec<f32>], most: f64) -> usize {
+        let mut clipped = 0;
+        let mut scaled: RowFactors = Vec::new();
+        for (block, maxima) in self.decoder().blocks.iter().zip(maxima) {
+            let factors = factors(maxima, most as f32);
+            let above = factors.iter().filter(|&&factor| factor < 1.0).count();
+            if above > 0 {
+                clipped += above;
+                scaled.extend(block.attention.row_factors(self.config(), &factors));
+            }
+        }
+        for (param, factors) in scaled {
+            let spec = self.decoder().registry().spec(param).clone();
+            let mut values = self.read(&spec);
+            let rows = values.chunks_mut(spec.columns());
+            for (row, factor) in rows.zip(factors) {
+                row.iter_mut().for_each(|x| *x *= factor);
+            }
+            self.write(&spec, &values);
+        }
+        clipped
+    }
 }
 
 impl ModelConfig {

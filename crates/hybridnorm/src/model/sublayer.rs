@@ -1,17 +1,14 @@
-//! The rule that wires attention or feed-forward into the stream.
+//! The rule that wires attention or feed-forward into the residual stream.
 
-use burn::module::Module;
-use burn::tensor::{Device, Tensor};
+use super::declare::Declare;
+use super::norm::{Norm, Site, norm, unit};
+use super::scale::{Scale, scale};
+use crate::graph::Value;
+use crate::placement::{self, Combine, Factor, Skip, Streams};
 
-use super::norm::{Norm, NormSite, unit};
-use super::scale::Scale;
-use super::stream::{State, Stream};
-use crate::placement::{self, Combine, Factor, NormSpec, Skip, Streams};
-
-/// Norms, scales and the skip around a function of the stream.
-///
-/// See [`placement::spec`] for the rule: `read`, `branch` and `merge` are its lines.
-#[derive(Module, Debug)]
+/// Norms, scales and the skip around a function of the residual stream; see [`placement::spec`] for the
+/// rule.
+#[derive(Debug, Clone, PartialEq)]
 pub struct SubLayer {
     /// Factor on the main stream where it is read beside the second.
     pub read_scale: Scale,
@@ -29,125 +26,108 @@ pub struct SubLayer {
     pub out_scale: Scale,
     /// Norm on the sum.
     pub post_norm: Option<Norm>,
-    #[module(skip)]
     skip: Skip,
-    #[module(skip)]
     combine: Combine,
 }
 
-/// What a sub-layer has of the state: the main stream, what the function makes of it all, the second
-/// stream; all (b, t, d).
-pub(super) struct Reading {
-    /// The main stream.
-    pub(super) x: Tensor<3>,
-    /// `in_norm` of what is read.
-    pub(super) n: Tensor<3>,
-    y: Option<Tensor<3>>,
+/// The residual streams, (b, t, d): one, or two where the placement says so.
+#[derive(Debug, Clone, Copy)]
+pub struct Residual<'g> {
+    /// The stream; the main one of two.
+    pub x: Value<'g>,
+    /// The second stream.
+    pub y: Option<Value<'g>>,
+}
+
+/// A residual stream behind a sub-layer, and what was added to it.
+pub(super) struct Sum<'g> {
+    pub(super) residual: Residual<'g>,
+    pub(super) branch: Value<'g>,
 }
 
 impl SubLayer {
-    /// Makes the wiring of one sub-layer of a resolved block.
-    pub fn new(
+    /// Declares the wiring of a sub-layer of a resolved block.
+    pub(super) fn new(
+        declare: &mut Declare<'_>,
+        path: &str,
         spec: &placement::SubLayer<Factor>,
-        streams: Streams,
-        norm: &NormSpec,
-        d_model: usize,
-        device: &Device,
     ) -> Self {
-        let site = NormSite::of_width(d_model);
-        let make = |wanted: bool| wanted.then(|| Norm::new(norm, site, device));
-        let scale = |factor: Factor| Scale::new(factor, d_model, device);
+        let d = declare.config.d_model;
+        let is_siamese = declare.resolved.streams == Streams::Siamese;
+        let mut make = |site: &str, wanted: bool, gain_init: f64| {
+            let site_of = Site {
+                gain_init,
+                ..Site::of_width(d)
+            };
+            wanted.then(|| Norm::new(declare, &format!("{path}.{site}"), site_of))
+        };
+        let out_gain = spec.out_norm.as_ref().map(|out| match out.gain_init {
+            Factor::Const(value) | Factor::Learned { init: value, .. } => value,
+        });
+        let second_norm = make("second_norm", is_siamese, 1.0);
+        let in_norm = make("in_norm", spec.in_norm, 1.0);
+        let out_norm = make("out_norm", out_gain.is_some(), out_gain.unwrap_or(1.0));
+        let post_norm = make("post_norm", spec.post_norm, 1.0);
+        let mut scale_of =
+            |site: &str, factor| Scale::new(declare, &format!("{path}.{site}"), factor, d);
         Self {
-            read_scale: scale(spec.read_scale),
-            second_norm: make(streams == Streams::Siamese),
-            in_norm: make(spec.in_norm),
-            in_scale: scale(spec.in_scale),
-            skip_scale: scale(spec.skip_scale),
-            out_norm: spec.out_norm.as_ref().map(|out| {
-                let gain_init = match out.gain_init {
-                    Factor::Const(value) | Factor::Learned { init: value, .. } => value,
-                };
-                Norm::new(norm, NormSite { gain_init, ..site }, device)
-            }),
-            out_scale: scale(spec.out_scale),
-            post_norm: make(spec.post_norm),
+            read_scale: scale_of("read_scale", spec.read_scale),
+            second_norm,
+            in_norm,
+            in_scale: scale_of("in_scale", spec.in_scale),
+            skip_scale: scale_of("skip_scale", spec.skip_scale),
+            out_norm,
+            out_scale: scale_of("out_scale", spec.out_scale),
+            post_norm,
             skip: spec.skip,
             combine: spec.combine,
         }
     }
 
-    /// `s = x`, or `s = read_scale · x + second_norm(y)` where both streams are read; `n = in_norm(s)`
-    pub(super) fn read(&self, state: State) -> Reading {
-        let State { x, y } = state;
-        let (x, n) = match (&self.second_norm, &y) {
-            (Some(second_norm), Some(y)) => {
-                let x = x.whole();
-                let scaled = self.read_scale.forward(x.clone());
-                let s = Stream::Sum(scaled, second_norm.forward(y.clone()));
-                (x, s.normed(&self.in_norm).1)
-            }
-            _ => x.normed(&self.in_norm),
-        };
-        Reading { x, n, y }
-    }
-
-    /// One step of the state: what was read of it, `b` the stream that entered the block, `g`
-    /// attention or feed-forward. `see` is shown what is added.
-    pub(super) fn forward(
+    /// One step of the residual stream; `b` is the stream that entered the block, `g` attention or
+    /// feed-forward.
+    ///
+    /// ```text
+    /// s  = x, or read_scale · x + second_norm(y)
+    /// n  = in_norm(s)
+    /// o  = out_norm(g(in_scale · n))
+    /// x' = post_norm(skip_scale · skip + out_scale · o)      y' = y + o
+    /// ```
+    pub(super) fn forward<'g>(
         &self,
-        reading: Reading,
-        b: &Tensor<3>,
-        g: impl FnOnce(Tensor<3>) -> Tensor<3>,
-        see: impl FnOnce(&Tensor<3>),
-    ) -> State {
-        let Reading { x, n, y } = reading;
+        residual: Residual<'g>,
+        b: Value<'g>,
+        g: impl FnOnce(Value<'g>) -> Value<'g>,
+    ) -> Sum<'g> {
+        let Residual { x, y } = residual;
+        let n = norm(&self.in_norm, self.read(residual));
         let skip = match self.skip {
             Skip::Raw => x,
-            Skip::Normed => n.clone(),
-            Skip::BlockInput => b.clone(),
-            Skip::RawPlusBlockInput => x + b.clone(),
+            Skip::Normed => n,
+            Skip::BlockInput => b,
+            Skip::RawPlusBlockInput => x + b,
         };
-        let g = self.branch(n, g);
-        let y = y.map(|y| y + g.clone());
-        let x = match self.combine {
+        let o = norm(&self.out_norm, g(scale(&self.in_scale, n)));
+        let y = y.map(|y| y + o);
+        let (x, branch) = match self.combine {
             Combine::Add => {
-                let o = self.out_scale.forward(g);
-                see(&o);
-                self.merge(skip, o)
+                let o = scale(&self.out_scale, o);
+                (norm(&self.post_norm, scale(&self.skip_scale, skip) + o), o)
             }
             Combine::LerpUnit => {
-                let o = self.out_scale.forward(g - skip.clone());
-                see(&o);
-                Stream::Whole(unit(skip + o))
+                let o = scale(&self.out_scale, o - skip);
+                (unit(skip + o), o)
             }
         };
-        State { x, y }
+        let residual = Residual { x, y };
+        Sum { residual, branch }
     }
 
-    /// `out_norm(g(in_scale · n))`
-    pub(super) fn branch(&self, n: Tensor<3>, g: impl FnOnce(Tensor<3>) -> Tensor<3>) -> Tensor<3> {
-        let o = Stream::Whole(g(self.in_scale.forward(n)));
-        o.normed(&self.out_norm).1
-    }
-
-    /// `x' = post_norm(skip_scale · skip + o)`
-    pub(super) fn merge(&self, skip: Tensor<3>, o: Tensor<3>) -> Stream {
-        let sum = Stream::Sum(self.skip_scale.forward(skip), o);
-        match self.post_norm {
-            Some(_) => Stream::Whole(sum.normed(&self.post_norm).1),
-            None => sum,
+    /// What a sub-layer reads: `x`, or `read_scale · x + second_norm(y)` of both streams.
+    fn read<'g>(&self, Residual { x, y }: Residual<'g>) -> Value<'g> {
+        match y.filter(|_| self.second_norm.is_some()) {
+            Some(y) => scale(&self.read_scale, x) + norm(&self.second_norm, y),
+            None => x,
         }
-    }
-
-    /// Its norms on the streams.
-    pub(super) fn norms(&self) -> impl Iterator<Item = &Norm> {
-        [
-            &self.second_norm,
-            &self.in_norm,
-            &self.out_norm,
-            &self.post_norm,
-        ]
-        .into_iter()
-        .flatten()
     }
 }

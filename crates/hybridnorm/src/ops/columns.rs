@@ -36,6 +36,14 @@ pub fn split<'g, const N: usize>(x: Value<'g>, widths: [usize; N]) -> [Value<'g>
     x.builder().op(Split { widths }, &[x])
 }
 
+/// As [`split`], into any number of parts.
+///
+/// # Panics
+/// If the widths do not add up to that of the rows.
+pub fn split_into(x: Value<'_>, widths: Vec<usize>) -> Vec<Value<'_>> {
+    x.builder().op_of_many(Split { widths }, &[x])
+}
+
 /// Rows of all parts beside each other, in order.
 ///
 /// # Panics

@@ -14,11 +14,15 @@ pub struct Linear {
 
 /// `dx = dy W`.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct LinearInputGrad(Linear);
+pub struct LinearInputGrad(pub(crate) Linear);
 
 /// `dW = dyᵀ x`.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct LinearWeightGrad(Linear);
+pub struct LinearWeightGrad(pub(crate) Linear);
+
+/// [`LinearInputGrad`] and [`LinearWeightGrad`] in one.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LinearGrad(pub(crate) Linear);
 
 /// `x Wᵀ`: (.., in) and (out, in) to (.., out).
 ///
@@ -39,6 +43,30 @@ impl Linear {
 
     fn weight(&self) -> Type {
         Type::f32([self.outputs, self.inputs])
+    }
+
+    /// `dx = dy W` in double precision.
+    fn input_grad(&self, dy: &[f64], w: &[f64], dx: &mut [f64]) {
+        for (dy, dx) in dy.chunks(self.outputs).zip(dx.chunks_mut(self.inputs)) {
+            dx.fill(0.0);
+            for (dy, w) in dy.iter().zip(w.chunks(self.inputs)) {
+                for (dx, w) in dx.iter_mut().zip(w) {
+                    *dx += dy * w;
+                }
+            }
+        }
+    }
+
+    /// `dW = dyᵀ x` in double precision.
+    fn weight_grad(&self, dy: &[f64], x: &[f64], dw: &mut [f64]) {
+        dw.fill(0.0);
+        for (dy, x) in dy.chunks(self.outputs).zip(x.chunks(self.inputs)) {
+            for (dy, dw) in dy.iter().zip(dw.chunks_mut(self.inputs)) {
+                for (dw, x) in dw.iter_mut().zip(x) {
+                    *dw += dy * x;
+                }
+            }
+        }
     }
 }
 
@@ -103,16 +131,7 @@ impl Operation for LinearInputGrad {
     }
 
     fn reference(&self, io: &mut Io<'_, f64>) {
-        let (dy, w, dx) = (io.read(0), io.read(1), io.write());
-        let rows = dy.chunks(self.0.outputs).zip(dx.chunks_mut(self.0.inputs));
-        for (dy, dx) in rows {
-            dx.fill(0.0);
-            for (dy, w) in dy.iter().zip(w.chunks(self.0.inputs)) {
-                for (dx, w) in dx.iter_mut().zip(w) {
-                    *dx += dy * w;
-                }
-            }
-        }
+        self.0.input_grad(io.read(0), io.read(1), io.write());
     }
 
     fn cpu(&self, io: &mut Io<'_, f32>) {
@@ -135,21 +154,38 @@ impl Operation for LinearWeightGrad {
     }
 
     fn reference(&self, io: &mut Io<'_, f64>) {
-        let (dy, x, dw) = (io.read(0), io.read(1), io.write());
-        dw.fill(0.0);
-        let rows = dy.chunks(self.0.outputs).zip(x.chunks(self.0.inputs));
-        for (dy, x) in rows {
-            for (dy, dw) in dy.iter().zip(dw.chunks_mut(self.0.inputs)) {
-                for (dw, x) in dw.iter_mut().zip(x) {
-                    *dw += dy * x;
-                }
-            }
-        }
+        self.0.weight_grad(io.read(0), io.read(1), io.write());
     }
 
     fn cpu(&self, io: &mut Io<'_, f32>) {
         let (dy, x, dw) = (io.read(0), io.read(1), io.write());
         linear::backward_weight(dy, x, dw, self.0.inputs, self.0.outputs);
+    }
+}
+
+impl Operation for LinearGrad {
+    fn name(&self) -> &'static str {
+        "linear, gradients"
+    }
+
+    /// Reads the gradient of the output, the rows and the weight.
+    fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
+        vec![inputs[1], inputs[2]]
+    }
+
+    fn flops(&self, inputs: &[Type]) -> u64 {
+        2 * self.0.products(inputs[0].shape.rows())
+    }
+
+    fn reference(&self, io: &mut Io<'_, f64>) {
+        let (dy, x, w, dx, dw) = (io.read(0), io.read(1), io.read(2), io.write(), io.write());
+        self.0.input_grad(dy, w, dx);
+        self.0.weight_grad(dy, x, dw);
+    }
+
+    fn cpu(&self, io: &mut Io<'_, f32>) {
+        let (dy, x, w, dx, dw) = (io.read(0), io.read(1), io.read(2), io.write(), io.write());
+        linear::backward(dy, x, w, dx, dw, self.0.inputs, self.0.outputs);
     }
 }
 

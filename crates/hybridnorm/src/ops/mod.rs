@@ -8,7 +8,10 @@
 //! key/value heads, k head width, f feed-forward width, v vocabulary, p parameters of a norm, e experts,
 //! m = n · top_k slots (a token in one of its experts).
 
+mod experts;
 mod io;
+#[cfg(test)]
+mod stateful;
 #[cfg(test)]
 mod testing;
 
@@ -54,6 +57,12 @@ pub trait Operation: std::fmt::Debug + Send + Sync {
     /// The inputs, state of the executor, that it changes.
     fn updates(&self, _inputs: usize) -> std::ops::Range<usize> {
         0..0
+    }
+
+    /// True if it runs as soon as its inputs are there, wherever it was recorded: what reduces a value for
+    /// the host, or adds it to state that nothing else of the program reads.
+    fn runs_early(&self) -> bool {
+        false
     }
 
     /// Floating-point operations of its matrix products.
@@ -161,31 +170,65 @@ macro_rules! ops {
 }
 
 ops! {
+    accumulate: Accumulate;
     activation: Activation, ActivationGrad;
+    adamw: AdamW;
     add: Add;
     attention: Attention, AttentionGrad, NormedAttention, NormedAttentionGrad;
+    cache: CacheAppend, CachedAttention;
     columns: Split, Concat, ScaleColumns, ScaleColumnsGrad;
     cross_entropy: CrossEntropy, CrossEntropyGrad, HeadLoss, HeadLossGrad;
+    dispatch: Choose;
     elementwise: Clamp, ClampGrad, Softcap, SoftcapGrad, Reciprocal, ReciprocalGrad;
     embedding: Embedding, EmbeddingGrad, EmbeddingGradAdd;
-    linear: Linear, LinearInputGrad, LinearWeightGrad;
+    expert_down: ExpertDown, ExpertDownGrad;
+    expert_up: ExpertUp, ExpertUpGrad;
+    gradient_norm: SquaredNorms;
+    last_position: LastPosition, LastPositionGrad;
+    latent: LatentHeads, LatentHeadsGrad;
+    latent_decode: AbsorbQueries, LatentAttention, ExpandContext;
+    linear: Linear, LinearInputGrad, LinearWeightGrad, LinearGrad;
+    magnitude: Magnitude;
+    muon: Muon;
     norm: Norm, NormGrad, AddNorm, NormGradAdd;
     qkv: QkvPrep, QkvPrepGrad;
+    rotate: Rotate;
+    rotations: Rotations;
+    router: RouterWeights, RouterWeightsGrad, RouterLosses, RouterLossesGrad;
     rows: ScaleRows, ScaleRowsGrad;
     scale: Scale, Fill;
+    scores: AttentionScores, HeadMaxima;
     tile: Tile, TileGrad;
+    unit: UnitRows, UnitColumns;
 }
 
+pub use accumulate::accumulate;
 pub use activation::activation;
+pub use adamw::adamw;
 pub use add::add;
 pub use attention::attention;
-pub use columns::{concat, scale_columns, split};
+pub use cache::{cache_append, cache_append_columns, cached_attention};
+pub use columns::{concat, scale_columns, split, split_into};
 pub use cross_entropy::cross_entropy;
+pub use dispatch::choose;
 pub use elementwise::{clamp, reciprocal, softcap};
 pub use embedding::embedding;
+pub use expert_down::expert_down;
+pub use expert_up::expert_up;
+pub use gradient_norm::squared_norms;
+pub use last_position::last_position;
+pub use latent::latent_heads;
+pub use latent_decode::{absorbed_queries, expanded_context, latent_attention};
 pub use linear::linear;
+pub use magnitude::magnitude;
+pub use muon::{MuonSlot, muon};
 pub use norm::norm;
 pub use qkv::qkv_prep;
+pub use rotate::rotate;
+pub use rotations::rotations;
+pub use router::{router_losses, router_weights};
 pub use rows::scale_rows;
 pub use scale::{fill, scale};
+pub use scores::{attention_scores, head_maxima};
 pub use tile::tile;
+pub use unit::{unit_columns, unit_rows};

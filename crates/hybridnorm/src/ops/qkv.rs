@@ -22,7 +22,7 @@ pub struct QkvPrepGrad(pub(crate) QkvPrep);
 /// Applies all that stands between the packed projection (b, t, c) and the attention scores; c is
 /// `(h + 2g)·k`.
 ///
-/// `rotations` (positions, k) has a row of cosines and sines for every position. `params` are those of
+/// `rotations` (t, k) are those of [`rotations`](super::rotations()). `params` are those of
 /// the norms on q, k and v, `None` where a norm is absent or has none.
 ///
 /// # Panics
@@ -61,8 +61,7 @@ impl QkvPrep {
 
     /// What the kernels read beside the projection.
     pub(super) fn preparation<'a>(&self, io: &Io<'a, f32>) -> Preparation<'a> {
-        let first = io.arguments().past * self.spec.head_dim;
-        let rotations = &io.read(1)[first..first + self.seq * self.spec.head_dim];
+        let rotations = &io.read(1)[..self.seq * self.spec.head_dim];
         Preparation::new(&self.spec, rotations, [io.read(2), io.read(3), io.read(4)])
     }
 
@@ -100,7 +99,7 @@ impl QkvPrep {
         let (x, k) = (io.read(0), self.spec.head_dim);
         let width = (self.spec.heads + 2 * self.spec.kv_heads) * k;
         for (r, (x, y)) in x.chunks(width).zip(y.chunks_mut(width)).enumerate() {
-            let turn = &io.read(1)[(io.arguments().past + r % self.seq) * k..][..k];
+            let turn = &io.read(1)[(r % self.seq) * k..][..k];
             for (part, (first, heads, spec)) in self.segments().into_iter().enumerate() {
                 let mut h = self.clamped(&x[first..first + heads * k]);
                 let rotates = part < 2;
@@ -137,7 +136,7 @@ impl QkvPrep {
         dparams.iter_mut().for_each(|d| d.fill(0.0));
         let rows = x.chunks(width).zip(dy.chunks(width)).zip(dx.chunks_mut(width));
         for (r, ((x, dy), dx)) in rows.enumerate() {
-            let turn = &io.read(1)[(io.arguments().past + r % self.seq) * k..][..k];
+            let turn = &io.read(1)[(r % self.seq) * k..][..k];
             for (part, (first, heads, spec)) in self.segments().into_iter().enumerate() {
                 let columns = first..first + heads * k;
                 let mut h = self.clamped(&x[columns.clone()]);

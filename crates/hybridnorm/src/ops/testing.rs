@@ -2,7 +2,7 @@
 //! fused programs against unfused ones.
 
 use crate::exec::{Cpu, Data, Executor, Reference};
-use crate::graph::{Builder, Type, Value};
+use crate::graph::{Buffer, Builder, DType, Type, Value};
 use crate::ops::Arguments;
 use crate::passes::vector_jacobian_product;
 use crate::plan::{Options, Program};
@@ -13,6 +13,19 @@ pub(crate) struct Given {
     floats: Vec<f64>,
     ints: Vec<i32>,
     is_source: bool,
+}
+
+impl Given {
+    /// Its numbers.
+    pub(crate) fn elements(&self) -> &[f64] {
+        &self.floats
+    }
+
+    /// The same with another number at `index`.
+    pub(crate) fn with(mut self, index: usize, number: f64) -> Self {
+        self.floats[index] = number;
+        self
+    }
 }
 
 /// Numbers between -1 and 1.
@@ -244,4 +257,89 @@ fn made_seeds(seeds: &[(String, Vec<f64>)]) -> impl Iterator<Item = (usize, &[f6
     seeds
         .iter()
         .map(|(name, seed)| (name["seed".len()..].parse().unwrap(), &seed[..]))
+}
+
+/// What a run left in the CPU executor.
+#[derive(Debug, PartialEq)]
+pub(crate) struct After {
+    pub(crate) outputs: Vec<Vec<f64>>,
+    pub(crate) buffers: Vec<Vec<f64>>,
+}
+
+/// Runs what `record` makes of buffers and inputs once for each of `runs`, and compares the outputs and
+/// the buffers of both executors after every run. Each buffer begins with elements of `state`; inputs are
+/// of the same types in all runs. Gives what each run left.
+pub(crate) fn check_update(
+    state: &[Vec<f64>],
+    runs: &[(Arguments, Vec<Given>)],
+    record: impl for<'g> Fn(&'g Builder, &[Buffer], &[Value<'g>]) -> Vec<Value<'g>>,
+) -> Vec<After> {
+    let run_all = |executor: &mut dyn Executor, narrow: bool| {
+        let allocate = |values: &Vec<f64>| {
+            let buffer = executor.allocate(DType::F32, values.len());
+            executor.write(buffer, 0, Data::F64(values));
+            buffer
+        };
+        let buffers: Vec<Buffer> = state.iter().map(allocate).collect();
+        let g = Builder::new();
+        let first: &[Given] = runs.first().map_or(&[], |(_, given)| given);
+        let names: Vec<String> = (0..first.len()).map(|i| format!("x{i}")).collect();
+        let inputs: Vec<Value> = names
+            .iter()
+            .zip(first)
+            .map(|(n, x)| g.input(n, x.ty))
+            .collect();
+        let outputs: Vec<_> = record(&g, &buffers, &inputs)
+            .iter()
+            .map(Value::id)
+            .collect();
+        let program = Program::new(g.finish(), &outputs, Options::default());
+        let mut left = Vec::new();
+        for (arguments, given) in runs {
+            let singles = |x: &Given| x.floats.iter().map(|&x| x as f32).collect();
+            let narrowed: Vec<Vec<f32>> = given.iter().map(singles).collect();
+            let mut data: Vec<(&str, Data)> = Vec::new();
+            for ((name, x), singles) in names.iter().zip(given).zip(&narrowed) {
+                data.push((
+                    name,
+                    match (x.ty.dtype, narrow) {
+                        (DType::I32, _) => Data::I32(&x.ints),
+                        (DType::F32, true) => Data::F32(singles),
+                        _ => Data::F64(&x.floats),
+                    },
+                ));
+            }
+            executor.run(&program, *arguments, &data);
+            let read = |(buffer, values): (&Buffer, &Vec<f64>)| {
+                executor.read(*buffer, 0..values.len()).into_f64()
+            };
+            left.push(After {
+                outputs: outputs
+                    .iter()
+                    .map(|&id| executor.output(&program, id).into_f64())
+                    .collect(),
+                buffers: buffers.iter().zip(state).map(read).collect(),
+            });
+        }
+        left
+    };
+    let exact = run_all(&mut Reference::new(), false);
+    let found = run_all(&mut Cpu::new(), true);
+    for (run, (found, exact)) in found.iter().zip(&exact).enumerate() {
+        let all = |after: &After| [&after.outputs[..], &after.buffers].concat();
+        for (i, (found, exact)) in all(found).iter().zip(all(exact)).enumerate() {
+            assert_eq!(found.len(), exact.len(), "run {run}, value {i}: elements");
+            let finite = exact.iter().filter(|x| x.is_finite());
+            let size = finite.fold(0.1f64, |m, x| m.max(x.abs()));
+            for (j, (a, b)) in found.iter().zip(&exact).enumerate() {
+                let is_same =
+                    a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= OUTPUT * size;
+                assert!(
+                    is_same,
+                    "run {run}, value {i}, element {j}: {a}, reference {b}"
+                );
+            }
+        }
+    }
+    found
 }

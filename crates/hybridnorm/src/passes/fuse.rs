@@ -20,24 +20,41 @@ const PATTERNS: &[Pattern] = &[
     add_norm,
     norm_grad_add,
     normed_attention,
+    expert_activation,
     activation_again,
     embedding_grad_add,
     head_loss,
+    linear_grad,
 ];
 
 /// Replaces ops by fused ones, as the table of patterns says.
 pub(crate) fn fuse(graph: &mut Graph, outputs: &[ValueId]) {
     for pattern in PATTERNS {
-        let mut index = 0;
-        while index < graph.nodes.len() {
-            let rewrite = pattern(&Uses::new(graph, outputs), index);
-            index += 1;
-            if let Some(rewrite) = rewrite {
-                apply(graph, rewrite);
-            }
+        while sweep(graph, outputs, *pattern) {
+            remove_unused(graph, outputs);
         }
-        remove_unused(graph, outputs);
     }
+}
+
+/// Applies a pattern wherever it does not touch ops that it has touched already; returns true if there was
+/// such a place.
+fn sweep(graph: &mut Graph, outputs: &[ValueId], pattern: Pattern) -> bool {
+    let uses = Uses::new(graph, outputs);
+    let mut touched = vec![false; graph.nodes.len()];
+    let mut all: Rewrite = Vec::new();
+    for index in 0..graph.nodes.len() {
+        let Some(rewrite) = pattern(&uses, index) else {
+            continue;
+        };
+        if rewrite.iter().any(|(at, _)| touched[*at]) {
+            continue;
+        }
+        rewrite.iter().for_each(|(at, _)| touched[*at] = true);
+        all.extend(rewrite);
+    }
+    let found = !all.is_empty();
+    apply(graph, all);
+    found
 }
 
 /// Puts nodes in the place of others; those that go leave nothing.
@@ -196,6 +213,45 @@ fn normed_attention(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
     Some(rewrite)
 }
 
+/// An activation right before the experts' output projection.
+fn expert_activation(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
+    let down = uses.node(index);
+    let Op::ExpertDown(form) = down.op else {
+        return None;
+    };
+    let hidden = down.inputs[0];
+    let (_, activation) = uses.producer(hidden)?;
+    let Op::Activation(ops::Activation { function, .. }) = activation.op else {
+        return None;
+    };
+    let fused = ops::ExpertDown {
+        activation: Some(function),
+        ..form
+    };
+    let x = activation.inputs[0];
+    let reading = |node: &Node| [&[x], &node.inputs[1..]].concat();
+    let forward = down.replaced(fused, reading(down), down.outputs.clone());
+    let mut rewrite = vec![(index, vec![forward])];
+    let gradient = uses
+        .consumers(hidden)
+        .find(|(_, node)| matches!(node.op, Op::ExpertDownGrad(_)));
+    if let Some((grad_at, grad)) = gradient {
+        let dhidden = grad.outputs[0];
+        let (at, of_activation) = uses.consumers(dhidden).next()?;
+        let Op::ActivationGrad(_) = of_activation.op else {
+            return None;
+        };
+        if !uses.is_read_only_by(dhidden, &[at]) {
+            return None;
+        }
+        let mut outputs = grad.outputs.clone();
+        outputs[0] = of_activation.outputs[0];
+        let backward = grad.replaced(ops::ExpertDownGrad(fused), reading(grad), outputs);
+        rewrite.extend([(grad_at, vec![backward]), (at, vec![])]);
+    }
+    Some(rewrite)
+}
+
 /// An activation that a weight's gradient reads: it need not be saved for backward, since the
 /// activation's own gradient gives it once more. The weight's gradient moves behind that.
 fn activation_again(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
@@ -232,6 +288,24 @@ fn activation_again(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
         (weight_at, vec![]),
         (index, vec![grad.clone(), moved]),
     ])
+}
+
+/// Both gradients of a projection, one right behind the other.
+fn linear_grad(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
+    let (one, other) = (uses.node(index), uses.graph.nodes.get(index + 1)?);
+    let (Op::LinearInputGrad(ops::LinearInputGrad(form)), Op::LinearWeightGrad(same)) =
+        (&one.op, &other.op)
+    else {
+        return None;
+    };
+    let (dy, w) = (one.inputs[0], one.inputs[1]);
+    if *form != same.0 || other.inputs[0] != dy {
+        return None;
+    }
+    let inputs = vec![dy, other.inputs[1], w];
+    let outputs = vec![one.outputs[0], other.outputs[0]];
+    let fused = one.replaced(ops::LinearGrad(*form), inputs, outputs);
+    Some(vec![(index, vec![fused]), (index + 1, vec![])])
 }
 
 /// The gradient of an embedding that is added to another one of the same table.

@@ -1,11 +1,13 @@
 //! What turns a graph into another one: gradients, fusion, recomputation.
 
 mod fuse;
+mod hoist;
 mod live;
 mod recompute;
 mod reverse;
 
 pub(crate) use fuse::fuse;
+pub(crate) use hoist::hoist;
 pub(crate) use live::remove_unused;
 pub(crate) use recompute::recompute;
 pub use reverse::{gradients, vector_jacobian_product};

@@ -38,7 +38,7 @@ pub(crate) fn lay_out(graph: &Graph, outputs: &[ValueId]) -> Layout {
     let mut block_of: Vec<Option<usize>> = vec![None; graph.values.len()];
     let add = |blocks: &mut Vec<Block>, bytes: usize, first: usize, last: usize| {
         blocks.push(Block {
-            bytes: bytes.next_multiple_of(LINE),
+            bytes: bytes.checked_next_multiple_of(LINE).unwrap_or(usize::MAX),
             first,
             last,
             offset: 0,
@@ -75,14 +75,14 @@ pub(crate) fn lay_out(graph: &Graph, outputs: &[ValueId]) -> Layout {
             }
         }
         let types: Vec<Type> = node.inputs.iter().map(|id| graph.ty(*id)).collect();
-        let scratch = 4 * rule.scratch(&types);
+        let scratch = rule.scratch(&types).saturating_mul(4);
         scratch_blocks.push((scratch > 0).then(|| (add(&mut blocks, scratch, at, at), scratch)));
     }
     let bytes = place(&mut blocks);
     let region = |block: usize, bytes: usize| Region {
         storage: Storage::Arena,
         start: blocks[block].offset,
-        end: blocks[block].offset + bytes,
+        end: blocks[block].offset.saturating_add(bytes),
     };
     let places = graph.values.iter().enumerate().map(|(index, value)| {
         let bytes = value.ty.bytes();
@@ -133,19 +133,19 @@ fn place(blocks: &mut [Block]) -> usize {
     let mut total = 0;
     for index in order {
         let block = blocks[index];
-        let mut offset = 0;
+        let mut offset = 0usize;
         for &other in &placed {
             let other = blocks[other];
             if other.first > block.last || block.first > other.last {
                 continue;
             }
-            if other.offset >= offset + block.bytes {
+            if other.offset >= offset.saturating_add(block.bytes) {
                 break;
             }
-            offset = offset.max(other.offset + other.bytes);
+            offset = offset.max(other.offset.saturating_add(other.bytes));
         }
         blocks[index].offset = offset;
-        total = total.max(offset + block.bytes);
+        total = total.max(offset.saturating_add(block.bytes));
         let at = placed.partition_point(|&other| blocks[other].offset < offset);
         placed.insert(at, index);
     }

@@ -5,6 +5,7 @@
 //! exactly before it runs.
 
 mod arena;
+mod recompute;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -62,6 +63,7 @@ impl Program {
     /// Plans a graph whose `outputs` the host reads after a run. What they do not need is left out.
     pub fn new(mut graph: Graph, outputs: &[ValueId], options: Options) -> Self {
         passes::remove_unused(&mut graph, outputs);
+        passes::hoist(&mut graph);
         let segments = graph.nodes.iter().filter_map(|node| node.segment).max();
         let segments = segments.map_or(0, |last| last + 1);
         let first = |count: usize| {

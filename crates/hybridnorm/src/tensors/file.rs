@@ -10,7 +10,7 @@ use super::header::{self, Entry};
 use super::to_f32;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::model::params::Values;
+use crate::tensors::Values;
 
 /// The largest header of the format.
 const HEADER_LIMIT: u64 = 100_000_000;

@@ -17,17 +17,15 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::Device;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::run_directory;
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
 use crate::files::{self, Fingerprint, StagedFolder};
-use crate::model::Recompute;
-use crate::model::inventory::inventory;
-use crate::model::{Decoder, ModelConfig, params};
-use crate::tensors::{self, Handle};
+use crate::model::inventory;
+use crate::model::{Device, Model, ModelConfig};
+use crate::tensors::{self, Handle, Values};
 
 const MANIFEST: &str = "manifest.json";
 const CONFIG: &str = "config.json";
@@ -56,7 +54,7 @@ struct ConfigFile {
 /// What goes into a checkpoint.
 pub struct Contents<'a, S> {
     /// The model.
-    pub model: &'a Decoder,
+    pub model: &'a Model,
     /// Its tokenizer, where known.
     pub tokenizer: Option<&'a Tokenizer>,
     /// Optimizer moments and the trainer's state, in a training run.
@@ -65,7 +63,7 @@ pub struct Contents<'a, S> {
 
 impl<'a> Contents<'a, ()> {
     /// A model alone.
-    pub fn of_model(model: &'a Decoder, tokenizer: Option<&'a Tokenizer>) -> Self {
+    pub fn of_model(model: &'a Model, tokenizer: Option<&'a Tokenizer>) -> Self {
         Self {
             model,
             tokenizer,
@@ -117,12 +115,17 @@ fn write_folder<S: Serialize>(folder: &Path, contents: Contents<'_, S>) -> Resul
         model: model.clone(),
     };
     write_json(&folder.join(CONFIG), &config)?;
-    tensors::write(&folder.join(MODEL), tensors::parameters(contents.model))?;
+    let executor = contents.model.executor_ref();
+    tensors::write(
+        &folder.join(MODEL),
+        &tensors::parameters(contents.model),
+        executor,
+    )?;
     if let Some(tokenizer) = contents.tokenizer {
         tokenizer.save(folder.join(TOKENIZER))?;
     }
     if let Some((moments, state)) = contents.training {
-        tensors::write(&folder.join(OPTIMIZER), moments)?;
+        tensors::write(&folder.join(OPTIMIZER), &moments, executor)?;
         write_json(&folder.join(STATE), state)?;
     }
     let mut manifest = Manifest {
@@ -279,7 +282,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// If they cannot be read.
-    pub fn weights(&self) -> Result<BTreeMap<String, params::Values>> {
+    pub fn weights(&self) -> Result<BTreeMap<String, Values>> {
         tensors::read(&self.path.join(MODEL))
     }
 
@@ -287,12 +290,12 @@ impl Checkpoint {
     ///
     /// # Errors
     /// If the weights are not those of the configuration.
-    pub fn model(&self, device: &Device) -> Result<Decoder> {
+    pub fn model(&self, device: Device) -> Result<Model> {
         let config = self.config()?;
         let path = self.path.join(MODEL);
         // Nothing is allocated for a shape that the weights cannot be of: they take two bytes each
         // at least.
-        let parameters = inventory(&config, 1, 1, Recompute::None)?.total;
+        let parameters = inventory::parameters(&config)?;
         let bytes = fs::metadata(&path).map_err(Error::io(&path))?.len();
         if bytes / 2 < parameters {
             return Err(Error::format(
@@ -301,8 +304,11 @@ impl Checkpoint {
             ));
         }
         let values = tensors::read(&path)?;
-        let model = Decoder::uninitialized(&config, device)?;
-        params::load(model, values).map_err(|error| Error::format(path, error.to_string()))
+        let mut model = Model::uninitialized(&config, device)?;
+        model
+            .load(values)
+            .map_err(|error| Error::format(path, error.to_string()))?;
+        Ok(model)
     }
 
     /// The tokenizer, where the checkpoint has one.
@@ -336,7 +342,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// If this checkpoint was not written by a training run.
-    pub fn training<S: DeserializeOwned>(&self) -> Result<(S, BTreeMap<String, params::Values>)> {
+    pub fn training<S: DeserializeOwned>(&self) -> Result<(S, BTreeMap<String, Values>)> {
         Ok((self.state()?, tensors::read(&self.path.join(OPTIMIZER))?))
     }
 }

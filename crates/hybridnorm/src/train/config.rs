@@ -13,9 +13,10 @@ use super::sources::DataOrder;
 use crate::data::{PreparedFolder, SourceOptions, Tokenizer, TokenizerSpec};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::model::Recompute;
+use crate::model::inventory::Training;
 use crate::model::{FfnActivation, MlaConfig, ModelConfig, MoeConfig};
 use crate::placement;
+use crate::plan::Recompute;
 
 pub use read::placement_from_file;
 pub(crate) use read::{from_toml, read_text, settled};
@@ -201,7 +202,9 @@ pub struct TrainSection {
     /// Micro-batches per optimizer step; divides `batch_size`. Changes memory, not results, but for the
     /// load-balancing loss of a mixture of experts, which is that of every micro-batch on its own.
     pub grad_accum_steps: usize,
-    /// Which activations the backward pass makes again. Changes memory and time, not results.
+    /// Which activations the backward pass recomputes: `"none"` but those that are cheap, `"block"` for all
+    /// within blocks, `"budget:BYTES"` for those of as few blocks as keep activations, gradients and scratch
+    /// of a micro-batch within so many bytes. Changes memory and time, not results.
     pub recompute: Recompute,
     /// Evaluate every this many steps and at the end; 0: only at the end.
     pub eval_every: usize,
@@ -248,6 +251,18 @@ impl Default for LogSection {
             layers_every: 10,
             tensorboard: false,
             dumps: 16,
+        }
+    }
+}
+
+impl TrainSection {
+    /// How it trains, as far as memory is concerned.
+    pub fn memory_shape(&self) -> Training {
+        Training {
+            micro_batch: self.batch_size / self.grad_accum_steps.max(1),
+            seq_len: self.seq_len,
+            grad_accum_steps: self.grad_accum_steps,
+            recompute: self.recompute,
         }
     }
 }

@@ -1,232 +1,248 @@
-//! Gradients of a training step.
+//! Gradients of the training objective.
 
 use std::collections::BTreeMap;
 
-use burn::module::Module;
-use burn::tensor::{Gradients, Int, Tensor};
+use crate::error::{Error, Result};
+use crate::exec::{Data, Tensor};
+use crate::graph::{Builder, Value, ValueId};
+use crate::model::taps::RoutingTap;
+use crate::model::{BatchLosses, BlockOutput, Decoder, Model, ParamSpec, Routing};
+use crate::ops::{self, Arguments};
+use crate::passes;
+use crate::plan::{Options, Program};
 
-use crate::eager::{self as ops, profile};
-use crate::model::{
-    Decoder, LossOptions, Recompute, Routed, Routing, State, Trace,
-    params::{self, Kind},
-};
+/// A forward and backward pass as it is recorded.
+pub(super) struct Pass<'g> {
+    pub(super) objective: Value<'g>,
+    pub(super) cross_entropy: Value<'g>,
+    /// Of every trained parameter, in the order of the registry.
+    pub(super) gradients: Vec<(ParamSpec, Value<'g>)>,
+    pub(super) blocks: Vec<BlockOutput<'g>>,
+}
 
-/// What one forward and backward pass gave besides gradients, outside any graph.
-#[derive(Debug)]
-pub struct Pass {
-    /// What [`Decoder::loss`] gives.
-    pub losses: Tensor<1>,
-    /// Where the tokens went, one entry for each mixture of experts.
+/// What a program gives of a pass besides gradients.
+#[derive(Debug, Clone)]
+pub(super) struct PassTaps {
+    objective: ValueId,
+    cross_entropy: ValueId,
+    routing: Vec<RoutingTap>,
+    /// Max attention logits of every block's heads, where they are asked for.
+    maxima: Vec<ValueId>,
+}
+
+/// Records the objective and its gradients for ids and targets (b, t), the inputs `ids` and `targets`.
+///
+/// # Errors
+/// If a parameter would get no gradient: a defect, which no experiment should mistake for a result.
+pub(super) fn record<'g>(
+    g: &'g Builder,
+    decoder: &Decoder,
+    [batch, seq]: [usize; 2],
+    divisor: f64,
+) -> Result<Pass<'g>> {
+    let ids = Decoder::tokens(g, "ids", batch, seq);
+    let targets = Decoder::tokens(g, "targets", batch, seq);
+    let losses = decoder.losses(ids, targets, divisor);
+    let groups = decoder.registry().groups();
+    let groups: Vec<_> = groups
+        .filter(|(_, specs)| specs[0].role.is_trained())
+        .collect();
+    let values: Vec<Value> = groups.iter().map(|(param, _)| param.value(g)).collect();
+    let found = passes::gradients(losses.objective, &values);
+    let mut gradients = Vec::new();
+    for ((_, specs), gradient) in groups.into_iter().zip(found) {
+        let gradient = gradient.ok_or_else(|| {
+            Error::External(format!(
+                "no gradient for {}; that is a defect of this program",
+                specs[0].name
+            ))
+        })?;
+        match specs {
+            [spec] => gradients.push((spec.clone(), gradient)),
+            specs => {
+                let widths = specs.iter().map(ParamSpec::elements).collect();
+                let parts = ops::split_into(gradient, widths);
+                gradients.extend(specs.iter().cloned().zip(parts));
+            }
+        }
+    }
+    Ok(Pass {
+        objective: losses.objective,
+        cross_entropy: losses.cross_entropy,
+        gradients,
+        blocks: losses.blocks,
+    })
+}
+
+impl PassTaps {
+    /// Asks for the losses of a pass, what its routers did, and the max attention logits of its heads if
+    /// wanted.
+    pub(super) fn new(decoder: &Decoder, pass: &Pass<'_>, with_max_attention_logits: bool) -> Self {
+        let routed = pass.blocks.iter().filter_map(|block| block.routed.as_ref());
+        let packed = pass.blocks.iter().filter_map(|block| block.packed);
+        Self {
+            objective: pass.objective.id(),
+            cross_entropy: pass.cross_entropy.id(),
+            routing: routed
+                .map(|routed| RoutingTap::new(decoder, routed))
+                .collect(),
+            maxima: match with_max_attention_logits {
+                true => packed
+                    .map(|(packed, spec)| ops::head_maxima(packed, spec).id())
+                    .collect(),
+                false => Vec::new(),
+            },
+        }
+    }
+
+    /// The values that a program must give.
+    pub(super) fn outputs(&self) -> Vec<ValueId> {
+        let routing = self.routing.iter().flat_map(RoutingTap::outputs);
+        let losses = [self.objective, self.cross_entropy];
+        losses
+            .into_iter()
+            .chain(routing)
+            .chain(self.maxima.iter().copied())
+            .collect()
+    }
+
+    /// What was found in the last run.
+    pub(super) fn read(&self, model: &mut Model, program: &Program) -> Found {
+        let executor = model.executor();
+        let one = |id| executor.output(program, id).into_f64()[0];
+        let losses = BatchLosses {
+            objective: one(self.objective),
+            cross_entropy: one(self.cross_entropy),
+        };
+        let routing = self.routing.iter().map(|tap| tap.read(executor, program));
+        let maxima = self
+            .maxima
+            .iter()
+            .map(|&id| executor.output(program, id).into_f32());
+        Found {
+            losses,
+            routing: routing.collect(),
+            head_maxima: maxima.collect(),
+        }
+    }
+}
+
+/// What a pass found besides gradients.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Found {
+    /// The losses.
+    pub losses: BatchLosses,
+    /// What the routers did, one entry for each mixture.
     pub routing: Vec<Routing>,
-    /// The largest score of every head in every block, if asked for.
+    /// Max attention logits of every head in every block, where they were asked for.
     pub head_maxima: Vec<Vec<f32>>,
 }
 
-impl Pass {
-    fn new(losses: Tensor<1>, trace: Trace) -> Self {
-        Self {
-            losses,
-            routing: trace.routed.iter().map(Routed::routing).collect(),
-            head_maxima: trace.head_maxima,
-        }
-    }
+/// Gradients of a batch.
+#[derive(Debug)]
+pub struct Gradients {
+    /// Of every trained parameter, by name, flat.
+    pub by_name: BTreeMap<String, Tensor>,
+    /// What the pass found besides.
+    pub found: Found,
 }
 
-/// Summed gradients by parameter name, flattened, outside any graph.
-#[derive(Debug, Default)]
-pub struct GradientSum {
-    sums: BTreeMap<String, Tensor<1>>,
-    look_at_scores: bool,
-    routing: Vec<Routing>,
-    head_maxima: Vec<Vec<f32>>,
-}
-
-impl GradientSum {
-    /// No gradients yet; passes will say the largest scores of every head.
-    pub fn looking_at_scores() -> Self {
-        Self {
-            look_at_scores: true,
-            ..Self::default()
-        }
-    }
-
-    /// Where the tokens of all passes went, one entry for each mixture of experts.
-    pub fn routing(&self) -> &[Routing] {
-        &self.routing
-    }
-
-    /// The largest score of every head in every block over all passes, if looked at.
-    pub fn head_maxima(&self) -> &[Vec<f32>] {
-        &self.head_maxima
-    }
-
-    /// Adds what a pass found besides gradients.
-    fn note(&mut self, pass: &Pass) {
-        self.routing
-            .resize_with(pass.routing.len(), Routing::default);
-        for (all, new) in self.routing.iter_mut().zip(&pass.routing) {
-            all.merge(new);
-        }
-        if self.head_maxima.is_empty() {
-            self.head_maxima.clone_from(&pass.head_maxima);
-        }
-        let new = pass.head_maxima.iter().flatten();
-        for (all, new) in self.head_maxima.iter_mut().flatten().zip(new) {
-            *all = larger_or_nan(*all, *new);
-        }
-    }
-
-    fn trace(&self) -> Trace {
-        Trace {
-            look_at_scores: self.look_at_scores,
-            ..Trace::default()
-        }
-    }
-
-    /// Adds the gradients of one backward pass. A parameter without a gradient adds nothing.
-    pub fn add(&mut self, model: &Decoder, mut gradients: Gradients) {
-        params::for_each(model, |name, param| {
-            if let Some(gradient) = param.take_gradient(&mut gradients) {
-                self.add_one(name.to_owned(), gradient);
-            }
-        });
-    }
-
-    /// Adds the gradients of [`Decoder::loss`].
-    ///
-    /// Recomputation changes the memory that this takes, but no bit of the result.
-    pub fn accumulate(
-        &mut self,
-        model: &Decoder,
-        inputs_bt: Tensor<2, Int>,
-        targets_bt: Tensor<2, Int>,
-        options: LossOptions,
-        recompute: Recompute,
-    ) -> Pass {
-        let pass = match recompute {
-            Recompute::None => {
-                let mut trace = self.trace();
-                let losses = model.traced_loss(inputs_bt, targets_bt, options, &mut trace);
-                let pass = Pass::new(losses.clone().inner(), trace);
-                self.add(model, losses.backward());
-                pass
-            }
-            Recompute::Block => self.by_block(model, inputs_bt, targets_bt, options, &mut |_| {}),
-        };
-        self.note(&pass);
-        pass
-    }
-
-    /// The forward pass keeps the state that enters each block; the backward pass runs the blocks
-    /// again, the last one first, each in a graph of its own. `see` is shown the gradient at each of
-    /// these states, stream by stream, the last block's first.
-    pub(super) fn by_block(
-        &mut self,
-        model: &Decoder,
-        inputs_bt: Tensor<2, Int>,
-        targets_bt: Tensor<2, Int>,
-        options: LossOptions,
-        see: &mut dyn FnMut(&[Tensor<3>]),
-    ) -> Pass {
-        let leaves = |streams: Vec<Tensor<3>>| -> Vec<Tensor<3>> {
-            let leaf = |x| Tensor::from_inner(x).require_grad();
-            streams.into_iter().map(leaf).collect()
-        };
-        let take = |streams: &[Tensor<3>], gradients: &mut Gradients| -> Vec<Tensor<3>> {
-            let reached = |x: &Tensor<3>| x.grad_remove(gradients).expect(REACHED);
-            streams.iter().map(reached).collect()
-        };
-        let positions = model.positions(0, inputs_bt.dims()[1]);
-        let share = options.share(&inputs_bt);
-        let router_loss = |routed: &Routed| model.router_loss(routed, share);
-        let mut states = Vec::with_capacity(model.blocks.len());
-        let mut trace = self.trace();
-        let last = profile::timed("first forward pass", || {
-            let plain = model.valid();
-            let begin = plain.begin(inputs_bt.clone().inner()).whole();
-            plain.blocks.iter().fold(begin, |streams, block| {
-                states.push(streams.clone());
-                trace.step(block, State::of(streams), &positions).whole()
-            })
-        });
-        // Summed apart, so that a tied embedding's two gradients meet before other batches' do.
-        let mut sum = Self::default();
-        let last = leaves(last);
-        let losses = model.loss_of(State::of(last.clone()), targets_bt, options);
-        let mut values = losses.clone().inner();
-        for routed in &trace.routed {
-            values = values + router_loss(routed);
-        }
-        let mut gradients = losses.backward();
-        let mut dstate = take(&last, &mut gradients);
-        sum.add(model, gradients);
-        for block in model.blocks.iter().rev() {
-            let state = leaves(states.pop().expect("a state for every block"));
-            let (next, found) = block.step(State::of(state.clone()), &positions, None);
-            let loss = found.as_ref().map(router_loss);
-            let mut gradients = pull(next.whole(), dstate, loss);
-            dstate = take(&state, &mut gradients);
-            see(&dstate);
-            sum.add(model, gradients);
-        }
-        sum.add(model, pull(model.begin(inputs_bt).whole(), dstate, None));
-        self.merge(sum);
-        Pass::new(values, trace)
-    }
-
-    fn merge(&mut self, other: Self) {
-        for (name, gradient) in other.sums {
-            self.add_one(name, gradient);
-        }
-    }
-
-    fn add_one(&mut self, name: String, gradient: Tensor<1>) {
-        let sum = match self.sums.remove(&name) {
-            Some(sum) => sum + gradient,
-            None => gradient,
-        };
-        self.sums.insert(name, sum);
-    }
-
-    /// Removes the gradient of a parameter.
-    pub(super) fn take(&mut self, name: &str) -> Option<Tensor<1>> {
-        self.sums.remove(name)
-    }
-
-    /// Euclidean norms by parameter.
-    pub fn norms(&self) -> impl Iterator<Item = (&str, f64)> {
-        let norm = |gradient: &Tensor<1>| ops::sum_squares(gradient.clone()).sqrt();
-        self.sums
-            .iter()
-            .map(move |(name, gradient)| (name.as_str(), norm(gradient)))
-    }
-
-    /// Names of parameters that got no gradient.
-    pub fn missing(&self, model: &Decoder) -> Vec<String> {
-        let mut names = params::names(model);
-        names.retain(|name| Kind::of(name).is_trained() && !self.sums.contains_key(name));
-        names
-    }
-
-    /// The gradient of a parameter on the host.
+impl Gradients {
+    /// The gradient of a parameter in single precision.
     pub fn get(&self, name: &str) -> Option<Vec<f32>> {
-        let gradient = self.sums.get(name)?.clone();
-        gradient.into_data_as::<f32>().try_into_vec().ok()
+        self.by_name.get(name).cloned().map(Tensor::into_f32)
+    }
+
+    /// The gradient of a parameter in double precision, as the reference executor has it.
+    pub fn get64(&self, name: &str) -> Option<Vec<f64>> {
+        self.by_name.get(name).cloned().map(Tensor::into_f64)
     }
 }
 
-/// The larger of two numbers; what is no number stays to be seen.
-pub(super) fn larger_or_nan(a: f32, b: f32) -> f32 {
-    if a > b || a.is_nan() { a } else { b }
+/// Computes the gradients of a batch, inputs and targets (b, t), whose losses are sums over targets
+/// divided by `divisor`; with the max attention logits of every head.
+///
+/// # Errors
+/// If an id is outside the vocabulary or there are not b · t of them.
+pub fn gradients(
+    model: &mut Model,
+    inputs: &[i32],
+    targets: &[i32],
+    shape: [usize; 2],
+    divisor: f64,
+    options: Options,
+) -> Result<Gradients> {
+    model.check_ids(inputs, shape[0], shape[1])?;
+    let g = Builder::new();
+    let pass = record(&g, model.decoder(), shape, divisor)?;
+    let taps = PassTaps::new(model.decoder(), &pass, true);
+    let gradients: Vec<(String, ValueId)> = pass
+        .gradients
+        .into_iter()
+        .map(|(spec, gradient)| (spec.name, gradient.id()))
+        .collect();
+    let mut outputs = taps.outputs();
+    outputs.extend(gradients.iter().map(|(_, id)| *id));
+    let program = Program::new(g.finish(), &outputs, options);
+    let given = [("ids", Data::I32(inputs)), ("targets", Data::I32(targets))];
+    model.executor().run(&program, Arguments::default(), &given);
+    let executor = model.executor();
+    let by_name = gradients
+        .into_iter()
+        .map(|(name, id)| (name, executor.output(&program, id)))
+        .collect();
+    Ok(Gradients {
+        by_name,
+        found: taps.read(model, &program),
+    })
 }
 
-const REACHED: &str = "the loss depends on every state";
-
-/// The gradients behind `streams`, whose own are `gradients`, and behind the first number of `loss`.
-fn pull(streams: Vec<Tensor<3>>, gradients: Vec<Tensor<3>>, loss: Option<Tensor<1>>) -> Gradients {
-    let pairs = streams.into_iter().zip(gradients);
-    let products = pairs.map(|(x, dx)| (x * Tensor::from_inner(dx)).sum());
-    let loss = loss.map(|loss| loss.narrow(0, 0, 1));
-    let sum = products.chain(loss).reduce(|sum, part| sum + part);
-    sum.expect("a stream at least").backward()
+/// Euclidean norms of the gradient of the mean loss at the residual stream that enters each block, both
+/// streams together where there are two.
+///
+/// # Errors
+/// As [`gradients`].
+pub(super) fn stream_gradients(
+    model: &mut Model,
+    inputs: &[i32],
+    targets: &[i32],
+    [batch, seq]: [usize; 2],
+) -> Result<Vec<f64>> {
+    model.check_ids(inputs, batch, seq)?;
+    let g = Builder::new();
+    let ids = Decoder::tokens(&g, "ids", batch, seq);
+    let of_targets = Decoder::tokens(&g, "targets", batch, seq);
+    let losses = model
+        .decoder()
+        .losses(ids, of_targets, (batch * seq) as f64);
+    let streams: Vec<Vec<Value>> = losses
+        .blocks
+        .iter()
+        .map(|block| {
+            [Some(block.entered.x), block.entered.y]
+                .into_iter()
+                .flatten()
+                .collect()
+        })
+        .collect();
+    let found = passes::gradients(losses.objective, &streams.concat());
+    let mut squares = Vec::new();
+    let mut found = found.into_iter();
+    for streams in &streams {
+        let of_block: Vec<Value> = found.by_ref().take(streams.len()).flatten().collect();
+        squares.push(ops::squared_norms(&g, &of_block).id());
+    }
+    let program = Program::new(g.finish(), &squares, Options::default());
+    let given = [("ids", Data::I32(inputs)), ("targets", Data::I32(targets))];
+    let executor = model.executor();
+    executor.run(&program, Arguments::default(), &given);
+    let norm = |id: &ValueId| {
+        executor
+            .output(&program, *id)
+            .into_f64()
+            .iter()
+            .sum::<f64>()
+            .sqrt()
+    };
+    Ok(squares.iter().map(norm).collect())
 }

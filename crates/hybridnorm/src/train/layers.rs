@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::optimizer::SlotNorms;
 use super::rows::Row;
-use crate::eager::{self as ops, Magnitude, SlotNorms};
-use crate::model::{Activations, Decoder, Norm, Routing, params};
+use crate::model::registry::Init;
+use crate::model::{Activations, Model, Routing};
+use hybridnorm_kernels::attention;
+use hybridnorm_kernels::magnitude::Magnitude;
 
 /// A measured number; `None` where it was not finite.
 pub type Measured = Option<f32>;
@@ -112,46 +115,44 @@ impl LayersRow {
     /// Puts together what was seen at a step.
     pub fn new(
         step: u64,
-        model: &Decoder,
+        model: &Model,
         activations: &[Activations],
         norms: &BTreeMap<String, SlotNorms>,
     ) -> Self {
         let mut roles = vec![Squares::new(); activations.len()];
         let mut ends = Squares::new();
-        for (name, norms) in norms {
-            let (block, role) = params::place(name);
-            let squares = match block {
-                Some(block) => &mut roles[block],
-                None => &mut ends,
-            };
-            squares.entry(role).or_default().add(norms);
+        // Squared distances of gains from where they started, and their number.
+        let mut drifts = vec![(0.0, 0usize); activations.len()];
+        let mut outer_drift = (0.0, 0);
+        for spec in model.decoder().registry().by_name() {
+            if let Some(norms) = norms.get(&spec.name) {
+                let squares = spec.block.map_or(&mut ends, |block| &mut roles[block]);
+                squares.entry(spec.label).or_default().add(norms);
+            }
+            if let (true, Init::Constant(start)) = (spec.has_drift, &spec.init) {
+                let (sum, count) = spec
+                    .block
+                    .map_or(&mut outer_drift, |block| &mut drifts[block]);
+                for value in model.read(spec) {
+                    *sum += (f64::from(value) - start).powi(2);
+                    *count += 1;
+                }
+            }
         }
-        let drift = |norms: &mut dyn Iterator<Item = &Norm>| {
-            let drifts: Vec<f64> = norms.flat_map(Norm::gain_drift).collect();
-            let squares: f64 = drifts.iter().map(|drift| drift.powi(2)).sum();
-            let mean = squares / drifts.len().max(1) as f64;
-            (!drifts.is_empty()).then(|| mean.sqrt())
-        };
-        let blocks = activations.iter().zip(&model.blocks).zip(&roles);
-        let blocks = blocks.map(|((seen, block), squares)| BlockSignals {
+        let drift = |(sum, count): (f64, usize)| (count > 0).then(|| (sum / count as f64).sqrt());
+        let blocks = activations.iter().zip(&drifts).zip(&roles);
+        let blocks = blocks.map(|((seen, drifts), squares)| BlockSignals {
             stream: seen.stream.into(),
             attn: seen.attn.into(),
             ffn: seen.ffn.into(),
             scores: seen.scores.into(),
             experts: seen.routing.as_ref().map(Experts::from),
-            roles: RoleSignals::new(squares, drift(&mut block.norms())),
+            roles: RoleSignals::new(squares, drift(*drifts)),
         });
-        let outer = [
-            &model.embed_norm,
-            &model.merge_norm,
-            &model.second_norm,
-            &model.final_norm,
-        ];
-        let outer = drift(&mut outer.into_iter().flatten());
         Self {
             step,
             blocks: blocks.collect(),
-            ends: RoleSignals::new(&ends, outer),
+            ends: RoleSignals::new(&ends, drift(outer_drift)),
         }
     }
 
@@ -251,8 +252,8 @@ impl From<Magnitude> for Activation {
     }
 }
 
-impl From<ops::Scores> for Scores {
-    fn from(found: ops::Scores) -> Self {
+impl From<attention::Scores> for Scores {
+    fn from(found: attention::Scores) -> Self {
         Self {
             max: measured(f64::from(found.max)),
             entropy: measured(found.entropy),

@@ -15,6 +15,7 @@ mod schedule;
 pub mod segments;
 pub mod sources;
 pub mod spikes;
+mod step;
 pub mod tensorboard;
 mod trainer;
 
@@ -22,8 +23,9 @@ pub use checkpoint::Checkpoint;
 pub use config::{
     Config, DataSection, InitSection, LogSection, ModelSection, TrainSection, placement_from_file,
 };
-pub use gradients::{GradientSum, Pass};
-pub use optimizer::{Optimizer, OptimizerConfig, OptimizerKind, StepNorms};
+pub use gradients::{Found, Gradients, gradients};
+pub use optimizer::{Optimizer, OptimizerConfig, OptimizerKind, SlotNorms, StepNorms};
 pub use schedule::{Schedule, ScheduleConfig, ScheduleKind};
 pub use sources::{DataOrder, DataUse, Sources};
+pub use step::{StepOutcome, StepShape, TrainingStep};
 pub use trainer::{Event, OpenOptions, Outcome, Start, State, Step, Trainer};

@@ -4,20 +4,30 @@ mod config;
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{Device, Tensor, TensorData};
-
-use super::gradients::{GradientSum, larger_or_nan};
 use super::metrics::QkClip;
-use crate::eager::{self as ops, AdamW, Muon, MuonUpdate, SlotNorms, Update};
 use crate::error::{Error, Result};
-use crate::model::{
-    Decoder,
-    matrices::Matrices,
-    params::{self, Kind, Values},
-};
-use crate::tensors::{self, Handle};
+use crate::exec::{Data, Executor};
+use crate::graph::{Buffer, Builder, DType, Type, Value, ValueId};
+use crate::model::{Model, PARAMETERS, ParamSpec};
+use crate::ops::{self, MuonSlot};
+use crate::plan::Program;
+use crate::tensors::{Handle, Values};
 
 pub use config::{OptimizerConfig, OptimizerKind};
+
+/// Iterations of Muon's orthogonalization.
+const NEWTON_SCHULZ: usize = 5;
+
+/// Euclidean norms of a parameter in a step.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct SlotNorms {
+    /// Of its gradient, before clipping.
+    pub gradient: f64,
+    /// Of what the step added to it; 0 where nothing was changed.
+    pub update: f64,
+    /// Of its values before the step; 0 where nothing was changed.
+    pub value: f64,
+}
 
 /// Euclidean norms of an optimizer step.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,75 +42,109 @@ pub struct StepNorms {
     pub qk_clip: Option<QkClip>,
 }
 
-impl StepNorms {
-    /// The norms of gradients with which no step is made.
-    pub(super) fn of_gradients(gradients: &GradientSum) -> Self {
-        let by_name: BTreeMap<_, _> = gradients
-            .norms()
-            .map(|(name, gradient)| {
-                let norms = SlotNorms {
-                    gradient,
-                    ..SlotNorms::default()
-                };
-                (name.to_owned(), norms)
-            })
-            .collect();
-        let squares = by_name.values().map(|norms| norms.gradient.powi(2));
-        Self {
-            gradient: squares.sum::<f64>().sqrt(),
-            update: 0.0,
-            by_name,
-            qk_clip: None,
-        }
-    }
-}
-
-/// Iterations of Muon's orthogonalization.
-const NEWTON_SCHULZ: usize = 5;
-const COUNT: &str = "as many moments as the rule has";
-
-/// What an optimizer remembers of a parameter between steps: AdamW's two moments or Muon's one, flat.
-type Moments = Vec<Tensor<1>>;
-
-/// Their names in files. They differ by rule, so that a run that goes on with another one begins with none
-/// instead of taking a sum of gradients for a mean.
-fn prefixes(moments: &Moments) -> &'static [&'static str] {
-    match moments.len() {
-        1 => &["sum"],
-        _ => &["m", "v"],
-    }
-}
-
-/// Optimizer state: the moments of every parameter, and the number of updates done.
+/// The optimizer of a model: the moments of every parameter, and the number of updates done.
 #[derive(Debug)]
 pub struct Optimizer {
     config: OptimizerConfig,
     updates: u64,
-    moments: BTreeMap<String, Moments>,
+    /// AdamW's first, then Muon's; each by name.
+    slots: Vec<Slot>,
+    /// First moments of AdamW, and Muon's only one.
+    first: Buffer,
+    /// Second moments of AdamW.
+    second: Buffer,
+    /// Sums of gradients over micro-batches, allocated where there are several.
+    sums: Option<Buffer>,
+}
+
+/// A parameter and where its moments lie.
+#[derive(Debug)]
+struct Slot {
+    spec: ParamSpec,
+    first: usize,
+    /// Absent where Muon updates it.
+    second: Option<usize>,
+}
+
+/// The values of a program that tell what an update did.
+#[derive(Debug, Clone)]
+pub(super) struct UpdateTaps {
+    squares: ValueId,
+    /// Of AdamW's slots, then of Muon's.
+    norms: Vec<ValueId>,
+}
+
+impl UpdateTaps {
+    /// The values that a program must give.
+    pub(super) fn outputs(&self) -> Vec<ValueId> {
+        std::iter::once(self.squares)
+            .chain(self.norms.iter().copied())
+            .collect()
+    }
+}
+
+impl Slot {
+    /// Its moments' names in files. They differ by rule, so that a run that goes on with another one begins
+    /// with none instead of taking a sum of gradients for a mean.
+    fn moments(&self) -> Vec<(&'static str, usize)> {
+        match self.second {
+            None => vec![("sum", self.first)],
+            Some(second) => vec![("m", self.first), ("v", second)],
+        }
+    }
+
+    fn keys(&self) -> impl Iterator<Item = String> {
+        self.moments()
+            .into_iter()
+            .map(|(prefix, _)| format!("{prefix}.{}", self.spec.name))
+    }
 }
 
 impl Optimizer {
-    /// Zero moments for every parameter of `model`.
-    pub fn new(config: OptimizerConfig, model: &Decoder) -> Self {
-        let mut moments = BTreeMap::new();
-        params::for_each(model, |name, param| {
-            if !Kind::of(name).is_trained() {
-                return;
-            }
-            let flat = param.flat().without_autodiff();
-            let zeros = || Tensor::zeros(flat.shape(), (&flat.device(), flat.dtype()));
-            let count = if config.orthogonalizes(Kind::of(name)) {
-                1
-            } else {
-                2
-            };
-            moments.insert(name.to_owned(), (0..count).map(|_| zeros()).collect());
-        });
+    /// Allocates zero moments for every trained parameter of `model`, on its executor.
+    pub fn new(config: OptimizerConfig, model: &mut Model) -> Self {
+        let registry = model.decoder().registry();
+        let trained = registry
+            .by_name()
+            .into_iter()
+            .filter(|spec| spec.role.is_trained());
+        let (muon, adamw): (Vec<_>, Vec<_>) = trained
+            .cloned()
+            .partition(|spec| config.orthogonalizes(spec.role));
+        let (mut first, mut second) = (0, 0);
+        let of_adamw = adamw.len();
+        let slots = adamw
+            .into_iter()
+            .chain(muon)
+            .enumerate()
+            .map(|(index, spec)| {
+                let elements = spec.elements();
+                let slot = Slot {
+                    spec,
+                    first,
+                    second: (index < of_adamw).then_some(second),
+                };
+                first += elements;
+                second += if index < of_adamw { elements } else { 0 };
+                slot
+            });
+        let slots = slots.collect();
         Self {
+            first: model.executor().allocate(DType::F32, first),
+            second: model.executor().allocate(DType::F32, second),
+            sums: None,
             config,
             updates: 0,
-            moments,
+            slots,
         }
+    }
+
+    /// Sums of gradients over micro-batches, laid out like the parameters.
+    pub(super) fn sums(&mut self, model: &mut Model) -> Buffer {
+        let elements = model.decoder().registry().elements();
+        *self
+            .sums
+            .get_or_insert_with(|| model.executor().allocate(DType::F32, elements))
     }
 
     /// Goes on by other settings. What is remembered stays.
@@ -117,196 +161,175 @@ impl Optimizer {
         Ok(())
     }
 
+    /// Its settings.
+    pub fn config(&self) -> &OptimizerConfig {
+        &self.config
+    }
+
     /// Updates done so far.
     pub fn updates(&self) -> u64 {
         self.updates
     }
 
-    /// No gradients yet, to be accumulated for [`Optimizer::step`].
-    pub fn gradients(&self) -> GradientSum {
-        match self.config.qk_clip {
-            Some(_) => GradientSum::looking_at_scores(),
-            None => GradientSum::default(),
-        }
-    }
-
-    /// Applies one update with learning rate `lr`; gives the model and the norms of the step. Nothing is
-    /// updated if the gradients' global norm is not finite.
-    ///
-    /// What belongs to an update besides follows it: selection biases of mixtures move against the load,
-    /// QK-clip scales queries and keys down where it is on, unit weights are brought back to their length.
-    pub fn step(
-        &mut self,
-        model: Decoder,
-        mut gradients: GradientSum,
-        lr: f64,
-    ) -> (Decoder, StepNorms) {
-        // Taken out of the model and put back, so that all are updated at once and in place.
-        let shape = model.config().clone();
-        let (mut adamw, mut muon) = (BTreeMap::new(), BTreeMap::new());
-        let model = params::map(model, |name, tensor| {
-            let Some(gradient) = gradients.take(name) else {
-                return tensor;
-            };
-            let kind = Kind::of(name);
-            let sizes = tensor.shape();
-            let (empty, value) = tensor.take();
-            let moments = self.moments.remove(name);
-            let moments = moments.expect("moments of every parameter");
-            let weight_decay = match self.config.decays(kind) {
+    /// Records an update by `gradients`, by name. Nothing is changed unless all of them and `guard`, the
+    /// losses, are finite.
+    pub(super) fn record<'g>(
+        &self,
+        g: &'g Builder,
+        gradients: &BTreeMap<String, Value<'g>>,
+        guard: Value<'g>,
+    ) -> UpdateTaps {
+        let of_slot = |slot: &Slot| gradients[&slot.spec.name];
+        let all: Vec<Value> = self.slots.iter().map(of_slot).collect();
+        let squares = ops::squared_norms(g, &all);
+        let state = |buffer, offset, gradient: Value<'g>| {
+            g.state(buffer, offset, Type::f32(gradient.shape()))
+        };
+        let (mut adamw, mut decays) = (Vec::new(), Vec::new());
+        let (mut muon, mut forms) = (Vec::new(), Vec::new());
+        for (slot, &gradient) in self.slots.iter().zip(&all) {
+            let weight_decay = match self.config.decays(slot.spec.role) {
                 true => self.config.weight_decay,
                 false => 0.0,
             };
-            if self.config.orthogonalizes(kind) {
-                let [moment] = moments.try_into().expect(COUNT);
-                let [rows, columns] = sizes.as_slice().try_into().expect("a matrix");
-                let update = MuonUpdate {
-                    value,
-                    gradient,
-                    moment,
-                    columns,
-                    rows: Matrices::of(name, rows, &shape).rows,
-                    weight_decay,
-                };
-                muon.insert(name.to_owned(), update);
-            } else {
-                let update = Update {
-                    value,
-                    gradient,
-                    moments: moments.try_into().expect(COUNT),
-                    weight_decay,
-                };
-                adamw.insert(name.to_owned(), update);
+            let value = state(PARAMETERS, slot.spec.offset, gradient);
+            let first = state(self.first, slot.first, gradient);
+            match slot.second {
+                Some(second) => {
+                    adamw.push([gradient, value, first, state(self.second, second, gradient)]);
+                    decays.push(weight_decay);
+                }
+                None => {
+                    muon.push([gradient, value, first]);
+                    forms.push(MuonSlot {
+                        columns: slot.spec.columns(),
+                        rows: slot.spec.matrices.clone(),
+                        weight_decay,
+                    });
+                }
             }
-            empty
-        });
-        let (mut norms, mut values) = self.update_all(adamw, muon, lr);
-        let model = params::map(model, |name, tensor| match values.remove(name) {
-            Some(value) => tensor.put(value),
-            None => tensor,
-        });
-        if !norms.gradient.is_finite() {
-            return (model, norms);
         }
-        let mut model = model;
-        model.rebalance(gradients.routing());
-        norms.qk_clip = self.config.qk_clip.map(|most| {
-            let maxima = gradients.head_maxima();
-            let largest = maxima.iter().flatten().copied().reduce(larger_or_nan);
-            QkClip {
-                largest_score: largest.map_or(f64::NAN, f64::from),
-                clipped_heads: model.clip_scores(maxima, most),
-            }
-        });
-        (model.with_unit_weights(), norms)
-    }
-
-    /// Updates values and moments; gives the values.
-    fn update_all(
-        &mut self,
-        adamw: BTreeMap<String, Update>,
-        muon: BTreeMap<String, MuonUpdate>,
-        lr: f64,
-    ) -> (StepNorms, BTreeMap<String, Tensor<1>>) {
-        let (beta1, beta2) = self.config.betas;
-        let exponent = (self.updates + 1) as f64;
-        let of_muon = muon
-            .values()
-            .map(|slot| ops::sum_squares(slot.gradient.clone()));
-        let step = AdamW {
-            lr,
-            beta1,
-            beta2,
-            eps: self.config.eps,
-            clip: self.config.clip_grad_norm,
-            others: of_muon.sum(),
-            bias_correction1: (1.0 - beta1.powf(exponent)) as f32,
-            bias_correction2: (1.0 - beta2.powf(exponent)) as f32,
-        };
-        let (mut names, slots): (Vec<String>, Vec<Update>) = adamw.into_iter().unzip();
-        let (norms, updated) = ops::adamw(slots, &step);
-        let mut states: Vec<(Tensor<1>, Moments)> = updated
-            .into_iter()
-            .map(|[value, m, v]| (value, vec![m, v]))
-            .collect();
-        let mut slots = norms.slots;
+        let mut norms = Vec::new();
+        let clip = self.config.clip_grad_norm;
+        if !adamw.is_empty() {
+            let (beta1, beta2) = self.config.betas;
+            let op = ops::AdamW {
+                beta1,
+                beta2,
+                eps: self.config.eps,
+                clip,
+                weight_decay: decays,
+            };
+            norms.push(ops::adamw(op, guard, squares, &adamw).id());
+        }
         if !muon.is_empty() {
-            let step = Muon {
-                lr,
+            let op = ops::Muon {
                 momentum: self.config.momentum(),
                 nesterov: true,
-                steps: NEWTON_SCHULZ,
-                grad_scale: step.grad_scale(norms.gradient) as f32,
+                iterations: NEWTON_SCHULZ,
+                clip,
+                slots: forms,
             };
-            let (others, updates): (Vec<String>, Vec<MuonUpdate>) = muon.into_iter().unzip();
-            names.extend(others);
-            let (found, updated) = match norms.gradient.is_finite() {
-                true => ops::muon(updates, &step),
-                false => updates.into_iter().map(unchanged).unzip(),
-            };
-            slots.extend(found);
-            states.extend(updated.into_iter().map(|[value, m]| (value, vec![m])));
+            norms.push(ops::muon(op, guard, squares, &muon).id());
         }
-        self.updates += u64::from(norms.gradient.is_finite());
-        let squares = slots.iter().map(|slot| slot.update.powi(2));
-        let norms = StepNorms {
-            gradient: norms.gradient,
-            update: squares.sum::<f64>().sqrt(),
-            by_name: names.iter().cloned().zip(slots).collect(),
+        UpdateTaps {
+            squares: squares.id(),
+            norms,
+        }
+    }
+
+    /// The norms of an update that ran last, and counts it if it changed something.
+    pub(super) fn updated(
+        &mut self,
+        executor: &dyn Executor,
+        program: &Program,
+        taps: &UpdateTaps,
+        losses_are_finite: bool,
+    ) -> StepNorms {
+        let squares = executor.output(program, taps.squares).into_f64();
+        let norms = taps
+            .norms
+            .iter()
+            .map(|&id| executor.output(program, id).into_f64());
+        let norms: Vec<f64> = norms.collect::<Vec<_>>().concat();
+        let slots = squares
+            .iter()
+            .zip(norms.chunks(2))
+            .map(|(square, norms)| SlotNorms {
+                gradient: square.sqrt(),
+                update: norms[0],
+                value: norms[1],
+            });
+        let slots: Vec<SlotNorms> = slots.collect();
+        let gradient = squares.iter().sum::<f64>().sqrt();
+        let update = slots
+            .iter()
+            .map(|slot| slot.update.powi(2))
+            .sum::<f64>()
+            .sqrt();
+        self.updates += u64::from(gradient.is_finite() && losses_are_finite);
+        let names = self.slots.iter().map(|slot| slot.spec.name.clone());
+        StepNorms {
+            gradient,
+            update,
+            by_name: names.zip(slots).collect(),
             qk_clip: None,
-        };
-        let mut values = BTreeMap::new();
-        for (name, (value, moments)) in names.into_iter().zip(states) {
-            self.moments.insert(name.clone(), moments);
-            values.insert(name, value);
         }
-        (norms, values)
     }
 
     /// The name of a moment that is not finite, if there is one.
-    pub fn broken(&self) -> Option<String> {
-        let is_broken = |moments: &Moments| !moments.iter().all(tensors::is_finite);
-        let (name, _) = self.moments.iter().find(|(_, m)| is_broken(m))?;
-        Some(format!("a moment of {name}"))
+    pub fn broken(&self, model: &mut Model) -> Option<String> {
+        let executor = model.executor();
+        let is_broken = |slot: &&Slot| {
+            let moments = slot.moments().into_iter();
+            moments
+                .zip([self.first, self.second])
+                .any(|((_, offset), buffer)| {
+                    let range = offset..offset + slot.spec.elements();
+                    let values = executor.read(buffer, range).into_f32();
+                    !values.iter().all(|x| x.is_finite())
+                })
+        };
+        let found = self.slots.iter().find(is_broken)?;
+        Some(format!("a moment of {}", found.spec.name))
     }
 
     /// The moments, named `m.NAME` and `v.NAME`; Muon's is `sum.NAME`.
     pub fn handles(&self) -> BTreeMap<String, Handle> {
         let mut all = BTreeMap::new();
-        for (name, moments) in &self.moments {
-            for (prefix, moment) in prefixes(moments).iter().zip(moments) {
-                let handle = Handle::new(moment.clone(), moment.dims().to_vec());
-                all.insert(format!("{prefix}.{name}"), handle);
+        for slot in &self.slots {
+            let elements = slot.spec.elements();
+            for ((prefix, offset), buffer) in
+                slot.moments().into_iter().zip([self.first, self.second])
+            {
+                let handle = Handle::new(buffer, offset..offset + elements, vec![elements]);
+                all.insert(format!("{prefix}.{}", slot.spec.name), handle);
             }
         }
         all
     }
 
     /// Puts back those moments that belong to parameters of this model; others stay zero.
-    ///
-    /// # Errors
-    /// As [`Optimizer::restore`].
     pub fn restore_shared(
         &mut self,
         updates: u64,
         mut values: BTreeMap<String, Values>,
-        device: &Device,
+        model: &mut Model,
     ) -> Result<()> {
-        for (name, moments) in &self.moments {
-            for (prefix, moment) in prefixes(moments).iter().zip(moments) {
-                let shape = moment.dims();
+        for slot in &self.slots {
+            let elements = slot.spec.elements();
+            for key in slot.keys() {
                 let zeros = || Values {
-                    shape: shape.to_vec(),
-                    data: vec![0.0; shape[0]],
+                    shape: vec![elements],
+                    data: vec![0.0; elements],
                 };
-                let found = values.entry(format!("{prefix}.{name}"));
-                let found = found.or_insert_with(zeros);
-                if found.data.len() != shape[0] {
+                let found = values.entry(key).or_insert_with(zeros);
+                if found.data.len() != elements {
                     *found = zeros();
                 }
             }
         }
-        self.restore(updates, values, device)
+        self.restore(updates, values, model)
     }
 
     /// Puts back what [`Optimizer::handles`] gave.
@@ -317,38 +340,32 @@ impl Optimizer {
         &mut self,
         updates: u64,
         mut values: BTreeMap<String, Values>,
-        device: &Device,
+        model: &mut Model,
     ) -> Result<()> {
-        for (name, moments) in &mut self.moments {
-            for (prefix, moment) in prefixes(moments).iter().zip(moments) {
-                let key = format!("{prefix}.{name}");
+        for slot in &self.slots {
+            let elements = slot.spec.elements();
+            for ((prefix, offset), buffer) in
+                slot.moments().into_iter().zip([self.first, self.second])
+            {
+                let key = format!("{prefix}.{}", slot.spec.name);
                 let found = values.remove(&key).ok_or_else(|| {
                     Error::config(format!(
                         "optimizer state {key} is missing; a run goes on with the \
                              optimizer.kind it began with"
                     ))
                 })?;
-                if found.data.len() != moment.dims()[0] {
+                if found.data.len() != elements {
                     return Err(Error::config(format!(
-                        "optimizer state {key} has {} elements, expected {}",
+                        "optimizer state {key} has {} elements, expected {elements}",
                         found.data.len(),
-                        moment.dims()[0]
                     )));
                 }
-                let n = found.data.len();
-                *moment = Tensor::from_data(TensorData::new(found.data, [n]), device);
+                model
+                    .executor()
+                    .write(buffer, offset, Data::F32(&found.data));
             }
         }
         self.updates = updates;
         Ok(())
     }
-}
-
-/// A slot whose gradient, or another's, is not finite.
-fn unchanged(slot: MuonUpdate) -> (SlotNorms, [Tensor<1>; 2]) {
-    let norms = SlotNorms {
-        gradient: ops::sum_squares(slot.gradient).sqrt(),
-        ..SlotNorms::default()
-    };
-    (norms, [slot.value, slot.moment])
 }

@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 use super::config::LogSection;
 use super::layers::{LayersRow, Measured, measured};
 use super::metrics::Metrics;
+use super::optimizer::SlotNorms;
 use super::rows::{self, RowsFile};
 use super::run_directory;
 use super::spikes::{Counts, Detector, Scores, Spike};
 use super::tensorboard::EventFile;
-use crate::eager::SlotNorms;
 use crate::error::{Error, Result};
 use crate::files;
 

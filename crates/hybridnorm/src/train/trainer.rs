@@ -6,34 +6,31 @@ mod failure;
 mod open;
 mod resume;
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use burn::module::Module;
-use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use super::checkpoint::{self, Checkpoint, Contents};
 use super::claim::Claim;
 use super::config::Config;
-use super::gradients::GradientSum;
+use super::gradients;
 use super::layers::LayersRow;
 use super::metrics::{Metrics, RouterMetrics};
-use super::optimizer::{Optimizer, StepNorms};
+use super::optimizer::Optimizer;
 use super::recorder::{Kind, Recorder, Weights};
 use super::rows::{self, RowsFile};
 use super::schedule::Schedule;
 use super::segments::Segment;
 use super::sources::{self, DataUse};
 use super::spikes::{Counts, Scores, Spike};
+use super::step::{StepShape, TrainingStep};
 use crate::data::{Batch, BatchStream, Cursor, Progress, TokenDataset, Tokenizer};
-use crate::eager as ops;
 use crate::error::{Error, Result};
 use crate::eval;
 use crate::files::{self, Locking};
-use crate::model::{Activations, Decoder, LossOptions};
+use crate::model::{Activations, Model};
 use crate::omissions::LeftOut;
 use crate::placement::Warning;
 use begin::Beginning;
@@ -114,8 +111,10 @@ pub struct Trainer {
     tokenizer: Option<Tokenizer>,
     folders: Vec<PathBuf>,
     schedule: Schedule,
-    model: Option<Decoder>,
+    model: Model,
     optimizer: Optimizer,
+    /// The programs of a step, made for the first one.
+    training: Option<TrainingStep>,
     state: State,
     metrics: Option<RowsFile<Metrics>>,
     recorder: Recorder,
@@ -174,7 +173,6 @@ const FEWEST_POSITIONS: usize = 32;
 
 /// Losses of one model on the same data differ less, relatively, on two processors.
 const SAME_LOSS: f64 = 1e-5;
-const PRESENT: &str = "the model is absent only during an update";
 
 impl Trainer {
     /// Trains until the last step or until `stop` becomes true; saves at the end in either case.
@@ -250,8 +248,6 @@ impl Trainer {
             }
         }
         self.save(on_event)?;
-        // The next training may have other shapes.
-        ops::pool::clear();
         Ok(Outcome {
             finished,
             step: self.state.step,
@@ -284,26 +280,33 @@ impl Trainer {
         let (micro, seq) = (train.batch_size / train.grad_accum_steps, train.seq_len);
         let targets = (train.batch_size * seq) as f32;
 
-        let mut gradients = self.optimizer.gradients();
-        let mut loss = 0.0;
-        let mut instances = Vec::with_capacity(train.batch_size);
+        let (targets, accumulated) = (targets, train.grad_accum_steps);
+        let lr = self.schedule.lr(step as usize);
+        let mut training = match self.training.take() {
+            Some(training) => training,
+            None => {
+                let shape = StepShape {
+                    micro_batch: micro,
+                    seq_len: seq,
+                    grad_accum_steps: accumulated,
+                    recompute: train.recompute,
+                };
+                TrainingStep::new(shape, &mut self.model, &mut self.optimizer)?
+            }
+        };
+        let mut instances = Vec::with_capacity(micro * accumulated);
         let mut activations = None;
-        let mut objective = 0.0;
         // The micro-batch with the largest loss, which is where to look if something is wrong.
         let mut worst: Option<(f64, Batch)> = None;
-        for _ in 0..train.grad_accum_steps {
+        for _ in 0..accumulated {
             let batch = self.stream.next_batch(micro)?;
             if worst.is_none() && self.recorder.is_due(step) {
-                activations = Some(self.look_at_some(&batch)?);
+                activations = Some(self.sample_activations(&batch)?);
             }
-            let inputs = self.model().ids(&batch.inputs, micro, seq)?;
-            let outputs = self.model().ids(&batch.targets, micro, seq)?;
-            let options = LossOptions { divisor: targets };
-            let pass =
-                gradients.accumulate(self.model(), inputs, outputs, options, train.recompute);
-            let [minimized, part] = both(pass.losses);
-            objective += minimized;
-            loss += part;
+            self.model.check_ids(&batch.targets, micro, seq)?;
+            let (model, optimizer) = (&mut self.model, &mut self.optimizer);
+            let losses = training.pass(model, optimizer, &batch.inputs, &batch.targets, lr)?;
+            let part = losses.cross_entropy;
             instances.extend_from_slice(&batch.instance_ids);
             // A part that is no number is worse than any.
             if !worst
@@ -314,44 +317,36 @@ impl Trainer {
             }
         }
         let (_, batch) = worst.expect("there is a micro-batch at least");
+        let outcome = training.finish(&mut self.model, &mut self.optimizer, lr);
+        self.training = Some(training);
+        let (loss, objective) = (outcome.losses.cross_entropy, outcome.losses.objective);
+        let norms = outcome.norms;
 
-        let lr = self.schedule.lr(step as usize);
         let mut metrics = Metrics {
             step,
             loss,
-            grad_norm: f64::NAN,
-            update_norm: 0.0,
+            grad_norm: norms.gradient,
+            update_norm: norms.update,
             lr,
             tokens: self.state.tokens + targets as u64,
             tokens_per_second: f64::NAN,
             objective: (objective != loss).then_some(objective),
-            router: RouterMetrics::new(gradients.routing()),
-            qk_clip: None,
+            router: RouterMetrics::new(&outcome.routing),
+            qk_clip: norms.qk_clip,
             validation_loss: None,
         };
         let mut moment = Moment {
             instances,
             batch,
             weights: Weights::Before,
-            norms: BTreeMap::new(),
+            norms: norms.by_name,
         };
         if !loss.is_finite() {
-            let norms = StepNorms::of_gradients(&gradients);
-            metrics.grad_norm = norms.gradient;
-            moment.norms = norms.by_name;
             return Err(self.diverged(&metrics, &moment, format!("loss {loss}")));
         }
         if step == 1 {
-            self.check_every_gradient(&gradients)?;
+            Self::check_every_gradient(&moment.norms)?;
         }
-        // Moved out and back, so that no second owner keeps the update from being in place.
-        let model = self.model.take().expect(PRESENT);
-        let routing = gradients.routing().to_vec();
-        let (model, norms) = self.optimizer.step(model, gradients, lr);
-        self.model = Some(model);
-        (metrics.grad_norm, metrics.update_norm) = (norms.gradient, norms.update);
-        metrics.qk_clip = norms.qk_clip;
-        moment.norms = norms.by_name;
         let Metrics {
             grad_norm,
             update_norm,
@@ -377,10 +372,10 @@ impl Trainer {
             let mixtures = activations
                 .iter_mut()
                 .filter_map(|seen| seen.routing.as_mut());
-            for (seen, routing) in mixtures.zip(routing) {
+            for (seen, routing) in mixtures.zip(outcome.routing) {
                 *seen = routing;
             }
-            LayersRow::new(step, self.model(), &activations, &moment.norms)
+            LayersRow::new(step, &self.model, &activations, &moment.norms)
         });
         let seconds = started.elapsed().as_secs_f64();
         if seconds > 0.0 {
@@ -402,7 +397,7 @@ impl Trainer {
 
     /// Activations for about one in [`LOOKED_AT`] tokens of a step: whole sequences, or the beginning of
     /// one where there are fewer sequences than that.
-    fn look_at_some(&self, batch: &Batch) -> Result<Vec<Activations>> {
+    fn sample_activations(&mut self, batch: &Batch) -> Result<Vec<Activations>> {
         let (whole, seq) = (self.config.train.batch_size, batch.seq_len);
         let sequences = (whole / LOOKED_AT).clamp(1, batch.len());
         let positions = match whole < LOOKED_AT {
@@ -413,11 +408,15 @@ impl Trainer {
     }
 
     /// Activations for the first positions of the first sequences of a batch.
-    fn look(&self, batch: &Batch, sequences: usize, positions: usize) -> Result<Vec<Activations>> {
-        let model = self.model().valid();
+    fn look(
+        &mut self,
+        batch: &Batch,
+        sequences: usize,
+        positions: usize,
+    ) -> Result<Vec<Activations>> {
         let rows = batch.inputs.chunks(batch.seq_len).take(sequences);
         let ids: Vec<i32> = rows.flat_map(|row| row[..positions].to_vec()).collect();
-        Ok(model.activations(model.ids(&ids, sequences, positions)?))
+        self.model.activations(&ids, sequences, positions)
     }
 
     /// Loss on the validation data, where there are any.
@@ -431,7 +430,7 @@ impl Trainer {
             return Ok(None);
         };
         let windows = sources::validation_windows(&self.config);
-        match eval::loss(self.model(), data, micro, windows) {
+        match eval::loss(&mut self.model, data, micro, windows) {
             Ok(loss) => Ok(Some(loss)),
             Err(Error::Diverged { problem, .. }) => {
                 Err(self.diverged_between(self.state.step, format!("evaluation: {problem}"))?)
@@ -460,7 +459,7 @@ impl Trainer {
         self.sync_rows()?;
         let path = checkpoint::step_path(&self.run, self.state.step);
         let contents = Contents {
-            model: self.model(),
+            model: &self.model,
             tokenizer: self.tokenizer.as_ref(),
             training: Some((self.optimizer.handles(), &self.state)),
         };
@@ -480,8 +479,13 @@ impl Trainer {
     }
 
     /// The model as it stands.
-    pub fn model(&self) -> &Decoder {
-        self.model.as_ref().expect(PRESENT)
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The model as it stands, to be evaluated or generated from.
+    pub fn model_mut(&mut self) -> &mut Model {
+        &mut self.model
     }
 
     /// Where the run stands.
@@ -553,38 +557,11 @@ impl Trainer {
         let train = &self.config.train;
         let (micro, seq) = (train.batch_size / train.grad_accum_steps, train.seq_len);
         let batch = self.stream.peek(micro)?;
-        let model = self.model();
-        let inputs = model.ids(&batch.inputs, micro, seq)?;
-        let outputs = model.ids(&batch.targets, micro, seq)?;
-        let divisor = (micro * seq) as f32;
-        let mut norms = Vec::new();
-        let mut see = |streams: &[Tensor<3>]| {
-            let squares = streams.iter().map(|dx| {
-                let elements = dx.shape().num_elements() as f64;
-                ops::magnitude(dx.clone()).rms.powi(2) * elements
-            });
-            norms.push(squares.sum::<f64>().sqrt());
-        };
-        let options = LossOptions { divisor };
-        GradientSum::default().by_block(model, inputs, outputs, options, &mut see);
-        norms.reverse();
-        Ok(norms)
+        gradients::stream_gradients(&mut self.model, &batch.inputs, &batch.targets, [micro, seq])
     }
 
     /// What is doubtful about the placement.
     pub fn warnings(&self) -> &[Warning] {
         &self.warnings
     }
-}
-
-/// The second of the two numbers that a loss is.
-fn cross_entropy(losses: Tensor<1>) -> f64 {
-    both(losses)[1]
-}
-
-/// The training loss and the cross-entropy.
-fn both(losses: Tensor<1>) -> [f64; 2] {
-    let losses = losses.into_data_as::<f32>();
-    let losses = losses.as_slice::<f32>().expect("converted to f32");
-    [losses[0], losses[1]].map(f64::from)
 }

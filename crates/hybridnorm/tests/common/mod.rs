@@ -5,13 +5,15 @@ pub mod reference;
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{DType, Device, Int, Tensor};
-use hybridnorm::model::params::{self, Values};
+use hybridnorm::Device;
+use hybridnorm::exec::Data;
 use hybridnorm::model::{
-    Decoder, FfnActivation, LossOptions, MlaConfig, ModelConfig, MoeConfig, MoeScoring,
+    FfnActivation, MlaConfig, Model, ModelConfig, MoeConfig, MoeScoring, PARAMETERS,
 };
 use hybridnorm::placement::{self, Placement};
-use hybridnorm::train::GradientSum;
+use hybridnorm::plan::Options;
+use hybridnorm::tensors::Values;
+use hybridnorm::train::{self, Gradients};
 
 pub const VOCAB: usize = 37;
 pub const BATCH: usize = 2;
@@ -106,11 +108,10 @@ pub fn all_models() -> Vec<(String, ModelConfig)> {
     all_names().into_iter().flat_map(kinds).collect()
 }
 
-/// Names of the parameters that gradients move.
-pub fn trained(model: &Decoder) -> Vec<String> {
-    let mut names = params::names(model);
-    names.retain(|name| params::Kind::of(name).is_trained());
-    names
+/// Names of the parameters that have gradients.
+pub fn trained(model: &Model) -> Vec<String> {
+    let trained = model.parameters().filter(|spec| spec.role.is_trained());
+    trained.map(|spec| spec.name.clone()).collect()
 }
 
 pub fn named(name: &str) -> Placement {
@@ -122,19 +123,11 @@ pub fn all_names() -> Vec<&'static str> {
     placement::names().iter().map(|entry| entry.name).collect()
 }
 
-pub fn plain() -> Device {
-    Device::flex()
-}
-
-pub fn autodiff() -> Device {
-    Device::flex().autodiff()
-}
-
 /// A model whose every parameter is off its starting value, so that gains and learned scales
 /// matter and nothing is zero.
-pub fn stirred(config: &ModelConfig, device: &Device) -> Decoder {
-    let model = Decoder::new(config, 5, device).unwrap();
-    let mut values = params::values(&model);
+pub fn stirred(config: &ModelConfig) -> Model {
+    let mut model = Model::new(config, 5, Device::Cpu).unwrap();
+    let mut values = model.values();
     for (name, values) in &mut values {
         let mut random = Random::new(name);
         for value in &mut values.data {
@@ -146,7 +139,23 @@ pub fn stirred(config: &ModelConfig, device: &Device) -> Decoder {
             };
         }
     }
-    params::load(model, values).unwrap()
+    model.load(values).unwrap();
+    model
+}
+
+/// The same model on the reference executor, in double precision.
+pub fn exact(model: &Model) -> Model {
+    let mut exact = Model::uninitialized(model.config(), Device::Reference).unwrap();
+    exact.load(model.values()).unwrap();
+    exact
+}
+
+/// Writes a parameter in double precision.
+pub fn write64(model: &mut Model, name: &str, values: &[f64]) {
+    let offset = model.decoder().registry().get(name).unwrap().offset;
+    model
+        .executor()
+        .write(PARAMETERS, offset, Data::F64(values));
 }
 
 /// Small reproducible numbers.
@@ -179,46 +188,33 @@ impl Random {
     }
 }
 
-pub fn inputs(model: &Decoder) -> Tensor<2, Int> {
-    let ids = Random::new("inputs").ids(BATCH * SEQ);
-    model.ids(&ids, BATCH, SEQ).unwrap()
+pub fn inputs() -> Vec<i32> {
+    Random::new("inputs").ids(BATCH * SEQ)
 }
 
-pub fn targets(model: &Decoder) -> Tensor<2, Int> {
-    let ids = Random::new("targets").ids(BATCH * SEQ);
-    model.ids(&ids, BATCH, SEQ).unwrap()
+pub fn targets() -> Vec<i32> {
+    Random::new("targets").ids(BATCH * SEQ)
 }
 
-pub fn logits(model: &Decoder) -> Vec<f32> {
-    to_vec(model.logits(model.forward(inputs(model))))
+/// Logits (b, t, v) of the inputs.
+pub fn logits(model: &mut Model) -> Vec<f32> {
+    model.logits(&inputs(), BATCH, SEQ).unwrap()
 }
 
-pub fn to_vec<const D: usize>(x: Tensor<D>) -> Vec<f32> {
-    x.into_data_as::<f32>().try_into_vec().unwrap()
-}
-
-pub fn to_vec64<const D: usize>(x: Tensor<D>) -> Vec<f64> {
-    x.into_data_as::<f64>().try_into_vec().unwrap()
-}
-
-/// Mean loss, and the gradient of every parameter.
-pub fn loss_and_gradients(model: &Decoder) -> (f64, GradientSum) {
-    let divisor = (BATCH * SEQ) as f32;
-    let loss = model.loss(inputs(model), targets(model), LossOptions { divisor });
-    let value = to_vec64(loss.clone().inner())[0];
-    let mut gradients = GradientSum::default();
-    gradients.add(model, loss.backward());
-    (value, gradients)
-}
-
-/// The same model in f64, which runs on the compositions.
-pub fn in_f64(model: Decoder) -> Decoder {
-    params::map(model, |_, tensor| tensor.cast(DType::F64))
+/// Mean objective, and the gradient of every parameter.
+pub fn loss_and_gradients(model: &mut Model) -> (f64, Gradients) {
+    let divisor = (BATCH * SEQ) as f64;
+    let shape = [BATCH, SEQ];
+    let options = Options::default();
+    let gradients =
+        train::gradients(model, &inputs(), &targets(), shape, divisor, options).unwrap();
+    (gradients.found.losses.objective, gradients)
 }
 
 /// The values of `model` under other names.
-pub fn renamed(model: &Decoder, name: impl Fn(&str) -> String) -> BTreeMap<String, Values> {
-    params::values(model)
+pub fn renamed(model: &Model, name: impl Fn(&str) -> String) -> BTreeMap<String, Values> {
+    model
+        .values()
         .into_iter()
         .map(|(key, values)| (name(&key), values))
         .collect()

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use hybridnorm::model::params::Values;
+use hybridnorm::tensors::Values;
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -78,7 +78,7 @@ pub fn write_official(folder: &Path, model: &Value, weights: &BTreeMap<String, V
 
 /// Largest deviation of any gradient, in units of the largest element of its parameter.
 pub fn gradient_deviation(
-    gradients: &hybridnorm::train::GradientSum,
+    gradients: &hybridnorm::train::Gradients,
     expected: &BTreeMap<String, Values>,
 ) -> f64 {
     let mut worst = 0.0;

@@ -3,7 +3,7 @@
 use super::forward::{load_queries, tile_of};
 use super::head_rows::{self, HeadRows};
 use super::{Attention, KEYS, Place, QUERIES};
-use crate::math::{exp, tanh};
+use crate::math::{exp_of_difference, tanh};
 use crate::panels::{Left, Needed, PANEL, PanelRow, Product, Rows, pack, pack_transposed, panels};
 use crate::qkv::{Preparation, sum_gradients};
 use crate::simd::{dispatch, dot};
@@ -161,19 +161,20 @@ struct BackwardScratch {
 impl BackwardScratch {
     fn new(a: &Attention, place: &Place) -> Self {
         let (seq, d, e) = (a.seq, a.head_dim, a.value_dim);
+        let (queries, keys) = (QUERIES.min(seq), KEYS.min(seq));
         let zero = [0.0; PANEL];
         BackwardScratch {
             keys_by_channel: vec![zero; panels(seq) * d],
             values_by_channel: vec![zero; panels(seq) * e],
             keys: vec![zero; seq * panels(d)],
-            rows: vec![0.0; KEYS * d.max(e)],
-            q: vec![0.0; QUERIES * d],
-            dctx: vec![0.0; QUERIES * e],
-            q_panels: vec![zero; QUERIES * panels(d)],
-            dctx_panels: vec![zero; QUERIES * panels(e)],
-            p: vec![0.0; QUERIES * KEYS],
-            ds: vec![0.0; QUERIES * KEYS],
-            dq: vec![0.0; QUERIES * d],
+            rows: vec![0.0; keys * d.max(e)],
+            q: vec![0.0; queries * d],
+            dctx: vec![0.0; queries * e],
+            q_panels: vec![zero; queries * panels(d)],
+            dctx_panels: vec![zero; queries * panels(e)],
+            p: vec![0.0; queries * keys],
+            ds: vec![0.0; queries * keys],
+            dq: vec![0.0; queries * d],
             dk: vec![0.0; seq * d],
             dv: vec![0.0; seq * e],
             by_row: head_rows::Scratch::new(a.head_dim, place.preparation),
@@ -398,7 +399,7 @@ fn score_gradient(softcap: Option<f32>, lse: f32, along: f32, p: &mut [f32], ds:
         None => {
             // Two loops with one output each: a loop with both is not vectorized.
             for p in p.iter_mut() {
-                *p = exp(*p - lse);
+                *p = exp_of_difference(*p - lse);
             }
             for (ds, p) in ds.iter_mut().zip(p) {
                 *ds = *p * (*ds - along);
@@ -407,7 +408,7 @@ fn score_gradient(softcap: Option<f32>, lse: f32, along: f32, p: &mut [f32], ds:
         Some(cap) => {
             for (p, ds) in p.iter_mut().zip(ds) {
                 let bent = tanh(*p);
-                *p = exp(cap * bent - lse);
+                *p = exp_of_difference(cap * bent - lse);
                 *ds = *p * (*ds - along) * (1.0 - bent * bent);
             }
         }

@@ -2,7 +2,7 @@
 
 use super::head_rows::{self, HeadRows};
 use super::{Attention, KEYS, Place, QUERIES};
-use crate::math::{exp, tanh};
+use crate::math::{exp_of_difference, tanh};
 use crate::panels::{Left, Needed, PANEL, PanelRow, Product, Rows, pack, pack_transposed, panels};
 use crate::simd::{dispatch, map_sum, max};
 use rayon::prelude::*;
@@ -110,14 +110,15 @@ impl Scratch {
     /// Packs the first `visible` keys and values.
     fn pack(&mut self, a: &Attention, k: &HeadRows, v: &HeadRows, visible: usize) {
         let (d, e) = (a.head_dim, a.value_dim);
+        let (queries, keys) = (QUERIES.min(a.seq), KEYS.min(visible));
         self.keys.resize(panels(visible) * d, [0.0; PANEL]);
         self.values.resize(visible * panels(e), [0.0; PANEL]);
-        self.q.resize(QUERIES * d, 0.0);
-        self.scores.resize(QUERIES * KEYS, 0.0);
-        self.context.resize(QUERIES * e, 0.0);
-        self.largest.resize(QUERIES, 0.0);
-        self.total.resize(QUERIES, 0.0);
-        self.rows.resize(KEYS * d.max(e), 0.0);
+        self.q.resize(queries * d, 0.0);
+        self.scores.resize(queries * keys, 0.0);
+        self.context.resize(queries * e, 0.0);
+        self.largest.resize(queries, 0.0);
+        self.total.resize(queries, 0.0);
+        self.rows.resize(keys * d.max(e), 0.0);
         self.packed = visible;
         for start in (0..visible).step_by(KEYS) {
             let n = KEYS.min(visible - start);
@@ -216,8 +217,8 @@ fn attend_tile<'a>(
                     }
                     let before = *largest;
                     let now = max(row).max(before);
-                    let shrink = exp(before - now);
-                    *total = *total * shrink + map_sum(row, |s| exp(s - now));
+                    let shrink = exp_of_difference(before - now);
+                    *total = *total * shrink + map_sum(row, |s| exp_of_difference(s - now));
                     *largest = now;
                     if start > 0 {
                         context.iter_mut().for_each(|c| *c *= shrink);

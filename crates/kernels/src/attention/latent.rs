@@ -39,8 +39,16 @@ pub struct LatentAttention {
 ///
 /// `q` (batch, new, heads * (latent + rope)) holds absorbed and rotated queries; `cache` (batch,
 /// capacity, latent + rope), rows `[latent | rotated key]`, already holds the new rows. New query i
-/// sees the cache rows `0..=past + i`. `ctx` is (batch, new, heads * latent).
-pub fn cached_latent(a: &LatentAttention, q: &[f32], cache: &[f32], past: usize, ctx: &mut [f32]) {
+/// sees the cache rows `0..=past + i`. `ctx` is (batch, new, heads * latent); `scratch`, at least
+/// [`LatentAttention::scratch_len`] of the past and new positions, is to work with.
+pub fn cached_latent(
+    a: &LatentAttention,
+    q: &[f32],
+    cache: &[f32],
+    past: usize,
+    ctx: &mut [f32],
+    scratch: &mut [f32],
+) {
     let name = "attention::cached_latent";
     let LatentAttention {
         batch,
@@ -63,9 +71,15 @@ pub fn cached_latent(a: &LatentAttention, q: &[f32], cache: &[f32], past: usize,
         "{name}: ctx is not ({batch}, {seq}, {width})"
     );
     let capacity = capacity(name, cache, batch, a.width(), past + seq);
+    let needed = a.scratch_len(past + seq);
+    assert!(
+        scratch.len() >= needed,
+        "{name}: scratch is shorter than {needed}"
+    );
+    let scratch = &mut scratch[..needed];
     match seq {
-        ..=FEW => attend_each(a, q, cache, capacity, past, ctx),
-        _ => attend_together(a, q, cache, capacity, past, ctx),
+        ..=FEW => attend_each(a, q, cache, capacity, past, ctx, scratch),
+        _ => attend_together(a, q, cache, capacity, past, ctx, scratch),
     }
 }
 
@@ -74,9 +88,25 @@ impl LatentAttention {
     fn width(&self) -> usize {
         self.latent + self.rope
     }
+
+    /// Most numbers that [`cached_latent`] works with while a sequence has no more than `positions`
+    /// past and new positions.
+    pub fn scratch_len(&self, positions: usize) -> usize {
+        match self.seq {
+            ..=FEW => self.batch * self.seq * positions.div_ceil(POSITIONS) * self.partial_len(),
+            _ => self.batch * self.heads * self.seq,
+        }
+    }
+
+    /// What is kept of a span for one query: contexts of all heads, then their largest scores, then the
+    /// sums of their exponentials.
+    fn partial_len(&self) -> usize {
+        self.heads * (self.latent + 2)
+    }
 }
 
-/// The forward pass with groups of heads that all have the same keys and values.
+/// The forward pass with groups of heads that all have the same keys and values. `lse` is (batch, heads,
+/// seq).
 fn attend_together(
     a: &LatentAttention,
     q: &[f32],
@@ -84,6 +114,7 @@ fn attend_together(
     capacity: usize,
     past: usize,
     ctx: &mut [f32],
+    lse: &mut [f32],
 ) {
     let shared = (1..=SHARED).rfind(|n| a.heads.is_multiple_of(*n));
     let form = Attention {
@@ -107,12 +138,11 @@ fn attend_together(
         value: all,
         preparation: None,
     };
-    let mut lse = vec![0.0; a.batch * a.heads * a.seq];
-    forward::attend(&form, &place, past, ctx, &mut lse);
+    forward::attend(&form, &place, past, ctx, lse);
 }
 
 /// One task per query and [`POSITIONS`] of the cache, each for all heads; then the softmax of the
-/// tasks is put together for each head.
+/// tasks is put together for each head. `partials` holds what is kept of each task.
 fn attend_each(
     a: &LatentAttention,
     q: &[f32],
@@ -120,20 +150,15 @@ fn attend_each(
     capacity: usize,
     past: usize,
     ctx: &mut [f32],
+    partials: &mut [f32],
 ) {
     let LatentAttention {
-        batch,
-        seq,
-        heads,
-        latent,
-        ..
+        seq, heads, latent, ..
     } = *a;
     let width = a.width();
     let visible = |query: usize| past + query % seq.max(1) + 1;
     let spans = (past + seq).div_ceil(POSITIONS);
-    // Contexts of all heads, then their largest scores, then the sums of their exponentials.
-    let size = heads * (latent + 2);
-    let mut partials = vec![0.0; batch * seq * spans * size];
+    let size = a.partial_len();
     partials
         .par_chunks_exact_mut(size)
         .enumerate()
@@ -164,6 +189,7 @@ fn attend_each(
         .for_each(|(head, ctx)| {
             let (query, h) = (head / heads, head % heads);
             let seen = visible(query).div_ceil(POSITIONS);
+            // Of spans that a query does not see nothing was kept.
             let spans = partials[query * spans * size..][..seen * size].chunks_exact(size);
             dispatch(
                 #[inline(always)]

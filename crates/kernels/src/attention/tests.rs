@@ -207,6 +207,7 @@ fn decoding_with_a_cache_gives_the_whole_context() {
             &cache,
             past,
             &mut got,
+            &mut vec![f32::NAN; 2 * whole.heads * new],
         );
         all_close(&got, &wide(&newest(&ctx, width)), 2e-6);
     }
@@ -232,7 +233,8 @@ fn bits_do_not_depend_on_threads() {
         .collect();
     same_bits_on_any_pool(|| {
         let mut newest = vec![0.0; 2 * a.heads * a.value_dim];
-        cached(&last, &queries, &cache, a.seq - 1, &mut newest);
+        let mut lse = vec![0.0; 2 * a.heads];
+        cached(&last, &queries, &cache, a.seq - 1, &mut newest, &mut lse);
         [run(&a, &qkv, &dctx).concat(), newest].concat()
     });
 }
@@ -241,7 +243,7 @@ fn bits_do_not_depend_on_threads() {
 #[should_panic(expected = "exceed the capacity 4")]
 fn a_cache_that_is_too_small_is_refused() {
     let a = Attention { seq: 2, ..SMALL };
-    cached(&a, &[0.0; 32], &[0.0; 32], 3, &mut [0.0; 16]);
+    cached(&a, &[0.0; 32], &[0.0; 32], 3, &mut [0.0; 16], &mut [0.0; 4]);
 }
 
 /// Norms on every head with a factor, or rotation alone.
@@ -416,10 +418,16 @@ fn random_latent(a: &LatentAttention, past: usize, seed: u64) -> [Vec<f32>; 2] {
     [rng.normal(a.batch * a.seq * a.heads * width), cache]
 }
 
+fn attend_latent(a: &LatentAttention, q: &[f32], cache: &[f32], past: usize) -> Vec<f32> {
+    let mut ctx = vec![f32::NAN; a.batch * a.seq * a.heads * a.latent];
+    let mut scratch = vec![f32::NAN; a.scratch_len(past + a.seq)];
+    cached_latent(a, q, cache, past, &mut ctx, &mut scratch);
+    ctx
+}
+
 fn check_latent(a: &LatentAttention, past: usize, seed: u64) {
     let [q, cache] = random_latent(a, past, seed);
-    let mut ctx = vec![f32::NAN; a.batch * a.seq * a.heads * a.latent];
-    cached_latent(a, &q, &cache, past, &mut ctx);
+    let ctx = attend_latent(a, &q, &cache, past);
     let (width, capacity) = (a.latent + a.rope, past + a.seq + 3);
     let form = Attention {
         batch: a.batch,
@@ -486,11 +494,10 @@ fn large_scores_of_a_latent_cache_do_not_overflow_and_a_nan_shows() {
     };
     let past = 500;
     let [q, mut cache] = random_latent(&a, past, 43);
-    let mut ctx = vec![f32::NAN; a.batch * a.heads * a.latent];
-    cached_latent(&a, &q, &cache, past, &mut ctx);
+    let ctx = attend_latent(&a, &q, &cache, past);
     assert!(ctx.iter().all(|c| c.is_finite()));
     cache[300 * (a.latent + a.rope)] = f32::NAN;
-    cached_latent(&a, &q, &cache, past, &mut ctx);
+    let ctx = attend_latent(&a, &q, &cache, past);
     let (first, second) = ctx.split_at(a.heads * a.latent);
     assert!(first.iter().all(|c| c.is_nan()));
     assert!(second.iter().all(|c| c.is_finite()));
@@ -501,11 +508,7 @@ fn bits_of_a_latent_cache_do_not_depend_on_threads() {
     for seq in [1, 3, 9] {
         let a = LatentAttention { seq, ..LATENT };
         let [q, cache] = random_latent(&a, 600, 44);
-        same_bits_on_any_pool(|| {
-            let mut ctx = vec![0.0; a.batch * a.seq * a.heads * a.latent];
-            cached_latent(&a, &q, &cache, 600, &mut ctx);
-            ctx
-        });
+        same_bits_on_any_pool(|| attend_latent(&a, &q, &cache, 600));
     }
 }
 
@@ -517,14 +520,14 @@ fn no_new_positions_of_a_latent_cache_give_nothing() {
             seq,
             ..LATENT
         };
-        cached_latent(&a, &[], &vec![0.0; batch * 27], 0, &mut []);
+        assert_eq!(attend_latent(&a, &[], &vec![0.0; batch * 27], 0), []);
     }
 }
 
 #[test]
 #[should_panic(expected = "exceed the capacity 2")]
 fn a_latent_cache_that_is_too_small_is_refused() {
-    cached_latent(&LATENT, &[0.0; 162], &[0.0; 108], 2, &mut [0.0; 126]);
+    attend_latent(&LATENT, &[0.0; 162], &[0.0; 108], 2);
 }
 
 #[test]

@@ -3,10 +3,10 @@ use crate::testing::{Rng, all_close, check_gradient, same_bits_on_any_pool, weig
 use proptest::prelude::*;
 
 /// Distinct experts for each token, the first ones more often.
-fn choices(rng: &mut Rng, n: usize, experts: usize, top_k: usize) -> Vec<u32> {
+fn choices(rng: &mut Rng, n: usize, experts: usize, top_k: usize) -> Vec<i32> {
     let mut chosen = Vec::new();
     for _ in 0..n {
-        let mut order: Vec<(f64, u32)> = (0..experts as u32)
+        let mut order: Vec<(f64, i32)> = (0..experts as i32)
             .map(|e| (rng.uniform() * f64::from(e + 1), e))
             .collect();
         order.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -15,14 +15,24 @@ fn choices(rng: &mut Rng, n: usize, experts: usize, top_k: usize) -> Vec<u32> {
     chosen
 }
 
-fn skewed(rng: &mut Rng, n: usize, experts: usize) -> Vec<u32> {
+/// The integers of a dispatch to the chosen experts.
+fn filled(chosen: &[i32], experts: usize, top_k: usize) -> (Layout, Vec<i32>) {
+    let layout = Layout { experts, top_k };
+    let mut integers = vec![i32::MIN; layout.elements(chosen.len() / top_k)];
+    let part = layout.chosen(integers.len());
+    integers[part].copy_from_slice(chosen);
+    layout.fill(&mut integers);
+    (layout, integers)
+}
+
+fn skewed(rng: &mut Rng, n: usize, experts: usize) -> Vec<i32> {
     let rest = rng.below(experts, n);
-    let often = |(t, e): (usize, i32)| if t % 5 > 0 { 1 } else { e as u32 };
+    let often = |(t, e): (usize, i32)| if t % 5 > 0 { 1 } else { e };
     rest.into_iter().enumerate().map(often).collect()
 }
 
 /// `y[t] = sum_j weights[t, j] W_e x[t]` over the chosen experts e.
-fn naive(chosen: &[u32], x: &[f64], w: &[f64], weights: &[f64], shape: Shape) -> Vec<f64> {
+fn naive(chosen: &[i32], x: &[f64], w: &[f64], weights: &[f64], shape: Shape) -> Vec<f64> {
     let Shape { n, k, i, o } = shape;
     let mut y = vec![0.0; n * o];
     for (choice, &e) in chosen.iter().enumerate() {
@@ -46,7 +56,7 @@ struct Shape {
 
 /// Output and gradients of x, w and the weights, with the weights applied to the outputs.
 fn outside(
-    plan: &Plan,
+    dispatch: &Dispatch<'_>,
     x: &[f32],
     w: &[f32],
     weights: &[f32],
@@ -54,27 +64,36 @@ fn outside(
     s: Shape,
 ) -> [Vec<f32>; 4] {
     let Shape { i, o, .. } = s;
-    let m = plan.slots();
+    let m = dispatch.slots();
     let (mut xs, mut ys) = (vec![f32::NAN; m * i], vec![f32::NAN; m * o]);
-    let mut y = vec![f32::NAN; plan.tokens() * o];
-    gather(plan, x, &mut xs, i);
-    forward(plan, &xs, w, &mut ys, i, o);
-    combine(plan, &ys, Some(weights), &mut y, o);
+    let mut y = vec![f32::NAN; dispatch.tokens() * o];
+    gather(dispatch, x, &mut xs, i);
+    forward(dispatch, &xs, w, &mut ys, i, o);
+    combine(dispatch, &ys, Some(weights), &mut y, o);
     let mut dys = vec![f32::NAN; m * o];
     let mut dweights = vec![f32::NAN; weights.len()];
-    gather(plan, dy, &mut dys, o);
-    weigh_backward(plan, weights, &mut ys, &mut dys, &mut dweights, o);
+    gather(dispatch, dy, &mut dys, o);
+    let mut products = vec![f32::NAN; m];
+    weigh_backward(
+        dispatch,
+        weights,
+        &mut ys,
+        &mut dys,
+        &mut dweights,
+        &mut products,
+        o,
+    );
     let (mut dxs, mut dw) = (vec![f32::NAN; m * i], vec![f32::NAN; w.len()]);
-    backward_input(plan, &dys, w, &mut dxs, i, o);
-    backward_weight(plan, &dys, &xs, &mut dw, i, o);
+    backward_input(dispatch, &dys, w, &mut dxs, i, o);
+    backward_weight(dispatch, &dys, &xs, &mut dw, i, o);
     let mut dx = vec![f32::NAN; x.len()];
-    combine(plan, &dxs, None, &mut dx, i);
+    combine(dispatch, &dxs, None, &mut dx, i);
     [y, dx, dw, dweights]
 }
 
 /// The same with the weights applied to the inputs, whose rows the backward pass weighs.
 fn inside(
-    plan: &Plan,
+    dispatch: &Dispatch<'_>,
     x: &[f32],
     w: &[f32],
     weights: &[f32],
@@ -82,17 +101,26 @@ fn inside(
     s: Shape,
 ) -> [Vec<f32>; 3] {
     let Shape { i, o, .. } = s;
-    let m = plan.slots();
+    let m = dispatch.slots();
     let (mut h, mut dys) = (vec![f32::NAN; m * i], vec![f32::NAN; m * o]);
-    gather(plan, x, &mut h, i);
-    gather(plan, dy, &mut dys, o);
+    gather(dispatch, x, &mut h, i);
+    gather(dispatch, dy, &mut dys, o);
     let (mut dh, mut dw) = (vec![f32::NAN; m * i], vec![f32::NAN; w.len()]);
     let mut dweights = vec![f32::NAN; weights.len()];
-    backward_input(plan, &dys, w, &mut dh, i, o);
-    weigh_backward(plan, weights, &mut h, &mut dh, &mut dweights, i);
-    backward_weight(plan, &dys, &h, &mut dw, i, o);
+    backward_input(dispatch, &dys, w, &mut dh, i, o);
+    let mut products = vec![f32::NAN; m];
+    weigh_backward(
+        dispatch,
+        weights,
+        &mut h,
+        &mut dh,
+        &mut dweights,
+        &mut products,
+        i,
+    );
+    backward_weight(dispatch, &dys, &h, &mut dw, i, o);
     let mut dx = vec![f32::NAN; x.len()];
-    combine(plan, &dh, None, &mut dx, i);
+    combine(dispatch, &dh, None, &mut dx, i);
     [dx, dw, dweights]
 }
 
@@ -108,8 +136,9 @@ proptest! {
         let chosen = choices(&mut rng, n, experts, k);
         let (x, w) = (rng.normal(n * i), rng.normal(experts * o * i));
         let (weights, dy) = (rng.normal(n * k), rng.normal(n * o));
-        let plan = Plan::new(&chosen, experts, k);
-        let [y, dx, dw, dweights] = outside(&plan, &x, &w, &weights, &dy, s);
+        let (layout, integers) = filled(&chosen, experts, k);
+        let dispatch = Dispatch::new(layout, &integers);
+        let [y, dx, dw, dweights] = outside(&dispatch, &x, &w, &weights, &dy, s);
         let (x64, w64, weights64) = (wide(&x), wide(&w), wide(&weights));
         all_close(&y, &naive(&chosen, &x64, &w64, &weights64, s), 1e-5);
         let loss = |x: &[f64], w: &[f64], weights: &[f64]| {
@@ -118,29 +147,34 @@ proptest! {
         check_gradient(|x| loss(x, &w64, &weights64), &x, &dx, 1e-5);
         check_gradient(|w| loss(&x64, w, &weights64), &w, &dw, 1e-5);
         check_gradient(|weights| loss(&x64, &w64, weights), &weights, &dweights, 1e-5);
-        let again = inside(&plan, &x, &w, &weights, &dy, s);
+        let again = inside(&dispatch, &x, &w, &weights, &dy, s);
         for (again, first) in again.iter().zip([&dx, &dw, &dweights]) {
             all_close(again, &wide(first), 1e-5);
         }
     }
 
     #[test]
-    fn a_plan_sorts_by_expert_and_token(n in 0usize..50, experts in 1usize..9, k in 1usize..5) {
+    fn slots_are_sorted_by_expert_and_token(n in 0usize..50, experts in 1usize..9, k in 1usize..5) {
         let k = k.min(experts);
         let chosen = choices(&mut Rng::new(92), n, experts, k);
-        let plan = Plan::new(&chosen, experts, k);
-        let sizes = (plan.tokens(), plan.slots(), plan.experts(), plan.top_k());
+        let (layout, integers) = filled(&chosen, experts, k);
+        let dispatch = Dispatch::new(layout, &integers);
+        let sizes = (dispatch.tokens(), dispatch.slots(), dispatch.experts(), dispatch.top_k());
         prop_assert_eq!(sizes, (n, n * k, experts, k));
         let mut order: Vec<usize> = (0..n * k).collect();
         order.sort_by_key(|&choice| (chosen[choice], choice));
+        prop_assert!(dispatch.choices().iter().zip(&order).all(|(&c, &o)| c as usize == o));
+        let there = dispatch.slot_of_choice().iter().map(|&slot| order[slot as usize]);
+        prop_assert!(there.eq(0..n * k));
+        prop_assert_eq!(dispatch.chosen(), &chosen[..]);
         let tokens: Vec<f32> = order.iter().map(|&choice| (choice / k) as f32).collect();
         let x: Vec<f32> = (0..n).map(|t| t as f32).collect();
         let mut xs = vec![f32::NAN; n * k];
-        gather(&plan, &x, &mut xs, 1);
+        gather(&dispatch, &x, &mut xs, 1);
         prop_assert_eq!(xs, tokens);
         for e in 0..experts {
-            let rows = plan.rows(e);
-            prop_assert_eq!(rows.len(), plan.load()[e] as usize);
+            let rows = dispatch.rows(e);
+            prop_assert_eq!(rows.len(), dispatch.load()[e] as usize);
             prop_assert!(order[rows].iter().all(|&choice| chosen[choice] as usize == e));
         }
     }
@@ -162,8 +196,9 @@ fn products_of_any_height_match_those_of_linear_maps() {
         WORTH_SPREADING,
     ];
     let each = loads.iter().enumerate();
-    let chosen: Vec<u32> = each.flat_map(|(e, &load)| vec![e as u32; load]).collect();
-    let plan = Plan::new(&chosen, loads.len(), 1);
+    let chosen: Vec<i32> = each.flat_map(|(e, &load)| vec![e as i32; load]).collect();
+    let (layout, integers) = filled(&chosen, loads.len(), 1);
+    let dispatch = Dispatch::new(layout, &integers);
     let (m, size) = (chosen.len(), i * o);
     let mut rng = Rng::new(93);
     let (xs, w, dys) = (
@@ -173,11 +208,11 @@ fn products_of_any_height_match_those_of_linear_maps() {
     );
     let (mut ys, mut dxs) = (vec![f32::NAN; m * o], vec![f32::NAN; m * i]);
     let mut dw = vec![f32::NAN; w.len()];
-    forward(&plan, &xs, &w, &mut ys, i, o);
-    backward_input(&plan, &dys, &w, &mut dxs, i, o);
-    backward_weight(&plan, &dys, &xs, &mut dw, i, o);
+    forward(&dispatch, &xs, &w, &mut ys, i, o);
+    backward_input(&dispatch, &dys, &w, &mut dxs, i, o);
+    backward_weight(&dispatch, &dys, &xs, &mut dw, i, o);
     for e in 0..loads.len() {
-        let rows = plan.rows(e);
+        let rows = dispatch.rows(e);
         let inputs = rows.start * i..rows.end * i;
         let outputs = rows.start * o..rows.end * o;
         let weights = e * size..(e + 1) * size;
@@ -205,9 +240,10 @@ fn bits_do_not_depend_on_threads() {
         let (x, w) = (rng.normal(n * s.i), rng.normal(experts * s.o * s.i));
         let (weights, dy) = (rng.normal(n * k), rng.normal(n * s.o));
         same_bits_on_any_pool(|| {
-            let plan = Plan::new(&chosen, experts, k);
-            let outside = outside(&plan, &x, &w, &weights, &dy, s).concat();
-            let inside = inside(&plan, &x, &w, &weights, &dy, s).concat();
+            let (layout, integers) = filled(&chosen, experts, k);
+            let dispatch = Dispatch::new(layout, &integers);
+            let outside = outside(&dispatch, &x, &w, &weights, &dy, s).concat();
+            let inside = inside(&dispatch, &x, &w, &weights, &dy, s).concat();
             [outside, inside].concat()
         });
     }
@@ -215,10 +251,11 @@ fn bits_do_not_depend_on_threads() {
 
 #[test]
 fn what_is_not_finite_stays_with_its_token() {
-    let plan = Plan::new(&[0, 1, 1, 0], 2, 2);
+    let (layout, integers) = filled(&[0, 1, 1, 0], 2, 2);
+    let dispatch = Dispatch::new(layout, &integers);
     let mut y = [0.0; 2];
     combine(
-        &plan,
+        &dispatch,
         &[1.0, 2.0, f32::NAN, 4.0],
         Some(&[1.0, 0.0, 1.0, 1.0]),
         &mut y,
@@ -230,12 +267,39 @@ fn what_is_not_finite_stays_with_its_token() {
 #[test]
 #[should_panic(expected = "expert 3 is outside of 3 experts")]
 fn an_unknown_expert_is_refused() {
-    Plan::new(&[0, 3], 3, 1);
+    filled(&[0, 3], 3, 1);
+}
+
+#[test]
+#[should_panic(expected = "expert -1 is outside of 3 experts")]
+fn a_negative_expert_is_refused() {
+    filled(&[0, -1], 3, 1);
+}
+
+#[test]
+#[should_panic(expected = "Layout: 10 elements hold no dispatch to 2 of 1 experts")]
+fn a_slice_of_another_length_is_refused() {
+    let layout = Layout {
+        experts: 1,
+        top_k: 2,
+    };
+    Dispatch::new(layout, &[0; 10]);
+}
+
+#[test]
+#[should_panic(expected = "Dispatch::new: offsets end at 0 of 1 slots")]
+fn a_slice_that_was_not_filled_is_refused() {
+    let layout = Layout {
+        experts: 2,
+        top_k: 1,
+    };
+    Dispatch::new(layout, &[0; 8]);
 }
 
 #[test]
 #[should_panic(expected = "experts::forward: weight is not (4, 3)")]
 fn short_weights_are_refused() {
-    let plan = Plan::new(&[0, 1], 2, 1);
-    forward(&plan, &[0.0; 6], &[0.0; 6], &mut [0.0; 4], 3, 2);
+    let (layout, integers) = filled(&[0, 1], 2, 1);
+    let dispatch = Dispatch::new(layout, &integers);
+    forward(&dispatch, &[0.0; 6], &[0.0; 6], &mut [0.0; 4], 3, 2);
 }

@@ -193,7 +193,8 @@ fn decoding_with_absorbed_projections_gives_the_context_of_assembled_rows() {
                 softcap,
             };
             let mut context = vec![f32::NAN; batch * new * l.heads * LATENT];
-            attention::cached_latent(&a, &absorbed, &cache, past, &mut context);
+            let mut scratch = vec![f32::NAN; a.scratch_len(past + new)];
+            attention::cached_latent(&a, &absorbed, &cache, past, &mut context, &mut scratch);
             let mut got = vec![f32::NAN; batch * new * l.heads * l.value];
             expand(&l, LATENT, &context, &kv_up, &mut got);
             all_close(&got, &wide(&part(&ctx, l.heads * l.value)), 1e-5);

@@ -11,7 +11,7 @@ use std::ops::Range;
 ///
 /// A group is as good as its best expert, with a bias as the sum of its two best; only experts of
 /// the best groups are chosen. NaN counts as the largest number, so that it shows in the weights.
-pub fn choose(r: &Router, logits: &[f32], bias: Option<&[f32]>, chosen: &mut [u32]) {
+pub fn choose(r: &Router, logits: &[f32], bias: Option<&[f32]>, chosen: &mut [i32]) {
     let n = r.check("router::choose", logits);
     r.check_choices("router::choose: chosen", n, chosen.len());
     if let Some(bias) = bias {
@@ -47,7 +47,7 @@ pub fn choose(r: &Router, logits: &[f32], bias: Option<&[f32]>, chosen: &mut [u3
 struct Place {
     keys: Vec<f32>,
     group_keys: Vec<f32>,
-    groups: Vec<u32>,
+    groups: Vec<i32>,
     best: Vec<f32>,
 }
 
@@ -63,7 +63,7 @@ impl Place {
 }
 
 #[inline(always)]
-fn select(r: &Router, bias: Option<&[f32]>, place: &mut Place, chosen: &mut [u32]) {
+fn select(r: &Router, bias: Option<&[f32]>, place: &mut Place, chosen: &mut [i32]) {
     let Place {
         keys,
         group_keys,
@@ -120,14 +120,14 @@ fn two_largest(keys: &[f32]) -> f32 {
 /// The best of what was looked at, in descending order.
 struct Best<'a> {
     keys: &'a mut [f32],
-    ids: &'a mut [u32],
+    ids: &'a mut [i32],
     found: usize,
 }
 
 impl<'a> Best<'a> {
     /// As many as `ids` holds; `keys` is at least as long.
     #[inline(always)]
-    fn new(keys: &'a mut [f32], ids: &'a mut [u32]) -> Self {
+    fn new(keys: &'a mut [f32], ids: &'a mut [i32]) -> Self {
         let keys = &mut keys[..ids.len()];
         Self {
             keys,
@@ -149,13 +149,13 @@ impl<'a> Best<'a> {
                 }
             }
             for (i, &key) in keys.iter().enumerate() {
-                self.offer(key, (first + c * LANES + i) as u32);
+                self.offer(key, (first + c * LANES + i) as i32);
             }
         }
     }
 
     #[inline(always)]
-    fn offer(&mut self, key: f32, id: u32) {
+    fn offer(&mut self, key: f32, id: i32) {
         if self.found < self.ids.len() {
             self.found += 1;
         } else if key <= self.keys[self.found - 1] {

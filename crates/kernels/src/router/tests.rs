@@ -52,7 +52,7 @@ fn order(keys: &[f64]) -> Vec<usize> {
     order
 }
 
-fn naive_choose(r: &Router, logits: &[f32], bias: Option<&[f32]>) -> Vec<u32> {
+fn naive_choose(r: &Router, logits: &[f32], bias: Option<&[f32]>) -> Vec<i32> {
     let size = r.experts / r.groups;
     let mut chosen = Vec::new();
     for logits in wide(logits).chunks(r.experts) {
@@ -70,14 +70,14 @@ fn naive_choose(r: &Router, logits: &[f32], bias: Option<&[f32]>) -> Vec<u32> {
         for &group in &order(&groups)[r.top_groups..] {
             keys[group * size..][..size].fill(f64::NEG_INFINITY);
         }
-        chosen.extend(order(&keys)[..r.top_k].iter().map(|&e| e as u32));
+        chosen.extend(order(&keys)[..r.top_k].iter().map(|&e| e as i32));
     }
     chosen
 }
 
-fn naive_weights(r: &Router, logits: &[f64], chosen: &[u32]) -> Vec<f64> {
+fn naive_weights(r: &Router, logits: &[f64], chosen: &[i32]) -> Vec<f64> {
     let tokens = logits.chunks(r.experts).zip(chosen.chunks(r.top_k));
-    let one = |(logits, chosen): (&[f64], &[u32])| {
+    let one = |(logits, chosen): (&[f64], &[i32])| {
         let scores = naive_scores(r.scoring, logits);
         let taken: Vec<f64> = chosen.iter().map(|&e| scores[e as usize]).collect();
         let total = if r.renormalize {
@@ -93,7 +93,7 @@ fn naive_weights(r: &Router, logits: &[f64], chosen: &[u32]) -> Vec<f64> {
     tokens.flat_map(one).collect()
 }
 
-fn naive_losses(r: &Router, logits: &[f64], load: &[u32]) -> Losses {
+fn naive_losses(r: &Router, logits: &[f64], load: &[i32]) -> Losses {
     let n = (logits.len() / r.experts) as f64;
     let mut losses = Losses::default();
     for logits in logits.chunks(r.experts) {
@@ -111,7 +111,7 @@ fn naive_losses(r: &Router, logits: &[f64], load: &[u32]) -> Losses {
     losses
 }
 
-fn count(r: &Router, chosen: &[u32]) -> Vec<u32> {
+fn count(r: &Router, chosen: &[i32]) -> Vec<i32> {
     let mut load = vec![0; r.experts];
     for &expert in chosen {
         load[expert as usize] += 1;
@@ -135,7 +135,7 @@ proptest! {
         let logits = coarse(&mut rng, n * r.experts);
         let bias = rng.normal(r.experts);
         let bias = biased.then_some(&bias[..]);
-        let mut chosen = vec![u32::MAX; n * r.top_k];
+        let mut chosen = vec![i32::MAX; n * r.top_k];
         choose(&r, &logits, bias, &mut chosen);
         prop_assert_eq!(chosen, naive_choose(&r, &logits, bias));
     }
@@ -145,7 +145,7 @@ proptest! {
         let mut rng = Rng::new(102);
         let logits = rng.normal(n * r.experts);
         let bias = rng.normal(r.experts);
-        let mut chosen = vec![u32::MAX; n * r.top_k];
+        let mut chosen = vec![i32::MAX; n * r.top_k];
         choose(&r, &logits, Some(&bias), &mut chosen);
         let mut found = vec![f32::NAN; n * r.top_k];
         weights(&r, &logits, &chosen, &mut found);
@@ -161,7 +161,7 @@ proptest! {
     fn losses_match_the_reference(r in any_router(), n in 1usize..8) {
         let mut rng = Rng::new(103);
         let logits = rng.normal(n * r.experts);
-        let mut chosen = vec![u32::MAX; n * r.top_k];
+        let mut chosen = vec![i32::MAX; n * r.top_k];
         choose(&r, &logits, None, &mut chosen);
         let load = count(&r, &chosen);
         let found = losses(&r, &logits, &load);
@@ -361,7 +361,7 @@ fn bits_do_not_depend_on_threads() {
             } = losses(&r, &logits, &load);
             let halves = |x: f64| [x as f32, (x - f64::from(x as f32)) as f32];
             let sums = [balance, z, entropy].into_iter().flat_map(halves).collect();
-            let chosen = chosen.into_iter().map(f32::from_bits).collect();
+            let chosen = chosen.into_iter().map(|e| e as f32).collect();
             [chosen, found, dlogits, dlosses, sums].concat()
         });
     }

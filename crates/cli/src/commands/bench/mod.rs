@@ -23,13 +23,13 @@ pub fn run(command: BenchCommand, console: &Console) -> Result<Ending, Error> {
         BenchCommand::Step(args) => {
             let config = args.model.configuration()?;
             let options = StepOptions::of(&config, args.seconds);
-            let report = bench::step(&config.model_config()?, &options, &Device::flex())?;
+            let report = bench::step(&config.model_config()?, &options, Device::Cpu)?;
             print(&report, args.model.json, step_text)?;
         }
         BenchCommand::Decode(args) => {
             let config = args.model.configuration()?;
             let options = DecodeOptions::of(&config, args.seconds);
-            let report = bench::decode(&config.model_config()?, &options, &Device::flex())?;
+            let report = bench::decode(&config.model_config()?, &options, Device::Cpu)?;
             print(&report, args.model.json, decode_text)?;
         }
         BenchCommand::Ops(args) => ops::run(&args, console)?,

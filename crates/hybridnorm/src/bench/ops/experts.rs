@@ -1,6 +1,6 @@
 //! Grouped products of a mixture of experts, with even and with uneven loads.
 
-use hybridnorm_kernels::experts::{self, Plan};
+use hybridnorm_kernels::experts::{self, Dispatch, Layout};
 
 use super::Bound::Arithmetic;
 use super::naive::linear as naive;
@@ -51,15 +51,15 @@ fn products(
     [
         case("forward", |plan, i, o| {
             let mut draw = Draw::new();
-            let (m, e) = (plan.slots(), plan.experts());
+            let (m, e) = (plan.view().slots(), plan.view().experts());
             let same = plan.clone();
             problem(
                 [draw.values(m * i), draw.values(e * o * i)],
                 [vec![0.0; m * o]],
-                move |[x, w], [y]| experts::forward(&plan, x, w, y, i, o),
+                move |[x, w], [y]| experts::forward(&plan.view(), x, w, y, i, o),
                 move |[x, w], [y]| {
                     for (expert, w) in w.chunks(o * i).enumerate() {
-                        let rows = same.rows(expert);
+                        let rows = same.view().rows(expert);
                         let x = &x[rows.start * i..rows.end * i];
                         naive::forward(x, w, &mut y[rows.start * o..rows.end * o], i, o);
                     }
@@ -68,15 +68,15 @@ fn products(
         }),
         case("backward input", |plan, i, o| {
             let mut draw = Draw::new();
-            let (m, e) = (plan.slots(), plan.experts());
+            let (m, e) = (plan.view().slots(), plan.view().experts());
             let same = plan.clone();
             problem(
                 [draw.values(m * o), draw.values(e * o * i)],
                 [vec![0.0; m * i]],
-                move |[dy, w], [dx]| experts::backward_input(&plan, dy, w, dx, i, o),
+                move |[dy, w], [dx]| experts::backward_input(&plan.view(), dy, w, dx, i, o),
                 move |[dy, w], [dx]| {
                     for (expert, w) in w.chunks(o * i).enumerate() {
-                        let rows = same.rows(expert);
+                        let rows = same.view().rows(expert);
                         let dy = &dy[rows.start * o..rows.end * o];
                         naive::backward_input(dy, w, &mut dx[rows.start * i..rows.end * i], i, o);
                     }
@@ -85,15 +85,15 @@ fn products(
         }),
         case("backward weight", |plan, i, o| {
             let mut draw = Draw::new();
-            let (m, e) = (plan.slots(), plan.experts());
+            let (m, e) = (plan.view().slots(), plan.view().experts());
             let same = plan.clone();
             problem(
                 [draw.values(m * o), draw.values(m * i)],
                 [vec![0.0; e * o * i]],
-                move |[dy, x], [dw]| experts::backward_weight(&plan, dy, x, dw, i, o),
+                move |[dy, x], [dw]| experts::backward_weight(&plan.view(), dy, x, dw, i, o),
                 move |[dy, x], [dw]| {
                     for (expert, dw) in dw.chunks_mut(o * i).enumerate() {
-                        let rows = same.rows(expert);
+                        let rows = same.view().rows(expert);
                         let dy = &dy[rows.start * o..rows.end * o];
                         naive::backward_weight(dy, &x[rows.start * i..rows.end * i], dw, i, o);
                     }
@@ -103,12 +103,31 @@ fn products(
     ]
 }
 
+/// A dispatch of its own.
+#[derive(Clone)]
+struct Plan {
+    layout: Layout,
+    dispatch: Vec<i32>,
+}
+
+impl Plan {
+    fn view(&self) -> Dispatch<'_> {
+        Dispatch::new(self.layout, &self.dispatch)
+    }
+}
+
 fn plan(load: Load, experts: usize, top_k: usize, tokens: usize) -> Plan {
     let turn = |slot: usize| match load {
         Load::Even => slot % experts,
         Load::Uneven if slot.is_multiple_of(top_k) || experts == 1 => 0,
         Load::Uneven => 1 + slot % (experts - 1),
     };
-    let chosen: Vec<u32> = (0..tokens * top_k).map(|slot| turn(slot) as u32).collect();
-    Plan::new(&chosen, experts, top_k)
+    let layout = Layout { experts, top_k };
+    let mut dispatch = vec![0; layout.elements(tokens)];
+    let chosen = layout.chosen(dispatch.len());
+    for (slot, chosen) in dispatch[chosen].iter_mut().enumerate() {
+        *chosen = turn(slot) as i32;
+    }
+    layout.fill(&mut dispatch);
+    Plan { layout, dispatch }
 }

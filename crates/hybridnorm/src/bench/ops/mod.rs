@@ -19,8 +19,6 @@ use super::timing::check_seconds;
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::model::ModelConfig;
-use crate::model::Recompute;
-use crate::model::inventory::inventory;
 use crate::train::Config;
 
 use measure::{Timing, measure};
@@ -139,7 +137,7 @@ pub fn ops(
             "{micro_batch} sequences of {seq_len} tokens, expected at least 1 of each"
         )));
     }
-    inventory(config, micro_batch, seq_len, Recompute::None)?;
+    config.resolve()?;
     if config.mla.is_some() {
         return Err(Error::config(
             "kernels are measured with attention whose heads have keys and values of their own; take a \

@@ -287,8 +287,7 @@ fn optimizer(shape: &Shape) -> [Case; 2] {
         beta1: 0.9,
         beta2: 0.95,
         eps: 1e-8,
-        clip: 1.0,
-        others: 0.0,
+        grad_scale: 1.0,
         bias_correction1: 0.5,
         bias_correction2: 0.5,
     };
@@ -302,7 +301,8 @@ fn optimizer(shape: &Shape) -> [Case; 2] {
             [g],
             [p, m, v],
             move |[g], [p, m, v]| {
-                adamw::step(&a, &mut [slot(p, g, m, v)]);
+                let grad_scale = adamw::grad_scale(1.0, adamw::sum_squares(g).sqrt());
+                adamw::step(&AdamW { grad_scale, ..a }, &mut [slot(p, g, m, v)]);
             },
             move |[g], [p, m, v]| naive::simple::adamw(&a, slot(p, g, m, v)),
         )

@@ -193,7 +193,10 @@ fn attentions(shape: &Shape) -> [Case; 3] {
         problem(
             [draw.values(qkv), cache],
             [vec![0.0; ctx]],
-            move |[qkv, cache], [ctx]| attention::cached(&a, qkv, cache, past, ctx),
+            move |[qkv, cache], [ctx]| {
+                let mut lse = vec![0.0; a.batch * a.heads * a.seq];
+                attention::cached(&a, qkv, cache, past, ctx, &mut lse);
+            },
             move |[qkv, cache], [ctx]| naive::attention::cached(&a, qkv, cache, past, ctx),
         )
     });

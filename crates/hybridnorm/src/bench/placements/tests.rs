@@ -87,7 +87,7 @@ fn it_stops_when_asked_to() {
 
 #[test]
 fn a_library_user_measures_in_process() {
-    let mut measure = in_process(0.0, &Device::flex());
+    let mut measure = in_process(0.0, Device::Cpu);
     let go_on = AtomicBool::new(false);
     let report = run(&only(&["hybridnorm"]), &mut measure, &go_on);
     let row = &report.unwrap().unwrap().rows[0];

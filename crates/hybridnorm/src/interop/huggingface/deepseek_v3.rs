@@ -5,9 +5,9 @@ use serde::Deserialize;
 use super::super::keys::given;
 use super::config::Common;
 use super::weights::{Weights, stacked};
-use crate::model::params::Values;
 use crate::model::{FfnActivation, MlaConfig, ModelConfig, MoeConfig, MoeScoring};
 use crate::placement::{self, HeadNorm, InitScheme, StdRule};
+use crate::tensors::Values;
 
 #[derive(Deserialize)]
 pub(super) struct Config {

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use super::super::Tensors;
 use super::super::experts::{self, Layout};
 use super::super::source::Source;
-use crate::model::params::Values;
 use crate::model::{ModelConfig, MoeConfig};
 use crate::omissions::{LeftOut, Unit};
+use crate::tensors::Values;
 
 /// The head's name.
 pub(super) const HEAD: &str = "lm_head.weight";

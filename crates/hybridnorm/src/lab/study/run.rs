@@ -9,7 +9,6 @@ use super::record::{Ending, RunRecord};
 use super::records::DataOf;
 use super::summary::{Of, STRETCH, last_stretch, mean, record};
 use crate::Device;
-use crate::eager as ops;
 use crate::error::{Error, Result};
 use crate::files::Locking;
 use crate::memory;
@@ -42,7 +41,7 @@ pub struct Options<'a> {
     /// Whether the process does nothing else, so that its memory is the run's.
     pub is_alone: bool,
     /// Where to compute.
-    pub device: &'a Device,
+    pub device: Device,
     /// Whether to lock its directory.
     pub locking: Locking,
     /// Becomes true when the run is to stop.
@@ -112,7 +111,6 @@ pub(super) fn execute(
         record.ending = judge(&trainer, work, &record, diverged_above, frequencies)?;
     }
     // The next run may have other shapes.
-    ops::pool::clear();
     if is_alone {
         record.cost.peak_memory_bytes = memory::peak_bytes();
     }
@@ -155,7 +153,7 @@ fn check_data(
 fn open(
     planned: &Planned,
     work: &Path,
-    device: &Device,
+    device: Device,
     locking: Locking,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Trainer> {
@@ -182,7 +180,7 @@ pub fn leave_out(
     planned: &Planned,
     work: &Path,
     step: u64,
-    device: &Device,
+    device: Device,
     locking: Locking,
 ) -> Result<RunRecord> {
     let trainer = open(planned, work, device, locking, &mut |_| {})?;

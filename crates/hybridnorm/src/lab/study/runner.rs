@@ -93,7 +93,7 @@ pub fn run(
     study: &Study,
     folder: &Folder,
     options: &Options,
-    device: &Device,
+    device: Device,
     stop: &AtomicBool,
     on_event: &(dyn Fn(StudyEvent<'_>) + Sync),
 ) -> Result<Option<Vec<RunRecord>>> {
@@ -173,7 +173,7 @@ struct Pass<'a> {
     study: &'a Study,
     folder: &'a Folder,
     jobs: usize,
-    device: &'a Device,
+    device: Device,
     how: Begin,
     stop: &'a AtomicBool,
     on_event: &'a (dyn Fn(StudyEvent<'_>) + Sync),

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use super::record::{Cell, Cost, Curve, Ending, Evaluation, RunRecord};
 use crate::error::{Error, Result};
+use crate::model::ModelConfig;
 use crate::model::inventory::inventory;
-use crate::model::{ModelConfig, Recompute};
 use crate::placement::{Explanation, PlacementChoice, canonical_hash};
 use crate::train::layers::LayersRow;
 use crate::train::metrics::Metrics;
@@ -152,11 +152,9 @@ pub(super) fn record(
     let rows = once_a_step(rows::read(work)?);
     let model = of.model;
     let explanation = Explanation::new(&model.placement, model.n_layers, &model.facts())?;
-    let counts = inventory(model, 1, 1, Recompute::None)?;
     let train = &of.config.train;
-    let micro = train.batch_size / train.grad_accum_steps;
-    let estimated = inventory(model, micro, train.seq_len, train.recompute)?;
-    let estimated = of.config.optimizer.inventory(estimated);
+    let counts = inventory(model, &train.memory_shape())?;
+    let estimated = of.config.optimizer.inventory(counts.clone());
     let mut detector = Detector::default();
     for row in &rows {
         detector.push(row);

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{WIDEST, is_zero};
-use crate::eager::{Router, Scoring};
 use crate::error::{Error, Result};
+use hybridnorm_kernels::router::{Router, Scoring};
 
 /// Most experts of a block.
 const MOST_EXPERTS: usize = 4096;

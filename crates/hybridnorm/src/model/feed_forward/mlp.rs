@@ -1,25 +1,22 @@
 //! Two projections with a nonlinearity between them.
 
-use std::sync::Arc;
-
-use burn::module::{Module, Param};
-use burn::tensor::Tensor;
-
-use crate::eager as ops;
-use crate::model::blueprint::Blueprint;
-use crate::model::config::FfnActivation;
-use crate::model::norm::{Norm, NormSite};
-use crate::model::scale::Scale;
-use crate::placement::Role;
+use super::super::declare::{Declare, Matrix, Part};
+use super::super::norm::{Norm, Site, norm};
+use super::super::registry::{Param, Role};
+use super::super::scale::{Scale, scale};
+use crate::graph::Value;
+use crate::ops;
+use crate::placement;
+use hybridnorm_kernels::activation::Activation;
+use hybridnorm_kernels::experts::Layout;
 
 /// `W_down · act(W_up · u)`, with whatever norms the placement puts in between; or a stack of such
 /// functions, one for each expert of a mixture. A norm between them serves all experts of the stack,
 /// as one within attention serves all heads.
-#[derive(Module, Debug)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Mlp {
-    /// Input projection: gate rows before up rows when gated; (2f, d) or (f, d) for each function of
-    /// the stack.
-    pub up: Param<Tensor<2>>,
+    /// Input projection: gate rows before up rows when gated; (2f, d) or (f, d) for each expert.
+    up: Param,
     /// Norm on the gate projection.
     pub gate_norm: Option<Norm>,
     /// Norm on the up projection.
@@ -30,105 +27,139 @@ pub struct Mlp {
     pub up_scale: Scale,
     /// Norm on the hidden activation.
     pub mid_norm: Option<Norm>,
-    /// Output projection, (d, f) for each function of the stack.
-    pub down: Param<Tensor<2>>,
-    #[module(skip)]
-    activation: FfnActivation,
+    /// Output projection, (d, f) for each expert.
+    down: Param,
+    activation: Activation,
+}
+
+/// Whom the tokens go to, and with which weights.
+#[derive(Clone, Copy)]
+pub(super) struct Route<'g> {
+    pub(super) dispatch: Value<'g>,
+    pub(super) weights_nk: Value<'g>,
+    pub(super) layout: Layout,
 }
 
 impl Mlp {
-    /// Makes one of inner width `f`; `path` is its place within the feed-forward.
-    pub(super) fn new(blueprint: &Blueprint<'_>, path: &str, f: usize) -> Self {
-        Self::stack(blueprint, &[path.to_owned()], f)
+    /// Declares one of inner width `f`; `path` is its place within the feed-forward.
+    pub(super) fn dense(declare: &mut Declare<'_>, path: &str, f: usize) -> Self {
+        Self::declare(
+            declare,
+            path,
+            &[path.to_owned()],
+            f,
+            ["feed-forward gate", "feed-forward up", "feed-forward down"],
+        )
     }
 
-    /// Makes a stack of them, one for each path.
-    pub(super) fn stack(blueprint: &Blueprint<'_>, paths: &[String], f: usize) -> Self {
-        let Blueprint { config, device, .. } = *blueprint;
-        let inner = &blueprint.spec().ffn_inner;
-        let d = config.d_model;
-        let mut up = Vec::with_capacity(paths.len() * config.ffn_in_width(f) * d);
-        let mut down = Vec::with_capacity(paths.len() * d * f);
-        for path in paths {
-            let draw = |field: &str, role: Role, shape: [usize; 2]| {
-                blueprint.draw(&format!("feed_forward.{path}{field}"), role, shape)
-            };
-            if config.activation.is_gated() {
-                up.extend(draw("up.gate", Role::Gate, [f, d]));
+    /// Declares a stack of experts of inner width `f`.
+    pub(super) fn experts(declare: &mut Declare<'_>, experts: usize, f: usize) -> Self {
+        let paths: Vec<String> = (0..experts).map(|e| format!("experts.{e}.")).collect();
+        Self::declare(declare, "experts.", &paths, f, ["experts"; 3])
+    }
+
+    fn declare(
+        declare: &mut Declare<'_>,
+        path: &str,
+        parts: &[String],
+        f: usize,
+        [gate, up, down]: [&'static str; 3],
+    ) -> Self {
+        let inner = *declare.feed_forward();
+        let activation = declare.config.activation;
+        let d = declare.config.d_model;
+        let part = |path: &str, name: &str, rows, role, counts| Part {
+            path: format!("feed_forward.{path}{name}"),
+            rows,
+            role,
+            counts,
+        };
+        let mut up_parts = Vec::new();
+        let mut down_parts = Vec::new();
+        for path in parts {
+            if activation.is_gated() {
+                up_parts.push(part(path, "up.gate", f, placement::Role::Gate, gate));
             }
-            up.extend(draw("up.up", Role::Up, [f, d]));
-            down.extend(draw("down", Role::Down, [d, f]));
+            up_parts.push(part(path, "up.up", f, placement::Role::Up, up));
+            down_parts.push(part(path, "down", d, placement::Role::Down, down));
         }
-        let site = NormSite::of_width(f);
-        let make = |wanted: bool| wanted.then(|| Norm::new(blueprint.norm(), site, device));
+        let experts = parts.len();
+        let matrix = |declare: &mut Declare<'_>, name, columns, parts, writes_residual| {
+            declare.matrix(Matrix {
+                path: &format!("feed_forward.{path}{name}"),
+                role: Role::FeedForward,
+                columns,
+                parts,
+                turns: 1,
+                writes_residual,
+                experts,
+            })
+        };
+        let up = matrix(declare, "up", d, up_parts, false);
+        let down = matrix(declare, "down", f, down_parts, true);
+        let make = |declare: &mut Declare<'_>, name, wanted: bool| {
+            let path = format!("feed_forward.{path}{name}");
+            wanted.then(|| Norm::new(declare, &path, Site::of_width(f)))
+        };
+        let factor = |declare: &mut Declare<'_>, name, factor| {
+            Scale::new(declare, &format!("feed_forward.{path}{name}"), factor, f)
+        };
         Self {
-            up: blueprint.matrix(up, d),
-            gate_norm: make(inner.gate_norm),
-            up_norm: make(inner.up_norm),
-            gate_scale: Scale::new(inner.gate_scale, f, device),
-            up_scale: Scale::new(inner.up_scale, f, device),
-            mid_norm: make(inner.mid_norm),
-            down: blueprint.matrix(down, f),
-            activation: config.activation,
+            up,
+            gate_norm: make(declare, "gate_norm", inner.gate_norm),
+            up_norm: make(declare, "up_norm", inner.up_norm),
+            gate_scale: factor(declare, "gate_scale", inner.gate_scale),
+            up_scale: factor(declare, "up_scale", inner.up_scale),
+            mid_norm: make(declare, "mid_norm", inner.mid_norm),
+            down,
+            activation: activation.op(),
         }
     }
 
     /// From (b, t, d) to (b, t, d).
-    pub fn forward(&self, u_btd: Tensor<3>) -> Tensor<3> {
-        let projected = self.prepared(ops::linear(u_btd, self.up.val()));
-        let (act, down) = (self.activation.op(), self.down.val());
-        match &self.mid_norm {
-            None => ops::activation_linear(projected, act, down),
-            Some(norm) => ops::linear(norm.forward(ops::activation(projected, act)), down),
-        }
+    pub(super) fn forward<'g>(&self, u_btd: Value<'g>) -> Value<'g> {
+        let g = u_btd.builder();
+        let projected = self.prepared(ops::linear(u_btd, self.up.value(g)));
+        let hidden = ops::activation(projected, self.activation);
+        ops::linear(norm(&self.mid_norm, hidden), self.down.value(g))
     }
 
-    /// The same through those functions of the stack that each token is routed to: their outputs'
-    /// sum with `weights_nk`.
-    pub fn forward_routed(
-        &self,
-        u_btd: Tensor<3>,
-        weights_nk: Tensor<2>,
-        plan: &Arc<ops::Plan>,
-    ) -> Tensor<3> {
-        let projected = ops::expert_up(u_btd.clone(), self.up.val(), plan);
-        let projected = self.prepared(projected);
-        let (act, down) = (self.activation.op(), self.down.val());
-        let [b, t, d] = u_btd.dims();
-        let y_1nd = match &self.mid_norm {
-            None => ops::expert_down(projected, Some(act), down, weights_nk, plan),
-            Some(norm) => {
-                let hidden = norm.forward(ops::activation(projected, act));
-                ops::expert_down(hidden, None, down, weights_nk, plan)
-            }
-        };
-        y_1nd.reshape([b, t, d])
-    }
-
-    /// Its norms.
-    pub fn norms(&self) -> impl Iterator<Item = &Norm> {
-        [&self.gate_norm, &self.up_norm, &self.mid_norm]
-            .into_iter()
-            .flatten()
+    /// The same through the experts that each token is routed to.
+    pub(super) fn routed<'g>(&self, u_btd: Value<'g>, route: Route<'g>) -> Value<'g> {
+        let g = u_btd.builder();
+        let Route {
+            dispatch,
+            weights_nk,
+            layout,
+        } = route;
+        let projected = ops::expert_up(u_btd, self.up.value(g), dispatch, layout);
+        let hidden = ops::activation(self.prepared(projected), self.activation);
+        let hidden = norm(&self.mid_norm, hidden);
+        let down = self.down.value(g);
+        ops::expert_down(
+            hidden,
+            None,
+            down,
+            weights_nk,
+            dispatch,
+            layout,
+            u_btd.shape(),
+        )
     }
 
     /// The projections with what comes before the nonlinearity.
-    fn prepared(&self, projected: Tensor<3>) -> Tensor<3> {
-        let is_plain = self.gate_norm.is_none() && self.up_norm.is_none();
-        if is_plain && self.gate_scale.is_one() && self.up_scale.is_one() {
+    fn prepared<'g>(&self, projected: Value<'g>) -> Value<'g> {
+        let of_gate = |x| scale(&self.gate_scale, norm(&self.gate_norm, x));
+        let of_up = |x| scale(&self.up_scale, norm(&self.up_norm, x));
+        let is_plain = [&self.gate_scale, &self.up_scale].map(|s| s.constant() == Some(1.0));
+        if self.gate_norm.is_none() && self.up_norm.is_none() && is_plain == [true; 2] {
             return projected;
         }
-        let apply = |norm: &Option<Norm>, scale: &Scale, x: Tensor<3>| match norm {
-            Some(norm) => scale.forward(norm.forward(x)),
-            None => scale.forward(x),
-        };
-        if !self.activation.is_gated() {
-            return apply(&self.up_norm, &self.up_scale, projected);
+        if self.activation.inputs(1) == 1 {
+            return of_up(projected);
         }
-        let f = projected.dims()[2] / 2;
-        let gate = projected.clone().narrow(2, 0, f);
-        let gate = apply(&self.gate_norm, &self.gate_scale, gate);
-        let up = apply(&self.up_norm, &self.up_scale, projected.narrow(2, f, f));
-        Tensor::cat(vec![gate, up], 2)
+        let f = projected.shape().width() / 2;
+        let [gate, up] = ops::split(projected, [f, f]);
+        ops::concat(&[of_gate(gate), of_up(up)])
     }
 }

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::model::Role;
 use crate::model::inventory::Inventory;
-use crate::model::params::Kind;
 
 /// `[optimizer]`: how weights are updated.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -146,20 +146,19 @@ impl OptimizerConfig {
         self.momentum.unwrap_or(0.95)
     }
 
-    /// Whether Muon updates parameters of this kind.
-    pub(super) fn orthogonalizes(&self, kind: Kind) -> bool {
-        let is_inner = matches!(kind, Kind::Attention | Kind::FeedForward | Kind::Router);
-        self.kind == OptimizerKind::Muon && is_inner
+    /// True if Muon updates parameters of this role.
+    pub(super) fn orthogonalizes(&self, role: Role) -> bool {
+        self.kind == OptimizerKind::Muon && role.is_inner_matrix()
     }
 
-    pub(super) fn decays(&self, kind: Kind) -> bool {
-        match kind {
-            Kind::Head | Kind::Attention | Kind::FeedForward | Kind::Router => true,
-            Kind::Embedding => self.decay_embeddings,
-            Kind::Norm => self.decay_norms,
+    pub(super) fn decays(&self, role: Role) -> bool {
+        match role {
+            Role::Head | Role::Attention | Role::FeedForward | Role::Router => true,
+            Role::Embedding => self.decay_embeddings,
+            Role::Norm => self.decay_norms,
             // A decayed residual scale would be pulled towards another placement.
-            Kind::Scale => false,
-            Kind::SelectionBias => false,
+            Role::Scale => false,
+            Role::SelectionBias => false,
         }
     }
 }

@@ -34,6 +34,7 @@ impl Trainer {
         let schedule = config.settled_schedule()?;
         self.optimizer.set_config(config.optimizer.clone())?;
         self.schedule = schedule;
+        self.training = None;
         self.config = config;
         let next = Segment {
             after_step: self.state.step,

@@ -2,19 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use burn::module::Module;
-
 use super::super::checkpoint;
-use super::super::gradients::GradientSum;
 use super::super::layers::{LayersRow, measured};
 use super::super::metrics::Metrics;
+use super::super::optimizer::SlotNorms;
 use super::super::recorder::{Dump, Kind, Weights};
-use super::{Trainer, cross_entropy};
+use super::Trainer;
 use crate::data::Batch;
-use crate::eager::SlotNorms;
 use crate::error::{Error, Result};
-use crate::model::LossOptions;
-use crate::tensors;
 
 /// What a step knows besides its metrics.
 pub(super) struct Moment {
@@ -31,11 +26,15 @@ pub(super) struct Moment {
 impl Trainer {
     /// Every parameter takes part; anything else is a defect, which no experiment should mistake for a
     /// result.
-    pub(super) fn check_every_gradient(&self, gradients: &GradientSum) -> Result<()> {
-        match gradients.missing(self.model()).as_slice() {
-            [] => Ok(()),
-            names => Err(Error::External(format!(
-                "step 1: no gradient for {}; that is a defect of this program",
+    pub(super) fn check_every_gradient(norms: &BTreeMap<String, SlotNorms>) -> Result<()> {
+        let missing = norms
+            .iter()
+            .filter(|(_, norms)| !norms.gradient.is_finite());
+        let names: Vec<&str> = missing.map(|(name, _)| name.as_str()).collect();
+        match names.len() {
+            n if n == 0 || n == norms.len() => Ok(()),
+            _ => Err(Error::External(format!(
+                "step 1: no finite gradient for {}; that is a defect of this program",
                 names.join(", ")
             ))),
         }
@@ -44,7 +43,8 @@ impl Trainer {
     /// Weights and moments are finite, and so is the loss on what comes next. Otherwise the last
     /// good checkpoint could make way for one from which nothing goes on.
     pub(super) fn check_weights(&mut self) -> Result<()> {
-        let broken = tensors::broken(self.model()).or_else(|| self.optimizer.broken());
+        let broken = self.model.broken();
+        let broken = broken.or_else(|| self.optimizer.broken(&mut self.model));
         if let Some(name) = broken {
             let found = format!("{name} is not finite after the update");
             return Err(self.diverged_between(self.state.step, found)?);
@@ -62,14 +62,11 @@ impl Trainer {
         let train = &self.config.train;
         let (micro, seq) = (train.batch_size / train.grad_accum_steps, train.seq_len);
         let batch = self.stream.peek(micro)?;
-        let model = self.model().valid();
-        let divisor = (micro * seq) as f32;
-        let losses = model.loss(
-            model.ids(&batch.inputs, micro, seq)?,
-            model.ids(&batch.targets, micro, seq)?,
-            LossOptions { divisor },
-        );
-        Ok((batch, cross_entropy(losses)))
+        let (shape, divisor) = ([micro, seq], (micro * seq) as f64);
+        let losses = self
+            .model
+            .losses(&batch.inputs, &batch.targets, shape, divisor)?;
+        Ok((batch, losses.cross_entropy))
     }
 
     /// Writes down what was found between two steps, after step `step`.
@@ -122,7 +119,7 @@ impl Trainer {
     }
 
     pub(super) fn describe(
-        &self,
+        &mut self,
         metrics: &Metrics,
         moment: &Moment,
         kind: Kind,
@@ -141,7 +138,7 @@ impl Trainer {
             lr: metrics.lr,
             instances: moment.instances.clone(),
             weights: moment.weights,
-            layers: LayersRow::new(metrics.step, self.model(), &activations, &moment.norms),
+            layers: LayersRow::new(metrics.step, &self.model, &activations, &moment.norms),
             parameters: parameters
                 .map(|(name, norms)| (name.clone(), norms.into()))
                 .collect(),

@@ -23,9 +23,8 @@ use crate::files;
 use crate::machine;
 use crate::memory;
 use crate::model::inventory::inventory;
-use crate::model::matrices::Matrices;
-use crate::model::params::Values;
-use crate::model::{Decoder, ModelConfig, params};
+use crate::model::{Decoder, Model, ModelConfig};
+use crate::tensors::Values;
 use crate::threads;
 
 impl Trainer {
@@ -41,7 +40,7 @@ impl Trainer {
         config: Config,
         run: &Path,
         start: Start,
-        device: &Device,
+        device: Device,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<Self> {
         let options = OpenOptions::default();
@@ -57,7 +56,7 @@ impl Trainer {
         run: &Path,
         start: Start,
         options: &OpenOptions,
-        device: &Device,
+        device: Device,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<Self> {
         let mut claim = match start {
@@ -124,13 +123,12 @@ impl Trainer {
                 sources.no_validation
             )));
         }
-        let device = device.clone().autodiff();
         let mut new_parameters = Vec::new();
         let mut weights_from = resumed
             .as_ref()
             .filter(|_| is_branch)
             .map(|checkpoint| checkpoint.fingerprint().to_owned());
-        let (model, warnings) = match (&resumed, &config.init) {
+        let (mut model, warnings) = match (&resumed, &config.init) {
             (Some(checkpoint), _) if is_branch => {
                 let model = match &config.model {
                     Some(section) => section.settle(config.train.seq_len, sources.vocab_size)?,
@@ -138,16 +136,16 @@ impl Trainer {
                 };
                 let (_, warnings) = model.resolve()?;
                 require_memory(&config, &model)?;
-                let fresh = Decoder::new(&model, config.seed, &device)?;
+                let mut fresh = Model::new(&model, config.seed, device)?;
                 let mut weights = checkpoint.weights()?;
-                drop_of_other_layout(&mut weights, &checkpoint.config()?, &model);
-                let (model, new) = params::load_shared(fresh, weights);
-                new_parameters = new;
-                (model.with_unit_weights(), warnings)
+                drop_of_other_layout(&mut weights, &checkpoint.config()?, &model)?;
+                new_parameters = fresh.load_shared(weights);
+                fresh.restore_unit_weights();
+                (fresh, warnings)
             }
             (Some(checkpoint), _) => {
                 require_memory(&config, &checkpoint.config()?)?;
-                (checkpoint.model(&device)?, Vec::new())
+                (checkpoint.model(device)?, Vec::new())
             }
             (None, Some(init)) => {
                 let from = Checkpoint::open(&init.from)?;
@@ -166,7 +164,7 @@ impl Trainer {
                         from.path().display()
                     )));
                 }
-                let loaded = from.model(&device)?;
+                let loaded = from.model(device)?;
                 (loaded.with_max_seq_len(model.max_seq_len)?, Vec::new())
             }
             (None, None) => {
@@ -179,7 +177,7 @@ impl Trainer {
                     .map_err(name_file)?;
                 let (_, warnings) = model.resolve().map_err(name_file)?;
                 require_memory(&config, &model)?;
-                (Decoder::new(&model, config.seed, &device)?, warnings)
+                (Model::new(&model, config.seed, device)?, warnings)
             }
         };
         if config.optimizer.qk_clip.is_some() {
@@ -192,7 +190,7 @@ impl Trainer {
                     .into(),
             ));
         }
-        let mut optimizer = Optimizer::new(config.optimizer.clone(), &model);
+        let mut optimizer = Optimizer::new(config.optimizer.clone(), &mut model);
         let state = match &resumed {
             Some(checkpoint) => {
                 let (state, mut moments): (State, _) = checkpoint.training()?;
@@ -204,10 +202,9 @@ impl Trainer {
                         .any(|new| Some(new.as_str()) == parameter)
                 });
                 resume::check_same_data(checkpoint, &state.data, &sources)?;
-                let plain = device.clone().without_autodiff();
                 match is_branch {
-                    true => optimizer.restore_shared(state.step, moments, &plain)?,
-                    false => optimizer.restore(state.step, moments, &plain)?,
+                    true => optimizer.restore_shared(state.step, moments, &mut model)?,
+                    false => optimizer.restore(state.step, moments, &mut model)?,
                 }
                 state
             }
@@ -295,8 +292,9 @@ impl Trainer {
             tokenizer,
             folders,
             schedule,
-            model: Some(model),
+            model,
             optimizer,
+            training: None,
             state,
             warnings,
             segments,
@@ -324,8 +322,7 @@ fn finish_what_was_begun(
 /// Refuses a training that the machine's memory cannot hold.
 fn require_memory(config: &Config, model: &ModelConfig) -> Result<()> {
     let train = &config.train;
-    let micro = train.batch_size / train.grad_accum_steps;
-    let inventory = inventory(model, micro, train.seq_len, train.recompute)?;
+    let inventory = inventory(model, &train.memory_shape())?;
     memory::require(
         config.optimizer.inventory(inventory).memory.total(),
         "the model's weights, gradients, moments and activations",
@@ -337,14 +334,19 @@ fn drop_of_other_layout(
     weights: &mut BTreeMap<String, Values>,
     from: &ModelConfig,
     to: &ModelConfig,
-) {
-    weights.retain(|name, values| {
-        let rows = values.shape.first().copied().unwrap_or(0);
-        let of = |config| Matrices::of(name, rows, config);
-        let heads = |config: &ModelConfig| (config.n_heads, config.n_kv_heads, config.mla);
-        let same_heads = heads(from) == heads(to) || !name.contains(".attention.");
-        same_heads && of(from) == of(to)
+) -> Result<()> {
+    let [from_registry, to_registry] = [Decoder::new(from)?, Decoder::new(to)?];
+    let heads = |config: &ModelConfig| (config.n_heads, config.n_kv_heads, config.mla);
+    let same_heads = heads(from) == heads(to);
+    weights.retain(|name, _| {
+        let of = |decoder: &Decoder| {
+            let spec = decoder.registry().get(name);
+            spec.map(|spec| (spec.role, spec.matrices.clone(), spec.writes_residual))
+        };
+        let is_of_attention = name.contains(".attention.");
+        (same_heads || !is_of_attention) && of(&from_registry) == of(&to_registry)
     });
+    Ok(())
 }
 
 /// A run that starts from a checkpoint takes its shape from there; what `[model]` says beside it must

@@ -1,6 +1,6 @@
 //! Sums, scales, the embedding and the optimizer.
 
-use hybridnorm_kernels::adamw::{AdamW, Slot};
+use hybridnorm_kernels::adamw::{AdamW, Slot, grad_scale};
 
 use super::add_scaled;
 
@@ -68,7 +68,7 @@ pub fn adamw(
     }: Slot,
 ) {
     let (beta1, beta2) = (a.beta1 as f32, a.beta2 as f32);
-    let scale = a.grad_scale(sum_squares(g).sqrt()) as f32;
+    let scale = grad_scale(1.0, sum_squares(g).sqrt());
     for i in 0..p.len() {
         let g = scale * g[i];
         m[i] = beta1 * m[i] + (1.0 - beta1) * g;

@@ -1,20 +1,9 @@
-//! Where the tokens of a forward pass went, and what that costs.
+//! Where the tokens of a forward pass were dispatched to.
 
-use burn::tensor::Tensor;
-
-use crate::eager::{self as ops, Chosen};
-
-/// What the router of one block said of n tokens.
-#[derive(Debug, Clone)]
-pub struct Routed {
-    logits_ne: Tensor<2>,
-    chosen: Chosen,
-}
-
-/// What the router of one block did, in numbers.
+/// What the router of one block did.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Routing {
-    /// Tokens that every expert computed; all together `top_k` times the tokens.
+    /// Tokens of every expert; all together `top_k` times the tokens.
     pub load: Vec<u64>,
     /// Tokens that were routed, each to `top_k` experts.
     pub tokens: u64,
@@ -26,39 +15,6 @@ pub struct Routing {
     pub load_balance: f64,
     /// z-loss of the router, unweighted.
     pub z: f64,
-}
-
-impl Routed {
-    pub(super) fn new(logits_ne: Tensor<2>, chosen: Chosen) -> Self {
-        Self { logits_ne, chosen }
-    }
-
-    /// `[load-balancing loss, z-loss]`, unweighted:
-    ///
-    /// ```text
-    /// E · Σ_e (routed slots of e / (n · k)) · mean over tokens of p_e
-    /// mean over tokens of logsumexp(logits)²
-    /// ```
-    ///
-    /// with p the softmax of the logits, or sigmoids divided by their sum (arXiv 2101.03961 with k
-    /// experts a token as in arXiv 2409.02060; arXiv 2202.08906).
-    pub fn losses(&self) -> Tensor<1> {
-        ops::router_losses(self.logits_ne.clone(), &self.chosen)
-    }
-
-    /// The same in numbers.
-    pub fn routing(&self) -> Routing {
-        let losses = ops::router_statistics(&self.logits_ne, &self.chosen);
-        let load = self.chosen.plan().load().iter();
-        Routing {
-            load: load.map(|&tokens| tokens as u64).collect(),
-            tokens: self.logits_ne.dims()[0] as u64,
-            top_k: self.chosen.router.top_k as u64,
-            entropy: losses.entropy,
-            load_balance: losses.balance,
-            z: losses.z,
-        }
-    }
 }
 
 impl Routing {

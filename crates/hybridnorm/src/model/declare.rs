@@ -1,0 +1,210 @@
+//! Where layers declare their parameters.
+
+use super::config::ModelConfig;
+use super::registry::{Draw, Init, Param, ParamSpec, Registry, Role};
+use crate::placement::{self, AttnInner, BlockSpec, Factor, FfnInner, NormSpec, Resolved};
+
+/// What a layer is built from: the model's shape, its resolved placement, and the registry.
+pub(super) struct Declare<'a> {
+    pub(super) config: &'a ModelConfig,
+    pub(super) resolved: &'a Resolved,
+    pub(super) registry: &'a mut Registry,
+    /// The block that is built, 0-based.
+    pub(super) layer: Option<usize>,
+}
+
+/// A matrix to be declared.
+pub(super) struct Matrix<'a> {
+    /// Its path within the block, or the model.
+    pub(super) path: &'a str,
+    pub(super) role: Role,
+    pub(super) columns: usize,
+    pub(super) parts: Vec<Part>,
+    /// See [`Init::Normal`].
+    pub(super) turns: usize,
+    pub(super) writes_residual: bool,
+    pub(super) experts: usize,
+}
+
+/// Rows of a matrix that start as a matrix of their own.
+pub(super) struct Part {
+    /// Its path within the block, or the model.
+    pub(super) path: String,
+    pub(super) rows: usize,
+    pub(super) role: placement::Role,
+    /// What it is counted as.
+    pub(super) counts: &'static str,
+}
+
+impl Declare<'_> {
+    /// Where norms, skips and scales sit in the block.
+    pub(super) fn spec(&self) -> &BlockSpec {
+        &self.resolved.blocks[self.index()]
+    }
+
+    /// Norms and scales inside attention.
+    pub(super) fn attention(&self) -> &AttnInner<Factor> {
+        &self.spec().attn_inner
+    }
+
+    /// Norms and scales inside the feed-forward.
+    pub(super) fn feed_forward(&self) -> &FfnInner<Factor> {
+        &self.spec().ffn_inner
+    }
+
+    /// The norm function.
+    pub(super) fn norm(&self) -> &NormSpec {
+        &self.resolved.norm
+    }
+
+    /// The block that is built.
+    pub(super) fn index(&self) -> usize {
+        self.layer.expect("within a block")
+    }
+
+    /// A path within the block, or the model, as a full one.
+    fn full(&self, path: &str) -> String {
+        match self.layer {
+            Some(layer) => format!("blocks.{layer}.{path}"),
+            None => path.to_owned(),
+        }
+    }
+
+    /// Declares a matrix within a block.
+    pub(super) fn matrix(&mut self, matrix: Matrix<'_>) -> Param {
+        let Matrix {
+            path,
+            role,
+            columns,
+            parts,
+            turns,
+            writes_residual,
+            experts,
+        } = matrix;
+        let layer = self.index();
+        let draws = parts.iter().map(|part| Draw {
+            name: self.full(&part.path),
+            std: self
+                .resolved
+                .weight_std(layer, part.role, columns, part.rows),
+            rows: part.rows,
+        });
+        let draws: Vec<Draw> = draws.collect();
+        let rows = parts.iter().map(|part| part.rows);
+        let matrices = match turns {
+            1 => rows.clone().collect(),
+            _ => vec![rows.clone().sum()],
+        };
+        let mut counts: Vec<(&'static str, u64)> = Vec::new();
+        for part in &parts {
+            let elements = (part.rows * columns) as u64;
+            match counts.iter_mut().find(|(name, _)| *name == part.counts) {
+                Some((_, count)) => *count += elements,
+                None => counts.push((part.counts, elements)),
+            }
+        }
+        self.registry.declare(vec![ParamSpec {
+            name: self.full(path),
+            shape: vec![rows.sum(), columns],
+            role,
+            label: label_of(path),
+            block: self.layer,
+            matrices,
+            writes_residual,
+            experts,
+            counts,
+            init: Init::Normal {
+                draws,
+                turns,
+                truncate_at: self.resolved.truncate_at(),
+            },
+            has_drift: false,
+            offset: 0,
+        }])
+    }
+
+    /// Declares a table with a row for every token: embedding or head.
+    pub(super) fn table(&mut self, name: &'static str, role: Role, std: f64) -> Param {
+        let (rows, columns) = (self.config.vocab_size, self.config.d_model);
+        self.registry.declare(vec![ParamSpec {
+            name: name.to_owned(),
+            shape: vec![rows, columns],
+            role,
+            label: name,
+            block: None,
+            matrices: vec![rows],
+            writes_residual: false,
+            experts: 1,
+            counts: vec![(name, (rows * columns) as u64)],
+            init: Init::Normal {
+                draws: vec![Draw {
+                    name: name.to_owned(),
+                    std,
+                    rows,
+                }],
+                turns: 1,
+                truncate_at: self.resolved.truncate_at(),
+            },
+            has_drift: false,
+            offset: 0,
+        }])
+    }
+
+    /// Declares adjacent vectors that start as constants: (name below `path`, elements, value).
+    pub(super) fn vectors(
+        &mut self,
+        path: &str,
+        role: Role,
+        vectors: &[(&str, usize, f64)],
+    ) -> Option<Param> {
+        let label = match role {
+            Role::Norm => "norm",
+            Role::Scale => "scale",
+            _ => label_of(path),
+        };
+        let counts = match role {
+            Role::Norm => "norms",
+            Role::Scale => "scales",
+            _ => "selection bias",
+        };
+        let specs = vectors.iter().map(|&(name, elements, value)| ParamSpec {
+            name: match name {
+                "" => self.full(path),
+                name => format!("{}.{name}", self.full(path)),
+            },
+            shape: vec![elements],
+            role,
+            label,
+            block: self.layer,
+            matrices: Vec::new(),
+            writes_residual: false,
+            experts: 1,
+            counts: vec![(counts, elements as u64)],
+            init: Init::Constant(value),
+            has_drift: name == "gain",
+            offset: 0,
+        });
+        let specs: Vec<ParamSpec> = specs.collect();
+        (!specs.is_empty()).then(|| self.registry.declare(specs))
+    }
+}
+
+/// The last part of a path.
+fn label_of(path: &str) -> &'static str {
+    const LABELS: [&str; 9] = [
+        "qkv",
+        "out",
+        "latents",
+        "q_up",
+        "kv_up",
+        "up",
+        "down",
+        "router",
+        "selection_bias",
+    ];
+    let last = path.rsplit('.').next().unwrap_or(path);
+    LABELS
+        .into_iter()
+        .find(|label| *label == last)
+        .unwrap_or_else(|| unreachable!("{path} has no label"))
+}

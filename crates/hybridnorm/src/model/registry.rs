@@ -1,0 +1,340 @@
+//! The parameters of a model: what each is, how it starts, where it lies.
+//!
+//! A layer declares its parameters where it is built. Everything else reads this registry: counts,
+//! initial values, optimizer groups, checkpoints, importers.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, StandardNormal};
+use sha2::{Digest, Sha256};
+
+use crate::graph::{Buffer, Builder, Shape, Type, Value};
+
+/// The buffer of an executor that holds a model's parameters: the first one that it allocates.
+pub const PARAMETERS: Buffer = Buffer(0);
+
+/// What a parameter is, as far as weight decay, optimizer groups and records are concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// Token embedding, also the tied head.
+    Embedding,
+    /// Output head of its own.
+    Head,
+    /// Projection inside attention.
+    Attention,
+    /// Projection inside a feed-forward.
+    FeedForward,
+    /// Projection to the router logits of a mixture of experts.
+    Router,
+    /// Bias on the scores that choose experts: moved by their load, without a gradient.
+    SelectionBias,
+    /// Gain, bias, α or shift of a norm.
+    Norm,
+    /// Learned factor: residual scale, head gain, temperature.
+    Scale,
+}
+
+impl Role {
+    /// True if it has a gradient.
+    pub fn is_trained(self) -> bool {
+        self != Self::SelectionBias
+    }
+
+    /// True if it is a matrix within a block.
+    pub fn is_inner_matrix(self) -> bool {
+        matches!(self, Self::Attention | Self::FeedForward | Self::Router)
+    }
+}
+
+/// Elements of a parameter before training.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Init {
+    /// All the same.
+    Constant(f64),
+    /// Normal, drawn part by part.
+    Normal {
+        /// Parts in order.
+        draws: Vec<Draw>,
+        /// Number of groups of equal size over which the rows of the parts take turns; 1 for one part
+        /// behind the other.
+        turns: usize,
+        /// Elements beyond so many standard deviations are drawn again.
+        truncate_at: Option<f64>,
+    },
+}
+
+/// A part of a matrix that has a generator of its own, keyed by (seed, name).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Draw {
+    /// Name of the part.
+    pub name: String,
+    /// Standard deviation.
+    pub std: f64,
+    /// Rows of the matrix.
+    pub rows: usize,
+}
+
+/// A parameter.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ParamSpec {
+    /// Module path, as in checkpoints.
+    pub name: String,
+    /// Sizes of the dimensions.
+    pub shape: Vec<usize>,
+    /// What it is.
+    pub role: Role,
+    /// Its group in records of a run: the last part of a matrix's name, `norm` or `scale`.
+    pub label: &'static str,
+    /// The block that it is in, 0-based.
+    pub block: Option<usize>,
+    /// Rows of the linear maps that lie on top of each other in it; empty for vectors.
+    pub matrices: Vec<usize>,
+    /// True if its output is added to the residual stream, so that its columns are vectors of the
+    /// stream's width; otherwise its rows are, as far as they read the stream.
+    pub writes_residual: bool,
+    /// Experts that it is a stack of; 1 for everything else.
+    pub experts: usize,
+    /// Names of what it counts as, with the elements of each.
+    pub counts: Vec<(&'static str, u64)>,
+    /// How it starts.
+    pub init: Init,
+    /// True if the distance from where it started is recorded: a norm's gain.
+    pub has_drift: bool,
+    /// First element in the buffer of all parameters.
+    pub offset: usize,
+}
+
+impl ParamSpec {
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Where its elements lie in the buffer of all parameters.
+    pub fn range(&self) -> Range<usize> {
+        self.offset..self.offset + self.elements()
+    }
+
+    /// Elements of a row; 1 for vectors.
+    pub fn columns(&self) -> usize {
+        match self.shape[..] {
+            [_, columns] => columns,
+            _ => 1,
+        }
+    }
+
+    /// Draws its elements. They depend on the seed and the name alone; parts that two models share
+    /// are the same in both.
+    pub fn initial_values(&self, seed: u64) -> Vec<f32> {
+        match &self.init {
+            Init::Constant(value) => vec![*value as f32; self.elements()],
+            Init::Normal {
+                draws,
+                turns,
+                truncate_at,
+            } => {
+                let columns = self.columns();
+                let parts = draws.iter().map(|draw| {
+                    let n = draw.rows * columns;
+                    normal_values(seed, &draw.name, draw.std, *truncate_at, n)
+                });
+                let parts: Vec<Vec<f32>> = parts.collect();
+                let mut all = Vec::with_capacity(self.elements());
+                for turn in 0..*turns {
+                    for part in &parts {
+                        let len = part.len() / turns;
+                        all.extend_from_slice(&part[turn * len..(turn + 1) * len]);
+                    }
+                }
+                all
+            }
+        }
+    }
+}
+
+/// Normal values from the generator keyed by (seed, name); those beyond `cut` standard deviations
+/// are drawn again, from a second stream, so that schemes with and without a cut differ by a factor
+/// in all other elements.
+fn normal_values(seed: u64, name: &str, std: f64, cut: Option<f64>, count: usize) -> Vec<f32> {
+    let key = Sha256::new()
+        .chain_update(seed.to_le_bytes())
+        .chain_update(name)
+        .finalize();
+    let mut generator = ChaCha8Rng::from_seed(key.into());
+    let mut redraws = generator.clone();
+    redraws.set_stream(1);
+    let cut = cut.unwrap_or(f64::INFINITY);
+    (0..count)
+        .map(|_| {
+            let mut z: f64 = StandardNormal.sample(&mut generator);
+            while z.abs() > cut {
+                z = StandardNormal.sample(&mut redraws);
+            }
+            (z * std) as f32
+        })
+        .collect()
+}
+
+/// A handle on adjacent parameters that a layer reads as one value. Cheap to copy.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Param {
+    offset: usize,
+    shape: Shape,
+}
+
+impl Param {
+    /// Its value in a graph.
+    pub fn value<'g>(&self, graph: &'g Builder) -> Value<'g> {
+        self.value_in(PARAMETERS, graph)
+    }
+
+    /// Its counterpart in another buffer that is laid out like the parameters: moments, sums of gradients.
+    pub fn value_in<'g>(&self, buffer: Buffer, graph: &'g Builder) -> Value<'g> {
+        graph.state(buffer, self.offset, Type::f32(self.shape))
+    }
+
+    /// Sizes of the dimensions.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+}
+
+/// All parameters of a model, in the order of their declaration.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Registry {
+    specs: Vec<ParamSpec>,
+    /// What was declared together.
+    groups: Vec<(Param, Range<usize>)>,
+    by_name: HashMap<String, usize>,
+    elements: usize,
+}
+
+impl Registry {
+    /// Declares adjacent parameters; gives the handle of all of them together.
+    ///
+    /// # Panics
+    /// If there is none, or a name is taken.
+    pub fn declare(&mut self, specs: Vec<ParamSpec>) -> Param {
+        let offset = self.elements;
+        let shape = match &specs[..] {
+            [spec] => Shape::from(&spec.shape[..]),
+            specs => Shape::from([specs.iter().map(ParamSpec::elements).sum()]),
+        };
+        let first = self.specs.len();
+        for mut spec in specs {
+            let taken = self.by_name.insert(spec.name.clone(), self.specs.len());
+            assert!(taken.is_none(), "{} is declared twice", spec.name);
+            spec.offset = self.elements;
+            self.elements += spec.elements();
+            self.specs.push(spec);
+        }
+        let param = Param { offset, shape };
+        self.groups.push((param, first..self.specs.len()));
+        param
+    }
+
+    /// Declares a matrix (out, in) of a graph of your own, drawn with this standard deviation. It is what an
+    /// output head is: outside of all blocks.
+    ///
+    /// # Panics
+    /// If the name is taken.
+    pub fn matrix(&mut self, name: &str, [rows, columns]: [usize; 2], std: f64) -> Param {
+        let draw = Draw {
+            name: name.to_owned(),
+            std,
+            rows,
+        };
+        self.declare(vec![ParamSpec {
+            name: name.to_owned(),
+            shape: vec![rows, columns],
+            role: Role::Head,
+            label: "head",
+            block: None,
+            matrices: vec![rows],
+            writes_residual: false,
+            experts: 1,
+            counts: vec![("head", (rows * columns) as u64)],
+            init: Init::Normal {
+                draws: vec![draw],
+                turns: 1,
+                truncate_at: None,
+            },
+            has_drift: false,
+            offset: 0,
+        }])
+    }
+
+    /// The values that layers read, each with the parameters that lie in it.
+    pub fn groups(&self) -> impl Iterator<Item = (Param, &[ParamSpec])> {
+        let specs = |range: &Range<usize>| &self.specs[range.clone()];
+        self.groups
+            .iter()
+            .map(move |(param, range)| (*param, specs(range)))
+    }
+
+    /// The parameter that begins where this handle's value does.
+    ///
+    /// # Panics
+    /// If it is of another registry.
+    pub fn spec(&self, param: Param) -> &ParamSpec {
+        let found = self
+            .specs
+            .binary_search_by_key(&param.offset, |spec| spec.offset);
+        &self.specs[found.expect("a parameter of this registry")]
+    }
+
+    /// All parameters.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &ParamSpec> {
+        self.specs.iter()
+    }
+
+    /// All parameters in the order of their names.
+    pub fn by_name(&self) -> Vec<&ParamSpec> {
+        let mut specs: Vec<&ParamSpec> = self.specs.iter().collect();
+        specs.sort_by(|a, b| a.name.cmp(&b.name));
+        specs
+    }
+
+    /// The parameter with this name.
+    pub fn get(&self, name: &str) -> Option<&ParamSpec> {
+        self.by_name.get(name).map(|&index| &self.specs[index])
+    }
+
+    /// Elements of all parameters together.
+    pub fn elements(&self) -> usize {
+        self.elements
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_depend_on_seed_and_name_only() {
+        let values = |seed, name| normal_values(seed, name, 2.0, None, 100);
+        let a = values(1, "blocks.0.attention.qkv");
+        assert_eq!(a, values(1, "blocks.0.attention.qkv"));
+        assert_ne!(a, values(2, "blocks.0.attention.qkv"));
+        assert_ne!(a, values(1, "blocks.1.attention.qkv"));
+    }
+
+    #[test]
+    fn moments_and_cut_are_as_asked() {
+        let n = 200_000;
+        let plain = normal_values(3, "x", 2.0, None, n);
+        let mean = plain.iter().map(|&x| f64::from(x)).sum::<f64>() / n as f64;
+        let var = plain.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / n as f64;
+        assert!(mean.abs() < 0.02, "mean {mean}");
+        assert!((var.sqrt() - 2.0).abs() < 0.02, "std {}", var.sqrt());
+        let cut = normal_values(3, "x", 2.0, Some(3.0), n);
+        let largest = cut.iter().fold(0f32, |m, x| m.max(x.abs()));
+        assert!((5.5..=6.0).contains(&largest), "largest {largest}");
+        for (plain, cut) in plain.iter().zip(&cut) {
+            assert!(plain == cut || plain.abs() > 6.0, "{plain} {cut}");
+        }
+    }
+}

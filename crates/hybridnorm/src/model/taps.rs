@@ -1,0 +1,154 @@
+//! Taps: reductions of activations, as outputs of a program.
+
+use super::decoder::{Decoder, Hidden};
+use super::feed_forward::Routed;
+use crate::exec::{Data, Executor};
+use crate::graph::{Builder, ValueId};
+use crate::model::Routing;
+use crate::ops::{self, Arguments};
+use crate::plan::{Options, Program};
+use hybridnorm_kernels::attention::Scores;
+use hybridnorm_kernels::magnitude::Magnitude;
+
+/// Activations of one block.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Activations {
+    /// The residual stream that enters the block.
+    pub stream: Magnitude,
+    /// What attention adds to the stream, after its output norm and factor.
+    pub attn: Magnitude,
+    /// What the feed-forward adds to the stream, after its output norm and factor.
+    pub ffn: Magnitude,
+    /// Attention's scores.
+    pub scores: Scores,
+    /// What the router did, in a mixture.
+    pub routing: Option<Routing>,
+}
+
+/// A forward pass with taps in every block.
+pub(super) struct TapProgram {
+    program: Program,
+    blocks: Vec<BlockTaps>,
+}
+
+struct BlockTaps {
+    magnitudes: [ValueId; 3],
+    scores: ValueId,
+    routing: Option<RoutingTap>,
+}
+
+/// What is read of a router after a run.
+#[derive(Debug, Clone)]
+pub(crate) struct RoutingTap {
+    dispatch: ValueId,
+    statistics: ValueId,
+    experts: usize,
+    top_k: usize,
+}
+
+impl RoutingTap {
+    /// Asks for what the router of a block did.
+    pub(crate) fn new(decoder: &Decoder, routed: &Routed<'_>) -> Self {
+        let moe = decoder
+            .config()
+            .moe
+            .as_ref()
+            .expect("only a mixture routes");
+        Self {
+            dispatch: routed.dispatch.id(),
+            statistics: routed.statistics.id(),
+            experts: moe.n_experts,
+            top_k: moe.top_k,
+        }
+    }
+
+    /// The values that a program must give.
+    pub(crate) fn outputs(&self) -> [ValueId; 2] {
+        [self.dispatch, self.statistics]
+    }
+
+    /// What the router did in the last run.
+    pub(crate) fn read(&self, executor: &dyn Executor, program: &Program) -> Routing {
+        let dispatch = executor.output(program, self.dispatch).into_i32();
+        let statistics = executor.output(program, self.statistics).into_f64();
+        let load: Vec<u64> = dispatch[..self.experts].iter().map(|&n| n as u64).collect();
+        Routing {
+            tokens: load.iter().sum::<u64>() / self.top_k as u64,
+            load,
+            top_k: self.top_k as u64,
+            load_balance: statistics[0],
+            z: statistics[1],
+            entropy: statistics[2],
+        }
+    }
+}
+
+impl TapProgram {
+    /// Plans a forward pass over ids (b, t).
+    pub(super) fn new(decoder: &Decoder, batch: usize, seq: usize) -> Self {
+        let g = Builder::new();
+        let Hidden { blocks, .. } = decoder.forward(Decoder::tokens(&g, "ids", batch, seq), None);
+        let taps: Vec<BlockTaps> = blocks
+            .iter()
+            .map(|block| {
+                let (packed, spec) = block.packed.expect("no cache absorbs keys and values");
+                let values = [block.entered.x, block.attention, block.feed_forward];
+                BlockTaps {
+                    magnitudes: values.map(|value| ops::magnitude(value).id()),
+                    scores: ops::attention_scores(packed, spec).id(),
+                    routing: block.routed.map(|routed| RoutingTap::new(decoder, &routed)),
+                }
+            })
+            .collect();
+        let outputs: Vec<ValueId> = taps
+            .iter()
+            .flat_map(|taps| {
+                let routing = taps.routing.iter().flat_map(RoutingTap::outputs);
+                let own = taps.magnitudes.into_iter().chain([taps.scores]);
+                own.chain(routing).collect::<Vec<_>>()
+            })
+            .collect();
+        Self {
+            program: Program::new(g.finish(), &outputs, Options::default()),
+            blocks: taps,
+        }
+    }
+
+    /// Runs it; gives what every block's taps found.
+    pub(super) fn run(&self, executor: &mut dyn Executor, ids: &[i32]) -> Vec<Activations> {
+        executor.run(
+            &self.program,
+            Arguments::default(),
+            &[("ids", Data::I32(ids))],
+        );
+        let pair = |id| {
+            let found = executor.output(&self.program, id).into_f64();
+            (found[0], found[1])
+        };
+        let magnitude = |id| {
+            let (rms, max) = pair(id);
+            Magnitude {
+                rms,
+                max: max as f32,
+            }
+        };
+        self.blocks
+            .iter()
+            .map(|taps| {
+                let [stream, attn, ffn] = taps.magnitudes.map(magnitude);
+                let (max, entropy) = pair(taps.scores);
+                let routing = taps.routing.as_ref();
+                Activations {
+                    stream,
+                    attn,
+                    ffn,
+                    scores: Scores {
+                        max: max as f32,
+                        entropy,
+                    },
+                    routing: routing.map(|tap| tap.read(executor, &self.program)),
+                }
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,76 @@
+//! Gradients of micro-batches, summed in a buffer.
+
+use hybridnorm_kernels::elementwise;
+
+use super::{Io, Operation};
+use crate::graph::{Type, Value};
+
+/// Adds a value to state that is updated, or overwrites that.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Accumulate {
+    overwrites: bool,
+}
+
+/// Adds `x` to `sum`, state of the executor; the first of several overwrites what was there.
+///
+/// # Panics
+/// If their types differ.
+pub fn accumulate<'g>(x: Value<'g>, sum: Value<'g>, overwrites: bool) {
+    let [] = x.builder().op(Accumulate { overwrites }, &[x, sum]);
+}
+
+impl Operation for Accumulate {
+    fn name(&self) -> &'static str {
+        "accumulate"
+    }
+
+    fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
+        assert_eq!(inputs[0], inputs[1], "accumulate: types differ");
+        Vec::new()
+    }
+
+    fn runs_early(&self) -> bool {
+        true
+    }
+
+    fn updates(&self, _inputs: usize) -> std::ops::Range<usize> {
+        1..2
+    }
+
+    fn reference(&self, io: &mut Io<'_, f64>) {
+        let (x, sum) = (io.read(0), io.write());
+        if self.overwrites {
+            sum.fill(0.0);
+        }
+        sum.iter_mut().zip(x).for_each(|(sum, x)| *sum += x);
+    }
+
+    fn cpu(&self, io: &mut Io<'_, f32>) {
+        let (x, sum) = (io.read(0), io.write());
+        match self.overwrites {
+            true => sum.copy_from_slice(x),
+            false => elementwise::add_to(x, sum),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::stateful::{Executors, inputs};
+    use super::*;
+
+    #[test]
+    fn the_first_overwrites_and_others_add() {
+        let mut executors = Executors::new(&[vec![7.0; 12]]);
+        let all: Vec<_> = (1..4).flat_map(|seed| inputs(seed, [[1, 3, 4]])).collect();
+        let mut expected = vec![0.0; 12];
+        for (i, given) in all.into_iter().enumerate() {
+            expected.iter_mut().zip(&given.1).for_each(|(sum, x)| *sum += x);
+            let found = executors.run(0, &[given], |g, state, x| {
+                accumulate(x[0], g.state(state[0], 0, x[0].ty()), i == 0);
+                Vec::new()
+            });
+            assert_eq!(found[0], expected);
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! The update of AdamW (Loshchilov, Hutter, arXiv 1711.05101, algorithm 2, with the learning rate
+//! multiplying the decay).
+
+use std::ops::Range;
+
+use hybridnorm_kernels::adamw::{self, Slot};
+
+use super::gradient_norm::{check_slots, clipping, finite_norm, states};
+use super::{Arguments, Io, Operation};
+use crate::graph::{Type, Value};
+
+/// A step of AdamW on any number of parameters, in place. Learning rate and step number are arguments of
+/// the run.
+///
+/// With `g'` the gradient clipped to the global norm, in step t:
+/// `m = beta1 m + (1 - beta1) g'`, `v = beta2 v + (1 - beta2) g'²`,
+/// `p -= lr (m / (1 - beta1^t) / (√(v / (1 - beta2^t)) + eps) + weight_decay p)`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AdamW {
+    /// Decay of the mean of the gradient.
+    pub beta1: f64,
+    /// Decay of the mean of its square.
+    pub beta2: f64,
+    /// Added to the denominator.
+    pub eps: f64,
+    /// Gradients are scaled down to this global norm; 0 turns clipping off.
+    pub clip: f64,
+    /// Decoupled weight decay of each slot, per unit of learning rate.
+    pub weight_decay: Vec<f64>,
+}
+
+/// Updates n slots: gradient, parameter, first and second moment of each, of one shape; the last three
+/// are state.
+///
+/// `squares` are the [squared norms](super::squared_norms) of all gradients of the step, also of those
+/// that another op applies. Nothing is changed unless their global norm and every element of `guard`, the
+/// losses, are finite.
+///
+/// Gives (n, 2) in double precision: Euclidean norms of what was added to each parameter, and of its
+/// values before; zeros where nothing was changed.
+///
+/// # Panics
+/// If there is not one weight decay for each slot, or the shapes of a slot differ.
+pub fn adamw<'g>(
+    op: AdamW,
+    guard: Value<'g>,
+    squares: Value<'g>,
+    slots: &[[Value<'g>; 4]],
+) -> Value<'g> {
+    let slots = (0..4).flat_map(|part| slots.iter().map(move |slot| slot[part]));
+    let inputs: Vec<Value> = [guard, squares].into_iter().chain(slots).collect();
+    let [norms] = guard.builder().op(op, &inputs);
+    norms
+}
+
+impl AdamW {
+    /// Number of slots.
+    fn slots(&self) -> usize {
+        self.weight_decay.len()
+    }
+
+    /// `1 - beta^step` of both moments.
+    fn corrections(&self, step: u64) -> [f64; 2] {
+        assert!(step > 0, "adamw: steps are counted from 1");
+        [self.beta1, self.beta2].map(|beta| 1.0 - beta.powf(step as f64))
+    }
+}
+
+impl Operation for AdamW {
+    fn name(&self) -> &'static str {
+        "adamw"
+    }
+
+    fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
+        check_slots("adamw", inputs, self.slots(), 3);
+        vec![Type::f64([self.slots(), 2])]
+    }
+
+    fn updates(&self, inputs: usize) -> Range<usize> {
+        inputs - 3 * self.slots()..inputs
+    }
+
+    fn reference(&self, io: &mut Io<'_, f64>) {
+        let norms = io.write_doubles();
+        norms.fill(0.0);
+        let Some(norm) = finite_norm(io.read(0), io.doubles(1)) else {
+            return;
+        };
+        let scale = clipping(self.clip, norm);
+        let Arguments { lr, step, .. } = io.arguments();
+        let [correction1, correction2] = self.corrections(step);
+        let slots = states(io, self.slots()).into_iter().zip(&self.weight_decay);
+        for (i, ([p, m, v], weight_decay)) in slots.enumerate() {
+            let (mut update, mut value) = (0.0, 0.0);
+            let moments = m.iter_mut().zip(v);
+            for ((p, g), (m, v)) in p.iter_mut().zip(io.read(2 + i)).zip(moments) {
+                let g = scale * g;
+                *m = self.beta1 * *m + (1.0 - self.beta1) * g;
+                *v = self.beta2 * *v + (1.0 - self.beta2) * g * g;
+                let direction = *m / correction1 / ((*v / correction2).sqrt() + self.eps);
+                let added = -lr * (direction + weight_decay * *p);
+                update += added * added;
+                value += *p * *p;
+                *p += added;
+            }
+            norms[2 * i] = update.sqrt();
+            norms[2 * i + 1] = value.sqrt();
+        }
+    }
+
+    fn cpu(&self, io: &mut Io<'_, f32>) {
+        let norms = io.write_doubles();
+        norms.fill(0.0);
+        let Some(norm) = finite_norm(io.read(0), io.doubles(1)) else {
+            return;
+        };
+        let Arguments { lr, step, .. } = io.arguments();
+        let [bias_correction1, bias_correction2] = self.corrections(step).map(|x| x as f32);
+        let rule = adamw::AdamW {
+            lr,
+            beta1: self.beta1,
+            beta2: self.beta2,
+            eps: self.eps,
+            grad_scale: adamw::grad_scale(self.clip, norm),
+            bias_correction1,
+            bias_correction2,
+        };
+        let slots = states(io, self.slots()).into_iter().zip(&self.weight_decay);
+        let mut slots: Vec<Slot> = slots
+            .enumerate()
+            .map(|(i, ([p, m, v], &weight_decay))| Slot {
+                p,
+                g: io.read(2 + i),
+                m,
+                v,
+                weight_decay,
+            })
+            .collect();
+        let found = adamw::step(&rule, &mut slots);
+        for (norms, found) in norms.chunks_exact_mut(2).zip(found) {
+            norms.copy_from_slice(&[found.update, found.value]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{After, Given, check_update, floats, numbers};
+    use super::super::{linear, squared_norms};
+    use super::*;
+    use crate::graph::Builder;
+    use crate::passes::vector_jacobian_product;
+
+    const SHAPES: [[usize; 2]; 4] = [[3, 5], [1, 1], [0, 7], [129, 257]];
+
+    type Run = (Arguments, Vec<Given>);
+
+    fn rule(clip: f64) -> AdamW {
+        AdamW {
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            clip,
+            weight_decay: vec![0.1, 0.0, 0.2, 0.3],
+        }
+    }
+
+    /// Three losses and the gradients of a step.
+    fn run(step: u64) -> Run {
+        let arguments = Arguments {
+            lr: 1e-2 / step as f64,
+            step,
+            ..Arguments::default()
+        };
+        let gradients = (1..)
+            .zip(SHAPES)
+            .map(|(i, shape)| floats(10 * step + i, shape));
+        let given = [floats(step, [3])].into_iter().chain(gradients);
+        (arguments, given.collect())
+    }
+
+    /// [`run`] with an element that is not finite in input `index`.
+    fn broken(step: u64, index: usize, element: f64) -> Run {
+        let (arguments, given) = run(step);
+        let given = given
+            .into_iter()
+            .enumerate()
+            .map(|(i, x)| match i == index {
+                true => x.with(0, element),
+                false => x,
+            });
+        (arguments, given.collect())
+    }
+
+    /// Runs steps on parameters and moments that lie in one buffer, or each in its own.
+    fn steps(clip: f64, in_one: bool, runs: &[Run]) -> Vec<After> {
+        let states = (1..).zip(SHAPES).flat_map(|(seed, [rows, columns])| {
+            let zeros = vec![0.0; rows * columns];
+            [numbers(seed, rows * columns), zeros.clone(), zeros]
+        });
+        let mut states: Vec<Vec<f64>> = states.collect();
+        if in_one {
+            states = vec![states.concat()];
+        }
+        check_update(&states, runs, |g, buffers, x| {
+            let (mut next, mut offset) = (0, 0);
+            let slots = x[1..].iter().map(|gradient| {
+                let mut state = || {
+                    let at = if in_one { (0, offset) } else { (next, 0) };
+                    next += 1;
+                    offset += gradient.ty().elements();
+                    g.state(buffers[at.0], at.1, gradient.ty())
+                };
+                [*gradient, state(), state(), state()]
+            });
+            let slots: Vec<[Value; 4]> = slots.collect();
+            vec![adamw(rule(clip), x[0], squared_norms(g, &x[1..]), &slots)]
+        })
+    }
+
+    #[test]
+    fn steps_are_those_of_the_reference() {
+        let runs = [1, 2, 3].map(run);
+        let mut without_clipping = Vec::new();
+        for clip in [0.0, 0.7, 1e4] {
+            let after = steps(clip, false, &runs);
+            let in_one = steps(clip, true, &runs);
+            for (apart, in_one) in after.iter().zip(in_one) {
+                assert_eq!(apart.outputs, in_one.outputs);
+                assert_eq!(apart.buffers.concat(), in_one.buffers.concat());
+            }
+            match clip {
+                0.0 => without_clipping = after,
+                0.7 => assert_ne!(after, without_clipping),
+                _ => assert_eq!(after, without_clipping),
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_changes_nothing() {
+        for element in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            for index in [0, 1, 4] {
+                let runs = [run(1), broken(2, index, element), run(2)];
+                let after = steps(0.7, true, &runs);
+                assert_eq!(after[1].buffers, after[0].buffers);
+                assert_eq!(after[1].outputs, [[0.0; 8]]);
+                // As if that step had not been.
+                let others = steps(0.7, true, &[run(1), run(2)]);
+                assert_eq!(after[2], others[1]);
+            }
+        }
+    }
+
+    #[test]
+    fn the_first_step_is_the_learning_rate() {
+        let after = &steps(0.0, false, &[run(1)])[0];
+        let (_, given) = run(1);
+        let before = numbers(1, 15);
+        for ((p, before), g) in after.buffers[0]
+            .iter()
+            .zip(&before)
+            .zip(given[1].elements())
+        {
+            let want = before * (1.0 - 1e-2 * 0.1) - 1e-2 * g.signum();
+            assert!((p - want).abs() < 1e-6, "{p}, want {want}");
+        }
+        let length = before.iter().map(|x| x * x).sum::<f64>().sqrt();
+        assert!((after.outputs[0][1] - length).abs() < 1e-6);
+    }
+
+    #[test]
+    fn gradients_of_the_program_itself() {
+        let state = [numbers(1, 3 * 5), vec![0.0; 15], vec![0.0; 15]];
+        let runs = [1, 2, 3].map(|step| {
+            let arguments = Arguments {
+                lr: 1e-2,
+                step,
+                ..Arguments::default()
+            };
+            (
+                arguments,
+                vec![floats(step, [1, 7, 5]), floats(step + 9, [1, 7, 3])],
+            )
+        });
+        let after = check_update(&state, &runs, |g, buffers, x| {
+            let [w, m, v] = [0, 1, 2].map(|i| g.state(buffers[i], 0, Type::f32([3, 5])));
+            let y = linear(x[0], w);
+            let [Some(dw)] = vector_jacobian_product(y, x[1], &[w])[..] else {
+                panic!("a gradient of the weight")
+            };
+            let op = AdamW {
+                weight_decay: vec![0.1],
+                ..rule(1.0)
+            };
+            vec![y, adamw(op, y, squared_norms(g, &[dw]), &[[dw, w, m, v]])]
+        });
+        assert_ne!(after[0].outputs[1], after[1].outputs[1]);
+    }
+
+    #[test]
+    #[should_panic(expected = "adamw: state of slot 1")]
+    fn states_of_another_shape_are_refused() {
+        let g = Builder::new();
+        let x = [[2, 3], [3, 2], [2, 3], [2, 3]].map(|shape| g.input("x", Type::f32(shape)));
+        let op = AdamW {
+            weight_decay: vec![0.0; 2],
+            ..rule(0.0)
+        };
+        adamw(op, x[0], squared_norms(&g, &x), &[[x[0]; 4], x]);
+    }
+
+    #[test]
+    #[should_panic(expected = "adamw: values of 4 slots")]
+    fn every_slot_has_a_weight_decay() {
+        let g = Builder::new();
+        let x = g.input("x", Type::f32([2, 3]));
+        adamw(rule(0.0), x, squared_norms(&g, &[x]), &[[x; 4]]);
+    }
+}

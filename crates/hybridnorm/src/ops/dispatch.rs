@@ -1,0 +1,150 @@
+//! The choice of experts, and the dispatch of tokens to them.
+
+use hybridnorm_kernels::experts::Layout;
+use hybridnorm_kernels::router::{self, Router};
+
+use super::router::scores;
+use super::{Backward, Io, Operation};
+use crate::graph::{Type, Value};
+
+/// The dispatch of tokens to the experts with the best scores, as [`Layout`] lays it out.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Choose {
+    pub(crate) router: Router,
+    /// True if a second input is added to the scores.
+    pub(crate) is_biased: bool,
+}
+
+/// Chooses `router.top_k` experts for each token by its scores, with a bias of the experts (e) by their
+/// sum: from logits (.., e) to the integers of a dispatch as [`Layout`] lays them out, which begin with
+/// the load of every expert. Nothing here is differentiated; see [`Router`] for groups of experts.
+///
+/// # Panics
+/// If logits or bias are of another number of experts.
+pub fn choose<'g>(logits: Value<'g>, bias_e: Option<Value<'g>>, router: Router) -> Value<'g> {
+    let is_biased = bias_e.is_some();
+    let inputs: Vec<Value> = [logits].into_iter().chain(bias_e).collect();
+    let [dispatch] = logits.builder().op(Choose { router, is_biased }, &inputs);
+    dispatch
+}
+
+/// Type of the dispatch of so many tokens.
+pub(super) fn dispatch_type(layout: Layout, tokens: usize) -> Type {
+    Type::i32([layout.elements(tokens)])
+}
+
+impl Operation for Choose {
+    fn name(&self) -> &'static str {
+        "choice of experts"
+    }
+
+    fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
+        let experts = self.router.experts;
+        let (logits, bias) = match (inputs, self.is_biased) {
+            ([logits], false) => (logits, None),
+            ([logits, bias], true) => (logits, Some(bias)),
+            _ => panic!("choice of experts reads logits, and a bias if it has one"),
+        };
+        assert_eq!(logits.shape.width(), experts, "choice of experts: logits");
+        if let Some(bias) = bias {
+            assert_eq!(*bias, Type::f32([experts]), "choice of experts: bias");
+        }
+        vec![dispatch_type(self.router.layout(), logits.shape.rows())]
+    }
+
+    fn backward<'g>(&self, at: &Backward<'g>) -> Vec<Option<Value<'g>>> {
+        vec![None; at.inputs().len()]
+    }
+
+    fn reference(&self, io: &mut Io<'_, f64>) {
+        let (r, logits, dispatch) = (&self.router, io.read(0), io.write_ints());
+        let bias = if self.is_biased { io.read(1) } else { &[] };
+        let mut chosen: Vec<usize> = Vec::new();
+        for logits in logits.chunks(r.experts) {
+            let mut keys = scores(r.scoring, logits);
+            for (key, bias) in keys.iter_mut().zip(bias) {
+                *key += bias;
+            }
+            chosen.extend(best_experts(r, keys, self.is_biased));
+        }
+        let mut choice_of_slot: Vec<usize> = (0..chosen.len()).collect();
+        choice_of_slot.sort_by_key(|&choice| (chosen[choice], choice));
+        let mut slot_of_choice = vec![0; chosen.len()];
+        for (slot, &choice) in choice_of_slot.iter().enumerate() {
+            slot_of_choice[choice] = slot;
+        }
+        let below = |expert| chosen.iter().filter(|&&c| c < expert).count();
+        let offsets: Vec<usize> = (0..=r.experts).map(below).collect();
+        let load = offsets.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        let parts = [load, offsets, choice_of_slot, slot_of_choice, chosen].concat();
+        for (to, from) in dispatch.iter_mut().zip(parts) {
+            *to = from as i32;
+        }
+    }
+
+    fn cpu(&self, io: &mut Io<'_, f32>) {
+        let (layout, logits, dispatch) = (self.router.layout(), io.read(0), io.write_ints());
+        let bias = self.is_biased.then(|| io.read(1));
+        let chosen = layout.chosen(dispatch.len());
+        router::choose(&self.router, logits, bias, &mut dispatch[chosen]);
+        layout.fill(dispatch);
+    }
+}
+
+/// The experts of one token in descending order of their keys, from the best groups alone.
+fn best_experts(r: &Router, mut keys: Vec<f64>, is_biased: bool) -> Vec<usize> {
+    let size = r.experts / r.groups;
+    // A group is as good as its best expert, with a bias as its two best.
+    let counted = if is_biased { 2 } else { 1 };
+    let groups = keys.chunks(size).map(|keys| {
+        let best = descending(keys).into_iter().take(counted);
+        best.map(|expert| keys[expert]).sum()
+    });
+    let groups: Vec<f64> = groups.collect();
+    for &group in &descending(&groups)[r.top_groups..] {
+        keys[group * size..][..size].fill(f64::NEG_INFINITY);
+    }
+    descending(&keys)[..r.top_k].to_vec()
+}
+
+/// Indices in descending order of the keys, the lower first of equal ones.
+fn descending(keys: &[f64]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..keys.len()).collect();
+    order.sort_by(|&a, &b| keys[b].total_cmp(&keys[a]));
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    use hybridnorm_kernels::router::Scoring;
+
+    use super::super::testing::{check_with, floats};
+    use super::*;
+
+    #[test]
+    fn tokens_are_dispatched_to_the_best_experts() {
+        let shapes = [
+            (1, 1, 1, 1, 1),
+            (7, 5, 2, 1, 1),
+            (33, 12, 3, 4, 2),
+            (129, 30, 4, 5, 3),
+            (65, 9, 9, 3, 3),
+        ];
+        for (n, experts, top_k, groups, top_groups) in shapes {
+            for scoring in [Scoring::Softmax, Scoring::Sigmoid] {
+                let router = Router {
+                    experts,
+                    top_k,
+                    scoring,
+                    renormalize: false,
+                    groups,
+                    top_groups,
+                    scaling: 1.0,
+                };
+                let given = [floats(1, [1, n, experts]), floats(2, [experts])];
+                check_with(&given[..1], &[0], |_, x| vec![choose(x[0], None, router)]);
+                check_with(&given, &[0], |_, x| vec![choose(x[0], Some(x[1]), router)]);
+            }
+        }
+    }
+}

@@ -1,0 +1,325 @@
+//! From the hidden rows of the experts back to their tokens.
+
+use hybridnorm_kernels::activation::{self, Activation};
+use hybridnorm_kernels::experts::{self, Dispatch, Layout};
+
+use super::activation as reference;
+use super::dispatch::dispatch_type;
+use super::experts::{Product, add_outer, times, transposed_times};
+use super::{Backward, Io, Operation};
+use crate::graph::{Shape, Type, Value};
+
+/// `Σ_j weight_j · W_e act(hidden_j)` over the slots j of every token.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ExpertDown {
+    pub(crate) product: Product,
+    /// What the kernel does to the hidden rows on the way.
+    pub(crate) activation: Option<Activation>,
+    /// Of the result: n rows of any arrangement.
+    pub(crate) shape: Shape,
+}
+
+/// Gradients of the hidden rows, the weight and the router's weights from that of [`ExpertDown`]'s
+/// output.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ExpertDownGrad(pub(crate) ExpertDown);
+
+/// Combines the outputs of each token's experts with the router's weights: from hidden rows (1, m, f),
+/// or what the activation reads if there is one, and a matrix (d, f) for each expert to the `shape` of
+/// the residual stream, n rows of width d.
+///
+/// # Panics
+/// If widths differ, or the dispatch, its slots or the weights are not those of n tokens.
+pub fn expert_down<'g>(
+    hidden_1mf: Value<'g>,
+    activation: Option<Activation>,
+    w_ed_f: Value<'g>,
+    weights_nk: Value<'g>,
+    dispatch: Value<'g>,
+    layout: Layout,
+    shape: Shape,
+) -> Value<'g> {
+    let op = ExpertDown {
+        product: Product::new("expert_down", layout, w_ed_f),
+        activation,
+        shape,
+    };
+    let inputs = [hidden_1mf, w_ed_f, weights_nk, dispatch];
+    let [y] = hidden_1mf.builder().op(op, &inputs);
+    y
+}
+
+impl ExpertDown {
+    fn tokens(&self) -> usize {
+        self.shape.rows()
+    }
+
+    fn slots(&self) -> usize {
+        self.product.slots(self.tokens())
+    }
+
+    /// Width of the rows that are read.
+    fn width(&self) -> usize {
+        let f = self.product.inputs;
+        self.activation.map_or(f, |act| act.inputs(f))
+    }
+}
+
+impl Operation for ExpertDown {
+    fn name(&self) -> &'static str {
+        "experts down"
+    }
+
+    fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
+        let &[hidden, w, weights, dispatch] = inputs else {
+            panic!("experts down reads hidden rows, a weight, the router's weights and a dispatch")
+        };
+        let Product {
+            layout, outputs, ..
+        } = self.product;
+        let (n, k) = (self.tokens(), layout.top_k);
+        assert_eq!(self.shape.width(), outputs, "experts down: result");
+        assert_eq!(w, self.product.weight(), "experts down: weight");
+        let rows = Type::f32([1, self.slots(), self.width()]);
+        assert_eq!(hidden, rows, "experts down: hidden rows");
+        assert_eq!(weights, Type::f32([n, k]), "experts down: router's weights");
+        let expected = dispatch_type(layout, n);
+        assert_eq!(dispatch, expected, "experts down: dispatch of {n} tokens");
+        vec![Type::f32(self.shape)]
+    }
+
+    fn backward<'g>(&self, at: &Backward<'g>) -> Vec<Option<Value<'g>>> {
+        let inputs = [at.inputs(), &[at.gradient()]].concat();
+        let [dhidden, dw, dweights] = at.graph().op(ExpertDownGrad(*self), &inputs);
+        vec![Some(dhidden), Some(dw), Some(dweights), None]
+    }
+
+    /// The experts' outputs, and the activation's if there is one.
+    fn scratch(&self, _inputs: &[Type]) -> usize {
+        let Product {
+            inputs, outputs, ..
+        } = self.product;
+        let hidden = self.activation.map_or(0, |_| inputs);
+        self.slots() * (outputs + hidden)
+    }
+
+    fn flops(&self, _inputs: &[Type]) -> u64 {
+        self.product.flops(self.tokens())
+    }
+
+    fn reference(&self, io: &mut Io<'_, f64>) {
+        let (product, d) = (&self.product, self.product.outputs);
+        let (x, w, weights, y) = (io.read(0), io.read(1), io.read(2), io.write());
+        y.fill(0.0);
+        for choice in product.choices(io.ints(3)) {
+            let x = &x[choice.slot * self.width()..][..self.width()];
+            let out = times(
+                &w[product.matrix(choice.expert)],
+                &activated(self.activation, x),
+            );
+            let y = &mut y[choice.token * d..][..d];
+            for (y, out) in y.iter_mut().zip(out) {
+                *y += weights[choice.index] * out;
+            }
+        }
+    }
+
+    fn cpu(&self, io: &mut Io<'_, f32>) {
+        let Product {
+            layout,
+            inputs: f,
+            outputs: d,
+        } = self.product;
+        let dispatch = Dispatch::new(layout, io.ints(3));
+        let (x, w, weights) = (io.read(0), io.read(1), io.read(2));
+        let (y, scratch) = (io.write(), io.write());
+        let (slots, hidden) = scratch.split_at_mut(self.slots() * d);
+        let hidden = match self.activation {
+            None => x,
+            Some(act) => {
+                activation::forward(act, x, hidden, f);
+                hidden
+            }
+        };
+        experts::forward(&dispatch, hidden, w, slots, f, d);
+        experts::combine(&dispatch, slots, Some(weights), y, d);
+    }
+}
+
+impl Operation for ExpertDownGrad {
+    fn name(&self) -> &'static str {
+        "experts down, gradients"
+    }
+
+    /// Reads what [`ExpertDown`] reads, and the gradient of its output.
+    fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
+        inputs[..3].to_vec()
+    }
+
+    /// Gradients of the experts' outputs, hidden rows or their gradients, and a product of the two for
+    /// each slot.
+    fn scratch(&self, _inputs: &[Type]) -> usize {
+        let Product {
+            inputs, outputs, ..
+        } = self.0.product;
+        self.0.slots() * (outputs + inputs + 1)
+    }
+
+    fn flops(&self, _inputs: &[Type]) -> u64 {
+        2 * self.0.product.flops(self.0.tokens())
+    }
+
+    fn reference(&self, io: &mut Io<'_, f64>) {
+        let ExpertDown {
+            product,
+            activation,
+            ..
+        } = self.0;
+        let (width, d) = (self.0.width(), product.outputs);
+        let (x, w, weights, dy) = (io.read(0), io.read(1), io.read(2), io.read(4));
+        let (dx, dw, dweights) = (io.write(), io.write(), io.write());
+        dw.fill(0.0);
+        for choice in product.choices(io.ints(3)) {
+            let matrix = product.matrix(choice.expert);
+            let row = choice.slot * width..(choice.slot + 1) * width;
+            let (x, dy) = (&x[row.clone()], &dy[choice.token * d..][..d]);
+            let hidden = activated(activation, x);
+            let weight = weights[choice.index];
+            let out = times(&w[matrix.clone()], &hidden);
+            dweights[choice.index] = out.iter().zip(dy).map(|(out, dy)| out * dy).sum();
+            let along = transposed_times(&w[matrix.clone()], dy);
+            let dhidden: Vec<f64> = along.iter().map(|along| weight * along).collect();
+            add_outer(weight, dy, &hidden, &mut dw[matrix]);
+            dx[row].copy_from_slice(&activated_backward(activation, x, &dhidden));
+        }
+    }
+
+    fn cpu(&self, io: &mut Io<'_, f32>) {
+        let Product {
+            layout,
+            inputs: f,
+            outputs: d,
+        } = self.0.product;
+        let m = self.0.slots();
+        let dispatch = Dispatch::new(layout, io.ints(3));
+        let (x, w, weights, dy) = (io.read(0), io.read(1), io.read(2), io.read(4));
+        let (dx, dw, dweights, scratch) = (io.write(), io.write(), io.write(), io.write());
+        let (dslots, scratch) = scratch.split_at_mut(m * d);
+        let (rows, products) = scratch.split_at_mut(m * f);
+        // The gradient of the hidden rows is the result, or the activation's backward pass overwrites
+        // that in the end, and the hidden rows may lie there until then.
+        let (hidden, dhidden) = match self.0.activation {
+            None => (&mut *rows, &mut *dx),
+            Some(_) => (&mut dx[..m * f], &mut *rows),
+        };
+        match self.0.activation {
+            None => hidden.copy_from_slice(x),
+            Some(act) => activation::forward(act, x, hidden, f),
+        }
+        // Weights are applied to what is narrower, and to one side of each product only: with dy
+        // unweighted, <hidden, dhidden> is the gradient of a slot's weight.
+        experts::gather(&dispatch, dy, dslots, d);
+        experts::backward_input(&dispatch, dslots, w, dhidden, f, d);
+        experts::weigh_backward(&dispatch, weights, hidden, dhidden, dweights, products, f);
+        experts::backward_weight(&dispatch, dslots, hidden, dw, f, d);
+        if let Some(act) = self.0.activation {
+            activation::backward(act, x, rows, dx, f);
+        }
+    }
+}
+
+/// What the experts' second matrices are multiplied with: the activation of a row, if there is one.
+fn activated(act: Option<Activation>, x: &[f64]) -> Vec<f64> {
+    let Some(act) = act else {
+        return x.to_vec();
+    };
+    let mut y = vec![0.0; x.len() / act.inputs(1)];
+    reference::forward(act, y.len(), x, &mut y);
+    y
+}
+
+/// The gradient of the row from that of its activation.
+fn activated_backward(act: Option<Activation>, x: &[f64], dy: &[f64]) -> Vec<f64> {
+    let Some(act) = act else {
+        return dy.to_vec();
+    };
+    let mut dx = vec![0.0; x.len()];
+    reference::backward(act, dy.len(), x, dy, &mut dx);
+    dx
+}
+
+#[cfg(test)]
+mod tests {
+    use hybridnorm_kernels::router::{Router, Scoring};
+
+    use super::super::experts::tests::{SIZES, dispatch};
+    use super::super::testing::{check, floats, floats_by, ints};
+    use super::super::{choose, expert_up, linear, router_weights};
+    use super::*;
+
+    const ACTIVATIONS: [Option<Activation>; 5] = [
+        None,
+        Some(Activation::Swiglu),
+        Some(Activation::Geglu),
+        Some(Activation::Gelu),
+        Some(Activation::Relu2),
+    ];
+
+    #[test]
+    fn hidden_rows_are_combined_with_any_activation() {
+        for (n, experts, top_k) in SIZES {
+            for ((f, d), act) in [(1, 1), (5, 3), (17, 40)]
+                .into_iter()
+                .flat_map(|sizes| ACTIVATIONS.map(|act| (sizes, act)))
+            {
+                let layout = Layout { experts, top_k };
+                let width = act.map_or(f, |act| act.inputs(f));
+                let given = [
+                    floats_by(1, [1, n * top_k, width], |x| 2.0 * x),
+                    floats(2, [experts * d, f]),
+                    floats(3, [n, top_k]),
+                    ints([layout.elements(n)], &dispatch(n, layout)),
+                ];
+                check(&given, |_, x| {
+                    let shape = Shape::from([1, n, d]);
+                    expert_down(x[0], act, x[1], x[2], x[3], layout, shape)
+                });
+            }
+        }
+    }
+
+    #[test]
+    fn a_mixture_is_differentiated_as_a_whole() {
+        for (scoring, renormalize) in [(Scoring::Softmax, false), (Scoring::Sigmoid, true)] {
+            let router = Router {
+                experts: 5,
+                top_k: 2,
+                scoring,
+                renormalize,
+                groups: 1,
+                top_groups: 1,
+                scaling: 1.5,
+            };
+            let (b, t, d, f, e) = (3, 7, 11, 9, router.experts);
+            let act = Activation::Swiglu;
+            let given = [
+                floats(1, [b, t, d]),
+                floats(2, [e, d]),
+                floats(3, [e * act.inputs(f), d]),
+                floats(4, [e * d, f]),
+            ];
+            check(&given, |_, x| {
+                let &[u, w_router, w_up, w_down] = x else {
+                    panic!("four inputs")
+                };
+                let logits = linear(u, w_router);
+                let dispatch = choose(logits, None, router);
+                let weights = router_weights(logits, dispatch, router);
+                let layout = router.layout();
+                let hidden = expert_up(u, w_up, dispatch, layout);
+                let shape = u.shape();
+                expert_down(hidden, Some(act), w_down, weights, dispatch, layout, shape)
+            });
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! From tokens to the hidden rows of their experts.
+
+use hybridnorm_kernels::experts::{self, Dispatch, Layout};
+
+use super::dispatch::dispatch_type;
+use super::experts::{Product, add_outer, times, transposed_times};
+use super::{Backward, Io, Operation};
+use crate::graph::{Type, Value};
+
+/// `W_e x` in every slot, for the row x of its token and its expert e.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ExpertUp(pub(crate) Product);
+
+/// Gradients of x and of the weight from that of [`ExpertUp`]'s output.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ExpertUpGrad(pub(crate) Product);
+
+/// Each token's row of x (.., d) times the matrices of its experts, (o, d) for each in `w_eo_d`: gives
+/// (1, m, o), slots in the order of the dispatch.
+///
+/// # Panics
+/// If widths differ, or the dispatch is not one of these tokens.
+pub fn expert_up<'g>(
+    x: Value<'g>,
+    w_eo_d: Value<'g>,
+    dispatch: Value<'g>,
+    layout: Layout,
+) -> Value<'g> {
+    let product = Product::new("expert_up", layout, w_eo_d);
+    let [y] = x.builder().op(ExpertUp(product), &[x, w_eo_d, dispatch]);
+    y
+}
+
+impl Operation for ExpertUp {
+    fn name(&self) -> &'static str {
+        "experts up"
+    }
+
+    fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
+        let &[x, w, dispatch] = inputs else {
+            panic!("experts up reads rows, a weight and a dispatch")
+        };
+        let (Product { layout, .. }, n) = (self.0, x.shape.rows());
+        assert_eq!(w, self.0.weight(), "experts up: weight");
+        assert_eq!(x.shape.width(), self.0.inputs, "experts up: width");
+        let expected = dispatch_type(layout, n);
+        assert_eq!(dispatch, expected, "experts up: dispatch of {n} tokens");
+        vec![Type::f32([1, self.0.slots(n), self.0.outputs])]
+    }
+
+    fn backward<'g>(&self, at: &Backward<'g>) -> Vec<Option<Value<'g>>> {
+        let inputs = [at.input(0), at.input(1), at.input(2), at.gradient()];
+        let [dx, dw] = at.graph().op(ExpertUpGrad(self.0), &inputs);
+        vec![Some(dx), Some(dw), None]
+    }
+
+    /// Rows in the order of the slots.
+    fn scratch(&self, inputs: &[Type]) -> usize {
+        self.0.slots(inputs[0].shape.rows()) * self.0.inputs
+    }
+
+    fn flops(&self, inputs: &[Type]) -> u64 {
+        self.0.flops(inputs[0].shape.rows())
+    }
+
+    fn reference(&self, io: &mut Io<'_, f64>) {
+        let Product {
+            inputs, outputs, ..
+        } = self.0;
+        let (x, w, y) = (io.read(0), io.read(1), io.write());
+        for choice in self.0.choices(io.ints(2)) {
+            let x = &x[choice.token * inputs..][..inputs];
+            let w = &w[self.0.matrix(choice.expert)];
+            y[choice.slot * outputs..][..outputs].copy_from_slice(&times(w, x));
+        }
+    }
+
+    fn cpu(&self, io: &mut Io<'_, f32>) {
+        let Product {
+            layout,
+            inputs,
+            outputs,
+        } = self.0;
+        let dispatch = Dispatch::new(layout, io.ints(2));
+        let (x, w, y, slots) = (io.read(0), io.read(1), io.write(), io.write());
+        experts::gather(&dispatch, x, slots, inputs);
+        experts::forward(&dispatch, slots, w, y, inputs, outputs);
+    }
+}
+
+impl Operation for ExpertUpGrad {
+    fn name(&self) -> &'static str {
+        "experts up, gradients"
+    }
+
+    fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
+        vec![inputs[0], inputs[1]]
+    }
+
+    /// Rows in the order of the slots, or their gradients.
+    fn scratch(&self, inputs: &[Type]) -> usize {
+        self.0.slots(inputs[0].shape.rows()) * self.0.inputs
+    }
+
+    fn flops(&self, inputs: &[Type]) -> u64 {
+        2 * self.0.flops(inputs[0].shape.rows())
+    }
+
+    fn reference(&self, io: &mut Io<'_, f64>) {
+        let Product {
+            inputs, outputs, ..
+        } = self.0;
+        let (x, w, dy) = (io.read(0), io.read(1), io.read(3));
+        let (dx, dw) = (io.write(), io.write());
+        dx.fill(0.0);
+        dw.fill(0.0);
+        for choice in self.0.choices(io.ints(2)) {
+            let matrix = self.0.matrix(choice.expert);
+            let row = choice.token * inputs..(choice.token + 1) * inputs;
+            let dy = &dy[choice.slot * outputs..][..outputs];
+            let along = transposed_times(&w[matrix.clone()], dy);
+            for (dx, along) in dx[row.clone()].iter_mut().zip(along) {
+                *dx += along;
+            }
+            add_outer(1.0, dy, &x[row], &mut dw[matrix]);
+        }
+    }
+
+    fn cpu(&self, io: &mut Io<'_, f32>) {
+        let Product {
+            layout,
+            inputs,
+            outputs,
+        } = self.0;
+        let dispatch = Dispatch::new(layout, io.ints(2));
+        let (x, w, dy) = (io.read(0), io.read(1), io.read(3));
+        let (dx, dw, slots) = (io.write(), io.write(), io.write());
+        experts::backward_input(&dispatch, dy, w, slots, inputs, outputs);
+        experts::combine(&dispatch, slots, None, dx, inputs);
+        // The rows are gathered once more: to keep them would take k times the room of x.
+        experts::gather(&dispatch, x, slots, inputs);
+        experts::backward_weight(&dispatch, dy, slots, dw, inputs, outputs);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::experts::tests::{SIZES, dispatch};
+    use super::super::testing::{check, floats, ints};
+    use super::*;
+
+    #[test]
+    fn rows_go_through_the_matrices_of_their_experts() {
+        for (n, experts, top_k) in SIZES {
+            for (d, o) in [(1, 1), (5, 3), (17, 40)] {
+                let layout = Layout { experts, top_k };
+                let given = [
+                    floats(1, [1, n, d]),
+                    floats(2, [experts * o, d]),
+                    ints([layout.elements(n)], &dispatch(n, layout)),
+                ];
+                check(&given, |_, x| expert_up(x[0], x[1], x[2], layout));
+            }
+        }
+    }
+}

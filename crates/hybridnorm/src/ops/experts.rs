@@ -1,0 +1,124 @@
+//! What the products with experts' matrices share.
+
+use std::ops::Range;
+
+use hybridnorm_kernels::experts::{Dispatch, Layout};
+
+use crate::graph::{Type, Value};
+
+/// One matrix (out, in) for each expert.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Product {
+    pub(super) layout: Layout,
+    pub(super) inputs: usize,
+    pub(super) outputs: usize,
+}
+
+/// One of the experts of a token.
+pub(super) struct Choice {
+    /// Its place among all choices, `token · top_k + j`.
+    pub(super) index: usize,
+    pub(super) token: usize,
+    pub(super) expert: usize,
+    /// Its place in the order of the experts.
+    pub(super) slot: usize,
+}
+
+impl Product {
+    pub(super) fn new(name: &str, layout: Layout, w: Value<'_>) -> Self {
+        let shape = w.shape();
+        let (experts, &[rows, inputs]) = (layout.experts, shape.sizes()) else {
+            panic!("{name}: the weight is no matrix, but {shape:?}")
+        };
+        let fits = experts > 0 && rows.is_multiple_of(experts);
+        assert!(fits, "{name}: weight of {rows} rows for {experts} experts");
+        Self {
+            layout,
+            inputs,
+            outputs: rows / experts,
+        }
+    }
+
+    pub(super) fn weight(&self) -> Type {
+        Type::f32([self.layout.experts * self.outputs, self.inputs])
+    }
+
+    pub(super) fn slots(&self, tokens: usize) -> usize {
+        tokens * self.layout.top_k
+    }
+
+    pub(super) fn flops(&self, tokens: usize) -> u64 {
+        2 * (self.slots(tokens) * self.inputs * self.outputs) as u64
+    }
+
+    /// The elements of `w` that are an expert's.
+    pub(super) fn matrix(&self, expert: usize) -> Range<usize> {
+        let size = self.inputs * self.outputs;
+        expert * size..(expert + 1) * size
+    }
+
+    /// Every choice of a dispatch, in order.
+    pub(super) fn choices(&self, dispatch: &[i32]) -> impl Iterator<Item = Choice> {
+        let dispatch = Dispatch::new(self.layout, dispatch);
+        let choices = dispatch.chosen().iter().zip(dispatch.slot_of_choice());
+        choices
+            .enumerate()
+            .map(move |(index, (&expert, &slot))| Choice {
+                index,
+                token: index / dispatch.top_k(),
+                expert: expert as usize,
+                slot: slot as usize,
+            })
+    }
+}
+
+/// `W x`, in double precision.
+pub(super) fn times(w: &[f64], x: &[f64]) -> Vec<f64> {
+    let rows = w.chunks(x.len());
+    rows.map(|w| w.iter().zip(x).map(|(w, x)| w * x).sum())
+        .collect()
+}
+
+/// `Wᵀ y`, in double precision.
+pub(super) fn transposed_times(w: &[f64], y: &[f64]) -> Vec<f64> {
+    let width = w.len() / y.len();
+    let column = |c: usize| w.chunks(width).zip(y).map(|(w, y)| w[c] * y).sum();
+    (0..width).map(column).collect()
+}
+
+/// Adds `factor · y xᵀ`, in double precision.
+pub(super) fn add_outer(factor: f64, y: &[f64], x: &[f64], w: &mut [f64]) {
+    for (y, w) in y.iter().zip(w.chunks_mut(x.len())) {
+        for (w, x) in w.iter_mut().zip(x) {
+            *w += factor * y * x;
+        }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::super::testing::numbers;
+    use super::*;
+
+    /// Tokens, experts and top-k of dispatches that are tested.
+    pub(in super::super) const SIZES: [(usize, usize, usize); 4] =
+        [(1, 1, 1), (7, 4, 2), (33, 5, 3), (151, 3, 1)];
+
+    /// A dispatch by random scores, the last expert of several without tokens.
+    pub(in super::super) fn dispatch(n: usize, layout: Layout) -> Vec<i32> {
+        let Layout { experts, top_k } = layout;
+        let mut integers = vec![0; layout.elements(n)];
+        let chosen = layout.chosen(integers.len());
+        let scores = numbers(9, n * experts);
+        let tokens = integers[chosen].chunks_mut(top_k);
+        for (chosen, scores) in tokens.zip(scores.chunks(experts)) {
+            let mut order: Vec<usize> = (0..experts.max(2) - 1).collect();
+            order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
+            for (chosen, expert) in chosen.iter_mut().zip(order) {
+                *chosen = expert as i32;
+            }
+        }
+        layout.fill(&mut integers);
+        integers
+    }
+}

@@ -1,0 +1,140 @@
+//! Squared Euclidean norms of gradients, and what the ops of optimizers have in common.
+
+use hybridnorm_kernels::adamw::sum_squares;
+use rayon::prelude::*;
+
+use super::{Io, Operation};
+use crate::graph::{Builder, DType, Type, Value};
+
+/// `Σ x²` of each input.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SquaredNorms;
+
+/// `Σ x²` of each of n values, in double precision and in a fixed order: (n).
+pub fn squared_norms<'g>(graph: &'g Builder, values: &[Value<'g>]) -> Value<'g> {
+    let [squares] = graph.op(SquaredNorms, values);
+    squares
+}
+
+impl Operation for SquaredNorms {
+    fn name(&self) -> &'static str {
+        "squared norms"
+    }
+
+    fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
+        let is_single = |x: &Type| x.dtype == DType::F32;
+        assert!(inputs.iter().all(is_single), "squared norms: element type");
+        vec![Type::f64([inputs.len()])]
+    }
+
+    fn reference(&self, io: &mut Io<'_, f64>) {
+        for (i, square) in io.write_doubles().iter_mut().enumerate() {
+            *square = io.read(i).iter().map(|x| x * x).sum();
+        }
+    }
+
+    fn cpu(&self, io: &mut Io<'_, f32>) {
+        let squares = io.write_doubles();
+        let values: Vec<&[f32]> = (0..squares.len()).map(|i| io.read(i)).collect();
+        let pairs = squares.par_iter_mut().zip(values);
+        pairs.for_each(|(square, x)| *square = sum_squares(x));
+    }
+}
+
+/// Checks the inputs that the ops of optimizers have in common: the guard, squared norms, a gradient for
+/// each slot, and `states` values of each slot, shaped as its gradient.
+pub(super) fn check_slots(name: &str, inputs: &[Type], slots: usize, states: usize) {
+    let [guard, squares, values @ ..] = inputs else {
+        panic!("{name} reads a guard and squared norms")
+    };
+    assert_eq!(guard.dtype, DType::F32, "{name}: element type of the guard");
+    assert_eq!(
+        squares.dtype,
+        DType::F64,
+        "{name}: element type of the squared norms"
+    );
+    let count = (1 + states) * slots;
+    assert_eq!(values.len(), count, "{name}: values of {slots} slots");
+    for (i, value) in values.iter().enumerate() {
+        let gradient = values[i % slots];
+        assert_eq!(
+            gradient.dtype,
+            DType::F32,
+            "{name}: element type of a gradient"
+        );
+        assert_eq!(*value, gradient, "{name}: state of slot {}", i % slots);
+    }
+}
+
+/// The states of each slot from those that an op updates: one of every slot, then the next of every slot.
+pub(super) fn states<'a, T, const N: usize>(
+    io: &mut Io<'a, T>,
+    slots: usize,
+) -> Vec<[&'a mut [T]; N]> {
+    let mut parts: [_; N] = std::array::from_fn(|_| {
+        let part: Vec<_> = (0..slots).map(|_| io.write()).collect();
+        part.into_iter()
+    });
+    let mut next = || {
+        parts
+            .each_mut()
+            .map(|part| part.next().expect("a state of every slot"))
+    };
+    (0..slots).map(|_| next()).collect()
+}
+
+/// Norm of all gradients together; `None`, so that nothing is to be updated, where it or an element of
+/// the guard is not finite.
+pub(super) fn finite_norm<T: Copy + Into<f64>>(guard: &[T], squares: &[f64]) -> Option<f64> {
+    let norm = squares.iter().sum::<f64>().sqrt();
+    let is_finite = guard.iter().all(|&x| x.into().is_finite());
+    (is_finite && norm.is_finite()).then_some(norm)
+}
+
+/// Factor of gradients of this global norm, in double precision; a `clip` of 0 turns clipping off.
+pub(super) fn clipping(clip: f64, norm: f64) -> f64 {
+    match clip {
+        0.0 => 1.0,
+        clip => (clip / (norm + 1e-6)).min(1.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{check_with, floats, floats_by};
+    use super::*;
+
+    #[test]
+    fn squares_of_values_of_all_shapes() {
+        let given = [
+            floats(1, [1]),
+            floats_by(2, [3, 0], |x| x),
+            floats_by(3, [257, 129], |x| 1e3 * x),
+            floats_by(4, [2, 3, 5], |x| 1e-3 * x),
+        ];
+        check_with(&given, &[0], |g, x| vec![squared_norms(g, x)]);
+        for i in 0..given.len() {
+            check_with(&given, &[0], |g, x| vec![squared_norms(g, &x[i..=i])]);
+        }
+        check_with(&[], &[0], |g, x| vec![squared_norms(g, x)]);
+    }
+
+    #[test]
+    fn nothing_is_updated_unless_all_is_finite() {
+        assert_eq!(finite_norm(&[1f32, -2.0], &[9.0, 16.0]), Some(5.0));
+        assert_eq!(finite_norm::<f32>(&[], &[]), Some(0.0));
+        for broken in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            assert_eq!(finite_norm(&[1.0, broken], &[9.0]), None);
+        }
+        for broken in [f64::NAN, f64::INFINITY] {
+            assert_eq!(finite_norm(&[1f32], &[9.0, broken]), None);
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "squared norms: element type")]
+    fn integers_are_refused() {
+        let g = Builder::new();
+        squared_norms(&g, &[g.input("ids", Type::i32([3]))]);
+    }
+}

@@ -1,0 +1,287 @@
+//! Queries, keys and values of multi-head latent attention (DeepSeek-V2, arXiv 2405.04434), whose heads
+//! have two parts: content, and channels that are rotated by the position.
+//!
+//! Shape suffix: r rotated channels.
+
+use hybridnorm_kernels::latent::{self, Latent};
+
+use super::rotate::{check_rotations, rotated};
+use super::{Backward, Io, Operation};
+use crate::graph::{Type, Value};
+
+/// Packed rows `[q heads | k heads | v heads]`; see [`latent_heads`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LatentHeads {
+    heads: Latent,
+    seq: usize,
+}
+
+/// Gradients of queries, keys' content and values, and the shared key from that of [`LatentHeads`]'
+/// output.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LatentHeadsGrad(LatentHeads);
+
+/// Packed `[q heads | k heads | v heads]`, (b, t, h·(2·(nope + r) + value)), the last r channels of
+/// every query and key rotated by the position.
+///
+/// `q` is (b, t, h·(nope + r)), heads of `[content | to be rotated]`; `kv` is (b, t, h·(nope + value)),
+/// heads of `[content of the key | value]`; `key_btr` is the part to be rotated of the keys of all heads;
+/// `rotations` is (t, r) and has no gradient.
+///
+/// # Panics
+/// If the shapes are others, r is odd.
+pub fn latent_heads<'g>(
+    q: Value<'g>,
+    kv: Value<'g>,
+    key_btr: Value<'g>,
+    rotations: Value<'g>,
+    heads: Latent,
+) -> Value<'g> {
+    let &[_, seq, _] = q.shape().sizes() else {
+        panic!(
+            "latent heads: the queries are not (b, t, ..), but {:?}",
+            q.shape()
+        )
+    };
+    let inputs = [q, kv, key_btr, rotations];
+    let [packed] = q.builder().op(LatentHeads { heads, seq }, &inputs);
+    packed
+}
+
+impl LatentHeads {
+    /// Queries, keys' content and values, shared key, and what they are packed into.
+    fn types(&self, batch: usize) -> [Type; 4] {
+        let widths = self.heads.widths();
+        widths.map(|width| Type::f32([batch, self.seq, width]))
+    }
+}
+
+impl Operation for LatentHeads {
+    fn name(&self) -> &'static str {
+        "latent heads"
+    }
+
+    fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
+        let [q, kv, key, rotations] = inputs else {
+            panic!(
+                "latent heads are made of queries, keys and values, the shared key and rotations"
+            )
+        };
+        let batch = q.shape.sizes().first().copied().unwrap_or(1);
+        let [of_q, of_kv, of_key, packed] = self.types(batch);
+        assert_eq!(*q, of_q, "latent heads: queries");
+        assert_eq!(*kv, of_kv, "latent heads: content of keys, and values");
+        assert_eq!(*key, of_key, "latent heads: shared key");
+        check_rotations(self.name(), *rotations, self.seq, self.heads.rope);
+        vec![packed]
+    }
+
+    fn backward<'g>(&self, at: &Backward<'g>) -> Vec<Option<Value<'g>>> {
+        let inputs = [at.gradient(), at.input(3)];
+        let [dq, dkv, dkey] = at.graph().op(LatentHeadsGrad(*self), &inputs);
+        vec![Some(dq), Some(dkv), Some(dkey), None]
+    }
+
+    fn reference(&self, io: &mut Io<'_, f64>) {
+        let Latent {
+            heads,
+            nope,
+            rope,
+            value,
+        } = self.heads;
+        let (d, e) = (nope + rope, nope + value);
+        let (q, kv, key) = (io.read(0), io.read(1), io.read(2));
+        let turns = io.read(3);
+        let packed = io.write().chunks_mut(heads * (2 * d + value));
+        for (i, packed) in packed.enumerate() {
+            let turn = &turns[i % self.seq * rope..][..rope];
+            let position = rotated(&key[i * rope..][..rope], turn, 1.0);
+            let (mut queries, mut keys, mut values) = (Vec::new(), Vec::new(), Vec::new());
+            for h in 0..heads {
+                let (content, turned) = q[(i * heads + h) * d..][..d].split_at(nope);
+                queries.extend(content);
+                queries.extend(rotated(turned, turn, 1.0));
+                let (content, of_values) = kv[(i * heads + h) * e..][..e].split_at(nope);
+                keys.extend(content);
+                keys.extend(&position);
+                values.extend(of_values);
+            }
+            packed.copy_from_slice(&[queries, keys, values].concat());
+        }
+    }
+
+    fn cpu(&self, io: &mut Io<'_, f32>) {
+        let (q, kv, key) = (io.read(0), io.read(1), io.read(2));
+        let turns = io.read(3);
+        latent::assemble(&self.heads, q, kv, key, turns, io.write());
+    }
+}
+
+impl Operation for LatentHeadsGrad {
+    fn name(&self) -> &'static str {
+        "latent heads, gradients"
+    }
+
+    /// Reads the gradient of the packed rows and the rotations.
+    fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
+        let batch = inputs[0].shape.sizes().first().copied().unwrap_or(1);
+        let [of_q, of_kv, of_key, packed] = self.0.types(batch);
+        assert_eq!(inputs[0], packed, "latent heads: gradient");
+        vec![of_q, of_kv, of_key]
+    }
+
+    fn reference(&self, io: &mut Io<'_, f64>) {
+        let Latent {
+            heads,
+            nope,
+            rope,
+            value,
+        } = self.0.heads;
+        let (d, e) = (nope + rope, nope + value);
+        let dpacked = io.read(0).chunks(heads * (2 * d + value));
+        let turns = io.read(1);
+        let (dq, dkv, dkey) = (io.write(), io.write(), io.write());
+        for (i, dpacked) in dpacked.enumerate() {
+            let turn = &turns[i % self.0.seq * rope..][..rope];
+            let (queries, rest) = dpacked.split_at(heads * d);
+            let (keys, values) = rest.split_at(heads * d);
+            let mut position = vec![0.0; rope];
+            for h in 0..heads {
+                let (content, turned) = queries[h * d..][..d].split_at(nope);
+                let dq = &mut dq[(i * heads + h) * d..][..d];
+                dq[..nope].copy_from_slice(content);
+                dq[nope..].copy_from_slice(&rotated(turned, turn, -1.0));
+                let (content, turned) = keys[h * d..][..d].split_at(nope);
+                let dkv = &mut dkv[(i * heads + h) * e..][..e];
+                dkv[..nope].copy_from_slice(content);
+                dkv[nope..].copy_from_slice(&values[h * value..][..value]);
+                for (sum, dk) in position.iter_mut().zip(turned) {
+                    *sum += dk;
+                }
+            }
+            let dkey = &mut dkey[i * rope..][..rope];
+            dkey.copy_from_slice(&rotated(&position, turn, -1.0));
+        }
+    }
+
+    fn cpu(&self, io: &mut Io<'_, f32>) {
+        let turns = io.read(1);
+        let (dpacked, dq, dkv, dkey) = (io.read(0), io.write(), io.write(), io.write());
+        latent::assemble_backward(&self.0.heads, dpacked, turns, dq, dkv, dkey);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fill;
+    use super::super::rotations;
+    use super::super::stateful::{Executors, inputs};
+    use super::super::testing::{check, floats};
+    use super::*;
+    use crate::passes::vector_jacobian_product;
+
+    const FORMS: [(usize, usize, Latent); 3] = [
+        (
+            1,
+            1,
+            Latent {
+                heads: 1,
+                nope: 1,
+                rope: 2,
+                value: 1,
+            },
+        ),
+        (
+            2,
+            5,
+            Latent {
+                heads: 3,
+                nope: 5,
+                rope: 4,
+                value: 7,
+            },
+        ),
+        (
+            3,
+            7,
+            Latent {
+                heads: 2,
+                nope: 9,
+                rope: 6,
+                value: 3,
+            },
+        ),
+    ];
+
+    #[test]
+    fn values_and_gradients() {
+        for (b, t, heads) in FORMS {
+            let [q, kv, key, _] = heads.widths();
+            let given = [
+                floats(1, [b, t, q]),
+                floats(2, [b, t, kv]),
+                floats(3, [b, t, key]),
+            ];
+            check(&given, |g, x| {
+                // A constant, since rotations have no gradient.
+                let rotations = fill(g, 0.75, Type::f32([t, heads.rope]));
+                latent_heads(x[0], x[1], x[2], rotations, heads)
+            });
+        }
+    }
+
+    #[test]
+    fn rotations_are_those_of_the_positions() {
+        for (b, t, heads) in FORMS {
+            let mut executors = Executors::new(&[]);
+            let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+            for past in [0, 4, 13] {
+                let shapes = heads.widths().map(|width| [b, t, width]);
+                // One part after another, the rest zero: the packed rows are linear in each.
+                for part in 0..3 {
+                    let mut given = inputs(past as u64, shapes);
+                    for (_, zeros) in given[..3]
+                        .iter_mut()
+                        .enumerate()
+                        .filter(|(i, _)| *i != part)
+                    {
+                        zeros.1.fill(0.0);
+                    }
+                    let results = executors.run(past, &given, |g, _, x| {
+                        let table = rotations(g, 100.0, heads.rope, t);
+                        let packed = latent_heads(x[0], x[1], x[2], table, heads);
+                        let sources = [x[0], x[1], x[2], table];
+                        let gradients = vector_jacobian_product(packed, x[3], &sources);
+                        assert!(gradients[3].is_none(), "rotations have no gradient");
+                        [packed]
+                            .into_iter()
+                            .chain(gradients.into_iter().flatten())
+                            .collect()
+                    });
+                    let forward = dot(&results[0], &given[3].1);
+                    let backward = dot(&results[1 + part], &given[part].1);
+                    assert!(
+                        (forward - backward).abs() < 1e-12,
+                        "{forward}, transposed {backward}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "latent heads: shared key")]
+    fn another_width_of_the_shared_key() {
+        let heads = FORMS[1].2;
+        let [q, kv, key, _] = heads.widths();
+        let given = [
+            floats(1, [1, 2, q]),
+            floats(2, [1, 2, kv]),
+            floats(3, [1, 2, key + 1]),
+        ];
+        check(&given, |g, x| {
+            let rotations = fill(g, 1.0, Type::f32([2, heads.rope]));
+            latent_heads(x[0], x[1], x[2], rotations, heads)
+        });
+    }
+}

@@ -1,0 +1,462 @@
+//! Generation with multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1.2): the cache
+//! holds a latent and a rotated key for each position, and instead of making keys and values of them, the
+//! projection that would is applied to queries and context. Serves inference only.
+//!
+//! Shape suffixes: l width of the latent of keys and values, r rotated channels.
+
+use hybridnorm_kernels::attention::{self, LatentAttention as Spec};
+use hybridnorm_kernels::latent::{self, Latent};
+
+use super::cache::weights;
+use super::rotate::{check_rotations, rotated};
+use super::{Io, Operation};
+use crate::graph::{Type, Value};
+
+/// Queries that read latents; see [`absorbed_queries`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AbsorbQueries {
+    heads: Latent,
+    latent: usize,
+    seq: usize,
+}
+
+/// Attention of absorbed queries to a cache of latents; see [`latent_attention`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LatentAttention(pub(crate) Spec);
+
+/// Weighted values from weighted latents; see [`expanded_context`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ExpandContext {
+    heads: Latent,
+    latent: usize,
+}
+
+/// Queries that read latents, (b, t, h·(l + r)): of every head `[content · its rows of kv_up | rotated]`.
+/// Not differentiable.
+///
+/// `q` is (b, t, h·(nope + r)), heads of `[content | to be rotated]`; `kv_up` is (h·(nope + value), l), of
+/// every head rows for the content of keys, then for values; `rotations` is (t, r).
+///
+/// # Panics
+/// If the shapes are others, r is odd.
+pub fn absorbed_queries<'g>(
+    q: Value<'g>,
+    kv_up: Value<'g>,
+    rotations: Value<'g>,
+    heads: Latent,
+) -> Value<'g> {
+    let &[_, seq, _] = q.shape().sizes() else {
+        panic!(
+            "absorbed queries: the queries are not (b, t, ..), but {:?}",
+            q.shape()
+        )
+    };
+    let op = AbsorbQueries {
+        heads,
+        latent: kv_up.shape().width(),
+        seq,
+    };
+    let [_, absorbed] = q.builder().op(op, &[q, kv_up, rotations]);
+    absorbed
+}
+
+/// Attention of [`absorbed_queries`] to a cache (b, capacity, l + r) of rows `[latent | rotated key]`, of
+/// which query i of this run sees those up to `past + i`, its own: weighted latents (b, t, h·l). Not
+/// differentiable.
+///
+/// # Panics
+/// If the shapes are others than those of `spec`.
+pub fn latent_attention<'g>(queries: Value<'g>, cache: Value<'g>, spec: Spec) -> Value<'g> {
+    let [ctx] = queries
+        .builder()
+        .op(LatentAttention(spec), &[queries, cache]);
+    ctx
+}
+
+/// Weighted values (b, t, h·value) from the weighted latents (b, t, h·l) of [`latent_attention`]; `kv_up`
+/// as for [`absorbed_queries`]. Not differentiable.
+///
+/// # Panics
+/// If the shapes are others.
+pub fn expanded_context<'g>(ctx: Value<'g>, kv_up: Value<'g>, heads: Latent) -> Value<'g> {
+    let latent = kv_up.shape().width();
+    let [values] = ctx
+        .builder()
+        .op(ExpandContext { heads, latent }, &[ctx, kv_up]);
+    values
+}
+
+/// What makes keys' content and values of latents.
+fn projection(heads: &Latent, latent: usize) -> Type {
+    Type::f32([heads.heads * (heads.nope + heads.value), latent])
+}
+
+/// The rows of the projection that are a head's: for the content of its keys, and for its values.
+fn rows_of_head<'a>(heads: &Latent, latent: usize, kv_up: &'a [f64], h: usize) -> [&'a [f64]; 2] {
+    let len = (heads.nope + heads.value) * latent;
+    kv_up[h * len..][..len].split_at(heads.nope * latent).into()
+}
+
+impl Operation for AbsorbQueries {
+    fn name(&self) -> &'static str {
+        "absorb queries"
+    }
+
+    /// The rotated queries, which nobody else needs, and the absorbed ones.
+    fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
+        let [q, kv_up, rotations] = inputs else {
+            panic!("absorbed queries are made of queries, a projection and rotations")
+        };
+        let Latent { heads, rope, .. } = self.heads;
+        let batch = q.shape.sizes().first().copied().unwrap_or(1);
+        let expected = Type::f32([batch, self.seq, heads * self.heads.head_dim()]);
+        assert_eq!(*q, expected, "absorbed queries: queries");
+        let expected = projection(&self.heads, self.latent);
+        assert_eq!(*kv_up, expected, "absorbed queries: projection");
+        check_rotations(self.name(), *rotations, self.seq, rope);
+        vec![
+            *q,
+            Type::f32([batch, self.seq, heads * (self.latent + rope)]),
+        ]
+    }
+
+    fn in_place(&self) -> &'static [(usize, usize)] {
+        &[(0, 0)]
+    }
+
+    fn flops(&self, inputs: &[Type]) -> u64 {
+        let rows = inputs[0].shape.rows() * self.heads.heads;
+        2 * (rows * self.heads.nope * self.latent) as u64
+    }
+
+    fn reference(&self, io: &mut Io<'_, f64>) {
+        let Latent {
+            heads, nope, rope, ..
+        } = self.heads;
+        let (kv_up, turns) = (io.read(1), io.read(2));
+        let (q, absorbed) = (io.write(), io.write());
+        let pairs = q
+            .chunks_mut(nope + rope)
+            .zip(absorbed.chunks_mut(self.latent + rope));
+        for (index, (q, absorbed)) in pairs.enumerate() {
+            let (position, h) = (index / heads % self.seq, index % heads);
+            let (content, turned) = q.split_at_mut(nope);
+            let rotated = rotated(turned, &turns[position * rope..][..rope], 1.0);
+            turned.copy_from_slice(&rotated);
+            let [keys, _] = rows_of_head(&self.heads, self.latent, kv_up, h);
+            let (sum, position) = absorbed.split_at_mut(self.latent);
+            sum.fill(0.0);
+            for (x, row) in content.iter().zip(keys.chunks(self.latent)) {
+                for (sum, w) in sum.iter_mut().zip(row) {
+                    *sum += x * w;
+                }
+            }
+            position.copy_from_slice(&rotated);
+        }
+    }
+
+    fn cpu(&self, io: &mut Io<'_, f32>) {
+        let (kv_up, turns) = (io.read(1), io.read(2));
+        let (q, absorbed) = (io.write(), io.write());
+        latent::rotate_queries(&self.heads, q, turns);
+        latent::absorb(&self.heads, self.latent, q, kv_up, absorbed);
+    }
+}
+
+impl Operation for LatentAttention {
+    fn name(&self) -> &'static str {
+        "latent attention"
+    }
+
+    fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
+        let [queries, cache] = inputs else {
+            panic!("latent attention reads queries and a cache")
+        };
+        let Spec {
+            batch,
+            seq,
+            heads,
+            latent,
+            rope,
+            ..
+        } = self.0;
+        let expected = Type::f32([batch, seq, heads * (latent + rope)]);
+        assert_eq!(*queries, expected, "latent attention: queries");
+        let &[_, capacity, _] = cache.shape.sizes() else {
+            panic!(
+                "latent attention: the cache is not (b, capacity, {})",
+                latent + rope
+            )
+        };
+        let expected = Type::f32([batch, capacity, latent + rope]);
+        assert_eq!(*cache, expected, "latent attention: cache");
+        assert!(
+            seq <= capacity,
+            "latent attention: {seq} positions, capacity {capacity}"
+        );
+        vec![Type::f32([batch, seq, heads * latent])]
+    }
+
+    fn scratch(&self, inputs: &[Type]) -> usize {
+        let capacity = inputs[1].shape.sizes()[1];
+        self.0.scratch_len(capacity)
+    }
+
+    fn reference(&self, io: &mut Io<'_, f64>) {
+        let Spec {
+            batch,
+            seq,
+            heads,
+            latent,
+            rope,
+            scale,
+            softcap,
+        } = self.0;
+        let (q, cache, past) = (io.read(0), io.read(1), io.arguments().past);
+        let capacity = cache.len() / (batch * (latent + rope));
+        let pairs = q.chunks(latent + rope).zip(io.write().chunks_mut(latent));
+        for (index, (q, ctx)) in pairs.enumerate() {
+            let (sequence, i) = (index / heads / seq, index / heads % seq);
+            let rows = cache.chunks(latent + rope);
+            let seen: Vec<&[f64]> = rows.skip(sequence * capacity).take(past + i + 1).collect();
+            ctx.fill(0.0);
+            for (weight, row) in weights(q, &seen, scale, softcap).iter().zip(&seen) {
+                for (ctx, x) in ctx.iter_mut().zip(&row[..latent]) {
+                    *ctx += weight * x;
+                }
+            }
+        }
+    }
+
+    fn cpu(&self, io: &mut Io<'_, f32>) {
+        let (q, cache, past) = (io.read(0), io.read(1), io.arguments().past);
+        let (ctx, scratch) = (io.write(), io.write());
+        attention::cached_latent(&self.0, q, cache, past, ctx, scratch);
+    }
+}
+
+impl Operation for ExpandContext {
+    fn name(&self) -> &'static str {
+        "expand context"
+    }
+
+    fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
+        let [ctx, kv_up] = inputs else {
+            panic!("an expanded context is made of weighted latents and a projection")
+        };
+        let Latent { heads, value, .. } = self.heads;
+        assert_eq!(
+            ctx.shape.width(),
+            heads * self.latent,
+            "expanded context: weighted latents"
+        );
+        let expected = projection(&self.heads, self.latent);
+        assert_eq!(*kv_up, expected, "expanded context: projection");
+        vec![Type::f32(ctx.shape.with_width(heads * value))]
+    }
+
+    fn flops(&self, inputs: &[Type]) -> u64 {
+        let rows = inputs[0].shape.rows() * self.heads.heads;
+        2 * (rows * self.latent * self.heads.value) as u64
+    }
+
+    fn reference(&self, io: &mut Io<'_, f64>) {
+        let Latent { heads, value, .. } = self.heads;
+        let (ctx, kv_up, out) = (io.read(0), io.read(1), io.write());
+        let pairs = ctx.chunks(self.latent).zip(out.chunks_mut(value));
+        for (index, (ctx, out)) in pairs.enumerate() {
+            let [_, rows] = rows_of_head(&self.heads, self.latent, kv_up, index % heads);
+            for (out, row) in out.iter_mut().zip(rows.chunks(self.latent)) {
+                *out = ctx.iter().zip(row).map(|(x, w)| x * w).sum();
+            }
+        }
+    }
+
+    fn cpu(&self, io: &mut Io<'_, f32>) {
+        let (ctx, kv_up, out) = (io.read(0), io.read(1), io.write());
+        latent::expand(&self.heads, self.latent, ctx, kv_up, out);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::rotations;
+    use super::super::stateful::{Executors, Session, inputs};
+    use super::super::testing::numbers;
+    use super::super::{latent_heads, linear, rotate};
+    use super::*;
+
+    const FORMS: [(usize, Latent); 3] = [
+        (
+            1,
+            Latent {
+                heads: 1,
+                nope: 1,
+                rope: 2,
+                value: 1,
+            },
+        ),
+        (
+            11,
+            Latent {
+                heads: 3,
+                nope: 5,
+                rope: 4,
+                value: 7,
+            },
+        ),
+        (
+            6,
+            Latent {
+                heads: 4,
+                nope: 9,
+                rope: 6,
+                value: 3,
+            },
+        ),
+    ];
+
+    fn spec(batch: usize, seq: usize, latent: usize, heads: Latent, softcap: Option<f32>) -> Spec {
+        Spec {
+            batch,
+            seq,
+            heads: heads.heads,
+            latent,
+            rope: heads.rope,
+            scale: 0.5,
+            softcap,
+        }
+    }
+
+    #[test]
+    fn queries_and_contexts_match_the_reference() {
+        for (l, heads) in FORMS {
+            let kv_up = projection(&heads, l);
+            let state = [numbers(1, kv_up.elements())];
+            let mut executors = Executors::new(&state);
+            for (batch, past, new) in [(1, 0, 1), (2, 7, 1), (3, 5, 7), (1, 29, 1)] {
+                let widths = [heads.heads * heads.head_dim(), heads.heads * l];
+                let given = inputs(past as u64, widths.map(|width| [batch, new, width]));
+                executors.run(past, &given, |g, state, x| {
+                    let table = rotations(g, 100.0, heads.rope, new);
+                    let kv_up = g.state(state[0], 0, kv_up);
+                    let absorbed = absorbed_queries(x[0], kv_up, table, heads);
+                    // Queries that something else reads too stay as they were.
+                    vec![absorbed, expanded_context(x[1], kv_up, heads), x[0] * 2.0]
+                });
+            }
+        }
+    }
+
+    #[test]
+    fn attention_to_latents_matches_the_reference() {
+        let capacity = 301;
+        for (l, heads) in FORMS {
+            for (batch, past, new, softcap) in [
+                (1, 0, 1, None),
+                (2, 150, 3, None),
+                (2, 257, 4, Some(0.7)),
+                (3, 10, 9, Some(2.0)),
+                (1, 300, 1, None),
+            ] {
+                let (spec, width) = (spec(batch, new, l, heads, softcap), l + heads.rope);
+                let mut executors = Executors::new(&[numbers(2, batch * capacity * width)]);
+                let given = inputs(3, [[batch, new, heads.heads * width]]);
+                executors.run(past, &given, |g, state, x| {
+                    let cache = g.state(state[0], 0, Type::f32([batch, capacity, width]));
+                    vec![latent_attention(x[0], cache, spec)]
+                });
+            }
+        }
+    }
+
+    /// Plain causal attention of packed rows of one sequence.
+    fn causal(packed: &[f64], heads: &Latent, spec: &Spec) -> Vec<f64> {
+        let (d, h, value) = (heads.head_dim(), heads.heads, heads.value);
+        let rows: Vec<&[f64]> = packed.chunks(h * (2 * d + value)).collect();
+        let mut ctx = Vec::new();
+        for (i, row) in rows.iter().enumerate() {
+            for head in 0..h {
+                let q = &row[head * d..][..d];
+                let scores = rows[..=i].iter().map(|row| {
+                    let k = &row[(h + head) * d..][..d];
+                    let u =
+                        f64::from(spec.scale) * q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>();
+                    spec.softcap
+                        .map_or(u, |cap| f64::from(cap) * (u / f64::from(cap)).tanh())
+                });
+                let exponentials: Vec<f64> = scores.map(f64::exp).collect();
+                let total: f64 = exponentials.iter().sum();
+                ctx.extend((0..value).map(|c| {
+                    let values = rows.iter().map(|row| row[2 * h * d + head * value + c]);
+                    exponentials
+                        .iter()
+                        .zip(values)
+                        .map(|(e, v)| e * v)
+                        .sum::<f64>()
+                        / total
+                }));
+            }
+        }
+        ctx
+    }
+
+    #[test]
+    fn absorbed_projections_give_the_attention_of_assembled_heads() {
+        let (batch, len) = (2, 13);
+        for ((l, heads), softcap) in FORMS.into_iter().zip([None, Some(0.8), None]) {
+            let width = l + heads.rope;
+            let kv_up = projection(&heads, l);
+            let projection_values = numbers(4, kv_up.elements());
+            let mut session = Session::reference(std::slice::from_ref(&projection_values));
+            let of_queries = heads.heads * heads.head_dim();
+            let [q, latents, keys] =
+                inputs(5, [of_queries, l, heads.rope].map(|w| [batch, len, w]));
+            let given = [q.clone(), latents.clone(), keys];
+            let whole = session.run(0, &given, |g, state, x| {
+                let table = rotations(g, 100.0, heads.rope, len);
+                let kv = linear(x[1], g.state(state[0], 0, kv_up));
+                vec![
+                    latent_heads(x[0], kv, x[2], table, heads),
+                    rotate(x[2], table),
+                ]
+            });
+            let whole_spec = spec(batch, len, l, heads, softcap);
+            let sequences = whole[0].chunks(whole[0].len() / batch);
+            let expected: Vec<Vec<f64>> =
+                sequences.map(|x| causal(x, &heads, &whole_spec)).collect();
+            let rows = latents.1.chunks(l).zip(whole[1].chunks(heads.rope));
+            let cache: Vec<f64> = rows
+                .flat_map(|(latent, key)| [latent, key].concat())
+                .collect();
+            let mut session = Session::reference(&[projection_values, cache]);
+            let mut past = 0;
+            for new in [5, 1, 3, 1, 3] {
+                let newest = |x: &[f64], width: usize| x[past * width..][..new * width].to_vec();
+                let queries =
+                    q.1.chunks(len * of_queries)
+                        .flat_map(|x| newest(x, of_queries));
+                let given = [(Type::f32([batch, new, of_queries]), queries.collect())];
+                let results = session.run(past, &given, |g, state, x| {
+                    let table = rotations(g, 100.0, heads.rope, new);
+                    let kv_up = g.state(state[0], 0, kv_up);
+                    let cache = g.state(state[1], 0, Type::f32([batch, len, width]));
+                    let q = absorbed_queries(x[0], kv_up, table, heads);
+                    let ctx = latent_attention(q, cache, spec(batch, new, l, heads, softcap));
+                    vec![expanded_context(ctx, kv_up, heads)]
+                });
+                let of_values = heads.heads * heads.value;
+                let expected: Vec<f64> =
+                    expected.iter().flat_map(|x| newest(x, of_values)).collect();
+                assert_eq!(results[0].len(), expected.len());
+                for (got, expected) in results[0].iter().zip(expected) {
+                    assert!(
+                        (got - expected).abs() < 1e-12,
+                        "got {got}, expected {expected}"
+                    );
+                }
+                past += new;
+            }
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! How large the elements of a value are, for taps.
+
+use hybridnorm_kernels::magnitude::magnitude as measure;
+
+use super::{Io, Operation};
+use crate::graph::{DType, Type, Value};
+
+/// Root mean square and largest absolute value of all elements.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Magnitude;
+
+/// Root mean square and largest absolute value of all elements, (2) in double precision: zeros of
+/// nothing, NaN where an element is one. Not differentiable.
+pub fn magnitude(x: Value<'_>) -> Value<'_> {
+    let [found] = x.builder().op(Magnitude, &[x]);
+    found
+}
+
+/// The larger number; NaN where one is.
+pub(super) fn larger_or_nan(x: f64, y: f64) -> f64 {
+    if x.is_nan() || x > y { x } else { y }
+}
+
+impl Operation for Magnitude {
+    fn runs_early(&self) -> bool {
+        true
+    }
+
+    fn name(&self) -> &'static str {
+        "magnitude"
+    }
+
+    fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
+        let [x] = inputs else {
+            panic!("magnitude reads one value")
+        };
+        assert_eq!(x.dtype, DType::F32, "magnitude: element type");
+        vec![Type::f64([2])]
+    }
+
+    fn reference(&self, io: &mut Io<'_, f64>) {
+        let (x, found) = (io.read(0), io.write_doubles());
+        let squares: f64 = x.iter().map(|x| x * x).sum();
+        found[0] = (squares / x.len().max(1) as f64).sqrt();
+        found[1] = x.iter().map(|x| x.abs()).fold(0.0, larger_or_nan);
+    }
+
+    fn cpu(&self, io: &mut Io<'_, f32>) {
+        let found = measure(io.read(0));
+        io.write_doubles()
+            .copy_from_slice(&[found.rms, f64::from(found.max)]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{check_update, check_with, floats, floats_by};
+    use super::*;
+    use crate::graph::Builder;
+    use crate::ops::Arguments;
+
+    #[test]
+    fn magnitudes_of_what_also_feeds_other_ops() {
+        for rows in [0, 1, 7, 1031] {
+            let given = [floats_by(1, [1, rows, 33], |x| 3.0 * x - 1.0)];
+            check_with(&given, &[1, 2], |_, x| {
+                let y = x[0] * 0.5;
+                vec![y + x[0], magnitude(y), magnitude(x[0])]
+            });
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_shows() {
+        for broken in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            let x = floats(1, [3, 5]).with(7, broken);
+            let runs = [(Arguments::default(), vec![x])];
+            let after = check_update(&[], &runs, |_, _, x| vec![magnitude(x[0])]);
+            for found in &after[0].outputs[0] {
+                assert!(!found.is_finite());
+                assert_eq!(found.is_nan(), broken.is_nan());
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "magnitude: element type")]
+    fn integers_are_refused() {
+        let g = Builder::new();
+        magnitude(g.input("ids", Type::i32([3])));
+    }
+}

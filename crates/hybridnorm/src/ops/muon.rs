@@ -1,0 +1,426 @@
+//! The update of Muon: momentum whose matrices are orthogonalized (Jordan et al. 2024,
+//! <https://kellerjordan.github.io/posts/muon/>), scaled and decayed as in arXiv 2502.16982.
+
+use std::ops::Range;
+
+use hybridnorm_kernels::{adamw::grad_scale, muon};
+
+use super::gradient_norm::{check_slots, clipping, finite_norm, states};
+use super::{Arguments, Io, Operation};
+use crate::graph::{Type, Value};
+
+/// A step of Muon on any number of stacks of matrices, in place. The learning rate is an argument of the
+/// run.
+///
+/// With `g'` the gradient clipped to the global norm: `m = momentum m + g'`, `u = g' + momentum m`, or
+/// `u = m` without `nesterov`, and for each matrix of a stack
+/// `p -= lr (0.2 √max(rows, columns) O(u) + weight_decay p)`. O starts from `X = u / (|u| + 1e-7)` and
+/// takes `iterations` times `X = a X + (b A + c A²) X` with `A = X Xᵀ`, a Newton–Schulz iteration that
+/// brings the singular values close to 1.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Muon {
+    /// Decay of the sum of gradients.
+    pub momentum: f64,
+    /// True if the gradient is looked at once more, on top of the sum that already holds it.
+    pub nesterov: bool,
+    /// Newton–Schulz iterations.
+    pub iterations: usize,
+    /// Gradients are scaled down to this global norm; 0 turns clipping off.
+    pub clip: f64,
+    /// The parameters.
+    pub slots: Vec<MuonSlot>,
+}
+
+/// A parameter that is a stack of matrices.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MuonSlot {
+    /// Columns of the matrices.
+    pub columns: usize,
+    /// Rows of each of them.
+    pub rows: Vec<usize>,
+    /// Decoupled weight decay, per unit of learning rate.
+    pub weight_decay: f64,
+}
+
+/// Updates n slots: gradient, parameter and moment of each, of one shape; the last two are state.
+///
+/// `squares` are the [squared norms](super::squared_norms) of all gradients of the step, also of those
+/// that another op applies. Nothing is changed unless their global norm and every element of `guard`, the
+/// losses, are finite.
+///
+/// Gives (n, 2) in double precision: Euclidean norms of what was added to each parameter, and of its
+/// values before; zeros where nothing was changed.
+///
+/// # Panics
+/// If there are not as many slots as the op has, the shapes of one differ, or it is not made of its
+/// matrices.
+pub fn muon<'g>(
+    op: Muon,
+    guard: Value<'g>,
+    squares: Value<'g>,
+    slots: &[[Value<'g>; 3]],
+) -> Value<'g> {
+    let slots = (0..3).flat_map(|part| slots.iter().map(move |slot| slot[part]));
+    let inputs: Vec<Value> = [guard, squares].into_iter().chain(slots).collect();
+    let [norms] = guard.builder().op(op, &inputs);
+    norms
+}
+
+impl Muon {
+    /// Elements of single precision that the kernel works with.
+    fn memory(&self) -> usize {
+        let sizes = self
+            .slots
+            .iter()
+            .map(|slot| muon::scratch(slot.columns, &slot.rows));
+        sizes.max().unwrap_or(0)
+    }
+}
+
+impl Operation for Muon {
+    fn name(&self) -> &'static str {
+        "muon"
+    }
+
+    fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
+        check_slots("muon", inputs, self.slots.len(), 2);
+        for (i, (slot, gradient)) in self.slots.iter().zip(&inputs[2..]).enumerate() {
+            let elements = slot.rows.iter().sum::<usize>() * slot.columns;
+            assert_eq!(gradient.elements(), elements, "muon: matrices of slot {i}");
+        }
+        vec![Type::f64([self.slots.len(), 2])]
+    }
+
+    fn updates(&self, inputs: usize) -> Range<usize> {
+        inputs - 2 * self.slots.len()..inputs
+    }
+
+    fn scratch(&self, _inputs: &[Type]) -> usize {
+        self.memory()
+    }
+
+    fn flops(&self, _inputs: &[Type]) -> u64 {
+        let matrices = self.slots.iter();
+        let matrices = matrices.flat_map(|slot| slot.rows.iter().map(|&rows| (rows, slot.columns)));
+        let products = matrices.map(|(rows, columns)| {
+            let (long, short) = (rows.max(columns), rows.min(columns));
+            // Of A and A², which are symmetric, one half.
+            long * short * short + short * short * short + 2 * long * short * short
+        });
+        (self.iterations * products.sum::<usize>()) as u64
+    }
+
+    fn reference(&self, io: &mut Io<'_, f64>) {
+        let norms = io.write_doubles();
+        norms.fill(0.0);
+        let Some(norm) = finite_norm(io.read(0), io.doubles(1)) else {
+            return;
+        };
+        let scale = clipping(self.clip, norm);
+        let Arguments { lr, .. } = io.arguments();
+        let slots = states(io, self.slots.len()).into_iter().zip(&self.slots);
+        for (i, ([p, m], slot)) in slots.enumerate() {
+            let mut u = Vec::with_capacity(m.len());
+            for (m, g) in m.iter_mut().zip(io.read(2 + i)) {
+                let g = scale * g;
+                *m = self.momentum * *m + g;
+                u.push(match self.nesterov {
+                    true => g + self.momentum * *m,
+                    false => *m,
+                });
+            }
+            let (mut update, mut value) = (0.0, 0.0);
+            let mut first = 0;
+            for &rows in &slot.rows {
+                let matrix = first..first + rows * slot.columns;
+                let size = 0.2 * (rows.max(slot.columns) as f64).sqrt();
+                let o = orthogonalized(&u[matrix.clone()], slot.columns, self.iterations);
+                first = matrix.end;
+                for (p, o) in p[matrix].iter_mut().zip(o) {
+                    let added = -lr * (size * o + slot.weight_decay * *p);
+                    update += added * added;
+                    value += *p * *p;
+                    *p += added;
+                }
+            }
+            norms[2 * i] = update.sqrt();
+            norms[2 * i + 1] = value.sqrt();
+        }
+    }
+
+    fn cpu(&self, io: &mut Io<'_, f32>) {
+        let norms = io.write_doubles();
+        norms.fill(0.0);
+        let Some(norm) = finite_norm(io.read(0), io.doubles(1)) else {
+            return;
+        };
+        let rule = muon::Muon {
+            lr: io.arguments().lr,
+            momentum: self.momentum,
+            nesterov: self.nesterov,
+            steps: self.iterations,
+            grad_scale: grad_scale(self.clip, norm),
+        };
+        let slots = states(io, self.slots.len()).into_iter().zip(&self.slots);
+        let memory: &mut [f32] = match self.memory() {
+            0 => &mut [],
+            _ => io.write(),
+        };
+        let mut slots: Vec<muon::Slot> = slots
+            .enumerate()
+            .map(|(i, ([p, m], slot))| muon::Slot {
+                p,
+                g: io.read(2 + i),
+                m,
+                columns: slot.columns,
+                blocks: &slot.rows,
+                weight_decay: slot.weight_decay,
+            })
+            .collect();
+        let found = muon::step(&rule, &mut slots, memory);
+        for (norms, found) in norms.chunks_exact_mut(2).zip(found) {
+            norms.copy_from_slice(&[found.update, found.value]);
+        }
+    }
+}
+
+/// A matrix with rows of `columns` after the Newton–Schulz iterations.
+fn orthogonalized(u: &[f64], columns: usize, iterations: usize) -> Vec<f64> {
+    if u.is_empty() {
+        return Vec::new();
+    }
+    let rows = u.len() / columns;
+    if rows > columns {
+        // The iteration commutes with the transposition, and A is the smaller one then.
+        let o = orthogonalized(&transposed(u, columns), rows, iterations);
+        return transposed(&o, rows);
+    }
+    let norm = u.iter().map(|u| u * u).sum::<f64>().sqrt() + 1e-7;
+    let mut x: Vec<f64> = u.iter().map(|u| u / norm).collect();
+    for _ in 0..iterations {
+        let a = product(&x, &transposed(&x, columns), columns);
+        let square = product(&a, &a, rows);
+        let b: Vec<f64> = a
+            .iter()
+            .zip(&square)
+            .map(|(a, square)| -4.7750 * a + 2.0315 * square)
+            .collect();
+        let change = product(&b, &x, rows);
+        for (x, change) in x.iter_mut().zip(change) {
+            *x = 3.4445 * *x + change;
+        }
+    }
+    x
+}
+
+fn transposed(x: &[f64], columns: usize) -> Vec<f64> {
+    (0..columns)
+        .flat_map(|c| x.iter().skip(c).step_by(columns).copied())
+        .collect()
+}
+
+/// `x y` for rows of `inner` elements in x.
+fn product(x: &[f64], y: &[f64], inner: usize) -> Vec<f64> {
+    let columns = y.len() / inner;
+    let rows = x.chunks(inner).flat_map(|x| {
+        let mut row = vec![0.0; columns];
+        for (x, y) in x.iter().zip(y.chunks(columns)) {
+            for (row, y) in row.iter_mut().zip(y) {
+                *row += x * y;
+            }
+        }
+        row
+    });
+    rows.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{After, check_update, floats_by, numbers};
+    use super::super::{AdamW, adamw, squared_norms};
+    use super::*;
+    use crate::graph::Builder;
+
+    fn slot(columns: usize, rows: &[usize], weight_decay: f64) -> MuonSlot {
+        MuonSlot {
+            columns,
+            rows: rows.to_vec(),
+            weight_decay,
+        }
+    }
+
+    fn rule(clip: f64) -> Muon {
+        Muon {
+            momentum: 0.95,
+            nesterov: true,
+            iterations: 5,
+            clip,
+            slots: vec![
+                slot(5, &[3, 7, 1], 0.1),
+                slot(33, &[17], 0.0),
+                slot(1, &[1], 0.3),
+                slot(9, &[0, 4], 0.2),
+                slot(70, &[65, 130], 0.2),
+            ],
+        }
+    }
+
+    /// Runs steps with these factors of the gradients on parameters and moments in one buffer. The last
+    /// input, (3, 7), is the gradient of a parameter that AdamW updates.
+    fn steps(op: &Muon, factors: &[f64], guards: &[f64]) -> Vec<After> {
+        let shapes = op
+            .slots
+            .iter()
+            .map(|slot| [slot.rows.iter().sum(), slot.columns]);
+        let shapes: Vec<[usize; 2]> = shapes.chain([[3, 7]]).collect();
+        let total = shapes.iter().map(|[rows, columns]| rows * columns).sum();
+        let state = [numbers(1, total), vec![0.0; total], vec![0.0; 3 * 7]];
+        let runs = factors
+            .iter()
+            .zip(guards)
+            .zip(1..)
+            .map(|((factor, guard), step)| {
+                let arguments = Arguments {
+                    lr: 0.02 / step as f64,
+                    step,
+                    ..Arguments::default()
+                };
+                let gradients = (10 * step..).zip(&shapes);
+                let gradients =
+                    gradients.map(|(seed, shape)| floats_by(seed, *shape, |x| factor * x));
+                let guard = [floats_by(step, [1], |_| *guard)];
+                (arguments, guard.into_iter().chain(gradients).collect())
+            });
+        let runs: Vec<_> = runs.collect();
+        check_update(&state, &runs, |g, buffers, x| {
+            let mut offset = 0;
+            let slots = x[1..].iter().map(|gradient| {
+                let ty = gradient.ty();
+                offset += ty.elements();
+                [0, 1].map(|i| g.state(buffers[i], offset - ty.elements(), ty))
+            });
+            let slots: Vec<[Value; 2]> = slots.collect();
+            let (matrices, rest) = slots.split_at(op.slots.len());
+            let matrices = x[1..].iter().zip(matrices);
+            let matrices: Vec<[Value; 3]> = matrices.map(|(g, [p, m])| [*g, *p, *m]).collect();
+            let squares = squared_norms(g, &x[1..]);
+            let other = AdamW {
+                beta1: 0.9,
+                beta2: 0.95,
+                eps: 1e-8,
+                clip: op.clip,
+                weight_decay: vec![0.1],
+            };
+            let [[p, m]] = rest[..] else {
+                panic!("one parameter that AdamW updates")
+            };
+            let v = g.state(buffers[2], 0, p.ty());
+            vec![
+                muon(op.clone(), x[0], squares, &matrices),
+                adamw(other, x[0], squares, &[[x[x.len() - 1], p, m, v]]),
+            ]
+        })
+    }
+
+    #[test]
+    fn steps_are_those_of_the_reference() {
+        for (clip, nesterov, iterations) in [
+            (0.0, true, 5),
+            (0.5, true, 5),
+            (1e4, false, 5),
+            (0.5, false, 0),
+            (0.0, true, 1),
+        ] {
+            let op = Muon {
+                nesterov,
+                iterations,
+                ..rule(clip)
+            };
+            let after = steps(&op, &[1.0, 0.1, 3.0], &[1.0; 3]);
+            assert_ne!(after[0].buffers[1], after[1].buffers[1]);
+        }
+    }
+
+    #[test]
+    fn large_matrices_are_worked_on_in_scratch_memory() {
+        let op = Muon {
+            slots: vec![slot(3, &[7], 0.1), slot(8, &[131_101, 5], 0.1)],
+            ..rule(0.5)
+        };
+        assert!(op.memory() > 0);
+        assert_eq!(rule(0.5).memory(), 0);
+        steps(&op, &[1.0], &[1.0]);
+        let op = Muon {
+            slots: vec![slot(131_101, &[2, 8], 0.1)],
+            ..op
+        };
+        steps(&op, &[1.0], &[1.0]);
+    }
+
+    #[test]
+    fn what_is_not_finite_changes_nothing() {
+        for broken in [f64::NAN, f64::INFINITY] {
+            for (factor, guard) in [(broken, 1.0), (1.0, broken)] {
+                let after = steps(&rule(0.5), &[1.0, factor], &[1.0, guard]);
+                assert_eq!(after[0].buffers, after[1].buffers);
+                assert!(after[1].outputs.concat().iter().all(|x| *x == 0.0));
+            }
+        }
+    }
+
+    #[test]
+    fn the_clipping_counts_gradients_that_another_op_applies() {
+        let op = rule(0.5);
+        let moments = |factors: &[f64]| {
+            let after = steps(&op, factors, &[1.0]).remove(0);
+            let squares = after.buffers[1].iter().take(55).map(|m| m * m);
+            squares.sum::<f64>().sqrt()
+        };
+        let gradient: f64 = numbers(10, 55).iter().map(|g| g * g).sum::<f64>().sqrt();
+        let all: f64 = (10..)
+            .zip([55, 17 * 33, 1, 36, 195 * 70, 21])
+            .flat_map(|(seed, n)| numbers(seed, n))
+            .map(|g| g * g)
+            .sum::<f64>()
+            .sqrt();
+        assert!((moments(&[1.0]) - 0.5 * gradient / all).abs() < 1e-6);
+    }
+
+    #[test]
+    fn singular_values_are_iterated() {
+        // The matrix is divided by its norm first, which is 5.
+        for (u, columns) in [
+            ([3.0, 0.0, 0.0, 0.0, 0.0, -4.0], 3),
+            ([3.0, 0.0, 0.0, 0.0, 0.0, -4.0], 2),
+        ] {
+            let o = orthogonalized(&u, columns, 5);
+            for (u, o) in u.iter().zip(o) {
+                let want = (0..5).fold(u / (5.0 + 1e-7), |x: f64, _| {
+                    3.4445 * x - 4.7750 * x.powi(3) + 2.0315 * x.powi(5)
+                });
+                assert!((o - want).abs() < 1e-12, "{o}, want {want}");
+            }
+        }
+    }
+
+    #[test]
+    fn symmetric_products_count_by_half() {
+        let op = Muon {
+            slots: vec![slot(3, &[2, 5], 0.0)],
+            ..rule(0.0)
+        };
+        assert_eq!(op.flops(&[]), 5 * (3 * 3 * 4 + 8 + 3 * 5 * 9 + 27));
+    }
+
+    #[test]
+    #[should_panic(expected = "muon: matrices of slot 1")]
+    fn rows_that_do_not_add_up_are_refused() {
+        let g = Builder::new();
+        let x = g.input("x", Type::f32([4, 3]));
+        let op = Muon {
+            slots: vec![slot(3, &[2, 2], 0.0), slot(3, &[2, 1], 0.0)],
+            ..rule(0.0)
+        };
+        muon(op, x, squared_norms(&g, &[x]), &[[x; 3]; 2]);
+    }
+}

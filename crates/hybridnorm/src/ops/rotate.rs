@@ -1,0 +1,135 @@
+//! Rotary embedding of the key that the heads of a latent attention share, as its cache stores it.
+//!
+//! Shape suffix: r rotated channels.
+
+use hybridnorm_kernels::latent;
+
+use super::{Io, Operation};
+use crate::graph::{Type, Value};
+
+/// Keys turned by the angles of their positions. Serves inference only.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rotate {
+    seq: usize,
+    channels: usize,
+}
+
+/// Rotates keys (b, t, r) by their positions, of which `rotations` (t, r) holds the cosines,
+/// then the sines, of r/2 angles each. Not differentiable.
+///
+/// # Panics
+/// If the shapes are others, r is odd, or there are rotations for fewer than t positions.
+pub fn rotate<'g>(keys_btr: Value<'g>, rotations: Value<'g>) -> Value<'g> {
+    let &[_, seq, channels] = keys_btr.shape().sizes() else {
+        panic!(
+            "rotate: the keys are not (b, t, r), but {:?}",
+            keys_btr.shape()
+        )
+    };
+    let op = Rotate { seq, channels };
+    let [rotated] = keys_btr.builder().op(op, &[keys_btr, rotations]);
+    rotated
+}
+
+impl Operation for Rotate {
+    fn name(&self) -> &'static str {
+        "rotate"
+    }
+
+    fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
+        let [keys, rotations] = inputs else {
+            panic!("rotate reads keys and rotations")
+        };
+        let &[batch, ..] = keys.shape.sizes() else {
+            panic!("rotate: the keys are not (b, t, r)")
+        };
+        let expected = Type::f32([batch, self.seq, self.channels]);
+        assert_eq!(*keys, expected, "rotate: keys");
+        check_rotations(self.name(), *rotations, self.seq, self.channels);
+        vec![*keys]
+    }
+
+    fn in_place(&self) -> &'static [(usize, usize)] {
+        &[(0, 0)]
+    }
+
+    fn reference(&self, io: &mut Io<'_, f64>) {
+        let turns = io.read(1);
+        let keys = io.write().chunks_mut(self.channels);
+        for (key, turn) in keys.zip(turns.chunks(self.channels).cycle()) {
+            let rotated = rotated(key, turn, 1.0);
+            key.copy_from_slice(&rotated);
+        }
+    }
+
+    fn cpu(&self, io: &mut Io<'_, f32>) {
+        let turns = io.read(1);
+        latent::rotate_keys(io.write(), self.channels, turns);
+    }
+}
+
+/// Checks the type of rotations of an op that reads those of `seq` positions at once.
+pub(super) fn check_rotations(op: &str, rotations: Type, seq: usize, channels: usize) {
+    assert!(
+        channels > 0 && channels.is_multiple_of(2),
+        "{op}: {channels} rotated channels, not an even number"
+    );
+    let expected = Type::f32([seq, channels]);
+    assert_eq!(rotations, expected, "{op}: rotations");
+}
+
+/// One row: channels i and r/2 + i are a point of the plane, turned by the angle whose cosine and sine
+/// are these channels of `turn`; backwards for a `sign` of -1.
+pub(super) fn rotated(x: &[f64], turn: &[f64], sign: f64) -> Vec<f64> {
+    let half = x.len() / 2;
+    let mut y = vec![0.0; x.len()];
+    for i in 0..half {
+        let (cos, sin) = (turn[i], sign * turn[half + i]);
+        y[i] = cos * x[i] - sin * x[half + i];
+        y[half + i] = sin * x[i] + cos * x[half + i];
+    }
+    y
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::rotations;
+    use super::super::stateful::Executors;
+    use super::super::testing::numbers;
+    use super::*;
+
+    #[test]
+    fn keys_are_rotated_by_their_positions() {
+        for (b, t, r) in [(1, 1, 2), (3, 5, 6), (2, 7, 10)] {
+            let mut executors = Executors::new(&[]);
+            for past in [0, 1, 13] {
+                let keys = (Type::f32([b, t, r]), numbers(1, b * t * r));
+                executors.run(past, &[keys], |g, _, x| {
+                    let table = rotations(g, 100.0, r, t);
+                    let rotated = rotate(x[0], table);
+                    // What reads the keys too has them as they were.
+                    vec![rotated, x[0] * 0.5]
+                });
+            }
+        }
+    }
+
+    #[test]
+    fn a_quarter_of_a_turn() {
+        assert_eq!(
+            rotated(&[1.0, 2.0, 3.0, 4.0], &[0.0, 1.0, 1.0, 0.0], 1.0),
+            [-3.0, 2.0, 1.0, 4.0]
+        );
+        assert_eq!(
+            rotated(&[1.0, 2.0, 3.0, 4.0], &[0.0, 1.0, 1.0, 0.0], -1.0),
+            [3.0, 2.0, -1.0, 4.0]
+        );
+    }
+
+    #[test]
+    #[should_panic(expected = "rotate: rotations")]
+    fn positions_without_rotations() {
+        let keys = (Type::f32([1, 5, 2]), numbers(1, 10));
+        Executors::new(&[]).run(4, &[keys], |g, _, x| vec![rotate(x[0], rotations(g, 100.0, 2, 4))]);
+    }
+}

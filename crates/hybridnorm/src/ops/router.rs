@@ -1,0 +1,369 @@
+//! The router of a mixture of experts: weights of the chosen experts, and the losses that keep it even.
+
+use hybridnorm_kernels::experts::Dispatch;
+use hybridnorm_kernels::router::{self, Router, Scoring};
+
+use super::dispatch::dispatch_type;
+use super::{Backward, Io, Operation, fill};
+use crate::graph::{Type, Value};
+
+/// Weights of the experts that a dispatch names; see [`Router`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RouterWeights(pub(crate) Router);
+
+/// Gradient of the logits from that of [`RouterWeights`]' output; the choice counts as constant.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RouterWeightsGrad(pub(crate) Router);
+
+/// Load-balancing loss, z-loss and entropy of the scores; see [`router_losses`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RouterLosses(pub(crate) Router);
+
+/// Gradient of the logits from those of the two losses; the load counts as constant.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RouterLossesGrad(pub(crate) Router);
+
+/// Weights (n, k) of the chosen experts: their scores, of logits (.., e), divided by their sum if the
+/// router says so, and scaled.
+///
+/// # Panics
+/// If the logits are of another number of experts, or the dispatch is not one of these tokens by this
+/// router.
+pub fn router_weights<'g>(logits: Value<'g>, dispatch: Value<'g>, router: Router) -> Value<'g> {
+    let graph = logits.builder();
+    let [weights] = graph.op(RouterWeights(router), &[logits, dispatch]);
+    weights
+}
+
+/// Load-balancing loss, z-loss and entropy of n tokens, unweighted means over them, each of one element:
+///
+/// ```text
+/// E · Σ_e (slots of e / (n · k)) · mean of p_e
+/// mean of logsumexp(logits)²
+/// mean of −Σ_e p_e log p_e, in nats
+/// ```
+///
+/// with p the softmax of the logits (.., e), or sigmoids divided by their sum. The fourth value is the
+/// three in double precision, (3). The third and the fourth are statistics without gradients.
+///
+/// # Panics
+/// As [`router_weights`].
+pub fn router_losses<'g>(logits: Value<'g>, dispatch: Value<'g>, router: Router) -> [Value<'g>; 4] {
+    let graph = logits.builder();
+    graph.op(RouterLosses(router), &[logits, dispatch])
+}
+
+/// Checks logits and dispatch; gives the tokens.
+fn check(name: &str, router: &Router, inputs: &[Type]) -> usize {
+    let &[logits, dispatch, ..] = inputs else {
+        panic!("{name}: logits and a dispatch are read")
+    };
+    let tokens = logits.shape.rows();
+    assert_eq!(logits.shape.width(), router.experts, "{name}: logits");
+    let expected = dispatch_type(router.layout(), tokens);
+    assert_eq!(dispatch, expected, "{name}: dispatch of {tokens} tokens");
+    tokens
+}
+
+impl Operation for RouterWeights {
+    fn name(&self) -> &'static str {
+        "router weights"
+    }
+
+    fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
+        let tokens = check(self.name(), &self.0, inputs);
+        vec![Type::f32([tokens, self.0.top_k])]
+    }
+
+    fn backward<'g>(&self, at: &Backward<'g>) -> Vec<Option<Value<'g>>> {
+        let inputs = [at.input(0), at.input(1), at.gradient()];
+        let [dlogits] = at.graph().op(RouterWeightsGrad(self.0), &inputs);
+        vec![Some(dlogits), None]
+    }
+
+    fn reference(&self, io: &mut Io<'_, f64>) {
+        let (r, logits, weights) = (&self.0, io.read(0), io.write());
+        let chosen = Dispatch::new(r.layout(), io.ints(1)).chosen();
+        let tokens = logits.chunks(r.experts).zip(chosen.chunks(r.top_k));
+        for ((logits, chosen), weights) in tokens.zip(weights.chunks_mut(r.top_k)) {
+            let scores = scores(r.scoring, logits);
+            let total = divisor(r, &scores, chosen);
+            for (weight, &expert) in weights.iter_mut().zip(chosen) {
+                *weight = f64::from(r.scaling) * scores[expert as usize] / total;
+            }
+        }
+    }
+
+    fn cpu(&self, io: &mut Io<'_, f32>) {
+        let dispatch = Dispatch::new(self.0.layout(), io.ints(1));
+        router::weights(&self.0, io.read(0), dispatch.chosen(), io.write());
+    }
+}
+
+impl Operation for RouterWeightsGrad {
+    fn name(&self) -> &'static str {
+        "router weights, gradient"
+    }
+
+    fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
+        vec![inputs[0]]
+    }
+
+    fn reference(&self, io: &mut Io<'_, f64>) {
+        let (r, logits, dweights, dlogits) = (&self.0, io.read(0), io.read(2), io.write());
+        let chosen = Dispatch::new(r.layout(), io.ints(1)).chosen();
+        let tokens = logits.chunks(r.experts).zip(dlogits.chunks_mut(r.experts));
+        let choices = chosen.chunks(r.top_k).zip(dweights.chunks(r.top_k));
+        for ((logits, dlogits), (chosen, dweights)) in tokens.zip(choices) {
+            let scores = scores(r.scoring, logits);
+            let total = divisor(r, &scores, chosen);
+            // The divisor depends on the score of every chosen expert.
+            let shares = chosen.iter().map(|&expert| scores[expert as usize] / total);
+            let common: f64 = match r.renormalize {
+                true => shares.zip(dweights).map(|(share, d)| share * d).sum(),
+                false => 0.0,
+            };
+            let mut dscores = vec![0.0; r.experts];
+            for (&expert, dweight) in chosen.iter().zip(dweights) {
+                dscores[expert as usize] += f64::from(r.scaling) * (dweight - common) / total;
+            }
+            dlogits.fill(0.0);
+            add_through_scores(r.scoring, &scores, &dscores, dlogits);
+        }
+    }
+
+    fn cpu(&self, io: &mut Io<'_, f32>) {
+        let (logits, dweights, dlogits) = (io.read(0), io.read(2), io.write());
+        let dispatch = Dispatch::new(self.0.layout(), io.ints(1));
+        router::weights_backward(&self.0, logits, dispatch.chosen(), dweights, dlogits);
+    }
+}
+
+impl Operation for RouterLosses {
+    fn name(&self) -> &'static str {
+        "router losses"
+    }
+
+    fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
+        check(self.name(), &self.0, inputs);
+        let one = Type::f32([1]);
+        vec![one, one, one, Type::f64([3])]
+    }
+
+    fn backward<'g>(&self, at: &Backward<'g>) -> Vec<Option<Value<'g>>> {
+        let [dbalance, dz] = [0, 1].map(|loss| at.gradient_of(loss));
+        if dbalance.is_none() && dz.is_none() {
+            return vec![None; 2];
+        }
+        let [dbalance, dz] =
+            [dbalance, dz].map(|d| d.unwrap_or_else(|| fill(at.graph(), 0.0, Type::f32([1]))));
+        let inputs = [at.input(0), at.input(1), dbalance, dz];
+        let [dlogits] = at.graph().op(RouterLossesGrad(self.0), &inputs);
+        vec![Some(dlogits), None]
+    }
+
+    fn reference(&self, io: &mut Io<'_, f64>) {
+        let (r, logits) = (&self.0, io.read(0));
+        let load = Dispatch::new(r.layout(), io.ints(1)).load();
+        let n = (logits.len() / r.experts) as f64;
+        let (mut balance, mut z, mut entropy) = (0.0, 0.0, 0.0);
+        for logits in logits.chunks(r.experts) {
+            z += log_sum_exp(logits).powi(2) / n;
+            let scores = scores(r.scoring, logits);
+            let total: f64 = scores.iter().sum();
+            for (score, &load) in scores.iter().zip(load) {
+                let p = score / total;
+                balance += even_is_one(r, load, n) * p / n;
+                // p log p goes to 0 with p.
+                entropy -= if p == 0.0 { 0.0 } else { p * p.ln() / n };
+            }
+        }
+        for value in [balance, z, entropy] {
+            io.write()[0] = value;
+        }
+        io.write_doubles().copy_from_slice(&[balance, z, entropy]);
+    }
+
+    fn cpu(&self, io: &mut Io<'_, f32>) {
+        let dispatch = Dispatch::new(self.0.layout(), io.ints(1));
+        let found = router::losses(&self.0, io.read(0), dispatch.load());
+        let values = [found.balance, found.z, found.entropy];
+        for value in values {
+            io.write()[0] = value as f32;
+        }
+        io.write_doubles().copy_from_slice(&values);
+    }
+}
+
+impl Operation for RouterLossesGrad {
+    fn name(&self) -> &'static str {
+        "router losses, gradient"
+    }
+
+    /// Reads logits, dispatch, and the gradients of the two losses.
+    fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
+        vec![inputs[0]]
+    }
+
+    fn reference(&self, io: &mut Io<'_, f64>) {
+        let (r, logits, dlogits) = (&self.0, io.read(0), io.write());
+        let (dbalance, dz) = (io.read(2)[0], io.read(3)[0]);
+        let load = Dispatch::new(r.layout(), io.ints(1)).load();
+        let n = (logits.len() / r.experts) as f64;
+        let tokens = logits.chunks(r.experts).zip(dlogits.chunks_mut(r.experts));
+        for (logits, dlogits) in tokens {
+            // The slope of logsumexp is the softmax.
+            let dlog_sum = dz * 2.0 * log_sum_exp(logits) / n;
+            let softmax = scores(Scoring::Softmax, logits);
+            for (dlogit, softmax) in dlogits.iter_mut().zip(softmax) {
+                *dlogit = dlog_sum * softmax;
+            }
+            let scores = scores(r.scoring, logits);
+            let total: f64 = scores.iter().sum();
+            let dp = load
+                .iter()
+                .map(|&load| dbalance * even_is_one(r, load, n) / n);
+            let dp: Vec<f64> = dp.collect();
+            // p = score / total, and the total depends on every score.
+            let common: f64 = scores.iter().zip(&dp).map(|(s, dp)| s / total * dp).sum();
+            let dscores: Vec<f64> = dp.iter().map(|dp| (dp - common) / total).collect();
+            add_through_scores(r.scoring, &scores, &dscores, dlogits);
+        }
+    }
+
+    fn cpu(&self, io: &mut Io<'_, f32>) {
+        let (logits, dlogits) = (io.read(0), io.write());
+        let (dbalance, dz) = (io.read(2)[0], io.read(3)[0]);
+        let dispatch = Dispatch::new(self.0.layout(), io.ints(1));
+        router::losses_backward(&self.0, logits, dispatch.load(), dbalance, dz, dlogits);
+    }
+}
+
+/// Scores of the experts for one token.
+pub(super) fn scores(scoring: Scoring, logits: &[f64]) -> Vec<f64> {
+    let log_sum = log_sum_exp(logits);
+    let scores = logits.iter().map(|l| match scoring {
+        Scoring::Softmax => (l - log_sum).exp(),
+        Scoring::Sigmoid => 1.0 / (1.0 + (-l).exp()),
+    });
+    scores.collect()
+}
+
+fn log_sum_exp(logits: &[f64]) -> f64 {
+    let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let sum: f64 = logits.iter().map(|l| (l - largest).exp()).sum();
+    largest + sum.ln()
+}
+
+/// What the scores of the chosen experts are divided by.
+fn divisor(r: &Router, scores: &[f64], chosen: &[i32]) -> f64 {
+    let sum: f64 = chosen.iter().map(|&expert| scores[expert as usize]).sum();
+    match (r.renormalize, r.scoring) {
+        (false, _) => 1.0,
+        (true, Scoring::Softmax) => sum,
+        (true, Scoring::Sigmoid) => sum + 1e-20,
+    }
+}
+
+/// The load of an expert relative to that of even load.
+fn even_is_one(r: &Router, load: i32, tokens: f64) -> f64 {
+    r.experts as f64 * f64::from(load) / (tokens * r.top_k as f64)
+}
+
+/// Adds the gradient of a token's logits.
+fn add_through_scores(scoring: Scoring, scores: &[f64], dscores: &[f64], dlogits: &mut [f64]) {
+    let mean: f64 = scores.iter().zip(dscores).map(|(s, ds)| s * ds).sum();
+    for ((dlogit, s), ds) in dlogits.iter_mut().zip(scores).zip(dscores) {
+        *dlogit += match scoring {
+            Scoring::Softmax => s * (ds - mean),
+            Scoring::Sigmoid => s * (1.0 - s) * ds,
+        };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{check, check_with, floats, floats_by};
+    use super::super::{choose, linear};
+    use super::*;
+    use crate::graph::Builder;
+    use crate::passes::gradients;
+
+    /// Routers of every form with the tokens that they are tested on.
+    fn routers() -> Vec<(usize, Router)> {
+        let mut routers = Vec::new();
+        for (n, experts, top_k, groups, top_groups) in [
+            (1, 1, 1, 1, 1),
+            (7, 5, 2, 1, 1),
+            (33, 12, 3, 4, 2),
+            (65, 9, 9, 3, 3),
+        ] {
+            for scoring in [Scoring::Softmax, Scoring::Sigmoid] {
+                for renormalize in [false, true] {
+                    let router = Router {
+                        experts,
+                        top_k,
+                        scoring,
+                        renormalize,
+                        groups,
+                        top_groups,
+                        scaling: 2.5,
+                    };
+                    routers.push((n, router));
+                }
+            }
+        }
+        routers
+    }
+
+    #[test]
+    fn weights_have_a_gradient_through_the_scores() {
+        for (n, router) in routers() {
+            let logits = floats_by(1, [1, n, router.experts], |x| 3.0 * x);
+            check(&[logits, floats(2, [router.experts])], |_, x| {
+                let dispatch = choose(x[0], Some(x[1]), router);
+                router_weights(x[0], dispatch, router)
+            });
+        }
+    }
+
+    #[test]
+    fn losses_have_gradients_and_statistics_have_none() {
+        for (n, router) in routers() {
+            let logits = [floats_by(1, [n, router.experts], |x| 3.0 * x)];
+            check_with(&logits, &[2, 3], |_, x| {
+                let dispatch = choose(x[0], None, router);
+                router_losses(x[0], dispatch, router).to_vec()
+            });
+            check(&logits, |_, x| {
+                let dispatch = choose(x[0], None, router);
+                let [balance, z, ..] = router_losses(x[0], dispatch, router);
+                balance * 0.7 + z * 0.3
+            });
+        }
+    }
+
+    #[test]
+    fn statistics_alone_have_no_gradient() {
+        let (n, router) = routers()[4];
+        let g = Builder::new();
+        let logits = g.input("logits", Type::f32([n, router.experts]));
+        let dispatch = choose(logits, None, router);
+        let [.., entropy, _] = router_losses(logits, dispatch, router);
+        assert!(gradients(entropy, &[logits])[0].is_none());
+    }
+
+    #[test]
+    fn logits_of_weights_and_losses_have_the_sum_of_the_gradients() {
+        for (n, router) in routers() {
+            let given = [floats(1, [1, n, 11]), floats(2, [router.experts, 11])];
+            check_with(&given, &[2, 3], |_, x| {
+                let logits = linear(x[0], x[1]);
+                let dispatch = choose(logits, None, router);
+                let [balance, z, entropy, statistics] = router_losses(logits, dispatch, router);
+                let weights = router_weights(logits, dispatch, router);
+                vec![balance + z, weights, entropy, statistics]
+            });
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! What the scores look like that attention never keeps, for taps.
+
+use hybridnorm_kernels::attention::{self, Attention as Spec};
+
+use super::magnitude::larger_or_nan;
+use super::{Io, Operation};
+use crate::graph::{Type, Value};
+
+/// The largest score, and the mean entropy of the attention weights.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionScores(pub(crate) Spec);
+
+/// The largest score of every query head before any soft cap.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct HeadMaxima(pub(crate) Spec);
+
+/// The largest score of causal attention, and the mean entropy `-Σ p ln p` of its weights over
+/// sequences, heads and queries, in nats: (2) in double precision. `qkv` is packed and prepared, as
+/// attention reads it. Not differentiable.
+///
+/// NaN where a score is not finite.
+///
+/// # Panics
+/// If `qkv` is not packed as `spec` says.
+pub fn attention_scores(qkv: Value<'_>, spec: Spec) -> Value<'_> {
+    let [found] = qkv.builder().op(AttentionScores(spec), &[qkv]);
+    found
+}
+
+/// The largest `scale q k` of each of h query heads, over all sequences and the keys that the causal mask
+/// leaves, before any soft cap: (h). `qkv` is packed and prepared, as attention reads it. Not
+/// differentiable.
+///
+/// NaN for a head with a product that is one, negative infinity where there are none.
+///
+/// # Panics
+/// If `qkv` is not packed as `spec` says.
+pub fn head_maxima(qkv: Value<'_>, spec: Spec) -> Value<'_> {
+    let [maxima] = qkv.builder().op(HeadMaxima(spec), &[qkv]);
+    maxima
+}
+
+/// Elements of a position.
+fn width(spec: &Spec) -> usize {
+    (spec.heads + spec.kv_heads) * spec.head_dim + spec.kv_heads * spec.value_dim
+}
+
+fn check(name: &str, spec: &Spec, inputs: &[Type]) {
+    let [qkv] = inputs else {
+        panic!("{name} reads packed queries, keys and values")
+    };
+    assert!(spec.heads > 0 && spec.kv_heads > 0, "{name}: no heads");
+    assert_eq!(
+        spec.heads % spec.kv_heads,
+        0,
+        "{name}: heads do not share keys evenly"
+    );
+    let packed = Type::f32([spec.batch, spec.seq, width(spec)]);
+    assert_eq!(*qkv, packed, "{name}: packed q·k·v");
+}
+
+/// `scale q k` of a query with every key that it sees.
+fn products(spec: &Spec, qkv: &[f64], sequence: usize, head: usize, query: usize) -> Vec<f64> {
+    let row = |position: usize| &qkv[(sequence * spec.seq + position) * width(spec)..];
+    let kv_head = head / (spec.heads / spec.kv_heads);
+    let q = &row(query)[head * spec.head_dim..][..spec.head_dim];
+    let keys = (0..=query).map(|key| {
+        let k = &row(key)[(spec.heads + kv_head) * spec.head_dim..];
+        let dot: f64 = q.iter().zip(k).map(|(q, k)| q * k).sum();
+        f64::from(spec.scale) * dot
+    });
+    keys.collect()
+}
+
+impl Operation for AttentionScores {
+    fn runs_early(&self) -> bool {
+        true
+    }
+
+    fn name(&self) -> &'static str {
+        "attention scores"
+    }
+
+    fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
+        check(self.name(), &self.0, inputs);
+        assert!(self.0.seq > 0, "attention scores: no positions");
+        vec![Type::f64([2])]
+    }
+
+    fn reference(&self, io: &mut Io<'_, f64>) {
+        let (spec, qkv) = (&self.0, io.read(0));
+        let (mut largest, mut entropies, mut queries) = (f64::NEG_INFINITY, 0.0, 0);
+        for sequence in 0..spec.batch {
+            for head in 0..spec.heads {
+                for query in 0..spec.seq {
+                    let mut scores = products(spec, qkv, sequence, head, query);
+                    if let Some(cap) = spec.softcap.map(f64::from) {
+                        scores.iter_mut().for_each(|s| *s = cap * (*s / cap).tanh());
+                    }
+                    let is_finite = scores.iter().all(|s| s.is_finite());
+                    let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                    let top = if is_finite { top } else { f64::NAN };
+                    let total: f64 = scores.iter().map(|s| (s - top).exp()).sum();
+                    for s in scores {
+                        let log_p = s - top - total.ln();
+                        entropies -= log_p.exp() * log_p;
+                    }
+                    largest = larger_or_nan(largest, top);
+                    queries += 1;
+                }
+            }
+        }
+        io.write_doubles()
+            .copy_from_slice(&[largest, entropies / f64::from(queries)]);
+    }
+
+    fn cpu(&self, io: &mut Io<'_, f32>) {
+        let found = attention::scores(&self.0, io.read(0));
+        io.write_doubles()
+            .copy_from_slice(&[f64::from(found.max), found.entropy]);
+    }
+}
+
+impl Operation for HeadMaxima {
+    fn runs_early(&self) -> bool {
+        true
+    }
+
+    fn name(&self) -> &'static str {
+        "largest scores of heads"
+    }
+
+    fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
+        check(self.name(), &self.0, inputs);
+        vec![Type::f32([self.0.heads])]
+    }
+
+    fn reference(&self, io: &mut Io<'_, f64>) {
+        let (spec, qkv) = (&self.0, io.read(0));
+        for (head, largest) in io.write().iter_mut().enumerate() {
+            *largest = f64::NEG_INFINITY;
+            for sequence in 0..spec.batch {
+                for query in 0..spec.seq {
+                    let products = products(spec, qkv, sequence, head, query);
+                    *largest = products.into_iter().fold(*largest, larger_or_nan);
+                }
+            }
+        }
+    }
+
+    fn cpu(&self, io: &mut Io<'_, f32>) {
+        io.write()
+            .copy_from_slice(&attention::head_maxima(&self.0, io.read(0)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Given, check_update, check_with, floats, floats_by};
+    use super::*;
+    use crate::graph::Builder;
+    use crate::ops::Arguments;
+
+    fn spec(batch: usize, seq: usize, heads: usize, kv_heads: usize) -> Spec {
+        Spec {
+            batch,
+            seq,
+            heads,
+            kv_heads,
+            head_dim: 6,
+            value_dim: 10,
+            scale: 0.7,
+            softcap: None,
+        }
+    }
+
+    #[test]
+    fn scores_of_what_also_feeds_other_ops() {
+        for (batch, seq, heads, kv_heads) in
+            [(1, 1, 1, 1), (2, 7, 6, 3), (3, 33, 4, 1), (1, 261, 3, 3)]
+        {
+            for softcap in [None, Some(1.5)] {
+                let spec = Spec {
+                    softcap,
+                    ..spec(batch, seq, heads, kv_heads)
+                };
+                let qkv = floats_by(1, [batch, seq, width(&spec)], |x| 3.0 * x);
+                check_with(&[qkv], &[1, 2], |_, x| {
+                    let y = x[0] * 0.5;
+                    vec![y + x[0], attention_scores(y, spec), head_maxima(y, spec)]
+                });
+            }
+        }
+    }
+
+    /// What both ops find.
+    fn find(spec: Spec, qkv: Given) -> [Vec<f64>; 2] {
+        let runs = [(Arguments::default(), vec![qkv])];
+        let mut after = check_update(&[], &runs, |_, _, x| {
+            vec![attention_scores(x[0], spec), head_maxima(x[0], spec)]
+        });
+        let outputs = after.remove(0).outputs;
+        outputs.try_into().expect("two outputs")
+    }
+
+    #[test]
+    fn what_is_not_finite_shows() {
+        let spec = spec(2, 5, 3, 3);
+        // A query of the second head, at the last position of the first sequence.
+        let query = 4 * width(&spec) + spec.head_dim;
+        for broken in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            let qkv = floats(1, [2, 5, width(&spec)]).with(query, broken);
+            let [scores, maxima] = find(spec, qkv);
+            assert!(scores.iter().all(|x| x.is_nan()), "{scores:?}");
+            assert!(maxima[0].is_finite() && maxima[2].is_finite(), "{maxima:?}");
+            assert!(!maxima[1].is_finite());
+            assert_eq!(maxima[1].is_nan(), broken.is_nan());
+        }
+    }
+
+    #[test]
+    fn without_sequences_there_is_nothing_to_find() {
+        let spec = spec(0, 3, 2, 1);
+        let [scores, maxima] = find(spec, floats(1, [0, 3, width(&spec)]));
+        assert!(scores[0] == f64::NEG_INFINITY && scores[1].is_nan());
+        assert_eq!(maxima, [f64::NEG_INFINITY; 2]);
+    }
+
+    #[test]
+    #[should_panic(expected = "attention scores: packed q·k·v")]
+    fn rows_of_another_width_are_refused() {
+        let (g, spec) = (Builder::new(), spec(2, 5, 3, 3));
+        attention_scores(g.input("qkv", Type::f32([2, 5, width(&spec) + 1])), spec);
+    }
+}

@@ -1,0 +1,236 @@
+//! Matrices whose rows or columns are brought to length 1, for weights that live on a sphere (nGPT, arXiv
+//! 2410.01131).
+
+use std::ops::Range;
+
+use hybridnorm_kernels::unit;
+
+use super::{Io, Operation};
+use crate::graph::{DType, Type, Value};
+
+/// Division of every row by its Euclidean length, in place; one of zeros stays.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct UnitRows {
+    columns: usize,
+}
+
+/// Division of every column of stacked matrices by its Euclidean length, in place; one of zeros stays.
+#[derive(Debug, Clone, PartialEq)]
+pub struct UnitColumns {
+    columns: usize,
+    /// Of each matrix.
+    rows: Vec<usize>,
+}
+
+/// Brings the rows of a matrix, which is state, to length 1.
+///
+/// # Panics
+/// If it is not made of rows of `columns` elements.
+pub fn unit_rows(matrix: Value<'_>, columns: usize) {
+    let [] = matrix.builder().op(UnitRows { columns }, &[matrix]);
+}
+
+/// Brings the columns of matrices on top of each other, which are state, to length 1; `rows` are those of
+/// each matrix.
+///
+/// # Panics
+/// If it is not made of so many rows of `columns` elements.
+pub fn unit_columns(matrices: Value<'_>, columns: usize, rows: Vec<usize>) {
+    let [] = matrices
+        .builder()
+        .op(UnitColumns { columns, rows }, &[matrices]);
+}
+
+/// Divides elements by their Euclidean length.
+fn normalize<'a>(vector: impl Iterator<Item = &'a mut f64>) {
+    let vector: Vec<&mut f64> = vector.collect();
+    let length = vector.iter().map(|x| x.powi(2)).sum::<f64>().sqrt();
+    if length > 0.0 {
+        vector.into_iter().for_each(|x| *x /= length);
+    }
+}
+
+impl Operation for UnitRows {
+    fn name(&self) -> &'static str {
+        "unit rows"
+    }
+
+    fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
+        let [matrix] = inputs else {
+            panic!("unit rows reads a matrix")
+        };
+        assert_eq!(matrix.dtype, DType::F32, "unit rows: element type");
+        let is_made_of_rows = self.columns > 0 && matrix.elements() % self.columns == 0;
+        assert!(is_made_of_rows, "unit rows: no rows of {}", self.columns);
+        Vec::new()
+    }
+
+    fn updates(&self, inputs: usize) -> Range<usize> {
+        0..inputs
+    }
+
+    fn reference(&self, io: &mut Io<'_, f64>) {
+        for row in io.write().chunks_mut(self.columns) {
+            normalize(row.iter_mut());
+        }
+    }
+
+    fn cpu(&self, io: &mut Io<'_, f32>) {
+        unit::rows(io.write(), self.columns);
+    }
+}
+
+impl Operation for UnitColumns {
+    fn name(&self) -> &'static str {
+        "unit columns"
+    }
+
+    fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
+        let [matrices] = inputs else {
+            panic!("unit columns reads stacked matrices")
+        };
+        assert_eq!(matrices.dtype, DType::F32, "unit columns: element type");
+        let elements = self.rows.iter().sum::<usize>() * self.columns;
+        assert!(self.columns > 0, "unit columns: no columns");
+        assert_eq!(matrices.elements(), elements, "unit columns: elements");
+        Vec::new()
+    }
+
+    fn updates(&self, inputs: usize) -> Range<usize> {
+        0..inputs
+    }
+
+    fn reference(&self, io: &mut Io<'_, f64>) {
+        let mut rest = io.write();
+        for rows in &self.rows {
+            let (matrix, others) = rest.split_at_mut(rows * self.columns);
+            rest = others;
+            for c in 0..self.columns {
+                normalize(matrix.iter_mut().skip(c).step_by(self.columns));
+            }
+        }
+    }
+
+    fn cpu(&self, io: &mut Io<'_, f32>) {
+        let mut rest = io.write();
+        for rows in &self.rows {
+            let (matrix, others) = rest.split_at_mut(rows * self.columns);
+            unit::columns(matrix, self.columns);
+            rest = others;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{check_update, floats, numbers};
+    use super::super::{AdamW, adamw, squared_norms};
+    use super::*;
+    use crate::graph::{Buffer, Builder};
+    use crate::ops::Arguments;
+
+    /// What is left of elements by an op on those between the first three and the last two.
+    fn apply(matrix: &[f64], record: impl Fn(Value<'_>)) -> Vec<f64> {
+        let ty = Type::f32([matrix.len()]);
+        let around = [numbers(1, 3), numbers(2, 2)];
+        let state = [&around[0], matrix, &around[1]].concat();
+        let runs = [(Arguments::default(), Vec::new())];
+        let record = |g: &Builder, buffers: &[Buffer]| record(g.state(buffers[0], 3, ty));
+        let after = check_update(&[state], &runs, |g, buffers, _| {
+            record(g, buffers);
+            Vec::new()
+        });
+        let (first, rest) = after[0].buffers[0].split_at(3);
+        let (found, last) = rest.split_at(matrix.len());
+        assert_eq!([first, last], [&around[0][..], &around[1][..]]);
+        found.to_vec()
+    }
+
+    fn length<'a>(vector: impl Iterator<Item = &'a f64>) -> f64 {
+        vector.map(|x| x * x).sum::<f64>().sqrt()
+    }
+
+    #[test]
+    fn rows_have_length_one() {
+        for (rows, columns) in [(1, 1), (0, 5), (7, 13), (129, 257)] {
+            let found = apply(&numbers(3, rows * columns), |x| unit_rows(x, columns));
+            for row in found.chunks(columns) {
+                assert!((length(row.iter()) - 1.0).abs() < 1e-6);
+            }
+        }
+    }
+
+    #[test]
+    fn columns_of_every_matrix_have_length_one() {
+        for (rows, columns) in [
+            (vec![1], 1),
+            (vec![], 5),
+            (vec![7, 0, 2], 13),
+            (vec![65, 64], 257),
+        ] {
+            let n = rows.iter().sum::<usize>() * columns;
+            let found = apply(&numbers(3, n), |x| unit_columns(x, columns, rows.clone()));
+            let mut rest = &found[..];
+            for rows in rows.into_iter().filter(|rows| *rows > 0) {
+                let (matrix, others) = rest.split_at(rows * columns);
+                rest = others;
+                for c in 0..columns {
+                    let column = matrix.iter().skip(c).step_by(columns);
+                    assert!((length(column) - 1.0).abs() < 1e-6);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn zeros_stay() {
+        let matrix = [0.0, 3.0, 0.0, 0.0, 0.0, 0.0, 0.0, 4.0, 0.0];
+        let by_row = apply(&matrix, |x| unit_rows(x, 3));
+        assert_eq!(by_row, [0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0]);
+        let by_column = apply(&matrix, |x| unit_columns(x, 3, vec![1, 2]));
+        assert_eq!(by_column, [0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0]);
+    }
+
+    #[test]
+    fn a_parameter_is_updated_and_then_normalized() {
+        let state = [numbers(1, 21), vec![0.0; 21], vec![0.0; 21]];
+        let arguments = |step| Arguments {
+            lr: 0.1,
+            step,
+            ..Arguments::default()
+        };
+        let runs = [1, 2].map(|step| (arguments(step), vec![floats(step, [3, 7])]));
+        let after = check_update(&state, &runs, |g, buffers, x| {
+            let [p, m, v] = [0, 1, 2].map(|i| g.state(buffers[i], 0, x[0].ty()));
+            let op = AdamW {
+                beta1: 0.9,
+                beta2: 0.99,
+                eps: 1e-8,
+                clip: 1.0,
+                weight_decay: vec![0.0],
+            };
+            let norms = adamw(op, x[0], squared_norms(g, x), &[[x[0], p, m, v]]);
+            unit_rows(p, 7);
+            vec![norms]
+        });
+        for row in after[1].buffers[0].chunks(7) {
+            assert!((length(row.iter()) - 1.0).abs() < 1e-6);
+        }
+        // The norm of three rows of length 1 before the second update.
+        assert!((after[1].outputs[0][1] - 3f64.sqrt()).abs() < 1e-6);
+    }
+
+    #[test]
+    #[should_panic(expected = "unit columns: elements")]
+    fn rows_that_do_not_add_up_are_refused() {
+        let g = Builder::new();
+        unit_columns(g.input("x", Type::f32([4, 3])), 3, vec![2, 1]);
+    }
+
+    #[test]
+    #[should_panic(expected = "unit rows: no rows of 5")]
+    fn rows_of_another_width_are_refused() {
+        let g = Builder::new();
+        unit_rows(g.input("x", Type::f32([4, 3])), 5);
+    }
+}

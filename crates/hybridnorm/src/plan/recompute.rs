@@ -1,0 +1,65 @@
+//! How `recompute` is written in files.
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use super::Recompute;
+
+const BUDGET: &str = "budget:";
+
+impl Recompute {
+    /// Checks that an arena of so many bytes is within the budget, where there is one.
+    ///
+    /// # Errors
+    /// [`Error::Config`](crate::Error::Config) that says how many bytes are needed.
+    pub fn check(self, arena_bytes: usize) -> crate::Result<()> {
+        match self {
+            Self::Budget(budget) if arena_bytes as u64 > budget => {
+                Err(crate::Error::config(format!(
+                    "train.recompute = \"{self}\": with all blocks recomputed, activations, gradients and \
+                 scratch of a micro-batch still need {arena_bytes} bytes; give as many, or a smaller \
+                 micro-batch"
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl std::fmt::Display for Recompute {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::None => f.write_str("none"),
+            Self::Block => f.write_str("block"),
+            Self::Budget(bytes) => write!(f, "{BUDGET}{bytes}"),
+        }
+    }
+}
+
+impl std::str::FromStr for Recompute {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let budget = text.strip_prefix(BUDGET).map(str::parse);
+        match (text, budget) {
+            ("none", _) => Ok(Self::None),
+            ("block", _) => Ok(Self::Block),
+            (_, Some(Ok(bytes))) => Ok(Self::Budget(bytes)),
+            _ => Err(format!(
+                "{text:?}, expected \"none\", \"block\", or \"budget:BYTES\" as in \"budget:2000000000\""
+            )),
+        }
+    }
+}
+
+impl Serialize for Recompute {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Recompute {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(de::Error::custom)
+    }
+}

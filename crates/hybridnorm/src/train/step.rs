@@ -1,0 +1,275 @@
+//! An optimizer step as programs: forward and backward passes of micro-batches, then the update.
+
+use std::collections::BTreeMap;
+
+use super::gradients::{self, Found, PassTaps};
+use super::metrics::QkClip;
+use super::optimizer::{Optimizer, StepNorms, UpdateTaps};
+use crate::error::Result;
+use crate::exec::Data;
+use crate::graph::{Buffer, Builder, Type, Value};
+use crate::model::{BatchLosses, Model, ParamSpec, Routing};
+use crate::ops::{self, Arguments};
+use crate::plan::{Options, Program, Recompute};
+
+/// The shape of a step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepShape {
+    /// Sequences of a micro-batch.
+    pub micro_batch: usize,
+    /// Tokens of a sequence.
+    pub seq_len: usize,
+    /// Micro-batches.
+    pub grad_accum_steps: usize,
+    /// Which activations the backward pass recomputes.
+    pub recompute: Recompute,
+}
+
+/// The programs of a step. Without gradient accumulation it is one, in which gradients lie where
+/// activations were; with it gradients are summed in a buffer of their own.
+pub struct TrainingStep {
+    shape: StepShape,
+    programs: Programs,
+    /// What the passes of the present step found.
+    found: Vec<Found>,
+    norms: Option<StepNorms>,
+}
+
+enum Programs {
+    Single(Box<Single>),
+    Accumulating(Box<Accumulating>),
+}
+
+/// A pass with its update.
+struct Single {
+    program: Program,
+    pass: PassTaps,
+    update: UpdateTaps,
+}
+
+/// Passes, and the update by the sums of their gradients.
+struct Accumulating {
+    /// Overwrites the sums.
+    first: (Program, PassTaps),
+    /// Adds to the sums.
+    further: (Program, PassTaps),
+    update: (Program, UpdateTaps),
+}
+
+/// What a step did.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepOutcome {
+    /// Sums over all micro-batches.
+    pub losses: BatchLosses,
+    /// Norms of gradients and update.
+    pub norms: StepNorms,
+    /// What the routers did, one entry for each mixture.
+    pub routing: Vec<Routing>,
+}
+
+impl TrainingStep {
+    /// Plans a step of this shape.
+    ///
+    /// # Errors
+    /// If a parameter would get no gradient, or the arena is beyond the budget of recomputation.
+    pub fn new(shape: StepShape, model: &mut Model, optimizer: &mut Optimizer) -> Result<Self> {
+        let divisor = (shape.micro_batch * shape.seq_len * shape.grad_accum_steps) as f64;
+        let of_pass = [shape.micro_batch, shape.seq_len];
+        let options = Options {
+            recompute: shape.recompute,
+            ..Options::default()
+        };
+        let with_logits = optimizer.config().qk_clip.is_some();
+        let programs = if shape.grad_accum_steps == 1 {
+            let g = Builder::new();
+            let recorded = gradients::record(&g, model.decoder(), of_pass, divisor)?;
+            let pass = PassTaps::new(model.decoder(), &recorded, with_logits);
+            let by_name = named(&recorded.gradients);
+            let update = optimizer.record(&g, &by_name, recorded.objective);
+            model.decoder().unit_weights(&g);
+            let outputs = [pass.outputs(), update.outputs()].concat();
+            Programs::Single(Box::new(Single {
+                program: Program::new(g.finish(), &outputs, options),
+                pass,
+                update,
+            }))
+        } else {
+            let sums = optimizer.sums(model);
+            let micro = |overwrites: bool| -> Result<(Program, PassTaps)> {
+                let g = Builder::new();
+                let recorded = gradients::record(&g, model.decoder(), of_pass, divisor)?;
+                let pass = PassTaps::new(model.decoder(), &recorded, with_logits);
+                for (spec, gradient) in &recorded.gradients {
+                    let sum = sum_of(&g, sums, spec, *gradient);
+                    ops::accumulate(*gradient, sum, overwrites);
+                }
+                Ok((Program::new(g.finish(), &pass.outputs(), options), pass))
+            };
+            let (first, further) = (micro(true)?, micro(false)?);
+            let g = Builder::new();
+            let trained = model.parameters().filter(|spec| spec.role.is_trained());
+            let by_name = trained.map(|spec| {
+                let ty = Type::f32(&spec.shape[..]);
+                (spec.name.clone(), g.state(sums, spec.offset, ty))
+            });
+            let guard = g.input("guard", Type::f32([1]));
+            let update = optimizer.record(&g, &by_name.collect(), guard);
+            model.decoder().unit_weights(&g);
+            Programs::Accumulating(Box::new(Accumulating {
+                first,
+                further,
+                update: (Program::new(g.finish(), &update.outputs(), options), update),
+            }))
+        };
+        let step = Self {
+            shape,
+            programs,
+            found: Vec::new(),
+            norms: None,
+        };
+        shape.recompute.check(step.arena_bytes())?;
+        Ok(step)
+    }
+
+    /// The shape that was planned for.
+    pub fn shape(&self) -> StepShape {
+        self.shape
+    }
+
+    /// Bytes of activations and gradients of a pass, the parameters and moments not counted.
+    pub fn arena_bytes(&self) -> usize {
+        match &self.programs {
+            Programs::Single(single) => single.program.arena_bytes(),
+            Programs::Accumulating(all) => {
+                let programs = [&all.first.0, &all.further.0, &all.update.0];
+                programs
+                    .map(Program::arena_bytes)
+                    .into_iter()
+                    .max()
+                    .unwrap_or(0)
+            }
+        }
+    }
+
+    /// Runs the pass of a micro-batch, inputs and targets (b, t); gives its losses, each a sum over targets
+    /// divided by the number of targets of the step.
+    ///
+    /// # Errors
+    /// If an id is outside the vocabulary.
+    pub fn pass(
+        &mut self,
+        model: &mut Model,
+        optimizer: &mut Optimizer,
+        inputs: &[i32],
+        targets: &[i32],
+        lr: f64,
+    ) -> Result<BatchLosses> {
+        model.check_ids(inputs, self.shape.micro_batch, self.shape.seq_len)?;
+        let given = [("ids", Data::I32(inputs)), ("targets", Data::I32(targets))];
+        let arguments = Arguments {
+            lr,
+            step: optimizer.updates() + 1,
+            ..Arguments::default()
+        };
+        let (program, pass) = match &self.programs {
+            Programs::Single(single) => (&single.program, &single.pass),
+            Programs::Accumulating(all) => {
+                let (program, pass) = match self.found.is_empty() {
+                    true => &all.first,
+                    false => &all.further,
+                };
+                (program, pass)
+            }
+        };
+        model.executor().run(program, arguments, &given);
+        let found = pass.read(model, program);
+        if let Programs::Single(single) = &self.programs {
+            let is_finite = found.losses.objective.is_finite();
+            let (program, update) = (&single.program, &single.update);
+            self.norms = Some(optimizer.updated(model.executor(), program, update, is_finite));
+        }
+        let losses = found.losses;
+        self.found.push(found);
+        Ok(losses)
+    }
+
+    /// Ends the step after the passes of all its micro-batches. Nothing is updated if a loss or the
+    /// gradients' global norm is not finite.
+    ///
+    /// What belongs to an update besides follows it: selection biases of mixtures move against the load,
+    /// QK-clip scales queries and keys down where it is on, unit weights are brought back to their length.
+    pub fn finish(&mut self, model: &mut Model, optimizer: &mut Optimizer, lr: f64) -> StepOutcome {
+        let found = std::mem::take(&mut self.found);
+        let sum = |of: fn(&BatchLosses) -> f64| found.iter().map(|found| of(&found.losses)).sum();
+        let losses = BatchLosses {
+            objective: sum(|losses| losses.objective),
+            cross_entropy: sum(|losses| losses.cross_entropy),
+        };
+        if let Programs::Accumulating(all) = &self.programs {
+            let (program, update) = &all.update;
+            let arguments = Arguments {
+                lr,
+                step: optimizer.updates() + 1,
+                ..Arguments::default()
+            };
+            let guard = [losses.objective as f32];
+            model
+                .executor()
+                .run(program, arguments, &[("guard", Data::F32(&guard))]);
+            let is_finite = losses.objective.is_finite();
+            let norms = optimizer.updated(model.executor(), program, update, is_finite);
+            self.norms = Some(norms);
+        }
+        let mut norms = self
+            .norms
+            .take()
+            .expect("a pass before the end of the step");
+        let mut routing: Vec<Routing> = Vec::new();
+        let mut maxima: Vec<Vec<f32>> = Vec::new();
+        for found in &found {
+            routing.resize_with(found.routing.len(), Routing::default);
+            for (all, new) in routing.iter_mut().zip(&found.routing) {
+                all.merge(new);
+            }
+            if maxima.is_empty() {
+                maxima.clone_from(&found.head_maxima);
+            }
+            let new = found.head_maxima.iter().flatten();
+            for (all, new) in maxima.iter_mut().flatten().zip(new) {
+                *all = larger_or_nan(*all, *new);
+            }
+        }
+        if norms.gradient.is_finite() && losses.objective.is_finite() {
+            model.rebalance(&routing);
+            norms.qk_clip = optimizer.config().qk_clip.map(|most| {
+                let largest = maxima.iter().flatten().copied().reduce(larger_or_nan);
+                QkClip {
+                    largest_score: largest.map_or(f64::NAN, f64::from),
+                    clipped_heads: model.clip_scores(&maxima, most),
+                }
+            });
+        }
+        StepOutcome {
+            losses,
+            norms,
+            routing,
+        }
+    }
+}
+
+fn named<'g>(gradients: &[(ParamSpec, Value<'g>)]) -> BTreeMap<String, Value<'g>> {
+    let pairs = gradients.iter();
+    pairs
+        .map(|(spec, gradient)| (spec.name.clone(), *gradient))
+        .collect()
+}
+
+/// The sum of a parameter's gradients in their buffer.
+fn sum_of<'g>(g: &'g Builder, sums: Buffer, spec: &ParamSpec, gradient: Value<'g>) -> Value<'g> {
+    g.state(sums, spec.offset, gradient.ty())
+}
+
+/// The larger of two numbers; what is no number stays to be seen.
+fn larger_or_nan(a: f32, b: f32) -> f32 {
+    if a > b || a.is_nan() { a } else { b }
+}

@@ -1,0 +1,109 @@
+//! What generation keeps of the positions that it has seen: keys and values, or latents.
+
+use crate::attention::capacity;
+use crate::parallel::rows_per_chunk;
+use rayon::prelude::*;
+
+/// Which part of new rows a cache keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Append {
+    /// Sequences.
+    pub batch: usize,
+    /// Columns of a new row.
+    pub width: usize,
+    /// The first of them that is kept.
+    pub first_column: usize,
+    /// Columns that are kept, all that a row of the cache has.
+    pub columns: usize,
+}
+
+/// Copies columns of `rows` (batch, new, width) to `cache` (batch, capacity, columns), there to the rows
+/// `past..past + new` of each sequence. All other rows stay what they are.
+pub fn append(a: &Append, rows: &[f32], past: usize, cache: &mut [f32]) {
+    let name = "cache::append";
+    let Append {
+        batch,
+        width,
+        first_column,
+        columns,
+    } = *a;
+    assert!(columns > 0, "{name}: there are no columns to keep");
+    assert!(
+        first_column + columns <= width,
+        "{name}: columns {first_column}..{} of {width}",
+        first_column + columns
+    );
+    if batch == 0 {
+        return;
+    }
+    assert!(
+        rows.len().is_multiple_of(batch * width),
+        "{name}: rows are not ({batch}, new, {width})"
+    );
+    let new = rows.len() / (batch * width);
+    let capacity = capacity(name, cache, batch, columns, past + new);
+    if new == 0 {
+        return;
+    }
+    let chunk = rows_per_chunk(new, columns);
+    cache
+        .par_chunks_exact_mut(capacity * columns)
+        .zip(rows.par_chunks_exact(new * width))
+        .flat_map(|(cache, rows)| {
+            let cache = &mut cache[past * columns..][..new * columns];
+            let cache = cache.par_chunks_mut(chunk * columns);
+            cache.zip(rows.par_chunks(chunk * width))
+        })
+        .for_each(|(cache, rows)| {
+            let pairs = cache.chunks_exact_mut(columns);
+            for (kept, row) in pairs.zip(rows.chunks_exact(width)) {
+                kept.copy_from_slice(&row[first_column..][..columns]);
+            }
+        });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Rng;
+
+    #[test]
+    fn rows_lie_behind_those_of_the_past() {
+        for (batch, new, past, capacity) in [(1, 1, 0, 1), (2, 3, 4, 9), (3, 700, 5, 705)] {
+            let a = Append {
+                batch,
+                width: 11,
+                first_column: 4,
+                columns: 5,
+            };
+            let mut rng = Rng::new(61);
+            let rows = rng.normal(batch * new * a.width);
+            let before = rng.normal(batch * capacity * a.columns);
+            let mut cache = before.clone();
+            append(&a, &rows, past, &mut cache);
+            for (i, (kept, before)) in cache.iter().zip(before).enumerate() {
+                let (row, column) = (i / a.columns, i % a.columns);
+                let (sequence, position) = (row / capacity, row % capacity);
+                let expected = match position.checked_sub(past) {
+                    Some(p) if p < new => {
+                        rows[(sequence * new + p) * a.width + a.first_column + column]
+                    }
+                    _ => before,
+                };
+                assert_eq!(*kept, expected);
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "cache::append: 4 past and new rows exceed the capacity 3")]
+    fn a_full_cache_is_refused() {
+        let a = Append {
+            batch: 2,
+            width: 5,
+            first_column: 0,
+            columns: 5,
+        };
+        append(&a, &[0.0; 20], 2, &mut [0.0; 30]);
+    }
+}
