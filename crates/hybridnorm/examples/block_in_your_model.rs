@@ -7,7 +7,7 @@
 
 use hybridnorm::exec::{Cpu, Data, Executor};
 use hybridnorm::graph::{Builder, DType, Type};
-use hybridnorm::model::{Block, FfnActivation, ModelConfig, Positions, Registry, Residual};
+use hybridnorm::model::{Activation, Block, ModelConfig, Positions, Registry, Residual};
 use hybridnorm::ops::{self, AdamW, Arguments};
 use hybridnorm::plan::{Options, Program};
 use hybridnorm::{Result, passes, placement, threads};
@@ -37,7 +37,7 @@ fn train() -> Result<()> {
         max_seq_len: T,
         rope_theta: 10_000.0,
         tie_embeddings: true,
-        activation: FfnActivation::Swiglu,
+        activation: Activation::Swiglu,
         moe: None,
         mla: None,
         placement: placement::named("hybridnorm")?,

@@ -5,7 +5,7 @@
 //! ```
 
 use hybridnorm::Result;
-use hybridnorm::model::{Decoder, FfnActivation, ModelConfig};
+use hybridnorm::model::{Activation, Decoder, ModelConfig};
 use hybridnorm::placement::{self, Explanation};
 use serde_json::json;
 
@@ -33,7 +33,7 @@ fn main() -> Result<()> {
         max_seq_len: 128,
         rope_theta: 10_000.0,
         tie_embeddings: true,
-        activation: FfnActivation::Swiglu,
+        activation: Activation::Swiglu,
         moe: None,
         mla: None,
         placement,

@@ -7,8 +7,8 @@ use std::ops::Range;
 
 use common::*;
 use hybridnorm::Device;
-use hybridnorm::model::inventory::{self, Training};
-use hybridnorm::model::{FfnActivation, Model, ModelConfig, ParamSpec};
+use hybridnorm::model::inventory;
+use hybridnorm::model::{Activation, Model, ModelConfig, ParamSpec};
 use hybridnorm::plan::{Options, Recompute};
 use hybridnorm::train::{self, Gradients, Optimizer, OptimizerConfig, StepShape, TrainingStep};
 
@@ -184,14 +184,14 @@ fn recomputing_blocks_changes_no_bit() {
 
 /// Bytes of the arena of a pass over a micro-batch.
 fn arena_bytes(config: &ModelConfig, recompute: Recompute) -> u64 {
-    let training = Training {
+    let shape = StepShape {
         micro_batch: BATCH,
         seq_len: SEQ,
         grad_accum_steps: 1,
         recompute,
     };
-    let inventory = inventory::inventory(config, &training).unwrap();
-    inventory.memory.activations
+    let inventory = train::inventory::inventory(config, shape, &OptimizerConfig::default());
+    inventory.unwrap().memory.activations
 }
 
 #[test]
@@ -311,7 +311,7 @@ fn fused_programs_compute_what_unfused_ones_do() {
 
 #[test]
 fn the_inventory_lists_the_parameters_that_the_model_has() {
-    let activations = [FfnActivation::Swiglu, FfnActivation::Relu2];
+    let activations = [Activation::Swiglu, Activation::Relu2];
     for (name, config) in all_models_tied_or_not() {
         for activation in activations {
             let config = ModelConfig {
@@ -349,18 +349,12 @@ fn the_inventory_lists_the_parameters_that_the_model_has() {
             assert!(in_groups.map(|spec| &spec.name).eq(names), "{name}");
             assert_eq!(registry.elements(), total, "{name}");
             assert_eq!(inventory::parameters(&config).unwrap(), total as u64);
-            let training = Training {
-                micro_batch: 1,
-                seq_len: 16,
-                grad_accum_steps: 1,
-                recompute: Recompute::None,
-            };
-            let inventory = inventory::inventory(&config, &training).unwrap();
-            assert_eq!(inventory.total, total as u64, "{name}");
-            assert_eq!(inventory.parameters.values().sum::<u64>(), total as u64);
+            let counts = inventory::counts(&config, 16).unwrap();
+            assert_eq!(counts.total, total as u64, "{name}");
+            assert_eq!(counts.parameters.values().sum::<u64>(), total as u64);
             let elements = |spec: &ParamSpec| spec.elements() as u64;
             let inner = registry.iter().filter(|spec| spec.role.is_inner_matrix());
-            assert_eq!(inventory.inner_matrices, inner.map(elements).sum::<u64>());
+            assert_eq!(counts.inner_matrices, inner.map(elements).sum::<u64>());
         }
     }
 }

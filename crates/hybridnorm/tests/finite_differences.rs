@@ -4,7 +4,7 @@
 mod common;
 
 use common::*;
-use hybridnorm::model::{FfnActivation, Model, ModelConfig};
+use hybridnorm::model::{Activation, Model, ModelConfig};
 use hybridnorm::placement::{self, Placement};
 use serde_json::{Value, json};
 
@@ -122,11 +122,7 @@ fn fields() -> Vec<(String, ModelConfig)> {
         json!({ "logits": { "scale": { "learned": { "shape": "scalar", "init": 0.7 } } } }),
     );
     add("z-loss", json!({ "logits": { "z_loss": 0.05 } }));
-    for activation in [
-        FfnActivation::Geglu,
-        FfnActivation::Gelu,
-        FfnActivation::Relu2,
-    ] {
+    for activation in [Activation::Geglu, Activation::Gelu, Activation::Relu2] {
         let mut config = tiny(named("hybridnorm"));
         config.activation = activation;
         all.push((format!("{activation:?}"), config));

@@ -4,7 +4,7 @@ mod common;
 
 use common::*;
 use hybridnorm::Device;
-use hybridnorm::model::{FeedForward, Model, ModelConfig, MoeScoring, Routing};
+use hybridnorm::model::{FeedForward, Model, ModelConfig, Routing, Scoring};
 use hybridnorm::train::Found;
 
 /// What a pass over the inputs finds.
@@ -95,7 +95,7 @@ fn unit_weights_have_unit_vectors_along_the_width() {
     let d = 16;
     for config in [
         tiny(named("ngpt")),
-        with_experts(tiny(named("ngpt")), MoeScoring::Softmax),
+        with_experts(tiny(named("ngpt")), Scoring::Softmax),
     ] {
         let fresh = Model::new(&config, 1, Device::Cpu).unwrap();
         let mut restored = stirred(&config);
@@ -120,7 +120,7 @@ fn unit_weights_have_unit_vectors_along_the_width() {
 
 #[test]
 fn a_selection_bias_moves_against_the_load() {
-    let config = with_experts(tiny(named("pre-norm")), MoeScoring::Sigmoid);
+    let config = with_experts(tiny(named("pre-norm")), Scoring::Sigmoid);
     let model = |device| Model::new(&config, 1, device).unwrap();
     let routing = pass(&mut model(Device::Cpu)).routing;
     assert_eq!(routing.len(), 2, "one entry for each mixture");

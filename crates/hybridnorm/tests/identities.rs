@@ -4,7 +4,7 @@ mod common;
 
 use common::*;
 use hybridnorm::Device;
-use hybridnorm::model::{Decoder, Model, ModelConfig, MoeScoring, Role};
+use hybridnorm::model::{Decoder, Model, ModelConfig, Role, Scoring};
 use hybridnorm::placement::{AttnScale, HeadNorm, NormKind, Placement, QkOrder, Skip};
 use hybridnorm::tensors::Values;
 
@@ -235,7 +235,7 @@ fn star_differs_from_hybridnorm_in_its_first_block_only() {
 #[test]
 fn equal_experts_are_one_dense_feed_forward() {
     let dense = tiny(named("hybridnorm"));
-    let mut sparse = with_experts(dense.clone(), MoeScoring::Softmax);
+    let mut sparse = with_experts(dense.clone(), Scoring::Softmax);
     sparse.d_ff = 0;
     let moe = sparse.moe.as_mut().unwrap();
     (moe.n_experts, moe.top_k, moe.n_groups, moe.n_shared) = (3, 2, 1, 0);

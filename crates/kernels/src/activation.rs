@@ -11,19 +11,30 @@ use crate::simd::dispatch;
 use rayon::prelude::*;
 
 /// An activation; see [`Activation::inputs`] for the width of its rows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Default, Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "snake_case")
+)]
 pub enum Activation {
-    /// `silu(gate) * up` on rows of `[gate | up]`.
+    /// `silu(gate) * up` on rows of `[gate | up]` (arXiv 2002.05202).
+    #[default]
     Swiglu,
-    /// `gelu(gate) * up` on rows of `[gate | up]`.
+    /// `gelu(gate) * up` on rows of `[gate | up]` (Gemma).
     Geglu,
-    /// `gelu(x)`.
+    /// `gelu(x)` (GPT-2).
     Gelu,
-    /// `max(x, 0)^2`.
+    /// `max(x, 0)^2` (arXiv 2109.08668).
     Relu2,
 }
 
 impl Activation {
+    /// True if a gate projection stands beside the up projection.
+    pub fn is_gated(self) -> bool {
+        self.inputs(1) == 2
+    }
+
     /// Values per input row for `f` output values: 2f for the gated ones, else f.
     pub fn inputs(self, f: usize) -> usize {
         match self {

@@ -31,13 +31,19 @@ pub enum NormFn {
 }
 
 /// How the gain parameter `w` enters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Default, Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "snake_case")
+)]
 pub enum Gain {
     /// No gain.
     None,
     /// `w h`; starts at 1 (LLaMA).
+    #[default]
     Plain,
-    /// `(1 + w) h`; starts at 0 (Gemma).
+    /// `(1 + w) h`; starts at 0 (Gemma). Where a gain shall start at g, w starts at g - 1.
     OnePlus,
 }
 

@@ -16,9 +16,15 @@ use std::ops::Range;
 mod fused;
 
 /// Order of norm and rotation for queries and keys.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Default, Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "snake_case")
+)]
 pub enum QkOrder {
     /// Norm, then rotate.
+    #[default]
     BeforeRope,
     /// Rotate, then norm.
     AfterRope,

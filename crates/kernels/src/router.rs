@@ -21,11 +21,17 @@ pub use choose::choose;
 const TINY: f32 = 1e-20;
 
 /// How scores come from logits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Default, Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "snake_case")
+)]
 pub enum Scoring {
-    /// `exp(l_e) / sum(exp(l))`.
+    /// Softmax over the experts, `exp(l_e) / sum(exp(l))` (OLMoE).
+    #[default]
     Softmax,
-    /// `1 / (1 + exp(-l_e))`.
+    /// A sigmoid for each expert, `1 / (1 + exp(-l_e))` (DeepSeek-V3).
     Sigmoid,
 }
 

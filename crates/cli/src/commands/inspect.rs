@@ -5,9 +5,9 @@ use std::path::Path;
 use hybridnorm::Error;
 use hybridnorm::files;
 use hybridnorm::model::ModelConfig;
-use hybridnorm::model::inventory::{Inventory, Training, inventory};
 use hybridnorm::plan::Recompute;
-use hybridnorm::train::Config;
+use hybridnorm::train::inventory::{Inventory, inventory};
+use hybridnorm::train::{Config, OptimizerConfig, StepShape};
 use serde::Serialize;
 
 use super::Ending;
@@ -48,7 +48,7 @@ fn report(args: &InspectArgs, console: &Console) -> Result<Report, Error> {
                 section.vocab_size = Some(model.vocab_size);
                 section.max_seq_len = Some(model.max_seq_len);
             }
-            let training = config.train.memory_shape();
+            let training = config.train.step_shape();
             (model, Some(config), training)
         }
         false => {
@@ -56,7 +56,7 @@ fn report(args: &InspectArgs, console: &Console) -> Result<Report, Error> {
                 return Err(Error::config("--set has no effect on a checkpoint"));
             }
             let model = super::open_checkpoint(&args.path, console)?.config()?;
-            let training = Training {
+            let training = StepShape {
                 micro_batch: 1,
                 seq_len: model.max_seq_len,
                 grad_accum_steps: 1,
@@ -66,11 +66,10 @@ fn report(args: &InspectArgs, console: &Console) -> Result<Report, Error> {
         }
     };
     let (_, warnings) = model.resolve()?;
-    let inventory = inventory(&model, &training)?;
-    let inventory = match &config {
-        Some(config) => config.optimizer.inventory(inventory),
-        None => inventory,
-    };
+    let optimizer = config
+        .as_ref()
+        .map_or_else(OptimizerConfig::default, |config| config.optimizer.clone());
+    let inventory = inventory(&model, training, &optimizer)?;
     Ok(Report {
         placement_hash: model.placement.hash(),
         memory_total_bytes: inventory.memory.total(),
@@ -133,22 +132,23 @@ fn text(report: &Report) -> String {
     let Report {
         model, inventory, ..
     } = report;
+    let counts = &inventory.counts;
     let shape = shape(model).join(" · ");
     let mut parameters = numbers(&["parameters", "count", "share"]);
-    for (kind, &count) in &inventory.parameters {
-        let share = 100.0 * count as f64 / inventory.total as f64;
+    for (kind, &count) in &counts.parameters {
+        let share = 100.0 * count as f64 / counts.total as f64;
         parameters.add_row([(*kind).to_owned(), grouped(count), format!("{share:.2} %")]);
     }
     parameters.add_row([
         "total".to_owned(),
-        grouped(inventory.total),
-        count(inventory.total),
+        grouped(counts.total),
+        count(counts.total),
     ]);
-    if inventory.active != inventory.total {
+    if counts.active != counts.total {
         parameters.add_row([
             "active".to_owned(),
-            grouped(inventory.active),
-            count(inventory.active),
+            grouped(counts.active),
+            count(counts.active),
         ]);
     }
     let memory = &inventory.memory;
@@ -171,10 +171,10 @@ fn text(report: &Report) -> String {
          arithmetic per token at {} tokens: {}FLOP to train, {}FLOP to generate\n\n{table}\n\
          at {} sequences of {} tokens at a time\n{configuration}",
         report.placement_hash,
-        grouped(inventory.seq_len as u64),
-        scaled(inventory.train_flops_per_token as f64),
-        scaled(inventory.decode_flops_per_token as f64),
+        grouped(counts.seq_len as u64),
+        scaled(counts.train_flops_per_token as f64),
+        scaled(counts.decode_flops_per_token as f64),
         inventory.micro_batch,
-        grouped(inventory.seq_len as u64),
+        grouped(counts.seq_len as u64),
     )
 }

@@ -11,9 +11,8 @@ use super::timing::{check_seconds, median};
 use crate::Device;
 use crate::error::{Error, Result};
 use crate::memory;
-use crate::model::inventory::{Training, inventory};
+use crate::model::inventory::counts;
 use crate::model::{KvCache, Model, ModelConfig};
-use crate::plan::Recompute;
 use crate::train::Config;
 
 /// Fewest tokens to measure.
@@ -92,15 +91,9 @@ pub fn decode(
             config.max_seq_len
         )));
     }
-    let training = Training {
-        micro_batch: 1,
-        seq_len,
-        grad_accum_steps: 1,
-        recompute: Recompute::None,
-    };
-    let inventory = inventory(config, &training)?;
+    let counts = counts(config, seq_len)?;
     memory::require(
-        inventory.memory.weights + machine::Bandwidth::BYTES as u64,
+        4 * counts.total + machine::Bandwidth::BYTES as u64,
         "the model's weights and the buffer to measure the memory's bandwidth with",
     )?;
     let mut model = Model::new(config, 1, device)?;
@@ -124,11 +117,11 @@ pub fn decode(
     let bandwidth = between.max(machine::read_bandwidth());
 
     let token_seconds = median(&tokens.seconds);
-    let bytes_per_token = weight_bytes(config, inventory.active);
+    let bytes_per_token = weight_bytes(config, counts.active);
     let position = (config.n_layers * config.cache_width()) as f64;
     Ok(DecodeReport {
         threads: crate::threads::count(),
-        parameters: inventory.total,
+        parameters: counts.total,
         prompt_tokens: prompt.len(),
         tokens: tokens.seconds.len(),
         token_seconds,

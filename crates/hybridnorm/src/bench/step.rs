@@ -12,9 +12,9 @@ use super::timing::{check_seconds, median};
 use crate::Device;
 use crate::error::{Error, Result};
 use crate::memory;
-use crate::model::inventory::{Training, inventory};
 use crate::model::{Model, ModelConfig};
 use crate::plan::Recompute;
+use crate::train::inventory::inventory;
 use crate::train::{Config, Optimizer, OptimizerConfig, StepShape, TrainingStep};
 
 /// Most steps before the measurement, which begins once a step takes no new memory.
@@ -104,26 +104,19 @@ pub fn step(config: &ModelConfig, options: &StepOptions, device: Device) -> Resu
         )));
     }
     let micro = batch_size / grad_accum_steps;
-    let training = Training {
-        micro_batch: micro,
-        seq_len,
-        grad_accum_steps,
-        recompute: options.recompute,
-    };
-    let inventory = inventory(config, &training)?;
-    let inventory = options.optimizer.inventory(inventory);
-    memory::require(
-        inventory.memory.weights + inventory.memory.gradients + inventory.memory.optimizer,
-        "the model's weights, gradients and moments",
-    )?;
-    let mut model = Model::new(config, 1, device)?;
-    let mut optimizer = Optimizer::new(options.optimizer.clone(), &mut model);
     let shape = StepShape {
         micro_batch: micro,
         seq_len,
         grad_accum_steps,
         recompute: options.recompute,
     };
+    let inventory = inventory(config, shape, &options.optimizer)?;
+    memory::require(
+        inventory.memory.total(),
+        "the model's weights, moments, gradients and activations",
+    )?;
+    let mut model = Model::new(config, 1, device)?;
+    let mut optimizer = Optimizer::new(options.optimizer.clone(), &mut model);
     let mut training = TrainingStep::new(shape, &mut model, &mut optimizer)?;
     let mut random = ChaCha8Rng::seed_from_u64(1);
     let vocab = config.vocab_size as i32;
@@ -182,10 +175,10 @@ pub fn step(config: &ModelConfig, options: &StepOptions, device: Device) -> Resu
     let known: f64 = seconds_by_op.values().sum();
     seconds_by_op.insert("other", (step_seconds - known).max(0.0));
     let tokens = (batch_size * seq_len) as f64;
-    let gflops = inventory.train_flops_per_token as f64 * tokens / step_seconds / 1e9;
+    let gflops = inventory.counts.train_flops_per_token as f64 * tokens / step_seconds / 1e9;
     Ok(StepReport {
         threads: crate::threads::count(),
-        parameters: inventory.total,
+        parameters: inventory.counts.total,
         steps,
         step_seconds,
         tokens_per_second: tokens / step_seconds,

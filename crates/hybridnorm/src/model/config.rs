@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::placement::{ModelFacts, Placement, Resolved, Warning, resolve, validate};
-use hybridnorm_kernels::activation::Activation;
+pub use hybridnorm_kernels::activation::Activation;
 
 pub use latent::MlaConfig;
-pub use mixture::{MoeConfig, MoeScoring};
+pub use mixture::{MoeConfig, Scoring};
 
 /// Largest width of the stream and of the feed-forward; with it every count of the inventory stays
 /// within 64 bits.
@@ -43,7 +43,7 @@ pub struct ModelConfig {
     /// Whether the output head is the embedding.
     pub tie_embeddings: bool,
     /// The feed-forward's nonlinearity.
-    pub activation: FfnActivation,
+    pub activation: Activation,
     /// Experts instead of dense feed-forwards.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moe: Option<MoeConfig>,
@@ -52,38 +52,6 @@ pub struct ModelConfig {
     pub mla: Option<MlaConfig>,
     /// Where norms and skips sit, the norm function, and how weights start.
     pub placement: Placement,
-}
-
-/// The feed-forward's nonlinearity.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum FfnActivation {
-    /// `silu(gate) · up` (arXiv 2002.05202).
-    #[default]
-    Swiglu,
-    /// `gelu(gate) · up`, GELU by its tanh approximation (Gemma).
-    Geglu,
-    /// `gelu(x)`, the tanh approximation (GPT-2).
-    Gelu,
-    /// `max(x, 0)²` (arXiv 2109.08668).
-    Relu2,
-}
-
-impl FfnActivation {
-    /// Whether a gate projection stands beside the up projection.
-    pub fn is_gated(self) -> bool {
-        matches!(self, Self::Swiglu | Self::Geglu)
-    }
-
-    /// The op that computes it.
-    pub fn op(self) -> Activation {
-        match self {
-            Self::Swiglu => Activation::Swiglu,
-            Self::Geglu => Activation::Geglu,
-            Self::Gelu => Activation::Gelu,
-            Self::Relu2 => Activation::Relu2,
-        }
-    }
 }
 
 /// Whether a size is left out of a file.

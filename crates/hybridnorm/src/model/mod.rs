@@ -29,7 +29,7 @@ pub use attention::{Attention, Heads, Latent, Positions};
 pub use block::{Block, BlockOutput};
 pub use cache::KvCache;
 pub(crate) use config::is_zero;
-pub use config::{FfnActivation, MlaConfig, ModelConfig, MoeConfig, MoeScoring};
+pub use config::{Activation, MlaConfig, ModelConfig, MoeConfig, Scoring};
 pub use decoder::{Caches, Decoder, Hidden, Losses};
 pub use feed_forward::{FeedForward, Mixture, Mlp, Routed};
 pub use model::{BatchLosses, Device, Model};

@@ -4,7 +4,7 @@ use super::declare::Declare;
 use super::registry::{Param, Role};
 use crate::graph::Value;
 use crate::ops;
-use crate::placement::{self, NormKind, NormSpec};
+use crate::placement::{NormKind, NormSpec};
 use hybridnorm_kernels::norm::{Gain, Norm as Spec, NormFn};
 
 /// A norm over rows of a fixed width. Which parameters it has follows from the [`NormSpec`].
@@ -54,11 +54,7 @@ impl Norm {
             NormKind::Dyt => NormFn::Dyt,
             NormKind::Derf => NormFn::Derf,
         };
-        let gain = match norm.gain {
-            placement::Gain::Plain if site.affine => Gain::Plain,
-            placement::Gain::OnePlus if site.affine => Gain::OnePlus,
-            _ => Gain::None,
-        };
+        let gain = if site.affine { norm.gain } else { Gain::None };
         let spec = Spec {
             function,
             eps: site.eps.unwrap_or(norm.eps) as f32,

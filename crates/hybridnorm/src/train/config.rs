@@ -10,11 +10,11 @@ use std::path::{Path, PathBuf};
 use super::optimizer::OptimizerConfig;
 use super::schedule::{Schedule, ScheduleConfig};
 use super::sources::DataOrder;
+use super::step::StepShape;
 use crate::data::{PreparedFolder, SourceOptions, Tokenizer, TokenizerSpec};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::model::inventory::Training;
-use crate::model::{FfnActivation, MlaConfig, ModelConfig, MoeConfig};
+use crate::model::{Activation, MlaConfig, ModelConfig, MoeConfig};
 use crate::placement;
 use crate::plan::Recompute;
 
@@ -104,7 +104,7 @@ pub struct ModelSection {
     pub tie_embeddings: bool,
     /// The feed-forward's nonlinearity.
     #[serde(default)]
-    pub activation: FfnActivation,
+    pub activation: Activation,
     /// Experts instead of dense feed-forwards.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moe: Option<MoeConfig>,
@@ -256,9 +256,9 @@ impl Default for LogSection {
 }
 
 impl TrainSection {
-    /// How it trains, as far as memory is concerned.
-    pub fn memory_shape(&self) -> Training {
-        Training {
+    /// The shape of an optimizer step.
+    pub fn step_shape(&self) -> StepShape {
+        StepShape {
             micro_batch: self.batch_size / self.grad_accum_steps.max(1),
             seq_len: self.seq_len,
             grad_accum_steps: self.grad_accum_steps,

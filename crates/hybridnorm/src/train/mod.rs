@@ -5,6 +5,7 @@ mod claim;
 pub(crate) mod config;
 mod gradients;
 pub mod history;
+pub mod inventory;
 pub mod layers;
 pub mod metrics;
 mod optimizer;

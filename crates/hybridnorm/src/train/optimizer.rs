@@ -8,7 +8,7 @@ use super::metrics::QkClip;
 use crate::error::{Error, Result};
 use crate::exec::{Data, Executor};
 use crate::graph::{Buffer, Builder, DType, Type, Value, ValueId};
-use crate::model::{Model, PARAMETERS, ParamSpec};
+use crate::model::{Model, PARAMETERS, ParamSpec, Registry};
 use crate::ops::{self, MuonSlot};
 use crate::plan::Program;
 use crate::tensors::{Handle, Values};
@@ -45,16 +45,21 @@ pub struct StepNorms {
 /// The optimizer of a model: the moments of every parameter, and the number of updates done.
 #[derive(Debug)]
 pub struct Optimizer {
-    config: OptimizerConfig,
+    layout: Layout,
     updates: u64,
-    /// AdamW's first, then Muon's; each by name.
-    slots: Vec<Slot>,
-    /// First moments of AdamW, and Muon's only one.
-    first: Buffer,
-    /// Second moments of AdamW.
-    second: Buffer,
     /// Sums of gradients over micro-batches, allocated where there are several.
     sums: Option<Buffer>,
+}
+
+/// How parameters are updated, and where their moments lie.
+#[derive(Debug)]
+pub(super) struct Layout {
+    config: OptimizerConfig,
+    /// AdamW's first, then Muon's; each by name.
+    slots: Vec<Slot>,
+    /// First moments of AdamW and Muon's only ones, and second moments of AdamW.
+    buffers: [Buffer; 2],
+    elements: [usize; 2],
 }
 
 /// A parameter and where its moments lie.
@@ -100,10 +105,9 @@ impl Slot {
     }
 }
 
-impl Optimizer {
-    /// Allocates zero moments for every trained parameter of `model`, on its executor.
-    pub fn new(config: OptimizerConfig, model: &mut Model) -> Self {
-        let registry = model.decoder().registry();
+impl Layout {
+    /// Lays out the moments of every trained parameter in two buffers.
+    pub(super) fn new(config: OptimizerConfig, registry: &Registry, buffers: [Buffer; 2]) -> Self {
         let trained = registry
             .by_name()
             .into_iter()
@@ -111,7 +115,7 @@ impl Optimizer {
         let (muon, adamw): (Vec<_>, Vec<_>) = trained
             .cloned()
             .partition(|spec| config.orthogonalizes(spec.role));
-        let (mut first, mut second) = (0, 0);
+        let [mut first, mut second] = [0, 0];
         let of_adamw = adamw.len();
         let slots = adamw
             .into_iter()
@@ -130,45 +134,21 @@ impl Optimizer {
             });
         let slots = slots.collect();
         Self {
-            first: model.executor().allocate(DType::F32, first),
-            second: model.executor().allocate(DType::F32, second),
-            sums: None,
             config,
-            updates: 0,
             slots,
+            buffers,
+            elements: [first, second],
         }
     }
 
-    /// Sums of gradients over micro-batches, laid out like the parameters.
-    pub(super) fn sums(&mut self, model: &mut Model) -> Buffer {
-        let elements = model.decoder().registry().elements();
-        *self
-            .sums
-            .get_or_insert_with(|| model.executor().allocate(DType::F32, elements))
-    }
-
-    /// Goes on by other settings. What is remembered stays.
-    ///
-    /// # Errors
-    /// If another rule is asked for, which remembers something else.
-    pub(super) fn set_config(&mut self, config: OptimizerConfig) -> Result<()> {
-        if config.kind != self.config.kind {
-            return Err(Error::config(
-                "optimizer.kind: a run goes on with the one it began with",
-            ));
-        }
-        self.config = config;
-        Ok(())
+    /// Elements of the two buffers.
+    pub(super) fn elements(&self) -> [usize; 2] {
+        self.elements
     }
 
     /// Its settings.
-    pub fn config(&self) -> &OptimizerConfig {
+    pub(super) fn config(&self) -> &OptimizerConfig {
         &self.config
-    }
-
-    /// Updates done so far.
-    pub fn updates(&self) -> u64 {
-        self.updates
     }
 
     /// Records an update by `gradients`, by name. Nothing is changed unless all of them and `guard`, the
@@ -193,10 +173,15 @@ impl Optimizer {
                 false => 0.0,
             };
             let value = state(PARAMETERS, slot.spec.offset, gradient);
-            let first = state(self.first, slot.first, gradient);
+            let first = state(self.buffers[0], slot.first, gradient);
             match slot.second {
                 Some(second) => {
-                    adamw.push([gradient, value, first, state(self.second, second, gradient)]);
+                    adamw.push([
+                        gradient,
+                        value,
+                        first,
+                        state(self.buffers[1], second, gradient),
+                    ]);
                     decays.push(weight_decay);
                 }
                 None => {
@@ -237,6 +222,58 @@ impl Optimizer {
             norms,
         }
     }
+}
+
+impl Optimizer {
+    /// Allocates zero moments for every trained parameter of `model`, on its executor.
+    pub fn new(config: OptimizerConfig, model: &mut Model) -> Self {
+        let buffers = [PARAMETERS; 2];
+        let mut layout = Layout::new(config, model.decoder().registry(), buffers);
+        let elements = layout.elements();
+        layout.buffers = elements.map(|n| model.executor().allocate(DType::F32, n));
+        Self {
+            layout,
+            updates: 0,
+            sums: None,
+        }
+    }
+
+    /// Sums of gradients over micro-batches, laid out like the parameters.
+    pub(super) fn sums(&mut self, model: &mut Model) -> Buffer {
+        let elements = model.decoder().registry().elements();
+        *self
+            .sums
+            .get_or_insert_with(|| model.executor().allocate(DType::F32, elements))
+    }
+
+    /// How parameters are updated.
+    pub(super) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Goes on by other settings. What is remembered stays.
+    ///
+    /// # Errors
+    /// If another rule is asked for, which remembers something else.
+    pub(super) fn set_config(&mut self, config: OptimizerConfig) -> Result<()> {
+        if config.kind != self.layout.config.kind {
+            return Err(Error::config(
+                "optimizer.kind: a run goes on with the one it began with",
+            ));
+        }
+        self.layout.config = config;
+        Ok(())
+    }
+
+    /// Its settings.
+    pub fn config(&self) -> &OptimizerConfig {
+        &self.layout.config
+    }
+
+    /// Updates done so far.
+    pub fn updates(&self) -> u64 {
+        self.updates
+    }
 
     /// The norms of an update that ran last, and counts it if it changed something.
     pub(super) fn updated(
@@ -268,7 +305,7 @@ impl Optimizer {
             .sum::<f64>()
             .sqrt();
         self.updates += u64::from(gradient.is_finite() && losses_are_finite);
-        let names = self.slots.iter().map(|slot| slot.spec.name.clone());
+        let names = self.layout.slots.iter().map(|slot| slot.spec.name.clone());
         StepNorms {
             gradient,
             update,
@@ -283,25 +320,23 @@ impl Optimizer {
         let is_broken = |slot: &&Slot| {
             let moments = slot.moments().into_iter();
             moments
-                .zip([self.first, self.second])
+                .zip(self.layout.buffers)
                 .any(|((_, offset), buffer)| {
                     let range = offset..offset + slot.spec.elements();
                     let values = executor.read(buffer, range).into_f32();
                     !values.iter().all(|x| x.is_finite())
                 })
         };
-        let found = self.slots.iter().find(is_broken)?;
+        let found = self.layout.slots.iter().find(is_broken)?;
         Some(format!("a moment of {}", found.spec.name))
     }
 
     /// The moments, named `m.NAME` and `v.NAME`; Muon's is `sum.NAME`.
     pub fn handles(&self) -> BTreeMap<String, Handle> {
         let mut all = BTreeMap::new();
-        for slot in &self.slots {
+        for slot in &self.layout.slots {
             let elements = slot.spec.elements();
-            for ((prefix, offset), buffer) in
-                slot.moments().into_iter().zip([self.first, self.second])
-            {
+            for ((prefix, offset), buffer) in slot.moments().into_iter().zip(self.layout.buffers) {
                 let handle = Handle::new(buffer, offset..offset + elements, vec![elements]);
                 all.insert(format!("{prefix}.{}", slot.spec.name), handle);
             }
@@ -316,7 +351,7 @@ impl Optimizer {
         mut values: BTreeMap<String, Values>,
         model: &mut Model,
     ) -> Result<()> {
-        for slot in &self.slots {
+        for slot in &self.layout.slots {
             let elements = slot.spec.elements();
             for key in slot.keys() {
                 let zeros = || Values {
@@ -342,11 +377,9 @@ impl Optimizer {
         mut values: BTreeMap<String, Values>,
         model: &mut Model,
     ) -> Result<()> {
-        for slot in &self.slots {
+        for slot in &self.layout.slots {
             let elements = slot.spec.elements();
-            for ((prefix, offset), buffer) in
-                slot.moments().into_iter().zip([self.first, self.second])
-            {
+            for ((prefix, offset), buffer) in slot.moments().into_iter().zip(self.layout.buffers) {
                 let key = format!("{prefix}.{}", slot.spec.name);
                 let found = values.remove(&key).ok_or_else(|| {
                     Error::config(format!(

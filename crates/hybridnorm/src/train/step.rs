@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use super::gradients::{self, Found, PassTaps};
 use super::metrics::QkClip;
-use super::optimizer::{Optimizer, StepNorms, UpdateTaps};
+use super::optimizer::{Layout, Optimizer, StepNorms, UpdateTaps};
 use crate::error::Result;
 use crate::exec::Data;
 use crate::graph::{Buffer, Builder, Type, Value};
-use crate::model::{BatchLosses, Model, ParamSpec, Routing};
+use crate::model::{BatchLosses, Decoder, Model, PARAMETERS, ParamSpec, Routing};
 use crate::ops::{self, Arguments};
 use crate::plan::{Options, Program, Recompute};
 
@@ -35,20 +35,20 @@ pub struct TrainingStep {
     norms: Option<StepNorms>,
 }
 
-enum Programs {
+pub(super) enum Programs {
     Single(Box<Single>),
     Accumulating(Box<Accumulating>),
 }
 
 /// A pass with its update.
-struct Single {
+pub(super) struct Single {
     program: Program,
     pass: PassTaps,
     update: UpdateTaps,
 }
 
 /// Passes, and the update by the sums of their gradients.
-struct Accumulating {
+pub(super) struct Accumulating {
     /// Overwrites the sums.
     first: (Program, PassTaps),
     /// Adds to the sums.
@@ -67,68 +67,103 @@ pub struct StepOutcome {
     pub routing: Vec<Routing>,
 }
 
+/// Plans the programs of a step; `sums` is the buffer of gradients where they are accumulated.
+///
+/// # Errors
+/// If a parameter would get no gradient, or the arena is beyond the budget of recomputation.
+pub(super) fn plan(
+    shape: StepShape,
+    decoder: &Decoder,
+    layout: &Layout,
+    sums: Buffer,
+) -> Result<Programs> {
+    let divisor = (shape.micro_batch * shape.seq_len * shape.grad_accum_steps) as f64;
+    let of_pass = [shape.micro_batch, shape.seq_len];
+    let options = Options {
+        recompute: shape.recompute,
+        ..Options::default()
+    };
+    let with_logits = layout.config().qk_clip.is_some();
+    let programs = if shape.grad_accum_steps == 1 {
+        let g = Builder::new();
+        let recorded = gradients::record(&g, decoder, of_pass, divisor)?;
+        let pass = PassTaps::new(decoder, &recorded, with_logits);
+        let by_name = named(&recorded.gradients);
+        let update = layout.record(&g, &by_name, recorded.objective);
+        decoder.unit_weights(&g);
+        let outputs = [pass.outputs(), update.outputs()].concat();
+        Programs::Single(Box::new(Single {
+            program: Program::new(g.finish(), &outputs, options),
+            pass,
+            update,
+        }))
+    } else {
+        let micro = |overwrites: bool| -> Result<(Program, PassTaps)> {
+            let g = Builder::new();
+            let recorded = gradients::record(&g, decoder, of_pass, divisor)?;
+            let pass = PassTaps::new(decoder, &recorded, with_logits);
+            for (spec, gradient) in &recorded.gradients {
+                let sum = sum_of(&g, sums, spec, *gradient);
+                ops::accumulate(*gradient, sum, overwrites);
+            }
+            Ok((Program::new(g.finish(), &pass.outputs(), options), pass))
+        };
+        let (first, further) = (micro(true)?, micro(false)?);
+        let g = Builder::new();
+        let trained = decoder
+            .registry()
+            .iter()
+            .filter(|spec| spec.role.is_trained());
+        let by_name = trained.map(|spec| {
+            let ty = Type::f32(&spec.shape[..]);
+            (spec.name.clone(), g.state(sums, spec.offset, ty))
+        });
+        let guard = g.input("guard", Type::f32([1]));
+        let update = layout.record(&g, &by_name.collect(), guard);
+        decoder.unit_weights(&g);
+        Programs::Accumulating(Box::new(Accumulating {
+            first,
+            further,
+            update: (Program::new(g.finish(), &update.outputs(), options), update),
+        }))
+    };
+    shape.recompute.check(programs.arena_bytes())?;
+    Ok(programs)
+}
+
+impl Programs {
+    /// Bytes of activations, gradients and scratch.
+    pub(super) fn arena_bytes(&self) -> usize {
+        match self {
+            Self::Single(single) => single.program.arena_bytes(),
+            Self::Accumulating(all) => {
+                let programs = [&all.first.0, &all.further.0, &all.update.0];
+                programs
+                    .map(Program::arena_bytes)
+                    .into_iter()
+                    .max()
+                    .unwrap_or(0)
+            }
+        }
+    }
+}
+
 impl TrainingStep {
     /// Plans a step of this shape.
     ///
     /// # Errors
     /// If a parameter would get no gradient, or the arena is beyond the budget of recomputation.
     pub fn new(shape: StepShape, model: &mut Model, optimizer: &mut Optimizer) -> Result<Self> {
-        let divisor = (shape.micro_batch * shape.seq_len * shape.grad_accum_steps) as f64;
-        let of_pass = [shape.micro_batch, shape.seq_len];
-        let options = Options {
-            recompute: shape.recompute,
-            ..Options::default()
+        let sums = match shape.grad_accum_steps {
+            1 => PARAMETERS,
+            _ => optimizer.sums(model),
         };
-        let with_logits = optimizer.config().qk_clip.is_some();
-        let programs = if shape.grad_accum_steps == 1 {
-            let g = Builder::new();
-            let recorded = gradients::record(&g, model.decoder(), of_pass, divisor)?;
-            let pass = PassTaps::new(model.decoder(), &recorded, with_logits);
-            let by_name = named(&recorded.gradients);
-            let update = optimizer.record(&g, &by_name, recorded.objective);
-            model.decoder().unit_weights(&g);
-            let outputs = [pass.outputs(), update.outputs()].concat();
-            Programs::Single(Box::new(Single {
-                program: Program::new(g.finish(), &outputs, options),
-                pass,
-                update,
-            }))
-        } else {
-            let sums = optimizer.sums(model);
-            let micro = |overwrites: bool| -> Result<(Program, PassTaps)> {
-                let g = Builder::new();
-                let recorded = gradients::record(&g, model.decoder(), of_pass, divisor)?;
-                let pass = PassTaps::new(model.decoder(), &recorded, with_logits);
-                for (spec, gradient) in &recorded.gradients {
-                    let sum = sum_of(&g, sums, spec, *gradient);
-                    ops::accumulate(*gradient, sum, overwrites);
-                }
-                Ok((Program::new(g.finish(), &pass.outputs(), options), pass))
-            };
-            let (first, further) = (micro(true)?, micro(false)?);
-            let g = Builder::new();
-            let trained = model.parameters().filter(|spec| spec.role.is_trained());
-            let by_name = trained.map(|spec| {
-                let ty = Type::f32(&spec.shape[..]);
-                (spec.name.clone(), g.state(sums, spec.offset, ty))
-            });
-            let guard = g.input("guard", Type::f32([1]));
-            let update = optimizer.record(&g, &by_name.collect(), guard);
-            model.decoder().unit_weights(&g);
-            Programs::Accumulating(Box::new(Accumulating {
-                first,
-                further,
-                update: (Program::new(g.finish(), &update.outputs(), options), update),
-            }))
-        };
-        let step = Self {
+        Ok(Self {
             shape,
-            programs,
+            programs: plan(shape, model.decoder(), optimizer.layout(), sums)?,
             found: Vec::new(),
             norms: None,
-        };
-        shape.recompute.check(step.arena_bytes())?;
-        Ok(step)
+        })
     }
 
     /// The shape that was planned for.
@@ -138,17 +173,7 @@ impl TrainingStep {
 
     /// Bytes of activations and gradients of a pass, the parameters and moments not counted.
     pub fn arena_bytes(&self) -> usize {
-        match &self.programs {
-            Programs::Single(single) => single.program.arena_bytes(),
-            Programs::Accumulating(all) => {
-                let programs = [&all.first.0, &all.further.0, &all.update.0];
-                programs
-                    .map(Program::arena_bytes)
-                    .into_iter()
-                    .max()
-                    .unwrap_or(0)
-            }
-        }
+        self.programs.arena_bytes()
     }
 
     /// Runs the pass of a micro-batch, inputs and targets (b, t); gives its losses, each a sum over targets

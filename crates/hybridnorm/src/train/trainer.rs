@@ -25,7 +25,7 @@ use super::schedule::Schedule;
 use super::segments::Segment;
 use super::sources::{self, DataUse};
 use super::spikes::{Counts, Scores, Spike};
-use super::step::{StepShape, TrainingStep};
+use super::step::TrainingStep;
 use crate::data::{Batch, BatchStream, Cursor, Progress, TokenDataset, Tokenizer};
 use crate::error::{Error, Result};
 use crate::eval;
@@ -285,12 +285,7 @@ impl Trainer {
         let mut training = match self.training.take() {
             Some(training) => training,
             None => {
-                let shape = StepShape {
-                    micro_batch: micro,
-                    seq_len: seq,
-                    grad_accum_steps: accumulated,
-                    recompute: train.recompute,
-                };
+                let shape = train.step_shape();
                 TrainingStep::new(shape, &mut self.model, &mut self.optimizer)?
             }
         };

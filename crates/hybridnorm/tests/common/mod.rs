@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use hybridnorm::Device;
 use hybridnorm::exec::Data;
 use hybridnorm::model::{
-    FfnActivation, MlaConfig, Model, ModelConfig, MoeConfig, MoeScoring, PARAMETERS,
+    Activation, MlaConfig, Model, ModelConfig, MoeConfig, PARAMETERS, Scoring,
 };
 use hybridnorm::placement::{self, Placement};
 use hybridnorm::plan::Options;
@@ -31,7 +31,7 @@ pub fn tiny(placement: Placement) -> ModelConfig {
         max_seq_len: 16,
         rope_theta: 100.0,
         tie_embeddings: false,
-        activation: FfnActivation::Swiglu,
+        activation: Activation::Swiglu,
         moe: None,
         mla: None,
         placement,
@@ -40,7 +40,7 @@ pub fn tiny(placement: Placement) -> ModelConfig {
 
 /// Eight experts in two groups, of which a token passes through two of one group and a shared one;
 /// the first block is dense.
-pub fn with_experts(config: ModelConfig, scoring: MoeScoring) -> ModelConfig {
+pub fn with_experts(config: ModelConfig, scoring: Scoring) -> ModelConfig {
     let moe = MoeConfig {
         n_experts: 8,
         top_k: 2,
@@ -48,7 +48,7 @@ pub fn with_experts(config: ModelConfig, scoring: MoeScoring) -> ModelConfig {
         n_shared: 1,
         first_dense: 1,
         scoring,
-        renormalize: scoring == MoeScoring::Sigmoid,
+        renormalize: scoring == Scoring::Sigmoid,
         n_groups: 2,
         top_groups: 1,
         scaling: 1.5,
@@ -85,11 +85,11 @@ pub fn kinds(name: &str) -> Vec<(String, ModelConfig)> {
     let dense = tiny(named(name));
     let kinds = [
         ("dense", dense.clone()),
-        ("experts", with_experts(dense.clone(), MoeScoring::Softmax)),
+        ("experts", with_experts(dense.clone(), Scoring::Softmax)),
         ("latents", with_latents(dense.clone(), Some(12))),
         (
             "experts and latents",
-            with_experts(with_latents(dense, None), MoeScoring::Sigmoid),
+            with_experts(with_latents(dense, None), Scoring::Sigmoid),
         ),
     ];
     let defined = kinds.into_iter().filter(|(kind, config)| {

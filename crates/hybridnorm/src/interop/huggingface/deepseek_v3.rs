@@ -5,7 +5,7 @@ use serde::Deserialize;
 use super::super::keys::given;
 use super::config::Common;
 use super::weights::{Weights, stacked};
-use crate::model::{FfnActivation, MlaConfig, ModelConfig, MoeConfig, MoeScoring};
+use crate::model::{Activation, MlaConfig, ModelConfig, MoeConfig, Scoring};
 use crate::placement::{self, HeadNorm, InitScheme, StdRule};
 use crate::tensors::Values;
 
@@ -121,7 +121,7 @@ impl Config {
             d_expert: self.moe_intermediate_size,
             n_shared: self.n_shared_experts,
             first_dense: self.first_k_dense_replace,
-            scoring: MoeScoring::Sigmoid,
+            scoring: Scoring::Sigmoid,
             renormalize: self.norm_topk_prob,
             n_groups,
             top_groups,
@@ -147,7 +147,7 @@ impl Config {
             max_seq_len: common.max_position_embeddings,
             rope_theta: common.rope_theta()?,
             tie_embeddings: common.tie_word_embeddings,
-            activation: FfnActivation::Swiglu,
+            activation: Activation::Swiglu,
             moe: (!all_dense).then_some(moe),
             mla: Some(MlaConfig {
                 q_rank: self.q_lora_rank,

@@ -4,7 +4,7 @@ use serde::Deserialize;
 
 use super::config::Common;
 use super::weights::Weights;
-use crate::model::{FfnActivation, ModelConfig, MoeConfig, MoeScoring};
+use crate::model::{Activation, ModelConfig, MoeConfig, Scoring};
 use crate::placement::{self, InitScheme, StdRule};
 
 #[derive(Deserialize)]
@@ -50,14 +50,14 @@ impl Config {
             max_seq_len: common.max_position_embeddings,
             rope_theta: common.rope_theta()?,
             tie_embeddings: common.tie_word_embeddings,
-            activation: FfnActivation::Swiglu,
+            activation: Activation::Swiglu,
             moe: Some(MoeConfig {
                 n_experts: self.num_experts,
                 top_k: self.num_experts_per_tok,
                 d_expert: common.intermediate_size,
                 n_shared: 0,
                 first_dense: 0,
-                scoring: MoeScoring::Softmax,
+                scoring: Scoring::Softmax,
                 renormalize: self.norm_topk_prob,
                 n_groups: 1,
                 top_groups: 1,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::super::python_dict;
-use crate::model::{FfnActivation, ModelConfig, MoeConfig, MoeScoring};
+use crate::model::{Activation, ModelConfig, MoeConfig, Scoring};
 use crate::placement::{
     Block, HeadNorm, Init, InitScheme, NormKind, NormSpec, Override, Placement, Scale, Selector,
     Skip, StdRule,
@@ -168,7 +168,7 @@ impl Official {
     pub(super) fn to_config(&self) -> Result<ModelConfig, String> {
         self.refuse_what_is_not_there()?;
         let (activation, fused) = match self.activation_type.as_str() {
-            "swiglu" => (FfnActivation::Swiglu, 2),
+            "swiglu" => (Activation::Swiglu, 2),
             other => return Err(format!("activation_type {other:?}, expected \"swiglu\"")),
         };
         let hidden = match self.mlp_hidden_size {
@@ -258,7 +258,7 @@ impl Official {
             d_expert: self.moe_expert_hidden_size.unwrap_or(hidden),
             n_shared: 0,
             first_dense: 0,
-            scoring: MoeScoring::Softmax,
+            scoring: Scoring::Softmax,
             renormalize,
             n_groups: 1,
             top_groups: 1,

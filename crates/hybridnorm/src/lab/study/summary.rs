@@ -6,8 +6,8 @@ use std::path::Path;
 use super::record::{Cell, Cost, Curve, Ending, Evaluation, RunRecord};
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
-use crate::model::inventory::inventory;
 use crate::placement::{Explanation, PlacementChoice, canonical_hash};
+use crate::train::inventory::inventory;
 use crate::train::layers::LayersRow;
 use crate::train::metrics::Metrics;
 use crate::train::segments::{self, Segment};
@@ -153,8 +153,8 @@ pub(super) fn record(
     let model = of.model;
     let explanation = Explanation::new(&model.placement, model.n_layers, &model.facts())?;
     let train = &of.config.train;
-    let counts = inventory(model, &train.memory_shape())?;
-    let estimated = of.config.optimizer.inventory(counts.clone());
+    let estimated = inventory(model, train.step_shape(), &of.config.optimizer)?;
+    let counts = &estimated.counts;
     let mut detector = Detector::default();
     for row in &rows {
         detector.push(row);

@@ -9,7 +9,7 @@ use crate::graph::Value;
 use crate::ops;
 use crate::placement::{self, AttnScale};
 use hybridnorm_kernels::attention::Attention as Spec;
-use hybridnorm_kernels::qkv::{QkOrder, QkvPrep};
+use hybridnorm_kernels::qkv::QkvPrep;
 
 /// Smallest temperature of cosine attention (Swin-v2).
 const COSINE_TAU_MIN: f64 = 0.01;
@@ -93,10 +93,7 @@ impl Heads {
                 q: of_qk(q_norm),
                 k: of_qk(k_norm),
                 v: v_norm.map(|norm| norm.spec),
-                order: match inner.qk_order {
-                    placement::QkOrder::BeforeRope => QkOrder::BeforeRope,
-                    placement::QkOrder::AfterRope => QkOrder::AfterRope,
-                },
+                order: inner.qk_order,
                 qk_scale: qk_scale.constant().unwrap_or(1.0) as f32,
                 clip: inner.clip_qkv.map(|clip| clip as f32),
             },

@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{WIDEST, is_zero};
 use crate::error::{Error, Result};
-use hybridnorm_kernels::router::{Router, Scoring};
+use hybridnorm_kernels::router::Router;
+pub use hybridnorm_kernels::router::Scoring;
 
 /// Most experts of a block.
 const MOST_EXPERTS: usize = 4096;
@@ -30,7 +31,7 @@ pub struct MoeConfig {
     pub first_dense: usize,
     /// What makes scores of the router's logits.
     #[serde(default)]
-    pub scoring: MoeScoring,
+    pub scoring: Scoring,
     /// Whether the weights of a token's experts are divided by their sum.
     #[serde(default)]
     pub renormalize: bool,
@@ -56,17 +57,6 @@ pub struct MoeConfig {
     pub bias_rate: Option<f64>,
 }
 
-/// What makes scores of a router's logits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum MoeScoring {
-    /// Softmax over the experts (OLMoE).
-    #[default]
-    Softmax,
-    /// A sigmoid for each expert (DeepSeek-V3).
-    Sigmoid,
-}
-
 fn one() -> usize {
     1
 }
@@ -86,10 +76,7 @@ impl MoeConfig {
         Router {
             experts: self.n_experts,
             top_k: self.top_k,
-            scoring: match self.scoring {
-                MoeScoring::Softmax => Scoring::Softmax,
-                MoeScoring::Sigmoid => Scoring::Sigmoid,
-            },
+            scoring: self.scoring,
             renormalize: self.renormalize,
             groups: self.n_groups,
             top_groups: self.top_groups,

@@ -112,7 +112,7 @@ impl Mlp {
             up_scale: factor(declare, "up_scale", inner.up_scale),
             mid_norm: make(declare, "mid_norm", inner.mid_norm),
             down,
-            activation: activation.op(),
+            activation,
         }
     }
 

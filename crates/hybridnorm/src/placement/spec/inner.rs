@@ -1,5 +1,6 @@
 //! Norms and scales inside attention and inside the feed-forward.
 
+pub use hybridnorm_kernels::qkv::QkOrder;
 use serde::{Deserialize, Serialize};
 
 use super::super::forms;
@@ -64,17 +65,6 @@ pub enum HeadNorm {
     Full,
     /// Over all heads together, without parameters.
     FullPlain,
-}
-
-/// Order of the q/k norms and the rotary embedding.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum QkOrder {
-    /// Norm, then rotate.
-    #[default]
-    BeforeRope,
-    /// Rotate, then norm.
-    AfterRope,
 }
 
 /// What multiplies `q·k` before the softmax.

@@ -1,5 +1,6 @@
 //! What holds for the whole model: the norm function, embedding, logits, initial weights.
 
+pub use hybridnorm_kernels::norm::Gain;
 use serde::{Deserialize, Serialize};
 
 use super::super::forms;
@@ -51,19 +52,6 @@ pub enum NormKind {
     /// `erf(α·x + s)`, α and s learned (arXiv 2512.10938).
     Derf,
     /// `x`: every norm of the placement is left out.
-    None,
-}
-
-/// How a norm's gain multiplies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Gain {
-    /// `g · x̂`, g starts at 1.
-    #[default]
-    Plain,
-    /// `(1 + w) · x̂`, w starts at 0 (Gemma); where a gain shall start at g, w starts at g − 1.
-    OnePlus,
-    /// `x̂`.
     None,
 }
 

@@ -4,7 +4,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::model::Role;
-use crate::model::inventory::Inventory;
 
 /// `[optimizer]`: how weights are updated.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -130,14 +129,6 @@ impl OptimizerConfig {
                 "optimizer.{key} = {value} is out of range, expected a number {expected}"
             ))),
             None => Ok(()),
-        }
-    }
-
-    /// The inventory of a model that is trained so.
-    pub fn inventory(&self, inventory: Inventory) -> Inventory {
-        match self.kind {
-            OptimizerKind::AdamW => inventory,
-            OptimizerKind::Muon => inventory.with_muon(),
         }
     }
 

@@ -7,6 +7,7 @@ use super::super::checkpoint::{self, Checkpoint};
 use super::super::claim::Claim;
 use super::super::config::Config;
 use super::super::history;
+use super::super::inventory::inventory;
 use super::super::metrics::Metrics;
 use super::super::optimizer::Optimizer;
 use super::super::recorder::Recorder;
@@ -22,7 +23,6 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::machine;
 use crate::memory;
-use crate::model::inventory::inventory;
 use crate::model::{Decoder, Model, ModelConfig};
 use crate::tensors::Values;
 use crate::threads;
@@ -322,9 +322,9 @@ fn finish_what_was_begun(
 /// Refuses a training that the machine's memory cannot hold.
 fn require_memory(config: &Config, model: &ModelConfig) -> Result<()> {
     let train = &config.train;
-    let inventory = inventory(model, &train.memory_shape())?;
+    let inventory = inventory(model, train.step_shape(), &config.optimizer)?;
     memory::require(
-        config.optimizer.inventory(inventory).memory.total(),
+        inventory.memory.total(),
         "the model's weights, gradients, moments and activations",
     )
 }
