@@ -20,18 +20,9 @@ const EXP_MAX: f32 = 88.722_83;
 pub(crate) fn exp(x: f32) -> f32 {
     let low = if x < EXP_MIN { EXP_MIN } else { x };
     let c = if low > EXP_MAX { EXP_MAX } else { low };
-    let shifted = c.mul_add(std::f32::consts::LOG2_E, ROUND);
-    let n = shifted - ROUND;
-    let r = n.mul_add(-LN2_LOW, n.mul_add(-LN2_HIGH, c));
-    // e^r = 1 + r + r^2 q(r) on |r| <= ln(2)/2, to 3e-9.
-    let q = 1.395_047_3e-3f32;
-    let q = q.mul_add(r, 8.368_882e-3);
-    let q = q.mul_add(r, 4.166_620_6e-2);
-    let q = q.mul_add(r, 0.166_665_2);
-    let q = q.mul_add(r, 0.5);
-    let e = q.mul_add(r * r, r + 1.0);
+    let (e, n) = exp_reduced(c);
     // 2^n as 2^(n-1) * 2, since 2^128 alone is not finite.
-    let power = f32::from_bits(shifted.to_bits().wrapping_add(126) << 23);
+    let power = f32::from_bits(n.wrapping_add(126) << 23);
     let value = e * power * 2.0;
     let value = if x < EXP_MIN { 0.0 } else { value };
     if x > EXP_MAX { f32::INFINITY } else { value }
@@ -42,18 +33,24 @@ pub(crate) fn exp(x: f32) -> f32 {
 #[inline(always)]
 pub(crate) fn exp_of_difference(x: f32) -> f32 {
     let c = if x < EXP_MIN { EXP_MIN } else { x };
-    let shifted = c.mul_add(std::f32::consts::LOG2_E, ROUND);
+    let (e, n) = exp_reduced(c);
+    let value = e * f32::from_bits(n.wrapping_add(127) << 23);
+    if x < EXP_MIN { 0.0 } else { value }
+}
+
+/// (e^r, bits whose lowest hold n) with x = n ln(2) + r and |r| <= ln(2)/2.
+#[inline(always)]
+fn exp_reduced(x: f32) -> (f32, u32) {
+    let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
-    let r = n.mul_add(-LN2_LOW, n.mul_add(-LN2_HIGH, c));
+    let r = n.mul_add(-LN2_LOW, n.mul_add(-LN2_HIGH, x));
+    // e^r = 1 + r + r^2 q(r), to 3e-9.
     let q = 1.395_047_3e-3f32;
     let q = q.mul_add(r, 8.368_882e-3);
     let q = q.mul_add(r, 4.166_620_6e-2);
     let q = q.mul_add(r, 0.166_665_2);
     let q = q.mul_add(r, 0.5);
-    let e = q.mul_add(r * r, r + 1.0);
-    let power = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
-    let value = e * power;
-    if x < EXP_MIN { 0.0 } else { value }
+    (q.mul_add(r * r, r + 1.0), shifted.to_bits())
 }
 
 /// Natural logarithm of a positive normal number; error below 2e-7, relative above 1.

@@ -1,4 +1,4 @@
-//! What runs programs.
+//! Executors of programs.
 
 mod cpu;
 mod data;

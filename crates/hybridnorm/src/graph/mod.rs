@@ -42,7 +42,7 @@ pub enum Source {
     State(Buffer, usize),
 }
 
-/// What is known of a value.
+/// Type and source of a value.
 #[derive(Debug, Clone)]
 pub struct ValueInfo {
     /// Shape and element type.
@@ -54,11 +54,11 @@ pub struct ValueInfo {
 /// An op between values.
 #[derive(Debug, Clone)]
 pub struct Node {
-    /// What is computed.
+    /// The op.
     pub op: Op,
-    /// What it reads, and what it updates in place ([`Operation::updates`](crate::ops::Operation::updates)).
+    /// Inputs, with those updated in place ([`Operation::updates`](crate::ops::Operation::updates)).
     pub inputs: Vec<ValueId>,
-    /// What it makes.
+    /// Outputs.
     pub outputs: Vec<ValueId>,
     /// Where in the model it stands, as `blocks.3.attention`.
     pub path: Arc<str>,
@@ -82,7 +82,7 @@ impl Graph {
         &self.nodes
     }
 
-    /// What is known of a value.
+    /// Type and source of a value.
     pub fn value(&self, id: ValueId) -> &ValueInfo {
         &self.values[id.0]
     }

@@ -54,7 +54,7 @@ impl Shape {
         product(outer)
     }
 
-    /// The same rows with another width.
+    /// This type with the last dimension replaced by `width`.
     pub fn with_width(mut self, width: usize) -> Self {
         self.rank = self.rank.max(1);
         self.sizes[self.rank - 1] = width;

@@ -15,7 +15,7 @@ use hybridnorm_kernels::attention::Attention as Spec;
 pub use heads::Heads;
 pub use latent::Latent;
 
-/// What a block does between reading the residual stream and adding to it for the first time.
+/// The attention sub-layer of a block.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Attention {
     /// Grouped-query attention.
@@ -46,7 +46,7 @@ impl<'g> Positions<'g> {
     }
 }
 
-/// What attention makes, and what its scores are made of.
+/// Context of attention, with the queries and keys of its scores.
 pub(super) struct Attended<'g> {
     /// The output (b, t, d).
     pub(super) output: Value<'g>,
@@ -78,7 +78,7 @@ impl Attention {
     }
 }
 
-/// What multiplies `q·k`.
+/// Scale of the scores `q·k`.
 fn score_scale(scale: AttnScale, head_dim: usize) -> f64 {
     match scale {
         AttnScale::InvSqrtHeadDim => 1.0 / (head_dim as f64).sqrt(),
@@ -120,7 +120,7 @@ fn head_norm(
     Some(Norm::new(declare, path, site))
 }
 
-/// What stands between the context (b, t, heads of `width`) and the residual stream.
+/// Output projection, from the context (b, t, heads of `width`) to the residual stream (b, t, d).
 #[derive(Debug, Clone, PartialEq)]
 struct ReadOut {
     width: usize,

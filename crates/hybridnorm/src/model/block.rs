@@ -35,13 +35,13 @@ pub struct BlockOutput<'g> {
     pub residual: Residual<'g>,
     /// The residual streams that entered the block, (b, t, d).
     pub entered: Residual<'g>,
-    /// What attention adds to the stream, after its output norm and factor, (b, t, d).
+    /// Output of the attention sub-layer, after its output norm and factor, (b, t, d).
     pub attention: Value<'g>,
-    /// What the feed-forward adds to the stream, after its output norm and factor, (b, t, d).
+    /// Output of the feed-forward sub-layer, after its output norm and factor, (b, t, d).
     pub feed_forward: Value<'g>,
     /// Packed and prepared q·k·v, and the attention that reads them; absent where generation absorbs them.
     pub packed: Option<(Value<'g>, Spec)>,
-    /// What the router did, in a mixture.
+    /// Routing statistics, in a mixture of experts.
     pub routed: Option<Routed<'g>>,
 }
 

@@ -4,7 +4,7 @@ use super::config::ModelConfig;
 use super::registry::{Draw, Init, Param, ParamSpec, Registry, Role};
 use crate::placement::{self, AttnInner, BlockSpec, Factor, FfnInner, NormSpec, Resolved};
 
-/// What a layer is built from: the model's shape, its resolved placement, and the registry.
+/// Context in which layers declare parameters: the model's shape, its resolved placement, and the registry.
 pub(super) struct Declare<'a> {
     pub(super) config: &'a ModelConfig,
     pub(super) resolved: &'a Resolved,
@@ -32,7 +32,7 @@ pub(super) struct Part {
     pub(super) path: String,
     pub(super) rows: usize,
     pub(super) role: placement::Role,
-    /// What it is counted as.
+    /// Role of the parameter, such as gain or matrix.
     pub(super) counts: &'static str,
 }
 

@@ -40,7 +40,7 @@ pub struct Decoder {
     registry: Registry,
 }
 
-/// What a forward pass gives.
+/// Outputs of a forward pass.
 pub struct Hidden<'g> {
     /// The residual stream after the final norm, (b, t, d): what the head reads.
     pub hidden: Value<'g>,
@@ -50,7 +50,7 @@ pub struct Hidden<'g> {
 
 /// The losses of a forward pass, one element each, in nats.
 pub struct Losses<'g> {
-    /// What training minimizes: the cross-entropy, the z-loss, and the weighted losses of routers.
+    /// Training objective: the cross-entropy, the z-loss, and the weighted losses of routers.
     pub objective: Value<'g>,
     /// The cross-entropy.
     pub cross_entropy: Value<'g>,

@@ -9,7 +9,7 @@ use crate::graph::Value;
 pub use mixture::{Mixture, Routed};
 pub use mlp::Mlp;
 
-/// What a block does between reading the residual stream a second time and adding to it.
+/// The feed-forward sub-layer of a block, dense or a mixture of experts.
 #[derive(Debug, Clone, PartialEq)]
 #[expect(clippy::large_enum_variant, reason = "there is one of them a block")]
 pub enum FeedForward {

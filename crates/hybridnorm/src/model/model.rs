@@ -50,7 +50,7 @@ pub struct Model {
 /// Losses of a batch, in nats.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct BatchLosses {
-    /// What training minimizes: the cross-entropy, the z-loss, and the weighted losses of routers.
+    /// Training objective: the cross-entropy, the z-loss, and the weighted losses of routers.
     pub objective: f64,
     /// The cross-entropy.
     pub cross_entropy: f64,
@@ -119,7 +119,7 @@ impl Model {
         self.decoder.config()
     }
 
-    /// What is computed with the parameters.
+    /// The decoder: layers and their parameters' names.
     pub fn decoder(&self) -> &Decoder {
         &self.decoder
     }
@@ -129,12 +129,12 @@ impl Model {
         self.device
     }
 
-    /// What holds the parameters, to be read.
+    /// The executor, to read parameters.
     pub fn executor_ref(&self) -> &dyn Executor {
         &*self.executor
     }
 
-    /// What holds the parameters and computes.
+    /// The executor, which holds the parameters.
     pub fn executor(&mut self) -> &mut dyn Executor {
         &mut *self.executor
     }

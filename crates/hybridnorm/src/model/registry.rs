@@ -16,7 +16,7 @@ use crate::graph::{Buffer, Builder, Shape, Type, Value};
 /// The buffer of an executor that holds a model's parameters: the first one that it allocates.
 pub const PARAMETERS: Buffer = Buffer(0);
 
-/// What a parameter is, as far as weight decay, optimizer groups and records are concerned.
+/// Role of a parameter, by which weight decay, optimizer groups and records tell it from others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
     /// Token embedding, also the tied head.
@@ -84,7 +84,7 @@ pub struct ParamSpec {
     pub name: String,
     /// Sizes of the dimensions.
     pub shape: Vec<usize>,
-    /// What it is.
+    /// Its role.
     pub role: Role,
     /// Its group in records of a run: the last part of a matrix's name, `norm` or `scale`.
     pub label: &'static str,
@@ -206,7 +206,7 @@ impl Param {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Registry {
     specs: Vec<ParamSpec>,
-    /// What was declared together.
+    /// The declared parameters.
     groups: Vec<(Param, Range<usize>)>,
     by_name: HashMap<String, usize>,
     elements: usize,

@@ -1,6 +1,6 @@
 //! Where the tokens of a forward pass were dispatched to.
 
-/// What the router of one block did.
+/// Routing statistics of one block.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Routing {
     /// Tokens of every expert; all together `top_k` times the tokens.

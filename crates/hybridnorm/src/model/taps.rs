@@ -15,13 +15,13 @@ use hybridnorm_kernels::magnitude::Magnitude;
 pub struct Activations {
     /// The residual stream that enters the block.
     pub stream: Magnitude,
-    /// What attention adds to the stream, after its output norm and factor.
+    /// Output of the attention sub-layer, after its output norm and factor.
     pub attn: Magnitude,
-    /// What the feed-forward adds to the stream, after its output norm and factor.
+    /// Output of the feed-forward sub-layer, after its output norm and factor.
     pub ffn: Magnitude,
     /// Attention's scores.
     pub scores: Scores,
-    /// What the router did, in a mixture.
+    /// Routing statistics, in a mixture of experts.
     pub routing: Option<Routing>,
 }
 
@@ -37,7 +37,7 @@ struct BlockTaps {
     routing: Option<RoutingTap>,
 }
 
-/// What is read of a router after a run.
+/// Program outputs with the statistics of one router.
 #[derive(Debug, Clone)]
 pub(crate) struct RoutingTap {
     dispatch: ValueId,
@@ -67,7 +67,7 @@ impl RoutingTap {
         [self.dispatch, self.statistics]
     }
 
-    /// What the router did in the last run.
+    /// Routing statistics of the last run.
     pub(crate) fn read(&self, executor: &dyn Executor, program: &Program) -> Routing {
         let dispatch = executor.output(program, self.dispatch).into_i32();
         let statistics = executor.output(program, self.statistics).into_f64();

@@ -1,4 +1,4 @@
-//! What generation keeps of the positions that it has seen, and attention to it. Serves inference only.
+//! Key-value cache of generation, and attention to it. Inference only: no gradients.
 
 use hybridnorm_kernels::attention::{self, Attention as Spec};
 use hybridnorm_kernels::cache::{self, Append};

@@ -13,7 +13,7 @@ use crate::graph::{Shape, Type, Value};
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ExpertDown {
     pub(crate) product: Product,
-    /// What the kernel does to the hidden rows on the way.
+    /// Activation that the kernel applies to the hidden rows.
     pub(crate) activation: Option<Activation>,
     /// Of the result: n rows of any arrangement.
     pub(crate) shape: Shape,
@@ -228,7 +228,7 @@ impl Operation for ExpertDownGrad {
     }
 }
 
-/// What the experts' second matrices are multiplied with: the activation of a row, if there is one.
+/// Input of the experts' second matrices: the activation of a row, if there is one.
 fn activated(act: Option<Activation>, x: &[f64]) -> Vec<f64> {
     let Some(act) = act else {
         return x.to_vec();

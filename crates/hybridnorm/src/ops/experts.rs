@@ -1,4 +1,4 @@
-//! What the products with experts' matrices share.
+//! Shared parts of the products with experts' matrices.
 
 use std::ops::Range;
 

@@ -3,7 +3,7 @@
 use hybridnorm_kernels::adamw::sum_squares;
 use rayon::prelude::*;
 
-use super::{Io, Operation};
+use super::{Io, Op, Operation};
 use crate::graph::{Builder, DType, Type, Value};
 
 /// `Σ x²` of each input.
@@ -64,6 +64,20 @@ pub(super) fn check_slots(name: &str, inputs: &[Type], slots: usize, states: usi
         );
         assert_eq!(*value, gradient, "{name}: state of slot {}", i % slots);
     }
+}
+
+/// An update of slots of N values, gradient first: inputs are the guard, the squared norms, then one value of
+/// every slot, then the next of every slot. Gives the norms of updates and of parameters.
+pub(super) fn update<'g, const N: usize>(
+    op: impl Into<Op>,
+    guard: Value<'g>,
+    squares: Value<'g>,
+    slots: &[[Value<'g>; N]],
+) -> Value<'g> {
+    let slots = (0..N).flat_map(|part| slots.iter().map(move |slot| slot[part]));
+    let inputs: Vec<Value> = [guard, squares].into_iter().chain(slots).collect();
+    let [norms] = guard.builder().op(op, &inputs);
+    norms
 }
 
 /// The states of each slot from those that an op updates: one of every slot, then the next of every slot.

@@ -1,4 +1,4 @@
-//! What an op reads and writes when it runs.
+//! Operands of an op at run time.
 
 /// Numbers that change from run to run of a program.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]

@@ -86,7 +86,7 @@ pub fn expanded_context<'g>(ctx: Value<'g>, kv_up: Value<'g>, heads: Latent) -> 
     values
 }
 
-/// What makes keys' content and values of latents.
+/// Up-projection from latents to keys' content and values.
 fn projection(heads: &Latent, latent: usize) -> Type {
     Type::f32([heads.heads * (heads.nope + heads.value), latent])
 }

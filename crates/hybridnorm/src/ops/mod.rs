@@ -18,7 +18,7 @@ mod testing;
 use crate::graph::{Builder, Type, Value};
 pub use io::{Arguments, Io, Read, Write};
 
-/// What every op says of itself.
+/// Interface of an op.
 pub trait Operation: std::fmt::Debug + Send + Sync {
     /// Its name in profiles and errors.
     fn name(&self) -> &'static str;
@@ -149,7 +149,7 @@ macro_rules! ops {
         }
 
         impl Op {
-            /// What the op says of itself.
+            /// The op's interface.
             pub fn rule(&self) -> &dyn Operation {
                 match self {
                     $($(Self::$variant(op) => op,)+)+

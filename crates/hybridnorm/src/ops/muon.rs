@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use hybridnorm_kernels::{adamw::grad_scale, muon};
 
-use super::gradient_norm::{check_slots, clipping, finite_norm, states};
+use super::gradient_norm::{check_slots, clipping, finite_norm, states, update};
 use super::{Arguments, Io, Operation};
 use crate::graph::{Type, Value};
 
@@ -60,10 +60,7 @@ pub fn muon<'g>(
     squares: Value<'g>,
     slots: &[[Value<'g>; 3]],
 ) -> Value<'g> {
-    let slots = (0..3).flat_map(|part| slots.iter().map(move |slot| slot[part]));
-    let inputs: Vec<Value> = [guard, squares].into_iter().chain(slots).collect();
-    let [norms] = guard.builder().op(op, &inputs);
-    norms
+    update(op, guard, squares, slots)
 }
 
 impl Muon {

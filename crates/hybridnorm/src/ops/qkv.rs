@@ -59,7 +59,7 @@ impl QkvPrep {
         }
     }
 
-    /// What the kernels read beside the projection.
+    /// Operands of the kernels besides the projection.
     pub(super) fn preparation<'a>(&self, io: &Io<'a, f32>) -> Preparation<'a> {
         let rotations = &io.read(1)[..self.seq * self.spec.head_dim];
         Preparation::new(&self.spec, rotations, [io.read(2), io.read(3), io.read(4)])

@@ -255,7 +255,7 @@ fn log_sum_exp(logits: &[f64]) -> f64 {
     largest + sum.ln()
 }
 
-/// What the scores of the chosen experts are divided by.
+/// Denominator of the chosen experts' weights.
 fn divisor(r: &Router, scores: &[f64], chosen: &[i32]) -> f64 {
     let sum: f64 = chosen.iter().map(|&expert| scores[expert as usize]).sum();
     match (r.renormalize, r.scoring) {

@@ -1,4 +1,4 @@
-//! What the scores look like that attention never keeps, for taps.
+//! Statistics of attention scores, for taps: attention itself never stores the scores.
 
 use hybridnorm_kernels::attention::{self, Attention as Spec};
 
@@ -193,7 +193,7 @@ mod tests {
         }
     }
 
-    /// What both ops find.
+    /// Outputs of both ops.
     fn find(spec: Spec, qkv: Given) -> [Vec<f64>; 2] {
         let runs = [(Arguments::default(), vec![qkv])];
         let mut after = check_update(&[], &runs, |_, _, x| {

@@ -9,7 +9,7 @@ use crate::ops::{self, Op};
 
 use super::remove_unused;
 
-/// What takes the place of ops: a new op, nothing, or the op that stood there, moved.
+/// Replacement of ops: a new op, nothing, or the op that stood there, moved.
 type Rewrite = Vec<(usize, Vec<Node>)>;
 
 /// A pattern looks at an op and gives what takes its place and that of others, if it applies.

@@ -1,4 +1,4 @@
-//! What turns a graph into another one: gradients, fusion, recomputation.
+//! Graph transformations: gradients, fusion, recomputation.
 
 mod fuse;
 mod hoist;

@@ -16,12 +16,12 @@ use crate::graph::{Graph, Source, Type, ValueId};
 use crate::passes;
 pub(crate) use step::{Operand, Region, Step, Storage};
 
-/// What is decided about a program.
+/// Settings of a plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
     /// True if neighbouring ops become one kernel where there is such.
     pub fuse: bool,
-    /// What the backward pass computes once more instead of reading what was saved.
+    /// Recomputation (activation checkpointing) in the backward pass.
     pub recompute: Recompute,
 }
 

@@ -20,7 +20,7 @@ pub(crate) struct Region {
     pub(crate) end: usize,
 }
 
-/// What an op reads or writes: a region of the step, and what is in it.
+/// Operand of an op: a region of memory and the type of the value in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Operand {
     pub(crate) region: usize,

@@ -20,7 +20,7 @@ pub(super) struct Pass<'g> {
     pub(super) blocks: Vec<BlockOutput<'g>>,
 }
 
-/// What a program gives of a pass besides gradients.
+/// Program outputs of a pass besides gradients.
 #[derive(Debug, Clone)]
 pub(super) struct PassTaps {
     objective: ValueId,
@@ -106,7 +106,7 @@ impl PassTaps {
             .collect()
     }
 
-    /// What was found in the last run.
+    /// The values of the last run.
     pub(super) fn read(&self, model: &mut Model, program: &Program) -> Found {
         let executor = model.executor();
         let one = |id| executor.output(program, id).into_f64()[0];
@@ -127,12 +127,12 @@ impl PassTaps {
     }
 }
 
-/// What a pass found besides gradients.
+/// Losses and statistics of a pass.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Found {
     /// The losses.
     pub losses: BatchLosses,
-    /// What the routers did, one entry for each mixture.
+    /// Routing statistics, one entry for each mixture.
     pub routing: Vec<Routing>,
     /// Max attention logits of every head in every block, where they were asked for.
     pub head_maxima: Vec<Vec<f32>>,
@@ -143,7 +143,7 @@ pub struct Found {
 pub struct Gradients {
     /// Of every trained parameter, by name, flat.
     pub by_name: BTreeMap<String, Tensor>,
-    /// What the pass found besides.
+    /// Losses and statistics of the pass.
     pub found: Found,
 }
 

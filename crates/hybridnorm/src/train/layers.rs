@@ -38,9 +38,9 @@ pub struct LayersRow {
 pub struct BlockSignals {
     /// The stream that enters the block.
     pub stream: Activation,
-    /// What attention adds to the stream, after its output norm and factor.
+    /// Output of the attention sub-layer, after its output norm and factor.
     pub attn: Activation,
-    /// What the feed-forward adds to the stream, after its output norm and factor.
+    /// Output of the feed-forward sub-layer, after its output norm and factor.
     pub ffn: Activation,
     /// Attention's scores before the softmax.
     pub scores: Scores,

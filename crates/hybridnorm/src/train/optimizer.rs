@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::exec::{Data, Executor};
 use crate::graph::{Buffer, Builder, DType, Type, Value, ValueId};
 use crate::model::{Model, PARAMETERS, ParamSpec, Registry};
-use crate::ops::{self, MuonSlot};
+use crate::ops::{self, Arguments, MuonSlot};
 use crate::plan::Program;
 use crate::tensors::{Handle, Values};
 
@@ -38,7 +38,7 @@ pub struct StepNorms {
     pub update: f64,
     /// The same of each parameter.
     pub by_name: BTreeMap<String, SlotNorms>,
-    /// What QK-clip did afterwards, where it is on.
+    /// Outcome of QK-clip after the update, where it is on.
     pub qk_clip: Option<QkClip>,
 }
 
@@ -268,6 +268,15 @@ impl Optimizer {
     /// Its settings.
     pub fn config(&self) -> &OptimizerConfig {
         &self.layout.config
+    }
+
+    /// Arguments of a run of the next update.
+    pub(super) fn arguments(&self, lr: f64) -> Arguments {
+        Arguments {
+            lr,
+            step: self.updates + 1,
+            ..Arguments::default()
+        }
     }
 
     /// Updates done so far.

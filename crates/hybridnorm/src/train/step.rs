@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::exec::Data;
 use crate::graph::{Buffer, Builder, Type, Value};
 use crate::model::{BatchLosses, Decoder, Model, PARAMETERS, ParamSpec, Routing};
-use crate::ops::{self, Arguments};
+use crate::ops;
 use crate::plan::{Options, Program, Recompute};
 
 /// The shape of a step.
@@ -30,7 +30,7 @@ pub struct StepShape {
 pub struct TrainingStep {
     shape: StepShape,
     programs: Programs,
-    /// What the passes of the present step found.
+    /// Losses and statistics of the present step's passes.
     found: Vec<Found>,
     norms: Option<StepNorms>,
 }
@@ -56,14 +56,14 @@ pub(super) struct Accumulating {
     update: (Program, UpdateTaps),
 }
 
-/// What a step did.
+/// Outcome of an optimizer step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepOutcome {
     /// Sums over all micro-batches.
     pub losses: BatchLosses,
     /// Norms of gradients and update.
     pub norms: StepNorms,
-    /// What the routers did, one entry for each mixture.
+    /// Routing statistics, one entry for each mixture.
     pub routing: Vec<Routing>,
 }
 
@@ -191,11 +191,7 @@ impl TrainingStep {
     ) -> Result<BatchLosses> {
         model.check_ids(inputs, self.shape.micro_batch, self.shape.seq_len)?;
         let given = [("ids", Data::I32(inputs)), ("targets", Data::I32(targets))];
-        let arguments = Arguments {
-            lr,
-            step: optimizer.updates() + 1,
-            ..Arguments::default()
-        };
+        let arguments = optimizer.arguments(lr);
         let (program, pass) = match &self.programs {
             Programs::Single(single) => (&single.program, &single.pass),
             Programs::Accumulating(all) => {
@@ -221,7 +217,7 @@ impl TrainingStep {
     /// Ends the step after the passes of all its micro-batches. Nothing is updated if a loss or the
     /// gradients' global norm is not finite.
     ///
-    /// What belongs to an update besides follows it: selection biases of mixtures move against the load,
+    /// Updates outside the optimizer follow it: selection biases of mixtures move against the load,
     /// QK-clip scales queries and keys down where it is on, unit weights are brought back to their length.
     pub fn finish(&mut self, model: &mut Model, optimizer: &mut Optimizer, lr: f64) -> StepOutcome {
         let found = std::mem::take(&mut self.found);
@@ -232,11 +228,7 @@ impl TrainingStep {
         };
         if let Programs::Accumulating(all) = &self.programs {
             let (program, update) = &all.update;
-            let arguments = Arguments {
-                lr,
-                step: optimizer.updates() + 1,
-                ..Arguments::default()
-            };
+            let arguments = optimizer.arguments(lr);
             let guard = [losses.objective as f32];
             model
                 .executor()

@@ -220,18 +220,19 @@ pub fn renamed(model: &Model, name: impl Fn(&str) -> String) -> BTreeMap<String,
         .collect()
 }
 
+/// NaN where an element of either is.
 pub fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
-    assert_eq!(a.len(), b.len());
-    a.iter()
-        .zip(b)
-        .map(|(a, b)| (a - b).abs())
-        .fold(0.0, f32::max)
+    let wide = |x: &[f32]| x.iter().copied().map(f64::from).collect::<Vec<_>>();
+    largest_difference64(&wide(a), &wide(b)) as f32
 }
 
+/// NaN where an element of either is.
 pub fn largest_difference64(a: &[f64], b: &[f64]) -> f64 {
     assert_eq!(a.len(), b.len());
-    a.iter()
-        .zip(b)
-        .map(|(a, b)| (a - b).abs())
-        .fold(0.0, f64::max)
+    let differences = a.iter().zip(b).map(|(a, b)| (a - b).abs());
+    differences.fold(0.0, |largest, difference| match difference.is_nan() {
+        true => difference,
+        false if difference > largest => difference,
+        false => largest,
+    })
 }

@@ -20,12 +20,12 @@ pub struct Mixture {
     pub(in super::super) selection_bias: Option<Param>,
     /// All experts.
     pub experts: Mlp,
-    /// What every token passes through.
+    /// Shared expert, applied to every token.
     pub shared: Option<Mlp>,
     routing: Router,
 }
 
-/// What the router of one block did.
+/// Routing statistics of one block.
 #[derive(Debug, Clone, Copy)]
 pub struct Routed<'g> {
     /// Token dispatch, see [`ops::choose`].
