@@ -30,7 +30,7 @@ fn memory_is_that_of_a_page_not_of_the_file() {
         assert_eq!(document.unwrap().text.len(), text.len());
         documents += 1;
     }
-    let peak = memory::peak_bytes().unwrap() - before;
+    let peak = memory::peak_bytes().unwrap().saturating_sub(before);
     assert_eq!(documents, rows);
     let unpacked = (rows * text.len()) as u64;
     assert!(

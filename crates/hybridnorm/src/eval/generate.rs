@@ -183,9 +183,18 @@ fn choose(logits: &[f32], sampling: &Sampling, random: &mut ChaCha8Rng) -> Resul
     Ok(order[drawn] as i32)
 }
 
+impl Drop for Generator<'_> {
+    fn drop(&mut self) {
+        self.model.free_cache(std::mem::take(&mut self.cache));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::graph::Buffer;
+    use crate::model::{Activation, Device, ModelConfig};
+    use crate::placement::Placement;
 
     const LOGITS: [f32; 4] = [0.0, 3.0, 1.0, 2.0];
 
@@ -203,6 +212,32 @@ mod tests {
             top_p: 1.0,
             seed: 1,
         }
+    }
+
+    #[test]
+    #[should_panic(expected = "freed")]
+    fn a_generator_gives_its_cache_back() {
+        let config = ModelConfig {
+            d_model: 16,
+            n_layers: 1,
+            n_heads: 2,
+            n_kv_heads: 2,
+            d_ff: 32,
+            vocab_size: 8,
+            max_seq_len: 8,
+            rope_theta: 1e4,
+            tie_embeddings: false,
+            activation: Activation::Swiglu,
+            moe: None,
+            mla: None,
+            placement: Placement::default(),
+        };
+        let mut model = Model::new(&config, 0, Device::Cpu).unwrap();
+        let mut generator = Generator::new(&mut model, &[1, 2], plain()).unwrap();
+        generator.next_token().unwrap();
+        let cache: Vec<Buffer> = generator.cache.buffers().to_vec();
+        drop(generator);
+        model.executor_ref().read(cache[0], 0..1);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::plan::Program;
 ///
 /// It stores what attention reads: keys and values after every norm, scale and rotation; of latent
 /// attention the normed latent and the rotated key.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct KvCache {
     buffers: Vec<Buffer>,
     batch: usize,
@@ -55,7 +55,7 @@ impl KvCache {
         self.len = 0;
     }
 
-    pub(super) fn buffers(&self) -> &[Buffer] {
+    pub(crate) fn buffers(&self) -> &[Buffer] {
         &self.buffers
     }
 

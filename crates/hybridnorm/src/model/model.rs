@@ -111,6 +111,10 @@ impl Model {
             ..self.config().clone()
         };
         self.decoder = Decoder::new(&config)?;
+        // Programs of the decoder before hold its length.
+        self.losses.clear();
+        self.hidden.clear();
+        self.taps.clear();
         Ok(self)
     }
 
