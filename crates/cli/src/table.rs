@@ -3,9 +3,11 @@
 pub use hybridnorm::digits::grouped;
 
 use std::fmt;
+use std::io::{self, IsTerminal};
 
 use comfy_table::{CellAlignment, ContentArrangement, LineStyle, presets};
 use hybridnorm::text;
+use terminal_size::{Width, terminal_size_of};
 
 /// Characters of a cell that are shown.
 const CELL_CHARS: usize = 200;
@@ -51,7 +53,20 @@ pub fn plain(header: &[&str]) -> Table {
         .load_style(presets::UTF8_HORIZONTAL_ONLY)
         .set_content_arrangement(ContentArrangement::Dynamic)
         .set_header(header);
+    if let Some(width) = terminal_width() {
+        table.set_width(width);
+    }
     Table(table)
+}
+
+/// Characters of a line, where tables go to a terminal.
+fn terminal_width() -> Option<u16> {
+    let stdout = io::stdout();
+    let size = stdout
+        .is_terminal()
+        .then(|| terminal_size_of(stdout))
+        .flatten();
+    size.map(|(Width(width), _)| width)
 }
 
 /// A count with a decimal prefix: `1.24 G`.

@@ -1,6 +1,7 @@
-//! Matrix products: the one door to the `gemm` crate, and the only `unsafe` code of this crate.
+//! Matrix products: the one door to the `gemm-f32` crate, and the only `unsafe` code of this crate.
 
-use gemm::Parallelism;
+use gemm_common::Parallelism;
+use gemm_f32::gemm::f32::get_gemm_fn;
 
 /// Multiply-adds from which a product is worth spreading over threads.
 const PARALLEL_WORK: usize = 1 << 18;
@@ -46,11 +47,23 @@ pub fn matmul(
         Parallelism::None
     };
     let stride = |s: usize| isize::try_from(s).expect("matmul: a stride fits isize");
+    // The crate's kernels want columns of the result that are contiguous: where its rows are, the
+    // transposed product is the same one, `cᵀ = bᵀ aᵀ`.
+    let is_row_major = c_strides.1 < c_strides.0;
+    let (m, n, lhs, lhs_strides, rhs, rhs_strides) = match is_row_major {
+        true => (n, m, b, swapped(b_strides), a, swapped(a_strides)),
+        false => (m, n, a, a_strides, b, b_strides),
+    };
+    let c_strides = if is_row_major {
+        swapped(c_strides)
+    } else {
+        c_strides
+    };
     // SAFETY: `check_bounds` has shown that every element read or written lies within its slice,
     // `c` is borrowed mutably and so overlaps neither `a` nor `b`, and `has_distinct_elements` has
     // shown that no two threads can be given the same element of `c`.
     unsafe {
-        gemm::gemm(
+        get_gemm_fn()(
             m,
             n,
             k,
@@ -58,12 +71,12 @@ pub fn matmul(
             stride(c_strides.1),
             stride(c_strides.0),
             accumulate,
-            a.as_ptr(),
-            stride(a_strides.1),
-            stride(a_strides.0),
-            b.as_ptr(),
-            stride(b_strides.1),
-            stride(b_strides.0),
+            lhs.as_ptr(),
+            stride(lhs_strides.1),
+            stride(lhs_strides.0),
+            rhs.as_ptr(),
+            stride(rhs_strides.1),
+            stride(rhs_strides.0),
             1.0,
             alpha,
             false,
@@ -72,6 +85,11 @@ pub fn matmul(
             parallelism,
         );
     }
+}
+
+/// Strides of the transposed matrix.
+fn swapped((down, right): (usize, usize)) -> (usize, usize) {
+    (right, down)
 }
 
 /// True if a product of (m, k) and (k, n) is worth spreading over threads.
