@@ -1,4 +1,8 @@
-//! What this machine is.
+//! What this machine is, and what time it shows.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use chrono::{DateTime, SecondsFormat, Utc};
 
 /// Name of the processor, where the system tells (Linux), else its architecture.
 pub fn name() -> String {
@@ -12,24 +16,38 @@ pub fn name() -> String {
 
 /// The date in UTC, as in 2026-11-25; `None` where the clock stands at a year that is none.
 pub fn date() -> Option<String> {
-    date_of(std::time::SystemTime::now())
+    date_of(SystemTime::now())
 }
 
-fn date_of(time: std::time::SystemTime) -> Option<String> {
-    let time = jiff::Timestamp::try_from(time).ok()?;
-    Some(time.strftime("%Y-%m-%d").to_string())
+/// Date and time in UTC, as in 2026-11-25T09:30:00.125Z; "not known" where the clock stands at a year that is
+/// none.
+pub fn timestamp() -> String {
+    let time = utc(SystemTime::now());
+    time.map_or_else(
+        || "not known".to_owned(),
+        |time| time.to_rfc3339_opts(SecondsFormat::AutoSi, true),
+    )
+}
+
+fn date_of(time: SystemTime) -> Option<String> {
+    Some(utc(time)?.format("%Y-%m-%d").to_string())
+}
+
+fn utc(time: SystemTime) -> Option<DateTime<Utc>> {
+    let since = time.duration_since(UNIX_EPOCH).ok()?;
+    DateTime::from_timestamp(i64::try_from(since.as_secs()).ok()?, since.subsec_nanos())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::{Duration, UNIX_EPOCH};
+    use std::time::Duration;
 
     #[test]
     fn a_clock_beyond_the_calendar_is_no_panic() {
         let day = Duration::from_secs(86_400);
         assert_eq!(date_of(UNIX_EPOCH + day).as_deref(), Some("1970-01-02"));
-        let far = UNIX_EPOCH.checked_add(day * 365 * 9000);
+        let far = UNIX_EPOCH.checked_add(day * 365 * 300_000);
         assert_eq!(far.and_then(date_of), None);
     }
 }

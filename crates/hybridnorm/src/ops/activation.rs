@@ -1,5 +1,7 @@
 //! The feed-forward's nonlinearity.
 
+use std::ops::Range;
+
 use hybridnorm_kernels::activation::{self, Activation as Function};
 
 use super::{Backward, Io, Operation};
@@ -43,6 +45,10 @@ impl Operation for Activation {
         let inputs = [at.input(0), at.gradient()];
         let [dx, _] = at.graph().op(ActivationGrad(*self), &inputs);
         vec![Some(dx)]
+    }
+
+    fn by_position(&self, _inputs: usize) -> Range<usize> {
+        0..1
     }
 
     fn reference(&self, io: &mut Io<'_, f64>) {

@@ -1,5 +1,7 @@
 //! `x + y`, as in a residual connection.
 
+use std::ops::Range;
+
 use hybridnorm_kernels::elementwise;
 
 use super::{Backward, Io, Operation};
@@ -37,6 +39,10 @@ impl Operation for Add {
 
     fn in_place(&self) -> &'static [(usize, usize)] {
         &[(1, 0)]
+    }
+
+    fn by_position(&self, _inputs: usize) -> Range<usize> {
+        0..2
     }
 
     fn reference(&self, io: &mut Io<'_, f64>) {

@@ -1,5 +1,7 @@
 //! Columns of rows: taken apart, put together, and multiplied by learned factors.
 
+use std::ops::Range;
+
 use hybridnorm_kernels::elementwise;
 
 use super::{Backward, Io, Operation, fill};
@@ -123,6 +125,10 @@ impl Operation for Concat {
         parts.into_iter().map(Some).collect()
     }
 
+    fn by_position(&self, inputs: usize) -> Range<usize> {
+        0..inputs
+    }
+
     fn reference(&self, io: &mut Io<'_, f64>) {
         let (y, all) = (io.write(), self.widths.iter().sum());
         let mut first = 0;
@@ -160,6 +166,10 @@ impl Operation for ScaleColumns {
         let inputs = [at.input(0), at.input(1), at.gradient()];
         let [dx, ds] = at.graph().op(ScaleColumnsGrad(*self), &inputs);
         vec![Some(dx), Some(ds)]
+    }
+
+    fn by_position(&self, _inputs: usize) -> Range<usize> {
+        0..1
     }
 
     fn reference(&self, io: &mut Io<'_, f64>) {

@@ -1,5 +1,7 @@
 //! Functions of single elements: clamp, soft cap, temperature.
 
+use std::ops::Range;
+
 use hybridnorm_kernels::elementwise;
 
 use super::{Backward, Io, Operation};
@@ -74,6 +76,10 @@ impl Operation for Clamp {
         &[(0, 0)]
     }
 
+    fn by_position(&self, _inputs: usize) -> Range<usize> {
+        0..1
+    }
+
     fn reference(&self, io: &mut Io<'_, f64>) {
         let limit = f64::from(self.limit);
         io.write().iter_mut().for_each(|y| *y = y.clamp(-limit, limit));
@@ -126,6 +132,10 @@ impl Operation for Softcap {
 
     fn in_place(&self) -> &'static [(usize, usize)] {
         &[(0, 0)]
+    }
+
+    fn by_position(&self, _inputs: usize) -> Range<usize> {
+        0..1
     }
 
     fn reference(&self, io: &mut Io<'_, f64>) {

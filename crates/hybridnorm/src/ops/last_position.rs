@@ -31,6 +31,16 @@ pub fn last_position(x_btd: Value<'_>) -> Value<'_> {
 }
 
 impl LastPosition {
+    /// The op for values of a type, and the type of what it takes; `None` where there are no further positions.
+    pub(crate) fn of(ty: Type) -> Option<(Self, Type)> {
+        match ty.shape.sizes() {
+            &[batch, seq, width] if seq > 1 => {
+                Some((Self { seq, width }, Type::f32([batch, 1, width])))
+            }
+            _ => None,
+        }
+    }
+
     /// x, and the last position of it.
     fn types(&self, batch: usize) -> [Type; 2] {
         [self.seq, 1].map(|seq| Type::f32([batch, seq, self.width]))

@@ -1,5 +1,7 @@
 //! `y = x Wᵀ`, the weight as (out, in) like PyTorch's.
 
+use std::ops::Range;
+
 use hybridnorm_kernels::linear;
 
 use super::{Backward, Io, Operation};
@@ -99,6 +101,10 @@ impl Operation for Linear {
 
     fn flops(&self, inputs: &[Type]) -> u64 {
         self.products(inputs[0].shape.rows())
+    }
+
+    fn by_position(&self, _inputs: usize) -> Range<usize> {
+        0..1
     }
 
     fn reference(&self, io: &mut Io<'_, f64>) {

@@ -15,6 +15,8 @@ mod stateful;
 #[cfg(test)]
 mod testing;
 
+use std::ops::Range;
+
 use crate::graph::{Builder, Type, Value};
 pub use io::{Arguments, Io, Read, Write};
 
@@ -55,7 +57,7 @@ pub trait Operation: std::fmt::Debug + Send + Sync {
     }
 
     /// The inputs, state of the executor, that it changes.
-    fn updates(&self, _inputs: usize) -> std::ops::Range<usize> {
+    fn updates(&self, _inputs: usize) -> Range<usize> {
         0..0
     }
 
@@ -63,6 +65,12 @@ pub trait Operation: std::fmt::Debug + Send + Sync {
     /// the host, or adds it to state that nothing else of the program reads.
     fn runs_early(&self) -> bool {
         false
+    }
+
+    /// The inputs of which row i alone decides, with the other inputs (parameters), row i of the output: none if
+    /// it mixes rows.
+    fn by_position(&self, _inputs: usize) -> Range<usize> {
+        0..0
     }
 
     /// Floating-point operations of its matrix products.

@@ -1,5 +1,7 @@
 //! Norms of rows, and the residual connection before one.
 
+use std::ops::Range;
+
 use hybridnorm_kernels::norm::{self, Gain, Norm as Spec, NormFn};
 use statrs::function::erf::erf;
 
@@ -53,6 +55,10 @@ impl Operation for Norm {
         let inputs = [at.input(0), at.input(1), at.gradient()];
         let [dx, dparams] = at.graph().op(NormGrad(self.0), &inputs);
         vec![Some(dx), Some(dparams)]
+    }
+
+    fn by_position(&self, _inputs: usize) -> Range<usize> {
+        0..1
     }
 
     fn reference(&self, io: &mut Io<'_, f64>) {

@@ -1,5 +1,7 @@
 //! Multiplication by a constant, and constants.
 
+use std::ops::Range;
+
 use super::{Backward, Io, Operation};
 use crate::graph::{Builder, Type, Value};
 use hybridnorm_kernels::elementwise;
@@ -48,6 +50,10 @@ impl Operation for Scale {
 
     fn in_place(&self) -> &'static [(usize, usize)] {
         &[(0, 0)]
+    }
+
+    fn by_position(&self, _inputs: usize) -> Range<usize> {
+        0..1
     }
 
     fn reference(&self, io: &mut Io<'_, f64>) {

@@ -1,13 +1,15 @@
-//! Graph transformations: gradients, fusion, recomputation.
+//! Graph transformations: gradients, fusion, recomputation, removal of what is not needed.
 
 mod fuse;
 mod hoist;
 mod live;
+mod narrow;
 mod recompute;
 mod reverse;
 
 pub(crate) use fuse::fuse;
 pub(crate) use hoist::hoist;
 pub(crate) use live::remove_unused;
+pub(crate) use narrow::narrow;
 pub(crate) use recompute::recompute;
 pub use reverse::{gradients, vector_jacobian_product};

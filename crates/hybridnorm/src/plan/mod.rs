@@ -34,8 +34,8 @@ pub enum Recompute {
     None,
     /// All within a segment of the forward pass, a block of a model: only what enters it is saved.
     Block,
-    /// Those of as few segments as keep the arena within so many bytes, the first ones; of all segments where
-    /// that is not enough.
+    /// Those of as few segments as keep the arena within so many bytes, the first ones; where no number does,
+    /// of as many as need the least.
     Budget(u64),
 }
 
@@ -63,6 +63,7 @@ impl Program {
     /// Plans a graph whose `outputs` the host reads after a run. What they do not need is left out.
     pub fn new(mut graph: Graph, outputs: &[ValueId], options: Options) -> Self {
         passes::remove_unused(&mut graph, outputs);
+        passes::narrow(&mut graph, outputs);
         passes::hoist(&mut graph);
         let segments = graph.nodes.iter().filter_map(|node| node.segment).max();
         let segments = segments.map_or(0, |last| last + 1);
@@ -75,10 +76,18 @@ impl Program {
             Recompute::None => Self::of(graph, outputs, options.fuse),
             Recompute::Block => first(segments),
             Recompute::Budget(bytes) => {
-                // The fewest that fit, found by halving.
-                let fits = |count: &usize| first(*count).arena_bytes as u64 <= bytes;
-                let counts: Vec<usize> = (0..segments).collect();
-                first(counts.partition_point(|count| !fits(count)))
+                let mut smallest = first(0);
+                for count in 1..=segments {
+                    if smallest.arena_bytes as u64 <= bytes {
+                        break;
+                    }
+                    // More recomputation may need more memory, where gradients outweigh activations.
+                    let program = first(count);
+                    if program.arena_bytes < smallest.arena_bytes {
+                        smallest = program;
+                    }
+                }
+                smallest
             }
         }
     }

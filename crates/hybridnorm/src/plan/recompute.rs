@@ -15,9 +15,9 @@ impl Recompute {
         match self {
             Self::Budget(budget) if arena_bytes as u64 > budget => {
                 Err(crate::Error::config(format!(
-                    "train.recompute = \"{self}\": with all blocks recomputed, activations, gradients and \
-                 scratch of a micro-batch still need {arena_bytes} bytes; give as many, or a smaller \
-                 micro-batch"
+                    "train.recompute = \"{self}\": however many blocks are recomputed, activations, \
+                     gradients and scratch of a micro-batch still need {arena_bytes} bytes; give as many, \
+                     or a smaller micro-batch"
                 )))
             }
             _ => Ok(()),

@@ -7,6 +7,7 @@ use super::super::segments::{self, Segment};
 use super::{Trainer, resume};
 use crate::error::{Error, Result};
 use crate::files;
+use crate::machine;
 
 impl Trainer {
     /// Goes on with another configuration, as a process would that resumes the run at the present step.
@@ -39,7 +40,7 @@ impl Trainer {
         let next = Segment {
             after_step: self.state.step,
             last_step: None,
-            started: jiff::Timestamp::now().to_string(),
+            started: machine::timestamp(),
             changed,
             weights: None,
             peak_memory_bytes: None,

@@ -263,7 +263,7 @@ impl Trainer {
         segments.push(Segment {
             after_step: state.step,
             last_step: None,
-            started: jiff::Timestamp::now().to_string(),
+            started: machine::timestamp(),
             changed,
             threads: threads::count(),
             machine: machine::name(),

@@ -1,0 +1,183 @@
+//! Positions that nobody reads are not computed: where only the last one of every sequence is needed, it is
+//! taken as early as possible.
+
+use std::collections::BTreeMap;
+
+use crate::graph::{Graph, Node, Source, ValueId};
+use crate::ops::{LastPosition, Op};
+
+/// Moves [`LastPosition`] in front of ops that compute [each position alone](crate::ops::Operation::by_position):
+/// `last(f(x, y))` becomes `f(last(x), last(y))`. Behind the last attention of a prompt, the rest of a model then
+/// runs on one position of each sequence.
+///
+/// Matmuls of another number of rows may add up in another order, so last bits of results may differ.
+pub(crate) fn narrow(graph: &mut Graph, outputs: &[ValueId]) {
+    let is_last = |node: &Node| matches!(node.op, Op::LastPosition(_));
+    if !graph.nodes.iter().any(is_last) {
+        return;
+    }
+    // Readers of all positions of a value: ops, and the host.
+    let mut readers = vec![0; graph.values.len()];
+    let ops = graph.nodes.iter().filter(|node| !is_last(node));
+    let read = ops.flat_map(|node| &node.inputs).chain(outputs);
+    read.for_each(|id| readers[id.0] += 1);
+    // The last position of each value of which it is needed.
+    let mut last: BTreeMap<ValueId, ValueId> = BTreeMap::new();
+    let mut reversed = Vec::with_capacity(graph.nodes.len());
+    // Backwards, so that all readers of a value come before the op that makes it.
+    for mut node in std::mem::take(&mut graph.nodes).into_iter().rev() {
+        if is_last(&node) {
+            let (all, one) = (node.inputs[0], node.outputs[0]);
+            if last.contains_key(&all) {
+                // A second one of the same value reads it like any other op.
+                readers[all.0] += 1;
+                reversed.push(node);
+            } else {
+                last.insert(all, one);
+            }
+            continue;
+        }
+        let by_position = node.op.rule().by_position(node.inputs.len());
+        let has_positions = |id: &ValueId| LastPosition::of(graph.ty(*id)).is_some();
+        let is_narrow = !by_position.is_empty()
+            && matches!(node.outputs[..], [all] if readers[all.0] == 0 && last.contains_key(&all))
+            && node.inputs[by_position.clone()].iter().all(has_positions);
+        if is_narrow {
+            for input in &mut node.inputs[by_position] {
+                readers[input.0] -= 1;
+                let (_, ty) = LastPosition::of(graph.ty(*input)).expect("positions");
+                let one = last.entry(*input);
+                *input = *one.or_insert_with(|| graph.add_value(ty, Source::Computed));
+            }
+            let one = last.remove(&node.outputs[0]);
+            node.outputs = one.into_iter().collect();
+        } else {
+            for all in &node.outputs {
+                let one = last.remove(all);
+                reversed.extend(one.map(|one| taken(graph, *all, one, Some(&node))));
+            }
+        }
+        reversed.push(node);
+    }
+    // What is left is the last position of values that no op makes.
+    let leaves = last
+        .into_iter()
+        .map(|(all, one)| taken(graph, all, one, None));
+    reversed.extend(leaves);
+    reversed.reverse();
+    graph.nodes = reversed;
+}
+
+/// The op that takes the last position of `all`, as a part of what the op that makes `all` belongs to.
+fn taken(graph: &Graph, all: ValueId, one: ValueId, made_by: Option<&Node>) -> Node {
+    let (op, _) = LastPosition::of(graph.ty(all)).expect("a value with positions");
+    Node {
+        op: op.into(),
+        inputs: vec![all],
+        outputs: vec![one],
+        path: made_by.map_or_else(|| "".into(), |node| node.path.clone()),
+        segment: made_by.and_then(|node| node.segment),
+        is_backward: made_by.is_some_and(|node| node.is_backward),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exec::{Cpu, Data, Executor};
+    use crate::graph::{Builder, Type, Value};
+    use crate::ops::{self, Arguments};
+    use crate::plan::{Options, Program};
+
+    const POSITIONS: usize = 5;
+
+    /// What `build` makes of x (2, 5, 4) and w (4, 4), as it is planned, and its values.
+    fn run(
+        build: impl for<'g> Fn(Value<'g>, Value<'g>) -> Vec<Value<'g>>,
+    ) -> (Program, Vec<Vec<f32>>) {
+        let g = Builder::new();
+        let x = g.input("x", Type::f32([2, POSITIONS, 4]));
+        let w = g.input("w", Type::f32([4, 4]));
+        let outputs: Vec<_> = build(x, w).iter().map(Value::id).collect();
+        let program = Program::new(g.finish(), &outputs, Options::default());
+        let numbers = |n: usize| (0..n).map(|i| (i as f32 * 0.37).sin()).collect::<Vec<_>>();
+        let (x, w) = (numbers(2 * POSITIONS * 4), numbers(16));
+        let mut cpu = Cpu::new();
+        cpu.run(
+            &program,
+            Arguments::default(),
+            &[("x", Data::F32(&x)), ("w", Data::F32(&w))],
+        );
+        let values = outputs
+            .iter()
+            .map(|&id| cpu.output(&program, id).into_f32());
+        let values = values.collect();
+        (program, values)
+    }
+
+    /// Rows that ops of this name read.
+    fn rows(program: &Program, name: &str) -> Vec<usize> {
+        let graph = program.graph();
+        let nodes = graph
+            .nodes()
+            .iter()
+            .filter(|node| node.op.rule().name() == name);
+        nodes
+            .map(|node| graph.ty(node.inputs[0]).shape.rows())
+            .collect()
+    }
+
+    fn assert_close(found: &[f32], expected: &[f32]) {
+        assert_eq!(found.len(), expected.len());
+        for (found, expected) in found.iter().zip(expected) {
+            assert!((found - expected).abs() < 1e-6, "{found}, not {expected}");
+        }
+    }
+
+    #[test]
+    fn what_follows_the_last_reader_of_all_positions_runs_on_one() {
+        let (program, narrow) = run(|x, w| {
+            let y = ops::linear(x, w);
+            vec![ops::last_position(
+                y + ops::softcap(ops::linear(y, w) * 0.5, 2.0),
+            )]
+        });
+        let (_, all) = run(|x, w| {
+            let y = ops::linear(x, w);
+            vec![y + ops::softcap(ops::linear(y, w) * 0.5, 2.0)]
+        });
+        assert_eq!(rows(&program, "linear"), [2, 2]);
+        assert_eq!(rows(&program, "last position"), [2 * POSITIONS]);
+        let ends = all[0].chunks(4 * POSITIONS).flat_map(|x| &x[x.len() - 4..]);
+        assert_close(&narrow[0], &ends.copied().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn values_that_are_read_at_all_positions_stay() {
+        let (program, values) = run(|x, w| {
+            let y = ops::linear(x, w);
+            let z = ops::linear(y, w);
+            let last = ops::last_position(z);
+            vec![last, y, ops::last_position(y), ops::last_position(z) + last]
+        });
+        assert_eq!(rows(&program, "linear"), [2 * POSITIONS, 2 * POSITIONS]);
+        let ends = values[1]
+            .chunks(4 * POSITIONS)
+            .flat_map(|x| &x[x.len() - 4..]);
+        assert_eq!(values[2], ends.copied().collect::<Vec<_>>());
+        assert_eq!(
+            values[3],
+            values[0].iter().map(|x| x + x).collect::<Vec<_>>()
+        );
+    }
+
+    #[test]
+    fn a_value_of_one_reader_of_all_positions_is_narrowed_behind_it() {
+        let (program, values) = run(|x, w| {
+            let y = ops::linear(x, w);
+            vec![ops::last_position(ops::linear(y, w)), y]
+        });
+        assert_eq!(rows(&program, "linear"), [2 * POSITIONS, 2]);
+        assert_eq!(values[0].len(), 8);
+    }
+}
