@@ -15,6 +15,8 @@ use rayon::prelude::*;
 const MAX_LOGITS: usize = 16 << 20;
 /// Bounds of the rows of a chunk: enough for the products to run at full speed.
 const ROWS: (usize, usize) = (16, 512);
+/// Vocabulary entries of a product for the gradient of `w`, which packs a copy of their logits.
+const ENTRIES: usize = 2048;
 /// Terms summed in single precision before they enter a double precision sum.
 const SUM_BLOCK: usize = 4096;
 
@@ -155,20 +157,22 @@ pub fn loss_and_gradients(
             false,
             true,
         );
-        matmul(
-            vocab,
-            width,
-            n,
-            logits,
-            columns,
-            x,
-            rows,
-            dw,
-            rows,
-            logit_scale,
-            c > 0,
-            true,
-        );
+        for (block, dw) in dw.chunks_mut(ENTRIES * width).enumerate() {
+            matmul(
+                dw.len() / width,
+                width,
+                n,
+                &logits[block * ENTRIES..],
+                columns,
+                x,
+                rows,
+                dw,
+                rows,
+                logit_scale,
+                c > 0,
+                true,
+            );
+        }
     }
     LossSums::of(&rows)
 }

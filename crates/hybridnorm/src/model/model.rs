@@ -71,10 +71,10 @@ impl Model {
     pub fn new(config: &ModelConfig, seed: u64, device: Device) -> Result<Self> {
         let mut model = Self::uninitialized(config, device)?;
         for spec in model.decoder.registry().iter() {
-            let values = spec.initial_values(seed);
-            model
-                .executor
-                .write(PARAMETERS, spec.offset, Data::F32(&values));
+            let executor = &mut model.executor;
+            spec.initialize(seed, |at, values| {
+                executor.write(PARAMETERS, spec.offset + at, Data::F32(values));
+            });
         }
         model.restore_unit_weights();
         Ok(model)

@@ -16,6 +16,9 @@ use crate::graph::{Buffer, Builder, Shape, Type, Value};
 /// The buffer of an executor that holds a model's parameters: the first one that it allocates.
 pub const PARAMETERS: Buffer = Buffer(0);
 
+/// Elements that are drawn before they are written, so that no copy of a matrix exists while a model is made.
+const PIECE: usize = 1 << 14;
+
 /// Role of a parameter, by which weight decay, optimizer groups and records tell it from others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
@@ -126,30 +129,35 @@ impl ParamSpec {
         }
     }
 
-    /// Draws its elements. They depend on the seed and the name alone; parts that two models share
-    /// are the same in both.
-    pub fn initial_values(&self, seed: u64) -> Vec<f32> {
+    /// Draws its elements and gives them to `write` piece by piece, each with the index of its first element.
+    /// They depend on the seed and the name alone; parts that two models share are the same in both.
+    pub fn initialize(&self, seed: u64, mut write: impl FnMut(usize, &[f32])) {
+        let mut piece = Vec::with_capacity(PIECE);
+        let mut fill = |at: usize, count: usize, values: &mut dyn Iterator<Item = f32>| {
+            for start in (0..count).step_by(PIECE) {
+                piece.clear();
+                piece.extend((&mut *values).take(PIECE.min(count - start)));
+                write(at + start, &piece);
+            }
+        };
         match &self.init {
-            Init::Constant(value) => vec![*value as f32; self.elements()],
+            Init::Constant(value) => {
+                fill(0, self.elements(), &mut std::iter::repeat(*value as f32));
+            }
             Init::Normal {
                 draws,
                 turns,
                 truncate_at,
             } => {
-                let columns = self.columns();
-                let parts = draws.iter().map(|draw| {
-                    let n = draw.rows * columns;
-                    normal_values(seed, &draw.name, draw.std, *truncate_at, n)
-                });
-                let parts: Vec<Vec<f32>> = parts.collect();
-                let mut all = Vec::with_capacity(self.elements());
-                for turn in 0..*turns {
-                    for part in &parts {
-                        let len = part.len() / turns;
-                        all.extend_from_slice(&part[turn * len..(turn + 1) * len]);
+                let mut before = 0;
+                for draw in draws {
+                    let count = draw.rows * self.columns() / turns;
+                    let mut values = normal_values(seed, &draw.name, draw.std, *truncate_at);
+                    for turn in 0..*turns {
+                        fill(turn * self.elements() / turns + before, count, &mut values);
                     }
+                    before += count;
                 }
-                all
             }
         }
     }
@@ -158,7 +166,7 @@ impl ParamSpec {
 /// Normal values from the generator keyed by (seed, name); those beyond `cut` standard deviations
 /// are drawn again, from a second stream, so that schemes with and without a cut differ by a factor
 /// in all other elements.
-fn normal_values(seed: u64, name: &str, std: f64, cut: Option<f64>, count: usize) -> Vec<f32> {
+fn normal_values(seed: u64, name: &str, std: f64, cut: Option<f64>) -> impl Iterator<Item = f32> {
     let key = Sha256::new()
         .chain_update(seed.to_le_bytes())
         .chain_update(name)
@@ -167,15 +175,13 @@ fn normal_values(seed: u64, name: &str, std: f64, cut: Option<f64>, count: usize
     let mut redraws = generator.clone();
     redraws.set_stream(1);
     let cut = cut.unwrap_or(f64::INFINITY);
-    (0..count)
-        .map(|_| {
-            let mut z: f64 = StandardNormal.sample(&mut generator);
-            while z.abs() > cut {
-                z = StandardNormal.sample(&mut redraws);
-            }
-            (z * std) as f32
-        })
-        .collect()
+    std::iter::repeat_with(move || {
+        let mut z: f64 = StandardNormal.sample(&mut generator);
+        while z.abs() > cut {
+            z = StandardNormal.sample(&mut redraws);
+        }
+        (z * std) as f32
+    })
 }
 
 /// A handle on adjacent parameters that a layer reads as one value. Cheap to copy.
@@ -315,7 +321,10 @@ mod tests {
 
     #[test]
     fn values_depend_on_seed_and_name_only() {
-        let values = |seed, name| normal_values(seed, name, 2.0, None, 100);
+        let values = |seed, name| {
+            let values = normal_values(seed, name, 2.0, None);
+            values.take(100).collect::<Vec<_>>()
+        };
         let a = values(1, "blocks.0.attention.qkv");
         assert_eq!(a, values(1, "blocks.0.attention.qkv"));
         assert_ne!(a, values(2, "blocks.0.attention.qkv"));
@@ -325,16 +334,48 @@ mod tests {
     #[test]
     fn moments_and_cut_are_as_asked() {
         let n = 200_000;
-        let plain = normal_values(3, "x", 2.0, None, n);
+        let values = |cut| normal_values(3, "x", 2.0, cut).take(n).collect::<Vec<_>>();
+        let plain = values(None);
         let mean = plain.iter().map(|&x| f64::from(x)).sum::<f64>() / n as f64;
         let var = plain.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>() / n as f64;
         assert!(mean.abs() < 0.02, "mean {mean}");
         assert!((var.sqrt() - 2.0).abs() < 0.02, "std {}", var.sqrt());
-        let cut = normal_values(3, "x", 2.0, Some(3.0), n);
+        let cut = values(Some(3.0));
         let largest = cut.iter().fold(0f32, |m, x| m.max(x.abs()));
         assert!((5.5..=6.0).contains(&largest), "largest {largest}");
         for (plain, cut) in plain.iter().zip(&cut) {
             assert!(plain == cut || plain.abs() > 6.0, "{plain} {cut}");
+        }
+    }
+    #[test]
+    fn parts_take_turns_and_every_element_is_written_once() {
+        let draw = |name: &str, rows| Draw {
+            name: name.to_owned(),
+            std: 1.0,
+            rows,
+        };
+        let (columns, rows) = (PIECE / 4, [8, 16]);
+        let mut registry = Registry::default();
+        let param = registry.matrix("both", [24, columns], 1.0);
+        let spec = ParamSpec {
+            init: Init::Normal {
+                draws: vec![draw("a", rows[0]), draw("b", rows[1])],
+                turns: 2,
+                truncate_at: None,
+            },
+            ..registry.spec(param).clone()
+        };
+        let (mut found, mut written) = (vec![f32::NAN; 24 * columns], 0);
+        spec.initialize(7, |at, values| {
+            found[at..at + values.len()].copy_from_slice(values);
+            written += values.len();
+        });
+        assert_eq!(written, found.len());
+        let mut drawn = ["a", "b"].map(|name| normal_values(7, name, 1.0, None));
+        for turn in found.chunks(12 * columns) {
+            let (a, b) = turn.split_at(4 * columns);
+            assert!(a.iter().copied().eq(drawn[0].by_ref().take(4 * columns)));
+            assert!(b.iter().copied().eq(drawn[1].by_ref().take(8 * columns)));
         }
     }
 }

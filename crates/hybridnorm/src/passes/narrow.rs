@@ -83,7 +83,6 @@ fn taken(graph: &Graph, all: ValueId, one: ValueId, made_by: Option<&Node>) -> N
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::exec::{Cpu, Data, Executor};
     use crate::graph::{Builder, Type, Value};
     use crate::ops::{self, Arguments};
