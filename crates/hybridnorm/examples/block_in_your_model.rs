@@ -7,7 +7,7 @@
 
 use hybridnorm::exec::{Cpu, Data, Executor};
 use hybridnorm::graph::{Builder, DType, Type};
-use hybridnorm::model::{Activation, Block, ModelConfig, Positions, Registry, Residual};
+use hybridnorm::model::{Block, ModelConfig, Positions, Registry, Residual};
 use hybridnorm::ops::{self, AdamW, Arguments};
 use hybridnorm::plan::{Options, Program};
 use hybridnorm::{Result, passes, placement, threads};
@@ -35,12 +35,8 @@ fn train() -> Result<()> {
         d_ff: 88,
         vocab_size: 1, // a block has no vocabulary
         max_seq_len: T,
-        rope_theta: 10_000.0,
-        tie_embeddings: true,
-        activation: Activation::Swiglu,
-        moe: None,
-        mla: None,
         placement: placement::named("hybridnorm")?,
+        ..ModelConfig::default()
     };
 
     // What there is to learn: one of our blocks, and a projection of yours to two classes.

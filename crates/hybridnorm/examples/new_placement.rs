@@ -5,7 +5,7 @@
 //! ```
 
 use hybridnorm::Result;
-use hybridnorm::model::{Activation, Decoder, ModelConfig};
+use hybridnorm::model::{Decoder, ModelConfig};
 use hybridnorm::placement::{self, Explanation};
 use serde_json::json;
 
@@ -31,12 +31,9 @@ fn main() -> Result<()> {
         d_ff: 176,
         vocab_size: 256,
         max_seq_len: 128,
-        rope_theta: 10_000.0,
         tie_embeddings: true,
-        activation: Activation::Swiglu,
-        moe: None,
-        mla: None,
         placement,
+        ..ModelConfig::default()
     };
     let model = Decoder::new(&config)?;
     println!("{} parameter tensors", model.registry().iter().len());

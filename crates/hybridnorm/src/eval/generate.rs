@@ -193,8 +193,7 @@ impl Drop for Generator<'_> {
 mod tests {
     use super::*;
     use crate::graph::Buffer;
-    use crate::model::{Activation, Device, ModelConfig};
-    use crate::placement::Placement;
+    use crate::model::{Device, ModelConfig};
 
     const LOGITS: [f32; 4] = [0.0, 3.0, 1.0, 2.0];
 
@@ -225,12 +224,7 @@ mod tests {
             d_ff: 32,
             vocab_size: 8,
             max_seq_len: 8,
-            rope_theta: 1e4,
-            tie_embeddings: false,
-            activation: Activation::Swiglu,
-            moe: None,
-            mla: None,
-            placement: Placement::default(),
+            ..ModelConfig::default()
         };
         let mut model = Model::new(&config, 0, Device::Cpu).unwrap();
         let mut generator = Generator::new(&mut model, &[1, 2], plain()).unwrap();

@@ -54,6 +54,28 @@ pub struct ModelConfig {
     pub placement: Placement,
 }
 
+impl Default for ModelConfig {
+    /// The settings of a model where nothing else is said. Sizes are 0, which [`ModelConfig::resolve`]
+    /// refuses, and no placement is chosen: `ModelConfig { d_model, .., ..ModelConfig::default() }`.
+    fn default() -> Self {
+        Self {
+            d_model: 0,
+            n_layers: 0,
+            n_heads: 0,
+            n_kv_heads: 0,
+            d_ff: 0,
+            vocab_size: 0,
+            max_seq_len: 0,
+            rope_theta: 10_000.0,
+            tie_embeddings: false,
+            activation: Activation::default(),
+            moe: None,
+            mla: None,
+            placement: Placement::default(),
+        }
+    }
+}
+
 /// Whether a size is left out of a file.
 pub(crate) fn is_zero(n: &usize) -> bool {
     *n == 0

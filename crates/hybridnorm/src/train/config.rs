@@ -156,7 +156,7 @@ fn some_without_nan<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Value>, D:
 }
 
 fn default_rope_theta() -> f64 {
-    10_000.0
+    ModelConfig::default().rope_theta
 }
 
 fn default_placement() -> Value {

@@ -7,9 +7,7 @@ use std::collections::BTreeMap;
 
 use hybridnorm::Device;
 use hybridnorm::exec::Data;
-use hybridnorm::model::{
-    Activation, MlaConfig, Model, ModelConfig, MoeConfig, PARAMETERS, Scoring,
-};
+use hybridnorm::model::{MlaConfig, Model, ModelConfig, MoeConfig, PARAMETERS, Scoring};
 use hybridnorm::placement::{self, Placement};
 use hybridnorm::plan::Options;
 use hybridnorm::tensors::Values;
@@ -30,11 +28,8 @@ pub fn tiny(placement: Placement) -> ModelConfig {
         vocab_size: VOCAB,
         max_seq_len: 16,
         rope_theta: 100.0,
-        tie_embeddings: false,
-        activation: Activation::Swiglu,
-        moe: None,
-        mla: None,
         placement,
+        ..ModelConfig::default()
     }
 }
 

@@ -5,7 +5,7 @@ use serde::Deserialize;
 use super::super::keys::given;
 use super::config::Common;
 use super::weights::{Weights, stacked};
-use crate::model::{Activation, MlaConfig, ModelConfig, MoeConfig, Scoring};
+use crate::model::{MlaConfig, ModelConfig, MoeConfig, Scoring};
 use crate::placement::{self, HeadNorm, InitScheme, StdRule};
 use crate::tensors::Values;
 
@@ -147,7 +147,6 @@ impl Config {
             max_seq_len: common.max_position_embeddings,
             rope_theta: common.rope_theta()?,
             tie_embeddings: common.tie_word_embeddings,
-            activation: Activation::Swiglu,
             moe: (!all_dense).then_some(moe),
             mla: Some(MlaConfig {
                 q_rank: self.q_lora_rank,
@@ -157,6 +156,7 @@ impl Config {
                 v_dim: self.v_head_dim,
             }),
             placement,
+            ..ModelConfig::default()
         };
         Ok(Model {
             config,

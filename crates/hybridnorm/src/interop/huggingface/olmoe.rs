@@ -4,7 +4,7 @@ use serde::Deserialize;
 
 use super::config::Common;
 use super::weights::Weights;
-use crate::model::{Activation, ModelConfig, MoeConfig, Scoring};
+use crate::model::{ModelConfig, MoeConfig, Scoring};
 use crate::placement::{self, InitScheme, StdRule};
 
 #[derive(Deserialize)]
@@ -45,12 +45,10 @@ impl Config {
             n_kv_heads: common
                 .num_key_value_heads
                 .unwrap_or(common.num_attention_heads),
-            d_ff: 0,
             vocab_size: common.vocab_size,
             max_seq_len: common.max_position_embeddings,
             rope_theta: common.rope_theta()?,
             tie_embeddings: common.tie_word_embeddings,
-            activation: Activation::Swiglu,
             moe: Some(MoeConfig {
                 n_experts: self.num_experts,
                 top_k: self.num_experts_per_tok,
@@ -67,8 +65,8 @@ impl Config {
                 z_loss: 1e-3,
                 bias_rate: None,
             }),
-            mla: None,
             placement,
+            ..ModelConfig::default()
         })
     }
 }

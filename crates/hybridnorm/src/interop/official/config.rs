@@ -199,8 +199,8 @@ impl Official {
             tie_embeddings: self.weight_tying,
             activation,
             moe,
-            mla: None,
             placement: self.placement()?,
+            ..ModelConfig::default()
         })
     }
 
