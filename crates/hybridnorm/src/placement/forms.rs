@@ -8,54 +8,54 @@ use std::fmt;
 
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error, MapAccess, SeqAccess, Visitor};
-use serde::ser::SerializeMap;
+use serde::ser::{Error as _, SerializeMap};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::spec::{AttnScale, Factor, Formula, LearnedShape, Scale, Selector, StdRule};
 use super::tree::is_word;
 
+/// The formulas that are written as one word: the word, the symbols that are read in its place, and what
+/// they stand for.
+const FORMULAS: [(&str, &[&str], Formula); 8] = [
+    ("inv_sqrt_layer", &["inv_sqrt_l"], Formula::InvSqrtLayer),
+    ("inv_sqrt_2_layer", &["inv_sqrt_2l"], Formula::InvSqrt2Layer),
+    ("inv_sqrt_2_depth", &["inv_sqrt_2L"], Formula::InvSqrt2Depth),
+    ("two_depth", &["two_L"], Formula::TwoDepth),
+    ("sqrt_width", &[], Formula::SqrtWidth),
+    ("inv_sqrt_width", &[], Formula::InvSqrtWidth),
+    ("sqrt_ln_2_depth", &[], Formula::SqrtLn2Depth),
+    ("layer_scale", &[], Formula::LayerScale),
+];
+
 impl Formula {
     /// The formulas that are written as one word.
-    pub const NAMES: &'static [&'static str] = &[
-        "inv_sqrt_layer",
-        "inv_sqrt_2_layer",
-        "inv_sqrt_2_depth",
-        "two_depth",
-        "sqrt_width",
-        "inv_sqrt_width",
-        "sqrt_ln_2_depth",
-        "layer_scale",
-    ];
+    pub const NAMES: &'static [&'static str] = &{
+        let mut names = [""; FORMULAS.len()];
+        let mut i = 0;
+        while i < FORMULAS.len() {
+            names[i] = FORMULAS[i].0;
+            i += 1;
+        }
+        names
+    };
 
     /// The formula of this name, or of the symbols that stand for it; [`Formula::DepthPower`] has
     /// none, it needs its two numbers.
     pub fn by_name(name: &str) -> Option<Self> {
-        Some(match name {
-            "inv_sqrt_layer" | "inv_sqrt_l" => Self::InvSqrtLayer,
-            "inv_sqrt_2_layer" | "inv_sqrt_2l" => Self::InvSqrt2Layer,
-            "inv_sqrt_2_depth" | "inv_sqrt_2L" => Self::InvSqrt2Depth,
-            "two_depth" | "two_L" => Self::TwoDepth,
-            "sqrt_width" => Self::SqrtWidth,
-            "inv_sqrt_width" => Self::InvSqrtWidth,
-            "sqrt_ln_2_depth" => Self::SqrtLn2Depth,
-            "layer_scale" => Self::LayerScale,
-            _ => return None,
-        })
+        let mut all = FORMULAS.iter();
+        all.find(|(word, symbols, _)| *word == name || symbols.contains(&name))
+            .map(|(.., formula)| *formula)
     }
 }
 
 impl Serialize for Formula {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match *self {
-            Self::InvSqrtLayer => serializer.serialize_str("inv_sqrt_layer"),
-            Self::InvSqrt2Layer => serializer.serialize_str("inv_sqrt_2_layer"),
-            Self::InvSqrt2Depth => serializer.serialize_str("inv_sqrt_2_depth"),
-            Self::TwoDepth => serializer.serialize_str("two_depth"),
-            Self::SqrtWidth => serializer.serialize_str("sqrt_width"),
-            Self::InvSqrtWidth => serializer.serialize_str("inv_sqrt_width"),
-            Self::SqrtLn2Depth => serializer.serialize_str("sqrt_ln_2_depth"),
-            Self::LayerScale => serializer.serialize_str("layer_scale"),
-            Self::DepthPower { k, p } => table(serializer, "depth_power", &Power { k, p }),
+        if let Self::DepthPower { k, p } = *self {
+            return table(serializer, "depth_power", &Power { k, p });
+        }
+        match FORMULAS.iter().find(|(.., formula)| formula == self) {
+            Some((word, ..)) => serializer.serialize_str(word),
+            None => Err(S::Error::custom("this formula has no written form")),
         }
     }
 }
