@@ -5,7 +5,7 @@ mod common;
 use common::*;
 use hybridnorm::Device;
 use hybridnorm::model::{Decoder, Model, ModelConfig, Role, Scoring};
-use hybridnorm::placement::{AttnScale, HeadNorm, NormKind, Placement, QkOrder, Skip};
+use hybridnorm::placement::{AttnScale, HeadNorm, Placement, QkOrder, Skip};
 use hybridnorm::tensors::Values;
 
 /// A model of `to` with the weights of a stirred model of `from`, under other names.
@@ -113,10 +113,7 @@ fn parts(config: &ModelConfig) -> [(&'static str, std::ops::Range<usize>, bool);
     let (resolved, _) = config.resolve().unwrap();
     let block = &resolved.blocks[1];
     let inner = &block.attn_inner;
-    let rescales = matches!(
-        resolved.norm.kind,
-        NormKind::Rmsnorm | NormKind::Layernorm | NormKind::L2
-    );
+    let rescales = resolved.norm.rescales();
     let normed = |norm: HeadNorm| rescales && norm != HeadNorm::None;
     let cosine = inner.attn_scale == AttnScale::Cosine;
     [

@@ -40,7 +40,7 @@ fn normed<'g>(site: &Option<Norm>, x: Value<'g>) -> Value<'g> {
 fn unit(x: Value<'_>) -> Value<'_> {
     let width = x.shape().width();
     let spec = Spec {
-        function: NormFn::Rms,
+        function: NormFn::Rmsnorm,
         eps: 1e-30,
         gain: Gain::None,
         bias: false,

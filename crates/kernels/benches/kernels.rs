@@ -44,8 +44,8 @@ fn norms(c: &mut Criterion) {
     let (x, dy) = (values(ROWS * WIDTH), values(ROWS * WIDTH));
     let (mut y, mut dx) = (vec![0.0; x.len()], vec![0.0; x.len()]);
     for (name, function) in [
-        ("norm/rms", NormFn::Rms),
-        ("norm/layer", NormFn::Layer),
+        ("norm/rms", NormFn::Rmsnorm),
+        ("norm/layer", NormFn::Layernorm),
         ("norm/l2", NormFn::L2),
         ("norm/dyt", NormFn::Dyt),
         ("norm/derf", NormFn::Derf),
@@ -72,7 +72,7 @@ fn norms(c: &mut Criterion) {
 
 fn qkv_preparation(c: &mut Criterion) {
     let per_head = Norm {
-        function: NormFn::Rms,
+        function: NormFn::Rmsnorm,
         eps: 1e-5,
         gain: Gain::Plain,
         bias: false,

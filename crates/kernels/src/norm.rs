@@ -15,19 +15,48 @@ use rayon::prelude::*;
 use std::borrow::Cow;
 use std::ops::Range;
 
-/// What happens to a row before gain and bias.
+/// A norm function of a row x, before gain and bias.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NormFn {
     /// `x / sqrt(mean(x^2) + eps)`.
-    Rms,
+    Rmsnorm,
     /// `(x - mean(x)) / sqrt(var(x) + eps)` with the biased variance, in two passes.
-    Layer,
+    Layernorm,
     /// `x / sqrt(sum(x^2) + eps)`.
     L2,
     /// `tanh(alpha x)` with a learned scalar alpha.
     Dyt,
     /// `erf(alpha x + shift)` with learned scalars alpha and shift.
     Derf,
+}
+
+/// A learned number of a norm function, the same for all channels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormScalar {
+    /// The factor on x inside the function.
+    Alpha,
+    /// The number that is added to `alpha x`.
+    Shift,
+}
+
+impl NormFn {
+    /// All functions.
+    pub const ALL: [Self; 5] = [
+        Self::Rmsnorm,
+        Self::Layernorm,
+        Self::L2,
+        Self::Dyt,
+        Self::Derf,
+    ];
+
+    /// Learned scalars, in the order in which they follow gain and bias.
+    pub fn scalars(self) -> &'static [NormScalar] {
+        match self {
+            Self::Rmsnorm | Self::Layernorm | Self::L2 => &[],
+            Self::Dyt => &[NormScalar::Alpha],
+            Self::Derf => &[NormScalar::Alpha, NormScalar::Shift],
+        }
+    }
 }
 
 /// How the gain parameter `w` enters.
@@ -83,35 +112,34 @@ impl Params<'_> {
 
 impl Norm {
     /// Length of the flat parameter slice:
-    /// `[gain: groups * width][bias: groups * width][alpha: 1][shift: 1]`, where a part is absent
-    /// if the gain is `None`, without bias, unless `Dyt` or `Derf`, and unless `Derf`.
+    /// `[gain: groups * width][bias: groups * width][scalars]`, where the gain is absent if it is
+    /// `None`, the bias without one, and the scalars are those of [`NormFn::scalars`].
     pub fn params_len(&self) -> usize {
-        let [gain, bias, alpha, shift] = self.parts();
-        gain + bias + alpha + shift
+        self.parts().iter().sum()
     }
 
     /// Length of gain and bias.
     fn affine_len(&self) -> usize {
-        let [gain, bias, ..] = self.parts();
+        let [gain, bias, _] = self.parts();
         gain + bias
     }
 
     /// Gain and bias of a group in a slice that starts like the parameters; empty where absent.
     #[inline(always)]
     pub(crate) fn group_of<'a>(&self, params: &'a mut [f32], group: usize) -> [&'a mut [f32]; 2] {
-        let [gain_len, bias_len, ..] = self.parts();
+        let [gain_len, bias_len, _] = self.parts();
         let channels = group * self.width..(group + 1) * self.width;
         let (gain, rest) = params.split_at_mut(gain_len);
         [gain, &mut rest[..bias_len]].map(|part| part.get_mut(channels.clone()).unwrap_or_default())
     }
 
-    fn parts(&self) -> [usize; 4] {
+    /// Lengths of gain, bias and scalars.
+    fn parts(&self) -> [usize; 3] {
         let channels = self.groups * self.width;
         [
             if self.gain == Gain::None { 0 } else { channels },
             if self.bias { channels } else { 0 },
-            usize::from(matches!(self.function, NormFn::Dyt | NormFn::Derf)),
-            usize::from(self.function == NormFn::Derf),
+            self.function.scalars().len(),
         ]
     }
 
@@ -141,7 +169,7 @@ impl Norm {
     }
 
     pub(crate) fn resolve<'a>(&self, params: &'a [f32]) -> Params<'a> {
-        let [gain_len, bias_len, alpha_len, _] = self.parts();
+        let [gain_len, bias_len, _] = self.parts();
         let (gain, rest) = params.split_at(gain_len);
         let (bias, scalars) = rest.split_at(bias_len);
         let channels = self.groups * self.width;
@@ -156,7 +184,7 @@ impl Norm {
             } else {
                 Cow::Owned(vec![0.0; channels])
             },
-            alpha: if alpha_len == 1 { scalars[0] } else { 1.0 },
+            alpha: scalars.first().copied().unwrap_or(1.0),
             shift: scalars.get(1).copied().unwrap_or(0.0),
         }
     }
@@ -320,7 +348,7 @@ fn backward_rows(
 pub(crate) fn forward_row(n: &Norm, p: &Params, group: usize, x: &[f32], y: &mut [f32]) {
     let [gain, bias] = p.of_group(n, group);
     match n.function {
-        NormFn::Rms | NormFn::Layer | NormFn::L2 => {
+        NormFn::Rmsnorm | NormFn::Layernorm | NormFn::L2 => {
             let (mean, slope) = statistics(n, x);
             affine(x, gain, bias, y, |x| (x - mean) * slope);
         }
@@ -329,11 +357,11 @@ pub(crate) fn forward_row(n: &Norm, p: &Params, group: usize, x: &[f32], y: &mut
     }
 }
 
-/// Mean (0 unless `Layer`) and the factor of the row, 1 / sqrt(... + eps).
+/// Mean (0 unless `Layernorm`) and the factor of the row, 1 / sqrt(... + eps).
 #[inline(always)]
 fn statistics(n: &Norm, x: &[f32]) -> (f32, f32) {
     let count = n.width as f32;
-    let mean = if n.function == NormFn::Layer {
+    let mean = if n.function == NormFn::Layernorm {
         sum(x, |x| x) / count
     } else {
         0.0
@@ -372,7 +400,7 @@ pub(crate) fn backward_row(
         *db += dy;
     }
     match n.function {
-        NormFn::Rms | NormFn::Layer | NormFn::L2 => {
+        NormFn::Rmsnorm | NormFn::Layernorm | NormFn::L2 => {
             let (mean, slope) = statistics(n, x);
             let h = |x: f32| (x - mean) * slope;
             let count = if n.function == NormFn::L2 {
@@ -382,7 +410,7 @@ pub(crate) fn backward_row(
             };
             let along = sum3(x, dy, gain, |x, dy, g| g * dy * h(x)) / count;
             let plain = match n.function {
-                NormFn::Layer => dot(gain, dy) / count,
+                NormFn::Layernorm => dot(gain, dy) / count,
                 _ => 0.0,
             };
             for (((dx, &x), &dy), &g) in dx.iter_mut().zip(x).zip(dy).zip(gain) {

@@ -4,8 +4,8 @@ use super::declare::Declare;
 use super::registry::{Param, Role};
 use crate::graph::Value;
 use crate::ops;
-use crate::placement::{NormKind, NormSpec};
-use hybridnorm_kernels::norm::{Gain, Norm as Spec, NormFn};
+use crate::placement::{Gain, NormFn, NormScalar, NormSpec};
+use hybridnorm_kernels::norm::Norm as Spec;
 
 /// A norm over rows of a fixed width. Which parameters it has follows from the [`NormSpec`].
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -47,13 +47,9 @@ impl Norm {
     /// Declares the norm of a site.
     pub(super) fn new(declare: &mut Declare<'_>, path: &str, site: Site) -> Self {
         let norm: NormSpec = declare.norm().clone();
-        let function = match norm.kind {
-            NormKind::Rmsnorm | NormKind::None => NormFn::Rms,
-            NormKind::Layernorm => NormFn::Layer,
-            NormKind::L2 => NormFn::L2,
-            NormKind::Dyt => NormFn::Dyt,
-            NormKind::Derf => NormFn::Derf,
-        };
+        let function = norm
+            .kind
+            .expect("without a norm function no norm is left in a resolved placement");
         let gain = if site.affine { norm.gain } else { Gain::None };
         let spec = Spec {
             function,
@@ -68,15 +64,19 @@ impl Norm {
             _ => site.gain_init,
         };
         let channels = site.width * site.groups;
-        let has_alpha = matches!(function, NormFn::Dyt | NormFn::Derf);
+        let scalars = function.scalars().iter().map(|&scalar| {
+            let name = match scalar {
+                NormScalar::Alpha => "alpha",
+                NormScalar::Shift => "shift",
+            };
+            (name, 1, norm.initial(scalar))
+        });
         // In the order in which the op reads them.
-        let vectors = [
+        let affine = [
             (gain != Gain::None).then_some(("gain", channels, start)),
             spec.bias.then_some(("bias", channels, 0.0)),
-            has_alpha.then_some(("alpha", 1, norm.alpha_init.unwrap_or(0.5))),
-            (function == NormFn::Derf).then_some(("shift", 1, 0.0)),
         ];
-        let vectors: Vec<_> = vectors.into_iter().flatten().collect();
+        let vectors: Vec<_> = affine.into_iter().flatten().chain(scalars).collect();
         Self {
             spec,
             params: declare.vectors(path, Role::Norm, &vectors),
@@ -111,5 +111,35 @@ pub(super) fn unit_length(width: usize) -> Spec {
         bias: false,
         width,
         groups: 1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hybridnorm_kernels::norm::forward;
+
+    #[test]
+    fn a_factor_on_a_row_has_no_effect_exactly_where_the_function_rescales() {
+        let x: Vec<f32> = (0..8).map(|i| (i as f32 - 2.0) / 4.0).collect();
+        let larger: Vec<f32> = x.iter().map(|x| 3.0 * x).collect();
+        for function in NormFn::ALL {
+            let spec = Spec {
+                function,
+                ..unit_length(x.len())
+            };
+            let params = vec![0.5; spec.params_len()];
+            let [y, of_larger] = [&x, &larger].map(|x| {
+                let mut y = vec![0.0; x.len()];
+                forward(&spec, x, &params, &mut y);
+                y
+            });
+            let is_same = y.iter().zip(&of_larger).all(|(a, b)| (a - b).abs() < 1e-5);
+            let norm = NormSpec {
+                kind: Some(function),
+                ..NormSpec::default()
+            };
+            assert_eq!(is_same, norm.rescales(), "{function:?}");
+        }
     }
 }

@@ -336,7 +336,7 @@ mod tests {
     #[test]
     fn norms_and_rotations_before_attention() {
         let per_head = |groups: usize, gain| Norm {
-            function: NormFn::Rms,
+            function: NormFn::Rmsnorm,
             eps: 1e-5,
             gain,
             bias: false,

@@ -1,8 +1,9 @@
 //! Norms of rows, and the residual connection before one.
 
+use std::f64::consts::FRAC_2_SQRT_PI;
 use std::ops::Range;
 
-use hybridnorm_kernels::norm::{self, Gain, Norm as Spec, NormFn};
+use hybridnorm_kernels::norm::{self, Gain, Norm as Spec, NormFn, NormScalar};
 use statrs::function::erf::erf;
 
 use super::{Backward, Io, Operation, fill};
@@ -178,34 +179,67 @@ fn unpack(spec: &Spec, params: &[f64]) -> Params {
     }
 }
 
-/// The normalized row before gain and bias, and `1 / √(... + eps)` where there is such.
-fn normalized(spec: &Spec, p: &Params, x: &[f64]) -> (Vec<f64>, f64) {
-    let w = x.len() as f64;
-    let mean = match spec.function {
-        NormFn::Layer => x.iter().sum::<f64>() / w,
-        _ => 0.0,
+/// A row before gain and bias, and the gradients of what it is made of.
+struct Row {
+    h: Vec<f64>,
+    dx: Vec<f64>,
+    dalpha: f64,
+    dshift: f64,
+}
+
+/// The norm function of a row x, and its vector-Jacobian product with `dh`.
+fn row(spec: &Spec, p: &Params, x: &[f64], dh: &[f64]) -> Row {
+    let (w, eps) = (x.len() as f64, f64::from(spec.eps));
+    match spec.function {
+        NormFn::Rmsnorm => rescaled(x, dh, false, w, eps),
+        NormFn::Layernorm => rescaled(x, dh, true, w, eps),
+        NormFn::L2 => rescaled(x, dh, false, 1.0, eps),
+        NormFn::Dyt => pointwise(p, x, dh, |z| (z.tanh(), 1.0 - z.tanh().powi(2))),
+        NormFn::Derf => pointwise(p, x, dh, |z| (erf(z), FRAC_2_SQRT_PI * (-z * z).exp())),
+    }
+}
+
+/// `(x − mean) · slope` with `slope = 1 / √(Σ(x − mean)² / count + eps)`; a mean of 0 unless centered.
+fn rescaled(x: &[f64], dh: &[f64], is_centered: bool, count: f64, eps: f64) -> Row {
+    let mean = |x: &[f64]| match is_centered {
+        true => x.iter().sum::<f64>() / x.len() as f64,
+        false => 0.0,
     };
-    let squares: f64 = x.iter().map(|x| (x - mean).powi(2)).sum();
-    let eps = f64::from(spec.eps);
-    let slope = match spec.function {
-        NormFn::Rms | NormFn::Layer => 1.0 / (squares / w + eps).sqrt(),
-        NormFn::L2 => 1.0 / (squares + eps).sqrt(),
-        NormFn::Dyt | NormFn::Derf => p.alpha,
-    };
-    let h = x.iter().map(|x| match spec.function {
-        NormFn::Rms | NormFn::Layer | NormFn::L2 => (x - mean) * slope,
-        NormFn::Dyt => (p.alpha * x).tanh(),
-        NormFn::Derf => erf(p.alpha * x + p.shift),
-    });
-    (h.collect(), slope)
+    let (mean_x, mean_dh) = (mean(x), mean(dh));
+    let squares: f64 = x.iter().map(|x| (x - mean_x).powi(2)).sum();
+    let slope = 1.0 / (squares / count + eps).sqrt();
+    let h: Vec<f64> = x.iter().map(|x| (x - mean_x) * slope).collect();
+    // The mean and the slope depend on every element of the row.
+    let along = dh.iter().zip(&h).map(|(dh, h)| dh * h).sum::<f64>() / count;
+    let dx = dh.iter().zip(&h).map(|(dh, h)| (dh - mean_dh - h * along) * slope);
+    Row {
+        dx: dx.collect(),
+        h,
+        dalpha: 0.0,
+        dshift: 0.0,
+    }
+}
+
+/// `f(α · x + shift)` of every element, where `f` gives value and derivative.
+fn pointwise(p: &Params, x: &[f64], dh: &[f64], f: impl Fn(f64) -> (f64, f64)) -> Row {
+    let at = x.iter().map(|x| f(p.alpha * x + p.shift));
+    let (h, slopes): (Vec<f64>, Vec<f64>) = at.unzip();
+    let dz: Vec<f64> = dh.iter().zip(slopes).map(|(dh, slope)| dh * slope).collect();
+    Row {
+        h,
+        dx: dz.iter().map(|dz| dz * p.alpha).collect(),
+        dalpha: dz.iter().zip(x).map(|(dz, x)| dz * x).sum(),
+        dshift: dz.iter().sum(),
+    }
 }
 
 /// [`Norm`] in double precision.
 pub(super) fn forward(spec: &Spec, x: &[f64], params: &[f64], y: &mut [f64]) {
     let p = unpack(spec, params);
+    let no_gradient = vec![0.0; spec.width];
     for (r, (x, y)) in x.chunks(spec.width).zip(y.chunks_mut(spec.width)).enumerate() {
         let first = r % spec.groups * spec.width;
-        let (h, _) = normalized(spec, &p, x);
+        let Row { h, .. } = row(spec, &p, x, &no_gradient);
         for (c, (y, h)) in (first..).zip(y.iter_mut().zip(h)) {
             *y = h * p.gain[c] + p.bias[c];
         }
@@ -229,47 +263,26 @@ pub(super) fn backward(
     let rows = x.chunks(width).zip(dy.chunks(width)).zip(dx.chunks_mut(width));
     for (r, ((x, dy), dx)) in rows.enumerate() {
         let first = r % spec.groups * width;
-        let (h, slope) = normalized(spec, &p, x);
         let dh: Vec<f64> = (first..).zip(dy).map(|(c, dy)| dy * p.gain[c]).collect();
+        let row = row(spec, &p, x, &dh);
         for (i, dy) in dy.iter().enumerate() {
-            dgain[first + i] += dy * h[i];
+            dgain[first + i] += dy * row.h[i];
             dbias[first + i] += dy;
+            dx[i] += row.dx[i];
         }
-        // With h = (x − mean) · slope, the mean and the slope depend on every element of the row.
-        let count = match spec.function {
-            NormFn::L2 => 1.0,
-            _ => width as f64,
-        };
-        let along = dh.iter().zip(&h).map(|(dh, h)| dh * h).sum::<f64>() / count;
-        let mean = match spec.function {
-            NormFn::Layer => dh.iter().sum::<f64>() / count,
-            _ => 0.0,
-        };
-        for (i, dx) in dx.iter_mut().enumerate() {
-            // The derivative of tanh and of erf at its argument.
-            let inner = match spec.function {
-                NormFn::Rms | NormFn::Layer | NormFn::L2 => {
-                    *dx += (dh[i] - mean - h[i] * along) * slope;
-                    continue;
-                }
-                NormFn::Dyt => 1.0 - h[i].powi(2),
-                NormFn::Derf => {
-                    let z = p.alpha * x[i] + p.shift;
-                    std::f64::consts::FRAC_2_SQRT_PI * (-z * z).exp()
-                }
-            };
-            *dx += dh[i] * inner * p.alpha;
-            dalpha += dh[i] * inner * x[i];
-            dshift += dh[i] * inner;
-        }
+        dalpha += row.dalpha;
+        dshift += row.dshift;
     }
+    let scalars = spec.function.scalars().iter().map(|scalar| match scalar {
+        NormScalar::Alpha => dalpha,
+        NormScalar::Shift => dshift,
+    });
     let parts = [
-        (spec.gain != Gain::None).then_some(dgain),
-        spec.bias.then_some(dbias),
-        matches!(spec.function, NormFn::Dyt | NormFn::Derf).then(|| vec![dalpha]),
-        (spec.function == NormFn::Derf).then(|| vec![dshift]),
+        if spec.gain == Gain::None { Vec::new() } else { dgain },
+        if spec.bias { dbias } else { Vec::new() },
+        scalars.collect(),
     ];
-    dparams.copy_from_slice(&parts.into_iter().flatten().flatten().collect::<Vec<_>>());
+    dparams.copy_from_slice(&parts.concat());
 }
 
 #[cfg(test)]
@@ -279,8 +292,7 @@ mod tests {
 
     #[test]
     fn every_function_with_every_gain() {
-        let functions = [NormFn::Rms, NormFn::Layer, NormFn::L2, NormFn::Dyt, NormFn::Derf];
-        for function in functions {
+        for function in NormFn::ALL {
             for (gain, bias, groups) in [
                 (Gain::None, false, 1),
                 (Gain::Plain, false, 1),

@@ -7,11 +7,12 @@
 use std::fmt;
 
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{Error, MapAccess, SeqAccess, Visitor};
+use serde::de::{EnumAccess, Error, MapAccess, SeqAccess, VariantAccess, Visitor};
 use serde::ser::{Error as _, SerializeMap};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::spec::{AttnScale, Factor, Formula, LearnedShape, Scale, Selector, StdRule};
+use super::norm_functions::{NO_FUNCTION, WORDS, by_word, properties};
+use super::spec::{AttnScale, Factor, Formula, LearnedShape, NormFn, Scale, Selector, StdRule};
 use super::tree::is_word;
 
 /// The formulas that are written as one word: the word, the symbols that are read in its place, and what
@@ -349,6 +350,37 @@ fn table<S: Serializer, T: Serialize + ?Sized>(
 /// [`template`](super::choice::template).
 pub(super) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
+}
+
+/// A norm function by its word, or the word for none.
+pub(super) mod norm_function_or_none {
+    use super::*;
+
+    pub fn serialize<S: Serializer>(value: &Option<NormFn>, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(value.map_or(NO_FUNCTION, |function| properties(function).word))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Option<NormFn>, D::Error> {
+        struct Form;
+        impl<'de> Visitor<'de> for Form {
+            type Value = Option<NormFn>;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a word in quotation marks")
+            }
+            fn visit_enum<A: EnumAccess<'de>>(self, data: A) -> Result<Self::Value, A::Error> {
+                let (word, content): (String, _) = data.variant()?;
+                let function = by_word(&word);
+                if function.is_none() && word != NO_FUNCTION {
+                    return Err(Error::unknown_variant(&word, &WORDS));
+                }
+                content.unit_variant()?;
+                Ok(function)
+            }
+        }
+        // Read as a word, whatever the format: its readers then say what is wrong with other values.
+        d.deserialize_enum("NormFn", &WORDS, Form)
+    }
 }
 
 /// An optional number that is `false` when it is off.

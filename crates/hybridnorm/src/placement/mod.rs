@@ -15,6 +15,7 @@ mod forms;
 mod hash;
 mod layers;
 mod named;
+mod norm_functions;
 mod resolve;
 pub mod spec;
 mod tally;

@@ -9,7 +9,7 @@ use super::forms;
 use super::hash::canonical_hash;
 use super::layers::rules;
 use super::spec::{
-    AttnInner, Block, BlockRule, BlockSpec, Factor, FfnInner, HeadNorm, InitScheme, NormKind,
+    AttnInner, Block, BlockRule, BlockSpec, Factor, FfnInner, HeadNorm, InitScheme, NormScalar,
     NormSpec, OutNorm, Placement, QkOrder, RoleGains, Scale, Skip, StdRule, Streams, SubLayer,
 };
 
@@ -25,7 +25,7 @@ pub struct Resolved {
     /// How many states the blocks carry, and what a sub-layer reads of them.
     #[serde(default, skip_serializing_if = "forms::is_default")]
     pub streams: Streams,
-    /// The norm function; with [`NormKind::None`] no block has a norm left.
+    /// The norm function; without one no block has a norm left.
     pub norm: NormSpec,
     /// Multiplies the embedding.
     pub embed_scale: Factor,
@@ -197,7 +197,7 @@ pub const MAX_LAYERS: usize = 10_000;
 
 /// Resolves a placement for `n_layers` blocks of width `d_model`.
 ///
-/// With [`NormKind::None`] every norm is left out and a normed skip is a raw one, so that whoever
+/// Without a norm function every norm is left out and a normed skip is a raw one, so that whoever
 /// reads the result never has to ask.
 ///
 /// # Errors
@@ -209,7 +209,7 @@ pub fn resolve(
     d_model: usize,
 ) -> Result<Resolved, PlacementError> {
     let mut resolved = as_written(placement, n_layers, d_model)?;
-    if resolved.norm.kind == NormKind::None {
+    if resolved.norm.kind.is_none() {
         resolved.blocks.iter_mut().for_each(Block::leave_out_norms);
         resolved.embed_norm = false;
         resolved.merge_norm = false;
@@ -218,7 +218,7 @@ pub fn resolve(
     Ok(resolved)
 }
 
-/// Resolves without leaving out the norms of [`NormKind::None`].
+/// Resolves without leaving out norms where there is no norm function.
 pub(super) fn as_written(
     placement: &Placement,
     n_layers: usize,
@@ -269,9 +269,9 @@ pub(super) fn as_written(
         blocks,
         streams: placement.streams,
         norm: NormSpec {
-            alpha_init: match placement.norm.kind {
-                NormKind::Dyt | NormKind::Derf => placement.norm.alpha_init.or(Some(0.5)),
-                _ => placement.norm.alpha_init,
+            alpha_init: match placement.norm.has_alpha() {
+                true => Some(placement.norm.initial(NormScalar::Alpha)),
+                false => placement.norm.alpha_init,
             },
             ..placement.norm.clone()
         },

@@ -65,7 +65,9 @@ use serde::{Deserialize, Serialize};
 use super::forms;
 
 pub use inner::{AttnInner, AttnScale, FfnInner, HeadNorm, QkOrder};
-pub use model::{Embed, Gain, Init, InitScheme, Logits, NormKind, NormSpec, RoleGains, StdRule};
+pub use model::{
+    Embed, Gain, Init, InitScheme, Logits, NormFn, NormScalar, NormSpec, RoleGains, StdRule,
+};
 pub use scale::{Factor, Formula, LearnedShape, Scale};
 
 /// A complete answer to "where do we normalize", independent of model size.

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use super::forms;
 use super::resolve::Resolved;
 use super::spec::{
-    AttnInner, AttnScale, BlockSpec, Combine, Factor, Gain, HeadNorm, LearnedShape, NormKind,
-    NormSpec, Streams, SubLayer, Topology,
+    AttnInner, AttnScale, BlockSpec, Combine, Factor, Gain, HeadNorm, LearnedShape, NormSpec,
+    Streams, SubLayer, Topology,
 };
 
 /// A count as a sum of multiples of the model's sizes.
@@ -312,17 +312,11 @@ impl Site {
     }
 
     fn parameters(&self, norm: &NormSpec) -> Tally {
-        let Some(width) = self.gain else {
+        let (Some(width), Some(_)) = (self.gain, norm.kind) else {
             return Tally::ZERO;
         };
         let vectors = usize::from(norm.gain != Gain::None) + usize::from(norm.bias);
-        let scalars = match norm.kind {
-            NormKind::Rmsnorm | NormKind::Layernorm | NormKind::L2 => 0,
-            NormKind::Dyt => 1,
-            NormKind::Derf => 2,
-            NormKind::None => return Tally::ZERO,
-        };
-        width * vectors + Tally::ONE * scalars
+        width * vectors + Tally::ONE * norm.scalars().len()
     }
 }
 

@@ -250,7 +250,7 @@ fn a_cache_that_is_too_small_is_refused() {
 fn preparation(a: &Attention, normed: bool, order: QkOrder, seed: u64) -> (QkvPrep, [Vec<f32>; 3]) {
     let norm = |groups: usize| {
         normed.then_some(Norm {
-            function: NormFn::Rms,
+            function: NormFn::Rmsnorm,
             eps: 1e-5,
             gain: Gain::Plain,
             bias: true,

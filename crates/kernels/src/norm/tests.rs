@@ -2,13 +2,6 @@ use super::*;
 use crate::testing::{Rng, all_close, check_gradient, erf_f64, same_bits_on_any_pool, weigh, wide};
 use proptest::prelude::*;
 
-pub(crate) const FUNCTIONS: [NormFn; 5] = [
-    NormFn::Rms,
-    NormFn::Layer,
-    NormFn::L2,
-    NormFn::Dyt,
-    NormFn::Derf,
-];
 pub(crate) const GAINS: [Gain; 3] = [Gain::None, Gain::Plain, Gain::OnePlus];
 
 /// The definitions, row by row.
@@ -25,8 +18,8 @@ pub(crate) fn naive(n: &Norm, x: &[f64], params: &[f64]) -> Vec<f64> {
         let variance = x.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / count;
         for (c, &v) in x.iter().enumerate() {
             let h = match n.function {
-                NormFn::Rms => v / (squares / count + eps).sqrt(),
-                NormFn::Layer => (v - mean) / (variance + eps).sqrt(),
+                NormFn::Rmsnorm => v / (squares / count + eps).sqrt(),
+                NormFn::Layernorm => (v - mean) / (variance + eps).sqrt(),
                 NormFn::L2 => v / (squares + eps).sqrt(),
                 NormFn::Dyt => (scalars[0] * v).tanh(),
                 NormFn::Derf => erf_f64(scalars[0] * v + scalars[1]),
@@ -67,7 +60,7 @@ fn check(n: &Norm, rows: usize, seed: u64) {
 
 #[test]
 fn every_combination_matches_the_reference() {
-    for function in FUNCTIONS {
+    for function in NormFn::ALL {
         for gain in GAINS {
             for bias in [false, true] {
                 for groups in [1, 3] {
@@ -90,7 +83,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
     #[test]
     fn every_shape_matches_the_reference(
-        function in prop::sample::select(FUNCTIONS.to_vec()),
+        function in prop::sample::select(NormFn::ALL.to_vec()),
         gain in prop::sample::select(GAINS.to_vec()),
         bias in any::<bool>(), width in 2usize..70, groups in 1usize..4, rows in 1usize..7,
         seed in any::<u64>(),
@@ -103,7 +96,7 @@ proptest! {
 #[test]
 fn many_rows_span_several_chunks() {
     let n = Norm {
-        function: NormFn::Layer,
+        function: NormFn::Layernorm,
         eps: 1e-5,
         gain: Gain::Plain,
         bias: true,
@@ -116,7 +109,7 @@ fn many_rows_span_several_chunks() {
 #[test]
 fn layer_norm_survives_a_large_mean() {
     let n = Norm {
-        function: NormFn::Layer,
+        function: NormFn::Layernorm,
         eps: 1e-5,
         gain: Gain::None,
         bias: false,
@@ -131,7 +124,7 @@ fn layer_norm_survives_a_large_mean() {
 
 #[test]
 fn bits_do_not_depend_on_threads() {
-    for function in FUNCTIONS {
+    for function in NormFn::ALL {
         let n = Norm {
             function,
             eps: 1e-5,

@@ -29,7 +29,7 @@ impl<'a> FusedHead<'a> {
     #[inline(always)]
     pub(super) fn fits(p: &QkvPrep, s: &Segment) -> bool {
         let is_norm_done_here = s.norm.as_ref().is_none_or(|(n, _)| {
-            matches!(n.function, NormFn::Rms | NormFn::L2)
+            matches!(n.function, NormFn::Rmsnorm | NormFn::L2)
                 && n.width == p.head_dim
                 && !(s.rotates && p.order == QkOrder::AfterRope)
         });

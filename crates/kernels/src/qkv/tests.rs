@@ -1,5 +1,5 @@
 use super::*;
-use crate::norm::tests::{FUNCTIONS, GAINS, naive as naive_norm};
+use crate::norm::tests::{GAINS, naive as naive_norm};
 use crate::norm::{Gain, NormFn};
 use crate::testing::{Rng, all_close, check_gradient, same_bits_on_any_pool, weigh, wide};
 use proptest::prelude::*;
@@ -111,7 +111,7 @@ fn check(p: &QkvPrep, batch: usize, t: usize, seed: u64) {
 
 fn hybridnorm(heads: usize, kv_heads: usize, head_dim: usize) -> QkvPrep {
     let n = Norm {
-        function: NormFn::Rms,
+        function: NormFn::Rmsnorm,
         eps: 1e-5,
         gain: Gain::Plain,
         bias: false,
@@ -147,7 +147,7 @@ fn norm_kind(kind: usize, mut n: Norm, heads: usize, head_dim: usize) -> Option<
 #[test]
 fn heads_done_in_vectors_match_the_reference() {
     for head_dim in [32, 64] {
-        for function in [NormFn::Rms, NormFn::L2] {
+        for function in [NormFn::Rmsnorm, NormFn::L2] {
             for (gain, bias) in [
                 (Gain::None, false),
                 (Gain::Plain, true),
@@ -183,7 +183,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
     fn every_setting_matches_the_reference(
-        function in prop::sample::select(FUNCTIONS.to_vec()),
+        function in prop::sample::select(NormFn::ALL.to_vec()),
         gain in prop::sample::select(GAINS.to_vec()), bias in any::<bool>(),
         kinds in [0usize..4, 0usize..4, 0usize..4], shared in 1usize..3, kv_heads in 1usize..3,
         half in 1usize..20, after in any::<bool>(), clip in any::<bool>(),

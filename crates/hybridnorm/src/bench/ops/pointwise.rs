@@ -17,8 +17,8 @@ const F32: f64 = size_of::<f32>() as f64;
 pub fn cases(shape: &Shape) -> Vec<Case> {
     let mut cases = Vec::new();
     for (op, function) in [
-        ("norm rms", NormFn::Rms),
-        ("norm layer", NormFn::Layer),
+        ("norm rms", NormFn::Rmsnorm),
+        ("norm layer", NormFn::Layernorm),
         ("norm l2", NormFn::L2),
         ("norm dyt", NormFn::Dyt),
         ("norm derf", NormFn::Derf),
@@ -44,7 +44,7 @@ pub fn cases(shape: &Shape) -> Vec<Case> {
 
 /// A residual connection and the norm behind it.
 fn add_norm(rows: usize, width: usize) -> Case {
-    let n = with_gain(NormFn::Rms, width);
+    let n = with_gain(NormFn::Rmsnorm, width);
     Case::new("add and norm", "forward", ReadWrite, rows, move |rows| {
         let mut draw = Draw::new();
         let [x, o] = [(); 2].map(|()| draw.values(rows * width));
@@ -102,7 +102,7 @@ fn norms(op: &'static str, function: NormFn, rows: usize, width: usize) -> [Case
 
 /// HybridNorm's norms on every head, and the rotation.
 pub(super) fn on_heads(heads: usize, kv_heads: usize, head_dim: usize) -> QkvPrep {
-    let norm = Some(with_gain(NormFn::Rms, head_dim));
+    let norm = Some(with_gain(NormFn::Rmsnorm, head_dim));
     QkvPrep {
         heads,
         kv_heads,

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use super::super::python_dict;
 use crate::model::{Activation, ModelConfig, MoeConfig, Scoring};
 use crate::placement::{
-    Block, HeadNorm, Init, InitScheme, NormKind, NormSpec, Override, Placement, Scale, Selector,
+    Block, HeadNorm, Init, InitScheme, NormFn, NormSpec, Override, Placement, Scale, Selector,
     Skip, StdRule,
 };
 
@@ -271,8 +271,8 @@ impl Official {
 
     fn placement(&self) -> Result<Placement, String> {
         let kind = match self.layer_norm_type.as_str() {
-            "default" => NormKind::Layernorm,
-            "rms" => NormKind::Rmsnorm,
+            "default" => NormFn::Layernorm,
+            "rms" => NormFn::Rmsnorm,
             other => {
                 return Err(format!(
                     "layer_norm_type {other:?}, expected rms or default"
@@ -326,7 +326,7 @@ impl Official {
             block,
             overrides,
             norm: NormSpec {
-                kind,
+                kind: Some(kind),
                 eps: self.layer_norm_eps,
                 gain,
                 bias: self.bias_for_layer_norm.unwrap_or(self.include_bias),

@@ -1,8 +1,9 @@
 //! The equations outside the blocks: embedding, head, the norm function, the initial weights.
 
+use super::super::norm_functions::properties;
 use super::super::resolve::Resolved;
 use super::super::spec::{
-    Gain, InitScheme, NormKind, NormSpec, Placement, RoleGains, Scale, StdRule,
+    Gain, InitScheme, NormScalar, NormSpec, Placement, RoleGains, Scale, StdRule,
 };
 use super::super::validate::ModelFacts;
 use super::math::{Equation, Math, apply, bracket, comma, indexed, number, plain, sum, sym, times};
@@ -89,35 +90,17 @@ fn read_by_head(r: &Resolved) -> Math {
 
 /// What `N` is.
 pub(super) fn norm_function(norm: &NormSpec) -> Vec<Equation> {
-    let eps = number(norm.eps);
-    let row = match norm.kind {
-        NormKind::Rmsnorm => sym(
-            format!("x / √(mean(x²) + {})", eps.text),
-            format!(
-                "\\frac{{x}}{{\\sqrt{{\\operatorname{{mean}}(x^2) + {}}}}}",
-                eps.latex
-            ),
-        ),
-        NormKind::Layernorm => sym(
-            format!("(x − mean(x)) / √(var(x) + {})", eps.text),
-            format!(
-                "\\frac{{x - \\operatorname{{mean}}(x)}}{{\\sqrt{{\\operatorname{{var}}(x) + {}}}}}",
-                eps.latex
-            ),
-        ),
-        NormKind::L2 => sym(
-            format!("x / √(Σx² + {})", eps.text),
-            format!("\\frac{{x}}{{\\sqrt{{\\sum x^2 + {}}}}}", eps.latex),
-        ),
-        NormKind::Dyt => sym("tanh(α·x)", "\\tanh(\\alpha x)"),
-        NormKind::Derf => sym("erf(α·x + s)", "\\operatorname{erf}(\\alpha x + s)"),
-        NormKind::None => {
-            return vec![Equation::note(
-                plain("N"),
-                "left out wherever the placement has one",
-            )];
-        }
+    let Some(function) = norm.kind else {
+        return vec![Equation::note(
+            plain("N"),
+            "left out wherever the placement has one",
+        )];
     };
+    let (eps, function) = (number(norm.eps), properties(function));
+    let row = sym(
+        function.text.replace('ε', &eps.text),
+        function.latex.replace('ε', &eps.latex),
+    );
     let gained = match norm.gain {
         Gain::Plain => sym(
             format!("g ⊙ {}", row.text),
@@ -153,17 +136,15 @@ fn norm_parameters(norm: &NormSpec) -> Vec<Equation> {
     if norm.bias {
         say(plain("b"), format!("starts at 0; {own}"));
     }
-    if matches!(norm.kind, NormKind::Dyt | NormKind::Derf) {
-        let start = number(norm.alpha_init.unwrap_or(0.5)).text;
+    for &scalar in norm.scalars() {
+        let symbol = match scalar {
+            NormScalar::Alpha => sym("α", "\\alpha"),
+            NormScalar::Shift => plain("s"),
+        };
+        let start = number(norm.initial(scalar)).text;
         say(
-            sym("α", "\\alpha"),
+            symbol,
             format!("learned, one number, starts at {start}; {own}"),
-        );
-    }
-    if norm.kind == NormKind::Derf {
-        say(
-            plain("s"),
-            format!("learned, one number, starts at 0; {own}"),
         );
     }
     lines

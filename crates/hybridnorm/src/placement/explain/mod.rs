@@ -16,7 +16,7 @@ pub use math::{Equation, Math};
 use super::error::PlacementError;
 use super::layers::layer_rules;
 use super::resolve::{Resolved, resolve};
-use super::spec::{BlockRule, NormKind, Placement};
+use super::spec::{BlockRule, Placement};
 use super::tally::Tally;
 use super::validate::{ModelFacts, Warning, validate};
 use scales::Scales;
@@ -150,7 +150,7 @@ fn groups(
         .into_iter()
         .enumerate()
     {
-        if r.norm.kind == NormKind::None {
+        if r.norm.kind.is_none() {
             rule.leave_out_norms();
         }
         match kinds.iter_mut().find(|(known, _)| *known == rule) {

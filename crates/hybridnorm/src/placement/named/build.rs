@@ -1,7 +1,8 @@
 //! The steps that the named placements are built from.
 
+use super::super::norm_functions::properties;
 use super::super::spec::{
-    AttnInner, Combine, FfnInner, Formula, HeadNorm, Init, InitScheme, LearnedShape, NormKind,
+    AttnInner, Combine, FfnInner, Formula, HeadNorm, Init, InitScheme, LearnedShape, NormFn,
     OutNorm, Override, Placement, RoleGains, Scale, Selector, Skip, StdRule, Streams, SubLayer,
 };
 
@@ -33,7 +34,7 @@ pub(super) trait Build {
     fn patch(self, layers: Selector, set: serde_json::Value) -> Self;
     fn without_final_norm(self) -> Self;
     fn streams(self, streams: Streams) -> Self;
-    fn kind(self, kind: NormKind) -> Self;
+    fn kind(self, kind: impl Into<Option<NormFn>>) -> Self;
     fn eps(self, eps: f64) -> Self;
     fn init(self, scheme: InitScheme, std: StdRule) -> Self;
     fn gains(self, gain: Scale, roles: impl Fn(&mut RoleGains) -> Vec<&mut Scale>) -> Self;
@@ -71,9 +72,12 @@ impl Build for Placement {
         self.streams = streams;
         self
     }
-    fn kind(mut self, kind: NormKind) -> Self {
-        self.norm.kind = kind;
-        self.norm.bias = matches!(kind, NormKind::Layernorm | NormKind::Derf);
+    fn kind(mut self, kind: impl Into<Option<NormFn>>) -> Self {
+        self.norm.kind = kind.into();
+        self.norm.bias = self
+            .norm
+            .kind
+            .is_some_and(|function| properties(function).bias);
         self
     }
     fn eps(mut self, eps: f64) -> Self {

@@ -2,7 +2,7 @@
 //! functions.
 
 use super::super::spec::{
-    AttnScale, Formula, HeadNorm, InitScheme, LearnedShape, NormKind, Placement, Scale, StdRule,
+    AttnScale, Formula, HeadNorm, InitScheme, LearnedShape, NormFn, Placement, Scale, StdRule,
     Topology,
 };
 use super::build::*;
@@ -47,7 +47,7 @@ pub(super) fn swin_v2() -> Placement {
     off()
         .inner(|inner| inner.attn_scale = AttnScale::Cosine)
         .both(out_norm_from(Scale::Const(0.0)))
-        .kind(NormKind::Layernorm)
+        .kind(NormFn::Layernorm)
 }
 
 /// Decoder-only gains: √(ln 2L) on v, o, up and down as factors on Xavier weights.
@@ -67,7 +67,7 @@ pub(super) fn normformer() -> Placement {
         .attn(out_norm)
         .ffn_inner(|inner| inner.mid_norm = true)
         .ffn(skip_scale(learned(LearnedShape::Vector, Scale::Const(1.0))))
-        .kind(NormKind::Layernorm)
+        .kind(NormFn::Layernorm)
 }
 
 /// Weights at 0.02, and at 0.02/√(2l) for o, up and down; embedding at 1.
@@ -103,11 +103,11 @@ fn parallel(topology: Topology) -> Placement {
 
 /// The paper's language models have no bias and a learned scalar on the embedding from √d.
 pub(super) fn dyt() -> Placement {
-    let mut placement = pre().kind(NormKind::Dyt);
+    let mut placement = pre().kind(NormFn::Dyt);
     placement.embed.scale = learned(LearnedShape::Scalar, formula(Formula::SqrtWidth));
     placement
 }
 
 pub(super) fn derf() -> Placement {
-    pre().kind(NormKind::Derf)
+    pre().kind(NormFn::Derf)
 }

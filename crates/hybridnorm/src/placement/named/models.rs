@@ -1,7 +1,7 @@
 //! What particular model families do.
 
 use super::super::spec::{
-    AttnScale, Formula, Gain, HeadNorm, InitScheme, NormKind, Placement, QkOrder, Scale, StdRule,
+    AttnScale, Formula, Gain, HeadNorm, InitScheme, NormFn, Placement, QkOrder, Scale, StdRule,
 };
 use super::build::*;
 
@@ -76,7 +76,7 @@ pub(super) fn ngpt() -> Placement {
         .both(out_norm)
         .both(lerp_unit(vector_from(Scale::Const(0.05), start())))
         .without_final_norm()
-        .kind(NormKind::L2)
+        .kind(NormFn::L2)
         .eps(1e-12);
     placement.norm.gain = Gain::None;
     placement.logits.scale = vector_from(Scale::Const(1.0), start());

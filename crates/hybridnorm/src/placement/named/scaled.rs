@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::super::spec::{
-    Formula, InitScheme, LearnedShape, NormKind, Placement, Scale, Selector, Skip, StdRule,
+    Formula, InitScheme, LearnedShape, Placement, Scale, Selector, Skip, StdRule,
 };
 use super::build::*;
 
@@ -69,7 +69,7 @@ pub(super) fn rezero() -> Placement {
     off()
         .both(out_scale(learned(LearnedShape::Scalar, Scale::Const(0.0))))
         .without_final_norm()
-        .kind(NormKind::None)
+        .kind(None)
 }
 
 /// The outputs' own factor β is 1 in the released configuration.

@@ -1,6 +1,6 @@
 //! What holds for the whole model: the norm function, embedding, logits, initial weights.
 
-pub use hybridnorm_kernels::norm::Gain;
+pub use hybridnorm_kernels::norm::{Gain, NormFn, NormScalar};
 use serde::{Deserialize, Serialize};
 
 use super::super::forms;
@@ -10,9 +10,11 @@ use super::Scale;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, expecting = "a table of norm fields")]
 pub struct NormSpec {
-    /// The function.
-    pub kind: NormKind,
-    /// Added to the mean square (or variance) under the root; no effect on `dyt` and `derf`.
+    /// The function; `None`, in a file `"none"`, leaves out every norm of the placement.
+    #[serde(with = "forms::norm_function_or_none")]
+    pub kind: Option<NormFn>,
+    /// Added to the mean square, the variance or the sum of squares under the root; no effect on `dyt`
+    /// and `derf`.
     pub eps: f64,
     /// How the gain multiplies.
     pub gain: Gain,
@@ -27,32 +29,13 @@ pub struct NormSpec {
 impl Default for NormSpec {
     fn default() -> Self {
         Self {
-            kind: NormKind::Rmsnorm,
+            kind: Some(NormFn::Rmsnorm),
             eps: 1e-5,
             gain: Gain::Plain,
             bias: false,
             alpha_init: None,
         }
     }
-}
-
-/// A norm function of one row `x` of width w.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum NormKind {
-    /// `x / √(mean(x²) + eps)` (arXiv 1910.07467).
-    #[default]
-    Rmsnorm,
-    /// `(x − mean(x)) / √(var(x) + eps)` (arXiv 1607.06450).
-    Layernorm,
-    /// `x / √(Σx² + eps)`.
-    L2,
-    /// `tanh(α·x)`, α learned (arXiv 2503.10622).
-    Dyt,
-    /// `erf(α·x + s)`, α and s learned (arXiv 2512.10938).
-    Derf,
-    /// `x`: every norm of the placement is left out.
-    None,
 }
 
 /// What happens to the token embedding before the first block.

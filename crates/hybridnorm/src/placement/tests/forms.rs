@@ -108,6 +108,42 @@ fn whatever_can_be_off_is_false() {
 }
 
 #[test]
+fn a_norm_function_is_a_word_and_none_is_one_too() {
+    for (word, kind) in [
+        ("rmsnorm", Some(NormFn::Rmsnorm)),
+        ("layernorm", Some(NormFn::Layernorm)),
+        ("l2", Some(NormFn::L2)),
+        ("dyt", Some(NormFn::Dyt)),
+        ("derf", Some(NormFn::Derf)),
+        ("none", None),
+    ] {
+        let p = of(json!({ "norm": { "kind": word } }));
+        assert_eq!(p.norm.kind, kind);
+        let text = toml::to_string(&p.norm).unwrap();
+        assert!(text.contains(&format!("kind = \"{word}\"")), "{text}");
+        assert_eq!(toml::from_str::<NormSpec>(&text).unwrap(), p.norm);
+        let text = serde_json::to_string(&p).unwrap();
+        assert_eq!(serde_json::from_str::<Placement>(&text).unwrap(), p);
+    }
+    let unknown = refused(json!({ "norm": { "kind": "layer_norm" } }));
+    let other = refused(json!({ "norm": { "kind": false } }));
+    for (message, start) in [
+        (
+            unknown,
+            "placement.norm.kind: unknown value \"layer_norm\", did you mean `layernorm`? Known: \
+             `rmsnorm`, `layernorm`, ",
+        ),
+        (
+            other,
+            "placement.norm.kind: expected one of `rmsnorm`, `layernorm`, ",
+        ),
+    ] {
+        assert!(message.starts_with(start), "{message}");
+        assert!(message.contains("`derf`, `none`"), "{message}");
+    }
+}
+
+#[test]
 fn selectors_have_short_forms() {
     let read = |value: Value| {
         of(json!({ "overrides": [{ "layers": value, "set": { "ffn": { "skip": "raw" } } }] }))

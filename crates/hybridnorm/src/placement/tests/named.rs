@@ -280,7 +280,7 @@ fn rezero_has_no_norm_and_starts_as_identity() {
         assert_eq!(block.attn.out_scale, zero);
         assert_eq!(Tally::normalized_elements(block), Tally::default());
     }
-    assert!(!r.final_norm && r.norm.kind == NormKind::None);
+    assert!(!r.final_norm && r.norm.kind.is_none());
 }
 
 #[test]
@@ -298,7 +298,7 @@ fn swin_starts_as_identity_with_cosine_attention() {
     let norm = r.blocks[0].ffn.out_norm.as_ref().unwrap();
     assert_eq!(norm.gain_init, Factor::Const(0.0));
     assert_eq!(r.blocks[0].attn_inner.attn_scale, AttnScale::Cosine);
-    assert!(r.norm.kind == NormKind::Layernorm && r.norm.bias);
+    assert!(r.norm.kind == Some(NormFn::Layernorm) && r.norm.bias);
 }
 
 #[test]

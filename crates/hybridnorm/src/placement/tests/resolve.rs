@@ -73,7 +73,7 @@ fn leaving_norms_out_leaves_none() {
     for n in names() {
         let mut p = n.placement();
         p.norm = NormSpec {
-            kind: NormKind::None,
+            kind: None,
             ..NormSpec::default()
         };
         let r = resolve(&p, 12, 64).unwrap();

@@ -39,7 +39,7 @@ fn ngpt_is_what_the_released_code_does() {
     let hidden = [block.ffn_inner.gate_scale, block.ffn_inner.up_scale];
     assert_eq!(hidden, [starting(8.0, 1.0); 2]);
     assert_eq!(r.logits.scale, starting(1.0, 0.125));
-    assert_eq!((r.norm.kind, r.norm.gain), (NormKind::L2, Gain::None));
+    assert_eq!((r.norm.kind, r.norm.gain), (Some(NormFn::L2), Gain::None));
     assert!(r.unit_weights && !r.final_norm);
 }
 

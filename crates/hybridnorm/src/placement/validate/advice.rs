@@ -1,10 +1,9 @@
 //! Warnings: what is allowed and known to work badly.
 
 use super::super::layers::layers;
+use super::super::norm_functions::EpsTerm;
 use super::super::resolve::Role;
-use super::super::spec::{
-    BlockSpec, Factor, HeadNorm, InitScheme, NormKind, Scale, Skip, Streams, Topology,
-};
+use super::super::spec::{BlockSpec, Factor, HeadNorm, InitScheme, Scale, Skip, Streams, Topology};
 use super::{Case, Site, Warning, WarningRule, ends_normed, leaves_normed};
 
 pub(super) fn warnings(case: &Case) -> Vec<Warning> {
@@ -253,20 +252,20 @@ const EPS_SHARE: f64 = 0.05;
 
 /// Where raw embeddings feed normed queries, their variance at the start is `d · σ_w² · σ_e²`, which
 /// is small enough for eps to matter. Siamese streams add a norm to what is read, and how wide a
-/// latent is, which decides the sum of squares of L2, is not known here.
+/// latent is, which decides a sum over its channels, is not known here.
 fn eps(case: &Case, all: &mut Vec<Warning>) {
     let r = case.resolved;
+    let Some(term) = r.norm.eps_term() else {
+        return;
+    };
     let first = &r.blocks[0];
     let (inner, attn) = (&first.attn_inner, &first.attn);
     let heads = [inner.q_norm, inner.k_norm, inner.v_norm];
-    let applies = matches!(
-        r.norm.kind,
-        NormKind::Rmsnorm | NormKind::Layernorm | NormKind::L2
-    ) && heads.iter().any(|norm| *norm != HeadNorm::None)
+    let applies = heads.iter().any(|norm| *norm != HeadNorm::None)
         && !attn.in_norm
         && !r.embed_norm
         && r.streams != Streams::Siamese
-        && !(case.facts.latent && r.norm.kind == NormKind::L2);
+        && !(case.facts.latent && term == EpsTerm::Sum);
     if !applies {
         return;
     }
@@ -281,9 +280,9 @@ fn eps(case: &Case, all: &mut Vec<Warning>) {
         Some(eps) => (eps, "block.attn_inner.norm_eps"),
         None => (r.norm.eps, "norm.eps"),
     };
-    let (eps, per) = match r.norm.kind {
-        NormKind::L2 => (of_norm / case.facts.head_dim as f64, " per channel"),
-        _ => (of_norm, ""),
+    let (eps, per) = match term {
+        EpsTerm::Sum => (of_norm / case.facts.head_dim as f64, " per channel"),
+        EpsTerm::Mean => (of_norm, ""),
     };
     if eps > EPS_SHARE * variance {
         warn(

@@ -1,7 +1,7 @@
 //! Errors of the wiring of one block: its sub-layers and how they are connected.
 
 use super::super::error::PlacementError;
-use super::super::spec::{Factor, Gain, NormKind, Skip, SubLayer, Topology};
+use super::super::spec::{Factor, Gain, Skip, SubLayer, Topology};
 use super::{ONE, Site};
 
 pub(super) fn check(site: &Site) -> Result<(), PlacementError> {
@@ -47,7 +47,7 @@ fn out_norm(site: &Site, name: &str, sub: &SubLayer<Factor>) -> Result<(), Place
         );
     };
     let norms = &site.case.resolved.norm;
-    if start != 1.0 && norms.kind == NormKind::None {
+    if start != 1.0 && norms.kind.is_none() {
         return site.fail(
             &path,
             "norm.kind = \"none\" leaves this norm out, so an initial gain has no effect; use \

@@ -1,9 +1,8 @@
 //! Errors of the norms and scales inside attention and inside the feed-forward.
 
 use super::super::error::PlacementError;
-use super::super::spec::{
-    AttnScale, Factor, FfnInner, Gain, HeadNorm, LearnedShape, NormKind, QkOrder,
-};
+use super::super::norm_functions::words_with_alpha;
+use super::super::spec::{AttnScale, Factor, FfnInner, Gain, HeadNorm, LearnedShape, QkOrder};
 use super::model::positive;
 use super::{ONE, Site};
 
@@ -18,7 +17,7 @@ pub(super) fn check(site: &Site) -> Result<(), PlacementError> {
 /// Norms on q, k and v that divide by the size of what they read take back any scale before them.
 fn attn_in_scale(site: &Site) -> Result<(), PlacementError> {
     let inner = &site.spec.attn_inner;
-    let rescales = rescales(site);
+    let rescales = site.case.resolved.norm.rescales();
     let is_cosine = inner.attn_scale == AttnScale::Cosine;
     let normed = |norm| rescales && norm != HeadNorm::None;
     let qk_normed = is_cosine || (normed(inner.q_norm) && normed(inner.k_norm));
@@ -59,7 +58,7 @@ fn head_norms(site: &Site) -> Result<(), PlacementError> {
             }
         }
     }
-    if matches!(site.case.resolved.norm.kind, NormKind::Dyt | NormKind::Derf) {
+    if site.case.resolved.norm.has_alpha() {
         for (path, norm) in [
             ("attn_inner.q_norm", inner.q_norm),
             ("attn_inner.k_norm", inner.k_norm),
@@ -67,11 +66,12 @@ fn head_norms(site: &Site) -> Result<(), PlacementError> {
             ("attn_inner.ctx_norm", inner.ctx_norm),
         ] {
             if plain(norm) {
-                return site.fail(
-                    path,
-                    "`dyt` and `derf` have a learned α, so there is no form of them without \
-                     parameters; use `per_head` or `full`",
+                let problem = format!(
+                    "{} have a learned α, so there is no form of them without parameters; use \
+                     `per_head` or `full`",
+                    words_with_alpha()
                 );
+                return site.fail(path, problem);
             }
         }
     }
@@ -97,7 +97,7 @@ fn norm_eps(site: &Site) -> Result<(), PlacementError> {
              attn_inner.q_norm or remove it",
         );
     }
-    if !rescales(site) {
+    if site.case.resolved.norm.eps_term().is_none() {
         return site.fail(
             path,
             "the norm function has no eps, so it has no effect; remove it",
@@ -203,7 +203,7 @@ fn up_scale(site: &Site, inner: &FfnInner<Factor>) -> Result<(), PlacementError>
         }
     );
     let is_normed = inner.mid_norm || site.spec.ffn.out_norm.is_some();
-    let is_taken_back = site.case.facts.gated && is_normed && rescales(site);
+    let is_taken_back = site.case.facts.gated && is_normed && site.case.resolved.norm.rescales();
     if inner.up_scale == ONE || !is_number || !is_taken_back {
         return Ok(());
     }
@@ -211,13 +211,5 @@ fn up_scale(site: &Site, inner: &FfnInner<Factor>) -> Result<(), PlacementError>
         "ffn_inner.up_scale",
         "a norm on the hidden activation or on the output takes back one number on the up \
          projection, so it has no effect; remove it or use a learned vector",
-    )
-}
-
-/// Whether norms divide by the size of what they read.
-fn rescales(site: &Site) -> bool {
-    matches!(
-        site.case.resolved.norm.kind,
-        NormKind::Rmsnorm | NormKind::Layernorm | NormKind::L2
     )
 }

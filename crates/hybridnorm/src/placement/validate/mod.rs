@@ -17,7 +17,7 @@ use super::error::PlacementError;
 use super::forms;
 use super::layers::{LayerRule, rules};
 use super::resolve::{Resolved, as_written};
-use super::spec::{BlockSpec, Combine, Factor, HeadNorm, NormKind, Placement, SubLayer, Topology};
+use super::spec::{BlockSpec, Combine, Factor, HeadNorm, Placement, SubLayer, Topology};
 
 /// What validation must know of the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -144,7 +144,7 @@ impl<'a> Case<'a> {
 
     /// Whether norms are left out altogether.
     fn without_norms(&self) -> bool {
-        self.resolved.norm.kind == NormKind::None
+        self.resolved.norm.kind.is_none()
     }
 
     /// Whether no norm stands anywhere in the model, head norms and unit length included.

@@ -1,8 +1,9 @@
 //! Errors of the fields that hold for the whole model.
 
 use super::super::error::PlacementError;
+use super::super::norm_functions::words_with_alpha;
 use super::super::spec::{
-    Embed, Factor, Gain, Init, InitScheme, Logits, NormKind, NormSpec, RoleGains, Scale, StdRule,
+    Embed, Factor, Gain, Init, InitScheme, Logits, NormSpec, RoleGains, Scale, StdRule,
 };
 use super::{Case, ONE, leaves_normed};
 
@@ -29,18 +30,17 @@ pub(super) fn positive(value: f64, field: &str, what: &str) -> Result<(), Placem
 
 fn norm(norm: &NormSpec) -> Result<(), PlacementError> {
     positive(norm.eps, "norm.eps", "eps")?;
-    let has_alpha = matches!(norm.kind, NormKind::Dyt | NormKind::Derf);
     if let Some(alpha) = norm.alpha_init {
-        if !has_alpha {
-            return fail(
-                "norm.alpha_init",
-                "only `dyt` and `derf` have an α, so this has no effect; remove it or change \
-                 norm.kind",
+        if !norm.has_alpha() {
+            let problem = format!(
+                "only {} have an α, so this has no effect; remove it or change norm.kind",
+                words_with_alpha()
             );
+            return fail("norm.alpha_init", problem);
         }
         positive(alpha, "norm.alpha_init", "the initial α")?;
     }
-    if norm.kind == NormKind::None {
+    if norm.kind.is_none() {
         if norm.gain != Gain::Plain {
             return fail(
                 "norm.gain",
@@ -81,10 +81,7 @@ fn embed(case: &Case, embed: &Embed) -> Result<(), PlacementError> {
             "a factor of 0 removes the input; give another number",
         );
     }
-    let rescales = matches!(
-        case.resolved.norm.kind,
-        NormKind::Rmsnorm | NormKind::Layernorm | NormKind::L2
-    );
+    let rescales = case.resolved.norm.rescales();
     if embed.norm && rescales && case.resolved.embed_scale != ONE {
         return fail(
             "embed.scale",

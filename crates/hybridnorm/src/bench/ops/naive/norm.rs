@@ -20,7 +20,7 @@ fn erf(x: f32) -> f32 {
 fn statistics(n: &Norm, x: &[f32]) -> (f32, f32) {
     let count = n.width as f32;
     let mean = match n.function {
-        NormFn::Layer => x.iter().sum::<f32>() / count,
+        NormFn::Layernorm => x.iter().sum::<f32>() / count,
         _ => 0.0,
     };
     let squares: f32 = x.iter().map(|x| (x - mean) * (x - mean)).sum();
@@ -36,7 +36,7 @@ pub fn forward(n: &Norm, x: &[f32], params: &[f32], y: &mut [f32]) {
     let (gain, scalars) = params.split_at(n.width);
     for (x, y) in x.chunks(n.width).zip(y.chunks_mut(n.width)) {
         match n.function {
-            NormFn::Rms | NormFn::Layer | NormFn::L2 => {
+            NormFn::Rmsnorm | NormFn::Layernorm | NormFn::L2 => {
                 let (mean, root) = statistics(n, x);
                 for c in 0..n.width {
                     y[c] = gain[c] * (x[c] - mean) / root;
@@ -83,7 +83,7 @@ pub fn add_gradients(
     let rows = x.chunks(n.width).zip(dy.chunks(n.width));
     for ((x, dy), dx) in rows.zip(dx.chunks_mut(n.width)) {
         match n.function {
-            NormFn::Rms | NormFn::Layer | NormFn::L2 => {
+            NormFn::Rmsnorm | NormFn::Layernorm | NormFn::L2 => {
                 let (mean, root) = statistics(n, x);
                 let count = match n.function {
                     NormFn::L2 => 1.0,
@@ -96,7 +96,7 @@ pub fn add_gradients(
                     plain += gain[c] * dy[c];
                     dgain[c] += dy[c] * normed;
                 }
-                if n.function != NormFn::Layer {
+                if n.function != NormFn::Layernorm {
                     plain = 0.0;
                 }
                 for c in 0..n.width {

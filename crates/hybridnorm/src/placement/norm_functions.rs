@@ -1,0 +1,180 @@
+//! Properties of the norm functions: one table, which validation, equations and files read.
+//!
+//! To add a norm function: its variant and its kernel in `hybridnorm_kernels::norm`, its arm of the
+//! reference in `ops/norm.rs`, its row here.
+
+use hybridnorm_kernels::norm::{NormFn, NormScalar};
+
+use super::spec::NormSpec;
+
+/// Properties of a norm function of a row x.
+pub(super) struct NormProperties {
+    /// How a file writes it.
+    pub(super) word: &'static str,
+    /// The function before gain and bias in Unicode; `ε` stands where eps is added.
+    pub(super) text: &'static str,
+    /// The same in LaTeX.
+    pub(super) latex: &'static str,
+    /// True if it divides by the size of the row, so that a factor on the row has no effect, up to eps.
+    pub(super) rescales: bool,
+    /// What eps is added to; `None` for a function without eps.
+    pub(super) eps: Option<EpsTerm>,
+    /// True if named placements give it a bias, since its source has one.
+    pub(super) bias: bool,
+}
+
+/// What eps is added to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum EpsTerm {
+    /// A mean over the channels.
+    Mean,
+    /// A sum over the channels.
+    Sum,
+}
+
+/// The table. Learned scalars are those of [`NormFn::scalars`].
+pub(super) const fn properties(function: NormFn) -> NormProperties {
+    match function {
+        // arXiv 1910.07467
+        NormFn::Rmsnorm => NormProperties {
+            word: "rmsnorm",
+            text: "x / √(mean(x²) + ε)",
+            latex: r"\frac{x}{\sqrt{\operatorname{mean}(x^2) + ε}}",
+            rescales: true,
+            eps: Some(EpsTerm::Mean),
+            bias: false,
+        },
+        // arXiv 1607.06450
+        NormFn::Layernorm => NormProperties {
+            word: "layernorm",
+            text: "(x − mean(x)) / √(var(x) + ε)",
+            latex: r"\frac{x - \operatorname{mean}(x)}{\sqrt{\operatorname{var}(x) + ε}}",
+            rescales: true,
+            eps: Some(EpsTerm::Mean),
+            bias: true,
+        },
+        // arXiv 2410.01131
+        NormFn::L2 => NormProperties {
+            word: "l2",
+            text: "x / √(Σx² + ε)",
+            latex: r"\frac{x}{\sqrt{\sum x^2 + ε}}",
+            rescales: true,
+            eps: Some(EpsTerm::Sum),
+            bias: false,
+        },
+        // arXiv 2503.10622
+        NormFn::Dyt => NormProperties {
+            word: "dyt",
+            text: "tanh(α·x)",
+            latex: r"\tanh(\alpha x)",
+            rescales: false,
+            eps: None,
+            bias: false,
+        },
+        // arXiv 2512.10938
+        NormFn::Derf => NormProperties {
+            word: "derf",
+            text: "erf(α·x + s)",
+            latex: r"\operatorname{erf}(\alpha x + s)",
+            rescales: false,
+            eps: None,
+            bias: true,
+        },
+    }
+}
+
+/// How a file writes that there is no norm function.
+pub(super) const NO_FUNCTION: &str = "none";
+
+/// Every word that a file may hold in place of a norm function.
+pub(super) const WORDS: [&str; NormFn::ALL.len() + 1] = {
+    let mut words = [NO_FUNCTION; NormFn::ALL.len() + 1];
+    let mut i = 0;
+    while i < NormFn::ALL.len() {
+        words[i] = properties(NormFn::ALL[i]).word;
+        i += 1;
+    }
+    words
+};
+
+/// The function that a file writes like this.
+pub(super) fn by_word(word: &str) -> Option<NormFn> {
+    let mut all = NormFn::ALL.into_iter();
+    all.find(|function| properties(*function).word == word)
+}
+
+/// The words of the functions with a learned α, for messages: `` `dyt` and `derf` ``.
+pub(super) fn words_with_alpha() -> String {
+    let with_alpha = |function: &NormFn| function.scalars().contains(&NormScalar::Alpha);
+    let all = NormFn::ALL.into_iter().filter(with_alpha);
+    let words: Vec<String> = all.map(|f| format!("`{}`", properties(f).word)).collect();
+    words.join(" and ")
+}
+
+impl NormSpec {
+    /// Learned scalars of the norm function.
+    pub fn scalars(&self) -> &'static [NormScalar] {
+        self.kind.map_or(&[], NormFn::scalars)
+    }
+
+    /// True if the norm function has a learned α.
+    pub fn has_alpha(&self) -> bool {
+        self.scalars().contains(&NormScalar::Alpha)
+    }
+
+    /// Initial value of a learned scalar.
+    pub fn initial(&self, scalar: NormScalar) -> f64 {
+        match scalar {
+            NormScalar::Alpha => self.alpha_init.unwrap_or(0.5),
+            NormScalar::Shift => 0.0,
+        }
+    }
+
+    /// True if norms divide by the size of what they read, so that a factor on it has no effect, up to
+    /// eps.
+    pub fn rescales(&self) -> bool {
+        self.kind
+            .is_some_and(|function| properties(function).rescales)
+    }
+
+    /// What eps is added to; `None` where nothing has an eps.
+    pub(super) fn eps_term(&self) -> Option<EpsTerm> {
+        self.kind.and_then(|function| properties(function).eps)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equations_name_the_eps_and_the_scalars_that_a_function_has() {
+        for function in NormFn::ALL {
+            let row = properties(function);
+            let of = |scalar| usize::from(function.scalars().contains(&scalar));
+            let eps = usize::from(row.eps.is_some());
+            for (sign, wanted) in [
+                ("ε", eps),
+                ("α·x", of(NormScalar::Alpha)),
+                ("+ s", of(NormScalar::Shift)),
+            ] {
+                assert_eq!(
+                    row.text.matches(sign).count(),
+                    wanted,
+                    "{function:?}: {sign}"
+                );
+            }
+            for (sign, wanted) in [
+                ("ε", eps),
+                (r"\alpha x", of(NormScalar::Alpha)),
+                ("+ s", of(NormScalar::Shift)),
+            ] {
+                assert_eq!(
+                    row.latex.matches(sign).count(),
+                    wanted,
+                    "{function:?}: {sign}"
+                );
+            }
+        }
+    }
+}
