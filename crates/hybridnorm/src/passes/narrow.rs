@@ -2,6 +2,7 @@
 //! taken as early as possible.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use crate::graph::{Graph, Node, Source, ValueId};
 use crate::ops::{LastPosition, Op};
@@ -28,12 +29,15 @@ pub(crate) fn narrow(graph: &mut Graph, outputs: &[ValueId]) {
     for mut node in std::mem::take(&mut graph.nodes).into_iter().rev() {
         if is_last(&node) {
             let (all, one) = (node.inputs[0], node.outputs[0]);
-            if last.contains_key(&all) {
-                // A second one of the same value reads it like any other op.
-                readers[all.0] += 1;
-                reversed.push(node);
-            } else {
-                last.insert(all, one);
+            match last.entry(all) {
+                Entry::Vacant(entry) => {
+                    entry.insert(one);
+                }
+                Entry::Occupied(_) => {
+                    // A second one of the same value reads it like any other op.
+                    readers[all.0] += 1;
+                    reversed.push(node);
+                }
             }
             continue;
         }
