@@ -257,7 +257,7 @@ fn groups_that_are_all_open_are_none() {
 /// Logits of a model for a few tokens.
 fn logits(folder: &Path) -> Vec<f32> {
     let mut model = huggingface::import(folder, Device::Cpu).unwrap();
-    model.logits(&[1, 5, 2, 7, 3, 3], 1, 6).unwrap()
+    model.logits(&[1, 5, 2, 7, 3, 3], 1, 6).unwrap().into_f32()
 }
 
 /// The matrix product `a b`.
@@ -350,7 +350,7 @@ fn branches_of_deepseek_v3_give_the_losses_of_a_plain_implementation() {
         let folder = changed("deepseek-v3", set, weights);
         let mut model = huggingface::import(folder.path(), Device::Cpu).unwrap();
         let inputs = &row[..row.len() - 1];
-        let logits = model.logits(inputs, 1, inputs.len()).unwrap();
+        let logits = model.logits(inputs, 1, inputs.len()).unwrap().into_f32();
         let vocabulary = model.config().vocab_size;
         let losses = logits.chunks(vocabulary).zip(&row[1..]);
         let losses = losses.map(|(logits, target)| {

@@ -31,7 +31,10 @@ fn logits_and_greedy_continuation_are_those_of_transformers() {
         let bytes = std::fs::read(folder.join("reference.safetensors")).unwrap();
         let (ids, shape) = tokens(&bytes);
         let (inputs, _) = shifted(&ids, shape[1]);
-        let logits = model.logits(&inputs, shape[0], shape[1] - 1).unwrap();
+        let logits = model
+            .logits(&inputs, shape[0], shape[1] - 1)
+            .unwrap()
+            .into_f32();
         let difference = largest_difference(&logits, &tensors(&bytes, "logits")[""].data);
         println!("{name} logits {difference:.1e}");
         assert!(difference < 1e-4, "{name}: {difference}");

@@ -94,7 +94,7 @@ fn measure(name: &str) -> Deviations {
     let mut found = Deviations::default();
 
     let (inputs, targets, [b, t]) = reference.batch(0);
-    let logits = model.logits(&inputs, b, t).unwrap();
+    let logits = model.logits(&inputs, b, t).unwrap().into_f32();
     let expected = &reference.tensors("logits")[""];
     found.logits = largest_difference(&logits, &expected.data).into();
 

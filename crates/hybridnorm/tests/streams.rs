@@ -81,10 +81,10 @@ fn check(
         drop(functions);
         let program = Program::new(g.finish(), &[output], Options::default());
         let ids = inputs();
-        let executor = model.executor();
+        let executor = model.executor_mut();
         executor.run(&program, Arguments::default(), &[("ids", Data::I32(&ids))]);
         let expected = executor.output(&program, output).into_f64();
-        let found = model.hidden_f64(&ids, BATCH, SEQ).unwrap();
+        let found = model.hidden(&ids, BATCH, SEQ).unwrap().into_f64();
         let difference = largest_difference64(&expected, &found);
         assert!(difference < 1e-12, "{kind}: {difference}");
         // The largest difference leaves out what is no number.

@@ -146,11 +146,11 @@ pub fn step(config: &ModelConfig, options: &StepOptions, device: Device) -> Resu
     let (mut times, mut by_op) = (Vec::new(), Vec::new());
     let begun = Instant::now();
     while times.len() < 3 || begun.elapsed().as_secs_f64() < seconds {
-        model.executor().start_profile();
+        model.executor_mut().start_profile();
         let started = Instant::now();
         one_step(&mut model)?;
         times.push(started.elapsed().as_secs_f64());
-        by_op.push(model.executor().take_profile());
+        by_op.push(model.executor_mut().take_profile());
     }
     let steps = times.len();
     let faults = faults

@@ -193,7 +193,8 @@ impl Drop for Generator<'_> {
 mod tests {
     use super::*;
     use crate::graph::Buffer;
-    use crate::model::{Device, ModelConfig};
+    use crate::model::Device;
+    use crate::model::testing::tiny;
 
     const LOGITS: [f32; 4] = [0.0, 3.0, 1.0, 2.0];
 
@@ -216,22 +217,12 @@ mod tests {
     #[test]
     #[should_panic(expected = "freed")]
     fn a_generator_gives_its_cache_back() {
-        let config = ModelConfig {
-            d_model: 16,
-            n_layers: 1,
-            n_heads: 2,
-            n_kv_heads: 2,
-            d_ff: 32,
-            vocab_size: 8,
-            max_seq_len: 8,
-            ..ModelConfig::default()
-        };
-        let mut model = Model::new(&config, 0, Device::Cpu).unwrap();
+        let mut model = Model::new(&tiny(), 0, Device::Cpu).unwrap();
         let mut generator = Generator::new(&mut model, &[1, 2], plain()).unwrap();
         generator.next_token().unwrap();
         let cache: Vec<Buffer> = generator.cache.buffers().to_vec();
         drop(generator);
-        model.executor_ref().read(cache[0], 0..1);
+        model.executor().read(cache[0], 0..1);
     }
 
     #[test]

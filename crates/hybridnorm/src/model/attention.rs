@@ -63,13 +63,13 @@ impl Attention {
         }
     }
 
-    /// Its output (b, t, d) for what the sub-layer reads (b, t, d). With a cache, it attends to its
-    /// positions too and stores the new ones there.
+    /// Its output (b, t, d) for the sub-layer's input (b, t, d). With a cache, it attends to its positions too
+    /// and stores the new ones there.
     pub fn output<'g>(&self, u_btd: Value<'g>, positions: &Positions<'g>) -> Value<'g> {
         self.forward(u_btd, positions).output
     }
 
-    /// [`Attention::output`], and what the scores are made of.
+    /// [`Attention::output`], with the queries and keys of its scores.
     pub(super) fn forward<'g>(&self, u_btd: Value<'g>, positions: &Positions<'g>) -> Attended<'g> {
         match self {
             Self::Heads(heads) => heads.forward(u_btd, positions),

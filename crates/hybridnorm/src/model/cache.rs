@@ -1,14 +1,13 @@
 //! Keys and values of positions already seen.
 
-use std::collections::HashMap;
-
 use super::decoder::Caches;
+use super::recent::Recent;
 use crate::graph::{Buffer, ValueId};
 use crate::plan::Program;
 
 /// The cache of a whole model for one batch of sequences, with the programs that read and extend it.
 ///
-/// It stores what attention reads: keys and values after every norm, scale and rotation; of latent
+/// It stores the inputs of attention: keys and values after every norm, scale and rotation; of latent
 /// attention the normed latent and the rotated key.
 #[derive(Debug, Default)]
 pub struct KvCache {
@@ -16,7 +15,7 @@ pub struct KvCache {
     batch: usize,
     capacity: usize,
     len: usize,
-    programs: HashMap<(usize, bool, bool), (Program, ValueId)>,
+    programs: Recent<(usize, bool, bool), (Program, ValueId)>,
 }
 
 impl KvCache {
@@ -26,7 +25,7 @@ impl KvCache {
             batch,
             capacity,
             len: 0,
-            programs: HashMap::new(),
+            programs: Recent::default(),
         }
     }
 
@@ -76,6 +75,30 @@ impl KvCache {
             is_prompt: self.len == 0 && seq > 1,
         };
         let key = (seq, all, caches.is_prompt);
-        self.programs.entry(key).or_insert_with(|| build(caches))
+        self.programs.get_or_insert_with(key, || build(caches))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::graph::{Builder, Type};
+    use crate::plan::Options;
+
+    fn program(_: Caches<'_>) -> (Program, ValueId) {
+        let g = Builder::new();
+        let x = g.input("x", Type::f32([1])).id();
+        (Program::new(g.finish(), &[x], Options::default()), x)
+    }
+
+    #[test]
+    fn programs_of_many_prompt_lengths_leave_and_the_one_that_decodes_stays() {
+        let mut cache = KvCache::new(Vec::new(), 1, 100);
+        cache.program(1, false, program);
+        for seq in 2..100 {
+            cache.program(seq, false, program);
+            cache.program(1, false, |_| unreachable!("decodes every token"));
+        }
+        assert_eq!(cache.programs.len(), Recent::<(), ()>::MOST);
     }
 }

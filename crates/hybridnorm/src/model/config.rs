@@ -31,7 +31,7 @@ pub struct ModelConfig {
     pub n_heads: usize,
     /// Number of key/value heads, g; divides `n_heads`.
     pub n_kv_heads: usize,
-    /// Inner width of a dense feed-forward, f: what the down projection reads. 0 where there is none.
+    /// Inner width of a dense feed-forward, f: the input of the down projection. 0 where there is none.
     #[serde(default)]
     pub d_ff: usize,
     /// Rows of the embedding, v.
@@ -40,7 +40,7 @@ pub struct ModelConfig {
     pub max_seq_len: usize,
     /// Base of the rotary embedding's wavelengths.
     pub rope_theta: f64,
-    /// Whether the output head is the embedding.
+    /// True if the output head is the embedding.
     pub tie_embeddings: bool,
     /// The feed-forward's nonlinearity.
     pub activation: Activation,
@@ -50,7 +50,7 @@ pub struct ModelConfig {
     /// Latent attention instead of attention with heads of their own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mla: Option<MlaConfig>,
-    /// Where norms and skips sit, the norm function, and how weights start.
+    /// Norms and skips of every block, the norm function, and the initialization.
     pub placement: Placement,
 }
 
@@ -76,7 +76,7 @@ impl Default for ModelConfig {
     }
 }
 
-/// Whether a size is left out of a file.
+/// True if a size is left out of a file.
 pub(crate) fn is_zero(n: &usize) -> bool {
     *n == 0
 }
@@ -130,7 +130,7 @@ impl ModelConfig {
         self.moe.as_ref().map_or(self.n_layers, first_dense)
     }
 
-    /// What a placement needs to know of the model.
+    /// Facts about the model that resolving a placement needs.
     pub fn facts(&self) -> ModelFacts {
         ModelFacts {
             d_model: self.d_model,

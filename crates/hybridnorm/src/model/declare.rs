@@ -1,4 +1,4 @@
-//! Where layers declare their parameters.
+//! Declaration of parameters by layers.
 
 use super::config::ModelConfig;
 use super::registry::{Draw, Init, Param, ParamSpec, Registry, Role};
@@ -37,7 +37,7 @@ pub(super) struct Part {
 }
 
 impl Declare<'_> {
-    /// Where norms, skips and scales sit in the block.
+    /// The block's resolved norms, skips and scales.
     pub(super) fn spec(&self) -> &BlockSpec {
         &self.resolved.blocks[self.index()]
     }

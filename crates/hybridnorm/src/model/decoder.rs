@@ -9,11 +9,11 @@ use super::registry::{Param, Registry, Role};
 use super::scale::{Scale, scale};
 use super::sublayer::Residual;
 use crate::error::Result;
-use crate::graph::{Buffer, Type, Value};
+use crate::graph::{Buffer, Builder, Type, Value};
 use crate::ops;
 
-/// A decoder language model, `head(final_norm(blocks(embed(tokens))))`: which parameters it has, and what
-/// is computed with them. It holds no values.
+/// A decoder language model, `head(final_norm(blocks(embed(tokens))))`: its parameters' declarations and the
+/// computation. It holds no values.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Decoder {
     /// Token embedding, (v, d); also the head when tied.
@@ -42,7 +42,7 @@ pub struct Decoder {
 
 /// Outputs of a forward pass.
 pub struct Hidden<'g> {
-    /// The residual stream after the final norm, (b, t, d): what the head reads.
+    /// The residual stream after the final norm, (b, t, d): the input of the head.
     pub hidden: Value<'g>,
     /// The blocks' outputs, for taps.
     pub blocks: Vec<BlockOutput<'g>>,
@@ -137,6 +137,11 @@ impl Decoder {
         self.unit_weights
     }
 
+    /// The input of a graph for ids or targets (b, t).
+    pub(crate) fn tokens<'g>(g: &'g Builder, name: &str, batch: usize, seq: usize) -> Value<'g> {
+        g.input(name, Type::i32([batch, seq]))
+    }
+
     /// The residual stream after the final norm, from ids (b, t).
     ///
     /// # Panics
@@ -171,7 +176,7 @@ impl Decoder {
         Hidden { hidden, blocks }
     }
 
-    /// Logits (.., v) from what [`Decoder::forward`] gives.
+    /// Logits (.., v) of the hidden states (.., d) of [`Decoder::forward`].
     pub fn logits<'g>(&self, hidden: Value<'g>) -> Value<'g> {
         let g = hidden.builder();
         let mut head = self.head.value(g);

@@ -28,12 +28,12 @@ impl FeedForward {
         }
     }
 
-    /// Its output (b, t, d) for what the sub-layer reads (b, t, d).
+    /// Its output (b, t, d) for the sub-layer's input (b, t, d).
     pub fn output<'g>(&self, u_btd: Value<'g>) -> Value<'g> {
         self.forward(u_btd).0
     }
 
-    /// [`FeedForward::output`], and what the router did.
+    /// [`FeedForward::output`], and the router's statistics.
     pub(super) fn forward<'g>(&self, u_btd: Value<'g>) -> (Value<'g>, Option<Routed<'g>>) {
         match self {
             Self::Dense(mlp) => (mlp.forward(u_btd), None),

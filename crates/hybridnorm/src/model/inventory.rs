@@ -1,4 +1,4 @@
-//! What a model consists of, from its configuration alone: nothing is allocated.
+//! Parameter and FLOP counts of a model, from its configuration alone: nothing is allocated.
 
 use std::collections::BTreeMap;
 

@@ -8,6 +8,7 @@
 //! `embedding`, `blocks.3.attention.qkv`, `blocks.3.ffn.in_norm.gain`, `final_norm.gain`, `head`.
 
 mod attention;
+mod balance;
 mod block;
 mod cache;
 mod config;
@@ -19,11 +20,17 @@ pub mod inventory;
 mod model;
 mod norm;
 mod qk_clip;
+mod recent;
 pub mod registry;
 mod routing;
 mod scale;
 mod sublayer;
 pub(crate) mod taps;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+mod unit_weights;
 
 pub use attention::{Attention, Heads, Latent, Positions};
 pub use block::{Block, BlockOutput};

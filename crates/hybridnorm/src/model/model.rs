@@ -1,27 +1,28 @@
 //! A decoder with its parameters on an executor.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use super::cache::KvCache;
 use super::config::ModelConfig;
 use super::decoder::{Caches, Decoder};
+use super::recent::Recent;
 use super::registry::{PARAMETERS, ParamSpec};
 use super::taps::{Activations, TapProgram};
 use crate::error::{Error, Result};
-use crate::exec::{Cpu, Data, Executor, Reference};
-use crate::graph::{Builder, DType, Type, ValueId};
+use crate::exec::{Cpu, Data, Executor, Reference, Tensor};
+use crate::graph::{Builder, DType, ValueId};
 use crate::memory;
 use crate::ops::{self, Arguments};
 use crate::plan::{Options, Program};
 use crate::tensors::Values;
 
-/// What computes.
+/// The executor that a model's programs run on, and its precision.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Device {
-    /// The processor, in single precision.
+    /// CPU kernels in single precision.
     #[default]
     Cpu,
-    /// Plain loops in double precision: what everything else is tested against, and slow.
+    /// Plain loops in double precision: slow, the reference that kernels are tested against.
     Reference,
 }
 
@@ -36,15 +37,22 @@ impl Device {
 
 /// A decoder language model with its parameters.
 ///
-/// Training, evaluation, prefill and decoding are programs over the same parameters, made once for each
-/// shape and kept.
+/// Training, evaluation, prefill and decoding are programs over the same parameters. Those of the shapes
+/// used last are kept, so that a shape that occurs again is not planned again.
 pub struct Model {
     decoder: Decoder,
     device: Device,
     executor: Box<dyn Executor>,
-    losses: HashMap<(usize, usize, u64), LossProgram>,
-    hidden: HashMap<(usize, usize, bool), (Program, ValueId)>,
-    taps: HashMap<(usize, usize), TapProgram>,
+    pub(super) losses: Recent<(usize, usize, u64), LossProgram>,
+    pub(super) forward: Recent<(usize, usize, Output), (Program, ValueId)>,
+    pub(super) taps: Recent<(usize, usize), TapProgram>,
+}
+
+/// The output of a forward pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Output {
+    Hidden,
+    Logits,
 }
 
 /// Losses of a batch, in nats.
@@ -56,7 +64,7 @@ pub struct BatchLosses {
     pub cross_entropy: f64,
 }
 
-struct LossProgram {
+pub(super) struct LossProgram {
     program: Program,
     objective: ValueId,
     cross_entropy: ValueId,
@@ -95,9 +103,9 @@ impl Model {
             decoder,
             device,
             executor,
-            losses: HashMap::new(),
-            hidden: HashMap::new(),
-            taps: HashMap::new(),
+            losses: Recent::default(),
+            forward: Recent::default(),
+            taps: Recent::default(),
         })
     }
 
@@ -111,10 +119,10 @@ impl Model {
             ..self.config().clone()
         };
         self.decoder = Decoder::new(&config)?;
-        // Programs of the decoder before hold its length.
-        self.losses.clear();
-        self.hidden.clear();
-        self.taps.clear();
+        // The programs so far hold the length before.
+        self.losses = Recent::default();
+        self.forward = Recent::default();
+        self.taps = Recent::default();
         Ok(self)
     }
 
@@ -128,18 +136,18 @@ impl Model {
         &self.decoder
     }
 
-    /// What computes.
+    /// The kind of its executor.
     pub fn device(&self) -> Device {
         self.device
     }
 
-    /// The executor, to read parameters.
-    pub fn executor_ref(&self) -> &dyn Executor {
+    /// The executor, which holds the parameters in the buffer [`PARAMETERS`].
+    pub fn executor(&self) -> &dyn Executor {
         &*self.executor
     }
 
-    /// The executor, which holds the parameters.
-    pub fn executor(&mut self) -> &mut dyn Executor {
+    /// The executor, to run programs and to change its buffers.
+    pub fn executor_mut(&mut self) -> &mut dyn Executor {
         &mut *self.executor
     }
 
@@ -226,22 +234,23 @@ impl Model {
         by_name.iter().find(is_broken).map(|spec| spec.name.clone())
     }
 
-    /// Brings matrices back to vectors of length 1 along the width, where the placement keeps them there.
-    pub fn restore_unit_weights(&mut self) {
-        if !self.decoder.has_unit_weights() {
-            return;
-        }
-        let g = Builder::new();
-        self.decoder.unit_weights(&g);
-        let program = Program::new(g.finish(), &[], Options::default());
-        self.executor.run(&program, Arguments::default(), &[]);
-    }
-
-    /// Checks token ids.
+    /// Checks token ids (b, t).
     ///
     /// # Errors
-    /// If an id is outside the vocabulary or the length is not `batch · seq`.
+    /// If an id is outside the vocabulary or there are not `batch · seq`.
     pub fn check_ids(&self, ids: &[i32], batch: usize, seq: usize) -> Result<()> {
+        self.check_range(0, ids, batch, seq)
+    }
+
+    /// Checks targets (b, t): token ids, or -1 for a position whose loss is not counted.
+    ///
+    /// # Errors
+    /// As [`Model::check_ids`].
+    pub fn check_targets(&self, targets: &[i32], batch: usize, seq: usize) -> Result<()> {
+        self.check_range(-1, targets, batch, seq)
+    }
+
+    fn check_range(&self, least: i32, ids: &[i32], batch: usize, seq: usize) -> Result<()> {
         let v = self.config().vocab_size;
         if ids.len() != batch * seq {
             return Err(Error::config(format!(
@@ -249,7 +258,8 @@ impl Model {
                 ids.len()
             )));
         }
-        match ids.iter().position(|&id| id < 0 || id as usize >= v) {
+        let is_outside = |&id: &i32| id < least || id >= v as i32;
+        match ids.iter().position(is_outside) {
             Some(at) => Err(Error::config(format!(
                 "token id {} at position {at} is outside the vocabulary of {v}",
                 ids[at]
@@ -258,16 +268,15 @@ impl Model {
         }
     }
 
-    /// The residual stream after the final norm, (b, t, d), of ids (b, t): what the head reads.
+    /// The residual stream after the final norm, (b, t, d), of ids (b, t): the input of the head.
     ///
     /// # Errors
     /// As [`Model::check_ids`].
     ///
     /// # Panics
     /// If the sequence is longer than `max_seq_len`.
-    pub fn hidden(&mut self, ids: &[i32], batch: usize, seq: usize) -> Result<Vec<f32>> {
-        self.run_forward(ids, batch, seq, false)
-            .map(crate::exec::Tensor::into_f32)
+    pub fn hidden(&mut self, ids: &[i32], batch: usize, seq: usize) -> Result<Tensor> {
+        self.run_forward(ids, [batch, seq], Output::Hidden)
     }
 
     /// Logits (b, t, v) of ids (b, t).
@@ -277,54 +286,19 @@ impl Model {
     ///
     /// # Panics
     /// If the sequence is longer than `max_seq_len`.
-    pub fn logits(&mut self, ids: &[i32], batch: usize, seq: usize) -> Result<Vec<f32>> {
-        self.run_forward(ids, batch, seq, true)
-            .map(crate::exec::Tensor::into_f32)
+    pub fn logits(&mut self, ids: &[i32], batch: usize, seq: usize) -> Result<Tensor> {
+        self.run_forward(ids, [batch, seq], Output::Logits)
     }
 
-    /// [`Model::hidden`] in double precision, as the reference executor has it.
-    ///
-    /// # Errors
-    /// As [`Model::check_ids`].
-    ///
-    /// # Panics
-    /// If the sequence is longer than `max_seq_len`.
-    pub fn hidden_f64(&mut self, ids: &[i32], batch: usize, seq: usize) -> Result<Vec<f64>> {
-        self.run_forward(ids, batch, seq, false)
-            .map(crate::exec::Tensor::into_f64)
-    }
-
-    /// [`Model::logits`] in double precision, as the reference executor has them.
-    ///
-    /// # Errors
-    /// As [`Model::check_ids`].
-    ///
-    /// # Panics
-    /// If the sequence is longer than `max_seq_len`.
-    pub fn logits_f64(&mut self, ids: &[i32], batch: usize, seq: usize) -> Result<Vec<f64>> {
-        self.run_forward(ids, batch, seq, true)
-            .map(crate::exec::Tensor::into_f64)
-    }
-
-    /// [`Model::hidden`] or [`Model::logits`] in the executor's own precision.
-    pub(crate) fn run_forward(
-        &mut self,
-        ids: &[i32],
-        batch: usize,
-        seq: usize,
-        with_head: bool,
-    ) -> Result<crate::exec::Tensor> {
+    fn run_forward(&mut self, ids: &[i32], [batch, seq]: [usize; 2], of: Output) -> Result<Tensor> {
         self.check_ids(ids, batch, seq)?;
-        let key = (batch, seq, with_head);
-        let (program, output) = self.hidden.entry(key).or_insert_with(|| {
+        let (program, output) = self.forward.get_or_insert_with((batch, seq, of), || {
             let g = Builder::new();
-            let hidden = self
-                .decoder
-                .forward(Decoder::tokens(&g, "ids", batch, seq), None)
-                .hidden;
-            let output = match with_head {
-                true => self.decoder.logits(hidden),
-                false => hidden,
+            let ids = Decoder::tokens(&g, "ids", batch, seq);
+            let hidden = self.decoder.forward(ids, None).hidden;
+            let output = match of {
+                Output::Hidden => hidden,
+                Output::Logits => self.decoder.logits(hidden),
             };
             let output = output.id();
             (
@@ -340,7 +314,7 @@ impl Model {
     /// The losses of a batch: sums over targets divided by `divisor`. A target of -1 is not counted.
     ///
     /// # Errors
-    /// As [`Model::check_ids`].
+    /// As [`Model::check_ids`] and [`Model::check_targets`].
     ///
     /// # Panics
     /// If the sequence is longer than `max_seq_len`.
@@ -352,8 +326,9 @@ impl Model {
         divisor: f64,
     ) -> Result<BatchLosses> {
         self.check_ids(inputs, batch, seq)?;
+        self.check_targets(targets, batch, seq)?;
         let key = (batch, seq, divisor.to_bits());
-        let found = self.losses.entry(key).or_insert_with(|| {
+        let found = self.losses.get_or_insert_with(key, || {
             let g = Builder::new();
             let ids = Decoder::tokens(&g, "ids", batch, seq);
             let targets = Decoder::tokens(&g, "targets", batch, seq);
@@ -390,8 +365,8 @@ impl Model {
         seq: usize,
     ) -> Result<Vec<Activations>> {
         self.check_ids(ids, batch, seq)?;
-        let taps = self.taps.entry((batch, seq));
-        let taps = taps.or_insert_with(|| TapProgram::new(&self.decoder, batch, seq));
+        let make = || TapProgram::new(&self.decoder, batch, seq);
+        let taps = self.taps.get_or_insert_with((batch, seq), make);
         Ok(taps.run(&mut *self.executor, ids))
     }
 
@@ -464,68 +439,5 @@ impl std::fmt::Debug for Model {
             .field("config", self.config())
             .field("device", &self.device)
             .finish_non_exhaustive()
-    }
-}
-
-impl Decoder {
-    /// Ids or targets (b, t) as an input of a graph.
-    pub(crate) fn tokens<'g>(
-        g: &'g Builder,
-        name: &str,
-        batch: usize,
-        seq: usize,
-    ) -> crate::graph::Value<'g> {
-        g.input(name, Type::i32([batch, seq]))
-    }
-
-    /// Records the update that brings matrices back to vectors of length 1 along the width (nGPT, arXiv
-    /// 2410.01131): columns of what writes the residual stream, rows of everything else.
-    pub(crate) fn unit_weights(&self, g: &Builder) {
-        if !self.has_unit_weights() {
-            return;
-        }
-        for spec in self.registry().iter() {
-            let &[rows, columns] = &spec.shape[..] else {
-                continue;
-            };
-            let weight = g.state(PARAMETERS, spec.offset, Type::f32([rows, columns]));
-            match spec.writes_residual {
-                true => ops::unit_columns(weight, columns, spec.matrices.clone()),
-                false => ops::unit_rows(weight, columns),
-            }
-        }
-    }
-}
-
-impl Model {
-    /// Moves the selection biases of mixtures by one step against the load of a batch, one entry for each
-    /// mixture: up where an expert got fewer tokens than the mean, down where it got more.
-    pub fn rebalance(&mut self, routing: &[crate::model::Routing]) {
-        let Some(rate) = self.config().moe.as_ref().and_then(|moe| moe.bias_rate) else {
-            return;
-        };
-        let biases = self
-            .decoder
-            .blocks
-            .iter()
-            .filter_map(|block| match &block.feed_forward {
-                super::FeedForward::Mixture(mixture) => mixture.selection_bias,
-                super::FeedForward::Dense(_) => None,
-            });
-        let biases: Vec<ParamSpec> = biases
-            .map(|bias| self.decoder.registry().spec(bias).clone())
-            .collect();
-        for (spec, routing) in biases.iter().zip(routing) {
-            let (experts, total) = (routing.load.len() as u64, routing.load.iter().sum::<u64>());
-            let mut values = self.read(spec);
-            for (value, &tokens) in values.iter_mut().zip(&routing.load) {
-                *value += match (tokens * experts).cmp(&total) {
-                    std::cmp::Ordering::Less => rate as f32,
-                    std::cmp::Ordering::Equal => 0.0,
-                    std::cmp::Ordering::Greater => -rate as f32,
-                };
-            }
-            self.write(spec, &values);
-        }
     }
 }

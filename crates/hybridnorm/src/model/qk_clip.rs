@@ -104,10 +104,10 @@ impl Model {
 }
 
 impl ModelConfig {
-    /// Whether scaling the weights of queries and keys scales the scores in every block.
+    /// Checks that scaling the weights of queries and keys scales the scores in every block.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the first block in which a norm takes it back.
+    /// [`Error::Config`] naming the first block in which a norm undoes it.
     pub fn check_qk_clip(&self) -> Result<()> {
         let (resolved, _) = self.resolve()?;
         let refuse = |what: String| {

@@ -1,4 +1,4 @@
-//! The parameters of a model: what each is, how it starts, where it lies.
+//! The parameters of a model: shape, role, initial values, and offset in their buffer.
 //!
 //! A layer declares its parameters where it is built. Everything else reads this registry: counts,
 //! initial values, optimizer groups, checkpoints, importers.
@@ -100,11 +100,11 @@ pub struct ParamSpec {
     pub writes_residual: bool,
     /// Experts that it is a stack of; 1 for everything else.
     pub experts: usize,
-    /// Names of what it counts as, with the elements of each.
+    /// Categories that its elements count in, with the number in each.
     pub counts: Vec<(&'static str, u64)>,
-    /// How it starts.
+    /// Its initial values.
     pub init: Init,
-    /// True if the distance from where it started is recorded: a norm's gain.
+    /// True if the distance from its initial values is recorded: a norm's gain.
     pub has_drift: bool,
     /// First element in the buffer of all parameters.
     pub offset: usize,
@@ -116,9 +116,19 @@ impl ParamSpec {
         self.shape.iter().product()
     }
 
-    /// Where its elements lie in the buffer of all parameters.
+    /// Its elements in the buffer of all parameters.
     pub fn range(&self) -> Range<usize> {
         self.offset..self.offset + self.elements()
+    }
+
+    /// Its value in a graph.
+    pub fn value<'g>(&self, graph: &'g Builder) -> Value<'g> {
+        self.value_in(PARAMETERS, graph)
+    }
+
+    /// Its counterpart in another buffer that is laid out like the parameters: sums of gradients.
+    pub fn value_in<'g>(&self, buffer: Buffer, graph: &'g Builder) -> Value<'g> {
+        graph.state(buffer, self.offset, Type::f32(&self.shape[..]))
     }
 
     /// Elements of a row; 1 for vectors.
@@ -242,8 +252,8 @@ impl Registry {
         param
     }
 
-    /// Declares a matrix (out, in) of a graph of your own, drawn with this standard deviation. It is what an
-    /// output head is: outside of all blocks.
+    /// Declares a matrix (out, in) of a graph of your own, drawn with this standard deviation. Its
+    /// role is that of an output head, outside of all blocks.
     ///
     /// # Panics
     /// If the name is taken.

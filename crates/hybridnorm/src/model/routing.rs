@@ -1,4 +1,4 @@
-//! Where the tokens of a forward pass were dispatched to.
+//! Router statistics of a forward pass.
 
 /// Routing statistics of one block.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -18,7 +18,7 @@ pub struct Routing {
 }
 
 impl Routing {
-    /// Adds what was found for other tokens; means are weighted by tokens.
+    /// Adds the statistics of other tokens; means are weighted by tokens.
     pub fn merge(&mut self, other: &Self) {
         let tokens = self.tokens + other.tokens;
         let share = other.tokens as f64 / tokens.max(1) as f64;

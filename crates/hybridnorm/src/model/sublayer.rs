@@ -16,7 +16,7 @@ pub struct SubLayer {
     pub second_norm: Option<Norm>,
     /// Norm before the function.
     pub in_norm: Option<Norm>,
-    /// Factor on what the function reads.
+    /// Factor on the function's input.
     pub in_scale: Scale,
     /// Factor on the skip.
     pub skip_scale: Scale,
@@ -39,7 +39,7 @@ pub struct Residual<'g> {
     pub y: Option<Value<'g>>,
 }
 
-/// A residual stream behind a sub-layer, and what was added to it.
+/// The residual streams after a sub-layer, and the branch output that was added.
 pub(super) struct Sum<'g> {
     pub(super) residual: Residual<'g>,
     pub(super) branch: Value<'g>,
@@ -123,7 +123,7 @@ impl SubLayer {
         Sum { residual, branch }
     }
 
-    /// What a sub-layer reads: `x`, or `read_scale · x + second_norm(y)` of both streams.
+    /// Input of the sub-layer: `x`, or `read_scale · x + second_norm(y)` of both streams.
     fn read<'g>(&self, Residual { x, y }: Residual<'g>) -> Value<'g> {
         match y.filter(|_| self.second_norm.is_some()) {
             Some(y) => scale(&self.read_scale, x) + norm(&self.second_norm, y),

@@ -47,7 +47,7 @@ pub(crate) struct RoutingTap {
 }
 
 impl RoutingTap {
-    /// Asks for what the router of a block did.
+    /// Taps the statistics of a block's router.
     pub(crate) fn new(decoder: &Decoder, routed: &Routed<'_>) -> Self {
         let moe = decoder
             .config()
@@ -114,7 +114,7 @@ impl TapProgram {
         }
     }
 
-    /// Runs it; gives what every block's taps found.
+    /// Runs it; gives the activations of every block.
     pub(super) fn run(&self, executor: &mut dyn Executor, ids: &[i32]) -> Vec<Activations> {
         executor.run(
             &self.program,

@@ -4,13 +4,13 @@
 //! step-00000100/
 //!   config.json            shape of the model, placement and its hash
 //!   model.safetensors      weights
-//!   tokenizer/             what turned text into tokens (where known)
+//!   tokenizer/             the model's tokenizer (where known)
 //!   optimizer.safetensors  moments                        ┐ only in a training run's
 //!   state.json             step, tokens, data cursor, ... ┘ checkpoints
 //!   manifest.json          size and SHA-256 of all of the above; written last
 //! ```
 //!
-//! It is a [`StagedFolder`]: what carries the name is complete. Reading verifies the manifest.
+//! It is a [`StagedFolder`]: a folder with its final name is complete. Reading verifies the manifest.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -51,7 +51,7 @@ struct ConfigFile {
     model: ModelConfig,
 }
 
-/// What goes into a checkpoint.
+/// Contents of a checkpoint to be written.
 pub struct Contents<'a, S> {
     /// The model.
     pub model: &'a Model,
@@ -115,7 +115,7 @@ fn write_folder<S: Serialize>(folder: &Path, contents: Contents<'_, S>) -> Resul
         model: model.clone(),
     };
     write_json(&folder.join(CONFIG), &config)?;
-    let executor = contents.model.executor_ref();
+    let executor = contents.model.executor();
     tensors::write(
         &folder.join(MODEL),
         &tensors::parameters(contents.model),
@@ -141,11 +141,11 @@ fn write_folder<S: Serialize>(folder: &Path, contents: Contents<'_, S>) -> Resul
     write_json(&folder.join(MANIFEST), &manifest)
 }
 
-/// As [`save`], but in the place of what may stand there: a broken checkpoint that the run was resumed
-/// from behind, whose step it has come to again.
+/// As [`save`], but replaces a folder that is there: a damaged checkpoint of a step that a run, resumed from an
+/// earlier one, has reached again.
 ///
 /// # Errors
-/// If anything cannot be written; what stood there then stays.
+/// If anything cannot be written; the folder that was there then stays.
 pub fn replace<S: Serialize>(path: &Path, contents: Contents<'_, S>) -> Result<()> {
     let staged = StagedFolder::create(path)?;
     write_folder(staged.path(), contents)?;
@@ -238,7 +238,7 @@ impl Checkpoint {
         })
     }
 
-    /// What is wrong with each newer checkpoint of the run directory that this one was opened from.
+    /// Faults of the newer checkpoints of the run directory that this one was opened from, one each.
     pub fn passed_over(&self) -> &[String] {
         &self.passed_over
     }
@@ -350,17 +350,17 @@ impl Checkpoint {
 /// Folder of a run that holds its checkpoints.
 pub const CHECKPOINTS: &str = "checkpoints";
 
-/// Where the checkpoint of a step stands.
+/// Path of the checkpoint of a step.
 pub fn step_path(run: &Path, step: u64) -> PathBuf {
     run.join(CHECKPOINTS).join(format!("step-{step:08}"))
 }
 
-/// What [`newest`] found.
+/// Result of [`newest`].
 #[derive(Debug)]
 pub struct Newest {
     /// The newest valid checkpoint and its step.
     pub checkpoint: Option<(u64, Checkpoint)>,
-    /// What is wrong with newer ones that were passed over.
+    /// Faults of newer ones that were passed over.
     pub broken: Vec<String>,
 }
 
@@ -411,7 +411,7 @@ pub fn newest_before(run: &Path, limit: u64) -> Result<Newest> {
     })
 }
 
-/// Whether what stands there is not a checkpoint's file. All other errors may pass.
+/// True if the error shows a damaged checkpoint; all other errors may be temporary.
 fn is_damage(error: &io::Error) -> bool {
     use io::ErrorKind::{InvalidData, IsADirectory, NotADirectory, NotFound, UnexpectedEof};
     matches!(
@@ -420,7 +420,7 @@ fn is_damage(error: &io::Error) -> bool {
     )
 }
 
-/// Whether a run holds a checkpoint, valid or not.
+/// True if a run holds a checkpoint, valid or not.
 ///
 /// # Errors
 /// If the run's folder cannot be listed.

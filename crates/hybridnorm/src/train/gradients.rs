@@ -26,7 +26,7 @@ pub(super) struct PassTaps {
     objective: ValueId,
     cross_entropy: ValueId,
     routing: Vec<RoutingTap>,
-    /// Max attention logits of every block's heads, where they are asked for.
+    /// Max attention logits of every block's heads, where they are tapped.
     maxima: Vec<ValueId>,
 }
 
@@ -75,7 +75,7 @@ pub(super) fn record<'g>(
 }
 
 impl PassTaps {
-    /// Asks for the losses of a pass, what its routers did, and the max attention logits of its heads if
+    /// Taps the losses of a pass, the statistics of its routers, and the max attention logits of its heads if
     /// wanted.
     pub(super) fn new(decoder: &Decoder, pass: &Pass<'_>, with_max_attention_logits: bool) -> Self {
         let routed = pass.blocks.iter().filter_map(|block| block.routed.as_ref());
@@ -107,7 +107,7 @@ impl PassTaps {
     }
 
     /// The values of the last run.
-    pub(super) fn read(&self, model: &mut Model, program: &Program) -> Found {
+    pub(super) fn read(&self, model: &Model, program: &Program) -> Found {
         let executor = model.executor();
         let one = |id| executor.output(program, id).into_f64()[0];
         let losses = BatchLosses {
@@ -134,7 +134,7 @@ pub struct Found {
     pub losses: BatchLosses,
     /// Routing statistics, one entry for each mixture.
     pub routing: Vec<Routing>,
-    /// Max attention logits of every head in every block, where they were asked for.
+    /// Max attention logits of every head in every block, where they were tapped.
     pub head_maxima: Vec<Vec<f32>>,
 }
 
@@ -163,7 +163,8 @@ impl Gradients {
 /// divided by `divisor`; with the max attention logits of every head.
 ///
 /// # Errors
-/// If an id is outside the vocabulary or there are not b · t of them.
+/// If an id or a target is outside the vocabulary, but for targets of -1, which are not counted; or there
+/// are not b · t of them.
 pub fn gradients(
     model: &mut Model,
     inputs: &[i32],
@@ -173,6 +174,7 @@ pub fn gradients(
     options: Options,
 ) -> Result<Gradients> {
     model.check_ids(inputs, shape[0], shape[1])?;
+    model.check_targets(targets, shape[0], shape[1])?;
     let g = Builder::new();
     let pass = record(&g, model.decoder(), shape, divisor)?;
     let taps = PassTaps::new(model.decoder(), &pass, true);
@@ -185,7 +187,9 @@ pub fn gradients(
     outputs.extend(gradients.iter().map(|(_, id)| *id));
     let program = Program::new(g.finish(), &outputs, options);
     let given = [("ids", Data::I32(inputs)), ("targets", Data::I32(targets))];
-    model.executor().run(&program, Arguments::default(), &given);
+    model
+        .executor_mut()
+        .run(&program, Arguments::default(), &given);
     let executor = model.executor();
     let by_name = gradients
         .into_iter()
@@ -209,6 +213,7 @@ pub(super) fn stream_gradients(
     [batch, seq]: [usize; 2],
 ) -> Result<Vec<f64>> {
     model.check_ids(inputs, batch, seq)?;
+    model.check_targets(targets, batch, seq)?;
     let g = Builder::new();
     let ids = Decoder::tokens(&g, "ids", batch, seq);
     let of_targets = Decoder::tokens(&g, "targets", batch, seq);
@@ -234,7 +239,7 @@ pub(super) fn stream_gradients(
     }
     let program = Program::new(g.finish(), &squares, Options::default());
     let given = [("ids", Data::I32(inputs)), ("targets", Data::I32(targets))];
-    let executor = model.executor();
+    let executor = model.executor_mut();
     executor.run(&program, Arguments::default(), &given);
     let norm = |id: &ValueId| {
         executor

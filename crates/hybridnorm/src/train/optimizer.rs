@@ -230,7 +230,7 @@ impl Optimizer {
         let buffers = [PARAMETERS; 2];
         let mut layout = Layout::new(config, model.decoder().registry(), buffers);
         let elements = layout.elements();
-        layout.buffers = elements.map(|n| model.executor().allocate(DType::F32, n));
+        layout.buffers = elements.map(|n| model.executor_mut().allocate(DType::F32, n));
         Self {
             layout,
             updates: 0,
@@ -243,7 +243,7 @@ impl Optimizer {
         let elements = model.decoder().registry().elements();
         *self
             .sums
-            .get_or_insert_with(|| model.executor().allocate(DType::F32, elements))
+            .get_or_insert_with(|| model.executor_mut().allocate(DType::F32, elements))
     }
 
     /// How parameters are updated.
@@ -403,7 +403,7 @@ impl Optimizer {
                     )));
                 }
                 model
-                    .executor()
+                    .executor_mut()
                     .write(buffer, offset, Data::F32(&found.data));
             }
         }

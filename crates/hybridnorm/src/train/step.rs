@@ -180,7 +180,7 @@ impl TrainingStep {
     /// divided by the number of targets of the step.
     ///
     /// # Errors
-    /// If an id is outside the vocabulary.
+    /// If an id or a target is outside the vocabulary, but for targets of -1, which are not counted.
     pub fn pass(
         &mut self,
         model: &mut Model,
@@ -189,7 +189,13 @@ impl TrainingStep {
         targets: &[i32],
         lr: f64,
     ) -> Result<BatchLosses> {
-        model.check_ids(inputs, self.shape.micro_batch, self.shape.seq_len)?;
+        let StepShape {
+            micro_batch,
+            seq_len,
+            ..
+        } = self.shape;
+        model.check_ids(inputs, micro_batch, seq_len)?;
+        model.check_targets(targets, micro_batch, seq_len)?;
         let given = [("ids", Data::I32(inputs)), ("targets", Data::I32(targets))];
         let arguments = optimizer.arguments(lr);
         let (program, pass) = match &self.programs {
@@ -202,7 +208,7 @@ impl TrainingStep {
                 (program, pass)
             }
         };
-        model.executor().run(program, arguments, &given);
+        model.executor_mut().run(program, arguments, &given);
         let found = pass.read(model, program);
         if let Programs::Single(single) = &self.programs {
             let is_finite = found.losses.objective.is_finite();
@@ -231,7 +237,7 @@ impl TrainingStep {
             let arguments = optimizer.arguments(lr);
             let guard = [losses.objective as f32];
             model
-                .executor()
+                .executor_mut()
                 .run(program, arguments, &[("guard", Data::F32(&guard))]);
             let is_finite = losses.objective.is_finite();
             let norms = optimizer.updated(model.executor(), program, update, is_finite);

@@ -149,7 +149,7 @@ pub fn exact(model: &Model) -> Model {
 pub fn write64(model: &mut Model, name: &str, values: &[f64]) {
     let offset = model.decoder().registry().get(name).unwrap().offset;
     model
-        .executor()
+        .executor_mut()
         .write(PARAMETERS, offset, Data::F64(values));
 }
 
@@ -193,7 +193,7 @@ pub fn targets() -> Vec<i32> {
 
 /// Logits (b, t, v) of the inputs.
 pub fn logits(model: &mut Model) -> Vec<f32> {
-    model.logits(&inputs(), BATCH, SEQ).unwrap()
+    model.logits(&inputs(), BATCH, SEQ).unwrap().into_f32()
 }
 
 /// Mean objective, and the gradient of every parameter.

@@ -13,7 +13,7 @@ use hybridnorm_kernels::qkv::QkvPrep;
 
 /// Smallest temperature of cosine attention (Swin-v2).
 const COSINE_TAU_MIN: f64 = 0.01;
-/// Where that temperature starts.
+/// Initial value of that temperature.
 const COSINE_TAU_INIT: f64 = 0.1;
 
 /// Causal grouped-query attention with rotary embedding:

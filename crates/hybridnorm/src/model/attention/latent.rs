@@ -23,7 +23,7 @@ use hybridnorm_kernels::latent::Latent as LatentHeads;
 /// Generation keeps only `c_kv` and the rotated `k_r`: `W_kv` is absorbed into the query and the context.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Latent {
-    /// What reads the stream, rows `[c_q | c_kv | k_r]`; without a query latent the first are the
+    /// Projection of the residual stream, rows `[c_q | c_kv | k_r]`; without a query latent the first are the
     /// queries of all heads.
     pub(in super::super) latents: Param,
     /// Norm on the query latent, or on the queries where there is none.
@@ -38,7 +38,7 @@ pub struct Latent {
     pub(in super::super) kv_up: Param,
     read_out: ReadOut,
     heads: LatentHeads,
-    /// Rows of `latents` by what they give.
+    /// Rows of `latents` by output.
     widths: [usize; 3],
     scale: f32,
     softcap: Option<f32>,

@@ -31,8 +31,8 @@ impl MlaConfig {
         self.nope_dim + self.rope_dim
     }
 
-    /// Rows of the projection that reads the stream, by what they give: queries or their latent, the
-    /// latent of keys and values, the rotary key.
+    /// Rows of the projection of the residual stream, by output: queries or their latent, the latent of keys and
+    /// values, the rotary key.
     pub fn down_widths(&self, n_heads: usize) -> [usize; 3] {
         let q = self.q_rank.unwrap_or(n_heads * self.head_dim());
         [q, self.kv_rank, self.rope_dim]

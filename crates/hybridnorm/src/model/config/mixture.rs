@@ -29,10 +29,10 @@ pub struct MoeConfig {
     /// The first so many blocks keep a dense feed-forward, of inner width `model.d_ff`.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub first_dense: usize,
-    /// What makes scores of the router's logits.
+    /// Function from router logits to scores.
     #[serde(default)]
     pub scoring: Scoring,
-    /// Whether the weights of a token's experts are divided by their sum.
+    /// True if the weights of a token's experts are divided by their sum.
     #[serde(default)]
     pub renormalize: bool,
     /// Experts lie in so many groups of equal size.
@@ -89,7 +89,7 @@ impl MoeConfig {
         self.n_shared * self.d_expert
     }
 
-    /// Whether block `layer` (0-based) is a mixture.
+    /// True if block `layer` (0-based) is a mixture.
     pub fn is_at(&self, layer: usize) -> bool {
         layer >= self.first_dense
     }
@@ -151,7 +151,7 @@ impl MoeConfig {
         self.check_effects()
     }
 
-    /// Whether every setting changes something.
+    /// Refuses settings that would have no effect.
     fn check_effects(&self) -> Result<()> {
         let without = |what: String, why: &str| {
             Err(Error::config(format!(

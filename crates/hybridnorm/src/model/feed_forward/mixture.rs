@@ -67,7 +67,7 @@ impl Mixture {
         }
     }
 
-    /// From (b, t, d) to (b, t, d), and what the router did.
+    /// From (b, t, d) to (b, t, d), and the router's statistics.
     pub(super) fn forward<'g>(&self, u_btd: Value<'g>) -> (Value<'g>, Routed<'g>) {
         let g = u_btd.builder();
         let logits = ops::linear(u_btd, self.router.value(g));

@@ -32,7 +32,7 @@ pub struct Mlp {
     activation: Activation,
 }
 
-/// Whom the tokens go to, and with which weights.
+/// Dispatch of tokens to experts, with the weights of the combination.
 #[derive(Clone, Copy)]
 pub(super) struct Route<'g> {
     pub(super) dispatch: Value<'g>,
@@ -147,7 +147,7 @@ impl Mlp {
         )
     }
 
-    /// The projections with what comes before the nonlinearity.
+    /// The projections with their norms and factors: the input of the nonlinearity.
     fn prepared<'g>(&self, projected: Value<'g>) -> Value<'g> {
         let of_gate = |x| scale(&self.gate_scale, norm(&self.gate_norm, x));
         let of_up = |x| scale(&self.up_scale, norm(&self.up_norm, x));

@@ -1,0 +1,42 @@
+//! Load balancing of experts without a loss: a bias on the scores that select experts moves against their
+//! load (arXiv 2408.15664, DeepSeek-V3).
+
+use std::cmp::Ordering;
+
+use super::feed_forward::FeedForward;
+use super::model::Model;
+use super::registry::ParamSpec;
+use super::routing::Routing;
+
+impl Model {
+    /// Moves the selection biases of mixtures by one step of `bias_rate` against the load of a batch, one
+    /// entry for each mixture: up where an expert got fewer tokens than the mean, down where it got more.
+    pub fn rebalance(&mut self, routing: &[Routing]) {
+        let Some(rate) = self.config().moe.as_ref().and_then(|moe| moe.bias_rate) else {
+            return;
+        };
+        for (spec, routing) in self.selection_biases().iter().zip(routing) {
+            let (experts, total) = (routing.load.len() as u64, routing.load.iter().sum::<u64>());
+            let mut values = self.read(spec);
+            for (value, &tokens) in values.iter_mut().zip(&routing.load) {
+                *value += match (tokens * experts).cmp(&total) {
+                    Ordering::Less => rate as f32,
+                    Ordering::Equal => 0.0,
+                    Ordering::Greater => -rate as f32,
+                };
+            }
+            self.write(spec, &values);
+        }
+    }
+
+    /// The selection biases of mixtures, in the order of the blocks.
+    fn selection_biases(&self) -> Vec<ParamSpec> {
+        let blocks = self.decoder().blocks.iter();
+        let biases = blocks.filter_map(|block| match &block.feed_forward {
+            FeedForward::Mixture(mixture) => mixture.selection_bias,
+            FeedForward::Dense(_) => None,
+        });
+        let registry = self.decoder().registry();
+        biases.map(|bias| registry.spec(bias).clone()).collect()
+    }
+}

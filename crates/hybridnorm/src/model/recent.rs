@@ -1,0 +1,68 @@
+//! Values that are costly to make, kept by key while they are in use.
+
+/// The values used last, by key. A new one takes the place of the least recently used one where there are
+/// [`MOST`](Self::MOST).
+#[derive(Debug)]
+pub(super) struct Recent<K, V> {
+    /// In order of their last use, the latest one at the end.
+    entries: Vec<(K, V)>,
+}
+
+impl<K, V> Recent<K, V> {
+    /// Largest number of values. Training, evaluation and generation alternate between two or three
+    /// shapes each; a series of ever new shapes must not fill the memory with plans.
+    pub(super) const MOST: usize = 8;
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+}
+
+impl<K: PartialEq, V> Recent<K, V> {
+    /// The value of a key, made by `make` if it is not held.
+    pub(super) fn get_or_insert_with(&mut self, key: K, make: impl FnOnce() -> V) -> &V {
+        match self.entries.iter().position(|(held, _)| *held == key) {
+            Some(index) => self.entries[index..].rotate_left(1),
+            None => {
+                if self.entries.len() == Self::MOST {
+                    self.entries.remove(0);
+                }
+                self.entries.push((key, make()));
+            }
+        }
+        let (_, value) = self.entries.last().expect("the entry in use");
+        value
+    }
+}
+
+impl<K, V> Default for Recent<K, V> {
+    fn default() -> Self {
+        Self {
+            entries: Vec::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_least_recently_used_value_leaves() {
+        const MOST: usize = Recent::<usize, usize>::MOST;
+        let mut recent = Recent::default();
+        for key in 0..MOST {
+            assert_eq!(*recent.get_or_insert_with(key, || 10 * key), 10 * key);
+        }
+        // A value that is held is not made again, and its use makes the one after it the oldest.
+        assert_eq!(*recent.get_or_insert_with(0, || unreachable!()), 0);
+        assert_eq!(*recent.get_or_insert_with(MOST, || 7), 7);
+        for key in [0].into_iter().chain(2..MOST) {
+            assert_eq!(*recent.get_or_insert_with(key, || unreachable!()), 10 * key);
+        }
+        assert_eq!(*recent.get_or_insert_with(MOST, || unreachable!()), 7);
+        assert_eq!(*recent.get_or_insert_with(1, || 8), 8);
+        assert_eq!(recent.len(), MOST);
+    }
+}

@@ -1,0 +1,23 @@
+//! A small model for tests.
+
+use super::config::{Activation, ModelConfig};
+use crate::placement::Placement;
+
+/// One block of width 16 over a vocabulary of 8, for up to 32 positions.
+pub(crate) fn tiny() -> ModelConfig {
+    ModelConfig {
+        d_model: 16,
+        n_layers: 1,
+        n_heads: 2,
+        n_kv_heads: 2,
+        d_ff: 32,
+        vocab_size: 8,
+        max_seq_len: 32,
+        rope_theta: 1e4,
+        tie_embeddings: false,
+        activation: Activation::Swiglu,
+        moe: None,
+        mla: None,
+        placement: Placement::default(),
+    }
+}

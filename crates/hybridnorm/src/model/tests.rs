@@ -1,0 +1,42 @@
+use super::recent::Recent;
+use super::testing::tiny;
+use super::{Device, Model};
+
+fn model() -> Model {
+    Model::new(&tiny(), 0, Device::Cpu).unwrap()
+}
+
+#[test]
+fn programs_of_many_shapes_do_not_pile_up() {
+    let mut model = model();
+    let ids = [1; 32];
+    for seq in 1..=32 {
+        let ids = &ids[..seq];
+        model.hidden(ids, 1, seq).unwrap();
+        model.logits(ids, 1, seq).unwrap();
+        model.losses(ids, ids, [1, seq], 1.0).unwrap();
+        model.activations(ids, 1, seq).unwrap();
+    }
+    let kept = [model.forward.len(), model.losses.len(), model.taps.len()];
+    assert_eq!(kept, [Recent::<(), ()>::MOST; 3]);
+}
+
+#[test]
+fn a_target_of_minus_one_is_not_counted_and_others_outside_the_vocabulary_are_refused() {
+    let mut model = model();
+    let mut loss = |targets: &[i32]| {
+        let losses = model.losses(&[1, 2, 3], targets, [1, 3], 1.0);
+        losses.map(|losses| losses.cross_entropy)
+    };
+    let all = loss(&[2, 3, 4]).unwrap();
+    let parts = loss(&[2, -1, -1]).unwrap() + loss(&[-1, 3, 4]).unwrap();
+    assert!((all - parts).abs() < 1e-5, "{all} {parts}");
+    for outside in [-2, 8, i32::MIN, i32::MAX] {
+        let error = loss(&[2, outside, 4]).unwrap_err().to_string();
+        let expected = format!("token id {outside} at position 1 is outside the vocabulary of 8");
+        assert!(error.contains(&expected), "{error}");
+    }
+    assert!(loss(&[2, 3]).is_err());
+    // Only targets may be -1.
+    assert!(model.check_ids(&[-1], 1, 1).is_err());
+}

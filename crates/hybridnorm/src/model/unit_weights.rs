@@ -1,0 +1,41 @@
+//! Matrices whose vectors have length 1 along the width of the residual stream (nGPT, arXiv 2410.01131).
+
+use super::decoder::Decoder;
+use super::model::Model;
+use crate::graph::Builder;
+use crate::ops::{self, Arguments};
+use crate::plan::{Options, Program};
+
+impl Decoder {
+    /// Records the update that brings matrices back to vectors of length 1 along the width: columns of those
+    /// whose output is added to the residual stream, rows of all others. Nothing where the placement has no
+    /// unit weights.
+    pub(crate) fn unit_weights(&self, g: &Builder) {
+        if !self.has_unit_weights() {
+            return;
+        }
+        for spec in self.registry().iter() {
+            let &[_, columns] = &spec.shape[..] else {
+                continue;
+            };
+            let weight = spec.value(g);
+            match spec.writes_residual {
+                true => ops::unit_columns(weight, columns, spec.matrices.clone()),
+                false => ops::unit_rows(weight, columns),
+            }
+        }
+    }
+}
+
+impl Model {
+    /// Brings matrices back to vectors of length 1 along the width, where the placement keeps them there.
+    pub fn restore_unit_weights(&mut self) {
+        if !self.decoder().has_unit_weights() {
+            return;
+        }
+        let g = Builder::new();
+        self.decoder().unit_weights(&g);
+        let program = Program::new(g.finish(), &[], Options::default());
+        self.executor_mut().run(&program, Arguments::default(), &[]);
+    }
+}
