@@ -12,7 +12,7 @@ use std::path::Path;
 use safetensors::tensor::Dtype;
 
 use crate::error::{Error, Result};
-use crate::exec::Executor;
+use crate::exec::{Data, Executor};
 use crate::graph::Buffer;
 use crate::model::{Model, PARAMETERS};
 
@@ -27,7 +27,7 @@ pub struct Values {
     pub data: Vec<f32>,
 }
 
-/// A tensor to be written: copied to the host only when its turn comes.
+/// A tensor on an executor: where its elements lie, and its shape in files.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Handle {
     buffer: Buffer,
@@ -45,8 +45,27 @@ impl Handle {
         }
     }
 
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.range.len()
+    }
+
+    /// Copies the elements to the host.
+    pub fn read(&self, executor: &dyn Executor) -> Vec<f32> {
+        executor.read(self.buffer, self.range.clone()).into_f32()
+    }
+
+    /// Overwrites the elements.
+    ///
+    /// # Panics
+    /// If there are not as many values.
+    pub fn write(&self, executor: &mut dyn Executor, values: &[f32]) {
+        assert_eq!(values.len(), self.elements(), "elements of a tensor");
+        executor.write(self.buffer, self.range.start, Data::F32(values));
+    }
+
     fn bytes(&self) -> u64 {
-        4 * self.range.len() as u64
+        4 * self.elements() as u64
     }
 }
 
@@ -142,7 +161,7 @@ pub(crate) fn to_f32(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
 
 #[cfg(test)]
 mod tests {
-    use crate::exec::{Cpu, Data};
+    use crate::exec::Cpu;
     use crate::graph::DType;
     use safetensors::tensor::{TensorView, serialize};
 

@@ -4,6 +4,8 @@ use crate::parallel::ELEMENTS;
 use crate::simd::{dispatch, sum_squares_f64};
 use rayon::prelude::*;
 
+pub use crate::simd::larger_or_nan;
+
 /// Size of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Magnitude {

@@ -331,9 +331,9 @@ pub(crate) fn max(x: &[f32]) -> f32 {
     tail.iter().fold(largest(&lanes), |a, &b| larger(a, b))
 }
 
-/// The larger one, or NaN where either is.
+/// The larger number; NaN where one is.
 #[inline(always)]
-pub(crate) fn larger_or_nan(a: f32, b: f32) -> f32 {
+pub fn larger_or_nan(a: f32, b: f32) -> f32 {
     if (b <= a) | a.is_nan() { a } else { b }
 }
 

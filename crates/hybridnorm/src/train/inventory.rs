@@ -1,9 +1,9 @@
-//! What a model costs in training, from its configuration alone: nothing is allocated.
+//! Parameter counts and training memory of a model, from its configuration alone: nothing is allocated.
 
 use serde::Serialize;
 
 use super::optimizer::{Layout, OptimizerConfig};
-use super::step::{self, StepShape};
+use super::step::{self, StepBuffers, StepShape};
 use crate::error::Result;
 use crate::graph::Buffer;
 use crate::model::inventory::{Counts, counts};
@@ -53,19 +53,18 @@ pub fn inventory(
 ) -> Result<Inventory> {
     let decoder = Decoder::new(config)?;
     // Programs name buffers; these need not exist for a plan.
-    let [first, second, sums] = [1, 2, 3].map(Buffer);
-    let layout = Layout::new(optimizer.clone(), decoder.registry(), [first, second]);
-    let programs = step::plan(shape, &decoder, &layout, sums)?;
+    let buffers = StepBuffers {
+        moments: [1, 2].map(Buffer),
+        sums: (shape.grad_accum_steps > 1).then_some(Buffer(3)),
+    };
+    let layout = Layout::new(optimizer.clone(), decoder.registry());
+    let programs = step::plan(shape, &decoder, &layout, buffers)?;
     let elements = decoder.registry().elements() as u64;
     Ok(Inventory {
         counts: counts(config, shape.seq_len)?,
         memory: Memory {
             weights: 4 * elements,
-            gradients: if shape.grad_accum_steps > 1 {
-                4 * elements
-            } else {
-                0
-            },
+            gradients: buffers.sums.map_or(0, |_| 4 * elements),
             optimizer: 4 * layout.elements().iter().sum::<usize>() as u64,
             activations: programs.arena_bytes() as u64,
         },

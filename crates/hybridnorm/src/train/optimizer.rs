@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 
 use super::metrics::QkClip;
 use crate::error::{Error, Result};
-use crate::exec::{Data, Executor};
+use crate::exec::Executor;
 use crate::graph::{Buffer, Builder, DType, Type, Value, ValueId};
-use crate::model::{Model, PARAMETERS, ParamSpec, Registry};
+use crate::model::{Model, ParamSpec, Registry};
 use crate::ops::{self, Arguments, MuonSlot};
 use crate::plan::Program;
 use crate::tensors::{Handle, Values};
@@ -23,7 +23,7 @@ const NEWTON_SCHULZ: usize = 5;
 pub struct SlotNorms {
     /// Of its gradient, before clipping.
     pub gradient: f64,
-    /// Of what the step added to it; 0 where nothing was changed.
+    /// Of its update; 0 where nothing was changed.
     pub update: f64,
     /// Of its values before the step; 0 where nothing was changed.
     pub value: f64,
@@ -34,7 +34,7 @@ pub struct SlotNorms {
 pub struct StepNorms {
     /// Of all gradients together, before clipping.
     pub gradient: f64,
-    /// Of everything that was added to the weights, decay included.
+    /// Of the whole update, weight decay included.
     pub update: f64,
     /// The same of each parameter.
     pub by_name: BTreeMap<String, SlotNorms>,
@@ -43,26 +43,29 @@ pub struct StepNorms {
 }
 
 /// The optimizer of a model: the moments of every parameter, and the number of updates done.
+///
+/// Its buffers are on the model's executor until [`Optimizer::free`] returns them.
 #[derive(Debug)]
 pub struct Optimizer {
     layout: Layout,
+    /// Of the moments, as [`Layout`] says.
+    buffers: [Buffer; 2],
     updates: u64,
     /// Sums of gradients over micro-batches, allocated where there are several.
     sums: Option<Buffer>,
 }
 
-/// How parameters are updated, and where their moments lie.
+/// The settings of every parameter's update, and the offsets of its moments in two buffers: the first
+/// moments of AdamW and Muon's only ones, and the second moments of AdamW.
 #[derive(Debug)]
 pub(super) struct Layout {
     config: OptimizerConfig,
     /// AdamW's first, then Muon's; each by name.
     slots: Vec<Slot>,
-    /// First moments of AdamW and Muon's only ones, and second moments of AdamW.
-    buffers: [Buffer; 2],
     elements: [usize; 2],
 }
 
-/// A parameter and where its moments lie.
+/// A parameter and the offsets of its moments.
 #[derive(Debug)]
 struct Slot {
     spec: ParamSpec,
@@ -71,7 +74,15 @@ struct Slot {
     second: Option<usize>,
 }
 
-/// The values of a program that tell what an update did.
+/// A moment of a parameter.
+struct Moment<'a> {
+    spec: &'a ParamSpec,
+    /// Its name in files.
+    name: String,
+    handle: Handle,
+}
+
+/// Program outputs with the norms of gradients and update.
 #[derive(Debug, Clone)]
 pub(super) struct UpdateTaps {
     squares: ValueId,
@@ -88,26 +99,9 @@ impl UpdateTaps {
     }
 }
 
-impl Slot {
-    /// Its moments' names in files. They differ by rule, so that a run that goes on with another one begins
-    /// with none instead of taking a sum of gradients for a mean.
-    fn moments(&self) -> Vec<(&'static str, usize)> {
-        match self.second {
-            None => vec![("sum", self.first)],
-            Some(second) => vec![("m", self.first), ("v", second)],
-        }
-    }
-
-    fn keys(&self) -> impl Iterator<Item = String> {
-        self.moments()
-            .into_iter()
-            .map(|(prefix, _)| format!("{prefix}.{}", self.spec.name))
-    }
-}
-
 impl Layout {
-    /// Lays out the moments of every trained parameter in two buffers.
-    pub(super) fn new(config: OptimizerConfig, registry: &Registry, buffers: [Buffer; 2]) -> Self {
+    /// Lays out the moments of every trained parameter.
+    pub(super) fn new(config: OptimizerConfig, registry: &Registry) -> Self {
         let trained = registry
             .by_name()
             .into_iter()
@@ -136,7 +130,6 @@ impl Layout {
         Self {
             config,
             slots,
-            buffers,
             elements: [first, second],
         }
     }
@@ -151,11 +144,12 @@ impl Layout {
         &self.config
     }
 
-    /// Records an update by `gradients`, by name. Nothing is changed unless all of them and `guard`, the
-    /// losses, are finite.
+    /// Records an update of parameters and `moments` by `gradients`, by name. Nothing is changed unless all of
+    /// them and `guard`, the losses, are finite.
     pub(super) fn record<'g>(
         &self,
         g: &'g Builder,
+        moments: [Buffer; 2],
         gradients: &BTreeMap<String, Value<'g>>,
         guard: Value<'g>,
     ) -> UpdateTaps {
@@ -172,16 +166,11 @@ impl Layout {
                 true => self.config.weight_decay,
                 false => 0.0,
             };
-            let value = state(PARAMETERS, slot.spec.offset, gradient);
-            let first = state(self.buffers[0], slot.first, gradient);
+            let value = slot.spec.value(g);
+            let first = state(moments[0], slot.first, gradient);
             match slot.second {
                 Some(second) => {
-                    adamw.push([
-                        gradient,
-                        value,
-                        first,
-                        state(self.buffers[1], second, gradient),
-                    ]);
+                    adamw.push([gradient, value, first, state(moments[1], second, gradient)]);
                     decays.push(weight_decay);
                 }
                 None => {
@@ -227,18 +216,25 @@ impl Layout {
 impl Optimizer {
     /// Allocates zero moments for every trained parameter of `model`, on its executor.
     pub fn new(config: OptimizerConfig, model: &mut Model) -> Self {
-        let buffers = [PARAMETERS; 2];
-        let mut layout = Layout::new(config, model.decoder().registry(), buffers);
-        let elements = layout.elements();
-        layout.buffers = elements.map(|n| model.executor_mut().allocate(DType::F32, n));
+        let layout = Layout::new(config, model.decoder().registry());
+        let executor = model.executor_mut();
         Self {
+            buffers: layout.elements().map(|n| executor.allocate(DType::F32, n)),
             layout,
             updates: 0,
             sums: None,
         }
     }
 
-    /// Sums of gradients over micro-batches, laid out like the parameters.
+    /// Returns the memory of its moments and sums of gradients to the executor of `model`, the one that it was
+    /// made for. Its [`TrainingStep`](super::TrainingStep)s must not run any more.
+    pub fn free(self, model: &mut Model) {
+        for buffer in self.buffers.into_iter().chain(self.sums) {
+            model.executor_mut().free(buffer);
+        }
+    }
+
+    /// Sums of gradients over micro-batches, laid out like the parameters; allocated on first use.
     pub(super) fn sums(&mut self, model: &mut Model) -> Buffer {
         let elements = model.decoder().registry().elements();
         *self
@@ -246,15 +242,20 @@ impl Optimizer {
             .get_or_insert_with(|| model.executor_mut().allocate(DType::F32, elements))
     }
 
-    /// How parameters are updated.
+    /// The layout of its moments.
     pub(super) fn layout(&self) -> &Layout {
         &self.layout
     }
 
-    /// Goes on by other settings. What is remembered stays.
+    /// The buffers of its moments, as [`Layout`] says.
+    pub(super) fn buffers(&self) -> [Buffer; 2] {
+        self.buffers
+    }
+
+    /// Replaces its settings; the moments stay.
     ///
     /// # Errors
-    /// If another rule is asked for, which remembers something else.
+    /// If the rule is another one, since that has other moments.
     pub(super) fn set_config(&mut self, config: OptimizerConfig) -> Result<()> {
         if config.kind != self.layout.config.kind {
             return Err(Error::config(
@@ -323,91 +324,116 @@ impl Optimizer {
         }
     }
 
-    /// The name of a moment that is not finite, if there is one.
-    pub fn broken(&self, model: &mut Model) -> Option<String> {
-        let executor = model.executor();
-        let is_broken = |slot: &&Slot| {
-            let moments = slot.moments().into_iter();
+    /// All moments, in the order of the slots.
+    fn moments(&self) -> impl Iterator<Item = Moment<'_>> {
+        let [first, second] = self.buffers;
+        self.layout.slots.iter().flat_map(move |slot| {
+            // The names differ by rule, so that a run that is resumed with another one begins without moments
+            // instead of taking a sum of gradients for a mean.
+            let moments = match slot.second {
+                None => vec![("sum", first, slot.first)],
+                Some(offset) => vec![("m", first, slot.first), ("v", second, offset)],
+            };
+            let spec = &slot.spec;
+            let elements = spec.elements();
             moments
-                .zip(self.layout.buffers)
-                .any(|((_, offset), buffer)| {
-                    let range = offset..offset + slot.spec.elements();
-                    let values = executor.read(buffer, range).into_f32();
-                    !values.iter().all(|x| x.is_finite())
+                .into_iter()
+                .map(move |(prefix, buffer, offset)| Moment {
+                    spec,
+                    name: format!("{prefix}.{}", spec.name),
+                    handle: Handle::new(buffer, offset..offset + elements, vec![elements]),
                 })
+        })
+    }
+
+    /// The name of a moment that is not finite, if there is one.
+    pub fn broken(&self, model: &Model) -> Option<String> {
+        let is_broken = |moment: &Moment<'_>| {
+            let values = moment.handle.read(model.executor());
+            !values.iter().all(|x| x.is_finite())
         };
-        let found = self.layout.slots.iter().find(is_broken)?;
+        let found = self.moments().find(is_broken)?;
         Some(format!("a moment of {}", found.spec.name))
     }
 
     /// The moments, named `m.NAME` and `v.NAME`; Muon's is `sum.NAME`.
     pub fn handles(&self) -> BTreeMap<String, Handle> {
-        let mut all = BTreeMap::new();
-        for slot in &self.layout.slots {
-            let elements = slot.spec.elements();
-            for ((prefix, offset), buffer) in slot.moments().into_iter().zip(self.layout.buffers) {
-                let handle = Handle::new(buffer, offset..offset + elements, vec![elements]);
-                all.insert(format!("{prefix}.{}", slot.spec.name), handle);
-            }
-        }
-        all
+        let moments = self.moments();
+        moments.map(|moment| (moment.name, moment.handle)).collect()
     }
 
-    /// Puts back those moments that belong to parameters of this model; others stay zero.
+    /// Restores those moments that belong to parameters of this model; all others become zero.
     pub fn restore_shared(
         &mut self,
         updates: u64,
-        mut values: BTreeMap<String, Values>,
+        values: &BTreeMap<String, Values>,
         model: &mut Model,
-    ) -> Result<()> {
-        for slot in &self.layout.slots {
-            let elements = slot.spec.elements();
-            for key in slot.keys() {
-                let zeros = || Values {
-                    shape: vec![elements],
-                    data: vec![0.0; elements],
-                };
-                let found = values.entry(key).or_insert_with(zeros);
-                if found.data.len() != elements {
-                    *found = zeros();
-                }
+    ) {
+        for Moment { name, handle, .. } in self.moments() {
+            let elements = handle.elements();
+            let found = values
+                .get(&name)
+                .filter(|found| found.data.len() == elements);
+            match found {
+                Some(found) => handle.write(model.executor_mut(), &found.data),
+                None => handle.write(model.executor_mut(), &vec![0.0; elements]),
             }
         }
-        self.restore(updates, values, model)
+        self.updates = updates;
     }
 
-    /// Puts back what [`Optimizer::handles`] gave.
+    /// Restores the moments of [`Optimizer::handles`].
     ///
     /// # Errors
     /// If a moment is missing or of another size.
     pub fn restore(
         &mut self,
         updates: u64,
-        mut values: BTreeMap<String, Values>,
+        values: &BTreeMap<String, Values>,
         model: &mut Model,
     ) -> Result<()> {
-        for slot in &self.layout.slots {
-            let elements = slot.spec.elements();
-            for ((prefix, offset), buffer) in slot.moments().into_iter().zip(self.layout.buffers) {
-                let key = format!("{prefix}.{}", slot.spec.name);
-                let found = values.remove(&key).ok_or_else(|| {
-                    Error::config(format!(
-                        "optimizer state {key} is missing; a run goes on with the \
-                             optimizer.kind it began with"
-                    ))
-                })?;
-                if found.data.len() != elements {
-                    return Err(Error::config(format!(
-                        "optimizer state {key} has {} elements, expected {elements}",
-                        found.data.len(),
-                    )));
-                }
-                model
-                    .executor_mut()
-                    .write(buffer, offset, Data::F32(&found.data));
+        for Moment { name, handle, .. } in self.moments() {
+            let found = values.get(&name).ok_or_else(|| {
+                Error::config(format!(
+                    "optimizer state {name} is missing; a run goes on with the \
+                     optimizer.kind it began with"
+                ))
+            })?;
+            let (elements, expected) = (found.data.len(), handle.elements());
+            if elements != expected {
+                return Err(Error::config(format!(
+                    "optimizer state {name} has {elements} elements, expected {expected}",
+                )));
             }
+            handle.write(model.executor_mut(), &found.data);
         }
         self.updates = updates;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+    use crate::Device;
+    use crate::model::testing::tiny;
+
+    #[test]
+    fn freeing_an_optimizer_frees_its_buffers_and_no_others() {
+        let mut model = Model::new(&tiny(), 0, Device::Cpu).unwrap();
+        let weights = model.values();
+        let mut first = Optimizer::new(OptimizerConfig::default(), &mut model);
+        let second = Optimizer::new(OptimizerConfig::default(), &mut model);
+        let sums = first.sums(&mut model);
+        let buffers = [first.buffers[0], first.buffers[1], sums];
+        first.free(&mut model);
+        for buffer in buffers {
+            let read = || model.executor().read(buffer, 0..1);
+            assert!(catch_unwind(AssertUnwindSafe(read)).is_err(), "{buffer:?}");
+        }
+        assert_eq!(second.broken(&model), None);
+        assert_eq!(model.values(), weights);
     }
 }

@@ -8,9 +8,10 @@ use super::optimizer::{Layout, Optimizer, StepNorms, UpdateTaps};
 use crate::error::Result;
 use crate::exec::Data;
 use crate::graph::{Buffer, Builder, Type, Value};
-use crate::model::{BatchLosses, Decoder, Model, PARAMETERS, ParamSpec, Routing};
+use crate::model::{BatchLosses, Decoder, Model, ParamSpec, Routing};
 use crate::ops;
 use crate::plan::{Options, Program, Recompute};
+use hybridnorm_kernels::magnitude::larger_or_nan;
 
 /// The shape of a step.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -21,7 +22,7 @@ pub struct StepShape {
     pub seq_len: usize,
     /// Micro-batches.
     pub grad_accum_steps: usize,
-    /// Which activations the backward pass recomputes.
+    /// Activations that the backward pass recomputes.
     pub recompute: Recompute,
 }
 
@@ -67,7 +68,16 @@ pub struct StepOutcome {
     pub routing: Vec<Routing>,
 }
 
-/// Plans the programs of a step; `sums` is the buffer of gradients where they are accumulated.
+/// The buffers that a step updates besides the parameters.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct StepBuffers {
+    /// Those of the optimizer's moments, see [`Layout`].
+    pub(super) moments: [Buffer; 2],
+    /// Sums of gradients, where there are several micro-batches.
+    pub(super) sums: Option<Buffer>,
+}
+
+/// Plans the programs of a step.
 ///
 /// # Errors
 /// If a parameter would get no gradient, or the arena is beyond the budget of recomputation.
@@ -75,7 +85,7 @@ pub(super) fn plan(
     shape: StepShape,
     decoder: &Decoder,
     layout: &Layout,
-    sums: Buffer,
+    buffers: StepBuffers,
 ) -> Result<Programs> {
     let divisor = (shape.micro_batch * shape.seq_len * shape.grad_accum_steps) as f64;
     let of_pass = [shape.micro_batch, shape.seq_len];
@@ -84,27 +94,14 @@ pub(super) fn plan(
         ..Options::default()
     };
     let with_logits = layout.config().qk_clip.is_some();
-    let programs = if shape.grad_accum_steps == 1 {
-        let g = Builder::new();
-        let recorded = gradients::record(&g, decoder, of_pass, divisor)?;
-        let pass = PassTaps::new(decoder, &recorded, with_logits);
-        let by_name = named(&recorded.gradients);
-        let update = layout.record(&g, &by_name, recorded.objective);
-        decoder.unit_weights(&g);
-        let outputs = [pass.outputs(), update.outputs()].concat();
-        Programs::Single(Box::new(Single {
-            program: Program::new(g.finish(), &outputs, options),
-            pass,
-            update,
-        }))
-    } else {
+    let StepBuffers { moments, sums } = buffers;
+    let programs = if let Some(sums) = sums {
         let micro = |overwrites: bool| -> Result<(Program, PassTaps)> {
             let g = Builder::new();
             let recorded = gradients::record(&g, decoder, of_pass, divisor)?;
             let pass = PassTaps::new(decoder, &recorded, with_logits);
             for (spec, gradient) in &recorded.gradients {
-                let sum = sum_of(&g, sums, spec, *gradient);
-                ops::accumulate(*gradient, sum, overwrites);
+                ops::accumulate(*gradient, spec.value_in(sums, &g), overwrites);
             }
             Ok((Program::new(g.finish(), &pass.outputs(), options), pass))
         };
@@ -114,17 +111,27 @@ pub(super) fn plan(
             .registry()
             .iter()
             .filter(|spec| spec.role.is_trained());
-        let by_name = trained.map(|spec| {
-            let ty = Type::f32(&spec.shape[..]);
-            (spec.name.clone(), g.state(sums, spec.offset, ty))
-        });
+        let by_name = trained.map(|spec| (spec.name.clone(), spec.value_in(sums, &g)));
         let guard = g.input("guard", Type::f32([1]));
-        let update = layout.record(&g, &by_name.collect(), guard);
+        let update = layout.record(&g, moments, &by_name.collect(), guard);
         decoder.unit_weights(&g);
         Programs::Accumulating(Box::new(Accumulating {
             first,
             further,
             update: (Program::new(g.finish(), &update.outputs(), options), update),
+        }))
+    } else {
+        let g = Builder::new();
+        let recorded = gradients::record(&g, decoder, of_pass, divisor)?;
+        let pass = PassTaps::new(decoder, &recorded, with_logits);
+        let by_name = named(&recorded.gradients);
+        let update = layout.record(&g, moments, &by_name, recorded.objective);
+        decoder.unit_weights(&g);
+        let outputs = [pass.outputs(), update.outputs()].concat();
+        Programs::Single(Box::new(Single {
+            program: Program::new(g.finish(), &outputs, options),
+            pass,
+            update,
         }))
     };
     shape.recompute.check(programs.arena_bytes())?;
@@ -154,13 +161,13 @@ impl TrainingStep {
     /// # Errors
     /// If a parameter would get no gradient, or the arena is beyond the budget of recomputation.
     pub fn new(shape: StepShape, model: &mut Model, optimizer: &mut Optimizer) -> Result<Self> {
-        let sums = match shape.grad_accum_steps {
-            1 => PARAMETERS,
-            _ => optimizer.sums(model),
+        let buffers = StepBuffers {
+            moments: optimizer.buffers(),
+            sums: (shape.grad_accum_steps > 1).then(|| optimizer.sums(model)),
         };
         Ok(Self {
             shape,
-            programs: plan(shape, model.decoder(), optimizer.layout(), sums)?,
+            programs: plan(shape, model.decoder(), optimizer.layout(), buffers)?,
             found: Vec::new(),
             norms: None,
         })
@@ -285,14 +292,4 @@ fn named<'g>(gradients: &[(ParamSpec, Value<'g>)]) -> BTreeMap<String, Value<'g>
     pairs
         .map(|(spec, gradient)| (spec.name.clone(), *gradient))
         .collect()
-}
-
-/// The sum of a parameter's gradients in their buffer.
-fn sum_of<'g>(g: &'g Builder, sums: Buffer, spec: &ParamSpec, gradient: Value<'g>) -> Value<'g> {
-    g.state(sums, spec.offset, gradient.ty())
-}
-
-/// The larger of two numbers; what is no number stays to be seen.
-fn larger_or_nan(a: f32, b: f32) -> f32 {
-    if a > b || a.is_nan() { a } else { b }
 }

@@ -1,4 +1,4 @@
-//! What a run does when its numbers stop making sense.
+//! Losses, gradients and weights that are not finite: detection, dump and error.
 
 use std::collections::BTreeMap;
 
@@ -11,13 +11,13 @@ use super::Trainer;
 use crate::data::Batch;
 use crate::error::{Error, Result};
 
-/// What a step knows besides its metrics.
+/// Context of a step for a dump, besides its metrics.
 pub(super) struct Moment {
     /// Ids of the step's instances.
     pub(super) instances: Vec<u64>,
-    /// The micro-batch to look at.
+    /// The micro-batch whose activations are dumped.
     pub(super) batch: Batch,
-    /// Which weights the model has now.
+    /// Weights of the model at this moment: those before the step's update or after it.
     pub(super) weights: Weights,
     /// Norms of every parameter.
     pub(super) norms: BTreeMap<String, SlotNorms>,
@@ -40,11 +40,11 @@ impl Trainer {
         }
     }
 
-    /// Weights and moments are finite, and so is the loss on what comes next. Otherwise the last
-    /// good checkpoint could make way for one from which nothing goes on.
+    /// Checks that weights, moments and the loss of the next micro-batch are finite. Otherwise the last good
+    /// checkpoint could be pruned in favour of one from which no run can continue.
     pub(super) fn check_weights(&mut self) -> Result<()> {
         let broken = self.model.broken();
-        let broken = broken.or_else(|| self.optimizer.broken(&mut self.model));
+        let broken = broken.or_else(|| self.optimizer.broken(&self.model));
         if let Some(name) = broken {
             let found = format!("{name} is not finite after the update");
             return Err(self.diverged_between(self.state.step, found)?);
@@ -69,7 +69,7 @@ impl Trainer {
         Ok((batch, losses.cross_entropy))
     }
 
-    /// Writes down what was found between two steps, after step `step`.
+    /// Dumps the state after step `step`, in which `found` is not finite; gives the error.
     pub(super) fn diverged_between(&mut self, step: u64, found: String) -> Result<Error> {
         let (batch, _) = self.next_loss()?;
         Ok(self.diverged_at(step, batch, found))
@@ -98,7 +98,7 @@ impl Trainer {
         self.diverged(&metrics, &moment, found)
     }
 
-    /// Writes down a step that gave something that is not finite.
+    /// Dumps a step with a result that is not finite; gives the error.
     pub(super) fn diverged(&mut self, metrics: &Metrics, moment: &Moment, found: String) -> Error {
         let problem = format!(
             "{found}; batch instances {:?}; {}",

@@ -1,4 +1,4 @@
-//! How a run begins: its data, its model, where it stands.
+//! Opening a run: its data, its model, and the state that it starts from or is resumed at.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -203,8 +203,8 @@ impl Trainer {
                 });
                 resume::check_same_data(checkpoint, &state.data, &sources)?;
                 match is_branch {
-                    true => optimizer.restore_shared(state.step, moments, &mut model)?,
-                    false => optimizer.restore(state.step, moments, &mut model)?,
+                    true => optimizer.restore_shared(state.step, &moments, &mut model),
+                    false => optimizer.restore(state.step, &moments, &mut model)?,
                 }
                 state
             }
