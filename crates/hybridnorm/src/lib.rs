@@ -43,4 +43,6 @@ pub mod train;
 mod wording;
 
 pub use error::{Error, Result};
+/// CPU kernels, and the types that specify norms, attention and activations to [`ops`].
+pub use hybridnorm_kernels as kernels;
 pub use model::Device;

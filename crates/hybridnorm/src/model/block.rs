@@ -15,6 +15,113 @@ use hybridnorm_kernels::attention::Attention as Spec;
 
 /// A decoder block whose every norm, skip and scale comes from a
 /// [`BlockSpec`](crate::placement::BlockSpec).
+///
+/// With HybridNorm (arXiv 2503.04598) it is
+///
+/// ```text
+/// Y  = X + A(X)            A normalizes queries, keys and values by head
+/// X' = N(Y) + F(N(Y))
+/// ```
+///
+/// or, as a graph:
+///
+/// ```
+/// use hybridnorm::graph::{Builder, Type};
+/// use hybridnorm::model::{Activation, Block, Positions, Registry, Residual};
+/// use hybridnorm::ops;
+/// # use hybridnorm::exec::{Data, Executor, Reference};
+/// # use hybridnorm::graph::DType;
+/// # use hybridnorm::kernels::attention::Attention;
+/// # use hybridnorm::kernels::norm::{Gain, Norm, NormFn};
+/// # use hybridnorm::kernels::qkv::{QkOrder, QkvPrep};
+/// # use hybridnorm::model::ModelConfig;
+/// # use hybridnorm::placement;
+/// # use hybridnorm::plan::{Options, Program};
+///
+/// let [b, t, d, heads, width] = [2, 5, 16, 4, 4];
+/// # let config = ModelConfig {
+/// #     d_model: d,
+/// #     n_layers: 1,
+/// #     n_heads: heads,
+/// #     n_kv_heads: heads,
+/// #     d_ff: 24,
+/// #     vocab_size: 1, // a block has no vocabulary
+/// #     max_seq_len: t,
+/// #     rope_theta: 1e4,
+/// #     tie_embeddings: true,
+/// #     activation: Activation::Swiglu,
+/// #     moe: None,
+/// #     mla: None,
+/// #     placement: placement::named("hybridnorm")?,
+/// # };
+/// # let rotary = QkvPrep {
+/// #     heads,
+/// #     kv_heads: heads,
+/// #     head_dim: width,
+/// #     q: None,
+/// #     k: None,
+/// #     v: None,
+/// #     order: QkOrder::BeforeRope,
+/// #     qk_scale: 1.0,
+/// #     clip: None,
+/// # };
+/// # let causal = Attention {
+/// #     batch: b,
+/// #     seq: t,
+/// #     heads,
+/// #     kv_heads: heads,
+/// #     head_dim: width,
+/// #     value_dim: width,
+/// #     scale: 1.0 / (width as f32).sqrt(),
+/// #     softcap: None,
+/// # };
+/// # let rms = |width| Norm {
+/// #     function: NormFn::Rms,
+/// #     eps: 1e-5,
+/// #     gain: Gain::Plain,
+/// #     bias: false,
+/// #     width,
+/// #     groups: 1,
+/// # };
+/// // `config` is that of a block with the placement "hybridnorm".
+/// let mut registry = Registry::default();
+/// let block = Block::declare(&config, 0, &mut registry)?;
+///
+/// let g = Builder::new();
+/// let x = g.input("x", Type::f32([b, t, d]));
+/// let positions = Positions::first(&g, &config, t);
+///
+/// // The ops with the block's parameters; `rms`, `rotary` and `causal` are their settings.
+/// let weight = |name: &str| registry.get(&format!("blocks.0.{name}")).unwrap().value(&g);
+/// let linear = |x, name| ops::linear(x, weight(name));
+/// let norm = |x, width, name| ops::norm(x, weight(name), rms(width));
+/// let rotate = |qkv| ops::qkv_prep(qkv, positions.rotations, [None; 3], rotary);
+/// let attend = |q, k, v| ops::attention(rotate(ops::concat(&[q, k, v])), causal);
+/// let swiglu = |x| ops::activation(x, Activation::Swiglu);
+///
+/// let [q, k, v] = ops::split(linear(x, "attention.qkv"), [d; 3]);
+/// let [q, k] = [norm(q, width, "attention.q_norm.gain"), norm(k, width, "attention.k_norm.gain")];
+/// let v = norm(v, width, "attention.v_norm.gain");
+/// let y = x + linear(attend(q, k, v), "attention.out");
+/// let n = norm(y, d, "ffn.in_norm.gain");
+/// let by_hand = n + linear(swiglu(linear(n, "feed_forward.up")), "feed_forward.down");
+///
+/// let of_block = block.forward(Residual { x, y: None }, &positions).residual.x;
+/// let difference = ops::magnitude(of_block - by_hand).id();
+/// # let program = Program::new(g.finish(), &[difference], Options::default());
+/// # let mut executor = Reference::new();
+/// # let parameters = executor.allocate(DType::F32, registry.elements());
+/// # let numbers = |n| (0..n).map(|i| (i as f32).sin()).collect::<Vec<f32>>();
+/// # executor.write(parameters, 0, Data::F32(&numbers(registry.elements())));
+/// # let values = numbers(b * t * d);
+/// # let given = [("x", Data::F32(&values))];
+/// // On the reference executor, with arbitrary parameters and input:
+/// executor.run(&program, ops::Arguments::default(), &given);
+/// let difference = executor.output(&program, difference).into_f64();
+/// let [_rms, largest] = difference[..] else { unreachable!() };
+/// assert!(largest < 1e-12);
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Block {
     /// Wiring of the attention sub-layer.
