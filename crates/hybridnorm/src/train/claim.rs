@@ -1,4 +1,4 @@
-//! Taking hold of a run directory, and leaving it as it was where nothing came of it.
+//! Claiming a run directory: its lock, and the removal of what was created there unless a step is run.
 
 use std::fs::{self, File};
 use std::io;
@@ -13,8 +13,8 @@ use crate::files::{self, Lock, Locking};
 /// A directory may be removed by a failing process between being made and being locked.
 const ATTEMPTS: usize = 8;
 
-/// A run directory that this process holds. What it created there goes again when it is dropped,
-/// until it is [kept](Claim::keep).
+/// A run directory that this process holds. Files that it created there are removed when it is dropped, unless
+/// it is [kept](Claim::keep).
 #[derive(Debug)]
 pub(super) struct Claim {
     run: PathBuf,
@@ -111,7 +111,7 @@ impl Claim {
         Ok(())
     }
 
-    /// From now on what was created stays.
+    /// Keeps the files that were created, from now on.
     pub(super) fn keep(&mut self) {
         self.created.clear();
     }
@@ -134,7 +134,7 @@ impl Drop for Claim {
     }
 }
 
-/// Creates a folder and its parents; what is new is pushed to `created`, parents first.
+/// Creates a folder and its parents; new ones are pushed to `created`, parents first.
 fn create_chain(path: &Path, created: &mut Vec<Created>) -> Result<()> {
     let made = match files::create_new_dir(path) {
         Err(error) if is_gone(&error) => match path.parent() {

@@ -33,26 +33,26 @@ pub struct Config {
     /// Shape and placement. May be absent when `[init] from` names a checkpoint.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<ModelSection>,
-    /// Where weights come from.
+    /// Checkpoint that the weights are taken from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init: Option<InitSection>,
-    /// What is read.
+    /// Training and validation data.
     pub data: DataSection,
-    /// How weights are updated.
+    /// The optimizer.
     pub optimizer: OptimizerConfig,
-    /// How the learning rate moves.
+    /// The learning-rate schedule.
     pub schedule: ScheduleConfig,
-    /// How long, how much at a time, how often to look and to save.
+    /// Steps, batch and sequence sizes, intervals of evaluation and checkpoints.
     pub train: TrainSection,
-    /// What is written about the run.
+    /// Records of the run.
     pub log: LogSection,
     /// The file it was read from.
     #[serde(skip)]
     pub origin: Origin,
 }
 
-/// The file a configuration was read from, for errors that are found later. It is no part of what
-/// the configuration says: all are equal.
+/// The file a configuration was read from, for errors that are found later. It is no part of the
+/// configuration's value: all are equal.
 #[derive(Debug, Clone, Default)]
 pub struct Origin(Option<PathBuf>);
 
@@ -99,7 +99,7 @@ pub struct ModelSection {
     /// Base of the rotary embedding's wavelengths.
     #[serde(default = "default_rope_theta")]
     pub rope_theta: f64,
-    /// Whether the head is the embedding.
+    /// True if the head is the embedding.
     #[serde(default)]
     pub tie_embeddings: bool,
     /// The feed-forward's nonlinearity.
@@ -184,7 +184,7 @@ pub struct DataSection {
     pub tokenizer: Option<String>,
     /// The order of instances within an epoch.
     pub order: DataOrder,
-    /// How raw text is read.
+    /// Options for reading raw text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<SourceOptions>,
 }
@@ -202,7 +202,7 @@ pub struct TrainSection {
     /// Micro-batches per optimizer step; divides `batch_size`. Changes memory, not results, but for the
     /// load-balancing loss of a mixture of experts, which is that of every micro-batch on its own.
     pub grad_accum_steps: usize,
-    /// Which activations the backward pass recomputes: `"none"` but those that are cheap, `"block"` for all
+    /// Activations that the backward pass recomputes: `"none"` but those that are cheap, `"block"` for all
     /// within blocks, `"budget:BYTES"` for those of as few blocks as keep activations, gradients and scratch
     /// of a micro-batch within so many bytes. Changes memory and time, not results.
     pub recompute: Recompute,
@@ -212,7 +212,7 @@ pub struct TrainSection {
     pub eval_sequences: usize,
     /// Save every this many steps and at the end; 0: only at the end.
     pub checkpoint_every: usize,
-    /// How many checkpoints to keep.
+    /// Number of checkpoints to keep.
     pub keep_checkpoints: usize,
 }
 
@@ -232,16 +232,16 @@ impl Default for TrainSection {
     }
 }
 
-/// `[log]`: what is written about a run. It changes no result.
+/// `[log]`: records of a run. They change no result.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LogSection {
-    /// Look into every block every this many steps; 0: never. A look takes 5 to 10 % of a step
+    /// Steps between two records of every block's activations; 0: none. A record takes 5 to 10 % of a step
     /// (`bench/recorder.py`).
     pub layers_every: usize,
     /// Write event files for TensorBoard.
     pub tensorboard: bool,
-    /// How many spikes may leave a dump of the model's state; what is not finite always does.
+    /// Largest number of dumps of the model's state for spikes; values that are not finite always leave one.
     pub dumps: usize,
 }
 
@@ -341,7 +341,7 @@ impl Config {
         }))
     }
 
-    /// How the learning rate moves.
+    /// The schedule for the run's steps, with its defaults filled in.
     ///
     /// # Errors
     /// If a key of the schedule has no effect or is out of range.

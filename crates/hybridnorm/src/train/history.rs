@@ -1,4 +1,4 @@
-//! What changed between the segments of a run, and which configuration a step had.
+//! Changes of the configuration between the segments of a run, and the configuration of a given step.
 
 use serde::Serialize;
 use toml::{Table, Value};

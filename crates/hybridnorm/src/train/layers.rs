@@ -1,4 +1,4 @@
-//! `layers.jsonl`: what the inside of the model looks like every few steps.
+//! `layers.jsonl`: activations, gradients and updates by block, every few steps.
 
 use std::collections::BTreeMap;
 
@@ -44,7 +44,7 @@ pub struct BlockSignals {
     pub ffn: Activation,
     /// Attention's scores before the softmax.
     pub scores: Scores,
-    /// Where the experts' tokens went, in a mixture.
+    /// Load of the experts, in a mixture.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub experts: Option<Experts>,
     /// Parameters by role: `qkv` (with latent attention `latents`, `q_up`, `kv_up`), `out`, `up` and `down`
@@ -73,7 +73,7 @@ pub struct Scores {
     pub entropy: Measured,
 }
 
-/// Where the tokens of a mixture of experts went.
+/// Load and router statistics of a mixture of experts.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Experts {
@@ -112,7 +112,7 @@ impl Row for LayersRow {
 }
 
 impl LayersRow {
-    /// Puts together what was seen at a step.
+    /// Collects the activations and norms of a step.
     pub fn new(
         step: u64,
         model: &Model,

@@ -21,7 +21,7 @@ pub struct Metrics {
     /// Global norm of the gradients before clipping.
     #[serde(deserialize_with = "number")]
     pub grad_norm: f64,
-    /// Global norm of what the optimizer added to the weights.
+    /// Global norm of the optimizer's update.
     #[serde(deserialize_with = "number")]
     pub update_norm: f64,
     /// Learning rate of the update.
@@ -33,13 +33,13 @@ pub struct Metrics {
     /// pass.
     #[serde(deserialize_with = "number")]
     pub tokens_per_second: f64,
-    /// What was minimized, where that is more than the loss: with z-loss and the routers' losses.
+    /// Training objective, where it is more than the loss: with z-loss and the routers' losses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub objective: Option<f64>,
-    /// What the routers of mixtures of experts did with the step's tokens.
+    /// Router statistics of the step's tokens, in a mixture of experts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub router: Option<RouterMetrics>,
-    /// What QK-clip found and did, where it is on.
+    /// Outcome of QK-clip, where it is on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub qk_clip: Option<QkClip>,
     /// Mean validation loss after the update, where it was measured.

@@ -1,4 +1,4 @@
-//! The flight recorder: what a run writes about itself beside its metrics.
+//! The flight recorder: layers, TensorBoard events and dumps of a run, beside its metrics.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,15 +19,15 @@ use crate::files;
 /// Folder of a run that holds its [`Dump`]s.
 pub const FLIGHT: &str = "flight";
 
-/// What the model looked like when something went wrong: `flight/step-N.json` of a run.
+/// State of the model at a spike, or at a value that is not finite: `flight/step-N.json` of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Dump {
     /// The step, counted from 1.
     pub step: u64,
-    /// What kind of trouble.
+    /// The reason for the dump.
     pub kind: Kind,
-    /// What was found.
+    /// The spikes, or the values that are not finite, one line each.
     pub reasons: Vec<String>,
     /// Mean cross-entropy of the batch before the update.
     pub loss: Measured,
@@ -39,7 +39,7 @@ pub struct Dump {
     pub lr: f64,
     /// Ids of the batch's instances.
     pub instances: Vec<u64>,
-    /// Which weights gave the activations.
+    /// The weights that gave the activations: those before the step's update or after it.
     pub weights: Weights,
     /// Every block, over the micro-batch with the largest loss.
     pub layers: LayersRow,
@@ -47,7 +47,7 @@ pub struct Dump {
     pub parameters: BTreeMap<String, ParameterNorms>,
 }
 
-/// The dump of what ended a run that did `step` steps, if something did.
+/// The dump of the failure that ended a run after `step` steps, if there is one.
 ///
 /// # Errors
 /// If a dump cannot be read.
@@ -89,13 +89,13 @@ fn dump_path(run: &Path, step: u64) -> PathBuf {
     run.join(FLIGHT).join(format!("step-{step:08}.json"))
 }
 
-/// What a dump was written for.
+/// Reason for a dump.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
-    /// Something left its recent range; the run went on.
+    /// A value far above its recent mean; the run continued.
     Spike,
-    /// Something was not finite; the run ended.
+    /// A value that is not finite; the run ended.
     NotFinite,
 }
 
@@ -115,7 +115,7 @@ pub enum Weights {
 pub struct ParameterNorms {
     /// Of its gradient before clipping.
     pub grad_norm: Measured,
-    /// Of what the step added to it.
+    /// Of the step's update.
     pub update_norm: Measured,
 }
 
@@ -161,14 +161,14 @@ pub(super) struct Recorder {
     first_row: Option<u64>,
 }
 
-/// What grows with the run.
+/// Files that the run appends to.
 struct Files {
     layers: RowsFile<LayersRow>,
     events: Option<EventFile>,
 }
 
 impl Recorder {
-    /// Looks at the first `step` steps of a run. Nothing is changed yet.
+    /// Reads the metrics of the first `step` steps of a run. No file is changed yet.
     pub(super) fn open(run: &Path, log: &LogSection, step: u64) -> Result<Self> {
         let mut detector = Detector::default();
         let rows = rows::read_up_to::<Metrics>(run, step)?;
@@ -188,7 +188,8 @@ impl Recorder {
         })
     }
 
-    /// Goes on after `step` steps of a run: what is of later steps, which will be done again, goes.
+    /// Opens the files of a run that continues after `step` steps; rows and dumps of later steps, which will be
+    /// run again, are removed.
     pub(super) fn begin(&mut self, step: u64) -> Result<()> {
         let resumed = (step > 0).then_some(step);
         self.dumps = drop_later_dumps(&self.run, step)?;
@@ -202,7 +203,7 @@ impl Recorder {
         Ok(())
     }
 
-    /// Makes all that was written last.
+    /// Flushes all files to disk.
     pub(super) fn sync(&self) -> Result<()> {
         let Some(files) = &self.files else {
             return Ok(());
@@ -225,7 +226,7 @@ impl Recorder {
         self.missing_rows
     }
 
-    /// Whether the blocks are to be looked at in this step.
+    /// True if activations are recorded in this step.
     pub(super) fn is_due(&self, step: u64) -> bool {
         self.log.layers_every > 0 && step.is_multiple_of(self.log.layers_every as u64)
     }
@@ -243,7 +244,7 @@ impl Recorder {
         self.detector.scores()
     }
 
-    /// Appends what was seen of the blocks.
+    /// Appends a row of `layers.jsonl`, and its scalars for TensorBoard.
     pub(super) fn append(&mut self, layers: &LayersRow) -> Result<()> {
         if let Some(files) = &mut self.files {
             files.layers.append(layers)?;
@@ -312,7 +313,7 @@ impl Recorder {
         events.scalars(row.step, scalars)
     }
 
-    /// Whether there is room for one more dump of a spike.
+    /// True if the limit on dumps allows one more of a spike.
     pub(super) fn has_room(&self) -> bool {
         self.dumps < self.log.dumps
     }

@@ -13,11 +13,11 @@ use crate::files::{self, AtomicFile};
 /// A row is small; anything longer is none. The largest is that of many blocks with many experts.
 const ROW_LIMIT: u64 = 16 << 20;
 
-/// What is known at a step.
+/// A row of a file that grows with the run: the record of one step.
 pub trait Row: Serialize + DeserializeOwned {
     /// The file in the run directory.
     const FILE: &'static str;
-    /// Whether every step has a row, so that one that is missing was lost.
+    /// True if every step has a row, so that a missing one was lost.
     const EVERY_STEP: bool;
 
     /// The step, counted from 1.
@@ -87,8 +87,8 @@ impl<R: Row> RowsFile<R> {
     }
 }
 
-/// Which parts of a file stay: rows up to a step, every step once. A step that was done again counts
-/// as it was done last.
+/// The parts of a file that are kept: rows up to a step, every step once. Of a step that was run again, the
+/// last row is kept.
 #[derive(Debug, Default)]
 struct Kept {
     /// Step, first byte and bytes of each line.
@@ -121,7 +121,7 @@ impl Kept {
         self.lines.last().map_or(0, |(step, ..)| *step)
     }
 
-    /// Puts what is kept in the place of the file.
+    /// Replaces the file by the parts that are kept.
     fn copy(&self, path: &Path) -> Result<()> {
         let mut source = BufReader::new(files::open(path)?);
         let mut target = AtomicFile::create(path)?;

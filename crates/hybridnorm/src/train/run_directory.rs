@@ -1,4 +1,4 @@
-//! The directory of a run: who holds it, what may be written there, where a run goes on.
+//! The directory of a run: its lock, the files of a run in it, and the checkpoint that a run is resumed from.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -95,8 +95,8 @@ fn ignore_missing(removed: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// A new run needs a directory that holds none. What a process left that was killed before its first
-/// step is none.
+/// Refuses a directory that holds a run. Files left by a process that was killed before its first step are no
+/// run.
 pub(super) fn refuse_to_overwrite(run: &Path) -> Result<()> {
     let run_name = run.display();
     if checkpoint::exists(run)? {
@@ -194,7 +194,7 @@ pub fn passed_over(problem: &str) -> String {
     format!("passed over a broken checkpoint: {problem}")
 }
 
-/// Where a run goes on; `None` where it begins.
+/// The checkpoint that a run is resumed from; `None` where it begins.
 pub(super) fn find_resume_point(
     run: &Path,
     on_event: &mut dyn FnMut(Event<'_>),

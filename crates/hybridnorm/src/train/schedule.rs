@@ -16,7 +16,7 @@ pub struct ScheduleConfig {
     /// The same in tokens; rounded up to whole steps.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warmup_tokens: Option<u64>,
-    /// Where the curve ends, relative to the peak; 0.1 unless given. `constant` has none.
+    /// Learning rate at the end, relative to the peak; 0.1 unless given. `constant` has none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_lr_ratio: Option<f64>,
     /// Steps of the final decay of `wsd`; a fifth of the run unless given.

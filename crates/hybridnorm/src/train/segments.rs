@@ -13,7 +13,7 @@ use crate::files::{self, sealed};
 
 /// The file in the run directory.
 pub const FILE: &str = "segments.json";
-/// What stands for the fingerprint of validation data where there are none.
+/// Stands for the fingerprint of validation data where there are none.
 pub const NO_VALIDATION: &str = "none";
 const LIMIT: u64 = 16 << 20;
 
@@ -39,7 +39,7 @@ pub struct Segment {
     pub last_step: Option<u64>,
     /// When it began, in UTC, as RFC 3339.
     pub started: String,
-    /// What differs from the segment before.
+    /// Keys of the configuration that differ from the segment before.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub changed: Vec<Change>,
     /// Threads that computed.

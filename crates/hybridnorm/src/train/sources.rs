@@ -37,7 +37,7 @@ impl DataOrder {
     }
 }
 
-/// How much of the data of a run takes part: `all_tokens = tokens + left_out` of each.
+/// Tokens of a run's data that are used and left out: `all_tokens = tokens + left_out` of each.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataUse {
     /// Training data, once per epoch.
@@ -51,13 +51,13 @@ pub struct DataUse {
     /// The text that validation data of their own were made from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation_text: Option<TextAccount>,
-    /// What is worth a line, among it what was left out, cut and replaced when text was prepared.
+    /// Notes on the data, among them records left out, cut or replaced when text was prepared.
     #[serde(default)]
     pub notes: Vec<String>,
 }
 
 impl DataUse {
-    /// What is left out of both, and of the text that they were made from.
+    /// Omissions from both, and from the text that they were made from, by reason.
     pub fn left_out(&self) -> LeftOut {
         let mut all = self.train.left_out.clone();
         if let Some(text) = &self.text {
@@ -108,11 +108,11 @@ pub struct Sources {
     pub validation: Option<TokenDataset>,
     /// Why there is nothing to measure on, where there is not.
     pub no_validation: String,
-    /// How much of both takes part.
+    /// Tokens of both that are used and left out.
     pub data_use: DataUse,
-    /// What is worth a line, among it what was left out, cut and replaced when text was prepared.
+    /// Notes on the data, among them records left out, cut or replaced when text was prepared.
     pub notes: Vec<String>,
-    /// What turned text into tokens, where known.
+    /// The tokenizer of the data, where known.
     pub tokenizer: Option<Tokenizer>,
     /// Ids are below this, where known.
     pub vocab_size: Option<usize>,
@@ -256,7 +256,7 @@ fn open_validation(
     Ok(opened)
 }
 
-/// What is raw text of both the training and the validation data, in words.
+/// The error of raw text that is in both the training and the validation data, if any.
 fn shares_text(config: &Config, options: &SourceOptions) -> Result<Option<String>> {
     let raw = |inputs: &[String]| -> Result<Vec<String>> {
         let mut text = Vec::new();
@@ -279,7 +279,7 @@ fn shares_text(config: &Config, options: &SourceOptions) -> Result<Option<String
     Ok(found.err().map(|error| error.to_string()))
 }
 
-/// What the training data hold out, or why it cannot be measured on.
+/// The held-out part of the training data, or the reason why it cannot be evaluated on.
 fn held_out(
     config: &Config,
     train: &Opened,
@@ -345,7 +345,7 @@ fn check_text_options(config: &Config) -> Result<()> {
     }
 }
 
-/// What was left out, cut and replaced when the data were made from text.
+/// Notes on records that were left out, cut or replaced when the data were made from text.
 fn data_notes(opened: &Opened) -> Vec<String> {
     let folders = opened.folders.iter();
     let made = folders.flat_map(|folder| folder.manifest().notes());
@@ -368,7 +368,7 @@ pub fn check_vocabulary(sources: &Sources, model: &ModelConfig) -> Result<()> {
     }
 }
 
-/// Where tokenized text is kept between runs, if the environment tells where caches belong.
+/// Directory of tokenized text kept between runs, if the environment names a cache directory.
 pub fn cache_dir() -> Option<PathBuf> {
     let books = data::gutenberg::cache_folder().ok()?;
     Some(books.with_file_name("tokens"))

@@ -1,4 +1,4 @@
-//! Spikes: values far above what they were lately.
+//! Spikes: values far above their recent mean.
 //!
 //! The spike score is the share of the last [`WINDOW`] values that lay more than [`DEVIATIONS`]
 //! standard deviations above the mean of the values before them (after OLMo 2, arXiv 2501.00656,
@@ -18,7 +18,7 @@ pub const FEWEST: usize = 32;
 /// Standard deviations above the mean from which a value is a spike.
 pub const DEVIATIONS: f64 = 6.0;
 
-/// What is watched.
+/// A quantity in which spikes are detected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Quantity {
@@ -56,13 +56,13 @@ impl Quantity {
 /// A value that left its recent range upwards.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Spike {
-    /// Of what.
+    /// The quantity that spiked.
     pub quantity: Quantity,
     /// The value.
     pub value: f64,
     /// Mean of the values before it.
     pub mean: f64,
-    /// How many of their standard deviations lie between.
+    /// Distance from their mean, in their standard deviations.
     pub deviations: f64,
 }
 
@@ -79,7 +79,7 @@ impl fmt::Display for Spike {
     }
 }
 
-/// How often something spiked.
+/// Number of spikes by quantity.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Counts {

@@ -227,7 +227,7 @@ mod tests {
         Some((payload, rest))
     }
 
-    /// What the events of a file say, without their times.
+    /// The events of a file, without their times.
     fn said(bytes: &[u8]) -> Vec<(i64, What)> {
         events(bytes)
             .into_iter()

@@ -36,7 +36,7 @@ use crate::placement::Warning;
 use begin::Beginning;
 use failure::Moment;
 
-/// Where a run stands; together with weights and moments, all that decides what comes next.
+/// State of a run; with weights and moments, it determines all further steps.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct State {
@@ -44,7 +44,7 @@ pub struct State {
     pub step: u64,
     /// Tokens trained on.
     pub tokens: u64,
-    /// Where the batch stream stands.
+    /// Position of the batch stream.
     pub cursor: Cursor,
     /// Fingerprint of the training data.
     pub data: String,
@@ -52,12 +52,12 @@ pub struct State {
     pub max_grad_norm: f64,
 }
 
-/// What happens in a run, as it happens.
+/// Progress of a run, reported as it happens.
 #[derive(Debug)]
 pub enum Event<'a> {
     /// Something worth a line.
     Note(String),
-    /// Text is being turned into tokens.
+    /// Text is being tokenized.
     Progress(Progress),
     /// The data were opened.
     Data(&'a DataUse),
@@ -67,17 +67,17 @@ pub enum Event<'a> {
     Evaluated {
         /// After this step.
         step: u64,
-        /// What was found.
+        /// Loss on the validation data.
         loss: eval::Loss,
     },
     /// A checkpoint was written.
     Saved(&'a Path),
 }
 
-/// How a run ended.
+/// Result of a run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Outcome {
-    /// Whether all steps were done; otherwise the run was asked to stop.
+    /// True if all steps were done; otherwise the run was stopped.
     pub finished: bool,
     /// Steps done.
     pub step: u64,
@@ -85,7 +85,7 @@ pub struct Outcome {
     pub tokens: u64,
     /// Validation loss after the last step, where there are validation data.
     pub validation: Option<eval::Loss>,
-    /// How much of the data takes part.
+    /// Tokens of the data that are used and left out.
     pub data: DataUse,
     /// Omissions from them, by reason.
     pub left_out: LeftOut,
@@ -101,7 +101,7 @@ pub struct Outcome {
     pub checkpoint: PathBuf,
 }
 
-/// A run: a model, what it learns from, and where it stands.
+/// A training run: model, data, optimizer and state.
 pub struct Trainer {
     config: Config,
     run: PathBuf,
@@ -123,25 +123,25 @@ pub struct Trainer {
     last_saved: Option<u64>,
     /// The last one is of this process.
     segments: Vec<Segment>,
-    /// What is written before the first step; none after it.
+    /// Files to be written before the first step; none after it.
     beginning: Option<Beginning>,
     claim: Claim,
 }
 
-/// What one optimizer step gave.
+/// Result of an optimizer step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Step {
     /// The numbers of the step.
     pub metrics: Metrics,
-    /// The inside of the model, where it was due.
+    /// Activations, gradients and updates by block, where they were due.
     pub layers: Option<LayersRow>,
-    /// What left its recent range.
+    /// Spikes of the step.
     pub spikes: Vec<Spike>,
-    /// How long it took.
+    /// Wall time of the step, in seconds.
     pub seconds: f64,
 }
 
-/// Whether a run may go on where it stopped.
+/// The state that a run starts from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Start {
     /// From the beginning; the run directory must not hold a run.
@@ -156,19 +156,19 @@ pub enum Start {
     Branch(Checkpoint),
 }
 
-/// How a run directory is dealt with.
+/// Options for opening a run.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct OpenOptions {
-    /// Whether to lock it.
+    /// Locking of the run directory.
     pub locking: Locking,
-    /// What a run is for that is begun anew unless it comes to its end: until [`Trainer::finish`] a file
-    /// in the directory says so, and the next run for the same purpose replaces this one.
+    /// Purpose of a run that is started anew unless it is finished: until [`Trainer::finish`] a file in the
+    /// directory says so, and the next run for the same purpose replaces this one.
     pub unfinished: Option<String>,
 }
 
-/// One in so many tokens of a step is looked at.
+/// Activations are sampled for one in so many tokens of a step.
 const LOOKED_AT: usize = 8;
-/// Attention over fewer positions says little.
+/// Fewest positions of a sampled sequence: attention over fewer is not representative.
 const FEWEST_POSITIONS: usize = 32;
 
 /// Losses of one model on the same data differ less, relatively, on two processors.
@@ -191,8 +191,7 @@ impl Trainer {
     /// in any case.
     ///
     /// # Errors
-    /// [`Error::Diverged`] when loss or gradients stop being finite; otherwise what reading data
-    /// or writing files may give.
+    /// [`Error::Diverged`] if loss or gradients are not finite; errors of reading data and writing files.
     pub fn run_to(
         &mut self,
         limit: u64,
@@ -263,7 +262,7 @@ impl Trainer {
         })
     }
 
-    /// How much of the data takes part.
+    /// Tokens of the data that are used and left out.
     pub fn data_use(&self) -> &DataUse {
         &self.data_use
     }
@@ -434,7 +433,7 @@ impl Trainer {
         }
     }
 
-    /// Whether there is something to measure validation loss on.
+    /// True if there are validation data.
     pub fn has_validation(&self) -> bool {
         self.validation.is_some()
     }
@@ -483,7 +482,7 @@ impl Trainer {
         &mut self.model
     }
 
-    /// Where the run stands.
+    /// State of the run.
     pub fn state(&self) -> &State {
         &self.state
     }
@@ -493,7 +492,7 @@ impl Trainer {
         self.config.train.steps as u64
     }
 
-    /// What turned text into tokens, where known.
+    /// The tokenizer of the data, where known.
     pub fn tokenizer(&self) -> Option<&Tokenizer> {
         self.tokenizer.as_ref()
     }
@@ -555,7 +554,7 @@ impl Trainer {
         gradients::stream_gradients(&mut self.model, &batch.inputs, &batch.targets, [micro, seq])
     }
 
-    /// What is doubtful about the placement.
+    /// Warnings about the placement.
     pub fn warnings(&self) -> &[Warning] {
         &self.warnings
     }

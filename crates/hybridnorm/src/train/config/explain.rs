@@ -1,9 +1,9 @@
-//! What is wrong with a configuration, and what is right in its place.
+//! Error messages for configurations that cannot be read: the fault, and the value or key expected instead.
 
 use crate::error::Error;
 use crate::wording::plain;
 
-/// What is wrong in a text, with the line and the key at which reading stopped.
+/// The error of a text, with the line and the key at which parsing stopped.
 pub(super) fn in_text(text: &str, path: &str, error: &toml::de::Error) -> Error {
     let place = error.span().and_then(|span| {
         let before = text.get(..span.start.min(text.len()))?;
@@ -27,7 +27,7 @@ pub(super) fn in_text(text: &str, path: &str, error: &toml::de::Error) -> Error 
     ))
 }
 
-/// What is wrong in the settings, or in the one that is known to be.
+/// The error of the `section.key=value` settings, naming the wrong one if it is known.
 pub(super) fn in_settings(culprit: Option<&str>, path: &str, error: &toml::de::Error) -> Error {
     let culprit = culprit
         .map(|setting| format!(" {setting}"))
@@ -144,7 +144,7 @@ const OTHER_NAMES: [(&[&str], &str); 13] = [
     (&["tie_word_embeddings", "weight_tying"], "tie_embeddings"),
 ];
 
-/// What there is instead of a key that other programs have and this one does not.
+/// The counterpart here of a key that other programs have.
 fn instead_of(key: &str) -> Option<&'static str> {
     Some(match key {
         "q_norm" | "k_norm" | "qk_norm" | "v_norm" => {

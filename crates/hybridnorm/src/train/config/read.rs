@@ -124,7 +124,7 @@ fn apply(table: &mut toml::Table, setting: &str) -> Result<()> {
     Ok(())
 }
 
-/// Which of the settings is wrong: the first that gives the same error on its own.
+/// The setting that is wrong: the first that gives the same error on its own.
 fn culprit<'a, T: DeserializeOwned>(
     text: &str,
     settings: &'a [String],

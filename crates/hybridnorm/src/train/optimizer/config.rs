@@ -19,10 +19,10 @@ pub struct OptimizerConfig {
     pub eps: f64,
     /// Decoupled weight decay, per unit of learning rate.
     pub weight_decay: f64,
-    /// Whether norm parameters decay: gains, biases, α and shift of DyT and Derf (official
+    /// True if norm parameters decay: gains, biases, α and shift of DyT and Derf (official
     /// HybridNorm: yes). Learned scales never do.
     pub decay_norms: bool,
-    /// Whether the embedding decays (official: dense no, MoE yes).
+    /// True if the embedding decays (official: dense no, MoE yes).
     pub decay_embeddings: bool,
     /// Gradients are scaled down to this global norm; 0 turns clipping off.
     pub clip_grad_norm: f64,

@@ -1,5 +1,5 @@
-//! What a process writes into a run directory before its first step. Where it does none, nothing is
-//! written.
+//! Files that a process writes into a run directory before its first step. A process that runs no step writes
+//! none.
 
 use super::super::checkpoint;
 use super::super::layers::LayersRow;
@@ -12,7 +12,7 @@ use crate::error::Result;
 use crate::files;
 use crate::memory;
 
-/// What is to be written.
+/// Parts of the run directory that are written before the first step.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Beginning {
     /// The configuration is new, or another one.
@@ -24,7 +24,7 @@ pub(super) struct Beginning {
 }
 
 impl Trainer {
-    /// Writes what is to be written before the first step, once.
+    /// Writes the files that are due before the first step, once.
     pub(super) fn begin(&mut self) -> Result<()> {
         let Some(beginning) = self.beginning else {
             return Ok(());

@@ -1,4 +1,4 @@
-//! What may differ where a run goes on, and what is said of it.
+//! Resuming a run: the changes that are allowed, and the notes about them.
 
 use std::path::Path;
 
@@ -91,7 +91,7 @@ pub(super) fn tell_of_validation(
     }
 }
 
-/// What is said where a run goes on, or where nothing is left of it to do.
+/// Reports that a run is resumed, with the changes of its configuration, or that it is finished already.
 pub(super) fn tell(
     (before, config): (&Config, &Config),
     changed: &[Change],
