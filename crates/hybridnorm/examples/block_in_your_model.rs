@@ -48,7 +48,9 @@ fn train() -> Result<()> {
     let mut cpu = Cpu::new();
     let [parameters, m, v] = [(); 3].map(|()| cpu.allocate(DType::F32, registry.elements()));
     for spec in registry.iter() {
-        cpu.write(parameters, spec.offset, Data::F32(&spec.initial_values(7)));
+        spec.initialize(7, |at, values| {
+            cpu.write(parameters, spec.offset + at, Data::F32(values));
+        });
     }
 
     // The forward pass: block, last position, projection, loss.
