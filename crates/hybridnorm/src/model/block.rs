@@ -47,12 +47,8 @@ use hybridnorm_kernels::attention::Attention as Spec;
 /// #     d_ff: 24,
 /// #     vocab_size: 1, // a block has no vocabulary
 /// #     max_seq_len: t,
-/// #     rope_theta: 1e4,
-/// #     tie_embeddings: true,
-/// #     activation: Activation::Swiglu,
-/// #     moe: None,
-/// #     mla: None,
 /// #     placement: placement::named("hybridnorm")?,
+/// #     ..ModelConfig::default()
 /// # };
 /// # let rotary = QkvPrep {
 /// #     heads,
@@ -76,7 +72,7 @@ use hybridnorm_kernels::attention::Attention as Spec;
 /// #     softcap: None,
 /// # };
 /// # let rms = |width| Norm {
-/// #     function: NormFn::Rms,
+/// #     function: NormFn::Rmsnorm,
 /// #     eps: 1e-5,
 /// #     gain: Gain::Plain,
 /// #     bias: false,

@@ -1,7 +1,6 @@
 //! A small model for tests.
 
-use super::config::{Activation, ModelConfig};
-use crate::placement::Placement;
+use super::config::ModelConfig;
 
 /// One block of width 16 over a vocabulary of 8, for up to 32 positions.
 pub(crate) fn tiny() -> ModelConfig {
@@ -13,11 +12,6 @@ pub(crate) fn tiny() -> ModelConfig {
         d_ff: 32,
         vocab_size: 8,
         max_seq_len: 32,
-        rope_theta: 1e4,
-        tie_embeddings: false,
-        activation: Activation::Swiglu,
-        moe: None,
-        mla: None,
-        placement: Placement::default(),
+        ..ModelConfig::default()
     }
 }
