@@ -105,7 +105,6 @@ struct Group {
 
 /// The parts of `dqkv` that belong to one group: rows of queries in the order (position, head),
 /// rows of keys and of values.
-#[derive(Default)]
 struct GroupGradient<'a> {
     q: Vec<&'a mut [f32]>,
     k: Vec<&'a mut [f32]>,
@@ -113,10 +112,14 @@ struct GroupGradient<'a> {
 }
 
 fn split_gradient<'a>(a: &Attention, dqkv: &'a mut [f32]) -> Vec<GroupGradient<'a>> {
-    let mut groups: Vec<GroupGradient> = (0..a.batch * a.kv_heads)
-        .map(|_| GroupGradient::default())
-        .collect();
     let shared = a.heads / a.kv_heads;
+    let mut groups: Vec<GroupGradient> = (0..a.batch * a.kv_heads)
+        .map(|_| GroupGradient {
+            q: Vec::with_capacity(a.seq * shared),
+            k: Vec::with_capacity(a.seq),
+            v: Vec::with_capacity(a.seq),
+        })
+        .collect();
     for (row, values) in dqkv.chunks_exact_mut(a.packed_width()).enumerate() {
         let groups = &mut groups[row / a.seq * a.kv_heads..][..a.kv_heads];
         let (q, kv) = values.split_at_mut(a.heads * a.head_dim);

@@ -55,23 +55,23 @@ fn split_outputs<'a>(
     lse: &'a mut [f32],
 ) -> Vec<Outputs<'a>> {
     let shared = a.heads / a.kv_heads;
-    let mut heads: Vec<Vec<&mut [f32]>> = (0..a.batch * a.heads * spans)
-        .map(|_| Vec::with_capacity(SPAN.min(a.seq)))
-        .collect();
-    for (row, values) in ctx.chunks_exact_mut(a.heads * a.value_dim).enumerate() {
-        let (b, t) = (row / a.seq, row % a.seq);
-        for (h, head) in values.chunks_exact_mut(a.value_dim).enumerate() {
-            heads[((b * a.kv_heads + h / shared) * spans + t / SPAN) * shared + h % shared]
-                .push(head);
+    let mut pieces: Vec<_> = ctx.chunks_exact_mut(a.value_dim).map(Some).collect();
+    let mut outputs = Vec::with_capacity(a.batch * a.kv_heads * spans);
+    for group in 0..a.batch * a.kv_heads {
+        let (b, first_head) = (group / a.kv_heads, group % a.kv_heads * shared);
+        for first in (0..a.seq).step_by(SPAN) {
+            let positions = first..a.seq.min(first + SPAN);
+            let mut rows = Vec::with_capacity(shared * positions.len());
+            for head in first_head..first_head + shared {
+                let indices = positions.clone().map(|t| (b * a.seq + t) * a.heads + head);
+                rows.extend(indices.filter_map(|index| pieces[index].take()));
+            }
+            outputs.push(Outputs {
+                ctx: rows,
+                lse: Vec::with_capacity(shared),
+            });
         }
     }
-    let mut heads = heads.into_iter();
-    let mut outputs: Vec<Outputs> = (0..a.batch * a.kv_heads * spans)
-        .map(|_| Outputs {
-            ctx: heads.by_ref().take(shared).flatten().collect(),
-            lse: Vec::with_capacity(shared),
-        })
-        .collect();
     for (head, values) in lse.chunks_mut(a.seq).enumerate() {
         for (span, values) in values.chunks_mut(SPAN).enumerate() {
             outputs[head / shared * spans + span].lse.push(values);
