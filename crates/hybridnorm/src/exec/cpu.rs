@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use memmap2::MmapMut;
 
+use super::profile::Profile;
 use super::{Data, Executor, Tensor};
 use crate::graph::{Buffer, DType, ValueId};
-use crate::ops::{Arguments, Io, Read, Write};
+use crate::ops::{Arguments, Io, Operation, Read, Write};
 use crate::plan::{Operand, Program, Region, Step, Storage};
 
 /// Runs programs on the current pool of threads, in single precision.
@@ -16,7 +17,7 @@ use crate::plan::{Operand, Program, Region, Step, Storage};
 pub struct Cpu {
     arena: Memory,
     buffers: Vec<Option<(DType, Memory)>>,
-    times: Option<BTreeMap<&'static str, Duration>>,
+    profile: Profile,
 }
 
 impl Cpu {
@@ -27,42 +28,6 @@ impl Cpu {
 
     fn buffer(&self, buffer: Buffer) -> &(DType, Memory) {
         self.buffers[buffer.0].as_ref().expect(FREED)
-    }
-
-    fn run_step(&mut self, step: &Step, op: &crate::ops::Op, arguments: Arguments) {
-        let mut parts = split(&mut self.arena, &mut self.buffers, &step.regions);
-        for &(from, to) in &step.copies {
-            let [from, to] = parts.get_disjoint_mut([from, to]).expect("two regions");
-            to.written().copy_from_slice(from.shared());
-        }
-        let mut writes = Vec::with_capacity(step.writes.len());
-        for operand in &step.writes {
-            let bytes = match operand.region {
-                Step::EMPTY => &mut [],
-                region => parts[region].take_written(),
-            };
-            writes.push(match operand.dtype {
-                DType::F32 => Write::Float(elements_mut(bytes)),
-                DType::F64 => Write::Double(elements_mut(bytes)),
-                DType::I32 => Write::Int(elements_mut(bytes)),
-            });
-        }
-        let read = |operand: &Option<Operand>| {
-            let Some(operand) = operand else {
-                return Read::InPlace;
-            };
-            let bytes = match operand.region {
-                Step::EMPTY => &[],
-                region => parts[region].shared(),
-            };
-            match operand.dtype {
-                DType::F32 => Read::Float(elements(bytes)),
-                DType::F64 => Read::Double(elements(bytes)),
-                DType::I32 => Read::Int(elements(bytes)),
-            }
-        };
-        let reads = step.reads.iter().map(read).collect();
-        op.rule().cpu(&mut Io::new(reads, writes, arguments));
     }
 }
 
@@ -121,15 +86,10 @@ impl Executor for Cpu {
             self.arena.bytes_mut()[place.start..place.end].copy_from_slice(bytes_of(*data));
         }
         for (step, node) in program.steps().iter().zip(program.graph().nodes()) {
-            match self.times.take() {
-                None => self.run_step(step, &node.op, arguments),
-                Some(mut times) => {
-                    let started = Instant::now();
-                    self.run_step(step, &node.op, arguments);
-                    *times.entry(node.op.rule().name()).or_default() += started.elapsed();
-                    self.times = Some(times);
-                }
-            }
+            let rule = node.op.rule();
+            let parts = split(&mut self.arena, &mut self.buffers, &step.regions);
+            let run = || run_step(step, rule, parts, arguments);
+            self.profile.run(rule.name(), run);
         }
     }
 
@@ -143,12 +103,48 @@ impl Executor for Cpu {
     }
 
     fn start_profile(&mut self) {
-        self.times = Some(BTreeMap::new());
+        self.profile.start();
     }
 
     fn take_profile(&mut self) -> BTreeMap<&'static str, Duration> {
-        self.times.take().unwrap_or_default()
+        self.profile.take()
     }
+}
+
+/// Runs an op on its regions.
+fn run_step(step: &Step, op: &dyn Operation, mut parts: Vec<Part<'_>>, arguments: Arguments) {
+    for &(from, to) in &step.copies {
+        let [from, to] = parts.get_disjoint_mut([from, to]).expect("two regions");
+        to.written().copy_from_slice(from.shared());
+    }
+    let mut writes = Vec::with_capacity(step.writes.len());
+    for operand in &step.writes {
+        let bytes = match operand.region {
+            Step::EMPTY => &mut [],
+            region => parts[region].take_written(),
+        };
+        writes.push(match operand.dtype {
+            DType::F32 => Write::Float(elements_mut(bytes)),
+            DType::F64 => Write::Double(elements_mut(bytes)),
+            DType::I32 => Write::Int(elements_mut(bytes)),
+        });
+    }
+    let read = |operand: &Option<Operand>| {
+        let Some(operand) = operand else {
+            return Read::InPlace;
+        };
+        let bytes = match operand.region {
+            Step::EMPTY => &[],
+            region => parts[region].shared(),
+        };
+        match operand.dtype {
+            DType::F32 => Read::Float(elements(bytes)),
+            DType::F64 => Read::Double(elements(bytes)),
+            DType::I32 => Read::Int(elements(bytes)),
+        }
+    };
+    let reads = step.reads.iter().map(read).collect();
+    op.cpu(&mut Io::new(reads, writes, arguments));
 }
 
 /// A region of an op.

@@ -50,6 +50,15 @@ impl Data<'_> {
 }
 
 impl Tensor {
+    /// The elements, borrowed.
+    pub fn as_data(&self) -> Data<'_> {
+        match self {
+            Self::F32(x) => Data::F32(x),
+            Self::F64(x) => Data::F64(x),
+            Self::I32(x) => Data::I32(x),
+        }
+    }
+
     /// The elements in single precision.
     pub fn into_f32(self) -> Vec<f32> {
         match self {

@@ -2,6 +2,7 @@
 
 mod cpu;
 mod data;
+mod profile;
 mod reference;
 
 use std::collections::BTreeMap;
@@ -43,10 +44,8 @@ pub trait Executor: Send {
     fn output(&self, program: &Program, output: ValueId) -> Tensor;
 
     /// Starts to measure the wall time of ops, from nothing.
-    fn start_profile(&mut self) {}
+    fn start_profile(&mut self);
 
-    /// Ends that; gives wall time by op.
-    fn take_profile(&mut self) -> BTreeMap<&'static str, Duration> {
-        BTreeMap::new()
-    }
+    /// Ends that; returns the wall time by [name](crate::ops::Operation::name) of the op.
+    fn take_profile(&mut self) -> BTreeMap<&'static str, Duration>;
 }

@@ -1,8 +1,11 @@
 //! The reference executor: every op in plain loops and double precision, one value at a time. It is what
 //! all other executors are tested against, not made for speed.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
+use std::time::Duration;
 
+use super::profile::Profile;
 use super::{Data, Executor, Tensor};
 use crate::graph::{Buffer, DType, Source, ValueId};
 use crate::ops::{Arguments, Io, Read, Write};
@@ -13,6 +16,7 @@ use crate::plan::Program;
 pub struct Reference {
     values: Vec<Option<Value>>,
     buffers: Vec<Option<(DType, Value)>>,
+    profile: Profile,
 }
 
 /// Elements of a value; those in single precision are doubles here.
@@ -173,7 +177,7 @@ impl Executor for Reference {
             let also = updated.iter_mut().zip(&types[updates.clone()]);
             let also = also.map(|(y, dtype)| y.write(*dtype));
             let mut io = Io::new(reads.collect(), written.chain(also).collect(), arguments);
-            rule.reference(&mut io);
+            self.profile.run(rule.name(), || rule.reference(&mut io));
             for (&id, value) in node.outputs.iter().zip(outputs) {
                 self.values[id.0] = Some(value);
             }
@@ -189,5 +193,13 @@ impl Executor for Reference {
 
     fn output(&self, program: &Program, output: ValueId) -> Tensor {
         self.value(program, output).into_tensor()
+    }
+
+    fn start_profile(&mut self) {
+        self.profile.start();
+    }
+
+    fn take_profile(&mut self) -> BTreeMap<&'static str, Duration> {
+        self.profile.take()
     }
 }

@@ -1,0 +1,29 @@
+//! Wall time of ops.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// Wall time by name of the op, while somebody measures it.
+#[derive(Debug, Default)]
+pub(super) struct Profile(Option<BTreeMap<&'static str, Duration>>);
+
+impl Profile {
+    pub(super) fn start(&mut self) {
+        self.0 = Some(BTreeMap::new());
+    }
+
+    /// Ends the measurement.
+    pub(super) fn take(&mut self) -> BTreeMap<&'static str, Duration> {
+        self.0.take().unwrap_or_default()
+    }
+
+    /// Runs an op.
+    pub(super) fn run(&mut self, name: &'static str, op: impl FnOnce()) {
+        let Some(times) = &mut self.0 else {
+            return op();
+        };
+        let started = Instant::now();
+        op();
+        *times.entry(name).or_default() += started.elapsed();
+    }
+}
