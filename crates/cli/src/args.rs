@@ -72,7 +72,7 @@ pub enum BenchCommand {
     Decode(BenchArgs),
     /// Every named placement in training and decoding: throughput and memory relative to pre-norm.
     Placements(BenchPlacementsArgs),
-    /// Each CPU kernel: time, share of the machine's limit, speed-up over plain loops.
+    /// Each op on the CPU: time, share of the machine's limit, speed-up over plain loops in f64.
     Ops(BenchOpsArgs),
 }
 

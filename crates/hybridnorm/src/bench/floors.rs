@@ -1,4 +1,4 @@
-//! A regression gate: how many times as fast as plain loops each kernel must be.
+//! A regression gate: how many times as fast as the reference executor's plain loops each op must be.
 //!
 //! Both sides of the ratio are measured in one run, so that it says little about the machine and
 //! much about the code.

@@ -30,7 +30,7 @@ fn text(report: &OpsReport) -> String {
         "rate",
         "limit",
         "share",
-        "plain loops",
+        "f64 plain loops",
         "speed-up",
         "difference",
     ]);
@@ -39,7 +39,7 @@ fn text(report: &OpsReport) -> String {
     }
     format!(
         "shapes          {} sequences of {} tokens\n\
-         threads         {}; plain loops take one\n\
+         threads         {}; plain loops take one and compute in f64\n\
          matrix product  {:.1} GFLOP/s\n\
          memory          {:.2} GB/s read, {:.2} GB/s read and written\n{table}\n\
          ~: a part was timed and scaled\n",

@@ -1,10 +1,14 @@
-//! Grouped products of a mixture of experts, with even and with uneven loads.
+//! Products of a mixture of experts, with even and with uneven loads.
 
-use hybridnorm_kernels::experts::{self, Dispatch, Layout};
+use hybridnorm_kernels::activation::Activation;
+use hybridnorm_kernels::experts::Layout;
 
 use super::Bound::Arithmetic;
-use super::naive::linear as naive;
-use super::problem::{Case, Draw, Experts, Problem, Shape, problem};
+use super::case::{Case, Operand, Problem, floats, given, vjp};
+use super::shape::Shape;
+use crate::exec::Tensor;
+use crate::graph::{Type, Value};
+use crate::ops;
 
 /// How tokens are spread.
 #[derive(Clone, Copy)]
@@ -20,114 +24,130 @@ pub fn cases(shape: &Shape) -> Vec<Case> {
     let Some(experts) = shape.experts else {
         return Vec::new();
     };
-    let (d, f, up) = (shape.d_model, experts.width, experts.up);
-    let mut cases = Vec::new();
-    for (op, load, inputs, outputs) in [
-        ("experts up, even", Load::Even, d, up),
-        ("experts up, uneven", Load::Uneven, d, up),
-        ("experts down, even", Load::Even, f, d),
-        ("experts down, uneven", Load::Uneven, f, d),
-    ] {
-        cases.extend(products(op, load, experts, shape.rows(), [inputs, outputs]));
-    }
-    cases
+    let sizes = Sizes {
+        tokens: shape.rows(),
+        d_model: shape.d_model,
+        width: experts.width,
+        activation: shape.activation,
+        layout: Layout {
+            experts: experts.count,
+            top_k: experts.top_k,
+        },
+    };
+    [
+        up("experts up, even", Load::Even, sizes),
+        up("experts up, uneven", Load::Uneven, sizes),
+        down("experts down, even", Load::Even, sizes),
+        down("experts down, uneven", Load::Uneven, sizes),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
-/// The products of so many tokens.
-fn products(
-    op: &'static str,
-    load: Load,
-    experts: Experts,
+/// Sizes of experts and what they are applied to.
+#[derive(Clone, Copy)]
+struct Sizes {
     tokens: usize,
-    [i, o]: [usize; 2],
-) -> [Case; 3] {
-    let Experts { count, top_k, .. } = experts;
-    let case = |direction, problem: fn(Plan, usize, usize) -> Problem| {
-        Case::new(op, direction, Arithmetic, tokens, move |tokens| {
-            let flop = 2.0 * (tokens * top_k * i * o) as f64;
-            problem(plan(load, count, top_k, tokens), i, o).work(flop)
+    d_model: usize,
+    width: usize,
+    activation: Activation,
+    layout: Layout,
+}
+
+impl Sizes {
+    /// Width of what the activation reads.
+    fn wide(&self) -> usize {
+        self.activation.inputs(self.width)
+    }
+
+    fn slots(&self) -> usize {
+        self.tokens * self.layout.top_k
+    }
+
+    fn case(
+        self,
+        op: &'static str,
+        direction: &'static str,
+        problem: impl Fn(Self) -> Problem + 'static,
+    ) -> Case {
+        Case::new(op, direction, Arithmetic, self.tokens, move |tokens| {
+            problem(Self { tokens, ..self })
+        })
+    }
+
+    /// Rows of tokens to rows of slots.
+    fn up<'g>(self, [x, w, dispatch]: [Value<'g>; 3]) -> Value<'g> {
+        ops::expert_up(x, w, dispatch, self.layout)
+    }
+
+    /// Rows of slots, by way of the activation, back to rows of tokens.
+    fn down<'g>(self, [x, w, weights, dispatch]: [Value<'g>; 4]) -> Value<'g> {
+        let hidden = ops::activation(x, self.activation);
+        let shape = [1, self.tokens, self.d_model].into();
+        ops::expert_down(hidden, None, w, weights, dispatch, self.layout, shape)
+    }
+}
+
+fn up(op: &'static str, load: Load, sizes: Sizes) -> [Case; 2] {
+    let operands = move |s: Sizes| {
+        [
+            floats([1, s.tokens, s.d_model]),
+            floats([s.layout.experts * s.wide(), s.d_model]),
+            dispatch(load, s),
+        ]
+    };
+    let forward = move |s: Sizes| Problem::new(operands(s), move |x| vec![s.up(x)]);
+    let backward = move |s: Sizes| {
+        let [x, w, dispatch] = operands(s);
+        let dy = floats([1, s.slots(), s.wide()]);
+        Problem::new([x, w, dispatch, dy], move |[x, w, dispatch, dy]| {
+            vjp(s.up([x, w, dispatch]), dy, &[x, w])
         })
     };
     [
-        case("forward", |plan, i, o| {
-            let mut draw = Draw::new();
-            let (m, e) = (plan.view().slots(), plan.view().experts());
-            let same = plan.clone();
-            problem(
-                [draw.values(m * i), draw.values(e * o * i)],
-                [vec![0.0; m * o]],
-                move |[x, w], [y]| experts::forward(&plan.view(), x, w, y, i, o),
-                move |[x, w], [y]| {
-                    for (expert, w) in w.chunks(o * i).enumerate() {
-                        let rows = same.view().rows(expert);
-                        let x = &x[rows.start * i..rows.end * i];
-                        naive::forward(x, w, &mut y[rows.start * o..rows.end * o], i, o);
-                    }
-                },
-            )
-        }),
-        case("backward input", |plan, i, o| {
-            let mut draw = Draw::new();
-            let (m, e) = (plan.view().slots(), plan.view().experts());
-            let same = plan.clone();
-            problem(
-                [draw.values(m * o), draw.values(e * o * i)],
-                [vec![0.0; m * i]],
-                move |[dy, w], [dx]| experts::backward_input(&plan.view(), dy, w, dx, i, o),
-                move |[dy, w], [dx]| {
-                    for (expert, w) in w.chunks(o * i).enumerate() {
-                        let rows = same.view().rows(expert);
-                        let dy = &dy[rows.start * o..rows.end * o];
-                        naive::backward_input(dy, w, &mut dx[rows.start * i..rows.end * i], i, o);
-                    }
-                },
-            )
-        }),
-        case("backward weight", |plan, i, o| {
-            let mut draw = Draw::new();
-            let (m, e) = (plan.view().slots(), plan.view().experts());
-            let same = plan.clone();
-            problem(
-                [draw.values(m * o), draw.values(m * i)],
-                [vec![0.0; e * o * i]],
-                move |[dy, x], [dw]| experts::backward_weight(&plan.view(), dy, x, dw, i, o),
-                move |[dy, x], [dw]| {
-                    for (expert, dw) in dw.chunks_mut(o * i).enumerate() {
-                        let rows = same.view().rows(expert);
-                        let dy = &dy[rows.start * o..rows.end * o];
-                        naive::backward_weight(dy, &x[rows.start * i..rows.end * i], dw, i, o);
-                    }
-                },
-            )
-        }),
+        sizes.case(op, "forward", forward),
+        sizes.case(op, "backward", backward),
     ]
 }
 
-/// A dispatch of its own.
-#[derive(Clone)]
-struct Plan {
-    layout: Layout,
-    dispatch: Vec<i32>,
+fn down(op: &'static str, load: Load, sizes: Sizes) -> [Case; 2] {
+    let operands = move |s: Sizes| {
+        [
+            floats([1, s.slots(), s.wide()]),
+            floats([s.layout.experts * s.d_model, s.width]),
+            floats([s.tokens, s.layout.top_k]),
+            dispatch(load, s),
+        ]
+    };
+    let forward = move |s: Sizes| Problem::new(operands(s), move |x| vec![s.down(x)]);
+    // With the output as its own gradient the forward op is part of the program, as in training: the
+    // activation is fused with both.
+    let backward = move |s: Sizes| {
+        Problem::new(operands(s), move |[x, w, weights, dispatch]| {
+            let y = s.down([x, w, weights, dispatch]);
+            vjp(y, y, &[x, w, weights])
+        })
+    };
+    [
+        sizes.case(op, "forward", forward),
+        sizes.case(op, "backward", backward),
+    ]
 }
 
-impl Plan {
-    fn view(&self) -> Dispatch<'_> {
-        Dispatch::new(self.layout, &self.dispatch)
-    }
-}
-
-fn plan(load: Load, experts: usize, top_k: usize, tokens: usize) -> Plan {
+/// Tokens in the slots of their experts.
+fn dispatch(load: Load, sizes: Sizes) -> Operand {
+    let Layout { experts, top_k } = sizes.layout;
     let turn = |slot: usize| match load {
         Load::Even => slot % experts,
         Load::Uneven if slot.is_multiple_of(top_k) || experts == 1 => 0,
         Load::Uneven => 1 + slot % (experts - 1),
     };
-    let layout = Layout { experts, top_k };
-    let mut dispatch = vec![0; layout.elements(tokens)];
-    let chosen = layout.chosen(dispatch.len());
+    let mut dispatch = vec![0; sizes.layout.elements(sizes.tokens)];
+    let chosen = sizes.layout.chosen(dispatch.len());
     for (slot, chosen) in dispatch[chosen].iter_mut().enumerate() {
         *chosen = turn(slot) as i32;
     }
-    layout.fill(&mut dispatch);
-    Plan { layout, dispatch }
+    sizes.layout.fill(&mut dispatch);
+    given(Type::i32([dispatch.len()]), Tensor::I32(dispatch))
 }

@@ -1,15 +1,15 @@
-//! Times a kernel and its reference.
-
-use std::time::Instant;
+//! Times an op and its reference.
 
 use super::Bound;
-use super::problem::{Case, Problem, Run};
+use super::case::{Case, Problem};
+use super::trial::Trial;
 use crate::bench::timing::median;
+use crate::exec::{Cpu, Executor, Reference};
 
 /// What no cache holds, in bytes.
-const BEYOND_CACHES: usize = 256 << 20;
+pub const BEYOND_CACHES: usize = 256 << 20;
 /// Most copies. Only shapes of a test are so small that they leave something in a cache.
-const MOST_COPIES: usize = 1024;
+const MOST_COPIES: usize = 256;
 /// The shortest time of a part of a reference that is scaled, in seconds.
 const PROBE: f64 = 0.05;
 /// References that take longer are not timed as a whole, in seconds.
@@ -21,43 +21,54 @@ const ENOUGH: f64 = 0.1;
 pub struct Timing {
     /// Median of the kernel, in seconds.
     pub seconds: f64,
-    /// What the kernel does in that time: operations or bytes.
+    /// Floating-point operations or bytes of the kernel in that time.
     pub work: f64,
-    /// The reference on the whole problem, in seconds.
-    pub naive_seconds: f64,
+    pub reference: ReferenceTiming,
+}
+
+/// Time of the reference, and the difference from it.
+pub struct ReferenceTiming {
+    /// Time of the whole problem, in seconds.
+    pub seconds: f64,
     /// The part of the whole it was timed on.
-    pub naive_part: f64,
-    /// See [`Problem::largest_difference`].
+    pub part: f64,
+    /// See [`largest_difference`]; on that part.
     pub largest_difference: f64,
 }
 
 /// Measures the kernel for about `seconds`, three calls at least.
 pub fn measure(case: &Case, seconds: f64) -> Timing {
-    let (naive_seconds, naive_part, largest_difference) = reference(case, seconds.min(ENOUGH));
+    let reference = reference(case, seconds.min(ENOUGH));
     let problem = (case.problem)(case.units);
+    let mut trial = Trial::<Cpu>::new(&problem, 1);
+    let work = trial.work(case.bound);
+    if case.bound != Bound::Arithmetic {
+        let copies = (BEYOND_CACHES as f64 / work) as usize + 2;
+        trial = Trial::new(&problem, copies.min(MOST_COPIES));
+    }
+    // The first run takes the memory.
+    trial.run();
     Timing {
-        seconds: call(case.bound, &problem, &problem.kernel, 3, seconds),
-        work: problem.work,
-        naive_seconds,
-        naive_part,
-        largest_difference,
+        seconds: time(&mut trial, 3, seconds),
+        work,
+        reference,
     }
 }
 
-/// Time of the whole, the part it was measured on, and the largest difference there.
-fn reference(case: &Case, seconds: f64) -> (f64, f64, f64) {
+fn reference(case: &Case, seconds: f64) -> ReferenceTiming {
     let mut units = 1;
     loop {
         let problem = (case.problem)(units);
-        let mut outputs = problem.outputs.clone();
-        let started = Instant::now();
-        (problem.naive)(&problem.inputs, &mut outputs);
-        let first = started.elapsed().as_secs_f64();
+        let mut trial = Trial::<Reference>::new(&problem, 1);
+        let first = trial.run();
         let part = units as f64 / case.units as f64;
         let is_long = first >= PROBE && first / part > LONGEST;
         if units == case.units || is_long {
-            let time = call(case.bound, &problem, &problem.naive, 1, seconds);
-            return (time / part, part, problem.largest_difference());
+            return ReferenceTiming {
+                largest_difference: largest_difference(&problem, &trial.outputs()),
+                seconds: time(&mut trial, 1, seconds) / part,
+                part,
+            };
         }
         units = match first >= PROBE {
             true => case.units,
@@ -66,27 +77,39 @@ fn reference(case: &Case, seconds: f64) -> (f64, f64, f64) {
     }
 }
 
-/// Median time of a call, over at least so many calls and seconds. What is bound by memory runs on
-/// copies in turn, so that no cache holds what a call reads.
-fn call(bound: Bound, problem: &Problem, run: &Run, least: usize, seconds: f64) -> f64 {
-    let copies = match bound {
-        Bound::Arithmetic => 1,
-        Bound::Read | Bound::ReadWrite => (BEYOND_CACHES / problem.bytes() + 2).min(MOST_COPIES),
-    };
-    let mut sets: Vec<_> = (0..copies)
-        .map(|_| (problem.inputs.clone(), problem.outputs.clone()))
-        .collect();
-    if let Some((inputs, outputs)) = sets.last_mut() {
-        run(inputs, outputs);
-    }
+/// Median time of a call, over at least so many calls and seconds.
+fn time<E: Executor>(trial: &mut Trial<E>, least: usize, seconds: f64) -> f64 {
     let (mut times, mut spent) = (Vec::new(), 0.0);
-    while times.len() < least || spent < seconds {
-        let (inputs, outputs) = &mut sets[times.len() % copies];
-        let started = Instant::now();
-        run(inputs, outputs);
-        let time = started.elapsed().as_secs_f64();
+    while times.len() * trial.copies() < least || spent < seconds {
+        let time = trial.run();
         times.push(time);
-        spent += time;
+        spent += time * trial.copies() as f64;
     }
     median(&times)
+}
+
+/// Largest difference of an output of the kernel from the expected one, relative to the largest number of
+/// the latter.
+pub fn largest_difference(problem: &Problem, expected: &[Vec<f64>]) -> f64 {
+    let mut trial = Trial::<Cpu>::new(problem, 1);
+    trial.run();
+    let found = trial.outputs();
+    let pairs = found.iter().zip(expected);
+    largest(pairs.map(|(found, expected)| difference(found, expected)))
+}
+
+/// Largest difference of two elements, relative to the largest one expected.
+pub fn difference(found: &[f64], expected: &[f64]) -> f64 {
+    assert_eq!(found.len(), expected.len(), "elements of an output");
+    let apart = largest(found.iter().zip(expected).map(|(a, b)| a - b));
+    match apart == 0.0 {
+        true => 0.0,
+        false => apart / largest(expected.iter().copied()),
+    }
+}
+
+/// The largest absolute value, NaN if there is one.
+fn largest(values: impl Iterator<Item = f64>) -> f64 {
+    let sizes = values.map(f64::abs);
+    sizes.max_by(f64::total_cmp).unwrap_or(0.0)
 }

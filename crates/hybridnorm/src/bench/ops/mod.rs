@@ -1,16 +1,21 @@
-//! Each CPU kernel against a naive reference and against its own limit.
+//! Each op on the CPU against the reference executor and against its own limit.
+//!
+//! A case is a small program of the public op builders, fused as in training. [`Cpu`](crate::exec::Cpu)
+//! and [`Reference`](crate::exec::Reference) run it on the same operands; timed is only the op that makes
+//! its outputs.
 //!
 //! Matrix products, attention and loss are held against the best matrix product of the machine;
-//! whatever touches each number a few times only, against the bandwidth of memory. Such an op
-//! and its reference run on copies of its buffers in turn that no cache holds together, since in
-//! training its data come from memory as well.
+//! whatever touches each number a few times only, against the bandwidth of memory. The program of such an
+//! op holds copies of it whose operands no cache holds together, since in training its data come from
+//! memory as well.
 
+mod case;
 mod experts;
 mod measure;
-mod naive;
 mod pointwise;
-mod problem;
 mod products;
+mod shape;
+mod trial;
 
 use serde::Serialize;
 
@@ -21,8 +26,9 @@ use crate::memory;
 use crate::model::ModelConfig;
 use crate::train::Config;
 
+use case::Case;
 use measure::{Timing, measure};
-use problem::{Case, Shape};
+use shape::Shape;
 
 /// Kernels between two measurements of the limits.
 const BETWEEN_LIMITS: usize = 12;
@@ -65,7 +71,7 @@ pub enum Bound {
 /// What was measured.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct OpsReport {
-    /// Threads that computed; the references take one.
+    /// Threads that computed; the reference takes one.
     pub threads: usize,
     /// Sequences at a time.
     pub micro_batch: usize,
@@ -100,8 +106,8 @@ pub struct OpRow {
     pub limit: f64,
     /// `rate / limit`.
     pub share_of_limit: f64,
-    /// Wall time of the reference, single-threaded plain loops. Where the whole would take more
-    /// than about a second, a part is timed and scaled linearly.
+    /// Wall time of the reference, single-threaded plain loops in double precision. Where the whole
+    /// would take more than about a second, a part is timed and scaled linearly.
     pub naive_seconds: f64,
     /// The part of the whole that the reference was timed on.
     pub naive_part: f64,
@@ -147,7 +153,7 @@ pub fn ops(
     let shape = Shape::new(config, micro_batch, seq_len);
     let bytes = shape
         .largest_bytes()
-        .saturating_add(Bandwidth::BYTES as u64);
+        .saturating_add((Bandwidth::BYTES + measure::BEYOND_CACHES) as u64);
     memory::require(bytes, "the buffers of the largest op")?;
 
     let mut machine = Machine::new();
@@ -201,10 +207,10 @@ fn row(case: &Case, timing: &Timing, limits: &Limits) -> OpRow {
         rate,
         limit,
         share_of_limit: rate / limit,
-        naive_seconds: timing.naive_seconds,
-        naive_part: timing.naive_part,
-        speedup_over_naive: timing.naive_seconds / timing.seconds,
-        largest_difference: timing.largest_difference,
+        naive_seconds: timing.reference.seconds,
+        naive_part: timing.reference.part,
+        speedup_over_naive: timing.reference.seconds / timing.seconds,
+        largest_difference: timing.reference.largest_difference,
     }
 }
 
@@ -240,12 +246,16 @@ impl Machine {
 
 #[cfg(test)]
 mod tests {
-    use super::problem::Experts;
-    use super::*;
+    use hybridnorm_kernels::activation::Activation;
 
-    #[test]
-    fn every_kernel_computes_what_its_reference_does() {
-        let shape = Shape {
+    use super::measure::{difference, largest_difference};
+    use super::shape::Experts;
+    use super::trial::Trial;
+    use super::*;
+    use crate::exec::{Cpu, Reference};
+
+    fn small() -> Vec<Case> {
+        cases(&Shape {
             batch: 3,
             seq: 7,
             d_model: 24,
@@ -255,40 +265,144 @@ mod tests {
             d_ff: 10,
             up: 20,
             vocab: 37,
+            activation: Activation::Swiglu,
             experts: Some(Experts {
                 count: 3,
                 top_k: 2,
                 width: 5,
-                up: 10,
             }),
-        };
-        let cases = cases(&shape);
-        assert!(cases.len() > 40);
+        })
+    }
+
+    fn case(op: &str, direction: &str) -> Case {
+        let mut cases = small().into_iter();
+        let found = cases.find(|case| case.op == op && case.direction == direction);
+        found.unwrap_or_else(|| panic!("{op} {direction}"))
+    }
+
+    #[test]
+    fn every_kernel_computes_what_its_reference_does() {
+        let cases = small();
+        assert!(cases.len() > 50);
         for case in &cases {
             for units in [1, case.units] {
                 let problem = (case.problem)(units);
-                let difference = problem.largest_difference();
+                let mut reference = Trial::<Reference>::new(&problem, 1);
+                reference.run();
+                let difference = largest_difference(&problem, &reference.outputs());
                 assert!(
                     difference < 1e-5,
                     "{} {}, {units} units: {difference}",
                     case.op,
                     case.direction
                 );
-                assert!(problem.work > 0.0);
+                assert!(reference.work(case.bound) > 0.0);
             }
         }
     }
 
     #[test]
-    fn a_difference_shows() {
-        let problem = problem::problem(
-            [vec![1.0, 2.0]],
-            [vec![0.0; 2]],
-            |[x], [y]| y.copy_from_slice(x),
-            |[x], [y]| y.copy_from_slice(&[x[0], 4.0]),
+    fn copies_compute_the_same_in_different_places() {
+        for case in small() {
+            let problem = (case.problem)(case.units);
+            let mut one = Trial::<Cpu>::new(&problem, 1);
+            let mut three = Trial::<Cpu>::new(&problem, 3);
+            for run in 0..2 {
+                one.run();
+                three.run();
+                let expected = [one.outputs(), one.outputs(), one.outputs()].concat();
+                let name = format!("{} {}, run {run}", case.op, case.direction);
+                assert_eq!(three.outputs(), expected, "{name}");
+            }
+            assert_eq!(three.work(case.bound), one.work(case.bound));
+            let places = |trial: &Trial<Cpu>| {
+                let outputs = trial.program().outputs().iter();
+                let mut places: Vec<_> = outputs.map(|&id| trial.program().place(id)).collect();
+                places.sort();
+                places.dedup();
+                places.len()
+            };
+            assert_eq!(places(&three), 3 * places(&one));
+        }
+    }
+
+    #[test]
+    fn ops_are_fused_as_in_training() {
+        for (op, direction, expected) in [
+            ("add and norm", "forward", ["add and norm"].as_slice()),
+            ("normed attention", "forward", &["attention"]),
+            (
+                "normed attention",
+                "backward",
+                &["attention", "attention, gradient"],
+            ),
+            ("experts down, even", "forward", &["experts down"]),
+            (
+                "experts down, even",
+                "backward",
+                &["experts down", "experts down, gradients"],
+            ),
+            ("loss", "forward", &["head and loss"]),
+            ("loss", "with gradients", &["head and loss"]),
+        ] {
+            let case = case(op, direction);
+            let trial = Trial::<Cpu>::new(&(case.problem)(case.units), 1);
+            let nodes = trial.program().graph().nodes().iter();
+            let found: Vec<_> = nodes.map(|node| node.op.rule().name()).collect();
+            assert_eq!(found, expected, "{op} {direction}");
+        }
+    }
+
+    /// What is written in place needs no copy, which would be timed.
+    #[test]
+    fn nothing_is_copied() {
+        for case in small() {
+            let trial = Trial::<Cpu>::new(&(case.problem)(case.units), 2);
+            for step in trial.program().steps() {
+                assert!(step.copies.is_empty(), "{} {}", case.op, case.direction);
+            }
+        }
+    }
+
+    #[test]
+    fn work_is_that_of_the_op_alone() {
+        let work = |op, direction| {
+            let case = case(op, direction);
+            Trial::<Cpu>::new(&(case.problem)(case.units), 1).work(case.bound)
+        };
+        // 21 rows; 3 sequences with 28 pairs of positions each.
+        assert_eq!(
+            work("linear up", "backward weight"),
+            2.0 * 21.0 * 24.0 * 20.0
         );
-        assert_eq!(problem.largest_difference(), 0.5);
-        let broken = problem::problem([], [vec![0.0]], |_, [y]| y[0] = f32::NAN, |_, _| {});
-        assert!(broken.largest_difference().is_nan());
+        assert_eq!(
+            work("norm rms", "forward"),
+            4.0 * (2.0 * 21.0 * 24.0 + 24.0)
+        );
+        assert_eq!(work("sum += x", "in place"), 4.0 * 3.0 * 21.0 * 24.0);
+        assert_eq!(
+            work("embedding", "forward"),
+            4.0 * (21.0 + 2.0 * 21.0 * 24.0)
+        );
+        let product = 2.0 * (3.0 * 28.0) * (4.0 * 6.0);
+        assert_eq!(work("attention", "forward"), 2.0 * product);
+        assert_eq!(work("normed attention", "backward"), 5.0 * product);
+        assert_eq!(
+            work("loss", "with gradients"),
+            3.0 * 2.0 * 21.0 * 24.0 * 37.0
+        );
+    }
+
+    #[test]
+    fn a_difference_shows() {
+        assert_eq!(difference(&[1.0, 2.0], &[1.0, 4.0]), 0.5);
+        assert_eq!(difference(&[0.0, 0.0], &[0.0, 0.0]), 0.0);
+        assert!(difference(&[f64::NAN, 0.0], &[1.0, 1.0]).is_nan());
+        // A run more than the reference: other parameters.
+        let problem = (case("adamw", "step").problem)(5);
+        let mut reference = Trial::<Reference>::new(&problem, 1);
+        reference.run();
+        reference.run();
+        assert!(largest_difference(&problem, &reference.outputs()) > 1e-4);
     }
 }

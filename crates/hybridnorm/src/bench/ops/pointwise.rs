@@ -1,17 +1,15 @@
 //! Ops that touch each number a few times: norms, rotations, activations, sums, the optimizer.
 
-use hybridnorm_kernels::activation::{self, Activation};
-use hybridnorm_kernels::adamw::{self, AdamW, Slot};
-use hybridnorm_kernels::norm::{self, Gain, Norm, NormFn};
-use hybridnorm_kernels::qkv::{self, Preparation, QkOrder, QkvPrep, rope_table};
-use hybridnorm_kernels::{elementwise, embedding};
+use hybridnorm_kernels::activation::Activation;
+use hybridnorm_kernels::norm::{Gain, Norm, NormFn};
+use hybridnorm_kernels::qkv::{QkOrder, QkvPrep, rope_table};
 
 use super::Bound::{Read, ReadWrite};
-use super::naive;
-use super::problem::{Case, Draw, Shape, problem};
-
-/// Bytes of a number.
-const F32: f64 = size_of::<f32>() as f64;
+use super::case::{Case, Operand, Problem, all_outputs, floats, given, ids, squares, vjp};
+use super::shape::Shape;
+use crate::exec::Tensor;
+use crate::graph::Type;
+use crate::ops;
 
 /// All of them.
 pub fn cases(shape: &Shape) -> Vec<Case> {
@@ -42,25 +40,6 @@ pub fn cases(shape: &Shape) -> Vec<Case> {
     cases
 }
 
-/// A residual connection and the norm behind it.
-fn add_norm(rows: usize, width: usize) -> Case {
-    let n = with_gain(NormFn::Rmsnorm, width);
-    Case::new("add and norm", "forward", ReadWrite, rows, move |rows| {
-        let mut draw = Draw::new();
-        let [x, o] = [(); 2].map(|()| draw.values(rows * width));
-        problem(
-            [x, draw.values(n.params_len())],
-            [o, vec![0.0; rows * width]],
-            move |[x, params], [sum, y]| norm::add_forward(&n, x, sum, params, y),
-            move |[x, params], [sum, y]| {
-                naive::simple::add_to(x, sum);
-                naive::norm::forward(&n, sum, params, y);
-            },
-        )
-        .work(4.0 * F32 * (rows * width) as f64)
-    })
-}
-
 fn with_gain(function: NormFn, width: usize) -> Norm {
     Norm {
         function,
@@ -73,31 +52,34 @@ fn with_gain(function: NormFn, width: usize) -> Norm {
 }
 
 fn norms(op: &'static str, function: NormFn, rows: usize, width: usize) -> [Case; 2] {
-    let n = with_gain(function, width);
+    let spec = with_gain(function, width);
+    let params = move || floats([spec.params_len()]);
     let forward = Case::new(op, "forward", ReadWrite, rows, move |rows| {
-        let mut draw = Draw::new();
-        problem(
-            [draw.values(rows * width), draw.values(n.params_len())],
-            [vec![0.0; rows * width]],
-            move |[x, params], [y]| norm::forward(&n, x, params, y),
-            move |[x, params], [y]| naive::norm::forward(&n, x, params, y),
-        )
+        Problem::new([floats([rows, width]), params()], move |[x, params]| {
+            vec![ops::norm(x, params, spec)]
+        })
     });
     let backward = Case::new(op, "backward", ReadWrite, rows, move |rows| {
-        let mut draw = Draw::new();
-        let params = draw.values(n.params_len());
-        problem(
-            [draw.values(rows * width), params, draw.values(rows * width)],
-            [vec![0.0; rows * width], vec![0.0; n.params_len()]],
-            move |[x, params, dy], [dx, dparams]| {
-                norm::backward(&n, x, params, dy, dx, dparams);
-            },
-            move |[x, params, dy], [dx, dparams]| {
-                naive::norm::backward(&n, x, params, dy, dx, dparams);
-            },
-        )
+        let dy = floats([rows, width]).overwritten();
+        let operands = [floats([rows, width]), params(), dy];
+        Problem::new(operands, move |[x, params, dy]| {
+            vjp(ops::norm(x, params, spec), dy, &[x, params])
+        })
     });
     [forward, backward]
+}
+
+/// A residual connection and the norm behind it.
+fn add_norm(rows: usize, width: usize) -> Case {
+    let spec = with_gain(NormFn::Rmsnorm, width);
+    Case::new("add and norm", "forward", ReadWrite, rows, move |rows| {
+        let output = floats([rows, width]).overwritten();
+        let operands = [floats([rows, width]), output, floats([spec.params_len()])];
+        Problem::new(operands, move |[x, output, params]| {
+            let sum = x + output;
+            vec![sum, ops::norm(sum, params, spec)]
+        })
+    })
 }
 
 /// HybridNorm's norms on every head, and the rotation.
@@ -116,72 +98,52 @@ pub(super) fn on_heads(heads: usize, kv_heads: usize, head_dim: usize) -> QkvPre
     }
 }
 
+/// Cosines and sines of every position of a sequence.
+pub(super) fn rotations(head_dim: usize, seq: usize) -> Operand {
+    let table = rope_table(10_000.0, head_dim, 0, seq);
+    given(Type::f32([seq, head_dim]), Tensor::F32(table))
+}
+
 /// Norms on every head and rotation. Pieces are sequences.
 fn preparations(shape: &Shape) -> [Case; 2] {
-    let p = on_heads(shape.heads, shape.kv_heads, shape.head_dim);
+    let spec = on_heads(shape.heads, shape.kv_heads, shape.head_dim);
     let (seq, width, head_dim) = (shape.seq, shape.packed(), shape.head_dim);
-    let rope = move || rope_table(10_000.0, head_dim, 0, seq);
-    let forward = Case::new("qkv prepare", "forward", ReadWrite, shape.batch, move |n| {
-        let mut draw = Draw::new();
-        let [q, k, v] = [(); 3].map(|()| draw.values(head_dim));
-        let len = n * seq * width;
-        problem(
-            [draw.values(len), rope(), q, k, v],
-            [vec![0.0; len]],
-            move |[x, rope, q, k, v], [y]| {
-                qkv::forward(&Preparation::new(&p, rope, [q, k, v]), x, y);
-            },
-            move |[x, rope, q, k, v], [y]| naive::qkv::forward(&p, x, rope, [q, k, v], y),
-        )
+    let operands = move |n| {
+        let gain = || floats([head_dim]);
+        let rotations = rotations(head_dim, seq);
+        [floats([n, seq, width]), rotations, gain(), gain(), gain()]
+    };
+    let (op, batch) = ("qkv prepare", shape.batch);
+    let forward = Case::new(op, "forward", ReadWrite, batch, move |n| {
+        Problem::new(operands(n), move |[x, rotations, q, k, v]| {
+            vec![ops::qkv_prep(x, rotations, [q, k, v].map(Some), spec)]
+        })
     });
-    let backward = Case::new(
-        "qkv prepare",
-        "backward",
-        ReadWrite,
-        shape.batch,
-        move |n| {
-            let mut draw = Draw::new();
-            let [q, k, v] = [(); 3].map(|()| draw.values(head_dim));
-            let [dq, dk, dv] = [(); 3].map(|()| vec![0.0; head_dim]);
-            let len = n * seq * width;
-            problem(
-                [draw.values(len), rope(), q, k, v, draw.values(len)],
-                [vec![0.0; len], dq, dk, dv],
-                move |[x, rope, q, k, v, dy], [dx, dq, dk, dv]| {
-                    let p = Preparation::new(&p, rope, [q, k, v]);
-                    qkv::backward(&p, x, dy, dx, [dq, dk, dv]);
-                },
-                move |[x, rope, q, k, v, dy], [dx, dq, dk, dv]| {
-                    naive::qkv::backward(&p, x, rope, [q, k, v], dy, dx, [dq, dk, dv]);
-                },
-            )
-        },
-    );
+    let backward = Case::new(op, "backward", ReadWrite, batch, move |n| {
+        let [x, rotations, q, k, v] = operands(n);
+        let operands = [x, rotations, q, k, v, floats([n, seq, width])];
+        Problem::new(operands, move |[x, rotations, q, k, v, dy]| {
+            let y = ops::qkv_prep(x, rotations, [q, k, v].map(Some), spec);
+            vjp(y, dy, &[x, q, k, v])
+        })
+    });
     [forward, backward]
 }
 
 fn activations(op: &'static str, act: Activation, rows: usize, f: usize) -> [Case; 2] {
+    let wide = act.inputs(f);
     let forward = Case::new(op, "forward", ReadWrite, rows, move |rows| {
-        problem(
-            [Draw::new().values(rows * act.inputs(f))],
-            [vec![0.0; rows * f]],
-            move |[x], [y]| activation::forward(act, x, y, f),
-            move |[x], [y]| naive::activation::forward(act, x, y, f),
-        )
+        Problem::new([floats([rows, wide])], move |[x]| {
+            vec![ops::activation(x, act)]
+        })
     });
     let backward = Case::new(op, "backward", ReadWrite, rows, move |rows| {
-        let mut draw = Draw::new();
-        let wide = rows * act.inputs(f);
-        problem(
-            [draw.values(wide)],
-            [draw.values(rows * f), vec![0.0; wide]],
-            move |[x], [dy, dx]| activation::backward(act, x, dy, dx, f),
-            move |[x], [dy, dx]| {
-                naive::activation::backward(act, x, dy, dx, f);
-                naive::activation::forward(act, x, dy, f);
-            },
-        )
-        .work(2.0 * F32 * (wide + rows * f) as f64)
+        let operands = [floats([rows, wide]), floats([rows, f]).overwritten()];
+        Problem::new(operands, move |[x, dy]| {
+            let gradients = vjp(ops::activation(x, act), dy, &[x]);
+            // Also the activation itself, which is recomputed on the way.
+            all_outputs(gradients[0])
+        })
     });
     [forward, backward]
 }
@@ -189,132 +151,70 @@ fn activations(op: &'static str, act: Activation, rows: usize, f: usize) -> [Cas
 fn sum(shape: &Shape) -> Case {
     let len = shape.rows() * shape.d_model;
     Case::new("sum += x", "in place", ReadWrite, len, |len| {
-        let mut draw = Draw::new();
-        problem(
-            [draw.values(len)],
-            [draw.values(len)],
-            |[x], [sum]| elementwise::add_to(x, sum),
-            |[x], [sum]| naive::simple::add_to(x, sum),
-        )
-        .in_place()
+        let operands = [floats([len]), floats([len]).overwritten()];
+        Problem::new(operands, |[x, sum]| vec![x + sum])
     })
 }
 
 /// A factor for each head on the context.
 fn scales(shape: &Shape) -> [Case; 2] {
+    let (op, rows) = ("scale heads", shape.rows());
     let (heads, repeat) = (shape.heads, shape.head_dim);
-    let width = heads * repeat;
-    let forward = Case::new(
-        "scale heads",
-        "forward",
-        ReadWrite,
-        shape.rows(),
-        move |n| {
-            let mut draw = Draw::new();
-            problem(
-                [draw.values(n * width), draw.values(heads)],
-                [vec![0.0; n * width]],
-                move |[x, s], [y]| elementwise::scale_columns(x, s, repeat, y),
-                move |[x, s], [y]| naive::simple::scale_columns(x, s, repeat, y),
-            )
-        },
-    );
-    let backward = Case::new(
-        "scale heads",
-        "backward",
-        ReadWrite,
-        shape.rows(),
-        move |n| {
-            let mut draw = Draw::new();
-            let s = draw.values(heads);
-            problem(
-                [draw.values(n * width), s, draw.values(n * width)],
-                [vec![0.0; n * width], vec![0.0; heads]],
-                move |[x, s, dy], [dx, ds]| {
-                    elementwise::scale_columns_backward(x, s, repeat, dy, dx, ds);
-                },
-                move |[x, s, dy], [dx, ds]| {
-                    naive::simple::scale_columns_backward(x, s, repeat, dy, dx, ds);
-                },
-            )
-        },
-    );
+    let operands = move |n| [floats([n, heads * repeat]), floats([heads])];
+    let forward = Case::new(op, "forward", ReadWrite, rows, move |n| {
+        Problem::new(operands(n), move |[x, s]| {
+            vec![ops::scale_columns(x, s, repeat)]
+        })
+    });
+    let backward = Case::new(op, "backward", ReadWrite, rows, move |n| {
+        let [x, s] = operands(n);
+        let dy = floats([n, heads * repeat]);
+        Problem::new([x, s, dy], move |[x, s, dy]| {
+            vjp(ops::scale_columns(x, s, repeat), dy, &[x, s])
+        })
+    });
     [forward, backward]
 }
 
 fn embeddings(shape: &Shape) -> [Case; 2] {
-    let (rows, vocab, width) = (shape.rows(), shape.vocab, shape.d_model);
-    let forward = Case::new("embedding", "forward", ReadWrite, rows, move |rows| {
-        let mut draw = Draw::new();
-        let ids = draw.ids(rows, vocab);
-        let same = ids.clone();
-        problem(
-            [draw.values(vocab * width)],
-            [vec![0.0; rows * width]],
-            move |[w], [y]| embedding::forward(&ids, w, y),
-            move |[w], [y]| naive::simple::embedding(&same, w, y, width),
-        )
-        // Of the table only the rows that are looked up.
-        .work(2.0 * F32 * (rows * width) as f64)
+    let (op, rows) = ("embedding", shape.rows());
+    let (vocab, width) = (shape.vocab, shape.d_model);
+    let operands = move |rows| [ids([1, rows], vocab), floats([vocab, width])];
+    let forward = Case::new(op, "forward", ReadWrite, rows, move |rows| {
+        Problem::new(operands(rows), |[ids, w]| vec![ops::embedding(ids, w)])
     });
-    let backward = Case::new("embedding", "backward", ReadWrite, rows, move |rows| {
-        let mut draw = Draw::new();
-        let ids = draw.ids(rows, vocab);
-        let same = ids.clone();
-        problem(
-            [draw.values(rows * width)],
-            [vec![0.0; vocab * width]],
-            move |[dy], [dw]| embedding::backward(&ids, dy, dw),
-            move |[dy], [dw]| naive::simple::embedding_backward(&same, dy, dw, width),
-        )
+    let backward = Case::new(op, "backward", ReadWrite, rows, move |rows| {
+        let [ids, w] = operands(rows);
+        Problem::new([ids, w, floats([1, rows, width])], |[ids, w, dy]| {
+            vjp(ops::embedding(ids, w), dy, &[w])
+        })
     });
     [forward, backward]
 }
 
-fn slot<'a>(p: &'a mut [f32], g: &'a [f32], m: &'a mut [f32], v: &'a mut [f32]) -> Slot<'a> {
-    Slot {
-        p,
-        g,
-        m,
-        v,
-        weight_decay: 0.1,
-    }
-}
-
 fn optimizer(shape: &Shape) -> [Case; 2] {
-    let a = AdamW {
-        lr: 1e-3,
-        beta1: 0.9,
-        beta2: 0.95,
-        eps: 1e-8,
-        grad_scale: 1.0,
-        bias_correction1: 0.5,
-        bias_correction2: 0.5,
-    };
     let len = shape.vocab * shape.d_model;
-    let step = Case::new("adamw", "step", ReadWrite, len, move |len| {
-        let mut draw = Draw::new();
-        let [g, p, m] = [(); 3].map(|()| draw.values(len));
-        // A mean of squares is not negative.
-        let v = draw.values(len).iter().map(|x| x * x).collect();
-        problem(
-            [g],
-            [p, m, v],
-            move |[g], [p, m, v]| {
-                let grad_scale = adamw::grad_scale(1.0, adamw::sum_squares(g).sqrt());
-                adamw::step(&AdamW { grad_scale, ..a }, &mut [slot(p, g, m, v)]);
-            },
-            move |[g], [p, m, v]| naive::simple::adamw(&a, slot(p, g, m, v)),
-        )
-        .in_place()
+    let step = Case::new("adamw", "step", ReadWrite, len, |len| {
+        let guard = given(Type::f32([1]), Tensor::F32(vec![0.0]));
+        let [p, g, m] = [(); 3].map(|()| floats([len]));
+        let operands = [guard, g, p, m, squares([len])];
+        Problem::new(operands, |[guard, g, p, m, v]| {
+            let op = ops::AdamW {
+                beta1: 0.9,
+                beta2: 0.95,
+                eps: 1e-8,
+                clip: 1.0,
+                weight_decay: vec![0.1],
+            };
+            let squares = ops::squared_norms(g.builder(), &[g]);
+            let norms = ops::adamw(op, guard, squares, &[[g, p, m, v]]);
+            vec![norms, p, m, v]
+        })
     });
     let squares = Case::new("gradient norm", "forward", Read, len, |len| {
-        problem(
-            [Draw::new().values(len)],
-            [vec![0.0]],
-            |[x], [sum]| sum[0] = adamw::sum_squares(x) as f32,
-            |[x], [sum]| sum[0] = naive::simple::sum_squares(x) as f32,
-        )
+        Problem::new([floats([len])], |[x]| {
+            vec![ops::squared_norms(x.builder(), &[x])]
+        })
     });
     [step, squares]
 }

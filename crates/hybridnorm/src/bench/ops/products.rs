@@ -1,14 +1,13 @@
 //! Ops made of matrix products: linear maps, attention, the loss.
 
-use hybridnorm_kernels::attention::{self, Attention};
-use hybridnorm_kernels::cross_entropy::{self, LossSpec, LossSums};
-use hybridnorm_kernels::linear;
-use hybridnorm_kernels::qkv::{Preparation, rope_table};
+use hybridnorm_kernels::attention::Attention;
 
 use super::Bound::{Arithmetic, Read};
-use super::naive;
-use super::pointwise::on_heads;
-use super::problem::{Case, Draw, Problem, Shape, problem};
+use super::case::{Case, Problem, all_outputs, floats, ids, vjp};
+use super::pointwise::{on_heads, rotations};
+use super::shape::Shape;
+use crate::ops;
+use crate::passes::gradients;
 
 /// All of them.
 pub fn cases(shape: &Shape) -> Vec<Case> {
@@ -38,42 +37,24 @@ pub fn cases(shape: &Shape) -> Vec<Case> {
     cases
 }
 
-fn linears(op: &'static str, rows: usize, inputs: usize, outputs: usize) -> [Case; 3] {
-    let flop = move |rows: usize| 2.0 * (rows * inputs * outputs) as f64;
-    let case = |direction, problem: fn(usize, usize, usize) -> Problem| {
-        Case::new(op, direction, Arithmetic, rows, move |rows| {
-            problem(rows, inputs, outputs).work(flop(rows))
+fn linears(op: &'static str, rows: usize, i: usize, o: usize) -> [Case; 3] {
+    let forward = Case::new(op, "forward", Arithmetic, rows, move |rows| {
+        Problem::new([floats([rows, i]), floats([o, i])], |[x, w]| {
+            vec![ops::linear(x, w)]
         })
-    };
-    [
-        case("forward", |rows, i, o| {
-            let mut draw = Draw::new();
-            problem(
-                [draw.values(rows * i), draw.values(o * i)],
-                [vec![0.0; rows * o]],
-                move |[x, w], [y]| linear::forward(x, w, y, i, o),
-                move |[x, w], [y]| naive::linear::forward(x, w, y, i, o),
-            )
-        }),
-        case("backward input", |rows, i, o| {
-            let mut draw = Draw::new();
-            problem(
-                [draw.values(rows * o), draw.values(o * i)],
-                [vec![0.0; rows * i]],
-                move |[dy, w], [dx]| linear::backward_input(dy, w, dx, i, o),
-                move |[dy, w], [dx]| naive::linear::backward_input(dy, w, dx, i, o),
-            )
-        }),
-        case("backward weight", |rows, i, o| {
-            let mut draw = Draw::new();
-            problem(
-                [draw.values(rows * o), draw.values(rows * i)],
-                [vec![0.0; o * i]],
-                move |[dy, x], [dw]| linear::backward_weight(dy, x, dw, i, o),
-                move |[dy, x], [dw]| naive::linear::backward_weight(dy, x, dw, i, o),
-            )
-        }),
-    ]
+    });
+    let operands = move |rows| [floats([rows, i]), floats([o, i]), floats([rows, o])];
+    let of_input = Case::new(op, "backward input", Arithmetic, rows, move |rows| {
+        Problem::new(operands(rows), |[x, w, dy]| {
+            vjp(ops::linear(x, w), dy, &[x])
+        })
+    });
+    let of_weight = Case::new(op, "backward weight", Arithmetic, rows, move |rows| {
+        Problem::new(operands(rows), |[x, w, dy]| {
+            vjp(ops::linear(x, w), dy, &[w])
+        })
+    });
+    [forward, of_input, of_weight]
 }
 
 /// The head of a single token, which reads a matrix once. Its pieces are the outputs.
@@ -85,13 +66,8 @@ fn one_row(shape: &Shape) -> Case {
         Read,
         shape.vocab,
         move |outputs| {
-            let mut draw = Draw::new();
-            problem(
-                [draw.values(width), draw.values(outputs * width)],
-                [vec![0.0; outputs]],
-                move |[x, w], [y]| linear::forward(x, w, y, width, outputs),
-                move |[x, w], [y]| naive::linear::forward(x, w, y, width, outputs),
-            )
+            let operands = [floats([1, width]), floats([outputs, width])];
+            Problem::new(operands, |[x, w]| vec![ops::linear(x, w)])
         },
     )
 }
@@ -144,41 +120,30 @@ impl Pieces {
     }
 }
 
+/// Sizes of the packed projection.
+fn packed(a: &Attention) -> [usize; 3] {
+    [a.batch, a.seq, (a.heads + 2 * a.kv_heads) * a.head_dim]
+}
+
+/// Sizes of the context.
+fn context(a: &Attention) -> [usize; 3] {
+    [a.batch, a.seq, a.heads * a.head_dim]
+}
+
 fn attentions(shape: &Shape) -> [Case; 3] {
     let pieces = Pieces::new(shape);
     let whole = pieces.0;
     let forward = pieces.case("attention", "forward", |a| {
-        let [qkv, ctx, lse] = lengths(&a);
-        problem(
-            [Draw::new().values(qkv)],
-            [vec![0.0; ctx], vec![0.0; lse]],
-            move |[qkv], [ctx, lse]| attention::forward(&a, qkv, ctx, lse),
-            move |[qkv], [ctx, lse]| naive::attention::forward(&a, qkv, ctx, lse),
-        )
-        // Scores and context.
-        .work(2.0 * product(&a))
+        Problem::new([floats(packed(&a))], move |[qkv]| {
+            all_outputs(ops::attention(qkv, a))
+        })
     });
     let backward = pieces.case("attention", "backward", |a| {
-        let [qkv, ctx, lse] = lengths(&a);
-        let mut draw = Draw::new();
-        let qkv = draw.values(qkv);
-        let (mut context, mut log_sums) = (vec![0.0; ctx], vec![0.0; lse]);
-        attention::forward(&a, &qkv, &mut context, &mut log_sums);
-        let gradient = vec![0.0; qkv.len()];
-        problem(
-            [qkv, context, log_sums, draw.values(ctx)],
-            [gradient],
-            move |[qkv, ctx, lse, dctx], [dqkv]| {
-                attention::backward(&a, qkv, ctx, lse, dctx, dqkv);
-            },
-            move |[qkv, ctx, lse, dctx], [dqkv]| {
-                naive::attention::backward(&a, qkv, ctx, lse, dctx, dqkv);
-            },
-        )
-        // The scores once more, and the gradients of weights, values, queries and keys.
-        .work(5.0 * product(&a))
+        let operands = [floats(packed(&a)), floats(context(&a))];
+        Problem::new(operands, move |[qkv, dctx]| {
+            vjp(ops::attention(qkv, a), dctx, &[qkv])
+        })
     });
-    let past = whole.seq - 1;
     let cached = Case::new("attention", "one row", Read, whole.kv_heads, move |n| {
         let a = Attention {
             batch: 1,
@@ -187,18 +152,11 @@ fn attentions(shape: &Shape) -> [Case; 3] {
             kv_heads: n,
             ..whole
         };
-        let [qkv, ctx, _] = lengths(&a);
-        let mut draw = Draw::new();
-        let cache = draw.values((past + 1) * 2 * n * a.head_dim);
-        problem(
-            [draw.values(qkv), cache],
-            [vec![0.0; ctx]],
-            move |[qkv, cache], [ctx]| {
-                let mut lse = vec![0.0; a.batch * a.heads * a.seq];
-                attention::cached(&a, qkv, cache, past, ctx, &mut lse);
-            },
-            move |[qkv, cache], [ctx]| naive::attention::cached(&a, qkv, cache, past, ctx),
-        )
+        let cache = floats([1, whole.seq, 2 * n * a.head_dim]);
+        Problem::new([floats(packed(&a)), cache], move |[qkv, cache]| {
+            vec![ops::cached_attention(qkv, cache, a)]
+        })
+        .after(whole.seq - 1)
     });
     [forward, backward, cached]
 }
@@ -206,132 +164,55 @@ fn attentions(shape: &Shape) -> [Case; 3] {
 /// Attention that norms and rotates on the way.
 fn normed_attentions(shape: &Shape) -> [Case; 2] {
     let pieces = Pieces::new(shape);
-    let prepared = move |a: &Attention| on_heads(a.heads, a.kv_heads, a.head_dim);
-    let rope = move || rope_table(10_000.0, pieces.0.head_dim, 0, pieces.0.seq);
+    let operands = |a: &Attention| {
+        let gain = || floats([a.head_dim]);
+        let rotations = rotations(a.head_dim, a.seq);
+        [floats(packed(a)), rotations, gain(), gain(), gain()]
+    };
     let forward = pieces.case("normed attention", "forward", move |a| {
-        let [qkv, ctx, lse] = lengths(&a);
-        let mut draw = Draw::new();
-        let gains = draw.values(a.head_dim);
-        problem(
-            [draw.values(qkv), rope(), gains],
-            [vec![0.0; ctx], vec![0.0; lse]],
-            move |[qkv, rope, gains], [ctx, lse]| {
-                let p = Preparation::new(&prepared(&a), rope, [gains; 3]);
-                attention::forward_prepared(&a, &p, qkv, ctx, lse);
-            },
-            move |[qkv, rope, gains], [ctx, lse]| {
-                let mut y = vec![0.0; qkv.len()];
-                naive::qkv::forward(&prepared(&a), qkv, rope, [gains; 3], &mut y);
-                naive::attention::forward(&a, &y, ctx, lse);
-            },
-        )
-        .work(2.0 * product(&a))
+        let prep = on_heads(a.heads, a.kv_heads, a.head_dim);
+        Problem::new(operands(&a), move |[qkv, rotations, q, k, v]| {
+            let qkv = ops::qkv_prep(qkv, rotations, [q, k, v].map(Some), prep);
+            all_outputs(ops::attention(qkv, a))
+        })
     });
     let backward = pieces.case("normed attention", "backward", move |a| {
-        let [qkv, ctx, lse] = lengths(&a);
-        let mut draw = Draw::new();
-        let (qkv, gains, dctx) = (draw.values(qkv), draw.values(a.head_dim), draw.values(ctx));
-        let (mut context, mut log_sums) = (vec![0.0; ctx], vec![0.0; lse]);
-        let turns = rope();
-        let p = Preparation::new(&prepared(&a), &turns, [&gains; 3]);
-        attention::forward_prepared(&a, &p, &qkv, &mut context, &mut log_sums);
-        let gradient = vec![0.0; qkv.len()];
-        let [dq, dk, dv] = [(); 3].map(|()| vec![0.0; a.head_dim]);
-        problem(
-            [qkv, turns, gains, context, log_sums, dctx],
-            [gradient, dq, dk, dv],
-            move |[qkv, rope, gains, ctx, lse, dctx], [dqkv, dq, dk, dv]| {
-                let p = Preparation::new(&prepared(&a), rope, [gains; 3]);
-                let dparams = [dq, dk, dv].map(|d| &mut d[..]);
-                attention::backward_prepared(&a, &p, qkv, ctx, lse, dctx, dqkv, dparams);
-            },
-            move |[qkv, rope, gains, ctx, lse, dctx], [dqkv, dq, dk, dv]| {
-                let (mut y, mut dy) = (vec![0.0; qkv.len()], vec![0.0; qkv.len()]);
-                naive::qkv::forward(&prepared(&a), qkv, rope, [gains; 3], &mut y);
-                naive::attention::backward(&a, &y, ctx, lse, dctx, &mut dy);
-                let dparams = [dq, dk, dv].map(|d| &mut d[..]);
-                naive::qkv::backward(&prepared(&a), qkv, rope, [gains; 3], &dy, dqkv, dparams);
-            },
-        )
-        .work(5.0 * product(&a))
+        let prep = on_heads(a.heads, a.kv_heads, a.head_dim);
+        let [qkv, rotations, q, k, v] = operands(&a);
+        let operands = [qkv, rotations, q, k, v, floats(context(&a))];
+        Problem::new(operands, move |[qkv, rotations, q, k, v, dctx]| {
+            let prepared = ops::qkv_prep(qkv, rotations, [q, k, v].map(Some), prep);
+            vjp(ops::attention(prepared, a), dctx, &[qkv, q, k, v])
+        })
     });
     [forward, backward]
 }
 
-/// Lengths of the packed projection, of the context and of the log-sum-exp.
-fn lengths(a: &Attention) -> [usize; 3] {
-    let rows = a.batch * a.seq;
-    [
-        rows * (a.heads + 2 * a.kv_heads) * a.head_dim,
-        rows * a.heads * a.head_dim,
-        rows * a.heads,
-    ]
-}
-
-/// Arithmetic of one product over all pairs of positions that the mask leaves.
-fn product(a: &Attention) -> f64 {
-    let pairs = (a.seq * (a.seq + 1) / 2) as f64;
-    2.0 * pairs * (a.batch * a.heads * a.head_dim) as f64
-}
-
+/// The head with its loss, for which the gradients are taken on the way where they are wanted.
 fn losses(shape: &Shape) -> [Case; 2] {
+    const Z_LOSS: f64 = 1e-5;
     let (rows, width, vocab) = (shape.rows(), shape.d_model, shape.vocab);
-    let spec = LossSpec {
-        width,
-        vocab,
-        logit_scale: 1.0,
-        softcap: None,
-        z_loss: 1e-5,
-        divisor: rows as f32,
-    };
-    let product = move |rows: usize| 2.0 * (rows * width * vocab) as f64;
-    let sums = |found: LossSums, sums: &mut Vec<f32>| {
-        sums.copy_from_slice(&[found.cross_entropy as f32, found.z as f32]);
+    let operands = move |rows| {
+        [
+            floats([rows, width]),
+            floats([vocab, width]),
+            ids([rows], vocab),
+        ]
     };
     let loss = Case::new("loss", "forward", Arithmetic, rows, move |rows| {
-        let mut draw = Draw::new();
-        let targets = draw.ids(rows, vocab);
-        let same = targets.clone();
-        problem(
-            [draw.values(rows * width), draw.values(vocab * width)],
-            [vec![0.0; 2]],
-            move |[x, w], [out]| {
-                let mut logits = vec![0.0; spec.scratch(targets.len())];
-                sums(
-                    cross_entropy::loss(&spec, x, w, &targets, None, &mut logits),
-                    out,
-                );
-            },
-            move |[x, w], [out]| naive::loss::loss(&spec, x, w, &same, out),
-        )
-        .work(product(rows))
+        Problem::new(operands(rows), move |[x, w, targets]| {
+            ops::cross_entropy(ops::linear(x, w), targets, Z_LOSS, rows as f64).to_vec()
+        })
     });
-    let gradients = Case::new("loss", "with gradients", Arithmetic, rows, move |rows| {
-        let mut draw = Draw::new();
-        let targets = draw.ids(rows, vocab);
-        let same = targets.clone();
-        let (x, w) = (draw.values(rows * width), draw.values(vocab * width));
-        let outputs = [
-            vec![0.0; 2],
-            vec![0.0; x.len()],
-            vec![0.0; w.len()],
-            vec![0.0; spec.scratch(rows)],
-        ];
-        problem(
-            [x, w],
-            outputs,
-            move |[x, w], [out, dx, dw, logits]| {
-                let found =
-                    cross_entropy::loss_and_gradients(&spec, x, w, &targets, dx, dw, logits);
-                sums(found, out);
-            },
-            move |[x, w], [out, dx, dw, _]| {
-                naive::loss::loss_and_gradients(&spec, x, w, &same, out, dx, dw);
-            },
-        )
-        .with_scratch()
-        // The logits and both gradients.
-        .work(3.0 * product(rows))
+    let with_gradients = Case::new("loss", "with gradients", Arithmetic, rows, move |rows| {
+        Problem::new(operands(rows), move |[x, w, targets]| {
+            let losses = ops::cross_entropy(ops::linear(x, w), targets, Z_LOSS, rows as f64);
+            let gradients = gradients(losses[0], &[x, w]);
+            losses
+                .into_iter()
+                .chain(gradients.into_iter().flatten())
+                .collect()
+        })
     });
-    [loss, gradients]
+    [loss, with_gradients]
 }

@@ -1,0 +1,145 @@
+//! A problem on an executor.
+
+use super::Bound;
+use super::case::Problem;
+use crate::exec::{Data, Executor, Tensor};
+use crate::graph::{Builder, Graph, Node, Type, Value, ValueId};
+use crate::ops::{Arguments, Op};
+use crate::plan::{Options, Program};
+
+/// A program that solves copies of a problem, each on operands of its own.
+///
+/// Operands are state of the executor, those that the op overwrites inputs of the program; all of them are
+/// there before the first op runs, and all outputs until the last one has. So copies touch different memory.
+pub struct Trial<E> {
+    executor: E,
+    program: Program,
+    arguments: Arguments,
+    /// Name and elements of each input.
+    inputs: Vec<(String, usize)>,
+    overwritten: Vec<Tensor>,
+    copies: usize,
+    /// Name of the op that makes the outputs.
+    op: &'static str,
+}
+
+impl<E: Executor + Default> Trial<E> {
+    /// Plans the program as a training's is planned, fused ops included.
+    ///
+    /// # Panics
+    /// Unless the outputs of a copy are made by a single op.
+    pub fn new(problem: &Problem, copies: usize) -> Self {
+        let mut executor = E::default();
+        let graph = Builder::new();
+        let (mut inputs, mut overwritten) = (Vec::new(), Vec::new());
+        let mut operands: Vec<Vec<Value>> = vec![Vec::new(); copies];
+        for (index, operand) in problem.operands.iter().enumerate() {
+            let (ty, elements) = (operand.ty, operand.elements(index));
+            let size = ty.elements();
+            if operand.is_overwritten {
+                for (copy, values) in operands.iter_mut().enumerate() {
+                    let name = format!("operand {index} of copy {copy}");
+                    values.push(graph.input(&name, ty));
+                    inputs.push((name, overwritten.len()));
+                }
+                overwritten.push(elements);
+                continue;
+            }
+            let buffer = executor.allocate(ty.dtype, copies * size);
+            for (copy, values) in operands.iter_mut().enumerate() {
+                executor.write(buffer, copy * size, elements.as_data());
+                values.push(graph.state(buffer, copy * size, ty));
+            }
+        }
+        let made = operands.iter().flat_map(|values| problem.record(values));
+        let outputs: Vec<ValueId> = made.map(|value| value.id()).collect();
+        let program = Program::new(graph.finish(), &outputs, Options::default());
+        let measured = measured(&program);
+        let names: Vec<&'static str> = measured.iter().map(|node| node.op.rule().name()).collect();
+        assert_eq!(names.len(), copies, "outputs are made by {names:?}");
+        Self {
+            op: names[0],
+            executor,
+            arguments: problem.arguments,
+            inputs,
+            overwritten,
+            copies,
+            program,
+        }
+    }
+}
+
+impl<E: Executor> Trial<E> {
+    /// Runs the program; returns the mean wall time of the op, in seconds.
+    pub fn run(&mut self) -> f64 {
+        let inputs = self.inputs.iter();
+        let inputs: Vec<(&str, Data)> = inputs
+            .map(|(name, index)| (&**name, self.overwritten[*index].as_data()))
+            .collect();
+        self.executor.start_profile();
+        self.executor.run(&self.program, self.arguments, &inputs);
+        let profile = self.executor.take_profile();
+        profile[self.op].as_secs_f64() / self.copies as f64
+    }
+
+    /// Outputs of all copies.
+    pub fn outputs(&self) -> Vec<Vec<f64>> {
+        let outputs = self.program.outputs().iter();
+        let output = |&id| self.executor.output(&self.program, id).into_f64();
+        outputs.map(output).collect()
+    }
+
+    pub fn copies(&self) -> usize {
+        self.copies
+    }
+
+    /// The program.
+    #[cfg(test)]
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+
+    /// Floating-point operations of a copy's matrix products, or bytes that it has to move.
+    pub fn work(&self, bound: Bound) -> f64 {
+        let graph = self.program.graph();
+        let work = |node: &&Node| match bound {
+            Bound::Arithmetic => node.op.rule().flops(&types(graph, &node.inputs)),
+            Bound::Read | Bound::ReadWrite => moved_bytes(graph, node),
+        };
+        let all: u64 = measured(&self.program).iter().map(work).sum();
+        all as f64 / self.copies as f64
+    }
+}
+
+/// The ops that make the outputs of a program.
+fn measured(program: &Program) -> Vec<&Node> {
+    let makes_output = |node: &&Node| {
+        let mut outputs = node.outputs.iter();
+        outputs.any(|id| program.outputs().contains(id))
+    };
+    program
+        .graph()
+        .nodes()
+        .iter()
+        .filter(makes_output)
+        .collect()
+}
+
+fn types(graph: &Graph, values: &[ValueId]) -> Vec<Type> {
+    values.iter().map(|&id| graph.ty(id)).collect()
+}
+
+/// Bytes of an op's operands: inputs read once, outputs and updated inputs written once.
+fn moved_bytes(graph: &Graph, node: &Node) -> u64 {
+    let bytes = |values| {
+        let types = types(graph, values).into_iter();
+        types.map(|ty| ty.bytes() as u64).sum::<u64>()
+    };
+    let read = match node.op {
+        // Of the table only the rows that are looked up.
+        Op::Embedding(_) => bytes(&node.inputs[..1]) + bytes(&node.outputs),
+        _ => bytes(&node.inputs),
+    };
+    let updated = node.op.rule().updates(node.inputs.len());
+    read + bytes(&node.outputs) + bytes(&node.inputs[updated])
+}
