@@ -46,6 +46,14 @@ fn decoding_with_a_cache_equals_the_full_forward_pass() {
         let full = logits(&mut model);
         let ids = inputs();
         let mut cache = model.new_cache(BATCH, SEQ);
+        // The last position of a prompt alone.
+        let last = model.next_logits(&ids, &mut cache, false).unwrap();
+        for (b, last) in last.chunks(VOCAB).enumerate() {
+            let difference =
+                largest_difference(last, &full[(b * SEQ + SEQ - 1) * VOCAB..][..VOCAB]);
+            assert!(difference < 1e-4, "{name}, prompt: {difference}");
+        }
+        cache.clear();
         // A prompt of three positions, then one at a time.
         let mut start = 0;
         for new in [3, 1, 1, 1, 1] {

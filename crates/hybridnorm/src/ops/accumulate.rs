@@ -11,7 +11,8 @@ pub struct Accumulate {
     overwrites: bool,
 }
 
-/// Adds `x` to `sum`, state of the executor; the first of several overwrites what was there.
+/// Adds `x` to `sum`, state of the executor; the first of several overwrites what was there. It runs as soon as `x`
+/// is there, so no other op of the program may read `sum`.
 ///
 /// # Panics
 /// If their types differ.

@@ -17,7 +17,7 @@ pub struct Activation {
 
 /// Gradient of the input, and the activation itself once more, which then need not be saved for backward.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct ActivationGrad(Activation);
+pub struct ActivationGrad(pub(crate) Activation);
 
 /// `function(x)`: (.., f), or (.., 2f) for gated ones, to (.., f).
 ///
@@ -47,7 +47,7 @@ impl Operation for Activation {
         vec![Some(dx)]
     }
 
-    fn by_position(&self, _inputs: usize) -> Range<usize> {
+    fn by_position(&self, _inputs: &[Type]) -> Range<usize> {
         0..1
     }
 

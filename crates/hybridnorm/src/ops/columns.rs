@@ -86,6 +86,10 @@ impl Operation for Split {
         vec![Some(concat(&parts))]
     }
 
+    fn by_position(&self, _inputs: &[Type]) -> Range<usize> {
+        0..1
+    }
+
     fn reference(&self, io: &mut Io<'_, f64>) {
         let (x, all) = (io.read(0), self.widths.iter().sum());
         let mut first = 0;
@@ -125,8 +129,12 @@ impl Operation for Concat {
         parts.into_iter().map(Some).collect()
     }
 
-    fn by_position(&self, inputs: usize) -> Range<usize> {
-        0..inputs
+    fn by_position(&self, inputs: &[Type]) -> Range<usize> {
+        let rows = inputs[0].shape.with_width(1);
+        match inputs.iter().all(|part| part.shape.with_width(1) == rows) {
+            true => 0..inputs.len(),
+            false => 0..0,
+        }
     }
 
     fn reference(&self, io: &mut Io<'_, f64>) {
@@ -168,7 +176,7 @@ impl Operation for ScaleColumns {
         vec![Some(dx), Some(ds)]
     }
 
-    fn by_position(&self, _inputs: usize) -> Range<usize> {
+    fn by_position(&self, _inputs: &[Type]) -> Range<usize> {
         0..1
     }
 

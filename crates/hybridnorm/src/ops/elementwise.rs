@@ -76,7 +76,7 @@ impl Operation for Clamp {
         &[(0, 0)]
     }
 
-    fn by_position(&self, _inputs: usize) -> Range<usize> {
+    fn by_position(&self, _inputs: &[Type]) -> Range<usize> {
         0..1
     }
 
@@ -134,7 +134,7 @@ impl Operation for Softcap {
         &[(0, 0)]
     }
 
-    fn by_position(&self, _inputs: usize) -> Range<usize> {
+    fn by_position(&self, _inputs: &[Type]) -> Range<usize> {
         0..1
     }
 

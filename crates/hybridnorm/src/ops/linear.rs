@@ -103,7 +103,7 @@ impl Operation for Linear {
         self.products(inputs[0].shape.rows())
     }
 
-    fn by_position(&self, _inputs: usize) -> Range<usize> {
+    fn by_position(&self, _inputs: &[Type]) -> Range<usize> {
         0..1
     }
 

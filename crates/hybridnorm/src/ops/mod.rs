@@ -67,9 +67,9 @@ pub trait Operation: std::fmt::Debug + Send + Sync {
         false
     }
 
-    /// The inputs of which row i alone decides, with the other inputs (parameters), row i of the output: none if
-    /// it mixes rows.
-    fn by_position(&self, _inputs: usize) -> Range<usize> {
+    /// The inputs (b, t, ..) of which position (b, t) alone decides, with the other inputs (parameters), that
+    /// position of every output: none if it mixes positions.
+    fn by_position(&self, _inputs: &[Type]) -> Range<usize> {
         0..0
     }
 

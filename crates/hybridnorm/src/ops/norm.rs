@@ -58,8 +58,10 @@ impl Operation for Norm {
         vec![Some(dx), Some(dparams)]
     }
 
-    fn by_position(&self, _inputs: usize) -> Range<usize> {
-        0..1
+    fn by_position(&self, inputs: &[Type]) -> Range<usize> {
+        // Which vector of parameters a row takes must not depend on the position.
+        let turn = self.0.width * self.0.groups;
+        0..usize::from(inputs[0].shape.width().is_multiple_of(turn))
     }
 
     fn reference(&self, io: &mut Io<'_, f64>) {

@@ -52,7 +52,7 @@ impl Operation for Scale {
         &[(0, 0)]
     }
 
-    fn by_position(&self, _inputs: usize) -> Range<usize> {
+    fn by_position(&self, _inputs: &[Type]) -> Range<usize> {
         0..1
     }
 

@@ -256,13 +256,12 @@ fn expert_activation(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
 /// activation's own gradient gives it once more. The weight's gradient moves behind that.
 fn activation_again(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
     let grad = uses.node(index);
-    let (Op::ActivationGrad(_), &[_, again]) = (&grad.op, &grad.outputs[..]) else {
+    let (Op::ActivationGrad(of), &[_, again]) = (&grad.op, &grad.outputs[..]) else {
         return None;
     };
-    let of_same = uses.consumers(grad.inputs[0]);
-    let (_, forward) = of_same
-        .into_iter()
-        .find(|(_, node)| matches!(node.op, Op::Activation(_)))?;
+    let (_, forward) = uses
+        .consumers(grad.inputs[0])
+        .find(|(_, node)| matches!(&node.op, Op::Activation(op) if *op == of.0))?;
     let hidden = forward.outputs[0];
     let backward: Vec<_> = uses
         .consumers(hidden)
@@ -274,8 +273,8 @@ fn activation_again(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
     let Op::LinearWeightGrad(_) = weight.op else {
         return None;
     };
-    let reads_twice = weight.inputs[0] == weight.inputs[1];
-    if weight_at > index || reads_twice || uses.is_output[hidden.0] {
+    let reads_it_once = weight.inputs[1] == hidden && weight.inputs[0] != hidden;
+    if weight_at > index || !reads_it_once || uses.is_output[hidden.0] {
         return None;
     }
     let is_needed_before = uses.consumers(weight.outputs[0]).any(|(at, _)| at < index);
@@ -386,7 +385,7 @@ fn head_loss(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
     let inputs = vec![x, w, targets];
     let Some(d) = gradient else {
         let fused = loss.replaced(ops::HeadLoss(spec), inputs, loss.outputs.clone());
-        return Some(replaced(index, fused, gone));
+        return replaced(uses, index, fused, &gone);
     };
     let (mut dx, mut dw) = (None, None);
     for (at, node) in uses.consumers(d) {
@@ -400,10 +399,14 @@ fn head_loss(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
     let (dx, dw) = (dx?, dw?);
     let outputs = [&loss.outputs[..], &[dx, dw]].concat();
     let fused = loss.replaced(ops::HeadLossGrad(spec), inputs, outputs);
-    Some(replaced(index, fused, gone))
+    replaced(uses, index, fused, &gone)
 }
 
-fn replaced(index: usize, by: Node, gone: Vec<usize>) -> Rewrite {
-    let gone = gone.into_iter().map(|at| (at, vec![]));
-    gone.chain([(index, vec![by])]).collect()
+/// One op in the place of several, unless somebody else reads a value that it does not give.
+fn replaced(uses: &Uses<'_>, index: usize, by: Node, gone: &[usize]) -> Option<Rewrite> {
+    let readers = [gone, &[index]].concat();
+    let mut lost = gone.iter().flat_map(|at| &uses.node(*at).outputs);
+    let is_free = lost.all(|id| by.outputs.contains(id) || uses.is_read_only_by(*id, &readers));
+    let gone = gone.iter().map(|&at| (at, vec![]));
+    is_free.then(|| gone.chain([(index, vec![by])]).collect())
 }

@@ -1,37 +1,23 @@
-//! Taps and sums of gradients run as soon as what they read is there, so that it need not live any longer.
+//! Taps and sums of gradients run as soon as their inputs are there, so that these need not live any longer.
 
 use crate::graph::Graph;
 
-/// Moves ops that [run early](crate::ops::Operation::runs_early) right behind what makes their inputs.
+/// Moves ops that [run early](crate::ops::Operation::runs_early) right behind the last op that makes one of their
+/// inputs.
 pub(crate) fn hoist(graph: &mut Graph) {
     let producers = graph.producers();
-    let mut behind: Vec<Vec<usize>> = vec![Vec::new(); graph.nodes.len()];
+    // The op behind which each one runs: itself, unless it moves.
+    let mut behind: Vec<usize> = (0..graph.nodes.len()).collect();
     for (index, node) in graph.nodes.iter().enumerate() {
-        let made = node
-            .inputs
-            .iter()
-            .filter_map(|input| producers[input.0])
-            .max();
-        if let Some(made) = made.filter(|_| node.op.rule().runs_early()) {
-            behind[made].push(index);
+        if node.op.rule().runs_early() {
+            let made = node.inputs.iter().filter_map(|input| producers[input.0]);
+            behind[index] = made.map(|made| behind[made]).max().unwrap_or(index);
         }
     }
-    let old = std::mem::take(&mut graph.nodes);
-    let moved: Vec<bool> = {
-        let mut moved = vec![false; old.len()];
-        behind
-            .iter()
-            .flatten()
-            .for_each(|&index| moved[index] = true);
-        moved
-    };
-    for (index, node) in old.iter().enumerate() {
-        if moved[index] {
-            continue;
-        }
-        graph.nodes.push(node.clone());
-        graph
-            .nodes
-            .extend(behind[index].iter().map(|&tap| old[tap].clone()));
-    }
+    let mut order: Vec<usize> = (0..graph.nodes.len()).collect();
+    order.sort_by_key(|&index| (behind[index], index));
+    graph.nodes = order
+        .iter()
+        .map(|&index| graph.nodes[index].clone())
+        .collect();
 }

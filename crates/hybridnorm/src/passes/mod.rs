@@ -6,6 +6,8 @@ mod live;
 mod narrow;
 mod recompute;
 mod reverse;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use fuse::fuse;
 pub(crate) use hoist::hoist;

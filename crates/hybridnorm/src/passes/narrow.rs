@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-use crate::graph::{Graph, Node, Source, ValueId};
+use crate::graph::{Graph, Node, Source, Type, ValueId};
 use crate::ops::{LastPosition, Op};
 
 /// Moves [`LastPosition`] in front of ops that compute [each position alone](crate::ops::Operation::by_position):
@@ -29,32 +29,46 @@ pub(crate) fn narrow(graph: &mut Graph, outputs: &[ValueId]) {
     for mut node in std::mem::take(&mut graph.nodes).into_iter().rev() {
         if is_last(&node) {
             let (all, one) = (node.inputs[0], node.outputs[0]);
+            // State may be updated before it is read, so that it is read where it was.
+            let is_state = matches!(graph.value(all).source, Source::State(..));
             match last.entry(all) {
-                Entry::Vacant(entry) => {
+                Entry::Vacant(entry) if !is_state => {
                     entry.insert(one);
                 }
-                Entry::Occupied(_) => {
-                    // A second one of the same value reads it like any other op.
+                // Like any other reader: so is a second one of the same value.
+                _ => {
                     readers[all.0] += 1;
                     reversed.push(node);
                 }
             }
             continue;
         }
-        let by_position = node.op.rule().by_position(node.inputs.len());
-        let has_positions = |id: &ValueId| LastPosition::of(graph.ty(*id)).is_some();
+        let types: Vec<Type> = node.inputs.iter().map(|id| graph.ty(*id)).collect();
+        let by_position = node.op.rule().by_position(&types);
+        let can_move = |id: &ValueId| {
+            let value = graph.value(*id);
+            let is_state = matches!(value.source, Source::State(..));
+            !is_state && LastPosition::of(value.ty).is_some()
+        };
         let is_narrow = !by_position.is_empty()
-            && matches!(node.outputs[..], [all] if readers[all.0] == 0 && last.contains_key(&all))
-            && node.inputs[by_position.clone()].iter().all(has_positions);
+            && node.inputs[by_position.clone()].iter().all(can_move)
+            && node.outputs.iter().all(|all| readers[all.0] == 0)
+            && node.outputs.iter().any(|all| last.contains_key(all));
         if is_narrow {
+            let mut last_of = |id: &ValueId, last: &mut BTreeMap<ValueId, ValueId>| {
+                let (_, ty) = LastPosition::of(graph.ty(*id)).expect("positions");
+                let one = last.entry(*id);
+                *one.or_insert_with(|| graph.add_value(ty, Source::Computed))
+            };
+            for output in &mut node.outputs {
+                let one = last_of(output, &mut last);
+                last.remove(output);
+                *output = one;
+            }
             for input in &mut node.inputs[by_position] {
                 readers[input.0] -= 1;
-                let (_, ty) = LastPosition::of(graph.ty(*input)).expect("positions");
-                let one = last.entry(*input);
-                *input = *one.or_insert_with(|| graph.add_value(ty, Source::Computed));
+                *input = last_of(input, &mut last);
             }
-            let one = last.remove(&node.outputs[0]);
-            node.outputs = one.into_iter().collect();
         } else {
             for all in &node.outputs {
                 let one = last.remove(all);
@@ -87,10 +101,12 @@ fn taken(graph: &Graph, all: ValueId, one: ValueId, made_by: Option<&Node>) -> N
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use crate::exec::{Cpu, Data, Executor};
-    use crate::graph::{Builder, Type, Value};
+    use crate::graph::{Builder, DType, Value};
     use crate::ops::{self, Arguments};
     use crate::plan::{Options, Program};
+    use hybridnorm_kernels::norm::{Gain, Norm, NormFn};
 
     const POSITIONS: usize = 5;
 
@@ -182,5 +198,57 @@ mod tests {
         });
         assert_eq!(rows(&program, "linear"), [2 * POSITIONS, 2]);
         assert_eq!(values[0].len(), 8);
+    }
+
+    #[test]
+    fn parts_of_rows_are_narrowed_and_rows_with_parameters_of_their_own_are_not() {
+        let (program, _) = run(|x, w| {
+            let [gate, _] = ops::split(ops::linear(x, w), [2, 2]);
+            vec![ops::last_position(ops::softcap(gate, 2.0))]
+        });
+        assert_eq!(rows(&program, "linear"), [2]);
+        let norm = Norm {
+            function: NormFn::Rmsnorm,
+            eps: 1e-5,
+            gain: Gain::Plain,
+            bias: false,
+            width: 4,
+            groups: POSITIONS,
+        };
+        let (program, narrow) = run(|x, _| {
+            let g = x.builder();
+            let gain = ops::concat(&[
+                ops::fill(g, 1.0, Type::f32([16])),
+                ops::fill(g, 3.0, Type::f32([4])),
+            ]);
+            let y = ops::norm(x, gain, norm);
+            vec![ops::last_position(y), y]
+        });
+        assert_eq!(rows(&program, "norm"), [2 * POSITIONS]);
+        let (program, alone) = run(|x, _| {
+            let g = x.builder();
+            let gain = ops::concat(&[
+                ops::fill(g, 1.0, Type::f32([16])),
+                ops::fill(g, 3.0, Type::f32([4])),
+            ]);
+            vec![ops::last_position(ops::norm(x, gain, norm))]
+        });
+        assert_eq!(rows(&program, "norm"), [2 * POSITIONS]);
+        assert_eq!(alone[0], narrow[0]);
+    }
+
+    #[test]
+    fn state_is_read_behind_its_update() {
+        let mut cpu = Cpu::new();
+        let ty = Type::f32([1, 2, 3]);
+        let buffer = cpu.allocate(DType::F32, 6);
+        let g = Builder::new();
+        let (x, state) = (g.input("x", ty), g.state(buffer, 0, ty));
+        ops::accumulate(x, state, true);
+        let last = ops::last_position(state).id();
+        let program = Program::new(g.finish(), &[last], Options::default());
+        let x = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
+        cpu.run(&program, Arguments::default(), &[("x", Data::F32(&x))]);
+        assert_eq!(cpu.output(&program, last).into_f32(), [4.0, 5.0, 6.0]);
     }
 }

@@ -36,7 +36,9 @@ fn saved(graph: &Graph, segments: usize, producers: &[Option<usize>]) -> Vec<boo
         .iter()
         .map(|made| made.is_none_or(|at| segment(&graph.nodes[at]).is_none()))
         .collect();
-    for node in graph.nodes.iter().filter(|node| !node.is_backward) {
+    // Taps run in the forward pass, wherever they were recorded.
+    let stays = |node: &&Node| !node.is_backward && !node.op.rule().runs_early();
+    for node in graph.nodes.iter().filter(stays) {
         for input in &node.inputs {
             let made = producers[input.0].map(|at| &graph.nodes[at]);
             if made.is_some_and(|made| made.segment != node.segment) {

@@ -64,7 +64,6 @@ impl Program {
     pub fn new(mut graph: Graph, outputs: &[ValueId], options: Options) -> Self {
         passes::remove_unused(&mut graph, outputs);
         passes::narrow(&mut graph, outputs);
-        passes::hoist(&mut graph);
         let segments = graph.nodes.iter().filter_map(|node| node.segment).max();
         let segments = segments.map_or(0, |last| last + 1);
         let first = |count: usize| {
@@ -97,6 +96,7 @@ impl Program {
         if fuse {
             passes::fuse(&mut graph, outputs);
         }
+        passes::hoist(&mut graph);
         let layout = arena::lay_out(&graph, outputs);
         let steps = (0..graph.nodes.len())
             .map(|index| Step::new(&graph, index, &layout))

@@ -64,7 +64,8 @@ fn split_outputs<'a>(
             let mut rows = Vec::with_capacity(shared * positions.len());
             for head in first_head..first_head + shared {
                 let indices = positions.clone().map(|t| (b * a.seq + t) * a.heads + head);
-                rows.extend(indices.filter_map(|index| pieces[index].take()));
+                let row = |index: usize| pieces[index].take().expect("each row once");
+                rows.extend(indices.map(row));
             }
             outputs.push(Outputs {
                 ctx: rows,

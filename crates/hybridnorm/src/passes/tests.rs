@@ -1,0 +1,184 @@
+//! Passes against each other: a graph with fusion and recomputation against the plain one.
+
+use hybridnorm_kernels::activation::Activation;
+use hybridnorm_kernels::attention::Attention;
+use hybridnorm_kernels::norm::{Gain, Norm, NormFn};
+
+use super::gradients;
+use crate::exec::{Cpu, Data, Executor};
+use crate::graph::{Buffer, Builder, DType, Graph, Type, Value, ValueId};
+use crate::ops::{self, Arguments, Op};
+use crate::plan::{Options, Program, Recompute};
+
+const WIDTH: usize = 8;
+const ROWS: usize = 64;
+
+fn numbers(n: usize) -> Vec<f32> {
+    (0..n).map(|i| (i as f32 * 0.37).sin()).collect()
+}
+
+/// Runs a graph that reads x (64, 8), w (8, 8) and targets (64), with buffers of zeros as state.
+fn run(program: &Program, outputs: &[ValueId], state: &[usize]) -> (Vec<Vec<f32>>, Cpu) {
+    let mut cpu = Cpu::new();
+    for &elements in state {
+        cpu.allocate(DType::F32, elements);
+    }
+    let (x, w, targets) = (numbers(ROWS * WIDTH), numbers(WIDTH * WIDTH), vec![3; ROWS]);
+    let all = [
+        ("x", Data::F32(&x)),
+        ("w", Data::F32(&w)),
+        ("targets", Data::I32(&targets)),
+    ];
+    let is_read = |name: &str| program.inputs().any(|(found, _)| found == name);
+    let given: Vec<_> = all.into_iter().filter(|(name, _)| is_read(name)).collect();
+    cpu.run(program, Arguments::default(), &given);
+    let values = outputs.iter().map(|&id| cpu.output(program, id).into_f32());
+    (values.collect(), cpu)
+}
+
+fn inputs(g: &Builder) -> [Value<'_>; 2] {
+    [
+        g.input("x", Type::f32([ROWS, WIDTH])),
+        g.input("w", Type::f32([WIDTH, WIDTH])),
+    ]
+}
+
+fn targets(g: &Builder) -> Value<'_> {
+    g.input("targets", Type::i32([ROWS]))
+}
+
+fn loss<'g>(logits: Value<'g>) -> Value<'g> {
+    ops::cross_entropy(logits, targets(logits.builder()), 0.0, ROWS as f64)[0]
+}
+
+fn count(program: &Program, is_it: impl Fn(&Op) -> bool) -> usize {
+    let nodes = program.graph().nodes().iter();
+    nodes.filter(|node| is_it(&node.op)).count()
+}
+
+/// The same values, fused and not.
+fn assert_fusion_changes_nothing(graph: &Graph, outputs: &[ValueId]) -> Program {
+    let plan = |fuse| {
+        let options = Options {
+            fuse,
+            ..Options::default()
+        };
+        Program::new(graph.clone(), outputs, options)
+    };
+    let fused = plan(true);
+    let (found, _) = run(&fused, outputs, &[]);
+    let (expected, _) = run(&plan(false), outputs, &[]);
+    assert_eq!(found, expected);
+    fused
+}
+
+#[test]
+fn gradients_that_are_accumulated_are_fused_like_others() {
+    let g = Builder::new();
+    let [x, w] = inputs(&g);
+    let gain = g.state(Buffer(0), 0, Type::f32([WIDTH]));
+    let norm = Norm {
+        function: NormFn::Rmsnorm,
+        eps: 1e-5,
+        gain: Gain::OnePlus,
+        bias: false,
+        width: WIDTH,
+        groups: 1,
+    };
+    let hidden = ops::activation(ops::linear(ops::norm(x, gain, norm), w), Activation::Gelu);
+    let objective = loss(x + ops::linear(hidden, w));
+    let found = gradients(objective, &[x, w, gain]);
+    let [dx, dw, dgain] = [0, 1, 2].map(|at| found[at].expect("a gradient"));
+    let sums = g.state(Buffer(1), 0, Type::f32([WIDTH]));
+    ops::accumulate(dgain, sums, false);
+    let outputs = [dx.id(), dw.id()];
+    let program = Program::new(g.finish(), &outputs, Options::default());
+    assert_eq!(count(&program, |op| matches!(op, Op::NormGradAdd(_))), 1);
+    assert_eq!(count(&program, |op| matches!(op, Op::NormGrad(_))), 0);
+    let (_, cpu) = run(&program, &outputs, &[WIDTH, WIDTH]);
+    let sums = cpu.read(Buffer(1), 0..WIDTH).into_f32();
+    assert!(sums.iter().any(|sum| *sum != 0.0));
+}
+
+#[test]
+fn a_tap_does_not_save_what_is_recomputed() {
+    let arena = |with_taps: bool| {
+        let g = Builder::new();
+        let [mut x, w] = inputs(&g);
+        let mut hidden = Vec::new();
+        for block in 0..4 {
+            x = g.segment(block, || {
+                let wide = ops::activation(ops::linear(x, w), Activation::Gelu);
+                hidden.push(wide);
+                x + ops::activation(ops::linear(wide, w), Activation::Gelu)
+            });
+        }
+        let dw = gradients(loss(x), &[w])[0].expect("a gradient");
+        let mut outputs = vec![dw.id()];
+        if with_taps {
+            outputs.extend(hidden.iter().map(|x| ops::magnitude(*x).id()));
+        }
+        let options = Options {
+            recompute: Recompute::Block,
+            ..Options::default()
+        };
+        Program::new(g.finish(), &outputs, options).arena_bytes()
+    };
+    assert!(arena(true) < arena(false) + 4 * ROWS * WIDTH);
+}
+
+#[test]
+fn two_activations_of_one_value_are_told_apart() {
+    let g = Builder::new();
+    let [x, w] = inputs(&g);
+    let w2 = ops::scale(w, 0.5);
+    let a = ops::activation(x, Activation::Gelu);
+    let b = ops::activation(x, Activation::Relu2);
+    let objective = loss(ops::linear(b, w2) + ops::linear(a, w));
+    let found = gradients(objective, &[x, w]);
+    let outputs: Vec<_> = found.iter().map(|d| d.expect("a gradient").id()).collect();
+    assert_fusion_changes_nothing(&g.finish(), &outputs);
+}
+
+#[test]
+fn logits_that_are_read_besides_the_loss_stay() {
+    let g = Builder::new();
+    let [x, w] = inputs(&g);
+    let raw = ops::linear(x, w);
+    let objective = loss(ops::softcap(raw * 0.5, 2.0));
+    let dw = gradients(objective, &[w])[0].expect("a gradient");
+    let outputs = [objective.id(), dw.id(), ops::magnitude(raw).id()];
+    let program = assert_fusion_changes_nothing(&g.finish(), &outputs);
+    assert_eq!(count(&program, |op| matches!(op, Op::HeadLossGrad(_))), 0);
+}
+
+#[test]
+fn sums_of_taps_run_behind_these() {
+    let (heads, positions) = (6, ROWS);
+    let spec = Attention {
+        batch: 1,
+        seq: positions,
+        heads,
+        kv_heads: 1,
+        head_dim: 1,
+        value_dim: 1,
+        scale: 1.0,
+        softcap: None,
+    };
+    let g = Builder::new();
+    let x = g.input("x", Type::f32([1, positions, WIDTH]));
+    let w = g.input("w", Type::f32([WIDTH, WIDTH]));
+    let packed = ops::linear(x, w);
+    let further = ops::linear(packed, w);
+    let sum = g.state(Buffer(0), 0, Type::f32([heads]));
+    ops::accumulate(ops::head_maxima(packed, spec), sum, true);
+    let output = [further.id()];
+    let program = Program::new(g.finish(), &output, Options::default());
+    let nodes = program.graph().nodes().iter();
+    let names: Vec<_> = nodes.map(|node| node.op.rule().name()).collect();
+    let expected = ["linear", "largest scores of heads", "accumulate", "linear"];
+    assert_eq!(names, expected);
+    let (_, cpu) = run(&program, &output, &[heads]);
+    let sums = cpu.read(Buffer(0), 0..heads).into_f32();
+    assert!(sums.iter().all(|sum| *sum > 0.0), "{sums:?}");
+}
