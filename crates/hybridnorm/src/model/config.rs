@@ -100,12 +100,6 @@ impl ModelConfig {
         self.mla.map_or(self.head_dim(), |mla| mla.rope_dim)
     }
 
-    /// Width of packed q, k, v: `(h + g)·k` and g values; with grouped heads of one width the rows of
-    /// their projection.
-    pub fn qkv_width(&self) -> usize {
-        (self.n_heads + self.n_kv_heads) * self.head_dim() + self.n_kv_heads * self.value_dim()
-    }
-
     /// Numbers that generation keeps for every position of a block.
     pub fn cache_width(&self) -> usize {
         match &self.mla {
