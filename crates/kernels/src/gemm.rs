@@ -1,9 +1,9 @@
-//! Matrix products: the one door to the `gemm-f32` crate, and the only `unsafe` code of this crate.
+//! Matrix multiplication by the `gemm-f32` crate, and the only `unsafe` code of this crate.
 
 use gemm_common::Parallelism;
 use gemm_f32::gemm::f32::get_gemm_fn;
 
-/// Multiply-adds from which a product is worth spreading over threads.
+/// Multiply-adds from which a matmul is worth spreading over threads.
 const PARALLEL_WORK: usize = 1 << 18;
 
 /// `c = alpha * a b`, or `c += alpha * a b` if `accumulate`.
@@ -48,7 +48,7 @@ pub fn matmul(
     };
     let stride = |s: usize| isize::try_from(s).expect("matmul: a stride fits isize");
     // The crate's kernels want columns of the result that are contiguous: where its rows are, the
-    // transposed product is the same one, `cᵀ = bᵀ aᵀ`.
+    // transposed matmul gives the same, `cᵀ = bᵀ aᵀ`.
     let is_row_major = c_strides.1 < c_strides.0;
     let (m, n, lhs, lhs_strides, rhs, rhs_strides) = match is_row_major {
         true => (n, m, b, swapped(b_strides), a, swapped(a_strides)),
@@ -92,7 +92,7 @@ fn swapped((down, right): (usize, usize)) -> (usize, usize) {
     (right, down)
 }
 
-/// True if a product of (m, k) and (k, n) is worth spreading over threads.
+/// True if a matmul of (m, k) and (k, n) is worth spreading over threads.
 pub(crate) fn is_parallel(m: usize, n: usize, k: usize) -> bool {
     m.saturating_mul(n).saturating_mul(k) >= PARALLEL_WORK
 }
@@ -111,7 +111,7 @@ fn check_bounds(name: &str, rows: usize, columns: usize, strides: (usize, usize)
     );
 }
 
-/// Whether rows lie one after another, or columns do, so that no element is shared.
+/// True if rows lie one after another, or columns do, so that no element is shared.
 fn has_distinct_elements(rows: usize, columns: usize, strides: (usize, usize)) -> bool {
     let nested = |inner: usize, inner_stride: usize, outer: usize, outer_stride: usize| {
         (inner <= 1 || inner_stride > 0)

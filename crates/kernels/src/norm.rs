@@ -85,7 +85,7 @@ pub struct Norm {
     pub eps: f32,
     /// The gain.
     pub gain: Gain,
-    /// Whether a learned bias is added.
+    /// True if a learned bias is added.
     pub bias: bool,
     /// Values per row.
     pub width: usize,

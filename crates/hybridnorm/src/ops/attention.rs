@@ -42,8 +42,8 @@ fn outputs_of(spec: &Spec) -> Vec<Type> {
     ]
 }
 
-/// Operations of the matmuls of the causal half of the scores, forward.
-fn products(spec: &Spec) -> u64 {
+/// FLOPs of the forward pass's two matmuls, over the causal half of the scores.
+fn matmul_flops(spec: &Spec) -> u64 {
     let pairs = spec.batch * spec.heads * spec.seq * (spec.seq + 1) / 2;
     2 * (pairs * (spec.head_dim + spec.value_dim)) as u64
 }
@@ -67,7 +67,7 @@ impl Operation for Attention {
     }
 
     fn flops(&self, _inputs: &[Type]) -> u64 {
-        products(&self.0)
+        matmul_flops(&self.0)
     }
 
     fn reference(&self, io: &mut Io<'_, f64>) {
@@ -91,7 +91,7 @@ impl Operation for AttentionGrad {
 
     fn flops(&self, _inputs: &[Type]) -> u64 {
         // The scores once more, and two matmuls for each of the forward pass.
-        5 * products(&self.0) / 2
+        5 * matmul_flops(&self.0) / 2
     }
 
     fn reference(&self, io: &mut Io<'_, f64>) {
@@ -128,7 +128,7 @@ impl Operation for NormedAttention {
     }
 
     fn flops(&self, _inputs: &[Type]) -> u64 {
-        products(&self.attention)
+        matmul_flops(&self.attention)
     }
 
     fn scratch(&self, inputs: &[Type]) -> usize {
@@ -164,7 +164,7 @@ impl Operation for NormedAttentionGrad {
     }
 
     fn flops(&self, _inputs: &[Type]) -> u64 {
-        5 * products(&self.0.attention) / 2
+        5 * matmul_flops(&self.0.attention) / 2
     }
 
     fn scratch(&self, inputs: &[Type]) -> usize {

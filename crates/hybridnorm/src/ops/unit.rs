@@ -18,7 +18,7 @@ pub struct UnitRows {
 #[derive(Debug, Clone, PartialEq)]
 pub struct UnitColumns {
     columns: usize,
-    /// Of each matrix.
+    /// Rows of each matrix.
     rows: Vec<usize>,
 }
 
@@ -129,7 +129,8 @@ mod tests {
     use crate::graph::{Buffer, Builder};
     use crate::ops::Arguments;
 
-    /// What is left of elements by an op on those between the first three and the last two.
+    /// Returns `matrix` after an in-place op on it, and checks that the three elements before it and the two
+    /// after it stay as they are.
     fn apply(matrix: &[f64], record: impl Fn(Value<'_>)) -> Vec<f64> {
         let ty = Type::f32([matrix.len()]);
         let around = [numbers(1, 3), numbers(2, 2)];

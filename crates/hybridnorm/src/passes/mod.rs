@@ -1,4 +1,5 @@
-//! Graph transformations: gradients, fusion, recomputation, removal of what is not needed.
+//! Graph transformations: gradients, narrowing to last positions, hoisting, recomputation, fusion, removal of
+//! unused ops.
 
 mod fuse;
 mod hoist;

@@ -29,20 +29,20 @@ pub struct Resolved {
     pub norm: NormSpec,
     /// Multiplies the embedding.
     pub embed_scale: Factor,
-    /// Whether a norm follows the embedding's scale.
+    /// True if a norm follows the embedding's scale.
     pub embed_norm: bool,
     /// Standard deviation of the embedding at the start, where the placement fixes it.
     pub embed_init_std: Option<f64>,
-    /// With two streams, whether a norm stands on the main one where the two are added up.
+    /// True if, with two streams, the main one is normed where the two are added.
     #[serde(default, skip_serializing_if = "forms::is_default")]
     pub merge_norm: bool,
-    /// Whether a norm stands before the output head.
+    /// True if a norm stands before the output head.
     pub final_norm: bool,
     /// What happens to the logits.
     pub logits: ResolvedLogits,
     /// How weights are drawn.
     pub init: ResolvedInit,
-    /// Whether every matrix's vectors along the width have length 1, at the start and after every
+    /// True if every matrix's vectors along the width have length 1, at the start and after every
     /// step of the optimizer.
     #[serde(default, skip_serializing_if = "forms::is_default")]
     pub unit_weights: bool,

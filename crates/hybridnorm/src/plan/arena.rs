@@ -1,4 +1,4 @@
-//! Places for values: from lifetimes to offsets.
+//! Memory plan: offsets of values in one arena, from their lifetimes.
 
 use super::step::{Region, Storage};
 use crate::graph::{Graph, Source, Type, ValueId};
@@ -6,16 +6,16 @@ use crate::graph::{Graph, Source, Type, ValueId};
 /// Values begin at multiples of a cache line.
 const LINE: usize = 64;
 
-/// Where everything lies.
+/// Places of values and of the scratch memory of ops.
 #[derive(Debug, Default)]
 pub(crate) struct Layout {
-    /// Of each value, if the program has it.
+    /// Place of each value; `None` where the program does not use it.
     pub(crate) places: Vec<Option<Region>>,
-    /// Of what each op works with.
+    /// Scratch memory of each op that needs some.
     pub(crate) scratch: Vec<Option<Region>>,
     /// True if an output lies where this input of the op was, by op and pair of the op.
     pub(crate) aliased: Vec<Vec<bool>>,
-    /// Of the arena.
+    /// Size of the arena in bytes.
     pub(crate) bytes: usize,
 }
 

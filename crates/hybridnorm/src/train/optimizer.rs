@@ -21,22 +21,22 @@ const NEWTON_SCHULZ: usize = 5;
 /// Euclidean norms of a parameter in a step.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct SlotNorms {
-    /// Of its gradient, before clipping.
+    /// Norm of its gradient, before clipping.
     pub gradient: f64,
-    /// Of its update; 0 where nothing was changed.
+    /// Norm of its update; 0 where nothing was changed.
     pub update: f64,
-    /// Of its values before the step; 0 where nothing was changed.
+    /// Norm of its values before the step; 0 where nothing was changed.
     pub value: f64,
 }
 
 /// Euclidean norms of an optimizer step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepNorms {
-    /// Of all gradients together, before clipping.
+    /// Norm of all gradients together, before clipping.
     pub gradient: f64,
-    /// Of the whole update, weight decay included.
+    /// Norm of the whole update, weight decay included.
     pub update: f64,
-    /// The same of each parameter.
+    /// Norms of each parameter, by its name.
     pub by_name: BTreeMap<String, SlotNorms>,
     /// Outcome of QK-clip after the update, where it is on.
     pub qk_clip: Option<QkClip>,
@@ -48,7 +48,7 @@ pub struct StepNorms {
 #[derive(Debug)]
 pub struct Optimizer {
     layout: Layout,
-    /// Of the moments, as [`Layout`] says.
+    /// First and second moments, at the offsets of [`Layout`].
     buffers: [Buffer; 2],
     updates: u64,
     /// Sums of gradients over micro-batches, allocated where there are several.
@@ -247,7 +247,7 @@ impl Optimizer {
         &self.layout
     }
 
-    /// The buffers of its moments, as [`Layout`] says.
+    /// Buffers of the first and the second moments, at the offsets of [`Layout`].
     pub(super) fn buffers(&self) -> [Buffer; 2] {
         self.buffers
     }

@@ -97,7 +97,8 @@ fn is_plain(norm: HeadNorm) -> bool {
     matches!(norm, HeadNorm::PerHeadPlain | HeadNorm::FullPlain)
 }
 
-/// What each of the three is and whether a norm stands on it; the norm on the context; the width.
+/// Notes on the query latent, the key/value latent and the rotary key, each with its norm; on the norm of the
+/// context; on the width.
 fn notes(inner: &AttnInner<Scale>) -> Vec<Equation> {
     let norms = [inner.q_norm, inner.v_norm, inner.k_norm];
     let prose = [
