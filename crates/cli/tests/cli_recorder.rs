@@ -117,6 +117,18 @@ fn what_is_not_finite_leaves_a_dump() {
     assert_eq!(dump["instances"].as_array().unwrap().len(), 4);
     assert_eq!(dump["layers"]["blocks"].as_array().unwrap().len(), 2);
     assert!(dump["parameters"]["blocks.1.attention.qkv"].is_object());
+    // Gradients of some parameters that are none, at the first step.
+    let sharp = "model.placement={base=\"pre-norm\",block={attn_inner={attn_scale=1e30}}}";
+    lab.train_fails(
+        1,
+        "sharp",
+        &["--set", sharp],
+        &[
+            "step 1: loss",
+            "gradient norm NaN",
+            "sharp/flight/step-00000001.json",
+        ],
+    );
     // An update that is none.
     let more = ["--set", "optimizer.lr=1e300", "--set", clip];
     lab.train_fails(

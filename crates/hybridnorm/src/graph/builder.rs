@@ -1,6 +1,7 @@
 //! Recording a graph.
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::fmt;
 use std::ops::{Add, Mul, Sub};
 use std::sync::Arc;
@@ -15,6 +16,8 @@ pub struct Builder {
     path: RefCell<Arc<str>>,
     segment: Cell<Option<usize>>,
     is_backward: Cell<bool>,
+    /// The values of buffers so far.
+    states: RefCell<HashMap<(Buffer, usize, Type), ValueId>>,
 }
 
 /// A symbolic value: a handle that is cheap to copy.
@@ -37,12 +40,11 @@ impl Builder {
 
     /// Elements of a buffer, from `offset` on. The same elements are the same value.
     pub fn state(&self, buffer: Buffer, offset: usize, ty: Type) -> Value<'_> {
-        let source = Source::State(buffer, offset);
-        let found = self.graph.borrow().leaf(ty, &source);
-        match found {
-            Some(id) => self.value(id),
-            None => self.leaf(ty, source),
-        }
+        let mut states = self.states.borrow_mut();
+        let id = states
+            .entry((buffer, offset, ty))
+            .or_insert_with(|| self.leaf(ty, Source::State(buffer, offset)).id);
+        self.value(*id)
     }
 
     fn leaf(&self, ty: Type, source: Source) -> Value<'_> {

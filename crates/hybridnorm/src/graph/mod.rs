@@ -97,12 +97,6 @@ impl Graph {
         self.values[id.0].ty
     }
 
-    /// The value of these elements of a buffer, where there is one.
-    fn leaf(&self, ty: Type, source: &Source) -> Option<ValueId> {
-        let is_it = |value: &ValueInfo| value.ty == ty && value.source == *source;
-        self.values.iter().position(is_it).map(ValueId)
-    }
-
     /// A new value that an op will make.
     pub(crate) fn add_value(&mut self, ty: Type, source: Source) -> ValueId {
         self.values.push(ValueInfo { ty, source });

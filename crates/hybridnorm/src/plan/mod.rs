@@ -75,18 +75,18 @@ impl Program {
             Recompute::None => Self::of(graph, outputs, options.fuse),
             Recompute::Block => first(segments),
             Recompute::Budget(bytes) => {
-                let mut smallest = first(0);
-                for count in 1..=segments {
-                    if smallest.arena_bytes as u64 <= bytes {
-                        break;
-                    }
-                    // More recomputation may need more memory, where gradients outweigh activations.
-                    let program = first(count);
-                    if program.arena_bytes < smallest.arena_bytes {
-                        smallest = program;
-                    }
+                // The fewest that fit, by halving, as if more recomputation always needed less memory. Where
+                // gradients outweigh activations it need not: then any number that fits, or the least.
+                let fits = |program: &Self| program.arena_bytes as u64 <= bytes;
+                let counts: Vec<usize> = (0..=segments).collect();
+                let count = counts.partition_point(|&count| !fits(&first(count)));
+                let found = first(count.min(segments));
+                if fits(&found) {
+                    return found;
                 }
-                smallest
+                let all = (0..segments).map(first).chain([found]);
+                all.min_by_key(|program| program.arena_bytes)
+                    .expect("one for each number")
             }
         }
     }

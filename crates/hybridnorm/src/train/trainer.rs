@@ -338,9 +338,6 @@ impl Trainer {
         if !loss.is_finite() {
             return Err(self.diverged(&metrics, &moment, format!("loss {loss}")));
         }
-        if step == 1 {
-            Self::check_every_gradient(&moment.norms)?;
-        }
         let Metrics {
             grad_norm,
             update_norm,

@@ -24,22 +24,6 @@ pub(super) struct Moment {
 }
 
 impl Trainer {
-    /// Every parameter takes part; anything else is a defect, which no experiment should mistake for a
-    /// result.
-    pub(super) fn check_every_gradient(norms: &BTreeMap<String, SlotNorms>) -> Result<()> {
-        let missing = norms
-            .iter()
-            .filter(|(_, norms)| !norms.gradient.is_finite());
-        let names: Vec<&str> = missing.map(|(name, _)| name.as_str()).collect();
-        match names.len() {
-            n if n == 0 || n == norms.len() => Ok(()),
-            _ => Err(Error::External(format!(
-                "step 1: no finite gradient for {}; that is a defect of this program",
-                names.join(", ")
-            ))),
-        }
-    }
-
     /// Checks that weights, moments and the loss of the next micro-batch are finite. Otherwise the last good
     /// checkpoint could be pruned in favour of one from which no run can continue.
     pub(super) fn check_weights(&mut self) -> Result<()> {
