@@ -258,9 +258,17 @@ pub fn backward(
     dparams: &mut [f32],
 ) {
     n.check_rows("norm::backward", x, &[("dy", dy.len())]);
-    backward_rows(n, x, params, dx, dparams, |p, group, row, dx, _, grads| {
-        backward_row(n, p, group, &x[row.clone()], &dy[row], dx, grads);
-    });
+    backward_rows(
+        n,
+        x,
+        params,
+        dx,
+        dparams,
+        #[inline(always)]
+        |p, group, row, dx, _, grads| {
+            backward_row(n, p, group, &x[row.clone()], &dy[row], dx, grads);
+        },
+    );
 }
 
 /// [`backward`] with the gradient of the output in `d`, which becomes that of the input.
@@ -271,6 +279,7 @@ pub fn backward_in_place(n: &Norm, x: &[f32], params: &[f32], d: &mut [f32], dpa
         params,
         d,
         dparams,
+        #[inline(always)]
         |p, group, row, d, spare, grads| {
             spare.copy_from_slice(d);
             backward_row(n, p, group, &x[row], spare, d, grads);
@@ -294,6 +303,7 @@ pub fn backward_add(
         params,
         sum,
         dparams,
+        #[inline(always)]
         |p, group, row, sum, spare, grads| {
             backward_row(n, p, group, &x[row.clone()], &dy[row], spare, grads);
             for (sum, dx) in sum.iter_mut().zip(spare) {
@@ -304,7 +314,8 @@ pub fn backward_add(
 }
 
 /// Calls `f(parameters, group, elements of the row, row of d, spare row, gradients of parameters)` for
-/// every row, and adds up the gradients of the parameters.
+/// every row, and adds up the gradients of the parameters. `f` has to be marked `#[inline(always)]`, see
+/// [`dispatch`].
 #[inline(always)]
 fn backward_rows(
     n: &Norm,
