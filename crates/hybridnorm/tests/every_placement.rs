@@ -45,7 +45,7 @@ fn decoding_with_a_cache_equals_the_full_forward_pass() {
         let mut model = stirred(&config);
         let full = logits(&mut model);
         let ids = inputs();
-        let mut cache = model.new_cache(BATCH, SEQ);
+        let mut cache = model.new_cache(BATCH, SEQ).unwrap();
         // The last position of a prompt alone.
         let last = model.next_logits(&ids, &mut cache, false).unwrap();
         for (b, last) in last.chunks(VOCAB).enumerate() {

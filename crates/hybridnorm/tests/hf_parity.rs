@@ -11,7 +11,7 @@ use hybridnorm::model::Model;
 
 /// The most likely tokens after `ids`, with a cache.
 fn greedy(model: &mut Model, ids: &[i32], new: usize) -> Vec<i32> {
-    let mut cache = model.new_cache(1, ids.len() + new);
+    let mut cache = model.new_cache(1, ids.len() + new).unwrap();
     let mut piece = ids.to_vec();
     let mut found = Vec::new();
     for _ in 0..new {

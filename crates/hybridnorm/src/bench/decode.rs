@@ -162,7 +162,7 @@ impl<'a> Text<'a> {
     /// Reads the prompt.
     fn begin(model: &'a mut Model, prompt: &'a [i32], capacity: usize) -> Result<Self> {
         let mut text = Self {
-            cache: model.new_cache(1, capacity),
+            cache: model.new_cache(1, capacity)?,
             model,
             prompt,
             newest: 0,

@@ -77,7 +77,8 @@ impl<'a> Generator<'a> {
     /// Starts from a prompt, which must hold at least one token.
     ///
     /// # Errors
-    /// If the prompt is empty or holds ids beyond the vocabulary, or a setting is out of range.
+    /// If the prompt is empty or holds ids beyond the vocabulary, a setting is out of range, or the cache of
+    /// `max_seq_len` positions does not fit into memory.
     pub fn new(model: &'a mut Model, prompt: &[i32], sampling: Sampling) -> Result<Self> {
         sampling.check()?;
         if prompt.is_empty() {
@@ -89,7 +90,7 @@ impl<'a> Generator<'a> {
         let kept = prompt.len().min(longest.max(2) - 1);
         let context = prompt[prompt.len() - kept..].to_vec();
         Ok(Self {
-            cache: model.new_cache(1, longest),
+            cache: model.new_cache(1, longest)?,
             random: ChaCha8Rng::seed_from_u64(sampling.seed),
             unread: context.len(),
             unread_prompt: prompt.len() - kept,
@@ -212,6 +213,13 @@ mod tests {
             top_p: 1.0,
             seed: 1,
         }
+    }
+
+    #[test]
+    fn a_cache_that_cannot_fit_is_refused() {
+        let mut model = Model::new(&tiny(), 0, Device::Cpu).unwrap();
+        let error = model.new_cache(1, usize::MAX / 8).unwrap_err().to_string();
+        assert!(error.contains("keys and values of up to"), "{error}");
     }
 
     #[test]

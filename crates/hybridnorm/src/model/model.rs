@@ -371,11 +371,20 @@ impl Model {
     }
 
     /// An empty cache for `batch` sequences of up to `capacity` positions.
-    pub fn new_cache(&mut self, batch: usize, capacity: usize) -> KvCache {
+    ///
+    /// # Errors
+    /// If it does not fit into memory.
+    pub fn new_cache(&mut self, batch: usize, capacity: usize) -> Result<KvCache> {
         let config = self.decoder.config();
-        let elements = batch * capacity * config.cache_width();
+        let width = config.cache_width();
+        let elements = batch.saturating_mul(capacity).saturating_mul(width);
+        let bytes = elements.saturating_mul(4 * config.n_layers);
+        memory::require(
+            bytes as u64,
+            &format!("keys and values of up to {capacity} positions"),
+        )?;
         let buffers = (0..config.n_layers).map(|_| self.executor.allocate(DType::F32, elements));
-        KvCache::new(buffers.collect(), batch, capacity)
+        Ok(KvCache::new(buffers.collect(), batch, capacity))
     }
 
     /// Gives the memory of a cache back.

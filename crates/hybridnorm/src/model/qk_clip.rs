@@ -112,7 +112,7 @@ impl ModelConfig {
         let (resolved, _) = self.resolve()?;
         let refuse = |what: String| {
             Err(Error::config(format!(
-                "optimizer.qk_clip cannot limit scores: {what} takes the scale of queries or keys back"
+                "optimizer.qk_clip cannot limit scores: {what} does not pass the scale of queries and keys on"
             )))
         };
         if resolved.unit_weights {
