@@ -80,7 +80,8 @@ fn two_at_once_one_wins() {
 #[test]
 fn a_killed_replay_is_begun_again_by_the_same_command() {
     let lab = Lab::new();
-    let slow = ["--set", "train.batch_size=64", "--set", "train.seq_len=64"];
+    // Long enough that a signal comes before the end, on a busy machine too.
+    let slow = ["--set", "train.batch_size=256", "--set", "train.seq_len=64"];
     lab.train("run", &slow);
     let args = [
         "replay", "run", "--step", "9", "--after", "11", "--quiet", "--json",
@@ -96,7 +97,8 @@ fn a_killed_replay_is_begun_again_by_the_same_command() {
     let other = ["replay", "run", "--step", "7", "--out", "run-replay-9"];
     let output = lab.run(&other);
     assert_eq!(code(&output), 2, "{}", stderr(&output));
-    assert!(stderr(&output).contains("not finished"));
+    let said = stderr(&output);
+    assert!(said.contains("not finished"), "{said}");
     let replay = lab.json(&args);
     assert_eq!(replay["steps"].as_array().unwrap().len(), 20);
     assert!(!lab.path("run-replay-9/unfinished.txt").exists());
