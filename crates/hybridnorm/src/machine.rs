@@ -1,4 +1,4 @@
-//! What this machine is, and what time it shows.
+//! Name of the processor, date and time.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

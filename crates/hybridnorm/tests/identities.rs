@@ -5,7 +5,7 @@ mod common;
 use common::*;
 use hybridnorm::Device;
 use hybridnorm::model::{Decoder, Model, ModelConfig, Role, Scoring};
-use hybridnorm::placement::{AttnScale, HeadNorm, Placement, QkOrder, Skip};
+use hybridnorm::placement::{AttnScale, HeadNorm, NormFn, Placement, QkOrder, Skip};
 use hybridnorm::tensors::Values;
 
 /// A model of `to` with the weights of a stirred model of `from`, under other names.
@@ -114,7 +114,11 @@ fn parts(config: &ModelConfig) -> [(&'static str, std::ops::Range<usize>, bool);
     let (resolved, _) = config.resolve().unwrap();
     let block = &resolved.blocks[1];
     let inner = &block.attn_inner;
-    let rescales = resolved.norm.rescales();
+    // Said here once more, so that the table of properties is tested and not believed.
+    let rescales = matches!(
+        resolved.norm.kind,
+        Some(NormFn::Rmsnorm | NormFn::Layernorm | NormFn::L2)
+    );
     let normed = |norm: HeadNorm| rescales && norm != HeadNorm::None;
     let cosine = inner.attn_scale == AttnScale::Cosine;
     [

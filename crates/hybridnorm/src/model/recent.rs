@@ -55,7 +55,7 @@ mod tests {
         for key in 0..MOST {
             assert_eq!(*recent.get_or_insert_with(key, || 10 * key), 10 * key);
         }
-        // A value that is held is not made again, and its use makes the one after it the oldest.
+        // A hit makes nothing and renews the entry, so that the next insertion evicts key 1.
         assert_eq!(*recent.get_or_insert_with(0, || unreachable!()), 0);
         assert_eq!(*recent.get_or_insert_with(MOST, || 7), 7);
         for key in [0].into_iter().chain(2..MOST) {

@@ -110,7 +110,7 @@ mod tests {
 
     const POSITIONS: usize = 5;
 
-    /// What `build` makes of x (2, 5, 4) and w (4, 4), as it is planned, and its values.
+    /// Records `build` on inputs x (2, 5, 4) and w (4, 4); returns the planned program and the values of its outputs.
     fn run(
         build: impl for<'g> Fn(Value<'g>, Value<'g>) -> Vec<Value<'g>>,
     ) -> (Program, Vec<Vec<f32>>) {

@@ -56,7 +56,7 @@ fn count(program: &Program, is_it: impl Fn(&Op) -> bool) -> usize {
     nodes.filter(|node| is_it(&node.op)).count()
 }
 
-/// The same values, fused and not.
+/// Asserts that outputs have the same bits with and without fusion; returns the fused program.
 fn assert_fusion_changes_nothing(graph: &Graph, outputs: &[ValueId]) -> Program {
     let plan = |fuse| {
         let options = Options {

@@ -13,17 +13,17 @@ pub(super) struct NormProperties {
     pub(super) word: &'static str,
     /// The function before gain and bias in Unicode; `ε` stands where eps is added.
     pub(super) text: &'static str,
-    /// The same in LaTeX.
+    /// The function before gain and bias in LaTeX.
     pub(super) latex: &'static str,
     /// True if it divides by the size of the row, so that a factor on the row has no effect, up to eps.
     pub(super) rescales: bool,
-    /// What eps is added to; `None` for a function without eps.
+    /// The term to which eps is added; `None` for a function without eps.
     pub(super) eps: Option<EpsTerm>,
     /// True if named placements give it a bias, since its source has one.
     pub(super) bias: bool,
 }
 
-/// What eps is added to.
+/// The term to which eps is added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum EpsTerm {
     /// A mean over the channels.
@@ -137,7 +137,7 @@ impl NormSpec {
             .is_some_and(|function| properties(function).rescales)
     }
 
-    /// What eps is added to; `None` where nothing has an eps.
+    /// The term to which eps is added; `None` without a norm function or for one without eps.
     pub(super) fn eps_term(&self) -> Option<EpsTerm> {
         self.kind.and_then(|function| properties(function).eps)
     }

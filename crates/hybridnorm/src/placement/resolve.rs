@@ -197,8 +197,8 @@ pub const MAX_LAYERS: usize = 10_000;
 
 /// Resolves a placement for `n_layers` blocks of width `d_model`.
 ///
-/// Without a norm function every norm is left out and a normed skip is a raw one, so that whoever
-/// reads the result never has to ask.
+/// Without a norm function every norm is absent and a normed skip becomes a raw one, so that readers of the
+/// result need not check for a norm function.
 ///
 /// # Errors
 /// No blocks or no width, a selector or patch that does not fit, a scale that has no value. Whether

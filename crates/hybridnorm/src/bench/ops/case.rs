@@ -124,7 +124,7 @@ pub fn squares(shape: impl Into<Shape>) -> Operand {
     Operand::new(Type::f32(shape), Contents::Squares)
 }
 
-/// Whole numbers below `end`.
+/// Integers from 0 to below `end`.
 pub fn ids(shape: impl Into<Shape>, end: usize) -> Operand {
     Operand::new(Type::i32(shape), Contents::Below(end))
 }

@@ -353,7 +353,7 @@ mod tests {
         }
     }
 
-    /// What is written in place needs no copy, which would be timed.
+    /// An op in place is timed without a copy of its operand.
     #[test]
     fn nothing_is_copied() {
         for case in small() {
