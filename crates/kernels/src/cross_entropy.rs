@@ -7,6 +7,7 @@
 //! `dz = (p * (1 + 2 z_loss logsumexp(z)) - onehot(t)) / divisor`.
 
 use crate::gemm::matmul;
+use crate::linear::row_stride;
 use crate::math::{exp_of_difference, tanh};
 use crate::simd::{dispatch, map_sum, max, sum};
 use rayon::prelude::*;
@@ -75,7 +76,7 @@ pub fn loss(
     let chunks = x.chunks(chunk * spec.width).zip(targets.chunks(chunk));
     for ((x, targets), rows) in chunks.zip(rows.chunks_mut(chunk)) {
         let logits = spec.logits(x, w, targets.len(), logits);
-        let each = logits.par_chunks_mut(spec.vocab).zip(targets).zip(rows);
+        let each = spec.rows_of(logits).zip(targets).zip(rows);
         each.for_each(|((z, &target), row)| *row = spec.reduce(z, target));
     }
     if let Some(nll) = nll {
@@ -131,7 +132,7 @@ pub fn loss_and_gradients(
     for (c, ((x, targets), (rows, dx))) in inputs.zip(outputs).enumerate() {
         let n = targets.len();
         let logits = spec.logits(x, w, n, logits);
-        let each = logits.par_chunks_mut(vocab).zip(targets).zip(rows);
+        let each = spec.rows_of(logits).zip(targets).zip(rows);
         each.for_each(|((z, &target), row)| {
             *row = match spec.softcap {
                 None => spec.reduce_and_differentiate(z, target),
@@ -142,7 +143,8 @@ pub fn loss_and_gradients(
                 }
             };
         });
-        let (rows, columns, wide) = ((width, 1), (1, vocab), (vocab, 1));
+        let stride = row_stride(vocab);
+        let (rows, columns, wide) = ((width, 1), (1, stride), (stride, 1));
         matmul(
             n,
             width,
@@ -274,17 +276,30 @@ impl LossSpec {
         (MAX_LOGITS / self.vocab).clamp(ROWS.0, ROWS.1)
     }
 
-    /// Logits that are worked on at once for `rows` rows.
+    /// Places for the logits that are worked on at once for `rows` rows.
     pub fn scratch(&self, rows: usize) -> usize {
-        rows.min(self.rows_per_chunk()).saturating_mul(self.vocab)
+        let rows = rows.min(self.rows_per_chunk());
+        rows.saturating_mul(row_stride(self.vocab))
     }
 
-    /// Products `x w^T` of `n` rows, scaled; with a soft cap divided by it, ready for the tanh.
+    /// The logits of each row of a chunk.
+    fn rows_of<'a>(
+        &self,
+        logits: &'a mut [f32],
+    ) -> impl IndexedParallelIterator<Item = &'a mut [f32]> {
+        let vocab = self.vocab;
+        let rows = logits.par_chunks_mut(row_stride(vocab));
+        rows.map(move |row| &mut row[..vocab])
+    }
+
+    /// Products `x w^T` of `n` rows, [`row_stride`] apart, scaled; with a soft cap divided by it, ready
+    /// for the tanh.
     fn logits<'a>(&self, x: &[f32], w: &[f32], n: usize, place: &'a mut [f32]) -> &'a mut [f32] {
         let LossSpec { width, vocab, .. } = *self;
-        let place = &mut place[..n * vocab];
+        let stride = row_stride(vocab);
+        let place = &mut place[..n * stride];
         let alpha = self.logit_scale / self.softcap.unwrap_or(1.0);
-        let strides = ((width, 1), (1, width), (vocab, 1));
+        let strides = ((width, 1), (1, width), (stride, 1));
         matmul(
             n, vocab, width, x, strides.0, w, strides.1, place, strides.2, alpha, false, true,
         );
@@ -365,174 +380,4 @@ impl LossSpec {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::testing::{Rng, check_gradient, close, same_bits_on_any_pool, wide};
-    use proptest::prelude::*;
-
-    fn with_gradients(
-        spec: &LossSpec,
-        x: &[f32],
-        w: &[f32],
-        targets: &[i32],
-        dx: &mut [f32],
-        dw: &mut [f32],
-    ) -> LossSums {
-        let mut logits = vec![f32::NAN; spec.scratch(targets.len())];
-        loss_and_gradients(spec, x, w, targets, dx, dw, &mut logits)
-    }
-
-    /// (sum of cross-entropy, sum of squared log-sums), from the definition.
-    fn naive(spec: &LossSpec, x: &[f64], w: &[f64], targets: &[i32]) -> (f64, f64) {
-        let mut sums = (0.0, 0.0);
-        for (x, &target) in x.chunks(spec.width).zip(targets).filter(|(_, t)| **t >= 0) {
-            let logit = |w: &[f64]| {
-                let z =
-                    f64::from(spec.logit_scale) * w.iter().zip(x).map(|(w, x)| w * x).sum::<f64>();
-                spec.softcap
-                    .map_or(z, |cap| f64::from(cap) * (z / f64::from(cap)).tanh())
-            };
-            let z: Vec<f64> = w.chunks(spec.width).map(logit).collect();
-            let log_sum = z.iter().map(|z| z.exp()).sum::<f64>().ln();
-            sums.0 += log_sum - z[target as usize];
-            sums.1 += log_sum * log_sum;
-        }
-        sums
-    }
-
-    fn check(spec: &LossSpec, n: usize, seed: u64) {
-        let mut rng = Rng::new(seed);
-        let (x, w) = (
-            rng.normal(n * spec.width),
-            rng.normal(spec.vocab * spec.width),
-        );
-        let mut targets = rng.below(spec.vocab, n);
-        targets.iter_mut().step_by(3).for_each(|t| *t = -1);
-        let (mut dx, mut dw) = (vec![f32::NAN; x.len()], vec![f32::NAN; w.len()]);
-        let sums = with_gradients(spec, &x, &w, &targets, &mut dx, &mut dw);
-        let (cross_entropy, z) = naive(spec, &wide(&x), &wide(&w), &targets);
-        close(sums.cross_entropy as f32, cross_entropy, 2e-6);
-        close(sums.z as f32, z, 2e-6);
-        assert_eq!(sums.tokens, targets.iter().filter(|t| **t >= 0).count());
-        let mut nll = vec![f32::NAN; n];
-        assert_eq!(
-            loss(
-                spec,
-                &x,
-                &w,
-                &targets,
-                Some(&mut nll),
-                &mut vec![0.0; spec.scratch(n)]
-            ),
-            sums
-        );
-        assert!(
-            nll.iter()
-                .zip(&targets)
-                .all(|(nll, t)| (*nll == 0.0) == (*t < 0))
-        );
-        close(nll.iter().sum::<f32>(), cross_entropy, 1e-5);
-        let objective = |x: &[f64], w: &[f64]| {
-            let (cross_entropy, z) = naive(spec, x, w, &targets);
-            (cross_entropy + f64::from(spec.z_loss) * z) / f64::from(spec.divisor)
-        };
-        check_gradient(|x| objective(x, &wide(&w)), &x, &dx, 2e-5);
-        check_gradient(|w| objective(&wide(&x), w), &w, &dw, 2e-5);
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(48))]
-        #[test]
-        fn matches_the_reference(
-            n in 2usize..8, width in 1usize..12, vocab in 2usize..60,
-            logit_scale in prop::sample::select(vec![1.0f32, 0.3]),
-            softcap in prop::sample::select(vec![None, Some(3.0f32)]),
-            z_loss in prop::sample::select(vec![0.0f32, 1e-2]), seed in any::<u64>(),
-        ) {
-            let divisor = n as f32;
-            check(&LossSpec { width, vocab, logit_scale, softcap, z_loss, divisor }, n, seed);
-        }
-    }
-
-    const PLAIN: LossSpec = LossSpec {
-        width: 3,
-        vocab: 7,
-        logit_scale: 1.0,
-        softcap: None,
-        z_loss: 1e-3,
-        divisor: 5.0,
-    };
-
-    #[test]
-    fn several_chunks_accumulate() {
-        check(&PLAIN, 2 * ROWS.1 + 5, 81);
-        // Many logits per row, so that a chunk holds few rows.
-        let spec = LossSpec {
-            vocab: 300_000,
-            width: 2,
-            ..PLAIN
-        };
-        assert_eq!(spec.rows_per_chunk(), 55);
-        let mut rng = Rng::new(82);
-        let (x, w) = (rng.normal(120 * 2), rng.normal(600_000));
-        let targets = rng.below(300_000, 120);
-        let mut logits = vec![0.0; spec.scratch(targets.len())];
-        let sums = loss(&spec, &x, &w, &targets, None, &mut logits);
-        close(
-            sums.cross_entropy as f32,
-            naive(&spec, &wide(&x), &wide(&w), &targets).0,
-            1e-6,
-        );
-    }
-
-    #[test]
-    fn large_logits_do_not_overflow() {
-        let spec = LossSpec {
-            width: 1,
-            vocab: 3,
-            z_loss: 0.0,
-            divisor: 1.0,
-            ..PLAIN
-        };
-        let (mut dx, mut dw) = ([0.0], [0.0; 3]);
-        let sums = with_gradients(&spec, &[1.0], &[1e4, -1e4, 0.0], &[1], &mut dx, &mut dw);
-        assert_eq!(sums.cross_entropy, 2e4);
-        assert_eq!(dw, [1.0, -1.0, 0.0]);
-    }
-
-    #[test]
-    fn without_counted_rows_all_is_zero() {
-        let (mut dx, mut dw) = ([1.0; 6], [1.0; 21]);
-        let sums = with_gradients(&PLAIN, &[1.0; 6], &[1.0; 21], &[-1, -1], &mut dx, &mut dw);
-        assert_eq!((sums, dx, dw), (LossSums::default(), [0.0; 6], [0.0; 21]));
-        dw.fill(1.0);
-        with_gradients(&PLAIN, &[], &[1.0; 21], &[], &mut [], &mut dw);
-        assert_eq!(dw, [0.0; 21]);
-    }
-
-    #[test]
-    fn bits_do_not_depend_on_threads() {
-        let spec = LossSpec {
-            width: 40,
-            vocab: 500,
-            softcap: Some(5.0),
-            ..PLAIN
-        };
-        let n = ROWS.1 + 100;
-        let mut rng = Rng::new(83);
-        let (x, w) = (rng.normal(n * 40), rng.normal(500 * 40));
-        let targets = rng.below(500, n);
-        same_bits_on_any_pool(|| {
-            let (mut dx, mut dw) = (vec![0.0; x.len()], vec![0.0; w.len()]);
-            let sums = with_gradients(&spec, &x, &w, &targets, &mut dx, &mut dw);
-            let rest = (sums.cross_entropy - f64::from(sums.cross_entropy as f32)) as f32;
-            [dx, dw, vec![sums.cross_entropy as f32, rest, sums.z as f32]].concat()
-        });
-    }
-
-    #[test]
-    #[should_panic(expected = "target 9 is neither -1 nor below 7")]
-    fn an_unknown_target_is_refused() {
-        loss(&PLAIN, &[0.0; 3], &[0.0; 21], &[9], None, &mut [0.0; 7]);
-    }
-}
+mod tests;

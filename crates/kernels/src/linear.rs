@@ -9,11 +9,13 @@ use std::borrow::Cow;
 
 /// Outputs per task when a single row is multiplied.
 pub(crate) const OUTPUTS_PER_TASK: usize = 64;
-/// Rows of weights a multiple of that many values apart share one set of the first cache, where
-/// hardly more than ten of them fit, while a product packs rows of some dozen side by side.
+/// Rows a multiple of that many values apart share one set of the first cache, where hardly more than
+/// ten of them fit, while a matmul packs some dozen rows side by side.
 const COLLIDING: usize = 1024;
 /// Values between rows that lie in different sets.
 const PADDING: usize = 16;
+/// Multiply-adds of a matmul whose operands fill the caches.
+const LARGE: usize = 1 << 28;
 /// Rows of `x` from which a copy of the weights pays.
 pub(crate) const WORTH_SPREADING: usize = 128;
 
@@ -24,9 +26,9 @@ pub fn forward(x: &[f32], w: &[f32], y: &mut [f32], inputs: usize, outputs: usiz
     if n == 1 && inputs > 0 {
         return forward_row(x, w, y, inputs);
     }
-    let collide = inputs > 0 && inputs.is_multiple_of(COLLIDING);
-    let (w, stride) = match n >= WORTH_SPREADING && collide {
-        true => (Cow::Owned(spread(w, inputs)), inputs + PADDING),
+    let stride = row_stride(inputs);
+    let (w, stride) = match n >= WORTH_SPREADING && stride > inputs {
+        true => (Cow::Owned(spread(w, inputs, stride)), stride),
         false => (Cow::Borrowed(w), inputs),
     };
     let (x_strides, w_strides, y_strides) = ((inputs, 1), (1, stride), (outputs, 1));
@@ -35,9 +37,16 @@ pub fn forward(x: &[f32], w: &[f32], y: &mut [f32], inputs: usize, outputs: usiz
     );
 }
 
-/// Weights with their rows [`PADDING`] values further apart.
-fn spread(w: &[f32], inputs: usize) -> Vec<f32> {
-    let stride = inputs + PADDING;
+/// From one row of `width` values to the next, so that neighbours do not collide in a cache.
+pub(crate) fn row_stride(width: usize) -> usize {
+    match width > 0 && width.is_multiple_of(COLLIDING) {
+        true => width + PADDING,
+        false => width,
+    }
+}
+
+/// Weights with their rows `stride` values apart.
+fn spread(w: &[f32], inputs: usize, stride: usize) -> Vec<f32> {
     let mut out = vec![0.0; w.len() / inputs * stride];
     out.par_chunks_exact_mut(stride)
         .zip(w.par_chunks_exact(inputs))
@@ -103,8 +112,8 @@ pub fn backward_weight(dy: &[f32], x: &[f32], dw: &mut [f32], inputs: usize, out
     );
 }
 
-/// [`backward_input`] and [`backward_weight`] side by side, so that threads that are done with one go on
-/// with the other.
+/// [`backward_input`] and [`backward_weight`]; small ones side by side, so that threads that are done
+/// with one go on with the other, large ones in turn, so that each has the caches for itself.
 pub fn backward(
     dy: &[f32],
     x: &[f32],
@@ -114,14 +123,14 @@ pub fn backward(
     inputs: usize,
     outputs: usize,
 ) {
-    if !is_parallel(dy.len(), inputs, 1) {
-        backward_input(dy, w, dx, inputs, outputs);
-        return backward_weight(dy, x, dw, inputs, outputs);
+    let mut for_input = || backward_input(dy, w, dx, inputs, outputs);
+    let mut for_weight = || backward_weight(dy, x, dw, inputs, outputs);
+    if is_parallel(dy.len(), inputs, 1) && dy.len().saturating_mul(inputs) < LARGE {
+        rayon::join(for_input, for_weight);
+    } else {
+        for_input();
+        for_weight();
     }
-    rayon::join(
-        || backward_input(dy, w, dx, inputs, outputs),
-        || backward_weight(dy, x, dw, inputs, outputs),
-    );
 }
 
 fn rows(name: &str, slice: &[f32], width: usize) -> usize {

@@ -5,15 +5,20 @@
 //! normalized. The rotation is that of RoFormer (Su et al. 2021, arXiv 2104.09864) in the "rotate
 //! half" pairing of LLaMA and OLMo: channel i turns together with channel i + head_dim/2.
 
-use crate::norm::{self, Norm, Params};
+use crate::norm::Norm;
 use crate::parallel::{rows_per_chunk, sum_partials};
 use crate::simd::{Chunked, by_chunks};
 use fused::FusedHead;
 use pulp::Simd;
 use rayon::prelude::*;
-use std::ops::Range;
+use segment::{Segment, backward_segment, forward_segment};
+use steps::{backward_steps, forward_steps};
 
 mod fused;
+mod segment;
+mod steps;
+
+pub(crate) use steps::rotate;
 
 /// Order of norm and rotation for queries and keys.
 #[derive(Default, Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,7 +136,8 @@ impl<'a> Preparation<'a> {
         }
     }
 
-    /// Prepares head `part` of a packed row on its own; see [`QkvPrep::is_by_head`].
+    /// Prepares rows `x` of head `part`, which are at consecutive positions from `position` on; see
+    /// [`QkvPrep::is_by_head`].
     #[inline(always)]
     pub(crate) fn head<S: Simd, const V: usize>(
         &self,
@@ -142,9 +148,23 @@ impl<'a> Preparation<'a> {
         y: &mut [f32],
         scratch: &mut Scratch,
     ) {
+        let (form, d) = (&self.form, self.form.head_dim);
         let (segment, head) = self.segment_of(part);
-        let (s, turn) = (&self.segments[segment], self.turn(position));
-        forward_heads::<S, V>(simd, &self.form, s, head, x, turn, y, scratch);
+        let s = &self.segments[segment];
+        let rows = x.chunks_exact(d).zip(y.chunks_exact_mut(d));
+        let rows = (position..).zip(rows);
+        match FusedHead::new(form, s, head) {
+            Some(fused) => {
+                for (t, (x, y)) in rows {
+                    fused.forward::<S, V>(simd, x, self.turn(t), y);
+                }
+            }
+            None => {
+                for (t, (x, y)) in rows {
+                    forward_steps(form, s, head, x, self.turn(t), y, scratch);
+                }
+            }
+        }
     }
 
     /// Gradient of [`Preparation::head`]; adds to the parameters' gradients `grads`.
@@ -153,21 +173,36 @@ impl<'a> Preparation<'a> {
         clippy::too_many_arguments,
         reason = "which head, values, gradients and scratch"
     )]
-    pub(crate) fn head_backward<S: Simd, const V: usize>(
+    pub(crate) fn head_backward<'b, S: Simd, const V: usize>(
         &self,
         simd: S,
         part: usize,
         position: usize,
         x: &[f32],
         dy: &[f32],
-        dx: &mut [f32],
+        dx: impl Iterator<Item = &'b mut [f32]>,
         grads: &mut [Vec<f32>; 3],
         scratch: &mut Scratch,
     ) {
+        let (form, d) = (&self.form, self.form.head_dim);
         let (segment, head) = self.segment_of(part);
-        let (s, turn) = (&self.segments[segment], self.turn(position));
-        let grads = &mut grads[segment];
-        backward_heads::<S, V>(simd, &self.form, s, head, x, turn, dy, dx, grads, scratch);
+        let (s, grads) = (&self.segments[segment], &mut grads[segment]);
+        let rows = x.chunks_exact(d).zip(dy.chunks_exact(d)).zip(dx);
+        let rows = (position..).zip(rows);
+        match FusedHead::new(form, s, head) {
+            Some(fused) => {
+                let mut grads = s.gradients_of(grads, head);
+                for (t, ((x, dy), dx)) in rows {
+                    let between = &mut scratch.steps[0];
+                    fused.backward::<S, V>(simd, x, self.turn(t), dy, dx, &mut grads, between);
+                }
+            }
+            None => {
+                for (t, ((x, dy), dx)) in rows {
+                    backward_steps(form, s, head, x, self.turn(t), dy, dx, grads, scratch);
+                }
+            }
+        }
     }
 }
 
@@ -217,7 +252,7 @@ impl Chunked for Forward<'_> {
             let turn = self.p.turn(r % self.p.positions());
             for s in &self.p.segments {
                 let (x, y) = (&x[s.range.clone()], &mut y[s.range.clone()]);
-                forward_heads::<S, V>(simd, form, s, 0, x, turn, y, &mut scratch);
+                forward_segment::<S, V>(simd, form, s, x, turn, y, &mut scratch);
             }
         }
     }
@@ -289,7 +324,7 @@ impl Chunked for Backward<'_> {
             for (s, grads) in self.p.segments.iter().zip(&mut grads) {
                 let (x, dy) = (&x[s.range.clone()], &dy[s.range.clone()]);
                 let dx = &mut dx[s.range.clone()];
-                backward_heads::<S, V>(simd, form, s, 0, x, turn, dy, dx, grads, &mut scratch);
+                backward_segment::<S, V>(simd, form, s, x, turn, dy, dx, grads, &mut scratch);
             }
         }
         grads
@@ -314,13 +349,6 @@ pub(crate) fn sum_gradients(name: &str, partials: Vec<[Vec<f32>; 3]>, totals: [&
         }
         sum_partials(partials, total);
     }
-}
-
-/// Queries, keys or values of a row, and what is done to them.
-struct Segment<'a> {
-    range: Range<usize>,
-    norm: Option<(Norm, Params<'a>)>,
-    rotates: bool,
 }
 
 /// Values of one segment between the steps.
@@ -419,180 +447,6 @@ impl QkvPrep {
             segment(q_end..k_end, self.k, k, true),
             segment(k_end..v_end, self.v, v, false),
         ]
-    }
-}
-
-/// Prepares heads of a segment from number `first` on; all of them if a norm spans several.
-#[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "which heads, values and scratch")]
-fn forward_heads<S: Simd, const V: usize>(
-    simd: S,
-    p: &QkvPrep,
-    s: &Segment,
-    first: usize,
-    x: &[f32],
-    turn: &[f32],
-    y: &mut [f32],
-    scratch: &mut Scratch,
-) {
-    let d = p.head_dim;
-    if FusedHead::fits(p, s) {
-        let heads = x.chunks_exact(d).zip(y.chunks_exact_mut(d));
-        for (h, (x, y)) in (first..).zip(heads) {
-            FusedHead::new(p, s, h).forward::<S, V>(simd, x, turn, y);
-        }
-        return;
-    }
-    let x = clamp(p.clip, x, &mut scratch.clamped);
-    let Some((n, params)) = &s.norm else {
-        if s.rotates {
-            rotate(x, turn, 1.0, p.qk_scale, y);
-        } else {
-            y.copy_from_slice(x);
-        }
-        return;
-    };
-    let between = &mut scratch.steps[0][..x.len()];
-    match (s.rotates, p.order) {
-        (false, _) => normalize(n, params, first, x, y),
-        (true, QkOrder::BeforeRope) => {
-            normalize(n, params, first, x, between);
-            rotate(between, turn, 1.0, p.qk_scale, y);
-        }
-        (true, QkOrder::AfterRope) => {
-            rotate(x, turn, 1.0, 1.0, between);
-            normalize(n, params, first, between, y);
-            scale(p.qk_scale, y);
-        }
-    }
-}
-
-/// Gradient of [`forward_heads`]; adds to that of the norm's parameters.
-#[inline(always)]
-#[expect(
-    clippy::too_many_arguments,
-    reason = "which heads, values, gradients and scratch"
-)]
-fn backward_heads<S: Simd, const V: usize>(
-    simd: S,
-    p: &QkvPrep,
-    s: &Segment,
-    first: usize,
-    x: &[f32],
-    turn: &[f32],
-    dy: &[f32],
-    dx: &mut [f32],
-    grads: &mut [f32],
-    scratch: &mut Scratch,
-) {
-    let d = p.head_dim;
-    if FusedHead::fits(p, s) {
-        let heads = x.chunks_exact(d).zip(dy.chunks_exact(d));
-        for (h, ((x, dy), dx)) in (first..).zip(heads.zip(dx.chunks_exact_mut(d))) {
-            let grads = match &s.norm {
-                Some((n, _)) => n.group_of(grads, h % n.groups),
-                None => Default::default(),
-            };
-            let between = &mut scratch.steps[0];
-            FusedHead::new(p, s, h).backward::<S, V>(simd, x, turn, dy, dx, grads, between);
-        }
-        return;
-    }
-    let Some((n, params)) = &s.norm else {
-        if s.rotates {
-            rotate(dy, turn, -1.0, p.qk_scale, dx);
-        } else {
-            dx.copy_from_slice(dy);
-        }
-        return mask(p.clip, x, dx);
-    };
-    let clamped = clamp(p.clip, x, &mut scratch.clamped);
-    let [turned, scaled, between] = scratch.steps.each_mut().map(|s| &mut s[..x.len()]);
-    match (s.rotates, p.order) {
-        (false, _) => normalize_backward(n, params, first, clamped, dy, dx, grads),
-        (true, QkOrder::BeforeRope) => {
-            rotate(dy, turn, -1.0, p.qk_scale, turned);
-            normalize_backward(n, params, first, clamped, turned, dx, grads);
-        }
-        (true, QkOrder::AfterRope) => {
-            rotate(clamped, turn, 1.0, 1.0, turned);
-            scaled.copy_from_slice(dy);
-            scale(p.qk_scale, scaled);
-            normalize_backward(n, params, first, turned, scaled, between, grads);
-            rotate(between, turn, -1.0, 1.0, dx);
-        }
-    }
-    mask(p.clip, x, dx);
-}
-
-#[inline(always)]
-fn clamp<'a>(clip: Option<f32>, x: &'a [f32], place: &'a mut [f32]) -> &'a [f32] {
-    let Some(clip) = clip else { return x };
-    let place = &mut place[..x.len()];
-    for (y, &x) in place.iter_mut().zip(x) {
-        *y = x.clamp(-clip, clip);
-    }
-    place
-}
-
-/// Gradient of the clamp: zero where the input was outside.
-#[inline(always)]
-fn mask(clip: Option<f32>, x: &[f32], dx: &mut [f32]) {
-    let Some(clip) = clip else { return };
-    for (dx, &x) in dx.iter_mut().zip(x) {
-        *dx = if x.abs() > clip { 0.0 } else { *dx };
-    }
-}
-
-#[inline(always)]
-fn scale(factor: f32, y: &mut [f32]) {
-    if factor != 1.0 {
-        for y in y {
-            *y *= factor;
-        }
-    }
-}
-
-/// Rotates each head by the angles of `turn` times `sign`, and multiplies by `factor`.
-#[inline(always)]
-pub(crate) fn rotate(x: &[f32], turn: &[f32], sign: f32, factor: f32, y: &mut [f32]) {
-    let half = turn.len() / 2;
-    let (cos, sin) = turn.split_at(half);
-    for (x, y) in x.chunks_exact(2 * half).zip(y.chunks_exact_mut(2 * half)) {
-        let (x1, x2) = x.split_at(half);
-        let (y1, y2) = y.split_at_mut(half);
-        let turns = cos.iter().zip(sin);
-        for (((y1, y2), (&x1, &x2)), (&c, &s)) in
-            y1.iter_mut().zip(y2).zip(x1.iter().zip(x2)).zip(turns)
-        {
-            let s = sign * s;
-            *y1 = factor * (x1 * c - x2 * s);
-            *y2 = factor * (x2 * c + x1 * s);
-        }
-    }
-}
-
-#[inline(always)]
-fn normalize(n: &Norm, params: &Params, first: usize, x: &[f32], y: &mut [f32]) {
-    let rows = x.chunks_exact(n.width).zip(y.chunks_exact_mut(n.width));
-    for (h, (x, y)) in (first..).zip(rows) {
-        norm::forward_row(n, params, h % n.groups, x, y);
-    }
-}
-
-#[inline(always)]
-fn normalize_backward(
-    n: &Norm,
-    params: &Params,
-    first: usize,
-    x: &[f32],
-    dy: &[f32],
-    dx: &mut [f32],
-    grads: &mut [f32],
-) {
-    let inputs = x.chunks_exact(n.width).zip(dy.chunks_exact(n.width));
-    for (h, ((x, dy), dx)) in (first..).zip(inputs.zip(dx.chunks_exact_mut(n.width))) {
-        norm::backward_row(n, params, h % n.groups, x, dy, dx, grads);
     }
 }
 

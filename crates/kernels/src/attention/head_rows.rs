@@ -111,10 +111,7 @@ impl Chunked for Load<'_> {
         for (start, out) in starts.zip(self.out.chunks_mut(FETCHED * d)) {
             let fetched = &mut fetched[..out.len()];
             head.copy(d, start, fetched);
-            let rows = fetched.chunks_exact(d).zip(out.chunks_exact_mut(d));
-            for (t, (x, out)) in (start..).zip(rows) {
-                p.head::<S, V>(simd, head.part, t, x, out, steps);
-            }
+            p.head::<S, V>(simd, head.part, start, fetched, out, steps);
         }
     }
 }
@@ -142,10 +139,8 @@ impl<'b, I: Iterator<Item = &'b mut [f32]>> Chunked for PullBack<'_, I> {
         for (start, dy) in starts.zip(self.dy.chunks(FETCHED * d)) {
             let fetched = &mut fetched[..dy.len()];
             head.copy(d, start, fetched);
-            let rows = fetched.chunks_exact(d).zip(dy.chunks_exact(d));
-            for ((t, (x, dy)), dx) in (start..).zip(rows).zip(self.dx.by_ref()) {
-                p.head_backward::<S, V>(simd, head.part, t, x, dy, dx, self.grads, steps);
-            }
+            let (dx, grads) = (self.dx.by_ref(), &mut *self.grads);
+            p.head_backward::<S, V>(simd, head.part, start, fetched, dy, dx, grads, steps);
         }
     }
 }

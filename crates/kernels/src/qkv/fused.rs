@@ -2,7 +2,8 @@
 //!
 //! For the common forms only, [`FusedHead::fits`] says which; the others take the steps one by one.
 
-use super::{QkOrder, QkvPrep, Segment};
+use super::segment::Segment;
+use super::{QkOrder, QkvPrep};
 use crate::norm::NormFn;
 use crate::simd::{Chunk, LANES, total, vectors, vectors_mut};
 use pulp::Simd;
@@ -36,9 +37,12 @@ impl<'a> FusedHead<'a> {
         p.clip.is_none() && p.head_dim.is_multiple_of(2 * LANES) && is_norm_done_here
     }
 
-    /// Head number `head` of a segment that fits.
+    /// Head number `head` of a segment, if it fits.
     #[inline(always)]
-    pub(super) fn new(p: &QkvPrep, s: &'a Segment, head: usize) -> Self {
+    pub(super) fn new(p: &QkvPrep, s: &'a Segment, head: usize) -> Option<Self> {
+        if !Self::fits(p, s) {
+            return None;
+        }
         let norm = s.norm.as_ref().map(|(n, params)| {
             let [gain, bias] = params.of_group(n, head % n.groups);
             HeadNorm {
@@ -51,11 +55,11 @@ impl<'a> FusedHead<'a> {
                 eps: n.eps,
             }
         });
-        FusedHead {
+        Some(FusedHead {
             norm,
             rotates: s.rotates,
             factor: p.qk_scale,
-        }
+        })
     }
 
     /// `y = rotate(gain x / rms(x) + bias)`.
@@ -120,7 +124,7 @@ impl<'a> FusedHead<'a> {
         turn: &[f32],
         dy: &[f32],
         dx: &mut [f32],
-        [dgain, dbias]: [&mut [f32]; 2],
+        [dgain, dbias]: &mut [&mut [f32]; 2],
         between: &mut [f32],
     ) {
         let (x, turn) = (x.as_chunks::<LANES>().0, turn.as_chunks::<LANES>().0);

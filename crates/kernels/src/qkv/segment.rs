@@ -1,0 +1,79 @@
+//! Queries, keys or values of a packed row.
+
+use super::fused::FusedHead;
+use super::steps::{backward_steps, forward_steps};
+use super::{QkvPrep, Scratch};
+use crate::norm::{Norm, Params};
+use pulp::Simd;
+use std::ops::Range;
+
+/// Queries, keys or values of a row, and what is done to them.
+pub(super) struct Segment<'a> {
+    pub(super) range: Range<usize>,
+    pub(super) norm: Option<(Norm, Params<'a>)>,
+    pub(super) rotates: bool,
+}
+
+impl Segment<'_> {
+    /// Gradients of gain and bias of head number `head`, of those of the norm's parameters; empty
+    /// where there are none.
+    #[inline(always)]
+    pub(super) fn gradients_of<'a>(&self, grads: &'a mut [f32], head: usize) -> [&'a mut [f32]; 2] {
+        match &self.norm {
+            Some((n, _)) => n.group_of(grads, head % n.groups),
+            None => Default::default(),
+        }
+    }
+}
+
+/// Prepares all heads of a segment of one row.
+#[inline(always)]
+pub(super) fn forward_segment<S: Simd, const V: usize>(
+    simd: S,
+    p: &QkvPrep,
+    s: &Segment,
+    x: &[f32],
+    turn: &[f32],
+    y: &mut [f32],
+    scratch: &mut Scratch,
+) {
+    if !FusedHead::fits(p, s) {
+        return forward_steps(p, s, 0, x, turn, y, scratch);
+    }
+    let d = p.head_dim;
+    let heads = x.chunks_exact(d).zip(y.chunks_exact_mut(d));
+    for (h, (x, y)) in heads.enumerate() {
+        let fused = FusedHead::new(p, s, h).expect("heads of this segment fit");
+        fused.forward::<S, V>(simd, x, turn, y);
+    }
+}
+
+/// Gradient of [`forward_segment`]; adds to that of the norm's parameters.
+#[inline(always)]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "values, gradients and scratch of a segment"
+)]
+pub(super) fn backward_segment<S: Simd, const V: usize>(
+    simd: S,
+    p: &QkvPrep,
+    s: &Segment,
+    x: &[f32],
+    turn: &[f32],
+    dy: &[f32],
+    dx: &mut [f32],
+    grads: &mut [f32],
+    scratch: &mut Scratch,
+) {
+    if !FusedHead::fits(p, s) {
+        return backward_steps(p, s, 0, x, turn, dy, dx, grads, scratch);
+    }
+    let d = p.head_dim;
+    let heads = x.chunks_exact(d).zip(dy.chunks_exact(d));
+    for (h, ((x, dy), dx)) in heads.zip(dx.chunks_exact_mut(d)).enumerate() {
+        let fused = FusedHead::new(p, s, h).expect("heads of this segment fit");
+        let mut grads = s.gradients_of(grads, h);
+        let between = &mut scratch.steps[0];
+        fused.backward::<S, V>(simd, x, turn, dy, dx, &mut grads, between);
+    }
+}
