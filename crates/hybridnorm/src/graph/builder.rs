@@ -159,17 +159,6 @@ impl<'g> Value<'g> {
     pub fn shape(&self) -> Shape {
         self.ty().shape
     }
-
-    /// Names the value below the present path, for taps; gives it back.
-    pub fn named(self, name: &str) -> Self {
-        let path = self.graph.path.borrow();
-        let full = match path.is_empty() {
-            true => name.to_owned(),
-            false => format!("{path}.{name}"),
-        };
-        self.graph.graph.borrow_mut().names.insert(full, self.id);
-        self
-    }
 }
 
 impl fmt::Debug for Value<'_> {

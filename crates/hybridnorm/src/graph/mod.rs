@@ -11,11 +11,24 @@
 //! let y = (x + x) * 0.5;
 //! assert_eq!(y.shape().sizes(), [2, 3]);
 //! ```
+//!
+//! A graph is displayed as a listing, an op a line, with the path of the module that recorded it:
+//!
+//! ```
+//! # use hybridnorm::graph::{Builder, Type};
+//! let g = Builder::new();
+//! let x = g.input("x", Type::f32([2, 3]));
+//! g.within("blocks.0", || x + x);
+//! assert_eq!(
+//!     g.finish().to_string(),
+//!     "%0 = input x: f32[2, 3]\n%1: f32[2, 3] = add %0 %0  # blocks.0\n"
+//! );
+//! ```
 
 mod builder;
 mod types;
 
-use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use crate::ops::Op;
@@ -68,12 +81,11 @@ pub struct Node {
     pub is_backward: bool,
 }
 
-/// Ops in the order in which they run, the values between them, and the names of some.
+/// Ops in the order in which they run, and the values between them.
 #[derive(Debug, Clone, Default)]
 pub struct Graph {
     pub(crate) nodes: Vec<Node>,
     pub(crate) values: Vec<ValueInfo>,
-    pub(crate) names: BTreeMap<String, ValueId>,
 }
 
 impl Graph {
@@ -85,11 +97,6 @@ impl Graph {
     /// Type and source of a value.
     pub fn value(&self, id: ValueId) -> &ValueInfo {
         &self.values[id.0]
-    }
-
-    /// The value with this name.
-    pub fn named(&self, name: &str) -> Option<ValueId> {
-        self.names.get(name).copied()
     }
 
     /// Shape and element type of a value.
@@ -123,5 +130,35 @@ impl Graph {
             }
         }
         consumers
+    }
+}
+
+impl fmt::Display for Graph {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, value) in self.values.iter().enumerate() {
+            match &value.source {
+                Source::Computed => (),
+                Source::Input(name) => writeln!(f, "%{index} = input {name}: {}", value.ty)?,
+                Source::State(Buffer(buffer), offset) => {
+                    writeln!(f, "%{index} = buffer {buffer} from {offset}: {}", value.ty)?;
+                }
+            }
+        }
+        for node in &self.nodes {
+            let outputs = node.outputs.iter();
+            let outputs = outputs.map(|&id| format!("%{}: {}", id.0, self.ty(id)));
+            let outputs: Vec<_> = outputs.collect();
+            let equals = if outputs.is_empty() { "" } else { " = " };
+            let name = node.op.rule().name();
+            write!(f, "{}{equals}{name}", outputs.join(", "))?;
+            for input in &node.inputs {
+                write!(f, " %{}", input.0)?;
+            }
+            match &*node.path {
+                "" => writeln!(f)?,
+                path => writeln!(f, "  # {path}")?,
+            }
+        }
+        Ok(())
     }
 }

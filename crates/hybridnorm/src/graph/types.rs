@@ -102,6 +102,18 @@ pub struct Type {
     pub dtype: DType,
 }
 
+/// As `f32[2, 3]`.
+impl fmt::Display for Type {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = match self.dtype {
+            DType::F32 => "f32",
+            DType::F64 => "f64",
+            DType::I32 => "i32",
+        };
+        write!(f, "{name}{:?}", self.shape)
+    }
+}
+
 impl Type {
     /// Single precision.
     pub fn f32(shape: impl Into<Shape>) -> Self {

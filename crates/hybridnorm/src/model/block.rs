@@ -88,7 +88,7 @@ use hybridnorm_kernels::attention::Attention as Spec;
 /// let positions = Positions::first(&g, &config, t);
 ///
 /// // The ops with the block's parameters; `rms`, `rotary` and `causal` are their settings.
-/// let weight = |name: &str| registry.get(&format!("blocks.0.{name}")).unwrap().value(&g);
+/// let weight = |name: &str| registry.get(&format!("blocks.0.{name}")).unwrap().param().value(&g);
 /// let linear = |x, name| ops::linear(x, weight(name));
 /// let norm = |x, width, name| ops::norm(x, weight(name), rms(width));
 /// let rotate = |qkv| ops::qkv_prep(qkv, positions.rotations, [None; 3], rotary);

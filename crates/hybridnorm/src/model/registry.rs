@@ -121,14 +121,12 @@ impl ParamSpec {
         self.offset..self.offset + self.elements()
     }
 
-    /// Its value in a graph.
-    pub fn value<'g>(&self, graph: &'g Builder) -> Value<'g> {
-        self.value_in(PARAMETERS, graph)
-    }
-
-    /// Its counterpart in another buffer that is laid out like the parameters: sums of gradients.
-    pub fn value_in<'g>(&self, buffer: Buffer, graph: &'g Builder) -> Value<'g> {
-        graph.state(buffer, self.offset, Type::f32(&self.shape[..]))
+    /// Its handle, which gives its value in a graph.
+    pub fn param(&self) -> Param {
+        Param {
+            offset: self.offset,
+            shape: Shape::from(&self.shape[..]),
+        }
     }
 
     /// Elements of a row; 1 for vectors.

@@ -18,7 +18,7 @@ impl Decoder {
             let &[_, columns] = &spec.shape[..] else {
                 continue;
             };
-            let weight = spec.value(g);
+            let weight = spec.param().value(g);
             match spec.writes_residual {
                 true => ops::unit_columns(weight, columns, spec.matrices.clone()),
                 false => ops::unit_rows(weight, columns),

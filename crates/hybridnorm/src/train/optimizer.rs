@@ -166,7 +166,7 @@ impl Layout {
                 true => self.config.weight_decay,
                 false => 0.0,
             };
-            let value = slot.spec.value(g);
+            let value = slot.spec.param().value(g);
             let first = state(moments[0], slot.first, gradient);
             match slot.second {
                 Some(second) => {

@@ -101,7 +101,7 @@ pub(super) fn plan(
             let recorded = gradients::record(&g, decoder, of_pass, divisor)?;
             let pass = PassTaps::new(decoder, &recorded, with_logits);
             for (spec, gradient) in &recorded.gradients {
-                ops::accumulate(*gradient, spec.value_in(sums, &g), overwrites);
+                ops::accumulate(*gradient, spec.param().value_in(sums, &g), overwrites);
             }
             Ok((Program::new(g.finish(), &pass.outputs(), options), pass))
         };
@@ -111,7 +111,7 @@ pub(super) fn plan(
             .registry()
             .iter()
             .filter(|spec| spec.role.is_trained());
-        let by_name = trained.map(|spec| (spec.name.clone(), spec.value_in(sums, &g)));
+        let by_name = trained.map(|spec| (spec.name.clone(), spec.param().value_in(sums, &g)));
         let guard = g.input("guard", Type::f32([1]));
         let update = layout.record(&g, moments, &by_name.collect(), guard);
         decoder.unit_weights(&g);
