@@ -12,20 +12,23 @@
 //!
 //! It is a [`StagedFolder`]: a folder with its final name is complete. Reading verifies the manifest.
 
+mod of_run;
+
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::run_directory;
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
 use crate::files::{self, Fingerprint, StagedFolder};
 use crate::model::inventory;
 use crate::model::{Device, Model, ModelConfig};
 use crate::tensors::{self, Handle, Values};
+
+pub(super) use of_run::remove_all;
+pub use of_run::{CHECKPOINTS, Newest, exists, newest, newest_before, prune, step_path};
 
 const MANIFEST: &str = "manifest.json";
 const CONFIG: &str = "config.json";
@@ -87,7 +90,7 @@ pub struct Checkpoint {
 pub fn check_free(path: &Path) -> Result<()> {
     files::check_folder_name(path)?;
     match fs::symlink_metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(Error::io(path)(error)),
         Ok(_) => Err(Error::format(
             path,
@@ -345,143 +348,6 @@ impl Checkpoint {
     pub fn training<S: DeserializeOwned>(&self) -> Result<(S, BTreeMap<String, Values>)> {
         Ok((self.state()?, tensors::read(&self.path.join(OPTIMIZER))?))
     }
-}
-
-/// Folder of a run that holds its checkpoints.
-pub const CHECKPOINTS: &str = "checkpoints";
-
-/// Path of the checkpoint of a step.
-pub fn step_path(run: &Path, step: u64) -> PathBuf {
-    run.join(CHECKPOINTS).join(format!("step-{step:08}"))
-}
-
-/// Result of [`newest`].
-#[derive(Debug)]
-pub struct Newest {
-    /// The newest valid checkpoint and its step.
-    pub checkpoint: Option<(u64, Checkpoint)>,
-    /// Faults of newer ones that were passed over.
-    pub broken: Vec<String>,
-}
-
-/// Finds the newest valid checkpoint of a run.
-///
-/// # Errors
-/// If the run's folder cannot be listed, or a newer checkpoint cannot be read: only one that was read
-/// is known to be broken.
-pub fn newest(run: &Path) -> Result<Newest> {
-    newest_before(run, u64::MAX)
-}
-
-/// Finds the newest valid checkpoint of a run before a step.
-///
-/// # Errors
-/// As [`newest`].
-pub fn newest_before(run: &Path, limit: u64) -> Result<Newest> {
-    let mut broken = Vec::new();
-    for (step, path) in list(run)?.into_iter().rev() {
-        if step >= limit {
-            continue;
-        }
-        match Checkpoint::verify(&path) {
-            Ok(checkpoint) => {
-                return Ok(Newest {
-                    checkpoint: Some((step, checkpoint)),
-                    broken,
-                });
-            }
-            Err(Error::Io { path: file, source }) if !is_damage(&source) => {
-                return Err(Error::Io {
-                    path: file,
-                    source: io::Error::new(
-                        source.kind(),
-                        format!(
-                            "{source}; try again, or remove the checkpoint {} to go on from an older one",
-                            path.display()
-                        ),
-                    ),
-                });
-            }
-            Err(error) => broken.push(error.to_string()),
-        }
-    }
-    Ok(Newest {
-        checkpoint: None,
-        broken,
-    })
-}
-
-/// True if the error shows a damaged checkpoint; all other errors may be temporary.
-fn is_damage(error: &io::Error) -> bool {
-    use io::ErrorKind::{InvalidData, IsADirectory, NotADirectory, NotFound, UnexpectedEof};
-    matches!(
-        error.kind(),
-        NotFound | NotADirectory | IsADirectory | InvalidData | UnexpectedEof
-    )
-}
-
-/// True if a run holds a checkpoint, valid or not.
-///
-/// # Errors
-/// If the run's folder cannot be listed.
-pub fn exists(run: &Path) -> Result<bool> {
-    Ok(!list(run)?.is_empty())
-}
-
-/// Deletes all but the newest `keep` checkpoints of a run up to `step`, whose own was just
-/// written, so that at least one good one stays. Later ones are the broken ones that the run was
-/// resumed from behind; they do not count, and are replaced when the run comes to their steps.
-///
-/// # Errors
-/// If one cannot be deleted.
-pub fn prune(run: &Path, step: u64, keep: usize) -> Result<()> {
-    let mut all = list(run)?;
-    all.retain(|&(of, _)| of <= step);
-    let surplus = all.len().saturating_sub(keep.max(1));
-    for (_, path) in &all[..surplus] {
-        fs::remove_dir_all(path).map_err(Error::io(path))?;
-    }
-    Ok(())
-}
-
-/// Removes the checkpoints of a run, valid or not, and their folder unless something else stands there.
-///
-/// # Errors
-/// If one cannot be deleted.
-pub(super) fn remove_all(run: &Path) -> Result<()> {
-    for (_, path) in list(run)? {
-        fs::remove_dir_all(&path).map_err(Error::io(path))?;
-    }
-    let folder = run.join(CHECKPOINTS);
-    files::remove_stale_in(&folder);
-    run_directory::remove_empty(&folder)
-}
-
-fn step_of(name: &str) -> Option<u64> {
-    name.strip_prefix("step-")?.parse().ok()
-}
-
-/// Checkpoints of a run by step, oldest first, valid or not.
-fn list(run: &Path) -> Result<Vec<(u64, PathBuf)>> {
-    let folder = run.join(CHECKPOINTS);
-    let entries = match fs::read_dir(&folder) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(Error::io(&folder)(error)),
-    };
-    let mut all = Vec::new();
-    for entry in entries {
-        let path = entry.map_err(Error::io(&folder))?.path();
-        let step = path
-            .file_name()
-            .and_then(|name| name.to_str())
-            .and_then(step_of);
-        if let Some(step) = step {
-            all.push((step, path));
-        }
-    }
-    all.sort();
-    Ok(all)
 }
 
 fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
