@@ -245,7 +245,7 @@ impl Attention {
     }
 }
 
-/// Where queries, keys and values lie.
+/// Memory layout of queries, keys and values.
 struct Place<'a> {
     /// Rows that start with the queries, and how far apart they lie.
     queries: &'a [f32],
@@ -259,10 +259,10 @@ struct Place<'a> {
     preparation: Option<&'a Preparation<'a>>,
 }
 
-/// Where the heads of a part of a row lie.
+/// Offsets of the heads of a part of a row.
 #[derive(Clone, Copy)]
 struct Part {
-    /// Where the first one starts.
+    /// Offset of the first one.
     first: usize,
     /// From one to the next; 0 if all are the same.
     step: usize,

@@ -1,4 +1,4 @@
-//! What generation keeps of the positions that it has seen: keys and values, or latents.
+//! The cache of generation: keys and values of past positions, or latents.
 
 use crate::attention::capacity;
 use crate::parallel::rows_per_chunk;

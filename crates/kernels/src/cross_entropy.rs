@@ -34,7 +34,7 @@ pub struct LossSpec {
     pub softcap: Option<f32>,
     /// Weight of the z-loss in the gradient.
     pub z_loss: f32,
-    /// What the gradient is divided by, usually the number of tokens of the whole batch.
+    /// Divisor of the gradient, usually the number of tokens of the whole batch.
     pub divisor: f32,
 }
 
@@ -199,7 +199,7 @@ pub fn logits_backward(spec: &LossSpec, logits: &mut [f32], targets: &[i32], ups
     });
 }
 
-/// What is kept of one row.
+/// Result for one row.
 #[derive(Clone, Copy, Default)]
 struct Row {
     counted: bool,

@@ -1,4 +1,4 @@
-//! How large the elements of a tensor are; for looking at activations.
+//! Magnitude of a tensor's elements, to record activations.
 
 use crate::parallel::ELEMENTS;
 use crate::simd::{dispatch, sum_squares_f64};

@@ -47,7 +47,7 @@ pub struct Muon {
     pub lr: f64,
     /// Decay of the sum of gradients, usually 0.95.
     pub momentum: f64,
-    /// Whether the gradient is looked at once more, on top of the sum that already holds it.
+    /// True for Nesterov momentum: the gradient is added once more, on top of the sum that already holds it.
     pub nesterov: bool,
     /// Newton-Schulz iterations, usually 5.
     pub steps: usize,

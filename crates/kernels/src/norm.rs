@@ -59,7 +59,7 @@ impl NormFn {
     }
 }
 
-/// How the gain parameter `w` enters.
+/// Meaning of the gain parameter `w`.
 #[derive(Default, Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(
     feature = "serde",

@@ -85,7 +85,7 @@ pub(crate) fn pack_transposed(rows: Rows, n: usize, width: usize, out: &mut [Pan
     }
 }
 
-/// How the left side lies.
+/// Memory layout of the left side.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Left {
     /// Element (i, l) at `i * stride + l`.
@@ -110,7 +110,7 @@ pub(crate) struct Product<'a> {
     pub(crate) accumulate: bool,
 }
 
-/// What of a product's block of rows is needed.
+/// The part of a product's block of rows that is needed.
 pub(crate) struct Needed {
     /// Inner indices whose terms are not zero.
     pub(crate) inner: Range<usize>,

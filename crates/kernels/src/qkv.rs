@@ -35,7 +35,7 @@ pub enum QkOrder {
     AfterRope,
 }
 
-/// What happens between the projection and the attention scores.
+/// Clamp, norms and rotation between the projection and the attention scores.
 ///
 /// The width of a norm is `head_dim`, with one group for all heads or one per head, or the width
 /// of its whole segment with one group.
@@ -386,7 +386,7 @@ impl Preparation<'_> {
 }
 
 impl QkvPrep {
-    /// Whether a head can be prepared on its own: no norm spans several.
+    /// True if a head can be prepared on its own: no norm spans several.
     pub fn is_by_head(&self) -> bool {
         let mut norms = [self.q, self.k, self.v].into_iter().flatten();
         norms.all(|n| n.width == self.head_dim)

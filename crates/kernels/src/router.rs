@@ -20,7 +20,7 @@ pub use choose::choose;
 /// Added to sums of sigmoids that something is divided by.
 const TINY: f32 = 1e-20;
 
-/// How scores come from logits.
+/// The function from logits to scores.
 #[derive(Default, Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(
     feature = "serde",
@@ -44,7 +44,7 @@ pub struct Router {
     pub top_k: usize,
     /// Scores.
     pub scoring: Scoring,
-    /// Whether a token's weights are divided by their sum, for the sigmoid by this plus 1e-20.
+    /// True if a token's weights are divided by their sum, for the sigmoid by this plus 1e-20.
     pub renormalize: bool,
     /// Equal runs of experts; 1 for no groups.
     pub groups: usize,

@@ -26,7 +26,7 @@ pub(crate) type Chunk = [f32; LANES];
 
 /// Work on chunks in explicit vectors, for what the compiler does not vectorize well by itself.
 pub(crate) trait Chunked {
-    /// What comes out.
+    /// Result of the work.
     type Output;
 
     /// Runs with `V` vectors a chunk. That must be a constant for accumulators to stay in registers.

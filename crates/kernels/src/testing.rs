@@ -1,4 +1,4 @@
-//! What the tests of all ops share: random numbers, comparisons, derivatives, thread pools.
+//! Shared by the tests of all ops: random numbers, comparisons, derivatives, thread pools.
 
 /// SplitMix64 (Steele, Lea, Flood 2014): small, seedable, good enough for tests.
 pub(crate) struct Rng(u64);

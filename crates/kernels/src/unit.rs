@@ -69,7 +69,7 @@ pub fn columns(w: &mut [f32], columns: usize) {
     });
 }
 
-/// What gives a vector with this sum of squares length one, in double precision: neither the
+/// The factor that gives a vector with this sum of squares length one, in double precision: neither the
 /// smallest nor the largest numbers leave its range.
 #[inline(always)]
 fn factor(squares: f64) -> f64 {

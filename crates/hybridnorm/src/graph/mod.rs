@@ -44,7 +44,7 @@ pub struct ValueId(pub(crate) usize);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Buffer(pub(crate) usize);
 
-/// Where the elements of a value come from.
+/// Source of a value's elements.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Source {
     /// An op.
@@ -60,7 +60,7 @@ pub enum Source {
 pub struct ValueInfo {
     /// Shape and element type.
     pub ty: Type,
-    /// Where its elements come from.
+    /// Source of its elements.
     pub source: Source,
 }
 
@@ -73,7 +73,7 @@ pub struct Node {
     pub inputs: Vec<ValueId>,
     /// Outputs.
     pub outputs: Vec<ValueId>,
-    /// Where in the model it stands, as `blocks.3.attention`.
+    /// Path of the module that recorded it, as `blocks.3.attention`.
     pub path: Arc<str>,
     /// The part of the forward pass that it belongs to and may be recomputed with.
     pub segment: Option<usize>,

@@ -15,7 +15,7 @@ pub struct Norm {
     params: Option<Param>,
 }
 
-/// What a norm site asks for beyond the model's [`NormSpec`].
+/// Requirements of a norm site beyond the model's [`NormSpec`].
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Site {
     /// Elements of a row.
@@ -24,9 +24,9 @@ pub(super) struct Site {
     pub(super) groups: usize,
     /// True if it has gain and bias at all.
     pub(super) affine: bool,
-    /// Where the gain's effect starts.
+    /// Initial gain in effect.
     pub(super) gain_init: f64,
-    /// Where it differs from the model's.
+    /// eps, if it is not the model's.
     pub(super) eps: Option<f64>,
 }
 

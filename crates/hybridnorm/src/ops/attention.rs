@@ -194,7 +194,7 @@ impl Operation for NormedAttentionGrad {
     }
 }
 
-/// Where the head of a query, of its key and of its value begin in row (b, t).
+/// Offsets of the heads of a query, of its key and of its value in row (b, t).
 struct Places<'a> {
     spec: &'a Spec,
     width: usize,

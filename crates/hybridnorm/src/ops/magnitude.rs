@@ -1,4 +1,4 @@
-//! How large the elements of a value are, for taps.
+//! Magnitude of a value's elements, for taps.
 
 use hybridnorm_kernels::magnitude::magnitude as measure;
 

@@ -105,7 +105,7 @@ impl<'g> Backward<'g> {
         }
     }
 
-    /// Where to record.
+    /// The graph that gradients are recorded in.
     pub fn graph(&self) -> &'g Builder {
         self.graph
     }

@@ -147,7 +147,7 @@ impl Program {
         &self.steps
     }
 
-    /// Where a value lies; `None` where nothing of the program has it.
+    /// Place of a value; `None` if no op of the program makes or reads it.
     pub(crate) fn place(&self, id: ValueId) -> Option<Region> {
         self.places[id.0]
     }

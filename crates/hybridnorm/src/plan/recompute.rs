@@ -1,4 +1,4 @@
-//! How `recompute` is written in files.
+//! The key `recompute` in files.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 

@@ -56,7 +56,7 @@ pub fn backward_prepared(
     sum_gradients(name, partials, dparams);
 }
 
-/// What the backward pass reads.
+/// Inputs of the backward pass.
 struct Inputs<'a> {
     place: Place<'a>,
     ctx: &'a [f32],
@@ -148,7 +148,7 @@ struct BackwardScratch {
     /// Queries of a tile times the scale, and the gradient of their context.
     q: Vec<f32>,
     dctx: Vec<f32>,
-    /// The same as right sides (queries, head_dim) and (queries, value_dim).
+    /// Both as right sides (queries, head_dim) and (queries, value_dim).
     q_panels: Vec<PanelRow>,
     dctx_panels: Vec<PanelRow>,
     /// Probabilities of a tile.
@@ -264,7 +264,7 @@ impl Inputs<'_> {
     }
 }
 
-/// What the backward pass knows about a tile of queries.
+/// Inputs of a tile of queries.
 struct QueryTile<'a> {
     first: usize,
     q: HeadRows<'a>,

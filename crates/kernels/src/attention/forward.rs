@@ -40,7 +40,7 @@ pub(super) fn attend(a: &Attention, place: &Place, past: usize, ctx: &mut [f32],
         );
 }
 
-/// What one task writes: for each of its query heads, rows of the context (in the order head,
+/// Outputs of one task: for each of its query heads, rows of the context (in the order head,
 /// position) and log-sum-exps.
 struct Outputs<'a> {
     ctx: Vec<&'a mut [f32]>,

@@ -16,11 +16,11 @@ pub(super) struct HeadRows<'a> {
     pub(super) rows: Rows<'a>,
     /// Which head of a packed row this is.
     pub(super) part: usize,
-    /// What is done to the rows before attention reads them.
+    /// Norm and rotation of the rows before attention reads them.
     pub(super) preparation: Option<&'a Preparation<'a>>,
 }
 
-/// Where rows are worked on.
+/// Buffers for rows between memory and attention.
 #[derive(Default)]
 pub(super) struct Scratch {
     fetched: Vec<f32>,

@@ -98,7 +98,7 @@ impl LatentAttention {
         }
     }
 
-    /// What is kept of a span for one query: contexts of all heads, then their largest scores, then the
+    /// Partial results of a span for one query: contexts of all heads, then their largest scores, then the
     /// sums of their exponentials.
     fn partial_len(&self) -> usize {
         self.heads * (self.latent + 2)

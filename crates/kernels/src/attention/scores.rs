@@ -1,4 +1,4 @@
-//! What the scores look like that attention never keeps.
+//! Statistics of the attention scores, which attention itself never stores.
 
 use super::{Attention, KEYS, Place, QUERIES};
 use crate::math::{exp, tanh};

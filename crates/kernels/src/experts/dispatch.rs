@@ -33,7 +33,7 @@ impl Layout {
         2 * self.experts + 1 + 3 * tokens * self.top_k
     }
 
-    /// Where the chosen experts (n, top_k) lie in a dispatch of `elements` elements: at its end.
+    /// Range of the chosen experts (n, top_k) in a dispatch of `elements` elements: its end.
     ///
     /// # Panics
     ///

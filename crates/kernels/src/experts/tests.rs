@@ -91,7 +91,7 @@ fn outside(
     [y, dx, dw, dweights]
 }
 
-/// The same with the weights applied to the inputs, whose rows the backward pass weighs.
+/// The layer with the weights applied to the inputs, whose rows the backward pass weighs.
 fn inside(
     dispatch: &Dispatch<'_>,
     x: &[f32],

@@ -25,7 +25,7 @@ struct HeadNorm<'a> {
 }
 
 impl<'a> FusedHead<'a> {
-    /// Whether the heads of a segment can be done here: whole chunks in each half, no clamp, and
+    /// True if the heads of a segment can be done here: whole chunks in each half, no clamp, and
     /// if there is a norm, one of each head's sum of squares that comes before the rotation.
     #[inline(always)]
     pub(super) fn fits(p: &QkvPrep, s: &Segment) -> bool {

@@ -43,7 +43,7 @@ pub fn choose(r: &Router, logits: &[f32], bias: Option<&[f32]>, chosen: &mut [i3
         });
 }
 
-/// Where tokens are worked on, one after another.
+/// Buffers for one token at a time.
 struct Place {
     keys: Vec<f32>,
     group_keys: Vec<f32>,

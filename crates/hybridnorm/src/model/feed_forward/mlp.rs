@@ -124,7 +124,7 @@ impl Mlp {
         ops::linear(norm(&self.mid_norm, hidden), self.down.value(g))
     }
 
-    /// The same through the experts that each token is routed to.
+    /// As [`Self::forward`], through the experts that each token is routed to.
     pub(super) fn routed<'g>(&self, u_btd: Value<'g>, route: Route<'g>) -> Value<'g> {
         let g = u_btd.builder();
         let Route {
