@@ -1,4 +1,4 @@
-//! How a configuration says which placement it wants: a name, or a table of the algebra.
+//! Choice of a placement in a configuration: a name, or a table of the algebra.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::{Map, Value, json};
@@ -9,7 +9,7 @@ use super::named::{entry, named, names};
 use super::spec::{BlockRule, Placement};
 use super::tree;
 
-/// What stands under `placement` in a configuration.
+/// Value of the key `placement` in a configuration.
 ///
 /// ```toml
 /// placement = "hybridnorm"
@@ -23,7 +23,7 @@ use super::tree;
 pub struct PlacementChoice {
     /// The canonical name of the value that the choice started from.
     pub base: Option<&'static str>,
-    /// Whether fields were laid over it that changed it.
+    /// True if fields were laid over it that changed it.
     pub modified: bool,
     /// The result.
     pub placement: Placement,
@@ -156,7 +156,7 @@ pub(super) fn template() -> Result<Value, PlacementError> {
     Ok(template)
 }
 
-/// The same of a block rule.
+/// As above, for a block rule.
 pub(super) fn block_template() -> Result<Value, PlacementError> {
     let mut template = written(&BlockRule::default())?;
     let sub_layer = json!({ "read_scale": 1.0, "combine": "add" });

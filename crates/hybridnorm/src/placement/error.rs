@@ -10,7 +10,7 @@ use serde::de;
 pub struct PlacementError {
     /// Path of the field, e.g. `block.ffn.skip` or `overrides[0].set`; empty for the whole value.
     pub field: String,
-    /// What is wrong and what would be right, on one line.
+    /// The fault and its remedy, on one line.
     pub problem: String,
 }
 
@@ -31,7 +31,7 @@ impl PlacementError {
         }
     }
 
-    /// The same error seen from one level further out.
+    /// Prefixes the field's path by that of the value that holds it.
     pub(super) fn under(mut self, parent: &str) -> Self {
         self.field = join(parent, &self.field);
         self

@@ -1,4 +1,4 @@
-//! How values of the algebra are written in a file, where the derived form would be clumsy.
+//! Written forms of values of the algebra, where the derived form would be clumsy.
 //!
 //! A scale is a number, a formula's name or a table; a selector is a list of indices or a table;
 //! an optional value is `false` when it is off, so that a patch can switch it off again and so
@@ -345,7 +345,7 @@ fn table<S: Serializer, T: Serialize + ?Sized>(
     map.end()
 }
 
-/// Whether a field is left out of the written form. Only those are that are younger than the first
+/// True if a field is left out of the written form. Only those are that are younger than the first
 /// files with hashes in them, so that these hashes stay true; whoever needs every field takes
 /// [`template`](super::choice::template).
 pub(super) fn is_default<T: Default + PartialEq>(value: &T) -> bool {

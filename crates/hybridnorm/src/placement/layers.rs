@@ -62,7 +62,7 @@ pub(super) struct LayerRule {
 }
 
 impl LayerRule {
-    /// Where the value of the field `path` of a block comes from: the last patch that sets it, or
+    /// Origin of the value of the field `path` of a block: the last patch that sets it, or
     /// the block rule.
     pub fn origin(&self, placement: &Placement, path: &str) -> String {
         let sets = |patch: &&usize| {

@@ -5,7 +5,7 @@
 //! every block, [`Explanation`] prints it as equations and [`Placement::hash`] identifies it.
 //! Nothing here knows of tensors.
 //!
-//! Whether attention is multi-head or multi-head latent attention is no part of a placement but one
+//! The kind of attention, multi-head or multi-head latent, is no part of a placement but one
 //! of the [`ModelFacts`] that it meets; [`spec`] says what the norms inside then stand on.
 
 mod choice;

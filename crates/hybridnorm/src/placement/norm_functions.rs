@@ -9,7 +9,7 @@ use super::spec::NormSpec;
 
 /// Properties of a norm function of a row x.
 pub(super) struct NormProperties {
-    /// How a file writes it.
+    /// Its word in files.
     pub(super) word: &'static str,
     /// The function before gain and bias in Unicode; `ε` stands where eps is added.
     pub(super) text: &'static str,
@@ -83,7 +83,7 @@ pub(super) const fn properties(function: NormFn) -> NormProperties {
     }
 }
 
-/// How a file writes that there is no norm function.
+/// The word in files for no norm function.
 pub(super) const NO_FUNCTION: &str = "none";
 
 /// Every word that a file may hold in place of a norm function.

@@ -22,7 +22,7 @@ pub struct Resolved {
     pub d_model: usize,
     /// One spec per block, first block first.
     pub blocks: Vec<BlockSpec>,
-    /// How many states the blocks carry, and what a sub-layer reads of them.
+    /// Number of residual streams, and the input of a sub-layer made of them.
     #[serde(default, skip_serializing_if = "forms::is_default")]
     pub streams: Streams,
     /// The norm function; without one no block has a norm left.
@@ -38,9 +38,9 @@ pub struct Resolved {
     pub merge_norm: bool,
     /// True if a norm stands before the output head.
     pub final_norm: bool,
-    /// What happens to the logits.
+    /// Scale and soft cap of the logits.
     pub logits: ResolvedLogits,
-    /// How weights are drawn.
+    /// Distribution of the initial weights.
     pub init: ResolvedInit,
     /// True if every matrix's vectors along the width have length 1, at the start and after every
     /// step of the optimizer.
@@ -48,7 +48,7 @@ pub struct Resolved {
     pub unit_weights: bool,
 }
 
-/// What happens to the logits, in numbers: `softcap(scale · z)`.
+/// Scale and soft cap of the logits, in numbers: `softcap(scale · z)`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ResolvedLogits {
     /// `c · tanh(z / c)`.
@@ -59,7 +59,7 @@ pub struct ResolvedLogits {
     pub z_loss: f64,
 }
 
-/// How weights are drawn, in numbers.
+/// Distribution of the initial weights, in numbers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ResolvedInit {
     /// The scheme.
@@ -83,7 +83,7 @@ pub struct RoleFactors {
     pub down: f64,
 }
 
-/// What a matrix of a block is for.
+/// Purpose of a matrix of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     /// Query projection.

@@ -13,7 +13,7 @@
 //! constant, a closed formula of the depth, or a learned parameter. After
 //! [`resolve`](super::resolve()) it is a [`Factor`], a plain number for one layer.
 //!
-//! How the values are written in a file is in `forms.rs`: a scale is a number, the name of a
+//! The written forms of values are in `forms.rs`: a scale is a number, the name of a
 //! formula or a small table; whatever can be switched off is `false` when it is.
 //!
 //! In a parallel block both functions read the same state and share one sum:
@@ -82,21 +82,21 @@ pub struct Placement {
     pub block: BlockRule,
     /// Patches for some layers; applied in order, later ones win.
     pub overrides: Vec<Override>,
-    /// How many states the blocks carry, and how a sub-layer reads them.
+    /// Number of residual streams, and how a sub-layer reads them.
     #[serde(skip_serializing_if = "forms::is_default")]
     pub streams: Streams,
     /// The norm function used at every site.
     pub norm: NormSpec,
-    /// What happens to the token embedding before the first block.
+    /// Scale and norm of the token embedding before the first block.
     pub embed: Embed,
     /// With two streams, whether a norm stands on the main one where the two are added up.
     #[serde(skip_serializing_if = "forms::is_default")]
     pub merge_norm: bool,
-    /// Whether a norm stands between the last block and the output head.
+    /// True if a norm stands between the last block and the output head.
     pub final_norm: bool,
-    /// What happens to the logits.
+    /// Scale and soft cap of the logits.
     pub logits: Logits,
-    /// How weights are drawn.
+    /// Distribution of the initial weights.
     pub init: Init,
     /// Every matrix's vectors along the width have length 1, at the start and after every step of
     /// the optimizer (nGPT): the rows of embedding, head, query, key, value, gate and up
@@ -123,7 +123,7 @@ impl Default for Placement {
     }
 }
 
-/// How many states the blocks carry, and what a sub-layer reads of them.
+/// Number of residual streams, and the input of a sub-layer made of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Streams {
@@ -137,7 +137,7 @@ pub enum Streams {
 }
 
 impl Streams {
-    /// Whether there is a second stream.
+    /// True if there is a second stream.
     pub fn are_two(self) -> bool {
         self != Self::Single
     }
@@ -149,11 +149,11 @@ pub type BlockRule = Block<Scale>;
 /// A block resolved for one layer: the only thing the model sees.
 pub type BlockSpec = Block<Factor>;
 
-/// Where norms, skips and scales sit in one block.
+/// Norms, skips and scales of one block.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, expecting = "a table of block fields")]
 pub struct Block<S: Default + PartialEq> {
-    /// How the two sub-layers are connected.
+    /// Connection of the two sub-layers.
     pub topology: Topology,
     /// The attention sub-layer.
     pub attn: SubLayer<S>,
@@ -165,7 +165,7 @@ pub struct Block<S: Default + PartialEq> {
     pub ffn_inner: FfnInner<S>,
 }
 
-/// How the two sub-layers of a block are connected.
+/// Connection of the two sub-layers of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Topology {
@@ -194,7 +194,7 @@ pub struct SubLayer<S: Default + PartialEq> {
     pub in_norm: bool,
     /// Multiplies what the function reads. It does not touch a normed skip.
     pub in_scale: S,
-    /// What is carried around the function.
+    /// Source of the skip connection.
     pub skip: Skip,
     /// Multiplies the skip.
     pub skip_scale: S,
@@ -204,7 +204,7 @@ pub struct SubLayer<S: Default + PartialEq> {
     pub out_norm: Option<OutNorm<S>>,
     /// Multiplies the (normed) output before it is added.
     pub out_scale: S,
-    /// How skip and output become the next state.
+    /// Combination of skip and output to the next state.
     #[serde(skip_serializing_if = "forms::is_default")]
     pub combine: Combine,
     /// Normalize the sum.
@@ -235,7 +235,7 @@ pub struct OutNorm<S: Default> {
     pub gain_init: S,
 }
 
-/// What is carried around a sub-layer.
+/// Source of the skip connection around a sub-layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Skip {
@@ -250,7 +250,7 @@ pub enum Skip {
     RawPlusBlockInput,
 }
 
-/// How skip and output become the next state.
+/// Combination of skip and output to the next state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Combine {

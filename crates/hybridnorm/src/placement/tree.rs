@@ -132,7 +132,7 @@ pub(super) fn is_word(written: &str, word: &str) -> bool {
     written.chars().map(underscored).eq(word.chars())
 }
 
-/// What is said where one of some words is expected.
+/// Message if one of some words was expected.
 fn not_a_word(found: &Value, words: &[&str]) -> PlacementError {
     let list: Vec<String> = words.iter().map(|word| format!("`{word}`")).collect();
     let is_off = |word: &&&str| **word == "none";

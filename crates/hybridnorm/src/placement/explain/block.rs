@@ -11,7 +11,7 @@ pub(super) struct BlockText {
     pub definitions: Vec<Equation>,
 }
 
-/// What the equations of a block depend on besides its rule.
+/// Facts beside a block's rule that its equations depend on.
 #[derive(Clone, Copy)]
 pub(super) struct Setting {
     pub streams: Streams,
@@ -54,7 +54,7 @@ pub(super) fn equations(rule: &BlockRule, scales: Scales, setting: Setting) -> B
 /// Writes the equations of a block one after the other.
 pub(super) struct Writer {
     pub streams: Streams,
-    /// Whether norms are told apart by an index.
+    /// True if norms are told apart by an index.
     numbered: bool,
     normed_skips: usize,
     norms: usize,

@@ -88,7 +88,7 @@ fn read_by_head(r: &Resolved) -> Math {
     }
 }
 
-/// What `N` is.
+/// Definition of `N`.
 pub(super) fn norm_function(norm: &NormSpec) -> Vec<Equation> {
     let Some(function) = norm.kind else {
         return vec![Equation::note(
@@ -150,7 +150,7 @@ fn norm_parameters(norm: &NormSpec) -> Vec<Equation> {
     lines
 }
 
-/// How the weights start.
+/// Initial weights.
 pub(super) fn init(placement: &Placement, r: &Resolved, facts: &ModelFacts) -> Vec<Equation> {
     if r.unit_weights {
         return unit_weights();
@@ -181,7 +181,7 @@ pub(super) fn init(placement: &Placement, r: &Resolved, facts: &ModelFacts) -> V
     lines
 }
 
-/// What the vectors of unit length are.
+/// The vectors of unit length.
 fn unit_weights() -> Vec<Equation> {
     let always = "of length 1, at the start and after every step of the optimizer";
     let read = ["q", "k", "v", "gate", "up", "head"];

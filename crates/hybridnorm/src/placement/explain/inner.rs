@@ -27,16 +27,16 @@ fn sites(inner: &AttnInner<Scale>) -> [(char, HeadNorm); 4] {
     ]
 }
 
-/// What the scores and the context are made of.
+/// Operands of the scores and of the context.
 pub(super) struct Read {
     pub q: Math,
     pub k: Math,
     pub v: Math,
-    /// Where they come from, on the line of attention itself.
+    /// Their definitions, on the line of attention itself.
     pub source: Option<Math>,
-    /// Where they come from, on lines of their own.
+    /// Their definitions, on lines of their own.
     pub lines: Vec<Equation>,
-    /// What the norms on them are.
+    /// Definitions of the norms on them.
     pub notes: Vec<Equation>,
 }
 

@@ -16,11 +16,11 @@ pub struct Math {
 /// One line: `lhs = rhs`, or `lhs : rhs` where the right side is prose.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Equation {
-    /// What is defined.
+    /// The symbol that is defined.
     pub lhs: Math,
     /// `=` or `:`.
     pub relation: String,
-    /// What it is.
+    /// Its definition.
     pub rhs: Math,
 }
 
@@ -135,7 +135,7 @@ pub(super) fn times(factor: Option<Math>, x: Math) -> Math {
     )
 }
 
-/// Whether a sum or a difference stands outside all brackets.
+/// True if a sum or a difference stands outside all brackets.
 fn is_sum(text: &str) -> bool {
     let mut depth = 0;
     text.chars().any(|c| {

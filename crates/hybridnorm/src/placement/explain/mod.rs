@@ -24,13 +24,13 @@ use scales::Scales;
 /// Everything there is to say about a placement at one depth.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Explanation {
-    /// What to call it, where it has a name.
+    /// Its name, if it has one.
     pub name: Option<String>,
     /// The placement's canonical hash.
     pub hash: String,
     /// Number of blocks `L`.
     pub n_layers: usize,
-    /// What was assumed of the model; it decides the numbers beside formulas of the width.
+    /// Assumptions about the model; they decide the numbers beside formulas of the width.
     pub facts: ModelFacts,
     /// From token to the first block.
     pub embedding: Vec<Equation>,
@@ -40,7 +40,7 @@ pub struct Explanation {
     pub head: Vec<Equation>,
     /// The norm function.
     pub norm: Vec<Equation>,
-    /// How weights start.
+    /// Initial weights.
     pub init: Vec<Equation>,
     /// Parameters of all norms of the model.
     pub norm_parameters: Tally,
@@ -48,7 +48,7 @@ pub struct Explanation {
     pub normalized_elements: Tally,
     /// Learned scales of the whole model.
     pub learned_parameters: Tally,
-    /// What validation warns of.
+    /// Warnings of the validation.
     pub warnings: Vec<Warning>,
     /// The placement itself.
     pub placement: Placement,
@@ -66,7 +66,7 @@ pub struct Group {
     /// From the state `X` that enters a block to the state `X′` that leaves it; with two streams
     /// also from `D` to `D′`.
     pub equations: Vec<Equation>,
-    /// What the equations use.
+    /// Symbols of the equations.
     pub definitions: Vec<Equation>,
     /// Parameters of the norms of one block.
     pub norm_parameters: Tally,
@@ -133,7 +133,7 @@ impl Explanation {
         Self::new(placement, Self::DEFAULT_LAYERS, &ModelFacts::default())
     }
 
-    /// The same with a name for the heading.
+    /// Sets the name for the heading.
     pub fn named(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
         self

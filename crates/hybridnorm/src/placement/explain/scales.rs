@@ -1,4 +1,4 @@
-//! How scales stand in equations, and the lines that say what they are worth.
+//! Scales in equations, and the lines that give their numbers.
 
 use super::super::resolve::At;
 use super::super::spec::{Formula, LearnedShape, Scale};
@@ -30,7 +30,7 @@ impl Scales {
         self.factor_per("channel", scale)
     }
 
-    /// The same of a factor whose vectors have one number per `what`.
+    /// As above, of a factor whose vectors have one number per `what`.
     pub fn factor_per(&mut self, what: &str, scale: &Scale) -> Option<Math> {
         match scale {
             Scale::Const(1.0) => None,

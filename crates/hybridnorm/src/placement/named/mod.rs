@@ -3,7 +3,7 @@
 //! Each name stands for one value of the algebra, written in the family files by the small steps
 //! of `build.rs`, so that a line there reads like a row of a table.
 //!
-//! Where nothing else is said, a value keeps the defaults: RMSNorm with a plain gain and eps 1e-5,
+//! Unless a line says otherwise, a value keeps the defaults: RMSNorm with a plain gain and eps 1e-5,
 //! raw skips, a final norm, and every matrix drawn with one standard deviation `1/√(2.5·d)`.
 //! Optimizer matters (decay of gains, warm-up) are no part of a placement.
 
@@ -24,9 +24,9 @@ pub struct Named {
     pub name: &'static str,
     /// Other names for the same value.
     pub aliases: &'static [&'static str],
-    /// What it means, in one line.
+    /// Its meaning, in one line.
     pub meaning: &'static str,
-    /// Where it comes from: a paper's arXiv number or a repository.
+    /// Its source: a paper's arXiv number or a repository.
     pub source: &'static str,
     build: fn() -> Placement,
 }

@@ -1,4 +1,4 @@
-//! What particular model families do.
+//! Placements of particular model families.
 
 use super::super::spec::{
     AttnScale, Formula, Gain, HeadNorm, InitScheme, NormFn, Placement, QkOrder, Scale, StdRule,

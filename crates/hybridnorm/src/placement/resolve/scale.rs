@@ -1,9 +1,9 @@
-//! What a scale is worth at a place.
+//! Numbers of scales, by block and site.
 
 use super::super::error::PlacementError;
 use super::super::spec::{Factor, Formula, Scale};
 
-/// Where a formula is evaluated.
+/// The block and site at which a formula is evaluated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct At {
     /// The 1-based block index `l`; `None` outside the blocks.
@@ -15,7 +15,7 @@ pub struct At {
 }
 
 impl Formula {
-    /// Whether the value differs from block to block.
+    /// True if the value differs from block to block.
     pub fn depends_on_layer(self) -> bool {
         matches!(self, Self::InvSqrtLayer | Self::InvSqrt2Layer)
     }

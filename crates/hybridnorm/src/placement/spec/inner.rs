@@ -23,7 +23,7 @@ pub struct AttnInner<S: Default + PartialEq> {
     pub k_norm: HeadNorm,
     /// Norm on values.
     pub v_norm: HeadNorm,
-    /// Whether the q and k norms come before or after the rotary embedding.
+    /// Order of the q and k norms and the rotary embedding.
     pub qk_order: QkOrder,
     /// Multiplies queries and keys after norm and rotation (nanochat: 1.2). Learned only where the
     /// norms on q and k have no gain (nGPT); a vector has one number per channel of every key/value
@@ -67,7 +67,7 @@ pub enum HeadNorm {
     FullPlain,
 }
 
-/// What multiplies `q·k` before the softmax.
+/// Factor of `q·k` before the softmax.
 ///
 /// Written as a number or one of `inv_sqrt_head_dim`, `sqrt_head_dim`, `cosine`.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]

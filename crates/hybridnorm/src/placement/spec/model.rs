@@ -1,4 +1,4 @@
-//! What holds for the whole model: the norm function, embedding, logits, initial weights.
+//! Fields of the whole model: the norm function, embedding, logits, initial weights.
 
 pub use hybridnorm_kernels::norm::{Gain, NormFn, NormScalar};
 use serde::{Deserialize, Serialize};
@@ -16,9 +16,9 @@ pub struct NormSpec {
     /// Added to the mean square, the variance or the sum of squares under the root; no effect on `dyt`
     /// and `derf`.
     pub eps: f64,
-    /// How the gain multiplies.
+    /// Kind of gain.
     pub gain: Gain,
-    /// Whether a bias is added. Off unless given, for LayerNorm too; named placements whose source
+    /// True if a bias is added. Off unless given, for LayerNorm too; named placements whose source
     /// has one set it.
     pub bias: bool,
     /// DyT's α or Derf's a where the norm starts; `None`, in a file `false`, means 0.5.
@@ -38,7 +38,7 @@ impl Default for NormSpec {
     }
 }
 
-/// What happens to the token embedding before the first block.
+/// Scale and norm of the token embedding before the first block.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(
     default,
@@ -56,7 +56,7 @@ pub struct Embed {
     pub init_std: Option<f64>,
 }
 
-/// What happens to the logits.
+/// Scale and soft cap of the logits.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, expecting = "a table of logits fields")]
 pub struct Logits {
@@ -70,7 +70,7 @@ pub struct Logits {
     pub z_loss: f64,
 }
 
-/// How weights are drawn.
+/// Distribution of the initial weights.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, expecting = "a table of init fields")]
 pub struct Init {

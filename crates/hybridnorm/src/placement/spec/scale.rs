@@ -17,9 +17,9 @@ pub enum Scale {
     Learned {
         /// One number or one per channel.
         shape: LearnedShape,
-        /// Where the factor starts. Must not be learned itself.
+        /// Initial value of the factor. Must not be learned itself.
         init: Box<Scale>,
-        /// Where the parameter behind it starts: the factor is the parameter times `init / start`,
+        /// Initial value of the parameter behind it: the factor is the parameter times `init / start`,
         /// which changes how far a step of Adam moves it (nGPT, arXiv 2410.01131).
         /// Without it, the parameter is the factor. Must be neither learned nor 0.
         start: Option<Box<Scale>>,
@@ -81,9 +81,9 @@ pub enum Factor {
     Learned {
         /// One number or one per channel.
         shape: LearnedShape,
-        /// Where the factor starts.
+        /// Initial value of the factor.
         init: f64,
-        /// Where the parameter starts if not there; the factor is the parameter times
+        /// Initial value of the parameter, if another one; the factor is the parameter times
         /// `init / start`.
         start: Option<f64>,
     },

@@ -99,7 +99,7 @@ fn a_merge_norm_after_a_norm_warns() {
     assert_eq!(warnings(sum), []);
 }
 
-/// What siamese streams read is a sum, whatever the main one ends in.
+/// The input of sub-layers with siamese streams is a sum, whatever the main one ends in.
 #[test]
 fn a_normed_skip_of_a_sum_is_normed_once() {
     let skip = json!({ "ffn": { "in_norm": true, "skip": "normed" } });

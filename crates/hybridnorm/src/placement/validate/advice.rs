@@ -50,7 +50,7 @@ fn no_layers(case: &Case, all: &mut Vec<Warning>) {
     }
 }
 
-/// Whether the (main) state that enters this block has just been normed.
+/// True if the (main) state that enters this block has just been normed.
 fn enters_normed(site: &Site) -> bool {
     match site.layer.checked_sub(1) {
         None => site.case.resolved.embed_norm,
@@ -250,7 +250,7 @@ fn hybrid_init(case: &Case, all: &mut Vec<Warning>) {
 /// eps above this share of what is normed changes the norm.
 const EPS_SHARE: f64 = 0.05;
 
-/// Where raw embeddings feed normed queries, their variance at the start is `d · σ_w² · σ_e²`, which
+/// If raw embeddings feed normed queries, their variance at the start is `d · σ_w² · σ_e²`, which
 /// is small enough for eps to matter. Siamese streams add a norm to what is read, and how wide a
 /// latent is, which decides a sum over its channels, is not known here.
 fn eps(case: &Case, all: &mut Vec<Warning>) {

@@ -1,4 +1,4 @@
-//! Whether a placement makes sense at a depth and size: errors for what cannot work or has no
+//! Validation of a placement at a depth and size: errors for what cannot work or has no
 //! effect, warnings for what is known to work badly.
 
 mod advice;
@@ -19,16 +19,16 @@ use super::layers::{LayerRule, rules};
 use super::resolve::{Resolved, as_written};
 use super::spec::{BlockSpec, Combine, Factor, HeadNorm, Placement, SubLayer, Topology};
 
-/// What validation must know of the model.
+/// Facts about the model that validation depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelFacts {
     /// Width of the model.
     pub d_model: usize,
     /// Width of one attention head.
     pub head_dim: usize,
-    /// Whether the feed-forward's activation is gated (SwiGLU and the like).
+    /// True if the feed-forward's activation is gated (SwiGLU and the like).
     pub gated: bool,
-    /// Whether attention is multi-head latent attention (MLA), which decides what the norms inside
+    /// True for multi-head latent attention (MLA), which decides what the norms inside
     /// it stand on (see [`spec`](super::spec)).
     #[serde(default, skip_serializing_if = "forms::is_default")]
     pub latent: bool,
@@ -53,7 +53,7 @@ pub struct Warning {
     pub rule: WarningRule,
     /// Path of the field, as in [`PlacementError`].
     pub field: String,
-    /// What, why, and what to do.
+    /// The finding, its reason, and a remedy.
     pub message: String,
 }
 
@@ -118,7 +118,7 @@ pub fn validate(
     Ok(advice::warnings(&case))
 }
 
-/// What is being judged.
+/// A placement under validation.
 struct Case<'a> {
     placement: &'a Placement,
     rules: &'a [LayerRule],
@@ -142,12 +142,12 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// Whether norms are left out altogether.
+    /// True if norms are left out altogether.
     fn without_norms(&self) -> bool {
         self.resolved.norm.kind.is_none()
     }
 
-    /// Whether no norm stands anywhere in the model, head norms and unit length included.
+    /// True if no norm stands anywhere in the model, head norms and unit length included.
     fn norm_free(&self) -> bool {
         let r = self.resolved;
         let has_norm = r.embed_norm || r.final_norm || r.blocks.iter().any(has_norm);
@@ -156,7 +156,7 @@ impl<'a> Case<'a> {
 }
 
 impl Site<'_> {
-    /// Where this block's value of a field is written.
+    /// Path of this block's value of a field as it was written.
     fn origin(&self, path: &str) -> String {
         self.case.rules[self.layer].origin(self.case.placement, path)
     }
@@ -191,12 +191,12 @@ fn has_unit_length(block: &BlockSpec) -> bool {
         .any(|sub| sub.combine == Combine::LerpUnit)
 }
 
-/// Whether the state that this sub-layer makes comes out of a norm or has unit length.
+/// True if the state that this sub-layer makes comes out of a norm or has unit length.
 fn ends_normed(sub: &SubLayer<Factor>) -> bool {
     sub.post_norm || sub.combine == Combine::LerpUnit
 }
 
-/// Whether the state that leaves this block comes out of a norm or has unit length.
+/// True if the state that leaves this block comes out of a norm or has unit length.
 fn leaves_normed(block: &BlockSpec) -> bool {
     match block.topology {
         Topology::Sequential => ends_normed(&block.ffn),
