@@ -360,7 +360,7 @@ pub(crate) fn forward_row(n: &Norm, p: &Params, group: usize, x: &[f32], y: &mut
     let [gain, bias] = p.of_group(n, group);
     match n.function {
         NormFn::Rmsnorm | NormFn::Layernorm | NormFn::L2 => {
-            let (mean, slope) = statistics(n, x);
+            let (mean, slope) = n.statistics(x);
             affine(x, gain, bias, y, |x| (x - mean) * slope);
         }
         NormFn::Dyt => affine(x, gain, bias, y, |x| tanh(p.alpha * x)),
@@ -368,22 +368,44 @@ pub(crate) fn forward_row(n: &Norm, p: &Params, group: usize, x: &[f32], y: &mut
     }
 }
 
-/// Mean (0 unless `Layernorm`) and the factor of the row, 1 / sqrt(... + eps).
-#[inline(always)]
-fn statistics(n: &Norm, x: &[f32]) -> (f32, f32) {
-    let count = n.width as f32;
-    let mean = if n.function == NormFn::Layernorm {
-        sum(x, |x| x) / count
-    } else {
-        0.0
-    };
-    let squares = sum(x, |x| (x - mean) * (x - mean));
-    let spread = if n.function == NormFn::L2 {
-        squares
-    } else {
-        squares / count
-    };
-    (mean, 1.0 / (spread + n.eps).sqrt())
+impl Norm {
+    /// True if the mean of a row is subtracted.
+    #[inline(always)]
+    fn subtracts_mean(&self) -> bool {
+        match self.function {
+            NormFn::Layernorm => true,
+            NormFn::Rmsnorm | NormFn::L2 | NormFn::Dyt | NormFn::Derf => false,
+        }
+    }
+
+    /// Divisor of the sum of squares in the factor of a row, `1 / sqrt(sum / divisor + eps)`; `None` for
+    /// functions of single elements.
+    #[inline(always)]
+    pub(crate) fn divisor_of_squares(&self) -> Option<f32> {
+        match self.function {
+            NormFn::Rmsnorm | NormFn::Layernorm => Some(self.width as f32),
+            NormFn::L2 => Some(1.0),
+            NormFn::Dyt | NormFn::Derf => None,
+        }
+    }
+
+    /// The divisor of the sum of squares, if that sum is all that a row is scaled by.
+    #[inline(always)]
+    pub(crate) fn scales_by_squares(&self) -> Option<f32> {
+        self.divisor_of_squares().filter(|_| !self.subtracts_mean())
+    }
+
+    /// Mean (0 where none is subtracted) and the factor of a row of a function that has one.
+    #[inline(always)]
+    fn statistics(&self, x: &[f32]) -> (f32, f32) {
+        let mean = match self.subtracts_mean() {
+            true => sum(x, |x| x) / self.width as f32,
+            false => 0.0,
+        };
+        let squares = sum(x, |x| (x - mean) * (x - mean));
+        let divisor = self.divisor_of_squares().unwrap_or(1.0);
+        (mean, 1.0 / (squares / divisor + self.eps).sqrt())
+    }
 }
 
 #[inline(always)]
@@ -412,17 +434,13 @@ pub(crate) fn backward_row(
     }
     match n.function {
         NormFn::Rmsnorm | NormFn::Layernorm | NormFn::L2 => {
-            let (mean, slope) = statistics(n, x);
+            let (mean, slope) = n.statistics(x);
             let h = |x: f32| (x - mean) * slope;
-            let count = if n.function == NormFn::L2 {
-                1.0
-            } else {
-                n.width as f32
-            };
-            let along = sum3(x, dy, gain, |x, dy, g| g * dy * h(x)) / count;
-            let plain = match n.function {
-                NormFn::Layernorm => dot(gain, dy) / count,
-                _ => 0.0,
+            let divisor = n.divisor_of_squares().unwrap_or(1.0);
+            let along = sum3(x, dy, gain, |x, dy, g| g * dy * h(x)) / divisor;
+            let plain = match n.subtracts_mean() {
+                true => dot(gain, dy) / n.width as f32,
+                false => 0.0,
             };
             for (((dx, &x), &dy), &g) in dx.iter_mut().zip(x).zip(dy).zip(gain) {
                 *dx = (g * dy - plain - h(x) * along) * slope;

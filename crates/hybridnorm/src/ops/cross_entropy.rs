@@ -2,7 +2,7 @@
 
 use hybridnorm_kernels::cross_entropy::{self, LossSpec as Spec, LossSums};
 
-use super::{Backward, Io, Operation, fill};
+use super::{Backward, Io, Operation};
 use crate::graph::{Type, Value};
 
 /// `objective` and `cross-entropy` of given logits: sums over rows, divided by [`Spec::divisor`]; the
@@ -123,7 +123,8 @@ impl Operation for CrossEntropy {
     }
 
     fn backward<'g>(&self, at: &Backward<'g>) -> Vec<Option<Value<'g>>> {
-        let seed = at.gradient_of(0).unwrap_or_else(|| fill(at.graph(), 0.0, Type::f32([1])));
+        // The second output, the sum of squares, is a statistic.
+        let Some(seed) = at.gradient_of(0) else { return vec![None; 2] };
         let inputs = [at.input(0), at.input(1), seed];
         let [dlogits] = at.graph().op(CrossEntropyGrad(self.0), &inputs);
         vec![Some(dlogits), None]
@@ -272,6 +273,15 @@ mod tests {
             let given = [floats_by(1, [2, 2, 7], |x| 4.0 * x), targets()];
             check_with(&given, &[1], |_, x| cross_entropy(x[0], x[1], z_loss, 3.0).to_vec());
         }
+    }
+
+    #[test]
+    fn the_sum_of_squares_has_no_gradient() {
+        let g = crate::graph::Builder::new();
+        let logits = g.input("logits", Type::f32([4, 7]));
+        let targets = g.input("targets", Type::i32([4]));
+        let [_, squares] = cross_entropy(logits, targets, 0.1, 4.0);
+        assert!(crate::passes::gradients(squares, &[logits])[0].is_none());
     }
 
     #[test]

@@ -38,11 +38,16 @@ impl Operation for Rotations {
         Vec::new()
     }
 
-    /// The angles in single precision, as all executors have them.
+    /// Rounded to single precision, as all executors have them.
     fn reference(&self, io: &mut Io<'_, f64>) {
-        let table = rope_table(self.theta, self.channels, io.arguments().past, self.positions);
-        for (y, x) in io.write().iter_mut().zip(table) {
-            *y = f64::from(x);
+        let (past, half) = (io.arguments().past, self.channels / 2);
+        for (t, row) in io.write().chunks_mut(self.channels).enumerate() {
+            for i in 0..half {
+                let frequency = self.theta.powf(-((2 * i) as f64) / self.channels as f64);
+                let (sin, cos) = ((past + t) as f64 * frequency).sin_cos();
+                row[i] = f64::from(cos as f32);
+                row[half + i] = f64::from(sin as f32);
+            }
         }
     }
 
@@ -50,5 +55,25 @@ impl Operation for Rotations {
         let past = io.arguments().past;
         let table = rope_table(self.theta, self.channels, past, self.positions);
         io.write().copy_from_slice(&table);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{After, check_update};
+    use super::super::Arguments;
+    use super::*;
+
+    #[test]
+    fn positions_begin_at_the_past() {
+        let runs = [0, 5].map(|past| {
+            let arguments = Arguments { past, ..Arguments::default() };
+            (arguments, Vec::new())
+        });
+        let after = check_update(&[], &runs, |g, _, _| vec![rotations(g, 100.0, 6, 3)]);
+        let rows = |after: &After| after.outputs[0].clone();
+        // Position 0 is not turned.
+        assert_eq!(rows(&after[0])[..6], [1.0, 1.0, 1.0, 0.0, 0.0, 0.0]);
+        assert_ne!(rows(&after[0]), rows(&after[1]));
     }
 }

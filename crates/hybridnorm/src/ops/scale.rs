@@ -88,3 +88,22 @@ impl Operation for Fill {
         io.write().fill(self.value);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{check, floats};
+    use super::*;
+
+    #[test]
+    fn a_factor_multiplies_and_one_is_no_op() {
+        check(&[floats(1, [3, 4])], |_, x| scale(x[0], -0.5));
+        let g = Builder::new();
+        let x = g.input("x", Type::f32([3]));
+        assert_eq!(scale(x, 1.0).id(), x.id());
+    }
+
+    #[test]
+    fn a_constant_has_no_gradient() {
+        check(&[floats(2, [5])], |g, x| x[0] + fill(g, 2.0, Type::f32([5])));
+    }
+}

@@ -93,6 +93,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn each_run_is_repeated_where_it_stands() {
+        let mut found = Vec::new();
+        let tile = Tile { width: 2, times: 2 };
+        tile.for_each(4, |from, to| found.push((to, from)));
+        found.sort_unstable();
+        let order: Vec<usize> = found.into_iter().map(|(_, from)| from).collect();
+        assert_eq!(order, [0, 1, 0, 1, 2, 3, 2, 3]);
+    }
+
+    #[test]
     fn runs_are_repeated() {
         for (n, width, times) in [(6, 3, 4), (1, 1, 7), (4, 4, 1)] {
             check(&[floats(1, [n])], |_, x| tile(x[0], width, times));

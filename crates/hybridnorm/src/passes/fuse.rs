@@ -140,12 +140,21 @@ fn add_norm(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
         Op::Norm(ops::Norm(spec)) => Some((at, node, spec)),
         _ => None,
     })?;
+    let mut rewrite = vec![(norm_at, vec![])];
+    let mut nodes = Vec::new();
     if !uses.is_there(norm.inputs[1], index) {
-        return None;
+        // Where a norm has no parameters, a constant without elements stands for them; it can be moved.
+        let (at, params) = uses.producer(norm.inputs[1])?;
+        if !params.inputs.is_empty() {
+            return None;
+        }
+        nodes.push(params.clone());
+        rewrite.push((at, vec![]));
     }
     let inputs = vec![add.inputs[0], add.inputs[1], norm.inputs[1]];
-    let fused = add.replaced(ops::AddNorm(spec), inputs, vec![*sum, norm.outputs[0]]);
-    Some(vec![(index, vec![fused]), (norm_at, vec![])])
+    nodes.push(add.replaced(ops::AddNorm(spec), inputs, vec![*sum, norm.outputs[0]]));
+    rewrite.push((index, nodes));
+    Some(rewrite)
 }
 
 /// A norm's gradient that is added to another one.

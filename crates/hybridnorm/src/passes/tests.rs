@@ -101,6 +101,26 @@ fn gradients_that_are_accumulated_are_fused_like_others() {
 }
 
 #[test]
+fn norms_without_parameters_are_fused_with_the_sum_before_them() {
+    let g = Builder::new();
+    let [x, w] = inputs(&g);
+    let norm = Norm {
+        function: NormFn::Rmsnorm,
+        eps: 1e-5,
+        gain: Gain::None,
+        bias: false,
+        width: WIDTH,
+        groups: 1,
+    };
+    let sum = x + ops::linear(x, w);
+    let objective = loss(sum + ops::linear(ops::norm(sum, None, norm), w));
+    let found = gradients(objective, &[x, w]);
+    let outputs: Vec<_> = found.iter().map(|d| d.expect("a gradient").id()).collect();
+    let program = assert_fusion_changes_nothing(&g.finish(), &outputs);
+    assert_eq!(count(&program, |op| matches!(op, Op::AddNorm(_))), 1);
+}
+
+#[test]
 fn a_tap_does_not_save_what_is_recomputed() {
     let arena = |with_taps: bool| {
         let g = Builder::new();

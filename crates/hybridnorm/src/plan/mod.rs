@@ -39,6 +39,9 @@ pub enum Recompute {
     Budget(u64),
 }
 
+/// Programs that are planned before a budget that cannot be met is given up.
+const MOST_TRIED: usize = 16;
+
 impl Default for Options {
     fn default() -> Self {
         Self {
@@ -76,7 +79,7 @@ impl Program {
             Recompute::Block => first(segments),
             Recompute::Budget(bytes) => {
                 // The fewest that fit, by halving, as if more recomputation always needed less memory. Where
-                // gradients outweigh activations it need not: then any number that fits, or the least.
+                // gradients outweigh activations it need not: then the least of some numbers.
                 let fits = |program: &Self| program.arena_bytes as u64 <= bytes;
                 let counts: Vec<usize> = (0..=segments).collect();
                 let count = counts.partition_point(|&count| !fits(&first(count)));
@@ -84,9 +87,10 @@ impl Program {
                 if fits(&found) {
                     return found;
                 }
-                let all = (0..segments).map(first).chain([found]);
+                let some = (0..segments).step_by(segments.div_ceil(MOST_TRIED).max(1));
+                let all = some.map(first).chain([found]);
                 all.min_by_key(|program| program.arena_bytes)
-                    .expect("one for each number")
+                    .expect("the program that was found first")
             }
         }
     }

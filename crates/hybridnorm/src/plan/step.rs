@@ -91,7 +91,7 @@ impl Step {
             assert!(apart, "{}: its operands {a:?} and {b:?} meet", rule.name());
         }
         let find = |region: Region| {
-            let found = regions.iter().position(|(other, _)| *other == region);
+            let found = regions.binary_search_by_key(&region, |(other, _)| *other);
             found.unwrap_or(Self::EMPTY)
         };
         let operand = |(region, dtype): (Region, DType)| Operand {

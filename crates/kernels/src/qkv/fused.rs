@@ -4,7 +4,6 @@
 
 use super::segment::Segment;
 use super::{QkOrder, QkvPrep};
-use crate::norm::NormFn;
 use crate::simd::{Chunk, LANES, total, vectors, vectors_mut};
 use pulp::Simd;
 
@@ -19,8 +18,8 @@ pub(super) struct FusedHead<'a> {
 struct HeadNorm<'a> {
     gain: &'a [Chunk],
     bias: &'a [Chunk],
-    /// Divides the sum of squares.
-    count: f32,
+    /// See [`Norm::scales_by_squares`](crate::norm::Norm::scales_by_squares).
+    divisor: f32,
     eps: f32,
 }
 
@@ -30,7 +29,7 @@ impl<'a> FusedHead<'a> {
     #[inline(always)]
     pub(super) fn fits(p: &QkvPrep, s: &Segment) -> bool {
         let is_norm_done_here = s.norm.as_ref().is_none_or(|(n, _)| {
-            matches!(n.function, NormFn::Rmsnorm | NormFn::L2)
+            n.scales_by_squares().is_some()
                 && n.width == p.head_dim
                 && !(s.rotates && p.order == QkOrder::AfterRope)
         });
@@ -48,10 +47,7 @@ impl<'a> FusedHead<'a> {
             HeadNorm {
                 gain: gain.as_chunks().0,
                 bias: bias.as_chunks().0,
-                count: match n.function {
-                    NormFn::L2 => 1.0,
-                    _ => n.width as f32,
-                },
+                divisor: n.scales_by_squares().unwrap_or(1.0),
                 eps: n.eps,
             }
         });
@@ -166,7 +162,7 @@ impl<'a> FusedHead<'a> {
             }
         }
         let slope = norm.slope_of(total(simd, squares));
-        let along = simd.splat_f32s(total(simd, along) * slope / norm.count);
+        let along = simd.splat_f32s(total(simd, along) * slope / norm.divisor);
         let slope = simd.splat_f32s(slope);
         for i in 0..x.len() {
             let (x, dh) = (vectors::<S, V>(&x[i]), vectors::<S, V>(&dh[i]));
@@ -213,7 +209,7 @@ impl HeadNorm<'_> {
 
     #[inline(always)]
     fn slope_of(&self, squares: f32) -> f32 {
-        1.0 / (squares / self.count + self.eps).sqrt()
+        1.0 / (squares / self.divisor + self.eps).sqrt()
     }
 }
 
