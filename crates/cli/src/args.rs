@@ -403,7 +403,7 @@ pub struct GenerateArgs {
     /// [default: 0.95]
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub top_p: Option<f64>,
-    /// Decides the draws. [default: 0]
+    /// Random seed for sampling. [default: 0]
     #[arg(long, value_name = "S")]
     pub seed: Option<u64>,
     /// Print one JSON document at the end instead of text as it comes.

@@ -33,7 +33,7 @@ fn training_goes_on_from_a_checkpoint() {
         "the schedule begins anew"
     );
     lab.ok(&["inspect", "fine.toml"]);
-    // The tokenizer may come from the checkpoint, and ready tokens need its vocabulary only.
+    // The tokenizer may come from the checkpoint, and pre-tokenized data need its vocabulary only.
     lab.write("fine.toml", fine.replace("tokenizer = \"bytes\"\n", ""));
     lab.ok(&["train", "fine.toml", "--quiet", "--run", "again"]);
     assert_eq!(lab.history("fine"), lab.history("again"));

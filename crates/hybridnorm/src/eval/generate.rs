@@ -18,7 +18,7 @@ pub struct Sampling {
     pub top_k: usize,
     /// Keep the most likely tokens that together reach this probability; 1 keeps all.
     pub top_p: f64,
-    /// Decides the draws.
+    /// Random seed.
     pub seed: u64,
 }
 

@@ -203,7 +203,7 @@ fn unigram(trainer: &Trainer) -> Result<f64> {
     let folder = trainer
         .folders()
         .first()
-        .ok_or_else(|| Error::config("quickstart reads text, not ready tokens"))?;
+        .ok_or_else(|| Error::config("quickstart reads text, not pre-tokenized data"))?;
     let inspection = data::inspect(folder)?;
     let split = inspection.validation.as_ref().unwrap_or(&inspection.train);
     Ok(split.unigram_nats)
@@ -213,7 +213,7 @@ fn sample(trainer: &mut Trainer) -> Result<String> {
     let tokenizer: Tokenizer = trainer
         .tokenizer()
         .cloned()
-        .ok_or_else(|| Error::config("quickstart reads text, not ready tokens"))?;
+        .ok_or_else(|| Error::config("quickstart reads text, not pre-tokenized data"))?;
     let text = eval::write(
         trainer.model_mut(),
         &tokenizer,

@@ -227,7 +227,7 @@ pub(super) fn as_written(
     if n_layers == 0 || d_model == 0 {
         return Err(PlacementError::new(
             "",
-            format!("{n_layers} blocks of width {d_model} are no model; both must be at least 1"),
+            format!("n_layers and d_model must be at least 1, not {n_layers} and {d_model}"),
         ));
     }
     if n_layers > MAX_LAYERS {

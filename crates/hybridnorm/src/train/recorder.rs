@@ -280,7 +280,7 @@ impl Recorder {
     }
 
     /// Writes a step's metrics for TensorBoard.
-    pub(super) fn show(&mut self, row: &Metrics) -> Result<()> {
+    pub(super) fn log_scalars(&mut self, row: &Metrics) -> Result<()> {
         let scores = self.spike_scores();
         let Some(events) = self.events() else {
             return Ok(());

@@ -120,7 +120,7 @@ impl Trainer {
             if let Some(metrics) = &mut self.metrics {
                 metrics.append(&row)?;
             }
-            self.recorder.show(&row)?;
+            self.recorder.log_scalars(&row)?;
             on_event(Event::Step(&row));
             for spike in &spikes {
                 on_event(Event::Note(format!("step {}: {spike}", row.step)));

@@ -63,7 +63,7 @@ pub struct StudySection {
     pub depths: Vec<usize>,
     /// A run that does all its steps has diverged, too, if its mean loss over a twentieth of the steps
     /// ends this much above its lowest one, in nats. One whose lowest is not 0.1 nats below what token
-    /// frequencies alone give has not learned yet, at any setting (not known for ready tokens and for
+    /// frequencies alone give has not learned yet, at any setting (not known for pre-tokenized data and for
     /// several sources).
     #[serde(default = "default_diverged_above")]
     pub diverged_above: f64,

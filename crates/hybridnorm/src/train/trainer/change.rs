@@ -4,6 +4,7 @@ use super::super::config::Config;
 use super::super::history;
 use super::super::run_directory;
 use super::super::segments::{self, Segment};
+use super::open::require_memory;
 use super::{Trainer, resume};
 use crate::error::{Error, Result};
 use crate::files;
@@ -15,7 +16,8 @@ impl Trainer {
     ///
     /// # Errors
     /// If a run cannot go on with the configuration: another model, other data, another order of them,
-    /// another rule of the optimizer; or if the history cannot be written. What is written about the run
+    /// another rule of the optimizer; if a step would not fit into memory or its budget; or if the history cannot
+    /// be written. What is written about the run
     /// (`[log]`) may not change either.
     pub fn change(&mut self, config: Config) -> Result<()> {
         resume::check_same_run(&self.config, &config, &self.run)?;
@@ -31,6 +33,7 @@ impl Trainer {
         if config.optimizer.qk_clip.is_some() {
             self.model().config().check_qk_clip()?;
         }
+        require_memory(&config, self.model().config())?;
         let changed = history::changes(&self.config, &config);
         let schedule = config.settled_schedule()?;
         self.optimizer.set_config(config.optimizer.clone())?;

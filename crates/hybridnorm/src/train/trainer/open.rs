@@ -320,7 +320,7 @@ fn finish_what_was_begun(
 }
 
 /// Refuses a training that the machine's memory cannot hold.
-fn require_memory(config: &Config, model: &ModelConfig) -> Result<()> {
+pub(super) fn require_memory(config: &Config, model: &ModelConfig) -> Result<()> {
     let train = &config.train;
     let inventory = inventory(model, train.step_shape(), &config.optimizer)?;
     memory::require(
