@@ -1,8 +1,7 @@
 //! Neighbouring ops that one kernel computes, as a table of patterns.
 //!
 //! Patterns apply to the whole graph, forward and backward. They change no bit of a result, with two
-//! exceptions: the matmuls of the head with its loss run over chunks of rows, and the gradients of the norms'
-//! parameters right before attention are summed head by head.
+//! exceptions that say so: [`head_loss`] and [`normed_attention`].
 
 use crate::graph::{Graph, Node, Source, ValueId};
 use crate::ops::{self, Op};
@@ -183,6 +182,8 @@ fn norm_grad_add(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
 }
 
 /// Norms and rotations right before attention, which then reads the plain projection.
+///
+/// The gradients of the norms' parameters may have other last bits, since they are summed head by head.
 fn normed_attention(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
     let attention = uses.node(index);
     let Op::Attention(ops::Attention(spec)) = attention.op else {
@@ -335,6 +336,9 @@ fn embedding_grad_add(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
 }
 
 /// Output projection, scale, soft cap and cross-entropy, with the gradients where they are wanted.
+///
+/// Results may have other last bits: the matmuls run over chunks of rows, and apply the scale, that of the soft
+/// cap included; the slope of the soft cap is a factor of the softmax's.
 fn head_loss(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
     let loss = uses.node(index);
     let (Op::CrossEntropy(ops::CrossEntropy(mut spec)), &[mut logits, targets]) =
