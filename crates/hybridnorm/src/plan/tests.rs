@@ -1,171 +1,365 @@
 //! Properties of plans.
 
+use hybridnorm_kernels::activation::Activation;
+use hybridnorm_kernels::attention::Attention;
+use hybridnorm_kernels::norm::{Gain, Norm, NormFn};
+use hybridnorm_kernels::qkv::{QkOrder, QkvPrep};
 use proptest::prelude::*;
 
 use super::*;
 use crate::exec::{Cpu, Data, Executor};
-use crate::graph::{Builder, Type, Value};
-use crate::ops::{Arguments, linear, scale};
+use crate::graph::{Buffer, Builder, DType, Type, Value};
+use crate::ops::{self, Arguments, linear};
 use crate::passes::gradients;
 
-fn options(fuse: bool) -> Options {
-    Options {
-        fuse,
-        ..Options::default()
-    }
+/// Positions and width of the values of a test: (1, t, d).
+const SEQ: usize = 3;
+const WIDTH: usize = 4;
+
+/// State of a random graph: a norm's gain (d), sums of its gradients (d), keys and values (1, t, 2d).
+const GAIN: Buffer = Buffer(0);
+const SUMS: Buffer = Buffer(1);
+const CACHE: Buffer = Buffer(2);
+const ELEMENTS: [usize; 3] = [WIDTH, WIDTH, 2 * SEQ * WIDTH];
+
+const NORM: Norm = Norm {
+    function: NormFn::Rmsnorm,
+    eps: 1e-5,
+    gain: Gain::OnePlus,
+    bias: false,
+    width: WIDTH,
+    groups: 1,
+};
+
+/// Two heads with a norm over the queries of both, for which the fused op needs scratch memory.
+const PREP: QkvPrep = QkvPrep {
+    heads: 2,
+    kv_heads: 2,
+    head_dim: WIDTH / 2,
+    q: Some(NORM),
+    k: None,
+    v: None,
+    order: QkOrder::BeforeRope,
+    qk_scale: 1.0,
+    clip: None,
+};
+
+const ATTENTION: Attention = Attention {
+    batch: 1,
+    seq: SEQ,
+    heads: 2,
+    kv_heads: 2,
+    head_dim: WIDTH / 2,
+    value_dim: WIDTH / 2,
+    scale: 0.5,
+    softcap: None,
+};
+
+/// An op of a random graph: its kind, and which earlier values it reads.
+type Choice = (u8, usize, usize);
+
+/// The kinds of ops that have gradients come first.
+const DIFFERENTIABLE: u8 = 8;
+const KINDS: u8 = 9;
+
+fn choices() -> impl Strategy<Value = Vec<Choice>> {
+    prop::collection::vec((any::<u8>(), any::<usize>(), any::<usize>()), 1..40)
 }
 
-/// A graph of sums, scales and products of what was made before, at random.
-fn random_graph<'g>(g: &'g Builder, choices: &[(u8, usize, usize)]) -> Vec<Value<'g>> {
-    let mut values = vec![
-        g.input("x", Type::f32([3, 4])),
-        g.input("y", Type::f32([3, 4])),
-    ];
-    let w = g.input("w", Type::f32([4, 4]));
-    for &(kind, a, b) in choices {
+fn indices() -> impl Strategy<Value = Vec<usize>> {
+    prop::collection::vec(any::<usize>(), 1..4)
+}
+
+fn options(fuse: bool, recompute: Recompute) -> Options {
+    Options { fuse, recompute }
+}
+
+fn rows<'g>(g: &'g Builder, name: &str) -> Value<'g> {
+    g.input(name, Type::f32([1, SEQ, WIDTH]))
+}
+
+/// The parameters of random graphs: a square matrix, a projection to q·k·v, a gain.
+fn parameters(g: &Builder) -> [Value<'_>; 3] {
+    [
+        g.input("w", Type::f32([WIDTH, WIDTH])),
+        g.input("w_qkv", Type::f32([3 * WIDTH, WIDTH])),
+        g.state(GAIN, 0, Type::f32([WIDTH])),
+    ]
+}
+
+/// Values (1, t, d), each computed from earlier ones by ops of the first `kinds` kinds. Every four are a segment.
+fn random_values<'g>(
+    [w, w_qkv, gain]: [Value<'g>; 3],
+    choices: &[Choice],
+    kinds: u8,
+) -> Vec<Value<'g>> {
+    let g = w.builder();
+    let cache = g.state(CACHE, 0, Type::f32([1, SEQ, 2 * WIDTH]));
+    let mut values = vec![rows(g, "x"), rows(g, "y")];
+    for (index, &(kind, a, b)) in choices.iter().enumerate() {
         let (a, b) = (values[a % values.len()], values[b % values.len()]);
-        values.push(match kind % 3 {
+        let value = g.segment(index / 4, || match kind % kinds {
             0 => a + b,
-            1 => scale(a, 0.5),
-            _ => linear(a, w),
+            1 => a * 0.5,
+            2 => linear(a, w),
+            3 => ops::activation(a, Activation::Gelu),
+            4 => ops::norm(a, gain, NORM),
+            5 => ops::softcap(a, 3.0),
+            6 => {
+                let [left, right] = ops::split(a, [1, WIDTH - 1]);
+                ops::concat(&[right, left])
+            }
+            7 => {
+                let rotations = ops::rotations(g, 100.0, PREP.head_dim, SEQ);
+                let norms = [Some(gain), None, None];
+                let prepared = ops::qkv_prep(linear(a, w_qkv), rotations, norms, PREP);
+                ops::attention(prepared, ATTENTION)
+            }
+            _ => {
+                // Each one reads what the last append left in the cache.
+                let packed = linear(a, w_qkv);
+                ops::cache_append_columns(packed, WIDTH, cache);
+                ops::cached_attention(packed, cache, ATTENTION)
+            }
         });
+        values.push(value);
     }
     values
 }
 
+/// Records the loss of the sum of `values` and its gradients with respect to the parameters, that of the gain also
+/// accumulated in a buffer. Returns the loss and the gradients.
+fn loss_and_gradients<'g>(parameters: [Value<'g>; 3], values: &[Value<'g>]) -> Vec<ValueId> {
+    let (g, w) = (parameters[0].builder(), parameters[0]);
+    let sum = values
+        .iter()
+        .copied()
+        .reduce(|a, b| a + b)
+        .expect("a value");
+    let targets = g.input("targets", Type::i32([1, SEQ]));
+    let [loss, _] = ops::cross_entropy(linear(sum, w), targets, 0.0, SEQ as f64);
+    let found = gradients(loss, &parameters);
+    if let Some(dgain) = found[2] {
+        ops::accumulate(dgain, g.state(SUMS, 0, dgain.ty()), false);
+    }
+    let found = found.into_iter().flatten().map(|value| value.id());
+    [loss.id()].into_iter().chain(found).collect()
+}
+
 proptest! {
-    /// No two values that are needed at the same time share a byte.
+    /// Nothing that is needed at the same time shares a byte, and where values lie changes no bit.
     #[test]
-    fn live_values_never_overlap(
-        choices in prop::collection::vec((any::<u8>(), any::<usize>(), any::<usize>()), 1..40),
-        outputs in prop::collection::vec(any::<usize>(), 1..4),
-    ) {
+    fn live_values_never_overlap(choices in choices(), outputs in indices()) {
         let g = Builder::new();
-        let values = random_graph(&g, &choices);
+        let values = random_values(parameters(&g), &choices, KINDS);
         let outputs: Vec<_> = outputs.iter().map(|i| values[i % values.len()].id()).collect();
         let graph = g.finish();
         for fuse in [false, true] {
-            let program = Program::new(graph.clone(), &outputs, options(fuse));
+            let program = Program::new(graph.clone(), &outputs, options(fuse, Recompute::None));
             assert_apart(&program);
-            prop_assert!(run(&program) == run_apart(&graph, &outputs, fuse));
+            prop_assert!(run(&program, &outputs) == run(&apart(&program), &outputs));
+        }
+    }
+
+    /// The same for passes with gradients, of which recomputation changes no bit either.
+    #[test]
+    fn live_values_never_overlap_where_segments_are_recomputed(
+        choices in choices(),
+        summed in indices(),
+    ) {
+        let g = Builder::new();
+        let parameters = parameters(&g);
+        let values = random_values(parameters, &choices, DIFFERENTIABLE);
+        let summed: Vec<_> = summed.iter().map(|i| values[i % values.len()]).collect();
+        let outputs = loss_and_gradients(parameters, &summed);
+        let graph = g.finish();
+        for fuse in [false, true] {
+            let plan = |recompute| Program::new(graph.clone(), &outputs, options(fuse, recompute));
+            let (plain, blocks) = (plan(Recompute::None), plan(Recompute::Block));
+            let between = (plain.arena_bytes() + blocks.arena_bytes()) as u64 / 2;
+            let found = run(&plain, &outputs);
+            for program in [&plain, &blocks, &plan(Recompute::Budget(between))] {
+                assert_apart(program);
+                prop_assert!(run(program, &outputs) == found);
+                prop_assert!(run(&apart(program), &outputs) == found);
+            }
         }
     }
 }
 
-/// The first and the last op at which each value is needed.
-fn lifetimes(program: &Program) -> Vec<(ValueId, usize, usize)> {
-    let graph = program.graph();
-    let end = graph.nodes().len();
-    let needed = |id: ValueId| {
-        let readers = graph.nodes().iter().enumerate();
-        let last = readers
-            .filter(|(_, node)| node.inputs.contains(&id))
-            .map(|(at, _)| at)
-            .next_back();
-        if program.outputs().contains(&id) {
-            Some(end)
-        } else {
-            last
-        }
+/// A value, or the scratch memory of an op, with its place and the first and the last op that need it.
+#[derive(Debug)]
+struct Held {
+    value: Option<ValueId>,
+    first: usize,
+    last: usize,
+    region: Region,
+}
+
+/// Everything that lies in the arena.
+fn held(program: &Program) -> Vec<Held> {
+    let nodes = program.graph().nodes();
+    let last = |id: ValueId| match program.outputs().contains(&id) {
+        true => Some(nodes.len()),
+        false => nodes.iter().rposition(|node| node.inputs.contains(&id)),
     };
-    let made = graph.nodes().iter().enumerate();
-    let made = made.flat_map(|(at, node)| node.outputs.iter().map(move |&id| (id, at)));
-    let given = program.inputs().map(|(_, id)| (id, 0));
-    made.chain(given)
-        .map(|(id, first)| (id, first, needed(id).unwrap_or(first)))
-        .collect()
+    let of_value = |id: ValueId, first: usize| Held {
+        value: Some(id),
+        first,
+        last: last(id).unwrap_or(first),
+        region: program.place(id).expect("a place"),
+    };
+    let mut all: Vec<Held> = program.inputs().map(|(_, id)| of_value(id, 0)).collect();
+    for (at, node) in nodes.iter().enumerate() {
+        all.extend(node.outputs.iter().map(|&id| of_value(id, at)));
+        all.extend(scratch(program, at).map(|region| Held {
+            value: None,
+            first: at,
+            last: at,
+            region,
+        }));
+    }
+    all
 }
 
+/// The scratch memory of op `at`: what it writes besides outputs and updated inputs.
+fn scratch(program: &Program, at: usize) -> Option<Region> {
+    let (node, step) = (&program.graph().nodes()[at], &program.steps()[at]);
+    let types: Vec<Type> = node.inputs.iter().map(|&id| program.ty(id)).collect();
+    let updates = node.op.rule().updates(node.inputs.len());
+    let found = step.writes.get(node.outputs.len() + updates.len());
+    let region = found.map(|operand| step.regions[operand.region].0);
+    let bytes = region.map_or(0, |region| region.end - region.start);
+    assert_eq!(
+        bytes,
+        4 * node.op.rule().scratch(&types),
+        "scratch of op {at}"
+    );
+    region
+}
+
+fn overlap(a: Region, b: Region) -> bool {
+    a.storage == b.storage && a.start < b.end && b.start < a.end
+}
+
+/// True if op `at` declares that it computes `to` where `from` lies, and does not read `from` besides.
+fn is_in_place(program: &Program, at: usize, from: ValueId, to: ValueId) -> bool {
+    let node = &program.graph().nodes()[at];
+    let mut pairs = node.op.rule().in_place().iter();
+    let reads = node.inputs.iter().filter(|&&id| id == from).count();
+    reads == 1 && pairs.any(|&(i, o)| node.inputs[i] == from && node.outputs[o] == to)
+}
+
+/// Asserts that what is needed at the same time lies apart. An output may lie where an input is read for the last
+/// time only if its op declares so.
 fn assert_apart(program: &Program) {
-    let all = lifetimes(program);
-    for (i, &(a, a_first, a_last)) in all.iter().enumerate() {
-        for &(b, b_first, b_last) in &all[..i] {
-            let (one, other) = (program.place(a).unwrap(), program.place(b).unwrap());
-            // An op may write where it reads for the last time.
-            let meet = a_first < b_last && b_first < a_last;
-            let overlap = one.start < other.end && other.start < one.end;
-            assert!(!(meet && overlap), "{a:?} at {one:?}, {b:?} at {other:?}");
-            assert!(one.end <= program.arena_bytes());
+    let all = held(program);
+    for (i, a) in all.iter().enumerate() {
+        assert!(a.region.storage == Storage::Arena && a.region.end <= program.arena_bytes());
+        for b in &all[..i] {
+            if a.first > b.last || b.first > a.last || !overlap(a.region, b.region) {
+                continue;
+            }
+            let (from, to) = if a.first < b.first { (a, b) } else { (b, a) };
+            let is_declared = match (from.value, to.value) {
+                (Some(x), Some(y)) => is_in_place(program, to.first, x, y),
+                _ => false,
+            };
+            let is_taken_over = from.last == to.first && from.region == to.region;
+            assert!(is_declared && is_taken_over, "{from:?} meets {to:?}");
         }
+    }
+    for at in 0..program.graph().nodes().len() {
+        assert_writes_apart(program, at);
     }
 }
 
-fn run(program: &Program) -> Vec<Vec<f32>> {
-    let numbers = |n: usize| (0..n).map(|i| (i as f32 * 0.37).sin()).collect::<Vec<_>>();
-    let (x, y, w) = (numbers(12), numbers(12), numbers(16));
-    let mut cpu = Cpu::new();
-    let given = [
-        ("x", Data::F32(&x)),
-        ("y", Data::F32(&y)),
-        ("w", Data::F32(&w)),
-    ];
-    cpu.run(program, Arguments::default(), &given);
-    program
-        .outputs()
-        .iter()
-        .map(|&id| cpu.output(program, id).into_f32())
-        .collect()
+/// Asserts that what op `at` writes, in the arena or in a buffer, is apart from what it reads, except where it
+/// declares to compute in place, and from what else it writes.
+fn assert_writes_apart(program: &Program, at: usize) {
+    let node = &program.graph().nodes()[at];
+    let place = |id: ValueId| program.place(id).expect("a place");
+    let (updates, in_place) = (
+        node.op.rule().updates(node.inputs.len()),
+        node.op.rule().in_place(),
+    );
+    let outputs = node.outputs.iter().map(|&id| place(id));
+    let updated = node.inputs[updates.clone()].iter().map(|&id| place(id));
+    let written: Vec<Region> = outputs.chain(updated).chain(scratch(program, at)).collect();
+    for (i, &region) in written.iter().enumerate() {
+        for (j, &id) in node.inputs.iter().enumerate() {
+            let is_updated = updates.contains(&j) && i == node.outputs.len() + j - updates.start;
+            let is_free = is_updated || in_place.contains(&(j, i));
+            assert!(
+                is_free || !overlap(region, place(id)),
+                "op {at}: {region:?}, input {j}"
+            );
+        }
+        let twice = written[..i].iter().any(|&other| overlap(region, other));
+        assert!(!twice, "op {at}: {region:?} is written twice");
+    }
 }
 
-/// The same with a place of its own for every value: all of them are outputs.
-fn run_apart(graph: &Graph, outputs: &[ValueId], fuse: bool) -> Vec<Vec<f32>> {
-    let program = Program::new(graph.clone(), outputs, options(fuse));
-    let mut all: Vec<ValueId> = lifetimes(&program).into_iter().map(|(id, ..)| id).collect();
-    all.extend(outputs);
-    let apart = Program::new(graph.clone(), &all, options(false));
-    let found = run(&apart);
-    let of = |output: &ValueId| all.iter().position(|id| id == output).unwrap();
-    outputs
+/// The same ops with a place of its own for every value: all of them are outputs.
+fn apart(program: &Program) -> Program {
+    let all: Vec<ValueId> = held(program).iter().filter_map(|held| held.value).collect();
+    Program::of(program.graph().clone(), &all, false)
+}
+
+/// Bits of the outputs, then of the buffers after the run.
+fn run(program: &Program, outputs: &[ValueId]) -> Vec<Vec<u32>> {
+    let numbers = |id: ValueId| {
+        let elements = 0..program.ty(id).elements();
+        elements
+            .map(move |i| (i as f32 * 0.37 + id.0 as f32).sin())
+            .collect::<Vec<_>>()
+    };
+    let mut cpu = Cpu::new();
+    let buffers = ELEMENTS.map(|elements| (cpu.allocate(DType::F32, elements), elements));
+    cpu.write(GAIN, 0, Data::F32(&[0.3, -0.2, 0.1, 0.4]));
+    let floats: Vec<_> = program
+        .inputs()
+        .map(|(name, id)| (name, id, numbers(id)))
+        .collect();
+    let given = floats
         .iter()
-        .map(|output| found[of(output)].clone())
+        .map(|(name, id, numbers)| match program.ty(*id).dtype {
+            DType::I32 => (*name, Data::I32(&[0, 3, 1])),
+            _ => (*name, Data::F32(numbers)),
+        });
+    cpu.run(program, Arguments::default(), &given.collect::<Vec<_>>());
+    let outputs = outputs.iter().map(|&id| cpu.output(program, id));
+    let state = buffers
+        .into_iter()
+        .map(|(buffer, elements)| cpu.read(buffer, 0..elements));
+    let all = outputs.chain(state).map(|tensor| tensor.into_f32());
+    all.map(|values| values.into_iter().map(f32::to_bits).collect())
         .collect()
 }
 
 #[test]
 fn recomputed_segments_give_the_same_bits_in_less_memory() {
     let g = Builder::new();
-    let mut x = g.input("x", Type::f32([3, 4]));
-    let w = g.input("w", Type::f32([4, 4]));
-    let y = g.input("y", Type::f32([3, 4]));
+    let parameters = parameters(&g);
+    let w = parameters[0];
+    let (mut x, y) = (rows(&g, "x"), rows(&g, "y"));
     for block in 0..6 {
         x = g.segment(block, || {
             let hidden = linear(linear(x, w), w);
             x + linear(hidden + y, w)
         });
     }
-    let targets = g.input("targets", Type::i32([3]));
-    let [loss, _] = crate::ops::cross_entropy(x, targets, 0.0, 3.0);
-    let dw = gradients(loss, &[w])[0].unwrap();
-    let outputs = [loss.id(), dw.id()];
+    let outputs = loss_and_gradients(parameters, &[x]);
     let graph = g.finish();
-    let program = |recompute| {
-        let options = Options {
-            recompute,
-            ..Options::default()
-        };
-        Program::new(graph.clone(), &outputs, options)
-    };
-    let (plain, again) = (program(Recompute::None), program(Recompute::Block));
+    let plan = |recompute| Program::new(graph.clone(), &outputs, options(true, recompute));
+    let (plain, again) = (plan(Recompute::None), plan(Recompute::Block));
     assert!(again.arena_bytes() < plain.arena_bytes());
     let between = (plain.arena_bytes() + again.arena_bytes()) as u64 / 2;
-    let some = program(Recompute::Budget(between));
+    let some = plan(Recompute::Budget(between));
     assert!(some.arena_bytes() as u64 <= between);
     assert!(some.graph().nodes().len() < again.graph().nodes().len());
-    let enough = program(Recompute::Budget(u64::MAX));
+    let enough = plan(Recompute::Budget(u64::MAX));
     assert_eq!(enough.arena_bytes(), plain.arena_bytes());
-    let numbers = |n: usize| (0..n).map(|i| (i as f32 * 0.37).sin()).collect::<Vec<_>>();
-    let (x, y, w) = (numbers(12), numbers(12), numbers(16));
-    let given = [
-        ("x", Data::F32(&x)),
-        ("y", Data::F32(&y)),
-        ("w", Data::F32(&w)),
-        ("targets", Data::I32(&[0, 3, 1])),
-    ];
-    let run = |program: &Program| {
-        let mut cpu = Cpu::new();
-        cpu.run(program, Arguments::default(), &given);
-        outputs.map(|id| cpu.output(program, id).into_f32())
-    };
-    assert!(run(&plain) == run(&again));
-    assert!(run(&plain) == run(&some));
+    assert!(run(&plain, &outputs) == run(&again, &outputs));
+    assert!(run(&plain, &outputs) == run(&some, &outputs));
 }
