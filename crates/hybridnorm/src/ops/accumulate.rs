@@ -59,6 +59,7 @@ impl Operation for Accumulate {
 mod tests {
     use super::super::stateful::{Executors, inputs};
     use super::*;
+    use crate::ops::Arguments;
 
     #[test]
     fn the_first_overwrites_and_others_add() {
@@ -66,12 +67,12 @@ mod tests {
         let all: Vec<_> = (1..4).flat_map(|seed| inputs(seed, [[1, 3, 4]])).collect();
         let mut expected = vec![0.0; 12];
         for (i, given) in all.into_iter().enumerate() {
-            expected.iter_mut().zip(&given.1).for_each(|(sum, x)| *sum += x);
-            let found = executors.run(0, &[given], |g, state, x| {
+            expected.iter_mut().zip(given.elements()).for_each(|(sum, x)| *sum += x);
+            let found = executors.run(Arguments::default(), &[given], |g, state, x| {
                 accumulate(x[0], g.state(state[0], 0, x[0].ty()), i == 0);
                 Vec::new()
             });
-            assert_eq!(found[0], expected);
+            assert_eq!(found.reference.buffers, [expected.clone()]);
         }
     }
 }

@@ -142,7 +142,8 @@ impl Operation for AdamW {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{After, Given, check_update, floats, numbers};
+    use super::super::stateful::{After, Executors};
+    use super::super::testing::{Given, floats, numbers};
     use super::super::{linear, squared_norms};
     use super::*;
     use crate::graph::Builder;
@@ -199,7 +200,9 @@ mod tests {
         if in_one {
             states = vec![states.concat()];
         }
-        check_update(&states, runs, |g, buffers, x| {
+        let mut executors = Executors::new(&states);
+        let each = runs.iter();
+        let after = each.map(|(arguments, given)| executors.run(*arguments, given, |g, buffers, x| {
             let (mut next, mut offset) = (0, 0);
             let slots = x[1..].iter().map(|gradient| {
                 let mut state = || {
@@ -212,7 +215,8 @@ mod tests {
             });
             let slots: Vec<[Value; 4]> = slots.collect();
             vec![adamw(rule(clip), x[0], squared_norms(g, &x[1..]), &slots)]
-        })
+        }).cpu);
+        after.collect()
     }
 
     #[test]
@@ -269,18 +273,11 @@ mod tests {
     #[test]
     fn gradients_of_the_program_itself() {
         let state = [numbers(1, 3 * 5), vec![0.0; 15], vec![0.0; 15]];
-        let runs = [1, 2, 3].map(|step| {
-            let arguments = Arguments {
-                lr: 1e-2,
-                step,
-                ..Arguments::default()
-            };
-            (
-                arguments,
-                vec![floats(step, [1, 7, 5]), floats(step + 9, [1, 7, 3])],
-            )
-        });
-        let after = check_update(&state, &runs, |g, buffers, x| {
+        let mut executors = Executors::new(&state);
+        let after = [1, 2, 3].map(|step| {
+            let (arguments, _) = run(step);
+            let given = [floats(step, [1, 7, 5]), floats(step + 9, [1, 7, 3])];
+            executors.run(arguments, &given, |g, buffers, x| {
             let [w, m, v] = [0, 1, 2].map(|i| g.state(buffers[i], 0, Type::f32([3, 5])));
             let y = linear(x[0], w);
             let [Some(dw)] = vector_jacobian_product(y, x[1], &[w])[..] else {
@@ -291,6 +288,7 @@ mod tests {
                 ..rule(1.0)
             };
             vec![y, adamw(op, y, squared_norms(g, &[dw]), &[[dw, w, m, v]])]
+            }).cpu
         });
         assert_ne!(after[0].outputs[1], after[1].outputs[1]);
     }

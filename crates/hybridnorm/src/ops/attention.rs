@@ -366,12 +366,13 @@ mod tests {
                 };
                 let [q_len, k_len, v_len] = [q, k, v].map(|n| n.map_or(0, |n| n.params_len()));
                 let table = rope_table(100.0, 6, 0, 5);
+                let table: Vec<f64> = table.into_iter().map(f64::from).collect();
                 let given = [
                     floats(1, [2, 5, 48]),
                     floats_by(2, [q_len], |x| 1.0 + 0.3 * x),
                     floats_by(3, [k_len], |x| 1.0 + 0.3 * x),
                     floats_by(4, [v_len], |x| 1.0 + 0.3 * x),
-                    constant([5, 6], &table),
+                    constant([5, 6], table),
                 ];
                 check(&given, |_, x| prepared(x, prep));
                 // Gradients of the norms' parameters are summed head by head where ops are fused.

@@ -237,7 +237,7 @@ pub(super) fn weights(q: &[f64], keys: &[&[f64]], scale: f32, softcap: Option<f3
 
 #[cfg(test)]
 mod tests {
-    use super::super::stateful::{Executors, inputs};
+    use super::super::stateful::{Executors, behind, inputs};
     use super::super::testing::numbers;
     use super::*;
 
@@ -250,7 +250,7 @@ mod tests {
             let mut past = 0;
             for t in [4, 1, 1, 5] {
                 let given = inputs(t as u64, [[b, t, w]]);
-                let results = executors.run(past, &given, |g, state, x| {
+                let results = executors.run(behind(past), &given, |g, state, x| {
                     let cache = g.state(state[0], 0, Type::f32([b, capacity, c]));
                     match w == c {
                         true => cache_append(x[0], cache),
@@ -258,11 +258,11 @@ mod tests {
                     }
                     vec![]
                 });
-                for (row, x) in given[0].1.chunks(w).enumerate() {
+                for (row, x) in given[0].elements().chunks(w).enumerate() {
                     let at = row / t * capacity + past + row % t;
                     expected[at * c..][..c].copy_from_slice(&x[first..][..c]);
                 }
-                assert_eq!(results, [expected.clone()]);
+                assert_eq!(results.reference.buffers, [expected.clone()]);
                 past += t;
             }
         }
@@ -302,14 +302,15 @@ mod tests {
                     ..spec
                 };
                 let given = inputs(t as u64, [[b, t, w]]);
-                let results = executors.run(past, &given, |g, state, x| {
+                let results = executors.run(behind(past), &given, |g, state, x| {
                     let cache = g.state(state[0], 0, Type::f32([b, capacity, c]));
                     let packed = x[0] * 2.0;
                     cache_append_columns(packed, heads * head_dim, cache);
                     vec![cached_attention(packed, cache, spec)]
                 });
+                let contexts = &results.reference.outputs[0];
                 assert!(
-                    results[0].iter().all(|ctx| ctx.abs() <= 2.0),
+                    contexts.iter().all(|ctx| ctx.abs() <= 2.0),
                     "means of values"
                 );
                 past += t;
@@ -328,7 +329,7 @@ mod tests {
             seq: t,
             ..form(2, 1, 2, 2)
         };
-        executors.run(1, &inputs(7, [[b, t, 8], [b, t, c]]), |g, state, x| {
+        executors.run(behind(1), &inputs(7, [[b, t, 8], [b, t, c]]), |g, state, x| {
             let first = g.state(state[0], 0, ty);
             let second = g.state(state[0], ty.elements(), ty);
             cache_append(x[1], second);
@@ -357,7 +358,7 @@ mod tests {
     #[should_panic(expected = "cache append: columns 4..9 of 8")]
     fn rows_that_are_too_narrow() {
         let mut executors = Executors::new(&[vec![0.0; 30]]);
-        executors.run(0, &inputs(1, [[2, 1, 8]]), |g, state, x| {
+        executors.run(behind(0), &inputs(1, [[2, 1, 8]]), |g, state, x| {
             cache_append_columns(x[0], 4, g.state(state[0], 0, Type::f32([2, 3, 5])));
             vec![]
         });
@@ -367,7 +368,7 @@ mod tests {
     #[should_panic(expected = "3 past and 1 new rows, capacity 3")]
     fn a_cache_that_is_full() {
         let mut executors = Executors::new(&[vec![0.0; 30]]);
-        executors.run(3, &inputs(1, [[2, 1, 5]]), |g, state, x| {
+        executors.run(behind(3), &inputs(1, [[2, 1, 5]]), |g, state, x| {
             cache_append(x[0], g.state(state[0], 0, Type::f32([2, 3, 5])));
             vec![]
         });

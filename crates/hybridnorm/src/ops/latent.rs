@@ -175,8 +175,8 @@ impl Operation for LatentHeadsGrad {
 mod tests {
     use super::super::fill;
     use super::super::rotations;
-    use super::super::stateful::{Executors, inputs};
-    use super::super::testing::{check, floats};
+    use super::super::stateful::{Executors, behind, inputs};
+    use super::super::testing::{check, floats, floats_by};
     use super::*;
     use crate::passes::vector_jacobian_product;
 
@@ -240,14 +240,10 @@ mod tests {
                 // One part after another, the rest zero: the packed rows are linear in each.
                 for part in 0..3 {
                     let mut given = inputs(past as u64, shapes);
-                    for (_, zeros) in given[..3]
-                        .iter_mut()
-                        .enumerate()
-                        .filter(|(i, _)| *i != part)
-                    {
-                        zeros.1.fill(0.0);
+                    for other in (0..3).filter(|other| *other != part) {
+                        given[other] = floats_by(0, shapes[other], |_| 0.0);
                     }
-                    let results = executors.run(past, &given, |g, _, x| {
+                    let results = executors.run(behind(past), &given, |g, _, x| {
                         let table = rotations(g, 100.0, heads.rope, t);
                         let packed = latent_heads(x[0], x[1], x[2], table, heads);
                         let sources = [x[0], x[1], x[2], table];
@@ -258,8 +254,9 @@ mod tests {
                             .chain(gradients.into_iter().flatten())
                             .collect()
                     });
-                    let forward = dot(&results[0], &given[3].1);
-                    let backward = dot(&results[1 + part], &given[part].1);
+                    let found = &results.reference.outputs;
+                    let forward = dot(&found[0], given[3].elements());
+                    let backward = dot(&found[1 + part], given[part].elements());
                     assert!(
                         (forward - backward).abs() < 1e-12,
                         "{forward}, transposed {backward}"

@@ -281,8 +281,8 @@ impl Operation for ExpandContext {
 #[cfg(test)]
 mod tests {
     use super::super::rotations;
-    use super::super::stateful::{Executors, Session, inputs};
-    use super::super::testing::numbers;
+    use super::super::stateful::{Executors, Session, behind, inputs};
+    use super::super::testing::{Given, constant, numbers};
     use super::super::{latent_heads, linear, rotate};
     use super::*;
 
@@ -337,7 +337,7 @@ mod tests {
             for (batch, past, new) in [(1, 0, 1), (2, 7, 1), (3, 5, 7), (1, 29, 1)] {
                 let widths = [heads.heads * heads.head_dim(), heads.heads * l];
                 let given = inputs(past as u64, widths.map(|width| [batch, new, width]));
-                executors.run(past, &given, |g, state, x| {
+                executors.run(behind(past), &given, |g, state, x| {
                     let table = rotations(g, 100.0, heads.rope, new);
                     let kv_up = g.state(state[0], 0, kv_up);
                     let absorbed = absorbed_queries(x[0], kv_up, table, heads);
@@ -362,7 +362,7 @@ mod tests {
                 let (spec, width) = (spec(batch, new, l, heads, softcap), l + heads.rope);
                 let mut executors = Executors::new(&[numbers(2, batch * capacity * width)]);
                 let given = inputs(3, [[batch, new, heads.heads * width]]);
-                executors.run(past, &given, |g, state, x| {
+                executors.run(behind(past), &given, |g, state, x| {
                     let cache = g.state(state[0], 0, Type::f32([batch, capacity, width]));
                     vec![latent_attention(x[0], cache, spec)]
                 });
@@ -412,8 +412,8 @@ mod tests {
             let of_queries = heads.heads * heads.head_dim();
             let [q, latents, keys] =
                 inputs(5, [of_queries, l, heads.rope].map(|w| [batch, len, w]));
-            let given = [q.clone(), latents.clone(), keys];
-            let whole = session.run(0, &given, |g, state, x| {
+            let given = [q, latents, keys];
+            let whole = session.run(behind(0), &given, |g, state, x| {
                 let table = rotations(g, 100.0, heads.rope, len);
                 let kv = linear(x[1], g.state(state[0], 0, kv_up));
                 vec![
@@ -421,11 +421,15 @@ mod tests {
                     rotate(x[2], table),
                 ]
             });
+            let [q, latents, _] = given.each_ref().map(Given::elements);
+            let [packed, rotated] = &whole.outputs[..] else {
+                panic!("packed rows and rotated keys")
+            };
             let whole_spec = spec(batch, len, l, heads, softcap);
-            let sequences = whole[0].chunks(whole[0].len() / batch);
+            let sequences = packed.chunks(packed.len() / batch);
             let expected: Vec<Vec<f64>> =
                 sequences.map(|x| causal(x, &heads, &whole_spec)).collect();
-            let rows = latents.1.chunks(l).zip(whole[1].chunks(heads.rope));
+            let rows = latents.chunks(l).zip(rotated.chunks(heads.rope));
             let cache: Vec<f64> = rows
                 .flat_map(|(latent, key)| [latent, key].concat())
                 .collect();
@@ -434,10 +438,10 @@ mod tests {
             for new in [5, 1, 3, 1, 3] {
                 let newest = |x: &[f64], width: usize| x[past * width..][..new * width].to_vec();
                 let queries =
-                    q.1.chunks(len * of_queries)
+                    q.chunks(len * of_queries)
                         .flat_map(|x| newest(x, of_queries));
-                let given = [(Type::f32([batch, new, of_queries]), queries.collect())];
-                let results = session.run(past, &given, |g, state, x| {
+                let given = [constant([batch, new, of_queries], queries.collect())];
+                let results = session.run(behind(past), &given, |g, state, x| {
                     let table = rotations(g, 100.0, heads.rope, new);
                     let kv_up = g.state(state[0], 0, kv_up);
                     let cache = g.state(state[1], 0, Type::f32([batch, len, width]));
@@ -448,8 +452,8 @@ mod tests {
                 let of_values = heads.heads * heads.value;
                 let expected: Vec<f64> =
                     expected.iter().flat_map(|x| newest(x, of_values)).collect();
-                assert_eq!(results[0].len(), expected.len());
-                for (got, expected) in results[0].iter().zip(expected) {
+                assert_eq!(results.outputs[0].len(), expected.len());
+                for (got, expected) in results.outputs[0].iter().zip(expected) {
                     assert!(
                         (got - expected).abs() < 1e-12,
                         "got {got}, expected {expected}"

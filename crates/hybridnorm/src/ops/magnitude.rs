@@ -54,7 +54,8 @@ impl Operation for Magnitude {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{check_update, check_with, floats, floats_by};
+    use super::super::stateful::Executors;
+    use super::super::testing::{check_with, floats, floats_by};
     use super::*;
     use crate::graph::Builder;
     use crate::ops::Arguments;
@@ -74,9 +75,9 @@ mod tests {
     fn what_is_not_finite_shows() {
         for broken in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
             let x = floats(1, [3, 5]).with(7, broken);
-            let runs = [(Arguments::default(), vec![x])];
-            let after = check_update(&[], &runs, |_, _, x| vec![magnitude(x[0])]);
-            for found in &after[0].outputs[0] {
+            let mut executors = Executors::new(&[]);
+            let after = executors.run(Arguments::default(), &[x], |_, _, x| vec![magnitude(x[0])]);
+            for found in &after.cpu.outputs[0] {
                 assert!(!found.is_finite());
                 assert_eq!(found.is_nan(), broken.is_nan());
             }

@@ -233,10 +233,11 @@ fn product(x: &[f64], y: &[f64], inner: usize) -> Vec<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{After, check_update, floats_by, numbers};
+    use super::super::stateful::{After, Executors};
+    use super::super::testing::{Given, floats_by, numbers};
     use super::super::{AdamW, adamw, squared_norms};
     use super::*;
-    use crate::graph::Builder;
+    use crate::graph::{Buffer, Builder};
 
     fn slot(columns: usize, rows: &[usize], weight_decay: f64) -> MuonSlot {
         MuonSlot {
@@ -272,24 +273,25 @@ mod tests {
         let shapes: Vec<[usize; 2]> = shapes.chain([[3, 7]]).collect();
         let total = shapes.iter().map(|[rows, columns]| rows * columns).sum();
         let state = [numbers(1, total), vec![0.0; total], vec![0.0; 3 * 7]];
-        let runs = factors
-            .iter()
-            .zip(guards)
-            .zip(1..)
-            .map(|((factor, guard), step)| {
-                let arguments = Arguments {
-                    lr: 0.02 / step as f64,
-                    step,
-                    ..Arguments::default()
-                };
-                let gradients = (10 * step..).zip(&shapes);
-                let gradients =
-                    gradients.map(|(seed, shape)| floats_by(seed, *shape, |x| factor * x));
-                let guard = [floats_by(step, [1], |_| *guard)];
-                (arguments, guard.into_iter().chain(gradients).collect())
-            });
-        let runs: Vec<_> = runs.collect();
-        check_update(&state, &runs, |g, buffers, x| {
+        let mut executors = Executors::new(&state);
+        let mut run = |step: u64, factor: f64, guard: f64| {
+            let arguments = Arguments {
+                lr: 0.02 / step as f64,
+                step,
+                ..Arguments::default()
+            };
+            let gradients = (10 * step..).zip(&shapes);
+            let gradients = gradients.map(|(seed, shape)| floats_by(seed, *shape, |x| factor * x));
+            let guard = floats_by(step, [1], |_| guard);
+            let given: Vec<Given> = [guard].into_iter().chain(gradients).collect();
+            executors.run(arguments, &given, |g, buffers, x| record(op, g, buffers, x)).cpu
+        };
+        let each = (1..).zip(factors.iter().zip(guards));
+        each.map(|(step, (factor, guard))| run(step, *factor, *guard)).collect()
+    }
+
+    /// Updates parameters by Muon and the last one by AdamW.
+    fn record<'g>(op: &Muon, g: &'g Builder, buffers: &[Buffer], x: &[Value<'g>]) -> Vec<Value<'g>> {
             let mut offset = 0;
             let slots = x[1..].iter().map(|gradient| {
                 let ty = gradient.ty();
@@ -316,7 +318,6 @@ mod tests {
                 muon(op.clone(), x[0], squares, &matrices),
                 adamw(other, x[0], squares, &[[x[x.len() - 1], p, m, v]]),
             ]
-        })
     }
 
     #[test]

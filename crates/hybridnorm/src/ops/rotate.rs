@@ -94,8 +94,8 @@ pub(super) fn rotated(x: &[f64], turn: &[f64], sign: f64) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use super::super::rotations;
-    use super::super::stateful::Executors;
-    use super::super::testing::numbers;
+    use super::super::stateful::{Executors, behind};
+    use super::super::testing::floats;
     use super::*;
 
     #[test]
@@ -103,8 +103,8 @@ mod tests {
         for (b, t, r) in [(1, 1, 2), (3, 5, 6), (2, 7, 10)] {
             let mut executors = Executors::new(&[]);
             for past in [0, 1, 13] {
-                let keys = (Type::f32([b, t, r]), numbers(1, b * t * r));
-                executors.run(past, &[keys], |g, _, x| {
+                let keys = floats(1, [b, t, r]);
+                executors.run(behind(past), &[keys], |g, _, x| {
                     let table = rotations(g, 100.0, r, t);
                     let rotated = rotate(x[0], table);
                     // What reads the keys too has them as they were.
@@ -129,7 +129,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "rotate: rotations")]
     fn positions_without_rotations() {
-        let keys = (Type::f32([1, 5, 2]), numbers(1, 10));
-        Executors::new(&[]).run(4, &[keys], |g, _, x| vec![rotate(x[0], rotations(g, 100.0, 2, 4))]);
+        let keys = floats(1, [1, 5, 2]);
+        Executors::new(&[]).run(behind(4), &[keys], |g, _, x| vec![rotate(x[0], rotations(g, 100.0, 2, 4))]);
     }
 }

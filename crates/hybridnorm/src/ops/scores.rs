@@ -156,7 +156,8 @@ impl Operation for HeadMaxima {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{Given, check_update, check_with, floats, floats_by};
+    use super::super::stateful::Executors;
+    use super::super::testing::{Given, check_with, floats, floats_by};
     use super::*;
     use crate::graph::Builder;
     use crate::ops::Arguments;
@@ -195,12 +196,10 @@ mod tests {
 
     /// Outputs of both ops.
     fn find(spec: Spec, qkv: Given) -> [Vec<f64>; 2] {
-        let runs = [(Arguments::default(), vec![qkv])];
-        let mut after = check_update(&[], &runs, |_, _, x| {
+        let after = Executors::new(&[]).run(Arguments::default(), &[qkv], |_, _, x| {
             vec![attention_scores(x[0], spec), head_maxima(x[0], spec)]
         });
-        let outputs = after.remove(0).outputs;
-        outputs.try_into().expect("two outputs")
+        after.cpu.outputs.try_into().expect("two outputs")
     }
 
     #[test]

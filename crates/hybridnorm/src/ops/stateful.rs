@@ -1,82 +1,70 @@
 //! How ops that read or update state are tested: the CPU kernel against the reference, run after run.
 
-use super::testing::numbers;
+use super::testing::{Given, OUTPUT, floats};
 use crate::exec::{Cpu, Data, Executor, Reference};
-use crate::graph::{Buffer, Builder, DType, Type, Value};
+use crate::graph::{Buffer, Builder, DType, Value};
 use crate::ops::Arguments;
 use crate::plan::{Options, Program};
 
-/// Largest error, relative to the largest element.
-const TOLERANCE: f64 = 1e-5;
+/// Outputs of a run, and the elements of the buffers after it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct After {
+    pub(crate) outputs: Vec<Vec<f64>>,
+    pub(crate) buffers: Vec<Vec<f64>>,
+}
 
 /// An executor with a buffer for each piece of state.
 pub(crate) struct Session {
     executor: Box<dyn Executor>,
-    buffers: Vec<(Buffer, usize)>,
-    narrow: bool,
+    precision: DType,
+    buffers: Vec<Buffer>,
+    sizes: Vec<usize>,
 }
 
 impl Session {
-    /// In double precision.
+    /// The reference, in double precision.
     pub(crate) fn reference(state: &[Vec<f64>]) -> Self {
-        Self::new(Box::new(Reference::new()), state, false)
+        Self::new(Box::new(Reference::new()), DType::F64, state)
     }
 
-    fn new(mut executor: Box<dyn Executor>, state: &[Vec<f64>], narrow: bool) -> Self {
-        let mut buffers = Vec::new();
-        for values in state {
+    fn new(mut executor: Box<dyn Executor>, precision: DType, state: &[Vec<f64>]) -> Self {
+        let mut allocate = |values: &Vec<f64>| {
             let buffer = executor.allocate(DType::F32, values.len());
             executor.write(buffer, 0, Data::F64(values));
-            buffers.push((buffer, values.len()));
-        }
+            buffer
+        };
         Self {
+            buffers: state.iter().map(&mut allocate).collect(),
+            sizes: state.iter().map(Vec::len).collect(),
             executor,
-            buffers,
-            narrow,
+            precision,
         }
     }
 
-    /// Runs what `build` makes of the buffers and the inputs; gives its outputs, then what the buffers
-    /// hold afterwards.
+    /// Runs what `record` makes of the buffers and the inputs.
     pub(crate) fn run(
         &mut self,
-        past: usize,
-        inputs: &[(Type, Vec<f64>)],
-        build: impl for<'g> Fn(&'g Builder, &[Buffer], &[Value<'g>]) -> Vec<Value<'g>>,
-    ) -> Vec<Vec<f64>> {
+        arguments: Arguments,
+        given: &[Given],
+        record: impl for<'g> Fn(&'g Builder, &[Buffer], &[Value<'g>]) -> Vec<Value<'g>>,
+    ) -> After {
         let g = Builder::new();
-        let names: Vec<String> = (0..inputs.len()).map(|i| format!("x{i}")).collect();
-        let given = names.iter().zip(inputs);
-        let values: Vec<Value> = given.map(|(name, (ty, _))| g.input(name, *ty)).collect();
-        let buffers: Vec<Buffer> = self.buffers.iter().map(|(buffer, _)| *buffer).collect();
-        let outputs: Vec<_> = build(&g, &buffers, &values).iter().map(Value::id).collect();
+        let names: Vec<String> = (0..given.len()).map(|i| format!("x{i}")).collect();
+        let inputs = names.iter().zip(given);
+        let inputs: Vec<Value> = inputs.map(|(name, x)| g.input(name, x.ty())).collect();
+        let outputs = record(&g, &self.buffers, &inputs);
+        let outputs: Vec<_> = outputs.iter().map(Value::id).collect();
         let program = Program::new(g.finish(), &outputs, Options::default());
-        let singles = |x: &[f64]| x.iter().map(|&x| x as f32).collect();
-        let narrowed: Vec<Vec<f32>> = inputs.iter().map(|(_, x)| singles(x)).collect();
-        let data = names.iter().zip(inputs.iter().zip(&narrowed));
-        let data: Vec<(&str, Data)> = data
-            .map(|(name, ((_, wide), narrow))| {
-                let data = match self.narrow {
-                    true => Data::F32(narrow),
-                    false => Data::F64(wide),
-                };
-                (&**name, data)
-            })
-            .collect();
-        let arguments = Arguments {
-            past,
-            ..Arguments::default()
-        };
+        let tensors: Vec<_> = given.iter().map(|x| x.tensor(self.precision)).collect();
+        let data = names.iter().zip(&tensors);
+        let data: Vec<_> = data.map(|(name, x)| (&**name, x.as_data())).collect();
         self.executor.run(&program, arguments, &data);
-        let outputs = outputs.iter().map(|&id| self.executor.output(&program, id));
-        let state = self
-            .buffers
-            .iter()
-            .map(|&(buffer, len)| self.executor.read(buffer, 0..len));
-        outputs
-            .chain(state)
-            .map(|tensor| tensor.into_f64())
-            .collect()
+        let output = |&id| self.executor.output(&program, id).into_f64();
+        let buffer = |(&buffer, &size)| self.executor.read(buffer, 0..size).into_f64();
+        After {
+            outputs: outputs.iter().map(output).collect(),
+            buffers: self.buffers.iter().zip(&self.sizes).map(buffer).collect(),
+        }
     }
 }
 
@@ -86,46 +74,60 @@ pub(crate) struct Executors {
     cpu: Session,
 }
 
+/// What a run left in each of them.
+pub(crate) struct Both {
+    pub(crate) reference: After,
+    pub(crate) cpu: After,
+}
+
 impl Executors {
     pub(crate) fn new(state: &[Vec<f64>]) -> Self {
         Self {
             reference: Session::reference(state),
-            cpu: Session::new(Box::new(Cpu::new()), state, true),
+            cpu: Session::new(Box::new(Cpu::new()), DType::F32, state),
         }
     }
 
-    /// As [`Session::run`], and checks that both give the same.
+    /// As [`Session::run`], and checks that outputs and buffers of both agree.
     pub(crate) fn run(
         &mut self,
-        past: usize,
-        inputs: &[(Type, Vec<f64>)],
-        build: impl for<'g> Fn(&'g Builder, &[Buffer], &[Value<'g>]) -> Vec<Value<'g>>,
-    ) -> Vec<Vec<f64>> {
-        let exact = self.reference.run(past, inputs, &build);
-        let found = self.cpu.run(past, inputs, &build);
-        for (i, (found, exact)) in found.iter().zip(&exact).enumerate() {
+        arguments: Arguments,
+        given: &[Given],
+        record: impl for<'g> Fn(&'g Builder, &[Buffer], &[Value<'g>]) -> Vec<Value<'g>>,
+    ) -> Both {
+        let reference = self.reference.run(arguments, given, &record);
+        let cpu = self.cpu.run(arguments, given, &record);
+        let all = |after: &After| [&after.outputs[..], &after.buffers].concat();
+        for (i, (found, exact)) in all(&cpu).iter().zip(all(&reference)).enumerate() {
             assert_eq!(
                 found.len(),
                 exact.len(),
-                "past {past}, result {i}: elements"
+                "{arguments:?}, value {i}: elements"
             );
-            let size = exact.iter().fold(0.1f64, |m, x| m.max(x.abs()));
-            for (j, (a, b)) in found.iter().zip(exact).enumerate() {
+            let finite = exact.iter().filter(|x| x.is_finite());
+            let size = finite.fold(0.1f64, |m, x| m.max(x.abs()));
+            for (j, (a, b)) in found.iter().zip(&exact).enumerate() {
+                let is_close = (a - b).abs() <= OUTPUT * size;
                 assert!(
-                    (a - b).abs() <= TOLERANCE * size,
-                    "past {past}, result {i}, element {j}: {a}, reference {b}"
+                    is_close || a == b || (a.is_nan() && b.is_nan()),
+                    "{arguments:?}, value {i}, element {j}: {a}, reference {b}"
                 );
             }
         }
-        exact
+        Both { reference, cpu }
+    }
+}
+
+/// Arguments of a run behind so many positions.
+pub(crate) fn behind(past: usize) -> Arguments {
+    Arguments {
+        past,
+        ..Arguments::default()
     }
 }
 
 /// Inputs of these shapes, each with other numbers.
-pub(crate) fn inputs<const N: usize>(seed: u64, shapes: [[usize; 3]; N]) -> [(Type, Vec<f64>); N] {
+pub(crate) fn inputs<const N: usize>(seed: u64, shapes: [[usize; 3]; N]) -> [Given; N] {
     let mut seeds = seed..;
-    shapes.map(|shape| {
-        let seed = seeds.next().unwrap_or(seed);
-        (Type::f32(shape), numbers(seed, shape.iter().product()))
-    })
+    shapes.map(|shape| floats(seeds.next().unwrap_or(seed), shape))
 }

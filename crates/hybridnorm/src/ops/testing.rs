@@ -1,13 +1,14 @@
 //! How ops are tested: the CPU kernel against the reference, the reference against central differences,
 //! fused programs against unfused ones.
 
-use crate::exec::{Cpu, Data, Executor, Reference};
-use crate::graph::{Buffer, Builder, DType, Type, Value};
+use crate::exec::{Cpu, Executor, Reference, Tensor};
+use crate::graph::{Builder, DType, Type, Value};
 use crate::ops::Arguments;
 use crate::passes::vector_jacobian_product;
 use crate::plan::{Options, Program};
 
 /// An input of a test.
+#[derive(Clone)]
 pub(crate) struct Given {
     ty: Type,
     floats: Vec<f64>,
@@ -16,6 +17,20 @@ pub(crate) struct Given {
 }
 
 impl Given {
+    /// Its type.
+    pub(crate) fn ty(&self) -> Type {
+        self.ty
+    }
+
+    /// Its elements as an executor of this precision reads them.
+    pub(crate) fn tensor(&self, precision: DType) -> Tensor {
+        match (self.ty.dtype, precision) {
+            (DType::I32, _) => Tensor::I32(self.ints.clone()),
+            (_, DType::F64) => Tensor::F64(self.floats.clone()),
+            _ => Tensor::F32(self.floats.iter().map(|&x| x as f32).collect()),
+        }
+    }
+
     /// Its numbers.
     pub(crate) fn elements(&self) -> &[f64] {
         &self.floats
@@ -78,17 +93,17 @@ pub(crate) fn ints<const N: usize>(shape: [usize; N], values: &[i32]) -> Given {
 }
 
 /// An input of given numbers that nothing is differentiated by.
-pub(crate) fn constant<const N: usize>(shape: [usize; N], values: &[f32]) -> Given {
+pub(crate) fn constant<const N: usize>(shape: [usize; N], values: Vec<f64>) -> Given {
     Given {
         ty: Type::f32(shape),
-        floats: values.iter().map(|&x| f64::from(x)).collect(),
+        floats: values,
         ints: Vec::new(),
         is_source: false,
     }
 }
 
 /// Largest error of outputs, relative to the largest element.
-const OUTPUT: f64 = 1e-5;
+pub(crate) const OUTPUT: f64 = 1e-5;
 /// Largest error of gradients.
 const GRADIENT: f64 = 1e-4;
 /// Largest error of the reference's gradients against central differences.
@@ -135,7 +150,6 @@ fn check_all(
         .map(|(n, x)| g.input(n, x.ty))
         .collect();
     let made = build(&g, &inputs);
-    let is_float: Vec<bool> = given.iter().map(|x| x.ints.is_empty()).collect();
     let pairs = inputs.iter().zip(given);
     let sources: Vec<Value> = pairs
         .filter(|(_, x)| x.is_source)
@@ -143,12 +157,18 @@ fn check_all(
         .collect();
     let mut outputs: Vec<_> = made.iter().map(Value::id).collect();
     let n_outputs = outputs.len();
-    let mut seeds: Vec<(String, Vec<f64>)> = Vec::new();
+    let mut seeds: Vec<(usize, String, Given)> = Vec::new();
     let mut gradients = Vec::new();
     for (i, y) in made.iter().enumerate().filter(|(i, _)| !plain.contains(i)) {
         let name = format!("seed{i}");
         let seed = g.input(&name, y.ty());
-        seeds.push((name, numbers(1000 + i as u64, y.ty().elements())));
+        let vector = Given {
+            ty: y.ty(),
+            floats: numbers(1000 + i as u64, y.ty().elements()),
+            ints: Vec::new(),
+            is_source: false,
+        };
+        seeds.push((i, name, vector));
         for (s, gradient) in vector_jacobian_product(*y, seed, &sources)
             .into_iter()
             .enumerate()
@@ -160,60 +180,41 @@ fn check_all(
         }
     }
     let graph = g.finish();
-    let run =
-        |executor: &mut dyn Executor, fuse: bool, moved: Option<(usize, f64)>, narrow: bool| {
-            let options = Options {
-                fuse,
-                ..Options::default()
-            };
-            let program = Program::new(graph.clone(), &outputs, options);
-            let mut floats: Vec<Vec<f64>> = given.iter().map(|x| x.floats.clone()).collect();
-            if let Some((source, step)) = moved {
-                let index = given
-                    .iter()
-                    .enumerate()
-                    .filter(|(_, x)| x.is_source)
-                    .nth(source)
-                    .unwrap()
-                    .0;
-                let direction = numbers(77, floats[index].len());
-                for (x, d) in floats[index].iter_mut().zip(direction) {
-                    *x += step * d;
-                }
-            }
-            let singles = |x: &[f64]| -> Vec<f32> { x.iter().map(|&x| x as f32).collect() };
-            let narrowed: Vec<Vec<f32>> = floats.iter().map(|x| singles(x)).collect();
-            let narrow_seeds: Vec<Vec<f32>> = seeds.iter().map(|(_, x)| singles(x)).collect();
-            let mut data: Vec<(&str, Data)> = Vec::new();
-            for (i, x) in given.iter().enumerate() {
-                data.push((
-                    &names[i],
-                    match (is_float[i], narrow) {
-                        (false, _) => Data::I32(&x.ints),
-                        (true, true) => Data::F32(&narrowed[i]),
-                        (true, false) => Data::F64(&floats[i]),
-                    },
-                ));
-            }
-            for (i, (name, seed)) in seeds.iter().enumerate() {
-                data.push((
-                    name,
-                    if narrow {
-                        Data::F32(&narrow_seeds[i])
-                    } else {
-                        Data::F64(seed)
-                    },
-                ));
-            }
-            executor.run(&program, Arguments::default(), &data);
-            outputs
-                .iter()
-                .map(|&id| executor.output(&program, id).into_f64())
-                .collect::<Vec<_>>()
+    let is_source = |at: &usize| given[*at].is_source;
+    let sources: Vec<usize> = (0..given.len()).filter(is_source).collect();
+    let run = |precision: DType, fuse: bool, moved: Option<(usize, f64)>| {
+        let mut executor: Box<dyn Executor> = match precision {
+            DType::F64 => Box::new(Reference::new()),
+            _ => Box::new(Cpu::new()),
         };
-    let exact = run(&mut Reference::new(), true, None, false);
-    let unfused = run(&mut Cpu::new(), false, None, true);
-    let found = run(&mut Cpu::new(), true, None, true);
+        let options = Options {
+            fuse,
+            ..Options::default()
+        };
+        let program = Program::new(graph.clone(), &outputs, options);
+        let mut given = given.to_vec();
+        if let Some((source, step)) = moved {
+            let floats = &mut given[source].floats;
+            let direction = numbers(77, floats.len());
+            let pairs = floats.iter_mut().zip(direction);
+            pairs.for_each(|(x, d)| *x += step * d);
+        }
+        let seeds = seeds.iter().map(|(_, name, vector)| (name, vector));
+        let all = names.iter().zip(&given).chain(seeds);
+        let tensors: Vec<_> = all
+            .map(|(name, x)| (&**name, x.tensor(precision)))
+            .collect();
+        let data: Vec<_> = tensors
+            .iter()
+            .map(|(name, x)| (*name, x.as_data()))
+            .collect();
+        executor.run(&program, Arguments::default(), &data);
+        let output = |&id| executor.output(&program, id).into_f64();
+        outputs.iter().map(output).collect::<Vec<_>>()
+    };
+    let exact = run(DType::F64, true, None);
+    let unfused = run(DType::F32, false, None);
+    let found = run(DType::F32, true, None);
     if is_exact {
         for (i, (a, b)) in found.iter().zip(&unfused).enumerate() {
             assert!(a == b, "output {i} has other bits where ops are fused");
@@ -232,11 +233,10 @@ fn check_all(
         }
     }
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-    let sources = given.iter().filter(|x| x.is_source).count();
-    for source in 0..sources {
-        let [up, down] =
-            [STEP, -STEP].map(|step| run(&mut Reference::new(), true, Some((source, step)), false));
-        for (i, seed) in made_seeds(&seeds) {
+    for (source, at) in sources.into_iter().enumerate() {
+        let [up, down] = [STEP, -STEP].map(|step| run(DType::F64, true, Some((at, step))));
+        for (i, _, vector) in &seeds {
+            let (i, seed) = (*i, vector.elements());
             let difference = (dot(&up[i], seed) - dot(&down[i], seed)) / (2.0 * STEP);
             let slope = gradients
                 .iter()
@@ -251,95 +251,4 @@ fn check_all(
             );
         }
     }
-}
-
-fn made_seeds(seeds: &[(String, Vec<f64>)]) -> impl Iterator<Item = (usize, &[f64])> {
-    seeds
-        .iter()
-        .map(|(name, seed)| (name["seed".len()..].parse().unwrap(), &seed[..]))
-}
-
-/// What a run left in the CPU executor.
-#[derive(Debug, PartialEq)]
-pub(crate) struct After {
-    pub(crate) outputs: Vec<Vec<f64>>,
-    pub(crate) buffers: Vec<Vec<f64>>,
-}
-
-/// Runs what `record` makes of buffers and inputs once for each of `runs`, and compares the outputs and
-/// the buffers of both executors after every run. Each buffer begins with elements of `state`; inputs are
-/// of the same types in all runs. Gives what each run left.
-pub(crate) fn check_update(
-    state: &[Vec<f64>],
-    runs: &[(Arguments, Vec<Given>)],
-    record: impl for<'g> Fn(&'g Builder, &[Buffer], &[Value<'g>]) -> Vec<Value<'g>>,
-) -> Vec<After> {
-    let run_all = |executor: &mut dyn Executor, narrow: bool| {
-        let allocate = |values: &Vec<f64>| {
-            let buffer = executor.allocate(DType::F32, values.len());
-            executor.write(buffer, 0, Data::F64(values));
-            buffer
-        };
-        let buffers: Vec<Buffer> = state.iter().map(allocate).collect();
-        let g = Builder::new();
-        let first: &[Given] = runs.first().map_or(&[], |(_, given)| given);
-        let names: Vec<String> = (0..first.len()).map(|i| format!("x{i}")).collect();
-        let inputs: Vec<Value> = names
-            .iter()
-            .zip(first)
-            .map(|(n, x)| g.input(n, x.ty))
-            .collect();
-        let outputs: Vec<_> = record(&g, &buffers, &inputs)
-            .iter()
-            .map(Value::id)
-            .collect();
-        let program = Program::new(g.finish(), &outputs, Options::default());
-        let mut left = Vec::new();
-        for (arguments, given) in runs {
-            let singles = |x: &Given| x.floats.iter().map(|&x| x as f32).collect();
-            let narrowed: Vec<Vec<f32>> = given.iter().map(singles).collect();
-            let mut data: Vec<(&str, Data)> = Vec::new();
-            for ((name, x), singles) in names.iter().zip(given).zip(&narrowed) {
-                data.push((
-                    name,
-                    match (x.ty.dtype, narrow) {
-                        (DType::I32, _) => Data::I32(&x.ints),
-                        (DType::F32, true) => Data::F32(singles),
-                        _ => Data::F64(&x.floats),
-                    },
-                ));
-            }
-            executor.run(&program, *arguments, &data);
-            let read = |(buffer, values): (&Buffer, &Vec<f64>)| {
-                executor.read(*buffer, 0..values.len()).into_f64()
-            };
-            left.push(After {
-                outputs: outputs
-                    .iter()
-                    .map(|&id| executor.output(&program, id).into_f64())
-                    .collect(),
-                buffers: buffers.iter().zip(state).map(read).collect(),
-            });
-        }
-        left
-    };
-    let exact = run_all(&mut Reference::new(), false);
-    let found = run_all(&mut Cpu::new(), true);
-    for (run, (found, exact)) in found.iter().zip(&exact).enumerate() {
-        let all = |after: &After| [&after.outputs[..], &after.buffers].concat();
-        for (i, (found, exact)) in all(found).iter().zip(all(exact)).enumerate() {
-            assert_eq!(found.len(), exact.len(), "run {run}, value {i}: elements");
-            let finite = exact.iter().filter(|x| x.is_finite());
-            let size = finite.fold(0.1f64, |m, x| m.max(x.abs()));
-            for (j, (a, b)) in found.iter().zip(&exact).enumerate() {
-                let is_same =
-                    a == b || (a.is_nan() && b.is_nan()) || (a - b).abs() <= OUTPUT * size;
-                assert!(
-                    is_same,
-                    "run {run}, value {i}, element {j}: {a}, reference {b}"
-                );
-            }
-        }
-    }
-    found
 }

@@ -123,10 +123,11 @@ impl Operation for UnitColumns {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{check_update, floats, numbers};
+    use super::super::stateful::Executors;
+    use super::super::testing::{floats, numbers};
     use super::super::{AdamW, adamw, squared_norms};
     use super::*;
-    use crate::graph::{Buffer, Builder};
+    use crate::graph::Builder;
     use crate::ops::Arguments;
 
     /// Returns `matrix` after an in-place op on it, and checks that the three elements before it and the two
@@ -135,13 +136,11 @@ mod tests {
         let ty = Type::f32([matrix.len()]);
         let around = [numbers(1, 3), numbers(2, 2)];
         let state = [&around[0], matrix, &around[1]].concat();
-        let runs = [(Arguments::default(), Vec::new())];
-        let record = |g: &Builder, buffers: &[Buffer]| record(g.state(buffers[0], 3, ty));
-        let after = check_update(&[state], &runs, |g, buffers, _| {
-            record(g, buffers);
+        let after = Executors::new(&[state]).run(Arguments::default(), &[], |g, buffers, _| {
+            record(g.state(buffers[0], 3, ty));
             Vec::new()
         });
-        let (first, rest) = after[0].buffers[0].split_at(3);
+        let (first, rest) = after.cpu.buffers[0].split_at(3);
         let (found, last) = rest.split_at(matrix.len());
         assert_eq!([first, last], [&around[0][..], &around[1][..]]);
         found.to_vec()
@@ -200,8 +199,8 @@ mod tests {
             step,
             ..Arguments::default()
         };
-        let runs = [1, 2].map(|step| (arguments(step), vec![floats(step, [3, 7])]));
-        let after = check_update(&state, &runs, |g, buffers, x| {
+        let mut executors = Executors::new(&state);
+        let mut run = |step| executors.run(arguments(step), &[floats(step, [3, 7])], |g, buffers, x| {
             let [p, m, v] = [0, 1, 2].map(|i| g.state(buffers[i], 0, x[0].ty()));
             let op = AdamW {
                 beta1: 0.9,
@@ -214,11 +213,13 @@ mod tests {
             unit_rows(p, 7);
             vec![norms]
         });
-        for row in after[1].buffers[0].chunks(7) {
+        run(1);
+        let after = run(2).cpu;
+        for row in after.buffers[0].chunks(7) {
             assert!((length(row.iter()) - 1.0).abs() < 1e-6);
         }
         // The norm of three rows of length 1 before the second update.
-        assert!((after[1].outputs[0][1] - 3f64.sqrt()).abs() < 1e-6);
+        assert!((after.outputs[0][1] - 3f64.sqrt()).abs() < 1e-6);
     }
 
     #[test]
