@@ -60,20 +60,19 @@ impl Operation for Rotations {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{After, check_update};
-    use super::super::Arguments;
+    use super::super::stateful::{Executors, behind};
     use super::*;
 
     #[test]
     fn positions_begin_at_the_past() {
-        let runs = [0, 5].map(|past| {
-            let arguments = Arguments { past, ..Arguments::default() };
-            (arguments, Vec::new())
-        });
-        let after = check_update(&[], &runs, |g, _, _| vec![rotations(g, 100.0, 6, 3)]);
-        let rows = |after: &After| after.outputs[0].clone();
+        let rows = |past: usize| {
+            let after = Executors::new(&[]).run(behind(past), &[], |g, _, _| {
+                vec![rotations(g, 100.0, 6, 3)]
+            });
+            after.cpu.outputs[0].clone()
+        };
         // Position 0 is not turned.
-        assert_eq!(rows(&after[0])[..6], [1.0, 1.0, 1.0, 0.0, 0.0, 0.0]);
-        assert_ne!(rows(&after[0]), rows(&after[1]));
+        assert_eq!(rows(0)[..6], [1.0, 1.0, 1.0, 0.0, 0.0, 0.0]);
+        assert_eq!(rows(0)[6..], rows(1)[..12]);
     }
 }
