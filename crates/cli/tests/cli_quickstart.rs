@@ -1,0 +1,46 @@
+//! The quickstart of the README.
+
+mod common;
+
+use common::Lab;
+
+/// Other machines add up in another order, since that follows the width of their vectors; training amplifies the
+/// last bits to about this much, in nats.
+const TOLERANCE: f64 = 0.005;
+
+/// Rows of the first table of losses in a text: name and validation loss in nats.
+fn losses(text: &str) -> Vec<(&str, f64)> {
+    let lines = text.lines();
+    let table = lines.skip_while(|line| !line.contains("validation loss (nats)"));
+    let rows = table.take_while(|line| !line.ends_with("writes:"));
+    rows.filter_map(|row| {
+        let (name, rest) = row.trim().split_once("  ")?;
+        let loss = rest.split_whitespace().next()?;
+        Some((name, loss.parse().ok()?))
+    })
+    .collect()
+}
+
+#[test]
+#[ignore = "trains for two minutes on books that npm fetches"]
+fn the_readme_says_what_the_quickstart_prints() {
+    let printed = Lab::new().ok(&["quickstart", "--quiet"]);
+    let (found, expected) = (losses(&printed), losses(include_str!("../../../README.md")));
+    let names = |rows: &[(&str, f64)]| {
+        rows.iter()
+            .map(|(name, _)| name.to_string())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        names(&found),
+        ["hybridnorm-star", "pre-norm", "token frequencies only"]
+    );
+    assert_eq!(names(&found), names(&expected));
+    for ((name, found), (_, expected)) in found.iter().zip(&expected) {
+        let difference = (found - expected).abs();
+        assert!(
+            difference <= TOLERANCE,
+            "{name}: {found}, README {expected}"
+        );
+    }
+}
