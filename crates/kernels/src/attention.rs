@@ -142,6 +142,18 @@ pub(crate) fn capacity(
 }
 
 impl Attention {
+    /// Bytes that the forward functions allocate at most while they run on so many threads.
+    pub fn forward_workspace(&self, threads: usize) -> usize {
+        let rows = self.batch * self.seq * self.heads;
+        threads * forward::scratch_bytes(self) + 2 * rows * size_of::<&mut [f32]>()
+    }
+
+    /// Bytes that the backward functions allocate at most while they run on so many threads.
+    pub fn backward_workspace(&self, threads: usize) -> usize {
+        let rows = self.batch * self.seq * (self.heads + 2 * self.kv_heads);
+        threads * backward::scratch_bytes(self) + rows * size_of::<&mut [f32]>()
+    }
+
     fn packed_width(&self) -> usize {
         (self.heads + self.kv_heads) * self.head_dim + self.kv_heads * self.value_dim
     }

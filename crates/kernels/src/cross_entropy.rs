@@ -6,7 +6,7 @@
 //! With `p = softmax(z)` the gradient of their weighted sum is
 //! `dz = (p * (1 + 2 z_loss logsumexp(z)) - onehot(t)) / divisor`.
 
-use crate::gemm::matmul;
+use crate::gemm::{self, matmul};
 use crate::linear::row_stride;
 use crate::math::{exp_of_difference, tanh};
 use crate::simd::{dispatch, map_sum, max, sum};
@@ -280,6 +280,18 @@ impl LossSpec {
     pub fn scratch(&self, rows: usize) -> usize {
         let rows = rows.min(self.rows_per_chunk());
         rows.saturating_mul(row_stride(self.vocab))
+    }
+
+    /// Bytes that [`loss`] and [`loss_and_gradients`] of `rows` rows allocate at most while they run.
+    pub fn workspace(&self, rows: usize) -> usize {
+        let n = rows.min(self.rows_per_chunk());
+        let products = [
+            (n, self.vocab, self.width),
+            (n, self.width, self.vocab),
+            (ENTRIES.min(self.vocab), self.width, n),
+        ];
+        let packed = products.map(|(m, n, k)| gemm::workspace(m, n, k));
+        packed.into_iter().max().unwrap_or(0) + rows * size_of::<Row>()
     }
 
     /// The logits of each row of a chunk.

@@ -4,7 +4,7 @@
 //! expert, so that an expert's rows are one dense matrix (as in MegaBlocks, arXiv 2211.15841, with
 //! blocks of any height).
 
-use crate::gemm::matmul;
+use crate::gemm::{self, matmul};
 use crate::linear::{self, OUTPUTS_PER_TASK, WORTH_SPREADING};
 use crate::parallel::{ELEMENTS, rows_per_chunk};
 use crate::simd::{self, dot, dots};
@@ -335,6 +335,14 @@ pub fn backward_weight(
                 }
             }
         });
+}
+
+/// Bytes that [`forward`], [`backward_input`] or [`backward_weight`] allocates at most while it runs on so
+/// many threads, each of which works on one expert at a time.
+pub fn workspace(slots: usize, inputs: usize, outputs: usize, threads: usize) -> usize {
+    let (rows, width) = (slots.div_ceil(threads), inputs.max(outputs));
+    let by_row = 4 * rows.min(WORTH_SPREADING) * outputs + gemm::workspace(rows, width, width);
+    threads * by_row.max(gemm::workspace(outputs, inputs, slots))
 }
 
 fn of_expert(w: &[f32], expert: usize, size: usize) -> &[f32] {

@@ -6,6 +6,17 @@ use gemm_f32::gemm::f32::get_gemm_fn;
 /// Multiply-adds from which a matmul is worth spreading over threads.
 const PARALLEL_WORK: usize = 1 << 18;
 
+/// Most of the inner dimension that the `gemm-f32` crate packs at once.
+const PACKED_DEPTH: usize = 512;
+/// Most columns of a result with rows one after another whose side is packed as a whole.
+const PACKED_COLUMNS: usize = 768;
+
+/// Bytes that a [`matmul`] of (m, k) and (k, n) allocates at most while it runs, for a result with its rows
+/// one after another.
+pub fn workspace(m: usize, n: usize, k: usize) -> usize {
+    4 * k.min(PACKED_DEPTH) * (m + n.min(PACKED_COLUMNS))
+}
+
 /// `c = alpha * a b`, or `c += alpha * a b` if `accumulate`.
 ///
 /// `a` is (m, k), `b` is (k, n) and `c` is (m, n); element (i, j) of a matrix lies at

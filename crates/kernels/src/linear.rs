@@ -2,7 +2,7 @@
 //!
 //! `y = x w^T`, hence `dx = dy w` and `dw = dy^T x`.
 
-use crate::gemm::{is_parallel, matmul};
+use crate::gemm::{self, is_parallel, matmul};
 use crate::simd::dots;
 use rayon::prelude::*;
 use std::borrow::Cow;
@@ -35,6 +35,16 @@ pub fn forward(x: &[f32], w: &[f32], y: &mut [f32], inputs: usize, outputs: usiz
     matmul(
         n, outputs, inputs, x, x_strides, &w, w_strides, y, y_strides, 1.0, false, true,
     );
+}
+
+/// Bytes that [`forward`] of `n` rows allocates at most while it runs.
+pub fn forward_workspace(n: usize, inputs: usize, outputs: usize) -> usize {
+    let stride = row_stride(inputs);
+    let spread = match n >= WORTH_SPREADING && stride > inputs {
+        true => 4 * stride * outputs,
+        false => 0,
+    };
+    spread + gemm::workspace(n, outputs, inputs)
 }
 
 /// From one row of `width` values to the next, so that neighbours do not collide in a cache.
@@ -70,6 +80,11 @@ fn forward_row(x: &[f32], w: &[f32], y: &mut [f32], inputs: usize) {
                 [*y] = dots(x, [next()]);
             }
         });
+}
+
+/// Bytes that [`backward_input`], [`backward_weight`] or both allocate at most while they run for `n` rows.
+pub fn backward_workspace(n: usize, inputs: usize, outputs: usize) -> usize {
+    gemm::workspace(n, inputs, outputs) + gemm::workspace(outputs, inputs, n)
 }
 
 /// `dx = dy w` for `dy` (n, outputs), `w` (outputs, inputs), `dx` (n, inputs).

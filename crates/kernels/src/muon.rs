@@ -73,16 +73,21 @@ pub struct Slot<'a> {
 }
 
 /// Elements of scratch memory that [`step`] works with on matrices of `blocks` rows and `columns`
-/// columns: those of the large ones. Small ones are worked on in memory of the threads.
+/// columns: those of the large ones. Small ones are worked on in memory of the threads, see [`workspace`].
 pub fn scratch(columns: usize, blocks: &[usize]) -> usize {
-    let is_large = |rows: &&usize| **rows * columns >= LARGE;
-    let elements = |&rows: &usize| Scratch::elements(rows, columns);
-    blocks
-        .iter()
-        .filter(is_large)
-        .map(elements)
-        .max()
-        .unwrap_or(0)
+    most_elements(columns, blocks, |elements| elements >= LARGE)
+}
+
+/// Bytes that [`step`] allocates at most for such matrices while it runs on so many threads.
+pub fn workspace(columns: usize, blocks: &[usize], threads: usize) -> usize {
+    4 * threads * most_elements(columns, blocks, |elements| elements < LARGE)
+}
+
+/// Elements of the largest [`Scratch`] of the matrices whose own number of elements `is_meant`.
+fn most_elements(columns: usize, blocks: &[usize], is_meant: impl Fn(usize) -> bool) -> usize {
+    let meant = blocks.iter().filter(|&rows| is_meant(rows * columns));
+    let elements = meant.map(|&rows| Scratch::elements(rows, columns));
+    elements.max().unwrap_or(0)
 }
 
 /// One step in place on all matrices; gives their norms in the order of the slots, that of the

@@ -70,6 +70,10 @@ impl Operation for Attention {
         matmul_flops(&self.0)
     }
 
+    fn workspace(&self, _inputs: &[Type], threads: usize) -> usize {
+        self.0.forward_workspace(threads)
+    }
+
     fn reference(&self, io: &mut Io<'_, f64>) {
         forward(&self.0, io.read(0), io.write(), io.write());
     }
@@ -92,6 +96,10 @@ impl Operation for AttentionGrad {
     fn flops(&self, _inputs: &[Type]) -> u64 {
         // The scores once more, and two matmuls for each of the forward pass.
         5 * matmul_flops(&self.0) / 2
+    }
+
+    fn workspace(&self, _inputs: &[Type], threads: usize) -> usize {
+        self.0.backward_workspace(threads)
     }
 
     fn reference(&self, io: &mut Io<'_, f64>) {
@@ -135,6 +143,10 @@ impl Operation for NormedAttention {
         self.rows(inputs)
     }
 
+    fn workspace(&self, _inputs: &[Type], threads: usize) -> usize {
+        self.attention.forward_workspace(threads)
+    }
+
     fn reference(&self, io: &mut Io<'_, f64>) {
         let mut rows = vec![0.0; io.read(0).len()];
         self.prep.exact(io, &mut rows);
@@ -169,6 +181,10 @@ impl Operation for NormedAttentionGrad {
 
     fn scratch(&self, inputs: &[Type]) -> usize {
         2 * self.0.rows(inputs)
+    }
+
+    fn workspace(&self, _inputs: &[Type], threads: usize) -> usize {
+        self.0.attention.backward_workspace(threads)
     }
 
     fn reference(&self, io: &mut Io<'_, f64>) {

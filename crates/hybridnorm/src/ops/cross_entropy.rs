@@ -196,6 +196,10 @@ impl Operation for HeadLoss {
         self.0.scratch(inputs[0].shape.rows())
     }
 
+    fn workspace(&self, inputs: &[Type], _threads: usize) -> usize {
+        self.0.workspace(inputs[0].shape.rows())
+    }
+
     fn reference(&self, io: &mut Io<'_, f64>) {
         let (logits, _) = logits(&self.0, io.read(0), io.read(1));
         for loss in forward(&self.0, &logits, io.ints(2)) {
@@ -228,6 +232,10 @@ impl Operation for HeadLossGrad {
 
     fn scratch(&self, inputs: &[Type]) -> usize {
         self.0.scratch(inputs[0].shape.rows())
+    }
+
+    fn workspace(&self, inputs: &[Type], _threads: usize) -> usize {
+        self.0.workspace(inputs[0].shape.rows())
     }
 
     fn reference(&self, io: &mut Io<'_, f64>) {

@@ -107,6 +107,10 @@ impl Operation for ExpertDown {
         self.product.flops(self.tokens())
     }
 
+    fn workspace(&self, _inputs: &[Type], threads: usize) -> usize {
+        self.product.workspace(self.tokens(), threads)
+    }
+
     fn reference(&self, io: &mut Io<'_, f64>) {
         let (product, d) = (&self.product, self.product.outputs);
         let (x, w, weights, y) = (io.read(0), io.read(1), io.read(2), io.write());
@@ -167,6 +171,10 @@ impl Operation for ExpertDownGrad {
 
     fn flops(&self, _inputs: &[Type]) -> u64 {
         2 * self.0.product.flops(self.0.tokens())
+    }
+
+    fn workspace(&self, _inputs: &[Type], threads: usize) -> usize {
+        self.0.product.workspace(self.0.tokens(), threads)
     }
 
     fn reference(&self, io: &mut Io<'_, f64>) {

@@ -63,6 +63,10 @@ impl Operation for ExpertUp {
         self.0.flops(inputs[0].shape.rows())
     }
 
+    fn workspace(&self, inputs: &[Type], threads: usize) -> usize {
+        self.0.workspace(inputs[0].shape.rows(), threads)
+    }
+
     fn reference(&self, io: &mut Io<'_, f64>) {
         let Product {
             inputs, outputs, ..
@@ -104,6 +108,10 @@ impl Operation for ExpertUpGrad {
 
     fn flops(&self, inputs: &[Type]) -> u64 {
         2 * self.0.flops(inputs[0].shape.rows())
+    }
+
+    fn workspace(&self, inputs: &[Type], threads: usize) -> usize {
+        self.0.workspace(inputs[0].shape.rows(), threads)
     }
 
     fn reference(&self, io: &mut Io<'_, f64>) {

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use hybridnorm_kernels::experts::{Dispatch, Layout};
+use hybridnorm_kernels::experts::{self, Dispatch, Layout};
 
 use crate::graph::{Type, Value};
 
@@ -49,6 +49,11 @@ impl Product {
 
     pub(super) fn flops(&self, tokens: usize) -> u64 {
         2 * (self.slots(tokens) * self.inputs * self.outputs) as u64
+    }
+
+    /// Bytes that a kernel allocates at most for so many tokens.
+    pub(super) fn workspace(&self, tokens: usize, threads: usize) -> usize {
+        experts::workspace(self.slots(tokens), self.inputs, self.outputs, threads)
     }
 
     /// The elements of `w` that are an expert's.

@@ -43,6 +43,10 @@ impl Linear {
         2 * (rows * self.inputs * self.outputs) as u64
     }
 
+    fn backward_workspace(&self, rows: usize) -> usize {
+        linear::backward_workspace(rows, self.inputs, self.outputs)
+    }
+
     fn weight(&self) -> Type {
         Type::f32([self.outputs, self.inputs])
     }
@@ -107,6 +111,10 @@ impl Operation for Linear {
         0..1
     }
 
+    fn workspace(&self, inputs: &[Type], _threads: usize) -> usize {
+        linear::forward_workspace(inputs[0].shape.rows(), self.inputs, self.outputs)
+    }
+
     fn reference(&self, io: &mut Io<'_, f64>) {
         let (x, w, y) = (io.read(0), io.read(1), io.write());
         let rows = x.chunks(self.inputs).zip(y.chunks_mut(self.outputs));
@@ -136,6 +144,10 @@ impl Operation for LinearInputGrad {
         self.0.products(inputs[0].shape.rows())
     }
 
+    fn workspace(&self, inputs: &[Type], _threads: usize) -> usize {
+        self.0.backward_workspace(inputs[0].shape.rows())
+    }
+
     fn reference(&self, io: &mut Io<'_, f64>) {
         self.0.input_grad(io.read(0), io.read(1), io.write());
     }
@@ -157,6 +169,10 @@ impl Operation for LinearWeightGrad {
 
     fn flops(&self, inputs: &[Type]) -> u64 {
         self.0.products(inputs[0].shape.rows())
+    }
+
+    fn workspace(&self, inputs: &[Type], _threads: usize) -> usize {
+        self.0.backward_workspace(inputs[0].shape.rows())
     }
 
     fn reference(&self, io: &mut Io<'_, f64>) {
@@ -181,6 +197,10 @@ impl Operation for LinearGrad {
 
     fn flops(&self, inputs: &[Type]) -> u64 {
         2 * self.0.products(inputs[0].shape.rows())
+    }
+
+    fn workspace(&self, inputs: &[Type], _threads: usize) -> usize {
+        self.0.backward_workspace(inputs[0].shape.rows())
     }
 
     fn reference(&self, io: &mut Io<'_, f64>) {

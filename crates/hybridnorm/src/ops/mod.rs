@@ -50,6 +50,12 @@ pub trait Operation: std::fmt::Debug + Send + Sync {
         0
     }
 
+    /// Bytes that the CPU kernel allocates at most while it runs on so many threads: packed blocks of matrices,
+    /// and what each thread works with.
+    fn workspace(&self, _inputs: &[Type], _threads: usize) -> usize {
+        0
+    }
+
     /// Pairs of an input and the output that begins with its elements: computed in place where nobody
     /// needs the input any more, in a copy elsewhere. The input itself cannot be read.
     fn in_place(&self) -> &'static [(usize, usize)] {

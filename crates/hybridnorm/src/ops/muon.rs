@@ -107,6 +107,12 @@ impl Operation for Muon {
         (self.iterations * products.sum::<usize>()) as u64
     }
 
+    fn workspace(&self, _inputs: &[Type], threads: usize) -> usize {
+        let slots = self.slots.iter();
+        let bytes = slots.map(|slot| muon::workspace(slot.columns, &slot.rows, threads));
+        bytes.max().unwrap_or(0)
+    }
+
     fn reference(&self, io: &mut Io<'_, f64>) {
         let norms = io.write_doubles();
         norms.fill(0.0);

@@ -12,8 +12,9 @@ mod tests;
 
 use std::sync::Arc;
 
-use crate::graph::{Graph, Source, Type, ValueId};
+use crate::graph::{Graph, Node, Source, Type, ValueId};
 use crate::passes;
+use crate::threads;
 pub(crate) use step::{Operand, Region, Step, Storage};
 
 /// Settings of a plan.
@@ -130,6 +131,16 @@ impl Program {
     /// Bytes of all values of a run, the executor's state not counted.
     pub fn arena_bytes(&self) -> usize {
         self.arena_bytes
+    }
+
+    /// Bytes that the kernels allocate at most beyond that while a run is at one of its ops, on as many threads
+    /// as compute here.
+    pub fn workspace_bytes(&self) -> usize {
+        let of = |node: &Node| {
+            let types: Vec<Type> = node.inputs.iter().map(|id| self.graph.ty(*id)).collect();
+            node.op.rule().workspace(&types, threads::count())
+        };
+        self.graph.nodes.iter().map(of).max().unwrap_or(0)
     }
 
     /// The values that the host gives before a run, by name.

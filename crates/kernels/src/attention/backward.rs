@@ -161,6 +161,15 @@ struct BackwardScratch {
     by_row: head_rows::Scratch,
 }
 
+/// Bytes of a [`BackwardScratch`].
+pub(super) fn scratch_bytes(a: &Attention) -> usize {
+    let (seq, d, e) = (a.seq, a.head_dim, a.value_dim);
+    let (queries, keys) = (QUERIES.min(seq), KEYS.min(seq));
+    let packed = panels(seq) * (d + e) + seq * panels(d) + queries * (panels(d) + panels(e));
+    let tiles = keys * d.max(e) + queries * (2 * d + e + 2 * keys);
+    packed * size_of::<PanelRow>() + 4 * (tiles + seq * (d + e))
+}
+
 impl BackwardScratch {
     fn new(a: &Attention, place: &Place) -> Self {
         let (seq, d, e) = (a.seq, a.head_dim, a.value_dim);

@@ -100,6 +100,15 @@ struct Scratch {
     by_row: head_rows::Scratch,
 }
 
+/// Bytes of a [`Scratch`] with all keys and values of a sequence.
+pub(super) fn scratch_bytes(a: &Attention) -> usize {
+    let (seq, d, e) = (a.seq, a.head_dim, a.value_dim);
+    let (queries, keys) = (QUERIES.min(seq), KEYS.min(seq));
+    let packed = panels(seq) * d + seq * panels(e);
+    let tiles = queries * (d + keys + e + 2) + keys * d.max(e);
+    packed * size_of::<PanelRow>() + 4 * tiles
+}
+
 impl Scratch {
     fn new(a: &Attention, place: &Place) -> Self {
         Scratch {
