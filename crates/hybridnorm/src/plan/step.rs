@@ -90,8 +90,9 @@ impl Step {
             let apart = a.storage != b.storage || a.end <= b.start;
             assert!(apart, "{}: its operands {a:?} and {b:?} meet", rule.name());
         }
+        // An optimizer's op has regions by the thousand.
         let find = |region: Region| {
-            let found = regions.binary_search_by_key(&region, |(other, _)| *other);
+            let found = regions.binary_search_by_key(&region, |&(other, _)| other);
             found.unwrap_or(Self::EMPTY)
         };
         let operand = |(region, dtype): (Region, DType)| Operand {
