@@ -2,6 +2,7 @@
 
 use hybridnorm_kernels::attention::{self, Attention as Spec};
 
+use super::exact::softmax;
 use super::{Backward, Io, Operation, QkvPrep};
 use crate::graph::{Type, Value};
 
@@ -251,7 +252,7 @@ impl<'a> Places<'a> {
     }
 
     /// Scores of a query with the keys up to its own, and their slopes under the soft cap.
-    fn scores(&self, qkv: &[f64], b: usize, t: usize, h: usize) -> Vec<(f64, f64)> {
+    fn scores(&self, qkv: &[f64], b: usize, t: usize, h: usize) -> [Vec<f64>; 2] {
         let q = &qkv[self.query(b, t, h)..][..self.spec.head_dim];
         let score = |s| {
             let k = &qkv[self.key(b, s, h)..][..self.spec.head_dim];
@@ -261,16 +262,9 @@ impl<'a> Places<'a> {
                 Some(cap) => (cap * (u / cap).tanh(), 1.0 - (u / cap).tanh().powi(2)),
             }
         };
-        (0..=t).map(score).collect()
+        let (scores, slopes) = (0..=t).map(score).unzip();
+        [scores, slopes]
     }
-}
-
-/// Softmax weights, and the log-sum-exp of the scores.
-fn softmax(scores: &[(f64, f64)]) -> (Vec<f64>, f64) {
-    let largest = scores.iter().fold(f64::NEG_INFINITY, |m, s| m.max(s.0));
-    let total: f64 = scores.iter().map(|s| (s.0 - largest).exp()).sum();
-    let weights = scores.iter().map(|s| (s.0 - largest).exp() / total);
-    (weights.collect(), largest + total.ln())
 }
 
 /// [`Attention`] in double precision.
@@ -278,7 +272,7 @@ pub(super) fn forward(spec: &Spec, qkv: &[f64], ctx: &mut [f64], lse: &mut [f64]
     let at = Places::new(spec);
     ctx.fill(0.0);
     at.for_each(|b, t, h| {
-        let (weights, log_sum) = softmax(&at.scores(qkv, b, t, h));
+        let (weights, log_sum) = softmax(&at.scores(qkv, b, t, h)[0]);
         lse[(b * spec.heads + h) * spec.seq + t] = log_sum;
         let ctx = &mut ctx[at.context(b, t, h)..][..spec.value_dim];
         for (s, p) in weights.iter().enumerate() {
@@ -293,7 +287,7 @@ pub(super) fn backward(spec: &Spec, qkv: &[f64], dctx: &[f64], dqkv: &mut [f64])
     let at = Places::new(spec);
     dqkv.fill(0.0);
     at.for_each(|b, t, h| {
-        let scores = at.scores(qkv, b, t, h);
+        let [scores, slopes] = at.scores(qkv, b, t, h);
         let (weights, _) = softmax(&scores);
         let dctx = &dctx[at.context(b, t, h)..][..spec.value_dim];
         let dp: Vec<f64> = (0..=t)
@@ -304,7 +298,7 @@ pub(super) fn backward(spec: &Spec, qkv: &[f64], dctx: &[f64], dqkv: &mut [f64])
             .collect();
         let along: f64 = weights.iter().zip(&dp).map(|(p, dp)| p * dp).sum();
         for s in 0..=t {
-            let du = weights[s] * (dp[s] - along) * scores[s].1 * f64::from(spec.scale);
+            let du = weights[s] * (dp[s] - along) * slopes[s] * f64::from(spec.scale);
             let (q, k, v) = (at.query(b, t, h), at.key(b, s, h), at.value(b, s, h));
             for i in 0..spec.head_dim {
                 dqkv[q + i] += du * qkv[k + i];

@@ -3,6 +3,7 @@
 use hybridnorm_kernels::attention::{self, Attention as Spec};
 use hybridnorm_kernels::cache::{self, Append};
 
+use super::exact::softmax;
 use super::{Io, Operation};
 use crate::graph::{Type, Value};
 
@@ -228,11 +229,7 @@ pub(super) fn weights(q: &[f64], keys: &[&[f64]], scale: f32, softcap: Option<f3
             None => u,
         }
     };
-    let scores: Vec<f64> = keys.iter().map(score).collect();
-    let largest = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let exponentials: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
-    let total: f64 = exponentials.iter().sum();
-    exponentials.iter().map(|e| e / total).collect()
+    softmax(&keys.iter().map(score).collect::<Vec<_>>()).0
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use hybridnorm_kernels::cross_entropy::{self, LossSpec as Spec, LossSums};
 
+use super::exact::log_sum_exp;
 use super::{Backward, Io, Operation};
 use crate::graph::{Type, Value};
 
@@ -60,12 +61,6 @@ fn write(spec: &Spec, sums: &LossSums, io: &mut Io<'_, f32>) {
 fn check_targets(rows: usize, targets: Type) {
     assert_eq!(targets, Type::i32(targets.shape), "cross-entropy: targets");
     assert_eq!(rows, targets.elements(), "cross-entropy: a target for every row");
-}
-
-/// Log-sum-exp of a row, the largest first for the sake of range.
-fn log_sum_exp(z: &[f64]) -> f64 {
-    let largest = z.iter().fold(f64::NEG_INFINITY, |m, z| m.max(*z));
-    largest + z.iter().map(|z| (z - largest).exp()).sum::<f64>().ln()
 }
 
 /// [`CrossEntropy`] in double precision.

@@ -8,6 +8,7 @@
 //! key/value heads, k head width, f feed-forward width, v vocabulary, p parameters of a norm, e experts,
 //! m = n · top_k slots (a token in one of its experts).
 
+mod exact;
 mod experts;
 mod io;
 #[cfg(test)]

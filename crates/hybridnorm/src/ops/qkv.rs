@@ -4,6 +4,7 @@
 use hybridnorm_kernels::norm::Norm;
 use hybridnorm_kernels::qkv::{self, Preparation, QkOrder, QkvPrep as Spec};
 
+use super::rotate::rotated;
 use super::{Backward, Io, Operation, fill, norm};
 use crate::graph::{Type, Value};
 
@@ -75,17 +76,10 @@ impl QkvPrep {
         ]
     }
 
-    /// Row `position` of the rotations, applied to heads: channel i turns with channel i + k/2, against
-    /// the direction where `back`.
-    fn rotate(&self, turn: &[f64], x: &mut [f64], back: bool) {
-        let half = self.spec.head_dim / 2;
-        for head in x.chunks_mut(self.spec.head_dim) {
-            for i in 0..half {
-                let (cos, sin) = (turn[i], if back { -turn[half + i] } else { turn[half + i] });
-                let (a, b) = (head[i], head[half + i]);
-                head[i] = a * cos - b * sin;
-                head[half + i] = b * cos + a * sin;
-            }
+    /// Turns all heads by the angles of a position; backwards for a `sign` of -1.
+    fn rotate(&self, turn: &[f64], heads: &mut [f64], sign: f64) {
+        for head in heads.chunks_mut(self.spec.head_dim) {
+            head.copy_from_slice(&rotated(head, turn, sign));
         }
     }
 
@@ -105,7 +99,7 @@ impl QkvPrep {
                 let rotates = part < 2;
                 let after = self.spec.order == QkOrder::AfterRope;
                 if rotates && after {
-                    self.rotate(turn, &mut h, false);
+                    self.rotate(turn, &mut h, 1.0);
                 }
                 if let Some(spec) = spec {
                     let before = h.clone();
@@ -113,7 +107,7 @@ impl QkvPrep {
                 }
                 if rotates {
                     if !after {
-                        self.rotate(turn, &mut h, false);
+                        self.rotate(turn, &mut h, 1.0);
                     }
                     h.iter_mut().for_each(|h| *h *= f64::from(self.spec.qk_scale));
                 }
@@ -146,8 +140,8 @@ impl QkvPrep {
                 if rotates {
                     d.iter_mut().for_each(|d| *d *= f64::from(self.spec.qk_scale));
                     match after {
-                        true => self.rotate(turn, &mut h, false),
-                        false => self.rotate(turn, &mut d, true),
+                        true => self.rotate(turn, &mut h, 1.0),
+                        false => self.rotate(turn, &mut d, -1.0),
                     }
                 }
                 if let Some(spec) = spec {
@@ -158,7 +152,7 @@ impl QkvPrep {
                     d = dh;
                 }
                 if rotates && after {
-                    self.rotate(turn, &mut d, true);
+                    self.rotate(turn, &mut d, -1.0);
                 }
                 let limit = self.spec.clip.map_or(f64::INFINITY, f64::from);
                 for ((dx, d), x) in dx[columns.clone()].iter_mut().zip(d).zip(&x[columns]) {

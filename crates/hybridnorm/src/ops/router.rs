@@ -4,6 +4,7 @@ use hybridnorm_kernels::experts::Dispatch;
 use hybridnorm_kernels::router::{self, Router, Scoring};
 
 use super::dispatch::dispatch_type;
+use super::exact::log_sum_exp;
 use super::{Backward, Io, Operation, fill};
 use crate::graph::{Type, Value};
 
@@ -247,12 +248,6 @@ pub(super) fn scores(scoring: Scoring, logits: &[f64]) -> Vec<f64> {
         Scoring::Sigmoid => 1.0 / (1.0 + (-l).exp()),
     });
     scores.collect()
-}
-
-fn log_sum_exp(logits: &[f64]) -> f64 {
-    let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let sum: f64 = logits.iter().map(|l| (l - largest).exp()).sum();
-    largest + sum.ln()
 }
 
 /// Denominator of the chosen experts' weights.
