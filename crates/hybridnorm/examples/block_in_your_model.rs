@@ -46,7 +46,8 @@ fn train() -> Result<()> {
 
     // Where it lies: the parameters in the first buffer, their moments in two more.
     let mut cpu = Cpu::new();
-    let [parameters, m, v] = [(); 3].map(|()| cpu.allocate(DType::F32, registry.elements()));
+    let mut buffer = || cpu.allocate(DType::F32, registry.elements());
+    let [parameters, m, v] = [buffer()?, buffer()?, buffer()?];
     for spec in registry.iter() {
         spec.initialize(7, |at, values| {
             cpu.write(parameters, spec.offset + at, Data::F32(values));
@@ -97,7 +98,7 @@ fn train() -> Result<()> {
             ..Arguments::default()
         };
         let inputs = [("x", Data::F32(&x)), ("y", Data::I32(&y))];
-        cpu.run(&step, arguments, &inputs);
+        cpu.run(&step, arguments, &inputs)?;
         if index % 25 == 0 {
             let loss = cpu.output(&step, loss).into_f32()[0];
             println!("step {index}: loss {loss:.3}");

@@ -16,44 +16,61 @@ pub fn reset_peak() {
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }
 
+const MIB: u64 = 1 << 20;
+
 /// Refuses what cannot fit into the machine, before the system ends the process for asking.
 ///
 /// # Errors
-/// If `bytes`, needed for `what`, are more than memory and swap together; where the system does
-/// not tell how much there is, never.
+/// If `bytes`, needed for `what`, are more than memory and swap together, or more than what is left of a
+/// limit of the address space; where the system does not tell how much there is, never.
 pub fn require(bytes: u64, what: &str) -> Result<()> {
-    const GIB: f64 = (1u64 << 30) as f64;
-    match available_bytes() {
-        Some(there) if bytes > there => Err(Error::config(format!(
-            "{what} need {:.1} GiB of memory, this process may have {:.1} GiB",
-            bytes as f64 / GIB,
-            there as f64 / GIB
+    match missing(bytes) {
+        Some(there) => Err(Error::config(format!(
+            "{what} need {}, this process may have {}",
+            match bytes {
+                ..LARGE => format!("{} MiB of memory", bytes.div_ceil(MIB)),
+                LARGE.. => format!("{:.1} GiB of memory", gib(bytes)),
+            },
+            match there {
+                ..LARGE => format!("{} MiB", there / MIB),
+                LARGE.. => format!("{:.1} GiB", gib(there)),
+            }
         ))),
-        _ => Ok(()),
+        None => Ok(()),
     }
 }
 
-/// As [`require`], of memory besides what this process has: where its address space is limited, what it
-/// occupies of that does not count.
+/// [`require`] for a piece of text, which can be made shorter.
 ///
 /// # Errors
 /// As [`require`].
-pub fn require_more(bytes: u64, what: &str) -> Result<()> {
-    const MIB: u64 = 1 << 20;
-    let occupied = address_space_bytes().unwrap_or(0);
-    let free = address_space_limit().map(|limit| limit.saturating_sub(occupied));
-    match free.into_iter().chain(available_bytes()).min() {
-        Some(there) if bytes > there => Err(Error::config(format!(
+pub fn require_for_text(bytes: u64, what: &str) -> Result<()> {
+    match missing(bytes) {
+        Some(there) => Err(Error::config(format!(
             "{what} needs {} MiB of memory more, and this process may have {} MiB more; allow it more memory, or make it shorter",
             bytes.div_ceil(MIB),
             there / MIB
         ))),
-        _ => Ok(()),
+        None => Ok(()),
     }
 }
 
-/// What this process may have: memory and swap of the machine, or less where its control group or
-/// its limit of address space says so (Linux).
+/// Bytes from which a size is written in GiB.
+const LARGE: u64 = 10 << 30;
+
+fn gib(bytes: u64) -> f64 {
+    bytes as f64 / (1u64 << 30) as f64
+}
+
+/// The bytes that this process may still have, if `bytes` are more.
+fn missing(bytes: u64) -> Option<u64> {
+    let occupied = address_space_bytes().unwrap_or(0);
+    let free = address_space_limit().map(|limit| limit.saturating_sub(occupied));
+    let there = free.into_iter().chain(available_bytes()).min()?;
+    (bytes > there).then_some(there)
+}
+
+/// Memory and swap of the machine, or less where the control group of this process says so (Linux).
 fn available_bytes() -> Option<u64> {
     let number = |text: String| text.trim().parse::<u64>().ok();
     let group = [
@@ -63,10 +80,7 @@ fn available_bytes() -> Option<u64> {
     let groups = group
         .iter()
         .filter_map(|path| number(std::fs::read_to_string(path).ok()?));
-    groups
-        .chain(address_space_limit())
-        .chain(machine_bytes())
-        .min()
+    groups.chain(machine_bytes()).min()
 }
 
 fn address_space_limit() -> Option<u64> {

@@ -174,7 +174,7 @@ mod tests {
         let names = ["a.\"quoted\"", "b", "b.c", "empty"];
         let shapes = [vec![2, 3], vec![values.len()], vec![5, 1], vec![0, 4]];
         let mut executor = Cpu::new();
-        let buffer = executor.allocate(DType::F32, values.len());
+        let buffer = executor.allocate(DType::F32, values.len()).unwrap();
         executor.write(buffer, 0, Data::F32(&values));
         let mut handles = BTreeMap::new();
         let mut views = Vec::new();

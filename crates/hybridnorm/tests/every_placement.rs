@@ -209,7 +209,7 @@ fn training_steps_that_recompute_blocks_change_no_bit() {
         // What a step did, the parameters behind it, and the bytes of its arena.
         let run = |recompute: Recompute| {
             let mut model = stirred(&config);
-            let mut optimizer = Optimizer::new(OptimizerConfig::default(), &mut model);
+            let mut optimizer = Optimizer::new(OptimizerConfig::default(), &mut model).unwrap();
             let shape = StepShape {
                 micro_batch: BATCH,
                 seq_len: SEQ,
@@ -221,7 +221,7 @@ fn training_steps_that_recompute_blocks_change_no_bit() {
                 step.pass(&mut model, &mut optimizer, &inputs, &targets, 0.01)
                     .unwrap();
             }
-            let outcome = step.finish(&mut model, &mut optimizer, 0.01);
+            let outcome = step.finish(&mut model, &mut optimizer, 0.01).unwrap();
             let values = model.values().into_values();
             let values: Vec<_> = values.map(|values| bits_of(&values.data)).collect();
             ((outcome, values), step.arena_bytes() as u64)

@@ -99,9 +99,9 @@ fn unit_weights_have_unit_vectors_along_the_width() {
     ] {
         let fresh = Model::new(&config, 1, Device::Cpu).unwrap();
         let mut restored = stirred(&config);
-        restored.restore_unit_weights();
+        restored.restore_unit_weights().unwrap();
         let mut on_reference = exact(&stirred(&config));
-        on_reference.restore_unit_weights();
+        on_reference.restore_unit_weights().unwrap();
         for model in [fresh, restored, on_reference] {
             for (name, values) in model.values() {
                 let [_, columns] = values.shape[..] else {

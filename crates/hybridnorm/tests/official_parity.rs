@@ -114,7 +114,7 @@ fn measure(name: &str) -> Deviations {
 
     let optimizer = reference.optimizer();
     let lr = optimizer.lr;
-    let mut optimizer = Optimizer::new(optimizer, &mut model);
+    let mut optimizer = Optimizer::new(optimizer, &mut model).unwrap();
     let shape = StepShape {
         micro_batch: b,
         seq_len: t,
@@ -131,7 +131,7 @@ fn measure(name: &str) -> Deviations {
         let (inputs, targets, _) = reference.batch(index);
         let losses = step.pass(&mut model, &mut optimizer, &inputs, &targets, lr);
         let loss = losses.unwrap().objective;
-        let norm = step.finish(&mut model, &mut optimizer, lr).norms;
+        let norm = step.finish(&mut model, &mut optimizer, lr).unwrap().norms;
         let expected_norm = expected_norm.as_f64().unwrap();
         found.step_loss = found
             .step_loss

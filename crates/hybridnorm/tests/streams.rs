@@ -82,7 +82,9 @@ fn check(
         let program = Program::new(g.finish(), &[output], Options::default());
         let ids = inputs();
         let executor = model.executor_mut();
-        executor.run(&program, Arguments::default(), &[("ids", Data::I32(&ids))]);
+        executor
+            .run(&program, Arguments::default(), &[("ids", Data::I32(&ids))])
+            .unwrap();
         let expected = executor.output(&program, output).into_f64();
         let found = model.hidden(&ids, BATCH, SEQ).unwrap().into_f64();
         let difference = largest_difference64(&expected, &found);

@@ -112,11 +112,11 @@ pub fn step(config: &ModelConfig, options: &StepOptions, device: Device) -> Resu
     };
     let inventory = inventory(config, shape, &options.optimizer)?;
     memory::require(
-        inventory.memory.total(),
+        inventory.memory.besides_program(),
         "the model's weights, moments, gradients and activations",
     )?;
     let mut model = Model::new(config, 1, device)?;
-    let mut optimizer = Optimizer::new(options.optimizer.clone(), &mut model);
+    let mut optimizer = Optimizer::new(options.optimizer.clone(), &mut model)?;
     let mut training = TrainingStep::new(shape, &mut model, &mut optimizer)?;
     let mut random = ChaCha8Rng::seed_from_u64(1);
     let vocab = config.vocab_size as i32;
@@ -131,7 +131,7 @@ pub fn step(config: &ModelConfig, options: &StepOptions, device: Device) -> Resu
             let (inputs, targets) = (draw(), draw());
             training.pass(model, &mut optimizer, &inputs, &targets, lr)?;
         }
-        training.finish(model, &mut optimizer, lr);
+        training.finish(model, &mut optimizer, lr)?;
         Ok(())
     };
     for step in 1..=MOST_WARM_UP {

@@ -8,7 +8,9 @@ use memmap2::MmapMut;
 
 use super::profile::Profile;
 use super::{Data, Executor, Tensor};
+use crate::error::{Error, Result};
 use crate::graph::{Buffer, DType, ValueId};
+use crate::memory;
 use crate::ops::{Arguments, Io, Operation, Read, Write};
 use crate::plan::{Operand, Program, Region, Step, Storage};
 
@@ -36,10 +38,10 @@ const HUGE: usize = 16 << 20;
 const FREED: &str = "the buffer was freed";
 
 impl Executor for Cpu {
-    fn allocate(&mut self, dtype: DType, elements: usize) -> Buffer {
-        let memory = Memory::zeros(elements * dtype.bytes());
+    fn allocate(&mut self, dtype: DType, elements: usize) -> Result<Buffer> {
+        let memory = Memory::zeros(elements.saturating_mul(dtype.bytes()))?;
         self.buffers.push(Some((dtype, memory)));
-        Buffer(self.buffers.len() - 1)
+        Ok(Buffer(self.buffers.len() - 1))
     }
 
     fn free(&mut self, buffer: Buffer) {
@@ -72,8 +74,17 @@ impl Executor for Cpu {
         )
     }
 
-    fn run(&mut self, program: &Program, arguments: Arguments, inputs: &[(&str, Data<'_>)]) {
-        self.arena.reserve(program.arena_bytes());
+    fn prepare(&mut self, program: &Program) -> Result<()> {
+        self.arena.reserve(program.arena_bytes())
+    }
+
+    fn run(
+        &mut self,
+        program: &Program,
+        arguments: Arguments,
+        inputs: &[(&str, Data<'_>)],
+    ) -> Result<()> {
+        self.prepare(program)?;
         for (name, id) in program.inputs() {
             let (_, data) = inputs
                 .iter()
@@ -91,6 +102,7 @@ impl Executor for Cpu {
             let run = || run_step(step, rule, parts, arguments);
             self.profile.run(rule.name(), run);
         }
+        Ok(())
     }
 
     fn output(&self, program: &Program, output: ValueId) -> Tensor {
@@ -248,30 +260,38 @@ struct Memory {
 }
 
 impl Memory {
-    fn zeros(bytes: usize) -> Self {
+    /// # Errors
+    /// If the system refuses.
+    fn zeros(bytes: usize) -> Result<Self> {
         if bytes == 0 {
-            return Self::default();
+            return Ok(Self::default());
         }
-        let pages = MmapMut::map_anon(bytes).unwrap_or_else(|error| {
-            panic!("cannot take {bytes} bytes of memory: {error}");
-        });
+        let pages = MmapMut::map_anon(bytes).map_err(|error| {
+            let mib = bytes.div_ceil(1 << 20);
+            Error::config(format!("the system refuses {mib} MiB of memory: {error}"))
+        })?;
         #[cfg(target_os = "linux")]
         if bytes >= HUGE {
             // Where the system has none, the pages are small.
             let _ = pages.advise(memmap2::Advice::HugePage);
         }
-        Self {
+        Ok(Self {
             pages: Some(pages),
             bytes,
-        }
+        })
     }
 
     /// Holds at least so many bytes, whose content is lost where there is more to hold than before.
-    fn reserve(&mut self, bytes: usize) {
+    ///
+    /// # Errors
+    /// If there is not as much memory; then it holds none.
+    fn reserve(&mut self, bytes: usize) -> Result<()> {
         if bytes > self.bytes {
             *self = Self::default();
-            *self = Self::zeros(bytes);
+            memory::require(bytes as u64, "activations and scratch")?;
+            *self = Self::zeros(bytes)?;
         }
+        Ok(())
     }
 
     fn bytes(&self) -> &[u8] {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::profile::Profile;
 use super::{Data, Executor, Tensor};
+use crate::error::Result;
 use crate::graph::{Buffer, DType, Source, ValueId};
 use crate::ops::{Arguments, Io, Read, Write};
 use crate::plan::Program;
@@ -107,10 +108,10 @@ impl Reference {
 }
 
 impl Executor for Reference {
-    fn allocate(&mut self, dtype: DType, elements: usize) -> Buffer {
+    fn allocate(&mut self, dtype: DType, elements: usize) -> Result<Buffer> {
         self.buffers
             .push(Some((dtype, Value::zeros(dtype, elements))));
-        Buffer(self.buffers.len() - 1)
+        Ok(Buffer(self.buffers.len() - 1))
     }
 
     fn free(&mut self, buffer: Buffer) {
@@ -127,7 +128,17 @@ impl Executor for Reference {
         all.slice(elements).into_tensor()
     }
 
-    fn run(&mut self, program: &Program, arguments: Arguments, inputs: &[(&str, Data<'_>)]) {
+    /// Values are made one by one while a program runs.
+    fn prepare(&mut self, _program: &Program) -> Result<()> {
+        Ok(())
+    }
+
+    fn run(
+        &mut self,
+        program: &Program,
+        arguments: Arguments,
+        inputs: &[(&str, Data<'_>)],
+    ) -> Result<()> {
         let graph = program.graph();
         self.values = vec![None; graph.values.len()];
         for (name, id) in program.inputs() {
@@ -189,6 +200,7 @@ impl Executor for Reference {
                 all.overwrite(offset, value);
             }
         }
+        Ok(())
     }
 
     fn output(&self, program: &Program, output: ValueId) -> Tensor {

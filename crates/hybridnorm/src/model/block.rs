@@ -106,13 +106,13 @@ use hybridnorm_kernels::attention::Attention as Spec;
 /// let difference = ops::magnitude(of_block - by_hand).id();
 /// # let program = Program::new(g.finish(), &[difference], Options::default());
 /// # let mut executor = Reference::new();
-/// # let parameters = executor.allocate(DType::F32, registry.elements());
+/// # let parameters = executor.allocate(DType::F32, registry.elements())?;
 /// # let numbers = |n| (0..n).map(|i| (i as f32).sin()).collect::<Vec<f32>>();
 /// # executor.write(parameters, 0, Data::F32(&numbers(registry.elements())));
 /// # let values = numbers(b * t * d);
 /// # let given = [("x", Data::F32(&values))];
 /// // On the reference executor, with arbitrary parameters and input:
-/// executor.run(&program, ops::Arguments::default(), &given);
+/// executor.run(&program, ops::Arguments::default(), &given)?;
 /// let difference = executor.output(&program, difference).into_f64();
 /// let [_rms, largest] = difference[..] else { unreachable!() };
 /// assert!(largest < 1e-12);

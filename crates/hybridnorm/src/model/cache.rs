@@ -19,14 +19,18 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    pub(super) fn new(buffers: Vec<Buffer>, batch: usize, capacity: usize) -> Self {
+    /// A cache of no block yet.
+    pub(super) fn new(batch: usize, capacity: usize) -> Self {
         Self {
-            buffers,
             batch,
             capacity,
-            len: 0,
-            programs: Recent::default(),
+            ..Self::default()
         }
+    }
+
+    /// Adds the buffer of the next block.
+    pub(super) fn push(&mut self, buffer: Buffer) {
+        self.buffers.push(buffer);
     }
 
     /// Sequences.
@@ -93,7 +97,7 @@ mod tests {
 
     #[test]
     fn programs_of_many_prompt_lengths_leave_and_the_one_that_decodes_stays() {
-        let mut cache = KvCache::new(Vec::new(), 1, 100);
+        let mut cache = KvCache::new(1, 100);
         cache.program(1, false, program);
         for seq in 2..100 {
             cache.program(seq, false, program);

@@ -16,6 +16,7 @@ mod declare;
 mod decoder;
 mod feed_forward;
 pub mod inventory;
+mod losses;
 #[expect(clippy::module_inception, reason = "the model with its parameters")]
 mod model;
 mod norm;
@@ -39,6 +40,7 @@ pub(crate) use config::is_zero;
 pub use config::{Activation, MlaConfig, ModelConfig, MoeConfig, Scoring};
 pub use decoder::{Caches, Decoder, Hidden, Losses};
 pub use feed_forward::{FeedForward, Mixture, Mlp, Routed};
+pub(crate) use losses::LossProgram;
 pub use model::{BatchLosses, Device, Model};
 pub use norm::{Norm, norm};
 pub use registry::{PARAMETERS, Param, ParamSpec, Registry, Role};

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::cache::KvCache;
 use super::config::ModelConfig;
 use super::decoder::{Caches, Decoder};
+use super::losses::LossProgram;
 use super::recent::Recent;
 use super::registry::{PARAMETERS, ParamSpec};
 use super::taps::{Activations, TapProgram};
@@ -64,12 +65,6 @@ pub struct BatchLosses {
     pub cross_entropy: f64,
 }
 
-pub(super) struct LossProgram {
-    program: Program,
-    objective: ValueId,
-    cross_entropy: ValueId,
-}
-
 impl Model {
     /// Makes a model with initial values drawn by (seed, parameter name).
     ///
@@ -84,7 +79,7 @@ impl Model {
                 executor.write(PARAMETERS, spec.offset + at, Data::F32(values));
             });
         }
-        model.restore_unit_weights();
+        model.restore_unit_weights()?;
         Ok(model)
     }
 
@@ -97,7 +92,7 @@ impl Model {
         let elements = decoder.registry().elements();
         memory::require(4 * elements as u64, "the model's weights")?;
         let mut executor = device.executor();
-        let buffer = executor.allocate(DType::F32, elements);
+        let buffer = executor.allocate(DType::F32, elements)?;
         assert_eq!(buffer, PARAMETERS, "the first buffer holds the parameters");
         Ok(Self {
             decoder,
@@ -271,7 +266,7 @@ impl Model {
     /// The residual stream after the final norm, (b, t, d), of ids (b, t): the input of the head.
     ///
     /// # Errors
-    /// As [`Model::check_ids`].
+    /// As [`Model::check_ids`], or if there is not enough memory.
     ///
     /// # Panics
     /// If the sequence is longer than `max_seq_len`.
@@ -282,7 +277,7 @@ impl Model {
     /// Logits (b, t, v) of ids (b, t).
     ///
     /// # Errors
-    /// As [`Model::check_ids`].
+    /// As [`Model::check_ids`], or if there is not enough memory.
     ///
     /// # Panics
     /// If the sequence is longer than `max_seq_len`.
@@ -307,14 +302,14 @@ impl Model {
             )
         });
         self.executor
-            .run(program, Arguments::default(), &[("ids", Data::I32(ids))]);
+            .run(program, Arguments::default(), &[("ids", Data::I32(ids))])?;
         Ok(self.executor.output(program, *output))
     }
 
     /// The losses of a batch: sums over targets divided by `divisor`. A target of -1 is not counted.
     ///
     /// # Errors
-    /// As [`Model::check_ids`] and [`Model::check_targets`].
+    /// As [`Model::check_ids`] and [`Model::check_targets`], or if there is not enough memory.
     ///
     /// # Panics
     /// If the sequence is longer than `max_seq_len`.
@@ -328,33 +323,27 @@ impl Model {
         self.check_ids(inputs, batch, seq)?;
         self.check_targets(targets, batch, seq)?;
         let key = (batch, seq, divisor.to_bits());
-        let found = self.losses.get_or_insert_with(key, || {
-            let g = Builder::new();
-            let ids = Decoder::tokens(&g, "ids", batch, seq);
-            let targets = Decoder::tokens(&g, "targets", batch, seq);
-            let losses = self.decoder.losses(ids, targets, divisor);
-            let (objective, cross_entropy) = (losses.objective.id(), losses.cross_entropy.id());
-            let outputs = [objective, cross_entropy];
-            LossProgram {
-                program: Program::new(g.finish(), &outputs, Options::default()),
-                objective,
-                cross_entropy,
-            }
-        });
-        let given = [("ids", Data::I32(inputs)), ("targets", Data::I32(targets))];
-        self.executor
-            .run(&found.program, Arguments::default(), &given);
-        let one = |id| self.executor.output(&found.program, id).into_f64()[0];
-        Ok(BatchLosses {
-            objective: one(found.objective),
-            cross_entropy: one(found.cross_entropy),
-        })
+        let make = || LossProgram::new(&self.decoder, [batch, seq], divisor);
+        let program = self.losses.get_or_insert_with(key, make);
+        program.run(&mut *self.executor, inputs, targets)
+    }
+
+    /// Takes the memory that [`Model::losses`] of batches (b, t) needs, so that none is refused later.
+    ///
+    /// # Errors
+    /// If there is not enough memory.
+    pub fn prepare_losses(&mut self, [batch, seq]: [usize; 2]) -> Result<()> {
+        let divisor = (batch * seq) as f64;
+        let key = (batch, seq, divisor.to_bits());
+        let make = || LossProgram::new(&self.decoder, [batch, seq], divisor);
+        let program = self.losses.get_or_insert_with(key, make);
+        self.executor.prepare(program.program())
     }
 
     /// The activations of every block for these ids.
     ///
     /// # Errors
-    /// As [`Model::check_ids`].
+    /// As [`Model::check_ids`], or if there is not enough memory.
     ///
     /// # Panics
     /// If the sequence is longer than `max_seq_len`.
@@ -367,7 +356,7 @@ impl Model {
         self.check_ids(ids, batch, seq)?;
         let make = || TapProgram::new(&self.decoder, batch, seq);
         let taps = self.taps.get_or_insert_with((batch, seq), make);
-        Ok(taps.run(&mut *self.executor, ids))
+        taps.run(&mut *self.executor, ids)
     }
 
     /// An empty cache for `batch` sequences of up to `capacity` positions.
@@ -383,8 +372,17 @@ impl Model {
             bytes as u64,
             &format!("keys and values of up to {capacity} positions"),
         )?;
-        let buffers = (0..config.n_layers).map(|_| self.executor.allocate(DType::F32, elements));
-        Ok(KvCache::new(buffers.collect(), batch, capacity))
+        let mut cache = KvCache::new(batch, capacity);
+        for _ in 0..config.n_layers {
+            match self.executor.allocate(DType::F32, elements) {
+                Ok(buffer) => cache.push(buffer),
+                Err(error) => {
+                    self.free_cache(cache);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(cache)
     }
 
     /// Gives the memory of a cache back.
@@ -398,7 +396,7 @@ impl Model {
     /// position of each sequence (b, v), or with `all` of every one (b, t, v).
     ///
     /// # Errors
-    /// As [`Model::check_ids`].
+    /// As [`Model::check_ids`], or if there is not enough memory.
     ///
     /// # Panics
     /// If the cache is full, or the sequence longer than `max_seq_len`.
@@ -435,7 +433,7 @@ impl Model {
             ..Arguments::default()
         };
         self.executor
-            .run(program, arguments, &[("ids", Data::I32(ids))]);
+            .run(program, arguments, &[("ids", Data::I32(ids))])?;
         let logits = self.executor.output(program, *output).into_f32();
         cache.advance(seq);
         Ok(logits)

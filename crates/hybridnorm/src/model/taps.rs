@@ -2,6 +2,7 @@
 
 use super::decoder::{Decoder, Hidden};
 use super::feed_forward::Routed;
+use crate::error::Result;
 use crate::exec::{Data, Executor};
 use crate::graph::{Builder, ValueId};
 use crate::model::Routing;
@@ -115,12 +116,15 @@ impl TapProgram {
     }
 
     /// Runs it; gives the activations of every block.
-    pub(super) fn run(&self, executor: &mut dyn Executor, ids: &[i32]) -> Vec<Activations> {
+    ///
+    /// # Errors
+    /// If there is not enough memory.
+    pub(super) fn run(&self, executor: &mut dyn Executor, ids: &[i32]) -> Result<Vec<Activations>> {
         executor.run(
             &self.program,
             Arguments::default(),
             &[("ids", Data::I32(ids))],
-        );
+        )?;
         let pair = |id| {
             let found = executor.output(&self.program, id).into_f64();
             (found[0], found[1])
@@ -132,23 +136,22 @@ impl TapProgram {
                 max: max as f32,
             }
         };
-        self.blocks
-            .iter()
-            .map(|taps| {
-                let [stream, attn, ffn] = taps.magnitudes.map(magnitude);
-                let (max, entropy) = pair(taps.scores);
-                let routing = taps.routing.as_ref();
-                Activations {
-                    stream,
-                    attn,
-                    ffn,
-                    scores: Scores {
-                        max: max as f32,
-                        entropy,
-                    },
-                    routing: routing.map(|tap| tap.read(executor, &self.program)),
-                }
-            })
-            .collect()
+        let blocks = self.blocks.iter();
+        let blocks = blocks.map(|taps| {
+            let [stream, attn, ffn] = taps.magnitudes.map(magnitude);
+            let (max, entropy) = pair(taps.scores);
+            let routing = taps.routing.as_ref();
+            Activations {
+                stream,
+                attn,
+                ffn,
+                scores: Scores {
+                    max: max as f32,
+                    entropy,
+                },
+                routing: routing.map(|tap| tap.read(executor, &self.program)),
+            }
+        });
+        Ok(blocks.collect())
     }
 }

@@ -2,6 +2,7 @@
 
 use super::decoder::Decoder;
 use super::model::Model;
+use crate::error::Result;
 use crate::graph::Builder;
 use crate::ops::{self, Arguments};
 use crate::plan::{Options, Program};
@@ -29,13 +30,16 @@ impl Decoder {
 
 impl Model {
     /// Brings matrices back to vectors of length 1 along the width, where the placement keeps them there.
-    pub fn restore_unit_weights(&mut self) {
+    ///
+    /// # Errors
+    /// If there is not enough memory.
+    pub fn restore_unit_weights(&mut self) -> Result<()> {
         if !self.decoder().has_unit_weights() {
-            return;
+            return Ok(());
         }
         let g = Builder::new();
         self.decoder().unit_weights(&g);
         let program = Program::new(g.finish(), &[], Options::default());
-        self.executor_mut().run(&program, Arguments::default(), &[]);
+        self.executor_mut().run(&program, Arguments::default(), &[])
     }
 }

@@ -143,7 +143,7 @@ mod tests {
         let program = Program::new(g.finish(), &[id], Options::default());
         let x: Vec<f32> = (0..12).map(|i| i as f32).collect();
         let mut cpu = Cpu::new();
-        cpu.run(&program, Arguments::default(), &[("x", Data::F32(&x))]);
+        cpu.run(&program, Arguments::default(), &[("x", Data::F32(&x))]).unwrap();
         assert_eq!(cpu.output(&program, id).into_f32(), [4.0, 5.0, 10.0, 11.0]);
     }
 }

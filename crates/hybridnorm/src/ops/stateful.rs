@@ -29,7 +29,7 @@ impl Session {
 
     fn new(mut executor: Box<dyn Executor>, precision: DType, state: &[Vec<f64>]) -> Self {
         let mut allocate = |values: &Vec<f64>| {
-            let buffer = executor.allocate(DType::F32, values.len());
+            let buffer = executor.allocate(DType::F32, values.len()).unwrap();
             executor.write(buffer, 0, Data::F64(values));
             buffer
         };
@@ -58,7 +58,7 @@ impl Session {
         let tensors: Vec<_> = given.iter().map(|x| x.tensor(self.precision)).collect();
         let data = names.iter().zip(&tensors);
         let data: Vec<_> = data.map(|(name, x)| (&**name, x.as_data())).collect();
-        self.executor.run(&program, arguments, &data);
+        self.executor.run(&program, arguments, &data).unwrap();
         let output = |&id| self.executor.output(&program, id).into_f64();
         let buffer = |(&buffer, &size)| self.executor.read(buffer, 0..size).into_f64();
         After {

@@ -208,7 +208,7 @@ fn check_all(
             .iter()
             .map(|(name, x)| (*name, x.as_data()))
             .collect();
-        executor.run(&program, Arguments::default(), &data);
+        executor.run(&program, Arguments::default(), &data).unwrap();
         let output = |&id| executor.output(&program, id).into_f64();
         outputs.iter().map(output).collect::<Vec<_>>()
     };

@@ -126,7 +126,8 @@ mod tests {
             &program,
             Arguments::default(),
             &[("x", Data::F32(&x)), ("w", Data::F32(&w))],
-        );
+        )
+        .unwrap();
         let values = outputs
             .iter()
             .map(|&id| cpu.output(&program, id).into_f32());
@@ -241,14 +242,15 @@ mod tests {
     fn state_is_read_behind_its_update() {
         let mut cpu = Cpu::new();
         let ty = Type::f32([1, 2, 3]);
-        let buffer = cpu.allocate(DType::F32, 6);
+        let buffer = cpu.allocate(DType::F32, 6).unwrap();
         let g = Builder::new();
         let (x, state) = (g.input("x", ty), g.state(buffer, 0, ty));
         ops::accumulate(x, state, true);
         let last = ops::last_position(state).id();
         let program = Program::new(g.finish(), &[last], Options::default());
         let x = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
-        cpu.run(&program, Arguments::default(), &[("x", Data::F32(&x))]);
+        cpu.run(&program, Arguments::default(), &[("x", Data::F32(&x))])
+            .unwrap();
         assert_eq!(cpu.output(&program, last).into_f32(), [4.0, 5.0, 6.0]);
     }
 }

@@ -21,7 +21,7 @@ fn numbers(n: usize) -> Vec<f32> {
 fn run(program: &Program, outputs: &[ValueId], state: &[usize]) -> (Vec<Vec<f32>>, Cpu) {
     let mut cpu = Cpu::new();
     for &elements in state {
-        cpu.allocate(DType::F32, elements);
+        cpu.allocate(DType::F32, elements).unwrap();
     }
     let (x, w, targets) = (numbers(ROWS * WIDTH), numbers(WIDTH * WIDTH), vec![3; ROWS]);
     let all = [
@@ -31,7 +31,7 @@ fn run(program: &Program, outputs: &[ValueId], state: &[usize]) -> (Vec<Vec<f32>
     ];
     let is_read = |name: &str| program.inputs().any(|(found, _)| found == name);
     let given: Vec<_> = all.into_iter().filter(|(name, _)| is_read(name)).collect();
-    cpu.run(program, Arguments::default(), &given);
+    cpu.run(program, Arguments::default(), &given).unwrap();
     let values = outputs.iter().map(|&id| cpu.output(program, id).into_f32());
     (values.collect(), cpu)
 }

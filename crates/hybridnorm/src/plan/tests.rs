@@ -327,7 +327,7 @@ fn run(program: &Program, outputs: &[ValueId]) -> Vec<Vec<u32>> {
             DType::I32 => (*name, Data::I32(&[0, 3, 1])),
             _ => (*name, Data::F32(numbers)),
         });
-    cpu.run(program, Arguments::default(), &given.collect::<Vec<_>>());
+    cpu.run(program, Arguments::default(), &given.collect::<Vec<_>>()).unwrap();
     let outputs = outputs.iter().map(|&id| cpu.output(program, id));
     let state = buffers
         .into_iter()

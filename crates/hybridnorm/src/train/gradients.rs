@@ -189,7 +189,7 @@ pub fn gradients(
     let given = [("ids", Data::I32(inputs)), ("targets", Data::I32(targets))];
     model
         .executor_mut()
-        .run(&program, Arguments::default(), &given);
+        .run(&program, Arguments::default(), &given)?;
     let executor = model.executor();
     let by_name = gradients
         .into_iter()
@@ -240,7 +240,7 @@ pub(super) fn stream_gradients(
     let program = Program::new(g.finish(), &squares, Options::default());
     let given = [("ids", Data::I32(inputs)), ("targets", Data::I32(targets))];
     let executor = model.executor_mut();
-    executor.run(&program, Arguments::default(), &given);
+    executor.run(&program, Arguments::default(), &given)?;
     let norm = |id: &ValueId| {
         executor
             .output(&program, *id)

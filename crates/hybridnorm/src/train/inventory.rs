@@ -7,7 +7,8 @@ use super::step::{self, StepBuffers, StepShape};
 use crate::error::Result;
 use crate::graph::Buffer;
 use crate::model::inventory::{Counts, counts};
-use crate::model::{Decoder, ModelConfig};
+use crate::model::{Decoder, LossProgram, ModelConfig};
+use crate::plan::Program;
 
 /// Counts of a model, and the memory that training it takes.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -31,14 +32,31 @@ pub struct Memory {
     pub gradients: u64,
     /// Moments, f32: two of AdamW, one of Muon.
     pub optimizer: u64,
-    /// The arena of a step: all activations, gradients and scratch of a micro-batch.
+    /// The arena: all activations, gradients and scratch of a micro-batch, or those of its evaluation where these
+    /// are more.
     pub activations: u64,
+    /// What kernels allocate at most while they run, on as many threads as compute here.
+    pub workspace: u64,
+    /// The program itself: its code and libraries, plans, and what its allocator keeps.
+    pub program: u64,
 }
+
+/// Resident memory of the binary in training but for weights, moments and the arena, where kernels allocate
+/// little: 20 MiB of code and libraries, the rest plans and memory that the allocator keeps. Measured, see
+/// docs/performance.md.
+const PROGRAM: u64 = 32 << 20;
 
 impl Memory {
     /// All of it.
     pub fn total(&self) -> u64 {
-        (self.weights + self.gradients + self.optimizer).saturating_add(self.activations)
+        self.besides_program().saturating_add(self.program)
+    }
+
+    /// What a process takes besides the program, which it already has.
+    pub fn besides_program(&self) -> u64 {
+        let state = self.weights + self.gradients + self.optimizer;
+        let running = self.activations.saturating_add(self.workspace);
+        state.saturating_add(running)
     }
 }
 
@@ -58,7 +76,13 @@ pub fn inventory(
         sums: (shape.grad_accum_steps > 1).then_some(Buffer(3)),
     };
     let layout = Layout::new(optimizer.clone(), decoder.registry());
-    let programs = step::plan(shape, &decoder, &layout, buffers)?;
+    let step = step::plan(shape, &decoder, &layout, buffers)?;
+    let evaluation = LossProgram::new(&decoder, [shape.micro_batch, shape.seq_len], 1.0);
+    let programs = [step.all(), vec![evaluation.program()]].concat();
+    let most = |bytes: fn(&Program) -> usize| {
+        let bytes = programs.iter().map(|program| bytes(program));
+        bytes.max().unwrap_or(0) as u64
+    };
     let elements = decoder.registry().elements() as u64;
     Ok(Inventory {
         counts: counts(config, shape.seq_len)?,
@@ -66,7 +90,9 @@ pub fn inventory(
             weights: 4 * elements,
             gradients: buffers.sums.map_or(0, |_| 4 * elements),
             optimizer: 4 * layout.elements().iter().sum::<usize>() as u64,
-            activations: programs.arena_bytes() as u64,
+            activations: most(Program::arena_bytes),
+            workspace: most(Program::workspace_bytes),
+            program: PROGRAM,
         },
         micro_batch: shape.micro_batch,
     })

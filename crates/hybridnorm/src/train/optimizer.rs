@@ -215,15 +215,22 @@ impl Layout {
 
 impl Optimizer {
     /// Allocates zero moments for every trained parameter of `model`, on its executor.
-    pub fn new(config: OptimizerConfig, model: &mut Model) -> Self {
+    ///
+    /// # Errors
+    /// If there is not enough memory.
+    pub fn new(config: OptimizerConfig, model: &mut Model) -> Result<Self> {
         let layout = Layout::new(config, model.decoder().registry());
         let executor = model.executor_mut();
-        Self {
-            buffers: layout.elements().map(|n| executor.allocate(DType::F32, n)),
+        let [first, second] = layout.elements();
+        Ok(Self {
+            buffers: [
+                executor.allocate(DType::F32, first)?,
+                executor.allocate(DType::F32, second)?,
+            ],
             layout,
             updates: 0,
             sums: None,
-        }
+        })
     }
 
     /// Returns the memory of its moments and sums of gradients to the executor of `model`, the one that it was
@@ -235,11 +242,17 @@ impl Optimizer {
     }
 
     /// Sums of gradients over micro-batches, laid out like the parameters; allocated on first use.
-    pub(super) fn sums(&mut self, model: &mut Model) -> Buffer {
+    ///
+    /// # Errors
+    /// If there is not enough memory.
+    pub(super) fn sums(&mut self, model: &mut Model) -> Result<Buffer> {
+        if let Some(sums) = self.sums {
+            return Ok(sums);
+        }
         let elements = model.decoder().registry().elements();
-        *self
-            .sums
-            .get_or_insert_with(|| model.executor_mut().allocate(DType::F32, elements))
+        let sums = model.executor_mut().allocate(DType::F32, elements)?;
+        self.sums = Some(sums);
+        Ok(sums)
     }
 
     /// The layout of its moments.
@@ -424,9 +437,9 @@ mod tests {
     fn freeing_an_optimizer_frees_its_buffers_and_no_others() {
         let mut model = Model::new(&tiny(), 0, Device::Cpu).unwrap();
         let weights = model.values();
-        let mut first = Optimizer::new(OptimizerConfig::default(), &mut model);
-        let second = Optimizer::new(OptimizerConfig::default(), &mut model);
-        let sums = first.sums(&mut model);
+        let mut first = Optimizer::new(OptimizerConfig::default(), &mut model).unwrap();
+        let second = Optimizer::new(OptimizerConfig::default(), &mut model).unwrap();
+        let sums = first.sums(&mut model).unwrap();
         let buffers = [first.buffers[0], first.buffers[1], sums];
         first.free(&mut model);
         for buffer in buffers {

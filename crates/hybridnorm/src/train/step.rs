@@ -139,35 +139,41 @@ pub(super) fn plan(
 }
 
 impl Programs {
+    pub(super) fn all(&self) -> Vec<&Program> {
+        match self {
+            Self::Single(single) => vec![&single.program],
+            Self::Accumulating(all) => vec![&all.first.0, &all.further.0, &all.update.0],
+        }
+    }
+
     /// Bytes of activations, gradients and scratch.
     pub(super) fn arena_bytes(&self) -> usize {
-        match self {
-            Self::Single(single) => single.program.arena_bytes(),
-            Self::Accumulating(all) => {
-                let programs = [&all.first.0, &all.further.0, &all.update.0];
-                programs
-                    .map(Program::arena_bytes)
-                    .into_iter()
-                    .max()
-                    .unwrap_or(0)
-            }
-        }
+        let programs = self.all().into_iter();
+        programs.map(Program::arena_bytes).max().unwrap_or(0)
     }
 }
 
 impl TrainingStep {
-    /// Plans a step of this shape.
+    /// Plans a step of this shape, and takes the memory that it needs.
     ///
     /// # Errors
-    /// If a parameter would get no gradient, or the arena is beyond the budget of recomputation.
+    /// If a parameter would get no gradient, the arena is beyond the budget of recomputation, or there is not
+    /// enough memory.
     pub fn new(shape: StepShape, model: &mut Model, optimizer: &mut Optimizer) -> Result<Self> {
         let buffers = StepBuffers {
             moments: optimizer.buffers(),
-            sums: (shape.grad_accum_steps > 1).then(|| optimizer.sums(model)),
+            sums: match shape.grad_accum_steps > 1 {
+                true => Some(optimizer.sums(model)?),
+                false => None,
+            },
         };
+        let programs = plan(shape, model.decoder(), optimizer.layout(), buffers)?;
+        for program in programs.all() {
+            model.executor_mut().prepare(program)?;
+        }
         Ok(Self {
             shape,
-            programs: plan(shape, model.decoder(), optimizer.layout(), buffers)?,
+            programs,
             found: Vec::new(),
             norms: None,
         })
@@ -215,7 +221,7 @@ impl TrainingStep {
                 (program, pass)
             }
         };
-        model.executor_mut().run(program, arguments, &given);
+        model.executor_mut().run(program, arguments, &given)?;
         let found = pass.read(model, program);
         if let Programs::Single(single) = &self.programs {
             let is_finite = found.losses.objective.is_finite();
@@ -232,7 +238,15 @@ impl TrainingStep {
     ///
     /// Updates outside the optimizer follow it: selection biases of mixtures move against the load,
     /// QK-clip scales queries and keys down where it is on, unit weights are brought back to their length.
-    pub fn finish(&mut self, model: &mut Model, optimizer: &mut Optimizer, lr: f64) -> StepOutcome {
+    ///
+    /// # Errors
+    /// If there is not enough memory.
+    pub fn finish(
+        &mut self,
+        model: &mut Model,
+        optimizer: &mut Optimizer,
+        lr: f64,
+    ) -> Result<StepOutcome> {
         let found = std::mem::take(&mut self.found);
         let sum = |of: fn(&BatchLosses) -> f64| found.iter().map(|found| of(&found.losses)).sum();
         let losses = BatchLosses {
@@ -245,7 +259,7 @@ impl TrainingStep {
             let guard = [losses.objective as f32];
             model
                 .executor_mut()
-                .run(program, arguments, &[("guard", Data::F32(&guard))]);
+                .run(program, arguments, &[("guard", Data::F32(&guard))])?;
             let is_finite = losses.objective.is_finite();
             let norms = optimizer.updated(model.executor(), program, update, is_finite);
             self.norms = Some(norms);
@@ -279,11 +293,11 @@ impl TrainingStep {
                 }
             });
         }
-        StepOutcome {
+        Ok(StepOutcome {
             losses,
             norms,
             routing,
-        }
+        })
     }
 }
 

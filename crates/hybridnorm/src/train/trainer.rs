@@ -168,7 +168,6 @@ impl Trainer {
     /// # Errors
     /// See [`Trainer::run`].
     pub fn step(&mut self) -> Result<Step> {
-        self.begin()?;
         let started = Instant::now();
         let train = &self.config.train;
         let step = self.state.step + 1;
@@ -181,9 +180,15 @@ impl Trainer {
             Some(training) => training,
             None => {
                 let shape = train.step_shape();
+                if self.validation.is_some() {
+                    // An evaluation that does not fit is refused before the first step.
+                    self.model.prepare_losses([micro, seq])?;
+                }
                 TrainingStep::new(shape, &mut self.model, &mut self.optimizer)?
             }
         };
+        // A step that is refused leaves no file.
+        self.begin()?;
         let mut instances = Vec::with_capacity(micro * accumulated);
         let mut activations = None;
         // The micro-batch with the largest loss, which is where to look if something is wrong.
@@ -207,7 +212,7 @@ impl Trainer {
             }
         }
         let (_, batch) = worst.expect("there is a micro-batch at least");
-        let outcome = training.finish(&mut self.model, &mut self.optimizer, lr);
+        let outcome = training.finish(&mut self.model, &mut self.optimizer, lr)?;
         self.training = Some(training);
         let (loss, objective) = (outcome.losses.cross_entropy, outcome.losses.objective);
         let norms = outcome.norms;

@@ -4,6 +4,7 @@ use super::Bound;
 use super::case::{Case, Problem};
 use super::trial::Trial;
 use crate::bench::timing::median;
+use crate::error::Result;
 use crate::exec::{Cpu, Executor, Reference};
 
 /// What no cache holds, in bytes.
@@ -37,38 +38,41 @@ pub struct ReferenceTiming {
 }
 
 /// Measures the kernel for about `seconds`, three calls at least.
-pub fn measure(case: &Case, seconds: f64) -> Timing {
-    let reference = reference(case, seconds.min(ENOUGH));
+///
+/// # Errors
+/// If there is not enough memory.
+pub fn measure(case: &Case, seconds: f64) -> Result<Timing> {
+    let reference = reference(case, seconds.min(ENOUGH))?;
     let problem = (case.problem)(case.units);
-    let mut trial = Trial::<Cpu>::new(&problem, 1);
+    let mut trial = Trial::<Cpu>::new(&problem, 1)?;
     let work = trial.work(case.bound);
     if case.bound != Bound::Arithmetic {
         let copies = (BEYOND_CACHES as f64 / work) as usize + 2;
-        trial = Trial::new(&problem, copies.min(MOST_COPIES));
+        trial = Trial::new(&problem, copies.min(MOST_COPIES))?;
     }
     // The first run takes the memory.
-    trial.run();
-    Timing {
-        seconds: time(&mut trial, 3, seconds),
+    trial.run()?;
+    Ok(Timing {
+        seconds: time(&mut trial, 3, seconds)?,
         work,
         reference,
-    }
+    })
 }
 
-fn reference(case: &Case, seconds: f64) -> ReferenceTiming {
+fn reference(case: &Case, seconds: f64) -> Result<ReferenceTiming> {
     let mut units = 1;
     loop {
         let problem = (case.problem)(units);
-        let mut trial = Trial::<Reference>::new(&problem, 1);
-        let first = trial.run();
+        let mut trial = Trial::<Reference>::new(&problem, 1)?;
+        let first = trial.run()?;
         let part = units as f64 / case.units as f64;
         let is_long = first >= PROBE && first / part > LONGEST;
         if units == case.units || is_long {
-            return ReferenceTiming {
-                largest_difference: largest_difference(&problem, &trial.outputs()),
-                seconds: time(&mut trial, 1, seconds) / part,
+            return Ok(ReferenceTiming {
+                largest_difference: largest_difference(&problem, &trial.outputs())?,
+                seconds: time(&mut trial, 1, seconds)? / part,
                 part,
-            };
+            });
         }
         units = match first >= PROBE {
             true => case.units,
@@ -78,24 +82,29 @@ fn reference(case: &Case, seconds: f64) -> ReferenceTiming {
 }
 
 /// Median time of a call, over at least so many calls and seconds.
-fn time<E: Executor>(trial: &mut Trial<E>, least: usize, seconds: f64) -> f64 {
+fn time<E: Executor>(trial: &mut Trial<E>, least: usize, seconds: f64) -> Result<f64> {
     let (mut times, mut spent) = (Vec::new(), 0.0);
     while times.len() * trial.copies() < least || spent < seconds {
-        let time = trial.run();
+        let time = trial.run()?;
         times.push(time);
         spent += time * trial.copies() as f64;
     }
-    median(&times)
+    Ok(median(&times))
 }
 
 /// Largest difference of an output of the kernel from the expected one, relative to the largest number of
 /// the latter.
-pub fn largest_difference(problem: &Problem, expected: &[Vec<f64>]) -> f64 {
-    let mut trial = Trial::<Cpu>::new(problem, 1);
-    trial.run();
+///
+/// # Errors
+/// If there is not enough memory.
+pub fn largest_difference(problem: &Problem, expected: &[Vec<f64>]) -> Result<f64> {
+    let mut trial = Trial::<Cpu>::new(problem, 1)?;
+    trial.run()?;
     let found = trial.outputs();
     let pairs = found.iter().zip(expected);
-    largest(pairs.map(|(found, expected)| difference(found, expected)))
+    Ok(largest(
+        pairs.map(|(found, expected)| difference(found, expected)),
+    ))
 }
 
 /// Largest difference of two elements, relative to the largest one expected.

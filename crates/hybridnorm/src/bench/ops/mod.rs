@@ -163,7 +163,7 @@ pub fn ops(
         if index % BETWEEN_LIMITS == 0 {
             machine.measure();
         }
-        timings.push(measure(case, seconds));
+        timings.push(measure(case, seconds)?);
         on_progress(index + 1, cases.len());
     }
     machine.measure();
@@ -287,9 +287,9 @@ mod tests {
         for case in &cases {
             for units in [1, case.units] {
                 let problem = (case.problem)(units);
-                let mut reference = Trial::<Reference>::new(&problem, 1);
-                reference.run();
-                let difference = largest_difference(&problem, &reference.outputs());
+                let mut reference = Trial::<Reference>::new(&problem, 1).unwrap();
+                reference.run().unwrap();
+                let difference = largest_difference(&problem, &reference.outputs()).unwrap();
                 assert!(
                     difference < 1e-5,
                     "{} {}, {units} units: {difference}",
@@ -305,11 +305,11 @@ mod tests {
     fn copies_compute_the_same_in_different_places() {
         for case in small() {
             let problem = (case.problem)(case.units);
-            let mut one = Trial::<Cpu>::new(&problem, 1);
-            let mut three = Trial::<Cpu>::new(&problem, 3);
+            let mut one = Trial::<Cpu>::new(&problem, 1).unwrap();
+            let mut three = Trial::<Cpu>::new(&problem, 3).unwrap();
             for run in 0..2 {
-                one.run();
-                three.run();
+                one.run().unwrap();
+                three.run().unwrap();
                 let expected = [one.outputs(), one.outputs(), one.outputs()].concat();
                 let name = format!("{} {}, run {run}", case.op, case.direction);
                 assert_eq!(three.outputs(), expected, "{name}");
@@ -346,7 +346,7 @@ mod tests {
             ("loss", "with gradients", &["head and loss"]),
         ] {
             let case = case(op, direction);
-            let trial = Trial::<Cpu>::new(&(case.problem)(case.units), 1);
+            let trial = Trial::<Cpu>::new(&(case.problem)(case.units), 1).unwrap();
             let nodes = trial.program().graph().nodes().iter();
             let found: Vec<_> = nodes.map(|node| node.op.rule().name()).collect();
             assert_eq!(found, expected, "{op} {direction}");
@@ -357,7 +357,7 @@ mod tests {
     #[test]
     fn nothing_is_copied() {
         for case in small() {
-            let trial = Trial::<Cpu>::new(&(case.problem)(case.units), 2);
+            let trial = Trial::<Cpu>::new(&(case.problem)(case.units), 2).unwrap();
             for step in trial.program().steps() {
                 assert!(step.copies.is_empty(), "{} {}", case.op, case.direction);
             }
@@ -368,7 +368,9 @@ mod tests {
     fn work_is_that_of_the_op_alone() {
         let work = |op, direction| {
             let case = case(op, direction);
-            Trial::<Cpu>::new(&(case.problem)(case.units), 1).work(case.bound)
+            Trial::<Cpu>::new(&(case.problem)(case.units), 1)
+                .unwrap()
+                .work(case.bound)
         };
         // 21 rows; 3 sequences with 28 pairs of positions each.
         assert_eq!(
@@ -400,9 +402,9 @@ mod tests {
         assert!(difference(&[f64::NAN, 0.0], &[1.0, 1.0]).is_nan());
         // A run more than the reference: other parameters.
         let problem = (case("adamw", "step").problem)(5);
-        let mut reference = Trial::<Reference>::new(&problem, 1);
-        reference.run();
-        reference.run();
-        assert!(largest_difference(&problem, &reference.outputs()) > 1e-4);
+        let mut reference = Trial::<Reference>::new(&problem, 1).unwrap();
+        reference.run().unwrap();
+        reference.run().unwrap();
+        assert!(largest_difference(&problem, &reference.outputs()).unwrap() > 1e-4);
     }
 }

@@ -2,6 +2,7 @@
 
 use super::Bound;
 use super::case::Problem;
+use crate::error::Result;
 use crate::exec::{Data, Executor, Tensor};
 use crate::graph::{Builder, Graph, Node, Type, Value, ValueId};
 use crate::ops::{Arguments, Op};
@@ -26,9 +27,12 @@ pub struct Trial<E> {
 impl<E: Executor + Default> Trial<E> {
     /// Plans the program as a training's is planned, fused ops included.
     ///
+    /// # Errors
+    /// If there is not enough memory.
+    ///
     /// # Panics
     /// Unless the outputs of a copy are made by a single op.
-    pub fn new(problem: &Problem, copies: usize) -> Self {
+    pub fn new(problem: &Problem, copies: usize) -> Result<Self> {
         let mut executor = E::default();
         let graph = Builder::new();
         let (mut inputs, mut overwritten) = (Vec::new(), Vec::new());
@@ -45,7 +49,7 @@ impl<E: Executor + Default> Trial<E> {
                 overwritten.push(elements);
                 continue;
             }
-            let buffer = executor.allocate(ty.dtype, copies * size);
+            let buffer = executor.allocate(ty.dtype, copies * size)?;
             for (copy, values) in operands.iter_mut().enumerate() {
                 executor.write(buffer, copy * size, elements.as_data());
                 values.push(graph.state(buffer, copy * size, ty));
@@ -57,7 +61,7 @@ impl<E: Executor + Default> Trial<E> {
         let measured = measured(&program);
         let names: Vec<&'static str> = measured.iter().map(|node| node.op.rule().name()).collect();
         assert_eq!(names.len(), copies, "outputs are made by {names:?}");
-        Self {
+        Ok(Self {
             op: names[0],
             executor,
             arguments: problem.arguments,
@@ -65,21 +69,24 @@ impl<E: Executor + Default> Trial<E> {
             overwritten,
             copies,
             program,
-        }
+        })
     }
 }
 
 impl<E: Executor> Trial<E> {
     /// Runs the program; returns the mean wall time of the op, in seconds.
-    pub fn run(&mut self) -> f64 {
+    ///
+    /// # Errors
+    /// If there is not enough memory.
+    pub fn run(&mut self) -> Result<f64> {
         let inputs = self.inputs.iter();
         let inputs: Vec<(&str, Data)> = inputs
             .map(|(name, index)| (&**name, self.overwritten[*index].as_data()))
             .collect();
         self.executor.start_profile();
-        self.executor.run(&self.program, self.arguments, &inputs);
+        self.executor.run(&self.program, self.arguments, &inputs)?;
         let profile = self.executor.take_profile();
-        profile[self.op].as_secs_f64() / self.copies as f64
+        Ok(profile[self.op].as_secs_f64() / self.copies as f64)
     }
 
     /// Outputs of all copies.

@@ -54,7 +54,7 @@ pub(super) fn check(file: impl Read + Seek, begin: u64, length: u64) -> Result<(
             let bytes = sizes.uncompressed.cast_unsigned();
             let page = format!("page at byte {at} of {} MiB", bytes >> 20);
             // A text is taken out of its page.
-            memory::require_more(2 * bytes, &page)
+            memory::require_for_text(2 * bytes, &page)
                 .map_err(|error: Error| Fault::NotRead(error.to_string()))?;
         }
         at = end - rest + compressed;

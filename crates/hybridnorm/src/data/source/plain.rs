@@ -176,7 +176,7 @@ impl Plain {
         }
         if bytes > self.checked {
             let document = format!("line {number}: a document longer than {} MiB", bytes >> 20);
-            memory::require_more(2 * bytes as u64, &document)
+            memory::require_for_text(2 * bytes as u64, &document)
                 .map_err(|error| self.lines.error(error.to_string()))?;
             self.checked = 2 * bytes;
         }

@@ -140,7 +140,7 @@ impl Trainer {
                 let mut weights = checkpoint.weights()?;
                 drop_of_other_layout(&mut weights, &checkpoint.config()?, &model)?;
                 new_parameters = fresh.load_shared(weights);
-                fresh.restore_unit_weights();
+                fresh.restore_unit_weights()?;
                 (fresh, warnings)
             }
             (Some(checkpoint), _) => {
@@ -190,7 +190,7 @@ impl Trainer {
                     .into(),
             ));
         }
-        let mut optimizer = Optimizer::new(config.optimizer.clone(), &mut model);
+        let mut optimizer = Optimizer::new(config.optimizer.clone(), &mut model)?;
         let state = match &resumed {
             Some(checkpoint) => {
                 let (state, mut moments): (State, _) = checkpoint.training()?;
@@ -324,7 +324,7 @@ pub(super) fn require_memory(config: &Config, model: &ModelConfig) -> Result<()>
     let train = &config.train;
     let inventory = inventory(model, train.step_shape(), &config.optimizer)?;
     memory::require(
-        inventory.memory.total(),
+        inventory.memory.besides_program(),
         "the model's weights, gradients, moments and activations",
     )
 }

@@ -1,0 +1,54 @@
+//! The forward pass of a batch with its losses, as a program.
+
+use super::decoder::Decoder;
+use super::model::BatchLosses;
+use crate::error::Result;
+use crate::exec::{Data, Executor};
+use crate::graph::{Builder, ValueId};
+use crate::ops::Arguments;
+use crate::plan::{Options, Program};
+
+/// Losses of ids and targets (b, t).
+pub(crate) struct LossProgram {
+    program: Program,
+    objective: ValueId,
+    cross_entropy: ValueId,
+}
+
+impl LossProgram {
+    /// Plans it; losses are sums over targets divided by `divisor`.
+    pub(crate) fn new(decoder: &Decoder, [batch, seq]: [usize; 2], divisor: f64) -> Self {
+        let g = Builder::new();
+        let ids = Decoder::tokens(&g, "ids", batch, seq);
+        let targets = Decoder::tokens(&g, "targets", batch, seq);
+        let losses = decoder.losses(ids, targets, divisor);
+        let (objective, cross_entropy) = (losses.objective.id(), losses.cross_entropy.id());
+        let outputs = [objective, cross_entropy];
+        Self {
+            program: Program::new(g.finish(), &outputs, Options::default()),
+            objective,
+            cross_entropy,
+        }
+    }
+
+    pub(crate) fn program(&self) -> &Program {
+        &self.program
+    }
+
+    /// # Errors
+    /// If there is not enough memory.
+    pub(super) fn run(
+        &self,
+        executor: &mut dyn Executor,
+        inputs: &[i32],
+        targets: &[i32],
+    ) -> Result<BatchLosses> {
+        let given = [("ids", Data::I32(inputs)), ("targets", Data::I32(targets))];
+        executor.run(&self.program, Arguments::default(), &given)?;
+        let one = |id| executor.output(&self.program, id).into_f64()[0];
+        Ok(BatchLosses {
+            objective: one(self.objective),
+            cross_entropy: one(self.cross_entropy),
+        })
+    }
+}
