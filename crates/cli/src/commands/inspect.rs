@@ -7,7 +7,7 @@ use hybridnorm::files;
 use hybridnorm::model::ModelConfig;
 use hybridnorm::plan::Recompute;
 use hybridnorm::train::inventory::{Inventory, inventory};
-use hybridnorm::train::{Config, OptimizerConfig, StepShape};
+use hybridnorm::train::{Config, OptimizerConfig, StepShape, run_directory};
 use serde::Serialize;
 
 use super::Ending;
@@ -39,7 +39,7 @@ pub fn run(args: InspectArgs, console: &Console) -> Result<Ending, Error> {
 }
 
 fn report(args: &InspectArgs, console: &Console) -> Result<Report, Error> {
-    let (model, config, training) = match is_config(&args.path)? {
+    let (model, config, (shape, optimizer)) = match is_config(&args.path)? {
         true => {
             let mut config = Config::load(&args.path, &args.settings)?;
             let model = config.model_config()?;
@@ -48,7 +48,7 @@ fn report(args: &InspectArgs, console: &Console) -> Result<Report, Error> {
                 section.vocab_size = Some(model.vocab_size);
                 section.max_seq_len = Some(model.max_seq_len);
             }
-            let training = config.train.step_shape();
+            let training = (config.train.step_shape(), config.optimizer.clone());
             (model, Some(config), training)
         }
         false => {
@@ -56,20 +56,12 @@ fn report(args: &InspectArgs, console: &Console) -> Result<Report, Error> {
                 return Err(Error::config("--set has no effect on a checkpoint"));
             }
             let model = super::open_checkpoint(&args.path, console)?.config()?;
-            let training = StepShape {
-                micro_batch: 1,
-                seq_len: model.max_seq_len,
-                grad_accum_steps: 1,
-                recompute: Recompute::None,
-            };
+            let training = training_of(&args.path, &model)?;
             (model, None, training)
         }
     };
     let (_, warnings) = model.resolve()?;
-    let optimizer = config
-        .as_ref()
-        .map_or_else(OptimizerConfig::default, |config| config.optimizer.clone());
-    let inventory = inventory(&model, training, &optimizer)?;
+    let inventory = inventory(&model, shape, &optimizer)?;
     Ok(Report {
         placement_hash: model.placement.hash(),
         memory_total_bytes: inventory.memory.total(),
@@ -78,6 +70,22 @@ fn report(args: &InspectArgs, console: &Console) -> Result<Report, Error> {
         warnings: warnings.iter().map(ToString::to_string).collect(),
         config,
     })
+}
+
+/// The training of a run directory; of a checkpoint alone one sequence of the longest length, with AdamW.
+fn training_of(path: &Path, model: &ModelConfig) -> Result<(StepShape, OptimizerConfig), Error> {
+    let config = path.join(run_directory::CONFIG);
+    if files::exists(&config)? {
+        let config = Config::load(&config, &[])?;
+        return Ok((config.train.step_shape(), config.optimizer));
+    }
+    let shape = StepShape {
+        micro_batch: 1,
+        seq_len: model.max_seq_len,
+        grad_accum_steps: 1,
+        recompute: Recompute::None,
+    };
+    Ok((shape, OptimizerConfig::default()))
 }
 
 fn is_config(path: &Path) -> Result<bool, Error> {
@@ -158,6 +166,8 @@ fn text(report: &Report) -> String {
         ("optimizer moments", memory.optimizer),
         ("sums of gradients", memory.gradients),
         ("activations, gradients, scratch", memory.activations),
+        ("workspace of kernels", memory.workspace),
+        ("program", memory.program),
         ("total", memory.total()),
     ] {
         table.add_row([name.to_owned(), bytes(size)]);
