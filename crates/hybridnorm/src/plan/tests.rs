@@ -315,7 +315,7 @@ fn run(program: &Program, outputs: &[ValueId]) -> Vec<Vec<u32>> {
             .collect::<Vec<_>>()
     };
     let mut cpu = Cpu::new();
-    let buffers = ELEMENTS.map(|elements| (cpu.allocate(DType::F32, elements), elements));
+    let buffers = ELEMENTS.map(|elements| (cpu.allocate(DType::F32, elements).unwrap(), elements));
     cpu.write(GAIN, 0, Data::F32(&[0.3, -0.2, 0.1, 0.4]));
     let floats: Vec<_> = program
         .inputs()
@@ -327,7 +327,8 @@ fn run(program: &Program, outputs: &[ValueId]) -> Vec<Vec<u32>> {
             DType::I32 => (*name, Data::I32(&[0, 3, 1])),
             _ => (*name, Data::F32(numbers)),
         });
-    cpu.run(program, Arguments::default(), &given.collect::<Vec<_>>()).unwrap();
+    cpu.run(program, Arguments::default(), &given.collect::<Vec<_>>())
+        .unwrap();
     let outputs = outputs.iter().map(|&id| cpu.output(program, id));
     let state = buffers
         .into_iter()

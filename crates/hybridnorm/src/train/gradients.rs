@@ -9,7 +9,7 @@ use crate::model::taps::RoutingTap;
 use crate::model::{BatchLosses, BlockOutput, Decoder, Model, ParamSpec, Routing};
 use crate::ops::{self, Arguments};
 use crate::passes;
-use crate::plan::{Options, Program};
+use crate::plan::{Options, Program, Recompute};
 
 /// A forward and backward pass as it is recorded.
 pub(super) struct Pass<'g> {
@@ -211,6 +211,7 @@ pub(super) fn stream_gradients(
     inputs: &[i32],
     targets: &[i32],
     [batch, seq]: [usize; 2],
+    recompute: Recompute,
 ) -> Result<Vec<f64>> {
     model.check_ids(inputs, batch, seq)?;
     model.check_targets(targets, batch, seq)?;
@@ -237,7 +238,11 @@ pub(super) fn stream_gradients(
         let of_block: Vec<Value> = found.by_ref().take(streams.len()).flatten().collect();
         squares.push(ops::squared_norms(&g, &of_block).id());
     }
-    let program = Program::new(g.finish(), &squares, Options::default());
+    let options = Options {
+        recompute,
+        ..Options::default()
+    };
+    let program = Program::new(g.finish(), &squares, options);
     let given = [("ids", Data::I32(inputs)), ("targets", Data::I32(targets))];
     let executor = model.executor_mut();
     executor.run(&program, Arguments::default(), &given)?;

@@ -449,7 +449,11 @@ impl Trainer {
         let train = &self.config.train;
         let (micro, seq) = (train.batch_size / train.grad_accum_steps, train.seq_len);
         let batch = self.stream.peek(micro)?;
-        gradients::stream_gradients(&mut self.model, &batch.inputs, &batch.targets, [micro, seq])
+        let shape = [micro, seq];
+        let Batch {
+            inputs, targets, ..
+        } = &batch;
+        gradients::stream_gradients(&mut self.model, inputs, targets, shape, train.recompute)
     }
 
     /// Warnings about the placement.
