@@ -309,6 +309,11 @@ fn every_recipe_is_inspected_at_once() {
             of_checkpoint["inventory"]["total"]
         );
     }
+    // A run is trained as its configuration says, a checkpoint alone by one sequence.
+    let inventory = |path| lab.json(&["inspect", path, "--json"])["inventory"].clone();
+    assert_eq!(inventory("run"), inventory("tiny.toml"));
+    assert_eq!(inventory("run")["micro_batch"], 4);
+    assert_eq!(inventory("run/checkpoints/step-00000020")["micro_batch"], 1);
     let wider = lab.json(&["inspect", "tiny.toml", "--set", "model.d_ff=64", "--json"]);
     assert_eq!(wider["model"]["d_ff"], 64);
     lab.fails(

@@ -6,7 +6,7 @@ mod common;
 
 use std::fs::File;
 use std::io::Write;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use common::{Lab, numpy};
@@ -234,19 +234,21 @@ fn tokenizers_of_files_take_a_constant() {
     }
 }
 
+/// Runs the program with so many KiB of address space.
+fn limited(lab: &Lab, kib: u64, args: &[&str]) -> Output {
+    let mut command = Command::new("sh");
+    let script = format!("ulimit -v {kib}; exec \"$0\" \"$@\"");
+    command.args(["-c", &script, env!("CARGO_BIN_EXE_hybridnorm")]);
+    command.args(args);
+    lab.at_home(command).output().unwrap()
+}
+
 /// What does not fit is refused in a line where its size shows, and does not abort.
 #[test]
 fn a_line_that_does_not_fit_is_refused() {
     let lab = Lab::new();
     lab.write("one.txt", "word ".repeat(8 << 20));
-    let mut command = Command::new("sh");
-    command.args([
-        "-c",
-        "ulimit -v 400000; exec \"$0\" \"$@\"",
-        env!("CARGO_BIN_EXE_hybridnorm"),
-    ]);
-    command.args(prepare("one.txt", &[]));
-    let output = lab.at_home(command).output().unwrap();
+    let output = limited(&lab, 400_000, &prepare("one.txt", &[]));
     let said = common::stderr(&output);
     assert_eq!(common::code(&output), 1, "{said}");
     assert!(said.contains("one.txt: line 1, longer than"), "{said}");
@@ -319,4 +321,155 @@ fn a_long_run_is_reported_in_a_multiple_of_its_rows() {
         found / MIB,
         bytes / MIB
     );
+}
+
+/// A step of 385 MiB.
+const MIDDLE: [&str; 22] = [
+    "--set",
+    "model.d_model=384",
+    "--set",
+    "model.n_layers=6",
+    "--set",
+    "model.n_heads=6",
+    "--set",
+    "model.n_kv_heads=6",
+    "--set",
+    "model.d_ff=1024",
+    "--set",
+    "model.vocab_size=257",
+    "--set",
+    "train.batch_size=8",
+    "--set",
+    "train.seq_len=256",
+    "--set",
+    "train.steps=2",
+    "--set",
+    "schedule.warmup_steps=0",
+    "--set",
+    "train.eval_every=0",
+];
+
+/// Training and its measurement are refused before they begin where they do not fit.
+#[test]
+fn a_training_that_does_not_fit_is_refused() {
+    let lab = Lab::new();
+    let train = [
+        "--threads",
+        "1",
+        "--quiet",
+        "train",
+        "tiny.toml",
+        "--run",
+        "run",
+    ];
+    let bench = [
+        "--threads",
+        "1",
+        "--quiet",
+        "bench",
+        "step",
+        "--config",
+        "tiny.toml",
+    ];
+    for command in [train, bench] {
+        let output = limited(&lab, 500_000, &[&command[..], &MIDDLE].concat());
+        let said = common::stderr(&output);
+        assert_eq!(common::code(&output), 2, "{said}");
+        assert!(
+            said.contains("MiB of memory, this process may have"),
+            "{said}"
+        );
+        assert_eq!(said.lines().count(), 1, "{said}");
+        assert!(!lab.path("run").exists());
+    }
+}
+
+/// The address space that the allocator reserves leaves room for a run.
+#[test]
+fn a_training_that_fits_is_not_refused() {
+    let lab = Lab::new();
+    let train = [
+        "--threads",
+        "1",
+        "--quiet",
+        "train",
+        "tiny.toml",
+        "--run",
+        "run",
+    ];
+    let output = limited(&lab, 1_200_000, &[&train[..], &MIDDLE].concat());
+    assert_eq!(common::code(&output), 0, "{}", common::stderr(&output));
+}
+
+/// An evaluation whose batch does not fit, of a run that did.
+#[test]
+fn an_evaluation_that_does_not_fit_is_refused() {
+    let lab = Lab::new();
+    lab.write("long.txt", "some words of a text ".repeat(5000));
+    let mut train = vec!["--quiet", "train", "tiny.toml", "--run", "run"];
+    train.extend(MIDDLE);
+    train.extend(["--set", "model.n_layers=1", "--set", "train.steps=1"]);
+    lab.ok(&train);
+    let eval = |batch| {
+        [
+            "--threads",
+            "1",
+            "--quiet",
+            "eval",
+            "run",
+            "--data",
+            "long.txt",
+            "--batch-size",
+            batch,
+        ]
+    };
+    let output = limited(&lab, 700_000, &eval("1000"));
+    let said = common::stderr(&output);
+    assert_eq!(common::code(&output), 2, "{said}");
+    assert!(
+        said.contains("MiB of memory, this process may have"),
+        "{said}"
+    );
+    assert_eq!(said.lines().count(), 1, "{said}");
+    let output = limited(&lab, 700_000, &eval("8"));
+    assert_eq!(common::code(&output), 0, "{}", common::stderr(&output));
+}
+
+const DENSE: &str = "[model]\nd_model = 768\nn_layers = 6\nn_heads = 12\nd_ff = 2048\n";
+const MIXTURE: &str = "[model]\nd_model = 512\nn_layers = 6\nn_heads = 8\n\
+    [model.moe]\nn_experts = 8\ntop_k = 2\nd_expert = 704\n";
+const LATENT: &str = "[model]\nd_model = 768\nn_layers = 6\nn_heads = 12\nd_ff = 2048\n\
+    [model.mla]\nq_rank = 256\nkv_rank = 128\nnope_dim = 64\nrope_dim = 32\nv_dim = 64\n";
+
+/// What `inspect` says that training takes, against the peak of a few steps.
+#[test]
+#[ignore = "takes minutes; run by .ci/run"]
+fn inspect_tells_the_peak_of_a_training() {
+    let lab = Lab::new();
+    for (name, model) in [("dense", DENSE), ("mixture", MIXTURE), ("latent", LATENT)] {
+        for recompute in ["none", "block"] {
+            let train =
+                format!("[train]\nbatch_size = 2\nseq_len = 256\nrecompute = \"{recompute}\"\n");
+            lab.write(
+                "model.toml",
+                model.replacen(
+                    "\n",
+                    "\nvocab_size = 16384\nplacement = \"hybridnorm\"\n",
+                    1,
+                ) + &train,
+            );
+            let threads = ["--threads", "2", "--json"];
+            let inspect = [&["inspect", "model.toml"], &threads[..]].concat();
+            let planned = lab.json(&inspect)["memory_total_bytes"].as_f64().unwrap();
+            let bench = ["bench", "step", "--config", "model.toml", "--seconds", "0"];
+            let measured = &lab.json(&[&bench, &threads[..]].concat())["peak_rss_bytes"];
+            let error = measured.as_f64().unwrap() / planned - 1.0;
+            assert!(
+                error.abs() < 0.03,
+                "{name}, {recompute}: {:+.1} % of {} MiB",
+                100.0 * error,
+                planned as u64 / MIB
+            );
+        }
+    }
 }
