@@ -193,7 +193,11 @@ impl TrainingStep {
     /// divided by the number of targets of the step.
     ///
     /// # Errors
-    /// If an id or a target is outside the vocabulary, but for targets of -1, which are not counted.
+    /// If an id or a target is outside the vocabulary, but for targets of -1, which are not counted. Nothing
+    /// has run then.
+    ///
+    /// # Panics
+    /// If all micro-batches of the step have had theirs.
     pub fn pass(
         &mut self,
         model: &mut Model,
@@ -209,6 +213,11 @@ impl TrainingStep {
         } = self.shape;
         model.check_ids(inputs, micro_batch, seq_len)?;
         model.check_targets(targets, micro_batch, seq_len)?;
+        assert!(
+            self.found.len() < self.shape.grad_accum_steps,
+            "a step of {} micro-batches has had its passes",
+            self.shape.grad_accum_steps
+        );
         let given = [("ids", Data::I32(inputs)), ("targets", Data::I32(targets))];
         let arguments = optimizer.arguments(lr);
         let (program, pass) = match &self.programs {
@@ -241,6 +250,9 @@ impl TrainingStep {
     ///
     /// # Errors
     /// If there is not enough memory.
+    ///
+    /// # Panics
+    /// Before all micro-batches have had their pass.
     pub fn finish(
         &mut self,
         model: &mut Model,
@@ -248,6 +260,11 @@ impl TrainingStep {
         lr: f64,
     ) -> Result<StepOutcome> {
         let found = std::mem::take(&mut self.found);
+        assert_eq!(
+            found.len(),
+            self.shape.grad_accum_steps,
+            "passes before the end of a step"
+        );
         let sum = |of: fn(&BatchLosses) -> f64| found.iter().map(|found| of(&found.losses)).sum();
         let losses = BatchLosses {
             objective: sum(|losses| losses.objective),
