@@ -268,7 +268,7 @@ fn placements_are_listed_and_explained() {
     lab.fails(
         2,
         &["placement", "explain", "pre-norm", "--layers", "0"],
-        &["0 blocks"],
+        &["n_layers and d_model must be at least 1"],
     );
     lab.fails(
         2,
