@@ -323,63 +323,48 @@ fn a_long_run_is_reported_in_a_multiple_of_its_rows() {
     );
 }
 
-/// A step of 385 MiB.
-const MIDDLE: [&str; 22] = [
-    "--set",
+/// Settings of a step of 385 MiB.
+const MIDDLE: [&str; 11] = [
     "model.d_model=384",
-    "--set",
     "model.n_layers=6",
-    "--set",
     "model.n_heads=6",
-    "--set",
     "model.n_kv_heads=6",
-    "--set",
     "model.d_ff=1024",
-    "--set",
     "model.vocab_size=257",
-    "--set",
     "train.batch_size=8",
-    "--set",
     "train.seq_len=256",
-    "--set",
     "train.steps=2",
-    "--set",
     "schedule.warmup_steps=0",
-    "--set",
     "train.eval_every=0",
 ];
+
+/// A command on one thread with settings.
+fn on_one_thread<'a>(command: &[&'a str], settings: &[&'a str]) -> Vec<&'a str> {
+    let mut args = [&["--threads", "1", "--quiet"], command].concat();
+    args.extend(settings.iter().flat_map(|setting| ["--set", setting]));
+    args
+}
+
+const TRAIN: [&str; 4] = ["train", "tiny.toml", "--run", "run"];
+
+/// Asserts that a command was refused for its memory, in one line.
+fn assert_refused(output: &Output) {
+    let said = common::stderr(output);
+    assert_eq!(common::code(output), 2, "{said}");
+    assert!(
+        said.contains("MiB of memory, this process may have"),
+        "{said}"
+    );
+    assert_eq!(said.lines().count(), 1, "{said}");
+}
 
 /// Training and its measurement are refused before they begin where they do not fit.
 #[test]
 fn a_training_that_does_not_fit_is_refused() {
     let lab = Lab::new();
-    let train = [
-        "--threads",
-        "1",
-        "--quiet",
-        "train",
-        "tiny.toml",
-        "--run",
-        "run",
-    ];
-    let bench = [
-        "--threads",
-        "1",
-        "--quiet",
-        "bench",
-        "step",
-        "--config",
-        "tiny.toml",
-    ];
-    for command in [train, bench] {
-        let output = limited(&lab, 500_000, &[&command[..], &MIDDLE].concat());
-        let said = common::stderr(&output);
-        assert_eq!(common::code(&output), 2, "{said}");
-        assert!(
-            said.contains("MiB of memory, this process may have"),
-            "{said}"
-        );
-        assert_eq!(said.lines().count(), 1, "{said}");
+    let bench = ["bench", "step", "--config", "tiny.toml"];
+    for command in [TRAIN, bench] {
+        assert_refused(&limited(&lab, 500_000, &on_one_thread(&command, &MIDDLE)));
         assert!(!lab.path("run").exists());
     }
 }
@@ -388,16 +373,7 @@ fn a_training_that_does_not_fit_is_refused() {
 #[test]
 fn a_training_that_fits_is_not_refused() {
     let lab = Lab::new();
-    let train = [
-        "--threads",
-        "1",
-        "--quiet",
-        "train",
-        "tiny.toml",
-        "--run",
-        "run",
-    ];
-    let output = limited(&lab, 1_200_000, &[&train[..], &MIDDLE].concat());
+    let output = limited(&lab, 1_200_000, &on_one_thread(&TRAIN, &MIDDLE));
     assert_eq!(common::code(&output), 0, "{}", common::stderr(&output));
 }
 
@@ -406,32 +382,14 @@ fn a_training_that_fits_is_not_refused() {
 fn an_evaluation_that_does_not_fit_is_refused() {
     let lab = Lab::new();
     lab.write("long.txt", "some words of a text ".repeat(5000));
-    let mut train = vec!["--quiet", "train", "tiny.toml", "--run", "run"];
-    train.extend(MIDDLE);
-    train.extend(["--set", "model.n_layers=1", "--set", "train.steps=1"]);
-    lab.ok(&train);
+    let settings = [&MIDDLE[..], &["model.n_layers=1", "train.steps=1"]].concat();
+    lab.ok(&on_one_thread(&TRAIN, &settings));
     let eval = |batch| {
-        [
-            "--threads",
-            "1",
-            "--quiet",
-            "eval",
-            "run",
-            "--data",
-            "long.txt",
-            "--batch-size",
-            batch,
-        ]
+        let command = ["eval", "run", "--data", "long.txt", "--batch-size", batch];
+        limited(&lab, 700_000, &on_one_thread(&command, &[]))
     };
-    let output = limited(&lab, 700_000, &eval("1000"));
-    let said = common::stderr(&output);
-    assert_eq!(common::code(&output), 2, "{said}");
-    assert!(
-        said.contains("MiB of memory, this process may have"),
-        "{said}"
-    );
-    assert_eq!(said.lines().count(), 1, "{said}");
-    let output = limited(&lab, 700_000, &eval("8"));
+    assert_refused(&eval("1000"));
+    let output = eval("8");
     assert_eq!(common::code(&output), 0, "{}", common::stderr(&output));
 }
 
@@ -441,7 +399,7 @@ const MIXTURE: &str = "[model]\nd_model = 512\nn_layers = 6\nn_heads = 8\n\
 const LATENT: &str = "[model]\nd_model = 768\nn_layers = 6\nn_heads = 12\nd_ff = 2048\n\
     [model.mla]\nq_rank = 256\nkv_rank = 128\nnope_dim = 64\nrope_dim = 32\nv_dim = 64\n";
 
-/// What `inspect` says that training takes, against the peak of a few steps.
+/// Compares the memory that `inspect` prints with the peak of a few steps.
 #[test]
 #[ignore = "takes minutes; run by .ci/run"]
 fn inspect_tells_the_peak_of_a_training() {

@@ -81,7 +81,12 @@ fn two_at_once_one_wins() {
 fn a_killed_replay_is_begun_again_by_the_same_command() {
     let lab = Lab::new();
     // Long enough that a signal comes before the end, on a busy machine too.
-    let slow = ["--set", "train.batch_size=1024", "--set", "train.seq_len=64"];
+    let slow = [
+        "--set",
+        "train.batch_size=1024",
+        "--set",
+        "train.seq_len=64",
+    ];
     lab.train("run", &slow);
     let args = [
         "replay", "run", "--step", "9", "--after", "11", "--quiet", "--json",

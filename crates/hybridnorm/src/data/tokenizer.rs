@@ -414,14 +414,14 @@ impl Tokenizer {
         }
     }
 
-    /// Writes the tokenizer into `folder`: `tokenizer.json` and `tokenizer_config.json`, which
+    /// Writes the tokenizer into `folder`, whose parent must be there: `tokenizer.json` and `tokenizer_config.json`, which
     /// Hugging Face tools read, and a record for [`Tokenizer::load`].
     ///
     /// # Errors
     /// If a file cannot be written.
     pub fn save(&self, folder: impl AsRef<Path>) -> Result<()> {
         let folder = folder.as_ref();
-        files::create_dir(folder)?;
+        files::create_new_dir(folder)?;
         files::write(folder.join(JSON_NAME), &self.to_json())?;
         let eos = match &self.kind {
             Kind::Json(json) => json.name_of(self.eos),

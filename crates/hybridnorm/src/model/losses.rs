@@ -2,6 +2,7 @@
 
 use super::decoder::Decoder;
 use super::model::BatchLosses;
+use super::recent::Recent;
 use crate::error::Result;
 use crate::exec::{Data, Executor};
 use crate::graph::{Builder, ValueId};
@@ -13,6 +14,22 @@ pub(crate) struct LossProgram {
     program: Program,
     objective: ValueId,
     cross_entropy: ValueId,
+}
+
+/// The programs of the shapes and divisors used last.
+pub(super) type LossPrograms = Recent<([usize; 2], u64), LossProgram>;
+
+impl LossPrograms {
+    /// The program of a shape (b, t) and a divisor, planned if it is new.
+    pub(super) fn of(
+        &mut self,
+        decoder: &Decoder,
+        shape: [usize; 2],
+        divisor: f64,
+    ) -> &LossProgram {
+        let plan = || LossProgram::new(decoder, shape, divisor);
+        self.get_or_insert_with((shape, divisor.to_bits()), plan)
+    }
 }
 
 impl LossProgram {

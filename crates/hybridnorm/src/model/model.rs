@@ -1,11 +1,11 @@
 //! A decoder with its parameters on an executor.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::cache::KvCache;
 use super::config::ModelConfig;
 use super::decoder::{Caches, Decoder};
-use super::losses::LossProgram;
+use super::losses::LossPrograms;
 use super::recent::Recent;
 use super::registry::{PARAMETERS, ParamSpec};
 use super::taps::{Activations, TapProgram};
@@ -44,7 +44,7 @@ pub struct Model {
     decoder: Decoder,
     device: Device,
     executor: Box<dyn Executor>,
-    pub(super) losses: Recent<(usize, usize, u64), LossProgram>,
+    pub(super) losses: LossPrograms,
     pub(super) forward: Recent<(usize, usize, Output), (Program, ValueId)>,
     pub(super) taps: Recent<(usize, usize), TapProgram>,
 }
@@ -98,7 +98,7 @@ impl Model {
             decoder,
             device,
             executor,
-            losses: Recent::default(),
+            losses: LossPrograms::default(),
             forward: Recent::default(),
             taps: Recent::default(),
         })
@@ -115,7 +115,7 @@ impl Model {
         };
         self.decoder = Decoder::new(&config)?;
         // The programs so far hold the length before.
-        self.losses = Recent::default();
+        self.losses = LossPrograms::default();
         self.forward = Recent::default();
         self.taps = Recent::default();
         Ok(self)
@@ -182,10 +182,29 @@ impl Model {
     /// # Errors
     /// [`Error::Config`] naming the parameter that is missing, unknown or of another shape.
     pub fn load(&mut self, mut values: BTreeMap<String, Values>) -> Result<()> {
+        let names: Vec<String> = values.keys().cloned().collect();
+        let names = names.iter().map(String::as_str);
+        self.load_each(names, |name| {
+            Ok(values.remove(name).expect("a name of the map"))
+        })
+    }
+
+    /// As [`Model::load`], of values that `read` gives by name, one parameter after another: no more than one is
+    /// in memory twice.
+    ///
+    /// # Errors
+    /// As [`Model::load`], and those of `read`.
+    pub fn load_each<'a>(
+        &mut self,
+        names: impl Iterator<Item = &'a str>,
+        mut read: impl FnMut(&str) -> Result<Values>,
+    ) -> Result<()> {
+        let mut names: BTreeSet<&str> = names.collect();
         for spec in self.decoder.registry().iter() {
-            let found = values
-                .remove(&spec.name)
-                .ok_or_else(|| Error::config(format!("parameter {} is missing", spec.name)))?;
+            if !names.remove(spec.name.as_str()) {
+                return Err(Error::config(format!("parameter {} is missing", spec.name)));
+            }
+            let found = read(&spec.name)?;
             if found.shape != spec.shape {
                 return Err(Error::config(format!(
                     "parameter {} has shape {:?}, expected {:?}",
@@ -195,7 +214,7 @@ impl Model {
             self.executor
                 .write(PARAMETERS, spec.offset, Data::F32(&found.data));
         }
-        match values.into_keys().next() {
+        match names.first() {
             Some(name) => Err(Error::config(format!(
                 "parameter {name} is not one of this model's"
             ))),
@@ -322,9 +341,7 @@ impl Model {
     ) -> Result<BatchLosses> {
         self.check_ids(inputs, batch, seq)?;
         self.check_targets(targets, batch, seq)?;
-        let key = (batch, seq, divisor.to_bits());
-        let make = || LossProgram::new(&self.decoder, [batch, seq], divisor);
-        let program = self.losses.get_or_insert_with(key, make);
+        let program = self.losses.of(&self.decoder, [batch, seq], divisor);
         program.run(&mut *self.executor, inputs, targets)
     }
 
@@ -334,9 +351,7 @@ impl Model {
     /// If there is not enough memory.
     pub fn prepare_losses(&mut self, [batch, seq]: [usize; 2]) -> Result<()> {
         let divisor = (batch * seq) as f64;
-        let key = (batch, seq, divisor.to_bits());
-        let make = || LossProgram::new(&self.decoder, [batch, seq], divisor);
-        let program = self.losses.get_or_insert_with(key, make);
+        let program = self.losses.of(&self.decoder, [batch, seq], divisor);
         self.executor.prepare(program.program())
     }
 

@@ -298,32 +298,32 @@ mod tests {
 
     /// Updates parameters by Muon and the last one by AdamW.
     fn record<'g>(op: &Muon, g: &'g Builder, buffers: &[Buffer], x: &[Value<'g>]) -> Vec<Value<'g>> {
-            let mut offset = 0;
-            let slots = x[1..].iter().map(|gradient| {
-                let ty = gradient.ty();
-                offset += ty.elements();
-                [0, 1].map(|i| g.state(buffers[i], offset - ty.elements(), ty))
-            });
-            let slots: Vec<[Value; 2]> = slots.collect();
-            let (matrices, rest) = slots.split_at(op.slots.len());
-            let matrices = x[1..].iter().zip(matrices);
-            let matrices: Vec<[Value; 3]> = matrices.map(|(g, [p, m])| [*g, *p, *m]).collect();
-            let squares = squared_norms(g, &x[1..]);
-            let other = AdamW {
-                beta1: 0.9,
-                beta2: 0.95,
-                eps: 1e-8,
-                clip: op.clip,
-                weight_decay: vec![0.1],
-            };
-            let [[p, m]] = rest[..] else {
-                panic!("one parameter that AdamW updates")
-            };
-            let v = g.state(buffers[2], 0, p.ty());
-            vec![
-                muon(op.clone(), x[0], squares, &matrices),
-                adamw(other, x[0], squares, &[[x[x.len() - 1], p, m, v]]),
-            ]
+        let mut offset = 0;
+        let slots = x[1..].iter().map(|gradient| {
+            let ty = gradient.ty();
+            offset += ty.elements();
+            [0, 1].map(|i| g.state(buffers[i], offset - ty.elements(), ty))
+        });
+        let slots: Vec<[Value; 2]> = slots.collect();
+        let (matrices, rest) = slots.split_at(op.slots.len());
+        let matrices = x[1..].iter().zip(matrices);
+        let matrices: Vec<[Value; 3]> = matrices.map(|(g, [p, m])| [*g, *p, *m]).collect();
+        let squares = squared_norms(g, &x[1..]);
+        let other = AdamW {
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            clip: op.clip,
+            weight_decay: vec![0.1],
+        };
+        let [[p, m]] = rest[..] else {
+            panic!("one parameter that AdamW updates")
+        };
+        let v = g.state(buffers[2], 0, p.ty());
+        vec![
+            muon(op.clone(), x[0], squares, &matrices),
+            adamw(other, x[0], squares, &[[x[x.len() - 1], p, m, v]]),
+        ]
     }
 
     #[test]

@@ -74,7 +74,7 @@ pub(crate) struct Executors {
     cpu: Session,
 }
 
-/// What a run left in each of them.
+/// Results of a run on each executor.
 pub(crate) struct Both {
     pub(crate) reference: After,
     pub(crate) cpu: After,

@@ -161,7 +161,7 @@ proptest! {
         }
     }
 
-    /// The same for passes with gradients, of which recomputation changes no bit either.
+    /// As above, with gradients, of which recomputation changes no bit either.
     #[test]
     fn live_values_never_overlap_where_segments_are_recomputed(
         choices in choices(),
@@ -300,7 +300,7 @@ fn assert_writes_apart(program: &Program, at: usize) {
     }
 }
 
-/// The same ops with a place of its own for every value: all of them are outputs.
+/// Plans the ops of a program with a place of its own for every value: all of them are outputs.
 fn apart(program: &Program) -> Program {
     let all: Vec<ValueId> = held(program).iter().filter_map(|held| held.value).collect();
     Program::of(program.graph().clone(), &all, false)

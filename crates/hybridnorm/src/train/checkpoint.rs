@@ -25,7 +25,7 @@ use crate::error::{Error, Result};
 use crate::files::{self, Fingerprint, StagedFolder};
 use crate::model::inventory;
 use crate::model::{Device, Model, ModelConfig};
-use crate::tensors::{self, Handle, Values};
+use crate::tensors::{self, Handle, TensorFile, Values};
 
 pub(super) use of_run::remove_all;
 pub use of_run::{CHECKPOINTS, Newest, exists, newest, newest_before, prune, step_path};
@@ -306,11 +306,14 @@ impl Checkpoint {
                 format!("{bytes} bytes, too few for the {parameters} parameters of {CONFIG}"),
             ));
         }
-        let values = tensors::read(&path)?;
+        let file = TensorFile::open(&path)?;
         let mut model = Model::uninitialized(&config, device)?;
-        model
-            .load(values)
-            .map_err(|error| Error::format(path, error.to_string()))?;
+        let loaded = model.load_each(file.names(), |name| file.read(name));
+        loaded.map_err(|error| match error {
+            Error::Config(problem) => Error::format(path, problem),
+            // Errors of the file name it already.
+            error => error,
+        })?;
         Ok(model)
     }
 

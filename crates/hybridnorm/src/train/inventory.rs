@@ -35,7 +35,7 @@ pub struct Memory {
     /// The arena: all activations, gradients and scratch of a micro-batch, or those of its evaluation where these
     /// are more.
     pub activations: u64,
-    /// What kernels allocate at most while they run, on as many threads as compute here.
+    /// Largest workspace of a kernel, on as many threads as compute here.
     pub workspace: u64,
     /// The program itself: its code and libraries, plans, and what its allocator keeps.
     pub program: u64,
@@ -52,7 +52,7 @@ impl Memory {
         self.besides_program().saturating_add(self.program)
     }
 
-    /// What a process takes besides the program, which it already has.
+    /// All but the program, which a process already has.
     pub fn besides_program(&self) -> u64 {
         let state = self.weights + self.gradients + self.optimizer;
         let running = self.activations.saturating_add(self.workspace);

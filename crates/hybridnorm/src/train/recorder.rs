@@ -320,7 +320,7 @@ impl Recorder {
 
     /// Writes a dump; gives its path.
     pub(super) fn dump(&mut self, dump: &Dump) -> Result<PathBuf> {
-        files::create_dir(self.run.join(FLIGHT))?;
+        files::create_new_dir(self.run.join(FLIGHT))?;
         let path = dump_path(&self.run, dump.step);
         let text = serde_json::to_vec_pretty(dump)
             .map_err(|error| Error::format(&path, error.to_string()))?;

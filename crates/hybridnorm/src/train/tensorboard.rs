@@ -35,7 +35,7 @@ pub struct EventFile {
 }
 
 impl EventFile {
-    /// A new file in `dir`, which is created if it is not there. TensorBoard shows all files of a
+    /// A new file in `dir`, which is created if only its parent is there. TensorBoard shows all files of a
     /// folder as one run.
     ///
     /// `resumed_at` is the number of steps that a resumed run has done: points of later steps in
@@ -45,7 +45,7 @@ impl EventFile {
     /// # Errors
     /// If the folder or the file cannot be created, or the first records cannot be written.
     pub fn create(dir: &Path, resumed_at: Option<u64>) -> Result<Self> {
-        files::create_dir(dir)?;
+        files::create_new_dir(dir)?;
         let seconds = seconds_of_next(dir)?;
         let path = dir.join(format!("{PREFIX}{seconds:010}.{}", std::process::id()));
         let file = File::create_new(&path).map_err(Error::io(&path))?;

@@ -1,4 +1,4 @@
-//! What a run starts from, goes through and ends with.
+//! Start, state, events and outcome of a run.
 
 use std::path::{Path, PathBuf};
 
