@@ -166,12 +166,8 @@ fn unreadable_folders_are_named() {
     fs::create_dir(&locked).unwrap();
     fs::write(locked.join("a.txt"), "a").unwrap();
     fs::set_permissions(&locked, fs::Permissions::from_mode(0o000)).unwrap();
-    // Named by the file in it that was looked for first.
     let message = message(folder.path());
-    assert!(
-        message.contains("/locked") && message.ends_with(": permission denied"),
-        "{message}"
-    );
+    assert!(message.ends_with("locked: permission denied"), "{message}");
     fs::set_permissions(&locked, fs::Permissions::from_mode(0o755)).unwrap();
 }
 

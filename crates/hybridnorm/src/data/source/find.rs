@@ -307,9 +307,16 @@ pub(super) fn known(path: &Path) -> Result<()> {
     }
 }
 
-/// Whether a folder is one of prepared data, and not just one with some `manifest.json`.
+/// True if a folder is one of prepared data, and not just one with some `manifest.json`.
 fn is_prepared(folder: &Path) -> Result<bool> {
-    Ok(PreparedFolder::is_prepared(folder)? && files::exists(folder.join(RECORD_NAME))?)
+    let has_both = || -> Result<bool> {
+        Ok(PreparedFolder::is_prepared(folder)? && files::exists(folder.join(RECORD_NAME))?)
+    };
+    has_both().map_err(|error| match error {
+        // The folder cannot be searched: it is named, not a file that might be in it.
+        Error::Io { source, .. } => Error::io(folder)(source),
+        error => error,
+    })
 }
 
 fn is_hidden(path: &Path) -> bool {
