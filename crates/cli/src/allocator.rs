@@ -1,10 +1,64 @@
 //! The allocator of the binary. Besides it, the only `unsafe` code here.
 #![allow(unsafe_code)]
 
+use mimalloc::MiMalloc;
+use std::alloc::{GlobalAlloc, Layout};
 use std::ffi::c_long;
+use std::ops::RangeInclusive;
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: Allocator = Allocator;
+
+/// Sizes in bytes of the blocks that mimalloc puts on pages of 4 MiB, each page of one thread and one of 12
+/// sizes. It fills a page before it uses a block of it again, so that threads which ask for all of these
+/// sizes, as for experts of varying numbers of rows, come to hold tens of MiB.
+const SHARING_LARGE_PAGES: RangeInclusive<usize> = 64 << 10..=512 << 10;
+
+/// Mimalloc, asked for more than those sizes instead: such a block lies apart and is free again as a whole.
+/// What is not touched of it takes no memory.
+struct Allocator;
+
+fn apart(layout: Layout) -> Layout {
+    if !SHARING_LARGE_PAGES.contains(&layout.size()) {
+        return layout;
+    }
+    Layout::from_size_align(SHARING_LARGE_PAGES.end() + 1, layout.align()).unwrap_or(layout)
+}
+
+// SAFETY: every block comes from mimalloc for a layout at least as large as the one that was asked for, and
+// mimalloc tells a block's size by its address, not by the layout it is freed or moved with.
+unsafe impl GlobalAlloc for Allocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller's layout, or a larger one, has a size.
+        unsafe { MiMalloc.alloc(apart(layout)) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        if apart(layout) == layout {
+            // SAFETY: as in `alloc`.
+            return unsafe { MiMalloc.alloc_zeroed(layout) };
+        }
+        // SAFETY: as in `alloc`. Only what was asked for is cleared, and thereby touched.
+        let block = unsafe { self.alloc(layout) };
+        if !block.is_null() {
+            // SAFETY: the block has at least these bytes.
+            unsafe { block.write_bytes(0, layout.size()) };
+        }
+        block
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        // SAFETY: the block is mimalloc's.
+        unsafe { MiMalloc.dealloc(block, layout) }
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        let size =
+            Layout::from_size_align(size, layout.align()).map_or(size, |new| apart(new).size());
+        // SAFETY: the block is mimalloc's, and the size is not 0.
+        unsafe { MiMalloc.realloc(block, layout, size) }
+    }
+}
 
 /// Options of mimalloc, by their place in its list of options, which the bindings leave out.
 const PURGE_DELAY: i32 = 15;
