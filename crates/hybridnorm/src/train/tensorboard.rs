@@ -353,6 +353,6 @@ mod tests {
         let file = dir.path().join("file");
         fs::write(&file, b"").unwrap();
         let error = EventFile::create(&file, None).unwrap_err();
-        assert!(matches!(error, Error::Io { path, .. } if path == file));
+        assert!(matches!(error, Error::Format { path, .. } if path == file));
     }
 }
