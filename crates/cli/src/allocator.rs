@@ -9,16 +9,17 @@ use std::ops::RangeInclusive;
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator;
 
-/// Sizes in bytes of the blocks that mimalloc puts on pages of 4 MiB, each page of one thread and one of 12
-/// sizes. It fills a page before it uses a block of it again, so that threads which ask for all of these
-/// sizes, as for experts of varying numbers of rows, come to hold tens of MiB.
+/// Sizes in bytes of the allocations that mimalloc serves from pages of 4 MiB. A page belongs to one thread and
+/// one of 12 size classes, and all of it is used before a freed block is used again: threads that ask for every
+/// size class, as the matmuls of experts with varying numbers of rows do, come to hold tens of MiB.
 const SHARING_LARGE_PAGES: RangeInclusive<usize> = 64 << 10..=512 << 10;
 
-/// Mimalloc, asked for more than those sizes instead: such a block lies apart and is free again as a whole.
-/// What is not touched of it takes no memory.
+/// Mimalloc with those allocations enlarged beyond the largest size class: each then has pages of its own, which
+/// are free as soon as it is. Pages that are never written to take no memory.
 struct Allocator;
 
-fn apart(layout: Layout) -> Layout {
+/// The layout that is asked for in place of this one.
+fn enlarged(layout: Layout) -> Layout {
     if !SHARING_LARGE_PAGES.contains(&layout.size()) {
         return layout;
     }
@@ -29,12 +30,12 @@ fn apart(layout: Layout) -> Layout {
 // mimalloc tells a block's size by its address, not by the layout it is freed or moved with.
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: the caller's layout, or a larger one, has a size.
-        unsafe { MiMalloc.alloc(apart(layout)) }
+        // SAFETY: the size is not 0: it is the caller's or larger.
+        unsafe { MiMalloc.alloc(enlarged(layout)) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        if apart(layout) == layout {
+        if enlarged(layout) == layout {
             // SAFETY: as in `alloc`.
             return unsafe { MiMalloc.alloc_zeroed(layout) };
         }
@@ -54,7 +55,7 @@ unsafe impl GlobalAlloc for Allocator {
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         let size =
-            Layout::from_size_align(size, layout.align()).map_or(size, |new| apart(new).size());
+            Layout::from_size_align(size, layout.align()).map_or(size, |new| enlarged(new).size());
         // SAFETY: the block is mimalloc's, and the size is not 0.
         unsafe { MiMalloc.realloc(block, layout, size) }
     }
