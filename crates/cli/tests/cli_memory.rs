@@ -377,6 +377,26 @@ fn a_training_that_fits_is_not_refused() {
     assert_eq!(common::code(&output), 0, "{}", common::stderr(&output));
 }
 
+/// A checkpoint is saved, and looked through for NaN, without a copy of a whole parameter, here 256 MB.
+#[test]
+fn a_checkpoint_takes_no_copy_of_a_parameter() {
+    let lab = Lab::new();
+    let settings = [
+        "model.tie_embeddings=true",
+        "model.vocab_size=1000000",
+        "model.d_model=64",
+        "train.batch_size=2",
+        "train.seq_len=4",
+        "train.steps=1",
+        "schedule.warmup_steps=0",
+        "train.eval_every=0",
+        "train.eval_sequences=2",
+    ];
+    let output = limited(&lab, 1_450_000, &on_one_thread(&TRAIN, &settings));
+    assert_eq!(common::code(&output), 0, "{}", common::stderr(&output));
+    assert!(lab.path("run/checkpoints/step-00000001").is_dir());
+}
+
 /// An evaluation whose batch does not fit, of a run that did.
 #[test]
 fn an_evaluation_that_does_not_fit_is_refused() {

@@ -162,19 +162,55 @@ fn damaged_rows_cost_no_run() {
     lab.write("run/metrics.jsonl", rows);
     lab.train("run", &["--resume", "--set", "train.steps=24"]);
     assert_eq!(lab.history("run").len(), 24);
-    // Rows that are gone are told.
-    lab.write("run/metrics.jsonl", "");
-    let args = [
-        "train",
-        "tiny.toml",
-        "--run",
-        "run",
+}
+
+/// A run that goes on without its rows could not go on a second time.
+#[test]
+fn a_resume_that_is_refused_changes_nothing() {
+    let lab = Lab::new();
+    lab.train("run", &["--set", "log.layers_every=5"]);
+    let names = [
+        "config.toml",
+        "segments.json",
+        "metrics.jsonl",
+        "layers.jsonl",
+    ];
+    let whole = names.map(|name| lab.read(format!("run/{name}")));
+    let longer = [
         "--resume",
         "--set",
         "train.steps=25",
+        "--set",
+        "optimizer.lr=1",
     ];
-    let said = stderr(&lab.run(&args));
-    assert!(said.contains("no rows of 24 of the 24 steps"), "{said}");
+    let metrics = whole[2].split_inclusive(|byte| *byte == b'\n');
+    let few: Vec<u8> = metrics.take(12).flatten().copied().collect();
+    let mut layers = whole[3].clone();
+    layers[2] = b'X';
+    for (name, damaged, words) in [
+        ("metrics.jsonl", Some(few), "ends with step 12"),
+        ("metrics.jsonl", Some(Vec::new()), "no row of steps 1 to 20"),
+        ("metrics.jsonl", None, "no row of steps 1 to 20"),
+        ("layers.jsonl", Some(layers), "line 1 is not a valid record"),
+    ] {
+        match &damaged {
+            Some(bytes) => lab.write(&format!("run/{name}"), bytes),
+            None => fs::remove_file(lab.path("run").join(name)).unwrap(),
+        }
+        lab.train_fails(1, "run", &longer, &[name, words]);
+        for (other, whole) in names.iter().zip(&whole) {
+            if *other != name {
+                assert!(lab.read(format!("run/{other}")) == *whole, "{other}");
+            }
+        }
+        let left = fs::read(lab.path("run").join(name)).ok();
+        assert!(left == damaged, "{name}");
+        for (name, whole) in names.iter().zip(&whole) {
+            lab.write(&format!("run/{name}"), whole);
+        }
+    }
+    lab.train("run", &longer);
+    assert_eq!(lab.column("run", "step").len(), 25);
 }
 
 #[cfg(unix)]

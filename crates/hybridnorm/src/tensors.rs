@@ -50,9 +50,19 @@ impl Handle {
         self.range.len()
     }
 
-    /// Copies the elements to the host.
-    pub fn read(&self, executor: &dyn Executor) -> Vec<f32> {
-        executor.read(self.buffer, self.range.clone()).into_f32()
+    /// Copies the elements to the host a piece at a time: of a whole embedding, a copy is memory that nobody
+    /// planned for.
+    fn pieces(&self, executor: &dyn Executor) -> impl Iterator<Item = Vec<f32>> {
+        self.range.clone().step_by(PIECE).map(|start| {
+            let end = self.range.end.min(start + PIECE);
+            executor.read(self.buffer, start..end).into_f32()
+        })
+    }
+
+    /// True if no element is infinite or NaN.
+    pub fn is_finite(&self, executor: &dyn Executor) -> bool {
+        self.pieces(executor)
+            .all(|piece| piece.iter().all(|x| x.is_finite()))
     }
 
     /// Overwrites the elements.
@@ -106,9 +116,7 @@ fn write_to(
     to.write_all(&header.into_bytes())?;
     for tensor in tensors.values() {
         let mut buffer = Vec::with_capacity(4 * PIECE);
-        for start in tensor.range.clone().step_by(PIECE) {
-            let end = tensor.range.end.min(start + PIECE);
-            let piece = executor.read(tensor.buffer, start..end).into_f32();
+        for piece in tensor.pieces(executor) {
             buffer.clear();
             buffer.extend(piece.iter().flat_map(|x| x.to_le_bytes()));
             to.write_all(&buffer)?;
@@ -117,7 +125,7 @@ fn write_to(
     Ok(())
 }
 
-/// Elements that are turned into bytes at a time.
+/// Elements that are copied to the host at a time.
 const PIECE: usize = 1 << 16;
 
 /// Reads a safetensors file whose tensors are f32, f16 or bf16, as f32.

@@ -225,9 +225,9 @@ impl ModelConfig {
             }
         }
         let eps = self.placement.norm.eps;
-        if !(eps as f32).is_finite() {
+        if !(eps as f32).is_normal() {
             return Err(Error::config(format!(
-                "placement.norm.eps = {eps:e} is infinite in single precision"
+                "placement.norm.eps = {eps:e} is outside the range of single precision"
             )));
         }
         if !(self.rope_theta.is_finite() && self.rope_theta > 1.0) {

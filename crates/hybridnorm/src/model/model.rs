@@ -15,7 +15,7 @@ use crate::graph::{Builder, DType, ValueId};
 use crate::memory;
 use crate::ops::{self, Arguments};
 use crate::plan::{Options, Program};
-use crate::tensors::Values;
+use crate::tensors::{self, Values};
 
 /// The executor that a model's programs run on, and its precision.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -243,9 +243,9 @@ impl Model {
 
     /// The name of a parameter that is not finite, if there is one.
     pub fn broken(&self) -> Option<String> {
-        let is_broken = |spec: &&&ParamSpec| !self.read(spec).iter().all(|x| x.is_finite());
-        let by_name = self.decoder.registry().by_name();
-        by_name.iter().find(is_broken).map(|spec| spec.name.clone())
+        let mut parameters = tensors::parameters(self).into_iter();
+        let broken = parameters.find(|(_, values)| !values.is_finite(self.executor()));
+        broken.map(|(name, _)| name)
     }
 
     /// Checks token ids (b, t).

@@ -361,10 +361,7 @@ impl Optimizer {
 
     /// The name of a moment that is not finite, if there is one.
     pub fn broken(&self, model: &Model) -> Option<String> {
-        let is_broken = |moment: &Moment<'_>| {
-            let values = moment.handle.read(model.executor());
-            !values.iter().all(|x| x.is_finite())
-        };
+        let is_broken = |moment: &Moment<'_>| !moment.handle.is_finite(model.executor());
         let found = self.moments().find(is_broken)?;
         Some(format!("a moment of {}", found.spec.name))
     }

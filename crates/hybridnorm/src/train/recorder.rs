@@ -170,6 +170,8 @@ struct Files {
 impl Recorder {
     /// Reads the metrics of the first `step` steps of a run. No file is changed yet.
     pub(super) fn open(run: &Path, log: &LogSection, step: u64) -> Result<Self> {
+        RowsFile::<Metrics>::check(run, step)?;
+        RowsFile::<LayersRow>::check(run, step)?;
         let mut detector = Detector::default();
         let rows = rows::read_up_to::<Metrics>(run, step)?;
         for row in &rows {

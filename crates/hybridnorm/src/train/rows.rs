@@ -42,16 +42,6 @@ impl<R: Row> RowsFile<R> {
         let path = run.join(R::FILE);
         if files::exists(&path)? {
             let kept = Kept::find::<R>(&path, step)?;
-            if R::EVERY_STEP && !kept.lines.is_empty() && kept.last() < step {
-                return Err(Error::format(
-                    &path,
-                    format!(
-                        "ends with step {}, but the run has done {step}: rows are missing; put a whole copy \
-                         of the file in its place",
-                        kept.last()
-                    ),
-                ));
-            }
             if !kept.is_all {
                 kept.copy(&path)?;
             }
@@ -63,6 +53,18 @@ impl<R: Row> RowsFile<R> {
             .map_err(Error::io(&path))?;
         let rows = PhantomData;
         Ok(Self { path, file, rows })
+    }
+
+    /// Refuses what [`RowsFile::open`] would refuse, before anything of the run is written.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or lacks rows of the steps that were done.
+    pub(super) fn check(run: &Path, step: u64) -> Result<()> {
+        let path = run.join(R::FILE);
+        if files::exists(&path)? {
+            Kept::find::<R>(&path, step)?;
+        }
+        Ok(())
     }
 
     /// Appends a row.
@@ -106,6 +108,16 @@ impl Kept {
             kept.push(row.step(), at, length);
         })?;
         kept.is_all &= is_all;
+        if R::EVERY_STEP && !kept.lines.is_empty() && kept.last() < limit {
+            return Err(Error::format(
+                path,
+                format!(
+                    "ends with step {}, but the run has done {limit}: rows are missing; put a whole copy \
+                     of the file in its place",
+                    kept.last()
+                ),
+            ));
+        }
         Ok(kept)
     }
 

@@ -86,8 +86,8 @@ fn norm_eps(site: &Site) -> Result<(), PlacementError> {
         return Ok(());
     };
     positive(eps, &site.origin(path), "eps")?;
-    if !(eps as f32).is_finite() {
-        return site.fail(path, "is infinite in single precision");
+    if !(eps as f32).is_normal() {
+        return site.fail(path, "is outside the range of single precision");
     }
     let norms = [inner.q_norm, inner.k_norm, inner.v_norm, inner.ctx_norm];
     if norms.iter().all(|norm| *norm == HeadNorm::None) {

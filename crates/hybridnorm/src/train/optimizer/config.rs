@@ -74,32 +74,27 @@ impl OptimizerConfig {
     pub fn check(&self) -> Result<()> {
         let (beta1, beta2) = self.betas;
         let below_one = |value: f64| (0.0..1.0).contains(&value);
-        let single = |value: f64| (value as f32) >= f32::MIN_POSITIVE && (value as f32).is_finite();
-        let (of_share, of_single) = (
-            "at least 0 and below 1",
-            "above 0, in the range of single precision",
-        );
+        let single = |value: f64| value > 0.0 && (value as f32).is_normal();
+        let none_or_single = |value: f64| value == 0.0 || single(value);
+        let of_share = "at least 0 and below 1";
+        let of_single = "above 0, in the range of single precision";
+        let of_none_or_single = "that is 0 or above, in the range of single precision";
         let rules = [
-            (
-                "lr",
-                self.lr,
-                self.lr as f32 > 0.0,
-                "above 0 in single precision",
-            ),
+            ("lr", self.lr, single(self.lr), of_single),
             ("betas[0]", beta1, below_one(beta1), of_share),
             ("betas[1]", beta2, below_one(beta2), of_share),
             ("eps", self.eps, single(self.eps), of_single),
             (
                 "weight_decay",
                 self.weight_decay,
-                self.weight_decay >= 0.0,
-                "at least 0",
+                none_or_single(self.weight_decay),
+                of_none_or_single,
             ),
             (
                 "clip_grad_norm",
                 self.clip_grad_norm,
-                self.clip_grad_norm >= 0.0,
-                "at least 0",
+                none_or_single(self.clip_grad_norm),
+                of_none_or_single,
             ),
             (
                 "momentum",
@@ -110,8 +105,7 @@ impl OptimizerConfig {
             (
                 "qk_clip",
                 self.qk_clip.unwrap_or(1.0),
-                self.qk_clip
-                    .is_none_or(|most| most as f32 > 0.0 && (most as f32).is_finite()),
+                self.qk_clip.is_none_or(single),
                 of_single,
             ),
         ];

@@ -232,17 +232,23 @@ impl Trainer {
                 .map_err(|error| Error::format(run.join(segments::FILE), error.to_string()))?,
             _ => (Vec::new(), config.clone()),
         };
-        if let (Some(first), Some(row)) = (segments.first(), recorder.first_row())
-            && row > first.after_step + 1
-        {
-            return Err(Error::format(
-                run.join(Metrics::FILE),
-                format!(
-                    "begins with step {row}, the run with step {}: rows are missing; put a whole copy of \
-                     the file in its place",
-                    first.after_step + 1
-                ),
-            ));
+        if let Some(segment) = segments.first() {
+            let begin = segment.after_step + 1;
+            let hole = match recorder.first_row() {
+                Some(row) if row > begin => {
+                    Some(format!("begins with step {row}, the run with step {begin}"))
+                }
+                None if state.step >= begin => {
+                    Some(format!("has no row of steps {begin} to {}", state.step))
+                }
+                _ => None,
+            };
+            if let Some(hole) = hole {
+                return Err(Error::format(
+                    run.join(Metrics::FILE),
+                    format!("{hole}: rows are missing; put a whole copy of the file in its place"),
+                ));
+            }
         }
         let changed = history::changes(&before, &config);
         let measured_on = match &validation {
