@@ -80,7 +80,14 @@ impl OptimizerConfig {
         let of_single = "above 0, in the range of single precision";
         let of_none_or_single = "that is 0 or above, in the range of single precision";
         let rules = [
-            ("lr", self.lr, single(self.lr), of_single),
+            // A rate that is infinite in single precision shows as a failure of its first step, like any that
+            // is too large.
+            (
+                "lr",
+                self.lr,
+                self.lr as f32 > 0.0,
+                "above 0 in single precision",
+            ),
             ("betas[0]", beta1, below_one(beta1), of_share),
             ("betas[1]", beta2, below_one(beta2), of_share),
             ("eps", self.eps, single(self.eps), of_single),
