@@ -45,6 +45,11 @@ impl Handle {
         }
     }
 
+    /// Sizes of the dimensions.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
     /// Number of elements.
     pub fn elements(&self) -> usize {
         self.range.len()
@@ -72,6 +77,38 @@ impl Handle {
     pub fn write(&self, executor: &mut dyn Executor, values: &[f32]) {
         assert_eq!(values.len(), self.elements(), "elements of a tensor");
         executor.write(self.buffer, self.range.start, Data::F32(values));
+    }
+
+    /// Overwrites the elements with those of a tensor of `file`.
+    ///
+    /// # Errors
+    /// If it has another number of elements, or cannot be read; some elements may then be overwritten.
+    pub fn load(&self, executor: &mut dyn Executor, file: &TensorFile, name: &str) -> Result<()> {
+        let shape = file.shape(name);
+        let elements = shape.map_or(0, |shape| shape.iter().product());
+        if shape.is_some() && elements != self.elements() {
+            return Err(Error::format(
+                file.path(),
+                format!(
+                    "tensor {name} has {elements} elements, expected {}",
+                    self.elements()
+                ),
+            ));
+        }
+        let mut at = self.range.start;
+        file.read_pieces(name, |piece| {
+            executor.write(self.buffer, at, Data::F32(piece));
+            at += piece.len();
+        })
+    }
+
+    /// Overwrites the elements with zeros.
+    pub fn clear(&self, executor: &mut dyn Executor) {
+        let zeros = vec![0.0; PIECE.min(self.elements())];
+        for start in self.range.clone().step_by(PIECE) {
+            let piece = &zeros[..PIECE.min(self.range.end - start)];
+            executor.write(self.buffer, start, Data::F32(piece));
+        }
     }
 
     fn bytes(&self) -> u64 {

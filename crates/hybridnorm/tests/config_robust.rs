@@ -75,7 +75,8 @@ fn open(folder: &Path) {
         let _ = checkpoint.config();
         let _ = checkpoint.tokenizer();
         let _ = checkpoint.model(Device::Cpu);
-        let _ = checkpoint.training::<serde_json::Value>();
+        let _ = checkpoint.state::<serde_json::Value>();
+        let _ = checkpoint.moments();
     }
 }
 

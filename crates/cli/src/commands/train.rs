@@ -71,11 +71,15 @@ pub fn run(args: TrainArgs, console: &Console) -> Result<Ending, Error> {
         ),
         None => "no validation data".into(),
     };
-    console.note(&format!(
+    let done = format!(
         "done: {} steps, {} tokens, {measured}",
         outcome.step,
         grouped(outcome.tokens)
-    ));
+    );
+    match args.json {
+        true => console.note(&done),
+        false => console::print(&format!("{done}\n"))?,
+    }
     let spikes = outcome.spikes;
     if spikes.total() > 0 {
         let flight = run.join(FLIGHT);

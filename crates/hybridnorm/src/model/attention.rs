@@ -57,10 +57,13 @@ pub(super) struct Attended<'g> {
 impl Attention {
     /// Declares the attention of a block.
     pub(super) fn new(declare: &mut Declare<'_>) -> Self {
-        match declare.config.mla {
+        declare.in_attention = true;
+        let attention = match declare.config.mla {
             None => Self::Heads(Heads::new(declare)),
             Some(mla) => Self::Latent(Latent::new(declare, &mla)),
-        }
+        };
+        declare.in_attention = false;
+        attention
     }
 
     /// Its output (b, t, d) for the sub-layer's input (b, t, d). With a cache, it attends to its positions too
@@ -141,6 +144,7 @@ impl ReadOut {
             head_gain: declare.vectors("attention.head_gain", Role::Scale, gain.as_slice()),
             out: declare.matrix(Matrix {
                 path: "attention.out",
+                label: "out",
                 role: Role::Attention,
                 columns: heads * width,
                 parts: vec![Part {

@@ -166,6 +166,7 @@ impl Block {
             resolved: &resolved,
             registry,
             layer: Some(layer),
+            in_attention: false,
         }))
     }
 

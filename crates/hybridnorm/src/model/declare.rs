@@ -11,12 +11,16 @@ pub(super) struct Declare<'a> {
     pub(super) registry: &'a mut Registry,
     /// The block that is built, 0-based.
     pub(super) layer: Option<usize>,
+    /// True while the attention function is built.
+    pub(super) in_attention: bool,
 }
 
 /// A matrix to be declared.
 pub(super) struct Matrix<'a> {
-    /// Its path within the block, or the model.
+    /// Its path within the block.
     pub(super) path: &'a str,
+    /// See [`ParamSpec::label`].
+    pub(super) label: &'static str,
     pub(super) role: Role,
     pub(super) columns: usize,
     pub(super) parts: Vec<Part>,
@@ -74,6 +78,7 @@ impl Declare<'_> {
     pub(super) fn matrix(&mut self, matrix: Matrix<'_>) -> Param {
         let Matrix {
             path,
+            label,
             role,
             columns,
             parts,
@@ -107,7 +112,7 @@ impl Declare<'_> {
             name: self.full(path),
             shape: vec![rows.sum(), columns],
             role,
-            label: label_of(path),
+            label,
             block: self.layer,
             matrices,
             writes_residual,
@@ -119,6 +124,7 @@ impl Declare<'_> {
                 truncate_at: self.resolved.truncate_at(),
             },
             has_drift: false,
+            of_attention: self.in_attention,
             offset: 0,
         }])
     }
@@ -146,6 +152,7 @@ impl Declare<'_> {
                 truncate_at: self.resolved.truncate_at(),
             },
             has_drift: false,
+            of_attention: self.in_attention,
             offset: 0,
         }])
     }
@@ -157,15 +164,11 @@ impl Declare<'_> {
         role: Role,
         vectors: &[(&str, usize, f64)],
     ) -> Option<Param> {
-        let label = match role {
-            Role::Norm => "norm",
-            Role::Scale => "scale",
-            _ => label_of(path),
-        };
-        let counts = match role {
-            Role::Norm => "norms",
-            Role::Scale => "scales",
-            _ => "selection bias",
+        let (label, counts) = match role {
+            Role::Norm => ("norm", "norms"),
+            Role::Scale => ("scale", "scales"),
+            Role::SelectionBias => ("selection_bias", "selection bias"),
+            _ => unreachable!("{path}: matrices are declared as such"),
         };
         let specs = vectors.iter().map(|&(name, elements, value)| ParamSpec {
             name: match name {
@@ -182,29 +185,10 @@ impl Declare<'_> {
             counts: vec![(counts, elements as u64)],
             init: Init::Constant(value),
             has_drift: name == "gain",
+            of_attention: self.in_attention,
             offset: 0,
         });
         let specs: Vec<ParamSpec> = specs.collect();
         (!specs.is_empty()).then(|| self.registry.declare(specs))
     }
-}
-
-/// The last part of a path.
-fn label_of(path: &str) -> &'static str {
-    const LABELS: [&str; 9] = [
-        "qkv",
-        "out",
-        "latents",
-        "q_up",
-        "kv_up",
-        "up",
-        "down",
-        "router",
-        "selection_bias",
-    ];
-    let last = path.rsplit('.').next().unwrap_or(path);
-    LABELS
-        .into_iter()
-        .find(|label| *label == last)
-        .unwrap_or_else(|| unreachable!("{path} has no label"))
 }

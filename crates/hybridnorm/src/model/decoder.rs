@@ -82,6 +82,7 @@ impl Decoder {
             resolved: &resolved,
             registry: &mut registry,
             layer: None,
+            in_attention: false,
         };
         let (d, v) = (config.d_model, config.vocab_size);
         let embedding = declare.table("embedding", Role::Embedding, resolved.embed_std());

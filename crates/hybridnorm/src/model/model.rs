@@ -1,6 +1,6 @@
 //! A decoder with its parameters on an executor.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::cache::KvCache;
 use super::config::ModelConfig;
@@ -15,7 +15,7 @@ use crate::graph::{Builder, DType, ValueId};
 use crate::memory;
 use crate::ops::{self, Arguments};
 use crate::plan::{Options, Program};
-use crate::tensors::{self, Values};
+use crate::tensors::{self, TensorFile, Values};
 
 /// The executor that a model's programs run on, and its precision.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -181,40 +181,47 @@ impl Model {
     ///
     /// # Errors
     /// [`Error::Config`] naming the parameter that is missing, unknown or of another shape.
-    pub fn load(&mut self, mut values: BTreeMap<String, Values>) -> Result<()> {
-        let names: Vec<String> = values.keys().cloned().collect();
-        let names = names.iter().map(String::as_str);
-        self.load_each(names, |name| {
-            Ok(values.remove(name).expect("a name of the map"))
-        })
+    pub fn load(&mut self, values: BTreeMap<String, Values>) -> Result<()> {
+        let shapes = values
+            .iter()
+            .map(|(name, values)| (name.as_str(), values.shape.as_slice()));
+        self.check_shapes(shapes.collect())?;
+        for (name, handle) in tensors::parameters(self) {
+            handle.write(&mut *self.executor, &values[&name].data);
+        }
+        Ok(())
     }
 
-    /// As [`Model::load`], of values that `read` gives by name, one parameter after another: no more than one is
-    /// in memory twice.
+    /// As [`Model::load`], from a file, of which no tensor is held in memory as a whole.
     ///
     /// # Errors
-    /// As [`Model::load`], and those of `read`.
-    pub fn load_each<'a>(
-        &mut self,
-        names: impl Iterator<Item = &'a str>,
-        mut read: impl FnMut(&str) -> Result<Values>,
-    ) -> Result<()> {
-        let mut names: BTreeSet<&str> = names.collect();
-        for spec in self.decoder.registry().iter() {
-            if !names.remove(spec.name.as_str()) {
-                return Err(Error::config(format!("parameter {} is missing", spec.name)));
-            }
-            let found = read(&spec.name)?;
-            if found.shape != spec.shape {
-                return Err(Error::config(format!(
-                    "parameter {} has shape {:?}, expected {:?}",
-                    spec.name, found.shape, spec.shape
-                )));
-            }
-            self.executor
-                .write(PARAMETERS, spec.offset, Data::F32(&found.data));
+    /// As [`Model::load`], or if the file cannot be read.
+    pub fn load_file(&mut self, file: &TensorFile) -> Result<()> {
+        let shapes = file.names().map(|name| (name, file.shape(name).unwrap()));
+        self.check_shapes(shapes.collect())?;
+        for (name, handle) in tensors::parameters(self) {
+            handle.load(&mut *self.executor, file, &name)?;
         }
-        match names.first() {
+        Ok(())
+    }
+
+    /// Checks that these are the parameters, in their shapes.
+    fn check_shapes(&self, mut shapes: BTreeMap<&str, &[usize]>) -> Result<()> {
+        for spec in self.decoder.registry().iter() {
+            match shapes.remove(spec.name.as_str()) {
+                Some(shape) if shape == spec.shape => {}
+                Some(shape) => {
+                    return Err(Error::config(format!(
+                        "parameter {} has shape {shape:?}, expected {:?}",
+                        spec.name, spec.shape
+                    )));
+                }
+                None => {
+                    return Err(Error::config(format!("parameter {} is missing", spec.name)));
+                }
+            }
+        }
+        match shapes.keys().next() {
             Some(name) => Err(Error::config(format!(
                 "parameter {name} is not one of this model's"
             ))),
@@ -222,23 +229,24 @@ impl Model {
         }
     }
 
-    /// Replaces the values of those parameters that `values` holds in the right shape; gives the names of
-    /// the others.
-    pub fn load_shared(&mut self, mut values: BTreeMap<String, Values>) -> Vec<String> {
+    /// Replaces the values of those parameters that `file` has in the right shape and that `is_wanted`; returns the
+    /// names of the others.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn load_shared(
+        &mut self,
+        file: &TensorFile,
+        is_wanted: impl Fn(&str) -> bool,
+    ) -> Result<Vec<String>> {
         let mut others = Vec::new();
-        for spec in self.decoder.registry().by_name() {
-            match values
-                .remove(&spec.name)
-                .filter(|found| found.shape == spec.shape)
-            {
-                Some(found) => {
-                    self.executor
-                        .write(PARAMETERS, spec.offset, Data::F32(&found.data));
-                }
-                None => others.push(spec.name.clone()),
+        for (name, handle) in tensors::parameters(self) {
+            match file.shape(&name) == Some(handle.shape()) && is_wanted(&name) {
+                true => handle.load(&mut *self.executor, file, &name)?,
+                false => others.push(name),
             }
         }
-        others
+        Ok(others)
     }
 
     /// The name of a parameter that is not finite, if there is one.

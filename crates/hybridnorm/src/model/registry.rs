@@ -106,6 +106,8 @@ pub struct ParamSpec {
     pub init: Init,
     /// True if the distance from its initial values is recorded: a norm's gain.
     pub has_drift: bool,
+    /// True for a parameter of the attention function, whose rows are for its heads.
+    pub of_attention: bool,
     /// First element in the buffer of all parameters.
     pub offset: usize,
 }
@@ -277,6 +279,7 @@ impl Registry {
                 truncate_at: None,
             },
             has_drift: false,
+            of_attention: false,
             offset: 0,
         }])
     }

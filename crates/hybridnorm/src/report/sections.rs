@@ -127,7 +127,10 @@ fn losses(page: &mut Page, view: &View, roster: &Roster) {
                     .push("Small points are seeds; whiskers reach from the lowest to the highest.");
             }
             if found.lost {
-                caption.push("A cross at the upper edge stands for runs that were lost.");
+                caption.push(
+                    "A cross at the upper edge stands for runs that were lost; the mean of the others at that \
+                     rate is hollow, and no line leads to it.",
+                );
             }
             if found.beyond {
                 caption.push("Some means lie beyond the upper edge; the table has them.");

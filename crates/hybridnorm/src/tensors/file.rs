@@ -77,11 +77,28 @@ impl TensorFile {
         self.entries.contains_key(name)
     }
 
+    /// The shape of a tensor, if there is one of this name.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.entries.get(name).map(|entry| entry.shape.as_slice())
+    }
+
     /// Reads a tensor of f32, f16 or bf16, as f32.
     ///
     /// # Errors
     /// If there is none, it has another type, or the file cannot be read.
     pub fn read(&self, name: &str) -> Result<Values> {
+        let shape = self.shape(name).unwrap_or_default().to_vec();
+        let mut data = Vec::with_capacity(shape.iter().product());
+        self.read_pieces(name, |piece| data.extend_from_slice(piece))?;
+        Ok(Values { shape, data })
+    }
+
+    /// As [`TensorFile::read`], but hands the elements to `each` a piece at a time, in order: the tensor as a whole
+    /// is not held in memory.
+    ///
+    /// # Errors
+    /// As [`TensorFile::read`].
+    pub fn read_pieces(&self, name: &str, mut each: impl FnMut(&[f32])) -> Result<()> {
         let broken = |problem: String| Error::format(&self.path, problem);
         let entry = self.entries.get(name);
         let entry = entry.ok_or_else(|| broken(format!("tensor {name} is missing")))?;
@@ -98,18 +115,14 @@ impl TensorFile {
         let mut file = files::open(&self.path)?;
         file.seek(SeekFrom::Start(self.data + entry.begin))
             .map_err(Error::io(&self.path))?;
-        let mut data = Vec::with_capacity(entry.shape.iter().product());
         let mut left = (entry.end - entry.begin) as usize;
         let mut buffer = vec![0; PIECE.min(left)];
         while left > 0 {
             let piece = &mut buffer[..PIECE.min(left)];
             file.read_exact(piece).map_err(Error::io(&self.path))?;
-            data.extend(to_f32(dtype, piece).expect("a type of the list above"));
+            each(&to_f32(dtype, piece).expect("a type of the list above"));
             left -= piece.len();
         }
-        Ok(Values {
-            shape: entry.shape.clone(),
-            data,
-        })
+        Ok(())
     }
 }

@@ -25,7 +25,7 @@ use crate::error::{Error, Result};
 use crate::files::{self, Fingerprint, StagedFolder};
 use crate::model::inventory;
 use crate::model::{Device, Model, ModelConfig};
-use crate::tensors::{self, Handle, TensorFile, Values};
+use crate::tensors::{self, Handle, TensorFile};
 
 pub(super) use of_run::remove_all;
 pub use of_run::{CHECKPOINTS, Newest, exists, newest, newest_before, prune, step_path};
@@ -281,12 +281,12 @@ impl Checkpoint {
         Ok(config.model)
     }
 
-    /// Its weights by name.
+    /// The file of its weights.
     ///
     /// # Errors
-    /// If they cannot be read.
-    pub fn weights(&self) -> Result<BTreeMap<String, Values>> {
-        tensors::read(&self.path.join(MODEL))
+    /// If it cannot be read.
+    pub fn weights(&self) -> Result<TensorFile> {
+        TensorFile::open(&self.path.join(MODEL))
     }
 
     /// The model with its weights.
@@ -306,10 +306,9 @@ impl Checkpoint {
                 format!("{bytes} bytes, too few for the {parameters} parameters of {CONFIG}"),
             ));
         }
-        let file = TensorFile::open(&path)?;
+        let file = self.weights()?;
         let mut model = Model::uninitialized(&config, device)?;
-        let loaded = model.load_each(file.names(), |name| file.read(name));
-        loaded.map_err(|error| match error {
+        model.load_file(&file).map_err(|error| match error {
             Error::Config(problem) => Error::format(path, problem),
             // Errors of the file name it already.
             error => error,
@@ -328,10 +327,10 @@ impl Checkpoint {
             .transpose()
     }
 
-    /// The trainer's state alone.
+    /// The trainer's state.
     ///
     /// # Errors
-    /// As [`Checkpoint::training`].
+    /// If this checkpoint was not written by a training run.
     pub fn state<S: DeserializeOwned>(&self) -> Result<S> {
         let state = self.path.join(STATE);
         if !files::exists(&state)? {
@@ -344,12 +343,12 @@ impl Checkpoint {
         read_json(&state)
     }
 
-    /// The trainer's state and optimizer moments.
+    /// The file of the optimizer's moments.
     ///
     /// # Errors
     /// If this checkpoint was not written by a training run.
-    pub fn training<S: DeserializeOwned>(&self) -> Result<(S, BTreeMap<String, Values>)> {
-        Ok((self.state()?, tensors::read(&self.path.join(OPTIMIZER))?))
+    pub fn moments(&self) -> Result<TensorFile> {
+        TensorFile::open(&self.path.join(OPTIMIZER))
     }
 }
 

@@ -11,7 +11,7 @@ use crate::graph::{Buffer, Builder, DType, Type, Value, ValueId};
 use crate::model::{Model, ParamSpec, Registry};
 use crate::ops::{self, Arguments, MuonSlot};
 use crate::plan::Program;
-use crate::tensors::{Handle, Values};
+use crate::tensors::{Handle, TensorFile};
 
 pub use config::{OptimizerConfig, OptimizerKind};
 
@@ -372,50 +372,46 @@ impl Optimizer {
         moments.map(|moment| (moment.name, moment.handle)).collect()
     }
 
-    /// Restores those moments that belong to parameters of this model; all others become zero.
+    /// Restores the moments that `file` has for parameters of this model, but for those of `new_parameters`; all
+    /// others become zero.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
     pub fn restore_shared(
         &mut self,
         updates: u64,
-        values: &BTreeMap<String, Values>,
+        file: &TensorFile,
+        new_parameters: &[String],
         model: &mut Model,
-    ) {
-        for Moment { name, handle, .. } in self.moments() {
-            let elements = handle.elements();
-            let found = values
-                .get(&name)
-                .filter(|found| found.data.len() == elements);
-            match found {
-                Some(found) => handle.write(model.executor_mut(), &found.data),
-                None => handle.write(model.executor_mut(), &vec![0.0; elements]),
+    ) -> Result<()> {
+        for Moment { spec, name, handle } in self.moments() {
+            let elements = file.shape(&name).map(|shape| shape.iter().product());
+            let executor = model.executor_mut();
+            match elements == Some(handle.elements()) && !new_parameters.contains(&spec.name) {
+                true => handle.load(executor, file, &name)?,
+                false => handle.clear(executor),
             }
         }
         self.updates = updates;
+        Ok(())
     }
 
-    /// Restores the moments of [`Optimizer::handles`].
+    /// Restores the moments of [`Optimizer::handles`] from a file.
     ///
     /// # Errors
-    /// If a moment is missing or of another size.
-    pub fn restore(
-        &mut self,
-        updates: u64,
-        values: &BTreeMap<String, Values>,
-        model: &mut Model,
-    ) -> Result<()> {
+    /// If a moment is missing or of another size, or the file cannot be read.
+    pub fn restore(&mut self, updates: u64, file: &TensorFile, model: &mut Model) -> Result<()> {
         for Moment { name, handle, .. } in self.moments() {
-            let found = values.get(&name).ok_or_else(|| {
-                Error::config(format!(
-                    "optimizer state {name} is missing; a run goes on with the \
-                     optimizer.kind it began with"
-                ))
-            })?;
-            let (elements, expected) = (found.data.len(), handle.elements());
-            if elements != expected {
-                return Err(Error::config(format!(
-                    "optimizer state {name} has {elements} elements, expected {expected}",
-                )));
+            if !file.has(&name) {
+                return Err(Error::format(
+                    file.path(),
+                    format!(
+                        "optimizer state {name} is missing; a run goes on with the \
+                         optimizer.kind it began with"
+                    ),
+                ));
             }
-            handle.write(model.executor_mut(), &found.data);
+            handle.load(model.executor_mut(), file, &name)?;
         }
         self.updates = updates;
         Ok(())

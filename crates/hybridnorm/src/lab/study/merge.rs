@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use super::difference;
 use super::folder::Folder;
 use super::history::History;
 use super::plan::Study;
@@ -108,11 +109,13 @@ impl Found {
     }
 
     fn add_records(&mut self, folder: &Folder, study: &Study, first: &Path) -> Result<()> {
-        if folder.study()?.file != study.file {
+        let theirs = folder.study()?.file;
+        if theirs != study.file {
             return Err(Error::config(format!(
-                "{} holds another study than {}",
+                "{} holds another study than {}, which differs in {}",
+                first.display(),
                 folder.path().display(),
-                first.display()
+                difference::in_words(&study.file, &theirs)
             )));
         }
         let read = folder.read(&study.runs)?;

@@ -96,6 +96,34 @@ pub struct Halving {
     pub keep: f64,
 }
 
+impl Halving {
+    /// The step after which runs of `steps` steps are ranked at this share: not the last one.
+    pub(super) fn step(share: f64, steps: u64) -> u64 {
+        ((share * steps as f64).ceil() as u64).clamp(1, (steps - 1).max(1))
+    }
+
+    /// Checks that every share has a step of its own, at which learning rates can have made a difference.
+    pub(super) fn check_steps(&self, steps: u64) -> Result<()> {
+        let mut before = None;
+        for &share in &self.at {
+            let step = Self::step(share, steps);
+            let problem = if step == 1 {
+                "falls on step 1 of {steps}, whose loss is that of the initial weights"
+            } else if before == Some(step) {
+                "falls on the same step of {steps} as the share before it"
+            } else {
+                before = Some(step);
+                continue;
+            };
+            let problem = problem.replace("{steps}", &steps.to_string());
+            return Err(Error::config(format!(
+                "study.halving.at: {share} {problem}"
+            )));
+        }
+        Ok(())
+    }
+}
+
 /// A study that has been checked.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Study {
@@ -155,9 +183,12 @@ impl Study {
         let placements = named_placements(&study.placements)?;
         let names: Vec<&str> = placements.iter().map(|(name, _)| name.as_str()).collect();
         if !names.contains(&study.rules.baseline.as_str()) {
+            let baseline = &study.rules.baseline;
+            let is_default = *baseline == Rules::default().baseline;
             return Err(Error::config(format!(
-                "study.rules.baseline = {:?} is none of study.placements",
-                study.rules.baseline
+                "study.rules.baseline = {baseline:?}{} is none of study.placements; set it to the one that all \
+                 others are compared with",
+                if is_default { " (the default)" } else { "" }
             )));
         }
         let inits = named_inits(&study.inits)?;

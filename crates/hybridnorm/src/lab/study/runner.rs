@@ -100,7 +100,8 @@ pub fn run(
     let threads = threads::count();
     if options.jobs == 0 || options.jobs > threads {
         return Err(Error::config(format!(
-            "{} jobs for {threads} threads, expected 1 to {threads}",
+            "jobs = {}, expected 1 to {threads}: every job takes a thread at least, and there are {threads} \
+             (--jobs, --threads)",
             options.jobs
         )));
     }
@@ -109,6 +110,9 @@ pub fn run(
         return Err(Error::config(format!(
             "shard {shard}: with study.halving runs depend on each other and cannot be split"
         )));
+    }
+    if let Some(halving) = halving {
+        halving.check_steps(study.steps())?;
     }
     let chosen: Vec<Planned> = match options.shard {
         Some(Shard { index, of }) => {
@@ -291,8 +295,7 @@ impl Pass<'_> {
         let mut rungs = self.folder.rungs()?;
         let mut alive: Vec<&Planned> = runs.to_vec();
         for (index, share) in halving.at.iter().enumerate() {
-            let step = (share * self.study.steps() as f64).ceil() as u64;
-            let step = step.clamp(1, (self.study.steps() - 1).max(1));
+            let step = Halving::step(*share, self.study.steps());
             let of: Vec<String> = alive.iter().map(|run| run.id.clone()).collect();
             if index == rungs.len() {
                 if !self.through(&alive, Some(step))? {

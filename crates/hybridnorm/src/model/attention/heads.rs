@@ -57,6 +57,7 @@ impl Heads {
         };
         let qkv = declare.matrix(Matrix {
             path: "attention.qkv",
+            label: "qkv",
             role: Role::Attention,
             columns: d,
             parts: vec![

@@ -58,8 +58,9 @@ impl Latent {
             role,
             counts: "attention latents",
         };
-        let matrix = |path, columns, parts, turns| Matrix {
+        let matrix = |path, label, columns, parts, turns| Matrix {
             path,
+            label,
             role: Role::Attention,
             columns,
             parts,
@@ -72,7 +73,7 @@ impl Latent {
             part("latents.kv", kv_width, placement::Role::K),
             part("latents.k", key_width, placement::Role::K),
         ];
-        let latents = declare.matrix(matrix("attention.latents", d, parts, 1));
+        let latents = declare.matrix(matrix("attention.latents", "latents", d, parts, 1));
         let q_heads = if mla.q_rank.is_some() { 1 } else { h };
         let q_norm = head_norm(
             declare,
@@ -85,13 +86,13 @@ impl Latent {
         let v_norm = head_norm(declare, "attention.v_norm", inner.v_norm, 1, kv_width);
         let q_up = mla.q_rank.map(|rank| {
             let parts = vec![part("q_up", h * mla.head_dim(), placement::Role::Q)];
-            declare.matrix(matrix("attention.q_up", rank, parts, 1))
+            declare.matrix(matrix("attention.q_up", "q_up", rank, parts, 1))
         });
         let parts = vec![
             part("kv_up.k", h * mla.nope_dim, placement::Role::K),
             part("kv_up.v", h * mla.v_dim, placement::Role::V),
         ];
-        let kv_up = declare.matrix(matrix("attention.kv_up", mla.kv_rank, parts, h));
+        let kv_up = declare.matrix(matrix("attention.kv_up", "kv_up", mla.kv_rank, parts, h));
         // Queries and keys are multiplied by it, so that scores are by its square.
         let Factor::Const(qk_scale) = inner.qk_post_scale else {
             unreachable!("validation refuses learned factors")

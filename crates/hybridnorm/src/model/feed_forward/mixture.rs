@@ -44,6 +44,7 @@ impl Mixture {
         let e = moe.n_experts;
         let router = declare.matrix(Matrix {
             path: "feed_forward.router",
+            label: "router",
             role: Role::Router,
             columns: declare.config.d_model,
             parts: vec![Part {

@@ -87,6 +87,7 @@ impl Mlp {
         let matrix = |declare: &mut Declare<'_>, name, columns, parts, writes_residual| {
             declare.matrix(Matrix {
                 path: &format!("feed_forward.{path}{name}"),
+                label: name,
                 role: Role::FeedForward,
                 columns,
                 parts,

@@ -12,8 +12,8 @@ impl Explanation {
         let name = self.heading();
         let _ = writeln!(
             out,
-            "{name}  ({} blocks, hash {})",
-            self.n_layers, self.hash
+            "{name}  ({} blocks of width {}, hash {})",
+            self.n_layers, self.facts.d_model, self.hash
         );
         section(&mut out, "embedding", &self.embedding);
         for group in &self.groups {
@@ -40,8 +40,8 @@ impl Explanation {
         let name = self.heading();
         let _ = writeln!(
             out,
-            "% {name}, {} blocks, hash {}",
-            self.n_layers, self.hash
+            "% {name}, {} blocks of width {}, hash {}",
+            self.n_layers, self.facts.d_model, self.hash
         );
         align(&mut out, "embedding", self.embedding.iter());
         for group in &self.groups {

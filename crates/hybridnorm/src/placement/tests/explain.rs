@@ -35,7 +35,7 @@ pub(super) const ATTENTION: &str =
 #[test]
 fn hybridnorm_whole() {
     let expected = "\
-hybridnorm  (12 blocks, hash a62977297bdb054b)
+hybridnorm  (12 blocks of width 768, hash a62977297bdb054b)
 
 embedding
   X₀ = E[token]

@@ -12,6 +12,7 @@ use super::{
     Chart, Figure, axis, height_of, layout, legend_group, line, marker, name_axis, rate_axis,
     rows_height, short,
 };
+use crate::lab::stats::Summary;
 
 /// How many times the middle half of the mean losses lie above the lowest before the axis ends.
 const REACH: f64 = 8.0;
@@ -56,7 +57,8 @@ pub(in super::super) fn losses(view: &View, roster: &Roster) -> Option<Losses> {
         let style = roster.style(name);
         let label = plot_text(name);
         seeds(&mut figure, style, &label, cells());
-        mean(&mut figure, style, &label, cells());
+        means_of_all(&mut figure, style, &label, cells());
+        means_of_survivors(&mut figure, style, &label, cells());
     }
     for &name in &view.placements {
         let cells = cells
@@ -138,50 +140,103 @@ fn seeds<'a: 'b, 'b>(
     figure.push(trace);
 }
 
-/// The means as a line, with whiskers from the lowest to the highest loss.
-fn mean<'a: 'b, 'b>(
+/// Mean losses as a line, with whiskers from the lowest to the highest. It has a gap at rates with lost runs: a
+/// mean without these is no point of the curve.
+fn means_of_all<'a: 'b, 'b>(
     figure: &mut Figure,
     style: usize,
     name: &str,
     cells: impl Iterator<Item = Cells<'a, 'b>>,
 ) {
-    let (mut x, mut y, mut text) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut up, mut down) = (Vec::new(), Vec::new());
+    let mut means = Means::default();
     for (_, _, lr, found) in cells {
-        let Some(losses) = found.summary() else {
-            continue;
-        };
-        x.push(*lr);
-        y.push(short(losses.mean));
-        up.push(losses.max - losses.mean);
-        down.push(losses.mean - losses.min);
-        text.push(format!(
-            "{name}, {}: {} ({})",
-            rate(*lr),
-            mean_sd(&losses),
-            count(losses.n, "seed", "seeds")
-        ));
+        match found.summary() {
+            Some(losses) if found.lost == 0 => {
+                let seeds = count(losses.n, "seed", "seeds");
+                let text = format!("{name}, {}: {} ({seeds})", rate(*lr), mean_sd(&losses));
+                means.push(*lr, &losses, text);
+            }
+            _ => means.push_gap(*lr),
+        }
     }
-    if x.is_empty() {
-        return;
+    if let Some(trace) = means.trace(style, name) {
+        let trace = trace.mode(Mode::LinesMarkers).marker(marker(style, 8));
+        figure.push(trace.line(line(style, 2.0)));
     }
-    let whiskers = ErrorData::new(ErrorType::Data)
-        .symmetric(false)
-        .array(up.into_iter().map(tidy).collect())
-        .array_minus(down.into_iter().map(tidy).collect())
-        .color(color(style))
-        .thickness(1.0)
-        .width(3);
-    let trace = Scatter::new(x, y)
-        .mode(Mode::LinesMarkers)
-        .name(name)
-        .legend_group(legend_group(style))
-        .marker(marker(style, 8))
-        .line(line(style, 2.0))
-        .error_y(whiskers)
-        .hover_info(HoverInfo::Text)
-        .hover_text_array(text);
-    figure.push(trace);
+}
+
+/// Mean losses of the runs that were not lost at rates where others were: hollow, and joined with nothing.
+fn means_of_survivors<'a: 'b, 'b>(
+    figure: &mut Figure,
+    style: usize,
+    name: &str,
+    cells: impl Iterator<Item = Cells<'a, 'b>>,
+) {
+    let mut means = Means::default();
+    for (_, _, lr, found) in cells.filter(|cell| cell.3.lost > 0) {
+        if let Some(losses) = found.summary() {
+            let text = format!(
+                "{name}, {}: {} ({} not lost of {})",
+                rate(*lr),
+                mean_sd(&losses),
+                losses.n,
+                count(found.runs, "run", "runs")
+            );
+            means.push(*lr, &losses, text);
+        }
+    }
+    if let Some(trace) = means.trace(style, name) {
+        let hollow = marker(style, 8).symbol(symbol(style, false));
+        figure.push(trace.mode(Mode::Markers).marker(hollow));
+    }
+}
+
+/// Mean losses by rate.
+#[derive(Default)]
+struct Means {
+    x: Vec<f64>,
+    y: Vec<Option<f64>>,
+    up: Vec<f64>,
+    down: Vec<f64>,
+    text: Vec<String>,
+}
+
+impl Means {
+    fn push(&mut self, lr: f64, losses: &Summary, text: String) {
+        self.x.push(lr);
+        self.y.push(short(losses.mean));
+        self.up.push(tidy(losses.max - losses.mean));
+        self.down.push(tidy(losses.mean - losses.min));
+        self.text.push(text);
+    }
+
+    fn push_gap(&mut self, lr: f64) {
+        self.x.push(lr);
+        self.y.push(None);
+        self.up.push(0.0);
+        self.down.push(0.0);
+        self.text.push(String::new());
+    }
+
+    fn trace(self, style: usize, name: &str) -> Option<Box<Scatter<f64, Option<f64>>>> {
+        if self.y.iter().all(Option::is_none) {
+            return None;
+        }
+        let whiskers = ErrorData::new(ErrorType::Data)
+            .symmetric(false)
+            .array(self.up)
+            .array_minus(self.down)
+            .color(color(style))
+            .thickness(1.0)
+            .width(3);
+        let trace = Scatter::new(self.x, self.y)
+            .name(name)
+            .legend_group(legend_group(style))
+            .error_y(whiskers)
+            .hover_info(HoverInfo::Text)
+            .hover_text_array(self.text);
+        Some(trace)
+    }
 }
 
 fn tidy(value: f64) -> f64 {

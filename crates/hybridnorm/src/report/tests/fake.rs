@@ -450,7 +450,7 @@ fn layers(kind: &Kind, step: u64, lr: f64, chance: &mut Chance) -> LayersRow {
 
 fn equations(kind: &Kind) -> String {
     format!(
-        "{}  (6 blocks, hash {})\n\nembedding\n  X₀ = E[token]\n\nblocks 1–6\n{}\nwhere\n  A(u) = W_O · \
+        "{}  (6 blocks of width 384, hash {})\n\nembedding\n  X₀ = E[token]\n\nblocks 1–6\n{}\nwhere\n  A(u) = W_O · \
          softmax(RoPE(q) RoPE(k)ᵀ / √hd) v,  q, k, v = W_q u, W_k u, W_v u\n  F(u) = W_down (φ(W_gate \
          u) ⊙ W_up u)\n\nhead\n  logits = W_head N(X_L)\n\nnorm\n  N(x) = g ⊙ x / √(mean(x²) + 1e-6)\n",
         kind.name, kind.hash, kind.equations

@@ -159,6 +159,7 @@ fn instead_of(key: &str) -> Option<&'static str> {
         }
         "dtype" | "precision" => "all numbers are of single precision; leave the key out",
         "dropout" => "there is no dropout; leave the key out",
+        "study" => "a file with [study] is a study, for `hybridnorm study`",
         _ => return None,
     })
 }

@@ -1,6 +1,6 @@
 //! Opening a run: its data, its model, and the state that it starts from or is resumed at.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::super::checkpoint::{self, Checkpoint};
@@ -23,8 +23,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::machine;
 use crate::memory;
-use crate::model::{Decoder, Model, ModelConfig};
-use crate::tensors::Values;
+use crate::model::{Decoder, Model, ModelConfig, ParamSpec};
 use crate::threads;
 
 impl Trainer {
@@ -137,9 +136,9 @@ impl Trainer {
                 let (_, warnings) = model.resolve()?;
                 require_memory(&config, &model)?;
                 let mut fresh = Model::new(&model, config.seed, device)?;
-                let mut weights = checkpoint.weights()?;
-                drop_of_other_layout(&mut weights, &checkpoint.config()?, &model)?;
-                new_parameters = fresh.load_shared(weights);
+                let same = same_layout(&checkpoint.config()?, &model)?;
+                new_parameters =
+                    fresh.load_shared(&checkpoint.weights()?, |name| same.contains(name))?;
                 fresh.restore_unit_weights()?;
                 (fresh, warnings)
             }
@@ -193,18 +192,15 @@ impl Trainer {
         let mut optimizer = Optimizer::new(config.optimizer.clone(), &mut model)?;
         let state = match &resumed {
             Some(checkpoint) => {
-                let (state, mut moments): (State, _) = checkpoint.training()?;
-                // What begins anew has no past; in its file a moment has the name of its kind before.
-                moments.retain(|name, _| {
-                    let parameter = name.split_once('.').map(|(_, parameter)| parameter);
-                    !new_parameters
-                        .iter()
-                        .any(|new| Some(new.as_str()) == parameter)
-                });
+                let state: State = checkpoint.state()?;
                 resume::check_same_data(checkpoint, &state.data, &sources)?;
+                let (moments, step) = (checkpoint.moments()?, state.step);
                 match is_branch {
-                    true => optimizer.restore_shared(state.step, &moments, &mut model),
-                    false => optimizer.restore(state.step, &moments, &mut model)?,
+                    // What begins anew has no past.
+                    true => {
+                        optimizer.restore_shared(step, &moments, &new_parameters, &mut model)?;
+                    }
+                    false => optimizer.restore(step, &moments, &mut model)?,
                 }
                 state
             }
@@ -335,24 +331,19 @@ pub(super) fn require_memory(config: &Config, model: &ModelConfig) -> Result<()>
     )
 }
 
-/// Drops weights whose rows are for something else in another model, even if there are as many.
-fn drop_of_other_layout(
-    weights: &mut BTreeMap<String, Values>,
-    from: &ModelConfig,
-    to: &ModelConfig,
-) -> Result<()> {
+/// Names of the parameters whose rows have the same meaning in both models. With other heads, the parameters of
+/// attention have not, even if there are as many.
+fn same_layout(from: &ModelConfig, to: &ModelConfig) -> Result<BTreeSet<String>> {
     let [from_registry, to_registry] = [Decoder::new(from)?, Decoder::new(to)?];
     let heads = |config: &ModelConfig| (config.n_heads, config.n_kv_heads, config.mla);
     let same_heads = heads(from) == heads(to);
-    weights.retain(|name, _| {
-        let of = |decoder: &Decoder| {
-            let spec = decoder.registry().get(name);
-            spec.map(|spec| (spec.role, spec.matrices.clone(), spec.writes_residual))
-        };
-        let is_of_attention = name.contains(".attention.");
-        (same_heads || !is_of_attention) && of(&from_registry) == of(&to_registry)
-    });
-    Ok(())
+    let layout = |spec: &ParamSpec| (spec.role, spec.matrices.clone(), spec.writes_residual);
+    let is_same = |spec: &&ParamSpec| {
+        let other = from_registry.registry().get(&spec.name);
+        (same_heads || !spec.of_attention) && other.map(layout) == Some(layout(spec))
+    };
+    let specs = to_registry.registry().iter().filter(is_same);
+    Ok(specs.map(|spec| spec.name.clone()).collect())
 }
 
 /// A run that starts from a checkpoint takes its shape from there; what `[model]` says beside it must
