@@ -75,9 +75,27 @@ pub extern "C" fn set_up() {
     // Freed memory is kept instead of given back to the system, which takes it page by page and clears it
     // anew: a training step frees what the next one asks for.
     set(PURGE_DELAY, NEVER);
-    // Where the address space of the process is limited, what the allocator reserves is lost for weights and
-    // activations, which are memory maps of their own.
     set(ARENA_RESERVE, RESERVED);
+    #[cfg(target_os = "linux")]
+    if rustix::process::getrlimit(rustix::process::Resource::As)
+        .current
+        .is_some()
+    {
+        reserve_nothing();
+    }
+}
+
+/// Where the address space of the process is limited, what allocators reserve is lost for weights and activations,
+/// which are memory maps of their own.
+#[cfg(target_os = "linux")]
+fn reserve_nothing() {
+    set(ARENA_RESERVE, 0);
+    // The C library's, which its own functions use: 64 MiB for each thread.
+    #[cfg(target_env = "gnu")]
+    // SAFETY: sets a number in the C library's settings of `malloc`.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
 }
 
 fn set(option: i32, value: c_long) {

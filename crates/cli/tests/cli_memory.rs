@@ -397,6 +397,24 @@ fn a_checkpoint_takes_no_copy_of_a_parameter() {
     assert!(lab.path("run/checkpoints/step-00000001").is_dir());
 }
 
+/// What allocators would reserve is no reason to refuse a training that fits.
+#[test]
+fn any_address_space_that_is_large_enough_will_do() {
+    let lab = Lab::new();
+    lab.write("text.txt", "some words of a text ".repeat(5000));
+    for mib in [120, 180, 260, 400] {
+        let run = format!("run-{mib}");
+        let command = ["train", "tiny.toml", "--run", &run, "--threads", "2"];
+        let output = limited(&lab, mib << 10, &command);
+        assert_eq!(
+            common::code(&output),
+            0,
+            "{mib} MiB: {}",
+            common::stderr(&output)
+        );
+    }
+}
+
 /// An evaluation whose batch does not fit, of a run that did.
 #[test]
 fn an_evaluation_that_does_not_fit_is_refused() {
@@ -419,12 +437,20 @@ const MIXTURE: &str = "[model]\nd_model = 512\nn_layers = 6\nn_heads = 8\n\
 const LATENT: &str = "[model]\nd_model = 768\nn_layers = 6\nn_heads = 12\nd_ff = 2048\n\
     [model.mla]\nq_rank = 256\nkv_rank = 128\nnope_dim = 64\nrope_dim = 32\nv_dim = 64\n";
 
+/// Blocks so narrow that the plan takes more memory than what it plans.
+const DEEP: &str = "[model]\nd_model = 32\nn_layers = 300\nn_heads = 2\nd_ff = 88\n";
+
 /// Compares the memory that `inspect` prints with the peak of a few steps.
 #[test]
 #[ignore = "takes minutes; run by .ci/run"]
 fn inspect_tells_the_peak_of_a_training() {
     let lab = Lab::new();
-    for (name, model) in [("dense", DENSE), ("mixture", MIXTURE), ("latent", LATENT)] {
+    for (name, model, allowed) in [
+        ("dense", DENSE, 0.03),
+        ("mixture", MIXTURE, 0.03),
+        ("latent", LATENT, 0.03),
+        ("deep", DEEP, 0.1),
+    ] {
         for recompute in ["none", "block"] {
             let train =
                 format!("[train]\nbatch_size = 2\nseq_len = 256\nrecompute = \"{recompute}\"\n");
@@ -443,7 +469,7 @@ fn inspect_tells_the_peak_of_a_training() {
             let measured = &lab.json(&[&bench, &threads[..]].concat())["peak_rss_bytes"];
             let error = measured.as_f64().unwrap() / planned - 1.0;
             assert!(
-                error.abs() < 0.03,
+                error.abs() < allowed,
                 "{name}, {recompute}: {:+.1} % of {} MiB",
                 100.0 * error,
                 planned as u64 / MIB

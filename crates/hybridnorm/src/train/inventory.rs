@@ -41,10 +41,12 @@ pub struct Memory {
     pub program: u64,
 }
 
-/// Resident memory of the binary in training but for weights, moments and the arena, where kernels allocate
-/// little: 20 MiB of code and libraries, the rest plans and memory that the allocator keeps. Measured, see
-/// docs/performance.md.
-const PROGRAM: u64 = 32 << 20;
+/// Resident memory of the binary in training but for weights, moments, the arena and what grows with the number of
+/// ops, where kernels allocate little: 20 MiB of code and libraries, the rest memory that the allocator keeps.
+/// Measured, see docs/performance.md.
+const PROGRAM: u64 = 31 << 20;
+/// Memory that planning takes for each op of the programs and the allocator keeps, measured at 4 to 600 blocks.
+const PLAN_OF_AN_OP: u64 = 3 << 10;
 
 impl Memory {
     /// All of it.
@@ -83,6 +85,10 @@ pub fn inventory(
         let bytes = programs.iter().map(|program| bytes(program));
         bytes.max().unwrap_or(0) as u64
     };
+    let ops: usize = programs
+        .iter()
+        .map(|program| program.graph().nodes().len())
+        .sum();
     let elements = decoder.registry().elements() as u64;
     Ok(Inventory {
         counts: counts(config, shape.seq_len)?,
@@ -92,7 +98,7 @@ pub fn inventory(
             optimizer: 4 * layout.elements().iter().sum::<usize>() as u64,
             activations: most(Program::arena_bytes),
             workspace: most(Program::workspace_bytes),
-            program: PROGRAM,
+            program: PROGRAM + PLAN_OF_AN_OP * ops as u64,
         },
         micro_batch: shape.micro_batch,
     })
