@@ -110,7 +110,10 @@ fn configurations_that_make_no_sense() {
             &["optimizer.lr = -1 is out of range, expected a number above 0"],
         ),
         ("optimizer.lr=1e-300", &["optimizer.lr = "]),
-        ("optimizer.weight_decay=1e300", &["optimizer.weight_decay"]),
+        (
+            "optimizer.weight_decay=1e300",
+            &["optimizer.weight_decay = 1e300 is"],
+        ),
         ("optimizer.clip_grad_norm=1e-300", &["optimizer.clip_grad"]),
         ("model.norm={eps=1e-300}", &["norm.eps = 1e-300"]),
         ("optimizer.eps=1e-300", &["optimizer.eps = "]),
@@ -136,6 +139,15 @@ fn configurations_that_make_no_sense() {
         ("data.tokenizer=bpe:5", &["bpe:5"]),
         ("data.tokenizer=nope.json", &["nope.json"]),
         ("seed=-1", &["seed=-1", "expected"]),
+        (
+            "seed=18446744073709551615",
+            &["expected an integer of at most 9223372036854775807"],
+        ),
+        ("init.from=''", &["init.from is empty"]),
+        (
+            "study.lr=[1e-3]",
+            &["a file with [study] is a study, for `hybridnorm study`"],
+        ),
         ("steps", &["expected section.key=value"]),
         ("=3", &["is no key"]),
         ("train.=3", &["is no key"]),

@@ -188,7 +188,11 @@ fn shards_joined_are_the_whole_study() {
         &["--shard", "1/12", "--set", "train.steps=5"],
     ));
     let other = ["study", "merge", "other", "--out", "joined"];
-    lab.fails(2, &other, &["joined holds another study than other"]);
+    lab.fails(
+        2,
+        &other,
+        &["joined holds another study than other: train.steps from 5 to "],
+    );
 }
 
 #[test]
@@ -494,7 +498,7 @@ fn initializations_and_depths_are_compared_apart() {
 #[test]
 fn what_makes_no_sense_is_refused_before_anything_is_done() {
     let lab = lab();
-    let cases: [(&[&str], &[&str]); 9] = [
+    let cases: [(&[&str], &[&str]); 11] = [
         (&["--set", "study.lr=[]"], &["study.lr is empty"]),
         (
             &["--set", "study.lr=[1e-3,1e-3]"],
@@ -506,7 +510,7 @@ fn what_makes_no_sense_is_refused_before_anything_is_done() {
         ),
         (
             &["--set", "study.placements=[\"hybridnorm\"]"],
-            &["study.rules.baseline = \"pre-norm\""],
+            &["study.rules.baseline = \"pre-norm\" (the default) is none of study.placements"],
         ),
         (&["--set", "study.rules.alpha=2"], &["study.rules.alpha"]),
         (
@@ -522,8 +526,16 @@ fn what_makes_no_sense_is_refused_before_anything_is_done() {
             &["study.halving.at"],
         ),
         (
+            &["--set", "study.halving={at=[0.01,0.5],keep=0.5}"],
+            &["study.halving.at: 0.01 falls on step 1"],
+        ),
+        (
+            &["--set", "study.halving={at=[0.5,0.501],keep=0.5}"],
+            &["study.halving.at: 0.501 falls on the same step"],
+        ),
+        (
             &["--jobs", "99", "--threads", "2"],
-            &["99 jobs for 2 threads"],
+            &["jobs = 99, expected 1 to 2", "--threads"],
         ),
     ];
     for (more, words) in cases {

@@ -1,5 +1,15 @@
 //! Numbers as people read them.
 
+/// A number as one would write it in a configuration: `0.001`, `1e300`.
+pub fn written(value: f64) -> String {
+    const LONGEST: usize = 20;
+    let digits = value.to_string();
+    match digits.len() <= LONGEST {
+        true => digits,
+        false => format!("{value:?}"),
+    }
+}
+
 /// `1234567` as `1,234,567`.
 pub fn grouped(number: u64) -> String {
     let digits = number.to_string();

@@ -8,6 +8,10 @@ const EXPECTED: &str = ", expected ";
 
 /// The message with `invalid type: string "x", expected usize` and the like in plain words.
 pub(crate) fn plain(message: &str) -> Cow<'_, str> {
+    // TOML's own integers have 63 bits.
+    if message == "u64 value was too large" {
+        return format!("expected an integer of at most {}", i64::MAX).into();
+    }
     let begin = BEGINNINGS
         .iter()
         .filter_map(|words| Some((message.find(words)?, *words)))

@@ -112,7 +112,8 @@ impl ModelConfig {
         let (resolved, _) = self.resolve()?;
         let refuse = |what: String| {
             Err(Error::config(format!(
-                "optimizer.qk_clip cannot limit scores: {what} does not pass the scale of queries and keys on"
+                "optimizer.qk_clip cannot limit scores: {what} does not pass the scale of queries and keys on; \
+                 leave it out, or take a placement without that, as \"pre-norm\""
             )))
         };
         if resolved.unit_weights {

@@ -357,6 +357,13 @@ impl Config {
     /// If a value is out of range or has no effect.
     pub fn check(&self) -> Result<()> {
         self.optimizer.check()?;
+        if let Some(init) = &self.init
+            && init.from.as_os_str().is_empty()
+        {
+            return Err(Error::config(
+                "init.from is empty, expected a checkpoint or a run directory",
+            ));
+        }
         // A model that others trained may be like that; nobody means to train one.
         if let Some(moe) = self.model.as_ref().and_then(|model| model.moe.as_ref())
             && moe.top_k == 1

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::digits::written;
+
 /// By which rules runs are judged.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -104,6 +106,6 @@ impl Rules {
             ),
         ];
         let (key, value, _, expected) = checks.into_iter().find(|(_, _, right, _)| !right)?;
-        Some(format!("{key} = {value} {expected}"))
+        Some(format!("{key} = {} {expected}", written(value)))
     }
 }

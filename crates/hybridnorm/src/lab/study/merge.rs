@@ -112,9 +112,9 @@ impl Found {
         let theirs = folder.study()?.file;
         if theirs != study.file {
             return Err(Error::config(format!(
-                "{} holds another study than {}, which differs in {}",
-                first.display(),
+                "{} holds another study than {}: {}",
                 folder.path().display(),
+                first.display(),
                 difference::in_words(&study.file, &theirs)
             )));
         }

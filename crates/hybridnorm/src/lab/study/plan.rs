@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::record::Cell;
+use crate::digits::written;
 use crate::error::{Error, Result};
 use crate::lab::analysis::Rules;
 use crate::placement::{PlacementChoice, canonical_hash};
@@ -239,7 +240,7 @@ impl Cell {
         if let Some(depth) = self.depth {
             label += &format!(" L{depth}");
         }
-        format!("{label} lr {} seed {}", self.lr, self.seed)
+        format!("{label} lr {} seed {}", written(self.lr), self.seed)
     }
 }
 

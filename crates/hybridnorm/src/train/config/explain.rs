@@ -168,6 +168,11 @@ fn instead_of(key: &str) -> Option<&'static str> {
 /// nearest known key, and adds to a value of a wrong kind at `path` what is right there.
 fn explain(message: &str, path: &str) -> String {
     let message = message.trim().replace('\n', " ");
+    if path == "model" && message.starts_with("missing field") {
+        return format!(
+            "{message}; [model] describes a whole model, and without [model] it is that of [init] from"
+        );
+    }
     let in_words = plain(&message);
     if in_words != message {
         let example = EXAMPLES.iter().find(|(key, _)| *key == path);

@@ -104,8 +104,14 @@ fn apply(table: &mut toml::Table, setting: &str) -> Result<()> {
     let parsed = toml::from_str::<toml::Table>(&format!("value = {value}"))
         .ok()
         .filter(|table| table.len() == 1)
-        .and_then(|mut table| table.remove("value"))
-        .unwrap_or_else(|| toml::Value::String(value.to_owned()));
+        .and_then(|mut table| table.remove("value"));
+    if parsed.is_none() && value.parse::<i128>().is_ok() {
+        return Err(Error::config(format!(
+            "--set {setting}: expected an integer of at most {}",
+            i64::MAX
+        )));
+    }
+    let parsed = parsed.unwrap_or_else(|| toml::Value::String(value.to_owned()));
     let mut path: Vec<&str> = key.trim().split('.').collect();
     let last = path.pop().unwrap_or_default();
     if last.is_empty() || path.iter().any(|part| part.is_empty()) {

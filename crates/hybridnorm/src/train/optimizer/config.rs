@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::digits::written;
 use crate::error::{Error, Result};
 use crate::model::Role;
 
@@ -127,7 +128,8 @@ impl OptimizerConfig {
             .find(|(_, value, holds, _)| !(*holds && value.is_finite()))
         {
             Some((key, value, _, expected)) => Err(Error::config(format!(
-                "optimizer.{key} = {value} is out of range, expected a number {expected}"
+                "optimizer.{key} = {} is out of range, expected a number {expected}",
+                written(*value)
             ))),
             None => Ok(()),
         }
