@@ -492,7 +492,13 @@ fn a_split_is_evaluated() {
 fn quiet_prints_results_only() {
     let lab = Lab::new();
     let output = lab.run(&["train", "tiny.toml", "--quiet", "--run", "run"]);
-    assert!(output.stdout.is_empty() && output.stderr.is_empty());
+    let result = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        result.starts_with("done: 20 steps, 1,280 tokens, validation loss"),
+        "{result}"
+    );
+    assert_eq!(result.lines().count(), 1, "{result}");
+    assert!(output.stderr.is_empty());
     let outcome = lab.json(&["train", "tiny.toml", "--quiet", "--run", "other", "--json"]);
     assert_eq!(
         (&outcome["finished"], &outcome["step"]),
