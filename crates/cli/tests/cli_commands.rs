@@ -508,7 +508,8 @@ fn quiet_prints_results_only() {
     assert!(output.stderr.is_empty());
     // Results alone go to standard output, also when not quiet.
     let output = lab.run(&["train", "tiny.toml", "--run", "loud"]);
-    assert!(output.stdout.is_empty() && !output.stderr.is_empty());
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), result);
+    assert!(!output.stderr.is_empty());
 }
 
 #[test]
