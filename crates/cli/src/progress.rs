@@ -1,4 +1,4 @@
-//! Progress: a bar on a terminal, plain lines elsewhere, nothing when quiet.
+//! Progress output: a bar on a terminal, plain lines elsewhere, nothing when quiet.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -14,10 +14,10 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use crate::console::Console;
 use crate::table;
 
-/// Between two plain lines.
+/// Interval between two plain lines.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
-/// Shows how far something has come.
+/// Progress display of one task.
 pub struct Display<'a> {
     console: &'a Console,
     bar: ProgressBar,
@@ -28,7 +28,7 @@ pub struct Display<'a> {
 }
 
 impl<'a> Display<'a> {
-    /// Nothing has come far yet.
+    /// Creates a display without progress.
     pub fn new(console: &'a Console) -> Self {
         Self {
             console,
@@ -82,12 +82,12 @@ impl<'a> Display<'a> {
         }
     }
 
-    /// Shows how far data preparation has come.
+    /// Shows the progress of data preparation.
     pub fn data(&mut self, progress: &Progress) {
         self.count(progress.stage, progress.done, progress.total, progress.unit);
     }
 
-    /// Shows how many units of a stage are done.
+    /// Shows the number of finished units of a stage.
     pub fn count(&mut self, stage: &str, done: u64, total: Option<u64>, unit: &'static str) {
         self.stage(stage, total);
         self.bar.set_position(done);
@@ -101,7 +101,7 @@ impl<'a> Display<'a> {
         }
     }
 
-    /// Shows the position in a whole and what is to be said of it.
+    /// Shows the position within a total, with a message.
     fn whole(&mut self, stage: &str, (position, all): (u64, u64), message: &str) {
         self.stage(stage, Some(all));
         self.bar.set_position(position);
@@ -143,7 +143,7 @@ impl<'a> Display<'a> {
             .with_prefix(text::one_line(name).into_owned());
     }
 
-    /// Lines take the bar's place where there is no terminal.
+    /// True if a plain line is due; a terminal shows the bar instead.
     fn line_is_due(&mut self) -> bool {
         if self.console.is_terminal() {
             return false;
@@ -158,23 +158,23 @@ impl<'a> Display<'a> {
     }
 }
 
-/// Shows how far a study has come.
+/// Progress display of a study.
 pub struct StudyDisplay<'a> {
     display: Display<'a>,
     runs: usize,
     finished: usize,
     steps: u64,
-    /// Steps of runs that this process works on, by id: at its beginning, and now.
+    /// Initial and current step of this process's unfinished runs, by id.
     under_way: BTreeMap<String, (u64, u64)>,
-    /// Steps of runs that this process finished.
+    /// Number of steps of the runs finished by this process.
     done: u64,
     started: Instant,
-    /// Lines on data that were shown: most runs have the same.
+    /// Data lines already shown: most runs have the same ones.
     data: BTreeSet<String>,
 }
 
 impl<'a> StudyDisplay<'a> {
-    /// Nothing has come far yet.
+    /// Creates a display without progress.
     pub fn new(console: &'a Console) -> Self {
         Self {
             display: Display::new(console),
@@ -271,7 +271,7 @@ impl<'a> StudyDisplay<'a> {
     }
 }
 
-/// `1:02:03` or `02:03`.
+/// Formats a duration as `1:02:03` or `02:03`.
 pub fn clock(duration: Duration) -> String {
     let seconds = duration.as_secs();
     let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);

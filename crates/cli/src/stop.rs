@@ -1,4 +1,4 @@
-//! What Ctrl-C and the signals to end do.
+//! Handling of Ctrl-C and termination signals.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,16 +8,16 @@ use hybridnorm::train::Event;
 
 use crate::console;
 
-/// Signals to end stop the process at once, with exit code 130, until a command says
-/// [`Stop::wait_for_me`]. From then on the first one raises a flag, so that the command can save,
-/// and a second one ends the process.
+/// Handler of termination signals. They stop the process at once, with exit code 130, until a command calls
+/// [`Stop::wait_for_me`]. After that, the first signal sets a flag, so that the command can save, and a second one
+/// stops the process.
 pub struct Stop {
     raised: Arc<AtomicBool>,
     patient: Arc<AtomicBool>,
 }
 
 impl Stop {
-    /// Begins to listen.
+    /// Installs the signal handler.
     pub fn listen() -> Result<Self, Error> {
         let stop = Self {
             raised: Arc::default(),
@@ -34,29 +34,29 @@ impl Stop {
         Ok(stop)
     }
 
-    /// The flag.
+    /// Returns the flag.
     pub fn flag(&self) -> &AtomicBool {
         &self.raised
     }
 
-    /// From the first step of a training on, the first signal raises the flag only.
+    /// Makes the first signal only set the flag, from the first training step on.
     pub fn hear(&self, event: &Event<'_>) {
         if matches!(event, Event::Step(_)) {
             self.wait_for_me();
         }
     }
 
-    /// From now on the first signal raises the flag only.
+    /// Makes the first signal only set the flag from now on; returns the flag.
     pub fn wait_for_me(&self) -> &AtomicBool {
         self.patient.store(true, Ordering::Relaxed);
         &self.raised
     }
 }
 
-/// A file that may not become larger (`ulimit -f`) is then an error of writing, with a message, and not
-/// the end of the process without one.
+/// Turns a write beyond the file size limit (`ulimit -f`) into an error with a message, instead of a silent end of
+/// the process.
 pub fn outlive_file_limits() {
-    // Where it cannot be had, the process ends as it would have without.
+    // An error is ignored: the process then ends as without this handler.
     #[cfg(unix)]
     let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default());
 }
@@ -75,8 +75,8 @@ fn on_signal(act: impl Fn() + Send + 'static) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Whether this process was started with a signal ignored, as `nohup` does with the one that a
-/// closing terminal sends. Linux alone tells; elsewhere the answer is no.
+/// True if this process was started with `signal` ignored, as `nohup` does with the hangup signal of a closing
+/// terminal. Only Linux reports this; false elsewhere.
 #[cfg(unix)]
 fn is_ignored(signal: i32) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

@@ -9,15 +9,15 @@ use comfy_table::{CellAlignment, ContentArrangement, LineStyle, presets};
 use hybridnorm::text;
 use terminal_size::{Width, terminal_size_of};
 
-/// Characters of a cell that are shown.
+/// Maximum number of characters shown per cell.
 const CELL_CHARS: usize = 200;
 
-/// A table whose cells may hold names out of files: what would move the cursor, or make further lines,
-/// is escaped, and long ones are shortened.
+/// Table whose cells may contain names from files: characters that move the cursor or break lines are escaped, and
+/// long cells are shortened.
 pub struct Table(comfy_table::Table);
 
 impl Table {
-    /// One more row.
+    /// Adds a row.
     pub fn add_row<C: fmt::Display>(&mut self, cells: impl IntoIterator<Item = C>) {
         let cells = cells
             .into_iter()
@@ -32,7 +32,7 @@ impl fmt::Display for Table {
     }
 }
 
-/// A table with a header; the first column reads from the left, the rest from the right.
+/// Creates a table with a header; the first column is left-aligned, the others right-aligned.
 pub fn numbers(header: &[&str]) -> Table {
     let mut table = plain(header);
     let inner = &mut table.0;
@@ -45,7 +45,7 @@ pub fn numbers(header: &[&str]) -> Table {
     table
 }
 
-/// A table of words.
+/// Creates a table of left-aligned text.
 pub fn plain(header: &[&str]) -> Table {
     let header = header.iter().map(|head| text::at_most(head, CELL_CHARS));
     let mut table = comfy_table::Table::new();
@@ -59,7 +59,7 @@ pub fn plain(header: &[&str]) -> Table {
     Table(table)
 }
 
-/// Characters of a line, where tables go to a terminal.
+/// Returns the width of a terminal in characters, if tables go to one.
 fn terminal_width() -> Option<u16> {
     let stdout = io::stdout();
     let size = stdout
@@ -69,7 +69,7 @@ fn terminal_width() -> Option<u16> {
     size.map(|(Width(width), _)| width)
 }
 
-/// A count with a decimal prefix: `1.24 G`.
+/// Formats a count with a decimal prefix: `1.24 G`.
 pub fn scaled(number: f64) -> String {
     let (value, prefix) = [(1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")]
         .into_iter()
@@ -81,7 +81,7 @@ pub fn scaled(number: f64) -> String {
     }
 }
 
-/// A count as models are named by it: `6.9B`, `151.0M`.
+/// Formats a count as in model names: `6.9B`, `151.0M`.
 pub fn count(number: u64) -> String {
     let number = number as f64;
     match [(1e9, "B"), (1e6, "M"), (1e3, "k")]
@@ -93,7 +93,7 @@ pub fn count(number: u64) -> String {
     }
 }
 
-/// Bytes with a binary prefix: `1.5 GiB`.
+/// Formats a number of bytes with a binary prefix: `1.5 GiB`.
 pub fn bytes(number: u64) -> String {
     let number = number as f64;
     let (value, unit) = [

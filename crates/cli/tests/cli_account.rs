@@ -1,4 +1,4 @@
-//! Every command gives the account of the text that its data were made from.
+//! Every command reports how much of the text of its data was read, left out and cut.
 
 mod common;
 
@@ -29,7 +29,7 @@ const RECORDS: &str = "{\"body\": \"A first text, about the size of a sequence o
     {\"body\": null}\n{\"body\": \" \\t\"}\n\
     {\"body\": \"A second text, which the split may well hold out for validation.\"}\n";
 
-/// How many of a unit a `left_out` counts.
+/// Sums the counts of a unit in a `left_out` list.
 fn count(left_out: &Value, unit: &str) -> u64 {
     let all = left_out.as_array().unwrap().iter();
     let of_unit = all.filter(|omission| omission["unit"] == unit);
@@ -239,7 +239,7 @@ fn well_known_ends_are_noted_whatever_the_tokenizer() {
     );
 }
 
-/// A BPE of a few characters.
+/// BPE tokenizer file with a few characters.
 const WORDS: &str = r#"{"version": "1.0", "added_tokens": [
     {"id": 0, "content": "</s>", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true},
     {"id": 1, "content": "<unk>", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}],

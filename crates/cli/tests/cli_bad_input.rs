@@ -1,4 +1,4 @@
-//! Whatever is wrong with the input, one line says where, and nothing is damaged.
+//! Any invalid input ends with one line that locates the problem, and damages nothing.
 
 mod common;
 
@@ -300,7 +300,7 @@ fn damaged_prepared_folders() {
             let _ = fs::remove_dir_all(lab.path("p"));
             copy_folder(&lab.path("good"), &lab.path("p"));
             damage(&lab.path("p").join(&name), how);
-            // Nothing in these two decides what tokens mean, so damage there may go unnoticed.
+            // These two files do not affect the meaning of tokens, so damage to them may go unnoticed.
             let beside = ["tokenizer_config.json", "hybridnorm-tokenizer.json"].contains(&&*name);
             let inspected = lab.run(&["data", "inspect", "p"]);
             if beside && inspected.status.success() {
@@ -448,8 +448,8 @@ fn numbers_that_stop_being_numbers() {
         "there is no earlier checkpoint",
     ];
     lab.train_fails(1, "run", &huge, &words);
-    // Runs that go well for ten steps and then are told to jump: to weights that are no numbers, or
-    // to some that are, but give none.
+    // After ten normal steps a huge learning rate makes the weights non-finite, or leaves them finite with a
+    // non-finite loss.
     for (lr, problem) in [("1e300", "step 11: loss"), ("1e30", "step 12: loss NaN")] {
         let run = format!("jump {lr}");
         lab.train(&run, &["--set", "train.steps=10"]);
@@ -466,7 +466,7 @@ fn numbers_that_stop_being_numbers() {
             resumed.extend(["--set", setting]);
         }
         lab.train_fails(1, &run, &resumed, &[problem, &good]);
-        // The good one was not given up for one that holds nothing, and the run goes on from it.
+        // The good checkpoint was not replaced by a useless one, and the run resumes from it.
         assert_eq!(lab.checkpoints(&run), ["step-00000010"]);
         lab.train(&run, &["--resume"]);
         assert_eq!(lab.column(&run, "step").len(), 20);
@@ -482,7 +482,7 @@ fn damaged_files_elsewhere() {
         damage(&lab.path("t.json"), how);
         let output = lab.run(&train_args("run", &["--set", "data.tokenizer=t.json"]));
         let said = common::stderr(&output);
-        // One flipped bit may leave a tokenizer, though not the same one.
+        // A flipped bit may leave a valid, though different, tokenizer.
         if matches!(how, Damage::CutShort) || !output.status.success() {
             assert!(
                 said.contains("t.json") && said.lines().count() == 1,

@@ -1,4 +1,4 @@
-//! What benchmarks print.
+//! Output of the benchmarks.
 
 mod common;
 
@@ -8,14 +8,14 @@ use serde_json::Value;
 const SHAPE: &str = "[model]\nd_model = 32\nn_layers = 2\nn_heads = 2\nd_ff = 64\nvocab_size = 300\n\
      [train]\nbatch_size = 4\nseq_len = 32\ngrad_accum_steps = 2\n";
 
-/// A folder with the configuration of a tiny shape.
+/// Creates a folder with the configuration of a tiny model.
 fn lab() -> Lab {
     let lab = Lab::new();
     lab.write("bench.toml", SHAPE);
     lab
 }
 
-/// `bench WHAT` of that shape in the shortest time.
+/// Returns the arguments of a minimal `bench WHAT` of that model.
 fn args<'a>(what: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let mut args = vec!["bench", what, "--config", "bench.toml", "--seconds", "0"];
     args.extend(more);
@@ -94,14 +94,14 @@ fn decoding_is_measured_against_the_memory_bandwidth() {
         number_of("bandwidth_share") * number_of("bandwidth_bytes_per_second"),
         number_of("bytes_per_token") * number_of("tokens_per_second"),
     );
-    // All weights but the rows of the table that are not read.
+    // All weights but the embedding rows that are not read.
     let parameters = number_of("parameters");
     assert_eq!(
         number_of("bytes_per_token"),
         4.0 * (parameters - 299.0 * 32.0)
     );
-    // The tokens after the prompt and two more see 19 to 26 positions; a position is the keys and
-    // the values of two blocks.
+    // After the prompt and two more tokens, 19 to 26 positions are attended to; each has keys and values in two
+    // blocks.
     assert_eq!(
         number_of("cache_bytes_per_token"),
         4.0 * 2.0 * 2.0 * 32.0 * 22.5
@@ -117,7 +117,7 @@ fn decoding_is_measured_against_the_memory_bandwidth() {
         4.0 * number(&tied, "parameters")
     );
 
-    // The cache is full after a single token and is filled again.
+    // The cache is full after a single token and is then refilled.
     let short = lab.json(&args("decode", &["--json", "--set", "train.seq_len=2"]));
     assert_eq!(number(&short, "prompt_tokens"), 1.0);
     assert_eq!(number(&short, "tokens"), 8.0);
@@ -159,7 +159,7 @@ fn placements_are_compared_with_pre_norm() {
             assert!((0.5..2.0).contains(&(memory / reference)), "{found}");
         }
     }
-    // The same model twice.
+    // The same model, measured by `bench step`.
     assert_eq!(
         rows[1]["parameters"],
         lab.json(&args(
@@ -175,7 +175,7 @@ fn a_signal_ends_a_comparison_at_once_and_leaves_nothing_running() {
     let lab = lab();
     let what = "bench placements --config bench.toml --only hybridnorm --seconds 1000";
     let child = lab.start(&what.split(' ').collect::<Vec<_>>());
-    // Its children: `/proc/PID/stat` is "PID (NAME) STATE PARENT ...".
+    // Child process: `/proc/PID/stat` is "PID (NAME) STATE PARENT ...".
     let parent = child.id().to_string();
     let measuring = || {
         let processes = std::fs::read_dir("/proc").unwrap().flatten();
@@ -196,7 +196,7 @@ fn a_signal_ends_a_comparison_at_once_and_leaves_nothing_running() {
 #[test]
 fn a_placement_that_cannot_be_built_is_listed_with_the_reason() {
     let lab = lab();
-    // A norm on a gate that this feed-forward does not have.
+    // A norm on a gate that an ungated feed-forward does not have.
     let ungated = [
         "--only",
         "simple-norm",
@@ -252,7 +252,7 @@ fn every_kernel_is_measured_against_plain_loops_and_its_limit() {
             .find(|row| row["op"] == op && row["direction"] == direction);
         found.unwrap_or_else(|| panic!("{op} {direction}"))
     };
-    // 64 rows of 32 to 128, and 64 rows of 32 read and written with a gain of 32.
+    // 64 rows from width 32 to 128, and 64 rows of width 32 read and written with a gain of 32.
     let work = |row: &Value| 1e9 * number(row, "rate") * number(row, "seconds");
     same(
         work(row("linear up", "backward weight")),
@@ -309,13 +309,13 @@ fn recomputation_takes_less_memory_for_activations() {
     };
     let activations = |setting: &str| planned(&["--set", setting]);
     assert!(activations(&block) < activations(&none));
-    // As few blocks as keep within the budget: all of them, none of them, some of them.
+    // As few blocks are recomputed as the budget allows: all of them, none, some.
     let within = |bytes: f64| activations(&recompute(&format!("budget:{bytes}")));
     assert_eq!(within(activations(&block)), activations(&block));
     assert_eq!(within(activations(&none)), activations(&none));
     let between = ((activations(&block) + activations(&none)) / 2.0).floor();
     assert!(within(between) <= between && within(between) >= activations(&block));
-    // What is planned less is taken less by a step, in a model of many activations.
+    // The peak of a step falls with the planned memory, in a model with many activations.
     let settings = |recompute| {
         let deep = ["--set", "model.n_layers=8", "--set", "train.seq_len=256"];
         [&["--set", recompute][..], &deep].concat()

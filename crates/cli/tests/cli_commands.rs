@@ -1,4 +1,4 @@
-//! Every command does what its help says.
+//! Every command does what its help text says.
 
 mod common;
 
@@ -58,11 +58,11 @@ fn eval_prints_one_document_that_agrees_with_the_metrics() {
             .as_u64()
             .unwrap();
     assert_eq!(found["tokens"].as_u64().unwrap(), (held_out - 1) / 16 * 16);
-    // Other batch sizes change the last bits only.
+    // Other batch sizes change only the last bits.
     let other = lab.json(&[&whole[..], &["--batch-size", "7"]].concat());
     assert!((other["loss"].as_f64().unwrap() - last).abs() < 1e-6);
 
-    // Validation text that is named is taken as a whole.
+    // Explicit validation text is used entirely.
     lab.train("named", &["--set", "data.validation=['stories:9:7']"]);
     let last = lab.metrics("named")[19]["validation_loss"]
         .as_f64()
@@ -138,7 +138,7 @@ fn generate_is_decided_by_the_seed() {
         "ä b\n"
     );
     lab.ok(&["generate", "run", "--prompt", "", "--max-tokens", "5"]);
-    // Longer than the model reads at a time.
+    // Longer than the context.
     lab.ok(&[
         "generate",
         "run",
@@ -309,7 +309,7 @@ fn every_recipe_is_inspected_at_once() {
             of_checkpoint["inventory"]["total"]
         );
     }
-    // A run is trained as its configuration says, a checkpoint alone by one sequence.
+    // For a run the configured training is inspected, for a checkpoint alone a single sequence.
     let inventory = |path| lab.json(&["inspect", path, "--json"])["inventory"].clone();
     assert_eq!(inventory("run"), inventory("tiny.toml"));
     assert_eq!(inventory("run")["micro_batch"], 4);
@@ -324,7 +324,7 @@ fn every_recipe_is_inspected_at_once() {
     lab.fails(1, &["inspect", "absent"], &["absent", "no such file"]);
 }
 
-/// `model.safetensors` as the official code writes it, out of a fixture.
+/// Returns `model.safetensors` as the official code writes it, from a fixture.
 fn official_weights(fixture: &[u8]) -> Vec<u8> {
     let length = u64::from_le_bytes(fixture[..8].try_into().unwrap()) as usize;
     let header: BTreeMap<String, Value> = serde_json::from_slice(&fixture[8..8 + length]).unwrap();
@@ -439,7 +439,7 @@ fn quickstart_compares_and_can_be_repeated() {
         ],
         &["0 steps"],
     );
-    // What is somebody's own is not deleted.
+    // Runs of others are not deleted.
     lab.train("own/pre-norm", &[]);
     let mut other = args;
     other[7] = "own";
@@ -471,7 +471,7 @@ fn a_split_is_evaluated() {
         held_out > 0 && train > held_out && all >= train,
         "{train} {held_out} {all}"
     );
-    // What the training measured, since it holds out the same.
+    // Equal to the validation loss in training, which holds out the same documents.
     let args = [
         "eval",
         "run",
@@ -506,7 +506,7 @@ fn quiet_prints_results_only() {
     );
     let output = lab.run(&["eval", "run", "--data", "stories:9", "--json", "--quiet"]);
     assert!(output.stderr.is_empty());
-    // Results alone go to standard output, also when not quiet.
+    // Only results go to standard output, even without `--quiet`.
     let output = lab.run(&["train", "tiny.toml", "--run", "loud"]);
     assert_eq!(String::from_utf8(output.stdout).unwrap(), result);
     assert!(!output.stderr.is_empty());

@@ -1,5 +1,6 @@
-//! Full and read-only disks. They are small file systems in memory, which only root may mount:
-//! `unshare -rm cargo test --release -p hybridnorm-cli --test cli_disk -- --ignored` gives a user a root of its own.
+//! Full and read-only disks: small in-memory file systems, which only root may mount. Users become root of a
+//! namespace with
+//! `unshare -rm cargo test --release -p hybridnorm-cli --test cli_disk -- --ignored`.
 
 mod common;
 
@@ -9,7 +10,7 @@ use std::process::Command;
 
 use common::{Lab, code, stderr, train_args};
 
-/// A file system in memory, gone when dropped.
+/// In-memory file system, unmounted on drop.
 struct Disk(PathBuf);
 
 impl Disk {
@@ -54,7 +55,7 @@ fn a_disk_that_fills_up_leaves_earlier_checkpoints_whole() {
             assert!(!name.ends_with(".partial"), "{name}");
             lab.ok(&["inspect", &format!("disk/run/checkpoints/{name}")]);
         }
-        // With room again the run goes on to the same end.
+        // With free space again, the run resumes and ends in the same state.
         let grown = Command::new("mount")
             .args(["-o", "remount,size=64m"])
             .arg(&disk.0)

@@ -1,5 +1,4 @@
-//! `eval`: everything is measured or counted, every set by itself. Tokens from elsewhere are read as what
-//! they are.
+//! `eval`: every token is measured or counted as left out, per data set; the type of pre-tokenized files is detected.
 
 mod common;
 
@@ -16,7 +15,7 @@ fn le32(ids: &[u16]) -> Vec<u8> {
         .collect()
 }
 
-/// Ids below 250.
+/// Returns token ids below 250.
 fn ids(n: u16) -> Vec<u16> {
     (0..n).map(|i| i.wrapping_mul(7_919) % 250).collect()
 }
@@ -33,7 +32,7 @@ fn count(value: &Value, key: &str) -> u64 {
         .unwrap_or_else(|| panic!("no {key} in {value}"))
 }
 
-/// Tokens that were left out, by the counts of all reasons.
+/// Sums the left-out tokens over all reasons.
 fn left_out(value: &Value) -> u64 {
     let reasons = value["left_out"].as_array().unwrap();
     reasons
@@ -70,7 +69,7 @@ fn eval(lab: &Lab, data: &[&str], more: &[&str]) -> Value {
 fn short_last_windows_are_measured() {
     let lab = Lab::new();
     lab.train("run", &[]);
-    // 101 bytes of text, an end, windows of 16: six whole ones and one of five targets.
+    // 101 bytes of text and an end-of-text token, windows of 16: six full ones and one of five targets.
     lab.write("a.txt", "It rained, é, all week. ".repeat(4) + "Then");
     let all = eval(&lab, &["a.txt"], &[]);
     let bytes = lab.read("a.txt").len() as u64;
@@ -98,7 +97,7 @@ fn short_last_windows_are_measured() {
         "{text}"
     );
 
-    // The mean is over targets: the last window is what a file of its own would be.
+    // The loss is a mean over targets, so the last window counts like a separate file.
     let tokens = ids(100);
     lab.write("all.u16", le16(&tokens));
     lab.write("begin.u16", le16(&tokens[..97]));
@@ -108,7 +107,7 @@ fn short_last_windows_are_measured() {
     assert_eq!(count(&all, "tokens"), 99);
     assert_eq!(count(&parts, "tokens"), 99);
     close(nats(&all), nats(&parts));
-    // One token has nothing to be predicted.
+    // A single token is not a target.
     lab.write("one.u16", le16(&[7]));
     lab.fails(
         2,
@@ -151,7 +150,7 @@ fn every_set_by_itself() {
         assert!(table.contains(word), "{table}");
     }
 
-    // Nothing disappears.
+    // Nothing is dropped silently.
     let validation = |names: &[&'static str], words: &[&str]| {
         let args = ["eval", "run", "--split", "validation", "--data"];
         lab.fails(2, &[&args[..], names].concat(), words);
@@ -163,7 +162,7 @@ fn every_set_by_itself() {
         let args = ["eval", "run", "--data", twice[0], twice[1]];
         lab.fails(2, &args, &["named twice"]);
     }
-    // The same tokens under two names.
+    // Equal tokens under two names.
     lab.write("u.u16", le16(&ids(70)));
     let found = eval(&lab, &["t.u16", "u.u16"], &[]);
     assert!(found["notes"][0].as_str().unwrap().contains("counts twice"));

@@ -1,11 +1,11 @@
-//! Bits per byte are those of the text, whatever the tokenizer makes of it, or there are none.
+//! Bits per byte refer to the original text for any tokenizer, or are not reported.
 
 mod common;
 
 use common::Lab;
 use serde_json::{Value, json};
 
-/// A tokenizer of bytes with other parts, as a file of its own folder.
+/// Writes a modified byte-level tokenizer to a separate file.
 fn write_tokenizer(lab: &Lab, name: &str, change: impl FnOnce(&mut Value)) {
     let mut file: Value = serde_json::from_slice(&lab.read("bytes/tokenizer.json")).unwrap();
     file["pre_tokenizer"] = json!({"type": "ByteLevel", "add_prefix_space": false,
@@ -14,14 +14,14 @@ fn write_tokenizer(lab: &Lab, name: &str, change: impl FnOnce(&mut Value)) {
     lab.write(&format!("{name}.json"), file.to_string());
 }
 
-/// Tokens of a text.
+/// Number of tokens of a text.
 type Length<'l> = &'l dyn Fn(&str) -> usize;
 
 fn eval(lab: &Lab, run: &str, data: &str, windows: &str) -> Value {
     lab.json(&["eval", run, "--json", "--data", data, "--windows", windows])
 }
 
-/// A text of 320 tokens, whose targets are whole windows, and one of 325.
+/// Writes a text of 320 tokens, whose targets fill whole windows, and one of 325.
 fn texts(lab: &Lab, tokens_of: impl Fn(&str) -> usize) -> [String; 2] {
     [320, 325].map(|wanted| {
         let mut text = String::from("It rained, \u{e9}\u{e8}, all day");
@@ -59,7 +59,7 @@ fn both_kinds_of_windows_count_the_bytes_of_the_text() {
     let spaces = |text: &str| text.matches(' ').count();
     let lengths: [(&str, Length, u64); 5] = [
         ("exact", &|text| text.len(), 1),
-        // The space before the text stands for none of it.
+        // The prepended space is not part of the text.
         ("prefix", &|text| text.len() + 1, 0),
         ("strip", &|text| text.chars().count(), 1),
         ("grow", &|text| text.len() + 3 * spaces(text), 1),
@@ -80,7 +80,7 @@ fn both_kinds_of_windows_count_the_bytes_of_the_text() {
         for key in ["tokens", "text_bytes", "bits_per_byte"] {
             assert_eq!(all[key], same[key], "{name}: {all}\n{same}");
         }
-        // Five tokens are left out: how many bytes are they?
+        // Five tokens are left out, whose bytes only an exact tokenizer determines.
         let all = eval(&lab, name, "325.txt", "all");
         assert_eq!(all["text_bytes"], longer.len() as u64 - first, "{name}");
         let part = eval(&lab, name, "325.txt", "whole");
@@ -96,7 +96,7 @@ fn both_kinds_of_windows_count_the_bytes_of_the_text() {
                 assert!(reason.unwrap().contains("changes text"), "{name}: {part}");
             }
         }
-        // Tokens alone.
+        // Tokens without text.
         let ids: Vec<u8> = (0..40_u16)
             .flat_map(|id| (id % 7 + 40).to_le_bytes())
             .collect();
@@ -133,7 +133,7 @@ fn a_first_token_that_is_part_of_a_character() {
     assert!(found["bits_per_byte"].is_null());
     let reason = found["sets"][0]["no_bits_per_byte"].as_str().unwrap();
     assert!(reason.contains("whole number of characters"), "{reason}");
-    // A prepared folder says the same as its text.
+    // A prepared folder gives the same values as its text.
     lab.write("b.txt", "The red kite, l'\u{e9}t\u{e9} ".repeat(20));
     lab.ok(&[
         "data",

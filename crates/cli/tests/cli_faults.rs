@@ -1,14 +1,14 @@
-//! Kills and failing system calls, at every place where a command touches files.
+//! Kills and failing system calls wherever a command accesses files.
 //!
-//! A command runs once undisturbed under `strace`, which tells how often it makes each call. Then it
-//! runs again for every such call: killed there, or with an error in its place. After each of them
+//! A command runs once undisturbed under `strace`, which counts its system calls. Then it runs again for each of
+//! these calls: killed there, or with an injected error. After each run
 //!
-//! - what was there before is there still, or its successor is, whole;
-//! - no error is called a defect, and one that the command survives has changed nothing;
-//! - the same command, started again, succeeds, and leaves what it leaves undisturbed, and no more.
+//! - existing data are unchanged or completely replaced by their successor;
+//! - no error is reported as a defect, and an error that the command survives has changed nothing;
+//! - the same command, started again, succeeds and leaves exactly the files of an undisturbed run.
 //!
-//! `FAULTS=all cargo test --release -p hybridnorm-cli --test cli_faults -- --ignored` does so at every
-//! call, which takes an hour; without `FAULTS`, at some of them, evenly spread.
+//! `FAULTS=all cargo test --release -p hybridnorm-cli --test cli_faults -- --ignored` tests every call, which takes
+//! an hour; without `FAULTS`, some of them, evenly spaced.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::{Lab, code, copy_folder, kept_study, official_folder, quiet, stderr};
 
-/// Calls that find, open, write, name, flush or remove files.
+/// System calls that find, open, write, rename, flush or remove files.
 const CALLS: &str = "openat,statx,newfstatat,fstat,read,write,rename,renameat,renameat2,fsync,fdatasync,\
                      ftruncate,mkdir,unlink,unlinkat,rmdir,getdents64,flock,readlink";
 const FAULTS: [&str; 4] = [
@@ -31,22 +31,22 @@ const FAULTS: [&str; 4] = [
     "error=ENOSPC",
     "error=ESTALE",
 ];
-/// Places of each call that are tried of each fault, unless all are.
+/// Number of tested occurrences per system call and fault, unless all are tested.
 const SOME: usize = 3;
 
-/// Where `strace` writes.
+/// Log file of `strace`.
 const TRACE: &str = "trace.log";
 
-/// A command, and what it must not lose.
+/// Command with the data that it must not lose.
 struct Scenario {
-    /// Makes what is there before.
+    /// Creates the initial state.
     set_up: fn(&Lab),
     command: &'static str,
-    /// Arguments to add where the command refuses to be started again without them.
+    /// Additional arguments if the command refuses to start again without them.
     again: &'static [&'static str],
-    /// Folders that the command writes below; compared with those of an undisturbed run by names.
+    /// Folders that the command writes to; their file names are compared with an undisturbed run.
     writes: &'static [&'static str],
-    /// Checks that what was there before is there still.
+    /// Checks that the initial data still exist.
     keeps: fn(&Lab),
 }
 
@@ -74,7 +74,7 @@ impl Scenario {
                     .into_iter()
                     .enumerate()
                     .flat_map(move |(index, what)| {
-                        // Each fault at other places.
+                        // Each fault at different occurrences.
                         (1 + index % step..=count)
                             .step_by(step)
                             .map(move |nth| Fault {
@@ -129,7 +129,7 @@ impl Scenario {
         if kept.is_err() {
             return Err(format!("lost what was there before; it had said {said:?}"));
         }
-        // Old files that could not be removed go with the next writer.
+        // Old files that could not be removed are removed by the next writer.
         let mut found = self.written(&lab);
         found.retain(|name| expected.contains(name) || !is_temporary(name));
         if code(&disturbed) == 0 && found != *expected {
@@ -142,7 +142,7 @@ impl Scenario {
         if code(&retried) != 0 && !self.again.is_empty() {
             retried = lab.run(&[&command[..], self.again].concat());
         }
-        // What was done before the fault stays done.
+        // A retry may be refused if the work was already complete.
         let is_done = code(&disturbed) == 0 || found == *expected;
         if code(&retried) != 0 && !is_done {
             return Err(format!(
@@ -160,7 +160,7 @@ impl Scenario {
         }
     }
 
-    /// Names of everything below the folders that the command writes to.
+    /// Returns the names of everything below the folders that the command writes to.
     fn written(&self, lab: &Lab) -> BTreeSet<PathBuf> {
         let mut names = BTreeSet::new();
         for folder in self.writes {
@@ -215,7 +215,7 @@ fn traced(lab: &Lab, options: &[&str], args: &[&str]) -> Output {
     lab.at_home(command).output().expect("strace is installed")
 }
 
-/// How often a thread makes each call at most.
+/// Counts each system call, as the maximum over threads.
 fn calls(lab: &Lab, args: &[&str]) -> BTreeMap<String, usize> {
     let output = traced(lab, &["-e", &format!("trace={CALLS}")], args);
     assert_eq!(code(&output), 0, "{}", stderr(&output));
@@ -244,7 +244,7 @@ fn is_whole(lab: &Lab, prepared: &str) {
     lab.ok(&["data", "inspect", prepared, "--quiet"]);
 }
 
-/// A run of six steps with checkpoints of the third and the last.
+/// Trains six steps, with checkpoints at steps 3 and 6.
 fn six_steps(lab: &Lab) {
     lab.prepare("stories:20", "bytes", "data");
     lab.ok(&quiet(
@@ -349,7 +349,7 @@ fn studying() {
         writes: &["study", "data"],
         keeps: |lab| {
             is_whole(lab, "data");
-            // A record without its run is a run that was lost.
+            // A record without its run is a lost run.
             let names = |folder: &str| -> Vec<String> {
                 let entries = fs::read_dir(lab.path(folder)).into_iter().flatten();
                 let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());

@@ -14,7 +14,7 @@ fn loud<'a>(run: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     args
 }
 
-/// Trains and gives what was said.
+/// Trains and returns standard error.
 fn said(lab: &Lab, run: &str, more: &[&str]) -> String {
     let output = lab.run(&loud(run, more));
     assert_eq!(code(&output), 0, "{}", stderr(&output));
@@ -181,7 +181,7 @@ fn every_segment_is_recorded_and_old_steps_keep_their_configuration() {
             }
         }
     }
-    // A replay over a boundary says what differed there.
+    // A replay across a segment boundary.
     let output = lab.run(&["replay", "run", "--step", "9", "--after", "5", "--out", "x"]);
     assert_eq!(code(&output), 0, "{}", stderr(&output));
 }
@@ -228,7 +228,7 @@ fn data_may_move_but_not_change() {
         "{said}"
     );
     assert_eq!(lab.history("run").len(), 20);
-    // Old steps are read where the data are now.
+    // Old steps are replayed from the new path of the data.
     lab.ok(&["replay", "run", "--step", "3", "--after", "0"]);
     lab.write("b/moved.txt", text("null"));
     let more = ["--resume", "--set", &moved, "--set", "train.steps=30"];

@@ -1,4 +1,4 @@
-//! Importing other people's folders through the program.
+//! Importing third-party model folders through the binary.
 
 mod common;
 
@@ -77,7 +77,7 @@ fn a_tied_head_may_be_listed_or_stored_if_it_is_the_embedding() {
     let stored = lab.json(&IMPORT);
     assert_adds_up(&stored);
     assert_eq!(stored["left_out"][0]["examples"], json!([head]));
-    // Stored once, listed twice.
+    // Stored once, listed twice in the index.
     let mut map = serde_json::Map::new();
     rewrite(&lab, |all| {
         map = all
@@ -109,7 +109,7 @@ fn wrapped_models_and_pointers_are_named_with_what_to_do() {
         ("model._fsdp_wrapped_module.", "FSDP"),
     ] {
         let lab = lab("olmoe");
-        // Not before all names.
+        // Only some names are prefixed.
         rewrite(&lab, |all| {
             all.iter_mut()
                 .skip(1)
@@ -132,7 +132,7 @@ fn the_tokenizer_beside_the_weights_is_taken() {
     lab.train("run", &["--set", "train.steps=5"]);
     let saved = lab.path("run/checkpoints/step-00000005/tokenizer/tokenizer.json");
     let mut json: Value = serde_json::from_slice(&fs::read(saved).unwrap()).unwrap();
-    // As many tokens as the small model has.
+    // Vocabulary size of the small model.
     let size = {
         let config: Value = serde_json::from_slice(&lab.read("their/config.json")).unwrap();
         config["vocab_size"].as_u64().unwrap()

@@ -1,4 +1,4 @@
-//! Branches of importing: forms of configurations, names of wrapped models, files that are not read.
+//! Import variants: forms of configurations, names of wrapped models, files that are not read.
 
 mod common;
 
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 const IMPORT: [&str; 5] = ["import", "their", "--out", "ours", "--json"];
 
-/// What was left out of a unit: reasons with their counts.
+/// Returns the reasons and counts of the left-out items of a unit.
 fn left_out(found: &Value, unit: &str) -> Vec<(String, u64)> {
     let all = found["left_out"].as_array().unwrap();
     (all.iter().filter(|one| one["unit"] == unit))
@@ -24,7 +24,7 @@ fn left_out(found: &Value, unit: &str) -> Vec<(String, u64)> {
         .collect()
 }
 
-/// Every file of the folder is either read or left out.
+/// Asserts that every file of the folder is either read or left out.
 fn assert_files_add_up(lab: &Lab, found: &Value, read: u64) {
     let there = fs::read_dir(lab.path("their")).unwrap().count() as u64;
     let counts: u64 = left_out(found, "files")
@@ -66,7 +66,7 @@ fn files_that_were_not_opened_are_counted() {
         "--tokenizer",
         "bytes",
     ];
-    // More tokens than the model has.
+    // More tokens than the model's vocabulary.
     lab.fails_any(&named, &["257 tokens"]);
     let text = stderr(&lab.run(&["import", "their", "--out", "c", "--no-tokenizer"]));
     assert!(text.contains("left out 4 files: another form"), "{text}");
@@ -92,7 +92,7 @@ fn names_that_all_begin_alike_are_read_without_that() {
         let text = lab.ok(&["import", "their", "--out", "second", "--quiet"]);
         assert!(text.contains(&format!("`{prefix}`")), "{text}");
     }
-    // In several files, with an index of their names.
+    // In several shards, with an index.
     let split = lab("olmoe");
     let mut map = serde_json::Map::new();
     rewrite(&split, |all| {
@@ -110,7 +110,7 @@ fn names_that_all_begin_alike_are_read_without_that() {
     split.write("their/model.safetensors.index.json", index);
     assert_files_add_up(&split, &split.json(&IMPORT), 3);
     assert!(split.read("ours/model.safetensors") == plain.read("ours/model.safetensors"));
-    // A name that is missing is one of theirs all the same.
+    // A missing tensor is still reported by name.
     let lab = lab("olmoe");
     rewrite(&lab, |all| {
         all.iter_mut()
@@ -149,7 +149,7 @@ fn a_compiled_model_of_the_official_code_is_read() {
 fn a_mixture_that_is_dense_in_every_layer_is_a_dense_model() {
     let lab = lab("deepseek-v3");
     configure(&lab, "first_k_dense_replace", json!(3));
-    // Experts that the configuration does not have.
+    // The configuration has no experts, but the weights do.
     lab.fails(
         1,
         &IMPORT,
@@ -197,7 +197,7 @@ fn every_other_layer_a_mixture_is_refused_by_its_key() {
     lab.json(&IMPORT);
 }
 
-/// What is done to a configuration.
+/// Modification of a configuration.
 type Change<'a> = &'a dyn Fn(&mut Value);
 
 #[test]
@@ -274,7 +274,7 @@ fn an_official_configuration_may_be_written_in_several_ways() {
         );
         assert!(!lab.path("refused").exists());
     }
-    // Yaml as people write it, other sections and comments among it.
+    // YAML as users write it, with other sections and comments.
     let model = config["model"].as_object().unwrap();
     let mut yaml = "# a run\nrun_name: x\nmodel:\n".to_owned();
     for (key, value) in model {
@@ -312,7 +312,7 @@ fn pipes_in_a_folder_and_in_its_place_are_named_at_once() {
         pipe(&lab, &format!("their/{name}"));
         lab.fails_any(&IMPORT, &[&format!("{name}: is a pipe")]);
     }
-    // What is not read may be anything.
+    // Files that are not read may be anything.
     let lab = lab("olmoe");
     for name in ["tokenizer.json", "README.md", "model.pt"] {
         pipe(&lab, &format!("their/{name}"));
@@ -333,7 +333,7 @@ fn pipes_in_a_folder_and_in_its_place_are_named_at_once() {
         &["import", "nowhere", "--out", "x"],
         &["nowhere: no such file or folder"],
     );
-    // A pipe where a run is locked.
+    // A pipe instead of the lock file of a run.
     fs::create_dir(lab.path("run")).unwrap();
     pipe(&lab, "run/lock");
     let said = lab.fails_any(
@@ -347,7 +347,7 @@ fn pipes_in_a_folder_and_in_its_place_are_named_at_once() {
 #[test]
 fn a_killed_import_is_done_again_by_the_same_command() {
     let lab = lab("olmoe");
-    // Large enough to be seen while it is written.
+    // Large enough to be observed while being written.
     let rows = 60_000;
     configure(&lab, "vocab_size", json!(rows));
     rewrite(&lab, |all| {

@@ -1,4 +1,4 @@
-//! What somebody has is not lost.
+//! Existing user files are not lost.
 
 mod common;
 
@@ -48,7 +48,7 @@ fn prepared_data_stay_until_new_ones_are_whole() {
     good[2] = "stories:70";
     lab.ok(&good);
     assert!(before != lab.read("p/train-00000.bin"));
-    // What another program calls tokenizer.json is not taken for ours.
+    // A `tokenizer.json` of another program is not mistaken for prepared data.
     lab.write("theirs/tokenizer.json", "{}");
     good[6] = "theirs";
     lab.fails(2, &good, &["theirs: holds something else"]);

@@ -1,5 +1,4 @@
-//! Peak memory of readers, against what their documentation states, plus what the program takes at rest
-//! and for its results.
+//! Peak memory of readers against the documented bounds, plus that of the idle program and its results.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -13,9 +12,9 @@ use common::{Lab, numpy};
 use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
-/// Room for one piece of text that a tokenizer of a file takes up to 200 bytes a byte for.
+/// Room for one piece of text, for which a tokenizer from a file takes up to 200 bytes per byte.
 const LARGE_PIECE: u64 = 256 * MIB;
-/// The program at rest, the 16 MiB of a reader, 8 MiB of text that is tokenized at once with its tokens.
+/// The idle program, 16 MiB of a reader, and 8 MiB of text tokenized at once with its tokens.
 const CONSTANT: u64 = 160 * MIB;
 
 /// Peak resident memory of the program, in bytes.
@@ -29,7 +28,7 @@ fn peak(lab: &Lab, args: &[&str]) -> u64 {
     let path = format!("/proc/{}/status", child.id());
     let mut peak = 0;
     while child.try_wait().unwrap().is_none() {
-        // The process may end between the two looks.
+        // The process may have ended since `try_wait`.
         let status = std::fs::read_to_string(&path).unwrap_or_default();
         let line = status.lines().find(|line| line.starts_with("VmHWM:"));
         let kib = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
@@ -71,7 +70,7 @@ fn text_of_many_records_takes_a_constant() {
     assert!(found < CONSTANT, "{} MiB for a file of 94 MiB", found / MIB);
 }
 
-/// Packed files of many small records: what they unpack to takes nothing.
+/// Compressed files of many small records: the decompressed size takes no memory.
 #[test]
 fn packed_text_takes_a_constant() {
     let lab = Lab::new();
@@ -108,8 +107,8 @@ fn many_short_documents_take_a_constant() {
     assert!(found < CONSTANT / MIB, "{found} MiB");
 }
 
-/// As many nodes of a Unigram tree, and bytes of added tokens, as are read: 50 times the file, 256 MiB, and
-/// 750 bytes a node.
+/// Maximum numbers of Unigram trie nodes and of bytes of added tokens: 50 times the file, 256 MiB, and 750 bytes per
+/// node.
 #[test]
 fn tokenizers_at_their_limits_take_what_is_stated() {
     let lab = Lab::new();
@@ -157,8 +156,8 @@ fn tokenizers_at_their_limits_take_what_is_stated() {
     );
 }
 
-/// One large record: at most four times its size to read it, and nothing for its tokens, which are written
-/// as they come.
+/// One large record: reading takes at most four times its size, and its tokens nothing, since they are written as
+/// they are produced.
 #[test]
 fn text_of_one_record_takes_a_multiple_of_it() {
     let lab = Lab::new();
@@ -181,7 +180,7 @@ fn text_of_one_record_takes_a_multiple_of_it() {
     }
 }
 
-/// Tokenizers of files, which take much more memory than the text they read: it is cut into pieces.
+/// Tokenizers from files take much more memory than the text they encode, so it is cut into pieces.
 #[test]
 fn tokenizers_of_files_take_a_constant() {
     let lab = Lab::new();
@@ -234,7 +233,7 @@ fn tokenizers_of_files_take_a_constant() {
     }
 }
 
-/// Runs the program with so many KiB of address space.
+/// Runs the program with `kib` KiB of address space.
 fn limited(lab: &Lab, kib: u64, args: &[&str]) -> Output {
     let mut command = Command::new("sh");
     let script = format!("ulimit -v {kib}; exec \"$0\" \"$@\"");
@@ -243,7 +242,7 @@ fn limited(lab: &Lab, kib: u64, args: &[&str]) -> Output {
     lab.at_home(command).output().unwrap()
 }
 
-/// What does not fit is refused in a line where its size shows, and does not abort.
+/// A line that does not fit in memory is refused with one message, without aborting.
 #[test]
 fn a_line_that_does_not_fit_is_refused() {
     let lab = Lab::new();
@@ -255,7 +254,7 @@ fn a_line_that_does_not_fit_is_refused() {
     assert_eq!(said.lines().count(), 1, "{said}");
 }
 
-/// Token files are mapped: their pages count once at most.
+/// Token files are memory-mapped: their pages count at most once.
 #[test]
 fn ready_tokens_take_their_own_size_at_most() {
     let lab = Lab::new();
@@ -293,7 +292,7 @@ fn ready_tokens_take_their_own_size_at_most() {
     );
 }
 
-/// Rows of a run are read one by one: what is kept of a row is smaller than the row.
+/// Records of a run are read one by one; the part that is kept is smaller than the record.
 #[test]
 fn a_long_run_is_reported_in_a_multiple_of_its_rows() {
     let lab = Lab::new();
@@ -323,7 +322,7 @@ fn a_long_run_is_reported_in_a_multiple_of_its_rows() {
     );
 }
 
-/// Settings of a step of 385 MiB.
+/// Settings of a training step that takes 385 MiB.
 const MIDDLE: [&str; 11] = [
     "model.d_model=384",
     "model.n_layers=6",
@@ -338,7 +337,7 @@ const MIDDLE: [&str; 11] = [
     "train.eval_every=0",
 ];
 
-/// A command on one thread with settings.
+/// Returns the arguments of a command on one thread with settings.
 fn on_one_thread<'a>(command: &[&'a str], settings: &[&'a str]) -> Vec<&'a str> {
     let mut args = [&["--threads", "1", "--quiet"], command].concat();
     args.extend(settings.iter().flat_map(|setting| ["--set", setting]));
@@ -358,7 +357,7 @@ fn assert_refused(output: &Output) {
     assert_eq!(said.lines().count(), 1, "{said}");
 }
 
-/// Training and its measurement are refused before they begin where they do not fit.
+/// Training and its benchmark are refused at the start if they do not fit.
 #[test]
 fn a_training_that_does_not_fit_is_refused() {
     let lab = Lab::new();
@@ -377,7 +376,7 @@ fn a_training_that_fits_is_not_refused() {
     assert_eq!(common::code(&output), 0, "{}", common::stderr(&output));
 }
 
-/// A checkpoint is saved, and looked through for NaN, without a copy of a whole parameter, here 256 MB.
+/// Saving a checkpoint and checking it for NaN does not copy a whole parameter, here 256 MB.
 #[test]
 fn a_checkpoint_takes_no_copy_of_a_parameter() {
     let lab = Lab::new();
@@ -403,7 +402,7 @@ fn a_checkpoint_takes_no_copy_of_a_parameter() {
     assert!(lab.path("run/checkpoints/step-00000002").is_dir());
 }
 
-/// What allocators would reserve is no reason to refuse a training that fits.
+/// Reservations of allocators are not a reason to refuse a training that fits.
 #[test]
 fn any_address_space_that_is_large_enough_will_do() {
     let lab = Lab::new();
@@ -421,7 +420,7 @@ fn any_address_space_that_is_large_enough_will_do() {
     }
 }
 
-/// An evaluation whose batch does not fit, of a run that did.
+/// Evaluation with a batch that does not fit, of a run that fits.
 #[test]
 fn an_evaluation_that_does_not_fit_is_refused() {
     let lab = Lab::new();
@@ -443,7 +442,7 @@ const MIXTURE: &str = "[model]\nd_model = 512\nn_layers = 6\nn_heads = 8\n\
 const LATENT: &str = "[model]\nd_model = 768\nn_layers = 6\nn_heads = 12\nd_ff = 2048\n\
     [model.mla]\nq_rank = 256\nkv_rank = 128\nnope_dim = 64\nrope_dim = 32\nv_dim = 64\n";
 
-/// Blocks so narrow that the plan takes more memory than what it plans.
+/// Blocks so narrow that the plan takes more memory than the planned buffers.
 const DEEP: &str = "[model]\nd_model = 32\nn_layers = 300\nn_heads = 2\nd_ff = 88\n";
 
 /// Compares the memory that `inspect` prints with the peak of a few steps.

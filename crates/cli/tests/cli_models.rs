@@ -1,4 +1,4 @@
-//! Mixtures of experts, latent attention and other optimizers through the binary.
+//! Mixtures of experts, multi-head latent attention and other optimizers through the binary.
 
 mod common;
 
@@ -6,7 +6,7 @@ use std::path::Path;
 
 use common::Lab;
 
-/// A path of this repository.
+/// Returns a path in this repository.
 fn here(path: &str) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     root.join(path).to_str().unwrap().to_owned()

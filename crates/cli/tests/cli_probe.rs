@@ -1,4 +1,4 @@
-//! The probe.
+//! `hybridnorm probe`.
 
 mod common;
 
@@ -35,7 +35,7 @@ fn placements_are_seen_at_their_first_and_last_step() {
             assert_eq!(moment["layers"]["blocks"].as_array().unwrap().len(), 6);
         }
     }
-    // Norms on the stream hold it at one size; without them it grows (Xiong et al. 2020, arXiv
+    // Norms on the residual stream keep its RMS constant; without them it grows (Xiong et al. 2020, arXiv
     // 2002.04745).
     let growth = |index: usize| {
         let blocks = &seen[index]["moments"][0]["layers"]["blocks"];
@@ -55,7 +55,7 @@ fn placements_are_seen_at_their_first_and_last_step() {
     ] {
         assert!(text.contains(word), "{word}\n{text}");
     }
-    // Its own placement unless others are asked for.
+    // By default the configuration's own placement is probed.
     let own = lab.json(&with(&["--json"]));
     assert_eq!(own["placements"][0]["placement"], "hybridnorm-star");
 }

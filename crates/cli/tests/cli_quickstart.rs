@@ -4,8 +4,8 @@ mod common;
 
 use common::Lab;
 
-/// Other machines add up in another order, since that follows the width of their vectors; training amplifies the
-/// last bits to about this much, in nats.
+/// Tolerance in nats: other machines sum in another order, which depends on their vector width, and training
+/// amplifies the last bits to about this much.
 const TOLERANCE: f64 = 0.005;
 
 /// Rows of the first table of losses in a text: name and validation loss in nats.

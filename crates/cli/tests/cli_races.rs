@@ -1,6 +1,6 @@
-//! Two and three processes at once on one target: one wins, the others say so, nothing is damaged.
+//! Two and three concurrent processes on one target: one wins, the others report it, nothing is damaged.
 //!
-//! `RACES=200` does so as many times; without it, a few times.
+//! `RACES=200` runs that many rounds per race; the default is a few.
 
 mod common;
 
@@ -8,20 +8,20 @@ use std::process::{Child, Stdio};
 
 use common::{Lab, code, files_below, kept_study, official_folder, prepared_run, quiet, stderr};
 
-/// How often each race is run unless `RACES` says.
+/// Number of rounds per race without `RACES`.
 const ROUNDS: usize = 4;
 
-/// A command that several processes run at once.
+/// Command run by several processes concurrently.
 struct Race {
     set_up: fn(&Lab),
     command: &'static str,
-    /// Path that is removed before each round.
+    /// Path removed before each round.
     target: &'static str,
-    /// Exactly one of them may succeed; otherwise all may.
+    /// True if exactly one process may succeed; otherwise all may.
     one_wins: bool,
-    /// Words of the others, of which each says one.
+    /// Expected messages of the losing processes, of which each prints one.
     losers_say: &'static [&'static str],
-    /// Checks what the winner left.
+    /// Checks the files of the winner.
     whole: fn(&Lab),
 }
 
@@ -112,7 +112,7 @@ fn training() {
     .run();
 }
 
-/// Text is prepared into the cache by one of them while the others wait for it.
+/// One process prepares the text into the cache while the others wait for it.
 #[test]
 fn training_on_text() {
     Race {
@@ -191,7 +191,7 @@ fn reporting() {
     .run();
 }
 
-/// Shards of one study may begin in one folder at the same moment.
+/// Shards of one study may start in one folder at the same time.
 #[test]
 fn two_shards_of_a_study() {
     let lab = Lab::new();

@@ -1,4 +1,4 @@
-//! The flight recorder: layers, spikes, dumps, replays, event files.
+//! Flight recorder: layers, spikes, dumps, replays, event files.
 
 mod common;
 
@@ -35,7 +35,7 @@ fn layers_are_looked_at_every_so_many_steps_and_change_no_result() {
                 .map(|norm| norm.as_f64().unwrap().powi(2))
                 .sum::<f64>();
         }
-        // All roles together are all parameters.
+        // The roles together cover all parameters.
         let whole = metrics["grad_norm"].as_f64().unwrap();
         assert!(
             (squares.sqrt() / whole - 1.0).abs() < 1e-5,
@@ -48,7 +48,7 @@ fn layers_are_looked_at_every_so_many_steps_and_change_no_result() {
             assert!(block["gain_drift"].as_f64().unwrap() > 0.0);
         }
     }
-    // Gains start at 1 and move.
+    // Gains start at 1 and drift.
     let drift = |row: &Value| row["blocks"][1]["gain_drift"].as_f64().unwrap();
     assert!(drift(&layers[4]) > drift(&layers[0]));
     assert!(lab.read("without/layers.jsonl").is_empty());
@@ -102,7 +102,7 @@ fn a_resumed_run_has_every_row_once() {
 fn what_is_not_finite_leaves_a_dump() {
     let lab = Lab::new();
     let clip = "optimizer.clip_grad_norm=0";
-    // Weights that are numbers, but give none.
+    // Finite weights with a non-finite loss.
     let more = ["--set", "optimizer.lr=1e30", "--set", clip];
     lab.train_fails(
         1,
@@ -117,7 +117,7 @@ fn what_is_not_finite_leaves_a_dump() {
     assert_eq!(dump["instances"].as_array().unwrap().len(), 4);
     assert_eq!(dump["layers"]["blocks"].as_array().unwrap().len(), 2);
     assert!(dump["parameters"]["blocks.1.attention.qkv"].is_object());
-    // Gradients of some parameters that are none, at the first step.
+    // Non-finite gradients of some parameters at the first step.
     let sharp = "model.placement={base=\"pre-norm\",block={attn_inner={attn_scale=1e30}}}";
     lab.train_fails(
         1,
@@ -129,7 +129,7 @@ fn what_is_not_finite_leaves_a_dump() {
             "sharp/flight/step-00000001.json",
         ],
     );
-    // An update that is none.
+    // A non-finite update.
     let more = ["--set", "optimizer.lr=1e300", "--set", clip];
     lab.train_fails(
         1,
@@ -150,7 +150,7 @@ fn what_is_not_finite_leaves_a_dump() {
     assert!(lab.read("worse/metrics.jsonl").is_empty());
 }
 
-/// Weights jump at the step behind a checkpoint, so that what follows spikes.
+/// Trains a run whose weights jump right after a checkpoint, which causes spikes.
 fn spiked(lab: &Lab, run: &str) {
     let calm = [
         "--set",
@@ -185,7 +185,7 @@ fn a_spike_leaves_a_dump_and_a_count() {
     let reasons = dump["reasons"].to_string();
     assert!(reasons.contains("update norm"), "{reasons}");
     assert!(reasons.contains("standard deviations above"), "{reasons}");
-    // Those of before the checkpoint are known again after it.
+    // Earlier spikes are restored from the checkpoint.
     let again = lab.json(&train_args(
         "run",
         &[
@@ -261,7 +261,7 @@ fn a_replay_gives_the_same_bits_and_another_one_what_was_changed() {
     );
     let new = other["new_parameters"].to_string();
     assert!(new.contains("blocks.1.attn.in_norm.gain"), "{new}");
-    // A replay is a run like any other.
+    // A replay is an ordinary run.
     lab.ok(&["eval", "other", "--data", "stories:5", "--quiet"]);
     lab.fails(
         2,
@@ -350,8 +350,8 @@ fn event_files_are_written_only_when_asked_for() {
     assert_eq!((events("without"), events("with")), (0, 1));
 }
 
-/// Reads the event files of a run that was interrupted and resumed with TensorBoard's own package, which
-/// the interpreter in `TENSORBOARD_PYTHON` has.
+/// Reads the event files of an interrupted and resumed run with the `tensorboard` package, which the interpreter in
+/// `TENSORBOARD_PYTHON` has.
 #[test]
 #[ignore = "needs Python with the tensorboard package"]
 fn tensorboard_reads_every_step_once() {

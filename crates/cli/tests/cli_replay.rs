@@ -1,4 +1,4 @@
-//! Replays follow the history of a run, and say whether its numbers came out again.
+//! Replays follow the history of a run and report whether its numbers are reproduced.
 
 mod common;
 
@@ -7,11 +7,12 @@ use std::fs;
 use common::Lab;
 use serde_json::{Value, json};
 
-/// Three segments: extended, then with another rate, batch and decay; of the first two only rows are left.
+/// Three segments: extended, then with other learning rate, batch size and decay; of the first two only metrics
+/// remain.
 fn changed_run(lab: &Lab) {
     let kept = ["--set", "train.keep_checkpoints=1"];
     lab.train("run", &kept);
-    // What is written about a run makes no difference.
+    // Logging options do not matter.
     let longer = [
         "--resume",
         "--set",
@@ -90,7 +91,7 @@ fn the_numbers_of_a_run_come_out_again_across_its_segments() {
             );
         }
     }
-    // The replay's own history says the same.
+    // The replay's own history agrees.
     assert_eq!(lab.history("run-replay-34"), lab.history("run")[..37]);
     let segments: Value = serde_json::from_slice(&lab.read("run-replay-34/segments.json")).unwrap();
     let after = |at: usize| segments[at]["after_step"].as_u64().unwrap();
@@ -133,7 +134,7 @@ fn what_is_changed_comes_on_top_of_every_segment() {
         replay["comparison"]["first_difference"],
         json!({"step": 1, "quantity": "update norm"})
     );
-    // Steps that end before the run was changed.
+    // Fewer steps than the step to replay.
     let short = ["--set", "train.steps=25", "--out", "short"];
     lab.fails(
         2,
@@ -147,7 +148,7 @@ fn what_is_changed_comes_on_top_of_every_segment() {
 fn other_numbers_are_never_called_unchanged() {
     let lab = Lab::new();
     changed_run(&lab);
-    // As a version left it that recorded no history.
+    // As written by a version that recorded no history.
     fs::remove_file(lab.path("run/segments.json")).unwrap();
     let args = ["replay", "run", "--step", "12", "--after", "0"];
     let text = lab.ok(&args);
@@ -179,7 +180,7 @@ fn a_run_begins_again_from_the_weights_it_began_from() {
     let again = [&args[..], &["--out", "again"]].concat();
     lab.fails(2, &again, &["not those that the run began with", "SHA-256"]);
     assert!(!lab.path("again").exists());
-    // Named by who asks, they are something that is changed.
+    // Explicitly given initial weights count as a change.
     lab.train("third", &["--set", "seed=8"]);
     let other = [&again[..], &["--set", "init.from=\"third\""]].concat();
     let replay = lab.json(&other);

@@ -37,7 +37,7 @@ checkpoint_every = 0
 layers_every = 5
 "#;
 
-/// A lab with a study in `out`, and what a probe saw in `probe.json`.
+/// Creates a lab with a study in `out` and a probe result in `probe.json`.
 fn lab() -> Lab {
     let lab = Lab::new();
     lab.write("study.toml", STUDY);
@@ -146,7 +146,7 @@ fn what_no_report_can_be_made_of() {
     lab.fails(2, &["report", "run"], &["--out is missing"]);
 }
 
-/// What a page says of itself in Chromium with the network cut.
+/// Loads a page in Chromium without network and returns the facts it reports.
 fn in_chromium(lab: &Lab, page: &str, more: &[&str]) -> Value {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
     let script = |name: &str| {
@@ -217,7 +217,7 @@ fn a_report_works_in_a_browser_without_a_network() {
         assert!(chart["marks"].as_u64().unwrap() > 0, "{chart}");
         assert!(!chart["label"].as_str().unwrap().is_empty(), "{chart}");
     }
-    // The table of losses is the JSON's.
+    // The loss table equals that of the JSON.
     let rows = facts["tables"]["g0-losses-table"].as_array().unwrap();
     let placements = document["groups"][0]["analysis"]["placements"]
         .as_array()
@@ -240,7 +240,7 @@ fn a_report_works_in_a_browser_without_a_network() {
         assert_eq!(select["focused"], true);
         assert!(select["options"].as_u64().unwrap() > 1);
     }
-    // One download is the document itself, another has a row a run.
+    // One download is the document itself, another has one row per run.
     let downloads: Vec<&str> = facts["downloads"]
         .as_array()
         .unwrap()
@@ -258,7 +258,7 @@ fn a_report_works_in_a_browser_without_a_network() {
         "{}",
         downloads.len()
     );
-    // Another background in the dark.
+    // The dark colour scheme has another background.
     let dark = in_chromium(
         &lab,
         "report.html",

@@ -1,4 +1,4 @@
-//! Reports of runs say what the runs say: what is equal, what differs, what was recorded.
+//! Reports of runs reflect the runs: equal and different settings, and recorded facts.
 
 mod common;
 
@@ -28,7 +28,7 @@ fn is_averaged(text: &str) -> bool {
     after.any(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
 }
 
-/// Files as an older version of the program left them.
+/// Removes the history, which older versions did not write.
 fn forget_history(lab: &Lab, run: &str) {
     let _ = fs::remove_file(lab.path(run).join("segments.json"));
 }
@@ -68,14 +68,14 @@ fn only_runs_equal_but_for_the_seed_are_averaged() {
     );
     let text = markdown(&lab, &["a", "b"]);
     assert!(!is_averaged(&text), "{text}");
-    // Seed and what changes no result make no difference.
+    // The seed and options without effect on results do not matter.
     let same = ["--set", "optimizer.weight_decay=0.1", "--set", "seed=5"];
     let about = ["--set", "train.checkpoint_every=4", "--set", "log.dumps=2"];
     lab.train("c", &[&same[..], &about].concat());
     let document = report(&lab, &["a", "c"]);
     assert_eq!(labels(&document), ["hybridnorm-star", "hybridnorm-star"]);
     assert!(is_averaged(&markdown(&lab, &["a", "c"])));
-    // A copy is no second seed.
+    // A copy is not a second seed.
     copy_folder(&lab.path("a"), &lab.path("copy"));
     let document = report(&lab, &["a", "copy"]);
     assert_eq!(
@@ -252,7 +252,7 @@ fn holes_repetitions_and_ends_are_told() {
         (&json!(12), &json!("unfinished"))
     );
     assert_eq!(run["validation_loss"], Value::Null);
-    // A row of an earlier step undoes those behind it.
+    // A record of an earlier step discards the later steps before it.
     let swapped = [&lines[..1], &lines[2..4], &lines[1..2]].concat();
     lab.write("swapped/metrics.jsonl", swapped.join("\n") + "\n");
     lab.write("swapped/config.toml", lab.read("run/config.toml"));
@@ -419,7 +419,7 @@ fn a_configuration_that_was_changed_behind_the_run_is_refused() {
     with("placement", "\"post-norm\"");
     let words = "run/config.toml: its placement is not that of the run's checkpoint";
     lab.fails(1, &report, &[words]);
-    // No rate that the steps did not have is put down to them.
+    // Steps are not assigned a learning rate that they did not have.
     with("lr", "0.02");
     let text = lab.ok(&["report", "run", "--format", "markdown"]);
     assert!(!text.contains("2e-2") && !text.contains("0.02"), "{text}");
@@ -444,7 +444,7 @@ fn a_report_does_not_take_the_place_of_what_it_is_about() {
         lab.fails(2, &report, &["is a part of run"]);
         assert_eq!(lab.read(&out), before, "{part}");
     }
-    // Nor of parts that are not there yet.
+    // Nor of parts that do not exist yet.
     for part in ["unfinished.txt", "flight", "kept"] {
         let out = format!("run/{part}");
         let report = ["report", "run", "--format", "json", "--out", &out];

@@ -1,4 +1,4 @@
-//! Reports tell runs apart by the weights and the validation data that they had, not by paths.
+//! Reports distinguish runs by their initial weights and validation data, not by paths.
 
 mod common;
 
@@ -7,7 +7,7 @@ use std::fs;
 use common::{Lab, copy_folder, stderr, train_args};
 use serde_json::Value;
 
-/// As `tiny.toml`, with the model of a checkpoint.
+/// Like `tiny.toml`, with the model of a checkpoint.
 const FROM: &str = r#"
 [init]
 from = "first"
@@ -48,7 +48,7 @@ fn is_averaged(text: &str) -> bool {
     after.any(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
 }
 
-/// Segments as a version wrote them that did not record this.
+/// Removes a key from the segments, as if written by a version that did not record it.
 fn forget(lab: &Lab, run: &str, key: &str) {
     let path = format!("{run}/segments.json");
     let mut segments: Value = serde_json::from_slice(&lab.read(&path)).unwrap();
@@ -88,13 +88,13 @@ fn runs_that_began_from_other_weights_are_no_seeds_of_each_other() {
         assert!(label.starts_with("hybridnorm-star, weights "), "{label}");
     }
     assert!(!is_averaged(&markdown(&lab, &["a", "b"])));
-    // The same weights under another path are the same.
+    // Equal weights under another path are the same.
     copy_folder(&lab.path("first"), &lab.path("copy"));
     train("c", "10", &["--set", "init.from=\"copy\""]);
     let document = report(&lab, &["b", "c"]);
     assert_eq!(labels(&document), ["hybridnorm-star", "hybridnorm-star"]);
     assert!(is_averaged(&markdown(&lab, &["b", "c"])));
-    // What a replay went on from is a beginning, too.
+    // A replay's checkpoint counts as initial weights, too.
     lab.ok(&[
         "replay", "first", "--step", "28", "--quiet", "--out", "late",
     ]);
@@ -106,7 +106,7 @@ fn runs_that_began_from_other_weights_are_no_seeds_of_each_other() {
         found[0].contains("after step 25") && found[1].contains("after step 20"),
         "{found:?}"
     );
-    // Of older runs the path is all that is known.
+    // Of older runs only the path is known.
     for run in ["a", "b"] {
         forget(&lab, run, "weights");
     }
@@ -171,7 +171,7 @@ fn runs_that_were_judged_on_other_data_stand_apart() {
     lab.write("there/a.txt", text("Bela"));
     train("c", "3", "there");
     let runs = ["a", "b", "c"];
-    // What stands there by now is of no matter.
+    // The current content of the folder does not matter.
     fs::remove_dir_all(lab.path("held")).unwrap();
     let document = report(&lab, &runs);
     assert_eq!(sets(&document), [0, 1, 1]);
@@ -179,7 +179,7 @@ fn runs_that_were_judged_on_other_data_stand_apart() {
     assert!(text.contains("validation data held ("), "{text}");
     assert!(is_averaged(&markdown(&lab, &["b", "c"])));
     assert!(!is_averaged(&markdown(&lab, &["a", "b"])));
-    // Of older runs it is not known.
+    // Of older runs the validation data are unknown.
     for run in ["a", "b"] {
         forget(&lab, run, "validation");
     }
@@ -208,7 +208,7 @@ fn what_is_held_out_is_known_by_content() {
     }
     assert_eq!(sets(&report(&lab, &["a", "b"])), [0, 0]);
     assert!(is_averaged(&markdown(&lab, &["a", "b"])));
-    // Without any there is nothing to compare.
+    // Without validation data there is nothing to compare.
     lab.write("words.u16", [7_u8, 0].repeat(4000));
     let ready = [
         "--set",
@@ -237,7 +237,7 @@ fn validation_data_that_changed_on_the_way_are_told() {
         );
     }
     lab.train("run", &["--set", "data.validation=[\"v.txt\"]"]);
-    // Under the same path.
+    // Other data under the same path.
     lab.write("v.txt", lab.read("w.txt"));
     let more = ["--resume", "--set", "train.steps=30", "--set"];
     let more = [&more[..], &["data.validation=[\"v.txt\"]"]].concat();
@@ -257,7 +257,7 @@ fn validation_data_that_changed_on_the_way_are_told() {
         ),
         "{text}"
     );
-    // A replay across the change says that it measured on other data.
+    // A replay across the change reports that it used other validation data.
     let args = ["replay", "run", "--step", "14", "--after", "0"];
     let said = lab.ok(&[&args[..], &["--quiet"]].concat());
     assert!(said.contains("(first: validation loss)"), "{said}");

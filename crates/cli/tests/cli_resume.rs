@@ -1,4 +1,4 @@
-//! A run that was stopped, killed or damaged goes on as if nothing had happened.
+//! A stopped, killed or damaged run resumes as if it had not been interrupted.
 
 mod common;
 
@@ -11,7 +11,7 @@ use common::{
 };
 
 const LAST: &str = "checkpoints/step-00000020";
-/// Long enough a run to be hit in the middle.
+/// Settings of a run long enough to be interrupted in the middle.
 const SLOW: [&str; 4] = ["--set", "train.batch_size=32", "--set", "train.seq_len=32"];
 
 fn slow<'a>(more: &[&'a str]) -> Vec<&'a str> {
@@ -26,7 +26,7 @@ fn assert_same(lab: &Lab, expected: &str, found: &str) {
     assert_eq!(lab.history(expected), lab.history(found), "{found}");
 }
 
-/// Trains and interrupts after some steps; returns what it said.
+/// Trains and interrupts after some steps; returns the output.
 fn interrupted(lab: &Lab, run: &str, more: &[&str]) -> Output {
     let mut args = train_args(run, &slow(more));
     args.retain(|arg| *arg != "--quiet");
@@ -68,13 +68,13 @@ fn an_interrupted_run_ends_in_the_same_bits_on_any_number_of_threads() {
     }
 }
 
-/// Waits for the first row of metrics in `run`.
+/// Waits for the first record of metrics in `run`.
 fn wait_for_a_step(lab: &Lab) {
     let metrics = lab.path("run/metrics.jsonl");
     common::wait_until("a step", || metrics.metadata().is_ok_and(|m| m.len() > 0));
 }
 
-/// Kills at moments spread over the whole run, many of them while a checkpoint is written.
+/// Kills at times spread over the whole run, many of them during a checkpoint write.
 fn killed_often(threads: &str) {
     let lab = Lab::new();
     lab.train("whole", &SLOW);
@@ -85,7 +85,7 @@ fn killed_often(threads: &str) {
         "train.keep_checkpoints=2",
     ];
     let more = slow(&[&all[..], &["--threads", threads]].concat());
-    // Before anything is written there is nothing to go on with.
+    // Before anything is written there is nothing to resume.
     let again = |run: &str| {
         let resume = match lab.path(run).join("config.toml").exists() {
             true => &["--resume"][..],
@@ -103,7 +103,7 @@ fn killed_often(threads: &str) {
     let mut kills = 0;
     for attempt in 0..60_u32 {
         let mut child = lab.start(&train_args("killed", &again("killed")));
-        // Spread by the golden ratio, so that no moment is visited twice.
+        // Spread by the golden ratio, so that no time is tried twice.
         let part = f64::from(attempt + 1) * 0.618_034 % 1.0;
         std::thread::sleep(no_step.mul_f64(0.5) + steps.mul_f64(0.3 * part));
         let _ = child.kill();

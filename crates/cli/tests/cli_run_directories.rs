@@ -1,5 +1,4 @@
-//! Run directories: nothing that was there is lost, nothing is left behind, and what was killed can be
-//! begun again.
+//! Run directories: existing files are kept, nothing is left behind, and killed commands can be started again.
 
 mod common;
 
@@ -24,7 +23,7 @@ fn a_run_that_cannot_begin_leaves_no_trace() {
 fn what_a_kill_left_before_the_first_step_is_begun_again_by_the_same_command() {
     let lab = Lab::new();
     lab.train("whole", &[]);
-    // As it is left by a kill after each of the files that are written before the first step.
+    // The state after a kill, for each of the files written before the first step.
     let files = ["lock", "segments.json", "config.toml", "metrics.jsonl"];
     for count in 0..=files.len() {
         let run = format!("killed-{count}");
@@ -39,11 +38,11 @@ fn what_a_kill_left_before_the_first_step_is_begun_again_by_the_same_command() {
         lab.train(&run, &[]);
         assert_eq!(lab.history(&run), lab.history("whole"));
     }
-    // Somebody's own configuration is not taken for it.
+    // A user's own configuration is not mistaken for it.
     lab.write("own/config.toml", "seed = 1\n");
     lab.train_fails(2, "own", &[], &["own already holds a run", "config.toml"]);
     assert_eq!(lab.read("own/config.toml"), b"seed = 1\n");
-    // Neither are rows, which took time to get.
+    // Nor are metrics, which were expensive to compute.
     fs::create_dir(lab.path("rows")).unwrap();
     for name in ["metrics.jsonl", "config.toml", "segments.json"] {
         fs::copy(
@@ -80,7 +79,7 @@ fn two_at_once_one_wins() {
 #[test]
 fn a_killed_replay_is_begun_again_by_the_same_command() {
     let lab = Lab::new();
-    // Long enough that a signal comes before the end, on a busy machine too.
+    // Long enough for a signal to arrive before the end, even on a busy machine.
     let slow = [
         "--set",
         "train.batch_size=1024",
@@ -98,7 +97,7 @@ fn a_killed_replay_is_begun_again_by_the_same_command() {
         signal(&child, name);
         child.wait().unwrap();
     }
-    // Another replay is not replaced.
+    // A different replay is not replaced.
     let other = ["replay", "run", "--step", "7", "--out", "run-replay-9"];
     let output = lab.run(&other);
     assert_eq!(code(&output), 2, "{}", stderr(&output));
@@ -154,7 +153,7 @@ fn damaged_rows_cost_no_run() {
         let steps = lab.column("run", "step");
         assert_eq!(steps, (1..=20).map(f64::from).collect::<Vec<_>>());
     }
-    // A step whose time nobody measured.
+    // A step without a measured time.
     let text = String::from_utf8(lab.read("run/metrics.jsonl")).unwrap();
     let (head, tail) = text.split_once("\"tokens_per_second\":").unwrap();
     let (_, tail) = tail.split_once('}').unwrap();
@@ -164,7 +163,7 @@ fn damaged_rows_cost_no_run() {
     assert_eq!(lab.history("run").len(), 24);
 }
 
-/// A run that goes on without its rows could not go on a second time.
+/// A run resumed without its earlier records could not be resumed again.
 #[test]
 fn a_resume_that_is_refused_changes_nothing() {
     let lab = Lab::new();
@@ -250,7 +249,7 @@ fn pipes_do_not_hang_a_run() {
         fs::remove_file(lab.path(format!("piped/{name}"))).unwrap();
         pipe(&format!("piped/{name}"));
         let output = lab.run(&train_args("piped", &["--resume"]));
-        // A broken checkpoint is passed over.
+        // A broken checkpoint is skipped.
         let expected = i32::from(name != model);
         assert_eq!(code(&output), expected, "{name}: {}", stderr(&output));
     }

@@ -1,4 +1,4 @@
-//! Studies: planned, run, killed, split, joined, judged.
+//! Studies: planning, running, kills, shards, merging, verdicts.
 
 mod common;
 
@@ -50,7 +50,7 @@ fn args<'a>(out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     args
 }
 
-/// Every file of a study folder; of records all but their cost.
+/// Returns every file of a study folder; records without their cost.
 fn content(lab: &Lab, out: &str) -> BTreeMap<String, Value> {
     let folder = lab.path(out);
     let files = files_below(&folder).into_iter().map(|file| {
@@ -69,11 +69,11 @@ fn records(lab: &Lab, out: &str) -> Vec<Value> {
     files.iter().map(|file| record(file)).collect()
 }
 
-/// A record without its cost.
+/// Reads a record without its cost.
 fn record(file: &Path) -> Value {
     let mut record: Value = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
     let cost = record.as_object_mut().unwrap().remove("cost").unwrap();
-    // It covers the cost, too.
+    // The checksum covers the cost, too.
     let sum = record.as_object_mut().unwrap().remove("sha256").unwrap();
     assert_eq!(sum.as_str().unwrap().len(), 64);
     assert!(cost["threads"].as_u64().unwrap() > 0, "{cost}");
@@ -86,7 +86,7 @@ fn a_study_killed_ten_times_ends_with_the_same_files() {
     let long = ["--set", "train.steps=120"];
     lab.ok(&args("whole", &long));
     let whole = content(&lab, "whole");
-    // Records, the study, its history, its lock.
+    // Records, study file, history, lock.
     assert_eq!(whole.len(), 12 + 3, "{:?}", whole.keys());
     for round in 0..10u64 {
         let mut more = long.to_vec();
@@ -128,7 +128,7 @@ fn finished_runs_are_never_repeated() {
     let output = lab.run(&["study", "study.toml", "--out", "out", "--resume"]);
     assert!(stderr(&output).contains("12 runs of 40 steps, 12 of them finished"));
     assert_eq!(before, stamp(&record));
-    // A file that says the same keeps its comments.
+    // A study file with equal content keeps its comments.
     lab.write("out/study.toml", format!("# Mine.\n{STUDY}"));
     lab.ok(&args("out", &["--resume"]));
     assert!(lab.read("out/study.toml").starts_with(b"# Mine."));
@@ -160,7 +160,7 @@ fn shards_joined_are_the_whole_study() {
         .map(|found| found["placement"].as_str().unwrap())
         .collect();
     assert_eq!(names, ["pre-norm", "hybridnorm", "mine"]);
-    // Records that contradict each other, and another study.
+    // Contradictory records, and another study.
     let record = files_below(&lab.path("part 1/runs")).remove(0);
     let text = fs::read_to_string(&record).unwrap();
     let at = text.find("\"validation_loss\":").unwrap() + "\"validation_loss\":".len();
@@ -216,13 +216,13 @@ fn data_that_changed_are_told_before_a_run_is_trained() {
         lab.write(file, text("Cai"));
         let words = format!("has other {kind} data (fingerprint ");
         let remedy = "restore the data that the study was begun with";
-        // Other shards in this folder are runs of the study, too.
+        // Other shards in this folder belong to the study, too.
         for more in [&["--resume"][..], &["--shard", "2/12"]] {
             lab.fails(2, &begun("out", more), &[&words, remedy]);
             assert_eq!(records(&lab, "out").len(), 1);
             assert!(files_below(&lab.path("out/work")).is_empty());
         }
-        // Parts of a study that read other data do not make one.
+        // Parts of a study with different data cannot be merged.
         let other = format!("other {kind}");
         lab.ok(&begun("other", &["--shard", "2/12"]));
         lab.fails(
@@ -276,7 +276,7 @@ fn a_study_that_is_not_there_is_not_gone_on_with() {
     let words = ["typo: no such folder", "begin one without --resume"];
     lab.fails(1, &args("typo", &["--resume"]), &words);
     assert!(!lab.path("typo").exists());
-    // What a folder lost of its study comes back.
+    // A missing study file is restored.
     let short = ["--set", "train.steps=2", "--shard", "1/12"];
     lab.ok(&args("out", &short));
     fs::remove_file(lab.path("out/study.toml")).unwrap();
@@ -306,7 +306,7 @@ fn what_was_stated_before_there_was_a_history_stays_unknown() {
         lab.ok(&["study", "merge", "sa", "sb", "--out", "sj"]);
         unknown("sj", 12);
     }
-    // One is trained anew, which begins a history.
+    // One run is trained again, which starts a history.
     fs::remove_file(files_below(&lab.path("out/runs")).remove(0)).unwrap();
     lab.ok(&args("out", &short));
     assert!(lab.path("out/history.json").exists());
@@ -318,7 +318,7 @@ fn placements_start_from_the_same_values_and_see_the_same_batches() {
     let lab = lab();
     let more = ["--set", "study.lr=[1e-30]", "--set", "study.keep_runs=true"];
     lab.ok(&args("out", &more));
-    // Without a learning rate to speak of, a loss is that of the initial values on the step's batch.
+    // With a negligible learning rate, a loss is that of the initial weights on the step's batch.
     let losses = |placement: &str, seed: u64| {
         let mut found = records(&lab, "out").into_iter().filter(|record| {
             record["cell"]["placement"] == placement && record["cell"]["seed"] == seed
@@ -326,7 +326,7 @@ fn placements_start_from_the_same_values_and_see_the_same_batches() {
         let id = found.next().unwrap()["id"].as_str().unwrap().to_owned();
         lab.column(&format!("out/kept/{id}"), "loss")
     };
-    // `mine` differs from hybridnorm in a skip without parameters of its own.
+    // `mine` differs from hybridnorm only in a skip connection, which has no parameters.
     let (one, other) = (losses("hybridnorm", 1), losses("mine", 1));
     assert_ne!(one, other);
     let correlation = |x: &[f64], y: &[f64]| {
@@ -358,7 +358,7 @@ fn divergence_is_a_result_with_its_step() {
     let placements = groups[0]["analysis"]["placements"].as_array().unwrap();
     for placement in placements {
         assert_eq!(placement["rates"][1]["diverged"], 2, "{placement}");
-        // Forty steps at this rate are too few to learn anything.
+        // Forty steps at this learning rate are too few to learn anything.
         assert_eq!(placement["rates"][0]["not_learned"], 2, "{placement}");
         assert_eq!(placement["largest_stable_lr"], 1e-3);
     }
@@ -386,7 +386,7 @@ fn halving_leaves_the_worse_rates_out_and_is_the_same_when_interrupted() {
         });
         halved.count()
     };
-    // Four rates, then two, then one: of three placements and two seeds.
+    // Four learning rates, then two, then one, for three placements and two seeds.
     assert_eq!((endings(10), endings(20)), (12, 6));
     let smallest = whole.values().filter(|record| record["cell"]["lr"] == 1e-5);
     assert!(smallest.clone().count() == 6);
@@ -418,7 +418,7 @@ fn halving_leaves_the_worse_rates_out_and_is_the_same_when_interrupted() {
         &["halving has decided over other runs"],
     );
     assert_eq!(lab.read("whole/study.toml"), stated);
-    // What it decided must have its checksums.
+    // Halving decisions must have checksums.
     let mut rungs: Value = serde_json::from_slice(&decided).unwrap();
     for rung in rungs.as_array_mut().unwrap() {
         rung.as_object_mut().unwrap().remove("sha256").unwrap();
@@ -490,7 +490,7 @@ fn initializations_and_depths_are_compared_apart() {
         let parameters = found.map(|record| record["parameters"].as_u64().unwrap());
         parameters.max().unwrap() as f64
     };
-    // Embedding and head of 257 tokens change with the width; the blocks do not.
+    // The embedding and head of 257 tokens change with the width; the blocks do not.
     let ratio = of_depth(1) / of_depth(4);
     assert!((0.9..1.8).contains(&ratio), "{ratio}");
 }

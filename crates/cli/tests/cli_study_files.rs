@@ -1,5 +1,4 @@
-//! The files of a study: what a kill leaves between two steps, false and damaged records, several
-//! processes in one folder.
+//! Files of a study: states left by kills, forged and damaged records, several processes in one folder.
 
 mod common;
 
@@ -74,7 +73,7 @@ fn move_to(lab: &Lab, from: &str, to: &str) {
     fs::rename(lab.path(from), lab.path(to)).unwrap();
 }
 
-/// Every file of a run but what tells time.
+/// Reads every file of a run.
 fn trained(lab: &Lab, run: &str) -> Vec<(PathBuf, Vec<u8>)> {
     let root = lab.path(run);
     files_below(&root)
@@ -99,22 +98,22 @@ fn a_kill_between_record_and_move_loses_no_run_and_trains_none_twice() {
         .map(|id| trained(&lab, &format!("out/kept/{id}")))
         .collect();
     let records: Vec<_> = ids.iter().map(|id| record(&lab, "out", id)).collect();
-    // A record was written, and its run not moved, as earlier versions did.
+    // A record was written, but its run not moved, as in earlier versions.
     move_to(
         &lab,
         &format!("out/kept/{}", ids[0]),
         &format!("out/work/{}", ids[0]),
     );
-    // A run was moved, and its record not written.
+    // A run was moved, but its record not written.
     fs::remove_file(lab.path(format!("out/runs/{}.json", ids[1]))).unwrap();
-    // A run was through, and neither was done.
+    // A run was finished, but neither recorded nor moved.
     move_to(
         &lab,
         &format!("out/kept/{}", ids[2]),
         &format!("out/work/{}", ids[2]),
     );
     fs::remove_file(lab.path(format!("out/runs/{}.json", ids[2]))).unwrap();
-    // What killed writers left.
+    // Leftovers of killed writers.
     for name in ["study.toml", "runs/x.json", "kept/x"] {
         lab.write(&format!("out/{name}.00112233445566aa.partial"), "{");
     }
@@ -142,7 +141,7 @@ fn a_kill_between_record_and_move_loses_no_run_and_trains_none_twice() {
             "{id} was trained again"
         );
     }
-    // A run that stands twice is left to a person.
+    // A run that exists twice is left to the user.
     copy_folder(
         &lab.path(format!("out/kept/{}", ids[3])),
         &lab.path(format!("out/work/{}", ids[3])),
@@ -169,7 +168,7 @@ fn runs_are_kept_from_now_on_or_no_longer() {
     let id = names(&lab, "out/runs")[0]
         .trim_end_matches(".json")
         .to_owned();
-    // Half of a run whose record is there is no kept run.
+    // An incomplete run with a record is not a kept run.
     lab.write(&format!("out/work/{id}/checkpoints/x"), "y");
     let output = lab.run(&[
         "study",
@@ -199,7 +198,7 @@ fn a_first_begin_that_was_killed_can_be_tried_again() {
     lab.write("out/study.toml.00112233445566aa.partial", "[stu");
     lab.ok(&args(&[]));
     assert_eq!(names(&lab, "out/kept").len(), 4);
-    // Its file stands, and nothing was done; with comments of somebody's own.
+    // The study file exists, with user comments, but no run was started.
     fs::create_dir(lab.path("other")).unwrap();
     lab.write("other/study.toml", format!("# Mine.\n{STUDY}"));
     lab.ok(&[
@@ -212,7 +211,7 @@ fn a_first_begin_that_was_killed_can_be_tried_again() {
         "other",
     ]);
     assert!(lab.read("other/study.toml").starts_with(b"# Mine."));
-    // Data that are not there: what was begun can be begun again.
+    // Missing data: the study can be started again.
     let missing = [
         "study",
         "study.toml",
@@ -240,7 +239,7 @@ fn false_and_damaged_records_are_refused_and_stay() {
     let parsed = |text: &[u8]| -> Value { serde_json::from_slice(text).unwrap() };
     let other = parsed(&lab.read(&other));
     let changed = |change: &dyn Fn(&mut Value)| {
-        // Somebody who knows how makes its checksum right.
+        // Recomputes the checksum, as a forger would.
         let mut value = parsed(whole.as_bytes());
         change(&mut value);
         seal(&mut value);
@@ -317,7 +316,7 @@ fn false_and_damaged_records_are_refused_and_stay() {
         assert_eq!(lab.read(&own), bytes);
         assert_eq!(names(&lab, "out/kept").len(), 4);
     }
-    // One of an earlier version is read, and it is said so, everywhere and ever after.
+    // A record of an earlier version is accepted, and every output reports it from then on.
     let history = lab.read("out/history.json");
     fs::remove_file(lab.path("out/history.json")).unwrap();
     lab.write(&own, unsealed());
@@ -344,7 +343,7 @@ fn false_and_damaged_records_are_refused_and_stay() {
     let groups = lab.json(&args(&["--resume", "--json"]));
     assert_eq!(groups[0]["without_checksum"], 1, "{groups}");
     lab.write("out/history.json", history);
-    // Its layout does not matter.
+    // JSON formatting does not matter.
     lab.write(
         &own,
         serde_json::to_string_pretty(&parsed(whole.as_bytes())).unwrap(),
@@ -426,7 +425,7 @@ fn shards_may_share_a_folder_and_whole_studies_may_not() {
             "{left:?}"
         );
     }
-    // Again, though all is done.
+    // Again, although all runs are finished.
     lab.ok(&args(&["--shard", "1/3"]));
     let before = lab.read("out/study.toml");
     let other = [
@@ -517,7 +516,7 @@ fn folders_are_joined_by_one_at_a_time_and_read_only_sources_stay_clean() {
             ["history.json", "runs", "study.toml", "work"]
         );
         assert_eq!(sources(), before);
-        // Killed before the last record, and before the study's file.
+        // Killed before the last record, and before the study file.
         let last = names(&lab, "joined/runs").remove(round);
         fs::remove_file(lab.path(format!("joined/runs/{last}"))).unwrap();
         lab.write(&format!("joined/runs/{last}.00112233445566aa.partial"), "{");
@@ -527,7 +526,7 @@ fn folders_are_joined_by_one_at_a_time_and_read_only_sources_stay_clean() {
     }
 }
 
-/// Two runs, each of which is renamed and moved some dozen times.
+/// Two runs, each renamed and moved some dozen times.
 #[cfg(target_os = "linux")]
 #[test]
 #[ignore = "needs strace"]

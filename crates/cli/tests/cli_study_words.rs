@@ -1,4 +1,4 @@
-//! Studies whose records are made up, through the program: what may not be said of them is not said.
+//! Studies with made-up records through the binary: unsupported claims are not made.
 
 mod common;
 
@@ -28,7 +28,7 @@ eval_sequences = 4
 checkpoint_every = 0
 "#;
 
-/// The study as it ended, with losses by placement, learning rate and seed in place of its own.
+/// Runs the study and replaces its losses by placement, learning rate and seed.
 fn made_up(loss: fn(&str, f64, u64) -> Option<f64>) -> Lab {
     made_up_of(STUDY, loss)
 }
@@ -67,7 +67,7 @@ fn made_up_of(study: &str, loss: fn(&str, f64, u64) -> Option<f64>) -> Lab {
     lab
 }
 
-/// The entry of `hybridnorm` in the analysis, and the report in words.
+/// Returns the entry of `hybridnorm` in the analysis, and the report text.
 fn said(lab: &Lab) -> (Value, String) {
     let command = [
         "--quiet",
@@ -98,7 +98,7 @@ fn claims(text: &str) -> bool {
     .any(|words| text.contains(words))
 }
 
-/// Best in the middle; the other placement differs by `0.2`.
+/// Loss with its minimum in the middle; the other placement differs by `0.2`.
 fn valley(lr: f64, seed: u64) -> f64 {
     2.0 + 0.001 * seed as f64 + if lr == 3e-3 { 0.0 } else { 0.1 }
 }
@@ -159,7 +159,7 @@ fn one_shard_of_a_study_gives_no_verdict() {
 #[test]
 fn an_optimum_at_the_edge_of_the_grid_is_undecided() {
     let lab = made_up(|placement, lr, seed| match placement {
-        // Falls until the last rate.
+        // Decreases up to the largest learning rate.
         "hybridnorm" => Some(2.5 - 10.0 * lr + 0.001 * seed as f64),
         _ => Some(valley(lr, seed) + 0.0001 * (seed % 2) as f64),
     });
@@ -205,7 +205,7 @@ fn runs_that_have_not_learned_yet_did_not_fail() {
 
 #[test]
 fn one_lost_seed_makes_no_placement_worse() {
-    // Better by far at the middle rate but for one torn seed.
+    // Far better at the middle learning rate, except for one failed seed.
     let lab = made_up(|placement, lr, seed| match (placement, lr == 3e-3, seed) {
         ("hybridnorm", true, 3) => Some(5.9),
         ("hybridnorm", true, _) => Some(1.5 + 0.001 * seed as f64),
@@ -241,7 +241,7 @@ fn one_learning_rate_decides_nothing() {
         );
         assert!(!claims(&text), "{text}");
     }
-    // Nor does it make two equal.
+    // Nor does it show equivalence.
     let lab = made_up_of(&study, |_, _, seed| Some(2.0 + 0.001 * seed as f64));
     let (entry, text) = said(&lab);
     assert_eq!(entry["against"]["verdict"], "indistinguishable", "{entry}");
@@ -251,7 +251,7 @@ fn one_learning_rate_decides_nothing() {
     );
 }
 
-/// Three ways to end, and the same three words wherever a person reads of them.
+/// Three run outcomes, named by the same three terms in every output.
 #[test]
 fn lost_not_learned_and_finished_are_called_so_everywhere() {
     let lab = made_up(|placement, lr, seed| match (placement, lr) {
@@ -278,7 +278,7 @@ fn lost_not_learned_and_finished_are_called_so_everywhere() {
         assert!(!text.contains("diverged"), "{text}");
         assert!(text.contains("lost runs: hybridnorm 3 of 9"), "{text}");
     }
-    // A span is known to a step of the grid only.
+    // A range is known only to one step of the grid.
     assert!(
         !markdown.contains("| span |") && markdown.contains("is outside"),
         "{markdown}"
@@ -334,12 +334,12 @@ fn a_record_that_lost_its_checksum_is_no_evidence() {
     let study = ["--quiet", "study", "study.toml", "--out", "out", "--resume"];
     lab.fails(1, &study, &words);
     lab.fails(1, &["study", "merge", "out", "--out", "joined"], &words);
-    // Who removes the mark of this version, too, is left with records that contradict themselves.
+    // Without the mark of this version as well, the records still contradict themselves.
     fs::remove_file(lab.path("out/history.json")).unwrap();
     lab.fails(1, &study, &["validation loss of 1 nats, but the last"]);
 }
 
-/// What was stated stays where nothing trains, and a change is told where something does.
+/// A changed study file is not written if nothing trains; otherwise the change is reported.
 #[test]
 fn a_changed_study_is_written_only_when_runs_of_it_begin() {
     let lab = Lab::new();
@@ -358,7 +358,7 @@ fn a_changed_study_is_written_only_when_runs_of_it_begin() {
     study(&[]);
     let (stated, history) = (lab.read("out/study.toml"), lab.read("out/history.json"));
     let margin = "study.rules.margin from 0.01 to 0.5";
-    // All is done: the margin stays what it was, and its output says by which other one it is.
+    // All runs are finished: the stored margin is kept, and the output reports the one it uses instead.
     let (table, notes) = study(&["--resume", "--set", "study.rules.margin=0.5"]);
     assert!(
         notes.contains("nothing is left to train") && notes.contains(margin),
@@ -371,7 +371,7 @@ fn a_changed_study_is_written_only_when_runs_of_it_begin() {
     assert_eq!(lab.read("out/study.toml"), stated);
     let report = |folder: &str| lab.ok(&["report", folder, "--format", "markdown"]);
     assert!(!report("out").contains("Changed when results"));
-    // A longer study trains, and what it says stands even if somebody asks for the shorter one again.
+    // A longer study trains; its file stays, even if the shorter study is requested again.
     study(&["--resume", "--set", "train.steps=5"]);
     let longer = lab.read("out/study.toml");
     assert_ne!(longer, stated);
@@ -385,7 +385,7 @@ fn a_changed_study_is_written_only_when_runs_of_it_begin() {
     );
     assert!(text.contains("Left out: 8 of 16 records"), "{text}");
     assert!(!text.contains("Incomplete"), "{text}");
-    // Runs are missing: the change is written, and told from now on, also where folders are joined.
+    // Runs are missing: the change is written, and reported from now on, also after a merge.
     lab.write("out/study.toml", &stated);
     lab.write("out/history.json", &history);
     let shorter = files_below(&lab.path("out/runs"))
@@ -403,7 +403,7 @@ fn a_changed_study_is_written_only_when_runs_of_it_begin() {
     for folder in ["out", "joined"] {
         assert!(report(folder).contains(&told), "{}", report(folder));
     }
-    // By hand, too.
+    // Also for changes by hand.
     lab.write("out/study.toml", &stated);
     let text = report("out");
     assert!(
@@ -412,7 +412,7 @@ fn a_changed_study_is_written_only_when_runs_of_it_begin() {
     );
 }
 
-/// A plan that came to nothing does not stay in the way of the one that has results.
+/// A plan without results does not block the one that has results.
 #[test]
 fn a_change_under_which_nothing_began_is_taken_back() {
     let lab = made_up(|_, lr, seed| Some(valley(lr, seed)));

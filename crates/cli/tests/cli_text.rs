@@ -1,4 +1,4 @@
-//! Reading text: every kind of file, and an account of everything that is left out.
+//! Reading text: every kind of file, and counts of everything left out.
 #![cfg(unix)]
 
 mod common;
@@ -11,7 +11,7 @@ use common::Lab;
 use serde_json::Value;
 
 fn gzip(bytes: &str) -> Vec<u8> {
-    // Members and padding, as `cat a.gz b.gz` and tape archives make them.
+    // Members and padding, as in `cat a.gz b.gz` and tape archives.
     let mut child = Command::new("gzip")
         .arg("-c")
         .stdin(std::process::Stdio::piped())
@@ -88,7 +88,7 @@ fn what_is_read_and_what_is_left_out_are_all() {
     // one two three four five six seven | csv hidden blank draft circle again broken pipe
     assert_eq!(source["files"], 7);
     assert_eq!(left_out(&json, "files"), 8, "{json:#}");
-    // Four in the array, one over lines, two on lines.
+    // Four in the array, one spanning lines, two on lines.
     assert_eq!(
         source["records"].as_u64().unwrap() + left_out(&json, "records"),
         7
@@ -309,7 +309,7 @@ fn damaged_packed_files_are_left_out_where_that_is_asked_for() {
     ] {
         assert!(text.contains(words), "{text}");
     }
-    // What was done to the text that was read is counted as of a whole file.
+    // Changes to the text that was read are counted as in a whole file.
     let text = "One two three.\n".repeat(20) + "<END>\n";
     let packed = gzip(&(text.repeat(3000) + "end"));
     lab.write("cut.txt.gz", &packed[..packed.len() / 2]);
@@ -317,7 +317,7 @@ fn damaged_packed_files_are_left_out_where_that_is_asked_for() {
     let json = lab.json(&prepare("cut.txt.gz", "s", &args));
     let separators = &json["sources"][0]["separators"];
     assert!(separators.as_u64().unwrap() > 100, "{json}");
-    // Files that are no text at all.
+    // Files that are not text.
     lab.write("odd/a.txt", "Some text.");
     lab.write("odd/b.txt", b"\x89PNG\r\n\x1a\n\x00\xff\xfe");
     lab.write("odd/c.txt", b"\xff\xfeh\0i\0");
@@ -329,7 +329,7 @@ fn damaged_packed_files_are_left_out_where_that_is_asked_for() {
         ),
         (Some(1), 2)
     );
-    // An option has its effect on these, too.
+    // The option has an effect on these files, too.
     lab.write("e.txt.gz", gzip("Some text."));
     lab.ok(&prepare("e.txt.gz", "p", &["--skip-bad"]));
     lab.fails(

@@ -1,4 +1,4 @@
-//! Files of tokenizers that were made to do harm: each works or gives one line, within bounds.
+//! Malicious tokenizer files: each works or fails with one line, within memory bounds.
 
 mod common;
 
@@ -7,7 +7,7 @@ use std::process::Command;
 use common::{Lab, code, stderr};
 use serde_json::{Value, json};
 
-/// KiB of address space in which every file must be dealt with.
+/// Address space in KiB within which every file must be handled.
 const MEMORY_KIB: u64 = 3_000_000;
 
 const TEXT: &str = "the kite aaaa is red, </s> na\u{ef}ve 12\n";
@@ -202,7 +202,7 @@ fn crafted() -> Vec<(String, Vec<u8>)> {
         .collect();
     add("many added tokens", file);
 
-    // Models that contradict themselves.
+    // Inconsistent models.
     add(
         "merge of unknown tokens",
         model(merges(), "merges", json!(["x y"])),
@@ -264,7 +264,7 @@ fn crafted() -> Vec<(String, Vec<u8>)> {
     );
     add("no kind", model(words(), "type", json!(null)));
 
-    // Parts.
+    // Other components.
     for kind in ["Nothing", "Precompiled", "Replace", "\u{1b}[2J"] {
         add(
             "unknown normalizer",

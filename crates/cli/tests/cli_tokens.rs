@@ -1,4 +1,4 @@
-//! Prompts and what goes on from them; tokens that no file and no text can smuggle in; memory.
+//! Prompts and their continuations; special tokens that files and text cannot forge; memory.
 
 mod common;
 
@@ -7,7 +7,7 @@ use std::process::Command;
 use common::{Lab, code, stderr};
 use serde_json::{Value, json};
 
-/// A word-level tokenizer, which puts spaces between words when it decodes.
+/// Returns a word-level tokenizer, which decodes with spaces between words.
 fn words() -> Value {
     json!({"version": "1.0", "added_tokens": [], "normalizer": null, "decoder": null,
         "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": null,
@@ -15,7 +15,7 @@ fn words() -> Value {
             "vocab": {"?": 0, "</s>": 1, "owls": 2, "hoot": 3, "softly": 4, "tonight": 5}}})
 }
 
-/// Learns one sentence by heart.
+/// Trains a model that memorizes one sentence.
 fn trained() -> Lab {
     let lab = Lab::new();
     lab.write("owl/tokenizer.json", words().to_string());
@@ -131,7 +131,7 @@ fn text_without_white_space_takes_a_few_times_its_size() {
         "w.jsonl",
         json!({"text": "ab".repeat(size / 2)}).to_string(),
     );
-    // Threads, code and buffers take some 400 MB of address space; then twelve bytes a byte.
+    // Threads, code and buffers take some 400 MB of address space; text takes twelve bytes per byte.
     let limit = 700_000 + 12 * size / 1024;
     let script = format!("ulimit -v {limit}; exec \"$@\"");
     let output = Command::new("sh")

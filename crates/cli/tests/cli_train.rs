@@ -1,4 +1,4 @@
-//! What a configuration asks of a training is what it does.
+//! Training follows its configuration.
 
 mod common;
 
@@ -48,7 +48,7 @@ fn training_goes_on_from_a_checkpoint() {
         "--set",
         "data.train=['t.npy']",
     ]);
-    // No parameter depends on the length of sequences.
+    // No parameter depends on the sequence length.
     let long = [
         "train",
         "fine.toml",
@@ -59,7 +59,7 @@ fn training_goes_on_from_a_checkpoint() {
         "train.seq_len=17",
     ];
     lab.ok(&long);
-    // What would have no effect is refused.
+    // Options without effect are refused.
     let from = ["--set", "init.from=run"];
     lab.train("same", &from);
     lab.train_fails(
@@ -87,7 +87,7 @@ fn rows_are_read_in_their_order() {
     let lab = Lab::new();
     let config = String::from_utf8(lab.read("tiny.toml")).unwrap();
     lab.write("tiny.toml", config.replace("tokenizer = \"bytes\"\n", ""));
-    // Row i is the token i over and over.
+    // Row i repeats the token i.
     let rows = |order: &[u16]| order.iter().flat_map(|&i| vec![i; 17]).collect::<Vec<_>>();
     let order: Vec<u16> = (0..80).collect();
     let backward: Vec<u16> = (0..80).rev().collect();

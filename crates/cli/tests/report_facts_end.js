@@ -1,4 +1,4 @@
-// Runs when the page under test has drawn itself, and leaves what it finds in the page.
+// Runs after the page under test is drawn, and stores its findings in the page.
 const marks = (chart) => chart.querySelectorAll(
   ".trace path, .trace .point, .point path, .hm image, .heatmaplayer image, .errorbar path").length;
 
@@ -18,7 +18,7 @@ function look() {
     .filter((name) => !/^(data|blob):/.test(name));
 }
 
-// What can be chosen is chosen as a keyboard would: focus, another option, a change.
+// Changes a selection as with a keyboard: focus, another option, a change event.
 function choose(select) {
   const before = document.querySelector(".plot").closest("main").innerHTML.length;
   select.focus();

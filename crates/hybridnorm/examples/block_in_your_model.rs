@@ -1,5 +1,5 @@
-//! Put one HybridNorm block into a graph of your own and train it: a classifier of sequences of vectors
-//! that learns to say whether the mean of the first channel is positive.
+//! Put one HybridNorm block into your own graph and train it: a sequence classifier that learns to predict whether
+//! the mean of the first channel is positive.
 //!
 //! ```sh
 //! cargo run --release --example block_in_your_model
@@ -15,11 +15,11 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 
-/// Sequences of a batch.
+/// Batch size.
 const B: usize = 256;
-/// Positions of a sequence.
+/// Sequence length.
 const T: usize = 16;
-/// Channels of a position.
+/// Channels per position.
 const D: usize = 32;
 
 fn main() -> Result<()> {
@@ -39,12 +39,12 @@ fn train() -> Result<()> {
         ..ModelConfig::default()
     };
 
-    // What there is to learn: one of our blocks, and a projection of yours to two classes.
+    // Parameters: one HybridNorm block, and your own projection to two classes.
     let mut registry = Registry::default();
     let block = Block::declare(&config, 0, &mut registry)?;
     let projection = registry.matrix("projection", [2, D], 0.1);
 
-    // Where it lies: the parameters in the first buffer, their moments in two more.
+    // Storage: the parameters in the first buffer, their moments in two more.
     let mut cpu = Cpu::new();
     let mut buffer = || cpu.allocate(DType::F32, registry.elements());
     let [parameters, m, v] = [buffer()?, buffer()?, buffer()?];
@@ -83,7 +83,7 @@ fn train() -> Result<()> {
     };
     ops::adamw(rule, loss, squares, &slots.collect::<Vec<_>>());
 
-    // One program does it all.
+    // One program for the whole step.
     let loss = loss.id();
     let step = Program::new(g.finish(), &[loss], Options::default());
     let mut random = ChaCha8Rng::seed_from_u64(7);

@@ -1,4 +1,4 @@
-//! Define a placement that has no name yet, read its equations, and build a model with it.
+//! Define a new placement, read its equations, and build a model with it.
 //!
 //! ```sh
 //! cargo run --release --example new_placement
@@ -10,7 +10,7 @@ use hybridnorm::placement::{self, Explanation};
 use serde_json::json;
 
 fn main() -> Result<()> {
-    // HybridNorm whose branches shrink with depth, with the last block left as Pre-Norm.
+    // HybridNorm with branches that shrink with depth, and the last block left as Pre-Norm.
     let placement = placement::from_value(json!({
         "base": "hybridnorm",
         "block": {

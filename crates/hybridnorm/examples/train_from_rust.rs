@@ -1,4 +1,4 @@
-//! Train a model from Rust and write with it: `cargo run --release --example train_from_rust`.
+//! Train a model from Rust and generate text: `cargo run --release --example train_from_rust`.
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -25,7 +25,7 @@ fn train_and_write() -> Result<()> {
             println!("step {step}: validation loss {:.3} nats", loss.loss);
         }
     };
-    // Goes on where an earlier call stopped.
+    // Resumes where an earlier call stopped.
     let (run, device) = (Path::new("runs/from-rust"), Device::Cpu);
     let mut trainer = Trainer::open(config, run, Start::ResumeOrFresh, device, &mut show)?;
     trainer.run(&AtomicBool::new(false), &mut show)?;

@@ -1,4 +1,4 @@
-//! A model whose weights are no numbers is an error, wherever it is asked for something.
+//! Evaluation and generation with non-finite weights are errors.
 
 mod common;
 
@@ -34,7 +34,7 @@ fn broken_weights_are_noticed() {
     assert!(error.to_string().contains("weights are broken"), "{error}");
 
     let write = |model: &mut Model| eval::write(model, &tokenizer, "a", 200, Sampling::default());
-    // The model has rows that stand for no token; they are never drawn.
+    // The vocabulary has rows without a token; they are never sampled.
     assert!(write(&mut whole).is_ok());
     let error = write(&mut broken).unwrap_err();
     assert!(error.to_string().contains("weights are broken"), "{error}");

@@ -1,5 +1,5 @@
-//! Tokens that text has no other way to become, whatever a `tokenizer.json` calls them: those for bytes,
-//! and those of one character. Text that spells the name of one is still text.
+//! Byte tokens and single-character tokens encode text even if `tokenizer.json` declares them special, since that
+//! text has no other encoding. Text that spells the name of such a token is still text.
 
 use hybridnorm::data::Tokenizer;
 use serde_json::{Value, json};
@@ -13,7 +13,7 @@ fn special(id: usize, content: &str) -> Value {
         "normalized": false, "special": true})
 }
 
-/// `<unk>`, `</s>`, the bytes from id 2 on, then `more`.
+/// Returns `<unk>`, `</s>`, the byte tokens from id 2 on, then `more`.
 fn names(more: &[&str]) -> Vec<String> {
     let bytes = (0..256).map(|byte| format!("<0x{byte:02X}>"));
     let ends = ["<unk>", "</s>"].map(str::to_owned);
@@ -50,7 +50,7 @@ fn unigram(more: &[&str]) -> Value {
     file(json!({"type": "Unigram", "unk_id": 0, "byte_fallback": true, "vocab": vocab}))
 }
 
-/// The same, with the first 258 tokens called special.
+/// Declares the first 258 tokens special.
 fn declared(mut file: Value) -> Value {
     let special = names(&[])
         .iter()
@@ -89,7 +89,7 @@ fn bytes_called_special_come_out_of_text() {
     }
 }
 
-/// 0x41 is the letter `A`, which no vocabulary here holds.
+/// 0x41 is the letter `A`, which no vocabulary here contains.
 #[test]
 fn text_that_spells_a_byte_is_no_byte() {
     let merges = ["< 0", "<0 x", "4 1", "<0x 41", "<0x41 >"];
@@ -130,7 +130,7 @@ fn one_character_is_a_letter_whatever_it_is_called() {
     json["added_tokens"] = json!([special(0, "<unk>"), special(1, "</s>"), special(258, "\n")]);
     let found = tokenizer(&json).encode("red\nred").unwrap();
     assert_eq!(found, [262, 259, 260, 261, 258, 259, 260, 261]);
-    // The end of a text never comes out of it.
+    // Text never encodes to the end-of-text token.
     json["added_tokens"] = json!([special(258, "\n")]);
     let ending = Tokenizer::from_json(json.to_string().into_bytes(), Some("\n")).unwrap();
     assert!(!ending.encode("red\nred").unwrap().contains(&258));

@@ -1,4 +1,4 @@
-//! Whatever text or bytes they are given, readers answer with a value or an error.
+//! For any text or bytes, readers return a value or an error.
 
 use std::fs;
 use std::path::Path;
@@ -33,7 +33,7 @@ warmup_tokens = 64
 steps = 20
 "#;
 
-/// A file of a checkpoint, written once.
+/// Returns the files of a checkpoint, written once.
 fn checkpoint_files() -> &'static [(String, Vec<u8>)] {
     static FILES: OnceLock<Vec<(String, Vec<u8>)>> = OnceLock::new();
     FILES.get_or_init(|| {
@@ -48,7 +48,7 @@ fn checkpoint_files() -> &'static [(String, Vec<u8>)] {
     })
 }
 
-/// Writes a checkpoint one file of which is replaced, with a manifest that vouches for it.
+/// Writes a checkpoint with one file replaced, and a manifest with matching checksums.
 fn vouched(folder: &Path, name: &str, bytes: &[u8]) {
     let mut files = serde_json::Map::new();
     for (file, content) in checkpoint_files() {
@@ -146,7 +146,7 @@ proptest! {
         raw in "\\PC{0,20}",
     ) {
         if let Ok(config) = Config::parse(TEXT, &settings) {
-            // What is accepted can be written and read back as the same.
+            // An accepted configuration survives a round trip.
             let text = config.to_toml();
             prop_assert_eq!(Config::parse(&text, &[]).map_err(|e| e.to_string()), Ok(config));
         }
@@ -185,13 +185,13 @@ proptest! {
     ) {
         let (name, bytes) = &checkpoint_files()[file];
         let mut flipped = bytes.clone();
-        // The end of the weights is numbers, any of which are valid.
+        // The weights file ends with numbers, all of which are valid.
         let at = at.index(flipped.len().min(2000));
         flipped[at] ^= 1 << bit;
         let folder = tempfile::tempdir().unwrap();
         vouched(folder.path(), name, &flipped);
         open(folder.path());
-        // Numbers grown by many digits.
+        // Numbers with many more digits.
         if name.ends_with(".json") {
             let digits: Vec<usize> = (0..bytes.len()).filter(|&i| bytes[i].is_ascii_digit()).collect();
             let at = digits[digit.index(digits.len())];

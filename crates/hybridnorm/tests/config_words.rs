@@ -1,5 +1,4 @@
-//! Whatever kind of value stands at whatever key of a configuration, what is wrong is said in plain
-//! words.
+//! Errors about any kind of value at any key of a configuration are in plain words.
 
 use hybridnorm::train::Config;
 
@@ -40,7 +39,7 @@ const KEYS: &str = "seed model init init.from data optimizer schedule train log 
     train.batch_size train.seq_len train.recompute train.eval_every train.keep_checkpoints \
     log.layers_every log.tensorboard log.dumps";
 
-/// Words of Rust and of its libraries.
+/// Terms of Rust and of its libraries.
 const RUST: [&str; 16] = [
     "usize",
     "u64",

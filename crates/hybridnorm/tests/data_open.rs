@@ -1,4 +1,4 @@
-//! Opening what a configuration names.
+//! Opening the data of a configuration.
 
 use std::fs;
 use std::path::Path;
@@ -139,13 +139,13 @@ fn opening_raw_text_makes_and_reuses_a_folder() {
     assert_eq!(first.dataset.fingerprint(), second.dataset.fingerprint());
     let held_out = opened(&[&text, "stories:5"], Split::Validation, &options).unwrap();
     assert_eq!(held_out.folders[0].folder(), made.folder());
-    // Validation text of its own, with the tokenizer that was trained.
+    // Separate validation text, with the trained tokenizer.
     options.tokenizer = first.tokenizer.map(TokenizerChoice::Loaded);
     options.prepare.validation_fraction = 0.0;
     options.prepare.source = Default::default();
     let own = opened(&["stories:5:77"], Split::All, &options).unwrap();
     assert_eq!(own.tokenizer.unwrap().vocab_size(), 300);
-    // Other content, other folder.
+    // Different content, different folder.
     fs::write(&text, "Something else entirely. ".repeat(20)).unwrap();
     let third = opened(&[&text], Split::Train, &options).unwrap();
     assert_ne!(third.folders[0].folder(), made.folder());

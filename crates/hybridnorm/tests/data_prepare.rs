@@ -201,7 +201,7 @@ fn inspection() {
     assert_eq!(report.train.documents + validation.documents, 200);
     assert!((2.0..6.0).contains(&report.train.bytes_per_token));
     assert!(report.train.vocab_used > 500 && report.train.vocab_used <= 1000);
-    // Text of the same kind is predicted nearly as well by frequencies.
+    // Unigram frequencies predict text of the same kind nearly as well.
     assert!(
         (4.0..7.0).contains(&report.train.unigram_nats),
         "{}",
@@ -241,7 +241,7 @@ fn what_is_refused() {
     assert!(
         message(make("stories:3", "/no/such/tokenizer", &out, &options(0.1))).contains("no such")
     );
-    // A folder is only written over when it holds nothing else, and on request.
+    // A folder is overwritten only on request, and only if it holds nothing else.
     make("stories:3", "bytes", &out, &options(0.1)).unwrap();
     let error = message(make("stories:3", "bytes", &out, &options(0.1)));
     assert!(error.contains("already holds prepared data"), "{error}");
@@ -257,7 +257,7 @@ fn what_is_refused() {
     assert!(message(make("stories:3", "bytes", &empty, &options(0.1))).contains("empty.txt"));
 }
 
-/// A folder with two shards, and its options to damage it.
+/// Prepares a folder with two shards, to be damaged.
 fn prepared() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let small = PrepareOptions {
@@ -303,7 +303,7 @@ fn damaged_folders() {
     fs::write(at("manifest.json"), changed).unwrap();
     assert!(error_of(&at("")).contains("manifest.json: its content is not what its checksum"));
 
-    // Manifests of earlier versions have no checksum, and say possible things all the same.
+    // Manifests of earlier versions have no checksum, but must still be consistent.
     let mut value: serde_json::Value = serde_json::from_str(&manifest).unwrap();
     assert!(value.as_object_mut().unwrap().remove("sha256").is_some());
     let (documents, bytes) = (&value["train"]["documents"], &value["train"]["text_bytes"]);

@@ -88,7 +88,7 @@ fn long_texts_are_cut_at_blank_lines() {
     assert_eq!(pieces(100)[0], "x".repeat(60) + "\n\n" + &"x".repeat(60));
     assert_eq!(pieces(10_000).len(), 1);
     assert_eq!(pieces(100).join("\n\n"), pieces(0)[0]);
-    // Without blank lines, at line ends; without those, not at all.
+    // Without blank lines, cut at line ends; without those, not cut.
     fs::write(&path, "yyyyyyyyy\n".repeat(100)).unwrap();
     assert_eq!(pieces(50).len(), 5);
     fs::write(&path, "z".repeat(1000)).unwrap();

@@ -1,4 +1,4 @@
-//! Ready tokens, data sets and the batch stream.
+//! Pre-tokenized data, data sets and the batch stream.
 
 use std::collections::HashSet;
 use std::fs;
@@ -94,7 +94,7 @@ fn every_instance_once_per_epoch() {
         epochs[0],
         ids(&batches(&mut stream(Order::Shuffled { seed: 4 }), &[100]))
     );
-    // Golden: the order is part of what a seed means.
+    // Golden values: the order of a seed must not change.
     assert_eq!(epochs[0][..8], [44, 20, 71, 84, 47, 93, 89, 77]);
 }
 
@@ -126,7 +126,7 @@ fn an_error_leaves_the_cursor() {
     fs::write(&path, counting(41)).unwrap();
     let mut data = TokenDataset::new(4).unwrap();
     let ready = ReadyTokens::open(path.to_str().unwrap(), 30);
-    // The identity reads the first and last tokens, so the bad ones are noticed at once.
+    // The identity hashes the first and last tokens, so the invalid ones are detected at once.
     let error = data.push_ready(ready.unwrap()).unwrap_err().to_string();
     assert!(
         error.contains("token 30 at position 30 is not below"),
@@ -262,8 +262,7 @@ fn ready_files_of_every_kind() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(60))]
 
-    /// Wherever a stream stops, one that goes on from its cursor gives the same instances,
-    /// whatever the sizes of batches.
+    /// A stream resumed from a cursor returns the same instances, wherever it stopped and for any batch sizes.
     #[test]
     fn going_on_is_going_on(
         n in 5..300_u16, seed in any::<u64>(), shuffled in any::<bool>(),

@@ -137,7 +137,7 @@ fn saved_and_loaded() {
         for text in SAMPLES.iter().copied().chain([story(3, 3).as_str()]) {
             assert_eq!(other.encode(text).unwrap(), tokenizer.encode(text).unwrap());
         }
-        // A tokenizer that is not the saved one is noticed.
+        // A changed tokenizer file is detected.
         if tokenizer.name().starts_with("bpe") {
             let path = folder.path().join("tokenizer.json");
             fs::write(&path, bpe(300).to_json()).unwrap();

@@ -1,4 +1,4 @@
-//! What must hold for every named placement.
+//! Properties of every named placement.
 
 mod common;
 
@@ -24,7 +24,7 @@ fn a_later_token_never_changes_an_earlier_output() {
         }
         let after = model.logits(&ids, BATCH, SEQ).unwrap().into_f32();
         let unchanged = (SEQ - 2) * VOCAB;
-        // A product's last bits depend on how many rows it has: for an expert, on all tokens.
+        // The last bits of a GEMM depend on its number of rows: for an expert, on all tokens.
         let tolerance = if config.moe.is_some() { 1e-5 } else { 0.0 };
         let same = |range: Range<usize>| {
             largest_difference(&before[range.clone()], &after[range]) <= tolerance
@@ -46,7 +46,7 @@ fn decoding_with_a_cache_equals_the_full_forward_pass() {
         let full = logits(&mut model);
         let ids = inputs();
         let mut cache = model.new_cache(BATCH, SEQ).unwrap();
-        // The last position of a prompt alone.
+        // Only the last position of a prompt.
         let last = model.next_logits(&ids, &mut cache, false).unwrap();
         for (b, last) in last.chunks(VOCAB).enumerate() {
             let difference =
@@ -121,7 +121,7 @@ fn bits_of(values: &[f32]) -> Vec<u32> {
     values.iter().map(|x| x.to_bits()).collect()
 }
 
-/// Objective and gradients of a batch, whose losses are divided by `divisor`.
+/// Returns the objective and gradients of a batch, whose losses are divided by `divisor`.
 fn gradients(
     model: &mut Model,
     [inputs, targets]: [&[i32]; 2],
@@ -132,14 +132,14 @@ fn gradients(
     train::gradients(model, inputs, targets, shape, divisor as f64, options).unwrap()
 }
 
-/// Inputs and targets of two micro-batches.
+/// Returns the inputs and targets of two micro-batches.
 fn micro_batches() -> [[Vec<i32>; 2]; 2] {
     let others = ["other inputs", "other targets"];
     let others = others.map(|name| Random::new(name).ids(BATCH * SEQ));
     [[inputs(), targets()], others]
 }
 
-/// Every kind of model with every named placement, with and without tied embeddings.
+/// Returns every kind of model with every named placement, with and without tied embeddings.
 fn all_models_tied_or_not() -> impl Iterator<Item = (String, ModelConfig)> {
     let both = |(name, config): (String, ModelConfig)| {
         [false, true].map(|tie_embeddings| {
@@ -157,7 +157,7 @@ fn all_models_tied_or_not() -> impl Iterator<Item = (String, ModelConfig)> {
 fn recomputing_blocks_changes_no_bit() {
     for (name, config) in all_models_tied_or_not() {
         let mut model = stirred(&config);
-        // Two micro-batches, whose gradients add up.
+        // Two micro-batches, whose gradients are accumulated.
         let mut run = |recompute: Recompute| {
             let options = Options {
                 recompute,
@@ -190,7 +190,7 @@ fn recomputing_blocks_changes_no_bit() {
     }
 }
 
-/// Bytes of the arena of a pass over a micro-batch.
+/// Returns the arena size of a micro-batch in bytes.
 fn arena_bytes(config: &ModelConfig, recompute: Recompute) -> u64 {
     let shape = StepShape {
         micro_batch: BATCH,
@@ -206,7 +206,7 @@ fn arena_bytes(config: &ModelConfig, recompute: Recompute) -> u64 {
 fn training_steps_that_recompute_blocks_change_no_bit() {
     let [mut less, mut between] = [0, 0];
     for (name, config) in all_models_tied_or_not() {
-        // What a step did, the parameters behind it, and the bytes of its arena.
+        // Outcome of a step with the updated parameters, and the arena size in bytes.
         let run = |recompute: Recompute| {
             let mut model = stirred(&config);
             let mut optimizer = Optimizer::new(OptimizerConfig::default(), &mut model).unwrap();
@@ -242,16 +242,16 @@ fn training_steps_that_recompute_blocks_change_no_bit() {
     assert!(less > 0 && between > 0, "{less} {between}");
 }
 
-/// Largest difference of a value from what is expected, in units of the largest expected element; infinite
-/// where one is no number.
+/// Returns the largest difference from the expected values, relative to their largest element; infinite if any value
+/// is not finite.
 fn relative_difference(found: &[f64], expected: &[f64]) -> f64 {
     let is_finite = |values: &[f64]| values.iter().all(|x| x.is_finite());
     if !is_finite(found) || !is_finite(expected) {
         return f64::INFINITY;
     }
     let largest = expected.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
-    // The gradient of a single number is a sum over all positions whose terms may cancel: of rezero's
-    // factors terms that are 0.06 together leave 1e-5, with the error of the terms.
+    // The gradient of a scalar is a sum over all positions whose terms may cancel: for the factors of rezero, terms
+    // of 0.06 in total leave 1e-5, with the error of the terms.
     let least = if expected.len() == 1 {
         1e-4
     } else {
@@ -260,7 +260,7 @@ fn relative_difference(found: &[f64], expected: &[f64]) -> f64 {
     largest_difference64(found, expected) / largest.max(least)
 }
 
-/// Asserts that losses and the gradient of every parameter are as expected, but for so much.
+/// Asserts that losses and the gradient of every parameter are within the tolerances.
 fn assert_close(found: &Gradients, expected: &Gradients, [loss, gradient]: [f64; 2], name: &str) {
     let losses = |of: &Gradients| [of.found.losses.objective, of.found.losses.cross_entropy];
     let difference = relative_difference(&losses(found), &losses(expected));
@@ -296,7 +296,7 @@ fn the_cpu_computes_what_the_reference_does() {
     }
 }
 
-/// Losses and gradients of one pass over a batch in a fused program and in an unfused one.
+/// Returns the losses and gradients of one pass over a batch in a fused and in an unfused program.
 fn fused_and_unfused(model: &mut Model) -> [Gradients; 2] {
     let [inputs, targets] = &micro_batches()[0];
     [true, false].map(|fuse| {
@@ -316,14 +316,13 @@ fn fused_programs_compute_what_unfused_ones_do() {
     }
 }
 
-/// True if fusion keeps the bits of every loss and gradient but those of [`is_summed_by_head`]: with a soft cap, the
-/// head and its loss compute the logits by other steps. (Rows of a batch as small as here are a single chunk.)
+/// True if fusion keeps every loss and gradient bit-identical but those of [`is_summed_by_head`]: with a soft cap,
+/// the head and its loss compute the logits by other operations. (Rows of a batch this small are a single chunk.)
 fn fusion_keeps_bits(config: &ModelConfig) -> bool {
     config.placement.logits.softcap.is_none()
 }
 
-/// True for the parameters of norms right before attention, whose gradients are summed head by head in a
-/// fused program.
+/// True for the parameters of norms right before attention, whose gradients a fused program sums head by head.
 fn is_summed_by_head(parameter: &str) -> bool {
     let norms = [
         ".attention.q_norm.",
@@ -365,7 +364,7 @@ fn the_inventory_lists_the_parameters_that_the_model_has() {
                 activation,
                 ..config.clone()
             };
-            // Some placements norm or scale the gate, which an ungated feed-forward does not have.
+            // Some placements normalize or scale the gate, which an ungated feed-forward does not have.
             if config.resolve().is_err() {
                 assert!(!activation.is_gated(), "{name}");
                 continue;
@@ -383,7 +382,7 @@ fn the_inventory_lists_the_parameters_that_the_model_has() {
                 .map(|spec| (spec.name.clone(), spec.shape.clone(), spec.elements()))
                 .collect();
             assert_eq!(found, listed, "{name}");
-            // They lie one behind the other and are counted once.
+            // Parameters are contiguous and counted once.
             let mut total = 0;
             for spec in registry.iter() {
                 assert_eq!(spec.range(), total..total + spec.elements(), "{name}");
@@ -410,13 +409,13 @@ fn the_inventory_lists_the_parameters_that_the_model_has() {
 fn placements_share_the_initial_value_of_every_parameter_they_share() {
     let values = |name: &str| {
         let mut placement = named(name);
-        // The same scheme for all; only the placement differs.
+        // One initialization scheme for all; only the placement differs.
         placement.init = named("hybridnorm").init;
         let model = Model::new(&tiny(placement), 9, Device::Cpu).unwrap();
         model.values()
     };
     let reference = values("hybridnorm");
-    // Unit weights are brought to their length afterwards.
+    // Unit weights are normalized after initialization.
     let names = all_names().into_iter();
     for name in names.filter(|name| !named(name).unit_weights) {
         for (parameter, found) in values(name) {

@@ -1,5 +1,5 @@
-//! Gradients of every field of the algebra against central differences, both of the reference executor,
-//! and the gradients of the CPU executor against those.
+//! Gradients of the reference and the CPU executor, for every field of the placement algebra, against central
+//! differences of the reference executor.
 
 mod common;
 
@@ -12,7 +12,7 @@ fn placement_of(value: Value) -> Placement {
     placement::from_value(value).unwrap()
 }
 
-/// One configuration for every value of every field in the algebra.
+/// Returns one configuration for every value of every field of the placement algebra.
 fn fields() -> Vec<(String, ModelConfig)> {
     let mut all = all_models();
     let mut add = |label: &str, patch: Value| {
@@ -133,14 +133,14 @@ fn fields() -> Vec<(String, ModelConfig)> {
     all
 }
 
-/// The objective of the inputs.
+/// Returns the objective of the inputs.
 fn objective(model: &mut Model) -> f64 {
     let divisor = (BATCH * SEQ) as f64;
     let losses = model.losses(&inputs(), &targets(), [BATCH, SEQ], divisor);
     losses.unwrap().objective
 }
 
-/// Where the tokens of every mixture go.
+/// Returns the number of tokens per expert of every mixture.
 fn routes(model: &mut Model) -> Vec<Vec<u64>> {
     if model.config().moe.is_none() {
         return Vec::new();
@@ -150,7 +150,7 @@ fn routes(model: &mut Model) -> Vec<Vec<u64>> {
     routing.map(|routing| routing.load).collect()
 }
 
-/// The central difference of the objective along `direction` in the parameter `name`.
+/// Returns the central difference of the objective along `direction` in the parameter `name`.
 fn central_difference(
     model: &mut Model,
     name: &str,

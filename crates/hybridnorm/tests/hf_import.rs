@@ -1,4 +1,4 @@
-//! Folders of Hugging Face's format: several files, and what is refused.
+//! Hugging Face model folders: sharded weights, and configurations that are refused.
 
 mod common;
 
@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 const FAMILIES: [&str; 2] = ["olmoe", "deepseek-v3"];
 
-/// A folder of a family with its configuration and tensors changed.
+/// Creates a folder of a family with modified configuration and tensors.
 fn changed(
     family: &str,
     config: impl FnOnce(&mut Value),
@@ -44,7 +44,7 @@ fn a_router_without_a_choice_is_no_obstacle() {
     let all = |config: &mut Value| {
         config["num_experts_per_tok"] = config["n_routed_experts"].clone();
         config["topk_group"] = config["n_group"].clone();
-        // A number that no loop should follow.
+        // A number that must not become a loop bound.
         config["num_nextn_predict_layers"] = 1_000_000_000_000_000_u64.into();
     };
     let folder = changed("deepseek-v3", all, |_| {});
@@ -164,7 +164,7 @@ fn tensors_that_do_not_fit_are_named() {
             |_| {},
             |all| {
                 let values = all[expert].clone();
-                // Of the families only one has layers for further tokens, which are left out.
+                // Only one of the families has layers that predict further tokens, which are left out.
                 if family == "deepseek-v3" {
                     all.insert("model.layers.3.extra".into(), values.clone());
                 }
@@ -254,13 +254,13 @@ fn groups_that_are_all_open_are_none() {
     assert_eq!((moe.n_groups, moe.top_groups), (1, 1));
 }
 
-/// Logits of a model for a few tokens.
+/// Returns the logits of a model for a few tokens.
 fn logits(folder: &Path) -> Vec<f32> {
     let mut model = huggingface::import(folder, Device::Cpu).unwrap();
     model.logits(&[1, 5, 2, 7, 3, 3], 1, 6).unwrap().into_f32()
 }
 
-/// The matrix product `a b`.
+/// Returns the matrix product `a b`.
 fn product(a: &Values, b: &Values) -> Values {
     let ([n, k], [_, m]) = (
         <[usize; 2]>::try_from(&a.shape[..]).unwrap(),
@@ -279,7 +279,7 @@ fn product(a: &Values, b: &Values) -> Values {
     }
 }
 
-/// One projection instead of two with a norm between them.
+/// Replaces two query projections with a norm between them by one projection.
 fn without_query_latent(all: &mut BTreeMap<String, Values>) {
     let layers: Vec<String> = all
         .keys()
@@ -454,7 +454,7 @@ fn branches_of_the_families_are_read_or_refused_by_key() {
     }
 }
 
-/// A key that nothing here reads may decide what the model computes.
+/// A key that is not read may affect the computation.
 #[test]
 fn keys_that_nothing_reads_are_refused() {
     for (family, key, value) in [
@@ -503,7 +503,7 @@ fn keys_that_nothing_reads_are_refused() {
     }
 }
 
-/// What a family takes for a missing key differs from version to version.
+/// The default of a missing key differs between versions of a family.
 #[test]
 fn keys_that_decide_the_computation_must_be_there() {
     for (family, key) in [

@@ -1,5 +1,4 @@
-//! Folders of Hugging Face's format give the logits and the greedy continuation of `transformers`
-//! (`fixtures/hf`).
+//! Hugging Face model folders reproduce the logits and the greedy continuation of `transformers` (`fixtures/hf`).
 
 mod common;
 
@@ -9,7 +8,7 @@ use hybridnorm::Device;
 use hybridnorm::interop::huggingface;
 use hybridnorm::model::Model;
 
-/// The most likely tokens after `ids`, with a cache.
+/// Decodes greedily after `ids`, with a KV cache.
 fn greedy(model: &mut Model, ids: &[i32], new: usize) -> Vec<i32> {
     let mut cache = model.new_cache(1, ids.len() + new).unwrap();
     let mut piece = ids.to_vec();
@@ -47,7 +46,7 @@ fn logits_and_greedy_continuation_are_those_of_transformers() {
             .iter()
             .map(|id| id.as_i64().unwrap() as i32)
             .collect();
-        // Some continuations are given with the prompt they follow.
+        // Some references include the prompt.
         let expected = expected.strip_prefix(&ids[..8]).unwrap_or(&expected);
         assert_eq!(
             greedy(&mut model, &ids[..8], expected.len()),

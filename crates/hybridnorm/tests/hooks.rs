@@ -1,4 +1,4 @@
-//! What happens to weights beside the optimizer's update: QK-clip, unit weights, selection biases.
+//! Changes to weights besides the optimizer's update: QK-clip, unit weights, selection biases.
 
 mod common;
 
@@ -7,7 +7,7 @@ use hybridnorm::Device;
 use hybridnorm::model::{FeedForward, Model, ModelConfig, Routing, Scoring};
 use hybridnorm::train::Found;
 
-/// What a pass over the inputs finds.
+/// Returns the results of a pass over the inputs.
 fn pass(model: &mut Model) -> Found {
     loss_and_gradients(model).1.found
 }
@@ -34,7 +34,7 @@ fn clipped_scores_are_at_their_limit_and_others_stay() {
         assert_eq!([before.len(), before[0].len()], [1, 4], "{name}");
         let mut sorted = before[0].clone();
         sorted.sort_by(f32::total_cmp);
-        // Two heads are above it.
+        // Two heads exceed it.
         let most = (sorted[1] + sorted[2]) / 2.0;
         assert_eq!(model.clip_scores(&before, f64::from(most)), 2, "{name}");
         let after = pass(&mut model).head_maxima;
@@ -73,7 +73,7 @@ fn a_clip_that_a_norm_takes_back_is_an_error() {
         .unwrap();
 }
 
-/// Lengths of a matrix's rows, or of its columns in every run of `d` rows.
+/// Returns the L2 norms of a matrix's rows, or of its columns in every run of `d` rows.
 fn lengths(data: &[f32], columns: usize, of_columns: Option<usize>) -> Vec<f32> {
     let length = |x: &mut dyn Iterator<Item = f32>| x.map(|x| x * x).sum::<f32>().sqrt();
     match of_columns {

@@ -1,4 +1,4 @@
-//! What placements have in common, as equalities between models.
+//! Relations between placements, as equalities between models.
 
 mod common;
 
@@ -8,7 +8,7 @@ use hybridnorm::model::{Decoder, Model, ModelConfig, Role, Scoring};
 use hybridnorm::placement::{AttnScale, HeadNorm, NormFn, Placement, QkOrder, Skip};
 use hybridnorm::tensors::Values;
 
-/// A model of `to` with the weights of a stirred model of `from`, under other names.
+/// Returns a perturbed model of `from`, and a model of `to` with its weights under other names.
 fn same_weights(
     from: &ModelConfig,
     to: &ModelConfig,
@@ -20,7 +20,7 @@ fn same_weights(
     (a, b)
 }
 
-/// Logits of the inputs in double precision.
+/// Returns the logits of the inputs in double precision.
 fn logits64(model: &Model) -> Vec<f64> {
     let logits = exact(model).logits(&inputs(), BATCH, SEQ);
     logits.unwrap().into_f64()
@@ -72,7 +72,7 @@ fn a_norm_before_normed_projections_is_redundant() {
     let heads = |config: ModelConfig| config;
     let latents = |config| with_latents(config, Some(12));
     for attention in [heads as fn(ModelConfig) -> ModelConfig, latents] {
-        // Equal weights: both draw them by name from the same seed, and gains start at 1.
+        // Equal weights: both are drawn by name from the same seed, and gains start at 1.
         let [pre, bare] = ["pre-qkv-pre", "qkv-pre"].map(|name| {
             let config = attention(without_eps(name));
             logits64(&Model::new(&config, 3, Device::Cpu).unwrap())
@@ -104,8 +104,8 @@ fn a_plain_per_head_norm_commutes_with_the_rotation_and_one_with_a_gain_does_not
     assert!(with_gain > 1e-3, "{with_gain}");
 }
 
-/// Rows of the packed projection of block 1, and whether a norm takes back the part's scale: q, k,
-/// v. What attention gives is linear in v, so for v norms after it count as well.
+/// Returns the rows of q, k and v in the packed projection of block 1, and true if a norm cancels the part's scale.
+/// The attention output is linear in v, so for v norms after it count as well.
 fn parts(config: &ModelConfig) -> [(&'static str, std::ops::Range<usize>, bool); 3] {
     let (q, kv) = (
         config.n_heads * config.head_dim(),
@@ -114,7 +114,7 @@ fn parts(config: &ModelConfig) -> [(&'static str, std::ops::Range<usize>, bool);
     let (resolved, _) = config.resolve().unwrap();
     let block = &resolved.blocks[1];
     let inner = &block.attn_inner;
-    // Said here once more, so that the table of properties is tested and not believed.
+    // Stated independently of the table of properties, to test it.
     let rescales = matches!(
         resolved.norm.kind,
         Some(NormFn::Rmsnorm | NormFn::Layernorm | NormFn::L2)
@@ -134,7 +134,7 @@ fn parts(config: &ModelConfig) -> [(&'static str, std::ops::Range<usize>, bool);
     ]
 }
 
-/// A model whose norms divide by the very size of what they read.
+/// Returns a model whose norms have a negligible eps.
 fn without_eps(name: &str) -> ModelConfig {
     let mut placement = named(name);
     placement.norm.eps = 1e-30;
@@ -162,7 +162,7 @@ fn only_normed_projections_do_not_feel_their_scale() {
             normed_parts += usize::from(normed);
         }
     }
-    // HybridNorm's three among them.
+    // Including HybridNorm's three.
     assert!(normed_parts > 3);
 }
 

@@ -1,4 +1,4 @@
-//! An import takes at most three times the model's size in single precision and a constant.
+//! An import takes at most three times the model's size in single precision plus a constant.
 
 mod common;
 

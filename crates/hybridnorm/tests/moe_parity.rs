@@ -1,5 +1,5 @@
-//! The mixture of experts is that of the official code's family: logits, every loss and every gradient
-//! against vectors computed with plain PyTorch (`fixtures/official/moe-*`).
+//! The mixture of experts matches that of the official code's family: logits, every loss and every gradient against
+//! vectors computed with plain PyTorch (`fixtures/official/moe-*`).
 
 mod common;
 

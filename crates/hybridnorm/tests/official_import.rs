@@ -24,12 +24,12 @@ fn fixture(name: &str) -> PathBuf {
         .join(name)
 }
 
-/// An official checkpoint folder around the given `model.pt`.
+/// Creates an official checkpoint folder with the given `model.pt`.
 fn folder(torch: &[u8]) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let json = fs::read(fixture("hybridnorm-star.json")).unwrap();
     let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
-    // JSON is YAML.
+    // JSON is valid YAML.
     let config = serde_json::json!({ "model": json["model"] }).to_string();
     fs::write(folder.path().join("config.yaml"), config).unwrap();
     fs::write(folder.path().join("model.pt"), torch).unwrap();
@@ -73,8 +73,7 @@ fn a_damaged_pytorch_file_is_an_error_that_names_it() {
     for length in [0, 1, 4, 100, whole.len() / 2, whole.len() - 1] {
         names_it(import(&whole[..length]).unwrap_err());
     }
-    // A changed byte anywhere must not end in a panic. Where it is in the padding between the
-    // entries of the archive nothing is lost by it.
+    // A changed byte must never cause a panic. In the padding between the entries of the archive it has no effect.
     for place in (0..whole.len()).step_by(397) {
         let mut bytes = whole.clone();
         bytes[place] ^= 0x41;
@@ -116,7 +115,7 @@ fn settings_of_another_computation_are_refused() {
     }
 }
 
-/// A PyTorch file of one f32 tensor whose storage holds `elements`, seen with a shape and strides.
+/// Returns a PyTorch file of one f32 tensor with a shape and strides, whose storage has `elements` elements.
 fn torch_file(elements: u32, shape: [u32; 2], strides: [u32; 2]) -> Vec<u8> {
     torch_archive(elements, shape, strides, STORED)
 }
@@ -163,7 +162,7 @@ fn torch_archive(
     archive(&files, compression)
 }
 
-/// An archive of files as they are, or deflated.
+/// Returns an archive of files, stored or deflated.
 fn archive(files: &[(&str, &[u8])], compression: CompressionMethod) -> Vec<u8> {
     let mut archive = ZipWriter::new(Cursor::new(Vec::new()));
     let options = SimpleFileOptions::default().compression_method(compression);
@@ -184,7 +183,7 @@ fn a_tensor_larger_than_its_file_is_refused_before_it_is_made() {
         "{text}"
     );
     assert!(text.contains("strides repeat elements"), "{text}");
-    // What is whole gets further: it is one of the model's, of which others are missing.
+    // A valid tensor gets further: it is one of the model's, of which others are missing.
     let text = import(&torch_file(12, [4, 3], [3, 1]))
         .unwrap_err()
         .to_string();
@@ -216,17 +215,17 @@ fn aliases_that_grow_without_end_are_refused() {
 )]
 fn memory_is_bounded_by_the_size_of_the_file() {
     const CONSTANT: u64 = 64 << 20;
-    // Peak memory of an import that fails, and why it does.
+    // Returns the peak memory and the error of a failing import.
     let peak = |torch: &[u8]| {
         let folder = folder(torch);
         memory::reset_peak();
         let before = memory::peak_bytes().unwrap();
         let problem = official::import(folder.path(), Device::Cpu).unwrap_err();
-        // The kernel counts pages per processor: the sum can fall by some.
+        // The kernel counts pages per processor, so the sum can decrease slightly.
         let peak = memory::peak_bytes().unwrap().saturating_sub(before);
         (peak, problem.to_string())
     };
-    // 256 MiB of zeros in 256 kB, and as many lists as bytes.
+    // 256 MiB of zeros in 256 kB, and pickles with one list per byte.
     let zeros = torch_archive(1 << 26, [1 << 13; 2], [1 << 13, 1], DEFLATED);
     assert!(zeros.len() < 1 << 19, "{}", zeros.len());
     let lists: [(&str, &[u8]); 1] = [("archive/data.pkl", &vec![b']'; 9 << 20])];
@@ -245,7 +244,7 @@ fn memory_is_bounded_by_the_size_of_the_file() {
         assert!(problem.contains(expected), "{problem}");
         assert!(peak < CONSTANT, "{problem}: {peak} bytes");
     }
-    // The longest pickle that is read in any case: an object a byte.
+    // The longest pickle that is always read: one object per byte.
     let longest: [(&str, &[u8]); 1] = [("archive/data.pkl", &vec![b']'; 128 << 10])];
     let (peak_of_longest, problem) = peak(&archive(&longest, STORED));
     assert!(!problem.contains("expected at most"), "{problem}");
@@ -253,7 +252,7 @@ fn memory_is_bounded_by_the_size_of_the_file() {
         peak_of_longest < CONSTANT,
         "{problem}: {peak_of_longest} bytes"
     );
-    // One tensor of 64 MiB, read, but not all of the model.
+    // A tensor of 64 MiB that is read, but is not the complete model.
     let whole = torch_file(1 << 24, [1 << 12; 2], [1 << 12, 1]);
     let (peak, problem) = peak(&whole);
     assert!(problem.contains("model.pt"), "{problem}");

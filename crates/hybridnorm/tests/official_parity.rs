@@ -1,5 +1,5 @@
-//! The model is the one of the official HybridNorm code: logits, loss, every gradient and eight
-//! AdamW steps against vectors computed with that code (`fixtures/official`).
+//! The model matches the official HybridNorm code: logits, loss, every gradient and eight AdamW steps against vectors
+//! computed with that code (`fixtures/official`).
 
 mod common;
 
@@ -73,7 +73,7 @@ impl Reference {
         }
     }
 
-    /// Tokens of batch `step`: (batch, seq + 1) ids.
+    /// Returns inputs, targets and shape (batch, seq) of batch `step`.
     fn batch(&self, step: usize) -> (Vec<i32>, Vec<i32>, [usize; 2]) {
         let (ids, shape) = tokens(&self.bytes);
         let [_, batch, row] = shape[..] else {

@@ -1,6 +1,6 @@
-//! Parquet files that others made, and damaged ones.
+//! Parquet files of other writers, and damaged ones.
 //!
-//! The files are PyArrow's; `fixtures/parquet/make.py` says what is in them.
+//! The files are written by PyArrow; `fixtures/parquet/make.py` describes their content.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -90,7 +90,7 @@ fn a_damaged_file_is_an_error_that_names_it() {
         });
         for bytes in cut.filter(|bytes| bytes.len() >= 12).chain(flipped) {
             fs::write(&path, bytes).unwrap();
-            // Other texts of the same length cannot be told from these.
+            // Damage that yields other text of the same length cannot be detected.
             if let Err(error) = read(&path, "text", drop) {
                 let text = error.to_string();
                 assert!(text.contains("damaged.parquet"), "{text}");
@@ -100,7 +100,7 @@ fn a_damaged_file_is_an_error_that_names_it() {
     }
 }
 
-/// Rows and texts that the metadata and the checksums do not know of are no texts of the file.
+/// Rows and texts that contradict the metadata or the checksums are not read.
 #[test]
 fn no_row_is_lost_or_invented() {
     let folder = tempfile::tempdir().unwrap();
@@ -140,7 +140,7 @@ fn no_row_is_lost_or_invented() {
     }
 }
 
-/// The type of a column is null where a writer saw no text in it.
+/// The type of a column is null if the writer saw no text in it.
 #[test]
 fn rows_of_a_column_of_nulls_are_counted() {
     let folder = tempfile::tempdir().unwrap();
@@ -190,7 +190,7 @@ fn rows_behind_damage_are_left_out_and_counted() {
 #[test]
 fn a_table_without_rows_is_a_file_without_text() {
     let stats = read(&fixtures(), "text", drop);
-    // The folder holds a script, and one file with another column.
+    // The folder contains a script, and one file with another column.
     let error = stats.unwrap_err().to_string();
     assert!(
         error.contains("gzip-plain.parquet: no column `text`"),

@@ -43,7 +43,7 @@ fn memory_is_that_of_a_page_not_of_the_file() {
     );
 }
 
-/// As many rows of the same text.
+/// Writes `rows` rows of the same text.
 fn write(path: &Path, rows: usize, text: &str) {
     let schema = parse_message_type("message rows { required binary text (UTF8); }").unwrap();
     let properties = WriterProperties::builder()

@@ -1,5 +1,5 @@
-//! Whatever a model is made of and however it is updated: a run that goes on from a checkpoint ends in
-//! the bits of one that never stopped, on any number of threads.
+//! For every kind of model and optimizer, a resumed run is bit-identical to an uninterrupted one, on any number of
+//! threads.
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -22,7 +22,7 @@ fn config(model: &str, optimizer: &str) -> Config {
     Config::parse(&text, &[]).unwrap()
 }
 
-/// Trains up to step `limit` on so many threads.
+/// Trains up to step `limit` on `threads` threads.
 fn train(config: &Config, run: &Path, start: Start, limit: u64, threads: usize) {
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
@@ -88,7 +88,7 @@ fn a_run_that_goes_on_ends_in_the_bits_of_one_that_never_stopped() {
 
 const MOE: &str = "moe = { n_experts = 4, top_k = 2, d_expert = 8 }";
 
-/// A run of `config` that branches off a finished one of `from`.
+/// Opens a run of `config` that branches off a finished one of `from`.
 fn branched(from: &Config, config: &Config, folder: &Path) -> Trainer {
     let origin = folder.join("origin");
     train(from, &origin, Start::Fresh, STOP, 1);

@@ -1,5 +1,5 @@
-//! The wiring of published placements, line by line as they are published, built by hand from the parts of
-//! a model: placements of one stream, of two, and on the sphere.
+//! Published placements, written line by line as published and built by hand from the parts of a model: with one
+//! residual stream, with two, and on the hypersphere.
 
 mod common;
 
@@ -14,7 +14,7 @@ use hybridnorm::ops::{self, Arguments};
 use hybridnorm::plan::{Options, Program};
 use hybridnorm_kernels::norm::{Gain, Norm as Spec, NormFn};
 
-/// The functions of a block without their wiring. Norms on queries, keys and values belong to attention.
+/// Sub-layers of a block without their wiring. Norms on queries, keys and values belong to attention.
 struct Functions<'a, 'g> {
     block: &'a Block,
     positions: Positions<'g>,
@@ -30,13 +30,13 @@ impl<'g> Functions<'_, 'g> {
     }
 }
 
-/// `norm(x)`, where there must be a norm.
+/// Returns `norm(x)`; the norm must exist.
 fn normed<'g>(site: &Option<Norm>, x: Value<'g>) -> Value<'g> {
     assert!(site.is_some(), "there is a norm");
     norm(site, x)
 }
 
-/// `x / |x|` of rows: over the root of the mean square, which is √d times as long.
+/// Returns `x / |x|` of rows: RMSNorm, whose rows have length √d, times 1/√d.
 fn unit(x: Value<'_>) -> Value<'_> {
     let width = x.shape().width();
     let spec = Spec {
@@ -50,7 +50,7 @@ fn unit(x: Value<'_>) -> Value<'_> {
     ops::norm(x, None, spec) * (1.0 / (width as f64).sqrt())
 }
 
-/// `(c · times) ⊙ x` with the parameter c of a learned scale.
+/// Returns `(c · times) ⊙ x` with the parameter c of a learned scale.
 fn scaled<'g>(scale: &Scale, times: f64, x: Value<'g>) -> Value<'g> {
     let Scale::Learned(param, _) = scale else {
         panic!("a learned scale");
@@ -58,7 +58,7 @@ fn scaled<'g>(scale: &Scale, times: f64, x: Value<'g>) -> Value<'g> {
     ops::scale_columns(x, param.value(x.builder()) * times, 1)
 }
 
-/// Compares a model with what `forward` makes of its parts.
+/// Compares a model with a `forward` built from its parts.
 fn check(
     name: &str,
     forward: impl for<'a, 'g> Fn(&'a Decoder, &'a [Functions<'a, 'g>], Value<'g>) -> Value<'g>,
@@ -89,7 +89,6 @@ fn check(
         let found = model.hidden(&ids, BATCH, SEQ).unwrap().into_f64();
         let difference = largest_difference64(&expected, &found);
         assert!(difference < 1e-12, "{kind}: {difference}");
-        // The largest difference leaves out what is no number.
         let all = [expected, found].concat();
         assert!(all.iter().all(|x| x.is_finite()), "{kind}");
     }
@@ -138,7 +137,7 @@ fn peri_ln() {
     });
 }
 
-/// The second half of a HybridNorm block (arXiv 2503.04598): `X' = F(N(Y)) + N(Y)`.
+/// Feed-forward half of a HybridNorm block (arXiv 2503.04598): `X' = F(N(Y)) + N(Y)`.
 fn normed_feed_forward<'g>(f: &Functions<'_, 'g>, y: Value<'g>) -> Value<'g> {
     let z = normed(&f.block.ffn.in_norm, y);
     f.feed_forward(z) + z
@@ -173,7 +172,7 @@ fn hybridnorm_star() {
     });
 }
 
-/// Asserts that attention norms queries, keys and values where it has heads of its own.
+/// Asserts that attention normalizes queries, keys and values, unless it is latent attention.
 fn assert_norms_inside(block: &Block) {
     if let Attention::Heads(heads) = &block.attention {
         let norms = [heads.q_norm, heads.k_norm, heads.v_norm];
@@ -249,7 +248,7 @@ fn normalized_gpt() {
                     0 => f.attention(h),
                     _ => f.feed_forward(h),
                 };
-                // The parameter starts at 1/√d where its effect starts at 0.05.
+                // The parameter starts at 1/√d, its effective value at 0.05.
                 let times = 0.05 * (h.shape().width() as f64).sqrt();
                 h = unit(h + scaled(&sub.out_scale, times, unit(o) - h));
             }
@@ -258,8 +257,8 @@ fn normalized_gpt() {
     });
 }
 
-/// Queries and keys of nGPT: unit vectors after the rotation, times a factor for every channel of a
-/// key/value head, and a softmax scale of √k.
+/// Queries and keys of nGPT: unit vectors after the rotation, times a factor per channel of a key/value head, and a
+/// softmax scale of √k.
 #[test]
 fn normalized_gpt_scales_queries_and_keys_by_group() {
     let config = tiny(named("ngpt"));

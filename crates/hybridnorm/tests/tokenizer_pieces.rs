@@ -1,4 +1,4 @@
-//! A long text has the tokens that the `tokenizers` crate gives all of it at once.
+//! A long text encodes to the tokens that the `tokenizers` crate returns for the whole text.
 
 use hybridnorm::data::Tokenizer;
 use serde_json::{Value, json};
@@ -9,7 +9,7 @@ fn file(normalizer: Value, pre_tokenizer: Value, model: Value) -> Value {
         "model": model})
 }
 
-/// `space` is what a space is for the model.
+/// Returns a BPE model in which `space` represents a space.
 fn bpe(space: char) -> Value {
     let mut vocab = json!({"?": 0, "</s>": 1});
     let letters: Vec<char> = format!("abcdeknorstw.,<>/5\n{space}").chars().collect();
@@ -169,7 +169,7 @@ fn pieces_have_the_tokens_of_the_whole() {
         if name == "XLM-R" {
             assert!(tokenizer.encode(&"to\n".repeat(400_000)).is_ok());
         }
-        // Long enough that one that cannot be cut would be refused, with spaces and without.
+        // Long enough to be refused if it could not be cut, with spaces and without.
         if ["Gemma", "first", "prefix"].contains(&name) {
             assert!(tokenizer.encode(&text.repeat(17)).is_ok(), "{name}");
             assert!(tokenizer.encode(&"to".repeat(530_000)).is_ok(), "{name}");
@@ -177,7 +177,7 @@ fn pieces_have_the_tokens_of_the_whole() {
     }
 }
 
-/// Where tokens span spaces, a text is cut after 1 MiB only, and two tokens may differ there.
+/// If tokens span spaces, a text is cut only after 1 MiB, and two tokens may differ there.
 #[test]
 fn tokens_across_spaces() {
     let mut model = bpe('\u{2581}');

@@ -1,5 +1,4 @@
-//! Tokenizers of all kinds: text after its prompt, special tokens in text, settings that are
-//! switched off, names.
+//! All kinds of tokenizers: continuation of a prompt, special tokens in text, disabled settings, names.
 
 use hybridnorm::data::{Tokenizer, TokenizerSpec, quiet};
 use serde_json::{Value, json};
@@ -13,7 +12,7 @@ fn file(decoder: Value, model: Value) -> Value {
         "post_processor": null, "decoder": decoder, "model": model})
 }
 
-/// Looks tokens up by name; what they stand for is the decoder's matter.
+/// Returns a tokenizer that looks up tokens by name; only the decoder determines their text.
 fn words(decoder: Value, tokens: &[&str]) -> Tokenizer {
     let mut vocab = json!({"</s>": 0, "?": 1});
     for (id, token) in (2..).zip(tokens) {
@@ -83,14 +82,14 @@ fn text_goes_on_from_its_prompt_with_every_decoder() {
     ];
     for (name, tokenizer) in &all {
         let ids = tokenizer.vocab_size() as u32;
-        // Some sequences of ids, among them special, unknown and repeated ones.
+        // Id sequences that include special, unknown and repeated ones.
         for seed in 0..60_u32 {
             let draw = |n: u32| (seed.wrapping_mul(2_654_435_761) ^ n.wrapping_mul(40_503)) >> 5;
             let sequence: Vec<u32> = (0..9).map(|n| draw(n * n + seed) % ids).collect();
             for at in 0..sequence.len() {
                 let (before, after) = sequence.split_at(at);
                 let prompt = tokenizer.decode(before);
-                // Bytes that are no character yet are not the end of a prompt.
+                // A prompt does not end in an incomplete character.
                 if prompt.contains('\u{fffd}') || tokenizer.decode(&sequence).contains('\u{fffd}') {
                     continue;
                 }
@@ -106,11 +105,11 @@ fn text_goes_on_from_its_prompt_with_every_decoder() {
     let (_, llama) = &all[0];
     assert_eq!(streamed(llama, &[2], &[5, 4]), " byhoot");
     assert_eq!(streamed(llama, &[2], &[6, 7, 8, 9]), "\u{1f989}");
-    // Three of four bytes: nothing until the end, then what is no character.
+    // Three of four bytes: nothing until the end, then replacement characters.
     let mut decoder = llama.stream_decoder_after(&[2]);
     assert_eq!([6, 7, 8].map(|id| decoder.push(id)).concat(), "");
     assert_eq!(decoder.finish(), "\u{fffd}".repeat(3));
-    // A broken character does not take back one that was complete.
+    // A broken character does not remove a complete one before it.
     assert_eq!(
         streamed(llama, &[], &[6, 7, 8, 9, 6, 4]),
         "\u{1f989}\u{fffd}hoot"
@@ -189,7 +188,7 @@ fn text_never_becomes_a_special_token() {
                 assert!(!declared || !ids.contains(&2), "{name} {text}: {ids:?}");
                 assert!(!ids.is_empty(), "{name} {text}");
             }
-            // Other text is not touched by any of this, and a following text neither.
+            // Other text and following texts are not affected.
             let plain = tokenizer.encode("red kite").unwrap();
             let mixed = tokenizer.encode("red kite </s>").unwrap();
             assert_eq!(mixed[..plain.len()], plain, "{name}");
@@ -265,7 +264,7 @@ fn chance_and_lengths_in_a_file_are_switched_off_and_said() {
         assert!(notes.contains(word), "{notes}");
     }
     assert_eq!(with_chance.record().notes, with_chance.notes());
-    // A forged special token does not bring them back.
+    // A forged special token does not re-enable them.
     let forged = with_chance.encode(&format!("{text}</s>")).unwrap();
     assert_eq!(forged[..50], ids);
     json["model"]["unk_token"] = Value::Null;

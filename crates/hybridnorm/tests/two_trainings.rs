@@ -1,5 +1,5 @@
-//! Trainings of one process share no state: each ends in the bits that it ends in alone, whatever the other
-//! one is and on however many threads each computes.
+//! Trainings in one process share no state: each is bit-identical to the same training alone, for any other training
+//! and any numbers of threads.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,7 +14,7 @@ const DENSE: &str = "d_ff = 96";
 const MOE: &str =
     "moe = { n_experts = 4, top_k = 2, d_expert = 32, n_shared = 1, bias_rate = 0.01 }";
 
-/// A model large enough that its kernels share their work among threads.
+/// Returns a model large enough for its kernels to run on several threads.
 fn config(feed_forward: &str, seed: u64) -> Config {
     let text = format!(
         "seed = {seed}\n\
@@ -31,7 +31,7 @@ fn open(config: &Config, run: &Path) -> Trainer {
     Trainer::open(config.clone(), run, Start::Fresh, Device::Cpu, &mut |_| {}).unwrap()
 }
 
-/// The numbers that a training ends in.
+/// Losses and final weights of a training.
 #[derive(Debug, PartialEq)]
 struct Trained {
     losses: Vec<f64>,
@@ -47,7 +47,7 @@ impl Trained {
     }
 }
 
-/// Trains on one thread, with nothing beside it.
+/// Trains alone on one thread.
 fn alone(config: &Config) -> Trained {
     let folder = tempfile::tempdir().unwrap();
     threads::pool(1).unwrap().install(|| {
@@ -65,7 +65,7 @@ fn at_the_same_time_on_different_numbers_of_threads() {
     for threads in [[1, 2], [2, 1]] {
         let folder = tempfile::tempdir().unwrap();
         let begin = Barrier::new(2);
-        // Steps begin together, also where one is faster.
+        // Steps start together, even if one training is faster.
         let train = |mut trainer: Trainer, threads: usize| {
             let pool = threads::pool(threads).unwrap();
             let steps: Vec<_> = (0..STEPS)
@@ -96,7 +96,7 @@ fn at_the_same_time_on_different_numbers_of_threads() {
 #[test]
 fn step_by_step_in_turn() {
     for feed_forward in [DENSE, MOE] {
-        // Of the same shapes, so that a buffer or a program of one would fit the other.
+        // Equal shapes, so that a buffer or a program of one would fit the other.
         let configs = [config(feed_forward, 3), config(feed_forward, 4)];
         let expected = configs.each_ref().map(alone);
         assert!(expected[0].weights != expected[1].weights);

@@ -1,5 +1,5 @@
-//! One benchmark per op and direction, at the shapes of a small decoder: 2048 rows of 384, six
-//! heads of 64, a vocabulary of 8192.
+//! One benchmark per op and pass, at the shapes of a small decoder: 2048 rows of 384, six heads of 64,
+//! a vocabulary of 8192.
 //!
 //! `cargo bench -p hybridnorm-kernels`, or with a name as filter: `... -- attention`.
 
@@ -22,7 +22,7 @@ const HEAD_DIM: usize = 64;
 const SEQ: usize = 256;
 const VOCAB: usize = 8192;
 
-/// Values between -1 and 1 without a visible pattern.
+/// Pseudo-random values between -1 and 1.
 fn values(len: usize) -> Vec<f32> {
     let mut state = 1u32;
     let mut next = || {

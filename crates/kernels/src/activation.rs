@@ -1,7 +1,7 @@
 //! Activations of the feed-forward network.
 //!
 //! GELU is the tanh approximation of GPT-2 and Gemma (Hendrycks, Gimpel 2016, arXiv 1606.08415),
-//! `x / (1 + exp(-2u))` with `u = sqrt(2/pi) (x + 0.044715 x^3)`, which is the same as
+//! `x / (1 + exp(-2u))` with `u = sqrt(2/pi) (x + 0.044715 x^3)`, which equals
 //! `0.5 x (1 + tanh(u))`. Gated forms: Shazeer 2020, arXiv 2002.05202. Squared ReLU: So et al.
 //! 2021, arXiv 2109.08668.
 
@@ -30,12 +30,12 @@ pub enum Activation {
 }
 
 impl Activation {
-    /// True if a gate projection stands beside the up projection.
+    /// True if there is a gate projection beside the up projection.
     pub fn is_gated(self) -> bool {
         self.inputs(1) == 2
     }
 
-    /// Values per input row for `f` output values: 2f for the gated ones, else f.
+    /// Returns the values per input row for `f` output values: 2f if gated, else f.
     pub fn inputs(self, f: usize) -> usize {
         match self {
             Activation::Swiglu | Activation::Geglu => 2 * f,
@@ -44,7 +44,7 @@ impl Activation {
     }
 }
 
-/// `y` (n, f) from `x` (n, 2f) laid out `[gate | up]` for the gated activations, else (n, f).
+/// Computes `y` (n, f) from `x`, (n, 2f) in the layout `[gate | up]` if gated, else (n, f).
 pub fn forward(act: Activation, x: &[f32], y: &mut [f32], f: usize) {
     check_lengths("activation::forward", act, x.len(), y.len(), f);
     let chunk = rows_per_chunk(y.len() / f, f);
@@ -64,8 +64,8 @@ pub fn forward(act: Activation, x: &[f32], y: &mut [f32], f: usize) {
         });
 }
 
-/// `dx`, shaped like the `x` of [`forward`], from `dy` (n, f), which then becomes the `y` of
-/// [`forward`]: who did not keep it gets it here for little more.
+/// Computes `dx`, shaped like the `x` of [`forward`], from `dy` (n, f), and replaces `dy` by the `y` of
+/// [`forward`], which a caller that did not save it gets at little extra cost.
 pub fn backward(act: Activation, x: &[f32], dy: &mut [f32], dx: &mut [f32], f: usize) {
     check_lengths("activation::backward", act, x.len(), dy.len(), f);
     assert_eq!(
@@ -103,7 +103,7 @@ fn check_lengths(name: &str, act: Activation, x: usize, y: usize, f: usize) {
     assert_eq!(x, rows * inputs, "{name}: x is not ({rows}, {inputs})");
 }
 
-/// Values that the backward pass takes through all its loops while they are in the first cache.
+/// Values that stay in the L1 cache while the backward pass runs all its loops over them.
 const PIECE: usize = 512;
 
 // Each activation is `x * factor(x)`, and its slope follows from x and the factor.
@@ -141,7 +141,7 @@ fn backward_gated(
         let (dgate, dup) = dx.split_at_mut(f);
         let gates = gate.chunks(PIECE).zip(dgate.chunks_mut(PIECE));
         let ups = up.chunks(PIECE).zip(dup.chunks_mut(PIECE));
-        // Loops with one output each: one with several is not vectorized.
+        // One output per loop: a loop with several is not vectorized.
         for (((gate, dgate), (up, dup)), dy) in gates.zip(ups).zip(dy.chunks_mut(PIECE)) {
             let factors = &mut factors[..gate.len()];
             for (factors, &gate) in factors.iter_mut().zip(gate) {
@@ -198,7 +198,7 @@ fn silu_slope(x: f32, s: f32) -> f32 {
 const GELU_SCALE: f32 = 0.797_884_6; // sqrt(2/pi)
 const GELU_CUBE: f32 = 0.044_715;
 
-/// Beyond 20 GELU is x or 0 to the last bit; the clamp keeps x^3 finite.
+/// Clamps to ±20, beyond which GELU is x or 0 to `f32` precision; keeps x^3 finite.
 #[inline(always)]
 fn gelu_clamp(x: f32) -> f32 {
     x.clamp(-20.0, 20.0)

@@ -1,4 +1,4 @@
-//! AdamW over all parameters at once, and the clipping of gradients to a global norm.
+//! AdamW over all parameters at once, and gradient clipping by global norm.
 //!
 //! The update is that of `torch.optim.AdamW` (Loshchilov, Hutter, arXiv 1711.05101, algorithm 2,
 //! with the learning rate multiplying the decay).
@@ -10,19 +10,19 @@ use std::ops::Add;
 
 /// Hyperparameters of one step.
 ///
-/// They are kept in double precision, as PyTorch keeps them: `1 - beta2` computed from a rounded
-/// 0.999 is off by one part in 10^5.
+/// They are in double precision, as in PyTorch: `1 - beta2` computed from a rounded 0.999 is off by
+/// one part in 10^5.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamW {
     /// Learning rate.
     pub lr: f64,
-    /// Decay of the mean of the gradient.
+    /// Decay rate of the first moment.
     pub beta1: f64,
-    /// Decay of the mean of its square.
+    /// Decay rate of the second moment.
     pub beta2: f64,
     /// Added to the denominator.
     pub eps: f64,
-    /// Factor of the gradients, see [`grad_scale`].
+    /// Factor on the gradients, see [`grad_scale`].
     pub grad_scale: f32,
     /// `1 - beta1^t` for step t, counted from 1.
     pub bias_correction1: f32,
@@ -30,8 +30,8 @@ pub struct AdamW {
     pub bias_correction2: f32,
 }
 
-/// Factor that clips gradients of global norm `norm` to the norm `clip`: `min(1, clip / (norm + 1e-6))`,
-/// as in PyTorch's `clip_grad_norm_`, or 1 if `clip` is 0, which turns clipping off.
+/// Returns the factor that clips gradients of global norm `norm` to the norm `clip`:
+/// `min(1, clip / (norm + 1e-6))`, as in PyTorch's `clip_grad_norm_`, or 1 if `clip` is 0 (no clipping).
 pub fn grad_scale(clip: f64, norm: f64) -> f32 {
     match clip {
         0.0 => 1.0,
@@ -39,16 +39,16 @@ pub fn grad_scale(clip: f64, norm: f64) -> f32 {
     }
 }
 
-/// A parameter in the course of a step; the slices are of one length.
+/// A parameter with its gradient and optimizer state; all slices have the same length.
 #[derive(Debug)]
 pub struct Slot<'a> {
-    /// Values.
+    /// Parameter values.
     pub p: &'a mut [f32],
     /// Gradient.
     pub g: &'a [f32],
-    /// Mean of the gradient.
+    /// First moment, the mean of the gradient.
     pub m: &'a mut [f32],
-    /// Mean of its square.
+    /// Second moment, the mean of its square.
     pub v: &'a mut [f32],
     /// Decoupled weight decay, per unit of learning rate.
     pub weight_decay: f64,
@@ -57,13 +57,13 @@ pub struct Slot<'a> {
 /// Euclidean norms of one parameter.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct SlotNorms {
-    /// Of what the step added to it.
+    /// Norm of the update.
     pub update: f64,
-    /// Of its values before the step.
+    /// Norm of the values before the step.
     pub value: f64,
 }
 
-/// One step in place on all parameters; gives their norms in the order of the slots.
+/// Updates all parameters in place by one step; returns their norms in the order of the slots.
 ///
 /// With `g' = grad_scale g`:
 /// `p *= 1 - lr weight_decay`, `m = beta1 m + (1 - beta1) g'`, `v = beta2 v + (1 - beta2) g'^2`,
@@ -75,7 +75,7 @@ pub fn step(a: &AdamW, slots: &mut [Slot]) -> Vec<SlotNorms> {
         assert_eq!(slot.m.len(), n, "adamw::step: m is not as long as p");
         assert_eq!(slot.v.len(), n, "adamw::step: v is not as long as p");
     }
-    // All parameters in one go, so that a small one does not wait for threads on its own.
+    // All parameters in one parallel loop, so that a small one does not wait for threads separately.
     let norms = slots.par_iter_mut().map(|slot| {
         let changed = Factors::new(a, slot.weight_decay).apply_all(slot);
         SlotNorms::from(changed)
@@ -83,7 +83,7 @@ pub fn step(a: &AdamW, slots: &mut [Slot]) -> Vec<SlotNorms> {
     norms.collect()
 }
 
-/// Sums of squares of values before a step and of what it adds to them.
+/// Sums of squares of the values before a step and of the update.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Squares {
     pub(crate) update: f64,
@@ -110,8 +110,7 @@ impl Add for Squares {
     }
 }
 
-/// Elements whose update is kept for its norm before the next ones follow: they stay in the first
-/// cache.
+/// Elements whose update is buffered for its norm, so that they stay in the L1 cache.
 pub(crate) const BLOCK: usize = 1024;
 
 struct Factors {
@@ -181,7 +180,7 @@ impl Factors {
     }
 }
 
-/// Sum of squares, in double precision and in a fixed order.
+/// Returns the sum of squares, in double precision and in a fixed order.
 pub fn sum_squares(x: &[f32]) -> f64 {
     let chunk = |x: &[f32]| {
         dispatch(
@@ -212,7 +211,7 @@ mod tests {
         }
     }
 
-    /// Parameters with their moments; every second one decays.
+    /// Parameters with their moments; weight decay applies to every second one.
     struct Model {
         p: Vec<Vec<f32>>,
         m: Vec<Vec<f32>>,

@@ -1,12 +1,12 @@
-//! Causal self-attention with grouped queries, without a (seq, seq) matrix.
+//! Causal grouped-query attention without a (seq, seq) score matrix.
 //!
-//! Queries are taken in tiles of 64 and keys in tiles of 256. The softmax is built up
-//! over the key tiles (Milakov, Gimelshein 2018, arXiv 1805.02867) and scores are computed anew in
-//! the backward pass from the log-sum-exp of each row (Dao et al. 2022, arXiv 2205.14135,
-//! algorithms 1 and 4). Tiles that the mask hides entirely are never computed.
+//! Queries are processed in tiles of 64 and keys in tiles of 256, with an online softmax over the key
+//! tiles (Milakov, Gimelshein 2018, arXiv 1805.02867). The backward pass recomputes the scores from
+//! the log-sum-exp of each row (Dao et al. 2022, arXiv 2205.14135, algorithms 1 and 4). Fully masked
+//! tiles are never computed.
 //!
 //! With `u = scale q k`, a score is `u`, or `softcap tanh(u / softcap)` if a cap is set (Gemma 2,
-//! arXiv 2408.00118). Query head h reads key and value head `h / (heads / kv_heads)`.
+//! arXiv 2408.00118). Query head h reads key/value head `h / (heads / kv_heads)`.
 
 use crate::panels::Rows;
 use crate::qkv::{Preparation, QkvPrep};
@@ -25,10 +25,10 @@ pub use scores::{Scores, head_maxima, scores};
 
 /// Queries per tile.
 const QUERIES: usize = 64;
-/// Keys per tile, a multiple of the width of a panel.
+/// Keys per tile, a multiple of the panel width.
 const KEYS: usize = 256;
 
-/// Shape and form of an attention.
+/// Shape and parameters of an attention op.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Attention {
     /// Sequences.
@@ -43,14 +43,14 @@ pub struct Attention {
     pub head_dim: usize,
     /// Channels of each value head, and of each head of the context.
     pub value_dim: usize,
-    /// Factor of the scores, usually `1 / sqrt(head_dim)`.
+    /// Softmax scale, usually `1 / sqrt(head_dim)`.
     pub scale: f32,
     /// Soft cap of the scores.
     pub softcap: Option<f32>,
 }
 
-/// Attention of packed `qkv` (batch, seq, (heads + kv_heads) * head_dim + kv_heads * value_dim), rows
-/// `[q heads | k heads | v heads]`, to `ctx` (batch, seq, heads * value_dim).
+/// Computes attention of packed `qkv` (batch, seq, (heads + kv_heads) * head_dim + kv_heads * value_dim),
+/// rows `[q heads | k heads | v heads]`, into `ctx` (batch, seq, heads * value_dim).
 ///
 /// `lse` (batch, heads, seq) receives the log-sum-exp of each query's scores, for [`backward`].
 pub fn forward(a: &Attention, qkv: &[f32], ctx: &mut [f32], lse: &mut [f32]) {
@@ -58,12 +58,12 @@ pub fn forward(a: &Attention, qkv: &[f32], ctx: &mut [f32], lse: &mut [f32]) {
     forward::attend(a, &a.packed(qkv, None), 0, ctx, lse);
 }
 
-/// [`forward`] of what `p` makes of the projection `qkv`: rows are normalized and rotated where
-/// attention reads them, and exist nowhere else.
+/// Computes [`forward`] with `p` applied to the projection `qkv`: rows are normalized and rotated when
+/// attention reads them, and never stored.
 ///
 /// # Panics
 ///
-/// Unless heads can be prepared one by one, [`QkvPrep::is_by_head`], and values are as wide as keys.
+/// If a norm spans several heads, see [`QkvPrep::is_by_head`], or values are not as wide as keys.
 pub fn forward_prepared(
     a: &Attention,
     p: &Preparation,
@@ -76,13 +76,13 @@ pub fn forward_prepared(
     forward::attend(a, &a.packed(qkv, Some(p)), 0, ctx, lse);
 }
 
-/// Attention of new queries to a cache, for generation.
+/// Computes attention of new queries to a key/value cache, for generation.
 ///
 /// `a.seq` is the number of new positions per sequence. `qkv`, packed as for [`forward`], holds the
 /// new rows, of which only the queries are read; `cache` (batch, capacity, kv_heads * (head_dim +
 /// value_dim)), rows `[k heads | v heads]`, already holds the new keys and values.
-/// New query i sees the cache rows `0..=past + i`. `ctx` is (batch, new, heads * value_dim); `lse`
-/// (batch, heads, new) is to work with.
+/// New query i attends to the cache rows `0..=past + i`. `ctx` is (batch, new, heads * value_dim);
+/// `lse` (batch, heads, new) is scratch.
 pub fn cached(
     a: &Attention,
     qkv: &[f32],
@@ -142,13 +142,13 @@ pub(crate) fn capacity(
 }
 
 impl Attention {
-    /// Bytes that the forward functions allocate at most while they run on so many threads.
+    /// Returns an upper bound on the bytes that the forward functions allocate on `threads` threads.
     pub fn forward_workspace(&self, threads: usize) -> usize {
         let rows = self.batch * self.seq * self.heads;
         threads * forward::scratch_bytes(self) + 2 * rows * size_of::<&mut [f32]>()
     }
 
-    /// Bytes that the backward functions allocate at most while they run on so many threads.
+    /// Returns an upper bound on the bytes that the backward functions allocate on `threads` threads.
     pub fn backward_workspace(&self, threads: usize) -> usize {
         let rows = self.batch * self.seq * (self.heads + 2 * self.kv_heads);
         threads * backward::scratch_bytes(self) + rows * size_of::<&mut [f32]>()
@@ -231,7 +231,7 @@ impl Attention {
         assert!(p.form().is_by_head(), "{name}: a norm spans several heads");
     }
 
-    /// Queries, keys and values in one packed projection.
+    /// Returns the layout of queries, keys and values in one packed projection.
     fn packed<'a>(&self, qkv: &'a [f32], preparation: Option<&'a Preparation<'a>>) -> Place<'a> {
         Place {
             queries: qkv,
@@ -251,7 +251,7 @@ impl Attention {
         }
     }
 
-    /// Factor of the products `q k` before the tanh, or of the scores if there is no cap.
+    /// Returns the factor on `q k` before the tanh, or of the scores without a soft cap.
     fn product_scale(&self) -> f32 {
         self.scale / self.softcap.unwrap_or(1.0)
     }
@@ -259,11 +259,11 @@ impl Attention {
 
 /// Memory layout of queries, keys and values.
 struct Place<'a> {
-    /// Rows that start with the queries, and how far apart they lie.
+    /// Rows that start with the queries, and their stride.
     queries: &'a [f32],
     query_stride: usize,
     keys: &'a [f32],
-    /// Rows of keys per sequence, how far apart they lie, and where in a row keys and values are.
+    /// Rows of keys per sequence, their stride, and the offsets of keys and values in a row.
     per_sequence: usize,
     row_stride: usize,
     key: Part,
@@ -271,17 +271,17 @@ struct Place<'a> {
     preparation: Option<&'a Preparation<'a>>,
 }
 
-/// Offsets of the heads of a part of a row.
+/// Offsets of the heads in a part of a row.
 #[derive(Clone, Copy)]
 struct Part {
-    /// Offset of the first one.
+    /// Offset of the first head.
     first: usize,
-    /// From one to the next; 0 if all are the same.
+    /// Stride between heads; 0 if all heads share one.
     step: usize,
 }
 
 impl<'a> Place<'a> {
-    /// Queries of head `h` of a sequence.
+    /// Returns the queries of head `h` of a sequence.
     fn queries(&self, a: &Attention, sequence: usize, h: usize) -> HeadRows<'a> {
         let stride = self.query_stride;
         HeadRows {
@@ -294,7 +294,7 @@ impl<'a> Place<'a> {
         }
     }
 
-    /// Keys and values of one head of a sequence.
+    /// Returns the keys and values of one head of a sequence.
     fn keys_and_values(&self, a: &Attention, sequence: usize, kv_head: usize) -> [HeadRows<'a>; 2] {
         let start = sequence * self.per_sequence * self.row_stride;
         let head = |place: Part, part: usize| HeadRows {

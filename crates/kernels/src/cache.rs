@@ -1,24 +1,24 @@
-//! The cache of generation: keys and values of past positions, or latents.
+//! Key/value or latent cache of generation.
 
 use crate::attention::capacity;
 use crate::parallel::rows_per_chunk;
 use rayon::prelude::*;
 
-/// Which part of new rows a cache keeps.
+/// Columns of new rows that a cache stores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Append {
     /// Sequences.
     pub batch: usize,
     /// Columns of a new row.
     pub width: usize,
-    /// The first of them that is kept.
+    /// First stored column.
     pub first_column: usize,
-    /// Columns that are kept, all that a row of the cache has.
+    /// Number of stored columns, the width of a cache row.
     pub columns: usize,
 }
 
-/// Copies columns of `rows` (batch, new, width) to `cache` (batch, capacity, columns), there to the rows
-/// `past..past + new` of each sequence. All other rows stay what they are.
+/// Copies columns of `rows` (batch, new, width) to the rows `past..past + new` of each sequence of `cache`
+/// (batch, capacity, columns). All other rows stay unchanged.
 pub fn append(a: &Append, rows: &[f32], past: usize, cache: &mut [f32]) {
     let name = "cache::append";
     let Append {

@@ -1,4 +1,4 @@
-//! The output layer and its loss in one: logits exist for a chunk of rows at a time only.
+//! Output projection fused with the cross-entropy loss: only a chunk of rows has logits at a time.
 //!
 //! For a row `x` with target `t`: `z = logit_scale * w x`, soft-capped to
 //! `softcap * tanh(z / softcap)` if a cap is set (Gemma 2, arXiv 2408.00118); the cross-entropy is
@@ -12,23 +12,23 @@ use crate::math::{exp_of_difference, tanh};
 use crate::simd::{dispatch, map_sum, max, sum};
 use rayon::prelude::*;
 
-/// Most logits in memory at once: 64 MiB.
+/// Maximum number of logits in memory at once: 64 MiB.
 const MAX_LOGITS: usize = 16 << 20;
-/// Bounds of the rows of a chunk: enough for the products to run at full speed.
+/// Minimum and maximum rows per chunk: enough for matmuls to run at full speed.
 const ROWS: (usize, usize) = (16, 512);
-/// Vocabulary entries of a product for the gradient of `w`, which packs a copy of their logits.
+/// Vocabulary entries per matmul for the gradient of `w`, which packs a copy of their logits.
 const ENTRIES: usize = 2048;
-/// Terms summed in single precision before they enter a double precision sum.
+/// Terms summed in single precision before they are added to a double-precision sum.
 const SUM_BLOCK: usize = 4096;
 
-/// Shape and form of the loss.
+/// Shape and parameters of the loss.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LossSpec {
     /// Width of a row of `x`.
     pub width: usize,
     /// Rows of `w`.
     pub vocab: usize,
-    /// Factor of the logits.
+    /// Factor on the logits.
     pub logit_scale: f32,
     /// Soft cap of the scaled logits.
     pub softcap: Option<f32>,
@@ -38,7 +38,7 @@ pub struct LossSpec {
     pub divisor: f32,
 }
 
-/// Sums over the counted rows, not divided by anything; in nats.
+/// Sums over the counted rows, undivided, in nats.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct LossSums {
     /// Sum of `logsumexp(z) - z_target`.
@@ -49,11 +49,10 @@ pub struct LossSums {
     pub tokens: usize,
 }
 
-/// The loss of `x` (n, width) under `w` (vocab, width) and `targets` (n).
+/// Computes the loss of `x` (n, width) under `w` (vocab, width) and `targets` (n).
 ///
-/// A target of -1 means a row that is not counted. If `nll` (n) is given, it receives the
-/// cross-entropy of each row, 0 for rows that are not counted. `logits` is where a chunk of logits is
-/// worked on, at least [`LossSpec::scratch`] long.
+/// Rows with target -1 are ignored. If `nll` (n) is given, it receives the cross-entropy of each row, 0
+/// for ignored rows. `logits` is scratch for a chunk of logits, at least [`LossSpec::scratch`] long.
 ///
 /// # Panics
 ///
@@ -88,10 +87,10 @@ pub fn loss(
     LossSums::of(&rows)
 }
 
-/// The loss as in [`loss`], and the gradients of
-/// `(cross_entropy + z_loss * z) / divisor` for `x` (n, width) and `w` (vocab, width).
+/// Computes the loss as in [`loss`], and the gradients of
+/// `(cross_entropy + z_loss * z) / divisor` with respect to `x` (n, width) and `w` (vocab, width).
 ///
-/// `logits` is where a chunk of logits is worked on, at least [`LossSpec::scratch`] long.
+/// `logits` is scratch for a chunk of logits, at least [`LossSpec::scratch`] long.
 pub fn loss_and_gradients(
     spec: &LossSpec,
     x: &[f32],
@@ -179,7 +178,7 @@ pub fn loss_and_gradients(
     LossSums::of(&rows)
 }
 
-/// The loss of given logits (n, vocab); scale and cap of the spec are not applied.
+/// Computes the loss of given logits (n, vocab); scale and cap of the spec are not applied.
 pub fn loss_of_logits(spec: &LossSpec, logits: &[f32], targets: &[i32]) -> LossSums {
     spec.check_targets("cross_entropy::loss_of_logits", targets);
     let mut rows = vec![Row::default(); targets.len()];
@@ -188,8 +187,8 @@ pub fn loss_of_logits(spec: &LossSpec, logits: &[f32], targets: &[i32]) -> LossS
     LossSums::of(&rows)
 }
 
-/// Gradient of `upstream * (cross_entropy + z_loss * z) / divisor` for given logits (n, vocab), in
-/// their place.
+/// Replaces given logits (n, vocab) by the gradient of
+/// `upstream * (cross_entropy + z_loss * z) / divisor`.
 pub fn logits_backward(spec: &LossSpec, logits: &mut [f32], targets: &[i32], upstream: f32) {
     spec.check_targets("cross_entropy::logits_backward", targets);
     let each = logits.par_chunks_mut(spec.vocab).zip(targets);
@@ -276,13 +275,13 @@ impl LossSpec {
         (MAX_LOGITS / self.vocab).clamp(ROWS.0, ROWS.1)
     }
 
-    /// Places for the logits that are worked on at once for `rows` rows.
+    /// Returns the length of the logits scratch for `rows` rows.
     pub fn scratch(&self, rows: usize) -> usize {
         let rows = rows.min(self.rows_per_chunk());
         rows.saturating_mul(row_stride(self.vocab))
     }
 
-    /// Bytes that [`loss`] and [`loss_and_gradients`] of `rows` rows allocate at most while they run.
+    /// Returns an upper bound on the bytes that [`loss`] and [`loss_and_gradients`] of `rows` rows allocate.
     pub fn workspace(&self, rows: usize) -> usize {
         let n = rows.min(self.rows_per_chunk());
         let products = [
@@ -294,7 +293,7 @@ impl LossSpec {
         packed.into_iter().max().unwrap_or(0) + rows * size_of::<Row>()
     }
 
-    /// The logits of each row of a chunk.
+    /// Returns the logits of each row of a chunk.
     fn rows_of<'a>(
         &self,
         logits: &'a mut [f32],
@@ -304,8 +303,8 @@ impl LossSpec {
         rows.map(move |row| &mut row[..vocab])
     }
 
-    /// Products `x w^T` of `n` rows, [`row_stride`] apart, scaled; with a soft cap divided by it, ready
-    /// for the tanh.
+    /// Computes the scaled logits `x w^T` of `n` rows, [`row_stride`] apart; divided by the soft cap if there
+    /// is one, as input of the tanh.
     fn logits<'a>(&self, x: &[f32], w: &[f32], n: usize, place: &'a mut [f32]) -> &'a mut [f32] {
         let LossSpec { width, vocab, .. } = *self;
         let stride = row_stride(vocab);
@@ -331,8 +330,8 @@ impl LossSpec {
         reduce(z, target)
     }
 
-    /// [`LossSpec::reduce`] and [`LossSpec::differentiate`] in one, without a soft cap: the
-    /// exponentials of the sum are those of the gradient.
+    /// Runs [`LossSpec::reduce`] and [`LossSpec::differentiate`] in one pass, without a soft cap: the sum and
+    /// the gradient share the exponentials.
     fn reduce_and_differentiate(&self, z: &mut [f32], target: i32) -> Row {
         let Ok(target) = usize::try_from(target) else {
             z.fill(0.0);
@@ -365,13 +364,12 @@ impl LossSpec {
         }
     }
 
-    /// Factor of the probabilities in the gradient.
+    /// Returns the factor on the probabilities in the gradient.
     fn gradient_weight(&self, log_sum: f64) -> f64 {
         (1.0 + 2.0 * f64::from(self.z_loss) * log_sum) / f64::from(self.divisor)
     }
 
-    /// Replaces the logits of a row, capped at `cap`, by the gradient for the products
-    /// `logit_scale * w x`.
+    /// Replaces the logits of a row, capped at `cap`, by the gradient with respect to `logit_scale * w x`.
     fn differentiate(&self, z: &mut [f32], target: i32, log_sum: f64, cap: f32) {
         let Ok(target) = usize::try_from(target) else {
             return z.fill(0.0);

@@ -1,11 +1,11 @@
-//! Sums, and learned scales of channels or of whole heads.
+//! Element-wise sums, clamps and soft caps, and learned scales of rows, channels or heads.
 
 use crate::math::tanh;
 use crate::parallel::{ELEMENTS, rows_per_chunk, sum_partials};
 use crate::simd::{dispatch, dot};
 use rayon::prelude::*;
 
-/// `sum += x`, both of one length.
+/// `sum += x`, both of the same length.
 pub fn add_to(x: &[f32], sum: &mut [f32]) {
     assert_eq!(x.len(), sum.len(), "add_to: x is not as long as sum");
     sum.par_chunks_mut(ELEMENTS)
@@ -32,12 +32,12 @@ pub fn scale(factor: f32, x: &mut [f32]) {
     });
 }
 
-/// Clamps `x` to plus and minus `limit`; NaN stays.
+/// Clamps `x` to `±limit`; NaN stays NaN.
 pub fn clamp(limit: f32, x: &mut [f32]) {
     in_place(x, |x| x.clamp(-limit, limit));
 }
 
-/// Gradient of [`clamp`] at `x`: `d` stays where x is within the limits and is 0 elsewhere.
+/// Gradient of [`clamp`] at `x`: `d` is unchanged where x is within the limits and 0 elsewhere.
 pub fn clamp_backward(limit: f32, x: &[f32], d: &mut [f32]) {
     with(x, d, |x, d| if x.abs() > limit { 0.0 } else { d });
 }
@@ -52,8 +52,8 @@ pub fn softcap_backward(cap: f32, y: &[f32], d: &mut [f32]) {
     with(y, d, |y, d| d * (1.0 - (y / cap) * (y / cap)));
 }
 
-/// Copies `width` columns from column `from` of rows of `x_width` in `x` to column `to` of rows of
-/// `y_width` in `y`.
+/// Copies `width` columns of `x`, rows of `x_width`, from column `from` on to `y`, rows of `y_width`, from
+/// column `to` on.
 pub fn copy_columns(
     (x, x_width, from): (&[f32], usize, usize),
     (y, y_width, to): (&mut [f32], usize, usize),
@@ -124,7 +124,7 @@ pub fn scale_rows(x: &[f32], s: &[f32], width: usize, y: &mut [f32]) {
     });
 }
 
-/// Gradients of [`scale_rows`]: `d` becomes that of x, and `ds` gets that of the factors.
+/// Computes the gradients of [`scale_rows`]: that of x in place of `d`, that of the factors in `ds`.
 pub fn scale_rows_backward(x: &[f32], s: &[f32], width: usize, d: &mut [f32], ds: &mut [f32]) {
     assert_eq!(
         x.len(),
@@ -165,8 +165,8 @@ pub fn scale_rows_backward(x: &[f32], s: &[f32], width: usize, d: &mut [f32], ds
 
 /// `y[r, c] = x[r, c] * s[c / repeat]` for `x`, `y` (n, w) and `s` (w / repeat).
 ///
-/// With `repeat` 1 each channel has its scale; with the width of a head each head has (the head
-/// gain of NormFormer, arXiv 2110.09456).
+/// With `repeat` 1 each channel has a scale; with the head width each head has one (the head gain of
+/// NormFormer, arXiv 2110.09456).
 pub fn scale_columns(x: &[f32], s: &[f32], repeat: usize, y: &mut [f32]) {
     let width = check_width("scale_columns", x, s, repeat);
     assert_eq!(y.len(), x.len(), "scale_columns: y is not as long as x");
@@ -182,7 +182,7 @@ pub fn scale_columns(x: &[f32], s: &[f32], repeat: usize, y: &mut [f32]) {
         });
 }
 
-/// Gradients of [`scale_columns`]: `dx` (n, w) and `ds` (w / repeat) from `dy` (n, w).
+/// Computes the gradients of [`scale_columns`]: `dx` (n, w) and `ds` (w / repeat) from `dy` (n, w).
 pub fn scale_columns_backward(
     x: &[f32],
     s: &[f32],

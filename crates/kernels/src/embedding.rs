@@ -1,12 +1,12 @@
-//! Token embedding: a table look-up, and its gradient as a sum over the rows that read an entry.
+//! Token embedding: a table lookup, and its gradient, the sum over the rows that read an entry.
 
 use crate::parallel::rows_per_chunk;
 use rayon::prelude::*;
 
-/// Ranges the vocabulary is split into for the backward pass.
+/// Number of vocabulary ranges of the backward pass.
 const RANGES: usize = 32;
 
-/// `y` (n, d) = rows `ids` (n) of `w` (v, d). The width d is `y.len() / ids.len()`.
+/// Computes `y` (n, d) = rows `ids` (n) of `w` (v, d). The width d is `y.len() / ids.len()`.
 ///
 /// # Panics
 ///
@@ -26,7 +26,7 @@ pub fn forward(ids: &[i32], w: &[f32], y: &mut [f32]) {
         });
 }
 
-/// `dw` (v, d): for each entry the sum, in row order, of the rows of `dy` (n, d) that read it.
+/// Computes `dw` (v, d): for each entry the sum, in row order, of the rows of `dy` (n, d) that read it.
 ///
 /// # Panics
 ///
@@ -45,7 +45,7 @@ pub fn backward_add(ids: &[i32], dy: &[f32], dw: &mut [f32]) {
     let Some(width) = width("embedding::backward", ids, dw, dy) else {
         return;
     };
-    // Rows by the entry that they read, and in their order.
+    // Rows sorted by entry; rows of the same entry keep their order.
     let mut order: Vec<usize> = (0..ids.len()).collect();
     order.sort_by_key(|&row| ids[row]);
     let entries = (dw.len() / width).div_ceil(RANGES);
@@ -68,7 +68,7 @@ pub fn backward_add(ids: &[i32], dy: &[f32], dw: &mut [f32]) {
         });
 }
 
-/// Checks shapes and ids; `None` if there are no ids.
+/// Checks shapes and ids; returns the width, or `None` without ids.
 fn width(name: &str, ids: &[i32], table: &[f32], rows: &[f32]) -> Option<usize> {
     if ids.is_empty() {
         assert!(rows.is_empty(), "{name}: rows without ids");

@@ -1,8 +1,8 @@
-//! Tokens sorted by the expert they go to, and products with one matrix per expert, without padding.
+//! Dropless dispatch and combine of tokens, and grouped matmuls with one matrix per expert.
 //!
-//! Each of `n` tokens goes to `top_k` experts, which makes `n * top_k` slots. Their rows lie by
-//! expert, so that an expert's rows are one dense matrix (as in MegaBlocks, arXiv 2211.15841, with
-//! blocks of any height).
+//! Each of `n` tokens is routed to `top_k` experts, which makes `n * top_k` slots. Slots are sorted by
+//! expert without padding, so that the rows of an expert are one dense matrix (as in MegaBlocks,
+//! arXiv 2211.15841, with blocks of any height).
 
 use crate::gemm::{self, matmul};
 use crate::linear::{self, OUTPUTS_PER_TASK, WORTH_SPREADING};
@@ -15,14 +15,14 @@ mod dispatch;
 
 pub use dispatch::{Dispatch, Layout};
 
-/// Most pieces the experts are split into; those of a piece come in turn. A thread that waits for its
-/// part of a product takes up another piece on top of its stack, which this bounds.
+/// Maximum number of pieces that the experts are split into; experts of a piece run sequentially. A
+/// thread that waits for its part of a matmul starts another piece on top of its stack, which this bounds.
 const PIECES: usize = 16;
-/// Rows and columns that are transposed together: one line of the cache.
+/// Rows and columns that are transposed together: one cache line.
 const TILE: usize = 16;
 
 impl Dispatch<'_> {
-    /// Calls `f` with each expert that has rows, these, and their part of `out` (slots, width).
+    /// Calls `f` with each expert that has rows, its range of rows, and its part of `out` (slots, width).
     fn each(
         &self,
         mut out: &mut [f32],
@@ -55,9 +55,9 @@ impl Dispatch<'_> {
     }
 }
 
-/// `xs` (slots, width): the row of `x` (n, width) that each slot's token has.
+/// Dispatches tokens: `xs` (slots, width) receives the row of `x` (n, width) of each slot's token.
 ///
-/// Its backward pass is [`combine`] without weights.
+/// The backward pass is [`combine`] without weights.
 pub fn gather(dispatch: &Dispatch<'_>, x: &[f32], xs: &mut [f32], width: usize) {
     dispatch.check("experts::gather", "x", x.len(), dispatch.tokens(), width);
     dispatch.check("experts::gather", "xs", xs.len(), dispatch.slots(), width);
@@ -71,10 +71,10 @@ pub fn gather(dispatch: &Dispatch<'_>, x: &[f32], xs: &mut [f32], width: usize) 
     });
 }
 
-/// `y` (n, width) from `ys` (slots, width): `y[t] = sum_j weights[t, j] ys[slot(t, j)]`, added up in
-/// the order of j, for `weights` (n, top_k); without them the plain sum.
+/// Combines the slots of each token: `y[t] = sum_j weights[t, j] ys[slot(t, j)]`, summed in the order of
+/// j, for `ys` (slots, width), `weights` (n, top_k) and `y` (n, width); without weights the plain sum.
 ///
-/// Its backward pass is [`gather`] and then [`weigh_backward`].
+/// The backward pass is [`gather`] followed by [`weigh_backward`].
 pub fn combine(
     dispatch: &Dispatch<'_>,
     ys: &[f32],
@@ -140,11 +140,11 @@ fn add_rows(ys: &[f32], slots: &[i32], y: &mut [f32]) {
     }
 }
 
-/// `dweights` (n, top_k): the dot product of each slot's rows of `h` and `dh` (slots, width). Then
-/// both rows are multiplied by the slot's weight, in place.
+/// Computes `dweights` (n, top_k), the dot product of each slot's rows of `h` and `dh` (slots, width),
+/// and multiplies both rows by the slot's weight in place.
 ///
-/// With `y = W (weight * h)` the rows of `dh` are `W^T dy` before the call; after it, they are the
-/// gradient of `h`, and `h` is what the gradient of `W` needs. `products` (slots) is scratch.
+/// With `y = W (weight * h)` the rows of `dh` are `W^T dy` before the call and the gradient of `h` after
+/// it, and `h` becomes the input for the gradient of `W`. `products` (slots) is scratch.
 pub fn weigh_backward(
     dispatch: &Dispatch<'_>,
     weights: &[f32],
@@ -205,7 +205,7 @@ fn check_weights(dispatch: &Dispatch<'_>, name: &str, weights: &[f32]) {
     );
 }
 
-/// `ys = xs W_e^T` for the rows of each expert e: `xs` (slots, inputs), `w` (experts * outputs,
+/// Computes `ys = xs W_e^T` for the rows of each expert e: `xs` (slots, inputs), `w` (experts * outputs,
 /// inputs), `ys` (slots, outputs).
 pub fn forward(
     dispatch: &Dispatch<'_>,
@@ -226,8 +226,8 @@ pub fn forward(
     });
 }
 
-/// `y = x w^T` for few rows, as columns that are transposed in the end: `w` is read where it lies.
-/// To pack its rows, as a product by rows does, would take longer than to multiply them.
+/// Computes `y = x w^T` for few rows, as columns that are finally transposed, so that `w` is not packed:
+/// packing its rows, as a matmul by rows does, would take longer than the multiplication.
 fn forward_few(x: &[f32], w: &[f32], y: &mut [f32], inputs: usize, outputs: usize) {
     let n = y.len() / outputs;
     let mut columns = vec![0.0; y.len()];
@@ -267,7 +267,8 @@ fn forward_few(x: &[f32], w: &[f32], y: &mut [f32], inputs: usize, outputs: usiz
     });
 }
 
-/// Columns of a product with `N` rows as dot products: bound by reading the weights, as with one row.
+/// Computes the columns of a matmul with `N` rows as dot products: memory-bound on the weights, as with
+/// one row.
 fn columns_of_rows<const N: usize>(x: &[f32], w: &[f32], columns: &mut [f32], inputs: usize) {
     let rows: [&[f32]; N] = std::array::from_fn(|r| &x[r * inputs..][..inputs]);
     columns
@@ -281,7 +282,7 @@ fn columns_of_rows<const N: usize>(x: &[f32], w: &[f32], columns: &mut [f32], in
         });
 }
 
-/// `dxs = dys W_e` for the rows of each expert e, shaped as in [`forward`].
+/// Computes `dxs = dys W_e` for the rows of each expert e, shaped as in [`forward`].
 pub fn backward_input(
     dispatch: &Dispatch<'_>,
     dys: &[f32],
@@ -304,8 +305,8 @@ pub fn backward_input(
     });
 }
 
-/// `dw_e = dys^T xs` over the rows of each expert e, shaped as in [`forward`]; zeros for an expert
-/// without rows.
+/// Computes `dw_e = dys^T xs` over the rows of each expert e, shaped as in [`forward`]; zeros for an
+/// expert without rows.
 pub fn backward_weight(
     dispatch: &Dispatch<'_>,
     dys: &[f32],
@@ -337,8 +338,8 @@ pub fn backward_weight(
         });
 }
 
-/// Bytes that [`forward`], [`backward_input`] or [`backward_weight`] allocates at most while it runs on so
-/// many threads, each of which works on one expert at a time.
+/// Returns an upper bound on the bytes that [`forward`], [`backward_input`] or [`backward_weight`]
+/// allocates on `threads` threads, each of which works on one expert at a time.
 pub fn workspace(slots: usize, inputs: usize, outputs: usize, threads: usize) -> usize {
     let (rows, width) = (slots.div_ceil(threads), inputs.max(outputs));
     let by_row = 4 * rows.min(WORTH_SPREADING) * outputs + gemm::workspace(rows, width, width);

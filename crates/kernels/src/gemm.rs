@@ -1,28 +1,28 @@
-//! Matrix multiplication by the `gemm-f32` crate, and the only `unsafe` code of this crate.
+//! Matrix multiplication with the `gemm-f32` crate; the only `unsafe` code of this crate.
 
 use gemm_common::Parallelism;
 use gemm_f32::gemm::f32::get_gemm_fn;
 
-/// Multiply-adds from which a matmul is worth spreading over threads.
+/// Minimum number of multiply-adds for a multi-threaded matmul.
 const PARALLEL_WORK: usize = 1 << 18;
 
-/// Most of the inner dimension that the `gemm-f32` crate packs at once.
+/// Maximum part of the inner dimension that the `gemm-f32` crate packs at once.
 const PACKED_DEPTH: usize = 512;
-/// Most columns of a result with rows one after another whose side is packed as a whole.
+/// Maximum number of columns of a row-major result whose operand is packed as a whole.
 const PACKED_COLUMNS: usize = 768;
 
-/// Bytes that a [`matmul`] of (m, k) and (k, n) allocates at most while it runs, for a result with its rows
-/// one after another.
+/// Returns an upper bound on the bytes that a [`matmul`] of (m, k) and (k, n) with a row-major result
+/// allocates.
 pub fn workspace(m: usize, n: usize, k: usize) -> usize {
     4 * k.min(PACKED_DEPTH) * (m + n.min(PACKED_COLUMNS))
 }
 
-/// `c = alpha * a b`, or `c += alpha * a b` if `accumulate`.
+/// Computes `c = alpha * a b`, or `c += alpha * a b` if `accumulate`.
 ///
-/// `a` is (m, k), `b` is (k, n) and `c` is (m, n); element (i, j) of a matrix lies at
+/// `a` is (m, k), `b` is (k, n) and `c` is (m, n); element (i, j) of a matrix is at
 /// `i * strides.0 + j * strides.1` of its slice, so a transpose is a swap of the strides.
-/// Each element is a sum over k in an order that depends on the shapes only, hence the bits of the
-/// result do not depend on `parallel` or on the number of threads.
+/// Each element is a sum over k in an order that depends on the shapes only, hence the result is
+/// bit-identical for any `parallel` and any number of threads.
 ///
 /// # Panics
 ///
@@ -58,8 +58,8 @@ pub fn matmul(
         Parallelism::None
     };
     let stride = |s: usize| isize::try_from(s).expect("matmul: a stride fits isize");
-    // The crate's kernels want columns of the result that are contiguous: where its rows are, the
-    // transposed matmul gives the same, `cᵀ = bᵀ aᵀ`.
+    // The crate's kernels need contiguous columns of the result: a row-major result is computed as
+    // the transposed matmul, `cᵀ = bᵀ aᵀ`.
     let is_row_major = c_strides.1 < c_strides.0;
     let (m, n, lhs, lhs_strides, rhs, rhs_strides) = match is_row_major {
         true => (n, m, b, swapped(b_strides), a, swapped(a_strides)),
@@ -72,7 +72,7 @@ pub fn matmul(
     };
     // SAFETY: `check_bounds` has shown that every element read or written lies within its slice,
     // `c` is borrowed mutably and so overlaps neither `a` nor `b`, and `has_distinct_elements` has
-    // shown that no two threads can be given the same element of `c`.
+    // shown that no two threads can access the same element of `c`.
     unsafe {
         get_gemm_fn()(
             m,
@@ -103,7 +103,7 @@ fn swapped((down, right): (usize, usize)) -> (usize, usize) {
     (right, down)
 }
 
-/// True if a matmul of (m, k) and (k, n) is worth spreading over threads.
+/// True if a matmul of (m, k) and (k, n) should be multi-threaded.
 pub(crate) fn is_parallel(m: usize, n: usize, k: usize) -> bool {
     m.saturating_mul(n).saturating_mul(k) >= PARALLEL_WORK
 }
@@ -122,7 +122,7 @@ fn check_bounds(name: &str, rows: usize, columns: usize, strides: (usize, usize)
     );
 }
 
-/// True if rows lie one after another, or columns do, so that no element is shared.
+/// True if rows are disjoint in memory, or columns are, so that no element is shared.
 fn has_distinct_elements(rows: usize, columns: usize, strides: (usize, usize)) -> bool {
     let nested = |inner: usize, inner_stride: usize, outer: usize, outer_stride: usize| {
         (inner <= 1 || inner_stride > 0)

@@ -1,10 +1,10 @@
-//! Multi-head latent attention around the attention itself (DeepSeek-V2, arXiv 2405.04434, section
-//! 2.1): heads of two parts, content and position, and projections that are absorbed for generation.
+//! Multi-head latent attention apart from the attention op (DeepSeek-V2, arXiv 2405.04434, section 2.1):
+//! heads with a content and a rotary part, and projections that are absorbed for generation.
 //!
-//! Only the second part of a query or key is rotated, and the heads share that of the key. In
-//! generation the cache holds latents instead of keys and values: since `q (W_UK c) = (q W_UK) c`,
-//! the projection of keys moves to the query ([`absorb`]), and that of values behind the attention
-//! ([`expand`]); in between stands [`cached_latent`](crate::attention::cached_latent).
+//! Only the rotary part of a query or key is rotated, and all heads share that of the key. In generation
+//! the cache holds latents instead of keys and values: since `q (W_UK c) = (q W_UK) c`, the key
+//! projection is absorbed into the query ([`absorb`]), and the value projection is applied after
+//! attention ([`expand`]); [`cached_latent`](crate::attention::cached_latent) runs in between.
 
 use crate::gemm::matmul;
 use crate::parallel::rows_per_chunk;
@@ -13,26 +13,27 @@ use crate::simd::{AddRows, Chunked, by_chunks, dispatch, dots};
 use pulp::Simd;
 use rayon::prelude::*;
 
-/// Heads of a latent attention.
+/// Head sizes of multi-head latent attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Latent {
-    /// Heads of queries, keys and values.
+    /// Number of query, key and value heads.
     pub heads: usize,
-    /// Channels of a head's query and key that carry content.
+    /// Content channels of a query or key head.
     pub nope: usize,
-    /// Channels of a head's query and key that carry the position; even.
+    /// Rotary channels of a query or key head; even.
     pub rope: usize,
-    /// Channels of a head's value.
+    /// Channels of a value head.
     pub value: usize,
 }
 
-/// Packed rows `[q heads | k heads | v heads]` for [`attention::forward`](crate::attention::forward),
-/// (n, heads * (2 (nope + rope) + value)), each query and key head `[content | rotated part]`.
+/// Assembles packed rows `[q heads | k heads | v heads]` for
+/// [`attention::forward`](crate::attention::forward), (n, heads * (2 (nope + rope) + value)), each query
+/// and key head `[content | rotated part]`.
 ///
-/// `q` is (n, heads * (nope + rope)), heads in the same order but not rotated; `kv` is (n, heads *
-/// (nope + value)), for each head `[key content | value]`; `key` (n, rope) is the part to be rotated
-/// of the key of all heads. `table` is one of [`rope_table`](crate::qkv::rope_table), (t, rope); row i
-/// is at position `i % t`.
+/// `q` is (n, heads * (nope + rope)), in the same layout but not rotated; `kv` is (n, heads *
+/// (nope + value)), for each head `[key content | value]`; `key` (n, rope) is the unrotated rotary key
+/// shared by all heads. `table` is a [`rope_table`](crate::qkv::rope_table), (t, rope); row i is at
+/// position `i % t`.
 pub fn assemble(l: &Latent, q: &[f32], kv: &[f32], key: &[f32], table: &[f32], packed: &mut [f32]) {
     let name = "latent::assemble";
     let lengths = [q.len(), kv.len(), key.len(), packed.len()];
@@ -80,8 +81,8 @@ fn assemble_row(l: &Latent, q: &[f32], kv: &[f32], key: &[f32], turn: &[f32], pa
     }
 }
 
-/// Gradients of [`assemble`]: from `dpacked`, shaped like `packed`, to `dq`, `dkv` and `dkey`, shaped
-/// like its inputs.
+/// Computes the gradients of [`assemble`]: `dq`, `dkv` and `dkey`, shaped like its inputs, from `dpacked`,
+/// shaped like `packed`.
 pub fn assemble_backward(
     l: &Latent,
     dpacked: &[f32],
@@ -122,7 +123,7 @@ pub fn assemble_backward(
         });
 }
 
-/// Gradients of a row; `sum` receives that of the rotated key.
+/// Computes the gradients of a row; `sum` receives that of the rotated key.
 #[inline(always)]
 fn assemble_row_backward(
     l: &Latent,
@@ -150,8 +151,8 @@ fn assemble_row_backward(
     }
 }
 
-/// Rotates the second part of each head of `q` (n, heads * (nope + rope)) where it lies, by a table as
-/// that of [`assemble`].
+/// Rotates the rotary part of each head of `q` (n, heads * (nope + rope)) in place, with a table as in
+/// [`assemble`].
 pub fn rotate_queries(l: &Latent, q: &mut [f32], table: &[f32]) {
     let name = "latent::rotate_queries";
     l.check(name);
@@ -163,7 +164,7 @@ pub fn rotate_queries(l: &Latent, q: &mut [f32], table: &[f32]) {
     rotate_in_place(name, q, width, l.nope, l.rope, table);
 }
 
-/// Rotates `key` (n, rope), the part of the keys that all heads share, where it lies.
+/// Rotates `key` (n, rope), the rotary key shared by all heads, in place.
 pub fn rotate_keys(key: &mut [f32], rope: usize, table: &[f32]) {
     let name = "latent::rotate_keys";
     assert!(
@@ -208,11 +209,11 @@ fn rotate_in_place(
         });
 }
 
-/// Queries for a cache of latents: `out` (n, heads * (latent + rope)), for each head
-/// `[content times its projection of keys | rotated part]`.
+/// Computes queries for a cache of latents: `out` (n, heads * (latent + rope)), for each head
+/// `[content times its key projection | rotated part]`.
 ///
-/// `q` is (n, heads * (nope + rope)), rotated; `kv_up` (heads * (nope + value), latent) projects
-/// latents, for each head rows of the key's content, then of the value.
+/// `q` is (n, heads * (nope + rope)), rotated; `kv_up` (heads * (nope + value), latent) is the up
+/// projection of latents, for each head the rows of the key content, then those of the value.
 pub fn absorb(l: &Latent, latent: usize, q: &[f32], kv_up: &[f32], out: &mut [f32]) {
     let name = "latent::absorb";
     l.check_up(name, latent, kv_up);
@@ -262,8 +263,8 @@ pub fn absorb(l: &Latent, latent: usize, q: &[f32], kv_up: &[f32], out: &mut [f3
     }
 }
 
-/// The context of [`cached_latent`](crate::attention::cached_latent), `ctx` (n, heads * latent), to
-/// that of the heads' own values: `out` (n, heads * value). `kv_up` is that of [`absorb`].
+/// Projects the context of [`cached_latent`](crate::attention::cached_latent), `ctx` (n, heads * latent),
+/// to that of the heads' values: `out` (n, heads * value). `kv_up` is as in [`absorb`].
 pub fn expand(l: &Latent, latent: usize, ctx: &[f32], kv_up: &[f32], out: &mut [f32]) {
     const TOGETHER: usize = 4;
     let name = "latent::expand";
@@ -312,7 +313,7 @@ pub fn expand(l: &Latent, latent: usize, ctx: &[f32], kv_up: &[f32], out: &mut [
     }
 }
 
-/// `sum` of as many rows as there are weights.
+/// Weighted sum of rows, with one weight per row.
 struct WeightedSum<'a> {
     weights: &'a [f32],
     rows: &'a [f32],
@@ -349,12 +350,12 @@ impl Chunked for WeightedSum<'_> {
 }
 
 impl Latent {
-    /// Channels of a head's query and key.
+    /// Returns the channels of a query or key head.
     pub fn head_dim(&self) -> usize {
         self.nope + self.rope
     }
 
-    /// Values per row of queries, of keys' content and values, of the shared key, and packed.
+    /// Returns the row widths of queries, of key content and values, of the shared key, and of packed rows.
     pub fn widths(&self) -> [usize; 4] {
         let d = self.head_dim();
         [
@@ -394,7 +395,7 @@ impl Latent {
     }
 }
 
-/// Checks that slices hold as many rows as the first one, which is returned.
+/// Checks that slices have as many rows as the first one; returns that number.
 fn rows<const N: usize>(
     name: &str,
     which: [&str; N],
@@ -408,7 +409,7 @@ fn rows<const N: usize>(
     n
 }
 
-/// Checks a table of rotations; returns its positions.
+/// Checks a table of rotations; returns its number of positions.
 fn positions(name: &str, n: usize, rope: usize, table: &[f32]) -> usize {
     assert!(
         !table.is_empty() && table.len().is_multiple_of(rope),

@@ -1,4 +1,4 @@
-//! Linear maps without bias, weights (out, in) as in PyTorch's `torch.nn.Linear`.
+//! Linear layers without bias, weights (out, in) as in PyTorch's `torch.nn.Linear`.
 //!
 //! `y = x w^T`, hence `dx = dy w` and `dw = dy^T x`.
 
@@ -7,19 +7,19 @@ use crate::simd::dots;
 use rayon::prelude::*;
 use std::borrow::Cow;
 
-/// Outputs per task when a single row is multiplied.
+/// Outputs per task for a single input row.
 pub(crate) const OUTPUTS_PER_TASK: usize = 64;
-/// Rows a multiple of that many values apart share one set of the first cache, where hardly more than
-/// ten of them fit, while a matmul packs some dozen rows side by side.
+/// Rows whose stride is a multiple of this many values share one set of the L1 cache, which holds hardly
+/// more than ten of them, while a matmul packs some dozen rows side by side.
 const COLLIDING: usize = 1024;
-/// Values between rows that lie in different sets.
+/// Padding of a row, in values, that places neighbouring rows in different cache sets.
 const PADDING: usize = 16;
 /// Multiply-adds of a matmul whose operands fill the caches.
 const LARGE: usize = 1 << 28;
-/// Rows of `x` from which a copy of the weights pays.
+/// Minimum number of rows of `x` for which a copy of the weights pays off.
 pub(crate) const WORTH_SPREADING: usize = 128;
 
-/// `y = x w^T` for `x` (n, inputs), `w` (outputs, inputs), `y` (n, outputs).
+/// Computes `y = x w^T` for `x` (n, inputs), `w` (outputs, inputs), `y` (n, outputs).
 pub fn forward(x: &[f32], w: &[f32], y: &mut [f32], inputs: usize, outputs: usize) {
     let n = rows("linear::forward: y", y, outputs);
     check_lengths("linear::forward", n, x, w, inputs, outputs);
@@ -37,7 +37,7 @@ pub fn forward(x: &[f32], w: &[f32], y: &mut [f32], inputs: usize, outputs: usiz
     );
 }
 
-/// Bytes that [`forward`] of `n` rows allocates at most while it runs.
+/// Returns an upper bound on the bytes that [`forward`] of `n` rows allocates.
 pub fn forward_workspace(n: usize, inputs: usize, outputs: usize) -> usize {
     let stride = row_stride(inputs);
     let spread = match n >= WORTH_SPREADING && stride > inputs {
@@ -47,7 +47,7 @@ pub fn forward_workspace(n: usize, inputs: usize, outputs: usize) -> usize {
     spread + gemm::workspace(n, outputs, inputs)
 }
 
-/// From one row of `width` values to the next, so that neighbours do not collide in a cache.
+/// Returns the stride of rows of `width` values for which neighbours do not collide in a cache.
 pub(crate) fn row_stride(width: usize) -> usize {
     match width > 0 && width.is_multiple_of(COLLIDING) {
         true => width + PADDING,
@@ -55,7 +55,7 @@ pub(crate) fn row_stride(width: usize) -> usize {
     }
 }
 
-/// Weights with their rows `stride` values apart.
+/// Copies weights to rows with a stride of `stride` values.
 fn spread(w: &[f32], inputs: usize, stride: usize) -> Vec<f32> {
     let mut out = vec![0.0; w.len() / inputs * stride];
     out.par_chunks_exact_mut(stride)
@@ -64,7 +64,7 @@ fn spread(w: &[f32], inputs: usize, stride: usize) -> Vec<f32> {
     out
 }
 
-/// One row is bound by reading the weights: each output is a dot product, several side by side.
+/// Computes the output of one row, memory-bound on the weights: several dot products at once.
 fn forward_row(x: &[f32], w: &[f32], y: &mut [f32], inputs: usize) {
     const TOGETHER: usize = 4;
     y.par_chunks_mut(OUTPUTS_PER_TASK)
@@ -82,12 +82,13 @@ fn forward_row(x: &[f32], w: &[f32], y: &mut [f32], inputs: usize) {
         });
 }
 
-/// Bytes that [`backward_input`], [`backward_weight`] or both allocate at most while they run for `n` rows.
+/// Returns an upper bound on the bytes that [`backward_input`], [`backward_weight`] or both allocate for
+/// `n` rows.
 pub fn backward_workspace(n: usize, inputs: usize, outputs: usize) -> usize {
     gemm::workspace(n, inputs, outputs) + gemm::workspace(outputs, inputs, n)
 }
 
-/// `dx = dy w` for `dy` (n, outputs), `w` (outputs, inputs), `dx` (n, inputs).
+/// Computes `dx = dy w` for `dy` (n, outputs), `w` (outputs, inputs), `dx` (n, inputs).
 pub fn backward_input(dy: &[f32], w: &[f32], dx: &mut [f32], inputs: usize, outputs: usize) {
     let n = rows("linear::backward_input: dy", dy, outputs);
     check_lengths("linear::backward_input", n, dx, w, inputs, outputs);
@@ -107,7 +108,7 @@ pub fn backward_input(dy: &[f32], w: &[f32], dx: &mut [f32], inputs: usize, outp
     );
 }
 
-/// `dw = dy^T x` for `dy` (n, outputs), `x` (n, inputs), `dw` (outputs, inputs).
+/// Computes `dw = dy^T x` for `dy` (n, outputs), `x` (n, inputs), `dw` (outputs, inputs).
 pub fn backward_weight(dy: &[f32], x: &[f32], dw: &mut [f32], inputs: usize, outputs: usize) {
     let n = rows("linear::backward_weight: dy", dy, outputs);
     check_lengths("linear::backward_weight", n, x, dw, inputs, outputs);
@@ -127,8 +128,8 @@ pub fn backward_weight(dy: &[f32], x: &[f32], dw: &mut [f32], inputs: usize, out
     );
 }
 
-/// [`backward_input`] and [`backward_weight`]; small ones side by side, so that threads that are done
-/// with one go on with the other, large ones in turn, so that each has the caches for itself.
+/// Runs [`backward_input`] and [`backward_weight`]; small ones concurrently, so that threads that finish
+/// one continue with the other, large ones sequentially, so that each has the caches to itself.
 pub fn backward(
     dy: &[f32],
     x: &[f32],

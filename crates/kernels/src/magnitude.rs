@@ -1,4 +1,4 @@
-//! Magnitude of a tensor's elements, to record activations.
+//! RMS and maximum of a tensor's elements, to record activations.
 
 use crate::parallel::ELEMENTS;
 use crate::simd::{dispatch, sum_squares_f64};
@@ -6,16 +6,16 @@ use rayon::prelude::*;
 
 pub use crate::simd::larger_or_nan;
 
-/// Size of a tensor.
+/// Magnitude of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Magnitude {
-    /// Root of the mean square; 0 of nothing.
+    /// Root mean square; 0 if empty.
     pub rms: f64,
-    /// Largest absolute value; 0 of nothing, NaN where an element is one.
+    /// Largest absolute value; 0 if empty, NaN if an element is NaN.
     pub max: f32,
 }
 
-/// Measures `x`.
+/// Computes the magnitude of `x`.
 pub fn magnitude(x: &[f32]) -> Magnitude {
     let chunk = |x: &[f32]| {
         dispatch(
@@ -32,7 +32,8 @@ pub fn magnitude(x: &[f32]) -> Magnitude {
     }
 }
 
-/// Without their sign, numbers are ordered as their bits are, with NaN above infinity.
+/// Returns the bits of the largest absolute value: bits of positive numbers are ordered as the numbers,
+/// with NaN above infinity.
 #[inline(always)]
 fn largest_bits(x: &[f32]) -> u32 {
     x.iter().fold(0, |top, x| top.max(x.abs().to_bits()))

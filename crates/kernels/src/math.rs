@@ -2,9 +2,8 @@
 //!
 //! The polynomials are minimax fits made for this crate (Remez exchange in 50-digit arithmetic);
 //! range reduction follows W. J. Cody and W. Waite, "Software Manual for the Elementary
-//! Functions" (1980). Multiply-adds are written as such: they are one instruction where there is one,
-//! and give the same bits, slowly, where there is none. Selections are written so that both sides
-//! are computed and no branch is left; a NaN stays a NaN.
+//! Functions" (1980). Multiply-adds are explicit: one instruction on machines that have it, and the same
+//! bits, slowly, on others. Selections compute both sides without a branch; NaN stays NaN.
 
 /// 1.5 * 2^23: adding it rounds a small number to the nearest integer, kept in the low bits.
 const ROUND: f32 = 12_582_912.0;
@@ -28,8 +27,8 @@ pub(crate) fn exp(x: f32) -> f32 {
     if x > EXP_MAX { f32::INFINITY } else { value }
 }
 
-/// [`exp`] of a number that is not large, such as a score less the largest: the same bits up to 88.7, and
-/// anything but a finite number above.
+/// [`exp`] of a number that is at most 88.37, such as a score minus the maximum; the result is undefined
+/// above.
 #[inline(always)]
 pub(crate) fn exp_of_difference(x: f32) -> f32 {
     let c = if x < EXP_MIN { EXP_MIN } else { x };
@@ -105,7 +104,7 @@ pub(crate) fn erf(x: f32) -> f32 {
     let p = p.mul_add(u, 0.112_804_12);
     let p = p.mul_add(u, -0.376_123_56);
     let p = p.mul_add(u, std::f32::consts::FRAC_2_SQRT_PI);
-    // erf(x) = 1 - exp(-x^2) r(1 / (1 + x/2)) above, to 4e-11 before rounding.
+    // erf(x) = 1 - exp(-x^2) r(1 / (1 + x/2)) for larger x, to 4e-11 before rounding.
     let v = 1.0 / (1.0 + 0.5 * a);
     let r = -0.230_801_56f32;
     let r = r.mul_add(v, 0.636_679_7);

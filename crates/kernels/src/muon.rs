@@ -1,11 +1,11 @@
-//! Muon: momentum whose matrices are orthogonalized before they move the parameters.
+//! Muon: momentum whose matrices are orthogonalized before they update the parameters.
 //!
-//! The update is that of Jordan et al. 2024 (<https://kellerjordan.github.io/posts/muon/>), scaled
-//! and decayed as in Liu et al. 2025 (arXiv 2502.16982), so that it takes the learning rate and the
-//! weight decay of AdamW. Of the two forms of the momentum it is the sum, `m = momentum m + g` and
-//! `u = g + momentum m`, that of the first post and of arXiv 2502.16982. The later code of Jordan et
-//! al. takes means, `m.lerp(g, 1 - momentum)` and `g.lerp(m, momentum)`, which is `1 - momentum` times
-//! as much; the orthogonalization removes the factor.
+//! The update is that of Jordan et al. 2024 (<https://kellerjordan.github.io/posts/muon/>), with the scale
+//! and decay of Liu et al. 2025 (arXiv 2502.16982), so that learning rate and weight decay of AdamW apply.
+//! Momentum is a sum, `m = momentum m + g` and `u = g + momentum m`, as in the first post and
+//! arXiv 2502.16982. The later code of Jordan et al. takes averages, `m.lerp(g, 1 - momentum)` and
+//! `g.lerp(m, momentum)`, which are `1 - momentum` times as large; the orthogonalization removes the
+//! factor.
 
 use crate::adamw::{BLOCK, SlotNorms, Squares};
 use crate::panels::{Left, Needed, PANEL, PanelRow, Product, Rows, pack, pack_transposed, panels};
@@ -13,31 +13,30 @@ use crate::parallel::ELEMENTS;
 use crate::simd::{dispatch, sum_squares_f64};
 use rayon::prelude::*;
 
-/// Coefficients of the iteration: steep at zero, and close enough to one from there on.
+/// Coefficients of the Newton-Schulz iteration: steep at zero, and close enough to one elsewhere.
 const COEFFICIENTS: [f32; 3] = [3.4445, -4.7750, 2.0315];
 
-/// Added to the norm that a matrix is divided by.
+/// Added to the norm by which a matrix is divided.
 const EPS: f64 = 1e-7;
 
 /// Root mean square of the elements of an update per unit of learning rate, about that of AdamW.
 const RMS: f64 = 0.2;
 
-/// Elements from which matrices are taken one after another, so that the copies that are worked on
-/// do not fill the memory with many threads.
+/// Minimum elements of matrices that are processed one after another, so that scratch copies of many
+/// threads do not fill the memory.
 const LARGE: usize = 1 << 20;
 
-/// Rows of a product per task, a multiple of the width of a panel.
+/// Rows of a matmul per task, a multiple of the panel width.
 const TILE: usize = 64;
 
-/// Panels of the lower triangle of a square per task: rows differ in length, so there are more of
-/// them.
+/// Panels of the lower triangle of a square matrix per task: rows differ in length, so tasks are smaller.
 const TRIANGLE: usize = 2;
 
-/// Terms of a product that are added up before the next ones follow: the panels of the right side
-/// are still in a near cache when the next rows come to them.
+/// Inner indices that are processed before the next block of them: panels of the right operand are still
+/// cached when the next rows need them.
 const INNER: usize = 512;
 
-/// Panels that are packed together: reads of some whole cache lines.
+/// Panels that are packed together, so that some reads cover whole cache lines.
 const PACKED: usize = 4;
 
 /// Hyperparameters of one step.
@@ -45,60 +44,60 @@ const PACKED: usize = 4;
 pub struct Muon {
     /// Learning rate.
     pub lr: f64,
-    /// Decay of the sum of gradients, usually 0.95.
+    /// Momentum, the decay of the sum of gradients, usually 0.95.
     pub momentum: f64,
-    /// True for Nesterov momentum: the gradient is added once more, on top of the sum that already holds it.
+    /// True for Nesterov momentum: the gradient is added again to the momentum that already contains it.
     pub nesterov: bool,
     /// Newton-Schulz iterations, usually 5.
     pub steps: usize,
-    /// Factor of the gradients, from clipping by a global norm that the caller knows.
+    /// Factor on the gradients, from clipping by a global norm that the caller computes.
     pub grad_scale: f32,
 }
 
-/// A matrix, or a stack of matrices, in the course of a step; the slices are of one length.
+/// A matrix or a stack of matrices with gradient and momentum; all slices have the same length.
 #[derive(Debug)]
 pub struct Slot<'a> {
-    /// Values.
+    /// Parameter values.
     pub p: &'a mut [f32],
     /// Gradient.
     pub g: &'a [f32],
-    /// Decaying sum of the gradient.
+    /// Momentum, the decaying sum of gradients.
     pub m: &'a mut [f32],
-    /// Columns of the matrix, the inputs.
+    /// Columns of the matrix, i.e. inputs.
     pub columns: usize,
-    /// Rows of each matrix in the stack; they add up to all rows.
+    /// Rows of each matrix in the stack; their sum is the number of rows.
     pub blocks: &'a [usize],
     /// Decoupled weight decay, per unit of learning rate.
     pub weight_decay: f64,
 }
 
-/// Elements of scratch memory that [`step`] works with on matrices of `blocks` rows and `columns`
-/// columns: those of the large ones. Small ones are worked on in memory of the threads, see [`workspace`].
+/// Returns the scratch elements that [`step`] needs for matrices of `blocks` rows and `columns` columns:
+/// those of the large ones. Small ones use memory of the threads, see [`workspace`].
 pub fn scratch(columns: usize, blocks: &[usize]) -> usize {
     most_elements(columns, blocks, |elements| elements >= LARGE)
 }
 
-/// Bytes that [`step`] allocates at most for such matrices while it runs on so many threads.
+/// Returns an upper bound on the bytes that [`step`] allocates for such matrices on `threads` threads.
 pub fn workspace(columns: usize, blocks: &[usize], threads: usize) -> usize {
     4 * threads * most_elements(columns, blocks, |elements| elements < LARGE)
 }
 
-/// Elements of the largest [`Scratch`] of the matrices whose own number of elements `is_meant`.
+/// Returns the elements of the largest [`Scratch`] of the matrices whose number of elements `is_meant`.
 fn most_elements(columns: usize, blocks: &[usize], is_meant: impl Fn(usize) -> bool) -> usize {
     let meant = blocks.iter().filter(|&rows| is_meant(rows * columns));
     let elements = meant.map(|&rows| Scratch::elements(rows, columns));
     elements.max().unwrap_or(0)
 }
 
-/// One step in place on all matrices; gives their norms in the order of the slots, that of the
-/// update with the decay. `memory` is at least as long as [`scratch`] of every slot.
+/// Updates all matrices in place by one step; returns their norms in the order of the slots, that of the
+/// update with weight decay. `memory` is at least as long as [`scratch`] of every slot.
 ///
 /// With `g' = grad_scale g`: `m = momentum m + g'`, `u = g' + momentum m`, or `u = m` without
 /// `nesterov`, and for each matrix of the stack
 /// `p = (1 - lr weight_decay) p - 0.2 lr sqrt(max(rows, columns)) O(u)`. O starts from
-/// `X = u / (|u| + 1e-7)`, transposed if it has more rows than columns, and takes `steps` times
+/// `X = u / (|u| + 1e-7)`, transposed if it has more rows than columns, and iterates `steps` times
 /// `X = a X + (b A + c A^2) X` with `A = X X^T`, which brings its singular values close to 1. A
-/// matrix of zeros stays one.
+/// matrix of zeros stays zero.
 pub fn step(muon: &Muon, slots: &mut [Slot], memory: &mut [f32]) -> Vec<SlotNorms> {
     for slot in &*slots {
         let n = slot.p.len();
@@ -125,7 +124,7 @@ pub fn step(muon: &Muon, slots: &mut [Slot], memory: &mut [f32]) -> Vec<SlotNorm
     for (matrix, change) in large {
         *change = matrix.step(muon, memory);
     }
-    // Products are spread over threads as well, for the last of the matrices.
+    // Matmuls are multi-threaded as well, for the last of the matrices.
     small
         .into_par_iter()
         .for_each_init(Vec::new, |memory, (matrix, change)| {
@@ -213,11 +212,10 @@ impl<'a> Matrix<'a> {
     }
 }
 
-/// Adds the gradient to the momentum and writes what is to be orthogonalized; gives its sum of
-/// squares.
+/// Adds the gradient to the momentum and writes the matrix to orthogonalize; returns its sum of squares.
 fn accumulate(muon: &Muon, g: &[f32], m: &mut [f32], u: &mut [f32]) -> f64 {
     let (scale, momentum) = (muon.grad_scale, muon.momentum as f32);
-    // Of the gradient and of the sum that holds it.
+    // Factors on the gradient and on the momentum that contains it.
     let (fresh, old) = match muon.nesterov {
         true => (1.0, momentum),
         false => (0.0, 1.0),
@@ -275,25 +273,25 @@ fn transpose(x: &[f32], columns: usize, out: &mut [f32]) {
         });
 }
 
-/// A matrix with at least as many rows as columns, and what its orthogonalization needs.
+/// A matrix with at least as many rows as columns, and the scratch of its orthogonalization.
 ///
-/// Wide matrices are transposed, which the iteration commutes with: then the one product on the long
-/// side has many rows, and its right side is square and symmetric.
+/// Wide matrices are transposed, which commutes with the iteration: then the one matmul on the long side
+/// has many rows, and its right operand is square and symmetric.
 struct Scratch<'a> {
     x: &'a mut [f32],
     next: &'a mut [f32],
-    /// `x` as a right side.
+    /// `x` as a right operand.
     packed: &'a mut [PanelRow],
-    /// `A = X^T X` and its polynomial, of which the lower triangles are kept, up to the end of each
-    /// row's last panel.
+    /// `A = X^T X` and its polynomial; only lower triangles are stored, up to the end of each row's last
+    /// panel.
     gram: &'a mut [f32],
     polynomial: &'a mut [f32],
-    /// One of these as a right side.
+    /// One of these as a right operand.
     square: &'a mut [PanelRow],
 }
 
 impl<'a> Scratch<'a> {
-    /// Elements that one for a matrix of so many rows and columns takes.
+    /// Returns the elements of the scratch of a matrix of this shape.
     fn elements(rows: usize, columns: usize) -> usize {
         let (long, short) = (rows.max(columns), rows.min(columns));
         2 * (long + short) * short + PANEL * (long + short) * panels(short)
@@ -307,7 +305,7 @@ impl<'a> Scratch<'a> {
             let (panels, _) = take(PANEL * rows * panels(short)).as_chunks_mut();
             panels
         };
-        // Panels come first, so that their rows are as aligned as the memory.
+        // Panels come first, so that their rows have the alignment of `memory`.
         Self {
             packed: panels_of(long),
             square: panels_of(short),
@@ -318,7 +316,7 @@ impl<'a> Scratch<'a> {
         }
     }
 
-    /// Newton-Schulz iterations on `x`, which has rows of `columns`.
+    /// Runs the Newton-Schulz iterations on `x`, which has rows of `columns`.
     fn orthogonalize(&mut self, columns: usize, steps: usize) {
         for _ in 0..steps {
             pack_columns(self.x, columns, self.packed);
@@ -333,7 +331,7 @@ impl<'a> Scratch<'a> {
     }
 }
 
-/// Packs `x`, which has rows of `columns`, as a right side.
+/// Packs `x`, which has rows of `columns`, as a right operand.
 fn pack_columns(x: &[f32], columns: usize, out: &mut [PanelRow]) {
     let rows = x.len() / columns;
     out.par_chunks_mut(PACKED * rows)
@@ -347,7 +345,7 @@ fn pack_columns(x: &[f32], columns: usize, out: &mut [PanelRow]) {
         });
 }
 
-/// Packs the symmetric matrix of which `x` holds the lower triangle as a right side.
+/// Packs the symmetric matrix whose lower triangle is in `x` as a right operand.
 fn pack_symmetric(x: &[f32], n: usize, out: &mut [PanelRow]) {
     out.par_chunks_mut(n).enumerate().for_each(|(panel, out)| {
         let first = panel * PANEL;
@@ -362,7 +360,8 @@ fn pack_symmetric(x: &[f32], n: usize, out: &mut [PanelRow]) {
     });
 }
 
-/// Lower triangle of `x^T x` for a packed `x` of `n` columns, whose panels are its rows transposed.
+/// Computes the lower triangle of `x^T x` for a packed `x` of `n` columns; its panels are its rows
+/// transposed.
 fn multiply_transposed(x: &[PanelRow], n: usize, out: &mut [f32]) {
     let inner = x.len() / panels(n);
     out.par_chunks_mut(TRIANGLE * PANEL * n)
@@ -395,7 +394,7 @@ fn multiply_transposed(x: &[PanelRow], n: usize, out: &mut [f32]) {
         });
 }
 
-/// `a + b A + c A^2` from the lower triangles of `A` and of `A^2`, which it replaces.
+/// Computes `a + b A + c A^2` from the lower triangles of `A` and `A^2`, in place of `A^2`.
 fn combine(gram: &[f32], n: usize, square: &mut [f32]) {
     let [a, b, c] = COEFFICIENTS;
     square
@@ -419,7 +418,7 @@ fn combine(gram: &[f32], n: usize, square: &mut [f32]) {
         });
 }
 
-/// `out = x right` for rows of `n` and a square right side.
+/// Computes `out = x right` for rows of `n` and a square right operand.
 fn multiply(x: &[f32], right: &[PanelRow], n: usize, out: &mut [f32]) {
     out.par_chunks_mut(TILE * n)
         .zip(x.par_chunks(TILE * n))

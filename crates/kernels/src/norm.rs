@@ -1,4 +1,4 @@
-//! Normalizations of rows, and the element-wise functions that take their place.
+//! Normalizations of rows, and the element-wise functions that replace them.
 //!
 //! With `h` the normalized row and `g` the effective gain, every backward pass has the form
 //! `dx = slope * (g dy - corrections)`; for RMSNorm `dx = (g dy - h mean(g dy h)) / r` with
@@ -30,17 +30,17 @@ pub enum NormFn {
     Derf,
 }
 
-/// A learned number of a norm function, the same for all channels.
+/// Learned scalar of a norm function, shared by all channels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NormScalar {
-    /// The factor on x inside the function.
+    /// Factor on x inside the function.
     Alpha,
-    /// The number that is added to `alpha x`.
+    /// Offset added to `alpha x`.
     Shift,
 }
 
 impl NormFn {
-    /// All functions.
+    /// All norm functions.
     pub const ALL: [Self; 5] = [
         Self::Rmsnorm,
         Self::Layernorm,
@@ -49,7 +49,7 @@ impl NormFn {
         Self::Derf,
     ];
 
-    /// Learned scalars, in the order in which they follow gain and bias.
+    /// Returns the learned scalars, in the order in which they follow gain and bias.
     pub fn scalars(self) -> &'static [NormScalar] {
         match self {
             Self::Rmsnorm | Self::Layernorm | Self::L2 => &[],
@@ -72,7 +72,7 @@ pub enum Gain {
     /// `w h`; starts at 1 (LLaMA).
     #[default]
     Plain,
-    /// `(1 + w) h`; starts at 0 (Gemma). Where a gain shall start at g, w starts at g - 1.
+    /// `(1 + w) h`; starts at 0 (Gemma). For an initial gain g, w starts at g - 1.
     OnePlus,
 }
 
@@ -93,7 +93,7 @@ pub struct Norm {
     pub groups: usize,
 }
 
-/// Parameters of one call: gain and bias in effect for each group, and the two scalars.
+/// Parameters of one call: effective gain and bias of each group, and the two scalars.
 pub(crate) struct Params<'a> {
     gain: Cow<'a, [f32]>,
     bias: Cow<'a, [f32]>,
@@ -102,7 +102,7 @@ pub(crate) struct Params<'a> {
 }
 
 impl Params<'_> {
-    /// Gain and bias in effect for a group.
+    /// Returns the effective gain and bias of a group.
     #[inline(always)]
     pub(crate) fn of_group(&self, n: &Norm, group: usize) -> [&[f32]; 2] {
         let channels = group * n.width..(group + 1) * n.width;
@@ -111,20 +111,20 @@ impl Params<'_> {
 }
 
 impl Norm {
-    /// Length of the flat parameter slice:
-    /// `[gain: groups * width][bias: groups * width][scalars]`, where the gain is absent if it is
-    /// `None`, the bias without one, and the scalars are those of [`NormFn::scalars`].
+    /// Returns the length of the flat parameter slice:
+    /// `[gain: groups * width][bias: groups * width][scalars]`, without gain for [`Gain::None`], without bias
+    /// if there is none, and with the scalars of [`NormFn::scalars`].
     pub fn params_len(&self) -> usize {
         self.parts().iter().sum()
     }
 
-    /// Length of gain and bias.
+    /// Returns the length of gain and bias.
     fn affine_len(&self) -> usize {
         let [gain, bias, _] = self.parts();
         gain + bias
     }
 
-    /// Gain and bias of a group in a slice that starts like the parameters; empty where absent.
+    /// Returns gain and bias of a group in a slice that starts like the parameters; empty if absent.
     #[inline(always)]
     pub(crate) fn group_of<'a>(&self, params: &'a mut [f32], group: usize) -> [&'a mut [f32]; 2] {
         let [gain_len, bias_len, _] = self.parts();
@@ -133,7 +133,7 @@ impl Norm {
         [gain, &mut rest[..bias_len]].map(|part| part.get_mut(channels.clone()).unwrap_or_default())
     }
 
-    /// Lengths of gain, bias and scalars.
+    /// Returns the lengths of gain, bias and scalars.
     fn parts(&self) -> [usize; 3] {
         let channels = self.groups * self.width;
         [
@@ -155,7 +155,7 @@ impl Norm {
         );
     }
 
-    /// `x` is made of rows, and the others are as long.
+    /// Checks that `x` consists of rows and that `others` are as long.
     fn check_rows(&self, name: &str, x: &[f32], others: &[(&str, usize)]) {
         let width = self.width;
         assert_eq!(
@@ -208,10 +208,10 @@ pub fn forward(n: &Norm, x: &[f32], params: &[f32], y: &mut [f32]) {
         });
 }
 
-/// `sum += x`, then [`forward`] from `sum` to `y`, all (rows, width), a few rows at a time while they
-/// are in cache: a residual connection and the norm behind it.
+/// Computes `sum += x`, then [`forward`] from `sum` to `y`, all (rows, width), a few rows at a time while
+/// they are cached: a residual addition fused with the next norm.
 ///
-/// Its gradients are those of [`backward`] at `sum`, the same for both terms.
+/// The gradient is that of [`backward`] at `sum`, the same for both terms.
 pub fn add_forward(n: &Norm, x: &[f32], sum: &mut [f32], params: &[f32], y: &mut [f32]) {
     n.check_params("norm::add_forward", params);
     n.check_rows(
@@ -238,7 +238,7 @@ pub fn add_forward(n: &Norm, x: &[f32], sum: &mut [f32], params: &[f32], y: &mut
         });
 }
 
-/// Rows from number `first` on.
+/// Normalizes rows from row `first` on.
 #[inline(always)]
 fn forward_rows(n: &Norm, p: &Params, first: usize, x: &[f32], y: &mut [f32]) {
     let rows = x.chunks_exact(n.width).zip(y.chunks_exact_mut(n.width));
@@ -247,8 +247,8 @@ fn forward_rows(n: &Norm, p: &Params, first: usize, x: &[f32], y: &mut [f32]) {
     }
 }
 
-/// Gradients of [`forward`]: from `dy` (rows, width) to `dx` (rows, width) and to `dparams`, which
-/// is laid out like `params` and summed over the rows of each group.
+/// Computes the gradients of [`forward`]: `dx` (rows, width) from `dy` (rows, width), and `dparams`, laid
+/// out like `params` and summed over the rows of each group.
 pub fn backward(
     n: &Norm,
     x: &[f32],
@@ -271,7 +271,7 @@ pub fn backward(
     );
 }
 
-/// [`backward`] with the gradient of the output in `d`, which becomes that of the input.
+/// Computes [`backward`] in place: `d` holds the output gradient and receives the input gradient.
 pub fn backward_in_place(n: &Norm, x: &[f32], params: &[f32], d: &mut [f32], dparams: &mut [f32]) {
     backward_rows(
         n,
@@ -287,7 +287,7 @@ pub fn backward_in_place(n: &Norm, x: &[f32], params: &[f32], d: &mut [f32], dpa
     );
 }
 
-/// [`backward`] whose gradient of the input is added to `sum` (rows, width).
+/// Computes [`backward`] with the input gradient added to `sum` (rows, width).
 pub fn backward_add(
     n: &Norm,
     x: &[f32],
@@ -314,7 +314,7 @@ pub fn backward_add(
 }
 
 /// Calls `f(parameters, group, elements of the row, row of d, spare row, gradients of parameters)` for
-/// every row, and adds up the gradients of the parameters. `f` has to be marked `#[inline(always)]`, see
+/// every row, and sums the gradients of the parameters. `f` must be marked `#[inline(always)]`, see
 /// [`dispatch`].
 #[inline(always)]
 fn backward_rows(
@@ -354,7 +354,7 @@ fn backward_rows(
     sum_partials(&partials, dparams);
 }
 
-/// One row of [`forward`].
+/// Computes one row of [`forward`].
 #[inline(always)]
 pub(crate) fn forward_row(n: &Norm, p: &Params, group: usize, x: &[f32], y: &mut [f32]) {
     let [gain, bias] = p.of_group(n, group);
@@ -378,8 +378,8 @@ impl Norm {
         }
     }
 
-    /// Divisor of the sum of squares in the factor of a row, `1 / sqrt(sum / divisor + eps)`; `None` for
-    /// functions of single elements.
+    /// Returns the divisor of the sum of squares in the scale of a row, `1 / sqrt(sum / divisor + eps)`;
+    /// `None` for element-wise functions.
     #[inline(always)]
     pub(crate) fn divisor_of_squares(&self) -> Option<f32> {
         match self.function {
@@ -389,13 +389,13 @@ impl Norm {
         }
     }
 
-    /// The divisor of the sum of squares, if that sum is all that a row is scaled by.
+    /// Returns the divisor of the sum of squares if a row is scaled by that sum and not centered.
     #[inline(always)]
     pub(crate) fn scales_by_squares(&self) -> Option<f32> {
         self.divisor_of_squares().filter(|_| !self.subtracts_mean())
     }
 
-    /// Mean (0 where none is subtracted) and the factor of a row of a function that has one.
+    /// Returns the mean (0 if none is subtracted) and the scale of a row, for functions that have one.
     #[inline(always)]
     fn statistics(&self, x: &[f32]) -> (f32, f32) {
         let mean = match self.subtracts_mean() {
@@ -415,7 +415,7 @@ fn affine(x: &[f32], gain: &[f32], bias: &[f32], y: &mut [f32], h: impl Fn(f32) 
     }
 }
 
-/// One row of [`backward`]; adds to `grads`, which is laid out like the parameters.
+/// Computes one row of [`backward`]; adds to `grads`, which is laid out like the parameters.
 #[inline(always)]
 pub(crate) fn backward_row(
     n: &Norm,
@@ -466,7 +466,7 @@ pub(crate) fn backward_row(
     }
 }
 
-/// Gradient of the gain: `dgain += dy h(x)`; nothing if there is no gain.
+/// Adds the gradient of the gain, `dgain += dy h(x)`; no effect without a gain.
 #[inline(always)]
 fn add_products(dgain: &mut [f32], x: &[f32], dy: &[f32], h: impl Fn(f32) -> f32) {
     for ((dg, &x), &dy) in dgain.iter_mut().zip(x).zip(dy) {
@@ -474,7 +474,7 @@ fn add_products(dgain: &mut [f32], x: &[f32], dy: &[f32], h: impl Fn(f32) -> f32
     }
 }
 
-/// `dx = g dy slope(x) alpha` for a function of `alpha x + shift`; returns the gradients of alpha
+/// Computes `dx = g dy slope(x) alpha` for a function of `alpha x + shift`; returns the gradients of alpha
 /// and shift.
 #[inline(always)]
 fn pointwise(

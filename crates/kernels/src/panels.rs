@@ -1,9 +1,9 @@
-//! Products of small matrices that lie in cache, for ops that work tile by tile.
+//! Small in-cache matmuls, for ops that work tile by tile.
 //!
-//! The right side is packed once into panels of 16 columns and read many times. Each element of a
-//! product is one chain of fused multiply-adds over the inner index, so that its bits do not depend
-//! on the width of the machine's vectors. Parts of a product that nobody needs, such as those a
-//! causal mask hides, are left out block by block.
+//! The right operand is packed once into panels of 16 columns and read many times. Each output element
+//! is one chain of fused multiply-adds over the inner index, so that its bits do not depend on the
+//! vector width of the machine. Blocks that are not needed, such as those hidden by a causal mask, are
+//! skipped.
 
 use crate::simd::{Chunk, Chunked, LANES, by_chunks, vectors, vectors_mut};
 use pulp::Simd;
@@ -15,7 +15,7 @@ pub(crate) const PANEL: usize = LANES;
 /// One row of a panel.
 pub(crate) type PanelRow = Chunk;
 
-/// Panels that hold `columns` columns.
+/// Returns the number of panels for `columns` columns.
 pub(crate) fn panels(columns: usize) -> usize {
     columns.div_ceil(PANEL)
 }
@@ -40,8 +40,8 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Packs `n` rows of `width` as the right side (n, width): panel p holds columns `16 p ..`, a row
-/// of it for each of the n; columns beyond the width are zero.
+/// Packs `n` rows of `width` as the right operand (n, width): panel p holds columns `16 p ..`, with one row
+/// for each of the n; columns beyond the width are zero.
 pub(crate) fn pack(rows: Rows, n: usize, width: usize, out: &mut [PanelRow]) {
     for i in 0..n {
         let row = rows.row(i, width);
@@ -57,8 +57,8 @@ pub(crate) fn pack(rows: Rows, n: usize, width: usize, out: &mut [PanelRow]) {
     }
 }
 
-/// Packs `n` rows of `width` as the right side (width, n): panel p holds rows `16 p ..` as its
-/// columns; columns beyond n are zero.
+/// Packs `n` rows of `width` as the right operand (width, n): panel p holds rows `16 p ..` as its columns;
+/// columns beyond n are zero.
 pub(crate) fn pack_transposed(rows: Rows, n: usize, width: usize, out: &mut [PanelRow]) {
     for (p, panel) in out.chunks_exact_mut(width).take(panels(n)).enumerate() {
         let count = PANEL.min(n - p * PANEL);
@@ -85,7 +85,7 @@ pub(crate) fn pack_transposed(rows: Rows, n: usize, width: usize, out: &mut [Pan
     }
 }
 
-/// Memory layout of the left side.
+/// Memory layout of the left operand.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Left {
     /// Element (i, l) at `i * stride + l`.
@@ -94,33 +94,33 @@ pub(crate) enum Left {
     ByColumn,
 }
 
-/// `c = a b`, or `c += a b`.
+/// Matmul `c = a b`, or `c += a b`.
 pub(crate) struct Product<'a> {
-    /// Left side, (m, inner).
+    /// Left operand, (m, inner).
     pub(crate) a: Rows<'a>,
     pub(crate) left: Left,
     pub(crate) m: usize,
-    /// Right side, (inner, n), packed.
+    /// Right operand, (inner, n), packed.
     pub(crate) b: &'a [PanelRow],
     pub(crate) inner: usize,
     pub(crate) n: usize,
-    /// Rows of n values, `c_stride` apart.
+    /// Output rows of n values, with stride `c_stride`.
     pub(crate) c: &'a mut [f32],
     pub(crate) c_stride: usize,
     pub(crate) accumulate: bool,
 }
 
-/// The part of a product's block of rows that is needed.
+/// Needed part of a block of output rows.
 pub(crate) struct Needed {
-    /// Inner indices whose terms are not zero.
+    /// Inner indices with nonzero terms.
     pub(crate) inner: Range<usize>,
-    /// Columns that are read afterwards; those of the last panel are all written.
+    /// Columns that are read afterwards; the last panel is written as a whole.
     pub(crate) columns: usize,
 }
 
 impl Product<'_> {
-    /// Multiplies; of each block of rows only what `needed` says, which must not name more than
-    /// there is.
+    /// Runs the matmul; of each block of rows only the part returned by `needed`, which must be within the
+    /// operands.
     #[inline(always)]
     pub(crate) fn run(self, needed: impl Fn(Range<usize>) -> Needed) {
         by_chunks(Run {
@@ -140,8 +140,8 @@ impl<N: Fn(Range<usize>) -> Needed> Chunked for Run<'_, N> {
 
     #[inline(always)]
     fn run<S: Simd, const V: usize>(self, simd: S) {
-        // Enough accumulators to hide the latency of a multiply-add, few enough to stay in
-        // registers: 16 of the 32 that hold a whole row of a panel each, else 12 of AVX2's 16.
+        // Enough accumulators to hide the latency of a multiply-add, few enough to stay in registers: 16 of
+        // the 32 that hold a whole panel row each, else 12 of AVX2's 16.
         match V {
             1 => self.blocks::<S, V, 8, 2>(simd),
             _ => self.blocks::<S, V, 6, 1>(simd),
@@ -150,7 +150,7 @@ impl<N: Fn(Range<usize>) -> Needed> Chunked for Run<'_, N> {
 }
 
 impl<N: Fn(Range<usize>) -> Needed> Run<'_, N> {
-    /// Goes through blocks of `M` rows and `P` panels, and smaller ones at the edges.
+    /// Iterates over blocks of `M` rows and `P` panels, with smaller ones at the edges.
     #[inline(always)]
     fn blocks<S: Simd, const V: usize, const M: usize, const P: usize>(mut self, simd: S) {
         let m = self.product.m;
@@ -168,7 +168,7 @@ impl<N: Fn(Range<usize>) -> Needed> Run<'_, N> {
         }
     }
 
-    /// `M` rows from `row` on by as many of `P` panels from `first` on as are needed; gives `M`.
+    /// Computes `M` rows from `row` on by as many of `P` panels from `first` on as needed; returns `M`.
     #[inline(always)]
     fn rows<S: Simd, const V: usize, const M: usize, const P: usize>(
         &mut self,
@@ -185,7 +185,7 @@ impl<N: Fn(Range<usize>) -> Needed> Run<'_, N> {
         M
     }
 
-    /// `M` rows from `row` on by `P` panels from `first` on.
+    /// Computes `M` rows from `row` on by `P` panels from `first` on.
     #[inline(always)]
     fn block<S: Simd, const V: usize, const M: usize, const P: usize>(
         &mut self,
@@ -200,7 +200,7 @@ impl<N: Fn(Range<usize>) -> Needed> Run<'_, N> {
             *right = &product.b[(first + p) * product.inner..][inner.clone()];
         }
         let stride = product.a.stride;
-        // The accumulators are indexed by constants only, or they would not stay in registers.
+        // Accumulators are indexed by constants only; otherwise they would not stay in registers.
         let mut sums = [[[simd.splat_f32s(0.0); V]; P]; M];
         match product.left {
             Left::ByRow => {
@@ -229,7 +229,7 @@ impl<N: Fn(Range<usize>) -> Needed> Run<'_, N> {
                     "panels: the left side is too short"
                 );
                 for (l, a) in (0..inner.len()).zip(a.chunks(stride)) {
-                    // A panic here would keep the accumulators from their registers.
+                    // A panic here would move the accumulators out of registers.
                     let Some(a) = a.first_chunk::<M>() else { break };
                     let b = right.map(|right| vectors::<S, V>(&right[l]));
                     for i in 0..M {
@@ -278,7 +278,7 @@ mod tests {
     use proptest::prelude::*;
     use std::cell::Cell;
 
-    /// The blocks of machines whose vectors hold a whole row of a panel, on any machine.
+    /// Runs the blocks of machines whose vectors hold a whole panel row, on any machine.
     struct Pairs<'a, N>(Run<'a, N>);
 
     impl<N: Fn(Range<usize>) -> Needed> Chunked for Pairs<'_, N> {
@@ -303,7 +303,7 @@ mod tests {
                 false => (Left::ByRow, inner + padding),
             };
             let mut a = rng.normal(m.max(inner) * stride);
-            // Row i sees inner indices up to first + i; the terms beyond are zero.
+            // Row i has nonzero terms up to inner index first + i.
             let seen = |i: usize| (first + i + 1).min(inner);
             for i in 0..m {
                 for l in seen(i)..inner {
@@ -385,7 +385,7 @@ mod tests {
                 c_stride: 40,
                 accumulate: false,
             };
-            // Of the first block; the others need all.
+            // Needed columns of the first block; the other blocks need all.
             let first = Cell::new(0);
             let needed = |rows: Range<usize>| Needed {
                 inner: 0..2,

@@ -3,19 +3,19 @@
 /// Elements per chunk of an element-wise op: small enough for the L2 cache.
 pub(crate) const ELEMENTS: usize = 16 * 1024;
 
-/// Most chunks a set of rows is split into, which bounds the partial parameter gradients.
+/// Maximum number of chunks of a set of rows, which bounds the partial parameter gradients.
 const MAX_CHUNKS: usize = 128;
 
-/// Fewest values worth a task of their own.
+/// Minimum number of values per task.
 const MIN_VALUES: usize = 4 * 1024;
 
-/// Rows per chunk for `rows` rows of `width` values; at least 1.
+/// Returns the rows per chunk for `rows` rows of `width` values; at least 1.
 pub(crate) fn rows_per_chunk(rows: usize, width: usize) -> usize {
     rows.div_ceil(MAX_CHUNKS)
         .max(MIN_VALUES.div_ceil(width.max(1)))
 }
 
-/// Adds up partial gradients, each as long as `total`, in their order.
+/// Sums partial gradients, each as long as `total`, in order.
 pub(crate) fn sum_partials(partials: &[Vec<f32>], total: &mut [f32]) {
     total.fill(0.0);
     for partial in partials {

@@ -1,9 +1,9 @@
-//! From the packed projection to normalized and rotated queries, keys and values in one pass.
+//! Norm and rotation of queries, keys and values of the packed projection, in one pass.
 //!
 //! Per token: clamp, then either norm and rotate (HybridNorm, Qwen3, Gemma 3) or rotate and norm
 //! (nanochat, nGPT), then multiply queries and keys by `qk_scale`; values are only clamped and
 //! normalized. The rotation is that of RoFormer (Su et al. 2021, arXiv 2104.09864) in the "rotate
-//! half" pairing of LLaMA and OLMo: channel i turns together with channel i + head_dim/2.
+//! half" pairing of LLaMA and OLMo: channel i is rotated together with channel i + head_dim/2.
 
 use crate::norm::Norm;
 use crate::parallel::{rows_per_chunk, sum_partials};
@@ -55,14 +55,14 @@ pub struct QkvPrep {
     pub v: Option<Norm>,
     /// Order of norm and rotation.
     pub order: QkOrder,
-    /// Factor of queries and of keys after norm and rotation.
+    /// Factor on queries and keys after norm and rotation.
     pub qk_scale: f32,
-    /// Queries, keys and values are clamped to plus and minus this before anything else; the
-    /// gradient is zero outside.
+    /// Limit to which queries, keys and values are clamped before anything else; the gradient is zero
+    /// outside.
     pub clip: Option<f32>,
 }
 
-/// The rotation table of positions `start..start + len`, shape (len, head_dim): in each row the
+/// Returns the rotation table of positions `start..start + len`, shape (len, head_dim): each row holds the
 /// head_dim/2 cosines, then the sines, of `position * theta^(-2i/head_dim)`. Computed in `f64`.
 pub fn rope_table(theta: f64, head_dim: usize, start: usize, len: usize) -> Vec<f32> {
     assert!(
@@ -82,7 +82,7 @@ pub fn rope_table(theta: f64, head_dim: usize, start: usize, len: usize) -> Vec<
     table
 }
 
-/// A [`QkvPrep`] with all that it reads: the rotations of `t` positions and the norms' parameters.
+/// A [`QkvPrep`] with its inputs: the rotations of `t` positions and the norm parameters.
 pub struct Preparation<'a> {
     form: QkvPrep,
     rope: &'a [f32],
@@ -90,12 +90,12 @@ pub struct Preparation<'a> {
 }
 
 impl<'a> Preparation<'a> {
-    /// `rope` is a table of [`rope_table`], (t, head_dim). `params` are those of the norms `q`, `k`
-    /// and `v`, each empty for an absent norm.
+    /// Creates a preparation. `rope` is a [`rope_table`], (t, head_dim); `params` are the parameters of the
+    /// norms `q`, `k` and `v`, empty for an absent norm.
     ///
     /// # Panics
     ///
-    /// If a norm fits no head, or a slice has another length than the form says.
+    /// If a norm does not fit the heads, or a slice has the wrong length.
     pub fn new(form: &QkvPrep, rope: &'a [f32], params: [&'a [f32]; 3]) -> Self {
         form.check(rope, params);
         Preparation {
@@ -105,7 +105,7 @@ impl<'a> Preparation<'a> {
         }
     }
 
-    /// Zeros in the shape of the three norms' parameters.
+    /// Returns zeros in the shape of the three norms' parameters.
     pub(crate) fn zero_gradients(&self) -> [Vec<f32>; 3] {
         let len = |s: &Segment| s.norm.as_ref().map_or(0, |(n, _)| n.params_len());
         self.segments.each_ref().map(|s| vec![0.0; len(s)])
@@ -115,7 +115,7 @@ impl<'a> Preparation<'a> {
         &self.form
     }
 
-    /// Positions of the table.
+    /// Returns the number of positions of the table.
     pub(crate) fn positions(&self) -> usize {
         self.rope.len() / self.form.head_dim
     }
@@ -124,7 +124,7 @@ impl<'a> Preparation<'a> {
         &self.rope[position * self.form.head_dim..][..self.form.head_dim]
     }
 
-    /// The segment that head `part` of a packed row is in, and its number there.
+    /// Returns the segment of head `part` of a packed row, and the index of the head in it.
     fn segment_of(&self, part: usize) -> (usize, usize) {
         let QkvPrep {
             heads, kv_heads, ..
@@ -136,7 +136,7 @@ impl<'a> Preparation<'a> {
         }
     }
 
-    /// Prepares rows `x` of head `part`, which are at consecutive positions from `position` on; see
+    /// Prepares rows `x` of head `part` at consecutive positions from `position` on; see
     /// [`QkvPrep::is_by_head`].
     #[inline(always)]
     pub(crate) fn head<S: Simd, const V: usize>(
@@ -167,7 +167,7 @@ impl<'a> Preparation<'a> {
         }
     }
 
-    /// Gradient of [`Preparation::head`]; adds to the parameters' gradients `grads`.
+    /// Computes the gradient of [`Preparation::head`]; adds to the parameter gradients `grads`.
     #[inline(always)]
     #[expect(
         clippy::too_many_arguments,
@@ -206,7 +206,7 @@ impl<'a> Preparation<'a> {
     }
 }
 
-/// `out` from `qkv`, both (batch * t, (heads + 2 kv_heads) * head_dim) with rows
+/// Computes `out` from `qkv`, both (batch * t, (heads + 2 kv_heads) * head_dim) with rows
 /// `[q heads | k heads | v heads]`; row r is at position `r % t`.
 pub fn forward(p: &Preparation, qkv: &[f32], out: &mut [f32]) {
     p.check_rows("qkv::forward", qkv);
@@ -258,8 +258,8 @@ impl Chunked for Forward<'_> {
     }
 }
 
-/// Gradients of [`forward`]: from `dout` to `dqkv`, both shaped like `qkv`, and to the parameters
-/// of the norms of q, k and v.
+/// Computes the gradients of [`forward`]: `dqkv` from `dout`, both shaped like `qkv`, and those of the
+/// parameters of the q, k and v norms.
 pub fn backward(
     p: &Preparation,
     qkv: &[f32],
@@ -308,7 +308,7 @@ struct Backward<'a> {
 }
 
 impl Chunked for Backward<'_> {
-    /// Gradients of the norms' parameters.
+    /// Gradients of the norm parameters.
     type Output = [Vec<f32>; 3];
 
     #[inline(always)]
@@ -331,7 +331,7 @@ impl Chunked for Backward<'_> {
     }
 }
 
-/// Adds up the parameter gradients of all tasks in their order.
+/// Sums the parameter gradients of all tasks in order.
 pub(crate) fn sum_gradients(name: &str, partials: Vec<[Vec<f32>; 3]>, totals: [&mut [f32]; 3]) {
     let mut each: [Vec<Vec<f32>>; 3] = Default::default();
     for partial in partials {
@@ -351,7 +351,7 @@ pub(crate) fn sum_gradients(name: &str, partials: Vec<[Vec<f32>; 3]>, totals: [&
     }
 }
 
-/// Values of one segment between the steps.
+/// Intermediate values of one segment.
 #[derive(Default)]
 pub(crate) struct Scratch {
     clamped: Vec<f32>,
@@ -386,13 +386,13 @@ impl Preparation<'_> {
 }
 
 impl QkvPrep {
-    /// True if a head can be prepared on its own: no norm spans several.
+    /// True if heads can be prepared separately, i.e. no norm spans several of them.
     pub fn is_by_head(&self) -> bool {
         let mut norms = [self.q, self.k, self.v].into_iter().flatten();
         norms.all(|n| n.width == self.head_dim)
     }
 
-    /// Values per packed row.
+    /// Returns the values per packed row.
     fn width(&self) -> usize {
         (self.heads + 2 * self.kv_heads) * self.head_dim
     }

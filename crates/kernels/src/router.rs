@@ -1,10 +1,10 @@
-//! The router of a mixture of experts: from logits to chosen experts, their weights, and the losses
-//! that keep it in shape.
+//! Mixture-of-experts router: from router logits to top-k experts, their weights, and the router's
+//! auxiliary losses.
 //!
 //! Scores are `s = softmax(logits)` (Switch Transformer, arXiv 2101.03961) or `s = sigmoid(logits)`.
-//! A bias of the experts enters the choice only, never the weights, and experts may be limited to
-//! some groups (DeepSeek-V3, arXiv 2412.19437, and its released code). The balance loss is
-//! `E sum_e load_e / (n k) mean_t p_te` with normalized scores `p = s / sum(s)`; the z-loss is
+//! An expert bias affects the selection only, never the weights, and the selection may be limited to some
+//! groups of experts (DeepSeek-V3, arXiv 2412.19437, and its released code). The load-balancing loss is
+//! `E sum_e load_e / (n k) mean_t p_te` with normalized scores `p = s / sum(s)`; the router z-loss is
 //! `mean_t logsumexp(logits)^2` (ST-MoE, arXiv 2202.08906).
 
 use crate::experts::Layout;
@@ -17,7 +17,7 @@ mod choose;
 
 pub use choose::choose;
 
-/// Added to sums of sigmoids that something is divided by.
+/// Added to sums of sigmoids that are divisors.
 const TINY: f32 = 1e-20;
 
 /// The function from logits to scores.
@@ -35,31 +35,31 @@ pub enum Scoring {
     Sigmoid,
 }
 
-/// Shape and form of the choice.
+/// Shape and parameters of the router.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Router {
-    /// Experts E.
+    /// Number of experts E.
     pub experts: usize,
-    /// Experts k that each token goes to.
+    /// Experts per token k.
     pub top_k: usize,
-    /// Scores.
+    /// Function from logits to scores.
     pub scoring: Scoring,
-    /// True if a token's weights are divided by their sum, for the sigmoid by this plus 1e-20.
+    /// True if a token's weights are divided by their sum, plus 1e-20 for the sigmoid.
     pub renormalize: bool,
-    /// Equal runs of experts; 1 for no groups.
+    /// Number of groups of equally many experts; 1 for no groups.
     pub groups: usize,
-    /// Groups that the experts of a token may come from.
+    /// Groups from which the experts of a token may be selected.
     pub top_groups: usize,
-    /// Factor of the weights.
+    /// Factor on the weights.
     pub scaling: f32,
 }
 
-/// Losses of the router, and what shows its state.
+/// Auxiliary losses of the router, and the entropy of its scores.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Losses {
-    /// Balance loss; 1 if load or scores are even.
+    /// Load-balancing loss; 1 if load or scores are uniform.
     pub balance: f64,
-    /// Mean of `logsumexp(logits)^2`.
+    /// Router z-loss, the mean of `logsumexp(logits)^2`.
     pub z: f64,
     /// Mean entropy of the normalized scores, in nats.
     pub entropy: f64,
@@ -84,8 +84,8 @@ fn scores(scoring: Scoring, row: &mut [f32]) {
     }
 }
 
-/// `weights` (n, k) of the `chosen` experts: their scores without any bias, divided by their sum if
-/// the router says so, and scaled.
+/// Computes `weights` (n, k) of the `chosen` experts: their scores without bias, renormalized if
+/// [`Router::renormalize`] is set, and scaled.
 pub fn weights(r: &Router, logits: &[f32], chosen: &[i32], weights: &mut [f32]) {
     let n = r.check("router::weights", logits);
     r.check_chosen("router::weights: chosen", n, chosen);
@@ -113,7 +113,7 @@ pub fn weights(r: &Router, logits: &[f32], chosen: &[i32], weights: &mut [f32]) 
         });
 }
 
-/// The weights of a token before they are scaled.
+/// Computes the weights of a token before scaling.
 #[inline(always)]
 fn shares(r: &Router, logits: &[f32], chosen: &[i32], shares: &mut [f32]) {
     for (share, &expert) in shares.iter_mut().zip(chosen) {
@@ -128,7 +128,7 @@ fn shares(r: &Router, logits: &[f32], chosen: &[i32], shares: &mut [f32]) {
             }
         }
         (Scoring::Softmax, true) => {
-            // Scores divided by their sum are the softmax of the chosen logits. What makes all scores
+            // Scores divided by their sum are the softmax of the chosen logits. Values that make all scores
             // NaN must do so here, too.
             let ordinary = logits
                 .iter()
@@ -151,7 +151,7 @@ fn shares(r: &Router, logits: &[f32], chosen: &[i32], shares: &mut [f32]) {
     }
 }
 
-/// `dlogits` (n, E) from `dweights` (n, k); the choice counts as constant.
+/// Computes `dlogits` (n, E) from `dweights` (n, k); the selection is treated as constant.
 pub fn weights_backward(
     r: &Router,
     logits: &[f32],
@@ -198,7 +198,7 @@ fn spread_back(
     dweights: &[f32],
     dlogits: &mut [f32],
 ) {
-    // Both softmax and the division by the sum take away what all shares have in common.
+    // The gradients of softmax and of the division by the sum subtract a component common to all shares.
     let common = match (r.scoring, r.renormalize) {
         (Scoring::Sigmoid, false) => 0.0,
         _ => dot(shares, dweights),
@@ -225,8 +225,8 @@ fn spread_back(
     }
 }
 
-/// The losses of `logits` (n, E) and the tokens `load` (E) that each expert got; zeros without
-/// tokens.
+/// Computes the losses of `logits` (n, E) and `load` (E), the number of tokens of each expert; zeros
+/// without tokens.
 pub fn losses(r: &Router, logits: &[f32], load: &[i32]) -> Losses {
     let n = r.check("router::losses", logits);
     r.check_load("router::losses: load", load);
@@ -276,7 +276,7 @@ fn add_losses(r: &Router, logits: &[f32], factors: &[f32], place: &mut [f32], su
         Scoring::Softmax => {
             let total = f64::from(exponentials);
             sums.balance += f64::from(dot(place, factors)) / total;
-            // No probability times an infinite logarithm is nothing.
+            // Probability 0 times an infinite logarithm counts as 0.
             let term = |e: f32, l: f32, _| if e == 0.0 { 0.0 } else { e * (l - largest) };
             let terms = sum3(place, logits, logits, term);
             sums.entropy += total.ln() - f64::from(terms) / total;
@@ -299,7 +299,8 @@ fn add_losses(r: &Router, logits: &[f32], factors: &[f32], place: &mut [f32], su
     }
 }
 
-/// `dlogits` (n, E) of `dbalance * balance + dz * z`, see [`losses`]; the load counts as constant.
+/// Computes `dlogits` (n, E) of `dbalance * balance + dz * z`, see [`losses`]; the load is treated as
+/// constant.
 pub fn losses_backward(
     r: &Router,
     logits: &[f32],
@@ -334,7 +335,7 @@ pub fn losses_backward(
         });
 }
 
-/// Gradient of one token.
+/// Computes the gradient of one token.
 #[inline(always)]
 fn differentiate(
     scoring: Scoring,
@@ -370,7 +371,7 @@ fn differentiate(
 }
 
 impl Router {
-    /// Sizes of the dispatch to the chosen experts.
+    /// Returns the sizes of the dispatch to the chosen experts.
     pub fn layout(&self) -> Layout {
         Layout {
             experts: self.experts,
@@ -378,7 +379,7 @@ impl Router {
         }
     }
 
-    /// Checks that the router is consistent; gives the tokens.
+    /// Checks that the router is consistent; returns the number of tokens.
     fn check(&self, name: &str, logits: &[f32]) -> usize {
         let Router {
             experts,
@@ -442,7 +443,7 @@ impl Router {
         assert_eq!(load.len(), experts, "{name} is not ({experts})");
     }
 
-    /// `E load_e / (n k)`, which is 1 for even load.
+    /// Returns `E load_e / (n k)`, which is 1 for uniform load.
     fn balance_factors(&self, n: usize, load: &[i32]) -> Vec<f32> {
         let scale = self.experts as f64 / (n as f64 * self.top_k as f64);
         let factor = |&load: &i32| (scale * f64::from(load)) as f32;

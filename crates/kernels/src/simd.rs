@@ -1,4 +1,4 @@
-//! Run-time choice of instruction set, and reductions in a fixed order that still vectorize.
+//! Run-time selection of the instruction set, and reductions in a fixed order that still vectorize.
 //!
 //! Floating-point addition is not associative, so a compiler may not vectorize a plain sum. Here a
 //! reduction runs over `LANES` independent accumulators which are folded in a fixed tree: the
@@ -9,31 +9,31 @@ use pulp::{Simd, WithSimd};
 /// Independent accumulators of a reduction: two AVX2 registers, enough to hide the latency.
 pub(crate) const LANES: usize = 16;
 
-/// Terms that are written down before they are added up.
+/// Terms that are buffered before they are summed.
 const BLOCK: usize = 256;
 
 /// Runs `body` compiled for the best instruction set of this machine.
 ///
-/// The body must be inlined to profit: write `dispatch(#[inline(always)] || ...)` and mark what it
-/// calls `#[inline(always)]`.
+/// The body must be inlined to benefit: write `dispatch(#[inline(always)] || ...)` and mark its callees
+/// `#[inline(always)]`.
 #[inline(always)]
 pub(crate) fn dispatch<R>(body: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(body)
 }
 
-/// A chunk of numbers that explicit vector code works on at a time.
+/// Chunk of numbers that explicit vector code processes at a time.
 pub(crate) type Chunk = [f32; LANES];
 
-/// Work on chunks in explicit vectors, for what the compiler does not vectorize well by itself.
+/// Work on chunks in explicit vectors, for loops that the compiler does not vectorize well.
 pub(crate) trait Chunked {
     /// Result of the work.
     type Output;
 
-    /// Runs with `V` vectors a chunk. That must be a constant for accumulators to stay in registers.
+    /// Runs with `V` vectors per chunk. `V` must be a constant for accumulators to stay in registers.
     fn run<S: Simd, const V: usize>(self, simd: S) -> Self::Output;
 }
 
-/// Runs such work with the vectors of this machine.
+/// Runs `work` with the vectors of this machine.
 #[inline(always)]
 pub(crate) fn by_chunks<C: Chunked>(work: C) -> C::Output {
     struct ByVectors<C>(C);
@@ -52,7 +52,7 @@ pub(crate) fn by_chunks<C: Chunked>(work: C) -> C::Output {
     pulp::Arch::new().dispatch(ByVectors(work))
 }
 
-/// The vectors of a chunk.
+/// Returns the vectors of a chunk.
 #[inline(always)]
 pub(crate) fn vectors<S: Simd, const V: usize>(chunk: &Chunk) -> &[S::f32s; V] {
     S::as_simd_f32s(chunk)
@@ -61,14 +61,14 @@ pub(crate) fn vectors<S: Simd, const V: usize>(chunk: &Chunk) -> &[S::f32s; V] {
         .expect("V vectors a chunk")
 }
 
-/// The vectors of a chunk, to be written.
+/// Returns the vectors of a chunk for writing.
 #[inline(always)]
 pub(crate) fn vectors_mut<S: Simd, const V: usize>(chunk: &mut Chunk) -> &mut [S::f32s; V] {
     let vectors = S::as_mut_simd_f32s(chunk).0;
     vectors.try_into().expect("V vectors a chunk")
 }
 
-/// Sum of a chunk's numbers, first and second half added until one is left.
+/// Sums the numbers of a chunk, adding first and second half until one is left.
 #[inline(always)]
 pub(crate) fn total<S: Simd, const V: usize>(simd: S, mut chunk: [S::f32s; V]) -> f32 {
     let mut count = V;
@@ -81,7 +81,7 @@ pub(crate) fn total<S: Simd, const V: usize>(simd: S, mut chunk: [S::f32s; V]) -
     simd.reduce_sum_f32s(chunk[0])
 }
 
-/// Joins the accumulators in a fixed tree.
+/// Folds the accumulators in a fixed tree.
 #[inline(always)]
 fn fold(lanes: &[f32; LANES], join: impl Fn(f32, f32) -> f32) -> f32 {
     let mut lanes = *lanes;
@@ -95,9 +95,9 @@ fn fold(lanes: &[f32; LANES], join: impl Fn(f32, f32) -> f32) -> f32 {
     lanes[0]
 }
 
-/// Sum of the accumulators.
+/// Sums the accumulators.
 ///
-/// Not inlined on purpose: the call makes the caller keep its accumulators side by side in memory
+/// Deliberately not inlined: the call makes the caller keep its accumulators side by side in memory
 /// order, and only then does LLVM put them into full vector registers. Inlined, the tree's pairs
 /// become the vectors and the loop runs at a quarter of the speed.
 #[inline(never)]
@@ -110,7 +110,7 @@ fn larger(a: f32, b: f32) -> f32 {
     if b > a { b } else { a }
 }
 
-/// Largest accumulator; not inlined for the same reason.
+/// Returns the largest accumulator; not inlined for the same reason.
 #[inline(never)]
 fn largest(lanes: &[f32; LANES]) -> f32 {
     fold(lanes, larger)
@@ -135,8 +135,8 @@ pub(crate) fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
 
 /// Sum of `f(x, y, z)` over three slices of the same length.
 ///
-/// The terms of a block are written down before they are added up: a loop over several slices that
-/// also adds into accumulators is not vectorized.
+/// The terms of a block are buffered before they are summed: a loop over several slices that also adds
+/// into accumulators is not vectorized.
 #[inline(always)]
 pub(crate) fn sum3(x: &[f32], y: &[f32], z: &[f32], f: impl Fn(f32, f32, f32) -> f32) -> f32 {
     let mut block = [0.0f32; BLOCK];
@@ -157,8 +157,8 @@ pub(crate) fn dot(x: &[f32], y: &[f32]) -> f32 {
     sum3(x, y, y, |x, y, _| x * y)
 }
 
-/// Dot products of `x` with `N` rows at once, for long rows that come from memory: several streams
-/// are in flight. Each adds up `LANES` chains of fused multiply-adds, whatever the vectors' width.
+/// Dot products of `x` with `N` rows at once, for long rows in memory: several streams are in flight.
+/// Each sums `LANES` chains of fused multiply-adds, for any vector width.
 #[inline(always)]
 pub(crate) fn dots<const N: usize>(x: &[f32], rows: [&[f32]; N]) -> [f32; N] {
     by_chunks(Dots { x, rows })
@@ -199,8 +199,8 @@ impl<const N: usize> Chunked for Dots<'_, N> {
     }
 }
 
-/// Dot products of `M` vectors with `N` rows, each with the bits of [`dots`], which is a twentieth
-/// faster for a single vector.
+/// Dot products of `M` vectors with `N` rows, each bit-identical to [`dots`], which is a twentieth faster
+/// for a single vector.
 pub(crate) struct Products<'a, const M: usize, const N: usize> {
     pub(crate) x: [&'a [f32]; M],
     pub(crate) rows: [&'a [f32]; N],
@@ -245,8 +245,8 @@ impl<const M: usize, const N: usize> Chunked for Products<'_, M, N> {
     }
 }
 
-/// Adds to each of `M` sums the `N` rows times its weights: a chain of fused multiply-adds for each
-/// element, in the order of the rows.
+/// Addition of `N` weighted rows to each of `M` sums: a chain of fused multiply-adds for each element, in
+/// the order of the rows.
 pub(crate) struct AddRows<'a, const M: usize, const N: usize> {
     pub(crate) weights: [[f32; N]; M],
     pub(crate) rows: [&'a [f32]; N],
@@ -275,7 +275,7 @@ impl<const M: usize, const N: usize> Chunked for AddRows<'_, M, N> {
         }
         for l in 0..width / LANES {
             for v in 0..V {
-                // In registers: the sums might overlap the rows for all that the compiler knows.
+                // In registers, since to the compiler the sums might alias the rows.
                 let mut row = [simd.splat_f32s(0.0); N];
                 for i in 0..N {
                     row[i] = vectors::<S, V>(&row_chunks[i][l])[v];
@@ -318,7 +318,7 @@ pub(crate) fn map_sum(x: &mut [f32], f: impl Fn(f32) -> f32) -> f32 {
     total
 }
 
-/// Largest value; negative infinity for an empty slice. A NaN is passed over.
+/// Largest value; negative infinity for an empty slice. NaN is ignored.
 #[inline(always)]
 pub(crate) fn max(x: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
@@ -331,19 +331,19 @@ pub(crate) fn max(x: &[f32]) -> f32 {
     tail.iter().fold(largest(&lanes), |a, &b| larger(a, b))
 }
 
-/// The larger number; NaN where one is.
+/// Returns the larger number; NaN if either is.
 #[inline(always)]
 pub fn larger_or_nan(a: f32, b: f32) -> f32 {
     if (b <= a) | a.is_nan() { a } else { b }
 }
 
-/// Largest accumulator, or NaN where one is; not inlined for the same reason.
+/// Returns the largest accumulator, or NaN if one is; not inlined for the same reason.
 #[inline(never)]
 fn largest_or_nan(lanes: &[f32; LANES]) -> f32 {
     fold(lanes, larger_or_nan)
 }
 
-/// Largest value, or NaN where one is; negative infinity for an empty slice.
+/// Returns the largest value, or NaN if one is; negative infinity for an empty slice.
 #[inline(always)]
 pub(crate) fn max_or_nan(x: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];

@@ -1,4 +1,4 @@
-//! Shared by the tests of all ops: random numbers, comparisons, derivatives, thread pools.
+//! Test utilities of all ops: random numbers, comparisons, derivatives, thread pools.
 
 /// SplitMix64 (Steele, Lea, Flood 2014): small, seedable, good enough for tests.
 pub(crate) struct Rng(u64);
@@ -63,8 +63,8 @@ pub(crate) fn all_close(got: &[f32], want: &[f64], tolerance: f64) {
     }
 }
 
-/// Compares a gradient with central differences of an `f64` function: every coordinate of a small
-/// input, and else a sample of coordinates and of random directions, which see all coordinates.
+/// Compares a gradient with central differences of an `f64` function: every coordinate of a small input,
+/// otherwise a sample of coordinates and of random directions, which involve all coordinates.
 #[track_caller]
 pub(crate) fn check_gradient(f: impl Fn(&[f64]) -> f64, x: &[f32], gradient: &[f32], tol: f64) {
     const STEP: f64 = 1e-5;
@@ -125,7 +125,7 @@ pub(crate) fn check_gradient(f: impl Fn(&[f64]) -> f64, x: &[f32], gradient: &[f
     }
 }
 
-/// Runs `op` in pools of 1, 2 and 3 threads and asserts that the results have the same bits.
+/// Runs `op` in pools of 1, 2 and 3 threads and asserts that the results are bit-identical.
 #[track_caller]
 pub(crate) fn same_bits_on_any_pool(op: impl Fn() -> Vec<f32> + Sync) {
     let run = |threads: usize| {

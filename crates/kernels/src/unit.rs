@@ -1,11 +1,11 @@
-//! Vectors of length one, for weights that live on a sphere (nGPT, arXiv 2410.01131).
+//! Normalization of weight vectors to unit length (nGPT, arXiv 2410.01131).
 
 use crate::parallel::rows_per_chunk;
 use crate::simd::{dispatch, sum_squares_f64};
 use rayon::prelude::*;
 
-/// Divides every row of `w`, which has rows of `columns`, by its Euclidean length; one of zeros
-/// stays.
+/// Divides every row of `w`, which has rows of `columns`, by its Euclidean length; rows of zeros are
+/// unchanged.
 pub fn rows(w: &mut [f32], columns: usize) {
     let n = check("unit::rows", w, columns);
     let chunk = rows_per_chunk(n, columns) * columns;
@@ -24,8 +24,8 @@ pub fn rows(w: &mut [f32], columns: usize) {
     });
 }
 
-/// Divides every column of `w`, which has rows of `columns`, by its Euclidean length; one of zeros
-/// stays.
+/// Divides every column of `w`, which has rows of `columns`, by its Euclidean length; columns of zeros are
+/// unchanged.
 pub fn columns(w: &mut [f32], columns: usize) {
     let n = check("unit::columns", w, columns);
     let chunk = rows_per_chunk(n, columns) * columns;
@@ -69,8 +69,8 @@ pub fn columns(w: &mut [f32], columns: usize) {
     });
 }
 
-/// The factor that gives a vector with this sum of squares length one, in double precision: neither the
-/// smallest nor the largest numbers leave its range.
+/// Returns the factor that scales a vector with this sum of squares to length one, in double precision, in
+/// which neither the smallest nor the largest numbers leave the range.
 #[inline(always)]
 fn factor(squares: f64) -> f64 {
     if squares == 0.0 {
@@ -80,7 +80,7 @@ fn factor(squares: f64) -> f64 {
     }
 }
 
-/// Number of rows.
+/// Checks the shape; returns the number of rows.
 fn check(name: &str, w: &[f32], columns: usize) -> usize {
     assert!(columns > 0, "{name}: width 0");
     assert!(
@@ -96,7 +96,7 @@ mod tests {
     use crate::testing::{Rng, all_close, same_bits_on_any_pool, wide};
     use proptest::prelude::*;
 
-    /// Every `columns`-th element from `first` on, or a row, is a vector.
+    /// Normalizes every row, or every column, by definition.
     fn naive(w: &[f64], columns: usize, by_row: bool) -> Vec<f64> {
         let of = |i: usize| if by_row { i / columns } else { i % columns };
         let mut squares = vec![0.0; columns.max(w.len() / columns)];

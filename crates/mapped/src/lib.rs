@@ -1,7 +1,7 @@
 //! Read-only memory maps behind a safe function.
 //!
 //! The library forbids `unsafe`, and mapping a file is `unsafe` because another process may change
-//! the file under the map. This crate holds that one call and the argument why it is sound here.
+//! the file while it is mapped. This crate contains that single call and its safety argument.
 #![warn(missing_docs)]
 
 use std::fs::File;
@@ -11,7 +11,7 @@ use std::path::Path;
 
 use memmap2::{Mmap, MmapOptions};
 
-/// The bytes of a file, mapped read-only. An empty file gives an empty slice.
+/// Bytes of a file, mapped read-only; an empty slice for an empty file.
 #[derive(Debug, Default)]
 pub struct Mapped(Option<Mmap>);
 
@@ -23,13 +23,12 @@ impl Deref for Mapped {
     }
 }
 
-/// Maps a file that nobody changes in place.
+/// Maps a file that is never modified in place.
 ///
-/// Token files are written once, to a temporary name, and renamed when whole; nothing in this
-/// workspace writes to a file under its final name or shortens it. Replacing or deleting a mapped
-/// file is harmless: the map keeps the old content. A token file of somebody's own that is shortened in
-/// place while it is mapped ends the process with a bus error, as it does in every program that maps
-/// files.
+/// Token files are written once, to a temporary file, and renamed when complete; nothing in this
+/// workspace writes to or truncates a file under its final name. Replacing or deleting a mapped file
+/// is harmless: the map keeps the old content. If a user truncates a token file in place while it is
+/// mapped, the process ends with a bus error, as in any program that maps files.
 ///
 /// # Errors
 /// If the path cannot be opened, is not a regular file, or the system refuses to map it.
@@ -44,7 +43,7 @@ impl Deref for Mapped {
 /// # Ok::<(), std::io::Error>(())
 /// ```
 pub fn map_file(path: impl AsRef<Path>) -> io::Result<Mapped> {
-    // Before opening, since opening a pipe waits for its writer.
+    // Checked before opening, since opening a pipe waits for its writer.
     require_regular(&std::fs::metadata(&path)?)?;
     map(&File::open(path)?)
 }
@@ -61,9 +60,9 @@ pub fn map(file: &File) -> io::Result<Mapped> {
     if length == 0 {
         return Ok(Mapped::default());
     }
-    // SAFETY: the map is read-only and its length is the file's. What remains is that the file
-    // must not be changed or shortened while the map lives; see the documentation of `map_file`
-    // for why the files it is meant for are not.
+    // SAFETY: the map is read-only and its length is the file's. The file must also not be changed
+    // or truncated while the map lives; the documentation of `map_file` states why its intended
+    // files are not.
     let map = unsafe { MmapOptions::new().len(length).map(file)? };
     Ok(Mapped(Some(map)))
 }

@@ -99,7 +99,7 @@ fn summary(manifest: &Manifest) -> String {
     format!("{table}\n{}", notes(manifest))
 }
 
-/// Lines that say what was left out, cut and replaced.
+/// Returns notes on text that was left out, cut or replaced, one per line.
 fn notes(manifest: &Manifest) -> String {
     let notes = manifest.notes();
     notes

@@ -73,7 +73,7 @@ fn bits_per_byte(measured: &Measured) -> String {
     bits.map_or("-".into(), |bits| format!("{bits:.4}"))
 }
 
-/// Account of the text of a set: read, left out, cut, replaced, and tokens that are no targets.
+/// Returns the notes on a data set: text read, left out, cut and replaced, and unknown tokens among the targets.
 fn reading(set: &SetLoss) -> Vec<String> {
     let mut lines = Vec::new();
     if let Some(text) = &set.text {
@@ -87,7 +87,7 @@ fn reading(set: &SetLoss) -> Vec<String> {
         .collect()
 }
 
-/// Results of a single set, a line each.
+/// Formats the results of a single data set, one per line.
 fn lines(set: &SetLoss) -> String {
     let measured = &set.measured;
     let why = measured.no_bits_per_byte.iter();
@@ -109,7 +109,7 @@ fn lines(set: &SetLoss) -> String {
     text
 }
 
-/// A row for each set, and one for all.
+/// Formats a row per data set and one for all.
 fn rows(found: &Evaluation) -> String {
     let mut table = table::numbers(&[
         "data",

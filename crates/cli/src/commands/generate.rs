@@ -15,13 +15,13 @@ use crate::stop::Stop;
 #[derive(Serialize)]
 struct Written {
     prompt: String,
-    /// The prompt is not repeated.
+    /// Generated text, without the prompt.
     text: String,
-    /// Tokens of the text.
+    /// Number of generated tokens.
     tokens: usize,
     prompt_tokens: usize,
     context_tokens: usize,
-    /// Tokens that the end of the text did not depend on.
+    /// Tokens outside the context of the last sampled token.
     left_out: LeftOut,
     #[serde(flatten)]
     prompt_account: PromptAccount,
@@ -75,7 +75,7 @@ pub fn run(args: GenerateArgs, console: &Console) -> Result<Ending, Error> {
     if !args.json {
         console::print("\n")?;
     }
-    // The rest was said before.
+    // The others were printed above.
     for line in left_out.lines().iter().skip(unread.lines().len()) {
         console.note(line);
     }
@@ -97,7 +97,7 @@ pub fn run(args: GenerateArgs, console: &Console) -> Result<Ending, Error> {
     Ok(Ending::Done)
 }
 
-/// How tokens are chosen; options that would change nothing are errors.
+/// Returns the sampling options; options without effect are errors.
 fn sampling(args: &GenerateArgs) -> Result<Sampling, Error> {
     let one_of = match (args.temperature == 0.0, args.top_k) {
         (true, _) => Some("--temperature 0"),

@@ -81,7 +81,7 @@ pub fn run(args: ImportArgs, console: &Console) -> Result<Ending, Error> {
             args.out.display()
         ));
         console.note(&format!("read {} of {} tensors", tensors.read, tensors.all));
-        // How names were read is a result, which --quiet leaves.
+        // Notes on tensor names are results, which `--quiet` does not suppress.
         for note in &notes {
             console::print(&format!("{note}\n"))?;
         }
@@ -101,8 +101,7 @@ pub fn run(args: ImportArgs, console: &Console) -> Result<Ending, Error> {
     Ok(Ending::Done)
 }
 
-/// The tokenizer that was asked for, or the one beside the weights, and the files of the folder that were
-/// read for it.
+/// Returns the requested tokenizer, or the one next to the weights, and the files of the folder read for it.
 fn find_tokenizer(args: &ImportArgs) -> Result<(Option<Tokenizer>, Vec<String>), Error> {
     if let Some(spec) = &args.tokenizer {
         let tokenizer = Tokenizer::from_spec(&spec.parse::<TokenizerSpec>()?)?;

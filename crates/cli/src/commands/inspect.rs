@@ -72,7 +72,7 @@ fn report(args: &InspectArgs, console: &Console) -> Result<Report, Error> {
     })
 }
 
-/// The training of a run directory; of a checkpoint alone one sequence of the longest length, with AdamW.
+/// Returns the training setup of a run directory; for a checkpoint alone, one sequence of maximum length and AdamW.
 fn training_of(path: &Path, model: &ModelConfig) -> Result<(StepShape, OptimizerConfig), Error> {
     let config = path.join(run_directory::CONFIG);
     if files::exists(&config)? {
@@ -95,7 +95,7 @@ fn is_config(path: &Path) -> Result<bool, Error> {
     Ok(is_toml || files::exists(path)? && !files::is_dir(path)?)
 }
 
-/// The sizes of a model.
+/// Lists the dimensions of a model.
 fn shape(model: &ModelConfig) -> Vec<String> {
     let mut parts = vec![
         format!("d_model {}", model.d_model),

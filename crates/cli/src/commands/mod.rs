@@ -1,4 +1,4 @@
-//! One file a command: arguments in, a call of the library, results out.
+//! Commands, one file each: convert arguments, call the library, print results.
 
 pub mod bench;
 pub mod data;
@@ -24,17 +24,17 @@ use hybridnorm::train::{Checkpoint, run_directory};
 use crate::args::TextArgs;
 use crate::console::Console;
 
-/// How a command ended that did not fail.
+/// Outcome of a command that did not fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
-    /// All was done.
+    /// Completed.
     Done,
-    /// It was asked to stop.
+    /// Interrupted by a signal.
     Interrupted,
 }
 
-/// The checkpoint at `path`, or the newest valid one of the run directory there. Broken ones that are
-/// newer are named.
+/// Opens the checkpoint at `path`, or the newest valid one of the run directory there; prints a note on each broken
+/// newer one.
 fn open_checkpoint(path: &Path, console: &Console) -> Result<Checkpoint, Error> {
     let checkpoint = Checkpoint::open(path)?;
     for problem in checkpoint.passed_over() {
@@ -43,7 +43,7 @@ fn open_checkpoint(path: &Path, console: &Console) -> Result<Checkpoint, Error> 
     Ok(checkpoint)
 }
 
-/// Options of text as they were given.
+/// Returns the text options given on the command line.
 fn text_overrides(args: TextArgs) -> TextOverrides {
     let TextArgs {
         text_field,
@@ -65,7 +65,7 @@ fn text_overrides(args: TextArgs) -> TextOverrides {
     }
 }
 
-/// Locking as `--no-lock` asks for.
+/// Returns the locking mode for `--no-lock`.
 pub fn locking(no_lock: bool) -> Locking {
     match no_lock {
         true => Locking::Off,

@@ -79,7 +79,7 @@ fn explain(
     }
 }
 
-/// A named placement, or one written in a file.
+/// Finds a named placement, or reads one from a TOML file.
 fn find(name: &str) -> Result<Placement, Error> {
     let path = Path::new(name);
     if path

@@ -117,7 +117,7 @@ fn text(report: &ProbeReport) -> String {
     text
 }
 
-/// Gradients and relative updates of each block's parameters by role.
+/// Tabulates gradient norms and relative updates of each block's parameters by role.
 fn roles(moment: &ProbeMoment) -> Table {
     let blocks = &moment.layers.blocks;
     let names: BTreeSet<&String> = blocks
@@ -143,7 +143,7 @@ fn roles(moment: &ProbeMoment) -> Table {
     table
 }
 
-/// Three significant digits.
+/// Formats a value with three significant digits.
 fn short(value: Measured) -> String {
     match value {
         None => "-".into(),

@@ -14,7 +14,7 @@ use crate::progress::Display;
 use crate::stop::Stop;
 use crate::table::numbers;
 
-/// Steps before and after the one of interest that the table shows.
+/// Number of steps in the table before and after the step of interest.
 const AROUND: u64 = 20;
 
 pub fn run(args: ReplayArgs, console: &Console) -> Result<Ending, Error> {
@@ -48,7 +48,7 @@ pub fn run(args: ReplayArgs, console: &Console) -> Result<Ending, Error> {
     Ok(Ending::Done)
 }
 
-/// How the numbers compare.
+/// Compares the replayed numbers with the run's.
 fn outcome(replay: &Replay) -> String {
     let found = &replay.comparison;
     let steps = match found.steps {

@@ -93,7 +93,7 @@ pub fn run(args: StudyArgs, console: &Console) -> Result<Ending, Error> {
     Ok(Ending::Done)
 }
 
-/// The command that goes on.
+/// Returns the command that resumes the study.
 fn again(path: &Path, out: &Path, args: &StudyArgs) -> String {
     let mut command = format!(
         "hybridnorm study {} --out {} --resume",
@@ -115,14 +115,14 @@ fn again(path: &Path, out: &Path, args: &StudyArgs) -> String {
     command
 }
 
-/// A group, and the data of the runs that this process trained.
+/// Group with the data of the runs that this process trained.
 #[derive(Serialize)]
 struct Shown<'a> {
     #[serde(flatten)]
     group: &'a Group,
-    /// How much of the data takes part; none where nothing was left to train.
+    /// Used and left-out tokens of the data; empty if no run was left to train.
     data: &'a [DataUse],
-    /// Omissions from them, by reason.
+    /// Left-out data, by reason.
     left_out: LeftOut,
 }
 

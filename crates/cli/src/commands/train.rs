@@ -83,7 +83,7 @@ pub fn run(args: TrainArgs, console: &Console) -> Result<Ending, Error> {
     let spikes = outcome.spikes;
     if spikes.total() > 0 {
         let flight = run.join(FLIGHT);
-        // Where the system does not tell, a look does no harm.
+        // Also printed if the folder's existence cannot be determined.
         let see = match hybridnorm::files::exists(&flight).unwrap_or(true) {
             true => format!("; see {}", flight.display()),
             false => String::new(),
@@ -101,7 +101,7 @@ pub fn default_run(config: &Path) -> PathBuf {
     Path::new("runs").join(config.file_stem().unwrap_or_default())
 }
 
-/// A word as a POSIX shell reads it.
+/// Quotes a word for a POSIX shell.
 pub fn shell_word(word: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || "-_./=:,+@%".contains(c);
     match !word.is_empty() && word.chars().all(plain) {

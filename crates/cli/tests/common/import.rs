@@ -1,4 +1,4 @@
-//! Folders of other people's models.
+//! Third-party model folders.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ pub fn fixture(family: &str) -> PathBuf {
     crates.join("hybridnorm/tests/fixtures/hf").join(family)
 }
 
-/// A lab with a model of a family in the folder `their`.
+/// Creates a lab with a model of a family in the folder `their`.
 pub fn lab(family: &str) -> Lab {
     let lab = Lab::new();
     for name in ["config.json", "model.safetensors"] {
@@ -28,7 +28,7 @@ pub fn configure(lab: &Lab, key: &str, value: Value) {
     lab.write("their/config.json", config.to_string());
 }
 
-/// A tensor: name, shape, bytes of f32.
+/// Tensor: name, shape, bytes of f32.
 pub type Entry = (String, Value, Vec<u8>);
 
 /// Changes the tensors of `their/model.safetensors`.
@@ -38,7 +38,7 @@ pub fn rewrite(lab: &Lab, change: impl FnOnce(&mut Vec<Entry>)) {
     lab.write("their/model.safetensors", write_tensors(all));
 }
 
-/// The tensors of a safetensors file of f32.
+/// Reads the tensors of an f32 safetensors file.
 pub fn tensors(file: &[u8]) -> Vec<Entry> {
     let length = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
     let header: Value = serde_json::from_slice(&file[8..8 + length]).unwrap();
@@ -57,7 +57,7 @@ pub fn tensors(file: &[u8]) -> Vec<Entry> {
     all
 }
 
-/// A safetensors file of f32.
+/// Returns an f32 safetensors file.
 pub fn write_tensors(all: Vec<Entry>) -> Vec<u8> {
     let mut header = serde_json::Map::new();
     let mut bytes = Vec::new();

@@ -1,5 +1,5 @@
-//! A temporary folder with a configuration of a tiny model in it, and the program to run there.
-#![allow(dead_code)] // Every test file uses its own part.
+//! Temporary folder with the configuration of a tiny model, and the program to run in it.
+#![allow(dead_code)] // Each test file uses only a part.
 
 pub mod import;
 
@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_hybridnorm");
 
-/// Trains for a fraction of a second.
+/// Configuration that trains in a fraction of a second.
 const CONFIG: &str = r#"
 seed = 3
 [model]
@@ -41,7 +41,7 @@ checkpoint_every = 5
 keep_checkpoints = 3
 "#;
 
-/// Two runs that are kept, on the prepared folder `data`.
+/// Study of two runs that are kept, on the prepared folder `data`.
 pub const KEPT_STUDY: &str = r#"
 [study]
 placements = ["pre-norm", "hybridnorm"]
@@ -63,13 +63,13 @@ eval_sequences = 4
 checkpoint_every = 2
 "#;
 
-/// Where one test works.
+/// Working folder of a test.
 pub struct Lab {
     folder: TempDir,
 }
 
 impl Lab {
-    /// A folder that holds `tiny.toml`.
+    /// Creates a folder that contains `tiny.toml`.
     pub fn new() -> Self {
         let lab = Self {
             folder: tempfile::tempdir().unwrap(),
@@ -93,14 +93,14 @@ impl Lab {
         fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
     }
 
-    /// The program, to be run in the folder with a cache of its own.
+    /// Returns a command of the program, run in the folder with its own cache.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(PROGRAM);
         command.args(args);
         self.at_home(command)
     }
 
-    /// The program, started by another one, such as `nohup`.
+    /// Returns a command of the program, started by another one, such as `nohup`.
     pub fn command_through(&self, starter: &str, args: &[&str]) -> Command {
         let mut command = Command::new(starter);
         command.arg(PROGRAM).args(args);
@@ -120,26 +120,26 @@ impl Lab {
         self.command(args).output().unwrap()
     }
 
-    /// Runs what must succeed and returns its standard output.
+    /// Runs a command that must succeed and returns its standard output.
     pub fn ok(&self, args: &[&str]) -> String {
         let output = self.run(args);
         assert_eq!(code(&output), 0, "{args:?}\n{}", stderr(&output));
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// The page of a report.
+    /// Returns the HTML report of a folder.
     pub fn page(&self, of: &str) -> String {
         self.ok(&["report", of, "--out", "page.html"]);
         String::from_utf8(self.read("page.html")).unwrap()
     }
 
-    /// Runs what must succeed and print one JSON document and nothing else.
+    /// Runs a command that must succeed and print exactly one JSON document.
     pub fn json(&self, args: &[&str]) -> Value {
         let text = self.ok(args);
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{args:?}: {error}\n{text}"))
     }
 
-    /// Runs what must fail with one line on standard error that says all of `words`.
+    /// Runs a command that must fail with one line on standard error that contains all of `words`.
     pub fn fails(&self, expected: i32, args: &[&str], words: &[&str]) -> String {
         let output = self.run(args);
         let text = stderr(&output);
@@ -156,7 +156,7 @@ impl Lab {
         text
     }
 
-    /// As [`Lab::fails`], whatever the exit code.
+    /// Like [`Lab::fails`], with any exit code.
     pub fn fails_any(&self, args: &[&str], words: &[&str]) -> String {
         let status = code(&self.run(args));
         assert_ne!(status, 0, "{args:?}");
@@ -176,7 +176,7 @@ impl Lab {
         ]);
     }
 
-    /// Trains `tiny.toml` in `run` quietly, with settings and flags.
+    /// Trains `tiny.toml` in `run` quietly, with additional arguments.
     pub fn train(&self, run: &str, more: &[&str]) {
         self.ok(&train_args(run, more));
     }
@@ -191,12 +191,12 @@ impl Lab {
         command.spawn().unwrap()
     }
 
-    /// Rows of `metrics.jsonl`.
+    /// Reads the records of `metrics.jsonl`.
     pub fn metrics(&self, run: &str) -> Vec<Value> {
         self.rows(&format!("{run}/metrics.jsonl"))
     }
 
-    /// Lines of JSON.
+    /// Reads the records of a JSON Lines file.
     pub fn rows(&self, file: &str) -> Vec<Value> {
         let text = String::from_utf8(self.read(file)).unwrap();
         text.lines()
@@ -204,7 +204,7 @@ impl Lab {
             .collect()
     }
 
-    /// What must be the same whenever the same step is done, row by row.
+    /// Returns, per record, the values that every repetition of a step must reproduce.
     pub fn history(&self, run: &str) -> Vec<String> {
         let keys = [
             "step",
@@ -226,7 +226,7 @@ impl Lab {
         self.metrics(run).iter().map(number).collect()
     }
 
-    /// As [`Lab::checkpoints`], none where there is no folder yet.
+    /// Like [`Lab::checkpoints`], but empty if there is no folder yet.
     pub fn checkpoints_or_none(&self, run: &str) -> Vec<String> {
         match self.path(run).join("checkpoints").is_dir() {
             true => self.checkpoints(run),
@@ -234,7 +234,7 @@ impl Lab {
         }
     }
 
-    /// Steps whose checkpoints stand there.
+    /// Returns the names of the checkpoints.
     pub fn checkpoints(&self, run: &str) -> Vec<String> {
         let mut names: Vec<String> = fs::read_dir(self.path(run).join("checkpoints"))
             .unwrap()
@@ -268,7 +268,7 @@ pub fn signal(child: &Child, name: &str) {
     assert!(sent.unwrap().success());
 }
 
-/// Waits until something holds; half a minute at most.
+/// Waits until `holds` returns true, at most 30 seconds.
 pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let started = Instant::now();
     while !holds() {
@@ -277,14 +277,14 @@ pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// Gives a record of a study the checksum of what it says now.
+/// Updates the checksum of a study record to its content.
 pub fn seal(record: &mut Value) {
     record.as_object_mut().unwrap().remove("sha256");
     let sum = hybridnorm::files::sha256(record.to_string().as_bytes());
     record["sha256"] = sum.into();
 }
 
-/// All files below a folder.
+/// Returns all files below a folder.
 pub fn files_below(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {
@@ -329,7 +329,7 @@ pub fn damage(file: &Path, how: Damage) {
     fs::write(file, bytes).unwrap();
 }
 
-/// A NumPy file of u16 with the given shape, `(5,)` or `(2, 3)`.
+/// Returns a NumPy file of u16 with the given shape, `(5,)` or `(2, 3)`.
 pub fn numpy(shape: &str, values: &[u16]) -> Vec<u8> {
     let header = format!("{{'descr': '<u2', 'fortran_order': False, 'shape': {shape}, }}\n");
     let mut file = b"\x93NUMPY\x01\x00".to_vec();
@@ -339,25 +339,25 @@ pub fn numpy(shape: &str, values: &[u16]) -> Vec<u8> {
     file
 }
 
-/// Arguments without spaces in them, of a quiet command on one thread.
+/// Returns the arguments, which contain no spaces, of a quiet command on one thread.
 pub fn quiet(command: &str) -> Vec<&str> {
     let quiet = ["--threads", "1", "--quiet"];
     quiet.into_iter().chain(command.split(' ')).collect()
 }
 
-/// A study whose runs are kept, and the prepared folder that it trains on.
+/// Creates a study whose runs are kept, and the prepared folder that it trains on.
 pub fn kept_study(lab: &Lab) {
     lab.write("study.toml", KEPT_STUDY);
     lab.prepare("stories:60", "bytes", "data");
 }
 
-/// The run `run` on the prepared folder `data`.
+/// Trains `run` on the prepared folder `data`.
 pub fn prepared_run(lab: &Lab) {
     lab.prepare("stories:60", "bytes", "data");
     lab.train("run", &["--set", "data.train=[\"data\"]"]);
 }
 
-/// A model folder as the official code writes it.
+/// Creates a model folder as the official code writes it.
 pub fn official_folder(lab: &Lab, name: &str) {
     let fixtures =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../hybridnorm/tests/fixtures/official");

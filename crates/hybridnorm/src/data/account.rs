@@ -1,4 +1,4 @@
-//! The account of the text that data were made from: what was read, changed and left out.
+//! Statistics of the source text of a dataset: what was read, changed and left out.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,47 +8,46 @@ use super::manifest::{Manifest, SourceRecord};
 use super::shard::PreparedFolder;
 use super::spelled::SpelledToken;
 
-/// Account of the text that data were made from: sums over the inputs of prepared folders, whatever part of these is used.
+/// Statistics of the source text of a dataset: sums over the inputs of prepared folders, regardless of the split used.
 ///
-/// Files read and files left out are all files; records read and records left out are all records;
-/// and so with documents.
+/// Files read plus files left out are all files; the same holds for records and for documents.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TextAccount {
     /// Files that documents came from.
     pub files: u64,
-    /// Records of JSON and Parquet files that held a text, blank ones included.
+    /// Records of JSON and Parquet files that contain text, blank text included.
     pub records: u64,
     /// Documents read.
     pub documents: u64,
-    /// Tokens made of them, ends of documents included.
+    /// Tokens, end-of-text tokens included.
     pub tokens: u64,
     /// Bytes of UTF-8 text in the documents.
     pub text_bytes: u64,
-    /// Plain text files that were cut for their length.
+    /// Plain text files that were cut because of their length.
     pub cut_texts: u64,
-    /// Documents they were cut into.
+    /// Documents that resulted from cutting them.
     pub cut_documents: u64,
     /// Separators found between documents.
     pub separators: u64,
     /// Lines and records in which invalid UTF-8 was replaced.
     pub replaced_lines: u64,
-    /// Texts in which half a surrogate pair was replaced.
+    /// Texts in which an unpaired surrogate was replaced.
     pub replaced_surrogates: u64,
-    /// Tokens that are the unknown token of the vocabulary.
+    /// Occurrences of the vocabulary's unknown token.
     pub unknown_tokens: u64,
-    /// Characters, white space aside, that no token stands for.
+    /// Characters, except white space, that no token represents.
     pub dropped_chars: u64,
-    /// Special tokens that the text spells out, which are encoded as plain characters.
+    /// Special tokens that appear literally in the text, where they are encoded as plain characters.
     pub spelled_special_tokens: Vec<SpelledToken>,
-    /// What was left out, by reason.
+    /// Omissions, by reason.
     pub left_out: LeftOut,
-    /// All that was left out, cut, replaced or spelled, in lines.
+    /// Notes on everything that was left out, cut, replaced or spelled out.
     pub notes: Vec<String>,
 }
 
 impl TextAccount {
-    /// The account of several prepared folders; `None` where there are none.
+    /// Returns the sums over several prepared folders; `None` without folders.
     pub fn of(folders: &[PreparedFolder]) -> Option<Self> {
         let mut all = folders
             .iter()
@@ -106,7 +105,7 @@ impl TextAccount {
         self
     }
 
-    /// Files, records and documents that were read, in a line.
+    /// Returns the numbers of files, records, documents and tokens in one line.
     pub fn line(&self) -> String {
         let number = |count: u64, unit: &str| {
             let s = if count == 1 { "" } else { "s" };

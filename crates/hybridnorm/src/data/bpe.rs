@@ -1,13 +1,13 @@
 //! Byte-level byte-pair encoding: training, and `tokenizer.json` files for byte-level vocabularies.
 //!
 //! The method is that of Sennrich, Haddow and Birch (arXiv 1508.07909) on bytes, as in GPT-2: text
-//! is cut into words by GPT-2's pattern, and the most frequent adjacent pair of tokens within
-//! words becomes a token, again and again. Ties go to the pair with the smaller ids, and words are
-//! visited in sorted order, so the same text gives the same file whatever the number of threads.
+//! is split into words by GPT-2's pattern, and the most frequent adjacent pair of tokens within words is
+//! merged repeatedly. Ties go to the pair with the smaller ids, and words are visited in sorted order, so
+//! the same text yields the same file for any number of threads.
 //!
-//! A word of more than 64 KiB, such as a text without white space, counts as words of 64 KiB. Beside
-//! the text that is being read, memory holds each different word once: its bytes, four bytes for
-//! each of them while merges are learned, and some 200 bytes.
+//! A word of more than 64 KiB, such as a text without white space, counts as several words of up to
+//! 64 KiB. Besides the current text, memory holds each distinct word once: its bytes, four bytes for
+//! each of them while merges are learned, and about 200 bytes.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
@@ -22,19 +22,19 @@ use super::{Progress, ProgressFn};
 
 /// The special token that ends every document.
 pub const END_OF_TEXT: &str = "<|endoftext|>";
-/// Its id in vocabularies made here: right after the 256 bytes.
+/// Id of the end-of-text token in vocabularies trained here: right after the 256 bytes.
 pub const END_OF_TEXT_ID: u32 = 256;
-/// Pairs seen less often than this are not merged.
+/// Minimum count of a pair to be merged.
 const MIN_COUNT: i64 = 2;
 
-/// Bytes of a word; longer ones are counted in parts.
+/// Maximum length of a word in bytes; longer ones are counted in parts.
 const LONGEST_WORD: usize = 64 << 10;
 
 const WORDS: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
 type Pair = (u32, u32);
 
-/// Collects words, then learns merges from them.
+/// Trainer that counts words, then learns merges from them.
 pub struct BpeTrainer {
     vocab_size: usize,
     words: SysRegex,
@@ -42,8 +42,8 @@ pub struct BpeTrainer {
 }
 
 impl BpeTrainer {
-    /// A trainer for vocabularies of at most `vocab_size` tokens, the 256 bytes and the
-    /// end-of-text token included.
+    /// Returns a trainer for vocabularies of at most `vocab_size` tokens, including the 256 bytes and
+    /// the end-of-text token.
     ///
     /// # Errors
     /// If `vocab_size` is below 257 or above 1,000,000.
@@ -92,7 +92,7 @@ impl BpeTrainer {
     }
 
     /// Learns the merges and returns the `tokenizer.json` text. The vocabulary is smaller than
-    /// asked when the text has no more pairs that occur twice.
+    /// requested if no more pairs of the text occur twice.
     pub fn finish(self, progress: ProgressFn) -> String {
         let mut words: Vec<_> = self.counts.into_iter().collect();
         words.sort_unstable();
@@ -111,8 +111,8 @@ impl BpeTrainer {
                 tokens[pair.1 as usize].as_slice(),
             ]
             .concat();
-            // A second way to spell a token that is there already would be a merge that encoders
-            // rank differently from this loop; such a pair stays two tokens.
+            // A second merge into an existing token would be ranked differently by encoders than by this
+            // loop; such a pair stays two tokens.
             if !known.insert(joined.clone()) {
                 state.pairs.remove(&pair);
                 continue;
@@ -145,20 +145,20 @@ struct Merger {
     words: Vec<Vec<u32>>,
     weights: Vec<i64>,
     pairs: HashMap<Pair, Occurrences>,
-    /// Counts that were true when pushed; checked against `pairs` when popped.
+    /// Counts at the time of pushing; checked against `pairs` when popped.
     queue: BinaryHeap<(i64, Reverse<Pair>)>,
 }
 
 #[derive(Default)]
 struct Occurrences {
     count: i64,
-    /// Words that had the pair at some time.
+    /// Words that have or had the pair.
     words: Vec<u32>,
 }
 
 impl Merger {
     fn new(counts: Vec<(String, u64)>) -> Self {
-        // Each string is freed when its word is made.
+        // Each string is freed when its word is converted.
         let (words, weights): (Vec<Vec<u32>>, Vec<i64>) = counts
             .into_iter()
             .map(|(word, count)| {
@@ -253,19 +253,19 @@ fn replace(word: &[u32], pair: Pair, id: u32) -> Vec<u32> {
     merged
 }
 
-/// How a `tokenizer.json` cuts text into words.
+/// Pre-tokenizer of a `tokenizer.json`.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Splitter<'p> {
-    /// By GPT-2's pattern.
+    /// Splits by GPT-2's pattern.
     Gpt2,
-    /// By this pattern.
+    /// Splits by this pattern.
     Pattern(&'p str),
-    /// Not at all.
+    /// Does not split.
     None,
 }
 
-/// A `tokenizer.json` for byte-level tokens: `tokens[id]` are the bytes of each token (empty: no
-/// such id), `merges` pairs of ids in order, `special` the ids of special tokens.
+/// Returns a `tokenizer.json` for byte-level tokens: `tokens[id]` are the bytes of each token (empty:
+/// no such id), `merges` pairs of ids in order, `special` the ids of special tokens.
 pub(super) fn tokenizer_json(
     tokens: &[Vec<u8>],
     merges: &[Pair],
@@ -358,8 +358,8 @@ pub(super) fn tokenizer_json(
     json
 }
 
-/// The printable character that stands for each byte in byte-level vocabularies: itself where
-/// Latin-1 prints it, else the next unused one from U+0100 on (GPT-2's table).
+/// Returns the printable character for each byte in byte-level vocabularies: the byte itself if
+/// printable in Latin-1, else the next unused one from U+0100 on (GPT-2's table).
 pub(super) fn byte_chars() -> [char; 256] {
     let mut next = 256_u32;
     std::array::from_fn(|byte| {

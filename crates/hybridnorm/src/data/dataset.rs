@@ -3,11 +3,10 @@
 //! An instance is `seq_len + 1` tokens: inputs are all but the last, targets all but the first. A
 //! stream of tokens is cut into instances that share one token with their neighbours (instance i
 //! covers tokens `i*seq_len ..= (i+1)*seq_len`), so every token but the first is a target once
-//! per epoch. Rows of two-dimensional arrays are streams of their own: no window runs from one row
-//! into the next.
+//! per epoch. Rows of two-dimensional arrays are independent streams: no window spans two rows.
 //!
-//! What remains at the end of a stream is shorter than an instance. Training leaves it out;
-//! evaluation reads it as a shorter window ([`Windows::All`]). [`TokenDataset::coverage`] counts both.
+//! The remainder at the end of a stream is shorter than an instance. Training drops it; evaluation
+//! reads it as a shorter window ([`Windows::All`]). [`TokenDataset::coverage`] counts both.
 
 use sha2::{Digest, Sha256};
 
@@ -19,7 +18,7 @@ use super::ready::ReadyTokens;
 use super::shard::TokenStream;
 use super::windows::{Coverage, Grid, Part, Windows};
 
-/// Instances of one length out of one or several token streams or arrays.
+/// Dataset of instances of equal length from one or more token streams or arrays.
 #[derive(Debug)]
 pub struct TokenDataset {
     pub(super) parts: Vec<Part>,
@@ -30,7 +29,7 @@ pub struct TokenDataset {
 }
 
 impl TokenDataset {
-    /// An empty set of instances with `seq_len` inputs and as many targets.
+    /// Returns an empty dataset of instances with `seq_len` inputs and as many targets.
     ///
     /// # Errors
     /// If `seq_len` is 0.
@@ -47,13 +46,13 @@ impl TokenDataset {
         })
     }
 
-    /// Appends the instances of a stream. `identity` is something that differs when the tokens
-    /// do; it goes into [`TokenDataset::fingerprint`]. A stream shorter than an instance adds none.
+    /// Appends the instances of a stream. `identity` must differ if the tokens differ; it is part of
+    /// [`TokenDataset::fingerprint`]. A stream shorter than an instance adds none.
     pub fn push_stream(&mut self, tokens: TokenStream, identity: &str) {
         self.push(tokens, 1, self.seq_len as u64, identity);
     }
 
-    /// Appends a ready file: its stream, or its rows, which must be instances.
+    /// Appends a pre-tokenized file: its stream, or its rows, which must be instances.
     ///
     /// # Errors
     /// If its rows are not of `seq_len + 1` tokens, or the file cannot be read.
@@ -80,8 +79,8 @@ impl TokenDataset {
         }
     }
 
-    /// Appends a ready file whose rows may have any length, as in evaluation. One that is longer than
-    /// `seq_len + 1` gives several windows.
+    /// Appends a pre-tokenized file whose rows may have any length, as in evaluation. A row longer than
+    /// `seq_len + 1` yields several windows.
     ///
     /// # Errors
     /// If the file cannot be read.
@@ -99,7 +98,7 @@ impl TokenDataset {
         Ok(())
     }
 
-    /// True if it holds arrays whose rows are sequences of their own.
+    /// True if it holds arrays whose rows are independent sequences.
     pub fn has_rows(&self) -> bool {
         self.has_rows
     }
@@ -120,23 +119,23 @@ impl TokenDataset {
         self.instances += instances;
     }
 
-    /// Instances in all.
+    /// Returns the number of instances.
     pub fn len(&self) -> u64 {
         self.instances
     }
 
-    /// True if there are none.
+    /// True if there are no instances.
     pub fn is_empty(&self) -> bool {
         self.instances == 0
     }
 
-    /// Inputs per instance.
+    /// Returns the number of inputs per instance.
     pub fn seq_len(&self) -> usize {
         self.seq_len
     }
 
-    /// Mean of -ln p over all tokens, in nats, where p are their frequencies: the loss of a model that knows
-    /// these only.
+    /// Returns the mean of -ln p over all tokens, in nats, where p is the token frequency: the loss of a
+    /// unigram model.
     ///
     /// # Errors
     /// If tokens cannot be read.
@@ -151,12 +150,12 @@ impl TokenDataset {
         }))
     }
 
-    /// Tokens in all parts, those in incomplete instances included.
+    /// Returns the number of tokens in all parts, including those in incomplete instances.
     pub fn tokens(&self) -> u64 {
         self.parts.iter().map(|part| part.tokens.len()).sum()
     }
 
-    /// How many tokens are targets of `windows`, and why the others are not.
+    /// Counts the tokens that are targets of `windows`, and the remaining tokens by reason.
     pub fn coverage(&self, windows: Windows) -> Coverage {
         let mut found = Coverage {
             all_tokens: self.tokens(),
@@ -196,12 +195,12 @@ impl TokenDataset {
         found
     }
 
-    /// SHA-256 of what the parts are; equal only for the same data, cut the same way.
+    /// Returns the SHA-256 of the parts; equal only for the same data, cut the same way.
     pub fn fingerprint(&self) -> String {
         crate::files::hex(&self.identity.clone().finalize())
     }
 
-    /// True if a stream or array, not empty, is in both.
+    /// True if both datasets share a non-empty stream or array.
     pub fn overlaps(&self, other: &Self) -> bool {
         let filled = |data: &'_ Self| -> Vec<String> {
             let parts = data.parts.iter().filter(|part| !part.tokens.is_empty());
@@ -211,10 +210,10 @@ impl TokenDataset {
         filled(self).iter().any(|ours| theirs.contains(ours))
     }
 
-    /// The first token of every stream and row, which is never a target.
+    /// Returns the first token of every stream and row, which is never a target.
     ///
     /// # Errors
-    /// If a token is beyond the vocabulary.
+    /// If a token is outside the vocabulary.
     pub fn first_tokens(&self) -> Result<Vec<u32>> {
         let mut firsts = Vec::new();
         for part in &self.parts {
@@ -228,10 +227,10 @@ impl TokenDataset {
         Ok(firsts)
     }
 
-    /// The tokens of instance `id`, `seq_len + 1` of them.
+    /// Returns the `seq_len + 1` tokens of instance `id`.
     ///
     /// # Errors
-    /// If there is no such instance, or a token is beyond the vocabulary.
+    /// If there is no such instance, or a token is outside the vocabulary.
     pub fn instance(&self, id: u64) -> Result<Vec<u32>> {
         let mut tokens = vec![0; self.seq_len + 1];
         self.read(id, &mut tokens)?;
@@ -263,14 +262,14 @@ impl TokenDataset {
         Ok(batch)
     }
 
-    /// Parts with shorter windows, and these.
+    /// Returns the parts that have shorter windows, and these windows.
     fn tails(&self) -> impl Iterator<Item = (&Part, Grid)> {
         let grids = self.parts.iter().map(|part| (part, part.tails));
         grids.filter(|(_, grid)| grid.len() > 0)
     }
 
-    /// All instances in order, or the first `limit`, in batches of `batch_size`; the last batch
-    /// may be smaller. For validation.
+    /// Iterates over all instances in order, or the first `limit`, in batches of `batch_size`; the last
+    /// batch may be smaller. For validation.
     pub fn sequential(&self, batch_size: usize, limit: Option<u64>) -> SequentialBatches<'_> {
         SequentialBatches {
             dataset: self,
@@ -280,8 +279,8 @@ impl TokenDataset {
         }
     }
 
-    /// The windows in batches of at most `batch_size` windows of one length: first those of
-    /// [`TokenDataset::sequential`], then, where all are asked for, the shorter ones, whose ids go on
+    /// Iterates over the windows in batches of at most `batch_size` windows of one length: first those of
+    /// [`TokenDataset::sequential`], then, for [`Windows::All`], the shorter ones, whose ids continue
     /// from there.
     pub fn windows(
         &self,
@@ -318,7 +317,7 @@ impl TokenDataset {
     }
 }
 
-/// SHA-256 over all tokens as u32.
+/// Returns the SHA-256 over all tokens as u32.
 fn file_identity(ready: &ReadyTokens) -> Result<String> {
     let mut digest = Sha256::new();
     ready.tokens().for_each_chunk(|tokens| {
@@ -331,23 +330,23 @@ fn file_identity(ready: &ReadyTokens) -> Result<String> {
     Ok(crate::files::hex(&digest.finalize()))
 }
 
-/// Instances side by side, row after row.
+/// Batch of instances, one per row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch {
     /// Input tokens, `[b, t]`.
     pub inputs: Vec<i32>,
-    /// The tokens that follow them, `[b, t]`.
+    /// Target tokens, which follow the inputs, `[b, t]`.
     pub targets: Vec<i32>,
-    /// Which instance each row is, `[b]`.
+    /// Instance id of each row, `[b]`.
     pub instance_ids: Vec<u64>,
-    /// Columns, t.
+    /// Sequence length, t.
     pub seq_len: usize,
     /// Epoch of the first row.
     pub epoch: u64,
 }
 
 impl Batch {
-    /// Room for the rows of `ids`.
+    /// Returns an empty batch with capacity for the rows of `ids`.
     fn new(ids: Vec<u64>, seq_len: usize, epoch: u64) -> Self {
         Self {
             inputs: Vec::with_capacity(ids.len() * seq_len),
@@ -358,16 +357,16 @@ impl Batch {
         }
     }
 
-    /// Appends a row: its inputs and the last target.
+    /// Appends a row from its `seq_len + 1` tokens.
     fn push(&mut self, tokens: &[u32]) {
-        // A token stream only gives ids below 2^31.
+        // A token stream only returns ids below 2^31.
         let signed = |&token: &u32| token as i32;
         self.inputs
             .extend(tokens[..self.seq_len].iter().map(signed));
         self.targets.extend(tokens[1..].iter().map(signed));
     }
 
-    /// Rows, b.
+    /// Returns the number of rows, b.
     pub fn len(&self) -> usize {
         self.instance_ids.len()
     }

@@ -1,4 +1,4 @@
-//! Documents of token streams, known by what they hold.
+//! Hashes of the documents of token streams.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hasher};
@@ -7,11 +7,11 @@ use super::dataset::TokenDataset;
 use crate::error::Result;
 
 impl TokenDataset {
-    /// A hash of every document and how many tokens it has. Documents end at the token `end` and at
-    /// the ends of streams and rows; equal ones are one.
+    /// Returns the number of tokens of every document by its hash. Documents end at the token `end` and at
+    /// the ends of streams and rows; duplicates count once.
     ///
     /// # Errors
-    /// If a token is beyond the vocabulary.
+    /// If a token is outside the vocabulary.
     pub fn document_hashes(&self, end: u32) -> Result<HashMap<u64, u64>> {
         let mut found = HashMap::new();
         for part in &self.parts {

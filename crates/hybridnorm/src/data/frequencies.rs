@@ -1,4 +1,4 @@
-//! Token frequencies, and the loss of a model that knows nothing else.
+//! Token frequencies and the loss of a unigram model.
 
 use crate::error::Result;
 
@@ -11,14 +11,14 @@ pub(super) fn counts(tokens: &TokenStream) -> Result<Vec<u64>> {
     Ok(counts)
 }
 
-/// As [`counts`], on top of those of other streams.
+/// Adds the token counts of a stream to `counts`.
 pub(super) fn count(tokens: &TokenStream, counts: &mut Vec<u64>) -> Result<()> {
     counts.resize(counts.len().max(tokens.vocab_size()), 0);
     tokens.for_each(|token| counts[token as usize] += 1)
 }
 
-/// Mean of -ln p over tokens that occur `counts` times, in nats, where p follows from how often each was
-/// `seen`; 0 where there are no tokens.
+/// Returns the mean of -ln p over tokens that occur `counts` times, in nats, where `p` maps the count in
+/// `seen` to a probability; 0 without tokens.
 pub(super) fn mean_nats(counts: &[u64], seen: &[u64], p: &dyn Fn(u64) -> f64) -> f64 {
     let nats: f64 = counts
         .iter()

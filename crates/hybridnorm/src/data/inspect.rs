@@ -1,4 +1,4 @@
-//! What is in a prepared folder.
+//! Report on the contents of a prepared folder.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use super::frequencies;
 use super::manifest::Manifest;
 use super::shard::PreparedFolder;
 
-/// Tokens of the training text to show as a sample.
+/// Number of training tokens in the sample.
 const SAMPLE_TOKENS: u64 = 200;
 
 /// Report on a prepared folder whose shards were all verified.
@@ -20,18 +20,18 @@ pub struct Inspection {
     pub manifest: Manifest,
     /// True if the manifest has a checksum; those of earlier versions have none.
     pub has_checksum: bool,
-    /// The training tokens.
+    /// Report on the training tokens.
     pub train: SplitReport,
-    /// The validation tokens; `None` when none were held out.
+    /// Report on the validation tokens; `None` if none were held out.
     pub validation: Option<SplitReport>,
     /// The start of the training text, decoded from its tokens.
     pub sample: String,
 }
 
-/// Numbers of one split.
+/// Statistics of one split.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SplitReport {
-    /// Tokens, ends of documents included.
+    /// Tokens, end-of-text tokens included.
     pub tokens: u64,
     /// Documents.
     pub documents: u64,
@@ -41,11 +41,11 @@ pub struct SplitReport {
     pub shards: usize,
     /// Bytes of text per token.
     pub bytes_per_token: f64,
-    /// Different tokens that occur.
+    /// Number of distinct tokens.
     pub vocab_used: usize,
-    /// Mean of -ln p over the tokens, in nats, where p are the frequencies in the training text:
-    /// for the training text its unigram entropy, the loss of a model that knows frequencies
-    /// only. For validation p = (count + 1) / (tokens + vocabulary), so that unseen tokens count.
+    /// Mean of -ln p over the tokens, in nats, where p is the token frequency in the training text: for
+    /// the training text its unigram entropy, the loss of a unigram model. For validation
+    /// p = (count + 1) / (tokens + vocabulary), so that unseen tokens count.
     pub unigram_nats: f64,
 }
 

@@ -1,16 +1,16 @@
-//! One string field out of one record of JSON, without building the rest.
+//! Extraction of one string field from a JSON record, without building the other values.
 //!
-//! Tolerant where Python's `json` is, which writes most of these files: `NaN`, `Infinity` and
-//! `-Infinity` are numbers, half a surrogate pair is a character (U+FFFD here), numbers may have any
-//! number of digits, and of a key that occurs twice the last one counts.
+//! As tolerant as Python's `json`, which writes most of these files: `NaN`, `Infinity` and `-Infinity` are
+//! numbers, an unpaired surrogate is a character (U+FFFD here), numbers may have any number of digits, and
+//! the last value of a duplicate key is used.
 //!
-//! Memory: the text that is returned. Nesting takes no stack.
+//! Memory: the returned text. Nested values are not parsed recursively.
 
 use std::borrow::Cow;
 
-/// Values may be nested this deep.
+/// Maximum nesting depth of values.
 const DEPTH_LIMIT: usize = 10_000;
-/// Keys named in a message.
+/// Maximum number of keys listed in a message.
 const NAMED_KEYS: usize = 8;
 
 /// Value of the field.
@@ -20,25 +20,25 @@ pub(super) enum Found {
     Text {
         /// Its characters.
         text: String,
-        /// True if it had half a surrogate pair, which is U+FFFD now.
+        /// True if it had an unpaired surrogate, replaced by U+FFFD.
         replaced: bool,
     },
     /// `null`.
     Null,
 }
 
-/// Why a record has no text.
+/// Reason why a record has no text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Flaw {
-    /// Its kind: records with the same one are counted together.
+    /// Short reason; records with the same reason are counted together.
     pub(super) reason: String,
-    /// The problem, without the place.
+    /// Description without the position.
     pub(super) problem: String,
-    /// Where, in bytes from the start of the record, for errors of syntax.
+    /// Byte offset within the record, for syntax errors.
     pub(super) at: Option<usize>,
 }
 
-/// The string under `field` of the JSON object in `record`, or `record` itself if it is a string or null.
+/// Returns the string under `field` of the JSON object in `record`, or `record` itself if it is a string or null.
 pub(super) fn text_field(record: &str, field: &str) -> Result<Found, Flaw> {
     let mut scanner = Scanner {
         text: record,
@@ -78,7 +78,7 @@ pub(super) fn text_field(record: &str, field: &str) -> Result<Found, Flaw> {
     }
 }
 
-/// Whether a text is one value of JSON and nothing else.
+/// True if a text is exactly one JSON value.
 pub(super) fn is_one_value(text: &str) -> bool {
     let mut scanner = Scanner { text, at: 0 };
     scanner.space();
@@ -89,7 +89,7 @@ pub(super) fn is_one_value(text: &str) -> bool {
 
 enum Value<'t> {
     String((Cow<'t, str>, bool)),
-    /// Of that kind.
+    /// Kind of a value that is not a string.
     Other(&'static str),
 }
 
@@ -123,7 +123,7 @@ impl<'t> Scanner<'t> {
         }
     }
 
-    /// Something else stands here.
+    /// Returns the error for an unexpected token.
     fn unexpected(&self, expected: &str) -> Flaw {
         let rest = self.text.get(self.at..).unwrap_or_default();
         let word: String = rest
@@ -139,7 +139,7 @@ impl<'t> Scanner<'t> {
         self.syntax(format!("{found}, expected {expected}"))
     }
 
-    /// Reads an object; of the value of `field` the last one.
+    /// Reads an object and returns the last value of `field`.
     fn field(&mut self, field: &str) -> Result<Value<'t>, Flaw> {
         self.at += 1;
         let mut found = None;
@@ -192,14 +192,14 @@ impl<'t> Scanner<'t> {
         Ok(key)
     }
 
-    /// Passes over a value and says of what kind it is.
+    /// Skips a value and returns its kind.
     fn skip_value(&mut self) -> Result<&'static str, Flaw> {
         let kind = match self.peek() {
             Some(b'{') => "an object",
             Some(b'[') => "an array",
             _ => return self.skip_plain(),
         };
-        // The closing brackets that are still to come.
+        // Closing brackets still expected.
         let mut open = Vec::new();
         loop {
             // A value begins here.
@@ -275,7 +275,7 @@ impl<'t> Scanner<'t> {
         }
     }
 
-    /// Passes over a string; says where it ends.
+    /// Skips a string, including its quotes.
     fn skip_string(&mut self) -> Result<(), Flaw> {
         let begin = self.at;
         self.at += 1;
@@ -303,7 +303,7 @@ impl<'t> Scanner<'t> {
         }
     }
 
-    /// Reads a string; says whether half a surrogate pair was replaced in it.
+    /// Reads a string; the flag is true if an unpaired surrogate was replaced.
     fn string(&mut self) -> Result<(Cow<'t, str>, bool), Flaw> {
         let begin = self.at + 1;
         self.skip_string()?;
@@ -383,11 +383,11 @@ impl<'t> Scanner<'t> {
 
 enum Escape {
     Char(char),
-    /// Half of a surrogate pair.
+    /// Surrogate code unit.
     Unit(u32),
 }
 
-/// Bytes of the number at the start; `None` where there is none.
+/// Returns the length in bytes of a leading number; `None` without one.
 fn number(bytes: &[u8]) -> Option<usize> {
     let digits = |from: usize| {
         let rest = bytes.get(from..).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Lines and bytes of possibly packed text files, with the place of each, decoded to UTF-8.
+//! Lines and bytes of text files, decompressed and decoded to UTF-8, with their positions.
 //!
 //! Memory: one line, at most [`RECORD_LIMIT`] bytes, in a buffer of up to twice its size.
 
@@ -12,33 +12,32 @@ use super::source::InvalidUtf8;
 use super::source::compressed;
 use super::source::kind::Compression;
 
-/// Longest line or record that is read, in bytes; longer ones are an error, so that memory stays
-/// bounded.
+/// Maximum size of a line or record in bytes; longer ones are an error, so that memory stays bounded.
 pub(super) const RECORD_LIMIT: usize = 256 << 20;
 
-/// Longest line that is read without a look at how much memory there is.
+/// Maximum size of a line that is read without checking the available memory, in bytes.
 const UNCHECKED: usize = 16 << 20;
 
-/// Why a record cannot be read.
+/// Reason why a record cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Problem {
-    /// Its kind: records with the same one are counted together.
+    /// Short reason; records with the same reason are counted together.
     pub(super) reason: String,
-    /// The whole message, without the name of the file.
+    /// Full message, without the file name.
     pub(super) message: String,
 }
 
-/// A text file, open at some place.
+/// Line reader of a text file.
 pub(super) struct Lines {
     path: PathBuf,
     reader: Box<dyn BufRead + Send>,
     compression: Compression,
     invalid: InvalidUtf8,
-    /// Number of the line last returned, or in which the reader stands, from 1.
+    /// Number of the line last returned, or of the reader's current line, from 1.
     pub(super) number: u64,
-    /// Bytes of (unpacked) text before the line last returned.
+    /// Bytes of (decompressed) text before the line last returned.
     start: u64,
-    /// Bytes of (unpacked) text read so far.
+    /// Bytes of (decompressed) text read so far.
     pub(super) offset: u64,
     /// Lines and records in which invalid bytes were replaced.
     pub(super) replaced: u64,
@@ -60,7 +59,7 @@ impl Lines {
             offset: 0,
             replaced: 0,
         };
-        // Unpacked bytes are looked at here; others were already.
+        // Decompressed bytes are checked here; uncompressed ones were checked on opening.
         let head = lines.fill()?;
         let is_marked = head.starts_with(b"\xef\xbb\xbf");
         compressed::check_encoding(head).map_err(|problem| Error::format(path, problem))?;
@@ -71,13 +70,13 @@ impl Lines {
         Ok(lines)
     }
 
-    /// The file.
+    /// Returns the path of the file.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The next line with its line end; `None` at the end of the file. A line that cannot be read
-    /// is a problem, after which the next line follows.
+    /// Returns the next line with its line end; `None` at the end of the file. After an invalid line,
+    /// reading continues with the next one.
     pub(super) fn next(&mut self) -> Result<Option<Result<String, Problem>>> {
         let bytes = self.read_line()?;
         let read = bytes.len();
@@ -102,7 +101,7 @@ impl Lines {
         Ok(Some(self.decode(bytes)))
     }
 
-    /// As [`Lines::next`]; a line that cannot be read is an error.
+    /// Returns the next line as [`Lines::next`] does; an invalid line is an error.
     pub(super) fn next_or_fail(&mut self) -> Result<Option<String>> {
         match self.next()? {
             Some(Ok(line)) => Ok(Some(line)),
@@ -111,7 +110,7 @@ impl Lines {
         }
     }
 
-    /// The bytes of the next line, of at most one more than may be in a record.
+    /// Reads the bytes of the next line, at most `RECORD_LIMIT + 1`.
     fn read_line(&mut self) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
         loop {
@@ -123,7 +122,7 @@ impl Lines {
             if read < room || bytes.ends_with(b"\n") || bytes.len() > RECORD_LIMIT {
                 return Ok(bytes);
             }
-            // The buffer grows by as much, and the text is taken out of it.
+            // The buffer doubles, and the text is copied out of it.
             let line = format!(
                 "line {}, longer than {} MiB,",
                 self.number + 1,
@@ -151,7 +150,7 @@ impl Lines {
         }
     }
 
-    /// Bytes that come next; none at the end of the file.
+    /// Returns the next buffered bytes; empty at the end of the file.
     pub(super) fn fill(&mut self) -> Result<&[u8]> {
         // Two calls, for the borrow checker: the second one returns what the first one read.
         if let Err(error) = self.reader.fill_buf() {
@@ -160,15 +159,14 @@ impl Lines {
         self.reader.fill_buf().map_err(Error::io(&self.path))
     }
 
-    /// Passes over bytes that [`Lines::fill`] gave, in which so many lines ended.
+    /// Consumes bytes returned by [`Lines::fill`], which contain `line_ends` line ends.
     pub(super) fn consume(&mut self, bytes: usize, line_ends: u64) {
         self.reader.consume(bytes);
         self.offset += bytes as u64;
         self.number += line_ends;
     }
 
-    /// The bytes of the next line, of at most one more than may be in a record, without passing over
-    /// them.
+    /// Returns the bytes of the next line, at most `RECORD_LIMIT + 1`, without consuming them.
     pub(super) fn peek_line(&mut self) -> Result<Vec<u8>> {
         let bytes = self.read_line()?;
         let rest = std::mem::replace(&mut self.reader, Box::new(io::empty()));
@@ -176,12 +174,12 @@ impl Lines {
         Ok(bytes)
     }
 
-    /// Remembers that a record begins here.
+    /// Marks the current offset as the start of a record.
     pub(super) fn begin_record(&mut self) {
         self.start = self.offset;
     }
 
-    /// The text of a line or record, which begins where [`Lines::begin_record`] was called.
+    /// Decodes a line or record that begins where [`Lines::begin_record`] was called.
     pub(super) fn decode(&mut self, bytes: Vec<u8>) -> Result<String, Problem> {
         let error = match String::from_utf8(bytes) {
             Ok(text) => return Ok(text),
@@ -207,7 +205,7 @@ impl Lines {
         })
     }
 
-    /// An error that names the file.
+    /// Returns an error that names the file.
     pub(super) fn error(&self, message: impl Into<String>) -> Error {
         Error::format(&self.path, message)
     }

@@ -1,4 +1,4 @@
-//! The manifest of a prepared folder: what is in it and how to check it.
+//! Manifest of a prepared folder: its contents and checksums.
 
 use std::path::Path;
 
@@ -13,12 +13,12 @@ use super::spelled::SpelledToken;
 
 /// Name of the manifest in a prepared folder; written last.
 pub const MANIFEST_NAME: &str = "manifest.json";
-/// Version of the layout that this program writes and reads.
+/// Version of the format that this program writes and reads.
 pub const MANIFEST_VERSION: u32 = 1;
 const FORMAT: &str = "hybridnorm-tokens";
 const MANIFEST_LIMIT: u64 = 64 << 20;
 
-/// Type of the numbers in a token file; little-endian.
+/// Integer type of the tokens in a file; little-endian.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Dtype {
@@ -41,7 +41,7 @@ pub enum Dtype {
 }
 
 impl Dtype {
-    /// The type of shards for a vocabulary: u16 up to 65,536 tokens, u32 above.
+    /// Returns the type of shards for a vocabulary: u16 up to 65,536 tokens, u32 above.
     pub fn for_vocab(vocab_size: usize) -> Self {
         if vocab_size <= 1 << 16 {
             Self::U16
@@ -50,7 +50,7 @@ impl Dtype {
         }
     }
 
-    /// Bytes per token.
+    /// Returns the bytes per token.
     pub fn size(self) -> usize {
         match self {
             Self::U8 | Self::I8 => 1,
@@ -60,7 +60,7 @@ impl Dtype {
         }
     }
 
-    /// Its name, such as `u16`.
+    /// Returns the name, such as `u16`.
     pub fn name(self) -> &'static str {
         match self {
             Self::U8 => "u8",
@@ -74,9 +74,9 @@ impl Dtype {
         }
     }
 
-    /// The type of that name.
+    /// Returns the type of a name such as `u16` or `uint16`.
     pub fn from_name(name: &str) -> Option<Self> {
-        // As NumPy spells them: `uint16`, `int32`.
+        // NumPy names: `uint16`, `int32`.
         let spelled = [("uint", "u"), ("int", "i")];
         let mut short = spelled
             .iter()
@@ -96,7 +96,7 @@ impl Dtype {
         .find(|dtype| dtype.name() == name)
     }
 
-    /// One token out of its bytes; `None` when negative or above `u32::MAX`.
+    /// Decodes one token; `None` if negative or above `u32::MAX`.
     pub(super) fn read(self, bytes: &[u8]) -> Option<u32> {
         match (self, bytes) {
             (Self::U16, &[a, b]) => Some(u16::from_le_bytes([a, b]).into()),
@@ -105,7 +105,7 @@ impl Dtype {
         }
     }
 
-    /// The number that bytes stand for; -1 where there are too few or too many of them.
+    /// Decodes one integer; -1 for a wrong number of bytes.
     pub(super) fn value(self, bytes: &[u8]) -> i128 {
         match (self, bytes) {
             (Self::U8, &[a]) => a.into(),
@@ -125,20 +125,20 @@ impl Dtype {
     }
 }
 
-/// What a prepared folder holds.
+/// Manifest of a prepared folder.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     /// Always `hybridnorm-tokens`.
     pub format: String,
-    /// Version of the layout.
+    /// Version of the format.
     pub version: u32,
-    /// The tokenizer that made the tokens; it lies in the same folder.
+    /// Tokenizer of the tokens, saved in the same folder.
     pub tokenizer: TokenizerRecord,
     /// Type of the tokens in the shards, u16 or u32.
     pub dtype: Dtype,
     /// Training tokens.
     pub train: SplitRecord,
-    /// Validation tokens; no shards when none were held out.
+    /// Validation tokens; no shards if none were held out.
     pub validation: SplitRecord,
     /// The inputs.
     pub sources: Vec<SourceRecord>,
@@ -146,33 +146,32 @@ pub struct Manifest {
     pub seed: u64,
     /// Fraction of documents held out for validation; absent where validation inputs were named.
     pub validation_fraction: Option<f64>,
-    /// Plain text files were cut after this many characters; absent where a separator was given, and
-    /// in folders of earlier versions.
+    /// Number of characters after which plain text files were cut; absent with a separator, and in folders
+    /// of earlier versions.
     #[serde(default)]
     pub document_chars: Option<usize>,
-    /// What stood between the documents of plain text files.
+    /// Separator between the documents of plain text files.
     #[serde(default)]
     pub separator: Option<String>,
-    /// Special tokens of the tokenizer that the text spells out, which are encoded as plain
-    /// characters.
+    /// Special tokens that appear literally in the text, where they are encoded as plain characters.
     #[serde(default)]
     pub spelled_special_tokens: Vec<SpelledToken>,
-    /// What was left out of all inputs, by reason; of each it stands in its record.
+    /// Omissions over all inputs, by reason; those of each input are in its record.
     #[serde(default)]
     pub left_out: LeftOut,
-    /// Bytes of text that the first tokens stand for.
+    /// Bytes of text of the first tokens.
     #[serde(default, skip_serializing_if = "FirstTokens::is_empty")]
     pub first_token_bytes: FirstTokens,
 }
 
-/// Bytes of text that the first token of each split stands for, which is no target of an evaluation.
-/// Recorded where the tokens of the tokenizer do not tell them and the text does.
+/// Bytes of text of the first token of each split, which is never an evaluation target. Recorded where
+/// they follow from the text but not from the token.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FirstTokens {
-    /// Of the training tokens.
+    /// Bytes of the first training token.
     #[serde(default)]
     pub train: Option<u64>,
-    /// Of the validation tokens.
+    /// Bytes of the first validation token.
     #[serde(default)]
     pub validation: Option<u64>,
 }
@@ -186,13 +185,13 @@ impl FirstTokens {
 /// A tokenizer, as recorded in manifests.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenizerRecord {
-    /// What was asked for: `bytes`, `bpe:4096`, a path.
+    /// Name as specified: `bytes`, `bpe:4096`, a path.
     pub name: String,
     /// [`super::Tokenizer::fingerprint`].
     pub fingerprint: String,
-    /// Token ids are below this.
+    /// Vocabulary size; all token ids are below it.
     pub vocab_size: usize,
-    /// The id that ends every document.
+    /// Id of the end-of-text token, which ends every document.
     pub eos_id: u32,
     /// [`super::Tokenizer::notes`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -202,26 +201,26 @@ pub struct TokenizerRecord {
 /// Tokens of one split.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SplitRecord {
-    /// Its shards, in order; together they are one stream.
+    /// Shards in order; together they form one stream.
     pub shards: Vec<ShardRecord>,
-    /// Tokens in all shards, ends of documents included.
+    /// Tokens in all shards, end-of-text tokens included.
     pub tokens: u64,
     /// Documents in all shards.
     pub documents: u64,
-    /// Bytes of UTF-8 text they were made from.
+    /// Bytes of UTF-8 text in the documents.
     pub text_bytes: u64,
 }
 
 /// One token file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShardRecord {
-    /// Its name in the folder.
+    /// File name in the folder.
     pub file: String,
     /// Tokens in it.
     pub tokens: u64,
     /// Documents in it.
     pub documents: u64,
-    /// Bytes of UTF-8 text they were made from.
+    /// Bytes of UTF-8 text in the documents.
     pub text_bytes: u64,
     /// Size and SHA-256 of the file.
     #[serde(flatten)]
@@ -231,41 +230,41 @@ pub struct ShardRecord {
 /// One input, as recorded in manifests.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceRecord {
-    /// As it was given.
+    /// Input as given.
     pub input: String,
-    /// Whether all of it is validation text.
+    /// True if all of it is validation text.
     pub validation: bool,
     /// Files that documents came from; 0 for generated text.
     pub files: u64,
-    /// Records of JSON and Parquet files that held a text, blank ones included.
+    /// Records of JSON and Parquet files that contain text, blank text included.
     #[serde(default)]
     pub records: u64,
     /// Documents read from it.
     pub documents: u64,
     /// Bytes of UTF-8 text in them.
     pub text_bytes: u64,
-    /// Plain text files that were cut for their length.
+    /// Plain text files that were cut because of their length.
     #[serde(default)]
     pub cut_texts: u64,
-    /// Documents they were cut into.
+    /// Documents that resulted from cutting them.
     #[serde(default)]
     pub cut_documents: u64,
     /// Lines and records in which invalid UTF-8 was replaced.
     #[serde(default)]
     pub replaced_lines: u64,
-    /// Texts in which half a surrogate pair was replaced.
+    /// Texts in which an unpaired surrogate was replaced.
     #[serde(default)]
     pub replaced_surrogates: u64,
     /// Separators found between its documents.
     #[serde(default)]
     pub separators: u64,
-    /// Tokens of it that are the unknown token of the vocabulary.
+    /// Occurrences of the vocabulary's unknown token.
     #[serde(default)]
     pub unknown_tokens: u64,
-    /// Characters of it, white space aside, that no token stands for.
+    /// Characters, except white space, that no token represents.
     #[serde(default)]
     pub dropped_chars: u64,
-    /// What was left out of it, by reason.
+    /// Omissions, by reason.
     #[serde(default)]
     pub left_out: LeftOut,
 }
@@ -311,7 +310,7 @@ impl Manifest {
         }
     }
 
-    /// Writes it to `folder`, whole or not at all.
+    /// Writes the manifest to `folder` atomically.
     ///
     /// # Errors
     /// If it cannot be written.
@@ -322,12 +321,11 @@ impl Manifest {
         files::write(&path, json.as_bytes()).map(drop)
     }
 
-    /// Reads the manifest of `folder` and checks that it is consistent with itself; and whether it has a
-    /// checksum, which those of earlier versions lack.
+    /// Reads the manifest of `folder` and checks its consistency; the flag is true if it has a checksum,
+    /// which earlier versions lack.
     ///
     /// # Errors
-    /// If it is missing, of another version, damaged, not what its checksum says, or says impossible
-    /// things.
+    /// If it is missing, of another version, damaged, inconsistent, or does not match its checksum.
     pub(super) fn read(folder: &Path) -> Result<(Self, bool)> {
         let path = folder.join(MANIFEST_NAME);
         let json = files::read_small(&path, MANIFEST_LIMIT)?;
@@ -403,8 +401,8 @@ impl Manifest {
     }
 }
 
-/// Names of the shards that the manifest of a folder lists, whatever else is wrong with it; `None` where
-/// there is no manifest to read them from.
+/// Returns the shard names that the manifest of a folder lists, without validating it; `None` without a
+/// readable manifest.
 pub(super) fn listed_files(folder: &Path) -> Result<Option<Vec<String>>> {
     let path = folder.join(MANIFEST_NAME);
     if !files::exists(&path)? {
@@ -428,7 +426,7 @@ impl SplitRecord {
         self.shards.push(shard);
     }
 
-    /// Bytes of text per token, ends of documents counted as tokens; 0 for an empty split.
+    /// Returns the bytes of text per token, end-of-text tokens included; 0 for an empty split.
     pub fn bytes_per_token(&self) -> f64 {
         if self.tokens == 0 {
             0.0

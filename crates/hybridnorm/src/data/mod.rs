@@ -1,15 +1,15 @@
-//! From text to batches: sources, tokenizers, token shards and the batch stream.
+//! Data pipeline from text to batches: sources, tokenizers, token shards and the batch stream.
 //!
 //! ```text
 //! inputs -> Sources -> documents -> Tokenizer -> ShardWriter -> folder with manifest.json
 //!        -> TokenDataset -> BatchStream -> Batch
 //! ```
 //!
-//! [`prepare()`] walks the first line once and writes a prepared folder; [`open()`] takes what a
-//! configuration names (prepared folders, ready token files, raw text) and returns a
-//! [`TokenDataset`]; [`BatchStream`] hands out batches from an exact, serializable [`Cursor`].
+//! [`prepare()`] performs the first line and writes a prepared folder; [`open()`] opens the data paths of a
+//! configuration (prepared folders, pre-tokenized files, raw text) and returns a [`TokenDataset`];
+//! [`BatchStream`] yields batches from an exact, serializable [`Cursor`].
 //!
-//! Nothing here prints. Long functions take a [`ProgressFn`].
+//! This module does not print. Long-running functions take a [`ProgressFn`].
 
 pub mod bpe;
 pub mod dataset;
@@ -55,21 +55,21 @@ pub use stream::{BatchStream, Cursor, Order};
 pub use tokenizer::{StreamDecoder, Tokenizer, TokenizerSpec};
 pub use windows::{Coverage, Windows};
 
-/// How far a long step has come.
+/// Progress of a long-running step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
     /// The step, in a word or two: `"read text"`, `"merge tokens"`, `"write tokens"`.
     pub stage: &'static str,
     /// Units done.
     pub done: u64,
-    /// Units in all, where known.
+    /// Total units, if known.
     pub total: Option<u64>,
-    /// What is counted: `"bytes"`, `"merges"`, `"documents"`.
+    /// Unit of the counts: `"bytes"`, `"merges"`, `"documents"`.
     pub unit: &'static str,
 }
 
 /// Receives [`Progress`]; called often, so it should return quickly.
 pub type ProgressFn<'a> = &'a mut dyn FnMut(Progress);
 
-/// A [`ProgressFn`] that ignores everything.
+/// Ignores the progress: a no-op [`ProgressFn`].
 pub fn quiet(_: Progress) {}

@@ -1,10 +1,10 @@
-//! What a person should know of how text was read, in lines.
+//! Notes for users on how the text was read.
 
 use super::manifest::{Manifest, SourceRecord};
 
 impl Manifest {
-    /// A line for everything that was left out, cut or replaced, and for special tokens that the
-    /// text spells out. None where all text was taken as it is.
+    /// Returns a line for everything that was left out, cut or replaced, and for special tokens that appear
+    /// literally in the text. Empty if all text was used unchanged.
     pub fn notes(&self) -> Vec<String> {
         let sum = |of: fn(&SourceRecord) -> u64| self.sources.iter().map(of).sum::<u64>();
         let mut notes = self.left_out.lines();

@@ -1,22 +1,22 @@
-//! Headers of NumPy files, read defensively.
+//! Defensive parser of NumPy file headers.
 
 use npyz::{DType, Endianness, NpyHeader, Order, TypeChar};
 
 use super::manifest::Dtype;
 
-/// Longest header that is read; NumPy writes 118 bytes for plain arrays.
+/// Maximum header size in bytes; NumPy writes 118 bytes for plain arrays.
 const HEADER_LIMIT: usize = 64 << 10;
 
-/// Layout of the numbers in a NumPy file.
+/// Layout of the array in a NumPy file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Array {
     pub(super) dtype: Dtype,
     pub(super) shape: Vec<u64>,
-    /// Where they start, in bytes.
+    /// Byte offset of the data.
     pub(super) offset: usize,
 }
 
-/// Whether a file starts like a NumPy file.
+/// True if a file starts with the magic of a NumPy file.
 pub(super) fn is_numpy(file: &[u8]) -> bool {
     file.starts_with(b"\x93NUMPY")
 }
@@ -88,7 +88,7 @@ fn data_offset(file: &[u8]) -> Result<usize, String> {
     }
 }
 
-/// Refuses headers that would make a parser recurse deeply or multiply beyond 64 bits.
+/// Rejects headers that would make a parser recurse deeply or overflow 64 bits.
 fn reject_tricks(header: &[u8]) -> Result<(), String> {
     if header.iter().filter(|byte| b"([{".contains(byte)).count() > 8 {
         return Err("bad header: too deeply nested for an array of numbers".into());
@@ -104,8 +104,8 @@ fn reject_tricks(header: &[u8]) -> Result<(), String> {
         .ok_or_else(|| "the shape is too large".into())
 }
 
-/// Names the cause where NumPy 2 wrote the repr of its integers into the shape, as `np.int64(5)`,
-/// which neither NumPy nor others read.
+/// Rejects shapes with the repr of NumPy 2 integers, such as `np.int64(5)`, which neither NumPy nor
+/// other readers accept; the message names the cause.
 fn reject_numpy_scalars(header: &[u8]) -> Result<(), String> {
     let text = String::from_utf8_lossy(header);
     let Some(at) = text.find("np.").or_else(|| text.find("numpy.")) else {

@@ -1,4 +1,4 @@
-//! From what a configuration names to a data set.
+//! Opens the data paths of a configuration as one dataset.
 
 use std::collections::HashMap;
 use std::fs;
@@ -18,53 +18,53 @@ use super::source::{Sources, is_text_input};
 use super::tokenizer::{Tokenizer, TokenizerSpec};
 use super::windows::Windows;
 
-/// Which tokens of the data are meant.
+/// Split of the data to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Split {
-    /// Those to train on.
+    /// Training tokens.
     Train,
-    /// Those held out.
+    /// Validation tokens.
     Validation,
-    /// All: first those to train on, then those held out. For data that as a whole is validation
-    /// data, as where a configuration names it separately.
+    /// Training tokens, then validation tokens. For data that a configuration names separately as
+    /// validation data.
     All,
 }
 
-/// The tokenizer that data is to be made with.
+/// Tokenizer of the data.
 #[derive(Debug, Clone)]
 pub enum TokenizerChoice {
-    /// By specification.
+    /// Specification of a tokenizer.
     Spec(TokenizerSpec),
-    /// This one.
+    /// Loaded tokenizer.
     Loaded(Tokenizer),
 }
 
-/// How to open data.
+/// Options of [`open()`].
 #[derive(Debug, Clone)]
 pub struct OpenOptions {
-    /// Inputs per instance.
+    /// Input tokens per instance.
     pub seq_len: usize,
-    /// Needed for raw text; must agree with that of prepared folders where both are given
-    /// (`bpe:N` agrees with any).
+    /// Tokenizer; required for raw text. Must match that of prepared folders where both are given (`bpe:N` is
+    /// compared by name).
     pub tokenizer: Option<TokenizerChoice>,
-    /// Ids in ready files are below this; the tokenizer's size where absent.
+    /// Exclusive upper bound of ids in pre-tokenized files; if absent, the tokenizer's vocabulary size.
     pub vocab_size: Option<usize>,
-    /// Folder in which tokenized raw text is kept, under a name made from its content. Not needed
-    /// for anything else.
+    /// Cache folder for tokenized raw text, which is stored under a name derived from its content. Only
+    /// needed for raw text.
     pub cache: Option<PathBuf>,
-    /// How raw text is tokenized.
+    /// Options for tokenizing raw text.
     pub prepare: PrepareOptions,
-    /// Whether to hash all shards of prepared folders first. Ready files are read as a whole anyway.
+    /// True to verify the checksums of prepared folders first. Pre-tokenized files are always read completely.
     pub verify: bool,
-    /// What is wanted of the data: whole windows, as in training, or all.
+    /// Windows to use: complete ones only, as in training, or all.
     pub windows: Windows,
-    /// Whether rows of two-dimensional arrays may have any length, as in evaluation. In training each is
+    /// True if rows of two-dimensional arrays may have any length, as in evaluation. In training each row is
     /// one instance.
     pub any_rows: bool,
 }
 
 impl OpenOptions {
-    /// Options with every choice left at its default: no tokenizer, shards verified.
+    /// Returns the default options: no tokenizer, shards verified.
     pub fn new(seq_len: usize, cache: Option<PathBuf>) -> Self {
         Self {
             seq_len,
@@ -79,22 +79,22 @@ impl OpenOptions {
     }
 }
 
-/// Data, and what it was made with.
+/// Opened data and its tokenizer.
 #[derive(Debug)]
 pub struct Opened {
     /// The instances.
     pub dataset: TokenDataset,
-    /// The tokenizer, where known: not for ready files alone.
+    /// Tokenizer, if known; pre-tokenized files do not record one.
     pub tokenizer: Option<Tokenizer>,
-    /// The prepared folders in it, those made from raw text included.
+    /// Prepared folders, including those created from raw text.
     pub folders: Vec<PreparedFolder>,
-    /// What is worth a line, such as how the type of a raw file was found.
+    /// Notes for the user, such as how the data type of a raw file was detected.
     pub notes: Vec<String>,
 }
 
 impl Opened {
-    /// The account of the text that the prepared folders in it were made from, those made from raw
-    /// text included; `None` where there are none.
+    /// Returns the statistics of the source text of all prepared folders, including those created from raw
+    /// text; `None` without prepared folders.
     pub fn text(&self) -> Option<TextAccount> {
         TextAccount::of(&self.folders)
     }
@@ -103,16 +103,16 @@ impl Opened {
 enum Entry {
     Folder(Box<PreparedFolder>),
     Ready(String),
-    /// All raw text together, in the place of its first input.
+    /// All raw text together, at the position of its first input.
     Text,
 }
 
-/// Opens what `paths` name: prepared folders, ready files ([`super::ready`]), and raw text
-/// ([`super::source`]), which is tokenized into the cache unless it is there already.
+/// Opens `paths`: prepared folders, pre-tokenized files ([`super::ready`]), and raw text
+/// ([`super::source`]), which is tokenized into the cache unless it is cached already.
 ///
 /// # Errors
-/// If something does not exist, is of an unknown kind, is damaged, was made with another
-/// tokenizer, or gives no single instance.
+/// If a path does not exist, is of an unknown kind, is damaged, was tokenized with another tokenizer, or
+/// if all paths together yield no window.
 pub fn open(
     paths: &[String],
     split: Split,
@@ -168,10 +168,10 @@ pub fn open(
     })
 }
 
-/// Whether `input` names raw text: a text file, a folder or a glob of them, or generated text.
+/// Returns true if `input` names raw text: a text file, a folder or a glob of them, or generated text.
 ///
 /// # Errors
-/// If the system cannot tell what stands there.
+/// If the file system cannot be queried.
 pub fn is_raw_text(input: &str) -> Result<bool> {
     let path = Path::new(input);
     match files::is_dir(path)? {
@@ -180,7 +180,7 @@ pub fn is_raw_text(input: &str) -> Result<bool> {
     }
 }
 
-/// What a path is; `None` for raw text.
+/// Classifies a path; `None` for raw text.
 fn classify(given: &str) -> Result<Option<Vec<Entry>>> {
     let path = Path::new(given);
     if given.is_empty() {
@@ -240,7 +240,7 @@ fn matching(pattern: &str, suffix: &str) -> Result<Vec<Entry>> {
     Ok(found.into_iter().map(Entry::Ready).collect())
 }
 
-/// Refuses token files and prepared folders that are named twice, under whatever names and types.
+/// Rejects token files and prepared folders that are named twice, even under different names or types.
 fn check_named_once(entries: &[Entry]) -> Result<()> {
     let mut known: HashMap<PathBuf, String> = HashMap::new();
     for entry in entries {
@@ -266,7 +266,7 @@ fn check_named_once(entries: &[Entry]) -> Result<()> {
     Ok(())
 }
 
-/// The one tokenizer that the options and all prepared folders agree on, if any is known.
+/// Returns the tokenizer that the options and all prepared folders agree on, if any is known.
 fn agreed_tokenizer(entries: &[Entry], options: &OpenOptions) -> Result<Option<Tokenizer>> {
     let mut agreed = match &options.tokenizer {
         None | Some(TokenizerChoice::Spec(TokenizerSpec::Bpe { .. })) => None,
@@ -311,7 +311,7 @@ fn agreed_tokenizer(entries: &[Entry], options: &OpenOptions) -> Result<Option<T
     Ok(agreed)
 }
 
-/// The cached tokens of raw text, made now if they are not there.
+/// Returns the cached tokens of raw text; tokenizes it first if it is not cached.
 fn tokenized(
     inputs: &[String],
     tokenizer: Option<&Tokenizer>,
@@ -332,7 +332,7 @@ fn tokenized(
         let inputs = &options.prepare.validation_inputs;
         contents.push(Sources::resolve(inputs, &options.prepare.source)?.fingerprint()?);
     }
-    // The names are those of the files that the manifest tells about.
+    // Input names are part of the key because the manifest records them.
     let key = serde_json::json!(["text 4", inputs, made_with, options.prepare, contents]);
     let key = key.to_string();
     let name = format!("text-{}", &files::sha256(key.as_bytes())[..24]);
@@ -344,19 +344,19 @@ fn tokenized(
         return Ok(prepared);
     }
     files::create_dir(cache)?;
-    // One process makes it; others wait for that one. The file stays, so that all lock the same.
+    // One process tokenizes; others wait for the lock. The lock file is kept so that all lock the same file.
     let lock = cache.join(format!("{name}.lock"));
     let holder = fs::File::options()
         .create(true)
         .append(true)
         .open(&lock)
         .map_err(Error::io(&lock))?;
-    // Where there are no locks, both make it, and one of them gives it its name.
+    // Without lock support, several processes may tokenize; one of them renames its result into place.
     let _ = holder.lock();
     if let Some(prepared) = cached(&folder, options.verify) {
         return Ok(prepared);
     }
-    // What was damaged since makes way: the text is still there.
+    // A damaged cache entry is replaced: its source text still exists.
     let prepared = &PrepareOptions {
         overwrite: true,
         ..options.prepare.clone()
@@ -371,7 +371,7 @@ fn tokenized(
     PreparedFolder::open(&folder)
 }
 
-/// What the cache holds under this name, if it is whole.
+/// Returns the cache entry of this name, if it is intact.
 fn cached(folder: &Path, verify: bool) -> Option<PreparedFolder> {
     let prepared = PreparedFolder::open(folder).ok()?;
     (!verify || prepared.verify().is_ok()).then_some(prepared)
@@ -417,7 +417,7 @@ fn collect(
                         ))
                     })?;
                 let ready = ReadyTokens::open(input, vocab_size)?;
-                // Takes its fingerprint, which reads and checks every token.
+                // Pushing computes the fingerprint, which reads and checks every token.
                 notes.extend(ready.note().map(str::to_owned));
                 match options.any_rows {
                     true => dataset.push_ready_rows(ready)?,

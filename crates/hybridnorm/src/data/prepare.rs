@@ -1,12 +1,12 @@
-//! From text to a folder of token shards.
+//! Preparation of text: tokenization into a folder of token shards.
 //!
 //! The folder holds `train-00000.bin`, ..., `validation-00000.bin`, ..., the tokenizer, and
-//! `manifest.json`. It is a [`StagedFolder`]: it gets its name when it is whole.
+//! `manifest.json`. It is a [`StagedFolder`]: it is renamed into place when complete.
 //!
 //! **The split** is by document. A document is held out when a hash of (seed, text) falls below
 //! the fraction, so the choice does not depend on the order of inputs, and copies of one document
-//! never end up on both sides. Where chance would leave a side empty, the document nearest to the
-//! threshold changes sides, so that two documents give one for each. BPE is trained on the
+//! are always in the same split. If one side would be empty by chance, the document nearest to the
+//! threshold is moved to it, so that two documents yield one for each. BPE is trained on the
 //! training side only.
 
 use std::path::{Path, PathBuf};
@@ -26,31 +26,31 @@ use super::spelled::SpelledTokens;
 use super::tokenizer::{Lost, Tokenizer, TokenizerSpec};
 use super::{Progress, ProgressFn};
 
-/// Text that is tokenized at once, in bytes.
+/// Text tokenized per batch, in bytes.
 const BATCH_BYTES: usize = 8 << 20;
-/// Memory that a text takes besides its bytes: short ones are counted as so many.
+/// Memory overhead per text in bytes, so that many short texts are accounted for.
 const BESIDE_TEXT: usize = 320;
 
-/// How text becomes shards.
+/// Options for preparing text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PrepareOptions {
-    /// How text is read.
+    /// Options for reading text.
     #[serde(flatten)]
     pub source: SourceOptions,
     /// Fraction of documents to hold out for validation, at least 0 and below 1. With 0, or with
     /// `validation_inputs`, all inputs are for training.
     pub validation_fraction: f64,
-    /// Inputs of which every document is validation text.
+    /// Inputs that are validation text only.
     pub validation_inputs: Vec<String>,
-    /// A shard is closed when it reaches this many tokens.
+    /// Number of tokens at which a shard is closed.
     pub shard_tokens: u64,
     /// Seed of the split.
     pub seed: u64,
-    /// Threads to tokenize on; 0: one per core. The result does not depend on it.
+    /// Tokenization threads; 0: one per core. The result does not depend on it.
     #[serde(skip)]
     pub threads: usize,
-    /// Whether to replace what an earlier preparation wrote to the folder.
+    /// True to replace prepared data that the folder already holds.
     #[serde(skip)]
     pub overwrite: bool,
 }
@@ -73,8 +73,8 @@ impl Default for PrepareOptions {
 /// `bpe:N`.
 ///
 /// # Errors
-/// If an input is missing, empty or malformed, the tokenizer cannot be loaded, an option makes no
-/// sense, or `out` cannot be written or holds something else.
+/// If an input is missing, empty or malformed, the tokenizer cannot be loaded, an option is invalid,
+/// or `out` cannot be written or holds other files.
 pub fn prepare(
     inputs: &[String],
     spec: &TokenizerSpec,
@@ -93,7 +93,7 @@ pub fn prepare(
     job.write(&tokenizer, &plan, progress)
 }
 
-/// As [`prepare()`], with the tokenizer given.
+/// Tokenizes `inputs` into `out` as [`prepare()`] does, with a given tokenizer.
 ///
 /// # Errors
 /// As [`prepare()`].
@@ -117,17 +117,17 @@ struct Job<'j> {
     sources: Sources,
     validation: Option<Sources>,
     fraction: f64,
-    /// Where the folder will stand: links to it are followed.
+    /// Path of the output folder, with links resolved.
     out: PathBuf,
     options: &'j PrepareOptions,
 }
 
-/// What the first pass over the text found.
+/// Result of the first pass over the text.
 #[derive(Default)]
 struct Plan {
     /// Bytes of text, for the progress of the second pass.
     text_bytes: Option<u64>,
-    /// A document that changes sides, by its index, and whether it becomes validation text.
+    /// Index of a document that changes sides, and true if it becomes validation text.
     moved: Option<(u64, bool)>,
 }
 
@@ -178,7 +178,7 @@ impl<'j> Job<'j> {
         hash < (self.fraction * 2_f64.powi(64)) as u64
     }
 
-    /// Reads all text once: decides which document must change sides, and feeds the trainer.
+    /// Reads all text once: finds the document that must change sides, and feeds the trainer.
     fn scan(&self, mut trainer: Option<&mut BpeTrainer>, progress: ProgressFn) -> Result<Plan> {
         let mut documents = self.sources.documents();
         let mut batch = Vec::new();
@@ -227,8 +227,8 @@ impl<'j> Job<'j> {
         })
     }
 
-    /// Reads all text, tokenizes it and writes the folder: first beside its place, so that what
-    /// stands there is replaced only by something whole.
+    /// Reads and tokenizes all text and writes the folder, first as a temporary sibling, so that only a
+    /// complete folder replaces an existing one.
     fn write(&self, tokenizer: &Tokenizer, plan: &Plan, progress: ProgressFn) -> Result<Manifest> {
         let staged = StagedFolder::create(&self.out)?;
         let manifest = self.write_into(staged.path(), tokenizer, plan, progress)?;
@@ -239,7 +239,7 @@ impl<'j> Job<'j> {
         Ok(manifest)
     }
 
-    /// Refuses a separator that occurred nowhere.
+    /// Rejects a separator that never occurred.
     fn check_separators(&self, found: u64) -> Result<()> {
         let source = &self.options.source;
         match &source.separator {
@@ -354,7 +354,7 @@ fn feed(trainer: &mut Option<&mut BpeTrainer>, batch: &mut Vec<String>, threads:
     batch.clear();
 }
 
-/// Gives every document, its index and that of its input to `each` and returns what was read from each input.
+/// Calls `each` with index, input index and text of every document; returns the records of the inputs.
 fn read_all(
     sources: &Sources,
     validation: bool,
@@ -381,14 +381,14 @@ struct Output<'t> {
     threads: usize,
     train: ShardWriter,
     validation: ShardWriter,
-    /// Texts not tokenized yet, whether each is held out, and the index of its input.
+    /// Texts not tokenized yet, true if held out, and the index of the input.
     texts: Vec<(String, bool, usize)>,
     bytes: usize,
-    /// Special tokens in the text.
+    /// Special tokens that appear literally in the text.
     spelled: SpelledTokens,
-    /// Bytes that the first token of each split stands for.
+    /// Bytes of text of the first token of each split.
     first: FirstTokens,
-    /// What no token stands for, by input.
+    /// Text lost in tokenization, by input.
     lost: Vec<Lost>,
 }
 

@@ -1,22 +1,22 @@
-//! The type of the numbers in a raw token file, from evidence in its bytes.
+//! Detection of the integer type of a raw token file from its bytes.
 //!
-//! Under a vocabulary of at most 65,536 tokens every file of u32 tokens also reads as u16, with 0
-//! at every second position, and a file of u64 tokens reads as u32 in the same way. A file is taken as the
-//! wider type where so many non-zero numbers leave every second position at 0 that chance cannot
-//! have placed them. Where the bytes do not decide, or contradict the vocabulary, the type must be named.
+//! With a vocabulary of at most 65,536 tokens, every file of u32 tokens also reads as u16, with 0 at
+//! every second position, and a file of u64 tokens reads as u32 in the same way. A file is read as the
+//! wider type if so many numbers are non-zero while every second position is 0 that this cannot be chance.
+//! If the bytes are ambiguous or contradict the vocabulary, the type must be named.
 
 use super::manifest::Dtype;
 
-/// So many numbers that are not 0, all at even positions, are no chance (2^-64).
+/// Number of non-zero numbers, all at even positions, that rules out chance (2^-64).
 const ENOUGH: u64 = 64;
-/// Bytes that are looked at to tell text from tokens.
+/// Bytes examined to distinguish text from tokens.
 const SAMPLE: usize = 1 << 16;
 
-/// What one pass over a file finds.
+/// Statistics from one pass over a file.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 struct Scan {
     bytes: u64,
-    /// Of the 16-bit words by their position modulo 4: the largest, and how many are not 0.
+    /// Largest 16-bit word and number of non-zero ones, by position modulo 4.
     largest: [u16; 4],
     filled: [u64; 4],
     /// Largest 32-bit number at even and at odd positions.
@@ -65,7 +65,7 @@ impl Scan {
         self.bytes.is_multiple_of(dtype.size() as u64) && self.largest(dtype) < vocab_size as u64
     }
 
-    /// 16-bit words that are not 0, at even and at odd positions.
+    /// Counts the non-zero 16-bit words at even and at odd positions.
     fn filled_words(&self) -> [u64; 2] {
         [
             self.filled[0] + self.filled[2],
@@ -73,7 +73,7 @@ impl Scan {
         ]
     }
 
-    /// Numbers of `dtype` that are not 0, where all of them are at even positions.
+    /// Counts the non-zero numbers of `dtype` if all of them are at even positions; otherwise 0.
     fn only_even(&self, dtype: Dtype) -> u64 {
         match (dtype, self.filled_words(), self.largest_u32) {
             (Dtype::U16, [even, 0], _) => even,
@@ -82,7 +82,7 @@ impl Scan {
         }
     }
 
-    /// True if nearly all numbers that are 0 are at even, or at odd positions.
+    /// True if nearly all 16-bit words at even, or at odd, positions are 0, but not the others.
     fn alternates(&self) -> bool {
         let pairs = self.bytes / 4;
         let [even, odd] = self.filled_words();
@@ -91,7 +91,7 @@ impl Scan {
     }
 }
 
-/// The type of a raw file without a name for it, and what is worth saying about the choice.
+/// Detects the type of a raw file that is not named; also returns a note on the choice, if needed.
 pub(super) fn detect(
     file: &[u8],
     path: &str,
@@ -168,7 +168,7 @@ pub(super) fn detect(
     ))
 }
 
-/// What speaks against the type that was named.
+/// Returns a warning if the bytes contradict the named type.
 pub(super) fn contradiction(file: &[u8], path: &str, named: Dtype) -> Option<String> {
     let wider = match named {
         Dtype::U16 | Dtype::I16 => Dtype::U32,
@@ -211,7 +211,7 @@ fn nothing_fits(file: &[u8], path: &str, vocab_size: usize) -> String {
     )
 }
 
-/// The format that a file has by its first bytes, where it is one that people meet.
+/// Returns the format of a file by its first bytes, for common formats.
 fn foreign_kind(file: &[u8]) -> Option<&'static str> {
     const KINDS: [(&[u8], &str); 17] = [
         (
@@ -250,12 +250,12 @@ fn foreign_kind(file: &[u8]) -> Option<&'static str> {
         .or_else(|| is_text(file).then_some("looks like text (give it a name such as .txt)"))
 }
 
-/// True if the beginning is long enough and plain UTF-8, which 16-bit tokens are not.
+/// True if the start of the file is long enough and plain UTF-8, which 16-bit tokens are not.
 fn is_text(file: &[u8]) -> bool {
     let sample = &file[..file.len().min(SAMPLE)];
     let valid = match std::str::from_utf8(sample) {
         Ok(text) => text,
-        // Cut within a character.
+        // The sample ends within a character.
         Err(error) if error.error_len().is_none() && sample.len() < file.len() => {
             std::str::from_utf8(&sample[..error.valid_up_to()]).unwrap_or_default()
         }
@@ -296,7 +296,7 @@ mod tests {
                     let (found, note) = detect(&bytes, "f.bin", vocab as usize).unwrap();
                     assert_eq!(found, dtype, "{vocab} {n}");
                     assert!(note.unwrap().contains(dtype.name()));
-                    // Named as something narrower.
+                    // Named with a narrower type.
                     let narrow = match dtype {
                         Dtype::U32 => Dtype::U16,
                         _ => Dtype::U32,
@@ -306,7 +306,7 @@ mod tests {
                 }
             }
         }
-        // Of u64 tokens one half is missing.
+        // Half of the last u64 token is missing.
         for vocab in [300, 70_000] {
             let cut = le::<8>(ids(500, 300));
             let error = chosen(&cut[..cut.len() - 4], vocab).unwrap_err();
@@ -329,7 +329,7 @@ mod tests {
                 assert!(error.contains(word), "{error} / {word}");
             }
         };
-        // Too short to tell, or blank.
+        // Too short to decide, or all zeros.
         asked(
             &le::<4>(ids(9, 90)),
             90,

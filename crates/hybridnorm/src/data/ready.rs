@@ -1,17 +1,17 @@
-//! Tokens that another program prepared.
+//! Pre-tokenized files written by other programs.
 //!
 //! | file | read as |
 //! |---|---|
 //! | `.npy` of one dimension, of integers | a stream |
-//! | `.npy` of two dimensions | one ready instance per row, in the given order |
-//! | `.bin` | a raw stream of u16, u32 or u64, whichever the bytes show; where they do not, the type must be named |
+//! | `.npy` of two dimensions | one instance per row, in the given order |
+//! | `.bin` | a raw stream of u16, u32 or u64, detected from the bytes; if ambiguous, the type must be named |
 //! | `.u16`, `.u32` | a raw stream of that type |
 //! | `.bin` with the header of llm.c (magic 20240520 or 20240801) | a stream, u16 or u32 |
-//! | `.bin` beside an `.idx` of Megatron | a raw stream of the type that the index records |
+//! | `.bin` beside a Megatron `.idx` | a raw stream of the type that the index records |
 //! | any of these followed by `:u16`, `:u32`, `:u64`, `:u8`, `:i8`, `:i16`, `:i32` or `:i64` | a raw stream of that type |
 //!
-//! The last line is for OLMo's data, too, which is raw u16 or u32 under names that end in `.npy`.
-//! Everything is little-endian, and mapped rather than loaded.
+//! The last row also covers OLMo's data: raw u16 or u32 in files named `.npy`. All files are little-endian
+//! and memory-mapped.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -25,17 +25,17 @@ use super::manifest::Dtype;
 use super::shard::TokenStream;
 use super::{numpy, raw};
 
-/// A token file made elsewhere.
+/// Pre-tokenized file.
 #[derive(Debug)]
 pub struct ReadyTokens {
     path: PathBuf,
     tokens: TokenStream,
-    /// Tokens per row, where rows are instances.
+    /// Tokens per row of a two-dimensional array.
     width: Option<u64>,
     note: Option<String>,
 }
 
-/// The path and the type in `path` or `path:u16`, where that spells a ready file.
+/// Parses `path` or `path:u16` into path and type; `None` if it does not name a pre-tokenized file.
 pub fn parse_name(input: &str) -> Option<(&Path, Option<Dtype>)> {
     if let Some((path, dtype)) = input.rsplit_once(':')
         && let Some(dtype) = Dtype::from_name(dtype)
@@ -52,11 +52,11 @@ pub fn parse_name(input: &str) -> Option<(&Path, Option<Dtype>)> {
 }
 
 impl ReadyTokens {
-    /// Opens `input` as the table above says; ids must be below `vocab_size`, which is checked
+    /// Opens `input` according to the table above; ids must be below `vocab_size`, which is checked
     /// when they are read.
     ///
     /// # Errors
-    /// If it cannot be mapped, is of another kind, or its length does not fit its header or type.
+    /// If it cannot be mapped, is of another kind, or its length does not match its header or type.
     pub fn open(input: &str, vocab_size: usize) -> Result<Self> {
         let Some((path, dtype)) = parse_name(input) else {
             return Err(Error::config(format!(
@@ -84,22 +84,22 @@ impl ReadyTokens {
         })
     }
 
-    /// Where it is.
+    /// Returns the path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// All its tokens, in order.
+    /// Returns all tokens in order.
     pub fn tokens(&self) -> &TokenStream {
         &self.tokens
     }
 
-    /// Tokens per row where every row is an instance; `None` for a stream.
+    /// Returns the tokens per row of a two-dimensional array; `None` for a stream.
     pub fn row_width(&self) -> Option<u64> {
         self.width
     }
 
-    /// How its type was found, or what speaks against it, where that is worth a line.
+    /// Returns a note on how the data type was detected, or on evidence against the named type, if any.
     pub fn note(&self) -> Option<&str> {
         self.note.as_deref()
     }
@@ -136,7 +136,7 @@ fn stream(file: &Mapped, offset: usize, dtype: Dtype) -> Result<Layout, String> 
     })
 }
 
-/// A raw stream of a type that was named.
+/// Returns the layout of a raw stream whose type was named.
 fn named(file: &Mapped, path: &str, dtype: Dtype, input: &str) -> Result<Layout, String> {
     if numpy::is_numpy(file) {
         let remedy = match input == path {
@@ -159,10 +159,10 @@ fn named(file: &Mapped, path: &str, dtype: Dtype, input: &str) -> Result<Layout,
     })
 }
 
-/// Bytes of Megatron's index that say its version and the type of the tokens.
+/// Bytes of a Megatron index up to the token type, inclusive.
 const MEGATRON_HEADER: usize = 18;
 
-/// The type that an index of Megatron's beside a `.bin` records.
+/// Returns the token type recorded in the Megatron index beside a `.bin`, if there is one.
 fn megatron_type(path: &Path) -> Result<Option<Result<Dtype, u8>>> {
     let index = path.with_extension("idx");
     if path.extension().is_none_or(|name| name != "bin") || !files::exists(&index)? {
@@ -234,7 +234,7 @@ fn layout(path: &Path, file: &Mapped, vocab_size: usize) -> Result<Layout, Strin
     Ok(Layout { note, ..found })
 }
 
-/// Bytes of the header of llm.c's token files: 256 numbers of four bytes.
+/// Size of the header of llm.c token files in bytes: 256 four-byte integers.
 const LLM_C_HEADER: usize = 1024;
 
 fn llm_c_type(file: &[u8]) -> Result<Option<Dtype>, String> {

@@ -1,8 +1,8 @@
-//! Whether a folder of prepared data may be written, or replaced.
+//! Checks that a folder of prepared data may be written or replaced.
 //!
-//! What goes when a folder is replaced is what a preparation wrote: regular files that its manifest
-//! lists, the manifest, the tokenizer's files, and temporary files of these. Whatever else lies there,
-//! under whatever name, is somebody's, and nothing is replaced.
+//! Replacing a folder removes only files that a preparation wrote: regular files listed in its manifest,
+//! the manifest, the tokenizer's files, and temporary files of these. If it holds anything else, nothing
+//! is replaced.
 
 use std::fs::{self, DirEntry};
 use std::path::Path;
@@ -13,14 +13,14 @@ use crate::files;
 use super::manifest::{self, MANIFEST_NAME};
 use super::tokenizer::RECORD_NAME;
 
-/// Checks that `out` is free, or holds nothing but prepared data that may be replaced.
+/// Checks that `out` is free, or holds only prepared data that may be replaced.
 pub(super) fn check(out: &Path, overwrite: bool) -> Result<()> {
     files::check_folder_name(out)?;
     files::create_parent(out)?;
     if !files::exists(out)? || fs::read_dir(out).map_err(Error::io(out))?.next().is_none() {
         return Ok(());
     }
-    // Damaged data are data too, and may be prepared again.
+    // Damaged prepared data counts too, and may be prepared again.
     if !files::exists(out.join(RECORD_NAME))? {
         return Err(Error::config(format!(
             "{}: holds something else; choose an empty folder",
@@ -37,7 +37,7 @@ pub(super) fn check(out: &Path, overwrite: bool) -> Result<()> {
 }
 
 /// # Errors
-/// If something in the folder is not what a preparation wrote.
+/// If the folder holds anything that a preparation did not write.
 pub(super) fn holds_only_ours(folder: &Path) -> Result<()> {
     let listed = manifest::listed_files(folder)?;
     let mut entries = fs::read_dir(folder)
@@ -62,8 +62,7 @@ pub(super) fn holds_only_ours(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether a preparation wrote a file of this name. Where the manifest is lost, shards are told by their
-/// names.
+/// True if a preparation writes files of this name. Without a manifest, shards are recognized by name.
 fn is_ours(name: &str, listed: Option<&[String]>) -> bool {
     let is_shard = match listed {
         Some(listed) => listed.iter().any(|shard| shard == name),
@@ -79,7 +78,7 @@ fn is_ours(name: &str, listed: Option<&[String]>) -> bool {
         .contains(&name)
 }
 
-/// `train-00000.bin`, `validation-00012.bin`.
+/// True for shard names: `train-00000.bin`, `validation-00012.bin`.
 fn is_shard_name(name: &str) -> bool {
     let number = name
         .strip_prefix("train-")
@@ -92,7 +91,7 @@ fn is_shard_name(name: &str) -> bool {
 mod tests {
     use super::*;
 
-    /// A folder with a manifest that lists one shard.
+    /// Creates a folder with a manifest that lists one shard.
     fn folder() -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         let manifest = r#"{"train":{"shards":[{"file":"train-00000.bin"}]}}"#;

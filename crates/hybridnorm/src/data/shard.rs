@@ -1,8 +1,8 @@
-//! Token shards: writing them, and reading them back as one memory-mapped stream.
+//! Token shards: writing, and reading as one memory-mapped stream.
 //!
-//! A shard is nothing but little-endian token ids, u16 up to 65,536 tokens of vocabulary and u32
-//! above, so nanoGPT-style readers take it as it is. Every document is followed by the end-of-text
-//! token. The [`Manifest`] beside the shards says how long each is and what it hashes to.
+//! A shard contains only little-endian token ids, u16 up to 65,536 tokens of vocabulary and u32 above, so
+//! nanoGPT-style readers can use it directly. Every document is followed by the end-of-text token. The
+//! [`Manifest`] beside the shards records their sizes and checksums.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use crate::files::{self, AtomicFile};
 use super::manifest::{Dtype, Manifest, ShardRecord, SplitRecord};
 use super::tokenizer::Tokenizer;
 
-/// Writes the shards of one split: `train-00000.bin`, `train-00001.bin`, ...
+/// Writer of the shards of one split: `train-00000.bin`, `train-00001.bin`, ...
 pub struct ShardWriter {
     folder: PathBuf,
     split: &'static str,
@@ -60,7 +60,7 @@ impl ShardWriter {
         self.end_document(text_bytes)
     }
 
-    /// Appends tokens of a document that goes on until [`ShardWriter::end_document`].
+    /// Appends tokens of the current document, which [`ShardWriter::end_document`] ends.
     ///
     /// # Errors
     /// As [`ShardWriter::push`].
@@ -118,7 +118,7 @@ impl ShardWriter {
         Ok(())
     }
 
-    /// Closes the last shard and returns what was written.
+    /// Closes the last shard and returns the record of the split.
     ///
     /// # Errors
     /// If the shard cannot be completed.
@@ -150,18 +150,18 @@ pub struct TokenStream {
 struct Part {
     path: PathBuf,
     mapped: Mapped,
-    /// Where in the file the tokens start, in bytes.
+    /// Byte offset of the first token in the file.
     offset: usize,
     dtype: Dtype,
     /// Position of its first token in the stream.
     start: u64,
     tokens: u64,
-    /// Whether a manifest says the type, so that nobody else could.
+    /// True if a manifest records the type, so that the user cannot name another.
     is_prepared: bool,
 }
 
 impl TokenStream {
-    /// An empty stream, whose tokens must be below `vocab_size` (and below 2^31 in any case).
+    /// Returns an empty stream, whose tokens must be below `vocab_size` (and below 2^31 in any case).
     pub fn new(vocab_size: usize) -> Self {
         let vocab_size = vocab_size.min(1 << 31);
         Self {
@@ -171,8 +171,8 @@ impl TokenStream {
         }
     }
 
-    /// Appends the tokens in `mapped` from byte `offset` on; a rest too short for a token is left
-    /// out, so check the length before.
+    /// Appends the tokens in `mapped` from byte `offset` on; an incomplete last token is ignored, so check
+    /// the length before.
     pub(super) fn push(&mut self, path: &Path, mapped: Mapped, offset: usize, dtype: Dtype) {
         let tokens = (mapped.len().saturating_sub(offset) / dtype.size()) as u64;
         self.parts.push(Part {
@@ -187,7 +187,7 @@ impl TokenStream {
         self.tokens += tokens;
     }
 
-    /// As [`TokenStream::push`], of a shard whose manifest says the type.
+    /// Appends a shard as [`TokenStream::push`] does, with the type from its manifest.
     fn push_shard(&mut self, path: &Path, mapped: Mapped, dtype: Dtype) {
         self.push(path, mapped, 0, dtype);
         if let Some(part) = self.parts.last_mut() {
@@ -195,17 +195,17 @@ impl TokenStream {
         }
     }
 
-    /// Tokens in all.
+    /// Returns the number of tokens.
     pub fn len(&self) -> u64 {
         self.tokens
     }
 
-    /// True if there are none.
+    /// True if there are no tokens.
     pub fn is_empty(&self) -> bool {
         self.tokens == 0
     }
 
-    /// Token ids are below this.
+    /// Returns the vocabulary size; all token ids are below it.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
     }
@@ -238,7 +238,7 @@ impl TokenStream {
         Ok(())
     }
 
-    /// Checks every token; the work of one pass over the files.
+    /// Checks every token in one pass over the files.
     ///
     /// # Errors
     /// If a token is not below the vocabulary's size.
@@ -254,7 +254,7 @@ impl TokenStream {
         self.for_each_chunk(|tokens| tokens.iter().for_each(|&token| visit(token)))
     }
 
-    /// Calls `visit` with all tokens in order, many at a time.
+    /// Calls `visit` with all tokens in order, in chunks.
     ///
     /// # Errors
     /// As [`TokenStream::check`].
@@ -319,7 +319,7 @@ impl PreparedFolder {
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref().to_path_buf();
         if !files::is_dir(&folder)? {
-            // Gives "no such file or folder" or what the system says.
+            // Returns the error of the operating system, such as "no such file or folder".
             std::fs::read_dir(&folder).map_err(Error::io(&folder))?;
         }
         let (manifest, has_checksum) = Manifest::read(&folder)?;
@@ -336,10 +336,10 @@ impl PreparedFolder {
         Ok(prepared)
     }
 
-    /// Whether `folder` holds a manifest.
+    /// Returns true if `folder` holds a manifest.
     ///
     /// # Errors
-    /// If the system cannot tell.
+    /// If the file system cannot be queried.
     pub fn is_prepared(folder: impl AsRef<Path>) -> Result<bool> {
         files::exists(folder.as_ref().join(super::manifest::MANIFEST_NAME))
     }
@@ -349,20 +349,20 @@ impl PreparedFolder {
         self.has_checksum
     }
 
-    /// Its manifest.
+    /// Returns the manifest.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 
-    /// Where it is.
+    /// Returns the path of the folder.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// The tokenizer in it.
+    /// Loads the tokenizer of the folder.
     ///
     /// # Errors
-    /// If it cannot be read or is not the one that made the tokens.
+    /// If it cannot be read or is not the one that the manifest records.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         let tokenizer = Tokenizer::load(&self.folder)?;
         let expected = &self.manifest.tokenizer;
@@ -375,7 +375,7 @@ impl PreparedFolder {
         Ok(tokenizer.named(&expected.name))
     }
 
-    /// Hashes every shard and compares with the manifest.
+    /// Compares the checksum of every shard with the manifest.
     ///
     /// # Errors
     /// If a shard differs.
@@ -397,15 +397,15 @@ impl PreparedFolder {
         Ok(())
     }
 
-    /// The training tokens.
+    /// Returns the training tokens.
     ///
     /// # Errors
-    /// If a shard cannot be mapped or changed its size.
+    /// If a shard cannot be mapped or its size changed.
     pub fn train(&self) -> Result<TokenStream> {
         self.stream(&self.manifest.train)
     }
 
-    /// The validation tokens; an empty stream when none were held out.
+    /// Returns the validation tokens; an empty stream if none were held out.
     ///
     /// # Errors
     /// As [`PreparedFolder::train`].

@@ -1,4 +1,4 @@
-//! Where documents come from.
+//! Sources of documents.
 //!
 //! An input is written as one string:
 //!
@@ -7,37 +7,35 @@
 //! | `book.txt`, `.text`, `.md` | the file, cut at [`SourceOptions::separator`] or, when long, at blank lines (see [`SourceOptions::document_chars`]) |
 //! | `pile.jsonl`, `.ndjson` | one per line, from [`SourceOptions::text_field`] |
 //! | `pile.json` | one per line; or one per element of an array of records or strings; or records over several lines |
-//! | any of these with `.gz`, `.zst` or `.zstd` | the same |
+//! | any of these with `.gz`, `.zst` or `.zstd` | as above, decompressed |
 //! | `pile.parquet` | one per row, from the column [`SourceOptions::text_field`] (nested: `meta.text`) |
 //! | `folder/` | all such files in it and below, sorted by path |
 //! | `books/*.txt` | the files that match, sorted by path; each must be of a known kind |
 //! | `stories`, `stories:N`, `stories:N:SEED` | N generated stories (see [`super::stories`]) |
 //! | `gutenberg` | 18 classic books (see [`super::gutenberg`]) |
 //!
-//! To read a file that is called `stories` or `gutenberg`, write `./stories`. Links are
-//! followed, and each file is read once, through the first input that reaches it; so with stories of
-//! equal seeds. What is training text and validation text at once is an error.
+//! To read a file named `stories` or `gutenberg`, write `./stories`. Symbolic links are followed, and each
+//! file is read once, through the first input that reaches it; this also holds for stories of equal seeds.
+//! Text that is both training and validation text is an error.
 //!
-//! Text is taken as it is (no normalization), but for a byte order mark at the start of a file. Of plain
-//! text, what stands between documents belongs to none of them: blank lines before a document, line ends
-//! after it, and separators. Records keep theirs.
+//! Text is not normalized; only a byte order mark at the start of a file is removed. In plain text, blank
+//! lines before a document, line ends after it, and separators are not part of any document. Records
+//! are not trimmed.
 //!
-//! What is left out is counted by reason in [`SourceStats::left_out`]:
-//! - files: hidden ones, those of unknown kind, those that [`SourceOptions::include`] and
-//!   [`SourceOptions::exclude`] do not choose, pipes and devices, broken links, files and folders
-//!   reached a second time, files without any text, and with [`SourceOptions::skip_bad`] damaged ones
-//!   from which nothing was read and those that are not what their name says;
-//! - records: those whose text is null, and with [`SourceOptions::skip_bad`] those that cannot be
-//!   read, and as one the rest of a damaged file;
-//! - documents: those without any visible character.
+//! Omissions are counted by reason in [`SourceStats::left_out`]:
+//! - files: hidden files, unknown kinds, files that [`SourceOptions::include`] and
+//!   [`SourceOptions::exclude`] do not select, pipes and devices, broken links, files and folders
+//!   reached a second time, files without any text, and with [`SourceOptions::skip_bad`] damaged files
+//!   from which nothing was read and files whose content does not match their name;
+//! - records: records whose text is null, and with [`SourceOptions::skip_bad`] invalid records, and the
+//!   rest of a damaged file, counted as one record (in Parquet files, by rows);
+//! - documents: documents without any visible character.
 //!
-//! Files read and files left out are all files; records read and records left out are all records;
-//! and so with documents.
+//! Files read plus files left out are all files; the same holds for records and for documents.
 //!
-//! **Memory.** A reader holds at most 4 times the largest record (or line, or document of plain
-//! text), which is at most 256 MiB for lines and records and 1 GiB for documents of plain text, and
-//! 16 MiB besides; for zstd the window that the file declares, at most 2 GiB; for Parquet twice a
-//! page with its dictionary, which are at most 512 MiB each.
+//! **Memory.** A reader holds at most 4 times the largest record (or line, or plain text document), which
+//! is at most 256 MiB for lines and records and 1 GiB for plain text documents, plus 16 MiB; for zstd the
+//! declared window, at most 2 GiB; for Parquet twice a page and its dictionary, at most 512 MiB each.
 
 mod expand;
 mod fault;
@@ -64,47 +62,46 @@ use find::{Files, Filter, Reached};
 use kind::{Format, file_kind};
 pub use read::Documents;
 
-/// What to do with bytes that are not UTF-8.
+/// Handling of bytes that are not UTF-8.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum InvalidUtf8 {
-    /// Stop with an error that names file and byte offset.
+    /// Return an error that names the file and byte offset.
     #[default]
     Error,
-    /// Put U+FFFD in their place; [`SourceStats::replaced_lines`] counts the lines.
+    /// Replace them by U+FFFD; [`SourceStats::replaced_lines`] counts the lines.
     Replace,
 }
 
-/// How text is read.
+/// Options for reading text.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct SourceOptions {
     /// Field of a JSON record, or column of a Parquet file, that holds the text.
     pub text_field: String,
-    /// What to do with bytes that are not UTF-8.
+    /// Handling of bytes that are not UTF-8.
     pub invalid_utf8: InvalidUtf8,
-    /// A plain text file is one document up to this many characters. A longer one is cut at the next
-    /// blank line after that many, or, where none comes within four times as many, at the next
-    /// line end; the last piece is shorter. So a few long books become many documents, and a
-    /// validation split by document is possible. 0: never cut.
+    /// Number of characters up to which a plain text file is one document. A longer file is cut at the next
+    /// blank line after that many, or, without one within four times as many, at the next line end; the
+    /// last piece is shorter. Thus a few long books become many documents, and a validation split by
+    /// document is possible. 0: never cut.
     pub document_chars: usize,
-    /// Text that stands between the documents of plain text files, such as `<|endoftext|>`. They are
-    /// cut there, and nowhere else, and the separator goes.
+    /// Separator between the documents of plain text files, such as `<|endoftext|>`. Files are cut only
+    /// there, and the separator is removed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub separator: Option<String>,
-    /// Of the files of folders and globs, read those that match one of these patterns only. A
-    /// pattern with `/` is compared with the path below the input, one without with every name in it.
+    /// Patterns of the files of folders and globs to read; empty: all. A pattern with `/` is matched against
+    /// the path below the input, one without against every component of it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub include: Vec<String>,
-    /// Leave out those that match one of these.
+    /// Patterns of the files of folders and globs to leave out.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub exclude: Vec<String>,
-    /// Leave out, and count, records of JSON and Parquet files that cannot be read: malformed,
-    /// without the field, with something in it that is no text, not UTF-8, or too long; what
-    /// follows in packed and Parquet files that are damaged; and files that are no text, or Parquet files
-    /// without the column. Otherwise the first one is an error.
+    /// Skip and count invalid records of JSON and Parquet files (malformed, without the field, with a field
+    /// that is not text, not UTF-8, or too long), the rest of damaged compressed and Parquet files, files
+    /// that are not text, and Parquet files without the column. Otherwise the first of these is an error.
     pub skip_bad: bool,
-    /// Accept options that have no effect, as where they were given for other inputs too.
+    /// Accept options that have no effect, for example because they were also given for other inputs.
     #[serde(skip)]
     pub may_be_unused: bool,
 }
@@ -133,7 +130,7 @@ pub struct Document {
     pub input: usize,
 }
 
-/// What was read and what was left out.
+/// Statistics of text that was read and left out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SourceStats {
     /// Documents returned.
@@ -142,24 +139,24 @@ pub struct SourceStats {
     pub text_bytes: u64,
     /// Files that documents came from.
     pub files: u64,
-    /// Records of JSON and Parquet files that held a text, blank ones included.
+    /// Records of JSON and Parquet files that contain text, blank text included.
     pub records: u64,
-    /// Plain text files that were cut for their length.
+    /// Plain text files that were cut because of their length.
     pub cut_texts: u64,
-    /// Documents they were cut into.
+    /// Documents that resulted from cutting them.
     pub cut_documents: u64,
     /// Separators found between documents.
     pub separators: u64,
     /// Lines and records in which invalid UTF-8 was replaced.
     pub replaced_lines: u64,
-    /// Texts in which half a surrogate pair was replaced.
+    /// Texts in which an unpaired surrogate was replaced.
     pub replaced_surrogates: u64,
-    /// What was left out.
+    /// Omissions, by reason.
     pub left_out: LeftOut,
 }
 
 impl SourceStats {
-    /// Adds what was read elsewhere.
+    /// Adds the counts of `other`.
     pub fn add(&mut self, other: &Self) {
         self.documents += other.documents;
         self.text_bytes += other.text_bytes;
@@ -174,7 +171,7 @@ impl SourceStats {
     }
 }
 
-/// Inputs found and sorted, ready to be read any number of times.
+/// Resolved and sorted inputs, which can be read any number of times.
 #[derive(Debug, Clone)]
 pub struct Sources {
     inputs: Vec<Input>,
@@ -190,11 +187,11 @@ struct Input {
 #[derive(Debug, Clone)]
 enum Kind {
     Files(Files),
-    /// Those from the given one on; an earlier input has the others.
+    /// Stories from the given index on; an earlier input has the preceding ones.
     Stories(Stories, u64),
 }
 
-/// Whether `input` names text that [`Sources::resolve`] reads, going by its spelling alone.
+/// True if `input` names text that [`Sources::resolve`] reads, judged by its spelling only.
 pub fn is_text_input(input: &str) -> bool {
     is_generated(input) || file_kind(Path::new(input)).is_some() || is_pattern(input)
 }
@@ -208,8 +205,8 @@ fn is_pattern(input: &str) -> bool {
 }
 
 impl Sources {
-    /// Finds what the inputs name; downloads the `gutenberg` books if they are named and not
-    /// there yet. Reads no text.
+    /// Resolves the inputs; downloads the `gutenberg` books if they are named and not cached yet. Reads no
+    /// text.
     ///
     /// # Errors
     /// If there are no inputs, one does not exist or cannot be listed, matches nothing, or is of
@@ -220,8 +217,8 @@ impl Sources {
             .ok_or_else(|| Error::config("no input text was named"))
     }
 
-    /// As [`Sources::resolve`], for several lists of inputs, on one of which at least every option
-    /// must have an effect.
+    /// Resolves several lists of inputs as [`Sources::resolve`] does; every option must have an effect on at
+    /// least one of them.
     pub(crate) fn resolve_all(lists: &[&[String]], options: &SourceOptions) -> Result<Vec<Self>> {
         let mut filter = Filter::new(&options.include, &options.exclude)?;
         let mut all = Vec::new();
@@ -254,17 +251,17 @@ impl Sources {
         Ok(all)
     }
 
-    /// Reads all documents from the start, input by input.
+    /// Returns an iterator over all documents, input by input.
     pub fn documents(&self) -> Documents<'_> {
         Documents::new(self)
     }
 
-    /// The inputs as they were given.
+    /// Returns the inputs as given.
     pub fn given(&self) -> impl Iterator<Item = &str> {
         self.inputs.iter().map(|input| input.given.as_str())
     }
 
-    /// Files that each input stands for; none for generated text.
+    /// Returns the files of each input; none for generated text.
     pub fn files(&self) -> impl Iterator<Item = &[PathBuf]> {
         self.inputs.iter().map(|input| match &input.kind {
             Kind::Files(files) => files.paths.as_slice(),
@@ -272,8 +269,8 @@ impl Sources {
         })
     }
 
-    /// SHA-256 over everything that decides the documents: the options, and the content of every
-    /// file; and over what was left out. Reads all files once.
+    /// Returns the SHA-256 of everything that determines the documents: the options and the content of every
+    /// file; and of the omissions. Reads all files once.
     ///
     /// # Errors
     /// If a file cannot be read.
@@ -303,7 +300,7 @@ impl Sources {
     }
 }
 
-/// Refuses options that none of these inputs has a use for.
+/// Rejects options that have no effect on any of these inputs.
 fn check_effect(all: &[Sources], options: &SourceOptions) -> Result<()> {
     let default = SourceOptions::default();
     if options.separator.as_deref() == Some("") {
@@ -354,7 +351,7 @@ fn check_effect(all: &[Sources], options: &SourceOptions) -> Result<()> {
     }
 }
 
-/// Stories that no input before this one names; by seed, how many and in which list.
+/// Returns the stories that no earlier input names; `known` maps a seed to its count and list.
 fn new_stories(given: &str, list: usize, known: &mut HashMap<u64, (u64, usize)>) -> Result<Kind> {
     let stories: Stories = given.parse()?;
     match known.get_mut(&stories.seed) {

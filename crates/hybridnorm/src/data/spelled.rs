@@ -1,31 +1,31 @@
-//! Special tokens that a text spells out.
+//! Special tokens that appear literally in text.
 //!
-//! A tokenizer encodes such a text as the characters it consists of. Mostly it is no text at all but
-//! a separator of documents that somebody wrote as text, which is worth a word.
+//! A tokenizer encodes such a string as plain characters. Usually it is a document separator that was
+//! written as text, so it is reported.
 
 use serde::{Deserialize, Serialize};
 
-/// A special token, and how often the text spells it.
+/// Special token and the number of its literal occurrences in text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SpelledToken {
     /// The token.
     pub token: String,
-    /// Times.
+    /// Occurrences.
     pub count: u64,
-    /// Documents.
+    /// Documents in which it occurs.
     pub documents: u64,
 }
 
 /// Counts special tokens in texts.
 pub(crate) struct SpelledTokens {
-    /// By first byte.
+    /// Tokens grouped by first byte.
     groups: Vec<Group>,
-    /// Index of the group of a first byte.
+    /// Group index by first byte.
     begins: [Option<u8>; 256],
 }
 
 struct Group {
-    /// What all tokens of the group begin with.
+    /// Common prefix of the tokens.
     prefix: String,
     tokens: Vec<(SpelledToken, bool)>,
 }
@@ -59,7 +59,7 @@ impl SpelledTokens {
             };
             group.tokens.push((spelled, false));
         }
-        // The longest one that stands somewhere is the one that is meant.
+        // The longest token that matches at a position is counted.
         for group in &mut new.groups {
             group
                 .tokens
@@ -68,7 +68,7 @@ impl SpelledTokens {
         new
     }
 
-    /// Counts those in the text of a document.
+    /// Counts the special tokens in the text of a document.
     pub(crate) fn count(&mut self, text: &str) {
         let bytes = text.as_bytes();
         let mut at = 0;
@@ -101,7 +101,7 @@ impl SpelledTokens {
         }
     }
 
-    /// Those that occurred, the most frequent one first.
+    /// Returns the tokens that occurred, most frequent first.
     pub(crate) fn finish(self) -> Vec<SpelledToken> {
         let all = self.groups.into_iter().flat_map(|group| group.tokens);
         let mut found: Vec<_> = all

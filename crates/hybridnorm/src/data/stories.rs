@@ -1,12 +1,12 @@
-//! Generated short stories in simple English, without end and without download.
+//! Generated short stories in simple English: unlimited in number, without download.
 //!
 //! A story is a plot (something is lost, made, shared, nursed, feared, broken, learned or counted)
-//! with a cast: a hero, a friend, a relative, an animal, a thing, a place. What is said early
-//! comes back later: the thing keeps its colour, the friend keeps the pronoun, numbers add up, the
-//! animal that helps is one that can. So there is something to learn beyond the next word, and a
-//! small model learns much of it within minutes.
+//! with a cast: a hero, a friend, a relative, an animal, a thing, a place. Details are consistent within
+//! a story: the thing keeps its colour, the friend keeps the pronoun, numbers add up, the helping
+//! animal is able to help. So there are dependencies to learn beyond the next word, and a small model
+//! learns many of them within minutes.
 //!
-//! Story `index` of seed `seed` is the same text always and everywhere. All text is original.
+//! The text of story `index` of seed `seed` is the same on all platforms. All text is original.
 
 mod cast;
 mod plots;
@@ -23,15 +23,15 @@ use crate::error::Error;
 
 use cast::Cast;
 
-/// Stories that the input `stories` stands for.
+/// Number of stories of the input `stories`.
 const DEFAULT_COUNT: u64 = 10_000;
-/// Changes when the same seed gives other stories than before.
+/// Generator version; changes when a seed generates different stories than before.
 const VERSION: u32 = 1;
 
-/// A number of stories: `stories`, `stories:N` or `stories:N:SEED`.
+/// Specification of generated stories: `stories`, `stories:N` or `stories:N:SEED`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stories {
-    /// How many; stories 0 to `count - 1` of the seed.
+    /// Number of stories, 0 to `count - 1` of the seed.
     pub count: u64,
     /// The seed.
     pub seed: u64,
@@ -62,7 +62,7 @@ impl FromStr for Stories {
     }
 }
 
-/// The full spelling and the version of the generator: equal for equal text.
+/// Writes the full specification and the generator version: equal for equal text.
 impl fmt::Display for Stories {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(
@@ -73,7 +73,7 @@ impl fmt::Display for Stories {
     }
 }
 
-/// Story `index` of `seed`: one or several paragraphs, 100 to 200 words, no line end at the end.
+/// Returns story `index` of `seed`: one or more paragraphs, 100 to 200 words, without trailing newline.
 pub fn story(seed: u64, index: u64) -> String {
     let mut dice = Dice::new(seed, index);
     let plot = dice.pick(plots::PLOTS);
@@ -92,12 +92,12 @@ pub fn story(seed: u64, index: u64) -> String {
         .join("\n\n")
 }
 
-/// A plot: paragraphs of slots, and for each slot sentences to choose from.
+/// Plot: paragraphs of slots, each with alternative sentences.
 struct Plot {
     paragraphs: &'static [&'static [&'static [&'static str]]],
 }
 
-/// Choices of one story.
+/// Random choices of one story.
 struct Dice(ChaCha8Rng);
 
 impl Dice {
@@ -134,7 +134,7 @@ mod tests {
         assert_eq!(story(7, 11), story(7, 11));
         assert_ne!(story(7, 11), story(7, 12));
         assert_ne!(story(7, 11), story(8, 11));
-        // Changing any text means raising VERSION and this hash.
+        // Any change of text requires a new VERSION and a new hash here.
         let all: String = (0..200).map(|i| story(0, i)).collect();
         assert_eq!(
             &crate::files::sha256(all.as_bytes())[..16],

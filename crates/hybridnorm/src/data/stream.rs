@@ -1,6 +1,6 @@
-//! Batches of instances, in an order that only depends on (seed, epoch), from an exact cursor.
+//! Batches of instances, in an order that depends only on (seed, epoch), from an exact cursor.
 //!
-//! What an instance is: [`super::dataset`].
+//! Instances are defined in [`super::dataset`].
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -20,17 +20,17 @@ pub enum Order {
         /// The seed.
         seed: u64,
     },
-    /// As they stand in the data.
+    /// In the order of the data.
     Sequential,
 }
 
-/// Exactly where a stream is: the next instance to hand out.
+/// Exact position of a stream: the next instance to return.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cursor {
-    /// Passes over the data completed.
+    /// Completed epochs.
     pub epoch: u64,
-    /// Instances handed out in this one.
+    /// Instances returned in the current epoch.
     pub position: u64,
 }
 
@@ -40,15 +40,15 @@ pub struct BatchStream {
     dataset: TokenDataset,
     order: Order,
     cursor: Cursor,
-    /// The current epoch's permutation, made when first needed.
+    /// Current epoch and its permutation, computed on first use.
     permutation: Option<(u64, Vec<u32>)>,
 }
 
 impl BatchStream {
-    /// A stream over `dataset` that goes on at `cursor`; `Cursor::default()` is the start.
+    /// Returns a stream over `dataset` that continues at `cursor`; `Cursor::default()` is the start.
     ///
     /// # Errors
-    /// If the data has no instance, too many to shuffle (2^32), or fewer than the cursor says.
+    /// If the data has no instance, too many to shuffle (2^32), or fewer than the cursor position.
     pub fn new(dataset: TokenDataset, order: Order, cursor: Cursor) -> Result<Self> {
         let instances = dataset.len();
         if instances == 0 {
@@ -79,23 +79,22 @@ impl BatchStream {
         Ok(stream)
     }
 
-    /// Where the stream is; give it to [`BatchStream::new`] to go on from here.
+    /// Returns the current position; pass it to [`BatchStream::new`] to continue from here.
     pub fn cursor(&self) -> Cursor {
         self.cursor
     }
 
-    /// The data.
+    /// Returns the dataset.
     pub fn dataset(&self) -> &TokenDataset {
         &self.dataset
     }
 
-    /// The next `batch_size` instances; an epoch's end may lie within a batch.
+    /// Returns the next `batch_size` instances; a batch may span the end of an epoch.
     ///
-    /// Instances come in the same order whatever the sizes of batches. On an error the cursor
-    /// stays where it was.
+    /// The order of instances does not depend on batch sizes. On an error the cursor does not move.
     ///
     /// # Errors
-    /// If `batch_size` is 0 or a token is beyond the vocabulary.
+    /// If `batch_size` is 0 or a token is outside the vocabulary.
     pub fn next_batch(&mut self, batch_size: usize) -> Result<Batch> {
         if batch_size == 0 {
             return Err(Error::config("the batch size is 0"));
@@ -109,7 +108,7 @@ impl BatchStream {
         batch
     }
 
-    /// What [`BatchStream::next_batch`] will give; the cursor stays where it is.
+    /// Returns the next batch as [`BatchStream::next_batch`] does, without moving the cursor.
     ///
     /// # Errors
     /// As [`BatchStream::next_batch`].
@@ -155,8 +154,8 @@ impl BatchStream {
     }
 }
 
-/// A uniform permutation of `0..n` (Fisher-Yates) drawn from ChaCha8 keyed by SHA-256 of (seed,
-/// epoch).
+/// Returns a uniform permutation of `0..n` (Fisher-Yates) drawn from ChaCha8 keyed by SHA-256 of
+/// (seed, epoch).
 pub fn permutation(seed: u64, epoch: u64, n: u32) -> Vec<u32> {
     let mut digest = Sha256::new();
     digest.update(b"hybridnorm data order 1");
@@ -165,7 +164,7 @@ pub fn permutation(seed: u64, epoch: u64, n: u32) -> Vec<u32> {
     let mut generator = ChaCha8Rng::from_seed(digest.finalize().into());
     let mut order: Vec<u32> = (0..n).collect();
     for i in (1..order.len()).rev() {
-        // Multiply and shift: the bias is below 2^-32, and the result the same everywhere.
+        // Multiply and shift: the bias is below 2^-32, and the result is the same on all platforms.
         let below = i as u128 + 1;
         let j = (u128::from(generator.next_u64()) * below) >> 64;
         order.swap(i, j as usize);

@@ -1,24 +1,22 @@
-//! One tokenizer value over byte-level BPE trained here, any `tokenizer.json`, tiktoken
-//! vocabularies, and plain bytes.
+//! One interface for byte-level BPE trained here, any `tokenizer.json`, tiktoken vocabularies, and plain
+//! bytes.
 //!
-//! Special tokens never come out of [`Tokenizer::encode`], whatever the model: the end-of-text token
-//! and the added tokens that a `tokenizer.json` calls special. Text that spells `<|endoftext|>` or
-//! `</s>` is encoded as the characters it consists of, also where the vocabulary holds that string as
-//! an ordinary piece. Three kinds do come out, called special or not, for text has no other way into
-//! tokens: the unknown token, which stands for what the vocabulary cannot spell; tokens of one
-//! character; and where the model falls back on bytes, the tokens `<0x00>` to `<0xFF>`, each for a byte
-//! of a character that the vocabulary lacks, but not for text that spells `<0x41>`. Added tokens that
-//! are not called special do come out. No start token is added.
+//! [`Tokenizer::encode`] never returns special tokens, whatever the model: the end-of-text token and the
+//! added tokens that a `tokenizer.json` marks as special. Text that contains `<|endoftext|>` or `</s>` is
+//! encoded as plain characters, even if the vocabulary holds that string as an ordinary piece. Three kinds
+//! of tokens are returned even if marked as special, since some text has no other encoding: the unknown
+//! token, for text outside the vocabulary; tokens of one character; and with byte fallback the tokens
+//! `<0x00>` to `<0xFF>`, each for a byte of a character outside the vocabulary, but not for text that
+//! contains `<0x41>`. Added tokens not marked as special are returned. No start token is added.
 //!
-//! **Memory.** Texts are encoded in pieces (`pieces.rs`), and a preparation writes the tokens of a piece
-//! before it encodes many more: besides the text, tokens and what a tokenizer needs to find them take at
-//! most 256 MiB, whatever the length of a text. A text that a `tokenizer.json` does not let be cut is
-//! refused where it is longer than 1 MiB.
+//! **Memory.** Texts are encoded in pieces (`pieces.rs`), and preparation writes the tokens of a piece
+//! before it encodes many more: besides the text, tokens and tokenizer buffers take at most 256 MiB,
+//! regardless of the length of a text. A text of more than 1 MiB that cannot be cut under a
+//! `tokenizer.json` is rejected.
 //!
-//! A `tokenizer.json` is read behind limits (`shape.rs`, `growth.rs`): it takes up to 50 times its bytes,
-//! 256 MiB besides, and 750 bytes for each node of the tree of a Unigram model, which has at most 262,144
-//! nodes and 10 for each token. Its dropout, truncation and
-//! padding are switched off; [`Tokenizer::notes`] says so.
+//! A `tokenizer.json` is checked against limits (`shape.rs`, `growth.rs`): it takes up to 50 times its
+//! size, plus 256 MiB, plus 750 bytes per trie node of a Unigram model, which has at most 262,144 nodes
+//! plus 10 per token. Its dropout, truncation and padding are disabled; [`Tokenizer::notes`] reports this.
 
 mod batch;
 mod byte_tokens;
@@ -65,10 +63,10 @@ const JSON_NAME: &str = "tokenizer.json";
 const CONFIG_NAME: &str = "tokenizer_config.json";
 pub(super) const RECORD_NAME: &str = "hybridnorm-tokenizer.json";
 const RECORD_VERSION: u32 = 1;
-/// Reading a file takes up to some 20 times its size.
+/// Maximum size of a `tokenizer.json` in bytes. Reading it takes up to about 20 times its size.
 const JSON_LIMIT: u64 = 128 << 20;
 
-/// Names under which vocabularies commonly know their end-of-text token, in order of preference.
+/// Common names of the end-of-text token, in order of preference.
 pub(super) const END_NAMES: [&str; 8] = [
     END_OF_TEXT,
     "<|end_of_text|>",
@@ -80,7 +78,7 @@ pub(super) const END_NAMES: [&str; 8] = [
     "[SEP]",
 ];
 
-/// Text to token ids and back. Cheap to clone.
+/// Tokenizer: converts text to token ids and back. Cheap to clone.
 #[derive(Clone)]
 pub struct Tokenizer {
     kind: Kind,
@@ -105,11 +103,11 @@ enum Builtin {
     Cl100k,
 }
 
-/// What a saved tokenizer says of itself.
+/// Record of a saved tokenizer.
 #[derive(Serialize, Deserialize)]
 struct Record {
     version: u32,
-    /// Absent: `tokenizer.json` beside it.
+    /// If absent, the `tokenizer.json` beside the record is used.
     builtin: Option<Builtin>,
     name: String,
     vocab_size: usize,
@@ -129,11 +127,11 @@ impl fmt::Debug for Tokenizer {
 }
 
 impl Tokenizer {
-    /// The tokenizer that a specification names.
+    /// Returns the tokenizer of a specification.
     ///
     /// # Errors
-    /// If it is `bpe:N`, which needs text ([`BpeTrainer`]; [`super::prepare()`] does that), or a
-    /// path as in [`Tokenizer::load`].
+    /// If it is `bpe:N`, which must be trained on text ([`BpeTrainer`], [`super::prepare()`]), or if a path
+    /// fails as in [`Tokenizer::load`].
     pub fn from_spec(spec: &TokenizerSpec) -> Result<Self> {
         match spec {
             TokenizerSpec::Bytes => Ok(Self::bytes()),
@@ -157,18 +155,18 @@ impl Tokenizer {
         }
     }
 
-    /// One token per byte, and the end-of-text token with id 256.
+    /// Returns the byte tokenizer: one token per byte, and the end-of-text token with id 256.
     pub fn bytes() -> Self {
         Self::builtin(Kind::Bytes, "bytes", 257, END_OF_TEXT_ID)
     }
 
-    /// GPT-2's vocabulary.
+    /// Returns the tokenizer of GPT-2.
     pub fn r50k() -> Self {
         let bpe = tiktoken_rs::r50k_base_singleton();
         Self::builtin(Kind::Tiktoken(bpe, Builtin::R50k), "r50k", 50_257, 50_256)
     }
 
-    /// The vocabulary of GPT-4. Ids 100,256 and 100,261 to 100,275 are not used.
+    /// Returns the tokenizer of GPT-4. Ids 100,256 and 100,261 to 100,275 are not used.
     pub fn cl100k() -> Self {
         let bpe = tiktoken_rs::cl100k_base_singleton();
         Self::builtin(
@@ -189,10 +187,10 @@ impl Tokenizer {
         }
     }
 
-    /// Byte-level BPE of at most `vocab_size` tokens, trained on `texts`.
+    /// Trains byte-level BPE of at most `vocab_size` tokens on `texts`.
     ///
     /// # Errors
-    /// If `vocab_size` is not sensible.
+    /// If `vocab_size` is below 257 or above 1,000,000.
     pub fn train_bpe(texts: &[&str], vocab_size: usize, progress: ProgressFn) -> Result<Self> {
         let mut trainer = BpeTrainer::new(vocab_size)?;
         trainer.feed(texts, 0);
@@ -204,11 +202,11 @@ impl Tokenizer {
     /// [`Tokenizer::save`].
     ///
     /// The end-of-text token is the `eos_token` of a `tokenizer_config.json` beside the file, or
-    /// else the first special token with a well-known name.
+    /// else the first token with a well-known name.
     ///
     /// # Errors
-    /// If nothing is there, the file is not a tokenizer, it has no end-of-text token, or it is
-    /// not what was saved.
+    /// If the path does not exist, the file is not a tokenizer, it has no end-of-text token, or a saved
+    /// tokenizer was changed.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let metadata = std::fs::metadata(path).map_err(Error::io(path))?;
@@ -265,7 +263,7 @@ impl Tokenizer {
         Ok(tokenizer.named(&record.name))
     }
 
-    /// A tokenizer out of the bytes of a `tokenizer.json`; `eos` names its end-of-text token.
+    /// Reads a tokenizer from the bytes of a `tokenizer.json`; `eos` names its end-of-text token.
     ///
     /// # Errors
     /// If the file is not a tokenizer or has no such token.
@@ -294,34 +292,34 @@ impl Tokenizer {
         })
     }
 
-    /// The same tokenizer under another name.
+    /// Returns the tokenizer under another name.
     #[must_use]
     pub fn named(mut self, name: &str) -> Self {
         self.name = name.into();
         self
     }
 
-    /// How it was specified.
+    /// Returns the name as specified.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Token ids are below this.
+    /// Returns the vocabulary size; all token ids are below it.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
     }
 
-    /// Id of the token that ends every document.
+    /// Returns the id of the end-of-text token, which ends every document.
     pub fn eos_id(&self) -> u32 {
         self.eos
     }
 
-    /// SHA-256 that is equal for equal tokenizers, whatever their names.
+    /// Returns a SHA-256 that is equal for equal tokenizers, regardless of their names.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
     }
 
-    /// Settings of its `tokenizer.json` that are not followed, and why, each on a line.
+    /// Returns the settings of its `tokenizer.json` that are ignored, with reasons, one per line.
     pub fn notes(&self) -> &[String] {
         match &self.kind {
             Kind::Json(json) => json.notes(),
@@ -329,7 +327,7 @@ impl Tokenizer {
         }
     }
 
-    /// What manifests and checkpoints record.
+    /// Returns the record for manifests and checkpoints.
     pub fn record(&self) -> TokenizerRecord {
         TokenizerRecord {
             name: self.name.clone(),
@@ -340,10 +338,10 @@ impl Tokenizer {
         }
     }
 
-    /// Characters of each text that no token stands for, on `threads` threads (0: one per core).
+    /// Counts the characters of each text that no token represents, on `threads` threads (0: one per core).
     ///
     /// # Errors
-    /// If a `tokenizer.json` cannot encode one.
+    /// If a `tokenizer.json` cannot encode a text.
     pub fn dropped_chars(&self, texts: &[&str], threads: usize) -> Result<Vec<u64>> {
         let Kind::Json(json) = &self.kind else {
             return Ok(vec![0; texts.len()]);
@@ -359,7 +357,7 @@ impl Tokenizer {
             .collect()
     }
 
-    /// The token for what the vocabulary cannot spell, where there is one.
+    /// Returns the id of the unknown token, if there is one other than the end-of-text token.
     pub fn unknown_id(&self) -> Option<u32> {
         match &self.kind {
             Kind::Json(json) => json.unknown().filter(|&id| id != self.eos),
@@ -367,7 +365,7 @@ impl Tokenizer {
         }
     }
 
-    /// Text of token ids. Bytes that are not UTF-8 and unknown ids become U+FFFD; special tokens
+    /// Decodes token ids. Bytes that are not UTF-8 and unknown ids become U+FFFD; special tokens
     /// appear by name.
     pub fn decode(&self, ids: &[u32]) -> String {
         if let Kind::Json(json) = &self.kind
@@ -382,13 +380,13 @@ impl Tokenizer {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// A decoder that takes ids one by one.
+    /// Returns a decoder that takes ids one by one.
     pub fn stream_decoder(&self) -> StreamDecoder {
         self.stream_decoder_after(&[])
     }
 
-    /// A decoder that takes ids one by one and returns the text that they add to that of the ids
-    /// before them.
+    /// Returns a decoder that takes ids one by one and returns the text that they append to that of
+    /// `ids`.
     pub fn stream_decoder_after(&self, ids: &[u32]) -> StreamDecoder {
         StreamDecoder::new(self.clone(), ids)
     }
@@ -397,7 +395,7 @@ impl Tokenizer {
         !matches!(&self.kind, Kind::Json(json) if json.bytes().is_none())
     }
 
-    /// The bytes a token stands for, in byte-level vocabularies.
+    /// Returns the bytes of a token, in byte-level vocabularies.
     fn token_bytes(&self, id: u32) -> Cow<'_, [u8]> {
         const UNKNOWN: &[u8] = "\u{fffd}".as_bytes();
         match &self.kind {
@@ -414,8 +412,8 @@ impl Tokenizer {
         }
     }
 
-    /// Writes the tokenizer into `folder`, whose parent must be there: `tokenizer.json` and `tokenizer_config.json`, which
-    /// Hugging Face tools read, and a record for [`Tokenizer::load`].
+    /// Writes the tokenizer to `folder`, whose parent must exist: `tokenizer.json` and
+    /// `tokenizer_config.json` for Hugging Face tools, and a record for [`Tokenizer::load`].
     ///
     /// # Errors
     /// If a file cannot be written.
@@ -450,8 +448,8 @@ impl Tokenizer {
         Ok(())
     }
 
-    /// The tokenizer as a `tokenizer.json`; for plain bytes and tiktoken vocabularies, one that
-    /// encodes the same.
+    /// Returns the tokenizer as a `tokenizer.json`; for plain bytes and tiktoken vocabularies, an
+    /// equivalent one.
     pub fn to_json(&self) -> Vec<u8> {
         match &self.kind {
             Kind::Json(json) => json.file().to_vec(),

@@ -1,4 +1,4 @@
-//! Windows over token streams, and what they cover.
+//! Windows over token streams and their coverage.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,28 +6,28 @@ use crate::omissions::LeftOut;
 
 use super::shard::TokenStream;
 
-/// Which windows of a data set are taken.
+/// Windows of a dataset to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Windows {
-    /// All, the shorter last ones included: every token is a target but the first of each stream
-    /// or row.
+    /// All windows, including shorter last ones: every token except the first of each stream or row is a
+    /// target.
     All,
-    /// Those of `seq_len` targets, as in training; the first `limit` of them where there is one.
+    /// Windows of `seq_len` targets, as in training; the first `limit` of them if given.
     Whole {
-        /// Most windows.
+        /// Maximum number of windows.
         limit: Option<u64>,
     },
 }
 
-/// How many tokens of a data set are targets, and why the others are not.
+/// Number of tokens of a dataset that are targets, and the remaining tokens by reason.
 /// `all_tokens = tokens + left_out`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Coverage {
-    /// Tokens that there are.
+    /// Total number of tokens.
     pub all_tokens: u64,
     /// Tokens that are targets, once per epoch.
     pub tokens: u64,
-    /// The others, by reason.
+    /// Tokens that are not targets, by reason.
     pub left_out: LeftOut,
 }
 
@@ -35,26 +35,26 @@ pub struct Coverage {
 pub(super) struct Part {
     pub(super) tokens: TokenStream,
     pub(super) identity: String,
-    /// Streams in it: the rows of an array, or 1.
+    /// Number of streams: the rows of an array, or 1.
     pub(super) streams: u64,
-    /// Its windows of `seq_len` targets.
+    /// Windows of `seq_len` targets.
     pub(super) whole: Grid,
-    /// Index of the first of these in the data set.
+    /// Index of the first of these windows in the dataset.
     pub(super) start: u64,
     /// The shorter window at the end of each stream.
     pub(super) tails: Grid,
 }
 
-/// Windows of one length, as many in each stream of a part.
+/// Windows of equal length, the same number in each stream of a part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Grid {
-    /// Where the first one starts.
+    /// Position of the first window.
     offset: u64,
-    /// From one stream to the next.
+    /// Distance between the starts of consecutive streams.
     pub(super) stream_stride: u64,
     streams: u64,
     per_stream: u64,
-    /// Targets of each, and the distance between two in a stream.
+    /// Targets per window, and the distance between consecutive windows of a stream.
     pub(super) targets: u64,
 }
 
@@ -70,7 +70,7 @@ impl Grid {
 }
 
 impl Part {
-    /// Cuts `streams` streams of equal length.
+    /// Cuts `streams` streams of equal length into windows.
     pub(super) fn cut(
         tokens: TokenStream,
         streams: u64,

@@ -1,4 +1,4 @@
-//! Choice of a placement in a configuration: a name, or a table of the algebra.
+//! The `placement` value of a configuration: a name, or a table of placement fields.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::{Map, Value, json};
@@ -17,20 +17,20 @@ use super::tree;
 /// placement = { block = { attn = { in_norm = true }, ffn = { in_norm = true } } }
 /// ```
 ///
-/// In a table, fields are laid over the value that `base` names, or over the default where there
-/// is no base. Tables of the algebra are merged; lists and scales are replaced as a whole.
+/// In a table, fields are merged into the placement that `base` names, or into the default without a
+/// base. Tables of struct fields are merged; lists and scales are replaced as a whole.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PlacementChoice {
-    /// The canonical name of the value that the choice started from.
+    /// Canonical name of the base placement.
     pub base: Option<&'static str>,
-    /// True if fields were laid over it that changed it.
+    /// True if the fields of the table changed the base.
     pub modified: bool,
-    /// The result.
+    /// The resulting placement.
     pub placement: Placement,
 }
 
 impl PlacementChoice {
-    /// The placement of this name or alias.
+    /// Returns the placement of this name or alias.
     ///
     /// # Errors
     /// The name is unknown; the message lists the nearest known ones.
@@ -46,7 +46,7 @@ impl PlacementChoice {
     /// Reads a name or a table.
     ///
     /// # Errors
-    /// An unknown name, an unknown key or a value of the wrong kind; the error names the path.
+    /// An unknown name, an unknown key or a value of the wrong type; the error names the path.
     pub fn from_value(value: &Value) -> Result<Self, PlacementError> {
         match value {
             Value::String(name) => Self::from_name(name),
@@ -85,7 +85,7 @@ impl PlacementChoice {
         })
     }
 
-    /// The choice that a placement of a checkpoint comes from: the name that stands for it, if one does.
+    /// Returns the choice for the placement of a checkpoint, with its name if a named placement equals it.
     pub fn of(placement: Placement) -> Self {
         let hash = placement.hash();
         let mut all = names().iter();
@@ -98,8 +98,7 @@ impl PlacementChoice {
         }
     }
 
-    /// The name, or the name with a mark that it was changed, or `custom`: for tables and file
-    /// names.
+    /// Returns a label for tables and file names: the name, or the name or `custom` with a short hash.
     pub fn label(&self) -> String {
         match (self.base, self.modified) {
             (Some(name), false) => name.into(),
@@ -128,23 +127,22 @@ fn without_base(fields: &Map<String, Value>, template: &Value) -> Result<Value, 
     }
 }
 
-/// Reads a placement as a configuration writes it: a name or a table (see [`PlacementChoice`]).
+/// Reads the placement value of a configuration: a name or a table (see [`PlacementChoice`]).
 ///
 /// # Errors
-/// An unknown name, an unknown key or a value of the wrong kind; the error names the path. Whether
-/// the placement makes sense is for [`validate`](super::validate()) to say.
+/// An unknown name, an unknown key or a value of the wrong type; the error names the path.
+/// Consistency is checked by [`validate`](super::validate()).
 pub fn from_value(value: Value) -> Result<Placement, PlacementError> {
     PlacementChoice::from_value(&value).map(|choice| choice.placement)
 }
 
-/// The written form of a value of the algebra.
+/// Serializes a value of the placement algebra.
 pub(super) fn written<T: Serialize>(value: &T) -> Result<Value, PlacementError> {
     serde_json::to_value(value)
         .map_err(|e| PlacementError::new("", format!("cannot be written down: {e}")))
 }
 
-/// The written form of the default with every field there is: also those that are left out where
-/// they are default.
+/// Returns the serialized default with every field, including those omitted when default.
 pub(super) fn template() -> Result<Value, PlacementError> {
     let mut template = written(&Placement::default())?;
     let block = block_template()?;
@@ -156,7 +154,7 @@ pub(super) fn template() -> Result<Value, PlacementError> {
     Ok(template)
 }
 
-/// As above, for a block rule.
+/// Returns the [`template`] of a block rule.
 pub(super) fn block_template() -> Result<Value, PlacementError> {
     let mut template = written(&BlockRule::default())?;
     let sub_layer = json!({ "read_scale": 1.0, "combine": "add" });
@@ -189,7 +187,7 @@ impl<'de> Deserialize<'de> for PlacementChoice {
 }
 
 impl Serialize for PlacementChoice {
-    /// The name where nothing was changed; otherwise every field, and the base's name.
+    /// Serializes to the name if unmodified, otherwise to every field and the name of the base.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         #[derive(Serialize)]
         struct Table<'a> {

@@ -1,16 +1,16 @@
-//! The error of this module, and the art of guessing what was meant.
+//! Error type of this module, and suggestions for misspelled names.
 
 use std::fmt;
 
 use serde::de;
 
-/// Why a placement is not valid: the field, what it holds, and what it may hold.
+/// Reason why a placement is invalid: the field, its value and its allowed values.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}: {problem}", full_path(field))]
 pub struct PlacementError {
     /// Path of the field, e.g. `block.ffn.skip` or `overrides[0].set`; empty for the whole value.
     pub field: String,
-    /// The fault and its remedy, on one line.
+    /// The problem and its remedy, on one line.
     pub problem: String,
 }
 
@@ -23,7 +23,7 @@ fn full_path(field: &str) -> String {
 }
 
 impl PlacementError {
-    /// An error at `field`.
+    /// Creates an error at `field`.
     pub fn new(field: impl Into<String>, problem: impl Into<String>) -> Self {
         Self {
             field: field.into(),
@@ -31,7 +31,7 @@ impl PlacementError {
         }
     }
 
-    /// Prefixes the field's path by that of the value that holds it.
+    /// Prefixes the field's path with that of the enclosing value.
     pub(super) fn under(mut self, parent: &str) -> Self {
         self.field = join(parent, &self.field);
         self
@@ -48,7 +48,7 @@ pub(super) fn join(parent: &str, child: &str) -> String {
     }
 }
 
-/// A key as it stands in a path; quoted where it would not read as one word, cut where it is long.
+/// Formats a key for a path: quoted unless it is a plain word, truncated if long.
 pub(super) fn key(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
     let short = shorten(text);
@@ -67,7 +67,7 @@ fn shorten(text: &str) -> String {
     text.chars().take(LIMIT).chain("...".chars()).collect()
 }
 
-/// The words of `known` that `word` may have been meant to be, nearest first, at most three.
+/// Returns at most three of the names `known` that are similar to `word`, nearest first.
 pub(super) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
     if word.chars().count() > 60 {
         return Vec::new();
@@ -83,11 +83,11 @@ pub(super) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) 
     near.into_iter().take(3).map(|(_, name)| name).collect()
 }
 
-/// Norms inside attention, which many write as a switch of the model or the block.
+/// Hint for norms inside attention, which are often set as a field of the model or the block.
 const INSIDE_ATTENTION: &str = "norms inside attention are set with block = { attn_inner = { \
                                            q_norm = \"per_head\", k_norm = \"per_head\" } }";
 
-/// `what`, the likeliest correction if there is one, and all that is known.
+/// Formats `what` with the most similar known name, if there is one, and the list of known names.
 pub(super) fn unknown(what: &str, word: &str, known: &[&str]) -> String {
     if let "q_norm" | "k_norm" | "v_norm" | "qk_norm" | "ctx_norm" = word {
         return format!("{what}; {INSIDE_ATTENTION}");

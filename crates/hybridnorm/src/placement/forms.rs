@@ -1,8 +1,8 @@
-//! Written forms of values of the algebra, where the derived form would be clumsy.
+//! Serialized forms of placement values for which the derived form would be clumsy.
 //!
-//! A scale is a number, a formula's name or a table; a selector is a list of indices or a table;
-//! an optional value is `false` when it is off, so that a patch can switch it off again and so
-//! that every field of a placement has a written form, also in TOML, which has no null.
+//! A scale is a number, a formula's name or a table; a selector is a list of indices or a table; an
+//! optional value is `false` when off, so that a patch can switch it off again and every field of a
+//! placement has a serialized form, also in TOML, which has no null.
 
 use std::fmt;
 
@@ -15,8 +15,7 @@ use super::norm_functions::{NO_FUNCTION, WORDS, by_word, properties};
 use super::spec::{AttnScale, Factor, Formula, LearnedShape, NormFn, Scale, Selector, StdRule};
 use super::tree::is_word;
 
-/// The formulas that are written as one word: the word, the symbols that are read in its place, and what
-/// they stand for.
+/// Formulas that are written as one word: the word, alternative spellings, and the formula.
 const FORMULAS: [(&str, &[&str], Formula); 8] = [
     ("inv_sqrt_layer", &["inv_sqrt_l"], Formula::InvSqrtLayer),
     ("inv_sqrt_2_layer", &["inv_sqrt_2l"], Formula::InvSqrt2Layer),
@@ -29,7 +28,7 @@ const FORMULAS: [(&str, &[&str], Formula); 8] = [
 ];
 
 impl Formula {
-    /// The formulas that are written as one word.
+    /// Names of the formulas that are written as one word.
     pub const NAMES: &'static [&'static str] = &{
         let mut names = [""; FORMULAS.len()];
         let mut i = 0;
@@ -40,8 +39,8 @@ impl Formula {
         names
     };
 
-    /// The formula of this name, or of the symbols that stand for it; [`Formula::DepthPower`] has
-    /// none, it needs its two numbers.
+    /// Returns the formula of this name or alternative spelling; [`Formula::DepthPower`] has no name,
+    /// since it needs two numbers.
     pub fn by_name(name: &str) -> Option<Self> {
         let mut all = FORMULAS.iter();
         all.find(|(word, symbols, _)| *word == name || symbols.contains(&name))
@@ -224,7 +223,7 @@ impl<'de> Deserialize<'de> for StdRule {
     }
 }
 
-/// Reads a number through `number`, or one of `words` as the value at the same place.
+/// Reads a number through `number`, or one of `words` as the value at the same index.
 fn number_or_word<'de, D: Deserializer<'de>, T: Copy>(
     deserializer: D,
     number: fn(f64) -> T,
@@ -345,14 +344,14 @@ fn table<S: Serializer, T: Serialize + ?Sized>(
     map.end()
 }
 
-/// True if a field is left out of the written form. Only those are that are younger than the first
-/// files with hashes in them, so that these hashes stay true; whoever needs every field takes
+/// True if a field is omitted from the serialized form. Only fields added after the first stored
+/// hashes are omitted, so that these hashes stay valid; code that needs every field uses
 /// [`template`](super::choice::template).
 pub(super) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-/// A norm function by its word, or the word for none.
+/// Serialized form of an optional norm function: its word, or the word for no norm.
 pub(super) mod norm_function_or_none {
     use super::*;
 
@@ -378,12 +377,12 @@ pub(super) mod norm_function_or_none {
                 Ok(function)
             }
         }
-        // Read as a word, whatever the format: its readers then say what is wrong with other values.
+        // Read as an enum in every format, so that deserializers report the problem with other values.
         d.deserialize_enum("NormFn", &WORDS, Form)
     }
 }
 
-/// An optional number that is `false` when it is off.
+/// Serialized form of an optional number: `false` if off.
 pub(super) mod off_or_number {
     use super::*;
 
@@ -425,7 +424,7 @@ pub(super) mod off_or_number {
     }
 }
 
-/// An optional table that is `false` when it is off and `true` when all its fields are default.
+/// Serialized form of an optional table: `false` if off, `true` if all its fields are default.
 pub(super) mod off_or_table {
     use super::*;
     use std::marker::PhantomData;

@@ -1,4 +1,4 @@
-//! A short fingerprint of a placement that does not depend on how it was written or named.
+//! Short hash of a placement, independent of how it was written or named.
 
 use std::fmt::Write;
 
@@ -10,13 +10,13 @@ use super::layers::normalize_overrides;
 use super::spec::Placement;
 
 impl Placement {
-    /// The canonical hash: 16 hex digits over every field, defaults included; but fields that are
-    /// younger than the first hashes count only where they are not default.
+    /// Returns the canonical hash: 16 hex digits over every field, defaults included, except that fields
+    /// added after the first stored hashes count only if they are not default.
     ///
-    /// Two placements that are equal as values hash equal, whatever order, defaults or number
-    /// formats they were written with; patches and selectors are brought into one form first.
-    /// The name plays no part. Two placements that only happen to resolve to the same blocks at
-    /// some depth differ here and agree in [`Resolved::hash`](super::Resolved::hash).
+    /// Placements that are equal as values have equal hashes, regardless of order, omitted defaults and
+    /// number formats; patches and selectors are normalized first. The name is not hashed. Placements
+    /// that only happen to resolve to the same blocks at some depth differ here and agree in
+    /// [`Resolved::hash`](super::Resolved::hash).
     pub fn hash(&self) -> String {
         match normalize_overrides(self.clone()) {
             Ok(normal) => canonical_hash(&normal),
@@ -25,8 +25,8 @@ impl Placement {
     }
 }
 
-/// The first 16 hex digits of the SHA-256 of `value`'s canonical JSON: keys sorted, no spaces,
-/// every number as the shortest decimal that reads back as the same double, in exponent form.
+/// Returns the first 16 hex digits of the SHA-256 of `value`'s canonical JSON: sorted keys, no spaces,
+/// every number as the shortest decimal that round-trips to the same double, in exponent form.
 pub fn canonical_hash<T: Serialize>(value: &T) -> String {
     let mut json = String::new();
     write_canonical(

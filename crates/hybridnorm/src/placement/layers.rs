@@ -1,4 +1,4 @@
-//! Which blocks an override names, and the rule of every block once all patches are laid over.
+//! Blocks that an override selects, and the rule of every block after all overrides.
 
 use std::collections::BTreeMap;
 
@@ -9,8 +9,8 @@ use super::error::PlacementError;
 use super::spec::{BlockRule, Placement, Selector};
 use super::tree;
 
-/// The 0-based indices of the blocks that a selector names at this depth, in order. A fraction or
-/// a step may name none.
+/// Returns the 0-based indices of the blocks that a selector matches at this depth, in order. A
+/// fraction or a step may match none.
 ///
 /// # Errors
 /// An index beyond the depth, an empty list or range, a fraction outside (0, 1], a step of 0.
@@ -41,7 +41,7 @@ pub fn layers(selector: &Selector, n_layers: usize) -> Result<Vec<usize>, Placem
             format!("first_fraction is {fraction}; it must lie in (0, 1]"),
         ),
         Selector::FirstFraction(fraction) => {
-            // The small term keeps 0.29 · 100 from being 28.
+            // The small term keeps 0.29 · 100 from being rounded down to 28.
             Ok((0..(fraction * n_layers as f64 + 1e-9).floor() as usize).collect())
         }
         Selector::Last(0) => fail("last = 0 names no block, so the patch has no effect".into()),
@@ -54,7 +54,7 @@ pub fn layers(selector: &Selector, n_layers: usize) -> Result<Vec<usize>, Placem
     }
 }
 
-/// The rule of one block and the overrides that made it.
+/// Rule of one block and the indices of the overrides applied to it.
 #[derive(Debug, Clone)]
 pub(super) struct LayerRule {
     pub rule: BlockRule,
@@ -62,8 +62,8 @@ pub(super) struct LayerRule {
 }
 
 impl LayerRule {
-    /// Origin of the value of the field `path` of a block: the last patch that sets it, or
-    /// the block rule.
+    /// Returns the path of the field `path` of a block in the placement: in the last patch that sets it,
+    /// or in the block rule.
     pub fn origin(&self, placement: &Placement, path: &str) -> String {
         let sets = |patch: &&usize| {
             let mut value = &placement.overrides[**patch].set;
@@ -117,7 +117,7 @@ fn patched(placement: &Placement, patches: &[usize]) -> Result<BlockRule, Placem
     Ok(rule)
 }
 
-/// Lays one patch over a rule.
+/// Applies one patch to a rule.
 fn apply(rule: &BlockRule, patch: &Value) -> Result<BlockRule, PlacementError> {
     if !patch.is_object() {
         return Err(PlacementError::new(
@@ -130,7 +130,7 @@ fn apply(rule: &BlockRule, patch: &Value) -> Result<BlockRule, PlacementError> {
     tree::read(&value)
 }
 
-/// Brings patches and selectors into the one form that equal values share.
+/// Normalizes patches and selectors, so that equal values have the same form.
 pub(super) fn normalize_overrides(mut placement: Placement) -> Result<Placement, PlacementError> {
     let blank = BlockRule::default();
     let template = block_template()?;
@@ -159,10 +159,10 @@ pub(super) fn normalize_overrides(mut placement: Placement) -> Result<Placement,
     Ok(placement)
 }
 
-/// The rule of every block after the overrides, scales still as written.
+/// Returns the rule of every block after the overrides, with unresolved scales.
 ///
 /// # Errors
-/// A selector that makes no sense at this depth, or a patch that does not fit the algebra.
+/// A selector that is invalid at this depth, or a patch that does not fit the block rule.
 pub fn layer_rules(
     placement: &Placement,
     n_layers: usize,

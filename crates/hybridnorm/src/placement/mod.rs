@@ -1,12 +1,12 @@
-//! The placement algebra: types, named values, layer overrides, validation, equations.
+//! The placement algebra: types, named placements, layer overrides, validation, equations.
 //!
-//! A [`Placement`] is plain data. [`from_value`] reads one from a configuration, [`named`] gives
-//! the published ones, [`validate()`] judges one at a depth, [`resolve()`] turns it into numbers for
-//! every block, [`Explanation`] prints it as equations and [`Placement::hash`] identifies it.
-//! Nothing here knows of tensors.
+//! A [`Placement`] is plain data. [`from_value`] reads one from a configuration, [`named`] returns
+//! published ones, [`validate()`] checks one at a depth, [`resolve()`] evaluates it to numbers for
+//! every block, [`Explanation`] prints it as equations and [`Placement::hash`] identifies it. This
+//! module does not depend on tensors.
 //!
-//! The kind of attention, multi-head or multi-head latent, is no part of a placement but one
-//! of the [`ModelFacts`] that it meets; [`spec`] says what the norms inside then stand on.
+//! The kind of attention, multi-head or multi-head latent, is not part of a placement but of
+//! [`ModelFacts`]; [`spec`] documents the sites of the inner norms in latent attention.
 
 mod choice;
 mod error;

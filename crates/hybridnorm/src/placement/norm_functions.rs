@@ -1,7 +1,7 @@
-//! Properties of the norm functions: one table, which validation, equations and files read.
+//! Table of norm function properties, used by validation, equations and serialization.
 //!
-//! To add a norm function: its variant and its kernel in `hybridnorm_kernels::norm`, its arm of the
-//! reference in `ops/norm.rs`, its row here.
+//! To add a norm function, add its variant and its kernel in `hybridnorm_kernels::norm`, its arm of
+//! the reference in `ops/norm.rs`, and its row here.
 
 use hybridnorm_kernels::norm::{NormFn, NormScalar};
 
@@ -9,17 +9,17 @@ use super::spec::NormSpec;
 
 /// Properties of a norm function of a row x.
 pub(super) struct NormProperties {
-    /// Its word in files.
+    /// Word in configuration files.
     pub(super) word: &'static str,
-    /// The function before gain and bias in Unicode; `ε` stands where eps is added.
+    /// The function before gain and bias in Unicode; `ε` marks the position of eps.
     pub(super) text: &'static str,
     /// The function before gain and bias in LaTeX.
     pub(super) latex: &'static str,
-    /// True if it divides by the size of the row, so that a factor on the row has no effect, up to eps.
+    /// True if it divides by the magnitude of the row, so that a factor on the row has no effect, up to eps.
     pub(super) rescales: bool,
     /// The term to which eps is added; `None` for a function without eps.
     pub(super) eps: Option<EpsTerm>,
-    /// True if named placements give it a bias, since its source has one.
+    /// True if named placements use it with a bias, as its source does.
     pub(super) bias: bool,
 }
 
@@ -32,7 +32,7 @@ pub(super) enum EpsTerm {
     Sum,
 }
 
-/// The table. Learned scalars are those of [`NormFn::scalars`].
+/// Returns the table entry of a norm function. Its learned scalars are in [`NormFn::scalars`].
 pub(super) const fn properties(function: NormFn) -> NormProperties {
     match function {
         // arXiv 1910.07467
@@ -83,10 +83,10 @@ pub(super) const fn properties(function: NormFn) -> NormProperties {
     }
 }
 
-/// The word in files for no norm function.
+/// Word in files for no norm function.
 pub(super) const NO_FUNCTION: &str = "none";
 
-/// Every word that a file may hold in place of a norm function.
+/// All words that a file may contain for a norm function.
 pub(super) const WORDS: [&str; NormFn::ALL.len() + 1] = {
     let mut words = [NO_FUNCTION; NormFn::ALL.len() + 1];
     let mut i = 0;
@@ -97,13 +97,13 @@ pub(super) const WORDS: [&str; NormFn::ALL.len() + 1] = {
     words
 };
 
-/// The function that a file writes like this.
+/// Returns the norm function with this word.
 pub(super) fn by_word(word: &str) -> Option<NormFn> {
     let mut all = NormFn::ALL.into_iter();
     all.find(|function| properties(*function).word == word)
 }
 
-/// The words of the functions with a learned α, for messages: `` `dyt` and `derf` ``.
+/// Returns the words of the functions with a learned α, for messages: `` `dyt` and `derf` ``.
 pub(super) fn words_with_alpha() -> String {
     let with_alpha = |function: &NormFn| function.scalars().contains(&NormScalar::Alpha);
     let all = NormFn::ALL.into_iter().filter(with_alpha);
@@ -112,7 +112,7 @@ pub(super) fn words_with_alpha() -> String {
 }
 
 impl NormSpec {
-    /// Learned scalars of the norm function.
+    /// Returns the learned scalars of the norm function.
     pub fn scalars(&self) -> &'static [NormScalar] {
         self.kind.map_or(&[], NormFn::scalars)
     }
@@ -122,7 +122,7 @@ impl NormSpec {
         self.scalars().contains(&NormScalar::Alpha)
     }
 
-    /// Initial value of a learned scalar.
+    /// Returns the initial value of a learned scalar.
     pub fn initial(&self, scalar: NormScalar) -> f64 {
         match scalar {
             NormScalar::Alpha => self.alpha_init.unwrap_or(0.5),
@@ -130,14 +130,14 @@ impl NormSpec {
         }
     }
 
-    /// True if norms divide by the size of what they read, so that a factor on it has no effect, up to
+    /// True if norms divide by the magnitude of their input, so that a factor on it has no effect, up to
     /// eps.
     pub fn rescales(&self) -> bool {
         self.kind
             .is_some_and(|function| properties(function).rescales)
     }
 
-    /// The term to which eps is added; `None` without a norm function or for one without eps.
+    /// Returns the term to which eps is added; `None` without a norm function or for one without eps.
     pub(super) fn eps_term(&self) -> Option<EpsTerm> {
         self.kind.and_then(|function| properties(function).eps)
     }

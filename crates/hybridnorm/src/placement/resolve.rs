@@ -1,4 +1,4 @@
-//! From a placement to numbers: what each formula is worth in each block.
+//! Resolution of a placement to numbers: the value of each formula in each block.
 
 mod scale;
 
@@ -15,35 +15,35 @@ use super::spec::{
 
 pub use scale::At;
 
-/// A placement at one depth and width: everything that was a formula is a number.
+/// A placement resolved at one depth and width: every formula is replaced by its value.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Resolved {
     /// Width of the model.
     pub d_model: usize,
     /// One spec per block, first block first.
     pub blocks: Vec<BlockSpec>,
-    /// Number of residual streams, and the input of a sub-layer made of them.
+    /// Number of residual streams, and how a sub-layer reads them.
     #[serde(default, skip_serializing_if = "forms::is_default")]
     pub streams: Streams,
-    /// The norm function; without one no block has a norm left.
+    /// The norm function; without one the blocks have no norms.
     pub norm: NormSpec,
-    /// Multiplies the embedding.
+    /// Scale of the embedding.
     pub embed_scale: Factor,
-    /// True if a norm follows the embedding's scale.
+    /// True if the scaled embedding is normalized.
     pub embed_norm: bool,
-    /// Standard deviation of the embedding at the start, where the placement fixes it.
+    /// Initial standard deviation of the embedding, if the placement sets it.
     pub embed_init_std: Option<f64>,
-    /// True if, with two streams, the main one is normed where the two are added.
+    /// True if, with two streams, the main one is normalized before the two are summed.
     #[serde(default, skip_serializing_if = "forms::is_default")]
     pub merge_norm: bool,
-    /// True if a norm stands before the output head.
+    /// True if a norm precedes the output head.
     pub final_norm: bool,
     /// Scale and soft cap of the logits.
     pub logits: ResolvedLogits,
     /// Distribution of the initial weights.
     pub init: ResolvedInit,
-    /// True if every matrix's vectors along the width have length 1, at the start and after every
-    /// step of the optimizer.
+    /// True if the vectors of every matrix along the width are kept at length 1, at initialization and
+    /// after every optimizer step.
     #[serde(default, skip_serializing_if = "forms::is_default")]
     pub unit_weights: bool,
 }
@@ -53,7 +53,7 @@ pub struct Resolved {
 pub struct ResolvedLogits {
     /// `c · tanh(z / c)`.
     pub softcap: Option<f64>,
-    /// Multiplies the logits before the cap; a vector has one number per entry of the vocabulary.
+    /// Scale of the logits before the cap; a vector has one number per vocabulary entry.
     pub scale: Factor,
     /// Coefficient of `logsumexp(z)²` in the loss; 0 is off.
     pub z_loss: f64,
@@ -66,7 +66,7 @@ pub struct ResolvedInit {
     pub scheme: InitScheme,
     /// The base standard deviation σ.
     pub std: f64,
-    /// Factors on the initial weights, one set per block.
+    /// Factors on the initial weights of each block.
     pub gains: Vec<RoleFactors>,
 }
 
@@ -83,7 +83,7 @@ pub struct RoleFactors {
     pub down: f64,
 }
 
-/// Purpose of a matrix of a block.
+/// Role of a weight matrix in a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     /// Query projection.
@@ -105,7 +105,7 @@ pub enum Role {
 }
 
 impl RoleFactors {
-    /// The factor of one role.
+    /// Returns the factor of one role.
     pub fn get(&self, role: Role) -> f64 {
         match role {
             Role::Q => self.q,
@@ -121,20 +121,20 @@ impl RoleFactors {
 }
 
 impl Resolved {
-    /// Number of blocks.
+    /// Returns the number of blocks.
     pub fn n_layers(&self) -> usize {
         self.blocks.len()
     }
 
-    /// Canonical hash of the resolved value (16 hex digits).
+    /// Returns the canonical hash of the resolved value (16 hex digits).
     pub fn hash(&self) -> String {
         canonical_hash(self)
     }
 
-    /// Standard deviation of a block's matrix at the start; `layer` is 0-based.
+    /// Returns the initial standard deviation of a block's matrix; `layer` is 0-based.
     ///
-    /// [`InitScheme`] gives the rule of each scheme; the role's gain multiplies it. Vectors of
-    /// length 1 have elements of root mean square `1/√d`, whatever they are drawn with.
+    /// [`InitScheme`] documents the rule of each scheme; the role's gain multiplies it. Unit-length
+    /// vectors have elements of root mean square `1/√d`, whatever their initial distribution.
     ///
     /// # Panics
     /// `layer` is not below [`n_layers`](Self::n_layers).
@@ -158,8 +158,8 @@ impl Resolved {
         std * self.init.gains[layer].get(role)
     }
 
-    /// Standard deviation of the embedding at the start: `1/√d` for vectors of length 1, else the
-    /// placement's own if it has one, else σ where the scheme has one, else `1/√d`.
+    /// Returns the initial standard deviation of the embedding: `1/√d` for unit-length vectors, else the
+    /// placement's value if set, else σ if the scheme has one, else `1/√d`.
     pub fn embed_std(&self) -> f64 {
         if self.unit_weights {
             return self.inv_sqrt_width();
@@ -170,7 +170,7 @@ impl Resolved {
         })
     }
 
-    /// Standard deviation of an untied output head at the start: σ for `normal`, else `1/√d`.
+    /// Returns the initial standard deviation of an untied output head: σ for `normal`, else `1/√d`.
     pub fn head_std(&self) -> f64 {
         match self.init.scheme {
             InitScheme::Normal if !self.unit_weights => self.init.std,
@@ -182,7 +182,7 @@ impl Resolved {
         1.0 / (self.d_model as f64).sqrt()
     }
 
-    /// At how many standard deviations draws are cut off, if at all.
+    /// Returns the number of standard deviations at which initial weights are truncated, if any.
     pub fn truncate_at(&self) -> Option<f64> {
         matches!(
             self.init.scheme,
@@ -192,17 +192,17 @@ impl Resolved {
     }
 }
 
-/// More blocks than any model has; keeps a slip of the finger from taking all memory.
+/// Maximum number of blocks, so that a typing error does not exhaust memory.
 pub const MAX_LAYERS: usize = 10_000;
 
 /// Resolves a placement for `n_layers` blocks of width `d_model`.
 ///
-/// Without a norm function every norm is absent and a normed skip becomes a raw one, so that readers of the
-/// result need not check for a norm function.
+/// Without a norm function every norm is removed and a normalized skip becomes a raw one, so that code
+/// that reads the result need not check for a norm function.
 ///
 /// # Errors
-/// No blocks or no width, a selector or patch that does not fit, a scale that has no value. Whether
-/// the result makes sense is for [`validate`](super::validate()) to say.
+/// No blocks or zero width, a selector or patch that does not fit, a scale without a value. Consistency
+/// is checked by [`validate`](super::validate()).
 pub fn resolve(
     placement: &Placement,
     n_layers: usize,
@@ -218,7 +218,7 @@ pub fn resolve(
     Ok(resolved)
 }
 
-/// Resolves without leaving out norms where there is no norm function.
+/// Resolves without removing norms if there is no norm function.
 pub(super) fn as_written(
     placement: &Placement,
     n_layers: usize,
@@ -370,7 +370,7 @@ fn role_factors(gains: &RoleGains, at: At) -> Result<RoleFactors, PlacementError
 }
 
 impl<S: Default + PartialEq> Block<S> {
-    /// Turns every norm off and every normed skip into a raw one.
+    /// Turns every norm off and makes every normalized skip raw.
     pub fn leave_out_norms(&mut self) {
         for sub in [&mut self.attn, &mut self.ffn] {
             sub.in_norm = false;

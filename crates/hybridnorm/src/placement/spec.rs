@@ -1,7 +1,7 @@
-//! The vocabulary of the algebra: where norms, skips and scales can sit.
+//! Types of the placement algebra: the sites of norms, skips and scales.
 //!
-//! A block has two sub-layers, attention and feed-forward. Each follows one rule. With `s` the
-//! current state, `b` the state that entered the block and `G` the sub-layer's function:
+//! A block has two sub-layers, attention and feed-forward, with the same rule. With `s` the current
+//! residual state, `b` the block input and `G` the sub-layer's function:
 //!
 //! ```text
 //! n  = in_norm(s)
@@ -9,32 +9,32 @@
 //! s' = post_norm(skip_scale · skip + o)      skip ∈ { s, n, b, s + b }
 //! ```
 //!
-//! The structs are generic over how a scale is written. In a [`Placement`] it is a [`Scale`]: a
+//! The structs are generic over the representation of scales. In a [`Placement`] it is a [`Scale`]: a
 //! constant, a closed formula of the depth, or a learned parameter. After
 //! [`resolve`](super::resolve()) it is a [`Factor`], a plain number for one layer.
 //!
-//! The written forms of values are in `forms.rs`: a scale is a number, the name of a
-//! formula or a small table; whatever can be switched off is `false` when it is.
+//! Serialized forms are in `forms.rs`: a scale is a number, the name of a formula or a small table;
+//! optional values are `false` when off.
 //!
-//! In a parallel block both functions read the same state and share one sum:
+//! In a parallel block both sub-layers read the same state and share one sum:
 //!
 //! ```text
 //! o_A = A.out_scale · A.out_norm(A(A.in_scale · A.in_norm(s)))      o_F likewise
 //! s'  = A.post_norm(A.skip_scale · s + o_A + o_F)
 //! ```
 //!
-//! so the skip, its scale and the norm of the sum are attention's; the feed-forward's stay off.
-//! With `parallel_shared` there is one input norm: attention's, which the feed-forward reads too.
+//! so the skip, its scale and the norm of the sum are set on attention; those of the feed-forward stay
+//! off. `parallel_shared` has one input norm, attention's, which the feed-forward also reads.
 //!
-//! With [`Combine::LerpUnit`] the state stays on the unit sphere and moves a part of the way
-//! towards the output (nGPT, arXiv 2410.01131):
+//! With [`Combine::LerpUnit`] the state stays on the unit sphere and is interpolated towards the
+//! output (nGPT, arXiv 2410.01131):
 //!
 //! ```text
 //! s' = unit(skip + out_scale · (out_norm(G(in_scale · n)) − skip))      unit(x) = x / |x|
 //! ```
 //!
-//! With two [`Streams`] the model carries x and y, which both start as the embedding. A sub-layer
-//! reads one value of them and writes to both:
+//! With two [`Streams`] the model carries x and y, both initialized to the embedding. A sub-layer
+//! reads one input computed from them and writes to both:
 //!
 //! ```text
 //! s  = x                             residual_dual (ResiDual, arXiv 2304.14802)
@@ -45,16 +45,16 @@
 //! y' = y + g
 //! ```
 //!
-//! and the head reads `final_norm(merge_norm(x) + N(y))`, where N is always there.
+//! and the head reads `final_norm(merge_norm(x) + N(y))`, where N is always present.
 //!
-//! With multi-head latent attention (MLA, arXiv 2405.04434) the first projection gives
-//! `[query latent | key/value latent | rotary key]` from the state, as multi-head attention's gives
-//! `[q | k | v]`, and the norms inside stand on exactly these: `q_norm` on the query latent,
-//! `v_norm` on the key/value latent, in which values and the content of keys are linear, `k_norm`
-//! on the rotary key that all heads share. So what reads the state is normed, and decoding can
-//! still absorb the projections up and keep only latent and rotary key. Each is one vector:
-//! `per_head`, `per_head_own` and `full` all mean a norm over the whole of it, with a gain;
-//! `per_head_plain` and `full_plain` one without. The context has heads of the values' width.
+//! With multi-head latent attention (MLA, arXiv 2405.04434) the first projection computes
+//! `[query latent | key/value latent | rotary key]` from the state, as that of multi-head attention
+//! computes `[q | k | v]`, and the inner norms apply to these: `q_norm` to the query latent, `v_norm`
+//! to the key/value latent, in which values and the content part of keys are linear, `k_norm` to the
+//! rotary key shared by all heads. So the outputs of the first projection are normalized, and decoding
+//! can still absorb the up projections and cache only latent and rotary key. Each is one vector:
+//! `per_head`, `per_head_own` and `full` all mean a norm over the whole vector with a gain;
+//! `per_head_plain` and `full_plain` one without. The heads of the context have the values' width.
 
 mod inner;
 mod model;
@@ -70,7 +70,7 @@ pub use model::{
 };
 pub use scale::{Factor, Formula, LearnedShape, Scale};
 
-/// A complete answer to "where do we normalize", independent of model size.
+/// Complete specification of where a model normalizes, independent of its size.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(
     default,
@@ -78,9 +78,9 @@ pub use scale::{Factor, Formula, LearnedShape, Scale};
     expecting = "a table of placement fields"
 )]
 pub struct Placement {
-    /// The rule that every block follows unless an override says otherwise.
+    /// Rule of every block, unless overridden.
     pub block: BlockRule,
-    /// Patches for some layers; applied in order, later ones win.
+    /// Patches for some layers, applied in order; later ones take precedence.
     pub overrides: Vec<Override>,
     /// Number of residual streams, and how a sub-layer reads them.
     #[serde(skip_serializing_if = "forms::is_default")]
@@ -89,24 +89,24 @@ pub struct Placement {
     pub norm: NormSpec,
     /// Scale and norm of the token embedding before the first block.
     pub embed: Embed,
-    /// With two streams, whether a norm stands on the main one where the two are added up.
+    /// True if, with two streams, the main one is normalized before the two are summed.
     #[serde(skip_serializing_if = "forms::is_default")]
     pub merge_norm: bool,
-    /// True if a norm stands between the last block and the output head.
+    /// True if a norm precedes the output head.
     pub final_norm: bool,
     /// Scale and soft cap of the logits.
     pub logits: Logits,
     /// Distribution of the initial weights.
     pub init: Init,
-    /// Every matrix's vectors along the width have length 1, at the start and after every step of
-    /// the optimizer (nGPT): the rows of embedding, head, query, key, value, gate and up
-    /// projection, the columns of attention output and feed-forward down.
+    /// True if the vectors of every matrix along the width are kept at length 1, at initialization and
+    /// after every optimizer step (nGPT): the rows of embedding, head, query, key, value, gate and up
+    /// projection, the columns of attention output and feed-forward down projection.
     #[serde(skip_serializing_if = "forms::is_default")]
     pub unit_weights: bool,
 }
 
 impl Default for Placement {
-    /// All fields "off": raw skips, no norm but the final one.
+    /// Returns a placement with raw skips and no norm except the final one.
     fn default() -> Self {
         Self {
             block: BlockRule::default(),
@@ -123,14 +123,14 @@ impl Default for Placement {
     }
 }
 
-/// Number of residual streams, and the input of a sub-layer made of them.
+/// Number of residual streams, and how a sub-layer reads them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Streams {
-    /// One.
+    /// One stream.
     #[default]
     Single,
-    /// Two; sub-layers read the main one, the second gathers their outputs for the end (ResiDual).
+    /// Two; sub-layers read the main one, the second accumulates their outputs for the head (ResiDual).
     ResidualDual,
     /// Two; sub-layers read the sum of the main one and a norm of the second (SiameseNorm).
     Siamese,
@@ -143,10 +143,10 @@ impl Streams {
     }
 }
 
-/// A block as written in a placement: scales may still depend on the depth.
+/// A block rule of a placement, with scales that may depend on the depth.
 pub type BlockRule = Block<Scale>;
 
-/// A block resolved for one layer: the only thing the model sees.
+/// A block resolved for one layer, as the model uses it.
 pub type BlockSpec = Block<Factor>;
 
 /// Norms, skips and scales of one block.
@@ -174,7 +174,7 @@ pub enum Topology {
     Sequential,
     /// Both read the state through one shared input norm: `s' = s + A(N(s)) + F(N(s))` (GPT-J).
     ParallelShared,
-    /// Both read the state through norms of their own: `s' = s + A(N₁(s)) + F(N₂(s))` (NeoX).
+    /// Both read the state through separate norms: `s' = s + A(N₁(s)) + F(N₂(s))` (NeoX).
     ParallelTwo,
 }
 
@@ -186,28 +186,27 @@ pub enum Topology {
     expecting = "a table of sub-layer fields"
 )]
 pub struct SubLayer<S: Default + PartialEq> {
-    /// Multiplies the main stream where the norm of the second is added to it; siamese streams
-    /// only.
+    /// Scale of the main stream where the norm of the second is added to it; siamese streams only.
     #[serde(skip_serializing_if = "forms::is_default")]
     pub read_scale: S,
-    /// Normalize the state before the function.
+    /// True if the state is normalized before the function.
     pub in_norm: bool,
-    /// Multiplies what the function reads. It does not touch a normed skip.
+    /// Scale of the function's input; not applied to a normalized skip.
     pub in_scale: S,
     /// Source of the skip connection.
     pub skip: Skip,
-    /// Multiplies the skip.
+    /// Scale of the skip.
     pub skip_scale: S,
-    /// Normalize the function's output before it is added. Written `false`, `true` (gain starts at
-    /// 1) or `{ gain_init = … }`.
+    /// Norm of the function's output before it is added. Written `false`, `true` (gain starts at 1) or
+    /// `{ gain_init = … }`.
     #[serde(with = "forms::off_or_table")]
     pub out_norm: Option<OutNorm<S>>,
-    /// Multiplies the (normed) output before it is added.
+    /// Scale of the (normalized) output before it is added.
     pub out_scale: S,
-    /// Combination of skip and output to the next state.
+    /// Combination of skip and output into the next state.
     #[serde(skip_serializing_if = "forms::is_default")]
     pub combine: Combine,
-    /// Normalize the sum.
+    /// True if the sum is normalized.
     pub post_norm: bool,
 }
 
@@ -239,46 +238,46 @@ pub struct OutNorm<S: Default> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Skip {
-    /// The state as it came in.
+    /// The state before `in_norm`.
     #[default]
     Raw,
-    /// The state after `in_norm`; this is what makes HybridNorm's feed-forward "post".
+    /// The state after `in_norm`, as in HybridNorm's "post" feed-forward.
     Normed,
-    /// The state that entered the block (SpanNorm).
+    /// The block input (SpanNorm).
     BlockInput,
-    /// The state plus the state that entered the block (B2T).
+    /// The state plus the block input (B2T).
     RawPlusBlockInput,
 }
 
-/// Combination of skip and output to the next state.
+/// Combination of skip and output into the next state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Combine {
     /// `skip_scale · skip + out_scale · o`.
     #[default]
     Add,
-    /// `unit(skip + out_scale · (o − skip))` with `unit(x) = x / |x|`, which has no parameters
-    /// whatever the norm function is (nGPT, arXiv 2410.01131).
+    /// `unit(skip + out_scale · (o − skip))` with `unit(x) = x / |x|`, without parameters for any norm
+    /// function (nGPT, arXiv 2410.01131).
     LerpUnit,
 }
 
-/// A patch for the blocks that a selector names.
+/// A patch of the blocks that a selector matches.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table with `layers` and `set`")]
 pub struct Override {
-    /// Which blocks.
+    /// The selected blocks.
     pub layers: Selector,
-    /// The fields of [`BlockRule`] to replace; whatever is not named stays.
+    /// The fields of [`BlockRule`] to replace; other fields keep their values.
     pub set: serde_json::Value,
 }
 
-/// Names some blocks. Indices are 0-based.
+/// Selection of blocks by 0-based indices.
 ///
 /// In a file: `[0, 3]`, `{ range = { start = 0, end = 4 } }`, `{ first_fraction = 0.25 }`,
 /// `{ last = 1 }` or `{ every = 6 }`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Selector {
-    /// These blocks.
+    /// Blocks with these indices.
     Indices(Vec<usize>),
     /// Blocks `start..end`.
     Range {

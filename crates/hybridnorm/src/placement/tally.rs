@@ -1,4 +1,4 @@
-//! Counting what norms and scales cost, as formulas of the model's sizes.
+//! Counts of the parameters and elements of norms and scales, as formulas of the model's sizes.
 
 use std::fmt;
 use std::ops::{Add, AddAssign, Mul};
@@ -14,7 +14,7 @@ use super::spec::{
 
 /// A count as a sum of multiples of the model's sizes.
 ///
-/// Heads of latent attention count with the width of their values.
+/// In latent attention, heads count with the width of their values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Tally {
@@ -52,7 +52,7 @@ pub struct Tally {
     pub one: usize,
 }
 
-/// Sizes of a model, to turn a [`Tally`] into a number; 0 for what it does not have.
+/// Sizes of a model, to evaluate a [`Tally`]; 0 for sizes that the model does not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Shape {
     /// Width `d`.
@@ -136,7 +136,7 @@ impl Tally {
         ..Self::ZERO
     };
 
-    /// The count at these sizes.
+    /// Returns the count at these sizes.
     pub fn at(&self, shape: Shape) -> usize {
         self.d * shape.d
             + self.hd * shape.hd
@@ -153,24 +153,24 @@ impl Tally {
             + self.one
     }
 
-    /// Parameters of all norms of a block of multi-head attention, without what a second stream
-    /// adds.
+    /// Returns the parameters of all norms of a block with multi-head attention, without those of a second
+    /// stream.
     pub fn norm_parameters(block: &BlockSpec, norm: &NormSpec) -> Self {
         parameters(sites(block, false), norm)
     }
 
-    /// Parameters of one norm of the whole width.
+    /// Returns the parameters of one norm over the model width.
     pub fn of_one_norm(norm: &NormSpec) -> Self {
         Site::wide(Self::D).parameters(norm)
     }
 
-    /// Elements per token that pass through a norm of a block of multi-head attention, without what
-    /// a second stream adds.
+    /// Returns the elements per token that pass through a norm of a block with multi-head attention,
+    /// without those of a second stream.
     pub fn normalized_elements(block: &BlockSpec) -> Self {
         elements(sites(block, false))
     }
 
-    /// Learned scales of a block: everything that a placement adds besides its norms.
+    /// Returns the learned scales of a block: all parameters that a placement adds besides its norms.
     pub fn learned_parameters(block: &BlockSpec) -> Self {
         let (inner, hidden) = (&block.attn_inner, &block.ffn_inner);
         let wide = [&block.attn, &block.ffn]
@@ -187,17 +187,17 @@ impl Tally {
         sum
     }
 
-    /// Parameters of one scale of the whole width.
+    /// Returns the parameters of one scale over the model width.
     pub fn of_factor(factor: Factor) -> Self {
         Self::per(factor, Self::D)
     }
 
-    /// Parameters of the scale on the logits.
+    /// Returns the parameters of the scale on the logits.
     pub fn of_logit_scale(factor: Factor) -> Self {
         Self::per(factor, Self::VOCAB)
     }
 
-    /// Parameters of a scale whose vectors have this width.
+    /// Returns the parameters of a scale whose vectors have this width.
     fn per(factor: Factor, width: Self) -> Self {
         match factor {
             Factor::Const(_) => Self::ZERO,
@@ -210,16 +210,17 @@ impl Tally {
 }
 
 impl Resolved {
-    /// Parameters of all norms of a block, those of a second stream included; `latent` says whether
-    /// attention is multi-head latent attention.
+    /// Returns the parameters of all norms of a block, including those of a second stream; `latent` selects
+    /// multi-head latent attention.
     ///
     /// # Panics
-    /// `layer` is not below [`n_layers`](Self::n_layers); likewise below.
+    /// `layer` is not below [`n_layers`](Self::n_layers).
     pub fn norm_parameters(&self, layer: usize, latent: bool) -> Tally {
         parameters(self.sites(layer, latent), &self.norm)
     }
 
-    /// Elements per token that pass through a norm of a block.
+    /// Returns the elements per token that pass through a norm of a block. Panics like
+    /// [`norm_parameters`](Self::norm_parameters).
     pub fn normalized_elements(&self, layer: usize, latent: bool) -> Tally {
         elements(self.sites(layer, latent))
     }
@@ -234,7 +235,7 @@ impl Resolved {
         sites
     }
 
-    /// Norms of the whole width outside the blocks.
+    /// Returns the number of norms over the model width outside the blocks.
     pub fn outer_norms(&self) -> usize {
         [
             self.embed_norm,
@@ -262,10 +263,10 @@ fn scales(sub: &SubLayer<Factor>) -> [Factor; 4] {
     [sub.read_scale, sub.in_scale, sub.skip_scale, sub.out_scale]
 }
 
-/// One norm of a block.
+/// One norm site of a block.
 struct Site {
     elements: Tally,
-    /// Width of the gain; `None` without parameters.
+    /// Width of the gain; `None` if the norm has no parameters.
     gain: Option<Tally>,
 }
 
@@ -277,7 +278,7 @@ impl Site {
         }
     }
 
-    /// The unit length of [`Combine::LerpUnit`].
+    /// Returns the normalization to unit length of [`Combine::LerpUnit`].
     fn unit(sub: &SubLayer<Factor>) -> Option<Self> {
         (sub.combine == Combine::LerpUnit).then_some(Self {
             elements: Tally::D,
@@ -285,7 +286,7 @@ impl Site {
         })
     }
 
-    /// A norm over one vector inside latent attention.
+    /// Returns a norm over one vector inside latent attention.
     fn latent(norm: HeadNorm, width: Tally) -> Option<Self> {
         let gain = match norm {
             HeadNorm::None => return None,

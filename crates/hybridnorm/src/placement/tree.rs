@@ -1,4 +1,4 @@
-//! Reading typed values out of a tree of JSON values, with errors that name the path.
+//! Deserialization of typed values from JSON values, with errors that name the path.
 
 use serde::de::value::StrDeserializer;
 use serde::de::{
@@ -9,13 +9,13 @@ use serde_json::{Map, Value, map};
 
 use super::error::{PlacementError, key};
 
-/// Reads a `T`; the error's field is the path from `value` down to the mistake.
+/// Deserializes a `T`; the error's field is the path from `value` to the mistake.
 pub(super) fn read<T: DeserializeOwned>(value: &Value) -> Result<T, PlacementError> {
     T::deserialize(Node(value))
 }
 
-/// Lays `patch` over `base`. Tables are merged where `template` has a table too, which is where the
-/// algebra has a struct; anything else is replaced as a whole.
+/// Merges `patch` into `base`. Tables are merged if `template` also has a table there, i.e. for structs
+/// of the algebra; other values are replaced as a whole.
 pub(super) fn merge(base: &mut Value, patch: &Value, template: &Value) {
     match (base, patch, template) {
         (Value::Object(base), Value::Object(patch), Value::Object(template)) => {
@@ -28,8 +28,8 @@ pub(super) fn merge(base: &mut Value, patch: &Value, template: &Value) {
     }
 }
 
-/// The part of `value` that `shape` names: what a patch says once it is in its written form. What
-/// `value` leaves out is as in `template`, which leaves out nothing.
+/// Returns the part of `value` with the keys of `shape`, i.e. a patch in normalized form. Fields that
+/// `value` omits are taken from `template`, which omits none.
 pub(super) fn project(value: &Value, shape: &Value, template: &Value) -> Value {
     match (value, shape, template) {
         (Value::Object(value), Value::Object(shape), Value::Object(template)) => shape
@@ -107,7 +107,7 @@ impl<'de> Deserializer<'de> for Node<'de> {
                 let known = variants.iter().find(|known| is_word(word, known));
                 visitor.visit_enum(Word(known.copied().unwrap_or(word)))
             }
-            // An untagged word: whoever writes a switch or a number is shown one of the words.
+            // Not a word, such as a switch or a number: the error shows one of the words.
             other => Err(not_a_word(other, variants)),
         }
     }
@@ -126,13 +126,13 @@ impl<'de> Deserializer<'de> for Node<'de> {
     }
 }
 
-/// Words of the algebra have underscores, names of placements dashes. Both spellings are read.
+/// True if `written` is `word`; dashes, as in the names of placements, are read as underscores.
 pub(super) fn is_word(written: &str, word: &str) -> bool {
     let underscored = |c: char| if c == '-' { '_' } else { c };
     written.chars().map(underscored).eq(word.chars())
 }
 
-/// Message if one of some words was expected.
+/// Returns the error for a value where one of some words was expected.
 fn not_a_word(found: &Value, words: &[&str]) -> PlacementError {
     let list: Vec<String> = words.iter().map(|word| format!("`{word}`")).collect();
     let is_off = |word: &&&str| **word == "none";
@@ -212,7 +212,7 @@ impl<'de> SeqAccess<'de> for Items<'de> {
     }
 }
 
-/// A word that names a variant without content.
+/// A word that names a unit variant.
 struct Word<'a>(&'a str);
 
 impl<'de> EnumAccess<'de> for Word<'de> {

@@ -1,5 +1,5 @@
 //! Tiny models for tests.
-#![allow(dead_code)] // every test file uses its own part
+#![allow(dead_code)] // each test file uses only a part
 
 pub mod reference;
 
@@ -17,7 +17,7 @@ pub const VOCAB: usize = 37;
 pub const BATCH: usize = 2;
 pub const SEQ: usize = 7;
 
-/// A three-block model of width 16 with grouped queries.
+/// Returns a three-block model of width 16 with grouped-query attention.
 pub fn tiny(placement: Placement) -> ModelConfig {
     ModelConfig {
         d_model: 16,
@@ -33,8 +33,7 @@ pub fn tiny(placement: Placement) -> ModelConfig {
     }
 }
 
-/// Eight experts in two groups, of which a token passes through two of one group and a shared one;
-/// the first block is dense.
+/// Adds eight experts in two groups; a token uses two of one group and a shared one. The first block is dense.
 pub fn with_experts(config: ModelConfig, scoring: Scoring) -> ModelConfig {
     let moe = MoeConfig {
         n_experts: 8,
@@ -57,7 +56,7 @@ pub fn with_experts(config: ModelConfig, scoring: Scoring) -> ModelConfig {
     }
 }
 
-/// Latent attention, with or without a latent for queries.
+/// Adds multi-head latent attention, with or without a query latent.
 pub fn with_latents(config: ModelConfig, q_rank: Option<usize>) -> ModelConfig {
     ModelConfig {
         n_kv_heads: config.n_heads,
@@ -72,10 +71,10 @@ pub fn with_latents(config: ModelConfig, q_rank: Option<usize>) -> ModelConfig {
     }
 }
 
-/// Placements that latent attention does not have: cosine scores, norms behind the rotation.
+/// Placements not defined for latent attention: cosine scores, norms after the rotation.
 const WITHOUT_LATENTS: [&str; 3] = ["swin-v2-res-post", "nanochat", "ngpt"];
 
-/// A model of every kind in which a placement is defined.
+/// Returns a model of every kind for which a placement is defined.
 pub fn kinds(name: &str) -> Vec<(String, ModelConfig)> {
     let dense = tiny(named(name));
     let kinds = [
@@ -98,12 +97,12 @@ pub fn kinds(name: &str) -> Vec<(String, ModelConfig)> {
         .collect()
 }
 
-/// Every kind of model with every named placement.
+/// Returns every kind of model with every named placement.
 pub fn all_models() -> Vec<(String, ModelConfig)> {
     all_names().into_iter().flat_map(kinds).collect()
 }
 
-/// Names of the parameters that have gradients.
+/// Returns the names of the parameters that have gradients.
 pub fn trained(model: &Model) -> Vec<String> {
     let trained = model.parameters().filter(|spec| spec.role.is_trained());
     trained.map(|spec| spec.name.clone()).collect()
@@ -113,13 +112,13 @@ pub fn named(name: &str) -> Placement {
     placement::named(name).unwrap()
 }
 
-/// Canonical names of all named placements.
+/// Returns the canonical names of all named placements.
 pub fn all_names() -> Vec<&'static str> {
     placement::names().iter().map(|entry| entry.name).collect()
 }
 
-/// A model whose every parameter is off its starting value, so that gains and learned scales
-/// matter and nothing is zero.
+/// Returns a model with all parameters perturbed from their initial values, so that gains and learned scales matter
+/// and nothing is zero.
 pub fn stirred(config: &ModelConfig) -> Model {
     let mut model = Model::new(config, 5, Device::Cpu).unwrap();
     let mut values = model.values();
@@ -138,7 +137,7 @@ pub fn stirred(config: &ModelConfig) -> Model {
     model
 }
 
-/// The same model on the reference executor, in double precision.
+/// Copies a model to the reference executor, in double precision.
 pub fn exact(model: &Model) -> Model {
     let mut exact = Model::uninitialized(model.config(), Device::Reference).unwrap();
     exact.load(model.values()).unwrap();
@@ -153,7 +152,7 @@ pub fn write64(model: &mut Model, name: &str, values: &[f64]) {
         .write(PARAMETERS, offset, Data::F64(values));
 }
 
-/// Small reproducible numbers.
+/// Reproducible pseudo-random numbers.
 pub struct Random(u64);
 
 impl Random {
@@ -171,7 +170,7 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// Between −1 and 1.
+    /// Returns a number between −1 and 1.
     pub fn uniform(&mut self) -> f32 {
         ((self.next() >> 40) as f32 / (1u64 << 23) as f32) - 1.0
     }
@@ -191,12 +190,12 @@ pub fn targets() -> Vec<i32> {
     Random::new("targets").ids(BATCH * SEQ)
 }
 
-/// Logits (b, t, v) of the inputs.
+/// Returns the logits (b, t, v) of the inputs.
 pub fn logits(model: &mut Model) -> Vec<f32> {
     model.logits(&inputs(), BATCH, SEQ).unwrap().into_f32()
 }
 
-/// Mean objective, and the gradient of every parameter.
+/// Returns the mean objective, and the gradient of every parameter.
 pub fn loss_and_gradients(model: &mut Model) -> (f64, Gradients) {
     let divisor = (BATCH * SEQ) as f64;
     let shape = [BATCH, SEQ];
@@ -206,7 +205,7 @@ pub fn loss_and_gradients(model: &mut Model) -> (f64, Gradients) {
     (gradients.found.losses.objective, gradients)
 }
 
-/// The values of `model` under other names.
+/// Returns the parameters of `model` under other names.
 pub fn renamed(model: &Model, name: impl Fn(&str) -> String) -> BTreeMap<String, Values> {
     model
         .values()
@@ -215,13 +214,13 @@ pub fn renamed(model: &Model, name: impl Fn(&str) -> String) -> BTreeMap<String,
         .collect()
 }
 
-/// NaN where an element of either is.
+/// Returns the largest absolute difference; NaN if any is NaN.
 pub fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
     let wide = |x: &[f32]| x.iter().copied().map(f64::from).collect::<Vec<_>>();
     largest_difference64(&wide(a), &wide(b)) as f32
 }
 
-/// NaN where an element of either is.
+/// Returns the largest absolute difference; NaN if any is NaN.
 pub fn largest_difference64(a: &[f64], b: &[f64]) -> f64 {
     assert_eq!(a.len(), b.len());
     let differences = a.iter().zip(b).map(|(a, b)| (a - b).abs());

@@ -7,7 +7,7 @@ use hybridnorm::tensors::Values;
 use safetensors::SafeTensors;
 use serde_json::Value;
 
-/// A file below `tests/fixtures`.
+/// Returns the path of a file in `tests/fixtures`.
 pub fn fixture(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/fixtures")
@@ -18,7 +18,7 @@ pub fn json(path: &Path) -> Value {
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
-/// The `f32` tensors of a file whose names begin with `prefix`, without it.
+/// Reads the `f32` tensors whose names begin with `prefix`, which is removed.
 pub fn tensors(bytes: &[u8], prefix: &str) -> BTreeMap<String, Values> {
     let file = SafeTensors::deserialize(bytes).unwrap();
     let mut all = BTreeMap::new();
@@ -35,7 +35,7 @@ pub fn tensors(bytes: &[u8], prefix: &str) -> BTreeMap<String, Values> {
     all
 }
 
-/// Token ids with the sizes of their dimensions.
+/// Reads the token ids and their shape.
 pub fn tokens(bytes: &[u8]) -> (Vec<i32>, Vec<usize>) {
     let file = SafeTensors::deserialize(bytes).unwrap();
     let view = file.tensor("tokens").unwrap();
@@ -44,7 +44,7 @@ pub fn tokens(bytes: &[u8]) -> (Vec<i32>, Vec<usize>) {
     (ids.collect(), view.shape().to_vec())
 }
 
-/// Inputs and targets of rows of one token more.
+/// Splits rows with one extra token into inputs and targets.
 pub fn shifted(ids: &[i32], row: usize) -> (Vec<i32>, Vec<i32>) {
     let rows = ids.chunks(row);
     let inputs = rows.clone().flat_map(|r| r[..row - 1].to_vec()).collect();
@@ -68,15 +68,15 @@ pub fn write_tensors(folder: &Path, tensors: &BTreeMap<String, Values>) {
     safetensors::serialize_to_file(views, None, &folder.join("model.safetensors")).unwrap();
 }
 
-/// Writes what an official checkpoint folder holds.
+/// Writes an official checkpoint folder.
 pub fn write_official(folder: &Path, model: &Value, weights: &BTreeMap<String, Values>) {
-    // JSON is YAML.
+    // JSON is valid YAML.
     let config = serde_json::json!({ "model": model });
     std::fs::write(folder.join("config.yaml"), config.to_string()).unwrap();
     write_tensors(folder, weights);
 }
 
-/// Largest deviation of any gradient, in units of the largest element of its parameter.
+/// Returns the largest deviation of any gradient, relative to the largest element of its expected value.
 pub fn gradient_deviation(
     gradients: &hybridnorm::train::Gradients,
     expected: &BTreeMap<String, Values>,

@@ -1,4 +1,4 @@
-//! Gradient of the attention, scores computed anew tile by tile.
+//! Backward pass of attention, with scores recomputed tile by tile.
 
 use super::forward::{load_queries, tile_of};
 use super::head_rows::{self, HeadRows};
@@ -9,8 +9,8 @@ use crate::qkv::{Preparation, sum_gradients};
 use crate::simd::{dispatch, dot};
 use rayon::prelude::*;
 
-/// Gradient of [`forward`](super::forward): from its inputs and outputs and `dctx`, shaped like `ctx`, to `dqkv`,
-/// shaped like `qkv`.
+/// Computes the gradient of [`forward`](super::forward): `dqkv`, shaped like `qkv`, from its inputs and
+/// outputs and `dctx`, shaped like `ctx`.
 pub fn backward(
     a: &Attention,
     qkv: &[f32],
@@ -28,8 +28,8 @@ pub fn backward(
     inputs.run("attention::backward", a, dqkv);
 }
 
-/// Gradient of [`forward_prepared`](super::forward_prepared): as [`backward`], and the gradients of
-/// the parameters of the norms of q, k and v.
+/// Computes the gradient of [`forward_prepared`](super::forward_prepared): as [`backward`], and the
+/// gradients of the parameters of the q, k and v norms.
 #[expect(
     clippy::too_many_arguments,
     reason = "inputs, outputs and gradients of the forward pass"
@@ -65,7 +65,7 @@ struct Inputs<'a> {
 }
 
 impl Inputs<'_> {
-    /// Writes `dqkv` and returns each task's share of the gradients of the norms' parameters.
+    /// Writes `dqkv` and returns each task's partial gradients of the norm parameters.
     fn run(&self, name: &str, a: &Attention, dqkv: &mut [f32]) -> Vec<[Vec<f32>; 3]> {
         a.check_packed(name, self.place.queries, self.ctx, self.lse);
         assert_eq!(
@@ -97,14 +97,13 @@ impl Inputs<'_> {
     }
 }
 
-/// A key and value head of a sequence, with the query heads that read it.
+/// A key/value head of a sequence, with the query heads that share it.
 struct Group {
     batch: usize,
     kv_head: usize,
 }
 
-/// The parts of `dqkv` that belong to one group: rows of queries in the order (position, head),
-/// rows of keys and of values.
+/// Slices of `dqkv` of one group: query rows in the order (position, head), key rows and value rows.
 struct GroupGradient<'a> {
     q: Vec<&'a mut [f32]>,
     k: Vec<&'a mut [f32]>,
@@ -138,17 +137,17 @@ fn split_gradient<'a>(a: &Attention, dqkv: &'a mut [f32]) -> Vec<GroupGradient<'
 }
 
 struct BackwardScratch {
-    /// Keys and values as right sides (head_dim, seq) and (value_dim, seq).
+    /// Keys and values as right operands (head_dim, seq) and (value_dim, seq).
     keys_by_channel: Vec<PanelRow>,
     values_by_channel: Vec<PanelRow>,
-    /// Keys as right sides (keys of a tile, head_dim), tile after tile.
+    /// Keys as right operands (keys of a tile, head_dim), tile after tile.
     keys: Vec<PanelRow>,
-    /// Rows of a tile of keys or values as they are read.
+    /// Unpacked rows of a tile of keys or values.
     rows: Vec<f32>,
-    /// Queries of a tile times the scale, and the gradient of their context.
+    /// Scaled queries of a tile, and the gradient of their context.
     q: Vec<f32>,
     dctx: Vec<f32>,
-    /// Both as right sides (queries, head_dim) and (queries, value_dim).
+    /// Both as right operands (queries, head_dim) and (queries, value_dim).
     q_panels: Vec<PanelRow>,
     dctx_panels: Vec<PanelRow>,
     /// Probabilities of a tile.
@@ -161,7 +160,7 @@ struct BackwardScratch {
     by_row: head_rows::Scratch,
 }
 
-/// Bytes of a [`BackwardScratch`].
+/// Returns the bytes of a [`BackwardScratch`].
 pub(super) fn scratch_bytes(a: &Attention) -> usize {
     let (seq, d, e) = (a.seq, a.head_dim, a.value_dim);
     let (queries, keys) = (QUERIES.min(seq), KEYS.min(seq));
@@ -211,7 +210,7 @@ impl BackwardScratch {
 }
 
 impl Inputs<'_> {
-    /// Gradients of one group, and its share of those of the norms' parameters.
+    /// Computes the gradients of one group; returns its partial gradients of the norm parameters.
     fn backward_group(
         &self,
         a: &Attention,
@@ -259,7 +258,7 @@ impl Inputs<'_> {
             }
         }
         if let Some(cap) = a.softcap {
-            // The queries that dk was made from were divided by the cap.
+            // dk was computed from queries divided by the cap.
             scratch.dk.iter_mut().for_each(|dk| *dk *= cap);
         }
         for (head, width, dy, rows) in [
@@ -282,7 +281,7 @@ struct QueryTile<'a> {
     lse: &'a [f32],
 }
 
-/// Writes the tile's `dq`, up to `scale`, and adds its share to `dk` and `dv`.
+/// Writes the tile's `dq`, without the factor `scale`, and adds its contribution to `dk` and `dv`.
 fn backward_tile(a: &Attention, tile: &QueryTile, scratch: &mut BackwardScratch) {
     let (n, d, e) = (tile.lse.len(), a.head_dim, a.value_dim);
     let visible = tile.first + n;
@@ -309,7 +308,7 @@ fn backward_tile(a: &Attention, tile: &QueryTile, scratch: &mut BackwardScratch)
     let [q, dctx] = [(&*q, d), (&*dctx, e)].map(|(data, stride)| Rows { data, stride });
     pack(q, n, d, &mut q_panels[..n * panels(d)]);
     pack(dctx, n, e, &mut dctx_panels[..n * panels(e)]);
-    // sum_j p_ij dp_ij, which is the same as the product of a context with its gradient.
+    // sum_j p_ij dp_ij, which equals the dot product of a context row with its gradient.
     let mut along = [0.0; QUERIES];
     dispatch(
         #[inline(always)]
@@ -321,7 +320,7 @@ fn backward_tile(a: &Attention, tile: &QueryTile, scratch: &mut BackwardScratch)
     );
     for start in (0..visible).step_by(KEYS) {
         let count = KEYS.min(visible - start);
-        // Keys of this tile that a query sees, and the first query that sees a key.
+        // Number of this tile's keys that a query sees, and the first query that sees a key.
         let seen = |query: usize| (tile.first + query + 1).saturating_sub(start).min(count);
         let first_seeing = |key: usize| (start + key).saturating_sub(tile.first);
         let (p, ds) = (&mut p[..n * count], &mut ds[..n * count]);
@@ -403,13 +402,13 @@ fn backward_tile(a: &Attention, tile: &QueryTile, scratch: &mut BackwardScratch)
     }
 }
 
-/// Turns products into probabilities (`p`), and their gradients into those of the scores before
-/// the cap, up to `scale` (`ds`).
+/// Replaces the products `q k` by probabilities (`p`), and the gradients of these by those of the
+/// scores before the cap, without the factor `scale` (`ds`).
 #[inline(always)]
 fn score_gradient(softcap: Option<f32>, lse: f32, along: f32, p: &mut [f32], ds: &mut [f32]) {
     match softcap {
         None => {
-            // Two loops with one output each: a loop with both is not vectorized.
+            // One output per loop: a loop with both is not vectorized.
             for p in p.iter_mut() {
                 *p = exp_of_difference(*p - lse);
             }

@@ -1,4 +1,4 @@
-//! The forward pass, tile by tile.
+//! Forward pass of attention, tile by tile.
 
 use super::head_rows::{self, HeadRows};
 use super::{Attention, KEYS, Place, QUERIES};
@@ -7,10 +7,10 @@ use crate::panels::{Left, Needed, PANEL, PanelRow, Product, Rows, pack, pack_tra
 use crate::simd::{dispatch, map_sum, max};
 use rayon::prelude::*;
 
-/// Positions of a sequence per task, each of which packs the keys and values that it reads.
+/// Query positions per task; each task packs the keys and values that it reads.
 const SPAN: usize = 512;
 
-/// One task per sequence, key head and span of queries.
+/// Runs one task per sequence, key head and span of queries.
 pub(super) fn attend(a: &Attention, place: &Place, past: usize, ctx: &mut [f32], lse: &mut [f32]) {
     if a.batch * a.seq == 0 {
         return;
@@ -40,14 +40,14 @@ pub(super) fn attend(a: &Attention, place: &Place, past: usize, ctx: &mut [f32],
         );
 }
 
-/// Outputs of one task: for each of its query heads, rows of the context (in the order head,
-/// position) and log-sum-exps.
+/// Outputs of one task: for each of its query heads, context rows (in the order head, position) and
+/// log-sum-exps.
 struct Outputs<'a> {
     ctx: Vec<&'a mut [f32]>,
     lse: Vec<&'a mut [f32]>,
 }
 
-/// The outputs of all tasks, in the order (batch, key head, span).
+/// Splits the outputs into those of each task, in the order (batch, key head, span).
 fn split_outputs<'a>(
     a: &Attention,
     spans: usize,
@@ -83,24 +83,24 @@ fn split_outputs<'a>(
 
 #[derive(Default)]
 struct Scratch {
-    /// Keys as the right side (head_dim, keys).
+    /// Keys as the right operand (head_dim, keys).
     keys: Vec<PanelRow>,
-    /// Values as the right sides (keys of a tile, value_dim), tile after tile.
+    /// Values as the right operands (keys of a tile, value_dim), tile after tile.
     values: Vec<PanelRow>,
-    /// Queries of a tile times the scale.
+    /// Scaled queries of a tile.
     q: Vec<f32>,
     scores: Vec<f32>,
     context: Vec<f32>,
     largest: Vec<f32>,
     total: Vec<f32>,
-    /// Keys and values that are packed.
+    /// Number of packed keys and values.
     packed: usize,
-    /// Rows of a tile as they are read.
+    /// Unpacked rows of a tile.
     rows: Vec<f32>,
     by_row: head_rows::Scratch,
 }
 
-/// Bytes of a [`Scratch`] with all keys and values of a sequence.
+/// Returns the bytes of a [`Scratch`] with all keys and values of a sequence.
 pub(super) fn scratch_bytes(a: &Attention) -> usize {
     let (seq, d, e) = (a.seq, a.head_dim, a.value_dim);
     let (queries, keys) = (QUERIES.min(seq), KEYS.min(seq));
@@ -144,12 +144,12 @@ impl Scratch {
     }
 }
 
-/// The tile that starts at row `start` of `n` rows packed tile by tile.
+/// Returns the tile that starts at row `start` of `n` rows packed tile by tile.
 pub(super) fn tile_of(packed: &[PanelRow], n: usize, start: usize, width: usize) -> &[PanelRow] {
     &packed[start * panels(width)..][..KEYS.min(n - start) * panels(width)]
 }
 
-/// Prepared queries times the scale of their products.
+/// Loads prepared queries times [`Attention::product_scale`].
 pub(super) fn load_queries(
     a: &Attention,
     q: &HeadRows,
@@ -162,8 +162,8 @@ pub(super) fn load_queries(
     out.iter_mut().for_each(|q| *q *= scale);
 }
 
-/// Context of up to `QUERIES` queries from number `first` on, written to the rows of `ctx`; query i
-/// sees `past + i + 1` keys.
+/// Computes the context of up to `QUERIES` queries from number `first` on and writes it to the rows of
+/// `ctx`; query i sees `past + i + 1` keys.
 fn attend_tile<'a>(
     a: &Attention,
     q: &HeadRows,

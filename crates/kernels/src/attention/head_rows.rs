@@ -1,26 +1,26 @@
-//! Rows of one head: how they are read, and how their gradients find the way back.
+//! Rows of one head: loading with norm and rotation, and the backward pass of both.
 
 use crate::panels::Rows;
 use crate::qkv::{self, Preparation};
 use crate::simd::{Chunked, by_chunks};
 use pulp::Simd;
 
-/// Rows that are fetched before the first of them is prepared. They lie far apart, and a core has
-/// more of them on their way from memory while it only copies.
+/// Rows copied before the first of them is prepared. Rows lie far apart in memory, and a core keeps more
+/// loads in flight while it only copies.
 const FETCHED: usize = 16;
 
-/// Rows of one head of one sequence, as they lie in a packed projection or in a cache.
+/// Rows of one head of one sequence, in a packed projection or a cache.
 #[derive(Clone, Copy)]
 pub(super) struct HeadRows<'a> {
-    /// Row i is that of position i.
+    /// Row i is at position i.
     pub(super) rows: Rows<'a>,
-    /// Which head of a packed row this is.
+    /// Index of the head in a packed row.
     pub(super) part: usize,
-    /// Norm and rotation of the rows before attention reads them.
+    /// Norm and rotation applied when rows are read.
     pub(super) preparation: Option<&'a Preparation<'a>>,
 }
 
-/// Buffers for rows between memory and attention.
+/// Scratch buffers for loaded rows.
 #[derive(Default)]
 pub(super) struct Scratch {
     fetched: Vec<f32>,
@@ -28,7 +28,7 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    /// Empty where nothing is prepared.
+    /// Creates the buffers; empty without a preparation.
     pub(super) fn new(d: usize, preparation: Option<&Preparation>) -> Self {
         preparation.map_or_else(Self::default, |p| Self {
             fetched: vec![0.0; FETCHED * d],
@@ -38,7 +38,7 @@ impl Scratch {
 }
 
 impl HeadRows<'_> {
-    /// Writes the prepared rows of positions `first..`, `d` channels each, one after another.
+    /// Writes the prepared rows of positions `first..`, `d` channels each, contiguously.
     pub(super) fn load(&self, d: usize, first: usize, out: &mut [f32], scratch: &mut Scratch) {
         match self.preparation {
             None => self.copy(d, first, out),
@@ -53,15 +53,15 @@ impl HeadRows<'_> {
         }
     }
 
-    /// Copies rows as they are.
+    /// Copies rows unchanged.
     fn copy(&self, d: usize, first: usize, out: &mut [f32]) {
         for (t, out) in (first..).zip(out.chunks_exact_mut(d)) {
             out.copy_from_slice(self.rows.row(t, d));
         }
     }
 
-    /// From the gradients `dy` of rows that [`HeadRows::load`] gave to those of the projection, and to
-    /// the norms' parameters, which are added to.
+    /// Converts the gradients `dy` of rows loaded by [`HeadRows::load`] to those of the projection; adds to
+    /// the gradients of the norm parameters.
     pub(super) fn pull_back<'b>(
         &self,
         d: usize,
@@ -121,7 +121,7 @@ struct PullBack<'a, I> {
     preparation: &'a Preparation<'a>,
     d: usize,
     first: usize,
-    /// Gradients of prepared rows, and where those of the projection go.
+    /// Gradients of prepared rows, and the destination of those of the projection.
     dy: &'a [f32],
     dx: I,
     grads: &'a mut [Vec<f32>; 3],

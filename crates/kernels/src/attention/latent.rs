@@ -1,5 +1,5 @@
-//! Attention to a latent cache, for generation: all heads read the same rows, which are keys, and
-//! in their first channels values (multi-head latent attention with absorbed projections, DeepSeek-V2,
+//! Attention to a latent cache, for generation: all heads share the same rows as keys, and their first
+//! channels as values (multi-head latent attention with absorbed projections, DeepSeek-V2,
 //! arXiv 2405.04434, section 2.1.2).
 
 use super::{Attention, Part, Place, capacity, forward};
@@ -8,15 +8,14 @@ use crate::simd::{AddRows, Chunked, Products, by_chunks, dispatch, map_sum, max}
 use pulp::Simd;
 use rayon::prelude::*;
 
-/// Cache rows per task. They come from memory once, for the scores, and for the context from the
-/// second cache.
+/// Cache rows per task. The scores load them from memory, the context from the L2 cache.
 const POSITIONS: usize = 128;
-/// New positions that are not worth packing the cache.
+/// Maximum number of new positions for which packing the cache does not pay off.
 const FEW: usize = 4;
-/// Most heads that share what is packed.
+/// Maximum number of heads that share packed rows.
 const SHARED: usize = 4;
 
-/// Shape and form of an attention to a latent cache.
+/// Shape and parameters of attention to a latent cache.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LatentAttention {
     /// Sequences.
@@ -25,22 +24,22 @@ pub struct LatentAttention {
     pub seq: usize,
     /// Query heads.
     pub heads: usize,
-    /// Channels of the latent, which is the value of all heads.
+    /// Channels of the latent, the value shared by all heads.
     pub latent: usize,
-    /// Channels of the rotated key.
+    /// Channels of the rotary key.
     pub rope: usize,
-    /// Factor of the scores, that of the heads before projections were absorbed.
+    /// Softmax scale, that of the heads before the projections were absorbed.
     pub scale: f32,
     /// Soft cap of the scores.
     pub softcap: Option<f32>,
 }
 
-/// Attention of new queries to a latent cache.
+/// Computes attention of new queries to a latent cache.
 ///
 /// `q` (batch, new, heads * (latent + rope)) holds absorbed and rotated queries; `cache` (batch,
 /// capacity, latent + rope), rows `[latent | rotated key]`, already holds the new rows. New query i
-/// sees the cache rows `0..=past + i`. `ctx` is (batch, new, heads * latent); `scratch`, at least
-/// [`LatentAttention::scratch_len`] of the past and new positions, is to work with.
+/// attends to the cache rows `0..=past + i`. `ctx` is (batch, new, heads * latent); `scratch` has at
+/// least [`LatentAttention::scratch_len`] elements for the past and new positions.
 pub fn cached_latent(
     a: &LatentAttention,
     q: &[f32],
@@ -84,13 +83,13 @@ pub fn cached_latent(
 }
 
 impl LatentAttention {
-    /// Values per head of the queries, and per row of the cache.
+    /// Returns the values per query head, and per row of the cache.
     fn width(&self) -> usize {
         self.latent + self.rope
     }
 
-    /// Most numbers that [`cached_latent`] works with while a sequence has no more than `positions`
-    /// past and new positions.
+    /// Returns the scratch elements that [`cached_latent`] needs for up to `positions` past and new
+    /// positions per sequence.
     pub fn scratch_len(&self, positions: usize) -> usize {
         match self.seq {
             ..=FEW => self.batch * self.seq * positions.div_ceil(POSITIONS) * self.partial_len(),
@@ -98,15 +97,14 @@ impl LatentAttention {
         }
     }
 
-    /// Partial results of a span for one query: contexts of all heads, then their largest scores, then the
-    /// sums of their exponentials.
+    /// Returns the length of a span's partial result for one query: contexts of all heads, then their
+    /// largest scores, then the sums of their exponentials.
     fn partial_len(&self) -> usize {
         self.heads * (self.latent + 2)
     }
 }
 
-/// The forward pass with groups of heads that all have the same keys and values. `lse` is (batch, heads,
-/// seq).
+/// Runs the forward pass with groups of heads that share keys and values. `lse` is (batch, heads, seq).
 fn attend_together(
     a: &LatentAttention,
     q: &[f32],
@@ -141,8 +139,8 @@ fn attend_together(
     forward::attend(&form, &place, past, ctx, lse);
 }
 
-/// One task per query and [`POSITIONS`] of the cache, each for all heads; then the softmax of the
-/// tasks is put together for each head. `partials` holds what is kept of each task.
+/// Runs one task per query and [`POSITIONS`] cache rows, each for all heads, and then merges the partial
+/// softmaxes of each head. `partials` holds the partial result of each task.
 fn attend_each(
     a: &LatentAttention,
     q: &[f32],
@@ -189,7 +187,7 @@ fn attend_each(
         .for_each(|(head, ctx)| {
             let (query, h) = (head / heads, head % heads);
             let seen = visible(query).div_ceil(POSITIONS);
-            // Of spans that a query does not see nothing was kept.
+            // Spans that the query does not see have no partial result.
             let spans = partials[query * spans * size..][..seen * size].chunks_exact(size);
             dispatch(
                 #[inline(always)]
@@ -198,7 +196,7 @@ fn attend_each(
         });
 }
 
-/// Context of head `h` from those of all spans.
+/// Merges the contexts of head `h` of all spans.
 #[inline(always)]
 fn merge<'a>(
     spans: impl Iterator<Item = &'a [f32]> + Clone,
@@ -222,14 +220,14 @@ fn merge<'a>(
     ctx.iter_mut().for_each(|ctx| *ctx *= factor);
 }
 
-/// Attention of all heads of a sequence to some rows of the cache.
+/// Attention of all heads of a sequence to a span of cache rows.
 struct Span<'a> {
     a: &'a LatentAttention,
     q: &'a [f32],
     rows: &'a [f32],
-    /// For each head its scores of the rows, which become their exponentials.
+    /// Scores of each head for the rows, replaced by their exponentials.
     scores: &'a mut [f32],
-    /// For each head the rows' latents times these exponentials.
+    /// Sum of the rows' latents weighted by these exponentials, for each head.
     context: &'a mut [f32],
     largest: &'a mut [f32],
     total: &'a mut [f32],
@@ -240,8 +238,8 @@ impl Chunked for Span<'_> {
 
     #[inline(always)]
     fn run<S: Simd, const V: usize>(mut self, simd: S) {
-        // What a block keeps in registers: 16 sums, or as many weights, of 32 that hold a chunk
-        // each; else 8 of AVX2's 16.
+        // Blocks that fit the registers: 16 sums, or as many weights, of 32 that hold a chunk each;
+        // else 8 of AVX2's 16.
         match V {
             1 => {
                 self.products::<S, V, 2, 8>(simd);
@@ -258,8 +256,8 @@ impl Chunked for Span<'_> {
 }
 
 impl Span<'_> {
-    /// Products of queries and rows, `M` heads by `N` rows at a time. Rows are in the outer loop, so
-    /// that they are in the first cache for all heads.
+    /// Computes the products of queries and rows, `M` heads by `N` rows at a time. Rows are in the outer
+    /// loop, so that they stay in the L1 cache for all heads.
     #[inline(always)]
     fn products<S: Simd, const V: usize, const M: usize, const N: usize>(&mut self, simd: S) {
         let count = self.count();
@@ -272,7 +270,7 @@ impl Span<'_> {
         }
     }
 
-    /// Products of `N` rows from number `s` on with all heads.
+    /// Computes the products of `N` rows from row `s` on with all heads.
     #[inline(always)]
     fn products_of<S: Simd, const V: usize, const M: usize, const N: usize>(
         &mut self,
@@ -304,7 +302,7 @@ impl Span<'_> {
         }
     }
 
-    /// Turns products into exponentials of the scores, the largest of each head taken off.
+    /// Replaces products by exponentials of the scores, minus the maximum of each head.
     #[inline(always)]
     fn exponentials(&mut self) {
         let LatentAttention { scale, softcap, .. } = *self.a;
@@ -324,7 +322,7 @@ impl Span<'_> {
         }
     }
 
-    /// Weighted sums of the rows' latents, in blocks as those of the products.
+    /// Computes the weighted sums of the rows' latents, in the same blocks as the products.
     #[inline(always)]
     fn sums<S: Simd, const V: usize, const M: usize, const N: usize>(&mut self, simd: S) {
         self.context.fill(0.0);
@@ -338,7 +336,7 @@ impl Span<'_> {
         }
     }
 
-    /// Adds `N` rows from number `s` on to the contexts of all heads.
+    /// Adds `N` rows from row `s` on to the contexts of all heads.
     #[inline(always)]
     fn sums_of<S: Simd, const V: usize, const M: usize, const N: usize>(
         &mut self,

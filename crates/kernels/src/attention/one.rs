@@ -1,4 +1,4 @@
-//! Attention of a single new query to a cache, whose keys and values are read as they lie.
+//! Attention of a single new query to a cache, whose keys and values are read without packing.
 
 use super::{Attention, Place};
 use crate::math::{exp, tanh};
@@ -8,7 +8,7 @@ use rayon::prelude::*;
 /// Keys whose scores are computed side by side.
 const TOGETHER: usize = 4;
 
-/// One task per sequence and query head; the query of each sequence sees `past + 1` keys.
+/// Runs one task per sequence and query head; the query of each sequence sees `past + 1` keys.
 pub(super) fn attend(a: &Attention, place: &Place, past: usize, ctx: &mut [f32]) {
     let (d, e) = (a.head_dim, a.value_dim);
     ctx.par_chunks_exact_mut(e).enumerate().for_each_init(

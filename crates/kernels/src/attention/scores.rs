@@ -6,23 +6,23 @@ use crate::panels::{Left, Needed, PANEL, Product, pack_transposed, panels};
 use crate::simd::{dispatch, dots, larger_or_nan, map_sum, max, max_or_nan};
 use rayon::prelude::*;
 
-/// Positions of a sequence per task, each of which packs the keys that it reads.
+/// Query positions per task; each task packs the keys that it reads.
 const SPAN: usize = 512;
 
 /// Keys whose scores are computed side by side.
 const TOGETHER: usize = 4;
 
-/// The scores of all heads over the keys that the causal mask leaves.
+/// Statistics of the scores of all heads over the unmasked keys.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scores {
-    /// The largest one.
+    /// Max attention logit, after the soft cap.
     pub max: f32,
-    /// Mean over sequences, heads and queries of the entropy `-Σ p ln p` of the weights, in nats.
+    /// Mean attention entropy `-Σ p ln p` over sequences, heads and queries, in nats.
     pub entropy: f64,
 }
 
-/// Scores of packed and prepared `qkv`, as [`super::forward`] reads it; for looking inside, not for
-/// training: it takes as long as a plain loop. All NaN for a row with a score that is not finite.
+/// Computes the statistics for packed and prepared `qkv`, as [`super::forward`] reads it. For
+/// inspection, not for training: it is as slow as a plain loop. Both are NaN if a score is not finite.
 pub fn scores(a: &Attention, qkv: &[f32]) -> Scores {
     a.check_qkv("attention::scores", qkv);
     let place = a.packed(qkv, None);
@@ -40,7 +40,7 @@ pub fn scores(a: &Attention, qkv: &[f32]) -> Scores {
     }
 }
 
-/// The largest score of a head, and the sum of its queries' entropies.
+/// Returns the largest score of a head, and the sum of its queries' entropies.
 fn of_head(a: &Attention, place: &Place, b: usize, h: usize) -> Scores {
     let d = a.head_dim;
     let [k, _] = place
@@ -87,9 +87,9 @@ fn of_head(a: &Attention, place: &Place, b: usize, h: usize) -> Scores {
     found
 }
 
-/// The largest `scale q k` of each query head, over all sequences and the keys that the causal mask
-/// leaves, before the soft cap; `qkv` is packed and prepared, as [`super::forward`] reads it. NaN
-/// for a head with a product that is one, negative infinity where there are none.
+/// Returns the max attention logit of each query head: the largest `scale q k` over all sequences and
+/// unmasked keys, before the soft cap; `qkv` is packed and prepared, as [`super::forward`] reads it.
+/// NaN for a head with a NaN logit, negative infinity without logits.
 pub fn head_maxima(a: &Attention, qkv: &[f32]) -> Vec<f32> {
     a.check_qkv("attention::head_maxima", qkv);
     let place = a.packed(qkv, None);
@@ -112,7 +112,7 @@ pub fn head_maxima(a: &Attention, qkv: &[f32]) -> Vec<f32> {
     maxima
 }
 
-/// The largest `scale q k` of a span of queries, for each of the heads that share keys.
+/// Returns the largest `scale q k` of a span of queries, for each of the heads that share keys.
 fn span_maxima(a: &Attention, place: &Place, b: usize, kv_head: usize, first: usize) -> Vec<f32> {
     let (d, shared) = (a.head_dim, a.heads / a.kv_heads);
     let [k, _] = place.keys_and_values(a, b, kv_head).map(|head| head.rows);
@@ -125,7 +125,7 @@ fn span_maxima(a: &Attention, place: &Place, b: usize, kv_head: usize, first: us
         pack_transposed(k.from(start), count, d, &mut keys);
         for (member, top) in maxima.iter_mut().enumerate() {
             let q = place.queries(a, b, kv_head * shared + member).rows;
-            // Tiles before these keys see none of them.
+            // Query tiles before these keys see none of them.
             let skipped = start.saturating_sub(first) / QUERIES * QUERIES;
             for first in (first + skipped..end).step_by(QUERIES) {
                 let n = QUERIES.min(end - first);

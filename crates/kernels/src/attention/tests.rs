@@ -4,8 +4,8 @@ use crate::qkv::{self, QkOrder, rope_table};
 use crate::testing::{Rng, all_close, check_gradient, close, same_bits_on_any_pool, weigh, wide};
 use proptest::prelude::*;
 
-/// Context of queries at positions `past..past + new` of each sequence, by the definition.
-/// `q`, `k` and `v` give the channels of a head at (sequence, position, head).
+/// Computes the context of queries at positions `past..past + new` of each sequence, by definition.
+/// `q`, `k` and `v` return the channels of a head at (sequence, position, head).
 fn naive<'a>(
     a: &Attention,
     past: usize,
@@ -166,7 +166,7 @@ fn large_scores_do_not_overflow() {
     assert!(run(&a, &qkv, &dctx).iter().flatten().all(|v| v.is_finite()));
 }
 
-/// The cache that holds the keys and values of packed rows, with room to spare.
+/// Returns a cache with the keys and values of packed rows, and spare capacity.
 fn cache_of(a: &Attention, qkv: &[f32], capacity: usize) -> Vec<f32> {
     let width = a.packed_width();
     let kv = a.kv_heads * (a.head_dim + a.value_dim);
@@ -246,7 +246,7 @@ fn a_cache_that_is_too_small_is_refused() {
     cached(&a, &[0.0; 32], &[0.0; 32], 3, &mut [0.0; 16], &mut [0.0; 4]);
 }
 
-/// Norms on every head with a factor, or rotation alone.
+/// Returns a preparation with norms on every head and a factor, or with rotation only.
 fn preparation(a: &Attention, normed: bool, order: QkOrder, seed: u64) -> (QkvPrep, [Vec<f32>; 3]) {
     let norm = |groups: usize| {
         normed.then_some(Norm {
@@ -262,7 +262,7 @@ fn preparation(a: &Attention, normed: bool, order: QkOrder, seed: u64) -> (QkvPr
         heads: a.heads,
         kv_heads: a.kv_heads,
         head_dim: a.head_dim,
-        // One gain for all heads, and one for each.
+        // One gain shared by all heads, and one per head.
         q: norm(1),
         k: norm(a.kv_heads),
         v: norm(1),
@@ -406,7 +406,7 @@ const LATENT: LatentAttention = LatentAttention {
     softcap: None,
 };
 
-/// Queries and a cache with three rows to spare, which hold NaN.
+/// Returns queries and a cache with three spare rows of NaN.
 fn random_latent(a: &LatentAttention, past: usize, seed: u64) -> [Vec<f32>; 2] {
     let mut rng = Rng::new(seed);
     let width = a.latent + a.rope;
@@ -570,7 +570,7 @@ fn head_maxima_match_the_reference() {
         same_bits_on_any_pool(|| head_maxima(&a, &qkv));
         let uncapped = Attention { softcap: None, ..a };
         assert_eq!(head_maxima(&uncapped, &qkv), head_maxima(&a, &qkv));
-        // The first query of the last head sees the first key alone, the last key has one query.
+        // The first query of the last head sees only the first key, and only the last query the last key.
         let shared = heads / kv_heads;
         let parts = [
             (0, heads - 1, heads - 1..heads),

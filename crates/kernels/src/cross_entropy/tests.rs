@@ -14,7 +14,7 @@ fn with_gradients(
     loss_and_gradients(spec, x, w, targets, dx, dw, &mut logits)
 }
 
-/// (sum of cross-entropy, sum of squared log-sums), from the definition.
+/// (sum of cross-entropy, sum of squared log-sums), by definition.
 fn naive(spec: &LossSpec, x: &[f64], w: &[f64], targets: &[i32]) -> (f64, f64) {
     let mut sums = (0.0, 0.0);
     for (x, &target) in x.chunks(spec.width).zip(targets).filter(|(_, t)| **t >= 0) {

@@ -1,22 +1,22 @@
-//! The dispatch of tokens to experts, as one slice of integers.
+//! Dispatch of tokens to experts, stored as one slice of integers.
 
 use std::ops::Range;
 
-/// Sizes that the integers of a dispatch are laid out by.
+/// Sizes that determine the integer layout of a dispatch.
 ///
-/// For n tokens, one slice holds in turn: the slots of each expert (experts), the first slot of each
-/// expert and the end (experts + 1), the choice `token * top_k + j` of each slot (n * top_k), the slot
-/// of each choice (n, top_k), and the expert of each choice (n, top_k).
+/// For n tokens, one slice holds in order: the number of slots of each expert (experts), the first slot
+/// of each expert and the end (experts + 1), the choice `token * top_k + j` of each slot (n * top_k), the
+/// slot of each choice (n, top_k), and the expert of each choice (n, top_k).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
-    /// Experts, with and without rows.
+    /// Number of experts, including those without rows.
     pub experts: usize,
-    /// Experts of each token.
+    /// Experts per token.
     pub top_k: usize,
 }
 
-/// Which rows go to which expert: slots sorted by expert, within one by token. A view of what
-/// [`Layout::fill`] wrote.
+/// Dispatch of tokens to experts: slots sorted by expert, then by token. A view of the integers written
+/// by [`Layout::fill`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Dispatch<'a> {
     top_k: usize,
@@ -28,16 +28,16 @@ pub struct Dispatch<'a> {
 }
 
 impl Layout {
-    /// Elements of the dispatch of so many tokens.
+    /// Returns the length of the dispatch of `tokens` tokens.
     pub fn elements(self, tokens: usize) -> usize {
         2 * self.experts + 1 + 3 * tokens * self.top_k
     }
 
-    /// Range of the chosen experts (n, top_k) in a dispatch of `elements` elements: its end.
+    /// Returns the range of the chosen experts (n, top_k), the end of a dispatch of `elements` elements.
     ///
     /// # Panics
     ///
-    /// If no number of tokens takes so many elements.
+    /// If no number of tokens has a dispatch of this length.
     pub fn chosen(self, elements: usize) -> Range<usize> {
         let Self { experts, top_k } = self;
         assert!(top_k > 0, "Layout: top_k is 0");
@@ -49,11 +49,11 @@ impl Layout {
         elements - choices / 3..elements
     }
 
-    /// Fills `dispatch` up to the chosen experts, which it ends with.
+    /// Fills `dispatch` from the chosen experts, which are at its end.
     ///
     /// # Panics
     ///
-    /// If the slice has no such length, or a chosen expert is not below `experts`.
+    /// If the slice has an invalid length, or a chosen expert is not below `experts`.
     pub fn fill(self, dispatch: &mut [i32]) {
         let experts = self.experts;
         let chosen = self.chosen(dispatch.len());
@@ -75,8 +75,8 @@ impl Layout {
             );
             load[expert as usize] += 1;
         }
-        // Until all choices have their slots, what follows an expert's entry is its next free slot,
-        // which ends as the first slot of the next expert.
+        // While slots are assigned, the entry after an expert's is its next free slot; it ends as the first
+        // slot of the next expert.
         let mut first = 0;
         offsets[0] = 0;
         for (next, &load) in offsets[1..].iter_mut().zip(&*load) {
@@ -93,11 +93,11 @@ impl Layout {
 }
 
 impl<'a> Dispatch<'a> {
-    /// Views what [`Layout::fill`] wrote.
+    /// Creates a view of the integers written by [`Layout::fill`].
     ///
     /// # Panics
     ///
-    /// If the slice has no such length, or its offsets do not end at the number of slots.
+    /// If the slice has an invalid length, or its offsets do not end at the number of slots.
     pub fn new(layout: Layout, dispatch: &'a [i32]) -> Self {
         let chosen = layout.chosen(dispatch.len());
         let m = chosen.len();
@@ -120,52 +120,52 @@ impl<'a> Dispatch<'a> {
         }
     }
 
-    /// Tokens n.
+    /// Returns the number of tokens n.
     pub fn tokens(&self) -> usize {
         self.slots.len() / self.top_k
     }
 
-    /// Experts of each token.
+    /// Returns the number of experts per token.
     pub fn top_k(&self) -> usize {
         self.top_k
     }
 
-    /// Slots, `n * top_k`.
+    /// Returns the number of slots, `n * top_k`.
     pub fn slots(&self) -> usize {
         self.slots.len()
     }
 
-    /// Experts, with and without rows.
+    /// Returns the number of experts, including those without rows.
     pub fn experts(&self) -> usize {
         self.load.len()
     }
 
-    /// Slots of each expert.
+    /// Returns the number of slots of each expert.
     pub fn load(&self) -> &'a [i32] {
         self.load
     }
 
-    /// The choice, `token * top_k + j`, that each slot is for.
+    /// Returns the choice, `token * top_k + j`, of each slot.
     pub fn choices(&self) -> &'a [i32] {
         self.choices
     }
 
-    /// The slot of each choice.
+    /// Returns the slot of each choice.
     pub fn slot_of_choice(&self) -> &'a [i32] {
         self.slots
     }
 
-    /// The expert of each choice, (n, top_k).
+    /// Returns the expert of each choice, (n, top_k).
     pub fn chosen(&self) -> &'a [i32] {
         self.chosen
     }
 
-    /// The slots of an expert.
+    /// Returns the slots of an expert.
     pub fn rows(&self, expert: usize) -> Range<usize> {
         self.offsets[expert] as usize..self.offsets[expert + 1] as usize
     }
 
-    /// The token of each of the slots from `first` on.
+    /// Returns the token of each slot from `first` on.
     pub(super) fn tokens_from(&self, first: usize) -> impl Iterator<Item = usize> {
         let choices = self.choices[first..].iter();
         choices.map(|&choice| choice as usize / self.top_k)

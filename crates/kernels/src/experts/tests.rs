@@ -2,7 +2,7 @@ use super::*;
 use crate::testing::{Rng, all_close, check_gradient, same_bits_on_any_pool, weigh, wide};
 use proptest::prelude::*;
 
-/// Distinct experts for each token, the first ones more often.
+/// Draws distinct experts for each token, the first ones more often.
 fn choices(rng: &mut Rng, n: usize, experts: usize, top_k: usize) -> Vec<i32> {
     let mut chosen = Vec::new();
     for _ in 0..n {
@@ -15,7 +15,7 @@ fn choices(rng: &mut Rng, n: usize, experts: usize, top_k: usize) -> Vec<i32> {
     chosen
 }
 
-/// The integers of a dispatch to the chosen experts.
+/// Returns the integers of a dispatch to the chosen experts.
 fn filled(chosen: &[i32], experts: usize, top_k: usize) -> (Layout, Vec<i32>) {
     let layout = Layout { experts, top_k };
     let mut integers = vec![i32::MIN; layout.elements(chosen.len() / top_k)];
@@ -91,7 +91,7 @@ fn outside(
     [y, dx, dw, dweights]
 }
 
-/// The layer with the weights applied to the inputs, whose rows the backward pass weighs.
+/// Gradients with the weights applied to the inputs, whose rows the backward pass multiplies by them.
 fn inside(
     dispatch: &Dispatch<'_>,
     x: &[f32],

@@ -79,7 +79,7 @@ proptest! {
         check_gradient(|kv| loss(&q, kv, &key), &inputs[1], &d[1], 1e-5);
         check_gradient(|key| loss(&q, &kv, key), &inputs[2], &d[2], 1e-5);
 
-        // In place, the rotation gives the same bits.
+        // In-place rotation is bit-identical.
         let [mut q, _, mut key] = inputs;
         rotate_queries(&l, &mut q, &table);
         rotate_keys(&mut key, l.rope, &table);
@@ -106,7 +106,7 @@ proptest! {
         expand(&l, latent, &ctx, &kv_up, &mut expanded);
 
         let (q, ctx, w) = (wide(&q), wide(&ctx), wide(&kv_up));
-        // The row of weights of channel c of the key or value of a head.
+        // Weight row of channel c of a head's key or value.
         let row = |h: usize, c: usize| &w[(h * (nope + value) + c) * latent..][..latent];
         let (mut queries, mut contexts) = (Vec::new(), Vec::new());
         for (i, q) in q.chunks(nope + l.rope).enumerate() {
@@ -171,7 +171,7 @@ fn decoding_with_absorbed_projections_gives_the_context_of_assembled_rows() {
         rotate_keys(&mut rotated, l.rope, &table);
         let rows = latents.chunks(LATENT).zip(rotated.chunks(l.rope));
         let cache: Vec<f32> = rows.flat_map(|(c, k)| [c, k].concat()).collect();
-        // A prompt, then some positions at once, then one by one.
+        // A prompt, then several positions at once, then one by one.
         let mut past = 0;
         for new in [130, 3, 1, 1, 5] {
             let part = |x: &[f32], width: usize| -> Vec<f32> {

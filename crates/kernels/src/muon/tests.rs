@@ -28,7 +28,7 @@ fn length(x: &[f64]) -> f64 {
     x.iter().map(|x| x * x).sum::<f64>().sqrt()
 }
 
-/// The orthogonalization by its definition.
+/// Computes the orthogonalization by definition.
 fn naive(u: &[f64], columns: usize, steps: usize) -> Vec<f64> {
     let rows = u.len() / columns;
     if rows == 0 {
@@ -80,7 +80,7 @@ fn singular_values(x: &[f32], columns: usize) -> Vec<f64> {
     x.chunks(rows).map(length).collect()
 }
 
-/// Steps one stack.
+/// Runs one step on one stack.
 fn step_one(
     muon: &Muon,
     [p, m]: &mut [Vec<f32>; 2],
@@ -171,7 +171,7 @@ fn shapes_around_the_tile_sizes_match_the_reference() {
     ];
     for (rows, columns) in shapes {
         let g = Rng::new(62).normal(rows * columns);
-        // The reference takes its time.
+        // The reference is slow.
         let steps = if rows.min(columns) > INNER { 2 } else { 5 };
         let want = naive(&wide(&g), columns, steps);
         all_close(&orthogonal(&g, columns, steps), &want, 2e-5);
@@ -199,7 +199,7 @@ fn singular_values_are_those_of_the_scalar_iteration() {
         for (&found, &want) in found.iter().zip(&want) {
             assert!((found - want).abs() < 1e-4, "got {found}, want {want}");
             assert!(found < 1.3, "{rows} by {columns}: {found}");
-            // The smallest one of a square is too close to zero for five steps.
+            // The smallest singular value of a square matrix is too close to zero for five steps.
             let lowest = if rows == columns { 0.0 } else { 0.6 };
             assert!(found > lowest, "{rows} by {columns}: {found}");
         }
@@ -246,7 +246,7 @@ fn large_matrices_keep_their_place_among_small_ones() {
             weight_decay: 0.1,
         })
         .collect();
-    // More than the large one needs.
+    // More memory than the large one needs.
     let mut memory = vec![f32::NAN; scratch(16, &rows[1]) + 1];
     let norms = step(&MUON, &mut slots, &mut memory);
     for (i, (rows, columns)) in shapes.into_iter().enumerate() {

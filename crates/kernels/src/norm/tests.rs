@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 pub(crate) const GAINS: [Gain; 3] = [Gain::None, Gain::Plain, Gain::OnePlus];
 
-/// The definitions, row by row.
+/// Reference by definition, row by row.
 pub(crate) fn naive(n: &Norm, x: &[f64], params: &[f64]) -> Vec<f64> {
     let channels = n.groups * n.width;
     let bias_at = if n.gain == Gain::None { 0 } else { channels };
@@ -88,7 +88,7 @@ proptest! {
         bias in any::<bool>(), width in 2usize..70, groups in 1usize..4, rows in 1usize..7,
         seed in any::<u64>(),
     ) {
-        // A width of at least 2 and a large eps keep tiny variances away from the differences.
+        // A width of at least 2 and a large eps avoid tiny variances, which break finite differences.
         check(&Norm { function, eps: 1e-1, gain, bias, width, groups }, rows, seed);
     }
 }

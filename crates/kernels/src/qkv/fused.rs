@@ -1,17 +1,17 @@
-//! One head at a time in explicit vectors: norm and rotation go through registers together.
+//! Norm and rotation of one head at a time, fused in explicit vector code.
 //!
-//! For the common forms only, [`FusedHead::fits`] says which; the others take the steps one by one.
+//! Supports the common forms only, see [`FusedHead::fits`]; other forms run the steps one by one.
 
 use super::segment::Segment;
 use super::{QkOrder, QkvPrep};
 use crate::simd::{Chunk, LANES, total, vectors, vectors_mut};
 use pulp::Simd;
 
-/// A head of a segment, and what is done to it.
+/// A head of a segment, with its norm and rotation.
 pub(super) struct FusedHead<'a> {
     norm: Option<HeadNorm<'a>>,
     rotates: bool,
-    /// Of what is rotated.
+    /// Factor on a rotated head.
     factor: f32,
 }
 
@@ -24,8 +24,8 @@ struct HeadNorm<'a> {
 }
 
 impl<'a> FusedHead<'a> {
-    /// True if the heads of a segment can be done here: whole chunks in each half, no clamp, and
-    /// if there is a norm, one of each head's sum of squares that comes before the rotation.
+    /// True if the heads of a segment are supported: whole chunks in each half, no clamp, and no norm or one
+    /// by each head's sum of squares that precedes the rotation.
     #[inline(always)]
     pub(super) fn fits(p: &QkvPrep, s: &Segment) -> bool {
         let is_norm_done_here = s.norm.as_ref().is_none_or(|(n, _)| {
@@ -36,7 +36,7 @@ impl<'a> FusedHead<'a> {
         p.clip.is_none() && p.head_dim.is_multiple_of(2 * LANES) && is_norm_done_here
     }
 
-    /// Head number `head` of a segment, if it fits.
+    /// Returns head `head` of a segment, if supported.
     #[inline(always)]
     pub(super) fn new(p: &QkvPrep, s: &'a Segment, head: usize) -> Option<Self> {
         if !Self::fits(p, s) {
@@ -106,8 +106,8 @@ impl<'a> FusedHead<'a> {
         }
     }
 
-    /// Gradient of [`FusedHead::forward`]; adds to those of the norm's gain and bias, empty where
-    /// there are none. `between` is a place for as many values as the head has.
+    /// Computes the gradient of [`FusedHead::forward`]; adds to those of the norm's gain and bias, empty if
+    /// absent. `between` is scratch for as many values as the head has.
     #[inline(always)]
     #[expect(
         clippy::too_many_arguments,
@@ -149,7 +149,7 @@ impl<'a> FusedHead<'a> {
             dx.copy_from_slice(dh);
             return;
         };
-        // The sum of squares and the gradient along x do not wait for each other.
+        // The sum of squares and the gradient along x do not depend on each other, so one loop computes both.
         let zero = simd.splat_f32s(0.0);
         let (mut squares, mut along) = ([zero; V], [zero; V]);
         for i in 0..x.len() {
@@ -194,7 +194,7 @@ impl<'a> FusedHead<'a> {
 }
 
 impl HeadNorm<'_> {
-    /// Factor of the row, `1 / sqrt(... + eps)`.
+    /// Returns the scale of the row, `1 / sqrt(... + eps)`.
     #[inline(always)]
     fn slope<S: Simd, const V: usize>(&self, simd: S, x: &[Chunk]) -> f32 {
         let mut squares = [simd.splat_f32s(0.0); V];

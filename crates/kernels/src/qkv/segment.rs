@@ -7,7 +7,7 @@ use crate::norm::{Norm, Params};
 use pulp::Simd;
 use std::ops::Range;
 
-/// Queries, keys or values of a row, and what is done to them.
+/// Queries, keys or values of a row, with their norm and rotation.
 pub(super) struct Segment<'a> {
     pub(super) range: Range<usize>,
     pub(super) norm: Option<(Norm, Params<'a>)>,
@@ -15,8 +15,8 @@ pub(super) struct Segment<'a> {
 }
 
 impl Segment<'_> {
-    /// Gradients of gain and bias of head number `head`, of those of the norm's parameters; empty
-    /// where there are none.
+    /// Returns the gradients of gain and bias of head `head` within those of the norm parameters; empty if
+    /// absent.
     #[inline(always)]
     pub(super) fn gradients_of<'a>(&self, grads: &'a mut [f32], head: usize) -> [&'a mut [f32]; 2] {
         match &self.norm {
@@ -48,7 +48,7 @@ pub(super) fn forward_segment<S: Simd, const V: usize>(
     }
 }
 
-/// Gradient of [`forward_segment`]; adds to that of the norm's parameters.
+/// Computes the gradient of [`forward_segment`]; adds to that of the norm parameters.
 #[inline(always)]
 #[expect(
     clippy::too_many_arguments,

@@ -1,12 +1,11 @@
-//! Clamp, norm and rotation one after another, for forms that [`FusedHead`](super::fused::FusedHead)
-//! does not take.
+//! Clamp, norm and rotation one after another, for forms that [`FusedHead`](super::fused::FusedHead) does
+//! not support.
 
 use super::segment::Segment;
 use super::{QkOrder, QkvPrep, Scratch};
 use crate::norm::{self, Norm, Params};
 
-/// Prepares heads of a segment from number `first` on step by step; all of them if a norm spans
-/// several.
+/// Prepares heads of a segment from head `first` on step by step; all of them if a norm spans several.
 #[inline(always)]
 pub(super) fn forward_steps(
     p: &QkvPrep,
@@ -41,7 +40,7 @@ pub(super) fn forward_steps(
     }
 }
 
-/// Gradient of [`forward_steps`]; adds to that of the norm's parameters.
+/// Computes the gradient of [`forward_steps`]; adds to that of the norm parameters.
 #[inline(always)]
 #[expect(
     clippy::too_many_arguments,
@@ -95,7 +94,7 @@ fn clamp<'a>(clip: Option<f32>, x: &'a [f32], place: &'a mut [f32]) -> &'a [f32]
     place
 }
 
-/// Gradient of the clamp: zero where the input was outside.
+/// Applies the gradient of the clamp: zero where the input was outside.
 #[inline(always)]
 fn mask(clip: Option<f32>, x: &[f32], dx: &mut [f32]) {
     let Some(clip) = clip else { return };

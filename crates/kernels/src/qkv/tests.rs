@@ -4,7 +4,7 @@ use crate::norm::{Gain, NormFn};
 use crate::testing::{Rng, all_close, check_gradient, same_bits_on_any_pool, weigh, wide};
 use proptest::prelude::*;
 
-/// The steps one after another, as the module documentation lists them.
+/// Reference that applies the steps one after another, as listed in the module documentation.
 fn naive(p: &QkvPrep, qkv: &[f64], rope: &[f32], params: [&[f64]; 3]) -> Vec<f64> {
     let (d, half) = (p.head_dim, p.head_dim / 2);
     let turn = |x: &[f64], row: &[f32]| -> Vec<f64> {
@@ -55,7 +55,7 @@ fn inputs(p: &QkvPrep, batch: usize, t: usize, seed: u64) -> Inputs {
     let params = [p.q, p.k, p.v].map(|n| rng.normal(n.map_or(0, |n| n.params_len())));
     let rope = rope_table(100.0, p.head_dim, 3, t);
     let mut qkv = rng.normal(len);
-    // No value within reach of a difference step from the kink of the clamp.
+    // No value is within a finite-difference step of the kink of the clamp.
     for x in &mut qkv {
         if p.clip.is_some_and(|clip| (x.abs() - clip).abs() < 1e-3) {
             *x *= 1.01;
@@ -169,7 +169,7 @@ fn heads_done_in_vectors_match_the_reference() {
                 }
             }
         }
-        // Without a norm on what is rotated, and without any on what is not.
+        // Without a norm on rotated segments, and without one on unrotated segments.
         for norms in [[false, true], [true, false]] {
             let mut p = hybridnorm(1, 1, head_dim);
             let keep = |n: Option<Norm>, kept: bool| n.filter(|_| kept);

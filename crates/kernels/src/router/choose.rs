@@ -1,4 +1,4 @@
-//! Which experts a token goes to.
+//! Top-k selection of the experts of each token.
 
 use super::{Router, scores};
 use crate::parallel::rows_per_chunk;
@@ -6,11 +6,11 @@ use crate::simd::{LANES, dispatch, max};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// `chosen` (n, k): the experts of each token in descending order of score plus bias, from `logits`
-/// (n, E) and `bias` (E). Of equal ones the lower comes first.
+/// Selects `chosen` (n, k), the experts of each token in descending order of score plus bias, from
+/// `logits` (n, E) and `bias` (E). Ties go to the lower index.
 ///
-/// A group is as good as its best expert, with a bias as the sum of its two best; only experts of
-/// the best groups are chosen. NaN counts as the largest number, so that it shows in the weights.
+/// A group is ranked by its best expert, with a bias by the sum of its two best; only experts of the best
+/// groups are selected. NaN counts as the largest number, so that it propagates to the weights.
 pub fn choose(r: &Router, logits: &[f32], bias: Option<&[f32]>, chosen: &mut [i32]) {
     let n = r.check("router::choose", logits);
     r.check_choices("router::choose: chosen", n, chosen.len());
@@ -102,7 +102,7 @@ fn nan_first(key: f32) -> f32 {
     if key.is_nan() { f32::INFINITY } else { key }
 }
 
-/// Sum of the two largest, or the only one.
+/// Returns the sum of the two largest keys, or the only one.
 #[inline(always)]
 fn two_largest(keys: &[f32]) -> f32 {
     let (mut first, mut second) = (keys[0], None);
@@ -117,7 +117,7 @@ fn two_largest(keys: &[f32]) -> f32 {
     second.map_or(first, |second| first + second)
 }
 
-/// The best of what was looked at, in descending order.
+/// The largest keys so far, in descending order.
 struct Best<'a> {
     keys: &'a mut [f32],
     ids: &'a mut [i32],
@@ -125,7 +125,7 @@ struct Best<'a> {
 }
 
 impl<'a> Best<'a> {
-    /// As many as `ids` holds; `keys` is at least as long.
+    /// Keeps as many keys as `ids` holds; `keys` is at least as long.
     #[inline(always)]
     fn new(keys: &'a mut [f32], ids: &'a mut [i32]) -> Self {
         let keys = &mut keys[..ids.len()];
@@ -141,7 +141,7 @@ impl<'a> Best<'a> {
         let first = range.start;
         for (c, keys) in keys[range].chunks(LANES).enumerate() {
             if self.found == self.ids.len() {
-                // Mostly nothing of a block is better.
+                // Usually no key of a block is larger.
                 let last = self.keys[self.found - 1];
                 let better = keys.iter().fold(false, |any, &key| any | (key > last));
                 if !better {

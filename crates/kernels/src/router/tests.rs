@@ -45,7 +45,7 @@ fn naive_scores(scoring: Scoring, logits: &[f64]) -> Vec<f64> {
     }
 }
 
-/// Indices in descending order, the lower first of equal ones.
+/// Indices in descending order of their keys; ties go to the lower index.
 fn order(keys: &[f64]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..keys.len()).collect();
     order.sort_by(|&a, &b| keys[b].total_cmp(&keys[a]).then(a.cmp(&b)));
@@ -119,7 +119,7 @@ fn count(r: &Router, chosen: &[i32]) -> Vec<i32> {
     load
 }
 
-/// Logits of which some are equal.
+/// Logits with ties.
 fn coarse(rng: &mut Rng, len: usize) -> Vec<f32> {
     rng.normal(len)
         .iter()

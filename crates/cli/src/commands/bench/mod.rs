@@ -14,7 +14,7 @@ use crate::console::{self, Console};
 use crate::stop::Stop;
 use crate::table::{bytes, grouped, numbers, scaled};
 
-/// What is measured where no configuration is given.
+/// Configuration that is measured by default.
 const DEFAULT: &str = include_str!("../../../../../configs/bench.toml");
 
 pub fn run(command: BenchCommand, console: &Console) -> Result<Ending, Error> {

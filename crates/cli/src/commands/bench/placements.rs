@@ -17,9 +17,9 @@ use crate::progress::Display;
 use crate::stop::Stop;
 use crate::table::{bytes, grouped, numbers};
 
-/// How often a measurement in another process is looked after.
+/// Polling interval for a measurement in another process.
 const POLL: Duration = Duration::from_millis(50);
-/// Exit code of a process that a signal stopped.
+/// Exit code of a process stopped by a signal.
 const INTERRUPTED: i32 = 130;
 
 pub fn run(args: &BenchPlacementsArgs, console: &Console, stop: &Stop) -> Result<Ending, Error> {
@@ -34,7 +34,7 @@ pub fn run(args: &BenchPlacementsArgs, console: &Console, stop: &Stop) -> Result
         only: args.only.clone(),
     };
     let config = args.model.configuration()?;
-    // So that no measurement is left behind in a process of its own.
+    // A signal must not leave a measurement process behind.
     stop.wait_for_me();
     let mut display = Display::new(console);
     let report = bench::placements(
@@ -58,7 +58,7 @@ fn sets_placement(setting: &str) -> bool {
     key == "model.placement" || key.starts_with("model.placement.")
 }
 
-/// Measures in a process of its own, whose peak memory is that of this one measurement.
+/// Measures in a separate process, whose peak memory is that of this measurement alone.
 fn measure_apart(
     args: &BenchPlacementsArgs,
     measure: Measure,
@@ -95,7 +95,7 @@ fn measure_apart(
         .spawn()
         .map_err(|error| failed(format!("cannot start: {error}")))?;
     let lost = |error| failed(format!("cannot wait for it: {error}"));
-    // What it says fits into a pipe: nobody needs to read before its end.
+    // The output fits into a pipe, so it need not be read before the process ends.
     while child.try_wait().map_err(lost)?.is_none() {
         if stop.flag().load(Ordering::Relaxed) {
             child.kill().map_err(lost)?;

@@ -1,4 +1,4 @@
-//! Bytes of text files, unpacked as they are read.
+//! Readers of text files that decompress while reading.
 //!
 //! Memory: buffers of 256 KiB, and for zstd the window that a frame declares, at most
 //! 2^[`WINDOW_LOG_MAX`] bytes.
@@ -12,7 +12,7 @@ use crate::files;
 
 use super::kind::Compression;
 
-/// Largest window of a zstd frame that is accepted: 2 GiB, what `zstd --ultra --long=31` writes.
+/// Log2 of the largest accepted zstd window: 2 GiB, as written by `zstd --ultra --long=31`.
 const WINDOW_LOG_MAX: u32 = 31;
 const BUFFER: usize = 1 << 18;
 
@@ -41,7 +41,7 @@ pub(in crate::data) fn open(
     })
 }
 
-/// Names what a file is where its first bytes tell that it is not what its name says.
+/// Rejects a file whose first bytes contradict its name, and names its actual format.
 fn check_head(head: &[u8], compression: Compression) -> Result<(), String> {
     if head.starts_with(b"version https://git-lfs.github.com/spec/") {
         return Err("a Git LFS pointer, not the file itself; run `git lfs pull`".into());
@@ -71,7 +71,7 @@ fn check_head(head: &[u8], compression: Compression) -> Result<(), String> {
     }
 }
 
-/// Names UTF-16 and UTF-32, which are not read.
+/// Rejects UTF-16 and UTF-32, which are not supported.
 pub(in crate::data) fn check_encoding(head: &[u8]) -> Result<(), String> {
     let encoding = match head {
         [0xff, 0xfe, 0, 0, ..] | [0, 0, 0xfe, 0xff, ..] => "UTF-32",
@@ -84,7 +84,7 @@ pub(in crate::data) fn check_encoding(head: &[u8]) -> Result<(), String> {
     ))
 }
 
-/// The window that the first frame declares, in bytes; `None` where this is no frame.
+/// Returns the window size in bytes that the first frame declares; `None` if this is not a frame.
 fn zstd_window(head: &[u8]) -> Option<u64> {
     let [0x28, 0xb5, 0x2f, 0xfd, descriptor, rest @ ..] = head else {
         return None;
@@ -94,7 +94,7 @@ fn zstd_window(head: &[u8]) -> Option<u64> {
         let base = 1_u64 << (10 + (window >> 3));
         return Some(base + base / 8 * u64::from(window & 7));
     }
-    // One segment: the window is the content.
+    // Single segment: the window size is the content size.
     let dictionary_id = [0, 1, 2, 4][usize::from(descriptor & 3)];
     let size = [1, 2, 4, 8][usize::from(descriptor >> 6)];
     let field = rest.get(dictionary_id..dictionary_id + size)?;
@@ -108,12 +108,12 @@ fn zstd_window(head: &[u8]) -> Option<u64> {
 /// Message of the decoder for a frame whose window is larger than accepted.
 const WINDOW: &str = "Frame requires too much memory for decoding";
 
-/// True if the data are whole, but not accepted.
+/// True if the data are intact but exceed a limit.
 pub(in crate::data) fn is_limit(error: &io::Error) -> bool {
     error.to_string() == WINDOW
 }
 
-/// What was wrong with packed data, in words.
+/// Describes the damage of compressed data.
 pub(in crate::data) fn damage(error: &io::Error) -> String {
     let said = error.to_string();
     match said.as_str() {
@@ -134,8 +134,7 @@ pub(in crate::data) fn damage(error: &io::Error) -> String {
     }
 }
 
-/// The members of a gzip file, one after another. Zeros after the last one are padding, as for
-/// `gzip` itself.
+/// Reader of all members of a gzip file. Zeros after the last member are padding, as for `gzip` itself.
 struct Members {
     state: State,
     /// Members begun.

@@ -1,4 +1,4 @@
-//! Paths that a pattern stands for.
+//! Expansion of glob patterns to paths.
 
 use std::collections::HashSet;
 use std::fs;
@@ -9,10 +9,10 @@ use glob::{MatchOptions, Pattern};
 use crate::error::{Error, Result};
 use crate::files;
 
-/// Files and folders that match `pattern`, sorted; `base` is what stands before its first wildcard.
+/// Returns the files and folders that match `pattern`, sorted; `base` is the path before its first wildcard.
 ///
 /// # Errors
-/// If it is no pattern, or a folder cannot be listed.
+/// If the pattern is invalid, or a folder cannot be listed.
 pub(super) fn expand(pattern: &str, base: &Path) -> Result<Vec<PathBuf>> {
     let invalid = |error| Error::config(format!("`{pattern}` is not a valid pattern: {error}"));
     if pattern.contains("**") {
@@ -29,8 +29,8 @@ pub(super) fn expand(pattern: &str, base: &Path) -> Result<Vec<PathBuf>> {
         .collect()
 }
 
-/// What matches in a folder and all folders below it. Each of them is visited once, through whichever
-/// links: two that lead back would double the paths at every level.
+/// Returns the matches in a folder and its subfolders. Each folder is visited once, through any link: two
+/// links back to a parent would double the paths at every level.
 fn below(pattern: &Pattern, base: &Path) -> Result<Vec<PathBuf>> {
     let options = MatchOptions {
         require_literal_separator: true,
@@ -61,7 +61,7 @@ fn below(pattern: &Pattern, base: &Path) -> Result<Vec<PathBuf>> {
                 pending.push(path);
             }
         }
-        // Folders under their own names come first.
+        // Links are visited last, so that folders are found under their own names.
         pending.splice(0..0, links);
     }
     found.sort();

@@ -1,4 +1,4 @@
-//! Reasons why a part of a file cannot be read: only one of them is damage.
+//! Reasons why a part of a Parquet file cannot be read; only one of them is damage.
 
 use std::io;
 use std::path::Path;
@@ -9,11 +9,11 @@ use crate::error::Error;
 
 #[derive(Debug)]
 pub(super) enum Fault {
-    /// The operating system refused, which says nothing of the file.
+    /// I/O error, which says nothing about the content of the file.
     Io(io::Error),
-    /// Larger than is accepted, or of a kind that is not supported.
+    /// Exceeds a limit, or is not supported.
     NotRead(String),
-    /// Not what was written.
+    /// Corrupt data.
     Damaged(String),
 }
 

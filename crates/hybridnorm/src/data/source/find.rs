@@ -1,8 +1,8 @@
-//! Which files an input stands for, and which are left out, and why.
+//! Resolution of inputs to files, with the reasons for files that are left out.
 //!
-//! A link is followed; a file or folder that is reached twice counts once, under the name that is no
-//! link, and through the first input that reaches it; a file that is both training and validation text
-//! is an error. So circles end, and the result does not depend on the order in which a folder lists its
+//! Symbolic links are followed. A file or folder that is reached twice counts once, preferably under a name
+//! that is not a link, and for the first input that reaches it; a file that is both training and validation
+//! text is an error. Thus cycles terminate, and the result does not depend on the order of directory
 //! entries.
 
 use std::collections::{HashMap, HashSet};
@@ -27,32 +27,32 @@ const NOT_CHOSEN: &str = "not chosen by include and exclude";
 /// The files of one input.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Files {
-    /// To be read, sorted.
+    /// Files to read, sorted.
     pub(super) paths: Vec<PathBuf>,
-    /// Files and folders that are not.
+    /// Files and folders that are left out.
     pub(super) left_out: LeftOut,
-    /// Files that an earlier input reached: that there are no others is no error then.
+    /// Files that an earlier input reached; if there are any, an input without other files is not an error.
     pub(super) repeated: u64,
 }
 
-/// Files that were reached, through whichever input: the list of inputs it stands in, by identity.
+/// Files reached through any input: index of the list of inputs, by file identity.
 #[derive(Debug, Default)]
 pub(super) struct Reached {
     files: HashMap<Identity, usize>,
-    /// The list whose inputs are searched.
+    /// Index of the list whose inputs are being searched.
     list: usize,
 }
 
 impl Reached {
-    /// Goes on with the inputs of the next list.
+    /// Advances to the next list of inputs.
     pub(super) fn next_list(&mut self) {
         self.list += 1;
     }
 
-    /// Whether a file was not reached before.
+    /// Records a file; returns true if it was not reached before.
     ///
     /// # Errors
-    /// If it was, through another list of inputs.
+    /// If it was reached through another list of inputs.
     pub(super) fn is_new(&mut self, path: &Path, metadata: &fs::Metadata) -> Result<bool> {
         let identity = identity(path, metadata).map_err(Error::io(path))?;
         match self.files.insert(identity, self.list) {
@@ -67,10 +67,10 @@ impl Reached {
     }
 }
 
-/// A single file.
+/// Resolves a single file.
 ///
 /// # Errors
-/// If it is of an unknown kind, no regular file, or in another list of inputs.
+/// If it is of an unknown kind, not a regular file, or in another list of inputs.
 pub(super) fn single(path: &Path, metadata: &fs::Metadata, reached: &mut Reached) -> Result<Files> {
     known(path)?;
     if !metadata.is_file() {
@@ -85,7 +85,7 @@ pub(super) fn single(path: &Path, metadata: &fs::Metadata, reached: &mut Reached
 }
 
 impl Files {
-    /// Adds what was found elsewhere.
+    /// Adds the files and counts of `other`.
     pub(super) fn add(&mut self, other: Self) {
         self.paths.extend(other.paths);
         self.left_out.extend(&other.left_out);
@@ -100,7 +100,7 @@ impl Files {
     }
 }
 
-/// Patterns that choose among the files of folders and globs.
+/// Patterns that select files of folders and globs.
 #[derive(Debug, Default)]
 pub(super) struct Filter {
     include: Vec<Rule>,
@@ -124,9 +124,9 @@ impl Filter {
         })
     }
 
-    /// Whether a file is to be read, by its path within the input.
+    /// Returns true if a file is selected, by its path within the input.
     fn takes(&mut self, name: &Path) -> bool {
-        // All are asked, so that each is known to have matched.
+        // No short circuit: `is_used` must be updated for every rule.
         let ask = |rules: &mut [Rule]| {
             let matched = rules.iter_mut().map(|rule| rule.matches(name));
             matched.fold(false, |any, matched| any | matched)
@@ -181,7 +181,7 @@ impl Rule {
     }
 }
 
-/// What stands at a path.
+/// File system entry.
 struct Entry {
     path: PathBuf,
     /// Its path within the input.
@@ -189,7 +189,7 @@ struct Entry {
     is_link: bool,
 }
 
-/// What tells that two names mean the same file.
+/// Identity of a file, equal for all names of the same file.
 type Identity = (u64, u64, PathBuf);
 
 #[cfg(unix)]
@@ -207,17 +207,17 @@ struct Search<'f> {
     filter: &'f mut Filter,
     /// Files of all inputs.
     reached: &'f mut Reached,
-    /// Folders of this input.
+    /// Visited folders of this input.
     seen: HashSet<Identity>,
-    /// Met, and followed after what is no link.
+    /// Links found so far, followed after all other entries.
     links: Vec<Entry>,
     found: Files,
 }
 
-/// Text files in a folder and below.
+/// Finds the text files in a folder and its subfolders.
 ///
 /// # Errors
-/// If there are none, or a folder cannot be listed.
+/// If there are no text files, or a folder cannot be listed.
 pub(super) fn in_folder(
     folder: &Path,
     filter: &mut Filter,
@@ -239,7 +239,7 @@ pub(super) fn in_folder(
     }
 }
 
-/// Text files that match a pattern.
+/// Finds the text files that match a pattern.
 ///
 /// # Errors
 /// If the pattern is not valid, nothing matches, or a file is of an unknown kind.
@@ -275,7 +275,7 @@ pub(super) fn matching(pattern: &str, filter: &mut Filter, reached: &mut Reached
             }
         }
     }
-    // What is no link comes first.
+    // Links come last.
     entries.sort_by(|a, b| (a.is_link, &a.path).cmp(&(b.is_link, &b.path)));
     for entry in entries {
         search.entry(entry)?;
@@ -307,13 +307,13 @@ pub(super) fn known(path: &Path) -> Result<()> {
     }
 }
 
-/// True if a folder is one of prepared data, and not just one with some `manifest.json`.
+/// True if a folder holds prepared data, not only some `manifest.json`.
 fn is_prepared(folder: &Path) -> Result<bool> {
     let has_both = || -> Result<bool> {
         Ok(PreparedFolder::is_prepared(folder)? && files::exists(folder.join(RECORD_NAME))?)
     };
     has_both().map_err(|error| match error {
-        // The folder cannot be searched: it is named, not a file that might be in it.
+        // The folder cannot be searched: name it rather than a file that it might contain.
         Error::Io { source, .. } => Error::io(folder)(source),
         error => error,
     })
@@ -343,8 +343,7 @@ impl<'f> Search<'f> {
         self.found.left_out.add(Unit::Files, reason, 1, example);
     }
 
-    /// Counts the files of a folder that is not visited, and of those below it. Links in it are not
-    /// followed.
+    /// Counts the files of a folder that is not visited, including subfolders. Links in it are not followed.
     fn leave_out_folder(&mut self, reason: &str, folder: &Path) -> Result<()> {
         let mut count = 0;
         let mut waiting = vec![folder.to_path_buf()];
@@ -363,7 +362,7 @@ impl<'f> Search<'f> {
         Ok(())
     }
 
-    /// Visits a folder and those below it.
+    /// Visits a folder and its subfolders.
     fn folder(&mut self, folder: &Path, name: &Path) -> Result<()> {
         let mut waiting = vec![(folder.to_path_buf(), name.to_path_buf())];
         while let Some((folder, name)) = waiting.pop() {
@@ -420,7 +419,7 @@ impl<'f> Search<'f> {
         Ok(())
     }
 
-    /// Takes a file or counts why not.
+    /// Adds a file, or counts it as left out with the reason.
     fn entry(&mut self, entry: Entry) -> Result<()> {
         let path = &entry.path;
         let metadata = match fs::metadata(path) {
@@ -452,7 +451,7 @@ impl<'f> Search<'f> {
     }
 }
 
-/// A link to nothing, or to itself.
+/// True for the error of a link to nothing or to itself.
 fn is_broken_link(error: &io::Error) -> bool {
     #[cfg(unix)]
     if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) {

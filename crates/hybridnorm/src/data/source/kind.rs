@@ -1,21 +1,21 @@
-//! Kinds of text files, told by their names.
+//! Kinds of text files, determined by their names.
 
 use std::path::Path;
 
-/// For messages that say what is read.
+/// Supported kinds, for messages.
 pub(in crate::data) const KNOWN_KINDS: &str = "`.txt`, `.text`, `.md`, `.jsonl`, `.ndjson`, `.json` (each also with `.gz`, `.zst` or `.zstd`) or `.parquet`";
 
-/// What is in a file, and how it is packed.
+/// Format and compression of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::data) struct FileKind {
     pub(in crate::data) format: Format,
     pub(in crate::data) compression: Compression,
 }
 
-/// What is in a file.
+/// Format of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::data) enum Format {
-    /// Nothing but text.
+    /// Plain text.
     Plain,
     /// One record of JSON per line.
     JsonLines,
@@ -25,7 +25,7 @@ pub(in crate::data) enum Format {
     Parquet,
 }
 
-/// How a file is packed.
+/// Compression of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::data) enum Compression {
     None,
@@ -33,7 +33,7 @@ pub(in crate::data) enum Compression {
     Zstd,
 }
 
-/// The kind of a file; `None` where its name does not tell.
+/// Returns the kind of a file; `None` if its name is not recognized.
 pub(in crate::data) fn file_kind(path: &Path) -> Option<FileKind> {
     let name = path.file_name()?.to_string_lossy().to_ascii_lowercase();
     let packed = [
@@ -53,7 +53,7 @@ pub(in crate::data) fn file_kind(path: &Path) -> Option<FileKind> {
         "txt" | "text" | "md" => Format::Plain,
         "jsonl" | "ndjson" => Format::JsonLines,
         "json" => Format::Json,
-        // Its pages are packed, not the file.
+        // Parquet compresses its pages, not the file.
         "parquet" if compression == Compression::None => Format::Parquet,
         _ => return None,
     };

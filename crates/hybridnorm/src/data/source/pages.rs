@@ -1,6 +1,6 @@
-//! Sizes of the pages of a Parquet column, read from their headers before any page is unpacked.
+//! Sizes of the pages of a Parquet column, read from their headers before any page is decompressed.
 //!
-//! A page header is a structure of Thrift's compact protocol. Only the sizes are taken from it.
+//! A page header is a struct in Thrift's compact protocol. Only its sizes are read.
 
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 
@@ -9,19 +9,19 @@ use crate::memory;
 
 use super::fault::Fault;
 
-/// Largest page that is unpacked, in bytes. Writers aim at 1 MiB; a page holds at least one value.
+/// Maximum uncompressed page size in bytes. Writers aim at 1 MiB; a page holds at least one value.
 const PAGE_LIMIT: i64 = 512 << 20;
-/// Largest one that is read without a look at how much memory there is.
+/// Maximum page size that is read without checking the available memory, in bytes.
 const UNCHECKED: i64 = 64 << 20;
-/// Most values of a page.
+/// Maximum number of values per page.
 const VALUES_LIMIT: i64 = 1 << 26;
-/// Structures in a header are nested less deep.
+/// Maximum nesting depth of structs in a header.
 const DEPTH_LIMIT: usize = 8;
 
-/// Checks every page of a column chunk, which stands at `begin` and takes `length` bytes.
+/// Checks every page of a column chunk of `length` bytes at offset `begin`.
 ///
 /// # Errors
-/// If one is damaged, too large, or cannot be read.
+/// If a page is damaged, too large, or cannot be read.
 pub(super) fn check(file: impl Read + Seek, begin: u64, length: u64) -> Result<(), Fault> {
     let mut reader = BufReader::with_capacity(1 << 12, file);
     let mut at = begin;
@@ -53,7 +53,7 @@ pub(super) fn check(file: impl Read + Seek, begin: u64, length: u64) -> Result<(
         if sizes.uncompressed > UNCHECKED {
             let bytes = sizes.uncompressed.cast_unsigned();
             let page = format!("page at byte {at} of {} MiB", bytes >> 20);
-            // A text is taken out of its page.
+            // Texts are copied out of their page.
             memory::require_for_text(2 * bytes, &page)
                 .map_err(|error: Error| Fault::NotRead(error.to_string()))?;
         }
@@ -69,11 +69,11 @@ struct Sizes {
     values: i64,
 }
 
-/// Which structure is read.
+/// Struct that is being read.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Level {
     Page,
-    /// The part that depends on the kind of page and begins with the number of its values.
+    /// Header of the page type, whose first field is the number of values.
     Kind,
     Other,
 }
@@ -138,7 +138,7 @@ impl<R: BufRead> Header<R> {
         }
     }
 
-    /// Passes over a value of a kind; a truth value of a field stands in the field's head.
+    /// Skips a value of a kind; a boolean field is encoded in the field header.
     fn value(&mut self, depth: usize, kind: u8, is_field: bool) -> io::Result<()> {
         match kind {
             1 | 2 if is_field => Ok(()),
@@ -155,7 +155,7 @@ impl<R: BufRead> Header<R> {
                     15 => self.varint()?,
                     items => items.into(),
                 };
-                // Each takes a byte at least, so that a false number ends with the file.
+                // Each item takes at least one byte, so a wrong count stops at the end of the file.
                 (0..items).try_for_each(|_| self.value(depth, head & 15, false))
             }
             12 => self.structure(depth + 1, Level::Other),
@@ -177,7 +177,7 @@ mod tests {
     use super::*;
     use std::io::Cursor;
 
-    /// A data page: type 0, sizes, and a header with values, a truth value, and a text.
+    /// Returns a data page: type 0, sizes, and a header with values, a boolean and a string.
     fn page(uncompressed: u64, content: &[u8], values: u64) -> Vec<u8> {
         let zigzag = |value: u64| {
             let mut value = value << 1;

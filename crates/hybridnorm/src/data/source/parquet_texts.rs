@@ -1,7 +1,7 @@
 //! Texts of one column of a Parquet file.
 //!
-//! Memory: the file's footer, one page of the column (at most 512 MiB, refused by its header before
-//! it is unpacked) with its dictionary, and [`BATCH`] texts.
+//! Memory: the footer, one page of the column (at most 512 MiB; larger ones are rejected by their header
+//! before decompression) with its dictionary, and [`BATCH`] texts.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -20,39 +20,39 @@ use crate::omissions::Unit;
 use super::fault::Fault;
 use super::{InvalidUtf8, SourceOptions, SourceStats, pages};
 
-/// Texts that are read at once.
+/// Texts read per batch.
 const BATCH: usize = 32;
-/// The footer is read as a whole.
+/// Maximum footer size in bytes; the footer is read completely.
 const FOOTER_LIMIT: u64 = 256 << 20;
-/// A shorter file holds no row: begin, length of the footer, end.
+/// Minimum size of a file with rows in bytes: leading magic, footer length, trailing magic.
 const SHORTEST: u64 = 12;
-/// Begin and end of a Parquet file.
+/// First and last bytes of a Parquet file.
 const MAGIC: &[u8] = b"PAR1";
 
-/// A Parquet file that is being read.
+/// Reader of a text column of a Parquet file.
 pub(super) struct ParquetTexts {
     path: PathBuf,
     file: File,
     reader: SerializedFileReader<File>,
-    /// The column.
+    /// Index of the column.
     column: usize,
-    /// Its definition level where it is not null.
+    /// Definition level of non-null values.
     defined: i16,
-    /// The next row group.
+    /// Index of the next row group.
     group: usize,
     rows: Option<ColumnReaderImpl<ByteArrayType>>,
-    /// Rows of the row group that were not read yet.
+    /// Rows of the row group that are not read yet.
     left: i64,
-    /// Read and not returned yet, in reverse; `None` is null.
+    /// Values read but not returned yet, in reverse order; `None` is null.
     waiting: Vec<Option<ByteArray>>,
-    /// Row last returned, from 1.
+    /// Number of the row last returned, from 1.
     row: u64,
-    /// Rows of a column whose type is null that were not counted yet.
+    /// Rows of a column of null type that are not counted yet.
     blank_rows: u64,
 }
 
 impl ParquetTexts {
-    /// Whether a file is too short to hold anything.
+    /// Returns true if a file is too short for a Parquet file.
     ///
     /// # Errors
     /// If it cannot be opened.
@@ -62,7 +62,7 @@ impl ParquetTexts {
     }
 
     /// # Errors
-    /// If this is no Parquet file, or it has no such column of texts.
+    /// If this is not a Parquet file or has no such text column.
     pub(super) fn open(path: &Path, field: &str) -> Result<Self> {
         let fail = |problem: String| Error::format(path, problem);
         let file = files::open(path)?;
@@ -105,7 +105,7 @@ impl ParquetTexts {
             return Err(fail(format!("column `{field}` holds no text")));
         }
         let defined = described.max_def_level();
-        // Of a column whose type is null nothing need be read.
+        // A column of null type need not be read.
         let (group, blank_rows) = match is_null {
             true => (reader.num_row_groups(), rows(&reader)),
             false => (0, 0),
@@ -125,7 +125,7 @@ impl ParquetTexts {
         })
     }
 
-    /// The next text; rows without one are counted or an error.
+    /// Returns the next text; rows without one are counted, or are an error.
     pub(super) fn next(
         &mut self,
         options: &SourceOptions,
@@ -181,7 +181,7 @@ impl ParquetTexts {
         }
     }
 
-    /// Reads some more rows; `false` at the end.
+    /// Reads the next batch of rows; returns `false` at the end.
     fn read_batch(&mut self) -> Result<bool> {
         loop {
             if self.rows.is_none() && !self.open_group()? {
@@ -224,7 +224,7 @@ impl ParquetTexts {
         }
     }
 
-    /// Begins the next row group, if there is one.
+    /// Opens the next row group, if there is one.
     fn open_group(&mut self) -> Result<bool> {
         if self.group == self.reader.num_row_groups() {
             return Ok(false);
@@ -233,7 +233,7 @@ impl ParquetTexts {
         self.group += 1;
         let described = self.reader.metadata().row_group(group);
         let chunk = described.column(self.column);
-        // One value a row: the column holds no lists.
+        // One value per row: the column holds no lists.
         if described.num_rows() != chunk.num_values() {
             let (rows, values) = (described.num_rows(), chunk.num_values());
             return Err(self.damaged(group, &format!("{rows} rows, but {values} values")));
@@ -284,19 +284,19 @@ impl ParquetTexts {
         fault.error(&self.path, &format!(" in row group {group}"))
     }
 
-    /// Rows that were not returned or counted.
+    /// Returns the number of rows that were neither returned nor counted.
     pub(super) fn rows_left(&self) -> u64 {
         rows(&self.reader).saturating_sub(self.row)
     }
 }
 
-/// Rows of all row groups.
+/// Returns the number of rows of all row groups.
 fn rows(reader: &SerializedFileReader<File>) -> u64 {
     let of_group = |group: &RowGroupMetaData| u64::try_from(group.num_rows()).unwrap_or(0);
     reader.metadata().row_groups().iter().map(of_group).sum()
 }
 
-/// Checks the ends of the file, so that what it is not is said in plain words.
+/// Checks the start and end of the file, for error messages that name the problem.
 fn check_ends(file: &File, path: &Path) -> Result<()> {
     use std::io::{Read, Seek, SeekFrom};
     let mut file = file;
@@ -335,7 +335,7 @@ fn check_ends(file: &File, path: &Path) -> Result<()> {
     }
 }
 
-/// Returns what `read` returns. The reader of the `parquet` crate may panic on a damaged file.
+/// Calls `read` and converts a panic, which the `parquet` crate may cause on a damaged file, to an error.
 fn caught<T>(read: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T, Fault> {
     match foreign::caught(read) {
         Some(result) => result.map_err(Fault::from),

@@ -10,25 +10,25 @@ use crate::memory;
 use super::{SourceOptions, SourceStats};
 use crate::omissions::Unit;
 
-/// Longest document, in bytes.
+/// Maximum size of a document, in bytes.
 const DOCUMENT_LIMIT: usize = 1 << 30;
 
-/// Longest document that is read without a look at how much memory there is.
+/// Maximum size of a document that is read without checking the available memory, in bytes.
 const UNCHECKED: usize = 64 << 20;
 
-/// A plain text file that is being read.
+/// Reader of a plain text file.
 pub(super) struct Plain {
     lines: Lines,
-    /// What was read and not returned yet.
+    /// Text read but not returned yet.
     buffer: String,
-    /// Where in it the next document begins.
+    /// Start of the next document in `buffer`.
     begin: usize,
     /// Pieces returned.
     pieces: u64,
     /// Separators found.
     separators: u64,
     is_counted: bool,
-    /// Bytes of a document for which there is memory.
+    /// Document size in bytes for which memory is available.
     checked: usize,
 }
 
@@ -45,7 +45,7 @@ impl Plain {
         }
     }
 
-    /// The next document; blank ones between two separators are counted.
+    /// Returns the next document; blank ones between two separators are counted.
     pub(super) fn next(
         &mut self,
         options: &SourceOptions,
@@ -63,7 +63,7 @@ impl Plain {
         Ok(next)
     }
 
-    /// Counts, once, how what was read of the file was changed.
+    /// Adds the counts of replaced lines, separators and cuts to `stats`, once.
     pub(super) fn finish(&mut self, options: &SourceOptions, stats: &mut SourceStats) {
         if std::mem::replace(&mut self.is_counted, true) {
             return;
@@ -113,7 +113,7 @@ impl Plain {
             if let Some(document) = without_blank_ends(&document.text) {
                 return Ok(Some(document.to_owned()));
             }
-            // Before the first and after the last separator nothing need stand.
+            // The text before the first and after the last separator may be blank.
             if !is_first && !document.is_last {
                 stats.left_out.add(
                     Unit::Documents,
@@ -129,7 +129,7 @@ impl Plain {
         }
     }
 
-    /// Text up to the next separator or the end.
+    /// Returns the text up to the next separator or the end.
     fn up_to(&mut self, separator: &str) -> Result<Option<Separated>> {
         let mut searched = self.begin;
         loop {
@@ -144,10 +144,10 @@ impl Plain {
                     is_last: false,
                 }));
             }
-            // What was returned makes room for the next line.
+            // Returned text is removed to make room for the next line.
             self.buffer.drain(..self.begin);
             self.begin = 0;
-            // A separator may have begun and go on in the next line.
+            // A separator may continue in the next line.
             searched = self.buffer.len().saturating_sub(separator.len() - 1);
             while !self.buffer.is_char_boundary(searched) {
                 searched -= 1;
@@ -189,7 +189,7 @@ struct Separated {
     is_last: bool,
 }
 
-/// A document without blank lines before it and line ends after it; `None` if it is blank.
+/// Strips leading blank lines and trailing line ends of a document; `None` if it is blank.
 fn without_blank_ends(text: &str) -> Option<&str> {
     let visible = text.len() - text.trim_start().len();
     let begin = text[..visible].rfind('\n').map_or(0, |at| at + 1);

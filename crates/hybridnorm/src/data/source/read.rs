@@ -1,4 +1,4 @@
-//! Documents, one after another, and the account of what was read and left out.
+//! Iterator over documents, with statistics of text that was read and left out.
 
 use std::path::{Path, PathBuf};
 
@@ -22,10 +22,10 @@ const REST: &str = "in the rest of a damaged file";
 pub struct Documents<'s> {
     sources: &'s Sources,
     input: usize,
-    /// Next file or story of the current input.
+    /// Index of the next file or story of the current input.
     item: u64,
     file: Option<OpenFile>,
-    /// By input.
+    /// Statistics by input.
     stats: Vec<SourceStats>,
     text_bytes: u64,
     failed: bool,
@@ -60,19 +60,19 @@ impl<'s> Documents<'s> {
         }
     }
 
-    /// What was read so far, from all inputs.
+    /// Returns the statistics so far, over all inputs.
     pub fn stats(&self) -> SourceStats {
         let mut all = SourceStats::default();
         self.stats.iter().for_each(|stats| all.add(stats));
         all
     }
 
-    /// What was read so far, by input.
+    /// Returns the statistics so far, by input.
     pub fn stats_by_input(&self) -> &[SourceStats] {
         &self.stats
     }
 
-    /// Bytes of text returned so far.
+    /// Returns the number of bytes of text returned so far.
     pub fn text_bytes(&self) -> u64 {
         self.text_bytes
     }
@@ -175,7 +175,7 @@ impl<'s> Documents<'s> {
     }
 }
 
-/// Returns the error of inputs without any text, with what was left out of them.
+/// Returns the error for inputs without any text, including their omissions.
 fn no_text(given: &str, left_out: &LeftOut) -> Error {
     let more = left_out
         .lines()
@@ -185,10 +185,10 @@ fn no_text(given: &str, left_out: &LeftOut) -> Error {
     Error::config(format!("{given}: {NO_TEXT}{more}"))
 }
 
-/// Returns why a file that cannot be opened as text is to be left out, and the whole message.
+/// Returns the reason for leaving out a file that cannot be opened as text, and the full message.
 ///
 /// # Errors
-/// With the error itself where the system refused, or leaving out is not asked for.
+/// Returns the error itself for I/O errors, or without `skip_bad`.
 fn unreadable(error: Error, options: &SourceOptions) -> Result<(&'static str, Option<String>)> {
     let reason = match error {
         Error::Damaged { .. } if options.skip_bad => DAMAGED,
@@ -198,10 +198,10 @@ fn unreadable(error: Error, options: &SourceOptions) -> Result<(&'static str, Op
     Ok((reason, Some(error.to_string())))
 }
 
-/// Returns the damage of a file that is to be left out.
+/// Returns the message for a damaged file that is left out.
 ///
 /// # Errors
-/// With the error itself where it is no damage, or that is not asked for.
+/// Returns the error itself if it is not damage, or without `skip_bad`.
 fn damage(error: Error, options: &SourceOptions) -> Result<Option<String>> {
     match error {
         Error::Damaged { .. } if options.skip_bad => Ok(Some(error.to_string())),
@@ -209,7 +209,7 @@ fn damage(error: Error, options: &SourceOptions) -> Result<Option<String>> {
     }
 }
 
-/// The file or story with which an input begins.
+/// Returns the index of the first file or story of an input.
 fn first_item(sources: &Sources, input: usize) -> u64 {
     match sources.inputs.get(input).map(|input| &input.kind) {
         Some(Kind::Stories(_, first)) => *first,
@@ -218,7 +218,7 @@ fn first_item(sources: &Sources, input: usize) -> u64 {
 }
 
 impl Input {
-    /// Whether earlier inputs have something of it.
+    /// True if earlier inputs include a part of it.
     fn is_repeated(&self) -> bool {
         match &self.kind {
             Kind::Files(files) => files.repeated > 0,
@@ -250,7 +250,7 @@ enum Reader {
     Plain(Plain),
     Records(Box<Records>),
     Parquet(Box<ParquetTexts>),
-    /// Of a Parquet file that is cut before its first row.
+    /// Parquet file that is too short to hold a row.
     Void,
 }
 
@@ -279,8 +279,7 @@ impl OpenFile {
 }
 
 impl Reader {
-    /// Ends the reading of a damaged file; returns how many records are left in it, as one where nobody
-    /// knows.
+    /// Ends the reading of a damaged file; returns the number of remaining records, 1 if unknown.
     fn finish(&mut self, options: &SourceOptions, stats: &mut SourceStats) -> u64 {
         match self {
             Self::Plain(plain) => plain.finish(options, stats),

@@ -9,24 +9,24 @@ use crate::omissions::Unit;
 
 use super::{SourceOptions, SourceStats};
 
-/// A JSON file that is being read.
+/// Reader of a JSON file.
 pub(super) struct Records {
     lines: Lines,
     layout: Layout,
-    /// Records begun.
+    /// Number of records begun.
     number: u64,
     is_counted: bool,
-    /// Whether the file ended within the record that was read last.
+    /// True if the file ended within the last record.
     is_cut: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Layout {
-    /// A record per line; blank lines are none.
+    /// One record per line; blank lines are skipped.
     Lines,
     /// Records one after another, with white space between them.
     Values,
-    /// In an array, of which so much was read.
+    /// Records in one array, and the position in it.
     Array(Array),
 }
 
@@ -37,16 +37,16 @@ enum Array {
     Ended,
 }
 
-/// A record, or why it cannot be read; and where.
+/// Record, or the reason why it is invalid, and its line.
 struct Record {
     text: Result<String, Problem>,
     line: u64,
 }
 
-/// What comes next in a file.
+/// Next item of a file.
 enum Next {
     Record(Record),
-    /// What stands here, from this byte on, is no record, and nobody knows where the next one begins.
+    /// Invalid data from this byte on; the start of the next record is unknown.
     Broken {
         byte: u64,
         message: String,
@@ -55,19 +55,19 @@ enum Next {
 }
 
 impl Records {
-    /// One record per line.
+    /// Returns a reader of one record per line.
     pub(super) fn lines(lines: Lines) -> Self {
         Self::new(lines, Layout::Lines)
     }
 
-    /// The layout is told by the beginning of the file.
+    /// Returns a reader whose layout is detected from the start of the file.
     pub(super) fn json(mut lines: Lines) -> Result<Self> {
         lines.number = 1;
         if skip_space(&mut lines)? == Some(b'[') {
             lines.consume(1, 0);
             return Ok(Self::new(lines, Layout::Array(Array::Begun)));
         }
-        // A record that is whole on the first line: then each has its line.
+        // If the first line is one complete value, the file has one record per line.
         let line = lines.peek_line()?;
         let layout = match is_one_value(&String::from_utf8_lossy(&line)) {
             true => Layout::Lines,
@@ -89,7 +89,7 @@ impl Records {
         }
     }
 
-    /// The next text; what has none is counted or an error.
+    /// Returns the next text; records without one are counted, or are an error.
     pub(super) fn next(
         &mut self,
         options: &SourceOptions,
@@ -139,7 +139,7 @@ impl Records {
         Ok(None)
     }
 
-    /// Counts, once, how what was read of the file was changed.
+    /// Adds the number of replaced lines to `stats`, once.
     pub(super) fn finish(&mut self, stats: &mut SourceStats) {
         if !std::mem::replace(&mut self.is_counted, true) {
             stats.replaced_lines += self.lines.replaced;
@@ -186,7 +186,7 @@ impl Records {
         let next = skip_space(&mut self.lines)?;
         let expected = match (array, next) {
             (Array::Ended, None) => return Ok(Next::End),
-            // The record that could not be read is counted already.
+            // The truncated record is counted already.
             (Array::AfterRecord, None) if self.is_cut => return Ok(Next::End),
             (Array::Ended, _) => "nothing after the array",
             (Array::Begun | Array::AfterRecord, Some(b']')) => {
@@ -210,7 +210,7 @@ impl Records {
         self.broken(expected)
     }
 
-    /// Something else stands here than what an array goes on with.
+    /// Returns the error for an unexpected token in an array.
     fn broken(&mut self, expected: &str) -> Result<Next> {
         let next = self.lines.fill()?.first().copied();
         let found = match next {
@@ -266,7 +266,7 @@ impl Records {
     }
 }
 
-/// Where a value ends.
+/// State of the scan for the end of a value.
 #[derive(Default)]
 struct Scan {
     depth: u64,
@@ -276,7 +276,7 @@ struct Scan {
 }
 
 impl Scan {
-    /// How many of these bytes belong to the value, and whether it ends with them.
+    /// Returns the number of bytes that belong to the value, and true if it ends with them.
     fn value_bytes(&mut self, chunk: &[u8]) -> (usize, bool) {
         for (at, &byte) in chunk.iter().enumerate() {
             if self.in_string {
@@ -299,7 +299,7 @@ impl Scan {
                 b'{' | b'[' if self.depth == 0 && self.has_begun => return (at, true),
                 b'{' | b'[' => self.depth += 1,
                 b'}' | b']' if self.depth == 1 => return (at + 1, true),
-                // No value begins with these: what follows tells.
+                // No value begins with these; a single one is consumed, and the parser rejects it.
                 b'}' | b']' | b',' if self.depth == 0 => {
                     return (at + usize::from(!self.has_begun), true);
                 }
@@ -313,7 +313,7 @@ impl Scan {
     }
 }
 
-/// Passes over white space; the byte that follows.
+/// Skips white space and returns the byte that follows.
 fn skip_space(lines: &mut Lines) -> Result<Option<u8>> {
     loop {
         let chunk = lines.fill()?;
@@ -329,7 +329,7 @@ fn skip_space(lines: &mut Lines) -> Result<Option<u8>> {
     }
 }
 
-/// A flaw of a record that begins on a line, with its place.
+/// Adds the position to the flaw of a record that begins on `line`.
 fn located(record: &str, line: u64, begins_line: bool, flaw: Flaw) -> Problem {
     let message = match flaw.at {
         None => format!("line {line}: {}", flaw.problem),

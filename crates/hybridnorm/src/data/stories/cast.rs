@@ -1,4 +1,4 @@
-//! Who and what a story is about, and filling them into sentences.
+//! Characters and objects of a story, and their substitution into sentence templates.
 
 use super::Dice;
 use super::words::{
@@ -11,7 +11,7 @@ struct Person {
     female: bool,
 }
 
-/// Everything a sentence can refer to.
+/// Values of all placeholders of a story.
 pub(super) struct Cast {
     hero: Person,
     friend: Person,
@@ -90,7 +90,7 @@ impl Cast {
         self.set("othercolour", other);
     }
 
-    /// Numbers that add up: `all` = `given` + `left`, `total` = `all` + `more`.
+    /// Sets numbers that add up: `all` = `given` + `left`, `total` = `all` + `more`.
     fn count(&mut self, dice: &mut Dice, one: &str, many: &str) {
         let all = 3 + dice.below(10);
         let given = 1 + dice.below(all - 1);
@@ -135,7 +135,7 @@ impl Cast {
         [self.hero.female, self.friend.female, self.relative.female]
     }
 
-    /// The sentence that a template becomes, with capitals where sentences start.
+    /// Fills a template, with capital letters at the start of sentences.
     ///
     /// `{A}`, `{B}` and `{R}` are hero, friend and relative; `{A.he}`, `{A.his}`, `{A.him}`,
     /// `{A.himself}` and `{A.boy}` agree with them; `{word}` is a word of the cast, and `{a word}`
@@ -192,7 +192,7 @@ impl Cast {
     }
 }
 
-/// Capitals at the start, after a quotation mark at the start, and after `. `, `! ` and `? `.
+/// Capitalizes the first letter, also after an opening quotation mark, and letters after `. `, `! ` and `? `.
 fn capitalized(text: &str) -> String {
     let mut result = String::with_capacity(text.len());
     let mut start = true;

@@ -1,4 +1,4 @@
-//! The plots. Each inner list is one place in the story and the sentences it may be told with.
+//! Plots. Each inner list is one slot of the story with its alternative sentences.
 
 use super::Plot;
 

@@ -1,4 +1,4 @@
-//! The words that stories choose from.
+//! Word lists for stories.
 
 pub(super) const GIRLS: &[&str] = &[
     "Anna", "Mira", "Lucy", "Ella", "Nora", "Ruth", "Clara", "Ivy", "Hana", "Greta", "Lina",
@@ -94,7 +94,7 @@ pub(super) const COLOURS: &[&str] = &[
     "golden", "grey", "pink", "striped", "copper",
 ];
 
-/// A thing that a child may own: its name, what one did with it, and what it is good for.
+/// Things that a child may own: name, use (past tense), and purpose.
 pub(super) const THINGS: &[(&str, &str, &str)] = &[
     ("kite", "let it climb over the fields", "the wind"),
     ("lantern", "let it shine on the path", "dark evenings"),
@@ -142,8 +142,8 @@ pub(super) const THINGS: &[(&str, &str, &str)] = &[
     ("ribbon", "tied it to the door", "holidays"),
 ];
 
-/// An obstacle: where the thing is, an attempt in vain, why it failed, a second attempt, an
-/// animal that can help, what it does, and what one could learn.
+/// Obstacles: location of the thing, failed attempt, cause of the failure, second attempt, helping
+/// animal, and its action.
 pub(super) const OBSTACLES: &[[&str; 6]] = &[
     [
         "at the top of a tall pine",
@@ -267,7 +267,7 @@ pub(super) const OBSTACLES: &[[&str; 6]] = &[
     ],
 ];
 
-/// Food: one, several, and where it came from.
+/// Food: singular, plural, and origin.
 pub(super) const FOODS: &[(&str, &str, &str)] = &[
     ("apple", "apples", "from the tree behind the house"),
     ("pear", "pears", "from the old orchard"),
@@ -309,7 +309,7 @@ pub(super) const NUMBERS: &[&str] = &[
     "twenty",
 ];
 
-/// A skill: to do it, doing it, what went wrong, the advice, and how it looked in the end.
+/// Skills: infinitive, gerund, failure, advice, and final success.
 pub(super) const SKILLS: &[[&str; 5]] = &[
     [
         "swim",
@@ -411,8 +411,7 @@ pub(super) const SKILLS: &[[&str; 5]] = &[
     ],
 ];
 
-/// A fear: of what, the place where it waits, what made it worse, a trick against it, and what it
-/// turned out to be.
+/// Fears: object, place, aggravation, a trick against it, and the truth about it.
 pub(super) const FEARS: &[[&str; 5]] = &[
     [
         "the dark",
@@ -486,7 +485,7 @@ pub(super) const FEARS: &[[&str; 5]] = &[
     ],
 ];
 
-/// Something to make: what it is, three things it takes, and the work.
+/// Things to make: product, three ingredients, and the work.
 pub(super) const WORKS: &[[&str; 5]] = &[
     [
         "cake",
@@ -574,7 +573,7 @@ pub(super) const WORKS: &[[&str; 5]] = &[
     ],
 ];
 
-/// An animal that may need care: its name, what was wrong, what it ate, and how it went away.
+/// Animals that may need care: name, injury, food, and departure.
 pub(super) const PATIENTS: &[[&str; 4]] = &[
     [
         "swallow",

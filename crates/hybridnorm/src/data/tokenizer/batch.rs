@@ -1,18 +1,18 @@
-//! From texts to ids, piece by piece.
+//! Encoding of texts to ids, piece by piece.
 
 use crate::error::{Error, Result};
 
 use super::pieces::{Cut, SOFT, pieces};
 use super::{Kind, Tokenizer, in_parallel};
 
-/// Text that is encoded at once, in bytes. Its tokens take up to four times as much.
+/// Text encoded per group, in bytes. Its tokens take up to four times as much.
 const GROUP: usize = 8 << 20;
 
-/// Part of a text that is encoded by itself.
+/// Part of a text that is encoded independently.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Piece<'t> {
     pub(super) text: &'t str,
-    /// Whether the text begins with it.
+    /// True if the text begins with it.
     pub(super) is_first: bool,
 }
 
@@ -24,13 +24,12 @@ struct Job<'t> {
 }
 
 impl Tokenizer {
-    /// Token ids of a text, without special tokens. Long texts are encoded in pieces that end where
-    /// no token spans; where text goes on for 1 MiB without such a place, there, which can change the
-    /// two tokens that meet.
+    /// Encodes a text without special tokens. Long texts are encoded in pieces that end where no token spans;
+    /// after 1 MiB without such a position the text is cut there, which can change the two adjacent tokens.
     ///
     /// # Errors
-    /// If a `tokenizer.json` cannot encode it, for example for want of an unknown token, because it
-    /// would make too much of it, or because it cannot cut a text of more than 1 MiB.
+    /// If a `tokenizer.json` cannot encode it, for example because it has no unknown token, it would make
+    /// the text too long, or a text of more than 1 MiB cannot be cut.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let mut ids = Vec::new();
         for piece in self.pieces(text) {
@@ -39,8 +38,8 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// Token ids of several texts, on `threads` threads (0: one per core). The result does not
-    /// depend on their number.
+    /// Encodes several texts on `threads` threads (0: one per core). The result does not depend on the
+    /// number of threads.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
@@ -53,8 +52,8 @@ impl Tokenizer {
         Ok(all)
     }
 
-    /// Gives `take` the token ids of several texts, in order and a piece at a time: the index of the
-    /// text, the ids, and whether the text ends with them.
+    /// Calls `take` with the token ids of several texts, in order and piece by piece: the index of the text,
+    /// the ids, and true if the text ends with them.
     pub(in crate::data) fn encode_each(
         &self,
         texts: &[&str],
@@ -73,7 +72,7 @@ impl Tokenizer {
         };
         for (index, text) in texts.iter().enumerate() {
             let mut rest = self.pieces(text);
-            // A text without any piece ends too.
+            // A text without any piece must be reported as ended, too.
             let mut next = rest.next().or(Some(Piece {
                 text: "",
                 is_first: true,
@@ -118,8 +117,8 @@ impl Tokenizer {
         })
     }
 
-    /// Bytes that the first token of a text stands for, where tokens do not tell by themselves how many
-    /// they stand for; none where it ends within a character.
+    /// Returns the bytes of text of the first token of a text, even if tokens do not determine their bytes;
+    /// `None` if it ends within a character.
     pub(in crate::data) fn first_token_bytes(&self, text: &str, id: u32) -> Option<u64> {
         match &self.kind {
             Kind::Json(json) if self.text_bytes_unknown().is_some() => {

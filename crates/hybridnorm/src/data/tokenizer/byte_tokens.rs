@@ -1,15 +1,15 @@
-//! The tokens `<0x00>` to `<0xFF>` of models that fall back on bytes for characters which their
-//! vocabulary lacks. Text that spells `<0x41>` must not become one of them.
+//! Byte-fallback tokens `<0x00>` to `<0xFF>` for characters outside the vocabulary. Text that contains
+//! `<0x41>` must not be encoded as one of them.
 
 use std::collections::HashMap;
 
 use tokenizers::models::ModelWrapper;
 use tokenizers::{Model, OffsetType, PreTokenizer, Token, Tokenizer};
 
-/// The tokens for bytes, and whether the model makes them of text that spells them too.
+/// Byte-fallback tokens, and a flag that the model also returns them for text that spells them.
 #[derive(Debug, Default)]
 pub(super) struct ByteTokens {
-    /// Their ids, where the model falls back on them.
+    /// Sorted ids; empty without byte fallback.
     ids: Vec<u32>,
     is_spelled: bool,
 }
@@ -43,12 +43,12 @@ impl ByteTokens {
         self.ids.binary_search(&id).is_ok()
     }
 
-    /// Whether some of these ids may be those of text that spells a token.
+    /// True if some of these ids may come from text that spells a byte token.
     pub(super) fn may_be_spelled(&self, ids: &[u32]) -> bool {
         self.is_spelled && ids.iter().any(|&id| self.holds(id))
     }
 
-    /// Tokens of a word. Where it spells tokens for bytes and the model would take one for it, it is
+    /// Tokenizes a word. If it spells byte tokens and the model would return one for such text, the word is
     /// cut after the first character of each.
     pub(super) fn tokenize(
         &self,
@@ -80,7 +80,7 @@ impl ByteTokens {
     }
 }
 
-/// Bytes of a name.
+/// Length of the name of a byte token.
 const NAME: usize = "<0x00>".len();
 
 fn name(byte: u8) -> String {
@@ -95,7 +95,7 @@ fn is_name(text: &str) -> bool {
     digits.is_some_and(|digits| digits.len() == 2 && digits.chars().all(is_digit))
 }
 
-/// Ids of a text, each word of which `tokenize` cuts into tokens.
+/// Encodes a text; `tokenize` converts each word to tokens.
 pub(super) fn encode_words(
     tokenizer: &Tokenizer,
     text: &str,

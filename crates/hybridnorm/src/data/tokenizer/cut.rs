@@ -1,4 +1,4 @@
-//! Where a `tokenizer.json` lets text be cut without a change of its tokens.
+//! Positions where text can be cut without changing its tokens under a `tokenizer.json`.
 
 use std::collections::HashMap;
 
@@ -9,16 +9,16 @@ use super::later::is_prepend;
 use super::pieces::Cut;
 use super::shape::Shape;
 
-/// How the pieces of a text are made and read.
+/// Rules for cutting a text into pieces and encoding them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Cutting {
     pub(super) cut: Cut,
-    /// Whether pieces after the first one need a tokenizer that puts nothing before them.
+    /// True if pieces after the first one need a tokenizer that adds no prefix.
     pub(super) has_later: bool,
 }
 
 impl Shape {
-    /// `vocab` holds the tokens that come out of text.
+    /// Returns the rules; `vocab` holds the tokens that text can be encoded to.
     pub(super) fn cutting(&self, vocab: &HashMap<String, u32>) -> Cutting {
         let nowhere = Cutting {
             cut: Cut::Nowhere,
@@ -43,7 +43,7 @@ impl Shape {
         };
         let prepends = normalizer.iter().any(|step| is_prepend(step));
         let has_prefix = prepends || splits.iter().any(|split| puts_space(split));
-        // Behind another splitter, the space is put before every word, in later pieces, too.
+        // After another splitter, the space is added before every word, also in later pieces.
         let is_of_words = splits.iter().skip(1).any(|split| puts_space(split));
         let has_ordinary = ordinary().next().is_some();
         match (has_prefix, has_ordinary) {
@@ -53,7 +53,7 @@ impl Shape {
                 has_later: false,
             },
             (true, true) if prepends || cut == Cut::AtLimit => nowhere,
-            // A piece that begins with a space needs no other.
+            // A piece that begins with a space gets no additional one.
             (true, true) => Cutting {
                 cut: Cut::BeforeSpaces,
                 has_later: false,
@@ -63,7 +63,7 @@ impl Shape {
     }
 }
 
-/// True for a pre-tokenizer that puts a space before text that begins without one.
+/// True for a pre-tokenizer that adds a space before text that begins without one.
 pub(super) fn puts_space(split: &Value) -> bool {
     match kind(split) {
         "Metaspace" => split["prepend_scheme"] != "never",
@@ -72,7 +72,7 @@ pub(super) fn puts_space(split: &Value) -> bool {
     }
 }
 
-/// True if what a normalizer does on one side of a space does not depend on the other side.
+/// True if the output of a normalizer on one side of a space does not depend on the other side.
 fn is_local(step: &Value) -> bool {
     match kind(step) {
         "Bert" | "BertNormalizer" | "Lowercase" | "NFC" | "NFD" | "NFKC" | "NFKD"
@@ -86,8 +86,8 @@ fn is_local(step: &Value) -> bool {
     }
 }
 
-/// True if no word of this pre-tokenizer goes on from something else into a space, which the normalizer
-/// has left as `space`.
+/// True if no word of this pre-tokenizer contains a space after another character; `space` is the
+/// normalized space.
 fn separates_at_spaces(split: &Value, space: &str) -> bool {
     match kind(split) {
         "Metaspace" if space == split["replacement"] => split["split"] != false,
@@ -95,7 +95,7 @@ fn separates_at_spaces(split: &Value, space: &str) -> bool {
         "Whitespace" | "WhitespaceSplit" | "BertPreTokenizer" => true,
         "Metaspace" => split["split"] != false,
         "ByteLevel" => split["use_regex"] != false,
-        // The patterns of GPT-2 and all that follow it.
+        // The pattern of GPT-2 and its successors.
         "Split" => {
             let pattern = split["pattern"]["Regex"].as_str().unwrap_or_default();
             pattern.ends_with(r"|\s+(?!\S)|\s+") && split["behavior"] == "Isolated"
@@ -104,7 +104,7 @@ fn separates_at_spaces(split: &Value, space: &str) -> bool {
     }
 }
 
-/// True if a pre-tokenizer cuts around what holds no space, whatever stands beside it.
+/// True if a pre-tokenizer isolates matches that contain no space, regardless of their context.
 fn is_beside_spaces(split: &Value) -> bool {
     match kind(split) {
         "Digits" | "Punctuation" => true,
@@ -120,7 +120,7 @@ fn is_beside_spaces(split: &Value) -> bool {
     }
 }
 
-/// True for one class of characters without space, some of them in a row.
+/// True for one character class without space, optionally repeated.
 fn is_class(regex: &str) -> bool {
     let body = match (regex.strip_suffix('+'), regex.strip_suffix('}')) {
         (Some(body), _) => body,
@@ -156,7 +156,7 @@ fn is_class(regex: &str) -> bool {
     is_named(body) || body == r"\d" || inner.is_some_and(is_plain)
 }
 
-/// True for a pre-tokenizer that looks for spaces where the normalizer leaves none.
+/// True for a pre-tokenizer that splits at spaces that the normalizer has replaced.
 fn is_idle(split: &Value, normalizer: &[&Value]) -> bool {
     kind(split) == "Split"
         && split["pattern"]["String"] == " "
@@ -169,7 +169,7 @@ fn is_idle(split: &Value, normalizer: &[&Value]) -> bool {
         })
 }
 
-/// True for a pre-tokenizer that only writes text in other characters.
+/// True for a pre-tokenizer that only maps characters and does not split.
 fn keeps_whole(split: &Value) -> bool {
     match kind(split) {
         "Metaspace" => split["split"] == false,
@@ -178,7 +178,7 @@ fn keeps_whole(split: &Value) -> bool {
     }
 }
 
-/// What a space is for the model.
+/// Returns the form of a space after the normalizer and pre-tokenizer.
 fn space(normalizer: &[&Value], splits: &[&Value]) -> String {
     let mut space = " ".to_owned();
     for step in normalizer.iter().chain(splits) {
@@ -195,8 +195,8 @@ fn space(normalizer: &[&Value], splits: &[&Value]) -> String {
     space
 }
 
-/// True if a space is a token and goes on in no other token but at its beginning, so that none spans
-/// the place before a space.
+/// True if a space is a token and occurs in other tokens only at their start, so that no token spans
+/// the position before a space.
 fn begins_words(vocab: &HashMap<String, u32>, space: &str) -> bool {
     let mut chars = space.chars();
     let (Some(space), None) = (chars.next(), chars.next()) else {

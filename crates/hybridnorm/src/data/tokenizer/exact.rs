@@ -1,4 +1,4 @@
-//! Whether the tokens of a `tokenizer.json` stand for exactly the bytes of their text.
+//! Checks that the tokens of a `tokenizer.json` represent exactly the bytes of their text.
 
 use serde_json::Value;
 
@@ -7,8 +7,8 @@ use super::growth::kind;
 use super::shape::Shape;
 
 impl Shape {
-    /// Why the bytes of tokens, joined, need not be those of the text; `None` where they always are.
-    /// `bytes` are those of each token, where the decoder is byte-level.
+    /// Returns the reason why the concatenated bytes of tokens may differ from the text; `None` if they never
+    /// do. `bytes` are those of each token, if the decoder is byte-level.
     pub(super) fn inexact(&self, bytes: Option<&[Vec<u8>]>) -> Option<String> {
         let Some(bytes) = bytes else {
             return Some(
@@ -39,7 +39,7 @@ impl Shape {
                 known[usize::from(*byte)] = true;
             }
         }
-        // Of these text has none.
+        // These never occur in UTF-8.
         let never = |byte: usize| matches!(byte, 0xc0 | 0xc1 | 0xf5..);
         if (0..256).any(|byte| !known[byte] && !never(byte)) {
             return because("its vocabulary lacks bytes");
@@ -52,7 +52,7 @@ impl Shape {
     }
 }
 
-/// True if the words of a pre-tokenizer, joined, are the text.
+/// True if the concatenated words of a pre-tokenizer are the text.
 fn keeps_text(split: &Value) -> bool {
     match kind(split) {
         "ByteLevel" | "Digits" | "FixedLength" => true,
@@ -61,7 +61,7 @@ fn keeps_text(split: &Value) -> bool {
     }
 }
 
-/// What a step is called; some are written without.
+/// Returns the type of a step for messages; some steps have none.
 fn named(step: &Value) -> String {
     match kind(step) {
         "" => "without a type".to_owned(),

@@ -1,4 +1,4 @@
-//! A tokenizer out of a `tokenizer.json`, behind limits.
+//! Tokenizer read from a `tokenizer.json`, with limits.
 
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -18,14 +18,14 @@ use super::pieces::{Cut, HARD, SOFT_FOREIGN, pieces};
 use super::shape::Shape;
 use super::without_special::without_special;
 
-/// Longest piece of text: it takes some 200 times as much memory.
+/// Maximum size of a piece of text in bytes; encoding takes about 200 times as much memory.
 const LONGEST_PIECE: usize = HARD + 4;
-/// Pieces longer than this are tokenized one at a time, whatever the number of threads.
+/// Size above which pieces are tokenized one at a time, regardless of the number of threads.
 const LARGE_PIECE: usize = 4 * SOFT_FOREIGN;
-/// What a file is tried on when it is read.
+/// Text that is encoded on trial when a file is read.
 const TRIAL: &str = "The red kite, 12 of them!\n  na\u{ef}ve \u{5de8}\u{5927} \u{1f989} </s>\t";
 
-/// A tokenizer of the `tokenizers` crate and what is known of it.
+/// Tokenizer of the `tokenizers` crate with derived properties.
 pub(super) struct Foreign {
     /// The file, as it was read.
     file: Vec<u8>,
@@ -33,37 +33,37 @@ pub(super) struct Foreign {
     /// Bytes of each token, where the vocabulary is byte-level.
     bytes: Option<Vec<Vec<u8>>>,
     vocab_size: usize,
-    /// By id: true for tokens that do not come out of text.
+    /// By id: true for tokens that text is never encoded to.
     special: Vec<bool>,
     byte_tokens: ByteTokens,
-    /// Whether normalized text may hold what the text does not, other than marks for spaces.
+    /// True if the normalizer does more than mark spaces.
     is_rewritten: bool,
-    /// The same without special tokens, for text that spells one.
+    /// Tokenizer without special tokens, for text that spells one.
     plain: OnceLock<Other>,
-    /// Both of them for pieces that a text does not begin with.
+    /// Variants of `inner` and `plain` for pieces after the first one.
     later: OnceLock<Other>,
     later_plain: OnceLock<Other>,
-    /// Held where much memory is needed.
+    /// Lock held while a large piece is encoded, to bound memory.
     large: Mutex<()>,
     growth: Growth,
     cutting: Cutting,
-    /// Why tokens do not tell the bytes of their text.
+    /// Reason why tokens do not determine the bytes of their text.
     inexact: Option<String>,
     notes: Vec<String>,
-    /// The token for what the vocabulary cannot spell.
+    /// Id of the unknown token.
     unknown: Option<u32>,
-    /// Whether characters may have no token.
+    /// True if characters may be dropped.
     may_drop: bool,
-    /// Whether the model passes over characters that it cannot spell.
+    /// True if the model drops characters outside its vocabulary.
     passes_over: bool,
-    /// What counts these.
+    /// Counter of dropped characters.
     counter: OnceLock<Result<Counter, String>>,
 }
 
 type Other = Result<tokenizers::Tokenizer, String>;
 
 impl Foreign {
-    /// Reads a file; `find_end` chooses the end-of-text token, given a way to look up names.
+    /// Reads a file; `find_end` selects the end-of-text token, given a function from name to id.
     pub(super) fn read(
         file: Vec<u8>,
         find_end: impl FnOnce(&dyn Fn(&str) -> Option<u32>) -> Result<u32, String> + Send,
@@ -108,7 +108,7 @@ impl Foreign {
         let byte_tokens = byte_tokens.ok_or_else(|| malformed(UNFIT.into()))?;
         let mut special = vec![false; vocab_size];
         for (id, added) in inner.get_added_tokens_decoder() {
-            // A text has no other way to spell one character, and the model needs it.
+            // Text of one character has no other encoding, and the model needs it.
             let is_letter = added.content.chars().nth(1).is_none();
             special[id as usize] =
                 added.special && !is_letter && Some(id) != unknown && !byte_tokens.holds(id);
@@ -117,7 +117,7 @@ impl Foreign {
         let is_byte_level = matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
         let bytes = is_byte_level.then(|| {
             let mut bytes = byte_table(&vocab, vocab_size);
-            // What is added to the vocabulary is spelled as it is.
+            // Added tokens are stored as plain text, not byte-level.
             let known = inner.get_vocab(false);
             for added in shape.added_tokens.iter().filter(|added| !added.special) {
                 if let (Some(&id), None) = (vocab.get(&added.content), known.get(&added.content)) {
@@ -158,7 +158,7 @@ impl Foreign {
             file,
             inner,
         };
-        // What panics on any text does so now. An error can be that of a missing unknown token.
+        // A file that panics on any text is rejected here. An error may only mean a missing unknown token.
         if let Some(Ok(ids)) = caught(|| read.inner.encode_fast(TRIAL, false)) {
             let _ = read.decode(ids.get_ids());
         } else if caught(|| read.inner.encode_fast("a", false)).is_none() {
@@ -167,7 +167,7 @@ impl Foreign {
         Ok((read, end))
     }
 
-    /// Ids of a piece of a text.
+    /// Encodes a piece of a text.
     pub(super) fn encode(&self, piece: Piece) -> Result<Vec<u32>, String> {
         let text = piece.text;
         if text.len() > LONGEST_PIECE {
@@ -196,7 +196,7 @@ impl Foreign {
             true => ready(&self.later_plain, || later(plain))?,
             false => plain,
         };
-        // Words that spell none keep their tokens.
+        // Words without special tokens keep their tokens.
         ids = self.encode_words(usual, text, Some(plain))?;
         if self.has_special(&ids) {
             ids = self.encode_words(plain, text, None)?;
@@ -207,7 +207,7 @@ impl Foreign {
         }
     }
 
-    /// Ids of a text, word by word; those words that would become special tokens through `plain`.
+    /// Encodes a text word by word; words that would become special tokens are encoded with `plain`.
     fn encode_words(
         &self,
         usual: &tokenizers::Tokenizer,
@@ -233,12 +233,12 @@ impl Foreign {
         self.special.get(id as usize).copied().unwrap_or(false)
     }
 
-    /// Whether characters of a text may have no token.
+    /// True if characters of a text may be dropped.
     pub(super) fn may_drop(&self) -> bool {
         self.may_drop
     }
 
-    /// Characters of a text that no token stands for.
+    /// Counts the characters of a text that no token represents.
     pub(super) fn dropped_chars(&self, text: &str) -> Result<u64, String> {
         let build = || Counter::new(&self.file_without_special()?, self.passes_over);
         let counter = self.counter.get_or_init(build).as_ref();
@@ -249,7 +249,7 @@ impl Foreign {
             .sum()
     }
 
-    /// The token for what the vocabulary cannot spell.
+    /// Returns the id of the unknown token.
     pub(super) fn unknown(&self) -> Option<u32> {
         self.unknown
     }
@@ -258,30 +258,30 @@ impl Foreign {
         ids.iter().any(|&id| self.is_special(id))
     }
 
-    /// The tokenizer for text that spells a special token.
+    /// Returns the tokenizer for text that spells a special token.
     fn without_special(&self) -> Result<tokenizers::Tokenizer, String> {
         let file = self.file_without_special()?;
         let parsed = caught_on_large_stack(|| parse(&file))?;
         parsed.ok_or_else(|| UNFIT.to_owned())?
     }
 
-    /// Where texts are cut, and after how many bytes.
+    /// Returns the positions where texts are cut, and the soft limit of a piece in bytes.
     pub(super) fn cut(&self) -> (Cut, usize) {
         (self.cutting.cut, SOFT_FOREIGN)
     }
 
-    /// Why tokens do not tell the bytes of their text, if they do not.
+    /// Returns the reason why tokens do not determine the bytes of their text, if any.
     pub(super) fn inexact(&self) -> Option<&str> {
         self.inexact.as_deref()
     }
 
-    /// Bytes of text up to the end of its first token, whose id is known and whose first piece is this
-    /// one; none where it ends within a character.
+    /// Returns the bytes of text up to the end of its first token, given the id of that token and the first
+    /// piece of the text; `None` if the token ends within a character.
     pub(super) fn first_token_bytes(&self, piece: Piece, id: u32) -> Option<u64> {
         if self.byte_tokens.holds(id) {
             return Some(1);
         }
-        // A space that was put before the text.
+        // A space that was added before the text.
         if !piece.text.starts_with(char::is_whitespace) && self.decode(&[id]).trim().is_empty() {
             return Some(0);
         }
@@ -304,7 +304,7 @@ impl Foreign {
         without_special(&self.file, &names.collect())
     }
 
-    /// Text of ids. Where its decoder fails, the tokens as they are spelled.
+    /// Decodes ids. If the decoder fails, concatenates the tokens as spelled.
     pub(super) fn decode(&self, ids: &[u32]) -> String {
         let decoded = caught(|| self.inner.decode(ids, false));
         let spelled = |&id: &u32| self.inner.id_to_token(id);
@@ -317,7 +317,7 @@ impl Foreign {
         self.bytes.as_deref()
     }
 
-    /// Spellings of the tokens that do not come out of text.
+    /// Returns the names of the tokens that text is never encoded to.
     pub(super) fn special_tokens(&self) -> Vec<String> {
         let ids = (0..).zip(&self.special);
         ids.filter_map(|(id, &special)| special.then(|| self.inner.id_to_token(id))?)
@@ -341,7 +341,7 @@ impl Foreign {
     }
 }
 
-/// One made of the file when it is needed first.
+/// Returns the tokenizer in `made`, created with `make` on first use.
 fn ready(
     made: &OnceLock<Other>,
     make: impl FnOnce() -> Other,
@@ -349,7 +349,7 @@ fn ready(
     made.get_or_init(make).as_ref().map_err(Clone::clone)
 }
 
-/// What a panic of the `tokenizers` crate says of a file.
+/// Message for a panic of the `tokenizers` crate.
 const UNFIT: &str = "its parts do not fit together; write the file anew with the program that made it, or use another tokenizer (bytes, r50k, bpe:N)";
 
 fn malformed(problem: String) -> String {
@@ -367,7 +367,7 @@ pub(super) fn parse(file: &[u8]) -> Result<tokenizers::Tokenizer, String> {
     })?;
     inner.set_encode_special_tokens(true);
     inner.with_padding(None);
-    // No token is put in around a text, so this has no use; a template could repeat the text.
+    // No special tokens are added to a text, so this has no use; a template could repeat the text.
     inner.with_post_processor(None::<PostProcessorWrapper>);
     inner
         .with_truncation(None)
@@ -380,12 +380,12 @@ fn encode_with(tokenizer: &tokenizers::Tokenizer, text: &str) -> Result<Vec<u32>
     in_words(encoded.map(|encoded| encoded.map(|encoded| encoded.get_ids().to_vec())))
 }
 
-/// The result of the `tokenizers` crate; none where it panicked.
+/// Converts the result of the `tokenizers` crate, `None` after a panic, to messages.
 fn in_words(found: Option<tokenizers::Result<Vec<u32>>>) -> Result<Vec<u32>, String> {
     let found = found.ok_or("its parts do not fit together for this text; leave the text out, or use another tokenizer (bytes, r50k, bpe:N)")?;
     found.map_err(|error| {
         let message = one_line(&*error);
-        // The messages of its models.
+        // Parts of its models' messages on a missing unknown token.
         let lacks = ["[UNK]", "unk_id", "Unk token"];
         match lacks.iter().any(|word| message.contains(word)) {
             true => format!(
@@ -396,7 +396,7 @@ fn in_words(found: Option<tokenizers::Result<Vec<u32>>>) -> Result<Vec<u32>, Str
     })
 }
 
-/// The `unk_id` of a Unigram model, which keeps it for itself.
+/// Returns the `unk_id` of a Unigram model, which the model does not expose.
 fn unigram_unknown(file: &[u8]) -> u32 {
     #[derive(serde::Deserialize)]
     struct File {

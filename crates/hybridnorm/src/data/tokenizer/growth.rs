@@ -1,8 +1,8 @@
-//! Bounds on how much longer the normalizer of a `tokenizer.json` makes a text.
+//! Bounds on the growth of text by the normalizer of a `tokenizer.json`.
 //!
-//! A few replacements one after the other can double a text thirty times. What a step can do at
-//! most follows from its settings; where that is too much, the steps are tried one by one on short
-//! segments of the text before the whole is normalized.
+//! A sequence of a few replacements can double a text thirty times. The maximum growth of a step follows
+//! from its settings; if that is too large, the steps are tried one by one on short segments of the text
+//! before the whole text is normalized.
 
 use serde_json::Value;
 use tokenizers::utils::SysRegex;
@@ -12,23 +12,23 @@ use crate::foreign::caught;
 
 use super::shape::unknown_part;
 
-/// A normalizer that could make a text longer than this many times is refused.
+/// Maximum growth factor of a normalizer; a larger one is rejected.
 const LARGEST_PRODUCT: f64 = 65_536.0;
-/// A decoder that could is, too.
+/// Maximum growth factor of a decoder.
 const LARGEST_DECODER: f64 = 4096.0;
-/// Bytes that a normalizer may make of a text without a trial.
+/// Maximum size in bytes of a normalized text without a trial.
 const UNTRIED_BYTES: f64 = (64 << 20) as f64;
-/// Normalized text may be this many times as long, and [`ROOM`] bytes.
+/// Maximum growth factor of a normalized text, in addition to [`ROOM`] bytes.
 const LARGEST_GROWTH: usize = 32;
 const ROOM: usize = 64 << 10;
-/// Bytes that one step may make of a segment at trial.
+/// Maximum output of one step for a trial segment, in bytes.
 const SEGMENT_BYTES: f64 = (16 << 20) as f64;
-/// Longest text that a step may put in.
+/// Maximum length of text that a step inserts, in bytes.
 const LONGEST_CONTENT: usize = 1024;
-/// Longest pattern.
+/// Maximum length of a pattern, in bytes.
 const LONGEST_PATTERN: usize = 16 << 10;
 
-/// The steps of a normalizer and how much each can do at most.
+/// Steps of a normalizer and their maximum growth.
 pub(super) struct Growth {
     steps: Vec<NormalizerWrapper>,
     product: f64,
@@ -36,7 +36,7 @@ pub(super) struct Growth {
 }
 
 impl Growth {
-    /// From the steps of a normalizer, sequences flattened.
+    /// Computes the maximum growth from the steps of a normalizer, with sequences flattened.
     pub(super) fn of_normalizer(steps: &[&Value]) -> Result<Self, String> {
         let mut growth = Self {
             steps: Vec::new(),
@@ -90,7 +90,7 @@ impl Growth {
         self.check_always(text)
     }
 
-    /// As [`Growth::check`], by trial.
+    /// Checks the normalized text as [`Growth::check`] does, always by trial.
     pub(super) fn check_always(&self, text: &str) -> Result<(), String> {
         let limit = LARGEST_GROWTH * text.len() + ROOM;
         let segment = SEGMENT_BYTES / (LARGEST_GROWTH as f64 * self.largest);
@@ -125,12 +125,12 @@ fn too_long() -> String {
     format!("its `normalizer` makes this text more than {LARGEST_GROWTH} times longer")
 }
 
-/// The `type` of a part; some are written without.
+/// Returns the `type` of a part; some parts have none.
 pub(super) fn kind(part: &Value) -> &str {
     part["type"].as_str().unwrap_or_default()
 }
 
-/// Bytes that a step makes of each byte of text at most.
+/// Returns the maximum number of bytes that a step makes of each byte of text.
 fn factor(step: &Value) -> Result<f64, String> {
     Ok(match kind(step) {
         "Lowercase" | "Strip" | "StripAccents" | "Nmt" => 3.0,
@@ -194,7 +194,7 @@ fn matches_nothing(pattern: &str) -> bool {
             .unwrap_or(true)
 }
 
-/// The longest replacement in a table of SentencePiece; the table is checked to be whole.
+/// Returns the longest replacement in a SentencePiece table, after checking the table.
 fn precompiled(step: &Value) -> Result<f64, String> {
     let broken = || "its `precompiled_charsmap` is damaged".to_owned();
     let table = step["precompiled_charsmap"].as_str().ok_or_else(broken)?;

@@ -1,5 +1,5 @@
-//! What belongs to `tokenizer.json` files: the end-of-text token named beside them, the bytes of
-//! their tokens, and files made of tiktoken vocabularies.
+//! Helpers for `tokenizer.json` files: the configured end-of-text token, the bytes of tokens, and files for
+//! tiktoken vocabularies.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -13,7 +13,7 @@ use crate::files;
 
 use super::Builtin;
 
-/// The `eos_token` of a `tokenizer_config.json`, if it names one.
+/// Returns the `eos_token` of a `tokenizer_config.json`, if it names one.
 pub(super) fn configured_eos(path: &Path) -> Result<Option<String>> {
     #[derive(Deserialize)]
     struct Config {
@@ -80,7 +80,7 @@ pub(super) fn tiktoken_json(core: &CoreBPE, builtin: Builtin, vocab_size: usize)
     bpe::tokenizer_json(&tokens, &merges, &special, split).into_bytes()
 }
 
-/// The two tokens of rank below `rank` that merge last into `bytes`.
+/// Returns the two tokens of rank below `rank` whose merge yields `bytes`.
 fn halves(bytes: &[u8], rank: u32, ranks: &HashMap<&[u8], u32>) -> Option<(u32, u32)> {
     let mut cuts: Vec<usize> = (0..=bytes.len()).collect();
     while cuts.len() > 3 {
@@ -96,7 +96,7 @@ fn halves(bytes: &[u8], rank: u32, ranks: &HashMap<&[u8], u32>) -> Option<(u32, 
     }
 }
 
-/// The first line of a message of a parser, in words instead of names of types.
+/// Returns the first line of a parser's message, with words instead of Rust type names.
 pub(super) fn one_line(error: &dyn std::error::Error) -> String {
     let message = error.to_string();
     let words = message.lines().next().unwrap_or_default().split(' ');

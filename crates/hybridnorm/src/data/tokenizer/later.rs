@@ -1,9 +1,9 @@
-//! A tokenizer for the later pieces of a text, before which no space is put.
+//! Tokenizer for the later pieces of a text, which get no prefix space.
 
 use serde_json::Value;
 use tokenizers::{NormalizerWrapper, PreTokenizerWrapper, Tokenizer};
 
-/// The same tokenizer without what puts something at the beginning of a text.
+/// Returns a copy of the tokenizer that adds nothing at the beginning of a text.
 pub(super) fn later(tokenizer: &Tokenizer) -> Result<Tokenizer, String> {
     let in_words = |error: serde_json::Error| error.to_string();
     let mut later = tokenizer.clone();
@@ -20,12 +20,12 @@ pub(super) fn later(tokenizer: &Tokenizer) -> Result<Tokenizer, String> {
     Ok(later)
 }
 
-/// True for a normalizer that does nothing but put something at the beginning.
+/// True for a normalizer that only prepends text.
 pub(super) fn is_prepend(step: &Value) -> bool {
     step["prepend"].is_string()
 }
 
-/// True for a normalizer that writes spaces in other characters, or puts one before a text.
+/// True for a normalizer that replaces spaces by other characters, or prepends one to a text.
 pub(super) fn marks_spaces(step: &Value) -> bool {
     let is_mark = |text: &Value| {
         text.as_str()

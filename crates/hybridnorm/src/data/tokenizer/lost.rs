@@ -1,5 +1,5 @@
-//! What of a text no token stands for: characters outside the vocabulary, and those that a
-//! normalizer or a splitter takes out.
+//! Text lost in tokenization: characters outside the vocabulary, and those that a normalizer or a
+//! pre-tokenizer removes.
 
 use std::collections::HashMap;
 use std::ops::AddAssign;
@@ -12,13 +12,13 @@ use crate::foreign::{caught, caught_on_large_stack};
 use super::foreign::parse;
 use super::json::one_line;
 
-/// What is lost between a text and its tokens.
+/// Losses of tokenization.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Lost {
-    /// Tokens that are the unknown token; each may stand for several characters.
+    /// Unknown tokens; each may represent several characters.
     pub unknown_tokens: u64,
-    /// Characters, white space aside, that no token stands for; of a byte-level vocabulary without
-    /// some bytes, these bytes.
+    /// Characters, except white space, that no token represents; for a byte-level vocabulary that lacks
+    /// bytes, these bytes.
     pub dropped_chars: u64,
 }
 
@@ -29,19 +29,18 @@ impl AddAssign for Lost {
     }
 }
 
-/// Counts characters that no token stands for.
+/// Counter of characters that no token represents.
 ///
-/// A BPE model without an unknown token passes over characters that it cannot spell. Here it has
-/// one, so that each of them shows.
+/// A BPE model without an unknown token drops characters outside its vocabulary. The counter adds an
+/// unknown token, so that each of them is counted.
 pub(super) struct Counter {
     inner: tokenizers::Tokenizer,
-    /// The unknown token put in.
+    /// Id of the added unknown token.
     marker: Option<u32>,
 }
 
 impl Counter {
-    /// True if a model passes over characters that it cannot spell with `vocab`, the tokens that come out
-    /// of text.
+    /// True if a model drops characters outside `vocab`, the tokens that text can be encoded to.
     pub(super) fn is_needed(
         model: &ModelWrapper,
         vocab: &HashMap<String, u32>,
@@ -63,7 +62,7 @@ impl Counter {
             && !(falls_back && all_fallbacks())
     }
 
-    /// The counter of a file whose special tokens no text spells.
+    /// Returns the counter for a file whose special tokens no text spells.
     pub(super) fn new(file: &[u8], marks_unknown: bool) -> Result<Self, String> {
         const MARKER: &str = "\u{10ffff}dropped";
         let mut json: Value = serde_json::from_slice(file).map_err(|error| error.to_string())?;
@@ -81,7 +80,7 @@ impl Counter {
         Ok(Self { inner, marker })
     }
 
-    /// Characters of a text that no token stands for.
+    /// Counts the characters of a text that no token represents.
     pub(super) fn dropped_chars(&self, text: &str) -> Result<u64, String> {
         let encoded = caught(|| self.inner.encode_char_offsets(text, false))
             .ok_or("its parts do not fit together for this text")?

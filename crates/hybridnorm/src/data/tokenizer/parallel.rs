@@ -1,8 +1,8 @@
-//! Working on many things at once.
+//! Parallel map over a slice.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Applies `work` to every item on several threads; results come in the order of the items.
+/// Applies `work` to every item on several threads; results are in the order of the items.
 pub(in crate::data) fn in_parallel<'t, I: Sync, T: Send>(
     items: &'t [I],
     threads: usize,

@@ -1,31 +1,31 @@
-//! Cutting long text into pieces that are tokenized one by one, so that memory does not follow the
+//! Cutting of long text into pieces that are tokenized one by one, so that memory does not grow with the
 //! length of a document.
 
-/// From here on a piece ends at the next place where that changes no token.
+/// Soft limit of a piece in bytes: it ends at the next position where a cut changes no token.
 pub(in crate::data) const SOFT: usize = 256 << 10;
-/// The same for tokenizers that take up to 200 bytes of memory for each byte of a piece.
+/// Soft limit for tokenizers that take up to 200 bytes of memory for each byte of a piece.
 pub(super) const SOFT_FOREIGN: usize = 64 << 10;
-/// Here it ends in any case, where that is allowed; elsewhere a longer one is refused.
+/// Hard limit of a piece in bytes: it ends here if a cut is allowed; otherwise a longer one is rejected.
 pub(super) const HARD: usize = 1 << 20;
-/// The patterns of tokenizers exhaust their stack on longer runs of white space.
+/// Maximum run of white space in characters; longer runs overflow the stack of tokenizer patterns.
 const LONGEST_SPACE: usize = 1 << 16;
 
-/// Where text may be cut.
+/// Positions where text may be cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::data) enum Cut {
-    /// Before a space that follows something else, where no token spans; and after 1 MiB without
-    /// such a place anywhere, which can change the two tokens that meet there.
+    /// Before a space that follows another character, which no token spans; and anywhere after 1 MiB
+    /// without such a position, which can change the two adjacent tokens.
     Anywhere,
     /// Only before such a space.
     BeforeSpaces,
-    /// Only after 1 MiB, anywhere: tokens may span spaces too.
+    /// Only after 1 MiB, anywhere: tokens may span spaces.
     AtLimit,
     /// Nowhere.
     Nowhere,
 }
 
-/// The text in pieces, each of which ends at the first place after `soft` bytes. Besides what `cut`
-/// allows, runs of more than 65,536 characters of white space are cut.
+/// Cuts the text into pieces, each of which ends at the first allowed position after `soft` bytes.
+/// Regardless of `cut`, runs of more than 65,536 characters of white space are cut.
 pub(in crate::data) fn pieces(text: &str, cut: Cut, soft: usize) -> impl Iterator<Item = &str> {
     let mut rest = text;
     std::iter::from_fn(move || {

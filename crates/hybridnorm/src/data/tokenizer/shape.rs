@@ -1,4 +1,4 @@
-//! What a `tokenizer.json` holds, checked against limits before the `tokenizers` crate reads it.
+//! Contents of a `tokenizer.json`, checked against limits before the `tokenizers` crate reads it.
 
 use std::fmt;
 
@@ -10,33 +10,33 @@ use super::growth::{Growth, check_pattern, kind};
 use super::json::one_line as in_words;
 use crate::text::one_line;
 
-/// Ids are below this, and so are numbers of tokens.
+/// Exclusive upper bound of ids; also the maximum number of tokens.
 const MOST_IDS: u64 = 1 << 21;
-/// Unused ids that a vocabulary may have for each token, and in any case.
+/// Maximum number of unused ids per token, plus a constant.
 const UNUSED: u64 = 16;
 const UNUSED_ANYWAY: u64 = 1 << 16;
-/// Bytes of a token of a Unigram model, whose tree is as deep as its longest token is long.
+/// Maximum bytes of a Unigram token; the trie is as deep as the longest token is long.
 const LONGEST_UNIGRAM: usize = 1024;
-/// Nodes of that tree, each of which takes up to 750 bytes, in any case and for each token.
+/// Maximum number of trie nodes, each of which takes up to 750 bytes: a constant, plus some per token.
 const NODES_ANYWAY: u64 = 1 << 18;
 const NODES: u64 = 10;
-/// Bytes of an added token, of an unknown token, of a prefix or suffix.
+/// Maximum bytes of an added token, an unknown token, a prefix or a suffix.
 const LONGEST_ADDED: usize = 1024;
 const MOST_ADDED: usize = 1 << 17;
-/// Bytes of all added tokens, each of which takes up to 140 bytes, in any case and for each token.
+/// Maximum bytes of all added tokens, each of which takes up to 140 bytes: a constant, plus some per token.
 const ADDED_ANYWAY: usize = 1 << 19;
 const ADDED_BYTES: usize = 32;
-/// Patterns of a pre-tokenizer, each of which may take some megabytes.
+/// Maximum number of patterns of a pre-tokenizer, each of which may take some megabytes.
 const MOST_PATTERNS: usize = 16;
-/// Parts of one normalizer, pre-tokenizer or decoder, and sequences around one part.
+/// Maximum number of steps of a normalizer, pre-tokenizer or decoder, and maximum nesting of sequences.
 const MOST_PARTS: usize = 64;
 const DEEPEST: usize = 8;
-/// WordPiece looks up all parts of a word.
+/// Maximum characters per word, because WordPiece looks up all parts of a word.
 const LONGEST_WORD: u64 = 1000;
-/// Steps of this kind double a text that is not ASCII.
+/// Maximum number of `ByteLevel` steps, each of which doubles text that is not ASCII.
 const MOST_BYTE_LEVELS: usize = 2;
 
-/// The parts of a file that are looked at here.
+/// Parts of a file that are checked here.
 #[derive(Deserialize)]
 #[serde(expecting = "a JSON object")]
 pub(super) struct Shape {
@@ -71,7 +71,7 @@ pub(super) struct Added {
 }
 
 impl Added {
-    /// True if it takes spaces beside it.
+    /// True if it strips adjacent spaces.
     pub(super) fn strips(&self) -> bool {
         self.lstrip || self.rstrip
     }
@@ -203,14 +203,14 @@ impl Shape {
         }
         Growth::check_decoder(&steps(&self.decoder, "decoder", "decoders")?)?;
         let growth = Growth::of_normalizer(&steps(&self.normalizer, "normalizer", "normalizers")?)?;
-        // Reading the file normalizes these.
+        // These are normalized when the file is read.
         for added in self.added_tokens.iter().filter(|added| added.normalized) {
             growth.check_always(&added.content)?;
         }
         Ok(growth)
     }
 
-    /// Settings of the file that are not followed, and why.
+    /// Returns the settings of the file that are ignored, with reasons.
     pub(super) fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
         if let Some(dropout) = self.model.dropout.filter(|&dropout| dropout > 0.0) {
@@ -246,28 +246,28 @@ impl Shape {
             .collect()
     }
 
-    /// True if the model leaves merges to chance.
+    /// True if the model has BPE dropout.
     pub(super) fn has_dropout(&self) -> bool {
         self.model.dropout.is_some_and(|dropout| dropout > 0.0)
     }
 
-    /// The unknown token that the model names.
+    /// Returns the unknown token that the model names.
     pub(super) fn unknown(&self) -> Option<&str> {
         self.model.unk_token.as_deref()
     }
 
-    /// The steps of the normalizer, sequences flattened.
+    /// Returns the steps of the normalizer, with sequences flattened.
     pub(super) fn normalizer_steps(&self) -> Vec<&Value> {
         steps(&self.normalizer, "", "normalizers").unwrap_or_default()
     }
 
-    /// The steps of the pre-tokenizer, sequences flattened.
+    /// Returns the steps of the pre-tokenizer, with sequences flattened.
     pub(super) fn split_steps(&self) -> Vec<&Value> {
         steps(&self.pre_tokenizer, "", "pretokenizers").unwrap_or_default()
     }
 
-    /// True if the model puts words together from parts that know nothing of their place: a Unigram
-    /// model, or BPE without marks at the ends of words.
+    /// True if tokens do not depend on their position in a word: a Unigram model, or BPE without subword
+    /// prefix and word suffix.
     pub(super) fn is_of_parts(&self) -> bool {
         let model = &self.model;
         let is_marked = |mark: &Option<String>| mark.as_ref().is_some_and(|mark| !mark.is_empty());
@@ -284,17 +284,17 @@ impl Shape {
             .any(|step| kind(step) == part)
     }
 
-    /// Whether text becomes the characters of a byte-level vocabulary first.
+    /// True if text is first mapped to the characters of a byte-level vocabulary.
     pub(super) fn is_byte_level(&self) -> bool {
         self.has("ByteLevel")
     }
 
-    /// Whether the bytes of characters outside the vocabulary become tokens.
+    /// True if the model has byte fallback.
     pub(super) fn falls_back(&self) -> bool {
         self.model.byte_fallback == Some(true)
     }
 
-    /// Whether a step may take out visible characters.
+    /// True if a step may remove visible characters.
     pub(super) fn takes_out(&self) -> bool {
         let normalizer = steps(&self.normalizer, "", "normalizers").unwrap_or_default();
         let splits = steps(&self.pre_tokenizer, "", "pretokenizers").unwrap_or_default();
@@ -311,7 +311,7 @@ impl Shape {
     }
 }
 
-/// The message for a part that cannot be read.
+/// Returns the message for a part that cannot be read.
 pub(super) fn unknown_part(key: &str, part: &Value) -> String {
     match kind(part) {
         "" => format!("its `{key}` has no `type`, or lacks something"),
@@ -322,7 +322,7 @@ pub(super) fn unknown_part(key: &str, part: &Value) -> String {
     }
 }
 
-/// The steps of a part, sequences flattened.
+/// Returns the steps of a part, with sequences flattened.
 fn steps<'v>(part: &'v Value, name: &str, key: &str) -> Result<Vec<&'v Value>, String> {
     let mut found = Vec::new();
     flatten(part, key, 0, &mut found).map_err(|problem| format!("its `{name}` {problem}"))?;
@@ -364,15 +364,15 @@ fn id(token: &str, value: &Value) -> Result<u64, String> {
     })
 }
 
-/// Of a vocabulary, only what is needed here.
+/// Properties of a vocabulary that are checked here.
 #[derive(Default)]
 struct Vocab {
     tokens: u64,
     highest: Option<u64>,
     longest: usize,
-    /// Of the tree that a Unigram model has of its tokens.
+    /// Nodes of the trie of a Unigram model.
     nodes: u64,
-    /// A list of tokens and scores: a Unigram model.
+    /// True for a list of tokens and scores: a Unigram model.
     is_list: bool,
     problem: Option<String>,
 }
@@ -435,7 +435,7 @@ impl<'de> Visitor<'de> for VocabVisitor {
     }
 }
 
-/// Nodes of the tree of these tokens, a byte each: what two have in common at the beginning is there once.
+/// Counts the nodes of the byte trie of these tokens, in which common prefixes are shared.
 fn nodes(mut tokens: Vec<String>) -> u64 {
     tokens.sort_unstable();
     let mut before = "";

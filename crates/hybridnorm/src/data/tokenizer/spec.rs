@@ -1,4 +1,4 @@
-//! Names of tokenizers.
+//! Tokenizer specifications.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use std::str::FromStr;
 use crate::data::bpe::BpeTrainer;
 use crate::error::{Error, Result};
 
-/// Which tokenizer is meant; written `bytes`, `r50k`, `cl100k`, `bpe:4096`, or a path.
+/// Tokenizer specification; written `bytes`, `r50k`, `cl100k`, `bpe:4096`, or a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TokenizerSpec {
     /// One token per byte, and the end-of-text token; 257 in all.
@@ -18,16 +18,16 @@ pub enum TokenizerSpec {
     Cl100k,
     /// Byte-level BPE to be trained on the text at hand.
     Bpe {
-        /// Most tokens it may have.
+        /// Maximum vocabulary size.
         vocab_size: usize,
     },
-    /// A `tokenizer.json`, or a folder that holds one; where there is none, another common name of
-    /// a vocabulary above, such as `gpt2`.
+    /// A `tokenizer.json`, or a folder that holds one; if the path does not exist, another common name of a
+    /// vocabulary above, such as `gpt2`.
     Path(PathBuf),
 }
 
 impl TokenizerSpec {
-    /// The vocabulary that this name, which is no path, commonly stands for.
+    /// Returns the vocabulary of a common name, which is not a path.
     pub(super) fn by_common_name(name: &str) -> Option<Self> {
         let plain = name.to_ascii_lowercase().replace(['-', '_', ' '], "");
         Some(match plain.as_str() {

@@ -1,9 +1,9 @@
-//! Tokens that stand for no text.
+//! Special tokens, which represent no text.
 
 use super::{END_NAMES, END_OF_TEXT, Kind, Tokenizer};
 
 impl Tokenizer {
-    /// Spellings of its special tokens, none of which [`Tokenizer::encode`] makes of text, sorted.
+    /// Returns the names of the special tokens, sorted; [`Tokenizer::encode`] returns none of them.
     pub fn special_tokens(&self) -> Vec<String> {
         let mut special: Vec<String> = match &self.kind {
             Kind::Bytes => vec![END_OF_TEXT.into()],
@@ -18,14 +18,14 @@ impl Tokenizer {
         special
     }
 
-    /// Names of special tokens that text is encoded as plain characters of, where it spells them: its
-    /// own, and well-known ends of texts that it does not know as tokens. These are mostly separators
-    /// that were written for another tokenizer.
+    /// Returns the names of special tokens that are encoded as plain characters when text contains them: its
+    /// own, and well-known end-of-text tokens outside its vocabulary. The latter are mostly separators that
+    /// were written for another tokenizer.
     pub(crate) fn spelled_names(&self) -> Vec<String> {
         let mut names = self.special_tokens();
         let is_plain = |name: &&str| {
             let ids = self.encode(name);
-            // One that is a token of its own is not spelled out.
+            // A name that is a single token is not encoded as plain characters.
             ids.is_ok_and(|ids| ids.len() != 1 || Some(ids[0]) == self.unknown_id())
         };
         names.extend(

@@ -1,23 +1,23 @@
-//! Decoding id by id.
+//! Streaming decoder.
 
 use super::Tokenizer;
 
-/// Ids without a complete character after which what there is is shown as it is.
+/// Number of ids without a complete character after which the pending text is returned anyway.
 const LONGEST_WAIT: usize = 8;
-/// Ids of a context that are kept: more than any decoder looks back.
+/// Number of context ids that are kept, more than any decoder depends on.
 const CONTEXT: usize = 4096;
 
-/// Turns ids into text one by one, holding back bytes until they are whole characters.
+/// Decoder that converts ids to text one by one and holds back bytes until characters are complete.
 ///
-/// What [`StreamDecoder::push`] and [`StreamDecoder::finish`] return, joined, is what
-/// [`Tokenizer::decode`] gives for all ids at once: after those of the context, which decides, for
-/// example, whether a word begins with a space.
+/// The concatenated results of [`StreamDecoder::push`] and [`StreamDecoder::finish`] are the text that
+/// [`Tokenizer::decode`] returns for all ids at once, after that of the context, which determines, for
+/// example, if a word begins with a space.
 #[derive(Debug)]
 pub struct StreamDecoder {
     tokenizer: Tokenizer,
     /// Byte-level vocabularies: bytes of an unfinished character.
     bytes: Vec<u8>,
-    /// Others: the last ids; text of those before `read` was returned already.
+    /// Other vocabularies: the last ids; the text of those before `read` was already returned.
     ids: Vec<u32>,
     read: usize,
 }
@@ -58,7 +58,7 @@ impl StreamDecoder {
         new
     }
 
-    /// The rest; an unfinished character becomes U+FFFD.
+    /// Returns the remaining text; an unfinished character becomes U+FFFD.
     pub fn finish(self) -> String {
         if self.tokenizer.is_byte_level() {
             return String::from_utf8_lossy(&self.bytes).into_owned();
@@ -71,8 +71,8 @@ impl StreamDecoder {
         self.beyond(&before, all)
     }
 
-    /// What `all` ids add to the text `before`. Where the new ids would change text that was
-    /// returned already, such as bytes after a character that are none, theirs alone.
+    /// Returns the text that `all` appends to `before`. If the new ids would change text that was already
+    /// returned, as invalid bytes after a character do, returns only their own text.
     fn beyond(&self, before: &str, mut all: String) -> String {
         match all.starts_with(before) {
             true => all.split_off(before.len()),

@@ -1,10 +1,10 @@
-//! How many bytes of text a token stands for.
+//! Number of bytes of text per token.
 
 use super::{Kind, Tokenizer};
 
 impl Tokenizer {
-    /// Why the bytes of a token need not be those of the text that it was made of; `None` where they
-    /// always are, so that the bytes of any run of tokens are known.
+    /// Returns the reason why the bytes of a token may differ from its text; `None` if they never do, so that
+    /// the bytes of any run of tokens are known.
     pub fn text_bytes_unknown(&self) -> Option<&str> {
         match &self.kind {
             Kind::Bytes | Kind::Tiktoken(..) => None,
@@ -12,8 +12,8 @@ impl Tokenizer {
         }
     }
 
-    /// Bytes of text that a token stands for: 0 for special tokens, which come out of no text. `None`
-    /// where a token does not tell ([`Tokenizer::text_bytes_unknown`]) and for ids that are no token.
+    /// Returns the bytes of text of a token: 0 for special tokens, which no text is encoded to. `None` if the
+    /// token does not determine them ([`Tokenizer::text_bytes_unknown`]) and for invalid ids.
     pub fn text_bytes_of(&self, id: u32) -> Option<u64> {
         if id == self.eos {
             return Some(0);

@@ -6,12 +6,11 @@ use serde_json::Value;
 
 use crate::files;
 
-/// The file with other names for the tokens in `special`, so that text which spells them is split
-/// into other tokens. Ids stay; merges that would lead to a special token are taken out; nothing
-/// else changes.
+/// Renames the tokens in `special`, so that text which spells them is encoded as other tokens. Ids are
+/// kept. Merges with a special token, truncation, padding, the post-processor and dropout are removed.
 pub(super) fn without_special(file: &[u8], special: &HashSet<String>) -> Result<Vec<u8>, String> {
     let mut json: Value = serde_json::from_slice(file).map_err(|error| error.to_string())?;
-    // Names that no text holds: it would have to know the hash of the file.
+    // No text contains these names, since they include the hash of the file.
     let hash = files::sha256(file);
     let hidden = |name: &str| format!("\u{10ffff}{hash} {}", files::sha256(name.as_bytes()));
     for key in ["truncation", "padding", "post_processor"] {

@@ -1,17 +1,17 @@
-//! The equations of one block rule.
+//! Equations of one block rule.
 
 use super::super::spec::{BlockRule, Combine, Scale, Skip, Streams, SubLayer, Topology};
 use super::inner;
 use super::math::{Equation, Math, apply, difference, indexed, plain, sum, sym, times, unit};
 use super::scales::Scales;
 
-/// The equations of a block, and the lines that define what they use.
+/// Equations of a block, and the definitions of their symbols.
 pub(super) struct BlockText {
     pub equations: Vec<Equation>,
     pub definitions: Vec<Equation>,
 }
 
-/// Facts beside a block's rule that its equations depend on.
+/// Facts outside the block rule that its equations depend on.
 #[derive(Clone, Copy)]
 pub(super) struct Setting {
     pub streams: Streams,
@@ -51,10 +51,10 @@ pub(super) fn equations(rule: &BlockRule, scales: Scales, setting: Setting) -> B
     }
 }
 
-/// Writes the equations of a block one after the other.
+/// Writer of the equations of a block, in order.
 pub(super) struct Writer {
     pub streams: Streams,
-    /// True if norms are told apart by an index.
+    /// True if norms are numbered.
     numbered: bool,
     normed_skips: usize,
     norms: usize,
@@ -80,7 +80,7 @@ impl Writer {
         self.out.push(Equation::new(lhs, next));
     }
 
-    /// `N(s)`, with a name of its own where the skip carries it.
+    /// `N(s)`, as a named state if the skip connection uses it.
     pub fn read(&mut self, sub: &SubLayer<Scale>, s: &Math) -> Math {
         let n = match sub.in_norm {
             true => self.norm(s),
@@ -166,7 +166,7 @@ impl Writer {
         apply(&self.norm_name(), x)
     }
 
-    /// The name of the norm written last.
+    /// Returns the name of the most recently written norm.
     fn norm_name(&self) -> Math {
         match self.numbered {
             true => indexed(&plain("N"), self.norms),
@@ -174,7 +174,7 @@ impl Writer {
         }
     }
 
-    /// Gives a state a line and a name of its own.
+    /// Writes a value as a named state on a separate line; returns the name.
     fn named_state(&mut self, value: Math) -> Math {
         self.states += 1;
         let name = match self.normed_skips {
@@ -201,8 +201,8 @@ fn normed_skips(rule: &BlockRule) -> usize {
         .count()
 }
 
-/// Norms get an index where one line holds two of them, or where one starts differently. With two
-/// streams the sum has a line of its own.
+/// True if norms need an index: one line has two of them, or one has a different initial gain. With
+/// two streams the sum is on a separate line.
 fn needs_numbers(rule: &BlockRule, streams: Streams) -> bool {
     let on_line = |sub: &SubLayer<Scale>| {
         usize::from(sub.in_norm && sub.skip != Skip::Normed)

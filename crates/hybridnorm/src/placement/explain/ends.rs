@@ -1,4 +1,4 @@
-//! The equations outside the blocks: embedding, head, the norm function, the initial weights.
+//! Equations outside the blocks: embedding, output head, norm function, initial weights.
 
 use super::super::norm_functions::properties;
 use super::super::resolve::Resolved;
@@ -59,7 +59,7 @@ pub(super) fn head(placement: &Placement, r: &Resolved) -> Vec<Equation> {
     lines
 }
 
-/// `N(X_L)`; of two streams `N₃(N₁(X_L) + N₂(D_L))`.
+/// `N(X_L)`; with two streams `N₃(N₁(X_L) + N₂(D_L))`.
 fn read_by_head(r: &Resolved) -> Math {
     let last = sym("X_L", "X_L");
     if !r.streams.are_two() {
@@ -181,7 +181,7 @@ pub(super) fn init(placement: &Placement, r: &Resolved, facts: &ModelFacts) -> V
     lines
 }
 
-/// The vectors of unit length.
+/// Weight vectors of unit length.
 fn unit_weights() -> Vec<Equation> {
     let always = "of length 1, at the start and after every step of the optimizer";
     let read = ["q", "k", "v", "gate", "up", "head"];
@@ -200,9 +200,9 @@ fn weights(names: &[&str]) -> Math {
     symbols.reduce(|a, b| comma(&a, &b)).unwrap_or_default()
 }
 
-/// Roles that share a gain share a line.
+/// Initial gains; roles with the same gain share a line.
 fn gains(gains: &RoleGains, r: &Resolved, facts: &ModelFacts) -> Vec<Equation> {
-    // Latent attention makes keys and values by the rows of one matrix.
+    // Latent attention projects to keys and values with rows of one matrix.
     let [q, k, v] = match facts.latent {
         true => ["UQ", "UK", "UV"],
         false => ["q", "k", "v"],

@@ -1,11 +1,11 @@
-//! The definitions of attention and the feed-forward, with the norms and scales inside them.
+//! Definitions of attention and the feed-forward, with their inner norms and scales.
 
 use super::super::spec::{AttnInner, AttnScale, FfnInner, HeadNorm, QkOrder, Scale};
 use super::latent;
 use super::math::{Equation, Math, apply, bracket, number, plain, sym, times};
 use super::scales::Scales;
 
-/// `A` with the normed ones of q, k, v and the context as an index.
+/// `A` with a subscript for the normalized ones of q, k, v and the context.
 pub(super) fn attention_name(inner: &AttnInner<Scale>) -> Math {
     let marks: String = sites(inner)
         .iter()
@@ -27,14 +27,14 @@ fn sites(inner: &AttnInner<Scale>) -> [(char, HeadNorm); 4] {
     ]
 }
 
-/// Operands of the scores and of the context.
+/// Operands of the attention scores and the context.
 pub(super) struct Read {
     pub q: Math,
     pub k: Math,
     pub v: Math,
-    /// Their definitions, on the line of attention itself.
+    /// Their definitions, appended to the equation of attention.
     pub source: Option<Math>,
-    /// Their definitions, on lines of their own.
+    /// Their definitions, on separate lines.
     pub lines: Vec<Equation>,
     /// Definitions of the norms on them.
     pub notes: Vec<Equation>,
@@ -88,7 +88,7 @@ pub(super) fn attention(
     lines
 }
 
-/// Multi-head attention: three projections, normed head by head or together.
+/// Multi-head attention: three projections, normalized per head or over all heads.
 fn read(inner: &AttnInner<Scale>, scales: &mut Scales) -> Read {
     let channel = "channel of every key/value head";
     let post_scale = scales.factor_per(channel, &inner.qk_post_scale);
@@ -210,7 +210,7 @@ fn head_norm_name(norm: HeadNorm) -> Math {
     }
 }
 
-/// One line per kind of head norm: what it is taken over and what parameters it has.
+/// One line per kind of head norm: the channels it covers and its parameters.
 pub(super) fn head_norm_notes(sites: &[(char, HeadNorm)]) -> Vec<Equation> {
     let kinds = [
         (

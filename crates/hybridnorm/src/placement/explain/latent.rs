@@ -1,5 +1,4 @@
-//! The definitions of multi-head latent attention: what is made of the latents, and what the norms
-//! stand on.
+//! Definitions of multi-head latent attention: the projections of the latents, and the norms.
 
 use super::super::spec::{AttnInner, AttnScale, HeadNorm, Scale};
 use super::inner::{Read, head_norm_notes, rope};
@@ -77,7 +76,7 @@ fn up(weight: &str, x: &Math) -> Math {
     )
 }
 
-/// Two parts of one vector.
+/// Concatenation of two vectors.
 fn joined(a: &Math, b: &Math) -> Math {
     sym(
         format!("[{}; {}]", a.text, b.text),
@@ -97,8 +96,8 @@ fn is_plain(norm: HeadNorm) -> bool {
     matches!(norm, HeadNorm::PerHeadPlain | HeadNorm::FullPlain)
 }
 
-/// Notes on the query latent, the key/value latent and the rotary key, each with its norm; on the norm of the
-/// context; on the width.
+/// Notes on the query latent, the key/value latent and the rotary key with their norms, on the norm of
+/// the context, and on the head width.
 fn notes(inner: &AttnInner<Scale>) -> Vec<Equation> {
     let norms = [inner.q_norm, inner.v_norm, inner.k_norm];
     let prose = [

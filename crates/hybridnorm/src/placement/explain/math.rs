@@ -1,4 +1,4 @@
-//! Formulas that can be read in a terminal and in LaTeX: built once, written twice.
+//! Formulas in Unicode for a terminal and in LaTeX, built together.
 
 use serde::{Deserialize, Serialize};
 
@@ -33,7 +33,7 @@ impl Equation {
         }
     }
 
-    /// A line whose right side is prose.
+    /// Creates a line whose right side is prose.
     pub(super) fn note(lhs: Math, prose: impl Into<String>) -> Self {
         let line = Self {
             lhs,
@@ -43,7 +43,7 @@ impl Equation {
         line.prose(prose)
     }
 
-    /// The line with more prose.
+    /// Appends prose to the right side.
     pub(super) fn prose(mut self, prose: impl Into<String>) -> Self {
         let text = prose.into();
         self.rhs.latex += &format!("\\text{{{}}}", escape(&text));
@@ -51,7 +51,7 @@ impl Equation {
         self
     }
 
-    /// The line with a formula after what it says.
+    /// Appends a formula to the right side.
     pub(super) fn math(mut self, formula: &Math) -> Self {
         self.rhs.text += &formula.text;
         self.rhs.latex += &formula.latex;
@@ -59,7 +59,7 @@ impl Equation {
     }
 }
 
-/// A symbol with its two spellings.
+/// Symbol in both notations.
 pub(super) fn sym(text: impl Into<String>, latex: impl Into<String>) -> Math {
     Math {
         text: text.into(),
@@ -67,7 +67,7 @@ pub(super) fn sym(text: impl Into<String>, latex: impl Into<String>) -> Math {
     }
 }
 
-/// A symbol that is spelled alike in both notations.
+/// Symbol with the same spelling in both notations.
 pub(super) fn plain(text: &str) -> Math {
     sym(text, text)
 }
@@ -99,7 +99,7 @@ pub(super) fn bracket(x: &Math) -> Math {
     apply(&Math::default(), x)
 }
 
-/// `x / |x|` as a function.
+/// Symbol of the function `x / |x|`.
 pub(super) fn unit() -> Math {
     sym("unit", "\\operatorname{unit}")
 }
@@ -112,7 +112,7 @@ pub(super) fn apply(f: &Math, x: &Math) -> Math {
     )
 }
 
-/// `c·x`; nothing to write where there is no factor.
+/// `c·x`, or `x` without a factor.
 pub(super) fn times(factor: Option<Math>, x: Math) -> Math {
     let Some(c) = factor else { return x };
     let fragile = |text: &str| text.contains('/') && !text.contains('^') || text.starts_with('-');
@@ -135,7 +135,7 @@ pub(super) fn times(factor: Option<Math>, x: Math) -> Math {
     )
 }
 
-/// True if a sum or a difference stands outside all brackets.
+/// True if there is a sum or a difference outside all brackets.
 fn is_sum(text: &str) -> bool {
     let mut depth = 0;
     text.chars().any(|c| {
@@ -148,7 +148,7 @@ fn is_sum(text: &str) -> bool {
     })
 }
 
-/// A number with at most four digits that matter.
+/// Formats a number with at most four significant digits.
 pub(super) fn number(value: f64) -> Math {
     let text = digits(value);
     let latex = match text.split_once('e') {
@@ -178,7 +178,7 @@ fn digits(value: f64) -> String {
     }
 }
 
-/// A formula of the depth as a symbol.
+/// Symbol of a closed formula.
 pub(super) fn formula(formula: Formula) -> Math {
     match formula {
         Formula::InvSqrtLayer => sym("1/√l", "\\tfrac{1}{\\sqrt{l}}"),
@@ -205,7 +205,7 @@ pub(super) fn formula(formula: Formula) -> Math {
     }
 }
 
-/// Quarters, thirds and halves as fractions, anything else as a decimal.
+/// Formats halves, thirds and quarters as fractions, other values as decimals.
 fn fraction(value: f64) -> Math {
     for below in [2.0, 3.0, 4.0] {
         let above = value * below;
@@ -226,7 +226,7 @@ pub(super) fn subscript(number: usize) -> String {
         .collect()
 }
 
-/// `symbol` with an index.
+/// `symbol` with a numeric subscript.
 pub(super) fn indexed(symbol: &Math, index: usize) -> Math {
     sym(
         format!("{}{}", symbol.text, subscript(index)),
@@ -234,7 +234,7 @@ pub(super) fn indexed(symbol: &Math, index: usize) -> Math {
     )
 }
 
-/// Prose for LaTeX's text mode.
+/// Escapes prose for LaTeX's text mode.
 fn escape(prose: &str) -> String {
     let mut out = String::new();
     for c in prose.chars() {

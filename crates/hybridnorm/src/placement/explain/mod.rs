@@ -1,4 +1,4 @@
-//! A placement as equations: for the terminal, for a paper, for a program.
+//! A placement as equations, in Unicode, LaTeX and JSON.
 
 mod block;
 mod ends;
@@ -21,24 +21,24 @@ use super::tally::Tally;
 use super::validate::{ModelFacts, Warning, validate};
 use scales::Scales;
 
-/// Everything there is to say about a placement at one depth.
+/// Complete description of a placement at one depth.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Explanation {
-    /// Its name, if it has one.
+    /// Name of the placement, if it has one.
     pub name: Option<String>,
-    /// The placement's canonical hash.
+    /// Canonical hash of the placement.
     pub hash: String,
     /// Number of blocks `L`.
     pub n_layers: usize,
-    /// Assumptions about the model; they decide the numbers beside formulas of the width.
+    /// Assumed model facts, which determine the values of formulas of the width.
     pub facts: ModelFacts,
-    /// From token to the first block.
+    /// Equations from the token to the first block.
     pub embedding: Vec<Equation>,
-    /// Blocks that follow one rule, in order of their first block.
+    /// Groups of blocks with the same rule, in order of their first block.
     pub groups: Vec<Group>,
-    /// From the last block to logits and loss.
+    /// Equations from the last block to logits and loss.
     pub head: Vec<Equation>,
-    /// The norm function.
+    /// Definition of the norm function.
     pub norm: Vec<Equation>,
     /// Initial weights.
     pub init: Vec<Equation>,
@@ -52,21 +52,21 @@ pub struct Explanation {
     pub warnings: Vec<Warning>,
     /// The placement itself.
     pub placement: Placement,
-    /// The placement in numbers.
+    /// The resolved placement.
     pub resolved: Resolved,
 }
 
-/// Blocks that follow one rule.
+/// Blocks with the same rule.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Group {
-    /// For a heading, with 1-based numbers: `block 1`, `blocks 2–12`.
+    /// Heading with 1-based block numbers: `block 1`, `blocks 2–12`.
     pub title: String,
-    /// 0-based indices.
+    /// 0-based block indices.
     pub layers: Vec<usize>,
-    /// From the state `X` that enters a block to the state `X′` that leaves it; with two streams
-    /// also from `D` to `D′`.
+    /// Equations from the block's input state `X` to its output state `X′`; with two streams also from
+    /// `D` to `D′`.
     pub equations: Vec<Equation>,
-    /// Symbols of the equations.
+    /// Definitions of the symbols of the equations.
     pub definitions: Vec<Equation>,
     /// Parameters of the norms of one block.
     pub norm_parameters: Tally,
@@ -77,14 +77,14 @@ pub struct Group {
 }
 
 impl Explanation {
-    /// The depth that is assumed where nothing else is said.
+    /// Default number of blocks.
     pub const DEFAULT_LAYERS: usize = 12;
 
-    /// Explains a placement at a depth and size. Whether attention is multi-head attention or
-    /// multi-head latent attention is one of the facts.
+    /// Explains a placement at a depth and size. `facts` selects multi-head attention or multi-head
+    /// latent attention.
     ///
     /// # Errors
-    /// The placement is not valid there.
+    /// The placement is invalid at this depth and size.
     pub fn new(
         placement: &Placement,
         n_layers: usize,
@@ -128,7 +128,7 @@ impl Explanation {
     /// Explains a placement at 12 blocks of width 768.
     ///
     /// # Errors
-    /// The placement is not valid there.
+    /// The placement is invalid at this depth and size.
     pub fn of(placement: &Placement) -> Result<Self, PlacementError> {
         Self::new(placement, Self::DEFAULT_LAYERS, &ModelFacts::default())
     }

@@ -1,4 +1,4 @@
-//! An explanation as plain text and as LaTeX.
+//! Rendering of an explanation as plain text and as LaTeX.
 
 use std::fmt::Write;
 
@@ -6,7 +6,7 @@ use super::math::Equation;
 use super::{Explanation, Group};
 
 impl Explanation {
-    /// Aligned Unicode text for a terminal.
+    /// Returns aligned Unicode text for a terminal.
     pub fn to_text(&self) -> String {
         let mut out = String::new();
         let name = self.heading();
@@ -34,7 +34,7 @@ impl Explanation {
         out
     }
 
-    /// LaTeX for a document with amsmath: one `align*` per part, each complete in itself.
+    /// Returns LaTeX for a document with amsmath: one self-contained `align*` per part.
     pub fn to_latex(&self) -> String {
         let mut out = String::new();
         let name = self.heading();
@@ -56,7 +56,7 @@ impl Explanation {
 }
 
 impl Explanation {
-    /// The name on one line.
+    /// Returns the name on one line.
     fn heading(&self) -> String {
         let name = self.name.as_deref().unwrap_or("placement");
         name.replace(char::is_control, " ")

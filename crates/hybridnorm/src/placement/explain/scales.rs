@@ -1,14 +1,14 @@
-//! Scales in equations, and the lines that give their numbers.
+//! Scales in equations, and the lines that define their values.
 
 use super::super::resolve::At;
 use super::super::spec::{Formula, LearnedShape, Scale};
 use super::math::{Equation, Math, formula, indexed, number, plain, sym};
 
-/// Collects what the scales of a group of blocks need explained.
+/// Collector of the definitions for the scales of a group of blocks.
 pub(super) struct Scales {
     n_layers: usize,
     d_model: usize,
-    /// 1-based numbers of the first and last block, where there are blocks.
+    /// 1-based numbers of the first and last block; `None` outside the blocks.
     span: Option<(usize, usize)>,
     learned: usize,
     pub lines: Vec<Equation>,
@@ -25,12 +25,12 @@ impl Scales {
         }
     }
 
-    /// The symbol of a factor; `None` for the factor 1, which is not written.
+    /// Returns the symbol of a factor; `None` for the factor 1, which is omitted.
     pub fn factor(&mut self, scale: &Scale) -> Option<Math> {
         self.factor_per("channel", scale)
     }
 
-    /// As above, of a factor whose vectors have one number per `what`.
+    /// Returns the symbol of a factor whose vectors have one number per `what`.
     pub fn factor_per(&mut self, what: &str, scale: &Scale) -> Option<Math> {
         match scale {
             Scale::Const(1.0) => None,
@@ -53,7 +53,7 @@ impl Scales {
         }
     }
 
-    /// The symbol of an initial value, written also where it is 1.
+    /// Returns the symbol of an initial value, also for 1.
     pub fn start(&mut self, scale: &Scale) -> Math {
         match scale {
             Scale::Const(value) => number(*value),

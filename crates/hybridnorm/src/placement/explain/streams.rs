@@ -1,12 +1,12 @@
-//! The equations of a block that carries two streams.
+//! Equations of a block with two residual streams.
 
 use super::super::spec::{BlockRule, Scale, Skip, Streams, SubLayer};
 use super::block::Writer;
 use super::math::{Equation, Math, indexed, plain, sum, sym, times};
 
 impl Writer {
-    /// From `X` and `D` to `X′` and `D′`: what each sub-layer reads, what it makes of it, and where
-    /// that goes.
+    /// Writes the equations from `X` and `D` to `X′` and `D′`: input, output and residual updates of each
+    /// sub-layer.
     pub fn two_streams(&mut self, rule: &BlockRule, a: &Math, f: &Math) {
         let (x, y, d) = (plain("X"), plain("Y"), plain("D"));
         let first = self.shared(&rule.attn, a, 1, (&x, &d), y.clone());
@@ -20,7 +20,7 @@ impl Writer {
         ));
     }
 
-    /// `R = c·X + N(D)`, `G = N(A(N(R)))`, `Y = N(c·X + c·G)`; gives `G`.
+    /// `R = c·X + N(D)`, `G = N(A(N(R)))`, `Y = N(c·X + c·G)`; returns `G`.
     fn shared(
         &mut self,
         sub: &SubLayer<Scale>,

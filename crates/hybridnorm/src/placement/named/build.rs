@@ -1,4 +1,4 @@
-//! The steps that the named placements are built from.
+//! Builder steps of the named placements.
 
 use super::super::norm_functions::properties;
 use super::super::spec::{
@@ -6,25 +6,25 @@ use super::super::spec::{
     OutNorm, Override, Placement, RoleGains, Scale, Selector, Skip, StdRule, Streams, SubLayer,
 };
 
-/// A step on a sub-layer.
+/// A sub-layer with unresolved scales.
 pub(super) type Sub = SubLayer<Scale>;
 
-/// Everything off: raw skips, no norm but the final one.
+/// Base placement: raw skip connections, no norm except the final one.
 pub(super) fn off() -> Placement {
     Placement::default()
 }
 
-/// A norm before each sub-layer.
+/// Pre-norm: a norm before each sub-layer.
 pub(super) fn pre() -> Placement {
     off().both(in_norm)
 }
 
-/// A norm on each sum; the last one takes the place of the final norm.
+/// Post-norm: a norm on each residual sum; the last one replaces the final norm.
 pub(super) fn post() -> Placement {
     off().both(post_norm).without_final_norm()
 }
 
-/// Steps on a placement.
+/// Builder methods of a placement.
 pub(super) trait Build {
     fn attn(self, step: impl Fn(&mut Sub)) -> Self;
     fn ffn(self, step: impl Fn(&mut Sub)) -> Self;
@@ -108,7 +108,7 @@ pub(super) fn post_norm(s: &mut Sub) {
     s.post_norm = true;
 }
 
-/// A norm before the function, whose result the skip carries.
+/// Input norm whose output is also the skip connection.
 pub(super) fn normed_skip(s: &mut Sub) {
     s.in_norm = true;
     s.skip = Skip::Normed;
@@ -146,8 +146,8 @@ pub(super) fn out_scale(scale: Scale) -> impl Fn(&mut Sub) {
     move |s| s.out_scale = scale.clone()
 }
 
-/// Norms on a subset of `q`, `k`, `v` and the context `c`, as the appendix of the HybridNorm paper
-/// names them.
+/// Norms on a subset of `q`, `k`, `v` and the context `c`, in the notation of the HybridNorm paper's
+/// appendix.
 pub(super) fn heads(subset: &'static str, norm: HeadNorm) -> impl Fn(&mut AttnInner<Scale>) {
     move |inner| {
         for letter in subset.chars() {
@@ -186,7 +186,7 @@ pub(super) fn learned(shape: LearnedShape, init: Scale) -> Scale {
     }
 }
 
-/// One number per channel that is worth `init` at first, while the parameter starts at `start`.
+/// Learned factor per channel with initial value `init`, whose parameter starts at `start`.
 pub(super) fn vector_from(init: Scale, start: Scale) -> Scale {
     Scale::Learned {
         shape: LearnedShape::Vector,
@@ -195,7 +195,7 @@ pub(super) fn vector_from(init: Scale, start: Scale) -> Scale {
     }
 }
 
-/// The weights that a sub-layer's output is proportional to: all but q and k.
+/// Gains of the weights that a sub-layer's output is proportional to: all but q and k.
 pub(super) fn value_path(gains: &mut RoleGains) -> Vec<&mut Scale> {
     vec![
         &mut gains.v,

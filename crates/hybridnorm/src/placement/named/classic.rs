@@ -1,4 +1,4 @@
-//! Pre, post, output and sandwich norms, norms after linear maps, parallel blocks, other norm
+//! Pre, post, output and sandwich norms, norms after linear layers, parallel blocks, other norm
 //! functions.
 
 use super::super::spec::{
@@ -7,7 +7,7 @@ use super::super::spec::{
 };
 use super::build::*;
 
-/// The original multiplies the embedding by √d and adds positions; here it stays unscaled, so
+/// The original multiplies the embedding by √d and adds positions; here the embedding is unscaled, so
 /// that the placement differs from pre-norm in its norms only.
 pub(super) fn post_norm() -> Placement {
     post()
@@ -42,7 +42,7 @@ pub(super) fn olmo2() -> Placement {
 }
 
 /// Gains and biases of the output norms start at 0. The extra norm every six blocks of the largest
-/// model is not part of the value.
+/// model is not included.
 pub(super) fn swin_v2() -> Placement {
     off()
         .inner(|inner| inner.attn_scale = AttnScale::Cosine)
@@ -50,7 +50,7 @@ pub(super) fn swin_v2() -> Placement {
         .kind(NormFn::Layernorm)
 }
 
-/// Decoder-only gains: √(ln 2L) on v, o, up and down as factors on Xavier weights.
+/// Decoder-only gains: a factor √(ln 2L) on the Xavier weights of v, o, up and down.
 pub(super) fn sub_ln() -> Placement {
     pre()
         .inner(heads("c", HeadNorm::Full))
@@ -70,7 +70,7 @@ pub(super) fn normformer() -> Placement {
         .kind(NormFn::Layernorm)
 }
 
-/// Weights at 0.02, and at 0.02/√(2l) for o, up and down; embedding at 1.
+/// Initial standard deviations: 0.02, 0.02/√(2l) for o, up and down, 1 for the embedding.
 pub(super) fn simple_norm() -> Placement {
     let mut placement = off()
         .inner(heads("qkv", HeadNorm::Full))
@@ -101,7 +101,7 @@ fn parallel(topology: Topology) -> Placement {
     placement
 }
 
-/// The paper's language models have no bias and a learned scalar on the embedding from √d.
+/// The paper's language models have no bias, and a learned scalar on the embedding that starts at √d.
 pub(super) fn dyt() -> Placement {
     let mut placement = pre().kind(NormFn::Dyt);
     placement.embed.scale = learned(LearnedShape::Scalar, formula(Formula::SqrtWidth));

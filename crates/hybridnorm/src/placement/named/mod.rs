@@ -1,11 +1,11 @@
-//! Published placements by name: data, not branches.
+//! Registry of published placements by name.
 //!
-//! Each name stands for one value of the algebra, written in the family files by the small steps
-//! of `build.rs`, so that a line there reads like a row of a table.
+//! Each name maps to one placement, defined in the family files with the builder steps of `build.rs`,
+//! so that a definition reads like a row of a table.
 //!
-//! Unless a line says otherwise, a value keeps the defaults: RMSNorm with a plain gain and eps 1e-5,
-//! raw skips, a final norm, and every matrix drawn with one standard deviation `1/√(2.5·d)`.
-//! Optimizer matters (decay of gains, warm-up) are no part of a placement.
+//! Unless stated otherwise, a placement keeps the defaults: RMSNorm with a plain gain and eps 1e-5,
+//! raw skips, a final norm, and one initial standard deviation `1/√(2.5·d)` for every matrix.
+//! Optimizer settings (decay of gains, warm-up) are not part of a placement.
 
 mod build;
 mod classic;
@@ -17,33 +17,33 @@ mod streams;
 use super::error::{PlacementError, key, nearest};
 use super::spec::Placement;
 
-/// A name for a placement.
+/// A named placement.
 #[derive(Debug, Clone, Copy)]
 pub struct Named {
     /// The canonical name.
     pub name: &'static str,
-    /// Other names for the same value.
+    /// Other names of the same placement.
     pub aliases: &'static [&'static str],
-    /// Its meaning, in one line.
+    /// One-line description.
     pub meaning: &'static str,
-    /// Its source: a paper's arXiv number or a repository.
+    /// Source: a paper's arXiv number or a repository.
     pub source: &'static str,
     build: fn() -> Placement,
 }
 
 impl Named {
-    /// The value that the name stands for.
+    /// Returns the placement.
     pub fn placement(&self) -> Placement {
         (self.build)()
     }
 }
 
-/// Every named placement, grouped by family.
+/// Returns every named placement, grouped by family.
 pub fn names() -> &'static [Named] {
     NAMES
 }
 
-/// The registry entry of this name or alias; case does not matter and `_` reads as `-`.
+/// Returns the registry entry of this name or alias; case is ignored and `_` reads as `-`.
 pub fn entry(name: &str) -> Result<&'static Named, PlacementError> {
     let wanted = name.trim().to_ascii_lowercase().replace(['_', ' '], "-");
     let found = NAMES
@@ -70,7 +70,7 @@ pub fn entry(name: &str) -> Result<&'static Named, PlacementError> {
     })
 }
 
-/// The placement of this name or alias.
+/// Returns the placement of this name or alias.
 ///
 /// # Errors
 /// The name is unknown; the message lists the nearest known ones.

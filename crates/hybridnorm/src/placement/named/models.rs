@@ -24,7 +24,7 @@ pub(super) fn gemma3() -> Placement {
     placement
 }
 
-/// The model's other side paths are no matter of placement.
+/// The model's other side paths are not part of a placement.
 pub(super) fn gemma3n() -> Placement {
     gemma()
         .inner(heads("qk", HeadNorm::PerHead))
@@ -32,7 +32,7 @@ pub(super) fn gemma3n() -> Placement {
         .inner(|inner| inner.attn_scale = AttnScale::Const(1.0))
 }
 
-/// The released code gives its norm no eps, which is the machine's; logits are capped at 15.
+/// The released code passes no eps to its norm, which then uses the machine epsilon; logits are capped at 15.
 pub(super) fn nanochat() -> Placement {
     let mut placement = pre()
         .inner(heads("qk", HeadNorm::PerHeadPlain))
@@ -47,8 +47,8 @@ pub(super) fn nanochat() -> Placement {
     placement
 }
 
-/// Norms on the latents from which queries, and keys and values, are made; on q and v where
-/// attention is multi-head. Weights at 0.006.
+/// Norms on the query latent and the key/value latent; on q and v with multi-head attention. The
+/// initial standard deviation of the weights is 0.006.
 pub(super) fn deepseek_v3() -> Placement {
     pre()
         .inner(heads("qv", HeadNorm::PerHead))
@@ -57,8 +57,8 @@ pub(super) fn deepseek_v3() -> Placement {
 }
 
 /// State and weights on the unit sphere, as in the released code: it scales gate and up by √d, the
-/// paper's text only the gate. Its norm has no eps, here next to none. It takes the absolute value
-/// of the rates on the outputs; here they may change their sign.
+/// paper's text only the gate. Its norm has no eps, here 1e-12. It takes the absolute value of the
+/// learned interpolation rates; here they may change sign.
 pub(super) fn ngpt() -> Placement {
     let start = || formula(Formula::InvSqrtWidth);
     let hidden = || vector_from(formula(Formula::SqrtWidth), Scale::Const(1.0));

@@ -1,4 +1,4 @@
-//! Placements that scale skips or outputs, many of them by a formula of the depth.
+//! Placements that scale skip connections or outputs, many of them by a formula of the depth.
 
 use serde_json::json;
 
@@ -7,7 +7,7 @@ use super::super::spec::{
 };
 use super::build::*;
 
-/// Decoder-only constants: skips (2L)^(1/4), Xavier gains (8L)^(−1/4) on all but q and k.
+/// Decoder-only constants: skip scale (2L)^(1/4), Xavier gains (8L)^(−1/4) on all but q and k.
 pub(super) fn deepnorm() -> Placement {
     post()
         .both(skip_scale(depth_power(2.0, 0.25)))
@@ -15,7 +15,7 @@ pub(super) fn deepnorm() -> Placement {
         .gains(depth_power(8.0, -0.25), value_path)
 }
 
-/// The released code draws the embedding with √(2/5) and has eps 1e-6.
+/// The released code initializes the embedding with standard deviation √(2/5) and has eps 1e-6.
 pub(super) fn mix_ln() -> Placement {
     let post = json!({ "in_norm": false, "post_norm": true });
     let mut placement = pre()
@@ -32,7 +32,7 @@ pub(super) fn lns() -> Placement {
     pre().both(in_scale(formula(Formula::InvSqrtLayer)))
 }
 
-/// The first attention is plain pre-norm; the first feed-forward keeps its norm on the sum.
+/// The first attention is plain pre-norm; the first feed-forward keeps its post-norm.
 pub(super) fn keel() -> Placement {
     post()
         .both(in_norm)
@@ -72,7 +72,7 @@ pub(super) fn rezero() -> Placement {
         .kind(None)
 }
 
-/// The outputs' own factor β is 1 in the released configuration.
+/// The separate output factor β is 1 in the released configuration.
 pub(super) fn minimax_text_01() -> Placement {
     off()
         .both(normed_skip)

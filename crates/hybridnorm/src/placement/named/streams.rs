@@ -1,4 +1,4 @@
-//! Placements with two streams.
+//! Placements with two residual streams.
 
 use super::super::spec::{Formula, HeadNorm, LearnedShape, Placement, Scale, Streams};
 use super::build::*;

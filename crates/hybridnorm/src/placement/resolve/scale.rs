@@ -1,9 +1,9 @@
-//! Numbers of scales, by block and site.
+//! Values of scales, by block and site.
 
 use super::super::error::PlacementError;
 use super::super::spec::{Factor, Formula, Scale};
 
-/// The block and site at which a formula is evaluated.
+/// Block, depth and width at which a formula is evaluated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct At {
     /// The 1-based block index `l`; `None` outside the blocks.
@@ -15,12 +15,12 @@ pub struct At {
 }
 
 impl Formula {
-    /// True if the value differs from block to block.
+    /// True if the value depends on the block index.
     pub fn depends_on_layer(self) -> bool {
         matches!(self, Self::InvSqrtLayer | Self::InvSqrt2Layer)
     }
 
-    /// The value; `None` where it depends on the block and `at` names none.
+    /// Returns the value; `None` if it depends on the block index and `at` has none.
     pub fn value(self, at: At) -> Option<f64> {
         let depth = at.n_layers as f64;
         let layer = at.layer.map(|l| l as f64);
@@ -41,11 +41,11 @@ impl Formula {
 }
 
 impl Scale {
-    /// The factor at this place; `field` is for the error.
+    /// Returns the factor at this site; `field` is for the error.
     ///
     /// # Errors
-    /// A learned start of a learned scale, a parameter that starts at 0 or that `init` multiplies
-    /// by 0, a formula of the block index outside the blocks, or a value that is not finite.
+    /// A learned initial value of a learned scale, a `start` of 0, an `init` of 0 with a `start`, a formula
+    /// of the block index outside the blocks, or a value that is not finite.
     pub fn factor(&self, at: At, field: &str) -> Result<Factor, PlacementError> {
         match self {
             Self::Const(value) => finite(*value, field).map(Factor::Const),
@@ -73,7 +73,7 @@ impl Scale {
         }
     }
 
-    /// The value of a scale that must not be learned: `part` of a learned one.
+    /// Returns the value of a scale that must not be learned: `part` of a learned one.
     fn number(&self, at: At, field: &str, part: &str) -> Result<f64, PlacementError> {
         match self.factor(at, field)? {
             Factor::Const(value) => Ok(value),
@@ -88,7 +88,8 @@ impl Scale {
     }
 }
 
-/// The factor is the parameter times `init / start`: neither may be 0.
+/// Checks a learned scale with a `start`: the factor is the parameter times `init / start`, so neither
+/// may be 0.
 fn check_start(init: f64, start: Option<f64>, field: &str) -> Result<(), PlacementError> {
     let problem = match start {
         Some(0.0) => "the factor is the parameter times init / start, so `start` must not be 0",

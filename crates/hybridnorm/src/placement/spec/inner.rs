@@ -13,7 +13,7 @@ use super::super::forms;
     expecting = "a table of norms and scales inside attention"
 )]
 pub struct AttnInner<S: Default + PartialEq> {
-    /// Clamp q, k and v, all that the first projection gives, to `±clip_qkv` before anything else
+    /// Limit to which q, k and v, the output of the first projection, are clamped before anything else
     /// (OLMo). `false` is off.
     #[serde(with = "forms::off_or_number")]
     pub clip_qkv: Option<f64>,
@@ -25,22 +25,22 @@ pub struct AttnInner<S: Default + PartialEq> {
     pub v_norm: HeadNorm,
     /// Order of the q and k norms and the rotary embedding.
     pub qk_order: QkOrder,
-    /// Multiplies queries and keys after norm and rotation (nanochat: 1.2). Learned only where the
-    /// norms on q and k have no gain (nGPT); a vector has one number per channel of every key/value
-    /// head, and the queries of a group use their key head's. With latent attention, a number that
-    /// multiplies queries and keys as a whole.
+    /// Scale of queries and keys after norm and rotation (nanochat: 1.2). May be learned only if the norms
+    /// on q and k have no gain (nGPT); a vector has one number per channel of every key/value head, and
+    /// the queries of a group use that of their key head. With latent attention, a number that multiplies
+    /// queries and keys as a whole.
     pub qk_post_scale: S,
-    /// Multiplies `q·k` before the softmax.
+    /// Scale of `q·k` before the softmax.
     pub attn_scale: AttnScale,
     /// `c · tanh(score / c)` on the scaled scores (Gemma 2: 50). `false` is off.
     #[serde(with = "forms::off_or_number")]
     pub attn_softcap: Option<f64>,
     /// Norm on the context (the weighted sum of values) before the output projection.
     pub ctx_norm: HeadNorm,
-    /// One learned factor per head on the (normed) context, initially 1 (NormFormer).
+    /// One learned factor per head on the (normalized) context, initially 1 (NormFormer).
     pub head_gain: bool,
-    /// eps of the norms in here, where it is not that of the others, `norm.eps` (DeepSeek-V3: 1e-6 on
-    /// the latents, whatever the others have). `false`: as the others.
+    /// eps of the norms inside attention, if different from `norm.eps` (DeepSeek-V3: 1e-6 on the latents,
+    /// whatever `norm.eps` is). `false` means `norm.eps`.
     #[serde(
         with = "forms::off_or_number",
         skip_serializing_if = "forms::is_default"
@@ -57,7 +57,7 @@ pub enum HeadNorm {
     None,
     /// Over each head's width, one gain vector shared by all heads (HybridNorm, Qwen 3, Gemma 3).
     PerHead,
-    /// Over each head's width, a gain vector for every head.
+    /// Over each head's width, a separate gain vector for every head.
     PerHeadOwn,
     /// Over each head's width, without parameters (nanochat; Gemma 4's values).
     PerHeadPlain,
@@ -67,19 +67,19 @@ pub enum HeadNorm {
     FullPlain,
 }
 
-/// Factor of `q·k` before the softmax.
+/// Scale of `q·k` before the softmax.
 ///
 /// Written as a number or one of `inv_sqrt_head_dim`, `sqrt_head_dim`, `cosine`.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub enum AttnScale {
-    /// `1/√(head width)`; of a query's head in latent attention, content and rotary part together.
+    /// `1/√(head width)`; in latent attention that of a query head, content and rotary part together.
     #[default]
     InvSqrtHeadDim,
     /// `√(head width)`, for unit-length q and k.
     SqrtHeadDim,
     /// A constant.
     Const(f64),
-    /// Cosine attention: q and k scaled to unit length, times `1/τ` with one learned
+    /// Cosine attention: q and k normalized to unit length, times `1/τ` with one learned
     /// `τ ≥ 0.01` per head, initially 0.1 (Swin-v2).
     Cosine,
 }
@@ -96,12 +96,10 @@ pub struct FfnInner<S: Default + PartialEq> {
     pub gate_norm: bool,
     /// Norm on the up projection (SimpleNorm).
     pub up_norm: bool,
-    /// Multiplies the (normed) gate projection before the activation (nGPT). Needs a gated
-    /// activation.
+    /// Scale of the (normalized) gate projection before the activation (nGPT). Needs a gated activation.
     #[serde(skip_serializing_if = "forms::is_default")]
     pub gate_scale: S,
-    /// Multiplies the (normed) up projection, which is what an activation without gate reads
-    /// (nGPT).
+    /// Scale of the (normalized) up projection, which is the input of an activation without gate (nGPT).
     #[serde(skip_serializing_if = "forms::is_default")]
     pub up_scale: S,
     /// Norm on the hidden activation before the down projection (Sub-LN, NormFormer).

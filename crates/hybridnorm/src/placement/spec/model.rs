@@ -1,4 +1,4 @@
-//! Fields of the whole model: the norm function, embedding, logits, initial weights.
+//! Model-wide fields: the norm function, embedding, logits, initial weights.
 
 pub use hybridnorm_kernels::norm::{Gain, NormFn, NormScalar};
 use serde::{Deserialize, Serialize};
@@ -6,22 +6,22 @@ use serde::{Deserialize, Serialize};
 use super::super::forms;
 use super::Scale;
 
-/// The norm function and what goes with it, at every site of the model.
+/// Norm function with its eps, gain and bias, used at every site of the model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, expecting = "a table of norm fields")]
 pub struct NormSpec {
-    /// The function; `None`, in a file `"none"`, leaves out every norm of the placement.
+    /// The function; `None`, in a file `"none"`, removes every norm of the placement.
     #[serde(with = "forms::norm_function_or_none")]
     pub kind: Option<NormFn>,
-    /// Added to the mean square, the variance or the sum of squares under the root; no effect on `dyt`
-    /// and `derf`.
+    /// Added to the mean square, the variance or the sum of squares under the root; not used by `dyt` and
+    /// `derf`.
     pub eps: f64,
     /// Kind of gain.
     pub gain: Gain,
-    /// True if a bias is added. Off unless given, for LayerNorm too; named placements whose source
-    /// has one set it.
+    /// True if a bias is added. Defaults to false, also for LayerNorm; named placements whose source has a
+    /// bias set it.
     pub bias: bool,
-    /// DyT's α or Derf's a where the norm starts; `None`, in a file `false`, means 0.5.
+    /// Initial value of DyT's α or Derf's a; `None`, in a file `false`, means 0.5.
     #[serde(with = "forms::off_or_number")]
     pub alpha_init: Option<f64>,
 }
@@ -46,12 +46,11 @@ impl Default for NormSpec {
     expecting = "a table of embedding fields"
 )]
 pub struct Embed {
-    /// Multiplies the embedding.
+    /// Scale of the embedding.
     pub scale: Scale,
-    /// A norm after the scale.
+    /// True if the scaled embedding is normalized.
     pub norm: bool,
-    /// Standard deviation of the embedding at the start; `None`, in a file `false`, follows the
-    /// init scheme.
+    /// Initial standard deviation of the embedding; `None`, in a file `false`, follows the init scheme.
     #[serde(with = "forms::off_or_number")]
     pub init_std: Option<f64>,
 }
@@ -63,8 +62,7 @@ pub struct Logits {
     /// `c · tanh(z / c)` (Gemma 2: 30). `false` is off.
     #[serde(with = "forms::off_or_number")]
     pub softcap: Option<f64>,
-    /// Multiplies the logits before the cap; a learned vector has one number per entry of the
-    /// vocabulary (nGPT).
+    /// Scale of the logits before the cap; a learned vector has one number per vocabulary entry (nGPT).
     pub scale: Scale,
     /// Coefficient of `logsumexp(z)²` added to the training loss (PaLM 1e-4, OLMo 2 1e-5).
     pub z_loss: f64,
@@ -76,7 +74,7 @@ pub struct Logits {
 pub struct Init {
     /// The scheme.
     pub scheme: InitScheme,
-    /// The base standard deviation; without effect on `depth_scaled` and `xavier`.
+    /// The base standard deviation; no effect on `depth_scaled` and `xavier`.
     pub std: StdRule,
     /// Factors by role on top of the scheme.
     pub gains: RoleGains,
@@ -89,8 +87,8 @@ pub enum InitScheme {
     /// Every matrix N(0, σ²) (the HybridNorm paper's choice for Pre-Norm).
     #[default]
     Normal,
-    /// Truncated at three times the standard deviation; `1/√fan_in`, and `1/√(2 · fan_in · l)` for
-    /// attention output and feed-forward down (OLMo's `mitchell`).
+    /// Truncated at three standard deviations; `1/√fan_in`, and `1/√(2 · fan_in · l)` for attention output
+    /// and feed-forward down (OLMo's `mitchell`).
     DepthScaled,
     /// Truncated at 3σ; attention output and feed-forward down at `σ/√(2L)`; an untied head at
     /// `1/√d` (official `full_megatron`).
@@ -100,7 +98,7 @@ pub enum InitScheme {
 }
 
 impl Init {
-    /// Returns the scheme as it is written, with the base standard deviation where that is a number.
+    /// Returns the name of the scheme, with the base standard deviation if that is a number.
     pub fn words(&self) -> String {
         let scheme = match self.scheme {
             InitScheme::Normal => "normal",
@@ -128,7 +126,7 @@ pub enum StdRule {
     Const(f64),
 }
 
-/// Factors on the initial weights, by role. None of them can be learned.
+/// Factors on the initial weights, by role. They cannot be learned.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, expecting = "a table of gains by role")]
 pub struct RoleGains {

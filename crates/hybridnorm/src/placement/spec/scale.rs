@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 /// A factor as written in a placement.
 ///
 /// In a file: a number (`0.5`), a formula (`"inv_sqrt_layer"`, `{ depth_power = { k = 2, p = 0.25 } }`)
-/// or a parameter (`{ learned = { shape = "vector", init = 0.1 } }`, where `init` is again a number
-/// or a formula, and so is `start` where there is one).
+/// or a parameter (`{ learned = { shape = "vector", init = 0.1 } }`, where `init` and the optional
+/// `start` are each a number or a formula).
 #[derive(Debug, Clone, PartialEq)]
 pub enum Scale {
     /// A number.
@@ -19,9 +19,9 @@ pub enum Scale {
         shape: LearnedShape,
         /// Initial value of the factor. Must not be learned itself.
         init: Box<Scale>,
-        /// Initial value of the parameter behind it: the factor is the parameter times `init / start`,
-        /// which changes how far a step of Adam moves it (nGPT, arXiv 2410.01131).
-        /// Without it, the parameter is the factor. Must be neither learned nor 0.
+        /// Initial value of the underlying parameter: the factor is the parameter times `init / start`, which
+        /// changes how far a step of Adam moves it (nGPT, arXiv 2410.01131). If absent, the parameter is the
+        /// factor. Must be neither learned nor 0.
         start: Option<Box<Scale>>,
     },
 }
@@ -34,7 +34,7 @@ impl Default for Scale {
 
 /// A closed formula. `l` is the 1-based block index, `L` the number of blocks, `d` the width.
 ///
-/// Deliberately not an expression language: every member has a source.
+/// Deliberately not an expression language: every formula has a published source.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Formula {
     /// `1/√l` (LayerNorm Scaling, arXiv 2502.05795; HybridNorm-DS).
@@ -47,14 +47,14 @@ pub enum Formula {
     TwoDepth,
     /// `(k·L)^p` (DeepNorm: k = 2, p = 1/4; its gains k = 8, p = −1/4; arXiv 2203.00555).
     DepthPower {
-        /// Multiplies the depth.
+        /// Factor on the depth.
         k: f64,
         /// The exponent.
         p: f64,
     },
     /// `√d` (embedding scale of the original Transformer and Gemma).
     SqrtWidth,
-    /// `1/√d` (where nGPT's parameters start, arXiv 2410.01131).
+    /// `1/√d` (initial value of nGPT's parameters, arXiv 2410.01131).
     InvSqrtWidth,
     /// `√(ln 2L)` (Sub-LN's weight gains, arXiv 2210.06423).
     SqrtLn2Depth,
@@ -68,11 +68,11 @@ pub enum Formula {
 pub enum LearnedShape {
     /// One number.
     Scalar,
-    /// One number per channel of what it multiplies.
+    /// One number per channel of the multiplied tensor.
     Vector,
 }
 
-/// A [`Scale`] resolved for one layer. Written like a scale, without formulas.
+/// A [`Scale`] resolved for one layer. Serialized like a scale, without formulas.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Factor {
     /// A number.
@@ -83,8 +83,7 @@ pub enum Factor {
         shape: LearnedShape,
         /// Initial value of the factor.
         init: f64,
-        /// Initial value of the parameter, if another one; the factor is the parameter times
-        /// `init / start`.
+        /// Initial value of the parameter, if different; the factor is the parameter times `init / start`.
         start: Option<f64>,
     },
 }

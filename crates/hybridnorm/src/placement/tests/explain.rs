@@ -6,7 +6,7 @@ pub(super) fn text(name: &str) -> String {
     Explanation::of(&get(name)).unwrap().named(name).to_text()
 }
 
-/// Asserts that the text holds these lines, however they are aligned.
+/// Asserts that the text contains these lines, ignoring alignment.
 pub(super) fn says(name: &str, lines: &[&str]) {
     let squeeze = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
     let text = text(name);
@@ -17,7 +17,7 @@ pub(super) fn says(name: &str, lines: &[&str]) {
     }
 }
 
-/// The part of the text from the first block to the head.
+/// Returns the part of the text from the first block to the head.
 pub(super) fn blocks(name: &str) -> String {
     blocks_of(&text(name))
 }
@@ -382,7 +382,7 @@ fn latex_is_balanced_and_ascii() {
     }
 }
 
-/// Asserts that the LaTeX of an explanation can be read by LaTeX.
+/// Asserts that the LaTeX of an explanation is ASCII and balanced.
 pub(super) fn balanced(explanation: &Explanation, name: &str) {
     let latex = explanation.to_latex();
     assert!(latex.is_ascii(), "{name}: {latex}");

@@ -118,7 +118,7 @@ fn different_writings_of_the_same_blocks_agree_once_resolved() {
     assert_ne!(get("hybridnorm-star").hash(), get("pre-qkv-pre").hash());
 }
 
-/// Hashes stand in checkpoints and reports: a change here is a change of format.
+/// Hashes are stored in checkpoints and reports: a change here is a change of format.
 #[test]
 fn hashes_are_stable() {
     let golden: BTreeMap<&str, &str> = GOLDEN.iter().copied().collect();

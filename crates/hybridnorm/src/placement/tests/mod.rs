@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::*;
 
-/// A small model of a shape at which nothing should warn.
+/// Shape of a small model that should raise no warnings.
 const SMALL: ModelFacts = ModelFacts {
     d_model: 512,
     head_dim: 64,
@@ -26,12 +26,12 @@ fn get(name: &str) -> Placement {
     named(name).unwrap()
 }
 
-/// A placement from JSON.
+/// Reads a placement from JSON.
 fn of(value: Value) -> Placement {
     from_value(value).unwrap()
 }
 
-/// The message with which JSON is refused.
+/// Returns the error message of rejected JSON.
 fn refused(value: Value) -> String {
     from_value(value).unwrap_err().to_string()
 }

@@ -118,11 +118,11 @@ fn every_name_is_valid_at_every_depth_and_activation() {
                 let verdict = validate(&n.placement(), depth, &facts);
                 match verdict {
                     Ok(_) => {}
-                    // Its norm on the gate needs one.
+                    // Its gate norm needs a gate.
                     Err(e) if n.name == "simple-norm" && !gated => {
                         assert_eq!(e.field, "block.ffn_inner.gate_norm");
                     }
-                    // So does its scale.
+                    // Its gate scale needs a gate.
                     Err(e) if n.name == "ngpt" && !gated => {
                         assert_eq!(e.field, "block.ffn_inner.gate_scale");
                     }

@@ -79,7 +79,7 @@ fn leaving_norms_out_leaves_none() {
         let r = resolve(&p, 12, 64).unwrap();
         assert!(!r.embed_norm && !r.final_norm, "{}", n.name);
         for block in &r.blocks {
-            // States of unit length are no norm of the placement.
+            // Unit-length states do not count as norms of the placement.
             let units = [block.attn.combine, block.ffn.combine]
                 .iter()
                 .filter(|combine| **combine == Combine::LerpUnit)

@@ -4,7 +4,7 @@ use super::explain::{ATTENTION, FFN, blocks, says};
 use super::validate::{block, rejects, warnings, warns};
 use super::*;
 
-/// A pre-norm with two streams and more fields.
+/// Returns a pre-norm placement with two streams and further fields.
 fn dual(streams: &str, fields: Value) -> Value {
     let mut value = block("pre-norm", fields);
     value["streams"] = json!(streams);
@@ -82,7 +82,7 @@ fn two_streams_are_sequential_sums_of_what_is_there() {
     }
 }
 
-/// The norm on the second stream stands at the end whatever else does.
+/// The norm on the second stream is always present at the end.
 #[test]
 fn two_streams_need_no_final_norm() {
     let mut value = dual("siamese", json!({}));
@@ -99,7 +99,7 @@ fn a_merge_norm_after_a_norm_warns() {
     assert_eq!(warnings(sum), []);
 }
 
-/// The input of sub-layers with siamese streams is a sum, whatever the main one ends in.
+/// With siamese streams the input of sub-layers is a sum, also if the main stream ends in a norm.
 #[test]
 fn a_normed_skip_of_a_sum_is_normed_once() {
     let skip = json!({ "ffn": { "in_norm": true, "skip": "normed" } });

@@ -4,7 +4,7 @@ use super::explain::blocks;
 use super::validate::{block, rejects, warnings, warns};
 use super::*;
 
-/// A pre-norm whose feed-forward moves on the unit sphere, with more of its fields.
+/// Returns a pre-norm placement whose feed-forward combines by `lerp_unit`, with further fields.
 fn lerp(fields: Value) -> Value {
     let mut ffn = json!({ "combine": "lerp_unit", "out_scale": 0.1 });
     for (key, value) in fields.as_object().unwrap() {
@@ -96,7 +96,7 @@ fn a_state_of_unit_length_counts_as_normed() {
     warns(end, rule, "block.ffn.skip", "attn.combine");
 }
 
-/// Unit length is there whatever the norms are.
+/// Unit length does not depend on the norm function.
 #[test]
 fn without_norms_unit_length_bounds_the_state() {
     let sub = json!({ "combine": "lerp_unit", "out_scale": 0.1 });

@@ -2,12 +2,12 @@ use serde_json::json;
 
 use super::*;
 
-/// The error at 12 blocks.
+/// Returns the validation error at 12 blocks.
 fn error(value: Value) -> PlacementError {
     validate(&of(value), 12, &SMALL).unwrap_err()
 }
 
-/// Asserts where the error is and that its message holds a phrase.
+/// Asserts the field of the error and a phrase of its message.
 pub(super) fn rejects(value: Value, field: &str, phrase: &str) {
     let error = error(value);
     assert_eq!(error.field, field, "{error}");
@@ -23,7 +23,7 @@ pub(super) fn warnings(value: Value) -> Vec<Warning> {
     validate(&of(value), 12, &SMALL).unwrap()
 }
 
-/// Asserts that exactly one warning speaks, and of what.
+/// Asserts that there is exactly one warning, with this rule, field and phrase.
 pub(super) fn warns(value: Value, rule: WarningRule, field: &str, phrase: &str) {
     let all = warnings(value);
     assert_eq!(all.len(), 1, "{all:?}");
@@ -31,7 +31,7 @@ pub(super) fn warns(value: Value, rule: WarningRule, field: &str, phrase: &str) 
     assert!(all[0].message.contains(phrase), "{}", all[0]);
 }
 
-/// Patches of the block rule over a named value.
+/// Returns a named placement with a patched block rule.
 pub(super) fn block(base: &str, block: Value) -> Value {
     json!({ "base": base, "block": block })
 }

@@ -1,4 +1,4 @@
-//! Fields that are left out of the written form where they are default.
+//! Fields that are omitted from the serialized form if default.
 
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -6,7 +6,7 @@ use serde_json::json;
 use super::choice::{block_template, template};
 use super::*;
 
-/// The fields of a struct as its reader knows them.
+/// Returns the field names that the deserializer of a struct accepts.
 fn fields<T: DeserializeOwned>() -> Vec<String> {
     let error = serde_json::from_value::<T>(json!({ "?": 0 }))
         .err()
@@ -62,7 +62,7 @@ fn what_is_default_is_not_written() {
     );
 }
 
-/// A patch that sets a field back to its default still says so.
+/// A patch that resets a field to its default keeps that field.
 #[test]
 fn a_patch_can_return_to_the_default() {
     let back = |combine: &str, rate: Value| {

@@ -1,4 +1,4 @@
-//! Warnings: what is allowed and known to work badly.
+//! Warnings about placements that are valid but known to work badly.
 
 use super::super::layers::layers;
 use super::super::norm_functions::EpsTerm;
@@ -17,7 +17,7 @@ pub(super) fn warnings(case: &Case) -> Vec<Warning> {
     all
 }
 
-/// Adds a warning unless the same was said of another block.
+/// Adds a warning unless there already is one of this rule for this field.
 fn warn(all: &mut Vec<Warning>, rule: WarningRule, field: String, message: impl Into<String>) {
     let seen = |w: &Warning| w.rule == rule && w.field == field;
     if !all.iter().any(seen) {
@@ -50,7 +50,7 @@ fn no_layers(case: &Case, all: &mut Vec<Warning>) {
     }
 }
 
-/// True if the (main) state that enters this block has just been normed.
+/// True if the (main) state that enters this block was just normalized.
 fn enters_normed(site: &Site) -> bool {
     match site.layer.checked_sub(1) {
         None => site.case.resolved.embed_norm,
@@ -66,7 +66,7 @@ fn double_norm(case: &Case, all: &mut Vec<Warning>) {
     if case.without_norms() {
         return;
     }
-    // What siamese streams read is a sum, so a norm of it is the first one.
+    // With siamese streams a sub-layer reads a sum, which has not been normalized yet.
     if case.resolved.streams != Streams::Siamese {
         double_skip(case, all);
     }
@@ -106,8 +106,8 @@ fn double_skip(case: &Case, all: &mut Vec<Warning>) {
     }
 }
 
-/// The norm that reads the state of the last block: with two streams that is `merge_norm`, and the
-/// final norm reads a sum.
+/// Warns if the norm that reads the last block's state is a second norm in a row. With two streams that
+/// norm is `merge_norm`, and the final norm reads a sum.
 fn double_end(case: &Case, all: &mut Vec<Warning>) {
     let r = case.resolved;
     let (field, is_on) = match r.streams.are_two() {
@@ -127,9 +127,10 @@ fn double_end(case: &Case, all: &mut Vec<Warning>) {
     }
 }
 
-/// QK-Post, whose attention passes the raw stream on through W_V and W_O, diverged in the HybridNorm
-/// paper; QKC-Post and OLMo 2, which norm the context or the output, did not. A second stream is
-/// read through a norm only, so the main one decides.
+/// Warns about sub-layers without a norm between the residual stream and their output. QK-Post, whose
+/// attention passes the raw stream through W_V and W_O, diverged in the HybridNorm paper; QKC-Post and
+/// OLMo 2, which normalize the context or the output, did not. A second stream is only read through a
+/// norm, so the main one decides.
 fn unbounded(case: &Case, all: &mut Vec<Warning>) {
     if case.norm_free() {
         return norm_free(case, all);
@@ -173,7 +174,7 @@ fn unbounded(case: &Case, all: &mut Vec<Warning>) {
     }
 }
 
-/// A model without any norm needs outputs that start small, as in ReZero.
+/// Warns if a model without norms adds outputs at full size; those of ReZero start small.
 fn norm_free(case: &Case, all: &mut Vec<Warning>) {
     let damped = |factor: Factor| match factor {
         Factor::Const(value) => value.abs() < 1.0,
@@ -198,7 +199,8 @@ fn norm_free(case: &Case, all: &mut Vec<Warning>) {
     }
 }
 
-/// LayerNorm Scaling's authors advise against initial weights that shrink with depth.
+/// Warns if input scales and initial weights both shrink with depth, which the authors of LayerNorm
+/// Scaling advise against.
 fn depth_scaled_twice(case: &Case, all: &mut Vec<Warning>) {
     let scheme = case.resolved.init.scheme;
     if !matches!(scheme, InitScheme::DepthScaled | InitScheme::Megatron) {
@@ -221,8 +223,8 @@ fn depth_scaled_twice(case: &Case, all: &mut Vec<Warning>) {
     }
 }
 
-/// HybridNorm at 550M: perplexity 20.00 with megatron init, 20.44 normal, 20.40 depth-scaled
-/// (arXiv 2503.04598, init ablation).
+/// Warns about HybridNorm without megatron init: at 550M, perplexity is 20.00 with megatron init, 20.44
+/// normal, 20.40 depth-scaled (arXiv 2503.04598, init ablation).
 fn hybrid_init(case: &Case, all: &mut Vec<Warning>) {
     let scheme = case.resolved.init.scheme;
     if !matches!(scheme, InitScheme::Normal | InitScheme::DepthScaled) || case.without_norms() {
@@ -247,12 +249,12 @@ fn hybrid_init(case: &Case, all: &mut Vec<Warning>) {
     }
 }
 
-/// eps above this share of what is normed changes the norm.
+/// Ratio of eps to the variance of a norm's input above which eps changes the norm.
 const EPS_SHARE: f64 = 0.05;
 
-/// If raw embeddings feed normed queries, their variance at the start is `d · σ_w² · σ_e²`, which
-/// is small enough for eps to matter. Siamese streams add a norm to what is read, and how wide a
-/// latent is, which decides a sum over its channels, is not known here.
+/// Warns if eps is not small against the variance of the first block's queries, which with raw
+/// embeddings is `d · σ_w² · σ_e²` at initialization. Not checked for siamese streams, which add a norm
+/// to the input, or for sums over a latent's channels, whose number is not known here.
 fn eps(case: &Case, all: &mut Vec<Warning>) {
     let r = case.resolved;
     let Some(term) = r.norm.eps_term() else {

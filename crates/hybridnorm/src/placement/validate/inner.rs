@@ -1,4 +1,4 @@
-//! Errors of the norms and scales inside attention and inside the feed-forward.
+//! Errors of the norms and scales inside attention and the feed-forward.
 
 use super::super::error::PlacementError;
 use super::super::norm_functions::words_with_alpha;
@@ -14,7 +14,7 @@ pub(super) fn check(site: &Site) -> Result<(), PlacementError> {
     ffn_inner(site)
 }
 
-/// Norms on q, k and v that divide by the size of what they read take back any scale before them.
+/// Rejects an input scale that norms on q, k and v cancel by dividing by the magnitude of their input.
 fn attn_in_scale(site: &Site) -> Result<(), PlacementError> {
     let inner = &site.spec.attn_inner;
     let rescales = site.case.resolved.norm.rescales();
@@ -78,7 +78,7 @@ fn head_norms(site: &Site) -> Result<(), PlacementError> {
     qk_post_scale(site)
 }
 
-/// An eps of their own needs norms inside attention, of a function that has one.
+/// Checks that a separate eps has an effect: norms inside attention, of a function with eps.
 fn norm_eps(site: &Site) -> Result<(), PlacementError> {
     let path = "attn_inner.norm_eps";
     let inner = &site.spec.attn_inner;
@@ -193,7 +193,7 @@ fn ffn_inner(site: &Site) -> Result<(), PlacementError> {
     up_scale(site, inner)
 }
 
-/// Behind a gate, what the up projection is multiplied by comes out again, up to the next norm.
+/// Rejects a scalar on the up projection of a gated activation that the next norm cancels.
 fn up_scale(site: &Site, inner: &FfnInner<Factor>) -> Result<(), PlacementError> {
     let is_number = !matches!(
         inner.up_scale,

@@ -1,4 +1,4 @@
-//! Errors of what multi-head latent attention has no place for.
+//! Errors of settings that multi-head latent attention does not support.
 
 use super::super::error::PlacementError;
 use super::super::spec::{AttnScale, Factor, QkOrder};

@@ -1,5 +1,5 @@
-//! Validation of a placement at a depth and size: errors for what cannot work or has no
-//! effect, warnings for what is known to work badly.
+//! Validation of a placement at a depth and size: errors for settings that cannot work or have no
+//! effect, warnings for settings that are known to work badly.
 
 mod advice;
 mod block;
@@ -28,14 +28,15 @@ pub struct ModelFacts {
     pub head_dim: usize,
     /// True if the feed-forward's activation is gated (SwiGLU and the like).
     pub gated: bool,
-    /// True for multi-head latent attention (MLA), which decides what the norms inside
-    /// it stand on (see [`spec`](super::spec)).
+    /// True for multi-head latent attention (MLA), which determines the sites of the inner norms (see
+    /// [`spec`](super::spec)).
     #[serde(default, skip_serializing_if = "forms::is_default")]
     pub latent: bool,
 }
 
 impl Default for ModelFacts {
-    /// Width 768, multi-head attention with heads of 64, gated: the smallest shape of the HybridNorm paper's family.
+    /// Width 768, multi-head attention with heads of 64, gated: the smallest shape of the HybridNorm
+    /// paper's family.
     fn default() -> Self {
         Self {
             d_model: 768,
@@ -46,14 +47,14 @@ impl Default for ModelFacts {
     }
 }
 
-/// Something that is allowed and known to work badly.
+/// A setting that is valid but known to work badly.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Warning {
-    /// Which rule speaks.
+    /// Rule that raised the warning.
     pub rule: WarningRule,
     /// Path of the field, as in [`PlacementError`].
     pub field: String,
-    /// The finding, its reason, and a remedy.
+    /// The problem, its reason, and its remedy.
     pub message: String,
 }
 
@@ -63,30 +64,30 @@ impl fmt::Display for Warning {
     }
 }
 
-/// The rules that warn.
+/// Rules that raise warnings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WarningRule {
-    /// A norm of a normed state on the same path.
+    /// A norm of an already normalized state on the same path.
     DoubleNorm,
-    /// Attention puts the raw stream on the residual through its value and output projections.
+    /// Attention writes the raw stream back through its value and output projections, without a norm.
     UnboundedAttention,
-    /// The feed-forward reads and writes the raw stream.
+    /// The feed-forward reads and writes the raw stream, without a norm.
     UnboundedFfn,
-    /// Inputs that shrink with depth meet initial weights that do so too.
+    /// Inputs and initial weights both shrink with depth.
     DepthScaledTwice,
     /// HybridNorm without the initialization it needs.
     HybridInit,
-    /// eps is not small against what the first block norms.
+    /// eps is not small against the inputs of the first block's norms.
     EpsTooLarge,
-    /// An override that names no block at this depth.
+    /// An override that matches no block at this depth.
     NoLayers,
 }
 
-/// Judges a placement at a depth and size.
+/// Validates a placement at a depth and size.
 ///
 /// # Errors
-/// The first thing that cannot work or has no effect; the message says what, why and what to do.
+/// The first setting that cannot work or has no effect; the message states problem, reason and remedy.
 pub fn validate(
     placement: &Placement,
     n_layers: usize,
@@ -126,7 +127,7 @@ struct Case<'a> {
     facts: &'a ModelFacts,
 }
 
-/// One block of it.
+/// One block of a placement under validation.
 struct Site<'a> {
     case: &'a Case<'a>,
     layer: usize,
@@ -142,12 +143,12 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// True if norms are left out altogether.
+    /// True if there is no norm function.
     fn without_norms(&self) -> bool {
         self.resolved.norm.kind.is_none()
     }
 
-    /// True if no norm stands anywhere in the model, head norms and unit length included.
+    /// True if no site of the model has a norm, head norms and unit length included.
     fn norm_free(&self) -> bool {
         let r = self.resolved;
         let has_norm = r.embed_norm || r.final_norm || r.blocks.iter().any(has_norm);
@@ -156,17 +157,17 @@ impl<'a> Case<'a> {
 }
 
 impl Site<'_> {
-    /// Path of this block's value of a field as it was written.
+    /// Returns the path at which this block's value of a field was set.
     fn origin(&self, path: &str) -> String {
         self.case.rules[self.layer].origin(self.case.placement, path)
     }
 
-    /// Fails with an error at a field of this block.
+    /// Returns an error at a field of this block.
     fn fail<T>(&self, path: &str, problem: impl Into<String>) -> Result<T, PlacementError> {
         Err(PlacementError::new(self.origin(path), problem))
     }
 
-    /// The two sub-layers and their names.
+    /// Returns the two sub-layers and their names.
     fn sub_layers(&self) -> [(&'static str, &SubLayer<Factor>); 2] {
         [("attn", &self.spec.attn), ("ffn", &self.spec.ffn)]
     }
@@ -191,12 +192,12 @@ fn has_unit_length(block: &BlockSpec) -> bool {
         .any(|sub| sub.combine == Combine::LerpUnit)
 }
 
-/// True if the state that this sub-layer makes comes out of a norm or has unit length.
+/// True if the state after this sub-layer is normalized or has unit length.
 fn ends_normed(sub: &SubLayer<Factor>) -> bool {
     sub.post_norm || sub.combine == Combine::LerpUnit
 }
 
-/// True if the state that leaves this block comes out of a norm or has unit length.
+/// True if the state after this block is normalized or has unit length.
 fn leaves_normed(block: &BlockSpec) -> bool {
     match block.topology {
         Topology::Sequential => ends_normed(&block.ffn),

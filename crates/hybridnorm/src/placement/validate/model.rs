@@ -1,4 +1,4 @@
-//! Errors of the fields that hold for the whole model.
+//! Errors of model-wide fields.
 
 use super::super::error::PlacementError;
 use super::super::norm_functions::words_with_alpha;
@@ -19,7 +19,7 @@ fn fail<T>(field: &str, problem: impl Into<String>) -> Result<T, PlacementError>
     Err(PlacementError::new(field, problem))
 }
 
-/// Accepts finite numbers above 0.
+/// Checks that a number is finite and above 0.
 pub(super) fn positive(value: f64, field: &str, what: &str) -> Result<(), PlacementError> {
     if value.is_finite() && value > 0.0 {
         return Ok(());
@@ -132,7 +132,7 @@ fn init(init: &Init) -> Result<(), PlacementError> {
     Ok(())
 }
 
-/// The gains and the names of their roles.
+/// Returns the gains and the names of their roles.
 pub(super) fn roles(g: &RoleGains) -> [(&'static str, &Scale); 7] {
     [
         ("q", &g.q),
@@ -145,8 +145,8 @@ pub(super) fn roles(g: &RoleGains) -> [(&'static str, &Scale); 7] {
     ]
 }
 
-/// Without a final norm, the last block must end in one, unless a second stream brings its own or
-/// the model has none at all.
+/// Checks that the last block ends in a norm if there is no final norm. A second stream has its own norm,
+/// and a model without norms needs none.
 pub(super) fn check_final_norm(case: &Case) -> Result<(), PlacementError> {
     let r = case.resolved;
     let ends_in_norm = r.blocks.last().is_some_and(leaves_normed);

@@ -1,4 +1,4 @@
-//! Errors of placements with two streams, and of their fields without them.
+//! Errors of placements with two streams, and of two-stream fields with one stream.
 
 use super::super::error::PlacementError;
 use super::super::spec::{Skip, Streams, Topology};

@@ -1,4 +1,4 @@
-//! Errors of states and weights of unit length (nGPT).
+//! Errors of states and weights normalized to unit length (nGPT).
 
 use super::super::error::PlacementError;
 use super::super::spec::{
@@ -7,7 +7,7 @@ use super::super::spec::{
 use super::model::roles;
 use super::{Case, ONE, Site};
 
-/// Weights that are brought to unit length forget how long they were drawn.
+/// Rejects settings of the initial weights, whose magnitude the normalization to unit length removes.
 pub(super) fn check(case: &Case) -> Result<(), PlacementError> {
     if !case.resolved.unit_weights {
         return Ok(());
