@@ -3,36 +3,35 @@
 mod begin;
 mod change;
 mod failure;
+mod initial;
 mod open;
+mod origin;
 mod parts;
 mod resume;
+mod step;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
 
 use super::checkpoint::{self, Contents};
 use super::claim::Claim;
 use super::config::Config;
 use super::gradients;
-use super::layers::LayersRow;
-use super::metrics::{Metrics, RouterMetrics};
+use super::metrics::Metrics;
 use super::optimizer::Optimizer;
-use super::recorder::{Kind, Recorder, Weights};
+use super::recorder::Recorder;
 use super::rows::{self, RowsFile};
 use super::schedule::Schedule;
 use super::segments::Segment;
 use super::sources::{self, DataUse};
-use super::spikes::Spike;
 use super::step::TrainingStep;
 use crate::data::{Batch, BatchStream, TokenDataset, Tokenizer};
 use crate::error::{Error, Result};
 use crate::eval;
 use crate::files;
-use crate::model::{Activations, Model};
+use crate::model::Model;
 use crate::placement::Warning;
 use begin::Beginning;
-use failure::Moment;
 pub use parts::{Event, OpenOptions, Outcome, Start, State, Step};
 
 /// A training run: model, data, optimizer and state.
@@ -61,11 +60,6 @@ pub struct Trainer {
     beginning: Option<Beginning>,
     claim: Claim,
 }
-
-/// Activations are sampled for one in so many tokens of a step.
-const LOOKED_AT: usize = 8;
-/// Fewest positions of a sampled sequence: attention over fewer is not representative.
-const FEWEST_POSITIONS: usize = 32;
 
 /// Losses of one model on the same data differ less, relatively, on two processors.
 const SAME_LOSS: f64 = 1e-5;
@@ -161,154 +155,6 @@ impl Trainer {
     /// Tokens of the data that are used and left out.
     pub fn data_use(&self) -> &DataUse {
         &self.data_use
-    }
-
-    /// One optimizer step.
-    ///
-    /// # Errors
-    /// See [`Trainer::run`].
-    pub fn step(&mut self) -> Result<Step> {
-        let started = Instant::now();
-        let train = &self.config.train;
-        let step = self.state.step + 1;
-        let (micro, seq) = (train.batch_size / train.grad_accum_steps, train.seq_len);
-        let targets = (train.batch_size * seq) as f32;
-
-        let (targets, accumulated) = (targets, train.grad_accum_steps);
-        let lr = self.schedule.lr(step as usize);
-        let mut training = match self.training.take() {
-            Some(training) => training,
-            None => {
-                let shape = train.step_shape();
-                if self.validation.is_some() {
-                    // An evaluation that does not fit is refused before the first step.
-                    self.model.prepare_losses([micro, seq])?;
-                }
-                TrainingStep::new(shape, &mut self.model, &mut self.optimizer)?
-            }
-        };
-        // A step that is refused leaves no file.
-        self.begin()?;
-        let mut instances = Vec::with_capacity(micro * accumulated);
-        let mut activations = None;
-        // The micro-batch with the largest loss, which is where to look if something is wrong.
-        let mut worst: Option<(f64, Batch)> = None;
-        for _ in 0..accumulated {
-            let batch = self.stream.next_batch(micro)?;
-            if worst.is_none() && self.recorder.is_due(step) {
-                activations = Some(self.sample_activations(&batch)?);
-            }
-            self.model.check_ids(&batch.targets, micro, seq)?;
-            let (model, optimizer) = (&mut self.model, &mut self.optimizer);
-            let losses = training.pass(model, optimizer, &batch.inputs, &batch.targets, lr)?;
-            let part = losses.cross_entropy;
-            instances.extend_from_slice(&batch.instance_ids);
-            // A part that is no number is worse than any.
-            if !worst
-                .as_ref()
-                .is_some_and(|(most, _)| part <= *most || most.is_nan())
-            {
-                worst = Some((part, batch));
-            }
-        }
-        let (_, batch) = worst.expect("there is a micro-batch at least");
-        let outcome = training.finish(&mut self.model, &mut self.optimizer, lr)?;
-        self.training = Some(training);
-        let (loss, objective) = (outcome.losses.cross_entropy, outcome.losses.objective);
-        let norms = outcome.norms;
-
-        let mut metrics = Metrics {
-            step,
-            loss,
-            grad_norm: norms.gradient,
-            update_norm: norms.update,
-            lr,
-            tokens: self.state.tokens + targets as u64,
-            tokens_per_second: f64::NAN,
-            objective: (objective != loss).then_some(objective),
-            router: RouterMetrics::new(&outcome.routing),
-            qk_clip: norms.qk_clip,
-            validation_loss: None,
-        };
-        let mut moment = Moment {
-            instances,
-            batch,
-            weights: Weights::Before,
-            norms: norms.by_name,
-        };
-        if !loss.is_finite() {
-            return Err(self.diverged(&metrics, &moment, format!("loss {loss}")));
-        }
-        let Metrics {
-            grad_norm,
-            update_norm,
-            ..
-        } = metrics;
-        if !grad_norm.is_finite() {
-            let found = format!("loss {loss}, gradient norm {grad_norm}");
-            return Err(self.diverged(&metrics, &moment, found));
-        }
-        moment.weights = Weights::After;
-        if !update_norm.is_finite() {
-            let found =
-                format!("loss {loss}, gradient norm {grad_norm}, update norm {update_norm}");
-            return Err(self.diverged(&metrics, &moment, found));
-        }
-
-        self.state.step = step;
-        self.state.tokens = metrics.tokens;
-        self.state.cursor = self.stream.cursor();
-        self.state.max_grad_norm = self.state.max_grad_norm.max(grad_norm);
-        let layers = activations.map(|mut activations| {
-            // Of experts the whole step is known, not only the part that was looked at.
-            let mixtures = activations
-                .iter_mut()
-                .filter_map(|seen| seen.routing.as_mut());
-            for (seen, routing) in mixtures.zip(outcome.routing) {
-                *seen = routing;
-            }
-            LayersRow::new(step, &self.model, &activations, &moment.norms)
-        });
-        let seconds = started.elapsed().as_secs_f64();
-        if seconds > 0.0 {
-            metrics.tokens_per_second = f64::from(targets) / seconds;
-        }
-        let spikes = self.recorder.watch(&metrics);
-        if !spikes.is_empty() && self.recorder.has_room() {
-            let reasons = spikes.iter().map(Spike::to_string).collect();
-            let dump = self.describe(&metrics, &moment, Kind::Spike, reasons)?;
-            self.recorder.dump(&dump)?;
-        }
-        Ok(Step {
-            metrics,
-            layers,
-            spikes,
-            seconds,
-        })
-    }
-
-    /// Activations for about one in [`LOOKED_AT`] tokens of a step: whole sequences, or the beginning of
-    /// one where there are fewer sequences than that.
-    fn sample_activations(&mut self, batch: &Batch) -> Result<Vec<Activations>> {
-        let (whole, seq) = (self.config.train.batch_size, batch.seq_len);
-        let sequences = (whole / LOOKED_AT).clamp(1, batch.len());
-        let positions = match whole < LOOKED_AT {
-            true => (seq * whole / LOOKED_AT).max(seq.min(FEWEST_POSITIONS)),
-            false => seq,
-        };
-        self.look(batch, sequences, positions)
-    }
-
-    /// Activations for the first positions of the first sequences of a batch.
-    fn look(
-        &mut self,
-        batch: &Batch,
-        sequences: usize,
-        positions: usize,
-    ) -> Result<Vec<Activations>> {
-        let rows = batch.inputs.chunks(batch.seq_len).take(sequences);
-        let ids: Vec<i32> = rows.flat_map(|row| row[..positions].to_vec()).collect();
-        self.model.activations(&ids, sequences, positions)
     }
 
     /// Loss on the validation data, where there are any.

@@ -4,7 +4,7 @@ use super::super::config::Config;
 use super::super::history;
 use super::super::run_directory;
 use super::super::segments::{self, Segment};
-use super::open::require_memory;
+use super::initial::require_memory;
 use super::{Trainer, resume};
 use crate::error::{Error, Result};
 use crate::files;

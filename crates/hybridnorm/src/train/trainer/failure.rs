@@ -110,7 +110,7 @@ impl Trainer {
         reasons: Vec<String>,
     ) -> Result<Dump> {
         let batch = &moment.batch;
-        let activations = self.look(batch, batch.len(), batch.seq_len)?;
+        let activations = self.activations_of(batch, batch.len(), batch.seq_len)?;
         let parameters = moment.norms.iter();
         Ok(Dump {
             step: metrics.step,

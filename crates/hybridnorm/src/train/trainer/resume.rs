@@ -77,16 +77,16 @@ pub(super) fn check_same_data(
 /// Says that a run goes on with other validation data than those of its last segment, whatever their path.
 pub(super) fn tell_of_validation(
     last: Option<&Segment>,
-    found: &str,
-    step: u64,
+    next: &Segment,
     on_event: &mut dyn FnMut(Event<'_>),
 ) {
     let recorded = last.and_then(|last| last.validation.as_deref());
+    let found = next.validation.as_deref().unwrap_or_default();
     if let Some(recorded) = recorded.filter(|recorded| *recorded != found) {
         on_event(Event::Note(format!(
             "the validation data are not those of the steps before (fingerprint {recorded}, now {found}): \
              validation losses from step {} on cannot be compared with earlier ones",
-            step + 1
+            next.after_step + 1
         )));
     }
 }

@@ -1,0 +1,211 @@
+//! Initial state of a training: the model with its weights, and the optimizer with its moments.
+
+use std::collections::BTreeSet;
+
+use super::super::checkpoint::Checkpoint;
+use super::super::config::{Config, InitSection};
+use super::super::inventory::inventory;
+use super::super::optimizer::Optimizer;
+use super::super::run_directory;
+use super::super::sources::{self, Sources};
+use super::origin::Origin;
+use super::{Event, State, resume};
+use crate::Device;
+use crate::data::Cursor;
+use crate::error::{Error, Result};
+use crate::memory;
+use crate::model::{Decoder, Model, ModelConfig, ParamSpec};
+use crate::placement::Warning;
+
+/// A model with its initial weights.
+pub(super) struct InitialModel {
+    pub(super) model: Model,
+    pub(super) warnings: Vec<Warning>,
+    /// Fingerprint of the checkpoint that the weights are from, in a run that does not resume it.
+    pub(super) weights_from: Option<String>,
+    /// Parameters that the checkpoint of a branch does not have.
+    pub(super) new_parameters: Vec<String>,
+}
+
+impl From<(Model, Vec<Warning>)> for InitialModel {
+    fn from((model, warnings): (Model, Vec<Warning>)) -> Self {
+        Self {
+            model,
+            warnings,
+            weights_from: None,
+            new_parameters: Vec::new(),
+        }
+    }
+}
+
+impl InitialModel {
+    /// Loads or initializes the model.
+    pub(super) fn new(
+        config: &Config,
+        origin: &Origin,
+        sources: &Sources,
+        device: Device,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Self> {
+        match (origin, &config.init) {
+            (Origin::Branch(from), _) => Self::branched(config, from, sources, device),
+            (Origin::Resumed(checkpoint), _) => {
+                require_memory(config, &checkpoint.config()?)?;
+                Ok((checkpoint.model(device)?, Vec::new()).into())
+            }
+            (Origin::Fresh, Some(init)) => Self::loaded(config, init, sources, device, on_event),
+            (Origin::Fresh, None) => Self::initialized(config, sources, device),
+        }
+    }
+
+    /// With the weights of `from` where it has a parameter in the same shape and layout.
+    fn branched(
+        config: &Config,
+        from: &Checkpoint,
+        sources: &Sources,
+        device: Device,
+    ) -> Result<Self> {
+        let shape = match &config.model {
+            Some(section) => section.settle(config.train.seq_len, sources.vocab_size)?,
+            None => from.config()?,
+        };
+        let (_, warnings) = shape.resolve()?;
+        require_memory(config, &shape)?;
+        let mut model = Model::new(&shape, config.seed, device)?;
+        let same = same_layout(&from.config()?, &shape)?;
+        let new_parameters = model.load_shared(&from.weights()?, |name| same.contains(name))?;
+        model.restore_unit_weights()?;
+        Ok(Self {
+            model,
+            warnings,
+            weights_from: Some(from.fingerprint().to_owned()),
+            new_parameters,
+        })
+    }
+
+    /// With all weights of the checkpoint of `[init]`.
+    fn loaded(
+        config: &Config,
+        init: &InitSection,
+        sources: &Sources,
+        device: Device,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Self> {
+        let from = Checkpoint::open(&init.from)?;
+        for problem in from.passed_over() {
+            on_event(Event::Note(run_directory::passed_over(problem)));
+        }
+        let shape = settle_init(config, &from, sources).map_err(|e| config.origin.name(e))?;
+        require_memory(config, &shape)?;
+        let trained = from.config()?.max_seq_len;
+        if config.train.seq_len > trained {
+            on_event(Event::Note(format!(
+                "train.seq_len = {} is beyond the {trained} positions of the model in {}: it \
+                 learns those behind them from here on",
+                config.train.seq_len,
+                from.path().display()
+            )));
+        }
+        let model = from.model(device)?.with_max_seq_len(shape.max_seq_len)?;
+        Ok(Self {
+            weights_from: Some(from.fingerprint().to_owned()),
+            ..(model, Vec::new()).into()
+        })
+    }
+
+    /// With random weights.
+    fn initialized(config: &Config, sources: &Sources, device: Device) -> Result<Self> {
+        let in_file = |error| config.origin.name(error);
+        let section = config
+            .model
+            .as_ref()
+            .ok_or_else(|| Error::config("[model] is missing"))?;
+        let shape = section
+            .settle(config.train.seq_len, sources.vocab_size)
+            .map_err(in_file)?;
+        let (_, warnings) = shape.resolve().map_err(in_file)?;
+        require_memory(config, &shape)?;
+        Ok((Model::new(&shape, config.seed, device)?, warnings).into())
+    }
+
+    /// Allocates the optimizer, and restores its moments and the state of the run from the checkpoint that it
+    /// begins from.
+    pub(super) fn optimizer(
+        &mut self,
+        config: &Config,
+        origin: &Origin,
+        sources: &Sources,
+    ) -> Result<(Optimizer, State)> {
+        let mut optimizer = Optimizer::new(config.optimizer.clone(), &mut self.model)?;
+        let Some(checkpoint) = origin.checkpoint() else {
+            let state = State {
+                step: 0,
+                tokens: 0,
+                cursor: Cursor::default(),
+                data: sources.train.fingerprint(),
+                max_grad_norm: 0.0,
+            };
+            return Ok((optimizer, state));
+        };
+        let state: State = checkpoint.state()?;
+        resume::check_same_data(checkpoint, &state.data, sources)?;
+        let (moments, step, model) = (checkpoint.moments()?, state.step, &mut self.model);
+        match origin.is_resumed() {
+            true => optimizer.restore(step, &moments, model)?,
+            // A parameter that begins with initial values has no moments.
+            false => optimizer.restore_shared(step, &moments, &self.new_parameters, model)?,
+        }
+        Ok((optimizer, state))
+    }
+}
+
+/// Refuses a training that the machine's memory cannot hold.
+pub(super) fn require_memory(config: &Config, model: &ModelConfig) -> Result<()> {
+    let train = &config.train;
+    let inventory = inventory(model, train.step_shape(), &config.optimizer)?;
+    memory::require(
+        inventory.memory.besides_program(),
+        "the model's weights, gradients, moments and activations",
+    )
+}
+
+/// Names of the parameters whose rows have the same meaning in both models. With other heads, the parameters of
+/// attention have not, even if there are as many.
+fn same_layout(from: &ModelConfig, to: &ModelConfig) -> Result<BTreeSet<String>> {
+    let [from_registry, to_registry] = [Decoder::new(from)?, Decoder::new(to)?];
+    let heads = |config: &ModelConfig| (config.n_heads, config.n_kv_heads, config.mla);
+    let same_heads = heads(from) == heads(to);
+    let layout = |spec: &ParamSpec| (spec.role, spec.matrices.clone(), spec.writes_residual);
+    let is_same = |spec: &&ParamSpec| {
+        let other = from_registry.registry().get(&spec.name);
+        (same_heads || !spec.of_attention) && other.map(layout) == Some(layout(spec))
+    };
+    let specs = to_registry.registry().iter().filter(is_same);
+    Ok(specs.map(|spec| spec.name.clone()).collect())
+}
+
+/// A run that starts from a checkpoint takes its shape from there; what `[model]` says beside it must
+/// agree, since it would have no effect. Only the longest sequence may be another one, on which no
+/// parameter depends.
+fn settle_init(config: &Config, from: &Checkpoint, sources: &Sources) -> Result<ModelConfig> {
+    let mut theirs = from.config()?;
+    sources::check_vocabulary(sources, &theirs)?;
+    let longest = theirs.max_seq_len.max(config.train.seq_len);
+    let Some(section) = &config.model else {
+        theirs.max_seq_len = longest;
+        return Ok(theirs);
+    };
+    let vocab = section.vocab_size.or(Some(theirs.vocab_size));
+    let mut ours = section.settle(config.train.seq_len, vocab)?;
+    if section.max_seq_len.is_none() {
+        ours.max_seq_len = longest;
+    }
+    theirs.max_seq_len = ours.max_seq_len;
+    if ours != theirs {
+        return Err(Error::config(format!(
+            "[model] is not the model in {}; leave it out to take that one",
+            from.path().display()
+        )));
+    }
+    Ok(ours)
+}
