@@ -1,18 +1,17 @@
-//! From the runs of a study to what they say.
+//! Statistical analysis of the runs of a study.
 //!
-//! Each placement is judged at its own best learning rate, and compared with the baseline seed by
-//! seed, since runs with the same seed share initial values and batches. Three kinds of luck are
-//! accounted for: that of the seeds by a t-test, that of choosing the learning rate on the same
-//! seeds by [`stats::paired_of_best`](super::stats::paired_of_best), and that of having many placements
-//! by Bonferroni's correction. Verdicts are read off the intervals, which are corrected so, too: words
-//! and intervals cannot contradict each other.
+//! Each placement is evaluated at its own best learning rate and compared with the baseline paired by seed,
+//! since runs with the same seed share initial weights and batches. Three sources of chance are accounted for:
+//! seeds by a t-test, selection of the learning rate on the same seeds by
+//! [`stats::paired_of_best`](super::stats::paired_of_best), and multiple placements by Bonferroni correction.
+//! Verdicts are read off the corrected intervals: text and intervals cannot contradict each other.
 //!
-//! No verdict is given while runs are missing, and none that a learning rate outside those tried, or
-//! one at which some seeds were lost, could turn around.
+//! There is no verdict while runs are missing, and none that a learning rate outside the grid, or one at which
+//! some seeds failed, could reverse.
 //!
-//! Choosing each seed's rate on the other seeds would not do instead: losses so chosen are correlated
-//! from seed to seed, and where curves are flat it finds differences that do not exist more than twice
-//! as often as it should (`simpler_tests_claim_too_much` in the tests).
+//! Choosing the learning rate of each seed on the other seeds is not an alternative: losses chosen this way are
+//! correlated across seeds, and on flat curves the false positive rate is more than twice the nominal one
+//! (`simpler_tests_claim_too_much` in the tests).
 
 mod compare;
 mod rules;
@@ -32,9 +31,9 @@ pub use rules::Rules;
 use sweep::Sweep;
 pub use words::{sentence, verdict};
 
-/// One run as the statistics see it.
+/// One run, as input to the statistics.
 ///
-/// There is at most one for each placement, learning rate and seed; of several, the last counts.
+/// At most one per placement, learning rate and seed; of duplicates, the last counts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Point {
@@ -42,103 +41,102 @@ pub struct Point {
     pub placement: String,
     /// Peak learning rate.
     pub lr: f64,
-    /// Runs with the same seed share initial values and batches.
+    /// Random seed: runs with the same seed share initial weights and batches.
     pub seed: u64,
-    /// How it ended.
+    /// Outcome of the run.
     pub result: Outcome,
-    /// Training throughput; 0 if it is not known.
+    /// Training throughput; 0 if unknown.
     pub tokens_per_second: f64,
-    /// Spikes of its training loss.
+    /// Number of training loss spikes.
     pub spikes: u64,
 }
 
-/// How a run ended.
+/// Outcome of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// With this validation loss, in nats per token. One that is not finite counts as diverged.
+    /// Finished with this validation loss, in nats per token. A loss that is not finite counts as diverged.
     Loss(f64),
-    /// With this validation loss, without having learned more than token frequencies yet: a matter of
-    /// the study's budget, no failure.
+    /// Finished with this validation loss, without having learned more than token frequencies: the training
+    /// budget is too short, which is not a failure.
     NotLearned(f64),
-    /// It was lost: its numbers stopped being finite, it lost what it had learned, or it ended far
-    /// above the best of its placement.
+    /// Diverged: values became non-finite, the training loss rose again, or the final loss is far above the best
+    /// of its placement.
     Diverged,
-    /// Successive halving left it out.
+    /// Eliminated by successive halving.
     Halved,
 }
 
-/// What the runs of a study say.
+/// Analysis of the runs of a study.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Analysis {
-    /// By which rules.
+    /// Rules of the analysis.
     pub rules: Rules,
-    /// Runs that the study consists of.
+    /// Number of planned runs.
     pub planned: usize,
-    /// Runs that are recorded.
+    /// Number of recorded runs.
     pub recorded: usize,
     /// True if no run is missing. Otherwise nothing is compared.
     pub complete: bool,
-    /// Runs that are planned and not recorded.
+    /// Number of planned runs that are not recorded.
     pub missing: usize,
-    /// One entry a placement, in the order of their first runs.
+    /// One entry per placement, in the order of their first runs.
     pub placements: Vec<PlacementSummary>,
 }
 
-/// What the runs of one placement say.
+/// Analysis of the runs of one placement.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PlacementSummary {
-    /// Its name.
+    /// Name of the placement.
     pub placement: String,
-    /// One entry a learning rate, ascending.
+    /// One entry per learning rate, ascending.
     pub rates: Vec<RateSummary>,
-    /// The learning rate with the lowest mean loss, of those judged on equal seeds: where no seed
-    /// was lost, had not learned yet or was left out, and as many finished as at any other such rate, the same ones.
+    /// Learning rate with the lowest mean loss, among those at which every seed finished (none diverged, not
+    /// learned yet or eliminated), on the same, largest set of seeds.
     pub best: Option<Best>,
-    /// The largest learning rate tried such that no seed was lost at it or at a smaller one. A run that
-    /// halving left out was not lost as far as it went; a rate at which it left out all of them does not
-    /// count.
+    /// Largest learning rate tried such that no seed diverged at it or at a smaller one. A run eliminated by
+    /// halving counts as not diverged; a learning rate at which all runs were eliminated does not count.
     pub largest_stable_lr: Option<f64>,
-    /// The unbroken run of learning rates around the best whose mean loss is at most
-    /// [`Rules::tolerance`] above the best one's. Rates not judged on equal seeds end it, so that it
-    /// is a lower bound where halving left runs out.
+    /// Contiguous range of learning rates around the best one whose mean loss is at most [`Rules::tolerance`]
+    /// above the best. Learning rates without the same, complete set of seeds end it, so it is a lower bound
+    /// where halving eliminated runs.
     pub tolerance: Option<Span>,
-    /// Sensitivity to the learning rate (Wortsman et al. 2023, arXiv 2309.14322), in nats: the mean
-    /// over the rates tried of `min(loss, loss cap) - best loss`, where a diverged seed counts as the
-    /// cap; see [`Rules::loss_cap`]. `None` without a best rate, and where halving left runs out,
-    /// since the losses at those rates are not known. Comparable only over the same rates.
+    /// Learning rate sensitivity (Wortsman et al. 2023, arXiv 2309.14322), in nats: the mean over the learning
+    /// rates tried of `min(loss, loss cap) - best loss`, where a diverged seed counts as the cap; see
+    /// [`Rules::loss_cap`]. `None` without a best learning rate, and where halving eliminated runs, since their
+    /// final losses are unknown. Comparable only over the same learning rates.
     pub lr_sensitivity: Option<f64>,
-    /// Loss spikes in all runs together.
+    /// Number of loss spikes in all runs.
     pub spikes: u64,
-    /// Runs with at least one loss spike.
+    /// Number of runs with at least one loss spike.
     pub spiked_runs: u64,
-    /// Training throughput: the median over runs.
+    /// Training throughput, median over runs.
     pub tokens_per_second: Option<f64>,
-    /// Against the baseline.
+    /// Comparison with the baseline.
     pub against: Option<Comparison>,
-    /// Why there is no comparison. `None` also for the baseline.
+    /// Reason for a missing comparison. `None` also for the baseline.
     pub why_not: Option<String>,
 }
 
-/// How the runs of a placement at one learning rate ended.
+/// Outcomes of the runs of a placement at one learning rate.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RateSummary {
     /// Peak learning rate.
     pub lr: f64,
-    /// Runs that finished.
+    /// Number of finished runs.
     pub finished: u64,
-    /// Runs that were lost; the same as `lost`.
+    /// Number of diverged runs; equal to `lost`.
     pub diverged: u64,
-    /// Runs that were lost.
+    /// Number of diverged runs.
     #[serde(default)]
     pub lost: u64,
-    /// Runs that had not learned yet at their end.
+    /// Number of runs that had not learned yet at their end.
     #[serde(default)]
     pub not_learned: u64,
-    /// Runs that successive halving left out.
+    /// Number of runs eliminated by successive halving.
     pub halved: u64,
     /// Validation loss of the finished runs, in nats per token.
     pub loss: Option<Summary>,
@@ -150,108 +148,105 @@ pub struct RateSummary {
 pub struct Best {
     /// Peak learning rate.
     pub lr: f64,
-    /// Validation loss there, in nats per token. Chosen for being low, it is a little too low.
+    /// Validation loss there, in nats per token; biased slightly low by the selection.
     pub loss: Summary,
-    /// Where it is the smallest, the largest or the only one of the rates tried, a better one may lie
-    /// beyond.
+    /// Set if it is the smallest, the largest or the only learning rate tried: a better one may lie outside.
     pub at_edge: Option<Edge>,
-    /// Learning rates that may be as good, itself included, for all the seeds can tell: those whose
-    /// mean loss is not above the best one's by a t-test at 0.01, and those that halving left out.
-    /// The luck of being the best of so many is what comparisons allow for.
+    /// Number of learning rates that may be as good, including this one: those whose mean loss is not above the
+    /// best by a t-test at 0.01, and those with runs eliminated by halving. Comparisons correct for the
+    /// selection among this many.
     pub contenders: usize,
 }
 
-/// An end of the learning rates tried.
+/// Edge of the learning rate grid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Edge {
-    /// The smallest.
+    /// Smallest learning rate.
     Lowest,
-    /// The largest.
+    /// Largest learning rate.
     Highest,
-    /// Both: no other was tried.
+    /// Both: only one learning rate was tried.
     Only,
 }
 
-/// A range of learning rates, as far as the grid tells: its true ends lie between `low` and
-/// `next_below`, and between `high` and `next_above`.
+/// Range of learning rates at grid resolution: its true ends lie between `low` and `next_below`, and between
+/// `high` and `next_above`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Span {
-    /// Smallest.
+    /// Smallest learning rate.
     pub low: f64,
-    /// Largest.
+    /// Largest learning rate.
     pub high: f64,
     /// `high / low`: a lower bound, limited by the grid. Spans of placements are not compared.
     pub factor: f64,
-    /// The next smaller rate tried, which is outside, or was left out by successive halving; `None` where
-    /// none was tried.
+    /// Next smaller learning rate tried, outside the range or eliminated by successive halving; `None` if there
+    /// is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_below: Option<f64>,
-    /// The next larger rate tried, which is outside, or was left out by successive halving; `None` where
-    /// none was tried.
+    /// Next larger learning rate tried, outside the range or eliminated by successive halving; `None` if there
+    /// is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_above: Option<f64>,
 }
 
-/// A placement against the baseline, each at its own best learning rate, paired by seed.
+/// Comparison of a placement with the baseline, each at its own best learning rate, paired by seed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Comparison {
-    /// Seeds that both have.
+    /// Number of common seeds.
     pub pairs: usize,
     /// Mean validation loss of the placement over these seeds, in nats per token.
     pub loss: f64,
-    /// The same of the baseline.
+    /// Mean validation loss of the baseline over these seeds, in nats per token.
     pub baseline_loss: f64,
-    /// Loss of the placement minus that of the baseline: negative is better. The interval has the
-    /// level `1 - alpha` for all comparisons of the analysis together (Bonferroni). It and `p` allow for
-    /// [`Best::contenders`], so that the ends may differ in their distance from the mean. `p` is that of
-    /// no difference, of this comparison alone.
+    /// Loss of the placement minus that of the baseline: negative is better. The interval has the simultaneous
+    /// level `1 - alpha` over all comparisons of the analysis (Bonferroni). It and `p` correct for
+    /// [`Best::contenders`], so the interval may be asymmetric about the mean. `p` tests for no difference in
+    /// this comparison alone.
     pub difference: Paired,
-    /// Probability of such a difference where the true one is not beyond [`Rules::margin`], times the
-    /// number of comparisons (Bonferroni): below [`Rules::alpha`] exactly if the interval lies beyond
-    /// the margin.
+    /// p value for a true difference not beyond [`Rules::margin`], times the number of comparisons (Bonferroni):
+    /// below [`Rules::alpha`] if and only if the interval lies beyond the margin.
     pub p_adjusted: f64,
-    /// The same by Holm's correction, which is less strict and has no intervals of its own: verdicts do
-    /// not go by it.
+    /// As `p_adjusted`, by Holm's correction, which is less strict and has no corresponding intervals: verdicts
+    /// do not use it.
     pub p_holm: f64,
-    /// What can be claimed.
+    /// Verdict of the comparison.
     pub verdict: Verdict,
-    /// Fresh seeds with which, in a new study, a true difference as large as the one seen is found to be
-    /// beyond [`Rules::margin`] with probability [`Rules::power`], if its standard deviation is the one
-    /// seen. From few seeds it is a rough guess. `None` above [`super::stats::MOST_SEEDS`], or if the
-    /// difference seen is within the margin. Adding seeds to this study until something is found would
-    /// raise the probability of a false claim.
+    /// Number of fresh seeds with which a new study detects a true difference of the observed size as beyond
+    /// [`Rules::margin`] with power [`Rules::power`], assuming the observed standard deviation. A rough estimate
+    /// for few seeds. `None` above [`super::stats::MOST_SEEDS`], or if the observed difference is within the
+    /// margin. Adding seeds to this study until a difference is significant would raise the false positive rate.
     pub seeds_to_resolve: Option<u64>,
-    /// By what factor the baseline's compute would have to grow for the placement's loss, if loss
-    /// falls as `irreducible + constant · compute^-exponent` (the form of Kaplan et al. 2020, arXiv
-    /// 2001.08361, with a floor): `((L_baseline - irreducible) / (L_placement - irreducible))^(1/exponent)`.
-    /// `None` if a loss is not above the irreducible one.
+    /// Factor by which the baseline's compute would have to grow to reach the placement's loss, if loss scales
+    /// as `irreducible + constant · compute^-exponent` (the form of Kaplan et al. 2020, arXiv 2001.08361, with a
+    /// floor): `((L_baseline - irreducible) / (L_placement - irreducible))^(1/exponent)`. `None` if a loss is
+    /// not above the irreducible one.
     pub compute_gain: Option<f64>,
-    /// Tokens per second over those of the baseline.
+    /// Tokens per second, relative to the baseline.
     pub throughput_ratio: Option<f64>,
     /// `compute_gain · throughput_ratio`: the gain in time rather than in compute.
     pub effective_speedup: Option<f64>,
 }
 
-/// What a comparison claims.
+/// Verdict of a comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// Loss lower than the baseline's by more than the margin, and not by chance.
+    /// Loss significantly lower than the baseline's, by more than the margin.
     Better,
-    /// Loss higher than the baseline's by more than the margin, and not by chance.
+    /// Loss significantly higher than the baseline's, by more than the margin.
     Worse,
-    /// None of the others can be claimed.
+    /// Not significant: none of the other verdicts holds.
     Indistinguishable,
-    /// The whole interval lies within the margin, and no learning rate stands against it that was not
-    /// tried or at which seeds were lost.
+    /// The whole interval lies within the margin, and no learning rate outside the grid, or with failed seeds,
+    /// could have a lower loss.
     Equivalent,
 }
 
 impl Analysis {
-    /// Comparisons with the baseline that the study is for, those that cannot be made included.
+    /// Returns the number of planned comparisons with the baseline, including those that cannot be made.
     pub fn comparisons(&self) -> usize {
         let others = self.placements.iter();
         others
@@ -261,13 +256,13 @@ impl Analysis {
 }
 
 impl RateSummary {
-    /// All runs.
+    /// Returns the number of runs.
     pub fn runs(&self) -> u64 {
         self.finished + self.diverged + self.not_learned + self.halved
     }
 }
 
-/// How each run ended, seen beside the others of its placement: see [`Rules::lost_above`].
+/// Returns the outcome of each run relative to the other runs of its placement: see [`Rules::lost_above`].
 pub fn outcomes(points: &[Point], rules: &Rules) -> Vec<Outcome> {
     let sweeps = Sweep::all(points, rules.lost_above);
     let outcome = |point: &Point| {
@@ -278,20 +273,20 @@ pub fn outcomes(points: &[Point], rules: &Rules) -> Vec<Outcome> {
     points.iter().map(outcome).collect()
 }
 
-/// Judges runs by rules, as a complete study. It never fails: what cannot be said is `None`, with a
-/// reason where a comparison is missing.
+/// Analyses runs as a complete study. Never fails: undefined quantities are `None`, with a reason for a missing
+/// comparison.
 pub fn analyse(points: &[Point], rules: &Rules) -> Analysis {
     analyse_planned(points, points.len(), rules)
 }
 
-/// As [`analyse`], of a study with `planned` runs. While fewer are recorded, nothing is compared: which
-/// runs are missing need not be chance.
+/// As [`analyse`], for a study with `planned` runs. While fewer are recorded, nothing is compared, since runs
+/// need not be missing at random.
 pub fn analyse_planned(points: &[Point], planned: usize, rules: &Rules) -> Analysis {
     analyse_group(points, planned, 0, rules)
 }
 
-/// As [`analyse_planned`], of one group of runs of a study whose other groups lack `missing_elsewhere` runs:
-/// while one is missing in any group, nothing is compared in any.
+/// As [`analyse_planned`], for one group of a study whose other groups lack `missing_elsewhere` runs: while a
+/// run is missing in any group, nothing is compared in any group.
 pub fn analyse_group(
     points: &[Point],
     planned: usize,

@@ -1,4 +1,4 @@
-//! Comparing placements.
+//! Comparison of placements: studies, statistics, probes and replays.
 
 pub mod analysis;
 pub mod probe;

@@ -1,4 +1,4 @@
-//! Signal propagation: what the inside of a model looks like at its first step and some steps later.
+//! Signal propagation: activations, gradients and updates of a model at the first step and some steps later.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,88 +13,87 @@ use crate::placement::{Explanation, PlacementChoice};
 use crate::train::layers::{LayersRow, Measured, measured};
 use crate::train::{Config, DataUse, Event, Start, Trainer};
 
-/// What to look at.
+/// Options of a probe.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Options {
-    /// Names of placements; empty: that of the configuration.
+    /// Names of placements; if empty, the placement of the configuration.
     pub placements: Vec<String>,
-    /// Steps to train; the first and the last are looked at.
+    /// Steps to train; the first and the last are measured.
     pub steps: u64,
 }
 
-/// What was seen.
+/// Results of a probe.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProbeReport {
-    /// The configuration, as TOML.
+    /// Configuration, as TOML.
     pub config: String,
-    /// Steps done with each placement.
+    /// Training steps per placement.
     pub steps: u64,
-    /// One entry a placement.
+    /// One entry per placement.
     pub placements: Vec<ProbePlacement>,
-    /// How much of the data takes part; absent in probes of earlier versions.
+    /// Tokens of the data that are used and left out; absent in probes of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<DataUse>,
-    /// Omissions from them, by reason.
+    /// Omissions from the data, by reason.
     #[serde(default)]
     pub left_out: LeftOut,
 }
 
-/// One placement of a probe.
+/// Results for one placement.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProbePlacement {
-    /// Its name.
+    /// Name of the placement.
     pub placement: String,
-    /// Its hash.
+    /// Hash of the placement.
     pub placement_hash: String,
-    /// Its equations at this depth.
+    /// Equations of the placement at this depth.
     pub equations: String,
-    /// The first step and the last.
+    /// Measurements at the first step and the last.
     pub moments: Vec<ProbeMoment>,
-    /// Why the last step was not reached.
+    /// Divergence that ended training before the last step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub diverged: Option<String>,
 }
 
-/// One step of one placement.
+/// Measurements at one step of one placement.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProbeMoment {
-    /// The step, counted from 1.
+    /// Step, counted from 1.
     pub step: u64,
-    /// Mean cross-entropy of its batch before the update, in nats.
+    /// Mean cross-entropy of the batch before the update, in nats.
     pub loss: f64,
     /// Activations before the update; gradients and update of the step.
     pub layers: LayersRow,
-    /// Norm of the loss's gradient at the stream that enters each block, over the first micro-batch.
+    /// Norm of the loss gradient at the residual stream entering each block, over the first micro-batch.
     pub stream_grad: Vec<Measured>,
-    /// How all that changes with depth.
+    /// Change of these quantities with depth.
     pub growth: Growth,
 }
 
-/// Change from the first block to the last, each as a ratio: 1 is flat. Ratios of `stream` and `grad`
-/// are those of a line fitted to the logarithms.
+/// Ratios of the last block to the first: 1 is flat. All but `grad_spread` come from a line fitted to the
+/// logarithms.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Growth {
-    /// Of the root mean square of the stream that enters a block.
+    /// Ratio of the root mean square of the residual stream entering a block.
     pub stream: Measured,
-    /// Of the norm of a block's parameters' gradients.
+    /// Ratio of the norm of the parameter gradients of a block.
     pub grad: Measured,
-    /// The largest of these norms over the smallest.
+    /// Largest parameter gradient norm of a block over the smallest.
     pub grad_spread: Measured,
-    /// Of the norm of the loss's gradient at the stream that enters a block.
+    /// Ratio of the norm of the loss gradient at the residual stream entering a block.
     pub stream_grad: Measured,
 }
 
-/// Looks at placements one after the other; `None` when it was asked to stop.
+/// Probes placements one after the other; `None` if stopped.
 ///
-/// Initial values and batches are the same for all, as far as they have the same parameters.
+/// Batches and the initial values of common parameters are the same for all placements.
 ///
 /// # Errors
-/// If a placement is unknown or not valid, or the data cannot be read. That a placement diverges is a
-/// result.
+/// If a placement is unknown or invalid, or the data cannot be read. Divergence is a result, not an error.
 pub fn run(
     config: &Config,
     options: &Options,
@@ -233,7 +232,7 @@ impl Growth {
     }
 }
 
-/// The ratio of the last value to the first on a line fitted to the logarithms by least squares.
+/// Returns the ratio of the last value to the first on a line fitted to the logarithms by least squares.
 fn fitted_ratio(values: &[Measured]) -> Measured {
     let logarithms: Option<Vec<f64>> = values
         .iter()

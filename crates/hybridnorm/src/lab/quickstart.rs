@@ -1,8 +1,8 @@
-//! The first thing to try: HybridNorm* against Pre-Norm on real text, in minutes.
+//! Quickstart: HybridNorm* against Pre-Norm on real text, in minutes.
 //!
-//! Both models start from the same initial values, read the same batches in the same order and
-//! stop after the same number of tokens. One seed and one learning rate show how the tool works;
-//! they do not decide which placement is better.
+//! Both models start from the same initial weights, read the same batches in the same order and stop after the
+//! same number of tokens. One seed and one learning rate show how the tool works; they do not show which
+//! placement is better.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -17,70 +17,70 @@ use crate::memory;
 use crate::train::{self, Config, Event, Start, Trainer};
 use crate::{Device, data::Tokenizer};
 
-/// The two placements.
+/// Compared placements.
 pub const PLACEMENTS: [&str; 2] = ["hybridnorm-star", "pre-norm"];
 
-/// The recipe, with the placement left open.
+/// Training recipe, without a placement.
 const RECIPE: &str = include_str!("../../../../configs/quickstart.toml");
 
-/// The file that tells a quickstart's run from others.
+/// Marker file of run directories created by quickstart.
 const MARK: &str = "made-by-quickstart";
 const LOCK: &str = "lock";
 
-/// What to run.
+/// Options of quickstart.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Options {
     /// Folder for the run directories and `results.json`.
     pub out: PathBuf,
-    /// Text to use; empty: Gutenberg, or stories where that cannot be had.
+    /// Text to use; if empty, Gutenberg, or generated stories if it is unavailable.
     pub data: Vec<String>,
-    /// Steps of each training; `None`: the recipe's.
+    /// Training steps per model; `None`: as in the recipe.
     pub steps: Option<usize>,
-    /// Whether to lock the folder and the runs.
+    /// Locking of the folder and the runs.
     pub locking: Locking,
 }
 
-/// What came out.
+/// Results of quickstart.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Results {
-    /// What was read.
+    /// Text that was used.
     pub data: Vec<String>,
-    /// Loss on the validation text of knowing token frequencies only, in nats per token.
+    /// Loss of a unigram model on the validation text, in nats per token.
     pub unigram_nats: f64,
-    /// Tokens each model was trained on.
+    /// Training tokens per model.
     pub tokens: u64,
-    /// One row a placement.
+    /// One row per placement.
     pub rows: Vec<Row>,
 }
 
-/// One placement's training.
+/// Results of training one placement.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Row {
-    /// Its name.
+    /// Name of the placement.
     pub placement: String,
     /// Validation loss in nats per token.
     pub validation_loss: f64,
-    /// `exp` of it.
+    /// `exp(validation_loss)`.
     pub perplexity: f64,
     /// Training throughput.
     pub tokens_per_second: f64,
-    /// Peak memory of the process during the training, in bytes, where the system tells.
+    /// Peak memory of the process during training, in bytes, if the system reports it.
     pub peak_memory_bytes: Option<u64>,
     /// Largest gradient norm before clipping.
     pub max_grad_norm: f64,
-    /// Text that the trained model writes after [`PROMPT`].
+    /// Text that the trained model generates after [`PROMPT`].
     pub sample: String,
-    /// Where the run is.
+    /// Run directory.
     pub run: PathBuf,
 }
 
-/// What both models continue.
+/// Prompt for both models.
 pub const PROMPT: &str = "Once upon a time";
 
-/// Trains both and compares. `None` when it was asked to stop.
+/// Trains and compares both models; `None` if stopped.
 ///
 /// # Errors
-/// If the text cannot be had or a training fails.
+/// If the text is unavailable or training fails.
 pub fn run(
     options: &Options,
     device: Device,
@@ -167,7 +167,7 @@ fn config(placement: &str, data: &[String], steps: Option<usize>) -> Result<Conf
     Ok(config)
 }
 
-/// Gutenberg where it can be had, otherwise stories.
+/// Returns Gutenberg if it is available, otherwise stories.
 fn available_text(note: &mut dyn FnMut(String)) -> String {
     match data::gutenberg::books() {
         Ok(_) => "gutenberg".into(),
@@ -180,8 +180,8 @@ fn available_text(note: &mut dyn FnMut(String)) -> String {
     }
 }
 
-/// Marks the directory as quickstart's. An earlier quickstart's run makes way; anything else that
-/// stands there does not.
+/// Marks the directory as created by quickstart. Removes the run of an earlier quickstart; refuses a directory
+/// with any other content.
 fn make_way(run: &Path, locking: Locking) -> Result<()> {
     files::create_new_dir(run)?;
     files::remove_stale_in(run);

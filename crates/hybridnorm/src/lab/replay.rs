@@ -1,4 +1,4 @@
-//! The steps around one of a run, done again from the nearest checkpoint with something changed.
+//! Replay of the steps around a step of a run, from the newest checkpoint before it and with changed settings.
 
 mod comparison;
 mod stretches;
@@ -20,32 +20,32 @@ use crate::train::{
 
 pub use comparison::{Comparison, Difference};
 
-/// What to do again.
+/// Options of a replay.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Options {
-    /// The step of interest.
+    /// Step of interest.
     pub step: u64,
-    /// Steps to go beyond it.
+    /// Number of steps to replay after it.
     pub after: u64,
-    /// Another placement.
+    /// Placement that replaces that of the run.
     pub placement: Option<String>,
     /// `section.key=value` settings on top of the run's configuration.
     pub settings: Vec<String>,
     /// Run directory of the replay.
     pub out: PathBuf,
-    /// Whether to lock it.
+    /// Locking of that directory.
     pub locking: Locking,
 }
 
 impl Options {
-    /// What is to be changed, in words.
+    /// Returns the changes as `section.key=value` settings.
     fn changes(&self) -> Vec<String> {
         let placement = self.placement.iter();
         let placement = placement.map(|name| format!("model.placement=\"{name}\""));
         self.settings.iter().cloned().chain(placement).collect()
     }
 
-    /// What a killed replay leaves, so that the same one can begin anew in its place.
+    /// Returns the text that marks an unfinished replay, so that the same replay can replace it after a kill.
     fn purpose(&self, run: &Path) -> String {
         format!(
             "an unfinished replay of step {} and {} more of {}, with {:?} {:?}\n",
@@ -58,63 +58,62 @@ impl Options {
     }
 }
 
-/// What came out.
+/// Result of a replay.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Replay {
-    /// The run.
+    /// Run directory of the original run.
     pub run: PathBuf,
     /// Run directory of the replay.
     pub out: PathBuf,
-    /// The checkpoint's step; 0 where it began anew.
+    /// Step of the checkpoint; 0 if there was none.
     pub from: u64,
-    /// What was changed.
+    /// Changed settings.
     pub changed: Vec<String>,
-    /// Changes of the run's own on the way, which the replay followed.
+    /// Configuration changes of the run itself, which the replay followed.
     pub followed: Vec<Followed>,
-    /// Parameters that the checkpoint does not have, and which begin with their initial values.
+    /// Parameters that are not in the checkpoint and start from their initial values.
     pub new_parameters: Vec<String>,
-    /// How the numbers of the run and of the replay compare.
+    /// Comparison of the metrics of the run and the replay.
     pub comparison: Comparison,
-    /// Steps done again, side by side.
+    /// Replayed steps, paired with those of the run.
     pub steps: Vec<Pair>,
-    /// Why it ended early, if it did.
+    /// Reason for ending early, if any.
     pub ended: Option<String>,
-    /// How much of the data takes part.
+    /// Tokens of the data that are used and left out.
     pub data: DataUse,
-    /// Omissions from them, by reason.
+    /// Omissions from the data, by reason.
     pub left_out: LeftOut,
 }
 
-/// Keys that had other values in the run from one of its steps on.
+/// Configuration keys that changed in the run after one of its steps.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Followed {
-    /// They had them after this step.
+    /// Step after which the new values hold.
     pub after_step: u64,
-    /// What changed.
+    /// Changed keys with their values.
     pub changed: Vec<Change>,
 }
 
 /// One step in the run and in the replay.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Pair {
-    /// The step, counted from 1.
+    /// Step, counted from 1.
     pub step: u64,
-    /// In the run; `None` where it did not come so far.
+    /// Metrics of the run; `None` if it did not reach this step.
     pub run: Option<Metrics>,
-    /// In the replay.
+    /// Metrics of the replay.
     pub replay: Metrics,
 }
 
-/// Does it; `None` when it was asked to stop.
+/// Runs the replay; `None` if it was stopped before the step of interest.
 ///
-/// Every step is done with the configuration that held at it in the run, and what is to be changed on top
-/// of that. With nothing changed, the numbers of the run come out again to the bit; whether they do is
-/// [compared](Comparison). Of the directory's earlier content, only what the same replay left when it was
-/// killed is replaced.
+/// Every step uses the configuration of that step in the run, with the changes of the replay on top. Without
+/// changes, the metrics are bit-identical to those of the run; this is [checked](Comparison). Of the earlier
+/// content of the directory, only an unfinished run of the same replay is replaced.
 ///
 /// # Errors
-/// If the run has no such step, a changed key does not allow to go on from its checkpoint, or the weights
-/// that it began with are not there any more.
+/// If the run has no such step, a changed key does not allow resuming from its checkpoint, or the weights that
+/// the run started from are no longer available.
 pub fn run(
     run: &Path,
     options: &Options,
@@ -124,7 +123,7 @@ pub fn run(
 ) -> Result<Option<Replay>> {
     let originals: Vec<Metrics> = rows::read(run)?;
     let newest = originals.last().map_or(0, |row| row.step);
-    // A run that diverged has no row of the step at which it did.
+    // A diverged run has no record of the step at which it diverged.
     if options.step == 0 || options.step > newest + 1 {
         return Err(Error::config(format!(
             "{}: no step {}, it did {newest}",
@@ -213,7 +212,7 @@ pub fn run(
     }))
 }
 
-/// A run that began from a checkpoint begins again from the same weights, whatever stands there now.
+/// Checks that a run initialized from a checkpoint starts from the same weights again, by SHA-256.
 fn check_weights(run: &Path, history: &[Segment], trainer: &Trainer) -> Result<()> {
     let recorded = history.first().filter(|first| first.after_step == 0);
     let Some(recorded) = recorded.and_then(|first| first.weights.as_deref()) else {

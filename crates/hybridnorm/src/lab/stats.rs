@@ -1,10 +1,9 @@
-//! The statistics that comparisons need: summaries, paired t-tests, Holm's correction, sample sizes.
+//! Statistics for comparisons: summaries, paired t-tests, Holm correction, sample sizes.
 //!
-//! Each side of a comparison may be the best of several alternatives, chosen on the same numbers
-//! that are compared. The best of `k` equal means is low by luck alone, and a plain t-test takes
-//! that luck for a difference. [`paired_of_best`] therefore replaces the standard normal variable in
-//! the numerator of t by the largest of `k` independent ones (the Studentized maximum). With `k = 1`
-//! that is Student's t.
+//! Each side of a comparison may be the best of several alternatives, selected on the same values that are
+//! compared. The best of `k` equal means is biased low by the selection, and a plain t-test takes that bias for
+//! a difference. [`paired_of_best`] therefore replaces the standard normal variable in the numerator of t by the
+//! maximum of `k` independent ones (the Studentized maximum). With `k = 1` this is Student's t.
 
 #[cfg(test)]
 mod tests;
@@ -17,24 +16,24 @@ use statrs::function::gamma::ln_gamma;
 /// Largest number of seeds that [`seeds_needed`] considers.
 pub const MOST_SEEDS: u64 = 10_000;
 
-/// Some numbers in short.
+/// Summary statistics of a sample.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Summary {
-    /// How many.
+    /// Number of values.
     pub n: usize,
     /// Arithmetic mean.
     pub mean: f64,
     /// Standard deviation with divisor `n - 1`; `None` for a single number.
     pub sd: Option<f64>,
-    /// Smallest.
+    /// Minimum.
     pub min: f64,
-    /// Largest.
+    /// Maximum.
     pub max: f64,
 }
 
 impl Summary {
-    /// Of some numbers; `None` if there are none or one is not finite.
+    /// Returns the summary of `values`; `None` if empty or if a value is not finite.
     pub fn of(values: &[f64]) -> Option<Self> {
         if values.is_empty() || values.iter().any(|value| !value.is_finite()) {
             return None;
@@ -52,7 +51,7 @@ impl Summary {
     }
 }
 
-/// The middle number, or the mean of the middle two; `None` if there are none or one is not finite.
+/// Returns the median; `None` if `values` is empty or a value is not finite.
 pub fn median(values: &[f64]) -> Option<f64> {
     if values.is_empty() || values.iter().any(|value| !value.is_finite()) {
         return None;
@@ -63,30 +62,30 @@ pub fn median(values: &[f64]) -> Option<f64> {
     Some(f64::midpoint(sorted[low], sorted[high]))
 }
 
-/// A two-sided t-test of whether the mean of some differences is 0.
+/// Two-sided t-test of the null hypothesis that the mean of paired differences is 0.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Paired {
-    /// How many differences.
+    /// Number of differences.
     pub n: usize,
-    /// Their mean.
+    /// Mean difference.
     pub mean: f64,
-    /// Their standard deviation, with divisor `n - 1`.
+    /// Standard deviation of the differences, with divisor `n - 1`.
     pub sd: f64,
     /// Lower end of the confidence interval of the mean.
     pub low: f64,
     /// Upper end of the confidence interval of the mean.
     pub high: f64,
-    /// `mean / (sd / √n)`; `None` where `sd` is 0.
+    /// `mean / (sd / √n)`; `None` if `sd` is 0.
     pub t: Option<f64>,
-    /// Probability of a `t` at least as far from 0 if the true mean is 0, two-sided.
+    /// Two-sided p value: probability of a `|t|` at least this large if the true mean is 0.
     pub p: f64,
 }
 
-/// Tests paired differences; `level` is that of the confidence interval, such as 0.95.
+/// Tests paired differences; `level` is the level of the confidence interval, such as 0.95.
 ///
-/// `None` for fewer than 2 differences, for one that is not finite, and for a level that does not
-/// lie between 0 and 1. Without any variance, `p` is 0, or 1 if all differences are 0.
+/// `None` for fewer than 2 differences, for a difference that is not finite, and for a level outside (0, 1).
+/// With zero variance, `p` is 0, or 1 if all differences are 0.
 pub fn paired(differences: &[f64], level: f64) -> Option<Paired> {
     paired_of_best(differences, level, 1, 1)
 }
@@ -94,11 +93,10 @@ pub fn paired(differences: &[f64], level: f64) -> Option<Paired> {
 /// Tests paired differences `first - second`, lower being better, where `first` is the best by mean
 /// of `first_of` alternatives and `second` of `second_of`.
 ///
-/// Luck of `first` makes the difference too low: it widens the upper end of the interval and `p`
-/// where the mean is negative. Luck of `second` does the opposite. `p < 1 - level` exactly if the
-/// interval leaves out 0. With counts of 1 both are exact; otherwise they err on the safe side, since
-/// they assume that all alternatives are equally good and independent, and the other side constant.
-/// All else is as in [`paired`].
+/// Selection of `first` biases the difference low: it raises the upper end of the interval, and `p` if the mean
+/// is negative. Selection of `second` does the opposite. `p < 1 - level` if and only if the interval excludes 0.
+/// With counts of 1 both are exact; otherwise they are conservative, since they assume that all alternatives are
+/// equally good and independent, and the other side constant. Otherwise as [`paired`].
 pub fn paired_of_best(
     differences: &[f64],
     level: f64,
@@ -133,16 +131,16 @@ pub fn paired_of_best(
     })
 }
 
-/// What Student's t exceeds with probability `tail`; `None` without a degree of freedom and for a
-/// tail that does not lie between 0 and 1.
+/// Returns the value that Student's t exceeds with probability `tail`; `None` for 0 degrees of freedom and for a
+/// tail outside (0, 1).
 pub fn t_critical(tail: f64, freedom: usize) -> Option<f64> {
     let student = Student::new(freedom)?;
     (tail > 0.0 && tail < 1.0).then(|| student.t.inverse_cdf(1.0 - tail))
 }
 
-/// p values adjusted for their number by Holm's step-down procedure (Scandinavian Journal of
-/// Statistics 6, 1979), in the order given: rejecting those below α keeps the probability of any
-/// false rejection at α.
+/// Adjusts p values for multiple comparisons by Holm's step-down procedure (Scandinavian Journal of Statistics
+/// 6, 1979), in the order given: rejecting those below α keeps the probability of any false rejection (the
+/// family-wise error rate) at α.
 pub fn holm(p: &[f64]) -> Vec<f64> {
     let mut order: Vec<usize> = (0..p.len()).collect();
     order.sort_by(|&a, &b| p[a].total_cmp(&p[b]));
@@ -155,18 +153,18 @@ pub fn holm(p: &[f64]) -> Vec<f64> {
     adjusted
 }
 
-/// The smallest number of seeds with which a two-sided t-test of paired differences at level
-/// `alpha` finds a mean difference of `difference` with at least the probability `power`, when the
-/// differences have the standard deviation `sd`.
+/// Returns the smallest number of seeds with which a two-sided paired t-test at level `alpha` detects a mean
+/// difference of `difference` with a power of at least `power`, if the differences have the standard deviation
+/// `sd`.
 ///
-/// `None` if [`MOST_SEEDS`] are too few, if `difference` is 0, and for arguments out of range: a power
-/// below one half is no plan.
+/// `None` if [`MOST_SEEDS`] are too few, if `difference` is 0, and for arguments out of range; `power` must be
+/// at least 0.5 and below 1.
 pub fn seeds_needed(difference: f64, sd: f64, alpha: f64, power: f64) -> Option<u64> {
     seeds_needed_of_best(difference, sd, alpha, power, 1)
 }
 
-/// [`seeds_needed`] by the test of [`paired_of_best`], where the better side is the best of
-/// `chosen_of` alternatives.
+/// As [`seeds_needed`], for the test of [`paired_of_best`] where the better side is the best of `chosen_of`
+/// alternatives.
 pub fn seeds_needed_of_best(
     difference: f64,
     sd: f64,
@@ -181,7 +179,7 @@ pub fn seeds_needed_of_best(
         return None;
     }
     let effect = difference.abs() / sd;
-    // The answer if sd were known, and its usual correction, are close: from there it is few steps.
+    // The solution for known sd, with its usual correction, is close: few steps remain.
     let each = -((-alpha / 2.0).ln_1p() / chosen_of.max(1) as f64).exp_m1();
     let critical = upper_quantile(each);
     let known = ((critical + upper_quantile(1.0 - power)) / effect).powi(2);
@@ -199,7 +197,7 @@ pub fn seeds_needed_of_best(
     (n <= MOST_SEEDS).then_some(n)
 }
 
-/// Probability that the test rejects, when the mean is `effect` standard deviations from 0.
+/// Returns the power of the test if the true mean is `effect` standard deviations from 0.
 fn power_of(effect: f64, n: u64, alpha: f64, chosen_of: usize) -> f64 {
     let Some(student) = Student::new(n as usize - 1) else {
         return 0.0;
@@ -212,13 +210,13 @@ fn power_of(effect: f64, n: u64, alpha: f64, chosen_of: usize) -> f64 {
     student.shifted_tail(critical, shift) + student.shifted_tail(critical, -shift)
 }
 
-/// Normal variables over an independent estimate `s` of their standard deviation.
+/// Distribution of normal variables divided by an independent estimate `s` of their standard deviation.
 struct Student {
     t: StudentsT,
     freedom: f64,
-    /// The constant in the logarithm of the density of `s = √(χ²/freedom)`.
+    /// Constant term of the log density of `s = √(χ²/freedom)`.
     constant: f64,
-    /// Where that density is not negligible.
+    /// Range in which that density is not negligible.
     range: (f64, f64),
 }
 
@@ -240,7 +238,7 @@ impl Student {
         (self.constant + (self.freedom - 1.0) * s.ln() - self.freedom * s * s / 2.0).exp()
     }
 
-    /// Probability that the largest of `k` variables over `s` exceeds `t >= 0`.
+    /// Returns the probability that the maximum of `k` variables over `s` exceeds `t >= 0`.
     fn tail(&self, t: f64, k: usize) -> f64 {
         if k <= 1 {
             return self.t.sf(t);
@@ -254,14 +252,14 @@ impl Student {
         integrate(self.range.0, high, |s| largest(s) * self.density(s))
     }
 
-    /// The `t` that the largest of `k` variables over `s` exceeds with probability `tail`.
+    /// Returns the `t` that the maximum of `k` variables over `s` exceeds with probability `tail`.
     fn critical(&self, tail: f64, k: usize) -> f64 {
         let one = self.t.inverse_cdf(1.0 - tail);
         if k <= 1 {
             return one;
         }
-        // It lies between that of one variable and Bonferroni's bound. In logarithms the way there
-        // is nearly straight, so that a few secants find it.
+        // The root lies between the critical value of one variable and the Bonferroni bound. In logarithms the
+        // function is nearly linear, so that a few secant steps suffice.
         let excess = |log_t: f64| (self.tail(log_t.exp(), k) / tail).ln();
         let (low, high) = (one.ln(), self.t.inverse_cdf(1.0 - tail / k as f64).ln());
         let (mut older, mut newer) = ((low, excess(low)), (high, excess(high)));
@@ -276,10 +274,10 @@ impl Student {
         newer.0.exp()
     }
 
-    /// Probability that a variable with mean `shift` over `s` exceeds `t > 0`: noncentral t.
+    /// Returns the probability that a variable with mean `shift` over `s` exceeds `t > 0` (noncentral t).
     fn shifted_tail(&self, t: f64, shift: f64) -> f64 {
         let (low, high) = self.range;
-        // Smaller `s` certainly lets it exceed, larger `s` never does.
+        // For smaller `s` the variable certainly exceeds `t`, for larger `s` never.
         let certain = ((shift - NEVER) / t).clamp(low, high);
         let never = ((shift + NEVER) / t).clamp(low, high);
         integrate(low, certain, |s| self.density(s))
@@ -289,20 +287,20 @@ impl Student {
     }
 }
 
-/// Standard deviations that a normal variable does not leave: the probability is 1e-19.
+/// Standard deviations beyond which the tail of a normal variable is negligible: its probability is 1e-19.
 const NEVER: f64 = 9.0;
 
-/// Probability that a standard normal variable exceeds `z`.
+/// Returns the probability that a standard normal variable exceeds `z`.
 fn upper_tail(z: f64) -> f64 {
     0.5 * erfc(z * std::f64::consts::FRAC_1_SQRT_2)
 }
 
-/// What a standard normal variable exceeds with probability `tail`.
+/// Returns the upper quantile of the standard normal distribution at probability `tail`.
 fn upper_quantile(tail: f64) -> f64 {
     std::f64::consts::SQRT_2 * erfc_inv(2.0 * tail)
 }
 
-/// Integral from `low` to `high` of a smooth function: 5-point Gauss-Legendre on 16 panels.
+/// Integrates a smooth function from `low` to `high`: 5-point Gauss-Legendre on 16 panels.
 fn integrate(low: f64, high: f64, function: impl Fn(f64) -> f64) -> f64 {
     const PANELS: usize = 16;
     if high <= low {

@@ -1,15 +1,15 @@
-//! Placements against the baseline.
+//! Comparisons of placements with the baseline.
 
 use super::super::stats::{self, Paired};
 use super::sweep::Sweep;
 use super::{Comparison, Edge, PlacementSummary, Rules, Verdict};
 
-/// Compares every placement with the baseline, or says why not.
+/// Compares every placement with the baseline, or records the reason for a missing comparison.
 pub(super) fn all(sweeps: &[Sweep], placements: &mut [PlacementSummary], rules: &Rules) {
     let baseline = sweeps.iter().find(|sweep| sweep.name == rules.baseline);
     let others = (0..sweeps.len()).filter(|&index| sweeps[index].name != rules.baseline);
     let others: Vec<usize> = others.collect();
-    // Stated beforehand: one that cannot be made counts, too.
+    // The number is fixed in advance: comparisons that cannot be made count, too.
     let comparisons = others.len();
     let throughput = (placements.iter())
         .find(|placement| placement.placement == rules.baseline)
@@ -34,7 +34,7 @@ pub(super) fn all(sweeps: &[Sweep], placements: &mut [PlacementSummary], rules: 
     }
 }
 
-/// A comparison, and the p value of its difference being beyond the margin.
+/// Returns a comparison, and the p value for its difference being beyond the margin.
 fn compare(
     sweep: &Sweep,
     baseline: Option<&Sweep>,
@@ -56,7 +56,7 @@ fn compare(
     let difference = stats::paired_of_best(&differences, level, first_of, second_of)
         .ok_or("fewer than 2 seeds in common with the baseline")?;
     let verdict = match verdict(&difference, rules.margin) {
-        // It may be that one of them is better elsewhere.
+        // One of them may be better at a learning rate that was not compared.
         Verdict::Equivalent
             if may_be_better(sweep, rules.margin) || may_be_better(baseline, rules.margin) =>
         {
@@ -97,7 +97,7 @@ fn compare(
     Ok((found, p_alone))
 }
 
-/// What the interval says.
+/// Returns the verdict of the interval.
 fn verdict(difference: &Paired, margin: f64) -> Verdict {
     match () {
         () if difference.high < -margin => Verdict::Better,
@@ -107,7 +107,7 @@ fn verdict(difference: &Paired, margin: f64) -> Verdict {
     }
 }
 
-/// The two-sided p value of the difference not being beyond the margin on the side where it is seen.
+/// Returns the two-sided p value for the difference not being beyond the margin on its observed side.
 fn p_beyond(differences: &[f64], margin: f64, first_of: usize, second_of: usize) -> f64 {
     let mean = differences.iter().sum::<f64>() / differences.len() as f64;
     let shift = if mean < 0.0 { margin } else { -margin };
@@ -118,8 +118,8 @@ fn p_beyond(differences: &[f64], margin: f64, first_of: usize, second_of: usize)
     stats::paired_of_best(&shifted, 0.5, first_of, second_of).map_or(1.0, |test| test.p)
 }
 
-/// Why a verdict that the interval gives cannot stand: there may be a better learning rate than the one
-/// that was compared, of the side that would lose.
+/// Returns the reason to reject a verdict of the interval: the losing side may have a better learning rate than
+/// the one compared.
 fn objection(
     verdict: Verdict,
     sweep: &Sweep,

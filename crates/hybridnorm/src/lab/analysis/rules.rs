@@ -1,35 +1,35 @@
-//! By which rules runs are judged.
+//! Rules of the analysis.
 
 use serde::{Deserialize, Serialize};
 
 use crate::digits::written;
 
-/// By which rules runs are judged.
+/// Rules by which runs are classified and placements compared.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Rules {
-    /// The placement with which all others are compared.
+    /// Placement that all others are compared with.
     pub baseline: String,
-    /// Largest probability of any false claim that a placement is better or worse; confidence
-    /// intervals have the level `1 - alpha` for all comparisons together.
+    /// Largest probability of any false claim that a placement is better or worse (family-wise error rate);
+    /// confidence intervals have the simultaneous level `1 - alpha` over all comparisons.
     pub alpha: f64,
-    /// Smallest difference that counts, in nats: a placement is called better or worse only where the
-    /// whole interval lies beyond it.
+    /// Smallest relevant difference, in nats: a placement is better or worse only if the whole interval lies
+    /// beyond it.
     pub margin: f64,
-    /// A run is lost if its final loss is this much above the best median of its placement, in nats, at
-    /// a learning rate at or above the one that has that median.
+    /// A run has diverged if its final loss is this much above the best median loss of its placement, in nats,
+    /// at a learning rate at or above the one with that median.
     pub lost_above: f64,
-    /// Probability with which [`Comparison::seeds_to_resolve`](super::Comparison::seeds_to_resolve) seeds find a difference.
+    /// Statistical power at [`Comparison::seeds_to_resolve`](super::Comparison::seeds_to_resolve) seeds.
     pub power: f64,
-    /// How far above its best loss a placement may be within its tolerance, in nats.
+    /// Loss above a placement's best that its learning rate tolerance allows, in nats.
     pub tolerance: f64,
-    /// Loss that no amount of compute goes below, in nats; see [`Comparison::compute_gain`](super::Comparison::compute_gain).
+    /// Irreducible loss, in nats; see [`Comparison::compute_gain`](super::Comparison::compute_gain).
     pub irreducible_loss: f64,
-    /// Exponent of compute in the law of [`Comparison::compute_gain`](super::Comparison::compute_gain).
+    /// Scaling exponent of compute; see [`Comparison::compute_gain`](super::Comparison::compute_gain).
     pub compute_exponent: f64,
-    /// What a diverged run counts as in [`PlacementSummary::lr_sensitivity`](super::PlacementSummary::lr_sensitivity), in nats, and the most
-    /// any run counts as; `None`: the largest mean loss at any placement and learning rate. Its
-    /// authors took the loss at initialization.
+    /// Loss cap of [`PlacementSummary::lr_sensitivity`](super::PlacementSummary::lr_sensitivity), in nats, also
+    /// used as the loss of a diverged run; `None`: the largest mean loss at any placement and learning rate. The
+    /// paper uses the loss at initialization.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loss_cap: Option<f64>,
 }
@@ -51,8 +51,8 @@ impl Default for Rules {
 }
 
 impl Rules {
-    /// What is wrong with them, in one line that names the key. Where something is, [`analyse`](super::analyse)
-    /// compares nothing and gives it as the reason.
+    /// Returns a one-line message that names the first invalid key, if there is one. [`analyse`](super::analyse)
+    /// then compares nothing and reports the message as the reason.
     pub fn problem(&self) -> Option<String> {
         let not_negative = |value: f64| value.is_finite() && value >= 0.0;
         let checks = [

@@ -1,9 +1,9 @@
-//! Numbers and names as they are written in sentences.
+//! Formatting of numbers and names in sentences.
 
 use super::super::stats::Paired;
 use crate::digits::grouped;
 
-/// Decimals with which a difference is shown: two significant digits of the interval's half width.
+/// Number of decimals of a difference: two significant digits of the interval's half width.
 pub(super) struct Digits(usize);
 
 impl Digits {
@@ -17,7 +17,7 @@ impl Digits {
         Self::of_size(scale)
     }
 
-    /// Two significant digits of a number on its own.
+    /// Returns the decimals for two significant digits of `size`.
     pub fn of_size(size: f64) -> Self {
         match size > 0.0 {
             true => Self((1.0 - size.log10().floor()).clamp(0.0, 6.0) as usize),
@@ -27,7 +27,7 @@ impl Digits {
 
     pub fn show(&self, nats: f64) -> String {
         let text = format!("{nats:.*}", self.0);
-        // No sign where all digits are 0.
+        // No sign if all digits are 0.
         match text.strip_prefix('-') {
             Some(rest) if rest.chars().all(|letter| matches!(letter, '0' | '.')) => rest.to_owned(),
             _ => text,
@@ -35,18 +35,18 @@ impl Digits {
     }
 }
 
-/// At most one decimal, and only where it is not 0.
+/// Formats with at most one decimal, omitted if it is 0.
 pub(super) fn short(value: f64) -> String {
     let text = format!("{value:.1}");
     text.strip_suffix(".0").unwrap_or(&text).to_owned()
 }
 
-/// `12,345 seeds`.
+/// Formats as `12,345 seeds`.
 pub(super) fn seeds(count: u64) -> String {
     counts([count].into_iter(), "seed")
 }
 
-/// `3 seeds`, or `3 to 5 seeds` where counts differ.
+/// Formats as `3 seeds`, or as `3 to 5 seeds` if counts differ.
 pub(super) fn counts(counts: impl Iterator<Item = u64> + Clone, what: &str) -> String {
     let (least, most) = (counts.clone().min(), counts.max());
     match (least.unwrap_or(0), most.unwrap_or(0)) {
@@ -56,7 +56,7 @@ pub(super) fn counts(counts: impl Iterator<Item = u64> + Clone, what: &str) -> S
     }
 }
 
-/// `a`, `a and b`, `a, b and c`.
+/// Joins names: `a`, `a and b`, `a, b and c`.
 pub(super) fn list(names: &[&str]) -> String {
     match names {
         [] => String::new(),

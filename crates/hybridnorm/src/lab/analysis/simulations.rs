@@ -1,7 +1,7 @@
-//! Simulated studies whose truth is known, through the whole of [`analyse`].
+//! Simulated studies with known ground truth, passed through all of [`analyse`].
 //!
-//! `cargo test --release -p hybridnorm --lib claims_are_rare_in_many -- --ignored --nocapture` prints the shares of
-//! many more of them (docs/findings.md).
+//! `cargo test --release -p hybridnorm --lib claims_are_rare_in_many -- --ignored --nocapture` prints the proportions
+//! for many more of them (docs/findings.md).
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -10,28 +10,28 @@ use rand_distr::{Distribution, StandardNormal};
 use super::super::stats;
 use super::*;
 
-/// Standard deviation of a run's loss around its seed's, in nats.
+/// Standard deviation of a run's loss given its seed effect, in nats.
 const NOISE: f64 = 0.01;
 
-/// Standard deviation of what all runs with a seed share.
+/// Standard deviation of the seed effect, which all runs with a seed share.
 const SEED_EFFECT: f64 = 0.03;
 
 const RATES: [f64; 5] = [1e-4, 3.16e-4, 1e-3, 3.16e-3, 1e-2];
 
-/// How much worse, in units of the noise, the rates beside the best are. Loss is a parabola in the
-/// logarithm of the rate.
+/// Loss increase at the learning rates next to the best, in units of the noise. Loss is a parabola in the
+/// logarithm of the learning rate.
 const STEEP: f64 = 8.0;
 
-/// One placement's truth.
+/// Ground truth of one placement.
 #[derive(Clone, Copy)]
 struct Truth {
-    /// Loss at its best rate, in units of the noise above 3 nats.
+    /// Loss at the best learning rate, in units of the noise above 3 nats.
     loss: f64,
-    /// See [`STEEP`].
+    /// Curvature of the loss; see [`STEEP`].
     curvature: f64,
 }
 
-/// A study of some placements, of which the first is the baseline.
+/// Simulates a study; the first placement is the baseline.
 fn points(truths: &[Truth], seeds: u64, random: &mut ChaCha8Rng) -> Vec<Point> {
     let mut normal = || -> f64 { StandardNormal.sample(random) };
     let shared: Vec<f64> = (0..seeds).map(|_| SEED_EFFECT * normal()).collect();
@@ -58,24 +58,24 @@ fn points(truths: &[Truth], seeds: u64, random: &mut ChaCha8Rng) -> Vec<Point> {
     points
 }
 
-/// Shares of studies.
+/// Proportions of studies.
 #[derive(Debug, Default)]
 struct Shares {
-    /// With any claim "better".
+    /// With at least one verdict "better".
     better: f64,
-    /// With any claim.
+    /// With at least one verdict "better" or "worse".
     any: f64,
-    /// In which the first comparison's interval covers the true difference, or is not shown.
+    /// With the first interval covering the true difference, or no first comparison.
     covered: f64,
-    /// In which the first comparison is shown: a claim that a rate not tried might turn around is not.
+    /// With a first comparison: there is none if a learning rate outside the grid might reverse the verdict.
     shown: f64,
-    /// With any claim by a t-test of the same losses, without allowance for the choice of rates.
+    /// With a significant t-test of the same losses, not corrected for the choice of learning rates.
     plain: f64,
-    /// With any claim by a t-test of losses at rates that the other seeds choose.
+    /// With a significant t-test of losses at learning rates chosen on the other seeds.
     other_seeds: f64,
 }
 
-/// Losses at the rate that is best on all seeds, or for each seed on the others.
+/// Returns the losses at the learning rate that is best on all seeds, or for each seed on the other seeds.
 fn losses(points: &[Point], placement: &str, seeds: u64, on_others: bool) -> Vec<f64> {
     let own: Vec<&Point> = (points.iter())
         .filter(|point| point.placement == placement)
@@ -100,7 +100,7 @@ fn losses(points: &[Point], placement: &str, seeds: u64, on_others: bool) -> Vec
     (0..seeds).map(at_chosen).collect()
 }
 
-/// Whether a plain t-test with Holm's correction claims anything.
+/// Returns true if a plain t-test with Holm's correction finds a significant difference.
 fn plain_claim(points: &[Point], placements: usize, seeds: u64, on_others: bool) -> bool {
     let baseline = losses(points, "pre-norm", seeds, on_others);
     let p: Vec<f64> = (1..placements)
@@ -115,7 +115,7 @@ fn plain_claim(points: &[Point], placements: usize, seeds: u64, on_others: bool)
 
 fn shares(truths: &[Truth], seeds: u64, studies: usize, others: bool) -> Shares {
     let mut random = ChaCha8Rng::seed_from_u64(seeds + studies as u64);
-    // Without a margin, claims are as frequent as they can be. The rates' ends are no failures here.
+    // Without a margin, claims are most frequent. High losses at the edges of the grid do not count as diverged.
     let rules = Rules {
         margin: 0.0,
         lost_above: 1.0,
@@ -126,7 +126,7 @@ fn shares(truths: &[Truth], seeds: u64, studies: usize, others: bool) -> Shares 
     for _ in 0..studies {
         let points = points(truths, seeds, &mut random);
         let analysis = analyse(&points, &rules);
-        // Where a claim would not stand, nothing is compared.
+        // There is no comparison where a verdict could be reversed.
         let comparisons: Vec<&Comparison> = (analysis.placements[1..].iter())
             .filter_map(|placement| placement.against.as_ref())
             .collect();
@@ -150,12 +150,12 @@ fn shares(truths: &[Truth], seeds: u64, studies: usize, others: bool) -> Shares 
     shares
 }
 
-/// Three standard errors of a share that is truly `share`.
+/// Returns three standard errors of a proportion whose true value is `share`.
 fn margin(share: f64, studies: usize) -> f64 {
     3.0 * (share * (1.0 - share) / studies as f64).sqrt()
 }
 
-/// A baseline and `variants` others that differ from it in nothing but their curvature.
+/// Returns a baseline and `variants` other placements that differ from it only in curvature.
 fn null(baseline: f64, variant: f64, variants: usize) -> Vec<Truth> {
     let truth = |curvature| Truth {
         loss: 0.0,
@@ -176,11 +176,11 @@ fn studies_without_a_difference_claim_one_in_at_most_alpha() {
             let most = 0.05 + margin(0.05, STUDIES);
             let about = format!("{seeds} seeds, curvature {curvature}: {found:?}");
             assert!(found.better <= most && found.any <= most, "{about}");
-            // Of all seven intervals together.
+            // Bonferroni level of one of seven intervals.
             let level = 1.0 - 0.05 / 7.0;
             assert!(found.covered >= level - margin(level, STUDIES), "{about}");
             if curvature == STEEP {
-                // Only one rate is in question: the interval is exact, not merely safe.
+                // There is only one contender: the interval is exact, not just conservative.
                 assert!(found.covered <= level + margin(level, STUDIES), "{about}");
             }
         }
@@ -200,7 +200,7 @@ fn a_flatter_curve_is_not_called_better() {
     }
 }
 
-/// Why the choice of rates is allowed for, and in this way: both obvious alternatives claim too much.
+/// Justifies the correction for the choice of learning rates: both obvious alternatives claim too much.
 #[test]
 fn simpler_tests_claim_too_much() {
     let studies = 2 * STUDIES;
@@ -211,7 +211,7 @@ fn simpler_tests_claim_too_much() {
     assert!(flat.other_seeds > most && flat.any <= most, "{flat:?}");
 }
 
-/// A variant better than the baseline by `effect` standard deviations of the differences.
+/// Returns a baseline and a variant better by `effect` standard deviations of the differences.
 fn better_by(effect: f64) -> [Truth; 2] {
     [0.0, -effect * 2.0_f64.sqrt()].map(|loss| Truth {
         loss,
@@ -257,7 +257,7 @@ fn claims_are_rare_in_many_studies_of_every_kind() {
     claims_are_rare(10 * STUDIES);
 }
 
-/// Prints the shares of so many studies of every kind, and asserts that they are those that the analysis promises.
+/// Prints the proportions over `studies` studies of every kind and asserts the nominal levels.
 fn claims_are_rare(studies: usize) {
     println!("seeds variants curvatures  better    any  plain other-seeds  covered  shown");
     for seeds in [2, 3, 5, 10] {

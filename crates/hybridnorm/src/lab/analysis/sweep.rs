@@ -1,21 +1,21 @@
-//! One placement's runs over learning rates and seeds.
+//! Runs of one placement over learning rates and seeds.
 
 use std::collections::BTreeMap;
 
 use super::super::stats::{self, Summary};
 use super::{Best, Edge, Outcome, PlacementSummary, Point, RateSummary, Rules, Span};
 
-/// Probability with which a rate that is as good as the best is taken for worse. Smaller than any
-/// usual α, so that the mistake hardly adds to that of the comparison.
+/// Probability of excluding a learning rate that is as good as the best. Smaller than any usual α, so that this
+/// error hardly adds to that of the comparison.
 const MISSED: f64 = 0.01;
 
 /// All runs of a placement.
 pub(super) struct Sweep<'a> {
     pub name: &'a str,
     points: Vec<&'a Point>,
-    /// Ascending.
+    /// By ascending learning rate.
     rates: Vec<Rate>,
-    /// Indices of the rates that are judged on equal seeds.
+    /// Indices of the learning rates compared on equal seeds.
     candidates: Vec<usize>,
     best: Option<usize>,
 }
@@ -23,7 +23,7 @@ pub(super) struct Sweep<'a> {
 /// All runs of a placement at one learning rate.
 pub(super) struct Rate {
     lr: f64,
-    /// By seed.
+    /// Outcomes by seed.
     runs: BTreeMap<u64, Outcome>,
 }
 
@@ -56,7 +56,7 @@ impl Rate {
             })
     }
 
-    /// Losses of the finished runs, by ascending seed.
+    /// Returns the losses of the finished runs, by ascending seed.
     fn losses(&self) -> Vec<f64> {
         self.finished().map(|(_, loss)| loss).collect()
     }
@@ -65,7 +65,7 @@ impl Rate {
         Summary::of(&self.losses())
     }
 
-    /// The lower median over all seeds, of which those without a loss count as infinite.
+    /// Returns the lower median loss over all seeds; seeds without a loss count as infinite.
     fn median(&self) -> f64 {
         let loss = |outcome: &Outcome| match *outcome {
             Outcome::Loss(loss) => loss,
@@ -80,7 +80,7 @@ impl Rate {
         self.loss().map(|loss| loss.mean)
     }
 
-    /// Losses of the seeds that both finished, in the same order every time.
+    /// Returns the losses of the seeds that finished in both, by ascending seed.
     pub fn pairs(&self, other: &Self) -> impl Iterator<Item = (f64, f64)> {
         self.finished()
             .filter_map(|(seed, loss)| match other.runs.get(&seed) {
@@ -103,7 +103,7 @@ impl Rate {
 }
 
 impl<'a> Sweep<'a> {
-    /// One a placement, in the order of first appearance.
+    /// Returns one sweep per placement, in order of first appearance.
     pub fn all(points: &'a [Point], lost_above: f64) -> Vec<Self> {
         let mut groups: Vec<(&str, Vec<&Point>)> = Vec::new();
         for point in points {
@@ -151,18 +151,18 @@ impl<'a> Sweep<'a> {
         }
     }
 
-    /// How a run ended.
+    /// Returns the outcome of a run.
     pub fn outcome(&self, lr: f64, seed: u64) -> Option<Outcome> {
         let rate = self.rates.iter().find(|rate| rate.lr == lr)?;
         rate.runs.get(&seed).copied()
     }
 
-    /// The best rate.
+    /// Returns the runs at the best learning rate.
     pub fn best(&self) -> Option<&Rate> {
         self.best.map(|index| &self.rates[index])
     }
 
-    /// Why there is no best rate.
+    /// Returns the reason why there is no best learning rate.
     pub fn why_no_best(&self) -> &'static str {
         let learned = |rate: &Rate| rate.not_learned() < rate.runs.len();
         match self.rates.iter().any(learned) {
@@ -171,12 +171,12 @@ impl<'a> Sweep<'a> {
         }
     }
 
-    /// The end of the rates tried at which the best one is.
+    /// Returns the edge of the grid at which the best learning rate lies, if any.
     pub fn edge(&self) -> Option<Edge> {
         self.end(self.best?)
     }
 
-    /// The end of the rates tried that a rate is, if it is one.
+    /// Returns the edge of the grid at which a learning rate lies, if any.
     fn end(&self, index: usize) -> Option<Edge> {
         match index {
             _ if self.rates.len() == 1 => Some(Edge::Only),
@@ -186,8 +186,8 @@ impl<'a> Sweep<'a> {
         }
     }
 
-    /// The end of the rates tried at which a rate has a mean loss within `margin` of the best one, and that
-    /// rate. A difference of so little tells nothing, so that the best rate may as well lie beyond it.
+    /// Returns an edge of the grid whose mean loss is within `margin` of the best, and its learning rate. Such a
+    /// difference is not relevant, so the best learning rate may lie beyond that edge.
     pub fn edge_within(&self, margin: f64) -> Option<(Edge, f64)> {
         let best = self.best?;
         let limit = self.rates[best].mean()? + margin;
@@ -199,8 +199,8 @@ impl<'a> Sweep<'a> {
         ends.find_map(|index| Some((self.end(index)?, self.rates[index].lr)))
     }
 
-    /// A rate at which some seeds failed while the others, on average, ended below the same seeds at the
-    /// best rate.
+    /// Returns a learning rate at which some seeds failed and the mean loss of the remaining ones is below that
+    /// of the same seeds at the best learning rate.
     pub fn better_but_for_failures(&self) -> Option<f64> {
         let best = self.best()?;
         let is_better = |rate: &&Rate| {
@@ -211,15 +211,15 @@ impl<'a> Sweep<'a> {
         self.rates.iter().find(is_better).map(|rate| rate.lr)
     }
 
-    /// Mean loss at each rate that has one.
+    /// Returns the mean loss at each learning rate that has one.
     pub fn mean_losses(&self) -> impl Iterator<Item = f64> {
         self.rates.iter().filter_map(Rate::mean)
     }
 
-    /// See [`Best::contenders`].
+    /// Returns the number of contenders; see [`Best::contenders`].
     ///
-    /// The noise is the interaction of rates and seeds in the better half of the rates: what all
-    /// rates share with a seed does not matter for the choice, and bad rates are often noisier.
+    /// The noise is the interaction of learning rates and seeds in the better half of the learning rates: a
+    /// common seed effect does not influence the choice, and bad learning rates are often noisier.
     pub fn contenders(&self) -> usize {
         let halved = self.rates.iter().filter(|rate| rate.halved() > 0).count();
         let mut rows: Vec<(f64, Vec<f64>)> = (self.candidates.iter())
@@ -236,7 +236,7 @@ impl<'a> Sweep<'a> {
         }
     }
 
-    /// Everything but the comparison.
+    /// Returns the summary without the comparison.
     pub fn summary(&self, rules: &Rules, loss_cap: Option<f64>) -> PlacementSummary {
         let speeds: Vec<f64> = (self.points.iter())
             .map(|point| point.tokens_per_second)
@@ -249,7 +249,7 @@ impl<'a> Sweep<'a> {
             best: self.best_summary(),
             largest_stable_lr: (self.rates.iter())
                 .take_while(|rate| rate.diverged() == 0)
-                // Where all runs were left out, they may have diverged later.
+                // If all runs were eliminated, they might have diverged later.
                 .filter(|rate| rate.halved() < rate.runs.len())
                 .last()
                 .map(|rate| rate.lr),
@@ -313,8 +313,8 @@ impl<'a> Sweep<'a> {
     }
 }
 
-/// Counts runs as lost whose final loss is far above the best median, at its learning rate or a larger
-/// one: see [`Rules::lost_above`]. Below that rate, a high loss is that of a slow training.
+/// Marks runs as diverged whose final loss is far above the best median, at its learning rate or a larger one:
+/// see [`Rules::lost_above`]. At smaller learning rates, a high loss means slow training.
 fn mark_lost(rates: &mut [Rate], lost_above: f64) {
     let medians = rates.iter().map(Rate::median).enumerate();
     let Some((first, best)) = medians.min_by(|a, b| a.1.total_cmp(&b.1)) else {
@@ -332,8 +332,8 @@ fn mark_lost(rates: &mut [Rate], lost_above: f64) {
     }
 }
 
-/// Indices of the rates that are judged on equal seeds: every seed finished, and the seeds are those of
-/// the best covered rates; of equally large sets, those that most rates have.
+/// Returns the indices of the learning rates compared on equal seeds: every seed finished, and the set of seeds
+/// is the largest; of equally large sets, the most frequent one.
 fn candidates(rates: &[Rate]) -> Vec<usize> {
     let clean: Vec<usize> = (0..rates.len())
         .filter(|&index| rates[index].finished().count() == rates[index].runs.len())
@@ -343,13 +343,13 @@ fn candidates(rates: &[Rate]) -> Vec<usize> {
         let others = clean.iter().copied();
         others.filter(|&b| same(a, b)).collect()
     };
-    // `max_by_key` takes the last of equals: reversed, that is the smallest rate.
+    // `max_by_key` takes the last maximum: reversed, that is the smallest learning rate.
     let widest = (clean.iter().rev()).max_by_key(|&&a| (rates[a].runs.len(), sharing(a).len()));
     widest.map(|&index| sharing(index)).unwrap_or_default()
 }
 
-/// How far apart the means of two rates that are equally good may be; `None` if nothing is known
-/// about the noise. Rows are rates with their mean, columns are seeds.
+/// Returns the largest difference of two means that is not significant; `None` if the noise cannot be estimated.
+/// Rows are learning rates with their mean, columns are seeds.
 fn distance_by_luck(rows: &[(f64, Vec<f64>)]) -> Option<f64> {
     let seeds = rows.first()?.1.len();
     let freedom = (rows.len() - 1) * seeds.saturating_sub(1);

@@ -1,4 +1,4 @@
-//! Small studies made by hand, one for each thing that is said.
+//! Small hand-made studies, one for each property of the analysis.
 
 use super::super::stats;
 use super::*;
@@ -16,7 +16,7 @@ pub(super) fn point(placement: &str, lr: f64, seed: u64, result: Outcome) -> Poi
     }
 }
 
-/// Runs with seeds 0, 1, … at one learning rate.
+/// Returns runs with seeds 0, 1, … at one learning rate.
 pub(super) fn runs(placement: &str, lr: f64, losses: &[f64]) -> Vec<Point> {
     let run = |(seed, &loss)| point(placement, lr, seed as u64, Outcome::Loss(loss));
     losses.iter().enumerate().map(run).collect()
@@ -29,7 +29,7 @@ pub(super) fn study(parts: &[(&str, f64, &[f64])]) -> Vec<Point> {
         .collect()
 }
 
-/// A study with these losses at 1e-3, and without doubt higher ones at the rates beside it.
+/// Returns a study with these losses at 1e-3, and clearly higher ones at the neighbouring learning rates.
 pub(super) fn valleys(parts: &[(&str, &[f64])]) -> Vec<Point> {
     let mut points = Vec::new();
     for (placement, losses) in parts {
@@ -41,7 +41,7 @@ pub(super) fn valleys(parts: &[(&str, &[f64])]) -> Vec<Point> {
     points
 }
 
-/// Rules by which no run is lost for its loss, and every difference counts.
+/// Returns rules by which no run has diverged because of its loss, and every difference counts.
 fn lenient() -> Rules {
     Rules {
         margin: 0.0,
@@ -65,7 +65,7 @@ fn close(found: f64, expected: f64) {
     );
 }
 
-/// A curve over three rates, with the best in the middle.
+/// Returns a loss curve over three learning rates, with the best in the middle.
 fn valley() -> Vec<Point> {
     study(&[
         ("a", 1e-2, &[3.5, 3.7]),
@@ -122,7 +122,7 @@ fn a_best_rate_at_an_end_is_marked() {
 
 #[test]
 fn rates_are_judged_on_equal_seeds() {
-    // Lower, but over fewer seeds; then over others.
+    // A lower loss, first over fewer seeds, then over other seeds.
     for (seeds, losses) in [(vec![0], vec![2.0]), (vec![0, 7], vec![2.0, 2.0])] {
         let mut points = valley();
         for (seed, loss) in seeds.into_iter().zip(losses) {
@@ -130,7 +130,7 @@ fn rates_are_judged_on_equal_seeds() {
         }
         assert_eq!(only(&points).best.unwrap().lr, 1e-3);
     }
-    // More seeds count before more rates with the same seeds.
+    // More seeds take precedence over more learning rates with the same seeds.
     let few = [("a", 1e-5, &[2.0][..]), ("a", 1e-4, &[2.0][..])];
     let points = [study(&few), runs("a", 1e-3, &[3.0, 3.0])].concat();
     assert_eq!(only(&points).best.unwrap().lr, 1e-3);
@@ -161,7 +161,7 @@ fn the_stable_range_ends_before_the_first_divergence() {
     let mut points = valley();
     points.extend(runs("a", 3e-2, &[3.9, 3.9]));
     assert_eq!(only(&points).largest_stable_lr, Some(3e-2));
-    // A larger rate that did not diverge does not count, a run left out does not end it.
+    // A larger learning rate without divergence does not count; an eliminated run does not end the range.
     points.push(point("a", 1e-2, 2, Outcome::Diverged));
     points.push(point("a", 1e-3, 2, Outcome::Halved));
     assert_eq!(only(&points).largest_stable_lr, Some(1e-3));
@@ -175,7 +175,7 @@ fn tolerance_is_the_unbroken_range_around_the_best() {
     assert_eq!((span.low, span.high), (1e-4, 1e-3));
     close(span.factor, 10.0);
     let mut points = valley();
-    // Within, but beyond a rate that is not.
+    // Within the tolerance, but beyond a learning rate that is not.
     points.extend(runs("a", 1e-1, &[3.02, 3.02]));
     assert_eq!(only(&points).tolerance, Some(span));
     points.push(point("a", 1e-4, 2, Outcome::Diverged));
@@ -224,7 +224,7 @@ fn rates_that_may_be_as_good_contend() {
         ("a", 1e-2, &[3.501, 3.502, 3.505]),
     ]);
     assert_eq!(contenders(&curve), 2);
-    // What a seed adds at every rate is no noise.
+    // A seed effect common to all learning rates is not noise.
     let mut shifted = curve.clone();
     for point in shifted.iter_mut().filter(|point| point.seed == 1) {
         let Outcome::Loss(loss) = point.result else {
@@ -233,16 +233,16 @@ fn rates_that_may_be_as_good_contend() {
         point.result = Outcome::Loss(loss + 5.0);
     }
     assert_eq!(contenders(&shifted), 2);
-    // One seed tells nothing about the noise.
+    // The noise cannot be estimated from one seed.
     let single = study(&[("a", 1e-4, &[3.0]), ("a", 1e-3, &[4.0])]);
     assert_eq!(contenders(&single), 2);
-    // Rates left out may have been as good.
+    // Eliminated learning rates may have been as good.
     let mut halved = curve;
     halved.push(point("a", 1e-1, 0, Outcome::Halved));
     assert_eq!(contenders(&halved), 3);
 }
 
-/// A baseline, one clearly better, one clearly worse, one much like it.
+/// Returns a baseline and three placements: clearly better, clearly worse, similar.
 pub(super) fn compared() -> Vec<Point> {
     let mut points = valleys(&[
         ("pre-norm", &[3.00, 3.05, 2.98, 3.02]),
@@ -280,7 +280,7 @@ fn comparisons_are_paired_by_seed() {
     assert_eq!(against(&analysis, "bad").verdict, Verdict::Worse);
     let same = against(&analysis, "same");
     assert_eq!(same.verdict, Verdict::Indistinguishable);
-    // The largest of three p values stays, the smallest is tripled.
+    // The largest of three p values is unchanged, the smallest is tripled.
     close(same.p_holm, same.difference.p);
     let (good, bad) = (good, against(&analysis, "bad"));
     close(bad.p_holm, 3.0 * bad.difference.p);
@@ -395,7 +395,7 @@ fn lost_not_learned_and_slow_are_three_things() {
     let counts: Vec<_> = (found.rates.iter())
         .map(|rate| (rate.finished, rate.diverged, rate.not_learned))
         .collect();
-    // Slow below the best rate, lost above it; without learning it is a failure only above, too.
+    // Slow below the best learning rate, diverged above it; not learned counts as diverged only above it.
     assert_eq!(
         counts,
         [(0, 0, 1), (2, 0, 0), (2, 0, 0), (1, 1, 0), (0, 1, 0)]
@@ -489,7 +489,7 @@ fn rules_are_checked_and_read() {
 #[test]
 fn an_analysis_survives_json() {
     let mut points = compared();
-    // Without any variance, t is not finite.
+    // With zero variance, t is not finite.
     points.extend(runs("constant", 1e-3, &[4.0, 4.05, 3.98, 4.02]));
     points.push(point("lost", f64::MAX, 0, Outcome::Diverged));
     let analysis = analyse(&points, &Rules::default());

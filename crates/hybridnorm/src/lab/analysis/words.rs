@@ -1,4 +1,4 @@
-//! What an analysis says in words.
+//! Verdicts and sentences of an analysis.
 
 mod certainty;
 #[cfg(test)]
@@ -10,8 +10,8 @@ use super::{Analysis, Best, Comparison, Edge, PlacementSummary, RateSummary, Spa
 use crate::digits::{grouped, percent};
 use certainty::{certainty, resolving};
 
-/// One placement against the baseline, in a sentence. It says "better" or "worse" only where that
-/// is the verdict.
+/// Returns a sentence that compares one placement with the baseline. It contains "better" or "worse" only if
+/// that is the verdict.
 pub fn sentence(placement: &PlacementSummary, analysis: &Analysis) -> String {
     let (name, baseline) = (&placement.placement, &analysis.rules.baseline);
     if name == baseline {
@@ -83,7 +83,7 @@ pub fn sentence(placement: &PlacementSummary, analysis: &Analysis) -> String {
     }
 }
 
-/// That a comparison holds at one learning rate only, where no other was tried.
+/// Returns a note that a comparison holds at one learning rate only, if no other was tried.
 fn at_one_rate(placement: &PlacementSummary) -> String {
     match &placement.best {
         Some(Best {
@@ -95,8 +95,8 @@ fn at_one_rate(placement: &PlacementSummary) -> String {
     }
 }
 
-/// The whole analysis in three sentences: which placement is best, which learning rates are tolerated and
-/// which runs failed, and how sure that is. Of an incomplete study, that it is incomplete.
+/// Summarizes the analysis in three sentences: the best placement; tolerated learning rates and failed runs; the
+/// certainty of both. For an incomplete study, states that it is incomplete.
 pub fn verdict(analysis: &Analysis) -> Vec<String> {
     if analysis.placements.is_empty() && analysis.complete {
         return vec![
@@ -129,7 +129,7 @@ pub fn verdict(analysis: &Analysis) -> Vec<String> {
     vec![lowest(analysis), tolerance(analysis), certainty(analysis)]
 }
 
-/// The first sentence: lowest loss, and who differs from the baseline.
+/// Returns the first sentence: lowest loss, and placements that differ from the baseline.
 fn lowest(analysis: &Analysis) -> String {
     let baseline = &analysis.rules.baseline;
     let finished = analysis.placements.iter().filter_map(|placement| {
@@ -209,7 +209,7 @@ fn lowest(analysis: &Analysis) -> String {
     text + "."
 }
 
-/// The second sentence: spans of learning rates, and failures.
+/// Returns the second sentence: ranges of learning rates, and failures.
 fn tolerance(analysis: &Analysis) -> String {
     let rates = |entry: &PlacementSummary| entry.rates.len();
     let text = match analysis.placements.iter().map(rates).max() {
@@ -221,7 +221,7 @@ fn tolerance(analysis: &Analysis) -> String {
     format!("{text}; {}.", failures(analysis))
 }
 
-/// The span of each placement, which is known to a step of the grid only.
+/// Lists the learning rate range of each placement, at grid resolution.
 fn spans(analysis: &Analysis) -> String {
     let span = |entry: &PlacementSummary| {
         let Span { low, high, .. } = entry.tolerance?;
@@ -250,7 +250,7 @@ fn spans(analysis: &Analysis) -> String {
     )
 }
 
-/// The quotients of neighbouring rates: `2.5`, or `2.4 to 2.5`.
+/// Returns the ratios of neighbouring learning rates: `2.5`, or `2.4 to 2.5`.
 fn steps(analysis: &Analysis) -> String {
     let pairs = (analysis.placements.iter()).flat_map(|entry| entry.rates.windows(2));
     let steps: Vec<f64> = pairs.map(|pair| pair[1].lr / pair[0].lr).collect();
@@ -262,7 +262,7 @@ fn steps(analysis: &Analysis) -> String {
     }
 }
 
-/// Runs that were lost, and runs that had not learned yet, by placement.
+/// Lists diverged runs and runs that had not learned yet, by placement.
 fn failures(analysis: &Analysis) -> String {
     let counted = |count: fn(&RateSummary) -> u64| -> Vec<String> {
         let of = |entry: &PlacementSummary| {

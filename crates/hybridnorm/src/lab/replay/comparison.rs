@@ -1,4 +1,4 @@
-//! Whether the numbers of a run came out again.
+//! Comparison of the metrics of a run and its replay.
 
 use serde::Serialize;
 
@@ -6,29 +6,28 @@ use super::Pair;
 use crate::train::metrics::Metrics;
 use crate::train::segments::Segment;
 
-/// The numbers of a run and of its replay, step by step.
+/// Comparison of a run with its replay, step by step.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Comparison {
-    /// Steps that both did.
+    /// Number of steps that both did.
     pub steps: u64,
-    /// Where they differ first; absent where all are the same to the bit.
+    /// First difference; `None` if all metrics are bit-identical.
     pub first_difference: Option<Difference>,
-    /// What may have to do with a difference beside what was changed, in words.
+    /// Other conditions that changed and may explain a difference, as text.
     pub other_conditions: Vec<String>,
 }
 
-/// Where a run and its replay differ.
+/// Difference between a run and its replay.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Difference {
-    /// At this step.
+    /// Step at which they differ.
     pub step: u64,
-    /// In this number of its row.
+    /// Metric that differs.
     pub quantity: &'static str,
 }
 
 impl Comparison {
-    /// Compares the steps that were done after the step `from`, where `history` is that of the run, and
-    /// `now` the segment of the replay.
+    /// Compares the steps after step `from`; `history` is that of the run, `now` the segment of the replay.
     pub(super) fn new(steps: &[Pair], from: u64, history: &[Segment], now: &Segment) -> Self {
         let of_both = || {
             let pairs = steps.iter();
@@ -46,7 +45,7 @@ impl Comparison {
     }
 }
 
-/// The first number of a step that is not the same.
+/// Returns the first metric of a step that differs.
 fn difference(run: &Metrics, replay: &Metrics) -> Option<&'static str> {
     let same = |a: f64, b: f64| a == b || a.is_nan() && b.is_nan();
     let found = [
@@ -66,7 +65,7 @@ fn difference(run: &Metrics, replay: &Metrics) -> Option<&'static str> {
     }
 }
 
-/// What of the segments that did the steps after `from` up to `last` was not as it is now.
+/// Lists the conditions of steps `from + 1` to `last` of the run that differ from `now`.
 fn other_conditions(history: &[Segment], from: u64, last: u64, now: &Segment) -> Vec<String> {
     let mut found = Vec::new();
     let begun = history.first().map_or(u64::MAX, |first| first.after_step);

@@ -1,4 +1,4 @@
-//! Which configuration the steps are done with that are done again.
+//! Configurations of the replayed steps.
 
 use std::path::Path;
 
@@ -7,22 +7,22 @@ use crate::error::{Error, Result};
 use crate::train::segments::{self, Change, Segment};
 use crate::train::{Config, history, run_directory};
 
-/// Steps in a row with one configuration.
+/// Consecutive steps with one configuration.
 pub(super) struct Stretch {
-    /// They begin after this step.
+    /// Step after which they begin.
     pub(super) after: u64,
-    /// What they are done with: what held in the run, and on top of it what is to be changed.
+    /// Configuration of the run, with the changes of the replay on top.
     pub(super) config: Config,
-    /// What differs from the stretch before.
+    /// Differences from the previous stretch.
     pub(super) changed: Vec<Change>,
-    /// Whether weights to begin from are among what is to be changed.
+    /// True if the changes include the weights to start from.
     pub(super) other_weights: bool,
 }
 
-/// The stretches after the step `from`, and the last step to do.
+/// Returns the stretches after step `from`, and the last step to replay.
 ///
 /// # Errors
-/// If a configuration cannot be read, or what is to be changed may not be.
+/// If a configuration cannot be read, or a change is not allowed.
 pub(super) fn follow(
     run: &Path,
     history: &[Segment],
@@ -30,7 +30,7 @@ pub(super) fn follow(
     from: u64,
 ) -> Result<(Vec<Stretch>, u64)> {
     let newest = Config::load(run.join(run_directory::CONFIG), &[])?;
-    // Data that moved, or are read in another way, are the same for all steps.
+    // The newest data section holds for all steps, since data may have moved or be read in another way.
     let at = |step| match history::configuration_at(&newest, history, step) {
         Ok(config) => Ok(Config {
             data: newest.data.clone(),
@@ -41,7 +41,7 @@ pub(super) fn follow(
     let wanted = options.step.saturating_add(options.after);
     let bounds = history.iter().map(|segment| segment.after_step);
     let bounds = bounds.filter(|after| (from + 1..wanted).contains(after));
-    // One for all, since what is written changes no number.
+    // One log section for all, since logging does not affect results.
     let mut log = with_changes(run, &at(options.step)?, options, from)?.log;
     if !options.settings.iter().any(|one| one.starts_with("log.")) {
         log.layers_every = 1;
@@ -53,7 +53,7 @@ pub(super) fn follow(
         config.log = log.clone();
         let changed = match stretches.last() {
             None => Vec::new(),
-            // Where the number of steps was given, they may end before the run was changed.
+            // A given number of steps may end before the run was changed.
             Some(_) if config.train.steps as u64 <= after => break,
             Some(before) => history::changes(&before.config, &config),
         };
@@ -76,7 +76,7 @@ pub(super) fn follow(
     Ok((stretches, wanted.min(steps)))
 }
 
-/// A configuration of the run with what is to be changed.
+/// Returns a configuration of the run with the changes of the replay.
 fn with_changes(run: &Path, old: &Config, options: &Options, from: u64) -> Result<Config> {
     let path = run.join(run_directory::CONFIG);
     if options.placement.is_some() && old.model.is_none() {

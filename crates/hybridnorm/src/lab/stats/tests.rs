@@ -27,7 +27,7 @@ fn paired_gives_what_r_prints_for_sleep() {
     let test = paired(&differences, 0.95).unwrap();
     assert_eq!(test.n, 10);
     close(test.mean, -1.58, 1e-12);
-    // The standard deviation by scipy 1.17.1, the rest by R's t.test(paired = TRUE).
+    // The standard deviation is from scipy 1.17.1, the rest from R's t.test(paired = TRUE).
     close(test.sd, 1.2299954832798732, 1e-12);
     close(test.t.unwrap(), -4.0621, 5e-5);
     close(test.p, 0.002833, 5e-7);
@@ -86,7 +86,7 @@ fn summary_and_median() {
 #[test]
 fn holm_by_hand() {
     // Sorted: 0.005·4, 0.01·3, 0.03·2, 0.04·1, where the last may not fall below 0.06.
-    // statsmodels 0.15.0, multipletests(method="holm"), gives the same.
+    // statsmodels 0.15.0, multipletests(method="holm"), agrees.
     let adjusted = holm(&[0.01, 0.04, 0.03, 0.005]);
     for (found, expected) in adjusted.iter().zip([0.03, 0.06, 0.06, 0.02]) {
         close(*found, expected, 1e-15);
@@ -128,7 +128,7 @@ fn seeds_needed_are_the_next_whole_number() {
         assert_eq!(seeds(1.0), Some(expected), "{effect} {alpha} {power}");
         assert_eq!(seeds(-1.0), Some(expected));
     }
-    // 12560.1 by the same program.
+    // statsmodels: 12560.1.
     assert_eq!(seeds_needed(0.025, 1.0, 0.05, 0.8), None);
     assert_eq!(seeds_needed(0.0, 1.0, 0.05, 0.8), None);
     assert_eq!(seeds_needed(1.0, 1.0, 0.05, 1.0), None);
@@ -139,7 +139,7 @@ fn seeds_needed_are_the_next_whole_number() {
 
 #[test]
 fn studentized_maximum() {
-    // Adaptive quadrature by scipy 1.17.1; the first two also by 4 million draws.
+    // Adaptive quadrature by scipy 1.17.1; the first two also from 4 million samples.
     for (t, k, freedom, expected) in [
         (2.0, 3, 4, 0.15240428897815095),
         (5.0, 5, 2, 0.06702935794222499),
@@ -151,7 +151,7 @@ fn studentized_maximum() {
         close(student.tail(t, k), expected, 1e-8);
         close(student.critical(student.tail(t, k), k), t, 1e-6 * t);
     }
-    // The general formula meets Student's t at k = 1.
+    // The general formula agrees with Student's t at k = 1.
     let student = Student::new(3).unwrap();
     close(student.shifted_tail(2.5, 0.0), student.tail(2.5, 1), 1e-9);
 }

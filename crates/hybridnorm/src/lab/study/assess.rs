@@ -1,4 +1,4 @@
-//! A study's folder, read and analysed.
+//! Reading and analysis of a study folder.
 
 use std::collections::BTreeSet;
 
@@ -11,17 +11,16 @@ use crate::digits::grouped;
 use crate::error::Result;
 use crate::placement::Init;
 
-/// The finished runs of a study, and what they say.
+/// Finished runs of a study and their analysis.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Assessed {
-    /// In the order of the plan.
+    /// Records in the order of the plan.
     pub records: Vec<RunRecord>,
-    /// One entry an initialization and depth.
+    /// One entry per initialization and depth.
     pub groups: Vec<Group>,
 }
 
-/// Reads the finished runs of a study in a folder and analyses them, with what the folder tells about how
-/// far they can be relied on.
+/// Reads the finished runs of a study in a folder and analyses them, with remarks on their reliability.
 ///
 /// # Errors
 /// As [`Folder::read`].
@@ -58,7 +57,7 @@ pub fn assess(folder: &Folder, study: &Study) -> Result<Assessed> {
     Ok(Assessed { records, groups })
 }
 
-/// That records have no checksum.
+/// Returns a remark on records without a checksum.
 fn unchecked(count: usize, of: usize) -> Option<String> {
     (count > 0).then(|| {
         format!(
@@ -70,7 +69,7 @@ fn unchecked(count: usize, of: usize) -> Option<String> {
     })
 }
 
-/// That the folder holds records of other runs.
+/// Returns a remark on records of runs outside the study.
 fn left_out(count: usize, of: usize) -> Option<String> {
     (count > 0).then(|| {
         format!(
@@ -81,7 +80,7 @@ fn left_out(count: usize, of: usize) -> Option<String> {
     })
 }
 
-/// Remark on placements of a group that differ in initialization, which their verdicts then compare, too.
+/// Returns a remark on placements that differ in initialization, which their verdicts then compare, too.
 fn initializations(study: &Study, group: &Group) -> Option<String> {
     let cells = study
         .runs
@@ -107,7 +106,7 @@ fn initializations(study: &Study, group: &Group) -> Option<String> {
     ))
 }
 
-/// Remark on records from before the history.
+/// Returns a remark on records older than the history.
 fn unknown(records: usize) -> Option<String> {
     (records > 0).then(|| {
         format!(
@@ -118,7 +117,7 @@ fn unknown(records: usize) -> Option<String> {
     })
 }
 
-/// Remark on rules and plans that changed after runs had ended.
+/// Returns a remark on rules and plans that changed after runs had ended.
 fn changed(changes: &[String]) -> Option<String> {
     (!changes.is_empty()).then(|| {
         format!(

@@ -1,14 +1,14 @@
-//! Whether what a record says fits together.
+//! Consistency check of a record.
 
 use super::plan::Planned;
 use super::record::{Curve, Ending, RunRecord};
 use super::run::ROSE_AGAIN;
 use super::summary::STRETCH;
 
-/// Losses of a curve are 32-bit numbers.
+/// Tolerance for the losses of a curve, which are 32-bit numbers.
 const SLACK: f64 = 1e-4;
 
-/// Says what of a record contradicts the rest of it or cannot be; `None` if nothing does.
+/// Returns the first contradiction or impossible value in a record; `None` if there is none.
 pub(super) fn problem(record: &RunRecord, planned: &Planned) -> Option<String> {
     of_steps(record, planned)
         .or_else(|| of_numbers(record))
@@ -16,7 +16,7 @@ pub(super) fn problem(record: &RunRecord, planned: &Planned) -> Option<String> {
         .or_else(|| of_curve(record, planned))
 }
 
-/// True if the run did all its steps, by its ending.
+/// True if the run did all its steps, according to its status.
 fn is_through(record: &RunRecord) -> bool {
     matches!(record.ending, Ending::Finished | Ending::NotLearned { .. })
 }
@@ -134,8 +134,8 @@ fn of_curve(record: &RunRecord, planned: &Planned) -> Option<String> {
     }
 }
 
-/// Bounds of the mean loss over the steps after `from` up to `to`: a curve holds means of stretches, of
-/// which only a part may lie there. Losses are not negative.
+/// Returns bounds of the mean loss over the steps after `from` up to `to`: a curve holds means of intervals that
+/// may only partly lie in that range. Losses are not negative.
 fn mean(curve: &Curve, from: u64, to: u64) -> (f64, f64) {
     let (mut low, mut high, mut before) = (0.0, 0.0, 0);
     for (&step, &loss) in curve.step.iter().zip(&curve.loss) {

@@ -1,10 +1,10 @@
-//! The folder of a study: `study.toml`, `runs/ID.json` of every finished run, `work/ID` of those that are
-//! not, and `kept/ID` of finished ones that are to be kept.
+//! Study folder: `study.toml`, `runs/ID.json` for every finished run, `work/ID` for unfinished runs, and
+//! `kept/ID` for finished runs that are kept.
 //!
-//! `history.json` says what the study stated when its runs began, and which files have no checksum.
+//! `history.json` holds the study as it was whenever runs started, and lists the files without a checksum.
 //!
-//! A record is the last thing that is written of a run: what it says is there, is there. A run that is to
-//! be kept is moved before, and moved back where a kill came in between.
+//! The record of a run is written last, so that everything it refers to exists. A kept run is moved before that,
+//! and moved back if a kill came in between.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -27,26 +27,26 @@ pub(super) const RUNS: &str = "runs";
 const WORK: &str = "work";
 const KEPT: &str = "kept";
 
-/// How a study is begun in a folder.
+/// Options for starting a study in a folder.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Begin {
-    /// Go on with what was begun there.
+    /// Resume the study in the folder.
     pub resume: bool,
-    /// Only a part of the runs is done, beside others.
+    /// Do only a shard of the runs, alongside other shards.
     pub is_shard: bool,
     pub locking: Locking,
 }
 
-/// A study that was begun.
+/// Started study.
 #[derive(Debug)]
 pub(super) struct Begun {
-    /// What changed in its file, if something did.
+    /// Changes in the study file, if any.
     pub note: Option<String>,
-    /// Nobody else may begin what this process does, as long as this lives.
+    /// Keeps other processes from starting the same work while it lives.
     pub _hold: Hold,
 }
 
-/// Where a study's files are.
+/// Folder of a study.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Folder(PathBuf);
 
@@ -57,20 +57,20 @@ pub(crate) fn writes(name: &OsStr) -> bool {
 }
 
 impl Folder {
-    /// The folder at `path`, which need not be there.
+    /// Returns the folder at `path`, which need not exist.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self(path.into())
     }
 
-    /// The folder itself.
+    /// Returns the path of the folder.
     pub fn path(&self) -> &Path {
         &self.0
     }
 
-    /// Whether a study was begun here.
+    /// Returns true if the folder holds a study.
     ///
     /// # Errors
-    /// If the system cannot tell.
+    /// If the file system returns an error.
     pub fn holds_study(&self) -> Result<bool> {
         let path = self.0.join(STUDY);
         match fs::metadata(&path) {
@@ -82,33 +82,33 @@ impl Folder {
         }
     }
 
-    /// The study that was begun here.
+    /// Reads the study in the folder.
     ///
     /// # Errors
-    /// If there is none, or it cannot be read.
+    /// If there is no study, or it cannot be read.
     pub fn study(&self) -> Result<Study> {
         Study::load(&self.0.join(STUDY), &[])
     }
 
-    /// Takes hold of the folder for this process alone, and creates it where it is missing.
+    /// Locks the folder exclusively for this process; creates it if missing.
     pub(super) fn hold(&self, locking: Locking) -> Result<Hold> {
         files::create_dir(&self.0)?;
         let hold = Hold::alone(&self.0, locking)?;
-        // Nobody else writes here now: what is not whole was left by a killed process.
+        // No other process writes here now: partial files are left over from killed processes.
         for folder in [self.0.clone(), self.0.join(RUNS), self.0.join(KEPT)] {
             files::remove_stale_in(&folder);
         }
         Ok(hold)
     }
 
-    /// Begins a study here, or goes on with one, of which this process does these runs. Nothing is looked
-    /// at or written before the folder is held.
+    /// Starts or resumes a study in the folder, of which this process does `runs`. Nothing is read or written
+    /// before the folder is locked.
     ///
-    /// What the folder says of its study is changed only where runs of the changed one begin.
+    /// The study in the folder is replaced only if runs of the changed one start.
     ///
     /// # Errors
-    /// If a study was begun here and `resume` does not say to go on, another process works here, or a
-    /// file cannot be written.
+    /// If the folder holds a study and `resume` is not set, another process works here, or a file cannot be
+    /// written.
     pub(super) fn begin(&self, study: &Study, runs: &[Planned], how: Begin) -> Result<Begun> {
         if how.resume && !files::exists(&self.0)? {
             return Err(Error::format(
@@ -131,7 +131,7 @@ impl Folder {
             false => None,
         };
         let changed = before.as_ref().filter(|before| before.file != study.file);
-        // Shards of one study begin on their own, and so does what was killed before it did anything.
+        // Shards of the same study start without `resume`, and so does a study without runs after a kill.
         let is_same = before.is_some() && changed.is_none();
         let may_begin = how.resume || is_same && (how.is_shard || !self.holds_runs()?);
         if before.is_some() && !may_begin {
@@ -150,7 +150,7 @@ impl Folder {
             Some(before) => {
                 self.check_rungs(study)?;
                 let differences = in_words(&before.file, &study.file);
-                // A study of which no run was begun says nothing that anybody could rely on.
+                // Nothing relies on a study of which no run was started.
                 Some(match trains || !self.has_begun(&before.runs)? {
                     true => {
                         hold.while_alone(|| self.set_up(study))?;
@@ -175,15 +175,15 @@ impl Folder {
         Ok(Begun { note, _hold: hold })
     }
 
-    /// Creates the folders, and writes the study unless what stands there says the same: it may be
-    /// somebody's own, with comments. Then notes what was stated before the next run begins.
+    /// Creates the folders and writes the study, unless an equal one exists: that may be hand-written, with
+    /// comments. Then records the study in the history before the next run starts.
     pub(super) fn set_up(&self, study: &Study) -> Result<()> {
         self.create_folders()?;
         let before = match self.holds_study()? {
             true => Some(self.study()?),
             false => None,
         };
-        // Whoever is killed in between finds by the study that the history is behind.
+        // After a kill in between, the study file shows that the history is out of date.
         let mut history = self.history_or_begin(before.as_ref())?;
         if before.as_ref().map(|before| &before.file) != Some(&study.file) {
             files::write(self.0.join(STUDY), study.to_toml().as_bytes())?;
@@ -211,7 +211,7 @@ impl Folder {
         Ok(true)
     }
 
-    /// Whether any of these runs was begun here.
+    /// Returns true if any of these runs was started in the folder.
     fn has_begun(&self, runs: &[Planned]) -> Result<bool> {
         for run in runs {
             let id = &run.id;
@@ -224,7 +224,7 @@ impl Folder {
         Ok(false)
     }
 
-    /// Whether any run was begun here.
+    /// Returns true if any run was started in the folder.
     fn holds_runs(&self) -> Result<bool> {
         for folder in [RUNS, WORK, KEPT] {
             let folder = self.0.join(folder);
@@ -241,7 +241,7 @@ impl Folder {
         Ok(false)
     }
 
-    /// Where a run works.
+    /// Returns the run directory of an unfinished run.
     pub fn work(&self, id: &str) -> PathBuf {
         self.0.join(WORK).join(id)
     }
@@ -254,7 +254,7 @@ impl Folder {
         self.0.join(RUNS).join(format!("{id}.json"))
     }
 
-    /// Takes hold of a single run, so that no other process works on it.
+    /// Locks a single run, so that no other process works on it.
     pub(super) fn claim(&self, id: &str, locking: Locking) -> Result<Passing> {
         let path = self.0.join(WORK).join(format!("{id}.lock"));
         let claim = Passing::take(
@@ -266,16 +266,16 @@ impl Folder {
         Ok(claim)
     }
 
-    /// Whether a run is finished.
+    /// Returns true if a run is finished.
     ///
     /// # Errors
-    /// If the system cannot tell.
+    /// If the file system returns an error.
     pub fn is_finished(&self, id: &str) -> Result<bool> {
         files::exists(self.record_path(id))
     }
 
-    /// Ends a run: moves what it has worked on to `kept/` and writes its record, or writes the record
-    /// and then removes what it has worked on.
+    /// Finishes a run: moves its run directory to `kept/` and writes its record, or writes the record and then
+    /// removes the run directory.
     ///
     /// # Errors
     /// If a file cannot be written, moved or removed.
@@ -299,10 +299,10 @@ impl Folder {
         rename(&self.work(id), &self.kept(id))
     }
 
-    /// Puts a run back to where it works that was moved before a kill kept its record from being written.
+    /// Moves a run back to `work/` that was moved to `kept/` before a kill kept its record from being written.
     ///
     /// # Errors
-    /// If it stands in both places, or cannot be moved.
+    /// If it exists in both places, or cannot be moved.
     pub(super) fn reclaim(&self, id: &str) -> Result<()> {
         if !files::exists(self.kept(id))? {
             return Ok(());
@@ -325,7 +325,7 @@ impl Folder {
         }
     }
 
-    /// Does what a kill has left undone after a run's record was written. Gives what is left to a person.
+    /// Completes the clean-up of a recorded run after a kill. Returns a note if manual action is needed.
     ///
     /// # Errors
     /// If something cannot be moved or removed.
@@ -353,7 +353,7 @@ impl Folder {
         }
     }
 
-    /// Removes what a run has worked on.
+    /// Removes the run directory of a run.
     ///
     /// # Errors
     /// If it cannot be removed.
@@ -363,12 +363,12 @@ impl Folder {
         if !files::exists(&work)? {
             return Ok(());
         }
-        // Half a run must not be taken for one.
+        // A partly removed run directory must not be mistaken for a run.
         rename(&work, &self.goes(id))?;
         self.remove_what_goes(id)
     }
 
-    /// The name of what a run has worked on while it is removed.
+    /// Returns the name of a run directory while it is being removed.
     fn goes(&self, id: &str) -> PathBuf {
         self.0.join(WORK).join(format!("{id}.removed"))
     }

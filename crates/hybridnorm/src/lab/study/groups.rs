@@ -1,40 +1,40 @@
-//! The runs of a study as the statistics take them.
+//! Groups of the runs of a study, as input to the statistics.
 
 use serde::{Deserialize, Serialize};
 
 use super::record::{Cell, Ending, RunRecord};
 use crate::lab::analysis::{self, Analysis, Outcome, Point, Rules};
 
-/// How the reason of a run begins that never left the token frequencies, in records of version 0.1.0.
+/// Prefix of the reason of a run that never improved on token frequencies, in records of version 0.1.0.
 const STUCK: &str = "stuck at ";
 
 /// Runs that are compared with each other: one initialization and one depth.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Group {
-    /// Initialization and depth in words; empty where there is one of each.
+    /// Initialization and depth as text; empty if there is one of each.
     pub name: String,
-    /// The initialization in the cells of its runs.
+    /// Initialization in the cells of its runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init: Option<String>,
-    /// The depth in the cells of its runs.
+    /// Depth in the cells of its runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub depth: Option<usize>,
-    /// What the runs say.
+    /// Analysis of the runs.
     pub analysis: Analysis,
-    /// That in three sentences.
+    /// Summary of the analysis in three sentences.
     pub verdict: Vec<String>,
-    /// One sentence for each placement.
+    /// One sentence per placement.
     pub sentences: Vec<String>,
-    /// How many of the records have no checksum, as those of earlier versions.
+    /// Number of records without a checksum, from earlier versions.
     #[serde(default)]
     pub without_checksum: usize,
-    /// How far the runs can be relied on, where something stands against it.
+    /// Remarks on the reliability of the runs, if it is limited.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub remarks: Vec<String>,
 }
 
-/// Analyses the recorded runs of those planned, each initialization and depth on its own.
+/// Analyses the recorded runs, separately for each initialization and depth.
 pub fn groups<'a>(
     records: &'a [RunRecord],
     planned: impl Iterator<Item = &'a Cell> + Clone,
@@ -74,9 +74,9 @@ pub fn groups<'a>(
     keys.into_iter().map(group).collect()
 }
 
-/// The records with the endings that they have beside the other runs of their placement: runs far above
-/// its best are lost, and those that never left the token frequencies have not learned yet. Recorded is
-/// only what a run shows by itself.
+/// Returns the records with their status relative to the other runs of their placement: runs far above its best
+/// have diverged, and those that never improved on token frequencies have not learned yet. A recorded status
+/// depends on the run alone.
 pub fn judged(records: Vec<RunRecord>, rules: &Rules) -> Vec<RunRecord> {
     let key = |record: &RunRecord| (record.cell.init.clone(), record.cell.depth);
     let judge = |record: &RunRecord| {
@@ -108,7 +108,7 @@ pub fn judged(records: Vec<RunRecord>, rules: &Rules) -> Vec<RunRecord> {
     judged
 }
 
-/// Initialization and depth in words.
+/// Returns initialization and depth as text.
 pub(crate) fn group_name(init: &Option<String>, depth: Option<usize>) -> String {
     let init = init.as_ref().map(|init| format!("initialization {init}"));
     let depth = depth.map(|depth| format!("{depth} blocks"));
@@ -116,14 +116,14 @@ pub(crate) fn group_name(init: &Option<String>, depth: Option<usize>) -> String 
     parts.join(", ")
 }
 
-/// A run as a point; `None` if it says nothing about its end, as a run that is not done yet or was
-/// recorded without a validation loss: a training loss is no substitute, since the text is another.
+/// Converts a record to a point; `None` if the run is unfinished or has no validation loss. The training loss is
+/// not a substitute, since it is measured on other text.
 fn point(record: &RunRecord) -> Option<Point> {
     let result = match (&record.ending, record.validation_loss) {
         (Ending::Halved { .. }, _) => Outcome::Halved,
         (Ending::Finished, Some(loss)) => Outcome::Loss(loss),
         (Ending::NotLearned { .. }, Some(loss)) => Outcome::NotLearned(loss),
-        // How older versions recorded it.
+        // Format of older versions.
         (Ending::Diverged { reason, .. }, Some(loss)) if reason.starts_with(STUCK) => {
             Outcome::NotLearned(loss)
         }

@@ -1,9 +1,8 @@
-//! `history.json` of a study: what it stated whenever runs of it began, and which of its files have no
-//! checksum.
+//! `history.json` of a study: its state whenever runs started, and a list of the files without a checksum.
 //!
-//! A rule that is changed when results are there is no rule stated beforehand. A file without a
-//! checksum is one of an earlier version, or one that somebody changed: which were there when this
-//! version came is written down, so that all others must have one.
+//! A rule that is changed when results exist was not fixed in advance. A file without a checksum is from an
+//! earlier version, or was edited: those that existed before this version are listed, so that all other files
+//! must have one.
 
 use std::fs;
 use std::io;
@@ -24,7 +23,7 @@ use crate::files::{
 
 pub(super) const HISTORY: &str = "history.json";
 
-/// Message for a file that must have a checksum and has none.
+/// Returns the message for a file that lacks its required checksum.
 pub(super) fn missing_checksum() -> String {
     format!(
         "has no checksum ({KEY}), as everything has that was written since this study was begun: it was \
@@ -32,15 +31,15 @@ pub(super) fn missing_checksum() -> String {
     )
 }
 
-/// What the file holds.
+/// Content of the file.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct History {
     /// Files of the folder that earlier versions wrote without a checksum.
     pub without_checksum: Vec<String>,
-    /// Studies under which runs ended, and the one under which the next ones will.
+    /// Studies under which runs ended, and the current one.
     pub stated: Vec<Stated>,
-    /// Records that were there when this file was begun: what was stated before them is not known.
+    /// Number of records older than this file: the study at their start is unknown.
     #[serde(default, skip_serializing_if = "is_none")]
     pub records_before: usize,
 }
@@ -49,26 +48,26 @@ fn is_none(count: &usize) -> bool {
     *count == 0
 }
 
-/// Differences between a study and the ones that its runs were begun under.
+/// Differences between a study and the studies under which its runs started.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Changes {
-    /// One entry a key.
+    /// One entry per key.
     pub known: Vec<String>,
-    /// Of so many records it is not known under which rules they came.
+    /// Number of records whose rules are unknown.
     pub unknown: usize,
 }
 
-/// What a study said when runs of it began.
+/// State of a study when runs of it started.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Stated {
     /// The study, as TOML.
     pub study: String,
-    /// Records of any runs that the folder held by then.
+    /// Number of records in the folder at that time.
     pub records: usize,
-    /// How many runs of the study as it was before had ended by then.
+    /// Number of runs of the previous study that had ended by then.
     pub ended: usize,
-    /// Of how many.
+    /// Number of runs of the previous study.
     pub of: usize,
 }
 
@@ -78,10 +77,10 @@ impl History {
         self.without_checksum.iter().any(|known| known == name)
     }
 
-    /// Notes that runs of this study begin now.
+    /// Adds this study to the history if it differs from the last one; runs of it start now.
     pub fn state(&mut self, study: &Study, folder: &Folder) -> Result<()> {
         let records = folder.record_names()?.len();
-        // What no run ended under decided nothing.
+        // A study under which no run ended has affected nothing.
         while self
             .stated
             .last()
@@ -112,7 +111,7 @@ impl History {
         Ok(())
     }
 
-    /// What was changed when results were there, one entry a key.
+    /// Returns the changes made when results existed, one entry per key.
     fn changes(&self) -> Result<Vec<String>> {
         let mut changes = Vec::new();
         let mut before: Option<StudyFile> = None;
@@ -135,7 +134,7 @@ impl History {
 }
 
 impl Folder {
-    /// What is known of how the study went; `None` where only earlier versions worked.
+    /// Reads the history; `None` if only earlier versions have used the folder.
     pub(super) fn history(&self) -> Result<Option<History>> {
         let path = self.path().join(HISTORY);
         if !files::exists(&path)? {
@@ -156,7 +155,7 @@ impl Folder {
         ))
     }
 
-    /// The history, or the beginning of one in a folder with a study of an earlier version.
+    /// Reads the history, or starts one in a folder with a study of an earlier version.
     pub(super) fn history_or_begin(&self, before: Option<&Study>) -> Result<History> {
         if let Some(history) = self.history()? {
             return Ok(history);
@@ -193,7 +192,7 @@ impl Folder {
         files::write(path, text.as_bytes()).map(drop)
     }
 
-    /// Returns the differences between a study and the ones that runs in this folder were begun under.
+    /// Returns the differences between a study and the studies under which runs in this folder started.
     ///
     /// # Errors
     /// If a file cannot be read.
@@ -217,7 +216,7 @@ impl Folder {
             return Ok(false);
         }
         let bytes = files::read_small(&path, RECORD_LIMIT)?;
-        // What cannot be read is told where it is needed.
+        // Unreadable files are reported where they are needed.
         let value: Option<Value> = serde_json::from_slice(&bytes).ok();
         let lacks = |value: &Value| value.is_object() && value.get(KEY).is_none();
         Ok(value.is_some_and(|value| match value.as_array() {
@@ -226,7 +225,7 @@ impl Folder {
         }))
     }
 
-    /// Files of records, in the order of their names.
+    /// Returns the names of the record files, sorted.
     pub(super) fn record_names(&self) -> Result<Vec<String>> {
         let folder = self.path().join(RUNS);
         let entries = match fs::read_dir(&folder) {
@@ -247,7 +246,7 @@ impl Folder {
     }
 }
 
-/// A study without what decides neither numbers nor words.
+/// Returns a study without settings that affect neither results nor verdicts.
 fn judged_by(mut file: StudyFile) -> StudyFile {
     file.log = Default::default();
     file.study.keep_runs = false;

@@ -1,4 +1,4 @@
-//! Who works in the folder of a study: one process that does the whole of it, or several that do shards.
+//! Locks of a study folder: exclusive for a whole study, shared by shards.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,31 +7,31 @@ use std::time::{Duration, Instant};
 use crate::error::{Error, Result};
 use crate::files::{self, Lock, Locking};
 
-/// Held alone for a whole study, shared by shards.
+/// Lock file: exclusive for a whole study, shared by shards.
 pub(super) const LOCK: &str = "lock";
-/// Held alone by a shard while it looks at the folder and begins.
+/// Lock file, exclusive to a shard while it reads the folder and starts.
 pub(super) const BEGIN: &str = "begin.lock";
 const BUSY: &str = "another process works on this study";
-/// Shards begin in a moment; longer than this nobody is waited for.
+/// Longest wait for other shards to start, which normally takes a moment.
 const PATIENCE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// The folder of a study, held until it is dropped.
+/// Lock of a study folder, held until dropped.
 #[derive(Debug)]
 pub(super) struct Hold {
     folder: PathBuf,
     locking: Locking,
     lock: Option<Lock>,
-    /// While a shard begins.
+    /// Held while a shard starts.
     entry: Option<Passing>,
     is_shared: bool,
 }
 
 impl Hold {
-    /// For this process alone.
+    /// Locks the folder exclusively.
     pub fn alone(folder: &Path, locking: Locking) -> Result<Self> {
         let lock = Lock::exclusive(&folder.join(LOCK), locking, BUSY)?;
-        // A shard that was killed while it began has left its file.
+        // A shard that was killed while it started has left its lock file.
         if files::exists(folder.join(BEGIN))? {
             drop(Passing::take(&folder.join(BEGIN), locking, BUSY));
         }
@@ -44,13 +44,13 @@ impl Hold {
         })
     }
 
-    /// Beside other shards; none of them begins before [`Hold::has_begun`].
+    /// Locks the folder together with other shards; none of them starts before [`Hold::has_begun`].
     pub fn beside_others(folder: &Path, locking: Locking) -> Result<Self> {
         let path = folder.join(BEGIN);
         let started = Instant::now();
         let entry = loop {
             match Passing::take(&path, locking, BUSY) {
-                // Somebody else begins just now.
+                // Another shard is starting.
                 Err(Error::Config(_)) if started.elapsed() < PATIENCE => {
                     std::thread::sleep(PAUSE);
                 }
@@ -67,7 +67,7 @@ impl Hold {
         })
     }
 
-    /// Does what no other shard may see half done, while this one begins.
+    /// Runs `work` under an exclusive lock, so that no other shard sees it half done.
     pub fn while_alone<T>(&mut self, work: impl FnOnce() -> Result<T>) -> Result<T> {
         if !self.is_shared {
             return work();
@@ -82,12 +82,12 @@ impl Hold {
         Ok(done)
     }
 
-    /// Lets other shards begin.
+    /// Lets other shards start.
     pub fn has_begun(&mut self) {
         self.entry = None;
     }
 
-    /// Lets go of the folder and removes the file of the lock.
+    /// Releases the folder and removes the lock file.
     pub fn leave_no_trace(mut self) {
         if let Some(lock) = self.lock.take() {
             remove(&lock, &self.folder.join(LOCK));
@@ -96,12 +96,12 @@ impl Hold {
 }
 
 impl Drop for Hold {
-    /// The last shard takes the lock's file with it.
+    /// Removes the lock file if this is the last shard.
     fn drop(&mut self) {
         if !self.is_shared || self.lock.take().is_none() {
             return;
         }
-        // Not while another one begins, which would find the folder held.
+        // Not while another shard starts, which would find the folder locked.
         let entry = self.entry.take().map_or_else(
             || Passing::take(&self.folder.join(BEGIN), self.locking, BUSY),
             Ok,
@@ -115,7 +115,7 @@ impl Drop for Hold {
     }
 }
 
-/// A lock whose file goes when it is let go.
+/// Lock whose file is removed on release.
 #[derive(Debug)]
 pub(super) struct Passing {
     path: PathBuf,
@@ -123,7 +123,7 @@ pub(super) struct Passing {
 }
 
 impl Passing {
-    /// Takes it for this process alone.
+    /// Acquires the lock exclusively.
     pub fn take(path: &Path, locking: Locking, busy: &str) -> Result<Self> {
         Ok(Self {
             path: path.to_path_buf(),
@@ -131,7 +131,7 @@ impl Passing {
         })
     }
 
-    /// Lets it go; what dropping does, but says so if the file stays.
+    /// Releases the lock. Unlike dropping it, reports a file that cannot be removed.
     ///
     /// # Errors
     /// If the file cannot be removed.
@@ -149,7 +149,7 @@ impl Drop for Passing {
     }
 }
 
-/// Whoever had opened the file before finds that it is not in its place any more, and tries anew.
+/// Removes the lock file. A process that had already opened it detects that it is gone, and retries.
 fn remove(lock: &Lock, path: &Path) {
     if lock.is_held().unwrap_or(false) {
         let _ = fs::remove_file(path);

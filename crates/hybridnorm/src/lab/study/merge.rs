@@ -1,4 +1,4 @@
-//! Joins what was done of one study in several folders.
+//! Merging of the folders of one study.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -12,20 +12,20 @@ use super::records::{DataOf, name};
 use crate::error::{Error, Result};
 use crate::files::Locking;
 
-/// What stands in the folder where others were joined.
+/// Content of the target folder after merging.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Merged {
-    /// Finished runs.
+    /// Number of finished runs.
     pub runs: usize,
-    /// Records of earlier versions, which have no checksum.
+    /// Number of records of earlier versions, which have no checksum.
     pub without_checksum: usize,
 }
 
-/// Joins the finished runs of folders of one study in another folder. The folders are read only.
+/// Merges the finished runs in folders of one study into another folder. The source folders are only read.
 ///
 /// # Errors
-/// If the studies are not the same, two records of one run differ in more than their cost, a record is
-/// not that of its run, or another process works in the folder where they are joined.
+/// If the studies differ, two records of one run differ in more than cost, a record does not match its run, or
+/// another process works in the target folder.
 pub fn merge(from: &[PathBuf], into: &Path, locking: Locking) -> Result<Merged> {
     let Some(first) = from.first() else {
         return Err(Error::config("nothing to merge: name the folders"));
@@ -40,21 +40,20 @@ pub fn merge(from: &[PathBuf], into: &Path, locking: Locking) -> Result<Merged> 
     for path in from {
         found.add(&Folder::new(path), &study, first)?;
     }
-    // Now nothing is wrong with what is to be joined; what stands there already is looked at when
-    // nobody else can change it.
+    // The source folders are valid; the target is read only once no other process can change it.
     let target = Folder::new(into);
     let hold = target.hold(locking)?;
-    // These stay as they are, also where another folder has them with a checksum.
+    // Existing records are kept, even if another folder has them with a checksum.
     let mut unsealed = BTreeSet::new();
     if target.holds_study()? {
-        // Its history is gone on with below.
+        // Its history is continued below.
         found.add_records(&target, &study, first)?;
         unsealed.extend(target.read(&study.runs)?.without_checksum);
     }
     unsealed.extend(found.unsealed.iter().cloned());
     DataOf::all(found.records.values())?;
     target.set_up(&study)?;
-    // What was without a checksum stays so, and what was changed on the way is told here, too.
+    // Records without a checksum stay so, and changes recorded in the source histories are carried over.
     let mut history = target.history_or_begin(Some(&study))?;
     let unknown = found.records_before + found.without_history.len();
     let unknown = unknown.min(found.records.len());
@@ -83,13 +82,13 @@ pub fn merge(from: &[PathBuf], into: &Path, locking: Locking) -> Result<Merged> 
 #[derive(Default)]
 struct Found {
     records: BTreeMap<String, RunRecord>,
-    /// Ids of those that have no checksum in any of the folders.
+    /// Ids of records that have no checksum in any of the folders.
     unsealed: BTreeSet<String>,
-    /// The longest.
+    /// Longest history of the folders.
     history: History,
     /// Records of folders without a history.
     without_history: BTreeSet<String>,
-    /// Records that were there before the histories of the other folders.
+    /// Number of records older than the histories of the other folders.
     records_before: usize,
 }
 
@@ -121,7 +120,7 @@ impl Found {
         let read = folder.read(&study.runs)?;
         for record in read.records {
             let is_unsealed = read.without_checksum.contains(&record.id);
-            // One that has a checksum is known to be as it was written; of two, one may say more.
+            // A record with a checksum is known to be unmodified; one with validation data holds more.
             let rank =
                 |is_sealed: bool, record: &RunRecord| (is_sealed, record.validation_data.is_some());
             match self.records.get(&record.id) {

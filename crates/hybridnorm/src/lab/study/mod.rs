@@ -1,8 +1,8 @@
-//! Many runs that differ in placement, learning rate and seed.
+//! Studies: grids of runs over placement, learning rate and seed.
 //!
-//! Runs with the same seed share initial values of every parameter that both have, and batches. Each
-//! run is known by a hash of its configuration: what is finished is never done again, and what was
-//! interrupted goes on from its newest checkpoint.
+//! Runs with the same seed share batches and the initial values of common parameters. Each run is identified by
+//! a hash of its configuration: finished runs are never repeated, and interrupted runs resume from their newest
+//! checkpoint.
 
 mod assess;
 mod consistent;

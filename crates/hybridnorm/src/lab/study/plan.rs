@@ -1,4 +1,4 @@
-//! `STUDY.toml`: which runs a study consists of.
+//! Study file `STUDY.toml` and the runs that it defines.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,64 +17,63 @@ use crate::train::{
     TrainSection,
 };
 
-/// Raised whenever the same configuration gives other numbers, so that old records are not taken for
-/// new ones.
+/// Incremented whenever the same configuration leads to other results, so that old records are not reused for
+/// new runs.
 const GENERATION: u32 = 1;
 
-/// A study: a run's configuration with a section `[study]` that says what varies.
+/// Study file: a run configuration with a section `[study]` that defines what varies.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StudyFile {
-    /// What varies, and how it is judged.
+    /// Varied settings and rules of the analysis.
     pub study: StudySection,
-    /// Shape of the models, without a placement.
+    /// Model architecture, without a placement.
     pub model: ModelSection,
-    /// What is read.
+    /// Training and validation data.
     #[serde(default)]
     pub data: DataSection,
-    /// How weights are updated, without a learning rate.
+    /// Optimizer, without a learning rate.
     #[serde(default)]
     pub optimizer: OptimizerConfig,
-    /// How the learning rate moves.
+    /// Learning rate schedule.
     #[serde(default)]
     pub schedule: ScheduleConfig,
-    /// How long and how much at a time.
+    /// Training length and batch size.
     #[serde(default)]
     pub train: TrainSection,
-    /// What is written about each run.
+    /// Logging of each run.
     #[serde(default)]
     pub log: LogSection,
 }
 
-/// `[study]`.
+/// Section `[study]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StudySection {
-    /// Names, or tables of the algebra with a `name`.
+    /// Placement names, or tables of the placement algebra with a `name`.
     pub placements: Vec<Value>,
     /// Peak learning rates.
     pub lr: Vec<f64>,
-    /// Runs with the same seed share initial values and batches.
+    /// Random seeds: runs with the same seed share initial weights and batches.
     pub seeds: Vec<u64>,
     /// Initializations to compare: tables as in `model.init`, with a `name`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub inits: Vec<Map<String, Value>>,
-    /// Numbers of blocks to compare at the parameters of `[model]`; see [`at_depth`].
+    /// Numbers of blocks to compare at about the parameter count of `[model]`; see [`at_depth`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub depths: Vec<usize>,
-    /// A run that does all its steps has diverged, too, if its mean loss over a twentieth of the steps
-    /// ends this much above its lowest one, in nats. One whose lowest is not 0.1 nats below what token
-    /// frequencies alone give has not learned yet, at any setting (not known for pre-tokenized data and for
-    /// several sources).
+    /// A run that did all its steps has diverged, too, if its mean loss over the last twentieth of the steps is
+    /// this much above the lowest mean over a twentieth, in nats. One whose lowest mean is not 0.1 nats below
+    /// the loss of token frequencies alone has not learned yet, at any setting.
     #[serde(default = "default_diverged_above")]
     pub diverged_above: f64,
-    /// Whether to keep metrics and checkpoints of finished runs, in `kept/`.
+    /// True to keep metrics and checkpoints of finished runs, in `kept/`.
     #[serde(default)]
     pub keep_runs: bool,
-    /// Learning rates that fall behind are left out early.
+    /// Early elimination of poor learning rates.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub halving: Option<Halving>,
-    /// How runs are judged.
+    /// Rules of the analysis.
     #[serde(default)]
     pub rules: Rules,
 }
@@ -85,25 +84,25 @@ fn default_diverged_above() -> f64 {
 
 /// Successive halving (Jamieson, Talwalkar 2016, arXiv 1502.07943) over learning rates.
 ///
-/// After each share of the steps in `at`, the learning rates of a placement are ranked by the mean
-/// over seeds of the training loss over the last twentieth of the steps done, a diverged run counting
-/// as infinite; the better `keep` of them, rounded up, go on.
+/// After each fraction of the steps in `at`, the learning rates of a placement are ranked by the mean over seeds
+/// of the training loss over the last twentieth of the steps done, where a diverged run counts as infinite; the
+/// best fraction `keep` of them, rounded up, continues.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Halving {
-    /// Shares of the steps, ascending, between 0 and 1.
+    /// Fractions of the steps, ascending, between 0 and 1.
     pub at: Vec<f64>,
-    /// Share of the learning rates that go on.
+    /// Fraction of the learning rates that continues.
     pub keep: f64,
 }
 
 impl Halving {
-    /// The step after which runs of `steps` steps are ranked at this share: not the last one.
+    /// Returns the step after which runs of `steps` steps are ranked at this fraction: not the last one.
     pub(super) fn step(share: f64, steps: u64) -> u64 {
         ((share * steps as f64).ceil() as u64).clamp(1, (steps - 1).max(1))
     }
 
-    /// Checks that every share has a step of its own, at which learning rates can have made a difference.
+    /// Checks that every fraction has a distinct step, at which learning rates can have made a difference.
     pub(super) fn check_steps(&self, steps: u64) -> Result<()> {
         let mut before = None;
         for &share in &self.at {
@@ -125,27 +124,27 @@ impl Halving {
     }
 }
 
-/// A study that has been checked.
+/// Validated study.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Study {
-    /// What its file says.
+    /// Content of the study file.
     pub file: StudyFile,
-    /// Its runs: by seed, then depth, initialization, placement, learning rate.
+    /// Runs, ordered by seed, then depth, initialization, placement, learning rate.
     pub runs: Vec<Planned>,
 }
 
-/// A run that is part of a study.
+/// Planned run of a study.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Planned {
-    /// Hash of everything that decides its numbers.
+    /// Hash of everything that determines the results of the run.
     pub id: String,
-    /// Where it stands.
+    /// Position in the grid of the study.
     pub cell: Cell,
-    /// Its configuration.
+    /// Configuration of the run.
     pub config: Config,
-    /// See [`StudySection::diverged_above`].
+    /// Divergence threshold; see [`StudySection::diverged_above`].
     pub diverged_above: f64,
-    /// True if successive halving may leave it out.
+    /// True if successive halving may eliminate it.
     pub may_be_halved: bool,
 }
 
@@ -153,7 +152,7 @@ impl Study {
     /// Reads a study and applies `section.key=value` settings on top.
     ///
     /// # Errors
-    /// If the file cannot be read, or says something that makes no sense or has no effect.
+    /// If the file cannot be read, or has a setting that is invalid or has no effect.
     pub fn load(path: &Path, settings: &[String]) -> Result<Self> {
         read_text(path)
             .and_then(|text| Self::parse(&text, settings))
@@ -177,7 +176,7 @@ impl Study {
     /// Plans the runs of a study.
     ///
     /// # Errors
-    /// If a list is empty or repeats itself, or a run's configuration is not valid.
+    /// If a list is empty or has duplicates, or the configuration of a run is invalid.
     pub fn new(file: StudyFile) -> Result<Self> {
         let study = &file.study;
         check(study)?;
@@ -213,7 +212,7 @@ impl Study {
         Ok(Self { file, runs })
     }
 
-    /// The study as TOML.
+    /// Returns the study as TOML.
     pub fn to_toml(&self) -> String {
         let mut table = toml::Table::try_from(&self.file).expect("a study is plain data");
         for (section, key, _) in decided(&self.file.study) {
@@ -224,14 +223,14 @@ impl Study {
         toml::to_string(&table).expect("a study is plain data")
     }
 
-    /// Optimizer steps of one run.
+    /// Returns the number of optimizer steps per run.
     pub fn steps(&self) -> u64 {
         self.file.train.steps as u64
     }
 }
 
 impl Cell {
-    /// In words, for progress and tables.
+    /// Returns a label for progress and tables.
     pub fn label(&self) -> String {
         let mut label = self.placement.clone();
         if let Some(init) = &self.init {
@@ -244,7 +243,7 @@ impl Cell {
     }
 }
 
-/// Keys of a run's configuration that the study decides: section, key, and where it does so.
+/// Returns the keys of a run configuration that the study sets: section, key, and the key that sets it.
 fn decided(study: &StudySection) -> Vec<(&'static str, &'static str, &'static str)> {
     let mut keys = vec![
         ("model", "placement", "study.placements"),
@@ -256,7 +255,7 @@ fn decided(study: &StudySection) -> Vec<(&'static str, &'static str, &'static st
     keys
 }
 
-/// A key that the study decides has no effect.
+/// Refuses keys that have no effect because the study sets them.
 fn refuse_what_varies(table: &toml::Table, study: &StudySection) -> Result<()> {
     for (section, key, instead) in decided(study) {
         let section_table = table.get(section).and_then(toml::Value::as_table);
@@ -321,7 +320,7 @@ fn unique<T: PartialEq>(key: &str, items: impl Iterator<Item = T>) -> Result<()>
     Ok(())
 }
 
-/// No two cells are the same run.
+/// Checks that no two cells are the same run.
 fn different(runs: &[Planned]) -> Result<()> {
     let mut seen: BTreeMap<&str, &Planned> = BTreeMap::new();
     for run in runs {
@@ -336,7 +335,7 @@ fn different(runs: &[Planned]) -> Result<()> {
     Ok(())
 }
 
-/// Names stand in tables and on terminals.
+/// Checks a name, which appears in tables and on terminals.
 fn check_name(name: &str) -> Result<()> {
     match name.is_empty() || name.chars().count() > 64 || name.contains(char::is_control) {
         true => Err(Error::config(format!(
@@ -380,7 +379,7 @@ fn named_inits(all: &[Map<String, Value>]) -> Result<Vec<Option<(String, Value)>
     Ok(named)
 }
 
-/// The `name` of a table, and the rest of it.
+/// Splits a table into its `name` and the rest.
 fn take_name(table: &Map<String, Value>) -> Result<(Option<String>, Value)> {
     let mut rest = table.clone();
     let name = match rest.remove("name") {
@@ -443,7 +442,7 @@ fn plan(
     })
 }
 
-/// What is written about a run plays no part.
+/// Returns the id of a run, which does not depend on the `[log]` section.
 fn id(config: &Config, study: &StudySection) -> String {
     let config = Config {
         log: LogSection::default(),
@@ -452,12 +451,12 @@ fn id(config: &Config, study: &StudySection) -> String {
     canonical_hash(&(GENERATION, config, study.diverged_above, &study.halving))
 }
 
-/// A model of `depth` blocks with about as many parameters in its blocks: heads keep their width, their
-/// number goes with `1/√depth` in steps of query heads per key/value head, and the feed-forward takes
-/// what is left, in steps of 8.
+/// Returns a model of `depth` blocks with about the same number of parameters in its blocks: the head dimension
+/// is unchanged, the number of heads scales as `1/√depth` in multiples of query heads per key/value head, and
+/// the feed-forward width takes the rest, in multiples of 8.
 ///
 /// # Errors
-/// If nothing is left for the feed-forward.
+/// If no parameters are left for the feed-forward layer.
 pub fn at_depth(model: &ModelSection, depth: usize) -> Result<ModelSection> {
     if depth == model.n_layers {
         return Ok(model.clone());

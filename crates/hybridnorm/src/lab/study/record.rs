@@ -1,4 +1,4 @@
-//! What is kept of a finished run.
+//! Record of a finished run.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,7 +6,7 @@ use crate::train::layers::LayersRow;
 use crate::train::spikes;
 
 impl RunRecord {
-    /// True if two records agree in all but cost, and validation data that only one of them names.
+    /// True if two records are equal in all but cost, and validation data that only one of them has.
     pub fn is_same(&self, other: &Self) -> bool {
         let (ours, theirs) = (&self.validation_data, &other.validation_data);
         let other = Self {
@@ -18,7 +18,7 @@ impl RunRecord {
     }
 }
 
-/// Where a run stands among those of its study.
+/// Position of a run in the grid of its study.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cell {
@@ -26,52 +26,52 @@ pub struct Cell {
     pub placement: String,
     /// Peak learning rate.
     pub lr: f64,
-    /// Decides initial values and batches.
+    /// Random seed for initial weights and batches.
     pub seed: u64,
-    /// Name of the initialization, where the study compares several.
+    /// Name of the initialization, if the study compares several.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init: Option<String>,
-    /// Number of blocks, where the study compares several.
+    /// Number of blocks, if the study compares several.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub depth: Option<usize>,
 }
 
-/// How a run ended.
+/// Status of a run at its end.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind", deny_unknown_fields)]
 pub enum Ending {
     /// All steps were done.
     Finished,
-    /// It lost what it had learned, or its numbers stopped being finite.
+    /// The training loss rose again, or values became non-finite.
     Diverged {
-        /// After this step.
+        /// Step after which it diverged.
         step: u64,
-        /// What was found.
+        /// Reason, as text.
         reason: String,
     },
-    /// All steps were done, and the loss never came below that of token frequencies: the budget was too
-    /// short to tell anything else.
+    /// All steps were done, but the loss never fell below that of token frequencies: the training budget was too
+    /// short.
     NotLearned {
-        /// What was found.
+        /// Reason, as text.
         reason: String,
     },
-    /// Successive halving left it out.
+    /// Eliminated by successive halving.
     Halved {
-        /// After this step.
+        /// Step after which it was eliminated.
         step: u64,
     },
-    /// It is not done yet; no run of a study is recorded so.
+    /// Unfinished; never recorded for a run of a study.
     Unfinished {
-        /// After this step.
+        /// Last step done.
         step: u64,
     },
 }
 
-/// A run's course, averaged over equal stretches of steps.
+/// Training curves, aggregated over equal intervals of steps.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Curve {
-    /// The last step of each stretch.
+    /// Last step of each interval.
     pub step: Vec<u64>,
     /// Mean training loss, in nats.
     pub loss: Vec<f32>,
@@ -85,43 +85,43 @@ pub struct Curve {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Evaluation {
-    /// After this step.
+    /// Step after which it was measured.
     pub step: u64,
     /// Mean loss, in nats per token.
     pub loss: f64,
 }
 
-/// What it ran on, and how fast.
+/// Hardware and speed of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cost {
-    /// Median over steps; evaluation and saving not counted.
+    /// Training throughput, median over steps, without evaluation and checkpointing.
     pub tokens_per_second: f64,
-    /// Seconds that the steps took together, evaluation and saving not counted.
+    /// Total time of the steps in seconds, without evaluation and checkpointing.
     pub seconds: f64,
-    /// Peak memory of the process, in bytes, where one run has a process to itself.
+    /// Peak memory of the process, in bytes, if it trains one run at a time.
     pub peak_memory_bytes: Option<u64>,
-    /// What the model, its gradients and moments and the activations are estimated to take, in bytes.
+    /// Estimated memory of parameters, gradients, optimizer moments and activations, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub estimated_memory_bytes: Option<u64>,
-    /// The processor. This and what follows are those of the process that trained, or of the last one of
-    /// several; absent where the run's directory does not say.
+    /// Processor. This and the following fields are those of the process that trained, or of the last one of
+    /// several; absent if the run directory does not record them.
     pub machine: Option<String>,
-    /// Threads that computed.
+    /// Number of compute threads.
     pub threads: Option<usize>,
-    /// Version of this program.
+    /// Program version.
     pub version: Option<String>,
 }
 
-/// A finished run: `runs/ID.json` of a study.
+/// Record of a finished run: `runs/ID.json` of a study.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunRecord {
-    /// Hash of everything that decides the run's numbers.
+    /// Hash of everything that determines the results of the run.
     pub id: String,
-    /// Where it stands in its study.
+    /// Position in the grid of its study.
     pub cell: Cell,
-    /// The whole configuration, as TOML.
+    /// Full configuration, as TOML.
     pub config: String,
     /// Hash of the placement.
     pub placement_hash: String,
@@ -129,19 +129,19 @@ pub struct RunRecord {
     pub equations: String,
     /// Fingerprint of the training data.
     pub data: String,
-    /// Fingerprint of the validation data; absent where the run's history does not have it.
+    /// Fingerprint of the validation data; absent if the run's history does not have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation_data: Option<String>,
     /// Number of parameters.
     pub parameters: u64,
-    /// Number of parameters that a token meets, where it does not meet all.
+    /// Number of active parameters per token, if not all are active.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub active_parameters: Option<u64>,
-    /// How it ended.
+    /// Status at its end.
     pub ending: Ending,
-    /// Steps done.
+    /// Number of steps done.
     pub steps: u64,
-    /// Tokens trained on.
+    /// Number of training tokens.
     pub tokens: u64,
     /// Validation loss after the last step of a finished run, in nats per token.
     pub validation_loss: Option<f64>,
@@ -149,20 +149,20 @@ pub struct RunRecord {
     pub train_loss: Option<f64>,
     /// Largest gradient norm before clipping.
     pub max_grad_norm: f64,
-    /// Spikes.
+    /// Numbers of spikes.
     pub spikes: spikes::Counts,
-    /// The course of training.
+    /// Training curves.
     pub curve: Curve,
-    /// Validation losses on the way.
+    /// Validation losses during training.
     pub validation: Vec<Evaluation>,
-    /// The inside of the model on the way.
+    /// Layer statistics during training.
     pub layers: Vec<LayersRow>,
-    /// What it ran on, and how fast.
+    /// Hardware and speed.
     pub cost: Cost,
 }
 
 impl RunRecord {
-    /// Arithmetic of the training, in FLOP: `6 · active parameters · tokens` (arXiv 2001.08361).
+    /// Returns the training compute in FLOPs: `6 · active parameters · tokens` (arXiv 2001.08361).
     pub fn compute(&self) -> f64 {
         let parameters = self.active_parameters.unwrap_or(self.parameters);
         6.0 * parameters as f64 * self.tokens as f64

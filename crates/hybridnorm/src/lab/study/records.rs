@@ -8,20 +8,20 @@ use super::tied;
 use crate::error::{Error, Result};
 use crate::files::{self, sealed};
 
-/// A record is small; anything larger is not one.
+/// Maximum size of a record file, in bytes.
 pub(super) const RECORD_LIMIT: u64 = 64 << 20;
 
-/// Records as they stand in a folder.
+/// Records read from a folder.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Records {
-    /// In the order of the plan.
+    /// Records in the order of the plan.
     pub records: Vec<RunRecord>,
-    /// Ids of those of earlier versions, which have no checksum.
+    /// Ids of records of earlier versions, which have no checksum.
     pub without_checksum: Vec<String>,
 }
 
 impl Folder {
-    /// The record of a finished run, and whether it has a checksum.
+    /// Reads the record of a finished run; the flag is true if it has a checksum.
     fn record(&self, run: &Planned, history: Option<&History>) -> Result<(RunRecord, bool)> {
         let path = self.record_path(&run.id);
         let bytes = files::read_small(&path, RECORD_LIMIT)?;
@@ -42,7 +42,7 @@ impl Folder {
         }
     }
 
-    /// Records of those of the runs that are finished, in the order of the plan.
+    /// Reads the records of the finished runs among `runs`, in the order of the plan.
     ///
     /// # Errors
     /// As [`Folder::read`].
@@ -50,11 +50,11 @@ impl Folder {
         self.read(runs).map(|read| read.records)
     }
 
-    /// Records of those of the runs that are finished, in the order of the plan.
+    /// Reads the records of the finished runs among `runs`, in the order of the plan.
     ///
     /// # Errors
-    /// If one cannot be read, is damaged, lacks the checksum that it must have, contradicts itself, is
-    /// not that of its run, or they were not all trained on the same data.
+    /// If a record cannot be read, is corrupt, lacks its required checksum, contradicts itself or does not match
+    /// its run, or not all runs were trained on the same data.
     pub fn read(&self, runs: &[Planned]) -> Result<Records> {
         let history = self.history()?;
         let mut records = Vec::new();
@@ -67,7 +67,7 @@ impl Folder {
             if !is_sealed {
                 without_checksum.push(run.id.clone());
             }
-            // The same numbers may have another name in this plan.
+            // The same run may have another name in this plan.
             let cell = run.cell.clone();
             records.push(RunRecord { cell, ..record });
         }
@@ -85,8 +85,8 @@ impl Folder {
         files::write(path, text.as_bytes()).map(drop)
     }
 
-    /// Writes a record that had no checksum where it was read: one that it gets now would say more than
-    /// is known.
+    /// Writes a record that was read without a checksum: adding one now would certify content that was never
+    /// verified.
     pub(super) fn write_unsealed(&self, record: &RunRecord) -> Result<()> {
         let path = self.record_path(&record.id);
         let text = serde_json::to_string(record)
@@ -95,7 +95,7 @@ impl Folder {
     }
 }
 
-/// A record's file as [`History`] names it.
+/// Returns the name of a record's file, as in [`History`].
 pub(super) fn name(id: &str) -> String {
     format!("{RUNS}/{id}.json")
 }
@@ -103,19 +103,19 @@ pub(super) fn name(id: &str) -> String {
 /// Fingerprints of the data of a run.
 #[derive(Debug, Clone)]
 pub(super) struct DataOf {
-    /// The run's label.
+    /// Label of the run.
     pub run: String,
-    /// Of the training data.
+    /// Fingerprint of the training data.
     pub training: String,
-    /// Of the validation data, where known.
+    /// Fingerprint of the validation data, if known.
     pub validation: Option<String>,
 }
 
 impl DataOf {
-    /// Returns what runs of one study have in common, since they are compared.
+    /// Returns the data common to the runs of a study, which must agree for a comparison.
     ///
     /// # Errors
-    /// If two were trained or measured on other data than each other.
+    /// If two runs were trained or evaluated on different data.
     pub(super) fn all<'a>(
         records: impl IntoIterator<Item = &'a RunRecord>,
     ) -> Result<Option<Self>> {
@@ -136,7 +136,7 @@ impl DataOf {
         Ok(common)
     }
 
-    /// Adds a run to what all have in common; returns how its data differ, if they do.
+    /// Merges the data of a run into the common data; returns the difference as text, if any.
     pub(super) fn add(common: &mut Option<Self>, own: Self) -> Option<String> {
         let Some(common) = common else {
             *common = Some(own);

@@ -1,4 +1,4 @@
-//! One run of a study, trained until its end or as far as it shall go.
+//! Training of one run of a study, to its end or to a step limit.
 
 use std::path::Path;
 use std::sync::OnceLock;
@@ -15,47 +15,46 @@ use crate::memory;
 use crate::train::metrics::Metrics;
 use crate::train::{Event, OpenOptions, Start, Trainer, rows, segments};
 
-/// A run has learned more than token frequencies once its loss is this much below what they give, in nats.
+/// A run has learned more than token frequencies once its loss is this much below theirs, in nats.
 const LEARNED: f64 = 0.1;
-/// How the reason of a run begins that lost what it had learned.
+/// Prefix of the reason of a run that diverged because its training loss rose again.
 pub(super) const ROSE_AGAIN: &str = "the training loss rose again";
 
-/// How far a run came.
+/// Progress of a run.
 #[derive(Debug)]
 pub enum Came {
-    /// To its end.
+    /// The run ended.
     Through(Box<RunRecord>),
-    /// To the step it was to go to first.
+    /// The step limit was reached.
     To,
-    /// It was asked to stop.
+    /// The run was stopped.
     Stopped,
 }
 
-/// How to take a run along.
+/// Options for training a run.
 #[derive(Debug, Clone, Copy)]
 pub struct Options<'a> {
-    /// See [`StudySection::diverged_above`](super::StudySection::diverged_above).
+    /// Divergence threshold; see [`StudySection::diverged_above`](super::StudySection::diverged_above).
     pub diverged_above: f64,
-    /// Stop at this step for now.
+    /// Step limit for now.
     pub limit: Option<u64>,
-    /// Whether the process does nothing else, so that its memory is the run's.
+    /// True if the process does nothing else, so that its memory is that of the run.
     pub is_alone: bool,
-    /// Where to compute.
+    /// Compute device.
     pub device: Device,
-    /// Whether to lock its directory.
+    /// Locking of the run directory.
     pub locking: Locking,
-    /// Becomes true when the run is to stop.
+    /// Set to true to stop the run.
     pub stop: &'a AtomicBool,
-    /// Loss of a model that knows token frequencies only, once it is computed: the runs of a study have the
-    /// same data.
+    /// Loss of a unigram model, once it is computed: the runs of a study have the same data.
     pub frequencies: &'a OnceLock<f64>,
 }
 
-/// Trains until the end or until `options.limit`, going on from what stands in `work`, unless `differs` says
-/// how its data are not those of the other runs.
+/// Trains to the end or to `options.limit`, resuming from `work`. Refuses data for which `differs` returns a
+/// difference from those of the other runs.
 ///
 /// # Errors
-/// If something is wrong with data or files. That a run diverges is no error.
+/// If data or files are invalid. A diverged run is not an error.
 pub(super) fn execute(
     planned: &Planned,
     work: &Path,
@@ -73,7 +72,7 @@ pub(super) fn execute(
         frequencies,
     } = options;
     let mut trainer = open(planned, work, device, locking, &mut |event| {
-        // Whether it goes on or begins is not worth a line for each of a hundred runs.
+        // A note on resuming or starting is not useful for each of a hundred runs.
         if !matches!(event, Event::Note(_)) {
             on_event(event);
         }
@@ -84,7 +83,7 @@ pub(super) fn execute(
              hold nothing out); name some in data.validation",
         ));
     }
-    // Before the work, not after it.
+    // Before training, not after it.
     check_data(planned, work, &trainer, differs)?;
     if is_alone {
         memory::reset_peak();
@@ -98,7 +97,7 @@ pub(super) fn execute(
         Ok(_) => return Ok(Came::Stopped),
         Err(Error::Diverged { step, problem }) => {
             let step = step.unwrap_or(trainer.state().step);
-            // The rest of the line is about this machine's files.
+            // The rest of the line refers to files of this machine.
             let reason = problem.split(';').next().unwrap_or_default().to_owned();
             (Ending::Diverged { step, reason }, None)
         }
@@ -110,14 +109,14 @@ pub(super) fn execute(
     if record.ending == Ending::Finished {
         record.ending = judge(&trainer, work, &record, diverged_above, frequencies)?;
     }
-    // The next run may have other shapes.
+    // The next run may have other tensor shapes.
     if is_alone {
         record.cost.peak_memory_bytes = memory::peak_bytes();
     }
     Ok(Came::Through(Box::new(record)))
 }
 
-/// Checks that a run goes on with the data that it began with, and has those of the other runs.
+/// Checks that a run still has the data that it started with, and those of the other runs.
 fn check_data(
     planned: &Planned,
     work: &Path,
@@ -129,7 +128,7 @@ fn check_data(
         training: trainer.state().data.clone(),
         validation: trainer.segment().validation.clone(),
     };
-    // A run that resumes checks its training data itself.
+    // Resuming checks the training data itself.
     let is_other = |known: &String| Some(known) != own.validation.as_ref();
     let segments = segments::read(work)?;
     let known = segments
@@ -172,7 +171,7 @@ fn open(
     )
 }
 
-/// The record of a run that successive halving leaves out after `step` steps.
+/// Returns the record of a run that successive halving eliminates after `step` steps.
 ///
 /// # Errors
 /// If its files cannot be read.
@@ -188,7 +187,7 @@ pub fn leave_out(
     record(of, work, Ending::Halved { step }, None)
 }
 
-/// Mean training loss over the last twentieth of the first `step` steps of a run in `work`.
+/// Returns the mean training loss over the last twentieth of the first `step` steps of a run in `work`.
 ///
 /// # Errors
 /// If its metrics cannot be read.
@@ -198,9 +197,9 @@ pub fn loss_at(work: &Path, step: u64) -> Result<Option<f64>> {
     Ok(last_stretch(&rows))
 }
 
-/// A run that did all its steps has diverged all the same if it lost what it had learned, and has not
-/// learned yet if its loss was never below that of token frequencies. Whether it is lost beside other runs
-/// is for the analysis to say.
+/// Returns the status of a run that did all its steps: diverged if its training loss rose again, not learned yet
+/// if its loss was never below that of token frequencies. Divergence relative to other runs is left to the
+/// analysis.
 fn judge(
     trainer: &Trainer,
     work: &Path,
@@ -231,7 +230,7 @@ fn judge(
             *frequencies.get_or_init(|| found)
         }
     };
-    // Of data that are nearly all one token nothing more is to be learned.
+    // If the data are nearly all one token, there is nothing more to learn.
     match frequencies > LEARNED && best > frequencies - LEARNED {
         true => Ok(Ending::NotLearned {
             reason: format!(

@@ -1,4 +1,4 @@
-//! What successive halving decided: `halving.json` of a study.
+//! Decisions of successive halving: `halving.json` of a study.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,18 +11,18 @@ use crate::files::{self, sealed};
 
 pub(super) const HALVING: &str = "halving.json";
 
-/// What successive halving decided after one share of the steps.
+/// Decision of successive halving after one fraction of the steps.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Rung {
-    /// Ids of the runs that it was decided over.
+    /// Ids of the ranked runs.
     pub of: Vec<String>,
-    /// Ids of those that go on.
+    /// Ids of the runs that continue.
     pub on: Vec<String>,
 }
 
 impl Folder {
-    /// What successive halving has decided so far.
+    /// Reads the decisions of successive halving so far.
     pub(super) fn rungs(&self) -> Result<Vec<Rung>> {
         let path = self.path().join(HALVING);
         if !files::exists(&path)? {
@@ -40,7 +40,7 @@ impl Folder {
         files::write(path, text.as_bytes()).map(drop)
     }
 
-    /// Refuses a study with halving where something else was decided over.
+    /// Refuses a study with halving if earlier decisions ranked other runs.
     pub(super) fn check_rungs(&self, study: &Study) -> Result<()> {
         if study.file.study.halving.is_none() {
             return Ok(());
@@ -89,7 +89,7 @@ mod tests {
                 assert_eq!(read, rungs, "bit {bit}");
             }
         }
-        // Of an earlier version; and rungs of another order.
+        // Rungs without checksums, from an earlier version; then rungs in another order.
         let old = serde_json::to_vec(&rungs).unwrap();
         assert_eq!(read(&old, true).unwrap(), rungs);
         assert!(read(&old, false).unwrap_err().contains("no checksum"));

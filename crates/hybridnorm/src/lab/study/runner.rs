@@ -1,4 +1,4 @@
-//! Works through the runs of a study.
+//! Execution of the runs of a study.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,20 +18,20 @@ use crate::files::Locking;
 use crate::train::Event;
 use crate::{Device, threads};
 
-/// How to work through a study.
+/// Options for running a study.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// Runs at a time; the threads that compute are divided among them.
+    /// Number of concurrent runs; the compute threads are divided among them.
     pub jobs: usize,
-    /// Go on with a study that was begun in the folder.
+    /// Resume the study in the folder.
     pub resume: bool,
-    /// Do only a part of the runs.
+    /// Do only this shard of the runs.
     pub shard: Option<Shard>,
-    /// Whether to lock the folder of the study and those of its runs.
+    /// Locking of the study folder and the run directories.
     pub locking: Locking,
 }
 
-/// Every `of`-th run, beginning with number `index`, counted from 1.
+/// Every `of`-th run, starting with number `index`, counted from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shard {
     index: usize,
@@ -59,36 +59,36 @@ impl fmt::Display for Shard {
     }
 }
 
-/// What happens in a study, as it happens.
+/// Progress events of a study.
 #[derive(Debug)]
 pub enum StudyEvent<'a> {
-    /// Something worth a line.
+    /// Message for the user.
     Note(String),
-    /// Work begins: so many runs, of which so many are finished.
+    /// The study starts.
     Begun {
-        /// Runs of this study, or of this shard.
+        /// Number of runs of this study or shard.
         runs: usize,
-        /// Those finished before.
+        /// Number of runs finished before.
         finished: usize,
-        /// Optimizer steps of one run.
+        /// Number of optimizer steps per run.
         steps: u64,
     },
-    /// Something happens in a run.
+    /// Event of a run.
     Run {
         /// The run.
         run: &'a Planned,
-        /// What.
+        /// Its event.
         event: Event<'a>,
     },
-    /// A run is finished.
+    /// A run has finished.
     Finished(&'a RunRecord),
 }
 
-/// Works through a study in `folder`; gives its records, or `None` when it was asked to stop.
+/// Runs a study in `folder`; returns its records, or `None` if stopped.
 ///
 /// # Errors
-/// If a study was begun in the folder that is not to be gone on with, another process works on it, a
-/// record there is not that of its run, or data or files give an error. Runs that diverge are results.
+/// If the folder holds a study that is not to be resumed, another process works on it, a record does not match
+/// its run, or data or files are invalid. Diverged runs are results, not errors.
 pub fn run(
     study: &Study,
     folder: &Folder,
@@ -126,14 +126,14 @@ pub fn run(
         is_shard: options.shard.is_some(),
         locking: options.locking,
     };
-    // Held until the end.
+    // The lock is held until the end.
     let begun = folder.begin(study, &chosen, how)?;
     if let Some(note) = &begun.note {
         on_event(StudyEvent::Note(note.clone()));
     }
-    // What is wrong with them shows before hours of work, not after.
+    // Invalid records are reported before hours of work, not after.
     let finished = folder.read(&chosen)?;
-    // Other shards' runs, too: all of a study have the same data.
+    // Includes runs of other shards: all runs of a study have the same data.
     let data = DataOf::all(&folder.read(&study.runs)?.records)?;
     if !finished.without_checksum.is_empty() {
         on_event(StudyEvent::Note(format!(
@@ -186,7 +186,7 @@ struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    /// Takes runs to step `limit` or to their end, some at a time; whether all came there.
+    /// Trains runs to step `limit` or to their end, `jobs` at a time; returns true if all reached it.
     fn through(&self, runs: &[&Planned], limit: Option<u64>) -> Result<bool> {
         let next = AtomicUsize::new(0);
         let failed: Mutex<Option<Error>> = Mutex::new(None);
@@ -223,7 +223,7 @@ impl Pass<'_> {
         }
     }
 
-    /// The threads, divided among the jobs.
+    /// Divides the threads among the jobs.
     fn pools(&self) -> Result<Vec<rayon::ThreadPool>> {
         let threads = threads::count();
         (0..self.jobs)
@@ -231,12 +231,12 @@ impl Pass<'_> {
             .collect()
     }
 
-    /// Takes hold of a run for as long as the returned lock lives: shards may overlap.
+    /// Locks a run while the returned lock lives: shards may overlap.
     fn claim(&self, id: &str) -> Result<Passing> {
         self.folder.claim(id, self.how.locking)
     }
 
-    /// A kill may have come between writing a record and clearing up.
+    /// Completes the clean-up of a recorded run, which a kill may have prevented.
     fn settle(&self, record: &RunRecord) -> Result<()> {
         let claim = self.claim(&record.id)?;
         let keep = self.study.file.study.keep_runs;
@@ -246,13 +246,13 @@ impl Pass<'_> {
         claim.release()
     }
 
-    /// Takes one run as far as it shall go; whether it came there.
+    /// Trains one run to step `limit` or to its end; returns true if it reached it.
     fn one(&self, run: &Planned, limit: Option<u64>) -> Result<bool> {
         if self.folder.is_finished(&run.id)? {
             return Ok(true);
         }
         let claim = self.claim(&run.id)?;
-        // Another process may have done it meanwhile.
+        // Another process may have finished it meanwhile.
         let came = match self.folder.is_finished(&run.id)? {
             true => true,
             false => self.train(run, limit)?,
@@ -261,7 +261,7 @@ impl Pass<'_> {
         Ok(came)
     }
 
-    /// As [`Pass::one`], of a run that this process holds.
+    /// As [`Pass::one`], for a run that this process has locked.
     fn train(&self, run: &Planned, limit: Option<u64>) -> Result<bool> {
         self.folder.reclaim(&run.id)?;
         let section = &self.study.file.study;
@@ -290,7 +290,7 @@ impl Pass<'_> {
         }
     }
 
-    /// Leaves out learning rates that fall behind; whether all came so far.
+    /// Eliminates poor learning rates; returns true if all runs reached the ranking steps.
     fn halve(&self, halving: &Halving, runs: &[&Planned]) -> Result<bool> {
         let mut rungs = self.folder.rungs()?;
         let mut alive: Vec<&Planned> = runs.to_vec();
@@ -326,7 +326,7 @@ impl Pass<'_> {
         Ok(true)
     }
 
-    /// Ids of the runs with the better learning rates of each placement, initialization and depth.
+    /// Returns the ids of the runs with the better learning rates of each placement, initialization and depth.
     fn better(&self, keep: f64, runs: &[&Planned], step: u64) -> Result<Vec<String>> {
         let mut losses: BTreeMap<_, BTreeMap<u64, Vec<f64>>> = BTreeMap::new();
         let group = |run: &Planned| {
@@ -334,7 +334,7 @@ impl Pass<'_> {
             (cell.placement.clone(), cell.init.clone(), cell.depth)
         };
         for run in runs {
-            // A record at this point is that of a run that diverged.
+            // A run that has a record at this point has diverged.
             let loss = match self.folder.is_finished(&run.id)? {
                 true => None,
                 false => run::loss_at(&self.folder.work(&run.id), step)?,

@@ -1,4 +1,4 @@
-//! From the files of a run to its record.
+//! Record of a run from its files.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,14 +15,14 @@ use crate::train::spikes::{Detector, Quantity};
 use crate::train::{Checkpoint, Config, State, Trainer, checkpoint, recorder, rows, run_directory};
 use crate::{machine, threads};
 
-/// Points of a [`Curve`].
+/// Maximum number of points of a [`Curve`].
 const POINTS: usize = 128;
-/// Steps at which the inside of the model is kept.
+/// Approximate number of steps whose layer statistics are kept.
 const LOOKS: usize = 16;
-/// Losses are averaged over this share of the steps.
+/// Losses are averaged over one `STRETCH`-th of the steps.
 pub(super) const STRETCH: usize = 20;
 
-/// The record of a run directory as it stands.
+/// Returns the record of a run directory in its current state.
 ///
 /// # Errors
 /// If it holds no run, or its files cannot be read.
@@ -102,7 +102,7 @@ fn check_placement(run: &Path, config: &Config, model: &ModelConfig) -> Result<(
     }
 }
 
-/// What this process is, is not what the run was trained on: only its own history tells.
+/// Replaces the hardware of this process by that of the run, which only its history records.
 fn as_recorded(cost: Cost, segments: &[Segment]) -> Cost {
     let last = segments.last();
     let peaks: Option<Vec<u64>> = (segments.iter())
@@ -117,7 +117,7 @@ fn as_recorded(cost: Cost, segments: &[Segment]) -> Cost {
     }
 }
 
-/// What a record is of.
+/// Run that a record describes.
 pub(super) struct Of<'a> {
     id: &'a str,
     cell: &'a Cell,
@@ -207,7 +207,7 @@ pub(super) fn record(
     })
 }
 
-/// The rows in the order of their steps; of several of one step the last.
+/// Returns the rows in the order of their steps; of duplicates, the last.
 fn once_a_step(rows: Vec<Metrics>) -> Vec<Metrics> {
     let by_step: BTreeMap<u64, Metrics> = rows.into_iter().map(|row| (row.step, row)).collect();
     by_step.into_values().collect()
@@ -228,7 +228,7 @@ fn curve(rows: &[Metrics]) -> Curve {
     for rows in rows.chunks(stretch) {
         let largest = |quantity: Quantity| {
             let values = rows.iter().map(|row| quantity.of(row));
-            // What does not fit would be read as nothing.
+            // A value that overflows would be read as missing.
             rounded(values.fold(0.0, f64::max).min(f32::MAX.into()) as f32)
         };
         curve.step.push(rows[rows.len() - 1].step);
@@ -239,7 +239,7 @@ fn curve(rows: &[Metrics]) -> Curve {
     curve
 }
 
-/// Some of the rows, the first and the last among them, with fewer digits.
+/// Returns a subset of the rows, including the first and the last, with fewer digits.
 fn thin(rows: Vec<LayersRow>) -> Vec<LayersRow> {
     let stride = rows.len().div_ceil(LOOKS).max(1);
     let last = rows.len().saturating_sub(1);
@@ -249,7 +249,7 @@ fn thin(rows: Vec<LayersRow>) -> Vec<LayersRow> {
     rows.map(|(_, row)| row.map(rounded)).collect()
 }
 
-/// To four significant digits.
+/// Rounds to four significant digits.
 fn rounded(value: f32) -> f32 {
     format!("{value:.3e}").parse().unwrap_or(value)
 }

@@ -1,4 +1,4 @@
-//! Whether a record is that of the run it is taken for.
+//! Check that a record belongs to its planned run.
 
 use super::consistent;
 use super::difference;
@@ -7,10 +7,10 @@ use super::record::RunRecord;
 use crate::placement::canonical_hash;
 use crate::train::{Config, LogSection, history};
 
-/// Says what of a record is not what its plan says; `None` if all is.
+/// Returns the first difference between a record and its plan; `None` if they match.
 ///
-/// A record holds the configuration that its run was trained with, from which follows everything that
-/// decides its numbers. What is written about a run plays no part.
+/// A record holds the configuration of its run, which determines everything that affects its results. The
+/// `[log]` section is ignored.
 pub(super) fn problem(record: &RunRecord, planned: &Planned) -> Option<String> {
     if record.id != planned.id {
         return Some(format!("holds run {}, expected {}", record.id, planned.id));
@@ -43,7 +43,7 @@ pub(super) fn problem(record: &RunRecord, planned: &Planned) -> Option<String> {
         ));
     }
     let placement = plan.model.as_ref().map(|model| {
-        // The placement does not depend on the vocabulary, which only the data may know.
+        // The placement does not depend on the vocabulary size, which may be known only from the data.
         model.settle(plan.train.seq_len, Some(1))
     });
     if let Some(Ok(model)) = placement

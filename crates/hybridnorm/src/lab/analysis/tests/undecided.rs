@@ -1,4 +1,4 @@
-//! Studies of which nothing is called better or worse.
+//! Studies without a verdict of better or worse.
 
 use super::*;
 
@@ -17,7 +17,7 @@ fn nothing_is_compared_while_runs_are_missing() {
 
 #[test]
 fn a_difference_within_the_margin_is_never_better_or_worse() {
-    // As sure as can be, and nothing.
+    // Highly significant, but within the margin.
     let points = valleys(&[
         ("pre-norm", &[3.0, 3.1, 3.2, 3.3]),
         ("x", &[2.9950, 3.0951, 3.1950, 3.2951]),
@@ -53,7 +53,7 @@ fn an_optimum_at_the_edge_of_the_grid_decides_nothing() {
         reason.starts_with("undecided: its best rate is at the edge"),
         "{reason}"
     );
-    // The other way round it is the baseline that may be better elsewhere.
+    // With the roles swapped, the baseline may be better at another learning rate.
     let mut turned = both;
     for point in &mut turned {
         point.placement = match point.placement.as_str() {
@@ -91,7 +91,7 @@ fn a_rate_at_the_edge_within_the_margin_of_the_best_decides_nothing() {
         for tied in [0.0, 0.001] {
             let found = reason(tied, lr).unwrap();
             assert!(found.starts_with("undecided: "), "{found}");
-            // Of equal rates the smaller one is the best, which may be the edge itself.
+            // Of tied learning rates the smallest is the best, which may be the edge itself.
             assert!(found.contains(words) || tied == 0.0, "{found}");
             assert!(found.contains("edge of the grid"), "{found}");
         }
@@ -127,12 +127,12 @@ fn what_may_be_better_elsewhere_is_neither_equivalent_nor_claimed() {
             assert_eq!(verdict(&without(name, lr)), Verdict::Indistinguishable);
         }
     }
-    // A rate whose remaining seeds are lower.
+    // A learning rate with a diverged seed, whose remaining seeds have lower losses.
     let mut torn = whole.clone();
     torn.extend(runs("x", 2e-3, &[2.9, 3.0]));
     torn.push(point("x", 2e-3, 2, Outcome::Diverged));
     assert_eq!(verdict(&torn), Verdict::Indistinguishable);
-    // One rate is an edge on both sides, however large the difference.
+    // A single learning rate is an edge on both sides, whatever the difference.
     for shift in [0.4, -0.4] {
         let other = losses[0].iter().map(|loss| loss + shift + 0.001 * loss);
         let other: Vec<f64> = other.collect();

@@ -1,11 +1,11 @@
-//! The third sentence of a verdict: how sure the others are.
+//! Third sentence of a verdict: the certainty of the first two.
 
 use super::super::super::stats;
 use super::super::show::{Digits, counts, list, seeds};
 use super::super::{Analysis, Comparison, Edge, Verdict};
 use super::compared;
 
-/// The third sentence: how much data, what was corrected for, what stays open.
+/// Returns the third sentence: amount of data, corrections, and undecided comparisons.
 pub(super) fn certainty(analysis: &Analysis) -> String {
     let mut text = match compared(analysis).count() {
         0 => "Nothing is called better or worse".to_owned(),
@@ -18,7 +18,7 @@ pub(super) fn certainty(analysis: &Analysis) -> String {
     text + &edges(analysis) + "."
 }
 
-/// How much data, and what was corrected for.
+/// Returns the amount of data and the corrections.
 fn basis(analysis: &Analysis, comparisons: usize) -> String {
     let pairs = compared(analysis).map(|(_, against)| against.pairs as u64);
     let rates = (analysis.placements.iter()).map(|entry| entry.rates.len() as u64);
@@ -35,7 +35,7 @@ fn basis(analysis: &Analysis, comparisons: usize) -> String {
     )
 }
 
-/// Which comparisons are missing, and why.
+/// Lists the missing comparisons with their reasons.
 fn missing(analysis: &Analysis) -> String {
     let mut grouped: Vec<(&str, Vec<&str>)> = Vec::new();
     for entry in &analysis.placements {
@@ -57,7 +57,7 @@ fn missing(analysis: &Analysis) -> String {
     }
 }
 
-/// What is not distinguishable, and what it would take.
+/// Lists the placements not distinguishable from the baseline, and the seeds needed to resolve them.
 fn open(analysis: &Analysis) -> String {
     let baseline = &analysis.rules.baseline;
     let mut open: Vec<_> = compared(analysis)
@@ -89,7 +89,7 @@ fn open(analysis: &Analysis) -> String {
     )
 }
 
-/// How many seeds a difference would take.
+/// Returns the number of seeds needed to resolve a difference, as text.
 pub(super) fn resolving(against: &Comparison, margin: f64, difference: &str) -> String {
     match against.seeds_to_resolve {
         Some(count) => format!(
@@ -108,7 +108,7 @@ pub(super) fn resolving(against: &Comparison, margin: f64, difference: &str) -> 
     }
 }
 
-/// A warning for best rates at an end of those tried, or nothing.
+/// Returns a warning about best learning rates at an edge of the grid; empty if there are none.
 fn edges(analysis: &Analysis) -> String {
     let at = |edge: Edge| -> Vec<&str> {
         let edged = analysis

@@ -1,4 +1,4 @@
-//! What is said of small studies made by hand.
+//! Sentences and verdicts of small hand-made studies.
 
 use super::super::tests::{compared, point, runs, study, valleys};
 use super::super::{Outcome, Point, Rules, analyse, analyse_planned};

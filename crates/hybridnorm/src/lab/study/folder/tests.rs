@@ -78,7 +78,7 @@ struct Place {
 }
 
 impl Place {
-    /// A study that was begun.
+    /// Returns a started study.
     fn new() -> Self {
         let temporary = tempfile::tempdir().unwrap();
         let place = Self {
@@ -103,7 +103,7 @@ impl Place {
         &self.study.runs[0]
     }
 
-    /// A directory of the first run, with the last rows that it wrote.
+    /// Creates a run directory with a file `checkpoint` of content `name`.
     fn train(&self, at: &Path, name: &str) {
         fs::create_dir_all(at).unwrap();
         fs::write(at.join("checkpoint"), name).unwrap();
@@ -138,14 +138,14 @@ fn records_of_earlier_versions_are_read_and_counted() {
     place.folder.write_record(&first).unwrap();
     let path = place.folder.record_path(&second.id);
     fs::write(path, serde_json::to_vec(&second).unwrap()).unwrap();
-    // Not where this version began the study.
+    // Refused if this version started the study.
     let found = place.read().unwrap_err().to_string();
     assert!(found.contains("has no checksum"), "{found}");
     fs::remove_file(place.folder.path().join(HISTORY)).unwrap();
     let read = place.folder.read(&place.study.runs).unwrap();
     assert_eq!(read.records, [first.clone(), second.clone()]);
     assert_eq!(read.without_checksum, std::slice::from_ref(&second.id));
-    // From now on no other may be without one.
+    // From now on, all other records need a checksum.
     place.folder.set_up(&place.study).unwrap();
     let read = place.folder.read(&place.study.runs).unwrap();
     assert_eq!(read.without_checksum, [second.id]);
@@ -167,7 +167,7 @@ fn what_was_stated_is_kept_and_changes_are_told() {
     let wider = with(&|file| file.study.rules.margin = 0.5);
     let longer = with(&|file| file.train.steps = 9);
     let kept = with(&|file| file.study.keep_runs = true);
-    // Before there are results everything may change.
+    // Before results exist, everything may change.
     folder.set_up(&wider).unwrap();
     folder.set_up(study).unwrap();
     assert!(changes(&longer).is_empty());
@@ -178,7 +178,7 @@ fn what_was_stated_is_kept_and_changes_are_told() {
     assert_eq!(changes(&wider), [said]);
     let last = "train.steps from 4 to 9 after 1 of 4 runs had ended";
     assert_eq!(changes(&longer), [last]);
-    // As if it was begun, and somebody returned to what was before.
+    // As if it was started, and then the earlier study was restored.
     folder.set_up(&longer).unwrap();
     assert_eq!(changes(&longer), [last]);
     assert!(changes(study).is_empty());
@@ -191,7 +191,7 @@ fn what_was_stated_is_kept_and_changes_are_told() {
             "study.rules.margin from 0.5 to 0.01 after 2 of 4 runs had ended"
         ]
     );
-    // It must have its checksum, too.
+    // The history must have its checksum, too.
     let path = folder.path().join(HISTORY);
     let whole = fs::read_to_string(&path).unwrap();
     fs::write(&path, whole.replace("margin = 0.01", "margin = 0.50")).unwrap();
@@ -320,7 +320,7 @@ fn records_that_do_not_match_their_plan_are_refused() {
     ];
     let path = place.folder.record_path(&own.id);
     for (record, words) in cases {
-        // Somebody who knows how made its checksum right.
+        // Edited record with a valid checksum.
         let (text, _) = sealed::seal(&record, "").unwrap();
         fs::write(&path, text).unwrap();
         let found = place.read().unwrap_err().to_string();
@@ -331,7 +331,7 @@ fn records_that_do_not_match_their_plan_are_refused() {
         );
         assert!(path.exists());
     }
-    // Another name, and more that is written about the run, do not matter.
+    // Another placement name and other log settings do not matter.
     let record = changed(&|record| {
         record.cell.placement = "mine".into();
         record.config = record.config.replace("dumps = 16", "dumps = 3");
@@ -356,7 +356,7 @@ fn a_kill_at_any_moment_of_finishing_keeps_the_run() {
     place.train(&work, "one");
     folder.write_record(&record).unwrap();
     let note = folder.settle(&record, true).unwrap();
-    // Without rows nobody knows how far it came.
+    // Without rows, its progress is unknown.
     assert!(note.unwrap().contains("holds 0 of the 4 steps"));
     assert!(work.join("checkpoint").exists());
     let done = RunRecord {
@@ -372,7 +372,7 @@ fn a_kill_at_any_moment_of_finishing_keeps_the_run() {
     folder.finish(&record, true).unwrap();
     assert!(kept.join("checkpoint").exists() && !work.exists());
     assert!(folder.is_finished(id).unwrap());
-    // Twice the same run: nothing is removed.
+    // The same run exists twice: nothing is removed.
     place.train(&work, "two");
     assert!(
         folder
@@ -384,7 +384,7 @@ fn a_kill_at_any_moment_of_finishing_keeps_the_run() {
     assert!(folder.finish(&record, true).is_err());
     assert!(folder.reclaim(id).is_err());
     assert!(work.exists() && kept.exists());
-    // What is not to be kept is not: also if a kill came while it was removed.
+    // Runs that are not kept are removed, even after a kill during removal.
     fs::rename(&work, folder.goes(id)).unwrap();
     place.train(&work, "three");
     assert_eq!(folder.settle(&record, false).unwrap(), None);
@@ -418,7 +418,7 @@ fn a_study_is_looked_at_and_written_only_by_its_holder() {
         assert_eq!(fs::read(&path).unwrap(), before);
     }
     drop(holder);
-    // What left no run behind is begun again; another study is not.
+    // A study without runs can be started again; another study cannot.
     place.begin(false).unwrap();
     assert!(
         place
@@ -432,7 +432,7 @@ fn a_study_is_looked_at_and_written_only_by_its_holder() {
             .begin(&other, &other.runs, how(false, true))
             .is_err()
     );
-    // Shards of one study stand beside each other; one of a changed study waits for their end.
+    // Shards of one study run concurrently; a shard of a changed study must wait for their end.
     let one = place
         .folder
         .begin(&place.study, &place.study.runs, how(false, true))
