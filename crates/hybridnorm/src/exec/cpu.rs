@@ -1,4 +1,4 @@
-//! The CPU executor: every op is a call of a kernel.
+//! The CPU executor: every op is a kernel call.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -14,7 +14,7 @@ use crate::memory;
 use crate::ops::{Arguments, Io, Operation, Read, Write};
 use crate::plan::{Operand, Program, Region, Step, Storage};
 
-/// Runs programs on the current pool of threads, in single precision.
+/// Executor on the current thread pool, in single precision.
 #[derive(Debug, Default)]
 pub struct Cpu {
     arena: Memory,
@@ -23,7 +23,7 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// An executor without state.
+    /// Creates an executor without state.
     pub fn new() -> Self {
         Self::default()
     }
@@ -33,7 +33,7 @@ impl Cpu {
     }
 }
 
-/// Bytes from which memory is taken in huge pages.
+/// Minimum bytes of memory in huge pages.
 const HUGE: usize = 16 << 20;
 const FREED: &str = "the buffer was freed";
 
@@ -53,7 +53,7 @@ impl Executor for Cpu {
         let size = dtype.bytes();
         let to = &mut memory.bytes_mut()[size * offset..][..size * data.len()];
         match (*dtype, data) {
-            // From a double, rounded.
+            // Rounded from double precision.
             (DType::F32, Data::F64(x)) => {
                 let to: &mut [f32] = elements_mut(to);
                 to.iter_mut().zip(x).for_each(|(to, x)| *to = *x as f32);
@@ -159,7 +159,7 @@ fn run_step(step: &Step, op: &dyn Operation, mut parts: Vec<Part<'_>>, arguments
     op.cpu(&mut Io::new(reads, writes, arguments));
 }
 
-/// A region of an op.
+/// Memory of a region of an op.
 enum Part<'a> {
     Shared(&'a [u8]),
     Written(&'a mut [u8]),
@@ -188,7 +188,7 @@ impl<'a> Part<'a> {
     }
 }
 
-/// The regions, which are in order and do not meet.
+/// Splits memory into the regions, which are ordered and disjoint.
 fn split<'a>(
     arena: &'a mut Memory,
     buffers: &'a mut [Option<(DType, Memory)>],
@@ -221,7 +221,7 @@ fn split<'a>(
     parts
 }
 
-/// Bytes as elements; none are at no particular address.
+/// Casts bytes to elements; an empty slice may be unaligned.
 fn elements<T: bytemuck::Pod>(bytes: &[u8]) -> &[T] {
     match bytes {
         [] => &[],
@@ -252,7 +252,7 @@ fn tensor(dtype: DType, bytes: &[u8]) -> Tensor {
     }
 }
 
-/// Bytes that begin at a cache line; large ones are pages of their own.
+/// Anonymous memory mapping, which is aligned to a cache line.
 #[derive(Debug, Default)]
 struct Memory {
     pages: Option<MmapMut>,
@@ -261,7 +261,7 @@ struct Memory {
 
 impl Memory {
     /// # Errors
-    /// If the system refuses.
+    /// If the system refuses the memory.
     fn zeros(bytes: usize) -> Result<Self> {
         if bytes == 0 {
             return Ok(Self::default());
@@ -272,7 +272,7 @@ impl Memory {
         })?;
         #[cfg(target_os = "linux")]
         if bytes >= HUGE {
-            // Where the system has none, the pages are small.
+            // Without huge pages in the system, the pages are small.
             let _ = pages.advise(memmap2::Advice::HugePage);
         }
         Ok(Self {
@@ -281,10 +281,10 @@ impl Memory {
         })
     }
 
-    /// Holds at least so many bytes, whose content is lost where there is more to hold than before.
+    /// Ensures a capacity of this many bytes; the content is lost if it grows.
     ///
     /// # Errors
-    /// If there is not as much memory; then it holds none.
+    /// If there is not enough memory; the capacity is then 0.
     fn reserve(&mut self, bytes: usize) -> Result<()> {
         if bytes > self.bytes {
             *self = Self::default();

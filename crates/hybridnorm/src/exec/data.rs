@@ -2,7 +2,7 @@
 
 use crate::graph::DType;
 
-/// Elements that somebody else holds.
+/// Borrowed elements.
 #[derive(Debug, Clone, Copy)]
 pub enum Data<'a> {
     /// Single precision.
@@ -25,7 +25,7 @@ pub enum Tensor {
 }
 
 impl Data<'_> {
-    /// Number of elements.
+    /// Returns the number of elements.
     pub fn len(&self) -> usize {
         match self {
             Self::F32(x) => x.len(),
@@ -34,12 +34,12 @@ impl Data<'_> {
         }
     }
 
-    /// True if there is none.
+    /// True if there are no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Their type.
+    /// Returns the element type.
     pub fn dtype(&self) -> DType {
         match self {
             Self::F32(_) => DType::F32,
@@ -50,7 +50,7 @@ impl Data<'_> {
 }
 
 impl Tensor {
-    /// The elements, borrowed.
+    /// Returns the elements, borrowed.
     pub fn as_data(&self) -> Data<'_> {
         match self {
             Self::F32(x) => Data::F32(x),
@@ -59,7 +59,7 @@ impl Tensor {
         }
     }
 
-    /// The elements in single precision.
+    /// Returns the elements in single precision.
     pub fn into_f32(self) -> Vec<f32> {
         match self {
             Self::F32(x) => x,
@@ -68,7 +68,7 @@ impl Tensor {
         }
     }
 
-    /// The elements in double precision.
+    /// Returns the elements in double precision.
     pub fn into_f64(self) -> Vec<f64> {
         match self {
             Self::F32(x) => x.into_iter().map(f64::from).collect(),
@@ -77,10 +77,10 @@ impl Tensor {
         }
     }
 
-    /// The elements as integers.
+    /// Returns the elements as integers.
     ///
     /// # Panics
-    /// If they are not.
+    /// If they are not integers.
     pub fn into_i32(self) -> Vec<i32> {
         match self {
             Self::I32(x) => x,

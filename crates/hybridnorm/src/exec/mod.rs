@@ -18,40 +18,40 @@ pub use cpu::Cpu;
 pub use data::{Data, Tensor};
 pub use reference::Reference;
 
-/// Runs programs, and holds the state that outlives a run: parameters, moments, caches.
+/// Executor of programs, with the state that outlives a run: parameters, moments, caches.
 pub trait Executor: Send {
-    /// Makes a buffer of zeros.
+    /// Allocates a buffer of zeros.
     ///
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config) if there is not as much memory.
+    /// [`Error::Config`](crate::Error::Config) if there is not enough memory.
     fn allocate(&mut self, dtype: DType, elements: usize) -> Result<Buffer>;
 
-    /// Gives the memory of a buffer back; programs that read it must not run any more.
+    /// Frees the memory of a buffer; programs that read it must not be run afterwards.
     fn free(&mut self, buffer: Buffer);
 
     /// Overwrites elements of a buffer from `offset` on.
     ///
     /// # Panics
-    /// If they are of another type or there are not as many.
+    /// If their type differs or they exceed the buffer.
     fn write(&mut self, buffer: Buffer, offset: usize, data: Data<'_>);
 
     /// Copies elements of a buffer to the host.
     fn read(&self, buffer: Buffer, elements: Range<usize>) -> Tensor;
 
-    /// Takes the memory that runs of a program need, so that no later one can be refused. Outputs of the
-    /// program that ran last are lost.
+    /// Allocates the memory that runs of a program need, so that later runs do not fail for lack of it. Outputs of
+    /// the last program run are lost.
     ///
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config) if there is not as much memory.
+    /// [`Error::Config`](crate::Error::Config) if there is not enough memory.
     fn prepare(&mut self, program: &Program) -> Result<()>;
 
-    /// Runs a program with the inputs that it asks for, by name.
+    /// Runs a program with its inputs, by name.
     ///
     /// # Errors
     /// As [`Executor::prepare`].
     ///
     /// # Panics
-    /// If an input is missing, or of another type or length.
+    /// If an input is missing, or has another type or length.
     fn run(
         &mut self,
         program: &Program,
@@ -59,12 +59,12 @@ pub trait Executor: Send {
         inputs: &[(&str, Data<'_>)],
     ) -> Result<()>;
 
-    /// Copies an output of the program that ran last to the host.
+    /// Copies an output of the last program run to the host.
     fn output(&self, program: &Program, output: ValueId) -> Tensor;
 
-    /// Starts to measure the wall time of ops, from nothing.
+    /// Starts to measure the wall time of ops, from zero.
     fn start_profile(&mut self);
 
-    /// Ends that; returns the wall time by [name](crate::ops::Operation::name) of the op.
+    /// Ends the measurement; returns the wall time by [name](crate::ops::Operation::name) of the op.
     fn take_profile(&mut self) -> BTreeMap<&'static str, Duration>;
 }

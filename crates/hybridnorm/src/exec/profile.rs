@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// Wall time by name of the op, while somebody measures it.
+/// Wall time by op name, while profiling.
 #[derive(Debug, Default)]
 pub(super) struct Profile(Option<BTreeMap<&'static str, Duration>>);
 
@@ -12,12 +12,12 @@ impl Profile {
         self.0 = Some(BTreeMap::new());
     }
 
-    /// Ends the measurement.
+    /// Ends profiling; returns the wall times.
     pub(super) fn take(&mut self) -> BTreeMap<&'static str, Duration> {
         self.0.take().unwrap_or_default()
     }
 
-    /// Runs an op.
+    /// Runs an op; measures it while profiling.
     pub(super) fn run(&mut self, name: &'static str, op: impl FnOnce()) {
         let Some(times) = &mut self.0 else {
             return op();

@@ -1,5 +1,5 @@
-//! The reference executor: every op in plain loops and double precision, one value at a time. It is what
-//! all other executors are tested against, not made for speed.
+//! The reference executor: every op in plain loops and double precision, one value at a time. All other
+//! executors are tested against it; it is not optimized for speed.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -12,7 +12,7 @@ use crate::graph::{Buffer, DType, Source, ValueId};
 use crate::ops::{Arguments, Io, Read, Write};
 use crate::plan::Program;
 
-/// Runs programs in double precision. It takes no notice of their plan.
+/// Executor in double precision, without a memory plan.
 #[derive(Debug, Default)]
 pub struct Reference {
     values: Vec<Option<Value>>,
@@ -20,7 +20,7 @@ pub struct Reference {
     profile: Profile,
 }
 
-/// Elements of a value; those in single precision are doubles here.
+/// Elements of a value; single precision is stored as double precision.
 #[derive(Debug, Clone)]
 enum Value {
     Float(Vec<f64>),
@@ -87,12 +87,12 @@ impl Value {
 }
 
 impl Reference {
-    /// An executor without state.
+    /// Creates an executor without state.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The elements of a value of the program that runs.
+    /// Returns the elements of a value of the running program.
     fn value(&self, program: &Program, id: ValueId) -> Value {
         let info = program.graph().value(id);
         match info.source {
@@ -128,7 +128,7 @@ impl Executor for Reference {
         all.slice(elements).into_tensor()
     }
 
-    /// Values are made one by one while a program runs.
+    /// Values are allocated one by one while a program runs.
     fn prepare(&mut self, _program: &Program) -> Result<()> {
         Ok(())
     }

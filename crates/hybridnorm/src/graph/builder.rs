@@ -1,4 +1,4 @@
-//! Recording a graph.
+//! Builder of graphs.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -9,14 +9,14 @@ use std::sync::Arc;
 use super::{Buffer, Graph, Node, Shape, Source, Type, ValueId};
 use crate::ops::{self, Op};
 
-/// Records ops in the order in which they are called.
+/// Builder that records ops in the order in which they are called.
 #[derive(Debug, Default)]
 pub struct Builder {
     graph: RefCell<Graph>,
     path: RefCell<Arc<str>>,
     segment: Cell<Option<usize>>,
     is_backward: Cell<bool>,
-    /// The values of buffers so far.
+    /// Values of buffers declared so far.
     states: RefCell<HashMap<(Buffer, usize, Type), ValueId>>,
 }
 
@@ -28,17 +28,17 @@ pub struct Value<'g> {
 }
 
 impl Builder {
-    /// An empty graph.
+    /// Creates an empty graph.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// A value that the host gives before each run.
+    /// Declares a value that the host provides before each run.
     pub fn input(&self, name: &str, ty: Type) -> Value<'_> {
         self.leaf(ty, Source::Input(name.into()))
     }
 
-    /// Elements of a buffer, from `offset` on. The same elements are the same value.
+    /// Declares elements of a buffer, from `offset` on. The same elements are the same value.
     pub fn state(&self, buffer: Buffer, offset: usize, ty: Type) -> Value<'_> {
         let mut states = self.states.borrow_mut();
         let id = states
@@ -52,15 +52,15 @@ impl Builder {
         self.value(id)
     }
 
-    /// The handle of a value.
+    /// Returns the handle of a value.
     pub fn value(&self, id: ValueId) -> Value<'_> {
         Value { graph: self, id }
     }
 
-    /// Records an op; gives its outputs.
+    /// Records an op; returns its outputs.
     ///
     /// # Panics
-    /// If the inputs do not have the shapes that the op asks for.
+    /// If the shapes of the inputs are invalid for the op.
     pub fn op<'g, const N: usize>(
         &'g self,
         op: impl Into<Op>,
@@ -99,7 +99,7 @@ impl Builder {
         outputs.into_iter().map(|id| self.value(id)).collect()
     }
 
-    /// Records what `build` does under `path`, below the present one.
+    /// Records the ops of `build` under `path`, below the current path.
     pub fn within<T>(&self, path: &str, build: impl FnOnce() -> T) -> T {
         let outer = self.path.borrow().clone();
         let inner = match outer.is_empty() {
@@ -112,7 +112,7 @@ impl Builder {
         result
     }
 
-    /// Records what `build` does as part `index` of the forward pass, which may be recomputed as a whole.
+    /// Records the ops of `build` as segment `index` of the forward pass, which may be recomputed as a whole.
     pub fn segment<T>(&self, index: usize, build: impl FnOnce() -> T) -> T {
         let outer = self.segment.replace(Some(index));
         let result = build();
@@ -120,7 +120,7 @@ impl Builder {
         result
     }
 
-    /// Records what `build` does as a part of the backward pass.
+    /// Records the ops of `build` as part of the backward pass.
     pub(crate) fn backward<T>(&self, build: impl FnOnce() -> T) -> T {
         let outer = self.is_backward.replace(true);
         let result = build();
@@ -128,34 +128,34 @@ impl Builder {
         result
     }
 
-    /// The graph that was recorded.
+    /// Returns the recorded graph.
     pub fn finish(self) -> Graph {
         self.graph.into_inner()
     }
 
-    /// A copy of what was recorded until now.
+    /// Returns a copy of the graph recorded so far.
     pub(crate) fn recorded(&self) -> Graph {
         self.graph.borrow().clone()
     }
 }
 
 impl<'g> Value<'g> {
-    /// Which value of the graph it is.
+    /// Returns the id of the value in its graph.
     pub fn id(&self) -> ValueId {
         self.id
     }
 
-    /// The graph that it belongs to.
+    /// Returns the builder of its graph.
     pub fn builder(&self) -> &'g Builder {
         self.graph
     }
 
-    /// Shape and element type.
+    /// Returns shape and element type.
     pub fn ty(&self) -> Type {
         self.graph.graph.borrow().ty(self.id)
     }
 
-    /// Sizes of the dimensions.
+    /// Returns the sizes of the dimensions.
     pub fn shape(&self) -> Shape {
         self.ty().shape
     }

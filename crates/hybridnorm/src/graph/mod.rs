@@ -1,6 +1,6 @@
 //! A computation as data: values with shape and type, and the ops between them.
 //!
-//! A [`Builder`] records ops on symbolic [`Value`]s; what it [finishes](Builder::finish) is a plain
+//! A [`Builder`] records ops on symbolic [`Value`]s; [finishing](Builder::finish) it returns a plain
 //! [`Graph`], which [passes](crate::passes) rewrite and a [plan](crate::plan) turns into a program.
 //!
 //! ```
@@ -12,7 +12,7 @@
 //! assert_eq!(y.shape().sizes(), [2, 3]);
 //! ```
 //!
-//! A graph is displayed as a listing, an op a line, with the path of the module that recorded it:
+//! A graph is displayed as a listing with one op per line, with the path of the module that recorded it:
 //!
 //! ```
 //! # use hybridnorm::graph::{Builder, Type};
@@ -47,11 +47,11 @@ pub struct Buffer(pub(crate) usize);
 /// Source of a value's elements.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Source {
-    /// An op.
+    /// Computed by an op.
     Computed,
-    /// The host, before each run.
+    /// Provided by the host before each run.
     Input(Arc<str>),
-    /// A buffer, from this element on.
+    /// Elements of a buffer, from this one on.
     State(Buffer, usize),
 }
 
@@ -64,24 +64,24 @@ pub struct ValueInfo {
     pub source: Source,
 }
 
-/// An op between values.
+/// An op with its inputs and outputs.
 #[derive(Debug, Clone)]
 pub struct Node {
     /// The op.
     pub op: Op,
-    /// Inputs, with those updated in place ([`Operation::updates`](crate::ops::Operation::updates)).
+    /// Inputs, including those updated in place ([`Operation::updates`](crate::ops::Operation::updates)).
     pub inputs: Vec<ValueId>,
     /// Outputs.
     pub outputs: Vec<ValueId>,
-    /// Path of the module that recorded it, as `blocks.3.attention`.
+    /// Path of the module that recorded it, such as `blocks.3.attention`.
     pub path: Arc<str>,
-    /// The part of the forward pass that it belongs to and may be recomputed with.
+    /// Segment of the forward pass, which may be recomputed as a whole.
     pub segment: Option<usize>,
     /// True if it was recorded by [`gradients`](crate::passes::gradients).
     pub is_backward: bool,
 }
 
-/// Ops in the order in which they run, and the values between them.
+/// Ops in execution order, and the values between them.
 #[derive(Debug, Clone, Default)]
 pub struct Graph {
     pub(crate) nodes: Vec<Node>,
@@ -89,28 +89,28 @@ pub struct Graph {
 }
 
 impl Graph {
-    /// The ops in order.
+    /// Returns the ops in order.
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
     }
 
-    /// Type and source of a value.
+    /// Returns type and source of a value.
     pub fn value(&self, id: ValueId) -> &ValueInfo {
         &self.values[id.0]
     }
 
-    /// Shape and element type of a value.
+    /// Returns shape and element type of a value.
     pub fn ty(&self, id: ValueId) -> Type {
         self.values[id.0].ty
     }
 
-    /// A new value that an op will make.
+    /// Adds a value to be computed by an op.
     pub(crate) fn add_value(&mut self, ty: Type, source: Source) -> ValueId {
         self.values.push(ValueInfo { ty, source });
         ValueId(self.values.len() - 1)
     }
 
-    /// Index of the op that makes each value.
+    /// Returns the index of the op that computes each value.
     pub(crate) fn producers(&self) -> Vec<Option<usize>> {
         let mut producers = vec![None; self.values.len()];
         for (index, node) in self.nodes.iter().enumerate() {
@@ -121,7 +121,7 @@ impl Graph {
         producers
     }
 
-    /// Indices of the ops that read each value, in order; an op that reads it twice counts twice.
+    /// Returns the indices of the ops that read each value, in order; an op that reads it twice counts twice.
     pub(crate) fn consumers(&self) -> Vec<Vec<usize>> {
         let mut consumers = vec![Vec::new(); self.values.len()];
         for (index, node) in self.nodes.iter().enumerate() {

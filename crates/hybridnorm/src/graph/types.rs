@@ -14,7 +14,7 @@ pub enum DType {
 }
 
 impl DType {
-    /// Bytes of an element.
+    /// Returns the bytes per element.
     pub fn bytes(self) -> usize {
         match self {
             Self::F32 | Self::I32 => 4,
@@ -33,28 +33,28 @@ pub struct Shape {
 impl Shape {
     const MOST: usize = 3;
 
-    /// The sizes.
+    /// Returns the sizes.
     pub fn sizes(&self) -> &[usize] {
         &self.sizes[..self.rank]
     }
 
-    /// Number of elements.
+    /// Returns the number of elements.
     pub fn elements(&self) -> usize {
         product(self.sizes())
     }
 
-    /// Elements of a row: the last size.
+    /// Returns the number of elements of a row: the last size.
     pub fn width(&self) -> usize {
         self.sizes().last().copied().unwrap_or(1)
     }
 
-    /// Number of rows.
+    /// Returns the number of rows.
     pub fn rows(&self) -> usize {
         let (_, outer) = self.sizes().split_last().unwrap_or((&1, &[]));
         product(outer)
     }
 
-    /// This type with the last dimension replaced by `width`.
+    /// Returns the shape with the last dimension replaced by `width`.
     pub fn with_width(mut self, width: usize) -> Self {
         self.rank = self.rank.max(1);
         self.sizes[self.rank - 1] = width;
@@ -62,7 +62,7 @@ impl Shape {
     }
 }
 
-/// The product of sizes, the largest number where it is beyond that.
+/// Returns the product of sizes, saturating at the largest number.
 fn product(sizes: &[usize]) -> usize {
     sizes.iter().fold(1, |all, &n| all.saturating_mul(n))
 }
@@ -102,7 +102,7 @@ pub struct Type {
     pub dtype: DType,
 }
 
-/// As `f32[2, 3]`.
+/// Formats a type as `f32[2, 3]`.
 impl fmt::Display for Type {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = match self.dtype {
@@ -115,7 +115,7 @@ impl fmt::Display for Type {
 }
 
 impl Type {
-    /// Single precision.
+    /// Creates a type in single precision.
     pub fn f32(shape: impl Into<Shape>) -> Self {
         Self {
             shape: shape.into(),
@@ -123,7 +123,7 @@ impl Type {
         }
     }
 
-    /// Double precision.
+    /// Creates a type in double precision.
     pub fn f64(shape: impl Into<Shape>) -> Self {
         Self {
             shape: shape.into(),
@@ -131,7 +131,7 @@ impl Type {
         }
     }
 
-    /// Integers.
+    /// Creates a type of integers.
     pub fn i32(shape: impl Into<Shape>) -> Self {
         Self {
             shape: shape.into(),
@@ -139,12 +139,12 @@ impl Type {
         }
     }
 
-    /// Number of elements.
+    /// Returns the number of elements.
     pub fn elements(&self) -> usize {
         self.shape.elements()
     }
 
-    /// Bytes of all elements.
+    /// Returns the bytes of all elements.
     pub fn bytes(&self) -> usize {
         self.elements().saturating_mul(self.dtype.bytes())
     }

@@ -24,19 +24,19 @@ pub enum Attention {
     Latent(Latent),
 }
 
-/// The positions of a run: their rotations, and the cache of a block where earlier positions are held.
+/// Positions of a forward pass: their rotations, and the KV cache of a block, if any.
 #[derive(Debug, Clone, Copy)]
 pub struct Positions<'g> {
-    /// (t, rotated channels), see [`ops::rotations`].
+    /// Rotary factors (t, rotated channels), see [`ops::rotations`].
     pub rotations: Value<'g>,
-    /// (b, capacity, c), state that is updated.
+    /// KV cache (b, capacity, c): state that is updated.
     pub cache: Option<Value<'g>>,
-    /// True if the cache is empty, so that these positions attend to each other only.
+    /// True if the cache is empty, so that these positions attend only to each other.
     pub is_prompt: bool,
 }
 
 impl<'g> Positions<'g> {
-    /// The first `seq` positions of sequences, without a cache.
+    /// Returns the first `seq` positions of sequences, without a cache.
     pub fn first(graph: &'g Builder, config: &ModelConfig, seq: usize) -> Self {
         Self {
             rotations: ops::rotations(graph, config.rope_theta, config.rope_dim(), seq),
@@ -46,11 +46,11 @@ impl<'g> Positions<'g> {
     }
 }
 
-/// Context of attention, with the queries and keys of its scores.
+/// Output of attention, with the queries and keys of its logits.
 pub(super) struct Attended<'g> {
-    /// The output (b, t, d).
+    /// Output (b, t, d).
     pub(super) output: Value<'g>,
-    /// Packed and prepared q·k·v, with their shape.
+    /// Packed and transformed q·k·v, with their shape.
     pub(super) packed: Option<(Value<'g>, Spec)>,
 }
 
@@ -66,13 +66,13 @@ impl Attention {
         attention
     }
 
-    /// Its output (b, t, d) for the sub-layer's input (b, t, d). With a cache, it attends to its positions too
-    /// and stores the new ones there.
+    /// Computes the output (b, t, d) from the sub-layer input (b, t, d). With a cache, it also attends to cached
+    /// positions and stores the new ones.
     pub fn output<'g>(&self, u_btd: Value<'g>, positions: &Positions<'g>) -> Value<'g> {
         self.forward(u_btd, positions).output
     }
 
-    /// [`Attention::output`], with the queries and keys of its scores.
+    /// Computes [`Attention::output`], with the queries and keys of its logits.
     pub(super) fn forward<'g>(&self, u_btd: Value<'g>, positions: &Positions<'g>) -> Attended<'g> {
         match self {
             Self::Heads(heads) => heads.forward(u_btd, positions),
@@ -81,7 +81,7 @@ impl Attention {
     }
 }
 
-/// Scale of the scores `q·k`.
+/// Returns the scale of the attention logits `q·k`.
 fn score_scale(scale: AttnScale, head_dim: usize) -> f64 {
     match scale {
         AttnScale::InvSqrtHeadDim => 1.0 / (head_dim as f64).sqrt(),

@@ -1,5 +1,5 @@
-//! Load balancing of experts without a loss: a bias on the scores that select experts moves against their
-//! load (arXiv 2408.15664, DeepSeek-V3).
+//! Aux-loss-free load balancing: a bias on the scores for expert selection moves against the load of the experts
+//! (arXiv 2408.15664, DeepSeek-V3).
 
 use std::cmp::Ordering;
 
@@ -9,8 +9,8 @@ use super::registry::ParamSpec;
 use super::routing::Routing;
 
 impl Model {
-    /// Moves the selection biases of mixtures by one step of `bias_rate` against the load of a batch, one
-    /// entry for each mixture: up where an expert got fewer tokens than the mean, down where it got more.
+    /// Moves the balancing biases by one step of `bias_rate` against the load of a batch, one entry per
+    /// mixture-of-experts block: up for experts with fewer tokens than the mean, down for those with more.
     pub fn rebalance(&mut self, routing: &[Routing]) {
         let Some(rate) = self.config().moe.as_ref().and_then(|moe| moe.bias_rate) else {
             return;
@@ -29,7 +29,7 @@ impl Model {
         }
     }
 
-    /// The selection biases of mixtures, in the order of the blocks.
+    /// Returns the balancing biases, in block order.
     fn selection_biases(&self) -> Vec<ParamSpec> {
         let blocks = self.decoder().blocks.iter();
         let biases = blocks.filter_map(|block| match &block.feed_forward {

@@ -1,4 +1,4 @@
-//! One block: attention and feed-forward in their wiring.
+//! Decoder block: attention and feed-forward with their norms, scales and skip connections.
 
 use super::attention::{Attention, Positions};
 use super::config::ModelConfig;
@@ -13,7 +13,7 @@ use crate::graph::Value;
 use crate::placement::Topology;
 use hybridnorm_kernels::attention::Attention as Spec;
 
-/// A decoder block whose every norm, skip and scale comes from a
+/// A decoder block whose norms, skip connections and scales come from a
 /// [`BlockSpec`](crate::placement::BlockSpec).
 ///
 /// With HybridNorm (arXiv 2503.04598) it is
@@ -120,39 +120,39 @@ use hybridnorm_kernels::attention::Attention as Spec;
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Block {
-    /// Wiring of the attention sub-layer.
+    /// Norms, scales and skip connection of the attention sub-layer.
     pub attn: SubLayer,
     /// The attention function.
     pub attention: Attention,
-    /// Wiring of the feed-forward sub-layer.
+    /// Norms, scales and skip connection of the feed-forward sub-layer.
     pub ffn: SubLayer,
     /// The feed-forward function.
     pub feed_forward: FeedForward,
     topology: Topology,
 }
 
-/// The residual stream behind a block, and the values within it that taps may ask for.
+/// Residual stream after a block, and intermediate values for taps.
 #[derive(Debug, Clone, Copy)]
 pub struct BlockOutput<'g> {
-    /// The residual streams.
+    /// Residual streams after the block, (b, t, d).
     pub residual: Residual<'g>,
-    /// The residual streams that entered the block, (b, t, d).
+    /// Residual streams that entered the block, (b, t, d).
     pub entered: Residual<'g>,
-    /// Output of the attention sub-layer, after its output norm and factor, (b, t, d).
+    /// Output of the attention branch, after its output norm and scale, (b, t, d).
     pub attention: Value<'g>,
-    /// Output of the feed-forward sub-layer, after its output norm and factor, (b, t, d).
+    /// Output of the feed-forward branch, after its output norm and scale, (b, t, d).
     pub feed_forward: Value<'g>,
-    /// Packed and prepared q·k·v, and the attention that reads them; absent where generation absorbs them.
+    /// Packed and transformed q·k·v, and the attention that reads them; absent where decoding absorbs projections.
     pub packed: Option<(Value<'g>, Spec)>,
     /// Routing statistics, in a mixture of experts.
     pub routed: Option<Routed<'g>>,
 }
 
 impl Block {
-    /// Declares block `layer` (0-based) of a model on its own, for graphs of your own.
+    /// Declares block `layer` (0-based) of a model alone, for custom graphs.
     ///
     /// # Errors
-    /// If the configuration is not valid or has no such block.
+    /// If the configuration is invalid or has no such block.
     pub fn declare(config: &ModelConfig, layer: usize, registry: &mut Registry) -> Result<Self> {
         let (resolved, _) = config.resolve()?;
         if layer >= resolved.blocks.len() {
@@ -185,7 +185,7 @@ impl Block {
         }
     }
 
-    /// From the residual streams (b, t, d) to these. With a cache, they hold the new positions only.
+    /// Computes the residual streams (b, t, d) after the block. With a cache, they contain the new positions only.
     pub fn forward<'g>(
         &self,
         residual: Residual<'g>,

@@ -1,14 +1,14 @@
-//! Keys and values of positions already seen.
+//! KV cache: keys and values of previous positions.
 
 use super::decoder::Caches;
 use super::recent::Recent;
 use crate::graph::{Buffer, ValueId};
 use crate::plan::Program;
 
-/// The cache of a whole model for one batch of sequences, with the programs that read and extend it.
+/// KV cache of all blocks for one batch of sequences, with the programs that read and extend it.
 ///
-/// It stores the inputs of attention: keys and values after every norm, scale and rotation; of latent
-/// attention the normed latent and the rotated key.
+/// It stores the inputs of attention: keys and values after all norms, scales and rotations; for latent attention,
+/// the normalized latent and the rotated key.
 #[derive(Debug, Default)]
 pub struct KvCache {
     buffers: Vec<Buffer>,
@@ -19,7 +19,7 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// A cache of no block yet.
+    /// Creates a cache without blocks.
     pub(super) fn new(batch: usize, capacity: usize) -> Self {
         Self {
             batch,
@@ -33,27 +33,27 @@ impl KvCache {
         self.buffers.push(buffer);
     }
 
-    /// Sequences.
+    /// Returns the number of sequences.
     pub fn batch(&self) -> usize {
         self.batch
     }
 
-    /// Positions seen so far.
+    /// Returns the number of cached positions.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// True if nothing has been seen.
+    /// True if no position is cached.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Positions that fit.
+    /// Returns the maximum number of positions.
     pub fn capacity(&self) -> usize {
         self.capacity
     }
 
-    /// Forgets all positions.
+    /// Removes all positions.
     pub fn clear(&mut self) {
         self.len = 0;
     }
@@ -66,7 +66,7 @@ impl KvCache {
         self.len += new;
     }
 
-    /// The program for `seq` new positions, made by `build` where there is none yet.
+    /// Returns the program for `seq` new positions, built by `build` if not cached.
     pub(super) fn program(
         &mut self,
         seq: usize,

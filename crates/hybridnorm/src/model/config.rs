@@ -1,4 +1,4 @@
-//! The shape of a model, independent of any tensor.
+//! Configuration of a model's shape.
 
 mod latent;
 mod mixture;
@@ -12,51 +12,51 @@ pub use hybridnorm_kernels::activation::Activation;
 pub use latent::MlaConfig;
 pub use mixture::{MoeConfig, Scoring};
 
-/// Largest width of the stream and of the feed-forward; with it every count of the inventory stays
+/// Maximum width of the residual stream and of the feed-forward, with which every count of the inventory stays
 /// within 64 bits.
 const WIDEST: usize = 1 << 20;
-/// Largest vocabulary and sequence, and bound of every other size.
+/// Maximum vocabulary size and sequence length, and bound of every other size.
 const LONGEST: usize = 1 << 24;
 
-/// The shape of a decoder and where it normalizes. Widths are in elements.
+/// Shape of a decoder and its placement of norms. Widths are in elements.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelConfig {
-    /// Width of the stream, d.
+    /// Width of the residual stream, d.
     pub d_model: usize,
     /// Number of blocks, L.
     pub n_layers: usize,
-    /// Number of query heads, h; divides `d_model` into heads of an even width, unless [`MlaConfig`]
-    /// gives them widths.
+    /// Number of query heads, h; divides `d_model` into heads of an even width, unless [`MlaConfig`] sets their
+    /// widths.
     pub n_heads: usize,
     /// Number of key/value heads, g; divides `n_heads`.
     pub n_kv_heads: usize,
-    /// Inner width of a dense feed-forward, f: the input of the down projection. 0 where there is none.
+    /// Inner width of a dense feed-forward, f: the input of the down projection. 0 if there is none.
     #[serde(default)]
     pub d_ff: usize,
-    /// Rows of the embedding, v.
+    /// Vocabulary size: rows of the embedding, v.
     pub vocab_size: usize,
-    /// Longest sequence, in tokens.
+    /// Maximum sequence length, in tokens.
     pub max_seq_len: usize,
-    /// Base of the rotary embedding's wavelengths.
+    /// Base of the rotary position embedding.
     pub rope_theta: f64,
-    /// True if the output head is the embedding.
+    /// True if the output head shares the weights of the embedding.
     pub tie_embeddings: bool,
-    /// The feed-forward's nonlinearity.
+    /// Activation function of the feed-forward.
     pub activation: Activation,
-    /// Experts instead of dense feed-forwards.
+    /// Mixture of experts instead of dense feed-forwards.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moe: Option<MoeConfig>,
-    /// Latent attention instead of attention with heads of their own.
+    /// Multi-head latent attention instead of multi-head or grouped-query attention.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mla: Option<MlaConfig>,
-    /// Norms and skips of every block, the norm function, and the initialization.
+    /// Norms and skip connections of every block, norm function, and initialization.
     pub placement: Placement,
 }
 
 impl Default for ModelConfig {
-    /// The settings of a model where nothing else is said. Sizes are 0, which [`ModelConfig::resolve`]
-    /// refuses, and no placement is chosen: `ModelConfig { d_model, .., ..ModelConfig::default() }`.
+    /// Returns the default settings. Sizes are 0, which [`ModelConfig::resolve`] rejects, and no placement is
+    /// chosen: `ModelConfig { d_model, .., ..ModelConfig::default() }`.
     fn default() -> Self {
         Self {
             d_model: 0,
@@ -76,13 +76,13 @@ impl Default for ModelConfig {
     }
 }
 
-/// True if a size is left out of a file.
+/// True if a size is omitted in serialization.
 pub(crate) fn is_zero(n: &usize) -> bool {
     *n == 0
 }
 
 impl ModelConfig {
-    /// Width of one head's query and key, k.
+    /// Returns the width of a head's query and key, k.
     pub fn head_dim(&self) -> usize {
         match &self.mla {
             Some(mla) => mla.head_dim(),
@@ -90,17 +90,17 @@ impl ModelConfig {
         }
     }
 
-    /// Width of one head's value.
+    /// Returns the width of a head's value.
     pub fn value_dim(&self) -> usize {
         self.mla.map_or(self.head_dim(), |mla| mla.v_dim)
     }
 
-    /// Channels of a head that are rotated by its position.
+    /// Returns the number of rotary channels of a head.
     pub fn rope_dim(&self) -> usize {
         self.mla.map_or(self.head_dim(), |mla| mla.rope_dim)
     }
 
-    /// Numbers that generation keeps for every position of a block.
+    /// Returns the number of cached elements per position of a block.
     pub fn cache_width(&self) -> usize {
         match &self.mla {
             Some(mla) => mla.cache_width(),
@@ -108,23 +108,23 @@ impl ModelConfig {
         }
     }
 
-    /// Rows of a feed-forward's input projection of inner width `f`: 2f when gated, else f.
+    /// Returns the rows of a feed-forward's input projection of inner width `f`: 2f if gated, else f.
     pub fn ffn_in_width(&self, f: usize) -> usize {
         f * if self.activation.is_gated() { 2 } else { 1 }
     }
 
-    /// The mixture of block `layer` (0-based), unless its feed-forward is dense.
+    /// Returns the mixture of experts of block `layer` (0-based), unless its feed-forward is dense.
     pub fn moe_at(&self, layer: usize) -> Option<&MoeConfig> {
         self.moe.as_ref().filter(|moe| moe.is_at(layer))
     }
 
-    /// Number of blocks whose feed-forward is dense.
+    /// Returns the number of blocks with a dense feed-forward.
     pub fn dense_layers(&self) -> usize {
         let first_dense = |moe: &MoeConfig| moe.first_dense;
         self.moe.as_ref().map_or(self.n_layers, first_dense)
     }
 
-    /// Facts about the model that resolving a placement needs.
+    /// Returns the facts about the model that resolving a placement needs.
     pub fn facts(&self) -> ModelFacts {
         ModelFacts {
             d_model: self.d_model,
@@ -137,8 +137,7 @@ impl ModelConfig {
     /// Checks the shape and the placement, and resolves the placement for this depth.
     ///
     /// # Errors
-    /// [`Error::Config`] or [`Error::Placement`] naming the key, what it holds and what it may
-    /// hold.
+    /// [`Error::Config`] or [`Error::Placement`] naming the key, its value and its allowed values.
     pub fn resolve(&self) -> Result<(Resolved, Vec<Warning>)> {
         self.check_shape()?;
         let warnings = validate(&self.placement, self.n_layers, &self.facts())?;

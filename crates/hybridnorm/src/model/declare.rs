@@ -9,15 +9,15 @@ pub(super) struct Declare<'a> {
     pub(super) config: &'a ModelConfig,
     pub(super) resolved: &'a Resolved,
     pub(super) registry: &'a mut Registry,
-    /// The block that is built, 0-based.
+    /// Block under construction, 0-based.
     pub(super) layer: Option<usize>,
-    /// True while the attention function is built.
+    /// True while the attention function is constructed.
     pub(super) in_attention: bool,
 }
 
-/// A matrix to be declared.
+/// Declaration of a matrix.
 pub(super) struct Matrix<'a> {
-    /// Its path within the block.
+    /// Path within the block.
     pub(super) path: &'a str,
     /// See [`ParamSpec::label`].
     pub(super) label: &'static str,
@@ -30,43 +30,43 @@ pub(super) struct Matrix<'a> {
     pub(super) experts: usize,
 }
 
-/// Rows of a matrix that start as a matrix of their own.
+/// Rows of a matrix that are initialized as a separate matrix.
 pub(super) struct Part {
-    /// Its path within the block, or the model.
+    /// Path within the block or the model.
     pub(super) path: String,
     pub(super) rows: usize,
     pub(super) role: placement::Role,
-    /// Role of the parameter, such as gain or matrix.
+    /// Category in [`ParamSpec::counts`].
     pub(super) counts: &'static str,
 }
 
 impl Declare<'_> {
-    /// The block's resolved norms, skips and scales.
+    /// Returns the block's resolved norms, skip connections and scales.
     pub(super) fn spec(&self) -> &BlockSpec {
         &self.resolved.blocks[self.index()]
     }
 
-    /// Norms and scales inside attention.
+    /// Returns the norms and scales inside attention.
     pub(super) fn attention(&self) -> &AttnInner<Factor> {
         &self.spec().attn_inner
     }
 
-    /// Norms and scales inside the feed-forward.
+    /// Returns the norms and scales inside the feed-forward.
     pub(super) fn feed_forward(&self) -> &FfnInner<Factor> {
         &self.spec().ffn_inner
     }
 
-    /// The norm function.
+    /// Returns the norm function.
     pub(super) fn norm(&self) -> &NormSpec {
         &self.resolved.norm
     }
 
-    /// The block that is built.
+    /// Returns the index of the block under construction.
     pub(super) fn index(&self) -> usize {
         self.layer.expect("within a block")
     }
 
-    /// A path within the block, or the model, as a full one.
+    /// Returns the full path of a path within the block or the model.
     fn full(&self, path: &str) -> String {
         match self.layer {
             Some(layer) => format!("blocks.{layer}.{path}"),
@@ -129,7 +129,7 @@ impl Declare<'_> {
         }])
     }
 
-    /// Declares a table with a row for every token: embedding or head.
+    /// Declares a table with a row per token: embedding or output head.
     pub(super) fn table(&mut self, name: &'static str, role: Role, std: f64) -> Param {
         let (rows, columns) = (self.config.vocab_size, self.config.d_model);
         self.registry.declare(vec![ParamSpec {
@@ -157,7 +157,7 @@ impl Declare<'_> {
         }])
     }
 
-    /// Declares adjacent vectors that start as constants: (name below `path`, elements, value).
+    /// Declares adjacent vectors with constant initial values: (name below `path`, elements, value).
     pub(super) fn vectors(
         &mut self,
         path: &str,

@@ -1,4 +1,4 @@
-//! The whole model as a builder of graphs.
+//! Graph builder of the whole model.
 
 use super::attention::Positions;
 use super::block::{Block, BlockOutput};
@@ -12,25 +12,25 @@ use crate::error::Result;
 use crate::graph::{Buffer, Builder, Type, Value};
 use crate::ops;
 
-/// A decoder language model, `head(final_norm(blocks(embed(tokens))))`: its parameters' declarations and the
-/// computation. It holds no values.
+/// A decoder language model, `head(final_norm(blocks(embed(tokens))))`: its parameter declarations and
+/// computation, without parameter values.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Decoder {
-    /// Token embedding, (v, d); also the head when tied.
+    /// Token embedding, (v, d); also the output head if tied.
     pub embedding: Param,
-    /// Factor on the embedding.
+    /// Scale of the embedding.
     pub embed_scale: Scale,
-    /// Norm on the embedding.
+    /// Norm of the embedding.
     pub embed_norm: Option<Norm>,
     /// The blocks.
     pub blocks: Vec<Block>,
-    /// Norm on the main stream where the second is added to it after the last block.
+    /// Norm of the main stream where the second is added to it after the last block.
     pub merge_norm: Option<Norm>,
-    /// Norm on the second stream there.
+    /// Norm of the second stream there.
     pub second_norm: Option<Norm>,
-    /// Norm before the head.
+    /// Norm before the output head.
     pub final_norm: Option<Norm>,
-    /// Factor on the logits.
+    /// Scale of the logits.
     pub logit_scale: Scale,
     head: Param,
     softcap: Option<f64>,
@@ -42,28 +42,28 @@ pub struct Decoder {
 
 /// Outputs of a forward pass.
 pub struct Hidden<'g> {
-    /// The residual stream after the final norm, (b, t, d): the input of the head.
+    /// Residual stream after the final norm, (b, t, d): the input of the output head.
     pub hidden: Value<'g>,
-    /// The blocks' outputs, for taps.
+    /// Outputs of the blocks, for taps.
     pub blocks: Vec<BlockOutput<'g>>,
 }
 
-/// The losses of a forward pass, one element each, in nats.
+/// Losses of a forward pass, one element each, in nats.
 pub struct Losses<'g> {
-    /// Training objective: the cross-entropy, the z-loss, and the weighted losses of routers.
+    /// Training objective: the cross-entropy, the z-loss, and the weighted router losses.
     pub objective: Value<'g>,
     /// The cross-entropy.
     pub cross_entropy: Value<'g>,
-    /// The blocks' outputs, for taps.
+    /// Outputs of the blocks, for taps.
     pub blocks: Vec<BlockOutput<'g>>,
 }
 
-/// The caches of a forward pass, one for each block.
+/// KV caches of a forward pass, one per block.
 #[derive(Debug, Clone, Copy)]
 pub struct Caches<'a> {
-    /// Their buffers.
+    /// Buffers of the caches.
     pub buffers: &'a [Buffer],
-    /// Positions that each holds.
+    /// Capacity of each, in positions.
     pub capacity: usize,
     /// True if they are empty.
     pub is_prompt: bool,
@@ -123,27 +123,27 @@ impl Decoder {
         })
     }
 
-    /// The configuration the model was made from.
+    /// Returns the configuration of the model.
     pub fn config(&self) -> &ModelConfig {
         &self.config
     }
 
-    /// Its parameters.
+    /// Returns the parameters.
     pub fn registry(&self) -> &Registry {
         &self.registry
     }
 
-    /// True if all matrices have vectors of length 1 along the width.
+    /// True if the vectors of all matrices along the model width have length 1.
     pub fn has_unit_weights(&self) -> bool {
         self.unit_weights
     }
 
-    /// The input of a graph for ids or targets (b, t).
+    /// Creates the graph input for ids or targets (b, t).
     pub(crate) fn tokens<'g>(g: &'g Builder, name: &str, batch: usize, seq: usize) -> Value<'g> {
         g.input(name, Type::i32([batch, seq]))
     }
 
-    /// The residual stream after the final norm, from ids (b, t).
+    /// Computes the residual stream after the final norm, from ids (b, t).
     ///
     /// # Panics
     /// If the sequence is longer than `max_seq_len`.
@@ -177,7 +177,7 @@ impl Decoder {
         Hidden { hidden, blocks }
     }
 
-    /// Logits (.., v) of the hidden states (.., d) of [`Decoder::forward`].
+    /// Computes the logits (.., v) from the hidden states (.., d) of [`Decoder::forward`].
     pub fn logits<'g>(&self, hidden: Value<'g>) -> Value<'g> {
         let g = hidden.builder();
         let mut head = self.head.value(g);
@@ -191,9 +191,9 @@ impl Decoder {
         }
     }
 
-    /// The losses of ids and targets (b, t), summed over targets and divided by `divisor`: the number of
-    /// targets of the whole optimizer step, so that accumulated micro-batches add up to the full batch. A
-    /// target of -1 is not counted.
+    /// Computes the losses of ids and targets (b, t), summed over targets and divided by `divisor`: the number of
+    /// targets of the whole optimizer step, so that accumulated micro-batches sum to the full batch. Targets of
+    /// -1 are ignored.
     pub fn losses<'g>(&self, ids_bt: Value<'g>, targets_bt: Value<'g>, divisor: f64) -> Losses<'g> {
         let Hidden { hidden, blocks } = self.forward(ids_bt, None);
         let g = ids_bt.builder();
@@ -201,7 +201,7 @@ impl Decoder {
             ops::cross_entropy(self.logits(hidden), targets_bt, self.z_loss, divisor)
         });
         if let Some(moe) = &self.config.moe {
-            // The mean over all mixtures, weighted by this micro-batch's share of the step.
+            // Mean over all mixture-of-experts blocks, weighted by this micro-batch's share of the step.
             let mixtures = (self.config.n_layers - self.config.dense_layers()) as f64;
             let share = ids_bt.shape().elements() as f64 / divisor;
             for routed in blocks.iter().filter_map(|block| block.routed) {
@@ -216,7 +216,7 @@ impl Decoder {
         }
     }
 
-    /// The residual streams that enter the first block; two begin alike.
+    /// Computes the residual streams that enter the first block; with two, both start equal.
     fn embed<'g>(&self, ids_bt: Value<'g>) -> Residual<'g> {
         let x = ops::embedding(ids_bt, self.embedding.value(ids_bt.builder()));
         let x = norm(&self.embed_norm, scale(&self.embed_scale, x));
@@ -226,7 +226,7 @@ impl Decoder {
         }
     }
 
-    /// `final_norm(x)`; of two streams `final_norm(merge_norm(x) + second_norm(y))`
+    /// Computes `final_norm(x)`; with two streams `final_norm(merge_norm(x) + second_norm(y))`.
     fn finish<'g>(&self, Residual { x, y }: Residual<'g>) -> Value<'g> {
         let x = match y {
             Some(y) => norm(&self.merge_norm, x) + norm(&self.second_norm, y),

@@ -13,9 +13,9 @@ pub use mlp::Mlp;
 #[derive(Debug, Clone, PartialEq)]
 #[expect(clippy::large_enum_variant, reason = "there is one of them a block")]
 pub enum FeedForward {
-    /// One for all tokens.
+    /// One MLP for all tokens.
     Dense(Mlp),
-    /// Every token passes through its top-k experts.
+    /// Mixture of experts with top-k routing.
     Mixture(Mixture),
 }
 
@@ -28,12 +28,12 @@ impl FeedForward {
         }
     }
 
-    /// Its output (b, t, d) for the sub-layer's input (b, t, d).
+    /// Computes the output (b, t, d) from the sub-layer input (b, t, d).
     pub fn output<'g>(&self, u_btd: Value<'g>) -> Value<'g> {
         self.forward(u_btd).0
     }
 
-    /// [`FeedForward::output`], and the router's statistics.
+    /// Computes [`FeedForward::output`], and the router statistics.
     pub(super) fn forward<'g>(&self, u_btd: Value<'g>) -> (Value<'g>, Option<Routed<'g>>) {
         match self {
             Self::Dense(mlp) => (mlp.forward(u_btd), None),

@@ -15,24 +15,24 @@ pub struct Counts {
     pub parameters: BTreeMap<&'static str, u64>,
     /// All parameters.
     pub total: u64,
-    /// Parameters but for those of the experts that a token does not pass through.
+    /// Parameters without those of experts that a token is not routed to.
     pub active: u64,
-    /// Parameters that a token's forward pass multiplies with: the matrices among the active ones but
-    /// for the embedding table (the head counts, tied or not).
+    /// Parameters in the matmuls of a token's forward pass: the active matrices without the embedding table (the
+    /// output head counts, tied or not).
     pub active_matrices: u64,
-    /// Parameters of the matrices within blocks, of all experts.
+    /// Parameters of the matrices within blocks, including all experts.
     pub inner_matrices: u64,
     /// FLOPs of one training step per token at `seq_len`: `6 · matrix parameters`
     /// plus `3 · L · h·(k + value width) · (T + 1)` for causal attention (forward and backward).
     pub train_flops_per_token: u64,
-    /// FLOPs of generating one token after `seq_len` others: `2 · matrix parameters`
+    /// FLOPs of decoding one token after `seq_len` others: `2 · matrix parameters`
     /// plus `2 · L · h·(k + value width) · T`; with latent attention the widths are those of latents.
     pub decode_flops_per_token: u64,
-    /// Sequence length that the FLOPs are counted at.
+    /// Sequence length at which FLOPs are counted.
     pub seq_len: usize,
 }
 
-/// Number of parameters of a configuration.
+/// Returns the number of parameters of a configuration.
 ///
 /// # Errors
 /// If the configuration is not valid.
@@ -40,7 +40,7 @@ pub fn parameters(config: &ModelConfig) -> Result<u64> {
     Ok(Decoder::new(config)?.registry().elements() as u64)
 }
 
-/// Counts a configuration at sequences of `seq_len` tokens.
+/// Counts parameters and FLOPs of a configuration at sequences of `seq_len` tokens.
 ///
 /// # Errors
 /// If the configuration is not valid.
@@ -64,7 +64,7 @@ pub fn counts(config: &ModelConfig, seq_len: usize) -> Result<Counts> {
         }
     }
     matrices += (config.vocab_size * config.d_model) as u64;
-    // A pair of positions takes a product of a query and a key and one with a value.
+    // A pair of positions takes a dot product of a query and a key, and the multiple of a value.
     let widths = config.head_dim() + config.value_dim();
     let attention = (config.n_layers * config.n_heads * widths) as u64;
     let t = seq_len as u64;
@@ -80,8 +80,8 @@ pub fn counts(config: &ModelConfig, seq_len: usize) -> Result<Counts> {
     })
 }
 
-/// FLOPs of attending to one position in generation, of all blocks. Latent attention reads latents,
-/// not keys and values.
+/// Returns the FLOPs of attending to one position in decoding, over all blocks. Latent attention reads latents
+/// instead of keys and values.
 fn decode_attention(config: &ModelConfig) -> u64 {
     let widths = match &config.mla {
         None => config.head_dim() + config.value_dim(),

@@ -9,18 +9,18 @@ use crate::graph::{Builder, ValueId};
 use crate::ops::Arguments;
 use crate::plan::{Options, Program};
 
-/// Losses of ids and targets (b, t).
+/// Program for the losses of ids and targets (b, t).
 pub(crate) struct LossProgram {
     program: Program,
     objective: ValueId,
     cross_entropy: ValueId,
 }
 
-/// The programs of the shapes and divisors used last.
+/// Programs of the most recently used shapes and divisors.
 pub(super) type LossPrograms = Recent<([usize; 2], u64), LossProgram>;
 
 impl LossPrograms {
-    /// The program of a shape (b, t) and a divisor, planned if it is new.
+    /// Returns the program of a shape (b, t) and a divisor, planned if it is new.
     pub(super) fn of(
         &mut self,
         decoder: &Decoder,
@@ -33,7 +33,7 @@ impl LossPrograms {
 }
 
 impl LossProgram {
-    /// Plans it; losses are sums over targets divided by `divisor`.
+    /// Plans the program; losses are sums over targets divided by `divisor`.
     pub(crate) fn new(decoder: &Decoder, [batch, seq]: [usize; 2], divisor: f64) -> Self {
         let g = Builder::new();
         let ids = Decoder::tokens(&g, "ids", batch, seq);
@@ -52,6 +52,8 @@ impl LossProgram {
         &self.program
     }
 
+    /// Runs the program; returns the losses.
+    ///
     /// # Errors
     /// If there is not enough memory.
     pub(super) fn run(

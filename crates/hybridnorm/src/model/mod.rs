@@ -1,8 +1,8 @@
-//! The model as a builder of graphs, and a model with its parameters on an executor.
+//! The model as a graph builder, and a model with its parameters on an executor.
 //!
 //! Shape suffixes: b batch, t position, s cached position, d width, h query heads, g key/value
 //! heads, k head width, c packed q·k·v width `(h + 2g)·k`, f feed-forward width, v vocabulary,
-//! e experts, n tokens of all sequences, m slots (a token in one of its experts).
+//! e experts, n tokens of all sequences, m slots (a token at one of its experts).
 //!
 //! Weights are (out, in), as in PyTorch checkpoints. Parameter names are module paths:
 //! `embedding`, `blocks.3.attention.qkv`, `blocks.3.ffn.in_norm.gain`, `final_norm.gain`, `head`.

@@ -17,13 +17,13 @@ use crate::ops::{self, Arguments};
 use crate::plan::{Options, Program};
 use crate::tensors::{self, TensorFile, Values};
 
-/// The executor that a model's programs run on, and its precision.
+/// Executor of a model's programs, and its precision.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Device {
     /// CPU kernels in single precision.
     #[default]
     Cpu,
-    /// Plain loops in double precision: slow, the reference that kernels are tested against.
+    /// Plain loops in double precision: slow; the reference for testing kernels.
     Reference,
 }
 
@@ -38,8 +38,8 @@ impl Device {
 
 /// A decoder language model with its parameters.
 ///
-/// Training, evaluation, prefill and decoding are programs over the same parameters. Those of the shapes
-/// used last are kept, so that a shape that occurs again is not planned again.
+/// Training, evaluation, prefill and decoding are programs over the same parameters. Programs of the most
+/// recently used shapes are cached.
 pub struct Model {
     decoder: Decoder,
     device: Device,
@@ -49,7 +49,7 @@ pub struct Model {
     pub(super) taps: Recent<(usize, usize), TapProgram>,
 }
 
-/// The output of a forward pass.
+/// Output of a forward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Output {
     Hidden,
@@ -59,14 +59,14 @@ pub(super) enum Output {
 /// Losses of a batch, in nats.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct BatchLosses {
-    /// Training objective: the cross-entropy, the z-loss, and the weighted losses of routers.
+    /// Training objective: the cross-entropy, the z-loss, and the weighted router losses.
     pub objective: f64,
     /// The cross-entropy.
     pub cross_entropy: f64,
 }
 
 impl Model {
-    /// Makes a model with initial values drawn by (seed, parameter name).
+    /// Creates a model with initial values drawn by (seed, parameter name).
     ///
     /// # Errors
     /// If the configuration is not valid, see [`ModelConfig::resolve`], or the parameters do not fit into
@@ -83,7 +83,7 @@ impl Model {
         Ok(model)
     }
 
-    /// Makes a model whose parameters are zero, for values that come from elsewhere.
+    /// Creates a model with zero parameters, whose values are loaded later.
     ///
     /// # Errors
     /// As [`Model::new`].
@@ -104,7 +104,7 @@ impl Model {
         })
     }
 
-    /// The model for sequences up to another length, on which no parameter depends.
+    /// Returns the model with another maximum sequence length, on which no parameter depends.
     ///
     /// # Errors
     /// If the length is not valid.
@@ -114,39 +114,39 @@ impl Model {
             ..self.config().clone()
         };
         self.decoder = Decoder::new(&config)?;
-        // The programs so far hold the length before.
+        // Existing programs depend on the previous length.
         self.losses = LossPrograms::default();
         self.forward = Recent::default();
         self.taps = Recent::default();
         Ok(self)
     }
 
-    /// The configuration that it was made from.
+    /// Returns the model's configuration.
     pub fn config(&self) -> &ModelConfig {
         self.decoder.config()
     }
 
-    /// The decoder: layers and their parameters' names.
+    /// Returns the decoder: layers and their parameters' names.
     pub fn decoder(&self) -> &Decoder {
         &self.decoder
     }
 
-    /// The kind of its executor.
+    /// Returns the kind of executor.
     pub fn device(&self) -> Device {
         self.device
     }
 
-    /// The executor, which holds the parameters in the buffer [`PARAMETERS`].
+    /// Returns the executor, which holds the parameters in the buffer [`PARAMETERS`].
     pub fn executor(&self) -> &dyn Executor {
         &*self.executor
     }
 
-    /// The executor, to run programs and to change its buffers.
+    /// Returns the executor, to run programs and change buffers.
     pub fn executor_mut(&mut self) -> &mut dyn Executor {
         &mut *self.executor
     }
 
-    /// All parameters.
+    /// Returns all parameters.
     pub fn parameters(&self) -> impl Iterator<Item = &ParamSpec> {
         self.decoder.registry().iter()
     }
@@ -159,7 +159,7 @@ impl Model {
     /// Replaces the elements of a parameter.
     ///
     /// # Panics
-    /// If there are not as many.
+    /// If the number of values differs.
     pub fn write(&mut self, spec: &ParamSpec, values: &[f32]) {
         assert_eq!(values.len(), spec.elements(), "{}: elements", spec.name);
         self.executor
@@ -177,10 +177,10 @@ impl Model {
             .collect()
     }
 
-    /// Replaces every parameter's values; `values` must hold all of them in the right shape.
+    /// Replaces the values of all parameters; `values` must contain each in its shape.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the parameter that is missing, unknown or of another shape.
+    /// [`Error::Config`] naming the parameter that is missing, unknown or has another shape.
     pub fn load(&mut self, values: BTreeMap<String, Values>) -> Result<()> {
         let shapes = values
             .iter()
@@ -192,7 +192,7 @@ impl Model {
         Ok(())
     }
 
-    /// As [`Model::load`], from a file, of which no tensor is held in memory as a whole.
+    /// Loads parameters as [`Model::load`] does, from a file, without holding a whole tensor in memory.
     ///
     /// # Errors
     /// As [`Model::load`], or if the file cannot be read.
@@ -205,7 +205,7 @@ impl Model {
         Ok(())
     }
 
-    /// Checks that these are the parameters, in their shapes.
+    /// Checks that names and shapes are those of the parameters.
     fn check_shapes(&self, mut shapes: BTreeMap<&str, &[usize]>) -> Result<()> {
         for spec in self.decoder.registry().iter() {
             match shapes.remove(spec.name.as_str()) {
@@ -230,7 +230,7 @@ impl Model {
     }
 
     /// Replaces the values of those parameters that `file` has in the right shape and that `is_wanted`; returns the
-    /// names of the others.
+    /// names of all others.
     ///
     /// # Errors
     /// If the file cannot be read.
@@ -249,7 +249,7 @@ impl Model {
         Ok(others)
     }
 
-    /// The name of a parameter that is not finite, if there is one.
+    /// Returns the name of a parameter that is not finite, if any.
     pub fn broken(&self) -> Option<String> {
         let mut parameters = tensors::parameters(self).into_iter();
         let broken = parameters.find(|(_, values)| !values.is_finite(self.executor()));
@@ -259,12 +259,12 @@ impl Model {
     /// Checks token ids (b, t).
     ///
     /// # Errors
-    /// If an id is outside the vocabulary or there are not `batch · seq`.
+    /// If an id is outside the vocabulary, or their number is not `batch · seq`.
     pub fn check_ids(&self, ids: &[i32], batch: usize, seq: usize) -> Result<()> {
         self.check_range(0, ids, batch, seq)
     }
 
-    /// Checks targets (b, t): token ids, or -1 for a position whose loss is not counted.
+    /// Checks targets (b, t): token ids, or -1 for an ignored position.
     ///
     /// # Errors
     /// As [`Model::check_ids`].
@@ -290,7 +290,7 @@ impl Model {
         }
     }
 
-    /// The residual stream after the final norm, (b, t, d), of ids (b, t): the input of the head.
+    /// Computes the residual stream after the final norm, (b, t, d), for ids (b, t): the input of the output head.
     ///
     /// # Errors
     /// As [`Model::check_ids`], or if there is not enough memory.
@@ -301,7 +301,7 @@ impl Model {
         self.run_forward(ids, [batch, seq], Output::Hidden)
     }
 
-    /// Logits (b, t, v) of ids (b, t).
+    /// Computes the logits (b, t, v) for ids (b, t).
     ///
     /// # Errors
     /// As [`Model::check_ids`], or if there is not enough memory.
@@ -333,7 +333,7 @@ impl Model {
         Ok(self.executor.output(program, *output))
     }
 
-    /// The losses of a batch: sums over targets divided by `divisor`. A target of -1 is not counted.
+    /// Computes the losses of a batch: sums over targets divided by `divisor`. Targets of -1 are ignored.
     ///
     /// # Errors
     /// As [`Model::check_ids`] and [`Model::check_targets`], or if there is not enough memory.
@@ -353,7 +353,7 @@ impl Model {
         program.run(&mut *self.executor, inputs, targets)
     }
 
-    /// Takes the memory that [`Model::losses`] of batches (b, t) needs, so that none is refused later.
+    /// Allocates the memory for [`Model::losses`] of batches (b, t), so that later calls do not fail for lack of it.
     ///
     /// # Errors
     /// If there is not enough memory.
@@ -363,7 +363,7 @@ impl Model {
         self.executor.prepare(program.program())
     }
 
-    /// The activations of every block for these ids.
+    /// Captures the activations of every block for these ids.
     ///
     /// # Errors
     /// As [`Model::check_ids`], or if there is not enough memory.
@@ -382,7 +382,7 @@ impl Model {
         taps.run(&mut *self.executor, ids)
     }
 
-    /// An empty cache for `batch` sequences of up to `capacity` positions.
+    /// Allocates an empty cache for `batch` sequences of up to `capacity` positions.
     ///
     /// # Errors
     /// If it does not fit into memory.
@@ -408,15 +408,15 @@ impl Model {
         Ok(cache)
     }
 
-    /// Gives the memory of a cache back.
+    /// Frees the memory of a cache.
     pub fn free_cache(&mut self, cache: KvCache) {
         for buffer in cache.buffers() {
             self.executor.free(*buffer);
         }
     }
 
-    /// Logits of new positions, `ids` (b, t), behind those in the cache, which grows by them: of the last
-    /// position of each sequence (b, v), or with `all` of every one (b, t, v).
+    /// Computes the logits of new positions, `ids` (b, t), after those in the cache, and appends them to it: of the
+    /// last position of each sequence (b, v), or with `all` of every position (b, t, v).
     ///
     /// # Errors
     /// As [`Model::check_ids`], or if there is not enough memory.

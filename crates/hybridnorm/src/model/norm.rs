@@ -7,31 +7,31 @@ use crate::ops;
 use crate::placement::{Gain, NormFn, NormScalar, NormSpec};
 use hybridnorm_kernels::norm::Norm as Spec;
 
-/// A norm over rows of a fixed width. Which parameters it has follows from the [`NormSpec`].
+/// A norm over rows of a fixed width. The [`NormSpec`] determines its parameters.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Norm {
-    /// The function and the layout of its parameters.
+    /// Norm function and layout of its parameters.
     pub spec: Spec,
     params: Option<Param>,
 }
 
-/// Requirements of a norm site beyond the model's [`NormSpec`].
+/// Properties of a norm site beyond the model's [`NormSpec`].
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Site {
     /// Elements of a row.
     pub(super) width: usize,
-    /// Vectors of parameters, used in turn by consecutive rows.
+    /// Number of parameter vectors, used in turn by consecutive rows.
     pub(super) groups: usize,
-    /// True if it has gain and bias at all.
+    /// True if it may have gain and bias.
     pub(super) affine: bool,
-    /// Initial gain in effect.
+    /// Effective initial gain.
     pub(super) gain_init: f64,
-    /// eps, if it is not the model's.
+    /// eps, if it differs from the model's.
     pub(super) eps: Option<f64>,
 }
 
 impl Site {
-    /// A norm with a gain over rows of `width`.
+    /// Returns the site of a norm with a gain over rows of `width`.
     pub(super) fn of_width(width: usize) -> Self {
         Self {
             width,
@@ -83,13 +83,13 @@ impl Norm {
         }
     }
 
-    /// Its parameters, where it has any.
+    /// Returns its parameters, if any.
     pub(super) fn params<'g>(&self, like: Value<'g>) -> Option<Value<'g>> {
         self.params.map(|params| params.value(like.builder()))
     }
 }
 
-/// `norm(x)`; x where there is no norm.
+/// Computes `norm(x)`; returns `x` without a norm.
 pub fn norm<'g>(norm: &Option<Norm>, x: Value<'g>) -> Value<'g> {
     match norm {
         Some(norm) => ops::norm(x, norm.params(x), norm.spec),
@@ -97,12 +97,12 @@ pub fn norm<'g>(norm: &Option<Norm>, x: Value<'g>) -> Value<'g> {
     }
 }
 
-/// Rows of length 1: `x / |x|`.
+/// Normalizes rows to length 1: `x / |x|`.
 pub(super) fn unit(x: Value<'_>) -> Value<'_> {
     ops::norm(x, None, unit_length(x.shape().width()))
 }
 
-/// The norm that gives rows of length 1.
+/// Returns the norm that normalizes rows to length 1.
 pub(super) fn unit_length(width: usize) -> Spec {
     Spec {
         function: NormFn::L2,

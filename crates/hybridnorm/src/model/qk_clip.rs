@@ -1,10 +1,10 @@
-//! QK-clip: weights of queries and keys are scaled down where scores grew too large (MuonClip, Kimi K2,
-//! arXiv 2507.20534).
+//! QK-clip: scales query and key weights down if attention logits grew too large (MuonClip, Kimi K2, arXiv
+//! 2507.20534).
 //!
-//! A head whose largest score S is above the limit τ has its scores multiplied by γ = τ/S: by √γ on either
-//! side where both are its own, by γ on the query where the key is shared by all heads (MLA's rotary
-//! key). Where a group of heads shares a key, the key takes √γ of the head that needs it most and each
-//! query what is left for its own γ.
+//! If the max attention logit S of a head exceeds the threshold τ, its logits are multiplied by γ = τ/S: by √γ on
+//! either side if query and key belong to the head alone, by γ on the query if the key is shared by all heads (MLA's
+//! rotary key). If a group of heads shares a key, the key is multiplied by the smallest √γ of the group, and each
+//! query by the remainder of its γ.
 
 use super::attention::Attention;
 use super::config::ModelConfig;
@@ -13,7 +13,7 @@ use super::registry::Param;
 use crate::error::{Error, Result};
 use crate::placement::{AttnScale, HeadNorm};
 
-/// γ of every head; a largest score that is no number changes nothing.
+/// Returns γ of every head; a max logit that is not finite changes nothing.
 fn factors(maxima: &[f32], most: f32) -> Vec<f32> {
     let factor = |&largest: &f32| match largest > most && largest.is_finite() {
         true => most / largest,
@@ -22,7 +22,7 @@ fn factors(maxima: &[f32], most: f32) -> Vec<f32> {
     maxima.iter().map(factor).collect()
 }
 
-/// Factors on queries and on the keys that groups of equal size share, whose products are `factors`.
+/// Returns factors of queries and of keys shared by groups of equal size, whose products are `factors`.
 fn shared_out(factors: &[f32], groups: usize) -> (Vec<f32>, Vec<f32>) {
     let group = factors.len() / groups;
     let smallest = |heads: &[f32]| heads.iter().fold(1.0, |a: f32, b| a.min(*b));
@@ -32,18 +32,18 @@ fn shared_out(factors: &[f32], groups: usize) -> (Vec<f32>, Vec<f32>) {
     (queries.collect(), keys)
 }
 
-/// Every factor `times` times in a row.
+/// Repeats every factor `times` times consecutively.
 fn repeated(factors: &[f32], times: usize) -> impl Iterator<Item = f32> {
     factors
         .iter()
         .flat_map(move |&factor| std::iter::repeat_n(factor, times))
 }
 
-/// Matrices of a block with a factor for every row.
+/// Matrices of a block, with a factor per row.
 type RowFactors = Vec<(Param, Vec<f32>)>;
 
 impl Attention {
-    /// The factors on rows that multiply the scores of every head by `factors`.
+    /// Returns the row factors that multiply the attention logits of every head by `factors`.
     fn row_factors(&self, config: &ModelConfig, factors: &[f32]) -> RowFactors {
         match self {
             Self::Heads(heads) => {
@@ -77,8 +77,8 @@ impl Attention {
 }
 
 impl Model {
-    /// Scales queries and keys down so that no max attention logit is above `most`, given each head's
-    /// in every block; gives the number of heads for which that was needed.
+    /// Scales queries and keys down so that no max attention logit exceeds `most`, given those of every head in
+    /// every block; returns the number of clipped heads.
     pub fn clip_scores(&mut self, maxima: &[Vec<f32>], most: f64) -> usize {
         let mut clipped = 0;
         let mut scaled: RowFactors = Vec::new();
@@ -104,7 +104,7 @@ impl Model {
 }
 
 impl ModelConfig {
-    /// Checks that scaling the weights of queries and keys scales the scores in every block.
+    /// Checks that scaling query and key weights scales the attention logits in every block.
     ///
     /// # Errors
     /// [`Error::Config`] naming the first block in which a norm undoes it.
@@ -122,7 +122,7 @@ impl ModelConfig {
         for (layer, block) in resolved.blocks.iter().enumerate() {
             let inner = &block.attn_inner;
             let has_latent_queries = self.mla.is_some_and(|mla| mla.q_rank.is_some());
-            // With latents, norms stand before the projections that are scaled.
+            // With latents, norms precede the projections that are scaled.
             let normed = match self.mla {
                 Some(_) => inner.q_norm != HeadNorm::None && !has_latent_queries,
                 None => [inner.q_norm, inner.k_norm] != [HeadNorm::None; 2],

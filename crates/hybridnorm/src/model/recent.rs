@@ -1,16 +1,15 @@
-//! Values that are costly to make, kept by key while they are in use.
+//! LRU cache of values that are expensive to create.
 
-/// The values used last, by key. A new one takes the place of the least recently used one where there are
-/// [`MOST`](Self::MOST).
+/// LRU cache by key. With [`MOST`](Self::MOST) values, a new one replaces the least recently used one.
 #[derive(Debug)]
 pub(super) struct Recent<K, V> {
-    /// In order of their last use, the latest one at the end.
+    /// In order of last use, the most recent at the end.
     entries: Vec<(K, V)>,
 }
 
 impl<K, V> Recent<K, V> {
-    /// Largest number of values. Training, evaluation and generation alternate between two or three
-    /// shapes each; a series of ever new shapes must not fill the memory with plans.
+    /// Maximum number of values. Training, evaluation and generation alternate between two or three shapes each;
+    /// many different shapes must not fill the memory with plans.
     pub(super) const MOST: usize = 8;
 
     #[cfg(test)]
@@ -20,7 +19,7 @@ impl<K, V> Recent<K, V> {
 }
 
 impl<K: PartialEq, V> Recent<K, V> {
-    /// The value of a key, made by `make` if it is not held.
+    /// Returns the value of a key, created by `make` if absent.
     pub(super) fn get_or_insert_with(&mut self, key: K, make: impl FnOnce() -> V) -> &V {
         match self.entries.iter().position(|(held, _)| *held == key) {
             Some(index) => self.entries[index..].rotate_left(1),
@@ -55,7 +54,7 @@ mod tests {
         for key in 0..MOST {
             assert_eq!(*recent.get_or_insert_with(key, || 10 * key), 10 * key);
         }
-        // A hit makes nothing and renews the entry, so that the next insertion evicts key 1.
+        // A hit creates nothing and renews the entry, so that the next insertion evicts key 1.
         assert_eq!(*recent.get_or_insert_with(0, || unreachable!()), 0);
         assert_eq!(*recent.get_or_insert_with(MOST, || 7), 7);
         for key in [0].into_iter().chain(2..MOST) {

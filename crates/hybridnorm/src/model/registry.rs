@@ -1,7 +1,7 @@
-//! The parameters of a model: shape, role, initial values, and offset in their buffer.
+//! Parameters of a model: shape, role, initial values, and offset in their buffer.
 //!
-//! A layer declares its parameters where it is built. Everything else reads this registry: counts,
-//! initial values, optimizer groups, checkpoints, importers.
+//! Layers declare their parameters on construction. Parameter counts, initialization, optimizer groups, checkpoints
+//! and importers read this registry.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -13,18 +13,18 @@ use sha2::{Digest, Sha256};
 
 use crate::graph::{Buffer, Builder, Shape, Type, Value};
 
-/// The buffer of an executor that holds a model's parameters: the first one that it allocates.
+/// Executor buffer that holds a model's parameters: the first one allocated.
 pub const PARAMETERS: Buffer = Buffer(0);
 
-/// Elements that are drawn before they are written, so that no copy of a matrix exists while a model is made.
+/// Elements drawn at a time, so that initialization needs no copy of a matrix.
 const PIECE: usize = 1 << 14;
 
-/// Role of a parameter, by which weight decay, optimizer groups and records tell it from others.
+/// Role of a parameter, which determines weight decay, optimizer group and group in records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
     /// Token embedding, also the tied head.
     Embedding,
-    /// Output head of its own.
+    /// Untied output head.
     Head,
     /// Projection inside attention.
     Attention,
@@ -32,11 +32,11 @@ pub enum Role {
     FeedForward,
     /// Projection to the router logits of a mixture of experts.
     Router,
-    /// Bias on the scores that choose experts: moved by their load, without a gradient.
+    /// Bias on the scores for expert selection: adjusted by their load, without a gradient.
     SelectionBias,
     /// Gain, bias, α or shift of a norm.
     Norm,
-    /// Learned factor: residual scale, head gain, temperature.
+    /// Learned scale: residual scale, head gain, temperature.
     Scale,
 }
 
@@ -52,24 +52,24 @@ impl Role {
     }
 }
 
-/// Elements of a parameter before training.
+/// Initial values of a parameter.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Init {
-    /// All the same.
+    /// All elements equal.
     Constant(f64),
     /// Normal, drawn part by part.
     Normal {
-        /// Parts in order.
+        /// Parts, in order.
         draws: Vec<Draw>,
-        /// Number of groups of equal size over which the rows of the parts take turns; 1 for one part
-        /// behind the other.
+        /// Number of groups of equal size, each with an equal share of the rows of every part; 1 for consecutive
+        /// parts.
         turns: usize,
-        /// Elements beyond so many standard deviations are drawn again.
+        /// Elements beyond this many standard deviations are redrawn.
         truncate_at: Option<f64>,
     },
 }
 
-/// A part of a matrix that has a generator of its own, keyed by (seed, name).
+/// Part of a matrix with a separate random generator, keyed by (seed, name).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Draw {
     /// Name of the part.
@@ -80,50 +80,50 @@ pub struct Draw {
     pub rows: usize,
 }
 
-/// A parameter.
+/// Declaration of a parameter.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ParamSpec {
     /// Module path, as in checkpoints.
     pub name: String,
     /// Sizes of the dimensions.
     pub shape: Vec<usize>,
-    /// Its role.
+    /// Role of the parameter.
     pub role: Role,
-    /// Its group in records of a run: the last part of a matrix's name, `norm` or `scale`.
+    /// Group in records of a run: the last part of a matrix's name, `norm` or `scale`.
     pub label: &'static str,
-    /// The block that it is in, 0-based.
+    /// Block of the parameter, 0-based.
     pub block: Option<usize>,
-    /// Rows of the linear maps that lie on top of each other in it; empty for vectors.
+    /// Rows of the linear maps stacked in it; empty for vectors.
     pub matrices: Vec<usize>,
-    /// True if its output is added to the residual stream, so that its columns are vectors of the
-    /// stream's width; otherwise its rows are, as far as they read the stream.
+    /// True if its output is added to the residual stream, so that its columns have the stream's width; otherwise
+    /// its rows do, if they read the stream.
     pub writes_residual: bool,
-    /// Experts that it is a stack of; 1 for everything else.
+    /// Number of stacked experts; 1 for all other parameters.
     pub experts: usize,
-    /// Categories that its elements count in, with the number in each.
+    /// Count categories of its elements, with the number in each.
     pub counts: Vec<(&'static str, u64)>,
-    /// Its initial values.
+    /// Initial values.
     pub init: Init,
     /// True if the distance from its initial values is recorded: a norm's gain.
     pub has_drift: bool,
-    /// True for a parameter of the attention function, whose rows are for its heads.
+    /// True for a parameter of the attention function, whose rows belong to heads.
     pub of_attention: bool,
-    /// First element in the buffer of all parameters.
+    /// Offset of its first element in the parameter buffer.
     pub offset: usize,
 }
 
 impl ParamSpec {
-    /// Number of elements.
+    /// Returns the number of elements.
     pub fn elements(&self) -> usize {
         self.shape.iter().product()
     }
 
-    /// Its elements in the buffer of all parameters.
+    /// Returns the range of its elements in the parameter buffer.
     pub fn range(&self) -> Range<usize> {
         self.offset..self.offset + self.elements()
     }
 
-    /// Its handle, which gives its value in a graph.
+    /// Returns its handle, which provides its value in a graph.
     pub fn param(&self) -> Param {
         Param {
             offset: self.offset,
@@ -131,7 +131,7 @@ impl ParamSpec {
         }
     }
 
-    /// Elements of a row; 1 for vectors.
+    /// Returns the number of elements of a row; 1 for vectors.
     pub fn columns(&self) -> usize {
         match self.shape[..] {
             [_, columns] => columns,
@@ -139,8 +139,8 @@ impl ParamSpec {
         }
     }
 
-    /// Draws its elements and gives them to `write` piece by piece, each with the index of its first element.
-    /// They depend on the seed and the name alone; parts that two models share are the same in both.
+    /// Draws the initial values and passes them to `write` in pieces, each with the index of its first element. They
+    /// depend on seed and name only, so that parts that two models share have equal values.
     pub fn initialize(&self, seed: u64, mut write: impl FnMut(usize, &[f32])) {
         let mut piece = Vec::with_capacity(PIECE);
         let mut fill = |at: usize, count: usize, values: &mut dyn Iterator<Item = f32>| {
@@ -173,9 +173,9 @@ impl ParamSpec {
     }
 }
 
-/// Normal values from the generator keyed by (seed, name); those beyond `cut` standard deviations
-/// are drawn again, from a second stream, so that schemes with and without a cut differ by a factor
-/// in all other elements.
+/// Returns normal values from the generator keyed by (seed, name); those beyond `cut` standard deviations are
+/// redrawn from a second stream, so that schemes with and without truncation differ by a factor in all other
+/// elements.
 fn normal_values(seed: u64, name: &str, std: f64, cut: Option<f64>) -> impl Iterator<Item = f32> {
     let key = Sha256::new()
         .chain_update(seed.to_le_bytes())
@@ -194,7 +194,7 @@ fn normal_values(seed: u64, name: &str, std: f64, cut: Option<f64>) -> impl Iter
     })
 }
 
-/// A handle on adjacent parameters that a layer reads as one value. Cheap to copy.
+/// Handle of adjacent parameters that a layer reads as one value. Cheap to copy.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Param {
     offset: usize,
@@ -202,12 +202,12 @@ pub struct Param {
 }
 
 impl Param {
-    /// Its value in a graph.
+    /// Returns its value in a graph.
     pub fn value<'g>(&self, graph: &'g Builder) -> Value<'g> {
         self.value_in(PARAMETERS, graph)
     }
 
-    /// Its counterpart in another buffer that is laid out like the parameters: moments, sums of gradients.
+    /// Returns its counterpart in another buffer with the parameters' layout: moments, gradient sums.
     pub fn value_in<'g>(&self, buffer: Buffer, graph: &'g Builder) -> Value<'g> {
         graph.state(buffer, self.offset, Type::f32(self.shape))
     }
@@ -218,21 +218,21 @@ impl Param {
     }
 }
 
-/// All parameters of a model, in the order of their declaration.
+/// All parameters of a model, in declaration order.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Registry {
     specs: Vec<ParamSpec>,
-    /// The declared parameters.
+    /// Declared handles, each with its parameters.
     groups: Vec<(Param, Range<usize>)>,
     by_name: HashMap<String, usize>,
     elements: usize,
 }
 
 impl Registry {
-    /// Declares adjacent parameters; gives the handle of all of them together.
+    /// Declares adjacent parameters; returns the handle of all of them together.
     ///
     /// # Panics
-    /// If there is none, or a name is taken.
+    /// If there are none, or a name is taken.
     pub fn declare(&mut self, specs: Vec<ParamSpec>) -> Param {
         let offset = self.elements;
         let shape = match &specs[..] {
@@ -252,8 +252,8 @@ impl Registry {
         param
     }
 
-    /// Declares a matrix (out, in) of a graph of your own, drawn with this standard deviation. Its
-    /// role is that of an output head, outside of all blocks.
+    /// Declares a matrix (out, in) of a custom graph, drawn with this standard deviation. Its role is that of an
+    /// output head, outside all blocks.
     ///
     /// # Panics
     /// If the name is taken.
@@ -284,7 +284,7 @@ impl Registry {
         }])
     }
 
-    /// The values that layers read, each with the parameters that lie in it.
+    /// Returns the values that layers read, each with its parameters.
     pub fn groups(&self) -> impl Iterator<Item = (Param, &[ParamSpec])> {
         let specs = |range: &Range<usize>| &self.specs[range.clone()];
         self.groups
@@ -292,10 +292,10 @@ impl Registry {
             .map(move |(param, range)| (*param, specs(range)))
     }
 
-    /// The parameter that begins where this handle's value does.
+    /// Returns the parameter at the start of this handle's value.
     ///
     /// # Panics
-    /// If it is of another registry.
+    /// If the handle belongs to another registry.
     pub fn spec(&self, param: Param) -> &ParamSpec {
         let found = self
             .specs
@@ -303,24 +303,24 @@ impl Registry {
         &self.specs[found.expect("a parameter of this registry")]
     }
 
-    /// All parameters.
+    /// Returns all parameters.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &ParamSpec> {
         self.specs.iter()
     }
 
-    /// All parameters in the order of their names.
+    /// Returns all parameters in name order.
     pub fn by_name(&self) -> Vec<&ParamSpec> {
         let mut specs: Vec<&ParamSpec> = self.specs.iter().collect();
         specs.sort_by(|a, b| a.name.cmp(&b.name));
         specs
     }
 
-    /// The parameter with this name.
+    /// Returns the parameter with this name.
     pub fn get(&self, name: &str) -> Option<&ParamSpec> {
         self.by_name.get(name).map(|&index| &self.specs[index])
     }
 
-    /// Elements of all parameters together.
+    /// Returns the number of elements of all parameters.
     pub fn elements(&self) -> usize {
         self.elements
     }

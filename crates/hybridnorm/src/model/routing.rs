@@ -3,22 +3,22 @@
 /// Routing statistics of one block.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Routing {
-    /// Tokens of every expert; all together `top_k` times the tokens.
+    /// Tokens of every expert, in total `top_k · tokens`.
     pub load: Vec<u64>,
-    /// Tokens that were routed, each to `top_k` experts.
+    /// Number of routed tokens.
     pub tokens: u64,
-    /// Experts a token.
+    /// Experts per token.
     pub top_k: u64,
-    /// Mean entropy of the scores, which add up to 1, in nats.
+    /// Mean entropy of the normalized router scores, in nats.
     pub entropy: f64,
-    /// Load-balancing loss, unweighted: 1 where all is even.
+    /// Load-balancing loss, unweighted; 1 if perfectly balanced.
     pub load_balance: f64,
-    /// z-loss of the router, unweighted.
+    /// Router z-loss, unweighted.
     pub z: f64,
 }
 
 impl Routing {
-    /// Adds the statistics of other tokens; means are weighted by tokens.
+    /// Merges the statistics of other tokens; means are weighted by tokens.
     pub fn merge(&mut self, other: &Self) {
         let tokens = self.tokens + other.tokens;
         let share = other.tokens as f64 / tokens.max(1) as f64;
@@ -33,12 +33,12 @@ impl Routing {
         }
     }
 
-    /// Slots (a token in one of its experts) that no expert computed.
+    /// Returns the number of dropped slots (a token at one of its experts).
     pub fn dropped(&self) -> u64 {
         self.tokens * self.top_k - self.load.iter().sum::<u64>()
     }
 
-    /// Load of the busiest expert over the mean load; 1 where all is even.
+    /// Returns the load of the busiest expert over the mean load; 1 if perfectly balanced.
     pub fn imbalance(&self) -> f64 {
         let total: u64 = self.load.iter().sum();
         let most = self.load.iter().max().copied().unwrap_or(0);

@@ -1,4 +1,4 @@
-//! A factor on a value: a constant of the layer, or learned.
+//! Scale of a value: constant or learned.
 
 use super::declare::Declare;
 use super::registry::{Param, Role};
@@ -6,7 +6,7 @@ use crate::graph::{Builder, Value};
 use crate::ops;
 use crate::placement::{Factor, LearnedShape};
 
-/// A factor on rows: a constant, a learned number, or a learned vector with one number a channel.
+/// Scale of rows: a constant, a learned scalar, or a learned vector with one element per channel.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Scale {
     /// A constant.
@@ -36,7 +36,7 @@ impl Scale {
         )
     }
 
-    /// The constant, where nothing is learned.
+    /// Returns the constant, if the scale is not learned.
     pub fn constant(&self) -> Option<f64> {
         match self {
             Self::Constant(constant) => Some(*constant),
@@ -44,7 +44,7 @@ impl Scale {
         }
     }
 
-    /// The learned factors, where there are such.
+    /// Returns the learned factors, if any.
     pub(super) fn learned<'g>(&self, graph: &'g Builder) -> Option<Value<'g>> {
         match self {
             Self::Constant(_) => None,
@@ -53,7 +53,7 @@ impl Scale {
     }
 }
 
-/// `scale · x`; x where the scale is 1.
+/// Computes `scale · x`; returns `x` if the scale is 1.
 pub fn scale<'g>(scale: &Scale, x: Value<'g>) -> Value<'g> {
     match scale.learned(x.builder()) {
         None => x * scale.constant().unwrap_or(1.0),

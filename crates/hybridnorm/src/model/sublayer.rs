@@ -1,4 +1,4 @@
-//! The rule that wires attention or feed-forward into the residual stream.
+//! Connection of attention or feed-forward to the residual stream.
 
 use super::declare::Declare;
 use super::norm::{Norm, Site, norm, unit};
@@ -6,47 +6,46 @@ use super::scale::{Scale, scale};
 use crate::graph::Value;
 use crate::placement::{self, Combine, Factor, Skip, Streams};
 
-/// Norms, scales and the skip around a function of the residual stream; see [`placement::spec`] for the
-/// rule.
+/// Norms, scales and skip connection around attention or feed-forward; see [`placement::spec`] for the rule.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SubLayer {
-    /// Factor on the main stream where it is read beside the second.
+    /// Scale of the main stream in the sub-layer input, with two streams.
     pub read_scale: Scale,
-    /// Norm on the second stream where it is read.
+    /// Norm of the second stream in the sub-layer input.
     pub second_norm: Option<Norm>,
     /// Norm before the function.
     pub in_norm: Option<Norm>,
-    /// Factor on the function's input.
+    /// Scale of the function's input.
     pub in_scale: Scale,
-    /// Factor on the skip.
+    /// Scale of the skip connection.
     pub skip_scale: Scale,
-    /// Norm on the function's output.
+    /// Norm of the function's output.
     pub out_norm: Option<Norm>,
-    /// Factor on the output.
+    /// Scale of the output.
     pub out_scale: Scale,
-    /// Norm on the sum.
+    /// Norm of the sum.
     pub post_norm: Option<Norm>,
     skip: Skip,
     combine: Combine,
 }
 
-/// The residual streams, (b, t, d): one, or two where the placement says so.
+/// Residual streams, (b, t, d): one, or two if the placement has two.
 #[derive(Debug, Clone, Copy)]
 pub struct Residual<'g> {
-    /// The stream; the main one of two.
+    /// The stream; with two, the main one.
     pub x: Value<'g>,
     /// The second stream.
     pub y: Option<Value<'g>>,
 }
 
-/// The residual streams after a sub-layer, and the branch output that was added.
+/// Residual streams after a sub-layer, and the branch output that was added.
 pub(super) struct Sum<'g> {
     pub(super) residual: Residual<'g>,
     pub(super) branch: Value<'g>,
 }
 
 impl SubLayer {
-    /// Declares the wiring of a sub-layer of a resolved block.
+    /// Declares the norms and scales of a sub-layer of a resolved block.
     pub(super) fn new(
         declare: &mut Declare<'_>,
         path: &str,
@@ -84,7 +83,7 @@ impl SubLayer {
         }
     }
 
-    /// One step of the residual stream; `b` is the stream that entered the block, `g` attention or
+    /// Applies the sub-layer to the residual stream; `b` is the stream that entered the block, `g` attention or
     /// feed-forward.
     ///
     /// ```text
@@ -123,7 +122,7 @@ impl SubLayer {
         Sum { residual, branch }
     }
 
-    /// Input of the sub-layer: `x`, or `read_scale · x + second_norm(y)` of both streams.
+    /// Returns the sub-layer input: `x`, or with two streams `read_scale · x + second_norm(y)`.
     fn read<'g>(&self, Residual { x, y }: Residual<'g>) -> Value<'g> {
         match y.filter(|_| self.second_norm.is_some()) {
             Some(y) => scale(&self.read_scale, x) + norm(&self.second_norm, y),

@@ -11,16 +11,16 @@ use crate::plan::{Options, Program};
 use hybridnorm_kernels::attention::Scores;
 use hybridnorm_kernels::magnitude::Magnitude;
 
-/// Activations of one block.
+/// Statistics of one block's activations.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Activations {
-    /// The residual stream that enters the block.
+    /// Residual stream that enters the block.
     pub stream: Magnitude,
-    /// Output of the attention sub-layer, after its output norm and factor.
+    /// Output of the attention branch, after its output norm and scale.
     pub attn: Magnitude,
-    /// Output of the feed-forward sub-layer, after its output norm and factor.
+    /// Output of the feed-forward branch, after its output norm and scale.
     pub ffn: Magnitude,
-    /// Attention's scores.
+    /// Max attention logit and attention entropy.
     pub scores: Scores,
     /// Routing statistics, in a mixture of experts.
     pub routing: Option<Routing>,
@@ -63,12 +63,12 @@ impl RoutingTap {
         }
     }
 
-    /// The values that a program must give.
+    /// Returns the values that the program must output.
     pub(crate) fn outputs(&self) -> [ValueId; 2] {
         [self.dispatch, self.statistics]
     }
 
-    /// Routing statistics of the last run.
+    /// Reads the routing statistics of the last run.
     pub(crate) fn read(&self, executor: &dyn Executor, program: &Program) -> Routing {
         let dispatch = executor.output(program, self.dispatch).into_i32();
         let statistics = executor.output(program, self.statistics).into_f64();
@@ -115,7 +115,7 @@ impl TapProgram {
         }
     }
 
-    /// Runs it; gives the activations of every block.
+    /// Runs the program; returns the activations of every block.
     ///
     /// # Errors
     /// If there is not enough memory.

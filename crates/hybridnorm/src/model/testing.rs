@@ -2,7 +2,7 @@
 
 use super::config::ModelConfig;
 
-/// One block of width 16 over a vocabulary of 8, for up to 32 positions.
+/// Returns a configuration with one block of width 16, a vocabulary of 8 and up to 32 positions.
 pub(crate) fn tiny() -> ModelConfig {
     ModelConfig {
         d_model: 16,

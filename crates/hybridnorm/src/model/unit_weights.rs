@@ -1,4 +1,4 @@
-//! Matrices whose vectors have length 1 along the width of the residual stream (nGPT, arXiv 2410.01131).
+//! Matrices with vectors of length 1 along the width of the residual stream (nGPT, arXiv 2410.01131).
 
 use super::decoder::Decoder;
 use super::model::Model;
@@ -8,9 +8,8 @@ use crate::ops::{self, Arguments};
 use crate::plan::{Options, Program};
 
 impl Decoder {
-    /// Records the update that brings matrices back to vectors of length 1 along the width: columns of those
-    /// whose output is added to the residual stream, rows of all others. Nothing where the placement has no
-    /// unit weights.
+    /// Records the normalization of matrices to vectors of length 1 along the width: columns of those whose output is
+    /// added to the residual stream, rows of all others. Records nothing if the placement has no unit weights.
     pub(crate) fn unit_weights(&self, g: &Builder) {
         if !self.has_unit_weights() {
             return;
@@ -29,7 +28,7 @@ impl Decoder {
 }
 
 impl Model {
-    /// Brings matrices back to vectors of length 1 along the width, where the placement keeps them there.
+    /// Normalizes matrices to vectors of length 1 along the width, if the placement has unit weights.
     ///
     /// # Errors
     /// If there is not enough memory.

@@ -1,18 +1,18 @@
-//! Gradients of micro-batches, summed in a buffer.
+//! Gradient accumulation: sums over micro-batches in a buffer.
 
 use hybridnorm_kernels::elementwise;
 
 use super::{Io, Operation};
 use crate::graph::{Type, Value};
 
-/// Adds a value to state that is updated, or overwrites that.
+/// Addition of a value to state that is updated, or overwriting of that state.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Accumulate {
     overwrites: bool,
 }
 
-/// Adds `x` to `sum`, state of the executor; the first of several overwrites what was there. It runs as soon as `x`
-/// is there, so no other op of the program may read `sum`.
+/// Adds `x` to `sum`, state of the executor; the first of several overwrites it. It runs as soon as `x` is
+/// available, so no other op of the program may read `sum`.
 ///
 /// # Panics
 /// If their types differ.

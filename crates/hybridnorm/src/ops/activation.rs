@@ -1,4 +1,4 @@
-//! The feed-forward's nonlinearity.
+//! Activation functions of the feed-forward.
 
 use std::ops::Range;
 
@@ -15,11 +15,11 @@ pub struct Activation {
     width: usize,
 }
 
-/// Gradient of the input, and the activation itself once more, which then need not be saved for backward.
+/// Gradient of the input, and the recomputed activation, which then need not be saved for backward.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ActivationGrad(pub(crate) Activation);
 
-/// `function(x)`: (.., f), or (.., 2f) for gated ones, to (.., f).
+/// Computes `function(x)`: (.., f), or (.., 2f) for gated ones, to (.., f).
 ///
 /// # Panics
 /// If a gated function is given rows of an odd width.
@@ -86,7 +86,7 @@ impl Operation for ActivationGrad {
     }
 }
 
-/// Value and derivative of what multiplies `up`, or of the whole function where nothing does.
+/// Returns value and derivative of the factor of `up`, or of the whole function if it is not gated.
 fn at(function: Function, x: f64) -> (f64, f64) {
     match function {
         // x · sigmoid(x)
@@ -105,7 +105,7 @@ fn at(function: Function, x: f64) -> (f64, f64) {
     }
 }
 
-/// [`Activation`] in double precision.
+/// Computes [`Activation`] in double precision.
 pub(super) fn forward(function: Function, f: usize, x: &[f64], y: &mut [f64]) {
     let wide = function.inputs(f);
     for (x, y) in x.chunks(wide).zip(y.chunks_mut(f)) {
@@ -116,7 +116,7 @@ pub(super) fn forward(function: Function, f: usize, x: &[f64], y: &mut [f64]) {
     }
 }
 
-/// Gradient of [`forward`]'s input.
+/// Computes the gradient of [`forward`]'s input.
 pub(super) fn backward(function: Function, f: usize, x: &[f64], dy: &[f64], dx: &mut [f64]) {
     let wide = function.inputs(f);
     let rows = x.chunks(wide).zip(dy.chunks(f)).zip(dx.chunks_mut(wide));

@@ -1,4 +1,4 @@
-//! The update of AdamW (Loshchilov, Hutter, arXiv 1711.05101, algorithm 2, with the learning rate
+//! AdamW update (Loshchilov, Hutter, arXiv 1711.05101, algorithm 2, with the learning rate
 //! multiplying the decay).
 
 use std::ops::Range;
@@ -9,38 +9,38 @@ use super::gradient_norm::{check_slots, clipping, finite_norm, states, update};
 use super::{Arguments, Io, Operation};
 use crate::graph::{Type, Value};
 
-/// A step of AdamW on any number of parameters, in place. Learning rate and step number are arguments of
-/// the run.
+/// An AdamW step on any number of parameters, in place. Learning rate and step number are run-time
+/// arguments.
 ///
 /// With `g'` the gradient clipped to the global norm, in step t:
 /// `m = beta1 m + (1 - beta1) g'`, `v = beta2 v + (1 - beta2) g'²`,
 /// `p -= lr (m / (1 - beta1^t) / (√(v / (1 - beta2^t)) + eps) + weight_decay p)`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdamW {
-    /// Decay of the mean of the gradient.
+    /// Decay rate of the first moment.
     pub beta1: f64,
-    /// Decay of the mean of its square.
+    /// Decay rate of the second moment.
     pub beta2: f64,
-    /// Added to the denominator.
+    /// Term added to the denominator.
     pub eps: f64,
-    /// Gradients are scaled down to this global norm; 0 turns clipping off.
+    /// Maximum global gradient norm, to which larger gradients are scaled down; 0 disables clipping.
     pub clip: f64,
     /// Decoupled weight decay of each slot, per unit of learning rate.
     pub weight_decay: Vec<f64>,
 }
 
-/// Updates n slots: gradient, parameter, first and second moment of each, of one shape; the last three
+/// Updates n slots: gradient, parameter, first and second moment of each, of equal shape; the last three
 /// are state.
 ///
-/// `squares` are the [squared norms](super::squared_norms) of all gradients of the step, also of those
+/// `squares` are the [squared norms](super::squared_norms) of all gradients of the step, including those
 /// that another op applies. Nothing is changed unless their global norm and every element of `guard`, the
 /// losses, are finite.
 ///
-/// Gives (n, 2) in double precision: Euclidean norms of what was added to each parameter, and of its
-/// values before; zeros where nothing was changed.
+/// Returns (n, 2) in double precision: Euclidean norms of the update of each parameter, and of its values
+/// before; zeros if nothing was changed.
 ///
 /// # Panics
-/// If there is not one weight decay for each slot, or the shapes of a slot differ.
+/// If there is not one weight decay per slot, or the shapes of a slot differ.
 pub fn adamw<'g>(
     op: AdamW,
     guard: Value<'g>,
@@ -51,12 +51,12 @@ pub fn adamw<'g>(
 }
 
 impl AdamW {
-    /// Number of slots.
+    /// Returns the number of slots.
     fn slots(&self) -> usize {
         self.weight_decay.len()
     }
 
-    /// `1 - beta^step` of both moments.
+    /// Returns the bias correction `1 - beta^step` of both moments.
     fn corrections(&self, step: u64) -> [f64; 2] {
         assert!(step > 0, "adamw: steps are counted from 1");
         [self.beta1, self.beta2].map(|beta| 1.0 - beta.powf(step as f64))
@@ -163,7 +163,7 @@ mod tests {
         }
     }
 
-    /// Three losses and the gradients of a step.
+    /// Returns three losses and the gradients of a step.
     fn run(step: u64) -> Run {
         let arguments = Arguments {
             lr: 1e-2 / step as f64,
@@ -177,7 +177,7 @@ mod tests {
         (arguments, given.collect())
     }
 
-    /// [`run`] with an element that is not finite in input `index`.
+    /// Returns [`run`] with a non-finite element in input `index`.
     fn broken(step: u64, index: usize, element: f64) -> Run {
         let (arguments, given) = run(step);
         let given = given
@@ -190,7 +190,7 @@ mod tests {
         (arguments, given.collect())
     }
 
-    /// Runs steps on parameters and moments that lie in one buffer, or each in its own.
+    /// Runs steps on parameters and moments in one buffer, or each in a separate one.
     fn steps(clip: f64, in_one: bool, runs: &[Run]) -> Vec<After> {
         let states = (1..).zip(SHAPES).flat_map(|(seed, [rows, columns])| {
             let zeros = vec![0.0; rows * columns];
@@ -246,7 +246,7 @@ mod tests {
                 let after = steps(0.7, true, &runs);
                 assert_eq!(after[1].buffers, after[0].buffers);
                 assert_eq!(after[1].outputs, [[0.0; 8]]);
-                // As if that step had not been.
+                // As if that step had not run.
                 let others = steps(0.7, true, &[run(1), run(2)]);
                 assert_eq!(after[2], others[1]);
             }

@@ -1,4 +1,4 @@
-//! `x + y`, as in a residual connection.
+//! `x + y`, as in a skip connection.
 
 use std::ops::Range;
 
@@ -7,11 +7,11 @@ use hybridnorm_kernels::elementwise;
 use super::{Backward, Io, Operation};
 use crate::graph::{Type, Value};
 
-/// The sum of two values of one shape.
+/// Sum of two values of equal shape.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Add;
 
-/// `x + y`.
+/// Computes `x + y`.
 ///
 /// # Panics
 /// If the shapes differ.

@@ -6,7 +6,7 @@ use super::exact::softmax;
 use super::{Backward, Io, Operation, QkvPrep};
 use crate::graph::{Type, Value};
 
-/// Causal self-attention of packed q·k·v to the context, with the log-sum-exp of every query's scores,
+/// Causal self-attention of packed q·k·v to the context, with the log-sum-exp of every query's logits,
 /// saved for backward.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Attention(pub(crate) Spec);
@@ -15,18 +15,18 @@ pub struct Attention(pub(crate) Spec);
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionGrad(pub(crate) Spec);
 
-/// [`QkvPrep`] and [`Attention`] in one: normed and rotated heads exist a tile at a time.
+/// [`QkvPrep`] and [`Attention`] in one op: normalized and rotated heads exist one tile at a time.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct NormedAttention {
     pub(crate) prep: QkvPrep,
     pub(crate) attention: Spec,
 }
 
-/// Gradients of [`NormedAttention`], for which the heads are normed and rotated again.
+/// Gradients of [`NormedAttention`], which recompute the normalized and rotated heads.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct NormedAttentionGrad(pub(crate) NormedAttention);
 
-/// Causal self-attention from packed q·k·v (b, t, (h + g)·k + g·value) to the context (b, t, h·value).
+/// Computes causal self-attention from packed q·k·v (b, t, (h + g)·k + g·value) to the context (b, t, h·value).
 ///
 /// # Panics
 /// If the shapes are not those of the spec.
@@ -35,7 +35,7 @@ pub fn attention(qkv_btc: Value<'_>, spec: Spec) -> Value<'_> {
     context
 }
 
-/// Types of context and log-sum-exp.
+/// Returns the types of context and log-sum-exp.
 fn outputs_of(spec: &Spec) -> Vec<Type> {
     vec![
         Type::f32([spec.batch, spec.seq, spec.heads * spec.value_dim]),
@@ -43,7 +43,7 @@ fn outputs_of(spec: &Spec) -> Vec<Type> {
     ]
 }
 
-/// FLOPs of the forward pass's two matmuls, over the causal half of the scores.
+/// Returns the FLOPs of the forward pass's two matmuls, over the causal half of the logits.
 fn matmul_flops(spec: &Spec) -> u64 {
     let pairs = spec.batch * spec.heads * spec.seq * (spec.seq + 1) / 2;
     2 * (pairs * (spec.head_dim + spec.value_dim)) as u64
@@ -95,7 +95,7 @@ impl Operation for AttentionGrad {
     }
 
     fn flops(&self, _inputs: &[Type]) -> u64 {
-        // The scores once more, and two matmuls for each of the forward pass.
+        // The logits once more, and two matmuls for each of the forward pass.
         5 * matmul_flops(&self.0) / 2
     }
 
@@ -114,12 +114,12 @@ impl Operation for AttentionGrad {
 }
 
 impl NormedAttention {
-    /// True if the kernel norms heads one by one, without the whole packed row.
+    /// True if the kernel normalizes heads one by one, without the whole packed row.
     fn is_by_head(&self) -> bool {
         self.prep.spec.is_by_head()
     }
 
-    /// Elements of the packed q·k·v that must be written down.
+    /// Returns the elements of the packed q·k·v that must be materialized.
     fn rows(&self, inputs: &[Type]) -> usize {
         if self.is_by_head() { 0 } else { inputs[0].elements() }
     }
@@ -130,7 +130,7 @@ impl Operation for NormedAttention {
         "attention"
     }
 
-    /// Reads what [`QkvPrep`] reads.
+    /// Reads the inputs of [`QkvPrep`].
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
         self.prep.check(inputs);
         outputs_of(&self.attention)
@@ -171,7 +171,7 @@ impl Operation for NormedAttentionGrad {
         "attention, gradient"
     }
 
-    /// Reads what [`QkvPrep`] reads, context, log-sum-exp, and the gradient of the context.
+    /// Reads the inputs of [`QkvPrep`], context, log-sum-exp, and the gradient of the context.
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
         vec![inputs[0], inputs[2], inputs[3], inputs[4]]
     }
@@ -211,7 +211,7 @@ impl Operation for NormedAttentionGrad {
     }
 }
 
-/// Offsets of the heads of a query, of its key and of its value in row (b, t).
+/// Offsets of queries, keys and values by head in row (b, t).
 struct Places<'a> {
     spec: &'a Spec,
     width: usize,
@@ -251,7 +251,7 @@ impl<'a> Places<'a> {
         }
     }
 
-    /// Scores of a query with the keys up to its own, and their slopes under the soft cap.
+    /// Returns the logits of a query with the keys up to its own, and their derivatives under the soft cap.
     fn scores(&self, qkv: &[f64], b: usize, t: usize, h: usize) -> [Vec<f64>; 2] {
         let q = &qkv[self.query(b, t, h)..][..self.spec.head_dim];
         let score = |s| {
@@ -267,7 +267,7 @@ impl<'a> Places<'a> {
     }
 }
 
-/// [`Attention`] in double precision.
+/// Computes [`Attention`] in double precision.
 pub(super) fn forward(spec: &Spec, qkv: &[f64], ctx: &mut [f64], lse: &mut [f64]) {
     let at = Places::new(spec);
     ctx.fill(0.0);
@@ -282,7 +282,7 @@ pub(super) fn forward(spec: &Spec, qkv: &[f64], ctx: &mut [f64], lse: &mut [f64]
     });
 }
 
-/// Gradient of [`forward`]'s input in double precision.
+/// Computes the gradient of [`forward`]'s input in double precision.
 pub(super) fn backward(spec: &Spec, qkv: &[f64], dctx: &[f64], dqkv: &mut [f64]) {
     let at = Places::new(spec);
     dqkv.fill(0.0);
@@ -385,7 +385,7 @@ mod tests {
                     constant([5, 6], table),
                 ];
                 check(&given, |_, x| prepared(x, prep));
-                // Gradients of the norms' parameters are summed head by head where ops are fused.
+                // Fused ops sum the gradients of norm parameters head by head.
                 check_close(&given, &[], |_, x| {
                     vec![attention(prepared(x, prep), spec(5, 6, None))]
                 });

@@ -1,4 +1,4 @@
-//! Key-value cache of generation, and attention to it. Inference only: no gradients.
+//! KV cache for decoding, and attention over it. Inference-only: no gradients.
 
 use hybridnorm_kernels::attention::{self, Attention as Spec};
 use hybridnorm_kernels::cache::{self, Append};
@@ -7,30 +7,30 @@ use super::exact::softmax;
 use super::{Io, Operation};
 use crate::graph::{Type, Value};
 
-/// Copies columns of new rows to a cache; see [`cache_append_columns`].
+/// Copy of columns of new rows to a cache; see [`cache_append_columns`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CacheAppend(pub(crate) Append);
 
-/// Attention of new queries to a cache of keys and values; see [`cached_attention`].
+/// Attention of new queries over a cache of keys and values; see [`cached_attention`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CachedAttention(pub(crate) Spec);
 
-/// Writes rows (b, t, c) to a cache (b, capacity, c), state that is updated, behind the rows of past
+/// Writes rows (b, t, c) to a cache (b, capacity, c), state that is updated, after the rows of past
 /// positions.
 ///
 /// # Panics
-/// If the shapes are others, or t is above the capacity.
+/// If the shapes do not match, or t exceeds the capacity.
 pub fn cache_append<'g>(rows_btc: Value<'g>, cache: Value<'g>) {
     let (width, columns) = (rows_btc.shape().width(), cache.shape().width());
     assert_eq!(width, columns, "cache append: width of the rows");
     cache_append_columns(rows_btc, 0, cache);
 }
 
-/// [`cache_append`] of c columns of wider rows (b, t, w), from `first_column` on: the keys and values of
-/// packed `[q heads | k heads | v heads]`.
+/// Appends c columns of wider rows (b, t, w), from `first_column` on, as [`cache_append`] does: the keys and
+/// values of packed `[q heads | k heads | v heads]`.
 ///
 /// # Panics
-/// If the shapes are others, t is above the capacity, or the rows end before the last of the columns.
+/// If the shapes do not match, t exceeds the capacity, or the columns exceed the rows.
 pub fn cache_append_columns<'g>(rows_btw: Value<'g>, first_column: usize, cache: Value<'g>) {
     let op = CacheAppend(Append {
         batch: rows_btw.shape().sizes().first().copied().unwrap_or(1),
@@ -41,12 +41,12 @@ pub fn cache_append_columns<'g>(rows_btw: Value<'g>, first_column: usize, cache:
     let [] = rows_btw.builder().op(op, &[rows_btw, cache]);
 }
 
-/// Attention of the queries of packed `[q heads | k heads | v heads]`, (b, t, (h + g)·k + g·value), to a
-/// cache (b, capacity, g·(k + value)) of rows `[k heads | v heads]`, of which query i of this run sees
-/// those up to `past + i`, its own: the context (b, t, h·value). Not differentiable.
+/// Computes attention of the queries of packed `[q heads | k heads | v heads]`, (b, t, (h + g)·k + g·value), over
+/// a cache (b, capacity, g·(k + value)) of rows `[k heads | v heads]`: query i of this run attends to rows up to
+/// its own, `past + i`. Returns the context (b, t, h·value). Not differentiable.
 ///
 /// # Panics
-/// If the shapes are others than those of `spec`.
+/// If the shapes are not those of `spec`.
 pub fn cached_attention<'g>(packed_btw: Value<'g>, cache: Value<'g>, spec: Spec) -> Value<'g> {
     let op = CachedAttention(spec);
     let [ctx] = packed_btw.builder().op(op, &[packed_btw, cache]);
@@ -58,7 +58,7 @@ impl Operation for CacheAppend {
         "cache append"
     }
 
-    /// Reads rows and updates a cache; makes nothing.
+    /// Reads rows and updates a cache; has no outputs.
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
         let [rows, cache] = inputs else {
             panic!("cache append reads rows and updates a cache")
@@ -220,7 +220,7 @@ impl Operation for CachedAttention {
     }
 }
 
-/// The softmax of a query's scores with the keys that it sees.
+/// Returns the softmax of a query's logits with the keys visible to it.
 pub(super) fn weights(q: &[f64], keys: &[&[f64]], scale: f32, softcap: Option<f32>) -> Vec<f64> {
     let score = |key: &&[f64]| {
         let u = f64::from(scale) * q.iter().zip(*key).map(|(q, k)| q * k).sum::<f64>();
@@ -265,7 +265,7 @@ mod tests {
         }
     }
 
-    /// A prompt, then positions one by one and a few at once.
+    /// A prompt, then positions one by one and several at once.
     #[test]
     fn attention_reads_what_was_appended() {
         for (spec, capacity) in [
@@ -289,7 +289,7 @@ mod tests {
             } = spec;
             let (b, c) = (2, kv_heads * (head_dim + value_dim));
             let w = heads * head_dim + c;
-            // What was in the cache before is not seen.
+            // Previous contents of the cache must not be visible.
             let mut executors = Executors::new(&[vec![1e3; b * capacity * c]]);
             let mut past = 0;
             for t in [capacity - 6, 1, 3, 1, 1] {

@@ -1,4 +1,4 @@
-//! Columns of rows: taken apart, put together, and multiplied by learned factors.
+//! Columns of rows: split, concatenated, and scaled by learned factors.
 
 use std::ops::Range;
 
@@ -7,19 +7,19 @@ use hybridnorm_kernels::elementwise;
 use super::{Backward, Io, Operation, fill};
 use crate::graph::{Type, Value};
 
-/// Rows cut into parts of given widths.
+/// Rows split into parts of given widths.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Split {
     widths: Vec<usize>,
 }
 
-/// Rows of given widths beside each other.
+/// Concatenation of rows of given widths.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Concat {
     widths: Vec<usize>,
 }
 
-/// Rows with every run of `repeat` columns multiplied by a factor of its own.
+/// Rows with every run of `repeat` columns multiplied by its factor.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ScaleColumns {
     repeat: usize,
@@ -29,24 +29,24 @@ pub struct ScaleColumns {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ScaleColumnsGrad(ScaleColumns);
 
-/// Parts of rows: (.., Σ widths) to one value (.., width) for each width.
+/// Splits rows: (.., Σ widths) to one value (.., width) per width.
 ///
 /// # Panics
-/// If the widths do not add up to that of the rows.
+/// If the widths do not sum to that of the rows.
 pub fn split<'g, const N: usize>(x: Value<'g>, widths: [usize; N]) -> [Value<'g>; N] {
     let widths = widths.to_vec();
     x.builder().op(Split { widths }, &[x])
 }
 
-/// As [`split`], into any number of parts.
+/// Splits rows as [`split`] does, into any number of parts.
 ///
 /// # Panics
-/// If the widths do not add up to that of the rows.
+/// If the widths do not sum to that of the rows.
 pub fn split_into(x: Value<'_>, widths: Vec<usize>) -> Vec<Value<'_>> {
     x.builder().op_of_many(Split { widths }, &[x])
 }
 
-/// Rows of all parts beside each other, in order.
+/// Concatenates the rows of all parts, in order.
 ///
 /// # Panics
 /// If the parts do not have the same number of rows.
@@ -56,10 +56,10 @@ pub fn concat<'g>(parts: &[Value<'g>]) -> Value<'g> {
     y
 }
 
-/// Multiplies columns: `s` has one factor for each run of `repeat` consecutive columns.
+/// Multiplies columns: `s` has one factor per run of `repeat` consecutive columns.
 ///
 /// # Panics
-/// If that is not the width of the rows.
+/// If the runs do not cover the width of the rows.
 pub fn scale_columns<'g>(x: Value<'g>, s: Value<'g>, repeat: usize) -> Value<'g> {
     let [y] = x.builder().op(ScaleColumns { repeat }, &[x, s]);
     y
@@ -229,7 +229,7 @@ mod tests {
         check_with(&[floats(1, [2, 3, 9])], &[], |_, x| split(x[0], [2, 3, 4]).to_vec());
         let given = [floats(1, [6, 2]), floats(2, [6, 5])];
         check(&given, |_, x| concat(&[x[0], x[1], x[0]]));
-        // A part whose gradient nobody gives.
+        // A part without a gradient.
         check(&[floats(1, [4, 5])], |_, x| {
             let [a, _] = split(x[0], [2, 3]);
             a

@@ -7,7 +7,7 @@ use super::{Backward, Io, Operation};
 use crate::graph::{Type, Value};
 
 /// `objective` and `cross-entropy` of given logits: sums over rows, divided by [`Spec::divisor`]; the
-/// objective adds `z_loss · logsumexp²`. Scale and cap of the spec do not apply: they are ops of their own.
+/// objective adds `z_loss · logsumexp²`. Scale and cap of the spec do not apply: they are separate ops.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CrossEntropy(pub(crate) Spec);
 
@@ -15,19 +15,19 @@ pub struct CrossEntropy(pub(crate) Spec);
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CrossEntropyGrad(pub(crate) Spec);
 
-/// Output projection and [`CrossEntropy`] in one: logits exist for a chunk of rows at a time.
+/// Output projection and [`CrossEntropy`] in one op: logits exist one chunk of rows at a time.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct HeadLoss(pub(crate) Spec);
 
-/// [`HeadLoss`] and the gradients of what it reads, taken while a chunk of logits is at hand.
+/// [`HeadLoss`] and the gradients of its inputs, computed while a chunk of logits is available.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct HeadLossGrad(pub(crate) Spec);
 
-/// `[objective, cross-entropy]` in nats, one element each, of logits (.., v) and targets (n). A target of
-/// -1 is not counted. Only the objective has gradients.
+/// Computes `[objective, cross-entropy]` in nats, one element each, from logits (.., v) and targets (n). Targets
+/// of -1 are ignored. Only the objective has gradients.
 ///
 /// # Panics
-/// If there are not as many targets as rows of logits.
+/// If the number of targets is not that of the rows of logits.
 pub fn cross_entropy<'g>(
     logits: Value<'g>,
     targets_n: Value<'g>,
@@ -45,7 +45,7 @@ pub fn cross_entropy<'g>(
     logits.builder().op(CrossEntropy(spec), &[logits, targets_n])
 }
 
-/// `[objective, cross-entropy]` from sums over rows.
+/// Returns `[objective, cross-entropy]` from sums over rows.
 fn divided(spec: &Spec, sums: &LossSums) -> [f64; 2] {
     let divisor = f64::from(spec.divisor);
     let cross_entropy = sums.cross_entropy / divisor;
@@ -63,7 +63,7 @@ fn check_targets(rows: usize, targets: Type) {
     assert_eq!(rows, targets.elements(), "cross-entropy: a target for every row");
 }
 
-/// [`CrossEntropy`] in double precision.
+/// Computes [`CrossEntropy`] in double precision.
 fn forward(spec: &Spec, logits: &[f64], targets: &[i32]) -> [f64; 2] {
     let mut sums = LossSums::default();
     for (z, &target) in logits.chunks(spec.vocab).zip(targets) {
@@ -76,7 +76,7 @@ fn forward(spec: &Spec, logits: &[f64], targets: &[i32]) -> [f64; 2] {
     divided(spec, &sums)
 }
 
-/// The gradient of the logits, in their place.
+/// Replaces the logits with their gradient.
 fn backward(spec: &Spec, logits: &mut [f64], targets: &[i32], upstream: f64) {
     let factor = upstream / f64::from(spec.divisor);
     for (z, &target) in logits.chunks_mut(spec.vocab).zip(targets) {
@@ -91,7 +91,7 @@ fn backward(spec: &Spec, logits: &mut [f64], targets: &[i32], upstream: f64) {
     }
 }
 
-/// Logits of [`HeadLoss`] in double precision, and the slope of each in `x · w`.
+/// Returns the logits of [`HeadLoss`] in double precision, and the derivative of each in `x · w`.
 fn logits(spec: &Spec, x: &[f64], w: &[f64]) -> (Vec<f64>, Vec<f64>) {
     let scale = f64::from(spec.logit_scale);
     let each = x.chunks(spec.width).flat_map(|x| {
@@ -118,7 +118,7 @@ impl Operation for CrossEntropy {
     }
 
     fn backward<'g>(&self, at: &Backward<'g>) -> Vec<Option<Value<'g>>> {
-        // The second output, the sum of squares, is a statistic.
+        // The second output, the cross-entropy, is a statistic.
         let Some(seed) = at.gradient_of(0) else { return vec![None; 2] };
         let inputs = [at.input(0), at.input(1), seed];
         let [dlogits] = at.graph().op(CrossEntropyGrad(self.0), &inputs);

@@ -1,4 +1,4 @@
-//! The choice of experts, and the dispatch of tokens to them.
+//! Top-k expert selection, and the dispatch of tokens to experts.
 
 use hybridnorm_kernels::experts::Layout;
 use hybridnorm_kernels::router::{self, Router};
@@ -7,20 +7,20 @@ use super::router::scores;
 use super::{Backward, Io, Operation};
 use crate::graph::{Type, Value};
 
-/// The dispatch of tokens to the experts with the best scores, as [`Layout`] lays it out.
+/// Dispatch of tokens to the experts with the highest scores, as [`Layout`] lays it out.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Choose {
     pub(crate) router: Router,
-    /// True if a second input is added to the scores.
+    /// True if a second input, a bias, is added to the scores.
     pub(crate) is_biased: bool,
 }
 
-/// Chooses `router.top_k` experts for each token by its scores, with a bias of the experts (e) by their
-/// sum: from logits (.., e) to the integers of a dispatch as [`Layout`] lays them out, which begin with
-/// the load of every expert. Nothing here is differentiated; see [`Router`] for groups of experts.
+/// Selects the `router.top_k` experts of each token by their scores, plus a bias of the experts (e) if given: from
+/// logits (.., e) to the integers of a dispatch as [`Layout`] lays them out, which start with the load of every
+/// expert. The selection is not differentiated; see [`Router`] for groups of experts.
 ///
 /// # Panics
-/// If logits or bias are of another number of experts.
+/// If logits or bias have another number of experts.
 pub fn choose<'g>(logits: Value<'g>, bias_e: Option<Value<'g>>, router: Router) -> Value<'g> {
     let is_biased = bias_e.is_some();
     let inputs: Vec<Value> = [logits].into_iter().chain(bias_e).collect();
@@ -28,7 +28,7 @@ pub fn choose<'g>(logits: Value<'g>, bias_e: Option<Value<'g>>, router: Router) 
     dispatch
 }
 
-/// Type of the dispatch of so many tokens.
+/// Returns the type of the dispatch of this many tokens.
 pub(super) fn dispatch_type(layout: Layout, tokens: usize) -> Type {
     Type::i32([layout.elements(tokens)])
 }
@@ -91,10 +91,10 @@ impl Operation for Choose {
     }
 }
 
-/// The experts of one token in descending order of their keys, from the best groups alone.
+/// Returns the top-k experts of one token in descending order of their keys, from the best groups only.
 fn best_experts(r: &Router, mut keys: Vec<f64>, is_biased: bool) -> Vec<usize> {
     let size = r.experts / r.groups;
-    // A group is as good as its best expert, with a bias as its two best.
+    // A group is ranked by its best expert, with a bias by the sum of its two best.
     let counted = if is_biased { 2 } else { 1 };
     let groups = keys.chunks(size).map(|keys| {
         let best = descending(keys).into_iter().take(counted);
@@ -107,7 +107,7 @@ fn best_experts(r: &Router, mut keys: Vec<f64>, is_biased: bool) -> Vec<usize> {
     descending(&keys)[..r.top_k].to_vec()
 }
 
-/// Indices in descending order of the keys, the lower first of equal ones.
+/// Returns the indices in descending order of the keys, the lower first for equal keys.
 fn descending(keys: &[f64]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..keys.len()).collect();
     order.sort_by(|&a, &b| keys[b].total_cmp(&keys[a]));

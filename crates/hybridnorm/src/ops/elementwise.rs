@@ -1,4 +1,4 @@
-//! Functions of single elements: clamp, soft cap, temperature.
+//! Elementwise functions: clamp, soft cap, temperature.
 
 use std::ops::Range;
 
@@ -7,7 +7,7 @@ use hybridnorm_kernels::elementwise;
 use super::{Backward, Io, Operation};
 use crate::graph::{Type, Value};
 
-/// Elements within plus and minus a limit.
+/// Elements clamped to plus and minus a limit.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Clamp {
     limit: f32,
@@ -27,7 +27,7 @@ pub struct Softcap {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SoftcapGrad(Softcap);
 
-/// `1 / max(x, least)` of few elements, such as the temperatures of heads.
+/// `1 / max(x, least)` of a few elements, such as the temperatures of heads.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Reciprocal {
     least: f32,
@@ -44,14 +44,14 @@ pub fn clamp(x: Value<'_>, limit: f64) -> Value<'_> {
     y
 }
 
-/// `cap · tanh(x / cap)` (Gemma 2, arXiv 2408.00118).
+/// Computes `cap · tanh(x / cap)` (Gemma 2, arXiv 2408.00118).
 pub fn softcap(x: Value<'_>, cap: f64) -> Value<'_> {
     let cap = cap as f32;
     let [y] = x.builder().op(Softcap { cap }, &[x]);
     y
 }
 
-/// `1 / max(x, least)`.
+/// Computes `1 / max(x, least)`.
 pub fn reciprocal(x: Value<'_>, least: f64) -> Value<'_> {
     let least = least as f32;
     let [y] = x.builder().op(Reciprocal { least }, &[x]);

@@ -1,4 +1,4 @@
-//! Rows of a table by token id.
+//! Embedding: rows of a table by token id.
 
 use hybridnorm_kernels::embedding;
 
@@ -12,18 +12,18 @@ pub struct Embedding {
     width: usize,
 }
 
-/// Gradient of the table: the sum of the gradients of each id.
+/// Gradient of the table: for each id, the sum of the gradients of its outputs.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct EmbeddingGrad(Embedding);
 
-/// [`EmbeddingGrad`] added to another gradient of the table, as that of a tied head.
+/// [`EmbeddingGrad`] added to another gradient of the table, such as that of a tied head.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct EmbeddingGradAdd(pub(crate) EmbeddingGrad);
 
-/// Rows of `w_vd` by token id: ids (b, t) to (b, t, d).
+/// Looks up rows of `w_vd` by token id: ids (b, t) to (b, t, d).
 ///
 /// # Panics
-/// If the table is no matrix, or the ids are not (b, t).
+/// If the table is not a matrix, or the ids are not (b, t).
 pub fn embedding<'g>(ids_bt: Value<'g>, w_vd: Value<'g>) -> Value<'g> {
     let &[rows, width] = w_vd.shape().sizes() else {
         panic!("embedding: the table is no matrix, but {:?}", w_vd.shape())
@@ -63,7 +63,7 @@ impl Operation for Embedding {
 }
 
 impl EmbeddingGrad {
-    /// Adds to the gradient `dw` in double precision.
+    /// Adds to the gradient `dw`, in double precision.
     fn add_to(&self, ids: &[i32], dy: &[f64], dw: &mut [f64]) {
         let width = self.0.width;
         for (&id, dy) in ids.iter().zip(dy.chunks(width)) {
@@ -125,7 +125,7 @@ mod tests {
     fn rows_and_the_sums_of_their_gradients() {
         let ids = || ints([2, 3], &[4, 0, 2, 0, 0, 3]);
         check(&[ids(), floats(1, [6, 5])], |_, x| embedding(x[0], x[1]));
-        // A table that something else reads, too.
+        // A table with another reader.
         let given = [ids(), floats(1, [6, 5]), floats(2, [1, 4, 5])];
         super::super::testing::check_with(&given, &[], |_, x| {
             vec![super::super::linear(embedding(x[0], x[1]), x[1])]

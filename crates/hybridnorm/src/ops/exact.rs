@@ -1,12 +1,12 @@
-//! Formulas that several references compute in double precision.
+//! Formulas shared by several references, in double precision.
 
-/// `ln(Σ exp(z))` of a row, the largest taken out first for the sake of range.
+/// Returns `ln(Σ exp(z))` of a row, with the maximum subtracted to avoid overflow.
 pub(super) fn log_sum_exp(z: &[f64]) -> f64 {
     let largest = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     largest + z.iter().map(|z| (z - largest).exp()).sum::<f64>().ln()
 }
 
-/// `exp(z) / Σ exp(z)` of a row, and the log-sum-exp.
+/// Returns `exp(z) / Σ exp(z)` of a row, and the log-sum-exp.
 pub(super) fn softmax(z: &[f64]) -> (Vec<f64>, f64) {
     let log_sum = log_sum_exp(z);
     (z.iter().map(|z| (z - log_sum).exp()).collect(), log_sum)

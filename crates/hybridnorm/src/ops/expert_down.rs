@@ -1,4 +1,4 @@
-//! From the hidden rows of the experts back to their tokens.
+//! Grouped GEMM over dispatched tokens: output projections of the experts, and the combine.
 
 use hybridnorm_kernels::activation::{self, Activation};
 use hybridnorm_kernels::experts::{self, Dispatch, Layout};
@@ -15,21 +15,21 @@ pub struct ExpertDown {
     pub(crate) product: Product,
     /// Activation that the kernel applies to the hidden rows.
     pub(crate) activation: Option<Activation>,
-    /// Of the result: n rows of any arrangement.
+    /// Shape of the result: n rows of any arrangement.
     pub(crate) shape: Shape,
 }
 
-/// Gradients of the hidden rows, the weight and the router's weights from that of [`ExpertDown`]'s
+/// Gradients of the hidden rows, the weight and the gate weights from that of [`ExpertDown`]'s
 /// output.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ExpertDownGrad(pub(crate) ExpertDown);
 
-/// Combines the outputs of each token's experts with the router's weights: from hidden rows (1, m, f),
-/// or what the activation reads if there is one, and a matrix (d, f) for each expert to the `shape` of
-/// the residual stream, n rows of width d.
+/// Combines the outputs of each token's experts with the gate weights: from hidden rows (1, m, f), or the
+/// inputs of the activation if there is one, and a matrix (d, f) per expert to the `shape` of the residual
+/// stream, n rows of width d.
 ///
 /// # Panics
-/// If widths differ, or the dispatch, its slots or the weights are not those of n tokens.
+/// If widths differ, or the dispatch, its slots or the gate weights are not those of n tokens.
 pub fn expert_down<'g>(
     hidden_1mf: Value<'g>,
     activation: Option<Activation>,
@@ -58,7 +58,7 @@ impl ExpertDown {
         self.product.slots(self.tokens())
     }
 
-    /// Width of the rows that are read.
+    /// Returns the width of the input rows.
     fn width(&self) -> usize {
         let f = self.product.inputs;
         self.activation.map_or(f, |act| act.inputs(f))
@@ -94,7 +94,7 @@ impl Operation for ExpertDown {
         vec![Some(dhidden), Some(dw), Some(dweights), None]
     }
 
-    /// The experts' outputs, and the activation's if there is one.
+    /// Outputs of the experts, and of the activation if there is one.
     fn scratch(&self, _inputs: &[Type]) -> usize {
         let Product {
             inputs, outputs, ..
@@ -155,13 +155,13 @@ impl Operation for ExpertDownGrad {
         "experts down, gradients"
     }
 
-    /// Reads what [`ExpertDown`] reads, and the gradient of its output.
+    /// Reads the inputs of [`ExpertDown`], and the gradient of its output.
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
         inputs[..3].to_vec()
     }
 
-    /// Gradients of the experts' outputs, hidden rows or their gradients, and a product of the two for
-    /// each slot.
+    /// Gradients of the experts' outputs, hidden rows or their gradients, and a product of the two per
+    /// slot.
     fn scratch(&self, _inputs: &[Type]) -> usize {
         let Product {
             inputs, outputs, ..
@@ -214,8 +214,8 @@ impl Operation for ExpertDownGrad {
         let (dx, dw, dweights, scratch) = (io.write(), io.write(), io.write(), io.write());
         let (dslots, scratch) = scratch.split_at_mut(m * d);
         let (rows, products) = scratch.split_at_mut(m * f);
-        // The gradient of the hidden rows is the result, or the activation's backward pass overwrites
-        // that in the end, and the hidden rows may lie there until then.
+        // The gradient of the hidden rows is the result; or, with an activation, its backward pass overwrites the
+        // result in the end, and the hidden rows can be stored there until then.
         let (hidden, dhidden) = match self.0.activation {
             None => (&mut *rows, &mut *dx),
             Some(_) => (&mut dx[..m * f], &mut *rows),
@@ -224,8 +224,8 @@ impl Operation for ExpertDownGrad {
             None => hidden.copy_from_slice(x),
             Some(act) => activation::forward(act, x, hidden, f),
         }
-        // Weights are applied to what is narrower, and to one side of each product only: with dy
-        // unweighted, <hidden, dhidden> is the gradient of a slot's weight.
+        // Gate weights are applied to the narrower side, and to one side of each product only: with dy
+        // unweighted, <hidden, dhidden> is the gradient of a slot's gate weight.
         experts::gather(&dispatch, dy, dslots, d);
         experts::backward_input(&dispatch, dslots, w, dhidden, f, d);
         experts::weigh_backward(&dispatch, weights, hidden, dhidden, dweights, products, f);
@@ -236,7 +236,7 @@ impl Operation for ExpertDownGrad {
     }
 }
 
-/// Input of the experts' second matrices: the activation of a row, if there is one.
+/// Returns the input of the experts' output projection: the activation of a row, if there is one.
 fn activated(act: Option<Activation>, x: &[f64]) -> Vec<f64> {
     let Some(act) = act else {
         return x.to_vec();
@@ -246,7 +246,7 @@ fn activated(act: Option<Activation>, x: &[f64]) -> Vec<f64> {
     y
 }
 
-/// The gradient of the row from that of its activation.
+/// Returns the gradient of a row from that of its activation.
 fn activated_backward(act: Option<Activation>, x: &[f64], dy: &[f64]) -> Vec<f64> {
     let Some(act) = act else {
         return dy.to_vec();

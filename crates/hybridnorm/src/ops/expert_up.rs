@@ -1,4 +1,4 @@
-//! From tokens to the hidden rows of their experts.
+//! Grouped GEMM over dispatched tokens: input projections of the experts.
 
 use hybridnorm_kernels::experts::{self, Dispatch, Layout};
 
@@ -15,8 +15,8 @@ pub struct ExpertUp(pub(crate) Product);
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ExpertUpGrad(pub(crate) Product);
 
-/// Each token's row of x (.., d) times the matrices of its experts, (o, d) for each in `w_eo_d`: gives
-/// (1, m, o), slots in the order of the dispatch.
+/// Multiplies each token's row of x (.., d) by the matrices of its experts, (o, d) each in `w_eo_d`: returns
+/// (1, m, o), slots in dispatch order.
 ///
 /// # Panics
 /// If widths differ, or the dispatch is not one of these tokens.
@@ -54,7 +54,7 @@ impl Operation for ExpertUp {
         vec![Some(dx), Some(dw), None]
     }
 
-    /// Rows in the order of the slots.
+    /// Rows in slot order.
     fn scratch(&self, inputs: &[Type]) -> usize {
         self.0.slots(inputs[0].shape.rows()) * self.0.inputs
     }
@@ -101,7 +101,7 @@ impl Operation for ExpertUpGrad {
         vec![inputs[0], inputs[1]]
     }
 
-    /// Rows in the order of the slots, or their gradients.
+    /// Rows in slot order, or their gradients.
     fn scratch(&self, inputs: &[Type]) -> usize {
         self.0.slots(inputs[0].shape.rows()) * self.0.inputs
     }
@@ -145,7 +145,7 @@ impl Operation for ExpertUpGrad {
         let (dx, dw, slots) = (io.write(), io.write(), io.write());
         experts::backward_input(&dispatch, dy, w, slots, inputs, outputs);
         experts::combine(&dispatch, slots, None, dx, inputs);
-        // The rows are gathered once more: to keep them would take k times the room of x.
+        // The rows are gathered again: saving them would take k times the memory of x.
         experts::gather(&dispatch, x, slots, inputs);
         experts::backward_weight(&dispatch, dy, slots, dw, inputs, outputs);
     }

@@ -1,4 +1,4 @@
-//! Shared parts of the products with experts' matrices.
+//! Shared parts of the experts' grouped GEMMs.
 
 use std::ops::Range;
 
@@ -6,7 +6,7 @@ use hybridnorm_kernels::experts::{self, Dispatch, Layout};
 
 use crate::graph::{Type, Value};
 
-/// One matrix (out, in) for each expert.
+/// One matrix (out, in) per expert.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Product {
     pub(super) layout: Layout,
@@ -14,13 +14,13 @@ pub(crate) struct Product {
     pub(super) outputs: usize,
 }
 
-/// One of the experts of a token.
+/// One selected expert of a token.
 pub(super) struct Choice {
-    /// Its place among all choices, `token · top_k + j`.
+    /// Index among all choices, `token · top_k + j`.
     pub(super) index: usize,
     pub(super) token: usize,
     pub(super) expert: usize,
-    /// Its place in the order of the experts.
+    /// Index in expert order.
     pub(super) slot: usize,
 }
 
@@ -51,18 +51,18 @@ impl Product {
         2 * (self.slots(tokens) * self.inputs * self.outputs) as u64
     }
 
-    /// Bytes that a kernel allocates at most for so many tokens.
+    /// Returns the maximum bytes that a kernel allocates for this many tokens.
     pub(super) fn workspace(&self, tokens: usize, threads: usize) -> usize {
         experts::workspace(self.slots(tokens), self.inputs, self.outputs, threads)
     }
 
-    /// The elements of `w` that are an expert's.
+    /// Returns the range of an expert's elements in `w`.
     pub(super) fn matrix(&self, expert: usize) -> Range<usize> {
         let size = self.inputs * self.outputs;
         expert * size..(expert + 1) * size
     }
 
-    /// Every choice of a dispatch, in order.
+    /// Returns every choice of a dispatch, in order.
     pub(super) fn choices(&self, dispatch: &[i32]) -> impl Iterator<Item = Choice> {
         let dispatch = Dispatch::new(self.layout, dispatch);
         let choices = dispatch.chosen().iter().zip(dispatch.slot_of_choice());
@@ -77,14 +77,14 @@ impl Product {
     }
 }
 
-/// `W x`, in double precision.
+/// Computes `W x`, in double precision.
 pub(super) fn times(w: &[f64], x: &[f64]) -> Vec<f64> {
     let rows = w.chunks(x.len());
     rows.map(|w| w.iter().zip(x).map(|(w, x)| w * x).sum())
         .collect()
 }
 
-/// `Wᵀ y`, in double precision.
+/// Computes `Wᵀ y`, in double precision.
 pub(super) fn transposed_times(w: &[f64], y: &[f64]) -> Vec<f64> {
     let width = w.len() / y.len();
     let column = |c: usize| w.chunks(width).zip(y).map(|(w, y)| w[c] * y).sum();
@@ -105,11 +105,11 @@ pub(super) mod tests {
     use super::super::testing::numbers;
     use super::*;
 
-    /// Tokens, experts and top-k of dispatches that are tested.
+    /// Tokens, experts and top-k of tested dispatches.
     pub(in super::super) const SIZES: [(usize, usize, usize); 4] =
         [(1, 1, 1), (7, 4, 2), (33, 5, 3), (151, 3, 1)];
 
-    /// A dispatch by random scores, the last expert of several without tokens.
+    /// Returns a dispatch by random scores, with the last of several experts without tokens.
     pub(in super::super) fn dispatch(n: usize, layout: Layout) -> Vec<i32> {
         let Layout { experts, top_k } = layout;
         let mut integers = vec![0; layout.elements(n)];

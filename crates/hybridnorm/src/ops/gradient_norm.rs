@@ -1,4 +1,4 @@
-//! Squared Euclidean norms of gradients, and what the ops of optimizers have in common.
+//! Squared Euclidean norms of gradients, and shared parts of optimizer ops.
 
 use hybridnorm_kernels::adamw::sum_squares;
 use rayon::prelude::*;
@@ -10,7 +10,7 @@ use crate::graph::{Builder, DType, Type, Value};
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SquaredNorms;
 
-/// `Σ x²` of each of n values, in double precision and in a fixed order: (n).
+/// Computes `Σ x²` of each of n values, in double precision and in a fixed order: (n).
 pub fn squared_norms<'g>(graph: &'g Builder, values: &[Value<'g>]) -> Value<'g> {
     let [squares] = graph.op(SquaredNorms, values);
     squares
@@ -41,8 +41,8 @@ impl Operation for SquaredNorms {
     }
 }
 
-/// Checks the inputs that the ops of optimizers have in common: the guard, squared norms, a gradient for
-/// each slot, and `states` values of each slot, shaped as its gradient.
+/// Checks the inputs that optimizer ops share: the guard, squared norms, a gradient per slot, and `states` values
+/// per slot, with the shape of its gradient.
 pub(super) fn check_slots(name: &str, inputs: &[Type], slots: usize, states: usize) {
     let [guard, squares, values @ ..] = inputs else {
         panic!("{name} reads a guard and squared norms")
@@ -66,8 +66,8 @@ pub(super) fn check_slots(name: &str, inputs: &[Type], slots: usize, states: usi
     }
 }
 
-/// An update of slots of N values, gradient first: inputs are the guard, the squared norms, then one value of
-/// every slot, then the next of every slot. Gives the norms of updates and of parameters.
+/// Records an update of slots of N values, gradient first: inputs are the guard, the squared norms, then one value
+/// of every slot, then the next of every slot. Returns the norms of updates and of parameters.
 pub(super) fn update<'g, const N: usize>(
     op: impl Into<Op>,
     guard: Value<'g>,
@@ -80,7 +80,7 @@ pub(super) fn update<'g, const N: usize>(
     norms
 }
 
-/// The states of each slot from those that an op updates: one of every slot, then the next of every slot.
+/// Groups the states that an op updates by slot. Their order is one of every slot, then the next of every slot.
 pub(super) fn states<'a, T, const N: usize>(
     io: &mut Io<'a, T>,
     slots: usize,
@@ -97,15 +97,15 @@ pub(super) fn states<'a, T, const N: usize>(
     (0..slots).map(|_| next()).collect()
 }
 
-/// Norm of all gradients together; `None`, so that nothing is to be updated, where it or an element of
-/// the guard is not finite.
+/// Returns the global norm of all gradients; `None`, so that nothing is updated, if it or an element of the
+/// guard is not finite.
 pub(super) fn finite_norm<T: Copy + Into<f64>>(guard: &[T], squares: &[f64]) -> Option<f64> {
     let norm = squares.iter().sum::<f64>().sqrt();
     let is_finite = guard.iter().all(|&x| x.into().is_finite());
     (is_finite && norm.is_finite()).then_some(norm)
 }
 
-/// Factor of gradients of this global norm, in double precision; a `clip` of 0 turns clipping off.
+/// Returns the factor that clips gradients of this global norm, in double precision; a `clip` of 0 disables it.
 pub(super) fn clipping(clip: f64, norm: f64) -> f64 {
     match clip {
         0.0 => 1.0,

@@ -1,41 +1,41 @@
 //! Operands of an op at run time.
 
-/// Numbers that change from run to run of a program.
+/// Run-time arguments of a program.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Arguments {
-    /// Positions before the first of this run, held by the caches.
+    /// Positions before the first of this run, stored in the caches.
     pub past: usize,
     /// Learning rate.
     pub lr: f64,
-    /// The optimizer step, counted from 1.
+    /// Optimizer step, counted from 1.
     pub step: u64,
 }
 
-/// Elements that are read.
+/// Elements that are read, by type.
 #[derive(Debug, Clone, Copy)]
 pub enum Read<'a, T> {
-    /// Numbers.
+    /// Elements of the executor's precision.
     Float(&'a [T]),
-    /// Numbers in double precision.
+    /// Elements in double precision.
     Double(&'a [f64]),
     /// Integers.
     Int(&'a [i32]),
-    /// Nothing to read: they are where the op writes.
+    /// Not readable: the op updates them in place.
     InPlace,
 }
 
-/// Elements that are written.
+/// Elements that are written, by type.
 #[derive(Debug)]
 pub enum Write<'a, T> {
-    /// Numbers.
+    /// Elements of the executor's precision.
     Float(&'a mut [T]),
-    /// Numbers in double precision.
+    /// Elements in double precision.
     Double(&'a mut [f64]),
     /// Integers.
     Int(&'a mut [i32]),
 }
 
-/// The operands of one op. Lengths are those of the op's types.
+/// Operands of one op. Lengths are those of the op's types.
 #[derive(Debug)]
 pub struct Io<'a, T> {
     reads: Vec<Read<'a, T>>,
@@ -44,7 +44,7 @@ pub struct Io<'a, T> {
 }
 
 impl<'a, T> Io<'a, T> {
-    /// The operands: inputs in order; outputs, updated inputs and scratch in this order.
+    /// Creates the operands: inputs in order; outputs, updated inputs and scratch in this order.
     pub fn new(reads: Vec<Read<'a, T>>, writes: Vec<Write<'a, T>>, arguments: Arguments) -> Self {
         Self {
             reads,
@@ -53,15 +53,15 @@ impl<'a, T> Io<'a, T> {
         }
     }
 
-    /// Numbers that change from run to run.
+    /// Returns the run-time arguments.
     pub fn arguments(&self) -> Arguments {
         self.arguments
     }
 
-    /// Elements of an input.
+    /// Returns the elements of an input.
     ///
     /// # Panics
-    /// If it holds no numbers, or is updated in place.
+    /// If it is not of floating-point type, or is updated in place.
     pub fn read(&self, index: usize) -> &'a [T] {
         match self.reads[index] {
             Read::Float(x) => x,
@@ -69,10 +69,10 @@ impl<'a, T> Io<'a, T> {
         }
     }
 
-    /// Integers of an input.
+    /// Returns the integers of an input.
     ///
     /// # Panics
-    /// If it holds none.
+    /// If it is not of integers.
     pub fn ints(&self, index: usize) -> &'a [i32] {
         match self.reads[index] {
             Read::Int(x) => x,
@@ -80,10 +80,10 @@ impl<'a, T> Io<'a, T> {
         }
     }
 
-    /// Numbers in double precision of an input.
+    /// Returns the double-precision elements of an input.
     ///
     /// # Panics
-    /// If it holds none.
+    /// If it is not in double precision.
     pub fn doubles(&self, index: usize) -> &'a [f64] {
         match self.reads[index] {
             Read::Double(x) => x,
@@ -91,10 +91,10 @@ impl<'a, T> Io<'a, T> {
         }
     }
 
-    /// The next of what is written: outputs, then updated inputs, then scratch.
+    /// Returns the next operand to be written: outputs, then updated inputs, then scratch.
     ///
     /// # Panics
-    /// If there is no further one of numbers.
+    /// If there is none, or it is not of floating-point type.
     pub fn write(&mut self) -> &'a mut [T] {
         match self.writes.next() {
             Some(Write::Float(y)) => y,
@@ -102,10 +102,10 @@ impl<'a, T> Io<'a, T> {
         }
     }
 
-    /// The next of what is written.
+    /// Returns the next operand to be written.
     ///
     /// # Panics
-    /// If it holds no integers.
+    /// If it is not of integers.
     pub fn write_ints(&mut self) -> &'a mut [i32] {
         match self.writes.next() {
             Some(Write::Int(y)) => y,
@@ -113,7 +113,7 @@ impl<'a, T> Io<'a, T> {
         }
     }
 
-    /// The next of what is written.
+    /// Returns the next operand to be written.
     ///
     /// # Panics
     /// If it is not in double precision.

@@ -1,4 +1,4 @@
-//! The last position of every sequence: what the head reads in generation, or a classifier.
+//! Last position of every sequence: the input of the output head in decoding, or of a classifier.
 
 use super::{Backward, Io, Operation};
 use crate::graph::{Type, Value};
@@ -10,14 +10,14 @@ pub struct LastPosition {
     width: usize,
 }
 
-/// The gradient of x from that of [`LastPosition`]'s output: zero at all other positions.
+/// Gradient of x from that of [`LastPosition`]'s output: zero at all other positions.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LastPositionGrad(LastPosition);
 
-/// The last position of every sequence: (b, t, d) to (b, 1, d); x itself where t is 1.
+/// Selects the last position of every sequence: (b, t, d) to (b, 1, d); returns x itself if t is 1.
 ///
 /// # Panics
-/// If x has another rank, or no positions.
+/// If x has another rank or no positions.
 pub fn last_position(x_btd: Value<'_>) -> Value<'_> {
     let &[_, seq, width] = x_btd.shape().sizes() else {
         panic!("last position: x is not (b, t, d), but {:?}", x_btd.shape())
@@ -31,7 +31,7 @@ pub fn last_position(x_btd: Value<'_>) -> Value<'_> {
 }
 
 impl LastPosition {
-    /// The op for values of a type, and the type of what it takes; `None` where there are no further positions.
+    /// Returns the op for values of a type, and the type of its output; `None` if there are no further positions.
     pub(crate) fn of(ty: Type) -> Option<(Self, Type)> {
         match ty.shape.sizes() {
             &[batch, seq, width] if seq > 1 => {
@@ -41,7 +41,7 @@ impl LastPosition {
         }
     }
 
-    /// x, and the last position of it.
+    /// Returns the types of x and of its last position.
     fn types(&self, batch: usize) -> [Type; 2] {
         [self.seq, 1].map(|seq| Type::f32([batch, seq, self.width]))
     }

@@ -1,5 +1,5 @@
 //! Queries, keys and values of multi-head latent attention (DeepSeek-V2, arXiv 2405.04434), whose heads
-//! have two parts: content, and channels that are rotated by the position.
+//! have two parts: content channels and rotary channels.
 //!
 //! Shape suffix: r rotated channels.
 
@@ -21,15 +21,15 @@ pub struct LatentHeads {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LatentHeadsGrad(LatentHeads);
 
-/// Packed `[q heads | k heads | v heads]`, (b, t, h·(2·(nope + r) + value)), the last r channels of
-/// every query and key rotated by the position.
+/// Assembles packed `[q heads | k heads | v heads]`, (b, t, h·(2·(nope + r) + value)), with the last r channels
+/// of every query and key rotated by the position.
 ///
-/// `q` is (b, t, h·(nope + r)), heads of `[content | to be rotated]`; `kv` is (b, t, h·(nope + value)),
-/// heads of `[content of the key | value]`; `key_btr` is the part to be rotated of the keys of all heads;
+/// `q` is (b, t, h·(nope + r)), heads of `[content | rotary]` before rotation; `kv` is (b, t, h·(nope + value)),
+/// heads of `[content of the key | value]`; `key_btr` is the rotary part of the keys, shared by all heads;
 /// `rotations` is (t, r) and has no gradient.
 ///
 /// # Panics
-/// If the shapes are others, r is odd.
+/// If the shapes do not match, or r is odd.
 pub fn latent_heads<'g>(
     q: Value<'g>,
     kv: Value<'g>,
@@ -49,7 +49,7 @@ pub fn latent_heads<'g>(
 }
 
 impl LatentHeads {
-    /// Queries, keys' content and values, shared key, and what they are packed into.
+    /// Returns the types of queries, keys' content and values, shared key, and packed output.
     fn types(&self, batch: usize) -> [Type; 4] {
         let widths = self.heads.widths();
         widths.map(|width| Type::f32([batch, self.seq, width]))
@@ -237,7 +237,7 @@ mod tests {
             let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
             for past in [0, 4, 13] {
                 let shapes = heads.widths().map(|width| [b, t, width]);
-                // One part after another, the rest zero: the packed rows are linear in each.
+                // One part at a time, the others zero: the packed rows are linear in each.
                 for part in 0..3 {
                     let mut given = inputs(past as u64, shapes);
                     for other in (0..3).filter(|other| *other != part) {

@@ -1,8 +1,8 @@
-//! Generation with multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1.2): the cache
-//! holds a latent and a rotated key for each position, and instead of making keys and values of them, the
-//! projection that would is applied to queries and context. Serves inference only.
+//! Decoding with multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1.2): the cache stores a
+//! latent and a rotated key per position, and instead of projecting latents to keys and values, their up-projection
+//! is absorbed into queries and context. Inference-only.
 //!
-//! Shape suffixes: l width of the latent of keys and values, r rotated channels.
+//! Shape suffixes: l width of the key/value latent, r rotated channels.
 
 use hybridnorm_kernels::attention::{self, LatentAttention as Spec};
 use hybridnorm_kernels::latent::{self, Latent};
@@ -12,7 +12,7 @@ use super::rotate::{check_rotations, rotated};
 use super::{Io, Operation};
 use crate::graph::{Type, Value};
 
-/// Queries that read latents; see [`absorbed_queries`].
+/// Absorbed queries, which attend to latents; see [`absorbed_queries`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AbsorbQueries {
     heads: Latent,
@@ -20,7 +20,7 @@ pub struct AbsorbQueries {
     seq: usize,
 }
 
-/// Attention of absorbed queries to a cache of latents; see [`latent_attention`].
+/// Attention of absorbed queries over a cache of latents; see [`latent_attention`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LatentAttention(pub(crate) Spec);
 
@@ -31,14 +31,14 @@ pub struct ExpandContext {
     latent: usize,
 }
 
-/// Queries that read latents, (b, t, h·(l + r)): of every head `[content · its rows of kv_up | rotated]`.
+/// Computes absorbed queries, (b, t, h·(l + r)): per head `[content · its rows of kv_up | rotated]`.
 /// Not differentiable.
 ///
-/// `q` is (b, t, h·(nope + r)), heads of `[content | to be rotated]`; `kv_up` is (h·(nope + value), l), of
-/// every head rows for the content of keys, then for values; `rotations` is (t, r).
+/// `q` is (b, t, h·(nope + r)), heads of `[content | rotary]` before rotation; `kv_up` is (h·(nope + value), l),
+/// per head the rows for the content of keys, then those for values; `rotations` is (t, r).
 ///
 /// # Panics
-/// If the shapes are others, r is odd.
+/// If the shapes do not match, or r is odd.
 pub fn absorbed_queries<'g>(
     q: Value<'g>,
     kv_up: Value<'g>,
@@ -60,12 +60,12 @@ pub fn absorbed_queries<'g>(
     absorbed
 }
 
-/// Attention of [`absorbed_queries`] to a cache (b, capacity, l + r) of rows `[latent | rotated key]`, of
-/// which query i of this run sees those up to `past + i`, its own: weighted latents (b, t, h·l). Not
+/// Computes attention of [`absorbed_queries`] over a cache (b, capacity, l + r) of rows `[latent | rotated key]`:
+/// query i of this run attends to rows up to its own, `past + i`. Returns weighted latents (b, t, h·l). Not
 /// differentiable.
 ///
 /// # Panics
-/// If the shapes are others than those of `spec`.
+/// If the shapes are not those of `spec`.
 pub fn latent_attention<'g>(queries: Value<'g>, cache: Value<'g>, spec: Spec) -> Value<'g> {
     let [ctx] = queries
         .builder()
@@ -73,11 +73,11 @@ pub fn latent_attention<'g>(queries: Value<'g>, cache: Value<'g>, spec: Spec) ->
     ctx
 }
 
-/// Weighted values (b, t, h·value) from the weighted latents (b, t, h·l) of [`latent_attention`]; `kv_up`
-/// as for [`absorbed_queries`]. Not differentiable.
+/// Computes weighted values (b, t, h·value) from the weighted latents (b, t, h·l) of [`latent_attention`];
+/// `kv_up` as for [`absorbed_queries`]. Not differentiable.
 ///
 /// # Panics
-/// If the shapes are others.
+/// If the shapes do not match.
 pub fn expanded_context<'g>(ctx: Value<'g>, kv_up: Value<'g>, heads: Latent) -> Value<'g> {
     let latent = kv_up.shape().width();
     let [values] = ctx
@@ -86,12 +86,12 @@ pub fn expanded_context<'g>(ctx: Value<'g>, kv_up: Value<'g>, heads: Latent) -> 
     values
 }
 
-/// Up-projection from latents to keys' content and values.
+/// Returns the type of the up-projection from latents to keys' content and values.
 fn projection(heads: &Latent, latent: usize) -> Type {
     Type::f32([heads.heads * (heads.nope + heads.value), latent])
 }
 
-/// The rows of the projection that are a head's: for the content of its keys, and for its values.
+/// Returns the rows of the projection for a head: those for the content of its keys, and for its values.
 fn rows_of_head<'a>(heads: &Latent, latent: usize, kv_up: &'a [f64], h: usize) -> [&'a [f64]; 2] {
     let len = (heads.nope + heads.value) * latent;
     kv_up[h * len..][..len].split_at(heads.nope * latent).into()
@@ -102,7 +102,7 @@ impl Operation for AbsorbQueries {
         "absorb queries"
     }
 
-    /// The rotated queries, which nobody else needs, and the absorbed ones.
+    /// Outputs the rotated queries, which no other op reads, and the absorbed ones.
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
         let [q, kv_up, rotations] = inputs else {
             panic!("absorbed queries are made of queries, a projection and rotations")
@@ -341,7 +341,7 @@ mod tests {
                     let table = rotations(g, 100.0, heads.rope, new);
                     let kv_up = g.state(state[0], 0, kv_up);
                     let absorbed = absorbed_queries(x[0], kv_up, table, heads);
-                    // Queries that something else reads too stay as they were.
+                    // Queries with another reader must be unchanged.
                     vec![absorbed, expanded_context(x[1], kv_up, heads), x[0] * 2.0]
                 });
             }
@@ -370,7 +370,7 @@ mod tests {
         }
     }
 
-    /// Plain causal attention of packed rows of one sequence.
+    /// Computes plain causal attention of packed rows of one sequence.
     fn causal(packed: &[f64], heads: &Latent, spec: &Spec) -> Vec<f64> {
         let (d, h, value) = (heads.head_dim(), heads.heads, heads.value);
         let rows: Vec<&[f64]> = packed.chunks(h * (2 * d + value)).collect();

@@ -1,4 +1,4 @@
-//! `y = x Wᵀ`, the weight as (out, in) like PyTorch's.
+//! `y = x Wᵀ`, with the weight (out, in) as in PyTorch.
 
 use std::ops::Range;
 
@@ -22,11 +22,11 @@ pub struct LinearInputGrad(pub(crate) Linear);
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LinearWeightGrad(pub(crate) Linear);
 
-/// [`LinearInputGrad`] and [`LinearWeightGrad`] in one.
+/// [`LinearInputGrad`] and [`LinearWeightGrad`] in one op.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LinearGrad(pub(crate) Linear);
 
-/// `x Wᵀ`: (.., in) and (out, in) to (.., out).
+/// Computes `x Wᵀ`: (.., in) and (out, in) to (.., out).
 ///
 /// # Panics
 /// If the widths of rows and weight differ.
@@ -51,7 +51,7 @@ impl Linear {
         Type::f32([self.outputs, self.inputs])
     }
 
-    /// `dx = dy W` in double precision.
+    /// Computes `dx = dy W` in double precision.
     fn input_grad(&self, dy: &[f64], w: &[f64], dx: &mut [f64]) {
         for (dy, dx) in dy.chunks(self.outputs).zip(dx.chunks_mut(self.inputs)) {
             dx.fill(0.0);
@@ -63,7 +63,7 @@ impl Linear {
         }
     }
 
-    /// `dW = dyᵀ x` in double precision.
+    /// Computes `dW = dyᵀ x` in double precision.
     fn weight_grad(&self, dy: &[f64], x: &[f64], dw: &mut [f64]) {
         dw.fill(0.0);
         for (dy, x) in dy.chunks(self.outputs).zip(x.chunks(self.inputs)) {

@@ -5,18 +5,18 @@ use hybridnorm_kernels::magnitude::magnitude as measure;
 use super::{Io, Operation};
 use crate::graph::{DType, Type, Value};
 
-/// Root mean square and largest absolute value of all elements.
+/// Root mean square and maximum absolute value of all elements.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Magnitude;
 
-/// Root mean square and largest absolute value of all elements, (2) in double precision: zeros of
-/// nothing, NaN where an element is one. Not differentiable.
+/// Computes root mean square and maximum absolute value of all elements, (2) in double precision: zeros for no
+/// elements, NaN if an element is NaN. Not differentiable.
 pub fn magnitude(x: Value<'_>) -> Value<'_> {
     let [found] = x.builder().op(Magnitude, &[x]);
     found
 }
 
-/// The larger number; NaN where one is.
+/// Returns the larger number; NaN if one is NaN.
 pub(super) fn larger_or_nan(x: f64, y: f64) -> f64 {
     if x.is_nan() || x > y { x } else { y }
 }

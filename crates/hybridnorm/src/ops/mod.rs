@@ -1,12 +1,12 @@
-//! The ops that models are made of: a closed set, one file each.
+//! The ops of models: a closed set, one file each.
 //!
-//! A file holds the op's fields, the function that records it, its shape rule, its vector-Jacobian
+//! A file contains the op's fields, the function that records it, its shape rule, its vector-Jacobian
 //! product (which records ops), a plain reference in double precision, and the call of the CPU kernel.
-//! To add an op: its file, its variant below, its kernel.
+//! A new op needs its file, its variant below and its kernel.
 //!
 //! Shape suffixes: b batch, t position, n rows (all sizes but the last), d width, h query heads, g
 //! key/value heads, k head width, f feed-forward width, v vocabulary, p parameters of a norm, e experts,
-//! m = n · top_k slots (a token in one of its experts).
+//! m = n · top_k slots (a token at one of its experts).
 
 mod exact;
 mod experts;
@@ -23,70 +23,70 @@ pub use io::{Arguments, Io, Read, Write};
 
 /// Interface of an op.
 pub trait Operation: std::fmt::Debug + Send + Sync {
-    /// Its name in profiles and errors.
+    /// Returns its name in profiles and errors.
     fn name(&self) -> &'static str;
 
-    /// Types of its outputs.
+    /// Returns the types of its outputs.
     ///
     /// # Panics
-    /// If the inputs are not what it reads.
+    /// If the types of the inputs are invalid.
     fn outputs(&self, inputs: &[Type]) -> Vec<Type>;
 
     /// Records the gradients of its inputs, `None` for those that have none.
     ///
     /// # Panics
-    /// If it has no vector-Jacobian product: it is one itself, or serves inference only.
+    /// If it has no vector-Jacobian product: it is one itself, or inference-only.
     fn backward<'g>(&self, _at: &Backward<'g>) -> Vec<Option<Value<'g>>> {
         panic!("{} is not differentiable", self.name())
     }
 
-    /// Computes it in double precision, in plain loops.
+    /// Computes the op in double precision, in plain loops.
     fn reference(&self, io: &mut Io<'_, f64>);
 
-    /// Computes it by the CPU kernel.
+    /// Computes the op with the CPU kernel.
     fn cpu(&self, io: &mut Io<'_, f32>);
 
-    /// Elements of single precision that the CPU kernel works with.
+    /// Returns the scratch elements of the CPU kernel, in single precision.
     fn scratch(&self, _inputs: &[Type]) -> usize {
         0
     }
 
-    /// Bytes that the CPU kernel allocates at most while it runs on so many threads: packed blocks of matrices,
-    /// and what each thread works with.
+    /// Returns the maximum bytes that the CPU kernel allocates while it runs on this many threads: packed blocks of
+    /// matrices, and buffers per thread.
     fn workspace(&self, _inputs: &[Type], _threads: usize) -> usize {
         0
     }
 
-    /// Pairs of an input and the output that begins with its elements: computed in place where nobody
-    /// needs the input any more, in a copy elsewhere. The input itself cannot be read.
+    /// Returns pairs of an input and the output that starts with its elements: computed in place if the input is not
+    /// needed afterwards, otherwise in a copy. The input itself cannot be read.
     fn in_place(&self) -> &'static [(usize, usize)] {
         &[]
     }
 
-    /// The inputs, state of the executor, that it changes.
+    /// Returns the inputs that it updates, which are state of the executor.
     fn updates(&self, _inputs: usize) -> Range<usize> {
         0..0
     }
 
-    /// True if it runs as soon as its inputs are there, wherever it was recorded: what reduces a value for
-    /// the host, or adds it to state that nothing else of the program reads.
+    /// True if it runs as soon as its inputs are available, wherever it was recorded: a reduction for the host, or
+    /// an addition to state that no other op of the program reads.
     fn runs_early(&self) -> bool {
         false
     }
 
-    /// The inputs (b, t, ..) of which position (b, t) alone decides, with the other inputs (parameters), that
-    /// position of every output: none if it mixes positions.
+    /// Returns the inputs (b, t, ..) that are processed position by position: position (b, t) of every output depends
+    /// only on theirs, and on the other inputs (parameters). Empty if the op mixes positions.
     fn by_position(&self, _inputs: &[Type]) -> Range<usize> {
         0..0
     }
 
-    /// Floating-point operations of its matrix products.
+    /// Returns the FLOPs of its matmuls.
     fn flops(&self, _inputs: &[Type]) -> u64 {
         0
     }
 }
 
-/// An op of the forward pass as its vector-Jacobian product sees it.
+/// An op of the forward pass, as its vector-Jacobian product reads it.
 pub struct Backward<'g> {
     graph: &'g Builder,
     inputs: Vec<Value<'g>>,
@@ -112,35 +112,35 @@ impl<'g> Backward<'g> {
         }
     }
 
-    /// The graph that gradients are recorded in.
+    /// Returns the graph that gradients are recorded in.
     pub fn graph(&self) -> &'g Builder {
         self.graph
     }
 
-    /// An input.
+    /// Returns an input.
     pub fn input(&self, index: usize) -> Value<'g> {
         self.inputs[index]
     }
 
-    /// All inputs.
+    /// Returns all inputs.
     pub fn inputs(&self) -> &[Value<'g>] {
         &self.inputs
     }
 
-    /// An output.
+    /// Returns an output.
     pub fn output(&self, index: usize) -> Value<'g> {
         self.outputs[index]
     }
 
-    /// Gradient of the only output that has one, the first.
+    /// Returns the gradient of the first output, the only one that has one.
     ///
     /// # Panics
-    /// If it has none: then the op is not part of the backward pass.
+    /// If there is none: then the op is not part of the backward pass.
     pub fn gradient(&self) -> Value<'g> {
         self.gradients[0].expect("a gradient of the output")
     }
 
-    /// Gradient of an output, where something depends on it.
+    /// Returns the gradient of an output, if anything depends on it.
     pub fn gradient_of(&self, index: usize) -> Option<Value<'g>> {
         self.gradients[index]
     }
@@ -156,7 +156,7 @@ macro_rules! ops {
     ($($file:ident: $($variant:ident),+;)+) => {
         $(mod $file;)+
 
-        /// A differentiable step, or a part of an optimizer's.
+        /// A differentiable op, or an op of an optimizer.
         #[derive(Debug, Clone)]
         #[allow(missing_docs)] // each is documented in its file
         pub enum Op {
@@ -164,7 +164,7 @@ macro_rules! ops {
         }
 
         impl Op {
-            /// The op's interface.
+            /// Returns the op's interface.
             pub fn rule(&self) -> &dyn Operation {
                 match self {
                     $($(Self::$variant(op) => op,)+)+

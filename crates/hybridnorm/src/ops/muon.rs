@@ -1,4 +1,4 @@
-//! The update of Muon: momentum whose matrices are orthogonalized (Jordan et al. 2024,
+//! Muon update: momentum with orthogonalized matrices (Jordan et al. 2024,
 //! <https://kellerjordan.github.io/posts/muon/>), scaled and decayed as in arXiv 2502.16982.
 
 use std::ops::Range;
@@ -9,25 +9,25 @@ use super::gradient_norm::{check_slots, clipping, finite_norm, states, update};
 use super::{Arguments, Io, Operation};
 use crate::graph::{Type, Value};
 
-/// A step of Muon on any number of stacks of matrices, in place. The learning rate is an argument of the
-/// run.
+/// A Muon step on any number of stacks of matrices, in place. The learning rate is a run-time
+/// argument.
 ///
 /// With `g'` the gradient clipped to the global norm: `m = momentum m + g'`, `u = g' + momentum m`, or
 /// `u = m` without `nesterov`, and for each matrix of a stack
 /// `p -= lr (0.2 √max(rows, columns) O(u) + weight_decay p)`. O starts from `X = u / (|u| + 1e-7)` and
-/// takes `iterations` times `X = a X + (b A + c A²) X` with `A = X Xᵀ`, a Newton–Schulz iteration that
-/// brings the singular values close to 1.
+/// applies `iterations` times `X = a X + (b A + c A²) X` with `A = X Xᵀ`, a Newton–Schulz iteration that
+/// drives the singular values towards 1.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Muon {
-    /// Decay of the sum of gradients.
+    /// Decay rate of the momentum, a sum of gradients.
     pub momentum: f64,
-    /// True if the gradient is looked at once more, on top of the sum that already holds it.
+    /// True for Nesterov momentum.
     pub nesterov: bool,
     /// Newton–Schulz iterations.
     pub iterations: usize,
-    /// Gradients are scaled down to this global norm; 0 turns clipping off.
+    /// Maximum global gradient norm, to which larger gradients are scaled down; 0 disables clipping.
     pub clip: f64,
-    /// The parameters.
+    /// Parameters to update.
     pub slots: Vec<MuonSlot>,
 }
 
@@ -36,23 +36,23 @@ pub struct Muon {
 pub struct MuonSlot {
     /// Columns of the matrices.
     pub columns: usize,
-    /// Rows of each of them.
+    /// Rows of each matrix.
     pub rows: Vec<usize>,
     /// Decoupled weight decay, per unit of learning rate.
     pub weight_decay: f64,
 }
 
-/// Updates n slots: gradient, parameter and moment of each, of one shape; the last two are state.
+/// Updates n slots: gradient, parameter and momentum of each, of equal shape; the last two are state.
 ///
-/// `squares` are the [squared norms](super::squared_norms) of all gradients of the step, also of those
+/// `squares` are the [squared norms](super::squared_norms) of all gradients of the step, including those
 /// that another op applies. Nothing is changed unless their global norm and every element of `guard`, the
 /// losses, are finite.
 ///
-/// Gives (n, 2) in double precision: Euclidean norms of what was added to each parameter, and of its
-/// values before; zeros where nothing was changed.
+/// Returns (n, 2) in double precision: Euclidean norms of the update of each parameter, and of its values
+/// before; zeros if nothing was changed.
 ///
 /// # Panics
-/// If there are not as many slots as the op has, the shapes of one differ, or it is not made of its
+/// If the number of slots is not the op's, the shapes of a slot differ, or it does not consist of its
 /// matrices.
 pub fn muon<'g>(
     op: Muon,
@@ -64,7 +64,7 @@ pub fn muon<'g>(
 }
 
 impl Muon {
-    /// Elements of single precision that the kernel works with.
+    /// Returns the scratch elements of the kernel, in single precision.
     fn memory(&self) -> usize {
         let sizes = self
             .slots
@@ -101,7 +101,7 @@ impl Operation for Muon {
         let matrices = matrices.flat_map(|slot| slot.rows.iter().map(|&rows| (rows, slot.columns)));
         let products = matrices.map(|(rows, columns)| {
             let (long, short) = (rows.max(columns), rows.min(columns));
-            // Of A and A², which are symmetric, one half.
+            // A and A² are symmetric: only half of each is computed.
             long * short * short + short * short * short + 2 * long * short * short
         });
         (self.iterations * products.sum::<usize>()) as u64
@@ -187,14 +187,14 @@ impl Operation for Muon {
     }
 }
 
-/// A matrix with rows of `columns` after the Newton–Schulz iterations.
+/// Returns a matrix with rows of `columns` elements after the Newton–Schulz iterations.
 fn orthogonalized(u: &[f64], columns: usize, iterations: usize) -> Vec<f64> {
     if u.is_empty() {
         return Vec::new();
     }
     let rows = u.len() / columns;
     if rows > columns {
-        // The iteration commutes with the transposition, and A is the smaller one then.
+        // The iteration commutes with transposition, which makes A smaller.
         let o = orthogonalized(&transposed(u, columns), rows, iterations);
         return transposed(&o, rows);
     }
@@ -222,7 +222,7 @@ fn transposed(x: &[f64], columns: usize) -> Vec<f64> {
         .collect()
 }
 
-/// `x y` for rows of `inner` elements in x.
+/// Computes `x y` for rows of `inner` elements in x.
 fn product(x: &[f64], y: &[f64], inner: usize) -> Vec<f64> {
     let columns = y.len() / inner;
     let rows = x.chunks(inner).flat_map(|x| {
@@ -296,7 +296,7 @@ mod tests {
         each.map(|(step, (factor, guard))| run(step, *factor, *guard)).collect()
     }
 
-    /// Updates parameters by Muon and the last one by AdamW.
+    /// Updates parameters with Muon and the last one with AdamW.
     fn record<'g>(op: &Muon, g: &'g Builder, buffers: &[Buffer], x: &[Value<'g>]) -> Vec<Value<'g>> {
         let mut offset = 0;
         let slots = x[1..].iter().map(|gradient| {
@@ -392,7 +392,7 @@ mod tests {
 
     #[test]
     fn singular_values_are_iterated() {
-        // The matrix is divided by its norm first, which is 5.
+        // The matrix is first divided by its norm, which is 5.
         for (u, columns) in [
             ([3.0, 0.0, 0.0, 0.0, 0.0, -4.0], 3),
             ([3.0, 0.0, 0.0, 0.0, 0.0, -4.0], 2),

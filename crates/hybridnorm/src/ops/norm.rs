@@ -1,4 +1,4 @@
-//! Norms of rows, and the residual connection before one.
+//! Norms of rows, and the residual add before a norm.
 
 use std::f64::consts::FRAC_2_SQRT_PI;
 use std::ops::Range;
@@ -17,19 +17,19 @@ pub struct Norm(pub(crate) Spec);
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct NormGrad(pub(crate) Spec);
 
-/// `s = x + o` and `norm(s)`: [`Add`](super::Add) and [`Norm`] in one.
+/// `s = x + o` and `norm(s)`: [`Add`](super::Add) and [`Norm`] in one op.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AddNorm(pub(crate) Spec);
 
-/// [`NormGrad`] whose gradient of x is added to another one.
+/// [`NormGrad`] with the gradient of x added to another one.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct NormGradAdd(pub(crate) Spec);
 
-/// Normalizes rows of `spec.width` elements; `params_p` as [`Spec`] lays them out, (p), `None` where
+/// Normalizes rows of `spec.width` elements; `params_p` as [`Spec`] lays them out, (p), `None` if
 /// there are none.
 ///
 /// # Panics
-/// If x is not made of such rows, or the number of parameters is another one.
+/// If x does not consist of such rows, or the number of parameters differs.
 pub fn norm<'g>(x: Value<'g>, params_p: impl Into<Option<Value<'g>>>, spec: Spec) -> Value<'g> {
     let nothing = || fill(x.builder(), 0.0, Type::f32([0]));
     let params_p = params_p.into().unwrap_or_else(nothing);
@@ -59,7 +59,7 @@ impl Operation for Norm {
     }
 
     fn by_position(&self, inputs: &[Type]) -> Range<usize> {
-        // Which vector of parameters a row takes must not depend on the position.
+        // The parameter vector of a row must not depend on the position.
         let turn = self.0.width * self.0.groups;
         0..usize::from(inputs[0].shape.width().is_multiple_of(turn))
     }
@@ -156,7 +156,7 @@ impl Operation for NormGradAdd {
     }
 }
 
-/// Gain, bias, α and shift; gains of 1 and biases of 0 where there are none.
+/// Gain, bias, α and shift; gains of 1 and biases of 0 if absent.
 struct Params {
     gain: Vec<f64>,
     bias: Vec<f64>,
@@ -181,7 +181,7 @@ fn unpack(spec: &Spec, params: &[f64]) -> Params {
     }
 }
 
-/// A row before gain and bias, and the gradients of what it is made of.
+/// A row before gain and bias, and the gradients of its inputs.
 struct Row {
     h: Vec<f64>,
     dx: Vec<f64>,
@@ -189,7 +189,7 @@ struct Row {
     dshift: f64,
 }
 
-/// The norm function of a row x, and its vector-Jacobian product with `dh`.
+/// Computes the norm function of a row x, and its vector-Jacobian product with `dh`.
 fn row(spec: &Spec, p: &Params, x: &[f64], dh: &[f64]) -> Row {
     let (w, eps) = (x.len() as f64, f64::from(spec.eps));
     match spec.function {
@@ -201,7 +201,7 @@ fn row(spec: &Spec, p: &Params, x: &[f64], dh: &[f64]) -> Row {
     }
 }
 
-/// `(x − mean) · slope` with `slope = 1 / √(Σ(x − mean)² / count + eps)`; a mean of 0 unless centered.
+/// Computes `(x − mean) · slope` with `slope = 1 / √(Σ(x − mean)² / count + eps)`; a mean of 0 unless centered.
 fn rescaled(x: &[f64], dh: &[f64], is_centered: bool, count: f64, eps: f64) -> Row {
     let mean = |x: &[f64]| match is_centered {
         true => x.iter().sum::<f64>() / x.len() as f64,
@@ -222,7 +222,7 @@ fn rescaled(x: &[f64], dh: &[f64], is_centered: bool, count: f64, eps: f64) -> R
     }
 }
 
-/// `f(α · x + shift)` of every element, where `f` gives value and derivative.
+/// Computes `f(α · x + shift)` of every element, where `f` returns value and derivative.
 fn pointwise(p: &Params, x: &[f64], dh: &[f64], f: impl Fn(f64) -> (f64, f64)) -> Row {
     let at = x.iter().map(|x| f(p.alpha * x + p.shift));
     let (h, slopes): (Vec<f64>, Vec<f64>) = at.unzip();
@@ -235,7 +235,7 @@ fn pointwise(p: &Params, x: &[f64], dh: &[f64], f: impl Fn(f64) -> (f64, f64)) -
     }
 }
 
-/// [`Norm`] in double precision.
+/// Computes [`Norm`] in double precision.
 pub(super) fn forward(spec: &Spec, x: &[f64], params: &[f64], y: &mut [f64]) {
     let p = unpack(spec, params);
     let no_gradient = vec![0.0; spec.width];
@@ -248,7 +248,7 @@ pub(super) fn forward(spec: &Spec, x: &[f64], params: &[f64], y: &mut [f64]) {
     }
 }
 
-/// [`NormGrad`] in double precision; the gradient of x is added to `dx`.
+/// Computes [`NormGrad`] in double precision; the gradient of x is added to `dx`.
 pub(super) fn backward(
     spec: &Spec,
     x: &[f64],

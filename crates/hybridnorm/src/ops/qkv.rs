@@ -1,5 +1,5 @@
-//! From the packed projection `[q heads | k heads | v heads]` to normed, rotated and scaled queries, keys
-//! and values.
+//! Transform of the packed projection `[q heads | k heads | v heads]` to normalized, rotated and scaled queries,
+//! keys and values.
 
 use hybridnorm_kernels::norm::Norm;
 use hybridnorm_kernels::qkv::{self, Preparation, QkOrder, QkvPrep as Spec};
@@ -12,22 +12,22 @@ use crate::graph::{Type, Value};
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct QkvPrep {
     pub(crate) spec: Spec,
-    /// Positions of a sequence.
+    /// Positions per sequence.
     pub(crate) seq: usize,
 }
 
-/// Gradients of the projection and of the three norms' parameters.
+/// Gradients of the projection and of the parameters of the three norms.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct QkvPrepGrad(pub(crate) QkvPrep);
 
-/// Applies all that stands between the packed projection (b, t, c) and the attention scores; c is
+/// Applies all transforms between the packed projection (b, t, c) and the attention logits; c is
 /// `(h + 2g)·k`.
 ///
 /// `rotations` (t, k) are those of [`rotations`](super::rotations()). `params` are those of
-/// the norms on q, k and v, `None` where a norm is absent or has none.
+/// the norms of q, k and v, `None` if a norm is absent or has none.
 ///
 /// # Panics
-/// If a shape is not that of the spec.
+/// If a shape does not match the spec.
 pub fn qkv_prep<'g>(
     qkv_btc: Value<'g>,
     rotations: Value<'g>,
@@ -43,7 +43,7 @@ pub fn qkv_prep<'g>(
     y
 }
 
-/// Number of parameters of the norms of q, k and v.
+/// Returns the number of parameters of the norms of q, k and v.
 fn params_of(spec: &Spec) -> [usize; 3] {
     [spec.q, spec.k, spec.v].map(|norm| norm.map_or(0, |norm| norm.params_len()))
 }
@@ -60,13 +60,13 @@ impl QkvPrep {
         }
     }
 
-    /// Operands of the kernels besides the projection.
+    /// Returns the operands of the kernels besides the projection.
     pub(super) fn preparation<'a>(&self, io: &Io<'a, f32>) -> Preparation<'a> {
         let rotations = &io.read(1)[..self.seq * self.spec.head_dim];
         Preparation::new(&self.spec, rotations, [io.read(2), io.read(3), io.read(4)])
     }
 
-    /// Queries, keys and values: first column, number of heads, norm, number of the norm's parameters.
+    /// Returns first column, number of heads and norm of queries, keys and values.
     fn segments(&self) -> [(usize, usize, Option<Norm>); 3] {
         let Spec { heads, kv_heads, head_dim, q, k, v, .. } = self.spec;
         [
@@ -76,7 +76,7 @@ impl QkvPrep {
         ]
     }
 
-    /// Turns all heads by the angles of a position; backwards for a `sign` of -1.
+    /// Rotates all heads by the angles of a position; inversely for a `sign` of -1.
     fn rotate(&self, turn: &[f64], heads: &mut [f64], sign: f64) {
         for head in heads.chunks_mut(self.spec.head_dim) {
             head.copy_from_slice(&rotated(head, turn, sign));
@@ -88,7 +88,7 @@ impl QkvPrep {
         x.iter().map(|x| x.clamp(-limit, limit)).collect()
     }
 
-    /// The forward pass in double precision.
+    /// Computes the forward pass in double precision.
     pub(super) fn exact(&self, io: &Io<'_, f64>, y: &mut [f64]) {
         let (x, k) = (io.read(0), self.spec.head_dim);
         let width = (self.spec.heads + 2 * self.spec.kv_heads) * k;
@@ -116,7 +116,7 @@ impl QkvPrep {
         }
     }
 
-    /// The gradients in double precision.
+    /// Computes the gradients in double precision.
     pub(super) fn exact_backward(
         &self,
         io: &Io<'_, f64>,
@@ -196,7 +196,7 @@ impl Operation for QkvPrepGrad {
         "q·k·v norm and rotation, gradients"
     }
 
-    /// Reads what the forward pass reads, and the gradient of its output.
+    /// Reads the inputs of the forward pass, and the gradient of its output.
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
         vec![inputs[0], inputs[2], inputs[3], inputs[4]]
     }

@@ -1,4 +1,4 @@
-//! Rotary embedding of the key that the heads of a latent attention share, as its cache stores it.
+//! Rotary embedding of the shared key of latent attention, as its cache stores it.
 //!
 //! Shape suffix: r rotated channels.
 
@@ -7,18 +7,18 @@ use hybridnorm_kernels::latent;
 use super::{Io, Operation};
 use crate::graph::{Type, Value};
 
-/// Keys turned by the angles of their positions. Serves inference only.
+/// Keys rotated by the angles of their positions. Inference-only.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rotate {
     seq: usize,
     channels: usize,
 }
 
-/// Rotates keys (b, t, r) by their positions, of which `rotations` (t, r) holds the cosines,
-/// then the sines, of r/2 angles each. Not differentiable.
+/// Rotates keys (b, t, r) by their positions; `rotations` (t, r) contains the cosines, then the sines, of r/2
+/// angles each. Not differentiable.
 ///
 /// # Panics
-/// If the shapes are others, r is odd, or there are rotations for fewer than t positions.
+/// If the shapes do not match, r is odd, or there are rotations for fewer than t positions.
 pub fn rotate<'g>(keys_btr: Value<'g>, rotations: Value<'g>) -> Value<'g> {
     let &[_, seq, channels] = keys_btr.shape().sizes() else {
         panic!(
@@ -68,7 +68,7 @@ impl Operation for Rotate {
     }
 }
 
-/// Checks the type of rotations of an op that reads those of `seq` positions at once.
+/// Checks the type of rotations for an op that reads those of `seq` positions at once.
 pub(super) fn check_rotations(op: &str, rotations: Type, seq: usize, channels: usize) {
     assert!(
         channels > 0 && channels.is_multiple_of(2),
@@ -78,8 +78,8 @@ pub(super) fn check_rotations(op: &str, rotations: Type, seq: usize, channels: u
     assert_eq!(rotations, expected, "{op}: rotations");
 }
 
-/// One row: channels i and r/2 + i are a point of the plane, turned by the angle whose cosine and sine
-/// are these channels of `turn`; backwards for a `sign` of -1.
+/// Rotates one row: channels i and r/2 + i are a point of the plane, rotated by the angle whose cosine and sine
+/// are these channels of `turn`; inversely for a `sign` of -1.
 pub(super) fn rotated(x: &[f64], turn: &[f64], sign: f64) -> Vec<f64> {
     let half = x.len() / 2;
     let mut y = vec![0.0; x.len()];
@@ -107,7 +107,7 @@ mod tests {
                 executors.run(behind(past), &[keys], |g, _, x| {
                     let table = rotations(g, 100.0, r, t);
                     let rotated = rotate(x[0], table);
-                    // What reads the keys too has them as they were.
+                    // Other readers of the keys must see them unchanged.
                     vec![rotated, x[0] * 0.5]
                 });
             }

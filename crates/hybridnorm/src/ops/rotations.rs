@@ -13,7 +13,7 @@ pub struct Rotations {
     positions: usize,
 }
 
-/// The rotations (t, k) of t positions and k channels, in each row k/2 cosines, then as many sines, of
+/// Computes the rotations (t, k) of t positions and k channels, in each row k/2 cosines, then as many sines, of
 /// `position · theta^(-2i/k)` (arXiv 2104.09864).
 pub fn rotations(graph: &Builder, theta: f64, channels: usize, positions: usize) -> Value<'_> {
     let op = Rotations {
@@ -38,7 +38,7 @@ impl Operation for Rotations {
         Vec::new()
     }
 
-    /// Rounded to single precision, as all executors have them.
+    /// Rounded to single precision, as in all executors.
     fn reference(&self, io: &mut Io<'_, f64>) {
         let (past, half) = (io.arguments().past, self.channels / 2);
         for (t, row) in io.write().chunks_mut(self.channels).enumerate() {
@@ -71,7 +71,7 @@ mod tests {
             });
             after.cpu.outputs[0].clone()
         };
-        // Position 0 is not turned.
+        // Position 0 is not rotated.
         assert_eq!(rows(0)[..6], [1.0, 1.0, 1.0, 0.0, 0.0, 0.0]);
         assert_eq!(rows(0)[6..], rows(1)[..12]);
     }

@@ -1,4 +1,4 @@
-//! The router of a mixture of experts: weights of the chosen experts, and the losses that keep it even.
+//! Router of a mixture of experts: gate weights of the selected experts, and auxiliary losses.
 
 use hybridnorm_kernels::experts::Dispatch;
 use hybridnorm_kernels::router::{self, Router, Scoring};
@@ -8,11 +8,11 @@ use super::exact::log_sum_exp;
 use super::{Backward, Io, Operation, fill};
 use crate::graph::{Type, Value};
 
-/// Weights of the experts that a dispatch names; see [`Router`].
+/// Gate weights of the experts in a dispatch; see [`Router`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RouterWeights(pub(crate) Router);
 
-/// Gradient of the logits from that of [`RouterWeights`]' output; the choice counts as constant.
+/// Gradient of the logits from that of [`RouterWeights`]' output; the selection is treated as constant.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RouterWeightsGrad(pub(crate) Router);
 
@@ -20,15 +20,15 @@ pub struct RouterWeightsGrad(pub(crate) Router);
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RouterLosses(pub(crate) Router);
 
-/// Gradient of the logits from those of the two losses; the load counts as constant.
+/// Gradient of the logits from those of the two losses; the load is treated as constant.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RouterLossesGrad(pub(crate) Router);
 
-/// Weights (n, k) of the chosen experts: their scores, of logits (.., e), divided by their sum if the
-/// router says so, and scaled.
+/// Computes the gate weights (n, k) of the selected experts: their scores, from logits (.., e), divided by their
+/// sum if the router renormalizes, and scaled.
 ///
 /// # Panics
-/// If the logits are of another number of experts, or the dispatch is not one of these tokens by this
+/// If the logits have another number of experts, or the dispatch is not one of these tokens by this
 /// router.
 pub fn router_weights<'g>(logits: Value<'g>, dispatch: Value<'g>, router: Router) -> Value<'g> {
     let graph = logits.builder();
@@ -36,7 +36,7 @@ pub fn router_weights<'g>(logits: Value<'g>, dispatch: Value<'g>, router: Router
     weights
 }
 
-/// Load-balancing loss, z-loss and entropy of n tokens, unweighted means over them, each of one element:
+/// Computes load-balancing loss, z-loss and entropy of n tokens, unweighted means over them, one element each:
 ///
 /// ```text
 /// E · Σ_e (slots of e / (n · k)) · mean of p_e
@@ -44,7 +44,7 @@ pub fn router_weights<'g>(logits: Value<'g>, dispatch: Value<'g>, router: Router
 /// mean of −Σ_e p_e log p_e, in nats
 /// ```
 ///
-/// with p the softmax of the logits (.., e), or sigmoids divided by their sum. The fourth value is the
+/// with p the softmax of the logits (.., e), or sigmoids divided by their sum. The fourth value contains the
 /// three in double precision, (3). The third and the fourth are statistics without gradients.
 ///
 /// # Panics
@@ -54,7 +54,7 @@ pub fn router_losses<'g>(logits: Value<'g>, dispatch: Value<'g>, router: Router)
     graph.op(RouterLosses(router), &[logits, dispatch])
 }
 
-/// Checks logits and dispatch; gives the tokens.
+/// Checks logits and dispatch; returns the number of tokens.
 fn check(name: &str, router: &Router, inputs: &[Type]) -> usize {
     let &[logits, dispatch, ..] = inputs else {
         panic!("{name}: logits and a dispatch are read")
@@ -118,7 +118,7 @@ impl Operation for RouterWeightsGrad {
         for ((logits, dlogits), (chosen, dweights)) in tokens.zip(choices) {
             let scores = scores(r.scoring, logits);
             let total = divisor(r, &scores, chosen);
-            // The divisor depends on the score of every chosen expert.
+            // The divisor depends on the score of every selected expert.
             let shares = chosen.iter().map(|&expert| scores[expert as usize] / total);
             let common: f64 = match r.renormalize {
                 true => shares.zip(dweights).map(|(share, d)| share * d).sum(),
@@ -175,7 +175,7 @@ impl Operation for RouterLosses {
             for (score, &load) in scores.iter().zip(load) {
                 let p = score / total;
                 balance += even_is_one(r, load, n) * p / n;
-                // p log p goes to 0 with p.
+                // p log p tends to 0 with p.
                 entropy -= if p == 0.0 { 0.0 } else { p * p.ln() / n };
             }
         }
@@ -213,7 +213,7 @@ impl Operation for RouterLossesGrad {
         let n = (logits.len() / r.experts) as f64;
         let tokens = logits.chunks(r.experts).zip(dlogits.chunks_mut(r.experts));
         for (logits, dlogits) in tokens {
-            // The slope of logsumexp is the softmax.
+            // The derivative of logsumexp is the softmax.
             let dlog_sum = dz * 2.0 * log_sum_exp(logits) / n;
             let softmax = scores(Scoring::Softmax, logits);
             for (dlogit, softmax) in dlogits.iter_mut().zip(softmax) {
@@ -240,7 +240,7 @@ impl Operation for RouterLossesGrad {
     }
 }
 
-/// Scores of the experts for one token.
+/// Returns the scores of the experts for one token.
 pub(super) fn scores(scoring: Scoring, logits: &[f64]) -> Vec<f64> {
     let log_sum = log_sum_exp(logits);
     let scores = logits.iter().map(|l| match scoring {
@@ -250,7 +250,7 @@ pub(super) fn scores(scoring: Scoring, logits: &[f64]) -> Vec<f64> {
     scores.collect()
 }
 
-/// Denominator of the chosen experts' weights.
+/// Returns the denominator of the gate weights.
 fn divisor(r: &Router, scores: &[f64], chosen: &[i32]) -> f64 {
     let sum: f64 = chosen.iter().map(|&expert| scores[expert as usize]).sum();
     match (r.renormalize, r.scoring) {
@@ -260,12 +260,12 @@ fn divisor(r: &Router, scores: &[f64], chosen: &[i32]) -> f64 {
     }
 }
 
-/// The load of an expert relative to that of even load.
+/// Returns the load of an expert relative to a balanced load.
 fn even_is_one(r: &Router, load: i32, tokens: f64) -> f64 {
     r.experts as f64 * f64::from(load) / (tokens * r.top_k as f64)
 }
 
-/// Adds the gradient of a token's logits.
+/// Adds the gradient of a token's logits through its scores.
 fn add_through_scores(scoring: Scoring, scores: &[f64], dscores: &[f64], dlogits: &mut [f64]) {
     let mean: f64 = scores.iter().zip(dscores).map(|(s, ds)| s * ds).sum();
     for ((dlogit, s), ds) in dlogits.iter_mut().zip(scores).zip(dscores) {
@@ -284,7 +284,7 @@ mod tests {
     use crate::graph::Builder;
     use crate::passes::gradients;
 
-    /// Routers of every form with the tokens that they are tested on.
+    /// Returns routers of every form, each with a number of tokens to test it on.
     fn routers() -> Vec<(usize, Router)> {
         let mut routers = Vec::new();
         for (n, experts, top_k, groups, top_groups) in [

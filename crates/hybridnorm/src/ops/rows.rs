@@ -1,11 +1,11 @@
-//! Rows multiplied by learned factors.
+//! Rows scaled by learned factors.
 
 use hybridnorm_kernels::elementwise;
 
 use super::{Backward, Io, Operation};
 use crate::graph::{Type, Value};
 
-/// Rows each multiplied by a factor, or all by one.
+/// Rows multiplied by one factor each, or all by one.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ScaleRows {
     width: usize,
@@ -18,7 +18,7 @@ pub struct ScaleRowsGrad(ScaleRows);
 /// Multiplies rows (n, d) by factors (n), or by a single one.
 ///
 /// # Panics
-/// If there is another number of factors.
+/// If the number of factors is neither 1 nor n.
 pub fn scale_rows<'g>(x_nd: Value<'g>, s_n: Value<'g>) -> Value<'g> {
     let width = x_nd.shape().width();
     let [y] = x_nd.builder().op(ScaleRows { width }, &[x_nd, s_n]);

@@ -12,14 +12,14 @@ pub struct Scale {
     pub(crate) factor: f32,
 }
 
-/// A value all of whose elements are one number.
+/// A value with all elements equal.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Fill {
     pub(crate) value: f32,
     ty: Type,
 }
 
-/// `factor · x`, the factor rounded to single precision; x itself where that is 1.
+/// Computes `factor · x`, the factor rounded to single precision; returns x itself if that is 1.
 pub fn scale(x: Value<'_>, factor: f64) -> Value<'_> {
     let factor = factor as f32;
     if factor == 1.0 {
@@ -29,7 +29,7 @@ pub fn scale(x: Value<'_>, factor: f64) -> Value<'_> {
     y
 }
 
-/// A value all of whose elements are `value`.
+/// Creates a value with all elements equal to `value`.
 pub fn fill(graph: &Builder, value: f32, ty: Type) -> Value<'_> {
     let [y] = graph.op(Fill { value, ty }, &[]);
     y

@@ -1,4 +1,4 @@
-//! Statistics of attention scores, for taps: attention itself never stores the scores.
+//! Statistics of attention logits, for taps: attention itself never stores the logits.
 
 use hybridnorm_kernels::attention::{self, Attention as Spec};
 
@@ -6,41 +6,41 @@ use super::magnitude::larger_or_nan;
 use super::{Io, Operation};
 use crate::graph::{Type, Value};
 
-/// The largest score, and the mean entropy of the attention weights.
+/// Max attention logit, and mean attention entropy.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionScores(pub(crate) Spec);
 
-/// The largest score of every query head before any soft cap.
+/// Max attention logit of every query head before any soft cap.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct HeadMaxima(pub(crate) Spec);
 
-/// The largest score of causal attention, and the mean entropy `-Σ p ln p` of its weights over
-/// sequences, heads and queries, in nats: (2) in double precision. `qkv` is packed and prepared, as
+/// Computes the max attention logit of causal attention, and the mean entropy `-Σ p ln p` of its weights over
+/// sequences, heads and queries, in nats: (2) in double precision. `qkv` is packed and transformed, as
 /// attention reads it. Not differentiable.
 ///
-/// NaN where a score is not finite.
+/// NaN if a logit is not finite.
 ///
 /// # Panics
-/// If `qkv` is not packed as `spec` says.
+/// If `qkv` is not packed as in `spec`.
 pub fn attention_scores(qkv: Value<'_>, spec: Spec) -> Value<'_> {
     let [found] = qkv.builder().op(AttentionScores(spec), &[qkv]);
     found
 }
 
-/// The largest `scale q k` of each of h query heads, over all sequences and the keys that the causal mask
-/// leaves, before any soft cap: (h). `qkv` is packed and prepared, as attention reads it. Not
+/// Computes the maximum of `scale q k` for each of h query heads, over all sequences and the keys that the causal
+/// mask leaves, before any soft cap: (h). `qkv` is packed and transformed, as attention reads it. Not
 /// differentiable.
 ///
-/// NaN for a head with a product that is one, negative infinity where there are none.
+/// NaN for a head with a NaN product, negative infinity for no products.
 ///
 /// # Panics
-/// If `qkv` is not packed as `spec` says.
+/// If `qkv` is not packed as in `spec`.
 pub fn head_maxima(qkv: Value<'_>, spec: Spec) -> Value<'_> {
     let [maxima] = qkv.builder().op(HeadMaxima(spec), &[qkv]);
     maxima
 }
 
-/// Elements of a position.
+/// Returns the elements per position.
 fn width(spec: &Spec) -> usize {
     (spec.heads + spec.kv_heads) * spec.head_dim + spec.kv_heads * spec.value_dim
 }
@@ -59,7 +59,7 @@ fn check(name: &str, spec: &Spec, inputs: &[Type]) {
     assert_eq!(*qkv, packed, "{name}: packed q·k·v");
 }
 
-/// `scale q k` of a query with every key that it sees.
+/// Returns `scale q k` of a query with every key visible to it.
 fn products(spec: &Spec, qkv: &[f64], sequence: usize, head: usize, query: usize) -> Vec<f64> {
     let row = |position: usize| &qkv[(sequence * spec.seq + position) * width(spec)..];
     let kv_head = head / (spec.heads / spec.kv_heads);
@@ -194,7 +194,7 @@ mod tests {
         }
     }
 
-    /// Outputs of both ops.
+    /// Returns the outputs of both ops.
     fn find(spec: Spec, qkv: Given) -> [Vec<f64>; 2] {
         let after = Executors::new(&[]).run(Arguments::default(), &[qkv], |_, _, x| {
             vec![attention_scores(x[0], spec), head_maxima(x[0], spec)]

@@ -1,4 +1,4 @@
-//! How ops that read or update state are tested: the CPU kernel against the reference, run after run.
+//! Tests of ops that read or update state: the CPU kernel against the reference, run after run.
 
 use super::testing::{Given, OUTPUT, floats};
 use crate::exec::{Cpu, Data, Executor, Reference};
@@ -6,14 +6,14 @@ use crate::graph::{Buffer, Builder, DType, Value};
 use crate::ops::Arguments;
 use crate::plan::{Options, Program};
 
-/// Outputs of a run, and the elements of the buffers after it.
+/// Outputs of a run, and contents of the buffers after it.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct After {
     pub(crate) outputs: Vec<Vec<f64>>,
     pub(crate) buffers: Vec<Vec<f64>>,
 }
 
-/// An executor with a buffer for each piece of state.
+/// An executor with one buffer per piece of state.
 pub(crate) struct Session {
     executor: Box<dyn Executor>,
     precision: DType,
@@ -22,7 +22,7 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// The reference, in double precision.
+    /// Creates a session of the reference executor, in double precision.
     pub(crate) fn reference(state: &[Vec<f64>]) -> Self {
         Self::new(Box::new(Reference::new()), DType::F64, state)
     }
@@ -41,7 +41,7 @@ impl Session {
         }
     }
 
-    /// Runs what `record` makes of the buffers and the inputs.
+    /// Runs the program that `record` records from the buffers and the inputs.
     pub(crate) fn run(
         &mut self,
         arguments: Arguments,
@@ -68,7 +68,7 @@ impl Session {
     }
 }
 
-/// The reference and the CPU side by side, with the same state.
+/// The reference and the CPU executor with the same state.
 pub(crate) struct Executors {
     reference: Session,
     cpu: Session,
@@ -88,7 +88,7 @@ impl Executors {
         }
     }
 
-    /// As [`Session::run`], and checks that outputs and buffers of both agree.
+    /// Runs both as [`Session::run`] does, and checks that their outputs and buffers agree.
     pub(crate) fn run(
         &mut self,
         arguments: Arguments,
@@ -118,7 +118,7 @@ impl Executors {
     }
 }
 
-/// Arguments of a run behind so many positions.
+/// Returns the arguments of a run after this many positions.
 pub(crate) fn behind(past: usize) -> Arguments {
     Arguments {
         past,
@@ -126,7 +126,7 @@ pub(crate) fn behind(past: usize) -> Arguments {
     }
 }
 
-/// Inputs of these shapes, each with other numbers.
+/// Returns inputs of these shapes, each with different numbers.
 pub(crate) fn inputs<const N: usize>(seed: u64, shapes: [[usize; 3]; N]) -> [Given; N] {
     let mut seeds = seed..;
     shapes.map(|shape| floats(seeds.next().unwrap_or(seed), shape))

@@ -1,4 +1,4 @@
-//! How ops are tested: the CPU kernel against the reference, the reference against central differences,
+//! Tests of ops: the CPU kernel against the reference, the reference against central differences,
 //! fused programs against unfused ones.
 
 use crate::exec::{Cpu, Executor, Reference, Tensor};
@@ -17,12 +17,12 @@ pub(crate) struct Given {
 }
 
 impl Given {
-    /// Its type.
+    /// Returns its type.
     pub(crate) fn ty(&self) -> Type {
         self.ty
     }
 
-    /// Its elements as an executor of this precision reads them.
+    /// Returns its elements as an executor of this precision reads them.
     pub(crate) fn tensor(&self, precision: DType) -> Tensor {
         match (self.ty.dtype, precision) {
             (DType::I32, _) => Tensor::I32(self.ints.clone()),
@@ -31,19 +31,19 @@ impl Given {
         }
     }
 
-    /// Its numbers.
+    /// Returns its floating-point elements.
     pub(crate) fn elements(&self) -> &[f64] {
         &self.floats
     }
 
-    /// The same with another number at `index`.
+    /// Replaces the number at `index`.
     pub(crate) fn with(mut self, index: usize, number: f64) -> Self {
         self.floats[index] = number;
         self
     }
 }
 
-/// Numbers between -1 and 1.
+/// Returns pseudorandom numbers between -1 and 1.
 pub(crate) fn numbers(seed: u64, n: usize) -> Vec<f64> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
@@ -56,7 +56,7 @@ pub(crate) fn numbers(seed: u64, n: usize) -> Vec<f64> {
     (0..n).map(|_| next()).collect()
 }
 
-/// An input of numbers between -1 and 1, whose gradient is checked.
+/// Returns an input of numbers between -1 and 1, whose gradient is checked.
 pub(crate) fn floats<const N: usize>(seed: u64, shape: [usize; N]) -> Given {
     let ty = Type::f32(shape);
     Given {
@@ -67,14 +67,14 @@ pub(crate) fn floats<const N: usize>(seed: u64, shape: [usize; N]) -> Given {
     }
 }
 
-/// The same, each number changed.
+/// Returns [`floats`] with `f` applied to each number.
 pub(crate) fn floats_by<const N: usize>(
     seed: u64,
     shape: [usize; N],
     f: impl Fn(f64) -> f64,
 ) -> Given {
     let mut given = floats(seed, shape);
-    // Rounded, so that both executors begin with the same numbers.
+    // Rounded, so that both executors start from the same numbers.
     given
         .floats
         .iter_mut()
@@ -82,7 +82,7 @@ pub(crate) fn floats_by<const N: usize>(
     given
 }
 
-/// An input of integers.
+/// Returns an input of integers.
 pub(crate) fn ints<const N: usize>(shape: [usize; N], values: &[i32]) -> Given {
     Given {
         ty: Type::i32(shape),
@@ -92,7 +92,7 @@ pub(crate) fn ints<const N: usize>(shape: [usize; N], values: &[i32]) -> Given {
     }
 }
 
-/// An input of given numbers that nothing is differentiated by.
+/// Returns an input of given numbers, whose gradient is not checked.
 pub(crate) fn constant<const N: usize>(shape: [usize; N], values: Vec<f64>) -> Given {
     Given {
         ty: Type::f32(shape),
@@ -102,15 +102,15 @@ pub(crate) fn constant<const N: usize>(shape: [usize; N], values: Vec<f64>) -> G
     }
 }
 
-/// Largest error of outputs, relative to the largest element.
+/// Maximum error of outputs, relative to the largest element.
 pub(crate) const OUTPUT: f64 = 1e-5;
-/// Largest error of gradients.
+/// Maximum error of gradients.
 const GRADIENT: f64 = 1e-4;
-/// Largest error of the reference's gradients against central differences.
+/// Maximum error of the reference's gradients against central differences.
 const DIFFERENCE: f64 = 1e-6;
 const STEP: f64 = 1e-5;
 
-/// Checks the value and the gradients of what `build` makes of the inputs.
+/// Checks the value and the gradients of the output that `build` records.
 pub(crate) fn check(
     given: &[Given],
     build: impl for<'g> Fn(&'g Builder, &[Value<'g>]) -> Value<'g>,
@@ -118,7 +118,7 @@ pub(crate) fn check(
     check_with(given, &[], |g, x| vec![build(g, x)]);
 }
 
-/// As [`check`], for several outputs; gradients only through those that are not listed in `plain`.
+/// Checks several outputs as [`check`] does; those listed in `plain` have no gradients.
 pub(crate) fn check_with(
     given: &[Given],
     plain: &[usize],
@@ -127,7 +127,7 @@ pub(crate) fn check_with(
     check_all(given, plain, true, build);
 }
 
-/// As [`check_with`], where fused ops add in another order.
+/// Checks as [`check_with`] does, if fused ops sum in a different order.
 pub(crate) fn check_close(
     given: &[Given],
     plain: &[usize],

@@ -1,9 +1,9 @@
-//! Runs of elements repeated: a factor of a key/value head for every query head of its group.
+//! Repetition of runs of elements: a factor of a key/value head for every query head of its group.
 
 use super::{Backward, Io, Operation};
 use crate::graph::{Type, Value};
 
-/// Every run of `width` elements `times` times in a row.
+/// Every run of `width` elements repeated `times` times consecutively.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Tile {
     width: usize,
@@ -14,10 +14,10 @@ pub struct Tile {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TileGrad(Tile);
 
-/// Repeats every run of `width` elements of a vector (n) `times` times in a row: (n · times).
+/// Repeats every run of `width` elements of a vector (n) `times` times consecutively: (n · times).
 ///
 /// # Panics
-/// If the vector is not made of such runs.
+/// If the vector does not consist of such runs.
 pub fn tile(x_n: Value<'_>, width: usize, times: usize) -> Value<'_> {
     if times == 1 {
         return x_n;

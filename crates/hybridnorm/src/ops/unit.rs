@@ -1,4 +1,4 @@
-//! Matrices whose rows or columns are brought to length 1, for weights that live on a sphere (nGPT, arXiv
+//! Normalization of rows or columns of matrices to length 1, for weights on a sphere (nGPT, arXiv
 //! 2410.01131).
 
 use std::ops::Range;
@@ -8,13 +8,13 @@ use hybridnorm_kernels::unit;
 use super::{Io, Operation};
 use crate::graph::{DType, Type, Value};
 
-/// Division of every row by its Euclidean length, in place; one of zeros stays.
+/// Division of every row by its Euclidean norm, in place; zero rows are unchanged.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct UnitRows {
     columns: usize,
 }
 
-/// Division of every column of stacked matrices by its Euclidean length, in place; one of zeros stays.
+/// Division of every column of stacked matrices by its Euclidean norm, in place; zero columns are unchanged.
 #[derive(Debug, Clone, PartialEq)]
 pub struct UnitColumns {
     columns: usize,
@@ -22,26 +22,26 @@ pub struct UnitColumns {
     rows: Vec<usize>,
 }
 
-/// Brings the rows of a matrix, which is state, to length 1.
+/// Normalizes the rows of a matrix, which is state, to length 1.
 ///
 /// # Panics
-/// If it is not made of rows of `columns` elements.
+/// If it does not consist of rows of `columns` elements.
 pub fn unit_rows(matrix: Value<'_>, columns: usize) {
     let [] = matrix.builder().op(UnitRows { columns }, &[matrix]);
 }
 
-/// Brings the columns of matrices on top of each other, which are state, to length 1; `rows` are those of
-/// each matrix.
+/// Normalizes the columns of stacked matrices, which are state, to length 1; `rows` are those of each
+/// matrix.
 ///
 /// # Panics
-/// If it is not made of so many rows of `columns` elements.
+/// If they do not consist of this many rows of `columns` elements.
 pub fn unit_columns(matrices: Value<'_>, columns: usize, rows: Vec<usize>) {
     let [] = matrices
         .builder()
         .op(UnitColumns { columns, rows }, &[matrices]);
 }
 
-/// Divides elements by their Euclidean length.
+/// Divides elements by their Euclidean norm.
 fn normalize<'a>(vector: impl Iterator<Item = &'a mut f64>) {
     let vector: Vec<&mut f64> = vector.collect();
     let length = vector.iter().map(|x| x.powi(2)).sum::<f64>().sqrt();
@@ -131,7 +131,7 @@ mod tests {
     use crate::ops::Arguments;
 
     /// Returns `matrix` after an in-place op on it, and checks that the three elements before it and the two
-    /// after it stay as they are.
+    /// after it are unchanged.
     fn apply(matrix: &[f64], record: impl Fn(Value<'_>)) -> Vec<f64> {
         let ty = Type::f32([matrix.len()]);
         let around = [numbers(1, 3), numbers(2, 2)];

@@ -1,17 +1,17 @@
-//! Neighbouring ops that one kernel computes, as a table of patterns.
+//! Fusion of neighbouring ops into one kernel, by a table of patterns.
 //!
-//! Patterns apply to the whole graph, forward and backward. They change no bit of a result, with two
-//! exceptions that say so: [`head_loss`] and [`normed_attention`].
+//! Patterns apply to the whole graph, forward and backward. Results are bit-identical, with two documented
+//! exceptions: [`head_loss`] and [`normed_attention`].
 
 use crate::graph::{Graph, Node, Source, ValueId};
 use crate::ops::{self, Op};
 
 use super::remove_unused;
 
-/// Replacement of ops: a new op, nothing, or the op that stood there, moved.
+/// Replacement of ops, by index: a new op, nothing, or the op itself followed by a moved one.
 type Rewrite = Vec<(usize, Vec<Node>)>;
 
-/// A pattern looks at an op and gives what takes its place and that of others, if it applies.
+/// A pattern at an op: returns the replacement of it and of other ops, if it applies.
 type Pattern = fn(&Uses<'_>, usize) -> Option<Rewrite>;
 
 /// All patterns, in the order in which they are tried.
@@ -26,7 +26,7 @@ const PATTERNS: &[Pattern] = &[
     linear_grad,
 ];
 
-/// Replaces ops by fused ones, as the table of patterns says.
+/// Replaces ops with fused ones, by the table of patterns.
 pub(crate) fn fuse(graph: &mut Graph, outputs: &[ValueId]) {
     for pattern in PATTERNS {
         while sweep(graph, outputs, *pattern) {
@@ -35,8 +35,7 @@ pub(crate) fn fuse(graph: &mut Graph, outputs: &[ValueId]) {
     }
 }
 
-/// Applies a pattern wherever it does not touch ops that it has touched already; returns true if there was
-/// such a place.
+/// Applies a pattern wherever it does not overlap with a previous match; returns true if there was one.
 fn sweep(graph: &mut Graph, outputs: &[ValueId], pattern: Pattern) -> bool {
     let uses = Uses::new(graph, outputs);
     let mut touched = vec![false; graph.nodes.len()];
@@ -56,7 +55,7 @@ fn sweep(graph: &mut Graph, outputs: &[ValueId], pattern: Pattern) -> bool {
     found
 }
 
-/// Puts nodes in the place of others; those that go leave nothing.
+/// Replaces nodes; those with an empty replacement are removed.
 fn apply(graph: &mut Graph, rewrite: Rewrite) {
     let mut places: Vec<Option<Vec<Node>>> = vec![None; graph.nodes.len()];
     for (index, nodes) in rewrite {
@@ -68,7 +67,7 @@ fn apply(graph: &mut Graph, rewrite: Rewrite) {
         .collect();
 }
 
-/// A graph, and who makes and reads each value.
+/// A graph with the producer and the consumers of each value.
 struct Uses<'a> {
     graph: &'a Graph,
     producers: Vec<Option<usize>>,
@@ -92,25 +91,25 @@ impl<'a> Uses<'a> {
         &self.graph.nodes[index]
     }
 
-    /// The op that makes a value.
+    /// Returns the op that computes a value.
     fn producer(&self, id: ValueId) -> Option<(usize, &'a Node)> {
         let index = self.producers[id.0]?;
         Some((index, self.node(index)))
     }
 
-    /// The ops that read a value.
+    /// Returns the ops that read a value.
     fn consumers(&self, id: ValueId) -> impl Iterator<Item = (usize, &'a Node)> {
         self.consumers[id.0]
             .iter()
             .map(|&index| (index, self.node(index)))
     }
 
-    /// True if nothing but these ops reads the value.
+    /// True if only these ops read the value.
     fn is_read_only_by(&self, id: ValueId, ops: &[usize]) -> bool {
         !self.is_output[id.0] && self.consumers[id.0].iter().all(|index| ops.contains(index))
     }
 
-    /// True if a value is there before op `index`.
+    /// True if a value is available before op `index`.
     fn is_there(&self, id: ValueId, index: usize) -> bool {
         let is_leaf = self.graph.value(id).source != Source::Computed;
         is_leaf || self.producers[id.0].is_some_and(|made| made < index)
@@ -118,7 +117,7 @@ impl<'a> Uses<'a> {
 }
 
 impl Node {
-    /// This node with another op between other values.
+    /// Returns this node with another op and other values.
     fn replaced(&self, op: impl Into<Op>, inputs: Vec<ValueId>, outputs: Vec<ValueId>) -> Self {
         Self {
             op: op.into(),
@@ -129,7 +128,7 @@ impl Node {
     }
 }
 
-/// `s = x + o; norm(s)`
+/// Fuses `s = x + o; norm(s)`.
 fn add_norm(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
     let add = uses.node(index);
     let (Op::Add(_), [sum]) = (&add.op, &add.outputs[..]) else {
@@ -142,7 +141,7 @@ fn add_norm(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
     let mut rewrite = vec![(norm_at, vec![])];
     let mut nodes = Vec::new();
     if !uses.is_there(norm.inputs[1], index) {
-        // Where a norm has no parameters, a constant without elements stands for them; it can be moved.
+        // A norm without parameters reads an empty constant, which can be moved.
         let (at, params) = uses.producer(norm.inputs[1])?;
         if !params.inputs.is_empty() {
             return None;
@@ -156,7 +155,7 @@ fn add_norm(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
     Some(rewrite)
 }
 
-/// A norm's gradient that is added to another one.
+/// Fuses a norm's gradient with its addition to another one.
 fn norm_grad_add(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
     let grad = uses.node(index);
     let (Op::NormGrad(ops::NormGrad(spec)), &[dx, dparams]) = (&grad.op, &grad.outputs[..]) else {
@@ -181,9 +180,9 @@ fn norm_grad_add(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
     Some(vec![(index, vec![]), (add_at, vec![fused])])
 }
 
-/// Norms and rotations right before attention, which then reads the plain projection.
+/// Fuses norms and rotations right before attention into it, which then reads the plain projection.
 ///
-/// The gradients of the norms' parameters may have other last bits, since they are summed head by head.
+/// The last bits of the norm parameters' gradients may differ, since they are summed head by head.
 fn normed_attention(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
     let attention = uses.node(index);
     let Op::Attention(ops::Attention(spec)) = attention.op else {
@@ -200,7 +199,7 @@ fn normed_attention(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
     };
     let forward = attention.replaced(fused, prep.inputs.clone(), attention.outputs.clone());
     let mut rewrite = vec![(index, vec![forward])];
-    // The gradient of this very attention, with that of what stands before it.
+    // The gradient of this attention, with that of the op before it.
     let context = attention.outputs[0];
     let gradient = uses
         .consumers(prepared)
@@ -223,7 +222,7 @@ fn normed_attention(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
     Some(rewrite)
 }
 
-/// An activation right before the experts' output projection.
+/// Fuses an activation right before the experts' output projection into it.
 fn expert_activation(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
     let down = uses.node(index);
     let Op::ExpertDown(form) = down.op else {
@@ -262,8 +261,8 @@ fn expert_activation(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
     Some(rewrite)
 }
 
-/// An activation that a weight's gradient reads: it need not be saved for backward, since the
-/// activation's own gradient gives it once more. The weight's gradient moves behind that.
+/// Makes a weight's gradient read the activation that the activation's gradient recomputes, so that it need not be
+/// saved for backward. The weight's gradient moves after the activation's.
 fn activation_again(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
     let grad = uses.node(index);
     let (Op::ActivationGrad(of), &[_, again]) = (&grad.op, &grad.outputs[..]) else {
@@ -299,7 +298,7 @@ fn activation_again(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
     ])
 }
 
-/// Both gradients of a projection, one right behind the other.
+/// Fuses both gradients of a projection, one right after the other.
 fn linear_grad(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
     let (one, other) = (uses.node(index), uses.graph.nodes.get(index + 1)?);
     let (Op::LinearInputGrad(ops::LinearInputGrad(form)), Op::LinearWeightGrad(same)) =
@@ -317,7 +316,7 @@ fn linear_grad(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
     Some(vec![(index, vec![fused]), (index + 1, vec![])])
 }
 
-/// The gradient of an embedding that is added to another one of the same table.
+/// Fuses the gradient of an embedding with its addition to another one of the same table.
 fn embedding_grad_add(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
     let grad = uses.node(index);
     let Op::EmbeddingGrad(form) = grad.op else {
@@ -335,10 +334,10 @@ fn embedding_grad_add(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
     Some(vec![(index, vec![]), (add_at, vec![fused])])
 }
 
-/// Output projection, scale, soft cap and cross-entropy, with the gradients where they are wanted.
+/// Fuses output projection, scale, soft cap and cross-entropy, with their gradients if needed.
 ///
-/// Results may have other last bits: the matmuls run over chunks of rows, and apply the scale, that of the soft
-/// cap included; the slope of the soft cap is a factor of the softmax's.
+/// The last bits of results may differ: the matmuls run over chunks of rows, and apply the scale, including that
+/// of the soft cap; the derivative of the soft cap is a factor of the softmax's.
 fn head_loss(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
     let loss = uses.node(index);
     let (Op::CrossEntropy(ops::CrossEntropy(mut spec)), &[mut logits, targets]) =
@@ -365,7 +364,7 @@ fn head_loss(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
         gone.push(at);
         gradient = Some(node.outputs[0]);
     }
-    // From the loss back to the projection, and along with it the gradient's way.
+    // From the loss back to the projection, together with the gradients on the way.
     let (projection_at, projection) = loop {
         let (at, node) = uses.producer(logits)?;
         if uses.is_output[logits.0] {
@@ -415,7 +414,7 @@ fn head_loss(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
     replaced(uses, index, fused, &gone)
 }
 
-/// One op in the place of several, unless somebody else reads a value that it does not give.
+/// Replaces several ops with one, unless another op reads a value that it does not output.
 fn replaced(uses: &Uses<'_>, index: usize, by: Node, gone: &[usize]) -> Option<Rewrite> {
     let readers = [gone, &[index]].concat();
     let mut lost = gone.iter().flat_map(|at| &uses.node(*at).outputs);

@@ -1,12 +1,12 @@
-//! Taps and sums of gradients run as soon as their inputs are there, so that these need not live any longer.
+//! Taps and gradient sums run as soon as their inputs are available, which shortens the lifetimes of the inputs.
 
 use crate::graph::Graph;
 
-/// Moves ops that [run early](crate::ops::Operation::runs_early) right behind the last op that makes one of their
+/// Moves ops that [run early](crate::ops::Operation::runs_early) right after the last op that computes one of their
 /// inputs.
 pub(crate) fn hoist(graph: &mut Graph) {
     let producers = graph.producers();
-    // The op behind which each one runs: itself, unless it moves.
+    // The op after which each one runs: itself, unless it moves.
     let mut behind: Vec<usize> = (0..graph.nodes.len()).collect();
     for (index, node) in graph.nodes.iter().enumerate() {
         if node.op.rule().runs_early() {

@@ -1,9 +1,8 @@
-//! Removal of what nobody needs.
+//! Removal of unused ops.
 
 use crate::graph::{Graph, ValueId};
 
-/// Removes the ops of which no output is needed for `outputs`, directly or not, and which change no
-/// state.
+/// Removes ops that update no state and whose outputs are not needed for `outputs`, directly or indirectly.
 pub(crate) fn remove_unused(graph: &mut Graph, outputs: &[ValueId]) {
     let mut needed = vec![false; graph.values.len()];
     for output in outputs {

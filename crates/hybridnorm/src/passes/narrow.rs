@@ -1,5 +1,5 @@
-//! Positions that nobody reads are not computed: where only the last one of every sequence is needed, it is
-//! taken as early as possible.
+//! Narrowing to last positions: if only the last position of every sequence is needed, it is selected as early as
+//! possible, and other positions are not computed.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -7,11 +7,11 @@ use std::collections::btree_map::Entry;
 use crate::graph::{Graph, Node, Source, Type, ValueId};
 use crate::ops::{LastPosition, Op};
 
-/// Moves [`LastPosition`] in front of ops that compute [each position alone](crate::ops::Operation::by_position):
-/// `last(f(x, y))` becomes `f(last(x), last(y))`. Behind the last attention of a prompt, the rest of a model then
+/// Moves [`LastPosition`] before ops that compute [each position independently](crate::ops::Operation::by_position):
+/// `last(f(x, y))` becomes `f(last(x), last(y))`. After the last attention of a prompt, the rest of a model then
 /// runs on one position of each sequence.
 ///
-/// Matmuls of another number of rows may add up in another order, so last bits of results may differ.
+/// Matmuls of another number of rows may sum in another order, so the last bits of results may differ.
 pub(crate) fn narrow(graph: &mut Graph, outputs: &[ValueId]) {
     let is_last = |node: &Node| matches!(node.op, Op::LastPosition(_));
     if !graph.nodes.iter().any(is_last) {
@@ -22,20 +22,20 @@ pub(crate) fn narrow(graph: &mut Graph, outputs: &[ValueId]) {
     let ops = graph.nodes.iter().filter(|node| !is_last(node));
     let read = ops.flat_map(|node| &node.inputs).chain(outputs);
     read.for_each(|id| readers[id.0] += 1);
-    // The last position of each value of which it is needed.
+    // The last position of each value that needs it.
     let mut last: BTreeMap<ValueId, ValueId> = BTreeMap::new();
     let mut reversed = Vec::with_capacity(graph.nodes.len());
-    // Backwards, so that all readers of a value come before the op that makes it.
+    // In reverse, so that all readers of a value precede the op that computes it.
     for mut node in std::mem::take(&mut graph.nodes).into_iter().rev() {
         if is_last(&node) {
             let (all, one) = (node.inputs[0], node.outputs[0]);
-            // State may be updated before it is read, so that it is read where it was.
+            // State may be updated before it is read, so it is read at its recorded place.
             let is_state = matches!(graph.value(all).source, Source::State(..));
             match last.entry(all) {
                 Entry::Vacant(entry) if !is_state => {
                     entry.insert(one);
                 }
-                // Like any other reader: so is a second one of the same value.
+                // Treated like any other reader, as is a second one of the same value.
                 _ => {
                     readers[all.0] += 1;
                     reversed.push(node);
@@ -77,7 +77,7 @@ pub(crate) fn narrow(graph: &mut Graph, outputs: &[ValueId]) {
         }
         reversed.push(node);
     }
-    // What is left is the last position of values that no op makes.
+    // The rest are last positions of values that no op computes.
     let leaves = last
         .into_iter()
         .map(|(all, one)| taken(graph, all, one, None));
@@ -86,7 +86,7 @@ pub(crate) fn narrow(graph: &mut Graph, outputs: &[ValueId]) {
     graph.nodes = reversed;
 }
 
-/// The op that takes the last position of `all`, as a part of what the op that makes `all` belongs to.
+/// Returns the op that selects the last position of `all`, with the path and segment of the op that computes `all`.
 fn taken(graph: &Graph, all: ValueId, one: ValueId, made_by: Option<&Node>) -> Node {
     let (op, _) = LastPosition::of(graph.ty(all)).expect("a value with positions");
     Node {
@@ -135,7 +135,7 @@ mod tests {
         (program, values)
     }
 
-    /// Rows that ops of this name read.
+    /// Returns the numbers of rows that ops of this name read.
     fn rows(program: &Program, name: &str) -> Vec<usize> {
         let graph = program.graph();
         let nodes = graph

@@ -1,12 +1,12 @@
-//! Activation checkpointing: parts of the forward pass run again in the backward pass, so that their
+//! Activation checkpointing: segments of the forward pass are recomputed in the backward pass, so that their
 //! activations need not be saved (Chen et al. 2016, arXiv 1604.06174).
 
 use std::collections::HashMap;
 
 use crate::graph::{Graph, Node, Source, ValueId};
 
-/// Lets the backward pass recompute what it needs of the first `segments` segments, from what enters each.
-/// The copies compute the same bits, since they are the same ops on the same values.
+/// Makes the backward pass recompute activations of the first `segments` segments from the inputs of each. The
+/// copies are bit-identical, since they are the same ops on the same values.
 pub(crate) fn recompute(graph: &mut Graph, segments: usize) {
     let producers = graph.producers();
     let saved = saved(graph, segments, &producers);
@@ -29,7 +29,7 @@ pub(crate) fn recompute(graph: &mut Graph, segments: usize) {
     }
 }
 
-/// True for every value that stays: what no segment makes, and what leaves the segment that makes it.
+/// True for every saved value: those computed in no segment, and those read outside the segment that computes them.
 fn saved(graph: &Graph, segments: usize, producers: &[Option<usize>]) -> Vec<bool> {
     let segment = |node: &Node| node.segment.filter(|&segment| segment < segments);
     let mut saved: Vec<bool> = producers
@@ -58,10 +58,10 @@ struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    /// The value that the backward pass reads in the place of `id`; records what makes it where that was
+    /// Returns the value that the backward pass reads instead of `id`; records its recomputation if that was
     /// not done yet.
     fn again(&mut self, id: ValueId) -> ValueId {
-        // Values of recorded copies are not recomputed either.
+        // Outputs of recorded copies are not recomputed.
         let Some(Some(at)) = self.producers.get(id.0).copied() else {
             return id;
         };

@@ -3,10 +3,10 @@
 use crate::graph::{Graph, Value, ValueId};
 use crate::ops::{Backward, fill};
 
-/// Records the gradients of the single element of `of` with respect to `sources`; `None` for values that
-/// it does not depend on.
+/// Records the gradients of the single element of `of` with respect to `sources`; `None` for sources that it does
+/// not depend on.
 ///
-/// The order of every sum follows from the graph: gradients of a value that several ops read are added
+/// The order of every sum is determined by the graph: gradients of a value that several ops read are added
 /// in the reverse order of these ops.
 ///
 /// # Panics

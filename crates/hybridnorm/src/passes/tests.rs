@@ -1,4 +1,4 @@
-//! Passes against each other: a graph with fusion and recomputation against the plain one.
+//! Tests of passes: graphs with fusion and recomputation against plain ones.
 
 use hybridnorm_kernels::activation::Activation;
 use hybridnorm_kernels::attention::Attention;
@@ -56,7 +56,7 @@ fn count(program: &Program, is_it: impl Fn(&Op) -> bool) -> usize {
     nodes.filter(|node| is_it(&node.op)).count()
 }
 
-/// Asserts that outputs have the same bits with and without fusion; returns the fused program.
+/// Asserts that outputs are bit-identical with and without fusion; returns the fused program.
 fn assert_fusion_changes_nothing(graph: &Graph, outputs: &[ValueId]) -> Program {
     let plan = |fuse| {
         let options = Options {

@@ -3,38 +3,38 @@
 use super::step::{Region, Storage};
 use crate::graph::{Graph, Source, Type, ValueId};
 
-/// Values begin at multiples of a cache line.
+/// Alignment of values: a cache line.
 const LINE: usize = 64;
 
-/// Places of values and of the scratch memory of ops.
+/// Memory regions of values and of the scratch memory of ops.
 #[derive(Debug, Default)]
 pub(crate) struct Layout {
-    /// Place of each value; `None` where the program does not use it.
+    /// Region of each value; `None` if the program does not use it.
     pub(crate) places: Vec<Option<Region>>,
-    /// Scratch memory of each op that needs some.
+    /// Scratch region of each op that needs one.
     pub(crate) scratch: Vec<Option<Region>>,
-    /// True if an output lies where this input of the op was, by op and pair of the op.
+    /// True if an output reuses the region of this input of the op, by op and pair of the op.
     pub(crate) aliased: Vec<Vec<bool>>,
     /// Size of the arena in bytes.
     pub(crate) bytes: usize,
 }
 
-/// Something that needs a place for some time.
+/// A block of memory with a lifetime.
 #[derive(Debug, Clone, Copy)]
 struct Block {
     bytes: usize,
-    /// The first and the last op at which it is needed.
+    /// First and last op that need it.
     first: usize,
     last: usize,
     offset: usize,
 }
 
-/// Gives every value of the graph a place.
+/// Assigns a region to every value of the graph.
 pub(crate) fn lay_out(graph: &Graph, outputs: &[ValueId]) -> Layout {
     let end = graph.nodes.len();
     let last_use = last_uses(graph, outputs, end);
     let mut blocks: Vec<Block> = Vec::new();
-    // The block of each value, where it is in the arena.
+    // The block of each value, if it is in the arena.
     let mut block_of: Vec<Option<usize>> = vec![None; graph.values.len()];
     let add = |blocks: &mut Vec<Block>, bytes: usize, first: usize, last: usize| {
         blocks.push(Block {
@@ -109,7 +109,7 @@ pub(crate) fn lay_out(graph: &Graph, outputs: &[ValueId]) -> Layout {
     }
 }
 
-/// The last op that needs each value, the host's reading of outputs counted as op `end`.
+/// Returns the last op that needs each value; the host's reading of outputs counts as op `end`.
 fn last_uses(graph: &Graph, outputs: &[ValueId], end: usize) -> Vec<Option<usize>> {
     let mut last = vec![None; graph.values.len()];
     for (at, node) in graph.nodes.iter().enumerate() {
@@ -123,12 +123,12 @@ fn last_uses(graph: &Graph, outputs: &[ValueId], end: usize) -> Vec<Option<usize
     last
 }
 
-/// Gives every block an offset at which it meets no other one that is needed at the same time: the
-/// largest first, each as low as possible. Returns the bytes of all of them together.
+/// Assigns an offset to every block so that blocks with overlapping lifetimes do not overlap: largest first, each
+/// as low as possible. Returns the total bytes.
 fn place(blocks: &mut [Block]) -> usize {
     let mut order: Vec<usize> = (0..blocks.len()).filter(|&i| blocks[i].bytes > 0).collect();
     order.sort_by_key(|&i| (std::cmp::Reverse(blocks[i].bytes), i));
-    // What has its place, by offset.
+    // Blocks that have an offset, in its order.
     let mut placed: Vec<usize> = Vec::with_capacity(order.len());
     let mut total = 0;
     for index in order {

@@ -1,8 +1,8 @@
-//! From a graph to a program: the order of its ops and a place in memory for every value.
+//! Planning of programs: order of a graph's ops, and a memory region for every value.
 //!
-//! All values of a run lie in one arena. A value occupies its place from the op that makes it to the last
-//! one that reads it; values whose times do not meet share places. So the memory of a program is known
-//! exactly before it runs.
+//! All values of a run are in one arena. A value occupies its region from the op that computes it to the last
+//! one that reads it; values with disjoint lifetimes share memory. The memory of a program is thus known exactly
+//! before it runs.
 
 mod arena;
 mod recompute;
@@ -17,30 +17,30 @@ use crate::passes;
 use crate::threads;
 pub(crate) use step::{Operand, Region, Step, Storage};
 
-/// Settings of a plan.
+/// Options of a plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
-    /// True if neighbouring ops become one kernel where there is such.
+    /// True if neighbouring ops are fused where a kernel for them exists.
     pub fuse: bool,
     /// Recomputation (activation checkpointing) in the backward pass.
     pub recompute: Recompute,
 }
 
-/// Which activations the backward pass recomputes (activation checkpointing, Chen et al. 2016, arXiv
-/// 1604.06174). The results have the same bits in any case.
+/// Activations that the backward pass recomputes (activation checkpointing, Chen et al. 2016, arXiv
+/// 1604.06174). Results are bit-identical in any case.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Recompute {
-    /// None but those that are cheap.
+    /// Only cheap ones.
     #[default]
     None,
-    /// All within a segment of the forward pass, a block of a model: only what enters it is saved.
+    /// All within a segment of the forward pass, a block of a model: only its inputs are saved.
     Block,
-    /// Those of as few segments as keep the arena within so many bytes, the first ones; where no number does,
-    /// of as many as need the least.
+    /// Those of as few segments, the first ones, as keep the arena within this many bytes; if no number does,
+    /// of the number that needs the least.
     Budget(u64),
 }
 
-/// Programs that are planned before a budget that cannot be met is given up.
+/// Programs that are planned before the search for a budget is given up.
 const MOST_TRIED: usize = 16;
 
 impl Default for Options {
@@ -52,7 +52,7 @@ impl Default for Options {
     }
 }
 
-/// Ops in order with places for what they read and write, for an [`Executor`](crate::exec::Executor).
+/// Ops in order with the memory regions of their operands, for an [`Executor`](crate::exec::Executor).
 #[derive(Debug)]
 pub struct Program {
     graph: Graph,
@@ -64,7 +64,7 @@ pub struct Program {
 }
 
 impl Program {
-    /// Plans a graph whose `outputs` the host reads after a run. What they do not need is left out.
+    /// Plans a graph whose `outputs` the host reads after a run. Ops that they do not need are removed.
     pub fn new(mut graph: Graph, outputs: &[ValueId], options: Options) -> Self {
         passes::remove_unused(&mut graph, outputs);
         passes::narrow(&mut graph, outputs);
@@ -79,8 +79,8 @@ impl Program {
             Recompute::None => Self::of(graph, outputs, options.fuse),
             Recompute::Block => first(segments),
             Recompute::Budget(bytes) => {
-                // The fewest that fit, by halving, as if more recomputation always needed less memory. Where
-                // gradients outweigh activations it need not: then the least of some numbers.
+                // Bisects for the fewest that fit, as if more recomputation always needed less memory. If gradients
+                // outweigh activations this may not hold: then takes the minimum over a sample of numbers.
                 let fits = |program: &Self| program.arena_bytes as u64 <= bytes;
                 let counts: Vec<usize> = (0..=segments).collect();
                 let count = counts.partition_point(|&count| !fits(&first(count)));
@@ -123,18 +123,18 @@ impl Program {
         }
     }
 
-    /// The ops and the values between them, as they run.
+    /// Returns the ops in execution order, and the values between them.
     pub fn graph(&self) -> &Graph {
         &self.graph
     }
 
-    /// Bytes of all values of a run, the executor's state not counted.
+    /// Returns the bytes of all values of a run, without the executor's state.
     pub fn arena_bytes(&self) -> usize {
         self.arena_bytes
     }
 
-    /// Bytes that the kernels allocate at most beyond that while a run is at one of its ops, on as many threads
-    /// as compute here.
+    /// Returns the maximum bytes that kernels allocate beyond that at any op of a run, for the current number of
+    /// threads.
     pub fn workspace_bytes(&self) -> usize {
         let of = |node: &Node| {
             let types: Vec<Type> = node.inputs.iter().map(|id| self.graph.ty(*id)).collect();
@@ -143,17 +143,17 @@ impl Program {
         self.graph.nodes.iter().map(of).max().unwrap_or(0)
     }
 
-    /// The values that the host gives before a run, by name.
+    /// Returns the values that the host provides before a run, by name.
     pub fn inputs(&self) -> impl Iterator<Item = (&str, ValueId)> {
         self.inputs.iter().map(|(name, id)| (&**name, *id))
     }
 
-    /// The values that the host may read after a run.
+    /// Returns the values that the host may read after a run.
     pub fn outputs(&self) -> &[ValueId] {
         &self.outputs
     }
 
-    /// Type of a value.
+    /// Returns the type of a value.
     pub fn ty(&self, id: ValueId) -> Type {
         self.graph.ty(id)
     }
@@ -162,7 +162,7 @@ impl Program {
         &self.steps
     }
 
-    /// Place of a value; `None` if no op of the program makes or reads it.
+    /// Returns the region of a value; `None` if no op of the program computes or reads it.
     pub(crate) fn place(&self, id: ValueId) -> Option<Region> {
         self.places[id.0]
     }

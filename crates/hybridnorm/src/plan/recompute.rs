@@ -1,4 +1,4 @@
-//! The key `recompute` in files.
+//! Serialization of the key `recompute`, and the check of its budget.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
@@ -7,10 +7,10 @@ use super::Recompute;
 const BUDGET: &str = "budget:";
 
 impl Recompute {
-    /// Checks that an arena of so many bytes is within the budget, where there is one.
+    /// Checks that an arena of this many bytes is within the budget, if there is one.
     ///
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config) that says how many bytes are needed.
+    /// [`Error::Config`](crate::Error::Config) with the number of bytes that are needed.
     pub fn check(self, arena_bytes: usize) -> crate::Result<()> {
         match self {
             Self::Budget(budget) if arena_bytes as u64 > budget => {

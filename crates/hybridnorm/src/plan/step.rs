@@ -1,9 +1,9 @@
-//! One op of a program with its places.
+//! One op of a program with the memory regions of its operands.
 
 use super::arena::Layout;
 use crate::graph::{Buffer, DType, Graph};
 
-/// A piece of memory that outlives an op.
+/// Memory that outlives an op.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Storage {
     /// The arena of a run.
@@ -12,7 +12,7 @@ pub(crate) enum Storage {
     Buffer(Buffer),
 }
 
-/// Bytes of a piece of memory.
+/// A range of bytes in a storage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Region {
     pub(crate) storage: Storage,
@@ -27,24 +27,24 @@ pub(crate) struct Operand {
     pub(crate) dtype: DType,
 }
 
-/// An op with the regions that it touches, none of which meets another.
+/// An op with the disjoint regions that it accesses.
 #[derive(Debug)]
 pub(crate) struct Step {
-    /// By storage and place; those that are written are marked.
+    /// By storage and offset; true for those that are written.
     pub(crate) regions: Vec<(Region, bool)>,
-    /// Inputs in order; `None` where the op works in place.
+    /// Inputs in order; `None` for those computed in place.
     pub(crate) reads: Vec<Option<Operand>>,
     /// Outputs, updated inputs, scratch.
     pub(crate) writes: Vec<Operand>,
-    /// Regions whose bytes are copied to another one first: from, to.
+    /// Regions to be copied to another one first: from, to.
     pub(crate) copies: Vec<(usize, usize)>,
 }
 
 impl Step {
-    /// Collects the places of op `index` of a graph.
+    /// Collects the regions of op `index` of a graph.
     ///
     /// # Panics
-    /// If regions of it meet without being the same: a defect of the plan.
+    /// If its regions overlap without being equal, which is a defect of the plan.
     pub(crate) fn new(graph: &Graph, index: usize, layout: &Layout) -> Self {
         let node = &graph.nodes[index];
         let rule = node.op.rule();
@@ -90,7 +90,7 @@ impl Step {
             let apart = a.storage != b.storage || a.end <= b.start;
             assert!(apart, "{}: its operands {a:?} and {b:?} meet", rule.name());
         }
-        // An optimizer's op has regions by the thousand.
+        // An optimizer op has thousands of regions.
         let find = |region: Region| {
             let found = regions.binary_search_by_key(&region, |&(other, _)| other);
             found.unwrap_or(Self::EMPTY)
@@ -111,6 +111,6 @@ impl Step {
         }
     }
 
-    /// The region of what has no elements.
+    /// Region index of operands without elements.
     pub(crate) const EMPTY: usize = usize::MAX;
 }

@@ -1,4 +1,4 @@
-//! Properties of plans.
+//! Tests of plans.
 
 use hybridnorm_kernels::activation::Activation;
 use hybridnorm_kernels::attention::Attention;
@@ -12,7 +12,7 @@ use crate::graph::{Buffer, Builder, DType, Type, Value};
 use crate::ops::{self, Arguments, linear};
 use crate::passes::gradients;
 
-/// Positions and width of the values of a test: (1, t, d).
+/// Positions and width of the test values: (1, t, d).
 const SEQ: usize = 3;
 const WIDTH: usize = 4;
 
@@ -55,10 +55,10 @@ const ATTENTION: Attention = Attention {
     softcap: None,
 };
 
-/// An op of a random graph: its kind, and which earlier values it reads.
+/// An op of a random graph: its kind, and indices of the earlier values that it reads.
 type Choice = (u8, usize, usize);
 
-/// The kinds of ops that have gradients come first.
+/// Number of kinds of ops with gradients, which come first.
 const DIFFERENTIABLE: u8 = 8;
 const KINDS: u8 = 9;
 
@@ -78,7 +78,7 @@ fn rows<'g>(g: &'g Builder, name: &str) -> Value<'g> {
     g.input(name, Type::f32([1, SEQ, WIDTH]))
 }
 
-/// The parameters of random graphs: a square matrix, a projection to q·k·v, a gain.
+/// Returns the parameters of random graphs: a square matrix, a projection to q·k·v, a gain.
 fn parameters(g: &Builder) -> [Value<'_>; 3] {
     [
         g.input("w", Type::f32([WIDTH, WIDTH])),
@@ -87,7 +87,7 @@ fn parameters(g: &Builder) -> [Value<'_>; 3] {
     ]
 }
 
-/// Values (1, t, d), each computed from earlier ones by ops of the first `kinds` kinds. Every four are a segment.
+/// Returns values (1, t, d), each computed from earlier ones by ops of the first `kinds` kinds, four per segment.
 fn random_values<'g>(
     [w, w_qkv, gain]: [Value<'g>; 3],
     choices: &[Choice],
@@ -116,7 +116,7 @@ fn random_values<'g>(
                 ops::attention(prepared, ATTENTION)
             }
             _ => {
-                // Each one reads what the last append left in the cache.
+                // Each one reads the cache as of the last append.
                 let packed = linear(a, w_qkv);
                 ops::cache_append_columns(packed, WIDTH, cache);
                 ops::cached_attention(packed, cache, ATTENTION)
@@ -127,8 +127,8 @@ fn random_values<'g>(
     values
 }
 
-/// Records the loss of the sum of `values` and its gradients with respect to the parameters, that of the gain also
-/// accumulated in a buffer. Returns the loss and the gradients.
+/// Records the loss of the sum of `values` and its gradients with respect to the parameters; that of the gain is
+/// also accumulated in a buffer. Returns the loss and the gradients.
 fn loss_and_gradients<'g>(parameters: [Value<'g>; 3], values: &[Value<'g>]) -> Vec<ValueId> {
     let (g, w) = (parameters[0].builder(), parameters[0]);
     let sum = values
@@ -147,7 +147,7 @@ fn loss_and_gradients<'g>(parameters: [Value<'g>; 3], values: &[Value<'g>]) -> V
 }
 
 proptest! {
-    /// Nothing that is needed at the same time shares a byte, and where values lie changes no bit.
+    /// Values with overlapping lifetimes share no byte, and their regions do not affect results.
     #[test]
     fn live_values_never_overlap(choices in choices(), outputs in indices()) {
         let g = Builder::new();
@@ -161,7 +161,7 @@ proptest! {
         }
     }
 
-    /// As above, with gradients, of which recomputation changes no bit either.
+    /// As above, with gradients; recomputation does not affect results either.
     #[test]
     fn live_values_never_overlap_where_segments_are_recomputed(
         choices in choices(),
@@ -187,7 +187,7 @@ proptest! {
     }
 }
 
-/// A value, or the scratch memory of an op, with its place and the first and the last op that need it.
+/// A value or the scratch memory of an op, with its region and the first and the last op that need it.
 #[derive(Debug)]
 struct Held {
     value: Option<ValueId>,
@@ -196,7 +196,7 @@ struct Held {
     region: Region,
 }
 
-/// Everything that lies in the arena.
+/// Returns all values and scratch memory in the arena.
 fn held(program: &Program) -> Vec<Held> {
     let nodes = program.graph().nodes();
     let last = |id: ValueId| match program.outputs().contains(&id) {
@@ -222,7 +222,7 @@ fn held(program: &Program) -> Vec<Held> {
     all
 }
 
-/// The scratch memory of op `at`: what it writes besides outputs and updated inputs.
+/// Returns the scratch region of op `at`: written besides outputs and updated inputs.
 fn scratch(program: &Program, at: usize) -> Option<Region> {
     let (node, step) = (&program.graph().nodes()[at], &program.steps()[at]);
     let types: Vec<Type> = node.inputs.iter().map(|&id| program.ty(id)).collect();
@@ -242,7 +242,7 @@ fn overlap(a: Region, b: Region) -> bool {
     a.storage == b.storage && a.start < b.end && b.start < a.end
 }
 
-/// True if op `at` declares that it computes `to` where `from` lies, and does not read `from` besides.
+/// True if op `at` declares to compute `to` in place of `from`, and does not read `from` otherwise.
 fn is_in_place(program: &Program, at: usize, from: ValueId, to: ValueId) -> bool {
     let node = &program.graph().nodes()[at];
     let mut pairs = node.op.rule().in_place().iter();
@@ -250,8 +250,8 @@ fn is_in_place(program: &Program, at: usize, from: ValueId, to: ValueId) -> bool
     reads == 1 && pairs.any(|&(i, o)| node.inputs[i] == from && node.outputs[o] == to)
 }
 
-/// Asserts that what is needed at the same time lies apart. An output may lie where an input is read for the last
-/// time only if its op declares so.
+/// Asserts that regions with overlapping lifetimes are disjoint. An output may reuse the region of an input at its
+/// last read only if its op declares so.
 fn assert_apart(program: &Program) {
     let all = held(program);
     for (i, a) in all.iter().enumerate() {
@@ -274,8 +274,8 @@ fn assert_apart(program: &Program) {
     }
 }
 
-/// Asserts that what op `at` writes, in the arena or in a buffer, is apart from what it reads, except where it
-/// declares to compute in place, and from what else it writes.
+/// Asserts that the regions that op `at` writes, in the arena or in a buffer, are disjoint from those that it reads,
+/// except where it declares to compute in place, and from each other.
 fn assert_writes_apart(program: &Program, at: usize) {
     let node = &program.graph().nodes()[at];
     let place = |id: ValueId| program.place(id).expect("a place");
@@ -300,13 +300,13 @@ fn assert_writes_apart(program: &Program, at: usize) {
     }
 }
 
-/// Plans the ops of a program with a place of its own for every value: all of them are outputs.
+/// Plans the ops of a program with a separate region for every value: all of them are outputs.
 fn apart(program: &Program) -> Program {
     let all: Vec<ValueId> = held(program).iter().filter_map(|held| held.value).collect();
     Program::of(program.graph().clone(), &all, false)
 }
 
-/// Bits of the outputs, then of the buffers after the run.
+/// Returns the bits of the outputs, then of the buffers after the run.
 fn run(program: &Program, outputs: &[ValueId]) -> Vec<Vec<u32>> {
     let numbers = |id: ValueId| {
         let elements = 0..program.ty(id).elements();

@@ -1,4 +1,4 @@
-//! Checkpoints: a folder that is either whole or not a checkpoint.
+//! Checkpoints: folders that are either complete or not a checkpoint.
 //!
 //! ```text
 //! step-00000100/
@@ -10,7 +10,7 @@
 //!   manifest.json          size and SHA-256 of all of the above; written last
 //! ```
 //!
-//! It is a [`StagedFolder`]: a folder with its final name is complete. Reading verifies the manifest.
+//! A checkpoint is a [`StagedFolder`]: a folder with its final name is complete. Reading verifies the manifest.
 
 mod of_run;
 
@@ -37,7 +37,7 @@ const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
 const TOKENIZER: &str = "tokenizer";
 const FORMAT_VERSION: u32 = 1;
-/// JSON files of a checkpoint are small; anything larger is not ours.
+/// Size limit of the JSON files of a checkpoint.
 const JSON_LIMIT: u64 = 16 << 20;
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -58,14 +58,14 @@ struct ConfigFile {
 pub struct Contents<'a, S> {
     /// The model.
     pub model: &'a Model,
-    /// Its tokenizer, where known.
+    /// Tokenizer of the model, if known.
     pub tokenizer: Option<&'a Tokenizer>,
-    /// Optimizer moments and the trainer's state, in a training run.
+    /// Optimizer moments and trainer state, in a training run.
     pub training: Option<(BTreeMap<String, Handle>, &'a S)>,
 }
 
 impl<'a> Contents<'a, ()> {
-    /// A model alone.
+    /// Creates the contents for a model without training state.
     pub fn of_model(model: &'a Model, tokenizer: Option<&'a Tokenizer>) -> Self {
         Self {
             model,
@@ -83,10 +83,10 @@ pub struct Checkpoint {
     passed_over: Vec<String>,
 }
 
-/// Checks that a checkpoint can be written at `path`, before long work is done for it.
+/// Checks that a checkpoint can be written at `path`, before long work for it.
 ///
 /// # Errors
-/// If something stands there, or a file is in the way.
+/// If the path already exists, or a file is in the way.
 pub fn check_free(path: &Path) -> Result<()> {
     files::check_folder_name(path)?;
     match fs::symlink_metadata(path) {
@@ -99,11 +99,10 @@ pub fn check_free(path: &Path) -> Result<()> {
     }
 }
 
-/// Writes a checkpoint at `path`, whose parent must be there: a run directory that was removed is not
-/// made anew.
+/// Writes a checkpoint at `path`, whose parent must exist: a run directory that was removed is not recreated.
 ///
 /// # Errors
-/// If anything cannot be written, or something stands there already.
+/// If anything cannot be written, or the path already exists.
 pub fn save<S: Serialize>(path: &Path, contents: Contents<'_, S>) -> Result<()> {
     check_free(path)?;
     let staged = StagedFolder::create(path)?;
@@ -144,11 +143,11 @@ fn write_folder<S: Serialize>(folder: &Path, contents: Contents<'_, S>) -> Resul
     write_json(&folder.join(MANIFEST), &manifest)
 }
 
-/// As [`save`], but replaces a folder that is there: a damaged checkpoint of a step that a run, resumed from an
-/// earlier one, has reached again.
+/// Writes a checkpoint as [`save`] does, but replaces an existing folder: a damaged checkpoint of a step that a run,
+/// resumed from an earlier one, has reached again.
 ///
 /// # Errors
-/// If anything cannot be written; the folder that was there then stays.
+/// If anything cannot be written; the existing folder is then kept.
 pub fn replace<S: Serialize>(path: &Path, contents: Contents<'_, S>) -> Result<()> {
     let staged = StagedFolder::create(path)?;
     write_folder(staged.path(), contents)?;
@@ -156,12 +155,12 @@ pub fn replace<S: Serialize>(path: &Path, contents: Contents<'_, S>) -> Result<(
 }
 
 impl Checkpoint {
-    /// Opens and verifies the checkpoint at `path`: a checkpoint folder, or a run directory, whose
-    /// newest valid checkpoint is taken.
+    /// Opens and verifies the checkpoint at `path`: a checkpoint folder, or the newest valid checkpoint of a run
+    /// directory.
     ///
     /// # Errors
-    /// If there is none, or a file is missing, of another size or of another SHA-256. In a run directory,
-    /// newer ones of that kind are [passed over](Self::passed_over).
+    /// If there is none, or a file is missing or has another size or SHA-256. In a run directory, newer checkpoints
+    /// with such errors are [passed over](Self::passed_over).
     pub fn open(path: &Path) -> Result<Self> {
         fs::read_dir(path).map_err(Error::io(path))?;
         if files::exists(path.join(MANIFEST))? {
@@ -241,25 +240,25 @@ impl Checkpoint {
         })
     }
 
-    /// Faults of the newer checkpoints of the run directory that this one was opened from, one each.
+    /// Returns the errors of broken newer checkpoints in the run directory that this one was opened from.
     pub fn passed_over(&self) -> &[String] {
         &self.passed_over
     }
 
-    /// The folder.
+    /// Returns the path of the folder.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// SHA-256 of the file of its weights.
+    /// Returns the SHA-256 of the weights file.
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
     }
 
-    /// The model's configuration.
+    /// Reads the model's configuration.
     ///
     /// # Errors
-    /// If it does not describe a model.
+    /// If it does not describe a valid model.
     pub fn config(&self) -> Result<ModelConfig> {
         let path = self.path.join(CONFIG);
         let config: ConfigFile = read_json(&path)?;
@@ -273,7 +272,7 @@ impl Checkpoint {
                 ),
             ));
         }
-        // Nothing else is wrong with a file whose values make no model, so it is the file to name.
+        // An invalid model is a defect of this file, so the error names it.
         config
             .model
             .resolve()
@@ -281,7 +280,7 @@ impl Checkpoint {
         Ok(config.model)
     }
 
-    /// The file of its weights.
+    /// Opens the weights file.
     ///
     /// # Errors
     /// If it cannot be read.
@@ -289,15 +288,14 @@ impl Checkpoint {
         TensorFile::open(&self.path.join(MODEL))
     }
 
-    /// The model with its weights.
+    /// Loads the model with its weights.
     ///
     /// # Errors
-    /// If the weights are not those of the configuration.
+    /// If the weights do not match the configuration.
     pub fn model(&self, device: Device) -> Result<Model> {
         let config = self.config()?;
         let path = self.path.join(MODEL);
-        // Nothing is allocated for a shape that the weights cannot be of: they take two bytes each
-        // at least.
+        // Nothing is allocated for a shape that the file is too small for: weights take at least two bytes each.
         let parameters = inventory::parameters(&config)?;
         let bytes = fs::metadata(&path).map_err(Error::io(&path))?.len();
         if bytes / 2 < parameters {
@@ -310,16 +308,16 @@ impl Checkpoint {
         let mut model = Model::uninitialized(&config, device)?;
         model.load_file(&file).map_err(|error| match error {
             Error::Config(problem) => Error::format(path, problem),
-            // Errors of the file name it already.
+            // Errors of the file already name it.
             error => error,
         })?;
         Ok(model)
     }
 
-    /// The tokenizer, where the checkpoint has one.
+    /// Loads the tokenizer, if the checkpoint has one.
     ///
     /// # Errors
-    /// If it is there but broken.
+    /// If it exists but is broken.
     pub fn tokenizer(&self) -> Result<Option<Tokenizer>> {
         let folder = self.path.join(TOKENIZER);
         files::exists(&folder)?
@@ -327,7 +325,7 @@ impl Checkpoint {
             .transpose()
     }
 
-    /// The trainer's state.
+    /// Reads the trainer's state.
     ///
     /// # Errors
     /// If this checkpoint was not written by a training run.
@@ -343,7 +341,7 @@ impl Checkpoint {
         read_json(&state)
     }
 
-    /// The file of the optimizer's moments.
+    /// Opens the file of the optimizer's moments.
     ///
     /// # Errors
     /// If this checkpoint was not written by a training run.

@@ -1,4 +1,4 @@
-//! Claiming a run directory: its lock, and the removal of what was created there unless a step is run.
+//! Claim on a run directory: its lock, and the removal of created files unless a step is run.
 
 use std::fs::{self, File};
 use std::io;
@@ -10,16 +10,16 @@ use super::tensorboard;
 use crate::error::{Error, Result};
 use crate::files::{self, Lock, Locking};
 
-/// A directory may be removed by a failing process between being made and being locked.
+/// Attempts to create and lock a directory, which a failing process may remove in between.
 const ATTEMPTS: usize = 8;
 
-/// A run directory that this process holds. Files that it created there are removed when it is dropped, unless
-/// it is [kept](Claim::keep).
+/// A run directory locked by this process. Files that it created there are removed on drop, unless the claim is
+/// [kept](Claim::keep).
 #[derive(Debug)]
 pub(super) struct Claim {
     run: PathBuf,
     lock: Lock,
-    /// In the order in which they were created.
+    /// In order of creation.
     created: Vec<Created>,
 }
 
@@ -27,12 +27,12 @@ pub(super) struct Claim {
 enum Created {
     File(PathBuf),
     Folder(PathBuf),
-    /// A folder whose event files are all of this process.
+    /// A folder whose event files all belong to this process.
     Events(PathBuf),
 }
 
 impl Claim {
-    /// Creates the directory where it is missing, and takes hold of it.
+    /// Creates the directory if it is missing, and locks it.
     pub(super) fn create(run: &Path, locking: Locking) -> Result<Self> {
         let run = &files::through_links(run)?;
         let mut created = Vec::new();
@@ -53,7 +53,7 @@ impl Claim {
         unreachable!("the last attempt returns")
     }
 
-    /// Takes hold of a directory that is there.
+    /// Locks an existing directory.
     pub(super) fn existing(run: &Path, locking: Locking) -> Result<Self> {
         Self::lock(run, locking)?.with_checkpoints()
     }
@@ -77,7 +77,7 @@ impl Claim {
                 created: is_new.then_some(Created::File(path)).into_iter().collect(),
             }),
             Err(error) => {
-                // Whoever holds it needs the file; where nobody can hold it, nobody does.
+                // A process that holds the lock needs the file; if locking itself fails, no process holds it.
                 if is_new && !error.is_usage() {
                     let _ = fs::remove_file(&path);
                 }
@@ -86,7 +86,7 @@ impl Claim {
         }
     }
 
-    /// Says that the file `name` will be written. If it is not there yet, it is of this process.
+    /// Announces that the file `name` will be written. If it does not exist yet, it belongs to this process.
     pub(super) fn will_write(&mut self, name: &str) -> Result<()> {
         let path = self.run.join(name);
         if !files::exists(&path)? {
@@ -95,7 +95,7 @@ impl Claim {
         Ok(())
     }
 
-    /// Says that event files will be written. If the directory is new, all are of this process.
+    /// Announces that event files will be written. If the directory is new, all belong to this process.
     pub(super) fn will_write_events(&mut self) {
         let is_run = |created: &Created| matches!(created, Created::Folder(at) if *at == self.run);
         if self.created.iter().any(is_run) {
@@ -103,7 +103,7 @@ impl Claim {
         }
     }
 
-    /// Creates a folder, whose parent must be there, unless it is there.
+    /// Creates a folder, whose parent must exist, unless it exists.
     pub(super) fn create_folder(&mut self, path: PathBuf) -> Result<()> {
         if files::create_new_dir(&path)? {
             self.created.push(Created::Folder(path));
@@ -111,12 +111,12 @@ impl Claim {
         Ok(())
     }
 
-    /// Keeps the files that were created, from now on.
+    /// Keeps the created files from now on.
     pub(super) fn keep(&mut self) {
         self.created.clear();
     }
 
-    /// Checks that the directory is still the one that this process holds.
+    /// Checks that the directory is still the one that this process locked.
     pub(super) fn check_held(&self) -> Result<()> {
         match self.lock.is_held()? {
             true => Ok(()),
@@ -157,7 +157,7 @@ fn is_gone(error: &Error) -> bool {
     matches!(error, Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
 }
 
-/// Removes files, and folders in which nothing else stands. The error to report is another one.
+/// Removes files, and folders that are then empty. Errors are ignored, since the caller already reports one.
 fn remove(created: Vec<Created>) {
     for created in created.into_iter().rev() {
         let _ = match created {

@@ -1,4 +1,4 @@
-//! The configuration file of a run.
+//! Configuration of a run.
 
 mod explain;
 mod read;
@@ -21,19 +21,19 @@ use crate::plan::Recompute;
 pub use read::placement_from_file;
 pub(crate) use read::{from_toml, read_text, settled};
 
-/// Tokens of one optimizer step; batches beyond it are slips of the finger.
+/// Maximum tokens of one optimizer step; larger batches are typing errors.
 const LARGEST_BATCH: u64 = 1 << 30;
 
-/// A run as written in TOML. Every section may be absent until something needs it.
+/// Configuration of a run, in TOML. Every section may be absent until it is needed.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Decides initial values and data order.
+    /// Random seed of initial values and data order.
     pub seed: u64,
-    /// Shape and placement. May be absent when `[init] from` names a checkpoint.
+    /// Shape and placement of the model. May be absent if `[init] from` names a checkpoint.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<ModelSection>,
-    /// Checkpoint that the weights are taken from.
+    /// Checkpoint to take the weights from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init: Option<InitSection>,
     /// Training and validation data.
@@ -46,12 +46,12 @@ pub struct Config {
     pub train: TrainSection,
     /// Records of the run.
     pub log: LogSection,
-    /// The file it was read from.
+    /// File that it was read from.
     #[serde(skip)]
     pub origin: Origin,
 }
 
-/// The file a configuration was read from, for errors that are found later. It is no part of the
+/// File that a configuration was read from, for errors that are found later. It is not part of the
 /// configuration's value: all are equal.
 #[derive(Debug, Clone, Default)]
 pub struct Origin(Option<PathBuf>);
@@ -63,7 +63,7 @@ impl PartialEq for Origin {
 }
 
 impl Origin {
-    /// A problem with a value of the configuration, with the name of the file before it.
+    /// Prefixes a problem with a value of the configuration with the name of the file.
     pub(crate) fn name(&self, error: Error) -> Error {
         match (&self.0, error) {
             (Some(path), error @ (Error::Config(_) | Error::Placement(_))) => {
@@ -78,50 +78,50 @@ impl Origin {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelSection {
-    /// Width of the stream.
+    /// Width of the residual stream.
     pub d_model: usize,
     /// Number of blocks.
     pub n_layers: usize,
     /// Number of query heads.
     pub n_heads: usize,
-    /// Number of key/value heads; as many as query heads unless given.
+    /// Number of key/value heads; by default as many as query heads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n_kv_heads: Option<usize>,
-    /// Inner width of a dense feed-forward; absent where every block is a mixture of experts.
+    /// Inner width of a dense feed-forward; absent if every block is a mixture of experts.
     #[serde(default, skip_serializing_if = "crate::model::is_zero")]
     pub d_ff: usize,
-    /// Rows of the embedding; the tokenizer's vocabulary unless given.
+    /// Rows of the embedding; by default the tokenizer's vocabulary size.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vocab_size: Option<usize>,
-    /// Longest sequence; `train.seq_len` unless given.
+    /// Maximum sequence length; by default `train.seq_len`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_seq_len: Option<usize>,
-    /// Base of the rotary embedding's wavelengths.
+    /// Base of the rotary position embedding.
     #[serde(default = "default_rope_theta")]
     pub rope_theta: f64,
-    /// True if the head is the embedding.
+    /// True if the output head shares the weights of the embedding.
     #[serde(default)]
     pub tie_embeddings: bool,
-    /// The feed-forward's nonlinearity.
+    /// Activation function of the feed-forward.
     #[serde(default)]
     pub activation: Activation,
-    /// Experts instead of dense feed-forwards.
+    /// Mixture of experts instead of dense feed-forwards.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub moe: Option<MoeConfig>,
-    /// Latent attention instead of attention with heads of their own.
+    /// Multi-head latent attention instead of multi-head or grouped-query attention.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mla: Option<MlaConfig>,
-    /// A name, or a table of the algebra (perhaps with `base = "NAME"`).
+    /// A name, or a table of placement fields (optionally with `base = "NAME"`).
     #[serde(default = "default_placement", deserialize_with = "without_nan")]
     pub placement: Value,
-    /// Fields of the norm function to set on top of the placement.
+    /// Fields of the norm function that override the placement.
     #[serde(
         default,
         deserialize_with = "some_without_nan",
         skip_serializing_if = "Option::is_none"
     )]
     pub norm: Option<Value>,
-    /// Fields of the initialization to set on top of the placement.
+    /// Fields of the initialization that override the placement.
     #[serde(
         default,
         deserialize_with = "some_without_nan",
@@ -130,7 +130,7 @@ pub struct ModelSection {
     pub init: Option<Value>,
 }
 
-/// A tree without numbers that are not finite, which TOML has and JSON reads as null.
+/// Deserializes a tree without non-finite numbers, which TOML has and JSON reads as null.
 fn without_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Value, D::Error> {
     fn has_null(value: &Value) -> bool {
         match value {
@@ -167,7 +167,7 @@ fn default_placement() -> Value {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InitSection {
-    /// A checkpoint whose weights to start from, with a fresh optimizer.
+    /// Checkpoint whose weights to start from, with a fresh optimizer.
     pub from: PathBuf,
 }
 
@@ -177,12 +177,12 @@ pub struct InitSection {
 pub struct DataSection {
     /// Training text or tokens: files, folders, globs, `gutenberg`, `stories:N`, prepared folders.
     pub train: Vec<String>,
-    /// Validation text or tokens. Empty: the part that was split off the training data.
+    /// Validation text or tokens. Empty: the held-out part of the training data.
     pub validation: Vec<String>,
-    /// `bytes`, `r50k`, `cl100k`, `bpe:N`, or a path. Not needed where the data are tokens.
+    /// `bytes`, `r50k`, `cl100k`, `bpe:N`, or a path. Not needed for pre-tokenized data.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<String>,
-    /// The order of instances within an epoch.
+    /// Order of instances within an epoch.
     pub order: DataOrder,
     /// Options for reading raw text.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -199,18 +199,18 @@ pub struct TrainSection {
     pub batch_size: usize,
     /// Tokens per sequence.
     pub seq_len: usize,
-    /// Micro-batches per optimizer step; divides `batch_size`. Changes memory, not results, but for the
-    /// load-balancing loss of a mixture of experts, which is that of every micro-batch on its own.
+    /// Micro-batches per optimizer step; divides `batch_size`. Changes memory, not results, except for the
+    /// load-balancing loss of a mixture of experts, which is computed per micro-batch.
     pub grad_accum_steps: usize,
-    /// Activations that the backward pass recomputes: `"none"` but those that are cheap, `"block"` for all
-    /// within blocks, `"budget:BYTES"` for those of as few blocks as keep activations, gradients and scratch
-    /// of a micro-batch within so many bytes. Changes memory and time, not results.
+    /// Activations that the backward pass recomputes: `"none"`: only cheap ones; `"block"`: all within blocks;
+    /// `"budget:BYTES"`: those of as few blocks as needed to keep activations, gradients and scratch of a
+    /// micro-batch within this many bytes. Changes memory and time, not results.
     pub recompute: Recompute,
-    /// Evaluate every this many steps and at the end; 0: only at the end.
+    /// Steps between evaluations, besides the one at the end; 0: only at the end.
     pub eval_every: usize,
-    /// At most this many sequences per evaluation; 0: all of them.
+    /// Maximum sequences per evaluation; 0: all.
     pub eval_sequences: usize,
-    /// Save every this many steps and at the end; 0: only at the end.
+    /// Steps between checkpoints, besides the one at the end; 0: only at the end.
     pub checkpoint_every: usize,
     /// Number of checkpoints to keep.
     pub keep_checkpoints: usize,
@@ -232,16 +232,16 @@ impl Default for TrainSection {
     }
 }
 
-/// `[log]`: records of a run. They change no result.
+/// `[log]`: records of a run. They do not affect results.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LogSection {
-    /// Steps between two records of every block's activations; 0: none. A record takes 5 to 10 % of a step
+    /// Steps between records of every block's activations; 0: none. A record takes 5 to 10 % of a step
     /// (`bench/recorder.py`).
     pub layers_every: usize,
-    /// Write event files for TensorBoard.
+    /// True if event files for TensorBoard are written.
     pub tensorboard: bool,
-    /// Largest number of dumps of the model's state for spikes; values that are not finite always leave one.
+    /// Maximum number of dumps of the model's state for spikes; non-finite values are always dumped.
     pub dumps: usize,
 }
 
@@ -256,7 +256,7 @@ impl Default for LogSection {
 }
 
 impl TrainSection {
-    /// The shape of an optimizer step.
+    /// Returns the shape of an optimizer step.
     pub fn step_shape(&self) -> StepShape {
         StepShape {
             micro_batch: self.batch_size / self.grad_accum_steps.max(1),
@@ -271,7 +271,7 @@ impl Config {
     /// Reads a configuration and applies `section.key=value` settings on top.
     ///
     /// # Errors
-    /// If the file cannot be read, is no TOML, or has an unknown key, a wrong type or a value out
+    /// If the file cannot be read, is not TOML, or has an unknown key, a wrong type or a value out
     /// of range; the message names the file, the line and the nearest known key.
     pub fn load(path: impl AsRef<Path>, settings: &[String]) -> Result<Self> {
         let path = path.as_ref();
@@ -293,13 +293,13 @@ impl Config {
         Ok(config)
     }
 
-    /// The configuration as TOML.
+    /// Serializes the configuration as TOML.
     pub fn to_toml(&self) -> String {
         toml::to_string(self).expect("a configuration is plain data")
     }
 
-    /// The model's configuration without opening the data: the vocabulary is the one given, or
-    /// the tokenizer's where that is known beforehand.
+    /// Returns the model's configuration without opening the data: the vocabulary size is the one given, or the
+    /// tokenizer's if known beforehand.
     ///
     /// # Errors
     /// If the model comes from a checkpoint that cannot be read, or the vocabulary is not known.
@@ -325,7 +325,7 @@ impl Config {
         model.settle(self.train.seq_len, vocab)
     }
 
-    /// The vocabulary of prepared data, or that which the tokenizer will have.
+    /// Returns the vocabulary size of prepared data, or of the tokenizer.
     fn find_vocabulary(&self) -> Result<Option<usize>> {
         for path in &self.data.train {
             if files::is_dir(path)? && PreparedFolder::is_prepared(path)? {
@@ -341,7 +341,7 @@ impl Config {
         }))
     }
 
-    /// The schedule for the run's steps, with its defaults filled in.
+    /// Returns the schedule for the run's steps, with its defaults filled in.
     ///
     /// # Errors
     /// If a key of the schedule has no effect or is out of range.
@@ -364,7 +364,7 @@ impl Config {
                 "init.from is empty, expected a checkpoint or a run directory",
             ));
         }
-        // A model that others trained may be like that; nobody means to train one.
+        // An imported model may have this setting, but training with it is a mistake.
         if let Some(moe) = self.model.as_ref().and_then(|model| model.moe.as_ref())
             && moe.top_k == 1
             && moe.renormalize
@@ -410,7 +410,7 @@ impl Config {
             ));
         }
         if let Some(model) = &self.model {
-            // The vocabulary is not known before the tokenizer is; any size will do for the check.
+            // The vocabulary size is not known before the tokenizer is; any size suffices for the check.
             let vocab = model.vocab_size.or(Some(1));
             let model = model.settle(train.seq_len, vocab)?;
             model.resolve()?;
@@ -423,10 +423,10 @@ impl Config {
 }
 
 impl ModelSection {
-    /// The model's configuration, where `vocab` is the vocabulary of the tokenizer or the data.
+    /// Returns the model's configuration; `vocab` is the vocabulary size of the tokenizer or the data.
     ///
     /// # Errors
-    /// If the placement is not one, or a size is missing or contradicts another.
+    /// If the placement is invalid, or a size is missing or contradicts another.
     pub fn settle(&self, seq_len: usize, vocab: Option<usize>) -> Result<ModelConfig> {
         let vocab_size = match (self.vocab_size, vocab) {
             (Some(given), Some(needed)) if given < needed => {

@@ -11,11 +11,11 @@ use crate::ops::{self, Arguments};
 use crate::passes;
 use crate::plan::{Options, Program, Recompute};
 
-/// A forward and backward pass as it is recorded.
+/// A recorded forward and backward pass.
 pub(super) struct Pass<'g> {
     pub(super) objective: Value<'g>,
     pub(super) cross_entropy: Value<'g>,
-    /// Of every trained parameter, in the order of the registry.
+    /// Gradient of every trained parameter, in registry order.
     pub(super) gradients: Vec<(ParamSpec, Value<'g>)>,
     pub(super) blocks: Vec<BlockOutput<'g>>,
 }
@@ -26,14 +26,14 @@ pub(super) struct PassTaps {
     objective: ValueId,
     cross_entropy: ValueId,
     routing: Vec<RoutingTap>,
-    /// Max attention logits of every block's heads, where they are tapped.
+    /// Max attention logits of every block's heads, if tapped.
     maxima: Vec<ValueId>,
 }
 
-/// Records the objective and its gradients for ids and targets (b, t), the inputs `ids` and `targets`.
+/// Records the objective and its gradients for the inputs `ids` and `targets`, each (b, t).
 ///
 /// # Errors
-/// If a parameter would get no gradient: a defect, which no experiment should mistake for a result.
+/// If a parameter would get no gradient, which is a defect of this program.
 pub(super) fn record<'g>(
     g: &'g Builder,
     decoder: &Decoder,
@@ -75,8 +75,7 @@ pub(super) fn record<'g>(
 }
 
 impl PassTaps {
-    /// Taps the losses of a pass, the statistics of its routers, and the max attention logits of its heads if
-    /// wanted.
+    /// Taps the losses of a pass, its router statistics and, if requested, the max attention logits of its heads.
     pub(super) fn new(decoder: &Decoder, pass: &Pass<'_>, with_max_attention_logits: bool) -> Self {
         let routed = pass.blocks.iter().filter_map(|block| block.routed.as_ref());
         let packed = pass.blocks.iter().filter_map(|block| block.packed);
@@ -95,7 +94,7 @@ impl PassTaps {
         }
     }
 
-    /// The values that a program must give.
+    /// Returns the values that the program must output.
     pub(super) fn outputs(&self) -> Vec<ValueId> {
         let routing = self.routing.iter().flat_map(RoutingTap::outputs);
         let losses = [self.objective, self.cross_entropy];
@@ -106,7 +105,7 @@ impl PassTaps {
             .collect()
     }
 
-    /// The values of the last run.
+    /// Reads the values of the last run.
     pub(super) fn read(&self, model: &Model, program: &Program) -> Found {
         let executor = model.executor();
         let one = |id| executor.output(program, id).into_f64()[0];
@@ -132,39 +131,39 @@ impl PassTaps {
 pub struct Found {
     /// The losses.
     pub losses: BatchLosses,
-    /// Routing statistics, one entry for each mixture.
+    /// Routing statistics, one entry per mixture-of-experts block.
     pub routing: Vec<Routing>,
-    /// Max attention logits of every head in every block, where they were tapped.
+    /// Max attention logits of every head in every block, if tapped.
     pub head_maxima: Vec<Vec<f32>>,
 }
 
 /// Gradients of a batch.
 #[derive(Debug)]
 pub struct Gradients {
-    /// Of every trained parameter, by name, flat.
+    /// Gradient of every trained parameter, by name, flat.
     pub by_name: BTreeMap<String, Tensor>,
     /// Losses and statistics of the pass.
     pub found: Found,
 }
 
 impl Gradients {
-    /// The gradient of a parameter in single precision.
+    /// Returns the gradient of a parameter in single precision.
     pub fn get(&self, name: &str) -> Option<Vec<f32>> {
         self.by_name.get(name).cloned().map(Tensor::into_f32)
     }
 
-    /// The gradient of a parameter in double precision, as the reference executor has it.
+    /// Returns the gradient of a parameter in double precision, as computed by the reference executor.
     pub fn get64(&self, name: &str) -> Option<Vec<f64>> {
         self.by_name.get(name).cloned().map(Tensor::into_f64)
     }
 }
 
-/// Computes the gradients of a batch, inputs and targets (b, t), whose losses are sums over targets
-/// divided by `divisor`; with the max attention logits of every head.
+/// Computes the gradients of a batch, inputs and targets (b, t), whose losses are sums over targets divided by
+/// `divisor`, and the max attention logits of every head.
 ///
 /// # Errors
-/// If an id or a target is outside the vocabulary, but for targets of -1, which are not counted; or there
-/// are not b · t of them.
+/// If an id or a target is outside the vocabulary, except targets of -1, which are ignored; or if there are not
+/// b · t of them.
 pub fn gradients(
     model: &mut Model,
     inputs: &[i32],
@@ -201,8 +200,8 @@ pub fn gradients(
     })
 }
 
-/// Euclidean norms of the gradient of the mean loss at the residual stream that enters each block, both
-/// streams together where there are two.
+/// Returns the Euclidean norms of the gradient of the mean loss at the residual stream that enters each block; with
+/// two streams, of both together.
 ///
 /// # Errors
 /// As [`gradients`].

@@ -7,8 +7,8 @@ use super::config::Config;
 use super::segments::{Change, Segment};
 use crate::error::{Error, Result};
 
-/// Keys that say where data and starting weights are. These are known by their fingerprints, so that the
-/// places may change without them.
+/// Keys with paths of data and initial weights. Their contents are identified by fingerprints, so that the
+/// paths may change.
 const PLACES: [&str; 4] = [
     "data.train",
     "data.validation",
@@ -16,7 +16,7 @@ const PLACES: [&str; 4] = [
     "init.from",
 ];
 
-/// Keys with another value in `new` than in `old`, of any configuration.
+/// Returns the keys whose values differ in two configurations.
 pub fn changes<T: Serialize>(old: &T, new: &T) -> Vec<Change> {
     let (old, new) = (leaves(&table(old)), leaves(&table(new)));
     let find = |leaves: &[(String, String)], key: &str| {
@@ -36,10 +36,10 @@ pub fn changes<T: Serialize>(old: &T, new: &T) -> Vec<Change> {
         .collect()
 }
 
-/// The configuration that held before `changed`, newest changes first.
+/// Returns the configuration before `changed`, newest changes first.
 ///
 /// # Errors
-/// If a change is none of this configuration.
+/// If a change does not match the configuration.
 pub fn undo<'a>(
     config: &Config,
     changed: impl IntoIterator<Item = &'a [Change]>,
@@ -47,7 +47,7 @@ pub fn undo<'a>(
     let mut table = table(config);
     let mut is_same = true;
     for changed in changed {
-        // A key may have become a section, or the other way round: what was not there goes first.
+        // A key may have become a section or vice versa: added keys are removed first.
         for change in changed.iter().filter(|change| change.from.is_none()) {
             remove(&mut table, &change.key);
         }
@@ -71,11 +71,11 @@ pub fn undo<'a>(
     Ok(config)
 }
 
-/// The configuration that held at a step of a run, of its newest one and its segments, with the places
-/// of the data where they are now.
+/// Returns the configuration at a step of a run, from its newest one and its segments, with the current paths
+/// of the data.
 ///
 /// # Errors
-/// If the changes of the segments are none of the configuration.
+/// If the changes of the segments do not match the configuration.
 pub fn configuration_at(newest: &Config, segments: &[Segment], step: u64) -> Result<Config> {
     let later = segments.iter().rev().filter(|one| one.after_step >= step);
     let mut kept: Vec<Vec<Change>> = later.map(|one| one.changed.clone()).collect();
@@ -85,11 +85,11 @@ pub fn configuration_at(newest: &Config, segments: &[Segment], step: u64) -> Res
     undo(newest, kept.iter().map(Vec::as_slice))
 }
 
-/// The segments that are left of a run that goes on after `step`, and the configuration of the last of
-/// them. A segment of which no step is left goes, since its steps are done again.
+/// Returns the remaining segments of a run that resumes after `step`, and the configuration of the last of
+/// them. Segments without a remaining step are dropped, since their steps are run again.
 ///
 /// # Errors
-/// If the changes of what goes are none of the configuration.
+/// If the changes of dropped segments do not match the configuration.
 pub fn cut(
     mut segments: Vec<Segment>,
     newest: &Config,
@@ -104,7 +104,7 @@ pub fn cut(
     Ok((segments, before))
 }
 
-/// A change as people read it.
+/// Formats a change for messages.
 pub fn in_words(change: &Change) -> String {
     let Change { key, from, to } = change;
     match (from, to) {
@@ -115,8 +115,8 @@ pub fn in_words(change: &Change) -> String {
     }
 }
 
-/// Says that the learning rate of the first step of a segment is not what the run would have gone on
-/// with, if so.
+/// Returns a note if changes of the configuration alter the learning rate, with the first such step and the
+/// keys that cause it.
 ///
 /// # Errors
 /// If a schedule is not valid.
@@ -127,7 +127,7 @@ pub fn learning_rate_note(
     step: u64,
 ) -> Result<Option<String>> {
     let (old, new) = (before.settled_schedule()?, config.settled_schedule()?);
-    // The first step of the segment may have the same rate by chance.
+    // The first step of the segment may have the same rate by coincidence.
     let first = step as usize;
     let last = before.train.steps.min(config.train.steps);
     let mut steps: Vec<usize> = [old.turns(), new.turns()].concat();
@@ -139,7 +139,7 @@ pub fn learning_rate_note(
     };
     let rate = |config: &Config| Ok::<_, Error>(config.settled_schedule()?.lr(step));
     let (from, to) = (old.lr(step), new.lr(step));
-    // Only what the rate would be another one without; of keys that move it together only, all.
+    // Keys whose reversal alone changes the rate; if there are none, all keys that can affect it.
     let without = |change: &Change| {
         let before = undo(config, [std::slice::from_ref(change)]);
         before.and_then(|before| rate(&before))
@@ -164,7 +164,7 @@ pub fn learning_rate_note(
     )))
 }
 
-/// A number with three significant digits.
+/// Rounds a number to three significant digits.
 fn rounded(number: f64) -> f64 {
     format!("{number:.2e}").parse().unwrap_or(number)
 }
@@ -173,7 +173,7 @@ fn table<T: Serialize>(config: &T) -> Table {
     Table::try_from(config).expect("a configuration is plain data")
 }
 
-/// Values by their keys, sections resolved.
+/// Returns the values by their full keys.
 fn leaves(table: &Table) -> Vec<(String, String)> {
     let mut found = Vec::new();
     for (key, value) in table {
@@ -314,7 +314,7 @@ mod tests {
         let (old, new) = (constant("train.steps=40"), constant("train.steps=80"));
         let found = learning_rate_note(&old, &new, &changes(&old, &new), 41);
         assert_eq!(found.unwrap(), None);
-        // The first step has the same rate by chance.
+        // The first step has the same rate by coincidence.
         let warm = ["schedule.warmup_steps=10", "train.steps=20"];
         let (old, new) = (config(&warm), config(&[warm[0], "train.steps=40"]));
         let found = learning_rate_note(&old, &new, &changes(&old, &new), 6);
@@ -342,7 +342,7 @@ mod tests {
             found.unwrap(),
             "the learning rate at step 41 goes from 0.5 to 0.25 since optimizer.lr went from 0.5 to 0.25"
         );
-        // Warm-up in steps does not depend on the size of a batch, warm-up in tokens does.
+        // Warm-up in steps does not depend on the batch size, warm-up in tokens does.
         let warm = "schedule.warmup_tokens=16384";
         let found = note(
             &[
@@ -364,7 +364,7 @@ mod tests {
             found.ends_with("since train.batch_size went from 16 to 8"),
             "{found}"
         );
-        // A kind and a key that it needs are valid together only.
+        // A kind and a key that needs it are valid only together.
         let found = note(
             &["train.steps=40", "schedule.min_lr_ratio=0.5"],
             &["train.steps=40", flat],

@@ -10,7 +10,7 @@ use crate::model::inventory::{Counts, counts};
 use crate::model::{Decoder, LossProgram, ModelConfig};
 use crate::plan::Program;
 
-/// Counts of a model, and the memory that training it takes.
+/// Counts of a model, and its training memory.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Inventory {
     /// Counts of the model.
@@ -18,43 +18,42 @@ pub struct Inventory {
     pub counts: Counts,
     /// Training memory, in bytes.
     pub memory: Memory,
-    /// Sequences in memory at once.
+    /// Sequences per micro-batch.
     pub micro_batch: usize,
 }
 
-/// Bytes that training takes, as planned.
+/// Planned training memory by purpose, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Memory {
     /// Weights, f32.
     pub weights: u64,
-    /// Sums of gradients over micro-batches, f32. Without gradient accumulation there are none: gradients
-    /// are a part of `activations`.
+    /// Sums of gradients over micro-batches, f32; 0 without gradient accumulation, where gradients are part of
+    /// `activations`.
     pub gradients: u64,
-    /// Moments, f32: two of AdamW, one of Muon.
+    /// Moments, f32: two for AdamW, one for Muon.
     pub optimizer: u64,
-    /// The arena: all activations, gradients and scratch of a micro-batch, or those of its evaluation where these
-    /// are more.
+    /// Arena: all activations, gradients and scratch of a micro-batch, or those of its evaluation if larger.
     pub activations: u64,
-    /// Largest workspace of a kernel, on as many threads as compute here.
+    /// Largest kernel workspace, for the current number of threads.
     pub workspace: u64,
-    /// The program itself: its code and libraries, plans, and what its allocator keeps.
+    /// The program itself: code, libraries, plans, and memory retained by the allocator.
     pub program: u64,
 }
 
-/// Resident memory of the binary in training but for weights, moments, the arena and what grows with the number of
-/// ops, where kernels allocate little: 20 MiB of code and libraries, the rest memory that the allocator keeps.
+/// Resident memory of the binary in training, excluding weights, moments, the arena and memory that grows with the
+/// number of ops, if kernels allocate little: 20 MiB of code and libraries, the rest retained by the allocator.
 /// Measured, see docs/performance.md.
 const PROGRAM: u64 = 31 << 20;
-/// Memory that planning takes for each op of the programs and the allocator keeps, measured at 4 to 600 blocks.
+/// Planning memory per op of the programs that the allocator retains, measured at 4 to 600 blocks.
 const PLAN_OF_AN_OP: u64 = 3 << 10;
 
 impl Memory {
-    /// All of it.
+    /// Returns the total.
     pub fn total(&self) -> u64 {
         self.besides_program().saturating_add(self.program)
     }
 
-    /// All but the program, which a process already has.
+    /// Returns the total without the program, which a running process already includes.
     pub fn besides_program(&self) -> u64 {
         let state = self.weights + self.gradients + self.optimizer;
         let running = self.activations.saturating_add(self.workspace);
@@ -62,17 +61,17 @@ impl Memory {
     }
 }
 
-/// Takes the inventory of a configuration that is trained by such steps.
+/// Computes the inventory of a configuration trained with steps of this shape.
 ///
 /// # Errors
-/// If the configuration is not valid, or recomputation cannot keep within its budget.
+/// If the configuration is invalid, or recomputation cannot stay within its budget.
 pub fn inventory(
     config: &ModelConfig,
     shape: StepShape,
     optimizer: &OptimizerConfig,
 ) -> Result<Inventory> {
     let decoder = Decoder::new(config)?;
-    // Programs name buffers; these need not exist for a plan.
+    // Programs refer to buffers, which need not exist for planning.
     let buffers = StepBuffers {
         moments: [1, 2].map(Buffer),
         sums: (shape.grad_accum_steps > 1).then_some(Buffer(3)),

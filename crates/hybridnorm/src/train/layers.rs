@@ -11,40 +11,40 @@ use crate::model::{Activations, Model, Routing};
 use hybridnorm_kernels::attention;
 use hybridnorm_kernels::magnitude::Magnitude;
 
-/// A measured number; `None` where it was not finite.
+/// A measured number; `None` if it was not finite.
 pub type Measured = Option<f32>;
 
-/// A measured number as it is written.
+/// Converts a measured number to its written form.
 pub fn measured(value: f64) -> Measured {
     let value = value as f32;
     value.is_finite().then_some(value)
 }
 
-/// The model at one step: activations with the weights that gave the step's gradients.
+/// Statistics of the model at one step; activations are those of the weights that produced the step's gradients.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LayersRow {
     /// The step, counted from 1.
     pub step: u64,
-    /// One entry a block.
+    /// One entry per block.
     pub blocks: Vec<BlockSignals>,
     /// Parameters outside the blocks: `embedding`, `head`, `norm`, `scale`.
     pub ends: RoleSignals,
 }
 
-/// One block.
+/// Statistics of one block.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BlockSignals {
-    /// The stream that enters the block.
+    /// Residual stream at the input of the block.
     pub stream: Activation,
-    /// Output of the attention sub-layer, after its output norm and factor.
+    /// Output of the attention branch, after its output norm and scale.
     pub attn: Activation,
-    /// Output of the feed-forward sub-layer, after its output norm and factor.
+    /// Output of the feed-forward branch, after its output norm and scale.
     pub ffn: Activation,
-    /// Attention's scores before the softmax.
+    /// Attention logits and weights.
     pub scores: Scores,
-    /// Load of the experts, in a mixture.
+    /// Load of the experts, in a mixture of experts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub experts: Option<Experts>,
     /// Parameters by role: `qkv` (with latent attention `latents`, `q_up`, `kv_up`), `out`, `up` and `down`
@@ -53,21 +53,21 @@ pub struct BlockSignals {
     pub roles: RoleSignals,
 }
 
-/// Size of a tensor.
+/// Magnitude of a tensor.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Activation {
-    /// Root of the mean square.
+    /// Root mean square.
     pub rms: Measured,
-    /// Largest absolute value.
+    /// Maximum absolute value.
     pub max: Measured,
 }
 
-/// Attention's scores over the positions that the causal mask leaves.
+/// Attention logits and weights over the positions that the causal mask leaves.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Scores {
-    /// The largest score of all heads.
+    /// Max attention logit over all heads.
     pub max: Measured,
     /// Mean entropy of the attention weights in nats, over heads and positions.
     pub entropy: Measured,
@@ -77,15 +77,15 @@ pub struct Scores {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Experts {
-    /// Load of every expert over the mean load: 1 where all is even.
+    /// Load of every expert over the mean load; 1 if perfectly balanced.
     pub load: Vec<Measured>,
-    /// Mean entropy of the scores in nats.
+    /// Mean entropy of the router scores in nats.
     pub entropy: Measured,
-    /// Load-balancing loss, unweighted; 1 where all is even.
+    /// Load-balancing loss, unweighted; 1 if perfectly balanced.
     pub load_balance: Measured,
-    /// z-loss of the router, unweighted.
+    /// Router z-loss, unweighted.
     pub z: Measured,
-    /// Slots (a token in one of its experts) that no expert computed.
+    /// Slots (a token at one of its experts) that were dropped.
     pub dropped: u64,
 }
 
@@ -96,8 +96,8 @@ pub struct RoleSignals {
     pub grad_norm: BTreeMap<String, Measured>,
     /// Norm of the optimizer's update over the norm of the weights.
     pub update_ratio: BTreeMap<String, Measured>,
-    /// Root mean square of the distance of norms' gains from where they started, after the step's update;
-    /// absent where no norm has a gain.
+    /// Root mean square distance of norm gains from their initial values, after the step's update; absent if no
+    /// norm has a gain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gain_drift: Measured,
 }
@@ -121,7 +121,7 @@ impl LayersRow {
     ) -> Self {
         let mut roles = vec![Squares::new(); activations.len()];
         let mut ends = Squares::new();
-        // Squared distances of gains from where they started, and their number.
+        // Squared distances of gains from their initial values, and their number.
         let mut drifts = vec![(0.0, 0usize); activations.len()];
         let mut outer_drift = (0.0, 0);
         for spec in model.decoder().registry().by_name() {
@@ -156,7 +156,7 @@ impl LayersRow {
         }
     }
 
-    /// The same with every number changed by `f`.
+    /// Applies `f` to every number.
     pub fn map(mut self, f: impl Fn(f32) -> f32) -> Self {
         let all = |value: &mut Measured| *value = value.map(&f);
         for block in &mut self.blocks {
@@ -188,7 +188,7 @@ impl LayersRow {
 }
 
 impl BlockSignals {
-    /// Norm of the gradients of all its parameters.
+    /// Returns the norm of the gradients of all parameters of the block.
     pub fn grad_norm(&self) -> f64 {
         let norms = self.roles.grad_norm.values();
         let squares = norms.map(|norm| norm.map_or(f64::NAN, |norm| f64::from(norm).powi(2)));

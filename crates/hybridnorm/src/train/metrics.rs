@@ -1,16 +1,16 @@
-//! `metrics.jsonl`: one row a step.
+//! `metrics.jsonl`: one record per step.
 
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::rows::Row;
 use crate::model::Routing;
 
-/// A measured number. JSON has no others than finite ones, so that these are written as `null`.
+/// Reads a measured number. Numbers that are not finite, which JSON lacks, are written as `null`.
 fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 
-/// One optimizer step.
+/// Metrics of one optimizer step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Metrics {
     /// The step, counted from 1.
@@ -29,50 +29,49 @@ pub struct Metrics {
     pub lr: f64,
     /// Tokens trained on so far.
     pub tokens: u64,
-    /// Throughput of this step, evaluation and saving not counted; not a number where the clock saw no time
-    /// pass.
+    /// Throughput of this step, excluding evaluation and saving; NaN if the clock did not advance.
     #[serde(deserialize_with = "number")]
     pub tokens_per_second: f64,
-    /// Training objective, where it is more than the loss: with z-loss and the routers' losses.
+    /// Training objective, if it differs from the loss: with z-loss and router losses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub objective: Option<f64>,
-    /// Router statistics of the step's tokens, in a mixture of experts.
+    /// Router statistics over the step's tokens, for mixtures of experts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub router: Option<RouterMetrics>,
-    /// Outcome of QK-clip, where it is on.
+    /// Outcome of QK-clip, if enabled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub qk_clip: Option<QkClip>,
-    /// Mean validation loss after the update, where it was measured.
+    /// Mean validation loss after the update, if measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation_loss: Option<f64>,
 }
 
-/// Routers of one step, means over the blocks that are mixtures of experts. With gradient accumulation
-/// the losses are means over micro-batches, as they are minimized.
+/// Router metrics of one step, averaged over the mixture-of-experts blocks. With gradient accumulation the losses
+/// are means over micro-batches, as in the objective.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RouterMetrics {
-    /// Load-balancing loss, unweighted; 1 where all is even.
+    /// Load-balancing loss, unweighted; 1 if perfectly balanced.
     #[serde(deserialize_with = "number")]
     pub load_balance: f64,
-    /// z-loss, unweighted.
+    /// Router z-loss, unweighted.
     #[serde(deserialize_with = "number")]
     pub z: f64,
-    /// Entropy of the scores in nats.
+    /// Entropy of the router scores in nats.
     #[serde(deserialize_with = "number")]
     pub entropy: f64,
-    /// Load of the busiest expert over the mean load, the largest of all blocks; 1 where all is even.
+    /// Load of the busiest expert over the mean load, maximum over blocks; 1 if perfectly balanced.
     #[serde(deserialize_with = "number")]
     pub imbalance: f64,
-    /// Slots (a token in one of its experts) that no expert computed.
+    /// Slots (a token at one of its experts) that were dropped.
     pub dropped: u64,
 }
 
-/// QK-clip at one step.
+/// Outcome of QK-clip in one step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct QkClip {
-    /// The largest score of all heads in the step's forward pass.
+    /// Max attention logit over all heads in the step's forward pass.
     #[serde(deserialize_with = "number")]
     pub largest_score: f64,
     /// Heads whose queries and keys were scaled down after the update.
@@ -80,7 +79,7 @@ pub struct QkClip {
 }
 
 impl RouterMetrics {
-    /// The metrics of a step; nothing where there is no mixture.
+    /// Computes the metrics of a step; `None` without a mixture of experts.
     pub fn new(routing: &[Routing]) -> Option<Self> {
         let mean = |f: fn(&Routing) -> f64| {
             let sum: f64 = routing.iter().map(f).sum();

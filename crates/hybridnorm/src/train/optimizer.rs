@@ -1,4 +1,4 @@
-//! AdamW, or Muon with AdamW for the rest, with parameter groups.
+//! AdamW, or Muon with AdamW for all other parameters, with parameter groups.
 
 mod config;
 
@@ -15,34 +15,34 @@ use crate::tensors::{Handle, TensorFile};
 
 pub use config::{OptimizerConfig, OptimizerKind};
 
-/// Iterations of Muon's orthogonalization.
+/// Newton-Schulz iterations of Muon.
 const NEWTON_SCHULZ: usize = 5;
 
 /// Euclidean norms of a parameter in a step.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct SlotNorms {
-    /// Norm of its gradient, before clipping.
+    /// Gradient norm, before clipping.
     pub gradient: f64,
-    /// Norm of its update; 0 where nothing was changed.
+    /// Update norm; 0 if nothing was changed.
     pub update: f64,
-    /// Norm of its values before the step; 0 where nothing was changed.
+    /// Weight norm before the step; 0 if nothing was changed.
     pub value: f64,
 }
 
 /// Euclidean norms of an optimizer step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepNorms {
-    /// Norm of all gradients together, before clipping.
+    /// Global gradient norm, before clipping.
     pub gradient: f64,
-    /// Norm of the whole update, weight decay included.
+    /// Global norm of the update, including weight decay.
     pub update: f64,
-    /// Norms of each parameter, by its name.
+    /// Norms of each parameter, by name.
     pub by_name: BTreeMap<String, SlotNorms>,
-    /// Outcome of QK-clip after the update, where it is on.
+    /// Outcome of QK-clip after the update, if enabled.
     pub qk_clip: Option<QkClip>,
 }
 
-/// The optimizer of a model: the moments of every parameter, and the number of updates done.
+/// Optimizer of a model: the moments of every parameter, and the number of updates.
 ///
 /// Its buffers are on the model's executor until [`Optimizer::free`] returns them.
 #[derive(Debug)]
@@ -51,16 +51,16 @@ pub struct Optimizer {
     /// First and second moments, at the offsets of [`Layout`].
     buffers: [Buffer; 2],
     updates: u64,
-    /// Sums of gradients over micro-batches, allocated where there are several.
+    /// Sums of gradients over micro-batches, allocated if there are several.
     sums: Option<Buffer>,
 }
 
-/// The settings of every parameter's update, and the offsets of its moments in two buffers: the first
-/// moments of AdamW and Muon's only ones, and the second moments of AdamW.
+/// Settings of every parameter's update, and the offsets of its moments in two buffers: AdamW's first moments and
+/// Muon's momentum in the first, AdamW's second moments in the second.
 #[derive(Debug)]
 pub(super) struct Layout {
     config: OptimizerConfig,
-    /// AdamW's first, then Muon's; each by name.
+    /// Slots of AdamW, then of Muon; each by name.
     slots: Vec<Slot>,
     elements: [usize; 2],
 }
@@ -70,14 +70,14 @@ pub(super) struct Layout {
 struct Slot {
     spec: ParamSpec,
     first: usize,
-    /// Absent where Muon updates it.
+    /// Absent if Muon updates it.
     second: Option<usize>,
 }
 
 /// A moment of a parameter.
 struct Moment<'a> {
     spec: &'a ParamSpec,
-    /// Its name in files.
+    /// Tensor name in files.
     name: String,
     handle: Handle,
 }
@@ -86,12 +86,12 @@ struct Moment<'a> {
 #[derive(Debug, Clone)]
 pub(super) struct UpdateTaps {
     squares: ValueId,
-    /// Of AdamW's slots, then of Muon's.
+    /// Norms of AdamW's slots, then of Muon's.
     norms: Vec<ValueId>,
 }
 
 impl UpdateTaps {
-    /// The values that a program must give.
+    /// Returns the values that the program must output.
     pub(super) fn outputs(&self) -> Vec<ValueId> {
         std::iter::once(self.squares)
             .chain(self.norms.iter().copied())
@@ -134,18 +134,18 @@ impl Layout {
         }
     }
 
-    /// Elements of the two buffers.
+    /// Returns the sizes of the two buffers, in elements.
     pub(super) fn elements(&self) -> [usize; 2] {
         self.elements
     }
 
-    /// Its settings.
+    /// Returns the settings.
     pub(super) fn config(&self) -> &OptimizerConfig {
         &self.config
     }
 
-    /// Records an update of parameters and `moments` by `gradients`, by name. Nothing is changed unless all of
-    /// them and `guard`, the losses, are finite.
+    /// Records an update of parameters and `moments` from `gradients`, by name. Nothing is changed unless all
+    /// gradients and `guard`, the losses, are finite.
     pub(super) fn record<'g>(
         &self,
         g: &'g Builder,
@@ -233,15 +233,15 @@ impl Optimizer {
         })
     }
 
-    /// Returns the memory of its moments and sums of gradients to the executor of `model`, the one that it was
-    /// made for. Its [`TrainingStep`](super::TrainingStep)s must not run any more.
+    /// Returns the memory of moments and gradient sums to the executor of `model`, the one that the optimizer was
+    /// created for. Its [`TrainingStep`](super::TrainingStep)s must not be run afterwards.
     pub fn free(self, model: &mut Model) {
         for buffer in self.buffers.into_iter().chain(self.sums) {
             model.executor_mut().free(buffer);
         }
     }
 
-    /// Sums of gradients over micro-batches, laid out like the parameters; allocated on first use.
+    /// Returns the sums of gradients over micro-batches, laid out like the parameters; allocates them on first use.
     ///
     /// # Errors
     /// If there is not enough memory.
@@ -255,20 +255,20 @@ impl Optimizer {
         Ok(sums)
     }
 
-    /// The layout of its moments.
+    /// Returns the layout of the moments.
     pub(super) fn layout(&self) -> &Layout {
         &self.layout
     }
 
-    /// Buffers of the first and the second moments, at the offsets of [`Layout`].
+    /// Returns the buffers of the first and the second moments, at the offsets of [`Layout`].
     pub(super) fn buffers(&self) -> [Buffer; 2] {
         self.buffers
     }
 
-    /// Replaces its settings; the moments stay.
+    /// Replaces the settings; the moments are kept.
     ///
     /// # Errors
-    /// If the rule is another one, since that has other moments.
+    /// If the kind differs, since its moments do.
     pub(super) fn set_config(&mut self, config: OptimizerConfig) -> Result<()> {
         if config.kind != self.layout.config.kind {
             return Err(Error::config(
@@ -279,12 +279,12 @@ impl Optimizer {
         Ok(())
     }
 
-    /// Its settings.
+    /// Returns the settings.
     pub fn config(&self) -> &OptimizerConfig {
         &self.layout.config
     }
 
-    /// Arguments of a run of the next update.
+    /// Returns the arguments for running the next update.
     pub(super) fn arguments(&self, lr: f64) -> Arguments {
         Arguments {
             lr,
@@ -293,12 +293,12 @@ impl Optimizer {
         }
     }
 
-    /// Updates done so far.
+    /// Returns the number of updates so far.
     pub fn updates(&self) -> u64 {
         self.updates
     }
 
-    /// The norms of an update that ran last, and counts it if it changed something.
+    /// Reads the norms of the last update, and counts the update if it changed anything.
     pub(super) fn updated(
         &mut self,
         executor: &dyn Executor,
@@ -337,11 +337,11 @@ impl Optimizer {
         }
     }
 
-    /// All moments, in the order of the slots.
+    /// Returns all moments, in slot order.
     fn moments(&self) -> impl Iterator<Item = Moment<'_>> {
         let [first, second] = self.buffers;
         self.layout.slots.iter().flat_map(move |slot| {
-            // The names differ by rule, so that a run that is resumed with another one begins without moments
+            // Names differ by optimizer kind, so that a run that branches off with another one starts without moments
             // instead of taking a sum of gradients for a mean.
             let moments = match slot.second {
                 None => vec![("sum", first, slot.first)],
@@ -359,21 +359,21 @@ impl Optimizer {
         })
     }
 
-    /// The name of a moment that is not finite, if there is one.
+    /// Returns the name of a moment that is not finite, if any.
     pub fn broken(&self, model: &Model) -> Option<String> {
         let is_broken = |moment: &Moment<'_>| !moment.handle.is_finite(model.executor());
         let found = self.moments().find(is_broken)?;
         Some(format!("a moment of {}", found.spec.name))
     }
 
-    /// The moments, named `m.NAME` and `v.NAME`; Muon's is `sum.NAME`.
+    /// Returns the moments, named `m.NAME` and `v.NAME`; Muon's are `sum.NAME`.
     pub fn handles(&self) -> BTreeMap<String, Handle> {
         let moments = self.moments();
         moments.map(|moment| (moment.name, moment.handle)).collect()
     }
 
-    /// Restores the moments that `file` has for parameters of this model, but for those of `new_parameters`; all
-    /// others become zero.
+    /// Restores the moments in `file` of parameters of this model, except `new_parameters`; all others become
+    /// zero.
     ///
     /// # Errors
     /// If the file cannot be read.
@@ -399,7 +399,7 @@ impl Optimizer {
     /// Restores the moments of [`Optimizer::handles`] from a file.
     ///
     /// # Errors
-    /// If a moment is missing or of another size, or the file cannot be read.
+    /// If a moment is missing or has another size, or the file cannot be read.
     pub fn restore(&mut self, updates: u64, file: &TensorFile, model: &mut Model) -> Result<()> {
         for Moment { name, handle, .. } in self.moments() {
             if !file.has(&name) {

@@ -1,4 +1,4 @@
-//! The flight recorder: layers, TensorBoard events and dumps of a run, beside its metrics.
+//! Flight recorder: layer statistics, TensorBoard events and dumps of a run, besides its metrics.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use super::tensorboard::EventFile;
 use crate::error::{Error, Result};
 use crate::files;
 
-/// Folder of a run that holds its [`Dump`]s.
+/// Folder of a run that contains its [`Dump`]s.
 pub const FLIGHT: &str = "flight";
 
 /// State of the model at a spike, or at a value that is not finite: `flight/step-N.json` of a run.
@@ -33,21 +33,21 @@ pub struct Dump {
     pub loss: Measured,
     /// Global norm of the gradients before clipping.
     pub grad_norm: Measured,
-    /// Global norm of the update; 0 where none was made.
+    /// Global norm of the update; 0 if there was none.
     pub update_norm: Measured,
     /// Learning rate.
     pub lr: f64,
     /// Ids of the batch's instances.
     pub instances: Vec<u64>,
-    /// The weights that gave the activations: those before the step's update or after it.
+    /// Weights that produced the activations: those before the step's update or after it.
     pub weights: Weights,
-    /// Every block, over the micro-batch with the largest loss.
+    /// All blocks, for the micro-batch with the largest loss.
     pub layers: LayersRow,
-    /// Every parameter.
+    /// Norms of every parameter, by name.
     pub parameters: BTreeMap<String, ParameterNorms>,
 }
 
-/// The dump of the failure that ended a run after `step` steps, if there is one.
+/// Returns the dump of the failure that ended a run after `step` steps, if any.
 ///
 /// # Errors
 /// If a dump cannot be read.
@@ -63,7 +63,7 @@ pub fn failure(run: &Path, step: u64) -> Result<Option<Dump>> {
     Ok(None)
 }
 
-/// Dumps of a run by step.
+/// Lists the dumps of a run by step.
 fn dumps(run: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let folder = run.join(FLIGHT);
     let mut found = Vec::new();
@@ -82,7 +82,7 @@ fn dumps(run: &Path) -> Result<Vec<(u64, PathBuf)>> {
     Ok(found)
 }
 
-/// A dump is small; anything larger is not one.
+/// Size limit of a dump.
 const DUMP_LIMIT: u64 = 16 << 20;
 
 fn dump_path(run: &Path, step: u64) -> PathBuf {
@@ -99,13 +99,13 @@ pub enum Kind {
     NotFinite,
 }
 
-/// On which side of a step's update weights are.
+/// Weights before or after a step's update.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Weights {
-    /// The step has not changed them.
+    /// Before the update.
     Before,
-    /// The step has changed them.
+    /// After the update.
     After,
 }
 
@@ -113,9 +113,9 @@ pub enum Weights {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ParameterNorms {
-    /// Of its gradient before clipping.
+    /// Norm of the gradient before clipping.
     pub grad_norm: Measured,
-    /// Of the step's update.
+    /// Norm of the step's update.
     pub update_norm: Measured,
 }
 
@@ -128,7 +128,7 @@ impl From<&SlotNorms> for ParameterNorms {
     }
 }
 
-/// Removes dumps of steps after `step`, which will be done again; gives how many are left.
+/// Removes dumps of steps after `step`, which will be run again; returns the number of dumps left.
 fn drop_later_dumps(run: &Path, step: u64) -> Result<usize> {
     let (later, left): (Vec<_>, Vec<_>) = dumps(run)?.into_iter().partition(|(of, _)| *of > step);
     for (_, path) in later {
@@ -137,7 +137,7 @@ fn drop_later_dumps(run: &Path, step: u64) -> Result<usize> {
     Ok(left.len())
 }
 
-/// Removes the dumps of a run, and their folder unless something else stands there.
+/// Removes the dumps of a run, and their folder if it is then empty.
 ///
 /// # Errors
 /// If one cannot be removed.
@@ -150,7 +150,7 @@ pub(super) fn remove_dumps(run: &Path) -> Result<()> {
     run_directory::remove_empty(&folder)
 }
 
-/// Writes layers, event files and dumps of a run, and watches for spikes.
+/// Writer of layer statistics, event files and dumps of a run, with spike detection.
 pub(super) struct Recorder {
     log: LogSection,
     run: PathBuf,
@@ -168,7 +168,7 @@ struct Files {
 }
 
 impl Recorder {
-    /// Reads the metrics of the first `step` steps of a run. No file is changed yet.
+    /// Reads the metrics of the first `step` steps of a run, without changing any file.
     pub(super) fn open(run: &Path, log: &LogSection, step: u64) -> Result<Self> {
         RowsFile::<Metrics>::check(run, step)?;
         RowsFile::<LayersRow>::check(run, step)?;
@@ -190,8 +190,8 @@ impl Recorder {
         })
     }
 
-    /// Opens the files of a run that continues after `step` steps; rows and dumps of later steps, which will be
-    /// run again, are removed.
+    /// Opens the files of a run that continues after `step` steps; removes records and dumps of later steps, which
+    /// will be run again.
     pub(super) fn begin(&mut self, step: u64) -> Result<()> {
         let resumed = (step > 0).then_some(step);
         self.dumps = drop_later_dumps(&self.run, step)?;
@@ -218,12 +218,12 @@ impl Recorder {
         self.files.as_mut()?.events.as_mut()
     }
 
-    /// The step of the first row of metrics that the run has.
+    /// Returns the step of the first metrics record of the run.
     pub(super) fn first_row(&self) -> Option<u64> {
         self.first_row
     }
 
-    /// Steps done that have no row of metrics, though there is one of an earlier step or none at all.
+    /// Returns the number of completed steps that lack a metrics record, counted from the first record if there is one.
     pub(super) fn missing_rows(&self) -> u64 {
         self.missing_rows
     }
@@ -233,7 +233,7 @@ impl Recorder {
         self.log.layers_every > 0 && step.is_multiple_of(self.log.layers_every as u64)
     }
 
-    /// Compares a step with those before it.
+    /// Compares a step with the preceding ones; returns its spikes.
     pub(super) fn watch(&mut self, row: &Metrics) -> Vec<Spike> {
         self.detector.push(row)
     }
@@ -246,7 +246,7 @@ impl Recorder {
         self.detector.scores()
     }
 
-    /// Appends a row of `layers.jsonl`, and its scalars for TensorBoard.
+    /// Appends a record to `layers.jsonl`, and its scalars to the TensorBoard events.
     pub(super) fn append(&mut self, layers: &LayersRow) -> Result<()> {
         if let Some(files) = &mut self.files {
             files.layers.append(layers)?;
@@ -281,7 +281,7 @@ impl Recorder {
         events.scalars(layers.step, scalars)
     }
 
-    /// Writes a step's metrics for TensorBoard.
+    /// Writes a step's metrics to the TensorBoard events.
     pub(super) fn log_scalars(&mut self, row: &Metrics) -> Result<()> {
         let scores = self.spike_scores();
         let Some(events) = self.events() else {
@@ -315,12 +315,12 @@ impl Recorder {
         events.scalars(row.step, scalars)
     }
 
-    /// True if the limit on dumps allows one more of a spike.
+    /// True if the limit on dumps allows another spike dump.
     pub(super) fn has_room(&self) -> bool {
         self.dumps < self.log.dumps
     }
 
-    /// Writes a dump; gives its path.
+    /// Writes a dump; returns its path.
     pub(super) fn dump(&mut self, dump: &Dump) -> Result<PathBuf> {
         files::create_new_dir(self.run.join(FLIGHT))?;
         let path = dump_path(&self.run, dump.step);
@@ -332,7 +332,7 @@ impl Recorder {
     }
 }
 
-/// A measured number as TensorBoard takes it.
+/// Converts a measured number for TensorBoard; NaN if absent.
 fn shown(value: Measured) -> f64 {
     value.map_or(f64::NAN, f64::from)
 }

@@ -1,4 +1,4 @@
-//! Files of a run that grow by a row of JSON every so many steps.
+//! JSON Lines files of a run, with one record every so many steps.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -10,21 +10,21 @@ use serde::{Serialize, de::DeserializeOwned};
 use crate::error::{Error, Result};
 use crate::files::{self, AtomicFile};
 
-/// A row is small; anything longer is none. The largest is that of many blocks with many experts.
+/// Size limit of a record. The largest are those of many blocks with many experts.
 const ROW_LIMIT: u64 = 16 << 20;
 
-/// A row of a file that grows with the run: the record of one step.
+/// Record of one step, in a file of a run.
 pub trait Row: Serialize + DeserializeOwned {
-    /// The file in the run directory.
+    /// File name in the run directory.
     const FILE: &'static str;
-    /// True if every step has a row, so that a missing one was lost.
+    /// True if every step has a record, so that a missing one was lost.
     const EVERY_STEP: bool;
 
-    /// The step, counted from 1.
+    /// Returns the step, counted from 1.
     fn step(&self) -> u64;
 }
 
-/// Appends rows to the file of a run.
+/// Writer that appends records to a file of a run.
 #[derive(Debug)]
 pub struct RowsFile<R> {
     path: PathBuf,
@@ -33,11 +33,11 @@ pub struct RowsFile<R> {
 }
 
 impl<R: Row> RowsFile<R> {
-    /// Opens the file of a run that has done `step` steps: rows of later steps, and what a kill or a
-    /// power cut left of them, are dropped, since those steps will be done again.
+    /// Opens the file of a run that has completed `step` steps: records of later steps, and what a kill or a power
+    /// cut left of them, are dropped, since those steps will be run again.
     ///
     /// # Errors
-    /// If the file cannot be read or written; it is then as it was.
+    /// If the file cannot be read or written; it is then unchanged.
     pub fn open(run: &Path, step: u64) -> Result<Self> {
         let path = run.join(R::FILE);
         if files::exists(&path)? {
@@ -55,10 +55,10 @@ impl<R: Row> RowsFile<R> {
         Ok(Self { path, file, rows })
     }
 
-    /// Refuses what [`RowsFile::open`] would refuse, before anything of the run is written.
+    /// Checks that [`RowsFile::open`] will accept the file, before anything of the run is written.
     ///
     /// # Errors
-    /// If the file cannot be read, or lacks rows of the steps that were done.
+    /// If the file cannot be read, or lacks records of completed steps.
     pub(super) fn check(run: &Path, step: u64) -> Result<()> {
         let path = run.join(R::FILE);
         if files::exists(&path)? {
@@ -67,7 +67,7 @@ impl<R: Row> RowsFile<R> {
         Ok(())
     }
 
-    /// Appends a row.
+    /// Appends a record.
     ///
     /// # Errors
     /// If it cannot be written.
@@ -80,7 +80,7 @@ impl<R: Row> RowsFile<R> {
             .map_err(Error::io(&self.path))
     }
 
-    /// Makes all rows last, whatever stops the machine.
+    /// Flushes all records to disk.
     ///
     /// # Errors
     /// If they cannot be flushed.
@@ -89,11 +89,11 @@ impl<R: Row> RowsFile<R> {
     }
 }
 
-/// The parts of a file that are kept: rows up to a step, every step once. Of a step that was run again, the
-/// last row is kept.
+/// Parts of a file that are kept: records up to a step, one per step. Of a step that was run again, the last record
+/// is kept.
 #[derive(Debug, Default)]
 struct Kept {
-    /// Step, first byte and bytes of each line.
+    /// Step, offset and length in bytes of each line.
     lines: Vec<(u64, u64, u64)>,
     is_all: bool,
 }
@@ -133,7 +133,7 @@ impl Kept {
         self.lines.last().map_or(0, |(step, ..)| *step)
     }
 
-    /// Replaces the file by the parts that are kept.
+    /// Replaces the file with the kept parts.
     fn copy(&self, path: &Path) -> Result<()> {
         let mut source = BufReader::new(files::open(path)?);
         let mut target = AtomicFile::create(path)?;
@@ -155,9 +155,9 @@ impl Kept {
     }
 }
 
-/// Gives rows of steps up to `limit` to `keep`, with where their lines begin and how long they are; says
-/// whether these are all lines. What cannot be read is no loss as long as only later steps follow,
-/// since these will be done again.
+/// Passes records of steps up to `limit` to `keep`, with offset and length of their lines; returns true if these
+/// are all lines. An unreadable line is an error only if a record up to `limit` follows: later steps will be run
+/// again.
 fn scan<R: Row>(path: &Path, limit: u64, mut keep: impl FnMut(R, u64, u64)) -> Result<bool> {
     let mut is_all = true;
     let mut unreadable = None;
@@ -191,7 +191,7 @@ struct Lines<'a> {
     path: &'a Path,
     reader: BufReader<File>,
     line: Vec<u8>,
-    /// Of the line last read, counted from 1.
+    /// Number of the line last read, counted from 1.
     number: usize,
 }
 
@@ -205,7 +205,7 @@ impl<'a> Lines<'a> {
         })
     }
 
-    /// The next line with its end, and whether it has one.
+    /// Returns the next line with its newline, and true if it has one.
     fn next(&mut self) -> Result<Option<(&[u8], bool)>> {
         self.line.clear();
         let mut limited = (&mut self.reader).take(ROW_LIMIT);
@@ -214,7 +214,7 @@ impl<'a> Lines<'a> {
             .map_err(Error::io(self.path))?;
         self.number += 1;
         let is_whole = self.line.ends_with(b"\n");
-        // After a power cut a file may end in any number of zeros, which are no line.
+        // After a power cut a file may end in any number of zeros, which are not a line.
         if !is_whole && read as u64 == ROW_LIMIT && self.line.iter().any(|byte| *byte != 0) {
             return Err(Error::format(
                 self.path,
@@ -228,11 +228,11 @@ impl<'a> Lines<'a> {
     }
 }
 
-/// Reads the rows of a run, every step once, as it was done last; none where it has no such file. A
-/// last row cut short by a kill is passed over.
+/// Reads the records of a run, one per step, the last one if a step was run again; empty if the file does not
+/// exist. A last record truncated by a kill is skipped.
 ///
 /// # Errors
-/// If the file cannot be read or a row is not one.
+/// If the file cannot be read or a record is invalid.
 pub fn read<R: Row>(run: &Path) -> Result<Vec<R>> {
     let path = run.join(R::FILE);
     let mut rows: Vec<R> = Vec::new();
@@ -252,7 +252,7 @@ pub fn read<R: Row>(run: &Path) -> Result<Vec<R>> {
     Ok(rows)
 }
 
-/// Reads the rows of the first `limit` steps of a run that is about to go on after them, as
+/// Reads the records of the first `limit` steps of a run that is about to be resumed after them, as
 /// [`RowsFile::open`] keeps them.
 pub(super) fn read_up_to<R: Row>(run: &Path, limit: u64) -> Result<Vec<R>> {
     let path = run.join(R::FILE);
@@ -263,7 +263,7 @@ pub(super) fn read_up_to<R: Row>(run: &Path, limit: u64) -> Result<Vec<R>> {
     Ok(rows)
 }
 
-/// A step that was done again counts as it was done last.
+/// Appends a record; it replaces records of its step and later ones, which were run again.
 fn push<R: Row>(rows: &mut Vec<R>, row: R) {
     while rows.last().is_some_and(|last| last.step() >= row.step()) {
         rows.pop();
@@ -271,7 +271,7 @@ fn push<R: Row>(rows: &mut Vec<R>, row: R) {
     rows.push(row);
 }
 
-/// A run does not go on behind a hole: steps may be done again, but none is left out.
+/// Checks that no step is missing between two records. Steps may be repeated.
 fn check_follows<R: Row>(path: &Path, number: usize, last: Option<u64>, row: &R) -> Result<()> {
     match last {
         Some(last) if R::EVERY_STEP && row.step() > last + 1 => Err(Error::format(

@@ -1,4 +1,4 @@
-//! The directory of a run: its lock, the files of a run in it, and the checkpoint that a run is resumed from.
+//! The directory of a run: its lock, its files, and the checkpoint to resume from.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -17,18 +17,18 @@ use super::trainer::Event;
 use crate::error::{Error, Result};
 use crate::files::{self, Lock, Locking};
 
-/// The configuration in a run directory.
+/// File name of the configuration in a run directory.
 pub const CONFIG: &str = "config.toml";
-/// Stands in the directory of a run that is begun anew unless it comes to its end.
+/// File that marks a run to be restarted from scratch unless it is finished.
 pub const UNFINISHED: &str = "unfinished.txt";
 const BUSY: &str = "another process is training here";
 const PURPOSE_LIMIT: u64 = 1 << 20;
 pub(super) const LOCK: &str = "lock";
 
-/// Takes hold of a directory for as long as the returned lock lives.
+/// Locks a directory for the lifetime of the returned lock.
 ///
 /// # Errors
-/// If another process holds it, or the file system has no locks.
+/// If another process holds the lock, or the file system does not support locks.
 pub fn lock(run: &Path) -> Result<Lock> {
     lock_with(run, Locking::Required)
 }
@@ -37,7 +37,7 @@ pub(super) fn lock_with(run: &Path, locking: Locking) -> Result<Lock> {
     Lock::exclusive(&run.join(LOCK), locking, BUSY)
 }
 
-/// Removes what a run wrote into its directory, and nothing else.
+/// Removes the files that a run wrote into its directory, and nothing else.
 ///
 /// # Errors
 /// If another process trains there, or a file cannot be removed.
@@ -64,7 +64,7 @@ pub(crate) fn writes(name: &OsStr) -> bool {
     names.iter().any(|known| name == *known) || tensorboard::is_events(name)
 }
 
-/// As [`remove`], by the process that holds the directory. The lock stays.
+/// Removes files as [`remove`] does, in the process that holds the lock. The lock file stays.
 pub(super) fn clear(run: &Path) -> Result<()> {
     checkpoint::remove_all(run)?;
     recorder::remove_dumps(run)?;
@@ -80,7 +80,7 @@ fn remove_file(path: &Path) -> Result<()> {
     ignore_missing(fs::remove_file(path)).map_err(Error::io(path))
 }
 
-/// Removes a folder unless something stands in it.
+/// Removes a folder if it is empty.
 pub(super) fn remove_empty(folder: &Path) -> Result<()> {
     match fs::remove_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
@@ -95,8 +95,8 @@ fn ignore_missing(removed: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// Refuses a directory that holds a run. Files left by a process that was killed before its first step are no
-/// run.
+/// Refuses a directory that contains a run. Files left by a process that was killed before its first step do not
+/// count.
 pub(super) fn refuse_to_overwrite(run: &Path) -> Result<()> {
     let run_name = run.display();
     if checkpoint::exists(run)? {
@@ -113,7 +113,7 @@ pub(super) fn refuse_to_overwrite(run: &Path) -> Result<()> {
     }
 }
 
-/// A run that branches off needs a directory that holds none.
+/// Checks that the directory for a run that branches off contains no run.
 pub(super) fn refuse_to_share(run: &Path) -> Result<()> {
     match checkpoint::exists(run)? || what_is_there(run)?.is_some() {
         true => Err(Error::config(format!(
@@ -124,7 +124,7 @@ pub(super) fn refuse_to_share(run: &Path) -> Result<()> {
     }
 }
 
-/// The file that says that something was done in a directory without checkpoints.
+/// Returns the file that shows that a run without checkpoints was started in a directory.
 fn what_is_there(run: &Path) -> Result<Option<&'static str>> {
     let is_empty = |name: &str| {
         let path = run.join(name);
@@ -137,7 +137,7 @@ fn what_is_there(run: &Path) -> Result<Option<&'static str>> {
     if !is_empty(Metrics::FILE)? {
         return Ok(Some(Metrics::FILE));
     }
-    // Segments come first: what stands beside them without a step is what a kill left.
+    // Segments are written first: files beside them without a step are leftovers of a kill.
     if files::exists(run.join(segments::FILE))? {
         return Ok(None);
     }
@@ -147,8 +147,8 @@ fn what_is_there(run: &Path) -> Result<Option<&'static str>> {
     }
 }
 
-/// Makes the directory one of a run that is begun anew unless it comes to its end. One that was left
-/// so, for the same purpose, is begun anew.
+/// Marks the directory as that of an unfinished run. An unfinished run for the same purpose is restarted from
+/// scratch.
 pub(super) fn begin_unfinished(run: &Path, purpose: &str, claim: &mut Claim) -> Result<()> {
     let path = run.join(UNFINISHED);
     if !files::exists(&path)? {
@@ -167,12 +167,12 @@ pub(super) fn begin_unfinished(run: &Path, purpose: &str, claim: &mut Claim) -> 
     claim.create_folder(run.join(checkpoint::CHECKPOINTS))
 }
 
-/// Makes the directory one that is not begun anew.
+/// Removes the mark of an unfinished run.
 pub(super) fn finish(run: &Path) -> Result<()> {
     remove_file(&run.join(UNFINISHED))
 }
 
-/// Checks that there is a run to go on with, before anything is created.
+/// Checks that there is a run to resume, before anything is created.
 pub(super) fn require_run(run: &Path) -> Result<()> {
     let missing = |what: &str| {
         Err(Error::config(format!(
@@ -189,18 +189,18 @@ pub(super) fn require_run(run: &Path) -> Result<()> {
     }
 }
 
-/// The note about a checkpoint that cannot be used, and in whose place an older one is.
+/// Formats the note about a broken checkpoint that is skipped in favour of an older one.
 pub fn passed_over(problem: &str) -> String {
     format!("passed over a broken checkpoint: {problem}")
 }
 
-/// The checkpoint that a run is resumed from; `None` where it begins.
+/// Finds the checkpoint that a run is resumed from; `None` if it starts from scratch.
 pub(super) fn find_resume_point(
     run: &Path,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Option<Checkpoint>> {
     let found = checkpoint::newest(run)?;
-    // Starting over would drop the metrics of steps that a repaired checkpoint may still hold.
+    // Starting from scratch would drop the metrics of steps that a repaired checkpoint may still hold.
     if let (None, Some(problem)) = (&found.checkpoint, found.broken.first()) {
         return Err(Error::format(
             run.join(checkpoint::CHECKPOINTS),

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
-/// `[schedule]`: how the learning rate moves.
+/// `[schedule]`: learning-rate schedule.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ScheduleConfig {
@@ -13,13 +13,13 @@ pub struct ScheduleConfig {
     /// Steps of linear warm-up from 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warmup_steps: Option<usize>,
-    /// The same in tokens; rounded up to whole steps.
+    /// Tokens of linear warm-up from 0; rounded up to whole steps.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warmup_tokens: Option<u64>,
-    /// Learning rate at the end, relative to the peak; 0.1 unless given. `constant` has none.
+    /// Final learning rate relative to the peak; 0.1 by default. Not valid with `constant`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_lr_ratio: Option<f64>,
-    /// Steps of the final decay of `wsd`; a fifth of the run unless given.
+    /// Steps of the final decay of `wsd`; by default a fifth of the run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decay_steps: Option<usize>,
 }
@@ -40,18 +40,18 @@ impl Default for ScheduleConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ScheduleKind {
-    /// The peak to the end.
+    /// Constant at the peak.
     Constant,
-    /// A straight line to `min_lr_ratio`.
+    /// Linear decay to `min_lr_ratio`.
     Linear,
-    /// Half a cosine to `min_lr_ratio` (arXiv 1608.03983).
+    /// Cosine decay to `min_lr_ratio` (arXiv 1608.03983).
     Cosine,
-    /// Warm-up, stable, decay: the peak, then a straight line over the last `decay_steps`
+    /// Warm-up, stable, decay: constant at the peak, then linear decay over the last `decay_steps`
     /// (arXiv 2404.06395).
     Wsd,
 }
 
-/// A schedule with every number settled.
+/// Schedule with all defaults resolved.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Schedule {
     kind: ScheduleKind,
@@ -63,7 +63,7 @@ pub struct Schedule {
 }
 
 impl ScheduleConfig {
-    /// Settles the schedule of a run of `steps` steps of `tokens_per_step` tokens.
+    /// Resolves the schedule of a run of `steps` steps of `tokens_per_step` tokens.
     ///
     /// # Errors
     /// [`Error::Config`] when a key has no effect or is out of range.
@@ -135,7 +135,7 @@ impl Schedule {
         turns.to_vec()
     }
 
-    /// The learning rate of step `step`, counted from 1. Past the end it stays where it is.
+    /// Returns the learning rate of step `step`, counted from 1. Constant after the last step.
     pub fn lr(&self, step: usize) -> f64 {
         if step <= self.warmup {
             return self.peak * step as f64 / self.warmup as f64;

@@ -1,8 +1,8 @@
-//! The history of a run: one segment for every process that trained a part of it.
+//! History of a run: one segment for every process that trained a part of it.
 //!
-//! A run may be stopped, moved and gone on with, with other threads, another machine, another version
-//! of this program, or keys changed that may be. `segments.json` in its directory says which steps
-//! were done how.
+//! A run may be stopped, moved and resumed with other threads, on another machine, with another version of this
+//! program, or with other values of keys that may change. `segments.json` in its directory records how each range
+//! of steps was run.
 
 use std::path::Path;
 
@@ -11,38 +11,38 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::files::{self, sealed};
 
-/// The file in the run directory.
+/// File name in the run directory.
 pub const FILE: &str = "segments.json";
-/// Stands for the fingerprint of validation data where there are none.
+/// Placeholder for the fingerprint of validation data if there is none.
 pub const NO_VALIDATION: &str = "none";
 const LIMIT: u64 = 16 << 20;
 
-/// A key of the configuration with another value than in the segment before.
+/// A configuration key whose value differs from the previous segment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Change {
     /// Section and key: `optimizer.lr`.
     pub key: String,
-    /// The value before, as TOML; absent where the key was.
+    /// Previous value, as TOML; absent if the key was.
     pub from: Option<String>,
-    /// The value since, as TOML; absent where the key is.
+    /// New value, as TOML; absent if the key is.
     pub to: Option<String>,
 }
 
-/// Steps that one process did.
+/// Steps run by one process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Segment {
-    /// It began after this step.
+    /// Last step before the segment.
     pub after_step: u64,
-    /// The last step that it saved a checkpoint of; absent where it saved none.
+    /// Last step of which it saved a checkpoint; absent if it saved none.
     pub last_step: Option<u64>,
-    /// When it began, in UTC, as RFC 3339.
+    /// Start time, in UTC, as RFC 3339.
     pub started: String,
-    /// Keys of the configuration that differ from the segment before.
+    /// Configuration keys that differ from the previous segment.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub changed: Vec<Change>,
-    /// Threads that computed.
+    /// Number of compute threads.
     pub threads: usize,
     /// The processor.
     pub machine: String,
@@ -50,22 +50,21 @@ pub struct Segment {
     pub version: String,
     /// Fingerprint of the training data.
     pub data: String,
-    /// Fingerprint of the validation data, or [`NO_VALIDATION`]; absent in histories that an older version
-    /// wrote.
+    /// Fingerprint of the validation data, or [`NO_VALIDATION`]; absent in files of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation: Option<String>,
-    /// SHA-256 of the weights of the checkpoint that the run began from; absent where it began with
-    /// initial values of its own, where it went on with its own, and in histories that an older version wrote.
+    /// SHA-256 of the weights of the checkpoint that the run started from; absent if it started from random
+    /// initial values, in resumed segments, and in files of older versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weights: Option<String>,
-    /// Peak memory of the process up to its last checkpoint, in bytes, where the system tells.
+    /// Peak memory of the process up to its last checkpoint, in bytes, if the system reports it.
     pub peak_memory_bytes: Option<u64>,
 }
 
-/// The segments of a run, oldest first; none where the run is older than this file.
+/// Reads the segments of a run, oldest first; empty if the run predates this file.
 ///
 /// # Errors
-/// If the file cannot be read, or a segment is not what its checksum says.
+/// If the file cannot be read, or a segment does not match its checksum.
 pub fn read(run: &Path) -> Result<Vec<Segment>> {
     let path = run.join(FILE);
     if !files::exists(&path)? {

@@ -1,4 +1,4 @@
-//! The data of a run, opened.
+//! Opening of a run's data.
 
 use std::path::PathBuf;
 
@@ -16,19 +16,19 @@ use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::omissions::LeftOut;
 
-/// `data.order`: the order of instances within an epoch.
+/// `data.order`: order of instances within an epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DataOrder {
-    /// Decided by (seed, epoch).
+    /// Shuffled by (seed, epoch).
     #[default]
     Shuffled,
-    /// As they stand.
+    /// Order of the data.
     Sequential,
 }
 
 impl DataOrder {
-    /// The order as the batch stream takes it.
+    /// Returns the order for the batch stream.
     pub fn seeded(self, seed: u64) -> data::Order {
         match self {
             Self::Shuffled => data::Order::Shuffled { seed },
@@ -37,27 +37,26 @@ impl DataOrder {
     }
 }
 
-/// Tokens of a run's data that are used and left out: `all_tokens = tokens + left_out` of each.
+/// Counts of used and omitted tokens of a run's data: for each, `all_tokens = tokens + left_out`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataUse {
     /// Training data, once per epoch.
     pub train: Coverage,
-    /// Validation data in every evaluation, where there are any.
+    /// Validation data, per evaluation, if any.
     pub validation: Option<Coverage>,
-    /// The text that the training data were made from, and what they hold out; absent where they
-    /// are token files.
+    /// Text that the training data were made from, and what they hold out; absent for token files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<TextAccount>,
-    /// The text that validation data of their own were made from.
+    /// Text that separate validation data were made from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation_text: Option<TextAccount>,
-    /// Notes on the data, among them records left out, cut or replaced when text was prepared.
+    /// Notes on the data, such as records omitted, truncated or replaced when text was prepared.
     #[serde(default)]
     pub notes: Vec<String>,
 }
 
 impl DataUse {
-    /// Omissions from both, and from the text that they were made from, by reason.
+    /// Returns the omissions from both, and from the text that they were made from, by reason.
     pub fn left_out(&self) -> LeftOut {
         let mut all = self.train.left_out.clone();
         if let Some(text) = &self.text {
@@ -73,7 +72,7 @@ impl DataUse {
         all
     }
 
-    /// A line for training data and one for validation data.
+    /// Describes the training and the validation data, one line each, and the text that they were made from.
     pub fn lines(&self) -> Vec<String> {
         let line = |name: &str, found: &Coverage| {
             let left_out: Vec<_> = found.left_out.lines();
@@ -99,32 +98,32 @@ impl DataUse {
     }
 }
 
-/// Training and validation data with what is known of them.
+/// Opened training and validation data, and facts about them.
 #[derive(Debug)]
 pub struct Sources {
-    /// To learn from.
+    /// Training data.
     pub train: TokenDataset,
-    /// To measure on, where there are any.
+    /// Validation data, if any.
     pub validation: Option<TokenDataset>,
-    /// Why there is nothing to measure on, where there is not.
+    /// Reason why there is no validation data; empty if there is.
     pub no_validation: String,
-    /// Tokens of both that are used and left out.
+    /// Counts of used and omitted tokens of both.
     pub data_use: DataUse,
-    /// Notes on the data, among them records left out, cut or replaced when text was prepared.
+    /// Notes on the data, such as records omitted, truncated or replaced when text was prepared.
     pub notes: Vec<String>,
-    /// The tokenizer of the data, where known.
+    /// Tokenizer of the data, if known.
     pub tokenizer: Option<Tokenizer>,
-    /// Ids are below this, where known.
+    /// Exclusive upper bound of token ids, if known.
     pub vocab_size: Option<usize>,
-    /// Prepared folders among the training data, those made from raw text included.
+    /// Prepared folders among the training data, including those made from raw text.
     pub folders: Vec<PathBuf>,
 }
 
-/// Opens the data that a configuration names. Raw text is tokenized into [`cache_dir`] once. Of a run
-/// that began from a checkpoint and resumes, `own` is its own one: the first may be gone by now.
+/// Opens the data of a configuration. Raw text is tokenized into [`cache_dir`] once. For a resumed run that
+/// started from a checkpoint, `own` is the run's own checkpoint, since the original may no longer exist.
 ///
 /// # Errors
-/// If data are missing, damaged, too short, or do not fit together.
+/// If data are missing, damaged, too short, or inconsistent.
 pub fn open(
     config: &Config,
     own: Option<&Checkpoint>,
@@ -201,7 +200,7 @@ pub fn open(
     })
 }
 
-/// The tokenizer a run asks for: `data.tokenizer`, else that of the checkpoint it starts from.
+/// Returns the tokenizer of a run: `data.tokenizer`, else that of the checkpoint it starts from.
 fn tokenizer(config: &Config, from: Option<&Checkpoint>) -> Result<Option<TokenizerChoice>> {
     if let Some(spec) = &config.data.tokenizer {
         let spec: TokenizerSpec = spec.parse()?;
@@ -214,7 +213,7 @@ fn tokenizer(config: &Config, from: Option<&Checkpoint>) -> Result<Option<Tokeni
     Ok(tokenizer.map(TokenizerChoice::Loaded))
 }
 
-/// The windows of validation data that a training measures: whole ones, `train.eval_sequences` of them.
+/// Returns the windows of validation data evaluated in training: whole ones, `train.eval_sequences` of them.
 pub fn validation_windows(config: &Config) -> Windows {
     let most = config.train.eval_sequences as u64;
     Windows::Whole {
@@ -222,7 +221,7 @@ pub fn validation_windows(config: &Config) -> Windows {
     }
 }
 
-/// Validation data of their own.
+/// Opens separate validation data.
 fn open_validation(
     config: &Config,
     train: &Opened,
@@ -233,7 +232,7 @@ fn open_validation(
     if let Some(tokenizer) = &train.tokenizer {
         options.tokenizer = Some(TokenizerChoice::Loaded(tokenizer.clone()));
     }
-    // What had an effect on the training text need not have one here.
+    // Options that apply to the training text need not apply to this text.
     options.prepare.source.may_be_unused = has_raw_text(&config.data.train)?;
     let opened = data::open(&config.data.validation, Split::All, &options, progress)?;
     notes.extend(data_notes(&opened));
@@ -256,7 +255,7 @@ fn open_validation(
     Ok(opened)
 }
 
-/// The error of raw text that is in both the training and the validation data, if any.
+/// Returns the error for raw text in both the training and the validation data, if any.
 fn shares_text(config: &Config, options: &SourceOptions) -> Result<Option<String>> {
     let raw = |inputs: &[String]| -> Result<Vec<String>> {
         let mut text = Vec::new();
@@ -279,7 +278,7 @@ fn shares_text(config: &Config, options: &SourceOptions) -> Result<Option<String
     Ok(found.err().map(|error| error.to_string()))
 }
 
-/// The held-out part of the training data, or the reason why it cannot be evaluated on.
+/// Returns the held-out part of the training data, or the reason why it cannot be evaluated on.
 fn held_out(
     config: &Config,
     train: &Opened,
@@ -292,7 +291,7 @@ fn held_out(
         if tokens.is_empty() {
             nothing.push(folder.folder().display().to_string());
         }
-        // What is held, wherever it stands.
+        // Identified by content, not by path.
         let identity = serde_json::json!(folder.manifest().validation).to_string();
         held_out.push_stream(tokens, &identity);
     }
@@ -345,7 +344,7 @@ fn check_text_options(config: &Config) -> Result<()> {
     }
 }
 
-/// Notes on records that were left out, cut or replaced when the data were made from text.
+/// Returns the notes on records that were omitted, truncated or replaced when the data were made from text.
 fn data_notes(opened: &Opened) -> Vec<String> {
     let folders = opened.folders.iter();
     let made = folders.flat_map(|folder| folder.manifest().notes());
@@ -354,10 +353,10 @@ fn data_notes(opened: &Opened) -> Vec<String> {
         .collect()
 }
 
-/// Checks that a model has a row for every token of its data.
+/// Checks that the model's vocabulary covers that of its data.
 ///
 /// # Errors
-/// If it has not.
+/// If it does not.
 pub fn check_vocabulary(sources: &Sources, model: &ModelConfig) -> Result<()> {
     match sources.vocab_size {
         Some(needed) if needed > model.vocab_size => Err(Error::config(format!(
@@ -368,7 +367,7 @@ pub fn check_vocabulary(sources: &Sources, model: &ModelConfig) -> Result<()> {
     }
 }
 
-/// Directory of tokenized text kept between runs, if the environment names a cache directory.
+/// Returns the directory of tokenized text kept between runs, if the environment names a cache directory.
 pub fn cache_dir() -> Option<PathBuf> {
     let books = data::gutenberg::cache_folder().ok()?;
     Some(books.with_file_name("tokens"))

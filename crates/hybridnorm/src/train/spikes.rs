@@ -1,8 +1,8 @@
 //! Spikes: values far above their recent mean.
 //!
-//! The spike score is the share of the last [`WINDOW`] values that lay more than [`DEVIATIONS`]
-//! standard deviations above the mean of the values before them (after OLMo 2, arXiv 2501.00656,
-//! which counts deviations of 7 in either direction over 1000 values).
+//! The spike score is the fraction of the last [`WINDOW`] values that were more than [`DEVIATIONS`] standard
+//! deviations above the mean of the preceding values (after OLMo 2, arXiv 2501.00656, which counts deviations of 7
+//! in either direction over 1000 values).
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -11,11 +11,11 @@ use serde::{Deserialize, Serialize};
 
 use super::metrics::Metrics;
 
-/// Values that a new one is compared with.
+/// Number of preceding values that a new one is compared with.
 pub const WINDOW: usize = 128;
-/// Fewer than this say nothing about a range.
+/// Minimum number of preceding values for a comparison.
 pub const FEWEST: usize = 32;
-/// Standard deviations above the mean from which a value is a spike.
+/// Spike threshold, in standard deviations above the mean.
 pub const DEVIATIONS: f64 = 6.0;
 
 /// A quantity in which spikes are detected.
@@ -31,10 +31,10 @@ pub enum Quantity {
 }
 
 impl Quantity {
-    /// All of them, in the order in which they are counted.
+    /// All quantities, in counting order.
     pub const ALL: [Self; 3] = [Self::Loss, Self::GradNorm, Self::UpdateNorm];
 
-    /// Its value at a step.
+    /// Returns the value at a step.
     pub fn of(self, row: &Metrics) -> f64 {
         match self {
             Self::Loss => row.loss,
@@ -43,7 +43,7 @@ impl Quantity {
         }
     }
 
-    /// In words.
+    /// Returns the name for messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::Loss => "loss",
@@ -53,16 +53,16 @@ impl Quantity {
     }
 }
 
-/// A value that left its recent range upwards.
+/// A value far above its recent mean.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Spike {
     /// The quantity that spiked.
     pub quantity: Quantity,
     /// The value.
     pub value: f64,
-    /// Mean of the values before it.
+    /// Mean of the preceding values.
     pub mean: f64,
-    /// Distance from their mean, in their standard deviations.
+    /// Distance from the mean, in standard deviations.
     pub deviations: f64,
 }
 
@@ -92,24 +92,24 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// All together.
+    /// Returns the total.
     pub fn total(&self) -> u64 {
         self.loss + self.grad_norm + self.update_norm
     }
 }
 
-/// Shares of the last [`WINDOW`] steps that spiked, between 0 and 1.
+/// Fractions of the last [`WINDOW`] steps that spiked, between 0 and 1.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Scores {
-    /// Of the loss.
+    /// Spike score of the loss.
     pub loss: f64,
-    /// Of the gradient norm.
+    /// Spike score of the gradient norm.
     pub grad_norm: f64,
-    /// Of the update norm.
+    /// Spike score of the update norm.
     pub update_norm: f64,
 }
 
-/// Watches a run step by step.
+/// Spike detector, fed step by step.
 #[derive(Debug, Clone, Default)]
 pub struct Detector {
     watched: [Watched; 3],
@@ -123,7 +123,7 @@ struct Watched {
 }
 
 impl Detector {
-    /// Compares a step with those before it; gives its spikes.
+    /// Compares a step with the preceding ones; returns its spikes.
     pub fn push(&mut self, row: &Metrics) -> Vec<Spike> {
         let watched = self.watched.iter_mut().zip(Quantity::ALL);
         watched
@@ -131,7 +131,7 @@ impl Detector {
             .collect()
     }
 
-    /// Spikes so far.
+    /// Returns the number of spikes so far.
     pub fn counts(&self) -> Counts {
         let [loss, grad_norm, update_norm] = self.watched.each_ref().map(|watched| watched.count);
         Counts {
@@ -141,7 +141,7 @@ impl Detector {
         }
     }
 
-    /// The spike scores now.
+    /// Returns the current spike scores.
     pub fn scores(&self) -> Scores {
         let [loss, grad_norm, update_norm] = self.watched.each_ref().map(Watched::score);
         Scores {
@@ -154,7 +154,7 @@ impl Detector {
 
 impl Watched {
     fn push(&mut self, quantity: Quantity, value: f64) -> Option<Spike> {
-        // A row that was read may lack a number.
+        // A record read from a file may lack a number.
         if !value.is_finite() {
             return None;
         }
@@ -178,7 +178,7 @@ impl Watched {
         let squares: f64 = self.recent.iter().map(|x| (x - mean).powi(2)).sum();
         let deviation = (squares / (n - 1.0)).sqrt();
         let deviations = (value - mean) / deviation;
-        // A row of equal values has no range to leave.
+        // With zero deviation, nothing counts as a spike.
         (deviation > 0.0 && deviations > DEVIATIONS).then_some(Spike {
             quantity,
             value,
@@ -213,7 +213,7 @@ mod tests {
         }
     }
 
-    /// A loss that goes up and down by 0.1 around 3.
+    /// Loss that oscillates by 0.1 around 3.
     fn calm(step: u64) -> Metrics {
         row(step, 3.0 + 0.1 * (step as f64).sin(), 1.0)
     }
@@ -239,7 +239,7 @@ mod tests {
             }
         );
         assert_eq!(detector.scores().loss, 1.0 / 128.0);
-        // The score forgets, the count does not.
+        // The score covers the last steps, the count all steps.
         (0..WINDOW as u64).for_each(|step| drop(detector.push(&calm(step))));
         assert_eq!(detector.scores().loss, 0.0);
         assert_eq!(detector.counts().total(), 1);

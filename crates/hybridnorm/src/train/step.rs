@@ -13,25 +13,25 @@ use crate::ops;
 use crate::plan::{Options, Program, Recompute};
 use hybridnorm_kernels::magnitude::larger_or_nan;
 
-/// The shape of a step.
+/// Shape of an optimizer step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepShape {
-    /// Sequences of a micro-batch.
+    /// Sequences per micro-batch.
     pub micro_batch: usize,
-    /// Tokens of a sequence.
+    /// Tokens per sequence.
     pub seq_len: usize,
-    /// Micro-batches.
+    /// Micro-batches per step.
     pub grad_accum_steps: usize,
     /// Activations that the backward pass recomputes.
     pub recompute: Recompute,
 }
 
-/// The programs of a step. Without gradient accumulation it is one, in which gradients lie where
-/// activations were; with it gradients are summed in a buffer of their own.
+/// Programs of a step. Without gradient accumulation there is one, in which gradients share the arena with
+/// activations; with it, gradients are summed in a separate buffer.
 pub struct TrainingStep {
     shape: StepShape,
     programs: Programs,
-    /// Losses and statistics of the present step's passes.
+    /// Losses and statistics of the current step's passes.
     found: Vec<Found>,
     norms: Option<StepNorms>,
 }
@@ -41,18 +41,18 @@ pub(super) enum Programs {
     Accumulating(Box<Accumulating>),
 }
 
-/// A pass with its update.
+/// A forward and backward pass followed by the update.
 pub(super) struct Single {
     program: Program,
     pass: PassTaps,
     update: UpdateTaps,
 }
 
-/// Passes, and the update by the sums of their gradients.
+/// Passes that accumulate gradients, and the update from the sums.
 pub(super) struct Accumulating {
-    /// Overwrites the sums.
+    /// Pass that overwrites the sums.
     first: (Program, PassTaps),
-    /// Adds to the sums.
+    /// Pass that adds to the sums.
     further: (Program, PassTaps),
     update: (Program, UpdateTaps),
 }
@@ -60,27 +60,27 @@ pub(super) struct Accumulating {
 /// Outcome of an optimizer step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepOutcome {
-    /// Sums over all micro-batches.
+    /// Losses, summed over micro-batches.
     pub losses: BatchLosses,
-    /// Norms of gradients and update.
+    /// Norms of gradients and updates.
     pub norms: StepNorms,
-    /// Routing statistics, one entry for each mixture.
+    /// Routing statistics, one entry per mixture-of-experts block.
     pub routing: Vec<Routing>,
 }
 
-/// The buffers that a step updates besides the parameters.
+/// Buffers that a step updates, besides the parameters.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct StepBuffers {
-    /// Those of the optimizer's moments, see [`Layout`].
+    /// Moments of the optimizer, see [`Layout`].
     pub(super) moments: [Buffer; 2],
-    /// Sums of gradients, where there are several micro-batches.
+    /// Gradient sums, if there are several micro-batches.
     pub(super) sums: Option<Buffer>,
 }
 
 /// Plans the programs of a step.
 ///
 /// # Errors
-/// If a parameter would get no gradient, or the arena is beyond the budget of recomputation.
+/// If a parameter would get no gradient, or the arena exceeds the recomputation budget.
 pub(super) fn plan(
     shape: StepShape,
     decoder: &Decoder,
@@ -146,7 +146,7 @@ impl Programs {
         }
     }
 
-    /// Bytes of activations, gradients and scratch.
+    /// Returns the size of the largest arena in bytes: activations, gradients and scratch.
     pub(super) fn arena_bytes(&self) -> usize {
         let programs = self.all().into_iter();
         programs.map(Program::arena_bytes).max().unwrap_or(0)
@@ -154,11 +154,11 @@ impl Programs {
 }
 
 impl TrainingStep {
-    /// Plans a step of this shape, and takes the memory that it needs.
+    /// Plans a step of this shape and allocates its memory.
     ///
     /// # Errors
-    /// If a parameter would get no gradient, the arena is beyond the budget of recomputation, or there is not
-    /// enough memory.
+    /// If a parameter would get no gradient, the arena exceeds the recomputation budget, or there is not enough
+    /// memory.
     pub fn new(shape: StepShape, model: &mut Model, optimizer: &mut Optimizer) -> Result<Self> {
         let buffers = StepBuffers {
             moments: optimizer.buffers(),
@@ -179,25 +179,25 @@ impl TrainingStep {
         })
     }
 
-    /// The shape that was planned for.
+    /// Returns the planned shape.
     pub fn shape(&self) -> StepShape {
         self.shape
     }
 
-    /// Bytes of activations and gradients of a pass, the parameters and moments not counted.
+    /// Returns the bytes of activations and gradients of a pass, without parameters and moments.
     pub fn arena_bytes(&self) -> usize {
         self.programs.arena_bytes()
     }
 
-    /// Runs the pass of a micro-batch, inputs and targets (b, t); gives its losses, each a sum over targets
+    /// Runs the pass of a micro-batch, inputs and targets (b, t); returns its losses, each a sum over targets
     /// divided by the number of targets of the step.
     ///
     /// # Errors
-    /// If an id or a target is outside the vocabulary, but for targets of -1, which are not counted. Nothing
-    /// has run then.
+    /// If an id or a target is outside the vocabulary, except targets of -1, which are ignored. Nothing has run
+    /// then.
     ///
     /// # Panics
-    /// If all micro-batches of the step have had theirs.
+    /// If all micro-batches of the step have already run.
     pub fn pass(
         &mut self,
         model: &mut Model,
@@ -242,17 +242,17 @@ impl TrainingStep {
         Ok(losses)
     }
 
-    /// Ends the step after the passes of all its micro-batches. Nothing is updated if a loss or the
-    /// gradients' global norm is not finite.
+    /// Completes the step after the passes of all its micro-batches. Nothing is updated if a loss or the global
+    /// gradient norm is not finite.
     ///
-    /// Updates outside the optimizer follow it: selection biases of mixtures move against the load,
-    /// QK-clip scales queries and keys down where it is on, unit weights are brought back to their length.
+    /// Updates outside the optimizer follow: balancing biases of routers move against the load, QK-clip, if
+    /// enabled, scales queries and keys down, and unit weights are renormalized.
     ///
     /// # Errors
     /// If there is not enough memory.
     ///
     /// # Panics
-    /// Before all micro-batches have had their pass.
+    /// If a micro-batch has not run yet.
     pub fn finish(
         &mut self,
         model: &mut Model,

@@ -1,9 +1,8 @@
-//! Event files that TensorBoard shows.
+//! TensorBoard event files.
 //!
-//! An event file is a row of TFRecords, and each record is one `tensorboard.Event` in the wire
-//! format of Protocol Buffers. Both are as TensorFlow defines them: records in
-//! `tensorflow/core/lib/io/record_writer.h`, messages in `tensorflow/core/util/event.proto` and
-//! `tensorflow/core/framework/summary.proto`.
+//! An event file is a sequence of TFRecords, each of which is one `tensorboard.Event` in the wire format of Protocol
+//! Buffers. TensorFlow defines records in `tensorflow/core/lib/io/record_writer.h`, messages in
+//! `tensorflow/core/util/event.proto` and `tensorflow/core/framework/summary.proto`.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -15,19 +14,19 @@ use prost::Message;
 use crate::error::{Error, Result};
 use crate::files;
 
-/// TensorBoard reads every file with `tfevents` in its name; TensorFlow's names start like this.
+/// Prefix of TensorFlow's file names; TensorBoard reads every file with `tfevents` in its name.
 const PREFIX: &str = "events.out.tfevents.";
 
-/// Makes readers take restarts from [`START`] and not from steps that are out of order.
+/// File version that makes readers detect restarts by [`START`] and not by steps that are out of order.
 const VERSION: &str = "brain.Event:2";
 
 /// `SessionLog.SessionStatus.START`.
 const START: i32 = 1;
 
-/// Appends scalars to an event file.
+/// Writer that appends scalars to an event file.
 ///
-/// Every record is written with one call, so a kill leaves at most the last one cut short.
-/// TensorBoard reads the records before it and goes on with the next file of the folder.
+/// Every record is written with one call, so that a kill truncates at most the last one. TensorBoard reads the
+/// records before it and continues with the next file of the folder.
 #[derive(Debug)]
 pub struct EventFile {
     path: PathBuf,
@@ -35,12 +34,11 @@ pub struct EventFile {
 }
 
 impl EventFile {
-    /// A new file in `dir`, which is created if only its parent is there. TensorBoard shows all files of a
-    /// folder as one run.
+    /// Creates a file in `dir`, and `dir` itself if its parent exists. TensorBoard shows all files of a folder as
+    /// one run.
     ///
-    /// `resumed_at` is the number of steps that a resumed run has done: points of later steps in
-    /// the older files are no longer shown, since those steps will be done again. It is `None`
-    /// where a run starts.
+    /// `resumed_at` is the number of completed steps of a resumed run: points of later steps in the older files are
+    /// no longer shown, since those steps will be run again. It is `None` for a new run.
     ///
     /// # Errors
     /// If the folder or the file cannot be created, or the first records cannot be written.
@@ -51,14 +49,14 @@ impl EventFile {
         let file = File::create_new(&path).map_err(Error::io(&path))?;
         let mut events = Self { path, file };
         events.write(0, What::FileVersion(VERSION.into()))?;
-        // A reader drops what it has of this step and later ones. A run that starts needs the
-        // event as well: TensorBoard takes the first one that it meets for no restart.
+        // Readers discard data of this step and later ones. A new run needs the event as well: TensorBoard does not
+        // treat the first one as a restart.
         let first_step = resumed_at.map_or(0, |done| done + 1);
         events.write(first_step, What::SessionLog(SessionLog { status: START }))?;
         Ok(events)
     }
 
-    /// Appends scalars of one step. They are stored as `f32`; what is not finite stays so.
+    /// Appends scalars of one step. They are stored as `f32`; non-finite values are kept.
     ///
     /// # Errors
     /// If they cannot be written.
@@ -77,7 +75,7 @@ impl EventFile {
         self.write(step, What::Summary(Summary { value }))
     }
 
-    /// Makes all records last, whatever stops the machine.
+    /// Flushes all records to disk.
     ///
     /// # Errors
     /// If they cannot be flushed.
@@ -111,13 +109,13 @@ pub fn remove(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-/// True for the name of an event file.
+/// True if the name is that of an event file.
 pub(super) fn is_events(name: &std::ffi::OsStr) -> bool {
     name.as_encoded_bytes().starts_with(PREFIX.as_bytes())
 }
 
-/// The seconds in the name of the next file: now, or right after the newest file there if the
-/// clock is not past it, since TensorBoard reads files in the order of their names.
+/// Returns the timestamp in the name of the next file: now, or right after that of the newest file if the clock
+/// is behind it, since TensorBoard reads files in the order of their names.
 fn seconds_of_next(dir: &Path) -> Result<u64> {
     let mut seconds = since_epoch().as_secs();
     for entry in fs::read_dir(dir).map_err(Error::io(dir))? {
@@ -140,7 +138,7 @@ fn since_epoch() -> Duration {
         .unwrap_or_default()
 }
 
-/// A TFRecord: the payload's length, its checksum, the payload and its checksum, little-endian.
+/// Encodes a TFRecord: the payload's length, its checksum, the payload and its checksum, little-endian.
 fn record(payload: &[u8]) -> Vec<u8> {
     let length = (payload.len() as u64).to_le_bytes();
     [
@@ -152,7 +150,7 @@ fn record(payload: &[u8]) -> Vec<u8> {
     .concat()
 }
 
-/// CRC-32C, rotated and shifted by a constant, as TFRecords have it
+/// Returns the CRC-32C, rotated and offset by a constant, as in TFRecords
 /// (`tensorflow/core/lib/hash/crc32c.h`).
 fn masked_crc(bytes: &[u8]) -> u32 {
     crc32c::crc32c(bytes)
@@ -160,7 +158,7 @@ fn masked_crc(bytes: &[u8]) -> u32 {
         .wrapping_add(0xa282_ead8)
 }
 
-/// `tensorboard.Event`, the part that is written here.
+/// `tensorboard.Event`, reduced to the fields written here.
 #[derive(Clone, PartialEq, Message)]
 struct Event {
     #[prost(double, tag = "1")]
@@ -192,7 +190,7 @@ struct Summary {
 struct Value {
     #[prost(string, tag = "1")]
     tag: String,
-    /// One of several kinds of value in the format, so that a zero must be written too.
+    /// Member of a oneof in the format, so that a zero must be written too.
     #[prost(float, optional, tag = "2")]
     simple_value: Option<f32>,
 }
@@ -207,7 +205,7 @@ struct SessionLog {
 mod tests {
     use super::*;
 
-    /// The events of a file up to its end or to a record that is cut short.
+    /// Decodes the events of a file up to its end or to a truncated record.
     fn events(mut bytes: &[u8]) -> Vec<Event> {
         let mut events = Vec::new();
         while let Some((payload, rest)) = split_record(bytes) {
@@ -227,7 +225,7 @@ mod tests {
         Some((payload, rest))
     }
 
-    /// The events of a file, without their times.
+    /// Decodes the events of a file, without their times.
     fn said(bytes: &[u8]) -> Vec<(i64, What)> {
         events(bytes)
             .into_iter()

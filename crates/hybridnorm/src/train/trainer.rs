@@ -46,7 +46,7 @@ pub struct Trainer {
     schedule: Schedule,
     model: Model,
     optimizer: Optimizer,
-    /// The programs of a step, made for the first one.
+    /// Programs of a step, planned at the first step.
     training: Option<TrainingStep>,
     state: State,
     metrics: Option<RowsFile<Metrics>>,
@@ -54,14 +54,14 @@ pub struct Trainer {
     new_parameters: Vec<String>,
     warnings: Vec<Warning>,
     last_saved: Option<u64>,
-    /// The last one is of this process.
+    /// Segments of the run; the last one belongs to this process.
     segments: Vec<Segment>,
-    /// Files to be written before the first step; none after it.
+    /// Files to be written before the first step; `None` afterwards.
     beginning: Option<Beginning>,
     claim: Claim,
 }
 
-/// Losses of one model on the same data differ less, relatively, on two processors.
+/// Relative tolerance between losses of one model on the same data on different processors.
 const SAME_LOSS: f64 = 1e-5;
 
 impl Trainer {
@@ -77,8 +77,7 @@ impl Trainer {
         self.run_to(u64::MAX, stop, on_event)
     }
 
-    /// Trains until step `limit` or the last one is done, or until `stop` becomes true; saves at the end
-    /// in any case.
+    /// Trains until step `limit` or the last step, or until `stop` becomes true; saves at the end in any case.
     ///
     /// # Errors
     /// [`Error::Diverged`] if loss or gradients are not finite; errors of reading data and writing files.
@@ -152,12 +151,12 @@ impl Trainer {
         })
     }
 
-    /// Tokens of the data that are used and left out.
+    /// Returns the counts of used and omitted tokens of the data.
     pub fn data_use(&self) -> &DataUse {
         &self.data_use
     }
 
-    /// Loss on the validation data, where there are any.
+    /// Returns the loss on the validation data, if any.
     ///
     /// # Errors
     /// If the data cannot be read.
@@ -177,16 +176,16 @@ impl Trainer {
         }
     }
 
-    /// True if there are validation data.
+    /// True if the run has validation data.
     pub fn has_validation(&self) -> bool {
         self.validation.is_some()
     }
 
-    /// Writes a checkpoint of the present step, unless there is one.
+    /// Writes a checkpoint of the current step, unless it is already saved.
     ///
     /// # Errors
-    /// If it cannot be written, or the run could not go on from it because its numbers are not
-    /// finite; older ones are then untouched.
+    /// If it cannot be written, or the run could not continue from it because weights, moments or the next loss
+    /// are not finite; older checkpoints are then untouched.
     pub fn save(&mut self, on_event: &mut dyn FnMut(Event<'_>)) -> Result<()> {
         if self.last_saved == Some(self.state.step) {
             return Ok(());
@@ -216,49 +215,49 @@ impl Trainer {
         Ok(())
     }
 
-    /// The model as it stands.
+    /// Returns the model.
     pub fn model(&self) -> &Model {
         &self.model
     }
 
-    /// The model as it stands, to be evaluated or generated from.
+    /// Returns the model, for evaluation or generation.
     pub fn model_mut(&mut self) -> &mut Model {
         &mut self.model
     }
 
-    /// State of the run.
+    /// Returns the state of the run.
     pub fn state(&self) -> &State {
         &self.state
     }
 
-    /// Total number of steps.
+    /// Returns the total number of steps.
     pub fn steps(&self) -> u64 {
         self.config.train.steps as u64
     }
 
-    /// The tokenizer of the data, where known.
+    /// Returns the tokenizer of the data, if known.
     pub fn tokenizer(&self) -> Option<&Tokenizer> {
         self.tokenizer.as_ref()
     }
 
-    /// The training data.
+    /// Returns the training data.
     pub fn training_data(&self) -> &TokenDataset {
         self.stream.dataset()
     }
 
-    /// Prepared folders among the training data, those made from raw text included.
+    /// Returns the prepared folders among the training data, including those made from raw text.
     pub fn folders(&self) -> &[PathBuf] {
         &self.folders
     }
 
-    /// Parameters that began with their initial values because the checkpoint that the run branched off
-    /// does not have them.
+    /// Returns the parameters that started with their initial values because the checkpoint that the run branched
+    /// off does not contain them.
     pub fn new_parameters(&self) -> &[String] {
         &self.new_parameters
     }
 
-    /// Gives a loss that the run recorded for its last step in the place of one that was measured anew, perhaps
-    /// on other data.
+    /// Replaces the final validation loss by the one that the run recorded for its last step, if they differ:
+    /// the data may have changed since.
     fn as_recorded(
         &self,
         found: &mut eval::Loss,
@@ -281,13 +280,13 @@ impl Trainer {
         Ok(())
     }
 
-    /// The segment of the run that is this process's, the last one of several.
+    /// Returns the segment of this process, the last one of the run.
     pub fn segment(&self) -> &Segment {
         self.segments.last().expect("one is of this process")
     }
 
-    /// Norm of the gradient of the next micro-batch's mean loss at the state that enters each block, of
-    /// both streams together where there are two. Nothing is changed.
+    /// Returns the norm of the gradient of the next micro-batch's mean loss at the input of each block; with two
+    /// streams, of both together. Changes no state.
     ///
     /// # Errors
     /// If the data cannot be read.
@@ -302,7 +301,7 @@ impl Trainer {
         gradients::stream_gradients(&mut self.model, inputs, targets, shape, train.recompute)
     }
 
-    /// Warnings about the placement.
+    /// Returns the warnings about the placement.
     pub fn warnings(&self) -> &[Warning] {
         &self.warnings
     }

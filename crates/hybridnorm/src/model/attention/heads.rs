@@ -11,26 +11,26 @@ use crate::placement::{self, AttnScale};
 use hybridnorm_kernels::attention::Attention as Spec;
 use hybridnorm_kernels::qkv::QkvPrep;
 
-/// Smallest temperature of cosine attention (Swin-v2).
+/// Minimum temperature of cosine attention (Swin-v2).
 const COSINE_TAU_MIN: f64 = 0.01;
-/// Initial value of that temperature.
+/// Initial temperature of cosine attention.
 const COSINE_TAU_INIT: f64 = 0.1;
 
 /// Causal grouped-query attention with rotary embedding:
-/// `W_out · ctx_norm(softmax(scale · q kᵀ) v)`, q, k, v = prepared `W_qkv · u`.
+/// `W_out · ctx_norm(softmax(scale · q kᵀ) v)`, q, k, v = transformed `W_qkv · u`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Heads {
     /// Packed projection, rows `[q heads | k heads | v heads]`; ((h + 2g)·k, d).
     pub(in super::super) qkv: Param,
-    /// Norm on queries.
+    /// Norm of queries.
     pub q_norm: Option<Norm>,
-    /// Norm on keys.
+    /// Norm of keys.
     pub k_norm: Option<Norm>,
-    /// Norm on values.
+    /// Norm of values.
     pub v_norm: Option<Norm>,
-    /// Factor on normed queries and keys.
+    /// Scale of normalized queries and keys.
     pub qk_scale: Scale,
-    /// Cosine attention's temperature per head.
+    /// Temperature of cosine attention, per head.
     tau: Option<Param>,
     read_out: ReadOut,
     prep: QkvPrep,
@@ -103,7 +103,7 @@ impl Heads {
         }
     }
 
-    /// See [`Attention::forward`](super::Attention::forward).
+    /// Computes attention; see [`Attention::forward`](super::Attention::forward).
     pub(super) fn forward<'g>(&self, u_btd: Value<'g>, positions: &Positions<'g>) -> Attended<'g> {
         let projection = ops::linear(u_btd, self.qkv.value(u_btd.builder()));
         let norms = [&self.q_norm, &self.k_norm, &self.v_norm];
@@ -140,8 +140,8 @@ impl Heads {
         }
     }
 
-    /// Learned factors: `qk_scale` on keys, by key/value head, and on the queries that meet them; `1/τ`
-    /// on the queries of each head.
+    /// Applies learned factors: `qk_scale` to keys, by key/value head, and to the queries of its group; `1/τ` to the
+    /// queries of each head.
     fn learned_factors<'g>(&self, packed: Value<'g>) -> Value<'g> {
         let g = packed.builder();
         let factors = self.qk_scale.learned(g);

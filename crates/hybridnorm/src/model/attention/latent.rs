@@ -11,30 +11,30 @@ use crate::placement::{self, Factor};
 use hybridnorm_kernels::attention::{Attention as Spec, LatentAttention};
 use hybridnorm_kernels::latent::Latent as LatentHeads;
 
-/// Causal attention whose keys and values are all made of one latent a position:
+/// Causal attention whose keys and values are all projected from one latent per position:
 ///
 /// ```text
-/// [c_q | c_kv | k_r] = W_down · u          c_q, c_kv, k_r normed as the placement says
+/// [c_q | c_kv | k_r] = W_down · u          c_q, c_kv, k_r normalized per placement
 /// q = W_q · c_q                            a head's query: [content | rotated]
 /// [k_c | v] = W_kv · c_kv                  a head's key: [k_c | rotated k_r]
 /// W_out · ctx_norm(softmax(scale · q kᵀ) v)
 /// ```
 ///
-/// Generation keeps only `c_kv` and the rotated `k_r`: `W_kv` is absorbed into the query and the context.
+/// Decoding caches only `c_kv` and the rotated `k_r`: `W_kv` is absorbed into the query and the context.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Latent {
-    /// Projection of the residual stream, rows `[c_q | c_kv | k_r]`; without a query latent the first are the
+    /// Projection of the residual stream, rows `[c_q | c_kv | k_r]`; without a query latent, the first rows are the
     /// queries of all heads.
     pub(in super::super) latents: Param,
-    /// Norm on the query latent, or on the queries where there is none.
+    /// Norm of the query latent, or of the queries if there is none.
     pub q_norm: Option<Norm>,
-    /// Norm on the rotary key.
+    /// Norm of the rotary key.
     pub k_norm: Option<Norm>,
-    /// Norm on the latent of keys and values.
+    /// Norm of the key/value latent.
     pub v_norm: Option<Norm>,
-    /// Queries from their latent, (h·k, q_rank).
+    /// Up-projection of the query latent, (h·k, q_rank).
     pub(in super::super) q_up: Option<Param>,
-    /// Keys' content and values from their latent, rows `[k_c | v]` head by head.
+    /// Up-projection of the key/value latent, rows `[k_c | v]` head by head.
     pub(in super::super) kv_up: Param,
     read_out: ReadOut,
     heads: LatentHeads,
@@ -93,7 +93,7 @@ impl Latent {
             part("kv_up.v", h * mla.v_dim, placement::Role::V),
         ];
         let kv_up = declare.matrix(matrix("attention.kv_up", "kv_up", mla.kv_rank, parts, h));
-        // Queries and keys are multiplied by it, so that scores are by its square.
+        // Queries and keys are both multiplied by it, so the logits are multiplied by its square.
         let Factor::Const(qk_scale) = inner.qk_post_scale else {
             unreachable!("validation refuses learned factors")
         };
@@ -118,7 +118,7 @@ impl Latent {
         }
     }
 
-    /// See [`Attention::forward`](super::Attention::forward).
+    /// Computes attention; see [`Attention::forward`](super::Attention::forward).
     pub(super) fn forward<'g>(&self, u_btd: Value<'g>, positions: &Positions<'g>) -> Attended<'g> {
         let g = u_btd.builder();
         let spec = self.spec(u_btd);
@@ -126,7 +126,7 @@ impl Latent {
         let [q, c_kv, k_r] = self.project(u_btd);
         if let Some(cache) = positions.cache {
             ops::cache_append(ops::concat(&[c_kv, ops::rotate(k_r, rotations)]), cache);
-            // Keys and values of a prompt in full are fewer FLOPs than absorbed projections.
+            // Full keys and values of a prompt take fewer FLOPs than absorbed projections.
             if !positions.is_prompt {
                 let kv_up = self.kv_up.value(g);
                 let q = ops::absorbed_queries(q, kv_up, rotations, self.heads);
@@ -146,7 +146,7 @@ impl Latent {
         }
     }
 
-    /// Queries, the latent of keys and values, the rotary key; nothing is rotated yet.
+    /// Returns queries, the key/value latent and the rotary key, before rotation.
     fn project<'g>(&self, u_btd: Value<'g>) -> [Value<'g>; 3] {
         let g = u_btd.builder();
         let rows = ops::linear(u_btd, self.latents.value(g));
@@ -185,7 +185,7 @@ impl Latent {
         }
     }
 
-    /// Attention of absorbed queries to the cache of latents.
+    /// Returns the attention of absorbed queries over cached latents.
     fn cached_spec(&self, spec: &Spec) -> LatentAttention {
         LatentAttention {
             batch: spec.batch,

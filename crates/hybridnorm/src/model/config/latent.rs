@@ -1,4 +1,4 @@
-//! The shape of multi-head latent attention.
+//! Configuration of multi-head latent attention.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,43 +7,43 @@ use crate::error::{Error, Result};
 
 /// `[model.mla]`: multi-head latent attention (DeepSeek-V2, arXiv 2405.04434).
 ///
-/// Queries, keys and values of all heads are made of short vectors, and generation keeps only one of
-/// them and one rotary key a position.
+/// Queries, keys and values of all heads are projected from short latents; decoding caches only the key/value
+/// latent and one rotary key per position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MlaConfig {
-    /// Width of the query latent; without it queries are projected from the stream.
+    /// Width of the query latent; without it queries are projected from the residual stream.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub q_rank: Option<usize>,
-    /// Width of the latent that keys and values are made of, R.
+    /// Width of the key/value latent, R.
     pub kv_rank: usize,
-    /// Channels of a head's query and key that carry content.
+    /// Channels of a head's query and key without rotary embedding.
     pub nope_dim: usize,
-    /// Channels of a head's query, and of the key that all heads share, that are rotated.
+    /// Rotary channels of a head's query, and of the key that all heads share.
     pub rope_dim: usize,
     /// Channels of a head's value.
     pub v_dim: usize,
 }
 
 impl MlaConfig {
-    /// Width of one head's query and key.
+    /// Returns the width of a head's query and key.
     pub fn head_dim(&self) -> usize {
         self.nope_dim + self.rope_dim
     }
 
-    /// Rows of the projection of the residual stream, by output: queries or their latent, the latent of keys and
-    /// values, the rotary key.
+    /// Returns the rows of the projection of the residual stream, by output: queries or their latent, the key/value
+    /// latent, the rotary key.
     pub fn down_widths(&self, n_heads: usize) -> [usize; 3] {
         let q = self.q_rank.unwrap_or(n_heads * self.head_dim());
         [q, self.kv_rank, self.rope_dim]
     }
 
-    /// Numbers that generation keeps for every position.
+    /// Returns the number of cached elements per position.
     pub fn cache_width(&self) -> usize {
         self.kv_rank + self.rope_dim
     }
 
-    /// Checks it for `n_heads` heads.
+    /// Checks the configuration for `n_heads` heads.
     pub(super) fn check(&self, n_heads: usize) -> Result<()> {
         let sizes = [
             ("q_rank", self.q_rank.unwrap_or(1)),

@@ -1,4 +1,4 @@
-//! The shape of a mixture of experts.
+//! Configuration of a mixture of experts.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,52 +7,52 @@ use crate::error::{Error, Result};
 use hybridnorm_kernels::router::Router;
 pub use hybridnorm_kernels::router::Scoring;
 
-/// Most experts of a block.
+/// Maximum number of experts per block.
 const MOST_EXPERTS: usize = 4096;
 
-/// `[model.moe]`: feed-forwards in which every token passes through some of many experts.
+/// `[model.moe]`: mixture-of-experts feed-forwards.
 ///
-/// No token is ever dropped. The defaults are OLMoE's (arXiv 2409.02060).
+/// Routing is dropless. The defaults are OLMoE's (arXiv 2409.02060).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MoeConfig {
-    /// Experts of a block, e.
+    /// Number of experts per block, e.
     pub n_experts: usize,
-    /// Experts that a token passes through.
+    /// Number of experts per token.
     pub top_k: usize,
     /// Inner width of an expert.
     pub d_expert: usize,
-    /// Experts that every token passes through, beside the routed ones: one feed-forward of so many
-    /// times `d_expert` (DeepSeek, arXiv 2401.06066).
+    /// Number of shared experts, applied to every token besides the routed ones: one feed-forward of inner width
+    /// `n_shared · d_expert` (DeepSeek, arXiv 2401.06066).
     #[serde(default, skip_serializing_if = "is_zero")]
     pub n_shared: usize,
-    /// The first so many blocks keep a dense feed-forward, of inner width `model.d_ff`.
+    /// Number of first blocks with a dense feed-forward, of inner width `model.d_ff`.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub first_dense: usize,
     /// Function from router logits to scores.
     #[serde(default)]
     pub scoring: Scoring,
-    /// True if the weights of a token's experts are divided by their sum.
+    /// True if the gate weights of a token's experts are divided by their sum.
     #[serde(default)]
     pub renormalize: bool,
-    /// Experts lie in so many groups of equal size.
+    /// Number of expert groups of equal size.
     #[serde(default = "one")]
     pub n_groups: usize,
-    /// A token's experts lie in so many of them (DeepSeek-V3, arXiv 2412.19437).
+    /// Number of groups that a token's experts are selected from (DeepSeek-V3, arXiv 2412.19437).
     #[serde(default = "one")]
     pub top_groups: usize,
-    /// Factor on the weights (DeepSeek-V3: 2.5).
+    /// Scale of the gate weights (DeepSeek-V3: 2.5).
     #[serde(default = "unit")]
     pub scaling: f64,
-    /// Weight of the load-balancing loss (Switch Transformer, arXiv 2101.03961), mean over blocks.
+    /// Weight of the load-balancing loss (Switch Transformer, arXiv 2101.03961), averaged over blocks.
     #[serde(default = "load_balance")]
     pub load_balance: f64,
-    /// Weight of the router's z-loss (ST-MoE, arXiv 2202.08906), mean over blocks.
+    /// Weight of the router z-loss (ST-MoE, arXiv 2202.08906), averaged over blocks.
     #[serde(default = "z_loss")]
     pub z_loss: f64,
-    /// A bias on the scores decides, but does not weigh, the experts; after every step it moves by so
-    /// much, up where an expert got fewer tokens than the mean and down where it got more (arXiv
-    /// 2408.15664; DeepSeek-V3: 0.001). Without it there is no bias.
+    /// Update rate of the aux-loss-free balancing bias on the scores, which affects expert selection but not gate
+    /// weights: after every step it rises by this for experts with fewer tokens than the mean and falls for those
+    /// with more (arXiv 2408.15664; DeepSeek-V3: 0.001). Without it there is no bias.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bias_rate: Option<f64>,
 }
@@ -71,7 +71,7 @@ fn z_loss() -> f64 {
 }
 
 impl MoeConfig {
-    /// The op's settings.
+    /// Returns the settings of the router op.
     pub fn router(&self) -> Router {
         Router {
             experts: self.n_experts,
@@ -84,17 +84,17 @@ impl MoeConfig {
         }
     }
 
-    /// Inner width of all shared experts together.
+    /// Returns the inner width of all shared experts together.
     pub fn d_shared(&self) -> usize {
         self.n_shared * self.d_expert
     }
 
-    /// True if block `layer` (0-based) is a mixture.
+    /// True if block `layer` (0-based) is a mixture of experts.
     pub fn is_at(&self, layer: usize) -> bool {
         layer >= self.first_dense
     }
 
-    /// Checks it for a model of `n_layers` blocks.
+    /// Checks the configuration for a model of `n_layers` blocks.
     pub(super) fn check(&self, n_layers: usize) -> Result<()> {
         let wrong = |key: &str, value: String, expected: String| {
             Err(Error::config(format!(
@@ -151,7 +151,7 @@ impl MoeConfig {
         self.check_effects()
     }
 
-    /// Refuses settings that would have no effect.
+    /// Rejects settings without effect.
     fn check_effects(&self) -> Result<()> {
         let without = |what: String, why: &str| {
             Err(Error::config(format!(

@@ -11,14 +11,14 @@ use hybridnorm_kernels::router::Router;
 
 /// `Σ_j w_j · expert_j(u) + shared(u)` over the top-k experts j of a token.
 ///
-/// Dropless: every expert computes the tokens that are dispatched to it, however many.
+/// Dropless: every expert computes all tokens that are dispatched to it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Mixture {
-    /// Logits of the experts, (e, d).
+    /// Router projection, (e, d).
     router: Param,
-    /// Bias on the scores that choose experts, (e); moved by their load, not by gradients.
+    /// Balancing bias on the scores for expert selection, (e); adjusted by the load, not by gradients.
     pub(in super::super) selection_bias: Option<Param>,
-    /// All experts.
+    /// Routed experts.
     pub experts: Mlp,
     /// Shared expert, applied to every token.
     pub shared: Option<Mlp>,
@@ -68,7 +68,7 @@ impl Mixture {
         }
     }
 
-    /// From (b, t, d) to (b, t, d), and the router's statistics.
+    /// Computes the output (b, t, d) from (b, t, d), and the router statistics.
     pub(super) fn forward<'g>(&self, u_btd: Value<'g>) -> (Value<'g>, Routed<'g>) {
         let g = u_btd.builder();
         let logits = ops::linear(u_btd, self.router.value(g));

@@ -1,4 +1,4 @@
-//! Two projections with a nonlinearity between them.
+//! Two projections with an activation function between them.
 
 use super::super::declare::{Declare, Matrix, Part};
 use super::super::norm::{Norm, Site, norm};
@@ -10,29 +10,29 @@ use crate::placement;
 use hybridnorm_kernels::activation::Activation;
 use hybridnorm_kernels::experts::Layout;
 
-/// `W_down · act(W_up · u)`, with whatever norms the placement puts in between; or a stack of such
-/// functions, one for each expert of a mixture. A norm between them serves all experts of the stack,
-/// as one within attention serves all heads.
+/// `W_down · act(W_up · u)`, with the norms of the placement in between; or a stack of such functions, one per
+/// expert of a mixture. A norm is shared by all experts of the stack, as one within attention is shared by all
+/// heads.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Mlp {
-    /// Input projection: gate rows before up rows when gated; (2f, d) or (f, d) for each expert.
+    /// Input projection: gate rows before up rows if gated; (2f, d) or (f, d) per expert.
     up: Param,
-    /// Norm on the gate projection.
+    /// Norm of the gate projection.
     pub gate_norm: Option<Norm>,
-    /// Norm on the up projection.
+    /// Norm of the up projection.
     pub up_norm: Option<Norm>,
-    /// Factor on the gate projection.
+    /// Scale of the gate projection.
     pub gate_scale: Scale,
-    /// Factor on the up projection.
+    /// Scale of the up projection.
     pub up_scale: Scale,
-    /// Norm on the hidden activation.
+    /// Norm of the hidden activation.
     pub mid_norm: Option<Norm>,
-    /// Output projection, (d, f) for each expert.
+    /// Output projection, (d, f) per expert.
     down: Param,
     activation: Activation,
 }
 
-/// Dispatch of tokens to experts, with the weights of the combination.
+/// Dispatch of tokens to experts, with the combine weights.
 #[derive(Clone, Copy)]
 pub(super) struct Route<'g> {
     pub(super) dispatch: Value<'g>,
@@ -41,7 +41,7 @@ pub(super) struct Route<'g> {
 }
 
 impl Mlp {
-    /// Declares one of inner width `f`; `path` is its place within the feed-forward.
+    /// Declares an MLP of inner width `f`; `path` is its path within the feed-forward.
     pub(super) fn dense(declare: &mut Declare<'_>, path: &str, f: usize) -> Self {
         Self::declare(
             declare,
@@ -117,7 +117,7 @@ impl Mlp {
         }
     }
 
-    /// From (b, t, d) to (b, t, d).
+    /// Computes (b, t, d) from (b, t, d).
     pub(super) fn forward<'g>(&self, u_btd: Value<'g>) -> Value<'g> {
         let g = u_btd.builder();
         let projected = self.prepared(ops::linear(u_btd, self.up.value(g)));
@@ -125,7 +125,7 @@ impl Mlp {
         ops::linear(norm(&self.mid_norm, hidden), self.down.value(g))
     }
 
-    /// As [`Self::forward`], through the experts that each token is routed to.
+    /// Computes the MLP through the experts that each token is routed to.
     pub(super) fn routed<'g>(&self, u_btd: Value<'g>, route: Route<'g>) -> Value<'g> {
         let g = u_btd.builder();
         let Route {
@@ -148,7 +148,7 @@ impl Mlp {
         )
     }
 
-    /// The projections with their norms and factors: the input of the nonlinearity.
+    /// Applies norms and scales to the projections; returns the input of the activation function.
     fn prepared<'g>(&self, projected: Value<'g>) -> Value<'g> {
         let of_gate = |x| scale(&self.gate_scale, norm(&self.gate_norm, x));
         let of_up = |x| scale(&self.up_scale, norm(&self.up_norm, x));

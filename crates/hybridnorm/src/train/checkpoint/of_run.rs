@@ -1,4 +1,4 @@
-//! The checkpoints of a run: the newest that is whole, and the removal of old ones.
+//! Checkpoints of a run: finding the newest valid one, and removing old ones.
 
 use std::fs;
 use std::io;
@@ -9,10 +9,10 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::train::run_directory;
 
-/// Folder of a run that holds its checkpoints.
+/// Folder of a run that contains its checkpoints.
 pub const CHECKPOINTS: &str = "checkpoints";
 
-/// Path of the checkpoint of a step.
+/// Returns the path of the checkpoint of a step.
 pub fn step_path(run: &Path, step: u64) -> PathBuf {
     run.join(CHECKPOINTS).join(format!("step-{step:08}"))
 }
@@ -22,14 +22,14 @@ pub fn step_path(run: &Path, step: u64) -> PathBuf {
 pub struct Newest {
     /// The newest valid checkpoint and its step.
     pub checkpoint: Option<(u64, Checkpoint)>,
-    /// Faults of newer ones that were passed over.
+    /// Errors of newer checkpoints that were skipped.
     pub broken: Vec<String>,
 }
 
 /// Finds the newest valid checkpoint of a run.
 ///
 /// # Errors
-/// If the run's folder cannot be listed, or a newer checkpoint cannot be read: only one that was read
+/// If the run's folder cannot be listed, or a newer checkpoint cannot be read: only a checkpoint that was read
 /// is known to be broken.
 pub fn newest(run: &Path) -> Result<Newest> {
     newest_before(run, u64::MAX)
@@ -73,7 +73,7 @@ pub fn newest_before(run: &Path, limit: u64) -> Result<Newest> {
     })
 }
 
-/// True if the error shows a damaged checkpoint; all other errors may be temporary.
+/// True if the error indicates a damaged checkpoint; all other errors may be temporary.
 fn is_damage(error: &io::Error) -> bool {
     use io::ErrorKind::{InvalidData, IsADirectory, NotADirectory, NotFound, UnexpectedEof};
     matches!(
@@ -82,7 +82,7 @@ fn is_damage(error: &io::Error) -> bool {
     )
 }
 
-/// True if a run holds a checkpoint, valid or not.
+/// True if a run has a checkpoint, valid or not.
 ///
 /// # Errors
 /// If the run's folder cannot be listed.
@@ -90,9 +90,9 @@ pub fn exists(run: &Path) -> Result<bool> {
     Ok(!list(run)?.is_empty())
 }
 
-/// Deletes all but the newest `keep` checkpoints of a run up to `step`, whose own was just
-/// written, so that at least one good one stays. Later ones are the broken ones that the run was
-/// resumed from behind; they do not count, and are replaced when the run comes to their steps.
+/// Deletes all but the newest `keep` checkpoints of a run up to `step`, whose checkpoint was just written, so that
+/// at least one good one remains. Later ones are broken ones that were skipped on resuming; they do not count, and
+/// are replaced when the run reaches their steps.
 ///
 /// # Errors
 /// If one cannot be deleted.
@@ -106,7 +106,7 @@ pub fn prune(run: &Path, step: u64, keep: usize) -> Result<()> {
     Ok(())
 }
 
-/// Removes the checkpoints of a run, valid or not, and their folder unless something else stands there.
+/// Removes the checkpoints of a run, valid or not, and their folder if it is then empty.
 ///
 /// # Errors
 /// If one cannot be deleted.
@@ -123,7 +123,7 @@ fn step_of(name: &str) -> Option<u64> {
     name.strip_prefix("step-")?.parse().ok()
 }
 
-/// Checkpoints of a run by step, oldest first, valid or not.
+/// Lists the checkpoints of a run by step, oldest first, valid or not.
 fn list(run: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let folder = run.join(CHECKPOINTS);
     let entries = match fs::read_dir(&folder) {

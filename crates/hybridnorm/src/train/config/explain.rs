@@ -1,14 +1,14 @@
-//! Error messages for configurations that cannot be read: the fault, and the value or key expected instead.
+//! Error messages for configurations that cannot be read: the problem, and the value or key expected instead.
 
 use crate::error::Error;
 use crate::wording::plain;
 
-/// The error of a text, with the line and the key at which parsing stopped.
+/// Returns the error of a text, with the line and the key at which parsing stopped.
 pub(super) fn in_text(text: &str, path: &str, error: &toml::de::Error) -> Error {
     let place = error.span().and_then(|span| {
         let before = text.get(..span.start.min(text.len()))?;
         let line = before.matches('\n').count() + 1;
-        // What stands before the value in its line is its key, unless the key itself is wrong.
+        // The text before the value in its line is its key, unless the key itself is wrong.
         let begin = before.rsplit('\n').next().unwrap_or_default();
         let key = begin.trim_end().strip_suffix('=').map(str::trim);
         let is_plain = |key: &&str| {
@@ -27,7 +27,7 @@ pub(super) fn in_text(text: &str, path: &str, error: &toml::de::Error) -> Error 
     ))
 }
 
-/// The error of the `section.key=value` settings, naming the wrong one if it is known.
+/// Returns the error of the `section.key=value` settings, naming the wrong one if known.
 pub(super) fn in_settings(culprit: Option<&str>, path: &str, error: &toml::de::Error) -> Error {
     let culprit = culprit
         .map(|setting| format!(" {setting}"))
@@ -38,7 +38,7 @@ pub(super) fn in_settings(culprit: Option<&str>, path: &str, error: &toml::de::E
     ))
 }
 
-/// A right value of a key that people write in other ways.
+/// Examples of valid values, for keys that are often given in other forms.
 const EXAMPLES: [(&str, &str); 28] = [
     (
         "model",
@@ -88,7 +88,7 @@ const EXAMPLES: [(&str, &str); 28] = [
     ("log.tensorboard", "tensorboard = true"),
 ];
 
-/// Keys and values of other programs and what they are called here.
+/// Names that other programs use for keys and values, and the names used here.
 const OTHER_NAMES: [(&[&str], &str); 13] = [
     (&["silu", "swish"], "swiglu"),
     (
@@ -144,7 +144,7 @@ const OTHER_NAMES: [(&[&str], &str); 13] = [
     (&["tie_word_embeddings", "weight_tying"], "tie_embeddings"),
 ];
 
-/// The counterpart here of a key that other programs have.
+/// Returns a hint for a key of other programs that has no direct counterpart.
 fn instead_of(key: &str) -> Option<&'static str> {
     Some(match key {
         "q_norm" | "k_norm" | "qk_norm" | "v_norm" => {
@@ -164,8 +164,8 @@ fn instead_of(key: &str) -> Option<&'static str> {
     })
 }
 
-/// Turns serde's "unknown field `x`, expected one of `a`, `b`" into one line that names the
-/// nearest known key, and adds to a value of a wrong kind at `path` what is right there.
+/// Rewrites serde's "unknown field `x`, expected one of `a`, `b`" as one line that names the nearest known key,
+/// and adds a valid example for a value of the wrong type at `path`.
 fn explain(message: &str, path: &str) -> String {
     let message = message.trim().replace('\n', " ");
     if path == "model" && message.starts_with("missing field") {

@@ -1,4 +1,4 @@
-//! TOML with `section.key=value` settings on top, into whatever it describes.
+//! Deserialization of TOML with `section.key=value` settings on top.
 
 use std::path::Path;
 
@@ -10,13 +10,13 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::placement;
 
-/// A configuration is text that a person wrote; anything larger is not one.
+/// Size limit of a configuration, which is hand-written text.
 const CONFIG_LIMIT: u64 = 1 << 20;
 
-/// Reads a placement from a TOML file that holds a table of the algebra.
+/// Reads a placement from a TOML file with a table of placement fields.
 ///
 /// # Errors
-/// If the file cannot be read, is no TOML, or holds no placement.
+/// If the file cannot be read, is not TOML, or does not contain a placement.
 pub fn placement_from_file(path: &Path) -> Result<placement::Placement> {
     let bytes = files::read_small(path, CONFIG_LIMIT)?;
     let text = String::from_utf8(bytes)
@@ -32,7 +32,7 @@ pub fn placement_from_file(path: &Path) -> Result<placement::Placement> {
         .map_err(|error| Error::config(format!("{}: {error}", path.display())))
 }
 
-/// The text of a configuration file.
+/// Reads the text of a configuration file.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
     let bytes = files::read_small(path, CONFIG_LIMIT)?;
     String::from_utf8(bytes).map_err(|error| {
@@ -43,10 +43,10 @@ pub(crate) fn read_text(path: &Path) -> Result<String> {
     })
 }
 
-/// Reads a value from TOML with `section.key=value` settings on top. Errors name the line and the
+/// Deserializes a value from TOML with `section.key=value` settings on top. Errors name the line and the
 /// nearest known key.
 pub(crate) fn from_toml<T: DeserializeOwned>(text: &str, settings: &[String]) -> Result<T> {
-    // The text itself is deserialized first, so that errors carry its lines.
+    // The text itself is deserialized first, so that errors have its line numbers.
     let reader = toml::Deserializer::parse(text).map_err(|error| in_text(text, "", &error))?;
     check_sections(&settled(text, &[])?)?;
     let plain: T = serde_path_to_error::deserialize(reader)
@@ -62,7 +62,7 @@ pub(crate) fn from_toml<T: DeserializeOwned>(text: &str, settings: &[String]) ->
     })
 }
 
-/// The table of a text with settings on top.
+/// Parses a text into a table with settings on top.
 pub(crate) fn settled(text: &str, settings: &[String]) -> Result<toml::Table> {
     let mut table: toml::Table = toml::from_str(text).map_err(|error| in_text(text, "", &error))?;
     for setting in settings {
@@ -71,7 +71,7 @@ pub(crate) fn settled(text: &str, settings: &[String]) -> Result<toml::Table> {
     Ok(table)
 }
 
-/// Sections that readers would also take as lists, by the order of their keys.
+/// Sections, which deserialization would also accept as lists, in the order of their keys.
 const SECTIONS: [&str; 8] = [
     "data",
     "init",
@@ -93,7 +93,7 @@ fn check_sections(table: &toml::Table) -> Result<()> {
     }
 }
 
-/// Sets `section.key=value` in a table. The value is TOML; what is no TOML is taken as a string.
+/// Sets `section.key=value` in a table. A value that is not TOML is taken as a string.
 fn apply(table: &mut toml::Table, setting: &str) -> Result<()> {
     let (key, value) = setting.split_once('=').ok_or_else(|| {
         Error::config(format!(
@@ -130,7 +130,7 @@ fn apply(table: &mut toml::Table, setting: &str) -> Result<()> {
     Ok(())
 }
 
-/// The setting that is wrong: the first that gives the same error on its own.
+/// Returns the wrong setting: the first that causes the same error alone.
 fn culprit<'a, T: DeserializeOwned>(
     text: &str,
     settings: &'a [String],

@@ -1,4 +1,4 @@
-//! The optimizer's settings.
+//! Configuration of the optimizer.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,51 +6,51 @@ use crate::digits::written;
 use crate::error::{Error, Result};
 use crate::model::Role;
 
-/// `[optimizer]`: how weights are updated.
+/// `[optimizer]`: update rule and hyperparameters.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct OptimizerConfig {
-    /// The rule.
+    /// Update rule.
     pub kind: OptimizerKind,
     /// Peak learning rate.
     pub lr: f64,
-    /// Decay of the first and second moment per step.
+    /// Decay rates of the first and second moment per step.
     pub betas: (f64, f64),
-    /// Added to the root of the second moment.
+    /// Term added to the square root of the second moment.
     pub eps: f64,
     /// Decoupled weight decay, per unit of learning rate.
     pub weight_decay: f64,
-    /// True if norm parameters decay: gains, biases, α and shift of DyT and Derf (official
-    /// HybridNorm: yes). Learned scales never do.
+    /// True if norm parameters are decayed: gains, biases, α and shift of DyT and Derf (official
+    /// HybridNorm: yes). Learned scales never are.
     pub decay_norms: bool,
-    /// True if the embedding decays (official: dense no, MoE yes).
+    /// True if the embedding is decayed (official: dense no, MoE yes).
     pub decay_embeddings: bool,
-    /// Gradients are scaled down to this global norm; 0 turns clipping off.
+    /// Maximum global gradient norm, to which larger gradients are scaled down; 0 disables clipping.
     pub clip_grad_norm: f64,
-    /// Muon's momentum; 0.95 unless given.
+    /// Muon's momentum; 0.95 by default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub momentum: Option<f64>,
-    /// After every step, query and key projections of a head whose largest score `scale · q·k` exceeded
-    /// this in the step are scaled down so that it would not have (MuonClip's QK-clip: 100; arXiv
+    /// Threshold of QK-clip: after every step, query and key projections of a head whose max attention logit
+    /// `scale · q·k` exceeded it in the step are scaled down so that it would not have (MuonClip: 100; arXiv
     /// 2507.20534).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub qk_clip: Option<f64>,
 }
 
-/// The update rule.
+/// Update rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OptimizerKind {
     /// Adam with decoupled weight decay (arXiv 1711.05101).
     AdamW,
-    /// Muon for the matrices within blocks, at the same learning rate and decay (arXiv 2502.16982); AdamW
-    /// for everything else. Of packed projections q, k, v, gate, up and every expert's matrices are each
-    /// orthogonalized on their own.
+    /// Muon for the matrices within blocks, at the same learning rate and decay (arXiv 2502.16982); AdamW for
+    /// all other parameters. Of packed projections, q, k, v, gate, up and every expert's matrices are
+    /// orthogonalized separately.
     Muon,
 }
 
 impl Default for OptimizerConfig {
-    /// The official dense settings.
+    /// Returns the official dense settings.
     fn default() -> Self {
         Self {
             kind: OptimizerKind::AdamW,
@@ -68,7 +68,7 @@ impl Default for OptimizerConfig {
 }
 
 impl OptimizerConfig {
-    /// Checks ranges; of what may not be 0, in the single precision that updates are computed in.
+    /// Checks ranges; for values that must not be 0, in single precision, in which updates are computed.
     ///
     /// # Errors
     /// [`Error::Config`] naming the key.
@@ -81,8 +81,8 @@ impl OptimizerConfig {
         let of_single = "above 0, in the range of single precision";
         let of_none_or_single = "that is 0 or above, in the range of single precision";
         let rules = [
-            // A rate that is infinite in single precision shows as a failure of its first step, like any that
-            // is too large.
+            // A learning rate that is infinite in single precision makes the first step fail, like any that is too
+            // large.
             (
                 "lr",
                 self.lr,
@@ -135,7 +135,7 @@ impl OptimizerConfig {
         }
     }
 
-    /// Muon's momentum.
+    /// Returns Muon's momentum.
     pub(super) fn momentum(&self) -> f64 {
         self.momentum.unwrap_or(0.95)
     }
@@ -150,7 +150,7 @@ impl OptimizerConfig {
             Role::Head | Role::Attention | Role::FeedForward | Role::Router => true,
             Role::Embedding => self.decay_embeddings,
             Role::Norm => self.decay_norms,
-            // A decayed residual scale would be pulled towards another placement.
+            // Decay would pull a residual scale towards another placement.
             Role::Scale => false,
             Role::SelectionBias => false,
         }

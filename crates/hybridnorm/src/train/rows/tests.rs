@@ -23,7 +23,7 @@ fn line(step: u64) -> String {
     serde_json::to_string(&row(step)).unwrap() + "\n"
 }
 
-/// A run directory whose metrics are these lines.
+/// Creates a run directory whose metrics are these lines.
 fn run(lines: &[&str]) -> tempfile::TempDir {
     let run = tempfile::tempdir().unwrap();
     fs::write(run.path().join(Metrics::FILE), lines.concat()).unwrap();
@@ -163,7 +163,7 @@ fn a_step_without_a_row_was_lost() {
     let short = run(&[&line(1), &line(2)]);
     let found = RowsFile::<Metrics>::open(short.path(), 5).unwrap_err();
     assert!(found.to_string().contains("ends with step 2"), "{found}");
-    // What comes again is no loss.
+    // Records of steps that will be run again may be missing.
     let lines: Vec<String> = [1, 2, 4].iter().map(|&step| line(step)).collect();
     let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
     RowsFile::<Metrics>::open(run(&lines).path(), 2).unwrap();

@@ -15,11 +15,11 @@ use crate::memory;
 /// Parts of the run directory that are written before the first step.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Beginning {
-    /// The configuration is new, or another one.
+    /// True if the configuration is new or changed.
     pub(super) writes_config: bool,
-    /// The run goes on in its directory.
+    /// True if the run is resumed in its directory.
     pub(super) is_resumed: bool,
-    /// The run is not begun anew when it is killed.
+    /// True if the run is not restarted from scratch after a kill.
     pub(super) is_for_good: bool,
 }
 
@@ -39,8 +39,8 @@ impl Trainer {
             self.claim.will_write(name)?;
         }
         self.claim.will_write_events();
-        // The segments come first: with the old configuration beside them, what they say of it is still
-        // true, while without them a new one would be taken for that of all steps.
+        // Segments first: if the process is killed here, they still describe the old configuration correctly,
+        // whereas a new configuration without them would be taken for that of all steps.
         segments::write(&self.run, &self.segments)?;
         if beginning.writes_config {
             let path = self.run.join(run_directory::CONFIG);
@@ -49,7 +49,7 @@ impl Trainer {
         self.metrics = Some(RowsFile::open(&self.run, step)?);
         self.recorder.begin(step)?;
         if beginning.is_resumed {
-            // A kill may have come between saving and pruning.
+            // A process may have been killed between saving and pruning.
             checkpoint::prune(&self.run, step, self.config.train.keep_checkpoints)?;
         }
         if beginning.is_for_good {
@@ -60,17 +60,17 @@ impl Trainer {
         Ok(())
     }
 
-    /// Makes all rows last that a checkpoint is about to cover.
+    /// Flushes to disk all records that a checkpoint is about to cover.
     pub(super) fn sync_rows(&self) -> Result<()> {
         if let Some(metrics) = &self.metrics {
             metrics.sync()?;
         }
         self.recorder.sync()?;
-        // Their names, too.
+        // Their directory entries as well.
         files::sync_parent(&self.run.join(Metrics::FILE))
     }
 
-    /// Writes down that this process saved a checkpoint.
+    /// Records in the segments that this process saved a checkpoint.
     pub(super) fn note_saved(&mut self) -> Result<()> {
         if let Some(segment) = self.segments.last_mut() {
             segment.last_step = Some(self.state.step);
@@ -79,10 +79,10 @@ impl Trainer {
         segments::write(&self.run, &self.segments)
     }
 
-    /// Says that a run came to its end that would be begun anew otherwise.
+    /// Marks the run as finished; otherwise a run opened with `OpenOptions::unfinished` is restarted from scratch.
     ///
     /// # Errors
-    /// If that cannot be written.
+    /// If the mark of an unfinished run cannot be removed, or the directory is no longer locked.
     pub fn finish(&self) -> Result<()> {
         self.claim.check_held()?;
         run_directory::finish(&self.run)

@@ -1,4 +1,4 @@
-//! Another configuration in the middle of a run.
+//! Configuration changes in the middle of a run.
 
 use super::super::config::Config;
 use super::super::history;
@@ -11,14 +11,13 @@ use crate::files;
 use crate::machine;
 
 impl Trainer {
-    /// Goes on with another configuration, as a process would that resumes the run at the present step.
-    /// The run directory gets a segment that says so.
+    /// Continues with another configuration, as a process that resumes the run at the current step would. Adds a
+    /// segment that records the change.
     ///
     /// # Errors
-    /// If a run cannot go on with the configuration: another model, other data, another order of them,
-    /// another rule of the optimizer; if a step would not fit into memory or its budget; or if the history cannot
-    /// be written. What is written about the run
-    /// (`[log]`) may not change either.
+    /// If the run cannot continue with the configuration (another model, other data or data order, another
+    /// optimizer kind), a step would exceed memory or its budget, or the history cannot be written. `[log]` must
+    /// not change either.
     pub fn change(&mut self, config: Config) -> Result<()> {
         resume::check_same_run(&self.config, &config, &self.run)?;
         let kept = [

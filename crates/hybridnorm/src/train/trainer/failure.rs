@@ -17,7 +17,7 @@ pub(super) struct Moment {
     pub(super) instances: Vec<u64>,
     /// The micro-batch whose activations are dumped.
     pub(super) batch: Batch,
-    /// Weights of the model at this moment: those before the step's update or after it.
+    /// Weights of the model: those before the step's update or after it.
     pub(super) weights: Weights,
     /// Norms of every parameter.
     pub(super) norms: BTreeMap<String, SlotNorms>,
@@ -36,12 +36,12 @@ impl Trainer {
         let (batch, loss) = self.next_loss()?;
         match loss.is_finite() {
             true => Ok(()),
-            // What the next step would say, had it been done before saving.
+            // The error that the next step would have returned before saving.
             false => Err(self.diverged_at(self.state.step + 1, batch, format!("loss {loss}"))),
         }
     }
 
-    /// The next micro-batch and its loss.
+    /// Returns the next micro-batch and its loss.
     fn next_loss(&mut self) -> Result<(Batch, f64)> {
         let train = &self.config.train;
         let (micro, seq) = (train.batch_size / train.grad_accum_steps, train.seq_len);
@@ -53,7 +53,7 @@ impl Trainer {
         Ok((batch, losses.cross_entropy))
     }
 
-    /// Dumps the state after step `step`, in which `found` is not finite; gives the error.
+    /// Dumps the state after step `step`, in which `found` is not finite; returns the error.
     pub(super) fn diverged_between(&mut self, step: u64, found: String) -> Result<Error> {
         let (batch, _) = self.next_loss()?;
         Ok(self.diverged_at(step, batch, found))
@@ -82,7 +82,7 @@ impl Trainer {
         self.diverged(&metrics, &moment, found)
     }
 
-    /// Dumps a step with a result that is not finite; gives the error.
+    /// Dumps a step with a result that is not finite; returns the error.
     pub(super) fn diverged(&mut self, metrics: &Metrics, moment: &Moment, found: String) -> Error {
         let problem = format!(
             "{found}; batch instances {:?}; {}",
@@ -129,7 +129,7 @@ impl Trainer {
         })
     }
 
-    /// Names the newest checkpoint before that of step `broken`.
+    /// Describes the newest checkpoint before that of step `broken`, for messages.
     fn last_good(&self, broken: u64) -> String {
         match checkpoint::newest_before(&self.run, broken) {
             Ok(checkpoint::Newest {

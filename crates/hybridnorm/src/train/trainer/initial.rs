@@ -169,8 +169,8 @@ pub(super) fn require_memory(config: &Config, model: &ModelConfig) -> Result<()>
     )
 }
 
-/// Names of the parameters whose rows have the same meaning in both models. With other heads, the parameters of
-/// attention have not, even if there are as many.
+/// Returns the names of the parameters whose rows have the same meaning in both models. With different heads, the
+/// parameters of attention do not, even if their shapes are equal.
 fn same_layout(from: &ModelConfig, to: &ModelConfig) -> Result<BTreeSet<String>> {
     let [from_registry, to_registry] = [Decoder::new(from)?, Decoder::new(to)?];
     let heads = |config: &ModelConfig| (config.n_heads, config.n_kv_heads, config.mla);
@@ -184,9 +184,8 @@ fn same_layout(from: &ModelConfig, to: &ModelConfig) -> Result<BTreeSet<String>>
     Ok(specs.map(|spec| spec.name.clone()).collect())
 }
 
-/// A run that starts from a checkpoint takes its shape from there; what `[model]` says beside it must
-/// agree, since it would have no effect. Only the longest sequence may be another one, on which no
-/// parameter depends.
+/// Returns the configuration of a model loaded through `[init]`: that of the checkpoint. A `[model]` section must
+/// agree with it, except for `max_seq_len`, on which no parameter depends.
 fn settle_init(config: &Config, from: &Checkpoint, sources: &Sources) -> Result<ModelConfig> {
     let mut theirs = from.config()?;
     sources::check_vocabulary(sources, &theirs)?;

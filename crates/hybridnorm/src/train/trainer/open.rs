@@ -1,4 +1,4 @@
-//! Opening a run: its data, its model, and the state that it begins with.
+//! Opening a run: its data, its model, and its initial or resumed state.
 
 use std::path::Path;
 
@@ -22,14 +22,14 @@ use crate::model::Model;
 use crate::threads;
 
 impl Trainer {
-    /// Prepares a run in the directory `run`: opens its data, makes or loads its model. What the run
-    /// writes, it writes when the first step is about to be done.
+    /// Prepares a run in the directory `run`: opens its data, creates or loads its model. The files of the run are
+    /// written right before the first step.
     ///
-    /// `on_event` hears of what is being prepared.
+    /// `on_event` receives notes and progress.
     ///
     /// # Errors
-    /// If the configuration, the data or the directory do not allow the run. What this call created is
-    /// removed again; what was there before is as it was.
+    /// If the configuration, the data or the directory do not allow the run. Everything that this call created is
+    /// removed again; existing files are untouched.
     pub fn open(
         config: Config,
         run: &Path,
@@ -41,7 +41,7 @@ impl Trainer {
         Self::open_with(config, run, start, &options, device, on_event)
     }
 
-    /// As [`Trainer::open`], with options.
+    /// Opens a run as [`Trainer::open`] does, with options.
     ///
     /// # Errors
     /// As [`Trainer::open`].
@@ -104,7 +104,7 @@ impl Trainer {
         }
         segments.push(segment);
         let beginning = Beginning {
-            // What says the same already may be somebody's own, with comments.
+            // A file with equal values may be hand-written, with comments: it is kept.
             writes_config: written.as_ref() != Some(&config),
             is_resumed: origin.is_resumed(),
             is_for_good: options.unfinished.is_none(),
@@ -134,7 +134,7 @@ impl Trainer {
     }
 }
 
-/// Opens the data of a run, and reports what is to be said of them.
+/// Opens the data of a run, and reports notes on them.
 fn open_sources(
     config: &Config,
     origin: &Origin,
@@ -197,7 +197,7 @@ fn check_rows(run: &Path, segments: &[Segment], recorder: &Recorder, step: u64) 
     ))
 }
 
-/// Does what a process left undone that was killed right after its last checkpoint.
+/// Completes the work of a process that was killed right after its last checkpoint.
 fn finish_what_was_begun(
     run: &Path,
     step: u64,

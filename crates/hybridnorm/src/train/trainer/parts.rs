@@ -14,11 +14,11 @@ use crate::train::metrics::Metrics;
 use crate::train::sources::DataUse;
 use crate::train::spikes::{Counts, Scores, Spike};
 
-/// State of a run; with weights and moments, it determines all further steps.
+/// State of a run; together with weights and moments, it determines all further steps.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct State {
-    /// Optimizer steps done.
+    /// Completed optimizer steps.
     pub step: u64,
     /// Tokens trained on.
     pub tokens: u64,
@@ -33,17 +33,17 @@ pub struct State {
 /// Progress of a run, reported as it happens.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// Something worth a line.
+    /// A note to the user.
     Note(String),
-    /// Text is being tokenized.
+    /// Progress of tokenization.
     Progress(Progress),
-    /// The data were opened.
+    /// Data were opened.
     Data(&'a DataUse),
-    /// A step was done.
+    /// A step was completed.
     Step(&'a Metrics),
     /// Validation loss was measured.
     Evaluated {
-        /// After this step.
+        /// Step after which it was measured.
         step: u64,
         /// Loss on the validation data.
         loss: eval::Loss,
@@ -57,23 +57,23 @@ pub enum Event<'a> {
 pub struct Outcome {
     /// True if all steps were done; otherwise the run was stopped.
     pub finished: bool,
-    /// Steps done.
+    /// Completed steps.
     pub step: u64,
     /// Tokens trained on.
     pub tokens: u64,
-    /// Validation loss after the last step, where there are validation data.
+    /// Validation loss after the last step, if there is validation data.
     pub validation: Option<eval::Loss>,
-    /// Tokens of the data that are used and left out.
+    /// Counts of used and omitted tokens of the data.
     pub data: DataUse,
-    /// Omissions from them, by reason.
+    /// Omissions from the data, by reason.
     pub left_out: LeftOut,
     /// Largest gradient norm of all steps.
     pub max_grad_norm: f64,
     /// Spikes of all steps.
     pub spikes: Counts,
-    /// Shares of the last steps that spiked.
+    /// Fractions of the last steps that spiked.
     pub spike_scores: Scores,
-    /// Throughput of the steps done by this process, evaluation and saving not counted.
+    /// Throughput of the steps of this process, excluding evaluation and saving.
     pub tokens_per_second: f64,
     /// The newest checkpoint.
     pub checkpoint: PathBuf,
@@ -82,9 +82,9 @@ pub struct Outcome {
 /// Result of an optimizer step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Step {
-    /// The numbers of the step.
+    /// Metrics of the step.
     pub metrics: Metrics,
-    /// Activations, gradients and updates by block, where they were due.
+    /// Activations, gradients and updates by block, if due at this step.
     pub layers: Option<LayersRow>,
     /// Spikes of the step.
     pub spikes: Vec<Spike>,
@@ -92,18 +92,18 @@ pub struct Step {
     pub seconds: f64,
 }
 
-/// The state that a run starts from.
+/// Initial state of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Start {
-    /// From the beginning; the run directory must not hold a run.
+    /// From the beginning; the run directory must not contain a run.
     Fresh,
-    /// From the newest valid checkpoint, or from the beginning where none was written yet. Where all
-    /// are broken, or there is no run, it is an error.
+    /// From the newest valid checkpoint, or from the beginning if none was written yet. It is an error if all
+    /// are broken or there is no run.
     Resume,
-    /// As [`Start::Resume`], but where there is no run yet, one is begun.
+    /// As [`Start::Resume`], but starts a new run if there is none.
     ResumeOrFresh,
-    /// From the checkpoint of another run on the same data, in a directory that must not hold a run.
-    /// Parameters that the checkpoint does not have begin with their initial values.
+    /// From the checkpoint of another run on the same data, in a directory that must not contain a run.
+    /// Parameters missing from the checkpoint start with their initial values.
     Branch(Checkpoint),
 }
 
@@ -112,7 +112,7 @@ pub enum Start {
 pub struct OpenOptions {
     /// Locking of the run directory.
     pub locking: Locking,
-    /// Purpose of a run that is started anew unless it is finished: until [`Trainer::finish`](super::Trainer::finish) a file in the
-    /// directory says so, and the next run for the same purpose replaces this one.
+    /// Purpose of a run that is replaced by the next run for the same purpose unless it is finished. A file in the
+    /// directory marks it as unfinished until [`Trainer::finish`](super::Trainer::finish).
     pub unfinished: Option<String>,
 }

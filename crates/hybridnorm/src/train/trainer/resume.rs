@@ -11,10 +11,10 @@ use super::super::sources::Sources;
 use super::Event;
 use crate::error::{Error, Result};
 
-/// Keys, and sections, that decide the shapes of weights or the order of batches.
+/// Keys and sections that determine weight shapes or the order of batches.
 const FIXED: [&str; 5] = ["seed", "model", "init", "data.order", "train.seq_len"];
 
-/// A resumed run must be the same run. Data are compared by what they hold, when they are open.
+/// Checks that no key of [`FIXED`] changed. Data are compared by content once they are open.
 pub(super) fn check_same_run(old: &Config, config: &Config, run: &Path) -> Result<()> {
     let is_fixed = |key: &str| {
         let below = |fixed: &str| key.strip_prefix(fixed)?.chars().next();
@@ -36,7 +36,7 @@ pub(super) fn check_same_run(old: &Config, config: &Config, run: &Path) -> Resul
     }
 }
 
-/// True if the checkpoint of `[init] from` is the one that the run began from, under another path.
+/// True if `[init] from` is the checkpoint that the run started from, under another path.
 fn has_same_weights(config: &Config, run: &Path) -> Result<bool> {
     let first = segments::read(run)?.into_iter().next();
     Ok(
@@ -47,7 +47,7 @@ fn has_same_weights(config: &Config, run: &Path) -> Result<bool> {
     )
 }
 
-/// The data of a run must be those that its checkpoint was trained on, wherever they are.
+/// Checks that training data and tokenizer are those of the checkpoint, whatever their paths.
 pub(super) fn check_same_data(
     checkpoint: &Checkpoint,
     recorded: &str,
@@ -74,7 +74,7 @@ pub(super) fn check_same_data(
     }
 }
 
-/// Says that a run goes on with other validation data than those of its last segment, whatever their path.
+/// Notes that the validation data differ from those of the last segment, by content rather than path.
 pub(super) fn tell_of_validation(
     last: Option<&Segment>,
     next: &Segment,
@@ -91,7 +91,7 @@ pub(super) fn tell_of_validation(
     }
 }
 
-/// Reports that a run is resumed, with the changes of its configuration, or that it is finished already.
+/// Reports that a run is resumed, with changes of its configuration, or that it is already finished.
 pub(super) fn tell(
     (before, config): (&Config, &Config),
     changed: &[Change],
