@@ -413,7 +413,7 @@ fn tokens_beyond_the_vocabulary() {
     lab.fails(
         1,
         &["generate", "run", "--prompt", "a"],
-        &["holds no tokenizer"],
+        &["has no tokenizer"],
     );
 }
 

@@ -155,7 +155,7 @@ fn generate_is_decided_by_the_seed() {
     for (options, words) in [
         (
             &["--temperature", "0", "--seed", "5"][..],
-            "--seed without effect: --temperature 0",
+            "--seed without effect: decoding is greedy (--temperature 0",
         ),
         (
             &["--temperature", "0", "--top-k", "5", "--top-p", "1"],
@@ -163,7 +163,7 @@ fn generate_is_decided_by_the_seed() {
         ),
         (
             &["--top-k", "1", "--seed", "0"],
-            "--seed without effect: --top-k 1",
+            "--seed without effect: decoding is greedy (--top-k 1",
         ),
     ] {
         let args = [&["generate", "run", "--prompt", "a"], options].concat();
@@ -373,7 +373,7 @@ fn official_checkpoints_are_imported() {
         lab.fails(
             1,
             &["generate", name, "--prompt", "a"],
-            &["holds no tokenizer"],
+            &["has no tokenizer"],
         );
         let deep = format!("deep/er/{name}");
         lab.ok(&["import", "theirs", "--out", &deep, "--quiet"]);

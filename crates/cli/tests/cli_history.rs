@@ -253,7 +253,7 @@ fn a_second_stage_may_have_longer_sequences() {
     let long = said(&lab, "second", &from);
     assert!(long.contains("beyond the 16 positions"), "{long}");
     let shown = lab.ok(&["inspect", "second"]);
-    assert!(shown.contains("longest sequence 48"), "{shown}");
+    assert!(shown.contains("max sequence length 48"), "{shown}");
     let more = [&from[..], &["--resume", "--set", "train.steps=25"]].concat();
     lab.train("second", &more);
     assert_eq!(lab.history("second").len(), 25);
@@ -261,7 +261,7 @@ fn a_second_stage_may_have_longer_sequences() {
     lab.train("third", &given);
     assert!(
         lab.ok(&["inspect", "third"])
-            .contains("longest sequence 64")
+            .contains("max sequence length 64")
     );
     let other = [&from[..], &["--set", "model.d_ff=64"]].concat();
     lab.train_fails(2, "fourth", &other, &["[model] is not the model in first"]);

@@ -33,7 +33,7 @@ fn the_readme_says_what_the_quickstart_prints() {
     };
     assert_eq!(
         names(&found),
-        ["hybridnorm-star", "pre-norm", "token frequencies only"]
+        ["hybridnorm-star", "pre-norm", "unigram baseline"]
     );
     assert_eq!(names(&found), names(&expected));
     for ((name, found), (_, expected)) in found.iter().zip(&expected) {

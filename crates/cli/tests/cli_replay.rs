@@ -100,13 +100,13 @@ fn the_numbers_of_a_run_come_out_again_across_its_segments() {
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(
         lines[0],
-        "from step 0 with nothing changed; as in the run, after step 20: train.steps went from 20 to 30; \
+        "from step 0 with no changes; as in the run, after step 20: train.steps went from 20 to 30; \
          as in the run, after step 30: optimizer.lr went from 0.003 to 0.001, optimizer.weight_decay went \
          from 0.1 to 0.3, train.batch_size went from 4 to 6, train.steps went from 30 to 40"
     );
     assert_eq!(
         lines[1],
-        "the numbers of the run to the bit at all 37 steps that both did"
+        "bit-identical to the run at all 37 common steps"
     );
 }
 
@@ -153,7 +153,7 @@ fn other_numbers_are_never_called_unchanged() {
     let args = ["replay", "run", "--step", "12", "--after", "0"];
     let text = lab.ok(&args);
     assert!(
-        text.contains("other numbers than the run's from step 1 on (first: learning rate)"),
+        text.contains("differs from the run from step 1 on (first: learning rate)"),
         "{text}"
     );
     assert!(

@@ -143,7 +143,7 @@ fn what_no_report_can_be_made_of() {
         &["garbage.json: not what `probe --out` writes"],
     );
     lab.train("run", &[]);
-    lab.fails(2, &["report", "run"], &["--out is missing"]);
+    lab.fails(2, &["report", "run"], &["--out is required"]);
 }
 
 /// Loads a page in Chromium without network and returns the facts it reports.

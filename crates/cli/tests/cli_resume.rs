@@ -57,7 +57,7 @@ fn an_interrupted_run_ends_in_the_same_bits_on_any_number_of_threads() {
             .unwrap_or_else(|| panic!("{said}"));
         assert!(
             advice.ends_with(&format!(
-                "go on with: hybridnorm train tiny.toml --run '{run}' --resume \
+                "resume with: hybridnorm train tiny.toml --run '{run}' --resume \
                  --set train.batch_size=32 --set train.seq_len=32"
             )),
             "{advice}"

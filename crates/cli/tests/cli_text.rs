@@ -347,7 +347,7 @@ fn damaged_packed_files_are_left_out_where_that_is_asked_for() {
             "--validation-fraction",
             "0.5",
         ],
-        &["--validation-fraction 0.5 has no effect beside --validation"],
+        &["--validation-fraction 0.5 has no effect with --validation"],
     );
 }
 

@@ -41,7 +41,7 @@ fn prepare(args: PrepareArgs, console: &Console) -> Result<(), Error> {
     if let Some(fraction) = args.validation_fraction {
         if fraction > 0.0 && !options.validation_inputs.is_empty() {
             return Err(Error::config(format!(
-                "--validation-fraction {fraction} has no effect beside --validation, which names all validation text"
+                "--validation-fraction {fraction} has no effect with --validation, which lists all validation text"
             )));
         }
         options.validation_fraction = fraction;

@@ -33,7 +33,7 @@ pub fn run(args: GenerateArgs, console: &Console) -> Result<Ending, Error> {
     let tokenizer = checkpoint.tokenizer()?.ok_or_else(|| {
         Error::format(
             checkpoint.path(),
-            "holds no tokenizer, so it can neither read nor write text",
+            "has no tokenizer; import or train with one to generate text",
         )
     })?;
     let mut model = checkpoint.model(Device::Cpu)?;
@@ -114,7 +114,7 @@ fn sampling(args: &GenerateArgs) -> Result<Sampling, Error> {
         let unused: Vec<&str> = unused.map(|(name, _)| name).collect();
         if !unused.is_empty() {
             return Err(Error::Config(format!(
-                "{} without effect: {chosen} takes the most likely token always; leave out one or the other",
+                "{} without effect: decoding is greedy ({chosen}); remove one of them",
                 unused.join(" and ")
             )));
         }

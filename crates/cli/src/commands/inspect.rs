@@ -105,13 +105,13 @@ fn shape(model: &ModelConfig) -> Vec<String> {
     match &model.mla {
         None => {
             parts.push(format!("kv heads {}", model.n_kv_heads));
-            parts.push(format!("head width {}", model.head_dim()));
+            parts.push(format!("head dim {}", model.head_dim()));
         }
         Some(mla) => {
             let q = mla.q_rank.map_or("none".into(), |rank| rank.to_string());
             parts.push(format!("latents q {q}, kv {}", mla.kv_rank));
             parts.push(format!(
-                "head width {} + {} rotated, values {}",
+                "head dim {} + {} rotary, value dim {}",
                 mla.nope_dim, mla.rope_dim, mla.v_dim
             ));
         }
@@ -121,7 +121,7 @@ fn shape(model: &ModelConfig) -> Vec<String> {
     }
     if let Some(moe) = &model.moe {
         parts.push(format!(
-            "experts {} of width {}, {} a token",
+            "{} experts of width {}, top-{}",
             moe.n_experts, moe.d_expert, moe.top_k
         ));
         if moe.n_shared > 0 {
@@ -132,7 +132,7 @@ fn shape(model: &ModelConfig) -> Vec<String> {
         }
     }
     parts.push(format!("vocabulary {}", grouped(model.vocab_size as u64)));
-    parts.push(format!("longest sequence {}", model.max_seq_len));
+    parts.push(format!("max sequence length {}", model.max_seq_len));
     parts
 }
 
@@ -164,7 +164,7 @@ fn text(report: &Report) -> String {
     for (name, size) in [
         ("weights", memory.weights),
         ("optimizer moments", memory.optimizer),
-        ("sums of gradients", memory.gradients),
+        ("accumulated gradients", memory.gradients),
         ("activations, gradients, scratch", memory.activations),
         ("workspace of kernels", memory.workspace),
         ("program", memory.program),
@@ -178,8 +178,8 @@ fn text(report: &Report) -> String {
     };
     format!(
         "{shape}\nplacement hash {}\n\n{parameters}\n\n\
-         arithmetic per token at {} tokens: {}FLOP to train, {}FLOP to generate\n\n{table}\n\
-         at {} sequences of {} tokens at a time\n{configuration}",
+         FLOPs per token at sequence length {}: {}FLOP training, {}FLOP decoding\n\n{table}\n\
+         micro-batch of {} sequences of {} tokens\n{configuration}",
         report.placement_hash,
         grouped(counts.seq_len as u64),
         scaled(counts.train_flops_per_token as f64),

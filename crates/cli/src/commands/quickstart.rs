@@ -34,7 +34,7 @@ pub fn run(args: QuickstartArgs, console: &Console) -> Result<Ending, Error> {
     )?;
     display.finish();
     let Some(results) = results else {
-        console.note("stopped; start again with the same command");
+        console.note("interrupted; run the same command again to restart");
         return Ok(Ending::Interrupted);
     };
     if args.json {
@@ -70,7 +70,7 @@ fn report(results: &Results) -> String {
         ]);
     }
     table.add_row([
-        "token frequencies only".to_owned(),
+        "unigram baseline".to_owned(),
         format!("{:.4}", results.unigram_nats),
         perplexity(results.unigram_nats.exp()),
         "-".into(),
@@ -94,7 +94,7 @@ fn report(results: &Results) -> String {
         .map(|row| format!("  {}\n", row.run.display()))
         .collect();
     format!(
-        "{} · {} tokens each · same initial values, same batches\n{table}\n{samples}\nrun directories:\n{runs}",
+        "{} · {} tokens each · same initial weights, same batches\n{table}\n{samples}\nrun directories:\n{runs}",
         results.data.join(" "),
         grouped(results.tokens),
     )

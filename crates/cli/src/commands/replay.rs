@@ -37,7 +37,7 @@ pub fn run(args: ReplayArgs, console: &Console) -> Result<Ending, Error> {
     let replay = replay::run(&args.run, &options, Device::Cpu, stop.flag(), &mut on_event)?;
     display.finish();
     let Some(replay) = replay else {
-        console.note("stopped; start again with the same command");
+        console.note("interrupted; run the same command again to restart");
         return Ok(Ending::Interrupted);
     };
     match args.json {
@@ -53,19 +53,19 @@ fn outcome(replay: &Replay) -> String {
     let found = &replay.comparison;
     let steps = match found.steps {
         0 => return "the run has no rows of these steps to compare with".to_owned(),
-        1 => "the one step that both did".to_owned(),
-        n => format!("all {n} steps that both did"),
+        1 => "the one common step".to_owned(),
+        n => format!("all {n} common steps"),
     };
     let Some(first) = &found.first_difference else {
-        return format!("the numbers of the run to the bit at {steps}");
+        return format!("bit-identical to the run at {steps}");
     };
     let mut text = format!(
-        "other numbers than the run's from step {} on (first: {})",
+        "differs from the run from step {} on (first: {})",
         first.step, first.quantity
     );
     if !found.other_conditions.is_empty() {
         text += &format!(
-            "; beside what was changed: {}",
+            "; other differences: {}",
             found.other_conditions.join("; ")
         );
     }
@@ -80,7 +80,7 @@ fn beside(run: &Path, step: u64) -> PathBuf {
 
 fn text(replay: &Replay, step: u64) -> String {
     let changed = match replay.changed.as_slice() {
-        [] => "nothing changed".to_owned(),
+        [] => "no changes".to_owned(),
         changed => changed.join(", "),
     };
     let mut text = format!("from step {} with {changed}", replay.from);
@@ -95,7 +95,7 @@ fn text(replay: &Replay, step: u64) -> String {
     text += &format!("\n{}\n", outcome(replay));
     if !replay.new_parameters.is_empty() {
         text += &format!(
-            "parameters with initial values: {}\n",
+            "newly initialized parameters: {}\n",
             replay.new_parameters.join(", ")
         );
     }

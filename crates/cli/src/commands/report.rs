@@ -11,7 +11,7 @@ use crate::table::bytes;
 pub fn run(args: ReportArgs, console: &Console) -> Result<Ending, Error> {
     if args.format == ReportFormat::Html && args.out.is_none() {
         return Err(Error::config(
-            "--out is missing: a page goes to a file, e.g. --out report.html",
+            "--out is required for HTML, e.g. --out report.html",
         ));
     }
     if let Some(out) = &args.out {

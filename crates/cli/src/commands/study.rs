@@ -82,7 +82,7 @@ pub fn run(args: StudyArgs, console: &Console) -> Result<Ending, Error> {
     }
     if records?.is_none() {
         console.note(&format!(
-            "stopped; go on with: {}",
+            "interrupted; resume with: {}",
             again(path, &out, &args)
         ));
         return Ok(Ending::Interrupted);

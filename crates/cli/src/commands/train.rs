@@ -50,7 +50,7 @@ pub fn run(args: TrainArgs, console: &Console) -> Result<Ending, Error> {
     }
     if !outcome.finished {
         console.note(&format!(
-            "stopped after step {}; saved {}; go on with: hybridnorm train {} --run {} --resume{}{}",
+            "interrupted after step {}; saved {}; resume with: hybridnorm train {} --run {} --resume{}{}",
             outcome.step,
             outcome.checkpoint.display(),
             shell_word(&args.config.to_string_lossy()),

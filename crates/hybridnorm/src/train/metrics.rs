@@ -96,6 +96,69 @@ impl RouterMetrics {
     }
 }
 
+/// A scalar of a step, as a row of [`SCALARS`].
+#[derive(Debug, Clone, Copy)]
+pub struct Scalar {
+    /// Name in text.
+    pub name: &'static str,
+    /// Tag in TensorBoard.
+    pub tag: &'static str,
+    /// Returns its value; `None` where the step does not have it.
+    pub of: fn(&Metrics) -> Option<f64>,
+    /// True if a bit-identical replay has the same value.
+    pub is_reproducible: bool,
+}
+
+const fn scalar(
+    name: &'static str,
+    tag: &'static str,
+    of: fn(&Metrics) -> Option<f64>,
+) -> Scalar {
+    Scalar {
+        name,
+        tag,
+        of,
+        is_reproducible: true,
+    }
+}
+
+/// The table of scalars. TensorBoard's event files and the comparison of a replay read it; a new metric is a field of
+/// [`Metrics`] and a row here.
+pub const SCALARS: [Scalar; 15] = [
+    scalar("learning rate", "train/lr", |row| Some(row.lr)),
+    scalar("tokens", "train/tokens", |row| Some(row.tokens as f64)),
+    scalar("loss", "train/loss", |row| Some(row.loss)),
+    scalar("gradient norm", "train/grad_norm", |row| Some(row.grad_norm)),
+    scalar("update norm", "train/update_norm", |row| Some(row.update_norm)),
+    Scalar {
+        is_reproducible: false,
+        ..scalar("tokens/s", "train/tokens_per_second", |row| {
+            Some(row.tokens_per_second)
+        })
+    },
+    scalar("validation loss", "validation/loss", |row| row.validation_loss),
+    scalar("training objective", "train/objective", |row| row.objective),
+    scalar("load-balancing loss", "router/load_balance", |row| {
+        Some(row.router.as_ref()?.load_balance)
+    }),
+    scalar("router z-loss", "router/z", |row| Some(row.router.as_ref()?.z)),
+    scalar("router entropy", "router/entropy", |row| {
+        Some(row.router.as_ref()?.entropy)
+    }),
+    scalar("expert imbalance", "router/imbalance", |row| {
+        Some(row.router.as_ref()?.imbalance)
+    }),
+    scalar("dropped tokens", "router/dropped", |row| {
+        Some(row.router.as_ref()?.dropped as f64)
+    }),
+    scalar("max attention logit", "qk_clip/largest_score", |row| {
+        Some(row.qk_clip.as_ref()?.largest_score)
+    }),
+    scalar("clipped heads", "qk_clip/clipped_heads", |row| {
+        Some(row.qk_clip.as_ref()?.clipped_heads as f64)
+    }),
+];
+
 impl Row for Metrics {
     const FILE: &'static str = "metrics.jsonl";
     const EVERY_STEP: bool = true;

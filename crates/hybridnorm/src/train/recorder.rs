@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::config::LogSection;
 use super::layers::{LayersRow, Measured, measured};
-use super::metrics::Metrics;
+use super::metrics::{Metrics, SCALARS};
 use super::optimizer::SlotNorms;
 use super::rows::{self, RowsFile};
 use super::run_directory;
@@ -287,32 +287,14 @@ impl Recorder {
         let Some(events) = self.events() else {
             return Ok(());
         };
-        let mut scalars = vec![
-            ("train/loss", row.loss),
-            ("train/grad_norm", row.grad_norm),
-            ("train/update_norm", row.update_norm),
-            ("train/lr", row.lr),
-            ("train/tokens", row.tokens as f64),
-            ("train/tokens_per_second", row.tokens_per_second),
+        let of_step = SCALARS.iter();
+        let of_step = of_step.filter_map(|scalar| Some((scalar.tag, (scalar.of)(row)?)));
+        let of_window = [
             ("spike_score/loss", scores.loss),
             ("spike_score/grad_norm", scores.grad_norm),
             ("spike_score/update_norm", scores.update_norm),
         ];
-        if let Some(router) = &row.router {
-            scalars.extend([
-                ("router/load_balance", router.load_balance),
-                ("router/z", router.z),
-                ("router/entropy", router.entropy),
-                ("router/imbalance", router.imbalance),
-                ("router/dropped", router.dropped as f64),
-            ]);
-        }
-        if let Some(clip) = &row.qk_clip {
-            scalars.push(("qk_clip/largest_score", clip.largest_score));
-            scalars.push(("qk_clip/clipped_heads", clip.clipped_heads as f64));
-        }
-        scalars.extend(row.validation_loss.map(|loss| ("validation/loss", loss)));
-        events.scalars(row.step, scalars)
+        events.scalars(row.step, of_step.chain(of_window))
     }
 
     /// True if the limit on dumps allows another spike dump.

@@ -55,7 +55,7 @@ impl BenchModel {
 }
 
 fn step_text(report: &StepReport) -> String {
-    let mut table = numbers(&["op", "time a step", "share"]);
+    let mut table = numbers(&["op", "time per step", "share"]);
     let mut ops: Vec<_> = report.seconds_by_op.iter().collect();
     ops.sort_by(|a, b| b.1.total_cmp(a.1));
     for (op, seconds) in ops {
@@ -70,9 +70,9 @@ fn step_text(report: &StepReport) -> String {
          threads           {}\n\
          tokens/s          {}\n\
          step              {:.2} ms (median of {})\n\
-         model arithmetic  {:.1} GFLOP/s, {:.1} % of the best matrix product's {:.1}\n\
+         model FLOPs       {:.1} GFLOP/s, {:.1} % of the GEMM peak of {:.1}\n\
          peak memory       {}\n\
-         page faults       {} a step\n{table}\n",
+         page faults       {} per step\n{table}\n",
         scaled(report.parameters as f64),
         report.threads,
         grouped(report.tokens_per_second as u64),
@@ -95,9 +95,9 @@ fn decode_text(report: &DecodeReport) -> String {
          threads           {}\n\
          tokens/s          {:.1}\n\
          token             {:.3} ms (median of {} after a prompt of {})\n\
-         weights           {} a token, {:.2} GB/s\n\
-         keys and values   {} a token\n\
-         memory bandwidth  {:.2} GB/s, of which the weights take {:.1} %\n\
+         weights           {} per token, {:.2} GB/s\n\
+         KV cache read     {} per token\n\
+         memory bandwidth  {:.2} GB/s, {:.1} % used for weights\n\
          peak memory       {}\n",
         scaled(report.parameters as f64),
         report.threads,

@@ -40,9 +40,9 @@ fn text(report: &OpsReport) -> String {
     format!(
         "shapes          {} sequences of {} tokens\n\
          threads         {}; plain loops take one and compute in f64\n\
-         matrix product  {:.1} GFLOP/s\n\
+         GEMM peak       {:.1} GFLOP/s\n\
          memory          {:.2} GB/s read, {:.2} GB/s read and written\n{table}\n\
-         ~: a part was timed and scaled\n",
+         ~: extrapolated from a part\n",
         report.micro_batch,
         report.seq_len,
         report.threads,

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::Pair;
-use crate::train::metrics::Metrics;
+use crate::train::metrics::{Metrics, SCALARS, Scalar};
 use crate::train::segments::Segment;
 
 /// Comparison of a run with its replay, step by step.
@@ -48,21 +48,12 @@ impl Comparison {
 /// Returns the first metric of a step that differs.
 fn difference(run: &Metrics, replay: &Metrics) -> Option<&'static str> {
     let same = |a: f64, b: f64| a == b || a.is_nan() && b.is_nan();
-    let found = [
-        ("learning rate", run.lr, replay.lr),
-        ("tokens", run.tokens as f64, replay.tokens as f64),
-        ("loss", run.loss, replay.loss),
-        ("gradient norm", run.grad_norm, replay.grad_norm),
-        ("update norm", run.update_norm, replay.update_norm),
-    ];
-    let mut found = found.into_iter().filter(|(_, a, b)| !same(*a, *b));
-    if let Some((name, ..)) = found.next() {
-        return Some(name);
-    }
-    match (run.validation_loss, replay.validation_loss) {
-        (Some(a), Some(b)) if !same(a, b) => Some("validation loss"),
-        _ => None,
-    }
+    // A value that only one of them has, as a validation loss, was not measured by the other.
+    let differs = |scalar: &&Scalar| match ((scalar.of)(run), (scalar.of)(replay)) {
+        (Some(a), Some(b)) => scalar.is_reproducible && !same(a, b),
+        _ => false,
+    };
+    SCALARS.iter().find(differs).map(|scalar| scalar.name)
 }
 
 /// Lists the conditions of steps `from + 1` to `last` of the run that differ from `now`.
