@@ -1,6 +1,6 @@
-//! Numbers as people read them.
+//! Formatting of numbers for output.
 
-/// A number as one would write it in a configuration: `0.001`, `1e300`.
+/// Formats a number as in a configuration file: `0.001`, `1e300`.
 pub fn written(value: f64) -> String {
     const LONGEST: usize = 20;
     let digits = value.to_string();
@@ -10,7 +10,7 @@ pub fn written(value: f64) -> String {
     }
 }
 
-/// `1234567` as `1,234,567`.
+/// Formats `1234567` as `1,234,567`.
 pub fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
@@ -23,13 +23,13 @@ pub fn grouped(number: u64) -> String {
     text
 }
 
-/// A share as percent, without needless digits: `0.95` as `95 %`.
+/// Formats a fraction as percent without trailing zeros: `0.95` as `95 %`.
 pub fn percent(share: f64) -> String {
     let text = format!("{:.3}", 100.0 * share);
     format!("{} %", text.trim_end_matches('0').trim_end_matches('.'))
 }
 
-/// A perplexity: `74.72`, `2.1e9`, or that it is beyond 64-bit numbers.
+/// Formats a perplexity: `74.72`, `2.1e9`, or `over 1e308` if it exceeds 64-bit numbers.
 pub fn perplexity(perplexity: f64) -> String {
     match perplexity {
         p if p.is_nan() => "not a number".into(),
@@ -40,10 +40,10 @@ pub fn perplexity(perplexity: f64) -> String {
     }
 }
 
-/// What stands where there is no number.
+/// Placeholder for a missing number.
 pub const NONE: &str = "–";
 
-/// A difference of losses, with its sign.
+/// Formats a difference of losses, with its sign.
 pub fn difference(value: f64) -> String {
     finite(value, |value| {
         let digits = format!("{:.4}", value.abs());
@@ -55,7 +55,7 @@ pub fn difference(value: f64) -> String {
     })
 }
 
-/// A probability.
+/// Formats a probability.
 pub fn probability(p: f64) -> String {
     match p {
         p if !p.is_finite() => NONE.to_owned(),
@@ -64,7 +64,7 @@ pub fn probability(p: f64) -> String {
     }
 }
 
-/// How many times as much.
+/// Formats a ratio: `1.23×`.
 pub fn times(value: f64) -> String {
     match value {
         value if !value.is_finite() => NONE.to_owned(),
@@ -73,7 +73,7 @@ pub fn times(value: f64) -> String {
     }
 }
 
-/// Any quantity, to three significant digits.
+/// Formats a quantity with three significant digits.
 pub fn compact(value: f64) -> String {
     finite(value, |value| {
         let size = value.abs();
@@ -88,7 +88,7 @@ pub fn compact(value: f64) -> String {
     })
 }
 
-/// A number in words, or a dash where it is not finite.
+/// Formats a number by `text`, or returns [`NONE`] if it is not finite.
 pub(crate) fn finite(value: f64, text: impl Fn(f64) -> String) -> String {
     match value.is_finite() {
         true => text(value),
@@ -96,7 +96,7 @@ pub(crate) fn finite(value: f64, text: impl Fn(f64) -> String) -> String {
     }
 }
 
-/// `3.0000e-3` without the zeros.
+/// Removes the trailing zeros of the mantissa, as in `3.0000e-3`.
 pub(crate) fn trim(scientific: &str) -> String {
     match scientific.split_once('e') {
         Some((digits, exponent)) if digits.contains('.') => {

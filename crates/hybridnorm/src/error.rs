@@ -9,49 +9,49 @@ use crate::wording::plain;
 /// Result with this crate's [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Everything that can go wrong. Every message is one line that names the file or the key.
+/// All errors of this crate. Every message is one line that names the file or the key.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The operating system refused.
+    /// An I/O error of the operating system.
     #[error("{}", one_line(&format!("{}: {}", path.display(), plain_io(source))))]
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What it answered.
+        /// Error that the system returned.
         source: io::Error,
     },
-    /// A file is there but does not hold what it should.
+    /// A file or folder exists, but its content is not as expected.
     #[error("{}", one_line(&format!("{}: {}", path.display(), plain(problem))))]
     Format {
-        /// The file.
+        /// File or folder.
         path: PathBuf,
-        /// Where in it, what was found and what was expected.
+        /// Position in it, what was found and what was expected.
         problem: String,
     },
-    /// A file is not what was written: cut short, or its bytes have changed.
+    /// A file is corrupted: it is truncated, or its bytes have changed.
     #[error("{}", one_line(&format!("{}: {}", path.display(), plain(problem))))]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// Where in it, and what was found.
+        /// Position in it, and what was found.
         problem: String,
     },
-    /// A configuration, or a value given in code or on the command line, makes no sense.
+    /// A configuration, or a value given in code or on the command line, is invalid.
     #[error("{}", one_line(&plain(.0)))]
     Config(String),
     /// A placement is not valid.
     #[error("{0}")]
     Placement(#[from] crate::placement::PlacementError),
-    /// Numbers of a model stopped being finite.
+    /// Losses or other values of a model are not finite.
     #[error("{}", one_line(&format!("{}{problem}", at_step(*step))))]
     Diverged {
-        /// At this step of a training.
+        /// Training step; `None` outside training.
         step: Option<u64>,
-        /// What was found.
+        /// Description of the problem.
         problem: String,
     },
-    /// A program this one needs is missing or failed.
+    /// An external program or a resource of the system is missing or failed.
     #[error("{}", one_line(.0))]
     External(String),
 }
@@ -63,7 +63,7 @@ impl Error {
         move |source| Self::Io { path, source }
     }
 
-    /// A [`Error::Format`].
+    /// Returns an [`Error::Format`].
     pub fn format(path: impl AsRef<Path>, problem: impl Into<String>) -> Self {
         Self::Format {
             path: path.as_ref().to_path_buf(),
@@ -71,7 +71,7 @@ impl Error {
         }
     }
 
-    /// A [`Error::Damaged`].
+    /// Returns an [`Error::Damaged`].
     pub fn damaged(path: impl AsRef<Path>, problem: impl Into<String>) -> Self {
         Self::Damaged {
             path: path.as_ref().to_path_buf(),
@@ -79,12 +79,12 @@ impl Error {
         }
     }
 
-    /// A [`Error::Config`].
+    /// Returns an [`Error::Config`].
     pub fn config(problem: impl Into<String>) -> Self {
         Self::Config(problem.into())
     }
 
-    /// A [`Error::Diverged`] outside a training.
+    /// Returns an [`Error::Diverged`] outside training.
     pub fn not_finite(problem: impl Into<String>) -> Self {
         Self::Diverged {
             step: None,
@@ -92,7 +92,7 @@ impl Error {
         }
     }
 
-    /// Whether the user can mend this by calling differently (exit code 2 on the command line).
+    /// True if the user can fix this by other arguments (exit code 2 on the command line).
     pub fn is_usage(&self) -> bool {
         matches!(self, Self::Config(_) | Self::Placement(_))
     }

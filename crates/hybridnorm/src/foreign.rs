@@ -1,24 +1,24 @@
-//! Code of other crates that reads files of other people, run so that its panics become errors.
+//! Third-party parsers of untrusted files, run so that their panics become errors.
 //!
-//! A panic there is the file's fault, not a defect of this program: a panic hook asks
-//! [`is_running`] and stays silent.
+//! Such a panic is caused by the file, not by a defect of this program: the panic hook checks
+//! [`is_running`] and prints nothing.
 
 use std::cell::Cell;
 use std::panic::{self, AssertUnwindSafe};
 use std::thread;
 
-/// Stack of the thread that reads a file. What is read is limited so that far less is enough.
+/// Stack size of the reading thread. Input is limited so that far less suffices.
 const STACK: usize = 64 << 20;
 
-// A hook is told the place of a panic, which may be anywhere below, but not who called.
+// A panic hook receives the location of a panic, which may be anywhere below, but not its caller.
 thread_local!(static RUNNING: Cell<bool> = const { Cell::new(false) });
 
-/// True while this thread runs such code. Panics there become errors.
+/// True while this thread runs such a parser, whose panics become errors.
 pub fn is_running() -> bool {
     RUNNING.get()
 }
 
-/// The result of `work`, or none where it panicked.
+/// Runs `work` and returns its result, or `None` if it panicked.
 pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Option<T> {
     let outer = RUNNING.replace(true);
     let done = panic::catch_unwind(AssertUnwindSafe(work));
@@ -26,7 +26,7 @@ pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Option<T> {
     done.ok()
 }
 
-/// As [`caught`], on a thread with a large stack.
+/// Runs `work` as [`caught`] does, on a thread with a large stack.
 pub(crate) fn caught_on_large_stack<T: Send>(
     work: impl FnOnce() -> T + Send,
 ) -> Result<Option<T>, String> {

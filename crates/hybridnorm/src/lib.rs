@@ -1,10 +1,10 @@
 //! Train transformer language models and measure where to normalize.
 //!
-//! The way of a token: text → [`data`] (tokenizer, shards, batch stream) → [`model`] (embedding,
-//! blocks, head) → [`train`] (loss, gradients, AdamW, checkpoints) → [`eval`] (loss, text). Where
-//! norms and skips sit in a block is a value of the algebra in [`placement`].
+//! Pipeline: text → [`data`] (tokenizer, shards, batch stream) → [`model`] (embedding, blocks, head) →
+//! [`train`] (loss, gradients, AdamW, checkpoints) → [`eval`] (loss, text). The positions of norms and skip
+//! connections in a block are a value of the algebra in [`placement`].
 //!
-//! Everything the command line does is a function here; inside [`threads::run`] it is as fast.
+//! Every command of the command line is a function here; called inside [`threads::run`] it is as fast.
 //!
 //! ```
 //! use hybridnorm::placement::{Explanation, named};

@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use chrono::{DateTime, SecondsFormat, Utc};
 
-/// Name of the processor, where the system tells (Linux), else its architecture.
+/// Returns the name of the processor where the system reports it (Linux), else its architecture.
 pub fn name() -> String {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = text
@@ -14,13 +14,13 @@ pub fn name() -> String {
     name.unwrap_or_else(|| std::env::consts::ARCH.to_owned())
 }
 
-/// The date in UTC, as in 2026-11-25; `None` where the clock stands at a year that is none.
+/// Returns the date in UTC, as in 2026-11-25; `None` if the clock is outside the calendar's range.
 pub fn date() -> Option<String> {
     date_of(SystemTime::now())
 }
 
-/// Date and time in UTC, as in 2026-11-25T09:30:00.125Z; "not known" where the clock stands at a year that is
-/// none.
+/// Returns date and time in UTC, as in 2026-11-25T09:30:00.125Z; "not known" if the clock is outside the
+/// calendar's range.
 pub fn timestamp() -> String {
     let time = utc(SystemTime::now());
     time.map_or_else(

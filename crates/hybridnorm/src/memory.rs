@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 
-/// Largest resident memory of this process so far, in bytes, where the system tells (Linux).
+/// Returns the peak resident memory of this process in bytes, where the system reports it (Linux).
 pub fn peak_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
@@ -10,19 +10,19 @@ pub fn peak_bytes() -> Option<u64> {
     Some(kib * 1024)
 }
 
-/// Starts [`peak_bytes`] over from the present memory, where the system allows it.
+/// Resets [`peak_bytes`] to the current memory, where the system allows it.
 pub fn reset_peak() {
-    // A refusal leaves the old peak in force, which is the safe side.
+    // On failure the old peak remains, which is an upper bound.
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }
 
 const MIB: u64 = 1 << 20;
 
-/// Refuses what cannot fit into the machine, before the system ends the process for asking.
+/// Checks that an allocation fits into memory, before the system kills the process for it.
 ///
 /// # Errors
-/// If `bytes`, needed for `what`, are more than memory and swap together, or more than what is left of a
-/// limit of the address space; where the system does not tell how much there is, never.
+/// If `bytes`, needed for `what`, exceed memory and swap together, or the rest of an address space limit.
+/// Never where the system does not report these.
 pub fn require(bytes: u64, what: &str) -> Result<()> {
     match missing(bytes) {
         Some(there) => Err(Error::config(format!(
@@ -40,7 +40,7 @@ pub fn require(bytes: u64, what: &str) -> Result<()> {
     }
 }
 
-/// [`require`] for a piece of text, which can be made shorter.
+/// Checks as [`require`] does for a text, where the message suggests a shorter one.
 ///
 /// # Errors
 /// As [`require`].
@@ -62,7 +62,7 @@ fn gib(bytes: u64) -> f64 {
     bytes as f64 / (1u64 << 30) as f64
 }
 
-/// The bytes that this process may still have, if `bytes` are more.
+/// Returns the bytes still available to this process, if `bytes` exceed them.
 fn missing(bytes: u64) -> Option<u64> {
     let occupied = address_space_bytes().unwrap_or(0);
     let free = address_space_limit().map(|limit| limit.saturating_sub(occupied));
@@ -70,7 +70,7 @@ fn missing(bytes: u64) -> Option<u64> {
     (bytes > there).then_some(there)
 }
 
-/// Memory and swap of the machine, or less where the control group of this process says so (Linux).
+/// Returns memory and swap of the machine, or the limit of this process's cgroup if that is lower (Linux).
 fn available_bytes() -> Option<u64> {
     let number = |text: String| text.trim().parse::<u64>().ok();
     let group = [
@@ -90,7 +90,7 @@ fn address_space_limit() -> Option<u64> {
     line.split_whitespace().next()?.parse().ok()
 }
 
-/// Address space that this process occupies.
+/// Returns the address space in use by this process.
 fn address_space_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|line| line.starts_with("VmSize:"))?;

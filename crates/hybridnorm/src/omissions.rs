@@ -1,11 +1,11 @@
-//! What was left out of a result, by reason: a part is never presented as the whole.
+//! Omitted parts of a result, by reason: a partial result is never presented as complete.
 
 use serde::{Deserialize, Serialize};
 
-/// Examples that are kept of each reason.
+/// Number of examples kept per reason.
 const EXAMPLES: usize = 3;
 
-/// What is counted.
+/// Unit of a count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Unit {
@@ -22,7 +22,7 @@ pub enum Unit {
 }
 
 impl Unit {
-    /// In words.
+    /// Returns the plural name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Files => "files",
@@ -34,28 +34,28 @@ impl Unit {
     }
 }
 
-/// So many of a unit, left out for one reason.
+/// Items of one unit that were omitted for one reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Omission {
-    /// What is counted.
+    /// Unit of the count.
     pub unit: Unit,
-    /// Why.
+    /// Reason of the omission.
     pub reason: String,
-    /// How many.
+    /// Number of omitted items.
     pub count: u64,
-    /// The first few, by name and place.
+    /// First few items, by name and position.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub examples: Vec<String>,
 }
 
-/// Everything that was left out, in the order in which the reasons first occurred.
+/// All omissions, in the order in which their reasons first occurred.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct LeftOut(Vec<Omission>);
 
 impl LeftOut {
-    /// Counts `count` more of a unit, left out for `reason`, such as `example`.
+    /// Adds `count` items of a unit that were omitted for `reason`, such as `example`.
     pub fn add(&mut self, unit: Unit, reason: &str, count: u64, example: Option<String>) {
         if count == 0 {
             return;
@@ -80,7 +80,7 @@ impl LeftOut {
         }
     }
 
-    /// Adds what was left out elsewhere.
+    /// Merges other omissions into these.
     pub fn extend(&mut self, other: &Self) {
         for omission in &other.0 {
             let Omission {
@@ -107,25 +107,25 @@ impl LeftOut {
         self.0.is_empty()
     }
 
-    /// How many of a unit were left out, for any reason.
+    /// Returns the number of omitted items of a unit, over all reasons.
     pub fn count(&self, unit: Unit) -> u64 {
         let of_unit = self.0.iter().filter(|omission| omission.unit == unit);
         of_unit.map(|omission| omission.count).sum()
     }
 
-    /// What was left out of one unit.
+    /// Returns the omissions of one unit.
     #[must_use]
     pub fn of(&self, unit: Unit) -> Self {
         let of_unit = self.0.iter().filter(|omission| omission.unit == unit);
         Self(of_unit.cloned().collect())
     }
 
-    /// By reason.
+    /// Iterates over the omissions, one per reason.
     pub fn iter(&self) -> impl Iterator<Item = &Omission> {
         self.0.iter()
     }
 
-    /// A line for each reason: `left out 3 files: unknown kind (a.csv, b.doc, ...)`.
+    /// Returns a line for each reason: `left out 3 files: unknown kind (a.csv, b.doc, ...)`.
     pub fn lines(&self) -> Vec<String> {
         let line = |omission: &Omission| {
             let Omission {

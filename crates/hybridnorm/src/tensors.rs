@@ -27,7 +27,7 @@ pub struct Values {
     pub data: Vec<f32>,
 }
 
-/// A tensor on an executor: where its elements lie, and its shape in files.
+/// A tensor on an executor: the range of its elements in a buffer, and its shape in files.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Handle {
     buffer: Buffer,
@@ -36,7 +36,7 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// A handle on elements of a buffer that are written with `shape`.
+    /// Creates a handle on elements of a buffer that are written to files with `shape`.
     pub fn new(buffer: Buffer, range: Range<usize>, shape: Vec<usize>) -> Self {
         Self {
             buffer,
@@ -45,18 +45,18 @@ impl Handle {
         }
     }
 
-    /// Sizes of the dimensions.
+    /// Returns the sizes of the dimensions.
     pub fn shape(&self) -> &[usize] {
         &self.shape
     }
 
-    /// Number of elements.
+    /// Returns the number of elements.
     pub fn elements(&self) -> usize {
         self.range.len()
     }
 
-    /// Copies the elements to the host a piece at a time: of a whole embedding, a copy is memory that nobody
-    /// planned for.
+    /// Copies the elements to the host in pieces: a full copy of an embedding would take memory that was not
+    /// planned.
     fn pieces(&self, executor: &dyn Executor) -> impl Iterator<Item = Vec<f32>> {
         self.range.clone().step_by(PIECE).map(|start| {
             let end = self.range.end.min(start + PIECE);
@@ -73,7 +73,7 @@ impl Handle {
     /// Overwrites the elements.
     ///
     /// # Panics
-    /// If there are not as many values.
+    /// If the number of values differs from the number of elements.
     pub fn write(&self, executor: &mut dyn Executor, values: &[f32]) {
         assert_eq!(values.len(), self.elements(), "elements of a tensor");
         executor.write(self.buffer, self.range.start, Data::F32(values));
@@ -82,7 +82,7 @@ impl Handle {
     /// Overwrites the elements with those of a tensor of `file`.
     ///
     /// # Errors
-    /// If it has another number of elements, or cannot be read; some elements may then be overwritten.
+    /// If the tensor has another number of elements or cannot be read; some elements may then be overwritten.
     pub fn load(&self, executor: &mut dyn Executor, file: &TensorFile, name: &str) -> Result<()> {
         let shape = file.shape(name);
         let elements = shape.map_or(0, |shape| shape.iter().product());
@@ -116,7 +116,7 @@ impl Handle {
     }
 }
 
-/// Handles on every parameter of a model.
+/// Returns handles on all parameters of a model.
 pub fn parameters(model: &Model) -> BTreeMap<String, Handle> {
     let handle = |spec: &crate::model::ParamSpec| {
         let handle = Handle::new(PARAMETERS, spec.range(), spec.shape.clone());
@@ -125,7 +125,7 @@ pub fn parameters(model: &Model) -> BTreeMap<String, Handle> {
     model.parameters().map(handle).collect()
 }
 
-/// Writes a safetensors file, one tensor at a time. It is not atomic: the caller's folder is.
+/// Writes a safetensors file, one tensor at a time. Not atomic: the caller publishes the folder atomically.
 ///
 /// # Errors
 /// If the file cannot be written.
@@ -162,7 +162,7 @@ fn write_to(
     Ok(())
 }
 
-/// Elements that are copied to the host at a time.
+/// Elements per copy to the host.
 const PIECE: usize = 1 << 16;
 
 /// Reads a safetensors file whose tensors are f32, f16 or bf16, as f32.
@@ -180,7 +180,7 @@ pub fn read(path: &Path) -> Result<BTreeMap<String, Values>> {
     Ok(all)
 }
 
-/// Little-endian bytes as f32, where the type is one of the three that weights come in.
+/// Converts little-endian bytes to f32; `None` unless the type is f32, f16 or bf16.
 pub(crate) fn to_f32(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
     let halves = || {
         bytes

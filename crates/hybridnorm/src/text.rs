@@ -1,18 +1,18 @@
-//! Text that came out of files, made fit for a line of output.
+//! Escaping of text from files for a line of output.
 
 use std::borrow::Cow;
 
-/// Characters of a line that is printed whole.
+/// Maximum characters of a line that is printed in full.
 const LINE_CHARS: usize = 1000;
 
-/// One line of at most some 1,000 characters: characters that would move the cursor, colour the
-/// terminal or turn the direction of writing are escaped, and the middle of a long text is left out
-/// and counted.
+/// Returns one line of about 1,000 characters at most: characters that move the cursor, colour the
+/// terminal or change the text direction are escaped, and the middle of a long text is replaced by its
+/// number of characters.
 pub fn one_line(text: &str) -> Cow<'_, str> {
     at_most(text, LINE_CHARS)
 }
 
-/// As [`one_line`], of at most some `limit` characters.
+/// Returns one line as [`one_line`] does, of about `limit` characters at most.
 pub fn at_most(text: &str, limit: usize) -> Cow<'_, str> {
     let is_plain = !text.chars().any(is_unprintable);
     if is_plain && text.len() <= limit {
@@ -29,7 +29,7 @@ pub fn at_most(text: &str, limit: usize) -> Cow<'_, str> {
     Cow::Owned(format!("{begin} [... {left_out} characters ...] {end}"))
 }
 
-/// Text of any number of lines: as [`one_line`], but line feeds and tabs stay, and nothing is left out.
+/// Escapes text of several lines as [`one_line`] does, but keeps line feeds and tabs, and the full length.
 pub fn visible(text: &str) -> Cow<'_, str> {
     let is_hidden = |char: char| is_unprintable(char) && !matches!(char, '\n' | '\t');
     if !text.chars().any(is_hidden) {
@@ -45,8 +45,8 @@ pub fn visible(text: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// JSON whose strings cannot move the cursor either: what JSON itself lets stand is written as escapes
-/// of JSON. It says the same.
+/// Replaces unprintable characters that JSON allows in strings by JSON escapes, so that they cannot move the
+/// cursor. The JSON value is unchanged.
 pub fn visible_json(json: &str) -> Cow<'_, str> {
     use std::fmt::Write as _;
     let is_hidden = |char: char| is_unprintable(char) && !matches!(char, '\n' | '\t' | '\r');
@@ -74,7 +74,7 @@ fn escaped(chars: impl Iterator<Item = char>) -> String {
     })
 }
 
-/// Control characters, line separators, and marks that turn or hide text.
+/// True for control characters, line separators, and marks that reverse or hide text.
 fn is_unprintable(char: char) -> bool {
     char.is_control()
         || matches!(char,

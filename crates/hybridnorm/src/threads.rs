@@ -1,14 +1,14 @@
-//! How many threads compute. Results do not depend on it.
+//! Number of compute threads. Results do not depend on it.
 
 use crate::error::{Error, Result};
 
-/// More would only be a slip of the finger, and systems end processes that ask for them.
+/// Maximum number of threads: more is likely a typo, and systems kill processes that request them.
 const MOST: usize = 1024;
 
-/// The number of threads that the environment asks for through `RAYON_NUM_THREADS`.
+/// Returns the number of threads requested by the environment variable `RAYON_NUM_THREADS`.
 ///
 /// # Errors
-/// If it is no number.
+/// If it is not a number.
 pub fn from_environment() -> Result<Option<usize>> {
     let Some(text) = std::env::var_os("RAYON_NUM_THREADS").filter(|text| !text.is_empty()) else {
         return Ok(None);
@@ -19,15 +19,15 @@ pub fn from_environment() -> Result<Option<usize>> {
             "RAYON_NUM_THREADS is {text:?}, expected a number of threads"
         ))
     })?;
-    // Rayon takes 0 for the number of cores.
+    // Rayon interprets 0 as the number of cores.
     Ok((threads > 0).then_some(threads))
 }
 
-/// Stack of a thread: as much as a main thread has, whose work [`run`] gives to one of them.
+/// Stack size of a thread: that of a main thread, whose work [`run`] moves to one of them.
 const STACK: usize = 8 << 20;
 
-/// Sets the number of threads for the whole process, `None` for one per core; to be called before
-/// anything is computed.
+/// Sets the number of threads of the whole process, `None` for one per core. Must be called before any
+/// computation.
 ///
 /// # Errors
 /// If `threads` is 0 or above 1024, or the pool is already running.
@@ -44,7 +44,7 @@ pub fn set(threads: Option<usize>) -> Result<()> {
         .map_err(cannot_start)
 }
 
-/// A pool of so many threads beside the one of the process.
+/// Creates a pool of `threads` threads, separate from the global one.
 ///
 /// # Errors
 /// If the threads cannot be started.
@@ -60,15 +60,15 @@ fn cannot_start(error: rayon::ThreadPoolBuildError) -> Error {
     Error::External(format!("cannot start threads to compute with: {error}"))
 }
 
-/// Does `work` on one of the threads that compute.
+/// Runs `work` on one of the compute threads.
 ///
-/// Nothing depends on it but time: an op that is called from another thread waits to be woken when
-/// the threads that compute are done, some hundred times a step.
+/// This affects only speed: an op called from another thread has to be woken when the compute threads
+/// are done, some hundred times a step.
 pub fn run<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     rayon::scope(|_| work())
 }
 
-/// Number of threads that compute.
+/// Returns the number of compute threads.
 pub fn count() -> usize {
     rayon::current_num_threads()
 }

@@ -1,12 +1,12 @@
-//! What the readers of TOML, JSON and YAML say, in words for people who do not write Rust.
+//! Error messages of the TOML, JSON and YAML parsers, in words that need no knowledge of Rust.
 
 use std::borrow::Cow;
 
-/// How these readers begin to say that a value is of a wrong kind.
+/// Prefixes of the parsers' type errors.
 const BEGINNINGS: [&str; 3] = ["invalid type: ", "invalid value: ", "invalid length "];
 const EXPECTED: &str = ", expected ";
 
-/// The message with `invalid type: string "x", expected usize` and the like in plain words.
+/// Returns the message with `invalid type: string "x", expected usize` and the like in plain words.
 pub(crate) fn plain(message: &str) -> Cow<'_, str> {
     // TOML's own integers have 63 bits.
     if message == "u64 value was too large" {
@@ -37,7 +37,7 @@ pub(crate) fn plain(message: &str) -> Cow<'_, str> {
     ))
 }
 
-/// What is expected, and ` at line 3 column 5` behind it.
+/// Splits the expected type from ` at line 3 column 5` after it.
 fn split_place(text: &str) -> (&str, &str) {
     match text.rfind(" at line ") {
         Some(place) => text.split_at(place),
@@ -65,7 +65,7 @@ fn kind_found(found: &str) -> String {
     }
 }
 
-/// What is expected, such as `usize`, in plain words.
+/// Returns the expected type, such as `usize`, in plain words.
 pub(crate) fn kind_expected(expected: &str) -> Cow<'_, str> {
     if is_float(expected) {
         return "a number".into();
@@ -110,7 +110,7 @@ fn is_natural(kind: &str) -> bool {
         || kind.starts_with("a nonzero ")
 }
 
-/// What to write instead, where that is plain.
+/// Returns what to write instead, where that is clear.
 fn hint(found: &str, expected: &str) -> String {
     let text = found
         .strip_prefix("string ")

@@ -1,4 +1,4 @@
-//! The cost of generating a token.
+//! Benchmark of token generation.
 
 use std::time::Instant;
 
@@ -15,24 +15,24 @@ use crate::model::inventory::counts;
 use crate::model::{KvCache, Model, ModelConfig};
 use crate::train::Config;
 
-/// Fewest tokens to measure.
+/// Minimum number of measured tokens.
 const LEAST: usize = 8;
-/// Tokens before the measurement begins.
+/// Warm-up tokens before the measurement.
 const WARM_UP: usize = 2;
-/// Bytes of a number.
+/// Bytes of an f32.
 const F32: u64 = size_of::<f32>() as u64;
 
-/// What to measure.
+/// Options of the decoding benchmark.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct DecodeOptions {
-    /// Positions of the cache, at least 2. The prompt fills half of it.
+    /// Positions of the KV cache, at least 2. The prompt fills half of it.
     pub seq_len: usize,
-    /// Measure for about this many seconds, 8 tokens at least.
+    /// Approximate duration of the measurement in seconds; at least 8 tokens are measured.
     pub seconds: f64,
 }
 
 impl DecodeOptions {
-    /// Decoding at the sequence length of a configuration.
+    /// Returns options with the sequence length of a configuration.
     pub fn of(config: &Config, seconds: f64) -> Self {
         Self {
             seq_len: config.train.seq_len,
@@ -41,43 +41,43 @@ impl DecodeOptions {
     }
 }
 
-/// What was measured, with one sequence at a time.
+/// Results of the decoding benchmark, at batch size 1.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct DecodeReport {
-    /// Threads that computed.
+    /// Number of compute threads.
     pub threads: usize,
-    /// Parameters of the model.
+    /// Number of parameters of the model.
     pub parameters: u64,
-    /// Tokens of the prompt.
+    /// Number of prompt tokens.
     pub prompt_tokens: usize,
-    /// Tokens measured.
+    /// Number of measured tokens.
     pub tokens: usize,
-    /// Median wall time of a token.
+    /// Median wall time of a token, in seconds.
     pub token_seconds: f64,
-    /// Tokens a second at that time.
+    /// Tokens per second at the median time.
     pub tokens_per_second: f64,
-    /// Bytes of weights that a token reads: all of them, but of an embedding table that is not the
-    /// head as well one row only, and of experts those that it passes through.
+    /// Bytes of weights read per token: all of them, but only one row of an untied embedding table, and only the
+    /// active experts.
     pub bytes_per_token: u64,
-    /// Bytes of keys and values that a token reads, the median over the tokens.
+    /// Bytes of keys and values read per token, the median over the tokens.
     pub cache_bytes_per_token: f64,
-    /// Bytes a second at which the machine reads memory, the best of two measurements amid and
-    /// after the tokens.
+    /// Read bandwidth of memory in bytes per second, the best of two measurements halfway and after
+    /// the tokens.
     pub bandwidth_bytes_per_second: f64,
-    /// `bytes_per_token · tokens_per_second / bandwidth_bytes_per_second`. Above 1 where a cache
-    /// of the processor holds the weights.
+    /// `bytes_per_token · tokens_per_second / bandwidth_bytes_per_second`. Above 1 if a processor
+    /// cache holds the weights.
     pub bandwidth_share: f64,
-    /// Largest resident memory of the process while it generated, where the system tells. The
-    /// buffer that the bandwidth is measured with is not in it.
+    /// Peak resident memory of the process during generation, where the system reports it, without the
+    /// buffer of the bandwidth measurement.
     pub peak_rss_bytes: Option<u64>,
 }
 
-/// Generates the most likely tokens after a random prompt and measures; begins again with the
-/// prompt whenever the cache is full.
+/// Measures greedy decoding after a random prompt; restarts from the prompt whenever the cache is
+/// full.
 ///
 /// # Errors
 /// If the configuration is not valid or does not fit into memory, the sequence is shorter than 2
-/// or longer than the model's, or the time is no number.
+/// or longer than the model's, or the time is negative or not finite.
 pub fn decode(
     config: &ModelConfig,
     options: &DecodeOptions,
@@ -108,8 +108,8 @@ pub fn decode(
     for _ in 0..WARM_UP {
         text.next(&mut Tokens::default())?;
     }
-    // Two halves with the bandwidth between them: its buffer is kept by some allocators and would
-    // count as memory of the model from then on.
+    // Two halves with the bandwidth measurement between them: some allocators retain its buffer, which would
+    // then count as memory of the model.
     text.generate(&mut tokens, LEAST / 2, 0.5 * seconds)?;
     let peak_rss_bytes = memory::peak_bytes();
     let between = machine::read_bandwidth();
@@ -134,7 +134,7 @@ pub fn decode(
     })
 }
 
-/// Bytes of weights that one token reads.
+/// Returns the bytes of weights read per token.
 fn weight_bytes(config: &ModelConfig, parameters: u64) -> u64 {
     let unread = match config.tie_embeddings {
         true => 0,
@@ -143,14 +143,14 @@ fn weight_bytes(config: &ModelConfig, parameters: u64) -> u64 {
     F32 * (parameters - unread)
 }
 
-/// What each token took and saw.
+/// Time and number of cached positions of each token.
 #[derive(Default)]
 struct Tokens {
     seconds: Vec<f64>,
     positions: Vec<f64>,
 }
 
-/// A prompt and what follows it.
+/// A prompt and its continuation.
 struct Text<'a> {
     model: &'a mut Model,
     prompt: &'a [i32],
@@ -159,7 +159,7 @@ struct Text<'a> {
 }
 
 impl<'a> Text<'a> {
-    /// Reads the prompt.
+    /// Creates the cache and processes the prompt.
     fn begin(model: &'a mut Model, prompt: &'a [i32], capacity: usize) -> Result<Self> {
         let mut text = Self {
             cache: model.new_cache(1, capacity)?,
@@ -171,7 +171,7 @@ impl<'a> Text<'a> {
         Ok(text)
     }
 
-    /// Generates until there are `least` tokens and `seconds` have been spent on them.
+    /// Generates until there are `least` tokens and they have taken `seconds`.
     fn generate(&mut self, tokens: &mut Tokens, least: usize, seconds: f64) -> Result<()> {
         let mut spent: f64 = tokens.seconds.iter().sum();
         while tokens.seconds.len() < least || spent < seconds {
@@ -194,7 +194,7 @@ impl<'a> Text<'a> {
         Ok(seconds)
     }
 
-    /// Reads new tokens and chooses the one after them.
+    /// Processes new tokens and selects the most likely next one.
     fn read(&mut self, new: &[i32]) -> Result<()> {
         let logits = self.model.next_logits(new, &mut self.cache, false)?;
         let largest = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));

@@ -1,7 +1,7 @@
-//! A regression gate: how many times as fast as the reference executor's plain loops each op must be.
+//! A regression gate: minimum speedup of each op over the plain loops of the reference executor.
 //!
-//! Both sides of the ratio are measured in one run, so that it says little about the machine and
-//! much about the code.
+//! Both sides of the ratio are measured in one run, so that it depends little on the machine and much on
+//! the code.
 
 use std::path::{Path, PathBuf};
 
@@ -11,13 +11,13 @@ use super::ops::OpsReport;
 use crate::error::{Error, Result};
 use crate::files;
 
-/// Bytes a file of floors may have.
+/// Maximum bytes of a file of floors.
 const LIMIT: u64 = 1 << 20;
 
-/// Largest difference between a kernel and its reference, relative to the largest output.
+/// Largest allowed difference between a kernel and its reference, relative to the largest output.
 const DIFFERENCE: f64 = 1e-4;
 
-/// What a file of floors says: `[[kernel]]` tables with `op`, `direction` and `speedup`.
+/// Content of a file of floors: `[[kernel]]` tables with `op`, `direction` and `speedup`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Floors {
     path: PathBuf,
@@ -42,7 +42,7 @@ impl Floors {
     /// Reads a file of floors.
     ///
     /// # Errors
-    /// If the file cannot be read or holds something else, or a floor that is not above 0.
+    /// If the file cannot be read or parsed, names no kernel, or has a floor that is not above 0.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let bytes = files::read_small(path, LIMIT)?;
@@ -65,11 +65,11 @@ impl Floors {
         })
     }
 
-    /// Whether every kernel named in the file is as fast as it must be, and agrees with its
+    /// Checks that every kernel named in the file reaches its minimum speedup, and agrees with its
     /// reference to 1e-4.
     ///
     /// # Errors
-    /// Names every kernel that does not, or that was not measured at all.
+    /// If a kernel does not, or was not measured; the message names all of these.
     pub fn check(&self, report: &OpsReport) -> Result<()> {
         let problems: Vec<String> = self
             .kernels

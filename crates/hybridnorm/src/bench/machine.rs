@@ -1,4 +1,4 @@
-//! The limits of the machine, measured.
+//! Measured limits of the machine.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -7,18 +7,18 @@ use hybridnorm_kernels::elementwise::add_to;
 use hybridnorm_kernels::gemm::matmul;
 use rayon::prelude::*;
 
-/// Side of the matrices that the peak is measured with.
+/// Side of the matrices of the GEMM measurement.
 const SIDE: usize = 1024;
 
-/// The best rate of 1024 × 1024 × 1024 products on the current threads, in GFLOP/s: the largest of
-/// several repetitions, since anything slower was disturbed.
+/// Measures the peak of 1024 × 1024 × 1024 matmuls on the current threads, in GFLOP/s: the largest of
+/// several repetitions, since slower ones were disturbed.
 pub fn sgemm_gflops() -> f64 {
     let a: Vec<f32> = (0..SIDE * SIDE).map(|i| (i % 7) as f32).collect();
     let b: Vec<f32> = (0..SIDE * SIDE).map(|i| (i % 5) as f32).collect();
     let mut c = vec![0.0; SIDE * SIDE];
     let rows = (SIDE, 1);
     let flop = 2.0 * (SIDE as f64).powi(3);
-    // Both layouts of the right side that training multiplies with.
+    // Both layouts of the right operand that occur in training.
     let rates = [(1, SIDE), rows]
         .into_iter()
         .flat_map(|right| (0..8).map(move |_| right));
@@ -34,32 +34,32 @@ pub fn sgemm_gflops() -> f64 {
         .fold(0.0, f64::max)
 }
 
-/// Bytes a second at which all threads together read memory that no cache holds.
+/// Measures the read bandwidth of memory outside the caches with all threads, in bytes per second.
 pub fn read_bandwidth() -> f64 {
     Bandwidth::new().read()
 }
 
-/// A buffer that no cache holds, to measure the bandwidth of memory with.
+/// A buffer larger than any cache, for measuring the bandwidth of memory.
 pub struct Bandwidth(Vec<f32>);
 
 impl Bandwidth {
-    /// Numbers of each half. No multiple of a page: two streams at such a distance would fall onto
-    /// the same sets of the caches and the same banks of memory.
+    /// Elements of each half. Not a multiple of a page: two streams at such a distance would map to the same
+    /// cache sets and memory banks.
     const HALF: usize = 33_004_032;
     /// Bytes of the buffer.
     pub const BYTES: usize = 2 * Self::HALF * size_of::<f32>();
-    /// Numbers of a task.
+    /// Elements per task.
     const CHUNK: usize = 1 << 16;
-    /// Repetitions, of which the best counts, since anything slower was disturbed.
+    /// Repetitions, of which the best counts, since slower ones were disturbed.
     const REPETITIONS: usize = 5;
 
-    /// Takes the memory.
+    /// Allocates the buffer.
     #[expect(clippy::new_without_default, reason = "takes a lot of memory")]
     pub fn new() -> Self {
         Self(vec![1.0; 2 * Self::HALF])
     }
 
-    /// Bytes a second of reading with all threads.
+    /// Measures reading with all threads, in bytes per second.
     pub fn read(&self) -> f64 {
         best(Self::REPETITIONS, Self::BYTES, || {
             let chunks = self.0.par_chunks(Self::CHUNK);
@@ -78,7 +78,7 @@ impl Bandwidth {
         })
     }
 
-    /// Bytes a second of `y = y + x` with all threads: two numbers read and one written.
+    /// Measures `y = y + x` with all threads, in bytes per second: two elements read and one written.
     pub fn read_write(&mut self) -> f64 {
         let (y, x) = self.0.split_at_mut(Self::HALF);
         best(Self::REPETITIONS, Self::BYTES / 2 * 3, || {
@@ -98,7 +98,7 @@ fn best(repetitions: usize, bytes: usize, mut pass: impl FnMut()) -> f64 {
         .fold(0.0, f64::max)
 }
 
-/// Page faults of this process so far, where the system tells (Linux).
+/// Returns the page faults of this process so far, where the system reports them (Linux).
 pub fn page_faults() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/self/stat").ok()?;
     // The name in parentheses may hold spaces; minflt is the 8th field after it, majflt the 10th.

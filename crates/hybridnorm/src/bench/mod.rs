@@ -1,7 +1,7 @@
-//! How fast this machine trains and generates, and how far that is from what it could do.
+//! Benchmarks of training and generation, relative to the limits of this machine.
 //!
-//! Every report compares with limits measured in the same process: the best matrix product for
-//! training, memory bandwidth for decoding and for whatever touches each number a few times only.
+//! Every report compares with limits measured in the same process: peak GEMM throughput for training, memory
+//! bandwidth for decoding and for memory-bound ops.
 
 mod decode;
 mod floors;

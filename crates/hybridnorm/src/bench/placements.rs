@@ -1,4 +1,4 @@
-//! What each named placement costs, relative to pre-norm.
+//! Cost of each named placement, relative to pre-norm.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,15 +13,15 @@ use crate::model::inventory;
 use crate::placement::{entry, names};
 use crate::train::Config;
 
-/// The placement that the others are compared with.
+/// Placement that all placements are compared with.
 pub const REFERENCE: &str = "pre-norm";
 
-/// What to compare.
+/// Options of the comparison.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PlacementsOptions {
-    /// Pairs of measurements for each placement, at least 1.
+    /// Pairs of measurements per placement, at least 1.
     pub rounds: usize,
-    /// Names or aliases of the placements; empty: all that have a name.
+    /// Names or aliases of the placements; empty: all named placements.
     pub only: Vec<String>,
 }
 
@@ -37,35 +37,35 @@ pub enum Measure {
 /// A placement to be measured.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Candidate {
-    /// Its name.
+    /// Name of the placement.
     pub name: &'static str,
     /// The configuration with this placement in it.
     pub config: Config,
 }
 
-/// What a measurement gives.
+/// Result of a measurement.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
-    /// Throughput in tokens a second.
+    /// Throughput in tokens per second.
     pub tokens_per_second: f64,
-    /// Largest resident memory of the process, in bytes, where the system tells.
+    /// Peak resident memory of the process in bytes, where the system reports it.
     pub peak_rss_bytes: Option<u64>,
 }
 
-/// Measures one candidate.
+/// Function that measures one candidate.
 pub type MeasureFn<'a> = &'a mut dyn FnMut(Measure, &Candidate) -> Result<Measured>;
 
-/// How far the comparison has come.
+/// Progress of the comparison.
 #[derive(Debug, Clone, Copy)]
 pub enum PlacementsEvent<'a> {
-    /// So many of the measurements are done.
+    /// Number of finished measurements.
     Progress {
-        /// Done.
+        /// Finished measurements.
         done: usize,
-        /// In all.
+        /// All measurements.
         total: usize,
     },
-    /// A placement is done.
+    /// A placement is finished.
     Row(&'a PlacementRow),
     /// A placement cannot be measured.
     Skipped(&'a SkippedPlacement),
@@ -74,28 +74,28 @@ pub enum PlacementsEvent<'a> {
 /// The comparison.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PlacementsReport {
-    /// Threads that computed.
+    /// Number of compute threads.
     pub threads: usize,
-    /// Pairs of measurements for each placement.
+    /// Pairs of measurements per placement.
     pub rounds: usize,
-    /// The placement that the others are compared with.
+    /// Placement that all placements are compared with.
     pub reference: &'static str,
-    /// Medians of the reference's training over all its measurements; none without a placement.
+    /// Medians of the reference's training over all its measurements; `None` without a placement.
     pub reference_step: Option<Measured>,
-    /// The same of its decoding.
+    /// Medians of the reference's decoding.
     pub reference_decode: Option<Measured>,
-    /// One row a placement.
+    /// One row per placement.
     pub rows: Vec<PlacementRow>,
     /// Placements that could not be measured.
     pub skipped: Vec<SkippedPlacement>,
 }
 
-/// One placement. Where it is the reference itself, its ratios show how exact the others are.
+/// One placement. If it is the reference itself, its ratios show the precision of the measurement.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PlacementRow {
-    /// Its name.
+    /// Name of the placement.
     pub name: &'static str,
-    /// Parameters of the model.
+    /// Number of parameters of the model.
     pub parameters: u64,
     /// Training.
     pub step: Compared,
@@ -103,34 +103,34 @@ pub struct PlacementRow {
     pub decode: Compared,
 }
 
-/// A measurement of a placement beside that of the reference.
+/// Measurements of a placement and their ratios to the reference.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Compared {
-    /// Median throughput, in tokens a second.
+    /// Median throughput in tokens per second.
     pub tokens_per_second: f64,
-    /// Median over the rounds of its throughput divided by the reference's just before.
+    /// Median over the rounds of its throughput divided by that of the reference just before.
     pub relative_speed: f64,
-    /// That ratio in every round.
+    /// This ratio in every round.
     pub relative_speeds: Vec<f64>,
-    /// Median of the largest resident memory, in bytes, where the system tells.
+    /// Median peak resident memory in bytes, where the system reports it.
     pub peak_rss_bytes: Option<u64>,
-    /// Median over the rounds of that memory divided by the reference's.
+    /// Median over the rounds of the peak memory divided by the reference's.
     pub relative_memory: Option<f64>,
 }
 
 /// A placement that could not be measured.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SkippedPlacement {
-    /// Its name.
+    /// Name of the placement.
     pub name: &'static str,
-    /// Why not.
+    /// Reason.
     pub reason: String,
 }
 
-/// Measures in this process, for about `seconds` each.
+/// Returns a function that measures in this process, for about `seconds` each.
 ///
-/// Memory is that of the whole process, and what an allocator keeps of one model counts for the
-/// next; where memory matters, measure in processes of their own.
+/// Memory is that of the whole process, and memory that an allocator retains from one model counts for the
+/// next; if memory matters, measure in separate processes.
 pub fn in_process(
     seconds: f64,
     device: Device,
@@ -157,14 +157,14 @@ pub fn in_process(
     }
 }
 
-/// Compares placements at the shape of a configuration, whose own placement does not count.
+/// Compares placements at the shape of a configuration, whose own placement is ignored.
 ///
-/// A machine's speed drifts, so the reference and a placement are measured in turn and the ratios
-/// of these pairs are what is reported. `None` when it was asked to stop.
+/// A machine's speed drifts, so the reference and a placement are measured alternately and the ratios of
+/// these pairs are reported. Returns `None` if interrupted.
 ///
 /// # Errors
 /// If a name is unknown, there are no rounds, or the reference cannot be measured. Other
-/// placements that cannot be are listed with the reason.
+/// placements that cannot be measured are listed with the reason.
 pub fn placements(
     config: &Config,
     options: &PlacementsOptions,
@@ -230,7 +230,7 @@ pub fn placements(
     }))
 }
 
-/// The canonical names, each once and in the order of the registry.
+/// Returns the canonical names, each once and in the order of the registry.
 fn wanted(only: &[String]) -> Result<Vec<&'static str>> {
     let chosen = only
         .iter()
@@ -252,21 +252,21 @@ fn candidate(config: &Config, name: &'static str) -> Result<Candidate> {
     Ok(Candidate { name, config })
 }
 
-/// The reference and then the placement.
+/// Measurements of the reference and, after it, of the placement.
 #[derive(Clone, Copy)]
 struct Pair {
     reference: Measured,
     placement: Measured,
 }
 
-/// Pairs of one placement.
+/// Pairs of measurements of one placement.
 #[derive(Default)]
 struct Pairs {
     step: Vec<Pair>,
     decode: Vec<Pair>,
 }
 
-/// How the measurements of a placement ended.
+/// Outcome of the measurements of a placement.
 enum Outcome {
     Measured,
     Stopped,
@@ -281,7 +281,7 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
-    /// All rounds of one placement. An error is one of the reference.
+    /// Runs all rounds of one placement. Returns an error only if the reference fails.
     fn compare(
         &mut self,
         reference: &Candidate,
@@ -353,7 +353,7 @@ impl Compared {
     }
 }
 
-/// The median of each figure; none of no measurement.
+/// Returns the median of each value; `None` without measurements.
 fn middle(measured: impl Iterator<Item = Measured>) -> Option<Measured> {
     let (mut speeds, mut memory) = (Vec::new(), Vec::new());
     for measured in measured {

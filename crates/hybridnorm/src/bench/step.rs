@@ -1,4 +1,4 @@
-//! The cost of a training step.
+//! Benchmark of a training step.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -17,10 +17,10 @@ use crate::plan::Recompute;
 use crate::train::inventory::inventory;
 use crate::train::{Config, Optimizer, OptimizerConfig, StepShape, TrainingStep};
 
-/// Most steps before the measurement, which begins once a step takes no new memory.
+/// Maximum warm-up steps; the measurement starts once a step takes no new memory.
 const MOST_WARM_UP: usize = 8;
 
-/// What to measure.
+/// Options of the step benchmark.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepOptions {
     /// Sequences per optimizer step.
@@ -29,16 +29,16 @@ pub struct StepOptions {
     pub seq_len: usize,
     /// Micro-batches per optimizer step.
     pub grad_accum_steps: usize,
-    /// Which activations the backward pass makes again.
+    /// Activations that the backward pass recomputes.
     pub recompute: Recompute,
-    /// How the weights are updated.
+    /// Configuration of the optimizer.
     pub optimizer: OptimizerConfig,
-    /// Measure for about this many seconds, three steps at least.
+    /// Approximate duration of the measurement in seconds; at least three steps are measured.
     pub seconds: f64,
 }
 
 impl StepOptions {
-    /// The step that a configuration trains with.
+    /// Returns the options for the training step of a configuration.
     pub fn of(config: &Config, seconds: f64) -> Self {
         Self {
             batch_size: config.train.batch_size,
@@ -51,38 +51,38 @@ impl StepOptions {
     }
 }
 
-/// What was measured.
+/// Results of the step benchmark.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct StepReport {
-    /// Threads that computed.
+    /// Number of compute threads.
     pub threads: usize,
-    /// Parameters of the model.
+    /// Number of parameters of the model.
     pub parameters: u64,
-    /// Steps measured.
+    /// Number of measured steps.
     pub steps: usize,
-    /// Median wall time of a step.
+    /// Median wall time of a step, in seconds.
     pub step_seconds: f64,
-    /// Training throughput at that time.
+    /// Training throughput at the median time, in tokens per second.
     pub tokens_per_second: f64,
-    /// Arithmetic of the model at that time, in GFLOP/s: `6 · matrix parameters + 6 · L · h·k ·
-    /// (T + 1)` for a token, as in `inspect`.
+    /// Throughput of the model at the median time, in GFLOP/s:
+    /// `6 · matrix parameters + 6 · L · h·k · (T + 1)` FLOPs per token, as in `inspect`.
     pub gflops: f64,
-    /// The machine's best matrix product just before and just after, in GFLOP/s.
+    /// Peak GEMM throughput of the machine just after the steps, in GFLOP/s.
     pub sgemm_gflops: f64,
-    /// The one over the other.
+    /// `gflops / sgemm_gflops`.
     pub sgemm_share: f64,
-    /// Largest resident memory of the process during the steps, where the system tells.
+    /// Peak resident memory of the process during the steps, where the system reports it.
     pub peak_rss_bytes: Option<u64>,
-    /// Page faults a step, where the system tells.
+    /// Page faults per step, where the system reports them.
     pub page_faults_per_step: Option<f64>,
-    /// Median wall time a step by op; `other` is what no op accounts for.
+    /// Median wall time per step by op, in seconds; `other` is the time outside all ops.
     pub seconds_by_op: BTreeMap<&'static str, f64>,
 }
 
-/// Trains a model on random tokens and measures.
+/// Measures the training of a model on random tokens.
 ///
 /// # Errors
-/// If the configuration is not valid or does not fit into memory, or the time is no number.
+/// If the configuration is not valid or does not fit into memory, or the time is negative or not finite.
 pub fn step(config: &ModelConfig, options: &StepOptions, device: Device) -> Result<StepReport> {
     let StepOptions {
         batch_size,
@@ -158,7 +158,7 @@ pub fn step(config: &ModelConfig, options: &StepOptions, device: Device) -> Resu
         .map(|(before, after)| (after - before) as f64 / steps as f64);
     let peak_rss_bytes = memory::peak_bytes();
     drop(model);
-    // Afterwards, since the allocator keeps its matrices.
+    // Measured afterwards, since the allocator retains its matrices.
     let sgemm_gflops = machine::sgemm_gflops().max(machine::sgemm_gflops());
 
     let step_seconds = median(&times);

@@ -1,8 +1,8 @@
-//! What all measurements share.
+//! Functions shared by all benchmarks.
 
 use crate::error::{Error, Result};
 
-/// The middle value; of an even number the mean of the two in the middle.
+/// Returns the median; for an even number of values, the mean of the two in the middle.
 pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -13,7 +13,7 @@ pub fn median(values: &[f64]) -> f64 {
     }
 }
 
-/// Refuses a time that no measurement would end at.
+/// Checks that a measurement of this duration ends.
 ///
 /// # Errors
 /// If it is negative or not finite.

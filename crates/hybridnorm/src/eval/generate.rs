@@ -1,4 +1,4 @@
-//! Text from a model.
+//! Sampling of tokens from a model.
 
 use rand::SeedableRng;
 use rand::distr::Distribution;
@@ -9,14 +9,14 @@ use crate::error::{Error, Result};
 use crate::model::{KvCache, Model};
 use crate::omissions::{LeftOut, Unit};
 
-/// How the next token is chosen.
+/// Sampling parameters.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sampling {
-    /// Divides the logits; 0 takes the most likely token always.
+    /// Sampling temperature, which divides the logits; 0 is greedy.
     pub temperature: f64,
-    /// Keep only this many of the most likely tokens; 0 keeps all.
+    /// Top-k: keep only this many of the most likely tokens; 0 keeps all.
     pub top_k: usize,
-    /// Keep the most likely tokens that together reach this probability; 1 keeps all.
+    /// Top-p: keep the most likely tokens that together reach this probability; 1 keeps all.
     pub top_p: f64,
     /// Random seed.
     pub seed: u64,
@@ -34,7 +34,7 @@ impl Default for Sampling {
 }
 
 impl Sampling {
-    /// Checks ranges.
+    /// Checks the ranges of the fields.
     ///
     /// # Errors
     /// [`Error::Config`] naming the field.
@@ -55,10 +55,10 @@ impl Sampling {
     }
 }
 
-/// Tokens drawn one after the other, each after reading those before it through a KV cache.
+/// Autoregressive generation of tokens with a KV cache.
 ///
-/// Of a prompt that leaves no room in the context of `max_seq_len` tokens, the end is read. When the
-/// context is full, its later half becomes the new context. [`Generator::left_out`] counts both.
+/// A prompt that does not fit into the context of `max_seq_len` tokens is truncated at its start. When the
+/// context is full, its later half becomes the new context. [`Generator::left_out`] counts the dropped tokens.
 pub struct Generator<'a> {
     model: &'a mut Model,
     sampling: Sampling,
@@ -67,9 +67,9 @@ pub struct Generator<'a> {
     context: Vec<i32>,
     unread: usize,
     vocab: usize,
-    /// Tokens of the prompt that were never read.
+    /// Truncated tokens of the prompt.
     unread_prompt: usize,
-    /// Tokens that were read and left the context since.
+    /// Tokens that were dropped from the context.
     forgotten: usize,
 }
 
@@ -102,14 +102,14 @@ impl<'a> Generator<'a> {
         })
     }
 
-    /// Draws only ids below `vocab`: a model may have more rows than its tokenizer has tokens.
+    /// Samples only ids below `vocab`: a model may have more embedding rows than its tokenizer has tokens.
     pub fn below(mut self, vocab: usize) -> Self {
         self.vocab = vocab.clamp(1, self.vocab);
         self
     }
 
-    /// Tokens that the last draw did not depend on: those of the prompt that had no room in the
-    /// context, and earlier ones that left it when it was full.
+    /// Returns the tokens that the last sample did not depend on: truncated tokens of the prompt, and earlier
+    /// ones dropped when the context was full.
     pub fn left_out(&self) -> LeftOut {
         let longest = self.model.config().max_seq_len;
         let mut left_out = LeftOut::default();
@@ -125,7 +125,7 @@ impl<'a> Generator<'a> {
         left_out
     }
 
-    /// Draws the next token.
+    /// Samples the next token.
     ///
     /// # Errors
     /// If the model's output is not finite.
@@ -147,7 +147,7 @@ impl<'a> Generator<'a> {
     }
 }
 
-/// Chooses a token from logits.
+/// Samples a token from logits.
 fn choose(logits: &[f32], sampling: &Sampling, random: &mut ChaCha8Rng) -> Result<i32> {
     if logits.iter().any(|x| x.is_nan() || *x == f32::INFINITY) {
         return Err(Error::not_finite(

@@ -11,14 +11,14 @@ use crate::model::Model;
 pub struct Loss {
     /// Mean negative log-likelihood, in nats per token.
     pub loss: f64,
-    /// `exp(loss)`; in JSON null where that is beyond 64-bit numbers.
+    /// `exp(loss)`; in JSON null if it exceeds 64-bit numbers.
     pub perplexity: f64,
-    /// Tokens that were predicted.
+    /// Number of predicted tokens.
     pub tokens: u64,
 }
 
 impl Loss {
-    /// The mean of a sum over `tokens` targets.
+    /// Returns the mean of a sum over `tokens` targets.
     pub(super) fn mean(nats: f64, tokens: u64) -> Self {
         let loss = nats / tokens as f64;
         Self {
@@ -32,7 +32,7 @@ impl Loss {
 /// Evaluates a model on the windows of a data set, in order, `batch_size` at a time.
 ///
 /// The mean is over all predicted tokens, whatever the length of their window, so it does not depend on
-/// `batch_size` beyond the last bits.
+/// `batch_size` beyond rounding.
 ///
 /// # Errors
 /// If the data cannot be read, hold ids beyond the vocabulary, or are empty, or the loss is not

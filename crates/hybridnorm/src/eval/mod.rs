@@ -1,4 +1,4 @@
-//! What a model can do: loss, perplexity, generation.
+//! Evaluation of a model: loss, perplexity, generation.
 
 mod generate;
 mod loss;

@@ -1,5 +1,5 @@
-//! How raw text is read for an evaluation: as the run of the checkpoint reads it, unless options say
-//! otherwise.
+//! Options for reading raw text in an evaluation: those of the checkpoint's run, unless they are
+//! overridden.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::train::{Config, checkpoint, history, run_directory, segments};
 
-/// Options that were given for this evaluation.
+/// Text options given for this evaluation.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TextOverrides {
     /// See [`SourceOptions::text_field`].
@@ -26,12 +26,12 @@ pub struct TextOverrides {
     pub exclude: Vec<String>,
     /// See [`SourceOptions::skip_bad`].
     pub skip_bad: bool,
-    /// Whether bytes that are not UTF-8 are replaced.
+    /// True if invalid UTF-8 is replaced.
     pub replace_invalid_utf8: bool,
 }
 
 impl TextOverrides {
-    /// The options with these on top.
+    /// Returns the options with these overrides.
     #[must_use]
     pub fn on(&self, mut options: SourceOptions) -> SourceOptions {
         if let Some(field) = &self.text_field {
@@ -58,7 +58,7 @@ impl TextOverrides {
         options
     }
 
-    /// Names of what is given.
+    /// Returns the names of the given options.
     fn given(&self) -> Vec<&'static str> {
         let all = [
             ("text_field", self.text_field.is_some()),
@@ -74,20 +74,20 @@ impl TextOverrides {
     }
 }
 
-/// How raw text is read, and who says so.
+/// Options for reading raw text, and their origin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct TextReading {
-    /// The configuration of the run that the checkpoint belongs to; `None` where it belongs to none,
-    /// or no text is read.
+    /// Path of the configuration of the checkpoint's run; `None` if it belongs to none, or no text is
+    /// read.
     pub from: Option<PathBuf>,
-    /// Options that were given for this evaluation and hold instead of those of the run.
+    /// Options given for this evaluation, which override those of the run.
     pub given: Vec<&'static str>,
-    /// What holds.
+    /// Effective options.
     pub options: SourceOptions,
 }
 
 impl TextReading {
-    /// The options for a checkpoint's evaluation.
+    /// Returns the options for a checkpoint's evaluation.
     ///
     /// # Errors
     /// If the configuration of its run cannot be read.
@@ -100,14 +100,14 @@ impl TextReading {
             from,
             given: overrides.given(),
             options: SourceOptions {
-                // What the run needs for its own text need not have an effect here.
+                // Options that the run needs for its own text may have no effect here.
                 may_be_unused: true,
                 ..overrides.on(of_run)
             },
         })
     }
 
-    /// In a line.
+    /// Describes the options in a line.
     pub fn line(&self) -> String {
         let found = serde_json::json!(self.options);
         let usual = serde_json::json!(SourceOptions::default());
@@ -139,7 +139,7 @@ impl TextReading {
     }
 }
 
-/// The configuration of the run that a checkpoint is in, and how it read text at its step.
+/// Returns the configuration path of a checkpoint's run, and its text options at the checkpoint's step.
 fn of_run(checkpoint: &Path) -> Result<Option<(PathBuf, SourceOptions)>> {
     let path = checkpoint.canonicalize().map_err(Error::io(checkpoint))?;
     let step = path.file_name().and_then(|name| name.to_str());
@@ -157,14 +157,14 @@ fn of_run(checkpoint: &Path) -> Result<Option<(PathBuf, SourceOptions)>> {
     }
     let newest = Config::load(&config, &[])?;
     let then = history::configuration_at(&newest, &segments::read(run)?, step)?;
-    // As the checkpoint was named, where that tells.
+    // Relative to the checkpoint path as given, if possible.
     let named = checkpoint.parent().and_then(Path::parent);
     let named = named.filter(|named| !named.as_os_str().is_empty());
     let config = named.map_or(config, |named| named.join(run_directory::CONFIG));
     Ok(Some((config, then.data.text.unwrap_or_default())))
 }
 
-/// Refuses given options that have no effect on any of the inputs that are raw text.
+/// Checks that each given option has an effect on a raw text input.
 pub(super) fn check_given(raw: &[String], overrides: &TextOverrides) -> Result<()> {
     match overrides.given().first() {
         None => Ok(()),
@@ -175,7 +175,7 @@ pub(super) fn check_given(raw: &[String], overrides: &TextOverrides) -> Result<(
     }
 }
 
-/// Refuses a given separator that occurs in none of the sets.
+/// Checks that a given separator occurs in one of the sets.
 pub(super) fn check_separator(sets: &[EvalSet], overrides: &TextOverrides) -> Result<()> {
     let texts = sets.iter().filter(|set| set.reading.is_some());
     let found: u64 = texts

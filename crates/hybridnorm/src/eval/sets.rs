@@ -1,4 +1,4 @@
-//! Several data sets, each measured by itself, and all of them pooled.
+//! Evaluation on several data sets, each separately, and pooled.
 
 use std::collections::BTreeSet;
 use std::f64::consts::LN_2;
@@ -19,111 +19,111 @@ use crate::model::Model;
 use crate::omissions::LeftOut;
 use crate::train::sources;
 
-/// How data sets are measured.
+/// Options of an evaluation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EvalOptions {
-    /// The part of each set. `None`: the held-out part of a prepared folder that has one, and the whole
-    /// of anything else.
+    /// Split of each set. `None`: the validation split of a prepared folder that has one, and all of any
+    /// other set.
     pub split: Option<Split>,
-    /// Longest window; `None`: the model's longest sequence.
+    /// Maximum length of a window; `None`: the model's maximum sequence length.
     pub seq_len: Option<usize>,
-    /// Windows at a time.
+    /// Windows per batch.
     pub batch_size: usize,
-    /// Which windows are measured.
+    /// Windows that are measured.
     pub windows: Windows,
-    /// The checkpoint of the model, whose run tells how raw text is read.
+    /// Checkpoint of the model, whose run defines how raw text is read.
     pub checkpoint: Option<PathBuf>,
-    /// How raw text is read instead.
+    /// Overrides of how raw text is read.
     pub text: TextOverrides,
 }
 
-/// A data set, opened.
+/// An opened data set.
 #[derive(Debug)]
 pub struct EvalSet {
-    /// As it was named.
+    /// Name as given.
     pub name: String,
-    /// The part that is measured.
+    /// Split that is measured.
     pub split: Split,
-    /// Its tokens.
+    /// Tokens.
     pub data: TokenDataset,
-    /// The tokenizer that made them, or that of the checkpoint.
+    /// Tokenizer that produced the tokens, or that of the checkpoint.
     pub tokenizer: Option<Tokenizer>,
-    /// Bytes of the text of this part, where prepared data record it.
+    /// Bytes of the text of this split, if the prepared data record them.
     pub text_bytes: Option<u64>,
-    /// Those of them that first tokens stand for, which are no targets; where prepared data record it.
+    /// Those of them in first tokens, which are not targets; if the prepared data record them.
     pub first_token_bytes: Option<u64>,
-    /// The account of the text that it was made from, all parts of a prepared folder together; `None`
-    /// for token files.
+    /// Account of the text that it was made from, over all splits of a prepared folder; `None` for token
+    /// files.
     pub text: Option<TextAccount>,
     /// Options that its text was read with; `None` for prepared folders and token files.
     pub reading: Option<TextReading>,
-    /// What is worth a line.
+    /// Notes for the user.
     pub notes: Vec<String>,
 }
 
 /// Loss on one data set.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SetLoss {
-    /// As it was named.
+    /// Name as given.
     pub name: String,
-    /// The part that was measured: `train`, `validation` or `all`.
+    /// Split that was measured: `train`, `validation` or `all`.
     pub split: &'static str,
-    /// What was measured.
+    /// Loss and its coverage.
     #[serde(flatten)]
     pub measured: Measured,
     /// Targets that are the unknown token of the vocabulary.
     pub unknown_tokens: u64,
-    /// The account of the text that the set was made from, all parts of a prepared folder together;
-    /// absent for token files.
+    /// Account of the text that the set was made from, over all splits of a prepared folder; absent for token
+    /// files.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<TextAccount>,
-    /// What is worth a line, besides the notes of `text`.
+    /// Notes for the user, besides those of `text`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
 }
 
-/// A mean over tokens, and what it covers: `all_tokens = tokens + left_out`.
+/// A mean over tokens and its coverage: `all_tokens = tokens + left_out`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Measured {
-    /// Mean over tokens.
+    /// Mean loss.
     #[serde(flatten)]
     pub loss: Loss,
-    /// Bits per byte of text: the nats of all measured tokens, ends of documents included, over the
-    /// bytes that these tokens stand for. `None` where the bytes are not known.
+    /// Bits per byte of text: the total loss of all measured tokens, end-of-document tokens included, over the
+    /// bytes that these tokens represent. `None` if the bytes are not known.
     pub bits_per_byte: Option<f64>,
-    /// Why there are none, where there are none.
+    /// Reason why there are no bits per byte.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub no_bits_per_byte: Option<String>,
-    /// These bytes.
+    /// Bytes that the measured tokens represent.
     pub text_bytes: Option<u64>,
-    /// Tokens that there are.
+    /// Number of all tokens.
     pub all_tokens: u64,
-    /// Those that are not measured, by reason.
+    /// Tokens that are not measured, by reason.
     pub left_out: LeftOut,
 }
 
 /// Loss on every data set, and the mean over the tokens of all of them.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Evaluation {
-    /// All sets as one.
+    /// All sets pooled.
     #[serde(flatten)]
     pub pooled: Measured,
-    /// One by one, in the order in which they were named.
+    /// Each set, in the order given.
     pub sets: Vec<SetLoss>,
-    /// How raw text was read, where there is some.
+    /// Options with which raw text was read, if there is any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text_options: Option<TextReading>,
-    /// What is worth a line about all of them.
+    /// Notes for the user about all sets.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
 }
 
-/// Opens data sets to evaluate a model on, each by itself.
+/// Opens data sets to evaluate a model on, each separately.
 ///
-/// [`Split::Validation`] is what a training on that set alone holds out, of raw text too.
+/// [`Split::Validation`] is the part that training on that set alone holds out, also of raw text.
 ///
 /// # Errors
-/// If one is missing, damaged, named twice, was made with another tokenizer, or gives nothing to measure.
+/// If one is missing, damaged, given twice, made with another tokenizer, or has nothing to measure.
 pub fn open_sets(
     paths: &[String],
     options: &EvalOptions,
@@ -164,7 +164,7 @@ pub fn open_sets(
     Ok(sets)
 }
 
-/// Those of the inputs that are named as text.
+/// Returns the inputs that are raw text.
 fn raw_text(paths: &[String]) -> Result<Vec<String>> {
     let mut raw = Vec::new();
     for path in paths {
@@ -175,7 +175,7 @@ fn raw_text(paths: &[String]) -> Result<Vec<String>> {
     Ok(raw)
 }
 
-/// The same for two names of the same file or folder.
+/// Returns a path that is the same for two names of one file or folder.
 fn identity(name: &str) -> PathBuf {
     let path = Path::new(name);
     path.canonicalize().unwrap_or_else(|_| path.to_path_buf())
@@ -223,7 +223,7 @@ fn holds_out(folder: &PreparedFolder) -> bool {
     folder.manifest().validation.tokens > 0
 }
 
-/// Bytes of the text of a part; `None` where some tokens come from elsewhere.
+/// Returns the bytes of the text of a split; `None` if some tokens are from elsewhere.
 fn text_bytes(opened: &Opened, split: Split) -> Option<u64> {
     let parts = || {
         opened
@@ -236,7 +236,7 @@ fn text_bytes(opened: &Opened, split: Split) -> Option<u64> {
     (tokens == opened.dataset.tokens()).then_some(bytes)
 }
 
-/// Bytes of the first token of every stream of a part; `None` where one is not recorded.
+/// Returns the bytes of the first token of every stream of a split; `None` if one is not recorded.
 fn first_token_bytes(opened: &Opened, split: Split) -> Option<u64> {
     let parts = opened
         .folders
@@ -246,7 +246,7 @@ fn first_token_bytes(opened: &Opened, split: Split) -> Option<u64> {
     filled.map(|(_, first)| first).sum()
 }
 
-/// What a manifest says of the parts that a split takes.
+/// Returns the records of a manifest for a split, with the bytes of their first tokens.
 fn parts(
     folder: &PreparedFolder,
     split: Split,
@@ -309,7 +309,7 @@ pub fn measure(model: &mut Model, sets: &[EvalSet], options: &EvalOptions) -> Re
     })
 }
 
-/// Targets that are the unknown token.
+/// Counts the targets that are the unknown token.
 fn unknown_tokens(set: &EvalSet, options: &EvalOptions) -> Result<u64> {
     let Some(unknown) = set.tokenizer.as_ref().and_then(Tokenizer::unknown_id) else {
         return Ok(0);
@@ -322,7 +322,7 @@ fn unknown_tokens(set: &EvalSet, options: &EvalOptions) -> Result<u64> {
     Ok(count)
 }
 
-/// That bytes are counted which no token predicts, where there are some.
+/// Returns a note if the text contains bytes that no token predicts.
 fn not_predicted(set: &EvalSet, unknown_tokens: u64, has_bits: bool) -> Option<String> {
     let dropped = set.text.as_ref().map_or(0, |text| text.dropped_chars);
     let what = match (unknown_tokens, dropped) {
@@ -380,7 +380,7 @@ fn pooled(sets: &[SetLoss]) -> Measured {
     }
 }
 
-/// Bytes of text that the measured tokens stand for, or why they are not known.
+/// Returns the bytes of text that the measured tokens represent, or the reason why they are not known.
 fn measured_bytes(set: &EvalSet, options: &EvalOptions) -> Result<u64, String> {
     let Some(tokenizer) = &set.tokenizer else {
         return Err("the tokenizer of the tokens is not known".into());
@@ -395,7 +395,7 @@ fn measured_bytes(set: &EvalSet, options: &EvalOptions) -> Result<u64, String> {
     }
 }
 
-/// Bytes that the measured tokens stand for, where each of them tells.
+/// Returns the bytes that the measured tokens represent, if the bytes of each token are known.
 fn bytes_of_tokens(
     set: &EvalSet,
     options: &EvalOptions,
@@ -419,8 +419,8 @@ fn bytes_of_tokens(
     Ok(bytes)
 }
 
-/// Bytes that the measured tokens stand for, where they do not tell for `reason`: those of the text, if
-/// all of it is measured but for its first tokens.
+/// Returns the bytes that the measured tokens represent if those of a token are not known for `reason`: the
+/// bytes of the text without its first tokens, if all of it is measured.
 fn bytes_of_text(set: &EvalSet, options: &EvalOptions, reason: &str) -> Result<u64, String> {
     let Some(bytes) = set.text_bytes else {
         return Err(format!(
@@ -441,7 +441,7 @@ fn bytes_of_text(set: &EvalSet, options: &EvalOptions, reason: &str) -> Result<u
     }
 }
 
-/// Why all sets together have no bits per byte.
+/// Returns the reasons why all sets together have no bits per byte.
 fn no_bits_per_byte(sets: &[SetLoss]) -> Option<String> {
     let reason = |set: &SetLoss| {
         let why = set.measured.no_bits_per_byte.as_ref()?;

@@ -1,4 +1,4 @@
-//! Tokens that two data sets share under two names.
+//! Detection of tokens that two data sets share.
 
 use std::collections::HashMap;
 
@@ -6,7 +6,7 @@ use super::sets::EvalSet;
 use crate::digits::grouped;
 use crate::error::Result;
 
-/// A line for every two sets that share documents, or whole streams of tokens.
+/// Returns a line for every two sets that share documents, or whole token streams.
 pub(super) fn notes(sets: &[EvalSet]) -> Result<Vec<String>> {
     if sets.len() < 2 {
         return Ok(Vec::new());

@@ -1,4 +1,4 @@
-//! Generation from text to text, piece by piece.
+//! Streaming generation of text from a text prompt.
 
 use serde::Serialize;
 
@@ -12,10 +12,10 @@ use crate::text::one_line;
 /// Account of a prompt: the parts of its text that its tokens do not represent.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct PromptAccount {
-    /// Tokens that are the unknown token of the vocabulary.
+    /// Number of unknown tokens.
     #[serde(skip_serializing_if = "is_zero")]
     pub unknown_tokens: u64,
-    /// Characters, white space aside, that no token stands for.
+    /// Number of characters, except white space, that no token represents.
     #[serde(skip_serializing_if = "is_zero")]
     pub dropped_chars: u64,
     /// Special tokens that the prompt spells out, which are encoded as plain characters.
@@ -40,7 +40,7 @@ impl PromptAccount {
         })
     }
 
-    /// Returns a line for each of them that is not 0.
+    /// Returns a line for each count that is not 0, and for each of these special tokens.
     pub fn lines(&self) -> Vec<String> {
         let counts = [
             (
@@ -65,20 +65,20 @@ impl PromptAccount {
     }
 }
 
-/// Text drawn from a model as it comes.
+/// Streaming text generator.
 pub struct TextGenerator<'a> {
     prompt: PromptAccount,
     generator: Generator<'a>,
     decoder: StreamDecoder,
     end: i32,
     prompt_tokens: usize,
-    /// White space at the end of the prompt that none of its tokens stands for: the first piece goes
-    /// on behind it.
+    /// White space at the end of the prompt that its tokens do not represent; the first piece continues after
+    /// it.
     spaces: usize,
 }
 
 impl<'a> TextGenerator<'a> {
-    /// Starts from a prompt; an empty one stands for the beginning of a text.
+    /// Starts from a prompt; an empty one means the beginning of a text.
     ///
     /// # Errors
     /// If the tokenizer's vocabulary is larger than the model's, or a setting is out of range.
@@ -99,7 +99,7 @@ impl<'a> TextGenerator<'a> {
         let read = tokenizer.encode(prompt)?;
         let mut ids: Vec<i32> = read.iter().map(|&id| id as i32).collect();
         if ids.is_empty() {
-            // Texts follow each other with this token in between.
+            // This token separates texts from each other.
             ids.push(end);
         }
         Ok(Self {
@@ -113,7 +113,7 @@ impl<'a> TextGenerator<'a> {
         })
     }
 
-    /// The text that the next token completes (perhaps none yet), or `None` at the end of the
+    /// Returns the text that the next token completes (perhaps none yet), or `None` at the end of the
     /// text.
     ///
     /// # Errors
@@ -127,22 +127,22 @@ impl<'a> TextGenerator<'a> {
         Ok(Some(behind_spaces(piece, &mut self.spaces)))
     }
 
-    /// Account of the prompt.
+    /// Returns the account of the prompt.
     pub fn prompt(&self) -> &PromptAccount {
         &self.prompt
     }
 
-    /// Tokens of the prompt.
+    /// Returns the number of prompt tokens.
     pub fn prompt_tokens(&self) -> usize {
         self.prompt_tokens
     }
 
-    /// See [`Generator::left_out`].
+    /// Returns the tokens left out; see [`Generator::left_out`].
     pub fn left_out(&self) -> LeftOut {
         self.generator.left_out()
     }
 
-    /// What was held back for lack of a complete character.
+    /// Returns the text held back for lack of a complete character.
     pub fn finish(mut self) -> String {
         behind_spaces(self.decoder.finish(), &mut self.spaces)
     }
@@ -153,7 +153,7 @@ fn trailing_spaces(text: &str) -> usize {
     text.chars().rev().take_while(is_space).count()
 }
 
-/// A piece without the spaces at its beginning that the prompt ends with already.
+/// Removes the leading spaces of a piece that the prompt already ends with.
 fn behind_spaces(piece: String, spaces: &mut usize) -> String {
     if *spaces == 0 || piece.is_empty() {
         return piece;
@@ -171,7 +171,7 @@ fn behind_spaces(piece: String, spaces: &mut usize) -> String {
     piece[known..].to_owned()
 }
 
-/// Up to `max_tokens` tokens of text after a prompt, which is not repeated.
+/// Generates up to `max_tokens` tokens after a prompt; returns their text without the prompt.
 ///
 /// # Errors
 /// See [`TextGenerator::new`] and [`TextGenerator::next_piece`].

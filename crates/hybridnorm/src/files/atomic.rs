@@ -1,4 +1,4 @@
-//! A file that is either whole or absent.
+//! Atomic writes: a file is either complete or absent.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
@@ -20,10 +20,10 @@ pub struct AtomicFile {
 }
 
 impl AtomicFile {
-    /// Starts writing the file that will stand at `target`.
+    /// Starts writing the file that will appear at `target`.
     ///
     /// # Errors
-    /// If the temporary sibling cannot be created.
+    /// If the temporary file cannot be created.
     pub fn create(target: impl AsRef<Path>) -> Result<Self> {
         let target = target.as_ref().to_path_buf();
         if target.file_name().is_none() {
@@ -46,8 +46,8 @@ impl AtomicFile {
     /// Makes the file visible at its target and returns its fingerprint.
     ///
     /// # Errors
-    /// If flushing or renaming fails; the target is then as it was before, unless only its folder cannot be
-    /// flushed: then it is the new file, which a power cut may take back.
+    /// If flushing or renaming fails; the target is then unchanged, unless only its folder cannot be flushed: then
+    /// it is the new file, which may be lost in a power failure.
     pub fn commit(mut self) -> Result<Fingerprint> {
         self.writer.flush().map_err(Error::io(&self.target))?;
         self.writer

@@ -1,18 +1,18 @@
-//! Pointers that Git leaves in place of large files where its extension LFS did not fetch them.
+//! Git LFS pointers, which replace large files that were not fetched.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 
-/// How every pointer begins.
+/// Prefix of every pointer.
 const BEGIN: &[u8] = b"version https://git-lfs.github.com/spec/";
-/// No pointer is longer, by its specification.
+/// Upper limit of the bytes of a pointer, by its specification.
 const LIMIT: u64 = 1024;
 
-/// What is wrong with a file that is one.
+/// Error message for a pointer.
 pub(super) const PROBLEM: &str = "is a Git LFS pointer, not the file itself; fetch it with \
     `git lfs pull` in the repository that it is from";
 
-/// Whether a file holds a pointer. It is read from its beginning after.
+/// True if a file is a pointer. Resets the file to its start.
 pub(super) fn is_pointer(mut file: &File) -> io::Result<bool> {
     if file.metadata()?.len() >= LIMIT {
         return Ok(false);

@@ -1,4 +1,4 @@
-//! Locks on files, so that two processes do not write the same folder.
+//! Advisory locks, so that two processes do not write the same folder.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
-/// Whether to lock. Some file systems have no locks, such as Lustre without `flock` and some NFS.
+/// Locking mode. Some file systems have no locks, such as Lustre without `flock` and some NFS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Locking {
-    /// Refuse to work where a lock cannot be had.
+    /// Fail if the file system has no locks.
     #[default]
     Required,
-    /// Work without. Whoever asks for it answers for there being no second process.
+    /// Continue if the file system has no locks. The caller ensures that there is no second process.
     Off,
 }
 
@@ -24,15 +24,15 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Takes the lock for this process alone. The file is created where it is missing and stays.
+    /// Takes the lock exclusively. The file is created if it is missing, and stays.
     ///
     /// # Errors
-    /// If another process holds it (`busy` says so), or locks are required and there are none.
+    /// If another process holds it (`busy` is the message), or locks are required and not supported.
     pub fn exclusive(path: &Path, locking: Locking, busy: &str) -> Result<Self> {
         Self::acquire(path, locking, busy, File::try_lock)
     }
 
-    /// Takes the lock beside others that take it so, while none holds it alone.
+    /// Takes the lock shared with other shared holders, unless it is held exclusively.
     ///
     /// # Errors
     /// As [`Lock::exclusive`].
@@ -70,7 +70,7 @@ impl Lock {
                 }
                 Err(TryLockError::Error(error)) => return Err(Error::io(path)(error)),
             }
-            // Its holder before may have removed the file that this process had already opened.
+            // The previous holder may have removed the file that this process had already opened.
             match held.is_in_place() {
                 Ok(true) => return Ok(held),
                 Ok(false) => {}
@@ -88,7 +88,7 @@ impl Lock {
     /// True if the file at the lock's path is still the one that is locked.
     ///
     /// # Errors
-    /// If it cannot be looked at, or is missing.
+    /// If the file cannot be accessed, or is missing.
     pub fn is_held(&self) -> Result<bool> {
         self.is_in_place().map_err(Error::io(&self.path))
     }
@@ -100,7 +100,7 @@ fn open(path: &Path) -> Result<File> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::OpenOptionsExt;
-        // Otherwise opening a pipe waits for its reader. On regular files it has no effect.
+        // Otherwise opening a pipe blocks until it has a reader. On regular files it has no effect.
         options.custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32);
     }
     let unlike = |kind: fs::FileType| {
@@ -123,7 +123,7 @@ fn open(path: &Path) -> Result<File> {
 }
 
 fn has_no_locks(error: &io::Error) -> bool {
-    // ENOLCK and ENOSYS have no kind of their own everywhere.
+    // ENOLCK and ENOSYS do not have a distinct `ErrorKind` on every platform.
     const ENOLCK: i32 = 37;
     const ENOSYS: i32 = 38;
     error.kind() == io::ErrorKind::Unsupported
@@ -142,7 +142,7 @@ mod tests {
         for second in [
             Lock::exclusive(&path, Locking::Required, "somebody writes here"),
             Lock::shared(&path, Locking::Required, "somebody writes here"),
-            // A lock that another holds is respected, whatever else is asked for.
+            // A lock that another process holds is respected in every mode.
             Lock::shared(&path, Locking::Off, "somebody writes here"),
         ] {
             let found = second.unwrap_err().to_string();
@@ -179,7 +179,7 @@ mod tests {
             "{}",
             locked()
         );
-        // With a reader it can be opened, and is none all the same.
+        // With a reader the pipe can be opened, but is not a regular file either.
         let reader = rustix::fs::open(
             &path,
             rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NONBLOCK,

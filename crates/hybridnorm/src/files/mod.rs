@@ -1,12 +1,12 @@
-//! Files and folders that are either whole or absent.
+//! Atomic writes of files and folders.
 //!
-//! Everything this crate writes for later reading goes through [`AtomicFile`] or [`StagedFolder`]:
-//! bytes go to a temporary sibling with a random name, which is flushed to disk and renamed over the
-//! target, and the folder is flushed after. A reader never sees half a file, whatever stops the
-//! writer, and two writers never meet.
+//! Everything this crate writes for later reading goes through [`AtomicFile`] or [`StagedFolder`]: bytes are
+//! written to a temporary file beside the target with a random name, flushed to disk and renamed over the
+//! target, and the folder is flushed. A reader never sees an incomplete file, whatever stops the writer, and two
+//! writers never collide.
 //!
-//! What was there before is looked at through functions that fail when the system does
-//! ([`exists`], [`create_new_dir`]): no answer is not the answer "no".
+//! Existing files are checked by functions that return an error if the system does ([`exists`],
+//! [`create_new_dir`]): a failed check is not the answer "no".
 
 mod atomic;
 mod lfs;
@@ -39,7 +39,7 @@ pub struct Fingerprint {
     pub sha256: String,
 }
 
-/// Writes `bytes` to `target`, whole or not at all.
+/// Writes `bytes` to `target` atomically.
 ///
 /// # Errors
 /// As [`AtomicFile::create`] and [`AtomicFile::commit`].
@@ -50,10 +50,10 @@ pub fn write(target: impl AsRef<Path>, bytes: &[u8]) -> Result<Fingerprint> {
     file.commit()
 }
 
-/// Opens a regular file for reading. A pipe or a device in its place is an error, not a wait.
+/// Opens a regular file for reading. A pipe or a device is an error, without blocking.
 ///
 /// # Errors
-/// If it cannot be opened, or is something else.
+/// If it cannot be opened, or is not a regular file.
 pub fn open(path: impl AsRef<Path>) -> Result<File> {
     let path = path.as_ref();
     let mut options = File::options();
@@ -61,7 +61,7 @@ pub fn open(path: impl AsRef<Path>) -> Result<File> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::OpenOptionsExt;
-        // Otherwise opening a pipe waits for its writer. On regular files it has no effect.
+        // Otherwise opening a pipe blocks until it has a writer. On regular files it has no effect.
         options.custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32);
     }
     let file = options.open(path).map_err(Error::io(path))?;
@@ -101,7 +101,7 @@ fn kind_in_words(kind: fs::FileType) -> &'static str {
 /// Reads a whole file that is expected to be small.
 ///
 /// # Errors
-/// If it cannot be read, is no regular file, or is larger than `limit` bytes.
+/// If it cannot be read, is not a regular file, or is larger than `limit` bytes.
 pub fn read_small(path: impl AsRef<Path>, limit: u64) -> Result<Vec<u8>> {
     let path = path.as_ref();
     let file = open(path)?;
@@ -143,7 +143,7 @@ pub fn fingerprint(path: impl AsRef<Path>) -> Result<Fingerprint> {
     })
 }
 
-/// Creates the folder that holds `path`, and its parents.
+/// Creates the folder that contains `path`, and its parents.
 ///
 /// # Errors
 /// As [`create_dir`].
@@ -151,19 +151,19 @@ pub fn create_parent(path: impl AsRef<Path>) -> Result<()> {
     create_dir(parent(path.as_ref()))
 }
 
-/// Whether something stands at `path`.
+/// True if `path` exists.
 ///
 /// # Errors
-/// If the system cannot tell.
+/// If it cannot be determined.
 pub fn exists(path: impl AsRef<Path>) -> Result<bool> {
     let path = path.as_ref();
     path.try_exists().map_err(Error::io(path))
 }
 
-/// Checks that what stands at `path` is a folder; `expected` says of what kind.
+/// Checks that `path` is a folder; `expected` describes it in the message.
 ///
 /// # Errors
-/// If it is something else, nothing stands there, or the system cannot tell.
+/// If it is something else, does not exist, or cannot be accessed.
 pub fn require_folder(path: impl AsRef<Path>, expected: &str) -> Result<()> {
     let path = path.as_ref();
     let kind = fs::metadata(path).map_err(Error::io(path))?.file_type();
@@ -176,10 +176,10 @@ pub fn require_folder(path: impl AsRef<Path>, expected: &str) -> Result<()> {
     }
 }
 
-/// Whether a folder stands at `path`.
+/// True if `path` is a folder.
 ///
 /// # Errors
-/// If the system cannot tell.
+/// If it cannot be determined.
 pub fn is_dir(path: impl AsRef<Path>) -> Result<bool> {
     let path = path.as_ref();
     match fs::metadata(path) {
@@ -198,10 +198,10 @@ pub fn is_dir(path: impl AsRef<Path>) -> Result<bool> {
     }
 }
 
-/// Creates a folder, whose parent must be there, or the one that a link leads to; says whether it is new.
+/// Creates a folder, or the target of a link, whose parent must exist; returns true if it is new.
 ///
 /// # Errors
-/// If that fails, or something that is no folder stands there.
+/// If that fails, or `path` exists and is not a folder.
 pub fn create_new_dir(path: impl AsRef<Path>) -> Result<bool> {
     let path = path.as_ref();
     match fs::create_dir(through_links(path)?) {
@@ -217,16 +217,16 @@ pub fn create_new_dir(path: impl AsRef<Path>) -> Result<bool> {
     }
 }
 
-/// Creates a folder and its parents, where they are missing, or the one that a link leads to.
+/// Creates a folder, or the target of a link, and its parents, if they are missing.
 ///
 /// # Errors
-/// If that fails, or something that is no folder stands there.
+/// If that fails, or `path` exists and is not a folder.
 pub fn create_dir(path: impl AsRef<Path>) -> Result<()> {
     let path = path.as_ref();
     fs::create_dir_all(through_links(path)?).map_err(Error::io(path))
 }
 
-/// Lower-case hexadecimal.
+/// Returns lower-case hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
     bytes.iter().fold(String::new(), |mut text, byte| {
@@ -235,12 +235,12 @@ pub fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// SHA-256 of bytes in memory, in hexadecimal.
+/// Returns the SHA-256 of bytes in memory, in hexadecimal.
 pub fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-/// Makes a renaming in the folder of `path` last.
+/// Flushes the folder of `path`, so that a rename in it is durable.
 ///
 /// # Errors
 /// If the folder cannot be flushed.
@@ -251,7 +251,7 @@ pub fn sync_parent(path: &Path) -> Result<()> {
         .map_err(Error::io(parent))
 }
 
-/// The folder that holds `path`.
+/// Returns the folder that contains `path`.
 pub(crate) fn parent(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -259,7 +259,7 @@ pub(crate) fn parent(path: &Path) -> &Path {
     }
 }
 
-/// Whether two files are the same one on disk. Where the system does not tell, yes.
+/// True if two files are the same one on disk, or the system does not report it.
 pub fn is_same(a: &fs::Metadata, b: &fs::Metadata) -> bool {
     #[cfg(unix)]
     {
@@ -277,7 +277,7 @@ pub fn is_same(a: &fs::Metadata, b: &fs::Metadata) -> bool {
 pub(crate) mod tests {
     use super::*;
 
-    /// What a folder holds, in the order of the names.
+    /// Returns the names in a folder, sorted.
     pub(crate) fn names(folder: &Path) -> Vec<String> {
         let entries = fs::read_dir(folder).unwrap();
         let mut names: Vec<String> = entries

@@ -1,4 +1,4 @@
-//! Outputs that a person named: where they lead, and whether they can be written.
+//! Output paths given by the user: resolution of links, and checks that they can be written.
 
 use std::fs;
 use std::io;
@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 use super::{kind_in_words, parent, remove_stale, write};
 use crate::error::{Error, Result};
 
-/// Links that are followed one after another, as many as Linux follows.
+/// Maximum length of a chain of links, as in Linux.
 const LINKS: usize = 40;
 
-/// Where a name leads: a link is followed, also to what is not there yet. What is written to that
-/// place leaves the link as it is.
+/// Resolves a path that is a link, also to a target that does not exist yet. Writing to the result keeps the
+/// link.
 ///
 /// # Errors
-/// If a link cannot be read, or leads in a circle.
+/// If a link cannot be read, or links form a cycle.
 pub fn through_links(target: &Path) -> Result<PathBuf> {
     let mut path = target.to_path_buf();
     for _ in 0..LINKS {
@@ -38,11 +38,11 @@ pub fn through_links(target: &Path) -> Result<PathBuf> {
     Err(Error::format(target, "a link that leads in a circle"))
 }
 
-/// Writes a file that a person named: whole or absent, too, but through links, and into what is no
-/// regular file, such as `/dev/null` or this process's own output, instead of in its place.
+/// Writes a file given by the user: atomically, but through links. A target that is not a regular file, such as
+/// `/dev/null` or this process's own output, is written to instead of replaced.
 ///
 /// # Errors
-/// If it cannot be written, or is a pipe that others made.
+/// If it cannot be written, or is a named pipe.
 pub fn write_named(target: &Path, bytes: &[u8]) -> Result<()> {
     refuse_pipe(target)?;
     match fs::metadata(target) {
@@ -60,10 +60,10 @@ fn replace(target: &Path, bytes: &[u8]) -> Result<()> {
     write(target, bytes).map(drop)
 }
 
-/// Checks that a file that a person named can be written later, before long work is done for it.
+/// Checks that a file given by the user can be written, before long work is done for it.
 ///
 /// # Errors
-/// If it is a folder or a pipe, or would be in a folder that is not there.
+/// If it is a folder or a pipe, or its folder does not exist.
 pub fn check_writable(target: &Path) -> Result<()> {
     if super::is_dir(target)? {
         return Err(Error::format(
@@ -82,8 +82,8 @@ pub fn check_writable(target: &Path) -> Result<()> {
     }
 }
 
-/// Checks that the name is one that a folder can have: no file stands there, or where a folder above
-/// it is to be.
+/// Checks that a folder can be created under this name: neither it nor a folder above it is an existing
+/// file.
 ///
 /// # Errors
 /// If it is not.
@@ -94,7 +94,7 @@ pub fn check_folder_name(target: &Path) -> Result<()> {
             target.display()
         )));
     }
-    // The first of them that is there decides.
+    // The first one that exists decides.
     for path in target
         .ancestors()
         .filter(|path| !path.as_os_str().is_empty())
@@ -113,7 +113,7 @@ pub fn check_folder_name(target: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A pipe with a name is refused, since opening it waits for its reader. This process's own output and
+/// Rejects a named pipe, since opening it blocks until it has a reader. This process's own output and
 /// descriptors that the shell made (`/dev/stdout`, `/dev/fd/63`) are open already.
 fn refuse_pipe(target: &Path) -> Result<()> {
     if target.starts_with("/dev") || target.starts_with("/proc") {

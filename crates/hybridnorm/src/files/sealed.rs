@@ -1,7 +1,7 @@
-//! Checksums inside files of JSON: what was changed on its way is refused.
+//! Checksums inside JSON files: changed content is rejected.
 //!
 //! The field `sha256` of an object is the SHA-256 of the rest of it as compact JSON with sorted keys, so
-//! that white space and the order of keys do not matter. Files of earlier versions have none.
+//! that white space and the order of keys do not matter. Files of earlier versions have no checksum.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -16,13 +16,13 @@ pub(crate) struct Opened<T> {
     pub checksum: Option<String>,
 }
 
-/// Returns an object as JSON with its checksum, which covers `before`, too; and that checksum.
+/// Returns an object as JSON with its checksum, which covers `before`, too; and the checksum.
 pub(crate) fn seal<T: Serialize>(
     content: &T,
     before: &str,
 ) -> Result<(String, String), serde_json::Error> {
     let mut text = serde_json::to_string(content)?;
-    // Numbers are compared as they are read.
+    // Numbers are compared in parsed form.
     let sum = checksum(&serde_json::from_str(&text)?, before);
     let end = text.rfind('}').unwrap_or(text.len());
     text.insert_str(end, &format!(",\"{KEY}\":\"{sum}\""));
@@ -53,7 +53,7 @@ pub(crate) fn seal_list<T: Serialize>(contents: &[T]) -> Result<String, serde_js
     Ok(format!("[{}]", texts.join(",\n")))
 }
 
-/// Reads what [`seal_list`] wrote, or a list from before there were checksums, in which no object has one.
+/// Reads the output of [`seal_list`], or a list of an earlier version, in which no object has a checksum.
 pub(crate) fn open_list<T: DeserializeOwned>(bytes: &[u8]) -> Result<Vec<Opened<T>>, String> {
     let values: Vec<Value> = parse(bytes)?;
     if values.iter().all(|value| value.get(KEY).is_none()) {
@@ -69,11 +69,11 @@ pub(crate) fn open_list<T: DeserializeOwned>(bytes: &[u8]) -> Result<Vec<Opened<
     opened.collect()
 }
 
-/// Reads what [`seal`] wrote, or an object from before there were checksums.
+/// Reads the output of [`seal`], or an object of an earlier version without checksum.
 pub(crate) fn open<T: DeserializeOwned>(bytes: &[u8]) -> Result<Opened<T>, String> {
     match verify(parse(bytes)?, "")? {
         Some(sealed) => Opened::sealed(sealed),
-        // Nothing else says that no key is there twice.
+        // Parsed from the bytes, to reject duplicate keys.
         None => parse(bytes).map(Opened::unsealed),
     }
 }
@@ -99,7 +99,7 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     serde_json::from_slice(bytes).map_err(|error| error.to_string())
 }
 
-/// Splits an object into its content and its checksum, which must be right; `None` where it has none.
+/// Splits an object into its content and its checksum, which must match; `None` if it has none.
 fn verify(mut value: Value, before: &str) -> Result<Option<(Value, String)>, String> {
     match value.as_object_mut().and_then(|object| object.remove(KEY)) {
         None => Ok(None),
@@ -153,7 +153,7 @@ mod tests {
         for wrong in [text.replace("\"b\"]", "\"a\"]"), text.replace(&sum, "")] {
             assert!(read(&wrong).unwrap_err().contains("checksum"), "{wrong}");
         }
-        // What stands before takes part.
+        // The checksum covers `before`.
         let (text, _) = seal(&lists(), &sum).unwrap();
         assert!(read(&text).is_err());
     }
@@ -172,7 +172,7 @@ mod tests {
         let opened = |text: &str| open_list::<Lists>(text.as_bytes());
         assert_eq!(opened(&text).unwrap().len(), 2);
         let lines: Vec<&str> = text.trim_matches(['[', ']']).split(",\n").collect();
-        // Neither may stand in the place of the other.
+        // Objects of a list cannot be swapped.
         let swapped = format!("[{},{}]", lines[1], lines[0]);
         assert!(opened(&swapped).unwrap_err().contains("checksum"));
         let mixed = format!("[{},{{\"of\":[],\"on\":[]}}]", lines[0]);

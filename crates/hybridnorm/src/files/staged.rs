@@ -1,4 +1,4 @@
-//! Folders that are either whole or absent.
+//! Folders that are either complete or absent.
 
 use std::fs::{self, File};
 use std::io;
@@ -7,19 +7,19 @@ use std::path::{Path, PathBuf};
 use super::temporary;
 use crate::error::{Error, Result};
 
-/// A folder that is written under a temporary name beside its target and gets its own name when it
-/// is whole. Removed when dropped before that.
+/// A folder that is written under a temporary name beside its target and renamed when it is
+/// complete. Removed if dropped before that.
 #[derive(Debug)]
 pub struct StagedFolder {
     target: PathBuf,
     path: PathBuf,
     is_published: bool,
-    /// Holds the lock that says that somebody still writes here.
+    /// Lock that marks the folder as being written.
     _lock: File,
 }
 
 impl StagedFolder {
-    /// Begins the folder that will stand at `target`. Its parent must be there.
+    /// Starts the folder that will appear at `target`. Its parent must exist.
     ///
     /// # Errors
     /// If it cannot be created.
@@ -40,20 +40,20 @@ impl StagedFolder {
         })
     }
 
-    /// Where to write its files.
+    /// Returns the path for its files.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Gives the folder its name, where nothing stands yet or an empty folder does.
+    /// Renames the folder to its target, which must be absent or an empty folder.
     ///
     /// # Errors
-    /// If something else stands there, it cannot be renamed, or its name cannot be flushed; the target is
-    /// then as before.
+    /// If the target is something else, or the rename fails or cannot be flushed; the target is then
+    /// unchanged.
     pub fn publish(mut self) -> Result<()> {
         self.flush()?;
         let was_there = fs::symlink_metadata(&self.target).is_ok();
-        // Of all that may stand there, renaming replaces an empty folder only.
+        // Of existing targets, the rename replaces an empty folder only.
         fs::rename(&self.path, &self.target).map_err(|error| match error.kind() {
             io::ErrorKind::DirectoryNotEmpty
             | io::ErrorKind::AlreadyExists
@@ -64,7 +64,7 @@ impl StagedFolder {
             _ => Error::io(&self.target)(error),
         })?;
         super::sync_parent(&self.target).inspect_err(|_| {
-            // So that the same command can be tried again.
+            // So that the same command can be repeated.
             self.is_published = fs::rename(&self.target, &self.path).is_err();
             if was_there && !self.is_published {
                 let _ = fs::create_dir(&self.target);
@@ -74,23 +74,23 @@ impl StagedFolder {
         Ok(())
     }
 
-    /// Gives the folder its name and removes what stood there. At every moment the target is the
-    /// old folder or the new one, or, on file systems that cannot exchange two names, the old one
-    /// stands beside it until the next writer comes.
+    /// Renames the folder to its target and removes the old one. At every moment the target is the old folder or
+    /// the new one, or, on file systems that cannot exchange two names, absent, with the old folder beside it until
+    /// the next writer restores it.
     ///
-    /// `may_remove` looks at the old folder, which has a temporary name by then, and says whether it
-    /// may go: somebody may have put a file there.
+    /// `may_remove` checks the old folder, which has a temporary name by then, before its removal: other files may
+    /// have been added to it.
     ///
     /// # Errors
-    /// If it cannot be renamed or its name cannot be flushed, another process replaces the same folder, or
-    /// the old one may not go; the target is then as before.
+    /// If the rename fails or cannot be flushed, another process replaces the same folder, or `may_remove` fails;
+    /// the target is then unchanged.
     pub fn replace(mut self, may_remove: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         let old = match temporary::open_folder(&self.target) {
             Ok(old) => old,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return self.publish(),
             Err(error) => return Err(Error::io(&self.target)(error)),
         };
-        // Held until the end, so that nobody takes the old folder for abandoned.
+        // Held until the end, so that no process takes the old folder for abandoned.
         if let Err(fs::TryLockError::WouldBlock) = old.try_lock() {
             return Err(Error::config(format!(
                 "{}: another process is replacing this folder",
@@ -109,7 +109,7 @@ impl StagedFolder {
             return Err(error);
         }
         self.is_published = true;
-        // The new folder stands; what is left of the old one goes with the next writer.
+        // The new folder is in place; the next writer removes what is left of the old one.
         let _ = fs::remove_dir_all(&aside);
         Ok(())
     }
@@ -140,7 +140,7 @@ fn exchange(_: &Path, _: &Path) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// NFS and others answer `EINVAL`.
+/// True if the file system cannot exchange names. NFS and others return `EINVAL`.
 fn cannot_exchange(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -148,7 +148,7 @@ fn cannot_exchange(error: &io::Error) -> bool {
     )
 }
 
-/// Gives `new` the name `target`; gives the name that the old folder has then.
+/// Renames `new` to `target`; returns the new path of the old folder.
 fn swap(new: &Path, target: &Path) -> Result<PathBuf> {
     match exchange(new, target) {
         Ok(()) => Ok(new.to_path_buf()),
@@ -157,7 +157,7 @@ fn swap(new: &Path, target: &Path) -> Result<PathBuf> {
     }
 }
 
-/// As [`swap`], in two steps.
+/// Does what [`swap`] does, in two renames.
 fn move_aside(new: &Path, target: &Path) -> Result<PathBuf> {
     let aside = temporary::aside(target);
     fs::rename(target, &aside).map_err(Error::io(target))?;

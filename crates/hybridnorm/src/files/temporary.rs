@@ -1,9 +1,9 @@
-//! Names for what is not whole yet, and how to tell what a killed process left from what a living
-//! one still writes.
+//! Temporary names of incomplete files, and removal of those left by killed processes, but not of those still
+//! being written.
 //!
-//! A temporary sibling of `NAME` is `NAME.RANDOM.partial`. It is created exclusively, so that no
-//! other process and no link can stand there, and its writer holds a lock on it, so that whoever
-//! comes to the same target later can remove it if, and only if, its writer is gone.
+//! The temporary file of `NAME` is `NAME.RANDOM.partial`. It is created exclusively, so that it is not a link or
+//! another process's file, and its writer holds a lock on it, so that a later writer of the same target can
+//! remove it if, and only if, its writer is gone.
 
 use std::fs::{self, File};
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -12,23 +12,23 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
-/// Suffix of temporary siblings.
+/// Suffix of temporary files and folders.
 pub const TEMPORARY_SUFFIX: &str = ".partial";
-/// Suffix of a folder that was moved aside while its successor gets its name.
+/// Suffix of a folder that was moved aside while it is replaced.
 const ASIDE_SUFFIX: &str = ".replaced";
 /// Hexadecimal digits in a temporary name.
 const RANDOM: usize = 16;
 /// File names have at most 255 bytes on common file systems; the rest is for random part and suffix.
 const STEM_BYTES: usize = 200;
-/// Creating is tried anew when a cleaner was faster.
+/// Attempts to create a temporary file, which another process may take for abandoned.
 const ATTEMPTS: usize = 16;
 
-/// A temporary file, open for writing.
+/// Creates a temporary file, open for writing.
 pub(super) fn create_file(target: &Path) -> Result<(File, PathBuf)> {
     create(target, |path| File::create_new(path))
 }
 
-/// A temporary folder, and the open folder that holds its lock.
+/// Creates a temporary folder; returns it open, which holds its lock, with its path.
 pub(super) fn create_folder(target: &Path) -> Result<(File, PathBuf)> {
     create(target, |path| {
         fs::create_dir(path)?;
@@ -42,20 +42,20 @@ fn create(target: &Path, make: impl Fn(&Path) -> io::Result<File>) -> Result<(Fi
         let file = match make(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
-            // A cleaner took it for abandoned before it could be opened, unless its parent is missing.
+            // Another process removed it as abandoned before it could be opened, unless its parent is missing.
             Err(error) if error.kind() == io::ErrorKind::NotFound && attempt + 1 < ATTEMPTS => {
                 continue;
             }
             Err(error) => {
-                // The folder may stand although it could not be opened.
+                // The folder may exist although it could not be opened.
                 let _ = fs::remove_dir(&path);
                 return Err(Error::io(target)(error));
             }
         };
-        // Between creating and locking, a cleaner may have taken it for abandoned.
+        // Between creation and lock, another process may have taken it for abandoned.
         match file.try_lock() {
             Err(fs::TryLockError::WouldBlock) => continue,
-            // Without locks nothing is ever taken for abandoned.
+            // Without locks nothing is taken for abandoned.
             Ok(()) | Err(fs::TryLockError::Error(_)) => {}
         }
         match fs::symlink_metadata(&path) {
@@ -73,14 +73,14 @@ fn create(target: &Path, make: impl Fn(&Path) -> io::Result<File>) -> Result<(Fi
     ))
 }
 
-/// A new name beside `target`.
+/// Returns a new name beside `target`.
 pub(super) fn sibling(target: &Path, suffix: &str) -> PathBuf {
     // Seeded by the system.
     let random = RandomState::new().build_hasher().finish();
     target.with_file_name(format!("{}.{random:016x}{suffix}", stem(target)))
 }
 
-/// A new name beside `target` for what it replaces.
+/// Returns a new name beside `target` for the folder that it replaces.
 pub(super) fn aside(target: &Path) -> PathBuf {
     sibling(target, ASIDE_SUFFIX)
 }
@@ -106,9 +106,9 @@ pub(super) fn open_folder(path: &Path) -> io::Result<File> {
     options.open(path)
 }
 
-/// Removes what killed writers of `target` left beside it, and gives back its name to what one of
-/// them had moved aside. What a living process writes stays. Nothing here is needed for the writer
-/// that follows, so that an error leaves the remains for the next one.
+/// Removes temporary files that killed writers of `target` left beside it, and restores a folder that one of
+/// them had moved aside. Files of running processes stay. Errors are ignored, since the next writer does not
+/// depend on this; it retries the removal.
 pub fn remove_stale(target: &Path) {
     let stem = stem(target);
     remove_in(super::parent(target), |name| {
@@ -117,7 +117,7 @@ pub fn remove_stale(target: &Path) {
     });
 }
 
-/// As [`remove_stale`], for every target in `folder`: for a folder that belongs to this process.
+/// Does what [`remove_stale`] does for every target in `folder`, which must belong to this process.
 pub fn remove_stale_in(folder: &Path) {
     remove_in(folder, |name| {
         name.rfind('.')
@@ -126,14 +126,14 @@ pub fn remove_stale_in(folder: &Path) {
     });
 }
 
-/// The name of the file that a temporary file of this name was to become; `None` where it is none.
+/// Returns the target name of a temporary file; `None` if the name is not one.
 pub fn temporary_of(name: &str) -> Option<&str> {
     let stem = name.strip_suffix(TEMPORARY_SUFFIX)?;
     let (original, _) = stem.rsplit_once('.')?;
     random_part(&name[original.len()..]).map(|_| original)
 }
 
-/// The suffix behind `.RANDOM`, if it is one of ours.
+/// Returns the suffix after `.RANDOM`, if it is one of this module.
 fn random_part(rest: &str) -> Option<&'static str> {
     let rest = rest.strip_prefix('.')?;
     let (random, suffix) = rest.split_at_checked(RANDOM)?;
@@ -177,7 +177,7 @@ fn remove_abandoned(path: &Path, name: &str) -> io::Result<()> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return fs::rename(path, original);
             }
-            // Whether it is there is not known, and this may be the only copy.
+            // It is not known whether the original exists, and this may be the only copy.
             Err(error) => return Err(error),
         }
     }

@@ -1,4 +1,4 @@
-//! What stands beside imported weights: the tokenizer, and files that are not read.
+//! Files beside imported weights: the tokenizer, and files that are not read.
 
 use std::path::Path;
 
@@ -11,10 +11,10 @@ use crate::omissions::{LeftOut, Unit};
 
 const TOKENIZER: &str = "tokenizer.json";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
-/// Where the end-of-text token is named by its id, in order of preference.
+/// Files that give the id of the end-of-text token, in order of preference.
 const MODEL_CONFIGS: [&str; 2] = ["generation_config.json", "config.json"];
 const JSON_LIMIT: u64 = 256 << 20;
-/// Other names under which a folder may hold its weights and its configuration.
+/// Names of weights and configurations that a folder may contain.
 const FORMS: [&str; 5] = [
     "config.json",
     "config.yaml",
@@ -23,21 +23,21 @@ const FORMS: [&str; 5] = [
     "model.pt",
 ];
 
-/// A tokenizer that stands beside weights.
+/// A tokenizer found beside weights.
 #[derive(Debug)]
 pub struct Beside {
-    /// It.
+    /// The tokenizer.
     pub tokenizer: Tokenizer,
     /// The files of the folder that were read for it.
     pub files: Vec<String>,
 }
 
-/// The `tokenizer.json` of a model's folder, if there is one. Its end-of-text token is the one that
-/// `tokenizer_config.json` names, else the first that `generation_config.json` or `config.json`
-/// gives the id of, else one of a well-known name.
+/// Reads the `tokenizer.json` of a model's folder, if there is one. Its end-of-text token is the one that
+/// `tokenizer_config.json` names, else the first with an id in `generation_config.json` or `config.json`,
+/// else one of a well-known name.
 ///
 /// # Errors
-/// If it is there but cannot be read.
+/// If it exists but cannot be read.
 pub fn tokenizer(folder: &Path) -> Result<Option<Beside>> {
     let path = folder.join(TOKENIZER);
     if !files::exists(&path)? {
@@ -77,7 +77,7 @@ fn end_id(folder: &Path, files: &mut Vec<String>) -> Result<Option<u64>> {
     Ok(None)
 }
 
-/// The token of an id: an added one, or one of the vocabulary.
+/// Returns the token of an id: an added one, or one of the vocabulary.
 fn token_of(tokenizer: &Value, id: u64) -> Option<String> {
     let added = tokenizer["added_tokens"].as_array().into_iter().flatten();
     let mut added = added.filter(|token| token["id"].as_u64() == Some(id));
@@ -97,7 +97,7 @@ fn token_of(tokenizer: &Value, id: u64) -> Option<String> {
     }
 }
 
-/// A file of the folder, if it is there; its name is then added to `files`.
+/// Reads a JSON file of the folder if it exists, and then adds its name to `files`.
 fn read_json(folder: &Path, name: &str, files: &mut Vec<String>) -> Result<Option<Value>> {
     let path = folder.join(name);
     if !files::exists(&path)? {
@@ -110,8 +110,8 @@ fn read_json(folder: &Path, name: &str, files: &mut Vec<String>) -> Result<Optio
         .map_err(|error| Error::format(path, error.to_string()))
 }
 
-/// Files of a folder that are not among those that were `read`, by reason; `no_tokenizer` is the reason
-/// why the tokenizer was not.
+/// Returns the files of a folder that are not in `read`, by reason; `no_tokenizer` is the reason for the
+/// tokenizer's files.
 ///
 /// # Errors
 /// If the folder cannot be listed.

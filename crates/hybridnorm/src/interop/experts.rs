@@ -1,4 +1,4 @@
-//! Experts of other people's checkpoints as our stacks.
+//! Conversion of the experts of external checkpoints to stacked matrices.
 
 use crate::tensors::Values;
 
@@ -9,7 +9,7 @@ pub(super) struct Layout {
     pub(super) d_expert: usize,
 }
 
-/// A stack of matrices (E·rows, columns), one for each expert.
+/// Splits a stack of matrices (E·rows, columns) into one for each expert.
 pub(super) fn split(stack: Values, experts: usize) -> Result<Vec<Values>, String> {
     let [rows, columns] = match stack.shape[..] {
         [rows, columns] if rows.is_multiple_of(experts) && rows * columns > 0 => {
@@ -29,7 +29,7 @@ pub(super) fn split(stack: Values, experts: usize) -> Result<Vec<Values>, String
     Ok(matrices.collect())
 }
 
-/// The transposed matrix.
+/// Transposes a matrix.
 pub(super) fn transposed(matrix: Values) -> Values {
     let [rows, columns] = matrix.shape[..] else {
         return matrix;
@@ -44,7 +44,7 @@ pub(super) fn transposed(matrix: Values) -> Values {
     }
 }
 
-/// Our `PATH.up`, a gate (f, d) and an up projection (f, d) of every expert in turn, and `PATH.down`, the
+/// Builds `PATH.up`, a gate (f, d) and an up projection (f, d) of every expert in turn, and `PATH.down`, the
 /// down projections (d, f), from the experts' gate, up and down projections.
 pub(super) fn stacks(
     path: &str,

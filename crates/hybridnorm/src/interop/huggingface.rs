@@ -1,4 +1,4 @@
-//! Folders in the format of Hugging Face: `config.json` beside `model.safetensors`, or beside several
+//! Checkpoints in Hugging Face format: a folder with `config.json` and `model.safetensors`, or several
 //! files and `model.safetensors.index.json`.
 
 mod config;
@@ -30,10 +30,10 @@ const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 const TEXT_LIMIT: u64 = 64 << 20;
 
-/// Whether a folder is in this format.
+/// True if a folder is in this format.
 ///
 /// # Errors
-/// If the system cannot tell.
+/// If the folder cannot be accessed.
 pub fn is_folder(folder: &Path) -> Result<bool> {
     files::exists(folder.join(CONFIG))
 }
@@ -41,13 +41,13 @@ pub fn is_folder(folder: &Path) -> Result<bool> {
 /// Reads a checkpoint of one of the families `olmoe` and `deepseek_v3`.
 ///
 /// # Errors
-/// If a file is missing or broken, the configuration asks for something this model does not have,
-/// or the weights are not those of the configuration.
+/// If a file is missing or broken, the configuration has an unsupported feature, or the weights do not match
+/// the configuration.
 pub fn import(folder: &Path, device: Device) -> Result<Model> {
     read(folder, device).map(|imported| imported.model)
 }
 
-/// As [`import`], with an account of the tensors.
+/// Reads a checkpoint as [`import`] does; returns an account of the tensors, too.
 ///
 /// # Errors
 /// As [`import`].
@@ -62,13 +62,13 @@ pub fn read(folder: &Path, device: Device) -> Result<Imported> {
             .map(|name| name.to_string_lossy().into_owned()),
     );
     let notes: Vec<String> = source.note().into_iter().collect();
-    // Our tensors, what they are made of at the time, and the model.
+    // The converted tensors, the tensors in conversion, and the model.
     let weights = 4 * inventory::parameters(config)?;
     memory::require(weights.saturating_mul(3), "reading the checkpoint")?;
     let wrapper = source.wrapper().to_owned();
     let broken = |problem: String| Error::format(&path, source::without(&wrapper, problem));
     let taken = family.translate(source).map_err(broken)?;
-    // Made after them, so that a small folder cannot ask for a large model.
+    // Allocated after them, so that a small folder cannot request a large model.
     let mut model = Model::uninitialized(config, device)?;
     model
         .load(taken.ours)
@@ -85,18 +85,18 @@ pub fn read(folder: &Path, device: Device) -> Result<Imported> {
 /// Reads a `config.json`.
 ///
 /// # Errors
-/// If it is no such file, or asks for something this model does not have.
+/// If it is not such a file, or has an unsupported feature.
 pub fn read_config(path: &Path) -> Result<ModelConfig> {
     Ok(Family::read(path)?.config().clone())
 }
 
-/// The error, with the key at whose value it is.
+/// Returns the error message with the key of the value.
 fn at_key(json: &[u8], error: &serde_json::Error) -> String {
     let message = error.to_string();
     if error.line() == 0 || error.classify() != serde_json::error::Category::Data {
         return message;
     }
-    // Of a missing key the place is the end of the table, and the message has its name.
+    // For a missing key the position is the end of the table, and the message has its name.
     if message.starts_with("missing field") {
         return message;
     }
@@ -113,7 +113,7 @@ fn at_key(json: &[u8], error: &serde_json::Error) -> String {
     }
 }
 
-/// Keys that decide nothing of what a model computes, or nothing that is not checked elsewhere.
+/// Keys that do not affect the computation, or only in a way that is checked elsewhere.
 const HARMLESS: [&str; 30] = [
     "_attn_implementation",
     "_name_or_path",
@@ -147,7 +147,7 @@ const HARMLESS: [&str; 30] = [
     "use_cache",
 ];
 
-/// The keys of a family and those of all families. One that neither has is refused.
+/// Reads the keys of a family and those of all families. An unknown key is rejected.
 fn parts<T: DeserializeOwned>(
     bytes: &[u8],
     broken: impl Fn(String) -> Error,
@@ -162,7 +162,7 @@ fn parts<T: DeserializeOwned>(
     Ok((own, common))
 }
 
-/// A family of models, with what its configuration comes to.
+/// A family of models, with the parsed configuration.
 enum Family {
     Olmoe(ModelConfig),
     DeepseekV3(deepseek_v3::Model),
@@ -208,7 +208,7 @@ impl Family {
         }
     }
 
-    /// Their tensors under our names in our layout.
+    /// Converts the tensors to this crate's names and layout.
     fn translate(&self, source: Source) -> Result<Taken, String> {
         let all = source.len();
         let mut weights = Weights::new(source);
@@ -225,7 +225,7 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-/// The tensors, and the file to name if something is wrong with them.
+/// Opens the tensors; also returns the file to name in errors about them.
 fn open_tensors(folder: &Path) -> Result<(PathBuf, Source)> {
     let whole = folder.join(WEIGHTS);
     if files::exists(&whole)? {
@@ -254,7 +254,7 @@ fn open_tensors(folder: &Path) -> Result<(PathBuf, Source)> {
         parts.insert(part, TensorFile::open(&folder.join(part))?);
     }
     for (name, part) in &weight_map {
-        // Files of tied models hold the matrix once, and their index may list it twice.
+        // Files of models with tied embeddings hold the matrix once, and their index may list it twice.
         if !parts[part].has(name) && !name.ends_with(weights::HEAD) {
             return Err(Error::format(
                 parts[part].path(),

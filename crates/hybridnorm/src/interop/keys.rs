@@ -1,5 +1,5 @@
-//! Keys of somebody else's configuration that nothing here reads: one of them may decide what the model
-//! computes, so that it is refused instead of passed over.
+//! Unread keys of external configurations: one of them may affect the computation, so it is rejected
+//! instead of ignored.
 
 use std::collections::BTreeSet;
 
@@ -7,20 +7,20 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-/// Reads a part of a configuration; gives the keys that it has no use for, too.
+/// Reads a part of a configuration; returns the unread keys, too.
 pub(super) fn read<'de, T: DeserializeOwned, D: Deserializer<'de>>(
     reader: D,
 ) -> Result<(T, BTreeSet<String>), D::Error> {
     let mut unread = BTreeSet::new();
     let read = serde_ignored::deserialize(reader, |path| {
-        // A question mark stands for the inside of an optional value.
+        // A question mark is the inside of an optional value.
         unread.insert(path.to_string().replace(".?", ""));
     })?;
     Ok((read, unread))
 }
 
-/// Keys that two readers of one configuration have no use for. Of a section that only one of them reads,
-/// the other names but the section.
+/// Returns the keys that two readers of one configuration leave unread. For a section that only one of them
+/// reads, the other reports only the section.
 pub(super) fn unread_by_both(a: &BTreeSet<String>, b: &BTreeSet<String>) -> BTreeSet<String> {
     let is_in = |key: &str, unread: &BTreeSet<String>| {
         let ends = key.match_indices('.').map(|(end, _)| end);
@@ -31,7 +31,7 @@ pub(super) fn unread_by_both(a: &BTreeSet<String>, b: &BTreeSet<String>) -> BTre
     a.iter().chain(b).filter(both).cloned().collect()
 }
 
-/// Checks that keys which were not read are `harmless`, or say that something is off.
+/// Checks that unread keys are `harmless`, or switch something off.
 pub(super) fn refuse_unread(
     config: &Value,
     unread: &BTreeSet<String>,
@@ -59,8 +59,8 @@ fn is_off(value: &Value) -> bool {
     }
 }
 
-/// A key that must be there, of which null is a value: without it, its family's default would hold, which
-/// differs from version to version.
+/// Reads a key that is required but may be null: if it were missing, its family's default would apply, which
+/// differs between versions.
 pub(super) fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     reader: D,
 ) -> Result<Option<T>, D::Error> {

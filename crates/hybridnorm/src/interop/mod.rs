@@ -1,4 +1,4 @@
-//! Other people's checkpoints.
+//! Import of external checkpoints.
 
 mod beside;
 mod experts;
@@ -21,41 +21,41 @@ use crate::omissions::LeftOut;
 
 pub use beside::{Beside, not_read, tokenizer};
 
-/// A model and an account of the tensors it was made of.
+/// A model and an account of the tensors it was read from.
 #[derive(Debug)]
 pub struct Imported {
     /// The model.
     pub model: Model,
-    /// How many tensors the checkpoint has, and how many of them were read.
+    /// Numbers of tensors in the checkpoint and of those that were read.
     pub tensors: Tensors,
-    /// The others, by reason.
+    /// Tensors that were not read, by reason.
     pub left_out: LeftOut,
     /// Files of the folder that were read.
     pub files: Vec<String>,
-    /// What is worth a line.
+    /// Notes for the user.
     pub notes: Vec<String>,
 }
 
-/// Tensors of a checkpoint. Those that were not read are in what was left out.
+/// Counts of a checkpoint's tensors. Those that were not read are in [`Imported::left_out`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Tensors {
-    /// How many there are.
+    /// Number of all tensors.
     pub all: u64,
-    /// How many the model was made of.
+    /// Number of tensors that the model was read from.
     pub read: u64,
 }
 
-/// Checks that there is a folder to import.
+/// Checks that the folder to import exists.
 ///
 /// # Errors
-/// If there is none, or something else.
+/// If it does not exist, or is not a folder.
 pub fn require_folder(folder: &Path) -> Result<()> {
     let expected = "a folder with config.json or config.yaml and the weights beside it";
     files::require_folder(folder, expected)
 }
 
-/// Reads a checkpoint folder of somebody else: of Hugging Face's format where it holds a `config.json`,
-/// else of the official HybridNorm code.
+/// Reads an external checkpoint folder: in Hugging Face format if it contains a `config.json`, else of the
+/// official HybridNorm code.
 ///
 /// # Errors
 /// See [`huggingface::import`] and [`official::import`].

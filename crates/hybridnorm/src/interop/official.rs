@@ -29,13 +29,13 @@ const CONFIG_LIMIT: u64 = 4 << 20;
 /// Reads an official checkpoint.
 ///
 /// # Errors
-/// If a file is missing or broken, the configuration asks for something this model does not have,
-/// or the weights are not those of the configuration.
+/// If a file is missing or broken, the configuration has an unsupported feature, or the weights do not match
+/// the configuration.
 pub fn import(folder: &Path, device: Device) -> Result<Model> {
     read(folder, device).map(|imported| imported.model)
 }
 
-/// As [`import`], with an account of the tensors.
+/// Reads a checkpoint as [`import`] does; returns an account of the tensors, too.
 ///
 /// # Errors
 /// As [`import`].
@@ -81,14 +81,14 @@ pub fn read(folder: &Path, device: Device) -> Result<Imported> {
 /// Reads the `model:` section of an official `config.yaml`.
 ///
 /// # Errors
-/// If it is no such file, or asks for something this model does not have.
+/// If it is not such a file, or has an unsupported feature.
 pub fn read_config(path: &Path) -> Result<ModelConfig> {
     let bytes = files::read_small(path, CONFIG_LIMIT)?;
     let yaml = |error: serde_yaml_ng::Error| Error::format(path, error.to_string());
     let reader = serde_yaml_ng::Deserializer::from_slice(&bytes);
     let (file, unread): (ConfigFile, _) = keys::read(reader).map_err(yaml)?;
     let all: Value = serde_yaml_ng::from_slice(&bytes).map_err(yaml)?;
-    // Other sections are about the training.
+    // Other sections concern training.
     let unread = unread.iter().filter_map(|key| key.strip_prefix("model."));
     let unread = unread.map(str::to_owned).collect();
     let config = keys::refuse_unread(&all["model"], &unread, &HARMLESS)
@@ -99,7 +99,7 @@ pub fn read_config(path: &Path) -> Result<ModelConfig> {
         .map_err(|error| Error::format(path, error.to_string()))?;
     Ok(config)
 }
-/// Official tensors under our names in our layout. Works for gradients as well as for weights.
+/// Converts official tensors to this crate's names and layout. Works for gradients as well as for weights.
 ///
 /// # Errors
 /// If a name or a shape is not one of an official checkpoint.
@@ -114,7 +114,7 @@ pub fn translate_all(
         .collect::<Result<BTreeMap<_, _>, _>>()
         .map_err(Error::Config)?;
     ours.extend(stacks);
-    // Official checkpoints of tied models may carry the head as a second copy.
+    // Official checkpoints with tied embeddings may contain the head as a second copy.
     if config.tie_embeddings
         && let Some(head) = ours.remove("head")
         && ours.get("embedding") != Some(&head)
@@ -144,8 +144,8 @@ fn read_tensors(folder: &Path) -> Result<(std::path::PathBuf, BTreeMap<String, V
     ))
 }
 
-/// The experts' matrices, which are made of several official ones: MegaBlocks' `w1` is the gate, `v1` the
-/// up and `w2` the transposed down projection, all (E·f, d).
+/// Takes and converts the experts' matrices: MegaBlocks' `w1` is the gate, `v1` the up and `w2` the transposed
+/// down projection, all (E·f, d).
 fn take_experts(
     tensors: &mut BTreeMap<String, Values>,
     config: &ModelConfig,
@@ -175,7 +175,7 @@ fn take_experts(
     Ok(stacks)
 }
 
-/// An official tensor name and layout as ours.
+/// Converts an official tensor name and layout to this crate's.
 fn translate(name: &str, tensor: Values, config: &ModelConfig) -> Result<(String, Values), String> {
     let unknown = || format!("tensor {name} is not one of an official checkpoint");
     let inner = name.strip_prefix("transformer.").ok_or_else(unknown)?;
@@ -232,8 +232,8 @@ fn norm_field(name: &str) -> Option<&'static str> {
     }
 }
 
-/// The official feed-forward projection holds the up rows before the gate rows; ours the other
-/// way round.
+/// Swaps the halves of the official feed-forward projection: it holds the up rows before the gate rows, this
+/// crate the gate rows first.
 fn swap_halves(tensor: Values, config: &ModelConfig) -> Option<Values> {
     let expected = [2 * config.d_ff, config.d_model];
     if tensor.shape != expected {

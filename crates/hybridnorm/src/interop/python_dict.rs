@@ -1,4 +1,4 @@
-//! Reads the one Python literal that official configurations hold: a dict of layers to flags.
+//! Parser of the one Python literal in official configurations: a dict of layers to flags.
 //!
 //! The official code evaluates the string; here it is parsed:
 //!
@@ -11,10 +11,10 @@
 
 use std::collections::BTreeMap;
 
-/// Flags by name for some layers, in the order in which they were written.
+/// Flags by name for groups of layers, in the order in which they were written.
 pub(super) type Special = Vec<(Vec<usize>, BTreeMap<String, bool>)>;
 
-/// Parses the string; the error says at which character what was expected.
+/// Parses the string; errors name the position and what was expected there.
 pub(super) fn parse(text: &str) -> Result<Special, String> {
     let trimmed = text.trim().trim_matches('_').trim();
     if trimmed.is_empty() {

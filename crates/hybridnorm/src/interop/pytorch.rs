@@ -1,9 +1,8 @@
-//! Tensors of a PyTorch file, `model.pt`.
+//! Reader of the tensors of a PyTorch file, `model.pt`.
 //!
-//! Memory: the archive's directory; its pickle as objects, up to 300 times its bytes, which are at most
-//! [`PICKLE_ANYWAY`], one in [`PICKLE_SHARE`] of the file, or [`PICKLE_OF_TENSOR`] for each tensor up to
-//! [`PICKLE_OF_TENSORS`]; and the tensors, which take no more than twice the file as it is and are widened
-//! to single precision.
+//! Memory: the archive's directory; its pickle as objects, up to 300 times its size, which is at most
+//! [`PICKLE_ANYWAY`], 1/[`PICKLE_SHARE`] of the file, or [`PICKLE_OF_TENSOR`] per tensor up to
+//! [`PICKLE_OF_TENSORS`]; and the tensors, at most twice the size of the file, widened to single precision.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -20,20 +19,20 @@ use crate::foreign;
 use crate::tensors;
 use crate::tensors::Values;
 
-/// A pickle of so many bytes is read in any case: names and shapes of about 600 tensors.
+/// Bytes of a pickle that is read in any case: names and shapes of about 600 tensors.
 const PICKLE_ANYWAY: u64 = 128 << 10;
-/// A longer one is read where it is at most this part of the file, or has so many bytes for each member of
-/// the archive, as files of many small tensors do.
+/// A longer one is read if it is at most this fraction of the file, or has at most [`PICKLE_OF_TENSOR`] bytes
+/// per member of the archive, as files of many small tensors do.
 const PICKLE_SHARE: u64 = 64;
 const PICKLE_OF_TENSOR: u64 = 256;
 const PICKLE_OF_TENSORS: u64 = 512 << 10;
 
-/// Reads the tensors by name. The pickle among the file's members is interpreted as far as tensors
-/// need it, and nothing is run.
+/// Reads the tensors by name. The pickle is interpreted only as needed for tensors, and no code is
+/// executed.
 ///
 /// # Errors
-/// If it is not an archive of `torch.save` whose members are stored as they are, a tensor is not of
-/// F32, F16 or BF16, or tensors are larger than the file.
+/// If it is not an archive of `torch.save` with uncompressed members, a tensor is not of F32, F16 or BF16, or
+/// tensors are larger than the file.
 pub(super) fn read(path: &Path) -> Result<BTreeMap<String, Values>> {
     let broken = |problem: String| Error::format(path, problem);
     let unfit = || broken("not a PyTorch checkpoint: its parts do not fit together".into());
@@ -52,13 +51,13 @@ pub(super) fn read(path: &Path) -> Result<BTreeMap<String, Values>> {
         });
         (bytes, name)
     });
-    // A view can repeat elements (a stride of 0), so that a tensor is larger than all the file.
+    // A view can repeat elements (a stride of 0), so a tensor can be larger than the whole file.
     let (mut total, mut largest) = (0u64, (0, ""));
     for (bytes, name) in sizes {
         total = total.saturating_add(bytes);
         largest = largest.max((bytes, name));
     }
-    // Tied matrices share their elements.
+    // Tied weights share their storage.
     if largest.0 > file || total > file.saturating_mul(2) {
         let (bytes, name) = largest;
         return Err(broken(format!(
@@ -88,7 +87,7 @@ pub(super) fn read(path: &Path) -> Result<BTreeMap<String, Values>> {
     Ok(all)
 }
 
-/// What could unfold into more than the file holds is refused before anything is read of it.
+/// Rejects files that could expand to more than their size, before anything else is read.
 fn check(mut file: File) -> Result<(), String> {
     let mut magic = [0; 4];
     if file.read_exact(&mut magic).is_err() || &magic != b"PK\x03\x04" {

@@ -1,4 +1,4 @@
-//! The tensors of a checkpoint by name, read one by one.
+//! Tensors of a checkpoint by name, read one at a time.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use crate::error::Error;
 use crate::tensors::TensorFile;
 use crate::tensors::Values;
 
-/// What programs that wrap a model put into the names of its tensors, and who does.
+/// Parts that model wrappers add to the names of tensors, with the wrapper.
 const WRAPPERS: [(&str, &str); 4] = [
     ("_orig_mod", "torch.compile"),
     ("_fsdp_wrapped_module", "FSDP"),
@@ -14,17 +14,17 @@ const WRAPPERS: [(&str, &str); 4] = [
     ("module", "DistributedDataParallel"),
 ];
 
-/// Tensors in some files.
+/// Tensors in one or several files.
 pub(super) struct Source {
     files: Vec<TensorFile>,
-    /// Which file holds a name, and how it is called there.
+    /// Index of the file, and the name there, by name.
     places: BTreeMap<String, (usize, String)>,
-    /// What all names had before them.
+    /// Prefix that was removed from all names.
     wrapper: String,
 }
 
 impl Source {
-    /// The tensors of all files together.
+    /// Combines the tensors of all files.
     pub(super) fn new(files: Vec<TensorFile>) -> Result<Self, String> {
         let names: Vec<&str> = files.iter().flat_map(TensorFile::names).collect();
         let wrapper = common_wrapper(&names);
@@ -46,17 +46,17 @@ impl Source {
         })
     }
 
-    /// What all names had before them and is left out of them.
+    /// Returns the prefix that was removed from all names.
     pub(super) fn wrapper(&self) -> &str {
         &self.wrapper
     }
 
-    /// Says so, if they had something.
+    /// Returns a note on the removed prefix, if there is one.
     pub(super) fn note(&self) -> Option<String> {
         note(&self.wrapper)
     }
 
-    /// The names of the files.
+    /// Returns the names of the files.
     pub(super) fn files(&self) -> Vec<String> {
         let names = self.files.iter().filter_map(|file| file.path().file_name());
         names
@@ -64,22 +64,22 @@ impl Source {
             .collect()
     }
 
-    /// How many there are.
+    /// Returns the number of remaining tensors.
     pub(super) fn len(&self) -> usize {
         self.places.len()
     }
 
-    /// The names that are left.
+    /// Iterates over the names of the remaining tensors.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         self.places.keys().map(String::as_str)
     }
 
-    /// Leaves a tensor out; says whether it was there.
+    /// Removes a tensor; returns true if it existed.
     pub(super) fn remove(&mut self, name: &str) -> bool {
         self.places.remove(name).is_some()
     }
 
-    /// Reads a tensor, which is no more there then.
+    /// Reads a tensor and removes it.
     pub(super) fn take(&mut self, name: &str) -> Result<Option<Values>, String> {
         let Some((index, theirs)) = self.places.remove(name) else {
             return Ok(None);
@@ -92,7 +92,7 @@ impl Source {
     }
 }
 
-/// What programs that wrap a model put before all of these names; nothing where one has it not.
+/// Returns the prefix of wrappers that all of these names share; empty if there is none.
 pub(super) fn common_wrapper(names: &[&str]) -> String {
     let mut common = String::new();
     if names.is_empty() {
@@ -107,7 +107,7 @@ pub(super) fn common_wrapper(names: &[&str]) -> String {
     common
 }
 
-/// Says what was left out of all names.
+/// Returns a note on the prefix that was removed from all names.
 pub(super) fn note(wrapper: &str) -> Option<String> {
     let first = wrapper.split('.').next().unwrap_or_default();
     let (_, who) = WRAPPERS.iter().find(|(known, _)| *known == first)?;
@@ -117,7 +117,7 @@ pub(super) fn note(wrapper: &str) -> Option<String> {
     ))
 }
 
-/// A problem with names that something was left out of.
+/// Adds to a problem that its names are without a prefix.
 pub(super) fn without(wrapper: &str, problem: String) -> String {
     match wrapper {
         "" => problem,
@@ -125,7 +125,7 @@ pub(super) fn without(wrapper: &str, problem: String) -> String {
     }
 }
 
-/// Refuses the names of wrapped models, with what to do.
+/// Checks that a name is not that of a wrapped model; the message says what to do.
 pub(super) fn check_name(name: &str) -> Result<(), String> {
     let is_wrapped = |wrapper: &str| match wrapper {
         "module" => name.starts_with("module."),

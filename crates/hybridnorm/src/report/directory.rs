@@ -1,4 +1,4 @@
-//! From the directories of runs to what a report says of them.
+//! Reads run directories for a report.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -18,15 +18,15 @@ use crate::train::rows::{self, Row};
 use crate::train::segments::{self, Segment};
 use crate::train::{Config, history, run_directory};
 
-/// Rows of a run; a file beyond this would not fit into memory beside what is made of it.
+/// Maximum bytes of a file of records; a larger one would not fit into memory in parsed form.
 const ROWS_LIMIT: u64 = 1 << 30;
-/// Rates of the same schedule differ by rounding only.
+/// Relative tolerance: learning rates of the same schedule differ by rounding only.
 const SAME_RATE: f64 = 1e-6;
 
-/// Reads the runs in these directories, sorts them into sets and gives them labels.
+/// Reads the runs in these directories, groups them into sets and labels them.
 ///
 /// # Errors
-/// If a file cannot be read, or a directory is named twice.
+/// If a file cannot be read, or a directory is given twice.
 pub(super) fn read(paths: &[PathBuf]) -> Result<(Vec<ReportedRun>, Vec<Set>)> {
     refuse_twice(paths)?;
     let mut all: Vec<Set> = Vec::new();
@@ -90,7 +90,7 @@ fn one(path: &Path) -> Result<(ReportedRun, Told, Set)> {
     let mut keys = labels::deciding_keys(&record.config)
         .map_err(|error| Error::format(path, error.to_string()))?;
     if let Some((key, value)) = beginning(&segments) {
-        // What stands at the path now need not be what stood there.
+        // The content of the path may have changed since.
         keys.remove("init.from");
         keys.insert(key, value);
     }
@@ -127,7 +127,7 @@ fn one(path: &Path) -> Result<(ReportedRun, Told, Set)> {
     Ok((run, told, set))
 }
 
-/// A file of rows must be a file, and one that fits into memory.
+/// Checks that a file of records is a regular file that fits into memory.
 fn check_rows(path: &Path) -> Result<()> {
     if !files::exists(path)? {
         return Ok(());
@@ -145,7 +145,7 @@ fn check_rows(path: &Path) -> Result<()> {
     }
 }
 
-/// The steps of all lines of a file of rows, in their order and as often as they are there.
+/// Returns the steps of all lines of a file of records, in file order and with repetitions.
 fn steps(path: &Path) -> Result<Vec<u64>> {
     #[derive(Deserialize)]
     struct Step {
@@ -157,7 +157,7 @@ fn steps(path: &Path) -> Result<Vec<u64>> {
     let mut steps = Vec::new();
     for line in BufReader::new(files::open(path)?).split(b'\n') {
         let line = line.map_err(Error::io(path))?;
-        // What is no row was reported where the rows were read.
+        // Invalid records were reported when the records were read.
         if let Ok(Step { step }) = serde_json::from_slice(&line) {
             steps.push(step);
         }
@@ -165,9 +165,8 @@ fn steps(path: &Path) -> Result<Vec<u64>> {
     Ok(steps)
 }
 
-/// The peak learning rates of a run: that of the configuration, and those that it had before, which its
-/// history names. The rates of its rows must be those of the configuration since its last segment began, or
-/// nothing is said of them.
+/// Returns the peak learning rates of a run: that of the configuration, and earlier ones from its history.
+/// Empty if the learning rates recorded since the last segment began do not follow the configuration.
 fn rates(config: &Config, segments: &[Segment], rows: &[Metrics]) -> Vec<RateSince> {
     let last = config.optimizer.lr;
     let since = segments.last().map_or(0, |last| last.after_step);
@@ -209,11 +208,11 @@ fn follows_schedule(config: &Config, rows: &[&Metrics]) -> bool {
     })
 }
 
-/// Changes on the way that decide numbers, in words.
+/// Describes configuration changes during training that affect results.
 fn changes(segments: &[Segment]) -> String {
     let mut words = Vec::new();
     for segment in segments {
-        // Where starting weights are now decides nothing: a run resumes from the same ones only.
+        // The path of the starting weights is irrelevant: a run resumes from the same weights only.
         let decides = |key: &str| decides(key) && key != "init.from";
         for change in segment.changed.iter().filter(|change| decides(&change.key)) {
             words.push(format!(
@@ -226,7 +225,7 @@ fn changes(segments: &[Segment]) -> String {
     words.join(", ")
 }
 
-/// Which weights of another run a run began from, as a key with its value.
+/// Returns the starting weights taken from another run, as a key and its value.
 fn beginning(segments: &[Segment]) -> Option<(String, String)> {
     let first = segments.first()?;
     let weights = sets::short(first.weights.as_deref()?);
@@ -237,7 +236,7 @@ fn beginning(segments: &[Segment]) -> Option<(String, String)> {
     Some(("init.weights".to_owned(), value))
 }
 
-/// What a run of an older version is told from others by without it being known to be the same.
+/// Describes inputs of which a run of an older version recorded the path only, not the content.
 fn not_recorded(config: &Config, segments: &[Segment]) -> Vec<String> {
     let mut found = Vec::new();
     let weights = segments.first().and_then(|first| first.weights.as_ref());

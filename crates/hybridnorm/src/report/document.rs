@@ -1,4 +1,4 @@
-//! What a report is made of.
+//! Content of a report.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,7 +7,7 @@ use super::sets::Set;
 use crate::lab::probe::ProbeReport;
 use crate::lab::study::Group;
 
-/// Everything that a report shows.
+/// All content of a report.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Document {
     /// Name of the study.
@@ -16,23 +16,23 @@ pub struct Document {
     pub created: String,
     /// Version of this program.
     pub version: String,
-    /// Runs that are compared, one entry an initialization and depth.
+    /// Compared runs, one entry per initialization and depth.
     pub groups: Vec<Group>,
-    /// How many runs the study consists of, finished or not.
+    /// Number of runs of the study, finished or not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub planned: Option<usize>,
-    /// Of runs that were named by their directories: what they were trained and judged on. Only runs of
-    /// the same set are compared.
+    /// Training and validation data of runs that were given by directory. Only runs of the same set are
+    /// compared.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sets: Vec<Set>,
-    /// All runs, of a study those that are finished.
+    /// All runs; of a study, the finished ones.
     pub runs: Vec<ReportedRun>,
-    /// What a few steps showed of each placement.
+    /// Measurements of each placement over the first steps.
     pub probe: Option<ProbeReport>,
 }
 
 impl Document {
-    /// How many runs of a study are still to be done. Nothing is ranked before they are.
+    /// Returns the number of runs of a study that are missing. Placements are ranked only if it is 0.
     pub(super) fn missing(&self) -> usize {
         let planned = self.planned.unwrap_or(0);
         planned.saturating_sub(self.runs.len())

@@ -1,8 +1,7 @@
-//! Text out of files, as HTML, Markdown, Plotly and JSON need it.
+//! Escaping of text from files for HTML, Markdown, Plotly and JSON.
 //!
-//! Names of placements, folders and machines may hold anything. Whatever they hold, they are shown as
-//! text: they are neither markup, links, images, mentions nor formulas, and they do not move what
-//! stands beside them.
+//! Names of placements, folders and machines may contain anything. They are always shown as text, never as
+//! markup, links, images, mentions or formulas, and do not change the layout around them.
 
 use std::borrow::Cow;
 
@@ -10,17 +9,17 @@ use serde::Serialize;
 
 use crate::text::{at_most, visible};
 
-/// Characters of a name that are shown.
+/// Maximum characters of a name.
 pub(super) const NAME_CHARS: usize = 120;
-/// Characters of a cell of a table.
+/// Maximum characters of a table cell.
 pub(super) const CELL_CHARS: usize = 400;
-/// Characters of a paragraph.
+/// Maximum characters of a paragraph.
 pub(super) const PARAGRAPH_CHARS: usize = 4000;
 
-/// Between two characters that would mean something together. It takes no room.
+/// Zero-width separator between two characters that would have a meaning together.
 const APART: &str = "&#8203;";
 
-/// Text between or inside of tags; its lines stay.
+/// Escapes text between or inside tags; line breaks are kept.
 pub(super) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in visible(text).chars() {
@@ -36,12 +35,12 @@ pub(super) fn escape(text: &str) -> String {
     escaped
 }
 
-/// As [`escape`], one line of at most some `limit` characters.
+/// Escapes text as one line of about `limit` characters at most.
 pub(super) fn escape_line(text: &str, limit: usize) -> String {
     escape(&at_most(&in_a_line(text), limit))
 }
 
-/// A name that Plotly shows: it reads a few tags and entities.
+/// Escapes a name for Plotly, which interprets a few tags and entities.
 pub(super) fn plot_text(text: &str) -> String {
     at_most(&in_a_line(text), NAME_CHARS)
         .replace('&', "&amp;")
@@ -49,10 +48,10 @@ pub(super) fn plot_text(text: &str) -> String {
         .replace('>', "&gt;")
 }
 
-/// A line of Markdown, or a part of one, of at most some `limit` characters.
+/// Escapes a line of Markdown, or a part of one, of about `limit` characters at most.
 ///
-/// GitHub looks for mentions, references to issues and addresses in what is left when Markdown's own
-/// escapes are read, so that these get a character between that is not seen.
+/// GitHub detects mentions, issue references and URLs after it has resolved Markdown's escapes, so an
+/// invisible character is inserted into these.
 pub(super) fn markdown_line(text: &str, limit: usize) -> String {
     let line = in_a_line(text);
     let line = at_most(line.trim(), limit);
@@ -71,13 +70,13 @@ pub(super) fn markdown_line(text: &str, limit: usize) -> String {
             '#' => escaped.extend(["\\#", APART]),
             '!' if next == Some('[') => escaped.push_str("\\!"),
             '|' | '\\' | '`' | '*' | '_' | '[' | ']' | '~' => escaped.extend(['\\', character]),
-            // An address, or a picture by its name.
+            // A URL, or the short code of an emoji.
             ':' if rest.starts_with(&['/', '/']) || is_short_code(rest) => {
                 escaped.extend([":", APART]);
             }
             '.' if follows(&chars[..at], "www") => escaped.extend([APART, "."]),
             '-' if follows(&chars[..at], "gh") => escaped.extend([APART, "-"]),
-            // Lists, rules and headings begin a line.
+            // Lists, rules and headings at the start of a line.
             '-' | '+' | '=' if at == 0 && !next.is_some_and(|c| c.is_ascii_digit()) => {
                 escaped.extend(['\\', character]);
             }
@@ -94,18 +93,18 @@ pub(super) fn markdown_line(text: &str, limit: usize) -> String {
     escaped
 }
 
-/// As [`markdown_line`], as long as a paragraph may be.
+/// Escapes a line of Markdown as [`markdown_line`] does, up to the length of a paragraph.
 pub(super) fn markdown_text(text: &str) -> String {
     markdown_line(text, PARAGRAPH_CHARS)
 }
 
-/// Whether `chars` end in a word, whose case does not matter.
+/// True if `chars` end in `word`, ignoring case.
 fn follows(chars: &[char], word: &str) -> bool {
     let tail = chars.iter().rev().map(char::to_ascii_lowercase);
     chars.len() >= word.len() && tail.zip(word.chars().rev()).all(|(a, b)| a == b)
 }
 
-/// Whether a word and a colon follow: `octocat:`.
+/// True if `rest` begins with a word and a colon: `octocat:`.
 fn is_short_code(rest: &[char]) -> bool {
     let word = |c: &&char| c.is_ascii_alphanumeric() || matches!(c, '_' | '+' | '-');
     let length = rest.iter().take_while(word).count();
@@ -113,7 +112,7 @@ fn is_short_code(rest: &[char]) -> bool {
     !is_time && rest.get(length) == Some(&':')
 }
 
-/// Line feeds and tabs become spaces.
+/// Replaces line feeds and tabs by spaces.
 fn in_a_line(text: &str) -> Cow<'_, str> {
     match text.contains(['\n', '\r', '\t']) {
         true => Cow::Owned(text.replace(['\n', '\r', '\t'], " ")),
@@ -121,7 +120,7 @@ fn in_a_line(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// A value as JSON that may stand in a `script` element.
+/// Returns a value as JSON that is safe in a `script` element.
 pub(super) fn json_in_script(value: &impl Serialize) -> String {
     let json = serde_json::to_string(value).unwrap_or_else(|_| "null".to_owned());
     crate::text::visible_json(&json)

@@ -1,11 +1,11 @@
-//! Numbers as they are read.
+//! Formatting of numbers in reports.
 
 use crate::digits::{finite, grouped, trim};
 use crate::lab::stats::Summary;
 
 pub(super) use crate::digits::{NONE, compact, difference, probability, times};
 
-/// A learning rate: `3e-3`.
+/// Formats a learning rate: `3e-3`.
 pub(super) fn rate(lr: f64) -> String {
     if !lr.is_finite() {
         return NONE.to_owned();
@@ -13,12 +13,12 @@ pub(super) fn rate(lr: f64) -> String {
     trim(&format!("{lr:.4e}"))
 }
 
-/// A loss, to four decimals.
+/// Formats a loss with four decimals.
 pub(super) fn loss(value: f64) -> String {
     finite(value, |value| format!("{value:.4}"))
 }
 
-/// A mean loss and, where there are several, their standard deviation.
+/// Formats a mean loss and, for several losses, their standard deviation.
 pub(super) fn mean_sd(losses: &Summary) -> String {
     match losses.sd {
         None => loss(losses.mean),
@@ -26,22 +26,22 @@ pub(super) fn mean_sd(losses: &Summary) -> String {
     }
 }
 
-/// A setting as it was given.
+/// Formats a setting with all its digits.
 pub(super) fn plain(value: f64) -> String {
     finite(value, |value| value.to_string())
 }
 
-/// A speed, as a whole number with commas.
+/// Formats a speed as an integer with commas.
 pub(super) fn speed(value: f64) -> String {
     finite(value, |value| grouped(value.round().max(0.0) as u64))
 }
 
-/// Bytes in MiB.
+/// Formats bytes in MiB.
 pub(super) fn mebibytes(bytes: u64) -> String {
     format!("{:.1}", bytes as f64 / f64::from(1 << 20))
 }
 
-/// `one run`, `3 runs`.
+/// Formats a count with its noun: `1 run`, `3 runs`.
 pub(super) fn count(n: usize, one: &str, many: &str) -> String {
     match n {
         1 => format!("1 {one}"),
@@ -49,7 +49,7 @@ pub(super) fn count(n: usize, one: &str, many: &str) -> String {
     }
 }
 
-/// Something optional, or a dash.
+/// Formats an optional value, or returns [`NONE`].
 pub(super) fn or_none<T>(value: Option<T>, text: impl Fn(T) -> String) -> String {
     value.map_or_else(|| NONE.to_owned(), text)
 }

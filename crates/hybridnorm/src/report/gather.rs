@@ -1,4 +1,4 @@
-//! From files to a document.
+//! Reads the input paths of a report into a [`Document`].
 
 use std::path::{Path, PathBuf};
 
@@ -12,15 +12,15 @@ use crate::lab::study::{self, Folder};
 use crate::machine;
 use crate::train::run_directory;
 
-/// A probe's file is small; anything larger is not one.
+/// Maximum bytes of a probe report.
 const PROBE_LIMIT: u64 = 256 << 20;
 
 impl Document {
-    /// Reads a study's folder, any number of run directories, or what `probe` wrote; a probe may stand
-    /// beside either.
+    /// Reads a study folder, any number of run directories, or the output of `probe`, which may also be given
+    /// with either.
     ///
     /// # Errors
-    /// If a path is none of these, there are two studies or a study beside runs, or a file cannot be
+    /// If a path is none of these, several studies or a study and runs are given, or a file cannot be
     /// read.
     pub fn open(paths: &[PathBuf]) -> Result<Self> {
         let mut document = Self {

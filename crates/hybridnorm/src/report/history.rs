@@ -1,4 +1,4 @@
-//! Tables of how runs were trained: segments, keys that differ, rows that are missing.
+//! Tables of training history: segments, differing keys, missing records.
 
 use super::format::{NONE, count, mebibytes, or_none, rate};
 use super::labels::short_name;
@@ -10,15 +10,15 @@ use super::view::View;
 use crate::digits::grouped;
 use crate::train::history::in_words;
 
-/// What stands where a run does not say.
+/// Placeholder for values that a run did not record.
 pub(super) const NOT_RECORDED: &str = "not recorded";
 
-/// Runs that were named by their directories.
+/// Iterates over the runs that were given by directory.
 fn directories<'a>(view: &View<'a>) -> impl Iterator<Item = (&'a ReportedRun, &'a Directory)> {
     (view.runs.iter().copied()).filter_map(|run| Some((run, run.directory.as_ref()?)))
 }
 
-/// Which steps were done how.
+/// Builds the table of training segments.
 pub(super) fn segments(view: &View, roster: &Roster) -> Table {
     let mut table = Table::new(
         "How each run was trained: a line for every process that trained a part of it, with the keys \
@@ -94,7 +94,7 @@ pub(super) fn segments(view: &View, roster: &Roster) -> Table {
     table
 }
 
-/// `1–40`.
+/// Formats a range of steps: `1–40`.
 fn span(after: u64, last: u64) -> String {
     match last > after {
         true => format!("{}–{}", grouped(after + 1), grouped(last)),
@@ -102,7 +102,7 @@ fn span(after: u64, last: u64) -> String {
     }
 }
 
-/// Keys that have not the same value in all runs of a view.
+/// Builds the table of configuration keys that differ between the runs of a view.
 pub(super) fn differences(view: &View, roster: &Roster) -> Table {
     let mut keys: Vec<String> = directories(view)
         .flat_map(|(_, directory)| directory.differing.keys().cloned())
@@ -137,7 +137,7 @@ pub(super) fn differences(view: &View, roster: &Roster) -> Table {
     table
 }
 
-/// What has to be known before numbers of these runs are read, in sentences.
+/// Returns caveats about the records of these runs, in sentences.
 pub(super) fn remarks(view: &View) -> Vec<String> {
     let mut remarks = Vec::new();
     for (run, directory) in directories(view) {
@@ -188,7 +188,7 @@ pub(super) fn remarks(view: &View) -> Vec<String> {
     remarks
 }
 
-/// What has to be known of the weights and validation data of a run.
+/// Returns caveats about the starting weights and the validation data of a run.
 fn of_data(run: &ReportedRun, directory: &Directory) -> Vec<String> {
     let name = format!(
         "{} (seed {}, {})",

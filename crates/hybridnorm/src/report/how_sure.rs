@@ -1,10 +1,10 @@
-//! How the words of a verdict are meant.
+//! Explanation of the terms of a verdict.
 
 use super::format::count;
 use crate::digits::percent;
 use crate::lab::analysis::{Analysis, Verdict};
 
-/// How the words of a verdict are meant, and how far they carry.
+/// Explains the terms of a verdict and its confidence.
 pub(super) fn how_sure(analysis: &Analysis) -> String {
     let rules = &analysis.rules;
     let compared: Vec<_> = analysis
@@ -58,7 +58,7 @@ pub(super) fn how_sure(analysis: &Analysis) -> String {
     text
 }
 
-/// That an interval holds for several comparisons, where there are several.
+/// Returns a note that an interval holds jointly for several comparisons, if there are several.
 fn together(analysis: &Analysis) -> String {
     match analysis.comparisons() {
         0 | 1 => String::new(),

@@ -1,4 +1,4 @@
-//! A report as one HTML file that needs nothing else.
+//! A report as one self-contained HTML file.
 
 use crate::digits::grouped;
 use plotly::Plot;
@@ -19,7 +19,7 @@ use crate::lab::study::record::Ending;
 const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("page.js");
 
-/// Allows what stands in the page itself, and nothing from elsewhere.
+/// Content security policy: allows inline content only, nothing from the network.
 const POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; \
                       img-src data: blob:; base-uri 'none'; form-action 'none'";
 
@@ -29,9 +29,9 @@ struct Charts<'a> {
     charts: &'a [Chart],
 }
 
-/// A report as one HTML file: it opens from disk, without a network, and holds the document itself.
+/// Returns a report as one HTML file that works from disk without a network and contains the document.
 ///
-/// The same document gives the same bytes.
+/// The output is deterministic.
 pub fn html(document: &Document) -> String {
     let roster = Roster::new(document);
     let views = views(document);
@@ -66,10 +66,9 @@ pub fn html(document: &Document) -> String {
     )
 }
 
-/// Plotly without MathJax: the first of the scripts that the crate carries.
+/// Returns Plotly without MathJax: the first of the scripts that the crate bundles.
 ///
-/// It has control characters in string literals, which HTML does not allow; they are written as
-/// escapes.
+/// Control characters in its string literals, which HTML does not allow, are escaped.
 fn library() -> String {
     let scripts = Plot::offline_js_sources();
     let script = (scripts.split_once("<script type=\"text/javascript\">"))
@@ -86,7 +85,7 @@ fn library() -> String {
     text
 }
 
-/// What it is about, in a line.
+/// Summarizes a document in a line.
 pub(super) fn facts(document: &Document, views: &[View], roster: &Roster) -> String {
     let runs = &document.runs;
     let mut facts = vec![match document.sets.is_empty() {
@@ -172,7 +171,7 @@ fn endings(runs: &[ReportedRun]) -> String {
     text
 }
 
-/// One number, or the smallest and the largest.
+/// Formats the range of the values, or the only value.
 fn span(values: impl Iterator<Item = u64> + Clone, unit: &str) -> String {
     match (values.clone().min(), values.max()) {
         (Some(low), Some(high)) if low == high => format!("{} {unit}", grouped(low)),

@@ -1,50 +1,50 @@
-//! What tells runs apart, in words.
+//! Labels that distinguish runs.
 //!
-//! Only runs that are equal but for the seed are repetitions of each other. Others get labels that name
-//! what differs: `pre-norm, weight_decay 0.1` and `pre-norm, weight_decay 0.3`.
+//! Only runs that differ in nothing but the seed are repetitions of each other. Other runs get labels that
+//! name the differences: `pre-norm, weight_decay 0.1` and `pre-norm, weight_decay 0.3`.
 
 use std::collections::BTreeMap;
 
 use super::format::count;
 use crate::text::at_most;
 
-/// Keys in a label; the others are counted, and a table names all.
+/// Maximum keys in a label; further ones are counted, and a table lists all.
 const KEYS: usize = 4;
-/// Characters of a value in a label.
+/// Maximum characters of a value in a label.
 const VALUE_CHARS: usize = 40;
 
-/// What a run is, as far as labels need to know.
+/// Properties of a run that its label depends on.
 #[derive(Debug, Clone)]
 pub(super) struct Told {
     /// Name of the placement.
     pub(super) placement: String,
     /// Hash of the placement.
     pub(super) hash: String,
-    /// Peak learning rate, where it had one.
+    /// Peak learning rate, if it was the same for all steps.
     pub(super) lr: Option<f64>,
-    /// Its seed.
+    /// Random seed.
     pub(super) seed: u64,
     /// Name of its directory.
     pub(super) directory: String,
-    /// What of its configuration decides its numbers: keys and values.
+    /// Configuration keys that affect results, with their values.
     pub(super) keys: BTreeMap<String, String>,
-    /// What was changed on the way, in words; empty where nothing was.
+    /// Description of configuration changes during training; empty if there were none.
     pub(super) changes: String,
 }
 
 /// Labels of runs.
 pub(super) struct Labels {
-    /// Keys that have not the same value in all runs.
+    /// Keys whose value is not the same in all runs.
     pub(super) differing: Vec<String>,
-    /// One label a run. Runs have the same one if they are equal but for seed and learning rate.
+    /// One label per run, shared by runs that differ only in seed and learning rate.
     pub(super) labels: Vec<String>,
 }
 
-/// Keys and values of a configuration that decide the numbers of a run, the seed, the peak learning
-/// rate, the placement and the data left out, which are told otherwise.
+/// Returns the configuration keys and values that affect results, without the seed, the peak learning rate,
+/// the placement and the data, which are reported separately.
 ///
 /// # Errors
-/// If the text is no TOML.
+/// If the text is not valid TOML.
 pub(super) fn deciding_keys(config: &str) -> Result<BTreeMap<String, String>, toml::de::Error> {
     let table: toml::Table = toml::from_str(config)?;
     let mut keys = BTreeMap::new();
@@ -53,14 +53,14 @@ pub(super) fn deciding_keys(config: &str) -> Result<BTreeMap<String, String>, to
     Ok(keys)
 }
 
-/// Whether a key has to do with the numbers of a run, and not only with what is written about it.
+/// True if a key affects the results of a run, not only what is logged or saved.
 pub(super) fn decides(key: &str) -> bool {
     let about = [
         "train.checkpoint_every",
         "train.keep_checkpoints",
         "train.eval_every",
     ];
-    // Data are known by their fingerprints, whatever the path.
+    // Data are identified by fingerprint, not by path.
     let paths = ["data.train", "data.validation", "data.tokenizer"];
     !key.starts_with("log.") && !about.contains(&key) && !paths.contains(&key)
 }
@@ -84,11 +84,11 @@ fn flatten(prefix: &str, table: toml::Table, keys: &mut BTreeMap<String, String>
     }
 }
 
-/// Labels for runs that stand beside each other.
+/// Labels runs that are shown together.
 pub(super) fn label(runs: &[Told]) -> Labels {
     let differing = differing(runs);
     let mut labels: Vec<String> = runs.iter().map(|run| with_keys(run, &differing)).collect();
-    // Where only the first keys are named, or a name stands for two things.
+    // For runs that differ in keys not named in the label, or placements that share a name.
     tell_apart(&mut labels, |at| {
         let values = differing.iter().map(|key| runs[at].keys.get(key).cloned());
         (values.collect::<Vec<_>>(), runs[at].hash.clone())
@@ -131,7 +131,7 @@ fn with_keys(run: &Told, differing: &[String]) -> String {
     parts.join(", ")
 }
 
-/// The last part of a key, where no other one ends so.
+/// Returns the last part of a key, or the full key if another one ends with the same part.
 pub(super) fn short_name<'a>(key: &'a str, all: &[String]) -> &'a str {
     let last = |key: &'a str| key.rsplit('.').next().unwrap_or(key);
     let short = last(key);
@@ -141,7 +141,7 @@ pub(super) fn short_name<'a>(key: &'a str, all: &[String]) -> &'a str {
     if same.count() > 1 { key } else { short }
 }
 
-/// Gives equal labels of unequal things a number.
+/// Appends a number to equal labels of different runs.
 fn tell_apart<T: PartialEq>(labels: &mut [String], what: impl Fn(usize) -> T) {
     let before = labels.to_vec();
     for (at, label) in labels.iter_mut().enumerate() {
@@ -159,7 +159,7 @@ fn tell_apart<T: PartialEq>(labels: &mut [String], what: impl Fn(usize) -> T) {
     }
 }
 
-/// Two runs of the same seed are no two seeds: they get the names of their directories.
+/// Appends the directory to equal labels of runs with the same seed, which are not repetitions.
 fn name_twins(labels: &mut [String], runs: &[Told]) {
     let before = labels.to_vec();
     let is_twin = |a: usize, b: usize| {

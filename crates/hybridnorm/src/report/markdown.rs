@@ -16,9 +16,9 @@ use super::view::{View, views};
 use super::{history, sections};
 use crate::text::visible;
 
-/// A report as GitHub's Markdown: verdict, tables, and the equations folded in. No images.
+/// Returns a report as GitHub Markdown: verdict, tables, and collapsed equations. No images.
 ///
-/// The same document gives the same bytes.
+/// The output is deterministic.
 pub fn markdown(document: &Document) -> String {
     let roster = Roster::new(document);
     let views = views(document);
@@ -148,8 +148,8 @@ fn equations(text: &mut String, document: &Document) {
     let _ = writeln!(text, "</details>");
 }
 
-/// Equations without their first line, which has the name that stands above them already, and what that
-/// line says beside: number of blocks and hash.
+/// Splits off the first line of the equations, whose name is already in the heading above; returns the
+/// number of blocks and the hash from that line, and the rest.
 fn without_name<'a>(text: &'a str, hash: &str) -> (String, &'a str) {
     let only_hash = || format!("hash {hash}");
     let Some((first, rest)) = text
@@ -165,7 +165,7 @@ fn without_name<'a>(text: &'a str, hash: &str) -> (String, &'a str) {
     (facts, rest.trim_start_matches('\n'))
 }
 
-/// Backticks, one more than any row of them in the text, and at least three.
+/// Returns a code fence: one backtick more than the longest run of them in the text, at least three.
 fn fence(text: &str) -> String {
     let longest = (text.split(|character| character != '`').map(str::len).max()).unwrap_or(0);
     "`".repeat((longest + 1).max(3))

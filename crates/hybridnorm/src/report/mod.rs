@@ -1,7 +1,7 @@
-//! Reports of studies and probes: one HTML page that needs nothing else, and Markdown for a pull
+//! Reports of studies and probes: one self-contained HTML page, and Markdown for a pull
 //! request.
 //!
-//! A [`Document`] holds all numbers. [`html()`] and [`markdown()`] only choose, round and draw them.
+//! A [`Document`] contains all numbers. [`html()`] and [`markdown()`] only select, round and render them.
 
 mod charts;
 mod directory;

@@ -1,4 +1,4 @@
-//! Pieces of which a page is put together.
+//! Builder of an HTML page.
 
 use std::fmt::Write as _;
 
@@ -6,7 +6,7 @@ use super::charts::Chart;
 use super::escape::{CELL_CHARS, NAME_CHARS, PARAGRAPH_CHARS, escape, escape_line};
 use super::palette::{Roster, SCALE, mark};
 
-/// A page that grows section by section.
+/// A page that is built section by section.
 #[derive(Default)]
 pub(super) struct Page {
     body: String,
@@ -16,7 +16,7 @@ pub(super) struct Page {
 }
 
 impl Page {
-    /// Begins a section; the one before ends.
+    /// Starts a section and ends the previous one.
     pub(super) fn section(&mut self, id: &'static str, title: &'static str) {
         self.close();
         self.contents.push((id, title));
@@ -28,19 +28,19 @@ impl Page {
         self.open = true;
     }
 
-    /// A heading in a section; nothing if it is empty.
+    /// Adds a heading to a section, unless `text` is empty.
     pub(super) fn heading(&mut self, text: &str) {
         if !text.is_empty() {
             let _ = writeln!(self.body, "<h3>{}</h3>", escape_line(text, PARAGRAPH_CHARS));
         }
     }
 
-    /// A paragraph of plain text.
+    /// Adds a paragraph of plain text.
     pub(super) fn text(&mut self, text: &str) {
         let _ = writeln!(self.body, "<p>{}</p>", escape_line(text, PARAGRAPH_CHARS));
     }
 
-    /// A smaller paragraph of plain text.
+    /// Adds a smaller paragraph of plain text.
     pub(super) fn note(&mut self, text: &str) {
         let _ = writeln!(
             self.body,
@@ -49,12 +49,12 @@ impl Page {
         );
     }
 
-    /// Something that is HTML already.
+    /// Adds text that is already HTML.
     pub(super) fn html(&mut self, html: &str) {
         self.body.push_str(html);
     }
 
-    /// A chart with a line below it.
+    /// Adds a chart with a caption below it.
     pub(super) fn chart(&mut self, chart: Chart, caption: &str) {
         let caption = match caption {
             "" => String::new(),
@@ -67,7 +67,7 @@ impl Page {
         self.charts.push(chart);
     }
 
-    /// Charts side by side, each with its title; `class` is `narrow` or `wide`.
+    /// Adds charts side by side, each with its title; `class` is `narrow` or `wide`.
     pub(super) fn grid<T: AsRef<str>>(
         &mut self,
         class: &str,
@@ -88,7 +88,7 @@ impl Page {
         self.body.push_str("</div>\n");
     }
 
-    /// Buttons that show and hide placements in the charts with these ids.
+    /// Adds buttons that show and hide placements in the charts with these ids.
     pub(super) fn legend(&mut self, placements: &[&str], roster: &Roster, charts: &[String]) {
         if placements.len() < 2 {
             return;
@@ -119,7 +119,7 @@ impl Page {
         self.body.push_str("</div>\n");
     }
 
-    /// A choice of what the elements with these ids show; nothing where there is no choice.
+    /// Adds a drop-down that switches the elements with these ids; nothing if there is only one choice.
     pub(super) fn choice(
         &mut self,
         id: &str,
@@ -147,7 +147,7 @@ impl Page {
         self.body.push_str("</select></p>\n");
     }
 
-    /// Colour scales with their ends, of which the first is shown.
+    /// Adds colour scales with the labels of their ends; the first one is shown.
     pub(super) fn scales(&mut self, id: &str, ends: &[[String; 3]]) {
         let _ = writeln!(self.body, "<div id=\"{id}\" class=\"views\">");
         let stops: String = (0..SCALE.len())
@@ -167,7 +167,7 @@ impl Page {
         self.body.push_str("</div>\n");
     }
 
-    /// Something that is unfolded by hand.
+    /// Adds a collapsible section.
     pub(super) fn details(&mut self, summary: &str, html: &str) {
         let _ = writeln!(
             self.body,
@@ -176,7 +176,7 @@ impl Page {
         );
     }
 
-    /// Ends the last section: links to the sections, the sections, the charts.
+    /// Ends the last section; returns the links to the sections, the sections and the charts.
     pub(super) fn finish(mut self) -> (String, String, Vec<Chart>) {
         self.close();
         let contents = (self.contents.iter())
@@ -198,7 +198,7 @@ impl Page {
     }
 }
 
-/// Text in fixed width.
+/// Returns text as a `pre` element.
 pub(super) fn pre(text: &str) -> String {
     format!("<pre tabindex=\"0\">{}</pre>\n", escape(text.trim_end()))
 }

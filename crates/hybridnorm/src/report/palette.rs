@@ -1,7 +1,7 @@
-//! One colour, symbol and dash a placement, the same in every chart.
+//! Colour, symbol and dash pattern of each placement, the same in every chart.
 //!
-//! The eight colours have a contrast of at least 3 with the page and lie at least 0.1 apart in OKLab
-//! as people with protanopia, deuteranopia and tritanopia see them, in light and in dark.
+//! The eight colours have a contrast ratio of at least 3 with the page and an OKLab distance of at least 0.1
+//! under protanopia, deuteranopia and tritanopia, in light and dark mode.
 
 use std::fmt::Write as _;
 
@@ -15,18 +15,18 @@ const LIGHT: [&str; 8] = [
     "#3322cc", "#8a2c04", "#24805f", "#e0339f", "#2391ee", "#a39208", "#551a78", "#202124",
 ];
 
-/// The same on a dark page.
+/// Colours on a dark page.
 const DARK: [&str; 8] = [
     "#447ff5", "#de5a18", "#98ee70", "#f684aa", "#3cbcf6", "#c8b21a", "#ab60a8", "#e6e6e8",
 ];
 
-/// Stops of the colour scale of heat maps (Viridis), at equal distances.
+/// Equally spaced stops of the colour scale of heat maps (Viridis).
 pub(super) const SCALE: [&str; 9] = [
     "#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#addc30",
     "#fde725",
 ];
 
-/// Shapes in a box from -4 to 4, in the order of [`symbol`].
+/// SVG paths of the shapes, in a box from -4 to 4, in the order of [`symbol`].
 const SHAPES: [&str; 8] = [
     "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0z",
     "M-3.6-3.6h7.2v7.2h-7.2z",
@@ -38,12 +38,12 @@ const SHAPES: [&str; 8] = [
     "M0-5L1.4-2.4h3.2L3.1 0l1.5 2.4H1.4L0 5-1.4 2.4h-3.2L-3.1 0l-1.5-2.4h3.2z",
 ];
 
-/// The placements of a document in the order in which they have their colours.
+/// Placements of a document in the order of their colours.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Roster<'a>(Vec<&'a str>);
 
 impl<'a> Roster<'a> {
-    /// Placements in the order of the analyses, then of the runs, then of the probe.
+    /// Collects the placements in the order of the analyses, then of the runs, then of the probe.
     pub(super) fn new(document: &'a Document) -> Self {
         let analyses = (document.groups.iter())
             .flat_map(|group| &group.analysis.placements)
@@ -61,12 +61,12 @@ impl<'a> Roster<'a> {
         Self(names)
     }
 
-    /// Number of placements.
+    /// Returns the number of placements.
     pub(super) fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// The style of a placement.
+    /// Returns the style of a placement.
     pub(super) fn style(&self, name: &str) -> usize {
         (self.0.iter())
             .position(|known| *known == name)
@@ -74,12 +74,12 @@ impl<'a> Roster<'a> {
     }
 }
 
-/// Colour of a style, as a variable that the page sets for light, dark and print.
+/// Returns the colour of a style, as a CSS variable that the page sets for light, dark and print.
 pub(super) fn color(style: usize) -> String {
     format!("var(--s{})", style % LIGHT.len())
 }
 
-/// Shape of a style's markers. Styles of the same colour have different shapes.
+/// Returns the shape of a style's markers. Styles of the same colour have different shapes.
 pub(super) fn symbol(style: usize, filled: bool) -> MarkerSymbol {
     use MarkerSymbol as S;
     let (full, open) = match shape(style) {
@@ -95,7 +95,7 @@ pub(super) fn symbol(style: usize, filled: bool) -> MarkerSymbol {
     if filled { full } else { open }
 }
 
-/// Dashes of a style's lines.
+/// Returns the dash pattern of a style's lines.
 pub(super) fn dash(style: usize) -> DashType {
     match pattern(style) {
         0 => DashType::Solid,
@@ -107,7 +107,7 @@ pub(super) fn dash(style: usize) -> DashType {
     }
 }
 
-/// A small picture of a style: line and marker.
+/// Returns a small picture of a style: line and marker.
 pub(super) fn mark(style: usize) -> String {
     let dashes = match pattern(style) {
         0 => "",
@@ -126,8 +126,8 @@ pub(super) fn mark(style: usize) -> String {
     )
 }
 
-/// Rules of a style sheet that set the colours: light, dark where the reader prefers it, and light
-/// again on paper.
+/// Returns CSS rules that set the colours: light, dark if the reader prefers it, and light again for
+/// print.
 pub(super) fn style_sheet() -> String {
     let mut css = String::new();
     let _ = writeln!(css, ":root {{{}}}", variables(&LIGHT));
@@ -155,7 +155,7 @@ fn shape(style: usize) -> usize {
     (style + style / LIGHT.len()) % SHAPES.len()
 }
 
-/// Dashes of the eight colours; the two that are repeated are on colours far apart.
+/// Returns the dash pattern of a style; the two repeated patterns belong to clearly different colours.
 fn pattern(style: usize) -> usize {
     [0, 1, 2, 3, 4, 5, 1, 3][shape(style)]
 }

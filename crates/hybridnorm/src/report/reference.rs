@@ -1,4 +1,4 @@
-//! The sections to look things up in: probe, placements, every run, downloads.
+//! Reference sections: probe, placements, all runs, downloads.
 
 use crate::digits::grouped;
 use std::fmt::Write as _;
@@ -15,7 +15,7 @@ use super::tables;
 use super::view::View;
 use crate::lab::probe::ProbeReport;
 
-/// All of these sections; those without content are left out.
+/// Adds all of these sections; empty ones are omitted.
 pub(super) fn reference(page: &mut Page, document: &Document, views: &[View], roster: &Roster) {
     if let Some(probe) = &document.probe {
         page.section("probe", "Probe");
@@ -74,7 +74,7 @@ fn first_steps(page: &mut Page, report: &ProbeReport, roster: &Roster) {
     }
 }
 
-/// How signals grow with depth.
+/// Builds the table of the growth of signals with depth.
 pub(super) fn growth(report: &ProbeReport, roster: &Roster) -> Table {
     let mut table = Table::new(
         "Growth with depth: fitted ratio of the last block's to the first block's value, and the \
@@ -110,9 +110,9 @@ pub(super) struct Equations<'a> {
     pub(super) name: &'a str,
     /// Hash of the placement.
     pub(super) hash: &'a str,
-    /// Number of blocks, where the study compares several.
+    /// Number of blocks, if the study compares several depths.
     pub(super) depth: Option<usize>,
-    /// The equations.
+    /// Text of the equations.
     pub(super) text: &'a str,
 }
 
@@ -128,7 +128,7 @@ impl Equations<'_> {
     }
 }
 
-/// The placements of a document, each once a depth.
+/// Returns the placements of a document, once per depth.
 pub(super) fn placements(document: &Document) -> Vec<Equations<'_>> {
     let runs = document.runs.iter().map(|run| Equations {
         name: run.label(),
@@ -177,7 +177,7 @@ fn everything(
              is in the JSON document.",
         );
     }
-    // Runs that cannot be compared do not stand in one table.
+    // Runs that are not comparable are in separate tables.
     let mut table = String::new();
     match document.sets.len() {
         0 | 1 => {

@@ -1,4 +1,4 @@
-//! A run as a report knows it.
+//! Runs in a report.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Deref, DerefMut};
@@ -8,70 +8,70 @@ use serde::{Deserialize, Serialize};
 use crate::lab::study::RunRecord;
 use crate::train::segments::Segment;
 
-/// A run of a study, or one that was named by its directory.
+/// A run of a study, or one that was given by its directory.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ReportedRun {
-    /// What is kept of it.
+    /// Record of the run.
     #[serde(flatten)]
     pub record: RunRecord,
-    /// What its directory tells beside, where it was named by that.
+    /// Further data from its directory, if it was given by directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub directory: Option<Directory>,
 }
 
-/// What the directory of a run tells.
+/// Data from a run directory.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Directory {
-    /// Its name.
+    /// Name of the directory.
     pub name: String,
-    /// The placement, and what of the configuration differs from other runs of the report.
+    /// Placement, and the configuration keys that differ from other runs of the report.
     pub label: String,
-    /// Those keys that differ, with their values.
+    /// Keys that differ, with their values.
     pub differing: BTreeMap<String, String>,
-    /// Position of its data among [`Document::sets`](super::Document::sets).
+    /// Index of its data set in [`Document::sets`](super::Document::sets).
     pub set: usize,
-    /// Steps that the configuration asks for.
+    /// Number of steps in the configuration.
     pub planned_steps: u64,
-    /// What it did not record, and is known by its path only, in words.
+    /// Descriptions of inputs of which only the path was recorded.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub not_recorded: Vec<String>,
-    /// Peak learning rates with the steps after which they held. Empty where the rates of the steps are
-    /// not those of the configuration, and nothing says why.
+    /// Peak learning rates with the steps after which they apply. Empty if the learning rates of the steps do
+    /// not follow the configuration, for an unknown reason.
     pub rates: Vec<RateSince>,
-    /// Which steps were done how; empty where that was not recorded.
+    /// Training segments; empty if they were not recorded.
     pub segments: Vec<Segment>,
-    /// Which steps have rows.
+    /// Steps with and without records.
     pub rows: Rows,
 }
 
-/// A peak learning rate.
+/// A peak learning rate with its first step.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct RateSince {
-    /// It held after this step.
+    /// It applies after this step.
     pub after_step: u64,
     /// Peak learning rate.
     pub lr: f64,
 }
 
-/// The rows of `metrics.jsonl`.
+/// Counts of records in `metrics.jsonl`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rows {
-    /// Rows of steps that had none before.
+    /// Number of different steps with a record.
     pub found: u64,
-    /// Steps up to the last one that have no row, or one that a later row of an earlier step undoes.
+    /// Steps up to the last one without a record, or whose record is followed by one of an earlier step.
     pub missing: u64,
-    /// The first of these.
+    /// First missing step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_missing: Option<u64>,
-    /// Rows of steps that had one before; the last counts.
+    /// Records of steps that already had one; the last one counts.
     pub repeated: u64,
 }
 
 impl Rows {
-    /// Counts the steps of rows, as they stand in the file.
+    /// Counts the steps of records, in file order.
     pub(super) fn of(steps: impl Iterator<Item = u64>) -> Self {
         let (mut rows, mut seen) = (Self::default(), BTreeSet::new());
-        // Steps whose rows count: one that is done again takes those of later steps with it.
+        // Steps whose records count: a repeated step invalidates the records of later steps.
         let mut kept = BTreeSet::new();
         for step in steps {
             match seen.insert(step) {
@@ -95,7 +95,7 @@ impl Rows {
 }
 
 impl ReportedRun {
-    /// How it is called among the runs of its report.
+    /// Returns its label in the report.
     pub(super) fn label(&self) -> &str {
         match &self.directory {
             Some(directory) => &directory.label,
@@ -103,7 +103,7 @@ impl ReportedRun {
         }
     }
 
-    /// Its peak learning rate, where it had one from the first step to the last.
+    /// Returns its peak learning rate, if it was the same from the first step to the last.
     pub(super) fn rate(&self) -> Option<f64> {
         match &self.directory {
             None => Some(self.record.cell.lr),
@@ -114,7 +114,7 @@ impl ReportedRun {
         }
     }
 
-    /// The set of data that it belongs to.
+    /// Returns the index of its data set.
     pub(super) fn set(&self) -> usize {
         self.directory.as_ref().map_or(0, |directory| directory.set)
     }

@@ -1,4 +1,4 @@
-//! The sections about studies.
+//! Sections about studies.
 
 use super::charts::{compare, curves, inside, rates};
 use super::document::Document;
@@ -15,7 +15,7 @@ use super::view::View;
 use crate::digits::percent;
 use crate::lab::analysis::Verdict;
 
-/// All sections about studies; those without content are left out.
+/// Adds all sections about studies; empty ones are omitted.
 pub(super) fn study(page: &mut Page, document: &Document, views: &[View], roster: &Roster) {
     if views.is_empty() {
         return;
@@ -62,7 +62,7 @@ pub(super) fn study(page: &mut Page, document: &Document, views: &[View], roster
     }
 }
 
-/// What is said first where runs of a study are missing.
+/// Returns the warning that is shown first if runs of a study are missing.
 pub(super) fn incomplete(document: &Document) -> Option<String> {
     let missing = document.missing();
     (missing > 0).then(|| {
@@ -247,7 +247,7 @@ fn cost(page: &mut Page, view: &View, roster: &Roster) {
     page.note(&machines(view));
 }
 
-/// What the runs of a view ran on.
+/// Describes the machines on which the runs of a view were trained.
 pub(super) fn machines(view: &View) -> String {
     let mut machines: Vec<String> = Vec::new();
     for run in &view.runs {
@@ -280,7 +280,7 @@ pub(super) fn machines(view: &View) -> String {
     format!("{on} Tokens per second leave out evaluation and saving. {memory}")
 }
 
-/// Processor, threads and version of every process that trained a part of a run.
+/// Returns processor, threads and version of every process that trained a part of a run.
 fn trained_on(run: &ReportedRun) -> Vec<String> {
     let in_words = |machine: &str, threads: usize, version: &str| {
         let threads = count(threads, "thread", "threads");
@@ -303,17 +303,17 @@ fn trained_on(run: &ReportedRun) -> Vec<String> {
     }
 }
 
-/// The constants of the model of effective speed-up, as plain text.
+/// Constants of the model of effective speed-up.
 pub(super) struct Law {
-    /// `E`.
+    /// Irreducible loss `E`.
     pub(super) irreducible: f64,
-    /// `x`.
+    /// Exponent `x`.
     pub(super) exponent: f64,
-    /// Where `A` comes from and what it is, or why there is none.
+    /// Value and source of `A`, or the reason why it is undefined.
     pub(super) factor: String,
 }
 
-/// The model as used for a view.
+/// Returns the model as used for a view.
 pub(super) fn law(view: &View) -> Option<Law> {
     let rules = &view.group?.analysis.rules;
     let name = rules.baseline.as_str();
@@ -352,7 +352,7 @@ pub(super) fn law(view: &View) -> Option<Law> {
     })
 }
 
-/// What the model cannot say.
+/// Limitations of the model.
 pub(super) const LIMITS: &str = "This is a model, not a measurement. E and the exponent are constants \
     of the study and were not fitted here; A is set by a single point, the baseline. Gains of \
     placements whose loss is not distinguishable are noise. Nothing follows for other sizes, more tokens \

@@ -1,4 +1,4 @@
-//! What runs were trained and judged on. Losses are compared only where that is the same.
+//! Training and validation data of runs. Losses are compared only if these are the same.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,33 +7,33 @@ use crate::lab::study::RunRecord;
 use crate::train::segments::{NO_VALIDATION, Segment};
 use crate::train::{Checkpoint, Config};
 
-/// Data, tokenizer and windows that runs share.
+/// Data, tokenizer and windows shared by runs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Set {
-    /// What it has that others of the report have not; empty where there is one.
+    /// Differences from the other sets of the report; empty if there is only one set.
     pub name: String,
-    /// How its first run calls the training data.
+    /// Name of the training data in the first run.
     pub named: String,
     /// Fingerprint of the training data.
     pub data: String,
-    /// Fingerprint of the validation data of the last steps, `none`, or what was named where the run did not
-    /// record which data that were.
+    /// Fingerprint of the validation data of the last steps, `none`, or the configured name if the run recorded no
+    /// fingerprint.
     pub validation: String,
-    /// How its first run calls the validation data.
+    /// Name of the validation data in the first run.
     #[serde(default)]
     pub validation_named: String,
     /// Name and fingerprint of the tokenizer.
     pub tokenizer: String,
-    /// Rows of the embedding.
+    /// Rows of the embedding matrix.
     pub vocabulary: usize,
-    /// Tokens of a window.
+    /// Tokens per window.
     pub seq_len: usize,
-    /// Windows of an evaluation; 0: all.
+    /// Windows per evaluation; 0: all.
     pub eval_sequences: usize,
 }
 
 impl Set {
-    /// What a run was trained and judged on, as far as its own files tell.
+    /// Determines the set of a run from its own files.
     ///
     /// # Errors
     /// If its tokenizer or its shape cannot be read.
@@ -76,7 +76,7 @@ impl Set {
         })
     }
 
-    /// Whether runs of both may be compared.
+    /// True if runs of both sets are comparable.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         self.aspects() == other.aspects()
     }
@@ -97,7 +97,7 @@ impl Set {
     }
 }
 
-/// The same sets with names that say what each has that others have not.
+/// Names each set by its differences from the others.
 pub(super) fn named(mut sets: Vec<Set>) -> Vec<Set> {
     let all: Vec<[(&str, String); 6]> = sets.iter().map(Set::aspects).collect();
     for (at, set) in sets.iter_mut().enumerate() {
@@ -126,7 +126,7 @@ pub(super) fn named(mut sets: Vec<Set>) -> Vec<Set> {
     sets
 }
 
-/// A sentence where runs do not all belong together.
+/// Returns a sentence for the reader if runs belong to different sets.
 pub(super) fn apart(sets: &[Set]) -> Option<String> {
     (sets.len() > 1).then(|| {
         format!(
@@ -138,7 +138,7 @@ pub(super) fn apart(sets: &[Set]) -> Option<String> {
     })
 }
 
-/// So much of a hash that it is told from others.
+/// Returns a prefix of a hash that is long enough to identify it.
 pub(super) fn short(hash: &str) -> &str {
     match hash.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         true => hash.get(..12).unwrap_or(hash),

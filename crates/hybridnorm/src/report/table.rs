@@ -1,4 +1,4 @@
-//! A table, as HTML and as Markdown.
+//! Tables as HTML and Markdown.
 
 use super::escape::{CELL_CHARS, PARAGRAPH_CHARS, escape_line, markdown_line, markdown_text};
 use super::palette;
@@ -15,18 +15,18 @@ struct Column {
     numeric: bool,
 }
 
-/// Text, and how it looks in HTML.
+/// Text with its style in HTML.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Cell {
     text: String,
-    /// Smaller, below the text.
+    /// Smaller text below.
     note: String,
     style: Option<usize>,
     class: &'static str,
 }
 
 impl Cell {
-    /// Plain text.
+    /// Creates a cell of plain text.
     pub(super) fn new(text: impl Into<String>) -> Self {
         Self {
             text: text.into(),
@@ -34,19 +34,19 @@ impl Cell {
         }
     }
 
-    /// With a remark below.
+    /// Adds a note below the text.
     pub(super) fn note(mut self, note: impl Into<String>) -> Self {
         self.note = note.into();
         self
     }
 
-    /// With the mark of a placement before it.
+    /// Adds the mark of a placement before the text.
     pub(super) fn style(mut self, style: usize) -> Self {
         self.style = Some(style);
         self
     }
 
-    /// With a class of the style sheet; `best` is bold in Markdown too.
+    /// Sets a CSS class; `best` is bold in Markdown too.
     pub(super) fn class(mut self, class: &'static str) -> Self {
         self.class = class;
         self
@@ -88,7 +88,7 @@ impl From<&str> for Cell {
 }
 
 impl Table {
-    /// A table without columns.
+    /// Creates a table without columns.
     pub(super) fn new(caption: impl Into<String>) -> Self {
         Self {
             caption: caption.into(),
@@ -97,7 +97,7 @@ impl Table {
         }
     }
 
-    /// One more column of text.
+    /// Adds a column of text.
     pub(super) fn text(mut self, head: impl Into<String>) -> Self {
         self.columns.push(Column {
             head: head.into(),
@@ -106,7 +106,7 @@ impl Table {
         self
     }
 
-    /// One more column of numbers.
+    /// Adds a column of numbers.
     pub(super) fn number(mut self, head: impl Into<String>) -> Self {
         self.columns.push(Column {
             head: head.into(),
@@ -115,17 +115,17 @@ impl Table {
         self
     }
 
-    /// One more row; its first cell is its heading.
+    /// Adds a row; its first cell is the row heading.
     pub(super) fn row(&mut self, cells: Vec<Cell>) {
         self.rows.push(cells);
     }
 
-    /// Whether it has no row.
+    /// True if it has no rows.
     pub(super) fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
 
-    /// The table in a box that scrolls sideways; `id` is that of its caption. Nothing without rows.
+    /// Returns HTML that scrolls sideways; `id` is that of the caption. Empty without rows.
     pub(super) fn html(&self, id: &str) -> String {
         if self.is_empty() {
             return String::new();
@@ -160,7 +160,7 @@ impl Table {
         )
     }
 
-    /// The table with its caption as a line above. Nothing without rows.
+    /// Returns Markdown with the caption in a line above. Empty without rows.
     pub(super) fn markdown(&self) -> String {
         if self.is_empty() {
             return String::new();

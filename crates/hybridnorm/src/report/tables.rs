@@ -1,4 +1,4 @@
-//! The tables of a study.
+//! Tables of a study.
 
 use super::format::{
     NONE, count, difference, loss, mean_sd, mebibytes, or_none, probability, rate, speed, times,
@@ -12,18 +12,18 @@ use crate::digits::{grouped, percent};
 use crate::lab::analysis::{Best, Comparison, Edge, RateSummary, Verdict};
 use crate::lab::study::record::Ending;
 
-/// How runs of a study end, in every table and sentence.
+/// Words for the status of runs, in every table and sentence.
 pub(super) const LOST: &str = "lost";
 pub(super) const NOT_LEARNED: &str = "not learned yet";
-/// By successive halving.
+/// Stopped by successive halving.
 pub(super) const LEFT_OUT: &str = "left out";
 
-/// A cell with the name and mark of a placement.
+/// Returns a cell with the name and mark of a placement.
 pub(super) fn placement(roster: &Roster, name: &str) -> Cell {
     Cell::new(name).style(roster.style(name))
 }
 
-/// Mean losses by placement and rate.
+/// Builds the table of mean losses by placement and learning rate.
 pub(super) fn losses(view: &View, roster: &Roster) -> Table {
     let mut table = Table::new(
         "Validation loss by learning rate, in nats per token: mean ± standard deviation over the \
@@ -66,7 +66,7 @@ pub(super) fn losses(view: &View, roster: &Roster) -> Table {
     table
 }
 
-/// Best rates and comparisons with the baseline.
+/// Builds the table of best learning rates and of comparisons with the baseline.
 pub(super) fn comparisons(view: &View, roster: &Roster) -> Option<Table> {
     let analysis = &view.group?.analysis;
     let level = percent(1.0 - analysis.rules.alpha);
@@ -122,7 +122,7 @@ fn best_rate(best: &Best) -> Cell {
     Cell::new(rate(best.lr)).note(note)
 }
 
-/// `1 fresh seed`.
+/// Formats a number of seeds: `1 fresh seed`.
 fn seeds_of(seeds: u64) -> String {
     count(seeds as usize, "fresh seed", "fresh seeds")
 }
@@ -154,7 +154,7 @@ fn compared(comparison: &Comparison) -> Vec<Cell> {
     ]
 }
 
-/// Class and word of a verdict.
+/// Returns CSS class and word of a verdict.
 pub(super) fn verdict(verdict: Verdict) -> (&'static str, &'static str) {
     match verdict {
         Verdict::Better => ("good", "better"),
@@ -164,7 +164,7 @@ pub(super) fn verdict(verdict: Verdict) -> (&'static str, &'static str) {
     }
 }
 
-/// Which rates each placement bears: of those tried, so that a span is known to a step of the grid only.
+/// Builds the table of tolerated learning rates, whose resolution is that of the grid.
 pub(super) fn tolerance(view: &View, roster: &Roster) -> Option<Table> {
     let analysis = &view.group?.analysis;
     let mut table = Table::new(format!(
@@ -203,7 +203,7 @@ pub(super) fn tolerance(view: &View, roster: &Roster) -> Option<Table> {
     Some(table)
 }
 
-/// How often runs left their course.
+/// Builds the table of run statuses and spikes.
 pub(super) fn spikes(view: &View, roster: &Roster) -> Table {
     let mut table = Table::new(
         "Endings and spikes over all rates and seeds: how many runs finished, were lost, had not learned yet \
@@ -243,7 +243,7 @@ pub(super) fn spikes(view: &View, roster: &Roster) -> Table {
     table
 }
 
-/// Speed and memory.
+/// Builds the table of speed and memory.
 pub(super) fn cost(view: &View, roster: &Roster) -> Table {
     let mut table = Table::new("Cost of training")
         .text("placement")
@@ -269,7 +269,7 @@ pub(super) fn cost(view: &View, roster: &Roster) -> Table {
     table
 }
 
-/// How each run ended, on a line that is not too long.
+/// Builds the table of run statuses, with few columns.
 pub(super) fn outcomes(view: &View, roster: &Roster) -> Table {
     let mut table = Table::new("How each run ended")
         .text("run")
@@ -294,7 +294,7 @@ pub(super) fn outcomes(view: &View, roster: &Roster) -> Table {
     table
 }
 
-/// Every run on a line.
+/// Builds the table of all runs, with all columns.
 pub(super) fn runs(runs: &[&ReportedRun], roster: &Roster) -> Table {
     let mut table = Table::new("Every run")
         .text("placement")
@@ -355,7 +355,7 @@ fn recorded(fact: Option<String>) -> Cell {
     }
 }
 
-/// The peak learning rate of a run, or all that it had with their steps.
+/// Formats the peak learning rate of a run, or all of them with their steps.
 pub(super) fn rates(run: &ReportedRun) -> String {
     let rates = match &run.directory {
         None => return rate(run.cell.lr),
@@ -374,7 +374,7 @@ pub(super) fn rates(run: &ReportedRun) -> String {
     }
 }
 
-/// How a run ended, in words, and the class of these words.
+/// Returns the status of a run in words, and their CSS class.
 fn ending(run: &ReportedRun) -> (String, &'static str) {
     match &run.ending {
         Ending::Finished => ("finished".to_owned(), ""),

@@ -1,4 +1,4 @@
-//! Where a report may be written.
+//! Check of the output path of a report.
 
 use std::path::{Path, PathBuf};
 
@@ -7,13 +7,13 @@ use crate::files;
 use crate::lab::study;
 use crate::train::run_directory;
 
-/// Checks that a report at `out` does not take the place of a part of what it is about.
+/// Checks that a report at `out` does not overwrite a part of its inputs.
 ///
 /// # Errors
-/// If it does.
+/// If it would.
 pub fn check_target(out: &Path, inputs: &[PathBuf]) -> Result<()> {
     let out_at = files::through_links(out)?;
-    // A part that is not there yet would be in its way.
+    // Also a file that does not exist yet: the report would block its path.
     let target = match (out_at.canonicalize(), out_at.file_name()) {
         (Ok(target), _) => target,
         (Err(_), Some(name)) => match files::parent(&out_at).canonicalize() {

@@ -1,4 +1,4 @@
-//! The runs of a document, sorted into what is compared with each other.
+//! Runs of a document, grouped by comparability.
 
 use super::document::Document;
 use super::run::ReportedRun;
@@ -8,11 +8,11 @@ use crate::lab::stats::{self, Summary};
 use crate::lab::study::record::Ending;
 use crate::lab::study::{self, Group};
 
-/// Runs of one initialization and depth, with their analysis where there is one.
+/// Runs of one initialization and depth, with their analysis if there is one.
 pub(super) struct View<'a> {
-    /// Prefix of the ids of its elements in a page.
+    /// Prefix of its element ids in a page.
     pub(super) key: String,
-    /// Empty where there is only one.
+    /// Empty if there is only one view.
     pub(super) name: String,
     /// Analysis and sentences.
     pub(super) group: Option<&'a Group>,
@@ -22,30 +22,30 @@ pub(super) struct View<'a> {
     pub(super) placements: Vec<&'a str>,
     /// Learning rates, ascending.
     pub(super) rates: Vec<f64>,
-    /// Whether no run of the study is missing. Nothing is ranked before.
+    /// True if no run of the study is missing. Placements are ranked only then.
     pub(super) is_complete: bool,
 }
 
-/// Runs of one placement at one rate.
+/// Runs of one placement at one learning rate.
 pub(super) struct Rate<'a> {
     /// Runs that finished and have a validation loss, with that loss.
     pub(super) losses: Vec<(&'a ReportedRun, f64)>,
     /// Number of runs.
     pub(super) runs: usize,
-    /// How many were lost.
+    /// Number of diverged runs.
     pub(super) lost: usize,
-    /// How many had not learned yet.
+    /// Number of runs that had not learned yet.
     pub(super) not_learned: usize,
-    /// How many were left out by successive halving.
+    /// Number of runs that were stopped by successive halving.
     pub(super) halved: usize,
-    /// How many are not done yet.
+    /// Number of unfinished runs.
     pub(super) unfinished: usize,
 }
 
-/// Sorts the runs of a document.
+/// Groups the runs of a document.
 ///
-/// A single group takes all runs. Of several, each takes those of its initialization and depth; runs
-/// that belong to none make up views without analysis.
+/// A single group takes all runs. Of several, each takes those of its initialization and depth; runs without a
+/// group form views without analysis.
 pub(super) fn views(document: &Document) -> Vec<View<'_>> {
     let mut views = sorted(document);
     for view in &mut views {
@@ -100,7 +100,7 @@ fn sorted(document: &Document) -> Vec<View<'_>> {
     views
 }
 
-/// A view a set of data.
+/// Returns one view per data set.
 fn by_set(document: &Document) -> Vec<View<'_>> {
     let view = |(position, set): (usize, &Set)| {
         let of_set = document.runs.iter().filter(|run| run.set() == position);
@@ -139,12 +139,12 @@ impl<'a> View<'a> {
         }
     }
 
-    /// What the analysis says of a placement.
+    /// Returns the analysis of a placement.
     pub(super) fn summary(&self, placement: &str) -> Option<&'a PlacementSummary> {
         (self.group?.analysis.placements.iter()).find(|summary| summary.placement == placement)
     }
 
-    /// Runs of a placement.
+    /// Returns the runs of a placement.
     pub(super) fn of<'b>(
         &'b self,
         placement: &'b str,
@@ -152,14 +152,14 @@ impl<'a> View<'a> {
         (self.runs.iter().copied()).filter(move |run| run.label() == placement)
     }
 
-    /// Runs of a placement at a rate.
+    /// Returns the runs of a placement at a learning rate.
     pub(super) fn at(&self, placement: &str, lr: f64) -> Vec<&'a ReportedRun> {
         (self.of(placement))
             .filter(|run| run.rate() == Some(lr))
             .collect()
     }
 
-    /// How the runs of a placement at a rate ended.
+    /// Summarizes the status of the runs of a placement at a learning rate.
     pub(super) fn rate(&self, placement: &str, lr: f64) -> Rate<'a> {
         let runs = self.at(placement, lr);
         let ended =
@@ -178,8 +178,8 @@ impl<'a> View<'a> {
         }
     }
 
-    /// The best rate of a placement: the analysis's, or that of the lowest mean among the rates at
-    /// which all runs finished, and as many as at any other such rate.
+    /// Returns the best learning rate of a placement: that of the analysis, or the one with the lowest mean loss among
+    /// those at which all runs finished and their number is largest.
     pub(super) fn best_rate(&self, placement: &str) -> Option<f64> {
         if let Some(summary) = self.summary(placement) {
             return summary.best.as_ref().map(|best| best.lr);
@@ -199,7 +199,7 @@ impl<'a> View<'a> {
             .map(|(lr, _)| lr)
     }
 
-    /// Runs of a placement at its best rate that finished.
+    /// Returns the finished runs of a placement at its best learning rate.
     pub(super) fn best_runs(&self, placement: &str) -> Vec<&'a ReportedRun> {
         self.best_rate(placement)
             .map(|lr| self.rate(placement, lr).losses)
@@ -209,7 +209,7 @@ impl<'a> View<'a> {
             .collect()
     }
 
-    /// Tokens per second of a placement: the analysis's, or the median of its runs.
+    /// Returns the tokens per second of a placement: that of the analysis, or the median of its runs.
     pub(super) fn speed(&self, placement: &str) -> Option<f64> {
         if let Some(summary) = self.summary(placement) {
             return summary.tokens_per_second.filter(|speed| speed.is_finite());
@@ -218,12 +218,12 @@ impl<'a> View<'a> {
         stats::median(&speeds.filter(|speed| *speed > 0.0).collect::<Vec<f64>>())
     }
 
-    /// Whether memory was measured.
+    /// True if memory was measured.
     pub(super) fn memory_is_measured(&self) -> bool {
         (self.runs.iter()).any(|run| run.cost.peak_memory_bytes.is_some())
     }
 
-    /// Largest memory of a placement's runs, in bytes: the measured peak, or the estimate where none of
+    /// Returns the largest memory of a placement's runs in bytes: the measured peak, or the estimate if none of
     /// the view's runs was measured.
     pub(super) fn memory(&self, placement: &str) -> Option<u64> {
         let of: fn(&ReportedRun) -> Option<u64> = match self.memory_is_measured() {
@@ -233,8 +233,8 @@ impl<'a> View<'a> {
         self.of(placement).filter_map(of).max()
     }
 
-    /// Spikes of loss, gradient norm and update norm of a placement's runs, and how many of its runs
-    /// had any of the loss.
+    /// Returns the spikes of loss, gradient norm and update norm of a placement's runs, and the number of its runs
+    /// with spikes of the loss.
     pub(super) fn spikes(&self, placement: &str) -> [u64; 4] {
         self.of(placement).fold([0; 4], |sum, run| {
             let spikes = run.spikes;
@@ -249,7 +249,7 @@ impl<'a> View<'a> {
 }
 
 impl Rate<'_> {
-    /// The losses of the finished runs in short.
+    /// Summarizes the losses of the finished runs.
     pub(super) fn summary(&self) -> Option<Summary> {
         let losses: Vec<f64> = self.losses.iter().map(|(_, loss)| *loss).collect();
         Summary::of(&losses)

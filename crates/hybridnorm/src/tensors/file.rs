@@ -1,4 +1,4 @@
-//! One safetensors file, of which only the header is read before its tensors are asked for.
+//! A safetensors file; the header is read first, tensors on demand.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Seek, SeekFrom};
@@ -14,15 +14,15 @@ use crate::tensors::Values;
 
 /// The largest header of the format.
 const HEADER_LIMIT: u64 = 100_000_000;
-/// Bytes that are turned into numbers at a time.
+/// Bytes that are converted at a time.
 const PIECE: usize = 1 << 18;
 
-/// A safetensors file. Tensors are read one by one, and no more memory is taken than the header and
-/// what is read: a header that tells of more than the file holds is refused.
+/// A safetensors file. Tensors are read one by one, and memory is taken only for the header and the tensor: a
+/// header that describes more data than the file holds is rejected.
 #[derive(Debug)]
 pub struct TensorFile {
     path: PathBuf,
-    /// Where the data begin.
+    /// Offset of the data.
     data: u64,
     entries: BTreeMap<String, Entry>,
 }
@@ -31,7 +31,7 @@ impl TensorFile {
     /// Reads the header.
     ///
     /// # Errors
-    /// If it cannot be read, is no regular file, or the header contradicts itself or the length.
+    /// If it cannot be read, is not a regular file, or the header contradicts itself or the length.
     pub fn open(path: &Path) -> Result<Self> {
         let broken = |problem: String| Error::format(path, problem);
         let mut file = files::open(path)?;
@@ -62,22 +62,22 @@ impl TensorFile {
         })
     }
 
-    /// Where it is.
+    /// Returns the path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The names of its tensors.
+    /// Iterates over the names of its tensors.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.entries.keys().map(String::as_str)
     }
 
-    /// Whether it has a tensor of this name.
+    /// True if it has a tensor of this name.
     pub fn has(&self, name: &str) -> bool {
         self.entries.contains_key(name)
     }
 
-    /// The shape of a tensor, if there is one of this name.
+    /// Returns the shape of a tensor, if there is one of this name.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.entries.get(name).map(|entry| entry.shape.as_slice())
     }
@@ -85,7 +85,7 @@ impl TensorFile {
     /// Reads a tensor of f32, f16 or bf16, as f32.
     ///
     /// # Errors
-    /// If there is none, it has another type, or the file cannot be read.
+    /// If it is missing, has another type, or the file cannot be read.
     pub fn read(&self, name: &str) -> Result<Values> {
         let shape = self.shape(name).unwrap_or_default().to_vec();
         let mut data = Vec::with_capacity(shape.iter().product());
@@ -93,8 +93,8 @@ impl TensorFile {
         Ok(Values { shape, data })
     }
 
-    /// As [`TensorFile::read`], but hands the elements to `each` a piece at a time, in order: the tensor as a whole
-    /// is not held in memory.
+    /// Reads a tensor as [`TensorFile::read`] does, but passes the elements to `each` in pieces, in order, so that
+    /// the whole tensor is not held in memory.
     ///
     /// # Errors
     /// As [`TensorFile::read`].

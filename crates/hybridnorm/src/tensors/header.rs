@@ -1,5 +1,5 @@
-//! The header of a safetensors file: a length of eight bytes and so many bytes of JSON, which tell the
-//! type, the shape and the place of every tensor.
+//! Header of a safetensors file: an eight-byte length, and JSON of this length with the type, the shape and the
+//! byte range of every tensor.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,13 +7,13 @@ use std::fmt;
 use serde::de::{self, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
-/// Where a tensor is in its file, and what it is.
+/// Type, shape and byte range of a tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Entry {
-    /// As the file writes it: `F32`, `BF16`, ...
+    /// Type as the file writes it: `F32`, `BF16`, ...
     pub(super) dtype: String,
     pub(super) shape: Vec<usize>,
-    /// Byte range behind the header.
+    /// Byte range after the header.
     pub(super) begin: u64,
     pub(super) end: u64,
 }
@@ -26,13 +26,13 @@ pub(super) struct Header {
 }
 
 impl Header {
-    /// Adds a tensor of f32 that follows those before it.
+    /// Appends a tensor of f32.
     pub(super) fn push(&mut self, name: &str, shape: &[usize], bytes: u64) {
         let end = self.offset + bytes;
         let entry = serde_json::json!({
             "dtype": "F32", "shape": shape, "data_offsets": [self.offset, end],
         });
-        // In the order in which the format's own writer puts them.
+        // In the order of the format's own writer.
         let name = serde_json::Value::from(name);
         let (shape, offsets) = (&entry["shape"], &entry["data_offsets"]);
         let comma = if self.json.is_empty() { "" } else { "," };
@@ -42,7 +42,7 @@ impl Header {
         self.offset = end;
     }
 
-    /// The length and the JSON, which is filled up to a multiple of eight bytes.
+    /// Returns the length and the JSON, padded to a multiple of eight bytes.
     pub(super) fn into_bytes(self) -> Vec<u8> {
         let mut json = format!("{{{}}}", self.json).into_bytes();
         json.resize(json.len().next_multiple_of(8), b' ');
@@ -52,7 +52,7 @@ impl Header {
     }
 }
 
-/// Reads the JSON and checks that its tensors are `data` bytes, one behind the other.
+/// Parses the JSON and checks that its tensors are `data` bytes in total, without gaps.
 pub(super) fn parse(json: &[u8], data: u64) -> Result<BTreeMap<String, Entry>, String> {
     let Entries(entries) = serde_json::from_slice(json)
         .map_err(|error| format!("not a safetensors file: its header is broken: {error}"))?;
@@ -91,7 +91,7 @@ fn check(entry: &Entry) -> Result<(), String> {
     let length = end
         .checked_sub(*begin)
         .ok_or_else(|| format!("ends at byte {end}, before it begins at {begin}"))?;
-    // Of types whose size is not known, nothing is read.
+    // Tensors of types with unknown size are never read.
     let Some(size) = size_of(dtype) else {
         return Ok(());
     };
@@ -106,7 +106,7 @@ fn check(entry: &Entry) -> Result<(), String> {
     }
 }
 
-/// Bytes of an element.
+/// Returns the bytes of an element.
 fn size_of(dtype: &str) -> Option<u64> {
     Some(match dtype {
         "BOOL" | "U8" | "I8" | "F8_E5M2" | "F8_E4M3" | "F8_E8M0" => 1,

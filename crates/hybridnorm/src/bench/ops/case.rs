@@ -1,4 +1,4 @@
-//! An op at given sizes: its operands, and how it is recorded.
+//! An op at given sizes: its operands, and the function that records it.
 
 use super::Bound;
 use crate::exec::Tensor;
@@ -6,14 +6,14 @@ use crate::graph::{Shape, Type, Value};
 use crate::ops::Arguments;
 use crate::passes::vector_jacobian_product;
 
-/// An op at sizes that can be made smaller.
+/// An op whose sizes can be reduced.
 pub struct Case {
     pub op: &'static str,
     pub direction: &'static str,
     pub bound: Bound,
-    /// How many independent pieces there are: rows, sequences or elements.
+    /// Number of independent units: rows, sequences or elements.
     pub units: usize,
-    /// The problem of so many of them.
+    /// The problem of a number of units.
     pub problem: Box<dyn Fn(usize) -> Problem>,
 }
 
@@ -63,7 +63,7 @@ impl Problem {
         }
     }
 
-    /// After so many positions, which the caches hold.
+    /// Sets the number of past positions, which the caches hold.
     pub fn after(mut self, past: usize) -> Self {
         self.arguments.past = past;
         self
@@ -75,13 +75,13 @@ impl Problem {
     }
 }
 
-/// Records the gradients of `sources` from that of `y`.
+/// Records the vector-Jacobian product: the gradients of `sources` from that of `y`.
 pub fn vjp<'g>(y: Value<'g>, dy: Value<'g>, sources: &[Value<'g>]) -> Vec<Value<'g>> {
     let gradients = vector_jacobian_product(y, dy, sources).into_iter();
     gradients.flatten().collect()
 }
 
-/// All outputs of the op that makes `value`, also those that its builder does not return.
+/// Returns all outputs of the op that produces `value`, including those that its builder does not return.
 pub fn all_outputs(value: Value<'_>) -> Vec<Value<'_>> {
     let graph = value.builder().recorded();
     let node = graph
@@ -98,8 +98,8 @@ pub fn all_outputs(value: Value<'_>) -> Vec<Value<'_>> {
 /// An operand of an op.
 pub struct Operand {
     pub ty: Type,
-    /// True if the op writes an output where this operand was, as it does with a gradient that nothing else
-    /// reads.
+    /// True if the op writes an output in place of this operand, as for a gradient that has no other
+    /// reader.
     pub is_overwritten: bool,
     contents: Contents,
 }
@@ -109,27 +109,27 @@ enum Contents {
     Uniform,
     /// Between 0 and 1.
     Squares,
-    /// Integers from 0 to below this one.
+    /// Integers from 0 up to this bound, exclusive.
     Below(usize),
     Given(Tensor),
 }
 
-/// Numbers between -1 and 1.
+/// Returns an operand of numbers between -1 and 1.
 pub fn floats(shape: impl Into<Shape>) -> Operand {
     Operand::new(Type::f32(shape), Contents::Uniform)
 }
 
-/// Squares of numbers between -1 and 1.
+/// Returns an operand of squares of numbers between -1 and 1.
 pub fn squares(shape: impl Into<Shape>) -> Operand {
     Operand::new(Type::f32(shape), Contents::Squares)
 }
 
-/// Integers from 0 to below `end`.
+/// Returns an operand of integers in `0..end`.
 pub fn ids(shape: impl Into<Shape>, end: usize) -> Operand {
     Operand::new(Type::i32(shape), Contents::Below(end))
 }
 
-/// These numbers.
+/// Returns an operand with these elements.
 pub fn given(ty: Type, contents: Tensor) -> Operand {
     Operand::new(ty, Contents::Given(contents))
 }
@@ -143,7 +143,7 @@ impl Operand {
         }
     }
 
-    /// The op writes an output where this operand was.
+    /// Marks the operand as overwritten by an output.
     pub fn overwritten(self) -> Self {
         Self {
             is_overwritten: true,
@@ -151,7 +151,7 @@ impl Operand {
         }
     }
 
-    /// Its elements; those of two seeds differ.
+    /// Returns its elements, which depend on the seed.
     pub fn elements(&self, seed: usize) -> Tensor {
         let mut draw = Draw(seed as u32);
         let count = 0..self.ty.elements();
@@ -167,11 +167,11 @@ impl Operand {
     }
 }
 
-/// Numbers without a visible pattern (a linear congruential generator).
+/// Pseudorandom numbers (a linear congruential generator).
 struct Draw(u32);
 
 impl Draw {
-    /// 24 of them.
+    /// Returns 24 bits.
     fn bits(&mut self) -> u32 {
         self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         self.0 >> 8

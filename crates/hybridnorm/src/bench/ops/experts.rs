@@ -1,4 +1,4 @@
-//! Products of a mixture of experts, with even and with uneven loads.
+//! Matmuls of a mixture of experts, with balanced and unbalanced loads.
 
 use hybridnorm_kernels::activation::Activation;
 use hybridnorm_kernels::experts::Layout;
@@ -10,16 +10,16 @@ use crate::exec::Tensor;
 use crate::graph::{Type, Value};
 use crate::ops;
 
-/// How tokens are spread.
+/// Distribution of tokens over experts.
 #[derive(Clone, Copy)]
 enum Load {
-    /// Every expert gets as many as the others.
+    /// Every expert gets the same number of tokens.
     Even,
-    /// The first expert gets every token, the others share the rest.
+    /// The first expert gets every token; the remaining slots are shared by the other experts.
     Uneven,
 }
 
-/// All of them; none where there are no experts.
+/// Returns all cases; none if there are no experts.
 pub fn cases(shape: &Shape) -> Vec<Case> {
     let Some(experts) = shape.experts else {
         return Vec::new();
@@ -45,7 +45,7 @@ pub fn cases(shape: &Shape) -> Vec<Case> {
     .collect()
 }
 
-/// Sizes of experts and what they are applied to.
+/// Sizes of the experts and of their inputs.
 #[derive(Clone, Copy)]
 struct Sizes {
     tokens: usize,
@@ -56,7 +56,7 @@ struct Sizes {
 }
 
 impl Sizes {
-    /// Width of what the activation reads.
+    /// Returns the width of the activation's input.
     fn wide(&self) -> usize {
         self.activation.inputs(self.width)
     }
@@ -76,12 +76,12 @@ impl Sizes {
         })
     }
 
-    /// Rows of tokens to rows of slots.
+    /// Records the up projection: from rows of tokens to rows of slots.
     fn up<'g>(self, [x, w, dispatch]: [Value<'g>; 3]) -> Value<'g> {
         ops::expert_up(x, w, dispatch, self.layout)
     }
 
-    /// Rows of slots, by way of the activation, back to rows of tokens.
+    /// Records the activation and the down projection: from rows of slots back to rows of tokens.
     fn down<'g>(self, [x, w, weights, dispatch]: [Value<'g>; 4]) -> Value<'g> {
         let hidden = ops::activation(x, self.activation);
         let shape = [1, self.tokens, self.d_model].into();
@@ -121,7 +121,7 @@ fn down(op: &'static str, load: Load, sizes: Sizes) -> [Case; 2] {
         ]
     };
     let forward = move |s: Sizes| Problem::new(operands(s), move |x| vec![s.down(x)]);
-    // With the output as its own gradient the forward op is part of the program, as in training: the
+    // With the output as its own gradient, the forward op is part of the program, as in training, and the
     // activation is fused with both.
     let backward = move |s: Sizes| {
         Problem::new(operands(s), move |[x, w, weights, dispatch]| {
@@ -135,7 +135,7 @@ fn down(op: &'static str, load: Load, sizes: Sizes) -> [Case; 2] {
     ]
 }
 
-/// Tokens in the slots of their experts.
+/// Returns the dispatch of tokens to the slots of their experts.
 fn dispatch(load: Load, sizes: Sizes) -> Operand {
     let Layout { experts, top_k } = sizes.layout;
     let turn = |slot: usize| match load {

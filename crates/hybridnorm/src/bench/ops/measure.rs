@@ -1,4 +1,4 @@
-//! Times an op and its reference.
+//! Timing of an op and its reference.
 
 use super::Bound;
 use super::case::{Case, Problem};
@@ -7,20 +7,20 @@ use crate::bench::timing::median;
 use crate::error::Result;
 use crate::exec::{Cpu, Executor, Reference};
 
-/// What no cache holds, in bytes.
+/// Bytes that exceed all caches.
 pub const BEYOND_CACHES: usize = 256 << 20;
-/// Most copies. Only shapes of a test are so small that they leave something in a cache.
+/// Maximum copies. Only shapes of tests are so small that some of their data stay in a cache.
 const MOST_COPIES: usize = 256;
-/// The shortest time of a part of a reference that is scaled, in seconds.
+/// Minimum time of a part of the reference that is extrapolated, in seconds.
 const PROBE: f64 = 0.05;
-/// References that take longer are not timed as a whole, in seconds.
+/// References that take longer are timed on a part, in seconds.
 const LONGEST: f64 = 1.0;
-/// A reference is timed again until it has taken this long, in seconds.
+/// A reference is repeated until it has taken this long, in seconds.
 const ENOUGH: f64 = 0.1;
 
 /// Times of one op.
 pub struct Timing {
-    /// Median of the kernel, in seconds.
+    /// Median time of the kernel, in seconds.
     pub seconds: f64,
     /// Floating-point operations or bytes of the kernel in that time.
     pub work: f64,
@@ -31,13 +31,13 @@ pub struct Timing {
 pub struct ReferenceTiming {
     /// Time of the whole problem, in seconds.
     pub seconds: f64,
-    /// The part of the whole it was timed on.
+    /// Fraction of the problem that was timed.
     pub part: f64,
-    /// See [`largest_difference`]; on that part.
+    /// See [`largest_difference`]; over that fraction.
     pub largest_difference: f64,
 }
 
-/// Measures the kernel for about `seconds`, three calls at least.
+/// Measures the kernel for about `seconds`, at least three calls.
 ///
 /// # Errors
 /// If there is not enough memory.
@@ -50,7 +50,7 @@ pub fn measure(case: &Case, seconds: f64) -> Result<Timing> {
         let copies = (BEYOND_CACHES as f64 / work) as usize + 2;
         trial = Trial::new(&problem, copies.min(MOST_COPIES))?;
     }
-    // The first run takes the memory.
+    // The first run allocates memory.
     trial.run()?;
     Ok(Timing {
         seconds: time(&mut trial, 3, seconds)?,
@@ -81,7 +81,7 @@ fn reference(case: &Case, seconds: f64) -> Result<ReferenceTiming> {
     }
 }
 
-/// Median time of a call, over at least so many calls and seconds.
+/// Returns the median time of a call, over at least `least` calls and `seconds`.
 fn time<E: Executor>(trial: &mut Trial<E>, least: usize, seconds: f64) -> Result<f64> {
     let (mut times, mut spent) = (Vec::new(), 0.0);
     while times.len() * trial.copies() < least || spent < seconds {
@@ -92,8 +92,8 @@ fn time<E: Executor>(trial: &mut Trial<E>, least: usize, seconds: f64) -> Result
     Ok(median(&times))
 }
 
-/// Largest difference of an output of the kernel from the expected one, relative to the largest number of
-/// the latter.
+/// Returns the largest difference between an output of the kernel and the expected one, relative to the
+/// largest element of the latter.
 ///
 /// # Errors
 /// If there is not enough memory.
@@ -107,7 +107,7 @@ pub fn largest_difference(problem: &Problem, expected: &[Vec<f64>]) -> Result<f6
     ))
 }
 
-/// Largest difference of two elements, relative to the largest one expected.
+/// Returns the largest difference between two elements, relative to the largest expected element.
 pub fn difference(found: &[f64], expected: &[f64]) -> f64 {
     assert_eq!(found.len(), expected.len(), "elements of an output");
     let apart = largest(found.iter().zip(expected).map(|(a, b)| a - b));
@@ -117,7 +117,7 @@ pub fn difference(found: &[f64], expected: &[f64]) -> f64 {
     }
 }
 
-/// The largest absolute value, NaN if there is one.
+/// Returns the largest absolute value; NaN if there is one.
 fn largest(values: impl Iterator<Item = f64>) -> f64 {
     let sizes = values.map(f64::abs);
     sizes.max_by(f64::total_cmp).unwrap_or(0.0)

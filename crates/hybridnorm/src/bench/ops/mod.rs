@@ -1,13 +1,12 @@
-//! Each op on the CPU against the reference executor and against its own limit.
+//! Benchmark of each op on the CPU, relative to the reference executor and to the limit of the machine.
 //!
 //! A case is a small program of the public op builders, fused as in training. [`Cpu`](crate::exec::Cpu)
-//! and [`Reference`](crate::exec::Reference) run it on the same operands; timed is only the op that makes
-//! its outputs.
+//! and [`Reference`](crate::exec::Reference) run it on the same operands; only the op that produces its
+//! outputs is timed.
 //!
-//! Matrix products, attention and loss are held against the best matrix product of the machine;
-//! whatever touches each number a few times only, against the bandwidth of memory. The program of such an
-//! op holds copies of it whose operands no cache holds together, since in training its data come from
-//! memory as well.
+//! Matmuls, attention and loss are compared with the peak GEMM throughput of the machine, memory-bound ops
+//! with the bandwidth of memory. The program of a memory-bound op contains copies of it whose operands together
+//! exceed all caches, since in training its data come from memory as well.
 
 mod case;
 mod experts;
@@ -33,20 +32,20 @@ use shape::Shape;
 /// Kernels between two measurements of the limits.
 const BETWEEN_LIMITS: usize = 12;
 
-/// What to measure.
+/// Options of the op benchmark.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct OpsOptions {
-    /// Sequences at a time.
+    /// Sequences per micro-batch.
     pub micro_batch: usize,
     /// Tokens per sequence.
     pub seq_len: usize,
-    /// Measure each kernel for about this many seconds, three calls at least. Its reference takes
-    /// a few seconds at most, besides.
+    /// Approximate duration of the measurement of each kernel in seconds, at least three calls. Its reference
+    /// takes at most a few seconds in addition.
     pub seconds: f64,
 }
 
 impl OpsOptions {
-    /// The shapes that a configuration trains with.
+    /// Returns the shapes that a configuration trains with.
     pub fn of(config: &Config, seconds: f64) -> Self {
         Self {
             micro_batch: config.train.batch_size / config.train.grad_accum_steps,
@@ -56,32 +55,32 @@ impl OpsOptions {
     }
 }
 
-/// What an op can at best be bound by.
+/// Limit of the machine that bounds an op.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Bound {
-    /// The rate of the best matrix product, in GFLOP/s.
+    /// Peak GEMM throughput, in GFLOP/s.
     Arithmetic,
-    /// The rate at which memory is read, in GB/s.
+    /// Read bandwidth of memory, in GB/s.
     Read,
-    /// The rate at which memory is read and written, in GB/s.
+    /// Read and write bandwidth of memory, in GB/s.
     ReadWrite,
 }
 
-/// What was measured.
+/// Results of the op benchmark.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct OpsReport {
-    /// Threads that computed; the reference takes one.
+    /// Number of compute threads; the reference uses one.
     pub threads: usize,
-    /// Sequences at a time.
+    /// Sequences per micro-batch.
     pub micro_batch: usize,
     /// Tokens per sequence.
     pub seq_len: usize,
-    /// The best matrix product before, amid and after the ops, in GFLOP/s.
+    /// Peak GEMM throughput before, between and after the ops, in GFLOP/s.
     pub sgemm_gflops: f64,
-    /// The best bandwidth of reading at these times, in GB/s.
+    /// Peak read bandwidth at these times, in GB/s.
     pub read_gb_per_second: f64,
-    /// The best bandwidth of `y = y + x` at these times, in GB/s.
+    /// Peak bandwidth of `y = y + x` at these times, in GB/s.
     pub read_write_gb_per_second: f64,
     /// One row for each op and direction.
     pub rows: Vec<OpRow>,
@@ -90,43 +89,42 @@ pub struct OpsReport {
 /// One kernel.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct OpRow {
-    /// The op, with its form where there are several.
+    /// Name of the op, with its variant if there are several.
     pub op: &'static str,
-    /// `forward`, `backward`, or what else it computes.
+    /// `forward`, `backward`, or another computation.
     pub direction: &'static str,
-    /// What the rate is held against.
+    /// Limit that the rate is compared with.
     pub bound: Bound,
-    /// Median wall time of a call.
+    /// Median wall time of a call, in seconds.
     pub seconds: f64,
-    /// Arithmetic at that time in GFLOP/s, or bytes that have to be moved in GB/s: every input
-    /// read once and every output written once. That a cache reads a line before it is written
-    /// does not count.
+    /// Throughput at that time in GFLOP/s, or in GB/s of the bytes that have to be moved: every input read
+    /// once and every output written once. Reads of cache lines before they are written do not count.
     pub rate: f64,
-    /// The machine's best, in the same unit.
+    /// Limit of the machine, in the same unit.
     pub limit: f64,
     /// `rate / limit`.
     pub share_of_limit: f64,
-    /// Wall time of the reference, single-threaded plain loops in double precision. Where the whole
-    /// would take more than about a second, a part is timed and scaled linearly.
+    /// Wall time of the reference, single-threaded plain loops in double precision, in seconds. If the whole
+    /// problem would take more than about a second, a part is timed and extrapolated linearly.
     pub naive_seconds: f64,
-    /// The part of the whole that the reference was timed on.
+    /// Fraction of the problem that the reference was timed on.
     pub naive_part: f64,
     /// `naive_seconds / seconds`.
     pub speedup_over_naive: f64,
-    /// Largest difference between the two on that part, relative to the largest number of the
+    /// Largest difference between the two on that fraction, relative to the largest element of the
     /// reference's output.
     pub largest_difference: f64,
 }
 
-/// Measures every kernel at the shapes of a model. `on_progress` gets the numbers of kernels done
-/// and in all.
+/// Measures every kernel at the shapes of a model. `on_progress` receives the numbers of finished and of all
+/// kernels.
 ///
-/// Attention is causal without a cap, its preparation has norms on every head's q, k and v, and
-/// the optimizer's step is that of the largest matrix, the embedding.
+/// Attention is causal without softcap, its preparation normalizes the q, k and v of every head, and the
+/// optimizer step is that of the largest matrix, the embedding.
 ///
 /// # Errors
-/// If the configuration is not valid, the buffers do not fit into memory, there is nothing to
-/// compute on, or the time is no number.
+/// If the configuration is not valid or has `mla`, the buffers do not fit into memory, a size is 0, or the
+/// time is negative or not finite.
 pub fn ops(
     config: &ModelConfig,
     options: &OpsOptions,
@@ -184,7 +182,7 @@ pub fn ops(
     })
 }
 
-/// Every kernel.
+/// Returns the cases of all kernels.
 fn cases(shape: &Shape) -> Vec<Case> {
     let mut cases = pointwise::cases(shape);
     cases.extend(products::cases(shape));
@@ -214,7 +212,7 @@ fn row(case: &Case, timing: &Timing, limits: &Limits) -> OpRow {
     }
 }
 
-/// The most that the machine did so far, in GFLOP/s and GB/s.
+/// Largest values measured so far, in GFLOP/s and GB/s.
 #[derive(Default)]
 struct Limits {
     sgemm: f64,
@@ -222,7 +220,7 @@ struct Limits {
     read_write: f64,
 }
 
-/// Measures limits. A machine that others use as well shows now and then only what it can do.
+/// Measures limits repeatedly, since a shared machine reaches them only from time to time.
 struct Machine {
     bandwidth: Bandwidth,
     limits: Limits,
@@ -353,7 +351,7 @@ mod tests {
         }
     }
 
-    /// An op in place is timed without a copy of its operand.
+    /// An in-place op is timed without a copy of its operand.
     #[test]
     fn nothing_is_copied() {
         for case in small() {
@@ -400,7 +398,7 @@ mod tests {
         assert_eq!(difference(&[1.0, 2.0], &[1.0, 4.0]), 0.5);
         assert_eq!(difference(&[0.0, 0.0], &[0.0, 0.0]), 0.0);
         assert!(difference(&[f64::NAN, 0.0], &[1.0, 1.0]).is_nan());
-        // A run more than the reference: other parameters.
+        // The reference runs one step more, so its parameters differ.
         let problem = (case("adamw", "step").problem)(5);
         let mut reference = Trial::<Reference>::new(&problem, 1).unwrap();
         reference.run().unwrap();

@@ -1,4 +1,4 @@
-//! Ops that touch each number a few times: norms, rotations, activations, sums, the optimizer.
+//! Memory-bound ops: norms, RoPE, activations, sums, the optimizer.
 
 use hybridnorm_kernels::activation::Activation;
 use hybridnorm_kernels::norm::{Gain, Norm, NormFn};
@@ -11,7 +11,7 @@ use crate::exec::Tensor;
 use crate::graph::Type;
 use crate::ops;
 
-/// All of them.
+/// Returns all cases.
 pub fn cases(shape: &Shape) -> Vec<Case> {
     let mut cases = Vec::new();
     for (op, function) in [
@@ -69,7 +69,7 @@ fn norms(op: &'static str, function: NormFn, rows: usize, width: usize) -> [Case
     [forward, backward]
 }
 
-/// A residual connection and the norm behind it.
+/// Returns the case of a residual addition and the norm after it.
 fn add_norm(rows: usize, width: usize) -> Case {
     let spec = with_gain(NormFn::Rmsnorm, width);
     Case::new("add and norm", "forward", ReadWrite, rows, move |rows| {
@@ -82,7 +82,7 @@ fn add_norm(rows: usize, width: usize) -> Case {
     })
 }
 
-/// HybridNorm's norms on every head, and the rotation.
+/// Returns HybridNorm's per-head norms, and RoPE.
 pub(super) fn on_heads(heads: usize, kv_heads: usize, head_dim: usize) -> QkvPrep {
     let norm = Some(with_gain(NormFn::Rmsnorm, head_dim));
     QkvPrep {
@@ -98,13 +98,13 @@ pub(super) fn on_heads(heads: usize, kv_heads: usize, head_dim: usize) -> QkvPre
     }
 }
 
-/// Cosines and sines of every position of a sequence.
+/// Returns the RoPE table: cosines and sines of every position of a sequence.
 pub(super) fn rotations(head_dim: usize, seq: usize) -> Operand {
     let table = rope_table(10_000.0, head_dim, 0, seq);
     given(Type::f32([seq, head_dim]), Tensor::F32(table))
 }
 
-/// Norms on every head and rotation. Pieces are sequences.
+/// Returns the cases of per-head norms and RoPE. Units are sequences.
 fn preparations(shape: &Shape) -> [Case; 2] {
     let spec = on_heads(shape.heads, shape.kv_heads, shape.head_dim);
     let (seq, width, head_dim) = (shape.seq, shape.packed(), shape.head_dim);
@@ -141,7 +141,7 @@ fn activations(op: &'static str, act: Activation, rows: usize, f: usize) -> [Cas
         let operands = [floats([rows, wide]), floats([rows, f]).overwritten()];
         Problem::new(operands, move |[x, dy]| {
             let gradients = vjp(ops::activation(x, act), dy, &[x]);
-            // Also the activation itself, which is recomputed on the way.
+            // Also the activation itself, which is recomputed.
             all_outputs(gradients[0])
         })
     });
@@ -156,7 +156,7 @@ fn sum(shape: &Shape) -> Case {
     })
 }
 
-/// A factor for each head on the context.
+/// Returns the cases of a factor per head on the attention context.
 fn scales(shape: &Shape) -> [Case; 2] {
     let (op, rows) = ("scale heads", shape.rows());
     let (heads, repeat) = (shape.heads, shape.head_dim);

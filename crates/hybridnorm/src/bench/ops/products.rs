@@ -1,4 +1,4 @@
-//! Ops made of matrix products: linear maps, attention, the loss.
+//! Ops made of matmuls: linear layers, attention, the loss.
 
 use hybridnorm_kernels::attention::Attention;
 
@@ -9,7 +9,7 @@ use super::shape::Shape;
 use crate::ops;
 use crate::passes::gradients;
 
-/// All of them.
+/// Returns all cases.
 pub fn cases(shape: &Shape) -> Vec<Case> {
     let Shape {
         d_model,
@@ -57,7 +57,7 @@ fn linears(op: &'static str, rows: usize, i: usize, o: usize) -> [Case; 3] {
     [forward, of_input, of_weight]
 }
 
-/// The head of a single token, which reads a matrix once. Its pieces are the outputs.
+/// Returns the case of the head on a single token, which reads a matrix once. Units are outputs.
 fn one_row(shape: &Shape) -> Case {
     let width = shape.d_model;
     Case::new(
@@ -72,7 +72,7 @@ fn one_row(shape: &Shape) -> Case {
     )
 }
 
-/// The attention of a shape, in pieces: sequences of one key and value head with its query heads.
+/// The attention of a shape, in units: sequences of one key-value head with its query heads.
 #[derive(Clone, Copy)]
 struct Pieces(Attention);
 
@@ -94,7 +94,7 @@ impl Pieces {
         self.0.batch * self.0.kv_heads
     }
 
-    /// Arithmetic on a number of them, given the attention that they are.
+    /// Returns a compute-bound case; `make` receives the attention of a number of units.
     fn case(
         self,
         op: &'static str,
@@ -105,7 +105,7 @@ impl Pieces {
         Case::new(op, direction, Arithmetic, self.count(), make)
     }
 
-    /// So many of them.
+    /// Returns the attention of `n` units.
     fn take(self, n: usize) -> Attention {
         let whole = self.0;
         match n == self.count() {
@@ -120,12 +120,12 @@ impl Pieces {
     }
 }
 
-/// Sizes of the packed projection.
+/// Returns the sizes of the packed projection.
 fn packed(a: &Attention) -> [usize; 3] {
     [a.batch, a.seq, (a.heads + 2 * a.kv_heads) * a.head_dim]
 }
 
-/// Sizes of the context.
+/// Returns the sizes of the context.
 fn context(a: &Attention) -> [usize; 3] {
     [a.batch, a.seq, a.heads * a.head_dim]
 }
@@ -161,7 +161,7 @@ fn attentions(shape: &Shape) -> [Case; 3] {
     [forward, backward, cached]
 }
 
-/// Attention that norms and rotates on the way.
+/// Returns the cases of attention fused with per-head norms and RoPE.
 fn normed_attentions(shape: &Shape) -> [Case; 2] {
     let pieces = Pieces::new(shape);
     let operands = |a: &Attention| {
@@ -188,7 +188,7 @@ fn normed_attentions(shape: &Shape) -> [Case; 2] {
     [forward, backward]
 }
 
-/// The head with its loss, for which the gradients are taken on the way where they are wanted.
+/// Returns the cases of the head with its loss, without and with gradients, which the forward pass computes.
 fn losses(shape: &Shape) -> [Case; 2] {
     const Z_LOSS: f64 = 1e-5;
     let (rows, width, vocab) = (shape.rows(), shape.d_model, shape.vocab);

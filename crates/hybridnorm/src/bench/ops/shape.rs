@@ -13,7 +13,7 @@ pub struct Shape {
     pub heads: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
-    /// Inner width of a dense feed-forward; 0 where there is none.
+    /// Inner width of a dense feed-forward; 0 if there is none.
     pub d_ff: usize,
     /// Width of the feed-forward's first projection.
     pub up: usize,
@@ -26,9 +26,9 @@ pub struct Shape {
 #[derive(Debug, Clone, Copy)]
 pub struct Experts {
     pub count: usize,
-    /// Experts a token.
+    /// Experts per token.
     pub top_k: usize,
-    /// Inner width of each.
+    /// Inner width of each expert.
     pub width: usize,
 }
 
@@ -53,12 +53,12 @@ impl Shape {
         }
     }
 
-    /// Tokens at a time.
+    /// Returns the tokens per micro-batch.
     pub fn rows(&self) -> usize {
         self.batch * self.seq
     }
 
-    /// Channels of a token's hidden activations.
+    /// Returns the channels of a token's hidden activations.
     pub fn hidden(&self) -> usize {
         let routed = self
             .experts
@@ -66,14 +66,14 @@ impl Shape {
         self.d_ff.max(routed)
     }
 
-    /// Width of the packed q, k and v.
+    /// Returns the width of the packed q, k and v.
     pub fn packed(&self) -> usize {
         (self.heads + 2 * self.kv_heads) * self.head_dim
     }
 
-    /// Bytes that the largest op takes, which reads and writes at most four arrays as large as the
-    /// embedding or as a gated feed-forward's projection: the reference holds each in double precision,
-    /// and copies what an op reads.
+    /// Returns the bytes of the largest op, which reads and writes at most four arrays as large as the embedding
+    /// or a gated feed-forward's projection: the reference holds each in double precision, and copies the
+    /// inputs of an op.
     pub fn largest_bytes(&self) -> u64 {
         let widest = (2 * self.hidden()).max(self.packed()) as u64;
         let stacks = self.experts.map_or(0, |experts| {

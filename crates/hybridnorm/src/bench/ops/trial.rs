@@ -1,4 +1,4 @@
-//! A problem on an executor.
+//! Execution of a problem on an executor.
 
 use super::Bound;
 use super::case::Problem;
@@ -8,10 +8,10 @@ use crate::graph::{Builder, Graph, Node, Type, Value, ValueId};
 use crate::ops::{Arguments, Op};
 use crate::plan::{Options, Program};
 
-/// A program that solves copies of a problem, each on operands of its own.
+/// A program that computes copies of a problem, each on separate operands.
 ///
-/// Operands are state of the executor, those that the op overwrites inputs of the program; all of them are
-/// there before the first op runs, and all outputs until the last one has. So copies touch different memory.
+/// Operands are state of the executor, overwritten ones inputs of the program; all of them exist before the
+/// first op runs, and all outputs until the last one has run. So copies use different memory.
 pub struct Trial<E> {
     executor: E,
     program: Program,
@@ -20,18 +20,18 @@ pub struct Trial<E> {
     inputs: Vec<(String, usize)>,
     overwritten: Vec<Tensor>,
     copies: usize,
-    /// Name of the op that makes the outputs.
+    /// Name of the op that produces the outputs.
     op: &'static str,
 }
 
 impl<E: Executor + Default> Trial<E> {
-    /// Plans the program as a training's is planned, fused ops included.
+    /// Plans the program as in training, including fused ops.
     ///
     /// # Errors
     /// If there is not enough memory.
     ///
     /// # Panics
-    /// Unless the outputs of a copy are made by a single op.
+    /// Unless the outputs of a copy are produced by a single op.
     pub fn new(problem: &Problem, copies: usize) -> Result<Self> {
         let mut executor = E::default();
         let graph = Builder::new();
@@ -89,7 +89,7 @@ impl<E: Executor> Trial<E> {
         Ok(profile[self.op].as_secs_f64() / self.copies as f64)
     }
 
-    /// Outputs of all copies.
+    /// Returns the outputs of all copies.
     pub fn outputs(&self) -> Vec<Vec<f64>> {
         let outputs = self.program.outputs().iter();
         let output = |&id| self.executor.output(&self.program, id).into_f64();
@@ -100,13 +100,13 @@ impl<E: Executor> Trial<E> {
         self.copies
     }
 
-    /// The program.
+    /// Returns the program.
     #[cfg(test)]
     pub fn program(&self) -> &Program {
         &self.program
     }
 
-    /// Floating-point operations of a copy's matrix products, or bytes that it has to move.
+    /// Returns the FLOPs of a copy's matmuls, or the bytes that it has to move.
     pub fn work(&self, bound: Bound) -> f64 {
         let graph = self.program.graph();
         let work = |node: &&Node| match bound {
@@ -118,7 +118,7 @@ impl<E: Executor> Trial<E> {
     }
 }
 
-/// The ops that make the outputs of a program.
+/// Returns the ops that produce the outputs of a program.
 fn measured(program: &Program) -> Vec<&Node> {
     let makes_output = |node: &&Node| {
         let mut outputs = node.outputs.iter();
@@ -136,14 +136,14 @@ fn types(graph: &Graph, values: &[ValueId]) -> Vec<Type> {
     values.iter().map(|&id| graph.ty(id)).collect()
 }
 
-/// Bytes of an op's operands: inputs read once, outputs and updated inputs written once.
+/// Returns the bytes of an op's operands: inputs read once, outputs and updated inputs written once.
 fn moved_bytes(graph: &Graph, node: &Node) -> u64 {
     let bytes = |values| {
         let types = types(graph, values).into_iter();
         types.map(|ty| ty.bytes() as u64).sum::<u64>()
     };
     let read = match node.op {
-        // Of the table only the rows that are looked up.
+        // Only the rows of the table that are looked up.
         Op::Embedding(_) => bytes(&node.inputs[..1]) + bytes(&node.outputs),
         _ => bytes(&node.inputs),
     };

@@ -21,7 +21,7 @@ fn run(
 
 #[test]
 fn ratios_are_those_of_pairs() {
-    // The machine slows down all the time; a placement takes twice as long.
+    // The machine slows down steadily; a placement takes twice as long.
     let mut speed = 1024.0;
     let mut order = Vec::new();
     let mut measure = |kind: Measure, candidate: &Candidate| {

@@ -1,9 +1,9 @@
-//! What the families' `config.json` have in common.
+//! Common keys of the families' `config.json`.
 
 use serde::Deserialize;
 use serde_json::Value;
 
-/// Keys that decide the computation of every family.
+/// Keys that affect the computation in every family.
 #[derive(Deserialize)]
 pub(super) struct Common {
     pub(super) hidden_size: usize,
@@ -32,7 +32,7 @@ pub(super) struct Common {
     rope_parameters: Option<RopeParameters>,
 }
 
-/// Where newer versions of `transformers` write what concerns rotations.
+/// RoPE parameters, as newer versions of `transformers` write them.
 #[derive(Deserialize)]
 struct RopeParameters {
     rope_theta: Option<f64>,
@@ -51,7 +51,7 @@ fn silu() -> String {
 }
 
 impl Common {
-    /// The base of the rotations' wavelengths.
+    /// Returns the base of RoPE.
     pub(super) fn rope_theta(&self) -> Result<f64, String> {
         if let Some(scaling) = &self.rope_scaling
             && !scaling.is_null()

@@ -31,22 +31,22 @@ pub(super) struct Config {
     #[serde(deserialize_with = "given")]
     topk_group: Option<usize>,
     norm_topk_prob: bool,
-    /// The sum of the two parts of a head, where it is given.
+    /// `qk_nope_head_dim + qk_rope_head_dim`, if given.
     qk_head_dim: Option<usize>,
     routed_scaling_factor: f64,
     #[serde(default = "sigmoid")]
     scoring_func: String,
     #[serde(default = "noaux_tc")]
     topk_method: String,
-    /// Layers that predict further tokens, after the decoder's in the files.
+    /// Number of multi-token prediction layers, after the decoder's in the files.
     #[serde(default)]
     num_nextn_predict_layers: usize,
-    /// Theirs is a loss of every sequence, ours of all tokens of a micro-batch.
+    /// DeepSeek's loss is per sequence, this crate's over all tokens of a micro-batch.
     #[serde(default)]
     aux_loss_alpha: f64,
 }
 
-/// eps of the norms on latents.
+/// eps of the norms on latents (MLA).
 const LATENT_EPS: f64 = 1e-6;
 
 fn yes() -> bool {
@@ -62,12 +62,12 @@ fn sigmoid() -> String {
     "sigmoid".into()
 }
 
-/// A model of this family, with what its weights' layout depends on.
+/// A model of this family, with the details of its weight layout.
 pub(super) struct Model {
     pub(super) config: ModelConfig,
-    /// Whether rotated channels lie in pairs (2i, 2i + 1) instead of (i, i + r/2).
+    /// True if rotated channels are pairs (2i, 2i + 1) instead of (i, i + r/2).
     interleaved: bool,
-    /// Layers of multi-token prediction, which are left out as `transformers` leaves them out.
+    /// Number of multi-token prediction layers, which are omitted, as in `transformers`.
     further_layers: usize,
 }
 
@@ -103,14 +103,14 @@ impl Config {
         let mut placement = placement::named("deepseek-v3").expect("a named placement");
         placement.norm.eps = common.rms_norm_eps;
         let inner = &mut placement.block.attn_inner;
-        // Their norms on latents keep the eps of their class, whatever the configuration says.
+        // DeepSeek's norms on latents use the default eps of their class, not that of the configuration.
         inner.norm_eps = (common.rms_norm_eps != LATENT_EPS).then_some(LATENT_EPS);
         if self.q_lora_rank.is_none() {
             inner.q_norm = HeadNorm::None;
         }
         placement.init.scheme = InitScheme::Normal;
         placement.init.std = StdRule::Const(common.initializer_range);
-        // Groups that are all open limit nothing.
+        // If all groups are selected, group limits have no effect.
         let [n_groups, top_groups] = match [self.n_group, self.topk_group].map(|n| n.unwrap_or(1)) {
             [all, open] if all == open => [1, 1],
             groups => groups,
@@ -128,7 +128,7 @@ impl Config {
             scaling: self.routed_scaling_factor,
             load_balance: self.aux_loss_alpha,
             z_loss: 0.0,
-            // The paper's, for most of the training; without a choice there is nothing to balance.
+            // The paper's value for most of the training; if all experts are selected, there is nothing to balance.
             bias_rate: (self.num_experts_per_tok < self.n_routed_experts).then_some(1e-3),
         };
         let all_dense = moe.first_dense >= common.num_hidden_layers;
@@ -253,8 +253,8 @@ fn attention(
     weights.rename(&name("o_proj"), format!("{ours}.out"))
 }
 
-/// In every run of `head` rows, the last `rope` ones in the order 0, 2, …, 1, 3, …: pairs of
-/// neighbours become pairs that lie half of them apart.
+/// Reorders the last `rope` of every `head` rows to 0, 2, …, 1, 3, …: interleaved RoPE pairs become pairs half
+/// of these rows apart.
 fn halves(matrix: Values, head: usize, rope: usize) -> Result<Values, String> {
     let columns = match matrix.shape[..] {
         [rows, columns] if rows.is_multiple_of(head) && columns > 0 => columns,

@@ -1,4 +1,4 @@
-//! Tensors on their way from their names to ours.
+//! Conversion of tensors from external names to this crate's.
 
 use std::collections::BTreeMap;
 
@@ -9,10 +9,10 @@ use crate::model::{ModelConfig, MoeConfig};
 use crate::omissions::{LeftOut, Unit};
 use crate::tensors::Values;
 
-/// The head's name.
+/// Name of the head.
 pub(super) const HEAD: &str = "lm_head.weight";
 
-/// Tensors that are taken one by one; what is left over is an error.
+/// Tensors that are taken one by one; a remaining one is an error.
 pub(super) struct Weights {
     theirs: Source,
     ours: BTreeMap<String, Values>,
@@ -20,7 +20,7 @@ pub(super) struct Weights {
     left_out: LeftOut,
 }
 
-/// Our tensors and an account of theirs.
+/// Converted tensors and an account of the source.
 pub(super) struct Taken {
     pub(super) ours: BTreeMap<String, Values>,
     pub(super) tensors: Tensors,
@@ -37,7 +37,7 @@ impl Weights {
         }
     }
 
-    /// Takes a tensor of theirs.
+    /// Takes a source tensor.
     pub(super) fn take(&mut self, name: &str) -> Result<Values, String> {
         let found = self.theirs.take(name)?;
         let found = found.ok_or_else(|| format!("tensor {name} is missing"))?;
@@ -45,7 +45,7 @@ impl Weights {
         Ok(found)
     }
 
-    /// Drops all tensors whose names are so, for a reason.
+    /// Omits all tensors with matching names, for a reason.
     pub(super) fn leave_out(&mut self, reason: &str, is_so: impl Fn(&str) -> bool) {
         let names: Vec<String> = self.theirs.names().map(str::to_owned).collect();
         for name in names.into_iter().filter(|name| is_so(name)) {
@@ -54,19 +54,19 @@ impl Weights {
         }
     }
 
-    /// Puts down a tensor of ours.
+    /// Stores a converted tensor.
     pub(super) fn put(&mut self, name: impl Into<String>, values: Values) {
         self.ours.insert(name.into(), values);
     }
 
-    /// One tensor under another name.
+    /// Takes a tensor and stores it under another name.
     pub(super) fn rename(&mut self, theirs: &str, ours: impl Into<String>) -> Result<(), String> {
         let values = self.take(theirs)?;
         self.put(ours, values);
         Ok(())
     }
 
-    /// Takes a matrix of so many rows.
+    /// Takes a matrix with this number of rows.
     pub(super) fn take_rows(&mut self, name: &str, rows: usize) -> Result<Values, String> {
         let values = self.take(name)?;
         match values.shape[..] {
@@ -78,7 +78,7 @@ impl Weights {
         }
     }
 
-    /// Matrices of so many rows on top of each other.
+    /// Stacks matrices with these numbers of rows.
     pub(super) fn stack(&mut self, theirs: &[(&str, usize)], ours: String) -> Result<(), String> {
         let parts = theirs
             .iter()
@@ -89,14 +89,14 @@ impl Weights {
         Ok(())
     }
 
-    /// A gated feed-forward of inner width `f`: `THEIRS.gate_proj`, `.up_proj` and `.down_proj`.
+    /// Converts a gated feed-forward of inner width `f`: `THEIRS.gate_proj`, `.up_proj` and `.down_proj`.
     pub(super) fn mlp(&mut self, theirs: &str, ours: &str, f: usize) -> Result<(), String> {
         let [gate, up, down] = projections(theirs);
         self.stack(&[(&gate, f), (&up, f)], format!("{ours}.up"))?;
         self.rename(&down, format!("{ours}.down"))
     }
 
-    /// The experts of a mixture: `THEIRS.0.gate_proj` and so on.
+    /// Converts the experts of a mixture: `THEIRS.0.gate_proj` and so on.
     pub(super) fn experts(
         &mut self,
         theirs: &str,
@@ -119,14 +119,14 @@ impl Weights {
         Ok(())
     }
 
-    /// Embedding, final norm and head.
+    /// Converts embedding, final norm and head.
     pub(super) fn ends(&mut self, config: &ModelConfig) -> Result<(), String> {
         self.rename("model.embed_tokens.weight", "embedding")?;
         self.rename("model.norm.weight", "final_norm.gain")?;
         if !config.tie_embeddings {
             return self.rename(HEAD, "head");
         }
-        // Checkpoints of tied models may carry the head as a second copy.
+        // Checkpoints with tied embeddings may contain the head as a second copy.
         match self.theirs.take(HEAD)? {
             None => Ok(()),
             Some(head) if self.ours.get("embedding") != Some(&head) => Err(format!(
@@ -141,7 +141,7 @@ impl Weights {
         }
     }
 
-    /// All of ours, if nothing of theirs is left.
+    /// Returns the converted tensors, if no source tensor remains.
     pub(super) fn finish(mut self, all: usize) -> Result<Taken, String> {
         self.leave_out(
             "wavelengths of the rotary embedding, which follow from the configuration",
@@ -165,7 +165,7 @@ fn projections(path: &str) -> [String; 3] {
     ["gate", "up", "down"].map(|kind| format!("{path}.{kind}_proj.weight"))
 }
 
-/// Matrices of one width on top of each other.
+/// Stacks matrices of the same width.
 pub(super) fn stacked(parts: &[Values]) -> Result<Values, String> {
     let mut rows = 0;
     let mut width = None;

@@ -16,8 +16,8 @@ pub(super) struct ConfigFile {
     pub(super) model: Official,
 }
 
-/// Keys of the official `model:` section that decide nothing of what a model computes: how it is computed,
-/// initial values that are cut off, text.
+/// Keys of the official `model:` section that do not affect the result of a model: implementation, initialization
+/// details, token ids.
 pub(super) const HARMLESS: [&str; 16] = [
     "alibi_bias_max",
     "block_group_size",
@@ -37,7 +37,7 @@ pub(super) const HARMLESS: [&str; 16] = [
     "rope_full_precision",
 ];
 
-/// The keys of the official `model:` section that decide the computation.
+/// Keys of the official `model:` section that affect the computation.
 #[derive(Deserialize)]
 pub(super) struct Official {
     d_model: usize,
@@ -211,7 +211,7 @@ impl Official {
             ("scale_logits", self.scale_logits),
             ("embedding_layer_norm", self.embedding_layer_norm),
             ("scale_emb_init", self.scale_emb_init),
-            // Of the OLMo the official code branched off from.
+            // From the OLMo version that the official code was forked from.
             ("norm_after", self.norm_after),
             ("moe_shared_expert", self.moe_shared_expert),
             ("moe_interleave", self.moe_interleave),
@@ -233,7 +233,7 @@ impl Official {
         }
     }
 
-    /// The experts, of inner width `hidden` unless something else is said.
+    /// Returns the experts, of inner width `hidden` unless it is set.
     fn moe(&self, hidden: usize) -> Result<Option<MoeConfig>, String> {
         if self.block_type != "moe" {
             return Ok(None);
@@ -342,7 +342,7 @@ impl Official {
     }
 }
 
-/// The official per-layer switches.
+/// Official switches per layer.
 #[derive(Clone, Copy)]
 struct Flags {
     attn_norm: bool,
@@ -372,7 +372,7 @@ impl Flags {
     }
 
     fn skips(self) -> [Skip; 2] {
-        // A residual "after the norm" where there is no norm is the plain residual.
+        // A residual "after the norm" without a norm is the plain residual.
         [
             self.attn_norm && self.attn_residual,
             self.ffn_norm && self.ffn_residual,

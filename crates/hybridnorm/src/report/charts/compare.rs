@@ -1,4 +1,4 @@
-//! Differences to the baseline, and cost.
+//! Charts of differences from the baseline, and of cost.
 
 use crate::digits::percent;
 use plotly::common::{ErrorData, ErrorType, HoverInfo, Line, Marker, Mode, Orientation};
@@ -13,7 +13,7 @@ use super::super::view::View;
 use super::{Chart, Figure, axis, height_of, layout, name_axis, rows_height, short};
 use crate::lab::analysis::Verdict;
 
-/// Paired differences to the baseline with their intervals.
+/// Builds the chart of paired differences from the baseline with their confidence intervals.
 pub(in super::super) fn forest(view: &View, roster: &Roster) -> Option<Chart> {
     if !view.is_complete {
         return None;
@@ -89,7 +89,7 @@ fn reach(value: f64) -> f64 {
     short(value.max(0.0)).unwrap_or(0.0)
 }
 
-/// Tokens per second and peak memory as bars from 0.
+/// Builds bar charts of tokens per second and peak memory, starting at 0.
 pub(in super::super) fn cost(view: &View, roster: &Roster) -> Vec<Chart> {
     let speeds: Vec<Option<f64>> = view
         .placements

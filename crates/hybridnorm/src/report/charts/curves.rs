@@ -1,4 +1,4 @@
-//! The course of training.
+//! Training curves.
 
 use std::collections::BTreeMap;
 
@@ -14,15 +14,15 @@ use super::super::view::View;
 use super::{Chart, Figure, axis, layout, legend_group, line, log_axis, marker, positive, short};
 use crate::lab::study::record::{Curve, Ending};
 
-/// Charts of loss and of gradient norm, and what their views show.
+/// Charts of loss and gradient norm, and the names of their views.
 pub(in super::super) struct Curves {
     /// Two charts with the same number of views.
     pub(in super::super) charts: Vec<Chart>,
-    /// One name a view.
+    /// One name per view.
     pub(in super::super) choices: Vec<String>,
 }
 
-/// Curves of every placement: at its best rate, and at each rate.
+/// Builds the curves of every placement: at its best learning rate, and at each learning rate.
 pub(in super::super) fn curves(view: &View, roster: &Roster) -> Option<Curves> {
     let mut picks: Vec<(String, Pick)> = Vec::new();
     let best = |name: &str| -> Vec<&ReportedRun> {
@@ -76,7 +76,7 @@ pub(in super::super) fn curves(view: &View, roster: &Roster) -> Option<Curves> {
     })
 }
 
-/// Placements with the runs that are shown of each.
+/// Placements with the runs that are shown for each.
 type Pick<'a> = Vec<(&'a str, Vec<&'a ReportedRun>)>;
 
 fn pick<'a>(view: &View<'a>, runs: impl Fn(&str) -> Vec<&'a ReportedRun>) -> Pick<'a> {
@@ -127,7 +127,7 @@ fn grad_norm(pick: &Pick, roster: &Roster) -> Figure {
     figure
 }
 
-/// Dotted lines where keys of a run were changed.
+/// Returns dotted lines at the steps where keys of a run were changed.
 fn marks(pick: &Pick, roster: &Roster) -> Vec<Shape> {
     let mut marks = Vec::new();
     for run in pick.iter().flat_map(|(_, runs)| runs) {
@@ -154,7 +154,7 @@ fn marks(pick: &Pick, roster: &Roster) -> Vec<Shape> {
     marks
 }
 
-/// Steps from 0 to the last one.
+/// Returns an axis of steps from 0 to the last one.
 fn steps(pick: &Pick) -> Axis {
     let last = (pick.iter().flat_map(|(_, runs)| runs))
         .filter_map(|run| run.curve.step.last())
@@ -163,7 +163,7 @@ fn steps(pick: &Pick) -> Axis {
     axis("step").range(vec![0.0, 1.01 * last])
 }
 
-/// From the lowest loss to what finished runs had after a twentieth of their steps.
+/// Returns the range from the lowest loss to the loss of finished runs after a twentieth of their steps.
 fn loss_range(pick: &Pick) -> Option<(f64, f64)> {
     let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
     for run in finished(pick.iter().flat_map(|(_, runs)| runs)) {
@@ -191,7 +191,7 @@ fn finished<'a, 'b: 'a>(
         .filter(|run| matches!(run.ending, Ending::Finished))
 }
 
-/// Each run as a thin line, and the mean of the finished ones as a thick line.
+/// Adds each run as a thin line, and the mean of the finished runs as a thick line.
 fn lines(
     figure: &mut Figure,
     style: usize,
@@ -237,7 +237,7 @@ fn lines(
     figure.push(trace);
 }
 
-/// Means over the finished runs at the steps that all of them have.
+/// Averages the finished runs at the steps that all of them have.
 fn mean_curve(runs: &[&ReportedRun], of: &impl Fn(&Curve) -> &Vec<f32>) -> BTreeMap<u64, f64> {
     let runs: Vec<&ReportedRun> = finished(runs.iter()).collect();
     let mut sums: BTreeMap<u64, (f64, usize)> = BTreeMap::new();
@@ -254,7 +254,7 @@ fn mean_curve(runs: &[&ReportedRun], of: &impl Fn(&Curve) -> &Vec<f32>) -> BTree
         .collect()
 }
 
-/// Mean validation losses on the way as markers.
+/// Adds mean validation losses during training as markers.
 fn evaluations(figure: &mut Figure, style: usize, name: &str, runs: &[&ReportedRun]) {
     let runs: Vec<&ReportedRun> = finished(runs.iter()).collect();
     let mut sums: BTreeMap<u64, (f64, usize)> = BTreeMap::new();

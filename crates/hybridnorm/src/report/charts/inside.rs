@@ -1,4 +1,4 @@
-//! The inside of the model over time.
+//! Heat maps of quantities per block over training.
 
 use crate::digits::grouped;
 use std::collections::BTreeMap;
@@ -14,15 +14,15 @@ use super::super::view::View;
 use super::{Chart, Figure, axis, layout};
 use crate::train::layers::{BlockSignals, Measured, measured};
 
-/// Something that is measured in each block.
+/// A quantity that is measured in each block.
 pub(in super::super) struct Quantity {
-    /// In a sentence.
+    /// Name for the reader.
     pub(in super::super) name: &'static str,
-    /// Of one block.
+    /// Value for a block.
     pub(in super::super) of: fn(&BlockSignals) -> Measured,
 }
 
-/// What is shown of each block.
+/// Quantities that are shown for each block.
 pub(in super::super) const QUANTITIES: [Quantity; 10] = [
     Quantity {
         name: "gradient norm (root of the sum of squares over the block's parameters)",
@@ -69,35 +69,35 @@ pub(in super::super) const QUANTITIES: [Quantity; 10] = [
     },
 ];
 
-/// Norm of a block's gradient.
+/// Returns the norm of a block's gradient.
 pub(in super::super) fn grad_norm(block: &BlockSignals) -> Measured {
     measured(block.grad_norm())
 }
 
-/// The largest of a block's roles; `None` if one is missing.
+/// Returns the largest update ratio of a block's roles; `None` if one is missing.
 fn update_ratio(block: &BlockSignals) -> Measured {
     let ratios: Option<Vec<f32>> = block.roles.update_ratio.values().copied().collect();
     ratios?.into_iter().reduce(f32::max)
 }
 
-/// Heat maps of every placement, and what their views show.
+/// Heat maps of every placement, and the names of their views.
 pub(in super::super) struct HeatMaps {
-    /// Placement with its rate, and its chart; all have the same number of views.
+    /// Placement with its learning rate, and its chart; all charts have the same number of views.
     pub(in super::super) charts: Vec<(String, Chart)>,
-    /// One name a view.
+    /// One name per view.
     pub(in super::super) choices: Vec<&'static str>,
-    /// Both ends of each view's scale.
+    /// Both ends of the colour scale of each view.
     pub(in super::super) ends: Vec<(f64, f64)>,
 }
 
-/// A number for each step and block.
+/// Values by step and block.
 struct Grid {
     steps: Vec<u64>,
-    /// Decadic logarithms, by block and step.
+    /// Base-10 logarithms, by block and step.
     logs: Vec<Vec<Option<f64>>>,
 }
 
-/// Heat maps of each placement at its best rate, on one scale a quantity.
+/// Builds heat maps of each placement at its best learning rate, with one colour scale per quantity.
 pub(in super::super) fn heat_maps(view: &View) -> Option<HeatMaps> {
     let runs: Vec<(&str, Vec<&ReportedRun>)> = (view.placements.iter())
         .map(|name| (*name, view.best_runs(name)))
@@ -149,7 +149,7 @@ fn chart(key: &str, position: usize, name: &str) -> Chart {
     }
 }
 
-/// Geometric means over runs, at the steps that all of them have.
+/// Computes geometric means over runs, at the steps that all of them have.
 fn grid(runs: &[&ReportedRun], of: fn(&BlockSignals) -> Measured) -> Grid {
     let mut rows: BTreeMap<u64, Vec<Vec<Option<f64>>>> = BTreeMap::new();
     for row in runs.iter().flat_map(|run| &run.layers) {

@@ -1,8 +1,8 @@
-//! Charts as typed traces.
+//! Charts as typed Plotly traces.
 //!
-//! Colours are CSS variables of the page (`var(--s0)`, `var(--ink)`), which its script replaces by
-//! what they stand for in light, in dark and on paper. The legend group of a trace is the style of
-//! its placement, by which the page's own legend shows and hides it.
+//! Colours are CSS variables of the page (`var(--s0)`, `var(--ink)`), which its script replaces by their
+//! values for light mode, dark mode and print. The legend group of a trace is the style of its placement, by
+//! which the page's own legend shows and hides it.
 
 pub(super) mod compare;
 pub(super) mod curves;
@@ -22,18 +22,18 @@ use super::palette;
 
 const TRANSPARENT: &str = "rgba(0,0,0,0)";
 
-/// A place in the page where one of several views is drawn.
+/// An element of the page that shows one of several views.
 #[derive(Clone, Serialize)]
 pub(super) struct Chart {
     /// Id of the element.
     pub(super) id: String,
-    /// What a reader who does not see it is told.
+    /// Text alternative for screen readers.
     #[serde(skip)]
     pub(super) label: String,
-    /// Pixels.
+    /// Height in pixels.
     #[serde(skip)]
     pub(super) height: usize,
-    /// One or several; the page begins with the first.
+    /// One or several views; the first is shown initially.
     pub(super) views: Vec<Figure>,
 }
 
@@ -45,7 +45,7 @@ pub(super) struct Figure {
 }
 
 impl Figure {
-    /// A figure without traces.
+    /// Creates a figure without traces.
     pub(super) fn new(layout: Layout) -> Self {
         Self {
             data: Traces::new(),
@@ -53,18 +53,18 @@ impl Figure {
         }
     }
 
-    /// Puts a trace on top.
+    /// Adds a trace on top.
     pub(super) fn push(&mut self, trace: Box<dyn Trace>) {
         self.data.push(trace);
     }
 
-    /// Whether there is nothing to see.
+    /// True if there are no traces.
     pub(super) fn is_empty(&self) -> bool {
         self.data.is_empty()
     }
 }
 
-/// Settings of every chart: nothing that leads elsewhere, and no buttons.
+/// Returns the settings of every chart: no external links, and no buttons.
 pub(super) fn configuration() -> Configuration {
     Configuration::new()
         .typeset_math(false)
@@ -77,7 +77,7 @@ pub(super) fn configuration() -> Configuration {
         .topojson_url("")
 }
 
-/// A layout with two axes.
+/// Returns a layout with two axes.
 pub(super) fn layout(height: usize, x: Axis, y: Axis) -> Layout {
     let font = || {
         Font::new()
@@ -105,7 +105,7 @@ pub(super) fn layout(height: usize, x: Axis, y: Axis) -> Layout {
         .y_axis(y)
 }
 
-/// An axis with a title, which may be empty.
+/// Returns an axis with a title, which may be empty.
 pub(super) fn axis(title: &str) -> Axis {
     let axis = Axis::new()
         .auto_margin(true)
@@ -124,7 +124,7 @@ pub(super) fn axis(title: &str) -> Axis {
     }
 }
 
-/// A logarithmic axis of learning rates with a tick at each of them.
+/// Returns a logarithmic axis of learning rates with a tick at each of them.
 pub(super) fn rate_axis(rates: &[f64]) -> Axis {
     let rates: Vec<f64> = (rates.iter().copied())
         .filter(|rate| rate.is_finite() && *rate > 0.0)
@@ -139,8 +139,8 @@ pub(super) fn rate_axis(rates: &[f64]) -> Axis {
         .range(vec![low.log10() - pad, high.log10() + pad])
 }
 
-/// A logarithmic axis over these values, with ticks at 1, 2 and 5 times powers of ten, or at powers
-/// only where there are many.
+/// Returns a logarithmic axis over these values, with ticks at 1, 2 and 5 times powers of ten, or at powers
+/// only for a wide range.
 pub(super) fn log_axis(title: &str, values: impl Iterator<Item = f64>) -> Axis {
     let axis = axis(title).type_(AxisType::Log);
     let (low, high) = (values.filter(|value| *value > 0.0 && value.is_finite()))
@@ -178,7 +178,7 @@ pub(super) fn log_axis(title: &str, values: impl Iterator<Item = f64>) -> Axis {
     axis.tick_values(values).tick_text(texts)
 }
 
-/// An axis with the names of placements from top to bottom, at 0, -1, -2 and so on.
+/// Returns an axis with the names of placements from top to bottom, at 0, -1, -2 and so on.
 pub(super) fn name_axis(names: &[&str]) -> Axis {
     let names = if names.is_empty() { &[""] } else { names };
     axis("")
@@ -195,7 +195,7 @@ pub(super) fn name_axis(names: &[&str]) -> Axis {
         .tick_length(0)
 }
 
-/// A name that leaves room for a chart.
+/// Shortens a name to leave room for the chart.
 fn shortened(name: &str) -> String {
     match name.char_indices().nth(28) {
         None => name.to_owned(),
@@ -203,17 +203,17 @@ fn shortened(name: &str) -> String {
     }
 }
 
-/// Where the name at a position stands.
+/// Returns the coordinate of the name at a position.
 pub(super) fn height_of(position: usize) -> f64 {
     -(position as f64)
 }
 
-/// Pixels of a chart with a row a placement.
+/// Returns the height in pixels of a chart with one row per placement.
 pub(super) fn rows_height(rows: usize) -> usize {
     76 + 30 * rows.max(1)
 }
 
-/// The marker of a style.
+/// Returns the marker of a style.
 pub(super) fn marker(style: usize, size: usize) -> Marker {
     Marker::new()
         .color(palette::color(style))
@@ -221,7 +221,7 @@ pub(super) fn marker(style: usize, size: usize) -> Marker {
         .size(size)
 }
 
-/// The line of a style.
+/// Returns the line of a style.
 pub(super) fn line(style: usize, width: f64) -> Line {
     Line::new()
         .color(palette::color(style))
@@ -229,12 +229,12 @@ pub(super) fn line(style: usize, width: f64) -> Line {
         .width(width)
 }
 
-/// Legend group of a style.
+/// Returns the legend group of a style.
 pub(super) fn legend_group(style: usize) -> String {
     style.to_string()
 }
 
-/// A number with no more digits than a chart can show.
+/// Rounds a number to the precision of a chart; `None` if it is not finite.
 pub(super) fn short(value: f64) -> Option<f64> {
     if !value.is_finite() {
         return None;
@@ -247,7 +247,7 @@ pub(super) fn short(value: f64) -> Option<f64> {
     Some(if rounded.is_finite() { rounded } else { value })
 }
 
-/// The same, of what a logarithmic axis can show.
+/// Rounds as [`short`] does; `None` if a logarithmic axis cannot show the value.
 pub(super) fn positive(value: Option<f64>) -> Option<f64> {
     value.filter(|value| *value > 0.0).and_then(short)
 }

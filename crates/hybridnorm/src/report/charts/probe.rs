@@ -1,4 +1,4 @@
-//! The first steps, seen from inside: quantities over depth.
+//! Quantities over depth at the first training steps.
 
 use plotly::Scatter;
 use plotly::common::Mode;
@@ -9,17 +9,17 @@ use super::{Chart, Figure, axis, inside, layout, legend_group, line, log_axis, m
 use crate::lab::probe::{ProbeMoment, ProbeReport};
 use crate::train::layers::Measured;
 
-/// Charts over depth, and what their views show.
+/// Charts over depth, and the steps of their views.
 pub(in super::super) struct Depths {
-    /// Title and chart; all have the same number of views.
+    /// Title and chart; all charts have the same number of views.
     pub(in super::super) charts: Vec<(&'static str, Chart)>,
-    /// The step of each view.
+    /// Step of each view.
     pub(in super::super) steps: Vec<u64>,
 }
 
 type Of = fn(&ProbeMoment) -> Vec<Measured>;
 
-/// Title, title of the axis, and one number a block.
+/// Title, title of the axis, and one value per block.
 const DEPTHS: [(&str, &str, Of); 5] = [
     (
         "Gradient norm of each block's parameters",
@@ -61,7 +61,7 @@ const DEPTHS: [(&str, &str, Of); 5] = [
     }),
 ];
 
-/// A chart a quantity with a view a moment.
+/// Builds one chart per quantity, with one view per step.
 pub(in super::super) fn depths(probe: &ProbeReport, roster: &Roster) -> Depths {
     let mut steps: Vec<u64> = (probe.placements.iter())
         .flat_map(|placement| placement.moments.iter().map(|moment| moment.step))

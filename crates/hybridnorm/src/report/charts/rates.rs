@@ -1,4 +1,4 @@
-//! Loss against learning rate, and which rates a placement bears.
+//! Loss against learning rate, and tolerated learning rates.
 
 use plotly::Scatter;
 use plotly::common::{ErrorData, ErrorType, HoverInfo, Line, Marker, MarkerSymbol, Mode};
@@ -14,22 +14,22 @@ use super::{
 };
 use crate::lab::stats::Summary;
 
-/// How many times the middle half of the mean losses lie above the lowest before the axis ends.
+/// Upper end of the loss axis above the lowest mean loss, in multiples of the median's distance from it.
 const REACH: f64 = 8.0;
 
-/// The chart of losses, and what there is to say of it.
+/// The chart of losses, and facts for its caption.
 pub(in super::super) struct Losses {
     /// The chart.
     pub(in super::super) chart: Chart,
-    /// Whether some mean is that of several seeds.
+    /// True if a mean is over several seeds.
     pub(in super::super) seeds: bool,
-    /// Whether some run was lost.
+    /// True if a run diverged.
     pub(in super::super) lost: bool,
-    /// Whether a mean lies beyond the upper end.
+    /// True if a mean lies beyond the upper end.
     pub(in super::super) beyond: bool,
 }
 
-/// Mean loss against rate, with the runs and the lost runs.
+/// Builds the chart of mean loss against learning rate, with single runs and diverged runs.
 pub(in super::super) fn losses(view: &View, roster: &Roster) -> Option<Losses> {
     let cells: Vec<(usize, &str, f64, Rate)> = (view.placements.iter().enumerate())
         .flat_map(|(position, &name)| {
@@ -91,7 +91,7 @@ pub(in super::super) fn losses(view: &View, roster: &Roster) -> Option<Losses> {
     })
 }
 
-/// Ends of the axis of losses: all of them, unless a few are far above the others.
+/// Returns the ends of the loss axis, which shows all losses unless a few are far above the rest.
 fn top(means: &[f64]) -> Option<(f64, f64)> {
     let mut sorted = means.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -107,7 +107,7 @@ fn top(means: &[f64]) -> Option<(f64, f64)> {
 
 type Cells<'a, 'b> = &'b (usize, &'a str, f64, Rate<'a>);
 
-/// Each run as a small point.
+/// Adds each run as a small point.
 fn seeds<'a: 'b, 'b>(
     figure: &mut Figure,
     style: usize,
@@ -140,8 +140,8 @@ fn seeds<'a: 'b, 'b>(
     figure.push(trace);
 }
 
-/// Mean losses as a line, with whiskers from the lowest to the highest. It has a gap at rates with lost runs: a
-/// mean without these is no point of the curve.
+/// Adds mean losses as a line, with whiskers from the lowest to the highest. It has a gap at learning rates with
+/// diverged runs: a mean without these is not a point of the curve.
 fn means_of_all<'a: 'b, 'b>(
     figure: &mut Figure,
     style: usize,
@@ -165,7 +165,7 @@ fn means_of_all<'a: 'b, 'b>(
     }
 }
 
-/// Mean losses of the runs that were not lost at rates where others were: hollow, and joined with nothing.
+/// Adds mean losses of the remaining runs at learning rates with diverged runs: hollow markers without a line.
 fn means_of_survivors<'a: 'b, 'b>(
     figure: &mut Figure,
     style: usize,
@@ -191,7 +191,7 @@ fn means_of_survivors<'a: 'b, 'b>(
     }
 }
 
-/// Mean losses by rate.
+/// Mean losses by learning rate.
 #[derive(Default)]
 struct Means {
     x: Vec<f64>,
@@ -243,7 +243,7 @@ fn tidy(value: f64) -> f64 {
     short(value).unwrap_or(0.0)
 }
 
-/// Lost runs as crosses at the upper edge, side by side.
+/// Adds diverged runs as crosses at the upper edge, side by side.
 fn crosses<'a: 'b, 'b>(
     figure: &mut Figure,
     style: usize,
@@ -284,7 +284,7 @@ fn crosses<'a: 'b, 'b>(
     figure.push(trace);
 }
 
-/// The span of rates within the tolerance as bars, with the best and the largest stable rate.
+/// Builds the chart of learning rates within the tolerance as bars, with the best and the largest stable one.
 pub(in super::super) fn tolerance(view: &View, roster: &Roster) -> Option<Chart> {
     let analysis = &view.group?.analysis;
     let placements = &analysis.placements;
@@ -345,7 +345,7 @@ pub(in super::super) fn tolerance(view: &View, roster: &Roster) -> Option<Chart>
     })
 }
 
-/// Points of several placements with one meaning.
+/// Points of several placements with the same meaning.
 #[derive(Default)]
 struct Points {
     x: Vec<f64>,

@@ -1,4 +1,4 @@
-//! A study that nobody ran: numbers of the size and shape of real ones, the same every time.
+//! A synthetic study: numbers of realistic size and shape, the same every time.
 
 use std::collections::BTreeMap;
 
@@ -13,8 +13,8 @@ const BLOCKS: usize = 6;
 /// Steps of every run.
 const STEPS: u64 = 1600;
 
-/// A placement: name, hash, best loss, best rate, largest rate without divergence, growth of the
-/// stream and of gradients from block to block, tokens per second, and the blocks' equations.
+/// A placement: name, hash, best loss, best learning rate, largest stable learning rate, growth of the
+/// residual stream and of gradients per block, tokens per second, and the blocks' equations.
 pub struct Kind {
     name: &'static str,
     hash: &'static str,
@@ -119,7 +119,7 @@ pub const KINDS: [Kind; 8] = [
     },
 ];
 
-/// Rates of the study.
+/// Learning rates of the study.
 pub const RATES: [f64; 5] = [3e-4, 1e-3, 3e-3, 1e-2, 3e-2];
 
 /// A small generator of uniform numbers (SplitMix64).
@@ -143,14 +143,14 @@ impl Chance {
         (z ^ (z >> 31)) as f64 / u64::MAX as f64
     }
 
-    /// About normal, with standard deviation `sd`.
+    /// Draws an approximately normal number with mean 0 and standard deviation `sd`.
     fn around_zero(&mut self, sd: f64) -> f64 {
         let sum: f64 = (0..6).map(|_| self.next()).sum();
         (sum - 3.0) * sd * 2_f64.sqrt()
     }
 }
 
-/// 8 placements at 5 rates with 3 seeds, some of which diverge.
+/// Returns a study of 8 placements at 5 learning rates with 3 seeds; some runs diverge.
 pub fn study() -> Document {
     let runs = runs(3, None);
     Document {
@@ -165,7 +165,7 @@ pub fn study() -> Document {
     }
 }
 
-/// Two initializations, three placements and two seeds each.
+/// Returns a study of two initializations, with three placements and two seeds each.
 pub fn two_groups() -> Document {
     let mut document = study();
     document.runs = [Some("megatron"), Some("own")]
@@ -186,7 +186,7 @@ pub fn two_groups() -> Document {
     document
 }
 
-/// A probe of 8 placements at two steps, and no runs.
+/// Returns a probe of 8 placements at two steps, without runs.
 pub fn probe() -> Document {
     Document {
         planned: None,
@@ -198,7 +198,7 @@ pub fn probe() -> Document {
     }
 }
 
-/// Eight placements at two steps.
+/// Returns a probe report of eight placements at two steps.
 pub fn probe_report() -> ProbeReport {
     let moment = |position: usize, kind: &Kind, step: u64| {
         let mut chance = Chance::of(&[7, position as u64, step]);
@@ -366,7 +366,7 @@ fn run(kind: &Kind, lr: f64, seed: u64, init: Option<&str>, mut chance: Chance) 
     }
 }
 
-/// The loss on its way to `last`.
+/// Returns the loss at a step of a curve that ends at `last`.
 fn course(last: f64, step: u64) -> f64 {
     let share = step as f64 / STEPS as f64;
     last + (7.6 - last) * ((1.0 - share) / (1.0 + 14.0 * share)).powf(1.15)

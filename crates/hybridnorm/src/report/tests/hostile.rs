@@ -1,4 +1,4 @@
-//! Text out of files that would like to be something else, in every place where a document has text.
+//! Injection tests: hostile text in every text field of a document.
 
 use serde_json::Value;
 
@@ -8,20 +8,20 @@ use super::super::sets::Set;
 use super::{fake, html, json_of, markdown, markup, markup_of};
 use crate::train::segments::{Change, Segment};
 
-/// Before and after every text.
+/// Prefix and suffix of every text.
 const BEFORE: &str = "=1+1|- <b onclick='x'>\"![i](http://e.example/i) @someone #7 GH-8 www.e.example \
                       :tada: $x$ `c` <!-- </script><script>\u{1b}[31m\u{202e}\u{9b}\n# h\n\n1. ";
 const AFTER: &str = "</pre></td></details>\r\n---\n| a | b |\n&#64;someone &lt;i&gt; \\ ~~s~~ __b__ **b** \
                      <http://e.example> mail@e.example\u{2028}\u{0}";
 
-/// A document with text in every field that can hold some.
+/// Returns a document with content in every text field.
 fn full() -> Document {
     let mut document = fake::two_groups();
     document.probe = Some(fake::probe_report());
     document
 }
 
-/// A report of three runs by their directories, in two sets.
+/// Returns a report of three runs given by directory, in two sets.
 fn directories() -> Document {
     let mut document = fake::study();
     document.groups.clear();
@@ -78,7 +78,7 @@ fn directories() -> Document {
     document
 }
 
-/// Every text of a value with its place, positions in lists left out.
+/// Collects the paths of all strings in a value, without list indices.
 fn places(value: &Value, place: &str, found: &mut Vec<String>) {
     match value {
         Value::String(_) if !found.iter().any(|known| known == place) => {
@@ -109,7 +109,7 @@ fn change(value: &mut Value, place: &str, wanted: &str, change_text: &dyn Fn(&st
     }
 }
 
-/// The document with all its texts changed that may be any text, and how many places these are.
+/// Changes all strings of a document that may be any text; returns it with the number of their paths.
 fn changed(document: &Document, change_text: &dyn Fn(&str) -> String) -> (Document, usize) {
     let mut value = serde_json::to_value(document).unwrap();
     let mut all = Vec::new();
@@ -118,7 +118,7 @@ fn changed(document: &Document, change_text: &dyn Fn(&str) -> String) -> (Docume
     for place in all {
         let mut next = value.clone();
         change(&mut next, "", &place, change_text);
-        // Words of a fixed list are no free text.
+        // Enum values are not free text.
         if serde_json::from_value::<Document>(next.clone()).is_ok() {
             (value, count) = (next, count + 1);
         }
@@ -126,7 +126,7 @@ fn changed(document: &Document, change_text: &dyn Fn(&str) -> String) -> (Docume
     (serde_json::from_value(value).unwrap(), count)
 }
 
-/// Markdown without fenced code.
+/// Returns Markdown without fenced code.
 fn outside_of_code(text: &str) -> String {
     let (mut fence, mut kept) = (String::new(), String::new());
     for line in text.lines() {

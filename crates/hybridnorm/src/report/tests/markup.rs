@@ -1,12 +1,12 @@
-//! A reader of HTML that accepts only what closes in order.
+//! An HTML parser that accepts only properly nested tags.
 
-/// Elements without an end.
+/// Elements without an end tag.
 const VOID: [&str; 3] = ["meta", "path", "!DOCTYPE"];
 
-/// Elements whose content is no markup.
+/// Elements whose content is not markup.
 const RAW: [&str; 2] = ["style", "script"];
 
-/// What is wrong with a page.
+/// Checks that tags are properly nested and ids are unique.
 pub fn check(page: &str) -> Result<(), String> {
     let mut open: Vec<&str> = Vec::new();
     let mut rest = page;
@@ -47,7 +47,7 @@ pub fn check(page: &str) -> Result<(), String> {
     }
 }
 
-/// The values of an attribute, in order.
+/// Returns the values of an attribute, in order.
 pub fn attributes(page: &str, name: &str) -> Vec<String> {
     let pattern = format!(" {name}=\"");
     (page.split(&pattern).skip(1))
@@ -55,7 +55,7 @@ pub fn attributes(page: &str, name: &str) -> Vec<String> {
         .collect()
 }
 
-/// Every tag with its attributes, the text of those that are read aloud left out.
+/// Returns every tag with its attributes, without the text of `aria-label`.
 pub fn tags(page: &str) -> Vec<String> {
     let (mut found, mut rest) = (Vec::new(), page);
     while let Some(start) = rest.find('<') {
@@ -70,7 +70,7 @@ pub fn tags(page: &str) -> Vec<String> {
     found
 }
 
-/// Where a tag ends: the first `>` outside of quotes.
+/// Returns the end of a tag: the first `>` outside quotes.
 fn tag_end(tag: &str) -> Option<usize> {
     let mut quoted = false;
     tag.char_indices()

@@ -1,4 +1,4 @@
-//! Whole reports of made-up studies.
+//! Tests of complete reports of synthetic studies.
 
 mod fake;
 mod hostile;
@@ -17,7 +17,7 @@ use crate::lab::study::Group;
 use crate::lab::study::record::{self, Ending};
 use crate::train::{layers, spikes};
 
-/// A page without the library, its own JSON and its own script: what a browser reads as markup.
+/// Returns the markup of a page, without the content of its scripts.
 fn markup_of(page: &str) -> String {
     let mut text = String::new();
     let mut rest = page;
@@ -29,7 +29,7 @@ fn markup_of(page: &str) -> String {
     text + rest
 }
 
-/// The content of the script with an id.
+/// Returns the JSON of the script with an id.
 fn json_of(page: &str, id: &str) -> Value {
     let start = format!("<script type=\"application/json\" id=\"{id}\">");
     let (_, rest) = page.split_once(&start).unwrap();
@@ -37,7 +37,7 @@ fn json_of(page: &str, id: &str) -> Value {
     serde_json::from_str(json).unwrap()
 }
 
-/// Documents that lack something.
+/// Returns documents with missing parts.
 fn degenerate() -> Vec<(&'static str, Document)> {
     let with = |change: &dyn Fn(&mut Document)| {
         let mut document = fake::study();
@@ -180,7 +180,7 @@ fn nothing_is_fetched_from_elsewhere() {
     document.probe = Some(fake::probe_report());
     let page = html(&document);
     assert!(page.contains("default-src 'none'"));
-    // The library is the only script that names addresses; the policy keeps it from using them.
+    // The library is the only script with URLs; the policy blocks their use.
     let (before, rest) = page.split_once("<script>").unwrap();
     let (library, after) = rest.split_once("</script>").unwrap();
     assert!(library.contains("plotly.js v3"));
@@ -270,7 +270,7 @@ fn text_of_the_data_is_never_markup() {
     assert_eq!(page.matches("</script>").count(), 4);
     let charts = json_of(&page, "charts").to_string();
     assert!(charts.contains("&lt;img") && !charts.contains("<img"));
-    // Code is fenced; elsewhere nothing is left of the tag.
+    // Code is fenced; elsewhere the tag is escaped.
     let markdown = markdown(&document);
     let outside = markdown.split("```").step_by(2);
     assert!(outside.into_iter().all(|part| !part.contains("<img")));
