@@ -104,10 +104,7 @@ fn the_numbers_of_a_run_come_out_again_across_its_segments() {
          as in the run, after step 30: optimizer.lr went from 0.003 to 0.001, optimizer.weight_decay went \
          from 0.1 to 0.3, train.batch_size went from 4 to 6, train.steps went from 30 to 40"
     );
-    assert_eq!(
-        lines[1],
-        "bit-identical to the run at all 37 common steps"
-    );
+    assert_eq!(lines[1], "bit-identical to the run at all 37 common steps");
 }
 
 #[test]

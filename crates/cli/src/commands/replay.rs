@@ -64,10 +64,7 @@ fn outcome(replay: &Replay) -> String {
         first.step, first.quantity
     );
     if !found.other_conditions.is_empty() {
-        text += &format!(
-            "; other differences: {}",
-            found.other_conditions.join("; ")
-        );
+        text += &format!("; other differences: {}", found.other_conditions.join("; "));
     }
     text
 }

@@ -109,11 +109,7 @@ pub struct Scalar {
     pub is_reproducible: bool,
 }
 
-const fn scalar(
-    name: &'static str,
-    tag: &'static str,
-    of: fn(&Metrics) -> Option<f64>,
-) -> Scalar {
+const fn scalar(name: &'static str, tag: &'static str, of: fn(&Metrics) -> Option<f64>) -> Scalar {
     Scalar {
         name,
         tag,
@@ -128,20 +124,28 @@ pub const SCALARS: [Scalar; 15] = [
     scalar("learning rate", "train/lr", |row| Some(row.lr)),
     scalar("tokens", "train/tokens", |row| Some(row.tokens as f64)),
     scalar("loss", "train/loss", |row| Some(row.loss)),
-    scalar("gradient norm", "train/grad_norm", |row| Some(row.grad_norm)),
-    scalar("update norm", "train/update_norm", |row| Some(row.update_norm)),
+    scalar("gradient norm", "train/grad_norm", |row| {
+        Some(row.grad_norm)
+    }),
+    scalar("update norm", "train/update_norm", |row| {
+        Some(row.update_norm)
+    }),
     Scalar {
         is_reproducible: false,
         ..scalar("tokens/s", "train/tokens_per_second", |row| {
             Some(row.tokens_per_second)
         })
     },
-    scalar("validation loss", "validation/loss", |row| row.validation_loss),
+    scalar("validation loss", "validation/loss", |row| {
+        row.validation_loss
+    }),
     scalar("training objective", "train/objective", |row| row.objective),
     scalar("load-balancing loss", "router/load_balance", |row| {
         Some(row.router.as_ref()?.load_balance)
     }),
-    scalar("router z-loss", "router/z", |row| Some(row.router.as_ref()?.z)),
+    scalar("router z-loss", "router/z", |row| {
+        Some(row.router.as_ref()?.z)
+    }),
     scalar("router entropy", "router/entropy", |row| {
         Some(row.router.as_ref()?.entropy)
     }),
