@@ -53,7 +53,7 @@ fn an_interrupted_run_ends_in_the_same_bits_on_any_number_of_threads() {
         assert_eq!(code(&output), 130, "{said}");
         let advice = said
             .lines()
-            .find(|line| line.starts_with("stopped after step "))
+            .find(|line| line.starts_with("interrupted after step "))
             .unwrap_or_else(|| panic!("{said}"));
         assert!(
             advice.ends_with(&format!(
