@@ -527,11 +527,11 @@ fn what_makes_no_sense_is_refused_before_anything_is_done() {
         ),
         (
             &["--set", "study.halving={at=[0.01,0.5],keep=0.5}"],
-            &["study.halving.at: 0.01 falls on step 1"],
+            &["0.01 falls on step 1"],
         ),
         (
             &["--set", "study.halving={at=[0.499,0.5],keep=0.5}"],
-            &["study.halving.at: 0.5 falls on the same step"],
+            &["0.5 falls on the same step"],
         ),
         (
             &["--jobs", "99", "--threads", "2"],

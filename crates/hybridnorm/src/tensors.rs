@@ -84,9 +84,8 @@ impl Handle {
     /// # Errors
     /// If the tensor has another number of elements or cannot be read; some elements may then be overwritten.
     pub fn load(&self, executor: &mut dyn Executor, file: &TensorFile, name: &str) -> Result<()> {
-        let shape = file.shape(name);
-        let elements = shape.map_or(0, |shape| shape.iter().product());
-        if shape.is_some() && elements != self.elements() {
+        let elements = file.elements(name)?;
+        if elements != self.elements() {
             return Err(Error::format(
                 file.path(),
                 format!(

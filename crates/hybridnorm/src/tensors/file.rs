@@ -87,18 +87,22 @@ impl TensorFile {
     /// # Errors
     /// If it is missing, has another type, or the file cannot be read.
     pub fn read(&self, name: &str) -> Result<Values> {
-        let shape = self.shape(name).unwrap_or_default().to_vec();
-        let mut data = Vec::with_capacity(shape.iter().product());
+        let mut data = Vec::with_capacity(self.elements(name)?);
         self.read_pieces(name, |piece| data.extend_from_slice(piece))?;
+        let shape = self.shape(name).unwrap_or_default().to_vec();
         Ok(Values { shape, data })
     }
 
-    /// Reads a tensor as [`TensorFile::read`] does, but passes the elements to `each` in pieces, in order, so that
-    /// the whole tensor is not held in memory.
+    /// Returns the number of elements of a tensor that can be read.
     ///
     /// # Errors
-    /// As [`TensorFile::read`].
-    pub fn read_pieces(&self, name: &str, mut each: impl FnMut(&[f32])) -> Result<()> {
+    /// If it is missing or has another type, in which case its shape is not checked against the size of the file.
+    pub fn elements(&self, name: &str) -> Result<usize> {
+        let (entry, _) = self.entry(name)?;
+        Ok(entry.shape.iter().product())
+    }
+
+    fn entry(&self, name: &str) -> Result<(&Entry, Dtype)> {
         let broken = |problem: String| Error::format(&self.path, problem);
         let entry = self.entries.get(name);
         let entry = entry.ok_or_else(|| broken(format!("tensor {name} is missing")))?;
@@ -112,6 +116,16 @@ impl TensorFile {
                 )));
             }
         };
+        Ok((entry, dtype))
+    }
+
+    /// Reads a tensor as [`TensorFile::read`] does, but passes the elements to `each` in pieces, in order, so that
+    /// the whole tensor is not held in memory.
+    ///
+    /// # Errors
+    /// As [`TensorFile::read`].
+    pub fn read_pieces(&self, name: &str, mut each: impl FnMut(&[f32])) -> Result<()> {
+        let (entry, dtype) = self.entry(name)?;
         let mut file = files::open(&self.path)?;
         file.seek(SeekFrom::Start(self.data + entry.begin))
             .map_err(Error::io(&self.path))?;
@@ -124,5 +138,30 @@ impl TensorFile {
             left -= piece.len();
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shapes_of_unknown_types_take_no_memory() {
+        let side = u64::MAX / 4;
+        let mut json =
+            format!(r#"{{"a":{{"dtype":"F4","shape":[{side},{side}],"data_offsets":[0,8]}}}}"#);
+        json.push_str(&" ".repeat(json.len().next_multiple_of(8) - json.len()));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.safetensors");
+        let header = (json.len() as u64).to_le_bytes();
+        std::fs::write(&path, [&header, json.as_bytes(), &[0; 8]].concat()).unwrap();
+        let file = TensorFile::open(&path).unwrap();
+        for problem in [file.read("a").map(drop), file.elements("a").map(drop)] {
+            let problem = problem.unwrap_err().to_string();
+            assert!(
+                problem.ends_with("tensor a is F4, expected F32, F16 or BF16"),
+                "{problem}"
+            );
+        }
     }
 }

@@ -385,9 +385,11 @@ impl Optimizer {
         model: &mut Model,
     ) -> Result<()> {
         for Moment { spec, name, handle } in self.moments() {
-            let elements = file.shape(&name).map(|shape| shape.iter().product());
+            let is_shared = file.has(&name)
+                && !new_parameters.contains(&spec.name)
+                && file.elements(&name)? == handle.elements();
             let executor = model.executor_mut();
-            match elements == Some(handle.elements()) && !new_parameters.contains(&spec.name) {
+            match is_shared {
                 true => handle.load(executor, file, &name)?,
                 false => handle.clear(executor),
             }

@@ -107,17 +107,16 @@ impl Halving {
         let mut before = None;
         for &share in &self.at {
             let step = Self::step(share, steps);
-            let problem = if step == 1 {
-                "falls on step 1 of {steps}, whose loss is that of the initial weights"
-            } else if before == Some(step) {
-                "falls on the same step of {steps} as the share before it"
-            } else {
-                before = Some(step);
-                continue;
+            let place = match before {
+                _ if step == 1 => "step 1, whose loss is that of the initial weights",
+                Some(before) if before == step => "the same step as the share before it",
+                _ => {
+                    before = Some(step);
+                    continue;
+                }
             };
-            let problem = problem.replace("{steps}", &steps.to_string());
             return Err(Error::config(format!(
-                "study.halving.at: {share} {problem}"
+                "study.halving.at: of {steps} steps, {share} falls on {place}"
             )));
         }
         Ok(())
