@@ -31,13 +31,109 @@ pub enum Error {
     },
     /// A file is corrupted: it is truncated, or its bytes have changed.
     #[error("{}", one_line(&format!("{}: {}", path.display(), plain(problem))))]
-    Damaged {
+    Corrupt {
         /// The file.
         path: PathBuf,
+        /// Byte offset of the first corrupted place, where it is known.
+        offset: Option<u64>,
         /// Position in it, and what was found.
         problem: String,
     },
-    /// A configuration, or a value given in code or on the command line, is invalid.
+    /// A key, an option or a name that does not exist.
+    #[error("{}", one_line(problem))]
+    UnknownKey {
+        /// The key as given, with its section: `train.step`.
+        key: String,
+        /// The key, and the nearest valid ones.
+        problem: String,
+    },
+    /// A key, an option or a parameter that is required but was not given.
+    #[error("{}", one_line(&format!("{key} is missing{hint}")))]
+    Missing {
+        /// The key with its section: `model.d_ff`.
+        key: String,
+        /// Continuation of the message: what to give, or where it may be absent. May be empty.
+        hint: String,
+    },
+    /// A value outside its allowed range.
+    #[error("{}", one_line(&format!("{key} = {value}, expected {expected}")))]
+    OutOfRange {
+        /// The key with its section, or the name of the argument.
+        key: String,
+        /// The value as given.
+        value: String,
+        /// Allowed range.
+        expected: String,
+    },
+    /// A value that cannot be read, or that names nothing: a specification, a pattern, a path.
+    #[error("{}", one_line(&plain(problem)))]
+    InvalidValue {
+        /// The key, the option or the kind of value: `data.tokenizer`, `--set`, `pattern`.
+        key: String,
+        /// The value, what is wrong with it, and what was expected.
+        problem: String,
+    },
+    /// A key or an option that would change nothing.
+    #[error("{}", one_line(&format!("{key} has no effect{reason}")))]
+    NoEffect {
+        /// The key with its section, or the option.
+        key: String,
+        /// Continuation of the message: why, as in `: the model has no experts`.
+        reason: String,
+    },
+    /// Values that are each valid, but not together.
+    #[error("{}", one_line(problem))]
+    Conflict {
+        /// The keys or options.
+        keys: Vec<String>,
+        /// The values, and the condition that they do not meet.
+        problem: String,
+    },
+    /// A parameter of a file has another shape than that of the model.
+    #[error("{}", one_line(&format!("parameter {name} has shape {found:?}, expected {expected:?}")))]
+    ShapeMismatch {
+        /// Name of the parameter.
+        name: String,
+        /// Shape in the file.
+        found: Vec<usize>,
+        /// Shape in the model.
+        expected: Vec<usize>,
+    },
+    /// More memory is needed than this process may have.
+    #[error("{}", one_line(problem))]
+    OutOfMemory {
+        /// Bytes that are needed.
+        needed: u64,
+        /// Bytes that are available; `None` if only the system's refusal is known.
+        available: Option<u64>,
+        /// Purpose, both amounts, and what to change.
+        problem: String,
+    },
+    /// A file or folder that is to be created exists and is not overwritten.
+    #[error("{}", one_line(problem))]
+    Exists {
+        /// The file or folder.
+        path: PathBuf,
+        /// The path, what it holds, and what to do.
+        problem: String,
+    },
+    /// Another process holds the lock of a file or folder.
+    #[error("{}", one_line(&format!("{}: {problem}", path.display())))]
+    Locked {
+        /// The locked file or folder.
+        path: PathBuf,
+        /// Activity of the holder.
+        problem: String,
+    },
+    /// An invalid value of a configuration file.
+    #[error("{}", one_line(&format!("{}: {source}", path.display())))]
+    InFile {
+        /// The configuration file.
+        path: PathBuf,
+        /// The problem.
+        source: Box<Error>,
+    },
+    /// An invalid argument without a key of its own; callers cannot act on these other than by showing them.
     #[error("{}", one_line(&plain(.0)))]
     Config(String),
     /// A placement is not valid.
@@ -71,9 +167,79 @@ impl Error {
         }
     }
 
-    /// Returns an [`Error::Damaged`].
-    pub fn damaged(path: impl AsRef<Path>, problem: impl Into<String>) -> Self {
-        Self::Damaged {
+    /// Returns an [`Error::Corrupt`] without an offset.
+    pub fn corrupt(path: impl AsRef<Path>, problem: impl Into<String>) -> Self {
+        Self::Corrupt {
+            path: path.as_ref().to_path_buf(),
+            offset: None,
+            problem: problem.into(),
+        }
+    }
+
+    /// Returns an [`Error::UnknownKey`].
+    pub fn unknown_key(key: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::UnknownKey {
+            key: key.into(),
+            problem: problem.into(),
+        }
+    }
+
+    /// Returns an [`Error::Missing`]; `hint` continues the message and may be empty.
+    pub fn missing(key: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::Missing {
+            key: key.into(),
+            hint: hint.into(),
+        }
+    }
+
+    /// Returns an [`Error::OutOfRange`].
+    pub fn out_of_range(
+        key: impl Into<String>,
+        value: impl ToString,
+        expected: impl Into<String>,
+    ) -> Self {
+        Self::OutOfRange {
+            key: key.into(),
+            value: value.to_string(),
+            expected: expected.into(),
+        }
+    }
+
+    /// Returns an [`Error::InvalidValue`].
+    pub fn invalid_value(key: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::InvalidValue {
+            key: key.into(),
+            problem: problem.into(),
+        }
+    }
+
+    /// Returns an [`Error::NoEffect`]; `reason` continues the message, as in `: the data are not text`.
+    pub fn no_effect(key: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::NoEffect {
+            key: key.into(),
+            reason: reason.into(),
+        }
+    }
+
+    /// Returns an [`Error::Conflict`].
+    pub fn conflict<const N: usize>(keys: [&str; N], problem: impl Into<String>) -> Self {
+        Self::Conflict {
+            keys: keys.map(str::to_owned).to_vec(),
+            problem: problem.into(),
+        }
+    }
+
+    /// Returns an [`Error::Exists`].
+    pub fn exists(path: impl AsRef<Path>, problem: impl Into<String>) -> Self {
+        Self::Exists {
+            path: path.as_ref().to_path_buf(),
+            problem: problem.into(),
+        }
+    }
+
+    /// Returns an [`Error::Locked`].
+    pub fn locked(path: impl AsRef<Path>, problem: impl Into<String>) -> Self {
+        Self::Locked {
             path: path.as_ref().to_path_buf(),
             problem: problem.into(),
         }
@@ -92,9 +258,39 @@ impl Error {
         }
     }
 
+    /// Names the configuration file that an invalid value was read from; other errors are returned unchanged.
+    pub fn in_file(self, path: impl AsRef<Path>) -> Self {
+        match self {
+            error if !error.is_usage() => error,
+            error => Self::InFile {
+                path: path.as_ref().to_path_buf(),
+                source: Box::new(error),
+            },
+        }
+    }
+
     /// True if the user can fix this by other arguments (exit code 2 on the command line).
     pub fn is_usage(&self) -> bool {
-        matches!(self, Self::Config(_) | Self::Placement(_))
+        match self {
+            Self::UnknownKey { .. }
+            | Self::Missing { .. }
+            | Self::OutOfRange { .. }
+            | Self::InvalidValue { .. }
+            | Self::NoEffect { .. }
+            | Self::Conflict { .. }
+            | Self::ShapeMismatch { .. }
+            | Self::OutOfMemory { .. }
+            | Self::Exists { .. }
+            | Self::Locked { .. }
+            | Self::InFile { .. }
+            | Self::Config(_)
+            | Self::Placement(_) => true,
+            Self::Io { .. }
+            | Self::Format { .. }
+            | Self::Corrupt { .. }
+            | Self::Diverged { .. }
+            | Self::External(_) => false,
+        }
     }
 }
 

@@ -21,21 +21,25 @@ const MIB: u64 = 1 << 20;
 /// Checks that an allocation fits into memory, before the system kills the process for it.
 ///
 /// # Errors
-/// If `bytes`, needed for `what`, exceed memory and swap together, or the rest of an address space limit.
+/// [`Error::OutOfMemory`] if `bytes`, needed for `what`, exceed memory and swap together, or the rest of an address space limit.
 /// Never where the system does not report these.
 pub fn require(bytes: u64, what: &str) -> Result<()> {
     match missing(bytes) {
-        Some(there) => Err(Error::config(format!(
-            "{what} need {}, this process may have {}",
-            match bytes {
-                ..LARGE => format!("{} MiB of memory", bytes.div_ceil(MIB)),
-                LARGE.. => format!("{:.1} GiB of memory", gib(bytes)),
-            },
-            match there {
-                ..LARGE => format!("{} MiB", there / MIB),
-                LARGE.. => format!("{:.1} GiB", gib(there)),
-            }
-        ))),
+        Some(available) => Err(Error::OutOfMemory {
+            needed: bytes,
+            available: Some(available),
+            problem: format!(
+                "{what} need {}, this process may have {}",
+                match bytes {
+                    ..LARGE => format!("{} MiB of memory", bytes.div_ceil(MIB)),
+                    LARGE.. => format!("{:.1} GiB of memory", gib(bytes)),
+                },
+                match available {
+                    ..LARGE => format!("{} MiB", available / MIB),
+                    LARGE.. => format!("{:.1} GiB", gib(available)),
+                }
+            ),
+        }),
         None => Ok(()),
     }
 }
@@ -46,11 +50,16 @@ pub fn require(bytes: u64, what: &str) -> Result<()> {
 /// As [`require`].
 pub fn require_for_text(bytes: u64, what: &str) -> Result<()> {
     match missing(bytes) {
-        Some(there) => Err(Error::config(format!(
-            "{what} needs {} MiB of memory more, and this process may have {} MiB more; allow it more memory, or make it shorter",
-            bytes.div_ceil(MIB),
-            there / MIB
-        ))),
+        Some(available) => Err(Error::OutOfMemory {
+            needed: bytes,
+            available: Some(available),
+            problem: format!(
+                "{what} needs {} MiB of memory more, and this process may have {} MiB more; allow it more memory, \
+                 or make it shorter",
+                bytes.div_ceil(MIB),
+                available / MIB
+            ),
+        }),
         None => Ok(()),
     }
 }
@@ -66,8 +75,8 @@ fn gib(bytes: u64) -> f64 {
 fn missing(bytes: u64) -> Option<u64> {
     let occupied = address_space_bytes().unwrap_or(0);
     let free = address_space_limit().map(|limit| limit.saturating_sub(occupied));
-    let there = free.into_iter().chain(available_bytes()).min()?;
-    (bytes > there).then_some(there)
+    let available = free.into_iter().chain(available_bytes()).min()?;
+    (bytes > available).then_some(available)
 }
 
 /// Returns memory and swap of the machine, or the limit of this process's cgroup if that is lower (Linux).

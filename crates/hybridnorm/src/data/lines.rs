@@ -105,7 +105,7 @@ impl Lines {
     pub(super) fn next_or_fail(&mut self) -> Result<Option<String>> {
         match self.next()? {
             Some(Ok(line)) => Ok(Some(line)),
-            Some(Err(problem)) => Err(Error::damaged(&self.path, problem.message)),
+            Some(Err(problem)) => Err(Error::corrupt(&self.path, problem.message)),
             None => Ok(None),
         }
     }
@@ -224,7 +224,7 @@ impl Lines {
         );
         match compressed::is_limit(error) {
             true => self.error(format!("after {place}: {problem}")),
-            false => Error::damaged(
+            false => Error::corrupt(
                 &self.path,
                 format!("damaged {name} data after {place}: {problem}"),
             ),

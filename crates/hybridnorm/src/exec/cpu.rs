@@ -268,7 +268,11 @@ impl Memory {
         }
         let pages = MmapMut::map_anon(bytes).map_err(|error| {
             let mib = bytes.div_ceil(1 << 20);
-            Error::config(format!("the system refuses {mib} MiB of memory: {error}"))
+            Error::OutOfMemory {
+                needed: bytes as u64,
+                available: None,
+                problem: format!("the system refuses {mib} MiB of memory: {error}"),
+            }
         })?;
         #[cfg(target_os = "linux")]
         if bytes >= HUGE {

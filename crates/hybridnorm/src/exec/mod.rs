@@ -23,7 +23,7 @@ pub trait Executor: Send {
     /// Allocates a buffer of zeros.
     ///
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config) if there is not enough memory.
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory) if there is not enough memory.
     fn allocate(&mut self, dtype: DType, elements: usize) -> Result<Buffer>;
 
     /// Frees the memory of a buffer; programs that read it must not be run afterwards.
@@ -42,7 +42,7 @@ pub trait Executor: Send {
     /// the last program run are lost.
     ///
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config) if there is not enough memory.
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory) if there is not enough memory.
     fn prepare(&mut self, program: &Program) -> Result<()>;
 
     /// Runs a program with its inputs, by name.

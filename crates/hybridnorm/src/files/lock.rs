@@ -27,7 +27,8 @@ impl Lock {
     /// Takes the lock exclusively. The file is created if it is missing, and stays.
     ///
     /// # Errors
-    /// If another process holds it (`busy` is the message), or locks are required and not supported.
+    /// [`Error::Locked`] with the message `busy` if another process holds it. Otherwise if locks are required and
+    /// not supported.
     pub fn exclusive(path: &Path, locking: Locking, busy: &str) -> Result<Self> {
         Self::acquire(path, locking, busy, File::try_lock)
     }
@@ -55,10 +56,7 @@ impl Lock {
             match lock(&held.file) {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => {
-                    return Err(Error::config(format!(
-                        "{}: {busy}",
-                        super::parent(path).display()
-                    )));
+                    return Err(Error::locked(super::parent(path), busy));
                 }
                 Err(TryLockError::Error(_)) if locking == Locking::Off => {}
                 Err(TryLockError::Error(error)) if has_no_locks(&error) => {

@@ -10,7 +10,7 @@ impl Recompute {
     /// Checks that an arena of this many bytes is within the budget, if there is one.
     ///
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config) with the number of bytes that are needed.
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory) with the number of bytes that are needed.
     pub fn check(self, arena_bytes: usize) -> crate::Result<()> {
         match self {
             Self::Budget(budget) if arena_bytes as u64 > budget => {

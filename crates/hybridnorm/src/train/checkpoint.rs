@@ -307,7 +307,7 @@ impl Checkpoint {
         let file = self.weights()?;
         let mut model = Model::uninitialized(&config, device)?;
         model.load_file(&file).map_err(|error| match error {
-            Error::Config(problem) => Error::format(path, problem),
+            error if error.is_usage() => Error::format(path, error.to_string()),
             // Errors of the file already name it.
             error => error,
         })?;

@@ -66,10 +66,8 @@ impl Origin {
     /// Prefixes a problem with a value of the configuration with the name of the file.
     pub(crate) fn name(&self, error: Error) -> Error {
         match (&self.0, error) {
-            (Some(path), error @ (Error::Config(_) | Error::Placement(_))) => {
-                Error::config(format!("{}: {error}", path.display()))
-            }
-            (_, error) => error,
+            (Some(path), error) => error.in_file(path),
+            (None, error) => error,
         }
     }
 }

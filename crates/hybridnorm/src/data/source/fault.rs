@@ -14,7 +14,7 @@ pub(super) enum Fault {
     /// Exceeds a limit, or is not supported.
     NotRead(String),
     /// Corrupt data.
-    Damaged(String),
+    Corrupt(String),
 }
 
 impl Fault {
@@ -25,8 +25,8 @@ impl Fault {
             Self::NotRead(problem) => {
                 Error::format(path, format!("Parquet data{place}: {problem}"))
             }
-            Self::Damaged(problem) => {
-                Error::damaged(path, format!("damaged Parquet data{place}: {problem}"))
+            Self::Corrupt(problem) => {
+                Error::corrupt(path, format!("damaged Parquet data{place}: {problem}"))
             }
         }
     }
@@ -35,14 +35,14 @@ impl Fault {
 impl From<ParquetError> for Fault {
     fn from(error: ParquetError) -> Self {
         match error {
-            ParquetError::General(problem) | ParquetError::EOF(problem) => Self::Damaged(problem),
+            ParquetError::General(problem) | ParquetError::EOF(problem) => Self::Corrupt(problem),
             ParquetError::NYI(problem) => Self::NotRead(format!("not supported: {problem}")),
             ParquetError::External(inner) => match inner.downcast::<io::Error>() {
                 Ok(error) if error.raw_os_error().is_some() => Self::Io(*error),
-                Ok(error) => Self::Damaged(error.to_string()),
-                Err(error) => Self::Damaged(error.to_string()),
+                Ok(error) => Self::Corrupt(error.to_string()),
+                Err(error) => Self::Corrupt(error.to_string()),
             },
-            error => Self::Damaged(error.to_string()),
+            error => Self::Corrupt(error.to_string()),
         }
     }
 }

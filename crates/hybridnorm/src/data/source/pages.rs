@@ -29,7 +29,7 @@ pub(super) fn check(file: impl Read + Seek, begin: u64, length: u64) -> Result<(
     while at < end {
         let failed = |error: io::Error| match error.raw_os_error() {
             Some(_) => Fault::Io(error),
-            None => Fault::Damaged(format!("page at byte {at}: {error}")),
+            None => Fault::Corrupt(format!("page at byte {at}: {error}")),
         };
         reader.seek(SeekFrom::Start(at)).map_err(failed)?;
         let mut header = Header {
@@ -165,7 +165,7 @@ impl<R: BufRead> Header<R> {
 }
 
 fn damaged_by(problem: impl Into<String>) -> Fault {
-    Fault::Damaged(problem.into())
+    Fault::Corrupt(problem.into())
 }
 
 fn damaged() -> io::Error {
@@ -206,7 +206,7 @@ mod tests {
             let bytes = pages.concat();
             let length = bytes.len() as u64;
             check(Cursor::new(bytes), 0, length).map_err(|fault| match fault {
-                Fault::Damaged(problem) => problem,
+                Fault::Corrupt(problem) => problem,
                 Fault::NotRead(problem) => format!("not read: {problem}"),
                 Fault::Io(error) => panic!("{error}"),
             })

@@ -266,10 +266,10 @@ impl ParquetTexts {
             u64::try_from(begin.min(chunk.data_page_offset())),
             u64::try_from(chunk.compressed_size()),
         ) else {
-            return Err(Fault::Damaged("a place or size is negative".into()));
+            return Err(Fault::Corrupt("a place or size is negative".into()));
         };
         if begin.checked_add(bytes).is_none_or(|end| end > length) {
-            return Err(Fault::Damaged(format!(
+            return Err(Fault::Corrupt(format!(
                 "{bytes} bytes at byte {begin}, but the file has {length} bytes"
             )));
         }
@@ -277,7 +277,7 @@ impl ParquetTexts {
     }
 
     fn damaged(&self, group: usize, problem: &str) -> Error {
-        self.error(group, Fault::Damaged(problem.to_owned()))
+        self.error(group, Fault::Corrupt(problem.to_owned()))
     }
 
     fn error(&self, group: usize, fault: Fault) -> Error {
@@ -315,7 +315,7 @@ fn check_ends(file: &File, path: &Path) -> Result<()> {
     let read = file.read(&mut head).map_err(Error::io(path))?;
     file.seek(SeekFrom::Start(0)).map_err(Error::io(path))?;
     let fail = |problem: &str| Err(Error::format(path, problem));
-    let damaged = |problem: &str| Err(Error::damaged(path, problem));
+    let damaged = |problem: &str| Err(Error::corrupt(path, problem));
     if head[..read].starts_with(b"version https://git-lfs.github.com/spec/") {
         return fail("a Git LFS pointer, not the file itself; run `git lfs pull`");
     }
@@ -339,6 +339,6 @@ fn check_ends(file: &File, path: &Path) -> Result<()> {
 fn caught<T>(read: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T, Fault> {
     match foreign::caught(read) {
         Some(result) => result.map_err(Fault::from),
-        None => Err(Fault::Damaged("its parts do not fit together".into())),
+        None => Err(Fault::Corrupt("its parts do not fit together".into())),
     }
 }

@@ -191,7 +191,7 @@ fn no_text(given: &str, left_out: &LeftOut) -> Error {
 /// Returns the error itself for I/O errors, or without `skip_bad`.
 fn unreadable(error: Error, options: &SourceOptions) -> Result<(&'static str, Option<String>)> {
     let reason = match error {
-        Error::Damaged { .. } if options.skip_bad => DAMAGED,
+        Error::Corrupt { .. } if options.skip_bad => DAMAGED,
         Error::Format { .. } if options.skip_bad => UNREADABLE,
         error => return Err(error),
     };
@@ -204,7 +204,7 @@ fn unreadable(error: Error, options: &SourceOptions) -> Result<(&'static str, Op
 /// Returns the error itself if it is not damage, or without `skip_bad`.
 fn damage(error: Error, options: &SourceOptions) -> Result<Option<String>> {
     match error {
-        Error::Damaged { .. } if options.skip_bad => Ok(Some(error.to_string())),
+        Error::Corrupt { .. } if options.skip_bad => Ok(Some(error.to_string())),
         error => Err(error),
     }
 }

@@ -51,7 +51,7 @@ impl Hold {
         let entry = loop {
             match Passing::take(&path, locking, BUSY) {
                 // Another shard is starting.
-                Err(Error::Config(_)) if started.elapsed() < PATIENCE => {
+                Err(Error::Locked { .. }) if started.elapsed() < PATIENCE => {
                     std::thread::sleep(PAUSE);
                 }
                 taken => break taken?,
