@@ -66,7 +66,7 @@ const LETTERS: [&str; 14] = [
 ];
 
 #[test]
-fn bytes_called_special_come_out_of_text() {
+fn byte_fallback_tokens_marked_special_are_encoded() {
     let models = [bpe(&LETTERS, &["r e"]), unigram(&LETTERS)];
     for file in models {
         let (plain, declared) = (tokenizer(&file), tokenizer(&declared(file)));
@@ -91,7 +91,7 @@ fn bytes_called_special_come_out_of_text() {
 
 /// 0x41 is the letter `A`, which no vocabulary here contains.
 #[test]
-fn text_that_spells_a_byte_is_no_byte() {
+fn literal_byte_token_names_are_encoded_as_text() {
     let merges = ["< 0", "<0 x", "4 1", "<0x 41", "<0x41 >"];
     let parts = [&LETTERS[..], &["<0", "<0x", "41", "<0x41"]].concat();
     let mut looked_up = bpe(&parts, &merges[..2]);
@@ -124,7 +124,7 @@ fn text_that_spells_a_byte_is_no_byte() {
 }
 
 #[test]
-fn one_character_is_a_letter_whatever_it_is_called() {
+fn single_character_special_tokens_are_encoded() {
     let mut json = bpe(&["\n", "r", "e", "d", "\u{2581}"], &[]);
     json["model"]["byte_fallback"] = false.into();
     json["added_tokens"] = json!([special(0, "<unk>"), special(1, "</s>"), special(258, "\n")]);
@@ -137,7 +137,7 @@ fn one_character_is_a_letter_whatever_it_is_called() {
 }
 
 #[test]
-fn words_keep_their_tokens_beside_a_special_token() {
+fn words_beside_special_tokens_keep_their_tokens() {
     let mut json = bpe(&["t", "h", "e", "th", "the"], &["t h", "th e"]);
     json["normalizer"] = Value::Null;
     json["pre_tokenizer"] = json!({"type": "WhitespaceSplit"});

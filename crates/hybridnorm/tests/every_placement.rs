@@ -13,7 +13,7 @@ use hybridnorm::plan::{Options, Recompute};
 use hybridnorm::train::{self, Gradients, Optimizer, OptimizerConfig, StepShape, TrainingStep};
 
 #[test]
-fn a_later_token_never_changes_an_earlier_output() {
+fn outputs_are_causal() {
     for (name, config) in all_models() {
         let mut model = stirred(&config);
         let mut ids = inputs();
@@ -40,7 +40,7 @@ fn a_later_token_never_changes_an_earlier_output() {
 }
 
 #[test]
-fn decoding_with_a_cache_equals_the_full_forward_pass() {
+fn cached_decoding_equals_full_forward_pass() {
     for (name, config) in all_models() {
         let mut model = stirred(&config);
         let full = logits(&mut model);
@@ -96,7 +96,7 @@ fn every_parameter_receives_a_finite_gradient() {
 }
 
 #[test]
-fn loss_and_gradients_have_the_same_bits_on_any_number_of_threads() {
+fn loss_and_gradients_are_bit_identical_for_any_thread_count() {
     for (name, config) in all_models() {
         let bits = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new()
@@ -154,7 +154,7 @@ fn all_models_tied_or_not() -> impl Iterator<Item = (String, ModelConfig)> {
 }
 
 #[test]
-fn recomputing_blocks_changes_no_bit() {
+fn recomputation_is_bit_identical() {
     for (name, config) in all_models_tied_or_not() {
         let mut model = stirred(&config);
         // Two micro-batches, whose gradients are accumulated.
@@ -203,7 +203,7 @@ fn arena_bytes(config: &ModelConfig, recompute: Recompute) -> u64 {
 }
 
 #[test]
-fn training_steps_that_recompute_blocks_change_no_bit() {
+fn training_with_recomputation_is_bit_identical() {
     let [mut less, mut between] = [0, 0];
     for (name, config) in all_models_tied_or_not() {
         // Outcome of a step with the updated parameters, and the arena size in bytes.
@@ -277,7 +277,7 @@ fn assert_close(found: &Gradients, expected: &Gradients, [loss, gradient]: [f64;
 }
 
 #[test]
-fn the_cpu_computes_what_the_reference_does() {
+fn cpu_executor_agrees_with_reference() {
     for (name, config) in all_models() {
         let mut model = stirred(&config);
         let mut exact = exact(&model);
@@ -309,7 +309,7 @@ fn fused_and_unfused(model: &mut Model) -> [Gradients; 2] {
 }
 
 #[test]
-fn fused_programs_compute_what_unfused_ones_do() {
+fn fused_programs_agree_with_unfused_ones() {
     for (name, config) in all_models_tied_or_not() {
         let [found, expected] = fused_and_unfused(&mut exact(&stirred(&config)));
         assert_close(&found, &expected, [1e-11; 2], &name);
@@ -333,7 +333,7 @@ fn is_summed_by_head(parameter: &str) -> bool {
 }
 
 #[test]
-fn fused_programs_give_the_bits_of_unfused_ones() {
+fn fused_programs_are_bit_identical_to_unfused_ones() {
     let mut compared = 0;
     for (name, config) in all_models_tied_or_not() {
         let [found, expected] = fused_and_unfused(&mut stirred(&config));
@@ -356,7 +356,7 @@ fn fused_programs_give_the_bits_of_unfused_ones() {
 }
 
 #[test]
-fn the_inventory_lists_the_parameters_that_the_model_has() {
+fn inventory_lists_all_parameters_of_the_model() {
     let activations = [Activation::Swiglu, Activation::Relu2];
     for (name, config) in all_models_tied_or_not() {
         for activation in activations {
@@ -406,7 +406,7 @@ fn the_inventory_lists_the_parameters_that_the_model_has() {
 }
 
 #[test]
-fn placements_share_the_initial_value_of_every_parameter_they_share() {
+fn shared_parameters_have_equal_initial_values() {
     let values = |name: &str| {
         let mut placement = named(name);
         // One initialization scheme for all; only the placement differs.

@@ -39,7 +39,7 @@ fn hybridnorm_is_post_norm_attention_with_a_norm_free_feed_forward() {
 }
 
 #[test]
-fn normed_skips_everywhere_are_post_norm_shifted_by_one_norm() {
+fn normed_skips_equal_post_norm_shifted_by_one_norm() {
     let entry = tiny(named("post-norm-entry"));
     let mut classic = named("post-norm");
     classic.embed.norm = true;
@@ -142,7 +142,7 @@ fn without_eps(name: &str) -> ModelConfig {
 }
 
 #[test]
-fn only_normed_projections_do_not_feel_their_scale() {
+fn only_normed_projections_are_scale_invariant() {
     let mut normed_parts = 0;
     for name in all_names() {
         let config = without_eps(name);
@@ -209,7 +209,7 @@ fn norm_parameters_per_block_are_counted_as_in_the_literature() {
 }
 
 #[test]
-fn star_differs_from_hybridnorm_in_its_first_block_only() {
+fn star_differs_from_hybridnorm_only_in_its_first_block() {
     let model = |name: &str| {
         let decoder = Decoder::new(&tiny(named(name))).unwrap();
         let names = decoder.registry().by_name().into_iter();
@@ -235,7 +235,7 @@ fn star_differs_from_hybridnorm_in_its_first_block_only() {
 }
 
 #[test]
-fn equal_experts_are_one_dense_feed_forward() {
+fn identical_experts_equal_a_dense_feed_forward() {
     let dense = tiny(named("hybridnorm"));
     let mut sparse = with_experts(dense.clone(), Scoring::Softmax);
     sparse.d_ff = 0;

@@ -12,7 +12,7 @@ use hybridnorm::plan::Options;
 use hybridnorm::train;
 
 #[test]
-fn logits_losses_and_gradients_are_those_of_the_reference() {
+fn logits_losses_and_gradients_match_the_reference() {
     for name in ["moe-pre-norm", "moe-hybridnorm-star"] {
         let json = json(&fixture(&format!("official/{name}.json")));
         let bytes = std::fs::read(fixture(&format!("official/{name}.safetensors"))).unwrap();
@@ -72,7 +72,7 @@ fn logits_losses_and_gradients_are_those_of_the_reference() {
 }
 
 #[test]
-fn experts_without_rows_are_refused() {
+fn experts_without_tokens_are_rejected() {
     let name = "moe-pre-norm";
     let json = json(&fixture(&format!("official/{name}.json")));
     let bytes = std::fs::read(fixture(&format!("official/{name}.safetensors"))).unwrap();

@@ -41,7 +41,7 @@ fn import(torch: &[u8]) -> Result<Model, Error> {
 }
 
 #[test]
-fn a_pytorch_file_gives_the_weights_of_the_safetensors_file() {
+fn pytorch_and_safetensors_files_give_equal_weights() {
     let torch = fs::read(fixture("hybridnorm-star.pt")).unwrap();
     let model = import(&torch).unwrap();
     let found = model.values();
@@ -63,7 +63,7 @@ fn a_pytorch_file_gives_the_weights_of_the_safetensors_file() {
 }
 
 #[test]
-fn a_damaged_pytorch_file_is_an_error_that_names_it() {
+fn corrupted_pytorch_file_is_named_in_the_error() {
     let whole = fs::read(fixture("hybridnorm-star.pt")).unwrap();
     let names_it = |error: Error| {
         let text = error.to_string();
@@ -84,7 +84,7 @@ fn a_damaged_pytorch_file_is_an_error_that_names_it() {
 }
 
 #[test]
-fn a_folder_without_weights_says_so() {
+fn folder_without_weights_is_an_error() {
     let folder = folder(b"");
     fs::remove_file(folder.path().join("model.pt")).unwrap();
     let error = official::import(folder.path(), Device::Cpu).unwrap_err();
@@ -96,7 +96,7 @@ fn a_folder_without_weights_says_so() {
 }
 
 #[test]
-fn settings_of_another_computation_are_refused() {
+fn unsupported_settings_are_rejected() {
     let folder = folder(b"");
     let path = folder.path().join("config.yaml");
     let config = fs::read_to_string(&path).unwrap();
@@ -174,7 +174,7 @@ fn archive(files: &[(&str, &[u8])], compression: CompressionMethod) -> Vec<u8> {
 }
 
 #[test]
-fn a_tensor_larger_than_its_file_is_refused_before_it_is_made() {
+fn tensor_larger_than_its_file_is_rejected_before_allocation() {
     // 4 GiB of one repeated element in a file of a few hundred bytes.
     let error = import(&torch_file(1, [1 << 15, 1 << 15], [0, 0])).unwrap_err();
     let text = error.to_string();
@@ -194,7 +194,7 @@ fn a_tensor_larger_than_its_file_is_refused_before_it_is_made() {
 }
 
 #[test]
-fn aliases_that_grow_without_end_are_refused() {
+fn exponential_yaml_aliases_are_rejected() {
     let folder = folder(b"");
     let mut yaml = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
     for level in 1..12 {

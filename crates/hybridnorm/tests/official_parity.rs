@@ -144,7 +144,7 @@ fn measure(name: &str) -> Deviations {
 }
 
 #[test]
-fn logits_loss_gradients_and_eight_steps_are_the_official_ones() {
+fn logits_loss_gradients_and_eight_steps_match_the_official_code() {
     for name in NAMES {
         let found = measure(name);
         println!(

@@ -28,7 +28,7 @@ fn read(path: &Path, field: &str, mut each: impl FnMut(String)) -> Result<Source
 }
 
 #[test]
-fn files_of_pyarrow_hold_what_was_written() {
+fn pyarrow_files_are_read_completely() {
     let expected: Vec<String> = (0..40)
         .filter(|row| ![5, 9, 11, 17].contains(row))
         .map(|row| format!("Row {row} of 40.{}", " wörd".repeat(row)))
@@ -59,7 +59,7 @@ fn files_of_pyarrow_hold_what_was_written() {
 }
 
 #[test]
-fn a_column_that_is_not_there_is_an_error_with_those_that_are() {
+fn missing_column_error_lists_existing_ones() {
     for (field, words) in [
         (
             "content",
@@ -75,7 +75,7 @@ fn a_column_that_is_not_there_is_an_error_with_those_that_are() {
 }
 
 #[test]
-fn a_damaged_file_is_an_error_that_names_it() {
+fn corrupted_file_is_named_in_the_error() {
     let folder = tempfile::tempdir().unwrap();
     for name in ["snappy", "zstd-v2", "brotli-delta", "lz4-dictionary"] {
         let whole = fs::read(fixtures().join(format!("{name}.parquet"))).unwrap();
@@ -102,7 +102,7 @@ fn a_damaged_file_is_an_error_that_names_it() {
 
 /// Rows and texts that contradict the metadata or the checksums are not read.
 #[test]
-fn no_row_is_lost_or_invented() {
+fn all_rows_are_read_once() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("changed.parquet");
     let whole = fs::read(fixtures().join("checksum.parquet")).unwrap();
@@ -142,7 +142,7 @@ fn no_row_is_lost_or_invented() {
 
 /// The type of a column is null if the writer saw no text in it.
 #[test]
-fn rows_of_a_column_of_nulls_are_counted() {
+fn null_rows_are_counted() {
     let folder = tempfile::tempdir().unwrap();
     for name in ["null.parquet", "snappy.parquet"] {
         fs::copy(fixtures().join(name), folder.path().join(name)).unwrap();
@@ -156,7 +156,7 @@ fn rows_of_a_column_of_nulls_are_counted() {
 }
 
 #[test]
-fn rows_behind_damage_are_left_out_and_counted() {
+fn rows_after_corruption_are_omitted_and_counted() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("changed.parquet");
     let whole = fs::read(fixtures().join("snappy.parquet")).unwrap();
@@ -188,7 +188,7 @@ fn rows_behind_damage_are_left_out_and_counted() {
 }
 
 #[test]
-fn a_table_without_rows_is_a_file_without_text() {
+fn empty_table_has_no_text() {
     let stats = read(&fixtures(), "text", drop);
     // The folder contains a script, and one file with another column.
     let error = stats.unwrap_err().to_string();

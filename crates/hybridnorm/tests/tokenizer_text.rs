@@ -30,7 +30,7 @@ fn streamed(tokenizer: &Tokenizer, context: &[u32], ids: &[u32]) -> String {
 }
 
 #[test]
-fn text_goes_on_from_its_prompt_with_every_decoder() {
+fn streaming_decoder_continues_a_prompt() {
     let space = json!({"type": "Replace", "pattern": {"String": "\u{2581}"}, "content": " "});
     let strip = json!({"type": "Strip", "content": " ", "start": 1, "stop": 0});
     let llama = json!({"type": "Sequence", "decoders":
@@ -131,7 +131,7 @@ const FORGED: [&str; 6] = [
 ];
 
 #[test]
-fn text_never_becomes_a_special_token() {
+fn text_is_never_encoded_as_special_tokens() {
     let split = json!({"type": "Whitespace"});
     let metaspace =
         json!({"type": "Metaspace", "replacement": "\u{2581}", "prepend_scheme": "always"});
@@ -198,7 +198,7 @@ fn text_never_becomes_a_special_token() {
 }
 
 #[test]
-fn text_spelled_like_the_end_token_survives_where_it_can_be_spelled() {
+fn literal_eos_text_survives_if_encodable() {
     let mut vocab = json!({"</s>": 0, "?": 1, "</": 2});
     for (id, c) in (3..).zip("a</s> ".chars()) {
         vocab[c.to_string()] = id.into();
@@ -212,7 +212,7 @@ fn text_spelled_like_the_end_token_survives_where_it_can_be_spelled() {
 }
 
 #[test]
-fn an_end_token_that_is_the_unknown_token_or_added_as_ordinary() {
+fn eos_that_is_unk_or_an_ordinary_added_token() {
     let vocab = json!({"</s>": 0, "red": 1});
     let model = json!({"type": "WordLevel", "unk_token": "</s>", "vocab": vocab});
     let mut json = file(Value::Null, model);
@@ -238,7 +238,7 @@ fn an_end_token_that_is_the_unknown_token_or_added_as_ordinary() {
 }
 
 #[test]
-fn chance_and_lengths_in_a_file_are_switched_off_and_said() {
+fn dropout_truncation_and_padding_are_disabled_and_noted() {
     let mut vocab = json!({"</s>": 0, "?": 1});
     for (id, token) in (2..).zip(["a", "b", "ab", "abab", "\u{2581}"]) {
         vocab[token] = id.into();
@@ -274,7 +274,7 @@ fn chance_and_lengths_in_a_file_are_switched_off_and_said() {
 }
 
 #[test]
-fn common_names_are_known_and_others_list_what_there_is() {
+fn unknown_tokenizer_names_list_known_ones() {
     let named = |name: &str| Tokenizer::from_spec(&name.parse::<TokenizerSpec>().unwrap());
     for (name, expected) in [
         ("gpt2", Tokenizer::r50k()),
@@ -295,7 +295,7 @@ fn common_names_are_known_and_others_list_what_there_is() {
 }
 
 #[test]
-fn long_documents_have_the_tokens_of_their_parts() {
+fn long_documents_are_encoded_in_pieces() {
     let line = "The kites  of May, 12 of them;\n\tan owl's nest \u{1f989}. ";
     let text = line.repeat(30_000);
     let bpe = Tokenizer::train_bpe(&[line, line], 300, &mut quiet).unwrap();
@@ -319,7 +319,7 @@ fn long_documents_have_the_tokens_of_their_parts() {
 }
 
 #[test]
-fn what_cannot_be_cut_is_refused_when_it_is_long() {
+fn long_indivisible_text_is_rejected() {
     let model = json!({"type": "BPE", "unk_token": "?", "merges": [],
         "vocab": {"?": 0, "</s>": 1, "a": 2}});
     let mut json = file(Value::Null, model);

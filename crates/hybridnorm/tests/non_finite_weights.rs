@@ -9,7 +9,7 @@ use hybridnorm::eval::{self, Sampling};
 use hybridnorm::model::{Model, ModelConfig};
 
 #[test]
-fn broken_weights_are_noticed() {
+fn non_finite_weights_are_detected() {
     let tokenizer = Tokenizer::bytes();
     let config = ModelConfig {
         vocab_size: tokenizer.vocab_size() + 40,

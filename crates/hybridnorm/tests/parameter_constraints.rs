@@ -13,7 +13,7 @@ fn pass(model: &mut Model) -> Found {
 }
 
 #[test]
-fn clipped_scores_are_at_their_limit_and_others_stay() {
+fn qk_clip_limits_logits_and_keeps_smaller_ones() {
     let one_block = |config: ModelConfig| ModelConfig {
         n_layers: 1,
         ..config
@@ -54,7 +54,7 @@ fn clipped_scores_are_at_their_limit_and_others_stay() {
 }
 
 #[test]
-fn a_clip_that_a_norm_takes_back_is_an_error() {
+fn qk_clip_undone_by_a_norm_is_an_error() {
     let of = |name: &str| tiny(named(name));
     for (config, words) in [
         (of("hybridnorm"), "block 0"),
@@ -91,7 +91,7 @@ fn lengths(data: &[f32], columns: usize, of_columns: Option<usize>) -> Vec<f32> 
 }
 
 #[test]
-fn unit_weights_have_unit_vectors_along_the_width() {
+fn unit_weights_are_normalized_along_d_model() {
     let d = 16;
     for config in [
         tiny(named("ngpt")),
@@ -119,7 +119,7 @@ fn unit_weights_have_unit_vectors_along_the_width() {
 }
 
 #[test]
-fn a_selection_bias_moves_against_the_load() {
+fn balancing_bias_moves_against_the_load() {
     let config = with_experts(tiny(named("pre-norm")), Scoring::Sigmoid);
     let model = |device| Model::new(&config, 1, device).unwrap();
     let routing = pass(&mut model(Device::Cpu)).routing;

@@ -59,7 +59,7 @@ fn alone(config: &Config) -> Trained {
 }
 
 #[test]
-fn at_the_same_time_on_different_numbers_of_threads() {
+fn concurrent_trainings_with_different_thread_counts() {
     let configs = [config(DENSE, 3), config(MOE, 3)];
     let expected = configs.each_ref().map(alone);
     for threads in [[1, 2], [2, 1]] {
@@ -94,7 +94,7 @@ fn at_the_same_time_on_different_numbers_of_threads() {
 }
 
 #[test]
-fn step_by_step_in_turn() {
+fn interleaved_trainings() {
     for feed_forward in [DENSE, MOE] {
         // Equal shapes, so that a buffer or a program of one would fit the other.
         let configs = [config(feed_forward, 3), config(feed_forward, 4)];

@@ -136,12 +136,12 @@ fn any_key() -> impl Strategy<Value = String> {
 
 proptest! {
     #[test]
-    fn any_text_is_a_configuration_or_an_error(text in "\\PC{0,200}") {
+    fn arbitrary_text_parses_or_errors(text in "\\PC{0,200}") {
         let _ = Config::parse(&text, &[]);
     }
 
     #[test]
-    fn any_settings_are_taken_or_refused(
+    fn arbitrary_settings_are_accepted_or_rejected(
         settings in prop::collection::vec((any_key(), any_value()).prop_map(|(k, v)| format!("{k}={v}")), 1..4),
         raw in "\\PC{0,20}",
     ) {
@@ -154,7 +154,7 @@ proptest! {
     }
 
     #[test]
-    fn damaged_text_is_a_configuration_or_an_error(
+    fn corrupted_configuration_parses_or_errors(
         at in any::<prop::sample::Index>(), len in 0..20_usize, new in "[\\PC\n]{0,10}",
     ) {
         let start = at.index(TEXT.len());
@@ -170,7 +170,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
 
     #[test]
-    fn random_bytes_are_no_checkpoint(
+    fn random_bytes_are_rejected_as_checkpoint(
         file in 0..3_usize, bytes in prop::collection::vec(any::<u8>(), 0..300),
     ) {
         let folder = tempfile::tempdir().unwrap();
@@ -179,7 +179,7 @@ proptest! {
     }
 
     #[test]
-    fn damaged_files_are_a_checkpoint_or_an_error(
+    fn corrupted_checkpoint_loads_or_errors(
         file in 0..3_usize, at in any::<prop::sample::Index>(), bit in 0..8_u8,
         digit in any::<prop::sample::Index>(),
     ) {
@@ -210,7 +210,7 @@ proptest! {
     }
 
     #[test]
-    fn a_damaged_tokenizer_is_a_tokenizer_or_an_error(
+    fn corrupted_tokenizer_loads_or_errors(
         at in any::<prop::sample::Index>(), bit in 0..8_u8,
     ) {
         static JSON: OnceLock<Vec<u8>> = OnceLock::new();

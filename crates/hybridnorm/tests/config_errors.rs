@@ -60,7 +60,7 @@ const RUST: [&str; 16] = [
 ];
 
 #[test]
-fn the_text_itself_is_right() {
+fn example_configuration_is_valid() {
     Config::parse(TEXT, &[]).unwrap();
 }
 
@@ -71,7 +71,7 @@ fn problem(setting: &str) -> Option<String> {
 }
 
 #[test]
-fn wrong_kinds_of_values_are_told_without_words_of_rust() {
+fn type_errors_do_not_mention_rust_types() {
     let values = [
         "true",
         "-1",
@@ -103,7 +103,7 @@ fn wrong_kinds_of_values_are_told_without_words_of_rust() {
 }
 
 #[test]
-fn natural_spellings_are_shown_what_is_right() {
+fn common_misspellings_are_corrected_in_the_error() {
     for (setting, words) in [
         ("model.n_layer=4", "did you mean `n_layers`"),
         ("model.hidden_size=4", "did you mean `d_model`"),
@@ -167,7 +167,7 @@ fn natural_spellings_are_shown_what_is_right() {
 }
 
 #[test]
-fn words_of_the_algebra_are_read_with_dashes_too() {
+fn placement_values_accept_dashes() {
     for (dashes, underscores) in [
         (
             "model.placement={base='pre-norm',block={attn_inner={q_norm='per-head'}}}",

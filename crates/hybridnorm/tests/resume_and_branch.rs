@@ -44,7 +44,7 @@ fn files(run: &Path) -> Vec<(String, Vec<u8>)> {
 }
 
 #[test]
-fn a_run_that_goes_on_ends_in_the_bits_of_one_that_never_stopped() {
+fn resumed_run_is_bit_identical_to_an_uninterrupted_one() {
     let moe = "moe = { n_experts = 4, top_k = 2, d_expert = 8, n_shared = 1, bias_rate = 0.01 }";
     let mla = "d_ff = 24\n\
                mla = { q_rank = 12, kv_rank = 8, nope_dim = 4, rope_dim = 4, v_dim = 4 }";
@@ -99,7 +99,7 @@ fn branched(from: &Config, config: &Config, folder: &Path) -> Trainer {
 }
 
 #[test]
-fn a_branch_with_another_rule_begins_with_moments_of_its_own() {
+fn branch_with_another_optimizer_starts_with_zero_moments() {
     let model = format!("placement = \"pre-norm\"\n{MOE}");
     let [adamw, muon] = ["", "kind = \"muon\""].map(|optimizer| config(&model, optimizer));
     for (from, to) in [(&adamw, &muon), (&muon, &adamw)] {
@@ -114,7 +114,7 @@ fn a_branch_with_another_rule_begins_with_moments_of_its_own() {
 }
 
 #[test]
-fn a_branch_keeps_no_rows_that_were_for_something_else() {
+fn branch_starts_moments_of_unshared_parameters_at_zero() {
     let of = |model: &str| config(&format!("placement = \"pre-norm\"\n{model}"), "");
     let other = of("moe = { n_experts = 8, top_k = 2, d_expert = 4 }");
     let folder = tempfile::tempdir().unwrap();
@@ -132,7 +132,7 @@ fn a_branch_keeps_no_rows_that_were_for_something_else() {
 }
 
 #[test]
-fn a_branch_into_unit_weights_begins_with_them() {
+fn branch_to_unit_weights_normalizes_initial_weights() {
     let [from, to] = ["pre-norm", "ngpt"].map(|name| {
         let model = format!("placement = \"{name}\"\nd_ff = 24");
         config(&model, "weight_decay = 0.0")
