@@ -84,14 +84,14 @@ fn opening_prepared_folders() {
     let error = opened(&[&a, &other], Split::Train, &options)
         .unwrap_err()
         .to_string();
-    assert!(error.contains("made with tokenizer bpe:300"), "{error}");
+    assert!(error.contains("tokenized with bpe:300"), "{error}");
     let asked = OpenOptions {
         tokenizer: spec("r50k"),
         ..options.clone()
     };
     let error = opened(&[&a], Split::Train, &asked).unwrap_err().to_string();
     assert!(
-        error.contains("r50k (50257 tokens) is used here"),
+        error.contains("r50k (50257 tokens) was requested"),
         "{error}"
     );
 
@@ -166,7 +166,7 @@ fn opening_ready_files() {
     let error = opened(&[&room.path("a.bin")], Split::Train, &options)
         .unwrap_err()
         .to_string();
-    assert!(error.contains("needs the vocabulary's size"), "{error}");
+    assert!(error.contains("vocab_size is missing"), "{error}");
     options.vocab_size = Some(100);
     assert_eq!(
         opened(&[&room.path("a.bin")], Split::Train, &options)
@@ -192,7 +192,7 @@ fn opening_ready_files() {
     let error = opened(&[&room.path("a.bin")], Split::Validation, &options)
         .unwrap_err()
         .to_string();
-    assert!(error.contains("no held-out part"), "{error}");
+    assert!(error.contains("no validation split"), "{error}");
     options.vocab_size = Some(99);
     let error = opened(&[&room.path("a.bin")], Split::Train, &options)
         .unwrap_err()
@@ -211,7 +211,10 @@ fn opening_what_is_not_data() {
         (room.path("none"), "no such file or folder"),
         (room.path("none.npy"), "no such file or folder"),
         (room.path("*.npy"), "no file matches"),
-        ("stories:4".to_owned(), "raw text needs a tokenizer"),
+        (
+            "stories:4".to_owned(),
+            "tokenizer is missing, required for raw text",
+        ),
     ] {
         let error = opened(&[&path], Split::Train, &options)
             .unwrap_err()

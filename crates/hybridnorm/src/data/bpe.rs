@@ -49,9 +49,11 @@ impl BpeTrainer {
     /// If `vocab_size` is below 257 or above 1,000,000.
     pub fn new(vocab_size: usize) -> Result<Self> {
         if !(257..=1_000_000).contains(&vocab_size) {
-            return Err(Error::config(format!(
-                "bpe:{vocab_size}: a byte-level vocabulary has 257 to 1000000 tokens"
-            )));
+            return Err(Error::out_of_range(
+                "vocabulary size of bpe",
+                vocab_size,
+                "257 to 1000000",
+            ));
         }
         let words = SysRegex::new(WORDS).map_err(|error| Error::config(error.to_string()))?;
         Ok(Self {

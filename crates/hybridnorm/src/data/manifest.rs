@@ -394,7 +394,7 @@ impl Manifest {
             ),
         ] {
             if read != written {
-                return Err(format!("{read} {what} were read and {written} written"));
+                return Err(format!("{read} {what} read but {written} written"));
             }
         }
         Ok(())
@@ -466,7 +466,7 @@ impl SplitRecord {
         ] {
             if all != of_shards {
                 return Err(format!(
-                    "{split}: {all} {what} in all, but the shards have {of_shards}"
+                    "{split}: {all} {what} in total, but the shards contain {of_shards}"
                 ));
             }
         }

@@ -67,7 +67,7 @@ pub(super) fn parse(file: &[u8]) -> Result<Array, String> {
 fn data_offset(file: &[u8]) -> Result<usize, String> {
     let (before, length) = match *file {
         _ if !is_numpy(file) => return Err("not a NumPy file".into()),
-        _ if file.len() < 12 => return Err("cut short within its header".into()),
+        _ if file.len() < 12 => return Err("truncated within its header".into()),
         [_, _, _, _, _, _, 1, _, a, b, ..] => (10, u16::from_le_bytes([a, b]).into()),
         [_, _, _, _, _, _, 2 | 3, _, a, b, c, d, ..] => {
             (12, u32::from_le_bytes([a, b, c, d]) as usize)
@@ -75,7 +75,7 @@ fn data_offset(file: &[u8]) -> Result<usize, String> {
         [_, _, _, _, _, _, major, minor, ..] => {
             return Err(format!("NumPy format {major}.{minor}, expected 1.0 to 3.0"));
         }
-        _ => return Err("cut short within its header".into()),
+        _ => return Err("truncated within its header".into()),
     };
     if length > HEADER_LIMIT {
         return Err(format!(
@@ -84,7 +84,7 @@ fn data_offset(file: &[u8]) -> Result<usize, String> {
     }
     match before + length {
         end if end <= file.len() => Ok(end),
-        _ => Err("cut short within its header".into()),
+        _ => Err("truncated within its header".into()),
     }
 }
 
@@ -221,7 +221,7 @@ mod tests {
                 "too large",
             ),
             (file("'<u2'", "False", &nested, 2), "nested"),
-            (b"\x93NUMPY\x01\x00".to_vec(), "cut short"),
+            (b"\x93NUMPY\x01\x00".to_vec(), "truncated"),
             (b"\x93NUMPY\x09\x00\x00\x00\x00\x00".to_vec(), "format 9.0"),
             (b"\x93NUMPY\x02\x00\xff\xff\xff\xff".to_vec(), "a header of"),
         ] {

@@ -14,7 +14,7 @@ use super::prepare::{PrepareOptions, prepare, prepare_with};
 use super::ready::{self, ReadyTokens};
 use super::shard::{PreparedFolder, TokenStream};
 use super::source::kind::KNOWN_KINDS;
-use super::source::{Sources, is_text_input};
+use super::source::{Sources, invalid_pattern, is_text_input};
 use super::tokenizer::{Tokenizer, TokenizerSpec};
 use super::windows::Windows;
 
@@ -120,7 +120,7 @@ pub fn open(
     progress: ProgressFn,
 ) -> Result<Opened> {
     if paths.is_empty() {
-        return Err(Error::config("no data was named"));
+        return Err(Error::missing("data path", ""));
     }
     let mut entries = Vec::new();
     let mut text = Vec::new();
@@ -184,7 +184,7 @@ pub fn is_raw_text(input: &str) -> Result<bool> {
 fn classify(given: &str) -> Result<Option<Vec<Entry>>> {
     let path = Path::new(given);
     if given.is_empty() {
-        return Err(Error::config("data are named by the empty string"));
+        return Err(Error::invalid_value("data path", "a data path is empty"));
     }
     if files::is_dir(path)? {
         return if PreparedFolder::is_prepared(path)? {
@@ -220,8 +220,7 @@ fn classify(given: &str) -> Result<Option<Vec<Entry>>> {
 }
 
 fn matching(pattern: &str, suffix: &str) -> Result<Vec<Entry>> {
-    let paths = glob::glob(pattern)
-        .map_err(|error| Error::config(format!("`{pattern}` is not a valid pattern: {error}")))?;
+    let paths = glob::glob(pattern).map_err(|error| invalid_pattern(pattern, &error))?;
     let mut found = Vec::new();
     for path in paths {
         let path = path.map_err(|error| {
@@ -234,7 +233,10 @@ fn matching(pattern: &str, suffix: &str) -> Result<Vec<Entry>> {
         found.push(format!("{name}{suffix}"));
     }
     if found.is_empty() {
-        return Err(Error::config(format!("no file matches `{pattern}`")));
+        return Err(Error::invalid_value(
+            "data path",
+            format!("no file matches `{pattern}`"),
+        ));
     }
     found.sort();
     Ok(found.into_iter().map(Entry::Ready).collect())
@@ -258,9 +260,10 @@ fn check_named_once(entries: &[Entry]) -> Result<()> {
                 true => String::new(),
                 false => format!(" (also as {other})"),
             };
-            return Err(Error::config(format!(
-                "{name} is named twice{also}, and its tokens would count twice; name it once"
-            )));
+            return Err(Error::invalid_value(
+                "data path",
+                format!("{name} is given twice{also}; list it once"),
+            ));
         }
     }
     Ok(())
@@ -284,8 +287,8 @@ fn agreed_tokenizer(entries: &[Entry], options: &OpenOptions) -> Result<Option<T
             return Err(Error::format(
                 folder.folder(),
                 format!(
-                    "made with tokenizer {} ({} tokens), but {spec} is asked for; leave the \
-                     tokenizer out to take the folder's, or prepare the text again",
+                    "tokenized with {} ({} tokens), but {spec} was requested; omit the tokenizer \
+                     to use that of the folder, or prepare the text again",
                     theirs.name(),
                     theirs.vocab_size()
                 ),
@@ -296,7 +299,7 @@ fn agreed_tokenizer(entries: &[Entry], options: &OpenOptions) -> Result<Option<T
                 return Err(Error::format(
                     folder.folder(),
                     format!(
-                        "made with tokenizer {} ({} tokens), but {} ({} tokens) is used here; prepare the text again with that",
+                        "tokenized with {} ({} tokens), but {} ({} tokens) was requested; prepare the text again with the requested tokenizer",
                         theirs.name(),
                         theirs.vocab_size(),
                         ours.name(),
@@ -322,9 +325,7 @@ fn tokenized(
         (Some(tokenizer), _) => tokenizer.fingerprint().to_owned(),
         (None, Some(TokenizerChoice::Spec(spec))) => spec.to_string(),
         _ => {
-            return Err(Error::config(
-                "raw text needs a tokenizer: bytes, r50k, cl100k, bpe:N, or the path of a tokenizer.json",
-            ));
+            return Err(no_tokenizer());
         }
     };
     let mut contents = vec![Sources::resolve(inputs, &options.prepare.source)?.fingerprint()?];
@@ -337,7 +338,10 @@ fn tokenized(
     let key = key.to_string();
     let name = format!("text-{}", &files::sha256(key.as_bytes())[..24]);
     let cache = options.cache.as_ref().ok_or_else(|| {
-        Error::config("nowhere to keep tokenized text: set XDG_CACHE_HOME or HOME")
+        Error::missing(
+            "cache folder for tokenized text",
+            ": set XDG_CACHE_HOME or HOME",
+        )
     })?;
     let folder = cache.join(&name);
     if let Some(prepared) = cached(&folder, options.verify) {
@@ -366,7 +370,7 @@ fn tokenized(
             prepare(inputs, spec, &folder, prepared, progress)
         }
         (Some(tokenizer), _) => prepare_with(inputs, tokenizer, &folder, prepared, progress),
-        (None, _) => Err(Error::config("raw text needs a tokenizer")),
+        (None, _) => Err(no_tokenizer()),
     }?;
     PreparedFolder::open(&folder)
 }
@@ -403,18 +407,22 @@ fn collect(
                 }
             }
             Entry::Ready(input) if split == Split::Validation => {
-                return Err(Error::config(format!(
-                    "{input}: a token file has no held-out part; name validation data separately"
-                )));
+                return Err(Error::invalid_value(
+                    "split",
+                    format!(
+                        "{input}: a token file has no validation split; specify validation data separately"
+                    ),
+                ));
             }
             Entry::Ready(input) => {
                 let vocab_size = options
                     .vocab_size
                     .or(tokenizer.map(Tokenizer::vocab_size))
                     .ok_or_else(|| {
-                        Error::config(format!(
-                            "{input}: a token file needs the vocabulary's size; set vocab_size or the tokenizer"
-                        ))
+                        Error::missing(
+                            "vocab_size",
+                            format!(": required for token file {input} without a tokenizer"),
+                        )
                     })?;
                 let ready = ReadyTokens::open(input, vocab_size)?;
                 // Pushing computes the fingerprint, which reads and checks every token.
@@ -434,22 +442,22 @@ fn too_short(paths: &[String], split: Split, windows: Windows, dataset: &TokenDa
     let (what, advice) = match split {
         Split::Validation => (
             "validation tokens",
-            "hold out a larger fraction, name validation data separately",
+            "hold out a larger fraction, specify validation data separately",
         ),
         Split::Train => ("training tokens", "use more text"),
         Split::All => ("tokens", "use more text"),
     };
     let (paths, found) = (paths.join(", "), dataset.tokens());
-    Error::config(match windows {
+    let problem = match windows {
         Windows::All if found == 0 && split == Split::Validation => {
-            format!("{paths}: nothing is held out: 0 validation tokens; evaluate another split")
+            format!("{paths}: the validation split is empty; evaluate another split")
         }
         Windows::All => format!(
-            "{paths}: {found} {what}, nothing to measure: a target needs a token before it in its stream"
+            "{paths}: {found} {what}: no targets, since every target needs a preceding token in its stream"
         ),
         Windows::Whole { .. } if dataset.has_rows() => format!(
-            "{paths}: {found} {what} in rows, none of which holds a whole sequence of {} and its targets; use a \
-             shorter sequence length, or measure all windows (--windows all)",
+            "{paths}: {found} {what} in rows, none of which contains a complete sequence of {} and its targets; \
+             use a shorter sequence length, or evaluate all windows (--windows all)",
             dataset.seq_len()
         ),
         Windows::Whole { .. } => format!(
@@ -457,5 +465,13 @@ fn too_short(paths: &[String], split: Split, windows: Windows, dataset: &TokenDa
              sequence length",
             dataset.seq_len()
         ),
-    })
+    };
+    Error::invalid_value("data path", problem)
+}
+
+fn no_tokenizer() -> Error {
+    Error::missing(
+        "tokenizer",
+        ", required for raw text: bytes, r50k, cl100k, bpe:N, or the path of a tokenizer.json",
+    )
 }

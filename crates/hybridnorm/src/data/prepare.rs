@@ -135,12 +135,14 @@ impl<'j> Job<'j> {
     fn new(inputs: &[String], out: &Path, options: &'j PrepareOptions) -> Result<Self> {
         let fraction = options.validation_fraction;
         if !(0.0..1.0).contains(&fraction) {
-            return Err(Error::config(format!(
-                "validation_fraction is {fraction}; expected at least 0 and below 1"
-            )));
+            return Err(Error::out_of_range(
+                "validation_fraction",
+                fraction,
+                "at least 0 and below 1",
+            ));
         }
         if options.shard_tokens == 0 {
-            return Err(Error::config("shard_tokens is 0"));
+            return Err(Error::out_of_range("shard_tokens", 0, "at least 1"));
         }
         let out = files::through_links(out)?;
         room::check(&out, options.overwrite)?;
@@ -150,7 +152,7 @@ impl<'j> Job<'j> {
                 let mut all = Sources::resolve_all(&[inputs, more], &options.source)?;
                 let validation = all.pop();
                 let sources = all.pop();
-                let sources = sources.ok_or_else(|| Error::config("no input text was named"))?;
+                let sources = sources.ok_or_else(|| Error::missing("input text", ""))?;
                 (sources, validation)
             }
         };
@@ -243,9 +245,10 @@ impl<'j> Job<'j> {
     fn check_separators(&self, found: u64) -> Result<()> {
         let source = &self.options.source;
         match &source.separator {
-            Some(separator) if found == 0 && !source.may_be_unused => Err(Error::config(format!(
-                "separator `{separator}` occurs nowhere in the plain text files of the inputs"
-            ))),
+            Some(separator) if found == 0 && !source.may_be_unused => Err(Error::no_effect(
+                "separator",
+                format!(": `{separator}` does not occur in any plain text input"),
+            )),
             _ => Ok(()),
         }
     }

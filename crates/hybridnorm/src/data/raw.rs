@@ -99,7 +99,7 @@ pub(super) fn detect(
 ) -> Result<(Dtype, Option<String>), String> {
     if let Some(kind) = foreign_kind(file) {
         return Err(format!(
-            "{kind}, not raw tokens; if it is tokens nonetheless, name their type: `{path}:u16` or `{path}:u32`"
+            "{kind}, not raw tokens; if it contains tokens nonetheless, specify their type: `{path}:u16` or `{path}:u32`"
         ));
     }
     let scan = Scan::new(file);
@@ -114,22 +114,22 @@ pub(super) fn detect(
     let is_blank = scan.largest(Dtype::U32) == 0;
     if wide == Dtype::U32 && scan.only_even(Dtype::U32) >= ENOUGH {
         return Err(format!(
-            "every second 32-bit number is 0, as in u64 tokens, but {} bytes are no multiple of 8: the file is cut \
-             short; if it holds u32 tokens nonetheless, write `{path}:u32`",
+            "every second 32-bit number is 0, as in u64 tokens, but {} bytes are not a multiple of 8: the file is \
+             truncated; if it contains u32 tokens nonetheless, write `{path}:u32`",
             scan.bytes
         ));
     }
     if wide == Dtype::U16 && by_vocabulary == Dtype::U32 {
         return Err(format!(
-            "the bytes are no u32 tokens below {vocab_size}, but u16 tokens up to {}, which hold only a part of a \
-             vocabulary of {vocab_size}; if the vocabulary's size is right, write `{path}:u16`",
+            "the bytes are not u32 tokens below {vocab_size}, but u16 tokens up to {}, which cover only a part of a \
+             vocabulary of {vocab_size}; if the vocabulary size is correct, write `{path}:u16`",
             scan.largest(Dtype::U16)
         ));
     }
     if wide == Dtype::U16 && scan.alternates() {
         return Err(format!(
-            "nearly every second 16-bit number is 0, as in 32-bit tokens beyond the vocabulary of {vocab_size} or in \
-             another byte order; name the type: `{path}:u16` or `{path}:u32`"
+            "nearly every second 16-bit number is 0, as in 32-bit tokens outside the vocabulary of {vocab_size} or in \
+             another byte order; specify the type: `{path}:u16` or `{path}:u32`"
         ));
     }
     if wide == by_vocabulary && !is_blank {
@@ -141,7 +141,7 @@ pub(super) fn detect(
             _ => Dtype::U16,
         };
         return Err(format!(
-            "its type cannot be told from its bytes: {} tokens of {}, or {} of {}, every second of which is 0; name \
+            "ambiguous integer type: {} tokens of {}, or {} of {}, every second of which is 0; specify \
              it: {}",
             scan.bytes / wide.size() as u64,
             wide.name(),
@@ -158,7 +158,7 @@ pub(super) fn detect(
     Ok((
         wide,
         Some(format!(
-            "{path}: read as {}, since as {} every second token would be 0; `{path}:{0}` says so without this note",
+            "{path}: read as {}, since as {} every second token would be 0; use `{path}:{0}` to omit this note",
             wide.name(),
             match wide {
                 Dtype::U64 => "u32",
@@ -183,7 +183,7 @@ pub(super) fn contradiction(file: &[u8], path: &str, named: Dtype) -> Option<Str
     let whole = scan.bytes.is_multiple_of(wider.size() as u64);
     (whole && scan.only_even(narrow) >= ENOUGH).then(|| {
         format!(
-            "{path}: read as {}, as its name says, but every second token is 0, as if it were {}",
+            "{path}: read as {}, as specified, but every second token is 0, as if it were {}",
             named.name(),
             wider.name()
         )
@@ -196,18 +196,18 @@ fn nothing_fits(file: &[u8], path: &str, vocab_size: usize) -> String {
             let (name, size) = (dtype.name(), dtype.size());
             if !file.len().is_multiple_of(size) {
                 let bytes = file.len();
-                return format!("no {name}, since {bytes} bytes are no multiple of {size}");
+                return format!("not {name}, since {bytes} bytes are not a multiple of {size}");
             }
             let mut tokens = file.chunks_exact(size).map(|bytes| dtype.value(bytes));
             let beyond = tokens.position(|token| token >= vocab_size as i128);
             let position = beyond.unwrap_or_default();
             let token = dtype.value(&file[position * size..(position + 1) * size]);
-            format!("as {name} there is token {token} at position {position}")
+            format!("as {name}: token {token} at position {position}")
         })
         .join(", ");
     format!(
-        "no tokens below the vocabulary's size {vocab_size}: {readings}; correct the vocabulary's size or the tokenizer, \
-         or name another type, as in `{path}:u8`"
+        "no token type fits the vocabulary size {vocab_size}: {readings}; correct the vocabulary size or the tokenizer, \
+         or specify another type, as in `{path}:u8`"
     )
 }
 
@@ -341,7 +341,7 @@ mod tests {
         asked(
             &le::<2>(ids(500, 60)),
             70_000,
-            &["no u32 tokens below 70000", "f.bin:u16"],
+            &["not u32 tokens below 70000", "f.bin:u16"],
         );
         // 32-bit tokens of which few are beyond 16 bits.
         let mut mixed: Vec<u64> = ids(500, 40_000).collect();
@@ -360,12 +360,12 @@ mod tests {
             &le::<2>(ids(500, 900)),
             800,
             &[
-                "below the vocabulary's size 800",
-                "as u16 there is token 8",
-                "as u32 there is token",
+                "fits the vocabulary size 800",
+                "as u16: token 8",
+                "as u32: token",
             ],
         );
-        asked(b"abc", 800, &["3 bytes are no multiple of 2"]);
+        asked(b"abc", 800, &["3 bytes are not a multiple of 2"]);
     }
 
     #[test]

@@ -22,16 +22,22 @@ pub(super) fn check(out: &Path, overwrite: bool) -> Result<()> {
     }
     // Damaged prepared data counts too, and may be prepared again.
     if !files::exists(out.join(RECORD_NAME))? {
-        return Err(Error::config(format!(
-            "{}: holds something else; choose an empty folder",
-            out.display()
-        )));
+        return Err(Error::exists(
+            out,
+            format!(
+                "{}: contains other files; choose an empty folder",
+                out.display()
+            ),
+        ));
     }
     if !overwrite {
-        return Err(Error::config(format!(
-            "{}: already holds prepared data; choose another folder, or allow overwriting (--overwrite)",
-            out.display()
-        )));
+        return Err(Error::exists(
+            out,
+            format!(
+                "{}: already holds prepared data; choose another folder, or allow overwriting (--overwrite)",
+                out.display()
+            ),
+        ));
     }
     holds_only_ours(out)
 }
@@ -52,11 +58,14 @@ pub(super) fn holds_only_ours(folder: &Path) -> Result<()> {
             .to_str()
             .is_some_and(|name| is_ours(files::temporary_of(name).unwrap_or(name)));
         if !kind.is_file() || !by_name {
-            return Err(Error::config(format!(
-                "{}: holds other files ({}); choose an empty folder",
-                folder.display(),
-                name.display()
-            )));
+            return Err(Error::exists(
+                folder,
+                format!(
+                    "{}: contains other files ({}); choose an empty folder",
+                    folder.display(),
+                    name.display()
+                ),
+            ));
         }
     }
     Ok(())

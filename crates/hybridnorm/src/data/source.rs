@@ -213,8 +213,7 @@ impl Sources {
     /// an unknown kind; or if an option has no effect on them.
     pub fn resolve(inputs: &[String], options: &SourceOptions) -> Result<Self> {
         let mut all = Self::resolve_all(&[inputs], options)?;
-        all.pop()
-            .ok_or_else(|| Error::config("no input text was named"))
+        all.pop().ok_or_else(|| Error::missing("input text", ""))
     }
 
     /// Resolves several lists of inputs as [`Sources::resolve`] does; every option must have an effect on at
@@ -226,7 +225,7 @@ impl Sources {
         let mut stories = HashMap::new();
         for (list, inputs) in lists.iter().enumerate() {
             if inputs.is_empty() {
-                return Err(Error::config("no input text was named"));
+                return Err(Error::missing("input text", ""));
             }
             let mut found = Vec::new();
             for given in *inputs {
@@ -304,11 +303,12 @@ impl Sources {
 fn check_effect(all: &[Sources], options: &SourceOptions) -> Result<()> {
     let default = SourceOptions::default();
     if options.separator.as_deref() == Some("") {
-        return Err(Error::config("separator is the empty string"));
+        return Err(Error::invalid_value("separator", "separator is empty"));
     }
     if options.separator.is_some() && options.document_chars != default.document_chars {
-        return Err(Error::config(
-            "document_chars has no effect beside separator, which alone says where documents end",
+        return Err(Error::no_effect(
+            "document_chars",
+            " together with separator",
         ));
     }
     let files = all.iter().flat_map(Sources::files).flatten();
@@ -338,16 +338,17 @@ fn check_effect(all: &[Sources], options: &SourceOptions) -> Result<()> {
         .find(|(_, is_given, is_used)| *is_given && !is_used)
     {
         None => Ok(()),
-        Some((name @ ("separator" | "document_chars"), _, _)) => Err(Error::config(format!(
-            "{name} has no effect: no plain text file (`.txt`, `.text`, `.md`) is among the inputs"
-        ))),
-        Some((name, _, _)) => Err(Error::config(format!(
-            "{name} has no effect: no {} is among the inputs",
-            match *name {
+        Some((name, _, _)) => {
+            let kind = match *name {
+                "separator" | "document_chars" => "plain text file (`.txt`, `.text`, `.md`)",
                 "skip_bad" => "file",
                 _ => "JSON or Parquet file",
-            }
-        ))),
+            };
+            Err(Error::no_effect(
+                *name,
+                format!(": no {kind} is among the inputs"),
+            ))
+        }
     }
 }
 
@@ -359,18 +360,29 @@ fn new_stories(given: &str, list: usize, known: &mut HashMap<u64, (u64, usize)>)
             known.insert(stories.seed, (stories.count, list));
             Ok(Kind::Stories(stories, 0))
         }
-        Some((_, other)) if *other != list => Err(Error::config(format!(
-            "{given}: stories of the same seed are training text and validation text, which would measure what \
-             was learned; name another seed, as in `stories:{}:{}`",
-            stories.count,
-            stories.seed + 1
-        ))),
+        Some((_, other)) if *other != list => Err(Error::invalid_value(
+            "input text",
+            format!(
+                "{given}: stories of the same seed are both training text and validation text, so validation would \
+                 measure memorized text; use another seed, as in `stories:{}:{}`",
+                stories.count,
+                stories.seed + 1
+            ),
+        )),
         Some((count, _)) => {
             let first = stories.count.min(*count);
             *count = stories.count.max(*count);
             Ok(Kind::Stories(stories, first))
         }
     }
+}
+
+/// Returns the error for an invalid glob pattern.
+pub(super) fn invalid_pattern(pattern: &str, error: &glob::PatternError) -> Error {
+    Error::invalid_value(
+        "pattern",
+        format!("`{pattern}` is not a valid pattern: {error}"),
+    )
 }
 
 fn resolve(given: &str, filter: &mut Filter, reached: &mut Reached) -> Result<Kind> {
@@ -384,7 +396,7 @@ fn resolve(given: &str, filter: &mut Filter, reached: &mut Reached) -> Result<Ki
     }
     let path = Path::new(given);
     if given.is_empty() {
-        return Err(Error::config("an input is the empty string"));
+        return Err(Error::invalid_value("input text", "an input path is empty"));
     }
     match std::fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => {

@@ -42,9 +42,12 @@ impl FromStr for Stories {
 
     fn from_str(text: &str) -> Result<Self, Error> {
         let wrong = || {
-            Error::config(format!(
-                "`{text}` is not `stories`, `stories:N` or `stories:N:SEED` with N at least 1"
-            ))
+            Error::invalid_value(
+                "input text",
+                format!(
+                    "`{text}` is not `stories`, `stories:N` or `stories:N:SEED` with N at least 1"
+                ),
+            )
         };
         let mut parts = text.split(':');
         if parts.next() != Some("stories") {

@@ -137,17 +137,21 @@ impl Tokenizer {
             TokenizerSpec::Bytes => Ok(Self::bytes()),
             TokenizerSpec::R50k => Ok(Self::r50k()),
             TokenizerSpec::Cl100k => Ok(Self::cl100k()),
-            TokenizerSpec::Bpe { .. } => Err(Error::config(format!(
-                "`{spec}` must be trained on text first; prepare data with it"
-            ))),
+            TokenizerSpec::Bpe { .. } => Err(Error::invalid_value(
+                "tokenizer",
+                format!("`{spec}` must be trained on text first; prepare data with it"),
+            )),
             TokenizerSpec::Path(path)
                 if path.components().count() == 1 && !files::exists(path)? =>
             {
                 let known = TokenizerSpec::by_common_name(&spec.to_string());
                 let known = known.ok_or_else(|| {
-                    Error::config(format!(
-                        "`{spec}` is not a tokenizer: expected bytes, r50k (also gpt2), cl100k (also gpt4), bpe:N, or the path of a tokenizer.json or of a folder that holds one"
-                    ))
+                    Error::invalid_value(
+                        "tokenizer",
+                        format!(
+                            "`{spec}` is not a tokenizer: expected bytes, r50k (also gpt2), cl100k (also gpt4), bpe:N, or the path of a tokenizer.json or of a folder that holds one"
+                        ),
+                    )
                 })?;
                 Self::from_spec(&known)
             }
@@ -272,7 +276,7 @@ impl Tokenizer {
         let find_end = |id_of: &dyn Fn(&str) -> Option<u32>| {
             match eos {
             Some(name) => id_of(name)
-                .ok_or_else(|| format!("no token `{name}`, which is named as its end of text")),
+                .ok_or_else(|| format!("the configured eos_token `{name}` is not in the vocabulary")),
             None => END_NAMES.iter().find_map(|name| id_of(name)).ok_or_else(|| {
                 format!(
                     "no end-of-text token; put `{{\"eos_token\": \"...\"}}` in a {CONFIG_NAME} beside it"
@@ -280,7 +284,8 @@ impl Tokenizer {
             }),
         }
         };
-        let (foreign, eos) = Foreign::read(file, find_end).map_err(Error::config)?;
+        let (foreign, eos) = Foreign::read(file, find_end)
+            .map_err(|problem| Error::invalid_value(JSON_NAME, problem))?;
         let fingerprint =
             files::sha256(format!("hybridnorm tokenizer 1 json {eos} {digest}").as_bytes());
         Ok(Self {
@@ -349,12 +354,16 @@ impl Tokenizer {
         if !json.may_drop() {
             return Ok(vec![0; texts.len()]);
         }
-        let named = |problem| Error::config(format!("{}: {problem}", self.name));
         let dropped = in_parallel(texts, threads, |text| json.dropped_chars(text));
         dropped
             .into_iter()
-            .map(|found| found.map_err(named))
+            .map(|found| found.map_err(|problem| self.text_error(&problem)))
             .collect()
+    }
+
+    /// Returns the error for a text that cannot be encoded.
+    fn text_error(&self, problem: &str) -> Error {
+        Error::invalid_value("text", format!("{}: {problem}", self.name))
     }
 
     /// Returns the id of the unknown token, if there is one other than the end-of-text token.

@@ -19,10 +19,10 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::omissions::{LeftOut, Unit};
 
-use super::expand;
 use super::kind::{KNOWN_KINDS, file_kind};
+use super::{expand, invalid_pattern};
 
-const NOT_CHOSEN: &str = "not chosen by include and exclude";
+const NOT_CHOSEN: &str = "not selected by include/exclude";
 
 /// The files of one input.
 #[derive(Debug, Clone, Default)]
@@ -58,11 +58,14 @@ impl Reached {
         match self.files.insert(identity, self.list) {
             None => Ok(true),
             Some(list) if list == self.list => Ok(false),
-            Some(_) => Err(Error::config(format!(
-                "{} is named as training text and as validation text, which would measure what was learned; \
-                 leave it out of one",
-                path.display()
-            ))),
+            Some(_) => Err(Error::invalid_value(
+                "input text",
+                format!(
+                    "{} is both training text and validation text, so validation would measure memorized text; \
+                     remove it from one",
+                    path.display()
+                ),
+            )),
         }
     }
 }
@@ -94,8 +97,7 @@ impl Files {
 
     fn repeat(&mut self, path: &Path) {
         let example = Some(path.display().to_string());
-        self.left_out
-            .add(Unit::Files, "a file that was reached before", 1, example);
+        self.left_out.add(Unit::Files, "duplicate file", 1, example);
         self.repeated += 1;
     }
 }
@@ -141,13 +143,16 @@ impl Filter {
         for (option, rules) in [("include", &self.include), ("exclude", &self.exclude)] {
             if let Some(rule) = rules.iter().find(|rule| !rule.is_used) {
                 let which = match option == "exclude" && !self.include.is_empty() {
-                    true => "text file that include chose",
+                    true => "text file selected by include",
                     false => "text file of the inputs",
                 };
-                return Err(Error::config(format!(
-                    "{option} `{}`: matches no {which} (a pattern with `/` is compared with the path below the input, one without with every name in it)",
-                    rule.pattern
-                )));
+                return Err(Error::invalid_value(
+                    option,
+                    format!(
+                        "{option} `{}`: matches no {which} (a pattern with `/` is compared with the path below the input, one without with every name in it)",
+                        rule.pattern
+                    ),
+                ));
             }
         }
         Ok(())
@@ -155,8 +160,8 @@ impl Filter {
 }
 
 fn rule(text: &str) -> Result<Rule> {
-    let pattern = Pattern::new(text.trim_end_matches('/'))
-        .map_err(|error| Error::config(format!("`{text}` is not a valid pattern: {error}")))?;
+    let pattern =
+        Pattern::new(text.trim_end_matches('/')).map_err(|error| invalid_pattern(text, &error))?;
     Ok(Rule {
         pattern,
         is_used: false,
@@ -283,10 +288,10 @@ pub(super) fn matching(pattern: &str, filter: &mut Filter, reached: &mut Reached
     let found = search.finish();
     match found.paths.is_empty() && found.repeated == 0 {
         false => Ok(found),
-        true => Err(Error::config(format!(
-            "no file matches `{pattern}`{}",
-            tail(&found.left_out)
-        ))),
+        true => Err(Error::invalid_value(
+            "input text",
+            format!("no file matches `{pattern}`{}", tail(&found.left_out)),
+        )),
     }
 }
 
@@ -369,7 +374,7 @@ impl<'f> Search<'f> {
             let metadata = fs::metadata(&folder).map_err(Error::io(&folder))?;
             let identity = identity(&folder, &metadata).map_err(Error::io(&folder))?;
             if !self.seen.insert(identity) {
-                self.leave_out("a folder that was reached before", &folder);
+                self.leave_out("duplicate folder", &folder);
                 continue;
             }
             let mut entries = fs::read_dir(&folder)
@@ -385,7 +390,7 @@ impl<'f> Search<'f> {
                 } else if is_hidden(&path) {
                     self.leave_out("hidden", &path);
                 } else if kind.is_dir() && is_prepared(&path)? {
-                    self.leave_out_folder("prepared data among texts", &path)?;
+                    self.leave_out_folder("prepared data folder within a text input", &path)?;
                 } else if kind.is_dir() {
                     waiting.push((path, name));
                 } else {

@@ -47,7 +47,7 @@ pub(super) fn check(file: impl Read + Seek, begin: u64, length: u64) -> Result<(
         let compressed = u64::try_from(sizes.compressed).unwrap_or(u64::MAX);
         if compressed > rest || sizes.uncompressed < 0 || sizes.values < 0 {
             return Err(damaged_by(format!(
-                "page at byte {at}: its sizes are not possible"
+                "page at byte {at}: invalid sizes in the page header"
             )));
         }
         if sizes.uncompressed > UNCHECKED {

@@ -97,12 +97,12 @@ impl ParquetTexts {
         );
         if described.max_rep_level() > 0 {
             return Err(fail(format!(
-                "column `{field}` holds lists, expected one text per row"
+                "column `{field}` contains lists, expected one text per row"
             )));
         }
         let is_null = described.logical_type_ref() == Some(&LogicalType::Unknown);
         if !is_null && (described.physical_type() != PhysicalType::BYTE_ARRAY || !is_text) {
-            return Err(fail(format!("column `{field}` holds no text")));
+            return Err(fail(format!("column `{field}` is not a text column")));
         }
         let defined = described.max_def_level();
         // A column of null type need not be read.
@@ -208,7 +208,7 @@ impl ParquetTexts {
             let nulls = levels.iter().filter(|&&level| level != self.defined);
             if has_levels && (levels.len() != read || levels.len() - nulls.count() != values.len())
             {
-                let problem = "its levels and its values do not fit together";
+                let problem = "inconsistent levels and values";
                 return Err(self.damaged(self.group - 1, problem));
             }
             let mut values = values.into_iter();
@@ -252,7 +252,7 @@ impl ParquetTexts {
         .map_err(|fault| self.error(group, fault))?;
         match opened {
             ColumnReader::ByteArrayColumnReader(rows) => self.rows = Some(rows),
-            _ => return Err(self.damaged(group, "its column holds no text")),
+            _ => return Err(self.damaged(group, "its column is not a text column")),
         }
         Ok(true)
     }
@@ -266,7 +266,7 @@ impl ParquetTexts {
             u64::try_from(begin.min(chunk.data_page_offset())),
             u64::try_from(chunk.compressed_size()),
         ) else {
-            return Err(Fault::Corrupt("a place or size is negative".into()));
+            return Err(Fault::Corrupt("negative offset or size".into()));
         };
         if begin.checked_add(bytes).is_none_or(|end| end > length) {
             return Err(Fault::Corrupt(format!(
@@ -320,7 +320,7 @@ fn check_ends(file: &File, path: &Path) -> Result<()> {
         return fail("a Git LFS pointer, not the file itself; run `git lfs pull`");
     }
     match (&ends[..4], &ends[8..]) {
-        (b"PARE", _) | (_, b"PARE") => fail("an encrypted Parquet file, which is not read"),
+        (b"PARE", _) | (_, b"PARE") => fail("encrypted Parquet files are not supported"),
         (MAGIC, MAGIC) => {
             let footer = u32::from_le_bytes([ends[4], ends[5], ends[6], ends[7]]).into();
             match footer {
@@ -330,8 +330,8 @@ fn check_ends(file: &File, path: &Path) -> Result<()> {
                 )),
             }
         }
-        (MAGIC, _) => damaged("no Parquet file, or cut short: it does not end in `PAR1`"),
-        _ => fail("no Parquet file: it does not begin with `PAR1`"),
+        (MAGIC, _) => damaged("not a Parquet file, or truncated: it does not end in `PAR1`"),
+        _ => fail("not a Parquet file: it does not begin with `PAR1`"),
     }
 }
 
@@ -339,6 +339,6 @@ fn check_ends(file: &File, path: &Path) -> Result<()> {
 fn caught<T>(read: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T, Fault> {
     match foreign::caught(read) {
         Some(result) => result.map_err(Fault::from),
-        None => Err(Fault::Corrupt("its parts do not fit together".into())),
+        None => Err(Fault::Corrupt("inconsistent file structure".into())),
     }
 }

@@ -16,7 +16,7 @@ use super::{Document, Input, Kind, SourceOptions, SourceStats, Sources, find};
 const NO_TEXT: &str = "no text in it";
 const DAMAGED: &str = "damaged";
 const UNREADABLE: &str = "not readable as text";
-const REST: &str = "in the rest of a damaged file";
+const REST: &str = "after the damaged part of a file";
 
 /// Iterator over the documents of [`Sources`]; stops after the first error.
 pub struct Documents<'s> {
@@ -40,7 +40,7 @@ impl<'s> Documents<'s> {
             },
             Kind::Stories(_, first) => {
                 let mut stats = SourceStats::default();
-                let reason = "a story that an earlier input has";
+                let reason = "story already in an earlier input";
                 stats.left_out.add(Unit::Documents, reason, *first, None);
                 stats
             }
@@ -182,7 +182,7 @@ fn no_text(given: &str, left_out: &LeftOut) -> Error {
         .iter()
         .filter(|line| !line.contains(NO_TEXT))
         .fold(String::new(), |text, line| text + "; " + line);
-    Error::config(format!("{given}: {NO_TEXT}{more}"))
+    Error::invalid_value("input text", format!("{given}: {NO_TEXT}{more}"))
 }
 
 /// Returns the reason for leaving out a file that cannot be opened as text, and the full message.

@@ -253,7 +253,7 @@ impl Records {
                 return Ok(Next::Broken {
                     byte,
                     message: format!(
-                        "line {line}: a record longer than {} MiB, or without end",
+                        "line {line}: a record exceeds {} MiB or is unterminated",
                         RECORD_LIMIT >> 20
                     ),
                 });

@@ -1,6 +1,6 @@
 //! Encoding of texts to ids, piece by piece.
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 use super::pieces::{Cut, SOFT, pieces};
 use super::{Kind, Tokenizer, in_parallel};
@@ -113,7 +113,7 @@ impl Tokenizer {
             Kind::Tiktoken(bpe, _) => bpe.encode_ordinary(piece.text),
             Kind::Json(json) => json
                 .encode(piece)
-                .map_err(|problem| Error::config(format!("{}: {problem}", self.name)))?,
+                .map_err(|problem| self.text_error(&problem))?,
         })
     }
 

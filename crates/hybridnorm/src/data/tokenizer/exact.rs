@@ -12,7 +12,7 @@ impl Shape {
     pub(super) fn inexact(&self, bytes: Option<&[Vec<u8>]>) -> Option<String> {
         let Some(bytes) = bytes else {
             return Some(
-                "the tokens of its tokenizer do not tell how many bytes they stand for".into(),
+                "its tokenizer is not byte-level, so the bytes per token are unknown".into(),
             );
         };
         let because = |reason: &str| Some(format!("the tokenizer changes text: {reason}"));
@@ -22,16 +22,16 @@ impl Shape {
             return because(&format!("its `normalizer` `{}`", named(step)));
         }
         if splits.iter().any(|split| puts_space(split)) {
-            return because("it puts a space before text that begins without one");
+            return because("it adds a space before text that does not begin with one");
         }
         if let Some(split) = splits.iter().find(|split| !keeps_text(split)) {
             return because(&format!("its `pre_tokenizer` `{}`", named(split)));
         }
         if normalizer.iter().chain(&splits).filter(is_level).count() != 1 {
-            return because("it does not spell bytes once");
+            return because("it does not apply ByteLevel exactly once");
         }
         if !self.is_of_parts() {
-            return because("it looks up whole words");
+            return because("its model is word-level or position-dependent");
         }
         let mut known = [false; 256];
         for token in bytes {
@@ -42,11 +42,11 @@ impl Shape {
         // These never occur in UTF-8.
         let never = |byte: usize| matches!(byte, 0xc0 | 0xc1 | 0xf5..);
         if (0..256).any(|byte| !known[byte] && !never(byte)) {
-            return because("its vocabulary lacks bytes");
+            return because("its vocabulary does not cover all bytes");
         }
         let mut ordinary = self.added_tokens.iter().filter(|added| !added.special);
         match ordinary.any(|added| added.strips()) {
-            true => because("an added token takes the spaces beside it"),
+            true => because("an added token strips adjacent spaces"),
             false => None,
         }
     }

@@ -172,7 +172,7 @@ impl Foreign {
         let text = piece.text;
         if text.len() > LONGEST_PIECE {
             return Err(format!(
-                "a text of {} bytes without a place where it may be cut is too long for it; up to {HARD} are tokenized at once: cut the text into documents, or use a tokenizer that splits text at spaces",
+                "a text of {} bytes exceeds the limit of {HARD} bytes and cannot be cut without changing its tokens: split the text into documents, or use a tokenizer that splits text at spaces",
                 text.len()
             ));
         }
@@ -202,7 +202,7 @@ impl Foreign {
             ids = self.encode_words(plain, text, None)?;
         }
         match self.has_special(&ids) {
-            true => Err("text that it cannot spell would become one of its special tokens; use a tokenizer with an unknown token of its own, or one that spells every text (bytes, r50k, bpe:N)".into()),
+            true => Err("text outside its vocabulary would be encoded as a special token; use a tokenizer with an unknown token of its own, or one that encodes every text (bytes, r50k, bpe:N)".into()),
             false => Ok(ids),
         }
     }
@@ -350,7 +350,7 @@ fn ready(
 }
 
 /// Message for a panic of the `tokenizers` crate.
-const UNFIT: &str = "its parts do not fit together; write the file anew with the program that made it, or use another tokenizer (bytes, r50k, bpe:N)";
+const UNFIT: &str = "inconsistent tokenizer.json; save it again with the program that created it, or use another tokenizer (bytes, r50k, bpe:N)";
 
 fn malformed(problem: String) -> String {
     format!("not a tokenizer: {problem}")
@@ -361,7 +361,7 @@ pub(super) fn parse(file: &[u8]) -> Result<tokenizers::Tokenizer, String> {
     let mut inner = tokenizers::Tokenizer::from_bytes(file).map_err(|error| {
         let message = one_line(&*error);
         match message.contains("untagged") {
-            true => "one of its parts is unknown or lacks something".to_owned(),
+            true => "a component is unknown or incomplete".to_owned(),
             false => message,
         }
     })?;
@@ -382,14 +382,14 @@ fn encode_with(tokenizer: &tokenizers::Tokenizer, text: &str) -> Result<Vec<u32>
 
 /// Converts the result of the `tokenizers` crate, `None` after a panic, to messages.
 fn in_words(found: Option<tokenizers::Result<Vec<u32>>>) -> Result<Vec<u32>, String> {
-    let found = found.ok_or("its parts do not fit together for this text; leave the text out, or use another tokenizer (bytes, r50k, bpe:N)")?;
+    let found = found.ok_or("it cannot encode this text; leave the text out, or use another tokenizer (bytes, r50k, bpe:N)")?;
     found.map_err(|error| {
         let message = one_line(&*error);
         // Parts of its models' messages on a missing unknown token.
         let lacks = ["[UNK]", "unk_id", "Unk token"];
         match lacks.iter().any(|word| message.contains(word)) {
             true => format!(
-                "{message}: the text holds what its vocabulary lacks, and no token of it stands for that; name one as the unknown token in its `model` (`unk_token`, or `unk_id` of a Unigram model), or use a tokenizer that spells every text (bytes, r50k, bpe:N)"
+                "{message}: the text contains characters outside the vocabulary and there is no unknown token; set one in its `model` (`unk_token`, or `unk_id` of a Unigram model), or use a tokenizer that encodes every text (bytes, r50k, bpe:N)"
             ),
             false => message,
         }

@@ -50,7 +50,7 @@ impl Growth {
         }
         if growth.product > LARGEST_PRODUCT {
             return Err(format!(
-                "its `normalizer` could make a text {:.0e} times longer; up to {LARGEST_PRODUCT} are read",
+                "its `normalizer` could grow a text by a factor of {:.0e}; the limit is {LARGEST_PRODUCT}",
                 growth.product
             ));
         }
@@ -76,7 +76,7 @@ impl Growth {
         }
         match product > LARGEST_DECODER {
             true => Err(format!(
-                "its `decoder` could make a text {product:.0e} times longer; up to {LARGEST_DECODER} are read"
+                "its `decoder` could grow a text by a factor of {product:.0e}; the limit is {LARGEST_DECODER}"
             )),
             false => Ok(()),
         }
@@ -122,7 +122,7 @@ impl Growth {
 }
 
 fn too_long() -> String {
-    format!("its `normalizer` makes this text more than {LARGEST_GROWTH} times longer")
+    format!("its `normalizer` grows this text by more than a factor of {LARGEST_GROWTH}")
 }
 
 /// Returns the `type` of a part; some parts have none.
@@ -150,7 +150,7 @@ fn inserted(step: &Value, key: &str) -> Result<usize, String> {
     let length = step[key].as_str().map_or(0, str::len);
     match length > LONGEST_CONTENT {
         true => Err(format!(
-            "a part puts in {length} bytes (`{key}`); up to {LONGEST_CONTENT} are read"
+            "a step inserts {length} bytes (`{key}`); the limit is {LONGEST_CONTENT}"
         )),
         false => Ok(length),
     }
@@ -178,7 +178,7 @@ pub(super) fn check_pattern(step: &Value) -> Result<(), String> {
     let length = text.map_or(0, str::len);
     match length > LONGEST_PATTERN {
         true => Err(format!(
-            "a pattern of {length} bytes; up to {LONGEST_PATTERN} are read"
+            "a pattern of {length} bytes; the limit is {LONGEST_PATTERN}"
         )),
         false => Ok(()),
     }
@@ -245,9 +245,9 @@ mod tests {
     #[test]
     fn what_doubles_thirty_times_is_refused_before_it_runs() {
         let found = growth(&vec![replace("a", "aa"); 30]).err().unwrap();
-        assert!(found.contains("1e9 times longer"), "{found}");
+        assert!(found.contains("by a factor of 1e9"), "{found}");
         let found = growth(&[replace("a", &"b".repeat(2000))]).err().unwrap();
-        assert!(found.contains("puts in 2000 bytes"), "{found}");
+        assert!(found.contains("inserts 2000 bytes"), "{found}");
         assert!(growth(&[replace(" ", "\u{2581}"), replace("``", "\"")]).is_ok());
     }
 

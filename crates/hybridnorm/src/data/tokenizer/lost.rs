@@ -75,7 +75,7 @@ impl Counter {
         }
         let file = serde_json::to_vec(&json).map_err(|error| error.to_string())?;
         let parsed = caught_on_large_stack(|| parse(&file))?;
-        let inner = parsed.ok_or_else(|| "its parts do not fit together".to_owned())??;
+        let inner = parsed.ok_or_else(|| "inconsistent tokenizer.json".to_owned())??;
         let marker = marks_unknown.then(|| inner.token_to_id(MARKER)).flatten();
         Ok(Self { inner, marker })
     }
@@ -83,7 +83,7 @@ impl Counter {
     /// Counts the characters of a text that no token represents.
     pub(super) fn dropped_chars(&self, text: &str) -> Result<u64, String> {
         let encoded = caught(|| self.inner.encode_char_offsets(text, false))
-            .ok_or("its parts do not fit together for this text")?
+            .ok_or("it cannot encode this text")?
             .map_err(|error| one_line(&*error))?;
         let ids = encoded.get_ids().iter();
         let marked = ids.filter(|&&id| Some(id) == self.marker).count();

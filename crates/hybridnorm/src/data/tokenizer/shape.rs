@@ -119,7 +119,7 @@ impl Shape {
         }
         if self.added_tokens.len() > MOST_ADDED {
             let found = self.added_tokens.len();
-            return Err(format!("{found} added tokens; up to {MOST_ADDED} are read"));
+            return Err(format!("{found} added tokens; the limit is {MOST_ADDED}"));
         }
         let added = self.added_tokens.iter().map(|added| &added.content);
         let around = [
@@ -130,7 +130,7 @@ impl Shape {
         for text in added.chain(around.into_iter().flatten()) {
             if text.len() > LONGEST_ADDED {
                 return Err(format!(
-                    "`{}...` has {} bytes; added tokens, prefixes and suffixes have up to {LONGEST_ADDED}",
+                    "`{}...` has {} bytes; the limit for added tokens, prefixes and suffixes is {LONGEST_ADDED}",
                     text.chars().take(20).collect::<String>(),
                     text.len()
                 ));
@@ -142,13 +142,13 @@ impl Shape {
         let most = ADDED_ANYWAY + ADDED_BYTES * self.added_tokens.len();
         if bytes > most {
             return Err(format!(
-                "added tokens of {bytes} bytes in all; up to {most} are read"
+                "added tokens of {bytes} bytes in total; the limit is {most}"
             ));
         }
         let nodes = NODES_ANYWAY + NODES * vocab.tokens;
         if vocab.nodes > nodes {
             return Err(format!(
-                "the {} tokens of its Unigram model begin so differently that their tree would have {} nodes; up to {nodes} are read",
+                "the trie of its {} Unigram tokens would have {} nodes; the limit is {nodes}",
                 vocab.tokens, vocab.nodes
             ));
         }
@@ -163,9 +163,9 @@ impl Shape {
             Some(highest) if highest >= most => Err(format!(
                 "ids up to {highest} for {tokens} tokens; most of its vocabulary would be unused"
             )),
-            _ if tokens > MOST_IDS => Err(format!("{tokens} tokens; up to {MOST_IDS} are read")),
+            _ if tokens > MOST_IDS => Err(format!("{tokens} tokens; the limit is {MOST_IDS}")),
             _ if vocab.is_list && vocab.longest > LONGEST_UNIGRAM => Err(format!(
-                "a token of its Unigram model has {} bytes; up to {LONGEST_UNIGRAM} are read",
+                "a token of its Unigram model has {} bytes; the limit is {LONGEST_UNIGRAM}",
                 vocab.longest
             )),
             _ => Ok(()),
@@ -177,28 +177,26 @@ impl Shape {
             && most > LONGEST_WORD
         {
             return Err(format!(
-                "its `max_input_chars_per_word` is {most}; up to {LONGEST_WORD} are read"
+                "its `max_input_chars_per_word` is {most}; the limit is {LONGEST_WORD}"
             ));
         }
         let splits = steps(&self.pre_tokenizer, "pre_tokenizer", "pretokenizers")?;
         for split in &splits {
             check_pattern(split)?;
             if kind(split) == "FixedLength" && split["length"] == 0 {
-                return Err("a `FixedLength` of 0 cuts nothing".into());
+                return Err("`FixedLength` has length 0, expected at least 1".into());
             }
         }
         let patterns = splits
             .iter()
             .filter(|split| split["pattern"]["Regex"].is_string());
         if patterns.count() > MOST_PATTERNS {
-            return Err(format!(
-                "more than {MOST_PATTERNS} patterns one after the other"
-            ));
+            return Err(format!("more than {MOST_PATTERNS} patterns in sequence"));
         }
         let byte_levels = splits.iter().filter(|split| kind(split) == "ByteLevel");
         if byte_levels.count() > MOST_BYTE_LEVELS {
             return Err(format!(
-                "more than {MOST_BYTE_LEVELS} `ByteLevel` one after the other"
+                "more than {MOST_BYTE_LEVELS} `ByteLevel` steps in sequence"
             ));
         }
         Growth::check_decoder(&steps(&self.decoder, "decoder", "decoders")?)?;
@@ -215,18 +213,16 @@ impl Shape {
         let mut notes = Vec::new();
         if let Some(dropout) = self.model.dropout.filter(|&dropout| dropout > 0.0) {
             notes.push(format!(
-                "the dropout of {dropout} in its tokenizer.json is switched off: equal texts give equal tokens"
+                "the dropout of {dropout} in its tokenizer.json is disabled: tokenization is deterministic"
             ));
         }
         if let Some(most) = self.truncation.get("max_length") {
             notes.push(format!(
-                "the truncation to {most} tokens in its tokenizer.json is switched off: no token is left out"
+                "the truncation to {most} tokens in its tokenizer.json is disabled: no truncation"
             ));
         }
         if !self.padding.is_null() {
-            notes.push(
-                "the padding in its tokenizer.json is switched off: no token is put in".to_owned(),
-            );
+            notes.push("the padding in its tokenizer.json is disabled: no padding".to_owned());
         }
         let model = &self.model;
         let is_bpe = model.merges.is_some();
@@ -236,7 +232,7 @@ impl Shape {
             && !self.has("ByteLevel")
         {
             notes.push(
-                "its tokenizer.json names no unknown token: characters that its vocabulary lacks are left out"
+                "its tokenizer.json has no unknown token: characters outside the vocabulary are dropped"
                     .to_owned(),
             );
         }
@@ -314,11 +310,8 @@ impl Shape {
 /// Returns the message for a part that cannot be read.
 pub(super) fn unknown_part(key: &str, part: &Value) -> String {
     match kind(part) {
-        "" => format!("its `{key}` has no `type`, or lacks something"),
-        kind => format!(
-            "its `{key}` `{}` is unknown or lacks something",
-            one_line(kind)
-        ),
+        "" => format!("its `{key}` has no `type`, or is incomplete"),
+        kind => format!("its `{key}` `{}` is unknown or incomplete", one_line(kind)),
     }
 }
 
@@ -404,7 +397,7 @@ impl<'de> Visitor<'de> for VocabVisitor {
                     if taken[word] & bit != 0 && vocab.problem.is_none() {
                         let token = one_line(&token);
                         vocab.problem = Some(format!(
-                            "token `{token}` has the id {id}, which another has too"
+                            "token `{token}` has the id {id}, which another token also has"
                         ));
                     }
                     taken[word] |= bit;
