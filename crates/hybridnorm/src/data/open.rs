@@ -8,13 +8,13 @@ use crate::error::{Error, Result};
 use crate::files;
 
 use super::ProgressFn;
-use super::account::TextAccount;
 use super::dataset::TokenDataset;
 use super::prepare::{PrepareOptions, prepare, prepare_with};
-use super::ready::{self, ReadyTokens};
+use super::pretokenized::{self, ReadyTokens};
 use super::shard::{PreparedFolder, TokenStream};
 use super::source::kind::KNOWN_KINDS;
 use super::source::{Sources, invalid_pattern, is_text_input};
+use super::text_stats::TextAccount;
 use super::tokenizer::{Tokenizer, TokenizerSpec};
 use super::windows::Windows;
 
@@ -96,18 +96,19 @@ impl Opened {
     /// Returns the statistics of the source text of all prepared folders, including those created from raw
     /// text; `None` without prepared folders.
     pub fn text(&self) -> Option<TextAccount> {
-        TextAccount::of(&self.folders)
+        TextAccount::from_folders(&self.folders)
     }
 }
 
 enum Entry {
     Folder(Box<PreparedFolder>),
-    Ready(String),
+    /// Path of a pre-tokenized file, with its type if one was given.
+    Pretokenized(String),
     /// All raw text together, at the position of its first input.
     Text,
 }
 
-/// Opens `paths`: prepared folders, pre-tokenized files ([`super::ready`]), and raw text
+/// Opens `paths`: prepared folders, pre-tokenized files ([`super::pretokenized`]), and raw text
 /// ([`super::source`]), which is tokenized into the cache unless it is cached already.
 ///
 /// # Errors
@@ -176,7 +177,7 @@ pub fn is_raw_text(input: &str) -> Result<bool> {
     let path = Path::new(input);
     match files::is_dir(path)? {
         true => Ok(!PreparedFolder::is_prepared(path)?),
-        false => Ok(ready::parse_name(input).is_none() && is_text_input(input)),
+        false => Ok(pretokenized::parse_name(input).is_none() && is_text_input(input)),
     }
 }
 
@@ -195,17 +196,17 @@ fn classify(given: &str) -> Result<Option<Vec<Entry>>> {
             Ok(None)
         };
     }
-    if let Some((file, dtype)) = ready::parse_name(given) {
-        let spelled = file.to_string_lossy();
-        if files::exists(file)? || !spelled.contains(['*', '?', '[']) {
+    if let Some((file, dtype)) = pretokenized::parse_name(given) {
+        let name = file.to_string_lossy();
+        if files::exists(file)? || !name.contains(['*', '?', '[']) {
             fs::metadata(file).map_err(Error::io(file))?;
-            return Ok(Some(vec![Entry::Ready(given.to_owned())]));
+            return Ok(Some(vec![Entry::Pretokenized(given.to_owned())]));
         }
         let suffix = dtype
-            .filter(|_| spelled.len() < given.len())
+            .filter(|_| name.len() < given.len())
             .map(|dtype| format!(":{}", dtype.name()))
             .unwrap_or_default();
-        return matching(&spelled, &suffix).map(Some);
+        return matching(&name, &suffix).map(Some);
     }
     if is_text_input(given) {
         return Ok(None);
@@ -239,7 +240,7 @@ fn matching(pattern: &str, suffix: &str) -> Result<Vec<Entry>> {
         ));
     }
     found.sort();
-    Ok(found.into_iter().map(Entry::Ready).collect())
+    Ok(found.into_iter().map(Entry::Pretokenized).collect())
 }
 
 /// Rejects token files and prepared folders that are named twice, even under different names or types.
@@ -248,8 +249,9 @@ fn check_named_once(entries: &[Entry]) -> Result<()> {
     for entry in entries {
         let (path, name) = match entry {
             Entry::Folder(folder) => (folder.folder(), folder.folder().display().to_string()),
-            Entry::Ready(input) => {
-                let path = ready::parse_name(input).map_or(Path::new(input), |(path, _)| path);
+            Entry::Pretokenized(input) => {
+                let path =
+                    pretokenized::parse_name(input).map_or(Path::new(input), |(path, _)| path);
                 (path, input.clone())
             }
             Entry::Text => continue,
@@ -406,7 +408,7 @@ fn collect(
                     push(folder.validation()?, &manifest.validation);
                 }
             }
-            Entry::Ready(input) if split == Split::Validation => {
+            Entry::Pretokenized(input) if split == Split::Validation => {
                 return Err(Error::invalid_value(
                     "split",
                     format!(
@@ -414,7 +416,7 @@ fn collect(
                     ),
                 ));
             }
-            Entry::Ready(input) => {
+            Entry::Pretokenized(input) => {
                 let vocab_size = options
                     .vocab_size
                     .or(tokenizer.map(Tokenizer::vocab_size))
@@ -424,12 +426,12 @@ fn collect(
                             format!(": required for token file {input} without a tokenizer"),
                         )
                     })?;
-                let ready = ReadyTokens::open(input, vocab_size)?;
+                let file = ReadyTokens::open(input, vocab_size)?;
                 // Pushing computes the fingerprint, which reads and checks every token.
-                notes.extend(ready.note().map(str::to_owned));
+                notes.extend(file.note().map(str::to_owned));
                 match options.any_rows {
-                    true => dataset.push_ready_rows(ready)?,
-                    false => dataset.push_ready(ready)?,
+                    true => dataset.push_pretokenized_rows(file)?,
+                    false => dataset.push_ready(file)?,
                 }
             }
             Entry::Text => {}

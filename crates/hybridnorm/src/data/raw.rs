@@ -8,7 +8,7 @@
 use super::manifest::Dtype;
 
 /// Number of non-zero numbers, all at even positions, that rules out chance (2^-64).
-const ENOUGH: u64 = 64;
+const MIN_EVIDENCE: u64 = 64;
 /// Bytes examined to distinguish text from tokens.
 const SAMPLE: usize = 1 << 16;
 
@@ -18,7 +18,7 @@ struct Scan {
     bytes: u64,
     /// Largest 16-bit word and number of non-zero ones, by position modulo 4.
     largest: [u16; 4],
-    filled: [u64; 4],
+    nonzero: [u64; 4],
     /// Largest 32-bit number at even and at odd positions.
     largest_u32: [u32; 2],
 }
@@ -44,7 +44,7 @@ impl Scan {
         for i in 0..4 {
             let word = u16::from_le_bytes([chunk[2 * i], chunk[2 * i + 1]]);
             self.largest[i] = self.largest[i].max(word);
-            self.filled[i] += u64::from(word != 0);
+            self.nonzero[i] += u64::from(word != 0);
         }
         for i in 0..2 {
             let word = [0, 1, 2, 3].map(|byte| chunk[4 * i + byte]);
@@ -66,18 +66,18 @@ impl Scan {
     }
 
     /// Counts the non-zero 16-bit words at even and at odd positions.
-    fn filled_words(&self) -> [u64; 2] {
+    fn nonzero_words(&self) -> [u64; 2] {
         [
-            self.filled[0] + self.filled[2],
-            self.filled[1] + self.filled[3],
+            self.nonzero[0] + self.nonzero[2],
+            self.nonzero[1] + self.nonzero[3],
         ]
     }
 
     /// Counts the non-zero numbers of `dtype` if all of them are at even positions; otherwise 0.
     fn only_even(&self, dtype: Dtype) -> u64 {
-        match (dtype, self.filled_words(), self.largest_u32) {
+        match (dtype, self.nonzero_words(), self.largest_u32) {
             (Dtype::U16, [even, 0], _) => even,
-            (Dtype::U32, _, [_, 0]) => self.filled[0].max(self.filled[1]),
+            (Dtype::U32, _, [_, 0]) => self.nonzero[0].max(self.nonzero[1]),
             _ => 0,
         }
     }
@@ -85,9 +85,9 @@ impl Scan {
     /// True if nearly all 16-bit words at even, or at odd, positions are 0, but not the others.
     fn alternates(&self) -> bool {
         let pairs = self.bytes / 4;
-        let [even, odd] = self.filled_words();
+        let [even, odd] = self.nonzero_words();
         let (most, least) = (even.max(odd), even.min(odd));
-        pairs >= ENOUGH && least * 10 <= pairs && most * 2 >= pairs
+        pairs >= MIN_EVIDENCE && least * 10 <= pairs && most * 2 >= pairs
     }
 }
 
@@ -97,7 +97,7 @@ pub(super) fn detect(
     path: &str,
     vocab_size: usize,
 ) -> Result<(Dtype, Option<String>), String> {
-    if let Some(kind) = foreign_kind(file) {
+    if let Some(kind) = other_format(file) {
         return Err(format!(
             "{kind}, not raw tokens; if it contains tokens nonetheless, specify their type: `{path}:u16` or `{path}:u32`"
         ));
@@ -108,11 +108,11 @@ pub(super) fn detect(
         (_, _, true) => (Dtype::U64, scan.only_even(Dtype::U32)),
         (_, true, false) => (Dtype::U32, scan.only_even(Dtype::U16)),
         (true, false, false) => (Dtype::U16, 0),
-        (false, false, false) => return Err(nothing_fits(file, path, vocab_size)),
+        (false, false, false) => return Err(no_type_fits(file, path, vocab_size)),
     };
     let by_vocabulary = Dtype::for_vocab(vocab_size);
     let is_blank = scan.largest(Dtype::U32) == 0;
-    if wide == Dtype::U32 && scan.only_even(Dtype::U32) >= ENOUGH {
+    if wide == Dtype::U32 && scan.only_even(Dtype::U32) >= MIN_EVIDENCE {
         return Err(format!(
             "every second 32-bit number is 0, as in u64 tokens, but {} bytes are not a multiple of 8: the file is \
              truncated; if it contains u32 tokens nonetheless, write `{path}:u32`",
@@ -135,7 +135,7 @@ pub(super) fn detect(
     if wide == by_vocabulary && !is_blank {
         return Ok((wide, None));
     }
-    if only_even < ENOUGH || is_blank {
+    if only_even < MIN_EVIDENCE || is_blank {
         let narrow = match wide {
             Dtype::U64 => Dtype::U32,
             _ => Dtype::U16,
@@ -169,7 +169,7 @@ pub(super) fn detect(
 }
 
 /// Returns a warning if the bytes contradict the named type.
-pub(super) fn contradiction(file: &[u8], path: &str, named: Dtype) -> Option<String> {
+pub(super) fn type_warning(file: &[u8], path: &str, named: Dtype) -> Option<String> {
     let wider = match named {
         Dtype::U16 | Dtype::I16 => Dtype::U32,
         Dtype::U32 | Dtype::I32 => Dtype::U64,
@@ -181,7 +181,7 @@ pub(super) fn contradiction(file: &[u8], path: &str, named: Dtype) -> Option<Str
         _ => Dtype::U32,
     };
     let whole = scan.bytes.is_multiple_of(wider.size() as u64);
-    (whole && scan.only_even(narrow) >= ENOUGH).then(|| {
+    (whole && scan.only_even(narrow) >= MIN_EVIDENCE).then(|| {
         format!(
             "{path}: read as {}, as specified, but every second token is 0, as if it were {}",
             named.name(),
@@ -190,7 +190,7 @@ pub(super) fn contradiction(file: &[u8], path: &str, named: Dtype) -> Option<Str
     })
 }
 
-fn nothing_fits(file: &[u8], path: &str, vocab_size: usize) -> String {
+fn no_type_fits(file: &[u8], path: &str, vocab_size: usize) -> String {
     let readings = [Dtype::U16, Dtype::U32]
         .map(|dtype| {
             let (name, size) = (dtype.name(), dtype.size());
@@ -212,7 +212,7 @@ fn nothing_fits(file: &[u8], path: &str, vocab_size: usize) -> String {
 }
 
 /// Returns the format of a file by its first bytes, for common formats.
-fn foreign_kind(file: &[u8]) -> Option<&'static str> {
+fn other_format(file: &[u8]) -> Option<&'static str> {
     const KINDS: [(&[u8], &str); 17] = [
         (
             b"version https://git-lfs",
@@ -262,7 +262,7 @@ fn is_text(file: &[u8]) -> bool {
         Err(_) => return false,
     };
     let printable = |char: char| !char.is_control() || "\t\n\r\x0c".contains(char);
-    sample.len() as u64 >= ENOUGH && valid.chars().all(printable)
+    sample.len() as u64 >= MIN_EVIDENCE && valid.chars().all(printable)
 }
 
 #[cfg(test)]
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bytes_decide_where_they_can() {
+    fn detects_type_from_bytes() {
         for vocab in [300, 5_000, 50_257, 65_536] {
             for n in [200, 201, 1_000] {
                 assert_eq!(
@@ -301,8 +301,8 @@ mod tests {
                         Dtype::U32 => Dtype::U16,
                         _ => Dtype::U32,
                     };
-                    assert!(contradiction(&bytes, "f.bin", dtype).is_none());
-                    assert!(contradiction(&bytes, "f.bin", narrow).is_some());
+                    assert!(type_warning(&bytes, "f.bin", dtype).is_none());
+                    assert!(type_warning(&bytes, "f.bin", narrow).is_some());
                 }
             }
         }
@@ -318,11 +318,11 @@ mod tests {
         let large = le::<4>(ids(500, 100_277));
         assert_eq!(detect(&large, "f.bin", 100_277), Ok((Dtype::U32, None)));
         assert_eq!(chosen(&le::<8>(ids(500, 100_277)), 100_277), Ok(Dtype::U64));
-        assert!(contradiction(&le::<2>(ids(500, 99)), "f.bin", Dtype::U16).is_none());
+        assert!(type_warning(&le::<2>(ids(500, 99)), "f.bin", Dtype::U16).is_none());
     }
 
     #[test]
-    fn otherwise_it_is_asked() {
+    fn ambiguous_type_is_an_error() {
         let asked = |bytes: &[u8], vocab: usize, words: &[&str]| {
             let error = chosen(bytes, vocab).unwrap_err();
             for word in words {

@@ -58,7 +58,7 @@ use crate::omissions::LeftOut;
 use super::gutenberg;
 use super::stories::Stories;
 
-use find::{Files, Filter, Reached};
+use find::{Files, Filter, SeenFiles};
 use kind::{Format, file_kind};
 pub use read::Documents;
 
@@ -157,7 +157,7 @@ pub struct SourceStats {
 
 impl SourceStats {
     /// Adds the counts of `other`.
-    pub fn add(&mut self, other: &Self) {
+    pub fn merge(&mut self, other: &Self) {
         self.documents += other.documents;
         self.text_bytes += other.text_bytes;
         self.files += other.files;
@@ -221,7 +221,7 @@ impl Sources {
     pub(crate) fn resolve_all(lists: &[&[String]], options: &SourceOptions) -> Result<Vec<Self>> {
         let mut filter = Filter::new(&options.include, &options.exclude)?;
         let mut all = Vec::new();
-        let mut reached = Reached::default();
+        let mut seen_files = SeenFiles::default();
         let mut stories = HashMap::new();
         for (list, inputs) in lists.iter().enumerate() {
             if inputs.is_empty() {
@@ -233,11 +233,11 @@ impl Sources {
                     given: given.clone(),
                     kind: match is_generated(given) && given != "gutenberg" {
                         true => new_stories(given, list, &mut stories)?,
-                        false => resolve(given, &mut filter, &mut reached)?,
+                        false => resolve(given, &mut filter, &mut seen_files)?,
                     },
                 });
             }
-            reached.next_list();
+            seen_files.next_list();
             all.push(Self {
                 inputs: found,
                 options: options.clone(),
@@ -385,12 +385,12 @@ pub(super) fn invalid_pattern(pattern: &str, error: &glob::PatternError) -> Erro
     )
 }
 
-fn resolve(given: &str, filter: &mut Filter, reached: &mut Reached) -> Result<Kind> {
+fn resolve(given: &str, filter: &mut Filter, seen_files: &mut SeenFiles) -> Result<Kind> {
     if given == "gutenberg" {
         let mut found = Files::default();
         for book in gutenberg::books()? {
             let metadata = std::fs::metadata(&book).map_err(Error::io(&book))?;
-            found.add(find::single(&book, &metadata, reached)?);
+            found.add(find::resolve_file(&book, &metadata, seen_files)?);
         }
         return Ok(Kind::Files(found));
     }
@@ -400,10 +400,10 @@ fn resolve(given: &str, filter: &mut Filter, reached: &mut Reached) -> Result<Ki
     }
     match std::fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => {
-            find::in_folder(path, filter, reached).map(Kind::Files)
+            find::in_folder(path, filter, seen_files).map(Kind::Files)
         }
-        Ok(metadata) => find::single(path, &metadata, reached).map(Kind::Files),
-        Err(_) if is_pattern(given) => find::matching(given, filter, reached).map(Kind::Files),
+        Ok(metadata) => find::resolve_file(path, &metadata, seen_files).map(Kind::Files),
+        Err(_) if is_pattern(given) => find::matching(given, filter, seen_files).map(Kind::Files),
         Err(error) => Err(Error::io(path)(error)),
     }
 }

@@ -22,7 +22,7 @@ use crate::omissions::{LeftOut, Unit};
 use super::kind::{KNOWN_KINDS, file_kind};
 use super::{expand, invalid_pattern};
 
-const NOT_CHOSEN: &str = "not selected by include/exclude";
+const NOT_SELECTED: &str = "not selected by include/exclude";
 
 /// The files of one input.
 #[derive(Debug, Clone, Default)]
@@ -37,13 +37,13 @@ pub(super) struct Files {
 
 /// Files reached through any input: index of the list of inputs, by file identity.
 #[derive(Debug, Default)]
-pub(super) struct Reached {
+pub(super) struct SeenFiles {
     files: HashMap<Identity, usize>,
     /// Index of the list whose inputs are being searched.
     list: usize,
 }
 
-impl Reached {
+impl SeenFiles {
     /// Advances to the next list of inputs.
     pub(super) fn next_list(&mut self) {
         self.list += 1;
@@ -53,7 +53,7 @@ impl Reached {
     ///
     /// # Errors
     /// If it was reached through another list of inputs.
-    pub(super) fn is_new(&mut self, path: &Path, metadata: &fs::Metadata) -> Result<bool> {
+    pub(super) fn insert(&mut self, path: &Path, metadata: &fs::Metadata) -> Result<bool> {
         let identity = identity(path, metadata).map_err(Error::io(path))?;
         match self.files.insert(identity, self.list) {
             None => Ok(true),
@@ -74,13 +74,17 @@ impl Reached {
 ///
 /// # Errors
 /// If it is of an unknown kind, not a regular file, or in another list of inputs.
-pub(super) fn single(path: &Path, metadata: &fs::Metadata, reached: &mut Reached) -> Result<Files> {
-    known(path)?;
+pub(super) fn resolve_file(
+    path: &Path,
+    metadata: &fs::Metadata,
+    seen_files: &mut SeenFiles,
+) -> Result<Files> {
+    check_known_kind(path)?;
     if !metadata.is_file() {
         return Err(Error::format(path, "not a regular file"));
     }
     let mut found = Files::default();
-    match reached.is_new(path, metadata)? {
+    match seen_files.insert(path, metadata)? {
         true => found.paths.push(path.to_path_buf()),
         false => found.repeat(path),
     }
@@ -127,7 +131,7 @@ impl Filter {
     }
 
     /// Returns true if a file is selected, by its path within the input.
-    fn takes(&mut self, name: &Path) -> bool {
+    fn selects(&mut self, name: &Path) -> bool {
         // No short circuit: `is_used` must be updated for every rule.
         let ask = |rules: &mut [Rule]| {
             let matched = rules.iter_mut().map(|rule| rule.matches(name));
@@ -211,7 +215,7 @@ fn identity(path: &Path, _: &fs::Metadata) -> io::Result<Identity> {
 struct Search<'f> {
     filter: &'f mut Filter,
     /// Files of all inputs.
-    reached: &'f mut Reached,
+    seen_files: &'f mut SeenFiles,
     /// Visited folders of this input.
     seen: HashSet<Identity>,
     /// Links found so far, followed after all other entries.
@@ -226,9 +230,9 @@ struct Search<'f> {
 pub(super) fn in_folder(
     folder: &Path,
     filter: &mut Filter,
-    reached: &mut Reached,
+    seen_files: &mut SeenFiles,
 ) -> Result<Files> {
-    let mut search = Search::new(filter, reached);
+    let mut search = Search::new(filter, seen_files);
     search.folder(folder, Path::new(""))?;
     search.follow_links()?;
     let found = search.finish();
@@ -248,7 +252,11 @@ pub(super) fn in_folder(
 ///
 /// # Errors
 /// If the pattern is not valid, nothing matches, or a file is of an unknown kind.
-pub(super) fn matching(pattern: &str, filter: &mut Filter, reached: &mut Reached) -> Result<Files> {
+pub(super) fn matching(
+    pattern: &str,
+    filter: &mut Filter,
+    seen_files: &mut SeenFiles,
+) -> Result<Files> {
     let base: PathBuf = Path::new(pattern)
         .components()
         .take_while(|part| !super::is_pattern(&part.as_os_str().to_string_lossy()))
@@ -257,7 +265,7 @@ pub(super) fn matching(pattern: &str, filter: &mut Filter, reached: &mut Reached
     let shows_hidden = Path::new(pattern)
         .strip_prefix(&base)
         .is_ok_and(|below| below.iter().any(starts_with_dot));
-    let mut search = Search::new(filter, reached);
+    let mut search = Search::new(filter, seen_files);
     let mut entries = Vec::new();
     for path in paths {
         let is_link = path.is_symlink();
@@ -270,8 +278,8 @@ pub(super) fn matching(pattern: &str, filter: &mut Filter, reached: &mut Reached
         } else {
             let name = below.to_path_buf();
             match file_kind(&path) {
-                None if search.filter.takes(&name) => known(&path)?,
-                None => search.leave_out(NOT_CHOSEN, &path),
+                None if search.filter.selects(&name) => check_known_kind(&path)?,
+                None => search.leave_out(NOT_SELECTED, &path),
                 Some(_) => entries.push(Entry {
                     path,
                     name,
@@ -302,7 +310,7 @@ fn tail(left_out: &LeftOut) -> String {
 
 /// # Errors
 /// If a file is of an unknown kind.
-pub(super) fn known(path: &Path) -> Result<()> {
+pub(super) fn check_known_kind(path: &Path) -> Result<()> {
     match file_kind(path) {
         Some(_) => Ok(()),
         None => Err(Error::format(
@@ -333,10 +341,10 @@ fn starts_with_dot(name: &OsStr) -> bool {
 }
 
 impl<'f> Search<'f> {
-    fn new(filter: &'f mut Filter, reached: &'f mut Reached) -> Self {
+    fn new(filter: &'f mut Filter, seen_files: &'f mut SeenFiles) -> Self {
         Self {
             filter,
-            reached,
+            seen_files,
             seen: HashSet::new(),
             links: Vec::new(),
             found: Files::default(),
@@ -439,9 +447,9 @@ impl<'f> Search<'f> {
             self.leave_out(not_a_file(metadata.file_type()), path);
         } else if file_kind(path).is_none() {
             self.leave_out("unknown kind", path);
-        } else if !self.filter.takes(&entry.name) {
-            self.leave_out(NOT_CHOSEN, path);
-        } else if !self.reached.is_new(path, &metadata)? {
+        } else if !self.filter.selects(&entry.name) {
+            self.leave_out(NOT_SELECTED, path);
+        } else if !self.seen_files.insert(path, &metadata)? {
             self.found.repeat(path);
         } else {
             self.found.paths.push(entry.path);

@@ -25,7 +25,7 @@ const BATCH: usize = 32;
 /// Maximum footer size in bytes; the footer is read completely.
 const FOOTER_LIMIT: u64 = 256 << 20;
 /// Minimum size of a file with rows in bytes: leading magic, footer length, trailing magic.
-const SHORTEST: u64 = 12;
+const MIN_FILE_LEN: u64 = 12;
 /// First and last bytes of a Parquet file.
 const MAGIC: &[u8] = b"PAR1";
 
@@ -42,9 +42,9 @@ pub(super) struct ParquetTexts {
     group: usize,
     rows: Option<ColumnReaderImpl<ByteArrayType>>,
     /// Rows of the row group that are not read yet.
-    left: i64,
+    rows_left_in_group: i64,
     /// Values read but not returned yet, in reverse order; `None` is null.
-    waiting: Vec<Option<ByteArray>>,
+    pending: Vec<Option<ByteArray>>,
     /// Number of the row last returned, from 1.
     row: u64,
     /// Rows of a column of null type that are not counted yet.
@@ -56,9 +56,9 @@ impl ParquetTexts {
     ///
     /// # Errors
     /// If it cannot be opened.
-    pub(super) fn is_void(path: &Path) -> Result<bool> {
+    pub(super) fn is_too_short(path: &Path) -> Result<bool> {
         let metadata = files::open(path)?.metadata().map_err(Error::io(path))?;
-        Ok(metadata.len() < SHORTEST)
+        Ok(metadata.len() < MIN_FILE_LEN)
     }
 
     /// # Errors
@@ -68,8 +68,8 @@ impl ParquetTexts {
         let file = files::open(path)?;
         check_ends(&file, path)?;
         let copy = file.try_clone().map_err(Error::io(path))?;
-        let reader =
-            caught(|| SerializedFileReader::new(copy)).map_err(|fault| fault.error(path, ""))?;
+        let reader = catch_panic(|| SerializedFileReader::new(copy))
+            .map_err(|fault| fault.error(path, ""))?;
         let schema = reader.metadata().file_metadata().schema_descr();
         let names: Vec<String> = schema
             .columns()
@@ -118,8 +118,8 @@ impl ParquetTexts {
             defined,
             group,
             rows: None,
-            left: 0,
-            waiting: Vec::new(),
+            rows_left_in_group: 0,
+            pending: Vec::new(),
             row: 0,
             blank_rows,
         })
@@ -138,7 +138,7 @@ impl ParquetTexts {
             stats.left_out.add(Unit::Records, &null, rows, place);
         }
         loop {
-            let Some(value) = self.waiting.pop() else {
+            let Some(value) = self.pending.pop() else {
                 match self.read_batch()? {
                     true => continue,
                     false => return Ok(None),
@@ -193,11 +193,16 @@ impl ParquetTexts {
             let (mut levels, mut values) = (Vec::new(), Vec::new());
             let has_levels = self.defined > 0;
             let levels_out = has_levels.then_some(&mut levels);
-            let (read, _, _) = caught(|| rows.read_records(BATCH, levels_out, None, &mut values))
-                .map_err(|fault| self.error(self.group - 1, fault))?;
-            self.left -= read as i64;
-            if self.left < 0 || read == 0 && self.left > 0 {
-                let than = if self.left < 0 { "more" } else { "fewer" };
+            let (read, _, _) =
+                catch_panic(|| rows.read_records(BATCH, levels_out, None, &mut values))
+                    .map_err(|fault| self.error(self.group - 1, fault))?;
+            self.rows_left_in_group -= read as i64;
+            if self.rows_left_in_group < 0 || read == 0 && self.rows_left_in_group > 0 {
+                let than = if self.rows_left_in_group < 0 {
+                    "more"
+                } else {
+                    "fewer"
+                };
                 let problem = format!("{than} rows than its metadata says");
                 return Err(self.damaged(self.group - 1, &problem));
             }
@@ -212,14 +217,14 @@ impl ParquetTexts {
                 return Err(self.damaged(self.group - 1, problem));
             }
             let mut values = values.into_iter();
-            self.waiting = match has_levels {
+            self.pending = match has_levels {
                 false => values.map(Some).collect(),
                 true => levels
                     .iter()
                     .map(|&level| (level == self.defined).then(|| values.next()).flatten())
                     .collect(),
             };
-            self.waiting.reverse();
+            self.pending.reverse();
             return Ok(true);
         }
     }
@@ -238,13 +243,13 @@ impl ParquetTexts {
             let (rows, values) = (described.num_rows(), chunk.num_values());
             return Err(self.damaged(group, &format!("{rows} rows, but {values} values")));
         }
-        self.left = described.num_rows();
-        if self.left == 0 {
+        self.rows_left_in_group = described.num_rows();
+        if self.rows_left_in_group == 0 {
             return Ok(true);
         }
         self.check_chunk(chunk)
             .map_err(|fault| self.error(group, fault))?;
-        let opened = caught(|| {
+        let opened = catch_panic(|| {
             self.reader
                 .get_row_group(group)?
                 .get_column_reader(self.column)
@@ -336,7 +341,7 @@ fn check_ends(file: &File, path: &Path) -> Result<()> {
 }
 
 /// Calls `read` and converts a panic, which the `parquet` crate may cause on a damaged file, to an error.
-fn caught<T>(read: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T, Fault> {
+fn catch_panic<T>(read: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T, Fault> {
     match foreign::caught(read) {
         Some(result) => result.map_err(Fault::from),
         None => Err(Fault::Corrupt("inconsistent file structure".into())),

@@ -68,11 +68,11 @@ impl ReadyTokens {
         };
         let file = files::open(path)?;
         let mapped = hybridnorm_mapped::map(&file).map_err(Error::io(path))?;
-        let spelled = path.to_string_lossy();
+        let name = path.to_string_lossy();
         let layout = match dtype {
-            Some(dtype) => named(&mapped, &spelled, dtype, input),
+            Some(dtype) => named(&mapped, &name, dtype, input),
             None => match megatron_type(path)? {
-                Some(dtype) => megatron(&mapped, &spelled, dtype),
+                Some(dtype) => megatron(&mapped, &name, dtype),
                 None => layout(path, &mapped, vocab_size),
             },
         };
@@ -157,7 +157,7 @@ fn named(file: &Mapped, path: &str, dtype: Dtype, input: &str) -> Result<Layout,
     }
     let found = stream(file, 0, dtype)?;
     Ok(Layout {
-        note: raw::contradiction(file, path, dtype),
+        note: raw::type_warning(file, path, dtype),
         ..found
     })
 }
