@@ -364,7 +364,11 @@ fn whole_windows_of_rows_of_any_length() {
             "--json",
         ];
         if width == 9 {
-            lab.fails(2, &args, &["none of which holds a whole sequence of 16"]);
+            lab.fails(
+                2,
+                &args,
+                &["none of which contains a complete sequence of 16"],
+            );
             continue;
         }
         let found = lab.json(&args);
@@ -403,7 +407,7 @@ fn a_file_is_read_through_one_input_only() {
     assert_eq!(count(&found["left_out"], "files"), 2, "{found}");
     let table = lab.ok(&prepare(&["v", "v"], "p2", &[]));
     assert!(
-        table.contains("left out 2 files: a file that was reached before"),
+        table.contains("left out 2 files: duplicate file"),
         "{table}"
     );
     let found = lab.json(&prepare(&["stories:5", "stories:8"], "p3", &["--json"]));
@@ -424,7 +428,7 @@ fn a_file_is_read_through_one_input_only() {
         "\"p\", \"./p\"",
     ] {
         let data = format!("data.train=[{twice}]");
-        lab.fails(2, &["train", "tiny.toml", "--set", &data], &["named twice"]);
+        lab.fails(2, &["train", "tiny.toml", "--set", &data], &["given twice"]);
     }
 }
 

@@ -48,7 +48,7 @@ fn configurations_that_make_no_sense() {
             &["data.train=stories:10", "expected a list"],
         ),
         ("data.train=[]", &["data.train is empty"]),
-        ("data.train=['']", &["empty string"]),
+        ("data.train=['']", &["data path is empty"]),
         ("data.order=seq", &["`shuffled` or `sequential`"]),
         (
             "model.n_heads=3",
@@ -190,7 +190,7 @@ fn configurations_that_make_no_sense() {
     );
     lab.fails(2, &["train", "tiny.toml", "--threads", "0"], &["0 threads"]);
     for (threads, words) in [
-        ("1000000", "1000000 threads, expected 1 to 1024"),
+        ("1000000", "threads = 1000000, expected 1 to 1024"),
         ("many", "RAYON_NUM_THREADS is \"many\""),
     ] {
         let mut command = lab.command(&["train", "tiny.toml"]);
@@ -204,7 +204,7 @@ fn configurations_that_make_no_sense() {
     lab.fails(
         2,
         &["train", "tiny.toml", "--threads", "1000000"],
-        &["1000000 threads"],
+        &["threads = 1000000"],
     );
 }
 
@@ -381,7 +381,7 @@ fn tokens_beyond_the_vocabulary() {
             &["a.npy", "token 50 at position 321", "size 50"][..],
         ),
         ("a.bin", "50", &["a.bin", "token 50 at position 321"]),
-        ("cut.bin", "51", &["cut.bin", "no multiple of 2"]),
+        ("cut.bin", "51", &["cut.bin", "not a multiple of 2"]),
         ("cut.npy", "51", &["cut.npy", "needs"]),
         (
             "rows.npy",
@@ -433,7 +433,7 @@ fn a_run_directory_that_is_none() {
         "--out",
         "mine",
     ];
-    lab.fails(2, &args, &["mine: holds something else"]);
+    lab.fails(2, &args, &["mine: contains other files"]);
     assert_eq!(lab.read("mine/a.txt"), b"mine");
 }
 

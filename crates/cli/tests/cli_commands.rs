@@ -215,7 +215,7 @@ fn data_is_prepared_and_inspected() {
             "--validation-fraction",
             "1",
         ],
-        &["validation_fraction is 1"],
+        &["validation_fraction = 1"],
     );
 }
 

@@ -112,7 +112,7 @@ fn short_last_windows_are_measured() {
     lab.fails(
         2,
         &["eval", "run", "--data", "one.u16"],
-        &["one.u16", "nothing to measure"],
+        &["one.u16", "no targets"],
     );
 }
 
@@ -156,8 +156,11 @@ fn every_set_by_itself() {
         lab.fails(2, &[&args[..], names].concat(), words);
     };
     lab.write("tiny.txt", "One line.");
-    validation(&["p", "tiny.txt"], &["tiny.txt", "nothing is held out"]);
-    validation(&["p", "t.u16"], &["t.u16", "no held-out part"]);
+    validation(
+        &["p", "tiny.txt"],
+        &["tiny.txt", "the validation split is empty"],
+    );
+    validation(&["p", "t.u16"], &["t.u16", "no validation split"]);
     for twice in [["p", "p"], ["p", "./p"], ["a.txt", "a.txt"]] {
         let args = ["eval", "run", "--data", twice[0], twice[1]];
         lab.fails(2, &args, &["named twice"]);

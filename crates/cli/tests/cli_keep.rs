@@ -51,7 +51,7 @@ fn prepared_data_stay_until_new_ones_are_whole() {
     // A `tokenizer.json` of another program is not mistaken for prepared data.
     lab.write("theirs/tokenizer.json", "{}");
     good[6] = "theirs";
-    lab.fails(2, &good, &["theirs: holds something else"]);
+    lab.fails(2, &good, &["theirs: contains other files"]);
     assert_eq!(lab.read("theirs/tokenizer.json"), b"{}");
 }
 

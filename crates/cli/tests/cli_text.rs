@@ -108,12 +108,13 @@ fn what_is_read_and_what_is_left_out_are_all() {
         "unknown kind (c/table.csv)",
         "a broken link",
         "not a regular file",
-        "reached before",
-        "not chosen",
+        "duplicate file",
+        "duplicate folder",
+        "not selected",
         "no text in it",
         "left out 1 record: field `text` is null",
         "left out 1 document: blank",
-        "half surrogate pairs",
+        "unpaired surrogates",
     ] {
         assert!(table.contains(words), "{words}\n{table}");
     }
@@ -125,7 +126,7 @@ fn what_is_read_and_what_is_left_out_are_all() {
     lab.fails(
         1,
         &prepare("c", "o3", &["--include", "zzz/**"]),
-        &["c: no `.txt`", "not chosen by include and exclude"],
+        &["c: no `.txt`", "not selected by include/exclude"],
     );
     let some = lab.json(&prepare(
         "c",
@@ -144,7 +145,7 @@ fn documents_end_at_separators() {
     );
     let table = lab.ok(&prepare("t.txt", "a", &[]));
     assert!(
-        table.contains("spells the special token `<|endoftext|>` 4 times"),
+        table.contains("special token `<|endoftext|>` appears literally 4 times"),
         "{table}"
     );
     let json = lab.json(&prepare(
@@ -164,7 +165,7 @@ fn documents_end_at_separators() {
     lab.fails(
         2,
         &prepare("t.txt", "d", &["--separator", "###"]),
-        &["`###` occurs nowhere"],
+        &["`###` does not occur in any"],
     );
     lab.write("j.jsonl", "{\"text\":\"a\"}\n");
     lab.fails(
@@ -218,7 +219,7 @@ fn training_says_what_was_left_out_also_when_the_cache_is_used() {
     lab.fails(
         2,
         &with("data.train=[\"long.txt\"]", "r4"),
-        &["occurs nowhere"],
+        &["does not occur in any plain text input"],
     );
 }
 
@@ -303,8 +304,8 @@ fn damaged_packed_files_are_left_out_where_that_is_asked_for() {
     assert_eq!(left_out(&json, "records"), 2);
     let text = json["left_out"].to_string();
     for words in [
-        "in the rest of a damaged file",
-        "bytes after the last gzip member belong to none",
+        "after the damaged part of a file",
+        "trailing bytes after the last gzip member",
         "d/head.jsonl.gz: damaged gzip data after 0 bytes of text",
     ] {
         assert!(text.contains(words), "{text}");
@@ -412,5 +413,8 @@ fn prepared_data_among_texts_are_no_text() {
     let left_out = lab
         .json(&["data", "inspect", "texts/prepared", "--json"])
         .to_string();
-    assert!(left_out.contains("prepared data among texts"), "{left_out}");
+    assert!(
+        left_out.contains("prepared data folder within a text input"),
+        "{left_out}"
+    );
 }

@@ -111,7 +111,7 @@ fn settings_that_are_switched_off_are_said_and_recorded() {
     let output = lab.run(&args);
     let said = stderr(&output);
     assert!(
-        said.contains("truncation to 2 tokens") && said.contains("switched off"),
+        said.contains("truncation to 2 tokens") && said.contains("is disabled"),
         "{said}"
     );
     let manifest: Value = serde_json::from_slice(&lab.read("out/manifest.json")).unwrap();

@@ -243,7 +243,7 @@ fn the_tokenizer_of_prepared_text_is_the_one_asked_for() {
         1,
         "run",
         &["--set", folder, "--set", "data.tokenizer=bpe:400"],
-        &["p: made with tokenizer bpe:300", "bpe:400 is asked for"],
+        &["p: tokenized with bpe:300", "bpe:400 was requested"],
     );
     lab.train("run", &["--set", folder, "--set", "data.tokenizer=bpe:300"]);
     let of_config = lab.json(&[

@@ -15,9 +15,10 @@ pub fn from_environment() -> Result<Option<usize>> {
     };
     let number = text.to_str().and_then(|text| text.trim().parse().ok());
     let threads = number.ok_or_else(|| {
-        Error::config(format!(
-            "RAYON_NUM_THREADS is {text:?}, expected a number of threads"
-        ))
+        Error::invalid_value(
+            "RAYON_NUM_THREADS",
+            format!("RAYON_NUM_THREADS is {text:?}, expected a number of threads"),
+        )
     })?;
     // Rayon interprets 0 as the number of cores.
     Ok((threads > 0).then_some(threads))
@@ -33,9 +34,11 @@ const STACK: usize = 8 << 20;
 /// If `threads` is 0 or above 1024, or the pool is already running.
 pub fn set(threads: Option<usize>) -> Result<()> {
     if let Some(threads) = threads.filter(|threads| !(1..=MOST).contains(threads)) {
-        return Err(Error::config(format!(
-            "{threads} threads, expected 1 to {MOST}"
-        )));
+        return Err(Error::out_of_range(
+            "threads",
+            threads,
+            format!("1 to {MOST}"),
+        ));
     }
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads.unwrap_or_default())

@@ -13,9 +13,9 @@ fn counting(n: u16) -> Vec<u8> {
     (0..n).flat_map(u16::to_le_bytes).collect()
 }
 
-struct Room(tempfile::TempDir);
+struct TestFolder(tempfile::TempDir);
 
-impl Room {
+impl TestFolder {
     fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
@@ -52,12 +52,12 @@ fn spec(text: &str) -> Option<TokenizerChoice> {
 
 #[test]
 fn opening_prepared_folders() {
-    let room = Room::new();
+    let folder = TestFolder::new();
     let (a, b) = (
-        room.prepared("a", "bytes", 1),
-        room.prepared("b", "bytes", 2),
+        folder.prepared("a", "bytes", 1),
+        folder.prepared("b", "bytes", 2),
     );
-    let options = room.options(32);
+    let options = folder.options(32);
     let count = |paths: &[&str], split| opened(paths, split, &options).unwrap().dataset.len();
     let (train, validation) = (count(&[&a], Split::Train), count(&[&a], Split::Validation));
     assert!(train > validation && validation > 0);
@@ -80,22 +80,22 @@ fn opening_prepared_folders() {
         Tokenizer::bytes().fingerprint()
     );
 
-    let other = room.prepared("c", "bpe:300", 1);
+    let other = folder.prepared("c", "bpe:300", 1);
     let error = opened(&[&a, &other], Split::Train, &options)
         .unwrap_err()
         .to_string();
-    assert!(error.contains("made with tokenizer bpe:300"), "{error}");
+    assert!(error.contains("tokenized with bpe:300"), "{error}");
     let asked = OpenOptions {
         tokenizer: spec("r50k"),
         ..options.clone()
     };
     let error = opened(&[&a], Split::Train, &asked).unwrap_err().to_string();
     assert!(
-        error.contains("r50k (50257 tokens) is used here"),
+        error.contains("r50k (50257 tokens) was requested"),
         "{error}"
     );
 
-    let long = room.options(1_000_000);
+    let long = folder.options(1_000_000);
     let error = opened(&[&a], Split::Train, &long).unwrap_err().to_string();
     assert!(
         error.contains("fewer than one sequence of 1000000"),
@@ -119,11 +119,11 @@ fn opening_prepared_folders() {
 
 #[test]
 fn opening_raw_text_makes_and_reuses_a_folder() {
-    let room = Room::new();
-    let text = room.path("t.txt");
+    let folder = TestFolder::new();
+    let text = folder.path("t.txt");
     let stories: Vec<_> = (0..30).map(|i| hybridnorm::data::story(0, i)).collect();
     fs::write(&text, stories.join("\n\n")).unwrap();
-    let mut options = room.options(16);
+    let mut options = folder.options(16);
     options.tokenizer = spec("bpe:300");
     options.prepare.source.document_chars = 1000;
     options.prepare.validation_fraction = 0.2;
@@ -132,7 +132,7 @@ fn opening_raw_text_makes_and_reuses_a_folder() {
     let first = open(&paths, Split::Train, &options, &mut |_| steps += 1).unwrap();
     assert!(steps > 0);
     let made: &PreparedFolder = &first.folders[0];
-    assert!(made.folder().starts_with(room.path("cache")));
+    assert!(made.folder().starts_with(folder.path("cache")));
     steps = 0;
     let second = open(&paths, Split::Train, &options, &mut |_| steps += 1).unwrap();
     assert_eq!(steps, 0);
@@ -149,7 +149,7 @@ fn opening_raw_text_makes_and_reuses_a_folder() {
     fs::write(&text, "Something else entirely. ".repeat(20)).unwrap();
     let third = opened(&[&text], Split::Train, &options).unwrap();
     assert_ne!(third.folders[0].folder(), made.folder());
-    let left: Vec<_> = fs::read_dir(room.path("cache"))
+    let left: Vec<_> = fs::read_dir(folder.path("cache"))
         .unwrap()
         .map(|e| e.unwrap().path())
         .filter(|path| path.extension().is_none_or(|extension| extension != "lock"))
@@ -159,42 +159,42 @@ fn opening_raw_text_makes_and_reuses_a_folder() {
 
 #[test]
 fn opening_ready_files() {
-    let room = Room::new();
-    fs::write(room.path("a.bin"), counting(100)).unwrap();
-    fs::write(room.path("b.bin"), counting(50)).unwrap();
-    let mut options = room.options(9);
-    let error = opened(&[&room.path("a.bin")], Split::Train, &options)
+    let folder = TestFolder::new();
+    fs::write(folder.path("a.bin"), counting(100)).unwrap();
+    fs::write(folder.path("b.bin"), counting(50)).unwrap();
+    let mut options = folder.options(9);
+    let error = opened(&[&folder.path("a.bin")], Split::Train, &options)
         .unwrap_err()
         .to_string();
-    assert!(error.contains("needs the vocabulary's size"), "{error}");
+    assert!(error.contains("vocab_size is missing"), "{error}");
     options.vocab_size = Some(100);
     assert_eq!(
-        opened(&[&room.path("a.bin")], Split::Train, &options)
+        opened(&[&folder.path("a.bin")], Split::Train, &options)
             .unwrap()
             .dataset
             .len(),
         11
     );
     assert_eq!(
-        opened(&[&room.path("*.bin")], Split::All, &options)
+        opened(&[&folder.path("*.bin")], Split::All, &options)
             .unwrap()
             .dataset
             .len(),
         16
     );
     assert_eq!(
-        opened(&[&room.path("b.bin:u16")], Split::All, &options)
+        opened(&[&folder.path("b.bin:u16")], Split::All, &options)
             .unwrap()
             .dataset
             .len(),
         5
     );
-    let error = opened(&[&room.path("a.bin")], Split::Validation, &options)
+    let error = opened(&[&folder.path("a.bin")], Split::Validation, &options)
         .unwrap_err()
         .to_string();
-    assert!(error.contains("no held-out part"), "{error}");
+    assert!(error.contains("no validation split"), "{error}");
     options.vocab_size = Some(99);
-    let error = opened(&[&room.path("a.bin")], Split::Train, &options)
+    let error = opened(&[&folder.path("a.bin")], Split::Train, &options)
         .unwrap_err()
         .to_string();
     assert!(error.contains("token 99 at position 99"), "{error}");
@@ -202,16 +202,19 @@ fn opening_ready_files() {
 
 #[test]
 fn opening_what_is_not_data() {
-    let room = Room::new();
-    let options = room.options(9);
-    fs::write(room.path("a.pdf"), "x").unwrap();
-    fs::create_dir(room.path("empty")).unwrap();
+    let folder = TestFolder::new();
+    let options = folder.options(9);
+    fs::write(folder.path("a.pdf"), "x").unwrap();
+    fs::create_dir(folder.path("empty")).unwrap();
     for (path, why) in [
-        (room.path("a.pdf"), "unknown kind of data"),
-        (room.path("none"), "no such file or folder"),
-        (room.path("none.npy"), "no such file or folder"),
-        (room.path("*.npy"), "no file matches"),
-        ("stories:4".to_owned(), "raw text needs a tokenizer"),
+        (folder.path("a.pdf"), "unknown kind of data"),
+        (folder.path("none"), "no such file or folder"),
+        (folder.path("none.npy"), "no such file or folder"),
+        (folder.path("*.npy"), "no file matches"),
+        (
+            "stories:4".to_owned(),
+            "tokenizer is missing, required for raw text",
+        ),
     ] {
         let error = opened(&[&path], Split::Train, &options)
             .unwrap_err()
@@ -223,19 +226,19 @@ fn opening_what_is_not_data() {
         tokenizer: spec("bytes"),
         ..options
     };
-    let error = opened(&[&room.path("empty")], Split::Train, &with)
+    let error = opened(&[&folder.path("empty")], Split::Train, &with)
         .unwrap_err()
         .to_string();
     assert!(error.contains("in this folder or below"), "{error}");
-    fs::write(room.path("short.txt"), "hi").unwrap();
-    let error = opened(&[&room.path("short.txt")], Split::Train, &with)
+    fs::write(folder.path("short.txt"), "hi").unwrap();
+    let error = opened(&[&folder.path("short.txt")], Split::Train, &with)
         .unwrap_err()
         .to_string();
     assert!(
         error.contains("3 training tokens, fewer than one sequence of 9"),
         "{error}"
     );
-    let error = opened(&[&room.path("short.txt")], Split::Validation, &with)
+    let error = opened(&[&folder.path("short.txt")], Split::Validation, &with)
         .unwrap_err()
         .to_string();
     assert!(error.contains("0 validation tokens"), "{error}");

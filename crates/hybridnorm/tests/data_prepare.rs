@@ -253,7 +253,10 @@ fn what_is_refused() {
     assert!(!out.join("validation-00000.bin").exists());
     fs::write(out.join("thesis.tex"), "x").unwrap();
     let error = message(make("stories:4", "bytes", &out, &again));
-    assert!(error.contains("holds other files (thesis.tex)"), "{error}");
+    assert!(
+        error.contains("contains other files (thesis.tex)"),
+        "{error}"
+    );
     assert!(message(make("stories:3", "bytes", &empty, &options(0.1))).contains("empty.txt"));
 }
 
@@ -286,7 +289,7 @@ fn damaged_folders() {
 
     fs::write(at("train-00000.bin"), &shard[..shard.len() - 1]).unwrap();
     assert!(
-        error_of(&at("")).contains("train-00000.bin: ") && error_of(&at("")).contains("cut short")
+        error_of(&at("")).contains("train-00000.bin: ") && error_of(&at("")).contains("truncated")
     );
     fs::write(at("train-00000.bin"), [&shard[..], b"xx"].concat()).unwrap();
     assert!(error_of(&at("")).contains("too long"));
@@ -315,12 +318,12 @@ fn damaged_folders() {
         (
             &*key("documents", &documents.0),
             &*key("documents", &documents.1),
-            "documents in all, but the shards have",
+            "documents in total, but the shards contain",
         ),
         (
             &key("text_bytes", &bytes.0),
             &key("text_bytes", &bytes.1),
-            "bytes of text in all, but the shards have",
+            "bytes of text in total, but the shards contain",
         ),
         ("\"version\": 1", "\"version\": 2", "manifest version 2"),
         (
@@ -376,7 +379,7 @@ fn tokens_beyond_the_vocabulary_are_named() {
     let error = stream.check().unwrap_err().to_string();
     assert!(
         error.ends_with(
-            "train-00000.bin: token 999 at position 100 is not below the vocabulary's size 257"
+            "train-00000.bin: token 999 at position 100 is not below the vocabulary size 257"
         ),
         "{error}"
     );

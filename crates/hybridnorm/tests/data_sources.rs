@@ -153,7 +153,7 @@ fn nothing_to_read() {
     fs::write(at("empty.jsonl"), "{\"text\": \"\"}\n").unwrap();
     assert!(message(at("empty.jsonl")).contains("no text in it"));
     assert!(Sources::resolve(&[], &SourceOptions::default()).is_err());
-    assert!(message("").contains("empty string"));
+    assert!(message("").contains("path is empty"));
 }
 
 #[cfg(unix)]

@@ -224,9 +224,12 @@ fn ready_files_of_every_kind() {
     );
 
     for (name, why) in [
-        (write("k.bin", b"abc"), "no multiple of 2"),
-        (write("l.bin", b""), "no tokens in it"),
-        (write("m.npy", &npy("<u2", "(0,)", b"")), "no tokens in it"),
+        (write("k.bin", b"abc"), "not a multiple of 2"),
+        (write("l.bin", b""), "contains no tokens"),
+        (
+            write("m.npy", &npy("<u2", "(0,)", b"")),
+            "contains no tokens",
+        ),
         (write("n.npy", b"raw tokens, no header"), ".npy:u16`"),
         (
             write("o.npy", &npy("<f4", "(1,)", b"abcd")),

@@ -180,7 +180,7 @@ fn rows_after_corruption_are_omitted_and_counted() {
         damaged += u64::from(
             serde_json::to_string(&stats.left_out)
                 .unwrap()
-                .contains("in the rest of a damaged file"),
+                .contains("after the damaged part of a file"),
         );
         assert_eq!(stats.records + stats.left_out.count(Unit::Records), 40);
     }

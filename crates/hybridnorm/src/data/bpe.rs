@@ -17,7 +17,7 @@ use tokenizers::utils::SysRegex;
 
 use crate::error::{Error, Result};
 
-use super::tokenizer::{Cut, SOFT, in_parallel, pieces};
+use super::tokenizer::{Cut, SOFT_LIMIT, in_parallel, pieces};
 use super::{Progress, ProgressFn};
 
 /// The special token that ends every document.
@@ -28,7 +28,7 @@ pub const END_OF_TEXT_ID: u32 = 256;
 const MIN_COUNT: i64 = 2;
 
 /// Maximum length of a word in bytes; longer ones are counted in parts.
-const LONGEST_WORD: usize = 64 << 10;
+const MAX_WORD_LEN: usize = 64 << 10;
 
 const WORDS: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
@@ -49,9 +49,11 @@ impl BpeTrainer {
     /// If `vocab_size` is below 257 or above 1,000,000.
     pub fn new(vocab_size: usize) -> Result<Self> {
         if !(257..=1_000_000).contains(&vocab_size) {
-            return Err(Error::config(format!(
-                "bpe:{vocab_size}: a byte-level vocabulary has 257 to 1000000 tokens"
-            )));
+            return Err(Error::out_of_range(
+                "vocabulary size of bpe",
+                vocab_size,
+                "257 to 1000000",
+            ));
         }
         let words = SysRegex::new(WORDS).map_err(|error| Error::config(error.to_string()))?;
         Ok(Self {
@@ -66,11 +68,11 @@ impl BpeTrainer {
         let words = &self.words;
         let counted = in_parallel(texts, threads, |text| {
             let mut counts: HashMap<&str, u64> = HashMap::new();
-            for piece in pieces(text, Cut::Anywhere, SOFT) {
+            for piece in pieces(text, Cut::Anywhere, SOFT_LIMIT) {
                 for (from, to) in words.find_iter(piece) {
                     let mut word = &piece[from..to];
-                    while word.len() > LONGEST_WORD {
-                        let (part, rest) = word.split_at(word.floor_char_boundary(LONGEST_WORD));
+                    while word.len() > MAX_WORD_LEN {
+                        let (part, rest) = word.split_at(word.floor_char_boundary(MAX_WORD_LEN));
                         *counts.entry(part).or_default() += 1;
                         word = rest;
                     }
@@ -273,7 +275,7 @@ pub(super) fn tokenizer_json(
     split: Splitter,
 ) -> String {
     let chars = byte_chars();
-    let spelled = |id: u32| -> String {
+    let token_text = |id: u32| -> String {
         let bytes = &tokens[id as usize];
         if special.contains(&id) {
             String::from_utf8_lossy(bytes).into_owned()
@@ -301,14 +303,14 @@ pub(super) fn tokenizer_json(
         .map(|&id| {
             format!(
                 r#"    {{"id": {id}, "content": {}, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}}"#,
-                quoted(&spelled(id))
+                quoted(&token_text(id))
             )
         })
         .collect::<Vec<_>>()
         .join(",\n");
     let vocab = (0..tokens.len() as u32)
         .filter(|&id| !tokens[id as usize].is_empty())
-        .map(|id| format!("      {}: {id}", quoted(&spelled(id))))
+        .map(|id| format!("      {}: {id}", quoted(&token_text(id))))
         .collect::<Vec<_>>()
         .join(",\n");
     let merges = merges
@@ -316,7 +318,7 @@ pub(super) fn tokenizer_json(
         .map(|&(a, b)| {
             format!(
                 "      {}",
-                quoted(&format!("{} {}", spelled(a), spelled(b)))
+                quoted(&format!("{} {}", token_text(a), token_text(b)))
             )
         })
         .collect::<Vec<_>>()

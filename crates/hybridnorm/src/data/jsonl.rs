@@ -15,7 +15,7 @@ const NAMED_KEYS: usize = 8;
 
 /// Value of the field.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Found {
+pub(super) enum FieldValue {
     /// A string.
     Text {
         /// Its characters.
@@ -29,7 +29,7 @@ pub(super) enum Found {
 
 /// Reason why a record has no text.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Flaw {
+pub(super) struct JsonError {
     /// Short reason; records with the same reason are counted together.
     pub(super) reason: String,
     /// Description without the position.
@@ -39,7 +39,7 @@ pub(super) struct Flaw {
 }
 
 /// Returns the string under `field` of the JSON object in `record`, or `record` itself if it is a string or null.
-pub(super) fn text_field(record: &str, field: &str) -> Result<Found, Flaw> {
+pub(super) fn text_field(record: &str, field: &str) -> Result<FieldValue, JsonError> {
     let mut scanner = Scanner {
         text: record,
         at: 0,
@@ -51,8 +51,8 @@ pub(super) fn text_field(record: &str, field: &str) -> Result<Found, Flaw> {
         _ => {
             let kind = scanner.skip_value()?;
             if kind != "null" {
-                return Err(Flaw {
-                    reason: "no JSON object".into(),
+                return Err(JsonError {
+                    reason: "not a JSON object".into(),
                     problem: format!("found {kind}, expected a JSON object or a string"),
                     at: None,
                 });
@@ -65,12 +65,12 @@ pub(super) fn text_field(record: &str, field: &str) -> Result<Found, Flaw> {
         return Err(scanner.unexpected("the end of the record"));
     }
     match found {
-        Value::String(text) => Ok(Found::Text {
+        Value::String(text) => Ok(FieldValue::Text {
             replaced: text.1,
             text: text.0.into_owned(),
         }),
-        Value::Other("null") => Ok(Found::Null),
-        Value::Other(kind) => Err(Flaw {
+        Value::Other("null") => Ok(FieldValue::Null),
+        Value::Other(kind) => Err(JsonError {
             reason: format!("field `{field}` is not a string"),
             problem: format!("field `{field}` is not a string but {kind}"),
             at: None,
@@ -109,14 +109,14 @@ impl<'t> Scanner<'t> {
         }
     }
 
-    fn takes(&mut self, byte: u8) -> bool {
+    fn consume_if(&mut self, byte: u8) -> bool {
         let is_next = self.peek() == Some(byte);
         self.at += usize::from(is_next);
         is_next
     }
 
-    fn syntax(&self, problem: String) -> Flaw {
-        Flaw {
+    fn syntax(&self, problem: String) -> JsonError {
+        JsonError {
             reason: "not valid JSON".into(),
             problem,
             at: Some(self.at),
@@ -124,7 +124,7 @@ impl<'t> Scanner<'t> {
     }
 
     /// Returns the error for an unexpected token.
-    fn unexpected(&self, expected: &str) -> Flaw {
+    fn unexpected(&self, expected: &str) -> JsonError {
         let rest = self.text.get(self.at..).unwrap_or_default();
         let word: String = rest
             .chars()
@@ -140,12 +140,12 @@ impl<'t> Scanner<'t> {
     }
 
     /// Reads an object and returns the last value of `field`.
-    fn field(&mut self, field: &str) -> Result<Value<'t>, Flaw> {
+    fn field(&mut self, field: &str) -> Result<Value<'t>, JsonError> {
         self.at += 1;
         let mut found = None;
         let mut keys = Vec::new();
         self.space();
-        if !self.takes(b'}') {
+        if !self.consume_if(b'}') {
             loop {
                 let (key, _) = self.key()?;
                 if key == field {
@@ -168,7 +168,7 @@ impl<'t> Scanner<'t> {
                 self.space();
             }
         }
-        found.ok_or_else(|| Flaw {
+        found.ok_or_else(|| JsonError {
             reason: format!("no field `{field}`"),
             problem: match keys.is_empty() {
                 true => format!("no field `{field}`: the object is empty"),
@@ -179,13 +179,13 @@ impl<'t> Scanner<'t> {
     }
 
     /// Reads a key and its colon, up to the value.
-    fn key(&mut self) -> Result<(Cow<'t, str>, bool), Flaw> {
+    fn key(&mut self) -> Result<(Cow<'t, str>, bool), JsonError> {
         if self.peek() != Some(b'"') {
             return Err(self.unexpected("a key in double quotes"));
         }
         let key = self.string()?;
         self.space();
-        if !self.takes(b':') {
+        if !self.consume_if(b':') {
             return Err(self.unexpected("`:`"));
         }
         self.space();
@@ -193,7 +193,7 @@ impl<'t> Scanner<'t> {
     }
 
     /// Skips a value and returns its kind.
-    fn skip_value(&mut self) -> Result<&'static str, Flaw> {
+    fn skip_value(&mut self) -> Result<&'static str, JsonError> {
         let kind = match self.peek() {
             Some(b'{') => "an object",
             Some(b'[') => "an array",
@@ -217,7 +217,7 @@ impl<'t> Scanner<'t> {
                 }
                 self.at += 1;
                 self.space();
-                if !self.takes(close) {
+                if !self.consume_if(close) {
                     open.push(close);
                     if close == b'}' {
                         self.key()?;
@@ -231,11 +231,11 @@ impl<'t> Scanner<'t> {
                     return Ok(kind);
                 };
                 self.space();
-                if self.takes(close) {
+                if self.consume_if(close) {
                     open.pop();
                     continue;
                 }
-                if !self.takes(b',') {
+                if !self.consume_if(b',') {
                     let expected = format!("`,` or `{}`", char::from(close));
                     return Err(self.unexpected(&expected));
                 }
@@ -248,11 +248,11 @@ impl<'t> Scanner<'t> {
         }
     }
 
-    fn skip_plain(&mut self) -> Result<&'static str, Flaw> {
+    fn skip_plain(&mut self) -> Result<&'static str, JsonError> {
         const WORDS: [(&str, &str); 6] = [
             ("null", "null"),
-            ("true", "a truth value"),
-            ("false", "a truth value"),
+            ("true", "a boolean"),
+            ("false", "a boolean"),
             ("NaN", "a number"),
             ("Infinity", "a number"),
             ("-Infinity", "a number"),
@@ -276,7 +276,7 @@ impl<'t> Scanner<'t> {
     }
 
     /// Skips a string, including its quotes.
-    fn skip_string(&mut self) -> Result<(), Flaw> {
+    fn skip_string(&mut self) -> Result<(), JsonError> {
         let begin = self.at;
         self.at += 1;
         loop {
@@ -297,14 +297,14 @@ impl<'t> Scanner<'t> {
                 Some(_) => self.at += 1,
                 None => {
                     self.at = begin;
-                    return Err(self.syntax("a string without end".into()));
+                    return Err(self.syntax("unterminated string".into()));
                 }
             }
         }
     }
 
     /// Reads a string; the flag is true if an unpaired surrogate was replaced.
-    fn string(&mut self) -> Result<(Cow<'t, str>, bool), Flaw> {
+    fn string(&mut self) -> Result<(Cow<'t, str>, bool), JsonError> {
         let begin = self.at + 1;
         self.skip_string()?;
         let raw = &self.text[begin..self.at - 1];
@@ -349,7 +349,7 @@ impl<'t> Scanner<'t> {
     }
 
     /// Reads an escape sequence.
-    fn escape(&mut self) -> Result<Escape, Flaw> {
+    fn escape(&mut self) -> Result<Escape, JsonError> {
         let bytes = &self.text.as_bytes()[self.at..];
         let char = match bytes.get(1) {
             Some(b'"') => '"',
@@ -417,25 +417,25 @@ mod tests {
 
     fn text(record: &str) -> String {
         match text_field(record, "text").unwrap() {
-            Found::Text { text, .. } => text,
-            Found::Null => panic!("null"),
+            FieldValue::Text { text, .. } => text,
+            FieldValue::Null => panic!("null"),
         }
     }
 
     #[test]
-    fn finds_the_field_wherever_it_stands() {
+    fn finds_field_at_any_position() {
         let line = r#"{"id": 3, "meta": {"text": "no"}, "text": "a\nb", "x": [1, {}]}"#;
         assert_eq!(text(line), "a\nb");
         assert_eq!(text(r#"{"te\u0078t":"c"}"#), "c");
         assert_eq!(text(r#"  {"text" : "a" , "text" : "b"} "#), "b");
         assert_eq!(text("\"alone\""), "alone");
-        assert_eq!(text_field(r#"{"text":null}"#, "text"), Ok(Found::Null));
-        assert_eq!(text_field(" null ", "text"), Ok(Found::Null));
+        assert_eq!(text_field(r#"{"text":null}"#, "text"), Ok(FieldValue::Null));
+        assert_eq!(text_field(" null ", "text"), Ok(FieldValue::Null));
         assert!(text_field("null null", "text").is_err());
     }
 
     #[test]
-    fn tolerates_what_python_writes() {
+    fn accepts_python_json() {
         let line =
             r#"{"a":NaN,"b":[Infinity,-Infinity,{"c":NaN}],"d":1e999,"text":"x","e":-0.5E+3}"#;
         assert_eq!(text(line), "x");
@@ -449,7 +449,7 @@ mod tests {
     fn surrogates_are_paired_or_replaced() {
         let of =
             |escapes: &str| text_field(&format!("{{\"text\":\"{escapes}\"}}"), "text").unwrap();
-        let expected = |text: &str, replaced| Found::Text {
+        let expected = |text: &str, replaced| FieldValue::Text {
             text: text.into(),
             replaced,
         };
@@ -462,7 +462,7 @@ mod tests {
     }
 
     #[test]
-    fn says_what_is_wrong_and_where() {
+    fn errors_name_problem_and_position() {
         let flaw = |record: &str| text_field(record, "text").unwrap_err();
         let missing = flaw(r#"{"body": "x", "id": 1}"#);
         assert_eq!(
@@ -499,7 +499,7 @@ mod tests {
                 "found `]`, expected a value",
                 19,
             ),
-            (r#"{"text":"a"#, "a string without end", 8),
+            (r#"{"text":"a"#, "unterminated string", 8),
             (r#"{"text":"\x"}"#, "unknown escape", 9),
             (r#"{"text":"\u12"}"#, "four hexadecimal digits", 9),
             ("{\"text\":\"a\tb\"}", "control character 0x09", 10),

@@ -16,11 +16,11 @@ use super::source::kind::Compression;
 pub(super) const RECORD_LIMIT: usize = 256 << 20;
 
 /// Maximum size of a line that is read without checking the available memory, in bytes.
-const UNCHECKED: usize = 16 << 20;
+const MEMORY_CHECK_THRESHOLD: usize = 16 << 20;
 
 /// Reason why a record cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Problem {
+pub(super) struct InvalidRecord {
     /// Short reason; records with the same reason are counted together.
     pub(super) reason: String,
     /// Full message, without the file name.
@@ -77,7 +77,7 @@ impl Lines {
 
     /// Returns the next line with its line end; `None` at the end of the file. After an invalid line,
     /// reading continues with the next one.
-    pub(super) fn next(&mut self) -> Result<Option<Result<String, Problem>>> {
+    pub(super) fn next(&mut self) -> Result<Option<Result<String, InvalidRecord>>> {
         let bytes = self.read_line()?;
         let read = bytes.len();
         if read == 0 {
@@ -89,7 +89,7 @@ impl Lines {
         if read > RECORD_LIMIT {
             drop(bytes);
             self.skip_line()?;
-            return Ok(Some(Err(Problem {
+            return Ok(Some(Err(InvalidRecord {
                 reason: format!("longer than {} MiB", RECORD_LIMIT >> 20),
                 message: format!(
                     "line {}: longer than {} MiB; break it into shorter lines",
@@ -114,7 +114,8 @@ impl Lines {
     fn read_line(&mut self) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
         loop {
-            let room = (RECORD_LIMIT + 1 - bytes.len()).min(bytes.len().max(UNCHECKED));
+            let room =
+                (RECORD_LIMIT + 1 - bytes.len()).min(bytes.len().max(MEMORY_CHECK_THRESHOLD));
             let read = (&mut self.reader)
                 .take(room as u64)
                 .read_until(b'\n', &mut bytes)
@@ -180,7 +181,7 @@ impl Lines {
     }
 
     /// Decodes a line or record that begins where [`Lines::begin_record`] was called.
-    pub(super) fn decode(&mut self, bytes: Vec<u8>) -> Result<String, Problem> {
+    pub(super) fn decode(&mut self, bytes: Vec<u8>) -> Result<String, InvalidRecord> {
         let error = match String::from_utf8(bytes) {
             Ok(text) => return Ok(text),
             Err(error) => error,
@@ -195,7 +196,7 @@ impl Lines {
             Compression::None => "",
             Compression::Gzip | Compression::Zstd => " of the decompressed text",
         };
-        Err(Problem {
+        Err(InvalidRecord {
             reason: "invalid UTF-8".into(),
             message: format!(
                 "invalid UTF-8 (0x{byte:02x}) at byte {}{of}, line {}; convert the file to UTF-8 or allow replacing invalid bytes (--replace-invalid-utf8)",

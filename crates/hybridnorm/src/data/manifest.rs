@@ -8,8 +8,8 @@ use crate::error::{Error, Result};
 use crate::files::{self, sealed};
 use crate::omissions::LeftOut;
 
+use super::literal_special_tokens::SpelledToken;
 use super::source::SourceStats;
-use super::spelled::SpelledToken;
 
 /// Name of the manifest in a prepared folder; written last.
 pub const MANIFEST_NAME: &str = "manifest.json";
@@ -160,14 +160,14 @@ pub struct Manifest {
     #[serde(default)]
     pub left_out: LeftOut,
     /// Bytes of text of the first tokens.
-    #[serde(default, skip_serializing_if = "FirstTokens::is_empty")]
-    pub first_token_bytes: FirstTokens,
+    #[serde(default, skip_serializing_if = "FirstTokenBytes::is_empty")]
+    pub first_token_bytes: FirstTokenBytes,
 }
 
 /// Bytes of text of the first token of each split, which is never an evaluation target. Recorded where
 /// they follow from the text but not from the token.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FirstTokens {
+pub struct FirstTokenBytes {
     /// Bytes of the first training token.
     #[serde(default)]
     pub train: Option<u64>,
@@ -176,7 +176,7 @@ pub struct FirstTokens {
     pub validation: Option<u64>,
 }
 
-impl FirstTokens {
+impl FirstTokenBytes {
     fn is_empty(&self) -> bool {
         *self == Self::default()
     }
@@ -306,7 +306,7 @@ impl Manifest {
             separator: None,
             spelled_special_tokens: Vec::new(),
             left_out: LeftOut::default(),
-            first_token_bytes: FirstTokens::default(),
+            first_token_bytes: FirstTokenBytes::default(),
         }
     }
 
@@ -394,7 +394,7 @@ impl Manifest {
             ),
         ] {
             if read != written {
-                return Err(format!("{read} {what} were read and {written} written"));
+                return Err(format!("{read} {what} read but {written} written"));
             }
         }
         Ok(())
@@ -466,7 +466,7 @@ impl SplitRecord {
         ] {
             if all != of_shards {
                 return Err(format!(
-                    "{split}: {all} {what} in all, but the shards have {of_shards}"
+                    "{split}: {all} {what} in total, but the shards contain {of_shards}"
                 ));
             }
         }

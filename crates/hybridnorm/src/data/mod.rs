@@ -17,41 +17,41 @@ pub mod gutenberg;
 pub mod inspect;
 pub mod open;
 pub mod prepare;
-pub mod ready;
+pub mod pretokenized;
 pub mod shard;
 pub mod source;
 pub mod stories;
 pub mod stream;
 pub mod tokenizer;
 
-mod account;
 mod documents;
 mod frequencies;
 mod jsonl;
 mod lines;
+mod literal_special_tokens;
 mod manifest;
 mod notes;
 mod numpy;
+mod overwrite_check;
 mod raw;
-mod room;
-mod spelled;
+mod text_stats;
 mod windows;
 
-pub use account::TextAccount;
 pub use dataset::{Batch, SequentialBatches, TokenDataset};
 pub use inspect::{Inspection, SplitReport, inspect};
+pub use literal_special_tokens::SpelledToken;
+pub(crate) use literal_special_tokens::SpelledTokens;
 pub use manifest::{
-    Dtype, FirstTokens, Manifest, ShardRecord, SourceRecord, SplitRecord, TokenizerRecord,
+    Dtype, FirstTokenBytes, Manifest, ShardRecord, SourceRecord, SplitRecord, TokenizerRecord,
 };
 pub use open::{OpenOptions, Opened, Split, TokenizerChoice, is_raw_text, open};
 pub use prepare::{PrepareOptions, prepare, prepare_with};
-pub use ready::ReadyTokens;
+pub use pretokenized::ReadyTokens;
 pub use shard::{PreparedFolder, ShardWriter, TokenStream};
 pub use source::{Document, Documents, InvalidUtf8, SourceOptions, SourceStats, Sources};
-pub use spelled::SpelledToken;
-pub(crate) use spelled::SpelledTokens;
 pub use stories::{Stories, story};
 pub use stream::{BatchStream, Cursor, Order};
+pub use text_stats::TextAccount;
 pub use tokenizer::{StreamDecoder, Tokenizer, TokenizerSpec};
 pub use windows::{Coverage, Windows};
 

@@ -15,7 +15,7 @@ impl Manifest {
                 None => String::new(),
             };
             notes.push(format!(
-                "{} cut into {documents} documents at blank lines{chars}; document_chars 0 (--document-chars 0) keeps texts whole",
+                "{} cut into {documents} documents at blank lines{chars}; document_chars 0 (--document-chars 0) disables cutting",
                 were(texts, "text")
             ));
         }
@@ -29,14 +29,14 @@ impl Manifest {
         let surrogates = sum(|s| s.replaced_surrogates);
         if surrogates > 0 {
             notes.push(format!(
-                "half surrogate pairs (`\\ud800` to `\\udfff`) were replaced by U+FFFD in {}",
+                "unpaired surrogates (`\\ud800` to `\\udfff`) were replaced by U+FFFD in {}",
                 number(surrogates, "text")
             ));
         }
         let unknown = sum(|s| s.unknown_tokens);
         if unknown > 0 {
             notes.push(format!(
-                "{} of {} {} the unknown token of the vocabulary, which tells nothing of what stands there",
+                "{} of {} {} the unknown token of the vocabulary",
                 unknown,
                 number(self.train.tokens + self.validation.tokens, "token"),
                 if unknown == 1 { "is" } else { "are" }
@@ -45,17 +45,17 @@ impl Manifest {
         let dropped = sum(|s| s.dropped_chars);
         if dropped > 0 {
             notes.push(format!(
-                "{} dropped: no token of the vocabulary stands for {}",
+                "{} dropped, since no token represents {}",
                 were(dropped, "character"),
                 if dropped == 1 { "it" } else { "them" }
             ));
         }
         for spelled in &self.spelled_special_tokens {
             notes.push(format!(
-                "the text of {} spells the special token `{}` {}: it is encoded as plain characters; if it stands between documents, set separator (--separator '{}')",
-                number(spelled.documents, "document"),
+                "the special token `{}` appears literally {} in {}, where it is encoded as plain characters; if it separates documents, set separator (--separator '{}')",
                 spelled.token,
                 number(spelled.count, "time"),
+                number(spelled.documents, "document"),
                 spelled.token
             ));
         }

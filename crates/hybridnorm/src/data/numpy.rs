@@ -26,7 +26,7 @@ pub(super) fn is_numpy(file: &[u8]) -> bool {
 pub(super) fn parse(file: &[u8]) -> Result<Array, String> {
     let offset = data_offset(file)?;
     let text = &file[..offset];
-    reject_tricks(&text[10..])?;
+    reject_unsafe_header(&text[10..])?;
     reject_numpy_scalars(&text[10..])?;
     let header = NpyHeader::from_reader(text).map_err(|error| {
         let text = error.to_string();
@@ -67,7 +67,7 @@ pub(super) fn parse(file: &[u8]) -> Result<Array, String> {
 fn data_offset(file: &[u8]) -> Result<usize, String> {
     let (before, length) = match *file {
         _ if !is_numpy(file) => return Err("not a NumPy file".into()),
-        _ if file.len() < 12 => return Err("cut short within its header".into()),
+        _ if file.len() < 12 => return Err("truncated within its header".into()),
         [_, _, _, _, _, _, 1, _, a, b, ..] => (10, u16::from_le_bytes([a, b]).into()),
         [_, _, _, _, _, _, 2 | 3, _, a, b, c, d, ..] => {
             (12, u32::from_le_bytes([a, b, c, d]) as usize)
@@ -75,7 +75,7 @@ fn data_offset(file: &[u8]) -> Result<usize, String> {
         [_, _, _, _, _, _, major, minor, ..] => {
             return Err(format!("NumPy format {major}.{minor}, expected 1.0 to 3.0"));
         }
-        _ => return Err("cut short within its header".into()),
+        _ => return Err("truncated within its header".into()),
     };
     if length > HEADER_LIMIT {
         return Err(format!(
@@ -84,12 +84,12 @@ fn data_offset(file: &[u8]) -> Result<usize, String> {
     }
     match before + length {
         end if end <= file.len() => Ok(end),
-        _ => Err("cut short within its header".into()),
+        _ => Err("truncated within its header".into()),
     }
 }
 
 /// Rejects headers that would make a parser recurse deeply or overflow 64 bits.
-fn reject_tricks(header: &[u8]) -> Result<(), String> {
+fn reject_unsafe_header(header: &[u8]) -> Result<(), String> {
     if header.iter().filter(|byte| b"([{".contains(byte)).count() > 8 {
         return Err("bad header: too deeply nested for an array of numbers".into());
     }
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_the_rest() {
+    fn rejects_other_headers() {
         let nested = format!("{}3{}", "(".repeat(5000), ")".repeat(5000));
         for (bad, why) in [
             (file("'<f4'", "False", "(5,)", 20), "numbers of type"),
@@ -221,7 +221,7 @@ mod tests {
                 "too large",
             ),
             (file("'<u2'", "False", &nested, 2), "nested"),
-            (b"\x93NUMPY\x01\x00".to_vec(), "cut short"),
+            (b"\x93NUMPY\x01\x00".to_vec(), "truncated"),
             (b"\x93NUMPY\x09\x00\x00\x00\x00\x00".to_vec(), "format 9.0"),
             (b"\x93NUMPY\x02\x00\xff\xff\xff\xff".to_vec(), "a header of"),
         ] {

@@ -8,13 +8,13 @@ use crate::error::{Error, Result};
 use crate::files;
 
 use super::ProgressFn;
-use super::account::TextAccount;
 use super::dataset::TokenDataset;
 use super::prepare::{PrepareOptions, prepare, prepare_with};
-use super::ready::{self, ReadyTokens};
+use super::pretokenized::{self, ReadyTokens};
 use super::shard::{PreparedFolder, TokenStream};
 use super::source::kind::KNOWN_KINDS;
-use super::source::{Sources, is_text_input};
+use super::source::{Sources, invalid_pattern, is_text_input};
+use super::text_stats::TextAccount;
 use super::tokenizer::{Tokenizer, TokenizerSpec};
 use super::windows::Windows;
 
@@ -96,18 +96,19 @@ impl Opened {
     /// Returns the statistics of the source text of all prepared folders, including those created from raw
     /// text; `None` without prepared folders.
     pub fn text(&self) -> Option<TextAccount> {
-        TextAccount::of(&self.folders)
+        TextAccount::from_folders(&self.folders)
     }
 }
 
 enum Entry {
     Folder(Box<PreparedFolder>),
-    Ready(String),
+    /// Path of a pre-tokenized file, with its type if one was given.
+    Pretokenized(String),
     /// All raw text together, at the position of its first input.
     Text,
 }
 
-/// Opens `paths`: prepared folders, pre-tokenized files ([`super::ready`]), and raw text
+/// Opens `paths`: prepared folders, pre-tokenized files ([`super::pretokenized`]), and raw text
 /// ([`super::source`]), which is tokenized into the cache unless it is cached already.
 ///
 /// # Errors
@@ -120,7 +121,7 @@ pub fn open(
     progress: ProgressFn,
 ) -> Result<Opened> {
     if paths.is_empty() {
-        return Err(Error::config("no data was named"));
+        return Err(Error::missing("data path", ""));
     }
     let mut entries = Vec::new();
     let mut text = Vec::new();
@@ -176,7 +177,7 @@ pub fn is_raw_text(input: &str) -> Result<bool> {
     let path = Path::new(input);
     match files::is_dir(path)? {
         true => Ok(!PreparedFolder::is_prepared(path)?),
-        false => Ok(ready::parse_name(input).is_none() && is_text_input(input)),
+        false => Ok(pretokenized::parse_name(input).is_none() && is_text_input(input)),
     }
 }
 
@@ -184,7 +185,7 @@ pub fn is_raw_text(input: &str) -> Result<bool> {
 fn classify(given: &str) -> Result<Option<Vec<Entry>>> {
     let path = Path::new(given);
     if given.is_empty() {
-        return Err(Error::config("data are named by the empty string"));
+        return Err(Error::invalid_value("data path", "a data path is empty"));
     }
     if files::is_dir(path)? {
         return if PreparedFolder::is_prepared(path)? {
@@ -195,17 +196,17 @@ fn classify(given: &str) -> Result<Option<Vec<Entry>>> {
             Ok(None)
         };
     }
-    if let Some((file, dtype)) = ready::parse_name(given) {
-        let spelled = file.to_string_lossy();
-        if files::exists(file)? || !spelled.contains(['*', '?', '[']) {
+    if let Some((file, dtype)) = pretokenized::parse_name(given) {
+        let name = file.to_string_lossy();
+        if files::exists(file)? || !name.contains(['*', '?', '[']) {
             fs::metadata(file).map_err(Error::io(file))?;
-            return Ok(Some(vec![Entry::Ready(given.to_owned())]));
+            return Ok(Some(vec![Entry::Pretokenized(given.to_owned())]));
         }
         let suffix = dtype
-            .filter(|_| spelled.len() < given.len())
+            .filter(|_| name.len() < given.len())
             .map(|dtype| format!(":{}", dtype.name()))
             .unwrap_or_default();
-        return matching(&spelled, &suffix).map(Some);
+        return matching(&name, &suffix).map(Some);
     }
     if is_text_input(given) {
         return Ok(None);
@@ -220,8 +221,7 @@ fn classify(given: &str) -> Result<Option<Vec<Entry>>> {
 }
 
 fn matching(pattern: &str, suffix: &str) -> Result<Vec<Entry>> {
-    let paths = glob::glob(pattern)
-        .map_err(|error| Error::config(format!("`{pattern}` is not a valid pattern: {error}")))?;
+    let paths = glob::glob(pattern).map_err(|error| invalid_pattern(pattern, &error))?;
     let mut found = Vec::new();
     for path in paths {
         let path = path.map_err(|error| {
@@ -234,10 +234,13 @@ fn matching(pattern: &str, suffix: &str) -> Result<Vec<Entry>> {
         found.push(format!("{name}{suffix}"));
     }
     if found.is_empty() {
-        return Err(Error::config(format!("no file matches `{pattern}`")));
+        return Err(Error::invalid_value(
+            "data path",
+            format!("no file matches `{pattern}`"),
+        ));
     }
     found.sort();
-    Ok(found.into_iter().map(Entry::Ready).collect())
+    Ok(found.into_iter().map(Entry::Pretokenized).collect())
 }
 
 /// Rejects token files and prepared folders that are named twice, even under different names or types.
@@ -246,8 +249,9 @@ fn check_named_once(entries: &[Entry]) -> Result<()> {
     for entry in entries {
         let (path, name) = match entry {
             Entry::Folder(folder) => (folder.folder(), folder.folder().display().to_string()),
-            Entry::Ready(input) => {
-                let path = ready::parse_name(input).map_or(Path::new(input), |(path, _)| path);
+            Entry::Pretokenized(input) => {
+                let path =
+                    pretokenized::parse_name(input).map_or(Path::new(input), |(path, _)| path);
                 (path, input.clone())
             }
             Entry::Text => continue,
@@ -258,9 +262,10 @@ fn check_named_once(entries: &[Entry]) -> Result<()> {
                 true => String::new(),
                 false => format!(" (also as {other})"),
             };
-            return Err(Error::config(format!(
-                "{name} is named twice{also}, and its tokens would count twice; name it once"
-            )));
+            return Err(Error::invalid_value(
+                "data path",
+                format!("{name} is given twice{also}; list it once"),
+            ));
         }
     }
     Ok(())
@@ -284,8 +289,8 @@ fn agreed_tokenizer(entries: &[Entry], options: &OpenOptions) -> Result<Option<T
             return Err(Error::format(
                 folder.folder(),
                 format!(
-                    "made with tokenizer {} ({} tokens), but {spec} is asked for; leave the \
-                     tokenizer out to take the folder's, or prepare the text again",
+                    "tokenized with {} ({} tokens), but {spec} was requested; omit the tokenizer \
+                     to use that of the folder, or prepare the text again",
                     theirs.name(),
                     theirs.vocab_size()
                 ),
@@ -296,7 +301,7 @@ fn agreed_tokenizer(entries: &[Entry], options: &OpenOptions) -> Result<Option<T
                 return Err(Error::format(
                     folder.folder(),
                     format!(
-                        "made with tokenizer {} ({} tokens), but {} ({} tokens) is used here; prepare the text again with that",
+                        "tokenized with {} ({} tokens), but {} ({} tokens) was requested; prepare the text again with the requested tokenizer",
                         theirs.name(),
                         theirs.vocab_size(),
                         ours.name(),
@@ -322,9 +327,7 @@ fn tokenized(
         (Some(tokenizer), _) => tokenizer.fingerprint().to_owned(),
         (None, Some(TokenizerChoice::Spec(spec))) => spec.to_string(),
         _ => {
-            return Err(Error::config(
-                "raw text needs a tokenizer: bytes, r50k, cl100k, bpe:N, or the path of a tokenizer.json",
-            ));
+            return Err(no_tokenizer());
         }
     };
     let mut contents = vec![Sources::resolve(inputs, &options.prepare.source)?.fingerprint()?];
@@ -337,7 +340,10 @@ fn tokenized(
     let key = key.to_string();
     let name = format!("text-{}", &files::sha256(key.as_bytes())[..24]);
     let cache = options.cache.as_ref().ok_or_else(|| {
-        Error::config("nowhere to keep tokenized text: set XDG_CACHE_HOME or HOME")
+        Error::missing(
+            "cache folder for tokenized text",
+            ": set XDG_CACHE_HOME or HOME",
+        )
     })?;
     let folder = cache.join(&name);
     if let Some(prepared) = cached(&folder, options.verify) {
@@ -366,7 +372,7 @@ fn tokenized(
             prepare(inputs, spec, &folder, prepared, progress)
         }
         (Some(tokenizer), _) => prepare_with(inputs, tokenizer, &folder, prepared, progress),
-        (None, _) => Err(Error::config("raw text needs a tokenizer")),
+        (None, _) => Err(no_tokenizer()),
     }?;
     PreparedFolder::open(&folder)
 }
@@ -402,26 +408,30 @@ fn collect(
                     push(folder.validation()?, &manifest.validation);
                 }
             }
-            Entry::Ready(input) if split == Split::Validation => {
-                return Err(Error::config(format!(
-                    "{input}: a token file has no held-out part; name validation data separately"
-                )));
+            Entry::Pretokenized(input) if split == Split::Validation => {
+                return Err(Error::invalid_value(
+                    "split",
+                    format!(
+                        "{input}: a token file has no validation split; specify validation data separately"
+                    ),
+                ));
             }
-            Entry::Ready(input) => {
+            Entry::Pretokenized(input) => {
                 let vocab_size = options
                     .vocab_size
                     .or(tokenizer.map(Tokenizer::vocab_size))
                     .ok_or_else(|| {
-                        Error::config(format!(
-                            "{input}: a token file needs the vocabulary's size; set vocab_size or the tokenizer"
-                        ))
+                        Error::missing(
+                            "vocab_size",
+                            format!(": required for token file {input} without a tokenizer"),
+                        )
                     })?;
-                let ready = ReadyTokens::open(input, vocab_size)?;
+                let file = ReadyTokens::open(input, vocab_size)?;
                 // Pushing computes the fingerprint, which reads and checks every token.
-                notes.extend(ready.note().map(str::to_owned));
+                notes.extend(file.note().map(str::to_owned));
                 match options.any_rows {
-                    true => dataset.push_ready_rows(ready)?,
-                    false => dataset.push_ready(ready)?,
+                    true => dataset.push_pretokenized_rows(file)?,
+                    false => dataset.push_ready(file)?,
                 }
             }
             Entry::Text => {}
@@ -434,22 +444,22 @@ fn too_short(paths: &[String], split: Split, windows: Windows, dataset: &TokenDa
     let (what, advice) = match split {
         Split::Validation => (
             "validation tokens",
-            "hold out a larger fraction, name validation data separately",
+            "hold out a larger fraction, specify validation data separately",
         ),
         Split::Train => ("training tokens", "use more text"),
         Split::All => ("tokens", "use more text"),
     };
     let (paths, found) = (paths.join(", "), dataset.tokens());
-    Error::config(match windows {
+    let problem = match windows {
         Windows::All if found == 0 && split == Split::Validation => {
-            format!("{paths}: nothing is held out: 0 validation tokens; evaluate another split")
+            format!("{paths}: the validation split is empty; evaluate another split")
         }
         Windows::All => format!(
-            "{paths}: {found} {what}, nothing to measure: a target needs a token before it in its stream"
+            "{paths}: {found} {what}: no targets, since every target needs a preceding token in its stream"
         ),
         Windows::Whole { .. } if dataset.has_rows() => format!(
-            "{paths}: {found} {what} in rows, none of which holds a whole sequence of {} and its targets; use a \
-             shorter sequence length, or measure all windows (--windows all)",
+            "{paths}: {found} {what} in rows, none of which contains a complete sequence of {} and its targets; \
+             use a shorter sequence length, or evaluate all windows (--windows all)",
             dataset.seq_len()
         ),
         Windows::Whole { .. } => format!(
@@ -457,5 +467,13 @@ fn too_short(paths: &[String], split: Split, windows: Windows, dataset: &TokenDa
              sequence length",
             dataset.seq_len()
         ),
-    })
+    };
+    Error::invalid_value("data path", problem)
+}
+
+fn no_tokenizer() -> Error {
+    Error::missing(
+        "tokenizer",
+        ", required for raw text: bytes, r50k, cl100k, bpe:N, or the path of a tokenizer.json",
+    )
 }

@@ -18,18 +18,18 @@ use crate::error::{Error, Result};
 use crate::files::{self, StagedFolder};
 
 use super::bpe::BpeTrainer;
-use super::manifest::{FirstTokens, Manifest, SourceRecord};
-use super::room;
+use super::literal_special_tokens::SpelledTokens;
+use super::manifest::{FirstTokenBytes, Manifest, SourceRecord};
+use super::overwrite_check;
 use super::shard::ShardWriter;
 use super::source::{SourceOptions, Sources};
-use super::spelled::SpelledTokens;
-use super::tokenizer::{Lost, Tokenizer, TokenizerSpec};
+use super::tokenizer::{TokenizationLoss, Tokenizer, TokenizerSpec};
 use super::{Progress, ProgressFn};
 
 /// Text tokenized per batch, in bytes.
 const BATCH_BYTES: usize = 8 << 20;
 /// Memory overhead per text in bytes, so that many short texts are accounted for.
-const BESIDE_TEXT: usize = 320;
+const TEXT_OVERHEAD: usize = 320;
 
 /// Options for preparing text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -85,12 +85,12 @@ pub fn prepare(
     let TokenizerSpec::Bpe { vocab_size } = *spec else {
         return prepare_with(inputs, &Tokenizer::from_spec(spec)?, out, options, progress);
     };
-    let job = Job::new(inputs, out, options)?;
+    let preparation = Preparation::new(inputs, out, options)?;
     let mut trainer = BpeTrainer::new(vocab_size)?;
-    let plan = job.scan(Some(&mut trainer), progress)?;
+    let plan = preparation.scan(Some(&mut trainer), progress)?;
     let json = trainer.finish(progress);
     let tokenizer = Tokenizer::from_json(json.into_bytes(), None)?.named(&spec.to_string());
-    job.write(&tokenizer, &plan, progress)
+    preparation.write(&tokenizer, &plan, progress)
 }
 
 /// Tokenizes `inputs` into `out` as [`prepare()`] does, with a given tokenizer.
@@ -104,16 +104,16 @@ pub fn prepare_with(
     options: &PrepareOptions,
     progress: ProgressFn,
 ) -> Result<Manifest> {
-    let job = Job::new(inputs, out, options)?;
-    let plan = if job.fraction > 0.0 {
-        job.scan(None, progress)?
+    let preparation = Preparation::new(inputs, out, options)?;
+    let plan = if preparation.fraction > 0.0 {
+        preparation.scan(None, progress)?
     } else {
-        Plan::default()
+        SplitPlan::default()
     };
-    job.write(tokenizer, &plan, progress)
+    preparation.write(tokenizer, &plan, progress)
 }
 
-struct Job<'j> {
+struct Preparation<'j> {
     sources: Sources,
     validation: Option<Sources>,
     fraction: f64,
@@ -124,33 +124,35 @@ struct Job<'j> {
 
 /// Result of the first pass over the text.
 #[derive(Default)]
-struct Plan {
+struct SplitPlan {
     /// Bytes of text, for the progress of the second pass.
     text_bytes: Option<u64>,
     /// Index of a document that changes sides, and true if it becomes validation text.
-    moved: Option<(u64, bool)>,
+    reassigned: Option<(u64, bool)>,
 }
 
-impl<'j> Job<'j> {
+impl<'j> Preparation<'j> {
     fn new(inputs: &[String], out: &Path, options: &'j PrepareOptions) -> Result<Self> {
         let fraction = options.validation_fraction;
         if !(0.0..1.0).contains(&fraction) {
-            return Err(Error::config(format!(
-                "validation_fraction is {fraction}; expected at least 0 and below 1"
-            )));
+            return Err(Error::out_of_range(
+                "validation_fraction",
+                fraction,
+                "at least 0 and below 1",
+            ));
         }
         if options.shard_tokens == 0 {
-            return Err(Error::config("shard_tokens is 0"));
+            return Err(Error::out_of_range("shard_tokens", 0, "at least 1"));
         }
         let out = files::through_links(out)?;
-        room::check(&out, options.overwrite)?;
+        overwrite_check::check(&out, options.overwrite)?;
         let (sources, validation) = match options.validation_inputs.as_slice() {
             [] => (Sources::resolve(inputs, &options.source)?, None),
             more => {
                 let mut all = Sources::resolve_all(&[inputs, more], &options.source)?;
                 let validation = all.pop();
                 let sources = all.pop();
-                let sources = sources.ok_or_else(|| Error::config("no input text was named"))?;
+                let sources = sources.ok_or_else(|| Error::missing("input text", ""))?;
                 (sources, validation)
             }
         };
@@ -179,7 +181,11 @@ impl<'j> Job<'j> {
     }
 
     /// Reads all text once: finds the document that must change sides, and feeds the trainer.
-    fn scan(&self, mut trainer: Option<&mut BpeTrainer>, progress: ProgressFn) -> Result<Plan> {
+    fn scan(
+        &self,
+        mut trainer: Option<&mut BpeTrainer>,
+        progress: ProgressFn,
+    ) -> Result<SplitPlan> {
         let mut documents = self.sources.documents();
         let mut batch = Vec::new();
         let mut batch_bytes = 0;
@@ -200,7 +206,7 @@ impl<'j> Job<'j> {
             if self.is_held_out(hash) {
                 held_out += 1;
             } else if trainer.is_some() {
-                batch_bytes += text.len() + BESIDE_TEXT;
+                batch_bytes += text.len() + TEXT_OVERHEAD;
                 batch.push(text);
             }
             if batch_bytes >= BATCH_BYTES {
@@ -214,26 +220,31 @@ impl<'j> Job<'j> {
         feed(&mut trainer, &mut batch, self.options.threads);
         let text_bytes = documents.text_bytes();
         progress(reading(text_bytes, Some(text_bytes)));
-        let moved = if held_out == index && held_out > 0 {
+        let reassigned = if held_out == index && held_out > 0 {
             Some((highest.1, false))
         } else if held_out == 0 && index >= 2 && self.fraction > 0.0 {
             Some((lowest.1, true))
         } else {
             None
         };
-        Ok(Plan {
+        Ok(SplitPlan {
             text_bytes: Some(text_bytes),
-            moved,
+            reassigned,
         })
     }
 
     /// Reads and tokenizes all text and writes the folder, first as a temporary sibling, so that only a
     /// complete folder replaces an existing one.
-    fn write(&self, tokenizer: &Tokenizer, plan: &Plan, progress: ProgressFn) -> Result<Manifest> {
+    fn write(
+        &self,
+        tokenizer: &Tokenizer,
+        plan: &SplitPlan,
+        progress: ProgressFn,
+    ) -> Result<Manifest> {
         let staged = StagedFolder::create(&self.out)?;
         let manifest = self.write_into(staged.path(), tokenizer, plan, progress)?;
         match self.options.overwrite {
-            true => staged.replace(room::holds_only_ours)?,
+            true => staged.replace(overwrite_check::check_only_prepared_files)?,
             false => staged.publish()?,
         }
         Ok(manifest)
@@ -243,9 +254,10 @@ impl<'j> Job<'j> {
     fn check_separators(&self, found: u64) -> Result<()> {
         let source = &self.options.source;
         match &source.separator {
-            Some(separator) if found == 0 && !source.may_be_unused => Err(Error::config(format!(
-                "separator `{separator}` occurs nowhere in the plain text files of the inputs"
-            ))),
+            Some(separator) if found == 0 && !source.may_be_unused => Err(Error::no_effect(
+                "separator",
+                format!(": `{separator}` does not occur in any plain text input"),
+            )),
             _ => Ok(()),
         }
     }
@@ -254,7 +266,7 @@ impl<'j> Job<'j> {
         &self,
         out: &Path,
         tokenizer: &Tokenizer,
-        plan: &Plan,
+        plan: &SplitPlan,
         progress: ProgressFn,
     ) -> Result<Manifest> {
         tokenizer.save(out)?;
@@ -277,16 +289,16 @@ impl<'j> Job<'j> {
                 self.options.shard_tokens,
             )
         };
-        let mut output = Output {
+        let mut output = ShardOutput {
             tokenizer,
             threads: self.options.threads,
             train: shards("train"),
             validation: shards("validation"),
             texts: Vec::new(),
             bytes: 0,
-            spelled: SpelledTokens::new(tokenizer.spelled_names()),
-            lost: Vec::new(),
-            first: FirstTokens::default(),
+            literal_special_tokens: SpelledTokens::new(tokenizer.spelled_names()),
+            losses: Vec::new(),
+            first: FirstTokenBytes::default(),
         };
         let mut done = 0;
         let mut step = |bytes: u64| {
@@ -304,8 +316,8 @@ impl<'j> Job<'j> {
             false,
             &mut separators,
             |index, input, text| {
-                let held_out = match plan.moved {
-                    Some((moved, held_out)) if moved == index => held_out,
+                let held_out = match plan.reassigned {
+                    Some((reassigned, held_out)) if reassigned == index => held_out,
                     _ => self.fraction > 0.0 && self.is_held_out(self.hash(&text)),
                 };
                 output.push(text, held_out, input, &mut step)
@@ -322,14 +334,14 @@ impl<'j> Job<'j> {
         output.flush(&mut step)?;
         manifest.first_token_bytes = output.first;
         self.check_separators(separators)?;
-        for (source, lost) in manifest.sources.iter_mut().zip(&output.lost) {
-            source.unknown_tokens = lost.unknown_tokens;
-            source.dropped_chars = lost.dropped_chars;
+        for (source, loss) in manifest.sources.iter_mut().zip(&output.losses) {
+            source.unknown_tokens = loss.unknown_tokens;
+            source.dropped_chars = loss.dropped_chars;
         }
         for source in &manifest.sources {
             manifest.left_out.extend(&source.left_out);
         }
-        manifest.spelled_special_tokens = output.spelled.finish();
+        manifest.spelled_special_tokens = output.literal_special_tokens.finish();
         manifest.train = output.train.finish()?;
         manifest.validation = output.validation.finish()?;
         manifest.write(out)?;
@@ -376,7 +388,7 @@ fn read_all(
         .collect())
 }
 
-struct Output<'t> {
+struct ShardOutput<'t> {
     tokenizer: &'t Tokenizer,
     threads: usize,
     train: ShardWriter,
@@ -385,14 +397,14 @@ struct Output<'t> {
     texts: Vec<(String, bool, usize)>,
     bytes: usize,
     /// Special tokens that appear literally in the text.
-    spelled: SpelledTokens,
+    literal_special_tokens: SpelledTokens,
     /// Bytes of text of the first token of each split.
-    first: FirstTokens,
+    first: FirstTokenBytes,
     /// Text lost in tokenization, by input.
-    lost: Vec<Lost>,
+    losses: Vec<TokenizationLoss>,
 }
 
-impl Output<'_> {
+impl ShardOutput<'_> {
     fn push(
         &mut self,
         text: String,
@@ -401,9 +413,9 @@ impl Output<'_> {
         step: &mut impl FnMut(u64),
     ) -> Result<()> {
         self.bytes += text.len();
-        self.spelled.count(&text);
+        self.literal_special_tokens.count(&text);
         self.texts.push((text, held_out, input));
-        if self.bytes + BESIDE_TEXT * self.texts.len() >= BATCH_BYTES {
+        if self.bytes + TEXT_OVERHEAD * self.texts.len() >= BATCH_BYTES {
             self.flush(step)?;
         }
         Ok(())
@@ -414,16 +426,16 @@ impl Output<'_> {
         let tokenizer = self.tokenizer;
         let dropped = tokenizer.dropped_chars(&texts, self.threads)?;
         for (dropped, (.., input)) in dropped.into_iter().zip(&self.texts) {
-            if self.lost.len() <= *input {
-                self.lost.resize(input + 1, Lost::default());
+            if self.losses.len() <= *input {
+                self.losses.resize(input + 1, TokenizationLoss::default());
             }
-            self.lost[*input].dropped_chars += dropped;
+            self.losses[*input].dropped_chars += dropped;
         }
         let unknown = tokenizer.unknown_id();
         tokenizer.encode_each(&texts, self.threads, |index, tokens, is_last| {
             let (text, held_out, input) = &self.texts[index];
             let unknown = tokens.iter().filter(|&&id| Some(id) == unknown);
-            self.lost[*input].unknown_tokens += unknown.count() as u64;
+            self.losses[*input].unknown_tokens += unknown.count() as u64;
             let (shards, first) = match held_out {
                 true => (&mut self.validation, &mut self.first.validation),
                 false => (&mut self.train, &mut self.first.train),

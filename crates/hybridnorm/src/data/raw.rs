@@ -8,7 +8,7 @@
 use super::manifest::Dtype;
 
 /// Number of non-zero numbers, all at even positions, that rules out chance (2^-64).
-const ENOUGH: u64 = 64;
+const MIN_EVIDENCE: u64 = 64;
 /// Bytes examined to distinguish text from tokens.
 const SAMPLE: usize = 1 << 16;
 
@@ -18,7 +18,7 @@ struct Scan {
     bytes: u64,
     /// Largest 16-bit word and number of non-zero ones, by position modulo 4.
     largest: [u16; 4],
-    filled: [u64; 4],
+    nonzero: [u64; 4],
     /// Largest 32-bit number at even and at odd positions.
     largest_u32: [u32; 2],
 }
@@ -44,7 +44,7 @@ impl Scan {
         for i in 0..4 {
             let word = u16::from_le_bytes([chunk[2 * i], chunk[2 * i + 1]]);
             self.largest[i] = self.largest[i].max(word);
-            self.filled[i] += u64::from(word != 0);
+            self.nonzero[i] += u64::from(word != 0);
         }
         for i in 0..2 {
             let word = [0, 1, 2, 3].map(|byte| chunk[4 * i + byte]);
@@ -66,18 +66,18 @@ impl Scan {
     }
 
     /// Counts the non-zero 16-bit words at even and at odd positions.
-    fn filled_words(&self) -> [u64; 2] {
+    fn nonzero_words(&self) -> [u64; 2] {
         [
-            self.filled[0] + self.filled[2],
-            self.filled[1] + self.filled[3],
+            self.nonzero[0] + self.nonzero[2],
+            self.nonzero[1] + self.nonzero[3],
         ]
     }
 
     /// Counts the non-zero numbers of `dtype` if all of them are at even positions; otherwise 0.
     fn only_even(&self, dtype: Dtype) -> u64 {
-        match (dtype, self.filled_words(), self.largest_u32) {
+        match (dtype, self.nonzero_words(), self.largest_u32) {
             (Dtype::U16, [even, 0], _) => even,
-            (Dtype::U32, _, [_, 0]) => self.filled[0].max(self.filled[1]),
+            (Dtype::U32, _, [_, 0]) => self.nonzero[0].max(self.nonzero[1]),
             _ => 0,
         }
     }
@@ -85,9 +85,9 @@ impl Scan {
     /// True if nearly all 16-bit words at even, or at odd, positions are 0, but not the others.
     fn alternates(&self) -> bool {
         let pairs = self.bytes / 4;
-        let [even, odd] = self.filled_words();
+        let [even, odd] = self.nonzero_words();
         let (most, least) = (even.max(odd), even.min(odd));
-        pairs >= ENOUGH && least * 10 <= pairs && most * 2 >= pairs
+        pairs >= MIN_EVIDENCE && least * 10 <= pairs && most * 2 >= pairs
     }
 }
 
@@ -97,9 +97,9 @@ pub(super) fn detect(
     path: &str,
     vocab_size: usize,
 ) -> Result<(Dtype, Option<String>), String> {
-    if let Some(kind) = foreign_kind(file) {
+    if let Some(kind) = other_format(file) {
         return Err(format!(
-            "{kind}, not raw tokens; if it is tokens nonetheless, name their type: `{path}:u16` or `{path}:u32`"
+            "{kind}, not raw tokens; if it contains tokens nonetheless, specify their type: `{path}:u16` or `{path}:u32`"
         ));
     }
     let scan = Scan::new(file);
@@ -108,40 +108,40 @@ pub(super) fn detect(
         (_, _, true) => (Dtype::U64, scan.only_even(Dtype::U32)),
         (_, true, false) => (Dtype::U32, scan.only_even(Dtype::U16)),
         (true, false, false) => (Dtype::U16, 0),
-        (false, false, false) => return Err(nothing_fits(file, path, vocab_size)),
+        (false, false, false) => return Err(no_type_fits(file, path, vocab_size)),
     };
     let by_vocabulary = Dtype::for_vocab(vocab_size);
     let is_blank = scan.largest(Dtype::U32) == 0;
-    if wide == Dtype::U32 && scan.only_even(Dtype::U32) >= ENOUGH {
+    if wide == Dtype::U32 && scan.only_even(Dtype::U32) >= MIN_EVIDENCE {
         return Err(format!(
-            "every second 32-bit number is 0, as in u64 tokens, but {} bytes are no multiple of 8: the file is cut \
-             short; if it holds u32 tokens nonetheless, write `{path}:u32`",
+            "every second 32-bit number is 0, as in u64 tokens, but {} bytes are not a multiple of 8: the file is \
+             truncated; if it contains u32 tokens nonetheless, write `{path}:u32`",
             scan.bytes
         ));
     }
     if wide == Dtype::U16 && by_vocabulary == Dtype::U32 {
         return Err(format!(
-            "the bytes are no u32 tokens below {vocab_size}, but u16 tokens up to {}, which hold only a part of a \
-             vocabulary of {vocab_size}; if the vocabulary's size is right, write `{path}:u16`",
+            "the bytes are not u32 tokens below {vocab_size}, but u16 tokens up to {}, which cover only a part of a \
+             vocabulary of {vocab_size}; if the vocabulary size is correct, write `{path}:u16`",
             scan.largest(Dtype::U16)
         ));
     }
     if wide == Dtype::U16 && scan.alternates() {
         return Err(format!(
-            "nearly every second 16-bit number is 0, as in 32-bit tokens beyond the vocabulary of {vocab_size} or in \
-             another byte order; name the type: `{path}:u16` or `{path}:u32`"
+            "nearly every second 16-bit number is 0, as in 32-bit tokens outside the vocabulary of {vocab_size} or in \
+             another byte order; specify the type: `{path}:u16` or `{path}:u32`"
         ));
     }
     if wide == by_vocabulary && !is_blank {
         return Ok((wide, None));
     }
-    if only_even < ENOUGH || is_blank {
+    if only_even < MIN_EVIDENCE || is_blank {
         let narrow = match wide {
             Dtype::U64 => Dtype::U32,
             _ => Dtype::U16,
         };
         return Err(format!(
-            "its type cannot be told from its bytes: {} tokens of {}, or {} of {}, every second of which is 0; name \
+            "ambiguous integer type: {} tokens of {}, or {} of {}, every second of which is 0; specify \
              it: {}",
             scan.bytes / wide.size() as u64,
             wide.name(),
@@ -158,7 +158,7 @@ pub(super) fn detect(
     Ok((
         wide,
         Some(format!(
-            "{path}: read as {}, since as {} every second token would be 0; `{path}:{0}` says so without this note",
+            "{path}: read as {}, since as {} every second token would be 0; use `{path}:{0}` to omit this note",
             wide.name(),
             match wide {
                 Dtype::U64 => "u32",
@@ -169,7 +169,7 @@ pub(super) fn detect(
 }
 
 /// Returns a warning if the bytes contradict the named type.
-pub(super) fn contradiction(file: &[u8], path: &str, named: Dtype) -> Option<String> {
+pub(super) fn type_warning(file: &[u8], path: &str, named: Dtype) -> Option<String> {
     let wider = match named {
         Dtype::U16 | Dtype::I16 => Dtype::U32,
         Dtype::U32 | Dtype::I32 => Dtype::U64,
@@ -181,38 +181,38 @@ pub(super) fn contradiction(file: &[u8], path: &str, named: Dtype) -> Option<Str
         _ => Dtype::U32,
     };
     let whole = scan.bytes.is_multiple_of(wider.size() as u64);
-    (whole && scan.only_even(narrow) >= ENOUGH).then(|| {
+    (whole && scan.only_even(narrow) >= MIN_EVIDENCE).then(|| {
         format!(
-            "{path}: read as {}, as its name says, but every second token is 0, as if it were {}",
+            "{path}: read as {}, as specified, but every second token is 0, as if it were {}",
             named.name(),
             wider.name()
         )
     })
 }
 
-fn nothing_fits(file: &[u8], path: &str, vocab_size: usize) -> String {
+fn no_type_fits(file: &[u8], path: &str, vocab_size: usize) -> String {
     let readings = [Dtype::U16, Dtype::U32]
         .map(|dtype| {
             let (name, size) = (dtype.name(), dtype.size());
             if !file.len().is_multiple_of(size) {
                 let bytes = file.len();
-                return format!("no {name}, since {bytes} bytes are no multiple of {size}");
+                return format!("not {name}, since {bytes} bytes are not a multiple of {size}");
             }
             let mut tokens = file.chunks_exact(size).map(|bytes| dtype.value(bytes));
             let beyond = tokens.position(|token| token >= vocab_size as i128);
             let position = beyond.unwrap_or_default();
             let token = dtype.value(&file[position * size..(position + 1) * size]);
-            format!("as {name} there is token {token} at position {position}")
+            format!("as {name}: token {token} at position {position}")
         })
         .join(", ");
     format!(
-        "no tokens below the vocabulary's size {vocab_size}: {readings}; correct the vocabulary's size or the tokenizer, \
-         or name another type, as in `{path}:u8`"
+        "no token type fits the vocabulary size {vocab_size}: {readings}; correct the vocabulary size or the tokenizer, \
+         or specify another type, as in `{path}:u8`"
     )
 }
 
 /// Returns the format of a file by its first bytes, for common formats.
-fn foreign_kind(file: &[u8]) -> Option<&'static str> {
+fn other_format(file: &[u8]) -> Option<&'static str> {
     const KINDS: [(&[u8], &str); 17] = [
         (
             b"version https://git-lfs",
@@ -262,7 +262,7 @@ fn is_text(file: &[u8]) -> bool {
         Err(_) => return false,
     };
     let printable = |char: char| !char.is_control() || "\t\n\r\x0c".contains(char);
-    sample.len() as u64 >= ENOUGH && valid.chars().all(printable)
+    sample.len() as u64 >= MIN_EVIDENCE && valid.chars().all(printable)
 }
 
 #[cfg(test)]
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bytes_decide_where_they_can() {
+    fn detects_type_from_bytes() {
         for vocab in [300, 5_000, 50_257, 65_536] {
             for n in [200, 201, 1_000] {
                 assert_eq!(
@@ -301,8 +301,8 @@ mod tests {
                         Dtype::U32 => Dtype::U16,
                         _ => Dtype::U32,
                     };
-                    assert!(contradiction(&bytes, "f.bin", dtype).is_none());
-                    assert!(contradiction(&bytes, "f.bin", narrow).is_some());
+                    assert!(type_warning(&bytes, "f.bin", dtype).is_none());
+                    assert!(type_warning(&bytes, "f.bin", narrow).is_some());
                 }
             }
         }
@@ -318,11 +318,11 @@ mod tests {
         let large = le::<4>(ids(500, 100_277));
         assert_eq!(detect(&large, "f.bin", 100_277), Ok((Dtype::U32, None)));
         assert_eq!(chosen(&le::<8>(ids(500, 100_277)), 100_277), Ok(Dtype::U64));
-        assert!(contradiction(&le::<2>(ids(500, 99)), "f.bin", Dtype::U16).is_none());
+        assert!(type_warning(&le::<2>(ids(500, 99)), "f.bin", Dtype::U16).is_none());
     }
 
     #[test]
-    fn otherwise_it_is_asked() {
+    fn ambiguous_type_is_an_error() {
         let asked = |bytes: &[u8], vocab: usize, words: &[&str]| {
             let error = chosen(bytes, vocab).unwrap_err();
             for word in words {
@@ -341,7 +341,7 @@ mod tests {
         asked(
             &le::<2>(ids(500, 60)),
             70_000,
-            &["no u32 tokens below 70000", "f.bin:u16"],
+            &["not u32 tokens below 70000", "f.bin:u16"],
         );
         // 32-bit tokens of which few are beyond 16 bits.
         let mut mixed: Vec<u64> = ids(500, 40_000).collect();
@@ -360,12 +360,12 @@ mod tests {
             &le::<2>(ids(500, 900)),
             800,
             &[
-                "below the vocabulary's size 800",
-                "as u16 there is token 8",
-                "as u32 there is token",
+                "fits the vocabulary size 800",
+                "as u16: token 8",
+                "as u32: token",
             ],
         );
-        asked(b"abc", 800, &["3 bytes are no multiple of 2"]);
+        asked(b"abc", 800, &["3 bytes are not a multiple of 2"]);
     }
 
     #[test]

@@ -217,11 +217,11 @@ impl TokenStream {
     pub fn read(&self, start: u64, out: &mut [u32]) -> Result<()> {
         let end = start.checked_add(out.len() as u64);
         if end.is_none_or(|end| end > self.tokens) {
-            return Err(Error::config(format!(
-                "tokens {start}..{} of a stream of {}",
-                start.saturating_add(out.len() as u64),
-                self.tokens
-            )));
+            return Err(Error::out_of_range(
+                "position of tokens",
+                format!("{start}..{}", start.saturating_add(out.len() as u64)),
+                format!("a range within 0..{}", self.tokens),
+            ));
         }
         let mut part = self
             .parts
@@ -290,13 +290,13 @@ impl Part {
         let read_as = match self.is_prepared {
             true => String::new(),
             false => format!(
-                " (read as {dtype}; another type is named as in `:u16` or `:u32` after the path)"
+                " (read as {dtype}; append another type to the path as in `:u16` or `:u32`)"
             ),
         };
         Error::format(
             &self.path,
             format!(
-                "token {found} at position {position} is not below the vocabulary's size {vocab_size}\
+                "token {found} at position {position} is not below the vocabulary size {vocab_size}\
                  {read_as}"
             ),
         )
@@ -369,7 +369,7 @@ impl PreparedFolder {
         if tokenizer.fingerprint() != expected.fingerprint {
             return Err(Error::format(
                 &self.folder,
-                "the tokenizer in this folder is not the one that made its tokens; prepare the data again",
+                "the tokenizer in this folder is not the one of its tokens; prepare the data again",
             ));
         }
         Ok(tokenizer.named(&expected.name))
@@ -437,7 +437,7 @@ impl PreparedFolder {
             return Ok(());
         }
         let what = if found < shard.fingerprint.bytes {
-            "cut short"
+            "truncated"
         } else {
             "too long"
         };

@@ -58,7 +58,7 @@ use crate::omissions::LeftOut;
 use super::gutenberg;
 use super::stories::Stories;
 
-use find::{Files, Filter, Reached};
+use find::{Files, Filter, SeenFiles};
 use kind::{Format, file_kind};
 pub use read::Documents;
 
@@ -157,7 +157,7 @@ pub struct SourceStats {
 
 impl SourceStats {
     /// Adds the counts of `other`.
-    pub fn add(&mut self, other: &Self) {
+    pub fn merge(&mut self, other: &Self) {
         self.documents += other.documents;
         self.text_bytes += other.text_bytes;
         self.files += other.files;
@@ -213,8 +213,7 @@ impl Sources {
     /// an unknown kind; or if an option has no effect on them.
     pub fn resolve(inputs: &[String], options: &SourceOptions) -> Result<Self> {
         let mut all = Self::resolve_all(&[inputs], options)?;
-        all.pop()
-            .ok_or_else(|| Error::config("no input text was named"))
+        all.pop().ok_or_else(|| Error::missing("input text", ""))
     }
 
     /// Resolves several lists of inputs as [`Sources::resolve`] does; every option must have an effect on at
@@ -222,11 +221,11 @@ impl Sources {
     pub(crate) fn resolve_all(lists: &[&[String]], options: &SourceOptions) -> Result<Vec<Self>> {
         let mut filter = Filter::new(&options.include, &options.exclude)?;
         let mut all = Vec::new();
-        let mut reached = Reached::default();
+        let mut seen_files = SeenFiles::default();
         let mut stories = HashMap::new();
         for (list, inputs) in lists.iter().enumerate() {
             if inputs.is_empty() {
-                return Err(Error::config("no input text was named"));
+                return Err(Error::missing("input text", ""));
             }
             let mut found = Vec::new();
             for given in *inputs {
@@ -234,11 +233,11 @@ impl Sources {
                     given: given.clone(),
                     kind: match is_generated(given) && given != "gutenberg" {
                         true => new_stories(given, list, &mut stories)?,
-                        false => resolve(given, &mut filter, &mut reached)?,
+                        false => resolve(given, &mut filter, &mut seen_files)?,
                     },
                 });
             }
-            reached.next_list();
+            seen_files.next_list();
             all.push(Self {
                 inputs: found,
                 options: options.clone(),
@@ -304,11 +303,12 @@ impl Sources {
 fn check_effect(all: &[Sources], options: &SourceOptions) -> Result<()> {
     let default = SourceOptions::default();
     if options.separator.as_deref() == Some("") {
-        return Err(Error::config("separator is the empty string"));
+        return Err(Error::invalid_value("separator", "separator is empty"));
     }
     if options.separator.is_some() && options.document_chars != default.document_chars {
-        return Err(Error::config(
-            "document_chars has no effect beside separator, which alone says where documents end",
+        return Err(Error::no_effect(
+            "document_chars",
+            " together with separator",
         ));
     }
     let files = all.iter().flat_map(Sources::files).flatten();
@@ -338,16 +338,17 @@ fn check_effect(all: &[Sources], options: &SourceOptions) -> Result<()> {
         .find(|(_, is_given, is_used)| *is_given && !is_used)
     {
         None => Ok(()),
-        Some((name @ ("separator" | "document_chars"), _, _)) => Err(Error::config(format!(
-            "{name} has no effect: no plain text file (`.txt`, `.text`, `.md`) is among the inputs"
-        ))),
-        Some((name, _, _)) => Err(Error::config(format!(
-            "{name} has no effect: no {} is among the inputs",
-            match *name {
+        Some((name, _, _)) => {
+            let kind = match *name {
+                "separator" | "document_chars" => "plain text file (`.txt`, `.text`, `.md`)",
                 "skip_bad" => "file",
                 _ => "JSON or Parquet file",
-            }
-        ))),
+            };
+            Err(Error::no_effect(
+                *name,
+                format!(": no {kind} is among the inputs"),
+            ))
+        }
     }
 }
 
@@ -359,12 +360,15 @@ fn new_stories(given: &str, list: usize, known: &mut HashMap<u64, (u64, usize)>)
             known.insert(stories.seed, (stories.count, list));
             Ok(Kind::Stories(stories, 0))
         }
-        Some((_, other)) if *other != list => Err(Error::config(format!(
-            "{given}: stories of the same seed are training text and validation text, which would measure what \
-             was learned; name another seed, as in `stories:{}:{}`",
-            stories.count,
-            stories.seed + 1
-        ))),
+        Some((_, other)) if *other != list => Err(Error::invalid_value(
+            "input text",
+            format!(
+                "{given}: stories of the same seed are both training text and validation text, so validation would \
+                 measure memorized text; use another seed, as in `stories:{}:{}`",
+                stories.count,
+                stories.seed + 1
+            ),
+        )),
         Some((count, _)) => {
             let first = stories.count.min(*count);
             *count = stories.count.max(*count);
@@ -373,25 +377,33 @@ fn new_stories(given: &str, list: usize, known: &mut HashMap<u64, (u64, usize)>)
     }
 }
 
-fn resolve(given: &str, filter: &mut Filter, reached: &mut Reached) -> Result<Kind> {
+/// Returns the error for an invalid glob pattern.
+pub(super) fn invalid_pattern(pattern: &str, error: &glob::PatternError) -> Error {
+    Error::invalid_value(
+        "pattern",
+        format!("`{pattern}` is not a valid pattern: {error}"),
+    )
+}
+
+fn resolve(given: &str, filter: &mut Filter, seen_files: &mut SeenFiles) -> Result<Kind> {
     if given == "gutenberg" {
         let mut found = Files::default();
         for book in gutenberg::books()? {
             let metadata = std::fs::metadata(&book).map_err(Error::io(&book))?;
-            found.add(find::single(&book, &metadata, reached)?);
+            found.add(find::resolve_file(&book, &metadata, seen_files)?);
         }
         return Ok(Kind::Files(found));
     }
     let path = Path::new(given);
     if given.is_empty() {
-        return Err(Error::config("an input is the empty string"));
+        return Err(Error::invalid_value("input text", "an input path is empty"));
     }
     match std::fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => {
-            find::in_folder(path, filter, reached).map(Kind::Files)
+            find::in_folder(path, filter, seen_files).map(Kind::Files)
         }
-        Ok(metadata) => find::single(path, &metadata, reached).map(Kind::Files),
-        Err(_) if is_pattern(given) => find::matching(given, filter, reached).map(Kind::Files),
+        Ok(metadata) => find::resolve_file(path, &metadata, seen_files).map(Kind::Files),
+        Err(_) if is_pattern(given) => find::matching(given, filter, seen_files).map(Kind::Files),
         Err(error) => Err(Error::io(path)(error)),
     }
 }

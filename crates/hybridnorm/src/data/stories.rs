@@ -42,9 +42,12 @@ impl FromStr for Stories {
 
     fn from_str(text: &str) -> Result<Self, Error> {
         let wrong = || {
-            Error::config(format!(
-                "`{text}` is not `stories`, `stories:N` or `stories:N:SEED` with N at least 1"
-            ))
+            Error::invalid_value(
+                "input text",
+                format!(
+                    "`{text}` is not `stories`, `stories:N` or `stories:N:SEED` with N at least 1"
+                ),
+            )
         };
         let mut parts = text.split(':');
         if parts.next() != Some("stories") {
@@ -75,15 +78,15 @@ impl fmt::Display for Stories {
 
 /// Returns story `index` of `seed`: one or more paragraphs, 100 to 200 words, without trailing newline.
 pub fn story(seed: u64, index: u64) -> String {
-    let mut dice = Dice::new(seed, index);
-    let plot = dice.pick(plots::PLOTS);
-    let cast = Cast::new(&mut dice);
+    let mut rng = StoryRng::new(seed, index);
+    let plot = rng.pick(plots::PLOTS);
+    let cast = Cast::new(&mut rng);
     plot.paragraphs
         .iter()
         .map(|slots| {
             slots
                 .iter()
-                .map(|variants| cast.tell(dice.pick::<&str>(variants)))
+                .map(|variants| cast.fill_sentence(rng.pick::<&str>(variants)))
                 .filter(|sentence| !sentence.is_empty())
                 .collect::<Vec<_>>()
                 .join(" ")
@@ -98,9 +101,9 @@ struct Plot {
 }
 
 /// Random choices of one story.
-struct Dice(ChaCha8Rng);
+struct StoryRng(ChaCha8Rng);
 
-impl Dice {
+impl StoryRng {
     fn new(seed: u64, index: u64) -> Self {
         let mut digest = Sha256::new();
         digest.update(format!("hybridnorm stories {VERSION} {seed} {index}"));
@@ -130,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_always() {
+    fn stories_are_deterministic() {
         assert_eq!(story(7, 11), story(7, 11));
         assert_ne!(story(7, 11), story(7, 12));
         assert_ne!(story(7, 11), story(8, 11));
@@ -143,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_are_as_said() {
+    fn story_lengths() {
         let lengths: Vec<_> = (0..5000).map(|i| words(&story(1, i)).count()).collect();
         assert!(
             lengths.iter().all(|n| (80..=220).contains(n)),
@@ -201,9 +204,9 @@ mod tests {
     fn pronouns_agree() {
         let (mut women, mut men, mut agreeing) = (0, 0, 0);
         for i in 0..4000 {
-            let mut dice = Dice::new(4, i);
-            dice.pick(plots::PLOTS);
-            let cast = Cast::new(&mut dice);
+            let mut rng = StoryRng::new(4, i);
+            rng.pick(plots::PLOTS);
+            let cast = Cast::new(&mut rng);
             let text: HashSet<_> = words(&story(4, i)).collect();
             let any = |set: &[&str]| set.iter().any(|word| text.contains(*word));
             match cast.genders() {

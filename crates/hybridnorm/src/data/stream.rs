@@ -52,22 +52,31 @@ impl BatchStream {
     pub fn new(dataset: TokenDataset, order: Order, cursor: Cursor) -> Result<Self> {
         let instances = dataset.len();
         if instances == 0 {
-            return Err(Error::config(format!(
-                "{} tokens are not enough for one sequence of {} and its targets; use more text or a shorter sequence length",
-                dataset.tokens(),
-                dataset.seq_len()
-            )));
+            return Err(Error::conflict(
+                ["data", "seq_len"],
+                format!(
+                    "{} tokens are not enough for one sequence of {} and its targets; use more text or a shorter sequence length",
+                    dataset.tokens(),
+                    dataset.seq_len()
+                ),
+            ));
         }
         if matches!(order, Order::Shuffled { .. }) && instances > u64::from(u32::MAX) {
-            return Err(Error::config(format!(
-                "{instances} instances are too many to shuffle; use a longer sequence length or sequential order"
-            )));
+            return Err(Error::conflict(
+                ["order", "seq_len"],
+                format!(
+                    "{instances} instances are too many to shuffle; use a longer sequence length or sequential order"
+                ),
+            ));
         }
         if cursor.position > instances {
-            return Err(Error::config(format!(
-                "the data position to go on from is instance {}, but there are only {instances}: the data changed",
-                cursor.position
-            )));
+            return Err(Error::conflict(
+                ["cursor", "data"],
+                format!(
+                    "cannot resume at instance {} of {instances}: the data has changed",
+                    cursor.position
+                ),
+            ));
         }
         let mut stream = Self {
             dataset,
@@ -97,7 +106,7 @@ impl BatchStream {
     /// If `batch_size` is 0 or a token is outside the vocabulary.
     pub fn next_batch(&mut self, batch_size: usize) -> Result<Batch> {
         if batch_size == 0 {
-            return Err(Error::config("the batch size is 0"));
+            return Err(Error::out_of_range("batch_size", 0, "at least 1"));
         }
         let start = self.cursor;
         let ids = (0..batch_size).map(|_| self.next_id()).collect();

@@ -14,26 +14,26 @@
 //! regardless of the length of a text. A text of more than 1 MiB that cannot be cut under a
 //! `tokenizer.json` is rejected.
 //!
-//! A `tokenizer.json` is checked against limits (`shape.rs`, `growth.rs`): it takes up to 50 times its
+//! A `tokenizer.json` is checked against limits (`tokenizer_file.rs`, `growth.rs`): it takes up to 50 times its
 //! size, plus 256 MiB, plus 750 bytes per trie node of a Unigram model, which has at most 262,144 nodes
 //! plus 10 per token. Its dropout, truncation and padding are disabled; [`Tokenizer::notes`] reports this.
 
 mod batch;
 mod byte_tokens;
+mod continuation;
 mod cut;
 mod exact;
-mod foreign;
 mod growth;
+mod hf;
 mod json;
-mod later;
-mod lost;
+mod loss;
 mod parallel;
 mod pieces;
-mod shape;
 mod spec;
 mod special;
 mod stream;
 mod text_bytes;
+mod tokenizer_file;
 mod without_special;
 
 use std::borrow::Cow;
@@ -51,11 +51,11 @@ use super::ProgressFn;
 use super::bpe::{self, BpeTrainer, END_OF_TEXT, END_OF_TEXT_ID, Splitter};
 use super::manifest::TokenizerRecord;
 
-use foreign::Foreign;
+use hf::HfTokenizer;
 use json::{configured_eos, tiktoken_json};
-pub use lost::Lost;
+pub use loss::TokenizationLoss;
 pub(super) use parallel::in_parallel;
-pub(super) use pieces::{Cut, SOFT, pieces};
+pub(super) use pieces::{Cut, SOFT_LIMIT, pieces};
 pub use spec::TokenizerSpec;
 pub use stream::StreamDecoder;
 
@@ -67,7 +67,7 @@ const RECORD_VERSION: u32 = 1;
 const JSON_LIMIT: u64 = 128 << 20;
 
 /// Common names of the end-of-text token, in order of preference.
-pub(super) const END_NAMES: [&str; 8] = [
+pub(super) const EOS_TOKEN_NAMES: [&str; 8] = [
     END_OF_TEXT,
     "<|end_of_text|>",
     "</s>",
@@ -92,7 +92,7 @@ pub struct Tokenizer {
 enum Kind {
     Bytes,
     Tiktoken(&'static CoreBPE, Builtin),
-    Json(Arc<Foreign>),
+    Json(Arc<HfTokenizer>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -137,17 +137,21 @@ impl Tokenizer {
             TokenizerSpec::Bytes => Ok(Self::bytes()),
             TokenizerSpec::R50k => Ok(Self::r50k()),
             TokenizerSpec::Cl100k => Ok(Self::cl100k()),
-            TokenizerSpec::Bpe { .. } => Err(Error::config(format!(
-                "`{spec}` must be trained on text first; prepare data with it"
-            ))),
+            TokenizerSpec::Bpe { .. } => Err(Error::invalid_value(
+                "tokenizer",
+                format!("`{spec}` must be trained on text first; prepare data with it"),
+            )),
             TokenizerSpec::Path(path)
                 if path.components().count() == 1 && !files::exists(path)? =>
             {
                 let known = TokenizerSpec::by_common_name(&spec.to_string());
                 let known = known.ok_or_else(|| {
-                    Error::config(format!(
-                        "`{spec}` is not a tokenizer: expected bytes, r50k (also gpt2), cl100k (also gpt4), bpe:N, or the path of a tokenizer.json or of a folder that holds one"
-                    ))
+                    Error::invalid_value(
+                        "tokenizer",
+                        format!(
+                            "`{spec}` is not a tokenizer: expected bytes, r50k (also gpt2), cl100k (also gpt4), bpe:N, or the path of a tokenizer.json or of a folder that holds one"
+                        ),
+                    )
                 })?;
                 Self::from_spec(&known)
             }
@@ -272,20 +276,21 @@ impl Tokenizer {
         let find_end = |id_of: &dyn Fn(&str) -> Option<u32>| {
             match eos {
             Some(name) => id_of(name)
-                .ok_or_else(|| format!("no token `{name}`, which is named as its end of text")),
-            None => END_NAMES.iter().find_map(|name| id_of(name)).ok_or_else(|| {
+                .ok_or_else(|| format!("the configured eos_token `{name}` is not in the vocabulary")),
+            None => EOS_TOKEN_NAMES.iter().find_map(|name| id_of(name)).ok_or_else(|| {
                 format!(
                     "no end-of-text token; put `{{\"eos_token\": \"...\"}}` in a {CONFIG_NAME} beside it"
                 )
             }),
         }
         };
-        let (foreign, eos) = Foreign::read(file, find_end).map_err(Error::config)?;
+        let (hf, eos) = HfTokenizer::read(file, find_end)
+            .map_err(|problem| Error::invalid_value(JSON_NAME, problem))?;
         let fingerprint =
             files::sha256(format!("hybridnorm tokenizer 1 json {eos} {digest}").as_bytes());
         Ok(Self {
-            vocab_size: foreign.vocab_size(),
-            kind: Kind::Json(Arc::new(foreign)),
+            vocab_size: hf.vocab_size(),
+            kind: Kind::Json(Arc::new(hf)),
             name: JSON_NAME.into(),
             eos,
             fingerprint,
@@ -346,21 +351,25 @@ impl Tokenizer {
         let Kind::Json(json) = &self.kind else {
             return Ok(vec![0; texts.len()]);
         };
-        if !json.may_drop() {
+        if !json.may_drop_chars() {
             return Ok(vec![0; texts.len()]);
         }
-        let named = |problem| Error::config(format!("{}: {problem}", self.name));
         let dropped = in_parallel(texts, threads, |text| json.dropped_chars(text));
         dropped
             .into_iter()
-            .map(|found| found.map_err(named))
+            .map(|found| found.map_err(|problem| self.text_error(&problem)))
             .collect()
+    }
+
+    /// Returns the error for a text that cannot be encoded.
+    fn text_error(&self, problem: &str) -> Error {
+        Error::invalid_value("text", format!("{}: {problem}", self.name))
     }
 
     /// Returns the id of the unknown token, if there is one other than the end-of-text token.
     pub fn unknown_id(&self) -> Option<u32> {
         match &self.kind {
-            Kind::Json(json) => json.unknown().filter(|&id| id != self.eos),
+            Kind::Json(json) => json.unk_id().filter(|&id| id != self.eos),
             Kind::Bytes | Kind::Tiktoken(..) => None,
         }
     }

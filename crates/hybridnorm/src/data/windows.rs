@@ -38,16 +38,16 @@ pub(super) struct Part {
     /// Number of streams: the rows of an array, or 1.
     pub(super) streams: u64,
     /// Windows of `seq_len` targets.
-    pub(super) whole: Grid,
+    pub(super) complete: WindowGrid,
     /// Index of the first of these windows in the dataset.
     pub(super) start: u64,
     /// The shorter window at the end of each stream.
-    pub(super) tails: Grid,
+    pub(super) partial: WindowGrid,
 }
 
 /// Windows of equal length, the same number in each stream of a part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Grid {
+pub(super) struct WindowGrid {
     /// Position of the first window.
     offset: u64,
     /// Distance between the starts of consecutive streams.
@@ -58,7 +58,7 @@ pub(super) struct Grid {
     pub(super) targets: u64,
 }
 
-impl Grid {
+impl WindowGrid {
     pub(super) fn len(&self) -> u64 {
         self.streams * self.per_stream
     }
@@ -80,21 +80,21 @@ impl Part {
     ) -> Self {
         let length = tokens.len().checked_div(streams).unwrap_or_default();
         let targets = length.saturating_sub(1);
-        let grid = |offset, per_stream, targets| Grid {
+        let grid = |offset, per_stream, targets| WindowGrid {
             offset,
             stream_stride: length,
             streams,
             per_stream,
             targets,
         };
-        let (whole, rest) = (targets / seq_len, targets % seq_len);
+        let (complete, rest) = (targets / seq_len, targets % seq_len);
         Self {
             tokens,
             identity: identity.to_owned(),
             streams: streams * u64::from(length > 0),
-            whole: grid(0, whole, seq_len),
+            complete: grid(0, complete, seq_len),
             start,
-            tails: grid(whole * seq_len, u64::from(rest > 0), rest),
+            partial: grid(complete * seq_len, u64::from(rest > 0), rest),
         }
     }
 }

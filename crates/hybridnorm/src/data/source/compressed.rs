@@ -60,7 +60,7 @@ fn check_head(head: &[u8], compression: Compression) -> Result<(), String> {
     }
     let packed = |what: &str, suffix: &str| {
         Err(format!(
-            "{what} data, although its name does not say so; rename it to end in `{suffix}`"
+            "{what} data with a name that does not end in `{suffix}`; rename it"
         ))
     };
     match head {
@@ -118,13 +118,13 @@ pub(in crate::data) fn damage(error: &io::Error) -> String {
     let said = error.to_string();
     match said.as_str() {
         AFTER_MEMBERS => AFTER_MEMBERS.into(),
-        _ if error.kind() == io::ErrorKind::UnexpectedEof => "the file is cut short".into(),
-        "incomplete frame" => "the file is cut short".into(),
-        "Unknown frame descriptor" => "no zstd frame begins here".into(),
-        "invalid gzip header" => "no gzip member begins here".into(),
+        _ if error.kind() == io::ErrorKind::UnexpectedEof => "the file is truncated".into(),
+        "incomplete frame" => "the file is truncated".into(),
+        "Unknown frame descriptor" => "invalid zstd frame header".into(),
+        "invalid gzip header" => "invalid gzip member header".into(),
         "corrupt gzip stream does not have a matching checksum"
         | "Restored data doesn't match checksum" => {
-            "its checksum is wrong, so that something before this place is damaged".into()
+            "checksum mismatch: the data before this position is damaged".into()
         }
         WINDOW => format!(
             "a frame needs a window of more than {} bytes; compress it again with a shorter window",
@@ -141,7 +141,7 @@ struct Members {
     begun: u64,
 }
 
-const AFTER_MEMBERS: &str = "bytes after the last gzip member belong to none; remove them";
+const AFTER_MEMBERS: &str = "trailing bytes after the last gzip member; remove them";
 
 enum State {
     Between(BufReader<File>),

@@ -9,12 +9,14 @@ use glob::{MatchOptions, Pattern};
 use crate::error::{Error, Result};
 use crate::files;
 
+use super::invalid_pattern;
+
 /// Returns the files and folders that match `pattern`, sorted; `base` is the path before its first wildcard.
 ///
 /// # Errors
 /// If the pattern is invalid, or a folder cannot be listed.
 pub(super) fn expand(pattern: &str, base: &Path) -> Result<Vec<PathBuf>> {
-    let invalid = |error| Error::config(format!("`{pattern}` is not a valid pattern: {error}"));
+    let invalid = |error| invalid_pattern(pattern, &error);
     if pattern.contains("**") {
         return below(&Pattern::new(pattern).map_err(invalid)?, base);
     }

@@ -12,7 +12,7 @@ pub(super) enum Fault {
     /// I/O error, which says nothing about the content of the file.
     Io(io::Error),
     /// Exceeds a limit, or is not supported.
-    NotRead(String),
+    Unsupported(String),
     /// Corrupt data.
     Corrupt(String),
 }
@@ -22,7 +22,7 @@ impl Fault {
     pub(super) fn error(self, path: &Path, place: &str) -> Error {
         match self {
             Self::Io(error) => Error::io(path)(error),
-            Self::NotRead(problem) => {
+            Self::Unsupported(problem) => {
                 Error::format(path, format!("Parquet data{place}: {problem}"))
             }
             Self::Corrupt(problem) => {
@@ -36,7 +36,7 @@ impl From<ParquetError> for Fault {
     fn from(error: ParquetError) -> Self {
         match error {
             ParquetError::General(problem) | ParquetError::EOF(problem) => Self::Corrupt(problem),
-            ParquetError::NYI(problem) => Self::NotRead(format!("not supported: {problem}")),
+            ParquetError::NYI(problem) => Self::Unsupported(format!("not supported: {problem}")),
             ParquetError::External(inner) => match inner.downcast::<io::Error>() {
                 Ok(error) if error.raw_os_error().is_some() => Self::Io(*error),
                 Ok(error) => Self::Corrupt(error.to_string()),

@@ -19,10 +19,10 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::omissions::{LeftOut, Unit};
 
-use super::expand;
 use super::kind::{KNOWN_KINDS, file_kind};
+use super::{expand, invalid_pattern};
 
-const NOT_CHOSEN: &str = "not chosen by include and exclude";
+const NOT_SELECTED: &str = "not selected by include/exclude";
 
 /// The files of one input.
 #[derive(Debug, Clone, Default)]
@@ -37,13 +37,13 @@ pub(super) struct Files {
 
 /// Files reached through any input: index of the list of inputs, by file identity.
 #[derive(Debug, Default)]
-pub(super) struct Reached {
+pub(super) struct SeenFiles {
     files: HashMap<Identity, usize>,
     /// Index of the list whose inputs are being searched.
     list: usize,
 }
 
-impl Reached {
+impl SeenFiles {
     /// Advances to the next list of inputs.
     pub(super) fn next_list(&mut self) {
         self.list += 1;
@@ -53,16 +53,19 @@ impl Reached {
     ///
     /// # Errors
     /// If it was reached through another list of inputs.
-    pub(super) fn is_new(&mut self, path: &Path, metadata: &fs::Metadata) -> Result<bool> {
+    pub(super) fn insert(&mut self, path: &Path, metadata: &fs::Metadata) -> Result<bool> {
         let identity = identity(path, metadata).map_err(Error::io(path))?;
         match self.files.insert(identity, self.list) {
             None => Ok(true),
             Some(list) if list == self.list => Ok(false),
-            Some(_) => Err(Error::config(format!(
-                "{} is named as training text and as validation text, which would measure what was learned; \
-                 leave it out of one",
-                path.display()
-            ))),
+            Some(_) => Err(Error::invalid_value(
+                "input text",
+                format!(
+                    "{} is both training text and validation text, so validation would measure memorized text; \
+                     remove it from one",
+                    path.display()
+                ),
+            )),
         }
     }
 }
@@ -71,13 +74,17 @@ impl Reached {
 ///
 /// # Errors
 /// If it is of an unknown kind, not a regular file, or in another list of inputs.
-pub(super) fn single(path: &Path, metadata: &fs::Metadata, reached: &mut Reached) -> Result<Files> {
-    known(path)?;
+pub(super) fn resolve_file(
+    path: &Path,
+    metadata: &fs::Metadata,
+    seen_files: &mut SeenFiles,
+) -> Result<Files> {
+    check_known_kind(path)?;
     if !metadata.is_file() {
         return Err(Error::format(path, "not a regular file"));
     }
     let mut found = Files::default();
-    match reached.is_new(path, metadata)? {
+    match seen_files.insert(path, metadata)? {
         true => found.paths.push(path.to_path_buf()),
         false => found.repeat(path),
     }
@@ -94,8 +101,7 @@ impl Files {
 
     fn repeat(&mut self, path: &Path) {
         let example = Some(path.display().to_string());
-        self.left_out
-            .add(Unit::Files, "a file that was reached before", 1, example);
+        self.left_out.add(Unit::Files, "duplicate file", 1, example);
         self.repeated += 1;
     }
 }
@@ -125,7 +131,7 @@ impl Filter {
     }
 
     /// Returns true if a file is selected, by its path within the input.
-    fn takes(&mut self, name: &Path) -> bool {
+    fn selects(&mut self, name: &Path) -> bool {
         // No short circuit: `is_used` must be updated for every rule.
         let ask = |rules: &mut [Rule]| {
             let matched = rules.iter_mut().map(|rule| rule.matches(name));
@@ -141,13 +147,16 @@ impl Filter {
         for (option, rules) in [("include", &self.include), ("exclude", &self.exclude)] {
             if let Some(rule) = rules.iter().find(|rule| !rule.is_used) {
                 let which = match option == "exclude" && !self.include.is_empty() {
-                    true => "text file that include chose",
+                    true => "text file selected by include",
                     false => "text file of the inputs",
                 };
-                return Err(Error::config(format!(
-                    "{option} `{}`: matches no {which} (a pattern with `/` is compared with the path below the input, one without with every name in it)",
-                    rule.pattern
-                )));
+                return Err(Error::invalid_value(
+                    option,
+                    format!(
+                        "{option} `{}`: matches no {which} (a pattern with `/` is compared with the path below the input, one without with every name in it)",
+                        rule.pattern
+                    ),
+                ));
             }
         }
         Ok(())
@@ -155,8 +164,8 @@ impl Filter {
 }
 
 fn rule(text: &str) -> Result<Rule> {
-    let pattern = Pattern::new(text.trim_end_matches('/'))
-        .map_err(|error| Error::config(format!("`{text}` is not a valid pattern: {error}")))?;
+    let pattern =
+        Pattern::new(text.trim_end_matches('/')).map_err(|error| invalid_pattern(text, &error))?;
     Ok(Rule {
         pattern,
         is_used: false,
@@ -206,7 +215,7 @@ fn identity(path: &Path, _: &fs::Metadata) -> io::Result<Identity> {
 struct Search<'f> {
     filter: &'f mut Filter,
     /// Files of all inputs.
-    reached: &'f mut Reached,
+    seen_files: &'f mut SeenFiles,
     /// Visited folders of this input.
     seen: HashSet<Identity>,
     /// Links found so far, followed after all other entries.
@@ -221,9 +230,9 @@ struct Search<'f> {
 pub(super) fn in_folder(
     folder: &Path,
     filter: &mut Filter,
-    reached: &mut Reached,
+    seen_files: &mut SeenFiles,
 ) -> Result<Files> {
-    let mut search = Search::new(filter, reached);
+    let mut search = Search::new(filter, seen_files);
     search.folder(folder, Path::new(""))?;
     search.follow_links()?;
     let found = search.finish();
@@ -243,7 +252,11 @@ pub(super) fn in_folder(
 ///
 /// # Errors
 /// If the pattern is not valid, nothing matches, or a file is of an unknown kind.
-pub(super) fn matching(pattern: &str, filter: &mut Filter, reached: &mut Reached) -> Result<Files> {
+pub(super) fn matching(
+    pattern: &str,
+    filter: &mut Filter,
+    seen_files: &mut SeenFiles,
+) -> Result<Files> {
     let base: PathBuf = Path::new(pattern)
         .components()
         .take_while(|part| !super::is_pattern(&part.as_os_str().to_string_lossy()))
@@ -252,7 +265,7 @@ pub(super) fn matching(pattern: &str, filter: &mut Filter, reached: &mut Reached
     let shows_hidden = Path::new(pattern)
         .strip_prefix(&base)
         .is_ok_and(|below| below.iter().any(starts_with_dot));
-    let mut search = Search::new(filter, reached);
+    let mut search = Search::new(filter, seen_files);
     let mut entries = Vec::new();
     for path in paths {
         let is_link = path.is_symlink();
@@ -265,8 +278,8 @@ pub(super) fn matching(pattern: &str, filter: &mut Filter, reached: &mut Reached
         } else {
             let name = below.to_path_buf();
             match file_kind(&path) {
-                None if search.filter.takes(&name) => known(&path)?,
-                None => search.leave_out(NOT_CHOSEN, &path),
+                None if search.filter.selects(&name) => check_known_kind(&path)?,
+                None => search.leave_out(NOT_SELECTED, &path),
                 Some(_) => entries.push(Entry {
                     path,
                     name,
@@ -283,10 +296,10 @@ pub(super) fn matching(pattern: &str, filter: &mut Filter, reached: &mut Reached
     let found = search.finish();
     match found.paths.is_empty() && found.repeated == 0 {
         false => Ok(found),
-        true => Err(Error::config(format!(
-            "no file matches `{pattern}`{}",
-            tail(&found.left_out)
-        ))),
+        true => Err(Error::invalid_value(
+            "input text",
+            format!("no file matches `{pattern}`{}", tail(&found.left_out)),
+        )),
     }
 }
 
@@ -297,7 +310,7 @@ fn tail(left_out: &LeftOut) -> String {
 
 /// # Errors
 /// If a file is of an unknown kind.
-pub(super) fn known(path: &Path) -> Result<()> {
+pub(super) fn check_known_kind(path: &Path) -> Result<()> {
     match file_kind(path) {
         Some(_) => Ok(()),
         None => Err(Error::format(
@@ -328,10 +341,10 @@ fn starts_with_dot(name: &OsStr) -> bool {
 }
 
 impl<'f> Search<'f> {
-    fn new(filter: &'f mut Filter, reached: &'f mut Reached) -> Self {
+    fn new(filter: &'f mut Filter, seen_files: &'f mut SeenFiles) -> Self {
         Self {
             filter,
-            reached,
+            seen_files,
             seen: HashSet::new(),
             links: Vec::new(),
             found: Files::default(),
@@ -369,7 +382,7 @@ impl<'f> Search<'f> {
             let metadata = fs::metadata(&folder).map_err(Error::io(&folder))?;
             let identity = identity(&folder, &metadata).map_err(Error::io(&folder))?;
             if !self.seen.insert(identity) {
-                self.leave_out("a folder that was reached before", &folder);
+                self.leave_out("duplicate folder", &folder);
                 continue;
             }
             let mut entries = fs::read_dir(&folder)
@@ -385,7 +398,7 @@ impl<'f> Search<'f> {
                 } else if is_hidden(&path) {
                     self.leave_out("hidden", &path);
                 } else if kind.is_dir() && is_prepared(&path)? {
-                    self.leave_out_folder("prepared data among texts", &path)?;
+                    self.leave_out_folder("prepared data folder within a text input", &path)?;
                 } else if kind.is_dir() {
                     waiting.push((path, name));
                 } else {
@@ -434,9 +447,9 @@ impl<'f> Search<'f> {
             self.leave_out(not_a_file(metadata.file_type()), path);
         } else if file_kind(path).is_none() {
             self.leave_out("unknown kind", path);
-        } else if !self.filter.takes(&entry.name) {
-            self.leave_out(NOT_CHOSEN, path);
-        } else if !self.reached.is_new(path, &metadata)? {
+        } else if !self.filter.selects(&entry.name) {
+            self.leave_out(NOT_SELECTED, path);
+        } else if !self.seen_files.insert(path, &metadata)? {
             self.found.repeat(path);
         } else {
             self.found.paths.push(entry.path);

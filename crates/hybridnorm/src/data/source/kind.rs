@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_tell_format_and_compression() {
+    fn kind_from_file_name() {
         let kind =
             |name: &str| file_kind(Path::new(name)).map(|kind| (kind.format, kind.compression));
         assert_eq!(kind("a.TXT"), Some((Format::Plain, Compression::None)));

@@ -12,7 +12,7 @@ use super::fault::Fault;
 /// Maximum uncompressed page size in bytes. Writers aim at 1 MiB; a page holds at least one value.
 const PAGE_LIMIT: i64 = 512 << 20;
 /// Maximum page size that is read without checking the available memory, in bytes.
-const UNCHECKED: i64 = 64 << 20;
+const MEMORY_CHECK_THRESHOLD: i64 = 64 << 20;
 /// Maximum number of values per page.
 const VALUES_LIMIT: i64 = 1 << 26;
 /// Maximum nesting depth of structs in a header.
@@ -39,7 +39,7 @@ pub(super) fn check(file: impl Read + Seek, begin: u64, length: u64) -> Result<(
         header.structure(0, Level::Page).map_err(failed)?;
         let (rest, sizes) = (header.reader.limit(), header.sizes);
         if sizes.uncompressed > PAGE_LIMIT || sizes.values > VALUES_LIMIT {
-            return Err(Fault::NotRead(format!(
+            return Err(Fault::Unsupported(format!(
                 "page at byte {at}: {} bytes and {} values, more than the {PAGE_LIMIT} bytes and {VALUES_LIMIT} values that are accepted",
                 sizes.uncompressed, sizes.values
             )));
@@ -47,15 +47,15 @@ pub(super) fn check(file: impl Read + Seek, begin: u64, length: u64) -> Result<(
         let compressed = u64::try_from(sizes.compressed).unwrap_or(u64::MAX);
         if compressed > rest || sizes.uncompressed < 0 || sizes.values < 0 {
             return Err(damaged_by(format!(
-                "page at byte {at}: its sizes are not possible"
+                "page at byte {at}: invalid sizes in the page header"
             )));
         }
-        if sizes.uncompressed > UNCHECKED {
+        if sizes.uncompressed > MEMORY_CHECK_THRESHOLD {
             let bytes = sizes.uncompressed.cast_unsigned();
             let page = format!("page at byte {at} of {} MiB", bytes >> 20);
             // Texts are copied out of their page.
             memory::require_for_text(2 * bytes, &page)
-                .map_err(|error: Error| Fault::NotRead(error.to_string()))?;
+                .map_err(|error: Error| Fault::Unsupported(error.to_string()))?;
         }
         at = end - rest + compressed;
     }
@@ -201,13 +201,13 @@ mod tests {
     }
 
     #[test]
-    fn every_page_is_looked_at() {
+    fn checks_every_page() {
         let check = |pages: &[Vec<u8>]| {
             let bytes = pages.concat();
             let length = bytes.len() as u64;
             check(Cursor::new(bytes), 0, length).map_err(|fault| match fault {
                 Fault::Corrupt(problem) => problem,
-                Fault::NotRead(problem) => format!("not read: {problem}"),
+                Fault::Unsupported(problem) => format!("not read: {problem}"),
                 Fault::Io(error) => panic!("{error}"),
             })
         };

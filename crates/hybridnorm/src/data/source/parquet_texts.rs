@@ -25,7 +25,7 @@ const BATCH: usize = 32;
 /// Maximum footer size in bytes; the footer is read completely.
 const FOOTER_LIMIT: u64 = 256 << 20;
 /// Minimum size of a file with rows in bytes: leading magic, footer length, trailing magic.
-const SHORTEST: u64 = 12;
+const MIN_FILE_LEN: u64 = 12;
 /// First and last bytes of a Parquet file.
 const MAGIC: &[u8] = b"PAR1";
 
@@ -42,9 +42,9 @@ pub(super) struct ParquetTexts {
     group: usize,
     rows: Option<ColumnReaderImpl<ByteArrayType>>,
     /// Rows of the row group that are not read yet.
-    left: i64,
+    rows_left_in_group: i64,
     /// Values read but not returned yet, in reverse order; `None` is null.
-    waiting: Vec<Option<ByteArray>>,
+    pending: Vec<Option<ByteArray>>,
     /// Number of the row last returned, from 1.
     row: u64,
     /// Rows of a column of null type that are not counted yet.
@@ -56,9 +56,9 @@ impl ParquetTexts {
     ///
     /// # Errors
     /// If it cannot be opened.
-    pub(super) fn is_void(path: &Path) -> Result<bool> {
+    pub(super) fn is_too_short(path: &Path) -> Result<bool> {
         let metadata = files::open(path)?.metadata().map_err(Error::io(path))?;
-        Ok(metadata.len() < SHORTEST)
+        Ok(metadata.len() < MIN_FILE_LEN)
     }
 
     /// # Errors
@@ -68,8 +68,8 @@ impl ParquetTexts {
         let file = files::open(path)?;
         check_ends(&file, path)?;
         let copy = file.try_clone().map_err(Error::io(path))?;
-        let reader =
-            caught(|| SerializedFileReader::new(copy)).map_err(|fault| fault.error(path, ""))?;
+        let reader = catch_panic(|| SerializedFileReader::new(copy))
+            .map_err(|fault| fault.error(path, ""))?;
         let schema = reader.metadata().file_metadata().schema_descr();
         let names: Vec<String> = schema
             .columns()
@@ -97,12 +97,12 @@ impl ParquetTexts {
         );
         if described.max_rep_level() > 0 {
             return Err(fail(format!(
-                "column `{field}` holds lists, expected one text per row"
+                "column `{field}` contains lists, expected one text per row"
             )));
         }
         let is_null = described.logical_type_ref() == Some(&LogicalType::Unknown);
         if !is_null && (described.physical_type() != PhysicalType::BYTE_ARRAY || !is_text) {
-            return Err(fail(format!("column `{field}` holds no text")));
+            return Err(fail(format!("column `{field}` is not a text column")));
         }
         let defined = described.max_def_level();
         // A column of null type need not be read.
@@ -118,8 +118,8 @@ impl ParquetTexts {
             defined,
             group,
             rows: None,
-            left: 0,
-            waiting: Vec::new(),
+            rows_left_in_group: 0,
+            pending: Vec::new(),
             row: 0,
             blank_rows,
         })
@@ -138,7 +138,7 @@ impl ParquetTexts {
             stats.left_out.add(Unit::Records, &null, rows, place);
         }
         loop {
-            let Some(value) = self.waiting.pop() else {
+            let Some(value) = self.pending.pop() else {
                 match self.read_batch()? {
                     true => continue,
                     false => return Ok(None),
@@ -193,11 +193,16 @@ impl ParquetTexts {
             let (mut levels, mut values) = (Vec::new(), Vec::new());
             let has_levels = self.defined > 0;
             let levels_out = has_levels.then_some(&mut levels);
-            let (read, _, _) = caught(|| rows.read_records(BATCH, levels_out, None, &mut values))
-                .map_err(|fault| self.error(self.group - 1, fault))?;
-            self.left -= read as i64;
-            if self.left < 0 || read == 0 && self.left > 0 {
-                let than = if self.left < 0 { "more" } else { "fewer" };
+            let (read, _, _) =
+                catch_panic(|| rows.read_records(BATCH, levels_out, None, &mut values))
+                    .map_err(|fault| self.error(self.group - 1, fault))?;
+            self.rows_left_in_group -= read as i64;
+            if self.rows_left_in_group < 0 || read == 0 && self.rows_left_in_group > 0 {
+                let than = if self.rows_left_in_group < 0 {
+                    "more"
+                } else {
+                    "fewer"
+                };
                 let problem = format!("{than} rows than its metadata says");
                 return Err(self.damaged(self.group - 1, &problem));
             }
@@ -208,18 +213,18 @@ impl ParquetTexts {
             let nulls = levels.iter().filter(|&&level| level != self.defined);
             if has_levels && (levels.len() != read || levels.len() - nulls.count() != values.len())
             {
-                let problem = "its levels and its values do not fit together";
+                let problem = "inconsistent levels and values";
                 return Err(self.damaged(self.group - 1, problem));
             }
             let mut values = values.into_iter();
-            self.waiting = match has_levels {
+            self.pending = match has_levels {
                 false => values.map(Some).collect(),
                 true => levels
                     .iter()
                     .map(|&level| (level == self.defined).then(|| values.next()).flatten())
                     .collect(),
             };
-            self.waiting.reverse();
+            self.pending.reverse();
             return Ok(true);
         }
     }
@@ -238,13 +243,13 @@ impl ParquetTexts {
             let (rows, values) = (described.num_rows(), chunk.num_values());
             return Err(self.damaged(group, &format!("{rows} rows, but {values} values")));
         }
-        self.left = described.num_rows();
-        if self.left == 0 {
+        self.rows_left_in_group = described.num_rows();
+        if self.rows_left_in_group == 0 {
             return Ok(true);
         }
         self.check_chunk(chunk)
             .map_err(|fault| self.error(group, fault))?;
-        let opened = caught(|| {
+        let opened = catch_panic(|| {
             self.reader
                 .get_row_group(group)?
                 .get_column_reader(self.column)
@@ -252,7 +257,7 @@ impl ParquetTexts {
         .map_err(|fault| self.error(group, fault))?;
         match opened {
             ColumnReader::ByteArrayColumnReader(rows) => self.rows = Some(rows),
-            _ => return Err(self.damaged(group, "its column holds no text")),
+            _ => return Err(self.damaged(group, "its column is not a text column")),
         }
         Ok(true)
     }
@@ -266,7 +271,7 @@ impl ParquetTexts {
             u64::try_from(begin.min(chunk.data_page_offset())),
             u64::try_from(chunk.compressed_size()),
         ) else {
-            return Err(Fault::Corrupt("a place or size is negative".into()));
+            return Err(Fault::Corrupt("negative offset or size".into()));
         };
         if begin.checked_add(bytes).is_none_or(|end| end > length) {
             return Err(Fault::Corrupt(format!(
@@ -320,7 +325,7 @@ fn check_ends(file: &File, path: &Path) -> Result<()> {
         return fail("a Git LFS pointer, not the file itself; run `git lfs pull`");
     }
     match (&ends[..4], &ends[8..]) {
-        (b"PARE", _) | (_, b"PARE") => fail("an encrypted Parquet file, which is not read"),
+        (b"PARE", _) | (_, b"PARE") => fail("encrypted Parquet files are not supported"),
         (MAGIC, MAGIC) => {
             let footer = u32::from_le_bytes([ends[4], ends[5], ends[6], ends[7]]).into();
             match footer {
@@ -330,15 +335,15 @@ fn check_ends(file: &File, path: &Path) -> Result<()> {
                 )),
             }
         }
-        (MAGIC, _) => damaged("no Parquet file, or cut short: it does not end in `PAR1`"),
-        _ => fail("no Parquet file: it does not begin with `PAR1`"),
+        (MAGIC, _) => damaged("not a Parquet file, or truncated: it does not end in `PAR1`"),
+        _ => fail("not a Parquet file: it does not begin with `PAR1`"),
     }
 }
 
 /// Calls `read` and converts a panic, which the `parquet` crate may cause on a damaged file, to an error.
-fn caught<T>(read: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T, Fault> {
+fn catch_panic<T>(read: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T, Fault> {
     match foreign::caught(read) {
         Some(result) => result.map_err(Fault::from),
-        None => Err(Fault::Corrupt("its parts do not fit together".into())),
+        None => Err(Fault::Corrupt("inconsistent file structure".into())),
     }
 }

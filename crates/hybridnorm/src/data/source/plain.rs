@@ -14,7 +14,7 @@ use crate::omissions::Unit;
 const DOCUMENT_LIMIT: usize = 1 << 30;
 
 /// Maximum size of a document that is read without checking the available memory, in bytes.
-const UNCHECKED: usize = 64 << 20;
+const MEMORY_CHECK_THRESHOLD: usize = 64 << 20;
 
 /// Reader of a plain text file.
 pub(super) struct Plain {
@@ -41,7 +41,7 @@ impl Plain {
             pieces: 0,
             separators: 0,
             is_counted: false,
-            checked: UNCHECKED,
+            checked: MEMORY_CHECK_THRESHOLD,
         }
     }
 

@@ -16,7 +16,7 @@ use super::{Document, Input, Kind, SourceOptions, SourceStats, Sources, find};
 const NO_TEXT: &str = "no text in it";
 const DAMAGED: &str = "damaged";
 const UNREADABLE: &str = "not readable as text";
-const REST: &str = "in the rest of a damaged file";
+const REST: &str = "after the damaged part of a file";
 
 /// Iterator over the documents of [`Sources`]; stops after the first error.
 pub struct Documents<'s> {
@@ -40,7 +40,7 @@ impl<'s> Documents<'s> {
             },
             Kind::Stories(_, first) => {
                 let mut stats = SourceStats::default();
-                let reason = "a story that an earlier input has";
+                let reason = "story already in an earlier input";
                 stats.left_out.add(Unit::Documents, reason, *first, None);
                 stats
             }
@@ -63,7 +63,7 @@ impl<'s> Documents<'s> {
     /// Returns the statistics so far, over all inputs.
     pub fn stats(&self) -> SourceStats {
         let mut all = SourceStats::default();
-        self.stats.iter().for_each(|stats| all.add(stats));
+        self.stats.iter().for_each(|stats| all.merge(stats));
         all
     }
 
@@ -165,7 +165,7 @@ impl<'s> Documents<'s> {
             if !file.has_text {
                 let example = Some(file.path.display().to_string());
                 let reason = match file.reader {
-                    Reader::Void => "too short for a Parquet file",
+                    Reader::TooShort => "too short for a Parquet file",
                     _ => NO_TEXT,
                 };
                 stats.left_out.add(Unit::Files, reason, 1, example);
@@ -182,7 +182,7 @@ fn no_text(given: &str, left_out: &LeftOut) -> Error {
         .iter()
         .filter(|line| !line.contains(NO_TEXT))
         .fold(String::new(), |text, line| text + "; " + line);
-    Error::config(format!("{given}: {NO_TEXT}{more}"))
+    Error::invalid_value("input text", format!("{given}: {NO_TEXT}{more}"))
 }
 
 /// Returns the reason for leaving out a file that cannot be opened as text, and the full message.
@@ -251,12 +251,12 @@ enum Reader {
     Records(Box<Records>),
     Parquet(Box<ParquetTexts>),
     /// Parquet file that is too short to hold a row.
-    Void,
+    TooShort,
 }
 
 impl OpenFile {
     fn open(path: &Path, options: &SourceOptions) -> Result<Self> {
-        find::known(path)?;
+        find::check_known_kind(path)?;
         let kind = file_kind(path).unwrap_or(FileKind {
             format: Format::Plain,
             compression: Compression::None,
@@ -268,7 +268,7 @@ impl OpenFile {
                 Format::Plain => Reader::Plain(Plain::new(lines()?)),
                 Format::JsonLines => Reader::Records(Box::new(Records::lines(lines()?))),
                 Format::Json => Reader::Records(Box::new(Records::json(lines()?)?)),
-                Format::Parquet if ParquetTexts::is_void(path)? => Reader::Void,
+                Format::Parquet if ParquetTexts::is_too_short(path)? => Reader::TooShort,
                 Format::Parquet => {
                     Reader::Parquet(Box::new(ParquetTexts::open(path, &options.text_field)?))
                 }
@@ -285,7 +285,7 @@ impl Reader {
             Self::Plain(plain) => plain.finish(options, stats),
             Self::Records(records) => records.finish(stats),
             Self::Parquet(texts) => return texts.rows_left(),
-            Self::Void => {}
+            Self::TooShort => {}
         }
         1
     }
@@ -295,7 +295,7 @@ impl Reader {
             Self::Plain(plain) => plain.next(options, stats),
             Self::Records(records) => records.next(options, stats),
             Self::Parquet(texts) => texts.next(options, stats),
-            Self::Void => Ok(None),
+            Self::TooShort => Ok(None),
         }
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! Memory: one record of at most 256 MiB in a buffer of up to twice its size, and its text.
 
-use crate::data::jsonl::{Flaw, Found, is_one_value, text_field};
-use crate::data::lines::{Lines, Problem, RECORD_LIMIT};
+use crate::data::jsonl::{FieldValue, JsonError, is_one_value, text_field};
+use crate::data::lines::{InvalidRecord, Lines, RECORD_LIMIT};
 use crate::error::Result;
 use crate::omissions::Unit;
 
@@ -39,7 +39,7 @@ enum Array {
 
 /// Record, or the reason why it is invalid, and its line.
 struct Record {
-    text: Result<String, Problem>,
+    text: Result<String, InvalidRecord>,
     line: u64,
 }
 
@@ -47,7 +47,7 @@ struct Record {
 enum Next {
     Record(Record),
     /// Invalid data from this byte on; the start of the next record is unknown.
-    Broken {
+    Invalid {
         byte: u64,
         message: String,
     },
@@ -99,24 +99,24 @@ impl Records {
             let record = match self.next_record()? {
                 Next::Record(record) => record,
                 Next::End => break,
-                Next::Broken { byte, .. } if options.skip_bad => {
+                Next::Invalid { byte, .. } if options.skip_bad => {
                     let reason = "the rest of a file that is not valid JSON";
                     let place = format!("{} from byte {byte} on", self.lines.path().display());
                     stats.left_out.add(Unit::Records, reason, 1, Some(place));
-                    self.pass_over_rest()?;
+                    self.skip_rest()?;
                     break;
                 }
-                Next::Broken { message, .. } => return Err(self.lines.error(message)),
+                Next::Invalid { message, .. } => return Err(self.lines.error(message)),
             };
             self.number += 1;
             let place = format!("{}:{}", self.lines.path().display(), record.line);
             let begins_line = self.layout == Layout::Lines;
             let found = record.text.and_then(|text| {
                 text_field(&text, &options.text_field)
-                    .map_err(|flaw| located(&text, record.line, begins_line, flaw))
+                    .map_err(|flaw| with_position(&text, record.line, begins_line, flaw))
             });
             match found {
-                Ok(Found::Text { text, replaced }) => {
+                Ok(FieldValue::Text { text, replaced }) => {
                     stats.records += 1;
                     stats.replaced_surrogates += u64::from(replaced);
                     if !text.trim().is_empty() {
@@ -124,12 +124,12 @@ impl Records {
                     }
                     stats.left_out.add(Unit::Documents, "blank", 1, Some(place));
                 }
-                Ok(Found::Null) => {
+                Ok(FieldValue::Null) => {
                     let reason = format!("field `{}` is null", options.text_field);
                     stats.left_out.add(Unit::Records, &reason, 1, Some(place));
                 }
                 Err(problem) if options.skip_bad => {
-                    let Problem { reason, .. } = problem;
+                    let InvalidRecord { reason, .. } = problem;
                     stats.left_out.add(Unit::Records, &reason, 1, Some(place));
                 }
                 Err(problem) => return Err(self.lines.error(problem.message)),
@@ -146,7 +146,7 @@ impl Records {
         }
     }
 
-    fn pass_over_rest(&mut self) -> Result<()> {
+    fn skip_rest(&mut self) -> Result<()> {
         loop {
             let length = self.lines.fill()?.len();
             if length == 0 {
@@ -217,7 +217,7 @@ impl Records {
             None => "the file ends".to_owned(),
             Some(byte) => format!("found `{}`", byte.escape_ascii()),
         };
-        Ok(Next::Broken {
+        Ok(Next::Invalid {
             byte: self.lines.offset,
             message: format!(
                 "line {}: {found} after {} record{} of an array, expected {expected}",
@@ -250,10 +250,10 @@ impl Records {
                 break;
             }
             if bytes.len() > RECORD_LIMIT {
-                return Ok(Next::Broken {
+                return Ok(Next::Invalid {
                     byte,
                     message: format!(
-                        "line {line}: a record longer than {} MiB, or without end",
+                        "line {line}: a record exceeds {} MiB or is unterminated",
                         RECORD_LIMIT >> 20
                     ),
                 });
@@ -330,7 +330,7 @@ fn skip_space(lines: &mut Lines) -> Result<Option<u8>> {
 }
 
 /// Adds the position to the flaw of a record that begins on `line`.
-fn located(record: &str, line: u64, begins_line: bool, flaw: Flaw) -> Problem {
+fn with_position(record: &str, line: u64, begins_line: bool, flaw: JsonError) -> InvalidRecord {
     let message = match flaw.at {
         None => format!("line {line}: {}", flaw.problem),
         Some(at) => {
@@ -353,7 +353,7 @@ fn located(record: &str, line: u64, begins_line: bool, flaw: Flaw) -> Problem {
             )
         }
     };
-    Problem {
+    InvalidRecord {
         reason: flaw.reason,
         message,
     }

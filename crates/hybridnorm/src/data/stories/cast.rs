@@ -1,6 +1,6 @@
 //! Characters and objects of a story, and their substitution into sentence templates.
 
-use super::Dice;
+use super::StoryRng;
 use super::words::{
     BOYS, COLOURS, FEARS, FOODS, GIRLS, GLAD, HOMES, KINDLY, MEN, NUMBERS, OBSTACLES, PATIENTS,
     ROADS, SAD, SKILLS, THINGS, TIMES, TRAITS, WEATHERS, WOMEN, WORKS,
@@ -20,22 +20,22 @@ pub(super) struct Cast {
 }
 
 impl Cast {
-    pub(super) fn new(dice: &mut Dice) -> Self {
-        let child = |dice: &mut Dice| {
-            let female = dice.below(2) == 0;
-            let name = *dice.pick(if female { GIRLS } else { BOYS });
+    pub(super) fn new(rng: &mut StoryRng) -> Self {
+        let child = |rng: &mut StoryRng| {
+            let female = rng.below(2) == 0;
+            let name = *rng.pick(if female { GIRLS } else { BOYS });
             Person { name, female }
         };
-        let hero = child(dice);
+        let hero = child(rng);
         let friend = loop {
-            let friend = child(dice);
+            let friend = child(rng);
             if friend.name != hero.name {
                 break friend;
             }
         };
-        let female = dice.below(2) == 0;
+        let female = rng.below(2) == 0;
         let relative = Person {
-            name: dice.pick::<&str>(if female { WOMEN } else { MEN }),
+            name: rng.pick::<&str>(if female { WOMEN } else { MEN }),
             female,
         };
         let mut cast = Self {
@@ -44,11 +44,11 @@ impl Cast {
             relative,
             words: Vec::new(),
         };
-        cast.draw(dice);
+        cast.draw(rng);
         cast
     }
 
-    fn draw(&mut self, dice: &mut Dice) {
+    fn draw(&mut self, rng: &mut StoryRng) {
         for (key, list) in [
             ("trait", TRAITS),
             ("home", HOMES),
@@ -60,29 +60,29 @@ impl Cast {
             ("kindly", KINDLY),
             ("road", ROADS),
         ] {
-            let word = *dice.pick(list);
+            let word = *rng.pick(list);
             self.set(key, word);
         }
-        let &(thing, used, purpose) = dice.pick(THINGS);
+        let &(thing, used, purpose) = rng.pick(THINGS);
         self.set_all(&["thing", "used", "purpose"], &[thing, used, purpose]);
-        let obstacle = dice.pick(OBSTACLES);
+        let obstacle = rng.pick(OBSTACLES);
         self.set_all(
             &["where", "try", "why", "again", "beast", "rescue"],
             obstacle,
         );
-        let skill = dice.pick(SKILLS);
+        let skill = rng.pick(SKILLS);
         self.set_all(&["skill", "skilling", "failed", "advice", "shown"], skill);
-        let fear = dice.pick(FEARS);
+        let fear = rng.pick(FEARS);
         self.set_all(&["fear", "fearplace", "worse", "trick", "truth"], fear);
-        let work = dice.pick(WORKS);
+        let work = rng.pick(WORKS);
         self.set_all(&["work", "first", "second", "third", "making"], work);
-        let patient = dice.pick(PATIENTS);
+        let patient = rng.pick(PATIENTS);
         self.set_all(&["patient", "wound", "feed", "leave"], patient);
-        let &(one, many, from) = dice.pick(FOODS);
+        let &(one, many, from) = rng.pick(FOODS);
         self.set_all(&["food", "foods", "foodfrom"], &[one, many, from]);
-        self.count(dice, one, many);
+        self.count(rng, one, many);
         let other = loop {
-            let other = *dice.pick(COLOURS);
+            let other = *rng.pick(COLOURS);
             if other != self.word("colour") {
                 break other;
             }
@@ -91,11 +91,11 @@ impl Cast {
     }
 
     /// Sets numbers that add up: `all` = `given` + `left`, `total` = `all` + `more`.
-    fn count(&mut self, dice: &mut Dice, one: &str, many: &str) {
-        let all = 3 + dice.below(10);
-        let given = 1 + dice.below(all - 1);
+    fn count(&mut self, rng: &mut StoryRng, one: &str, many: &str) {
+        let all = 3 + rng.below(10);
+        let given = 1 + rng.below(all - 1);
         let left = all - given;
-        let more = 2 + dice.below(7);
+        let more = 2 + rng.below(7);
         let noun = |n: usize| format!("{} {}", NUMBERS[n], if n == 1 { one } else { many });
         let verb = |n: usize| if n == 1 { "was" } else { "were" };
         self.set("all", &noun(all));
@@ -109,7 +109,7 @@ impl Cast {
         self.set("morenumber", NUMBERS[more]);
         self.set("total", &noun(all + more));
         self.set("totalnumber", NUMBERS[all + more]);
-        self.set("days", NUMBERS[2 + dice.below(11)]);
+        self.set("days", NUMBERS[2 + rng.below(11)]);
     }
 
     fn set(&mut self, key: &'static str, word: &str) {
@@ -140,7 +140,7 @@ impl Cast {
     /// `{A}`, `{B}` and `{R}` are hero, friend and relative; `{A.he}`, `{A.his}`, `{A.him}`,
     /// `{A.himself}` and `{A.boy}` agree with them; `{word}` is a word of the cast, and `{a word}`
     /// the word after "a" or "an".
-    pub(super) fn tell(&self, template: &str) -> String {
+    pub(super) fn fill_sentence(&self, template: &str) -> String {
         capitalized(&self.fill(template))
     }
 

@@ -1,8 +1,8 @@
 //! Encoding of texts to ids, piece by piece.
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 
-use super::pieces::{Cut, SOFT, pieces};
+use super::pieces::{Cut, SOFT_LIMIT, pieces};
 use super::{Kind, Tokenizer, in_parallel};
 
 /// Text encoded per group, in bytes. Its tokens take up to four times as much.
@@ -97,7 +97,7 @@ impl Tokenizer {
     fn pieces<'t>(&self, text: &'t str) -> impl Iterator<Item = Piece<'t>> {
         let (cut, soft) = match &self.kind {
             Kind::Json(json) => json.cut(),
-            _ => (Cut::Anywhere, SOFT),
+            _ => (Cut::Anywhere, SOFT_LIMIT),
         };
         let with_place = |(index, text)| Piece {
             text,
@@ -113,7 +113,7 @@ impl Tokenizer {
             Kind::Tiktoken(bpe, _) => bpe.encode_ordinary(piece.text),
             Kind::Json(json) => json
                 .encode(piece)
-                .map_err(|problem| Error::config(format!("{}: {problem}", self.name)))?,
+                .map_err(|problem| self.text_error(&problem))?,
         })
     }
 

@@ -11,7 +11,7 @@ use tokenizers::{Model, OffsetType, PreTokenizer, Token, Tokenizer};
 pub(super) struct ByteTokens {
     /// Sorted ids; empty without byte fallback.
     ids: Vec<u32>,
-    is_spelled: bool,
+    encodes_literal_names: bool,
 }
 
 impl ByteTokens {
@@ -28,24 +28,27 @@ impl ByteTokens {
             let name = name(byte);
             vocab.get(&name).map(|&id| (id, name))
         });
-        let (mut ids, mut is_spelled) = (Vec::new(), false);
+        let (mut ids, mut encodes_literal_names) = (Vec::new(), false);
         for (id, name) in tokens {
             ids.push(id);
             let made = || model.tokenize(&name).unwrap_or_default();
             let is_whole = |token: &Token| token.id == id && token.offsets == (0, NAME);
-            is_spelled = is_spelled || made().iter().any(is_whole);
+            encodes_literal_names = encodes_literal_names || made().iter().any(is_whole);
         }
         ids.sort_unstable();
-        Self { ids, is_spelled }
+        Self {
+            ids,
+            encodes_literal_names,
+        }
     }
 
-    pub(super) fn holds(&self, id: u32) -> bool {
+    pub(super) fn contains(&self, id: u32) -> bool {
         self.ids.binary_search(&id).is_ok()
     }
 
     /// True if some of these ids may come from text that spells a byte token.
-    pub(super) fn may_be_spelled(&self, ids: &[u32]) -> bool {
-        self.is_spelled && ids.iter().any(|&id| self.holds(id))
+    pub(super) fn may_be_literal(&self, ids: &[u32]) -> bool {
+        self.encodes_literal_names && ids.iter().any(|&id| self.contains(id))
     }
 
     /// Tokenizes a word. If it spells byte tokens and the model would return one for such text, the word is
@@ -56,11 +59,11 @@ impl ByteTokens {
         word: &str,
     ) -> tokenizers::Result<Vec<Token>> {
         let tokens = model.tokenize(word)?;
-        let is_spelled = |token: &Token| {
+        let encodes_literal_names = |token: &Token| {
             let text = word.get(token.offsets.0..token.offsets.1);
-            self.holds(token.id) && text.is_some_and(is_name)
+            self.contains(token.id) && text.is_some_and(is_name)
         };
-        if !self.is_spelled || !tokens.iter().any(is_spelled) {
+        if !self.encodes_literal_names || !tokens.iter().any(encodes_literal_names) {
             return Ok(tokens);
         }
         let mut apart = Vec::new();

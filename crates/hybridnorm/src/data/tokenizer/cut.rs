@@ -4,67 +4,75 @@ use std::collections::HashMap;
 
 use serde_json::Value;
 
+use super::continuation::is_prepend;
 use super::growth::kind;
-use super::later::is_prepend;
 use super::pieces::Cut;
-use super::shape::Shape;
+use super::tokenizer_file::TokenizerFile;
 
 /// Rules for cutting a text into pieces and encoding them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Cutting {
+pub(super) struct CutRules {
     pub(super) cut: Cut,
     /// True if pieces after the first one need a tokenizer that adds no prefix.
-    pub(super) has_later: bool,
+    pub(super) has_continuation: bool,
 }
 
-impl Shape {
+impl TokenizerFile {
     /// Returns the rules; `vocab` holds the tokens that text can be encoded to.
-    pub(super) fn cutting(&self, vocab: &HashMap<String, u32>) -> Cutting {
-        let nowhere = Cutting {
+    pub(super) fn cut_rules(&self, vocab: &HashMap<String, u32>) -> CutRules {
+        let nowhere = CutRules {
             cut: Cut::Nowhere,
-            has_later: false,
+            has_continuation: false,
         };
         let ordinary = || self.added_tokens.iter().filter(|added| !added.special);
         let normalizer = self.normalizer_steps();
-        let splits = self.split_steps();
-        if ordinary().any(|added| added.is_wide()) || !normalizer.iter().all(|step| is_local(step))
+        let splits = self.pre_tokenizer_steps();
+        if ordinary().any(|added| added.is_wide())
+            || !normalizer
+                .iter()
+                .all(|step| is_independent_across_spaces(step))
         {
             return nowhere;
         }
-        let mut words = splits.iter().skip_while(|split| is_beside_spaces(split));
+        let mut words = splits.iter().skip_while(|split| isolates_non_spaces(split));
         let cut = match words.next() {
             Some(first) if separates_at_spaces(first, &space(&normalizer, &[])) => Cut::Anywhere,
-            Some(first) if !is_idle(first, &normalizer) && !keeps_whole(first) => {
+            Some(first)
+                if !splits_at_replaced_spaces(first, &normalizer) && !does_not_split(first) =>
+            {
                 return nowhere;
             }
-            _ if !self.is_of_parts() => return nowhere,
-            _ if begins_words(vocab, &space(&normalizer, &splits)) => Cut::Anywhere,
+            _ if !self.is_position_independent() => return nowhere,
+            _ if space_only_starts_tokens(vocab, &space(&normalizer, &splits)) => Cut::Anywhere,
             _ => Cut::AtLimit,
         };
         let prepends = normalizer.iter().any(|step| is_prepend(step));
-        let has_prefix = prepends || splits.iter().any(|split| puts_space(split));
+        let has_prefix = prepends || splits.iter().any(|split| adds_prefix_space(split));
         // After another splitter, the space is added before every word, also in later pieces.
-        let is_of_words = splits.iter().skip(1).any(|split| puts_space(split));
+        let is_of_words = splits.iter().skip(1).any(|split| adds_prefix_space(split));
         let has_ordinary = ordinary().next().is_some();
         match (has_prefix, has_ordinary) {
             (true, false) if is_of_words && (prepends || cut != Cut::Anywhere) => nowhere,
-            (true, false) if is_of_words => Cutting {
+            (true, false) if is_of_words => CutRules {
                 cut,
-                has_later: false,
+                has_continuation: false,
             },
             (true, true) if prepends || cut == Cut::AtLimit => nowhere,
             // A piece that begins with a space gets no additional one.
-            (true, true) => Cutting {
+            (true, true) => CutRules {
                 cut: Cut::BeforeSpaces,
-                has_later: false,
+                has_continuation: false,
             },
-            (has_later, _) => Cutting { cut, has_later },
+            (has_continuation, _) => CutRules {
+                cut,
+                has_continuation,
+            },
         }
     }
 }
 
 /// True for a pre-tokenizer that adds a space before text that begins without one.
-pub(super) fn puts_space(split: &Value) -> bool {
+pub(super) fn adds_prefix_space(split: &Value) -> bool {
     match kind(split) {
         "Metaspace" => split["prepend_scheme"] != "never",
         "ByteLevel" => split["add_prefix_space"] != false,
@@ -73,7 +81,7 @@ pub(super) fn puts_space(split: &Value) -> bool {
 }
 
 /// True if the output of a normalizer on one side of a space does not depend on the other side.
-fn is_local(step: &Value) -> bool {
+fn is_independent_across_spaces(step: &Value) -> bool {
     match kind(step) {
         "Bert" | "BertNormalizer" | "Lowercase" | "NFC" | "NFD" | "NFKC" | "NFKD"
         | "StripAccents" | "Nmt" | "Precompiled" => true,
@@ -105,7 +113,7 @@ fn separates_at_spaces(split: &Value, space: &str) -> bool {
 }
 
 /// True if a pre-tokenizer isolates matches that contain no space, regardless of their context.
-fn is_beside_spaces(split: &Value) -> bool {
+fn isolates_non_spaces(split: &Value) -> bool {
     match kind(split) {
         "Digits" | "Punctuation" => true,
         "Split" if split["behavior"] == "Isolated" => {
@@ -157,7 +165,7 @@ fn is_class(regex: &str) -> bool {
 }
 
 /// True for a pre-tokenizer that splits at spaces that the normalizer has replaced.
-fn is_idle(split: &Value, normalizer: &[&Value]) -> bool {
+fn splits_at_replaced_spaces(split: &Value, normalizer: &[&Value]) -> bool {
     kind(split) == "Split"
         && split["pattern"]["String"] == " "
         && normalizer.iter().any(|step| {
@@ -170,7 +178,7 @@ fn is_idle(split: &Value, normalizer: &[&Value]) -> bool {
 }
 
 /// True for a pre-tokenizer that only maps characters and does not split.
-fn keeps_whole(split: &Value) -> bool {
+fn does_not_split(split: &Value) -> bool {
     match kind(split) {
         "Metaspace" => split["split"] == false,
         "ByteLevel" => split["use_regex"] == false,
@@ -197,7 +205,7 @@ fn space(normalizer: &[&Value], splits: &[&Value]) -> String {
 
 /// True if a space is a token and occurs in other tokens only at their start, so that no token spans
 /// the position before a space.
-fn begins_words(vocab: &HashMap<String, u32>, space: &str) -> bool {
+fn space_only_starts_tokens(vocab: &HashMap<String, u32>, space: &str) -> bool {
     let mut chars = space.chars();
     let (Some(space), None) = (chars.next(), chars.next()) else {
         return false;
@@ -245,15 +253,18 @@ mod tests {
                 .map(|(id, t)| ((*t).to_owned(), id))
                 .collect()
         };
-        assert!(begins_words(&vocab(&["_", "a", "_a", "__", "__b"]), "_"));
-        assert!(!begins_words(&vocab(&["_", "a", "a_"]), "_"));
-        assert!(!begins_words(&vocab(&["_", "a", "_a_b"]), "_"));
-        assert!(!begins_words(&vocab(&["a", "_a"]), "_"));
-        assert!(!begins_words(&vocab(&["a", "xx"]), "xx"));
+        assert!(space_only_starts_tokens(
+            &vocab(&["_", "a", "_a", "__", "__b"]),
+            "_"
+        ));
+        assert!(!space_only_starts_tokens(&vocab(&["_", "a", "a_"]), "_"));
+        assert!(!space_only_starts_tokens(&vocab(&["_", "a", "_a_b"]), "_"));
+        assert!(!space_only_starts_tokens(&vocab(&["a", "_a"]), "_"));
+        assert!(!space_only_starts_tokens(&vocab(&["a", "xx"]), "xx"));
     }
 
     #[test]
-    fn spaces_become_what_the_steps_make_of_them() {
+    fn normalized_form_of_space() {
         let replace = json!({"type": "Replace", "pattern": {"String": " "}, "content": "_"});
         let metaspace = json!({"type": "Metaspace", "replacement": "+"});
         assert_eq!(space(&[], &[]), " ");

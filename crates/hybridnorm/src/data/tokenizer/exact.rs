@@ -2,36 +2,36 @@
 
 use serde_json::Value;
 
-use super::cut::puts_space;
+use super::cut::adds_prefix_space;
 use super::growth::kind;
-use super::shape::Shape;
+use super::tokenizer_file::TokenizerFile;
 
-impl Shape {
+impl TokenizerFile {
     /// Returns the reason why the concatenated bytes of tokens may differ from the text; `None` if they never
     /// do. `bytes` are those of each token, if the decoder is byte-level.
-    pub(super) fn inexact(&self, bytes: Option<&[Vec<u8>]>) -> Option<String> {
+    pub(super) fn inexact_bytes_reason(&self, bytes: Option<&[Vec<u8>]>) -> Option<String> {
         let Some(bytes) = bytes else {
             return Some(
-                "the tokens of its tokenizer do not tell how many bytes they stand for".into(),
+                "its tokenizer is not byte-level, so the bytes per token are unknown".into(),
             );
         };
         let because = |reason: &str| Some(format!("the tokenizer changes text: {reason}"));
-        let (normalizer, splits) = (self.normalizer_steps(), self.split_steps());
+        let (normalizer, splits) = (self.normalizer_steps(), self.pre_tokenizer_steps());
         let is_level = |step: &&&Value| kind(step) == "ByteLevel";
         if let Some(step) = normalizer.iter().find(|step| !is_level(step)) {
             return because(&format!("its `normalizer` `{}`", named(step)));
         }
-        if splits.iter().any(|split| puts_space(split)) {
-            return because("it puts a space before text that begins without one");
+        if splits.iter().any(|split| adds_prefix_space(split)) {
+            return because("it adds a space before text that does not begin with one");
         }
         if let Some(split) = splits.iter().find(|split| !keeps_text(split)) {
             return because(&format!("its `pre_tokenizer` `{}`", named(split)));
         }
         if normalizer.iter().chain(&splits).filter(is_level).count() != 1 {
-            return because("it does not spell bytes once");
+            return because("it does not apply ByteLevel exactly once");
         }
-        if !self.is_of_parts() {
-            return because("it looks up whole words");
+        if !self.is_position_independent() {
+            return because("its model is word-level or position-dependent");
         }
         let mut known = [false; 256];
         for token in bytes {
@@ -42,11 +42,11 @@ impl Shape {
         // These never occur in UTF-8.
         let never = |byte: usize| matches!(byte, 0xc0 | 0xc1 | 0xf5..);
         if (0..256).any(|byte| !known[byte] && !never(byte)) {
-            return because("its vocabulary lacks bytes");
+            return because("its vocabulary does not cover all bytes");
         }
         let mut ordinary = self.added_tokens.iter().filter(|added| !added.special);
         match ordinary.any(|added| added.strips()) {
-            true => because("an added token takes the spaces beside it"),
+            true => because("an added token strips adjacent spaces"),
             false => None,
         }
     }
@@ -74,25 +74,25 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn inexact(key: &str, part: Value) -> Option<String> {
+    fn inexact_bytes_reason(key: &str, part: Value) -> Option<String> {
         let mut file = json!({
             "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false},
             "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []},
         });
         file[key] = part;
-        let (shape, _) = Shape::read(file.to_string().as_bytes()).unwrap();
+        let (shape, _) = TokenizerFile::read(file.to_string().as_bytes()).unwrap();
         let bytes: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
-        shape.inexact(Some(&bytes))
+        shape.inexact_bytes_reason(Some(&bytes))
     }
 
     #[test]
-    fn settings_decide() {
+    fn inexact_settings() {
         let level = json!({"type": "ByteLevel", "add_prefix_space": false});
         let sequence = |parts: Value| json!({"type": "Sequence", "pretokenizers": parts});
-        assert_eq!(inexact("pre_tokenizer", level.clone()), None);
+        assert_eq!(inexact_bytes_reason("pre_tokenizer", level.clone()), None);
         let split = json!({"type": "Split", "pattern": {"Regex": "a"}, "behavior": "Isolated"});
         assert_eq!(
-            inexact("pre_tokenizer", sequence(json!([split, level]))),
+            inexact_bytes_reason("pre_tokenizer", sequence(json!([split, level]))),
             None
         );
         let mut removed = split.clone();
@@ -102,7 +102,10 @@ mod tests {
             added[0][strip] = true.into();
             added
         };
-        assert_eq!(inexact("added_tokens", added("single_word")), None);
+        assert_eq!(
+            inexact_bytes_reason("added_tokens", added("single_word")),
+            None
+        );
         for (key, part, word) in [
             ("normalizer", json!({"type": "NFC"}), "NFC"),
             (
@@ -120,7 +123,7 @@ mod tests {
             ),
             ("added_tokens", added("lstrip"), "spaces beside"),
         ] {
-            let found = inexact(key, part).unwrap();
+            let found = inexact_bytes_reason(key, part).unwrap();
             assert!(found.contains(word), "{found}");
         }
     }

@@ -10,23 +10,23 @@ use tokenizers::{NormalizedString, Normalizer, NormalizerWrapper};
 
 use crate::foreign::caught;
 
-use super::shape::unknown_part;
+use super::tokenizer_file::unknown_part;
 
 /// Maximum growth factor of a normalizer; a larger one is rejected.
-const LARGEST_PRODUCT: f64 = 65_536.0;
+const MAX_NORMALIZER_GROWTH: f64 = 65_536.0;
 /// Maximum growth factor of a decoder.
-const LARGEST_DECODER: f64 = 4096.0;
+const MAX_DECODER_GROWTH: f64 = 4096.0;
 /// Maximum size in bytes of a normalized text without a trial.
 const UNTRIED_BYTES: f64 = (64 << 20) as f64;
-/// Maximum growth factor of a normalized text, in addition to [`ROOM`] bytes.
-const LARGEST_GROWTH: usize = 32;
-const ROOM: usize = 64 << 10;
+/// Maximum growth factor of a normalized text, in addition to [`GROWTH_SLACK`] bytes.
+const MAX_TEXT_GROWTH: usize = 32;
+const GROWTH_SLACK: usize = 64 << 10;
 /// Maximum output of one step for a trial segment, in bytes.
 const SEGMENT_BYTES: f64 = (16 << 20) as f64;
 /// Maximum length of text that a step inserts, in bytes.
-const LONGEST_CONTENT: usize = 1024;
+const MAX_CONTENT_LEN: usize = 1024;
 /// Maximum length of a pattern, in bytes.
-const LONGEST_PATTERN: usize = 16 << 10;
+const MAX_PATTERN_LEN: usize = 16 << 10;
 
 /// Steps of a normalizer and their maximum growth.
 pub(super) struct Growth {
@@ -48,9 +48,9 @@ impl Growth {
             growth.product *= factor;
             growth.largest = growth.largest.max(factor);
         }
-        if growth.product > LARGEST_PRODUCT {
+        if growth.product > MAX_NORMALIZER_GROWTH {
             return Err(format!(
-                "its `normalizer` could make a text {:.0e} times longer; up to {LARGEST_PRODUCT} are read",
+                "its `normalizer` could grow a text by a factor of {:.0e}; the limit is {MAX_NORMALIZER_GROWTH}",
                 growth.product
             ));
         }
@@ -74,9 +74,9 @@ impl Growth {
                 _ => 1.0,
             };
         }
-        match product > LARGEST_DECODER {
+        match product > MAX_DECODER_GROWTH {
             true => Err(format!(
-                "its `decoder` could make a text {product:.0e} times longer; up to {LARGEST_DECODER} are read"
+                "its `decoder` could grow a text by a factor of {product:.0e}; the limit is {MAX_DECODER_GROWTH}"
             )),
             false => Ok(()),
         }
@@ -87,13 +87,13 @@ impl Growth {
         if self.product * text.len() as f64 <= UNTRIED_BYTES {
             return Ok(());
         }
-        self.check_always(text)
+        self.check_by_trial(text)
     }
 
     /// Checks the normalized text as [`Growth::check`] does, always by trial.
-    pub(super) fn check_always(&self, text: &str) -> Result<(), String> {
-        let limit = LARGEST_GROWTH * text.len() + ROOM;
-        let segment = SEGMENT_BYTES / (LARGEST_GROWTH as f64 * self.largest);
+    pub(super) fn check_by_trial(&self, text: &str) -> Result<(), String> {
+        let limit = MAX_TEXT_GROWTH * text.len() + GROWTH_SLACK;
+        let segment = SEGMENT_BYTES / (MAX_TEXT_GROWTH as f64 * self.largest);
         let segment = (segment as usize).clamp(16, 64 << 10);
         let mut total = 0;
         let mut rest = text;
@@ -107,7 +107,7 @@ impl Growth {
                     _ => return Err("its `normalizer` fails on this text".into()),
                 }
                 if normalized.len()
-                    > LARGEST_GROWTH * now.len() + ROOM.min(LARGEST_GROWTH * segment)
+                    > MAX_TEXT_GROWTH * now.len() + GROWTH_SLACK.min(MAX_TEXT_GROWTH * segment)
                 {
                     return Err(too_long());
                 }
@@ -122,7 +122,7 @@ impl Growth {
 }
 
 fn too_long() -> String {
-    format!("its `normalizer` makes this text more than {LARGEST_GROWTH} times longer")
+    format!("its `normalizer` grows this text by more than a factor of {MAX_TEXT_GROWTH}")
 }
 
 /// Returns the `type` of a part; some parts have none.
@@ -148,9 +148,9 @@ fn factor(step: &Value) -> Result<f64, String> {
 
 fn inserted(step: &Value, key: &str) -> Result<usize, String> {
     let length = step[key].as_str().map_or(0, str::len);
-    match length > LONGEST_CONTENT {
+    match length > MAX_CONTENT_LEN {
         true => Err(format!(
-            "a part puts in {length} bytes (`{key}`); up to {LONGEST_CONTENT} are read"
+            "a step inserts {length} bytes (`{key}`); the limit is {MAX_CONTENT_LEN}"
         )),
         false => Ok(length),
     }
@@ -162,7 +162,7 @@ fn replaced(step: &Value) -> Result<f64, String> {
     let pattern = &step["pattern"];
     let shortest = match (pattern["String"].as_str(), pattern["Regex"].as_str()) {
         (Some(text), _) => text.len(),
-        (None, Some(regex)) => usize::from(!matches_nothing(regex)),
+        (None, Some(regex)) => usize::from(!matches_empty(regex)),
         (None, None) => 1,
     };
     Ok(match shortest {
@@ -176,16 +176,16 @@ pub(super) fn check_pattern(step: &Value) -> Result<(), String> {
     let pattern = &step["pattern"];
     let text = pattern["String"].as_str().or(pattern["Regex"].as_str());
     let length = text.map_or(0, str::len);
-    match length > LONGEST_PATTERN {
+    match length > MAX_PATTERN_LEN {
         true => Err(format!(
-            "a pattern of {length} bytes; up to {LONGEST_PATTERN} are read"
+            "a pattern of {length} bytes; the limit is {MAX_PATTERN_LEN}"
         )),
         false => Ok(()),
     }
 }
 
 /// True if a pattern may match the empty string somewhere.
-fn matches_nothing(pattern: &str) -> bool {
+fn matches_empty(pattern: &str) -> bool {
     let anchors = [
         "(?=", "(?!", "(?<", r"\b", r"\B", r"\A", r"\z", r"\Z", r"\G", r"\K", "^", "$",
     ];
@@ -243,11 +243,11 @@ mod tests {
     }
 
     #[test]
-    fn what_doubles_thirty_times_is_refused_before_it_runs() {
+    fn rejects_excessive_growth_without_running() {
         let found = growth(&vec![replace("a", "aa"); 30]).err().unwrap();
-        assert!(found.contains("1e9 times longer"), "{found}");
+        assert!(found.contains("by a factor of 1e9"), "{found}");
         let found = growth(&[replace("a", &"b".repeat(2000))]).err().unwrap();
-        assert!(found.contains("puts in 2000 bytes"), "{found}");
+        assert!(found.contains("inserts 2000 bytes"), "{found}");
         assert!(growth(&[replace(" ", "\u{2581}"), replace("``", "\"")]).is_ok());
     }
 
@@ -278,12 +278,12 @@ mod tests {
     }
 
     #[test]
-    fn patterns_that_match_nothing_are_told() {
+    fn detects_patterns_matching_empty() {
         for pattern in ["a*", "(?=a)", r"\b", "x?"] {
-            assert!(matches_nothing(pattern), "{pattern}");
+            assert!(matches_empty(pattern), "{pattern}");
         }
         for pattern in [" {2,}", r"\s+", "a"] {
-            assert!(!matches_nothing(pattern), "{pattern}");
+            assert!(!matches_empty(pattern), "{pattern}");
         }
     }
 }

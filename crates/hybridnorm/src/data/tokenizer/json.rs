@@ -45,8 +45,9 @@ pub(super) fn byte_table(vocab: &HashMap<String, u32>, vocab_size: usize) -> Vec
         .collect();
     let mut table = vec![Vec::new(); vocab_size];
     for (token, &id) in vocab {
-        let spelled: Option<Vec<u8>> = token.chars().map(|c| bytes.get(&c).copied()).collect();
-        table[id as usize] = spelled.unwrap_or_else(|| token.as_bytes().to_vec());
+        let bytes_of_token: Option<Vec<u8>> =
+            token.chars().map(|c| bytes.get(&c).copied()).collect();
+        table[id as usize] = bytes_of_token.unwrap_or_else(|| token.as_bytes().to_vec());
     }
     table
 }
@@ -71,7 +72,7 @@ pub(super) fn tiktoken_json(core: &CoreBPE, builtin: Builtin, vocab_size: usize)
     ordered.sort_unstable();
     let merges: Vec<_> = ordered
         .into_iter()
-        .filter_map(|(id, bytes)| halves(bytes, id, &ranks))
+        .filter_map(|(id, bytes)| last_merge(bytes, id, &ranks))
         .collect();
     let split = match builtin {
         Builtin::Cl100k => Splitter::Pattern(CL100K),
@@ -81,7 +82,7 @@ pub(super) fn tiktoken_json(core: &CoreBPE, builtin: Builtin, vocab_size: usize)
 }
 
 /// Returns the two tokens of rank below `rank` whose merge yields `bytes`.
-fn halves(bytes: &[u8], rank: u32, ranks: &HashMap<&[u8], u32>) -> Option<(u32, u32)> {
+fn last_merge(bytes: &[u8], rank: u32, ranks: &HashMap<&[u8], u32>) -> Option<(u32, u32)> {
     let mut cuts: Vec<usize> = (0..=bytes.len()).collect();
     while cuts.len() > 3 {
         let (_, at) = (0..cuts.len() - 2)
@@ -97,7 +98,7 @@ fn halves(bytes: &[u8], rank: u32, ranks: &HashMap<&[u8], u32>) -> Option<(u32, 
 }
 
 /// Returns the first line of a parser's message, with words instead of Rust type names.
-pub(super) fn one_line(error: &dyn std::error::Error) -> String {
+pub(super) fn parser_message(error: &dyn std::error::Error) -> String {
     let message = error.to_string();
     let words = message.lines().next().unwrap_or_default().split(' ');
     let words = words.map(|word| match word {

@@ -2,13 +2,13 @@
 //! length of a document.
 
 /// Soft limit of a piece in bytes: it ends at the next position where a cut changes no token.
-pub(in crate::data) const SOFT: usize = 256 << 10;
+pub(in crate::data) const SOFT_LIMIT: usize = 256 << 10;
 /// Soft limit for tokenizers that take up to 200 bytes of memory for each byte of a piece.
-pub(super) const SOFT_FOREIGN: usize = 64 << 10;
+pub(super) const SOFT_LIMIT_HF: usize = 64 << 10;
 /// Hard limit of a piece in bytes: it ends here if a cut is allowed; otherwise a longer one is rejected.
-pub(super) const HARD: usize = 1 << 20;
+pub(super) const HARD_LIMIT: usize = 1 << 20;
 /// Maximum run of white space in characters; longer runs overflow the stack of tokenizer patterns.
-const LONGEST_SPACE: usize = 1 << 16;
+const MAX_SPACE_RUN: usize = 1 << 16;
 
 /// Positions where text may be cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,9 +41,9 @@ pub(in crate::data) fn pieces(text: &str, cut: Cut, soft: usize) -> impl Iterato
                 && matches!(cut, Cut::Anywhere | Cut::BeforeSpaces)
                 && c == ' '
                 && !after_space;
-            let is_hard = at >= HARD && matches!(cut, Cut::Anywhere | Cut::AtLimit);
+            let is_hard = at >= HARD_LIMIT && matches!(cut, Cut::Anywhere | Cut::AtLimit);
             after_space = is_space;
-            (run > LONGEST_SPACE || is_soft || is_hard).then_some(at)
+            (run > MAX_SPACE_RUN || is_soft || is_hard).then_some(at)
         });
         let (piece, after) = rest.split_at(end.unwrap_or(rest.len()));
         rest = after;
@@ -58,17 +58,17 @@ mod tests {
     #[test]
     fn short_text_is_one_piece_and_pieces_are_the_text() {
         assert_eq!(
-            pieces("a b", Cut::Anywhere, SOFT).collect::<Vec<_>>(),
+            pieces("a b", Cut::Anywhere, SOFT_LIMIT).collect::<Vec<_>>(),
             ["a b"]
         );
-        assert_eq!(pieces("", Cut::Anywhere, SOFT).count(), 0);
+        assert_eq!(pieces("", Cut::Anywhere, SOFT_LIMIT).count(), 0);
         let text = "wörd  and\n more ".repeat(100_000) + &"x".repeat(3 << 20);
         for cut in [Cut::Anywhere, Cut::BeforeSpaces, Cut::AtLimit, Cut::Nowhere] {
-            let all: Vec<_> = pieces(&text, cut, SOFT).collect();
+            let all: Vec<_> = pieces(&text, cut, SOFT_LIMIT).collect();
             assert_eq!(all.concat(), text);
             let longest = all.iter().map(|piece| piece.len()).max().unwrap();
             match cut {
-                Cut::Anywhere | Cut::AtLimit => assert!(longest <= HARD + 4),
+                Cut::Anywhere | Cut::AtLimit => assert!(longest <= HARD_LIMIT + 4),
                 Cut::BeforeSpaces => assert!(longest >= 3 << 20 && all.len() > 4),
                 Cut::Nowhere => assert_eq!(all.len(), 1),
             }
@@ -81,6 +81,6 @@ mod tests {
     #[test]
     fn white_space_is_cut_for_every_tokenizer() {
         let text = " ".repeat(200_000);
-        assert_eq!(pieces(&text, Cut::Nowhere, SOFT).count(), 4);
+        assert_eq!(pieces(&text, Cut::Nowhere, SOFT_LIMIT).count(), 4);
     }
 }

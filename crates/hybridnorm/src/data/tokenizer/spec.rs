@@ -43,20 +43,21 @@ impl FromStr for TokenizerSpec {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
+        let invalid = |problem: String| Error::invalid_value("tokenizer", problem);
         Ok(match text {
             "bytes" => Self::Bytes,
             "r50k" => Self::R50k,
             "cl100k" => Self::Cl100k,
-            "" => return Err(Error::config("the tokenizer is the empty string")),
+            "" => return Err(invalid("the tokenizer name is empty".into())),
             "bpe" => {
-                return Err(Error::config(
-                    "`bpe` lacks the size of its vocabulary; expected for example `bpe:4096`",
+                return Err(invalid(
+                    "`bpe` needs a vocabulary size, e.g. `bpe:4096`".into(),
                 ));
             }
             _ => match text.strip_prefix("bpe:") {
                 Some(size) => {
                     let vocab_size = size.parse().map_err(|_| {
-                        Error::config(format!(
+                        invalid(format!(
                             "`{text}` is not a tokenizer: expected a number after `bpe:`, as in `bpe:4096`"
                         ))
                     })?;

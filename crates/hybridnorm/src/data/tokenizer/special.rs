@@ -1,6 +1,6 @@
 //! Special tokens, which represent no text.
 
-use super::{END_NAMES, END_OF_TEXT, Kind, Tokenizer};
+use super::{END_OF_TEXT, EOS_TOKEN_NAMES, Kind, Tokenizer};
 
 impl Tokenizer {
     /// Returns the names of the special tokens, sorted; [`Tokenizer::encode`] returns none of them.
@@ -29,7 +29,7 @@ impl Tokenizer {
             ids.is_ok_and(|ids| ids.len() != 1 || Some(ids[0]) == self.unknown_id())
         };
         names.extend(
-            END_NAMES
+            EOS_TOKEN_NAMES
                 .iter()
                 .copied()
                 .filter(is_plain)

@@ -3,7 +3,7 @@
 use super::Tokenizer;
 
 /// Number of ids without a complete character after which the pending text is returned anyway.
-const LONGEST_WAIT: usize = 8;
+const MAX_PENDING_IDS: usize = 8;
 /// Number of context ids that are kept, more than any decoder depends on.
 const CONTEXT: usize = 4096;
 
@@ -46,10 +46,10 @@ impl StreamDecoder {
         let before = self.tokenizer.decode(&self.ids[..self.read]);
         let all = self.tokenizer.decode(&self.ids);
         let waiting = self.ids.len() - self.read;
-        if all.ends_with('\u{fffd}') && waiting < LONGEST_WAIT {
+        if all.ends_with('\u{fffd}') && waiting < MAX_PENDING_IDS {
             return String::new();
         }
-        if all == before && waiting < LONGEST_WAIT {
+        if all == before && waiting < MAX_PENDING_IDS {
             return String::new();
         }
         let new = self.beyond(&before, all);

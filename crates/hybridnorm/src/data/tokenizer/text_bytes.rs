@@ -8,7 +8,7 @@ impl Tokenizer {
     pub fn text_bytes_unknown(&self) -> Option<&str> {
         match &self.kind {
             Kind::Bytes | Kind::Tiktoken(..) => None,
-            Kind::Json(json) => json.inexact(),
+            Kind::Json(json) => json.inexact_bytes_reason(),
         }
     }
 
@@ -28,7 +28,7 @@ impl Tokenizer {
                     false => Some(bytes.len()),
                 }
             }
-            Kind::Json(json) if json.inexact().is_some() => None,
+            Kind::Json(json) if json.inexact_bytes_reason().is_some() => None,
             Kind::Json(json) if json.is_special(id) => return Some(0),
             Kind::Json(json) => json.bytes()?.get(id as usize).map(Vec::len),
         };

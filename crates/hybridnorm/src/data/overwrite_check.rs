@@ -22,23 +22,29 @@ pub(super) fn check(out: &Path, overwrite: bool) -> Result<()> {
     }
     // Damaged prepared data counts too, and may be prepared again.
     if !files::exists(out.join(RECORD_NAME))? {
-        return Err(Error::config(format!(
-            "{}: holds something else; choose an empty folder",
-            out.display()
-        )));
+        return Err(Error::exists(
+            out,
+            format!(
+                "{}: contains other files; choose an empty folder",
+                out.display()
+            ),
+        ));
     }
     if !overwrite {
-        return Err(Error::config(format!(
-            "{}: already holds prepared data; choose another folder, or allow overwriting (--overwrite)",
-            out.display()
-        )));
+        return Err(Error::exists(
+            out,
+            format!(
+                "{}: already holds prepared data; choose another folder, or allow overwriting (--overwrite)",
+                out.display()
+            ),
+        ));
     }
-    holds_only_ours(out)
+    check_only_prepared_files(out)
 }
 
 /// # Errors
 /// If the folder holds anything that a preparation did not write.
-pub(super) fn holds_only_ours(folder: &Path) -> Result<()> {
+pub(super) fn check_only_prepared_files(folder: &Path) -> Result<()> {
     let listed = manifest::listed_files(folder)?;
     let mut entries = fs::read_dir(folder)
         .and_then(Iterator::collect::<std::io::Result<Vec<_>>>)
@@ -47,23 +53,26 @@ pub(super) fn holds_only_ours(folder: &Path) -> Result<()> {
     for entry in entries {
         let name = entry.file_name();
         let kind = entry.file_type().map_err(Error::io(entry.path()))?;
-        let is_ours = |name: &str| is_ours(name, listed.as_deref());
+        let is_prepared_file = |name: &str| is_prepared_file(name, listed.as_deref());
         let by_name = name
             .to_str()
-            .is_some_and(|name| is_ours(files::temporary_of(name).unwrap_or(name)));
+            .is_some_and(|name| is_prepared_file(files::temporary_of(name).unwrap_or(name)));
         if !kind.is_file() || !by_name {
-            return Err(Error::config(format!(
-                "{}: holds other files ({}); choose an empty folder",
-                folder.display(),
-                name.display()
-            )));
+            return Err(Error::exists(
+                folder,
+                format!(
+                    "{}: contains other files ({}); choose an empty folder",
+                    folder.display(),
+                    name.display()
+                ),
+            ));
         }
     }
     Ok(())
 }
 
 /// True if a preparation writes files of this name. Without a manifest, shards are recognized by name.
-fn is_ours(name: &str, listed: Option<&[String]>) -> bool {
+fn is_prepared_file(name: &str, listed: Option<&[String]>) -> bool {
     let is_shard = match listed {
         Some(listed) => listed.iter().any(|shard| shard == name),
         None => is_shard_name(name),
@@ -107,13 +116,13 @@ mod tests {
         folder
     }
 
-    fn refused(folder: &Path, name: &str) {
+    fn assert_rejected(folder: &Path, name: &str) {
         let error = check(folder, true).unwrap_err().to_string();
         assert!(error.contains(&format!("other files ({name})")), "{error}");
     }
 
     #[test]
-    fn only_files_that_the_manifest_lists_may_go() {
+    fn removes_only_listed_files() {
         let folder = folder();
         check(folder.path(), true).unwrap();
         assert!(check(folder.path(), false).is_err());
@@ -126,32 +135,32 @@ mod tests {
         ] {
             let path = folder.path().join(name);
             fs::write(&path, "x").unwrap();
-            refused(folder.path(), name);
+            assert_rejected(folder.path(), name);
             fs::remove_file(&path).unwrap();
             fs::create_dir(&path).unwrap();
-            refused(folder.path(), name);
+            assert_rejected(folder.path(), name);
             fs::remove_dir(&path).unwrap();
         }
         check(folder.path(), true).unwrap();
     }
 
     #[test]
-    fn folders_and_links_of_a_name_of_ours_are_not_ours() {
+    fn rejects_folders_and_links_with_shard_names() {
         let folder = folder();
         let shard = folder.path().join("train-00000.bin");
         fs::remove_file(&shard).unwrap();
         fs::create_dir(&shard).unwrap();
-        refused(folder.path(), "train-00000.bin");
+        assert_rejected(folder.path(), "train-00000.bin");
         fs::remove_dir(&shard).unwrap();
         #[cfg(unix)]
         {
             std::os::unix::fs::symlink("/dev/null", &shard).unwrap();
-            refused(folder.path(), "train-00000.bin");
+            assert_rejected(folder.path(), "train-00000.bin");
         }
     }
 
     #[test]
-    fn where_the_manifest_is_lost_names_tell() {
+    fn recognizes_shards_by_name_without_manifest() {
         let folder = folder();
         for damaged in [Some("{"), None] {
             let path = folder.path().join(MANIFEST_NAME);
@@ -161,7 +170,7 @@ mod tests {
             }
             check(folder.path(), true).unwrap();
             fs::create_dir(folder.path().join("train-mine.bin")).unwrap();
-            refused(folder.path(), "train-mine.bin");
+            assert_rejected(folder.path(), "train-mine.bin");
             fs::remove_dir(folder.path().join("train-mine.bin")).unwrap();
         }
     }

@@ -59,17 +59,20 @@ impl ReadyTokens {
     /// If it cannot be mapped, is of another kind, or its length does not match its header or type.
     pub fn open(input: &str, vocab_size: usize) -> Result<Self> {
         let Some((path, dtype)) = parse_name(input) else {
-            return Err(Error::config(format!(
-                "{input}: not a token file; expected `.npy`, `.bin`, `.u16`, `.u32`, or a type at the end as in `{input}:u16`"
-            )));
+            return Err(Error::invalid_value(
+                "data path",
+                format!(
+                    "{input}: not a token file; expected `.npy`, `.bin`, `.u16`, `.u32`, or a type at the end as in `{input}:u16`"
+                ),
+            ));
         };
         let file = files::open(path)?;
         let mapped = hybridnorm_mapped::map(&file).map_err(Error::io(path))?;
-        let spelled = path.to_string_lossy();
+        let name = path.to_string_lossy();
         let layout = match dtype {
-            Some(dtype) => named(&mapped, &spelled, dtype, input),
+            Some(dtype) => named(&mapped, &name, dtype, input),
             None => match megatron_type(path)? {
-                Some(dtype) => megatron(&mapped, &spelled, dtype),
+                Some(dtype) => megatron(&mapped, &name, dtype),
                 None => layout(path, &mapped, vocab_size),
             },
         };
@@ -119,11 +122,11 @@ struct Layout {
 fn stream(file: &Mapped, offset: usize, dtype: Dtype) -> Result<Layout, String> {
     let bytes = file.len() - offset;
     if bytes == 0 {
-        return Err("no tokens in it".into());
+        return Err("contains no tokens".into());
     }
     if !bytes.is_multiple_of(dtype.size()) {
         return Err(format!(
-            "{bytes} bytes of tokens, which is no multiple of {} for {}: the file is cut short, or holds another type",
+            "{bytes} bytes of tokens, not a multiple of {} ({}): the file is truncated or has another type",
             dtype.size(),
             dtype.name()
         ));
@@ -144,17 +147,17 @@ fn named(file: &Mapped, path: &str, dtype: Dtype, input: &str) -> Result<Layout,
             false => format!("write `{path}` instead of `{input}`"),
         };
         return Err(format!(
-            "has a NumPy header, which would be read as tokens; {remedy}"
+            "has a NumPy header, but a raw type was given; {remedy}"
         ));
     }
     if llm_c_type(file)?.is_some() {
         return Err(format!(
-            "has the header of llm.c, which would be read as tokens; write `{path}` instead of `{input}`"
+            "has the header of llm.c, but a raw type was given; write `{path}` instead of `{input}`"
         ));
     }
     let found = stream(file, 0, dtype)?;
     Ok(Layout {
-        note: raw::contradiction(file, path, dtype),
+        note: raw::type_warning(file, path, dtype),
         ..found
     })
 }
@@ -187,7 +190,7 @@ fn megatron_type(path: &Path) -> Result<Option<Result<Dtype, u8>>> {
 fn megatron(file: &Mapped, path: &str, dtype: Result<Dtype, u8>) -> Result<Layout, String> {
     let dtype = dtype.map_err(|code| {
         format!(
-            "the Megatron index beside it records type {code}, expected integers; name the type of tokens: \
+            "the Megatron index beside it records type {code}, expected integers; specify the type of the tokens: \
              `{path}:u16` or `{path}:u32`"
         )
     })?;
@@ -205,7 +208,7 @@ fn layout(path: &Path, file: &Mapped, vocab_size: usize) -> Result<Layout, Strin
     if numpy::is_numpy(file) {
         let array = numpy::parse(file)?;
         if array.shape.contains(&0) {
-            return Err("no tokens in it".into());
+            return Err("contains no tokens".into());
         }
         return Ok(Layout {
             offset: array.offset,
@@ -219,7 +222,7 @@ fn layout(path: &Path, file: &Mapped, vocab_size: usize) -> Result<Layout, Strin
         .is_some_and(|name| name.eq_ignore_ascii_case("npy"))
     {
         return Err(format!(
-            "no NumPy header; if it is raw tokens as OLMo writes them, write `{0}:u16` or `{0}:u32`",
+            "no NumPy header; if it contains raw tokens, as in OLMo, write `{0}:u16` or `{0}:u32`",
             path.display()
         ));
     }
@@ -227,7 +230,7 @@ fn layout(path: &Path, file: &Mapped, vocab_size: usize) -> Result<Layout, Strin
         return llm_c(file, dtype);
     }
     if file.is_empty() {
-        return Err("no tokens in it".into());
+        return Err("contains no tokens".into());
     }
     let (dtype, note) = raw::detect(file, &path.to_string_lossy(), vocab_size)?;
     let found = stream(file, 0, dtype)?;
@@ -245,7 +248,7 @@ fn llm_c_type(file: &[u8]) -> Result<Option<Dtype>, String> {
         (Some(magic @ (20_240_520 | 20_240_801)), Some(version)) if file.len() >= LLM_C_HEADER => {
             Err(format!(
                 "the header of llm.c (magic {magic}) in version {version}; versions 1 of 20240520 and 7 of \
-                 20240801 are read"
+                 20240801 are supported"
             ))
         }
         _ => Ok(None),
@@ -254,13 +257,13 @@ fn llm_c_type(file: &[u8]) -> Result<Option<Dtype>, String> {
 
 fn llm_c(file: &Mapped, dtype: Dtype) -> Result<Layout, String> {
     if file.len() < LLM_C_HEADER {
-        return Err("cut short within its header".into());
+        return Err("truncated within its header".into());
     }
     let tokens = u64::from(Dtype::U32.read(&file[8..12]).unwrap_or_default());
     let found = (file.len() - LLM_C_HEADER) as u64;
     if tokens * dtype.size() as u64 != found {
         return Err(format!(
-            "the header says {tokens} tokens of {}, but {found} bytes follow",
+            "the header declares {tokens} tokens of {}, but {found} bytes of data follow",
             dtype.name()
         ));
     }

@@ -4,9 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::omissions::LeftOut;
 
+use super::literal_special_tokens::SpelledToken;
 use super::manifest::{Manifest, SourceRecord};
 use super::shard::PreparedFolder;
-use super::spelled::SpelledToken;
 
 /// Statistics of the source text of a dataset: sums over the inputs of prepared folders, regardless of the split used.
 ///
@@ -48,15 +48,15 @@ pub struct TextAccount {
 
 impl TextAccount {
     /// Returns the sums over several prepared folders; `None` without folders.
-    pub fn of(folders: &[PreparedFolder]) -> Option<Self> {
+    pub fn from_folders(folders: &[PreparedFolder]) -> Option<Self> {
         let mut all = folders
             .iter()
-            .map(|folder| Self::of_manifest(folder.manifest()));
+            .map(|folder| Self::from_manifest(folder.manifest()));
         let first = all.next()?;
-        Some(all.fold(first, Self::and))
+        Some(all.fold(first, Self::merge))
     }
 
-    fn of_manifest(manifest: &Manifest) -> Self {
+    fn from_manifest(manifest: &Manifest) -> Self {
         let sum = |of: fn(&SourceRecord) -> u64| manifest.sources.iter().map(of).sum::<u64>();
         Self {
             files: sum(|source| source.files),
@@ -77,7 +77,7 @@ impl TextAccount {
         }
     }
 
-    fn and(mut self, other: Self) -> Self {
+    fn merge(mut self, other: Self) -> Self {
         self.files += other.files;
         self.records += other.records;
         self.documents += other.documents;

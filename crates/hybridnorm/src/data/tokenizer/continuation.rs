@@ -4,20 +4,20 @@ use serde_json::Value;
 use tokenizers::{NormalizerWrapper, PreTokenizerWrapper, Tokenizer};
 
 /// Returns a copy of the tokenizer that adds nothing at the beginning of a text.
-pub(super) fn later(tokenizer: &Tokenizer) -> Result<Tokenizer, String> {
-    let in_words = |error: serde_json::Error| error.to_string();
-    let mut later = tokenizer.clone();
-    let mut steps = serde_json::to_value(tokenizer.get_normalizer()).map_err(in_words)?;
+pub(super) fn without_prefix_space(tokenizer: &Tokenizer) -> Result<Tokenizer, String> {
+    let to_message = |error: serde_json::Error| error.to_string();
+    let mut continuation = tokenizer.clone();
+    let mut steps = serde_json::to_value(tokenizer.get_normalizer()).map_err(to_message)?;
     normalizer(&mut steps);
-    let steps: Option<NormalizerWrapper> = serde_json::from_value(steps).map_err(in_words)?;
-    later
+    let steps: Option<NormalizerWrapper> = serde_json::from_value(steps).map_err(to_message)?;
+    continuation
         .with_normalizer(steps)
         .map_err(|error| error.to_string())?;
-    let mut steps = serde_json::to_value(tokenizer.get_pre_tokenizer()).map_err(in_words)?;
+    let mut steps = serde_json::to_value(tokenizer.get_pre_tokenizer()).map_err(to_message)?;
     pre_tokenizer(&mut steps);
-    let steps: Option<PreTokenizerWrapper> = serde_json::from_value(steps).map_err(in_words)?;
-    later.with_pre_tokenizer(steps);
-    Ok(later)
+    let steps: Option<PreTokenizerWrapper> = serde_json::from_value(steps).map_err(to_message)?;
+    continuation.with_pre_tokenizer(steps);
+    Ok(continuation)
 }
 
 /// True for a normalizer that only prepends text.
@@ -65,7 +65,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn prefixes_go_and_everything_else_stays() {
+    fn removes_only_prefixes() {
         let mut file = json!({
             "normalizer": {"type": "Sequence", "normalizers": [
                 {"type": "Prepend", "prepend": "\u{2581}"},

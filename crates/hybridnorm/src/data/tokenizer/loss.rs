@@ -9,12 +9,12 @@ use tokenizers::models::ModelWrapper;
 
 use crate::foreign::{caught, caught_on_large_stack};
 
-use super::foreign::parse;
-use super::json::one_line;
+use super::hf::parse;
+use super::json::parser_message;
 
 /// Losses of tokenization.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Lost {
+pub struct TokenizationLoss {
     /// Unknown tokens; each may represent several characters.
     pub unknown_tokens: u64,
     /// Characters, except white space, that no token represents; for a byte-level vocabulary that lacks
@@ -22,7 +22,7 @@ pub struct Lost {
     pub dropped_chars: u64,
 }
 
-impl AddAssign for Lost {
+impl AddAssign for TokenizationLoss {
     fn add_assign(&mut self, other: Self) {
         self.unknown_tokens += other.unknown_tokens;
         self.dropped_chars += other.dropped_chars;
@@ -33,13 +33,13 @@ impl AddAssign for Lost {
 ///
 /// A BPE model without an unknown token drops characters outside its vocabulary. The counter adds an
 /// unknown token, so that each of them is counted.
-pub(super) struct Counter {
+pub(super) struct DroppedCharCounter {
     inner: tokenizers::Tokenizer,
     /// Id of the added unknown token.
     marker: Option<u32>,
 }
 
-impl Counter {
+impl DroppedCharCounter {
     /// True if a model drops characters outside `vocab`, the tokens that text can be encoded to.
     pub(super) fn is_needed(
         model: &ModelWrapper,
@@ -75,7 +75,7 @@ impl Counter {
         }
         let file = serde_json::to_vec(&json).map_err(|error| error.to_string())?;
         let parsed = caught_on_large_stack(|| parse(&file))?;
-        let inner = parsed.ok_or_else(|| "its parts do not fit together".to_owned())??;
+        let inner = parsed.ok_or_else(|| "inconsistent tokenizer.json".to_owned())??;
         let marker = marks_unknown.then(|| inner.token_to_id(MARKER)).flatten();
         Ok(Self { inner, marker })
     }
@@ -83,8 +83,8 @@ impl Counter {
     /// Counts the characters of a text that no token represents.
     pub(super) fn dropped_chars(&self, text: &str) -> Result<u64, String> {
         let encoded = caught(|| self.inner.encode_char_offsets(text, false))
-            .ok_or("its parts do not fit together for this text")?
-            .map_err(|error| one_line(&*error))?;
+            .ok_or("it cannot encode this text")?
+            .map_err(|error| parser_message(&*error))?;
         let ids = encoded.get_ids().iter();
         let marked = ids.filter(|&&id| Some(id) == self.marker).count();
         let mut is_covered: Vec<bool> = text.chars().map(char::is_whitespace).collect();

@@ -9,27 +9,27 @@ use crate::foreign::{caught, caught_on_large_stack};
 
 use super::batch::Piece;
 use super::byte_tokens::{ByteTokens, encode_words};
-use super::cut::Cutting;
+use super::continuation::{marks_spaces, without_prefix_space};
+use super::cut::CutRules;
 use super::growth::Growth;
-use super::json::{byte_table, one_line};
-use super::later::{later, marks_spaces};
-use super::lost::Counter;
-use super::pieces::{Cut, HARD, SOFT_FOREIGN, pieces};
-use super::shape::Shape;
+use super::json::{byte_table, parser_message};
+use super::loss::DroppedCharCounter;
+use super::pieces::{Cut, HARD_LIMIT, SOFT_LIMIT_HF, pieces};
+use super::tokenizer_file::TokenizerFile;
 use super::without_special::without_special;
 
 /// Maximum size of a piece of text in bytes; encoding takes about 200 times as much memory.
-const LONGEST_PIECE: usize = HARD + 4;
+const MAX_PIECE_LEN: usize = HARD_LIMIT + 4;
 /// Size above which pieces are tokenized one at a time, regardless of the number of threads.
-const LARGE_PIECE: usize = 4 * SOFT_FOREIGN;
+const LARGE_PIECE: usize = 4 * SOFT_LIMIT_HF;
 /// Text that is encoded on trial when a file is read.
 const TRIAL: &str = "The red kite, 12 of them!\n  na\u{ef}ve \u{5de8}\u{5927} \u{1f989} </s>\t";
 
 /// Tokenizer of the `tokenizers` crate with derived properties.
-pub(super) struct Foreign {
+pub(super) struct HfTokenizer {
     /// The file, as it was read.
     file: Vec<u8>,
-    inner: tokenizers::Tokenizer,
+    tokenizer: tokenizers::Tokenizer,
     /// Bytes of each token, where the vocabulary is byte-level.
     bytes: Option<Vec<Vec<u8>>>,
     vocab_size: usize,
@@ -37,48 +37,48 @@ pub(super) struct Foreign {
     special: Vec<bool>,
     byte_tokens: ByteTokens,
     /// True if the normalizer does more than mark spaces.
-    is_rewritten: bool,
+    normalizer_rewrites_text: bool,
     /// Tokenizer without special tokens, for text that spells one.
-    plain: OnceLock<Other>,
-    /// Variants of `inner` and `plain` for pieces after the first one.
-    later: OnceLock<Other>,
-    later_plain: OnceLock<Other>,
+    without_special: OnceLock<Variant>,
+    /// Variants of `tokenizer` and `without_special` for pieces after the first one.
+    continuation: OnceLock<Variant>,
+    continuation_without_special: OnceLock<Variant>,
     /// Lock held while a large piece is encoded, to bound memory.
     large: Mutex<()>,
     growth: Growth,
-    cutting: Cutting,
+    cut_rules: CutRules,
     /// Reason why tokens do not determine the bytes of their text.
-    inexact: Option<String>,
+    inexact_bytes_reason: Option<String>,
     notes: Vec<String>,
     /// Id of the unknown token.
-    unknown: Option<u32>,
+    unk_id: Option<u32>,
     /// True if characters may be dropped.
-    may_drop: bool,
+    may_drop_chars: bool,
     /// True if the model drops characters outside its vocabulary.
-    passes_over: bool,
+    drops_unknown_chars: bool,
     /// Counter of dropped characters.
-    counter: OnceLock<Result<Counter, String>>,
+    counter: OnceLock<Result<DroppedCharCounter, String>>,
 }
 
-type Other = Result<tokenizers::Tokenizer, String>;
+type Variant = Result<tokenizers::Tokenizer, String>;
 
-impl Foreign {
+impl HfTokenizer {
     /// Reads a file; `find_end` selects the end-of-text token, given a function from name to id.
     pub(super) fn read(
         file: Vec<u8>,
         find_end: impl FnOnce(&dyn Fn(&str) -> Option<u32>) -> Result<u32, String> + Send,
     ) -> Result<(Self, u32), String> {
         caught_on_large_stack(|| Self::read_here(file, find_end))?
-            .ok_or_else(|| UNFIT.to_owned())?
+            .ok_or_else(|| TOKENIZER_PANIC_MESSAGE.to_owned())?
     }
 
     fn read_here(
         file: Vec<u8>,
         find_end: impl FnOnce(&dyn Fn(&str) -> Option<u32>) -> Result<u32, String>,
     ) -> Result<(Self, u32), String> {
-        let (shape, growth) = Shape::read(&file).map_err(malformed)?;
+        let (contents, growth) = TokenizerFile::read(&file).map_err(malformed)?;
         let mut inner = parse(&file).map_err(malformed)?;
-        for added in &shape.added_tokens {
+        for added in &contents.added_tokens {
             let found = inner.token_to_id(&added.content).map(u64::from);
             if !added.content.is_empty() && found != added.id.as_u64() {
                 return Err(malformed(format!(
@@ -89,7 +89,7 @@ impl Foreign {
                 )));
             }
         }
-        if shape.has_dropout()
+        if contents.has_dropout()
             && let ModelWrapper::BPE(bpe) = inner.get_model()
         {
             let mut bpe = bpe.clone();
@@ -101,17 +101,17 @@ impl Foreign {
         let vocab_size = vocab.values().max().map_or(0, |&id| id as usize + 1);
         let unknown = match inner.get_model() {
             ModelWrapper::Unigram(_) => inner.id_to_token(unigram_unknown(&file)),
-            _ => shape.unknown().map(str::to_owned),
+            _ => contents.unk_token().map(str::to_owned),
         };
         let unknown = unknown.and_then(|name| vocab.get(&name).copied());
         let byte_tokens = caught(|| ByteTokens::find(inner.get_model(), &vocab));
-        let byte_tokens = byte_tokens.ok_or_else(|| malformed(UNFIT.into()))?;
+        let byte_tokens = byte_tokens.ok_or_else(|| malformed(TOKENIZER_PANIC_MESSAGE.into()))?;
         let mut special = vec![false; vocab_size];
         for (id, added) in inner.get_added_tokens_decoder() {
             // Text of one character has no other encoding, and the model needs it.
             let is_letter = added.content.chars().nth(1).is_none();
             special[id as usize] =
-                added.special && !is_letter && Some(id) != unknown && !byte_tokens.holds(id);
+                added.special && !is_letter && Some(id) != unknown && !byte_tokens.contains(id);
         }
         special[end as usize] = true;
         let is_byte_level = matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
@@ -119,7 +119,7 @@ impl Foreign {
             let mut bytes = byte_table(&vocab, vocab_size);
             // Added tokens are stored as plain text, not byte-level.
             let known = inner.get_vocab(false);
-            for added in shape.added_tokens.iter().filter(|added| !added.special) {
+            for added in contents.added_tokens.iter().filter(|added| !added.special) {
                 if let (Some(&id), None) = (vocab.get(&added.content), known.get(&added.content)) {
                     bytes[id as usize] = added.content.as_bytes().to_vec();
                 }
@@ -128,19 +128,19 @@ impl Foreign {
         });
         let mut of_text = vocab;
         of_text.retain(|_, id| !special[*id as usize]);
-        let passes_over = Counter::is_needed(
+        let drops_unknown_chars = DroppedCharCounter::is_needed(
             inner.get_model(),
             &of_text,
-            shape.is_byte_level(),
-            shape.falls_back(),
+            contents.is_byte_level(),
+            contents.has_byte_fallback(),
         );
         let read = Self {
-            unknown,
-            passes_over,
-            may_drop: passes_over || shape.takes_out(),
+            unk_id: unknown,
+            drops_unknown_chars,
+            may_drop_chars: drops_unknown_chars || contents.may_remove_chars(),
             counter: OnceLock::new(),
-            inexact: shape.inexact(bytes.as_deref()),
-            is_rewritten: !shape
+            inexact_bytes_reason: contents.inexact_bytes_reason(bytes.as_deref()),
+            normalizer_rewrites_text: !contents
                 .normalizer_steps()
                 .iter()
                 .all(|step| marks_spaces(step)),
@@ -148,21 +148,21 @@ impl Foreign {
             vocab_size,
             special,
             byte_tokens,
-            plain: OnceLock::new(),
-            later: OnceLock::new(),
-            later_plain: OnceLock::new(),
+            without_special: OnceLock::new(),
+            continuation: OnceLock::new(),
+            continuation_without_special: OnceLock::new(),
             large: Mutex::new(()),
             growth,
-            cutting: shape.cutting(&of_text),
-            notes: shape.notes(),
+            cut_rules: contents.cut_rules(&of_text),
+            notes: contents.notes(),
             file,
-            inner,
+            tokenizer: inner,
         };
         // A file that panics on any text is rejected here. An error may only mean a missing unknown token.
-        if let Some(Ok(ids)) = caught(|| read.inner.encode_fast(TRIAL, false)) {
+        if let Some(Ok(ids)) = caught(|| read.tokenizer.encode_fast(TRIAL, false)) {
             let _ = read.decode(ids.get_ids());
-        } else if caught(|| read.inner.encode_fast("a", false)).is_none() {
-            return Err(malformed(UNFIT.into()));
+        } else if caught(|| read.tokenizer.encode_fast("a", false)).is_none() {
+            return Err(malformed(TOKENIZER_PANIC_MESSAGE.into()));
         }
         Ok((read, end))
     }
@@ -170,30 +170,34 @@ impl Foreign {
     /// Encodes a piece of a text.
     pub(super) fn encode(&self, piece: Piece) -> Result<Vec<u32>, String> {
         let text = piece.text;
-        if text.len() > LONGEST_PIECE {
+        if text.len() > MAX_PIECE_LEN {
             return Err(format!(
-                "a text of {} bytes without a place where it may be cut is too long for it; up to {HARD} are tokenized at once: cut the text into documents, or use a tokenizer that splits text at spaces",
+                "a text of {} bytes exceeds the limit of {HARD_LIMIT} bytes and cannot be cut without changing its tokens: split the text into documents, or use a tokenizer that splits text at spaces",
                 text.len()
             ));
         }
         let is_large = text.len() > LARGE_PIECE;
         let _alone = is_large.then(|| self.large.lock().unwrap_or_else(PoisonError::into_inner));
         self.growth.check(text)?;
-        let is_later = self.cutting.has_later && !piece.is_first;
-        let usual = match is_later {
-            true => ready(&self.later, || later(&self.inner))?,
-            false => &self.inner,
+        let is_continuation = self.cut_rules.has_continuation && !piece.is_first;
+        let usual = match is_continuation {
+            true => get_or_init(&self.continuation, || without_prefix_space(&self.tokenizer))?,
+            false => &self.tokenizer,
         };
         let mut ids = encode_with(usual, text)?;
-        if (self.is_rewritten || text.contains("<0x")) && self.byte_tokens.may_be_spelled(&ids) {
+        if (self.normalizer_rewrites_text || text.contains("<0x"))
+            && self.byte_tokens.may_be_literal(&ids)
+        {
             ids = self.encode_words(usual, text, None)?;
         }
         if !self.has_special(&ids) {
             return Ok(ids);
         }
-        let plain = ready(&self.plain, || self.without_special())?;
-        let plain = match is_later {
-            true => ready(&self.later_plain, || later(plain))?,
+        let plain = get_or_init(&self.without_special, || self.parse_without_special())?;
+        let plain = match is_continuation {
+            true => get_or_init(&self.continuation_without_special, || {
+                without_prefix_space(plain)
+            })?,
             false => plain,
         };
         // Words without special tokens keep their tokens.
@@ -202,7 +206,7 @@ impl Foreign {
             ids = self.encode_words(plain, text, None)?;
         }
         match self.has_special(&ids) {
-            true => Err("text that it cannot spell would become one of its special tokens; use a tokenizer with an unknown token of its own, or one that spells every text (bytes, r50k, bpe:N)".into()),
+            true => Err("text outside its vocabulary would be encoded as a special token; use a tokenizer with an unknown token of its own, or one that encodes every text (bytes, r50k, bpe:N)".into()),
             false => Ok(ids),
         }
     }
@@ -226,7 +230,7 @@ impl Foreign {
                 }
             })
         });
-        in_words(found)
+        map_encode_error(found)
     }
 
     pub(super) fn is_special(&self, id: u32) -> bool {
@@ -234,13 +238,14 @@ impl Foreign {
     }
 
     /// True if characters of a text may be dropped.
-    pub(super) fn may_drop(&self) -> bool {
-        self.may_drop
+    pub(super) fn may_drop_chars(&self) -> bool {
+        self.may_drop_chars
     }
 
     /// Counts the characters of a text that no token represents.
     pub(super) fn dropped_chars(&self, text: &str) -> Result<u64, String> {
-        let build = || Counter::new(&self.file_without_special()?, self.passes_over);
+        let build =
+            || DroppedCharCounter::new(&self.file_without_special()?, self.drops_unknown_chars);
         let counter = self.counter.get_or_init(build).as_ref();
         let counter = counter.map_err(Clone::clone)?;
         let (cut, soft) = self.cut();
@@ -250,8 +255,8 @@ impl Foreign {
     }
 
     /// Returns the id of the unknown token.
-    pub(super) fn unknown(&self) -> Option<u32> {
-        self.unknown
+    pub(super) fn unk_id(&self) -> Option<u32> {
+        self.unk_id
     }
 
     fn has_special(&self, ids: &[u32]) -> bool {
@@ -259,34 +264,37 @@ impl Foreign {
     }
 
     /// Returns the tokenizer for text that spells a special token.
-    fn without_special(&self) -> Result<tokenizers::Tokenizer, String> {
+    fn parse_without_special(&self) -> Result<tokenizers::Tokenizer, String> {
         let file = self.file_without_special()?;
         let parsed = caught_on_large_stack(|| parse(&file))?;
-        parsed.ok_or_else(|| UNFIT.to_owned())?
+        parsed.ok_or_else(|| TOKENIZER_PANIC_MESSAGE.to_owned())?
     }
 
     /// Returns the positions where texts are cut, and the soft limit of a piece in bytes.
     pub(super) fn cut(&self) -> (Cut, usize) {
-        (self.cutting.cut, SOFT_FOREIGN)
+        (self.cut_rules.cut, SOFT_LIMIT_HF)
     }
 
     /// Returns the reason why tokens do not determine the bytes of their text, if any.
-    pub(super) fn inexact(&self) -> Option<&str> {
-        self.inexact.as_deref()
+    pub(super) fn inexact_bytes_reason(&self) -> Option<&str> {
+        self.inexact_bytes_reason.as_deref()
     }
 
     /// Returns the bytes of text up to the end of its first token, given the id of that token and the first
     /// piece of the text; `None` if the token ends within a character.
     pub(super) fn first_token_bytes(&self, piece: Piece, id: u32) -> Option<u64> {
-        if self.byte_tokens.holds(id) {
+        if self.byte_tokens.contains(id) {
             return Some(1);
         }
         // A space that was added before the text.
         if !piece.text.starts_with(char::is_whitespace) && self.decode(&[id]).trim().is_empty() {
             return Some(0);
         }
-        let plain = self.plain.get().and_then(|plain| plain.as_ref().ok());
-        [Some(&self.inner), plain]
+        let plain = self
+            .without_special
+            .get()
+            .and_then(|plain| plain.as_ref().ok());
+        [Some(&self.tokenizer), plain]
             .into_iter()
             .flatten()
             .find_map(|tokenizer| {
@@ -300,17 +308,17 @@ impl Foreign {
 
     fn file_without_special(&self) -> Result<Vec<u8>, String> {
         let ids = (0..).zip(&self.special).filter(|(_, special)| **special);
-        let names = ids.filter_map(|(id, _)| self.inner.id_to_token(id));
+        let names = ids.filter_map(|(id, _)| self.tokenizer.id_to_token(id));
         without_special(&self.file, &names.collect())
     }
 
-    /// Decodes ids. If the decoder fails, concatenates the tokens as spelled.
+    /// Decodes ids. If the decoder fails, concatenates the tokens as written in the vocabulary.
     pub(super) fn decode(&self, ids: &[u32]) -> String {
-        let decoded = caught(|| self.inner.decode(ids, false));
-        let spelled = |&id: &u32| self.inner.id_to_token(id);
+        let decoded = caught(|| self.tokenizer.decode(ids, false));
+        let token = |&id: &u32| self.tokenizer.id_to_token(id);
         decoded
             .and_then(Result::ok)
-            .unwrap_or_else(|| ids.iter().filter_map(spelled).collect())
+            .unwrap_or_else(|| ids.iter().filter_map(token).collect())
     }
 
     pub(super) fn bytes(&self) -> Option<&[Vec<u8>]> {
@@ -320,7 +328,7 @@ impl Foreign {
     /// Returns the names of the tokens that text is never encoded to.
     pub(super) fn special_tokens(&self) -> Vec<String> {
         let ids = (0..).zip(&self.special);
-        ids.filter_map(|(id, &special)| special.then(|| self.inner.id_to_token(id))?)
+        ids.filter_map(|(id, &special)| special.then(|| self.tokenizer.id_to_token(id))?)
             .collect()
     }
 
@@ -329,7 +337,7 @@ impl Foreign {
     }
 
     pub(super) fn name_of(&self, id: u32) -> Option<String> {
-        self.inner.id_to_token(id)
+        self.tokenizer.id_to_token(id)
     }
 
     pub(super) fn file(&self) -> &[u8] {
@@ -342,26 +350,26 @@ impl Foreign {
 }
 
 /// Returns the tokenizer in `made`, created with `make` on first use.
-fn ready(
-    made: &OnceLock<Other>,
-    make: impl FnOnce() -> Other,
+fn get_or_init(
+    made: &OnceLock<Variant>,
+    make: impl FnOnce() -> Variant,
 ) -> Result<&tokenizers::Tokenizer, String> {
     made.get_or_init(make).as_ref().map_err(Clone::clone)
 }
 
 /// Message for a panic of the `tokenizers` crate.
-const UNFIT: &str = "its parts do not fit together; write the file anew with the program that made it, or use another tokenizer (bytes, r50k, bpe:N)";
+const TOKENIZER_PANIC_MESSAGE: &str = "inconsistent tokenizer.json; save it again with the program that created it, or use another tokenizer (bytes, r50k, bpe:N)";
 
 fn malformed(problem: String) -> String {
     format!("not a tokenizer: {problem}")
 }
 
-/// Reads a file whose shape was checked.
+/// Reads a file whose contents was checked.
 pub(super) fn parse(file: &[u8]) -> Result<tokenizers::Tokenizer, String> {
     let mut inner = tokenizers::Tokenizer::from_bytes(file).map_err(|error| {
-        let message = one_line(&*error);
+        let message = parser_message(&*error);
         match message.contains("untagged") {
-            true => "one of its parts is unknown or lacks something".to_owned(),
+            true => "a component is unknown or incomplete".to_owned(),
             false => message,
         }
     })?;
@@ -371,25 +379,25 @@ pub(super) fn parse(file: &[u8]) -> Result<tokenizers::Tokenizer, String> {
     inner.with_post_processor(None::<PostProcessorWrapper>);
     inner
         .with_truncation(None)
-        .map_err(|error| one_line(&*error))?;
+        .map_err(|error| parser_message(&*error))?;
     Ok(inner)
 }
 
 fn encode_with(tokenizer: &tokenizers::Tokenizer, text: &str) -> Result<Vec<u32>, String> {
     let encoded = caught(|| tokenizer.encode_fast(text, false));
-    in_words(encoded.map(|encoded| encoded.map(|encoded| encoded.get_ids().to_vec())))
+    map_encode_error(encoded.map(|encoded| encoded.map(|encoded| encoded.get_ids().to_vec())))
 }
 
 /// Converts the result of the `tokenizers` crate, `None` after a panic, to messages.
-fn in_words(found: Option<tokenizers::Result<Vec<u32>>>) -> Result<Vec<u32>, String> {
-    let found = found.ok_or("its parts do not fit together for this text; leave the text out, or use another tokenizer (bytes, r50k, bpe:N)")?;
+fn map_encode_error(found: Option<tokenizers::Result<Vec<u32>>>) -> Result<Vec<u32>, String> {
+    let found = found.ok_or("it cannot encode this text; leave the text out, or use another tokenizer (bytes, r50k, bpe:N)")?;
     found.map_err(|error| {
-        let message = one_line(&*error);
+        let message = parser_message(&*error);
         // Parts of its models' messages on a missing unknown token.
         let lacks = ["[UNK]", "unk_id", "Unk token"];
         match lacks.iter().any(|word| message.contains(word)) {
             true => format!(
-                "{message}: the text holds what its vocabulary lacks, and no token of it stands for that; name one as the unknown token in its `model` (`unk_token`, or `unk_id` of a Unigram model), or use a tokenizer that spells every text (bytes, r50k, bpe:N)"
+                "{message}: the text contains characters outside the vocabulary and there is no unknown token; set one in its `model` (`unk_token`, or `unk_id` of a Unigram model), or use a tokenizer that encodes every text (bytes, r50k, bpe:N)"
             ),
             false => message,
         }

@@ -7,45 +7,45 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
 use super::growth::{Growth, check_pattern, kind};
-use super::json::one_line as in_words;
+use super::json::parser_message;
 use crate::text::one_line;
 
 /// Exclusive upper bound of ids; also the maximum number of tokens.
-const MOST_IDS: u64 = 1 << 21;
+const MAX_IDS: u64 = 1 << 21;
 /// Maximum number of unused ids per token, plus a constant.
-const UNUSED: u64 = 16;
-const UNUSED_ANYWAY: u64 = 1 << 16;
+const MAX_UNUSED_IDS_PER_TOKEN: u64 = 16;
+const MAX_UNUSED_IDS_BASE: u64 = 1 << 16;
 /// Maximum bytes of a Unigram token; the trie is as deep as the longest token is long.
-const LONGEST_UNIGRAM: usize = 1024;
+const MAX_UNIGRAM_TOKEN_LEN: usize = 1024;
 /// Maximum number of trie nodes, each of which takes up to 750 bytes: a constant, plus some per token.
-const NODES_ANYWAY: u64 = 1 << 18;
-const NODES: u64 = 10;
+const MAX_TRIE_NODES_BASE: u64 = 1 << 18;
+const MAX_TRIE_NODES_PER_TOKEN: u64 = 10;
 /// Maximum bytes of an added token, an unknown token, a prefix or a suffix.
-const LONGEST_ADDED: usize = 1024;
-const MOST_ADDED: usize = 1 << 17;
+const MAX_ADDED_TOKEN_LEN: usize = 1024;
+const MAX_ADDED_TOKENS: usize = 1 << 17;
 /// Maximum bytes of all added tokens, each of which takes up to 140 bytes: a constant, plus some per token.
-const ADDED_ANYWAY: usize = 1 << 19;
-const ADDED_BYTES: usize = 32;
+const MAX_ADDED_BYTES_BASE: usize = 1 << 19;
+const MAX_ADDED_BYTES_PER_TOKEN: usize = 32;
 /// Maximum number of patterns of a pre-tokenizer, each of which may take some megabytes.
-const MOST_PATTERNS: usize = 16;
+const MAX_PATTERNS: usize = 16;
 /// Maximum number of steps of a normalizer, pre-tokenizer or decoder, and maximum nesting of sequences.
-const MOST_PARTS: usize = 64;
-const DEEPEST: usize = 8;
+const MAX_STEPS: usize = 64;
+const MAX_DEPTH: usize = 8;
 /// Maximum characters per word, because WordPiece looks up all parts of a word.
-const LONGEST_WORD: u64 = 1000;
+const MAX_WORD_LEN: u64 = 1000;
 /// Maximum number of `ByteLevel` steps, each of which doubles text that is not ASCII.
-const MOST_BYTE_LEVELS: usize = 2;
+const MAX_BYTE_LEVEL_STEPS: usize = 2;
 
 /// Parts of a file that are checked here.
 #[derive(Deserialize)]
 #[serde(expecting = "a JSON object")]
-pub(super) struct Shape {
+pub(super) struct TokenizerFile {
     #[serde(default)]
     truncation: Value,
     #[serde(default)]
     padding: Value,
     #[serde(default)]
-    pub(super) added_tokens: Vec<Added>,
+    pub(super) added_tokens: Vec<AddedToken>,
     #[serde(default)]
     normalizer: Value,
     #[serde(default)]
@@ -57,7 +57,7 @@ pub(super) struct Shape {
 
 #[derive(Deserialize)]
 #[serde(expecting = "an added token")]
-pub(super) struct Added {
+pub(super) struct AddedToken {
     pub(super) id: Value,
     pub(super) content: String,
     #[serde(default)]
@@ -70,7 +70,7 @@ pub(super) struct Added {
     normalized: bool,
 }
 
-impl Added {
+impl AddedToken {
     /// True if it strips adjacent spaces.
     pub(super) fn strips(&self) -> bool {
         self.lstrip || self.rstrip
@@ -102,13 +102,14 @@ struct Model {
     merges: Option<IgnoredAny>,
 }
 
-impl Shape {
+impl TokenizerFile {
     /// Reads and checks a file.
     pub(super) fn read(file: &[u8]) -> Result<(Self, Growth), String> {
-        let shape: Self = serde_json::from_slice(file).map_err(|error| in_words(&error))?;
-        shape.check_tokens()?;
-        let growth = shape.check_parts()?;
-        Ok((shape, growth))
+        let contents: Self =
+            serde_json::from_slice(file).map_err(|error| parser_message(&error))?;
+        contents.check_tokens()?;
+        let growth = contents.check_parts()?;
+        Ok((contents, growth))
     }
 
     fn check_tokens(&self) -> Result<(), String> {
@@ -117,9 +118,11 @@ impl Shape {
         if let Some(problem) = &vocab.problem {
             return Err(problem.clone());
         }
-        if self.added_tokens.len() > MOST_ADDED {
+        if self.added_tokens.len() > MAX_ADDED_TOKENS {
             let found = self.added_tokens.len();
-            return Err(format!("{found} added tokens; up to {MOST_ADDED} are read"));
+            return Err(format!(
+                "{found} added tokens; the limit is {MAX_ADDED_TOKENS}"
+            ));
         }
         let added = self.added_tokens.iter().map(|added| &added.content);
         let around = [
@@ -128,9 +131,9 @@ impl Shape {
             &model.end_of_word_suffix,
         ];
         for text in added.chain(around.into_iter().flatten()) {
-            if text.len() > LONGEST_ADDED {
+            if text.len() > MAX_ADDED_TOKEN_LEN {
                 return Err(format!(
-                    "`{}...` has {} bytes; added tokens, prefixes and suffixes have up to {LONGEST_ADDED}",
+                    "`{}...` has {} bytes; the limit for added tokens, prefixes and suffixes is {MAX_ADDED_TOKEN_LEN}",
                     text.chars().take(20).collect::<String>(),
                     text.len()
                 ));
@@ -139,16 +142,16 @@ impl Shape {
         let bytes: usize = (self.added_tokens.iter())
             .map(|added| added.content.len())
             .sum();
-        let most = ADDED_ANYWAY + ADDED_BYTES * self.added_tokens.len();
+        let most = MAX_ADDED_BYTES_BASE + MAX_ADDED_BYTES_PER_TOKEN * self.added_tokens.len();
         if bytes > most {
             return Err(format!(
-                "added tokens of {bytes} bytes in all; up to {most} are read"
+                "added tokens of {bytes} bytes in total; the limit is {most}"
             ));
         }
-        let nodes = NODES_ANYWAY + NODES * vocab.tokens;
+        let nodes = MAX_TRIE_NODES_BASE + MAX_TRIE_NODES_PER_TOKEN * vocab.tokens;
         if vocab.nodes > nodes {
             return Err(format!(
-                "the {} tokens of its Unigram model begin so differently that their tree would have {} nodes; up to {nodes} are read",
+                "the trie of its {} Unigram tokens would have {} nodes; the limit is {nodes}",
                 vocab.tokens, vocab.nodes
             ));
         }
@@ -158,14 +161,14 @@ impl Shape {
             highest = highest.max(Some(id));
         }
         let tokens = vocab.tokens + self.added_tokens.len() as u64;
-        let most = UNUSED * tokens + UNUSED_ANYWAY;
+        let most = MAX_UNUSED_IDS_PER_TOKEN * tokens + MAX_UNUSED_IDS_BASE;
         match highest {
             Some(highest) if highest >= most => Err(format!(
                 "ids up to {highest} for {tokens} tokens; most of its vocabulary would be unused"
             )),
-            _ if tokens > MOST_IDS => Err(format!("{tokens} tokens; up to {MOST_IDS} are read")),
-            _ if vocab.is_list && vocab.longest > LONGEST_UNIGRAM => Err(format!(
-                "a token of its Unigram model has {} bytes; up to {LONGEST_UNIGRAM} are read",
+            _ if tokens > MAX_IDS => Err(format!("{tokens} tokens; the limit is {MAX_IDS}")),
+            _ if vocab.is_list && vocab.longest > MAX_UNIGRAM_TOKEN_LEN => Err(format!(
+                "a token of its Unigram model has {} bytes; the limit is {MAX_UNIGRAM_TOKEN_LEN}",
                 vocab.longest
             )),
             _ => Ok(()),
@@ -174,38 +177,36 @@ impl Shape {
 
     fn check_parts(&self) -> Result<Growth, String> {
         if let Some(most) = self.model.max_input_chars_per_word
-            && most > LONGEST_WORD
+            && most > MAX_WORD_LEN
         {
             return Err(format!(
-                "its `max_input_chars_per_word` is {most}; up to {LONGEST_WORD} are read"
+                "its `max_input_chars_per_word` is {most}; the limit is {MAX_WORD_LEN}"
             ));
         }
         let splits = steps(&self.pre_tokenizer, "pre_tokenizer", "pretokenizers")?;
         for split in &splits {
             check_pattern(split)?;
             if kind(split) == "FixedLength" && split["length"] == 0 {
-                return Err("a `FixedLength` of 0 cuts nothing".into());
+                return Err("`FixedLength` has length 0, expected at least 1".into());
             }
         }
         let patterns = splits
             .iter()
             .filter(|split| split["pattern"]["Regex"].is_string());
-        if patterns.count() > MOST_PATTERNS {
-            return Err(format!(
-                "more than {MOST_PATTERNS} patterns one after the other"
-            ));
+        if patterns.count() > MAX_PATTERNS {
+            return Err(format!("more than {MAX_PATTERNS} patterns in sequence"));
         }
         let byte_levels = splits.iter().filter(|split| kind(split) == "ByteLevel");
-        if byte_levels.count() > MOST_BYTE_LEVELS {
+        if byte_levels.count() > MAX_BYTE_LEVEL_STEPS {
             return Err(format!(
-                "more than {MOST_BYTE_LEVELS} `ByteLevel` one after the other"
+                "more than {MAX_BYTE_LEVEL_STEPS} `ByteLevel` steps in sequence"
             ));
         }
         Growth::check_decoder(&steps(&self.decoder, "decoder", "decoders")?)?;
         let growth = Growth::of_normalizer(&steps(&self.normalizer, "normalizer", "normalizers")?)?;
         // These are normalized when the file is read.
         for added in self.added_tokens.iter().filter(|added| added.normalized) {
-            growth.check_always(&added.content)?;
+            growth.check_by_trial(&added.content)?;
         }
         Ok(growth)
     }
@@ -215,18 +216,16 @@ impl Shape {
         let mut notes = Vec::new();
         if let Some(dropout) = self.model.dropout.filter(|&dropout| dropout > 0.0) {
             notes.push(format!(
-                "the dropout of {dropout} in its tokenizer.json is switched off: equal texts give equal tokens"
+                "the dropout of {dropout} in its tokenizer.json is disabled: tokenization is deterministic"
             ));
         }
         if let Some(most) = self.truncation.get("max_length") {
             notes.push(format!(
-                "the truncation to {most} tokens in its tokenizer.json is switched off: no token is left out"
+                "the truncation to {most} tokens in its tokenizer.json is disabled: no truncation"
             ));
         }
         if !self.padding.is_null() {
-            notes.push(
-                "the padding in its tokenizer.json is switched off: no token is put in".to_owned(),
-            );
+            notes.push("the padding in its tokenizer.json is disabled: no padding".to_owned());
         }
         let model = &self.model;
         let is_bpe = model.merges.is_some();
@@ -236,7 +235,7 @@ impl Shape {
             && !self.has("ByteLevel")
         {
             notes.push(
-                "its tokenizer.json names no unknown token: characters that its vocabulary lacks are left out"
+                "its tokenizer.json has no unknown token: characters outside the vocabulary are dropped"
                     .to_owned(),
             );
         }
@@ -252,7 +251,7 @@ impl Shape {
     }
 
     /// Returns the unknown token that the model names.
-    pub(super) fn unknown(&self) -> Option<&str> {
+    pub(super) fn unk_token(&self) -> Option<&str> {
         self.model.unk_token.as_deref()
     }
 
@@ -262,13 +261,13 @@ impl Shape {
     }
 
     /// Returns the steps of the pre-tokenizer, with sequences flattened.
-    pub(super) fn split_steps(&self) -> Vec<&Value> {
+    pub(super) fn pre_tokenizer_steps(&self) -> Vec<&Value> {
         steps(&self.pre_tokenizer, "", "pretokenizers").unwrap_or_default()
     }
 
     /// True if tokens do not depend on their position in a word: a Unigram model, or BPE without subword
     /// prefix and word suffix.
-    pub(super) fn is_of_parts(&self) -> bool {
+    pub(super) fn is_position_independent(&self) -> bool {
         let model = &self.model;
         let is_marked = |mark: &Option<String>| mark.as_ref().is_some_and(|mark| !mark.is_empty());
         let is_marked =
@@ -277,7 +276,7 @@ impl Shape {
     }
 
     fn has(&self, part: &str) -> bool {
-        let (normalizer, splits) = (self.normalizer_steps(), self.split_steps());
+        let (normalizer, splits) = (self.normalizer_steps(), self.pre_tokenizer_steps());
         normalizer
             .iter()
             .chain(&splits)
@@ -290,12 +289,12 @@ impl Shape {
     }
 
     /// True if the model has byte fallback.
-    pub(super) fn falls_back(&self) -> bool {
+    pub(super) fn has_byte_fallback(&self) -> bool {
         self.model.byte_fallback == Some(true)
     }
 
     /// True if a step may remove visible characters.
-    pub(super) fn takes_out(&self) -> bool {
+    pub(super) fn may_remove_chars(&self) -> bool {
         let normalizer = steps(&self.normalizer, "", "normalizers").unwrap_or_default();
         let splits = steps(&self.pre_tokenizer, "", "pretokenizers").unwrap_or_default();
         normalizer
@@ -314,11 +313,8 @@ impl Shape {
 /// Returns the message for a part that cannot be read.
 pub(super) fn unknown_part(key: &str, part: &Value) -> String {
     match kind(part) {
-        "" => format!("its `{key}` has no `type`, or lacks something"),
-        kind => format!(
-            "its `{key}` `{}` is unknown or lacks something",
-            one_line(kind)
-        ),
+        "" => format!("its `{key}` has no `type`, or is incomplete"),
+        kind => format!("its `{key}` `{}` is unknown or incomplete", one_line(kind)),
     }
 }
 
@@ -335,11 +331,11 @@ fn flatten<'v>(
     depth: usize,
     found: &mut Vec<&'v Value>,
 ) -> Result<(), String> {
-    if depth > DEEPEST {
-        return Err(format!("is nested more than {DEEPEST} deep"));
+    if depth > MAX_DEPTH {
+        return Err(format!("is nested more than {MAX_DEPTH} deep"));
     }
-    if found.len() >= MOST_PARTS {
-        return Err(format!("has more than {MOST_PARTS} steps"));
+    if found.len() >= MAX_STEPS {
+        return Err(format!("has more than {MAX_STEPS} steps"));
     }
     match part.get(key).and_then(Value::as_array) {
         Some(parts) => parts
@@ -354,12 +350,12 @@ fn flatten<'v>(
 }
 
 fn id(token: &str, value: &Value) -> Result<u64, String> {
-    value.as_u64().filter(|&id| id < MOST_IDS).ok_or_else(|| {
+    value.as_u64().filter(|&id| id < MAX_IDS).ok_or_else(|| {
         format!(
             "token `{}` has the id {}; expected a whole number from 0 to {}",
             one_line(token),
             one_line(&value.to_string()),
-            MOST_IDS - 1
+            MAX_IDS - 1
         )
     })
 }
@@ -394,7 +390,7 @@ impl<'de> Visitor<'de> for VocabVisitor {
 
     fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Vocab, M::Error> {
         let mut vocab = Vocab::default();
-        let mut taken = vec![0_u64; (MOST_IDS / 64) as usize];
+        let mut taken = vec![0_u64; (MAX_IDS / 64) as usize];
         while let Some((token, value)) = map.next_entry::<String, Value>()? {
             vocab.tokens += 1;
             vocab.longest = vocab.longest.max(token.len());
@@ -404,7 +400,7 @@ impl<'de> Visitor<'de> for VocabVisitor {
                     if taken[word] & bit != 0 && vocab.problem.is_none() {
                         let token = one_line(&token);
                         vocab.problem = Some(format!(
-                            "token `{token}` has the id {id}, which another has too"
+                            "token `{token}` has the id {id}, which another token also has"
                         ));
                     }
                     taken[word] |= bit;
@@ -456,7 +452,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nodes_are_counted_once() {
+    fn shared_prefixes_count_once() {
         let of = |tokens: &[&str]| nodes(tokens.iter().map(|t| (*t).to_owned()).collect());
         assert_eq!(of(&[]), 0);
         assert_eq!(of(&["ab", "abc", "b", "ab", "ad"]), 5);
