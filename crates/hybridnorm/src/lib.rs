@@ -15,34 +15,58 @@
 //! ```
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
+// Items shared within the crate have no user where a feature is off; the build with all features checks for dead code.
+#![cfg_attr(not(feature = "report"), allow(dead_code, unused_imports))]
 
+#[cfg(feature = "bench")]
 pub mod bench;
+#[cfg(feature = "model")]
 pub mod data;
+#[cfg(feature = "model")]
 pub mod digits;
 pub mod error;
+#[cfg(feature = "model")]
 pub mod eval;
+#[cfg(feature = "model")]
 pub mod exec;
+#[cfg(feature = "model")]
 pub mod files;
+#[cfg(feature = "model")]
 pub mod foreign;
+#[cfg(feature = "model")]
 pub mod graph;
+#[cfg(feature = "interop")]
 pub mod interop;
+#[cfg(feature = "lab")]
 pub mod lab;
+#[cfg(feature = "model")]
 pub mod machine;
+#[cfg(feature = "model")]
 pub mod memory;
+#[cfg(feature = "model")]
 pub mod model;
+#[cfg(feature = "model")]
 pub mod omissions;
+#[cfg(feature = "model")]
 pub mod ops;
+#[cfg(feature = "model")]
 pub mod passes;
 pub mod placement;
+#[cfg(feature = "model")]
 pub mod plan;
+#[cfg(feature = "report")]
 pub mod report;
+#[cfg(feature = "model")]
 pub mod tensors;
 pub mod text;
+#[cfg(feature = "model")]
 pub mod threads;
+#[cfg(feature = "model")]
 pub mod train;
 mod wording;
 
 pub use error::{Error, Result};
 /// CPU kernels, and the types that specify norms, attention and activations to [`ops`].
 pub use hybridnorm_kernels as kernels;
+#[cfg(feature = "model")]
 pub use model::Device;

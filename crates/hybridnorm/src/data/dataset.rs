@@ -150,6 +150,12 @@ impl TokenDataset {
         }))
     }
 
+    /// Returns the exclusive upper bound of token ids; 0 without parts.
+    pub fn vocab_size(&self) -> usize {
+        let sizes = self.parts.iter().map(|part| part.tokens.vocab_size());
+        sizes.max().unwrap_or(0)
+    }
+
     /// Returns the number of tokens in all parts, including those in incomplete instances.
     pub fn tokens(&self) -> u64 {
         self.parts.iter().map(|part| part.tokens.len()).sum()

@@ -9,6 +9,7 @@ use crate::files::{self, sealed};
 use crate::omissions::LeftOut;
 
 use super::literal_special_tokens::SpelledToken;
+#[cfg(feature = "data")]
 use super::source::SourceStats;
 
 /// Name of the manifest in a prepared folder; written last.
@@ -270,6 +271,7 @@ pub struct SourceRecord {
 }
 
 impl SourceRecord {
+    #[cfg(feature = "data")]
     pub(super) fn new(input: &str, validation: bool, stats: &SourceStats) -> Self {
         Self {
             input: input.to_owned(),

@@ -11,48 +11,74 @@
 //!
 //! This module does not print. Long-running functions take a [`ProgressFn`].
 
-pub mod bpe;
 pub mod dataset;
-pub mod gutenberg;
-pub mod inspect;
-pub mod open;
-pub mod prepare;
 pub mod pretokenized;
 pub mod shard;
-pub mod source;
-pub mod stories;
 pub mod stream;
-pub mod tokenizer;
 
-mod documents;
-mod frequencies;
-mod jsonl;
-mod lines;
-mod literal_special_tokens;
 mod manifest;
 mod notes;
-mod numpy;
-mod overwrite_check;
 mod raw;
-mod text_stats;
 mod windows;
 
+#[cfg(feature = "data")]
+pub mod bpe;
+#[cfg(feature = "data")]
+pub mod gutenberg;
+#[cfg(feature = "data")]
+pub mod inspect;
+#[cfg(feature = "data")]
+pub mod open;
+#[cfg(feature = "data")]
+pub mod prepare;
+#[cfg(feature = "data")]
+pub mod source;
+#[cfg(feature = "data")]
+pub mod stories;
+#[cfg(feature = "data")]
+pub mod tokenizer;
+#[cfg(not(feature = "data"))]
+#[path = "no_tokenizer.rs"]
+pub mod tokenizer;
+
+#[cfg(feature = "data")]
+mod documents;
+mod frequencies;
+#[cfg(feature = "data")]
+mod jsonl;
+#[cfg(feature = "data")]
+mod lines;
+mod literal_special_tokens;
+#[cfg(feature = "data")]
+mod numpy;
+#[cfg(feature = "data")]
+mod overwrite_check;
+mod text_stats;
+
 pub use dataset::{Batch, SequentialBatches, TokenDataset};
+#[cfg(feature = "data")]
 pub use inspect::{Inspection, SplitReport, inspect};
 pub use literal_special_tokens::SpelledToken;
+#[cfg(feature = "data")]
 pub(crate) use literal_special_tokens::SpelledTokens;
 pub use manifest::{
     Dtype, FirstTokenBytes, Manifest, ShardRecord, SourceRecord, SplitRecord, TokenizerRecord,
 };
+#[cfg(feature = "data")]
 pub use open::{OpenOptions, Opened, Split, TokenizerChoice, is_raw_text, open};
+#[cfg(feature = "data")]
 pub use prepare::{PrepareOptions, prepare, prepare_with};
 pub use pretokenized::ReadyTokens;
 pub use shard::{PreparedFolder, ShardWriter, TokenStream};
+#[cfg(feature = "data")]
 pub use source::{Document, Documents, InvalidUtf8, SourceOptions, SourceStats, Sources};
+#[cfg(feature = "data")]
 pub use stories::{Stories, story};
 pub use stream::{BatchStream, Cursor, Order};
 pub use text_stats::TextAccount;
-pub use tokenizer::{StreamDecoder, Tokenizer, TokenizerSpec};
+pub use tokenizer::Tokenizer;
+#[cfg(feature = "data")]
+pub use tokenizer::{StreamDecoder, TokenizerSpec};
 pub use windows::{Coverage, Windows};
 
 /// Progress of a long-running step.

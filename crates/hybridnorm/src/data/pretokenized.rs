@@ -22,8 +22,10 @@ use crate::error::{Error, Result};
 use crate::files;
 
 use super::manifest::Dtype;
+#[cfg(feature = "data")]
+use super::numpy;
+use super::raw;
 use super::shard::TokenStream;
-use super::{numpy, raw};
 
 /// Pre-tokenized file.
 #[derive(Debug)]
@@ -141,6 +143,7 @@ fn stream(file: &Mapped, offset: usize, dtype: Dtype) -> Result<Layout, String> 
 
 /// Returns the layout of a raw stream whose type was named.
 fn named(file: &Mapped, path: &str, dtype: Dtype, input: &str) -> Result<Layout, String> {
+    #[cfg(feature = "data")]
     if numpy::is_numpy(file) {
         let remedy = match input == path {
             true => "rename it to end in `.npy`".to_owned(),
@@ -205,6 +208,7 @@ fn megatron(file: &Mapped, path: &str, dtype: Result<Dtype, u8>) -> Result<Layou
 }
 
 fn layout(path: &Path, file: &Mapped, vocab_size: usize) -> Result<Layout, String> {
+    #[cfg(feature = "data")]
     if numpy::is_numpy(file) {
         let array = numpy::parse(file)?;
         if array.shape.contains(&0) {
@@ -221,6 +225,9 @@ fn layout(path: &Path, file: &Mapped, vocab_size: usize) -> Result<Layout, Strin
         .extension()
         .is_some_and(|name| name.eq_ignore_ascii_case("npy"))
     {
+        #[cfg(not(feature = "data"))]
+        return Err("NumPy files need the feature `data` of the crate".into());
+        #[cfg(feature = "data")]
         return Err(format!(
             "no NumPy header; if it contains raw tokens, as in OLMo, write `{0}:u16` or `{0}:u32`",
             path.display()

@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::files::{self, AtomicFile};
 
 use super::manifest::{Dtype, Manifest, ShardRecord, SplitRecord};
+#[cfg(feature = "data")]
 use super::tokenizer::Tokenizer;
 
 /// Writer of the shards of one split: `train-00000.bin`, `train-00001.bin`, ...
@@ -363,6 +364,7 @@ impl PreparedFolder {
     ///
     /// # Errors
     /// If it cannot be read or is not the one that the manifest records.
+    #[cfg(feature = "data")]
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         let tokenizer = Tokenizer::load(&self.folder)?;
         let expected = &self.manifest.tokenizer;

@@ -2,13 +2,20 @@
 
 mod generate;
 mod loss;
+#[cfg(feature = "data")]
 mod reading;
+#[cfg(feature = "data")]
 mod sets;
+#[cfg(feature = "data")]
 mod shared;
+#[cfg(feature = "data")]
 mod text;
 
 pub use generate::{Generator, Sampling};
 pub use loss::{Loss, loss};
+#[cfg(feature = "data")]
 pub use reading::{TextOverrides, TextReading};
+#[cfg(feature = "data")]
 pub use sets::{EvalOptions, EvalSet, Evaluation, Measured, SetLoss, measure, open_sets};
+#[cfg(feature = "data")]
 pub use text::{PromptAccount, TextGenerator, write};

@@ -11,7 +11,9 @@ use super::optimizer::OptimizerConfig;
 use super::schedule::{Schedule, ScheduleConfig};
 use super::sources::DataOrder;
 use super::step::StepShape;
-use crate::data::{PreparedFolder, SourceOptions, Tokenizer, TokenizerSpec};
+use crate::data::PreparedFolder;
+#[cfg(feature = "data")]
+use crate::data::{SourceOptions, Tokenizer, TokenizerSpec};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::model::{Activation, MlaConfig, ModelConfig, MoeConfig};
@@ -19,7 +21,9 @@ use crate::placement;
 use crate::plan::Recompute;
 
 pub use read::placement_from_file;
-pub(crate) use read::{from_toml, read_text, settled};
+#[cfg(feature = "lab")]
+pub(crate) use read::settled;
+pub(crate) use read::{from_toml, read_text};
 
 /// Maximum tokens of one optimizer step; larger batches are typing errors.
 const LARGEST_BATCH: u64 = 1 << 30;
@@ -183,8 +187,26 @@ pub struct DataSection {
     /// Order of instances within an epoch.
     pub order: DataOrder,
     /// Options for reading raw text.
+    #[cfg(feature = "data")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<SourceOptions>,
+}
+
+/// Returns the vocabulary size of a tokenizer's specification.
+#[cfg(feature = "data")]
+fn vocabulary_of(spec: &str) -> Result<usize> {
+    Ok(match spec.parse::<TokenizerSpec>()? {
+        TokenizerSpec::Bpe { vocab_size } => vocab_size,
+        known => Tokenizer::from_spec(&known)?.vocab_size(),
+    })
+}
+
+#[cfg(not(feature = "data"))]
+fn vocabulary_of(_: &str) -> Result<usize> {
+    Err(Error::no_effect(
+        "data.tokenizer",
+        ": tokenizers need the feature `data` of the crate",
+    ))
 }
 
 /// `[train]`.
@@ -327,16 +349,15 @@ impl Config {
     fn find_vocabulary(&self) -> Result<Option<usize>> {
         for path in &self.data.train {
             if files::is_dir(path)? && PreparedFolder::is_prepared(path)? {
-                return Ok(Some(PreparedFolder::open(path)?.tokenizer()?.vocab_size()));
+                return Ok(Some(
+                    PreparedFolder::open(path)?.manifest().tokenizer.vocab_size,
+                ));
             }
         }
-        let Some(spec) = &self.data.tokenizer else {
-            return Ok(None);
-        };
-        Ok(Some(match spec.parse::<TokenizerSpec>()? {
-            TokenizerSpec::Bpe { vocab_size } => vocab_size,
-            known => Tokenizer::from_spec(&known)?.vocab_size(),
-        }))
+        match &self.data.tokenizer {
+            Some(spec) => vocabulary_of(spec).map(Some),
+            None => Ok(None),
+        }
     }
 
     /// Returns the schedule for the run's steps, with its defaults filled in.

@@ -9,7 +9,9 @@ use super::super::metrics::Metrics;
 use super::super::recorder::Recorder;
 use super::super::rows::Row;
 use super::super::segments::{self, Segment};
-use super::super::sources::{self, Sources};
+#[cfg(feature = "data")]
+use super::super::sources;
+use super::super::sources::Sources;
 use super::begin::Beginning;
 use super::initial::InitialModel;
 use super::origin::{Origin, claim, remove_stale};
@@ -41,12 +43,54 @@ impl Trainer {
         Self::open_with(config, run, start, &options, device, on_event)
     }
 
+    /// Prepares a run as [`Trainer::open`] does, on tokens of the caller instead of `[data]`, whose paths must be
+    /// empty. A run is resumed with the tokens that it was started with.
+    ///
+    /// # Errors
+    /// As [`Trainer::open`]; [`Error::NoEffect`] if the configuration names data.
+    pub fn open_on(
+        config: Config,
+        sources: Sources,
+        run: &Path,
+        start: Start,
+        device: Device,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Self> {
+        let data = &config.data;
+        if !data.train.is_empty() || !data.validation.is_empty() {
+            return Err(Error::no_effect("[data]", ": the run is opened on tokens"));
+        }
+        let options = OpenOptions::default();
+        Self::open_run(
+            config,
+            Some(sources),
+            run,
+            start,
+            &options,
+            device,
+            on_event,
+        )
+    }
+
     /// Opens a run as [`Trainer::open`] does, with options.
     ///
     /// # Errors
     /// As [`Trainer::open`].
     pub fn open_with(
         config: Config,
+        run: &Path,
+        start: Start,
+        options: &OpenOptions,
+        device: Device,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Self> {
+        Self::open_run(config, None, run, start, options, device, on_event)
+    }
+
+    /// Opens a run on `sources`, or on the data that the configuration names.
+    fn open_run(
+        config: Config,
+        sources: Option<Sources>,
         run: &Path,
         start: Start,
         options: &OpenOptions,
@@ -61,7 +105,11 @@ impl Trainer {
         if let Some(previous) = previous {
             resume::check_same_run(previous, &config, run)?;
         }
-        let sources = open_sources(&config, &origin, on_event)?;
+        let sources = match sources {
+            Some(sources) => sources,
+            None => open_sources(&config, &origin, on_event)?,
+        };
+        report_sources(&config, &sources, on_event);
         let mut initial = InitialModel::new(&config, &origin, &sources, device, on_event)?;
         check_optimizer(&config, &initial.model, on_event)?;
         let (optimizer, state) = initial.optimizer(&config, &origin, &sources)?;
@@ -134,15 +182,28 @@ impl Trainer {
     }
 }
 
-/// Opens the data of a run, and reports notes on them.
+/// Opens the data that the configuration names.
+#[cfg(feature = "data")]
 fn open_sources(
     config: &Config,
     origin: &Origin,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Sources> {
     let mut on_progress = |progress| on_event(Event::Progress(progress));
-    let sources = sources::open(config, origin.checkpoint(), &mut on_progress)
-        .map_err(|error| config.origin.name(error))?;
+    sources::open(config, origin.checkpoint(), &mut on_progress)
+        .map_err(|error| config.origin.name(error))
+}
+
+#[cfg(not(feature = "data"))]
+fn open_sources(_: &Config, _: &Origin, _: &mut dyn FnMut(Event<'_>)) -> Result<Sources> {
+    Err(Error::missing(
+        "data",
+        ": reading the paths of [data] needs the feature `data` of the crate; open the run on tokens",
+    ))
+}
+
+/// Reports the use of the data, and notes on them.
+fn report_sources(config: &Config, sources: &Sources, on_event: &mut dyn FnMut(Event<'_>)) {
     for note in &sources.notes {
         on_event(Event::Note(note.clone()));
     }
@@ -153,7 +214,6 @@ fn open_sources(
             sources.no_validation
         )));
     }
-    Ok(sources)
 }
 
 /// Checks that the optimizer's settings suit the model.
