@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_panic_is_no_result() {
+    fn a_panic_returns_none() {
         assert_eq!(caught(|| 3), Some(3));
         assert_eq!(caught(|| -> u8 { panic!("{}", is_running()) }), None);
         assert!(!is_running());

@@ -24,7 +24,7 @@ const MIB: u64 = 1 << 20;
 /// [`Error::OutOfMemory`] if `bytes`, needed for `what`, exceed memory and swap together, or the rest of an address space limit.
 /// Never where the system does not report these.
 pub fn require(bytes: u64, what: &str) -> Result<()> {
-    match missing(bytes) {
+    match available_if_less_than(bytes) {
         Some(available) => Err(Error::OutOfMemory {
             needed: bytes,
             available: Some(available),
@@ -49,7 +49,7 @@ pub fn require(bytes: u64, what: &str) -> Result<()> {
 /// # Errors
 /// As [`require`].
 pub fn require_for_text(bytes: u64, what: &str) -> Result<()> {
-    match missing(bytes) {
+    match available_if_less_than(bytes) {
         Some(available) => Err(Error::OutOfMemory {
             needed: bytes,
             available: Some(available),
@@ -72,7 +72,7 @@ fn gib(bytes: u64) -> f64 {
 }
 
 /// Returns the bytes still available to this process, if `bytes` exceed them.
-fn missing(bytes: u64) -> Option<u64> {
+fn available_if_less_than(bytes: u64) -> Option<u64> {
     let occupied = address_space_bytes().unwrap_or(0);
     let free = address_space_limit().map(|limit| limit.saturating_sub(occupied));
     let available = free.into_iter().chain(available_bytes()).min()?;

@@ -157,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counts_add_up_by_reason_and_examples_are_few() {
+    fn merges_counts_by_reason() {
         let mut left_out = LeftOut::default();
         for name in ["a", "b", "c", "d"] {
             left_out.add(Unit::Files, "unknown kind", 1, Some(name.into()));

@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn plain_text_stays_as_it_is() {
+    fn plain_text_is_unchanged() {
         assert_eq!(
             one_line("naïve ☃ 模型: expected 3"),
             "naïve ☃ 模型: expected 3"
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn what_moves_a_terminal_is_escaped() {
+    fn control_characters_are_escaped() {
         assert_eq!(
             one_line("a\x1b[31m\nb\u{202e}c"),
             r"a\u{1b}[31m\nb\u{202e}c"
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_stay_lines_and_json_stays_json() {
+    fn line_ends_and_json_values_are_unchanged() {
         assert_eq!(visible("a\n\tb"), "a\n\tb");
         assert_eq!(visible("a\u{9b}2J\r\n"), "a\\u{9b}2J\\r\n");
         let json = serde_json::to_string("\u{9b}\u{7f}\u{202e}").unwrap();

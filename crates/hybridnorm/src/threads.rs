@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 
 /// Maximum number of threads: more is likely a typo, and systems kill processes that request them.
-const MOST: usize = 1024;
+const MAX_THREADS: usize = 1024;
 
 /// Returns the number of threads requested by the environment variable `RAYON_NUM_THREADS`.
 ///
@@ -33,11 +33,11 @@ const STACK: usize = 8 << 20;
 /// # Errors
 /// If `threads` is 0 or above 1024, or the pool is already running.
 pub fn set(threads: Option<usize>) -> Result<()> {
-    if let Some(threads) = threads.filter(|threads| !(1..=MOST).contains(threads)) {
+    if let Some(threads) = threads.filter(|threads| !(1..=MAX_THREADS).contains(threads)) {
         return Err(Error::out_of_range(
             "threads",
             threads,
-            format!("1 to {MOST}"),
+            format!("1 to {MAX_THREADS}"),
         ));
     }
     rayon::ThreadPoolBuilder::new()

@@ -28,7 +28,7 @@ pub(crate) fn plain(message: &str) -> Cow<'_, str> {
     let hint = hint(found, expected);
     let found = match words {
         "invalid length " => format!("{found} elements"),
-        _ => kind_found(found),
+        _ => found_type(found),
     };
     let expected = kind_expected(expected);
     let before = &message[..begin];
@@ -45,7 +45,7 @@ fn split_place(text: &str) -> (&str, &str) {
     }
 }
 
-fn kind_found(found: &str) -> String {
+fn found_type(found: &str) -> String {
     let inner = |kind: &str| found.strip_prefix(kind);
     let ticked = |kind: &str| inner(kind).map(|value| value.trim_matches('`').to_owned());
     if let Some(text) = inner("string ") {
@@ -140,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages_of_readers_are_put_in_plain_words() {
+    fn parser_messages_are_in_plain_words() {
         for (message, expected) in [
             (
                 "a.toml: line 3: invalid type: string \"1e-3\", expected f64",

@@ -118,7 +118,7 @@ fn opening_prepared_folders() {
 }
 
 #[test]
-fn opening_raw_text_makes_and_reuses_a_folder() {
+fn raw_text_is_tokenized_once() {
     let folder = TestFolder::new();
     let text = folder.path("t.txt");
     let stories: Vec<_> = (0..30).map(|i| hybridnorm::data::story(0, i)).collect();
@@ -158,7 +158,7 @@ fn opening_raw_text_makes_and_reuses_a_folder() {
 }
 
 #[test]
-fn opening_ready_files() {
+fn opening_pretokenized_files() {
     let folder = TestFolder::new();
     fs::write(folder.path("a.bin"), counting(100)).unwrap();
     fs::write(folder.path("b.bin"), counting(50)).unwrap();
@@ -201,7 +201,7 @@ fn opening_ready_files() {
 }
 
 #[test]
-fn opening_what_is_not_data() {
+fn opening_other_paths_fails() {
     let folder = TestFolder::new();
     let options = folder.options(9);
     fs::write(folder.path("a.pdf"), "x").unwrap();

@@ -46,7 +46,7 @@ fn documents(folder: &PreparedFolder, validation: bool) -> Vec<String> {
 }
 
 #[test]
-fn every_document_is_on_one_side() {
+fn every_document_is_in_one_split() {
     let folder = tempfile::tempdir().unwrap();
     for (i, spec) in ["bytes", "bpe:400", "r50k", "cl100k"].iter().enumerate() {
         let out = folder.path().join(i.to_string());
@@ -80,7 +80,7 @@ fn every_document_is_on_one_side() {
 }
 
 #[test]
-fn the_same_text_gives_the_same_folder() {
+fn preparation_is_deterministic() {
     let folder = tempfile::tempdir().unwrap();
     let (a, b) = (folder.path().join("a"), folder.path().join("b"));
     make(
@@ -132,7 +132,7 @@ fn the_same_text_gives_the_same_folder() {
 }
 
 #[test]
-fn both_sides_get_something() {
+fn neither_split_is_empty() {
     let folder = tempfile::tempdir().unwrap();
     let text = folder.path().join("two.jsonl");
     let count = |n: usize, same: bool, fraction: f64, seed: u64| {
@@ -156,7 +156,7 @@ fn both_sides_get_something() {
 }
 
 #[test]
-fn validation_text_of_its_own() {
+fn separate_validation_text() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
     let named = PrepareOptions {
@@ -212,7 +212,7 @@ fn inspection() {
 }
 
 #[test]
-fn what_is_refused() {
+fn invalid_options_are_rejected() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
     let message = |result: Result<Manifest>| {
@@ -366,7 +366,7 @@ fn damaged_folders() {
 }
 
 #[test]
-fn tokens_beyond_the_vocabulary_are_named() {
+fn tokens_outside_the_vocabulary_are_rejected() {
     let folder = prepared();
     let path = folder.path().join("d/train-00000.bin");
     let mut shard = fs::read(&path).unwrap();
@@ -392,7 +392,7 @@ fn tokens_beyond_the_vocabulary_are_named() {
 }
 
 #[test]
-fn the_tokenizer_must_be_the_one() {
+fn changed_tokenizer_is_rejected() {
     let folder = prepared();
     let out = folder.path().join("d");
     Tokenizer::r50k().save(&out).unwrap();

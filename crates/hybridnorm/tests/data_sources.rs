@@ -122,7 +122,7 @@ fn invalid_utf8_is_located_or_replaced() {
 }
 
 #[test]
-fn bad_lines_are_named() {
+fn errors_name_invalid_lines() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.jsonl");
     fs::write(&path, "{\"text\": \"a\"}\n{\"body\": \"b\"}\n").unwrap();
@@ -143,7 +143,7 @@ fn bad_lines_are_named() {
 }
 
 #[test]
-fn nothing_to_read() {
+fn inputs_without_text_are_rejected() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     assert!(message(at("none.txt")).ends_with("none.txt: no such file or folder"));

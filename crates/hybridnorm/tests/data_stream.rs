@@ -120,7 +120,7 @@ fn rejected_streams() {
 }
 
 #[test]
-fn an_error_leaves_the_cursor() {
+fn errors_do_not_move_the_cursor() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("t.u16");
     fs::write(&path, counting(41)).unwrap();
@@ -163,7 +163,7 @@ fn validation_is_sequential_and_complete() {
 }
 
 #[test]
-fn ready_files_of_every_kind() {
+fn pretokenized_formats() {
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, bytes: &[u8]| {
         let path = folder.path().join(name);

@@ -35,7 +35,7 @@ const SAMPLES: &[&str] = &[
 ];
 
 #[test]
-fn text_survives() {
+fn decoding_inverts_encoding() {
     for tokenizer in [
         Tokenizer::bytes(),
         Tokenizer::r50k(),
@@ -53,7 +53,7 @@ fn text_survives() {
 }
 
 #[test]
-fn a_stream_only_gives_whole_characters() {
+fn stream_decoder_returns_complete_characters() {
     let tokenizer = Tokenizer::bytes();
     let mut decoder = tokenizer.stream_decoder();
     let owl = "🦉".as_bytes();
@@ -99,7 +99,7 @@ fn training_is_deterministic_and_bounded() {
 }
 
 #[test]
-fn training_learns_the_words_of_the_text() {
+fn bpe_learns_frequent_words() {
     let tokenizer = bpe(2000);
     let text = story(1, 999);
     let ids = tokenizer.encode(&text).unwrap();
@@ -108,7 +108,7 @@ fn training_learns_the_words_of_the_text() {
 }
 
 #[test]
-fn the_tokens_do_not_depend_on_threads() {
+fn tokens_do_not_depend_on_threads() {
     let texts = stories(50);
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
     for tokenizer in [Tokenizer::r50k(), bpe(512)] {
@@ -148,7 +148,7 @@ fn saved_and_loaded() {
 }
 
 #[test]
-fn broken_files_give_one_line() {
+fn errors_of_corrupted_files_are_one_line() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tokenizer.json");
     let whole = bpe(300).to_json();
@@ -180,7 +180,7 @@ fn broken_files_give_one_line() {
 }
 
 #[test]
-fn the_end_of_text_token_is_found_or_asked_for() {
+fn end_of_text_token() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tokenizer.json");
     let json = String::from_utf8(bpe(300).to_json()).unwrap();

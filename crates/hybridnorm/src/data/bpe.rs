@@ -11,7 +11,6 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, HashSet};
-use std::fmt::Write as _;
 
 use tokenizers::utils::SysRegex;
 
@@ -283,49 +282,56 @@ pub(super) fn tokenizer_json(
             bytes.iter().map(|&b| chars[usize::from(b)]).collect()
         }
     };
-    let quoted = |text: &str| serde_json::Value::from(text).to_string();
-    let byte_level = |regex: bool| {
+    let added = special.iter().map(|&id| {
         format!(
-            r#"{{"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": {regex}}}"#
+            r#"    {{"id": {id}, "content": {}, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}}"#,
+            quoted(&token_text(id))
         )
-    };
-    let pre_tokenizer = match split {
-        Splitter::Gpt2 => byte_level(true),
-        Splitter::None => byte_level(false),
+    });
+    let vocab = (0..tokens.len() as u32)
+        .filter(|&id| !tokens[id as usize].is_empty())
+        .map(|id| format!("      {}: {id}", quoted(&token_text(id))));
+    let merges = merges.iter().map(|&(a, b)| {
+        let pair = format!("{} {}", token_text(a), token_text(b));
+        format!("      {}", quoted(&pair))
+    });
+    fill_template(
+        &joined_lines(added),
+        &pre_tokenizer_json(split),
+        &joined_lines(vocab),
+        &joined_lines(merges),
+    )
+}
+
+fn joined_lines(lines: impl Iterator<Item = String>) -> String {
+    lines.collect::<Vec<_>>().join(",\n")
+}
+
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+fn byte_level_json(use_regex: bool) -> String {
+    format!(
+        r#"{{"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": {use_regex}}}"#
+    )
+}
+
+fn pre_tokenizer_json(split: Splitter) -> String {
+    match split {
+        Splitter::Gpt2 => byte_level_json(true),
+        Splitter::None => byte_level_json(false),
         Splitter::Pattern(pattern) => format!(
             r#"{{"type": "Sequence", "pretokenizers": [{{"type": "Split", "pattern": {{"Regex": {}}}, "behavior": "Isolated", "invert": false}}, {}]}}"#,
             quoted(pattern),
-            byte_level(false)
+            byte_level_json(false)
         ),
-    };
-    let added = special
-        .iter()
-        .map(|&id| {
-            format!(
-                r#"    {{"id": {id}, "content": {}, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}}"#,
-                quoted(&token_text(id))
-            )
-        })
-        .collect::<Vec<_>>()
-        .join(",\n");
-    let vocab = (0..tokens.len() as u32)
-        .filter(|&id| !tokens[id as usize].is_empty())
-        .map(|id| format!("      {}: {id}", quoted(&token_text(id))))
-        .collect::<Vec<_>>()
-        .join(",\n");
-    let merges = merges
-        .iter()
-        .map(|&(a, b)| {
-            format!(
-                "      {}",
-                quoted(&format!("{} {}", token_text(a), token_text(b)))
-            )
-        })
-        .collect::<Vec<_>>()
-        .join(",\n");
-    let mut json = String::new();
-    let _ = write!(
-        json,
+    }
+}
+
+/// Returns the text of a `tokenizer.json` with these added tokens, pre-tokenizer, vocabulary and merges.
+fn fill_template(added: &str, pre_tokenizer: &str, vocab: &str, merges: &str) -> String {
+    format!(
         r#"{{
   "version": "1.0",
   "truncation": null,
@@ -355,9 +361,8 @@ pub(super) fn tokenizer_json(
   }}
 }}
 "#,
-        decoder = byte_level(true),
-    );
-    json
+        decoder = byte_level_json(true),
+    )
 }
 
 /// Returns the printable character for each byte in byte-level vocabularies: the byte itself if

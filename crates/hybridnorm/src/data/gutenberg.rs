@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_package_is_refused_and_leaves_nothing() {
+    fn rejects_wrong_package() {
         let folder = tempfile::tempdir().unwrap();
         let cache = folder.path().join("cache").join("books");
         let fetch = |download: &Path| {
@@ -298,7 +298,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn a_program_that_does_not_end_is_stopped() {
+    fn stops_program_after_timeout() {
         use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().unwrap();
         let script = |name: &str, text: &str| {
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failing_fetch_is_reported() {
+    fn reports_failed_download() {
         let folder = tempfile::tempdir().unwrap();
         let fetch = |_: &Path| Err(Error::External("no npm".into()));
         let error = books_in(&folder.path().join("a/b"), &fetch).unwrap_err();
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_book_is_noticed() {
+    fn detects_changed_book() {
         let folder = tempfile::tempdir().unwrap();
         let cache = folder.path();
         let books: Vec<_> = (0..BOOKS)

@@ -19,7 +19,7 @@ use crate::files::{self, StagedFolder};
 
 use super::bpe::BpeTrainer;
 use super::literal_special_tokens::SpelledTokens;
-use super::manifest::{FirstTokenBytes, Manifest, SourceRecord};
+use super::manifest::{Dtype, FirstTokenBytes, Manifest, SourceRecord};
 use super::overwrite_check;
 use super::shard::ShardWriter;
 use super::source::{SourceOptions, Sources};
@@ -262,6 +262,19 @@ impl<'j> Preparation<'j> {
         }
     }
 
+    /// Returns a manifest without tokens and sources.
+    fn new_manifest(&self, tokenizer: &Tokenizer) -> Manifest {
+        let source = &self.options.source;
+        let mut manifest = Manifest::new(tokenizer.record(), self.options.seed);
+        manifest.validation_fraction = self.validation.is_none().then_some(self.fraction);
+        manifest.separator.clone_from(&source.separator);
+        manifest.document_chars = match source.separator {
+            Some(_) => None,
+            None => Some(source.document_chars),
+        };
+        manifest
+    }
+
     fn write_into(
         &self,
         out: &Path,
@@ -270,36 +283,8 @@ impl<'j> Preparation<'j> {
         progress: ProgressFn,
     ) -> Result<Manifest> {
         tokenizer.save(out)?;
-        let mut manifest = Manifest::new(tokenizer.record(), self.options.seed);
-        if self.validation.is_none() {
-            manifest.validation_fraction = Some(self.fraction);
-        }
-        let source = &self.options.source;
-        manifest.separator.clone_from(&source.separator);
-        manifest.document_chars = match source.separator {
-            Some(_) => None,
-            None => Some(source.document_chars),
-        };
-        let shards = |split| {
-            ShardWriter::new(
-                out,
-                split,
-                manifest.dtype,
-                tokenizer.eos_id(),
-                self.options.shard_tokens,
-            )
-        };
-        let mut output = ShardOutput {
-            tokenizer,
-            threads: self.options.threads,
-            train: shards("train"),
-            validation: shards("validation"),
-            texts: Vec::new(),
-            bytes: 0,
-            literal_special_tokens: SpelledTokens::new(tokenizer.spelled_names()),
-            losses: Vec::new(),
-            first: FirstTokenBytes::default(),
-        };
+        let mut manifest = self.new_manifest(tokenizer);
+        let mut output = ShardOutput::new(out, tokenizer, manifest.dtype, self.options);
         let mut done = 0;
         let mut step = |bytes: u64| {
             done += bytes;
@@ -332,18 +317,8 @@ impl<'j> Preparation<'j> {
             manifest.sources.extend(read);
         }
         output.flush(&mut step)?;
-        manifest.first_token_bytes = output.first;
         self.check_separators(separators)?;
-        for (source, loss) in manifest.sources.iter_mut().zip(&output.losses) {
-            source.unknown_tokens = loss.unknown_tokens;
-            source.dropped_chars = loss.dropped_chars;
-        }
-        for source in &manifest.sources {
-            manifest.left_out.extend(&source.left_out);
-        }
-        manifest.spelled_special_tokens = output.literal_special_tokens.finish();
-        manifest.train = output.train.finish()?;
-        manifest.validation = output.validation.finish()?;
+        output.complete(&mut manifest)?;
         manifest.write(out)?;
         Ok(manifest)
     }
@@ -404,7 +379,28 @@ struct ShardOutput<'t> {
     losses: Vec<TokenizationLoss>,
 }
 
-impl ShardOutput<'_> {
+impl<'t> ShardOutput<'t> {
+    fn new(
+        folder: &Path,
+        tokenizer: &'t Tokenizer,
+        dtype: Dtype,
+        options: &PrepareOptions,
+    ) -> Self {
+        let eos = tokenizer.eos_id();
+        let shards = |split| ShardWriter::new(folder, split, dtype, eos, options.shard_tokens);
+        Self {
+            tokenizer,
+            threads: options.threads,
+            train: shards("train"),
+            validation: shards("validation"),
+            texts: Vec::new(),
+            bytes: 0,
+            literal_special_tokens: SpelledTokens::new(tokenizer.spelled_names()),
+            losses: Vec::new(),
+            first: FirstTokenBytes::default(),
+        }
+    }
+
     fn push(
         &mut self,
         text: String,
@@ -453,6 +449,21 @@ impl ShardOutput<'_> {
         step(self.bytes as u64);
         self.texts.clear();
         self.bytes = 0;
+        Ok(())
+    }
+    /// Closes the shards, and adds their records and the statistics of all sources to the manifest.
+    fn complete(self, manifest: &mut Manifest) -> Result<()> {
+        manifest.first_token_bytes = self.first;
+        for (source, loss) in manifest.sources.iter_mut().zip(&self.losses) {
+            source.unknown_tokens = loss.unknown_tokens;
+            source.dropped_chars = loss.dropped_chars;
+        }
+        for source in &manifest.sources {
+            manifest.left_out.extend(&source.left_out);
+        }
+        manifest.spelled_special_tokens = self.literal_special_tokens.finish();
+        manifest.train = self.train.finish()?;
+        manifest.validation = self.validation.finish()?;
         Ok(())
     }
 }

@@ -202,7 +202,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn blank_lines_around_a_document_go() {
+    fn strips_blank_lines_around_documents() {
         assert_eq!(without_blank_ends("\n \n  a\n\nb\r\n\n"), Some("  a\n\nb"));
         assert_eq!(without_blank_ends(" \n\t"), None);
         assert_eq!(without_blank_ends("  x"), Some("  x"));

@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_space_within_a_token_joins_words() {
+    fn tokens_with_inner_spaces_are_found() {
         let vocab = |tokens: &[&str]| {
             (0..)
                 .zip(tokens)

@@ -1,5 +1,6 @@
 //! Tokenizer read from a `tokenizer.json`, with limits.
 
+use std::collections::HashMap;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use tokenizers::models::ModelWrapper;
@@ -78,32 +79,18 @@ impl HfTokenizer {
     ) -> Result<(Self, u32), String> {
         let (contents, growth) = TokenizerFile::read(&file).map_err(malformed)?;
         let mut inner = parse(&file).map_err(malformed)?;
-        for added in &contents.added_tokens {
-            let found = inner.token_to_id(&added.content).map(u64::from);
-            if !added.content.is_empty() && found != added.id.as_u64() {
-                return Err(malformed(format!(
-                    "its added token `{}` has the id {}, where the next free id is {}",
-                    added.content,
-                    added.id,
-                    found.unwrap_or_default()
-                )));
-            }
-        }
-        if contents.has_dropout()
-            && let ModelWrapper::BPE(bpe) = inner.get_model()
-        {
-            let mut bpe = bpe.clone();
-            bpe.dropout = None;
-            inner.with_model(bpe);
+        check_added_ids(&contents, &inner)?;
+        if contents.has_dropout() {
+            disable_dropout(&mut inner);
         }
         let vocab = inner.get_vocab(true);
         let end = find_end(&|name| vocab.get(name).copied())?;
         let vocab_size = vocab.values().max().map_or(0, |&id| id as usize + 1);
-        let unknown = match inner.get_model() {
+        let unk_id = match inner.get_model() {
             ModelWrapper::Unigram(_) => inner.id_to_token(unigram_unknown(&file)),
             _ => contents.unk_token().map(str::to_owned),
         };
-        let unknown = unknown.and_then(|name| vocab.get(&name).copied());
+        let unk_id = unk_id.and_then(|name| vocab.get(&name).copied());
         let byte_tokens = caught(|| ByteTokens::find(inner.get_model(), &vocab));
         let byte_tokens = byte_tokens.ok_or_else(|| malformed(TOKENIZER_PANIC_MESSAGE.into()))?;
         let mut special = vec![false; vocab_size];
@@ -111,21 +98,11 @@ impl HfTokenizer {
             // Text of one character has no other encoding, and the model needs it.
             let is_letter = added.content.chars().nth(1).is_none();
             special[id as usize] =
-                added.special && !is_letter && Some(id) != unknown && !byte_tokens.contains(id);
+                added.special && !is_letter && Some(id) != unk_id && !byte_tokens.contains(id);
         }
         special[end as usize] = true;
         let is_byte_level = matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
-        let bytes = is_byte_level.then(|| {
-            let mut bytes = byte_table(&vocab, vocab_size);
-            // Added tokens are stored as plain text, not byte-level.
-            let known = inner.get_vocab(false);
-            for added in contents.added_tokens.iter().filter(|added| !added.special) {
-                if let (Some(&id), None) = (vocab.get(&added.content), known.get(&added.content)) {
-                    bytes[id as usize] = added.content.as_bytes().to_vec();
-                }
-            }
-            bytes
-        });
+        let bytes = is_byte_level.then(|| token_bytes(&contents, &inner, &vocab, vocab_size));
         let mut of_text = vocab;
         of_text.retain(|_, id| !special[*id as usize]);
         let drops_unknown_chars = DroppedCharCounter::is_needed(
@@ -135,7 +112,7 @@ impl HfTokenizer {
             contents.has_byte_fallback(),
         );
         let read = Self {
-            unk_id: unknown,
+            unk_id,
             drops_unknown_chars,
             may_drop_chars: drops_unknown_chars || contents.may_remove_chars(),
             counter: OnceLock::new(),
@@ -158,13 +135,18 @@ impl HfTokenizer {
             file,
             tokenizer: inner,
         };
-        // A file that panics on any text is rejected here. An error may only mean a missing unknown token.
-        if let Some(Ok(ids)) = caught(|| read.tokenizer.encode_fast(TRIAL, false)) {
-            let _ = read.decode(ids.get_ids());
-        } else if caught(|| read.tokenizer.encode_fast("a", false)).is_none() {
+        read.check_by_trial()?;
+        Ok((read, end))
+    }
+
+    /// Rejects a file that panics on any text. An error may only mean a missing unknown token.
+    fn check_by_trial(&self) -> Result<(), String> {
+        if let Some(Ok(ids)) = caught(|| self.tokenizer.encode_fast(TRIAL, false)) {
+            let _ = self.decode(ids.get_ids());
+        } else if caught(|| self.tokenizer.encode_fast("a", false)).is_none() {
             return Err(malformed(TOKENIZER_PANIC_MESSAGE.into()));
         }
-        Ok((read, end))
+        Ok(())
     }
 
     /// Encodes a piece of a text.
@@ -359,6 +341,51 @@ fn get_or_init(
 
 /// Message for a panic of the `tokenizers` crate.
 const TOKENIZER_PANIC_MESSAGE: &str = "inconsistent tokenizer.json; save it again with the program that created it, or use another tokenizer (bytes, r50k, bpe:N)";
+
+/// Checks that added tokens have the ids that the file gives them.
+fn check_added_ids(
+    contents: &TokenizerFile,
+    tokenizer: &tokenizers::Tokenizer,
+) -> Result<(), String> {
+    for added in &contents.added_tokens {
+        let found = tokenizer.token_to_id(&added.content).map(u64::from);
+        if !added.content.is_empty() && found != added.id.as_u64() {
+            return Err(malformed(format!(
+                "its added token `{}` has the id {}, where the next free id is {}",
+                added.content,
+                added.id,
+                found.unwrap_or_default()
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn disable_dropout(tokenizer: &mut tokenizers::Tokenizer) {
+    if let ModelWrapper::BPE(bpe) = tokenizer.get_model() {
+        let mut bpe = bpe.clone();
+        bpe.dropout = None;
+        tokenizer.with_model(bpe);
+    }
+}
+
+/// Returns the bytes of each token of a byte-level vocabulary.
+fn token_bytes(
+    contents: &TokenizerFile,
+    tokenizer: &tokenizers::Tokenizer,
+    vocab: &HashMap<String, u32>,
+    vocab_size: usize,
+) -> Vec<Vec<u8>> {
+    let mut bytes = byte_table(vocab, vocab_size);
+    // Added tokens are stored as plain text, not byte-level.
+    let known = tokenizer.get_vocab(false);
+    for added in contents.added_tokens.iter().filter(|added| !added.special) {
+        if let (Some(&id), None) = (vocab.get(&added.content), known.get(&added.content)) {
+            bytes[id as usize] = added.content.as_bytes().to_vec();
+        }
+    }
+    bytes
+}
 
 fn malformed(problem: String) -> String {
     format!("not a tokenizer: {problem}")
