@@ -231,6 +231,7 @@ impl<'a> StudyDisplay<'a> {
                     (Ending::Halved { step } | Ending::Unfinished { step }, _) => {
                         format!("left out after step {step}")
                     }
+                    _ => "ended".into(),
                 };
                 self.display.line(&format!(
                     "{:>4}/{}  {}  {ending}",
@@ -239,6 +240,7 @@ impl<'a> StudyDisplay<'a> {
                     record.cell.label()
                 ));
             }
+            _ => {}
         }
     }
 

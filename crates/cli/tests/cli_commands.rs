@@ -437,13 +437,13 @@ fn quickstart_compares_and_can_be_repeated() {
             "--out",
             "q",
         ],
-        &["0 steps"],
+        &["steps = 0, expected at least 1"],
     );
     // Runs of others are not deleted.
     lab.train("own/pre-norm", &[]);
     let mut other = args;
     other[7] = "own";
-    lab.fails(2, &other, &["own/pre-norm", "not of quickstart"]);
+    lab.fails(2, &other, &["own/pre-norm", "not created by quickstart"]);
     assert_eq!(lab.history("own/pre-norm").len(), 20);
     lab.write("q/pre-norm/notes.txt", "mine");
     lab.json(&args);

@@ -78,7 +78,7 @@ fn what_cannot_be_probed() {
     lab.fails(
         2,
         &["probe", "tiny.toml", "--steps", "0"],
-        &["--steps 0: expected 1 to train.steps = 20"],
+        &["steps = 0, expected 1 to train.steps = 20 (--steps)"],
     );
     lab.fails(
         2,

@@ -266,7 +266,7 @@ fn a_replay_gives_the_same_bits_and_another_one_what_was_changed() {
     lab.fails(
         2,
         &["replay", "run", "--step", "40"],
-        &["run: no step 40, it did 20"],
+        &["run: step = 40, expected 1 to 21"],
     );
     lab.fails(
         2,
@@ -289,7 +289,7 @@ fn a_replay_gives_the_same_bits_and_another_one_what_was_changed() {
     );
     for key in ["seed=9", "train.seq_len=8", "data.order=\"sequential\""] {
         let args = ["replay", "run", "--step", "13", "--out", "x", "--set", key];
-        lab.fails(2, &args, &["decides the batches"]);
+        lab.fails(2, &args, &["determines the batches"]);
     }
     let short = [
         "replay",

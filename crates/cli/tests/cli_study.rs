@@ -174,14 +174,14 @@ fn shards_joined_are_the_whole_study() {
     lab.fails(1, &contradiction, &["has no checksum"]);
     // As a version without checksums would have written it.
     fs::remove_file(lab.path("part 1/history.json")).unwrap();
-    lab.fails(1, &contradiction, &["the last of those on the way"]);
+    lab.fails(1, &contradiction, &["the last one during training"]);
     let last = value["validation"].as_array().unwrap().len() - 1;
     value["validation"][last]["loss"] = value["validation_loss"].clone();
     fs::write(&record, value.to_string()).unwrap();
     lab.fails(
         1,
         &contradiction,
-        &["has other numbers than in another folder"],
+        &["has different results in another folder"],
     );
     lab.ok(&args(
         "other",
@@ -191,7 +191,7 @@ fn shards_joined_are_the_whole_study() {
     lab.fails(
         2,
         &other,
-        &["joined holds another study than other: train.steps from 5 to "],
+        &["other and joined hold different studies: train.steps from 5 to "],
     );
 }
 
@@ -214,8 +214,8 @@ fn data_that_changed_are_told_before_a_run_is_trained() {
     for (file, kind) in [("train/a.txt", "training"), ("held/a.txt", "validation")] {
         let before = lab.read(file);
         lab.write(file, text("Cai"));
-        let words = format!("has other {kind} data (fingerprint ");
-        let remedy = "restore the data that the study was begun with";
+        let words = format!("has {kind} data with fingerprint ");
+        let remedy = "restore the original data";
         // Other shards in this folder belong to the study, too.
         for more in [&["--resume"][..], &["--shard", "2/12"]] {
             lab.fails(2, &begun("out", more), &[&words, remedy]);
@@ -228,7 +228,7 @@ fn data_that_changed_are_told_before_a_run_is_trained() {
         lab.fails(
             2,
             &["study", "merge", "out", "other", "--out", &other],
-            &[&words, "runs on other data cannot be compared"],
+            &[&words, "runs on different data cannot be compared"],
         );
         fs::remove_dir_all(lab.path("other")).unwrap();
         lab.write(file, before);
@@ -263,9 +263,9 @@ fn a_half_done_run_does_not_go_on_with_other_validation_data() {
     child.wait().unwrap();
     lab.write("held/a.txt", text("Cai"));
     let words = [
-        "has other validation data",
-        "than in its steps before",
-        "restore the data",
+        "validation data changed since its earlier steps",
+        "fingerprint",
+        "restore the original data",
     ];
     lab.fails(2, &args, &words);
 }
@@ -273,7 +273,7 @@ fn a_half_done_run_does_not_go_on_with_other_validation_data() {
 #[test]
 fn a_study_that_is_not_there_is_not_gone_on_with() {
     let lab = lab();
-    let words = ["typo: no such folder", "begin one without --resume"];
+    let words = ["typo: folder not found", "start one without --resume"];
     lab.fails(1, &args("typo", &["--resume"]), &words);
     assert!(!lab.path("typo").exists());
     // A missing study file is restored.
@@ -292,7 +292,7 @@ fn what_was_stated_before_there_was_a_history_stays_unknown() {
     fs::remove_file(lab.path("out/history.json")).unwrap();
     let unknown = |out: &str, records: usize| {
         let text = lab.ok(&["report", out, "--format", "markdown"]);
-        let words = format!("changed before {records} of the records were there");
+        let words = format!("changed before {records} of the records were written");
         assert!(text.contains(&words), "{text}");
     };
     unknown("out", 12);
@@ -415,7 +415,7 @@ fn halving_leaves_the_worse_rates_out_and_is_the_same_when_interrupted() {
     lab.fails(
         2,
         &args("whole", &grown),
-        &["halving has decided over other runs"],
+        &["halving has already ranked other runs"],
     );
     assert_eq!(lab.read("whole/study.toml"), stated);
     // Halving decisions must have checksums.
@@ -502,7 +502,7 @@ fn what_makes_no_sense_is_refused_before_anything_is_done() {
         (&["--set", "study.lr=[]"], &["study.lr is empty"]),
         (
             &["--set", "study.lr=[1e-3,1e-3]"],
-            &["study.lr repeats itself"],
+            &["study.lr has a duplicate"],
         ),
         (
             &["--set", "study.placements=[\"pre-nrom\"]"],
@@ -510,7 +510,7 @@ fn what_makes_no_sense_is_refused_before_anything_is_done() {
         ),
         (
             &["--set", "study.placements=[\"hybridnorm\"]"],
-            &["study.rules.baseline = \"pre-norm\" (the default) is none of study.placements"],
+            &["study.rules.baseline = \"pre-norm\" (the default) is not in study.placements"],
         ),
         (&["--set", "study.rules.alpha=2"], &["study.rules.alpha"]),
         (

@@ -150,7 +150,7 @@ fn a_kill_between_record_and_move_loses_no_run_and_trains_none_twice() {
     lab.fails(
         1,
         &args(&["--resume"]),
-        &["stands beside", "move one of them away"],
+        &["two directories of the same run", "move one of them away"],
     );
     assert!(lab.path(format!("out/work/{}", ids[3])).exists());
     assert!(lab.path(format!("out/kept/{}", ids[3])).exists());
@@ -267,7 +267,7 @@ fn false_and_damaged_records_are_refused_and_stay() {
                 *value = id;
             })
             .into(),
-            "holds another run than",
+            "does not match run",
         ),
         (
             changed(&|value| value["placement_hash"] = "0011223344556677".into()).into(),
@@ -275,11 +275,11 @@ fn false_and_damaged_records_are_refused_and_stay() {
         ),
         (
             changed(&|value| value["steps"] = 5.into()).into(),
-            "after 5 steps, the plan has 6",
+            "after 5 steps, expected 6",
         ),
         (
             changed(&|value| value["cell"]["seed"] = 6.into()).into(),
-            "is said to be",
+            "is labelled",
         ),
         (
             changed(&|value| value["id"] = other["id"].clone()).into(),
@@ -294,11 +294,11 @@ fn false_and_damaged_records_are_refused_and_stay() {
                 value["ending"] = serde_json::json!({ "kind": "halved", "step": 6 });
             })
             .into(),
-            "the study has none",
+            "the study does not use it",
         ),
         (
             changed(&|value| value["train_loss"] = 0.5.into()).into(),
-            "training loss of 0.5 nats at its end",
+            "final training loss of 0.5 nats",
         ),
         (unsealed().into(), "has no checksum"),
     ];
@@ -327,7 +327,7 @@ fn false_and_damaged_records_are_refused_and_stay() {
         "{}",
         stderr(&output)
     );
-    let words = "Not checked: 1 of 4 records have no checksum";
+    let words = "Not verified: 1 of 4 records have no checksum";
     lab.ok(&["study", "merge", "out", "--out", "joined"]);
     lab.ok(&["study", "merge", "out", "joined", "--out", "twice"]);
     for folder in ["out", "joined", "twice"] {
@@ -339,7 +339,7 @@ fn false_and_damaged_records_are_refused_and_stay() {
     }
     let table = lab.ok(&args(&["--resume"]));
     assert!(table.contains(words), "{table}");
-    assert!(table.contains("Not known: whether rules or plan were changed"));
+    assert!(table.contains("Unknown: whether rules or plan changed"));
     let groups = lab.json(&args(&["--resume", "--json"]));
     assert_eq!(groups[0]["without_checksum"], 1, "{groups}");
     lab.write("out/history.json", history);

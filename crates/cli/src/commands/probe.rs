@@ -17,10 +17,9 @@ use crate::table::{Table, numbers};
 pub fn run(args: ProbeArgs, console: &Console) -> Result<Ending, Error> {
     let config = Config::load(&args.config, &args.settings)?;
     let all = config.train.steps as u64;
-    let options = Options {
-        placements: args.placements,
-        steps: args.steps.unwrap_or(all.min(100)),
-    };
+    let options = Options::default()
+        .with_placements(args.placements)
+        .with_steps(args.steps.unwrap_or(all.min(100)));
     if let Some(path) = &args.out {
         files::check_writable(path)?;
     }

@@ -15,12 +15,10 @@ use crate::table::{bytes, grouped, numbers};
 
 pub fn run(args: QuickstartArgs, console: &Console) -> Result<Ending, Error> {
     let started = Instant::now();
-    let options = Options {
-        out: args.out,
-        data: args.data,
-        steps: args.steps,
-        locking: super::locking(args.no_lock),
-    };
+    let mut options = Options::new(args.out)
+        .with_data(args.data)
+        .with_locking(super::locking(args.no_lock));
+    options.steps = args.steps;
     let stop = Stop::listen()?;
     let mut display = Display::new(console);
     let results = quickstart::run(

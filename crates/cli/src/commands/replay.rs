@@ -19,14 +19,12 @@ const AROUND: u64 = 20;
 
 pub fn run(args: ReplayArgs, console: &Console) -> Result<Ending, Error> {
     let step = args.step;
-    let options = Options {
-        step,
-        after: args.after,
-        placement: args.placement,
-        settings: args.settings,
-        out: args.out.unwrap_or_else(|| beside(&args.run, step)),
-        locking: super::locking(args.no_lock),
-    };
+    let out = args.out.unwrap_or_else(|| beside(&args.run, step));
+    let mut options = Options::new(step, out)
+        .with_after(args.after)
+        .with_settings(args.settings)
+        .with_locking(super::locking(args.no_lock));
+    options.placement = args.placement;
     let stop = Stop::listen()?;
     let mut display = Display::new(console);
     let last = step.saturating_add(args.after);

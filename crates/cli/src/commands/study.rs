@@ -48,12 +48,11 @@ pub fn run(args: StudyArgs, console: &Console) -> Result<Ending, Error> {
     let study = Study::load(path, &args.settings)?;
     let out = args.out.clone().unwrap_or_else(|| default_run(path));
     let folder = Folder::new(&out);
-    let options = Options {
-        jobs: args.jobs,
-        resume: args.resume,
-        shard: args.shard,
-        locking: super::locking(args.no_lock),
-    };
+    let mut options = Options::default()
+        .with_jobs(args.jobs)
+        .with_resume(args.resume)
+        .with_locking(super::locking(args.no_lock));
+    options.shard = args.shard;
     let stop = Stop::listen()?;
     let display = Mutex::new(StudyDisplay::new(console));
     let data = Mutex::new(Vec::new());

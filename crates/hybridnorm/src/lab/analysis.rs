@@ -3,8 +3,8 @@
 //! Each placement is evaluated at its own best learning rate and compared with the baseline paired by seed,
 //! since runs with the same seed share initial weights and batches. Three sources of chance are accounted for:
 //! seeds by a t-test, selection of the learning rate on the same seeds by
-//! [`stats::paired_of_best`](super::stats::paired_of_best), and multiple placements by Bonferroni correction.
-//! Verdicts are read off the corrected intervals: text and intervals cannot contradict each other.
+//! [`stats::paired_t_test_with_selection`](super::stats::paired_t_test_with_selection), and multiple placements by
+//! Bonferroni correction. Verdicts are read off the corrected intervals: text and intervals cannot contradict each other.
 //!
 //! There is no verdict while runs are missing, and none that a learning rate outside the grid, or one at which
 //! some seeds failed, could reverse.
@@ -14,28 +14,31 @@
 //! (`simpler_tests_claim_too_much` in the tests).
 
 mod compare;
+mod format;
 mod rules;
-mod show;
 mod sweep;
-mod words;
+mod text;
 
 #[cfg(test)]
 mod simulations;
 #[cfg(test)]
 mod tests;
 
+use derive_setters::Setters;
 use serde::{Deserialize, Serialize};
 
-use super::stats::{Paired, Summary};
+use super::stats::{PairedTest, Summary};
 pub use rules::Rules;
 use sweep::Sweep;
-pub use words::{sentence, verdict};
+pub use text::{sentence, verdict};
 
 /// One run, as input to the statistics.
 ///
 /// At most one per placement, learning rate and seed; of duplicates, the last counts.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Setters)]
+#[setters(prefix = "with_")]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct Point {
     /// Name of the placement.
     pub placement: String,
@@ -44,6 +47,7 @@ pub struct Point {
     /// Random seed: runs with the same seed share initial weights and batches.
     pub seed: u64,
     /// Outcome of the run.
+    #[serde(rename = "result")]
     pub result: Outcome,
     /// Training throughput; 0 if unknown.
     pub tokens_per_second: f64,
@@ -51,25 +55,42 @@ pub struct Point {
     pub spikes: u64,
 }
 
+impl Point {
+    /// Returns a run of unknown throughput without loss spikes.
+    pub fn new(placement: impl Into<String>, lr: f64, seed: u64, result: Outcome) -> Self {
+        Self {
+            placement: placement.into(),
+            lr,
+            seed,
+            result,
+            tokens_per_second: 0.0,
+            spikes: 0,
+        }
+    }
+}
+
 /// Outcome of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Outcome {
     /// Finished with this validation loss, in nats per token. A loss that is not finite counts as diverged.
     Loss(f64),
-    /// Finished with this validation loss, without having learned more than token frequencies: the training
-    /// budget is too short, which is not a failure.
+    /// Finished with this validation loss, without falling below the unigram loss: the training budget is
+    /// too short, which is not a failure.
     NotLearned(f64),
     /// Diverged: values became non-finite, the training loss rose again, or the final loss is far above the best
     /// of its placement.
     Diverged,
     /// Eliminated by successive halving.
+    #[serde(rename = "halved")]
     Halved,
 }
 
 /// Analysis of the runs of a study.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct Analysis {
     /// Rules of the analysis.
     pub rules: Rules,
@@ -88,10 +109,12 @@ pub struct Analysis {
 /// Analysis of the runs of one placement.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct PlacementSummary {
     /// Name of the placement.
     pub placement: String,
     /// One entry per learning rate, ascending.
+    #[serde(rename = "rates")]
     pub rates: Vec<RateSummary>,
     /// Learning rate with the lowest mean loss, among those at which every seed finished (none diverged, not
     /// learned yet or eliminated), on the same, largest set of seeds.
@@ -102,7 +125,8 @@ pub struct PlacementSummary {
     /// Contiguous range of learning rates around the best one whose mean loss is at most [`Rules::tolerance`]
     /// above the best. Learning rates without the same, complete set of seeds end it, so it is a lower bound
     /// where halving eliminated runs.
-    pub tolerance: Option<Span>,
+    #[serde(rename = "tolerance")]
+    pub tolerance: Option<LrRange>,
     /// Learning rate sensitivity (Wortsman et al. 2023, arXiv 2309.14322), in nats: the mean over the learning
     /// rates tried of `min(loss, loss cap) - best loss`, where a diverged seed counts as the cap; see
     /// [`Rules::loss_cap`]. `None` without a best learning rate, and where halving eliminated runs, since their
@@ -115,14 +139,17 @@ pub struct PlacementSummary {
     /// Training throughput, median over runs.
     pub tokens_per_second: Option<f64>,
     /// Comparison with the baseline.
+    #[serde(rename = "against")]
     pub against: Option<Comparison>,
     /// Reason for a missing comparison. `None` also for the baseline.
+    #[serde(rename = "why_not")]
     pub why_not: Option<String>,
 }
 
 /// Outcomes of the runs of a placement at one learning rate.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct RateSummary {
     /// Peak learning rate.
     pub lr: f64,
@@ -145,6 +172,7 @@ pub struct RateSummary {
 /// A placement at its best learning rate.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct Best {
     /// Peak learning rate.
     pub lr: f64,
@@ -155,7 +183,8 @@ pub struct Best {
     /// Number of learning rates that may be as good, including this one: those whose mean loss is not above the
     /// best by a t-test at 0.01, and those with runs eliminated by halving. Comparisons correct for the
     /// selection among this many.
-    pub contenders: usize,
+    #[serde(rename = "contenders")]
+    pub statistically_tied: usize,
 }
 
 /// Edge of the learning rate grid.
@@ -174,12 +203,13 @@ pub enum Edge {
 /// `high` and `next_above`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Span {
+#[non_exhaustive]
+pub struct LrRange {
     /// Smallest learning rate.
     pub low: f64,
     /// Largest learning rate.
     pub high: f64,
-    /// `high / low`: a lower bound, limited by the grid. Spans of placements are not compared.
+    /// `high / low`: a lower bound, limited by the grid. Ranges of placements are not compared.
     pub factor: f64,
     /// Next smaller learning rate tried, outside the range or eliminated by successive halving; `None` if there
     /// is none.
@@ -194,6 +224,7 @@ pub struct Span {
 /// Comparison of a placement with the baseline, each at its own best learning rate, paired by seed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct Comparison {
     /// Number of common seeds.
     pub pairs: usize,
@@ -203,9 +234,9 @@ pub struct Comparison {
     pub baseline_loss: f64,
     /// Loss of the placement minus that of the baseline: negative is better. The interval has the simultaneous
     /// level `1 - alpha` over all comparisons of the analysis (Bonferroni). It and `p` correct for
-    /// [`Best::contenders`], so the interval may be asymmetric about the mean. `p` tests for no difference in
-    /// this comparison alone.
-    pub difference: Paired,
+    /// [`Best::statistically_tied`], so the interval may be asymmetric about the mean. `p` tests for no
+    /// difference in this comparison alone.
+    pub difference: PairedTest,
     /// p value for a true difference not beyond [`Rules::margin`], times the number of comparisons (Bonferroni):
     /// below [`Rules::alpha`] if and only if the interval lies beyond the margin.
     pub p_adjusted: f64,
@@ -216,8 +247,9 @@ pub struct Comparison {
     pub verdict: Verdict,
     /// Number of fresh seeds with which a new study detects a true difference of the observed size as beyond
     /// [`Rules::margin`] with power [`Rules::power`], assuming the observed standard deviation. A rough estimate
-    /// for few seeds. `None` above [`super::stats::MOST_SEEDS`], or if the observed difference is within the
+    /// for few seeds. `None` above [`super::stats::MAX_SEEDS`], or if the observed difference is within the
     /// margin. Adding seeds to this study until a difference is significant would raise the false positive rate.
+    #[serde(rename = "seeds_to_resolve")]
     pub seeds_to_resolve: Option<u64>,
     /// Factor by which the baseline's compute would have to grow to reach the placement's loss, if loss scales
     /// as `irreducible + constant · compute^-exponent` (the form of Kaplan et al. 2020, arXiv 2001.08361, with a
@@ -238,7 +270,8 @@ pub enum Verdict {
     Better,
     /// Loss significantly higher than the baseline's, by more than the margin.
     Worse,
-    /// Not significant: none of the other verdicts holds.
+    /// Difference not significant: none of the other verdicts holds.
+    #[serde(rename = "indistinguishable")]
     Indistinguishable,
     /// The whole interval lies within the margin, and no learning rate outside the grid, or with failed seeds,
     /// could have a lower loss.
@@ -262,38 +295,62 @@ impl RateSummary {
     }
 }
 
-/// Returns the outcome of each run relative to the other runs of its placement: see [`Rules::lost_above`].
+/// Returns the outcome of each run relative to the other runs of its placement: see
+/// [`Rules::diverged_above_best`].
+///
+/// ```
+/// use hybridnorm::lab::analysis::{Outcome, Point, Rules, outcomes};
+///
+/// let loss = |lr, loss| Point::new("pre-norm", lr, 1, Outcome::Loss(loss));
+/// let found = outcomes(&[loss(1e-3, 3.0), loss(1e-2, 5.9)], &Rules::default());
+/// assert_eq!(found, [Outcome::Loss(3.0), Outcome::Diverged]);
+/// ```
 pub fn outcomes(points: &[Point], rules: &Rules) -> Vec<Outcome> {
-    let sweeps = Sweep::all(points, rules.lost_above);
+    let sweeps = Sweep::all(points, rules.diverged_above_best);
     let outcome = |point: &Point| {
         let sweep = sweeps.iter().find(|sweep| sweep.name == point.placement);
-        let judged = sweep.and_then(|sweep| sweep.outcome(point.lr, point.seed));
-        judged.unwrap_or(point.result)
+        let relative = sweep.and_then(|sweep| sweep.outcome(point.lr, point.seed));
+        relative.unwrap_or(point.result)
     };
     points.iter().map(outcome).collect()
 }
 
 /// Analyses runs as a complete study. Never fails: undefined quantities are `None`, with a reason for a missing
 /// comparison.
+///
+/// ```
+/// use hybridnorm::lab::analysis::{Outcome, Point, Rules, Verdict, analyse, verdict};
+///
+/// let mut runs = Vec::new();
+/// for (placement, shift) in [("pre-norm", 0.0), ("hybridnorm", -0.1)] {
+///     for (lr, above) in [(1e-4, 0.2), (1e-3, 0.0), (1e-2, 0.2)] {
+///         for (seed, noise) in [(1, 0.001), (2, -0.002), (3, 0.003)] {
+///             let loss = 3.0 + shift + above + noise * (1.0 + shift);
+///             runs.push(Point::new(placement, lr, seed, Outcome::Loss(loss)));
+///         }
+///     }
+/// }
+/// let analysis = analyse(&runs, &Rules::default());
+/// let found = analysis.placements[1].against.as_ref().unwrap();
+/// assert_eq!(found.verdict, Verdict::Better);
+/// assert!(verdict(&analysis)[0].starts_with("hybridnorm has the lowest mean validation loss"));
+/// ```
 pub fn analyse(points: &[Point], rules: &Rules) -> Analysis {
-    analyse_planned(points, points.len(), rules)
+    analyze_planned(points, points.len(), 0, rules)
 }
 
-/// As [`analyse`], for a study with `planned` runs. While fewer are recorded, nothing is compared, since runs
-/// need not be missing at random.
-pub fn analyse_planned(points: &[Point], planned: usize, rules: &Rules) -> Analysis {
-    analyse_group(points, planned, 0, rules)
-}
-
-/// As [`analyse_planned`], for one group of a study whose other groups lack `missing_elsewhere` runs: while a
-/// run is missing in any group, nothing is compared in any group.
-pub fn analyse_group(
+/// As [`analyse`], for one group of a study, of which `planned` runs are planned and whose other groups lack
+/// `missing_elsewhere` runs.
+///
+/// While a run is missing in any group, nothing is compared in any group, since runs need not be missing at
+/// random.
+pub fn analyze_planned(
     points: &[Point],
     planned: usize,
     missing_elsewhere: usize,
     rules: &Rules,
 ) -> Analysis {
-    let sweeps = Sweep::all(points, rules.lost_above);
+    let sweeps = Sweep::all(points, rules.diverged_above_best);
     let loss_cap = (rules.loss_cap).or_else(|| {
         let means = sweeps.iter().flat_map(Sweep::mean_losses);
         means.max_by(f64::total_cmp)
@@ -304,7 +361,9 @@ pub fn analyse_group(
         .collect();
     let recorded = points.len();
     let is_complete = recorded >= planned && missing_elsewhere == 0;
-    if !is_complete {
+    if is_complete {
+        compare::all(&sweeps, &mut placements, rules);
+    } else {
         let reason = match recorded < planned {
             true => format!("incomplete: {recorded} of {planned} runs"),
             false => format!("incomplete: {missing_elsewhere} runs of other groups are missing"),
@@ -314,8 +373,6 @@ pub fn analyse_group(
                 placement.why_not = Some(reason.clone());
             }
         }
-    } else {
-        compare::all(&sweeps, &mut placements, rules);
     }
     Analysis {
         rules: rules.clone(),

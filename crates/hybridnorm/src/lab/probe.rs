@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use derive_setters::Setters;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -14,17 +15,39 @@ use crate::train::layers::{LayersRow, Measured, measured};
 use crate::train::{Config, DataUse, Event, Start, Trainer};
 
 /// Options of a probe.
-#[derive(Debug, Clone, PartialEq)]
+///
+/// ```
+/// use hybridnorm::lab::probe::Options;
+///
+/// let names = ["pre-norm", "post-norm"].map(str::to_owned);
+/// let options = Options::default().with_placements(names).with_steps(20);
+/// assert_eq!(options.placements.len(), 2);
+/// ```
+#[derive(Debug, Clone, PartialEq, Setters)]
+#[setters(prefix = "with_")]
+#[non_exhaustive]
 pub struct Options {
     /// Names of placements; if empty, the placement of the configuration.
+    #[setters(into)]
     pub placements: Vec<String>,
     /// Steps to train; the first and the last are measured.
     pub steps: u64,
 }
 
+impl Default for Options {
+    /// Returns options for 100 steps of the placement of the configuration.
+    fn default() -> Self {
+        Self {
+            placements: Vec::new(),
+            steps: 100,
+        }
+    }
+}
+
 /// Results of a probe.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct ProbeReport {
     /// Configuration, as TOML.
     pub config: String,
@@ -32,17 +55,18 @@ pub struct ProbeReport {
     pub steps: u64,
     /// One entry per placement.
     pub placements: Vec<ProbePlacement>,
-    /// Tokens of the data that are used and left out; absent in probes of earlier versions.
+    /// Used and omitted tokens of the data; absent in probes of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<DataUse>,
     /// Omissions from the data, by reason.
-    #[serde(default)]
+    #[serde(rename = "left_out", default)]
     pub left_out: LeftOut,
 }
 
 /// Results for one placement.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct ProbePlacement {
     /// Name of the placement.
     pub placement: String,
@@ -51,6 +75,7 @@ pub struct ProbePlacement {
     /// Equations of the placement at this depth.
     pub equations: String,
     /// Measurements at the first step and the last.
+    #[serde(rename = "moments")]
     pub moments: Vec<ProbeMoment>,
     /// Divergence that ended training before the last step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -60,6 +85,7 @@ pub struct ProbePlacement {
 /// Measurements at one step of one placement.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct ProbeMoment {
     /// Step, counted from 1.
     pub step: u64,
@@ -77,6 +103,7 @@ pub struct ProbeMoment {
 /// logarithms.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct Growth {
     /// Ratio of the root mean square of the residual stream entering a block.
     pub stream: Measured,
@@ -101,40 +128,10 @@ pub fn run(
     stop: &AtomicBool,
     on_event: &mut dyn FnMut(&str, Event<'_>),
 ) -> Result<Option<ProbeReport>> {
-    let most = config.train.steps as u64;
-    if options.steps == 0 || options.steps > most {
-        return Err(Error::config(format!(
-            "--steps {}: expected 1 to train.steps = {most}",
-            options.steps
-        )));
-    }
-    let mut configs: Vec<(String, Config)> = Vec::new();
-    for name in &options.placements {
-        if configs.iter().any(|(known, _)| known == name) {
-            return Err(Error::config(format!("--placements names {name} twice")));
-        }
-        let mut config = config.clone();
-        let section = config.model.as_mut().ok_or_else(|| {
-            Error::config("[model] is missing: there is nothing to put other placements into")
-        })?;
-        section.placement = Value::String(name.clone());
-        config
-            .check()
-            .map_err(|error| Error::config(format!("--placements {name}: {error}")))?;
-        configs.push((name.clone(), config));
-    }
-    if configs.is_empty() {
-        let name = match &config.model {
-            Some(section) => PlacementChoice::from_value(&section.placement)?.label(),
-            None => "the checkpoint's".into(),
-        };
-        configs.push((name, config.clone()));
-    }
+    let configs = configs_to_probe(config, options)?;
     let mut placements = Vec::new();
     let mut data: Option<DataUse> = None;
-    for (name, mut config) in configs {
-        config.log.layers_every = 1;
-        config.log.tensorboard = false;
+    for (name, config) in configs {
         let folder = tempfile::tempdir().map_err(Error::io(std::env::temp_dir()))?;
         let mut on_event = |event: Event<'_>| {
             if let Event::Data(found) = &event {
@@ -142,7 +139,7 @@ pub fn run(
             }
             on_event(&name, event);
         };
-        let Some(seen) = look(
+        let Some(result) = probe_placement(
             &name,
             config,
             folder.path(),
@@ -154,7 +151,7 @@ pub fn run(
         else {
             return Ok(None);
         };
-        placements.push(seen);
+        placements.push(result);
     }
     Ok(Some(ProbeReport {
         config: config.to_toml(),
@@ -165,7 +162,50 @@ pub fn run(
     }))
 }
 
-fn look(
+/// Returns the name and the configuration of each placement.
+fn configs_to_probe(config: &Config, options: &Options) -> Result<Vec<(String, Config)>> {
+    let most = config.train.steps as u64;
+    if options.steps == 0 || options.steps > most {
+        return Err(Error::out_of_range(
+            "steps",
+            options.steps,
+            format!("1 to train.steps = {most} (--steps)"),
+        ));
+    }
+    let mut configs: Vec<(String, Config)> = Vec::new();
+    for name in &options.placements {
+        if configs.iter().any(|(known, _)| known == name) {
+            return Err(Error::invalid_value(
+                "--placements",
+                format!("--placements has a duplicate: {name}"),
+            ));
+        }
+        let mut config = config.clone();
+        let section = config
+            .model
+            .as_mut()
+            .ok_or_else(|| Error::missing("[model]", ": --placements needs a model section"))?;
+        section.placement = Value::String(name.clone());
+        config.check().map_err(|error| {
+            Error::invalid_value("--placements", format!("--placements {name}: {error}"))
+        })?;
+        configs.push((name.clone(), config));
+    }
+    if configs.is_empty() {
+        let name = match &config.model {
+            Some(section) => PlacementChoice::from_value(&section.placement)?.label(),
+            None => "the checkpoint's".into(),
+        };
+        configs.push((name, config.clone()));
+    }
+    for (_, config) in &mut configs {
+        config.log.layers_every = 1;
+        config.log.tensorboard = false;
+    }
+    Ok(configs)
+}
+
+fn probe_placement(
     name: &str,
     config: Config,
     folder: &Path,
@@ -177,7 +217,7 @@ fn look(
     let mut trainer = Trainer::open(config, folder, Start::Fresh, device, on_event)?;
     let model = trainer.model().config();
     let explanation = Explanation::new(&model.placement, model.n_layers, &model.facts())?;
-    let mut seen = ProbePlacement {
+    let mut result = ProbePlacement {
         placement: name.to_owned(),
         placement_hash: model.placement.hash(),
         equations: explanation.named(name).to_text().trim_end().to_owned(),
@@ -188,8 +228,8 @@ fn look(
         if stop.load(Ordering::Relaxed) {
             return Ok(None);
         }
-        let is_shown = step == 1 || step == options.steps;
-        let stream_grad = match is_shown {
+        let is_measured = step == 1 || step == options.steps;
+        let stream_grad = match is_measured {
             true => trainer.stream_gradients()?,
             false => Vec::new(),
         };
@@ -197,15 +237,15 @@ fn look(
             Ok(done) => done,
             Err(Error::Diverged { problem, .. }) => {
                 let problem = problem.split(';').next().unwrap_or_default();
-                seen.diverged = Some(format!("step {step}: {problem}"));
+                result.diverged = Some(format!("step {step}: {problem}"));
                 break;
             }
             Err(error) => return Err(error),
         };
         on_event(Event::Step(&done.metrics));
-        if let (true, Some(layers)) = (is_shown, done.layers) {
+        if let (true, Some(layers)) = (is_measured, done.layers) {
             let stream_grad: Vec<Measured> = stream_grad.into_iter().map(measured).collect();
-            seen.moments.push(ProbeMoment {
+            result.moments.push(ProbeMoment {
                 step,
                 loss: done.metrics.loss,
                 growth: Growth::of(&layers, &stream_grad),
@@ -214,7 +254,7 @@ fn look(
             });
         }
     }
-    Ok(Some(seen))
+    Ok(Some(result))
 }
 
 impl Growth {
@@ -267,13 +307,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn growth_is_the_ratio_of_a_geometric_row() {
+    fn growth_is_the_ratio_of_a_geometric_sequence() {
         let row = |factor: f32| -> Vec<Measured> {
             (0..8).map(|index| Some(0.3 * factor.powi(index))).collect()
         };
-        let near = |found: Measured, wanted: f32| {
+        let near = |found: Measured, expected: f32| {
             let found = found.unwrap();
-            assert!((found / wanted - 1.0).abs() < 1e-5, "{found} {wanted}");
+            assert!((found / expected - 1.0).abs() < 1e-5, "{found} {expected}");
         };
         near(fitted_ratio(&row(2.0)), 128.0);
         near(fitted_ratio(&row(1.0)), 1.0);

@@ -7,6 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+use derive_setters::Setters;
 use serde::Serialize;
 
 use crate::data;
@@ -14,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::eval::{self, Sampling};
 use crate::files::{self, Lock, Locking};
 use crate::memory;
-use crate::train::{self, Config, Event, Start, Trainer};
+use crate::train::{Config, Event, OpenOptions, Start, Trainer, run_directory};
 use crate::{Device, data::Tokenizer};
 
 /// Compared placements.
@@ -24,15 +25,26 @@ pub const PLACEMENTS: [&str; 2] = ["hybridnorm-star", "pre-norm"];
 const RECIPE: &str = include_str!("../../../../configs/quickstart.toml");
 
 /// Marker file of run directories created by quickstart.
-const MARK: &str = "made-by-quickstart";
-const LOCK: &str = "lock";
+const MARKER_FILE: &str = "made-by-quickstart";
+const LOCK_FILE: &str = "lock";
 
 /// Options of quickstart.
-#[derive(Debug, Clone, PartialEq)]
+///
+/// ```
+/// use hybridnorm::lab::quickstart::Options;
+///
+/// let options = Options::new("runs/quickstart").with_data(["stories:2000".to_owned()]).with_steps(50);
+/// assert_eq!(options.steps, Some(50));
+/// ```
+#[derive(Debug, Clone, PartialEq, Setters)]
+#[setters(prefix = "with_", strip_option)]
+#[non_exhaustive]
 pub struct Options {
     /// Folder for the run directories and `results.json`.
+    #[setters(into)]
     pub out: PathBuf,
     /// Text to use; if empty, Gutenberg, or generated stories if it is unavailable.
+    #[setters(into)]
     pub data: Vec<String>,
     /// Training steps per model; `None`: as in the recipe.
     pub steps: Option<usize>,
@@ -40,8 +52,21 @@ pub struct Options {
     pub locking: Locking,
 }
 
+impl Options {
+    /// Returns options for the folder `out`, with the text and the steps of the recipe.
+    pub fn new(out: impl Into<PathBuf>) -> Self {
+        Self {
+            out: out.into(),
+            data: Vec::new(),
+            steps: None,
+            locking: Locking::Required,
+        }
+    }
+}
+
 /// Results of quickstart.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Results {
     /// Text that was used.
     pub data: Vec<String>,
@@ -50,11 +75,13 @@ pub struct Results {
     /// Training tokens per model.
     pub tokens: u64,
     /// One row per placement.
+    #[serde(rename = "rows")]
     pub rows: Vec<Row>,
 }
 
 /// Results of training one placement.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Row {
     /// Name of the placement.
     pub placement: String,
@@ -89,9 +116,9 @@ pub fn run(
 ) -> Result<Option<Results>> {
     files::create_dir(&options.out)?;
     let _lock = Lock::exclusive(
-        &options.out.join(LOCK),
+        &options.out.join(LOCK_FILE),
         options.locking,
-        "another quickstart is working here",
+        "another quickstart is running here",
     )?;
     files::remove_stale_in(&options.out);
     let data = match options.data.as_slice() {
@@ -101,54 +128,73 @@ pub fn run(
         given => given.to_vec(),
     };
     for placement in PLACEMENTS {
-        make_way(&options.out.join(placement), options.locking)?;
+        prepare_run_directory(&options.out.join(placement), options.locking)?;
     }
     let mut rows = Vec::new();
-    let (mut tokens, mut unigram_nats) = (0, f64::NAN);
+    let (mut tokens, mut unigram_nats) = (0, None);
     for placement in PLACEMENTS {
         let config = config(placement, &data, options.steps)?;
         let steps = config.train.steps as u64;
-        let run = options.out.join(placement);
         let mut forward = |event: Event<'_>| on_event(placement, steps, event);
-        let how = train::OpenOptions {
+        let run = options.out.join(placement);
+        let open = OpenOptions {
             locking: options.locking,
             unfinished: None,
         };
         let mut trainer =
-            Trainer::open_with(config, &run, Start::Fresh, &how, device, &mut forward)?;
-        if unigram_nats.is_nan() {
-            unigram_nats = unigram(&trainer)?;
+            Trainer::open_with(config, &run, Start::Fresh, &open, device, &mut forward)?;
+        if unigram_nats.is_none() {
+            unigram_nats = Some(unigram(&trainer)?);
         }
-        memory::reset_peak();
-        let outcome = trainer.run(stop, &mut forward)?;
-        if !outcome.finished {
+        let Some((row, trained)) = train(placement, &mut trainer, run, stop, &mut forward)? else {
             return Ok(None);
-        }
-        let validation = outcome
-            .validation
-            .ok_or_else(|| Error::config("the text has too few documents to hold one out"))?;
-        tokens = outcome.tokens;
-        rows.push(Row {
-            placement: placement.to_owned(),
-            validation_loss: validation.loss,
-            perplexity: validation.perplexity,
-            tokens_per_second: outcome.tokens_per_second,
-            peak_memory_bytes: memory::peak_bytes(),
-            max_grad_norm: outcome.max_grad_norm,
-            sample: sample(&mut trainer)?,
-            run,
-        });
+        };
+        tokens = trained;
+        rows.push(row);
     }
     let results = Results {
         data,
-        unigram_nats,
+        unigram_nats: unigram_nats.unwrap_or(f64::NAN),
         tokens,
         rows,
     };
+    let path = options.out.join("results.json");
     let text = serde_json::to_vec_pretty(&results)
-        .map_err(|error| Error::config(format!("cannot write results: {error}")))?;
-    files::write(options.out.join("results.json"), &text)?;
+        .map_err(|error| Error::format(&path, error.to_string()))?;
+    files::write(path, &text)?;
     Ok(Some(results))
+}
+
+/// Trains one placement; returns its results and the number of training tokens, or `None` if stopped.
+fn train(
+    placement: &str,
+    trainer: &mut Trainer,
+    run: PathBuf,
+    stop: &AtomicBool,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<Option<(Row, u64)>> {
+    memory::reset_peak();
+    let outcome = trainer.run(stop, on_event)?;
+    if !outcome.finished {
+        return Ok(None);
+    }
+    let validation = outcome.validation.ok_or_else(|| {
+        Error::missing(
+            "validation text",
+            ": the text has too few documents to hold one out",
+        )
+    })?;
+    let row = Row {
+        placement: placement.to_owned(),
+        validation_loss: validation.loss,
+        perplexity: validation.perplexity,
+        tokens_per_second: outcome.tokens_per_second,
+        peak_memory_bytes: memory::peak_bytes(),
+        max_grad_norm: outcome.max_grad_norm,
+        sample: sample(trainer)?,
+        run,
+    };
+    Ok(Some((row, outcome.tokens)))
 }
 
 fn config(placement: &str, data: &[String], steps: Option<usize>) -> Result<Config> {
@@ -156,7 +202,7 @@ fn config(placement: &str, data: &[String], steps: Option<usize>) -> Result<Conf
     config.data.train = data.to_vec();
     if let Some(steps) = steps {
         if steps == 0 {
-            return Err(Error::config("0 steps, expected at least 1"));
+            return Err(Error::out_of_range("steps", steps, "at least 1"));
         }
         config.train.steps = steps;
         config.schedule.warmup_steps = config
@@ -173,47 +219,48 @@ fn available_text(note: &mut dyn FnMut(String)) -> String {
         Ok(_) => "gutenberg".into(),
         Err(error) => {
             note(format!(
-                "using generated stories, since the Gutenberg text cannot be had: {error}"
+                "using generated stories because the Gutenberg text is unavailable: {error}"
             ));
             "stories:20000".into()
         }
     }
 }
 
-/// Marks the directory as created by quickstart. Removes the run of an earlier quickstart; refuses a directory
+/// Marks the directory as created by quickstart. Removes the run of an earlier quickstart; rejects a directory
 /// with any other content.
-fn make_way(run: &Path, locking: Locking) -> Result<()> {
+fn prepare_run_directory(run: &Path, locking: Locking) -> Result<()> {
     files::create_new_dir(run)?;
     files::remove_stale_in(run);
-    let mark = run.join(MARK);
-    if files::exists(&mark)? {
-        return train::run_directory::remove(run, locking);
+    let marker = run.join(MARKER_FILE);
+    if files::exists(&marker)? {
+        return run_directory::remove(run, locking);
     }
     let mut entries = std::fs::read_dir(run).map_err(Error::io(run))?;
     if entries.next().is_some() {
-        return Err(Error::config(format!(
-            "{} holds something that is not of quickstart; choose another --out",
-            run.display()
-        )));
+        return Err(Error::exists(
+            run,
+            format!(
+                "{} contains files not created by quickstart; choose another --out",
+                run.display()
+            ),
+        ));
     }
-    files::write(mark, b"The next quickstart replaces this run.\n").map(|_| ())
+    files::write(marker, b"The next quickstart replaces this run.\n").map(|_| ())
 }
 
 fn unigram(trainer: &Trainer) -> Result<f64> {
-    let folder = trainer
-        .folders()
-        .first()
-        .ok_or_else(|| Error::config("quickstart reads text, not pre-tokenized data"))?;
+    let folder = trainer.folders().first().ok_or_else(not_text)?;
     let inspection = data::inspect(folder)?;
     let split = inspection.validation.as_ref().unwrap_or(&inspection.train);
     Ok(split.unigram_nats)
 }
 
+fn not_text() -> Error {
+    Error::invalid_value("data", "quickstart reads text, not pre-tokenized data")
+}
+
 fn sample(trainer: &mut Trainer) -> Result<String> {
-    let tokenizer: Tokenizer = trainer
-        .tokenizer()
-        .cloned()
-        .ok_or_else(|| Error::config("quickstart reads text, not pre-tokenized data"))?;
+    let tokenizer: Tokenizer = trainer.tokenizer().cloned().ok_or_else(not_text)?;
     let text = eval::write(
         trainer.model_mut(),
         &tokenizer,
@@ -230,7 +277,7 @@ mod tests {
     use crate::model::Model;
 
     #[test]
-    fn both_models_start_from_the_same_values() {
+    fn both_models_share_their_initial_weights() {
         let values = PLACEMENTS.map(|placement| {
             let mut config = config(placement, &["stories:9".into()], None).unwrap();
             config.data.tokenizer = Some("bytes".into());

@@ -1,11 +1,12 @@
 //! Replay of the steps around a step of a run, from the newest checkpoint before it and with changed settings.
 
 mod comparison;
-mod stretches;
+mod plan;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
+use derive_setters::Setters;
 use serde::Serialize;
 
 use crate::Device;
@@ -19,25 +20,53 @@ use crate::train::{
 };
 
 pub use comparison::{Comparison, Difference};
+use plan::ReplaySegment;
 
 /// Options of a replay.
-#[derive(Debug, Clone, PartialEq)]
+///
+/// ```
+/// use hybridnorm::lab::replay::Options;
+///
+/// let options = Options::new(120, "runs/small-replay")
+///     .with_after(10)
+///     .with_placement("pre-norm")
+///     .with_settings(["optimizer.lr=1e-3".to_owned()]);
+/// assert_eq!((options.step, options.after), (120, 10));
+/// ```
+#[derive(Debug, Clone, PartialEq, Setters)]
+#[setters(prefix = "with_", strip_option)]
+#[non_exhaustive]
 pub struct Options {
     /// Step of interest.
     pub step: u64,
     /// Number of steps to replay after it.
     pub after: u64,
     /// Placement that replaces that of the run.
+    #[setters(into)]
     pub placement: Option<String>,
     /// `section.key=value` settings on top of the run's configuration.
+    #[setters(into)]
     pub settings: Vec<String>,
     /// Run directory of the replay.
+    #[setters(into)]
     pub out: PathBuf,
     /// Locking of that directory.
     pub locking: Locking,
 }
 
 impl Options {
+    /// Returns options for replaying up to `step` without changes, into the run directory `out`.
+    pub fn new(step: u64, out: impl Into<PathBuf>) -> Self {
+        Self {
+            step,
+            after: 0,
+            placement: None,
+            settings: Vec::new(),
+            out: out.into(),
+            locking: Locking::Required,
+        }
+    }
+
     /// Returns the changes as `section.key=value` settings.
     fn changes(&self) -> Vec<String> {
         let placement = self.placement.iter();
@@ -46,7 +75,7 @@ impl Options {
     }
 
     /// Returns the text that marks an unfinished replay, so that the same replay can replace it after a kill.
-    fn purpose(&self, run: &Path) -> String {
+    fn unfinished_marker(&self, run: &Path) -> String {
         format!(
             "an unfinished replay of step {} and {} more of {}, with {:?} {:?}\n",
             self.step,
@@ -60,6 +89,7 @@ impl Options {
 
 /// Result of a replay.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Replay {
     /// Run directory of the original run.
     pub run: PathBuf,
@@ -69,8 +99,9 @@ pub struct Replay {
     pub from: u64,
     /// Changed settings.
     pub changed: Vec<String>,
-    /// Configuration changes of the run itself, which the replay followed.
-    pub followed: Vec<Followed>,
+    /// Configuration changes of the run itself, which the replay applied at the same steps.
+    #[serde(rename = "followed")]
+    pub followed: Vec<ConfigChange>,
     /// Parameters that are not in the checkpoint and start from their initial values.
     pub new_parameters: Vec<String>,
     /// Comparison of the metrics of the run and the replay.
@@ -79,15 +110,17 @@ pub struct Replay {
     pub steps: Vec<Pair>,
     /// Reason for ending early, if any.
     pub ended: Option<String>,
-    /// Tokens of the data that are used and left out.
+    /// Used and omitted tokens of the data.
     pub data: DataUse,
     /// Omissions from the data, by reason.
+    #[serde(rename = "left_out")]
     pub left_out: LeftOut,
 }
 
 /// Configuration keys that changed in the run after one of its steps.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Followed {
+#[non_exhaustive]
+pub struct ConfigChange {
     /// Step after which the new values hold.
     pub after_step: u64,
     /// Changed keys with their values.
@@ -96,6 +129,7 @@ pub struct Followed {
 
 /// One step in the run and in the replay.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Pair {
     /// Step, counted from 1.
     pub step: u64,
@@ -121,81 +155,44 @@ pub fn run(
     stop: &AtomicBool,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Option<Replay>> {
-    let originals: Vec<Metrics> = rows::read(run)?;
-    let newest = originals.last().map_or(0, |row| row.step);
-    // A diverged run has no record of the step at which it diverged.
-    if options.step == 0 || options.step > newest + 1 {
-        return Err(Error::config(format!(
-            "{}: no step {}, it did {newest}",
-            run.display(),
-            options.step
-        )));
-    }
+    let recorded: Vec<Metrics> = rows::read(run)?;
+    check_step(run, options.step, &recorded)?;
     let history = segments::read(run)?;
     let found = checkpoint::newest_before(run, options.step)?;
     for problem in &found.broken {
         on_event(Event::Note(run_directory::passed_over(problem)));
     }
     let from = found.checkpoint.as_ref().map_or(0, |(step, _)| *step);
-    let (stretches, last) = stretches::follow(run, &history, options, from)?;
+    let (segments, last) = plan::plan_segments(run, &history, options, from)?;
     let start = match found.checkpoint {
         Some((_, checkpoint)) => Start::Branch(checkpoint),
         None => Start::Fresh,
     };
-    let how = OpenOptions {
+    let open = OpenOptions {
         locking: options.locking,
-        unfinished: Some(options.purpose(run)),
+        unfinished: Some(options.unfinished_marker(run)),
     };
-    let first = stretches[0].config.clone();
-    let weights_are_given = stretches[0].other_weights;
-    let mut trainer = Trainer::open_with(first, &options.out, start, &how, device, on_event)?;
-    if from == 0 && !weights_are_given {
+    let first = segments[0].config.clone();
+    let mut trainer = Trainer::open_with(first, &options.out, start, &open, device, on_event)?;
+    if from == 0 && !segments[0].changes_weights {
         check_weights(run, &history, &trainer)?;
     }
     on_event(Event::Note(format!(
-        "doing steps {} to {last} again; the newest checkpoint before step {} is of step {from}",
+        "replaying steps {} to {last} (newest checkpoint before step {}: step {from})",
         from + 1,
         options.step
     )));
-    let mut ended = None;
-    for (at, stretch) in stretches.iter().enumerate() {
-        if at > 0 {
-            for change in &stretch.changed {
-                on_event(Event::Note(format!(
-                    "as in the run, from step {} on: {}",
-                    stretch.after + 1,
-                    history::in_words(change)
-                )));
-            }
-            trainer.change(stretch.config.clone())?;
-        }
-        let end = stretches.get(at + 1).map_or(last, |next| next.after);
-        match trainer.run_to(end, stop, on_event) {
-            Ok(outcome) if outcome.step >= end => {}
-            Ok(outcome) if outcome.step < options.step => return Ok(None),
-            Ok(_) => break,
-            Err(error @ Error::Diverged { .. }) => {
-                ended = Some(error.to_string());
-                break;
-            }
-            Err(error) => return Err(error),
-        }
-    }
+    let ended = match train(&mut trainer, &segments, last, options.step, stop, on_event)? {
+        Trained::Reached => None,
+        Trained::Diverged(problem) => Some(problem),
+        Trained::Stopped => return Ok(None),
+    };
     let replayed: Vec<Metrics> = rows::read(&options.out)?;
     trainer.finish()?;
-    let pair = |replay: Metrics| Pair {
-        step: replay.step,
-        run: originals
-            .iter()
-            .find(|row| row.step == replay.step)
-            .cloned(),
-        replay,
-    };
-    let steps: Vec<Pair> = replayed.into_iter().map(pair).collect();
-    let followed = stretches.into_iter().skip(1);
-    let followed = followed.map(|stretch| Followed {
-        after_step: stretch.after,
-        changed: stretch.changed,
+    let steps = pair_steps(&recorded, replayed);
+    let followed = segments.into_iter().skip(1).map(|segment| ConfigChange {
+        after_step: segment.after,
+        changed: segment.changed,
     });
     Ok(Some(Replay {
         run: run.to_path_buf(),
@@ -212,6 +209,74 @@ pub fn run(
     }))
 }
 
+/// Checks that a run has a step. A diverged run has no record of the step at which it diverged.
+fn check_step(run: &Path, step: u64, recorded: &[Metrics]) -> Result<()> {
+    let newest = recorded.last().map_or(0, |row| row.step);
+    match (1..=newest + 1).contains(&step) {
+        true => Ok(()),
+        false => Err(Error::invalid_value(
+            "step",
+            format!(
+                "{}: step = {step}, expected 1 to {}: the run did {newest} steps",
+                run.display(),
+                newest + 1
+            ),
+        )),
+    }
+}
+
+/// End of a training.
+enum Trained {
+    /// The step of interest was reached.
+    Reached,
+    /// Training ended early, with this problem.
+    Diverged(String),
+    /// Training was stopped before the step of interest.
+    Stopped,
+}
+
+/// Trains the segments up to step `last`, each with its own configuration.
+fn train(
+    trainer: &mut Trainer,
+    segments: &[ReplaySegment],
+    last: u64,
+    step: u64,
+    stop: &AtomicBool,
+    on_event: &mut dyn FnMut(Event<'_>),
+) -> Result<Trained> {
+    for (at, segment) in segments.iter().enumerate() {
+        if at > 0 {
+            for change in &segment.changed {
+                on_event(Event::Note(format!(
+                    "as in the run, from step {} on: {}",
+                    segment.after + 1,
+                    history::in_words(change)
+                )));
+            }
+            trainer.change(segment.config.clone())?;
+        }
+        let end = segments.get(at + 1).map_or(last, |next| next.after);
+        match trainer.run_to(end, stop, on_event) {
+            Ok(outcome) if outcome.step >= end => {}
+            Ok(outcome) if outcome.step < step => return Ok(Trained::Stopped),
+            Ok(_) => break,
+            Err(error @ Error::Diverged { .. }) => return Ok(Trained::Diverged(error.to_string())),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Trained::Reached)
+}
+
+/// Pairs the replayed steps with those of the run.
+fn pair_steps(recorded: &[Metrics], replayed: Vec<Metrics>) -> Vec<Pair> {
+    let pair = |replay: Metrics| Pair {
+        step: replay.step,
+        run: recorded.iter().find(|row| row.step == replay.step).cloned(),
+        replay,
+    };
+    replayed.into_iter().map(pair).collect()
+}
+
 /// Checks that a run initialized from a checkpoint starts from the same weights again, by SHA-256.
 fn check_weights(run: &Path, history: &[Segment], trainer: &Trainer) -> Result<()> {
     let recorded = history.first().filter(|first| first.after_step == 0);
@@ -220,11 +285,14 @@ fn check_weights(run: &Path, history: &[Segment], trainer: &Trainer) -> Result<(
     };
     match trainer.segment().weights.as_deref() {
         Some(found) if found == recorded => Ok(()),
-        found => Err(Error::config(format!(
-            "{}: the weights at [init] from are not those that the run began with (SHA-256 {recorded}, \
-             now {}); put those back, or replay a step behind the first checkpoint",
-            run.display(),
-            found.unwrap_or("none")
-        ))),
+        found => Err(Error::invalid_value(
+            "init.from",
+            format!(
+                "{}: the weights at init.from have changed since the run started (SHA-256 {recorded}, now {}); \
+                 restore them, or replay a step after the first checkpoint",
+                run.display(),
+                found.unwrap_or("none")
+            ),
+        )),
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! Each side of a comparison may be the best of several alternatives, selected on the same values that are
 //! compared. The best of `k` equal means is biased low by the selection, and a plain t-test takes that bias for
-//! a difference. [`paired_of_best`] therefore replaces the standard normal variable in the numerator of t by the
-//! maximum of `k` independent ones (the Studentized maximum). With `k = 1` this is Student's t.
+//! a difference. [`paired_t_test_with_selection`] therefore replaces the standard normal variable in the numerator
+//! of t by the maximum of `k` independent ones (the Studentized maximum). With `k = 1` this is Student's t.
 
 #[cfg(test)]
 mod tests;
@@ -13,12 +13,22 @@ use statrs::distribution::{ContinuousCDF, StudentsT};
 use statrs::function::erf::{erfc, erfc_inv};
 use statrs::function::gamma::ln_gamma;
 
-/// Largest number of seeds that [`seeds_needed`] considers.
-pub const MOST_SEEDS: u64 = 10_000;
+/// Largest number of seeds that [`required_seeds`] considers.
+pub const MAX_SEEDS: u64 = 10_000;
 
 /// Summary statistics of a sample.
+///
+/// ```
+/// use hybridnorm::lab::stats::{Summary, median};
+///
+/// let losses = [3.0, 3.2, 3.7];
+/// let summary = Summary::of(&losses).unwrap();
+/// assert_eq!((summary.n, summary.max), (3, 3.7));
+/// assert_eq!(median(&losses), Some(3.2));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct Summary {
     /// Number of values.
     pub n: usize,
@@ -65,7 +75,8 @@ pub fn median(values: &[f64]) -> Option<f64> {
 /// Two-sided t-test of the null hypothesis that the mean of paired differences is 0.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Paired {
+#[non_exhaustive]
+pub struct PairedTest {
     /// Number of differences.
     pub n: usize,
     /// Mean difference.
@@ -86,8 +97,16 @@ pub struct Paired {
 ///
 /// `None` for fewer than 2 differences, for a difference that is not finite, and for a level outside (0, 1).
 /// With zero variance, `p` is 0, or 1 if all differences are 0.
-pub fn paired(differences: &[f64], level: f64) -> Option<Paired> {
-    paired_of_best(differences, level, 1, 1)
+///
+/// ```
+/// use hybridnorm::lab::stats::paired_t_test;
+///
+/// let differences = [-0.11, -0.09, -0.10];
+/// let test = paired_t_test(&differences, 0.95).unwrap();
+/// assert!(test.p < 0.01 && test.high < 0.0);
+/// ```
+pub fn paired_t_test(differences: &[f64], level: f64) -> Option<PairedTest> {
+    paired_t_test_with_selection(differences, level, 1, 1)
 }
 
 /// Tests paired differences `first - second`, lower being better, where `first` is the best by mean
@@ -96,13 +115,13 @@ pub fn paired(differences: &[f64], level: f64) -> Option<Paired> {
 /// Selection of `first` biases the difference low: it raises the upper end of the interval, and `p` if the mean
 /// is negative. Selection of `second` does the opposite. `p < 1 - level` if and only if the interval excludes 0.
 /// With counts of 1 both are exact; otherwise they are conservative, since they assume that all alternatives are
-/// equally good and independent, and the other side constant. Otherwise as [`paired`].
-pub fn paired_of_best(
+/// equally good and independent, and the other side constant. Otherwise as [`paired_t_test`].
+pub fn paired_t_test_with_selection(
     differences: &[f64],
     level: f64,
     first_of: usize,
     second_of: usize,
-) -> Option<Paired> {
+) -> Option<PairedTest> {
     let Summary { n, mean, sd, .. } = Summary::of(differences)?;
     let sd = sd?;
     if !(level > 0.0 && level < 1.0) {
@@ -116,11 +135,11 @@ pub fn paired_of_best(
         None if mean == 0.0 => 1.0,
         None => 0.0,
         Some(t) => {
-            let chosen_of = if t < 0.0 { first_of } else { second_of };
-            (2.0 * student.tail(t.abs(), chosen_of)).min(1.0)
+            let selected_of = if t < 0.0 { first_of } else { second_of };
+            (2.0 * student.tail(t.abs(), selected_of)).min(1.0)
         }
     };
-    Some(Paired {
+    Some(PairedTest {
         n,
         mean,
         sd,
@@ -141,6 +160,10 @@ pub fn t_critical(tail: f64, freedom: usize) -> Option<f64> {
 /// Adjusts p values for multiple comparisons by Holm's step-down procedure (Scandinavian Journal of Statistics
 /// 6, 1979), in the order given: rejecting those below α keeps the probability of any false rejection (the
 /// family-wise error rate) at α.
+///
+/// ```
+/// assert_eq!(hybridnorm::lab::stats::holm(&[0.5, 0.01]), [0.5, 0.02]);
+/// ```
 pub fn holm(p: &[f64]) -> Vec<f64> {
     let mut order: Vec<usize> = (0..p.len()).collect();
     order.sort_by(|&a, &b| p[a].total_cmp(&p[b]));
@@ -157,20 +180,26 @@ pub fn holm(p: &[f64]) -> Vec<f64> {
 /// difference of `difference` with a power of at least `power`, if the differences have the standard deviation
 /// `sd`.
 ///
-/// `None` if [`MOST_SEEDS`] are too few, if `difference` is 0, and for arguments out of range; `power` must be
+/// `None` if [`MAX_SEEDS`] are too few, if `difference` is 0, and for arguments out of range; `power` must be
 /// at least 0.5 and below 1.
-pub fn seeds_needed(difference: f64, sd: f64, alpha: f64, power: f64) -> Option<u64> {
-    seeds_needed_of_best(difference, sd, alpha, power, 1)
+///
+/// ```
+/// use hybridnorm::lab::stats::required_seeds;
+///
+/// assert_eq!(required_seeds(0.02, 0.02, 0.05, 0.8), Some(10));
+/// ```
+pub fn required_seeds(difference: f64, sd: f64, alpha: f64, power: f64) -> Option<u64> {
+    required_seeds_with_selection(difference, sd, alpha, power, 1)
 }
 
-/// As [`seeds_needed`], for the test of [`paired_of_best`] where the better side is the best of `chosen_of`
-/// alternatives.
-pub fn seeds_needed_of_best(
+/// As [`required_seeds`], for the test of [`paired_t_test_with_selection`] where the better side is the best of
+/// `selected_of` alternatives.
+pub fn required_seeds_with_selection(
     difference: f64,
     sd: f64,
     alpha: f64,
     power: f64,
-    chosen_of: usize,
+    selected_of: usize,
 ) -> Option<u64> {
     let difference_usable = difference.is_finite() && difference != 0.0;
     let sd_usable = sd.is_finite() && sd >= 0.0;
@@ -180,25 +209,25 @@ pub fn seeds_needed_of_best(
     }
     let effect = difference.abs() / sd;
     // The solution for known sd, with its usual correction, is close: few steps remain.
-    let each = -((-alpha / 2.0).ln_1p() / chosen_of.max(1) as f64).exp_m1();
+    let each = -((-alpha / 2.0).ln_1p() / selected_of.max(1) as f64).exp_m1();
     let critical = upper_quantile(each);
     let known = ((critical + upper_quantile(1.0 - power)) / effect).powi(2);
-    if known > (MOST_SEEDS + 1) as f64 {
+    if known > (MAX_SEEDS + 1) as f64 {
         return None;
     }
-    let enough = |n: u64| power_of(effect, n, alpha, chosen_of) >= power;
-    let mut n = ((known + critical.powi(2) / 2.0) as u64).clamp(2, MOST_SEEDS);
+    let enough = |n: u64| power_of(effect, n, alpha, selected_of) >= power;
+    let mut n = ((known + critical.powi(2) / 2.0) as u64).clamp(2, MAX_SEEDS);
     while n > 2 && enough(n - 1) {
         n -= 1;
     }
-    while n <= MOST_SEEDS && !enough(n) {
+    while n <= MAX_SEEDS && !enough(n) {
         n += 1;
     }
-    (n <= MOST_SEEDS).then_some(n)
+    (n <= MAX_SEEDS).then_some(n)
 }
 
 /// Returns the power of the test if the true mean is `effect` standard deviations from 0.
-fn power_of(effect: f64, n: u64, alpha: f64, chosen_of: usize) -> f64 {
+fn power_of(effect: f64, n: u64, alpha: f64, selected_of: usize) -> f64 {
     let Some(student) = Student::new(n as usize - 1) else {
         return 0.0;
     };
@@ -206,7 +235,7 @@ fn power_of(effect: f64, n: u64, alpha: f64, chosen_of: usize) -> f64 {
     if shift.is_infinite() {
         return 1.0;
     }
-    let critical = student.critical(alpha / 2.0, chosen_of);
+    let critical = student.critical(alpha / 2.0, selected_of);
     student.shifted_tail(critical, shift) + student.shifted_tail(critical, -shift)
 }
 

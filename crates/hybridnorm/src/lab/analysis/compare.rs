@@ -1,6 +1,6 @@
 //! Comparisons of placements with the baseline.
 
-use super::super::stats::{self, Paired};
+use super::super::stats::{self, PairedTest};
 use super::sweep::Sweep;
 use super::{Comparison, Edge, PlacementSummary, Rules, Verdict};
 
@@ -42,44 +42,28 @@ fn compare(
     throughput_ratio: Option<f64>,
     rules: &Rules,
 ) -> Result<(Comparison, f64), String> {
-    if let Some(problem) = rules.problem() {
-        return Err(problem);
-    }
+    rules.validate().map_err(|error| error.to_string())?;
     let baseline = baseline.ok_or("the study has no runs of the baseline")?;
-    let best = sweep.best().ok_or_else(|| sweep.why_no_best().to_owned())?;
-    let theirs =
-        (baseline.best()).ok_or_else(|| format!("the baseline has {}", baseline.why_no_best()))?;
+    let best = sweep
+        .best()
+        .ok_or_else(|| sweep.no_best_reason().to_owned())?;
+    let theirs = (baseline.best())
+        .ok_or_else(|| format!("the baseline has {}", baseline.no_best_reason()))?;
     let pairs: Vec<(f64, f64)> = best.pairs(theirs).collect();
     let differences: Vec<f64> = pairs.iter().map(|(ours, theirs)| ours - theirs).collect();
-    let level = 1.0 - rules.alpha / comparisons as f64;
-    let (first_of, second_of) = (sweep.contenders(), baseline.contenders());
-    let difference = stats::paired_of_best(&differences, level, first_of, second_of)
-        .ok_or("fewer than 2 seeds in common with the baseline")?;
-    let verdict = match verdict(&difference, rules.margin) {
-        // One of them may be better at a learning rate that was not compared.
-        Verdict::Equivalent
-            if may_be_better(sweep, rules.margin) || may_be_better(baseline, rules.margin) =>
-        {
-            Verdict::Indistinguishable
-        }
-        found => found,
-    };
-    if let Some(reason) = objection(verdict, sweep, baseline, difference.mean, rules.margin) {
-        return Err(reason);
-    }
+    let alpha = rules.alpha / comparisons as f64;
+    let (first_of, second_of) = (sweep.statistically_tied(), baseline.statistically_tied());
+    let difference =
+        stats::paired_t_test_with_selection(&differences, 1.0 - alpha, first_of, second_of)
+            .ok_or("fewer than 2 seeds in common with the baseline")?;
+    let verdict = decided_verdict(&difference, sweep, baseline, rules.margin)?;
     let (ours, theirs): (Vec<f64>, Vec<f64>) = pairs.into_iter().unzip();
-    let mean = |losses: Vec<f64>| losses.iter().sum::<f64>() / losses.len() as f64;
-    let (loss, baseline_loss) = (mean(ours), mean(theirs));
-    let beyond = difference.mean.abs() - rules.margin;
-    let p_alone = p_beyond(&differences, rules.margin, first_of, second_of);
-    let chosen_of = match difference.mean < 0.0 {
+    let (loss, baseline_loss) = (mean(&ours), mean(&theirs));
+    let p_alone = p_beyond_margin(&differences, rules.margin, first_of, second_of);
+    let lower_of = match difference.mean < 0.0 {
         true => first_of,
         false => second_of,
     };
-    let alpha = rules.alpha / comparisons as f64;
-    let seeds = (beyond > 0.0)
-        .then(|| stats::seeds_needed_of_best(beyond, difference.sd, alpha, rules.power, chosen_of))
-        .flatten();
     let compute_gain = compute_gain(loss, baseline_loss, rules);
     let found = Comparison {
         pairs: difference.n,
@@ -89,7 +73,7 @@ fn compare(
         p_adjusted: (p_alone * comparisons as f64).min(1.0),
         p_holm: 1.0,
         verdict,
-        seeds_to_resolve: seeds,
+        seeds_to_resolve: required_seeds(&difference, alpha, lower_of, rules),
         compute_gain,
         throughput_ratio,
         effective_speedup: compute_gain.zip(throughput_ratio).map(|(a, b)| a * b),
@@ -97,8 +81,49 @@ fn compare(
     Ok((found, p_alone))
 }
 
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
+/// Returns the number of seeds that detect a difference of the observed size as beyond the margin.
+fn required_seeds(
+    difference: &PairedTest,
+    alpha: f64,
+    selected_of: usize,
+    rules: &Rules,
+) -> Option<u64> {
+    let beyond = difference.mean.abs() - rules.margin;
+    let sd = difference.sd;
+    match beyond > 0.0 {
+        true => stats::required_seeds_with_selection(beyond, sd, alpha, rules.power, selected_of),
+        false => None,
+    }
+}
+
+/// Returns the verdict of the interval, unless a learning rate that was not compared could reverse it.
+fn decided_verdict(
+    difference: &PairedTest,
+    sweep: &Sweep,
+    baseline: &Sweep,
+    margin: f64,
+) -> Result<Verdict, String> {
+    let verdict = match verdict(difference, margin) {
+        // One of them may be better at a learning rate that was not compared.
+        Verdict::Equivalent
+            if may_have_lower_loss(sweep, margin) || may_have_lower_loss(baseline, margin) =>
+        {
+            Verdict::Indistinguishable
+        }
+        found => found,
+    };
+    match undecided_reason(verdict, sweep, baseline, difference.mean, margin) {
+        Some(reason) => Err(reason),
+        None => Ok(verdict),
+    }
+}
+
 /// Returns the verdict of the interval.
-fn verdict(difference: &Paired, margin: f64) -> Verdict {
+fn verdict(difference: &PairedTest, margin: f64) -> Verdict {
     match () {
         () if difference.high < -margin => Verdict::Better,
         () if difference.low > margin => Verdict::Worse,
@@ -108,19 +133,20 @@ fn verdict(difference: &Paired, margin: f64) -> Verdict {
 }
 
 /// Returns the two-sided p value for the difference not being beyond the margin on its observed side.
-fn p_beyond(differences: &[f64], margin: f64, first_of: usize, second_of: usize) -> f64 {
+fn p_beyond_margin(differences: &[f64], margin: f64, first_of: usize, second_of: usize) -> f64 {
     let mean = differences.iter().sum::<f64>() / differences.len() as f64;
     let shift = if mean < 0.0 { margin } else { -margin };
     if mean.abs() <= margin && margin > 0.0 {
         return 1.0;
     }
     let shifted: Vec<f64> = differences.iter().map(|value| value + shift).collect();
-    stats::paired_of_best(&shifted, 0.5, first_of, second_of).map_or(1.0, |test| test.p)
+    stats::paired_t_test_with_selection(&shifted, 0.5, first_of, second_of)
+        .map_or(1.0, |test| test.p)
 }
 
 /// Returns the reason to reject a verdict of the interval: the losing side may have a better learning rate than
 /// the one compared.
-fn objection(
+fn undecided_reason(
     verdict: Verdict,
     sweep: &Sweep,
     baseline: &Sweep,
@@ -134,7 +160,7 @@ fn objection(
     };
     let side = if difference < 0.0 { "below" } else { "above" };
     let nats = format!("{:.3} nats {side} the baseline", difference.abs());
-    let seen = format!("{nats} at the rates tried");
+    let observed = format!("{nats} at the learning rates tried");
     if let Some((edge, lr)) = loser.edge_within(margin) {
         let edge = match edge {
             Edge::Lowest => "lowest",
@@ -148,25 +174,25 @@ fn objection(
         };
         return Some(match loser.edge() {
             Some(_) => format!(
-                "undecided: {whose} best rate is at the edge of the grid, the {edge} tried, and a better \
-                 one may lie outside; {seen}"
+                "undecided: {whose} best learning rate is at the edge of the grid (the {edge} tried), and a \
+                 better one may lie outside; {observed}"
             ),
             None => format!(
-                "undecided: the edge of the grid, {lr}, the {edge} rate tried, is within the margin of \
-                 {whose} best rate, and a better one may lie outside; {seen}"
+                "undecided: the edge of the grid, {lr} (the {edge} tried), is within the margin of {whose} best \
+                 learning rate, and a better one may lie outside; {observed}"
             ),
         });
     }
-    let lr = loser.better_but_for_failures()?;
+    let lr = loser.lower_loss_with_failed_seeds()?;
     Some(format!(
-        "undecided: at learning rate {lr} some of {whose} runs were lost or had not learned yet, and \
-         the others have a lower loss than at {whose} best rate; {seen}"
+        "undecided: at learning rate {lr} some of {whose} runs diverged or had not learned yet, and the remaining \
+         ones have a lower loss than at {whose} best learning rate; {observed}"
     ))
 }
 
 /// True if a learning rate that was not compared may have a lower loss.
-fn may_be_better(sweep: &Sweep, margin: f64) -> bool {
-    sweep.edge_within(margin).is_some() || sweep.better_but_for_failures().is_some()
+fn may_have_lower_loss(sweep: &Sweep, margin: f64) -> bool {
+    sweep.edge_within(margin).is_some() || sweep.lower_loss_with_failed_seeds().is_some()
 }
 
 fn compute_gain(loss: f64, baseline_loss: f64, rules: &Rules) -> Option<f64> {

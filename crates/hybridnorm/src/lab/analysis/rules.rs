@@ -1,14 +1,19 @@
 //! Rules of the analysis.
 
+use derive_setters::Setters;
 use serde::{Deserialize, Serialize};
 
 use crate::digits::written;
+use crate::error::{Error, Result};
 
 /// Rules by which runs are classified and placements compared.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Setters)]
+#[setters(prefix = "with_", strip_option)]
 #[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
 pub struct Rules {
     /// Placement that all others are compared with.
+    #[setters(into)]
     pub baseline: String,
     /// Largest probability of any false claim that a placement is better or worse (family-wise error rate);
     /// confidence intervals have the simultaneous level `1 - alpha` over all comparisons.
@@ -18,7 +23,8 @@ pub struct Rules {
     pub margin: f64,
     /// A run has diverged if its final loss is this much above the best median loss of its placement, in nats,
     /// at a learning rate at or above the one with that median.
-    pub lost_above: f64,
+    #[serde(rename = "lost_above")]
+    pub diverged_above_best: f64,
     /// Statistical power at [`Comparison::seeds_to_resolve`](super::Comparison::seeds_to_resolve) seeds.
     pub power: f64,
     /// Loss above a placement's best that its learning rate tolerance allows, in nats.
@@ -40,7 +46,7 @@ impl Default for Rules {
             baseline: "pre-norm".to_owned(),
             alpha: 0.05,
             margin: 0.01,
-            lost_above: 0.3,
+            diverged_above_best: 0.3,
             power: 0.8,
             tolerance: 0.05,
             irreducible_loss: 1.6,
@@ -51,61 +57,83 @@ impl Default for Rules {
 }
 
 impl Rules {
-    /// Returns a one-line message that names the first invalid key, if there is one. [`analyse`](super::analyse)
-    /// then compares nothing and reports the message as the reason.
-    pub fn problem(&self) -> Option<String> {
-        let not_negative = |value: f64| value.is_finite() && value >= 0.0;
+    /// Checks all values. [`analyse`](super::analyse) compares nothing by invalid rules and reports the error as
+    /// the reason.
+    ///
+    /// # Errors
+    /// If a value is out of range.
+    ///
+    /// ```
+    /// use hybridnorm::lab::analysis::Rules;
+    ///
+    /// let rules = Rules::default().with_baseline("post-norm").with_alpha(1.5);
+    /// let error = rules.validate().unwrap_err().to_string();
+    /// assert_eq!(error, "alpha = 1.5, expected between 0 and 1");
+    /// ```
+    pub fn validate(&self) -> Result<()> {
+        self.validate_as("")
+    }
+
+    /// As [`Rules::validate`], with a prefix of the keys in errors.
+    pub(in crate::lab) fn validate_as(&self, prefix: &str) -> Result<()> {
+        let is_probability = self.alpha > 0.0 && self.alpha < 1.0;
+        let is_power = (0.5..1.0).contains(&self.power);
         let checks = [
-            (
-                "alpha",
-                self.alpha,
-                self.alpha > 0.0 && self.alpha < 1.0,
-                "must lie between 0 and 1",
-            ),
-            (
-                "margin",
-                self.margin,
-                not_negative(self.margin),
-                "must not be negative",
-            ),
-            (
-                "lost_above",
-                self.lost_above,
-                not_negative(self.lost_above) && self.lost_above > 0.0,
-                "must be above 0",
-            ),
-            (
-                "power",
-                self.power,
-                (0.5..1.0).contains(&self.power),
-                "must be at least 0.5 and below 1",
-            ),
-            (
-                "tolerance",
-                self.tolerance,
-                not_negative(self.tolerance),
-                "must not be negative",
-            ),
-            (
-                "irreducible_loss",
-                self.irreducible_loss,
-                not_negative(self.irreducible_loss),
-                "must not be negative",
-            ),
-            (
-                "compute_exponent",
-                self.compute_exponent,
-                not_negative(self.compute_exponent) && self.compute_exponent > 0.0,
-                "must be above 0",
-            ),
-            (
-                "loss_cap",
-                self.loss_cap.unwrap_or_default(),
-                self.loss_cap.is_none_or(not_negative),
-                "must not be negative",
-            ),
+            ("alpha", self.alpha, is_probability, "between 0 and 1"),
+            at_least_0("margin", self.margin),
+            above_0("lost_above", self.diverged_above_best),
+            ("power", self.power, is_power, "at least 0.5 and below 1"),
+            at_least_0("tolerance", self.tolerance),
+            at_least_0("irreducible_loss", self.irreducible_loss),
+            above_0("compute_exponent", self.compute_exponent),
+            at_least_0("loss_cap", self.loss_cap.unwrap_or_default()),
         ];
-        let (key, value, _, expected) = checks.into_iter().find(|(_, _, right, _)| !right)?;
-        Some(format!("{key} = {} {expected}", written(value)))
+        match checks.into_iter().find(|(_, _, is_valid, _)| !is_valid) {
+            None => Ok(()),
+            Some((key, value, _, expected)) => Err(Error::out_of_range(
+                format!("{prefix}{key}"),
+                written(value),
+                expected,
+            )),
+        }
+    }
+}
+
+/// Key, value, true if it is valid, and the allowed range.
+type Check = (&'static str, f64, bool, &'static str);
+
+fn at_least_0(key: &'static str, value: f64) -> Check {
+    (key, value, value.is_finite() && value >= 0.0, "at least 0")
+}
+
+fn above_0(key: &'static str, value: f64) -> Check {
+    (key, value, value.is_finite() && value > 0.0, "above 0")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_are_checked_and_read() {
+        assert!(Rules::default().validate().is_ok());
+        let rules: Rules = toml::from_str("alpha = 0.01\nloss_cap = 7.0").unwrap();
+        assert_eq!(
+            (rules.alpha, rules.power, rules.loss_cap),
+            (0.01, 0.8, Some(7.0))
+        );
+        assert!(toml::from_str::<Rules>("alpah = 0.01").is_err());
+        for (key, bad) in [
+            ("alpha", "0.0"),
+            ("power", "0.4"),
+            ("tolerance", "-0.1"),
+            ("irreducible_loss", "nan"),
+            ("compute_exponent", "0.0"),
+            ("loss_cap", "inf"),
+        ] {
+            let rules: Rules = toml::from_str(&format!("{key} = {bad}")).unwrap();
+            let found = rules.validate().unwrap_err().to_string();
+            assert!(found.starts_with(key), "{found}");
+        }
     }
 }

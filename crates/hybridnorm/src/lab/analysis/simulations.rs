@@ -91,8 +91,8 @@ fn losses(points: &[Point], placement: &str, seeds: u64, on_others: bool) -> Vec
     };
     let at_chosen = |seed: u64| {
         let sum = |lr: &f64| -> f64 {
-            let judges = (0..seeds).filter(|&other| !on_others || other != seed);
-            judges.map(|other| loss(*lr, other)).sum()
+            let selecting_seeds = (0..seeds).filter(|&other| !on_others || other != seed);
+            selecting_seeds.map(|other| loss(*lr, other)).sum()
         };
         let lr = RATES.into_iter().min_by(|a, b| sum(a).total_cmp(&sum(b)));
         loss(lr.unwrap(), seed)
@@ -107,7 +107,7 @@ fn plain_claim(points: &[Point], placements: usize, seeds: u64, on_others: bool)
         .map(|index| {
             let own = losses(points, &format!("variant-{index}"), seeds, on_others);
             let differences: Vec<f64> = own.iter().zip(&baseline).map(|(a, b)| a - b).collect();
-            stats::paired(&differences, 0.95).unwrap().p
+            stats::paired_t_test(&differences, 0.95).unwrap().p
         })
         .collect();
     stats::holm(&p).into_iter().any(|p| p < 0.05)
@@ -118,7 +118,7 @@ fn shares(truths: &[Truth], seeds: u64, studies: usize, others: bool) -> Shares 
     // Without a margin, claims are most frequent. High losses at the edges of the grid do not count as diverged.
     let rules = Rules {
         margin: 0.0,
-        lost_above: 1.0,
+        diverged_above_best: 1.0,
         ..Rules::default()
     };
     let (mut shares, each) = (Shares::default(), 1.0 / studies as f64);
@@ -134,7 +134,7 @@ fn shares(truths: &[Truth], seeds: u64, studies: usize, others: bool) -> Shares 
         let (better, worse) = (says(Verdict::Better), says(Verdict::Worse));
         let first = analysis.placements[1].against.as_ref();
         let is_covered = first.is_none_or(|first| {
-            let Paired { low, high, .. } = first.difference;
+            let PairedTest { low, high, .. } = first.difference;
             low <= difference && difference <= high
         });
         shares.better += each * f64::from(better);
@@ -188,7 +188,7 @@ fn studies_without_a_difference_claim_one_in_at_most_alpha() {
 }
 
 #[test]
-fn a_flatter_curve_is_not_called_better() {
+fn a_flatter_curve_is_not_better() {
     for seeds in [3, 5] {
         for (baseline, variant) in [(STEEP, 0.0), (1.0, 0.0)] {
             let found = shares(&null(baseline, variant, 7), seeds, STUDIES, false);
@@ -234,10 +234,10 @@ fn power_is_as_computed() {
 }
 
 #[test]
-fn seeds_to_resolve_suffice() {
+fn required_seeds_suffice() {
     for effect in [1.0, 1.5] {
         let sd = NOISE * 2.0_f64.sqrt();
-        let seeds = stats::seeds_needed(effect * sd, sd, 0.05, 0.8).unwrap();
+        let seeds = stats::required_seeds(effect * sd, sd, 0.05, 0.8).unwrap();
         let found = shares(&better_by(effect), seeds, STUDIES, false);
         assert!(found.better >= 0.8 - margin(0.8, STUDIES), "{found:?}");
         let fewer = shares(&better_by(effect), seeds - 1, STUDIES, false);

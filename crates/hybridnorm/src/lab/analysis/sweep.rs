@@ -3,35 +3,35 @@
 use std::collections::BTreeMap;
 
 use super::super::stats::{self, Summary};
-use super::{Best, Edge, Outcome, PlacementSummary, Point, RateSummary, Rules, Span};
+use super::{Best, Edge, LrRange, Outcome, PlacementSummary, Point, RateSummary, Rules};
 
 /// Probability of excluding a learning rate that is as good as the best. Smaller than any usual α, so that this
 /// error hardly adds to that of the comparison.
-const MISSED: f64 = 0.01;
+const TIE_ALPHA: f64 = 0.01;
 
 /// All runs of a placement.
 pub(super) struct Sweep<'a> {
     pub name: &'a str,
     points: Vec<&'a Point>,
     /// By ascending learning rate.
-    rates: Vec<Rate>,
+    rates: Vec<LearningRateRuns>,
     /// Indices of the learning rates compared on equal seeds.
     candidates: Vec<usize>,
     best: Option<usize>,
 }
 
 /// All runs of a placement at one learning rate.
-pub(super) struct Rate {
+pub(super) struct LearningRateRuns {
     lr: f64,
     /// Outcomes by seed.
     runs: BTreeMap<u64, Outcome>,
 }
 
-impl Rate {
-    fn count(&self, wanted: impl Fn(Outcome) -> bool) -> usize {
+impl LearningRateRuns {
+    fn count(&self, is_counted: impl Fn(Outcome) -> bool) -> usize {
         self.runs
             .values()
-            .filter(|&&outcome| wanted(outcome))
+            .filter(|&&outcome| is_counted(outcome))
             .count()
     }
 
@@ -104,7 +104,7 @@ impl Rate {
 
 impl<'a> Sweep<'a> {
     /// Returns one sweep per placement, in order of first appearance.
-    pub fn all(points: &'a [Point], lost_above: f64) -> Vec<Self> {
+    pub fn all(points: &'a [Point], diverged_above_best: f64) -> Vec<Self> {
         let mut groups: Vec<(&str, Vec<&Point>)> = Vec::new();
         for point in points {
             match groups.iter_mut().find(|(name, _)| *name == point.placement) {
@@ -112,12 +112,12 @@ impl<'a> Sweep<'a> {
                 None => groups.push((&point.placement, vec![point])),
             }
         }
-        let sweep = |(name, points)| Self::of(name, points, lost_above);
+        let sweep = |(name, points)| Self::of(name, points, diverged_above_best);
         groups.into_iter().map(sweep).collect()
     }
 
-    fn of(name: &'a str, points: Vec<&'a Point>, lost_above: f64) -> Self {
-        let mut rates: Vec<Rate> = Vec::new();
+    fn of(name: &'a str, points: Vec<&'a Point>, diverged_above_best: f64) -> Self {
+        let mut rates: Vec<LearningRateRuns> = Vec::new();
         for point in &points {
             let outcome = match point.result {
                 Outcome::Loss(loss) | Outcome::NotLearned(loss) if !loss.is_finite() => {
@@ -128,7 +128,7 @@ impl<'a> Sweep<'a> {
             let index = match rates.iter().position(|rate| rate.lr == point.lr) {
                 Some(index) => index,
                 None => {
-                    rates.push(Rate {
+                    rates.push(LearningRateRuns {
                         lr: point.lr,
                         runs: BTreeMap::new(),
                     });
@@ -138,7 +138,7 @@ impl<'a> Sweep<'a> {
             rates[index].runs.insert(point.seed, outcome);
         }
         rates.sort_by(|a, b| a.lr.total_cmp(&b.lr));
-        mark_lost(&mut rates, lost_above);
+        mark_diverged(&mut rates, diverged_above_best);
         let candidates = candidates(&rates);
         let mean = |index: &usize| rates[*index].mean().unwrap_or(f64::INFINITY);
         let best = (candidates.iter().copied()).min_by(|a, b| mean(a).total_cmp(&mean(b)));
@@ -158,13 +158,13 @@ impl<'a> Sweep<'a> {
     }
 
     /// Returns the runs at the best learning rate.
-    pub fn best(&self) -> Option<&Rate> {
+    pub fn best(&self) -> Option<&LearningRateRuns> {
         self.best.map(|index| &self.rates[index])
     }
 
     /// Returns the reason why there is no best learning rate.
-    pub fn why_no_best(&self) -> &'static str {
-        let learned = |rate: &Rate| rate.not_learned() < rate.runs.len();
+    pub fn no_best_reason(&self) -> &'static str {
+        let learned = |rate: &LearningRateRuns| rate.not_learned() < rate.runs.len();
         match self.rates.iter().any(learned) {
             true => "no learning rate at which every seed finished",
             false => "not learned yet at any learning rate: the study's budget is too short",
@@ -201,9 +201,9 @@ impl<'a> Sweep<'a> {
 
     /// Returns a learning rate at which some seeds failed and the mean loss of the remaining ones is below that
     /// of the same seeds at the best learning rate.
-    pub fn better_but_for_failures(&self) -> Option<f64> {
+    pub fn lower_loss_with_failed_seeds(&self) -> Option<f64> {
         let best = self.best()?;
-        let is_better = |rate: &&Rate| {
+        let is_better = |rate: &&LearningRateRuns| {
             let differences: Vec<f64> = rate.pairs(best).map(|(ours, best)| ours - best).collect();
             let failed = rate.diverged() + rate.not_learned() > 0;
             failed && differences.iter().sum::<f64>() < 0.0
@@ -213,25 +213,25 @@ impl<'a> Sweep<'a> {
 
     /// Returns the mean loss at each learning rate that has one.
     pub fn mean_losses(&self) -> impl Iterator<Item = f64> {
-        self.rates.iter().filter_map(Rate::mean)
+        self.rates.iter().filter_map(LearningRateRuns::mean)
     }
 
-    /// Returns the number of contenders; see [`Best::contenders`].
+    /// Returns the number of statistically tied learning rates; see [`Best::statistically_tied`].
     ///
     /// The noise is the interaction of learning rates and seeds in the better half of the learning rates: a
     /// common seed effect does not influence the choice, and bad learning rates are often noisier.
-    pub fn contenders(&self) -> usize {
+    pub fn statistically_tied(&self) -> usize {
         let halved = self.rates.iter().filter(|rate| rate.halved() > 0).count();
         let mut rows: Vec<(f64, Vec<f64>)> = (self.candidates.iter())
             .filter_map(|&index| Some((self.rates[index].mean()?, self.rates[index].losses())))
             .collect();
         rows.sort_by(|a, b| a.0.total_cmp(&b.0));
         let better = &rows[..(rows.len() / 2 + 1).min(rows.len())];
-        match distance_by_luck(better) {
+        match significant_difference(better) {
             None => rows.len() + halved,
-            Some(distance) => {
-                let contending = |row: &&(f64, Vec<f64>)| row.0 - rows[0].0 <= distance;
-                rows.iter().filter(contending).count() + halved
+            Some(limit) => {
+                let is_tied = |row: &&(f64, Vec<f64>)| row.0 - rows[0].0 <= limit;
+                rows.iter().filter(is_tied).count() + halved
             }
         }
     }
@@ -245,7 +245,7 @@ impl<'a> Sweep<'a> {
         let spikes = self.points.iter().map(|point| point.spikes);
         PlacementSummary {
             placement: self.name.to_owned(),
-            rates: self.rates.iter().map(Rate::summary).collect(),
+            rates: self.rates.iter().map(LearningRateRuns::summary).collect(),
             best: self.best_summary(),
             largest_stable_lr: (self.rates.iter())
                 .take_while(|rate| rate.diverged() == 0)
@@ -269,11 +269,11 @@ impl<'a> Sweep<'a> {
             lr: self.rates[index].lr,
             loss: self.rates[index].loss()?,
             at_edge: self.edge(),
-            contenders: self.contenders(),
+            statistically_tied: self.statistically_tied(),
         })
     }
 
-    fn tolerance(&self, tolerance: f64) -> Option<Span> {
+    fn tolerance(&self, tolerance: f64) -> Option<LrRange> {
         let best = self.best?;
         let limit = self.rates[best].mean()? + tolerance;
         let within = |index: &usize| {
@@ -288,7 +288,7 @@ impl<'a> Sweep<'a> {
         let lr = |index: usize| self.rates.get(index).map(|rate| rate.lr);
         let (next_below, next_above) = (low.checked_sub(1).and_then(lr), lr(high + 1));
         let (low, high) = (self.rates[low].lr, self.rates[high].lr);
-        Some(Span {
+        Some(LrRange {
             low,
             high,
             factor: high / low,
@@ -302,7 +302,7 @@ impl<'a> Sweep<'a> {
             return None;
         }
         let best = self.best()?.mean()?.min(cap);
-        let regret = |rate: &Rate| {
+        let regret = |rate: &LearningRateRuns| {
             let losses = rate.runs.values().map(|outcome| match outcome {
                 Outcome::Loss(loss) | Outcome::NotLearned(loss) => loss.min(cap),
                 Outcome::Diverged | Outcome::Halved => cap,
@@ -314,9 +314,9 @@ impl<'a> Sweep<'a> {
 }
 
 /// Marks runs as diverged whose final loss is far above the best median, at its learning rate or a larger one:
-/// see [`Rules::lost_above`]. At smaller learning rates, a high loss means slow training.
-fn mark_lost(rates: &mut [Rate], lost_above: f64) {
-    let medians = rates.iter().map(Rate::median).enumerate();
+/// see [`Rules::diverged_above_best`]. At smaller learning rates, a high loss means slow training.
+fn mark_diverged(rates: &mut [LearningRateRuns], diverged_above_best: f64) {
+    let medians = rates.iter().map(LearningRateRuns::median).enumerate();
     let Some((first, best)) = medians.min_by(|a, b| a.1.total_cmp(&b.1)) else {
         return;
     };
@@ -325,7 +325,7 @@ fn mark_lost(rates: &mut [Rate], lost_above: f64) {
         .flat_map(|rate| rate.runs.values_mut())
     {
         if let Outcome::Loss(loss) | Outcome::NotLearned(loss) = *outcome
-            && loss > best + lost_above
+            && loss > best + diverged_above_best
         {
             *outcome = Outcome::Diverged;
         }
@@ -334,7 +334,7 @@ fn mark_lost(rates: &mut [Rate], lost_above: f64) {
 
 /// Returns the indices of the learning rates compared on equal seeds: every seed finished, and the set of seeds
 /// is the largest; of equally large sets, the most frequent one.
-fn candidates(rates: &[Rate]) -> Vec<usize> {
+fn candidates(rates: &[LearningRateRuns]) -> Vec<usize> {
     let clean: Vec<usize> = (0..rates.len())
         .filter(|&index| rates[index].finished().count() == rates[index].runs.len())
         .collect();
@@ -350,10 +350,10 @@ fn candidates(rates: &[Rate]) -> Vec<usize> {
 
 /// Returns the largest difference of two means that is not significant; `None` if the noise cannot be estimated.
 /// Rows are learning rates with their mean, columns are seeds.
-fn distance_by_luck(rows: &[(f64, Vec<f64>)]) -> Option<f64> {
+fn significant_difference(rows: &[(f64, Vec<f64>)]) -> Option<f64> {
     let seeds = rows.first()?.1.len();
     let freedom = (rows.len() - 1) * seeds.saturating_sub(1);
-    let critical = stats::t_critical(MISSED, freedom)?;
+    let critical = stats::t_critical(TIE_ALPHA, freedom)?;
     let mut squares = 0.0;
     for seed in 0..seeds {
         let above = |(mean, losses): &(f64, Vec<f64>)| losses[seed] - mean;

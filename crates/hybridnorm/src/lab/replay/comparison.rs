@@ -8,6 +8,7 @@ use crate::train::segments::Segment;
 
 /// Comparison of a run with its replay, step by step.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Comparison {
     /// Number of steps that both did.
     pub steps: u64,
@@ -19,6 +20,7 @@ pub struct Comparison {
 
 /// Difference between a run and its replay.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Difference {
     /// Step at which they differ.
     pub step: u64,
@@ -59,14 +61,14 @@ fn difference(run: &Metrics, replay: &Metrics) -> Option<&'static str> {
 /// Lists the conditions of steps `from + 1` to `last` of the run that differ from `now`.
 fn other_conditions(history: &[Segment], from: u64, last: u64, now: &Segment) -> Vec<String> {
     let mut found = Vec::new();
-    let begun = history.first().map_or(u64::MAX, |first| first.after_step);
-    if begun > from {
-        let steps = match begun.min(last) {
+    let recorded_from = history.first().map_or(u64::MAX, |first| first.after_step);
+    if recorded_from > from {
+        let steps = match recorded_from.min(last) {
             last if last <= from + 1 => format!("step {}", from + 1),
             last => format!("steps {} to {last}", from + 1),
         };
         found.push(format!(
-            "how {steps} were done was not recorded, and another configuration may have held then"
+            "the configuration of {steps} was not recorded and may have differed"
         ));
     }
     for (at, segment) in history.iter().enumerate() {
@@ -74,27 +76,33 @@ fn other_conditions(history: &[Segment], from: u64, last: u64, now: &Segment) ->
         if segment.after_step >= last || next <= from {
             continue;
         }
-        let unlike = [
-            ("version", &segment.version, &now.version),
-            ("machine", &segment.machine, &now.machine),
-        ];
-        let unlike = unlike.into_iter().filter(|(_, then, now)| then != now);
-        let mut unlike: Vec<String> = unlike
-            .map(|(name, then, now)| format!("{name} {then}, now {now}"))
-            .collect();
-        if segment.threads != now.threads {
-            unlike.push(format!("threads {}, now {}", segment.threads, now.threads));
-        }
-        if segment.validation.is_some() && segment.validation != now.validation {
-            unlike.push("other validation data than now".to_owned());
-        }
-        if !unlike.is_empty() {
+        let changed = changed_conditions(segment, now);
+        if !changed.is_empty() {
             found.push(format!(
                 "after step {} the run had {}",
                 segment.after_step,
-                unlike.join("; ")
+                changed.join("; ")
             ));
         }
     }
     found
+}
+
+/// Lists the conditions of a segment of the run that differ from `now`.
+fn changed_conditions(segment: &Segment, now: &Segment) -> Vec<String> {
+    let texts = [
+        ("version", &segment.version, &now.version),
+        ("machine", &segment.machine, &now.machine),
+    ];
+    let differing = texts.into_iter().filter(|(_, then, now)| then != now);
+    let mut changed: Vec<String> = differing
+        .map(|(name, then, now)| format!("{name} {then}, now {now}"))
+        .collect();
+    if segment.threads != now.threads {
+        changed.push(format!("threads {}, now {}", segment.threads, now.threads));
+    }
+    if segment.validation.is_some() && segment.validation != now.validation {
+        changed.push("different validation data".to_owned());
+    }
+    changed
 }

@@ -22,9 +22,9 @@ const SLEEP: [(f64, f64); 10] = [
 ];
 
 #[test]
-fn paired_gives_what_r_prints_for_sleep() {
+fn paired_matches_r_on_sleep() {
     let differences = SLEEP.map(|(first, second)| first - second);
-    let test = paired(&differences, 0.95).unwrap();
+    let test = paired_t_test(&differences, 0.95).unwrap();
     assert_eq!(test.n, 10);
     close(test.mean, -1.58, 1e-12);
     // The standard deviation is from scipy 1.17.1, the rest from R's t.test(paired = TRUE).
@@ -36,7 +36,7 @@ fn paired_gives_what_r_prints_for_sleep() {
 }
 
 #[test]
-fn quantiles_are_those_of_the_tables() {
+fn quantiles_match_published_tables() {
     // NIST/SEMATECH e-Handbook 1.3.6.7.2, upper critical values of Student's t.
     for (freedom, upper, expected) in [
         (1, 0.025, 12.706),
@@ -56,17 +56,17 @@ fn quantiles_are_those_of_the_tables() {
 
 #[test]
 fn without_variance_p_is_0_or_1() {
-    let test = paired(&[0.5, 0.5, 0.5], 0.95).unwrap();
+    let test = paired_t_test(&[0.5, 0.5, 0.5], 0.95).unwrap();
     assert_eq!((test.p, test.t, test.low, test.high), (0.0, None, 0.5, 0.5));
-    assert_eq!(paired(&[0.0, 0.0], 0.95).unwrap().p, 1.0);
+    assert_eq!(paired_t_test(&[0.0, 0.0], 0.95).unwrap().p, 1.0);
 }
 
 #[test]
-fn what_cannot_be_tested_is_none() {
-    assert_eq!(paired(&[0.5], 0.95), None);
-    assert_eq!(paired(&[0.5, f64::NAN], 0.95), None);
+fn invalid_input_is_none() {
+    assert_eq!(paired_t_test(&[0.5], 0.95), None);
+    assert_eq!(paired_t_test(&[0.5, f64::NAN], 0.95), None);
     for level in [0.0, 1.0, f64::NAN] {
-        assert_eq!(paired(&[0.5, 0.6], level), None);
+        assert_eq!(paired_t_test(&[0.5, 0.6], level), None);
     }
 }
 
@@ -96,7 +96,7 @@ fn holm_by_hand() {
 }
 
 #[test]
-fn power_is_that_of_the_noncentral_t() {
+fn power_matches_the_noncentral_t() {
     // statsmodels 0.15.0, TTestPower().power (one sample, two-sided), and scipy's nct.
     for (n, effect, alpha, expected) in [
         (20, 1.0, 0.05, 0.9885912947787758),
@@ -112,7 +112,7 @@ fn power_is_that_of_the_noncentral_t() {
 }
 
 #[test]
-fn seeds_needed_are_the_next_whole_number() {
+fn required_seeds_are_rounded_up() {
     // statsmodels 0.15.0, TTestPower().solve_power: 9.938, 33.367, 198.15, 43.995, 18.303,
     // 8722.9, 2.48.
     for (effect, alpha, power, expected) in [
@@ -124,17 +124,17 @@ fn seeds_needed_are_the_next_whole_number() {
         (0.03, 0.05, 0.8, 8723),
         (5.0, 0.05, 0.8, 3),
     ] {
-        let seeds = |sign: f64| seeds_needed(sign * 3.0 * effect, 3.0, alpha, power);
+        let seeds = |sign: f64| required_seeds(sign * 3.0 * effect, 3.0, alpha, power);
         assert_eq!(seeds(1.0), Some(expected), "{effect} {alpha} {power}");
         assert_eq!(seeds(-1.0), Some(expected));
     }
     // statsmodels: 12560.1.
-    assert_eq!(seeds_needed(0.025, 1.0, 0.05, 0.8), None);
-    assert_eq!(seeds_needed(0.0, 1.0, 0.05, 0.8), None);
-    assert_eq!(seeds_needed(1.0, 1.0, 0.05, 1.0), None);
-    assert_eq!(seeds_needed(1.0, 1.0, 0.05, 0.4), None);
-    assert_eq!(seeds_needed(f64::NAN, 1.0, 0.05, 0.8), None);
-    assert_eq!(seeds_needed(1.0, 0.0, 0.05, 0.8), Some(2));
+    assert_eq!(required_seeds(0.025, 1.0, 0.05, 0.8), None);
+    assert_eq!(required_seeds(0.0, 1.0, 0.05, 0.8), None);
+    assert_eq!(required_seeds(1.0, 1.0, 0.05, 1.0), None);
+    assert_eq!(required_seeds(1.0, 1.0, 0.05, 0.4), None);
+    assert_eq!(required_seeds(f64::NAN, 1.0, 0.05, 0.8), None);
+    assert_eq!(required_seeds(1.0, 0.0, 0.05, 0.8), Some(2));
 }
 
 #[test]
@@ -157,16 +157,16 @@ fn studentized_maximum() {
 }
 
 #[test]
-fn luck_of_a_side_widens_its_end_only() {
+fn selection_on_one_side_widens_one_end() {
     let differences = [-0.3, -0.1, -0.2, -0.25];
-    let plain = paired(&differences, 0.95).unwrap();
-    let first = paired_of_best(&differences, 0.95, 4, 1).unwrap();
+    let plain = paired_t_test(&differences, 0.95).unwrap();
+    let first = paired_t_test_with_selection(&differences, 0.95, 4, 1).unwrap();
     assert_eq!(first.low, plain.low);
     assert!(first.high > plain.high && first.p > plain.p);
-    let second = paired_of_best(&differences, 0.95, 1, 4).unwrap();
+    let second = paired_t_test_with_selection(&differences, 0.95, 1, 4).unwrap();
     assert_eq!((second.high, second.p), (plain.high, plain.p));
     assert!(second.low < plain.low);
     // At a level of 1 - p, the interval ends at 0.
-    let edge = paired_of_best(&differences, 1.0 - first.p, 4, 1).unwrap();
+    let edge = paired_t_test_with_selection(&differences, 1.0 - first.p, 4, 1).unwrap();
     close(edge.high, 0.0, 1e-8);
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::folder::Folder;
-use super::groups::{Group, groups};
+use super::groups::{Group, analyze_groups};
 use super::plan::Study;
 use super::record::RunRecord;
 use super::records::{Records, name};
@@ -13,28 +13,32 @@ use crate::placement::Init;
 
 /// Finished runs of a study and their analysis.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Assessed {
+#[non_exhaustive]
+pub struct StudyAnalysis {
     /// Records in the order of the plan.
     pub records: Vec<RunRecord>,
     /// One entry per initialization and depth.
     pub groups: Vec<Group>,
 }
 
-/// Reads the finished runs of a study in a folder and analyses them, with remarks on their reliability.
+/// Reads the finished runs of a study in a folder and analyses them, with caveats on their reliability.
 ///
 /// # Errors
 /// As [`Folder::read`].
-pub fn assess(folder: &Folder, study: &Study) -> Result<Assessed> {
+pub fn assess(folder: &Folder, study: &Study) -> Result<StudyAnalysis> {
     let Records {
         records,
         without_checksum,
     } = folder.read(&study.runs)?;
     let changes = folder.changes(study)?;
     let names = folder.record_names()?;
-    let own: BTreeSet<String> = study.runs.iter().map(|run| name(&run.id)).collect();
-    let others = names.iter().filter(|name| !own.contains(*name)).count();
+    let planned_names: BTreeSet<String> = study.runs.iter().map(|run| name(&run.id)).collect();
+    let others = names
+        .iter()
+        .filter(|name| !planned_names.contains(*name))
+        .count();
     let planned = study.runs.iter().map(|run| &run.cell);
-    let mut groups = groups(&records, planned, &study.file.study.rules);
+    let mut groups = analyze_groups(&records, planned, &study.file.study.rules);
     for group in &mut groups {
         let of_group = |record: &&RunRecord| {
             (&record.cell.init, record.cell.depth) == (&group.init, group.depth)
@@ -45,43 +49,42 @@ pub fn assess(folder: &Folder, study: &Study) -> Result<Assessed> {
             .filter(|id| without_checksum.contains(id))
             .count();
         group.without_checksum = count;
-        let remarks = [
-            unchecked(count, ids.count()),
-            left_out(others, names.len()),
-            unknown(changes.unknown).filter(|_| !records.is_empty()),
-            changed(&changes.known).filter(|_| !records.is_empty()),
-            initializations(study, group).filter(|_| !records.is_empty()),
+        let caveats = [
+            not_verified(count, ids.count()),
+            outside_study(others, names.len()),
+            unknown_history(changes.unknown).filter(|_| !records.is_empty()),
+            changed_rules(&changes.known).filter(|_| !records.is_empty()),
+            different_initializations(study, group).filter(|_| !records.is_empty()),
         ];
-        group.remarks = remarks.into_iter().flatten().collect();
+        group.remarks = caveats.into_iter().flatten().collect();
     }
-    Ok(Assessed { records, groups })
+    Ok(StudyAnalysis { records, groups })
 }
 
-/// Returns a remark on records without a checksum.
-fn unchecked(count: usize, of: usize) -> Option<String> {
+/// Returns a caveat on records without a checksum.
+fn not_verified(count: usize, of: usize) -> Option<String> {
     (count > 0).then(|| {
         format!(
-            "Not checked: {} of {} records have no checksum, as those of earlier versions; whether they \
-             are as they were written is not known.",
+            "Not verified: {} of {} records have no checksum (written by earlier versions).",
             grouped(count as u64),
             grouped(of as u64)
         )
     })
 }
 
-/// Returns a remark on records of runs outside the study.
-fn left_out(count: usize, of: usize) -> Option<String> {
+/// Returns a caveat on records of runs outside the study.
+fn outside_study(count: usize, of: usize) -> Option<String> {
     (count > 0).then(|| {
         format!(
-            "Left out: {} of {} records in this folder are of runs that the study does not consist of.",
+            "Ignored: {} of {} records in this folder belong to runs outside the study.",
             grouped(count as u64),
             grouped(of as u64)
         )
     })
 }
 
-/// Returns a remark on placements that differ in initialization, which their verdicts then compare, too.
-fn initializations(study: &Study, group: &Group) -> Option<String> {
+/// Returns a caveat on placements that differ in initialization, which their verdicts then compare, too.
+fn different_initializations(study: &Study, group: &Group) -> Option<String> {
     let cells = study
         .runs
         .iter()
@@ -97,31 +100,31 @@ fn initializations(study: &Study, group: &Group) -> Option<String> {
     if of.iter().all(|(_, init)| init == first) {
         return None;
     }
-    let words: Vec<String> = (of.iter())
+    let inits: Vec<String> = (of.iter())
         .map(|(name, init)| format!("{name} ({})", init.words()))
         .collect();
     Some(format!(
-        "Compared with initial weights of their own: {}. `init` in [model] gives one initialization to all.",
-        words.join(", ")
+        "Placements differ in initialization: {}. Set `init` in [model] to use one for all.",
+        inits.join(", ")
     ))
 }
 
-/// Returns a remark on records older than the history.
-fn unknown(records: usize) -> Option<String> {
+/// Returns a caveat on records older than the history.
+fn unknown_history(records: usize) -> Option<String> {
     (records > 0).then(|| {
         format!(
-            "Not known: whether rules or plan were changed before {} of the records were there; the folder \
-             had no history.json then, as those of earlier versions, or it was removed.",
+            "Unknown: whether rules or plan changed before {} of the records were written; the folder had no \
+             history.json (earlier version, or removed).",
             grouped(records as u64)
         )
     })
 }
 
-/// Returns a remark on rules and plans that changed after runs had ended.
-fn changed(changes: &[String]) -> Option<String> {
+/// Returns a caveat on rules and plans that changed after runs had ended.
+fn changed_rules(changes: &[String]) -> Option<String> {
     (!changes.is_empty()).then(|| {
         format!(
-            "Changed when results were there: {}. Intervals and p values do not allow for that.",
+            "Changed after results existed: {}. Intervals and p values are not corrected for this.",
             changes.join("; ")
         )
     })

@@ -9,22 +9,26 @@ use crate::train::segments::Change;
 /// Maximum number of characters of a value in a sentence.
 const VALUE_CHARS: usize = 80;
 
-/// Returns both values of a key, each `nothing` if the key is not set.
+/// Returns both values of a key, each `unset` if the key is not set.
 pub(super) fn values(change: &Change) -> [String; 2] {
     [&change.from, &change.to].map(|value| {
-        let value = value.as_deref().unwrap_or("nothing");
+        let value = value.as_deref().unwrap_or("unset");
         at_most(value, VALUE_CHARS).into_owned()
     })
 }
 
 /// Formats a change: `study.rules.margin from 0.01 to 0.5`.
-pub(super) fn words(change: &Change) -> String {
+pub(super) fn change_text(change: &Change) -> String {
     let [from, to] = values(change);
     format!("{} from {from} to {to}", change.key)
 }
 
 /// Formats all changes: `study.rules.margin from 0.01 to 0.5, train.steps from 4 to 9`.
-pub(super) fn in_words<T: Serialize>(from: &T, to: &T) -> String {
+pub(super) fn changes_text<T: Serialize>(from: &T, to: &T) -> String {
     let changes = history::changes(from, to);
-    changes.iter().map(words).collect::<Vec<_>>().join(", ")
+    changes
+        .iter()
+        .map(change_text)
+        .collect::<Vec<_>>()
+        .join(", ")
 }

@@ -1,19 +1,19 @@
 //! Study folder: `study.toml`, `runs/ID.json` for every finished run, `work/ID` for unfinished runs, and
 //! `kept/ID` for finished runs that are kept.
 //!
-//! `history.json` holds the study as it was whenever runs started, and lists the files without a checksum.
+//! `history.json` holds every version of the study under which runs started, and lists the files without a checksum.
 //!
 //! The record of a run is written last, so that everything it refers to exists. A kept run is moved before that,
-//! and moved back if a kill came in between.
+//! and moved back if the process was killed in between.
 
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::difference::in_words;
+use super::difference::changes_text;
+use super::folder_lock::{FolderLock, LOCK, START_LOCK, TemporaryLock};
 use super::history::HISTORY;
-use super::hold::{BEGIN, Hold, LOCK, Passing};
 use super::plan::{Planned, Study};
 use super::record::RunRecord;
 use super::rungs::HALVING;
@@ -29,7 +29,7 @@ const KEPT: &str = "kept";
 
 /// Options for starting a study in a folder.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Begin {
+pub(super) struct StartOptions {
     /// Resume the study in the folder.
     pub resume: bool,
     /// Do only a shard of the runs, alongside other shards.
@@ -39,20 +39,28 @@ pub(super) struct Begin {
 
 /// Started study.
 #[derive(Debug)]
-pub(super) struct Begun {
+pub(super) struct StartedStudy {
     /// Changes in the study file, if any.
     pub note: Option<String>,
     /// Keeps other processes from starting the same work while it lives.
-    pub _hold: Hold,
+    pub _lock: FolderLock,
 }
 
 /// Folder of a study.
+///
+/// ```
+/// use hybridnorm::lab::study::Folder;
+///
+/// let folder = Folder::new("runs/no-study-here");
+/// assert!(!folder.holds_study()?);
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Folder(PathBuf);
 
 /// True if a study writes a file or folder of this name into its folder.
 pub(crate) fn writes(name: &OsStr) -> bool {
-    let names = [STUDY, RUNS, WORK, KEPT, HISTORY, HALVING, LOCK, BEGIN];
+    let names = [STUDY, RUNS, WORK, KEPT, HISTORY, HALVING, LOCK, START_LOCK];
     names.iter().any(|known| name == *known)
 }
 
@@ -91,14 +99,14 @@ impl Folder {
     }
 
     /// Locks the folder exclusively for this process; creates it if missing.
-    pub(super) fn hold(&self, locking: Locking) -> Result<Hold> {
+    pub(super) fn lock_exclusive(&self, locking: Locking) -> Result<FolderLock> {
         files::create_dir(&self.0)?;
-        let hold = Hold::alone(&self.0, locking)?;
+        let lock = FolderLock::exclusive(&self.0, locking)?;
         // No other process writes here now: partial files are left over from killed processes.
         for folder in [self.0.clone(), self.0.join(RUNS), self.0.join(KEPT)] {
             files::remove_stale_in(&folder);
         }
-        Ok(hold)
+        Ok(lock)
     }
 
     /// Starts or resumes a study in the folder, of which this process does `runs`. Nothing is read or written
@@ -109,86 +117,120 @@ impl Folder {
     /// # Errors
     /// If the folder holds a study and `resume` is not set, another process works here, or a file cannot be
     /// written.
-    pub(super) fn begin(&self, study: &Study, runs: &[Planned], how: Begin) -> Result<Begun> {
-        if how.resume && !files::exists(&self.0)? {
+    pub(super) fn start(
+        &self,
+        study: &Study,
+        runs: &[Planned],
+        options: StartOptions,
+    ) -> Result<StartedStudy> {
+        if options.resume && !files::exists(&self.0)? {
             return Err(Error::format(
                 &self.0,
-                "no such folder, so that there is no study to go on with; begin one without --resume",
+                "folder not found: there is no study to resume; start one without --resume",
             ));
         }
-        let mut hold = match how.is_shard {
-            false => self.hold(how.locking)?,
-            true => {
-                files::create_dir(&self.0)?;
-                let hold = Hold::beside_others(&self.0, how.locking)?;
-                files::remove_stale(&self.0.join(STUDY));
-                files::remove_stale(&self.0.join(HISTORY));
-                hold
-            }
-        };
+        let mut lock = self.lock_to_start(options)?;
         let before = match self.holds_study()? {
             true => Some(self.study()?),
             false => None,
         };
-        let changed = before.as_ref().filter(|before| before.file != study.file);
-        // Shards of the same study start without `resume`, and so does a study without runs after a kill.
-        let is_same = before.is_some() && changed.is_none();
-        let may_begin = how.resume || is_same && (how.is_shard || !self.holds_runs()?);
-        if before.is_some() && !may_begin {
-            let which = match how.is_shard {
-                true => "another",
-                false => "a",
-            };
-            return Err(Error::config(format!(
-                "{} already holds {which} study; go on with it by --resume, or choose another --out",
-                self.0.display()
-            )));
-        }
+        self.check_may_start(before.as_ref(), study, options)?;
         let trains = !self.are_finished(runs)?;
-        let note = match changed {
-            None => None,
+        let note = match before.as_ref().filter(|before| before.file != study.file) {
             Some(before) => {
-                self.check_rungs(study)?;
-                let differences = in_words(&before.file, &study.file);
-                // Nothing relies on a study of which no run was started.
-                Some(match trains || !self.has_begun(&before.runs)? {
-                    true => {
-                        hold.while_alone(|| self.set_up(study))?;
-                        format!(
-                            "the study differs from the one this folder was begun with \
-                             ({differences}); runs of both are kept"
-                        )
-                    }
-                    false => format!(
-                        "nothing is left to train, so that {} stays as it is; this study differs \
-                         from it ({differences})",
-                        self.0.join(STUDY).display()
-                    ),
-                })
+                let note = self.change_study(before, study, trains, &mut lock)?;
+                self.create_folders()?;
+                Some(note)
+            }
+            None => {
+                match trains || before.is_none() {
+                    true => self.write_study(study)?,
+                    false => self.create_folders()?,
+                }
+                None
             }
         };
-        match changed {
-            None if trains || before.is_none() => self.set_up(study)?,
-            _ => self.create_folders()?,
+        lock.finish_start();
+        Ok(StartedStudy { note, _lock: lock })
+    }
+
+    /// Locks the folder: exclusively for a whole study, together with other shards for a shard.
+    fn lock_to_start(&self, options: StartOptions) -> Result<FolderLock> {
+        if !options.is_shard {
+            return self.lock_exclusive(options.locking);
         }
-        hold.has_begun();
-        Ok(Begun { note, _hold: hold })
+        files::create_dir(&self.0)?;
+        let lock = FolderLock::shared(&self.0, options.locking)?;
+        files::remove_stale(&self.0.join(STUDY));
+        files::remove_stale(&self.0.join(HISTORY));
+        Ok(lock)
+    }
+
+    /// Checks that the folder has no study, or one that may be resumed.
+    fn check_may_start(
+        &self,
+        before: Option<&Study>,
+        study: &Study,
+        options: StartOptions,
+    ) -> Result<()> {
+        let Some(before) = before else {
+            return Ok(());
+        };
+        // Shards of the same study start without `resume`, and so does a study without runs after a kill.
+        let is_same = before.file == study.file;
+        if options.resume || is_same && (options.is_shard || !self.has_runs()?) {
+            return Ok(());
+        }
+        let which = match options.is_shard {
+            true => "another",
+            false => "a",
+        };
+        Err(Error::exists(
+            &self.0,
+            format!(
+                "{} already holds {which} study; resume it with --resume, or choose another --out",
+                self.0.display()
+            ),
+        ))
+    }
+
+    /// Replaces the study in the folder if runs of the changed one start; returns the changes as text.
+    fn change_study(
+        &self,
+        before: &Study,
+        study: &Study,
+        trains: bool,
+        lock: &mut FolderLock,
+    ) -> Result<String> {
+        self.check_halving(study)?;
+        let differences = changes_text(&before.file, &study.file);
+        // Nothing relies on a study of which no run was started.
+        if !trains && self.has_started(&before.runs)? {
+            return Ok(format!(
+                "nothing left to train: {} is unchanged; this study differs from it ({differences})",
+                self.0.join(STUDY).display()
+            ));
+        }
+        lock.with_exclusive(|| self.write_study(study))?;
+        Ok(format!(
+            "the study differs from the one in this folder ({differences}); runs of both are kept"
+        ))
     }
 
     /// Creates the folders and writes the study, unless an equal one exists: that may be hand-written, with
     /// comments. Then records the study in the history before the next run starts.
-    pub(super) fn set_up(&self, study: &Study) -> Result<()> {
+    pub(super) fn write_study(&self, study: &Study) -> Result<()> {
         self.create_folders()?;
         let before = match self.holds_study()? {
             true => Some(self.study()?),
             false => None,
         };
         // After a kill in between, the study file shows that the history is out of date.
-        let mut history = self.history_or_begin(before.as_ref())?;
+        let mut history = self.history_or_new(before.as_ref())?;
         if before.as_ref().map(|before| &before.file) != Some(&study.file) {
             files::write(self.0.join(STUDY), study.to_toml().as_bytes())?;
         }
-        history.state(study, self)?;
+        history.record_study(study, self)?;
         self.write_history(&history)
     }
 
@@ -212,7 +254,7 @@ impl Folder {
     }
 
     /// Returns true if any of these runs was started in the folder.
-    fn has_begun(&self, runs: &[Planned]) -> Result<bool> {
+    fn has_started(&self, runs: &[Planned]) -> Result<bool> {
         for run in runs {
             let id = &run.id;
             for path in [self.record_path(id), self.work(id), self.kept(id)] {
@@ -225,7 +267,7 @@ impl Folder {
     }
 
     /// Returns true if any run was started in the folder.
-    fn holds_runs(&self) -> Result<bool> {
+    fn has_runs(&self) -> Result<bool> {
         for folder in [RUNS, WORK, KEPT] {
             let folder = self.0.join(folder);
             match fs::read_dir(&folder) {
@@ -255,15 +297,15 @@ impl Folder {
     }
 
     /// Locks a single run, so that no other process works on it.
-    pub(super) fn claim(&self, id: &str, locking: Locking) -> Result<Passing> {
+    pub(super) fn lock_run(&self, id: &str, locking: Locking) -> Result<TemporaryLock> {
         let path = self.0.join(WORK).join(format!("{id}.lock"));
-        let claim = Passing::take(
+        let lock = TemporaryLock::acquire(
             &path,
             locking,
             &format!("another process works on run {id}"),
         )?;
         files::remove_stale(&self.record_path(id));
-        Ok(claim)
+        Ok(lock)
     }
 
     /// Returns true if a run is finished.
@@ -281,21 +323,21 @@ impl Folder {
     /// If a file cannot be written, moved or removed.
     pub(super) fn finish(&self, record: &RunRecord, keep: bool) -> Result<()> {
         if keep && files::exists(self.work(&record.id))? {
-            self.keep(&record.id)?;
+            self.move_to_kept(&record.id)?;
         }
         self.write_record(record)?;
         match keep {
             true => Ok(()),
-            false => self.clear(&record.id),
+            false => self.remove_work(&record.id),
         }
     }
 
-    fn keep(&self, id: &str) -> Result<()> {
+    fn move_to_kept(&self, id: &str) -> Result<()> {
         let folder = self.0.join(KEPT);
         if files::create_new_dir(&folder)? {
             files::sync_parent(&folder)?;
         }
-        self.refuse_two(id)?;
+        self.check_not_duplicated(id)?;
         rename(&self.work(id), &self.kept(id))
     }
 
@@ -303,22 +345,22 @@ impl Folder {
     ///
     /// # Errors
     /// If it exists in both places, or cannot be moved.
-    pub(super) fn reclaim(&self, id: &str) -> Result<()> {
+    pub(super) fn move_back_to_work(&self, id: &str) -> Result<()> {
         if !files::exists(self.kept(id))? {
             return Ok(());
         }
-        self.refuse_two(id)?;
+        self.check_not_duplicated(id)?;
         rename(&self.kept(id), &self.work(id))
     }
 
-    fn refuse_two(&self, id: &str) -> Result<()> {
+    fn check_not_duplicated(&self, id: &str) -> Result<()> {
         let (work, kept) = (self.work(id), self.kept(id));
         match files::exists(&work)? && files::exists(&kept)? {
             false => Ok(()),
             true => Err(Error::format(
                 kept,
                 format!(
-                    "stands beside {} of the same run; move one of them away",
+                    "and {} are two directories of the same run; move one of them away",
                     work.display()
                 ),
             )),
@@ -329,27 +371,36 @@ impl Folder {
     ///
     /// # Errors
     /// If something cannot be moved or removed.
-    pub(super) fn settle(&self, record: &RunRecord, keep: bool) -> Result<Option<String>> {
+    pub(super) fn complete_clean_up(
+        &self,
+        record: &RunRecord,
+        keep: bool,
+    ) -> Result<Option<String>> {
         let id = &record.id;
-        self.remove_what_goes(id)?;
+        self.remove_leftover(id)?;
         let work = self.work(id);
         if !files::exists(&work)? {
             return Ok(None);
         }
         if !keep {
-            return self.clear(id).map(|()| None);
+            return self.remove_work(id).map(|()| None);
         }
-        let stays = |why: &str| Ok(Some(format!("{} stays: {why}", work.display())));
+        let not_removed = |reason: &str| {
+            Ok(Some(format!(
+                "{} was not removed: {reason}",
+                work.display()
+            )))
+        };
         if files::exists(self.kept(id))? {
-            return stays("the finished run is in kept/ already");
+            return not_removed("the finished run is already in kept/");
         }
         let rows: Vec<Metrics> = rows::read(&work)?;
         match rows.last().map_or(0, |row| row.step) {
-            step if step < record.steps => stays(&format!(
-                "it holds {step} of the {} steps of a run whose record is there",
+            step if step < record.steps => not_removed(&format!(
+                "it holds {step} of the {} steps of a run that is already recorded",
                 record.steps
             )),
-            _ => self.keep(id).map(|()| None),
+            _ => self.move_to_kept(id).map(|()| None),
         }
     }
 
@@ -357,26 +408,26 @@ impl Folder {
     ///
     /// # Errors
     /// If it cannot be removed.
-    fn clear(&self, id: &str) -> Result<()> {
-        self.remove_what_goes(id)?;
+    fn remove_work(&self, id: &str) -> Result<()> {
+        self.remove_leftover(id)?;
         let work = self.work(id);
         if !files::exists(&work)? {
             return Ok(());
         }
         // A partly removed run directory must not be mistaken for a run.
-        rename(&work, &self.goes(id))?;
-        self.remove_what_goes(id)
+        rename(&work, &self.removal_path(id))?;
+        self.remove_leftover(id)
     }
 
     /// Returns the name of a run directory while it is being removed.
-    fn goes(&self, id: &str) -> PathBuf {
+    fn removal_path(&self, id: &str) -> PathBuf {
         self.0.join(WORK).join(format!("{id}.removed"))
     }
 
-    fn remove_what_goes(&self, id: &str) -> Result<()> {
-        let goes = self.goes(id);
-        match files::exists(&goes)? {
-            true => fs::remove_dir_all(&goes).map_err(Error::io(goes)),
+    fn remove_leftover(&self, id: &str) -> Result<()> {
+        let leftover = self.removal_path(id);
+        match files::exists(&leftover)? {
+            true => fs::remove_dir_all(&leftover).map_err(Error::io(leftover)),
             false => Ok(()),
         }
     }

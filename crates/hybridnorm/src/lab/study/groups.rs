@@ -5,12 +5,13 @@ use serde::{Deserialize, Serialize};
 use super::record::{Cell, Ending, RunRecord};
 use crate::lab::analysis::{self, Analysis, Outcome, Point, Rules};
 
-/// Prefix of the reason of a run that never improved on token frequencies, in records of version 0.1.0.
-const STUCK: &str = "stuck at ";
+/// Prefix of the reason of a run whose loss never fell below the unigram loss, in records of version 0.1.0.
+const NOT_LEARNED_PREFIX: &str = "stuck at ";
 
 /// Runs that are compared with each other: one initialization and one depth.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct Group {
     /// Initialization and depth as text; empty if there is one of each.
     pub name: String,
@@ -29,13 +30,13 @@ pub struct Group {
     /// Number of records without a checksum, from earlier versions.
     #[serde(default)]
     pub without_checksum: usize,
-    /// Remarks on the reliability of the runs, if it is limited.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    /// Limitations of the reliability of the runs, one sentence each.
+    #[serde(rename = "remarks", default, skip_serializing_if = "Vec::is_empty")]
     pub remarks: Vec<String>,
 }
 
 /// Analyses the recorded runs, separately for each initialization and depth.
-pub fn groups<'a>(
+pub fn analyze_groups<'a>(
     records: &'a [RunRecord],
     planned: impl Iterator<Item = &'a Cell> + Clone,
     rules: &Rules,
@@ -52,14 +53,19 @@ pub fn groups<'a>(
     }
     let missing =
         (planned.clone().count()).saturating_sub(records.iter().filter_map(point).count());
-    let group = |wanted: (Option<String>, Option<usize>)| {
-        let of_group = records.iter().filter(|record| key(&record.cell) == wanted);
+    let group = |selected: (Option<String>, Option<usize>)| {
+        let of_group = records
+            .iter()
+            .filter(|record| key(&record.cell) == selected);
         let points: Vec<Point> = of_group.filter_map(point).collect();
-        let planned = planned.clone().filter(|&cell| key(cell) == wanted).count();
+        let planned = planned
+            .clone()
+            .filter(|&cell| key(cell) == selected)
+            .count();
         let elsewhere = missing.saturating_sub(planned.saturating_sub(points.len()));
-        let analysis = analysis::analyse_group(&points, planned, elsewhere, rules);
+        let analysis = analysis::analyze_planned(&points, planned, elsewhere, rules);
         let sentence = |placement| analysis::sentence(placement, &analysis);
-        let (init, depth) = wanted;
+        let (init, depth) = selected;
         Group {
             name: group_name(&init, depth),
             init,
@@ -75,11 +81,11 @@ pub fn groups<'a>(
 }
 
 /// Returns the records with their status relative to the other runs of their placement: runs far above its best
-/// have diverged, and those that never improved on token frequencies have not learned yet. A recorded status
+/// have diverged, and those that never fell below the unigram loss have not learned yet. A recorded status
 /// depends on the run alone.
 pub fn judged(records: Vec<RunRecord>, rules: &Rules) -> Vec<RunRecord> {
     let key = |record: &RunRecord| (record.cell.init.clone(), record.cell.depth);
-    let judge = |record: &RunRecord| {
+    let relative_status = |record: &RunRecord| {
         let group = records.iter().filter(|other| key(other) == key(record));
         let (ids, points): (Vec<&str>, Vec<Point>) = group
             .filter_map(|other| Some((other.id.as_str(), point(other)?)))
@@ -90,8 +96,8 @@ pub fn judged(records: Vec<RunRecord>, rules: &Rules) -> Vec<RunRecord> {
             (Ending::Finished | Ending::NotLearned { .. }, Outcome::Diverged) => Ending::Diverged {
                 step: record.steps,
                 reason: format!(
-                    "ended more than {} nats above the best median of its placement",
-                    rules.lost_above
+                    "final loss more than {} nats above the best median of its placement",
+                    rules.diverged_above_best
                 ),
             },
             (Ending::Diverged { reason, .. }, Outcome::NotLearned(_)) => Ending::NotLearned {
@@ -100,12 +106,12 @@ pub fn judged(records: Vec<RunRecord>, rules: &Rules) -> Vec<RunRecord> {
             (ending, _) => ending.clone(),
         })
     };
-    let endings: Vec<Option<Ending>> = records.iter().map(judge).collect();
-    let mut judged = records;
-    for (record, ending) in judged.iter_mut().zip(endings) {
+    let endings: Vec<Option<Ending>> = records.iter().map(relative_status).collect();
+    let mut records = records;
+    for (record, ending) in records.iter_mut().zip(endings) {
         record.ending = ending.unwrap_or_else(|| record.ending.clone());
     }
-    judged
+    records
 }
 
 /// Returns initialization and depth as text.
@@ -124,7 +130,7 @@ fn point(record: &RunRecord) -> Option<Point> {
         (Ending::Finished, Some(loss)) => Outcome::Loss(loss),
         (Ending::NotLearned { .. }, Some(loss)) => Outcome::NotLearned(loss),
         // Format of older versions.
-        (Ending::Diverged { reason, .. }, Some(loss)) if reason.starts_with(STUCK) => {
+        (Ending::Diverged { reason, .. }, Some(loss)) if reason.starts_with(NOT_LEARNED_PREFIX) => {
             Outcome::NotLearned(loss)
         }
         (Ending::Diverged { .. }, _) => Outcome::Diverged,

@@ -12,9 +12,10 @@ use serde_json::Value;
 
 use super::difference;
 use super::folder::{Folder, RUNS};
-use super::plan::{Study, StudyFile};
+use super::plan::Study;
 use super::records::RECORD_LIMIT;
 use super::rungs::HALVING;
+use super::settings::StudyConfig;
 use crate::error::{Error, Result};
 use crate::files::{
     self,
@@ -26,8 +27,8 @@ pub(super) const HISTORY: &str = "history.json";
 /// Returns the message for a file that lacks its required checksum.
 pub(super) fn missing_checksum() -> String {
     format!(
-        "has no checksum ({KEY}), as everything has that was written since this study was begun: it was \
-         changed"
+        "has no checksum ({KEY}), although every file written since this study was started has one: it was \
+         modified"
     )
 }
 
@@ -38,7 +39,8 @@ pub(super) struct History {
     /// Files of the folder that earlier versions wrote without a checksum.
     pub without_checksum: Vec<String>,
     /// Studies under which runs ended, and the current one.
-    pub stated: Vec<Stated>,
+    #[serde(rename = "stated")]
+    pub states: Vec<StudyState>,
     /// Number of records older than this file: the study at their start is unknown.
     #[serde(default, skip_serializing_if = "is_none")]
     pub records_before: usize,
@@ -60,7 +62,7 @@ pub(super) struct Changes {
 /// State of a study when runs of it started.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Stated {
+pub(super) struct StudyState {
     /// The study, as TOML.
     pub study: String,
     /// Number of records in the folder at that time.
@@ -68,27 +70,28 @@ pub(super) struct Stated {
     /// Number of runs of the previous study that had ended by then.
     pub ended: usize,
     /// Number of runs of the previous study.
-    pub of: usize,
+    #[serde(rename = "of")]
+    pub planned: usize,
 }
 
 impl History {
     /// True if a file may be without a checksum.
-    pub fn lacks(&self, name: &str) -> bool {
+    pub fn may_lack_checksum(&self, name: &str) -> bool {
         self.without_checksum.iter().any(|known| known == name)
     }
 
     /// Adds this study to the history if it differs from the last one; runs of it start now.
-    pub fn state(&mut self, study: &Study, folder: &Folder) -> Result<()> {
+    pub fn record_study(&mut self, study: &Study, folder: &Folder) -> Result<()> {
         let records = folder.record_names()?.len();
         // A study under which no run ended has affected nothing.
         while self
-            .stated
+            .states
             .last()
             .is_some_and(|last| last.records == records)
         {
-            self.stated.pop();
+            self.states.pop();
         }
-        let (ended, of) = match self.stated.last() {
+        let (ended, planned) = match self.states.last() {
             None => (0, 0),
             Some(last) => {
                 let before = Study::parse(&last.study, &[])?;
@@ -102,11 +105,11 @@ impl History {
                 (ended, before.runs.len())
             }
         };
-        self.stated.push(Stated {
+        self.states.push(StudyState {
             study: study.to_toml(),
             records,
             ended,
-            of,
+            planned,
         });
         Ok(())
     }
@@ -114,16 +117,16 @@ impl History {
     /// Returns the changes made when results existed, one entry per key.
     fn changes(&self) -> Result<Vec<String>> {
         let mut changes = Vec::new();
-        let mut before: Option<StudyFile> = None;
-        for stated in &self.stated {
-            let file = judged_by(Study::parse(&stated.study, &[])?.file);
+        let mut before: Option<StudyConfig> = None;
+        for state in &self.states {
+            let file = relevant_settings(Study::parse(&state.study, &[])?.file);
             if let Some(before) = &before {
                 for change in crate::train::history::changes(before, &file) {
                     changes.push(format!(
                         "{} after {} of {} runs had ended",
-                        difference::words(&change),
-                        stated.ended,
-                        stated.of
+                        difference::change_text(&change),
+                        state.ended,
+                        state.planned
                     ));
                 }
             }
@@ -149,14 +152,13 @@ impl Folder {
         Err(Error::format(
             path,
             format!(
-                "{problem}; put it back as it was, or move it away: what was stated when runs began is not \
-                 known then"
+                "{problem}; restore it, or move it away: the history of the study is then unknown"
             ),
         ))
     }
 
     /// Reads the history, or starts one in a folder with a study of an earlier version.
-    pub(super) fn history_or_begin(&self, before: Option<&Study>) -> Result<History> {
+    pub(super) fn history_or_new(&self, before: Option<&Study>) -> Result<History> {
         if let Some(history) = self.history()? {
             return Ok(history);
         }
@@ -169,15 +171,15 @@ impl Folder {
             }
         }
         let before = before.filter(|_| records > 0);
-        let stated = before.map(|study| Stated {
+        let states = before.map(|study| StudyState {
             study: study.to_toml(),
             records: 0,
             ended: 0,
-            of: 0,
+            planned: 0,
         });
         Ok(History {
             without_checksum,
-            stated: stated.into_iter().collect(),
+            states: states.into_iter().collect(),
             records_before: records,
         })
     }
@@ -203,7 +205,7 @@ impl Folder {
                 unknown: self.record_names()?.len(),
             });
         };
-        history.state(study, self)?;
+        history.record_study(study, self)?;
         Ok(Changes {
             known: history.changes()?,
             unknown: history.records_before,
@@ -247,7 +249,7 @@ impl Folder {
 }
 
 /// Returns a study without settings that affect neither results nor verdicts.
-fn judged_by(mut file: StudyFile) -> StudyFile {
+fn relevant_settings(mut file: StudyConfig) -> StudyConfig {
     file.log = Default::default();
     file.study.keep_runs = false;
     file

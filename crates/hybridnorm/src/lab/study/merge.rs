@@ -8,13 +8,14 @@ use super::folder::Folder;
 use super::history::History;
 use super::plan::Study;
 use super::record::RunRecord;
-use super::records::{DataOf, name};
+use super::records::{DataFingerprints, name};
 use crate::error::{Error, Result};
 use crate::files::Locking;
 
 /// Content of the target folder after merging.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Merged {
+#[non_exhaustive]
+pub struct MergeSummary {
     /// Number of finished runs.
     pub runs: usize,
     /// Number of records of earlier versions, which have no checksum.
@@ -26,80 +27,81 @@ pub struct Merged {
 /// # Errors
 /// If the studies differ, two records of one run differ in more than cost, a record does not match its run, or
 /// another process works in the target folder.
-pub fn merge(from: &[PathBuf], into: &Path, locking: Locking) -> Result<Merged> {
+pub fn merge(from: &[PathBuf], into: &Path, locking: Locking) -> Result<MergeSummary> {
     let Some(first) = from.first() else {
-        return Err(Error::config("nothing to merge: name the folders"));
+        return Err(Error::missing("folder to merge", ": give at least one"));
     };
     let study = Folder::new(first).study()?;
     if study.file.study.halving.is_some() {
-        return Err(Error::config(
-            "runs of a study with halving depend on each other and are all in one folder",
+        return Err(Error::conflict(
+            ["study.halving", "merge"],
+            "a study with halving cannot be merged: its runs depend on each other and are all in one folder",
         ));
     }
-    let mut found = Found::default();
+    let mut merged = MergeState::default();
     for path in from {
-        found.add(&Folder::new(path), &study, first)?;
+        merged.add(&Folder::new(path), &study, first)?;
     }
     // The source folders are valid; the target is read only once no other process can change it.
     let target = Folder::new(into);
-    let hold = target.hold(locking)?;
+    let lock = target.lock_exclusive(locking)?;
     // Existing records are kept, even if another folder has them with a checksum.
     let mut unsealed = BTreeSet::new();
     if target.holds_study()? {
         // Its history is continued below.
-        found.add_records(&target, &study, first)?;
+        merged.add_records(&target, &study, first)?;
         unsealed.extend(target.read(&study.runs)?.without_checksum);
     }
-    unsealed.extend(found.unsealed.iter().cloned());
-    DataOf::all(found.records.values())?;
-    target.set_up(&study)?;
+    unsealed.extend(merged.unsealed.iter().cloned());
+    DataFingerprints::common(merged.records.values())?;
+    target.write_study(&study)?;
     // Records without a checksum stay so, and changes recorded in the source histories are carried over.
-    let mut history = target.history_or_begin(Some(&study))?;
-    let unknown = found.records_before + found.without_history.len();
-    let unknown = unknown.min(found.records.len());
+    let mut history = target.history_or_new(Some(&study))?;
+    let unknown = merged.records_before + merged.records_without_history.len();
+    let unknown = unknown.min(merged.records.len());
     history.records_before = history.records_before.max(unknown);
     history.without_checksum = unsealed.iter().map(|id| name(id)).collect();
-    if found.history.stated.len() > history.stated.len() {
-        history.stated = found.history.stated;
+    if merged.history.states.len() > history.states.len() {
+        history.states = merged.history.states;
     }
     target.write_history(&history)?;
-    for (id, record) in &found.records {
+    for (id, record) in &merged.records {
         if target.is_finished(id)? {
             continue;
         }
         match unsealed.contains(id) {
-            true => target.write_unsealed(record)?,
+            true => target.write_without_checksum(record)?,
             false => target.write_record(record)?,
         }
     }
-    hold.leave_no_trace();
-    Ok(Merged {
-        runs: found.records.len(),
+    lock.release_and_remove();
+    Ok(MergeSummary {
+        runs: merged.records.len(),
         without_checksum: unsealed.len(),
     })
 }
 
 #[derive(Default)]
-struct Found {
+struct MergeState {
     records: BTreeMap<String, RunRecord>,
     /// Ids of records that have no checksum in any of the folders.
     unsealed: BTreeSet<String>,
     /// Longest history of the folders.
     history: History,
     /// Records of folders without a history.
-    without_history: BTreeSet<String>,
+    records_without_history: BTreeSet<String>,
     /// Number of records older than the histories of the other folders.
     records_before: usize,
 }
 
-impl Found {
+impl MergeState {
     fn add(&mut self, folder: &Folder, study: &Study, first: &Path) -> Result<()> {
         self.add_records(folder, study, first)?;
         match folder.history()? {
-            None => self.without_history.extend(folder.record_names()?),
+            None => self.records_without_history.extend(folder.record_names()?),
             Some(history) => {
                 self.records_before += history.records_before;
-                if history.stated.len() > self.history.stated.len() {
+                if history.states.len() > self.history.states.len() {
                     self.history = history;
                 }
             }
@@ -110,12 +112,15 @@ impl Found {
     fn add_records(&mut self, folder: &Folder, study: &Study, first: &Path) -> Result<()> {
         let theirs = folder.study()?.file;
         if theirs != study.file {
-            return Err(Error::config(format!(
-                "{} holds another study than {}: {}",
-                folder.path().display(),
-                first.display(),
-                difference::in_words(&study.file, &theirs)
-            )));
+            return Err(Error::conflict(
+                ["folder", "study"],
+                format!(
+                    "{} and {} hold different studies: {}",
+                    first.display(),
+                    folder.path().display(),
+                    difference::changes_text(&study.file, &theirs)
+                ),
+            ));
         }
         let read = folder.read(&study.runs)?;
         for record in read.records {
@@ -128,7 +133,7 @@ impl Found {
                     return Err(Error::format(
                         folder.record_path(&record.id),
                         format!(
-                            "{} has other numbers than in another folder",
+                            "{} has different results in another folder",
                             record.cell.label()
                         ),
                     ));

@@ -5,31 +5,35 @@
 //! checkpoint.
 
 mod assess;
-mod consistent;
+mod consistency;
+mod depth;
 mod difference;
-pub mod folder;
+mod folder;
+mod folder_lock;
 mod groups;
 mod history;
-mod hold;
 mod merge;
-pub mod plan;
+mod plan;
+mod plan_match;
 pub mod record;
 mod records;
 mod run;
 mod rungs;
 mod runner;
+mod settings;
 mod summary;
-mod tied;
 
-pub use assess::{Assessed, assess};
+pub use assess::{StudyAnalysis, assess};
+pub use depth::at_depth;
 pub use folder::Folder;
 pub(crate) use folder::writes;
 pub(crate) use groups::group_name;
-pub use groups::{Group, groups, judged};
-pub use merge::{Merged, merge};
-pub use plan::{Planned, Study, StudyFile, StudySection};
+pub use groups::{Group, analyze_groups, judged};
+pub use merge::{MergeSummary, merge};
+pub use plan::{Planned, Study};
 pub use record::{Cell, Ending, RunRecord};
 pub use records::Records;
 pub use runner::{Options, Shard, StudyEvent, run};
+pub use settings::{Halving, StudyConfig, StudySettings};
 pub use summary::of_directory as run_record;
 pub(crate) use summary::with_checkpoint as run_record_with_checkpoint;

@@ -21,6 +21,7 @@ impl RunRecord {
 /// Position of a run in the grid of its study.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct Cell {
     /// Name of the placement.
     pub placement: String,
@@ -39,6 +40,7 @@ pub struct Cell {
 /// Status of a run at its end.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind", deny_unknown_fields)]
+#[non_exhaustive]
 pub enum Ending {
     /// All steps were done.
     Finished,
@@ -49,13 +51,13 @@ pub enum Ending {
         /// Reason, as text.
         reason: String,
     },
-    /// All steps were done, but the loss never fell below that of token frequencies: the training budget was too
-    /// short.
+    /// All steps were done, but the loss never fell below the unigram loss: the training budget was too short.
     NotLearned {
         /// Reason, as text.
         reason: String,
     },
     /// Eliminated by successive halving.
+    #[serde(rename = "halved")]
     Halved {
         /// Step after which it was eliminated.
         step: u64,
@@ -70,6 +72,7 @@ pub enum Ending {
 /// Training curves, aggregated over equal intervals of steps.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct Curve {
     /// Last step of each interval.
     pub step: Vec<u64>,
@@ -84,6 +87,7 @@ pub struct Curve {
 /// Validation loss at a step.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct Evaluation {
     /// Step after which it was measured.
     pub step: u64,
@@ -94,6 +98,7 @@ pub struct Evaluation {
 /// Hardware and speed of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct Cost {
     /// Training throughput, median over steps, without evaluation and checkpointing.
     pub tokens_per_second: f64,
@@ -116,10 +121,12 @@ pub struct Cost {
 /// Record of a finished run: `runs/ID.json` of a study.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct RunRecord {
     /// Hash of everything that determines the results of the run.
     pub id: String,
     /// Position in the grid of its study.
+    #[serde(rename = "cell")]
     pub cell: Cell,
     /// Full configuration, as TOML.
     pub config: String,
@@ -138,6 +145,7 @@ pub struct RunRecord {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub active_parameters: Option<u64>,
     /// Status at its end.
+    #[serde(rename = "ending")]
     pub ending: Ending,
     /// Number of steps done.
     pub steps: u64,

@@ -3,8 +3,8 @@
 use super::folder::{Folder, RUNS};
 use super::history::{History, missing_checksum};
 use super::plan::Planned;
+use super::plan_match;
 use super::record::RunRecord;
-use super::tied;
 use crate::error::{Error, Result};
 use crate::files::{self, sealed};
 
@@ -13,6 +13,7 @@ pub(super) const RECORD_LIMIT: u64 = 64 << 20;
 
 /// Records read from a folder.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct Records {
     /// Records in the order of the plan.
     pub records: Vec<RunRecord>,
@@ -28,16 +29,17 @@ impl Folder {
         let opened =
             sealed::open::<RunRecord>(&bytes).map_err(|problem| Error::format(&path, problem))?;
         let (record, is_sealed) = (opened.content, opened.checksum.is_some());
-        let must_be_sealed = history.is_some_and(|history| !history.lacks(&name(&run.id)));
+        let must_be_sealed =
+            history.is_some_and(|history| !history.may_lack_checksum(&name(&run.id)));
         let problem = match must_be_sealed && !is_sealed {
             true => Some(missing_checksum()),
-            false => tied::problem(&record, run),
+            false => plan_match::mismatch(&record, run),
         };
         match problem {
             None => Ok((record, is_sealed)),
             Some(problem) => Err(Error::format(
                 path,
-                format!("{problem}; move the file away to have the run done again"),
+                format!("{problem}; move the file away to repeat the run"),
             )),
         }
     }
@@ -71,7 +73,7 @@ impl Folder {
             let cell = run.cell.clone();
             records.push(RunRecord { cell, ..record });
         }
-        DataOf::all(&records)?;
+        DataFingerprints::common(&records)?;
         Ok(Records {
             records,
             without_checksum,
@@ -87,7 +89,7 @@ impl Folder {
 
     /// Writes a record that was read without a checksum: adding one now would certify content that was never
     /// verified.
-    pub(super) fn write_unsealed(&self, record: &RunRecord) -> Result<()> {
+    pub(super) fn write_without_checksum(&self, record: &RunRecord) -> Result<()> {
         let path = self.record_path(&record.id);
         let text = serde_json::to_string(record)
             .map_err(|error| Error::format(&path, error.to_string()))?;
@@ -102,7 +104,7 @@ pub(super) fn name(id: &str) -> String {
 
 /// Fingerprints of the data of a run.
 #[derive(Debug, Clone)]
-pub(super) struct DataOf {
+pub(super) struct DataFingerprints {
     /// Label of the run.
     pub run: String,
     /// Fingerprint of the training data.
@@ -111,12 +113,12 @@ pub(super) struct DataOf {
     pub validation: Option<String>,
 }
 
-impl DataOf {
+impl DataFingerprints {
     /// Returns the data common to the runs of a study, which must agree for a comparison.
     ///
     /// # Errors
     /// If two runs were trained or evaluated on different data.
-    pub(super) fn all<'a>(
+    pub(super) fn common<'a>(
         records: impl IntoIterator<Item = &'a RunRecord>,
     ) -> Result<Option<Self>> {
         let mut common: Option<Self> = None;
@@ -126,25 +128,28 @@ impl DataOf {
                 training: record.data.clone(),
                 validation: record.validation_data.clone(),
             };
-            if let Some(problem) = Self::add(&mut common, own) {
-                return Err(Error::config(format!(
-                    "{problem}: runs on other data cannot be compared; keep the records of those on the same \
-                     data, and move the others away to have their runs done again"
-                )));
+            if let Some(problem) = Self::merge(&mut common, own) {
+                return Err(Error::conflict(
+                    ["data.train", "data.validation"],
+                    format!(
+                        "{problem}: runs on different data cannot be compared; move the records of one data set \
+                         away to repeat those runs"
+                    ),
+                ));
             }
         }
         Ok(common)
     }
 
     /// Merges the data of a run into the common data; returns the difference as text, if any.
-    pub(super) fn add(common: &mut Option<Self>, own: Self) -> Option<String> {
+    pub(super) fn merge(common: &mut Option<Self>, own: Self) -> Option<String> {
         let Some(common) = common else {
             *common = Some(own);
             return None;
         };
-        let differ = |kind: &str, theirs: &str, ours: &str| {
+        let differ = |kind: &str, found: &str, expected: &str| {
             Some(format!(
-                "{} has other {kind} data (fingerprint {theirs}) than {} (fingerprint {ours})",
+                "{} has {kind} data with fingerprint {found}, but {} has fingerprint {expected}",
                 own.run, common.run
             ))
         };
@@ -152,7 +157,9 @@ impl DataOf {
             return differ("training", &own.training, &common.training);
         }
         match (&common.validation, &own.validation) {
-            (Some(ours), Some(theirs)) if ours != theirs => differ("validation", theirs, ours),
+            (Some(expected), Some(found)) if expected != found => {
+                differ("validation", found, expected)
+            }
             _ => {
                 common.validation = common.validation.take().or(own.validation);
                 None

@@ -6,8 +6,8 @@ use std::sync::atomic::AtomicBool;
 
 use super::plan::Planned;
 use super::record::{Ending, RunRecord};
-use super::records::DataOf;
-use super::summary::{Of, STRETCH, last_stretch, mean, record};
+use super::records::DataFingerprints;
+use super::summary::{LOSS_WINDOW_DIVISOR, RunInfo, final_loss, mean, record};
 use crate::Device;
 use crate::error::{Error, Result};
 use crate::files::Locking;
@@ -15,18 +15,18 @@ use crate::memory;
 use crate::train::metrics::Metrics;
 use crate::train::{Event, OpenOptions, Start, Trainer, rows, segments};
 
-/// A run has learned more than token frequencies once its loss is this much below theirs, in nats.
-const LEARNED: f64 = 0.1;
+/// A run has learned once its loss is this much below the unigram loss, in nats.
+const LEARNED_MARGIN: f64 = 0.1;
 /// Prefix of the reason of a run that diverged because its training loss rose again.
-pub(super) const ROSE_AGAIN: &str = "the training loss rose again";
+pub(super) const LOSS_ROSE_PREFIX: &str = "the training loss rose again";
 
 /// Progress of a run.
 #[derive(Debug)]
-pub enum Came {
+pub enum RunProgress {
     /// The run ended.
-    Through(Box<RunRecord>),
+    Ended(Box<RunRecord>),
     /// The step limit was reached.
-    To,
+    LimitReached,
     /// The run was stopped.
     Stopped,
 }
@@ -34,12 +34,12 @@ pub enum Came {
 /// Options for training a run.
 #[derive(Debug, Clone, Copy)]
 pub struct Options<'a> {
-    /// Divergence threshold; see [`StudySection::diverged_above`](super::StudySection::diverged_above).
+    /// Divergence threshold; see [`StudySettings::diverged_above`](super::StudySettings::diverged_above).
     pub diverged_above: f64,
     /// Step limit for now.
     pub limit: Option<u64>,
-    /// True if the process does nothing else, so that its memory is that of the run.
-    pub is_alone: bool,
+    /// True if the process does nothing else: its peak memory is that of the run.
+    pub exclusive_process: bool,
     /// Compute device.
     pub device: Device,
     /// Locking of the run directory.
@@ -47,10 +47,10 @@ pub struct Options<'a> {
     /// Set to true to stop the run.
     pub stop: &'a AtomicBool,
     /// Loss of a unigram model, once it is computed: the runs of a study have the same data.
-    pub frequencies: &'a OnceLock<f64>,
+    pub unigram_loss: &'a OnceLock<f64>,
 }
 
-/// Trains to the end or to `options.limit`, resuming from `work`. Refuses data for which `differs` returns a
+/// Trains to the end or to `options.limit`, resuming from `work`. Rejects data for which `differs` returns a
 /// difference from those of the other runs.
 ///
 /// # Errors
@@ -59,17 +59,16 @@ pub(super) fn execute(
     planned: &Planned,
     work: &Path,
     options: Options<'_>,
-    differs: &dyn Fn(DataOf) -> Option<String>,
+    differs: &dyn Fn(DataFingerprints) -> Option<String>,
     on_event: &mut dyn FnMut(Event<'_>),
-) -> Result<Came> {
+) -> Result<RunProgress> {
     let Options {
-        diverged_above,
         limit,
-        is_alone,
+        exclusive_process,
         device,
         locking,
         stop,
-        frequencies,
+        ..
     } = options;
     let mut trainer = open(planned, work, device, locking, &mut |event| {
         // A note on resuming or starting is not useful for each of a hundred runs.
@@ -78,42 +77,47 @@ pub(super) fn execute(
         }
     })?;
     if !trainer.has_validation() {
-        return Err(Error::config(
-            "a study compares validation losses, and the data hold out no whole sequence (token files \
-             hold nothing out); name some in data.validation",
+        return Err(Error::missing(
+            "data.validation",
+            ": a study needs validation data, and no full sequence is held out (token files hold out nothing)",
         ));
     }
     // Before training, not after it.
     check_data(planned, work, &trainer, differs)?;
-    if is_alone {
+    if exclusive_process {
         memory::reset_peak();
     }
     let ended = trainer.run_to(limit.unwrap_or(u64::MAX), stop, on_event);
     let (ending, outcome) = match ended {
         Ok(outcome) if outcome.finished => (Ending::Finished, Some(outcome)),
         Ok(outcome) if limit.is_some_and(|limit| outcome.step >= limit) => {
-            return Ok(Came::To);
+            return Ok(RunProgress::LimitReached);
         }
-        Ok(_) => return Ok(Came::Stopped),
+        Ok(_) => return Ok(RunProgress::Stopped),
         Err(Error::Diverged { step, problem }) => {
             let step = step.unwrap_or(trainer.state().step);
-            // The rest of the line refers to files of this machine.
-            let reason = problem.split(';').next().unwrap_or_default().to_owned();
-            (Ending::Diverged { step, reason }, None)
+            (diverged(step, &problem), None)
         }
         Err(error) => return Err(error),
     };
-    let of = Of::new(&planned.id, &planned.cell, &planned.config, &trainer);
+    let info = RunInfo::new(&planned.id, &planned.cell, &planned.config, &trainer);
     let validation = outcome.and_then(|outcome| Some(outcome.validation?.loss));
-    let mut record = record(of, work, ending, validation)?;
+    let mut record = record(info, work, ending, validation)?;
     if record.ending == Ending::Finished {
-        record.ending = judge(&trainer, work, &record, diverged_above, frequencies)?;
+        record.ending = final_status(&trainer, work, &record, options)?;
     }
     // The next run may have other tensor shapes.
-    if is_alone {
+    if exclusive_process {
         record.cost.peak_memory_bytes = memory::peak_bytes();
     }
-    Ok(Came::Through(Box::new(record)))
+    Ok(RunProgress::Ended(Box::new(record)))
+}
+
+/// Returns the status of a run whose training failed because of `problem`.
+fn diverged(step: u64, problem: &str) -> Ending {
+    // The rest of the line refers to files of this machine.
+    let reason = problem.split(';').next().unwrap_or_default().to_owned();
+    Ending::Diverged { step, reason }
 }
 
 /// Checks that a run still has the data that it started with, and those of the other runs.
@@ -121,31 +125,32 @@ fn check_data(
     planned: &Planned,
     work: &Path,
     trainer: &Trainer,
-    differs: &dyn Fn(DataOf) -> Option<String>,
+    differs: &dyn Fn(DataFingerprints) -> Option<String>,
 ) -> Result<()> {
-    let own = DataOf {
+    let own = DataFingerprints {
         run: planned.cell.label(),
         training: trainer.state().data.clone(),
         validation: trainer.segment().validation.clone(),
     };
     // Resuming checks the training data itself.
-    let is_other = |known: &String| Some(known) != own.validation.as_ref();
+    let has_changed = |known: &String| Some(known) != own.validation.as_ref();
     let segments = segments::read(work)?;
     let known = segments
         .iter()
         .filter_map(|segment| segment.validation.as_ref());
-    let problem = match known.clone().find(|known| is_other(known)) {
+    let problem = match known.clone().find(|known| has_changed(known)) {
         Some(known) => Some(format!(
-            "{} has other validation data (fingerprint {}) than in its steps before (fingerprint {known})",
+            "{}: validation data changed since its earlier steps (fingerprint {}, was {known})",
             own.run,
             own.validation.as_deref().unwrap_or("none")
         )),
         None => differs(own),
     };
     problem.map_or(Ok(()), |problem| {
-        Err(Error::config(format!(
-            "{problem}; restore the data that the study was begun with, or begin another one in another --out"
-        )))
+        Err(Error::conflict(
+            ["data.train", "data.validation"],
+            format!("{problem}; restore the original data, or start a new study in another --out"),
+        ))
     })
 }
 
@@ -175,7 +180,7 @@ fn open(
 ///
 /// # Errors
 /// If its files cannot be read.
-pub fn leave_out(
+pub fn eliminated_record(
     planned: &Planned,
     work: &Path,
     step: u64,
@@ -183,8 +188,8 @@ pub fn leave_out(
     locking: Locking,
 ) -> Result<RunRecord> {
     let trainer = open(planned, work, device, locking, &mut |_| {})?;
-    let of = Of::new(&planned.id, &planned.cell, &planned.config, &trainer);
-    record(of, work, Ending::Halved { step }, None)
+    let info = RunInfo::new(&planned.id, &planned.cell, &planned.config, &trainer);
+    record(info, work, Ending::Halved { step }, None)
 }
 
 /// Returns the mean training loss over the last twentieth of the first `step` steps of a run in `work`.
@@ -194,48 +199,47 @@ pub fn leave_out(
 pub fn loss_at(work: &Path, step: u64) -> Result<Option<f64>> {
     let mut rows: Vec<Metrics> = rows::read(work)?;
     rows.retain(|row| row.step <= step);
-    Ok(last_stretch(&rows))
+    Ok(final_loss(&rows))
 }
 
 /// Returns the status of a run that did all its steps: diverged if its training loss rose again, not learned yet
-/// if its loss was never below that of token frequencies. Divergence relative to other runs is left to the
-/// analysis.
-fn judge(
+/// if its loss was never below the unigram loss. Divergence relative to other runs is left to the analysis.
+fn final_status(
     trainer: &Trainer,
     work: &Path,
     record: &RunRecord,
-    above: f64,
-    frequencies: &OnceLock<f64>,
+    options: Options<'_>,
 ) -> Result<Ending> {
     let rows: Vec<Metrics> = rows::read(work)?;
-    let stretch = rows.len().div_ceil(STRETCH).max(1);
+    let window = rows.len().div_ceil(LOSS_WINDOW_DIVISOR).max(1);
     let means: Vec<(u64, f64)> = rows
-        .chunks_exact(stretch)
+        .chunks_exact(window)
         .map(|rows| (rows[rows.len() - 1].step, mean(rows)))
         .collect();
     let best = means.iter().copied().min_by(|a, b| a.1.total_cmp(&b.1));
     if let (Some((step, best)), Some(last)) = (best, record.train_loss)
-        && last > best + above
+        && last > best + options.diverged_above
     {
-        let reason = format!("{ROSE_AGAIN} from {best:.3} to {last:.3} nats");
+        let reason = format!("{LOSS_ROSE_PREFIX} from {best:.3} to {last:.3} nats");
         return Ok(Ending::Diverged { step, reason });
     }
     let Some((_, best)) = best else {
         return Ok(Ending::Finished);
     };
-    let frequencies = match frequencies.get() {
+    let unigram_loss = match options.unigram_loss.get() {
         Some(&known) => known,
         None => {
             let found = trainer.training_data().unigram_nats()?;
-            *frequencies.get_or_init(|| found)
+            *options.unigram_loss.get_or_init(|| found)
         }
     };
     // If the data are nearly all one token, there is nothing more to learn.
-    match frequencies > LEARNED && best > frequencies - LEARNED {
+    match unigram_loss > LEARNED_MARGIN && best > unigram_loss - LEARNED_MARGIN {
         true => Ok(Ending::NotLearned {
+            // As in the records of earlier versions, which must stay equal.
             reason: format!(
                 "the training loss came down to {best:.3} nats only; token frequencies alone give \
-                 {frequencies:.3}"
+                 {unigram_loss:.3}"
             ),
         }),
         false => Ok(Ending::Finished),

@@ -16,9 +16,11 @@ pub(super) const HALVING: &str = "halving.json";
 #[serde(deny_unknown_fields)]
 pub(super) struct Rung {
     /// Ids of the ranked runs.
-    pub of: Vec<String>,
+    #[serde(rename = "of")]
+    pub ranked: Vec<String>,
     /// Ids of the runs that continue.
-    pub on: Vec<String>,
+    #[serde(rename = "on")]
+    pub kept: Vec<String>,
 }
 
 impl Folder {
@@ -29,7 +31,9 @@ impl Folder {
             return Ok(Vec::new());
         }
         let bytes = files::read_small(&path, RECORD_LIMIT)?;
-        let may_be_unsealed = self.history()?.is_none_or(|history| history.lacks(HALVING));
+        let may_be_unsealed = self
+            .history()?
+            .is_none_or(|history| history.may_lack_checksum(HALVING));
         read(&bytes, may_be_unsealed).map_err(|problem| Error::format(path, problem))
     }
 
@@ -40,25 +44,28 @@ impl Folder {
         files::write(path, text.as_bytes()).map(drop)
     }
 
-    /// Refuses a study with halving if earlier decisions ranked other runs.
-    pub(super) fn check_rungs(&self, study: &Study) -> Result<()> {
+    /// Rejects a study with halving if earlier decisions ranked other runs.
+    pub(super) fn check_halving(&self, study: &Study) -> Result<()> {
         if study.file.study.halving.is_none() {
             return Ok(());
         }
         match self.rungs()?.first() {
-            Some(rung) if !rung.of.iter().eq(study.runs.iter().map(|run| &run.id)) => {
-                Err(self.other_rungs())
+            Some(rung) if !rung.ranked.iter().eq(study.runs.iter().map(|run| &run.id)) => {
+                Err(self.halving_mismatch())
             }
             _ => Ok(()),
         }
     }
 
-    pub(super) fn other_rungs(&self) -> Error {
-        Error::config(format!(
-            "{}: successive halving has decided over other runs; a study with halving cannot change, \
-             begin another one in another --out",
-            self.path().display()
-        ))
+    pub(super) fn halving_mismatch(&self) -> Error {
+        Error::conflict(
+            ["study", "study.halving"],
+            format!(
+                "{}: successive halving has already ranked other runs; a study with halving cannot change: start \
+                 a new one in another --out",
+                self.path().display()
+            ),
+        )
     }
 }
 
@@ -75,10 +82,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_flipped_bit_is_refused_or_changes_nothing() {
+    fn bit_flips_are_detected() {
         let rungs = [["a", "b", "c"], ["b", "c", "d"]].map(|ids| Rung {
-            of: ids.map(str::to_owned).to_vec(),
-            on: vec![ids[0].to_owned()],
+            ranked: ids.map(str::to_owned).to_vec(),
+            kept: vec![ids[0].to_owned()],
         });
         let whole = sealed::seal_list(&rungs).unwrap();
         assert_eq!(read(whole.as_bytes(), false).unwrap(), rungs);

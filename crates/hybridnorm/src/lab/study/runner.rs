@@ -6,20 +6,25 @@ use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock};
 
-use super::folder::{Begin, Folder};
-use super::hold::Passing;
-use super::plan::{Halving, Planned, Study};
+use derive_setters::Setters;
+
+use super::folder::{Folder, StartOptions};
+use super::folder_lock::TemporaryLock;
+use super::plan::{Planned, Study};
 use super::record::RunRecord;
-use super::records::DataOf;
-use super::run::{self, Came};
+use super::records::DataFingerprints;
+use super::run::{self, RunProgress};
 use super::rungs::Rung;
+use super::settings::Halving;
 use crate::error::{Error, Result};
 use crate::files::Locking;
 use crate::train::Event;
 use crate::{Device, threads};
 
 /// Options for running a study.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Setters)]
+#[setters(prefix = "with_", strip_option)]
+#[non_exhaustive]
 pub struct Options {
     /// Number of concurrent runs; the compute threads are divided among them.
     pub jobs: usize,
@@ -31,11 +36,59 @@ pub struct Options {
     pub locking: Locking,
 }
 
+impl Default for Options {
+    /// Returns options for a new study, one run at a time.
+    fn default() -> Self {
+        Self {
+            jobs: 1,
+            resume: false,
+            shard: None,
+            locking: Locking::Required,
+        }
+    }
+}
+
 /// Every `of`-th run, starting with number `index`, counted from 1.
+///
+/// ```
+/// use hybridnorm::lab::study::{Options, Shard};
+///
+/// let shard: Shard = "2/4".parse()?;
+/// assert_eq!(shard, Shard::new(2, 4)?);
+/// assert!(Shard::new(5, 4).is_err());
+/// let options = Options::default().with_shard(shard);
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shard {
     index: usize,
     of: usize,
+}
+
+impl Shard {
+    /// Returns shard `index` of `of`, counted from 1.
+    ///
+    /// # Errors
+    /// If `index` is not between 1 and `of`.
+    pub fn new(index: usize, of: usize) -> Result<Self> {
+        match (1..=of).contains(&index) {
+            true => Ok(Self { index, of }),
+            false => Err(Self::invalid(&format!("{index}/{of}"))),
+        }
+    }
+
+    fn invalid(text: &str) -> Error {
+        Error::invalid_value(
+            "shard",
+            format!("shard {text:?}: expected I/N with I from 1 to N"),
+        )
+    }
+
+    /// Returns the runs of this shard.
+    fn of_runs(self, runs: &[Planned]) -> Vec<Planned> {
+        let own = runs.iter().skip(self.index - 1).step_by(self.of);
+        own.cloned().collect()
+    }
 }
 
 impl FromStr for Shard {
@@ -44,12 +97,8 @@ impl FromStr for Shard {
     fn from_str(text: &str) -> Result<Self> {
         let parts = text.split_once('/');
         let numbers = parts.and_then(|(index, of)| Some((index.parse().ok()?, of.parse().ok()?)));
-        match numbers {
-            Some((index, of)) if (1..=of).contains(&index) => Ok(Self { index, of }),
-            _ => Err(Error::config(format!(
-                "shard {text:?}: expected I/N with I from 1 to N"
-            ))),
-        }
+        let (index, of) = numbers.ok_or_else(|| Self::invalid(text))?;
+        Self::new(index, of)
     }
 }
 
@@ -61,6 +110,7 @@ impl fmt::Display for Shard {
 
 /// Progress events of a study.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum StudyEvent<'a> {
     /// Message for the user.
     Note(String),
@@ -87,7 +137,7 @@ pub enum StudyEvent<'a> {
 /// Runs a study in `folder`; returns its records, or `None` if stopped.
 ///
 /// # Errors
-/// If the folder holds a study that is not to be resumed, another process works on it, a record does not match
+/// If the folder has a study and `resume` is not set, another process works on it, a record does not match
 /// its run, or data or files are invalid. Diverged runs are results, not errors.
 pub fn run(
     study: &Study,
@@ -97,44 +147,25 @@ pub fn run(
     stop: &AtomicBool,
     on_event: &(dyn Fn(StudyEvent<'_>) + Sync),
 ) -> Result<Option<Vec<RunRecord>>> {
-    let threads = threads::count();
-    if options.jobs == 0 || options.jobs > threads {
-        return Err(Error::config(format!(
-            "jobs = {}, expected 1 to {threads}: every job takes a thread at least, and there are {threads} \
-             (--jobs, --threads)",
-            options.jobs
-        )));
-    }
-    let halving = study.file.study.halving.as_ref();
-    if let (Some(_), Some(shard)) = (halving, options.shard) {
-        return Err(Error::config(format!(
-            "shard {shard}: with study.halving runs depend on each other and cannot be split"
-        )));
-    }
-    if let Some(halving) = halving {
-        halving.check_steps(study.steps())?;
-    }
-    let chosen: Vec<Planned> = match options.shard {
-        Some(Shard { index, of }) => {
-            let own = study.runs.iter().skip(index - 1).step_by(of);
-            own.cloned().collect()
-        }
+    check_options(study, options)?;
+    let runs = match options.shard {
+        Some(shard) => shard.of_runs(&study.runs),
         None => study.runs.clone(),
     };
-    let how = Begin {
+    let start = StartOptions {
         resume: options.resume,
         is_shard: options.shard.is_some(),
         locking: options.locking,
     };
     // The lock is held until the end.
-    let begun = folder.begin(study, &chosen, how)?;
-    if let Some(note) = &begun.note {
+    let started = folder.start(study, &runs, start)?;
+    if let Some(note) = &started.note {
         on_event(StudyEvent::Note(note.clone()));
     }
     // Invalid records are reported before hours of work, not after.
-    let finished = folder.read(&chosen)?;
+    let finished = folder.read(&runs)?;
     // Includes runs of other shards: all runs of a study have the same data.
-    let data = DataOf::all(&folder.read(&study.runs)?.records)?;
+    let data = DataFingerprints::common(&folder.read(&study.runs)?.records)?;
     if !finished.without_checksum.is_empty() {
         on_event(StudyEvent::Note(format!(
             "{} of {} records have no checksum, as those of earlier versions",
@@ -143,64 +174,94 @@ pub fn run(
         )));
     }
     on_event(StudyEvent::Begun {
-        runs: chosen.len(),
+        runs: runs.len(),
         finished: finished.records.len(),
         steps: study.steps(),
     });
-    let pass = Pass {
+    let runner = StudyRunner {
         study,
         folder,
         jobs: options.jobs,
         device,
-        how,
+        locking: options.locking,
         stop,
         on_event,
         data: Mutex::new(data),
-        frequencies: OnceLock::new(),
+        unigram_loss: OnceLock::new(),
     };
     for record in &finished.records {
-        pass.settle(record)?;
+        runner.clean_up(record)?;
     }
-    let all: Vec<&Planned> = chosen.iter().collect();
-    if let Some(halving) = halving
-        && !pass.halve(halving, &all)?
-    {
-        return Ok(None);
+    match runner.run_all(&runs)? {
+        true => folder.records(&runs).map(Some),
+        false => Ok(None),
     }
-    if !pass.through(&all, None)? {
-        return Ok(None);
-    }
-    folder.records(&chosen).map(Some)
 }
 
-struct Pass<'a> {
+/// Checks the options before anything is written.
+fn check_options(study: &Study, options: &Options) -> Result<()> {
+    let threads = threads::count();
+    if options.jobs == 0 || options.jobs > threads {
+        return Err(Error::out_of_range(
+            "jobs",
+            options.jobs,
+            format!(
+                "1 to {threads}: each job needs at least one of the {threads} threads (--jobs, --threads)"
+            ),
+        ));
+    }
+    let Some(halving) = &study.file.study.halving else {
+        return Ok(());
+    };
+    if let Some(shard) = options.shard {
+        return Err(Error::conflict(
+            ["shard", "study.halving"],
+            format!(
+                "shard {shard}: with study.halving runs depend on each other and cannot be split"
+            ),
+        ));
+    }
+    halving.check_steps(study.steps())
+}
+
+/// Training of the runs of a study.
+struct StudyRunner<'a> {
     study: &'a Study,
     folder: &'a Folder,
     jobs: usize,
     device: Device,
-    how: Begin,
+    locking: Locking,
     stop: &'a AtomicBool,
     on_event: &'a (dyn Fn(StudyEvent<'_>) + Sync),
-    data: Mutex<Option<DataOf>>,
-    frequencies: OnceLock<f64>,
+    data: Mutex<Option<DataFingerprints>>,
+    unigram_loss: OnceLock<f64>,
 }
 
-impl Pass<'_> {
+impl StudyRunner<'_> {
+    /// Trains runs to their end, with successive halving if the study uses it; returns true if all ended.
+    fn run_all(&self, runs: &[Planned]) -> Result<bool> {
+        let runs: Vec<&Planned> = runs.iter().collect();
+        match &self.study.file.study.halving {
+            Some(halving) if !self.run_halving(halving, &runs)? => Ok(false),
+            _ => self.train_all(&runs, None),
+        }
+    }
+
     /// Trains runs to step `limit` or to their end, `jobs` at a time; returns true if all reached it.
-    fn through(&self, runs: &[&Planned], limit: Option<u64>) -> Result<bool> {
+    fn train_all(&self, runs: &[&Planned], limit: Option<u64>) -> Result<bool> {
         let next = AtomicUsize::new(0);
         let failed: Mutex<Option<Error>> = Mutex::new(None);
-        let all_came = AtomicBool::new(true);
+        let all_reached = AtomicBool::new(true);
         let work = || {
             while let Some(run) = runs.get(next.fetch_add(1, Ordering::Relaxed)) {
                 let has_failed = || lock(&failed).is_some();
                 if self.stop.load(Ordering::Relaxed) || has_failed() {
-                    all_came.store(false, Ordering::Relaxed);
+                    all_reached.store(false, Ordering::Relaxed);
                     return;
                 }
-                match self.one(run, limit) {
+                match self.train_one(run, limit) {
                     Ok(true) => {}
-                    Ok(false) => all_came.store(false, Ordering::Relaxed),
+                    Ok(false) => all_reached.store(false, Ordering::Relaxed),
                     Err(error) => {
                         lock(&failed).get_or_insert(error);
                     }
@@ -219,7 +280,7 @@ impl Pass<'_> {
         }
         match failed.into_inner() {
             Ok(Some(error)) => Err(error),
-            _ => Ok(all_came.into_inner()),
+            _ => Ok(all_reached.into_inner()),
         }
     }
 
@@ -232,102 +293,108 @@ impl Pass<'_> {
     }
 
     /// Locks a run while the returned lock lives: shards may overlap.
-    fn claim(&self, id: &str) -> Result<Passing> {
-        self.folder.claim(id, self.how.locking)
+    fn lock_run(&self, id: &str) -> Result<TemporaryLock> {
+        self.folder.lock_run(id, self.locking)
     }
 
     /// Completes the clean-up of a recorded run, which a kill may have prevented.
-    fn settle(&self, record: &RunRecord) -> Result<()> {
-        let claim = self.claim(&record.id)?;
+    fn clean_up(&self, record: &RunRecord) -> Result<()> {
+        let run_lock = self.lock_run(&record.id)?;
         let keep = self.study.file.study.keep_runs;
-        if let Some(note) = self.folder.settle(record, keep)? {
+        if let Some(note) = self.folder.complete_clean_up(record, keep)? {
             (self.on_event)(StudyEvent::Note(note));
         }
-        claim.release()
+        run_lock.release()
     }
 
     /// Trains one run to step `limit` or to its end; returns true if it reached it.
-    fn one(&self, run: &Planned, limit: Option<u64>) -> Result<bool> {
+    fn train_one(&self, run: &Planned, limit: Option<u64>) -> Result<bool> {
         if self.folder.is_finished(&run.id)? {
             return Ok(true);
         }
-        let claim = self.claim(&run.id)?;
+        let run_lock = self.lock_run(&run.id)?;
         // Another process may have finished it meanwhile.
-        let came = match self.folder.is_finished(&run.id)? {
+        let reached = match self.folder.is_finished(&run.id)? {
             true => true,
             false => self.train(run, limit)?,
         };
-        claim.release()?;
-        Ok(came)
+        run_lock.release()?;
+        Ok(reached)
     }
 
-    /// As [`Pass::one`], for a run that this process has locked.
+    /// As [`StudyRunner::train_one`], for a run that this process has locked.
     fn train(&self, run: &Planned, limit: Option<u64>) -> Result<bool> {
-        self.folder.reclaim(&run.id)?;
+        self.folder.move_back_to_work(&run.id)?;
         let section = &self.study.file.study;
         let options = run::Options {
             diverged_above: section.diverged_above,
             limit,
-            is_alone: self.jobs == 1,
+            exclusive_process: self.jobs == 1,
             device: self.device,
-            locking: self.how.locking,
+            locking: self.locking,
             stop: self.stop,
-            frequencies: &self.frequencies,
+            unigram_loss: &self.unigram_loss,
         };
-        let agrees = |own| DataOf::add(&mut lock(&self.data), own);
+        let differs = |own| DataFingerprints::merge(&mut lock(&self.data), own);
         let work = self.folder.work(&run.id);
-        let came = run::execute(run, &work, options, &agrees, &mut |event| {
+        let progress = run::execute(run, &work, options, &differs, &mut |event| {
             (self.on_event)(StudyEvent::Run { run, event });
         })?;
-        match came {
-            Came::Through(record) => {
+        match progress {
+            RunProgress::Ended(record) => {
                 self.folder.finish(&record, section.keep_runs)?;
                 (self.on_event)(StudyEvent::Finished(&record));
                 Ok(true)
             }
-            Came::To => Ok(true),
-            Came::Stopped => Ok(false),
+            RunProgress::LimitReached => Ok(true),
+            RunProgress::Stopped => Ok(false),
         }
     }
 
     /// Eliminates poor learning rates; returns true if all runs reached the ranking steps.
-    fn halve(&self, halving: &Halving, runs: &[&Planned]) -> Result<bool> {
+    fn run_halving(&self, halving: &Halving, runs: &[&Planned]) -> Result<bool> {
         let mut rungs = self.folder.rungs()?;
         let mut alive: Vec<&Planned> = runs.to_vec();
-        for (index, share) in halving.at.iter().enumerate() {
-            let step = Halving::step(*share, self.study.steps());
-            let of: Vec<String> = alive.iter().map(|run| run.id.clone()).collect();
+        for (index, &fraction) in halving.at.iter().enumerate() {
+            let step = Halving::step(fraction, self.study.steps());
+            let ranked: Vec<String> = alive.iter().map(|run| run.id.clone()).collect();
             if index == rungs.len() {
-                if !self.through(&alive, Some(step))? {
+                if !self.train_all(&alive, Some(step))? {
                     return Ok(false);
                 }
-                let on = self.better(halving.keep, &alive, step)?;
-                rungs.push(Rung { of, on });
+                let kept = self.best_learning_rates(halving.keep, &alive, step)?;
+                rungs.push(Rung { ranked, kept });
                 self.folder.write_rungs(&rungs)?;
-            } else if rungs[index].of != of {
-                return Err(self.folder.other_rungs());
+            } else if rungs[index].ranked != ranked {
+                return Err(self.folder.halving_mismatch());
             }
-            let goes_on = |run: &&Planned| rungs[index].on.contains(&run.id);
-            let (on, out): (Vec<&Planned>, Vec<&Planned>) = alive.into_iter().partition(goes_on);
-            for run in out {
-                if self.folder.is_finished(&run.id)? {
-                    continue;
-                }
-                self.folder.reclaim(&run.id)?;
-                let work = self.folder.work(&run.id);
-                let locking = self.how.locking;
-                let record = run::leave_out(run, &work, step, self.device, locking)?;
-                self.folder
-                    .finish(&record, self.study.file.study.keep_runs)?;
-                (self.on_event)(StudyEvent::Finished(&record));
+            let is_kept = |run: &&Planned| rungs[index].kept.contains(&run.id);
+            let (kept, eliminated): (Vec<&Planned>, Vec<&Planned>) =
+                alive.into_iter().partition(is_kept);
+            for run in eliminated {
+                self.eliminate(run, step)?;
             }
-            alive = on;
+            alive = kept;
         }
         Ok(true)
     }
 
+    /// Records that a run was eliminated after `step` steps, unless it ended before.
+    fn eliminate(&self, run: &Planned, step: u64) -> Result<()> {
+        if self.folder.is_finished(&run.id)? {
+            return Ok(());
+        }
+        self.folder.move_back_to_work(&run.id)?;
+        let work = self.folder.work(&run.id);
+        let record = run::eliminated_record(run, &work, step, self.device, self.locking)?;
+        self.folder
+            .finish(&record, self.study.file.study.keep_runs)?;
+        (self.on_event)(StudyEvent::Finished(&record));
+        Ok(())
+    }
+
     /// Returns the ids of the runs with the better learning rates of each placement, initialization and depth.
-    fn better(&self, keep: f64, runs: &[&Planned], step: u64) -> Result<Vec<String>> {
+    fn best_learning_rates(&self, keep: f64, runs: &[&Planned], step: u64) -> Result<Vec<String>> {
         let mut losses: BTreeMap<_, BTreeMap<u64, Vec<f64>>> = BTreeMap::new();
         let group = |run: &Planned| {
             let cell = &run.cell;

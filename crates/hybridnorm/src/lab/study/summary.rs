@@ -16,11 +16,11 @@ use crate::train::{Checkpoint, Config, State, Trainer, checkpoint, recorder, row
 use crate::{machine, threads};
 
 /// Maximum number of points of a [`Curve`].
-const POINTS: usize = 128;
+const MAX_CURVE_POINTS: usize = 128;
 /// Approximate number of steps whose layer statistics are kept.
-const LOOKS: usize = 16;
-/// Losses are averaged over one `STRETCH`-th of the steps.
-pub(super) const STRETCH: usize = 20;
+const MAX_LAYER_ROWS: usize = 16;
+/// Losses are averaged over windows of one `LOSS_WINDOW_DIVISOR`-th of the steps.
+pub(super) const LOSS_WINDOW_DIVISOR: usize = 20;
 
 /// Returns the record of a run directory in its current state.
 ///
@@ -53,38 +53,47 @@ pub(crate) fn with_checkpoint(run: &Path) -> Result<(RunRecord, Option<Checkpoin
             ),
         ),
     };
-    let ending = match recorder::failure(run, step)? {
-        _ if step >= config.train.steps as u64 => Ending::Finished,
-        Some(dump) => Ending::Diverged {
-            step: dump.step,
-            reason: dump.reasons.join("; "),
-        },
-        None => Ending::Unfinished { step },
-    };
-    let placement = match &config.model {
-        Some(section) => PlacementChoice::from_value(&section.placement)?.label(),
-        None => PlacementChoice::of(model.placement.clone()).label(),
-    };
-    let cell = Cell {
-        placement,
-        lr: config.optimizer.lr,
-        seed: config.seed,
-        init: None,
-        depth: None,
-    };
+    let cell = cell(&config, &model)?;
     let validation = rows.last().and_then(|row| row.validation_loss);
     let id = canonical_hash(&(&config, run));
-    let of = Of {
+    let info = RunInfo {
         id: &id,
         cell: &cell,
         config: &config,
         model: &model,
         data: &data,
     };
-    let mut record = record(of, run, ending, validation)?;
+    let mut record = record(info, run, status(run, step, &config)?, validation)?;
     record.steps = step;
-    record.cost = as_recorded(record.cost, &segments);
+    record.cost = with_recorded_hardware(record.cost, &segments);
     Ok((record, newest))
+}
+
+/// Returns the status of a run after `step` steps.
+fn status(run: &Path, step: u64, config: &Config) -> Result<Ending> {
+    Ok(match recorder::failure(run, step)? {
+        _ if step >= config.train.steps as u64 => Ending::Finished,
+        Some(dump) => Ending::Diverged {
+            step: dump.step,
+            reason: dump.reasons.join("; "),
+        },
+        None => Ending::Unfinished { step },
+    })
+}
+
+/// Returns the position of a run that is not part of a study.
+fn cell(config: &Config, model: &ModelConfig) -> Result<Cell> {
+    let placement = match &config.model {
+        Some(section) => PlacementChoice::from_value(&section.placement)?.label(),
+        None => PlacementChoice::of(model.placement.clone()).label(),
+    };
+    Ok(Cell {
+        placement,
+        lr: config.optimizer.lr,
+        seed: config.seed,
+        init: None,
+        depth: None,
+    })
 }
 
 /// Checks that the configuration has the placement of the checkpoint.
@@ -97,13 +106,13 @@ fn check_placement(run: &Path, config: &Config, model: &ModelConfig) -> Result<(
         true => Ok(()),
         false => Err(Error::format(
             run.join(run_directory::CONFIG),
-            "its placement is not that of the run's checkpoint: one of them was changed; put back what was there",
+            "placement differs from that of the run's checkpoint: one of them was modified; restore it",
         )),
     }
 }
 
 /// Replaces the hardware of this process by that of the run, which only its history records.
-fn as_recorded(cost: Cost, segments: &[Segment]) -> Cost {
+fn with_recorded_hardware(cost: Cost, segments: &[Segment]) -> Cost {
     let last = segments.last();
     let peaks: Option<Vec<u64>> = (segments.iter())
         .map(|segment| segment.peak_memory_bytes)
@@ -118,7 +127,7 @@ fn as_recorded(cost: Cost, segments: &[Segment]) -> Cost {
 }
 
 /// Run that a record describes.
-pub(super) struct Of<'a> {
+pub(super) struct RunInfo<'a> {
     id: &'a str,
     cell: &'a Cell,
     config: &'a Config,
@@ -126,7 +135,7 @@ pub(super) struct Of<'a> {
     data: &'a str,
 }
 
-impl<'a> Of<'a> {
+impl<'a> RunInfo<'a> {
     pub(super) fn new(
         id: &'a str,
         cell: &'a Cell,
@@ -143,37 +152,36 @@ impl<'a> Of<'a> {
     }
 }
 
+/// Returns the record of a run from the files in `work`.
 pub(super) fn record(
-    of: Of<'_>,
+    info: RunInfo<'_>,
     work: &Path,
     ending: Ending,
     validation_loss: Option<f64>,
 ) -> Result<RunRecord> {
-    let rows = once_a_step(rows::read(work)?);
-    let model = of.model;
+    let rows = deduplicate_steps(rows::read(work)?);
+    let model = info.model;
     let explanation = Explanation::new(&model.placement, model.n_layers, &model.facts())?;
-    let train = &of.config.train;
-    let estimated = inventory(model, train.step_shape(), &of.config.optimizer)?;
+    let train = &info.config.train;
+    let estimated = inventory(model, train.step_shape(), &info.config.optimizer)?;
     let counts = &estimated.counts;
     let mut detector = Detector::default();
     for row in &rows {
         detector.push(row);
     }
-    let largest = |quantity: Quantity| rows.iter().map(move |row| quantity.of(row));
-    let tokens_per_step = (train.batch_size * train.seq_len) as f64;
-    let mut speeds: Vec<f64> = rows.iter().map(|row| row.tokens_per_second).collect();
-    speeds.sort_by(f64::total_cmp);
+    let grad_norms = rows.iter().map(|row| Quantity::GradNorm.of(row));
+    let tokens_per_step = train.batch_size * train.seq_len;
     Ok(RunRecord {
-        id: of.id.to_owned(),
-        cell: of.cell.clone(),
-        config: of.config.to_toml(),
+        id: info.id.to_owned(),
+        cell: info.cell.clone(),
+        config: info.config.to_toml(),
         placement_hash: model.placement.hash(),
         equations: explanation
-            .named(&of.cell.placement)
+            .named(&info.cell.placement)
             .to_text()
             .trim_end()
             .to_owned(),
-        data: of.data.to_owned(),
+        data: info.data.to_owned(),
         validation_data: segments::read(work)?.pop().and_then(|last| last.validation),
         parameters: counts.total,
         active_parameters: (counts.active != counts.total).then_some(counts.active),
@@ -181,51 +189,63 @@ pub(super) fn record(
         steps: rows.len() as u64,
         tokens: rows.last().map_or(0, |row| row.tokens),
         validation_loss,
-        train_loss: last_stretch(&rows),
-        max_grad_norm: largest(Quantity::GradNorm).fold(0.0, f64::max),
+        train_loss: final_loss(&rows),
+        max_grad_norm: grad_norms.fold(0.0, f64::max),
         spikes: detector.counts(),
         curve: curve(&rows),
-        validation: rows
-            .iter()
-            .filter_map(|row| {
-                Some(Evaluation {
-                    step: row.step,
-                    loss: row.validation_loss?,
-                })
-            })
-            .collect(),
-        layers: thin(rows::read(work)?),
-        cost: Cost {
-            tokens_per_second: speeds.get(speeds.len() / 2).copied().unwrap_or(0.0),
-            seconds: speeds.iter().map(|speed| tokens_per_step / speed).sum(),
-            peak_memory_bytes: None,
-            estimated_memory_bytes: Some(estimated.memory.total()),
-            machine: Some(machine::name()),
-            threads: Some(threads::count()),
-            version: Some(env!("CARGO_PKG_VERSION").to_owned()),
-        },
+        validation: evaluations(&rows),
+        layers: subsample(rows::read(work)?),
+        cost: cost(&rows, tokens_per_step, estimated.memory.total()),
     })
 }
 
+fn evaluations(rows: &[Metrics]) -> Vec<Evaluation> {
+    let evaluation = |row: &Metrics| {
+        Some(Evaluation {
+            step: row.step,
+            loss: row.validation_loss?,
+        })
+    };
+    rows.iter().filter_map(evaluation).collect()
+}
+
+/// Returns the speed of a run, and the hardware of this process.
+fn cost(rows: &[Metrics], tokens_per_step: usize, estimated_memory: u64) -> Cost {
+    let mut speeds: Vec<f64> = rows.iter().map(|row| row.tokens_per_second).collect();
+    speeds.sort_by(f64::total_cmp);
+    let seconds = speeds.iter().map(|speed| tokens_per_step as f64 / speed);
+    Cost {
+        tokens_per_second: speeds.get(speeds.len() / 2).copied().unwrap_or(0.0),
+        seconds: seconds.sum(),
+        peak_memory_bytes: None,
+        estimated_memory_bytes: Some(estimated_memory),
+        machine: Some(machine::name()),
+        threads: Some(threads::count()),
+        version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+    }
+}
+
 /// Returns the rows in the order of their steps; of duplicates, the last.
-fn once_a_step(rows: Vec<Metrics>) -> Vec<Metrics> {
+fn deduplicate_steps(rows: Vec<Metrics>) -> Vec<Metrics> {
     let by_step: BTreeMap<u64, Metrics> = rows.into_iter().map(|row| (row.step, row)).collect();
     by_step.into_values().collect()
 }
 
+/// Returns the mean training loss.
 pub(super) fn mean(rows: &[Metrics]) -> f64 {
     rows.iter().map(|row| row.loss).sum::<f64>() / rows.len() as f64
 }
 
-pub(super) fn last_stretch(rows: &[Metrics]) -> Option<f64> {
-    let stretch = rows.len().div_ceil(STRETCH);
-    (stretch > 0).then(|| mean(&rows[rows.len() - stretch..]))
+/// Returns the mean training loss over the last window of steps.
+pub(super) fn final_loss(rows: &[Metrics]) -> Option<f64> {
+    let window = rows.len().div_ceil(LOSS_WINDOW_DIVISOR);
+    (window > 0).then(|| mean(&rows[rows.len() - window..]))
 }
 
 fn curve(rows: &[Metrics]) -> Curve {
     let mut curve = Curve::default();
-    let stretch = rows.len().div_ceil(POINTS).max(1);
-    for rows in rows.chunks(stretch) {
+    let window = rows.len().div_ceil(MAX_CURVE_POINTS).max(1);
+    for rows in rows.chunks(window) {
         let largest = |quantity: Quantity| {
             let values = rows.iter().map(|row| quantity.of(row));
             // A value that overflows would be read as missing.
@@ -240,8 +260,8 @@ fn curve(rows: &[Metrics]) -> Curve {
 }
 
 /// Returns a subset of the rows, including the first and the last, with fewer digits.
-fn thin(rows: Vec<LayersRow>) -> Vec<LayersRow> {
-    let stride = rows.len().div_ceil(LOOKS).max(1);
+fn subsample(rows: Vec<LayersRow>) -> Vec<LayersRow> {
+    let stride = rows.len().div_ceil(MAX_LAYER_ROWS).max(1);
     let last = rows.len().saturating_sub(1);
     let kept =
         |&(index, _): &(usize, LayersRow)| index == 0 || (last - index).is_multiple_of(stride);

@@ -5,7 +5,7 @@ use super::*;
 #[test]
 fn nothing_is_compared_while_runs_are_missing() {
     let points = compared();
-    let analysis = analyse_planned(&points, points.len() + 1, &Rules::default());
+    let analysis = analyze_planned(&points, points.len() + 1, 0, &Rules::default());
     assert!(!analysis.complete && analysis.missing == 1);
     for name in ["good", "bad", "same"] {
         let entry = named(&analysis, name);
@@ -35,7 +35,7 @@ fn a_difference_within_the_margin_is_never_better_or_worse() {
 }
 
 #[test]
-fn an_optimum_at_the_edge_of_the_grid_decides_nothing() {
+fn an_optimum_at_the_edge_is_undecided() {
     let base: [(&str, f64, &[f64]); 3] = [
         ("pre-norm", 1e-4, &[3.10, 3.15, 3.08, 3.12]),
         ("pre-norm", 1e-3, &[3.00, 3.05, 2.98, 3.02]),
@@ -50,27 +50,27 @@ fn an_optimum_at_the_edge_of_the_grid_decides_nothing() {
     let analysis = analyse(&both, &Rules::default());
     let reason = named(&analysis, "x").why_not.clone().unwrap();
     assert!(
-        reason.starts_with("undecided: its best rate is at the edge"),
+        reason.starts_with("undecided: its best learning rate is at the edge"),
         "{reason}"
     );
     // With the roles swapped, the baseline may be better at another learning rate.
-    let mut turned = both;
-    for point in &mut turned {
+    let mut swapped = both;
+    for point in &mut swapped {
         point.placement = match point.placement.as_str() {
             "x" => "pre-norm".into(),
             _ => "x".into(),
         };
     }
-    let analysis = analyse(&turned, &Rules::default());
+    let analysis = analyse(&swapped, &Rules::default());
     let reason = named(&analysis, "x").why_not.clone().unwrap();
     assert!(
-        reason.starts_with("undecided: the baseline's best rate"),
+        reason.starts_with("undecided: the baseline's best learning rate"),
         "{reason}"
     );
 }
 
 #[test]
-fn a_rate_at_the_edge_within_the_margin_of_the_best_decides_nothing() {
+fn a_tied_rate_at_the_edge_is_undecided() {
     let base = valleys(&[("pre-norm", &[3.00, 3.05, 2.98, 3.02])]);
     let at = |lr: f64, shift: f64| {
         let losses = [3.20, 3.251, 3.179, 3.22].map(|loss| loss + shift);
@@ -84,15 +84,15 @@ fn a_rate_at_the_edge_within_the_margin_of_the_best_decides_nothing() {
         let analysis = analyse(&points, &Rules::default());
         named(&analysis, "x").why_not.clone()
     };
-    for (lr, words) in [
-        (1e-2, "0.01, the highest rate tried"),
-        (1e-4, "0.0001, the lowest rate tried"),
+    for (lr, message) in [
+        (1e-2, "0.01 (the highest tried)"),
+        (1e-4, "0.0001 (the lowest tried)"),
     ] {
         for tied in [0.0, 0.001] {
             let found = reason(tied, lr).unwrap();
             assert!(found.starts_with("undecided: "), "{found}");
             // Of tied learning rates the smallest is the best, which may be the edge itself.
-            assert!(found.contains(words) || tied == 0.0, "{found}");
+            assert!(found.contains(message) || tied == 0.0, "{found}");
             assert!(found.contains("edge of the grid"), "{found}");
         }
         assert_eq!(reason(0.1, lr), None);
@@ -100,9 +100,9 @@ fn a_rate_at_the_edge_within_the_margin_of_the_best_decides_nothing() {
 }
 
 #[test]
-fn a_group_is_not_judged_while_runs_of_another_are_missing() {
+fn missing_runs_of_another_group_prevent_comparison() {
     let points = compared();
-    let analysis = analyse_group(&points, points.len(), 6, &Rules::default());
+    let analysis = analyze_planned(&points, points.len(), 6, &Rules::default());
     assert!(!analysis.complete && analysis.missing == 0);
     let entry = named(&analysis, "bad");
     assert_eq!(
@@ -113,7 +113,7 @@ fn a_group_is_not_judged_while_runs_of_another_are_missing() {
 }
 
 #[test]
-fn what_may_be_better_elsewhere_is_neither_equivalent_nor_claimed() {
+fn possible_better_rates_prevent_equivalence() {
     let losses: [&[f64]; 2] = [&[3.0, 3.1, 3.2], &[3.0001, 3.1002, 3.2]];
     let verdict = |points: &[Point]| against(&analyse(points, &Rules::default()), "x").verdict;
     let whole = valleys(&[("pre-norm", losses[0]), ("x", losses[1])]);
@@ -128,10 +128,10 @@ fn what_may_be_better_elsewhere_is_neither_equivalent_nor_claimed() {
         }
     }
     // A learning rate with a diverged seed, whose remaining seeds have lower losses.
-    let mut torn = whole.clone();
-    torn.extend(runs("x", 2e-3, &[2.9, 3.0]));
-    torn.push(point("x", 2e-3, 2, Outcome::Diverged));
-    assert_eq!(verdict(&torn), Verdict::Indistinguishable);
+    let mut with_failed_seed = whole.clone();
+    with_failed_seed.extend(runs("x", 2e-3, &[2.9, 3.0]));
+    with_failed_seed.push(point("x", 2e-3, 2, Outcome::Diverged));
+    assert_eq!(verdict(&with_failed_seed), Verdict::Indistinguishable);
     // A single learning rate is an edge on both sides, whatever the difference.
     for shift in [0.4, -0.4] {
         let other = losses[0].iter().map(|loss| loss + shift + 0.001 * loss);

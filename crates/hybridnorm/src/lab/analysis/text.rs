@@ -1,85 +1,91 @@
-//! Verdicts and sentences of an analysis.
+//! Verdicts and sentences of an analysis as text.
 
 mod certainty;
 #[cfg(test)]
 mod tests;
 
-use super::super::stats::Paired;
-use super::show::{Digits, list, seeds, short};
-use super::{Analysis, Best, Comparison, Edge, PlacementSummary, RateSummary, Span, Verdict};
+use super::super::stats::PairedTest;
+use super::format::{Digits, list, one_decimal, seeds};
+use super::{Analysis, Best, Comparison, Edge, LrRange, PlacementSummary, RateSummary, Verdict};
 use crate::digits::{grouped, percent};
-use certainty::{certainty, resolving};
+use certainty::{certainty, required_seeds};
 
 /// Returns a sentence that compares one placement with the baseline. It contains "better" or "worse" only if
 /// that is the verdict.
 pub fn sentence(placement: &PlacementSummary, analysis: &Analysis) -> String {
     let (name, baseline) = (&placement.placement, &analysis.rules.baseline);
     if name == baseline {
-        return match &placement.best {
-            Some(best) => format!(
-                "{name} is the baseline: {:.3} nats at its best learning rate, {} ({})",
-                best.loss.mean,
-                best.lr,
-                seeds(best.loss.n as u64)
-            ),
-            None => {
-                format!("{name} is the baseline, but at no learning rate did every seed finish")
-            }
-        };
+        return baseline_sentence(placement);
     }
-    let Some(against) = &placement.against else {
-        let reason = placement
-            .why_not
-            .as_deref()
-            .unwrap_or("there is no comparison");
-        return format!("{name} is not compared with {baseline}: {reason}");
-    };
-    let Paired {
+    match &placement.against {
+        Some(found) => comparison_sentence(placement, found, analysis),
+        None => {
+            let reason = placement.why_not.as_deref();
+            let reason = reason.unwrap_or("there is no comparison");
+            format!("{name} is not compared with {baseline}: {reason}")
+        }
+    }
+}
+
+fn baseline_sentence(placement: &PlacementSummary) -> String {
+    let name = &placement.placement;
+    match &placement.best {
+        Some(best) => format!(
+            "{name} is the baseline: {:.3} nats at its best learning rate, {} ({})",
+            best.loss.mean,
+            best.lr,
+            seeds(best.loss.n as u64)
+        ),
+        None => {
+            format!("{name} is the baseline, but has no learning rate at which every seed finished")
+        }
+    }
+}
+
+fn comparison_sentence(
+    placement: &PlacementSummary,
+    found: &Comparison,
+    analysis: &Analysis,
+) -> String {
+    let (name, baseline) = (&placement.placement, &analysis.rules.baseline);
+    let margin = analysis.rules.margin;
+    let PairedTest {
         n, mean, low, high, ..
-    } = against.difference;
-    let digits = Digits::of(&against.difference);
+    } = found.difference;
+    let digits = Digits::of(&found.difference);
     let level = percent(1.0 - analysis.rules.alpha);
     let interval = match analysis.comparisons() {
         1 => format!("{level} interval"),
         _ => format!("simultaneous {level} interval"),
     };
-    let count = seeds(n as u64);
-    let found = |word: &str, by: f64, low: f64, high: f64| {
+    let seeds = seeds(n as u64);
+    let range = |low: f64, high: f64| format!("{} to {}", digits.show(low), digits.show(high));
+    let claim = |verdict: &str, by: f64, low: f64, high: f64| {
         format!(
-            "{name} is {word} than {baseline} by {} nats ({interval} {} to {}, beyond the margin of {} \
-             nats, {}, {count})",
+            "{name} is {verdict} than {baseline} by {} nats ({interval} {}, beyond the margin of {margin} \
+             nats, {}, {seeds})",
             digits.show(by),
-            digits.show(low),
-            digits.show(high),
-            analysis.rules.margin,
-            chance(against, analysis)
+            range(low, high),
+            p_value(found, analysis)
         )
     };
-    match against.verdict {
+    match found.verdict {
         Verdict::Equivalent => format!(
-            "{name} is equivalent to {baseline} within the margin of {} nats (difference {} nats, \
-             {interval} {} to {}, {count})",
-            analysis.rules.margin,
+            "{name} is equivalent to {baseline} within the margin of {margin} nats (difference {} nats, \
+             {interval} {}, {seeds})",
             digits.show(mean),
-            digits.show(low),
-            digits.show(high),
+            range(low, high),
         ),
         Verdict::Indistinguishable => format!(
-            "{name} is not distinguishable from {baseline} at {count} (difference {} nats, {interval} \
-             {} to {}, margin {} nats); {}{}",
+            "{name} is not significantly different from {baseline} at {seeds} (difference {} nats, \
+             {interval} {}, margin {margin} nats); {}{}",
             digits.show(mean),
-            digits.show(low),
-            digits.show(high),
-            analysis.rules.margin,
-            resolving(
-                against,
-                analysis.rules.margin,
-                "a difference as large as the one seen"
-            ),
+            range(low, high),
+            required_seeds(found, margin, "a difference of the observed size"),
             at_one_rate(placement)
         ),
-        Verdict::Better => found("better", -mean, -high, -low),
-        Verdict::Worse => found("worse", mean, low, high),
+        Verdict::Better => claim("better", -mean, -high, -low),
+        Verdict::Worse => claim("worse", mean, low, high),
     }
 }
 
@@ -100,45 +106,50 @@ fn at_one_rate(placement: &PlacementSummary) -> String {
 pub fn verdict(analysis: &Analysis) -> Vec<String> {
     if analysis.placements.is_empty() && analysis.complete {
         return vec![
-            "The study has no runs, so that no placement can be called best.".to_owned(),
-            "Nothing is known about tolerance of the learning rate or stability.".to_owned(),
+            "The study has no runs: no placement can be called best.".to_owned(),
+            NOTHING_KNOWN.to_owned(),
             "No comparison was made.".to_owned(),
         ];
     }
-    if !analysis.complete {
-        return vec![
-            match analysis.missing {
-                0 => "Incomplete: runs of another group of this study are missing. No placement is called \
-                      best, better or worse before all are there: which ones are missing need not be chance."
-                    .to_owned(),
-                _ => format!(
-                    "Incomplete: {} of {} runs are recorded. No placement is called best, better or worse \
-                     before all are: which ones are missing need not be chance.",
-                    grouped(analysis.recorded as u64),
-                    grouped(analysis.planned as u64)
-                ),
-            },
-            match analysis.recorded {
-                0 => {
-                    "Nothing is known about tolerance of the learning rate or stability.".to_owned()
-                }
-                _ => format!("Of those recorded: {}.", failures(analysis)),
-            },
-        ];
+    match analysis.complete {
+        true => vec![lowest(analysis), tolerance(analysis), certainty(analysis)],
+        false => incomplete(analysis),
     }
-    vec![lowest(analysis), tolerance(analysis), certainty(analysis)]
+}
+
+const NOTHING_KNOWN: &str = "Learning rate tolerance and stability are unknown.";
+
+fn incomplete(analysis: &Analysis) -> Vec<String> {
+    let missing = match analysis.missing {
+        0 => "Incomplete: runs of another group of this study are missing.".to_owned(),
+        _ => format!(
+            "Incomplete: {} of {} runs are recorded.",
+            grouped(analysis.recorded as u64),
+            grouped(analysis.planned as u64)
+        ),
+    };
+    let known = match analysis.recorded {
+        0 => NOTHING_KNOWN.to_owned(),
+        _ => format!("Of the recorded runs: {}.", failures(analysis)),
+    };
+    vec![
+        format!(
+            "{missing} No placement is called best, better or worse before all are recorded, since runs may \
+             not be missing at random."
+        ),
+        known,
+    ]
 }
 
 /// Returns the first sentence: lowest loss, and placements that differ from the baseline.
 fn lowest(analysis: &Analysis) -> String {
-    let baseline = &analysis.rules.baseline;
     let finished = analysis.placements.iter().filter_map(|placement| {
         let best = placement.best.as_ref()?;
         Some((placement, best))
     });
     let lowest = finished.min_by(|(_, a), (_, b)| a.loss.mean.total_cmp(&b.loss.mean));
     let Some((placement, best)) = lowest else {
-        return "No placement finished all its seeds at any learning rate, so that none can be called best."
+        return "No placement finished all its seeds at any learning rate: none can be called best."
             .to_owned();
     };
     let name = &placement.placement;
@@ -156,15 +167,21 @@ fn lowest(analysis: &Analysis) -> String {
             list(others)
         ),
     };
-    let mut text = format!(
-        "{name} {has} ({:.3} nats at learning rate {}, {})",
+    format!(
+        "{name} {has} ({:.3} nats at learning rate {}, {}){}{}.",
         best.loss.mean,
         best.lr,
-        seeds(best.loss.n as u64)
-    );
-    let own = placement.against.as_ref().map(|against| against.verdict);
-    text += &match own {
-        _ if name == baseline => " and is the baseline".to_owned(),
+        seeds(best.loss.n as u64),
+        lowest_against_baseline(placement, analysis),
+        others_against_baseline(placement, analysis)
+    )
+}
+
+/// Returns the comparison of the placement with the lowest loss.
+fn lowest_against_baseline(placement: &PlacementSummary, analysis: &Analysis) -> String {
+    let baseline = &analysis.rules.baseline;
+    match placement.against.as_ref().map(|found| found.verdict) {
+        _ if placement.placement == *baseline => " and is the baseline".to_owned(),
         Some(Verdict::Better) => format!(" and is better than the baseline, {baseline}"),
         Some(Verdict::Worse) => {
             format!(", but over common seeds is worse than the baseline, {baseline}")
@@ -174,39 +191,43 @@ fn lowest(analysis: &Analysis) -> String {
             analysis.rules.margin
         ),
         Some(Verdict::Indistinguishable) => {
-            format!(", but is not distinguishable from the baseline, {baseline}")
+            format!(", but is not significantly different from the baseline, {baseline}")
         }
         None if entry(analysis, baseline).is_none() => {
             format!("; the study has no runs of the baseline, {baseline}")
         }
         None => format!(", but is not compared with the baseline, {baseline}"),
+    }
+}
+
+/// Lists the placements other than the one with the lowest loss that differ from the baseline.
+fn others_against_baseline(lowest: &PlacementSummary, analysis: &Analysis) -> String {
+    let others = || compared(analysis).filter(|(entry, _)| entry.placement != lowest.placement);
+    let with = |verdict: Verdict| -> Vec<&str> {
+        let entries = others().filter(|(_, found)| found.verdict == verdict);
+        entries.map(|(entry, _)| entry.placement.as_str()).collect()
     };
-    let others = |verdict: Verdict| -> Vec<&str> {
-        let all = compared(analysis)
-            .filter(|(entry, against)| entry.placement != *name && against.verdict == verdict);
-        all.map(|(entry, _)| entry.placement.as_str()).collect()
-    };
-    let (better, worse) = (others(Verdict::Better), others(Verdict::Worse));
+    let (better, worse) = (with(Verdict::Better), with(Verdict::Worse));
+    let mut text = String::new();
     if !better.is_empty() {
-        let also = if own == Some(Verdict::Better) {
-            "also better"
-        } else {
-            "better than the baseline"
+        let own = lowest.against.as_ref().map(|found| found.verdict);
+        let also = match own == Some(Verdict::Better) {
+            true => "also better",
+            false => "better than the baseline",
         };
         text += &format!("; {also}: {}", list(&better));
     }
     if !worse.is_empty() {
         text += &format!("; worse than the baseline: {}", list(&worse));
     }
-    let equivalent = others(Verdict::Equivalent);
+    let equivalent = with(Verdict::Equivalent);
     if !equivalent.is_empty() {
         text += &format!("; equivalent to the baseline: {}", list(&equivalent));
     }
-    let some_other = compared(analysis).any(|(entry, _)| entry.placement != *name);
-    if some_other && better.is_empty() && worse.is_empty() {
-        text += "; no other placement that was compared differs significantly from the baseline";
+    if others().next().is_some() && better.is_empty() && worse.is_empty() {
+        text += "; no other compared placement differs significantly from the baseline";
     }
-    text + "."
+    text
 }
 
 /// Returns the second sentence: ranges of learning rates, and failures.
@@ -214,49 +235,48 @@ fn tolerance(analysis: &Analysis) -> String {
     let rates = |entry: &PlacementSummary| entry.rates.len();
     let text = match analysis.placements.iter().map(rates).max() {
         None | Some(0 | 1) => {
-            "Only one learning rate was tried, so that tolerance of others is unknown".to_owned()
+            "Only one learning rate was tried: learning rate tolerance is unknown".to_owned()
         }
-        Some(_) => spans(analysis),
+        Some(_) => lr_ranges(analysis),
     };
     format!("{text}; {}.", failures(analysis))
 }
 
 /// Lists the learning rate range of each placement, at grid resolution.
-fn spans(analysis: &Analysis) -> String {
-    let span = |entry: &PlacementSummary| {
-        let Span { low, high, .. } = entry.tolerance?;
+fn lr_ranges(analysis: &Analysis) -> String {
+    let range = |entry: &PlacementSummary| {
+        let LrRange { low, high, .. } = entry.tolerance?;
         let name = &entry.placement;
         Some(match low == high {
             true => format!("{name} {low}"),
             false => format!("{name} {low} to {high}"),
         })
     };
-    let spans: Vec<String> = analysis.placements.iter().filter_map(span).collect();
-    if spans.is_empty() {
-        return "No placement has a best learning rate, so that tolerance of others is unknown"
-            .into();
+    let ranges: Vec<String> = analysis.placements.iter().filter_map(range).collect();
+    if ranges.is_empty() {
+        return "No placement has a best learning rate: learning rate tolerance is unknown".into();
     }
     let mut rates = analysis.placements.iter().flat_map(|entry| &entry.rates);
     let halved = match rates.any(|rate| rate.halved > 0) {
-        true => "; rates that halving left out count as outside",
+        true => "; learning rates eliminated by halving count as outside",
         false => "",
     };
     format!(
         "Learning rates within {} nats of a placement's best loss: {} (of those tried, whose neighbours \
-         differ by a factor of {}; spans are known to such a step only and are not compared{halved})",
+         differ by a factor of {}; ranges are at grid resolution and are not compared{halved})",
         analysis.rules.tolerance,
-        spans.join(", "),
-        steps(analysis)
+        ranges.join(", "),
+        grid_factors(analysis)
     )
 }
 
 /// Returns the ratios of neighbouring learning rates: `2.5`, or `2.4 to 2.5`.
-fn steps(analysis: &Analysis) -> String {
+fn grid_factors(analysis: &Analysis) -> String {
     let pairs = (analysis.placements.iter()).flat_map(|entry| entry.rates.windows(2));
     let steps: Vec<f64> = pairs.map(|pair| pair[1].lr / pair[0].lr).collect();
     let least = steps.iter().copied().fold(f64::INFINITY, f64::min);
     let most = steps.iter().copied().fold(0.0, f64::max);
-    match (short(least), short(most)) {
+    match (one_decimal(least), one_decimal(most)) {
         (least, most) if least == most => most,
         (least, most) => format!("{least} to {most}"),
     }
@@ -276,15 +296,15 @@ fn failures(analysis: &Analysis) -> String {
         };
         analysis.placements.iter().filter_map(of).collect()
     };
-    let lost = counted(|rate| rate.diverged);
-    let mut text = match lost.as_slice() {
-        [] => "no run was lost".to_owned(),
-        lost => format!("lost runs: {}", lost.join(", ")),
+    let diverged = counted(|rate| rate.diverged);
+    let mut text = match diverged.as_slice() {
+        [] => "no run diverged".to_owned(),
+        diverged => format!("diverged runs: {}", diverged.join(", ")),
     };
     let early = counted(|rate| rate.not_learned);
     if !early.is_empty() {
         text += &format!(
-            "; runs that had not learned yet, a matter of the budget and no failure: {}",
+            "; runs that had not learned yet (training budget too short): {}",
             early.join(", ")
         );
     }
@@ -302,7 +322,7 @@ fn compared(analysis: &Analysis) -> impl Iterator<Item = (&PlacementSummary, &Co
     (analysis.placements.iter()).filter_map(|entry| Some((entry, entry.against.as_ref()?)))
 }
 
-fn chance(against: &Comparison, analysis: &Analysis) -> String {
+fn p_value(against: &Comparison, analysis: &Analysis) -> String {
     let p = match against.p_adjusted {
         p if p < 0.001 => "p < 0.001".to_owned(),
         p => format!("p = {p:.3}"),

@@ -1,10 +1,10 @@
 //! Sentences and verdicts of small hand-made studies.
 
 use super::super::tests::{compared, point, runs, study, valleys};
-use super::super::{Outcome, Point, Rules, analyse, analyse_planned};
+use super::super::{Outcome, Point, Rules, analyse, analyze_planned};
 use super::*;
 
-fn said(points: &[Point], name: &str) -> String {
+fn sentence_of(points: &[Point], name: &str) -> String {
     let analysis = analyse(points, &Rules::default());
     let entry = analysis
         .placements
@@ -14,50 +14,50 @@ fn said(points: &[Point], name: &str) -> String {
 }
 
 #[test]
-fn sentences_claim_what_the_verdict_does() {
+fn sentences_state_the_verdict() {
     let points = compared();
     assert_eq!(
-        said(&points, "good"),
+        sentence_of(&points, "good"),
         "good is better than pre-norm by 0.1000 nats (simultaneous 95 % interval 0.0980 to \
          0.1020, beyond the margin of 0.01 nats, p < 0.001 corrected for 3 comparisons, 4 seeds)"
     );
     assert_eq!(
-        said(&points, "bad"),
+        sentence_of(&points, "bad"),
         "bad is worse than pre-norm by 0.2000 nats (simultaneous 95 % interval 0.1980 to \
          0.2020, beyond the margin of 0.01 nats, p < 0.001 corrected for 3 comparisons, 4 seeds)"
     );
     assert_eq!(
-        said(&points, "same"),
-        "same is not distinguishable from pre-norm at 4 seeds (difference 0.002 nats, \
-         simultaneous 95 % interval -0.034 to 0.039, margin 0.01 nats); the difference seen is within \
-         the margin"
+        sentence_of(&points, "same"),
+        "same is not significantly different from pre-norm at 4 seeds (difference 0.002 nats, \
+         simultaneous 95 % interval -0.034 to 0.039, margin 0.01 nats); the observed difference is \
+         within the margin"
     );
     assert_eq!(
-        said(&points, "pre-norm"),
+        sentence_of(&points, "pre-norm"),
         "pre-norm is the baseline: 3.012 nats at its best learning rate, 0.001 (4 seeds)"
     );
 }
 
 #[test]
-fn sentences_know_when_seeds_do_not_help() {
+fn sentences_say_when_more_seeds_do_not_help() {
     let base = runs("pre-norm", 1e-3, &[3.0, 3.1, 3.0]);
     let nearly = runs("x", 1e-3, &[3.2, 2.8999, 3.0]);
     assert_eq!(
-        said(&[base.clone(), nearly].concat(), "x"),
-        "x is not distinguishable from pre-norm at 3 seeds (difference 0.00 nats, 95 % interval \
-         -0.50 to 0.50, margin 0.01 nats); the difference seen is within the margin; this holds at \
+        sentence_of(&[base.clone(), nearly].concat(), "x"),
+        "x is not significantly different from pre-norm at 3 seeds (difference 0.00 nats, 95 % interval \
+         -0.50 to 0.50, margin 0.01 nats); the observed difference is within the margin; this holds at \
          learning rate 0.001 only, since no other was tried"
     );
     let equal = runs("x", 1e-3, &[3.0, 3.1, 3.0]);
     assert_eq!(
-        said(&[base.clone(), equal].concat(), "x"),
-        "x is not distinguishable from pre-norm at 3 seeds (difference 0.000 nats, 95 % interval \
-         0.000 to 0.000, margin 0.01 nats); no difference at all was seen; this holds at learning rate \
+        sentence_of(&[base.clone(), equal].concat(), "x"),
+        "x is not significantly different from pre-norm at 3 seeds (difference 0.000 nats, 95 % interval \
+         0.000 to 0.000, margin 0.01 nats); the observed difference is 0; this holds at learning rate \
          0.001 only, since no other was tried"
     );
     let single = runs("x", 1e-3, &[3.0]);
     assert_eq!(
-        said(&[base, single].concat(), "x"),
+        sentence_of(&[base, single].concat(), "x"),
         "x is not compared with pre-norm: fewer than 2 seeds in common with the baseline"
     );
 }
@@ -84,19 +84,19 @@ fn verdict_of_a_usual_study() {
         text,
         [
             "good has the lowest mean validation loss (2.913 nats at learning rate 0.001, 4 seeds) and \
-             is better than the baseline, pre-norm; no other placement that was compared differs \
+             is better than the baseline, pre-norm; no other compared placement differs \
              significantly from the baseline.",
             "Learning rates within 0.05 nats of a placement's best loss: pre-norm 0.0003 to 0.001, good \
              0.001 to 0.003, bad 0.0003, same 0.001 (of those tried, whose neighbours differ by a factor \
-             of 3 to 3.3; spans are known to such a step only and are not compared); lost runs: pre-norm \
+             of 3 to 3.3; ranges are at grid resolution and are not compared); diverged runs: pre-norm \
              1 of 9 (at 0.003), bad 4 of 12 (at 0.003), same 1 of 9 (at 0.003).",
-            "This rests on 4 seeds, each placement at the best of 3 learning rates, with intervals and p \
-             values corrected for choosing that rate and for 3 comparisons; a difference within 0.01 \
-             nats is never called one; not compared: bad (undecided: its best rate is at the edge of the \
-             grid, the lowest tried, and a better one may lie outside; 0.200 nats above the baseline at \
-             the rates tried); not distinguishable from pre-norm: same, where the difference seen is \
-             within the margin; warning: the best learning rate is the lowest tried for bad, so that a \
-             better one may lie outside."
+            "Based on 4 seeds, each placement at the best of 3 learning rates; intervals and p values are \
+             corrected for selecting the learning rate and for 3 comparisons; differences within 0.01 nats \
+             are ignored; not compared: bad (undecided: its best learning rate is at the edge of the grid \
+             (the lowest tried), and a better one may lie outside; 0.200 nats above the baseline at the \
+             learning rates tried); not significantly different from pre-norm: same, where the observed \
+             difference is within the margin; warning: the best learning rate is the lowest tried for bad: \
+             a better one may lie outside the grid."
         ]
     );
 }
@@ -115,35 +115,37 @@ fn verdict_of_a_tie_within_noise() {
     assert_eq!(
         text[0],
         "x has the lowest mean validation loss (2.995 nats at learning rate 0.001, 2 seeds), but is \
-         not distinguishable from the baseline, pre-norm."
+         not significantly different from the baseline, pre-norm."
     );
     assert_eq!(
         text[1],
         "Learning rates within 0.05 nats of a placement's best loss: pre-norm 0.001, x 0.0001 to 0.01 (of \
-         those tried, whose neighbours differ by a factor of 10; spans are known to such a step only and \
-         are not compared); lost runs: pre-norm 1 of 6 (at 0.01)."
+         those tried, whose neighbours differ by a factor of 10; ranges are at grid resolution and \
+         are not compared); diverged runs: pre-norm 1 of 6 (at 0.01)."
     );
-    assert!(text[2].contains("corrected for choosing that rate; a difference within 0.01 nats"));
+    assert!(
+        text[2].contains("corrected for selecting the learning rate; differences within 0.01 nats")
+    );
 }
 
 #[test]
-fn equivalence_is_said_as_such() {
+fn equivalence_is_reported() {
     let points = valleys(&[
         ("pre-norm", &[3.0, 3.1, 3.2, 3.3]),
         ("x", &[3.001, 3.101, 3.2012, 3.3012]),
     ]);
     assert_eq!(
-        said(&points, "x"),
+        sentence_of(&points, "x"),
         "x is equivalent to pre-norm within the margin of 0.01 nats (difference 0.00110 nats, 95 % \
          interval 0.00092 to 0.00128, 4 seeds)"
     );
     let text = verdict(&analyse(&points, &Rules::default())).join(" ");
     assert!(text.contains("; equivalent to the baseline: x"), "{text}");
     assert!(
-        text.contains("nothing that was compared is left undecided"),
+        text.contains("every comparison made with pre-norm is significant or equivalent"),
         "{text}"
     );
-    assert!(!text.contains("not distinguishable"), "{text}");
+    assert!(!text.contains("not significant"), "{text}");
 }
 
 #[test]
@@ -159,41 +161,44 @@ fn a_tie_has_no_winner() {
 
 #[test]
 fn a_study_without_any_record_is_incomplete() {
-    let text = verdict(&analyse_planned(&[], 6, &Rules::default()));
+    let text = verdict(&analyze_planned(&[], 6, 0, &Rules::default()));
     assert!(
         text[0].starts_with("Incomplete: 0 of 6 runs are recorded."),
         "{text:?}"
     );
-    assert!(text[1].starts_with("Nothing is known"), "{text:?}");
+    assert!(
+        text[1].starts_with("Learning rate tolerance and stability are unknown"),
+        "{text:?}"
+    );
 }
 
 #[test]
 fn verdict_of_poor_studies() {
     let rules = Rules::default();
-    let said = |points: &[Point]| verdict(&analyse(points, &rules));
-    let one_rate = "Only one learning rate was tried, so that tolerance of others is unknown";
-    let calm = &format!("{one_rate}; no run was lost.");
+    let summary = |points: &[Point]| verdict(&analyse(points, &rules));
+    let one_rate = "Only one learning rate was tried: learning rate tolerance is unknown";
+    let calm = &format!("{one_rate}; no run diverged.");
     assert_eq!(
-        said(&[]),
+        summary(&[]),
         [
-            "The study has no runs, so that no placement can be called best.",
-            "Nothing is known about tolerance of the learning rate or stability.",
+            "The study has no runs: no placement can be called best.",
+            "Learning rate tolerance and stability are unknown.",
             "No comparison was made.",
         ]
     );
     assert_eq!(
-        said(&study(&[("pre-norm", 1e-3, &[3.0]), ("x", 1e-3, &[2.0])])),
+        summary(&study(&[("pre-norm", 1e-3, &[3.0]), ("x", 1e-3, &[2.0])])),
         [
             "x has the lowest mean validation loss (2.000 nats at learning rate 0.001, 1 seed), but \
              is not compared with the baseline, pre-norm.",
             calm,
-            "Nothing is called better or worse: fewer than 2 seeds in common with the baseline; warning: \
-             the best learning rate is the only one tried for pre-norm and x, so that a better one may lie \
-             outside.",
+            "No placement is called better or worse: fewer than 2 seeds in common with the baseline; warning: \
+             the best learning rate is the only one tried for pre-norm and x: a better one may lie \
+             outside the grid.",
         ]
     );
     assert_eq!(
-        said(&study(&[
+        summary(&study(&[
             ("x", 1e-3, &[3.0, 3.1]),
             ("y", 1e-3, &[2.0, 2.1])
         ])),
@@ -201,20 +206,20 @@ fn verdict_of_poor_studies() {
             "y has the lowest mean validation loss (2.050 nats at learning rate 0.001, 2 seeds); the \
              study has no runs of the baseline, pre-norm.",
             calm,
-            "Nothing is called better or worse: the study has no runs of the baseline; warning: the best \
-             learning rate is the only one tried for x and y, so that a better one may lie outside.",
+            "No placement is called better or worse: the study has no runs of the baseline; warning: the best \
+             learning rate is the only one tried for x and y: a better one may lie outside the grid.",
         ]
     );
     assert_eq!(
-        said(&[point("x", 1e-3, 0, Outcome::Diverged)]),
+        summary(&[point("x", 1e-3, 0, Outcome::Diverged)]),
         [
-            "No placement finished all its seeds at any learning rate, so that none can be called best.",
-            &format!("{one_rate}; lost runs: x 1 of 1 (at 0.001)."),
-            "Nothing is called better or worse: the study has no runs of the baseline.",
+            "No placement finished all its seeds at any learning rate: none can be called best.",
+            &format!("{one_rate}; diverged runs: x 1 of 1 (at 0.001)."),
+            "No placement is called better or worse: the study has no runs of the baseline.",
         ]
     );
     assert_eq!(
-        said(&study(&[
+        summary(&study(&[
             ("pre-norm", 1e-3, &[3.0, 3.1]),
             ("pre-norm", 3e-3, &[3.2, 3.3])
         ])),
@@ -222,11 +227,11 @@ fn verdict_of_poor_studies() {
             "pre-norm has the lowest mean validation loss (3.050 nats at learning rate 0.001, 2 \
              seeds) and is the baseline.",
             "Learning rates within 0.05 nats of a placement's best loss: pre-norm 0.001 (of those tried, \
-             whose neighbours differ by a factor of 3; spans are known to such a step only and are not \
-             compared); no run was lost.",
-            "Nothing is called better or worse, since there is no placement besides the baseline; \
-             warning: the best learning rate is the lowest tried for pre-norm, so that a better one \
-             may lie outside.",
+             whose neighbours differ by a factor of 3; ranges are at grid resolution and are not \
+             compared); no run diverged.",
+            "No placement is called better or worse, since there is no placement besides the baseline; \
+             warning: the best learning rate is the lowest tried for pre-norm: a better one \
+             may lie outside the grid.",
         ]
     );
 }

@@ -1,19 +1,19 @@
 //! Third sentence of a verdict: the certainty of the first two.
 
 use super::super::super::stats;
-use super::super::show::{Digits, counts, list, seeds};
+use super::super::format::{Digits, counts, list, seeds};
 use super::super::{Analysis, Comparison, Edge, Verdict};
 use super::compared;
 
 /// Returns the third sentence: amount of data, corrections, and undecided comparisons.
 pub(super) fn certainty(analysis: &Analysis) -> String {
     let mut text = match compared(analysis).count() {
-        0 => "Nothing is called better or worse".to_owned(),
+        0 => "No placement is called better or worse".to_owned(),
         comparisons => basis(analysis, comparisons),
     };
     text += &missing(analysis);
     if compared(analysis).count() > 0 {
-        text += &format!("; {}", open(analysis));
+        text += &format!("; {}", not_significant(analysis));
     }
     text + &edges(analysis) + "."
 }
@@ -27,8 +27,8 @@ fn basis(analysis: &Analysis, comparisons: usize) -> String {
         _ => format!(" and for {} comparisons", analysis.comparisons()),
     };
     format!(
-        "This rests on {}, each placement at the best of {}, with intervals and p values corrected for \
-         choosing that rate{all}; a difference within {} nats is never called one",
+        "Based on {}, each placement at the best of {}; intervals and p values are corrected for selecting the \
+         learning rate{all}; differences within {} nats are ignored",
         counts(pairs, "seed"),
         counts(rates, "learning rate"),
         analysis.rules.margin,
@@ -47,63 +47,63 @@ fn missing(analysis: &Analysis) -> String {
             None => grouped.push((reason, vec![&entry.placement])),
         }
     }
-    let nothing = compared(analysis).count() == 0;
+    let none = compared(analysis).count() == 0;
     match grouped.as_slice() {
-        [] if nothing => ", since there is no placement besides the baseline".to_owned(),
-        [(reason, _)] if nothing => format!(": {reason}"),
+        [] if none => ", since there is no placement besides the baseline".to_owned(),
+        [(reason, _)] if none => format!(": {reason}"),
         groups => (groups.iter())
             .map(|(reason, names)| format!("; not compared: {} ({reason})", list(names)))
             .collect(),
     }
 }
 
-/// Lists the placements not distinguishable from the baseline, and the seeds needed to resolve them.
-fn open(analysis: &Analysis) -> String {
+/// Lists the placements without a significant difference from the baseline, and the seeds required to detect one.
+fn not_significant(analysis: &Analysis) -> String {
     let baseline = &analysis.rules.baseline;
-    let mut open: Vec<_> = compared(analysis)
+    let mut found: Vec<_> = compared(analysis)
         .filter(|(_, against)| against.verdict == Verdict::Indistinguishable)
         .collect();
-    if open.is_empty() {
-        return format!("nothing that was compared is left undecided against {baseline}");
+    if found.is_empty() {
+        return format!("every comparison made with {baseline} is significant or equivalent");
     }
-    let names: Vec<&str> = open
+    let names: Vec<&str> = found
         .iter()
         .map(|(entry, _)| entry.placement.as_str())
         .collect();
     let size = |against: &Comparison| against.difference.mean.abs();
-    open.sort_by(|a, b| size(a.1).total_cmp(&size(b.1)));
-    let typical = open[open.len() / 2].1;
+    found.sort_by(|a, b| size(a.1).total_cmp(&size(b.1)));
+    let median = found[found.len() / 2].1;
     let what = match names.len() {
-        1 => "a difference as large as the one seen",
-        _ => "a difference of the size that is typical there",
+        1 => "a difference of the observed size",
+        _ => "a difference of the median observed size",
     };
-    let nats = Digits::of_size(size(typical)).show(size(typical));
-    let resolving = resolving(
-        typical,
+    let nats = Digits::of_size(size(median)).show(size(median));
+    let required = required_seeds(
+        median,
         analysis.rules.margin,
         &format!("{what} ({nats} nats)"),
     );
     format!(
-        "not distinguishable from {baseline}: {}, where {resolving}",
+        "not significantly different from {baseline}: {}, where {required}",
         list(&names)
     )
 }
 
-/// Returns the number of seeds needed to resolve a difference, as text.
-pub(super) fn resolving(against: &Comparison, margin: f64, difference: &str) -> String {
+/// Returns the number of seeds required to detect a difference, as text.
+pub(super) fn required_seeds(against: &Comparison, margin: f64, difference: &str) -> String {
     match against.seeds_to_resolve {
         Some(count) => format!(
-            "a new study with about {} would resolve {difference} (adding seeds to this one until it is \
-             found would not be a test)",
+            "a new study with about {} would detect {difference} (adding seeds to this one until it is \
+             significant would raise the false positive rate)",
             counts([count].into_iter(), "fresh seed")
         ),
-        None if against.difference.mean == 0.0 => "no difference at all was seen".to_owned(),
+        None if against.difference.mean == 0.0 => "the observed difference is 0".to_owned(),
         None if against.difference.mean.abs() <= margin => {
-            "the difference seen is within the margin".to_owned()
+            "the observed difference is within the margin".to_owned()
         }
         None => format!(
-            "more than {} would be needed to resolve {difference}",
-            seeds(stats::MOST_SEEDS)
+            "more than {} would be needed to detect {difference}",
+            seeds(stats::MAX_SEEDS)
         ),
     }
 }
@@ -131,7 +131,7 @@ fn edges(analysis: &Analysis) -> String {
         return String::new();
     }
     format!(
-        "; warning: the best learning rate is {}, so that a better one may lie outside",
+        "; warning: the best learning rate is {}: a better one may lie outside the grid",
         parts.join(" and ")
     )
 }

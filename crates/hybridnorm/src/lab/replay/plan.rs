@@ -1,4 +1,4 @@
-//! Configurations of the replayed steps.
+//! Configurations of the replayed steps, which may change during a run.
 
 use std::path::Path;
 
@@ -8,27 +8,27 @@ use crate::train::segments::{self, Change, Segment};
 use crate::train::{Config, history, run_directory};
 
 /// Consecutive steps with one configuration.
-pub(super) struct Stretch {
+pub(super) struct ReplaySegment {
     /// Step after which they begin.
     pub(super) after: u64,
     /// Configuration of the run, with the changes of the replay on top.
     pub(super) config: Config,
-    /// Differences from the previous stretch.
+    /// Differences from the previous segment.
     pub(super) changed: Vec<Change>,
     /// True if the changes include the weights to start from.
-    pub(super) other_weights: bool,
+    pub(super) changes_weights: bool,
 }
 
-/// Returns the stretches after step `from`, and the last step to replay.
+/// Returns the segments after step `from`, and the last step to replay.
 ///
 /// # Errors
 /// If a configuration cannot be read, or a change is not allowed.
-pub(super) fn follow(
+pub(super) fn plan_segments(
     run: &Path,
     history: &[Segment],
     options: &Options,
     from: u64,
-) -> Result<(Vec<Stretch>, u64)> {
+) -> Result<(Vec<ReplaySegment>, u64)> {
     let newest = Config::load(run.join(run_directory::CONFIG), &[])?;
     // The newest data section holds for all steps, since data may have moved or be read in another way.
     let at = |step| match history::configuration_at(&newest, history, step) {
@@ -38,52 +38,55 @@ pub(super) fn follow(
         }),
         Err(error) => Err(Error::format(run.join(segments::FILE), error.to_string())),
     };
-    let wanted = options.step.saturating_add(options.after);
+    let requested = options.step.saturating_add(options.after);
     let bounds = history.iter().map(|segment| segment.after_step);
-    let bounds = bounds.filter(|after| (from + 1..wanted).contains(after));
+    let bounds = bounds.filter(|after| (from + 1..requested).contains(after));
     // One log section for all, since logging does not affect results.
-    let mut log = with_changes(run, &at(options.step)?, options, from)?.log;
+    let mut log = apply_changes(run, &at(options.step)?, options, from)?.log;
     if !options.settings.iter().any(|one| one.starts_with("log.")) {
         log.layers_every = 1;
     }
-    let mut stretches: Vec<Stretch> = Vec::new();
+    let mut segments: Vec<ReplaySegment> = Vec::new();
     for after in std::iter::once(from).chain(bounds) {
         let old = at(after + 1)?;
-        let mut config = with_changes(run, &old, options, from)?;
+        let mut config = apply_changes(run, &old, options, from)?;
         config.log = log.clone();
-        let changed = match stretches.last() {
+        let changed = match segments.last() {
             None => Vec::new(),
             // A given number of steps may end before the run was changed.
             Some(_) if config.train.steps as u64 <= after => break,
             Some(before) => history::changes(&before.config, &config),
         };
-        if stretches.is_empty() || !changed.is_empty() {
-            stretches.push(Stretch {
+        if segments.is_empty() || !changed.is_empty() {
+            segments.push(ReplaySegment {
                 after,
-                other_weights: old.init != config.init,
+                changes_weights: old.init != config.init,
                 config,
                 changed,
             });
         }
     }
-    let steps = stretches.last().map_or(0, |one| one.config.train.steps) as u64;
+    let steps = segments.last().map_or(0, |one| one.config.train.steps) as u64;
     if options.step > steps {
-        return Err(Error::config(format!(
-            "train.steps = {steps} end before step {}",
-            options.step
-        )));
+        return Err(Error::conflict(
+            ["train.steps", "step"],
+            format!("train.steps = {steps} ends before step {}", options.step),
+        ));
     }
-    Ok((stretches, wanted.min(steps)))
+    Ok((segments, requested.min(steps)))
 }
 
 /// Returns a configuration of the run with the changes of the replay.
-fn with_changes(run: &Path, old: &Config, options: &Options, from: u64) -> Result<Config> {
+fn apply_changes(run: &Path, old: &Config, options: &Options, from: u64) -> Result<Config> {
     let path = run.join(run_directory::CONFIG);
     if options.placement.is_some() && old.model.is_none() {
-        return Err(Error::config(format!(
-            "{}: its model comes from a checkpoint and cannot have another placement",
-            run.display()
-        )));
+        return Err(Error::conflict(
+            ["placement", "init.from"],
+            format!(
+                "{}: its model comes from a checkpoint, whose placement cannot change",
+                run.display()
+            ),
+        ));
     }
     let changes = options.changes();
     let config = match changes.as_slice() {
@@ -93,21 +96,25 @@ fn with_changes(run: &Path, old: &Config, options: &Options, from: u64) -> Resul
             ..Config::parse(&old.to_toml(), changes).map_err(|error| old.origin.name(error))?
         },
     };
-    let kept = [
+    let fixed = [
         ("seed", old.seed == config.seed),
         ("[data]", old.data == config.data),
         ("train.seq_len", old.train.seq_len == config.train.seq_len),
     ];
-    if let Some((key, _)) = kept.iter().find(|(_, same)| !same) {
-        return Err(Error::config(format!(
-            "{key} decides the batches, and a replay must keep it as it is in {}",
-            path.display()
-        )));
+    if let Some((key, _)) = fixed.iter().find(|(_, same)| !same) {
+        return Err(Error::conflict(
+            [*key],
+            format!(
+                "{key} determines the batches and must be unchanged from {}",
+                path.display()
+            ),
+        ));
     }
     if from > 0 && old.init != config.init {
-        return Err(Error::config(format!(
-            "init.from has no effect: this replay goes on from the run's own checkpoint of step {from}"
-        )));
+        return Err(Error::no_effect(
+            "init.from",
+            format!(": this replay resumes from the run's own checkpoint of step {from}"),
+        ));
     }
     Ok(config)
 }

@@ -10,30 +10,34 @@ use crate::files::{self, Lock, Locking};
 /// Lock file: exclusive for a whole study, shared by shards.
 pub(super) const LOCK: &str = "lock";
 /// Lock file, exclusive to a shard while it reads the folder and starts.
-pub(super) const BEGIN: &str = "begin.lock";
-const BUSY: &str = "another process works on this study";
+pub(super) const START_LOCK: &str = "begin.lock";
+const LOCKED_MESSAGE: &str = "another process works on this study";
 /// Longest wait for other shards to start, which normally takes a moment.
-const PATIENCE: Duration = Duration::from_secs(60);
-const PAUSE: Duration = Duration::from_millis(5);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(60);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Lock of a study folder, held until dropped.
 #[derive(Debug)]
-pub(super) struct Hold {
+pub(super) struct FolderLock {
     folder: PathBuf,
     locking: Locking,
     lock: Option<Lock>,
     /// Held while a shard starts.
-    entry: Option<Passing>,
+    entry: Option<TemporaryLock>,
     is_shared: bool,
 }
 
-impl Hold {
+impl FolderLock {
     /// Locks the folder exclusively.
-    pub fn alone(folder: &Path, locking: Locking) -> Result<Self> {
-        let lock = Lock::exclusive(&folder.join(LOCK), locking, BUSY)?;
+    pub fn exclusive(folder: &Path, locking: Locking) -> Result<Self> {
+        let lock = Lock::exclusive(&folder.join(LOCK), locking, LOCKED_MESSAGE)?;
         // A shard that was killed while it started has left its lock file.
-        if files::exists(folder.join(BEGIN))? {
-            drop(Passing::take(&folder.join(BEGIN), locking, BUSY));
+        if files::exists(folder.join(START_LOCK))? {
+            drop(TemporaryLock::acquire(
+                &folder.join(START_LOCK),
+                locking,
+                LOCKED_MESSAGE,
+            ));
         }
         Ok(Self {
             folder: folder.to_path_buf(),
@@ -44,20 +48,20 @@ impl Hold {
         })
     }
 
-    /// Locks the folder together with other shards; none of them starts before [`Hold::has_begun`].
-    pub fn beside_others(folder: &Path, locking: Locking) -> Result<Self> {
-        let path = folder.join(BEGIN);
+    /// Locks the folder together with other shards; none of them starts before [`FolderLock::finish_start`].
+    pub fn shared(folder: &Path, locking: Locking) -> Result<Self> {
+        let path = folder.join(START_LOCK);
         let started = Instant::now();
         let entry = loop {
-            match Passing::take(&path, locking, BUSY) {
+            match TemporaryLock::acquire(&path, locking, LOCKED_MESSAGE) {
                 // Another shard is starting.
-                Err(Error::Locked { .. }) if started.elapsed() < PATIENCE => {
-                    std::thread::sleep(PAUSE);
+                Err(Error::Locked { .. }) if started.elapsed() < LOCK_TIMEOUT => {
+                    std::thread::sleep(POLL_INTERVAL);
                 }
                 taken => break taken?,
             }
         };
-        let lock = Lock::shared(&folder.join(LOCK), locking, BUSY)?;
+        let lock = Lock::shared(&folder.join(LOCK), locking, LOCKED_MESSAGE)?;
         Ok(Self {
             folder: folder.to_path_buf(),
             locking,
@@ -68,34 +72,35 @@ impl Hold {
     }
 
     /// Runs `work` under an exclusive lock, so that no other shard sees it half done.
-    pub fn while_alone<T>(&mut self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    pub fn with_exclusive<T>(&mut self, work: impl FnOnce() -> Result<T>) -> Result<T> {
         if !self.is_shared {
             return work();
         }
         self.lock = None;
         let path = self.folder.join(LOCK);
-        let busy = "shards of the study as it was before are at work here; wait for their end";
-        let alone = Lock::exclusive(&path, self.locking, busy)?;
+        let busy =
+            "shards of the previous version of this study are running here; wait until they end";
+        let exclusive = Lock::exclusive(&path, self.locking, busy)?;
         let done = work()?;
-        drop(alone);
-        self.lock = Some(Lock::shared(&path, self.locking, BUSY)?);
+        drop(exclusive);
+        self.lock = Some(Lock::shared(&path, self.locking, LOCKED_MESSAGE)?);
         Ok(done)
     }
 
     /// Lets other shards start.
-    pub fn has_begun(&mut self) {
+    pub fn finish_start(&mut self) {
         self.entry = None;
     }
 
     /// Releases the folder and removes the lock file.
-    pub fn leave_no_trace(mut self) {
+    pub fn release_and_remove(mut self) {
         if let Some(lock) = self.lock.take() {
             remove(&lock, &self.folder.join(LOCK));
         }
     }
 }
 
-impl Drop for Hold {
+impl Drop for FolderLock {
     /// Removes the lock file if this is the last shard.
     fn drop(&mut self) {
         if !self.is_shared || self.lock.take().is_none() {
@@ -103,12 +108,12 @@ impl Drop for Hold {
         }
         // Not while another shard starts, which would find the folder locked.
         let entry = self.entry.take().map_or_else(
-            || Passing::take(&self.folder.join(BEGIN), self.locking, BUSY),
+            || TemporaryLock::acquire(&self.folder.join(START_LOCK), self.locking, LOCKED_MESSAGE),
             Ok,
         );
         let path = self.folder.join(LOCK);
         if let Ok(_entry) = entry
-            && let Ok(lock) = Lock::exclusive(&path, self.locking, BUSY)
+            && let Ok(lock) = Lock::exclusive(&path, self.locking, LOCKED_MESSAGE)
         {
             remove(&lock, &path);
         }
@@ -117,14 +122,14 @@ impl Drop for Hold {
 
 /// Lock whose file is removed on release.
 #[derive(Debug)]
-pub(super) struct Passing {
+pub(super) struct TemporaryLock {
     path: PathBuf,
     lock: Lock,
 }
 
-impl Passing {
+impl TemporaryLock {
     /// Acquires the lock exclusively.
-    pub fn take(path: &Path, locking: Locking, busy: &str) -> Result<Self> {
+    pub fn acquire(path: &Path, locking: Locking, busy: &str) -> Result<Self> {
         Ok(Self {
             path: path.to_path_buf(),
             lock: Lock::exclusive(path, locking, busy)?,
@@ -143,7 +148,7 @@ impl Passing {
     }
 }
 
-impl Drop for Passing {
+impl Drop for TemporaryLock {
     fn drop(&mut self) {
         remove(&self.lock, &self.path);
     }
@@ -162,34 +167,34 @@ mod tests {
     use crate::files::tests::names;
 
     #[test]
-    fn shards_stand_beside_each_other_and_a_whole_study_alone() {
+    fn shards_share_and_whole_studies_exclude() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path();
-        let begin = || {
-            let mut hold = Hold::beside_others(path, Locking::Required).unwrap();
-            hold.has_begun();
-            hold
+        let start_shard = || {
+            let mut lock = FolderLock::shared(path, Locking::Required).unwrap();
+            lock.finish_start();
+            lock
         };
-        let (mut one, two) = (begin(), begin());
-        let alone = Hold::alone(path, Locking::Required).unwrap_err();
-        assert!(alone.to_string().ends_with(BUSY), "{alone}");
-        let busy = one.while_alone(|| Ok(())).unwrap_err();
-        assert!(busy.to_string().contains("at work here"), "{busy}");
+        let (mut one, two) = (start_shard(), start_shard());
+        let error = FolderLock::exclusive(path, Locking::Required).unwrap_err();
+        assert!(error.to_string().ends_with(LOCKED_MESSAGE), "{error}");
+        let busy = one.with_exclusive(|| Ok(())).unwrap_err();
+        assert!(busy.to_string().contains("previous version"), "{busy}");
         drop(one);
         assert_eq!(names(path), [LOCK]);
         drop(two);
         assert!(names(path).is_empty());
-        let mut last = begin();
-        assert_eq!(last.while_alone(|| Ok(7)).unwrap(), 7);
-        assert!(Hold::alone(path, Locking::Required).is_err());
+        let mut last = start_shard();
+        assert_eq!(last.with_exclusive(|| Ok(7)).unwrap(), 7);
+        assert!(FolderLock::exclusive(path, Locking::Required).is_err());
         drop(last);
-        let whole = Hold::alone(path, Locking::Required).unwrap();
-        assert!(Hold::beside_others(path, Locking::Required).is_err());
+        let whole = FolderLock::exclusive(path, Locking::Required).unwrap();
+        assert!(FolderLock::shared(path, Locking::Required).is_err());
         drop(whole);
         assert_eq!(names(path), [LOCK]);
-        Hold::alone(path, Locking::Required)
+        FolderLock::exclusive(path, Locking::Required)
             .unwrap()
-            .leave_no_trace();
+            .release_and_remove();
         assert!(names(path).is_empty());
     }
 }

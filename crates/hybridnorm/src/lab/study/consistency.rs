@@ -2,50 +2,50 @@
 
 use super::plan::Planned;
 use super::record::{Curve, Ending, RunRecord};
-use super::run::ROSE_AGAIN;
-use super::summary::STRETCH;
+use super::run::LOSS_ROSE_PREFIX;
+use super::summary::LOSS_WINDOW_DIVISOR;
 
 /// Tolerance for the losses of a curve, which are 32-bit numbers.
-const SLACK: f64 = 1e-4;
+const TOLERANCE: f64 = 1e-4;
 
 /// Returns the first contradiction or impossible value in a record; `None` if there is none.
 pub(super) fn problem(record: &RunRecord, planned: &Planned) -> Option<String> {
-    of_steps(record, planned)
-        .or_else(|| of_numbers(record))
-        .or_else(|| of_validation(record))
-        .or_else(|| of_curve(record, planned))
+    check_steps(record, planned)
+        .or_else(|| check_losses(record))
+        .or_else(|| check_validation(record))
+        .or_else(|| check_curve(record, planned))
 }
 
 /// True if the run did all its steps, according to its status.
-fn is_through(record: &RunRecord) -> bool {
+fn is_finished(record: &RunRecord) -> bool {
     matches!(record.ending, Ending::Finished | Ending::NotLearned { .. })
 }
 
-fn of_steps(record: &RunRecord, planned: &Planned) -> Option<String> {
+fn check_steps(record: &RunRecord, planned: &Planned) -> Option<String> {
     let steps = planned.config.train.steps as u64;
     let done = record.steps;
     match &record.ending {
-        Ending::Unfinished { .. } => Some("is that of a run that is not finished".into()),
+        Ending::Unfinished { .. } => Some("belongs to an unfinished run".into()),
         Ending::Finished | Ending::NotLearned { .. } if done != steps => Some(format!(
-            "is said to be finished after {done} steps, the plan has {steps}"
+            "has status finished after {done} steps, expected {steps}"
         )),
-        _ if done > steps => Some(format!("has {done} steps, the plan has {steps}")),
+        _ if done > steps => Some(format!("has {done} steps, expected at most {steps}")),
         Ending::Diverged { step, .. } if *step > steps => Some(format!(
-            "is said to have diverged after step {step}, the plan has {steps}"
+            "has status diverged after step {step}, expected at most {steps}"
         )),
-        Ending::Halved { .. } if !planned.may_be_halved => {
-            Some("is said to be left out by successive halving, and the study has none".into())
-        }
+        Ending::Halved { .. } if !planned.uses_halving => Some(
+            "has status eliminated by successive halving, but the study does not use it".into(),
+        ),
         Ending::Halved { step } if *step != done => Some(format!(
-            "is said to be left out after step {step}, and has {done} steps"
+            "has status eliminated after step {step}, but {done} steps"
         )),
         _ => None,
     }
 }
 
-fn of_numbers(record: &RunRecord) -> Option<String> {
+fn check_losses(record: &RunRecord) -> Option<String> {
     let is_loss = |loss: f64| loss.is_finite() && loss >= 0.0;
-    if is_through(record) {
+    if is_finished(record) {
         for (name, value) in [
             ("validation", record.validation_loss),
             ("training", record.train_loss),
@@ -64,27 +64,29 @@ fn of_numbers(record: &RunRecord) -> Option<String> {
         }
     }
     let speed = record.cost.tokens_per_second;
-    (speed.is_nan() || speed < 0.0).then(|| format!("has a speed of {speed} tokens/s"))
+    (speed.is_nan() || speed < 0.0).then(|| format!("has a throughput of {speed} tokens/s"))
 }
 
-fn of_validation(record: &RunRecord) -> Option<String> {
+fn check_validation(record: &RunRecord) -> Option<String> {
     let all = &record.validation;
     let rise = all.windows(2).all(|pair| pair[0].step < pair[1].step);
     if !rise || all.last().is_some_and(|last| last.step > record.steps) {
-        return Some("has validation losses at steps that it did not do, or not in order".into());
+        return Some("has validation losses after its last step or out of order".into());
     }
     let last = all.last().filter(|last| last.step == record.steps);
     match (record.validation_loss, last) {
         (Some(loss), Some(last)) if loss != last.loss => Some(format!(
-            "has a validation loss of {loss} nats, but the last of those on the way is {}",
+            "has a final validation loss of {loss} nats, but the last one during training is {}",
             last.loss
         )),
-        (Some(_), None) => Some("has a validation loss that is not among those on the way".into()),
+        (Some(_), None) => {
+            Some("has a final validation loss that was not recorded during training".into())
+        }
         _ => None,
     }
 }
 
-fn of_curve(record: &RunRecord, planned: &Planned) -> Option<String> {
+fn check_curve(record: &RunRecord, planned: &Planned) -> Option<String> {
     let curve = &record.curve;
     let steps = &curve.step;
     let lengths = [&curve.loss, &curve.grad_norm, &curve.update_norm].map(Vec::len);
@@ -92,41 +94,41 @@ fn of_curve(record: &RunRecord, planned: &Planned) -> Option<String> {
     let ends = steps.last().copied().unwrap_or(0);
     if lengths != [steps.len(); 3] || !rises || ends != record.steps {
         return Some(format!(
-            "has a curve of training that does not end at its last step, {}, or has gaps",
+            "has a training curve that does not end at its last step, {}, or has gaps",
             record.steps
         ));
     }
     let last = record.train_loss?;
-    let stretch = record.steps.div_ceil(STRETCH as u64).max(1);
-    let (low, high) = mean(
-        curve,
-        record.steps - stretch.min(record.steps),
-        record.steps,
-    );
-    if last < low - SLACK * (1.0 + low) || last > high + SLACK * (1.0 + high) {
+    let window = record.steps.div_ceil(LOSS_WINDOW_DIVISOR as u64).max(1);
+    let (low, high) = mean(curve, record.steps - window.min(record.steps), record.steps);
+    if last < low - TOLERANCE * (1.0 + low) || last > high + TOLERANCE * (1.0 + high) {
         return Some(format!(
-            "has a training loss of {last} nats at its end, and its curve ends between {low:.4} and \
-             {high:.4}"
+            "has a final training loss of {last} nats, but its curve ends between {low:.4} and {high:.4}"
         ));
     }
-    let windows = || (0..record.steps / stretch).map(|index| index * stretch);
-    let bounds = |after: u64| mean(curve, after, after + stretch);
+    check_rise(record, planned, last, window)
+}
+
+/// Checks that the rise of the training loss to `last` agrees with the status of the run.
+fn check_rise(record: &RunRecord, planned: &Planned, last: f64, window: u64) -> Option<String> {
+    let starts = || (0..record.steps / window).map(|index| index * window);
+    let bounds = |after: u64| mean(&record.curve, after, after + window);
     let limit = last - planned.diverged_above;
-    let slack = SLACK * (1.0 + last);
+    let tolerance = TOLERANCE * (1.0 + last);
     match &record.ending {
-        Ending::Finished if windows().any(|after| bounds(after).1 < limit - slack) => {
+        Ending::Finished if starts().any(|after| bounds(after).1 < limit - tolerance) => {
             Some(format!(
-                "is said to be finished, but its training loss rose by more than {} nats to {last:.4}",
+                "has status finished, but its training loss rose by more than {} nats to {last:.4}",
                 planned.diverged_above
             ))
         }
         Ending::Diverged { reason, .. }
-            if reason.starts_with(ROSE_AGAIN)
-                && !windows().any(|after| bounds(after).0 < limit + slack) =>
+            if reason.starts_with(LOSS_ROSE_PREFIX)
+                && !starts().any(|after| bounds(after).0 < limit + tolerance) =>
         {
             Some(format!(
-                "is said to have lost what it had learned, but its training loss never was {} nats \
-                 below {last:.4}, where it ended",
+                "has status diverged (loss rose again), but its training loss was never {} nats below its final \
+                 value, {last:.4}",
                 planned.diverged_above
             ))
         }

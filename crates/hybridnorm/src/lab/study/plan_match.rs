@@ -1,6 +1,6 @@
 //! Check that a record belongs to its planned run.
 
-use super::consistent;
+use super::consistency;
 use super::difference;
 use super::plan::Planned;
 use super::record::RunRecord;
@@ -11,15 +11,15 @@ use crate::train::{Config, LogSection, history};
 ///
 /// A record holds the configuration of its run, which determines everything that affects its results. The
 /// `[log]` section is ignored.
-pub(super) fn problem(record: &RunRecord, planned: &Planned) -> Option<String> {
+pub(super) fn mismatch(record: &RunRecord, planned: &Planned) -> Option<String> {
     if record.id != planned.id {
         return Some(format!("holds run {}, expected {}", record.id, planned.id));
     }
     let config = match Config::parse(&record.config, &[]) {
-        Ok(config) => decisive(&config),
-        Err(error) => return Some(format!("the configuration in it cannot be read: {error}")),
+        Ok(config) => without_log(&config),
+        Err(error) => return Some(format!("has an invalid configuration: {error}")),
     };
-    let plan = decisive(&planned.config);
+    let plan = without_log(&planned.config);
     if canonical_hash(&config) != canonical_hash(&plan) {
         let difference = match history::changes(&config, &plan).first() {
             Some(change) => {
@@ -29,14 +29,14 @@ pub(super) fn problem(record: &RunRecord, planned: &Planned) -> Option<String> {
             None => "its configuration differs".into(),
         };
         return Some(format!(
-            "holds another run than {} of this study: {difference}",
+            "does not match run {} of this study: {difference}",
             planned.cell.label()
         ));
     }
     let cell = &record.cell;
     if (cell.lr, cell.seed) != (plan.optimizer.lr, plan.seed) {
         return Some(format!(
-            "is said to be {}, but its configuration has optimizer.lr = {} and seed = {}",
+            "is labelled {}, but its configuration has optimizer.lr = {} and seed = {}",
             cell.label(),
             plan.optimizer.lr,
             plan.seed
@@ -50,15 +50,15 @@ pub(super) fn problem(record: &RunRecord, planned: &Planned) -> Option<String> {
         && model.placement.hash() != record.placement_hash
     {
         return Some(format!(
-            "has placement_hash {}, and its configuration gives {}",
+            "has placement_hash {}, expected {} from its configuration",
             record.placement_hash,
             model.placement.hash()
         ));
     }
-    consistent::problem(record, planned)
+    consistency::problem(record, planned)
 }
 
-fn decisive(config: &Config) -> Config {
+fn without_log(config: &Config) -> Config {
     Config {
         log: LogSection::default(),
         ..config.clone()

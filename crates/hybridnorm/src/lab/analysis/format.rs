@@ -1,13 +1,13 @@
 //! Formatting of numbers and names in sentences.
 
-use super::super::stats::Paired;
+use super::super::stats::PairedTest;
 use crate::digits::grouped;
 
 /// Number of decimals of a difference: two significant digits of the interval's half width.
 pub(super) struct Digits(usize);
 
 impl Digits {
-    pub fn of(difference: &Paired) -> Self {
+    pub fn of(difference: &PairedTest) -> Self {
         let half = (difference.high - difference.low) / 2.0;
         let scale = if half > 0.0 {
             half
@@ -36,7 +36,7 @@ impl Digits {
 }
 
 /// Formats with at most one decimal, omitted if it is 0.
-pub(super) fn short(value: f64) -> String {
+pub(super) fn one_decimal(value: f64) -> String {
     let text = format!("{value:.1}");
     text.strip_suffix(".0").unwrap_or(&text).to_owned()
 }
@@ -71,7 +71,10 @@ mod tests {
 
     #[test]
     fn numbers_are_short() {
-        assert_eq!((short(10.0), short(3.16)), ("10".into(), "3.2".into()));
+        assert_eq!(
+            (one_decimal(10.0), one_decimal(3.16)),
+            ("10".into(), "3.2".into())
+        );
         assert_eq!(seeds(1), "1 seed");
         assert_eq!(seeds(10_000), "10,000 seeds");
         assert_eq!(counts([5, 3].into_iter(), "rate"), "3 to 5 rates");
