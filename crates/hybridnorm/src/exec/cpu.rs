@@ -271,7 +271,7 @@ impl Memory {
             Error::OutOfMemory {
                 needed: bytes as u64,
                 available: None,
-                problem: format!("the system refuses {mib} MiB of memory: {error}"),
+                problem: format!("cannot allocate {mib} MiB of memory: {error}"),
             }
         })?;
         #[cfg(target_os = "linux")]

@@ -152,14 +152,12 @@ impl Block {
     /// Declares block `layer` (0-based) of a model alone, for custom graphs.
     ///
     /// # Errors
-    /// If the configuration is invalid or has no such block.
+    /// If the configuration is invalid, or [`Error::OutOfRange`] if it has no such block.
     pub fn declare(config: &ModelConfig, layer: usize, registry: &mut Registry) -> Result<Self> {
         let (resolved, _) = config.resolve()?;
         if layer >= resolved.blocks.len() {
-            return Err(Error::config(format!(
-                "there is no block {layer} in a model of {} blocks",
-                config.n_layers
-            )));
+            let expected = format!("0 to {}", config.n_layers - 1);
+            return Err(Error::out_of_range("layer", layer, expected));
         }
         Ok(Self::new(&mut Declare {
             config,

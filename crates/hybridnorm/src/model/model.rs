@@ -180,7 +180,7 @@ impl Model {
     /// Replaces the values of all parameters; `values` must contain each in its shape.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the parameter that is missing, unknown or has another shape.
+    /// [`Error::Missing`], [`Error::UnknownKey`] or [`Error::ShapeMismatch`] with the name of the parameter.
     pub fn load(&mut self, values: BTreeMap<String, Values>) -> Result<()> {
         let shapes = values
             .iter()
@@ -211,20 +211,20 @@ impl Model {
             match shapes.remove(spec.name.as_str()) {
                 Some(shape) if shape == spec.shape => {}
                 Some(shape) => {
-                    return Err(Error::config(format!(
-                        "parameter {} has shape {shape:?}, expected {:?}",
-                        spec.name, spec.shape
-                    )));
+                    return Err(Error::ShapeMismatch {
+                        name: spec.name.clone(),
+                        found: shape.to_vec(),
+                        expected: spec.shape.clone(),
+                    });
                 }
-                None => {
-                    return Err(Error::config(format!("parameter {} is missing", spec.name)));
-                }
+                None => return Err(Error::missing(format!("parameter {}", spec.name), "")),
             }
         }
         match shapes.keys().next() {
-            Some(name) => Err(Error::config(format!(
-                "parameter {name} is not one of this model's"
-            ))),
+            Some(name) => Err(Error::unknown_key(
+                *name,
+                format!("parameter {name} does not exist in this model"),
+            )),
             None => Ok(()),
         }
     }
@@ -259,7 +259,7 @@ impl Model {
     /// Checks token ids (b, t).
     ///
     /// # Errors
-    /// If an id is outside the vocabulary, or their number is not `batch · seq`.
+    /// [`Error::InvalidValue`] if an id is outside the vocabulary, or their number is not `batch · seq`.
     pub fn check_ids(&self, ids: &[i32], batch: usize, seq: usize) -> Result<()> {
         self.check_range(0, ids, batch, seq)
     }
@@ -275,17 +275,18 @@ impl Model {
     fn check_range(&self, least: i32, ids: &[i32], batch: usize, seq: usize) -> Result<()> {
         let v = self.config().vocab_size;
         if ids.len() != batch * seq {
-            return Err(Error::config(format!(
-                "{} token ids given, expected {batch} × {seq}",
-                ids.len()
-            )));
+            let found = format!("{} token ids, expected {batch} × {seq}", ids.len());
+            return Err(Error::invalid_value("ids", found));
         }
         let is_outside = |&id: &i32| id < least || id >= v as i32;
         match ids.iter().position(is_outside) {
-            Some(at) => Err(Error::config(format!(
-                "token id {} at position {at} is outside the vocabulary of {v}",
-                ids[at]
-            ))),
+            Some(at) => Err(Error::invalid_value(
+                "ids",
+                format!(
+                    "token id {} at position {at} is outside the vocabulary of {v}",
+                    ids[at]
+                ),
+            )),
             None => Ok(()),
         }
     }

@@ -107,14 +107,17 @@ impl ModelConfig {
     /// Checks that scaling query and key weights scales the attention logits in every block.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the first block in which a norm undoes it.
+    /// [`Error::Conflict`] naming the first block in which a norm cancels it.
     pub fn check_qk_clip(&self) -> Result<()> {
         let (resolved, _) = self.resolve()?;
         let refuse = |what: String| {
-            Err(Error::config(format!(
-                "optimizer.qk_clip cannot limit scores: {what} does not pass the scale of queries and keys on; \
-                 leave it out, or take a placement without that, as \"pre-norm\""
-            )))
+            Err(Error::conflict(
+                ["optimizer.qk_clip", "placement"],
+                format!(
+                    "optimizer.qk_clip cannot limit attention logits: {what} cancels the scale of queries and \
+                     keys; remove it, or use a placement without that, such as \"pre-norm\""
+                ),
+            ))
         };
         if resolved.unit_weights {
             return refuse("placement.unit_weights".into());

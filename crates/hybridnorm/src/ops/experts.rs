@@ -28,7 +28,7 @@ impl Product {
     pub(super) fn new(name: &str, layout: Layout, w: Value<'_>) -> Self {
         let shape = w.shape();
         let (experts, &[rows, inputs]) = (layout.experts, shape.sizes()) else {
-            panic!("{name}: the weight is no matrix, but {shape:?}")
+            panic!("{name}: the weight is not a matrix but {shape:?}")
         };
         let fits = experts > 0 && rows.is_multiple_of(experts);
         assert!(fits, "{name}: weight of {rows} rows for {experts} experts");

@@ -64,7 +64,7 @@ impl Operation for LatentHeads {
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
         let [q, kv, key, rotations] = inputs else {
             panic!(
-                "latent heads are made of queries, keys and values, the shared key and rotations"
+                "latent heads: expected queries, keys and values, the shared key and rotations"
             )
         };
         let batch = q.shape.sizes().first().copied().unwrap_or(1);

@@ -105,7 +105,7 @@ impl Operation for AbsorbQueries {
     /// Outputs the rotated queries, which no other op reads, and the absorbed ones.
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
         let [q, kv_up, rotations] = inputs else {
-            panic!("absorbed queries are made of queries, a projection and rotations")
+            panic!("absorbed queries: expected queries, a projection and rotations")
         };
         let Latent { heads, rope, .. } = self.heads;
         let batch = q.shape.sizes().first().copied().unwrap_or(1);
@@ -242,7 +242,7 @@ impl Operation for ExpandContext {
 
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
         let [ctx, kv_up] = inputs else {
-            panic!("an expanded context is made of weighted latents and a projection")
+            panic!("expanded context: expected weighted latents and a projection")
         };
         let Latent { heads, value, .. } = self.heads;
         assert_eq!(

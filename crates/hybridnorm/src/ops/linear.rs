@@ -32,7 +32,7 @@ pub struct LinearGrad(pub(crate) Linear);
 /// If the widths of rows and weight differ.
 pub fn linear<'g>(x: Value<'g>, w_oi: Value<'g>) -> Value<'g> {
     let &[outputs, inputs] = w_oi.shape().sizes() else {
-        panic!("linear: the weight is no matrix, but {:?}", w_oi.shape())
+        panic!("linear: the weight is not a matrix but {:?}", w_oi.shape())
     };
     let [y] = x.builder().op(Linear { inputs, outputs }, &[x, w_oi]);
     y
