@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_not_be_removed_stays_in_its_place() {
+    fn folder_that_must_not_be_removed_is_unchanged() {
         let parent = tempfile::tempdir().unwrap();
         let target = parent.path().join("out");
         staged(&target, "old").publish().unwrap();

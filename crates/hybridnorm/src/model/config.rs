@@ -115,7 +115,7 @@ impl ModelConfig {
 
     /// Returns the mixture of experts of block `layer` (0-based), unless its feed-forward is dense.
     pub fn moe_at(&self, layer: usize) -> Option<&MoeConfig> {
-        self.moe.as_ref().filter(|moe| moe.is_at(layer))
+        self.moe.as_ref().filter(|moe| moe.applies_to_layer(layer))
     }
 
     /// Returns the number of blocks with a dense feed-forward.

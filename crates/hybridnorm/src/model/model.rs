@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use super::cache::KvCache;
 use super::config::ModelConfig;
-use super::decoder::{Caches, Decoder};
+use super::decoder::{Decoder, KvCaches};
 use super::losses::LossPrograms;
-use super::recent::Recent;
+use super::lru_cache::LruCache;
 use super::registry::{PARAMETERS, ParamSpec};
 use super::taps::{Activations, TapProgram};
 use crate::error::{Error, Result};
@@ -45,8 +45,8 @@ pub struct Model {
     device: Device,
     executor: Box<dyn Executor>,
     pub(super) losses: LossPrograms,
-    pub(super) forward: Recent<(usize, usize, Output), (Program, ValueId)>,
-    pub(super) taps: Recent<(usize, usize), TapProgram>,
+    pub(super) forward: LruCache<(usize, usize, Output), (Program, ValueId)>,
+    pub(super) taps: LruCache<(usize, usize), TapProgram>,
 }
 
 /// Output of a forward pass.
@@ -99,8 +99,8 @@ impl Model {
             device,
             executor,
             losses: LossPrograms::default(),
-            forward: Recent::default(),
-            taps: Recent::default(),
+            forward: LruCache::default(),
+            taps: LruCache::default(),
         })
     }
 
@@ -116,8 +116,8 @@ impl Model {
         self.decoder = Decoder::new(&config)?;
         // Existing programs depend on the previous length.
         self.losses = LossPrograms::default();
-        self.forward = Recent::default();
-        self.taps = Recent::default();
+        self.forward = LruCache::default();
+        self.taps = LruCache::default();
         Ok(self)
     }
 
@@ -437,7 +437,7 @@ impl Model {
             past + seq
         );
         let decoder = &self.decoder;
-        let (program, output) = cache.program(seq, all, |caches: Caches<'_>| {
+        let (program, output) = cache.program(seq, all, |caches: KvCaches<'_>| {
             let g = Builder::new();
             let ids = Decoder::tokens(&g, "ids", batch, seq);
             let hidden = decoder.forward(ids, Some(caches)).hidden;

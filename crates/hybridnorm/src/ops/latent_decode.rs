@@ -133,16 +133,16 @@ impl Operation for AbsorbQueries {
         let Latent {
             heads, nope, rope, ..
         } = self.heads;
-        let (kv_up, turns) = (io.read(1), io.read(2));
+        let (kv_up, rotations) = (io.read(1), io.read(2));
         let (q, absorbed) = (io.write(), io.write());
         let pairs = q
             .chunks_mut(nope + rope)
             .zip(absorbed.chunks_mut(self.latent + rope));
         for (index, (q, absorbed)) in pairs.enumerate() {
             let (position, h) = (index / heads % self.seq, index % heads);
-            let (content, turned) = q.split_at_mut(nope);
-            let rotated = rotated(turned, &turns[position * rope..][..rope], 1.0);
-            turned.copy_from_slice(&rotated);
+            let (content, rotary) = q.split_at_mut(nope);
+            let rotated = rotated(rotary, &rotations[position * rope..][..rope], 1.0);
+            rotary.copy_from_slice(&rotated);
             let [keys, _] = rows_of_head(&self.heads, self.latent, kv_up, h);
             let (sum, position) = absorbed.split_at_mut(self.latent);
             sum.fill(0.0);
@@ -156,9 +156,9 @@ impl Operation for AbsorbQueries {
     }
 
     fn cpu(&self, io: &mut Io<'_, f32>) {
-        let (kv_up, turns) = (io.read(1), io.read(2));
+        let (kv_up, rotations) = (io.read(1), io.read(2));
         let (q, absorbed) = (io.write(), io.write());
-        latent::rotate_queries(&self.heads, q, turns);
+        latent::rotate_queries(&self.heads, q, rotations);
         latent::absorb(&self.heads, self.latent, q, kv_up, absorbed);
     }
 }
@@ -281,8 +281,8 @@ impl Operation for ExpandContext {
 #[cfg(test)]
 mod tests {
     use super::super::rotations;
-    use super::super::stateful::{Executors, Session, behind, inputs};
-    use super::super::testing::{Given, constant, numbers};
+    use super::super::stateful::{Executors, Session, arguments_after, inputs};
+    use super::super::testing::{TestInput, fixed_input, numbers};
     use super::super::{latent_heads, linear, rotate};
     use super::*;
 
@@ -337,7 +337,7 @@ mod tests {
             for (batch, past, new) in [(1, 0, 1), (2, 7, 1), (3, 5, 7), (1, 29, 1)] {
                 let widths = [heads.heads * heads.head_dim(), heads.heads * l];
                 let given = inputs(past as u64, widths.map(|width| [batch, new, width]));
-                executors.run(behind(past), &given, |g, state, x| {
+                executors.run(arguments_after(past), &given, |g, state, x| {
                     let table = rotations(g, 100.0, heads.rope, new);
                     let kv_up = g.state(state[0], 0, kv_up);
                     let absorbed = absorbed_queries(x[0], kv_up, table, heads);
@@ -362,7 +362,7 @@ mod tests {
                 let (spec, width) = (spec(batch, new, l, heads, softcap), l + heads.rope);
                 let mut executors = Executors::new(&[numbers(2, batch * capacity * width)]);
                 let given = inputs(3, [[batch, new, heads.heads * width]]);
-                executors.run(behind(past), &given, |g, state, x| {
+                executors.run(arguments_after(past), &given, |g, state, x| {
                     let cache = g.state(state[0], 0, Type::f32([batch, capacity, width]));
                     vec![latent_attention(x[0], cache, spec)]
                 });
@@ -413,7 +413,7 @@ mod tests {
             let [q, latents, keys] =
                 inputs(5, [of_queries, l, heads.rope].map(|w| [batch, len, w]));
             let given = [q, latents, keys];
-            let whole = session.run(behind(0), &given, |g, state, x| {
+            let whole = session.run(arguments_after(0), &given, |g, state, x| {
                 let table = rotations(g, 100.0, heads.rope, len);
                 let kv = linear(x[1], g.state(state[0], 0, kv_up));
                 vec![
@@ -421,7 +421,7 @@ mod tests {
                     rotate(x[2], table),
                 ]
             });
-            let [q, latents, _] = given.each_ref().map(Given::elements);
+            let [q, latents, _] = given.each_ref().map(TestInput::elements);
             let [packed, rotated] = &whole.outputs[..] else {
                 panic!("packed rows and rotated keys")
             };
@@ -440,8 +440,8 @@ mod tests {
                 let queries =
                     q.chunks(len * of_queries)
                         .flat_map(|x| newest(x, of_queries));
-                let given = [constant([batch, new, of_queries], queries.collect())];
-                let results = session.run(behind(past), &given, |g, state, x| {
+                let given = [fixed_input([batch, new, of_queries], queries.collect())];
+                let results = session.run(arguments_after(past), &given, |g, state, x| {
                     let table = rotations(g, 100.0, heads.rope, new);
                     let kv_up = g.state(state[0], 0, kv_up);
                     let cache = g.state(state[1], 0, Type::f32([batch, len, width]));

@@ -90,7 +90,7 @@ impl MoeConfig {
     }
 
     /// True if block `layer` (0-based) is a mixture of experts.
-    pub fn is_at(&self, layer: usize) -> bool {
+    pub fn applies_to_layer(&self, layer: usize) -> bool {
         layer >= self.first_dense
     }
 
