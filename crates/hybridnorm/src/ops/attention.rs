@@ -158,7 +158,7 @@ impl Operation for QkvAttention {
         let (ctx, lse) = (io.write(), io.write());
         let (prep, qkv) = (self.prep.bind(io), io.read(0));
         if self.is_by_head() {
-            return attention::forward_prepared(&self.attention, &prep, qkv, ctx, lse);
+            return attention::forward_transformed(&self.attention, &prep, qkv, ctx, lse);
         }
         let rows = io.write();
         hybridnorm_kernels::qkv::forward(&prep, qkv, rows);
@@ -202,7 +202,7 @@ impl Operation for QkvAttentionGrad {
         let (prep, spec, qkv) = (self.0.prep.bind(io), &self.0.attention, io.read(0));
         let (ctx, lse, dctx) = (io.read(5), io.read(6), io.read(7));
         if self.0.is_by_head() {
-            return attention::backward_prepared(spec, &prep, qkv, ctx, lse, dctx, dx, dparams);
+            return attention::backward_transformed(spec, &prep, qkv, ctx, lse, dctx, dx, dparams);
         }
         let (rows, drows) = io.write().split_at_mut(qkv.len());
         hybridnorm_kernels::qkv::forward(&prep, qkv, rows);

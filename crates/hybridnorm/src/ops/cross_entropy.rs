@@ -188,7 +188,7 @@ impl Operation for HeadLoss {
     }
 
     fn scratch(&self, inputs: &[Type]) -> usize {
-        self.0.scratch(inputs[0].shape.rows())
+        self.0.scratch_len(inputs[0].shape.rows())
     }
 
     fn workspace(&self, inputs: &[Type], _threads: usize) -> usize {
@@ -226,7 +226,7 @@ impl Operation for HeadLossGrad {
     }
 
     fn scratch(&self, inputs: &[Type]) -> usize {
-        self.0.scratch(inputs[0].shape.rows())
+        self.0.scratch_len(inputs[0].shape.rows())
     }
 
     fn workspace(&self, inputs: &[Type], _threads: usize) -> usize {

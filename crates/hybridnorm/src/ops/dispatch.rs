@@ -86,7 +86,7 @@ impl Operation for TopKDispatch {
         let (layout, logits, dispatch) = (self.router.layout(), io.read(0), io.write_ints());
         let bias = self.has_bias.then(|| io.read(1));
         let selected = layout.chosen(dispatch.len());
-        router::choose(&self.router, logits, bias, &mut dispatch[selected]);
+        router::select_top_k(&self.router, logits, bias, &mut dispatch[selected]);
         layout.fill(dispatch);
     }
 }

@@ -228,7 +228,7 @@ impl Operation for ExpertDownGrad {
         // unweighted, <hidden, dhidden> is the gradient of a slot's gate weight.
         experts::gather(&dispatch, dy, dslots, d);
         experts::backward_input(&dispatch, dslots, w, dhidden, f, d);
-        experts::weigh_backward(&dispatch, weights, hidden, dhidden, dweights, products, f);
+        experts::combine_backward(&dispatch, weights, hidden, dhidden, dweights, products, f);
         experts::backward_weight(&dispatch, dslots, hidden, dw, f, d);
         if let Some(act) = self.0.activation {
             activation::backward(act, x, rows, dx, f);

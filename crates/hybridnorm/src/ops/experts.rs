@@ -65,7 +65,10 @@ impl ExpertLinear {
     /// Returns every choice of a dispatch, in order.
     pub(super) fn assignments(&self, dispatch: &[i32]) -> impl Iterator<Item = Assignment> {
         let dispatch = Dispatch::new(self.layout, dispatch);
-        let assignments = dispatch.chosen().iter().zip(dispatch.slot_of_choice());
+        let assignments = dispatch
+            .expert_of_choice()
+            .iter()
+            .zip(dispatch.slot_of_choice());
         assignments
             .enumerate()
             .map(move |(index, (&expert, &slot))| Assignment {

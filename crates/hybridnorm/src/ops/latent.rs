@@ -3,7 +3,7 @@
 //!
 //! Shape suffix: r rotated channels.
 
-use hybridnorm_kernels::latent::{self, Latent};
+use hybridnorm_kernels::latent::{self, LatentHeads as Spec};
 
 use super::rotate::{check_rotations, rotated};
 use super::{Backward, Io, Operation};
@@ -12,7 +12,7 @@ use crate::graph::{Type, Value};
 /// Packed rows `[q heads | k heads | v heads]`; see [`latent_heads`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LatentHeads {
-    heads: Latent,
+    heads: Spec,
     seq: usize,
 }
 
@@ -35,7 +35,7 @@ pub fn latent_heads<'g>(
     kv: Value<'g>,
     key_btr: Value<'g>,
     rotations: Value<'g>,
-    heads: Latent,
+    heads: Spec,
 ) -> Value<'g> {
     let &[_, seq, _] = q.shape().sizes() else {
         panic!(
@@ -83,7 +83,7 @@ impl Operation for LatentHeads {
     }
 
     fn reference(&self, io: &mut Io<'_, f64>) {
-        let Latent {
+        let Spec {
             heads,
             nope,
             rope,
@@ -131,7 +131,7 @@ impl Operation for LatentHeadsGrad {
     }
 
     fn reference(&self, io: &mut Io<'_, f64>) {
-        let Latent {
+        let Spec {
             heads,
             nope,
             rope,
@@ -180,11 +180,11 @@ mod tests {
     use super::*;
     use crate::passes::vector_jacobian_product;
 
-    const FORMS: [(usize, usize, Latent); 3] = [
+    const FORMS: [(usize, usize, Spec); 3] = [
         (
             1,
             1,
-            Latent {
+            Spec {
                 heads: 1,
                 nope: 1,
                 rope: 2,
@@ -194,7 +194,7 @@ mod tests {
         (
             2,
             5,
-            Latent {
+            Spec {
                 heads: 3,
                 nope: 5,
                 rope: 4,
@@ -204,7 +204,7 @@ mod tests {
         (
             3,
             7,
-            Latent {
+            Spec {
                 heads: 2,
                 nope: 9,
                 rope: 6,

@@ -5,7 +5,7 @@
 //! Shape suffixes: l width of the key/value latent, r rotated channels.
 
 use hybridnorm_kernels::attention::{self, LatentAttention as Spec};
-use hybridnorm_kernels::latent::{self, Latent};
+use hybridnorm_kernels::latent::{self, LatentHeads};
 
 use super::cache::weights;
 use super::rotate::{check_rotations, rotated};
@@ -15,7 +15,7 @@ use crate::graph::{Type, Value};
 /// Absorbed queries, which attend to latents; see [`absorbed_queries`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AbsorbQueries {
-    heads: Latent,
+    heads: LatentHeads,
     latent: usize,
     seq: usize,
 }
@@ -27,7 +27,7 @@ pub struct LatentAttention(pub(crate) Spec);
 /// Weighted values from weighted latents; see [`expanded_context`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ExpandContext {
-    heads: Latent,
+    heads: LatentHeads,
     latent: usize,
 }
 
@@ -43,7 +43,7 @@ pub fn absorbed_queries<'g>(
     q: Value<'g>,
     kv_up: Value<'g>,
     rotations: Value<'g>,
-    heads: Latent,
+    heads: LatentHeads,
 ) -> Value<'g> {
     let &[_, seq, _] = q.shape().sizes() else {
         panic!(
@@ -78,7 +78,7 @@ pub fn latent_attention<'g>(queries: Value<'g>, cache: Value<'g>, spec: Spec) ->
 ///
 /// # Panics
 /// If the shapes do not match.
-pub fn expanded_context<'g>(ctx: Value<'g>, kv_up: Value<'g>, heads: Latent) -> Value<'g> {
+pub fn expanded_context<'g>(ctx: Value<'g>, kv_up: Value<'g>, heads: LatentHeads) -> Value<'g> {
     let latent = kv_up.shape().width();
     let [values] = ctx
         .builder()
@@ -87,12 +87,12 @@ pub fn expanded_context<'g>(ctx: Value<'g>, kv_up: Value<'g>, heads: Latent) -> 
 }
 
 /// Returns the type of the up-projection from latents to keys' content and values.
-fn projection(heads: &Latent, latent: usize) -> Type {
+fn projection(heads: &LatentHeads, latent: usize) -> Type {
     Type::f32([heads.heads * (heads.nope + heads.value), latent])
 }
 
 /// Returns the rows of the projection for a head: those for the content of its keys, and for its values.
-fn rows_of_head<'a>(heads: &Latent, latent: usize, kv_up: &'a [f64], h: usize) -> [&'a [f64]; 2] {
+fn rows_of_head<'a>(heads: &LatentHeads, latent: usize, kv_up: &'a [f64], h: usize) -> [&'a [f64]; 2] {
     let len = (heads.nope + heads.value) * latent;
     kv_up[h * len..][..len].split_at(heads.nope * latent).into()
 }
@@ -107,7 +107,7 @@ impl Operation for AbsorbQueries {
         let [q, kv_up, rotations] = inputs else {
             panic!("absorbed queries: expected queries, a projection and rotations")
         };
-        let Latent { heads, rope, .. } = self.heads;
+        let LatentHeads { heads, rope, .. } = self.heads;
         let batch = q.shape.sizes().first().copied().unwrap_or(1);
         let expected = Type::f32([batch, self.seq, heads * self.heads.head_dim()]);
         assert_eq!(*q, expected, "absorbed queries: queries");
@@ -130,7 +130,7 @@ impl Operation for AbsorbQueries {
     }
 
     fn reference(&self, io: &mut Io<'_, f64>) {
-        let Latent {
+        let LatentHeads {
             heads, nope, rope, ..
         } = self.heads;
         let (kv_up, rotations) = (io.read(1), io.read(2));
@@ -244,7 +244,7 @@ impl Operation for ExpandContext {
         let [ctx, kv_up] = inputs else {
             panic!("expanded context: expected weighted latents and a projection")
         };
-        let Latent { heads, value, .. } = self.heads;
+        let LatentHeads { heads, value, .. } = self.heads;
         assert_eq!(
             ctx.shape.width(),
             heads * self.latent,
@@ -261,7 +261,7 @@ impl Operation for ExpandContext {
     }
 
     fn reference(&self, io: &mut Io<'_, f64>) {
-        let Latent { heads, value, .. } = self.heads;
+        let LatentHeads { heads, value, .. } = self.heads;
         let (ctx, kv_up, out) = (io.read(0), io.read(1), io.write());
         let pairs = ctx.chunks(self.latent).zip(out.chunks_mut(value));
         for (index, (ctx, out)) in pairs.enumerate() {
@@ -274,7 +274,7 @@ impl Operation for ExpandContext {
 
     fn cpu(&self, io: &mut Io<'_, f32>) {
         let (ctx, kv_up, out) = (io.read(0), io.read(1), io.write());
-        latent::expand(&self.heads, self.latent, ctx, kv_up, out);
+        latent::project_values(&self.heads, self.latent, ctx, kv_up, out);
     }
 }
 
@@ -286,10 +286,10 @@ mod tests {
     use super::super::{latent_heads, linear, rotate};
     use super::*;
 
-    const FORMS: [(usize, Latent); 3] = [
+    const FORMS: [(usize, LatentHeads); 3] = [
         (
             1,
-            Latent {
+            LatentHeads {
                 heads: 1,
                 nope: 1,
                 rope: 2,
@@ -298,7 +298,7 @@ mod tests {
         ),
         (
             11,
-            Latent {
+            LatentHeads {
                 heads: 3,
                 nope: 5,
                 rope: 4,
@@ -307,7 +307,7 @@ mod tests {
         ),
         (
             6,
-            Latent {
+            LatentHeads {
                 heads: 4,
                 nope: 9,
                 rope: 6,
@@ -316,7 +316,7 @@ mod tests {
         ),
     ];
 
-    fn spec(batch: usize, seq: usize, latent: usize, heads: Latent, softcap: Option<f32>) -> Spec {
+    fn spec(batch: usize, seq: usize, latent: usize, heads: LatentHeads, softcap: Option<f32>) -> Spec {
         Spec {
             batch,
             seq,
@@ -371,7 +371,7 @@ mod tests {
     }
 
     /// Computes plain causal attention of packed rows of one sequence.
-    fn causal(packed: &[f64], heads: &Latent, spec: &Spec) -> Vec<f64> {
+    fn causal(packed: &[f64], heads: &LatentHeads, spec: &Spec) -> Vec<f64> {
         let (d, h, value) = (heads.head_dim(), heads.heads, heads.value);
         let rows: Vec<&[f64]> = packed.chunks(h * (2 * d + value)).collect();
         let mut ctx = Vec::new();

@@ -69,7 +69,7 @@ impl Muon {
         let sizes = self
             .slots
             .iter()
-            .map(|slot| muon::scratch(slot.columns, &slot.rows));
+            .map(|slot| muon::scratch_len(slot.columns, &slot.rows));
         sizes.max().unwrap_or(0)
     }
 }

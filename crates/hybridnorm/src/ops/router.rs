@@ -84,7 +84,7 @@ impl Operation for RouterWeights {
 
     fn reference(&self, io: &mut Io<'_, f64>) {
         let (r, logits, weights) = (&self.0, io.read(0), io.write());
-        let selected = Dispatch::new(r.layout(), io.ints(1)).chosen();
+        let selected = Dispatch::new(r.layout(), io.ints(1)).expert_of_choice();
         let tokens = logits.chunks(r.experts).zip(selected.chunks(r.top_k));
         for ((logits, selected), weights) in tokens.zip(weights.chunks_mut(r.top_k)) {
             let scores = scores(r.scoring, logits);
@@ -97,7 +97,7 @@ impl Operation for RouterWeights {
 
     fn cpu(&self, io: &mut Io<'_, f32>) {
         let dispatch = Dispatch::new(self.0.layout(), io.ints(1));
-        router::weights(&self.0, io.read(0), dispatch.chosen(), io.write());
+        router::weights(&self.0, io.read(0), dispatch.expert_of_choice(), io.write());
     }
 }
 
@@ -112,7 +112,7 @@ impl Operation for RouterWeightsGrad {
 
     fn reference(&self, io: &mut Io<'_, f64>) {
         let (r, logits, dweights, dlogits) = (&self.0, io.read(0), io.read(2), io.write());
-        let selected = Dispatch::new(r.layout(), io.ints(1)).chosen();
+        let selected = Dispatch::new(r.layout(), io.ints(1)).expert_of_choice();
         let tokens = logits.chunks(r.experts).zip(dlogits.chunks_mut(r.experts));
         let assignments = selected.chunks(r.top_k).zip(dweights.chunks(r.top_k));
         for ((logits, dlogits), (selected, dweights)) in tokens.zip(assignments) {
@@ -136,7 +136,7 @@ impl Operation for RouterWeightsGrad {
     fn cpu(&self, io: &mut Io<'_, f32>) {
         let (logits, dweights, dlogits) = (io.read(0), io.read(2), io.write());
         let dispatch = Dispatch::new(self.0.layout(), io.ints(1));
-        router::weights_backward(&self.0, logits, dispatch.chosen(), dweights, dlogits);
+        router::weights_backward(&self.0, logits, dispatch.expert_of_choice(), dweights, dlogits);
     }
 }
 
@@ -188,7 +188,7 @@ impl Operation for RouterLosses {
     fn cpu(&self, io: &mut Io<'_, f32>) {
         let dispatch = Dispatch::new(self.0.layout(), io.ints(1));
         let found = router::losses(&self.0, io.read(0), dispatch.load());
-        let values = [found.balance, found.z, found.entropy];
+        let values = [found.load_balancing, found.z, found.entropy];
         for value in values {
             io.write()[0] = value as f32;
         }

@@ -9,7 +9,7 @@ use crate::model::MlaConfig;
 use crate::ops;
 use crate::placement::{self, Factor};
 use hybridnorm_kernels::attention::{Attention as Spec, LatentAttention};
-use hybridnorm_kernels::latent::Latent as LatentHeads;
+use hybridnorm_kernels::latent::LatentHeads;
 
 /// Causal attention whose keys and values are all projected from one latent per position:
 ///
