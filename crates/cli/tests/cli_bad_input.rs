@@ -58,20 +58,26 @@ fn configurations_that_make_no_sense() {
             "model.n_kv_heads=3",
             &["model.n_kv_heads = 3 does not divide model.n_heads = 2"],
         ),
-        ("model.d_model=18", &["must be even"]),
+        (
+            "model.d_model=18",
+            &["model.d_model / model.n_heads = 9, expected an even number"],
+        ),
         (
             "model.d_model=1000000000000",
-            &["model.d_model", "larger than"],
+            &["model.d_model = 1000000000000, expected at most"],
         ),
         (
             "model.d_model=1000000",
             &["GiB of memory, this process may have"],
         ),
         ("model.n_layers=1000000", &["1000000 blocks are too many"]),
-        ("model.n_layers=0", &["model.n_layers is 0"]),
+        (
+            "model.n_layers=0",
+            &["model.n_layers = 0, expected at least 1"],
+        ),
         (
             "model.max_seq_len=1000000000000",
-            &["model.max_seq_len", "larger than"],
+            &["model.max_seq_len = 1000000000000, expected at most"],
         ),
         (
             "model.max_seq_len=8",
@@ -79,7 +85,7 @@ fn configurations_that_make_no_sense() {
         ),
         (
             "model.d_ff=1000000000000000",
-            &["model.d_ff", "larger than"],
+            &["model.d_ff = 1000000000000000, expected at most"],
         ),
         (
             "model.vocab_size=100",

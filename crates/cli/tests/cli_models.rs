@@ -106,7 +106,7 @@ fn options_without_effect_are_errors() {
         ),
         (
             "optimizer.qk_clip=100",
-            "optimizer.qk_clip cannot limit scores",
+            "optimizer.qk_clip cannot limit attention logits",
         ),
         ("model.moe.top=3", "top_k"),
     ] {

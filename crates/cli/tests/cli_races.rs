@@ -75,7 +75,7 @@ fn preparing() {
         target: "data",
         one_wins: true,
         losers_say: &[
-            "appeared while it was being written",
+            "was created by another process in the meantime",
             "already holds prepared data",
         ],
         whole: |lab| drop(lab.ok(&["--quiet", "data", "inspect", "data"])),
@@ -133,7 +133,10 @@ fn importing() {
         command: "import theirs --out imported",
         target: "imported",
         one_wins: true,
-        losers_say: &["appeared while it was being written", "already here"],
+        losers_say: &[
+            "was created by another process in the meantime",
+            "already here",
+        ],
         whole: |lab| drop(lab.ok(&["--quiet", "inspect", "imported"])),
     }
     .run();

@@ -57,17 +57,17 @@ impl Handle {
 
     /// Copies the elements to the host in pieces: a full copy of an embedding would take memory that was not
     /// planned.
-    fn pieces(&self, executor: &dyn Executor) -> impl Iterator<Item = Vec<f32>> {
-        self.range.clone().step_by(PIECE).map(|start| {
-            let end = self.range.end.min(start + PIECE);
+    fn chunks(&self, executor: &dyn Executor) -> impl Iterator<Item = Vec<f32>> {
+        self.range.clone().step_by(CHUNK).map(|start| {
+            let end = self.range.end.min(start + CHUNK);
             executor.read(self.buffer, start..end).into_f32()
         })
     }
 
     /// True if no element is infinite or NaN.
     pub fn is_finite(&self, executor: &dyn Executor) -> bool {
-        self.pieces(executor)
-            .all(|piece| piece.iter().all(|x| x.is_finite()))
+        self.chunks(executor)
+            .all(|chunk| chunk.iter().all(|x| x.is_finite()))
     }
 
     /// Overwrites the elements.
@@ -95,18 +95,18 @@ impl Handle {
             ));
         }
         let mut at = self.range.start;
-        file.read_pieces(name, |piece| {
-            executor.write(self.buffer, at, Data::F32(piece));
-            at += piece.len();
+        file.read_chunks(name, |chunk| {
+            executor.write(self.buffer, at, Data::F32(chunk));
+            at += chunk.len();
         })
     }
 
     /// Overwrites the elements with zeros.
     pub fn clear(&self, executor: &mut dyn Executor) {
-        let zeros = vec![0.0; PIECE.min(self.elements())];
-        for start in self.range.clone().step_by(PIECE) {
-            let piece = &zeros[..PIECE.min(self.range.end - start)];
-            executor.write(self.buffer, start, Data::F32(piece));
+        let zeros = vec![0.0; CHUNK.min(self.elements())];
+        for start in self.range.clone().step_by(CHUNK) {
+            let chunk = &zeros[..CHUNK.min(self.range.end - start)];
+            executor.write(self.buffer, start, Data::F32(chunk));
         }
     }
 
@@ -151,10 +151,10 @@ fn write_to(
     }
     to.write_all(&header.into_bytes())?;
     for tensor in tensors.values() {
-        let mut buffer = Vec::with_capacity(4 * PIECE);
-        for piece in tensor.pieces(executor) {
+        let mut buffer = Vec::with_capacity(4 * CHUNK);
+        for chunk in tensor.chunks(executor) {
             buffer.clear();
-            buffer.extend(piece.iter().flat_map(|x| x.to_le_bytes()));
+            buffer.extend(chunk.iter().flat_map(|x| x.to_le_bytes()));
             to.write_all(&buffer)?;
         }
     }
@@ -162,7 +162,7 @@ fn write_to(
 }
 
 /// Elements per copy to the host.
-const PIECE: usize = 1 << 16;
+const CHUNK: usize = 1 << 16;
 
 /// Reads a safetensors file whose tensors are f32, f16 or bf16, as f32.
 ///
@@ -213,7 +213,7 @@ mod tests {
 
     #[test]
     fn files_are_those_of_the_format_s_own_writer() {
-        let values: Vec<f32> = (0..PIECE + 30).map(|i| i as f32 / 7.0).collect();
+        let values: Vec<f32> = (0..CHUNK + 30).map(|i| i as f32 / 7.0).collect();
         let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
         let names = ["a.\"quoted\"", "b", "b.c", "empty"];
         let shapes = [vec![2, 3], vec![values.len()], vec![5, 1], vec![0, 4]];

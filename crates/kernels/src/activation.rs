@@ -226,7 +226,9 @@ fn relu(x: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Rng, all_close, check_gradient, same_bits_on_any_pool, weigh, wide};
+    use crate::testing::{
+        Rng, all_close, assert_bit_identical_for_any_thread_count, check_gradient, dot_f64, to_f64,
+    };
     use proptest::prelude::*;
 
     const ALL: [Activation; 4] = [
@@ -265,11 +267,11 @@ mod tests {
             let (x, dy) = (rng.normal(n * act.inputs(f)), rng.normal(n * f));
             let mut y = vec![f32::NAN; n * f];
             forward(act, &x, &mut y, f);
-            all_close(&y, &naive(act, &wide(&x), f), 1e-6);
+            all_close(&y, &naive(act, &to_f64(&x), f), 1e-6);
             let (mut dx, mut again) = (vec![f32::NAN; x.len()], dy.clone());
             backward(act, &x, &mut again, &mut dx, f);
             prop_assert_eq!(again, y);
-            check_gradient(|x| weigh(&naive(act, x, f), &dy), &x, &dx, 1e-5);
+            check_gradient(|x| dot_f64(&naive(act, x, f), &dy), &x, &dx, 1e-5);
         }
     }
 
@@ -289,12 +291,12 @@ mod tests {
     }
 
     #[test]
-    fn bits_do_not_depend_on_threads() {
+    fn bit_identical_for_any_thread_count() {
         for act in ALL {
             let (n, f) = (300, 50);
             let mut rng = Rng::new(31);
             let (x, dy) = (rng.normal(n * act.inputs(f)), rng.normal(n * f));
-            same_bits_on_any_pool(|| {
+            assert_bit_identical_for_any_thread_count(|| {
                 let (mut y, mut dx) = (vec![0.0; n * f], vec![0.0; x.len()]);
                 forward(act, &x, &mut y, f);
                 let mut again = dy.clone();

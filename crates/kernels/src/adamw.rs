@@ -77,7 +77,7 @@ pub fn step(a: &AdamW, slots: &mut [Slot]) -> Vec<SlotNorms> {
     }
     // All parameters in one parallel loop, so that a small one does not wait for threads separately.
     let norms = slots.par_iter_mut().map(|slot| {
-        let changed = Factors::new(a, slot.weight_decay).apply_all(slot);
+        let changed = StepCoefficients::new(a, slot.weight_decay).apply_all(slot);
         SlotNorms::from(changed)
     });
     norms.collect()
@@ -113,27 +113,27 @@ impl Add for Squares {
 /// Elements whose update is buffered for its norm, so that they stay in the L1 cache.
 pub(crate) const BLOCK: usize = 1024;
 
-struct Factors {
+struct StepCoefficients {
     grad_scale: f32,
-    keep: f32,
+    decay_factor: f32,
     beta1: f32,
     beta2: f32,
-    fresh1: f32,
-    fresh2: f32,
+    one_minus_beta1: f32,
+    one_minus_beta2: f32,
     step_size: f32,
     root_correction: f32,
     eps: f32,
 }
 
-impl Factors {
+impl StepCoefficients {
     fn new(a: &AdamW, weight_decay: f64) -> Self {
-        Factors {
+        StepCoefficients {
             grad_scale: a.grad_scale,
-            keep: (1.0 - a.lr * weight_decay) as f32,
+            decay_factor: (1.0 - a.lr * weight_decay) as f32,
             beta1: a.beta1 as f32,
             beta2: a.beta2 as f32,
-            fresh1: (1.0 - a.beta1) as f32,
-            fresh2: (1.0 - a.beta2) as f32,
+            one_minus_beta1: (1.0 - a.beta1) as f32,
+            one_minus_beta2: (1.0 - a.beta2) as f32,
             step_size: (a.lr / f64::from(a.bias_correction1)) as f32,
             root_correction: f64::from(a.bias_correction2).sqrt() as f32,
             eps: a.eps as f32,
@@ -167,10 +167,10 @@ impl Factors {
             let moments = m.iter_mut().zip(v);
             for (((p, &g), (m, v)), update) in p.iter_mut().zip(g).zip(moments).zip(&mut *updates) {
                 let g = g * self.grad_scale;
-                *m = self.beta1 * *m + self.fresh1 * g;
-                *v = self.beta2 * *v + self.fresh2 * g * g;
+                *m = self.beta1 * *m + self.one_minus_beta1 * g;
+                *v = self.beta2 * *v + self.one_minus_beta2 * g * g;
                 let denominator = v.sqrt() / self.root_correction + self.eps;
-                let new = *p * self.keep - self.step_size * *m / denominator;
+                let new = *p * self.decay_factor - self.step_size * *m / denominator;
                 *update = new - *p;
                 *p = new;
             }
@@ -195,7 +195,7 @@ pub fn sum_squares(x: &[f32]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Rng, all_close, same_bits_on_any_pool, wide};
+    use crate::testing::{Rng, all_close, assert_bit_identical_for_any_thread_count, to_f64};
     use proptest::prelude::*;
 
     fn at_step(t: i32, grad_scale: f32) -> AdamW {
@@ -258,7 +258,7 @@ mod tests {
         ) {
             let mut rng = Rng::new(51);
             let mut model = Model::new(&mut rng, &lens);
-            let wide_all = |all: &[Vec<f32>]| all.iter().map(|x| wide(x)).collect::<Vec<_>>();
+            let wide_all = |all: &[Vec<f32>]| all.iter().map(|x| to_f64(x)).collect::<Vec<_>>();
             let (mut p64, mut m64, mut v64) =
                 (wide_all(&model.p), wide_all(&model.m), wide_all(&model.v));
             for t in 1..=10 {
@@ -267,7 +267,7 @@ mod tests {
                 let before = model.p.clone();
                 let norms = model.step(&a, &gradients);
                 for i in 0..lens.len() {
-                    let length = |x: &[f32]| wide(x).iter().map(|v| v * v).sum::<f64>().sqrt();
+                    let length = |x: &[f32]| to_f64(x).iter().map(|v| v * v).sum::<f64>().sqrt();
                     let moved: Vec<f32> = before[i].iter().zip(&model.p[i]).map(|(b, p)| p - b).collect();
                     let SlotNorms { update, value } = norms[i];
                     prop_assert!((update - length(&moved)).abs() <= 1e-10 * update);
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_finite_shows() {
+    fn non_finite_values_propagate() {
         let mut model = Model::new(&mut Rng::new(54), &[3, 4]);
         let norms = model.step(&at_step(1, 1.0), &[vec![1.0; 3], vec![f32::NAN; 4]]);
         assert!(norms[0].update.is_finite() && norms[1].update.is_nan());
@@ -312,10 +312,10 @@ mod tests {
     }
 
     #[test]
-    fn bits_do_not_depend_on_threads() {
+    fn bit_identical_for_any_thread_count() {
         let lens = [100_000, 7, 40_000];
         let gradients = lens.map(|n| Rng::new(52).normal(n)).to_vec();
-        same_bits_on_any_pool(|| {
+        assert_bit_identical_for_any_thread_count(|| {
             let mut model = Model::new(&mut Rng::new(53), &lens);
             let norms = model.step(&at_step(3, 0.7), &gradients);
             let halves = |x: f64| [x as f32, (x - f64::from(x as f32)) as f32];

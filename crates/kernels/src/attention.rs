@@ -16,17 +16,17 @@ mod backward;
 mod forward;
 mod head_rows;
 mod latent;
-mod one;
 mod scores;
+mod single_query;
 
-pub use backward::{backward, backward_prepared};
+pub use backward::{backward, backward_transformed};
 pub use latent::{LatentAttention, cached_latent};
 pub use scores::{Scores, head_maxima, scores};
 
 /// Queries per tile.
-const QUERIES: usize = 64;
+const QUERY_TILE: usize = 64;
 /// Keys per tile, a multiple of the panel width.
-const KEYS: usize = 256;
+const KEY_TILE: usize = 256;
 
 /// Shape and parameters of an attention op.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -64,15 +64,15 @@ pub fn forward(a: &Attention, qkv: &[f32], ctx: &mut [f32], lse: &mut [f32]) {
 /// # Panics
 ///
 /// If a norm spans several heads, see [`QkvPrep::is_by_head`], or values are not as wide as keys.
-pub fn forward_prepared(
+pub fn forward_transformed(
     a: &Attention,
     p: &Preparation,
     qkv: &[f32],
     ctx: &mut [f32],
     lse: &mut [f32],
 ) {
-    a.check_packed("attention::forward_prepared", qkv, ctx, lse);
-    a.check_preparation("attention::forward_prepared", p);
+    a.check_packed("attention::forward_transformed", qkv, ctx, lse);
+    a.check_preparation("attention::forward_transformed", p);
     forward::attend(a, &a.packed(qkv, Some(p)), 0, ctx, lse);
 }
 
@@ -101,23 +101,23 @@ pub fn cached(
         past + a.seq,
     );
     let packed = a.packed(qkv, None);
-    let place = Place {
+    let layout = QkvLayout {
         keys: cache,
         per_sequence: capacity,
         row_stride,
-        key: Part {
+        key: HeadOffsets {
             first: 0,
             ..packed.key
         },
-        value: Part {
+        value: HeadOffsets {
             first: a.kv_heads * a.head_dim,
             ..packed.value
         },
         ..packed
     };
     match a.seq {
-        1 => one::attend(a, &place, past, ctx),
-        _ => forward::attend(a, &place, past, ctx, lse),
+        1 => single_query::attend(a, &layout, past, ctx),
+        _ => forward::attend(a, &layout, past, ctx, lse),
     }
 }
 
@@ -232,18 +232,22 @@ impl Attention {
     }
 
     /// Returns the layout of queries, keys and values in one packed projection.
-    fn packed<'a>(&self, qkv: &'a [f32], preparation: Option<&'a Preparation<'a>>) -> Place<'a> {
-        Place {
+    fn packed<'a>(
+        &self,
+        qkv: &'a [f32],
+        preparation: Option<&'a Preparation<'a>>,
+    ) -> QkvLayout<'a> {
+        QkvLayout {
             queries: qkv,
             query_stride: self.packed_width(),
             keys: qkv,
             per_sequence: self.seq,
             row_stride: self.packed_width(),
-            key: Part {
+            key: HeadOffsets {
                 first: self.heads * self.head_dim,
                 step: self.head_dim,
             },
-            value: Part {
+            value: HeadOffsets {
                 first: (self.heads + self.kv_heads) * self.head_dim,
                 step: self.value_dim,
             },
@@ -252,13 +256,13 @@ impl Attention {
     }
 
     /// Returns the factor on `q k` before the tanh, or of the scores without a soft cap.
-    fn product_scale(&self) -> f32 {
+    fn logit_scale(&self) -> f32 {
         self.scale / self.softcap.unwrap_or(1.0)
     }
 }
 
 /// Memory layout of queries, keys and values.
-struct Place<'a> {
+struct QkvLayout<'a> {
     /// Rows that start with the queries, and their stride.
     queries: &'a [f32],
     query_stride: usize,
@@ -266,21 +270,21 @@ struct Place<'a> {
     /// Rows of keys per sequence, their stride, and the offsets of keys and values in a row.
     per_sequence: usize,
     row_stride: usize,
-    key: Part,
-    value: Part,
+    key: HeadOffsets,
+    value: HeadOffsets,
     preparation: Option<&'a Preparation<'a>>,
 }
 
 /// Offsets of the heads in a part of a row.
 #[derive(Clone, Copy)]
-struct Part {
+struct HeadOffsets {
     /// Offset of the first head.
     first: usize,
     /// Stride between heads; 0 if all heads share one.
     step: usize,
 }
 
-impl<'a> Place<'a> {
+impl<'a> QkvLayout<'a> {
     /// Returns the queries of head `h` of a sequence.
     fn queries(&self, a: &Attention, sequence: usize, h: usize) -> HeadRows<'a> {
         let stride = self.query_stride;
@@ -289,7 +293,7 @@ impl<'a> Place<'a> {
                 data: &self.queries[sequence * a.seq * stride + h * a.head_dim..],
                 stride,
             },
-            part: h,
+            packed_head: h,
             preparation: self.preparation,
         }
     }
@@ -297,12 +301,12 @@ impl<'a> Place<'a> {
     /// Returns the keys and values of one head of a sequence.
     fn keys_and_values(&self, a: &Attention, sequence: usize, kv_head: usize) -> [HeadRows<'a>; 2] {
         let start = sequence * self.per_sequence * self.row_stride;
-        let head = |place: Part, part: usize| HeadRows {
+        let head = |layout: HeadOffsets, packed_head: usize| HeadRows {
             rows: Rows {
-                data: &self.keys[start + place.first + kv_head * place.step..],
+                data: &self.keys[start + layout.first + kv_head * layout.step..],
                 stride: self.row_stride,
             },
-            part: part + kv_head,
+            packed_head: packed_head + kv_head,
             preparation: self.preparation,
         };
         [

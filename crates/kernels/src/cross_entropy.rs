@@ -8,7 +8,7 @@
 
 use crate::gemm::{self, matmul};
 use crate::linear::row_stride;
-use crate::math::{exp_of_difference, tanh};
+use crate::math::{exp_bounded, tanh};
 use crate::simd::{dispatch, map_sum, max, sum};
 use rayon::prelude::*;
 
@@ -52,7 +52,7 @@ pub struct LossSums {
 /// Computes the loss of `x` (n, width) under `w` (vocab, width) and `targets` (n).
 ///
 /// Rows with target -1 are ignored. If `nll` (n) is given, it receives the cross-entropy of each row, 0
-/// for ignored rows. `logits` is scratch for a chunk of logits, at least [`LossSpec::scratch`] long.
+/// for ignored rows. `logits` is scratch for a chunk of logits, at least [`LossSpec::scratch_len`] long.
 ///
 /// # Panics
 ///
@@ -67,10 +67,10 @@ pub fn loss(
 ) -> LossSums {
     spec.check("cross_entropy::loss", x, w, targets);
     assert!(
-        logits.len() >= spec.scratch(targets.len()),
+        logits.len() >= spec.scratch_len(targets.len()),
         "cross_entropy::loss: logits is shorter than a chunk"
     );
-    let mut rows = vec![Row::default(); targets.len()];
+    let mut rows = vec![RowLoss::default(); targets.len()];
     let chunk = spec.rows_per_chunk();
     let chunks = x.chunks(chunk * spec.width).zip(targets.chunks(chunk));
     for ((x, targets), rows) in chunks.zip(rows.chunks_mut(chunk)) {
@@ -90,7 +90,7 @@ pub fn loss(
 /// Computes the loss as in [`loss`], and the gradients of
 /// `(cross_entropy + z_loss * z) / divisor` with respect to `x` (n, width) and `w` (vocab, width).
 ///
-/// `logits` is scratch for a chunk of logits, at least [`LossSpec::scratch`] long.
+/// `logits` is scratch for a chunk of logits, at least [`LossSpec::scratch_len`] long.
 pub fn loss_and_gradients(
     spec: &LossSpec,
     x: &[f32],
@@ -118,10 +118,10 @@ pub fn loss_and_gradients(
         ..
     } = *spec;
     assert!(
-        logits.len() >= spec.scratch(targets.len()),
+        logits.len() >= spec.scratch_len(targets.len()),
         "cross_entropy::loss_and_gradients: logits is shorter than a chunk"
     );
-    let mut rows = vec![Row::default(); targets.len()];
+    let mut rows = vec![RowLoss::default(); targets.len()];
     let chunk = spec.rows_per_chunk();
     if targets.is_empty() {
         dw.fill(0.0);
@@ -134,10 +134,10 @@ pub fn loss_and_gradients(
         let each = spec.rows_of(logits).zip(targets).zip(rows);
         each.for_each(|((z, &target), row)| {
             *row = match spec.softcap {
-                None => spec.reduce_and_differentiate(z, target),
+                None => spec.reduce_with_gradient(z, target),
                 Some(cap) => {
                     let row = spec.reduce(z, target);
-                    spec.differentiate(z, target, row.log_sum, cap);
+                    spec.logits_gradient(z, target, row.log_sum, cap);
                     row
                 }
             };
@@ -181,7 +181,7 @@ pub fn loss_and_gradients(
 /// Computes the loss of given logits (n, vocab); scale and cap of the spec are not applied.
 pub fn loss_of_logits(spec: &LossSpec, logits: &[f32], targets: &[i32]) -> LossSums {
     spec.check_targets("cross_entropy::loss_of_logits", targets);
-    let mut rows = vec![Row::default(); targets.len()];
+    let mut rows = vec![RowLoss::default(); targets.len()];
     let each = logits.par_chunks(spec.vocab).zip(targets).zip(&mut rows);
     each.for_each(|((z, &target), row)| *row = reduce(z, target));
     LossSums::of(&rows)
@@ -193,29 +193,29 @@ pub fn logits_backward(spec: &LossSpec, logits: &mut [f32], targets: &[i32], ups
     spec.check_targets("cross_entropy::logits_backward", targets);
     let each = logits.par_chunks_mut(spec.vocab).zip(targets);
     each.for_each(|(z, &target)| {
-        spec.reduce_and_differentiate(z, target);
+        spec.reduce_with_gradient(z, target);
         z.iter_mut().for_each(|z| *z *= upstream);
     });
 }
 
 /// Result for one row.
 #[derive(Clone, Copy, Default)]
-struct Row {
+struct RowLoss {
     counted: bool,
     log_sum: f64,
     cross_entropy: f64,
 }
 
 /// Reduces the logits of a row.
-fn reduce(z: &[f32], target: i32) -> Row {
+fn reduce(z: &[f32], target: i32) -> RowLoss {
     let Ok(target) = usize::try_from(target) else {
-        return Row::default();
+        return RowLoss::default();
     };
     let (largest, total) = dispatch(
         #[inline(always)]
         || {
             let largest = max(z);
-            let block = |z: &[f32]| f64::from(sum(z, |z| exp_of_difference(z - largest)));
+            let block = |z: &[f32]| f64::from(sum(z, |z| exp_bounded(z - largest)));
             let mut total = 0.0f64;
             for z in z.chunks(SUM_BLOCK) {
                 total += block(z);
@@ -224,7 +224,7 @@ fn reduce(z: &[f32], target: i32) -> Row {
         },
     );
     let log_sum = f64::from(largest) + total.ln();
-    Row {
+    RowLoss {
         counted: true,
         log_sum,
         cross_entropy: log_sum - f64::from(z[target]),
@@ -232,7 +232,7 @@ fn reduce(z: &[f32], target: i32) -> Row {
 }
 
 impl LossSums {
-    fn of(rows: &[Row]) -> Self {
+    fn of(rows: &[RowLoss]) -> Self {
         let mut sums = LossSums::default();
         for row in rows.iter().filter(|row| row.counted) {
             sums.cross_entropy += row.cross_entropy;
@@ -276,7 +276,7 @@ impl LossSpec {
     }
 
     /// Returns the length of the logits scratch for `rows` rows.
-    pub fn scratch(&self, rows: usize) -> usize {
+    pub fn scratch_len(&self, rows: usize) -> usize {
         let rows = rows.min(self.rows_per_chunk());
         rows.saturating_mul(row_stride(self.vocab))
     }
@@ -290,7 +290,7 @@ impl LossSpec {
             (ENTRIES.min(self.vocab), self.width, n),
         ];
         let packed = products.map(|(m, n, k)| gemm::workspace(m, n, k));
-        packed.into_iter().max().unwrap_or(0) + rows * size_of::<Row>()
+        packed.into_iter().max().unwrap_or(0) + rows * size_of::<RowLoss>()
     }
 
     /// Returns the logits of each row of a chunk.
@@ -305,20 +305,20 @@ impl LossSpec {
 
     /// Computes the scaled logits `x w^T` of `n` rows, [`row_stride`] apart; divided by the soft cap if there
     /// is one, as input of the tanh.
-    fn logits<'a>(&self, x: &[f32], w: &[f32], n: usize, place: &'a mut [f32]) -> &'a mut [f32] {
+    fn logits<'a>(&self, x: &[f32], w: &[f32], n: usize, scratch: &'a mut [f32]) -> &'a mut [f32] {
         let LossSpec { width, vocab, .. } = *self;
         let stride = row_stride(vocab);
-        let place = &mut place[..n * stride];
+        let scratch = &mut scratch[..n * stride];
         let alpha = self.logit_scale / self.softcap.unwrap_or(1.0);
         let strides = ((width, 1), (1, width), (stride, 1));
         matmul(
-            n, vocab, width, x, strides.0, w, strides.1, place, strides.2, alpha, false, true,
+            n, vocab, width, x, strides.0, w, strides.1, scratch, strides.2, alpha, false, true,
         );
-        place
+        scratch
     }
 
     /// Applies the soft cap to the logits `z` of a row and reduces them.
-    fn reduce(&self, z: &mut [f32], target: i32) -> Row {
+    fn reduce(&self, z: &mut [f32], target: i32) -> RowLoss {
         if let Some(cap) = self.softcap {
             dispatch(
                 #[inline(always)]
@@ -330,12 +330,12 @@ impl LossSpec {
         reduce(z, target)
     }
 
-    /// Runs [`LossSpec::reduce`] and [`LossSpec::differentiate`] in one pass, without a soft cap: the sum and
+    /// Runs [`LossSpec::reduce`] and [`LossSpec::logits_gradient`] in one pass, without a soft cap: the sum and
     /// the gradient share the exponentials.
-    fn reduce_and_differentiate(&self, z: &mut [f32], target: i32) -> Row {
+    fn reduce_with_gradient(&self, z: &mut [f32], target: i32) -> RowLoss {
         let Ok(target) = usize::try_from(target) else {
             z.fill(0.0);
-            return Row::default();
+            return RowLoss::default();
         };
         let logit = f64::from(z[target]);
         let (largest, total) = dispatch(
@@ -344,7 +344,7 @@ impl LossSpec {
                 let largest = max(z);
                 let mut total = 0.0f64;
                 for z in z.chunks_mut(SUM_BLOCK) {
-                    total += f64::from(map_sum(z, |z| exp_of_difference(z - largest)));
+                    total += f64::from(map_sum(z, |z| exp_bounded(z - largest)));
                 }
                 (largest, total)
             },
@@ -357,7 +357,7 @@ impl LossSpec {
             || z.iter_mut().for_each(|z| *z *= weight),
         );
         z[target] -= 1.0 / self.divisor;
-        Row {
+        RowLoss {
             counted: true,
             log_sum,
             cross_entropy: log_sum - logit,
@@ -370,7 +370,7 @@ impl LossSpec {
     }
 
     /// Replaces the logits of a row, capped at `cap`, by the gradient with respect to `logit_scale * w x`.
-    fn differentiate(&self, z: &mut [f32], target: i32, log_sum: f64, cap: f32) {
+    fn logits_gradient(&self, z: &mut [f32], target: i32, log_sum: f64, cap: f32) {
         let Ok(target) = usize::try_from(target) else {
             return z.fill(0.0);
         };
@@ -381,7 +381,7 @@ impl LossSpec {
             #[inline(always)]
             || {
                 for z in z.iter_mut() {
-                    *z = weight * exp_of_difference(*z - log_sum) * slope(*z);
+                    *z = weight * exp_bounded(*z - log_sum) * slope(*z);
                 }
             },
         );

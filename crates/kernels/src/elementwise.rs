@@ -34,22 +34,22 @@ pub fn scale(factor: f32, x: &mut [f32]) {
 
 /// Clamps `x` to `±limit`; NaN stays NaN.
 pub fn clamp(limit: f32, x: &mut [f32]) {
-    in_place(x, |x| x.clamp(-limit, limit));
+    map(x, |x| x.clamp(-limit, limit));
 }
 
 /// Gradient of [`clamp`] at `x`: `d` is unchanged where x is within the limits and 0 elsewhere.
 pub fn clamp_backward(limit: f32, x: &[f32], d: &mut [f32]) {
-    with(x, d, |x, d| if x.abs() > limit { 0.0 } else { d });
+    zip_map(x, d, |x, d| if x.abs() > limit { 0.0 } else { d });
 }
 
 /// `x = cap * tanh(x / cap)` (Gemma 2, arXiv 2408.00118).
 pub fn softcap(cap: f32, x: &mut [f32]) {
-    in_place(x, |x| cap * tanh(x / cap));
+    map(x, |x| cap * tanh(x / cap));
 }
 
 /// Gradient of [`softcap`] from its output `y`: `d *= 1 - (y / cap)^2`.
 pub fn softcap_backward(cap: f32, y: &[f32], d: &mut [f32]) {
-    with(y, d, |y, d| d * (1.0 - (y / cap) * (y / cap)));
+    zip_map(y, d, |y, d| d * (1.0 - (y / cap) * (y / cap)));
 }
 
 /// Copies `width` columns of `x`, rows of `x_width`, from column `from` on to `y`, rows of `y_width`, from
@@ -76,7 +76,7 @@ pub fn copy_columns(
 }
 
 /// Applies `f` to every element.
-fn in_place(x: &mut [f32], f: impl Fn(f32) -> f32 + Sync) {
+fn map(x: &mut [f32], f: impl Fn(f32) -> f32 + Sync) {
     x.par_chunks_mut(ELEMENTS).for_each(|x| {
         dispatch(
             #[inline(always)]
@@ -86,7 +86,7 @@ fn in_place(x: &mut [f32], f: impl Fn(f32) -> f32 + Sync) {
 }
 
 /// `d = f(x, d)` for every pair of elements.
-fn with(x: &[f32], d: &mut [f32], f: impl Fn(f32, f32) -> f32 + Sync) {
+fn zip_map(x: &[f32], d: &mut [f32], f: impl Fn(f32, f32) -> f32 + Sync) {
     assert_eq!(x.len(), d.len(), "elementwise: lengths differ");
     let chunks = d.par_chunks_mut(ELEMENTS).zip(x.par_chunks(ELEMENTS));
     chunks.for_each(|(d, x)| {
@@ -266,7 +266,9 @@ fn check_width(name: &str, x: &[f32], s: &[f32], repeat: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Rng, all_close, check_gradient, same_bits_on_any_pool, weigh, wide};
+    use crate::testing::{
+        Rng, all_close, assert_bit_identical_for_any_thread_count, check_gradient, dot_f64, to_f64,
+    };
     use proptest::prelude::*;
 
     fn naive(x: &[f64], s: &[f64], repeat: usize) -> Vec<f64> {
@@ -286,21 +288,21 @@ mod tests {
             let (x, s, dy) = (rng.normal(len), rng.normal(count), rng.normal(len));
             let mut y = vec![f32::NAN; len];
             scale_columns(&x, &s, repeat, &mut y);
-            all_close(&y, &naive(&wide(&x), &wide(&s), repeat), 1e-6);
+            all_close(&y, &naive(&to_f64(&x), &to_f64(&s), repeat), 1e-6);
             let (mut dx, mut ds) = (vec![f32::NAN; len], vec![f32::NAN; count]);
             scale_columns_backward(&x, &s, repeat, &dy, &mut dx, &mut ds);
-            check_gradient(|x| weigh(&naive(x, &wide(&s), repeat), &dy), &x, &dx, 1e-5);
-            check_gradient(|s| weigh(&naive(&wide(&x), s, repeat), &dy), &s, &ds, 1e-5);
+            check_gradient(|x| dot_f64(&naive(x, &to_f64(&s), repeat), &dy), &x, &dx, 1e-5);
+            check_gradient(|s| dot_f64(&naive(&to_f64(&x), s, repeat), &dy), &s, &ds, 1e-5);
         }
     }
 
     #[test]
-    fn bits_do_not_depend_on_threads() {
+    fn bit_identical_for_any_thread_count() {
         let mut rng = Rng::new(63);
         let (n, width, repeat) = (2000, 48, 8);
         let len = n * width;
         let (x, s, dy) = (rng.normal(len), rng.normal(width / repeat), rng.normal(len));
-        same_bits_on_any_pool(|| {
+        assert_bit_identical_for_any_thread_count(|| {
             let (mut y, mut sum, mut dx) = (vec![0.0; len], dy.clone(), vec![0.0; len]);
             let mut ds = vec![0.0; s.len()];
             scale_columns(&x, &s, repeat, &mut y);

@@ -97,7 +97,9 @@ fn width(name: &str, ids: &[i32], table: &[f32], rows: &[f32]) -> Option<usize> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Rng, all_close, check_gradient, same_bits_on_any_pool, weigh, wide};
+    use crate::testing::{
+        Rng, all_close, assert_bit_identical_for_any_thread_count, check_gradient, dot_f64, to_f64,
+    };
     use proptest::prelude::*;
 
     fn naive(ids: &[i32], w: &[f64], d: usize) -> Vec<f64> {
@@ -115,19 +117,19 @@ mod tests {
             let (w, dy) = (rng.normal(v * d), rng.normal(n * d));
             let mut y = vec![f32::NAN; n * d];
             forward(&ids, &w, &mut y);
-            all_close(&y, &naive(&ids, &wide(&w), d), 0.0);
+            all_close(&y, &naive(&ids, &to_f64(&w), d), 0.0);
             let mut dw = vec![f32::NAN; v * d];
             backward(&ids, &dy, &mut dw);
-            check_gradient(|w| weigh(&naive(&ids, w, d), &dy), &w, &dw, 1e-5);
+            check_gradient(|w| dot_f64(&naive(&ids, w, d), &dy), &w, &dw, 1e-5);
         }
     }
 
     #[test]
-    fn bits_do_not_depend_on_threads() {
+    fn bit_identical_for_any_thread_count() {
         let mut rng = Rng::new(42);
         let ids = rng.below(30, 2000);
         let dy = rng.normal(2000 * 12);
-        same_bits_on_any_pool(|| {
+        assert_bit_identical_for_any_thread_count(|| {
             let (mut dw, mut y) = (vec![0.0; 30 * 12], vec![0.0; 2000 * 12]);
             backward(&ids, &dy, &mut dw);
             forward(&ids, &dw, &mut y);

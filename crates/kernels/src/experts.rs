@@ -5,7 +5,7 @@
 //! arXiv 2211.15841, with blocks of any height).
 
 use crate::gemm::{self, matmul};
-use crate::linear::{self, OUTPUTS_PER_TASK, WORTH_SPREADING};
+use crate::linear::{self, MIN_ROWS_TO_PAD, OUTPUTS_PER_TASK};
 use crate::parallel::{ELEMENTS, rows_per_chunk};
 use crate::simd::{self, dot, dots};
 use rayon::prelude::*;
@@ -17,13 +17,13 @@ pub use dispatch::{Dispatch, Layout};
 
 /// Maximum number of pieces that the experts are split into; experts of a piece run sequentially. A
 /// thread that waits for its part of a matmul starts another piece on top of its stack, which this bounds.
-const PIECES: usize = 16;
+const MAX_EXPERT_GROUPS: usize = 16;
 /// Rows and columns that are transposed together: one cache line.
 const TILE: usize = 16;
 
 impl Dispatch<'_> {
     /// Calls `f` with each expert that has rows, its range of rows, and its part of `out` (slots, width).
-    fn each(
+    fn for_each_expert(
         &self,
         mut out: &mut [f32],
         width: usize,
@@ -37,9 +37,9 @@ impl Dispatch<'_> {
             parts.push((expert, part));
             out = rest;
         }
-        let size = parts.len().div_ceil(PIECES).max(1);
-        parts.par_chunks_mut(size).for_each(|piece| {
-            for (expert, part) in piece {
+        let size = parts.len().div_ceil(MAX_EXPERT_GROUPS).max(1);
+        parts.par_chunks_mut(size).for_each(|group| {
+            for (expert, part) in group {
                 f(*expert, self.rows(*expert), part);
             }
         });
@@ -74,7 +74,7 @@ pub fn gather(dispatch: &Dispatch<'_>, x: &[f32], xs: &mut [f32], width: usize) 
 /// Combines the slots of each token: `y[t] = sum_j weights[t, j] ys[slot(t, j)]`, summed in the order of
 /// j, for `ys` (slots, width), `weights` (n, top_k) and `y` (n, width); without weights the plain sum.
 ///
-/// The backward pass is [`gather`] followed by [`weigh_backward`].
+/// The backward pass is [`gather`] followed by [`combine_backward`].
 pub fn combine(
     dispatch: &Dispatch<'_>,
     ys: &[f32],
@@ -99,7 +99,7 @@ pub fn combine(
                     let choices = (first + t) * k..(first + t + 1) * k;
                     let slots = &dispatch.slot_of_choice()[choices.clone()];
                     match weights {
-                        Some(weights) => add_weighed(ys, slots, &weights[choices], y),
+                        Some(weights) => add_weighted_rows(ys, slots, &weights[choices], y),
                         None => add_rows(ys, slots, y),
                     }
                 }
@@ -109,7 +109,7 @@ pub fn combine(
 }
 
 #[inline(always)]
-fn add_weighed(ys: &[f32], slots: &[i32], weights: &[f32], y: &mut [f32]) {
+fn add_weighted_rows(ys: &[f32], slots: &[i32], weights: &[f32], y: &mut [f32]) {
     let width = y.len();
     for (j, (&slot, &weight)) in slots.iter().zip(weights).enumerate() {
         let row = &ys[slot as usize * width..][..width];
@@ -144,36 +144,36 @@ fn add_rows(ys: &[f32], slots: &[i32], y: &mut [f32]) {
 /// and multiplies both rows by the slot's weight in place.
 ///
 /// With `y = W (weight * h)` the rows of `dh` are `W^T dy` before the call and the gradient of `h` after
-/// it, and `h` becomes the input for the gradient of `W`. `products` (slots) is scratch.
-pub fn weigh_backward(
+/// it, and `h` becomes the input for the gradient of `W`. `scratch` has one element per slot.
+pub fn combine_backward(
     dispatch: &Dispatch<'_>,
     weights: &[f32],
     h: &mut [f32],
     dh: &mut [f32],
     dweights: &mut [f32],
-    products: &mut [f32],
+    scratch: &mut [f32],
     width: usize,
 ) {
-    let name = "experts::weigh_backward";
+    let name = "experts::combine_backward";
     dispatch.check(name, "h", h.len(), dispatch.slots(), width);
     dispatch.check(name, "dh", dh.len(), dispatch.slots(), width);
-    check_weights(dispatch, "experts::weigh_backward: weights", weights);
-    check_weights(dispatch, "experts::weigh_backward: dweights", dweights);
-    dispatch.check(name, "products", products.len(), dispatch.slots(), 1);
+    check_weights(dispatch, "experts::combine_backward: weights", weights);
+    check_weights(dispatch, "experts::combine_backward: dweights", dweights);
+    dispatch.check(name, "scratch", scratch.len(), dispatch.slots(), 1);
     let chunk = rows_per_chunk(dispatch.slots(), width);
     let rows = h.par_chunks_mut(chunk * width);
     let rows = rows.zip(dh.par_chunks_mut(chunk * width));
-    let slots = products
+    let slots = scratch
         .par_chunks_mut(chunk)
-        .zip(dispatch.choices().par_chunks(chunk));
-    rows.zip(slots).for_each(|((h, dh), (products, choices))| {
+        .zip(dispatch.choice_of_slot().par_chunks(chunk));
+    rows.zip(slots).for_each(|((h, dh), (scratch, choices))| {
         simd::dispatch(
             #[inline(always)]
             || {
                 let rows = h.chunks_exact_mut(width).zip(dh.chunks_exact_mut(width));
-                let slots = products.iter_mut().zip(choices);
-                for ((h, dh), (product, &choice)) in rows.zip(slots) {
-                    *product = dot(h, dh);
+                let slots = scratch.iter_mut().zip(choices);
+                for ((h, dh), (dot_product, &choice)) in rows.zip(slots) {
+                    *dot_product = dot(h, dh);
                     let weight = weights[choice as usize];
                     for row in [h, dh] {
                         for value in row {
@@ -190,7 +190,7 @@ pub fn weigh_backward(
         .zip(slots)
         .for_each(|(dweights, slots)| {
             for (dweight, &slot) in dweights.iter_mut().zip(slots) {
-                *dweight = products[slot as usize];
+                *dweight = scratch[slot as usize];
             }
         });
 }
@@ -216,11 +216,11 @@ pub fn forward(
     outputs: usize,
 ) {
     check_product(dispatch, "experts::forward", [xs, w, ys], inputs, outputs);
-    dispatch.each(ys, outputs, |expert, rows, ys| {
+    dispatch.for_each_expert(ys, outputs, |expert, rows, ys| {
         let xs = &xs[rows.start * inputs..rows.end * inputs];
         let w = of_expert(w, expert, inputs * outputs);
         match rows.len() {
-            2..WORTH_SPREADING => forward_few(xs, w, ys, inputs, outputs),
+            2..MIN_ROWS_TO_PAD => forward_few_rows(xs, w, ys, inputs, outputs),
             _ => linear::forward(xs, w, ys, inputs, outputs),
         }
     });
@@ -228,7 +228,7 @@ pub fn forward(
 
 /// Computes `y = x w^T` for few rows, as columns that are finally transposed, so that `w` is not packed:
 /// packing its rows, as a matmul by rows does, would take longer than the multiplication.
-fn forward_few(x: &[f32], w: &[f32], y: &mut [f32], inputs: usize, outputs: usize) {
+fn forward_few_rows(x: &[f32], w: &[f32], y: &mut [f32], inputs: usize, outputs: usize) {
     let n = y.len() / outputs;
     let mut columns = vec![0.0; y.len()];
     match n {
@@ -298,7 +298,7 @@ pub fn backward_input(
         inputs,
         outputs,
     );
-    dispatch.each(dxs, inputs, |expert, rows, dxs| {
+    dispatch.for_each_expert(dxs, inputs, |expert, rows, dxs| {
         let dys = &dys[rows.start * outputs..rows.end * outputs];
         let w = of_expert(w, expert, inputs * outputs);
         linear::backward_input(dys, w, dxs, inputs, outputs);
@@ -322,12 +322,15 @@ pub fn backward_weight(
         inputs,
         outputs,
     );
-    let (size, piece) = (inputs * outputs, dispatch.experts().div_ceil(PIECES).max(1));
-    dw.par_chunks_mut(piece * size)
+    let (size, group) = (
+        inputs * outputs,
+        dispatch.experts().div_ceil(MAX_EXPERT_GROUPS).max(1),
+    );
+    dw.par_chunks_mut(group * size)
         .enumerate()
         .for_each(|(p, dw)| {
             for (e, dw) in dw.chunks_exact_mut(size).enumerate() {
-                let rows = dispatch.rows(p * piece + e);
+                let rows = dispatch.rows(p * group + e);
                 let dys = &dys[rows.start * outputs..rows.end * outputs];
                 let xs = &xs[rows.start * inputs..rows.end * inputs];
                 match rows.is_empty() {
@@ -342,7 +345,7 @@ pub fn backward_weight(
 /// allocates on `threads` threads, each of which works on one expert at a time.
 pub fn workspace(slots: usize, inputs: usize, outputs: usize, threads: usize) -> usize {
     let (rows, width) = (slots.div_ceil(threads), inputs.max(outputs));
-    let by_row = 4 * rows.min(WORTH_SPREADING) * outputs + gemm::workspace(rows, width, width);
+    let by_row = 4 * rows.min(MIN_ROWS_TO_PAD) * outputs + gemm::workspace(rows, width, width);
     threads * by_row.max(gemm::workspace(outputs, inputs, slots))
 }
 

@@ -136,7 +136,7 @@ fn has_distinct_elements(rows: usize, columns: usize, strides: (usize, usize)) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Rng, all_close, same_bits_on_any_pool};
+    use crate::testing::{Rng, all_close, assert_bit_identical_for_any_thread_count};
     use proptest::prelude::*;
 
     #[derive(Debug, Clone, Copy)]
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn bits_do_not_depend_on_threads() {
+    fn bit_identical_for_any_thread_count() {
         let shapes = [
             (1, 700, 300),
             (700, 1, 300),
@@ -226,7 +226,7 @@ mod tests {
                     matmul(m, n, k, &a, sa, &b, sb, &mut c, (n, 1), 0.3, true, parallel);
                     c
                 };
-                same_bits_on_any_pool(|| product(true));
+                assert_bit_identical_for_any_thread_count(|| product(true));
                 assert_eq!(product(true), product(false));
             }
         }

@@ -9,13 +9,13 @@
 use crate::gemm::matmul;
 use crate::parallel::rows_per_chunk;
 use crate::qkv::rotate;
-use crate::simd::{AddRows, Chunked, by_chunks, dispatch, dots};
+use crate::simd::{AccumulateRows, SimdKernel, dispatch, dots, run_simd};
 use pulp::Simd;
 use rayon::prelude::*;
 
 /// Head sizes of multi-head latent attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Latent {
+pub struct LatentHeads {
     /// Number of query, key and value heads.
     pub heads: usize,
     /// Content channels of a query or key head.
@@ -34,7 +34,14 @@ pub struct Latent {
 /// (nope + value)), for each head `[key content | value]`; `key` (n, rope) is the unrotated rotary key
 /// shared by all heads. `table` is a [`rope_table`](crate::qkv::rope_table), (t, rope); row i is at
 /// position `i % t`.
-pub fn assemble(l: &Latent, q: &[f32], kv: &[f32], key: &[f32], table: &[f32], packed: &mut [f32]) {
+pub fn assemble(
+    l: &LatentHeads,
+    q: &[f32],
+    kv: &[f32],
+    key: &[f32],
+    table: &[f32],
+    packed: &mut [f32],
+) {
     let name = "latent::assemble";
     let lengths = [q.len(), kv.len(), key.len(), packed.len()];
     let n = l.check_rows(name, ["q", "kv", "key", "packed"], lengths);
@@ -55,8 +62,8 @@ pub fn assemble(l: &Latent, q: &[f32], kv: &[f32], key: &[f32], table: &[f32], p
                 #[inline(always)]
                 || {
                     for (i, (((q, kv), key), packed)) in (c * chunk..).zip(rows) {
-                        let turn = &table[i % positions * l.rope..][..l.rope];
-                        assemble_row(l, q, kv, key, turn, packed);
+                        let cos_sin = &table[i % positions * l.rope..][..l.rope];
+                        assemble_row(l, q, kv, key, cos_sin, packed);
                     }
                 },
             );
@@ -64,27 +71,34 @@ pub fn assemble(l: &Latent, q: &[f32], kv: &[f32], key: &[f32], table: &[f32], p
 }
 
 #[inline(always)]
-fn assemble_row(l: &Latent, q: &[f32], kv: &[f32], key: &[f32], turn: &[f32], packed: &mut [f32]) {
+fn assemble_row(
+    l: &LatentHeads,
+    q: &[f32],
+    kv: &[f32],
+    key: &[f32],
+    cos_sin: &[f32],
+    packed: &mut [f32],
+) {
     let d = l.head_dim();
     let (queries, packed) = packed.split_at_mut(l.heads * d);
     let (keys, values) = packed.split_at_mut(l.heads * d);
     for (x, y) in q.chunks_exact(d).zip(queries.chunks_exact_mut(d)) {
         y[..l.nope].copy_from_slice(&x[..l.nope]);
-        rotate(&x[l.nope..], turn, 1.0, 1.0, &mut y[l.nope..]);
+        rotate(&x[l.nope..], cos_sin, 1.0, 1.0, &mut y[l.nope..]);
     }
     let heads = keys.chunks_exact_mut(d);
     let heads = heads.zip(values.chunks_exact_mut(l.value));
     for (kv, (k, v)) in kv.chunks_exact(l.nope + l.value).zip(heads) {
         k[..l.nope].copy_from_slice(&kv[..l.nope]);
         v.copy_from_slice(&kv[l.nope..]);
-        rotate(key, turn, 1.0, 1.0, &mut k[l.nope..]);
+        rotate(key, cos_sin, 1.0, 1.0, &mut k[l.nope..]);
     }
 }
 
 /// Computes the gradients of [`assemble`]: `dq`, `dkv` and `dkey`, shaped like its inputs, from `dpacked`,
 /// shaped like `packed`.
 pub fn assemble_backward(
-    l: &Latent,
+    l: &LatentHeads,
     dpacked: &[f32],
     table: &[f32],
     dq: &mut [f32],
@@ -114,9 +128,9 @@ pub fn assemble_backward(
                 #[inline(always)]
                 || {
                     for (i, (dpacked, ((dq, dkv), dkey))) in (c * chunk..).zip(rows) {
-                        let turn = &table[i % positions * l.rope..][..l.rope];
-                        assemble_row_backward(l, dpacked, turn, dq, dkv, &mut sum);
-                        rotate(&sum, turn, -1.0, 1.0, dkey);
+                        let cos_sin = &table[i % positions * l.rope..][..l.rope];
+                        assemble_row_backward(l, dpacked, cos_sin, dq, dkv, &mut sum);
+                        rotate(&sum, cos_sin, -1.0, 1.0, dkey);
                     }
                 },
             );
@@ -126,9 +140,9 @@ pub fn assemble_backward(
 /// Computes the gradients of a row; `sum` receives that of the rotated key.
 #[inline(always)]
 fn assemble_row_backward(
-    l: &Latent,
+    l: &LatentHeads,
     dpacked: &[f32],
-    turn: &[f32],
+    cos_sin: &[f32],
     dq: &mut [f32],
     dkv: &mut [f32],
     sum: &mut [f32],
@@ -138,7 +152,7 @@ fn assemble_row_backward(
     let (keys, values) = dpacked.split_at(l.heads * d);
     for (dy, dx) in queries.chunks_exact(d).zip(dq.chunks_exact_mut(d)) {
         dx[..l.nope].copy_from_slice(&dy[..l.nope]);
-        rotate(&dy[l.nope..], turn, -1.0, 1.0, &mut dx[l.nope..]);
+        rotate(&dy[l.nope..], cos_sin, -1.0, 1.0, &mut dx[l.nope..]);
     }
     sum.fill(0.0);
     let heads = keys.chunks_exact(d).zip(values.chunks_exact(l.value));
@@ -153,7 +167,7 @@ fn assemble_row_backward(
 
 /// Rotates the rotary part of each head of `q` (n, heads * (nope + rope)) in place, with a table as in
 /// [`assemble`].
-pub fn rotate_queries(l: &Latent, q: &mut [f32], table: &[f32]) {
+pub fn rotate_queries(l: &LatentHeads, q: &mut [f32], table: &[f32]) {
     let name = "latent::rotate_queries";
     l.check(name);
     let width = l.heads * l.head_dim();
@@ -198,10 +212,10 @@ fn rotate_in_place(
                 #[inline(always)]
                 || {
                     for (i, row) in (c * chunk..).zip(x.chunks_exact_mut(width)) {
-                        let turn = &table[i % positions * rope..][..rope];
+                        let cos_sin = &table[i % positions * rope..][..rope];
                         for head in row.chunks_exact_mut(nope + rope) {
                             before.copy_from_slice(&head[nope..]);
-                            rotate(&before, turn, 1.0, 1.0, &mut head[nope..]);
+                            rotate(&before, cos_sin, 1.0, 1.0, &mut head[nope..]);
                         }
                     }
                 },
@@ -214,7 +228,7 @@ fn rotate_in_place(
 ///
 /// `q` is (n, heads * (nope + rope)), rotated; `kv_up` (heads * (nope + value), latent) is the up
 /// projection of latents, for each head the rows of the key content, then those of the value.
-pub fn absorb(l: &Latent, latent: usize, q: &[f32], kv_up: &[f32], out: &mut [f32]) {
+pub fn absorb(l: &LatentHeads, latent: usize, q: &[f32], kv_up: &[f32], out: &mut [f32]) {
     let name = "latent::absorb";
     l.check_up(name, latent, kv_up);
     let (d, e, up) = (l.head_dim(), latent + l.rope, (l.nope + l.value) * latent);
@@ -232,7 +246,7 @@ pub fn absorb(l: &Latent, latent: usize, q: &[f32], kv_up: &[f32], out: &mut [f3
                 let (absorbed, rotated) = out.split_at_mut(latent);
                 let (content, position) = q.split_at(l.nope);
                 rotated.copy_from_slice(position);
-                by_chunks(WeightedSum {
+                run_simd(WeightedSum {
                     weights: content,
                     rows: w,
                     sum: absorbed,
@@ -265,9 +279,9 @@ pub fn absorb(l: &Latent, latent: usize, q: &[f32], kv_up: &[f32], out: &mut [f3
 
 /// Projects the context of [`cached_latent`](crate::attention::cached_latent), `ctx` (n, heads * latent),
 /// to that of the heads' values: `out` (n, heads * value). `kv_up` is as in [`absorb`].
-pub fn expand(l: &Latent, latent: usize, ctx: &[f32], kv_up: &[f32], out: &mut [f32]) {
-    const TOGETHER: usize = 4;
-    let name = "latent::expand";
+pub fn project_values(l: &LatentHeads, latent: usize, ctx: &[f32], kv_up: &[f32], out: &mut [f32]) {
+    const ROWS_AT_ONCE: usize = 4;
+    let name = "latent::project_values";
     l.check_up(name, latent, kv_up);
     let up = (l.nope + l.value) * latent;
     let widths = [l.heads * latent, l.heads * l.value];
@@ -278,11 +292,11 @@ pub fn expand(l: &Latent, latent: usize, ctx: &[f32], kv_up: &[f32], out: &mut [
             .zip(ctx.par_chunks_exact(latent))
             .zip(kv_up.par_chunks_exact(up))
             .for_each(|((out, ctx), w)| {
-                let (groups, rest) = out.as_chunks_mut::<TOGETHER>();
+                let (groups, rest) = out.as_chunks_mut::<ROWS_AT_ONCE>();
                 let mut rows = w[l.nope * latent..].chunks_exact(latent);
                 let mut next = || rows.next().expect("a row of weights for every channel");
                 for y in groups {
-                    *y = dots(ctx, std::array::from_fn::<_, TOGETHER, _>(|_| next()));
+                    *y = dots(ctx, std::array::from_fn::<_, ROWS_AT_ONCE, _>(|_| next()));
                 }
                 for y in rest {
                     [*y] = dots(ctx, [next()]);
@@ -320,18 +334,18 @@ struct WeightedSum<'a> {
     sum: &'a mut [f32],
 }
 
-impl Chunked for WeightedSum<'_> {
+impl SimdKernel for WeightedSum<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd, const V: usize>(self, simd: S) {
-        const TOGETHER: usize = 8;
+        const ROWS_AT_ONCE: usize = 8;
         self.sum.fill(0.0);
         let mut rows = self.rows.chunks_exact(self.sum.len());
         let mut next = || rows.next().expect("a row for every weight");
-        let (groups, rest) = self.weights.as_chunks::<TOGETHER>();
+        let (groups, rest) = self.weights.as_chunks::<ROWS_AT_ONCE>();
         for weights in groups {
-            AddRows {
+            AccumulateRows {
                 weights: [*weights],
                 rows: std::array::from_fn(|_| next()),
                 sums: [&mut *self.sum],
@@ -339,7 +353,7 @@ impl Chunked for WeightedSum<'_> {
             .run::<S, V>(simd);
         }
         for weight in rest {
-            AddRows {
+            AccumulateRows {
                 weights: [[*weight]],
                 rows: [next()],
                 sums: [&mut *self.sum],
@@ -349,7 +363,7 @@ impl Chunked for WeightedSum<'_> {
     }
 }
 
-impl Latent {
+impl LatentHeads {
     /// Returns the channels of a query or key head.
     pub fn head_dim(&self) -> usize {
         self.nope + self.rope
@@ -377,7 +391,7 @@ impl Latent {
         );
     }
 
-    /// Checks slices of the widths of [`Latent::widths`]; returns their number of rows.
+    /// Checks slices of the widths of [`LatentHeads::widths`]; returns their number of rows.
     fn check_rows(&self, name: &str, which: [&str; 4], lengths: [usize; 4]) -> usize {
         self.check(name);
         rows(name, which, lengths, self.widths())

@@ -11,13 +11,13 @@ use std::borrow::Cow;
 pub(crate) const OUTPUTS_PER_TASK: usize = 64;
 /// Rows whose stride is a multiple of this many values share one set of the L1 cache, which holds hardly
 /// more than ten of them, while a matmul packs some dozen rows side by side.
-const COLLIDING: usize = 1024;
+const CACHE_SET_STRIDE: usize = 1024;
 /// Padding of a row, in values, that places neighbouring rows in different cache sets.
 const PADDING: usize = 16;
 /// Multiply-adds of a matmul whose operands fill the caches.
-const LARGE: usize = 1 << 28;
+const SEQUENTIAL_BACKWARD_WORK: usize = 1 << 28;
 /// Minimum number of rows of `x` for which a copy of the weights pays off.
-pub(crate) const WORTH_SPREADING: usize = 128;
+pub(crate) const MIN_ROWS_TO_PAD: usize = 128;
 
 /// Computes `y = x w^T` for `x` (n, inputs), `w` (outputs, inputs), `y` (n, outputs).
 pub fn forward(x: &[f32], w: &[f32], y: &mut [f32], inputs: usize, outputs: usize) {
@@ -27,8 +27,8 @@ pub fn forward(x: &[f32], w: &[f32], y: &mut [f32], inputs: usize, outputs: usiz
         return forward_row(x, w, y, inputs);
     }
     let stride = row_stride(inputs);
-    let (w, stride) = match n >= WORTH_SPREADING && stride > inputs {
-        true => (Cow::Owned(spread(w, inputs, stride)), stride),
+    let (w, stride) = match n >= MIN_ROWS_TO_PAD && stride > inputs {
+        true => (Cow::Owned(pad_rows(w, inputs, stride)), stride),
         false => (Cow::Borrowed(w), inputs),
     };
     let (x_strides, w_strides, y_strides) = ((inputs, 1), (1, stride), (outputs, 1));
@@ -40,23 +40,23 @@ pub fn forward(x: &[f32], w: &[f32], y: &mut [f32], inputs: usize, outputs: usiz
 /// Returns an upper bound on the bytes that [`forward`] of `n` rows allocates.
 pub fn forward_workspace(n: usize, inputs: usize, outputs: usize) -> usize {
     let stride = row_stride(inputs);
-    let spread = match n >= WORTH_SPREADING && stride > inputs {
+    let padded = match n >= MIN_ROWS_TO_PAD && stride > inputs {
         true => 4 * stride * outputs,
         false => 0,
     };
-    spread + gemm::workspace(n, outputs, inputs)
+    padded + gemm::workspace(n, outputs, inputs)
 }
 
 /// Returns the stride of rows of `width` values for which neighbours do not collide in a cache.
 pub(crate) fn row_stride(width: usize) -> usize {
-    match width > 0 && width.is_multiple_of(COLLIDING) {
+    match width > 0 && width.is_multiple_of(CACHE_SET_STRIDE) {
         true => width + PADDING,
         false => width,
     }
 }
 
 /// Copies weights to rows with a stride of `stride` values.
-fn spread(w: &[f32], inputs: usize, stride: usize) -> Vec<f32> {
+fn pad_rows(w: &[f32], inputs: usize, stride: usize) -> Vec<f32> {
     let mut out = vec![0.0; w.len() / inputs * stride];
     out.par_chunks_exact_mut(stride)
         .zip(w.par_chunks_exact(inputs))
@@ -66,15 +66,15 @@ fn spread(w: &[f32], inputs: usize, stride: usize) -> Vec<f32> {
 
 /// Computes the output of one row, memory-bound on the weights: several dot products at once.
 fn forward_row(x: &[f32], w: &[f32], y: &mut [f32], inputs: usize) {
-    const TOGETHER: usize = 4;
+    const ROWS_AT_ONCE: usize = 4;
     y.par_chunks_mut(OUTPUTS_PER_TASK)
         .zip(w.par_chunks(OUTPUTS_PER_TASK * inputs))
         .for_each(|(y, w)| {
-            let (groups, rest) = y.as_chunks_mut::<TOGETHER>();
+            let (groups, rest) = y.as_chunks_mut::<ROWS_AT_ONCE>();
             let mut rows = w.chunks_exact(inputs);
             let mut next = || rows.next().expect("a row of weights for every output");
             for y in groups {
-                *y = dots(x, std::array::from_fn::<_, TOGETHER, _>(|_| next()));
+                *y = dots(x, std::array::from_fn::<_, ROWS_AT_ONCE, _>(|_| next()));
             }
             for y in rest {
                 [*y] = dots(x, [next()]);
@@ -141,7 +141,9 @@ pub fn backward(
 ) {
     let mut for_input = || backward_input(dy, w, dx, inputs, outputs);
     let mut for_weight = || backward_weight(dy, x, dw, inputs, outputs);
-    if is_parallel(dy.len(), inputs, 1) && dy.len().saturating_mul(inputs) < LARGE {
+    if is_parallel(dy.len(), inputs, 1)
+        && dy.len().saturating_mul(inputs) < SEQUENTIAL_BACKWARD_WORK
+    {
         rayon::join(for_input, for_weight);
     } else {
         for_input();
@@ -175,7 +177,9 @@ fn check_lengths(name: &str, n: usize, x: &[f32], w: &[f32], inputs: usize, outp
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Rng, all_close, check_gradient, same_bits_on_any_pool, weigh, wide};
+    use crate::testing::{
+        Rng, all_close, assert_bit_identical_for_any_thread_count, check_gradient, dot_f64, to_f64,
+    };
     use proptest::prelude::*;
 
     fn naive(x: &[f64], w: &[f64], inputs: usize) -> Vec<f64> {
@@ -193,13 +197,13 @@ mod tests {
             let (x, w, dy) = (rng.normal(n * i), rng.normal(o * i), rng.normal(n * o));
             let mut y = vec![f32::NAN; n * o];
             forward(&x, &w, &mut y, i, o);
-            all_close(&y, &naive(&wide(&x), &wide(&w), i), 1e-5);
+            all_close(&y, &naive(&to_f64(&x), &to_f64(&w), i), 1e-5);
             let mut dx = vec![f32::NAN; n * i];
             backward_input(&dy, &w, &mut dx, i, o);
-            check_gradient(|x| weigh(&naive(x, &wide(&w), i), &dy), &x, &dx, 1e-5);
+            check_gradient(|x| dot_f64(&naive(x, &to_f64(&w), i), &dy), &x, &dx, 1e-5);
             let mut dw = vec![f32::NAN; o * i];
             backward_weight(&dy, &x, &mut dw, i, o);
-            check_gradient(|w| weigh(&naive(&wide(&x), w, i), &dy), &w, &dw, 1e-5);
+            check_gradient(|w| dot_f64(&naive(&to_f64(&x), w, i), &dy), &w, &dw, 1e-5);
         }
     }
 
@@ -209,19 +213,19 @@ mod tests {
         let (x, w) = (rng.normal(130), rng.normal(130 * 700));
         let mut y = vec![0.0; 700];
         forward(&x, &w, &mut y, 130, 700);
-        all_close(&y, &naive(&wide(&x), &wide(&w), 130), 1e-5);
+        all_close(&y, &naive(&to_f64(&x), &to_f64(&w), 130), 1e-5);
     }
 
     #[test]
     fn no_inputs_give_zeros() {
-        let mut y = vec![f32::NAN; 2 * WORTH_SPREADING];
+        let mut y = vec![f32::NAN; 2 * MIN_ROWS_TO_PAD];
         forward(&[], &[], &mut y, 0, 2);
         assert!(y.iter().all(|&y| y == 0.0));
     }
 
     #[test]
     fn colliding_rows_change_no_bit() {
-        let (n, i, o) = (WORTH_SPREADING, COLLIDING, 70);
+        let (n, i, o) = (MIN_ROWS_TO_PAD, CACHE_SET_STRIDE, 70);
         let mut rng = Rng::new(15);
         let (x, w) = (rng.normal(n * i), rng.normal(o * i));
         let (mut y, mut want) = (vec![f32::NAN; n * o], vec![f32::NAN; n * o]);
@@ -234,12 +238,12 @@ mod tests {
     }
 
     #[test]
-    fn bits_do_not_depend_on_threads() {
+    fn bit_identical_for_any_thread_count() {
         let mut rng = Rng::new(13);
         for n in [1, 130] {
             let (i, o) = (96, 530);
             let (x, w, dy) = (rng.normal(n * i), rng.normal(o * i), rng.normal(n * o));
-            same_bits_on_any_pool(|| {
+            assert_bit_identical_for_any_thread_count(|| {
                 let (mut y, mut dx, mut dw) =
                     (vec![0.0; n * o], vec![0.0; n * i], vec![0.0; o * i]);
                 forward(&x, &w, &mut y, i, o);

@@ -42,13 +42,13 @@ fn largest_bits(x: &[f32]) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Rng, same_bits_on_any_pool, wide};
+    use crate::testing::{Rng, assert_bit_identical_for_any_thread_count, to_f64};
 
     #[test]
     fn magnitudes_are_those_of_double_precision() {
         for len in [1, 7, 1000, 3 * ELEMENTS + 5] {
             let x = Rng::new(len as u64).normal(len);
-            let exact = wide(&x);
+            let exact = to_f64(&x);
             let mean = exact.iter().map(|v| v * v).sum::<f64>() / len as f64;
             let found = magnitude(&x);
             assert!((found.rms - mean.sqrt()).abs() < 1e-10);
@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_finite_shows() {
+    fn non_finite_values_propagate() {
         assert!(magnitude(&[1.0, f32::NAN, -3.0]).max.is_nan());
         assert!(magnitude(&[1.0, f32::NAN]).rms.is_nan());
         let infinite = magnitude(&[1.0, f32::NEG_INFINITY]);
@@ -68,9 +68,9 @@ mod tests {
     }
 
     #[test]
-    fn bits_do_not_depend_on_threads() {
+    fn bit_identical_for_any_thread_count() {
         let x = Rng::new(3).normal(5 * ELEMENTS + 1);
-        same_bits_on_any_pool(|| {
+        assert_bit_identical_for_any_thread_count(|| {
             let Magnitude { rms, max } = magnitude(&x);
             vec![rms as f32, (rms - f64::from(rms as f32)) as f32, max]
         });

@@ -30,7 +30,7 @@ pub(crate) fn exp(x: f32) -> f32 {
 /// [`exp`] of a number that is at most 88.37, such as a score minus the maximum; the result is undefined
 /// above.
 #[inline(always)]
-pub(crate) fn exp_of_difference(x: f32) -> f32 {
+pub(crate) fn exp_bounded(x: f32) -> f32 {
     let c = if x < EXP_MIN { EXP_MIN } else { x };
     let (e, n) = exp_reduced(c);
     let value = e * f32::from_bits(n.wrapping_add(127) << 23);

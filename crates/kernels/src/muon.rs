@@ -8,7 +8,9 @@
 //! factor.
 
 use crate::adamw::{BLOCK, SlotNorms, Squares};
-use crate::panels::{Left, Needed, PANEL, PanelRow, Product, Rows, pack, pack_transposed, panels};
+use crate::panels::{
+    ActiveRegion, LhsLayout, PANEL, PackedMatmul, PanelRow, Rows, pack, pack_transposed, panels,
+};
 use crate::parallel::ELEMENTS;
 use crate::simd::{dispatch, sum_squares_f64};
 use rayon::prelude::*;
@@ -73,24 +75,28 @@ pub struct Slot<'a> {
 
 /// Returns the scratch elements that [`step`] needs for matrices of `blocks` rows and `columns` columns:
 /// those of the large ones. Small ones use memory of the threads, see [`workspace`].
-pub fn scratch(columns: usize, blocks: &[usize]) -> usize {
-    most_elements(columns, blocks, |elements| elements >= LARGE)
+pub fn scratch_len(columns: usize, blocks: &[usize]) -> usize {
+    max_scratch_elements(columns, blocks, |elements| elements >= LARGE)
 }
 
 /// Returns an upper bound on the bytes that [`step`] allocates for such matrices on `threads` threads.
 pub fn workspace(columns: usize, blocks: &[usize], threads: usize) -> usize {
-    4 * threads * most_elements(columns, blocks, |elements| elements < LARGE)
+    4 * threads * max_scratch_elements(columns, blocks, |elements| elements < LARGE)
 }
 
-/// Returns the elements of the largest [`Scratch`] of the matrices whose number of elements `is_meant`.
-fn most_elements(columns: usize, blocks: &[usize], is_meant: impl Fn(usize) -> bool) -> usize {
-    let meant = blocks.iter().filter(|&rows| is_meant(rows * columns));
-    let elements = meant.map(|&rows| Scratch::elements(rows, columns));
+/// Returns the elements of the largest [`Scratch`] of the matrices whose number of elements `selects`.
+fn max_scratch_elements(
+    columns: usize,
+    blocks: &[usize],
+    selects: impl Fn(usize) -> bool,
+) -> usize {
+    let selected = blocks.iter().filter(|&rows| selects(rows * columns));
+    let elements = selected.map(|&rows| Scratch::elements(rows, columns));
     elements.max().unwrap_or(0)
 }
 
 /// Updates all matrices in place by one step; returns their norms in the order of the slots, that of the
-/// update with weight decay. `memory` is at least as long as [`scratch`] of every slot.
+/// update with weight decay. `scratch` is at least as long as [`scratch_len`] of every slot.
 ///
 /// With `g' = grad_scale g`: `m = momentum m + g'`, `u = g' + momentum m`, or `u = m` without
 /// `nesterov`, and for each matrix of the stack
@@ -98,7 +104,7 @@ fn most_elements(columns: usize, blocks: &[usize], is_meant: impl Fn(usize) -> b
 /// `X = u / (|u| + 1e-7)`, transposed if it has more rows than columns, and iterates `steps` times
 /// `X = a X + (b A + c A^2) X` with `A = X X^T`, which brings its singular values close to 1. A
 /// matrix of zeros stays zero.
-pub fn step(muon: &Muon, slots: &mut [Slot], memory: &mut [f32]) -> Vec<SlotNorms> {
+pub fn step(muon: &Muon, slots: &mut [Slot], scratch: &mut [f32]) -> Vec<SlotNorms> {
     for slot in &*slots {
         let n = slot.p.len();
         assert_eq!(slot.g.len(), n, "muon::step: g is not as long as p");
@@ -110,8 +116,8 @@ pub fn step(muon: &Muon, slots: &mut [Slot], memory: &mut [f32]) -> Vec<SlotNorm
             "muon::step: p is not ({rows}, {columns})"
         );
         assert!(
-            memory.len() >= scratch(columns, slot.blocks),
-            "muon::step: memory is too short"
+            scratch.len() >= scratch_len(columns, slot.blocks),
+            "muon::step: scratch is too short"
         );
     }
     let counts: Vec<usize> = slots.iter().map(|slot| slot.blocks.len()).collect();
@@ -122,15 +128,15 @@ pub fn step(muon: &Muon, slots: &mut [Slot], memory: &mut [f32]) -> Vec<SlotNorm
         .zip(&mut changes)
         .partition(|(matrix, _)| matrix.p.len() >= LARGE);
     for (matrix, change) in large {
-        *change = matrix.step(muon, memory);
+        *change = matrix.step(muon, scratch);
     }
     // Matmuls are multi-threaded as well, for the last of the matrices.
     small
         .into_par_iter()
-        .for_each_init(Vec::new, |memory, (matrix, change)| {
+        .for_each_init(Vec::new, |scratch, (matrix, change)| {
             let needed = Scratch::elements(matrix.rows, matrix.columns);
-            memory.resize(needed.max(memory.len()), 0.0);
-            *change = matrix.step(muon, memory);
+            scratch.resize(needed.max(scratch.len()), 0.0);
+            *change = matrix.step(muon, scratch);
         });
     let mut changes = changes.into_iter();
     let norms = counts.into_iter().map(|count| {
@@ -169,12 +175,12 @@ impl<'a> Matrix<'a> {
         })
     }
 
-    fn step(self, muon: &Muon, memory: &mut [f32]) -> Squares {
+    fn step(self, muon: &Muon, scratch: &mut [f32]) -> Squares {
         let Matrix { rows, columns, .. } = self;
         if self.p.is_empty() {
             return Squares::default();
         }
-        let mut scratch = Scratch::new(memory, rows, columns);
+        let mut scratch = Scratch::new(scratch, rows, columns);
         let norm = accumulate(muon, self.g, self.m, scratch.x).sqrt();
         let factor = (1.0 / (norm + EPS)) as f32;
         scratch.x.par_chunks_mut(ELEMENTS).for_each(|x| {
@@ -193,7 +199,7 @@ impl<'a> Matrix<'a> {
             transpose(scratch.x, rows, scratch.next);
             std::mem::swap(&mut scratch.x, &mut scratch.next);
         }
-        let keep = (1.0 - muon.lr * self.weight_decay) as f32;
+        let decay_factor = (1.0 - muon.lr * self.weight_decay) as f32;
         let step_size = (muon.lr * RMS * (rows.max(columns) as f64).sqrt()) as f32;
         let chunks = self
             .p
@@ -202,7 +208,7 @@ impl<'a> Matrix<'a> {
             .map(|(p, o)| {
                 dispatch(
                     #[inline(always)]
-                    || apply(p, o, keep, step_size),
+                    || apply(p, o, decay_factor, step_size),
                 )
             });
         let squares: Vec<Squares> = chunks.collect();
@@ -216,7 +222,7 @@ impl<'a> Matrix<'a> {
 fn accumulate(muon: &Muon, g: &[f32], m: &mut [f32], u: &mut [f32]) -> f64 {
     let (scale, momentum) = (muon.grad_scale, muon.momentum as f32);
     // Factors on the gradient and on the momentum that contains it.
-    let (fresh, old) = match muon.nesterov {
+    let (gradient_factor, momentum_factor) = match muon.nesterov {
         true => (1.0, momentum),
         false => (0.0, 1.0),
     };
@@ -231,7 +237,7 @@ fn accumulate(muon: &Muon, g: &[f32], m: &mut [f32], u: &mut [f32]) -> f64 {
                     for ((m, &g), u) in m.iter_mut().zip(g).zip(&mut *u) {
                         let g = g * scale;
                         *m = momentum * *m + g;
-                        *u = fresh * g + old * *m;
+                        *u = gradient_factor * g + momentum_factor * *m;
                     }
                     sum_squares_f64(u)
                 },
@@ -242,14 +248,14 @@ fn accumulate(muon: &Muon, g: &[f32], m: &mut [f32], u: &mut [f32]) -> f64 {
 }
 
 #[inline(always)]
-fn apply(p: &mut [f32], o: &[f32], keep: f32, step_size: f32) -> Squares {
+fn apply(p: &mut [f32], o: &[f32], decay_factor: f32, step_size: f32) -> Squares {
     let mut squares = Squares::default();
     let mut updates = [0.0; BLOCK];
     for (p, o) in p.chunks_mut(BLOCK).zip(o.chunks(BLOCK)) {
         squares.value += sum_squares_f64(p);
         let updates = &mut updates[..p.len()];
         for ((p, &o), update) in p.iter_mut().zip(o).zip(&mut *updates) {
-            let new = *p * keep - step_size * o;
+            let new = *p * decay_factor - step_size * o;
             *update = new - *p;
             *p = new;
         }
@@ -297,15 +303,15 @@ impl<'a> Scratch<'a> {
         2 * (long + short) * short + PANEL * (long + short) * panels(short)
     }
 
-    fn new(memory: &'a mut [f32], rows: usize, columns: usize) -> Self {
+    fn new(scratch: &'a mut [f32], rows: usize, columns: usize) -> Self {
         let (long, short) = (rows.max(columns), rows.min(columns));
-        let mut rest = memory;
+        let mut rest = scratch;
         let mut take = |n: usize| rest.split_off_mut(..n).expect("memory of a matrix");
         let mut panels_of = |rows: usize| {
             let (panels, _) = take(PANEL * rows * panels(short)).as_chunks_mut();
             panels
         };
-        // Panels come first, so that their rows have the alignment of `memory`.
+        // Panels come first, so that their rows have the alignment of `scratch`.
         Self {
             packed: panels_of(long),
             square: panels_of(short),
@@ -371,12 +377,12 @@ fn multiply_transposed(x: &[PanelRow], n: usize, out: &mut [f32]) {
                 let end = inner.min(start + INNER);
                 for (i, c) in out.chunks_mut(PANEL * n).enumerate() {
                     let panel = tile * TRIANGLE + i;
-                    Product {
+                    PackedMatmul {
                         a: Rows {
                             data: x[panel * inner..][..inner].as_flattened(),
                             stride: PANEL,
                         },
-                        left: Left::ByColumn,
+                        left: LhsLayout::ColumnMajor,
                         m: c.len() / n,
                         b: x,
                         inner,
@@ -385,7 +391,7 @@ fn multiply_transposed(x: &[PanelRow], n: usize, out: &mut [f32]) {
                         c_stride: n,
                         accumulate: start > 0,
                     }
-                    .run(|rows| Needed {
+                    .run(|rows| ActiveRegion {
                         inner: start..end,
                         columns: n.min(panel * PANEL + rows.end),
                     });
@@ -425,9 +431,9 @@ fn multiply(x: &[f32], right: &[PanelRow], n: usize, out: &mut [f32]) {
         .for_each(|(c, data)| {
             for start in (0..n).step_by(INNER) {
                 let end = n.min(start + INNER);
-                Product {
+                PackedMatmul {
                     a: Rows { data, stride: n },
-                    left: Left::ByRow,
+                    left: LhsLayout::RowMajor,
                     m: data.len() / n,
                     b: right,
                     inner: n,
@@ -436,7 +442,7 @@ fn multiply(x: &[f32], right: &[PanelRow], n: usize, out: &mut [f32]) {
                     c_stride: n,
                     accumulate: start > 0,
                 }
-                .run(|_| Needed {
+                .run(|_| ActiveRegion {
                     inner: start..end,
                     columns: n,
                 });

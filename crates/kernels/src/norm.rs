@@ -280,9 +280,9 @@ pub fn backward_in_place(n: &Norm, x: &[f32], params: &[f32], d: &mut [f32], dpa
         d,
         dparams,
         #[inline(always)]
-        |p, group, row, d, spare, grads| {
-            spare.copy_from_slice(d);
-            backward_row(n, p, group, &x[row], spare, d, grads);
+        |p, group, row, d, scratch_row, grads| {
+            scratch_row.copy_from_slice(d);
+            backward_row(n, p, group, &x[row], scratch_row, d, grads);
         },
     );
 }
@@ -304,16 +304,16 @@ pub fn backward_add(
         sum,
         dparams,
         #[inline(always)]
-        |p, group, row, sum, spare, grads| {
-            backward_row(n, p, group, &x[row.clone()], &dy[row], spare, grads);
-            for (sum, dx) in sum.iter_mut().zip(spare) {
+        |p, group, row, sum, scratch_row, grads| {
+            backward_row(n, p, group, &x[row.clone()], &dy[row], scratch_row, grads);
+            for (sum, dx) in sum.iter_mut().zip(scratch_row) {
                 *sum += *dx;
             }
         },
     );
 }
 
-/// Calls `f(parameters, group, elements of the row, row of d, spare row, gradients of parameters)` for
+/// Calls `f(parameters, group, elements of the row, row of d, scratch row, gradients of parameters)` for
 /// every row, and sums the gradients of the parameters. `f` must be marked `#[inline(always)]`, see
 /// [`dispatch`].
 #[inline(always)]
@@ -338,13 +338,13 @@ fn backward_rows(
         .par_chunks_mut(chunk * n.width)
         .enumerate()
         .map(|(c, d)| {
-            let (mut partial, mut spare) = (vec![0.0; params.len()], vec![0.0; n.width]);
+            let (mut partial, mut scratch_row) = (vec![0.0; params.len()], vec![0.0; n.width]);
             dispatch(
                 #[inline(always)]
                 || {
                     for (r, d) in (c * chunk..).zip(d.chunks_exact_mut(n.width)) {
                         let row = r * n.width..(r + 1) * n.width;
-                        f(&p, r % n.groups, row, d, &mut spare, &mut partial);
+                        f(&p, r % n.groups, row, d, &mut scratch_row, &mut partial);
                     }
                 },
             );
@@ -452,13 +452,13 @@ pub(crate) fn backward_row(
                 let h = tanh(p.alpha * x);
                 1.0 - h * h
             };
-            let [dalpha, _] = pointwise(p.alpha, x, dy, gain, dx, slope);
+            let [dalpha, _] = elementwise_backward(p.alpha, x, dy, gain, dx, slope);
             dscalars[0] += dalpha;
             add_products(dgain, x, dy, |x| tanh(p.alpha * x));
         }
         NormFn::Derf => {
             let slope = |x: f32| erf_slope(p.alpha * x + p.shift);
-            let [dalpha, dshift] = pointwise(p.alpha, x, dy, gain, dx, slope);
+            let [dalpha, dshift] = elementwise_backward(p.alpha, x, dy, gain, dx, slope);
             dscalars[0] += dalpha;
             dscalars[1] += dshift;
             add_products(dgain, x, dy, |x| erf(p.alpha * x + p.shift));
@@ -477,7 +477,7 @@ fn add_products(dgain: &mut [f32], x: &[f32], dy: &[f32], h: impl Fn(f32) -> f32
 /// Computes `dx = g dy slope(x) alpha` for a function of `alpha x + shift`; returns the gradients of alpha
 /// and shift.
 #[inline(always)]
-fn pointwise(
+fn elementwise_backward(
     alpha: f32,
     x: &[f32],
     dy: &[f32],

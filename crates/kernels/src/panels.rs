@@ -5,7 +5,7 @@
 //! vector width of the machine. Blocks that are not needed, such as those hidden by a causal mask, are
 //! skipped.
 
-use crate::simd::{Chunk, Chunked, LANES, by_chunks, vectors, vectors_mut};
+use crate::simd::{Chunk, LANES, SimdKernel, run_simd, vectors, vectors_mut};
 use pulp::Simd;
 use std::ops::Range;
 
@@ -87,18 +87,18 @@ pub(crate) fn pack_transposed(rows: Rows, n: usize, width: usize, out: &mut [Pan
 
 /// Memory layout of the left operand.
 #[derive(Clone, Copy, PartialEq)]
-pub(crate) enum Left {
+pub(crate) enum LhsLayout {
     /// Element (i, l) at `i * stride + l`.
-    ByRow,
+    RowMajor,
     /// Element (i, l) at `l * stride + i`.
-    ByColumn,
+    ColumnMajor,
 }
 
 /// Matmul `c = a b`, or `c += a b`.
-pub(crate) struct Product<'a> {
+pub(crate) struct PackedMatmul<'a> {
     /// Left operand, (m, inner).
     pub(crate) a: Rows<'a>,
-    pub(crate) left: Left,
+    pub(crate) left: LhsLayout,
     pub(crate) m: usize,
     /// Right operand, (inner, n), packed.
     pub(crate) b: &'a [PanelRow],
@@ -111,31 +111,31 @@ pub(crate) struct Product<'a> {
 }
 
 /// Needed part of a block of output rows.
-pub(crate) struct Needed {
+pub(crate) struct ActiveRegion {
     /// Inner indices with nonzero terms.
     pub(crate) inner: Range<usize>,
     /// Columns that are read afterwards; the last panel is written as a whole.
     pub(crate) columns: usize,
 }
 
-impl Product<'_> {
-    /// Runs the matmul; of each block of rows only the part returned by `needed`, which must be within the
+impl PackedMatmul<'_> {
+    /// Runs the matmul; of each block of rows only the part returned by `active`, which must be within the
     /// operands.
     #[inline(always)]
-    pub(crate) fn run(self, needed: impl Fn(Range<usize>) -> Needed) {
-        by_chunks(Run {
-            product: self,
-            needed,
+    pub(crate) fn run(self, active: impl Fn(Range<usize>) -> ActiveRegion) {
+        run_simd(Run {
+            matmul: self,
+            active,
         });
     }
 }
 
 struct Run<'a, N> {
-    product: Product<'a>,
-    needed: N,
+    matmul: PackedMatmul<'a>,
+    active: N,
 }
 
-impl<N: Fn(Range<usize>) -> Needed> Chunked for Run<'_, N> {
+impl<N: Fn(Range<usize>) -> ActiveRegion> SimdKernel for Run<'_, N> {
     type Output = ();
 
     #[inline(always)]
@@ -149,12 +149,12 @@ impl<N: Fn(Range<usize>) -> Needed> Chunked for Run<'_, N> {
     }
 }
 
-impl<N: Fn(Range<usize>) -> Needed> Run<'_, N> {
+impl<N: Fn(Range<usize>) -> ActiveRegion> Run<'_, N> {
     /// Iterates over blocks of `M` rows and `P` panels, with smaller ones at the edges.
     #[inline(always)]
     fn blocks<S: Simd, const V: usize, const M: usize, const P: usize>(mut self, simd: S) {
-        let m = self.product.m;
-        for first in (0..panels(self.product.n)).step_by(P) {
+        let m = self.matmul.m;
+        for first in (0..panels(self.matmul.n)).step_by(P) {
             let mut row = 0;
             while row < m {
                 let rows = match m - row {
@@ -176,8 +176,8 @@ impl<N: Fn(Range<usize>) -> Needed> Run<'_, N> {
         row: usize,
         first: usize,
     ) -> usize {
-        let Needed { inner, columns } = (self.needed)(row..row + M);
-        match panels(columns.min(self.product.n)).saturating_sub(first) {
+        let ActiveRegion { inner, columns } = (self.active)(row..row + M);
+        match panels(columns.min(self.matmul.n)).saturating_sub(first) {
             0 => (),
             count if count >= P => self.block::<S, V, M, P>(simd, row, first, inner),
             _ => self.block::<S, V, M, 1>(simd, row, first, inner),
@@ -194,17 +194,17 @@ impl<N: Fn(Range<usize>) -> Needed> Run<'_, N> {
         first: usize,
         inner: Range<usize>,
     ) {
-        let product = &mut self.product;
+        let matmul = &mut self.matmul;
         let mut right: [&[PanelRow]; P] = [&[]; P];
         for (p, right) in right.iter_mut().enumerate() {
-            *right = &product.b[(first + p) * product.inner..][inner.clone()];
+            *right = &matmul.b[(first + p) * matmul.inner..][inner.clone()];
         }
-        let stride = product.a.stride;
+        let stride = matmul.a.stride;
         // Accumulators are indexed by constants only; otherwise they would not stay in registers.
         let mut sums = [[[simd.splat_f32s(0.0); V]; P]; M];
-        match product.left {
-            Left::ByRow => {
-                let a = &product.a.data[row * stride..];
+        match matmul.left {
+            LhsLayout::RowMajor => {
+                let a = &matmul.a.data[row * stride..];
                 let mut rows: [&[f32]; M] = [&[]; M];
                 for i in 0..M {
                     rows[i] = &a[i * stride..][inner.clone()];
@@ -221,8 +221,8 @@ impl<N: Fn(Range<usize>) -> Needed> Run<'_, N> {
                     }
                 }
             }
-            Left::ByColumn => {
-                let a = &product.a.data[inner.start * stride + row..];
+            LhsLayout::ColumnMajor => {
+                let a = &matmul.a.data[inner.start * stride + row..];
                 let steps = inner.len().saturating_sub(1);
                 assert!(
                     a.len() >= steps * stride + M,
@@ -246,13 +246,13 @@ impl<N: Fn(Range<usize>) -> Needed> Run<'_, N> {
         for (i, sums) in sums.iter().enumerate() {
             for (p, sums) in sums.iter().enumerate() {
                 let start = (first + p) * PANEL;
-                let c = &mut product.c[(row + i) * product.c_stride + start..];
-                let c = &mut c[..PANEL.min(product.n - start)];
+                let c = &mut matmul.c[(row + i) * matmul.c_stride + start..];
+                let c = &mut c[..PANEL.min(matmul.n - start)];
                 match <&mut PanelRow>::try_from(&mut *c) {
                     Ok(c) => {
                         let c = vectors_mut::<S, V>(c);
                         for v in 0..V {
-                            c[v] = match product.accumulate {
+                            c[v] = match matmul.accumulate {
                                 true => simd.add_f32s(c[v], sums[v]),
                                 false => sums[v],
                             };
@@ -262,7 +262,7 @@ impl<N: Fn(Range<usize>) -> Needed> Run<'_, N> {
                         let mut row = [0.0; PANEL];
                         S::as_mut_simd_f32s(&mut row).0.copy_from_slice(sums);
                         for (c, sum) in c.iter_mut().zip(row) {
-                            *c = if product.accumulate { *c + sum } else { sum };
+                            *c = if matmul.accumulate { *c + sum } else { sum };
                         }
                     }
                 }
@@ -281,7 +281,7 @@ mod tests {
     /// Runs the blocks of machines whose vectors hold a whole panel row, on any machine.
     struct Pairs<'a, N>(Run<'a, N>);
 
-    impl<N: Fn(Range<usize>) -> Needed> Chunked for Pairs<'_, N> {
+    impl<N: Fn(Range<usize>) -> ActiveRegion> SimdKernel for Pairs<'_, N> {
         type Output = ();
 
         fn run<S: Simd, const V: usize>(self, simd: S) {
@@ -292,15 +292,15 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(96))]
         #[test]
-        fn products_match_the_definition(
+        fn matmuls_match_the_definition(
             m in 1usize..20, n in 1usize..40, inner in 1usize..30, by_column in any::<bool>(),
             transposed in any::<bool>(), accumulate in any::<bool>(), padding in 0usize..3,
             first in 0usize..8, seed in any::<u64>(),
         ) {
             let mut rng = Rng::new(seed);
             let (left, stride) = match by_column {
-                true => (Left::ByColumn, m + padding),
-                false => (Left::ByRow, inner + padding),
+                true => (LhsLayout::ColumnMajor, m + padding),
+                false => (LhsLayout::RowMajor, inner + padding),
             };
             let mut a = rng.normal(m.max(inner) * stride);
             // Row i has nonzero terms up to inner index first + i.
@@ -311,8 +311,8 @@ mod tests {
                 }
             }
             let a_at = |i: usize, l: usize| match left {
-                Left::ByRow => a[i * stride + l],
-                Left::ByColumn => a[l * stride + i],
+                LhsLayout::RowMajor => a[i * stride + l],
+                LhsLayout::ColumnMajor => a[l * stride + i],
             };
             let (rows, width) = if transposed { (n, inner) } else { (inner, n) };
             let b = rng.normal(rows * (width + padding));
@@ -339,7 +339,7 @@ mod tests {
             }
             let mut found = [before.clone(), before];
             for (pairs, c) in [false, true].into_iter().zip(&mut found) {
-                let product = Product {
+                let matmul = PackedMatmul {
                     a: Rows { data: &a, stride },
                     left,
                     m,
@@ -350,13 +350,13 @@ mod tests {
                     c_stride: n + padding,
                     accumulate,
                 };
-                let needed = |rows: Range<usize>| Needed {
+                let active = |rows: Range<usize>| ActiveRegion {
                     inner: 0..seen(rows.end - 1),
                     columns: n,
                 };
                 match pairs {
-                    false => product.run(needed),
-                    true => by_chunks(Pairs(Run { product, needed })),
+                    false => matmul.run(active),
+                    true => run_simd(Pairs(Run { matmul, active })),
                 }
             }
             all_close(&found[0], &want, 1e-5);
@@ -365,18 +365,18 @@ mod tests {
     }
 
     #[test]
-    fn columns_that_nobody_needs_are_left_alone() {
+    fn inactive_columns_are_not_written() {
         let b = vec![[1.0; PANEL]; 3 * 2];
         let cases = [(0, 0), (9, 16), (17, 32), (33, 40), (40, 40)];
         let cases = cases.into_iter().flat_map(|c| [(c, false), (c, true)]);
-        for ((needed, written), pairs) in cases {
+        for ((active, written), pairs) in cases {
             let mut c = vec![-1.0; 7 * 40];
-            let product = Product {
+            let matmul = PackedMatmul {
                 a: Rows {
                     data: &[1.0; 14],
                     stride: 2,
                 },
-                left: Left::ByRow,
+                left: LhsLayout::RowMajor,
                 m: 7,
                 b: &b,
                 inner: 2,
@@ -387,18 +387,18 @@ mod tests {
             };
             // Needed columns of the first block; the other blocks need all.
             let first = Cell::new(0);
-            let needed = |rows: Range<usize>| Needed {
+            let active = |rows: Range<usize>| ActiveRegion {
                 inner: 0..2,
                 columns: if rows.start == 0 {
                     first.set(rows.end);
-                    needed
+                    active
                 } else {
                     40
                 },
             };
             match pairs {
-                false => product.run(needed),
-                true => by_chunks(Pairs(Run { product, needed })),
+                false => matmul.run(active),
+                true => run_simd(Pairs(Run { matmul, active })),
             }
             assert!((1..7).contains(&first.get()));
             for (i, row) in c.chunks(40).enumerate() {

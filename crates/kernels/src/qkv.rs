@@ -7,7 +7,7 @@
 
 use crate::norm::Norm;
 use crate::parallel::{rows_per_chunk, sum_partials};
-use crate::simd::{Chunked, by_chunks};
+use crate::simd::{SimdKernel, run_simd};
 use fused::FusedHead;
 use pulp::Simd;
 use rayon::prelude::*;
@@ -120,48 +120,48 @@ impl<'a> Preparation<'a> {
         self.rope.len() / self.form.head_dim
     }
 
-    fn turn(&self, position: usize) -> &[f32] {
+    fn cos_sin(&self, position: usize) -> &[f32] {
         &self.rope[position * self.form.head_dim..][..self.form.head_dim]
     }
 
-    /// Returns the segment of head `part` of a packed row, and the index of the head in it.
-    fn segment_of(&self, part: usize) -> (usize, usize) {
+    /// Returns the segment of head `packed_head` of a packed row, and the index of the head in it.
+    fn segment_of(&self, packed_head: usize) -> (usize, usize) {
         let QkvPrep {
             heads, kv_heads, ..
         } = self.form;
-        match part {
-            _ if part < heads => (0, part),
-            _ if part < heads + kv_heads => (1, part - heads),
-            _ => (2, part - heads - kv_heads),
+        match packed_head {
+            _ if packed_head < heads => (0, packed_head),
+            _ if packed_head < heads + kv_heads => (1, packed_head - heads),
+            _ => (2, packed_head - heads - kv_heads),
         }
     }
 
-    /// Prepares rows `x` of head `part` at consecutive positions from `position` on; see
+    /// Prepares rows `x` of head `packed_head` at consecutive positions from `position` on; see
     /// [`QkvPrep::is_by_head`].
     #[inline(always)]
     pub(crate) fn head<S: Simd, const V: usize>(
         &self,
         simd: S,
-        part: usize,
+        packed_head: usize,
         position: usize,
         x: &[f32],
         y: &mut [f32],
         scratch: &mut Scratch,
     ) {
         let (form, d) = (&self.form, self.form.head_dim);
-        let (segment, head) = self.segment_of(part);
+        let (segment, head) = self.segment_of(packed_head);
         let s = &self.segments[segment];
         let rows = x.chunks_exact(d).zip(y.chunks_exact_mut(d));
         let rows = (position..).zip(rows);
         match FusedHead::new(form, s, head) {
             Some(fused) => {
                 for (t, (x, y)) in rows {
-                    fused.forward::<S, V>(simd, x, self.turn(t), y);
+                    fused.forward::<S, V>(simd, x, self.cos_sin(t), y);
                 }
             }
             None => {
                 for (t, (x, y)) in rows {
-                    forward_steps(form, s, head, x, self.turn(t), y, scratch);
+                    forward_steps(form, s, head, x, self.cos_sin(t), y, scratch);
                 }
             }
         }
@@ -176,7 +176,7 @@ impl<'a> Preparation<'a> {
     pub(crate) fn head_backward<'b, S: Simd, const V: usize>(
         &self,
         simd: S,
-        part: usize,
+        packed_head: usize,
         position: usize,
         x: &[f32],
         dy: &[f32],
@@ -185,7 +185,7 @@ impl<'a> Preparation<'a> {
         scratch: &mut Scratch,
     ) {
         let (form, d) = (&self.form, self.form.head_dim);
-        let (segment, head) = self.segment_of(part);
+        let (segment, head) = self.segment_of(packed_head);
         let (s, grads) = (&self.segments[segment], &mut grads[segment]);
         let rows = x.chunks_exact(d).zip(dy.chunks_exact(d)).zip(dx);
         let rows = (position..).zip(rows);
@@ -193,13 +193,21 @@ impl<'a> Preparation<'a> {
             Some(fused) => {
                 let mut grads = s.gradients_of(grads, head);
                 for (t, ((x, dy), dx)) in rows {
-                    let between = &mut scratch.steps[0];
-                    fused.backward::<S, V>(simd, x, self.turn(t), dy, dx, &mut grads, between);
+                    let scratch_row = &mut scratch.steps[0];
+                    fused.backward::<S, V>(
+                        simd,
+                        x,
+                        self.cos_sin(t),
+                        dy,
+                        dx,
+                        &mut grads,
+                        scratch_row,
+                    );
                 }
             }
             None => {
                 for (t, ((x, dy), dx)) in rows {
-                    backward_steps(form, s, head, x, self.turn(t), dy, dx, grads, scratch);
+                    backward_steps(form, s, head, x, self.cos_sin(t), dy, dx, grads, scratch);
                 }
             }
         }
@@ -222,7 +230,7 @@ pub fn forward(p: &Preparation, qkv: &[f32], out: &mut [f32]) {
         .zip(qkv.par_chunks(size))
         .enumerate()
         .for_each(|(c, (out, qkv))| {
-            by_chunks(Forward {
+            run_simd(Forward {
                 p,
                 first: c * chunk,
                 qkv,
@@ -239,7 +247,7 @@ struct Forward<'a> {
     out: &'a mut [f32],
 }
 
-impl Chunked for Forward<'_> {
+impl SimdKernel for Forward<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -249,10 +257,10 @@ impl Chunked for Forward<'_> {
         let rows = self.qkv.chunks_exact(width);
         let rows = rows.zip(self.out.chunks_exact_mut(width));
         for (r, (x, y)) in (self.first..).zip(rows) {
-            let turn = self.p.turn(r % self.p.positions());
+            let cos_sin = self.p.cos_sin(r % self.p.positions());
             for s in &self.p.segments {
                 let (x, y) = (&x[s.range.clone()], &mut y[s.range.clone()]);
-                forward_segment::<S, V>(simd, form, s, x, turn, y, &mut scratch);
+                forward_segment::<S, V>(simd, form, s, x, cos_sin, y, &mut scratch);
             }
         }
     }
@@ -286,7 +294,7 @@ pub fn backward(
         .zip(qkv.par_chunks(size).zip(dout.par_chunks(size)))
         .enumerate()
         .map(|(c, (dqkv, (qkv, dout)))| {
-            by_chunks(Backward {
+            run_simd(Backward {
                 p,
                 first: c * chunk,
                 qkv,
@@ -307,7 +315,7 @@ struct Backward<'a> {
     dqkv: &'a mut [f32],
 }
 
-impl Chunked for Backward<'_> {
+impl SimdKernel for Backward<'_> {
     /// Gradients of the norm parameters.
     type Output = [Vec<f32>; 3];
 
@@ -320,11 +328,11 @@ impl Chunked for Backward<'_> {
         let inputs = inputs.zip(self.dout.chunks_exact(width));
         let rows = inputs.zip(self.dqkv.chunks_exact_mut(width));
         for (r, ((x, dy), dx)) in (self.first..).zip(rows) {
-            let turn = self.p.turn(r % self.p.positions());
+            let cos_sin = self.p.cos_sin(r % self.p.positions());
             for (s, grads) in self.p.segments.iter().zip(&mut grads) {
                 let (x, dy) = (&x[s.range.clone()], &dy[s.range.clone()]);
                 let dx = &mut dx[s.range.clone()];
-                backward_segment::<S, V>(simd, form, s, x, turn, dy, dx, grads, &mut scratch);
+                backward_segment::<S, V>(simd, form, s, x, cos_sin, dy, dx, grads, &mut scratch);
             }
         }
         grads

@@ -13,12 +13,12 @@ use crate::parallel::rows_per_chunk;
 use crate::simd::{dispatch, dot, map_sum, max, sum, sum3};
 use rayon::prelude::*;
 
-mod choose;
+mod top_k;
 
-pub use choose::choose;
+pub use top_k::select_top_k;
 
 /// Added to sums of sigmoids that are divisors.
-const TINY: f32 = 1e-20;
+const SIGMOID_SUM_EPS: f32 = 1e-20;
 
 /// The function from logits to scores.
 #[derive(Default, Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,9 +56,9 @@ pub struct Router {
 
 /// Auxiliary losses of the router, and the entropy of its scores.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Losses {
+pub struct AuxiliaryLosses {
     /// Load-balancing loss; 1 if load or scores are uniform.
-    pub balance: f64,
+    pub load_balancing: f64,
     /// Router z-loss, the mean of `logsumexp(logits)^2`.
     pub z: f64,
     /// Mean entropy of the normalized scores, in nats.
@@ -84,26 +84,27 @@ fn scores(scoring: Scoring, row: &mut [f32]) {
     }
 }
 
-/// Computes `weights` (n, k) of the `chosen` experts: their scores without bias, renormalized if
+/// Computes `weights` (n, k) of the `selected` experts: their scores without bias, renormalized if
 /// [`Router::renormalize`] is set, and scaled.
-pub fn weights(r: &Router, logits: &[f32], chosen: &[i32], weights: &mut [f32]) {
+pub fn weights(r: &Router, logits: &[f32], selected: &[i32], weights: &mut [f32]) {
     let n = r.check("router::weights", logits);
-    r.check_chosen("router::weights: chosen", n, chosen);
+    r.check_selected("router::weights: chosen", n, selected);
     r.check_choices("router::weights: weights", n, weights.len());
     let Router { experts, top_k, .. } = *r;
     let chunk = rows_per_chunk(n, experts);
     let inputs = logits.par_chunks(chunk * experts);
     weights
         .par_chunks_mut(chunk * top_k)
-        .zip(inputs.zip(chosen.par_chunks(chunk * top_k)))
-        .for_each(|(weights, (logits, chosen))| {
+        .zip(inputs.zip(selected.par_chunks(chunk * top_k)))
+        .for_each(|(weights, (logits, selected))| {
             dispatch(
                 #[inline(always)]
                 || {
                     let tokens = logits.chunks_exact(experts);
-                    let tokens = tokens.zip(chosen.chunks_exact(top_k));
-                    for ((logits, chosen), weights) in tokens.zip(weights.chunks_exact_mut(top_k)) {
-                        shares(r, logits, chosen, weights);
+                    let tokens = tokens.zip(selected.chunks_exact(top_k));
+                    for ((logits, selected), weights) in tokens.zip(weights.chunks_exact_mut(top_k))
+                    {
+                        gate_weights(r, logits, selected, weights);
                         for weight in weights {
                             *weight *= r.scaling;
                         }
@@ -115,16 +116,16 @@ pub fn weights(r: &Router, logits: &[f32], chosen: &[i32], weights: &mut [f32]) 
 
 /// Computes the weights of a token before scaling.
 #[inline(always)]
-fn shares(r: &Router, logits: &[f32], chosen: &[i32], shares: &mut [f32]) {
-    for (share, &expert) in shares.iter_mut().zip(chosen) {
-        *share = logits[expert as usize];
+fn gate_weights(r: &Router, logits: &[f32], selected: &[i32], weights: &mut [f32]) {
+    for (weight, &expert) in weights.iter_mut().zip(selected) {
+        *weight = logits[expert as usize];
     }
     match (r.scoring, r.renormalize) {
         (Scoring::Softmax, false) => {
             let largest = max(logits);
             let total = sum(logits, |l| exp(l - largest));
-            for share in shares {
-                *share = exp(*share - largest) / total;
+            for weight in weights {
+                *weight = exp(*weight - largest) / total;
             }
         }
         (Scoring::Softmax, true) => {
@@ -133,19 +134,19 @@ fn shares(r: &Router, logits: &[f32], chosen: &[i32], shares: &mut [f32]) {
             let ordinary = logits
                 .iter()
                 .fold(true, |all, &l| all & (l < f32::INFINITY));
-            let largest = if ordinary { max(shares) } else { f32::NAN };
-            let total = map_sum(shares, |l| exp(l - largest));
-            for share in shares {
-                *share /= total;
+            let largest = if ordinary { max(weights) } else { f32::NAN };
+            let total = map_sum(weights, |l| exp(l - largest));
+            for weight in weights {
+                *weight /= total;
             }
         }
         (Scoring::Sigmoid, false) => {
-            map_sum(shares, sigmoid);
+            map_sum(weights, sigmoid);
         }
         (Scoring::Sigmoid, true) => {
-            let total = map_sum(shares, sigmoid) + TINY;
-            for share in shares {
-                *share /= total;
+            let total = map_sum(weights, sigmoid) + SIGMOID_SUM_EPS;
+            for weight in weights {
+                *weight /= total;
             }
         }
     }
@@ -155,34 +156,34 @@ fn shares(r: &Router, logits: &[f32], chosen: &[i32], shares: &mut [f32]) {
 pub fn weights_backward(
     r: &Router,
     logits: &[f32],
-    chosen: &[i32],
+    selected: &[i32],
     dweights: &[f32],
     dlogits: &mut [f32],
 ) {
     let n = r.check("router::weights_backward", logits);
-    r.check_chosen("router::weights_backward: chosen", n, chosen);
+    r.check_selected("router::weights_backward: chosen", n, selected);
     r.check_choices("router::weights_backward: dweights", n, dweights.len());
     r.check_logits("router::weights_backward: dlogits", n, dlogits.len());
     let Router { experts, top_k, .. } = *r;
     let chunk = rows_per_chunk(n, experts);
-    let choices = chosen.par_chunks(chunk * top_k);
+    let choices = selected.par_chunks(chunk * top_k);
     let choices = choices.zip(dweights.par_chunks(chunk * top_k));
     dlogits
         .par_chunks_mut(chunk * experts)
         .zip(logits.par_chunks(chunk * experts))
         .zip(choices)
-        .for_each(|((dlogits, logits), (chosen, dweights))| {
-            let mut place = vec![0.0; top_k];
+        .for_each(|((dlogits, logits), (selected, dweights))| {
+            let mut scratch = vec![0.0; top_k];
             dispatch(
                 #[inline(always)]
                 || {
                     let rows = dlogits.chunks_exact_mut(experts);
                     let rows = rows.zip(logits.chunks_exact(experts));
-                    let choices = chosen.chunks_exact(top_k);
+                    let choices = selected.chunks_exact(top_k);
                     let choices = choices.zip(dweights.chunks_exact(top_k));
-                    for ((dlogits, logits), (chosen, dweights)) in rows.zip(choices) {
-                        shares(r, logits, chosen, &mut place);
-                        spread_back(r, logits, chosen, &place, dweights, dlogits);
+                    for ((dlogits, logits), (selected, dweights)) in rows.zip(choices) {
+                        gate_weights(r, logits, selected, &mut scratch);
+                        weights_backward_row(r, logits, selected, &scratch, dweights, dlogits);
                     }
                 },
             );
@@ -190,18 +191,18 @@ pub fn weights_backward(
 }
 
 #[inline(always)]
-fn spread_back(
+fn weights_backward_row(
     r: &Router,
     logits: &[f32],
-    chosen: &[i32],
-    shares: &[f32],
+    selected: &[i32],
+    weights: &[f32],
     dweights: &[f32],
     dlogits: &mut [f32],
 ) {
     // The gradients of softmax and of the division by the sum subtract a component common to all shares.
     let common = match (r.scoring, r.renormalize) {
         (Scoring::Sigmoid, false) => 0.0,
-        _ => dot(shares, dweights),
+        _ => dot(weights, dweights),
     };
     match (r.scoring, r.renormalize) {
         (Scoring::Softmax, false) => {
@@ -213,13 +214,13 @@ fn spread_back(
         }
         _ => dlogits.fill(0.0),
     }
-    let choices = shares.iter().zip(dweights);
-    for (&expert, (&share, &dweight)) in chosen.iter().zip(choices) {
+    let choices = weights.iter().zip(dweights);
+    for (&expert, (&weight, &dweight)) in selected.iter().zip(choices) {
         let expert = expert as usize;
         let slope = match (r.scoring, r.renormalize) {
-            (Scoring::Softmax, false) => share * dweight,
-            (Scoring::Softmax, true) => share * (dweight - common),
-            (Scoring::Sigmoid, _) => share * sigmoid(-logits[expert]) * (dweight - common),
+            (Scoring::Softmax, false) => weight * dweight,
+            (Scoring::Softmax, true) => weight * (dweight - common),
+            (Scoring::Sigmoid, _) => weight * sigmoid(-logits[expert]) * (dweight - common),
         };
         dlogits[expert] += r.scaling * slope;
     }
@@ -227,38 +228,38 @@ fn spread_back(
 
 /// Computes the losses of `logits` (n, E) and `load` (E), the number of tokens of each expert; zeros
 /// without tokens.
-pub fn losses(r: &Router, logits: &[f32], load: &[i32]) -> Losses {
+pub fn losses(r: &Router, logits: &[f32], load: &[i32]) -> AuxiliaryLosses {
     let n = r.check("router::losses", logits);
     r.check_load("router::losses: load", load);
     if n == 0 {
-        return Losses::default();
+        return AuxiliaryLosses::default();
     }
     let factors = r.balance_factors(n, load);
     let chunks = logits.par_chunks(rows_per_chunk(n, r.experts) * r.experts);
-    let partials: Vec<Losses> = chunks
+    let partials: Vec<AuxiliaryLosses> = chunks
         .map(|logits| {
-            let mut place = vec![0.0; r.experts];
-            let mut sums = Losses::default();
+            let mut scratch = vec![0.0; r.experts];
+            let mut sums = AuxiliaryLosses::default();
             dispatch(
                 #[inline(always)]
                 || {
                     for logits in logits.chunks_exact(r.experts) {
-                        add_losses(r, logits, &factors, &mut place, &mut sums);
+                        add_losses(r, logits, &factors, &mut scratch, &mut sums);
                     }
                 },
             );
             sums
         })
         .collect();
-    let mut sums = Losses::default();
+    let mut sums = AuxiliaryLosses::default();
     for partial in partials {
-        sums.balance += partial.balance;
+        sums.load_balancing += partial.load_balancing;
         sums.z += partial.z;
         sums.entropy += partial.entropy;
     }
     let n = n as f64;
-    Losses {
-        balance: sums.balance / n,
+    AuxiliaryLosses {
+        load_balancing: sums.load_balancing / n,
         z: sums.z / n,
         entropy: sums.entropy / n,
     }
@@ -266,26 +267,32 @@ pub fn losses(r: &Router, logits: &[f32], load: &[i32]) -> Losses {
 
 /// Adds the losses of one token.
 #[inline(always)]
-fn add_losses(r: &Router, logits: &[f32], factors: &[f32], place: &mut [f32], sums: &mut Losses) {
-    place.copy_from_slice(logits);
+fn add_losses(
+    r: &Router,
+    logits: &[f32],
+    factors: &[f32],
+    scratch: &mut [f32],
+    sums: &mut AuxiliaryLosses,
+) {
+    scratch.copy_from_slice(logits);
     let largest = max(logits);
-    let exponentials = map_sum(place, |l| exp(l - largest));
+    let exponentials = map_sum(scratch, |l| exp(l - largest));
     let log_sum = f64::from(largest) + f64::from(exponentials).ln();
     sums.z += log_sum * log_sum;
     match r.scoring {
         Scoring::Softmax => {
             let total = f64::from(exponentials);
-            sums.balance += f64::from(dot(place, factors)) / total;
+            sums.load_balancing += f64::from(dot(scratch, factors)) / total;
             // Probability 0 times an infinite logarithm counts as 0.
             let term = |e: f32, l: f32, _| if e == 0.0 { 0.0 } else { e * (l - largest) };
-            let terms = sum3(place, logits, logits, term);
+            let terms = sum3(scratch, logits, logits, term);
             sums.entropy += total.ln() - f64::from(terms) / total;
         }
         Scoring::Sigmoid => {
-            place.copy_from_slice(logits);
-            let scores = map_sum(place, sigmoid);
-            let total = f64::from(scores + TINY);
-            sums.balance += f64::from(dot(place, factors)) / total;
+            scratch.copy_from_slice(logits);
+            let scores = map_sum(scratch, sigmoid);
+            let total = f64::from(scores + SIGMOID_SUM_EPS);
+            sums.load_balancing += f64::from(dot(scratch, factors)) / total;
             let term = |s: f32| {
                 if s < f32::MIN_POSITIVE {
                     0.0
@@ -293,7 +300,7 @@ fn add_losses(r: &Router, logits: &[f32], factors: &[f32], place: &mut [f32], su
                     s * ln(s)
                 }
             };
-            let terms = f64::from(sum(place, term));
+            let terms = f64::from(sum(scratch, term));
             sums.entropy += (f64::from(scores) * total.ln() - terms) / total;
         }
     }
@@ -322,13 +329,13 @@ pub fn losses_backward(
         .par_chunks_mut(chunk)
         .zip(logits.par_chunks(chunk))
         .for_each(|(dlogits, logits)| {
-            let mut place = vec![0.0; r.experts];
+            let mut scratch = vec![0.0; r.experts];
             dispatch(
                 #[inline(always)]
                 || {
                     let rows = dlogits.chunks_exact_mut(r.experts);
                     for (dlogits, logits) in rows.zip(logits.chunks_exact(r.experts)) {
-                        differentiate(r.scoring, logits, &factors, dz, &mut place, dlogits);
+                        losses_backward_row(r.scoring, logits, &factors, dz, &mut scratch, dlogits);
                     }
                 },
             );
@@ -337,12 +344,12 @@ pub fn losses_backward(
 
 /// Computes the gradient of one token.
 #[inline(always)]
-fn differentiate(
+fn losses_backward_row(
     scoring: Scoring,
     logits: &[f32],
     factors: &[f32],
     dz: f32,
-    place: &mut [f32],
+    scratch: &mut [f32],
     dlogits: &mut [f32],
 ) {
     dlogits.copy_from_slice(logits);
@@ -358,10 +365,10 @@ fn differentiate(
             }
         }
         Scoring::Sigmoid => {
-            place.copy_from_slice(logits);
-            let scores = map_sum(place, sigmoid) + TINY;
-            let mean = dot(place, factors) / scores;
-            let experts = factors.iter().zip(&*place);
+            scratch.copy_from_slice(logits);
+            let scores = map_sum(scratch, sigmoid) + SIGMOID_SUM_EPS;
+            let mean = dot(scratch, factors) / scores;
+            let experts = factors.iter().zip(&*scratch);
             for (dlogit, (&factor, &score)) in dlogits.iter_mut().zip(experts) {
                 let balance = score * (1.0 - score) / scores * (factor - mean);
                 *dlogit = *dlogit / total * z_slope + balance;
@@ -422,10 +429,10 @@ impl Router {
         assert_eq!(len, n * k, "{name} is not ({n}, {k})");
     }
 
-    fn check_chosen(&self, name: &str, n: usize, chosen: &[i32]) {
-        self.check_choices(name, n, chosen.len());
+    fn check_selected(&self, name: &str, n: usize, selected: &[i32]) {
+        self.check_choices(name, n, selected.len());
         let experts = self.experts;
-        for &expert in chosen {
+        for &expert in selected {
             assert!(
                 (expert as usize) < experts,
                 "{name}: expert {expert} is outside of {experts} experts"

@@ -25,7 +25,7 @@ pub(crate) fn dispatch<R>(body: impl FnOnce() -> R) -> R {
 pub(crate) type Chunk = [f32; LANES];
 
 /// Work on chunks in explicit vectors, for loops that the compiler does not vectorize well.
-pub(crate) trait Chunked {
+pub(crate) trait SimdKernel {
     /// Result of the work.
     type Output;
 
@@ -35,9 +35,9 @@ pub(crate) trait Chunked {
 
 /// Runs `work` with the vectors of this machine.
 #[inline(always)]
-pub(crate) fn by_chunks<C: Chunked>(work: C) -> C::Output {
+pub(crate) fn run_simd<C: SimdKernel>(work: C) -> C::Output {
     struct ByVectors<C>(C);
-    impl<C: Chunked> WithSimd for ByVectors<C> {
+    impl<C: SimdKernel> WithSimd for ByVectors<C> {
         type Output = C::Output;
         #[inline(always)]
         fn with_simd<S: Simd>(self, simd: S) -> C::Output {
@@ -101,7 +101,7 @@ fn fold(lanes: &[f32; LANES], join: impl Fn(f32, f32) -> f32) -> f32 {
 /// order, and only then does LLVM put them into full vector registers. Inlined, the tree's pairs
 /// become the vectors and the loop runs at a quarter of the speed.
 #[inline(never)]
-fn add_up(lanes: &[f32; LANES]) -> f32 {
+fn sum_lanes(lanes: &[f32; LANES]) -> f32 {
     fold(lanes, |a, b| a + b)
 }
 
@@ -126,7 +126,7 @@ pub(crate) fn sum(x: &[f32], f: impl Fn(f32) -> f32) -> f32 {
             lanes[lane] += f(chunk[lane]);
         }
     }
-    let mut total = add_up(&lanes);
+    let mut total = sum_lanes(&lanes);
     for &v in tail {
         total += f(v);
     }
@@ -161,7 +161,7 @@ pub(crate) fn dot(x: &[f32], y: &[f32]) -> f32 {
 /// Each sums `LANES` chains of fused multiply-adds, for any vector width.
 #[inline(always)]
 pub(crate) fn dots<const N: usize>(x: &[f32], rows: [&[f32]; N]) -> [f32; N] {
-    by_chunks(Dots { x, rows })
+    run_simd(Dots { x, rows })
 }
 
 struct Dots<'a, const N: usize> {
@@ -169,7 +169,7 @@ struct Dots<'a, const N: usize> {
     rows: [&'a [f32]; N],
 }
 
-impl<const N: usize> Chunked for Dots<'_, N> {
+impl<const N: usize> SimdKernel for Dots<'_, N> {
     type Output = [f32; N];
 
     #[inline(always)]
@@ -201,12 +201,12 @@ impl<const N: usize> Chunked for Dots<'_, N> {
 
 /// Dot products of `M` vectors with `N` rows, each bit-identical to [`dots`], which is a twentieth faster
 /// for a single vector.
-pub(crate) struct Products<'a, const M: usize, const N: usize> {
+pub(crate) struct DotProducts<'a, const M: usize, const N: usize> {
     pub(crate) x: [&'a [f32]; M],
     pub(crate) rows: [&'a [f32]; N],
 }
 
-impl<const M: usize, const N: usize> Chunked for Products<'_, M, N> {
+impl<const M: usize, const N: usize> SimdKernel for DotProducts<'_, M, N> {
     type Output = [[f32; N]; M];
 
     #[inline(always)]
@@ -247,18 +247,18 @@ impl<const M: usize, const N: usize> Chunked for Products<'_, M, N> {
 
 /// Addition of `N` weighted rows to each of `M` sums: a chain of fused multiply-adds for each element, in
 /// the order of the rows.
-pub(crate) struct AddRows<'a, const M: usize, const N: usize> {
+pub(crate) struct AccumulateRows<'a, const M: usize, const N: usize> {
     pub(crate) weights: [[f32; N]; M],
     pub(crate) rows: [&'a [f32]; N],
     pub(crate) sums: [&'a mut [f32]; M],
 }
 
-impl<const M: usize, const N: usize> Chunked for AddRows<'_, M, N> {
+impl<const M: usize, const N: usize> SimdKernel for AccumulateRows<'_, M, N> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd, const V: usize>(self, simd: S) {
-        let AddRows {
+        let AccumulateRows {
             weights,
             rows,
             sums,
@@ -310,7 +310,7 @@ pub(crate) fn map_sum(x: &mut [f32], f: impl Fn(f32) -> f32) -> f32 {
             lanes[lane] += chunk[lane];
         }
     }
-    let mut total = add_up(&lanes);
+    let mut total = sum_lanes(&lanes);
     for v in tail {
         *v = f(*v);
         total += *v;
@@ -345,7 +345,7 @@ fn largest_or_nan(lanes: &[f32; LANES]) -> f32 {
 
 /// Returns the largest value, or NaN if one is; negative infinity for an empty slice.
 #[inline(always)]
-pub(crate) fn max_or_nan(x: &[f32]) -> f32 {
+pub(crate) fn nan_max(x: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let (chunks, tail) = x.as_chunks::<LANES>();
     for chunk in chunks {
@@ -402,20 +402,20 @@ mod tests {
             for product in products {
                 close(product, exact, 1e-5);
             }
-            let twice = || Products {
+            let twice = || DotProducts {
                 x: [&x, &x],
                 rows: [&y, &y],
             };
-            assert_eq!(by_chunks(twice()), [products; 2]);
+            assert_eq!(run_simd(twice()), [products; 2]);
             assert_eq!(twice().run::<_, LANES>(pulp::Scalar), [products; 2]);
             let largest = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             assert_eq!(max(&x), largest);
-            assert_eq!(max_or_nan(&x), largest);
+            assert_eq!(nan_max(&x), largest);
             for at in [0, len / 2, len.saturating_sub(1)] {
                 let mut broken = x.clone();
                 if let Some(x) = broken.get_mut(at) {
                     *x = f32::NAN;
-                    assert!(max_or_nan(&broken).is_nan());
+                    assert!(nan_max(&broken).is_nan());
                 }
             }
             let mut doubled = x.clone();
@@ -441,12 +441,12 @@ mod tests {
                 }
             }
             let (mut best, mut baseline) = (before.clone(), before);
-            let add = |(first, second)| AddRows {
+            let add = |(first, second)| AccumulateRows {
                 weights,
                 rows: [row(0), row(1), row(2)],
                 sums: [first, second],
             };
-            by_chunks(add(best.split_at_mut(len)));
+            run_simd(add(best.split_at_mut(len)));
             add(baseline.split_at_mut(len)).run::<_, LANES>(pulp::Scalar);
             assert_eq!(best, want);
             assert_eq!(baseline, want);

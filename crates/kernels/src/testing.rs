@@ -35,7 +35,7 @@ impl Rng {
     }
 }
 
-pub(crate) fn wide(x: &[f32]) -> Vec<f64> {
+pub(crate) fn to_f64(x: &[f32]) -> Vec<f64> {
     x.iter().map(|&v| f64::from(v)).collect()
 }
 
@@ -73,7 +73,7 @@ pub(crate) fn check_gradient(f: impl Fn(&[f64]) -> f64, x: &[f32], gradient: &[f
         gradient.len(),
         "a gradient is as long as its input"
     );
-    let at = wide(x);
+    let at = to_f64(x);
     let along = |direction: &[(usize, f64)]| {
         let moved = |step: f64| {
             let mut y = at.clone();
@@ -127,7 +127,7 @@ pub(crate) fn check_gradient(f: impl Fn(&[f64]) -> f64, x: &[f32], gradient: &[f
 
 /// Runs `op` in pools of 1, 2 and 3 threads and asserts that the results are bit-identical.
 #[track_caller]
-pub(crate) fn same_bits_on_any_pool(op: impl Fn() -> Vec<f32> + Sync) {
+pub(crate) fn assert_bit_identical_for_any_thread_count(op: impl Fn() -> Vec<f32> + Sync) {
     let run = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
@@ -148,7 +148,7 @@ pub(crate) fn same_bits_on_any_pool(op: impl Fn() -> Vec<f32> + Sync) {
 }
 
 /// Dot product with fixed weights: turns an op's output into a loss whose gradient is `weights`.
-pub(crate) fn weigh(output: &[f64], weights: &[f32]) -> f64 {
+pub(crate) fn dot_f64(output: &[f64], weights: &[f32]) -> f64 {
     output
         .iter()
         .zip(weights)

@@ -93,7 +93,7 @@ fn check(name: &str, w: &[f32], columns: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Rng, all_close, same_bits_on_any_pool, wide};
+    use crate::testing::{Rng, all_close, assert_bit_identical_for_any_thread_count, to_f64};
     use proptest::prelude::*;
 
     /// Normalizes every row, or every column, by definition.
@@ -123,13 +123,13 @@ mod tests {
         fn matches_the_reference(n in 0usize..300, width in 1usize..70) {
             let w = Rng::new(71).normal(n * width);
             let [by_row, by_column] = both(&w, width);
-            all_close(&by_row, &naive(&wide(&w), width, true), 1e-7);
-            all_close(&by_column, &naive(&wide(&w), width, false), 1e-7);
+            all_close(&by_row, &naive(&to_f64(&w), width, true), 1e-7);
+            all_close(&by_column, &naive(&to_f64(&w), width, false), 1e-7);
         }
     }
 
     #[test]
-    fn zeros_stay() {
+    fn zero_vectors_are_unchanged() {
         let w = [0.0, 3.0, 0.0, 0.0, 0.0, 0.0, 0.0, 4.0, 0.0];
         let [by_row, by_column] = both(&w, 3);
         assert_eq!(by_row, [0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0]);
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_finite_shows() {
+    fn non_finite_values_propagate() {
         for broken in [f32::NAN, f32::INFINITY] {
             let [by_row, by_column] = both(&[1.0, broken, 1.0, 1.0], 2);
             assert!(by_row[1].is_nan() && by_row[2].is_finite());
@@ -156,8 +156,8 @@ mod tests {
     }
 
     #[test]
-    fn bits_do_not_depend_on_threads() {
+    fn bit_identical_for_any_thread_count() {
         let w = Rng::new(72).normal(3000 * 70);
-        same_bits_on_any_pool(|| both(&w, 70).concat());
+        assert_bit_identical_for_any_thread_count(|| both(&w, 70).concat());
     }
 }

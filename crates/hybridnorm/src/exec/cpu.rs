@@ -29,13 +29,13 @@ impl Cpu {
     }
 
     fn buffer(&self, buffer: Buffer) -> &(DType, Memory) {
-        self.buffers[buffer.0].as_ref().expect(FREED)
+        self.buffers[buffer.0].as_ref().expect(FREED_BUFFER)
     }
 }
 
 /// Minimum bytes of memory in huge pages.
-const HUGE: usize = 16 << 20;
-const FREED: &str = "the buffer was freed";
+const HUGE_PAGE_MIN_BYTES: usize = 16 << 20;
+const FREED_BUFFER: &str = "the buffer was freed";
 
 impl Executor for Cpu {
     fn allocate(&mut self, dtype: DType, elements: usize) -> Result<Buffer> {
@@ -49,7 +49,7 @@ impl Executor for Cpu {
     }
 
     fn write(&mut self, buffer: Buffer, offset: usize, data: Data<'_>) {
-        let (dtype, memory) = self.buffers[buffer.0].as_mut().expect(FREED);
+        let (dtype, memory) = self.buffers[buffer.0].as_mut().expect(FREED_BUFFER);
         let size = dtype.bytes();
         let to = &mut memory.bytes_mut()[size * offset..][..size * data.len()];
         match (*dtype, data) {
@@ -93,8 +93,10 @@ impl Executor for Cpu {
             let ty = program.ty(id);
             assert_eq!(ty.dtype, data.dtype(), "input {name}: type");
             assert_eq!(ty.elements(), data.len(), "input {name}: elements");
-            let place = program.place(id).expect("inputs of a program have a place");
-            self.arena.bytes_mut()[place.start..place.end].copy_from_slice(bytes_of(*data));
+            let region = program
+                .place(id)
+                .expect("inputs of a program have a region");
+            self.arena.bytes_mut()[region.start..region.end].copy_from_slice(bytes_of(*data));
         }
         for (step, node) in program.steps().iter().zip(program.graph().nodes()) {
             let rule = node.op.rule();
@@ -106,12 +108,12 @@ impl Executor for Cpu {
     }
 
     fn output(&self, program: &Program, output: ValueId) -> Tensor {
-        let place = program.place(output).expect("an output of the program");
-        let bytes = match place.storage {
+        let region = program.place(output).expect("an output of the program");
+        let bytes = match region.storage {
             Storage::Arena => self.arena.bytes(),
             Storage::Buffer(buffer) => self.buffer(buffer).1.bytes(),
         };
-        tensor(program.ty(output).dtype, &bytes[place.start..place.end])
+        tensor(program.ty(output).dtype, &bytes[region.start..region.end])
     }
 
     fn start_profile(&mut self) {
@@ -119,21 +121,26 @@ impl Executor for Cpu {
     }
 
     fn take_profile(&mut self) -> BTreeMap<&'static str, Duration> {
-        self.profile.take()
+        self.profile.finish()
     }
 }
 
 /// Runs an op on its regions.
-fn run_step(step: &Step, op: &dyn Operation, mut parts: Vec<Part<'_>>, arguments: Arguments) {
+fn run_step(
+    step: &Step,
+    op: &dyn Operation,
+    mut parts: Vec<RegionSlice<'_>>,
+    arguments: Arguments,
+) {
     for &(from, to) in &step.copies {
         let [from, to] = parts.get_disjoint_mut([from, to]).expect("two regions");
-        to.written().copy_from_slice(from.shared());
+        to.as_mut().copy_from_slice(from.shared());
     }
     let mut writes = Vec::with_capacity(step.writes.len());
     for operand in &step.writes {
         let bytes = match operand.region {
             Step::EMPTY => &mut [],
-            region => parts[region].take_written(),
+            region => parts[region].take_mut(),
         };
         writes.push(match operand.dtype {
             DType::F32 => Write::Float(elements_mut(bytes)),
@@ -160,12 +167,12 @@ fn run_step(step: &Step, op: &dyn Operation, mut parts: Vec<Part<'_>>, arguments
 }
 
 /// Memory of a region of an op.
-enum Part<'a> {
+enum RegionSlice<'a> {
     Shared(&'a [u8]),
     Written(&'a mut [u8]),
 }
 
-impl<'a> Part<'a> {
+impl<'a> RegionSlice<'a> {
     fn shared(&self) -> &'a [u8] {
         match self {
             Self::Shared(bytes) => bytes,
@@ -173,14 +180,14 @@ impl<'a> Part<'a> {
         }
     }
 
-    fn written(&mut self) -> &mut [u8] {
+    fn as_mut(&mut self) -> &mut [u8] {
         match self {
             Self::Written(bytes) => bytes,
             Self::Shared(_) => unreachable!("a region is read or written"),
         }
     }
 
-    fn take_written(&mut self) -> &'a mut [u8] {
+    fn take_mut(&mut self) -> &'a mut [u8] {
         match self {
             Self::Written(bytes) => std::mem::take(bytes),
             Self::Shared(_) => unreachable!("a region is read or written"),
@@ -193,7 +200,7 @@ fn split<'a>(
     arena: &'a mut Memory,
     buffers: &'a mut [Option<(DType, Memory)>],
     regions: &[(Region, bool)],
-) -> Vec<Part<'a>> {
+) -> Vec<RegionSlice<'a>> {
     let mut parts = Vec::with_capacity(regions.len());
     let mut buffers = buffers.iter_mut();
     let mut passed = 0;
@@ -204,7 +211,7 @@ fn split<'a>(
             Storage::Buffer(buffer) => {
                 let memory = buffers.nth(buffer.0 - passed).and_then(Option::as_mut);
                 passed = buffer.0 + 1;
-                memory.expect(FREED).1.bytes_mut()
+                memory.expect(FREED_BUFFER).1.bytes_mut()
             }
         };
         let mut at = 0;
@@ -212,8 +219,8 @@ fn split<'a>(
             let (bytes, behind) = rest.split_at_mut(region.end - at);
             let bytes = &mut bytes[region.start - at..];
             parts.push(match is_written {
-                true => Part::Written(bytes),
-                false => Part::Shared(bytes),
+                true => RegionSlice::Written(bytes),
+                false => RegionSlice::Shared(bytes),
             });
             (rest, at) = (behind, region.end);
         }
@@ -271,11 +278,11 @@ impl Memory {
             Error::OutOfMemory {
                 needed: bytes as u64,
                 available: None,
-                problem: format!("the system refuses {mib} MiB of memory: {error}"),
+                problem: format!("cannot allocate {mib} MiB of memory: {error}"),
             }
         })?;
         #[cfg(target_os = "linux")]
-        if bytes >= HUGE {
+        if bytes >= HUGE_PAGE_MIN_BYTES {
             // Without huge pages in the system, the pages are small.
             let _ = pages.advise(memmap2::Advice::HugePage);
         }

@@ -84,7 +84,7 @@ impl Tensor {
     pub fn into_i32(self) -> Vec<i32> {
         match self {
             Self::I32(x) => x,
-            _ => panic!("the elements are no integers"),
+            _ => panic!("the elements are not integers"),
         }
     }
 }

@@ -13,7 +13,7 @@ impl Profile {
     }
 
     /// Ends profiling; returns the wall times.
-    pub(super) fn take(&mut self) -> BTreeMap<&'static str, Duration> {
+    pub(super) fn finish(&mut self) -> BTreeMap<&'static str, Duration> {
         self.0.take().unwrap_or_default()
     }
 

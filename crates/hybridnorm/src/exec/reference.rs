@@ -212,6 +212,6 @@ impl Executor for Reference {
     }
 
     fn take_profile(&mut self) -> BTreeMap<&'static str, Duration> {
-        self.profile.take()
+        self.profile.finish()
     }
 }

@@ -27,10 +27,10 @@ impl AtomicFile {
     pub fn create(target: impl AsRef<Path>) -> Result<Self> {
         let target = target.as_ref().to_path_buf();
         if target.file_name().is_none() {
-            return Err(Error::config(format!(
-                "{}: not the name of a file to write",
-                target.display()
-            )));
+            return Err(Error::invalid_value(
+                "path",
+                format!("{}: not the name of a file to write", target.display()),
+            ));
         }
         let (file, temporary) = temporary::create_file(&target)?;
         Ok(Self {

@@ -89,10 +89,10 @@ pub fn check_writable(target: &Path) -> Result<()> {
 /// If it is not.
 pub fn check_folder_name(target: &Path) -> Result<()> {
     if target.file_name().is_none() {
-        return Err(Error::config(format!(
-            "{}: not the name of a folder to write",
-            target.display()
-        )));
+        return Err(Error::invalid_value(
+            "path",
+            format!("{}: not the name of a folder to write", target.display()),
+        ));
     }
     // The first one that exists decides.
     for path in target

@@ -25,10 +25,10 @@ impl StagedFolder {
     /// If it cannot be created.
     pub fn create(target: &Path) -> Result<Self> {
         if target.file_name().is_none() {
-            return Err(Error::config(format!(
-                "{}: not the name of a folder to write",
-                target.display()
-            )));
+            return Err(Error::invalid_value(
+                "path",
+                format!("{}: not the name of a folder to write", target.display()),
+            ));
         }
         temporary::remove_stale(target);
         let (lock, path) = temporary::create_folder(target)?;
@@ -59,7 +59,7 @@ impl StagedFolder {
             | io::ErrorKind::AlreadyExists
             | io::ErrorKind::NotADirectory => Error::format(
                 &self.target,
-                "appeared while it was being written; choose another name, or remove it",
+                "was created by another process in the meantime; choose another name, or remove it",
             ),
             _ => Error::io(&self.target)(error),
         })?;
@@ -92,10 +92,10 @@ impl StagedFolder {
         };
         // Held until the end, so that no process takes the old folder for abandoned.
         if let Err(fs::TryLockError::WouldBlock) = old.try_lock() {
-            return Err(Error::config(format!(
-                "{}: another process is replacing this folder",
-                self.target.display()
-            )));
+            return Err(Error::locked(
+                &self.target,
+                "another process is replacing this folder",
+            ));
         }
         self.flush()?;
         let aside = swap(&self.path, &self.target)?;
@@ -187,7 +187,7 @@ mod tests {
         staged(&target, "x").publish().unwrap();
         assert_eq!(fs::read(target.join("a")).unwrap(), b"x");
         let found = staged(&target, "y").publish().unwrap_err().to_string();
-        assert!(found.contains("appeared while"), "{found}");
+        assert!(found.contains("was created by another process"), "{found}");
         assert_eq!(fs::read(target.join("a")).unwrap(), b"x");
         assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 1);
     }
@@ -203,11 +203,11 @@ mod tests {
     }
 
     #[test]
-    fn what_may_not_be_removed_stays_in_its_place() {
+    fn folder_that_must_not_be_removed_is_unchanged() {
         let parent = tempfile::tempdir().unwrap();
         let target = parent.path().join("out");
         staged(&target, "old").publish().unwrap();
-        let refuse = |_: &Path| Err(Error::config("notes.txt is not ours"));
+        let refuse = |_: &Path| Err(Error::format("notes.txt", "not ours"));
         let found = staged(&target, "new").replace(refuse).unwrap_err();
         assert!(found.to_string().contains("notes.txt"), "{found}");
         assert_eq!(fs::read(target.join("a")).unwrap(), b"old");

@@ -1,27 +1,27 @@
 //! The attention function of a block: grouped-query attention, or multi-head latent attention.
 
-mod heads;
-mod latent;
+mod grouped_query;
+mod multi_head_latent;
 
 use super::config::ModelConfig;
-use super::declare::{Declare, Matrix, Part};
-use super::norm::{Norm, Site, norm};
+use super::norm::{Norm, NormSite, norm};
+use super::parameter_builder::{Matrix, ParameterBuilder, Part};
 use super::registry::{Param, Role};
 use crate::graph::{Builder, Value};
 use crate::ops;
 use crate::placement::{self, AttnScale, HeadNorm};
 use hybridnorm_kernels::attention::Attention as Spec;
 
-pub use heads::Heads;
-pub use latent::Latent;
+pub use grouped_query::GroupedQueryAttention;
+pub use multi_head_latent::MultiHeadLatentAttention;
 
 /// The attention sub-layer of a block.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Attention {
     /// Grouped-query attention.
-    Heads(Heads),
+    Heads(GroupedQueryAttention),
     /// Multi-head latent attention.
-    Latent(Latent),
+    MultiHeadLatent(MultiHeadLatentAttention),
 }
 
 /// Positions of a forward pass: their rotations, and the KV cache of a block, if any.
@@ -47,7 +47,7 @@ impl<'g> Positions<'g> {
 }
 
 /// Output of attention, with the queries and keys of its logits.
-pub(super) struct Attended<'g> {
+pub(super) struct AttentionOutput<'g> {
     /// Output (b, t, d).
     pub(super) output: Value<'g>,
     /// Packed and transformed q·k·v, with their shape.
@@ -56,13 +56,13 @@ pub(super) struct Attended<'g> {
 
 impl Attention {
     /// Declares the attention of a block.
-    pub(super) fn new(declare: &mut Declare<'_>) -> Self {
-        declare.in_attention = true;
-        let attention = match declare.config.mla {
-            None => Self::Heads(Heads::new(declare)),
-            Some(mla) => Self::Latent(Latent::new(declare, &mla)),
+    pub(super) fn new(builder: &mut ParameterBuilder<'_>) -> Self {
+        builder.in_attention = true;
+        let attention = match builder.config.mla {
+            None => Self::Heads(GroupedQueryAttention::new(builder)),
+            Some(mla) => Self::MultiHeadLatent(MultiHeadLatentAttention::new(builder, &mla)),
         };
-        declare.in_attention = false;
+        builder.in_attention = false;
         attention
     }
 
@@ -73,10 +73,14 @@ impl Attention {
     }
 
     /// Computes [`Attention::output`], with the queries and keys of its logits.
-    pub(super) fn forward<'g>(&self, u_btd: Value<'g>, positions: &Positions<'g>) -> Attended<'g> {
+    pub(super) fn forward<'g>(
+        &self,
+        u_btd: Value<'g>,
+        positions: &Positions<'g>,
+    ) -> AttentionOutput<'g> {
         match self {
             Self::Heads(heads) => heads.forward(u_btd, positions),
-            Self::Latent(latent) => latent.forward(u_btd, positions),
+            Self::MultiHeadLatent(latent) => latent.forward(u_btd, positions),
         }
     }
 }
@@ -93,56 +97,56 @@ fn score_scale(scale: AttnScale, head_dim: usize) -> f64 {
 
 /// Declares the norm of `heads` vectors of `width`.
 fn head_norm(
-    declare: &mut Declare<'_>,
+    builder: &mut ParameterBuilder<'_>,
     path: &str,
     kind: HeadNorm,
     heads: usize,
     width: usize,
 ) -> Option<Norm> {
-    let of_width = |width| Site {
-        eps: declare.attention().norm_eps,
-        ..Site::of_width(width)
+    let of_width = |width| NormSite {
+        eps: builder.attention().norm_eps,
+        ..NormSite::of_width(width)
     };
     let site = match kind {
         HeadNorm::None => return None,
         HeadNorm::PerHead => of_width(width),
-        HeadNorm::PerHeadOwn => Site {
+        HeadNorm::PerHeadOwn => NormSite {
             groups: heads,
             ..of_width(width)
         },
-        HeadNorm::PerHeadPlain => Site {
+        HeadNorm::PerHeadPlain => NormSite {
             affine: false,
             ..of_width(width)
         },
         HeadNorm::Full => of_width(heads * width),
-        HeadNorm::FullPlain => Site {
+        HeadNorm::FullPlain => NormSite {
             affine: false,
             ..of_width(heads * width)
         },
     };
-    Some(Norm::new(declare, path, site))
+    Some(Norm::new(builder, path, site))
 }
 
 /// Output projection, from the context (b, t, heads of `width`) to the residual stream (b, t, d).
 #[derive(Debug, Clone, PartialEq)]
-struct ReadOut {
+struct OutputProjection {
     width: usize,
     ctx_norm: Option<Norm>,
     head_gain: Option<Param>,
     out: Param,
 }
 
-impl ReadOut {
-    fn new(declare: &mut Declare<'_>, heads: usize, width: usize) -> Self {
-        let kind = declare.attention().ctx_norm;
-        let has_gain = declare.attention().head_gain;
-        let d = declare.config.d_model;
+impl OutputProjection {
+    fn new(builder: &mut ParameterBuilder<'_>, heads: usize, width: usize) -> Self {
+        let kind = builder.attention().ctx_norm;
+        let has_gain = builder.attention().head_gain;
+        let d = builder.config.d_model;
         let gain = has_gain.then_some(("", heads, 1.0));
         Self {
             width,
-            ctx_norm: head_norm(declare, "attention.ctx_norm", kind, heads, width),
-            head_gain: declare.vectors("attention.head_gain", Role::Scale, gain.as_slice()),
-            out: declare.matrix(Matrix {
+            ctx_norm: head_norm(builder, "attention.ctx_norm", kind, heads, width),
+            head_gain: builder.add_vectors("attention.head_gain", Role::Scale, gain.as_slice()),
+            out: builder.add_matrix(Matrix {
                 path: "attention.out",
                 label: "out",
                 role: Role::Attention,
@@ -151,9 +155,9 @@ impl ReadOut {
                     path: "attention.out".into(),
                     rows: d,
                     role: placement::Role::O,
-                    counts: "attention out",
+                    count_category: "attention out",
                 }],
-                turns: 1,
+                n_interleaved_groups: 1,
                 writes_residual: true,
                 experts: 1,
             }),

@@ -15,7 +15,7 @@ impl Model {
         let Some(rate) = self.config().moe.as_ref().and_then(|moe| moe.bias_rate) else {
             return;
         };
-        for (spec, routing) in self.selection_biases().iter().zip(routing) {
+        for (spec, routing) in self.balancing_biases().iter().zip(routing) {
             let (experts, total) = (routing.load.len() as u64, routing.load.iter().sum::<u64>());
             let mut values = self.read(spec);
             for (value, &tokens) in values.iter_mut().zip(&routing.load) {
@@ -30,10 +30,10 @@ impl Model {
     }
 
     /// Returns the balancing biases, in block order.
-    fn selection_biases(&self) -> Vec<ParamSpec> {
+    fn balancing_biases(&self) -> Vec<ParamSpec> {
         let blocks = self.decoder().blocks.iter();
         let biases = blocks.filter_map(|block| match &block.feed_forward {
-            FeedForward::Mixture(mixture) => mixture.selection_bias,
+            FeedForward::Mixture(mixture) => mixture.balancing_bias,
             FeedForward::Dense(_) => None,
         });
         let registry = self.decoder().registry();

@@ -2,12 +2,12 @@
 
 use super::attention::{Attention, Positions};
 use super::config::ModelConfig;
-use super::declare::Declare;
-use super::feed_forward::{FeedForward, Routed};
+use super::feed_forward::{FeedForward, RoutingValues};
 use super::norm::norm;
+use super::parameter_builder::ParameterBuilder;
 use super::registry::Registry;
 use super::scale::scale;
-use super::sublayer::{Residual, SubLayer, Sum};
+use super::sublayer::{Residual, SubLayer, SubLayerOutput};
 use crate::error::{Error, Result};
 use crate::graph::Value;
 use crate::placement::Topology;
@@ -145,23 +145,21 @@ pub struct BlockOutput<'g> {
     /// Packed and transformed q·k·v, and the attention that reads them; absent where decoding absorbs projections.
     pub packed: Option<(Value<'g>, Spec)>,
     /// Routing statistics, in a mixture of experts.
-    pub routed: Option<Routed<'g>>,
+    pub routed: Option<RoutingValues<'g>>,
 }
 
 impl Block {
     /// Declares block `layer` (0-based) of a model alone, for custom graphs.
     ///
     /// # Errors
-    /// If the configuration is invalid or has no such block.
+    /// If the configuration is invalid, or [`Error::OutOfRange`] if it has no such block.
     pub fn declare(config: &ModelConfig, layer: usize, registry: &mut Registry) -> Result<Self> {
         let (resolved, _) = config.resolve()?;
         if layer >= resolved.blocks.len() {
-            return Err(Error::config(format!(
-                "there is no block {layer} in a model of {} blocks",
-                config.n_layers
-            )));
+            let expected = format!("0 to {}", config.n_layers - 1);
+            return Err(Error::out_of_range("layer", layer, expected));
         }
-        Ok(Self::new(&mut Declare {
+        Ok(Self::new(&mut ParameterBuilder {
             config,
             resolved: &resolved,
             registry,
@@ -171,16 +169,16 @@ impl Block {
     }
 
     /// Declares a block of a model.
-    pub(super) fn new(declare: &mut Declare<'_>) -> Self {
-        let spec = declare.spec().clone();
+    pub(super) fn new(builder: &mut ParameterBuilder<'_>) -> Self {
+        let spec = builder.spec().clone();
         let mut ffn = spec.ffn.clone();
         // With one shared input norm, the feed-forward reads attention's.
         ffn.in_norm &= spec.topology != Topology::ParallelShared;
         Self {
-            attn: SubLayer::new(declare, "attn", &spec.attn),
-            attention: Attention::new(declare),
-            ffn: SubLayer::new(declare, "ffn", &ffn),
-            feed_forward: FeedForward::new(declare),
+            attn: SubLayer::new(builder, "attn", &spec.attn),
+            attention: Attention::new(builder),
+            ffn: SubLayer::new(builder, "ffn", &ffn),
+            feed_forward: FeedForward::new(builder),
             topology: spec.topology,
         }
     }
@@ -206,9 +204,10 @@ impl Block {
         };
         let (residual, of_attention, of_feed_forward) = match self.topology {
             Topology::Sequential => {
-                let Sum { residual, branch } = self.attn.forward(residual, x, attention);
+                let SubLayerOutput { residual, branch } = self.attn.forward(residual, x, attention);
                 let of_attention = branch;
-                let Sum { residual, branch } = self.ffn.forward(residual, x, feed_forward);
+                let SubLayerOutput { residual, branch } =
+                    self.ffn.forward(residual, x, feed_forward);
                 (residual, of_attention, branch)
             }
             Topology::ParallelShared | Topology::ParallelTwo => {

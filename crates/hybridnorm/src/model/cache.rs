@@ -1,7 +1,7 @@
 //! KV cache: keys and values of previous positions.
 
-use super::decoder::Caches;
-use super::recent::Recent;
+use super::decoder::KvCaches;
+use super::lru_cache::LruCache;
 use crate::graph::{Buffer, ValueId};
 use crate::plan::Program;
 
@@ -15,7 +15,7 @@ pub struct KvCache {
     batch: usize,
     capacity: usize,
     len: usize,
-    programs: Recent<(usize, bool, bool), (Program, ValueId)>,
+    programs: LruCache<(usize, bool, bool), (Program, ValueId)>,
 }
 
 impl KvCache {
@@ -71,9 +71,9 @@ impl KvCache {
         &mut self,
         seq: usize,
         all: bool,
-        build: impl FnOnce(Caches<'_>) -> (Program, ValueId),
+        build: impl FnOnce(KvCaches<'_>) -> (Program, ValueId),
     ) -> &(Program, ValueId) {
-        let caches = Caches {
+        let caches = KvCaches {
             buffers: &self.buffers,
             capacity: self.capacity,
             is_prompt: self.len == 0 && seq > 1,
@@ -89,20 +89,20 @@ mod tests {
     use crate::graph::{Builder, Type};
     use crate::plan::Options;
 
-    fn program(_: Caches<'_>) -> (Program, ValueId) {
+    fn program(_: KvCaches<'_>) -> (Program, ValueId) {
         let g = Builder::new();
         let x = g.input("x", Type::f32([1])).id();
         (Program::new(g.finish(), &[x], Options::default()), x)
     }
 
     #[test]
-    fn programs_of_many_prompt_lengths_leave_and_the_one_that_decodes_stays() {
+    fn decode_program_is_not_evicted() {
         let mut cache = KvCache::new(1, 100);
         cache.program(1, false, program);
         for seq in 2..100 {
             cache.program(seq, false, program);
             cache.program(1, false, |_| unreachable!("decodes every token"));
         }
-        assert_eq!(cache.programs.len(), Recent::<(), ()>::MOST);
+        assert_eq!(cache.programs.len(), LruCache::<(), ()>::CAPACITY);
     }
 }

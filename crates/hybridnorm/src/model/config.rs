@@ -14,9 +14,9 @@ pub use mixture::{MoeConfig, Scoring};
 
 /// Maximum width of the residual stream and of the feed-forward, with which every count of the inventory stays
 /// within 64 bits.
-const WIDEST: usize = 1 << 20;
+const MAX_WIDTH: usize = 1 << 20;
 /// Maximum vocabulary size and sequence length, and bound of every other size.
-const LONGEST: usize = 1 << 24;
+const MAX_SIZE: usize = 1 << 24;
 
 /// Shape of a decoder and its placement of norms. Widths are in elements.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -115,7 +115,7 @@ impl ModelConfig {
 
     /// Returns the mixture of experts of block `layer` (0-based), unless its feed-forward is dense.
     pub fn moe_at(&self, layer: usize) -> Option<&MoeConfig> {
-        self.moe.as_ref().filter(|moe| moe.is_at(layer))
+        self.moe.as_ref().filter(|moe| moe.applies_to_layer(layer))
     }
 
     /// Returns the number of blocks with a dense feed-forward.
@@ -137,7 +137,7 @@ impl ModelConfig {
     /// Checks the shape and the placement, and resolves the placement for this depth.
     ///
     /// # Errors
-    /// [`Error::Config`] or [`Error::Placement`] naming the key, its value and its allowed values.
+    /// An error that names the key, its value and its allowed values.
     pub fn resolve(&self) -> Result<(Resolved, Vec<Warning>)> {
         self.check_shape()?;
         let warnings = validate(&self.placement, self.n_layers, &self.facts())?;
@@ -146,94 +146,96 @@ impl ModelConfig {
     }
 
     fn check_shape(&self) -> Result<()> {
-        let positive = [
-            ("d_model", self.d_model),
-            ("n_layers", self.n_layers),
-            ("n_heads", self.n_heads),
-            ("n_kv_heads", self.n_kv_heads),
-            ("vocab_size", self.vocab_size),
-            ("max_seq_len", self.max_seq_len),
+        let sizes = [
+            ("d_model", self.d_model, MAX_WIDTH),
+            ("n_layers", self.n_layers, MAX_SIZE),
+            ("n_heads", self.n_heads, MAX_SIZE),
+            ("n_kv_heads", self.n_kv_heads, MAX_SIZE),
+            ("vocab_size", self.vocab_size, MAX_SIZE),
+            ("max_seq_len", self.max_seq_len, MAX_SIZE),
         ];
-        if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
-            return Err(Error::config(format!(
-                "model.{key} is 0, expected at least 1"
-            )));
+        let key = |key: &str| format!("model.{key}");
+        if let Some((name, ..)) = sizes.iter().find(|(_, value, _)| *value == 0) {
+            return Err(Error::out_of_range(key(name), 0, "at least 1"));
         }
         if let Some(moe) = &self.moe {
             moe.check(self.n_layers)?;
         }
-        match (self.dense_layers(), self.d_ff) {
-            (0, 0) => {}
-            (0, d_ff) => {
-                return Err(Error::config(format!(
-                    "model.d_ff = {d_ff} has no effect: every block is a mixture of experts of \
-                     model.moe.d_expert"
-                )));
-            }
-            (_, 0) => {
-                return Err(Error::config(
-                    "model.d_ff is missing or 0, expected at least 1",
-                ));
-            }
-            (_, d_ff) if d_ff > WIDEST => {
-                return Err(Error::config(format!(
-                    "model.d_ff = {d_ff} is larger than {WIDEST}"
-                )));
-            }
-            _ => {}
+        self.check_feed_forward()?;
+        self.check_heads()?;
+        if let Some((name, value, max)) = sizes.iter().find(|(_, value, max)| value > max) {
+            let expected = format!("at most {max}");
+            return Err(Error::out_of_range(key(name), value, expected));
         }
+        self.check_numbers()
+    }
+
+    fn check_feed_forward(&self) -> Result<()> {
+        match (self.dense_layers(), self.d_ff) {
+            (0, 0) => Ok(()),
+            (0, d_ff) => Err(Error::no_effect(
+                format!("model.d_ff = {d_ff}"),
+                ": every block is a mixture of experts of model.moe.d_expert",
+            )),
+            (_, 0) => Err(Error::missing("model.d_ff", " or 0, expected at least 1")),
+            (_, d_ff) if d_ff > MAX_WIDTH => {
+                let expected = format!("at most {MAX_WIDTH}");
+                Err(Error::out_of_range("model.d_ff", d_ff, expected))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_heads(&self) -> Result<()> {
         let Self {
             d_model,
             n_heads,
             n_kv_heads,
             ..
         } = *self;
+        let indivisible = |key: &str, divisor: usize, of: &str, value: usize| {
+            let problem = format!("{key} = {divisor} does not divide {of} = {value}");
+            Err(Error::conflict([key, of], problem))
+        };
         if let Some(mla) = &self.mla {
             mla.check(n_heads)?;
             if n_kv_heads != n_heads {
-                return Err(Error::config(format!(
-                    "model.n_kv_heads = {n_kv_heads} has no effect: with model.mla every head has its \
-                     own keys and values, made of one latent"
-                )));
+                return Err(Error::no_effect(
+                    format!("model.n_kv_heads = {n_kv_heads}"),
+                    " with model.mla: every head has separate keys and values, projected from one latent",
+                ));
             }
         } else if d_model % n_heads != 0 {
-            return Err(Error::config(format!(
-                "model.n_heads = {n_heads} does not divide model.d_model = {d_model}"
-            )));
+            return indivisible("model.n_heads", n_heads, "model.d_model", d_model);
         }
         if !self.rope_dim().is_multiple_of(2) {
-            return Err(Error::config(format!(
-                "model.d_model / model.n_heads = {} must be even for the rotary embedding",
-                self.head_dim()
-            )));
+            return Err(Error::out_of_range(
+                "model.d_model / model.n_heads",
+                self.head_dim(),
+                "an even number, for the rotary embedding",
+            ));
         }
         if n_heads % n_kv_heads != 0 {
-            return Err(Error::config(format!(
-                "model.n_kv_heads = {n_kv_heads} does not divide model.n_heads = {n_heads}"
-            )));
+            return indivisible("model.n_kv_heads", n_kv_heads, "model.n_heads", n_heads);
         }
-        for (key, value) in positive {
-            let largest = match key {
-                "d_model" => WIDEST,
-                _ => LONGEST,
-            };
-            if value > largest {
-                return Err(Error::config(format!(
-                    "model.{key} = {value} is larger than {largest}"
-                )));
-            }
-        }
+        Ok(())
+    }
+
+    fn check_numbers(&self) -> Result<()> {
         let eps = self.placement.norm.eps;
         if !(eps as f32).is_normal() {
-            return Err(Error::config(format!(
-                "placement.norm.eps = {eps:e} is outside the range of single precision"
-            )));
+            return Err(Error::out_of_range(
+                "placement.norm.eps",
+                format!("{eps:e}"),
+                "a positive number in the range of single precision",
+            ));
         }
         if !(self.rope_theta.is_finite() && self.rope_theta > 1.0) {
-            return Err(Error::config(format!(
-                "model.rope_theta = {} must be a finite number above 1",
-                self.rope_theta
-            )));
+            return Err(Error::out_of_range(
+                "model.rope_theta",
+                self.rope_theta,
+                "a finite number above 1",
+            ));
         }
         Ok(())
     }

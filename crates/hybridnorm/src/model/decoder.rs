@@ -3,8 +3,8 @@
 use super::attention::Positions;
 use super::block::{Block, BlockOutput};
 use super::config::ModelConfig;
-use super::declare::Declare;
-use super::norm::{Norm, Site, norm};
+use super::norm::{Norm, NormSite, norm};
+use super::parameter_builder::ParameterBuilder;
 use super::registry::{Param, Registry, Role};
 use super::scale::{Scale, scale};
 use super::sublayer::Residual;
@@ -41,7 +41,7 @@ pub struct Decoder {
 }
 
 /// Outputs of a forward pass.
-pub struct Hidden<'g> {
+pub struct ForwardOutput<'g> {
     /// Residual stream after the final norm, (b, t, d): the input of the output head.
     pub hidden: Value<'g>,
     /// Outputs of the blocks, for taps.
@@ -60,7 +60,7 @@ pub struct Losses<'g> {
 
 /// KV caches of a forward pass, one per block.
 #[derive(Debug, Clone, Copy)]
-pub struct Caches<'a> {
+pub struct KvCaches<'a> {
     /// Buffers of the caches.
     pub buffers: &'a [Buffer],
     /// Capacity of each, in positions.
@@ -77,7 +77,7 @@ impl Decoder {
     pub fn new(config: &ModelConfig) -> Result<Self> {
         let (resolved, _) = config.resolve()?;
         let mut registry = Registry::default();
-        let mut declare = Declare {
+        let mut builder = ParameterBuilder {
             config,
             resolved: &resolved,
             registry: &mut registry,
@@ -85,25 +85,25 @@ impl Decoder {
             in_attention: false,
         };
         let (d, v) = (config.d_model, config.vocab_size);
-        let embedding = declare.table("embedding", Role::Embedding, resolved.embed_std());
-        let make = |declare: &mut Declare<'_>, path, wanted: bool| {
-            wanted.then(|| Norm::new(declare, path, Site::of_width(d)))
+        let embedding = builder.add_token_table("embedding", Role::Embedding, resolved.embed_std());
+        let make = |builder: &mut ParameterBuilder<'_>, path, is_present: bool| {
+            is_present.then(|| Norm::new(builder, path, NormSite::of_width(d)))
         };
-        let embed_scale = Scale::new(&mut declare, "embed_scale", resolved.embed_scale, d);
-        let embed_norm = make(&mut declare, "embed_norm", resolved.embed_norm);
+        let embed_scale = Scale::new(&mut builder, "embed_scale", resolved.embed_scale, d);
+        let embed_norm = make(&mut builder, "embed_norm", resolved.embed_norm);
         let mut blocks = Vec::with_capacity(config.n_layers);
         for layer in 0..config.n_layers {
-            declare.layer = Some(layer);
-            blocks.push(Block::new(&mut declare));
+            builder.layer = Some(layer);
+            blocks.push(Block::new(&mut builder));
         }
-        declare.layer = None;
-        let merge_norm = make(&mut declare, "merge_norm", resolved.merge_norm);
-        let second_norm = make(&mut declare, "second_norm", resolved.streams.are_two());
-        let final_norm = make(&mut declare, "final_norm", resolved.final_norm);
-        let logit_scale = Scale::new(&mut declare, "logit_scale", resolved.logits.scale, v);
+        builder.layer = None;
+        let merge_norm = make(&mut builder, "merge_norm", resolved.merge_norm);
+        let second_norm = make(&mut builder, "second_norm", resolved.streams.are_two());
+        let final_norm = make(&mut builder, "final_norm", resolved.final_norm);
+        let logit_scale = Scale::new(&mut builder, "logit_scale", resolved.logits.scale, v);
         let head = match config.tie_embeddings {
             true => embedding,
-            false => declare.table("head", Role::Head, resolved.head_std()),
+            false => builder.add_token_table("head", Role::Head, resolved.head_std()),
         };
         Ok(Self {
             embed_scale,
@@ -147,7 +147,11 @@ impl Decoder {
     ///
     /// # Panics
     /// If the sequence is longer than `max_seq_len`.
-    pub fn forward<'g>(&self, ids_bt: Value<'g>, caches: Option<Caches<'_>>) -> Hidden<'g> {
+    pub fn forward<'g>(
+        &self,
+        ids_bt: Value<'g>,
+        caches: Option<KvCaches<'_>>,
+    ) -> ForwardOutput<'g> {
         let g = ids_bt.builder();
         let &[b, t] = ids_bt.shape().sizes() else {
             panic!("ids are not (b, t), but {:?}", ids_bt.shape())
@@ -173,8 +177,8 @@ impl Decoder {
             residual = output.residual;
             blocks.push(output);
         }
-        let hidden = g.within("final_norm", || self.finish(residual));
-        Hidden { hidden, blocks }
+        let hidden = g.within("final_norm", || self.final_norm_output(residual));
+        ForwardOutput { hidden, blocks }
     }
 
     /// Computes the logits (.., v) from the hidden states (.., d) of [`Decoder::forward`].
@@ -195,7 +199,7 @@ impl Decoder {
     /// targets of the whole optimizer step, so that accumulated micro-batches sum to the full batch. Targets of
     /// -1 are ignored.
     pub fn losses<'g>(&self, ids_bt: Value<'g>, targets_bt: Value<'g>, divisor: f64) -> Losses<'g> {
-        let Hidden { hidden, blocks } = self.forward(ids_bt, None);
+        let ForwardOutput { hidden, blocks } = self.forward(ids_bt, None);
         let g = ids_bt.builder();
         let [mut objective, cross_entropy] = g.within("head", || {
             ops::cross_entropy(self.logits(hidden), targets_bt, self.z_loss, divisor)
@@ -227,7 +231,7 @@ impl Decoder {
     }
 
     /// Computes `final_norm(x)`; with two streams `final_norm(merge_norm(x) + second_norm(y))`.
-    fn finish<'g>(&self, Residual { x, y }: Residual<'g>) -> Value<'g> {
+    fn final_norm_output<'g>(&self, Residual { x, y }: Residual<'g>) -> Value<'g> {
         let x = match y {
             Some(y) => norm(&self.merge_norm, x) + norm(&self.second_norm, y),
             None => x,

@@ -3,10 +3,10 @@
 mod mixture;
 mod mlp;
 
-use super::declare::Declare;
+use super::parameter_builder::ParameterBuilder;
 use crate::graph::Value;
 
-pub use mixture::{Mixture, Routed};
+pub use mixture::{MixtureOfExperts, RoutingValues};
 pub use mlp::Mlp;
 
 /// The feed-forward sub-layer of a block, dense or a mixture of experts.
@@ -16,15 +16,15 @@ pub enum FeedForward {
     /// One MLP for all tokens.
     Dense(Mlp),
     /// Mixture of experts with top-k routing.
-    Mixture(Mixture),
+    Mixture(MixtureOfExperts),
 }
 
 impl FeedForward {
     /// Declares the feed-forward of a block.
-    pub(super) fn new(declare: &mut Declare<'_>) -> Self {
-        match declare.config.moe_at(declare.index()).cloned() {
-            None => Self::Dense(Mlp::dense(declare, "", declare.config.d_ff)),
-            Some(moe) => Self::Mixture(Mixture::new(declare, &moe)),
+    pub(super) fn new(builder: &mut ParameterBuilder<'_>) -> Self {
+        match builder.config.moe_at(builder.index()).cloned() {
+            None => Self::Dense(Mlp::dense(builder, "", builder.config.d_ff)),
+            Some(moe) => Self::Mixture(MixtureOfExperts::new(builder, &moe)),
         }
     }
 
@@ -34,7 +34,7 @@ impl FeedForward {
     }
 
     /// Computes [`FeedForward::output`], and the router statistics.
-    pub(super) fn forward<'g>(&self, u_btd: Value<'g>) -> (Value<'g>, Option<Routed<'g>>) {
+    pub(super) fn forward<'g>(&self, u_btd: Value<'g>) -> (Value<'g>, Option<RoutingValues<'g>>) {
         match self {
             Self::Dense(mlp) => (mlp.forward(u_btd), None),
             Self::Mixture(mixture) => {

@@ -53,13 +53,13 @@ pub fn counts(config: &ModelConfig, seq_len: usize) -> Result<Counts> {
         for (name, part) in &spec.counts {
             *parameters.entry(*name).or_insert(0) += part;
         }
-        let met = match &config.moe {
+        let active_count = match &config.moe {
             Some(moe) if spec.experts > 1 => count / moe.n_experts as u64 * moe.top_k as u64,
             _ => count,
         };
-        active += met;
+        active += active_count;
         if spec.role.is_inner_matrix() {
-            matrices += met;
+            matrices += active_count;
             inner += count;
         }
     }
@@ -75,14 +75,14 @@ pub fn counts(config: &ModelConfig, seq_len: usize) -> Result<Counts> {
         active_matrices: matrices,
         inner_matrices: inner,
         train_flops_per_token: 6 * matrices + 3 * attention * (t + 1),
-        decode_flops_per_token: 2 * matrices + decode_attention(config) * t,
+        decode_flops_per_token: 2 * matrices + decode_attention_flops_per_position(config) * t,
         seq_len,
     })
 }
 
 /// Returns the FLOPs of attending to one position in decoding, over all blocks. Latent attention reads latents
 /// instead of keys and values.
-fn decode_attention(config: &ModelConfig) -> u64 {
+fn decode_attention_flops_per_position(config: &ModelConfig) -> u64 {
     let widths = match &config.mla {
         None => config.head_dim() + config.value_dim(),
         Some(mla) => mla.cache_width() + mla.kv_rank,

@@ -1,8 +1,8 @@
 //! The forward pass of a batch with its losses, as a program.
 
 use super::decoder::Decoder;
+use super::lru_cache::LruCache;
 use super::model::BatchLosses;
-use super::recent::Recent;
 use crate::error::Result;
 use crate::exec::{Data, Executor};
 use crate::graph::{Builder, ValueId};
@@ -17,7 +17,7 @@ pub(crate) struct LossProgram {
 }
 
 /// Programs of the most recently used shapes and divisors.
-pub(super) type LossPrograms = Recent<([usize; 2], u64), LossProgram>;
+pub(super) type LossPrograms = LruCache<([usize; 2], u64), LossProgram>;
 
 impl LossPrograms {
     /// Returns the program of a shape (b, t) and a divisor, planned if it is new.

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use super::cache::KvCache;
 use super::config::ModelConfig;
-use super::decoder::{Caches, Decoder};
+use super::decoder::{Decoder, KvCaches};
 use super::losses::LossPrograms;
-use super::recent::Recent;
+use super::lru_cache::LruCache;
 use super::registry::{PARAMETERS, ParamSpec};
 use super::taps::{Activations, TapProgram};
 use crate::error::{Error, Result};
@@ -45,8 +45,8 @@ pub struct Model {
     device: Device,
     executor: Box<dyn Executor>,
     pub(super) losses: LossPrograms,
-    pub(super) forward: Recent<(usize, usize, Output), (Program, ValueId)>,
-    pub(super) taps: Recent<(usize, usize), TapProgram>,
+    pub(super) forward: LruCache<(usize, usize, Output), (Program, ValueId)>,
+    pub(super) taps: LruCache<(usize, usize), TapProgram>,
 }
 
 /// Output of a forward pass.
@@ -99,8 +99,8 @@ impl Model {
             device,
             executor,
             losses: LossPrograms::default(),
-            forward: Recent::default(),
-            taps: Recent::default(),
+            forward: LruCache::default(),
+            taps: LruCache::default(),
         })
     }
 
@@ -116,8 +116,8 @@ impl Model {
         self.decoder = Decoder::new(&config)?;
         // Existing programs depend on the previous length.
         self.losses = LossPrograms::default();
-        self.forward = Recent::default();
-        self.taps = Recent::default();
+        self.forward = LruCache::default();
+        self.taps = LruCache::default();
         Ok(self)
     }
 
@@ -180,7 +180,7 @@ impl Model {
     /// Replaces the values of all parameters; `values` must contain each in its shape.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the parameter that is missing, unknown or has another shape.
+    /// [`Error::Missing`], [`Error::UnknownKey`] or [`Error::ShapeMismatch`] with the name of the parameter.
     pub fn load(&mut self, values: BTreeMap<String, Values>) -> Result<()> {
         let shapes = values
             .iter()
@@ -211,20 +211,20 @@ impl Model {
             match shapes.remove(spec.name.as_str()) {
                 Some(shape) if shape == spec.shape => {}
                 Some(shape) => {
-                    return Err(Error::config(format!(
-                        "parameter {} has shape {shape:?}, expected {:?}",
-                        spec.name, spec.shape
-                    )));
+                    return Err(Error::ShapeMismatch {
+                        name: spec.name.clone(),
+                        found: shape.to_vec(),
+                        expected: spec.shape.clone(),
+                    });
                 }
-                None => {
-                    return Err(Error::config(format!("parameter {} is missing", spec.name)));
-                }
+                None => return Err(Error::missing(format!("parameter {}", spec.name), "")),
             }
         }
         match shapes.keys().next() {
-            Some(name) => Err(Error::config(format!(
-                "parameter {name} is not one of this model's"
-            ))),
+            Some(name) => Err(Error::unknown_key(
+                *name,
+                format!("parameter {name} does not exist in this model"),
+            )),
             None => Ok(()),
         }
     }
@@ -259,7 +259,7 @@ impl Model {
     /// Checks token ids (b, t).
     ///
     /// # Errors
-    /// If an id is outside the vocabulary, or their number is not `batch · seq`.
+    /// [`Error::InvalidValue`] if an id is outside the vocabulary, or their number is not `batch · seq`.
     pub fn check_ids(&self, ids: &[i32], batch: usize, seq: usize) -> Result<()> {
         self.check_range(0, ids, batch, seq)
     }
@@ -275,17 +275,18 @@ impl Model {
     fn check_range(&self, least: i32, ids: &[i32], batch: usize, seq: usize) -> Result<()> {
         let v = self.config().vocab_size;
         if ids.len() != batch * seq {
-            return Err(Error::config(format!(
-                "{} token ids given, expected {batch} × {seq}",
-                ids.len()
-            )));
+            let found = format!("{} token ids, expected {batch} × {seq}", ids.len());
+            return Err(Error::invalid_value("ids", found));
         }
         let is_outside = |&id: &i32| id < least || id >= v as i32;
         match ids.iter().position(is_outside) {
-            Some(at) => Err(Error::config(format!(
-                "token id {} at position {at} is outside the vocabulary of {v}",
-                ids[at]
-            ))),
+            Some(at) => Err(Error::invalid_value(
+                "ids",
+                format!(
+                    "token id {} at position {at} is outside the vocabulary of {v}",
+                    ids[at]
+                ),
+            )),
             None => Ok(()),
         }
     }
@@ -436,7 +437,7 @@ impl Model {
             past + seq
         );
         let decoder = &self.decoder;
-        let (program, output) = cache.program(seq, all, |caches: Caches<'_>| {
+        let (program, output) = cache.program(seq, all, |caches: KvCaches<'_>| {
             let g = Builder::new();
             let ids = Decoder::tokens(&g, "ids", batch, seq);
             let hidden = decoder.forward(ids, Some(caches)).hidden;

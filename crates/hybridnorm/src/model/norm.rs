@@ -1,6 +1,6 @@
 //! A norm with its parameters.
 
-use super::declare::Declare;
+use super::parameter_builder::ParameterBuilder;
 use super::registry::{Param, Role};
 use crate::graph::Value;
 use crate::ops;
@@ -17,7 +17,7 @@ pub struct Norm {
 
 /// Properties of a norm site beyond the model's [`NormSpec`].
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Site {
+pub(super) struct NormSite {
     /// Elements of a row.
     pub(super) width: usize,
     /// Number of parameter vectors, used in turn by consecutive rows.
@@ -30,7 +30,7 @@ pub(super) struct Site {
     pub(super) eps: Option<f64>,
 }
 
-impl Site {
+impl NormSite {
     /// Returns the site of a norm with a gain over rows of `width`.
     pub(super) fn of_width(width: usize) -> Self {
         Self {
@@ -45,8 +45,8 @@ impl Site {
 
 impl Norm {
     /// Declares the norm of a site.
-    pub(super) fn new(declare: &mut Declare<'_>, path: &str, site: Site) -> Self {
-        let norm: NormSpec = declare.norm().clone();
+    pub(super) fn new(builder: &mut ParameterBuilder<'_>, path: &str, site: NormSite) -> Self {
+        let norm: NormSpec = builder.norm().clone();
         let function = norm
             .kind
             .expect("without a norm function no norm is left in a resolved placement");
@@ -79,12 +79,12 @@ impl Norm {
         let vectors: Vec<_> = affine.into_iter().flatten().chain(scalars).collect();
         Self {
             spec,
-            params: declare.vectors(path, Role::Norm, &vectors),
+            params: builder.add_vectors(path, Role::Norm, &vectors),
         }
     }
 
     /// Returns its parameters, if any.
-    pub(super) fn params<'g>(&self, like: Value<'g>) -> Option<Value<'g>> {
+    pub(super) fn param_value<'g>(&self, like: Value<'g>) -> Option<Value<'g>> {
         self.params.map(|params| params.value(like.builder()))
     }
 }
@@ -92,18 +92,18 @@ impl Norm {
 /// Computes `norm(x)`; returns `x` without a norm.
 pub fn norm<'g>(norm: &Option<Norm>, x: Value<'g>) -> Value<'g> {
     match norm {
-        Some(norm) => ops::norm(x, norm.params(x), norm.spec),
+        Some(norm) => ops::norm(x, norm.param_value(x), norm.spec),
         None => x,
     }
 }
 
 /// Normalizes rows to length 1: `x / |x|`.
-pub(super) fn unit(x: Value<'_>) -> Value<'_> {
-    ops::norm(x, None, unit_length(x.shape().width()))
+pub(super) fn normalize_l2(x: Value<'_>) -> Value<'_> {
+    ops::norm(x, None, l2_norm_spec(x.shape().width()))
 }
 
 /// Returns the norm that normalizes rows to length 1.
-pub(super) fn unit_length(width: usize) -> Spec {
+pub(super) fn l2_norm_spec(width: usize) -> Spec {
     Spec {
         function: NormFn::L2,
         eps: 1e-12,
@@ -126,7 +126,7 @@ mod tests {
         for function in NormFn::ALL {
             let spec = Spec {
                 function,
-                ..unit_length(x.len())
+                ..l2_norm_spec(x.len())
             };
             let params = vec![0.5; spec.params_len()];
             let [y, of_larger] = [&x, &larger].map(|x| {

@@ -14,16 +14,16 @@ use crate::error::{Error, Result};
 use crate::placement::{AttnScale, HeadNorm};
 
 /// Returns γ of every head; a max logit that is not finite changes nothing.
-fn factors(maxima: &[f32], most: f32) -> Vec<f32> {
-    let factor = |&largest: &f32| match largest > most && largest.is_finite() {
-        true => most / largest,
+fn clip_factors(maxima: &[f32], threshold: f32) -> Vec<f32> {
+    let factor = |&largest: &f32| match largest > threshold && largest.is_finite() {
+        true => threshold / largest,
         false => 1.0,
     };
     maxima.iter().map(factor).collect()
 }
 
 /// Returns factors of queries and of keys shared by groups of equal size, whose products are `factors`.
-fn shared_out(factors: &[f32], groups: usize) -> (Vec<f32>, Vec<f32>) {
+fn split_between_query_and_key(factors: &[f32], groups: usize) -> (Vec<f32>, Vec<f32>) {
     let group = factors.len() / groups;
     let smallest = |heads: &[f32]| heads.iter().fold(1.0, |a: f32, b| a.min(*b));
     let keys: Vec<f32> = factors.chunks(group).map(|h| smallest(h).sqrt()).collect();
@@ -48,12 +48,12 @@ impl Attention {
         match self {
             Self::Heads(heads) => {
                 let (groups, width) = (config.n_kv_heads, config.head_dim());
-                let (queries, keys) = shared_out(factors, groups);
+                let (queries, keys) = split_between_query_and_key(factors, groups);
                 let values = std::iter::repeat_n(1.0, groups * width);
                 let rows = repeated(&queries, width).chain(repeated(&keys, width));
                 vec![(heads.qkv, rows.chain(values).collect())]
             }
-            Self::Latent(latent) => {
+            Self::MultiHeadLatent(latent) => {
                 let mla = config.mla.expect("only latent attention has latents");
                 let roots: Vec<f32> = factors.iter().map(|factor| factor.sqrt()).collect();
                 let of_query = |(&root, &factor): (&f32, &f32)| {
@@ -77,13 +77,13 @@ impl Attention {
 }
 
 impl Model {
-    /// Scales queries and keys down so that no max attention logit exceeds `most`, given those of every head in
+    /// Scales queries and keys down so that no max attention logit exceeds `threshold`, given those of every head in
     /// every block; returns the number of clipped heads.
-    pub fn clip_scores(&mut self, maxima: &[Vec<f32>], most: f64) -> usize {
+    pub fn clip_scores(&mut self, maxima: &[Vec<f32>], threshold: f64) -> usize {
         let mut clipped = 0;
         let mut scaled: RowFactors = Vec::new();
         for (block, maxima) in self.decoder().blocks.iter().zip(maxima) {
-            let factors = factors(maxima, most as f32);
+            let factors = clip_factors(maxima, threshold as f32);
             let above = factors.iter().filter(|&&factor| factor < 1.0).count();
             if above > 0 {
                 clipped += above;
@@ -107,14 +107,17 @@ impl ModelConfig {
     /// Checks that scaling query and key weights scales the attention logits in every block.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the first block in which a norm undoes it.
+    /// [`Error::Conflict`] naming the first block in which a norm cancels it.
     pub fn check_qk_clip(&self) -> Result<()> {
         let (resolved, _) = self.resolve()?;
         let refuse = |what: String| {
-            Err(Error::config(format!(
-                "optimizer.qk_clip cannot limit scores: {what} does not pass the scale of queries and keys on; \
-                 leave it out, or take a placement without that, as \"pre-norm\""
-            )))
+            Err(Error::conflict(
+                ["optimizer.qk_clip", "placement"],
+                format!(
+                    "optimizer.qk_clip cannot limit attention logits: {what} cancels the scale of queries and \
+                     keys; remove it, or use a placement without that, such as \"pre-norm\""
+                ),
+            ))
         };
         if resolved.unit_weights {
             return refuse("placement.unit_weights".into());
@@ -140,15 +143,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn products_of_what_is_shared_out_are_the_factors() {
-        let factors = factors(&[50.0, 200.0, 100.0, 400.0, f32::NAN, f32::INFINITY], 100.0);
+    fn query_and_key_factors_multiply_to_gamma() {
+        let factors = clip_factors(&[50.0, 200.0, 100.0, 400.0, f32::NAN, f32::INFINITY], 100.0);
         assert_eq!(factors, [1.0, 0.5, 1.0, 0.25, 1.0, 1.0]);
-        let (queries, keys) = shared_out(&factors, 3);
+        let (queries, keys) = split_between_query_and_key(&factors, 3);
         assert_eq!(keys[2], 1.0);
         for (head, factor) in factors.iter().enumerate() {
             assert!((queries[head] * keys[head / 2] - factor).abs() < 1e-6);
         }
-        let (queries, keys) = shared_out(&factors, 6);
+        let (queries, keys) = split_between_query_and_key(&factors, 6);
         assert_eq!(queries, keys);
     }
 }

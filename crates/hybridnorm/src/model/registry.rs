@@ -17,7 +17,7 @@ use crate::graph::{Buffer, Builder, Shape, Type, Value};
 pub const PARAMETERS: Buffer = Buffer(0);
 
 /// Elements drawn at a time, so that initialization needs no copy of a matrix.
-const PIECE: usize = 1 << 14;
+const CHUNK: usize = 1 << 14;
 
 /// Role of a parameter, which determines weight decay, optimizer group and group in records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -60,10 +60,10 @@ pub enum Init {
     /// Normal, drawn part by part.
     Normal {
         /// Parts, in order.
-        draws: Vec<Draw>,
+        parts: Vec<InitPart>,
         /// Number of groups of equal size, each with an equal share of the rows of every part; 1 for consecutive
         /// parts.
-        turns: usize,
+        n_interleaved_groups: usize,
         /// Elements beyond this many standard deviations are redrawn.
         truncate_at: Option<f64>,
     },
@@ -71,7 +71,7 @@ pub enum Init {
 
 /// Part of a matrix with a separate random generator, keyed by (seed, name).
 #[derive(Debug, Clone, PartialEq)]
-pub struct Draw {
+pub struct InitPart {
     /// Name of the part.
     pub name: String,
     /// Standard deviation.
@@ -139,15 +139,15 @@ impl ParamSpec {
         }
     }
 
-    /// Draws the initial values and passes them to `write` in pieces, each with the index of its first element. They
+    /// Draws the initial values and passes them to `write` in chunks, each with the index of its first element. They
     /// depend on seed and name only, so that parts that two models share have equal values.
     pub fn initialize(&self, seed: u64, mut write: impl FnMut(usize, &[f32])) {
-        let mut piece = Vec::with_capacity(PIECE);
+        let mut chunk = Vec::with_capacity(CHUNK);
         let mut fill = |at: usize, count: usize, values: &mut dyn Iterator<Item = f32>| {
-            for start in (0..count).step_by(PIECE) {
-                piece.clear();
-                piece.extend((&mut *values).take(PIECE.min(count - start)));
-                write(at + start, &piece);
+            for start in (0..count).step_by(CHUNK) {
+                chunk.clear();
+                chunk.extend((&mut *values).take(CHUNK.min(count - start)));
+                write(at + start, &chunk);
             }
         };
         match &self.init {
@@ -155,28 +155,34 @@ impl ParamSpec {
                 fill(0, self.elements(), &mut std::iter::repeat(*value as f32));
             }
             Init::Normal {
-                draws,
-                turns,
+                parts,
+                n_interleaved_groups,
                 truncate_at,
             } => {
-                let mut before = 0;
-                for draw in draws {
-                    let count = draw.rows * self.columns() / turns;
-                    let mut values = normal_values(seed, &draw.name, draw.std, *truncate_at);
-                    for turn in 0..*turns {
-                        fill(turn * self.elements() / turns + before, count, &mut values);
+                let group_size = self.elements() / n_interleaved_groups;
+                let mut offset = 0;
+                for part in parts {
+                    let count = part.rows * self.columns() / n_interleaved_groups;
+                    let mut values = normal_values(seed, &part.name, part.std, *truncate_at);
+                    for group in 0..*n_interleaved_groups {
+                        fill(group * group_size + offset, count, &mut values);
                     }
-                    before += count;
+                    offset += count;
                 }
             }
         }
     }
 }
 
-/// Returns normal values from the generator keyed by (seed, name); those beyond `cut` standard deviations are
+/// Returns normal values from the generator keyed by (seed, name); those beyond `truncate_at` standard deviations are
 /// redrawn from a second stream, so that schemes with and without truncation differ by a factor in all other
 /// elements.
-fn normal_values(seed: u64, name: &str, std: f64, cut: Option<f64>) -> impl Iterator<Item = f32> {
+fn normal_values(
+    seed: u64,
+    name: &str,
+    std: f64,
+    truncate_at: Option<f64>,
+) -> impl Iterator<Item = f32> {
     let key = Sha256::new()
         .chain_update(seed.to_le_bytes())
         .chain_update(name)
@@ -184,10 +190,10 @@ fn normal_values(seed: u64, name: &str, std: f64, cut: Option<f64>) -> impl Iter
     let mut generator = ChaCha8Rng::from_seed(key.into());
     let mut redraws = generator.clone();
     redraws.set_stream(1);
-    let cut = cut.unwrap_or(f64::INFINITY);
+    let limit = truncate_at.unwrap_or(f64::INFINITY);
     std::iter::repeat_with(move || {
         let mut z: f64 = StandardNormal.sample(&mut generator);
-        while z.abs() > cut {
+        while z.abs() > limit {
             z = StandardNormal.sample(&mut redraws);
         }
         (z * std) as f32
@@ -258,7 +264,7 @@ impl Registry {
     /// # Panics
     /// If the name is taken.
     pub fn matrix(&mut self, name: &str, [rows, columns]: [usize; 2], std: f64) -> Param {
-        let draw = Draw {
+        let part = InitPart {
             name: name.to_owned(),
             std,
             rows,
@@ -274,8 +280,8 @@ impl Registry {
             experts: 1,
             counts: vec![("head", (rows * columns) as u64)],
             init: Init::Normal {
-                draws: vec![draw],
-                turns: 1,
+                parts: vec![part],
+                n_interleaved_groups: 1,
                 truncate_at: None,
             },
             has_drift: false,
@@ -343,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn moments_and_cut_are_as_asked() {
+    fn mean_deviation_and_truncation_match_the_arguments() {
         let n = 200_000;
         let values = |cut| normal_values(3, "x", 2.0, cut).take(n).collect::<Vec<_>>();
         let plain = values(None);
@@ -359,19 +365,19 @@ mod tests {
         }
     }
     #[test]
-    fn parts_take_turns_and_every_element_is_written_once() {
-        let draw = |name: &str, rows| Draw {
+    fn parts_are_interleaved_and_every_element_is_written_once() {
+        let part = |name: &str, rows| InitPart {
             name: name.to_owned(),
             std: 1.0,
             rows,
         };
-        let (columns, rows) = (PIECE / 4, [8, 16]);
+        let (columns, rows) = (CHUNK / 4, [8, 16]);
         let mut registry = Registry::default();
         let param = registry.matrix("both", [24, columns], 1.0);
         let spec = ParamSpec {
             init: Init::Normal {
-                draws: vec![draw("a", rows[0]), draw("b", rows[1])],
-                turns: 2,
+                parts: vec![part("a", rows[0]), part("b", rows[1])],
+                n_interleaved_groups: 2,
                 truncate_at: None,
             },
             ..registry.spec(param).clone()
@@ -383,8 +389,8 @@ mod tests {
         });
         assert_eq!(written, found.len());
         let mut drawn = ["a", "b"].map(|name| normal_values(7, name, 1.0, None));
-        for turn in found.chunks(12 * columns) {
-            let (a, b) = turn.split_at(4 * columns);
+        for group in found.chunks(12 * columns) {
+            let (a, b) = group.split_at(4 * columns);
             assert!(a.iter().copied().eq(drawn[0].by_ref().take(4 * columns)));
             assert!(b.iter().copied().eq(drawn[1].by_ref().take(8 * columns)));
         }

@@ -1,6 +1,6 @@
 //! Scale of a value: constant or learned.
 
-use super::declare::Declare;
+use super::parameter_builder::ParameterBuilder;
 use super::registry::{Param, Role};
 use crate::graph::{Builder, Value};
 use crate::ops;
@@ -17,7 +17,12 @@ pub enum Scale {
 
 impl Scale {
     /// Declares the scale of a resolved factor for rows of `width` channels.
-    pub(super) fn new(declare: &mut Declare<'_>, path: &str, factor: Factor, width: usize) -> Self {
+    pub(super) fn new(
+        builder: &mut ParameterBuilder<'_>,
+        path: &str,
+        factor: Factor,
+        width: usize,
+    ) -> Self {
         let Factor::Learned { shape, init, start } = factor else {
             let Factor::Const(constant) = factor else {
                 unreachable!()
@@ -29,7 +34,7 @@ impl Scale {
             LearnedShape::Vector => width,
         };
         let vector = [("factor", n, start.unwrap_or(init))];
-        let param = declare.vectors(path, Role::Scale, &vector);
+        let param = builder.add_vectors(path, Role::Scale, &vector);
         Self::Learned(
             param.expect("one vector"),
             start.map_or(1.0, |start| init / start),

@@ -1,7 +1,7 @@
 //! Connection of attention or feed-forward to the residual stream.
 
-use super::declare::Declare;
-use super::norm::{Norm, Site, norm, unit};
+use super::norm::{Norm, NormSite, norm, normalize_l2};
+use super::parameter_builder::ParameterBuilder;
 use super::scale::{Scale, scale};
 use crate::graph::Value;
 use crate::placement::{self, Combine, Factor, Skip, Streams};
@@ -39,7 +39,7 @@ pub struct Residual<'g> {
 }
 
 /// Residual streams after a sub-layer, and the branch output that was added.
-pub(super) struct Sum<'g> {
+pub(super) struct SubLayerOutput<'g> {
     pub(super) residual: Residual<'g>,
     pub(super) branch: Value<'g>,
 }
@@ -47,18 +47,18 @@ pub(super) struct Sum<'g> {
 impl SubLayer {
     /// Declares the norms and scales of a sub-layer of a resolved block.
     pub(super) fn new(
-        declare: &mut Declare<'_>,
+        builder: &mut ParameterBuilder<'_>,
         path: &str,
         spec: &placement::SubLayer<Factor>,
     ) -> Self {
-        let d = declare.config.d_model;
-        let is_siamese = declare.resolved.streams == Streams::Siamese;
-        let mut make = |site: &str, wanted: bool, gain_init: f64| {
-            let site_of = Site {
+        let d = builder.config.d_model;
+        let is_siamese = builder.resolved.streams == Streams::Siamese;
+        let mut make = |site: &str, is_present: bool, gain_init: f64| {
+            let site_of = NormSite {
                 gain_init,
-                ..Site::of_width(d)
+                ..NormSite::of_width(d)
             };
-            wanted.then(|| Norm::new(declare, &format!("{path}.{site}"), site_of))
+            is_present.then(|| Norm::new(builder, &format!("{path}.{site}"), site_of))
         };
         let out_gain = spec.out_norm.as_ref().map(|out| match out.gain_init {
             Factor::Const(value) | Factor::Learned { init: value, .. } => value,
@@ -68,7 +68,7 @@ impl SubLayer {
         let out_norm = make("out_norm", out_gain.is_some(), out_gain.unwrap_or(1.0));
         let post_norm = make("post_norm", spec.post_norm, 1.0);
         let mut scale_of =
-            |site: &str, factor| Scale::new(declare, &format!("{path}.{site}"), factor, d);
+            |site: &str, factor| Scale::new(builder, &format!("{path}.{site}"), factor, d);
         Self {
             read_scale: scale_of("read_scale", spec.read_scale),
             second_norm,
@@ -97,9 +97,9 @@ impl SubLayer {
         residual: Residual<'g>,
         b: Value<'g>,
         g: impl FnOnce(Value<'g>) -> Value<'g>,
-    ) -> Sum<'g> {
+    ) -> SubLayerOutput<'g> {
         let Residual { x, y } = residual;
-        let n = norm(&self.in_norm, self.read(residual));
+        let n = norm(&self.in_norm, self.input(residual));
         let skip = match self.skip {
             Skip::Raw => x,
             Skip::Normed => n,
@@ -115,15 +115,15 @@ impl SubLayer {
             }
             Combine::LerpUnit => {
                 let o = scale(&self.out_scale, o - skip);
-                (unit(skip + o), o)
+                (normalize_l2(skip + o), o)
             }
         };
         let residual = Residual { x, y };
-        Sum { residual, branch }
+        SubLayerOutput { residual, branch }
     }
 
     /// Returns the sub-layer input: `x`, or with two streams `read_scale · x + second_norm(y)`.
-    fn read<'g>(&self, Residual { x, y }: Residual<'g>) -> Value<'g> {
+    fn input<'g>(&self, Residual { x, y }: Residual<'g>) -> Value<'g> {
         match y.filter(|_| self.second_norm.is_some()) {
             Some(y) => scale(&self.read_scale, x) + norm(&self.second_norm, y),
             None => x,

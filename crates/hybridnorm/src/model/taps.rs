@@ -1,7 +1,7 @@
 //! Taps: reductions of activations, as outputs of a program.
 
-use super::decoder::{Decoder, Hidden};
-use super::feed_forward::Routed;
+use super::decoder::{Decoder, ForwardOutput};
+use super::feed_forward::RoutingValues;
 use crate::error::Result;
 use crate::exec::{Data, Executor};
 use crate::graph::{Builder, ValueId};
@@ -49,7 +49,7 @@ pub(crate) struct RoutingTap {
 
 impl RoutingTap {
     /// Taps the statistics of a block's router.
-    pub(crate) fn new(decoder: &Decoder, routed: &Routed<'_>) -> Self {
+    pub(crate) fn new(decoder: &Decoder, routed: &RoutingValues<'_>) -> Self {
         let moe = decoder
             .config()
             .moe
@@ -88,7 +88,8 @@ impl TapProgram {
     /// Plans a forward pass over ids (b, t).
     pub(super) fn new(decoder: &Decoder, batch: usize, seq: usize) -> Self {
         let g = Builder::new();
-        let Hidden { blocks, .. } = decoder.forward(Decoder::tokens(&g, "ids", batch, seq), None);
+        let ForwardOutput { blocks, .. } =
+            decoder.forward(Decoder::tokens(&g, "ids", batch, seq), None);
         let taps: Vec<BlockTaps> = blocks
             .iter()
             .map(|block| {
@@ -96,7 +97,7 @@ impl TapProgram {
                 let values = [block.entered.x, block.attention, block.feed_forward];
                 BlockTaps {
                     magnitudes: values.map(|value| ops::magnitude(value).id()),
-                    scores: ops::attention_scores(packed, spec).id(),
+                    scores: ops::attention_stats(packed, spec).id(),
                     routing: block.routed.map(|routed| RoutingTap::new(decoder, &routed)),
                 }
             })

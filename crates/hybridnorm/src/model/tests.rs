@@ -1,4 +1,4 @@
-use super::recent::Recent;
+use super::lru_cache::LruCache;
 use super::testing::tiny;
 use super::{Device, Model};
 
@@ -7,7 +7,7 @@ fn model() -> Model {
 }
 
 #[test]
-fn programs_of_many_shapes_do_not_pile_up() {
+fn program_cache_is_bounded() {
     let mut model = model();
     let ids = [1; 32];
     for seq in 1..=32 {
@@ -18,7 +18,7 @@ fn programs_of_many_shapes_do_not_pile_up() {
         model.activations(ids, 1, seq).unwrap();
     }
     let kept = [model.forward.len(), model.losses.len(), model.taps.len()];
-    assert_eq!(kept, [Recent::<(), ()>::MOST; 3]);
+    assert_eq!(kept, [LruCache::<(), ()>::CAPACITY; 3]);
 }
 
 #[test]

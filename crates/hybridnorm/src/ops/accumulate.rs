@@ -30,7 +30,7 @@ impl Operation for Accumulate {
         Vec::new()
     }
 
-    fn runs_early(&self) -> bool {
+    fn is_eager(&self) -> bool {
         true
     }
 

@@ -47,7 +47,7 @@ impl Operation for Activation {
         vec![Some(dx)]
     }
 
-    fn by_position(&self, _inputs: &[Type]) -> Range<usize> {
+    fn positionwise_inputs(&self, _inputs: &[Type]) -> Range<usize> {
         0..1
     }
 
@@ -135,7 +135,7 @@ pub(super) fn backward(function: Function, f: usize, x: &[f64], dy: &[f64], dx: 
 #[cfg(test)]
 mod tests {
     use super::super::linear;
-    use super::super::testing::{check, floats, floats_by};
+    use super::super::testing::{check, floats, mapped_floats};
     use super::*;
 
     #[test]
@@ -143,7 +143,7 @@ mod tests {
         let functions = [Function::Swiglu, Function::Geglu, Function::Gelu, Function::Relu2];
         for function in functions {
             let wide = function.inputs(7);
-            let x = || floats_by(1, [2, 5, wide], |x| 3.0 * x);
+            let x = || mapped_floats(1, [2, 5, wide], |x| 3.0 * x);
             check(&[x()], |_, x| activation(x[0], function));
             check(&[x(), floats(2, [4, 7])], |_, x| linear(activation(x[0], function), x[1]));
         }

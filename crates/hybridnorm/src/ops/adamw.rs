@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use hybridnorm_kernels::adamw::{self, Slot};
 
-use super::gradient_norm::{check_slots, clipping, finite_norm, states, update};
+use super::gradient_norm::{check_slots, clip_factor, finite_norm, record_update, states_by_slot};
 use super::{Arguments, Io, Operation};
 use crate::graph::{Type, Value};
 
@@ -47,7 +47,7 @@ pub fn adamw<'g>(
     squares: Value<'g>,
     slots: &[[Value<'g>; 4]],
 ) -> Value<'g> {
-    update(op, guard, squares, slots)
+    record_update(op, guard, squares, slots)
 }
 
 impl AdamW {
@@ -83,10 +83,10 @@ impl Operation for AdamW {
         let Some(norm) = finite_norm(io.read(0), io.doubles(1)) else {
             return;
         };
-        let scale = clipping(self.clip, norm);
+        let scale = clip_factor(self.clip, norm);
         let Arguments { lr, step, .. } = io.arguments();
         let [correction1, correction2] = self.corrections(step);
-        let slots = states(io, self.slots()).into_iter().zip(&self.weight_decay);
+        let slots = states_by_slot(io, self.slots()).into_iter().zip(&self.weight_decay);
         for (i, ([p, m, v], weight_decay)) in slots.enumerate() {
             let (mut update, mut value) = (0.0, 0.0);
             let moments = m.iter_mut().zip(v);
@@ -122,7 +122,7 @@ impl Operation for AdamW {
             bias_correction1,
             bias_correction2,
         };
-        let slots = states(io, self.slots()).into_iter().zip(&self.weight_decay);
+        let slots = states_by_slot(io, self.slots()).into_iter().zip(&self.weight_decay);
         let mut slots: Vec<Slot> = slots
             .enumerate()
             .map(|(i, ([p, m, v], &weight_decay))| Slot {
@@ -142,8 +142,8 @@ impl Operation for AdamW {
 
 #[cfg(test)]
 mod tests {
-    use super::super::stateful::{After, Executors};
-    use super::super::testing::{Given, floats, numbers};
+    use super::super::stateful::{Executors, RunResult};
+    use super::super::testing::{TestInput, floats, numbers};
     use super::super::{linear, squared_norms};
     use super::*;
     use crate::graph::Builder;
@@ -151,7 +151,7 @@ mod tests {
 
     const SHAPES: [[usize; 2]; 4] = [[3, 5], [1, 1], [0, 7], [129, 257]];
 
-    type Run = (Arguments, Vec<Given>);
+    type Run = (Arguments, Vec<TestInput>);
 
     fn rule(clip: f64) -> AdamW {
         AdamW {
@@ -191,7 +191,7 @@ mod tests {
     }
 
     /// Runs steps on parameters and moments in one buffer, or each in a separate one.
-    fn steps(clip: f64, in_one: bool, runs: &[Run]) -> Vec<After> {
+    fn steps(clip: f64, in_one: bool, runs: &[Run]) -> Vec<RunResult> {
         let states = (1..).zip(SHAPES).flat_map(|(seed, [rows, columns])| {
             let zeros = vec![0.0; rows * columns];
             [numbers(seed, rows * columns), zeros.clone(), zeros]
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_finite_changes_nothing() {
+    fn non_finite_gradients_skip_the_update() {
         for element in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
             for index in [0, 1, 4] {
                 let runs = [run(1), broken(2, index, element), run(2)];
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_step_is_the_learning_rate() {
+    fn first_update_has_the_size_of_the_learning_rate() {
         let after = &steps(0.0, false, &[run(1)])[0];
         let (_, given) = run(1);
         let before = numbers(1, 15);

@@ -41,7 +41,7 @@ impl Operation for Add {
         &[(1, 0)]
     }
 
-    fn by_position(&self, _inputs: &[Type]) -> Range<usize> {
+    fn positionwise_inputs(&self, _inputs: &[Type]) -> Range<usize> {
         0..2
     }
 

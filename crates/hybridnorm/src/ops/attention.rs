@@ -2,7 +2,7 @@
 
 use hybridnorm_kernels::attention::{self, Attention as Spec};
 
-use super::exact::softmax;
+use super::reference_math::softmax;
 use super::{Backward, Io, Operation, QkvPrep};
 use crate::graph::{Type, Value};
 
@@ -17,14 +17,14 @@ pub struct AttentionGrad(pub(crate) Spec);
 
 /// [`QkvPrep`] and [`Attention`] in one op: normalized and rotated heads exist one tile at a time.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct NormedAttention {
+pub struct QkvAttention {
     pub(crate) prep: QkvPrep,
     pub(crate) attention: Spec,
 }
 
-/// Gradients of [`NormedAttention`], which recompute the normalized and rotated heads.
+/// Gradients of [`QkvAttention`], which recompute the normalized and rotated heads.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct NormedAttentionGrad(pub(crate) NormedAttention);
+pub struct QkvAttentionGrad(pub(crate) QkvAttention);
 
 /// Computes causal self-attention from packed q·k·v (b, t, (h + g)·k + g·value) to the context (b, t, h·value).
 ///
@@ -113,19 +113,19 @@ impl Operation for AttentionGrad {
     }
 }
 
-impl NormedAttention {
+impl QkvAttention {
     /// True if the kernel normalizes heads one by one, without the whole packed row.
     fn is_by_head(&self) -> bool {
         self.prep.spec.is_by_head()
     }
 
     /// Returns the elements of the packed q·k·v that must be materialized.
-    fn rows(&self, inputs: &[Type]) -> usize {
+    fn materialized_elements(&self, inputs: &[Type]) -> usize {
         if self.is_by_head() { 0 } else { inputs[0].elements() }
     }
 }
 
-impl Operation for NormedAttention {
+impl Operation for QkvAttention {
     fn name(&self) -> &'static str {
         "attention"
     }
@@ -141,7 +141,7 @@ impl Operation for NormedAttention {
     }
 
     fn scratch(&self, inputs: &[Type]) -> usize {
-        self.rows(inputs)
+        self.materialized_elements(inputs)
     }
 
     fn workspace(&self, _inputs: &[Type], threads: usize) -> usize {
@@ -150,15 +150,15 @@ impl Operation for NormedAttention {
 
     fn reference(&self, io: &mut Io<'_, f64>) {
         let mut rows = vec![0.0; io.read(0).len()];
-        self.prep.exact(io, &mut rows);
+        self.prep.reference_forward(io, &mut rows);
         forward(&self.attention, &rows, io.write(), io.write());
     }
 
     fn cpu(&self, io: &mut Io<'_, f32>) {
         let (ctx, lse) = (io.write(), io.write());
-        let (prep, qkv) = (self.prep.preparation(io), io.read(0));
+        let (prep, qkv) = (self.prep.bind(io), io.read(0));
         if self.is_by_head() {
-            return attention::forward_prepared(&self.attention, &prep, qkv, ctx, lse);
+            return attention::forward_transformed(&self.attention, &prep, qkv, ctx, lse);
         }
         let rows = io.write();
         hybridnorm_kernels::qkv::forward(&prep, qkv, rows);
@@ -166,7 +166,7 @@ impl Operation for NormedAttention {
     }
 }
 
-impl Operation for NormedAttentionGrad {
+impl Operation for QkvAttentionGrad {
     fn name(&self) -> &'static str {
         "attention, gradient"
     }
@@ -181,7 +181,7 @@ impl Operation for NormedAttentionGrad {
     }
 
     fn scratch(&self, inputs: &[Type]) -> usize {
-        2 * self.0.rows(inputs)
+        2 * self.0.materialized_elements(inputs)
     }
 
     fn workspace(&self, _inputs: &[Type], threads: usize) -> usize {
@@ -191,18 +191,18 @@ impl Operation for NormedAttentionGrad {
     fn reference(&self, io: &mut Io<'_, f64>) {
         let (dx, dparams) = (io.write(), [io.write(), io.write(), io.write()]);
         let mut rows = vec![0.0; dx.len()];
-        self.0.prep.exact(io, &mut rows);
+        self.0.prep.reference_forward(io, &mut rows);
         let mut drows = vec![0.0; dx.len()];
         backward(&self.0.attention, &rows, io.read(7), &mut drows);
-        self.0.prep.exact_backward(io, &drows, dx, dparams);
+        self.0.prep.reference_backward(io, &drows, dx, dparams);
     }
 
     fn cpu(&self, io: &mut Io<'_, f32>) {
         let (dx, dparams) = (io.write(), [io.write(), io.write(), io.write()]);
-        let (prep, spec, qkv) = (self.0.prep.preparation(io), &self.0.attention, io.read(0));
+        let (prep, spec, qkv) = (self.0.prep.bind(io), &self.0.attention, io.read(0));
         let (ctx, lse, dctx) = (io.read(5), io.read(6), io.read(7));
         if self.0.is_by_head() {
-            return attention::backward_prepared(spec, &prep, qkv, ctx, lse, dctx, dx, dparams);
+            return attention::backward_transformed(spec, &prep, qkv, ctx, lse, dctx, dx, dparams);
         }
         let (rows, drows) = io.write().split_at_mut(qkv.len());
         hybridnorm_kernels::qkv::forward(&prep, qkv, rows);
@@ -212,12 +212,12 @@ impl Operation for NormedAttentionGrad {
 }
 
 /// Offsets of queries, keys and values by head in row (b, t).
-struct Places<'a> {
+struct HeadOffsets<'a> {
     spec: &'a Spec,
     width: usize,
 }
 
-impl<'a> Places<'a> {
+impl<'a> HeadOffsets<'a> {
     fn new(spec: &'a Spec) -> Self {
         let width = (spec.heads + spec.kv_heads) * spec.head_dim + spec.kv_heads * spec.value_dim;
         Self { spec, width }
@@ -269,7 +269,7 @@ impl<'a> Places<'a> {
 
 /// Computes [`Attention`] in double precision.
 pub(super) fn forward(spec: &Spec, qkv: &[f64], ctx: &mut [f64], lse: &mut [f64]) {
-    let at = Places::new(spec);
+    let at = HeadOffsets::new(spec);
     ctx.fill(0.0);
     at.for_each(|b, t, h| {
         let (weights, log_sum) = softmax(&at.scores(qkv, b, t, h)[0]);
@@ -284,7 +284,7 @@ pub(super) fn forward(spec: &Spec, qkv: &[f64], ctx: &mut [f64], lse: &mut [f64]
 
 /// Computes the gradient of [`forward`]'s input in double precision.
 pub(super) fn backward(spec: &Spec, qkv: &[f64], dctx: &[f64], dqkv: &mut [f64]) {
-    let at = Places::new(spec);
+    let at = HeadOffsets::new(spec);
     dqkv.fill(0.0);
     at.for_each(|b, t, h| {
         let [scores, slopes] = at.scores(qkv, b, t, h);
@@ -296,9 +296,9 @@ pub(super) fn backward(spec: &Spec, qkv: &[f64], dctx: &[f64], dqkv: &mut [f64])
                 dctx.iter().zip(v).map(|(d, v)| d * v).sum()
             })
             .collect();
-        let along: f64 = weights.iter().zip(&dp).map(|(p, dp)| p * dp).sum();
+        let delta: f64 = weights.iter().zip(&dp).map(|(p, dp)| p * dp).sum();
         for s in 0..=t {
-            let du = weights[s] * (dp[s] - along) * slopes[s] * f64::from(spec.scale);
+            let du = weights[s] * (dp[s] - delta) * slopes[s] * f64::from(spec.scale);
             let (q, k, v) = (at.query(b, t, h), at.key(b, s, h), at.value(b, s, h));
             for i in 0..spec.head_dim {
                 dqkv[q + i] += du * qkv[k + i];
@@ -317,7 +317,7 @@ mod tests {
     use hybridnorm_kernels::qkv::{QkOrder, QkvPrep as Prep, rope_table};
 
     use super::super::qkv_prep;
-    use super::super::testing::{check, check_close, constant, floats, floats_by};
+    use super::super::testing::{check, check_reordered, fixed_input, floats, mapped_floats};
     use super::*;
 
     fn spec(seq: usize, value_dim: usize, softcap: Option<f32>) -> Spec {
@@ -334,11 +334,11 @@ mod tests {
     }
 
     #[test]
-    fn heads_attend_to_what_came_before() {
+    fn attention_is_causal() {
         for (seq, value_dim, softcap) in [(1, 6, None), (5, 6, Some(0.7)), (9, 3, None)] {
             let spec = spec(seq, value_dim, softcap);
             let width = 6 * 6 + 2 * value_dim;
-            let qkv = floats_by(1, [2, seq, width], |x| 2.0 * x);
+            let qkv = mapped_floats(1, [2, seq, width], |x| 2.0 * x);
             check(&[qkv], |_, x| attention(x[0], spec));
         }
     }
@@ -379,14 +379,14 @@ mod tests {
                 let table: Vec<f64> = table.into_iter().map(f64::from).collect();
                 let given = [
                     floats(1, [2, 5, 48]),
-                    floats_by(2, [q_len], |x| 1.0 + 0.3 * x),
-                    floats_by(3, [k_len], |x| 1.0 + 0.3 * x),
-                    floats_by(4, [v_len], |x| 1.0 + 0.3 * x),
-                    constant([5, 6], table),
+                    mapped_floats(2, [q_len], |x| 1.0 + 0.3 * x),
+                    mapped_floats(3, [k_len], |x| 1.0 + 0.3 * x),
+                    mapped_floats(4, [v_len], |x| 1.0 + 0.3 * x),
+                    fixed_input([5, 6], table),
                 ];
                 check(&given, |_, x| prepared(x, prep));
                 // Fused ops sum the gradients of norm parameters head by head.
-                check_close(&given, &[], |_, x| {
+                check_reordered(&given, &[], |_, x| {
                     vec![attention(prepared(x, prep), spec(5, 6, None))]
                 });
             }

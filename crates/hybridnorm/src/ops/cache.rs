@@ -3,7 +3,7 @@
 use hybridnorm_kernels::attention::{self, Attention as Spec};
 use hybridnorm_kernels::cache::{self, Append};
 
-use super::exact::softmax;
+use super::reference_math::softmax;
 use super::{Io, Operation};
 use crate::graph::{Type, Value};
 
@@ -234,7 +234,7 @@ pub(super) fn weights(q: &[f64], keys: &[&[f64]], scale: f32, softcap: Option<f3
 
 #[cfg(test)]
 mod tests {
-    use super::super::stateful::{Executors, behind, inputs};
+    use super::super::stateful::{Executors, arguments_after, inputs};
     use super::super::testing::numbers;
     use super::*;
 
@@ -247,7 +247,7 @@ mod tests {
             let mut past = 0;
             for t in [4, 1, 1, 5] {
                 let given = inputs(t as u64, [[b, t, w]]);
-                let results = executors.run(behind(past), &given, |g, state, x| {
+                let results = executors.run(arguments_after(past), &given, |g, state, x| {
                     let cache = g.state(state[0], 0, Type::f32([b, capacity, c]));
                     match w == c {
                         true => cache_append(x[0], cache),
@@ -299,7 +299,7 @@ mod tests {
                     ..spec
                 };
                 let given = inputs(t as u64, [[b, t, w]]);
-                let results = executors.run(behind(past), &given, |g, state, x| {
+                let results = executors.run(arguments_after(past), &given, |g, state, x| {
                     let cache = g.state(state[0], 0, Type::f32([b, capacity, c]));
                     let packed = x[0] * 2.0;
                     cache_append_columns(packed, heads * head_dim, cache);
@@ -326,7 +326,7 @@ mod tests {
             seq: t,
             ..form(2, 1, 2, 2)
         };
-        executors.run(behind(1), &inputs(7, [[b, t, 8], [b, t, c]]), |g, state, x| {
+        executors.run(arguments_after(1), &inputs(7, [[b, t, 8], [b, t, c]]), |g, state, x| {
             let first = g.state(state[0], 0, ty);
             let second = g.state(state[0], ty.elements(), ty);
             cache_append(x[1], second);
@@ -355,7 +355,7 @@ mod tests {
     #[should_panic(expected = "cache append: columns 4..9 of 8")]
     fn rows_that_are_too_narrow() {
         let mut executors = Executors::new(&[vec![0.0; 30]]);
-        executors.run(behind(0), &inputs(1, [[2, 1, 8]]), |g, state, x| {
+        executors.run(arguments_after(0), &inputs(1, [[2, 1, 8]]), |g, state, x| {
             cache_append_columns(x[0], 4, g.state(state[0], 0, Type::f32([2, 3, 5])));
             vec![]
         });
@@ -365,7 +365,7 @@ mod tests {
     #[should_panic(expected = "3 past and 1 new rows, capacity 3")]
     fn a_cache_that_is_full() {
         let mut executors = Executors::new(&[vec![0.0; 30]]);
-        executors.run(behind(3), &inputs(1, [[2, 1, 5]]), |g, state, x| {
+        executors.run(arguments_after(3), &inputs(1, [[2, 1, 5]]), |g, state, x| {
             cache_append(x[0], g.state(state[0], 0, Type::f32([2, 3, 5])));
             vec![]
         });

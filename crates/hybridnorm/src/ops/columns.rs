@@ -86,7 +86,7 @@ impl Operation for Split {
         vec![Some(concat(&parts))]
     }
 
-    fn by_position(&self, _inputs: &[Type]) -> Range<usize> {
+    fn positionwise_inputs(&self, _inputs: &[Type]) -> Range<usize> {
         0..1
     }
 
@@ -129,7 +129,7 @@ impl Operation for Concat {
         parts.into_iter().map(Some).collect()
     }
 
-    fn by_position(&self, inputs: &[Type]) -> Range<usize> {
+    fn positionwise_inputs(&self, inputs: &[Type]) -> Range<usize> {
         let rows = inputs[0].shape.with_width(1);
         match inputs.iter().all(|part| part.shape.with_width(1) == rows) {
             true => 0..inputs.len(),
@@ -176,7 +176,7 @@ impl Operation for ScaleColumns {
         vec![Some(dx), Some(ds)]
     }
 
-    fn by_position(&self, _inputs: &[Type]) -> Range<usize> {
+    fn positionwise_inputs(&self, _inputs: &[Type]) -> Range<usize> {
         0..1
     }
 

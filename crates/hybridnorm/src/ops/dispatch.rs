@@ -9,10 +9,10 @@ use crate::graph::{Type, Value};
 
 /// Dispatch of tokens to the experts with the highest scores, as [`Layout`] lays it out.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Choose {
+pub struct TopKDispatch {
     pub(crate) router: Router,
     /// True if a second input, a bias, is added to the scores.
-    pub(crate) is_biased: bool,
+    pub(crate) has_bias: bool,
 }
 
 /// Selects the `router.top_k` experts of each token by their scores, plus a bias of the experts (e) if given: from
@@ -21,10 +21,10 @@ pub struct Choose {
 ///
 /// # Panics
 /// If logits or bias have another number of experts.
-pub fn choose<'g>(logits: Value<'g>, bias_e: Option<Value<'g>>, router: Router) -> Value<'g> {
-    let is_biased = bias_e.is_some();
+pub fn top_k_dispatch<'g>(logits: Value<'g>, bias_e: Option<Value<'g>>, router: Router) -> Value<'g> {
+    let has_bias = bias_e.is_some();
     let inputs: Vec<Value> = [logits].into_iter().chain(bias_e).collect();
-    let [dispatch] = logits.builder().op(Choose { router, is_biased }, &inputs);
+    let [dispatch] = logits.builder().op(TopKDispatch { router, has_bias }, &inputs);
     dispatch
 }
 
@@ -33,14 +33,14 @@ pub(super) fn dispatch_type(layout: Layout, tokens: usize) -> Type {
     Type::i32([layout.elements(tokens)])
 }
 
-impl Operation for Choose {
+impl Operation for TopKDispatch {
     fn name(&self) -> &'static str {
         "choice of experts"
     }
 
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
         let experts = self.router.experts;
-        let (logits, bias) = match (inputs, self.is_biased) {
+        let (logits, bias) = match (inputs, self.has_bias) {
             ([logits], false) => (logits, None),
             ([logits, bias], true) => (logits, Some(bias)),
             _ => panic!("choice of experts reads logits, and a bias if it has one"),
@@ -58,25 +58,25 @@ impl Operation for Choose {
 
     fn reference(&self, io: &mut Io<'_, f64>) {
         let (r, logits, dispatch) = (&self.router, io.read(0), io.write_ints());
-        let bias = if self.is_biased { io.read(1) } else { &[] };
-        let mut chosen: Vec<usize> = Vec::new();
+        let bias = if self.has_bias { io.read(1) } else { &[] };
+        let mut selected: Vec<usize> = Vec::new();
         for logits in logits.chunks(r.experts) {
             let mut keys = scores(r.scoring, logits);
             for (key, bias) in keys.iter_mut().zip(bias) {
                 *key += bias;
             }
-            chosen.extend(best_experts(r, keys, self.is_biased));
+            selected.extend(best_experts(r, keys, self.has_bias));
         }
-        let mut choice_of_slot: Vec<usize> = (0..chosen.len()).collect();
-        choice_of_slot.sort_by_key(|&choice| (chosen[choice], choice));
-        let mut slot_of_choice = vec![0; chosen.len()];
+        let mut choice_of_slot: Vec<usize> = (0..selected.len()).collect();
+        choice_of_slot.sort_by_key(|&choice| (selected[choice], choice));
+        let mut slot_of_choice = vec![0; selected.len()];
         for (slot, &choice) in choice_of_slot.iter().enumerate() {
             slot_of_choice[choice] = slot;
         }
-        let below = |expert| chosen.iter().filter(|&&c| c < expert).count();
+        let below = |expert| selected.iter().filter(|&&c| c < expert).count();
         let offsets: Vec<usize> = (0..=r.experts).map(below).collect();
         let load = offsets.windows(2).map(|pair| pair[1] - pair[0]).collect();
-        let parts = [load, offsets, choice_of_slot, slot_of_choice, chosen].concat();
+        let parts = [load, offsets, choice_of_slot, slot_of_choice, selected].concat();
         for (to, from) in dispatch.iter_mut().zip(parts) {
             *to = from as i32;
         }
@@ -84,18 +84,18 @@ impl Operation for Choose {
 
     fn cpu(&self, io: &mut Io<'_, f32>) {
         let (layout, logits, dispatch) = (self.router.layout(), io.read(0), io.write_ints());
-        let bias = self.is_biased.then(|| io.read(1));
-        let chosen = layout.chosen(dispatch.len());
-        router::choose(&self.router, logits, bias, &mut dispatch[chosen]);
+        let bias = self.has_bias.then(|| io.read(1));
+        let selected = layout.chosen(dispatch.len());
+        router::select_top_k(&self.router, logits, bias, &mut dispatch[selected]);
         layout.fill(dispatch);
     }
 }
 
 /// Returns the top-k experts of one token in descending order of their keys, from the best groups only.
-fn best_experts(r: &Router, mut keys: Vec<f64>, is_biased: bool) -> Vec<usize> {
+fn best_experts(r: &Router, mut keys: Vec<f64>, has_bias: bool) -> Vec<usize> {
     let size = r.experts / r.groups;
     // A group is ranked by its best expert, with a bias by the sum of its two best.
-    let counted = if is_biased { 2 } else { 1 };
+    let counted = if has_bias { 2 } else { 1 };
     let groups = keys.chunks(size).map(|keys| {
         let best = descending(keys).into_iter().take(counted);
         best.map(|expert| keys[expert]).sum()
@@ -142,8 +142,8 @@ mod tests {
                     scaling: 1.0,
                 };
                 let given = [floats(1, [1, n, experts]), floats(2, [experts])];
-                check_with(&given[..1], &[0], |_, x| vec![choose(x[0], None, router)]);
-                check_with(&given, &[0], |_, x| vec![choose(x[0], Some(x[1]), router)]);
+                check_with(&given[..1], &[0], |_, x| vec![top_k_dispatch(x[0], None, router)]);
+                check_with(&given, &[0], |_, x| vec![top_k_dispatch(x[0], Some(x[1]), router)]);
             }
         }
     }

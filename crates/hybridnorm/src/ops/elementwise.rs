@@ -76,7 +76,7 @@ impl Operation for Clamp {
         &[(0, 0)]
     }
 
-    fn by_position(&self, _inputs: &[Type]) -> Range<usize> {
+    fn positionwise_inputs(&self, _inputs: &[Type]) -> Range<usize> {
         0..1
     }
 
@@ -134,7 +134,7 @@ impl Operation for Softcap {
         &[(0, 0)]
     }
 
-    fn by_position(&self, _inputs: &[Type]) -> Range<usize> {
+    fn positionwise_inputs(&self, _inputs: &[Type]) -> Range<usize> {
         0..1
     }
 
@@ -226,14 +226,14 @@ impl Operation for ReciprocalGrad {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{check, floats, floats_by};
+    use super::super::testing::{check, floats, mapped_floats};
     use super::*;
 
     #[test]
     fn functions_of_elements() {
         check(&[floats(1, [3, 11])], |_, x| clamp(x[0], 0.4));
-        check(&[floats_by(1, [3, 11], |x| 5.0 * x)], |_, x| softcap(x[0], 2.0));
-        let given = [floats_by(1, [11], |x| 0.5 + 0.6 * x)];
+        check(&[mapped_floats(1, [3, 11], |x| 5.0 * x)], |_, x| softcap(x[0], 2.0));
+        let given = [mapped_floats(1, [11], |x| 0.5 + 0.6 * x)];
         check(&given, |_, x| reciprocal(x[0], 0.1));
     }
 }

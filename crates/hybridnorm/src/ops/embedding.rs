@@ -26,7 +26,7 @@ pub struct EmbeddingGradAdd(pub(crate) EmbeddingGrad);
 /// If the table is not a matrix, or the ids are not (b, t).
 pub fn embedding<'g>(ids_bt: Value<'g>, w_vd: Value<'g>) -> Value<'g> {
     let &[rows, width] = w_vd.shape().sizes() else {
-        panic!("embedding: the table is no matrix, but {:?}", w_vd.shape())
+        panic!("embedding: the table is not a matrix but {:?}", w_vd.shape())
     };
     let [y] = ids_bt.builder().op(Embedding { rows, width }, &[ids_bt, w_vd]);
     y

@@ -5,14 +5,14 @@ use hybridnorm_kernels::experts::{self, Dispatch, Layout};
 
 use super::activation as reference;
 use super::dispatch::dispatch_type;
-use super::experts::{Product, add_outer, times, transposed_times};
+use super::experts::{ExpertLinear, add_outer, matvec, matvec_transposed};
 use super::{Backward, Io, Operation};
 use crate::graph::{Shape, Type, Value};
 
 /// `Σ_j weight_j · W_e act(hidden_j)` over the slots j of every token.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ExpertDown {
-    pub(crate) product: Product,
+    pub(crate) product: ExpertLinear,
     /// Activation that the kernel applies to the hidden rows.
     pub(crate) activation: Option<Activation>,
     /// Shape of the result: n rows of any arrangement.
@@ -40,7 +40,7 @@ pub fn expert_down<'g>(
     shape: Shape,
 ) -> Value<'g> {
     let op = ExpertDown {
-        product: Product::new("expert_down", layout, w_ed_f),
+        product: ExpertLinear::new("expert_down", layout, w_ed_f),
         activation,
         shape,
     };
@@ -74,7 +74,7 @@ impl Operation for ExpertDown {
         let &[hidden, w, weights, dispatch] = inputs else {
             panic!("experts down reads hidden rows, a weight, the router's weights and a dispatch")
         };
-        let Product {
+        let ExpertLinear {
             layout, outputs, ..
         } = self.product;
         let (n, k) = (self.tokens(), layout.top_k);
@@ -96,7 +96,7 @@ impl Operation for ExpertDown {
 
     /// Outputs of the experts, and of the activation if there is one.
     fn scratch(&self, _inputs: &[Type]) -> usize {
-        let Product {
+        let ExpertLinear {
             inputs, outputs, ..
         } = self.product;
         let hidden = self.activation.map_or(0, |_| inputs);
@@ -115,21 +115,21 @@ impl Operation for ExpertDown {
         let (product, d) = (&self.product, self.product.outputs);
         let (x, w, weights, y) = (io.read(0), io.read(1), io.read(2), io.write());
         y.fill(0.0);
-        for choice in product.choices(io.ints(3)) {
-            let x = &x[choice.slot * self.width()..][..self.width()];
-            let out = times(
-                &w[product.matrix(choice.expert)],
+        for assignment in product.assignments(io.ints(3)) {
+            let x = &x[assignment.slot * self.width()..][..self.width()];
+            let out = matvec(
+                &w[product.matrix(assignment.expert)],
                 &activated(self.activation, x),
             );
-            let y = &mut y[choice.token * d..][..d];
+            let y = &mut y[assignment.token * d..][..d];
             for (y, out) in y.iter_mut().zip(out) {
-                *y += weights[choice.index] * out;
+                *y += weights[assignment.index] * out;
             }
         }
     }
 
     fn cpu(&self, io: &mut Io<'_, f32>) {
-        let Product {
+        let ExpertLinear {
             layout,
             inputs: f,
             outputs: d,
@@ -163,7 +163,7 @@ impl Operation for ExpertDownGrad {
     /// Gradients of the experts' outputs, hidden rows or their gradients, and a product of the two per
     /// slot.
     fn scratch(&self, _inputs: &[Type]) -> usize {
-        let Product {
+        let ExpertLinear {
             inputs, outputs, ..
         } = self.0.product;
         self.0.slots() * (outputs + inputs + 1)
@@ -187,23 +187,23 @@ impl Operation for ExpertDownGrad {
         let (x, w, weights, dy) = (io.read(0), io.read(1), io.read(2), io.read(4));
         let (dx, dw, dweights) = (io.write(), io.write(), io.write());
         dw.fill(0.0);
-        for choice in product.choices(io.ints(3)) {
-            let matrix = product.matrix(choice.expert);
-            let row = choice.slot * width..(choice.slot + 1) * width;
-            let (x, dy) = (&x[row.clone()], &dy[choice.token * d..][..d]);
+        for assignment in product.assignments(io.ints(3)) {
+            let matrix = product.matrix(assignment.expert);
+            let row = assignment.slot * width..(assignment.slot + 1) * width;
+            let (x, dy) = (&x[row.clone()], &dy[assignment.token * d..][..d]);
             let hidden = activated(activation, x);
-            let weight = weights[choice.index];
-            let out = times(&w[matrix.clone()], &hidden);
-            dweights[choice.index] = out.iter().zip(dy).map(|(out, dy)| out * dy).sum();
-            let along = transposed_times(&w[matrix.clone()], dy);
-            let dhidden: Vec<f64> = along.iter().map(|along| weight * along).collect();
+            let weight = weights[assignment.index];
+            let out = matvec(&w[matrix.clone()], &hidden);
+            dweights[assignment.index] = out.iter().zip(dy).map(|(out, dy)| out * dy).sum();
+            let dhidden_unweighted = matvec_transposed(&w[matrix.clone()], dy);
+            let dhidden: Vec<f64> = dhidden_unweighted.iter().map(|d| weight * d).collect();
             add_outer(weight, dy, &hidden, &mut dw[matrix]);
             dx[row].copy_from_slice(&activated_backward(activation, x, &dhidden));
         }
     }
 
     fn cpu(&self, io: &mut Io<'_, f32>) {
-        let Product {
+        let ExpertLinear {
             layout,
             inputs: f,
             outputs: d,
@@ -228,7 +228,7 @@ impl Operation for ExpertDownGrad {
         // unweighted, <hidden, dhidden> is the gradient of a slot's gate weight.
         experts::gather(&dispatch, dy, dslots, d);
         experts::backward_input(&dispatch, dslots, w, dhidden, f, d);
-        experts::weigh_backward(&dispatch, weights, hidden, dhidden, dweights, products, f);
+        experts::combine_backward(&dispatch, weights, hidden, dhidden, dweights, products, f);
         experts::backward_weight(&dispatch, dslots, hidden, dw, f, d);
         if let Some(act) = self.0.activation {
             activation::backward(act, x, rows, dx, f);
@@ -261,8 +261,8 @@ mod tests {
     use hybridnorm_kernels::router::{Router, Scoring};
 
     use super::super::experts::tests::{SIZES, dispatch};
-    use super::super::testing::{check, floats, floats_by, ints};
-    use super::super::{choose, expert_up, linear, router_weights};
+    use super::super::testing::{check, floats, ints, mapped_floats};
+    use super::super::{expert_up, linear, router_weights, top_k_dispatch};
     use super::*;
 
     const ACTIVATIONS: [Option<Activation>; 5] = [
@@ -283,7 +283,7 @@ mod tests {
                 let layout = Layout { experts, top_k };
                 let width = act.map_or(f, |act| act.inputs(f));
                 let given = [
-                    floats_by(1, [1, n * top_k, width], |x| 2.0 * x),
+                    mapped_floats(1, [1, n * top_k, width], |x| 2.0 * x),
                     floats(2, [experts * d, f]),
                     floats(3, [n, top_k]),
                     ints([layout.elements(n)], &dispatch(n, layout)),
@@ -321,7 +321,7 @@ mod tests {
                     panic!("four inputs")
                 };
                 let logits = linear(u, w_router);
-                let dispatch = choose(logits, None, router);
+                let dispatch = top_k_dispatch(logits, None, router);
                 let weights = router_weights(logits, dispatch, router);
                 let layout = router.layout();
                 let hidden = expert_up(u, w_up, dispatch, layout);

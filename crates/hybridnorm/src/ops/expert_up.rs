@@ -3,17 +3,17 @@
 use hybridnorm_kernels::experts::{self, Dispatch, Layout};
 
 use super::dispatch::dispatch_type;
-use super::experts::{Product, add_outer, times, transposed_times};
+use super::experts::{ExpertLinear, add_outer, matvec, matvec_transposed};
 use super::{Backward, Io, Operation};
 use crate::graph::{Type, Value};
 
 /// `W_e x` in every slot, for the row x of its token and its expert e.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct ExpertUp(pub(crate) Product);
+pub struct ExpertUp(pub(crate) ExpertLinear);
 
 /// Gradients of x and of the weight from that of [`ExpertUp`]'s output.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct ExpertUpGrad(pub(crate) Product);
+pub struct ExpertUpGrad(pub(crate) ExpertLinear);
 
 /// Multiplies each token's row of x (.., d) by the matrices of its experts, (o, d) each in `w_eo_d`: returns
 /// (1, m, o), slots in dispatch order.
@@ -26,7 +26,7 @@ pub fn expert_up<'g>(
     dispatch: Value<'g>,
     layout: Layout,
 ) -> Value<'g> {
-    let product = Product::new("expert_up", layout, w_eo_d);
+    let product = ExpertLinear::new("expert_up", layout, w_eo_d);
     let [y] = x.builder().op(ExpertUp(product), &[x, w_eo_d, dispatch]);
     y
 }
@@ -40,7 +40,7 @@ impl Operation for ExpertUp {
         let &[x, w, dispatch] = inputs else {
             panic!("experts up reads rows, a weight and a dispatch")
         };
-        let (Product { layout, .. }, n) = (self.0, x.shape.rows());
+        let (ExpertLinear { layout, .. }, n) = (self.0, x.shape.rows());
         assert_eq!(w, self.0.weight(), "experts up: weight");
         assert_eq!(x.shape.width(), self.0.inputs, "experts up: width");
         let expected = dispatch_type(layout, n);
@@ -68,19 +68,19 @@ impl Operation for ExpertUp {
     }
 
     fn reference(&self, io: &mut Io<'_, f64>) {
-        let Product {
+        let ExpertLinear {
             inputs, outputs, ..
         } = self.0;
         let (x, w, y) = (io.read(0), io.read(1), io.write());
-        for choice in self.0.choices(io.ints(2)) {
-            let x = &x[choice.token * inputs..][..inputs];
-            let w = &w[self.0.matrix(choice.expert)];
-            y[choice.slot * outputs..][..outputs].copy_from_slice(&times(w, x));
+        for assignment in self.0.assignments(io.ints(2)) {
+            let x = &x[assignment.token * inputs..][..inputs];
+            let w = &w[self.0.matrix(assignment.expert)];
+            y[assignment.slot * outputs..][..outputs].copy_from_slice(&matvec(w, x));
         }
     }
 
     fn cpu(&self, io: &mut Io<'_, f32>) {
-        let Product {
+        let ExpertLinear {
             layout,
             inputs,
             outputs,
@@ -115,27 +115,27 @@ impl Operation for ExpertUpGrad {
     }
 
     fn reference(&self, io: &mut Io<'_, f64>) {
-        let Product {
+        let ExpertLinear {
             inputs, outputs, ..
         } = self.0;
         let (x, w, dy) = (io.read(0), io.read(1), io.read(3));
         let (dx, dw) = (io.write(), io.write());
         dx.fill(0.0);
         dw.fill(0.0);
-        for choice in self.0.choices(io.ints(2)) {
-            let matrix = self.0.matrix(choice.expert);
-            let row = choice.token * inputs..(choice.token + 1) * inputs;
-            let dy = &dy[choice.slot * outputs..][..outputs];
-            let along = transposed_times(&w[matrix.clone()], dy);
-            for (dx, along) in dx[row.clone()].iter_mut().zip(along) {
-                *dx += along;
+        for assignment in self.0.assignments(io.ints(2)) {
+            let matrix = self.0.matrix(assignment.expert);
+            let row = assignment.token * inputs..(assignment.token + 1) * inputs;
+            let dy = &dy[assignment.slot * outputs..][..outputs];
+            let dx_of_slot = matvec_transposed(&w[matrix.clone()], dy);
+            for (dx, d) in dx[row.clone()].iter_mut().zip(dx_of_slot) {
+                *dx += d;
             }
             add_outer(1.0, dy, &x[row], &mut dw[matrix]);
         }
     }
 
     fn cpu(&self, io: &mut Io<'_, f32>) {
-        let Product {
+        let ExpertLinear {
             layout,
             inputs,
             outputs,

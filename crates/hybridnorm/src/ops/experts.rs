@@ -8,14 +8,14 @@ use crate::graph::{Type, Value};
 
 /// One matrix (out, in) per expert.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Product {
+pub(crate) struct ExpertLinear {
     pub(super) layout: Layout,
     pub(super) inputs: usize,
     pub(super) outputs: usize,
 }
 
 /// One selected expert of a token.
-pub(super) struct Choice {
+pub(super) struct Assignment {
     /// Index among all choices, `token · top_k + j`.
     pub(super) index: usize,
     pub(super) token: usize,
@@ -24,11 +24,11 @@ pub(super) struct Choice {
     pub(super) slot: usize,
 }
 
-impl Product {
+impl ExpertLinear {
     pub(super) fn new(name: &str, layout: Layout, w: Value<'_>) -> Self {
         let shape = w.shape();
         let (experts, &[rows, inputs]) = (layout.experts, shape.sizes()) else {
-            panic!("{name}: the weight is no matrix, but {shape:?}")
+            panic!("{name}: the weight is not a matrix but {shape:?}")
         };
         let fits = experts > 0 && rows.is_multiple_of(experts);
         assert!(fits, "{name}: weight of {rows} rows for {experts} experts");
@@ -63,12 +63,15 @@ impl Product {
     }
 
     /// Returns every choice of a dispatch, in order.
-    pub(super) fn choices(&self, dispatch: &[i32]) -> impl Iterator<Item = Choice> {
+    pub(super) fn assignments(&self, dispatch: &[i32]) -> impl Iterator<Item = Assignment> {
         let dispatch = Dispatch::new(self.layout, dispatch);
-        let choices = dispatch.chosen().iter().zip(dispatch.slot_of_choice());
-        choices
+        let assignments = dispatch
+            .expert_of_choice()
+            .iter()
+            .zip(dispatch.slot_of_choice());
+        assignments
             .enumerate()
-            .map(move |(index, (&expert, &slot))| Choice {
+            .map(move |(index, (&expert, &slot))| Assignment {
                 index,
                 token: index / dispatch.top_k(),
                 expert: expert as usize,
@@ -78,14 +81,14 @@ impl Product {
 }
 
 /// Computes `W x`, in double precision.
-pub(super) fn times(w: &[f64], x: &[f64]) -> Vec<f64> {
+pub(super) fn matvec(w: &[f64], x: &[f64]) -> Vec<f64> {
     let rows = w.chunks(x.len());
     rows.map(|w| w.iter().zip(x).map(|(w, x)| w * x).sum())
         .collect()
 }
 
 /// Computes `Wᵀ y`, in double precision.
-pub(super) fn transposed_times(w: &[f64], y: &[f64]) -> Vec<f64> {
+pub(super) fn matvec_transposed(w: &[f64], y: &[f64]) -> Vec<f64> {
     let width = w.len() / y.len();
     let column = |c: usize| w.chunks(width).zip(y).map(|(w, y)| w[c] * y).sum();
     (0..width).map(column).collect()
@@ -113,14 +116,14 @@ pub(super) mod tests {
     pub(in super::super) fn dispatch(n: usize, layout: Layout) -> Vec<i32> {
         let Layout { experts, top_k } = layout;
         let mut integers = vec![0; layout.elements(n)];
-        let chosen = layout.chosen(integers.len());
+        let selected = layout.chosen(integers.len());
         let scores = numbers(9, n * experts);
-        let tokens = integers[chosen].chunks_mut(top_k);
-        for (chosen, scores) in tokens.zip(scores.chunks(experts)) {
+        let tokens = integers[selected].chunks_mut(top_k);
+        for (selected, scores) in tokens.zip(scores.chunks(experts)) {
             let mut order: Vec<usize> = (0..experts.max(2) - 1).collect();
             order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
-            for (chosen, expert) in chosen.iter_mut().zip(order) {
-                *chosen = expert as i32;
+            for (selected, expert) in selected.iter_mut().zip(order) {
+                *selected = expert as i32;
             }
         }
         layout.fill(&mut integers);

@@ -68,7 +68,7 @@ pub(super) fn check_slots(name: &str, inputs: &[Type], slots: usize, states: usi
 
 /// Records an update of slots of N values, gradient first: inputs are the guard, the squared norms, then one value
 /// of every slot, then the next of every slot. Returns the norms of updates and of parameters.
-pub(super) fn update<'g, const N: usize>(
+pub(super) fn record_update<'g, const N: usize>(
     op: impl Into<Op>,
     guard: Value<'g>,
     squares: Value<'g>,
@@ -81,7 +81,7 @@ pub(super) fn update<'g, const N: usize>(
 }
 
 /// Groups the states that an op updates by slot. Their order is one of every slot, then the next of every slot.
-pub(super) fn states<'a, T, const N: usize>(
+pub(super) fn states_by_slot<'a, T, const N: usize>(
     io: &mut Io<'a, T>,
     slots: usize,
 ) -> Vec<[&'a mut [T]; N]> {
@@ -106,7 +106,7 @@ pub(super) fn finite_norm<T: Copy + Into<f64>>(guard: &[T], squares: &[f64]) -> 
 }
 
 /// Returns the factor that clips gradients of this global norm, in double precision; a `clip` of 0 disables it.
-pub(super) fn clipping(clip: f64, norm: f64) -> f64 {
+pub(super) fn clip_factor(clip: f64, norm: f64) -> f64 {
     match clip {
         0.0 => 1.0,
         clip => (clip / (norm + 1e-6)).min(1.0),
@@ -115,16 +115,16 @@ pub(super) fn clipping(clip: f64, norm: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{check_with, floats, floats_by};
+    use super::super::testing::{check_with, floats, mapped_floats};
     use super::*;
 
     #[test]
     fn squares_of_values_of_all_shapes() {
         let given = [
             floats(1, [1]),
-            floats_by(2, [3, 0], |x| x),
-            floats_by(3, [257, 129], |x| 1e3 * x),
-            floats_by(4, [2, 3, 5], |x| 1e-3 * x),
+            mapped_floats(2, [3, 0], |x| x),
+            mapped_floats(3, [257, 129], |x| 1e3 * x),
+            mapped_floats(4, [2, 3, 5], |x| 1e-3 * x),
         ];
         check_with(&given, &[0], |g, x| vec![squared_norms(g, x)]);
         for i in 0..given.len() {

@@ -3,7 +3,7 @@
 //!
 //! Shape suffix: r rotated channels.
 
-use hybridnorm_kernels::latent::{self, Latent};
+use hybridnorm_kernels::latent::{self, LatentHeads as Spec};
 
 use super::rotate::{check_rotations, rotated};
 use super::{Backward, Io, Operation};
@@ -12,7 +12,7 @@ use crate::graph::{Type, Value};
 /// Packed rows `[q heads | k heads | v heads]`; see [`latent_heads`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LatentHeads {
-    heads: Latent,
+    heads: Spec,
     seq: usize,
 }
 
@@ -35,7 +35,7 @@ pub fn latent_heads<'g>(
     kv: Value<'g>,
     key_btr: Value<'g>,
     rotations: Value<'g>,
-    heads: Latent,
+    heads: Spec,
 ) -> Value<'g> {
     let &[_, seq, _] = q.shape().sizes() else {
         panic!(
@@ -64,7 +64,7 @@ impl Operation for LatentHeads {
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
         let [q, kv, key, rotations] = inputs else {
             panic!(
-                "latent heads are made of queries, keys and values, the shared key and rotations"
+                "latent heads: expected queries, keys and values, the shared key and rotations"
             )
         };
         let batch = q.shape.sizes().first().copied().unwrap_or(1);
@@ -83,7 +83,7 @@ impl Operation for LatentHeads {
     }
 
     fn reference(&self, io: &mut Io<'_, f64>) {
-        let Latent {
+        let Spec {
             heads,
             nope,
             rope,
@@ -91,16 +91,16 @@ impl Operation for LatentHeads {
         } = self.heads;
         let (d, e) = (nope + rope, nope + value);
         let (q, kv, key) = (io.read(0), io.read(1), io.read(2));
-        let turns = io.read(3);
+        let rotations = io.read(3);
         let packed = io.write().chunks_mut(heads * (2 * d + value));
         for (i, packed) in packed.enumerate() {
-            let turn = &turns[i % self.seq * rope..][..rope];
-            let position = rotated(&key[i * rope..][..rope], turn, 1.0);
+            let rotation = &rotations[i % self.seq * rope..][..rope];
+            let position = rotated(&key[i * rope..][..rope], rotation, 1.0);
             let (mut queries, mut keys, mut values) = (Vec::new(), Vec::new(), Vec::new());
             for h in 0..heads {
-                let (content, turned) = q[(i * heads + h) * d..][..d].split_at(nope);
+                let (content, rotary) = q[(i * heads + h) * d..][..d].split_at(nope);
                 queries.extend(content);
-                queries.extend(rotated(turned, turn, 1.0));
+                queries.extend(rotated(rotary, rotation, 1.0));
                 let (content, of_values) = kv[(i * heads + h) * e..][..e].split_at(nope);
                 keys.extend(content);
                 keys.extend(&position);
@@ -112,8 +112,8 @@ impl Operation for LatentHeads {
 
     fn cpu(&self, io: &mut Io<'_, f32>) {
         let (q, kv, key) = (io.read(0), io.read(1), io.read(2));
-        let turns = io.read(3);
-        latent::assemble(&self.heads, q, kv, key, turns, io.write());
+        let rotations = io.read(3);
+        latent::assemble(&self.heads, q, kv, key, rotations, io.write());
     }
 }
 
@@ -131,7 +131,7 @@ impl Operation for LatentHeadsGrad {
     }
 
     fn reference(&self, io: &mut Io<'_, f64>) {
-        let Latent {
+        let Spec {
             heads,
             nope,
             rope,
@@ -139,35 +139,35 @@ impl Operation for LatentHeadsGrad {
         } = self.0.heads;
         let (d, e) = (nope + rope, nope + value);
         let dpacked = io.read(0).chunks(heads * (2 * d + value));
-        let turns = io.read(1);
+        let rotations = io.read(1);
         let (dq, dkv, dkey) = (io.write(), io.write(), io.write());
         for (i, dpacked) in dpacked.enumerate() {
-            let turn = &turns[i % self.0.seq * rope..][..rope];
+            let rotation = &rotations[i % self.0.seq * rope..][..rope];
             let (queries, rest) = dpacked.split_at(heads * d);
             let (keys, values) = rest.split_at(heads * d);
             let mut position = vec![0.0; rope];
             for h in 0..heads {
-                let (content, turned) = queries[h * d..][..d].split_at(nope);
+                let (content, rotary) = queries[h * d..][..d].split_at(nope);
                 let dq = &mut dq[(i * heads + h) * d..][..d];
                 dq[..nope].copy_from_slice(content);
-                dq[nope..].copy_from_slice(&rotated(turned, turn, -1.0));
-                let (content, turned) = keys[h * d..][..d].split_at(nope);
+                dq[nope..].copy_from_slice(&rotated(rotary, rotation, -1.0));
+                let (content, rotary) = keys[h * d..][..d].split_at(nope);
                 let dkv = &mut dkv[(i * heads + h) * e..][..e];
                 dkv[..nope].copy_from_slice(content);
                 dkv[nope..].copy_from_slice(&values[h * value..][..value]);
-                for (sum, dk) in position.iter_mut().zip(turned) {
+                for (sum, dk) in position.iter_mut().zip(rotary) {
                     *sum += dk;
                 }
             }
             let dkey = &mut dkey[i * rope..][..rope];
-            dkey.copy_from_slice(&rotated(&position, turn, -1.0));
+            dkey.copy_from_slice(&rotated(&position, rotation, -1.0));
         }
     }
 
     fn cpu(&self, io: &mut Io<'_, f32>) {
-        let turns = io.read(1);
+        let rotations = io.read(1);
         let (dpacked, dq, dkv, dkey) = (io.read(0), io.write(), io.write(), io.write());
-        latent::assemble_backward(&self.0.heads, dpacked, turns, dq, dkv, dkey);
+        latent::assemble_backward(&self.0.heads, dpacked, rotations, dq, dkv, dkey);
     }
 }
 
@@ -175,16 +175,16 @@ impl Operation for LatentHeadsGrad {
 mod tests {
     use super::super::fill;
     use super::super::rotations;
-    use super::super::stateful::{Executors, behind, inputs};
-    use super::super::testing::{check, floats, floats_by};
+    use super::super::stateful::{Executors, arguments_after, inputs};
+    use super::super::testing::{check, floats, mapped_floats};
     use super::*;
     use crate::passes::vector_jacobian_product;
 
-    const FORMS: [(usize, usize, Latent); 3] = [
+    const FORMS: [(usize, usize, Spec); 3] = [
         (
             1,
             1,
-            Latent {
+            Spec {
                 heads: 1,
                 nope: 1,
                 rope: 2,
@@ -194,7 +194,7 @@ mod tests {
         (
             2,
             5,
-            Latent {
+            Spec {
                 heads: 3,
                 nope: 5,
                 rope: 4,
@@ -204,7 +204,7 @@ mod tests {
         (
             3,
             7,
-            Latent {
+            Spec {
                 heads: 2,
                 nope: 9,
                 rope: 6,
@@ -241,9 +241,9 @@ mod tests {
                 for part in 0..3 {
                     let mut given = inputs(past as u64, shapes);
                     for other in (0..3).filter(|other| *other != part) {
-                        given[other] = floats_by(0, shapes[other], |_| 0.0);
+                        given[other] = mapped_floats(0, shapes[other], |_| 0.0);
                     }
-                    let results = executors.run(behind(past), &given, |g, _, x| {
+                    let results = executors.run(arguments_after(past), &given, |g, _, x| {
                         let table = rotations(g, 100.0, heads.rope, t);
                         let packed = latent_heads(x[0], x[1], x[2], table, heads);
                         let sources = [x[0], x[1], x[2], table];

@@ -5,7 +5,7 @@
 //! Shape suffixes: l width of the key/value latent, r rotated channels.
 
 use hybridnorm_kernels::attention::{self, LatentAttention as Spec};
-use hybridnorm_kernels::latent::{self, Latent};
+use hybridnorm_kernels::latent::{self, LatentHeads};
 
 use super::cache::weights;
 use super::rotate::{check_rotations, rotated};
@@ -15,7 +15,7 @@ use crate::graph::{Type, Value};
 /// Absorbed queries, which attend to latents; see [`absorbed_queries`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AbsorbQueries {
-    heads: Latent,
+    heads: LatentHeads,
     latent: usize,
     seq: usize,
 }
@@ -27,7 +27,7 @@ pub struct LatentAttention(pub(crate) Spec);
 /// Weighted values from weighted latents; see [`expanded_context`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ExpandContext {
-    heads: Latent,
+    heads: LatentHeads,
     latent: usize,
 }
 
@@ -43,7 +43,7 @@ pub fn absorbed_queries<'g>(
     q: Value<'g>,
     kv_up: Value<'g>,
     rotations: Value<'g>,
-    heads: Latent,
+    heads: LatentHeads,
 ) -> Value<'g> {
     let &[_, seq, _] = q.shape().sizes() else {
         panic!(
@@ -78,7 +78,7 @@ pub fn latent_attention<'g>(queries: Value<'g>, cache: Value<'g>, spec: Spec) ->
 ///
 /// # Panics
 /// If the shapes do not match.
-pub fn expanded_context<'g>(ctx: Value<'g>, kv_up: Value<'g>, heads: Latent) -> Value<'g> {
+pub fn expanded_context<'g>(ctx: Value<'g>, kv_up: Value<'g>, heads: LatentHeads) -> Value<'g> {
     let latent = kv_up.shape().width();
     let [values] = ctx
         .builder()
@@ -87,12 +87,12 @@ pub fn expanded_context<'g>(ctx: Value<'g>, kv_up: Value<'g>, heads: Latent) -> 
 }
 
 /// Returns the type of the up-projection from latents to keys' content and values.
-fn projection(heads: &Latent, latent: usize) -> Type {
+fn projection(heads: &LatentHeads, latent: usize) -> Type {
     Type::f32([heads.heads * (heads.nope + heads.value), latent])
 }
 
 /// Returns the rows of the projection for a head: those for the content of its keys, and for its values.
-fn rows_of_head<'a>(heads: &Latent, latent: usize, kv_up: &'a [f64], h: usize) -> [&'a [f64]; 2] {
+fn rows_of_head<'a>(heads: &LatentHeads, latent: usize, kv_up: &'a [f64], h: usize) -> [&'a [f64]; 2] {
     let len = (heads.nope + heads.value) * latent;
     kv_up[h * len..][..len].split_at(heads.nope * latent).into()
 }
@@ -105,9 +105,9 @@ impl Operation for AbsorbQueries {
     /// Outputs the rotated queries, which no other op reads, and the absorbed ones.
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
         let [q, kv_up, rotations] = inputs else {
-            panic!("absorbed queries are made of queries, a projection and rotations")
+            panic!("absorbed queries: expected queries, a projection and rotations")
         };
-        let Latent { heads, rope, .. } = self.heads;
+        let LatentHeads { heads, rope, .. } = self.heads;
         let batch = q.shape.sizes().first().copied().unwrap_or(1);
         let expected = Type::f32([batch, self.seq, heads * self.heads.head_dim()]);
         assert_eq!(*q, expected, "absorbed queries: queries");
@@ -130,19 +130,19 @@ impl Operation for AbsorbQueries {
     }
 
     fn reference(&self, io: &mut Io<'_, f64>) {
-        let Latent {
+        let LatentHeads {
             heads, nope, rope, ..
         } = self.heads;
-        let (kv_up, turns) = (io.read(1), io.read(2));
+        let (kv_up, rotations) = (io.read(1), io.read(2));
         let (q, absorbed) = (io.write(), io.write());
         let pairs = q
             .chunks_mut(nope + rope)
             .zip(absorbed.chunks_mut(self.latent + rope));
         for (index, (q, absorbed)) in pairs.enumerate() {
             let (position, h) = (index / heads % self.seq, index % heads);
-            let (content, turned) = q.split_at_mut(nope);
-            let rotated = rotated(turned, &turns[position * rope..][..rope], 1.0);
-            turned.copy_from_slice(&rotated);
+            let (content, rotary) = q.split_at_mut(nope);
+            let rotated = rotated(rotary, &rotations[position * rope..][..rope], 1.0);
+            rotary.copy_from_slice(&rotated);
             let [keys, _] = rows_of_head(&self.heads, self.latent, kv_up, h);
             let (sum, position) = absorbed.split_at_mut(self.latent);
             sum.fill(0.0);
@@ -156,9 +156,9 @@ impl Operation for AbsorbQueries {
     }
 
     fn cpu(&self, io: &mut Io<'_, f32>) {
-        let (kv_up, turns) = (io.read(1), io.read(2));
+        let (kv_up, rotations) = (io.read(1), io.read(2));
         let (q, absorbed) = (io.write(), io.write());
-        latent::rotate_queries(&self.heads, q, turns);
+        latent::rotate_queries(&self.heads, q, rotations);
         latent::absorb(&self.heads, self.latent, q, kv_up, absorbed);
     }
 }
@@ -242,9 +242,9 @@ impl Operation for ExpandContext {
 
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
         let [ctx, kv_up] = inputs else {
-            panic!("an expanded context is made of weighted latents and a projection")
+            panic!("expanded context: expected weighted latents and a projection")
         };
-        let Latent { heads, value, .. } = self.heads;
+        let LatentHeads { heads, value, .. } = self.heads;
         assert_eq!(
             ctx.shape.width(),
             heads * self.latent,
@@ -261,7 +261,7 @@ impl Operation for ExpandContext {
     }
 
     fn reference(&self, io: &mut Io<'_, f64>) {
-        let Latent { heads, value, .. } = self.heads;
+        let LatentHeads { heads, value, .. } = self.heads;
         let (ctx, kv_up, out) = (io.read(0), io.read(1), io.write());
         let pairs = ctx.chunks(self.latent).zip(out.chunks_mut(value));
         for (index, (ctx, out)) in pairs.enumerate() {
@@ -274,22 +274,22 @@ impl Operation for ExpandContext {
 
     fn cpu(&self, io: &mut Io<'_, f32>) {
         let (ctx, kv_up, out) = (io.read(0), io.read(1), io.write());
-        latent::expand(&self.heads, self.latent, ctx, kv_up, out);
+        latent::project_values(&self.heads, self.latent, ctx, kv_up, out);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::rotations;
-    use super::super::stateful::{Executors, Session, behind, inputs};
-    use super::super::testing::{Given, constant, numbers};
+    use super::super::stateful::{Executors, Session, arguments_after, inputs};
+    use super::super::testing::{TestInput, fixed_input, numbers};
     use super::super::{latent_heads, linear, rotate};
     use super::*;
 
-    const FORMS: [(usize, Latent); 3] = [
+    const FORMS: [(usize, LatentHeads); 3] = [
         (
             1,
-            Latent {
+            LatentHeads {
                 heads: 1,
                 nope: 1,
                 rope: 2,
@@ -298,7 +298,7 @@ mod tests {
         ),
         (
             11,
-            Latent {
+            LatentHeads {
                 heads: 3,
                 nope: 5,
                 rope: 4,
@@ -307,7 +307,7 @@ mod tests {
         ),
         (
             6,
-            Latent {
+            LatentHeads {
                 heads: 4,
                 nope: 9,
                 rope: 6,
@@ -316,7 +316,7 @@ mod tests {
         ),
     ];
 
-    fn spec(batch: usize, seq: usize, latent: usize, heads: Latent, softcap: Option<f32>) -> Spec {
+    fn spec(batch: usize, seq: usize, latent: usize, heads: LatentHeads, softcap: Option<f32>) -> Spec {
         Spec {
             batch,
             seq,
@@ -337,7 +337,7 @@ mod tests {
             for (batch, past, new) in [(1, 0, 1), (2, 7, 1), (3, 5, 7), (1, 29, 1)] {
                 let widths = [heads.heads * heads.head_dim(), heads.heads * l];
                 let given = inputs(past as u64, widths.map(|width| [batch, new, width]));
-                executors.run(behind(past), &given, |g, state, x| {
+                executors.run(arguments_after(past), &given, |g, state, x| {
                     let table = rotations(g, 100.0, heads.rope, new);
                     let kv_up = g.state(state[0], 0, kv_up);
                     let absorbed = absorbed_queries(x[0], kv_up, table, heads);
@@ -362,7 +362,7 @@ mod tests {
                 let (spec, width) = (spec(batch, new, l, heads, softcap), l + heads.rope);
                 let mut executors = Executors::new(&[numbers(2, batch * capacity * width)]);
                 let given = inputs(3, [[batch, new, heads.heads * width]]);
-                executors.run(behind(past), &given, |g, state, x| {
+                executors.run(arguments_after(past), &given, |g, state, x| {
                     let cache = g.state(state[0], 0, Type::f32([batch, capacity, width]));
                     vec![latent_attention(x[0], cache, spec)]
                 });
@@ -371,7 +371,7 @@ mod tests {
     }
 
     /// Computes plain causal attention of packed rows of one sequence.
-    fn causal(packed: &[f64], heads: &Latent, spec: &Spec) -> Vec<f64> {
+    fn causal(packed: &[f64], heads: &LatentHeads, spec: &Spec) -> Vec<f64> {
         let (d, h, value) = (heads.head_dim(), heads.heads, heads.value);
         let rows: Vec<&[f64]> = packed.chunks(h * (2 * d + value)).collect();
         let mut ctx = Vec::new();
@@ -413,7 +413,7 @@ mod tests {
             let [q, latents, keys] =
                 inputs(5, [of_queries, l, heads.rope].map(|w| [batch, len, w]));
             let given = [q, latents, keys];
-            let whole = session.run(behind(0), &given, |g, state, x| {
+            let whole = session.run(arguments_after(0), &given, |g, state, x| {
                 let table = rotations(g, 100.0, heads.rope, len);
                 let kv = linear(x[1], g.state(state[0], 0, kv_up));
                 vec![
@@ -421,7 +421,7 @@ mod tests {
                     rotate(x[2], table),
                 ]
             });
-            let [q, latents, _] = given.each_ref().map(Given::elements);
+            let [q, latents, _] = given.each_ref().map(TestInput::elements);
             let [packed, rotated] = &whole.outputs[..] else {
                 panic!("packed rows and rotated keys")
             };
@@ -440,8 +440,8 @@ mod tests {
                 let queries =
                     q.chunks(len * of_queries)
                         .flat_map(|x| newest(x, of_queries));
-                let given = [constant([batch, new, of_queries], queries.collect())];
-                let results = session.run(behind(past), &given, |g, state, x| {
+                let given = [fixed_input([batch, new, of_queries], queries.collect())];
+                let results = session.run(arguments_after(past), &given, |g, state, x| {
                     let table = rotations(g, 100.0, heads.rope, new);
                     let kv_up = g.state(state[0], 0, kv_up);
                     let cache = g.state(state[1], 0, Type::f32([batch, len, width]));

@@ -32,7 +32,7 @@ pub struct LinearGrad(pub(crate) Linear);
 /// If the widths of rows and weight differ.
 pub fn linear<'g>(x: Value<'g>, w_oi: Value<'g>) -> Value<'g> {
     let &[outputs, inputs] = w_oi.shape().sizes() else {
-        panic!("linear: the weight is no matrix, but {:?}", w_oi.shape())
+        panic!("linear: the weight is not a matrix but {:?}", w_oi.shape())
     };
     let [y] = x.builder().op(Linear { inputs, outputs }, &[x, w_oi]);
     y
@@ -92,11 +92,11 @@ impl Operation for Linear {
 
     fn backward<'g>(&self, at: &Backward<'g>) -> Vec<Option<Value<'g>>> {
         let (x, w, dy) = (at.input(0), at.input(1), at.gradient());
-        let dx = at.wants(0).then(|| {
+        let dx = at.needs_gradient(0).then(|| {
             let [dx] = at.graph().op(LinearInputGrad(*self), &[dy, w]);
             dx
         });
-        let dw = at.wants(1).then(|| {
+        let dw = at.needs_gradient(1).then(|| {
             let [dw] = at.graph().op(LinearWeightGrad(*self), &[dy, x]);
             dw
         });
@@ -107,7 +107,7 @@ impl Operation for Linear {
         self.products(inputs[0].shape.rows())
     }
 
-    fn by_position(&self, _inputs: &[Type]) -> Range<usize> {
+    fn positionwise_inputs(&self, _inputs: &[Type]) -> Range<usize> {
         0..1
     }
 

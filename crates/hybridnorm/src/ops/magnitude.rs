@@ -17,12 +17,12 @@ pub fn magnitude(x: Value<'_>) -> Value<'_> {
 }
 
 /// Returns the larger number; NaN if one is NaN.
-pub(super) fn larger_or_nan(x: f64, y: f64) -> f64 {
+pub(super) fn max_propagating_nan(x: f64, y: f64) -> f64 {
     if x.is_nan() || x > y { x } else { y }
 }
 
 impl Operation for Magnitude {
-    fn runs_early(&self) -> bool {
+    fn is_eager(&self) -> bool {
         true
     }
 
@@ -42,7 +42,7 @@ impl Operation for Magnitude {
         let (x, found) = (io.read(0), io.write_doubles());
         let squares: f64 = x.iter().map(|x| x * x).sum();
         found[0] = (squares / x.len().max(1) as f64).sqrt();
-        found[1] = x.iter().map(|x| x.abs()).fold(0.0, larger_or_nan);
+        found[1] = x.iter().map(|x| x.abs()).fold(0.0, max_propagating_nan);
     }
 
     fn cpu(&self, io: &mut Io<'_, f32>) {
@@ -55,15 +55,15 @@ impl Operation for Magnitude {
 #[cfg(test)]
 mod tests {
     use super::super::stateful::Executors;
-    use super::super::testing::{check_with, floats, floats_by};
+    use super::super::testing::{check_with, floats, mapped_floats};
     use super::*;
     use crate::graph::Builder;
     use crate::ops::Arguments;
 
     #[test]
-    fn magnitudes_of_what_also_feeds_other_ops() {
+    fn stats_of_values_with_other_readers() {
         for rows in [0, 1, 7, 1031] {
-            let given = [floats_by(1, [1, rows, 33], |x| 3.0 * x - 1.0)];
+            let given = [mapped_floats(1, [1, rows, 33], |x| 3.0 * x - 1.0)];
             check_with(&given, &[1, 2], |_, x| {
                 let y = x[0] * 0.5;
                 vec![y + x[0], magnitude(y), magnitude(x[0])]
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_finite_shows() {
+    fn non_finite_values_propagate() {
         for broken in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
             let x = floats(1, [3, 5]).with(7, broken);
             let mut executors = Executors::new(&[]);

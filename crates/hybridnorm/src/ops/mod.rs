@@ -8,9 +8,9 @@
 //! key/value heads, k head width, f feed-forward width, v vocabulary, p parameters of a norm, e experts,
 //! m = n · top_k slots (a token at one of its experts).
 
-mod exact;
 mod experts;
 mod io;
+mod reference_math;
 #[cfg(test)]
 mod stateful;
 #[cfg(test)]
@@ -70,13 +70,13 @@ pub trait Operation: std::fmt::Debug + Send + Sync {
 
     /// True if it runs as soon as its inputs are available, wherever it was recorded: a reduction for the host, or
     /// an addition to state that no other op of the program reads.
-    fn runs_early(&self) -> bool {
+    fn is_eager(&self) -> bool {
         false
     }
 
     /// Returns the inputs (b, t, ..) that are processed position by position: position (b, t) of every output depends
     /// only on theirs, and on the other inputs (parameters). Empty if the op mixes positions.
-    fn by_position(&self, _inputs: &[Type]) -> Range<usize> {
+    fn positionwise_inputs(&self, _inputs: &[Type]) -> Range<usize> {
         0..0
     }
 
@@ -92,7 +92,7 @@ pub struct Backward<'g> {
     inputs: Vec<Value<'g>>,
     outputs: Vec<Value<'g>>,
     gradients: Vec<Option<Value<'g>>>,
-    wanted: Vec<bool>,
+    needs_gradient: Vec<bool>,
 }
 
 impl<'g> Backward<'g> {
@@ -101,14 +101,14 @@ impl<'g> Backward<'g> {
         inputs: Vec<Value<'g>>,
         outputs: Vec<Value<'g>>,
         gradients: Vec<Option<Value<'g>>>,
-        wanted: Vec<bool>,
+        needs_gradient: Vec<bool>,
     ) -> Self {
         Self {
             graph,
             inputs,
             outputs,
             gradients,
-            wanted,
+            needs_gradient,
         }
     }
 
@@ -146,8 +146,8 @@ impl<'g> Backward<'g> {
     }
 
     /// True if the gradient of this input is needed.
-    pub fn wants(&self, index: usize) -> bool {
-        self.wanted[index]
+    pub fn needs_gradient(&self, index: usize) -> bool {
+        self.needs_gradient[index]
     }
 }
 
@@ -189,11 +189,11 @@ ops! {
     activation: Activation, ActivationGrad;
     adamw: AdamW;
     add: Add;
-    attention: Attention, AttentionGrad, NormedAttention, NormedAttentionGrad;
+    attention: Attention, AttentionGrad, QkvAttention, QkvAttentionGrad;
     cache: CacheAppend, CachedAttention;
     columns: Split, Concat, ScaleColumns, ScaleColumnsGrad;
     cross_entropy: CrossEntropy, CrossEntropyGrad, HeadLoss, HeadLossGrad;
-    dispatch: Choose;
+    dispatch: TopKDispatch;
     elementwise: Clamp, ClampGrad, Softcap, SoftcapGrad, Reciprocal, ReciprocalGrad;
     embedding: Embedding, EmbeddingGrad, EmbeddingGradAdd;
     expert_down: ExpertDown, ExpertDownGrad;
@@ -206,13 +206,13 @@ ops! {
     magnitude: Magnitude;
     muon: Muon;
     norm: Norm, NormGrad, AddNorm, NormGradAdd;
-    qkv: QkvPrep, QkvPrepGrad;
+    qkv: QkvPrep, QkvTransformGrad;
     rotate: Rotate;
     rotations: Rotations;
     router: RouterWeights, RouterWeightsGrad, RouterLosses, RouterLossesGrad;
     rows: ScaleRows, ScaleRowsGrad;
     scale: Scale, Fill;
-    scores: AttentionScores, HeadMaxima;
+    scores: AttentionStats, MaxAttentionLogits;
     tile: Tile, TileGrad;
     unit: UnitRows, UnitColumns;
 }
@@ -225,7 +225,7 @@ pub use attention::attention;
 pub use cache::{cache_append, cache_append_columns, cached_attention};
 pub use columns::{concat, scale_columns, split, split_into};
 pub use cross_entropy::cross_entropy;
-pub use dispatch::choose;
+pub use dispatch::top_k_dispatch;
 pub use elementwise::{clamp, reciprocal, softcap};
 pub use embedding::embedding;
 pub use expert_down::expert_down;
@@ -244,6 +244,6 @@ pub use rotations::rotations;
 pub use router::{router_losses, router_weights};
 pub use rows::scale_rows;
 pub use scale::{fill, scale};
-pub use scores::{attention_scores, head_maxima};
+pub use scores::{attention_stats, head_maxima};
 pub use tile::tile;
 pub use unit::{unit_columns, unit_rows};

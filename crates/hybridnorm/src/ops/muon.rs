@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use hybridnorm_kernels::{adamw::grad_scale, muon};
 
-use super::gradient_norm::{check_slots, clipping, finite_norm, states, update};
+use super::gradient_norm::{check_slots, clip_factor, finite_norm, record_update, states_by_slot};
 use super::{Arguments, Io, Operation};
 use crate::graph::{Type, Value};
 
@@ -60,16 +60,16 @@ pub fn muon<'g>(
     squares: Value<'g>,
     slots: &[[Value<'g>; 3]],
 ) -> Value<'g> {
-    update(op, guard, squares, slots)
+    record_update(op, guard, squares, slots)
 }
 
 impl Muon {
     /// Returns the scratch elements of the kernel, in single precision.
-    fn memory(&self) -> usize {
+    fn scratch_elements(&self) -> usize {
         let sizes = self
             .slots
             .iter()
-            .map(|slot| muon::scratch(slot.columns, &slot.rows));
+            .map(|slot| muon::scratch_len(slot.columns, &slot.rows));
         sizes.max().unwrap_or(0)
     }
 }
@@ -93,7 +93,7 @@ impl Operation for Muon {
     }
 
     fn scratch(&self, _inputs: &[Type]) -> usize {
-        self.memory()
+        self.scratch_elements()
     }
 
     fn flops(&self, _inputs: &[Type]) -> u64 {
@@ -119,9 +119,9 @@ impl Operation for Muon {
         let Some(norm) = finite_norm(io.read(0), io.doubles(1)) else {
             return;
         };
-        let scale = clipping(self.clip, norm);
+        let scale = clip_factor(self.clip, norm);
         let Arguments { lr, .. } = io.arguments();
-        let slots = states(io, self.slots.len()).into_iter().zip(&self.slots);
+        let slots = states_by_slot(io, self.slots.len()).into_iter().zip(&self.slots);
         for (i, ([p, m], slot)) in slots.enumerate() {
             let mut u = Vec::with_capacity(m.len());
             for (m, g) in m.iter_mut().zip(io.read(2 + i)) {
@@ -164,8 +164,8 @@ impl Operation for Muon {
             steps: self.iterations,
             grad_scale: grad_scale(self.clip, norm),
         };
-        let slots = states(io, self.slots.len()).into_iter().zip(&self.slots);
-        let memory: &mut [f32] = match self.memory() {
+        let slots = states_by_slot(io, self.slots.len()).into_iter().zip(&self.slots);
+        let scratch: &mut [f32] = match self.scratch_elements() {
             0 => &mut [],
             _ => io.write(),
         };
@@ -180,7 +180,7 @@ impl Operation for Muon {
                 weight_decay: slot.weight_decay,
             })
             .collect();
-        let found = muon::step(&rule, &mut slots, memory);
+        let found = muon::step(&rule, &mut slots, scratch);
         for (norms, found) in norms.chunks_exact_mut(2).zip(found) {
             norms.copy_from_slice(&[found.update, found.value]);
         }
@@ -239,8 +239,8 @@ fn product(x: &[f64], y: &[f64], inner: usize) -> Vec<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::stateful::{After, Executors};
-    use super::super::testing::{Given, floats_by, numbers};
+    use super::super::stateful::{Executors, RunResult};
+    use super::super::testing::{TestInput, mapped_floats, numbers};
     use super::super::{AdamW, adamw, squared_norms};
     use super::*;
     use crate::graph::{Buffer, Builder};
@@ -271,7 +271,7 @@ mod tests {
 
     /// Runs steps with these factors of the gradients on parameters and moments in one buffer. The last
     /// input, (3, 7), is the gradient of a parameter that AdamW updates.
-    fn steps(op: &Muon, factors: &[f64], guards: &[f64]) -> Vec<After> {
+    fn steps(op: &Muon, factors: &[f64], guards: &[f64]) -> Vec<RunResult> {
         let shapes = op
             .slots
             .iter()
@@ -287,9 +287,9 @@ mod tests {
                 ..Arguments::default()
             };
             let gradients = (10 * step..).zip(&shapes);
-            let gradients = gradients.map(|(seed, shape)| floats_by(seed, *shape, |x| factor * x));
-            let guard = floats_by(step, [1], |_| guard);
-            let given: Vec<Given> = [guard].into_iter().chain(gradients).collect();
+            let gradients = gradients.map(|(seed, shape)| mapped_floats(seed, *shape, |x| factor * x));
+            let guard = mapped_floats(step, [1], |_| guard);
+            let given: Vec<TestInput> = [guard].into_iter().chain(gradients).collect();
             executors.run(arguments, &given, |g, buffers, x| record(op, g, buffers, x)).cpu
         };
         let each = (1..).zip(factors.iter().zip(guards));
@@ -351,8 +351,8 @@ mod tests {
             slots: vec![slot(3, &[7], 0.1), slot(8, &[131_101, 5], 0.1)],
             ..rule(0.5)
         };
-        assert!(op.memory() > 0);
-        assert_eq!(rule(0.5).memory(), 0);
+        assert!(op.scratch_elements() > 0);
+        assert_eq!(rule(0.5).scratch_elements(), 0);
         steps(&op, &[1.0], &[1.0]);
         let op = Muon {
             slots: vec![slot(131_101, &[2, 8], 0.1)],
@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_finite_changes_nothing() {
+    fn non_finite_gradients_skip_the_update() {
         for broken in [f64::NAN, f64::INFINITY] {
             for (factor, guard) in [(broken, 1.0), (1.0, broken)] {
                 let after = steps(&rule(0.5), &[1.0, factor], &[1.0, guard]);

@@ -58,7 +58,7 @@ impl Operation for Norm {
         vec![Some(dx), Some(dparams)]
     }
 
-    fn by_position(&self, inputs: &[Type]) -> Range<usize> {
+    fn positionwise_inputs(&self, inputs: &[Type]) -> Range<usize> {
         // The parameter vector of a row must not depend on the position.
         let turn = self.0.width * self.0.groups;
         0..usize::from(inputs[0].shape.width().is_multiple_of(turn))
@@ -289,7 +289,7 @@ pub(super) fn backward(
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{check, floats, floats_by};
+    use super::super::testing::{check, floats, mapped_floats};
     use super::*;
 
     #[test]
@@ -309,7 +309,7 @@ mod tests {
                     width: 10,
                     groups,
                 };
-                let x = floats_by(1, [2, 3, 10], |x| 2.0 * x);
+                let x = mapped_floats(1, [2, 3, 10], |x| 2.0 * x);
                 let given = [x, floats(2, [spec.params_len()]), floats(3, [2, 3, 10])];
                 check(&given[..2], |_, x| norm(x[0], x[1], spec));
                 check(&given, |_, x| {

@@ -18,7 +18,7 @@ pub struct QkvPrep {
 
 /// Gradients of the projection and of the parameters of the three norms.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct QkvPrepGrad(pub(crate) QkvPrep);
+pub struct QkvTransformGrad(pub(crate) QkvPrep);
 
 /// Applies all transforms between the packed projection (b, t, c) and the attention logits; c is
 /// `(h + 2g)·k`.
@@ -61,7 +61,7 @@ impl QkvPrep {
     }
 
     /// Returns the operands of the kernels besides the projection.
-    pub(super) fn preparation<'a>(&self, io: &Io<'a, f32>) -> Preparation<'a> {
+    pub(super) fn bind<'a>(&self, io: &Io<'a, f32>) -> Preparation<'a> {
         let rotations = &io.read(1)[..self.seq * self.spec.head_dim];
         Preparation::new(&self.spec, rotations, [io.read(2), io.read(3), io.read(4)])
     }
@@ -77,9 +77,9 @@ impl QkvPrep {
     }
 
     /// Rotates all heads by the angles of a position; inversely for a `sign` of -1.
-    fn rotate(&self, turn: &[f64], heads: &mut [f64], sign: f64) {
+    fn rotate(&self, rotation: &[f64], heads: &mut [f64], sign: f64) {
         for head in heads.chunks_mut(self.spec.head_dim) {
-            head.copy_from_slice(&rotated(head, turn, sign));
+            head.copy_from_slice(&rotated(head, rotation, sign));
         }
     }
 
@@ -89,17 +89,17 @@ impl QkvPrep {
     }
 
     /// Computes the forward pass in double precision.
-    pub(super) fn exact(&self, io: &Io<'_, f64>, y: &mut [f64]) {
+    pub(super) fn reference_forward(&self, io: &Io<'_, f64>, y: &mut [f64]) {
         let (x, k) = (io.read(0), self.spec.head_dim);
         let width = (self.spec.heads + 2 * self.spec.kv_heads) * k;
         for (r, (x, y)) in x.chunks(width).zip(y.chunks_mut(width)).enumerate() {
-            let turn = &io.read(1)[(r % self.seq) * k..][..k];
+            let rotation = &io.read(1)[(r % self.seq) * k..][..k];
             for (part, (first, heads, spec)) in self.segments().into_iter().enumerate() {
                 let mut h = self.clamped(&x[first..first + heads * k]);
                 let rotates = part < 2;
                 let after = self.spec.order == QkOrder::AfterRope;
                 if rotates && after {
-                    self.rotate(turn, &mut h, 1.0);
+                    self.rotate(rotation, &mut h, 1.0);
                 }
                 if let Some(spec) = spec {
                     let before = h.clone();
@@ -107,7 +107,7 @@ impl QkvPrep {
                 }
                 if rotates {
                     if !after {
-                        self.rotate(turn, &mut h, 1.0);
+                        self.rotate(rotation, &mut h, 1.0);
                     }
                     h.iter_mut().for_each(|h| *h *= f64::from(self.spec.qk_scale));
                 }
@@ -117,7 +117,7 @@ impl QkvPrep {
     }
 
     /// Computes the gradients in double precision.
-    pub(super) fn exact_backward(
+    pub(super) fn reference_backward(
         &self,
         io: &Io<'_, f64>,
         dy: &[f64],
@@ -130,7 +130,7 @@ impl QkvPrep {
         dparams.iter_mut().for_each(|d| d.fill(0.0));
         let rows = x.chunks(width).zip(dy.chunks(width)).zip(dx.chunks_mut(width));
         for (r, ((x, dy), dx)) in rows.enumerate() {
-            let turn = &io.read(1)[(r % self.seq) * k..][..k];
+            let rotation = &io.read(1)[(r % self.seq) * k..][..k];
             for (part, (first, heads, spec)) in self.segments().into_iter().enumerate() {
                 let columns = first..first + heads * k;
                 let mut h = self.clamped(&x[columns.clone()]);
@@ -140,8 +140,8 @@ impl QkvPrep {
                 if rotates {
                     d.iter_mut().for_each(|d| *d *= f64::from(self.spec.qk_scale));
                     match after {
-                        true => self.rotate(turn, &mut h, 1.0),
-                        false => self.rotate(turn, &mut d, -1.0),
+                        true => self.rotate(rotation, &mut h, 1.0),
+                        false => self.rotate(rotation, &mut d, -1.0),
                     }
                 }
                 if let Some(spec) = spec {
@@ -152,7 +152,7 @@ impl QkvPrep {
                     d = dh;
                 }
                 if rotates && after {
-                    self.rotate(turn, &mut d, -1.0);
+                    self.rotate(rotation, &mut d, -1.0);
                 }
                 let limit = self.spec.clip.map_or(f64::INFINITY, f64::from);
                 for ((dx, d), x) in dx[columns.clone()].iter_mut().zip(d).zip(&x[columns]) {
@@ -176,22 +176,22 @@ impl Operation for QkvPrep {
     fn backward<'g>(&self, at: &Backward<'g>) -> Vec<Option<Value<'g>>> {
         let mut inputs = at.inputs().to_vec();
         inputs.push(at.gradient());
-        let [dx, dq, dk, dv] = at.graph().op(QkvPrepGrad(*self), &inputs);
+        let [dx, dq, dk, dv] = at.graph().op(QkvTransformGrad(*self), &inputs);
         vec![Some(dx), None, Some(dq), Some(dk), Some(dv)]
     }
 
     fn reference(&self, io: &mut Io<'_, f64>) {
         let y = io.write();
-        self.exact(io, y);
+        self.reference_forward(io, y);
     }
 
     fn cpu(&self, io: &mut Io<'_, f32>) {
         let y = io.write();
-        qkv::forward(&self.preparation(io), io.read(0), y);
+        qkv::forward(&self.bind(io), io.read(0), y);
     }
 }
 
-impl Operation for QkvPrepGrad {
+impl Operation for QkvTransformGrad {
     fn name(&self) -> &'static str {
         "q·k·v norm and rotation, gradients"
     }
@@ -203,11 +203,11 @@ impl Operation for QkvPrepGrad {
 
     fn reference(&self, io: &mut Io<'_, f64>) {
         let (dx, dparams) = (io.write(), [io.write(), io.write(), io.write()]);
-        self.0.exact_backward(io, io.read(5), dx, dparams);
+        self.0.reference_backward(io, io.read(5), dx, dparams);
     }
 
     fn cpu(&self, io: &mut Io<'_, f32>) {
         let (dx, dparams) = (io.write(), [io.write(), io.write(), io.write()]);
-        qkv::backward(&self.0.preparation(io), io.read(0), io.read(5), dx, dparams);
+        qkv::backward(&self.0.bind(io), io.read(0), io.read(5), dx, dparams);
     }
 }

@@ -54,17 +54,17 @@ impl Operation for Rotate {
     }
 
     fn reference(&self, io: &mut Io<'_, f64>) {
-        let turns = io.read(1);
+        let rotations = io.read(1);
         let keys = io.write().chunks_mut(self.channels);
-        for (key, turn) in keys.zip(turns.chunks(self.channels).cycle()) {
-            let rotated = rotated(key, turn, 1.0);
+        for (key, rotation) in keys.zip(rotations.chunks(self.channels).cycle()) {
+            let rotated = rotated(key, rotation, 1.0);
             key.copy_from_slice(&rotated);
         }
     }
 
     fn cpu(&self, io: &mut Io<'_, f32>) {
-        let turns = io.read(1);
-        latent::rotate_keys(io.write(), self.channels, turns);
+        let rotations = io.read(1);
+        latent::rotate_keys(io.write(), self.channels, rotations);
     }
 }
 
@@ -79,12 +79,12 @@ pub(super) fn check_rotations(op: &str, rotations: Type, seq: usize, channels: u
 }
 
 /// Rotates one row: channels i and r/2 + i are a point of the plane, rotated by the angle whose cosine and sine
-/// are these channels of `turn`; inversely for a `sign` of -1.
-pub(super) fn rotated(x: &[f64], turn: &[f64], sign: f64) -> Vec<f64> {
+/// are these channels of `rotation`; inversely for a `sign` of -1.
+pub(super) fn rotated(x: &[f64], rotation: &[f64], sign: f64) -> Vec<f64> {
     let half = x.len() / 2;
     let mut y = vec![0.0; x.len()];
     for i in 0..half {
-        let (cos, sin) = (turn[i], sign * turn[half + i]);
+        let (cos, sin) = (rotation[i], sign * rotation[half + i]);
         y[i] = cos * x[i] - sin * x[half + i];
         y[half + i] = sin * x[i] + cos * x[half + i];
     }
@@ -94,7 +94,7 @@ pub(super) fn rotated(x: &[f64], turn: &[f64], sign: f64) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use super::super::rotations;
-    use super::super::stateful::{Executors, behind};
+    use super::super::stateful::{Executors, arguments_after};
     use super::super::testing::floats;
     use super::*;
 
@@ -104,7 +104,7 @@ mod tests {
             let mut executors = Executors::new(&[]);
             for past in [0, 1, 13] {
                 let keys = floats(1, [b, t, r]);
-                executors.run(behind(past), &[keys], |g, _, x| {
+                executors.run(arguments_after(past), &[keys], |g, _, x| {
                     let table = rotations(g, 100.0, r, t);
                     let rotated = rotate(x[0], table);
                     // Other readers of the keys must see them unchanged.
@@ -130,6 +130,6 @@ mod tests {
     #[should_panic(expected = "rotate: rotations")]
     fn positions_without_rotations() {
         let keys = floats(1, [1, 5, 2]);
-        Executors::new(&[]).run(behind(4), &[keys], |g, _, x| vec![rotate(x[0], rotations(g, 100.0, 2, 4))]);
+        Executors::new(&[]).run(arguments_after(4), &[keys], |g, _, x| vec![rotate(x[0], rotations(g, 100.0, 2, 4))]);
     }
 }

@@ -60,13 +60,13 @@ impl Operation for Rotations {
 
 #[cfg(test)]
 mod tests {
-    use super::super::stateful::{Executors, behind};
+    use super::super::stateful::{Executors, arguments_after};
     use super::*;
 
     #[test]
     fn positions_begin_at_the_past() {
         let rows = |past: usize| {
-            let after = Executors::new(&[]).run(behind(past), &[], |g, _, _| {
+            let after = Executors::new(&[]).run(arguments_after(past), &[], |g, _, _| {
                 vec![rotations(g, 100.0, 6, 3)]
             });
             after.cpu.outputs[0].clone()

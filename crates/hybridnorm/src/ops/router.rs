@@ -4,7 +4,7 @@ use hybridnorm_kernels::experts::Dispatch;
 use hybridnorm_kernels::router::{self, Router, Scoring};
 
 use super::dispatch::dispatch_type;
-use super::exact::log_sum_exp;
+use super::reference_math::log_sum_exp;
 use super::{Backward, Io, Operation, fill};
 use crate::graph::{Type, Value};
 
@@ -84,12 +84,12 @@ impl Operation for RouterWeights {
 
     fn reference(&self, io: &mut Io<'_, f64>) {
         let (r, logits, weights) = (&self.0, io.read(0), io.write());
-        let chosen = Dispatch::new(r.layout(), io.ints(1)).chosen();
-        let tokens = logits.chunks(r.experts).zip(chosen.chunks(r.top_k));
-        for ((logits, chosen), weights) in tokens.zip(weights.chunks_mut(r.top_k)) {
+        let selected = Dispatch::new(r.layout(), io.ints(1)).expert_of_choice();
+        let tokens = logits.chunks(r.experts).zip(selected.chunks(r.top_k));
+        for ((logits, selected), weights) in tokens.zip(weights.chunks_mut(r.top_k)) {
             let scores = scores(r.scoring, logits);
-            let total = divisor(r, &scores, chosen);
-            for (weight, &expert) in weights.iter_mut().zip(chosen) {
+            let total = gate_denominator(r, &scores, selected);
+            for (weight, &expert) in weights.iter_mut().zip(selected) {
                 *weight = f64::from(r.scaling) * scores[expert as usize] / total;
             }
         }
@@ -97,7 +97,7 @@ impl Operation for RouterWeights {
 
     fn cpu(&self, io: &mut Io<'_, f32>) {
         let dispatch = Dispatch::new(self.0.layout(), io.ints(1));
-        router::weights(&self.0, io.read(0), dispatch.chosen(), io.write());
+        router::weights(&self.0, io.read(0), dispatch.expert_of_choice(), io.write());
     }
 }
 
@@ -112,31 +112,31 @@ impl Operation for RouterWeightsGrad {
 
     fn reference(&self, io: &mut Io<'_, f64>) {
         let (r, logits, dweights, dlogits) = (&self.0, io.read(0), io.read(2), io.write());
-        let chosen = Dispatch::new(r.layout(), io.ints(1)).chosen();
+        let selected = Dispatch::new(r.layout(), io.ints(1)).expert_of_choice();
         let tokens = logits.chunks(r.experts).zip(dlogits.chunks_mut(r.experts));
-        let choices = chosen.chunks(r.top_k).zip(dweights.chunks(r.top_k));
-        for ((logits, dlogits), (chosen, dweights)) in tokens.zip(choices) {
+        let assignments = selected.chunks(r.top_k).zip(dweights.chunks(r.top_k));
+        for ((logits, dlogits), (selected, dweights)) in tokens.zip(assignments) {
             let scores = scores(r.scoring, logits);
-            let total = divisor(r, &scores, chosen);
+            let total = gate_denominator(r, &scores, selected);
             // The divisor depends on the score of every selected expert.
-            let shares = chosen.iter().map(|&expert| scores[expert as usize] / total);
+            let gate_weights = selected.iter().map(|&expert| scores[expert as usize] / total);
             let common: f64 = match r.renormalize {
-                true => shares.zip(dweights).map(|(share, d)| share * d).sum(),
+                true => gate_weights.zip(dweights).map(|(weight, d)| weight * d).sum(),
                 false => 0.0,
             };
             let mut dscores = vec![0.0; r.experts];
-            for (&expert, dweight) in chosen.iter().zip(dweights) {
+            for (&expert, dweight) in selected.iter().zip(dweights) {
                 dscores[expert as usize] += f64::from(r.scaling) * (dweight - common) / total;
             }
             dlogits.fill(0.0);
-            add_through_scores(r.scoring, &scores, &dscores, dlogits);
+            add_scores_backward(r.scoring, &scores, &dscores, dlogits);
         }
     }
 
     fn cpu(&self, io: &mut Io<'_, f32>) {
         let (logits, dweights, dlogits) = (io.read(0), io.read(2), io.write());
         let dispatch = Dispatch::new(self.0.layout(), io.ints(1));
-        router::weights_backward(&self.0, logits, dispatch.chosen(), dweights, dlogits);
+        router::weights_backward(&self.0, logits, dispatch.expert_of_choice(), dweights, dlogits);
     }
 }
 
@@ -174,7 +174,7 @@ impl Operation for RouterLosses {
             let total: f64 = scores.iter().sum();
             for (score, &load) in scores.iter().zip(load) {
                 let p = score / total;
-                balance += even_is_one(r, load, n) * p / n;
+                balance += relative_load(r, load, n) * p / n;
                 // p log p tends to 0 with p.
                 entropy -= if p == 0.0 { 0.0 } else { p * p.ln() / n };
             }
@@ -188,7 +188,7 @@ impl Operation for RouterLosses {
     fn cpu(&self, io: &mut Io<'_, f32>) {
         let dispatch = Dispatch::new(self.0.layout(), io.ints(1));
         let found = router::losses(&self.0, io.read(0), dispatch.load());
-        let values = [found.balance, found.z, found.entropy];
+        let values = [found.load_balancing, found.z, found.entropy];
         for value in values {
             io.write()[0] = value as f32;
         }
@@ -223,12 +223,12 @@ impl Operation for RouterLossesGrad {
             let total: f64 = scores.iter().sum();
             let dp = load
                 .iter()
-                .map(|&load| dbalance * even_is_one(r, load, n) / n);
+                .map(|&load| dbalance * relative_load(r, load, n) / n);
             let dp: Vec<f64> = dp.collect();
             // p = score / total, and the total depends on every score.
             let common: f64 = scores.iter().zip(&dp).map(|(s, dp)| s / total * dp).sum();
             let dscores: Vec<f64> = dp.iter().map(|dp| (dp - common) / total).collect();
-            add_through_scores(r.scoring, &scores, &dscores, dlogits);
+            add_scores_backward(r.scoring, &scores, &dscores, dlogits);
         }
     }
 
@@ -251,8 +251,8 @@ pub(super) fn scores(scoring: Scoring, logits: &[f64]) -> Vec<f64> {
 }
 
 /// Returns the denominator of the gate weights.
-fn divisor(r: &Router, scores: &[f64], chosen: &[i32]) -> f64 {
-    let sum: f64 = chosen.iter().map(|&expert| scores[expert as usize]).sum();
+fn gate_denominator(r: &Router, scores: &[f64], selected: &[i32]) -> f64 {
+    let sum: f64 = selected.iter().map(|&expert| scores[expert as usize]).sum();
     match (r.renormalize, r.scoring) {
         (false, _) => 1.0,
         (true, Scoring::Softmax) => sum,
@@ -261,12 +261,12 @@ fn divisor(r: &Router, scores: &[f64], chosen: &[i32]) -> f64 {
 }
 
 /// Returns the load of an expert relative to a balanced load.
-fn even_is_one(r: &Router, load: i32, tokens: f64) -> f64 {
+fn relative_load(r: &Router, load: i32, tokens: f64) -> f64 {
     r.experts as f64 * f64::from(load) / (tokens * r.top_k as f64)
 }
 
 /// Adds the gradient of a token's logits through its scores.
-fn add_through_scores(scoring: Scoring, scores: &[f64], dscores: &[f64], dlogits: &mut [f64]) {
+fn add_scores_backward(scoring: Scoring, scores: &[f64], dscores: &[f64], dlogits: &mut [f64]) {
     let mean: f64 = scores.iter().zip(dscores).map(|(s, ds)| s * ds).sum();
     for ((dlogit, s), ds) in dlogits.iter_mut().zip(scores).zip(dscores) {
         *dlogit += match scoring {
@@ -278,8 +278,8 @@ fn add_through_scores(scoring: Scoring, scores: &[f64], dscores: &[f64], dlogits
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{check, check_with, floats, floats_by};
-    use super::super::{choose, linear};
+    use super::super::testing::{check, check_with, floats, mapped_floats};
+    use super::super::{linear, top_k_dispatch};
     use super::*;
     use crate::graph::Builder;
     use crate::passes::gradients;
@@ -314,9 +314,9 @@ mod tests {
     #[test]
     fn weights_have_a_gradient_through_the_scores() {
         for (n, router) in routers() {
-            let logits = floats_by(1, [1, n, router.experts], |x| 3.0 * x);
+            let logits = mapped_floats(1, [1, n, router.experts], |x| 3.0 * x);
             check(&[logits, floats(2, [router.experts])], |_, x| {
-                let dispatch = choose(x[0], Some(x[1]), router);
+                let dispatch = top_k_dispatch(x[0], Some(x[1]), router);
                 router_weights(x[0], dispatch, router)
             });
         }
@@ -325,13 +325,13 @@ mod tests {
     #[test]
     fn losses_have_gradients_and_statistics_have_none() {
         for (n, router) in routers() {
-            let logits = [floats_by(1, [n, router.experts], |x| 3.0 * x)];
+            let logits = [mapped_floats(1, [n, router.experts], |x| 3.0 * x)];
             check_with(&logits, &[2, 3], |_, x| {
-                let dispatch = choose(x[0], None, router);
+                let dispatch = top_k_dispatch(x[0], None, router);
                 router_losses(x[0], dispatch, router).to_vec()
             });
             check(&logits, |_, x| {
-                let dispatch = choose(x[0], None, router);
+                let dispatch = top_k_dispatch(x[0], None, router);
                 let [balance, z, ..] = router_losses(x[0], dispatch, router);
                 balance * 0.7 + z * 0.3
             });
@@ -343,7 +343,7 @@ mod tests {
         let (n, router) = routers()[4];
         let g = Builder::new();
         let logits = g.input("logits", Type::f32([n, router.experts]));
-        let dispatch = choose(logits, None, router);
+        let dispatch = top_k_dispatch(logits, None, router);
         let [.., entropy, _] = router_losses(logits, dispatch, router);
         assert!(gradients(entropy, &[logits])[0].is_none());
     }
@@ -354,7 +354,7 @@ mod tests {
             let given = [floats(1, [1, n, 11]), floats(2, [router.experts, 11])];
             check_with(&given, &[2, 3], |_, x| {
                 let logits = linear(x[0], x[1]);
-                let dispatch = choose(logits, None, router);
+                let dispatch = top_k_dispatch(logits, None, router);
                 let [balance, z, entropy, statistics] = router_losses(logits, dispatch, router);
                 let weights = router_weights(logits, dispatch, router);
                 vec![balance + z, weights, entropy, statistics]

@@ -52,7 +52,7 @@ impl Operation for Scale {
         &[(0, 0)]
     }
 
-    fn by_position(&self, _inputs: &[Type]) -> Range<usize> {
+    fn positionwise_inputs(&self, _inputs: &[Type]) -> Range<usize> {
         0..1
     }
 

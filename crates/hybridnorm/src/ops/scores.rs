@@ -2,17 +2,17 @@
 
 use hybridnorm_kernels::attention::{self, Attention as Spec};
 
-use super::magnitude::larger_or_nan;
+use super::magnitude::max_propagating_nan;
 use super::{Io, Operation};
 use crate::graph::{Type, Value};
 
 /// Max attention logit, and mean attention entropy.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AttentionScores(pub(crate) Spec);
+pub struct AttentionStats(pub(crate) Spec);
 
 /// Max attention logit of every query head before any soft cap.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct HeadMaxima(pub(crate) Spec);
+pub struct MaxAttentionLogits(pub(crate) Spec);
 
 /// Computes the max attention logit of causal attention, and the mean entropy `-Σ p ln p` of its weights over
 /// sequences, heads and queries, in nats: (2) in double precision. `qkv` is packed and transformed, as
@@ -22,8 +22,8 @@ pub struct HeadMaxima(pub(crate) Spec);
 ///
 /// # Panics
 /// If `qkv` is not packed as in `spec`.
-pub fn attention_scores(qkv: Value<'_>, spec: Spec) -> Value<'_> {
-    let [found] = qkv.builder().op(AttentionScores(spec), &[qkv]);
+pub fn attention_stats(qkv: Value<'_>, spec: Spec) -> Value<'_> {
+    let [found] = qkv.builder().op(AttentionStats(spec), &[qkv]);
     found
 }
 
@@ -36,7 +36,7 @@ pub fn attention_scores(qkv: Value<'_>, spec: Spec) -> Value<'_> {
 /// # Panics
 /// If `qkv` is not packed as in `spec`.
 pub fn head_maxima(qkv: Value<'_>, spec: Spec) -> Value<'_> {
-    let [maxima] = qkv.builder().op(HeadMaxima(spec), &[qkv]);
+    let [maxima] = qkv.builder().op(MaxAttentionLogits(spec), &[qkv]);
     maxima
 }
 
@@ -72,8 +72,8 @@ fn products(spec: &Spec, qkv: &[f64], sequence: usize, head: usize, query: usize
     keys.collect()
 }
 
-impl Operation for AttentionScores {
-    fn runs_early(&self) -> bool {
+impl Operation for AttentionStats {
+    fn is_eager(&self) -> bool {
         true
     }
 
@@ -105,7 +105,7 @@ impl Operation for AttentionScores {
                         let log_p = s - top - total.ln();
                         entropies -= log_p.exp() * log_p;
                     }
-                    largest = larger_or_nan(largest, top);
+                    largest = max_propagating_nan(largest, top);
                     queries += 1;
                 }
             }
@@ -121,8 +121,8 @@ impl Operation for AttentionScores {
     }
 }
 
-impl Operation for HeadMaxima {
-    fn runs_early(&self) -> bool {
+impl Operation for MaxAttentionLogits {
+    fn is_eager(&self) -> bool {
         true
     }
 
@@ -142,7 +142,7 @@ impl Operation for HeadMaxima {
             for sequence in 0..spec.batch {
                 for query in 0..spec.seq {
                     let products = products(spec, qkv, sequence, head, query);
-                    *largest = products.into_iter().fold(*largest, larger_or_nan);
+                    *largest = products.into_iter().fold(*largest, max_propagating_nan);
                 }
             }
         }
@@ -157,7 +157,7 @@ impl Operation for HeadMaxima {
 #[cfg(test)]
 mod tests {
     use super::super::stateful::Executors;
-    use super::super::testing::{Given, check_with, floats, floats_by};
+    use super::super::testing::{TestInput, check_with, floats, mapped_floats};
     use super::*;
     use crate::graph::Builder;
     use crate::ops::Arguments;
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn scores_of_what_also_feeds_other_ops() {
+    fn stats_of_values_with_other_readers() {
         for (batch, seq, heads, kv_heads) in
             [(1, 1, 1, 1), (2, 7, 6, 3), (3, 33, 4, 1), (1, 261, 3, 3)]
         {
@@ -185,25 +185,25 @@ mod tests {
                     softcap,
                     ..spec(batch, seq, heads, kv_heads)
                 };
-                let qkv = floats_by(1, [batch, seq, width(&spec)], |x| 3.0 * x);
+                let qkv = mapped_floats(1, [batch, seq, width(&spec)], |x| 3.0 * x);
                 check_with(&[qkv], &[1, 2], |_, x| {
                     let y = x[0] * 0.5;
-                    vec![y + x[0], attention_scores(y, spec), head_maxima(y, spec)]
+                    vec![y + x[0], attention_stats(y, spec), head_maxima(y, spec)]
                 });
             }
         }
     }
 
     /// Returns the outputs of both ops.
-    fn find(spec: Spec, qkv: Given) -> [Vec<f64>; 2] {
+    fn find(spec: Spec, qkv: TestInput) -> [Vec<f64>; 2] {
         let after = Executors::new(&[]).run(Arguments::default(), &[qkv], |_, _, x| {
-            vec![attention_scores(x[0], spec), head_maxima(x[0], spec)]
+            vec![attention_stats(x[0], spec), head_maxima(x[0], spec)]
         });
         after.cpu.outputs.try_into().expect("two outputs")
     }
 
     #[test]
-    fn what_is_not_finite_shows() {
+    fn non_finite_values_propagate() {
         let spec = spec(2, 5, 3, 3);
         // A query of the second head, at the last position of the first sequence.
         let query = 4 * width(&spec) + spec.head_dim;
@@ -229,6 +229,6 @@ mod tests {
     #[should_panic(expected = "attention scores: packed q·k·v")]
     fn rows_of_another_width_are_refused() {
         let (g, spec) = (Builder::new(), spec(2, 5, 3, 3));
-        attention_scores(g.input("qkv", Type::f32([2, 5, width(&spec) + 1])), spec);
+        attention_stats(g.input("qkv", Type::f32([2, 5, width(&spec) + 1])), spec);
     }
 }

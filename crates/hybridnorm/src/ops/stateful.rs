@@ -1,6 +1,6 @@
 //! Tests of ops that read or update state: the CPU kernel against the reference, run after run.
 
-use super::testing::{Given, OUTPUT, floats};
+use super::testing::{OUTPUT, TestInput, floats};
 use crate::exec::{Cpu, Data, Executor, Reference};
 use crate::graph::{Buffer, Builder, DType, Value};
 use crate::ops::Arguments;
@@ -8,7 +8,7 @@ use crate::plan::{Options, Program};
 
 /// Outputs of a run, and contents of the buffers after it.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct After {
+pub(crate) struct RunResult {
     pub(crate) outputs: Vec<Vec<f64>>,
     pub(crate) buffers: Vec<Vec<f64>>,
 }
@@ -45,9 +45,9 @@ impl Session {
     pub(crate) fn run(
         &mut self,
         arguments: Arguments,
-        given: &[Given],
+        given: &[TestInput],
         record: impl for<'g> Fn(&'g Builder, &[Buffer], &[Value<'g>]) -> Vec<Value<'g>>,
-    ) -> After {
+    ) -> RunResult {
         let g = Builder::new();
         let names: Vec<String> = (0..given.len()).map(|i| format!("x{i}")).collect();
         let inputs = names.iter().zip(given);
@@ -61,7 +61,7 @@ impl Session {
         self.executor.run(&program, arguments, &data).unwrap();
         let output = |&id| self.executor.output(&program, id).into_f64();
         let buffer = |(&buffer, &size)| self.executor.read(buffer, 0..size).into_f64();
-        After {
+        RunResult {
             outputs: outputs.iter().map(output).collect(),
             buffers: self.buffers.iter().zip(&self.sizes).map(buffer).collect(),
         }
@@ -75,9 +75,9 @@ pub(crate) struct Executors {
 }
 
 /// Results of a run on each executor.
-pub(crate) struct Both {
-    pub(crate) reference: After,
-    pub(crate) cpu: After,
+pub(crate) struct BothResults {
+    pub(crate) reference: RunResult,
+    pub(crate) cpu: RunResult,
 }
 
 impl Executors {
@@ -92,12 +92,12 @@ impl Executors {
     pub(crate) fn run(
         &mut self,
         arguments: Arguments,
-        given: &[Given],
+        given: &[TestInput],
         record: impl for<'g> Fn(&'g Builder, &[Buffer], &[Value<'g>]) -> Vec<Value<'g>>,
-    ) -> Both {
+    ) -> BothResults {
         let reference = self.reference.run(arguments, given, &record);
         let cpu = self.cpu.run(arguments, given, &record);
-        let all = |after: &After| [&after.outputs[..], &after.buffers].concat();
+        let all = |after: &RunResult| [&after.outputs[..], &after.buffers].concat();
         for (i, (found, exact)) in all(&cpu).iter().zip(all(&reference)).enumerate() {
             assert_eq!(
                 found.len(),
@@ -114,12 +114,12 @@ impl Executors {
                 );
             }
         }
-        Both { reference, cpu }
+        BothResults { reference, cpu }
     }
 }
 
 /// Returns the arguments of a run after this many positions.
-pub(crate) fn behind(past: usize) -> Arguments {
+pub(crate) fn arguments_after(past: usize) -> Arguments {
     Arguments {
         past,
         ..Arguments::default()
@@ -127,7 +127,7 @@ pub(crate) fn behind(past: usize) -> Arguments {
 }
 
 /// Returns inputs of these shapes, each with different numbers.
-pub(crate) fn inputs<const N: usize>(seed: u64, shapes: [[usize; 3]; N]) -> [Given; N] {
+pub(crate) fn inputs<const N: usize>(seed: u64, shapes: [[usize; 3]; N]) -> [TestInput; N] {
     let mut seeds = seed..;
     shapes.map(|shape| floats(seeds.next().unwrap_or(seed), shape))
 }

@@ -9,14 +9,14 @@ use crate::plan::{Options, Program};
 
 /// An input of a test.
 #[derive(Clone)]
-pub(crate) struct Given {
+pub(crate) struct TestInput {
     ty: Type,
     floats: Vec<f64>,
     ints: Vec<i32>,
     is_source: bool,
 }
 
-impl Given {
+impl TestInput {
     /// Returns its type.
     pub(crate) fn ty(&self) -> Type {
         self.ty
@@ -57,9 +57,9 @@ pub(crate) fn numbers(seed: u64, n: usize) -> Vec<f64> {
 }
 
 /// Returns an input of numbers between -1 and 1, whose gradient is checked.
-pub(crate) fn floats<const N: usize>(seed: u64, shape: [usize; N]) -> Given {
+pub(crate) fn floats<const N: usize>(seed: u64, shape: [usize; N]) -> TestInput {
     let ty = Type::f32(shape);
-    Given {
+    TestInput {
         ty,
         floats: numbers(seed, ty.elements()),
         ints: Vec::new(),
@@ -68,11 +68,11 @@ pub(crate) fn floats<const N: usize>(seed: u64, shape: [usize; N]) -> Given {
 }
 
 /// Returns [`floats`] with `f` applied to each number.
-pub(crate) fn floats_by<const N: usize>(
+pub(crate) fn mapped_floats<const N: usize>(
     seed: u64,
     shape: [usize; N],
     f: impl Fn(f64) -> f64,
-) -> Given {
+) -> TestInput {
     let mut given = floats(seed, shape);
     // Rounded, so that both executors start from the same numbers.
     given
@@ -83,8 +83,8 @@ pub(crate) fn floats_by<const N: usize>(
 }
 
 /// Returns an input of integers.
-pub(crate) fn ints<const N: usize>(shape: [usize; N], values: &[i32]) -> Given {
-    Given {
+pub(crate) fn ints<const N: usize>(shape: [usize; N], values: &[i32]) -> TestInput {
+    TestInput {
         ty: Type::i32(shape),
         floats: Vec::new(),
         ints: values.to_vec(),
@@ -93,8 +93,8 @@ pub(crate) fn ints<const N: usize>(shape: [usize; N], values: &[i32]) -> Given {
 }
 
 /// Returns an input of given numbers, whose gradient is not checked.
-pub(crate) fn constant<const N: usize>(shape: [usize; N], values: Vec<f64>) -> Given {
-    Given {
+pub(crate) fn fixed_input<const N: usize>(shape: [usize; N], values: Vec<f64>) -> TestInput {
+    TestInput {
         ty: Type::f32(shape),
         floats: values,
         ints: Vec::new(),
@@ -112,7 +112,7 @@ const STEP: f64 = 1e-5;
 
 /// Checks the value and the gradients of the output that `build` records.
 pub(crate) fn check(
-    given: &[Given],
+    given: &[TestInput],
     build: impl for<'g> Fn(&'g Builder, &[Value<'g>]) -> Value<'g>,
 ) {
     check_with(given, &[], |g, x| vec![build(g, x)]);
@@ -120,7 +120,7 @@ pub(crate) fn check(
 
 /// Checks several outputs as [`check`] does; those listed in `plain` have no gradients.
 pub(crate) fn check_with(
-    given: &[Given],
+    given: &[TestInput],
     plain: &[usize],
     build: impl for<'g> Fn(&'g Builder, &[Value<'g>]) -> Vec<Value<'g>>,
 ) {
@@ -128,8 +128,8 @@ pub(crate) fn check_with(
 }
 
 /// Checks as [`check_with`] does, if fused ops sum in a different order.
-pub(crate) fn check_close(
-    given: &[Given],
+pub(crate) fn check_reordered(
+    given: &[TestInput],
     plain: &[usize],
     build: impl for<'g> Fn(&'g Builder, &[Value<'g>]) -> Vec<Value<'g>>,
 ) {
@@ -137,7 +137,7 @@ pub(crate) fn check_close(
 }
 
 fn check_all(
-    given: &[Given],
+    given: &[TestInput],
     plain: &[usize],
     is_exact: bool,
     build: impl for<'g> Fn(&'g Builder, &[Value<'g>]) -> Vec<Value<'g>>,
@@ -157,12 +157,12 @@ fn check_all(
         .collect();
     let mut outputs: Vec<_> = made.iter().map(Value::id).collect();
     let n_outputs = outputs.len();
-    let mut seeds: Vec<(usize, String, Given)> = Vec::new();
+    let mut seeds: Vec<(usize, String, TestInput)> = Vec::new();
     let mut gradients = Vec::new();
     for (i, y) in made.iter().enumerate().filter(|(i, _)| !plain.contains(i)) {
         let name = format!("seed{i}");
         let seed = g.input(&name, y.ty());
-        let vector = Given {
+        let vector = TestInput {
             ty: y.ty(),
             floats: numbers(1000 + i as u64, y.ty().elements()),
             ints: Vec::new(),

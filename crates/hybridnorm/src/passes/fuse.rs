@@ -1,7 +1,7 @@
 //! Fusion of neighbouring ops into one kernel, by a table of patterns.
 //!
 //! Patterns apply to the whole graph, forward and backward. Results are bit-identical, with two documented
-//! exceptions: [`head_loss`] and [`normed_attention`].
+//! exceptions: [`head_loss`] and [`qkv_attention`].
 
 use crate::graph::{Graph, Node, Source, ValueId};
 use crate::ops::{self, Op};
@@ -12,15 +12,15 @@ use super::remove_unused;
 type Rewrite = Vec<(usize, Vec<Node>)>;
 
 /// A pattern at an op: returns the replacement of it and of other ops, if it applies.
-type Pattern = fn(&Uses<'_>, usize) -> Option<Rewrite>;
+type Pattern = fn(&DefUse<'_>, usize) -> Option<Rewrite>;
 
 /// All patterns, in the order in which they are tried.
 const PATTERNS: &[Pattern] = &[
     add_norm,
     norm_grad_add,
-    normed_attention,
+    qkv_attention,
     expert_activation,
-    activation_again,
+    reuse_recomputed_activation,
     embedding_grad_add,
     head_loss,
     linear_grad,
@@ -29,15 +29,15 @@ const PATTERNS: &[Pattern] = &[
 /// Replaces ops with fused ones, by the table of patterns.
 pub(crate) fn fuse(graph: &mut Graph, outputs: &[ValueId]) {
     for pattern in PATTERNS {
-        while sweep(graph, outputs, *pattern) {
+        while apply_pattern(graph, outputs, *pattern) {
             remove_unused(graph, outputs);
         }
     }
 }
 
 /// Applies a pattern wherever it does not overlap with a previous match; returns true if there was one.
-fn sweep(graph: &mut Graph, outputs: &[ValueId], pattern: Pattern) -> bool {
-    let uses = Uses::new(graph, outputs);
+fn apply_pattern(graph: &mut Graph, outputs: &[ValueId], pattern: Pattern) -> bool {
+    let uses = DefUse::new(graph, outputs);
     let mut touched = vec![false; graph.nodes.len()];
     let mut all: Rewrite = Vec::new();
     for index in 0..graph.nodes.len() {
@@ -57,25 +57,27 @@ fn sweep(graph: &mut Graph, outputs: &[ValueId], pattern: Pattern) -> bool {
 
 /// Replaces nodes; those with an empty replacement are removed.
 fn apply(graph: &mut Graph, rewrite: Rewrite) {
-    let mut places: Vec<Option<Vec<Node>>> = vec![None; graph.nodes.len()];
+    let mut replacements: Vec<Option<Vec<Node>>> = vec![None; graph.nodes.len()];
     for (index, nodes) in rewrite {
-        places[index] = Some(nodes);
+        replacements[index] = Some(nodes);
     }
-    let old = std::mem::take(&mut graph.nodes).into_iter().zip(places);
+    let old = std::mem::take(&mut graph.nodes)
+        .into_iter()
+        .zip(replacements);
     graph.nodes = old
-        .flat_map(|(node, place)| place.unwrap_or_else(|| vec![node]))
+        .flat_map(|(node, replacement)| replacement.unwrap_or_else(|| vec![node]))
         .collect();
 }
 
 /// A graph with the producer and the consumers of each value.
-struct Uses<'a> {
+struct DefUse<'a> {
     graph: &'a Graph,
     producers: Vec<Option<usize>>,
     consumers: Vec<Vec<usize>>,
     is_output: Vec<bool>,
 }
 
-impl<'a> Uses<'a> {
+impl<'a> DefUse<'a> {
     fn new(graph: &'a Graph, outputs: &[ValueId]) -> Self {
         let mut is_output = vec![false; graph.values.len()];
         outputs.iter().for_each(|id| is_output[id.0] = true);
@@ -110,7 +112,7 @@ impl<'a> Uses<'a> {
     }
 
     /// True if a value is available before op `index`.
-    fn is_there(&self, id: ValueId, index: usize) -> bool {
+    fn is_available(&self, id: ValueId, index: usize) -> bool {
         let is_leaf = self.graph.value(id).source != Source::Computed;
         is_leaf || self.producers[id.0].is_some_and(|made| made < index)
     }
@@ -129,7 +131,7 @@ impl Node {
 }
 
 /// Fuses `s = x + o; norm(s)`.
-fn add_norm(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
+fn add_norm(uses: &DefUse<'_>, index: usize) -> Option<Rewrite> {
     let add = uses.node(index);
     let (Op::Add(_), [sum]) = (&add.op, &add.outputs[..]) else {
         return None;
@@ -140,7 +142,7 @@ fn add_norm(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
     })?;
     let mut rewrite = vec![(norm_at, vec![])];
     let mut nodes = Vec::new();
-    if !uses.is_there(norm.inputs[1], index) {
+    if !uses.is_available(norm.inputs[1], index) {
         // A norm without parameters reads an empty constant, which can be moved.
         let (at, params) = uses.producer(norm.inputs[1])?;
         if !params.inputs.is_empty() {
@@ -156,7 +158,7 @@ fn add_norm(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
 }
 
 /// Fuses a norm's gradient with its addition to another one.
-fn norm_grad_add(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
+fn norm_grad_add(uses: &DefUse<'_>, index: usize) -> Option<Rewrite> {
     let grad = uses.node(index);
     let (Op::NormGrad(ops::NormGrad(spec)), &[dx, dparams]) = (&grad.op, &grad.outputs[..]) else {
         return None;
@@ -183,18 +185,18 @@ fn norm_grad_add(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
 /// Fuses norms and rotations right before attention into it, which then reads the plain projection.
 ///
 /// The last bits of the norm parameters' gradients may differ, since they are summed head by head.
-fn normed_attention(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
+fn qkv_attention(uses: &DefUse<'_>, index: usize) -> Option<Rewrite> {
     let attention = uses.node(index);
     let Op::Attention(ops::Attention(spec)) = attention.op else {
         return None;
     };
     let prepared = attention.inputs[0];
     let (_, prep) = uses.producer(prepared)?;
-    let Op::QkvPrep(form) = prep.op else {
+    let Op::QkvPrep(transform) = prep.op else {
         return None;
     };
-    let fused = ops::NormedAttention {
-        prep: form,
+    let fused = ops::QkvAttention {
+        prep: transform,
         attention: spec,
     };
     let forward = attention.replaced(fused, prep.inputs.clone(), attention.outputs.clone());
@@ -207,7 +209,7 @@ fn normed_attention(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
     if let Some((grad_at, grad)) = gradient {
         let dprepared = grad.outputs[0];
         let (prep_at, prep_grad) = uses.consumers(dprepared).next()?;
-        let Op::QkvPrepGrad(_) = prep_grad.op else {
+        let Op::QkvTransformGrad(_) = prep_grad.op else {
             return None;
         };
         if !uses.is_read_only_by(dprepared, &[prep_at]) {
@@ -216,16 +218,16 @@ fn normed_attention(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
         let mut inputs = prep.inputs.clone();
         inputs.extend(&grad.inputs[1..]);
         let outputs = prep_grad.outputs.clone();
-        let backward = prep_grad.replaced(ops::NormedAttentionGrad(fused), inputs, outputs);
+        let backward = prep_grad.replaced(ops::QkvAttentionGrad(fused), inputs, outputs);
         rewrite.extend([(grad_at, vec![]), (prep_at, vec![backward])]);
     }
     Some(rewrite)
 }
 
 /// Fuses an activation right before the experts' output projection into it.
-fn expert_activation(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
+fn expert_activation(uses: &DefUse<'_>, index: usize) -> Option<Rewrite> {
     let down = uses.node(index);
-    let Op::ExpertDown(form) = down.op else {
+    let Op::ExpertDown(spec) = down.op else {
         return None;
     };
     let hidden = down.inputs[0];
@@ -235,7 +237,7 @@ fn expert_activation(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
     };
     let fused = ops::ExpertDown {
         activation: Some(function),
-        ..form
+        ..spec
     };
     let x = activation.inputs[0];
     let reading = |node: &Node| [&[x], &node.inputs[1..]].concat();
@@ -263,7 +265,7 @@ fn expert_activation(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
 
 /// Makes a weight's gradient read the activation that the activation's gradient recomputes, so that it need not be
 /// saved for backward. The weight's gradient moves after the activation's.
-fn activation_again(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
+fn reuse_recomputed_activation(uses: &DefUse<'_>, index: usize) -> Option<Rewrite> {
     let grad = uses.node(index);
     let (Op::ActivationGrad(of), &[_, again]) = (&grad.op, &grad.outputs[..]) else {
         return None;
@@ -299,27 +301,27 @@ fn activation_again(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
 }
 
 /// Fuses both gradients of a projection, one right after the other.
-fn linear_grad(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
+fn linear_grad(uses: &DefUse<'_>, index: usize) -> Option<Rewrite> {
     let (one, other) = (uses.node(index), uses.graph.nodes.get(index + 1)?);
-    let (Op::LinearInputGrad(ops::LinearInputGrad(form)), Op::LinearWeightGrad(same)) =
+    let (Op::LinearInputGrad(ops::LinearInputGrad(spec)), Op::LinearWeightGrad(same)) =
         (&one.op, &other.op)
     else {
         return None;
     };
     let (dy, w) = (one.inputs[0], one.inputs[1]);
-    if *form != same.0 || other.inputs[0] != dy {
+    if *spec != same.0 || other.inputs[0] != dy {
         return None;
     }
     let inputs = vec![dy, other.inputs[1], w];
     let outputs = vec![one.outputs[0], other.outputs[0]];
-    let fused = one.replaced(ops::LinearGrad(*form), inputs, outputs);
+    let fused = one.replaced(ops::LinearGrad(*spec), inputs, outputs);
     Some(vec![(index, vec![fused]), (index + 1, vec![])])
 }
 
 /// Fuses the gradient of an embedding with its addition to another one of the same table.
-fn embedding_grad_add(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
+fn embedding_grad_add(uses: &DefUse<'_>, index: usize) -> Option<Rewrite> {
     let grad = uses.node(index);
-    let Op::EmbeddingGrad(form) = grad.op else {
+    let Op::EmbeddingGrad(spec) = grad.op else {
         return None;
     };
     let dw = grad.outputs[0];
@@ -330,7 +332,7 @@ fn embedding_grad_add(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
     }
     let other = add.inputs[usize::from(add.inputs[0] == dw)];
     let inputs = vec![grad.inputs[0], grad.inputs[1], other];
-    let fused = add.replaced(ops::EmbeddingGradAdd(form), inputs, add.outputs.clone());
+    let fused = add.replaced(ops::EmbeddingGradAdd(spec), inputs, add.outputs.clone());
     Some(vec![(index, vec![]), (add_at, vec![fused])])
 }
 
@@ -338,7 +340,7 @@ fn embedding_grad_add(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
 ///
 /// The last bits of results may differ: the matmuls run over chunks of rows, and apply the scale, including that
 /// of the soft cap; the derivative of the soft cap is a factor of the softmax's.
-fn head_loss(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
+fn head_loss(uses: &DefUse<'_>, index: usize) -> Option<Rewrite> {
     let loss = uses.node(index);
     let (Op::CrossEntropy(ops::CrossEntropy(mut spec)), &[mut logits, targets]) =
         (loss.op.clone(), &loss.inputs[..])
@@ -354,14 +356,14 @@ fn head_loss(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
             _ => return None,
         }
     }
-    let mut gone = vec![];
+    let mut removed = vec![];
     let mut gradient = None;
     if let Some((at, node)) = of_loss {
         let (_, seed) = uses.producer(node.inputs[2])?;
         if !matches!(seed.op, Op::Fill(ops::Fill { value: 1.0, .. })) {
             return None;
         }
-        gone.push(at);
+        removed.push(at);
         gradient = Some(node.outputs[0]);
     }
     // From the loss back to the projection, together with the gradients on the way.
@@ -378,18 +380,18 @@ fn head_loss(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
             Op::Scale(op) => spec.logit_scale *= op.factor,
             _ => return None,
         }
-        gone.push(at);
+        removed.push(at);
         logits = node.inputs[0];
         if let Some(d) = gradient {
             let (at, node) = uses.consumers(d).next()?;
             if !matches!(node.op, Op::SoftcapGrad(_) | Op::Scale(_)) {
                 return None;
             }
-            gone.push(at);
+            removed.push(at);
             gradient = Some(node.outputs[0]);
         }
     };
-    gone.push(projection_at);
+    removed.push(projection_at);
     let &[x, w] = &projection.inputs[..] else {
         return None;
     };
@@ -397,7 +399,7 @@ fn head_loss(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
     let inputs = vec![x, w, targets];
     let Some(d) = gradient else {
         let fused = loss.replaced(ops::HeadLoss(spec), inputs, loss.outputs.clone());
-        return replaced(uses, index, fused, &gone);
+        return replaced(uses, index, fused, &removed);
     };
     let (mut dx, mut dw) = (None, None);
     for (at, node) in uses.consumers(d) {
@@ -406,19 +408,19 @@ fn head_loss(uses: &Uses<'_>, index: usize) -> Option<Rewrite> {
             Op::LinearWeightGrad(_) => dw = Some(node.outputs[0]),
             _ => return None,
         }
-        gone.push(at);
+        removed.push(at);
     }
     let (dx, dw) = (dx?, dw?);
     let outputs = [&loss.outputs[..], &[dx, dw]].concat();
     let fused = loss.replaced(ops::HeadLossGrad(spec), inputs, outputs);
-    replaced(uses, index, fused, &gone)
+    replaced(uses, index, fused, &removed)
 }
 
 /// Replaces several ops with one, unless another op reads a value that it does not output.
-fn replaced(uses: &Uses<'_>, index: usize, by: Node, gone: &[usize]) -> Option<Rewrite> {
-    let readers = [gone, &[index]].concat();
-    let mut lost = gone.iter().flat_map(|at| &uses.node(*at).outputs);
+fn replaced(uses: &DefUse<'_>, index: usize, by: Node, removed: &[usize]) -> Option<Rewrite> {
+    let readers = [removed, &[index]].concat();
+    let mut lost = removed.iter().flat_map(|at| &uses.node(*at).outputs);
     let is_free = lost.all(|id| by.outputs.contains(id) || uses.is_read_only_by(*id, &readers));
-    let gone = gone.iter().map(|&at| (at, vec![]));
-    is_free.then(|| gone.chain([(index, vec![by])]).collect())
+    let removed = removed.iter().map(|&at| (at, vec![]));
+    is_free.then(|| removed.chain([(index, vec![by])]).collect())
 }

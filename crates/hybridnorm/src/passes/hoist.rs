@@ -7,15 +7,15 @@ use crate::graph::Graph;
 pub(crate) fn hoist(graph: &mut Graph) {
     let producers = graph.producers();
     // The op after which each one runs: itself, unless it moves.
-    let mut behind: Vec<usize> = (0..graph.nodes.len()).collect();
+    let mut runs_after: Vec<usize> = (0..graph.nodes.len()).collect();
     for (index, node) in graph.nodes.iter().enumerate() {
-        if node.op.rule().runs_early() {
+        if node.op.rule().is_eager() {
             let made = node.inputs.iter().filter_map(|input| producers[input.0]);
-            behind[index] = made.map(|made| behind[made]).max().unwrap_or(index);
+            runs_after[index] = made.map(|made| runs_after[made]).max().unwrap_or(index);
         }
     }
     let mut order: Vec<usize> = (0..graph.nodes.len()).collect();
-    order.sort_by_key(|&index| (behind[index], index));
+    order.sort_by_key(|&index| (runs_after[index], index));
     graph.nodes = order
         .iter()
         .map(|&index| graph.nodes[index].clone())

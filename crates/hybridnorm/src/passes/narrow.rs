@@ -44,14 +44,16 @@ pub(crate) fn narrow(graph: &mut Graph, outputs: &[ValueId]) {
             continue;
         }
         let types: Vec<Type> = node.inputs.iter().map(|id| graph.ty(*id)).collect();
-        let by_position = node.op.rule().by_position(&types);
+        let positionwise_inputs = node.op.rule().positionwise_inputs(&types);
         let can_move = |id: &ValueId| {
             let value = graph.value(*id);
             let is_state = matches!(value.source, Source::State(..));
             !is_state && LastPosition::of(value.ty).is_some()
         };
-        let is_narrow = !by_position.is_empty()
-            && node.inputs[by_position.clone()].iter().all(can_move)
+        let is_narrow = !positionwise_inputs.is_empty()
+            && node.inputs[positionwise_inputs.clone()]
+                .iter()
+                .all(can_move)
             && node.outputs.iter().all(|all| readers[all.0] == 0)
             && node.outputs.iter().any(|all| last.contains_key(all));
         if is_narrow {
@@ -65,14 +67,14 @@ pub(crate) fn narrow(graph: &mut Graph, outputs: &[ValueId]) {
                 last.remove(output);
                 *output = one;
             }
-            for input in &mut node.inputs[by_position] {
+            for input in &mut node.inputs[positionwise_inputs] {
                 readers[input.0] -= 1;
                 *input = last_of(input, &mut last);
             }
         } else {
             for all in &node.outputs {
                 let one = last.remove(all);
-                reversed.extend(one.map(|one| taken(graph, *all, one, Some(&node))));
+                reversed.extend(one.map(|one| last_position_node(graph, *all, one, Some(&node))));
             }
         }
         reversed.push(node);
@@ -80,14 +82,14 @@ pub(crate) fn narrow(graph: &mut Graph, outputs: &[ValueId]) {
     // The rest are last positions of values that no op computes.
     let leaves = last
         .into_iter()
-        .map(|(all, one)| taken(graph, all, one, None));
+        .map(|(all, one)| last_position_node(graph, all, one, None));
     reversed.extend(leaves);
     reversed.reverse();
     graph.nodes = reversed;
 }
 
 /// Returns the op that selects the last position of `all`, with the path and segment of the op that computes `all`.
-fn taken(graph: &Graph, all: ValueId, one: ValueId, made_by: Option<&Node>) -> Node {
+fn last_position_node(graph: &Graph, all: ValueId, one: ValueId, made_by: Option<&Node>) -> Node {
     let (op, _) = LastPosition::of(graph.ty(all)).expect("a value with positions");
     Node {
         op: op.into(),
@@ -155,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_the_last_reader_of_all_positions_runs_on_one() {
+    fn ops_after_the_last_full_reader_are_narrowed() {
         let (program, narrow) = run(|x, w| {
             let y = ops::linear(x, w);
             vec![ops::last_position(
@@ -192,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_of_one_reader_of_all_positions_is_narrowed_behind_it() {
+    fn values_are_narrowed_after_their_last_full_reader() {
         let (program, values) = run(|x, w| {
             let y = ops::linear(x, w);
             vec![ops::last_position(ops::linear(y, w)), y]

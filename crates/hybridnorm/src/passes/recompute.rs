@@ -22,7 +22,7 @@ pub(crate) fn recompute(graph: &mut Graph, segments: usize) {
         let mut node = node.clone();
         if node.is_backward {
             for input in &mut node.inputs {
-                *input = pass.again(*input);
+                *input = pass.recomputed(*input);
             }
         }
         pass.graph.nodes.push(node);
@@ -37,7 +37,7 @@ fn saved(graph: &Graph, segments: usize, producers: &[Option<usize>]) -> Vec<boo
         .map(|made| made.is_none_or(|at| segment(&graph.nodes[at]).is_none()))
         .collect();
     // Taps run in the forward pass, wherever they were recorded.
-    let stays = |node: &&Node| !node.is_backward && !node.op.rule().runs_early();
+    let stays = |node: &&Node| !node.is_backward && !node.op.rule().is_eager();
     for node in graph.nodes.iter().filter(stays) {
         for input in &node.inputs {
             let made = producers[input.0].map(|at| &graph.nodes[at]);
@@ -60,7 +60,7 @@ struct Pass<'a> {
 impl Pass<'_> {
     /// Returns the value that the backward pass reads instead of `id`; records its recomputation if that was
     /// not done yet.
-    fn again(&mut self, id: ValueId) -> ValueId {
+    fn recomputed(&mut self, id: ValueId) -> ValueId {
         // Outputs of recorded copies are not recomputed.
         let Some(Some(at)) = self.producers.get(id.0).copied() else {
             return id;
@@ -72,7 +72,11 @@ impl Pass<'_> {
             return *copy;
         }
         let node = &self.old[at];
-        let inputs = node.inputs.iter().map(|&input| self.again(input)).collect();
+        let inputs = node
+            .inputs
+            .iter()
+            .map(|&input| self.recomputed(input))
+            .collect();
         let outputs: Vec<ValueId> = node
             .outputs
             .iter()

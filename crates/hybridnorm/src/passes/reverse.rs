@@ -32,12 +32,12 @@ pub fn vector_jacobian_product<'g>(
 ) -> Vec<Option<Value<'g>>> {
     let builder = of.builder();
     let graph = builder.recorded();
-    let wanted = depending_on(&graph, sources);
+    let needs_gradient = depending_on(&graph, sources);
     let mut gradients: Vec<Option<Value<'g>>> = vec![None; graph.values.len()];
     gradients[of.id().0] = Some(seed);
     for node in graph.nodes.iter().rev() {
         let of_outputs: Vec<_> = node.outputs.iter().map(|id| gradients[id.0]).collect();
-        let is_wanted = node.inputs.iter().any(|id| wanted[id.0]);
+        let is_wanted = node.inputs.iter().any(|id| needs_gradient[id.0]);
         if !is_wanted || of_outputs.iter().all(Option::is_none) {
             continue;
         }
@@ -47,12 +47,12 @@ pub fn vector_jacobian_product<'g>(
             values(&node.inputs),
             values(&node.outputs),
             of_outputs,
-            node.inputs.iter().map(|id| wanted[id.0]).collect(),
+            node.inputs.iter().map(|id| needs_gradient[id.0]).collect(),
         );
         let of_inputs =
             builder.backward(|| builder.within(&node.path, || node.op.rule().backward(&at)));
         for (input, gradient) in node.inputs.iter().zip(of_inputs) {
-            let Some(gradient) = gradient.filter(|_| wanted[input.0]) else {
+            let Some(gradient) = gradient.filter(|_| needs_gradient[input.0]) else {
                 continue;
             };
             let sum = &mut gradients[input.0];

@@ -173,7 +173,7 @@ fn logits_that_are_read_besides_the_loss_stay() {
 }
 
 #[test]
-fn sums_of_taps_run_behind_these() {
+fn accumulation_of_a_tap_runs_right_after_it() {
     let (heads, positions) = (6, ROWS);
     let spec = Attention {
         batch: 1,

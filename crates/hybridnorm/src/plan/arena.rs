@@ -4,13 +4,13 @@ use super::step::{Region, Storage};
 use crate::graph::{Graph, Source, Type, ValueId};
 
 /// Alignment of values: a cache line.
-const LINE: usize = 64;
+const CACHE_LINE: usize = 64;
 
 /// Memory regions of values and of the scratch memory of ops.
 #[derive(Debug, Default)]
-pub(crate) struct Layout {
+pub(crate) struct MemoryLayout {
     /// Region of each value; `None` if the program does not use it.
-    pub(crate) places: Vec<Option<Region>>,
+    pub(crate) regions: Vec<Option<Region>>,
     /// Scratch region of each op that needs one.
     pub(crate) scratch: Vec<Option<Region>>,
     /// True if an output reuses the region of this input of the op, by op and pair of the op.
@@ -30,7 +30,7 @@ struct Block {
 }
 
 /// Assigns a region to every value of the graph.
-pub(crate) fn lay_out(graph: &Graph, outputs: &[ValueId]) -> Layout {
+pub(crate) fn plan_memory(graph: &Graph, outputs: &[ValueId]) -> MemoryLayout {
     let end = graph.nodes.len();
     let last_use = last_uses(graph, outputs, end);
     let mut blocks: Vec<Block> = Vec::new();
@@ -38,7 +38,9 @@ pub(crate) fn lay_out(graph: &Graph, outputs: &[ValueId]) -> Layout {
     let mut block_of: Vec<Option<usize>> = vec![None; graph.values.len()];
     let add = |blocks: &mut Vec<Block>, bytes: usize, first: usize, last: usize| {
         blocks.push(Block {
-            bytes: bytes.checked_next_multiple_of(LINE).unwrap_or(usize::MAX),
+            bytes: bytes
+                .checked_next_multiple_of(CACHE_LINE)
+                .unwrap_or(usize::MAX),
             first,
             last,
             offset: 0,
@@ -78,13 +80,13 @@ pub(crate) fn lay_out(graph: &Graph, outputs: &[ValueId]) -> Layout {
         let scratch = rule.scratch(&types).saturating_mul(4);
         scratch_blocks.push((scratch > 0).then(|| (add(&mut blocks, scratch, at, at), scratch)));
     }
-    let bytes = place(&mut blocks);
+    let bytes = assign_offsets(&mut blocks);
     let region = |block: usize, bytes: usize| Region {
         storage: Storage::Arena,
         start: blocks[block].offset,
         end: blocks[block].offset.saturating_add(bytes),
     };
-    let places = graph.values.iter().enumerate().map(|(index, value)| {
+    let regions = graph.values.iter().enumerate().map(|(index, value)| {
         let bytes = value.ty.bytes();
         match value.source {
             Source::State(buffer, offset) => {
@@ -98,8 +100,8 @@ pub(crate) fn lay_out(graph: &Graph, outputs: &[ValueId]) -> Layout {
             _ => block_of[index].map(|block| region(block, bytes)),
         }
     });
-    Layout {
-        places: places.collect(),
+    MemoryLayout {
+        regions: regions.collect(),
         scratch: scratch_blocks
             .iter()
             .map(|found| found.map(|(block, bytes)| region(block, bytes)))
@@ -125,7 +127,7 @@ fn last_uses(graph: &Graph, outputs: &[ValueId], end: usize) -> Vec<Option<usize
 
 /// Assigns an offset to every block so that blocks with overlapping lifetimes do not overlap: largest first, each
 /// as low as possible. Returns the total bytes.
-fn place(blocks: &mut [Block]) -> usize {
+fn assign_offsets(blocks: &mut [Block]) -> usize {
     let mut order: Vec<usize> = (0..blocks.len()).filter(|&i| blocks[i].bytes > 0).collect();
     order.sort_by_key(|&i| (std::cmp::Reverse(blocks[i].bytes), i));
     // Blocks that have an offset, in its order.

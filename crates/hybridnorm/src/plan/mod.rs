@@ -41,7 +41,7 @@ pub enum Recompute {
 }
 
 /// Programs that are planned before the search for a budget is given up.
-const MOST_TRIED: usize = 16;
+const MAX_TRIED_COUNTS: usize = 16;
 
 impl Default for Options {
     fn default() -> Self {
@@ -57,7 +57,7 @@ impl Default for Options {
 pub struct Program {
     graph: Graph,
     steps: Vec<Step>,
-    places: Vec<Option<Region>>,
+    regions: Vec<Option<Region>>,
     arena_bytes: usize,
     inputs: Vec<(Arc<str>, ValueId)>,
     outputs: Vec<ValueId>,
@@ -73,10 +73,10 @@ impl Program {
         let first = |count: usize| {
             let mut graph = graph.clone();
             passes::recompute(&mut graph, count);
-            Self::of(graph, outputs, options.fuse)
+            Self::from_graph(graph, outputs, options.fuse)
         };
         match options.recompute {
-            Recompute::None => Self::of(graph, outputs, options.fuse),
+            Recompute::None => Self::from_graph(graph, outputs, options.fuse),
             Recompute::Block => first(segments),
             Recompute::Budget(bytes) => {
                 // Bisects for the fewest that fit, as if more recomputation always needed less memory. If gradients
@@ -88,7 +88,7 @@ impl Program {
                 if fits(&found) {
                     return found;
                 }
-                let some = (0..segments).step_by(segments.div_ceil(MOST_TRIED).max(1));
+                let some = (0..segments).step_by(segments.div_ceil(MAX_TRIED_COUNTS).max(1));
                 let all = some.map(first).chain([found]);
                 all.min_by_key(|program| program.arena_bytes)
                     .expect("the program that was found first")
@@ -96,19 +96,19 @@ impl Program {
         }
     }
 
-    fn of(mut graph: Graph, outputs: &[ValueId], fuse: bool) -> Self {
+    fn from_graph(mut graph: Graph, outputs: &[ValueId], fuse: bool) -> Self {
         passes::remove_unused(&mut graph, outputs);
         if fuse {
             passes::fuse(&mut graph, outputs);
         }
         passes::hoist(&mut graph);
-        let layout = arena::lay_out(&graph, outputs);
+        let layout = arena::plan_memory(&graph, outputs);
         let steps = (0..graph.nodes.len())
             .map(|index| Step::new(&graph, index, &layout))
             .collect();
         let inputs = graph.values.iter().enumerate();
         let inputs = inputs.filter_map(|(index, value)| match &value.source {
-            Source::Input(name) if layout.places[index].is_some() => {
+            Source::Input(name) if layout.regions[index].is_some() => {
                 Some((name.clone(), ValueId(index)))
             }
             _ => None,
@@ -117,7 +117,7 @@ impl Program {
             steps,
             arena_bytes: layout.bytes,
             inputs: inputs.collect(),
-            places: layout.places,
+            regions: layout.regions,
             outputs: outputs.to_vec(),
             graph,
         }
@@ -164,6 +164,6 @@ impl Program {
 
     /// Returns the region of a value; `None` if no op of the program computes or reads it.
     pub(crate) fn place(&self, id: ValueId) -> Option<Region> {
-        self.places[id.0]
+        self.regions[id.0]
     }
 }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::Recompute;
+use crate::error::Error;
 
 const BUDGET: &str = "budget:";
 
@@ -10,16 +11,17 @@ impl Recompute {
     /// Checks that an arena of this many bytes is within the budget, if there is one.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory) with the number of bytes that are needed.
+    /// [`Error::OutOfMemory`] with the number of bytes that are needed.
     pub fn check(self, arena_bytes: usize) -> crate::Result<()> {
         match self {
-            Self::Budget(budget) if arena_bytes as u64 > budget => {
-                Err(crate::Error::config(format!(
-                    "train.recompute = \"{self}\": however many blocks are recomputed, activations, \
-                     gradients and scratch of a micro-batch still need {arena_bytes} bytes; give as many, \
-                     or a smaller micro-batch"
-                )))
-            }
+            Self::Budget(budget) if arena_bytes as u64 > budget => Err(Error::OutOfMemory {
+                needed: arena_bytes as u64,
+                available: Some(budget),
+                problem: format!(
+                    "train.recompute = \"{self}\": even with recomputation, activations, gradients and scratch \
+                     of a micro-batch need {arena_bytes} bytes; raise the budget, or use a smaller micro-batch"
+                ),
+            }),
             _ => Ok(()),
         }
     }

@@ -1,6 +1,6 @@
 //! One op of a program with the memory regions of its operands.
 
-use super::arena::Layout;
+use super::arena::MemoryLayout;
 use crate::graph::{Buffer, DType, Graph};
 
 /// Memory that outlives an op.
@@ -45,11 +45,11 @@ impl Step {
     ///
     /// # Panics
     /// If its regions overlap without being equal, which is a defect of the plan.
-    pub(crate) fn new(graph: &Graph, index: usize, layout: &Layout) -> Self {
+    pub(crate) fn new(graph: &Graph, index: usize, layout: &MemoryLayout) -> Self {
         let node = &graph.nodes[index];
         let rule = node.op.rule();
         let place =
-            |id: crate::graph::ValueId| layout.places[id.0].expect("every operand has a place");
+            |id: crate::graph::ValueId| layout.regions[id.0].expect("every operand has a place");
         let updates = rule.updates(node.inputs.len());
         let pairs = rule.in_place().iter().zip(&layout.aliased[index]);
         let in_place: Vec<(usize, usize, bool)> =

@@ -156,8 +156,8 @@ proptest! {
         let graph = g.finish();
         for fuse in [false, true] {
             let program = Program::new(graph.clone(), &outputs, options(fuse, Recompute::None));
-            assert_apart(&program);
-            prop_assert!(run(&program, &outputs) == run(&apart(&program), &outputs));
+            assert_disjoint(&program);
+            prop_assert!(run(&program, &outputs) == run(&without_sharing(&program), &outputs));
         }
     }
 
@@ -179,9 +179,9 @@ proptest! {
             let between = (plain.arena_bytes() + blocks.arena_bytes()) as u64 / 2;
             let found = run(&plain, &outputs);
             for program in [&plain, &blocks, &plan(Recompute::Budget(between))] {
-                assert_apart(program);
+                assert_disjoint(program);
                 prop_assert!(run(program, &outputs) == found);
-                prop_assert!(run(&apart(program), &outputs) == found);
+                prop_assert!(run(&without_sharing(program), &outputs) == found);
             }
         }
     }
@@ -189,7 +189,7 @@ proptest! {
 
 /// A value or the scratch memory of an op, with its region and the first and the last op that need it.
 #[derive(Debug)]
-struct Held {
+struct Allocation {
     value: Option<ValueId>,
     first: usize,
     last: usize,
@@ -197,22 +197,22 @@ struct Held {
 }
 
 /// Returns all values and scratch memory in the arena.
-fn held(program: &Program) -> Vec<Held> {
+fn allocations(program: &Program) -> Vec<Allocation> {
     let nodes = program.graph().nodes();
     let last = |id: ValueId| match program.outputs().contains(&id) {
         true => Some(nodes.len()),
         false => nodes.iter().rposition(|node| node.inputs.contains(&id)),
     };
-    let of_value = |id: ValueId, first: usize| Held {
+    let of_value = |id: ValueId, first: usize| Allocation {
         value: Some(id),
         first,
         last: last(id).unwrap_or(first),
         region: program.place(id).expect("a place"),
     };
-    let mut all: Vec<Held> = program.inputs().map(|(_, id)| of_value(id, 0)).collect();
+    let mut all: Vec<Allocation> = program.inputs().map(|(_, id)| of_value(id, 0)).collect();
     for (at, node) in nodes.iter().enumerate() {
         all.extend(node.outputs.iter().map(|&id| of_value(id, at)));
-        all.extend(scratch(program, at).map(|region| Held {
+        all.extend(scratch(program, at).map(|region| Allocation {
             value: None,
             first: at,
             last: at,
@@ -252,8 +252,8 @@ fn is_in_place(program: &Program, at: usize, from: ValueId, to: ValueId) -> bool
 
 /// Asserts that regions with overlapping lifetimes are disjoint. An output may reuse the region of an input at its
 /// last read only if its op declares so.
-fn assert_apart(program: &Program) {
-    let all = held(program);
+fn assert_disjoint(program: &Program) {
+    let all = allocations(program);
     for (i, a) in all.iter().enumerate() {
         assert!(a.region.storage == Storage::Arena && a.region.end <= program.arena_bytes());
         for b in &all[..i] {
@@ -270,13 +270,13 @@ fn assert_apart(program: &Program) {
         }
     }
     for at in 0..program.graph().nodes().len() {
-        assert_writes_apart(program, at);
+        assert_writes_disjoint(program, at);
     }
 }
 
 /// Asserts that the regions that op `at` writes, in the arena or in a buffer, are disjoint from those that it reads,
 /// except where it declares to compute in place, and from each other.
-fn assert_writes_apart(program: &Program, at: usize) {
+fn assert_writes_disjoint(program: &Program, at: usize) {
     let node = &program.graph().nodes()[at];
     let place = |id: ValueId| program.place(id).expect("a place");
     let (updates, in_place) = (
@@ -301,9 +301,12 @@ fn assert_writes_apart(program: &Program, at: usize) {
 }
 
 /// Plans the ops of a program with a separate region for every value: all of them are outputs.
-fn apart(program: &Program) -> Program {
-    let all: Vec<ValueId> = held(program).iter().filter_map(|held| held.value).collect();
-    Program::of(program.graph().clone(), &all, false)
+fn without_sharing(program: &Program) -> Program {
+    let all: Vec<ValueId> = allocations(program)
+        .iter()
+        .filter_map(|allocations| allocations.value)
+        .collect();
+    Program::from_graph(program.graph().clone(), &all, false)
 }
 
 /// Returns the bits of the outputs, then of the buffers after the run.
@@ -339,7 +342,7 @@ fn run(program: &Program, outputs: &[ValueId]) -> Vec<Vec<u32>> {
 }
 
 #[test]
-fn recomputed_segments_give_the_same_bits_in_less_memory() {
+fn recompute_is_bit_identical_and_saves_memory() {
     let g = Builder::new();
     let parameters = parameters(&g);
     let w = parameters[0];

@@ -15,7 +15,7 @@ use crate::tensors::Values;
 /// The largest header of the format.
 const HEADER_LIMIT: u64 = 100_000_000;
 /// Bytes that are converted at a time.
-const PIECE: usize = 1 << 18;
+const CHUNK: usize = 1 << 18;
 
 /// A safetensors file. Tensors are read one by one, and memory is taken only for the header and the tensor: a
 /// header that describes more data than the file holds is rejected.
@@ -88,7 +88,7 @@ impl TensorFile {
     /// If it is missing, has another type, or the file cannot be read.
     pub fn read(&self, name: &str) -> Result<Values> {
         let mut data = Vec::with_capacity(self.elements(name)?);
-        self.read_pieces(name, |piece| data.extend_from_slice(piece))?;
+        self.read_chunks(name, |chunk| data.extend_from_slice(chunk))?;
         let shape = self.shape(name).unwrap_or_default().to_vec();
         Ok(Values { shape, data })
     }
@@ -124,18 +124,18 @@ impl TensorFile {
     ///
     /// # Errors
     /// As [`TensorFile::read`].
-    pub fn read_pieces(&self, name: &str, mut each: impl FnMut(&[f32])) -> Result<()> {
+    pub fn read_chunks(&self, name: &str, mut each: impl FnMut(&[f32])) -> Result<()> {
         let (entry, dtype) = self.entry(name)?;
         let mut file = files::open(&self.path)?;
         file.seek(SeekFrom::Start(self.data + entry.begin))
             .map_err(Error::io(&self.path))?;
         let mut left = (entry.end - entry.begin) as usize;
-        let mut buffer = vec![0; PIECE.min(left)];
+        let mut buffer = vec![0; CHUNK.min(left)];
         while left > 0 {
-            let piece = &mut buffer[..PIECE.min(left)];
-            file.read_exact(piece).map_err(Error::io(&self.path))?;
-            each(&to_f32(dtype, piece).expect("a type of the list above"));
-            left -= piece.len();
+            let chunk = &mut buffer[..CHUNK.min(left)];
+            file.read_exact(chunk).map_err(Error::io(&self.path))?;
+            each(&to_f32(dtype, chunk).expect("a type of the list above"));
+            left -= chunk.len();
         }
         Ok(())
     }

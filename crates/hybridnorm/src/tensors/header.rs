@@ -75,8 +75,7 @@ pub(super) fn parse(json: &[u8], data: u64) -> Result<BTreeMap<String, Entry>, S
     match at == data {
         true => Ok(entries),
         false => Err(format!(
-            "holds {data} bytes of data, but its header tells of {at}; the file is not whole, or not of \
-             this header"
+            "contains {data} bytes of data, but its header describes {at}; the file is truncated or corrupted"
         )),
     }
 }
@@ -181,7 +180,7 @@ mod tests {
         };
         let one = |shape, begin, end| format!(r#"{{"a":{}}}"#, entry(shape, begin, end));
         assert_eq!(parse(one("[2]", 0, 8).as_bytes(), 8).unwrap().len(), 1);
-        assert!(problem(&one("[2]", 0, 8), 9).contains("holds 9 bytes of data, but its header"));
+        assert!(problem(&one("[2]", 0, 8), 9).contains("contains 9 bytes of data, but its header"));
         assert!(problem(&one("[3]", 0, 8), 8).contains("takes 8 bytes, which are no F32"));
         assert!(problem(&one("[2]", 8, 0), 8).contains("before it begins"));
         let large = u64::MAX / 2;

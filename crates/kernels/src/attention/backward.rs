@@ -2,9 +2,11 @@
 
 use super::forward::{load_queries, tile_of};
 use super::head_rows::{self, HeadRows};
-use super::{Attention, KEYS, Place, QUERIES};
-use crate::math::{exp_of_difference, tanh};
-use crate::panels::{Left, Needed, PANEL, PanelRow, Product, Rows, pack, pack_transposed, panels};
+use super::{Attention, KEY_TILE, QUERY_TILE, QkvLayout};
+use crate::math::{exp_bounded, tanh};
+use crate::panels::{
+    ActiveRegion, LhsLayout, PANEL, PackedMatmul, PanelRow, Rows, pack, pack_transposed, panels,
+};
 use crate::qkv::{Preparation, sum_gradients};
 use crate::simd::{dispatch, dot};
 use rayon::prelude::*;
@@ -20,7 +22,7 @@ pub fn backward(
     dqkv: &mut [f32],
 ) {
     let inputs = Inputs {
-        place: a.packed(qkv, None),
+        layout: a.packed(qkv, None),
         ctx,
         lse,
         dctx,
@@ -28,13 +30,13 @@ pub fn backward(
     inputs.run("attention::backward", a, dqkv);
 }
 
-/// Computes the gradient of [`forward_prepared`](super::forward_prepared): as [`backward`], and the
+/// Computes the gradient of [`forward_transformed`](super::forward_transformed): as [`backward`], and the
 /// gradients of the parameters of the q, k and v norms.
 #[expect(
     clippy::too_many_arguments,
     reason = "inputs, outputs and gradients of the forward pass"
 )]
-pub fn backward_prepared(
+pub fn backward_transformed(
     a: &Attention,
     p: &Preparation,
     qkv: &[f32],
@@ -44,10 +46,10 @@ pub fn backward_prepared(
     dqkv: &mut [f32],
     dparams: [&mut [f32]; 3],
 ) {
-    let name = "attention::backward_prepared";
+    let name = "attention::backward_transformed";
     a.check_preparation(name, p);
     let inputs = Inputs {
-        place: a.packed(qkv, Some(p)),
+        layout: a.packed(qkv, Some(p)),
         ctx,
         lse,
         dctx,
@@ -58,7 +60,7 @@ pub fn backward_prepared(
 
 /// Inputs of the backward pass.
 struct Inputs<'a> {
-    place: Place<'a>,
+    layout: QkvLayout<'a>,
     ctx: &'a [f32],
     lse: &'a [f32],
     dctx: &'a [f32],
@@ -67,7 +69,7 @@ struct Inputs<'a> {
 impl Inputs<'_> {
     /// Writes `dqkv` and returns each task's partial gradients of the norm parameters.
     fn run(&self, name: &str, a: &Attention, dqkv: &mut [f32]) -> Vec<[Vec<f32>; 3]> {
-        a.check_packed(name, self.place.queries, self.ctx, self.lse);
+        a.check_packed(name, self.layout.queries, self.ctx, self.lse);
         assert_eq!(
             self.dctx.len(),
             self.ctx.len(),
@@ -75,7 +77,7 @@ impl Inputs<'_> {
         );
         assert_eq!(
             dqkv.len(),
-            self.place.queries.len(),
+            self.layout.queries.len(),
             "{name}: dqkv is not as long as qkv"
         );
         if a.batch * a.seq == 0 {
@@ -84,7 +86,7 @@ impl Inputs<'_> {
         let groups = split_gradient(a, dqkv).into_par_iter().enumerate();
         groups
             .map_init(
-                || BackwardScratch::new(a, &self.place),
+                || BackwardScratch::new(a, &self.layout),
                 |scratch, (index, gradient)| {
                     let group = Group {
                         batch: index / a.kv_heads,
@@ -163,16 +165,16 @@ struct BackwardScratch {
 /// Returns the bytes of a [`BackwardScratch`].
 pub(super) fn scratch_bytes(a: &Attention) -> usize {
     let (seq, d, e) = (a.seq, a.head_dim, a.value_dim);
-    let (queries, keys) = (QUERIES.min(seq), KEYS.min(seq));
+    let (queries, keys) = (QUERY_TILE.min(seq), KEY_TILE.min(seq));
     let packed = panels(seq) * (d + e) + seq * panels(d) + queries * (panels(d) + panels(e));
     let tiles = keys * d.max(e) + queries * (2 * d + e + 2 * keys);
     packed * size_of::<PanelRow>() + 4 * (tiles + seq * (d + e))
 }
 
 impl BackwardScratch {
-    fn new(a: &Attention, place: &Place) -> Self {
+    fn new(a: &Attention, layout: &QkvLayout) -> Self {
         let (seq, d, e) = (a.seq, a.head_dim, a.value_dim);
-        let (queries, keys) = (QUERIES.min(seq), KEYS.min(seq));
+        let (queries, keys) = (QUERY_TILE.min(seq), KEY_TILE.min(seq));
         let zero = [0.0; PANEL];
         BackwardScratch {
             keys_by_channel: vec![zero; panels(seq) * d],
@@ -188,14 +190,14 @@ impl BackwardScratch {
             dq: vec![0.0; queries * d],
             dk: vec![0.0; seq * d],
             dv: vec![0.0; seq * e],
-            by_row: head_rows::Scratch::new(a.head_dim, place.preparation),
+            by_row: head_rows::Scratch::new(a.head_dim, layout.preparation),
         }
     }
 
     fn pack(&mut self, a: &Attention, k: &HeadRows, v: &HeadRows) {
         let (d, e) = (a.head_dim, a.value_dim);
-        for start in (0..a.seq).step_by(KEYS) {
-            let n = KEYS.min(a.seq - start);
+        for start in (0..a.seq).step_by(KEY_TILE) {
+            let n = KEY_TILE.min(a.seq - start);
             let data = &mut self.rows[..n * d];
             k.load(d, start, data, &mut self.by_row);
             let rows = Rows { data, stride: d };
@@ -221,17 +223,17 @@ impl Inputs<'_> {
         let (d, e) = (a.head_dim, a.value_dim);
         let shared = a.heads / a.kv_heads;
         let first_row = group.batch * a.seq;
-        let mut grads = match self.place.preparation {
+        let mut grads = match self.layout.preparation {
             Some(p) => p.zero_gradients(),
             None => Default::default(),
         };
-        let [k, v] = self.place.keys_and_values(a, group.batch, group.kv_head);
+        let [k, v] = self.layout.keys_and_values(a, group.batch, group.kv_head);
         scratch.pack(a, &k, &v);
         scratch.dk.fill(0.0);
         scratch.dv.fill(0.0);
-        for member in 0..shared {
-            let h = group.kv_head * shared + member;
-            let q = self.place.queries(a, group.batch, h);
+        for query_head in 0..shared {
+            let h = group.kv_head * shared + query_head;
+            let q = self.layout.queries(a, group.batch, h);
             let context = |data| {
                 let stride = a.heads * e;
                 let all: Rows = Rows { data, stride };
@@ -240,8 +242,8 @@ impl Inputs<'_> {
                     stride,
                 }
             };
-            for first in (0..a.seq).step_by(QUERIES) {
-                let n = QUERIES.min(a.seq - first);
+            for first in (0..a.seq).step_by(QUERY_TILE) {
+                let n = QUERY_TILE.min(a.seq - first);
                 let tile = QueryTile {
                     first,
                     q,
@@ -251,10 +253,10 @@ impl Inputs<'_> {
                 };
                 backward_tile(a, &tile, scratch);
                 let rows = gradient.q[first * shared..].iter_mut();
-                let rows = rows.skip(member).step_by(shared).map(|row| &mut **row);
+                let rows = rows.skip(query_head).step_by(shared).map(|row| &mut **row);
                 let dq = &mut scratch.dq[..n * d];
                 dq.iter_mut().for_each(|dq| *dq *= a.scale);
-                q.pull_back(d, first, dq, rows, &mut grads, &mut scratch.by_row);
+                q.backward(d, first, dq, rows, &mut grads, &mut scratch.by_row);
             }
         }
         if let Some(cap) = a.softcap {
@@ -266,7 +268,7 @@ impl Inputs<'_> {
             (v, e, &scratch.dv, gradient.v),
         ] {
             let scratch = &mut scratch.by_row;
-            head.pull_back(width, 0, dy, rows.into_iter(), &mut grads, scratch);
+            head.backward(width, 0, dy, rows.into_iter(), &mut grads, scratch);
         }
         grads
     }
@@ -309,29 +311,29 @@ fn backward_tile(a: &Attention, tile: &QueryTile, scratch: &mut BackwardScratch)
     pack(q, n, d, &mut q_panels[..n * panels(d)]);
     pack(dctx, n, e, &mut dctx_panels[..n * panels(e)]);
     // sum_j p_ij dp_ij, which equals the dot product of a context row with its gradient.
-    let mut along = [0.0; QUERIES];
+    let mut delta = [0.0; QUERY_TILE];
     dispatch(
         #[inline(always)]
         || {
-            for (i, along) in along.iter_mut().enumerate().take(n) {
-                *along = dot(tile.ctx.row(i, e), dctx.row(i, e));
+            for (i, delta) in delta.iter_mut().enumerate().take(n) {
+                *delta = dot(tile.ctx.row(i, e), dctx.row(i, e));
             }
         },
     );
-    for start in (0..visible).step_by(KEYS) {
-        let count = KEYS.min(visible - start);
+    for start in (0..visible).step_by(KEY_TILE) {
+        let count = KEY_TILE.min(visible - start);
         // Number of this tile's keys that a query sees, and the first query that sees a key.
-        let seen = |query: usize| (tile.first + query + 1).saturating_sub(start).min(count);
-        let first_seeing = |key: usize| (start + key).saturating_sub(tile.first);
+        let visible_keys = |query: usize| (tile.first + query + 1).saturating_sub(start).min(count);
+        let first_query = |key: usize| (start + key).saturating_sub(tile.first);
         let (p, ds) = (&mut p[..n * count], &mut ds[..n * count]);
         let tile_panels = start / PANEL..start / PANEL + panels(count);
         for (left, right, width, out) in [
             (q, &*keys_by_channel, d, &mut *p),
             (dctx, &*values_by_channel, e, &mut *ds),
         ] {
-            Product {
+            PackedMatmul {
                 a: left,
-                left: Left::ByRow,
+                left: LhsLayout::RowMajor,
                 m: n,
                 b: &right[tile_panels.start * width..tile_panels.end * width],
                 inner: width,
@@ -340,9 +342,9 @@ fn backward_tile(a: &Attention, tile: &QueryTile, scratch: &mut BackwardScratch)
                 c_stride: count,
                 accumulate: false,
             }
-            .run(|queries| Needed {
+            .run(|queries| ActiveRegion {
                 inner: 0..width,
-                columns: seen(queries.end - 1),
+                columns: visible_keys(queries.end - 1),
             });
         }
         dispatch(
@@ -350,11 +352,11 @@ fn backward_tile(a: &Attention, tile: &QueryTile, scratch: &mut BackwardScratch)
             || {
                 let rows = p.chunks_exact_mut(count).zip(ds.chunks_exact_mut(count));
                 for (i, (p, ds)) in rows.enumerate() {
-                    let seen = seen(i);
-                    p[seen..].fill(0.0);
-                    ds[seen..].fill(0.0);
-                    let (p, ds) = (&mut p[..seen], &mut ds[..seen]);
-                    score_gradient(a.softcap, tile.lse[i], along[i], p, ds);
+                    let visible_keys = visible_keys(i);
+                    p[visible_keys..].fill(0.0);
+                    ds[visible_keys..].fill(0.0);
+                    let (p, ds) = (&mut p[..visible_keys], &mut ds[..visible_keys]);
+                    score_gradient(a.softcap, tile.lse[i], delta[i], p, ds);
                 }
             },
         );
@@ -362,12 +364,12 @@ fn backward_tile(a: &Attention, tile: &QueryTile, scratch: &mut BackwardScratch)
             (&*p, &*dctx_panels, e, &mut *dv),
             (&*ds, &*q_panels, d, &mut *dk),
         ] {
-            Product {
+            PackedMatmul {
                 a: Rows {
                     data: left,
                     stride: count,
                 },
-                left: Left::ByColumn,
+                left: LhsLayout::ColumnMajor,
                 m: count,
                 b: &right[..n * panels(width)],
                 inner: n,
@@ -376,27 +378,27 @@ fn backward_tile(a: &Attention, tile: &QueryTile, scratch: &mut BackwardScratch)
                 c_stride: width,
                 accumulate: true,
             }
-            .run(|keys| Needed {
-                inner: first_seeing(keys.start)..n,
+            .run(|keys| ActiveRegion {
+                inner: first_query(keys.start)..n,
                 columns: width,
             });
         }
-        Product {
+        PackedMatmul {
             a: Rows {
                 data: ds,
                 stride: count,
             },
-            left: Left::ByRow,
+            left: LhsLayout::RowMajor,
             m: n,
             b: tile_of(keys, a.seq, start, d),
-            inner: KEYS.min(a.seq - start),
+            inner: KEY_TILE.min(a.seq - start),
             n: d,
             c: dq,
             c_stride: d,
             accumulate: start > 0,
         }
-        .run(|queries| Needed {
-            inner: 0..seen(queries.end - 1),
+        .run(|queries| ActiveRegion {
+            inner: 0..visible_keys(queries.end - 1),
             columns: d,
         });
     }
@@ -405,22 +407,22 @@ fn backward_tile(a: &Attention, tile: &QueryTile, scratch: &mut BackwardScratch)
 /// Replaces the products `q k` by probabilities (`p`), and the gradients of these by those of the
 /// scores before the cap, without the factor `scale` (`ds`).
 #[inline(always)]
-fn score_gradient(softcap: Option<f32>, lse: f32, along: f32, p: &mut [f32], ds: &mut [f32]) {
+fn score_gradient(softcap: Option<f32>, lse: f32, delta: f32, p: &mut [f32], ds: &mut [f32]) {
     match softcap {
         None => {
             // One output per loop: a loop with both is not vectorized.
             for p in p.iter_mut() {
-                *p = exp_of_difference(*p - lse);
+                *p = exp_bounded(*p - lse);
             }
             for (ds, p) in ds.iter_mut().zip(p) {
-                *ds = *p * (*ds - along);
+                *ds = *p * (*ds - delta);
             }
         }
         Some(cap) => {
             for (p, ds) in p.iter_mut().zip(ds) {
-                let bent = tanh(*p);
-                *p = exp_of_difference(cap * bent - lse);
-                *ds = *p * (*ds - along) * (1.0 - bent * bent);
+                let capped = tanh(*p);
+                *p = exp_bounded(cap * capped - lse);
+                *ds = *p * (*ds - delta) * (1.0 - capped * capped);
             }
         }
     }

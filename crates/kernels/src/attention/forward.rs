@@ -1,9 +1,11 @@
 //! Forward pass of attention, tile by tile.
 
 use super::head_rows::{self, HeadRows};
-use super::{Attention, KEYS, Place, QUERIES};
-use crate::math::{exp_of_difference, tanh};
-use crate::panels::{Left, Needed, PANEL, PanelRow, Product, Rows, pack, pack_transposed, panels};
+use super::{Attention, KEY_TILE, QUERY_TILE, QkvLayout};
+use crate::math::{exp_bounded, tanh};
+use crate::panels::{
+    ActiveRegion, LhsLayout, PANEL, PackedMatmul, PanelRow, Rows, pack, pack_transposed, panels,
+};
 use crate::simd::{dispatch, map_sum, max};
 use rayon::prelude::*;
 
@@ -11,7 +13,13 @@ use rayon::prelude::*;
 const SPAN: usize = 512;
 
 /// Runs one task per sequence, key head and span of queries.
-pub(super) fn attend(a: &Attention, place: &Place, past: usize, ctx: &mut [f32], lse: &mut [f32]) {
+pub(super) fn attend(
+    a: &Attention,
+    layout: &QkvLayout,
+    past: usize,
+    ctx: &mut [f32],
+    lse: &mut [f32],
+) {
     if a.batch * a.seq == 0 {
         return;
     }
@@ -20,18 +28,18 @@ pub(super) fn attend(a: &Attention, place: &Place, past: usize, ctx: &mut [f32],
         .into_par_iter()
         .enumerate()
         .for_each_init(
-            || Scratch::new(a, place),
+            || Scratch::new(a, layout),
             |scratch, (index, outputs)| {
                 let (group, first) = (index / spans, index % spans * SPAN);
                 let (b, kv_head) = (group / a.kv_heads, group % a.kv_heads);
-                let [k, v] = place.keys_and_values(a, b, kv_head);
+                let [k, v] = layout.keys_and_values(a, b, kv_head);
                 let shared = a.heads / a.kv_heads;
                 scratch.pack(a, &k, &v, past + a.seq.min(first + SPAN));
                 let mut rows = outputs.ctx.into_iter();
-                for (member, lse) in outputs.lse.into_iter().enumerate() {
-                    let q = place.queries(a, b, kv_head * shared + member);
-                    for (tile, lse) in lse.chunks_mut(QUERIES).enumerate() {
-                        let first = first + tile * QUERIES;
+                for (query_head, lse) in outputs.lse.into_iter().enumerate() {
+                    let q = layout.queries(a, b, kv_head * shared + query_head);
+                    for (tile, lse) in lse.chunks_mut(QUERY_TILE).enumerate() {
+                        let first = first + tile * QUERY_TILE;
                         let ctx = rows.by_ref().take(lse.len());
                         attend_tile(a, &q, first, past, ctx, lse, scratch);
                     }
@@ -103,16 +111,16 @@ struct Scratch {
 /// Returns the bytes of a [`Scratch`] with all keys and values of a sequence.
 pub(super) fn scratch_bytes(a: &Attention) -> usize {
     let (seq, d, e) = (a.seq, a.head_dim, a.value_dim);
-    let (queries, keys) = (QUERIES.min(seq), KEYS.min(seq));
+    let (queries, keys) = (QUERY_TILE.min(seq), KEY_TILE.min(seq));
     let packed = panels(seq) * d + seq * panels(e);
     let tiles = queries * (d + keys + e + 2) + keys * d.max(e);
     packed * size_of::<PanelRow>() + 4 * tiles
 }
 
 impl Scratch {
-    fn new(a: &Attention, place: &Place) -> Self {
+    fn new(a: &Attention, layout: &QkvLayout) -> Self {
         Scratch {
-            by_row: head_rows::Scratch::new(a.head_dim, place.preparation),
+            by_row: head_rows::Scratch::new(a.head_dim, layout.preparation),
             ..Scratch::default()
         }
     }
@@ -120,7 +128,7 @@ impl Scratch {
     /// Packs the first `visible` keys and values.
     fn pack(&mut self, a: &Attention, k: &HeadRows, v: &HeadRows, visible: usize) {
         let (d, e) = (a.head_dim, a.value_dim);
-        let (queries, keys) = (QUERIES.min(a.seq), KEYS.min(visible));
+        let (queries, keys) = (QUERY_TILE.min(a.seq), KEY_TILE.min(visible));
         self.keys.resize(panels(visible) * d, [0.0; PANEL]);
         self.values.resize(visible * panels(e), [0.0; PANEL]);
         self.q.resize(queries * d, 0.0);
@@ -130,8 +138,8 @@ impl Scratch {
         self.total.resize(queries, 0.0);
         self.rows.resize(keys * d.max(e), 0.0);
         self.packed = visible;
-        for start in (0..visible).step_by(KEYS) {
-            let n = KEYS.min(visible - start);
+        for start in (0..visible).step_by(KEY_TILE) {
+            let n = KEY_TILE.min(visible - start);
             let data = &mut self.rows[..n * d];
             k.load(d, start, data, &mut self.by_row);
             let rows = Rows { data, stride: d };
@@ -146,10 +154,10 @@ impl Scratch {
 
 /// Returns the tile that starts at row `start` of `n` rows packed tile by tile.
 pub(super) fn tile_of(packed: &[PanelRow], n: usize, start: usize, width: usize) -> &[PanelRow] {
-    &packed[start * panels(width)..][..KEYS.min(n - start) * panels(width)]
+    &packed[start * panels(width)..][..KEY_TILE.min(n - start) * panels(width)]
 }
 
-/// Loads prepared queries times [`Attention::product_scale`].
+/// Loads prepared queries times [`Attention::logit_scale`].
 pub(super) fn load_queries(
     a: &Attention,
     q: &HeadRows,
@@ -158,11 +166,11 @@ pub(super) fn load_queries(
     scratch: &mut head_rows::Scratch,
 ) {
     q.load(a.head_dim, first, out, scratch);
-    let scale = a.product_scale();
+    let scale = a.logit_scale();
     out.iter_mut().for_each(|q| *q *= scale);
 }
 
-/// Computes the context of up to `QUERIES` queries from number `first` on and writes it to the rows of
+/// Computes the context of up to `QUERY_TILE` queries from number `first` on and writes it to the rows of
 /// `ctx`; query i sees `past + i + 1` keys.
 fn attend_tile<'a>(
     a: &Attention,
@@ -190,16 +198,16 @@ fn attend_tile<'a>(
     load_queries(a, q, first, &mut scaled[..n * d], by_row);
     largest.fill(f32::NEG_INFINITY);
     total.fill(0.0);
-    for start in (0..visible).step_by(KEYS) {
-        let count = KEYS.min(visible - start);
-        let seen = |row: usize| (past + first + row + 1).saturating_sub(start).min(count);
+    for start in (0..visible).step_by(KEY_TILE) {
+        let count = KEY_TILE.min(visible - start);
+        let visible_keys = |row: usize| (past + first + row + 1).saturating_sub(start).min(count);
         let scores = &mut scores[..n * count];
-        Product {
+        PackedMatmul {
             a: Rows {
                 data: scaled,
                 stride: d,
             },
-            left: Left::ByRow,
+            left: LhsLayout::RowMajor,
             m: n,
             b: &keys[start / PANEL * d..][..panels(count) * d],
             inner: d,
@@ -208,9 +216,9 @@ fn attend_tile<'a>(
             c_stride: count,
             accumulate: false,
         }
-        .run(|rows| Needed {
+        .run(|rows| ActiveRegion {
             inner: 0..d,
-            columns: seen(rows.end - 1),
+            columns: visible_keys(rows.end - 1),
         });
         dispatch(
             #[inline(always)]
@@ -220,15 +228,15 @@ fn attend_tile<'a>(
                     .zip(context.chunks_exact_mut(e));
                 let sums = largest.iter_mut().zip(total.iter_mut());
                 for (i, ((row, context), (largest, total))) in rows.zip(sums).enumerate() {
-                    let (row, hidden) = row.split_at_mut(seen(i));
+                    let (row, hidden) = row.split_at_mut(visible_keys(i));
                     hidden.fill(0.0);
                     if let Some(cap) = a.softcap {
                         map_sum(row, |u| cap * tanh(u));
                     }
                     let before = *largest;
                     let now = max(row).max(before);
-                    let shrink = exp_of_difference(before - now);
-                    *total = *total * shrink + map_sum(row, |s| exp_of_difference(s - now));
+                    let shrink = exp_bounded(before - now);
+                    *total = *total * shrink + map_sum(row, |s| exp_bounded(s - now));
                     *largest = now;
                     if start > 0 {
                         context.iter_mut().for_each(|c| *c *= shrink);
@@ -236,22 +244,22 @@ fn attend_tile<'a>(
                 }
             },
         );
-        Product {
+        PackedMatmul {
             a: Rows {
                 data: scores,
                 stride: count,
             },
-            left: Left::ByRow,
+            left: LhsLayout::RowMajor,
             m: n,
             b: tile_of(values, *packed, start, e),
-            inner: KEYS.min(*packed - start),
+            inner: KEY_TILE.min(*packed - start),
             n: e,
             c: context,
             c_stride: e,
             accumulate: start > 0,
         }
-        .run(|rows| Needed {
-            inner: 0..seen(rows.end - 1),
+        .run(|rows| ActiveRegion {
+            inner: 0..visible_keys(rows.end - 1),
             columns: e,
         });
     }

@@ -2,12 +2,12 @@
 
 use crate::panels::Rows;
 use crate::qkv::{self, Preparation};
-use crate::simd::{Chunked, by_chunks};
+use crate::simd::{SimdKernel, run_simd};
 use pulp::Simd;
 
 /// Rows copied before the first of them is prepared. Rows lie far apart in memory, and a core keeps more
 /// loads in flight while it only copies.
-const FETCHED: usize = 16;
+const PREFETCHED_ROWS: usize = 16;
 
 /// Rows of one head of one sequence, in a packed projection or a cache.
 #[derive(Clone, Copy)]
@@ -15,7 +15,7 @@ pub(super) struct HeadRows<'a> {
     /// Row i is at position i.
     pub(super) rows: Rows<'a>,
     /// Index of the head in a packed row.
-    pub(super) part: usize,
+    pub(super) packed_head: usize,
     /// Norm and rotation applied when rows are read.
     pub(super) preparation: Option<&'a Preparation<'a>>,
 }
@@ -23,7 +23,7 @@ pub(super) struct HeadRows<'a> {
 /// Scratch buffers for loaded rows.
 #[derive(Default)]
 pub(super) struct Scratch {
-    fetched: Vec<f32>,
+    prefetched: Vec<f32>,
     steps: qkv::Scratch,
 }
 
@@ -31,7 +31,7 @@ impl Scratch {
     /// Creates the buffers; empty without a preparation.
     pub(super) fn new(d: usize, preparation: Option<&Preparation>) -> Self {
         preparation.map_or_else(Self::default, |p| Self {
-            fetched: vec![0.0; FETCHED * d],
+            prefetched: vec![0.0; PREFETCHED_ROWS * d],
             steps: qkv::Scratch::new(p.form()),
         })
     }
@@ -42,7 +42,7 @@ impl HeadRows<'_> {
     pub(super) fn load(&self, d: usize, first: usize, out: &mut [f32], scratch: &mut Scratch) {
         match self.preparation {
             None => self.copy(d, first, out),
-            Some(preparation) => by_chunks(Load {
+            Some(preparation) => run_simd(Load {
                 head: self,
                 preparation,
                 d,
@@ -62,7 +62,7 @@ impl HeadRows<'_> {
 
     /// Converts the gradients `dy` of rows loaded by [`HeadRows::load`] to those of the projection; adds to
     /// the gradients of the norm parameters.
-    pub(super) fn pull_back<'b>(
+    pub(super) fn backward<'b>(
         &self,
         d: usize,
         first: usize,
@@ -77,7 +77,7 @@ impl HeadRows<'_> {
                     dx.copy_from_slice(dy);
                 }
             }
-            Some(preparation) => by_chunks(PullBack {
+            Some(preparation) => run_simd(HeadBackward {
                 head: self,
                 preparation,
                 d,
@@ -100,23 +100,23 @@ struct Load<'a> {
     scratch: &'a mut Scratch,
 }
 
-impl Chunked for Load<'_> {
+impl SimdKernel for Load<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd, const V: usize>(self, simd: S) {
         let (p, head, d) = (self.preparation, self.head, self.d);
-        let Scratch { fetched, steps } = self.scratch;
-        let starts = (self.first..).step_by(FETCHED);
-        for (start, out) in starts.zip(self.out.chunks_mut(FETCHED * d)) {
-            let fetched = &mut fetched[..out.len()];
-            head.copy(d, start, fetched);
-            p.head::<S, V>(simd, head.part, start, fetched, out, steps);
+        let Scratch { prefetched, steps } = self.scratch;
+        let starts = (self.first..).step_by(PREFETCHED_ROWS);
+        for (start, out) in starts.zip(self.out.chunks_mut(PREFETCHED_ROWS * d)) {
+            let prefetched = &mut prefetched[..out.len()];
+            head.copy(d, start, prefetched);
+            p.head::<S, V>(simd, head.packed_head, start, prefetched, out, steps);
         }
     }
 }
 
-struct PullBack<'a, I> {
+struct HeadBackward<'a, I> {
     head: &'a HeadRows<'a>,
     preparation: &'a Preparation<'a>,
     d: usize,
@@ -128,19 +128,28 @@ struct PullBack<'a, I> {
     scratch: &'a mut Scratch,
 }
 
-impl<'b, I: Iterator<Item = &'b mut [f32]>> Chunked for PullBack<'_, I> {
+impl<'b, I: Iterator<Item = &'b mut [f32]>> SimdKernel for HeadBackward<'_, I> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd, const V: usize>(mut self, simd: S) {
         let (p, head, d) = (self.preparation, self.head, self.d);
-        let Scratch { fetched, steps } = self.scratch;
-        let starts = (self.first..).step_by(FETCHED);
-        for (start, dy) in starts.zip(self.dy.chunks(FETCHED * d)) {
-            let fetched = &mut fetched[..dy.len()];
-            head.copy(d, start, fetched);
+        let Scratch { prefetched, steps } = self.scratch;
+        let starts = (self.first..).step_by(PREFETCHED_ROWS);
+        for (start, dy) in starts.zip(self.dy.chunks(PREFETCHED_ROWS * d)) {
+            let prefetched = &mut prefetched[..dy.len()];
+            head.copy(d, start, prefetched);
             let (dx, grads) = (self.dx.by_ref(), &mut *self.grads);
-            p.head_backward::<S, V>(simd, head.part, start, fetched, dy, dx, grads, steps);
+            p.head_backward::<S, V>(
+                simd,
+                head.packed_head,
+                start,
+                prefetched,
+                dy,
+                dx,
+                grads,
+                steps,
+            );
         }
     }
 }

@@ -2,18 +2,18 @@
 //! channels as values (multi-head latent attention with absorbed projections, DeepSeek-V2,
 //! arXiv 2405.04434, section 2.1.2).
 
-use super::{Attention, Part, Place, capacity, forward};
+use super::{Attention, HeadOffsets, QkvLayout, capacity, forward};
 use crate::math::{exp, tanh};
-use crate::simd::{AddRows, Chunked, Products, by_chunks, dispatch, map_sum, max};
+use crate::simd::{AccumulateRows, DotProducts, SimdKernel, dispatch, map_sum, max, run_simd};
 use pulp::Simd;
 use rayon::prelude::*;
 
 /// Cache rows per task. The scores load them from memory, the context from the L2 cache.
 const POSITIONS: usize = 128;
 /// Maximum number of new positions for which packing the cache does not pay off.
-const FEW: usize = 4;
+const MAX_UNPACKED_QUERIES: usize = 4;
 /// Maximum number of heads that share packed rows.
-const SHARED: usize = 4;
+const MAX_HEADS_PER_GROUP: usize = 4;
 
 /// Shape and parameters of attention to a latent cache.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -77,8 +77,8 @@ pub fn cached_latent(
     );
     let scratch = &mut scratch[..needed];
     match seq {
-        ..=FEW => attend_each(a, q, cache, capacity, past, ctx, scratch),
-        _ => attend_together(a, q, cache, capacity, past, ctx, scratch),
+        ..=MAX_UNPACKED_QUERIES => attend_per_query(a, q, cache, capacity, past, ctx, scratch),
+        _ => attend_tiled(a, q, cache, capacity, past, ctx, scratch),
     }
 }
 
@@ -92,7 +92,9 @@ impl LatentAttention {
     /// positions per sequence.
     pub fn scratch_len(&self, positions: usize) -> usize {
         match self.seq {
-            ..=FEW => self.batch * self.seq * positions.div_ceil(POSITIONS) * self.partial_len(),
+            ..=MAX_UNPACKED_QUERIES => {
+                self.batch * self.seq * positions.div_ceil(POSITIONS) * self.partial_len()
+            }
             _ => self.batch * self.heads * self.seq,
         }
     }
@@ -105,7 +107,7 @@ impl LatentAttention {
 }
 
 /// Runs the forward pass with groups of heads that share keys and values. `lse` is (batch, heads, seq).
-fn attend_together(
+fn attend_tiled(
     a: &LatentAttention,
     q: &[f32],
     cache: &[f32],
@@ -114,7 +116,7 @@ fn attend_together(
     ctx: &mut [f32],
     lse: &mut [f32],
 ) {
-    let shared = (1..=SHARED).rfind(|n| a.heads.is_multiple_of(*n));
+    let shared = (1..=MAX_HEADS_PER_GROUP).rfind(|n| a.heads.is_multiple_of(*n));
     let form = Attention {
         batch: a.batch,
         seq: a.seq,
@@ -125,8 +127,8 @@ fn attend_together(
         scale: a.scale,
         softcap: a.softcap,
     };
-    let all = Part { first: 0, step: 0 };
-    let place = Place {
+    let all = HeadOffsets { first: 0, step: 0 };
+    let layout = QkvLayout {
         queries: q,
         query_stride: a.heads * a.width(),
         keys: cache,
@@ -136,12 +138,12 @@ fn attend_together(
         value: all,
         preparation: None,
     };
-    forward::attend(&form, &place, past, ctx, lse);
+    forward::attend(&form, &layout, past, ctx, lse);
 }
 
 /// Runs one task per query and [`POSITIONS`] cache rows, each for all heads, and then merges the partial
 /// softmaxes of each head. `partials` holds the partial result of each task.
-fn attend_each(
+fn attend_per_query(
     a: &LatentAttention,
     q: &[f32],
     cache: &[f32],
@@ -171,7 +173,7 @@ fn attend_each(
                 let first = query / seq * capacity + start;
                 let (context, sums) = partial.split_at_mut(heads * latent);
                 let (largest, total) = sums.split_at_mut(heads);
-                by_chunks(Span {
+                run_simd(Span {
                     a,
                     q: &q[query * heads * width..][..heads * width],
                     rows: &cache[first * width..][..count * width],
@@ -186,9 +188,9 @@ fn attend_each(
         .enumerate()
         .for_each(|(head, ctx)| {
             let (query, h) = (head / heads, head % heads);
-            let seen = visible(query).div_ceil(POSITIONS);
+            let visible_keys = visible(query).div_ceil(POSITIONS);
             // Spans that the query does not see have no partial result.
-            let spans = partials[query * spans * size..][..seen * size].chunks_exact(size);
+            let spans = partials[query * spans * size..][..visible_keys * size].chunks_exact(size);
             dispatch(
                 #[inline(always)]
                 || merge(spans, heads, h, ctx),
@@ -206,11 +208,11 @@ fn merge<'a>(
 ) {
     let latent = ctx.len();
     let largest = |span: &[f32]| span[heads * latent + h];
-    let top = spans.clone().map(largest).fold(f32::NEG_INFINITY, f32::max);
+    let max = spans.clone().map(largest).fold(f32::NEG_INFINITY, f32::max);
     let mut total = 0.0;
     ctx.fill(0.0);
     for span in spans {
-        let weight = exp(largest(span) - top);
+        let weight = exp(largest(span) - max);
         total += weight * span[heads * (latent + 1) + h];
         for (ctx, part) in ctx.iter_mut().zip(&span[h * latent..]) {
             *ctx += weight * part;
@@ -233,7 +235,7 @@ struct Span<'a> {
     total: &'a mut [f32],
 }
 
-impl Chunked for Span<'_> {
+impl SimdKernel for Span<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -296,7 +298,7 @@ impl Span<'_> {
         let (width, count) = (self.a.width(), self.count());
         let x = std::array::from_fn(|j| &self.q[(h + j) * width..][..width]);
         let rows = std::array::from_fn(|i| &self.rows[(s + i) * width..][..width]);
-        let products: [[f32; N]; M] = Products { x, rows }.run::<S, V>(simd);
+        let products: [[f32; N]; M] = DotProducts { x, rows }.run::<S, V>(simd);
         for (j, products) in products.iter().enumerate() {
             self.scores[(h + j) * count + s..][..N].copy_from_slice(products);
         }
@@ -316,9 +318,9 @@ impl Span<'_> {
             if let Some(cap) = softcap {
                 map_sum(scores, |u| cap * tanh(u));
             }
-            let top = max(scores);
-            *largest = top;
-            *total = map_sum(scores, |s| exp(s - top));
+            let max = max(scores);
+            *largest = max;
+            *total = map_sum(scores, |s| exp(s - max));
         }
     }
 
@@ -361,7 +363,7 @@ impl Span<'_> {
     ) {
         let (width, latent, count) = (self.a.width(), self.a.latent, self.count());
         let mut contexts = self.context[h * latent..].chunks_exact_mut(latent);
-        AddRows::<M, N> {
+        AccumulateRows::<M, N> {
             weights: std::array::from_fn(|j| {
                 std::array::from_fn(|i| self.scores[(h + j) * count + s + i])
             }),

@@ -1,16 +1,16 @@
 //! Statistics of the attention scores, which attention itself never stores.
 
-use super::{Attention, KEYS, Place, QUERIES};
+use super::{Attention, KEY_TILE, QUERY_TILE, QkvLayout};
 use crate::math::{exp, tanh};
-use crate::panels::{Left, Needed, PANEL, Product, pack_transposed, panels};
-use crate::simd::{dispatch, dots, larger_or_nan, map_sum, max, max_or_nan};
+use crate::panels::{ActiveRegion, LhsLayout, PANEL, PackedMatmul, pack_transposed, panels};
+use crate::simd::{dispatch, dots, larger_or_nan, map_sum, max, nan_max};
 use rayon::prelude::*;
 
 /// Query positions per task; each task packs the keys that it reads.
 const SPAN: usize = 512;
 
 /// Keys whose scores are computed side by side.
-const TOGETHER: usize = 4;
+const ROWS_AT_ONCE: usize = 4;
 
 /// Statistics of the scores of all heads over the unmasked keys.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -25,10 +25,10 @@ pub struct Scores {
 /// inspection, not for training: it is as slow as a plain loop. Both are NaN if a score is not finite.
 pub fn scores(a: &Attention, qkv: &[f32]) -> Scores {
     a.check_qkv("attention::scores", qkv);
-    let place = a.packed(qkv, None);
+    let layout = a.packed(qkv, None);
     let heads: Vec<Scores> = (0..a.batch * a.heads)
         .into_par_iter()
-        .map(|head| of_head(a, &place, head / a.heads, head % a.heads))
+        .map(|head| of_head(a, &layout, head / a.heads, head % a.heads))
         .collect();
     let queries = (a.batch * a.heads * a.seq) as f64;
     Scores {
@@ -41,12 +41,12 @@ pub fn scores(a: &Attention, qkv: &[f32]) -> Scores {
 }
 
 /// Returns the largest score of a head, and the sum of its queries' entropies.
-fn of_head(a: &Attention, place: &Place, b: usize, h: usize) -> Scores {
+fn of_head(a: &Attention, layout: &QkvLayout, b: usize, h: usize) -> Scores {
     let d = a.head_dim;
-    let [k, _] = place
+    let [k, _] = layout
         .keys_and_values(a, b, h / (a.heads / a.kv_heads))
         .map(|head| head.rows);
-    let q = place.queries(a, b, h).rows;
+    let q = layout.queries(a, b, h).rows;
     let mut row = vec![0.0; a.seq];
     let mut found = Scores {
         max: f32::NEG_INFINITY,
@@ -54,34 +54,34 @@ fn of_head(a: &Attention, place: &Place, b: usize, h: usize) -> Scores {
     };
     for t in 0..a.seq {
         let row = &mut row[..=t];
-        let (top, entropy) = dispatch(
+        let (max_logit, entropy) = dispatch(
             #[inline(always)]
             || {
-                let (groups, rest) = row.as_chunks_mut::<TOGETHER>();
-                let whole = TOGETHER * groups.len();
+                let (groups, rest) = row.as_chunks_mut::<ROWS_AT_ONCE>();
+                let whole = ROWS_AT_ONCE * groups.len();
                 for (g, scores) in groups.iter_mut().enumerate() {
-                    let keys = std::array::from_fn(|i| k.row(TOGETHER * g + i, d));
-                    *scores = dots::<TOGETHER>(q.row(t, d), keys);
+                    let keys = std::array::from_fn(|i| k.row(ROWS_AT_ONCE * g + i, d));
+                    *scores = dots::<ROWS_AT_ONCE>(q.row(t, d), keys);
                 }
                 for (s, score) in rest.iter_mut().enumerate() {
                     [*score] = dots(q.row(t, d), [k.row(whole + s, d)]);
                 }
-                row.iter_mut().for_each(|s| *s *= a.product_scale());
+                row.iter_mut().for_each(|s| *s *= a.logit_scale());
                 if let Some(cap) = a.softcap {
                     map_sum(row, |u| cap * tanh(u));
                 }
                 let finite = row.iter().all(|s| s.is_finite());
-                let top = if finite { max(row) } else { f32::NAN };
+                let max_logit = if finite { max(row) } else { f32::NAN };
                 // With e = exp(s - top) and Z = Σ e the entropy is ln Z - Σ e (s - top) / Z.
                 let weighted: f64 = row
                     .iter()
-                    .map(|s| f64::from(exp(s - top) * (s - top)))
+                    .map(|s| f64::from(exp(s - max_logit) * (s - max_logit)))
                     .sum();
-                let total = f64::from(map_sum(row, |s| exp(s - top)));
-                (top, total.ln() - weighted / total)
+                let total = f64::from(map_sum(row, |s| exp(s - max_logit)));
+                (max_logit, total.ln() - weighted / total)
             },
         );
-        found.max = larger_or_nan(found.max, top);
+        found.max = larger_or_nan(found.max, max_logit);
         found.entropy += entropy;
     }
     found
@@ -92,48 +92,54 @@ fn of_head(a: &Attention, place: &Place, b: usize, h: usize) -> Scores {
 /// NaN for a head with a NaN logit, negative infinity without logits.
 pub fn head_maxima(a: &Attention, qkv: &[f32]) -> Vec<f32> {
     a.check_qkv("attention::head_maxima", qkv);
-    let place = a.packed(qkv, None);
+    let layout = a.packed(qkv, None);
     let shared = a.heads / a.kv_heads;
     let spans = a.seq.div_ceil(SPAN);
     let parts: Vec<Vec<f32>> = (0..a.batch * a.kv_heads * spans)
         .into_par_iter()
         .map(|index| {
             let (group, first) = (index / spans, index % spans * SPAN);
-            span_maxima(a, &place, group / a.kv_heads, group % a.kv_heads, first)
+            span_maxima(a, &layout, group / a.kv_heads, group % a.kv_heads, first)
         })
         .collect();
     let mut maxima = vec![f32::NEG_INFINITY; a.heads];
     for (index, part) in parts.iter().enumerate() {
         let kv_head = index / spans % a.kv_heads;
-        for (top, part) in maxima[kv_head * shared..].iter_mut().zip(part) {
-            *top = larger_or_nan(*top, *part);
+        for (max_logit, part) in maxima[kv_head * shared..].iter_mut().zip(part) {
+            *max_logit = larger_or_nan(*max_logit, *part);
         }
     }
     maxima
 }
 
 /// Returns the largest `scale q k` of a span of queries, for each of the heads that share keys.
-fn span_maxima(a: &Attention, place: &Place, b: usize, kv_head: usize, first: usize) -> Vec<f32> {
+fn span_maxima(
+    a: &Attention,
+    layout: &QkvLayout,
+    b: usize,
+    kv_head: usize,
+    first: usize,
+) -> Vec<f32> {
     let (d, shared) = (a.head_dim, a.heads / a.kv_heads);
-    let [k, _] = place.keys_and_values(a, b, kv_head).map(|head| head.rows);
+    let [k, _] = layout.keys_and_values(a, b, kv_head).map(|head| head.rows);
     let end = a.seq.min(first + SPAN);
-    let mut keys = vec![[0.0; PANEL]; panels(KEYS) * d];
-    let mut scores = vec![0.0; QUERIES * KEYS];
+    let mut keys = vec![[0.0; PANEL]; panels(KEY_TILE) * d];
+    let mut scores = vec![0.0; QUERY_TILE * KEY_TILE];
     let mut maxima = vec![f32::NEG_INFINITY; shared];
-    for start in (0..end).step_by(KEYS) {
-        let count = KEYS.min(end - start);
+    for start in (0..end).step_by(KEY_TILE) {
+        let count = KEY_TILE.min(end - start);
         pack_transposed(k.from(start), count, d, &mut keys);
-        for (member, top) in maxima.iter_mut().enumerate() {
-            let q = place.queries(a, b, kv_head * shared + member).rows;
+        for (query_head, max_logit) in maxima.iter_mut().enumerate() {
+            let q = layout.queries(a, b, kv_head * shared + query_head).rows;
             // Query tiles before these keys see none of them.
-            let skipped = start.saturating_sub(first) / QUERIES * QUERIES;
-            for first in (first + skipped..end).step_by(QUERIES) {
-                let n = QUERIES.min(end - first);
-                let seen = |row: usize| (first + row + 1).saturating_sub(start).min(count);
+            let skipped = start.saturating_sub(first) / QUERY_TILE * QUERY_TILE;
+            for first in (first + skipped..end).step_by(QUERY_TILE) {
+                let n = QUERY_TILE.min(end - first);
+                let visible_keys = |row: usize| (first + row + 1).saturating_sub(start).min(count);
                 let scores = &mut scores[..n * count];
-                Product {
+                PackedMatmul {
                     a: q.from(first),
-                    left: Left::ByRow,
+                    left: LhsLayout::RowMajor,
                     m: n,
                     b: &keys[..panels(count) * d],
                     inner: d,
@@ -142,17 +148,17 @@ fn span_maxima(a: &Attention, place: &Place, b: usize, kv_head: usize, first: us
                     c_stride: count,
                     accumulate: false,
                 }
-                .run(|rows| Needed {
+                .run(|rows| ActiveRegion {
                     inner: 0..d,
-                    columns: seen(rows.end - 1),
+                    columns: visible_keys(rows.end - 1),
                 });
                 dispatch(
                     #[inline(always)]
                     || {
                         for (i, row) in scores.chunks_exact_mut(count).enumerate() {
-                            let row = &mut row[..seen(i)];
+                            let row = &mut row[..visible_keys(i)];
                             row.iter_mut().for_each(|s| *s *= a.scale);
-                            *top = larger_or_nan(*top, max_or_nan(row));
+                            *max_logit = larger_or_nan(*max_logit, nan_max(row));
                         }
                     },
                 );

@@ -1,7 +1,10 @@
 use super::*;
 use crate::norm::{Gain, Norm, NormFn};
 use crate::qkv::{self, QkOrder, rope_table};
-use crate::testing::{Rng, all_close, check_gradient, close, same_bits_on_any_pool, weigh, wide};
+use crate::testing::{
+    Rng, all_close, assert_bit_identical_for_any_thread_count, check_gradient, close, dot_f64,
+    to_f64,
+};
 use proptest::prelude::*;
 
 /// Computes the context of queries at positions `past..past + new` of each sequence, by definition.
@@ -68,8 +71,8 @@ fn random(a: &Attention, seed: u64) -> (Vec<f32>, Vec<f32>) {
 fn check(a: &Attention, seed: u64) {
     let (qkv, dctx) = random(a, seed);
     let [ctx, _, dqkv] = run(a, &qkv, &dctx);
-    all_close(&ctx, &naive_packed(a, &wide(&qkv)), 3e-6);
-    check_gradient(|x| weigh(&naive_packed(a, x), &dctx), &qkv, &dqkv, 2e-5);
+    all_close(&ctx, &naive_packed(a, &to_f64(&qkv)), 3e-6);
+    check_gradient(|x| dot_f64(&naive_packed(a, x), &dctx), &qkv, &dqkv, 2e-5);
 }
 
 const SMALL: Attention = Attention {
@@ -98,12 +101,12 @@ proptest! {
 #[test]
 fn sequences_around_the_tile_sizes_match_the_reference() {
     for seq in [
-        QUERIES - 1,
-        QUERIES,
-        QUERIES + 1,
-        KEYS,
-        KEYS + 1,
-        KEYS + QUERIES + 3,
+        QUERY_TILE - 1,
+        QUERY_TILE,
+        QUERY_TILE + 1,
+        KEY_TILE,
+        KEY_TILE + 1,
+        KEY_TILE + QUERY_TILE + 3,
     ] {
         for (softcap, head_dim, value_dim) in [
             (None, 4, 4),
@@ -138,7 +141,7 @@ fn sequences_longer_than_a_task_match_the_reference() {
     };
     let (qkv, dctx) = random(&a, 95);
     let [ctx, ..] = run(&a, &qkv, &dctx);
-    all_close(&ctx, &naive_packed(&a, &wide(&qkv)), 3e-6);
+    all_close(&ctx, &naive_packed(&a, &to_f64(&qkv)), 3e-6);
 }
 
 #[test]
@@ -209,12 +212,12 @@ fn decoding_with_a_cache_gives_the_whole_context() {
             &mut got,
             &mut vec![f32::NAN; 2 * whole.heads * new],
         );
-        all_close(&got, &wide(&newest(&ctx, width)), 2e-6);
+        all_close(&got, &to_f64(&newest(&ctx, width)), 2e-6);
     }
 }
 
 #[test]
-fn bits_do_not_depend_on_threads() {
+fn bit_identical_for_any_thread_count() {
     let a = Attention {
         batch: 2,
         seq: 333,
@@ -231,7 +234,7 @@ fn bits_do_not_depend_on_threads() {
         .chunks(a.seq * a.packed_width())
         .flat_map(|s| s[s.len() - a.packed_width()..].to_vec())
         .collect();
-    same_bits_on_any_pool(|| {
+    assert_bit_identical_for_any_thread_count(|| {
         let mut newest = vec![0.0; 2 * a.heads * a.value_dim];
         let mut lse = vec![0.0; 2 * a.heads];
         cached(&last, &queries, &cache, a.seq - 1, &mut newest, &mut lse);
@@ -276,7 +279,7 @@ fn preparation(a: &Attention, normed: bool, order: QkOrder, seed: u64) -> (QkvPr
 }
 
 #[test]
-fn prepared_on_the_way_is_the_same_as_prepared_before() {
+fn fused_transform_matches_separate_transform() {
     for (normed, order) in [
         (true, QkOrder::BeforeRope),
         (true, QkOrder::AfterRope),
@@ -284,7 +287,7 @@ fn prepared_on_the_way_is_the_same_as_prepared_before() {
     ] {
         for (seq, kv_heads, head_dim, softcap, clip) in [
             (9, 2, 32, None, None),
-            (KEYS + 70, 2, 20, Some(3.0), Some(1.5)),
+            (KEY_TILE + 70, 2, 20, Some(3.0), Some(1.5)),
             (600, 1, 64, None, None),
         ] {
             let a = Attention {
@@ -311,15 +314,15 @@ fn prepared_on_the_way_is_the_same_as_prepared_before() {
             qkv::backward(&p, &qkv, &drows, &mut dqkv, slots);
 
             let (mut ctx2, mut lse2) = (vec![f32::NAN; ctx.len()], vec![f32::NAN; lse.len()]);
-            forward_prepared(&a, &p, &qkv, &mut ctx2, &mut lse2);
-            all_close(&ctx2, &wide(&ctx), 2e-6);
-            all_close(&lse2, &wide(&lse), 2e-6);
+            forward_transformed(&a, &p, &qkv, &mut ctx2, &mut lse2);
+            all_close(&ctx2, &to_f64(&ctx), 2e-6);
+            all_close(&lse2, &to_f64(&lse), 2e-6);
             let (mut dqkv2, mut dparams2) = (vec![f32::NAN; qkv.len()], params.clone());
             let slots = dparams2.each_mut().map(|d| &mut d[..]);
-            backward_prepared(&a, &p, &qkv, &ctx, &lse, &dctx, &mut dqkv2, slots);
-            all_close(&dqkv2, &wide(&dqkv), 1e-5);
+            backward_transformed(&a, &p, &qkv, &ctx, &lse, &dctx, &mut dqkv2, slots);
+            all_close(&dqkv2, &to_f64(&dqkv), 1e-5);
             for (one, other) in dparams.iter().zip(&dparams2) {
-                all_close(one, &wide(other), 1e-5);
+                all_close(one, &to_f64(other), 1e-5);
             }
         }
     }
@@ -327,19 +330,19 @@ fn prepared_on_the_way_is_the_same_as_prepared_before() {
 
 #[test]
 #[should_panic(expected = "a norm spans several heads")]
-fn a_norm_over_all_heads_is_not_applied_on_the_way() {
+fn norm_over_all_heads_cannot_be_fused() {
     let a = SMALL;
     let (mut form, _) = preparation(&a, true, QkOrder::BeforeRope, 98);
     form.q = form.q.map(|n| Norm { width: 8, ..n });
     let (wide, narrow) = ([1.0; 16], [1.0; 8]);
     let rope = rope_table(100.0, 4, 0, a.seq);
     let p = Preparation::new(&form, &rope, [&wide, &narrow, &narrow]);
-    forward_prepared(&a, &p, &[0.0; 128], &mut [0.0; 64], &mut [0.0; 16]);
+    forward_transformed(&a, &p, &[0.0; 128], &mut [0.0; 64], &mut [0.0; 16]);
 }
 
 #[test]
 #[should_panic(expected = "prepared values are as wide as keys")]
-fn values_of_another_width_are_not_prepared_on_the_way() {
+fn values_of_another_width_cannot_be_fused() {
     let a = Attention {
         value_dim: 3,
         ..SMALL
@@ -347,7 +350,7 @@ fn values_of_another_width_are_not_prepared_on_the_way() {
     let (form, _) = preparation(&a, false, QkOrder::BeforeRope, 98);
     let rope = rope_table(100.0, 4, 0, a.seq);
     let p = Preparation::new(&form, &rope, [&[]; 3]);
-    forward_prepared(&a, &p, &[0.0; 120], &mut [0.0; 48], &mut [0.0; 16]);
+    forward_transformed(&a, &p, &[0.0; 120], &mut [0.0; 48], &mut [0.0; 16]);
 }
 
 #[test]
@@ -364,7 +367,7 @@ fn scores_match_the_reference() {
             softcap,
         };
         let (qkv, _) = random(&a, 31);
-        let x = wide(&qkv);
+        let x = to_f64(&qkv);
         let row = |b: usize, t: usize, part: usize| {
             &x[(b * a.seq + t) * a.packed_width() + part * a.head_dim..][..a.head_dim]
         };
@@ -385,7 +388,7 @@ fn scores_match_the_reference() {
         let found = scores(&a, &qkv);
         close(found.max, top, 1e-5);
         close(found.entropy as f32, entropy / (2.0 * 4.0 * 37.0), 1e-5);
-        same_bits_on_any_pool(|| {
+        assert_bit_identical_for_any_thread_count(|| {
             let Scores { max, entropy } = scores(&a, &qkv);
             vec![max, entropy as f32]
         });
@@ -439,7 +442,7 @@ fn check_latent(a: &LatentAttention, past: usize, seed: u64) {
         scale: a.scale,
         softcap: a.softcap,
     };
-    let (q, cache) = (wide(&q), wide(&cache));
+    let (q, cache) = (to_f64(&q), to_f64(&cache));
     let query =
         |b: usize, t: usize, h: usize| &q[((b * a.seq + t) * a.heads + h) * width..][..width];
     let row = |b: usize, s: usize, _: usize| &cache[(b * capacity + s) * width..][..width];
@@ -504,11 +507,11 @@ fn large_scores_of_a_latent_cache_do_not_overflow_and_a_nan_shows() {
 }
 
 #[test]
-fn bits_of_a_latent_cache_do_not_depend_on_threads() {
+fn latent_cache_is_bit_identical_for_any_thread_count() {
     for seq in [1, 3, 9] {
         let a = LatentAttention { seq, ..LATENT };
         let [q, cache] = random_latent(&a, 600, 44);
-        same_bits_on_any_pool(|| attend_latent(&a, &q, &cache, 600));
+        assert_bit_identical_for_any_thread_count(|| attend_latent(&a, &q, &cache, 600));
     }
 }
 
@@ -551,7 +554,7 @@ fn head_maxima_match_the_reference() {
             softcap: Some(3.0),
         };
         let (qkv, _) = random(&a, 32);
-        let x = wide(&qkv);
+        let x = to_f64(&qkv);
         let row = |b: usize, t: usize, part: usize| {
             &x[(b * seq + t) * a.packed_width() + part * head_dim..][..head_dim]
         };
@@ -567,7 +570,7 @@ fn head_maxima_match_the_reference() {
             })
             .collect();
         all_close(&head_maxima(&a, &qkv), &want, 1e-6);
-        same_bits_on_any_pool(|| head_maxima(&a, &qkv));
+        assert_bit_identical_for_any_thread_count(|| head_maxima(&a, &qkv));
         let uncapped = Attention { softcap: None, ..a };
         assert_eq!(head_maxima(&uncapped, &qkv), head_maxima(&a, &qkv));
         // The first query of the last head sees only the first key, and only the last query the last key.
@@ -587,7 +590,7 @@ fn head_maxima_match_the_reference() {
 }
 
 #[test]
-fn head_maxima_of_nothing_are_infinitely_low() {
+fn head_maxima_without_logits_are_negative_infinity() {
     let a = Attention { seq: 0, ..SMALL };
     assert_eq!(head_maxima(&a, &[]), vec![f32::NEG_INFINITY; a.heads]);
 }

@@ -1,5 +1,7 @@
 use super::*;
-use crate::testing::{Rng, check_gradient, close, same_bits_on_any_pool, wide};
+use crate::testing::{
+    Rng, assert_bit_identical_for_any_thread_count, check_gradient, close, to_f64,
+};
 use proptest::prelude::*;
 
 fn with_gradients(
@@ -10,7 +12,7 @@ fn with_gradients(
     dx: &mut [f32],
     dw: &mut [f32],
 ) -> LossSums {
-    let mut logits = vec![f32::NAN; spec.scratch(targets.len())];
+    let mut logits = vec![f32::NAN; spec.scratch_len(targets.len())];
     loss_and_gradients(spec, x, w, targets, dx, dw, &mut logits)
 }
 
@@ -41,7 +43,7 @@ fn check(spec: &LossSpec, n: usize, seed: u64) {
     targets.iter_mut().step_by(3).for_each(|t| *t = -1);
     let (mut dx, mut dw) = (vec![f32::NAN; x.len()], vec![f32::NAN; w.len()]);
     let sums = with_gradients(spec, &x, &w, &targets, &mut dx, &mut dw);
-    let (cross_entropy, z) = naive(spec, &wide(&x), &wide(&w), &targets);
+    let (cross_entropy, z) = naive(spec, &to_f64(&x), &to_f64(&w), &targets);
     close(sums.cross_entropy as f32, cross_entropy, 2e-6);
     close(sums.z as f32, z, 2e-6);
     assert_eq!(sums.tokens, targets.iter().filter(|t| **t >= 0).count());
@@ -53,7 +55,7 @@ fn check(spec: &LossSpec, n: usize, seed: u64) {
             &w,
             &targets,
             Some(&mut nll),
-            &mut vec![0.0; spec.scratch(n)]
+            &mut vec![0.0; spec.scratch_len(n)]
         ),
         sums
     );
@@ -67,8 +69,8 @@ fn check(spec: &LossSpec, n: usize, seed: u64) {
         let (cross_entropy, z) = naive(spec, x, w, &targets);
         (cross_entropy + f64::from(spec.z_loss) * z) / f64::from(spec.divisor)
     };
-    check_gradient(|x| objective(x, &wide(&w)), &x, &dx, 2e-5);
-    check_gradient(|w| objective(&wide(&x), w), &w, &dw, 2e-5);
+    check_gradient(|x| objective(x, &to_f64(&w)), &x, &dx, 2e-5);
+    check_gradient(|w| objective(&to_f64(&x), w), &w, &dw, 2e-5);
 }
 
 proptest! {
@@ -107,11 +109,11 @@ fn several_chunks_accumulate() {
     let mut rng = Rng::new(82);
     let (x, w) = (rng.normal(120 * 2), rng.normal(600_000));
     let targets = rng.below(300_000, 120);
-    let mut logits = vec![0.0; spec.scratch(targets.len())];
+    let mut logits = vec![0.0; spec.scratch_len(targets.len())];
     let sums = loss(&spec, &x, &w, &targets, None, &mut logits);
     close(
         sums.cross_entropy as f32,
-        naive(&spec, &wide(&x), &wide(&w), &targets).0,
+        naive(&spec, &to_f64(&x), &to_f64(&w), &targets).0,
         1e-6,
     );
 }
@@ -142,7 +144,7 @@ fn without_counted_rows_all_is_zero() {
 }
 
 #[test]
-fn bits_do_not_depend_on_threads() {
+fn bit_identical_for_any_thread_count() {
     let spec = LossSpec {
         width: 40,
         vocab: 500,
@@ -153,7 +155,7 @@ fn bits_do_not_depend_on_threads() {
     let mut rng = Rng::new(83);
     let (x, w) = (rng.normal(n * 40), rng.normal(500 * 40));
     let targets = rng.below(500, n);
-    same_bits_on_any_pool(|| {
+    assert_bit_identical_for_any_thread_count(|| {
         let (mut dx, mut dw) = (vec![0.0; x.len()], vec![0.0; w.len()]);
         let sums = with_gradients(&spec, &x, &w, &targets, &mut dx, &mut dw);
         let rest = (sums.cross_entropy - f64::from(sums.cross_entropy as f32)) as f32;

@@ -22,9 +22,9 @@ pub struct Dispatch<'a> {
     top_k: usize,
     load: &'a [i32],
     offsets: &'a [i32],
-    choices: &'a [i32],
+    choice_of_slot: &'a [i32],
     slots: &'a [i32],
-    chosen: &'a [i32],
+    expert_of_choice: &'a [i32],
 }
 
 impl Layout {
@@ -65,7 +65,7 @@ impl Layout {
         let (rest, chosen) = dispatch.split_at_mut(chosen.start);
         let (load, rest) = rest.split_at_mut(experts);
         let (offsets, rest) = rest.split_at_mut(experts + 1);
-        let (choices, slots) = rest.split_at_mut(m);
+        let (choice_of_slot, slots) = rest.split_at_mut(m);
         load.fill(0);
         for &expert in &*chosen {
             let known = (expert as usize) < experts;
@@ -85,7 +85,7 @@ impl Layout {
         }
         for (choice, (&expert, slot)) in chosen.iter().zip(slots).enumerate() {
             let next = &mut offsets[expert as usize + 1];
-            choices[*next as usize] = choice as i32;
+            choice_of_slot[*next as usize] = choice as i32;
             *slot = *next;
             *next += 1;
         }
@@ -99,12 +99,12 @@ impl<'a> Dispatch<'a> {
     ///
     /// If the slice has an invalid length, or its offsets do not end at the number of slots.
     pub fn new(layout: Layout, dispatch: &'a [i32]) -> Self {
-        let chosen = layout.chosen(dispatch.len());
-        let m = chosen.len();
-        let (rest, chosen) = dispatch.split_at(chosen.start);
+        let selected = layout.chosen(dispatch.len());
+        let m = selected.len();
+        let (rest, expert_of_choice) = dispatch.split_at(selected.start);
         let (load, rest) = rest.split_at(layout.experts);
         let (offsets, rest) = rest.split_at(layout.experts + 1);
-        let (choices, slots) = rest.split_at(m);
+        let (choice_of_slot, slots) = rest.split_at(m);
         let end = offsets[layout.experts];
         assert!(
             end as usize == m,
@@ -114,9 +114,9 @@ impl<'a> Dispatch<'a> {
             top_k: layout.top_k,
             load,
             offsets,
-            choices,
+            choice_of_slot,
             slots,
-            chosen,
+            expert_of_choice,
         }
     }
 
@@ -146,8 +146,8 @@ impl<'a> Dispatch<'a> {
     }
 
     /// Returns the choice, `token * top_k + j`, of each slot.
-    pub fn choices(&self) -> &'a [i32] {
-        self.choices
+    pub fn choice_of_slot(&self) -> &'a [i32] {
+        self.choice_of_slot
     }
 
     /// Returns the slot of each choice.
@@ -156,8 +156,8 @@ impl<'a> Dispatch<'a> {
     }
 
     /// Returns the expert of each choice, (n, top_k).
-    pub fn chosen(&self) -> &'a [i32] {
-        self.chosen
+    pub fn expert_of_choice(&self) -> &'a [i32] {
+        self.expert_of_choice
     }
 
     /// Returns the slots of an expert.
@@ -167,7 +167,7 @@ impl<'a> Dispatch<'a> {
 
     /// Returns the token of each slot from `first` on.
     pub(super) fn tokens_from(&self, first: usize) -> impl Iterator<Item = usize> {
-        let choices = self.choices[first..].iter();
+        let choices = self.choice_of_slot[first..].iter();
         choices.map(|&choice| choice as usize / self.top_k)
     }
 }

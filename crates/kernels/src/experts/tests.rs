@@ -1,5 +1,7 @@
 use super::*;
-use crate::testing::{Rng, all_close, check_gradient, same_bits_on_any_pool, weigh, wide};
+use crate::testing::{
+    Rng, all_close, assert_bit_identical_for_any_thread_count, check_gradient, dot_f64, to_f64,
+};
 use proptest::prelude::*;
 
 /// Draws distinct experts for each token, the first ones more often.
@@ -74,7 +76,7 @@ fn outside(
     let mut dweights = vec![f32::NAN; weights.len()];
     gather(dispatch, dy, &mut dys, o);
     let mut products = vec![f32::NAN; m];
-    weigh_backward(
+    combine_backward(
         dispatch,
         weights,
         &mut ys,
@@ -109,7 +111,7 @@ fn inside(
     let mut dweights = vec![f32::NAN; weights.len()];
     backward_input(dispatch, &dys, w, &mut dh, i, o);
     let mut products = vec![f32::NAN; m];
-    weigh_backward(
+    combine_backward(
         dispatch,
         weights,
         &mut h,
@@ -139,17 +141,17 @@ proptest! {
         let (layout, integers) = filled(&chosen, experts, k);
         let dispatch = Dispatch::new(layout, &integers);
         let [y, dx, dw, dweights] = outside(&dispatch, &x, &w, &weights, &dy, s);
-        let (x64, w64, weights64) = (wide(&x), wide(&w), wide(&weights));
+        let (x64, w64, weights64) = (to_f64(&x), to_f64(&w), to_f64(&weights));
         all_close(&y, &naive(&chosen, &x64, &w64, &weights64, s), 1e-5);
         let loss = |x: &[f64], w: &[f64], weights: &[f64]| {
-            weigh(&naive(&chosen, x, w, weights, s), &dy)
+            dot_f64(&naive(&chosen, x, w, weights, s), &dy)
         };
         check_gradient(|x| loss(x, &w64, &weights64), &x, &dx, 1e-5);
         check_gradient(|w| loss(&x64, w, &weights64), &w, &dw, 1e-5);
         check_gradient(|weights| loss(&x64, &w64, weights), &weights, &dweights, 1e-5);
         let again = inside(&dispatch, &x, &w, &weights, &dy, s);
         for (again, first) in again.iter().zip([&dx, &dw, &dweights]) {
-            all_close(again, &wide(first), 1e-5);
+            all_close(again, &to_f64(first), 1e-5);
         }
     }
 
@@ -163,10 +165,10 @@ proptest! {
         prop_assert_eq!(sizes, (n, n * k, experts, k));
         let mut order: Vec<usize> = (0..n * k).collect();
         order.sort_by_key(|&choice| (chosen[choice], choice));
-        prop_assert!(dispatch.choices().iter().zip(&order).all(|(&c, &o)| c as usize == o));
+        prop_assert!(dispatch.choice_of_slot().iter().zip(&order).all(|(&c, &o)| c as usize == o));
         let there = dispatch.slot_of_choice().iter().map(|&slot| order[slot as usize]);
         prop_assert!(there.eq(0..n * k));
-        prop_assert_eq!(dispatch.chosen(), &chosen[..]);
+        prop_assert_eq!(dispatch.expert_of_choice(), &chosen[..]);
         let tokens: Vec<f32> = order.iter().map(|&choice| (choice / k) as f32).collect();
         let x: Vec<f32> = (0..n).map(|t| t as f32).collect();
         let mut xs = vec![f32::NAN; n * k];
@@ -192,8 +194,8 @@ fn products_of_any_height_match_those_of_linear_maps() {
         5,
         17,
         0,
-        WORTH_SPREADING - 1,
-        WORTH_SPREADING,
+        MIN_ROWS_TO_PAD - 1,
+        MIN_ROWS_TO_PAD,
     ];
     let each = loads.iter().enumerate();
     let chosen: Vec<i32> = each.flat_map(|(e, &load)| vec![e as i32; load]).collect();
@@ -222,14 +224,14 @@ fn products_of_any_height_match_those_of_linear_maps() {
         linear::forward(&xs[inputs.clone()], w, &mut y, i, o);
         linear::backward_input(&dys[outputs.clone()], w, &mut dx, i, o);
         linear::backward_weight(&dys[outputs.clone()], &xs[inputs.clone()], &mut dw_e, i, o);
-        all_close(&ys[outputs], &wide(&y), 1e-5);
+        all_close(&ys[outputs], &to_f64(&y), 1e-5);
         assert_eq!(dxs[inputs], dx);
         assert_eq!(dw[weights], dw_e);
     }
 }
 
 #[test]
-fn bits_do_not_depend_on_threads() {
+fn bit_identical_for_any_thread_count() {
     for (n, experts, k) in [(1, 8, 2), (600, 8, 2), (600, 5, 1), (70, 40, 3)] {
         let s = Shape { n, k, i: 40, o: 72 };
         let mut rng = Rng::new(94);
@@ -239,7 +241,7 @@ fn bits_do_not_depend_on_threads() {
         };
         let (x, w) = (rng.normal(n * s.i), rng.normal(experts * s.o * s.i));
         let (weights, dy) = (rng.normal(n * k), rng.normal(n * s.o));
-        same_bits_on_any_pool(|| {
+        assert_bit_identical_for_any_thread_count(|| {
             let (layout, integers) = filled(&chosen, experts, k);
             let dispatch = Dispatch::new(layout, &integers);
             let outside = outside(&dispatch, &x, &w, &weights, &dy, s).concat();

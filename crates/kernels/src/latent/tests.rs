@@ -2,37 +2,39 @@ use super::*;
 use crate::attention::{self, Attention, LatentAttention};
 use crate::linear;
 use crate::qkv::rope_table;
-use crate::testing::{Rng, all_close, check_gradient, same_bits_on_any_pool, weigh, wide};
+use crate::testing::{
+    Rng, all_close, assert_bit_identical_for_any_thread_count, check_gradient, dot_f64, to_f64,
+};
 use proptest::prelude::*;
 
-const SMALL: Latent = Latent {
+const SMALL: LatentHeads = LatentHeads {
     heads: 3,
     nope: 5,
     rope: 4,
     value: 7,
 };
 
-fn naive_rotate(x: &[f64], turn: &[f32]) -> Vec<f64> {
-    let half = turn.len() / 2;
-    let (cos, sin) = (wide(&turn[..half]), wide(&turn[half..]));
+fn naive_rotate(x: &[f64], cos_sin: &[f32]) -> Vec<f64> {
+    let half = cos_sin.len() / 2;
+    let (cos, sin) = (to_f64(&cos_sin[..half]), to_f64(&cos_sin[half..]));
     let first = (0..half).map(|i| x[i] * cos[i] - x[i + half] * sin[i]);
     let second = (0..half).map(|i| x[i + half] * cos[i] + x[i] * sin[i]);
     first.chain(second).collect()
 }
 
-fn naive_assemble(l: &Latent, q: &[f64], kv: &[f64], key: &[f64], table: &[f32]) -> Vec<f64> {
+fn naive_assemble(l: &LatentHeads, q: &[f64], kv: &[f64], key: &[f64], table: &[f32]) -> Vec<f64> {
     let (d, up) = (l.nope + l.rope, l.nope + l.value);
     let mut packed = Vec::new();
     for (i, key) in key.chunks(l.rope).enumerate() {
-        let turn = &table[i * l.rope % table.len()..][..l.rope];
+        let cos_sin = &table[i * l.rope % table.len()..][..l.rope];
         let kv = &kv[i * l.heads * up..][..l.heads * up];
         for q in q[i * l.heads * d..][..l.heads * d].chunks(d) {
             packed.extend(&q[..l.nope]);
-            packed.extend(naive_rotate(&q[l.nope..], turn));
+            packed.extend(naive_rotate(&q[l.nope..], cos_sin));
         }
         for kv in kv.chunks(up) {
             packed.extend(&kv[..l.nope]);
-            packed.extend(naive_rotate(key, turn));
+            packed.extend(naive_rotate(key, cos_sin));
         }
         packed.extend(kv.chunks(up).flat_map(|kv| &kv[l.nope..]));
     }
@@ -40,13 +42,13 @@ fn naive_assemble(l: &Latent, q: &[f64], kv: &[f64], key: &[f64], table: &[f32])
 }
 
 /// Random queries, keys' content and values, and shared keys.
-fn random(l: &Latent, n: usize, seed: u64) -> [Vec<f32>; 3] {
+fn random(l: &LatentHeads, n: usize, seed: u64) -> [Vec<f32>; 3] {
     let mut rng = Rng::new(seed);
     let [q, kv, key, _] = l.widths();
     [q, kv, key].map(|width| rng.normal(n * width))
 }
 
-fn assembled(l: &Latent, [q, kv, key]: &[Vec<f32>; 3], table: &[f32]) -> Vec<f32> {
+fn assembled(l: &LatentHeads, [q, kv, key]: &[Vec<f32>; 3], table: &[f32]) -> Vec<f32> {
     let n = key.len() / l.rope;
     let mut packed = vec![f32::NAN; n * l.widths()[3]];
     assemble(l, q, kv, key, table, &mut packed);
@@ -60,12 +62,12 @@ proptest! {
         batch in 0usize..3, seq in 1usize..5, heads in 1usize..4, nope in 1usize..20,
         half in 1usize..20, value in 1usize..20, seed in any::<u64>(),
     ) {
-        let l = Latent { heads, nope, rope: 2 * half, value };
+        let l = LatentHeads { heads, nope, rope: 2 * half, value };
         let n = batch * seq;
         let table = rope_table(100.0, l.rope, 3, seq);
         let inputs = random(&l, n, seed);
         let packed = assembled(&l, &inputs, &table);
-        let [q, kv, key] = inputs.each_ref().map(|x| wide(x));
+        let [q, kv, key] = inputs.each_ref().map(|x| to_f64(x));
         all_close(&packed, &naive_assemble(&l, &q, &kv, &key, &table), 1e-6);
 
         let dpacked = Rng::new(seed ^ 1).normal(packed.len());
@@ -73,7 +75,7 @@ proptest! {
         let [dq, dkv, dkey] = &mut d;
         assemble_backward(&l, &dpacked, &table, dq, dkv, dkey);
         let loss = |q: &[f64], kv: &[f64], key: &[f64]| {
-            weigh(&naive_assemble(&l, q, kv, key, &table), &dpacked)
+            dot_f64(&naive_assemble(&l, q, kv, key, &table), &dpacked)
         };
         check_gradient(|q| loss(q, &kv, &key), &inputs[0], &d[0], 1e-5);
         check_gradient(|kv| loss(&q, kv, &key), &inputs[1], &d[1], 1e-5);
@@ -96,16 +98,16 @@ proptest! {
         n in 0usize..5, heads in 1usize..4, nope in 1usize..20, half in 1usize..4,
         value in 1usize..20, latent in 1usize..70, seed in any::<u64>(),
     ) {
-        let l = Latent { heads, nope, rope: 2 * half, value };
+        let l = LatentHeads { heads, nope, rope: 2 * half, value };
         let mut rng = Rng::new(seed);
         let kv_up = rng.normal(heads * (nope + value) * latent);
         let (q, ctx) = (rng.normal(n * l.widths()[0]), rng.normal(n * heads * latent));
         let mut absorbed = vec![f32::NAN; n * heads * (latent + l.rope)];
         let mut expanded = vec![f32::NAN; n * heads * value];
         absorb(&l, latent, &q, &kv_up, &mut absorbed);
-        expand(&l, latent, &ctx, &kv_up, &mut expanded);
+        project_values(&l, latent, &ctx, &kv_up, &mut expanded);
 
-        let (q, ctx, w) = (wide(&q), wide(&ctx), wide(&kv_up));
+        let (q, ctx, w) = (to_f64(&q), to_f64(&ctx), to_f64(&kv_up));
         // Weight row of channel c of a head's key or value.
         let row = |h: usize, c: usize| &w[(h * (nope + value) + c) * latent..][..latent];
         let (mut queries, mut contexts) = (Vec::new(), Vec::new());
@@ -132,7 +134,7 @@ fn decoding_with_absorbed_projections_gives_the_context_of_assembled_rows() {
         (SMALL, None),
         (SMALL, Some(2.0)),
         (
-            Latent {
+            LatentHeads {
                 heads: 4,
                 nope: 16,
                 rope: 8,
@@ -196,15 +198,15 @@ fn decoding_with_absorbed_projections_gives_the_context_of_assembled_rows() {
             let mut scratch = vec![f32::NAN; a.scratch_len(past + new)];
             attention::cached_latent(&a, &absorbed, &cache, past, &mut context, &mut scratch);
             let mut got = vec![f32::NAN; batch * new * l.heads * l.value];
-            expand(&l, LATENT, &context, &kv_up, &mut got);
-            all_close(&got, &wide(&part(&ctx, l.heads * l.value)), 1e-5);
+            project_values(&l, LATENT, &context, &kv_up, &mut got);
+            all_close(&got, &to_f64(&part(&ctx, l.heads * l.value)), 1e-5);
             past += new;
         }
     }
 }
 
 #[test]
-fn bits_do_not_depend_on_threads() {
+fn bit_identical_for_any_thread_count() {
     let l = SMALL;
     let (n, latent) = (600, 96);
     let table = rope_table(100.0, l.rope, 0, 150);
@@ -212,7 +214,7 @@ fn bits_do_not_depend_on_threads() {
     let mut rng = Rng::new(53);
     let kv_up = rng.normal(l.heads * (l.nope + l.value) * latent);
     let ctx = rng.normal(n * l.heads * latent);
-    same_bits_on_any_pool(|| {
+    assert_bit_identical_for_any_thread_count(|| {
         let packed = assembled(&l, &inputs, &table);
         let mut d = inputs.clone();
         let [dq, dkv, dkey] = &mut d;
@@ -226,7 +228,7 @@ fn bits_do_not_depend_on_threads() {
             let mut absorbed = vec![0.0; n * l.heads * (latent + l.rope)];
             let mut expanded = vec![0.0; n * l.heads * l.value];
             absorb(&l, latent, &q[..n * l.widths()[0]], &kv_up, &mut absorbed);
-            expand(
+            project_values(
                 &l,
                 latent,
                 &ctx[..n * l.heads * latent],
@@ -259,7 +261,7 @@ fn rows_of_an_unfinished_sequence_are_refused() {
 }
 
 #[test]
-#[should_panic(expected = "latent::expand: kv_up is not (36, 6)")]
+#[should_panic(expected = "latent::project_values: kv_up is not (36, 6)")]
 fn a_projection_of_another_width_is_refused() {
-    expand(&SMALL, 6, &[0.0; 18], &[0.0; 210], &mut [0.0; 21]);
+    project_values(&SMALL, 6, &[0.0; 18], &[0.0; 210], &mut [0.0; 21]);
 }

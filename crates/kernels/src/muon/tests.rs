@@ -1,5 +1,5 @@
 use super::*;
-use crate::testing::{Rng, all_close, same_bits_on_any_pool, wide};
+use crate::testing::{Rng, all_close, assert_bit_identical_for_any_thread_count, to_f64};
 use proptest::prelude::*;
 
 const MUON: Muon = Muon {
@@ -59,8 +59,8 @@ fn naive(u: &[f64], columns: usize, steps: usize) -> Vec<f64> {
 fn singular_values(x: &[f32], columns: usize) -> Vec<f64> {
     let long = (x.len() / columns).max(columns);
     let mut x = match long == columns {
-        true => wide(x),
-        false => transposed(&wide(x), columns),
+        true => to_f64(x),
+        false => transposed(&to_f64(x), columns),
     };
     let (rows, columns) = (long, x.len() / long);
     for _ in 0..30 {
@@ -97,8 +97,8 @@ fn step_one(
         blocks,
         weight_decay,
     }];
-    let mut memory = vec![f32::NAN; scratch(columns, blocks)];
-    step(muon, &mut slots, &mut memory)[0]
+    let mut scratch = vec![f32::NAN; scratch_len(columns, blocks)];
+    step(muon, &mut slots, &mut scratch)[0]
 }
 
 /// `O(g)` in single precision.
@@ -128,14 +128,14 @@ proptest! {
         let n = blocks.iter().sum::<usize>() * columns;
         let mut rng = Rng::new(61);
         let mut state = [rng.normal(n), vec![0.0; n]];
-        let (mut p64, mut m64) = (wide(&state[0]), vec![0.0; n]);
+        let (mut p64, mut m64) = (to_f64(&state[0]), vec![0.0; n]);
         for _ in 0..3 {
             let g = rng.normal(n);
             let before = state[0].clone();
             let norms = step_one(&muon, &mut state, &g, columns, &blocks, weight_decay);
             let moved: Vec<f32> = before.iter().zip(&state[0]).map(|(b, p)| p - b).collect();
             for (norm, want) in [(norms.update, &moved), (norms.value, &before)] {
-                prop_assert!((norm - length(&wide(want))).abs() <= 1e-10 * norm);
+                prop_assert!((norm - length(&to_f64(want))).abs() <= 1e-10 * norm);
             }
             let mut start = 0;
             for &rows in &blocks {
@@ -173,7 +173,7 @@ fn shapes_around_the_tile_sizes_match_the_reference() {
         let g = Rng::new(62).normal(rows * columns);
         // The reference is slow.
         let steps = if rows.min(columns) > INNER { 2 } else { 5 };
-        let want = naive(&wide(&g), columns, steps);
+        let want = naive(&to_f64(&g), columns, steps);
         all_close(&orthogonal(&g, columns, steps), &want, 2e-5);
     }
 }
@@ -183,7 +183,7 @@ fn singular_values_are_those_of_the_scalar_iteration() {
     for (rows, columns) in [(64, 32), (32, 64), (20, 200), (130, 70), (90, 90)] {
         let g = Rng::new(63).normal(rows * columns);
         let o = orthogonal(&g, columns, 5);
-        let norm = length(&wide(&g)) + 1e-7;
+        let norm = length(&to_f64(&g)) + 1e-7;
         let iterated = |value: f64| {
             (0..5).fold(value / norm, |x, _| {
                 3.4445 * x - 4.7750 * x.powi(3) + 2.0315 * x.powi(5)
@@ -247,8 +247,8 @@ fn large_matrices_keep_their_place_among_small_ones() {
         })
         .collect();
     // More memory than the large one needs.
-    let mut memory = vec![f32::NAN; scratch(16, &rows[1]) + 1];
-    let norms = step(&MUON, &mut slots, &mut memory);
+    let mut scratch = vec![f32::NAN; scratch_len(16, &rows[1]) + 1];
+    let norms = step(&MUON, &mut slots, &mut scratch);
     for (i, (rows, columns)) in shapes.into_iter().enumerate() {
         let mut alone = [(); 2].map(|()| vec![0.0; rows * columns]);
         let found = step_one(&MUON, &mut alone, &gradients[i], columns, &[rows], 0.1);
@@ -277,7 +277,7 @@ fn zero_gradients_leave_only_the_decay() {
 #[test]
 fn size_of_the_gradient_does_not_matter() {
     let g = Rng::new(67).normal(30 * 20);
-    let want = wide(&orthogonal(&g, 20, 5));
+    let want = to_f64(&orthogonal(&g, 20, 5));
     for size in [1e-3, 1e3, 1e30] {
         let g: Vec<f32> = g.iter().map(|g| g * size).collect();
         all_close(&orthogonal(&g, 20, 5), &want, 1e-4);
@@ -285,7 +285,7 @@ fn size_of_the_gradient_does_not_matter() {
 }
 
 #[test]
-fn what_is_not_finite_shows() {
+fn non_finite_values_propagate() {
     for broken in [f32::NAN, f32::INFINITY] {
         let mut g = vec![1.0; 60];
         g[7] = broken;
@@ -298,7 +298,7 @@ fn what_is_not_finite_shows() {
 }
 
 #[test]
-fn bits_do_not_depend_on_threads() {
+fn bit_identical_for_any_thread_count() {
     let shapes: [(&[usize], usize); 4] = [
         (&[300], 200),
         (&[50, 7, 130], 90),
@@ -313,7 +313,7 @@ fn bits_do_not_depend_on_threads() {
             [(); 3].map(|()| rng.normal(n))
         })
         .collect();
-    same_bits_on_any_pool(|| {
+    assert_bit_identical_for_any_thread_count(|| {
         let mut stacks = stacks.clone();
         let parts = stacks.iter_mut().zip(shapes);
         let mut slots: Vec<Slot> = parts
@@ -327,9 +327,9 @@ fn bits_do_not_depend_on_threads() {
             })
             .collect();
         let halves = |x: f64| [x as f32, (x - f64::from(x as f32)) as f32];
-        let sizes = shapes.map(|(blocks, columns)| scratch(columns, blocks));
-        let mut memory = vec![f32::NAN; sizes.into_iter().max().unwrap_or(0)];
-        let norms: Vec<f32> = step(&MUON, &mut slots, &mut memory)
+        let sizes = shapes.map(|(blocks, columns)| scratch_len(columns, blocks));
+        let mut scratch = vec![f32::NAN; sizes.into_iter().max().unwrap_or(0)];
+        let norms: Vec<f32> = step(&MUON, &mut slots, &mut scratch)
             .iter()
             .flat_map(|norms| [norms.update, norms.value])
             .flat_map(halves)

@@ -1,5 +1,8 @@
 use super::*;
-use crate::testing::{Rng, all_close, check_gradient, erf_f64, same_bits_on_any_pool, weigh, wide};
+use crate::testing::{
+    Rng, all_close, assert_bit_identical_for_any_thread_count, check_gradient, dot_f64, erf_f64,
+    to_f64,
+};
 use proptest::prelude::*;
 
 pub(crate) const GAINS: [Gain; 3] = [Gain::None, Gain::Plain, Gain::OnePlus];
@@ -42,16 +45,21 @@ fn check(n: &Norm, rows: usize, seed: u64) {
     let (x, params, dy) = (rng.normal(len), rng.normal(n.params_len()), rng.normal(len));
     let mut y = vec![f32::NAN; len];
     forward(n, &x, &params, &mut y);
-    all_close(&y, &naive(n, &wide(&x), &wide(&params)), 2e-6);
+    all_close(&y, &naive(n, &to_f64(&x), &to_f64(&params)), 2e-6);
     let (mut halves, mut normed) = (x.iter().map(|x| x / 2.0).collect::<Vec<_>>(), y.clone());
     normed.fill(f32::NAN);
     add_forward(n, &halves.clone(), &mut halves, &params, &mut normed);
     assert_eq!((halves, normed), (x.clone(), y));
     let (mut dx, mut dparams) = (vec![f32::NAN; len], vec![f32::NAN; params.len()]);
     backward(n, &x, &params, &dy, &mut dx, &mut dparams);
-    check_gradient(|x| weigh(&naive(n, x, &wide(&params)), &dy), &x, &dx, 1e-5);
     check_gradient(
-        |p| weigh(&naive(n, &wide(&x), p), &dy),
+        |x| dot_f64(&naive(n, x, &to_f64(&params)), &dy),
+        &x,
+        &dx,
+        1e-5,
+    );
+    check_gradient(
+        |p| dot_f64(&naive(n, &to_f64(&x), p), &dy),
         &params,
         &dparams,
         1e-5,
@@ -119,11 +127,11 @@ fn layer_norm_survives_a_large_mean() {
     let x: Vec<f32> = (0..64).map(|i| 4096.0 + (i % 2) as f32).collect();
     let mut y = vec![0.0; 64];
     forward(&n, &x, &[], &mut y);
-    all_close(&y, &naive(&n, &wide(&x), &[]), 1e-5);
+    all_close(&y, &naive(&n, &to_f64(&x), &[]), 1e-5);
 }
 
 #[test]
-fn bits_do_not_depend_on_threads() {
+fn bit_identical_for_any_thread_count() {
     for function in NormFn::ALL {
         let n = Norm {
             function,
@@ -136,7 +144,7 @@ fn bits_do_not_depend_on_threads() {
         let mut rng = Rng::new(23);
         let len = 1000 * n.width;
         let (x, params, dy) = (rng.normal(len), rng.normal(n.params_len()), rng.normal(len));
-        same_bits_on_any_pool(|| {
+        assert_bit_identical_for_any_thread_count(|| {
             let (mut y, mut dx) = (vec![0.0; len], vec![0.0; len]);
             let mut dparams = vec![0.0; params.len()];
             forward(&n, &x, &params, &mut y);

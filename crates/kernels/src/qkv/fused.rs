@@ -28,12 +28,12 @@ impl<'a> FusedHead<'a> {
     /// by each head's sum of squares that precedes the rotation.
     #[inline(always)]
     pub(super) fn fits(p: &QkvPrep, s: &Segment) -> bool {
-        let is_norm_done_here = s.norm.as_ref().is_none_or(|(n, _)| {
+        let is_norm_supported = s.norm.as_ref().is_none_or(|(n, _)| {
             n.scales_by_squares().is_some()
                 && n.width == p.head_dim
                 && !(s.rotates && p.order == QkOrder::AfterRope)
         });
-        p.clip.is_none() && p.head_dim.is_multiple_of(2 * LANES) && is_norm_done_here
+        p.clip.is_none() && p.head_dim.is_multiple_of(2 * LANES) && is_norm_supported
     }
 
     /// Returns head `head` of a segment, if supported.
@@ -64,24 +64,24 @@ impl<'a> FusedHead<'a> {
         &self,
         simd: S,
         x: &[f32],
-        turn: &[f32],
+        cos_sin: &[f32],
         y: &mut [f32],
     ) {
-        let (x, turn) = (x.as_chunks::<LANES>().0, turn.as_chunks::<LANES>().0);
+        let (x, cos_sin) = (x.as_chunks::<LANES>().0, cos_sin.as_chunks::<LANES>().0);
         let y = y.as_chunks_mut::<LANES>().0;
         let half = x.len() / 2;
-        let slope = match &self.norm {
-            Some(norm) => norm.slope::<S, V>(simd, x),
+        let inv_rms = match &self.norm {
+            Some(norm) => norm.inv_rms::<S, V>(simd, x),
             None => 1.0,
         };
-        let slope = simd.splat_f32s(slope);
+        let inv_rms = simd.splat_f32s(inv_rms);
         let normed = |i: usize, v: usize| {
             let x = vectors::<S, V>(&x[i])[v];
             match &self.norm {
                 None => x,
                 Some(n) => {
                     let gain = vectors::<S, V>(&n.gain[i])[v];
-                    let h = simd.mul_f32s(simd.mul_f32s(x, slope), gain);
+                    let h = simd.mul_f32s(simd.mul_f32s(x, inv_rms), gain);
                     simd.add_f32s(h, vectors::<S, V>(&n.bias[i])[v])
                 }
             }
@@ -97,7 +97,7 @@ impl<'a> FusedHead<'a> {
         let factor = simd.splat_f32s(self.factor);
         for i in 0..half {
             for v in 0..V {
-                let (cos, sin) = rotation::<S, V>(turn, i, v);
+                let (cos, sin) = rotation::<S, V>(cos_sin, i, v);
                 let (a, b) = (normed(i, v), normed(i + half, v));
                 let [first, second] = rotate(simd, [a, b], cos, sin, factor);
                 vectors_mut::<S, V>(&mut y[i])[v] = first;
@@ -107,7 +107,7 @@ impl<'a> FusedHead<'a> {
     }
 
     /// Computes the gradient of [`FusedHead::forward`]; adds to those of the norm's gain and bias, empty if
-    /// absent. `between` is scratch for as many values as the head has.
+    /// absent. `scratch_row` is scratch for as many values as the head has.
     #[inline(always)]
     #[expect(
         clippy::too_many_arguments,
@@ -117,21 +117,21 @@ impl<'a> FusedHead<'a> {
         &self,
         simd: S,
         x: &[f32],
-        turn: &[f32],
+        cos_sin: &[f32],
         dy: &[f32],
         dx: &mut [f32],
         [dgain, dbias]: &mut [&mut [f32]; 2],
-        between: &mut [f32],
+        scratch_row: &mut [f32],
     ) {
-        let (x, turn) = (x.as_chunks::<LANES>().0, turn.as_chunks::<LANES>().0);
+        let (x, cos_sin) = (x.as_chunks::<LANES>().0, cos_sin.as_chunks::<LANES>().0);
         let (dy, dx) = (dy.as_chunks::<LANES>().0, dx.as_chunks_mut::<LANES>().0);
         let half = x.len() / 2;
-        let dh = between[..LANES * x.len()].as_chunks_mut::<LANES>().0;
+        let dh = scratch_row[..LANES * x.len()].as_chunks_mut::<LANES>().0;
         if self.rotates {
             let factor = simd.splat_f32s(self.factor);
             for i in 0..half {
                 for v in 0..V {
-                    let (cos, sin) = rotation::<S, V>(turn, i, v);
+                    let (cos, sin) = rotation::<S, V>(cos_sin, i, v);
                     let both = [
                         vectors::<S, V>(&dy[i])[v],
                         vectors::<S, V>(&dy[i + half])[v],
@@ -151,35 +151,35 @@ impl<'a> FusedHead<'a> {
         };
         // The sum of squares and the gradient along x do not depend on each other, so one loop computes both.
         let zero = simd.splat_f32s(0.0);
-        let (mut squares, mut along) = ([zero; V], [zero; V]);
+        let (mut squares, mut projection) = ([zero; V], [zero; V]);
         for i in 0..x.len() {
             let (x, dh) = (vectors::<S, V>(&x[i]), vectors::<S, V>(&dh[i]));
             let gain = vectors::<S, V>(&norm.gain[i]);
             for v in 0..V {
                 squares[v] = simd.mul_add_f32s(x[v], x[v], squares[v]);
-                let weighed = simd.mul_f32s(gain[v], dh[v]);
-                along[v] = simd.mul_add_f32s(weighed, x[v], along[v]);
+                let weighted = simd.mul_f32s(gain[v], dh[v]);
+                projection[v] = simd.mul_add_f32s(weighted, x[v], projection[v]);
             }
         }
-        let slope = norm.slope_of(total(simd, squares));
-        let along = simd.splat_f32s(total(simd, along) * slope / norm.divisor);
-        let slope = simd.splat_f32s(slope);
+        let inv_rms = norm.inv_rms_of(total(simd, squares));
+        let projection = simd.splat_f32s(total(simd, projection) * inv_rms / norm.divisor);
+        let inv_rms = simd.splat_f32s(inv_rms);
         for i in 0..x.len() {
             let (x, dh) = (vectors::<S, V>(&x[i]), vectors::<S, V>(&dh[i]));
             let gain = vectors::<S, V>(&norm.gain[i]);
             let dx = vectors_mut::<S, V>(&mut dx[i]);
             for v in 0..V {
-                let h = simd.mul_f32s(x[v], slope);
-                let straight = simd.mul_f32s(gain[v], dh[v]);
-                let bent = simd.sub_f32s(straight, simd.mul_f32s(h, along));
-                dx[v] = simd.mul_f32s(bent, slope);
+                let h = simd.mul_f32s(x[v], inv_rms);
+                let dnormed = simd.mul_f32s(gain[v], dh[v]);
+                let dx_scaled = simd.sub_f32s(dnormed, simd.mul_f32s(h, projection));
+                dx[v] = simd.mul_f32s(dx_scaled, inv_rms);
             }
         }
         for (i, dgain) in dgain.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
             let (x, dh) = (vectors::<S, V>(&x[i]), vectors::<S, V>(&dh[i]));
             let dgain = vectors_mut::<S, V>(dgain);
             for v in 0..V {
-                let h = simd.mul_f32s(x[v], slope);
+                let h = simd.mul_f32s(x[v], inv_rms);
                 dgain[v] = simd.mul_add_f32s(dh[v], h, dgain[v]);
             }
         }
@@ -196,7 +196,7 @@ impl<'a> FusedHead<'a> {
 impl HeadNorm<'_> {
     /// Returns the scale of the row, `1 / sqrt(... + eps)`.
     #[inline(always)]
-    fn slope<S: Simd, const V: usize>(&self, simd: S, x: &[Chunk]) -> f32 {
+    fn inv_rms<S: Simd, const V: usize>(&self, simd: S, x: &[Chunk]) -> f32 {
         let mut squares = [simd.splat_f32s(0.0); V];
         for i in 0..x.len() {
             let x = vectors::<S, V>(&x[i]);
@@ -204,22 +204,22 @@ impl HeadNorm<'_> {
                 squares[v] = simd.mul_add_f32s(x[v], x[v], squares[v]);
             }
         }
-        self.slope_of(total(simd, squares))
+        self.inv_rms_of(total(simd, squares))
     }
 
     #[inline(always)]
-    fn slope_of(&self, squares: f32) -> f32 {
+    fn inv_rms_of(&self, squares: f32) -> f32 {
         1.0 / (squares / self.divisor + self.eps).sqrt()
     }
 }
 
 /// Cosines and sines of vector `v` of chunk `i`.
 #[inline(always)]
-fn rotation<S: Simd, const V: usize>(turn: &[Chunk], i: usize, v: usize) -> (S::f32s, S::f32s) {
-    let half = turn.len() / 2;
+fn rotation<S: Simd, const V: usize>(cos_sin: &[Chunk], i: usize, v: usize) -> (S::f32s, S::f32s) {
+    let half = cos_sin.len() / 2;
     (
-        vectors::<S, V>(&turn[i])[v],
-        vectors::<S, V>(&turn[i + half])[v],
+        vectors::<S, V>(&cos_sin[i])[v],
+        vectors::<S, V>(&cos_sin[i + half])[v],
     )
 }
 

@@ -33,18 +33,18 @@ pub(super) fn forward_segment<S: Simd, const V: usize>(
     p: &QkvPrep,
     s: &Segment,
     x: &[f32],
-    turn: &[f32],
+    cos_sin: &[f32],
     y: &mut [f32],
     scratch: &mut Scratch,
 ) {
     if !FusedHead::fits(p, s) {
-        return forward_steps(p, s, 0, x, turn, y, scratch);
+        return forward_steps(p, s, 0, x, cos_sin, y, scratch);
     }
     let d = p.head_dim;
     let heads = x.chunks_exact(d).zip(y.chunks_exact_mut(d));
     for (h, (x, y)) in heads.enumerate() {
         let fused = FusedHead::new(p, s, h).expect("heads of this segment fit");
-        fused.forward::<S, V>(simd, x, turn, y);
+        fused.forward::<S, V>(simd, x, cos_sin, y);
     }
 }
 
@@ -59,21 +59,21 @@ pub(super) fn backward_segment<S: Simd, const V: usize>(
     p: &QkvPrep,
     s: &Segment,
     x: &[f32],
-    turn: &[f32],
+    cos_sin: &[f32],
     dy: &[f32],
     dx: &mut [f32],
     grads: &mut [f32],
     scratch: &mut Scratch,
 ) {
     if !FusedHead::fits(p, s) {
-        return backward_steps(p, s, 0, x, turn, dy, dx, grads, scratch);
+        return backward_steps(p, s, 0, x, cos_sin, dy, dx, grads, scratch);
     }
     let d = p.head_dim;
     let heads = x.chunks_exact(d).zip(dy.chunks_exact(d));
     for (h, ((x, dy), dx)) in heads.zip(dx.chunks_exact_mut(d)).enumerate() {
         let fused = FusedHead::new(p, s, h).expect("heads of this segment fit");
         let mut grads = s.gradients_of(grads, h);
-        let between = &mut scratch.steps[0];
-        fused.backward::<S, V>(simd, x, turn, dy, dx, &mut grads, between);
+        let scratch_row = &mut scratch.steps[0];
+        fused.backward::<S, V>(simd, x, cos_sin, dy, dx, &mut grads, scratch_row);
     }
 }

@@ -12,29 +12,29 @@ pub(super) fn forward_steps(
     s: &Segment,
     first: usize,
     x: &[f32],
-    turn: &[f32],
+    cos_sin: &[f32],
     y: &mut [f32],
     scratch: &mut Scratch,
 ) {
     let x = clamp(p.clip, x, &mut scratch.clamped);
     let Some((n, params)) = &s.norm else {
         if s.rotates {
-            rotate(x, turn, 1.0, p.qk_scale, y);
+            rotate(x, cos_sin, 1.0, p.qk_scale, y);
         } else {
             y.copy_from_slice(x);
         }
         return;
     };
-    let between = &mut scratch.steps[0][..x.len()];
+    let scratch_row = &mut scratch.steps[0][..x.len()];
     match (s.rotates, p.order) {
         (false, _) => normalize(n, params, first, x, y),
         (true, QkOrder::BeforeRope) => {
-            normalize(n, params, first, x, between);
-            rotate(between, turn, 1.0, p.qk_scale, y);
+            normalize(n, params, first, x, scratch_row);
+            rotate(scratch_row, cos_sin, 1.0, p.qk_scale, y);
         }
         (true, QkOrder::AfterRope) => {
-            rotate(x, turn, 1.0, 1.0, between);
-            normalize(n, params, first, between, y);
+            rotate(x, cos_sin, 1.0, 1.0, scratch_row);
+            normalize(n, params, first, scratch_row, y);
             scale(p.qk_scale, y);
         }
     }
@@ -51,7 +51,7 @@ pub(super) fn backward_steps(
     s: &Segment,
     first: usize,
     x: &[f32],
-    turn: &[f32],
+    cos_sin: &[f32],
     dy: &[f32],
     dx: &mut [f32],
     grads: &mut [f32],
@@ -59,39 +59,39 @@ pub(super) fn backward_steps(
 ) {
     let Some((n, params)) = &s.norm else {
         if s.rotates {
-            rotate(dy, turn, -1.0, p.qk_scale, dx);
+            rotate(dy, cos_sin, -1.0, p.qk_scale, dx);
         } else {
             dx.copy_from_slice(dy);
         }
         return mask(p.clip, x, dx);
     };
     let clamped = clamp(p.clip, x, &mut scratch.clamped);
-    let [turned, scaled, between] = scratch.steps.each_mut().map(|s| &mut s[..x.len()]);
+    let [rotated, scaled, scratch_row] = scratch.steps.each_mut().map(|s| &mut s[..x.len()]);
     match (s.rotates, p.order) {
         (false, _) => normalize_backward(n, params, first, clamped, dy, dx, grads),
         (true, QkOrder::BeforeRope) => {
-            rotate(dy, turn, -1.0, p.qk_scale, turned);
-            normalize_backward(n, params, first, clamped, turned, dx, grads);
+            rotate(dy, cos_sin, -1.0, p.qk_scale, rotated);
+            normalize_backward(n, params, first, clamped, rotated, dx, grads);
         }
         (true, QkOrder::AfterRope) => {
-            rotate(clamped, turn, 1.0, 1.0, turned);
+            rotate(clamped, cos_sin, 1.0, 1.0, rotated);
             scaled.copy_from_slice(dy);
             scale(p.qk_scale, scaled);
-            normalize_backward(n, params, first, turned, scaled, between, grads);
-            rotate(between, turn, -1.0, 1.0, dx);
+            normalize_backward(n, params, first, rotated, scaled, scratch_row, grads);
+            rotate(scratch_row, cos_sin, -1.0, 1.0, dx);
         }
     }
     mask(p.clip, x, dx);
 }
 
 #[inline(always)]
-fn clamp<'a>(clip: Option<f32>, x: &'a [f32], place: &'a mut [f32]) -> &'a [f32] {
+fn clamp<'a>(clip: Option<f32>, x: &'a [f32], buffer: &'a mut [f32]) -> &'a [f32] {
     let Some(clip) = clip else { return x };
-    let place = &mut place[..x.len()];
-    for (y, &x) in place.iter_mut().zip(x) {
+    let buffer = &mut buffer[..x.len()];
+    for (y, &x) in buffer.iter_mut().zip(x) {
         *y = x.clamp(-clip, clip);
     }
-    place
+    buffer
 }
 
 /// Applies the gradient of the clamp: zero where the input was outside.
@@ -112,17 +112,20 @@ fn scale(factor: f32, y: &mut [f32]) {
     }
 }
 
-/// Rotates each head by the angles of `turn` times `sign`, and multiplies by `factor`.
+/// Rotates each head by the angles of `cos_sin` times `sign`, and multiplies by `factor`.
 #[inline(always)]
-pub(crate) fn rotate(x: &[f32], turn: &[f32], sign: f32, factor: f32, y: &mut [f32]) {
-    let half = turn.len() / 2;
-    let (cos, sin) = turn.split_at(half);
+pub(crate) fn rotate(x: &[f32], cos_sin: &[f32], sign: f32, factor: f32, y: &mut [f32]) {
+    let half = cos_sin.len() / 2;
+    let (cos, sin) = cos_sin.split_at(half);
     for (x, y) in x.chunks_exact(2 * half).zip(y.chunks_exact_mut(2 * half)) {
         let (x1, x2) = x.split_at(half);
         let (y1, y2) = y.split_at_mut(half);
-        let turns = cos.iter().zip(sin);
-        for (((y1, y2), (&x1, &x2)), (&c, &s)) in
-            y1.iter_mut().zip(y2).zip(x1.iter().zip(x2)).zip(turns)
+        let cos_sin_pairs = cos.iter().zip(sin);
+        for (((y1, y2), (&x1, &x2)), (&c, &s)) in y1
+            .iter_mut()
+            .zip(y2)
+            .zip(x1.iter().zip(x2))
+            .zip(cos_sin_pairs)
         {
             let s = sign * s;
             *y1 = factor * (x1 * c - x2 * s);

@@ -1,13 +1,15 @@
 use super::*;
 use crate::norm::tests::{GAINS, naive as naive_norm};
 use crate::norm::{Gain, NormFn};
-use crate::testing::{Rng, all_close, check_gradient, same_bits_on_any_pool, weigh, wide};
+use crate::testing::{
+    Rng, all_close, assert_bit_identical_for_any_thread_count, check_gradient, dot_f64, to_f64,
+};
 use proptest::prelude::*;
 
 /// Reference that applies the steps one after another, as listed in the module documentation.
 fn naive(p: &QkvPrep, qkv: &[f64], rope: &[f32], params: [&[f64]; 3]) -> Vec<f64> {
     let (d, half) = (p.head_dim, p.head_dim / 2);
-    let turn = |x: &[f64], row: &[f32]| -> Vec<f64> {
+    let cos_sin = |x: &[f64], row: &[f32]| -> Vec<f64> {
         let mut y = x.to_vec();
         for head in y.chunks_mut(d) {
             for i in 0..half {
@@ -32,8 +34,8 @@ fn naive(p: &QkvPrep, qkv: &[f64], rope: &[f32], params: [&[f64]; 3]) -> Vec<f64
         let (k, v) = kv.split_at(p.kv_heads * d);
         for (n, x, params) in [(p.q, q, params[0]), (p.k, k, params[1])] {
             let y = match p.order {
-                QkOrder::BeforeRope => turn(&norm(n, x.to_vec(), params), row),
-                QkOrder::AfterRope => norm(n, turn(x, row), params),
+                QkOrder::BeforeRope => cos_sin(&norm(n, x.to_vec(), params), row),
+                QkOrder::AfterRope => norm(n, cos_sin(x, row), params),
             };
             out.extend(y.iter().map(|v| v * f64::from(p.qk_scale)));
         }
@@ -89,21 +91,21 @@ fn run_backward(p: &QkvPrep, i: &Inputs) -> (Vec<f32>, [Vec<f32>; 3]) {
 
 fn check(p: &QkvPrep, batch: usize, t: usize, seed: u64) {
     let i = inputs(p, batch, t, seed);
-    let params = i.params.each_ref().map(|x| wide(x));
+    let params = i.params.each_ref().map(|x| to_f64(x));
     let views = || params.each_ref().map(|x| &x[..]);
     all_close(
         &run_forward(p, &i),
-        &naive(p, &wide(&i.qkv), &i.rope, views()),
+        &naive(p, &to_f64(&i.qkv), &i.rope, views()),
         3e-6,
     );
     let (dqkv, grads) = run_backward(p, &i);
-    let loss = |x: &[f64]| weigh(&naive(p, x, &i.rope, views()), &i.dout);
+    let loss = |x: &[f64]| dot_f64(&naive(p, x, &i.rope, views()), &i.dout);
     check_gradient(loss, &i.qkv, &dqkv, 2e-5);
     for which in 0..3 {
         let loss = |x: &[f64]| {
             let mut all = views();
             all[which] = x;
-            weigh(&naive(p, &wide(&i.qkv), &i.rope, all), &i.dout)
+            dot_f64(&naive(p, &to_f64(&i.qkv), &i.rope, all), &i.dout)
         };
         check_gradient(loss, &i.params[which], &grads[which], 2e-5);
     }
@@ -235,14 +237,14 @@ fn a_norm_without_gain_commutes_with_the_rotation_and_one_with_gain_does_not() {
 }
 
 #[test]
-fn a_table_continues_where_another_ended() {
+fn rope_tables_of_consecutive_positions_concatenate() {
     let whole = rope_table(10_000.0, 6, 0, 9);
     assert_eq!(whole[4 * 6..], rope_table(10_000.0, 6, 4, 5));
     assert_eq!(whole[..6], [1.0, 1.0, 1.0, 0.0, 0.0, 0.0]);
 }
 
 #[test]
-fn bits_do_not_depend_on_threads() {
+fn bit_identical_for_any_thread_count() {
     for order in [QkOrder::BeforeRope, QkOrder::AfterRope] {
         let p = QkvPrep {
             order,
@@ -250,7 +252,7 @@ fn bits_do_not_depend_on_threads() {
             ..hybridnorm(4, 2, 16)
         };
         let i = inputs(&p, 2, 150, 73);
-        same_bits_on_any_pool(|| {
+        assert_bit_identical_for_any_thread_count(|| {
             let (dqkv, [dq, dk, dv]) = run_backward(&p, &i);
             [run_forward(&p, &i), dqkv, dq, dk, dv].concat()
         });

@@ -1,5 +1,8 @@
 use super::*;
-use crate::testing::{Rng, all_close, check_gradient, close, same_bits_on_any_pool, weigh, wide};
+use crate::testing::{
+    Rng, all_close, assert_bit_identical_for_any_thread_count, check_gradient, close, dot_f64,
+    to_f64,
+};
 use proptest::prelude::*;
 
 const PLAIN: Router = Router {
@@ -55,7 +58,7 @@ fn order(keys: &[f64]) -> Vec<usize> {
 fn naive_choose(r: &Router, logits: &[f32], bias: Option<&[f32]>) -> Vec<i32> {
     let size = r.experts / r.groups;
     let mut chosen = Vec::new();
-    for logits in wide(logits).chunks(r.experts) {
+    for logits in to_f64(logits).chunks(r.experts) {
         let mut keys = naive_scores(r.scoring, logits);
         for (key, &bias) in keys.iter_mut().zip(bias.unwrap_or_default()) {
             *key += f64::from(bias);
@@ -93,9 +96,9 @@ fn naive_weights(r: &Router, logits: &[f64], chosen: &[i32]) -> Vec<f64> {
     tokens.flat_map(one).collect()
 }
 
-fn naive_losses(r: &Router, logits: &[f64], load: &[i32]) -> Losses {
+fn naive_losses(r: &Router, logits: &[f64], load: &[i32]) -> AuxiliaryLosses {
     let n = (logits.len() / r.experts) as f64;
-    let mut losses = Losses::default();
+    let mut losses = AuxiliaryLosses::default();
     for logits in logits.chunks(r.experts) {
         let scores = naive_scores(r.scoring, logits);
         let total: f64 = scores.iter().sum();
@@ -104,7 +107,7 @@ fn naive_losses(r: &Router, logits: &[f64], load: &[i32]) -> Losses {
         for (score, &load) in scores.iter().zip(load) {
             let p = score / total;
             let share = f64::from(load) / (n * r.top_k as f64);
-            losses.balance += r.experts as f64 * share * p / n;
+            losses.load_balancing += r.experts as f64 * share * p / n;
             losses.entropy -= p * p.ln() / n;
         }
     }
@@ -136,7 +139,7 @@ proptest! {
         let bias = rng.normal(r.experts);
         let bias = biased.then_some(&bias[..]);
         let mut chosen = vec![i32::MAX; n * r.top_k];
-        choose(&r, &logits, bias, &mut chosen);
+        select_top_k(&r, &logits, bias, &mut chosen);
         prop_assert_eq!(chosen, naive_choose(&r, &logits, bias));
     }
 
@@ -146,14 +149,14 @@ proptest! {
         let logits = rng.normal(n * r.experts);
         let bias = rng.normal(r.experts);
         let mut chosen = vec![i32::MAX; n * r.top_k];
-        choose(&r, &logits, Some(&bias), &mut chosen);
+        select_top_k(&r, &logits, Some(&bias), &mut chosen);
         let mut found = vec![f32::NAN; n * r.top_k];
         weights(&r, &logits, &chosen, &mut found);
-        all_close(&found, &naive_weights(&r, &wide(&logits), &chosen), 2e-6);
+        all_close(&found, &naive_weights(&r, &to_f64(&logits), &chosen), 2e-6);
         let dweights = rng.normal(n * r.top_k);
         let mut dlogits = vec![f32::NAN; logits.len()];
         weights_backward(&r, &logits, &chosen, &dweights, &mut dlogits);
-        let loss = |logits: &[f64]| weigh(&naive_weights(&r, logits, &chosen), &dweights);
+        let loss = |logits: &[f64]| dot_f64(&naive_weights(&r, logits, &chosen), &dweights);
         check_gradient(loss, &logits, &dlogits, 1e-5);
     }
 
@@ -162,11 +165,11 @@ proptest! {
         let mut rng = Rng::new(103);
         let logits = rng.normal(n * r.experts);
         let mut chosen = vec![i32::MAX; n * r.top_k];
-        choose(&r, &logits, None, &mut chosen);
+        select_top_k(&r, &logits, None, &mut chosen);
         let load = count(&r, &chosen);
         let found = losses(&r, &logits, &load);
-        let want = naive_losses(&r, &wide(&logits), &load);
-        close(found.balance as f32, want.balance, 2e-6);
+        let want = naive_losses(&r, &to_f64(&logits), &load);
+        close(found.load_balancing as f32, want.load_balancing, 2e-6);
         close(found.z as f32, want.z, 2e-6);
         close(found.entropy as f32, want.entropy, 2e-6);
         for (dbalance, dz) in [(0.7, 0.0), (0.0, 0.4), (1.5, -0.3)] {
@@ -174,7 +177,7 @@ proptest! {
             losses_backward(&r, &logits, &load, dbalance, dz, &mut dlogits);
             let loss = |logits: &[f64]| {
                 let losses = naive_losses(&r, logits, &load);
-                f64::from(dbalance) * losses.balance + f64::from(dz) * losses.z
+                f64::from(dbalance) * losses.load_balancing + f64::from(dz) * losses.z
             };
             check_gradient(loss, &logits, &dlogits, 1e-5);
         }
@@ -195,7 +198,7 @@ fn many_experts_are_sorted_as_a_whole() {
         let mut rng = Rng::new(104);
         for logits in [rng.normal(n * experts), coarse(&mut rng, n * experts)] {
             let mut chosen = vec![0; n * top_k];
-            choose(&r, &logits, None, &mut chosen);
+            select_top_k(&r, &logits, None, &mut chosen);
             assert_eq!(chosen, naive_choose(&r, &logits, None));
         }
     }
@@ -212,18 +215,18 @@ fn groups_are_ranked_as_in_deepseek() {
         ..PLAIN
     };
     let mut chosen = [0; 2];
-    choose(&r, &logits, None, &mut chosen);
+    select_top_k(&r, &logits, None, &mut chosen);
     assert_eq!(chosen, [0, 1]);
-    choose(&r, &logits, Some(&[0.0; 6]), &mut chosen);
+    select_top_k(&r, &logits, Some(&[0.0; 6]), &mut chosen);
     assert_eq!(chosen, [2, 3]);
-    choose(
+    select_top_k(
         &r,
         &logits,
         Some(&[0.0, 0.0, 0.0, 0.0, 1.0, 2.0]),
         &mut chosen,
     );
     assert_eq!(chosen, [5, 4]);
-    choose(&r, &[1.0; 6], Some(&[0.0; 6]), &mut chosen);
+    select_top_k(&r, &[1.0; 6], Some(&[0.0; 6]), &mut chosen);
     assert_eq!(chosen, [0, 1]);
 }
 
@@ -251,7 +254,7 @@ fn what_is_not_finite_is_chosen_and_shows() {
                             }
                         }
                         let mut chosen = [99; 3];
-                        choose(&r, &logits, bias, &mut chosen);
+                        select_top_k(&r, &logits, bias, &mut chosen);
                         let mut distinct = chosen.to_vec();
                         distinct.sort_unstable();
                         distinct.dedup();
@@ -266,7 +269,7 @@ fn what_is_not_finite_is_chosen_and_shows() {
                             let known = bias.is_some_and(|bias| bias[0].is_nan());
                             let shows = found.iter().any(|w| w.is_nan());
                             assert!(shows || known, "{r:?} {logits:?} {found:?}");
-                            assert!(sums.z.is_nan() && sums.balance.is_nan());
+                            assert!(sums.z.is_nan() && sums.load_balancing.is_nan());
                         }
                         losses_backward(&r, &logits, &load, 1.0, 1.0, &mut dlogits);
                     }
@@ -277,7 +280,7 @@ fn what_is_not_finite_is_chosen_and_shows() {
 }
 
 #[test]
-fn experts_that_are_shut_off_leave_the_rest_finite() {
+fn masked_experts_keep_losses_finite() {
     for scoring in [Scoring::Softmax, Scoring::Sigmoid] {
         let r = Router { scoring, ..PLAIN };
         let logits = [0.5, f32::NEG_INFINITY, -1.0, -200.0];
@@ -285,8 +288,8 @@ fn experts_that_are_shut_off_leave_the_rest_finite() {
         weights(&r, &logits, &[0, 2], &mut found);
         let mut dlogits = [f32::NAN; 4];
         weights_backward(&r, &logits, &[0, 2], &[1.0, -1.0], &mut dlogits);
-        let Losses {
-            balance,
+        let AuxiliaryLosses {
+            load_balancing: balance,
             z,
             entropy,
         } = losses(&r, &logits, &[1, 0, 1, 0]);
@@ -312,9 +315,9 @@ fn chosen_experts_far_below_the_best_share_the_weight() {
 
 #[test]
 fn no_tokens_give_zeros() {
-    assert_eq!(losses(&PLAIN, &[], &[0; 4]), Losses::default());
+    assert_eq!(losses(&PLAIN, &[], &[0; 4]), AuxiliaryLosses::default());
     losses_backward(&PLAIN, &[], &[0; 4], 1.0, 1.0, &mut []);
-    choose(&PLAIN, &[], None, &mut []);
+    select_top_k(&PLAIN, &[], None, &mut []);
     weights(&PLAIN, &[], &[], &mut []);
     weights_backward(&PLAIN, &[], &[], &[], &mut []);
 }
@@ -324,13 +327,13 @@ fn even_scores_have_balance_one_and_the_largest_entropy() {
     for scoring in [Scoring::Softmax, Scoring::Sigmoid] {
         let r = Router { scoring, ..PLAIN };
         let found = losses(&r, &[0.25; 12], &[6, 0, 0, 0]);
-        assert!((found.balance - 1.0).abs() < 1e-6);
+        assert!((found.load_balancing - 1.0).abs() < 1e-6);
         assert!((found.entropy - 4f64.ln()).abs() < 1e-6);
     }
 }
 
 #[test]
-fn bits_do_not_depend_on_threads() {
+fn bit_identical_for_any_thread_count() {
     for scoring in [Scoring::Softmax, Scoring::Sigmoid] {
         let r = Router {
             experts: 64,
@@ -345,17 +348,17 @@ fn bits_do_not_depend_on_threads() {
         let mut rng = Rng::new(106);
         let (logits, bias) = (rng.normal(n * 64), rng.normal(64));
         let dweights = rng.normal(n * 4);
-        same_bits_on_any_pool(|| {
+        assert_bit_identical_for_any_thread_count(|| {
             let mut chosen = vec![0; n * 4];
-            choose(&r, &logits, Some(&bias), &mut chosen);
+            select_top_k(&r, &logits, Some(&bias), &mut chosen);
             let mut found = vec![0.0; n * 4];
             weights(&r, &logits, &chosen, &mut found);
             let (mut dlogits, mut dlosses) = (vec![0.0; n * 64], vec![0.0; n * 64]);
             weights_backward(&r, &logits, &chosen, &dweights, &mut dlogits);
             let load = count(&r, &chosen);
             losses_backward(&r, &logits, &load, 1.0, 0.1, &mut dlosses);
-            let Losses {
-                balance,
+            let AuxiliaryLosses {
+                load_balancing: balance,
                 z,
                 entropy,
             } = losses(&r, &logits, &load);
@@ -375,7 +378,7 @@ fn too_few_groups_are_refused() {
         groups: 2,
         ..PLAIN
     };
-    choose(&r, &[0.0; 4], None, &mut [0; 3]);
+    select_top_k(&r, &[0.0; 4], None, &mut [0; 3]);
 }
 
 #[test]

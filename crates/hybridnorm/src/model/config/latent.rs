@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{LONGEST, WIDEST};
+use super::{MAX_SIZE, MAX_WIDTH};
 use crate::error::{Error, Result};
 
 /// `[model.mla]`: multi-head latent attention (DeepSeek-V2, arXiv 2405.04434).
@@ -53,24 +53,31 @@ impl MlaConfig {
             ("v_dim", self.v_dim),
         ];
         for (key, value) in sizes {
-            if !(1..=WIDEST).contains(&value) {
-                return Err(Error::config(format!(
-                    "model.mla.{key} = {value}, expected 1 to {WIDEST}"
-                )));
+            if !(1..=MAX_WIDTH).contains(&value) {
+                let expected = format!("1 to {MAX_WIDTH}");
+                return Err(Error::out_of_range(
+                    format!("model.mla.{key}"),
+                    value,
+                    expected,
+                ));
             }
         }
         let widest = self.head_dim().max(self.nope_dim + self.v_dim);
-        if n_heads.saturating_mul(widest) > LONGEST {
-            return Err(Error::config(format!(
-                "model.n_heads = {n_heads} heads of up to {widest} channels (model.mla) are more than \
-                 {LONGEST}"
-            )));
+        if n_heads.saturating_mul(widest) > MAX_SIZE {
+            return Err(Error::conflict(
+                ["model.n_heads", "model.mla"],
+                format!(
+                    "model.n_heads = {n_heads} times {widest} channels per head (model.mla) exceeds \
+                     {MAX_SIZE}"
+                ),
+            ));
         }
         if !self.rope_dim.is_multiple_of(2) {
-            return Err(Error::config(format!(
-                "model.mla.rope_dim = {} must be even for the rotary embedding",
-                self.rope_dim
-            )));
+            return Err(Error::out_of_range(
+                "model.mla.rope_dim",
+                self.rope_dim,
+                "an even number, for the rotary embedding",
+            ));
         }
         Ok(())
     }

@@ -2,13 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{WIDEST, is_zero};
+use super::{MAX_WIDTH, is_zero};
 use crate::error::{Error, Result};
 use hybridnorm_kernels::router::Router;
 pub use hybridnorm_kernels::router::Scoring;
 
 /// Maximum number of experts per block.
-const MOST_EXPERTS: usize = 4096;
+const MAX_EXPERTS: usize = 4096;
 
 /// `[model.moe]`: mixture-of-experts feed-forwards.
 ///
@@ -90,84 +90,82 @@ impl MoeConfig {
     }
 
     /// True if block `layer` (0-based) is a mixture of experts.
-    pub fn is_at(&self, layer: usize) -> bool {
+    pub fn applies_to_layer(&self, layer: usize) -> bool {
         layer >= self.first_dense
     }
 
     /// Checks the configuration for a model of `n_layers` blocks.
     pub(super) fn check(&self, n_layers: usize) -> Result<()> {
-        let wrong = |key: &str, value: String, expected: String| {
-            Err(Error::config(format!(
-                "model.moe.{key} = {value}, expected {expected}"
-            )))
+        self.check_sizes(n_layers)?;
+        self.check_factors()?;
+        self.check_effects()
+    }
+
+    fn check_sizes(&self, n_layers: usize) -> Result<()> {
+        let range = |key: &str, value: usize, min: usize, max: usize| match value {
+            value if (min..=max).contains(&value) => Ok(()),
+            _ => Err(invalid(key, value, format!("{min} to {max}"))),
         };
-        let range = |key: &str, value: usize, least: usize, most: usize| {
-            if (least..=most).contains(&value) {
-                return Ok(());
-            }
-            wrong(key, value.to_string(), format!("{least} to {most}"))
-        };
-        range("n_experts", self.n_experts, 1, MOST_EXPERTS)?;
+        range("n_experts", self.n_experts, 1, MAX_EXPERTS)?;
         range("top_k", self.top_k, 1, self.n_experts)?;
-        range("d_expert", self.d_expert, 1, WIDEST)?;
-        range("n_shared", self.n_shared, 0, WIDEST / self.d_expert)?;
+        range("d_expert", self.d_expert, 1, MAX_WIDTH)?;
+        range("n_shared", self.n_shared, 0, MAX_WIDTH / self.d_expert)?;
         range("first_dense", self.first_dense, 0, n_layers - 1)?;
         range("n_groups", self.n_groups, 1, self.n_experts)?;
         if !self.n_experts.is_multiple_of(self.n_groups) {
             let expected = format!("a divisor of model.moe.n_experts = {}", self.n_experts);
-            return wrong("n_groups", self.n_groups.to_string(), expected);
+            return Err(invalid("n_groups", self.n_groups, expected));
         }
-        let in_group = self.n_experts / self.n_groups;
-        let fewest = self.top_k.div_ceil(in_group);
-        range("top_groups", self.top_groups, fewest, self.n_groups)?;
-        if self.n_experts * self.d_expert > WIDEST {
-            return wrong(
-                "n_experts",
-                self.n_experts.to_string(),
-                format!("at most {WIDEST} channels in all experts together"),
-            );
+        let group_size = self.n_experts / self.n_groups;
+        let min_groups = self.top_k.div_ceil(group_size);
+        range("top_groups", self.top_groups, min_groups, self.n_groups)?;
+        if self.n_experts * self.d_expert > MAX_WIDTH {
+            let expected = format!("at most {MAX_WIDTH} channels in all experts together");
+            return Err(invalid("n_experts", self.n_experts, expected));
         }
+        Ok(())
+    }
+
+    /// Checks the numbers that are used in single precision.
+    fn check_factors(&self) -> Result<()> {
+        let bias_rate = self.bias_rate.unwrap_or(0.0);
         let numbers = [
             ("scaling", self.scaling, self.scaling as f32 > 0.0),
             ("load_balance", self.load_balance, self.load_balance >= 0.0),
             ("z_loss", self.z_loss, self.z_loss >= 0.0),
-            (
-                "bias_rate",
-                self.bias_rate.unwrap_or(0.0),
-                self.bias_rate.is_none_or(|rate| rate >= 0.0),
-            ),
+            ("bias_rate", bias_rate, bias_rate >= 0.0),
         ];
-        let found = numbers
-            .iter()
-            .find(|(_, value, holds)| !(*holds && (*value as f32).is_finite()));
-        if let Some((key, value, _)) = found {
-            let least = if *key == "scaling" {
-                "above 0"
-            } else {
-                "of at least 0"
+        for (key, value, is_in_range) in numbers {
+            if is_in_range && (value as f32).is_finite() {
+                continue;
+            }
+            let expected = match key {
+                "scaling" => "a finite number above 0",
+                _ => "a finite number of at least 0",
             };
-            return wrong(key, value.to_string(), format!("a finite number {least}"));
+            return Err(invalid(key, value, expected));
         }
-        self.check_effects()
+        Ok(())
     }
 
     /// Rejects settings without effect.
     fn check_effects(&self) -> Result<()> {
-        let without = |what: String, why: &str| {
-            Err(Error::config(format!(
-                "model.moe.{what} has no effect: {why}"
-            )))
-        };
         if self.n_groups > 1 && self.top_groups == self.n_groups {
-            let what = format!("n_groups = {}", self.n_groups);
-            return without(what, "model.moe.top_groups leaves all of them open");
+            return Err(Error::no_effect(
+                format!("model.moe.n_groups = {}", self.n_groups),
+                ": model.moe.top_groups selects all groups",
+            ));
         }
         match self.bias_rate {
-            Some(rate) if self.top_k == self.n_experts => {
-                let why = "every token passes through every expert";
-                without(format!("bias_rate = {rate}"), why)
-            }
+            Some(rate) if self.top_k == self.n_experts => Err(Error::no_effect(
+                format!("model.moe.bias_rate = {rate}"),
+                ": every token is routed to every expert",
+            )),
             _ => Ok(()),
         }
     }
+}
+
+fn invalid(key: &str, value: impl ToString, expected: impl Into<String>) -> Error {
+    Error::out_of_range(format!("model.moe.{key}"), value, expected)
 }

@@ -1,8 +1,8 @@
 //! A mixture of experts.
 
-use super::super::declare::{Declare, Matrix, Part};
+use super::super::parameter_builder::{Matrix, ParameterBuilder, Part};
 use super::super::registry::{Param, Role};
-use super::mlp::{Mlp, Route};
+use super::mlp::{ExpertRouting, Mlp};
 use crate::graph::Value;
 use crate::model::MoeConfig;
 use crate::ops;
@@ -13,11 +13,11 @@ use hybridnorm_kernels::router::Router;
 ///
 /// Dropless: every expert computes all tokens that are dispatched to it.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Mixture {
+pub struct MixtureOfExperts {
     /// Router projection, (e, d).
     router: Param,
     /// Balancing bias on the scores for expert selection, (e); adjusted by the load, not by gradients.
-    pub(in super::super) selection_bias: Option<Param>,
+    pub(in super::super) balancing_bias: Option<Param>,
     /// Routed experts.
     pub experts: Mlp,
     /// Shared expert, applied to every token.
@@ -27,8 +27,8 @@ pub struct Mixture {
 
 /// Routing statistics of one block.
 #[derive(Debug, Clone, Copy)]
-pub struct Routed<'g> {
-    /// Token dispatch, see [`ops::choose`].
+pub struct RoutingValues<'g> {
+    /// Token dispatch, see [`ops::top_k_dispatch`].
     pub dispatch: Value<'g>,
     /// Load-balancing loss, one element, unweighted.
     pub load_balance: Value<'g>,
@@ -38,22 +38,22 @@ pub struct Routed<'g> {
     pub statistics: Value<'g>,
 }
 
-impl Mixture {
+impl MixtureOfExperts {
     /// Declares the mixture of a block.
-    pub(super) fn new(declare: &mut Declare<'_>, moe: &MoeConfig) -> Self {
+    pub(super) fn new(builder: &mut ParameterBuilder<'_>, moe: &MoeConfig) -> Self {
         let e = moe.n_experts;
-        let router = declare.matrix(Matrix {
+        let router = builder.add_matrix(Matrix {
             path: "feed_forward.router",
             label: "router",
             role: Role::Router,
-            columns: declare.config.d_model,
+            columns: builder.config.d_model,
             parts: vec![Part {
                 path: "feed_forward.router".into(),
                 rows: e,
                 role: placement::Role::Router,
-                counts: "router",
+                count_category: "router",
             }],
-            turns: 1,
+            n_interleaved_groups: 1,
             writes_residual: false,
             experts: 1,
         });
@@ -61,31 +61,31 @@ impl Mixture {
         let path = "feed_forward.selection_bias";
         Self {
             router,
-            selection_bias: declare.vectors(path, Role::SelectionBias, bias.as_slice()),
-            experts: Mlp::experts(declare, e, moe.d_expert),
-            shared: (moe.n_shared > 0).then(|| Mlp::dense(declare, "shared.", moe.d_shared())),
+            balancing_bias: builder.add_vectors(path, Role::SelectionBias, bias.as_slice()),
+            experts: Mlp::experts(builder, e, moe.d_expert),
+            shared: (moe.n_shared > 0).then(|| Mlp::dense(builder, "shared.", moe.d_shared())),
             routing: moe.router(),
         }
     }
 
     /// Computes the output (b, t, d) from (b, t, d), and the router statistics.
-    pub(super) fn forward<'g>(&self, u_btd: Value<'g>) -> (Value<'g>, Routed<'g>) {
+    pub(super) fn forward<'g>(&self, u_btd: Value<'g>) -> (Value<'g>, RoutingValues<'g>) {
         let g = u_btd.builder();
         let logits = ops::linear(u_btd, self.router.value(g));
-        let bias = self.selection_bias.map(|bias| bias.value(g));
-        let dispatch = ops::choose(logits, bias, self.routing);
-        let route = Route {
+        let bias = self.balancing_bias.map(|bias| bias.value(g));
+        let dispatch = ops::top_k_dispatch(logits, bias, self.routing);
+        let routing = ExpertRouting {
             dispatch,
             weights_nk: ops::router_weights(logits, dispatch, self.routing),
             layout: self.routing.layout(),
         };
-        let routed = self.experts.routed(u_btd, route);
+        let routed = self.experts.forward_experts(u_btd, routing);
         let y = match &self.shared {
             None => routed,
             Some(shared) => routed + shared.forward(u_btd),
         };
         let [load_balance, z, _, statistics] = ops::router_losses(logits, dispatch, self.routing);
-        let routed = Routed {
+        let routed = RoutingValues {
             dispatch,
             load_balance,
             z,

@@ -1,7 +1,7 @@
 //! Two projections with an activation function between them.
 
-use super::super::declare::{Declare, Matrix, Part};
-use super::super::norm::{Norm, Site, norm};
+use super::super::norm::{Norm, NormSite, norm};
+use super::super::parameter_builder::{Matrix, ParameterBuilder, Part};
 use super::super::registry::{Param, Role};
 use super::super::scale::{Scale, scale};
 use crate::graph::Value;
@@ -34,7 +34,7 @@ pub struct Mlp {
 
 /// Dispatch of tokens to experts, with the combine weights.
 #[derive(Clone, Copy)]
-pub(super) struct Route<'g> {
+pub(super) struct ExpertRouting<'g> {
     pub(super) dispatch: Value<'g>,
     pub(super) weights_nk: Value<'g>,
     pub(super) layout: Layout,
@@ -42,9 +42,9 @@ pub(super) struct Route<'g> {
 
 impl Mlp {
     /// Declares an MLP of inner width `f`; `path` is its path within the feed-forward.
-    pub(super) fn dense(declare: &mut Declare<'_>, path: &str, f: usize) -> Self {
+    pub(super) fn dense(builder: &mut ParameterBuilder<'_>, path: &str, f: usize) -> Self {
         Self::declare(
-            declare,
+            builder,
             path,
             &[path.to_owned()],
             f,
@@ -53,26 +53,26 @@ impl Mlp {
     }
 
     /// Declares a stack of experts of inner width `f`.
-    pub(super) fn experts(declare: &mut Declare<'_>, experts: usize, f: usize) -> Self {
+    pub(super) fn experts(builder: &mut ParameterBuilder<'_>, experts: usize, f: usize) -> Self {
         let paths: Vec<String> = (0..experts).map(|e| format!("experts.{e}.")).collect();
-        Self::declare(declare, "experts.", &paths, f, ["experts"; 3])
+        Self::declare(builder, "experts.", &paths, f, ["experts"; 3])
     }
 
     fn declare(
-        declare: &mut Declare<'_>,
+        builder: &mut ParameterBuilder<'_>,
         path: &str,
         parts: &[String],
         f: usize,
         [gate, up, down]: [&'static str; 3],
     ) -> Self {
-        let inner = *declare.feed_forward();
-        let activation = declare.config.activation;
-        let d = declare.config.d_model;
-        let part = |path: &str, name: &str, rows, role, counts| Part {
+        let inner = *builder.feed_forward();
+        let activation = builder.config.activation;
+        let d = builder.config.d_model;
+        let part = |path: &str, name: &str, rows, role, count_category| Part {
             path: format!("feed_forward.{path}{name}"),
             rows,
             role,
-            counts,
+            count_category,
         };
         let mut up_parts = Vec::new();
         let mut down_parts = Vec::new();
@@ -84,34 +84,34 @@ impl Mlp {
             down_parts.push(part(path, "down", d, placement::Role::Down, down));
         }
         let experts = parts.len();
-        let matrix = |declare: &mut Declare<'_>, name, columns, parts, writes_residual| {
-            declare.matrix(Matrix {
+        let matrix = |builder: &mut ParameterBuilder<'_>, name, columns, parts, writes_residual| {
+            builder.add_matrix(Matrix {
                 path: &format!("feed_forward.{path}{name}"),
                 label: name,
                 role: Role::FeedForward,
                 columns,
                 parts,
-                turns: 1,
+                n_interleaved_groups: 1,
                 writes_residual,
                 experts,
             })
         };
-        let up = matrix(declare, "up", d, up_parts, false);
-        let down = matrix(declare, "down", f, down_parts, true);
-        let make = |declare: &mut Declare<'_>, name, wanted: bool| {
+        let up = matrix(builder, "up", d, up_parts, false);
+        let down = matrix(builder, "down", f, down_parts, true);
+        let make = |builder: &mut ParameterBuilder<'_>, name, is_present: bool| {
             let path = format!("feed_forward.{path}{name}");
-            wanted.then(|| Norm::new(declare, &path, Site::of_width(f)))
+            is_present.then(|| Norm::new(builder, &path, NormSite::of_width(f)))
         };
-        let factor = |declare: &mut Declare<'_>, name, factor| {
-            Scale::new(declare, &format!("feed_forward.{path}{name}"), factor, f)
+        let factor = |builder: &mut ParameterBuilder<'_>, name, factor| {
+            Scale::new(builder, &format!("feed_forward.{path}{name}"), factor, f)
         };
         Self {
             up,
-            gate_norm: make(declare, "gate_norm", inner.gate_norm),
-            up_norm: make(declare, "up_norm", inner.up_norm),
-            gate_scale: factor(declare, "gate_scale", inner.gate_scale),
-            up_scale: factor(declare, "up_scale", inner.up_scale),
-            mid_norm: make(declare, "mid_norm", inner.mid_norm),
+            gate_norm: make(builder, "gate_norm", inner.gate_norm),
+            up_norm: make(builder, "up_norm", inner.up_norm),
+            gate_scale: factor(builder, "gate_scale", inner.gate_scale),
+            up_scale: factor(builder, "up_scale", inner.up_scale),
+            mid_norm: make(builder, "mid_norm", inner.mid_norm),
             down,
             activation,
         }
@@ -120,21 +120,25 @@ impl Mlp {
     /// Computes (b, t, d) from (b, t, d).
     pub(super) fn forward<'g>(&self, u_btd: Value<'g>) -> Value<'g> {
         let g = u_btd.builder();
-        let projected = self.prepared(ops::linear(u_btd, self.up.value(g)));
+        let projected = self.normalize_and_scale(ops::linear(u_btd, self.up.value(g)));
         let hidden = ops::activation(projected, self.activation);
         ops::linear(norm(&self.mid_norm, hidden), self.down.value(g))
     }
 
     /// Computes the MLP through the experts that each token is routed to.
-    pub(super) fn routed<'g>(&self, u_btd: Value<'g>, route: Route<'g>) -> Value<'g> {
+    pub(super) fn forward_experts<'g>(
+        &self,
+        u_btd: Value<'g>,
+        routing: ExpertRouting<'g>,
+    ) -> Value<'g> {
         let g = u_btd.builder();
-        let Route {
+        let ExpertRouting {
             dispatch,
             weights_nk,
             layout,
-        } = route;
+        } = routing;
         let projected = ops::expert_up(u_btd, self.up.value(g), dispatch, layout);
-        let hidden = ops::activation(self.prepared(projected), self.activation);
+        let hidden = ops::activation(self.normalize_and_scale(projected), self.activation);
         let hidden = norm(&self.mid_norm, hidden);
         let down = self.down.value(g);
         ops::expert_down(
@@ -149,7 +153,7 @@ impl Mlp {
     }
 
     /// Applies norms and scales to the projections; returns the input of the activation function.
-    fn prepared<'g>(&self, projected: Value<'g>) -> Value<'g> {
+    fn normalize_and_scale<'g>(&self, projected: Value<'g>) -> Value<'g> {
         let of_gate = |x| scale(&self.gate_scale, norm(&self.gate_norm, x));
         let of_up = |x| scale(&self.up_scale, norm(&self.up_norm, x));
         let is_plain = [&self.gate_scale, &self.up_scale].map(|s| s.constant() == Some(1.0));

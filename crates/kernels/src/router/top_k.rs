@@ -6,14 +6,14 @@ use crate::simd::{LANES, dispatch, max};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Selects `chosen` (n, k), the experts of each token in descending order of score plus bias, from
+/// Selects `selected` (n, k), the experts of each token in descending order of score plus bias, from
 /// `logits` (n, E) and `bias` (E). Ties go to the lower index.
 ///
 /// A group is ranked by its best expert, with a bias by the sum of its two best; only experts of the best
 /// groups are selected. NaN counts as the largest number, so that it propagates to the weights.
-pub fn choose(r: &Router, logits: &[f32], bias: Option<&[f32]>, chosen: &mut [i32]) {
+pub fn select_top_k(r: &Router, logits: &[f32], bias: Option<&[f32]>, selected: &mut [i32]) {
     let n = r.check("router::choose", logits);
-    r.check_choices("router::choose: chosen", n, chosen.len());
+    r.check_choices("router::choose: chosen", n, selected.len());
     if let Some(bias) = bias {
         let experts = r.experts;
         assert_eq!(
@@ -24,19 +24,19 @@ pub fn choose(r: &Router, logits: &[f32], bias: Option<&[f32]>, chosen: &mut [i3
     }
     let Router { experts, top_k, .. } = *r;
     let chunk = rows_per_chunk(n, experts);
-    chosen
+    selected
         .par_chunks_mut(chunk * top_k)
         .zip(logits.par_chunks(chunk * experts))
-        .for_each(|(chosen, logits)| {
-            let mut place = Place::new(r);
+        .for_each(|(selected, logits)| {
+            let mut scratch = Scratch::new(r);
             dispatch(
                 #[inline(always)]
                 || {
                     let tokens = logits.chunks_exact(experts);
-                    for (logits, chosen) in tokens.zip(chosen.chunks_exact_mut(top_k)) {
-                        place.keys.copy_from_slice(logits);
-                        scores(r.scoring, &mut place.keys);
-                        select(r, bias, &mut place, chosen);
+                    for (logits, selected) in tokens.zip(selected.chunks_exact_mut(top_k)) {
+                        scratch.keys.copy_from_slice(logits);
+                        scores(r.scoring, &mut scratch.keys);
+                        select(r, bias, &mut scratch, selected);
                     }
                 },
             );
@@ -44,14 +44,14 @@ pub fn choose(r: &Router, logits: &[f32], bias: Option<&[f32]>, chosen: &mut [i3
 }
 
 /// Buffers for one token at a time.
-struct Place {
+struct Scratch {
     keys: Vec<f32>,
     group_keys: Vec<f32>,
     groups: Vec<i32>,
     best: Vec<f32>,
 }
 
-impl Place {
+impl Scratch {
     fn new(r: &Router) -> Self {
         Self {
             keys: vec![0.0; r.experts],
@@ -63,13 +63,13 @@ impl Place {
 }
 
 #[inline(always)]
-fn select(r: &Router, bias: Option<&[f32]>, place: &mut Place, chosen: &mut [i32]) {
-    let Place {
+fn select(r: &Router, bias: Option<&[f32]>, scratch: &mut Scratch, selected: &mut [i32]) {
+    let Scratch {
         keys,
         group_keys,
         groups,
         best,
-    } = place;
+    } = scratch;
     if let Some(bias) = bias {
         for (key, bias) in keys.iter_mut().zip(bias) {
             *key += bias;
@@ -79,7 +79,7 @@ fn select(r: &Router, bias: Option<&[f32]>, place: &mut Place, chosen: &mut [i32
         *key = nan_first(*key);
     }
     if r.top_groups == r.groups {
-        return Best::new(best, chosen).look_at(keys, 0..r.experts);
+        return TopK::new(best, selected).scan(keys, 0..r.experts);
     }
     let size = r.experts / r.groups;
     for (key, group) in group_keys.iter_mut().zip(keys.chunks_exact(size)) {
@@ -88,12 +88,12 @@ fn select(r: &Router, bias: Option<&[f32]>, place: &mut Place, chosen: &mut [i32
             None => max(group),
         };
     }
-    Best::new(best, groups).look_at(group_keys, 0..r.groups);
+    TopK::new(best, groups).scan(group_keys, 0..r.groups);
     groups.sort_unstable();
-    let mut found = Best::new(best, chosen);
+    let mut found = TopK::new(best, selected);
     for &group in &*groups {
         let first = group as usize * size;
-        found.look_at(keys, first..first + size);
+        found.scan(keys, first..first + size);
     }
 }
 
@@ -118,13 +118,13 @@ fn two_largest(keys: &[f32]) -> f32 {
 }
 
 /// The largest keys so far, in descending order.
-struct Best<'a> {
+struct TopK<'a> {
     keys: &'a mut [f32],
     ids: &'a mut [i32],
     found: usize,
 }
 
-impl<'a> Best<'a> {
+impl<'a> TopK<'a> {
     /// Keeps as many keys as `ids` holds; `keys` is at least as long.
     #[inline(always)]
     fn new(keys: &'a mut [f32], ids: &'a mut [i32]) -> Self {
@@ -137,7 +137,7 @@ impl<'a> Best<'a> {
     }
 
     #[inline(always)]
-    fn look_at(&mut self, keys: &[f32], range: Range<usize>) {
+    fn scan(&mut self, keys: &[f32], range: Range<usize>) {
         let first = range.start;
         for (c, keys) in keys[range].chunks(LANES).enumerate() {
             if self.found == self.ids.len() {
@@ -149,13 +149,13 @@ impl<'a> Best<'a> {
                 }
             }
             for (i, &key) in keys.iter().enumerate() {
-                self.offer(key, (first + c * LANES + i) as i32);
+                self.insert(key, (first + c * LANES + i) as i32);
             }
         }
     }
 
     #[inline(always)]
-    fn offer(&mut self, key: f32, id: i32) {
+    fn insert(&mut self, key: f32, id: i32) {
         if self.found < self.ids.len() {
             self.found += 1;
         } else if key <= self.keys[self.found - 1] {

@@ -1,36 +1,36 @@
 //! Attention of a single new query to a cache, whose keys and values are read without packing.
 
-use super::{Attention, Place};
+use super::{Attention, QkvLayout};
 use crate::math::{exp, tanh};
 use crate::simd::{dispatch, dots, map_sum, max};
 use rayon::prelude::*;
 
 /// Keys whose scores are computed side by side.
-const TOGETHER: usize = 4;
+const ROWS_AT_ONCE: usize = 4;
 
 /// Runs one task per sequence and query head; the query of each sequence sees `past + 1` keys.
-pub(super) fn attend(a: &Attention, place: &Place, past: usize, ctx: &mut [f32]) {
+pub(super) fn attend(a: &Attention, layout: &QkvLayout, past: usize, ctx: &mut [f32]) {
     let (d, e) = (a.head_dim, a.value_dim);
     ctx.par_chunks_exact_mut(e).enumerate().for_each_init(
         || vec![0.0; past + 1],
         |scores, (head, ctx)| {
             let (b, h) = (head / a.heads, head % a.heads);
             let kv_head = h / (a.heads / a.kv_heads);
-            let [k, v] = place.keys_and_values(a, b, kv_head).map(|head| head.rows);
-            let q = place.queries(a, b, h).rows.row(0, d);
+            let [k, v] = layout.keys_and_values(a, b, kv_head).map(|head| head.rows);
+            let q = layout.queries(a, b, h).rows.row(0, d);
             dispatch(
                 #[inline(always)]
                 || {
-                    let (groups, rest) = scores.as_chunks_mut::<TOGETHER>();
-                    let whole = TOGETHER * groups.len();
+                    let (groups, rest) = scores.as_chunks_mut::<ROWS_AT_ONCE>();
+                    let whole = ROWS_AT_ONCE * groups.len();
                     for (g, scores) in groups.iter_mut().enumerate() {
-                        let keys = std::array::from_fn(|i| k.row(TOGETHER * g + i, d));
-                        *scores = dots::<TOGETHER>(q, keys);
+                        let keys = std::array::from_fn(|i| k.row(ROWS_AT_ONCE * g + i, d));
+                        *scores = dots::<ROWS_AT_ONCE>(q, keys);
                     }
                     for (s, score) in rest.iter_mut().enumerate() {
                         [*score] = dots(q, [k.row(whole + s, d)]);
                     }
-                    scores.iter_mut().for_each(|s| *s *= a.product_scale());
+                    scores.iter_mut().for_each(|s| *s *= a.logit_scale());
                     if let Some(cap) = a.softcap {
                         map_sum(scores, |u| cap * tanh(u));
                     }

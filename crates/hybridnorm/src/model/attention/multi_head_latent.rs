@@ -1,15 +1,15 @@
 //! Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434).
 
-use super::super::declare::{Declare, Matrix, Part};
 use super::super::norm::{Norm, norm};
+use super::super::parameter_builder::{Matrix, ParameterBuilder, Part};
 use super::super::registry::{Param, Role};
-use super::{Attended, Positions, ReadOut, head_norm, score_scale};
+use super::{AttentionOutput, OutputProjection, Positions, head_norm, score_scale};
 use crate::graph::Value;
 use crate::model::MlaConfig;
 use crate::ops;
 use crate::placement::{self, Factor};
 use hybridnorm_kernels::attention::{Attention as Spec, LatentAttention};
-use hybridnorm_kernels::latent::Latent as LatentHeads;
+use hybridnorm_kernels::latent::LatentHeads;
 
 /// Causal attention whose keys and values are all projected from one latent per position:
 ///
@@ -22,7 +22,7 @@ use hybridnorm_kernels::latent::Latent as LatentHeads;
 ///
 /// Decoding caches only `c_kv` and the rotated `k_r`: `W_kv` is absorbed into the query and the context.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Latent {
+pub struct MultiHeadLatentAttention {
     /// Projection of the residual stream, rows `[c_q | c_kv | k_r]`; without a query latent, the first rows are the
     /// queries of all heads.
     pub(in super::super) latents: Param,
@@ -36,7 +36,7 @@ pub struct Latent {
     pub(in super::super) q_up: Option<Param>,
     /// Up-projection of the key/value latent, rows `[k_c | v]` head by head.
     pub(in super::super) kv_up: Param,
-    read_out: ReadOut,
+    output_projection: OutputProjection,
     heads: LatentHeads,
     /// Rows of `latents` by output.
     widths: [usize; 3],
@@ -45,26 +45,26 @@ pub struct Latent {
     clip: Option<f64>,
 }
 
-impl Latent {
+impl MultiHeadLatentAttention {
     /// Declares the attention of a block.
-    pub(super) fn new(declare: &mut Declare<'_>, mla: &MlaConfig) -> Self {
-        let inner = declare.attention().clone();
-        let (d, h) = (declare.config.d_model, declare.config.n_heads);
+    pub(super) fn new(builder: &mut ParameterBuilder<'_>, mla: &MlaConfig) -> Self {
+        let inner = builder.attention().clone();
+        let (d, h) = (builder.config.d_model, builder.config.n_heads);
         let widths = mla.down_widths(h);
         let [q_width, kv_width, key_width] = widths;
         let part = |name: &str, rows: usize, role| Part {
             path: format!("attention.{name}"),
             rows,
             role,
-            counts: "attention latents",
+            count_category: "attention latents",
         };
-        let matrix = |path, label, columns, parts, turns| Matrix {
+        let matrix = |path, label, columns, parts, n_interleaved_groups| Matrix {
             path,
             label,
             role: Role::Attention,
             columns,
             parts,
-            turns,
+            n_interleaved_groups,
             writes_residual: false,
             experts: 1,
         };
@@ -73,26 +73,26 @@ impl Latent {
             part("latents.kv", kv_width, placement::Role::K),
             part("latents.k", key_width, placement::Role::K),
         ];
-        let latents = declare.matrix(matrix("attention.latents", "latents", d, parts, 1));
+        let latents = builder.add_matrix(matrix("attention.latents", "latents", d, parts, 1));
         let q_heads = if mla.q_rank.is_some() { 1 } else { h };
         let q_norm = head_norm(
-            declare,
+            builder,
             "attention.q_norm",
             inner.q_norm,
             q_heads,
             q_width / q_heads,
         );
-        let k_norm = head_norm(declare, "attention.k_norm", inner.k_norm, 1, key_width);
-        let v_norm = head_norm(declare, "attention.v_norm", inner.v_norm, 1, kv_width);
+        let k_norm = head_norm(builder, "attention.k_norm", inner.k_norm, 1, key_width);
+        let v_norm = head_norm(builder, "attention.v_norm", inner.v_norm, 1, kv_width);
         let q_up = mla.q_rank.map(|rank| {
             let parts = vec![part("q_up", h * mla.head_dim(), placement::Role::Q)];
-            declare.matrix(matrix("attention.q_up", "q_up", rank, parts, 1))
+            builder.add_matrix(matrix("attention.q_up", "q_up", rank, parts, 1))
         });
         let parts = vec![
             part("kv_up.k", h * mla.nope_dim, placement::Role::K),
             part("kv_up.v", h * mla.v_dim, placement::Role::V),
         ];
-        let kv_up = declare.matrix(matrix("attention.kv_up", "kv_up", mla.kv_rank, parts, h));
+        let kv_up = builder.add_matrix(matrix("attention.kv_up", "kv_up", mla.kv_rank, parts, h));
         // Queries and keys are both multiplied by it, so the logits are multiplied by its square.
         let Factor::Const(qk_scale) = inner.qk_post_scale else {
             unreachable!("validation refuses learned factors")
@@ -104,7 +104,7 @@ impl Latent {
             v_norm,
             q_up,
             kv_up,
-            read_out: ReadOut::new(declare, h, mla.v_dim),
+            output_projection: OutputProjection::new(builder, h, mla.v_dim),
             heads: LatentHeads {
                 heads: h,
                 nope: mla.nope_dim,
@@ -119,7 +119,11 @@ impl Latent {
     }
 
     /// Computes attention; see [`Attention::forward`](super::Attention::forward).
-    pub(super) fn forward<'g>(&self, u_btd: Value<'g>, positions: &Positions<'g>) -> Attended<'g> {
+    pub(super) fn forward<'g>(
+        &self,
+        u_btd: Value<'g>,
+        positions: &Positions<'g>,
+    ) -> AttentionOutput<'g> {
         let g = u_btd.builder();
         let spec = self.spec(u_btd);
         let rotations = positions.rotations;
@@ -132,16 +136,16 @@ impl Latent {
                 let q = ops::absorbed_queries(q, kv_up, rotations, self.heads);
                 let context = ops::latent_attention(q, cache, self.cached_spec(&spec));
                 let context = ops::expanded_context(context, kv_up, self.heads);
-                return Attended {
-                    output: self.read_out.forward(context),
+                return AttentionOutput {
+                    output: self.output_projection.forward(context),
                     packed: None,
                 };
             }
         }
         let kv = ops::linear(c_kv, self.kv_up.value(g));
         let packed = ops::latent_heads(q, kv, k_r, rotations, self.heads);
-        Attended {
-            output: self.read_out.forward(ops::attention(packed, spec)),
+        AttentionOutput {
+            output: self.output_projection.forward(ops::attention(packed, spec)),
             packed: Some((packed, spec)),
         }
     }

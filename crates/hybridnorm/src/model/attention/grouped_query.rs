@@ -1,10 +1,10 @@
 //! Grouped-query attention.
 
-use super::super::declare::{Declare, Matrix, Part};
-use super::super::norm::{Norm, unit_length};
+use super::super::norm::{Norm, l2_norm_spec};
+use super::super::parameter_builder::{Matrix, ParameterBuilder, Part};
 use super::super::registry::{Param, Role};
 use super::super::scale::Scale;
-use super::{Attended, Positions, ReadOut, head_norm, score_scale};
+use super::{AttentionOutput, OutputProjection, Positions, head_norm, score_scale};
 use crate::graph::Value;
 use crate::ops;
 use crate::placement::{self, AttnScale};
@@ -19,7 +19,7 @@ const COSINE_TAU_INIT: f64 = 0.1;
 /// Causal grouped-query attention with rotary embedding:
 /// `W_out · ctx_norm(softmax(scale · q kᵀ) v)`, q, k, v = transformed `W_qkv · u`.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Heads {
+pub struct GroupedQueryAttention {
     /// Packed projection, rows `[q heads | k heads | v heads]`; ((h + 2g)·k, d).
     pub(in super::super) qkv: Param,
     /// Norm of queries.
@@ -32,30 +32,30 @@ pub struct Heads {
     pub qk_scale: Scale,
     /// Temperature of cosine attention, per head.
     tau: Option<Param>,
-    read_out: ReadOut,
+    output_projection: OutputProjection,
     prep: QkvPrep,
     scale: f32,
     softcap: Option<f32>,
 }
 
-impl Heads {
+impl GroupedQueryAttention {
     /// Declares the attention of a block.
-    pub(super) fn new(declare: &mut Declare<'_>) -> Self {
-        let config = declare.config;
-        let inner = declare.attention().clone();
+    pub(super) fn new(builder: &mut ParameterBuilder<'_>) -> Self {
+        let config = builder.config;
+        let inner = builder.attention().clone();
         let (d, h, g, k) = (
             config.d_model,
             config.n_heads,
             config.n_kv_heads,
             config.head_dim(),
         );
-        let part = |name: &str, heads: usize, role, counts| Part {
+        let part = |name: &str, heads: usize, role, count_category| Part {
             path: format!("attention.qkv.{name}"),
             rows: heads * k,
             role,
-            counts,
+            count_category,
         };
-        let qkv = declare.matrix(Matrix {
+        let qkv = builder.add_matrix(Matrix {
             path: "attention.qkv",
             label: "qkv",
             role: Role::Attention,
@@ -65,19 +65,19 @@ impl Heads {
                 part("k", g, placement::Role::K, "attention k"),
                 part("v", g, placement::Role::V, "attention v"),
             ],
-            turns: 1,
+            n_interleaved_groups: 1,
             writes_residual: false,
             experts: 1,
         });
-        let q_norm = head_norm(declare, "attention.q_norm", inner.q_norm, h, k);
-        let k_norm = head_norm(declare, "attention.k_norm", inner.k_norm, g, k);
-        let v_norm = head_norm(declare, "attention.v_norm", inner.v_norm, g, k);
+        let q_norm = head_norm(builder, "attention.q_norm", inner.q_norm, h, k);
+        let k_norm = head_norm(builder, "attention.k_norm", inner.k_norm, g, k);
+        let v_norm = head_norm(builder, "attention.v_norm", inner.v_norm, g, k);
         let is_cosine = inner.attn_scale == AttnScale::Cosine;
         let of_qk = |norm: Option<Norm>| match norm {
             Some(norm) => Some(norm.spec),
-            None => is_cosine.then(|| unit_length(k)),
+            None => is_cosine.then(|| l2_norm_spec(k)),
         };
-        let qk_scale = Scale::new(declare, "attention.qk_scale", inner.qk_post_scale, g * k);
+        let qk_scale = Scale::new(builder, "attention.qk_scale", inner.qk_post_scale, g * k);
         let tau = is_cosine.then_some(("", h, COSINE_TAU_INIT));
         Self {
             qkv,
@@ -85,8 +85,8 @@ impl Heads {
             k_norm,
             v_norm,
             qk_scale,
-            tau: declare.vectors("attention.tau", Role::Scale, tau.as_slice()),
-            read_out: ReadOut::new(declare, h, k),
+            tau: builder.add_vectors("attention.tau", Role::Scale, tau.as_slice()),
+            output_projection: OutputProjection::new(builder, h, k),
             prep: QkvPrep {
                 heads: h,
                 kv_heads: g,
@@ -104,10 +104,14 @@ impl Heads {
     }
 
     /// Computes attention; see [`Attention::forward`](super::Attention::forward).
-    pub(super) fn forward<'g>(&self, u_btd: Value<'g>, positions: &Positions<'g>) -> Attended<'g> {
+    pub(super) fn forward<'g>(
+        &self,
+        u_btd: Value<'g>,
+        positions: &Positions<'g>,
+    ) -> AttentionOutput<'g> {
         let projection = ops::linear(u_btd, self.qkv.value(u_btd.builder()));
         let norms = [&self.q_norm, &self.k_norm, &self.v_norm];
-        let params = norms.map(|norm| norm.and_then(|norm| norm.params(projection)));
+        let params = norms.map(|norm| norm.and_then(|norm| norm.param_value(projection)));
         let prepared = ops::qkv_prep(projection, positions.rotations, params, self.prep);
         let packed = self.learned_factors(prepared);
         let spec = self.spec(u_btd);
@@ -118,8 +122,8 @@ impl Heads {
                 ops::cached_attention(packed, cache, spec)
             }
         };
-        Attended {
-            output: self.read_out.forward(context),
+        AttentionOutput {
+            output: self.output_projection.forward(context),
             packed: Some((packed, spec)),
         }
     }

@@ -1,11 +1,11 @@
 //! Declaration of parameters by layers.
 
 use super::config::ModelConfig;
-use super::registry::{Draw, Init, Param, ParamSpec, Registry, Role};
+use super::registry::{Init, InitPart, Param, ParamSpec, Registry, Role};
 use crate::placement::{self, AttnInner, BlockSpec, Factor, FfnInner, NormSpec, Resolved};
 
 /// Context in which layers declare parameters: the model's shape, its resolved placement, and the registry.
-pub(super) struct Declare<'a> {
+pub(super) struct ParameterBuilder<'a> {
     pub(super) config: &'a ModelConfig,
     pub(super) resolved: &'a Resolved,
     pub(super) registry: &'a mut Registry,
@@ -25,7 +25,7 @@ pub(super) struct Matrix<'a> {
     pub(super) columns: usize,
     pub(super) parts: Vec<Part>,
     /// See [`Init::Normal`].
-    pub(super) turns: usize,
+    pub(super) n_interleaved_groups: usize,
     pub(super) writes_residual: bool,
     pub(super) experts: usize,
 }
@@ -37,10 +37,10 @@ pub(super) struct Part {
     pub(super) rows: usize,
     pub(super) role: placement::Role,
     /// Category in [`ParamSpec::counts`].
-    pub(super) counts: &'static str,
+    pub(super) count_category: &'static str,
 }
 
-impl Declare<'_> {
+impl ParameterBuilder<'_> {
     /// Returns the block's resolved norms, skip connections and scales.
     pub(super) fn spec(&self) -> &BlockSpec {
         &self.resolved.blocks[self.index()]
@@ -67,7 +67,7 @@ impl Declare<'_> {
     }
 
     /// Returns the full path of a path within the block or the model.
-    fn full(&self, path: &str) -> String {
+    fn full_path(&self, path: &str) -> String {
         match self.layer {
             Some(layer) => format!("blocks.{layer}.{path}"),
             None => path.to_owned(),
@@ -75,41 +75,44 @@ impl Declare<'_> {
     }
 
     /// Declares a matrix within a block.
-    pub(super) fn matrix(&mut self, matrix: Matrix<'_>) -> Param {
+    pub(super) fn add_matrix(&mut self, matrix: Matrix<'_>) -> Param {
         let Matrix {
             path,
             label,
             role,
             columns,
             parts,
-            turns,
+            n_interleaved_groups,
             writes_residual,
             experts,
         } = matrix;
         let layer = self.index();
-        let draws = parts.iter().map(|part| Draw {
-            name: self.full(&part.path),
+        let init_parts = parts.iter().map(|part| InitPart {
+            name: self.full_path(&part.path),
             std: self
                 .resolved
                 .weight_std(layer, part.role, columns, part.rows),
             rows: part.rows,
         });
-        let draws: Vec<Draw> = draws.collect();
+        let init_parts: Vec<InitPart> = init_parts.collect();
         let rows = parts.iter().map(|part| part.rows);
-        let matrices = match turns {
+        let matrices = match n_interleaved_groups {
             1 => rows.clone().collect(),
             _ => vec![rows.clone().sum()],
         };
         let mut counts: Vec<(&'static str, u64)> = Vec::new();
         for part in &parts {
             let elements = (part.rows * columns) as u64;
-            match counts.iter_mut().find(|(name, _)| *name == part.counts) {
+            match counts
+                .iter_mut()
+                .find(|(name, _)| *name == part.count_category)
+            {
                 Some((_, count)) => *count += elements,
-                None => counts.push((part.counts, elements)),
+                None => counts.push((part.count_category, elements)),
             }
         }
         self.registry.declare(vec![ParamSpec {
-            name: self.full(path),
+            name: self.full_path(path),
             shape: vec![rows.sum(), columns],
             role,
             label,
@@ -119,8 +122,8 @@ impl Declare<'_> {
             experts,
             counts,
             init: Init::Normal {
-                draws,
-                turns,
+                parts: init_parts,
+                n_interleaved_groups,
                 truncate_at: self.resolved.truncate_at(),
             },
             has_drift: false,
@@ -130,7 +133,7 @@ impl Declare<'_> {
     }
 
     /// Declares a table with a row per token: embedding or output head.
-    pub(super) fn table(&mut self, name: &'static str, role: Role, std: f64) -> Param {
+    pub(super) fn add_token_table(&mut self, name: &'static str, role: Role, std: f64) -> Param {
         let (rows, columns) = (self.config.vocab_size, self.config.d_model);
         self.registry.declare(vec![ParamSpec {
             name: name.to_owned(),
@@ -143,12 +146,12 @@ impl Declare<'_> {
             experts: 1,
             counts: vec![(name, (rows * columns) as u64)],
             init: Init::Normal {
-                draws: vec![Draw {
+                parts: vec![InitPart {
                     name: name.to_owned(),
                     std,
                     rows,
                 }],
-                turns: 1,
+                n_interleaved_groups: 1,
                 truncate_at: self.resolved.truncate_at(),
             },
             has_drift: false,
@@ -158,7 +161,7 @@ impl Declare<'_> {
     }
 
     /// Declares adjacent vectors with constant initial values: (name below `path`, elements, value).
-    pub(super) fn vectors(
+    pub(super) fn add_vectors(
         &mut self,
         path: &str,
         role: Role,
@@ -172,8 +175,8 @@ impl Declare<'_> {
         };
         let specs = vectors.iter().map(|&(name, elements, value)| ParamSpec {
             name: match name {
-                "" => self.full(path),
-                name => format!("{}.{name}", self.full(path)),
+                "" => self.full_path(path),
+                name => format!("{}.{name}", self.full_path(path)),
             },
             shape: vec![elements],
             role,
