@@ -238,10 +238,10 @@ fn data_may_move_but_not_change() {
 #[test]
 fn going_on_needs_a_run() {
     let lab = Lab::new();
-    lab.train_fails(2, "nun", &["--resume"], &["nun: no run to go on with"]);
+    lab.train_fails(2, "nun", &["--resume"], &["a run to resume in nun is missing"]);
     assert!(!lab.path("nun").exists());
     lab.write("notes/a.txt", "x");
-    lab.train_fails(2, "notes", &["--resume"], &["the folder holds no run"]);
+    lab.train_fails(2, "notes", &["--resume"], &["a run to resume in notes"]);
     assert_eq!(files_below(&lab.path("notes")).len(), 1);
 }
 

@@ -76,7 +76,7 @@ fn files_of_others_in_a_run_directory_are_left_alone() {
     assert!(lab.read("a/config.toml").starts_with(b"# mine"));
     lab.write("b/metrics.jsonl", "{\"mine\":1}\n{\"mine\":2}\n");
     lab.train_fails(2, "b", &[], &["metrics.jsonl"]);
-    lab.train_fails(2, "b", &["--resume"], &["b: the folder holds no run"]);
+    lab.train_fails(2, "b", &["--resume"], &["a run to resume in b"]);
     assert_eq!(lab.read("b/metrics.jsonl"), b"{\"mine\":1}\n{\"mine\":2}\n");
     assert!(!lab.path("b/config.toml").exists());
     lab.write("c/lock", "mine");

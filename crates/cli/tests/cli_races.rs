@@ -103,7 +103,7 @@ fn training() {
         command: r#"train tiny.toml --run run --set data.train=["data"]"#,
         target: "run",
         one_wins: true,
-        losers_say: &["another process is training here", "already holds a run"],
+        losers_say: &["another process is training here", "already contains a run"],
         whole: |lab| {
             assert_eq!(lab.metrics("run").len(), 20);
             lab.ok(&["--quiet", "inspect", "run"]);
@@ -120,7 +120,7 @@ fn training_on_text() {
         command: "train tiny.toml --run cache/run",
         target: "cache",
         one_wins: true,
-        losers_say: &["another process is training here", "already holds a run"],
+        losers_say: &["another process is training here", "already contains a run"],
         whole: |lab| assert_eq!(lab.metrics("cache/run").len(), 20),
     }
     .run();
@@ -149,7 +149,7 @@ fn replaying() {
         command: "replay run --step 7 --after 2 --out replay",
         target: "replay",
         one_wins: true,
-        losers_say: &["another process is training here", "already holds a run"],
+        losers_say: &["another process is training here", "already contains a run"],
         whole: |lab| assert_eq!(lab.metrics("replay").last().unwrap()["step"], 9),
     }
     .run();

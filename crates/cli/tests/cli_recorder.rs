@@ -271,7 +271,7 @@ fn a_replay_gives_the_same_bits_and_another_one_what_was_changed() {
     lab.fails(
         2,
         &["replay", "run", "--step", "13"],
-        &["run-replay-13 already holds a run; choose another --out"],
+        &["run-replay-13 already contains a run; choose another --out"],
     );
     lab.fails(
         2,

@@ -269,7 +269,7 @@ fn a_run_is_not_overwritten_and_must_stay_the_same_run() {
     let lab = Lab::new();
     lab.train("run", &[]);
     let before = lab.read(format!("run/{LAST}/model.safetensors"));
-    lab.train_fails(2, "run", &[], &["run already holds a run", "--resume"]);
+    lab.train_fails(2, "run", &[], &["run already contains a run", "--resume"]);
     for (setting, key) in [
         ("seed=4", "seed went from 3 to 4"),
         ("model.d_ff=64", "model.d_ff went from 32 to 64"),
@@ -286,7 +286,7 @@ fn a_run_is_not_overwritten_and_must_stay_the_same_run() {
     let other = ["--resume", "--set", "data.train=['stories:50']"];
     lab.train_fails(2, "run", &other, &["the training data are not those of"]);
     fs::remove_file(lab.path("run/config.toml")).unwrap();
-    lab.train_fails(2, "run", &[], &["run already holds a run"]);
+    lab.train_fails(2, "run", &[], &["run already contains a run"]);
     assert!(before == lab.read(format!("run/{LAST}/model.safetensors")));
 }
 

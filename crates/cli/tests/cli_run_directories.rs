@@ -40,7 +40,7 @@ fn what_a_kill_left_before_the_first_step_is_begun_again_by_the_same_command() {
     }
     // A user's own configuration is not mistaken for it.
     lab.write("own/config.toml", "seed = 1\n");
-    lab.train_fails(2, "own", &[], &["own already holds a run", "config.toml"]);
+    lab.train_fails(2, "own", &[], &["own already contains a run", "config.toml"]);
     assert_eq!(lab.read("own/config.toml"), b"seed = 1\n");
     // Nor are metrics, which were expensive to compute.
     fs::create_dir(lab.path("rows")).unwrap();
@@ -69,7 +69,7 @@ fn two_at_once_one_wins() {
         assert_eq!(won, 1);
         for output in outputs.iter().filter(|output| code(output) != 0) {
             let said = stderr(output);
-            let is_told = ["another process is training here", "already holds a run"];
+            let is_told = ["another process is training here", "already contains a run"];
             assert!(is_told.iter().any(|word| said.contains(word)), "{said}");
         }
         assert_eq!(lab.history(&run), lab.history("whole"));
@@ -106,7 +106,7 @@ fn a_killed_replay_is_begun_again_by_the_same_command() {
     let replay = lab.json(&args);
     assert_eq!(replay["steps"].as_array().unwrap().len(), 20);
     assert!(!lab.path("run-replay-9/unfinished.txt").exists());
-    lab.fails(2, &args, &["run-replay-9 already holds a run"]);
+    lab.fails(2, &args, &["run-replay-9 already contains a run"]);
 }
 
 #[test]

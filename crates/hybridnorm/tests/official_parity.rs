@@ -60,17 +60,16 @@ impl Reference {
             settings["decayed"],
             "every parameter but transformer.wte.weight"
         );
-        OptimizerConfig {
-            kind: OptimizerKind::AdamW,
-            lr: number(&settings["lr"]),
-            betas: (number(&settings["betas"][0]), number(&settings["betas"][1])),
-            eps: number(&settings["eps"]),
-            weight_decay: number(&settings["weight_decay"]),
-            clip_grad_norm: number(&settings["clip_grad_norm"]),
-            decay_norms: true,
-            decay_embeddings: false,
-            ..OptimizerConfig::default()
-        }
+        let betas = &settings["betas"];
+        OptimizerConfig::default()
+            .with_kind(OptimizerKind::AdamW)
+            .with_lr(number(&settings["lr"]))
+            .with_betas((number(&betas[0]), number(&betas[1])))
+            .with_eps(number(&settings["eps"]))
+            .with_weight_decay(number(&settings["weight_decay"]))
+            .with_clip_grad_norm(number(&settings["clip_grad_norm"]))
+            .with_decay_norms(true)
+            .with_decay_embeddings(false)
     }
 
     /// Returns inputs, targets and shape (batch, seq) of batch `step`.

@@ -40,16 +40,18 @@ impl Sampling {
     /// [`Error::Config`] naming the field.
     pub fn check(&self) -> Result<()> {
         if !(self.temperature.is_finite() && self.temperature >= 0.0) {
-            return Err(Error::config(format!(
-                "temperature {} must be a finite number of at least 0",
-                self.temperature
-            )));
+            return Err(Error::out_of_range(
+                "temperature",
+                self.temperature,
+                "a finite number of at least 0",
+            ));
         }
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            return Err(Error::config(format!(
-                "top-p {} must lie above 0 and at most at 1",
-                self.top_p
-            )));
+            return Err(Error::out_of_range(
+                "top-p",
+                self.top_p,
+                "above 0 and at most 1",
+            ));
         }
         Ok(())
     }
@@ -82,7 +84,10 @@ impl<'a> Generator<'a> {
     pub fn new(model: &'a mut Model, prompt: &[i32], sampling: Sampling) -> Result<Self> {
         sampling.check()?;
         if prompt.is_empty() {
-            return Err(Error::config("the prompt holds no token"));
+            return Err(Error::invalid_value(
+                "prompt",
+                "the prompt contains no token",
+            ));
         }
         model.check_ids(prompt, 1, prompt.len())?;
         let longest = model.config().max_seq_len;

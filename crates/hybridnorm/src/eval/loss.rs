@@ -54,7 +54,10 @@ pub fn loss(
         tokens += (b * t) as u64;
     }
     if tokens == 0 {
-        return Err(Error::config("the evaluation data hold nothing to measure"));
+        return Err(Error::invalid_value(
+            "data",
+            "the evaluation data contain no target token",
+        ));
     }
     let found = Loss::mean(sum, tokens);
     if !found.loss.is_finite() {

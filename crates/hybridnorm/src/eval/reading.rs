@@ -168,9 +168,9 @@ fn of_run(checkpoint: &Path) -> Result<Option<(PathBuf, SourceOptions)>> {
 pub(super) fn check_given(raw: &[String], overrides: &TextOverrides) -> Result<()> {
     match overrides.given().first() {
         None => Ok(()),
-        Some(first) if raw.is_empty() => Err(Error::config(format!(
-            "{first} has no effect: none of the data is raw text"
-        ))),
+        Some(first) if raw.is_empty() => {
+            Err(Error::no_effect(*first, ": none of the data is raw text"))
+        }
         Some(_) => Sources::resolve(raw, &overrides.on(SourceOptions::default())).map(drop),
     }
 }
@@ -182,9 +182,10 @@ pub(super) fn check_separator(sets: &[EvalSet], overrides: &TextOverrides) -> Re
         .filter_map(|set| Some(set.text.as_ref()?.separators))
         .sum();
     match &overrides.separator {
-        Some(separator) if found == 0 => Err(Error::config(format!(
-            "separator `{separator}` occurs nowhere in the plain text files of the data"
-        ))),
+        Some(separator) if found == 0 => Err(Error::invalid_value(
+            "separator",
+            format!("separator `{separator}` occurs nowhere in the plain text files of the data"),
+        )),
         _ => Ok(()),
     }
 }

@@ -134,10 +134,11 @@ pub fn open_sets(
     let config = model.config();
     let seq_len = options.seq_len.unwrap_or(config.max_seq_len);
     if seq_len > config.max_seq_len {
-        return Err(Error::config(format!(
-            "sequences of {seq_len} tokens are longer than the model's {}",
-            config.max_seq_len
-        )));
+        return Err(Error::out_of_range(
+            "sequence length",
+            seq_len,
+            format!("at most the model's {}", config.max_seq_len),
+        ));
     }
     let mut open = OpenOptions::new(seq_len, sources::cache_dir());
     open.vocab_size = Some(config.vocab_size);
@@ -153,9 +154,12 @@ pub fn open_sets(
     let mut sets = Vec::new();
     for path in paths {
         if !known.insert(identity(path)) {
-            return Err(Error::config(format!(
-                "{path} is named twice, and the pooled loss would count it twice; name each data set once"
-            )));
+            return Err(Error::invalid_value(
+                "data path",
+                format!(
+                    "{path} is given twice, and the pooled loss would count it twice; list each data set once"
+                ),
+            ));
         }
         let reading = raw.contains(path).then(|| reading.clone());
         sets.push(open_set(path, reading, options.split, &open, progress)?);

@@ -90,10 +90,13 @@ impl<'a> TextGenerator<'a> {
     ) -> Result<Self> {
         let vocab = model.config().vocab_size;
         if tokenizer.vocab_size() > vocab {
-            return Err(Error::config(format!(
-                "the tokenizer has {} tokens, the model only {vocab}",
-                tokenizer.vocab_size()
-            )));
+            return Err(Error::conflict(
+                ["tokenizer"],
+                format!(
+                    "the tokenizer has {} tokens, the model only {vocab}",
+                    tokenizer.vocab_size()
+                ),
+            ));
         }
         let end = tokenizer.eos_id() as i32;
         let read = tokenizer.encode(prompt)?;

@@ -136,6 +136,13 @@ pub fn from_value(value: Value) -> Result<Placement, PlacementError> {
     PlacementChoice::from_value(&value).map(|choice| choice.placement)
 }
 
+impl From<Placement> for Value {
+    /// Returns the serialized form, which [`from_value`] reads.
+    fn from(placement: Placement) -> Self {
+        written(&placement).expect("a placement is plain data with text keys")
+    }
+}
+
 /// Serializes a value of the placement algebra.
 pub(super) fn written<T: Serialize>(value: &T) -> Result<Value, PlacementError> {
     serde_json::to_value(value)

@@ -3,6 +3,7 @@
 mod explain;
 mod read;
 
+use derive_setters::Setters;
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
@@ -29,8 +30,10 @@ pub(crate) use read::{from_toml, read_text};
 const LARGEST_BATCH: u64 = 1 << 30;
 
 /// Configuration of a run, in TOML. Every section may be absent until it is needed.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, Setters)]
 #[serde(default, deny_unknown_fields)]
+#[setters(prefix = "with_", strip_option)]
+#[non_exhaustive]
 pub struct Config {
     /// Random seed of initial values and data order.
     pub seed: u64,
@@ -51,6 +54,7 @@ pub struct Config {
     /// Records of the run.
     pub log: LogSection,
     /// File that it was read from.
+    #[setters(skip)]
     #[serde(skip)]
     pub origin: Origin,
 }
@@ -77,8 +81,10 @@ impl Origin {
 }
 
 /// `[model]`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Setters)]
 #[serde(deny_unknown_fields)]
+#[setters(prefix = "with_", strip_option)]
+#[non_exhaustive]
 pub struct ModelSection {
     /// Width of the residual stream.
     pub d_model: usize,
@@ -113,7 +119,8 @@ pub struct ModelSection {
     /// Multi-head latent attention instead of multi-head or grouped-query attention.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mla: Option<MlaConfig>,
-    /// A name, or a table of placement fields (optionally with `base = "NAME"`).
+    /// A name, a [`placement::Placement`], or a table of placement fields (optionally with `base = "NAME"`).
+    #[setters(into)]
     #[serde(default = "default_placement", deserialize_with = "without_nan")]
     pub placement: Value,
     /// Fields of the norm function that override the placement.
@@ -168,20 +175,31 @@ fn default_placement() -> Value {
 /// `[init]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct InitSection {
     /// Checkpoint whose weights to start from, with a fresh optimizer.
     pub from: PathBuf,
 }
 
+impl InitSection {
+    /// Returns the section that starts from a checkpoint or a run directory.
+    pub fn new(from: impl Into<PathBuf>) -> Self {
+        Self { from: from.into() }
+    }
+}
+
 /// `[data]`.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, Setters)]
 #[serde(default, deny_unknown_fields)]
+#[setters(prefix = "with_", strip_option)]
+#[non_exhaustive]
 pub struct DataSection {
     /// Training text or tokens: files, folders, globs, `gutenberg`, `stories:N`, prepared folders.
     pub train: Vec<String>,
     /// Validation text or tokens. Empty: the held-out part of the training data.
     pub validation: Vec<String>,
     /// `bytes`, `r50k`, `cl100k`, `bpe:N`, or a path. Not needed for pre-tokenized data.
+    #[setters(into)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<String>,
     /// Order of instances within an epoch.
@@ -210,8 +228,10 @@ fn vocabulary_of(_: &str) -> Result<usize> {
 }
 
 /// `[train]`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Setters)]
 #[serde(default, deny_unknown_fields)]
+#[setters(prefix = "with_", strip_option)]
+#[non_exhaustive]
 pub struct TrainSection {
     /// Optimizer steps.
     pub steps: usize,
@@ -253,8 +273,10 @@ impl Default for TrainSection {
 }
 
 /// `[log]`: records of a run. They do not affect results.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Setters)]
 #[serde(default, deny_unknown_fields)]
+#[setters(prefix = "with_", strip_option)]
+#[non_exhaustive]
 pub struct LogSection {
     /// Steps between records of every block's activations; 0: none. A record takes 5 to 10 % of a step
     /// (`bench/recorder.py`).
@@ -333,7 +355,7 @@ impl Config {
             let init = self
                 .init
                 .as_ref()
-                .ok_or_else(|| Error::config("[model] is missing"))?;
+                .ok_or_else(|| Error::missing("[model]", ""))?;
             let mut model = super::Checkpoint::open(&init.from)?.config()?;
             model.max_seq_len = model.max_seq_len.max(self.train.seq_len);
             return Ok(model);
@@ -379,7 +401,8 @@ impl Config {
         if let Some(init) = &self.init
             && init.from.as_os_str().is_empty()
         {
-            return Err(Error::config(
+            return Err(Error::invalid_value(
+                "init.from",
                 "init.from is empty, expected a checkpoint or a run directory",
             ));
         }
@@ -388,9 +411,9 @@ impl Config {
             && moe.top_k == 1
             && moe.renormalize
         {
-            return Err(Error::config(
-                "model.moe.renormalize has no effect: with one expert a token every weight is 1, and the \
-                 router learns nothing",
+            return Err(Error::no_effect(
+                "model.moe.renormalize",
+                ": with one expert per token every gate weight is 1, and the router receives no gradient",
             ));
         }
         let train = &self.train;
@@ -402,30 +425,32 @@ impl Config {
             ("keep_checkpoints", train.keep_checkpoints),
         ];
         if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
-            return Err(Error::config(format!(
-                "train.{key} is 0, expected at least 1"
-            )));
+            return Err(Error::out_of_range(format!("train.{key}"), 0, "at least 1"));
         }
         if !train.batch_size.is_multiple_of(train.grad_accum_steps) {
-            return Err(Error::config(format!(
-                "train.grad_accum_steps = {} does not divide train.batch_size = {}",
-                train.grad_accum_steps, train.batch_size
-            )));
+            return Err(Error::conflict(
+                ["train.grad_accum_steps", "train.batch_size"],
+                format!(
+                    "train.grad_accum_steps = {} does not divide train.batch_size = {}",
+                    train.grad_accum_steps, train.batch_size
+                ),
+            ));
         }
         let tokens = (train.batch_size as u64)
             .checked_mul(train.seq_len as u64)
             .filter(|&tokens| tokens <= LARGEST_BATCH)
             .ok_or_else(|| {
-                Error::config(format!(
-                    "train.batch_size = {} sequences of train.seq_len = {} are more than {LARGEST_BATCH} tokens at a step",
+                Error::conflict(["train.batch_size", "train.seq_len"], format!(
+                    "train.batch_size = {} sequences of train.seq_len = {} are more than {LARGEST_BATCH} tokens per step",
                     train.batch_size, train.seq_len
                 ))
             })?;
         self.schedule
             .settle(self.optimizer.lr, train.steps, tokens)?;
         if self.model.is_none() && self.init.is_none() {
-            return Err(Error::config(
-                "[model] is missing (it may be absent only when [init] from names a checkpoint)",
+            return Err(Error::missing(
+                "[model]",
+                " (it may be absent only when [init] from names a checkpoint)",
             ));
         }
         if let Some(model) = &self.model {
@@ -442,6 +467,28 @@ impl Config {
 }
 
 impl ModelSection {
+    /// Returns the section of a model with this placement and the default settings. Sizes are 0, which
+    /// [`Config::check`] rejects.
+    pub fn new(placement: impl Into<Value>) -> Self {
+        Self {
+            d_model: 0,
+            n_layers: 0,
+            n_heads: 0,
+            n_kv_heads: None,
+            d_ff: 0,
+            vocab_size: None,
+            max_seq_len: None,
+            rope_theta: default_rope_theta(),
+            tie_embeddings: false,
+            activation: Activation::default(),
+            moe: None,
+            mla: None,
+            placement: placement.into(),
+            norm: None,
+            init: None,
+        }
+    }
+
     /// Returns the model's configuration; `vocab` is the vocabulary size of the tokenizer or the data.
     ///
     /// # Errors
@@ -449,22 +496,29 @@ impl ModelSection {
     pub fn settle(&self, seq_len: usize, vocab: Option<usize>) -> Result<ModelConfig> {
         let vocab_size = match (self.vocab_size, vocab) {
             (Some(given), Some(needed)) if given < needed => {
-                return Err(Error::config(format!(
-                    "model.vocab_size = {given} is smaller than the data's vocabulary of {needed}"
-                )));
+                return Err(Error::conflict(
+                    ["model.vocab_size"],
+                    format!(
+                        "model.vocab_size = {given} is smaller than the data's vocabulary of {needed}"
+                    ),
+                ));
             }
             (Some(size), _) | (None, Some(size)) => size,
             (None, None) => {
-                return Err(Error::config(
-                    "model.vocab_size is missing, and neither a tokenizer nor the data tell it",
+                return Err(Error::missing(
+                    "model.vocab_size",
+                    ", and neither a tokenizer nor the data determine it",
                 ));
             }
         };
         let max_seq_len = self.max_seq_len.unwrap_or(seq_len);
         if max_seq_len < seq_len {
-            return Err(Error::config(format!(
-                "model.max_seq_len = {max_seq_len} is smaller than train.seq_len = {seq_len}"
-            )));
+            return Err(Error::conflict(
+                ["model.max_seq_len", "train.seq_len"],
+                format!(
+                    "model.max_seq_len = {max_seq_len} is smaller than train.seq_len = {seq_len}"
+                ),
+            ));
         }
         Ok(ModelConfig {
             d_model: self.d_model,
@@ -488,7 +542,8 @@ impl ModelSection {
             Value::String(name) => Map::from_iter([("base".to_owned(), name.clone().into())]),
             Value::Object(table) => table.clone(),
             _ => {
-                return Err(Error::config(
+                return Err(Error::invalid_value(
+                    "model.placement",
                     "model.placement must be a name or a table, as in placement = \"pre-norm\" or placement = { base = \"pre-norm\" }",
                 ));
             }
@@ -496,14 +551,17 @@ impl ModelSection {
         for (key, patch) in [("norm", &self.norm), ("init", &self.init)] {
             let Some(patch) = patch else { continue };
             let Value::Object(patch) = patch else {
-                return Err(Error::config(format!(
-                    "model.{key} must be a table, as in {}",
-                    match key {
-                        "norm" =>
-                            "norm = { kind = \"rmsnorm\" }; where to normalize is set with placement = \"pre-norm\"",
-                        _ => "init = { scheme = \"normal\" }",
-                    }
-                )));
+                return Err(Error::invalid_value(
+                    format!("model.{key}"),
+                    format!(
+                        "model.{key} must be a table, as in {}",
+                        match key {
+                            "norm" =>
+                                "norm = { kind = \"rmsnorm\" }; where to normalize is set with placement = \"pre-norm\"",
+                            _ => "init = { scheme = \"normal\" }",
+                        }
+                    ),
+                ));
             };
             let slot = value
                 .entry(key)

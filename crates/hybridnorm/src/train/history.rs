@@ -65,7 +65,7 @@ pub fn undo<'a>(
         origin: config.origin.clone(),
         ..table
             .try_into()
-            .map_err(|error: toml::de::Error| Error::config(error.message().to_owned()))?
+            .map_err(|error: toml::de::Error| Error::invalid_value("config", error.message()))?
     };
     config.check()?;
     Ok(config)
@@ -210,13 +210,16 @@ fn insert(table: &mut Table, key: &str, value: &str) -> Result<()> {
             .or_insert_with(|| Value::Table(Table::new()));
         return match inner {
             Value::Table(inner) => insert(inner, rest, value),
-            _ => Err(Error::config(format!("{key}: {section} is no section"))),
+            _ => Err(Error::invalid_value(
+                key,
+                format!("{key}: {section} is not a section"),
+            )),
         };
     }
     let parsed = toml::from_str::<Table>(&format!("value = {value}"))
         .ok()
         .and_then(|mut table| table.remove("value"))
-        .ok_or_else(|| Error::config(format!("{key}: {value} is no value")))?;
+        .ok_or_else(|| Error::invalid_value(key, format!("{key}: {value} is not a TOML value")))?;
     table.insert(key.to_owned(), parsed);
     Ok(())
 }

@@ -271,8 +271,9 @@ impl Optimizer {
     /// If the kind differs, since its moments do.
     pub(super) fn set_config(&mut self, config: OptimizerConfig) -> Result<()> {
         if config.kind != self.layout.config.kind {
-            return Err(Error::config(
-                "optimizer.kind: a run goes on with the one it began with",
+            return Err(Error::conflict(
+                ["optimizer.kind"],
+                "optimizer.kind cannot change within a run; start a new run from a checkpoint by [init] from",
             ));
         }
         self.layout.config = config;

@@ -100,26 +100,35 @@ fn ignore_missing(removed: io::Result<()>) -> io::Result<()> {
 pub(super) fn refuse_to_overwrite(run: &Path) -> Result<()> {
     let run_name = run.display();
     if checkpoint::exists(run)? {
-        return Err(Error::config(format!(
-            "{run_name} already holds a run; go on with it by --resume, or choose another --run"
-        )));
+        return Err(Error::exists(
+            run,
+            format!(
+                "{run_name} already contains a run; resume it with --resume, or choose another --run"
+            ),
+        ));
     }
     match what_is_there(run)? {
         None => Ok(()),
-        Some(name) => Err(Error::config(format!(
-            "{run_name} already holds a run that has not saved yet, or another {name}; begin it \
-             again by --resume, or choose another --run"
-        ))),
+        Some(name) => Err(Error::exists(
+            run,
+            format!(
+                "{run_name} already contains a run without a checkpoint, or another {name}; restart it \
+             with --resume, or choose another --run"
+            ),
+        )),
     }
 }
 
 /// Checks that the directory for a run that branches off contains no run.
 pub(super) fn refuse_to_share(run: &Path) -> Result<()> {
     match checkpoint::exists(run)? || what_is_there(run)?.is_some() {
-        true => Err(Error::config(format!(
-            "{} already holds a run; choose another --out",
-            run.display()
-        ))),
+        true => Err(Error::exists(
+            run,
+            format!(
+                "{} already contains a run; choose another --out",
+                run.display()
+            ),
+        )),
         false => Ok(()),
     }
 }
@@ -157,11 +166,14 @@ pub(super) fn begin_unfinished(run: &Path, purpose: &str, claim: &mut Claim) -> 
         return files::write(path, purpose.as_bytes()).map(drop);
     }
     if files::read_small(&path, PURPOSE_LIMIT)? != purpose.as_bytes() {
-        return Err(Error::config(format!(
-            "{} holds something else that was not finished ({UNFINISHED}); choose another --out, or \
+        return Err(Error::exists(
+            run,
+            format!(
+                "{} contains an unfinished run of another kind ({UNFINISHED}); choose another --out, or \
              remove it",
-            run.display()
-        )));
+                run.display()
+            ),
+        ));
     }
     clear(run)?;
     claim.create_folder(run.join(checkpoint::CHECKPOINTS))
@@ -174,19 +186,13 @@ pub(super) fn finish(run: &Path) -> Result<()> {
 
 /// Checks that there is a run to resume, before anything is created.
 pub(super) fn require_run(run: &Path) -> Result<()> {
-    let missing = |what: &str| {
-        Err(Error::config(format!(
-            "{}: {what} to go on with; leave out --resume to begin one, or name another --run",
-            run.display()
-        )))
-    };
-    if !files::exists(run)? {
-        return missing("no run");
+    if files::exists(run)? && (files::exists(run.join(CONFIG))? || checkpoint::exists(run)?) {
+        return Ok(());
     }
-    match files::exists(run.join(CONFIG))? || checkpoint::exists(run)? {
-        true => Ok(()),
-        false => missing("the folder holds no run"),
-    }
+    Err(Error::missing(
+        format!("a run to resume in {}", run.display()),
+        "; omit --resume to start a new run, or choose another --run",
+    ))
 }
 
 /// Formats the note about a broken checkpoint that is skipped in favour of an older one.

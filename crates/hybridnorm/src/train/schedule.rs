@@ -1,12 +1,15 @@
 //! Learning rate as a function of the step.
 
+use derive_setters::Setters;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
 /// `[schedule]`: learning-rate schedule.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Setters)]
 #[serde(default, deny_unknown_fields)]
+#[setters(prefix = "with_", strip_option)]
+#[non_exhaustive]
 pub struct ScheduleConfig {
     /// The curve after warm-up.
     pub kind: ScheduleKind,
@@ -69,19 +72,23 @@ impl ScheduleConfig {
     /// [`Error::Config`] when a key has no effect or is out of range.
     pub fn settle(&self, peak: f64, steps: usize, tokens_per_step: u64) -> Result<Schedule> {
         if self.kind == ScheduleKind::Constant && self.min_lr_ratio.is_some() {
-            return Err(Error::config(
-                "schedule.min_lr_ratio has no effect with schedule.kind = \"constant\"",
+            return Err(Error::no_effect(
+                "schedule.min_lr_ratio",
+                " with schedule.kind = \"constant\"",
             ));
         }
         let floor = self.min_lr_ratio.unwrap_or(0.1);
         if !(0.0..=1.0).contains(&floor) {
-            return Err(Error::config(format!(
-                "schedule.min_lr_ratio = {floor} must lie between 0 and 1"
-            )));
+            return Err(Error::out_of_range(
+                "schedule.min_lr_ratio",
+                floor,
+                "0 to 1",
+            ));
         }
         let warmup = match (self.warmup_steps, self.warmup_tokens) {
             (Some(_), Some(_)) => {
-                return Err(Error::config(
+                return Err(Error::conflict(
+                    ["schedule.warmup_steps", "schedule.warmup_tokens"],
                     "schedule.warmup_steps and schedule.warmup_tokens are both given, expected one",
                 ));
             }
@@ -90,24 +97,29 @@ impl ScheduleConfig {
             (None, None) => 0,
         };
         if warmup > steps {
-            return Err(Error::config(format!(
-                "schedule: warm-up of {warmup} steps is longer than the run of {steps}"
-            )));
+            return Err(Error::conflict(
+                ["schedule.warmup_steps", "train.steps"],
+                format!("schedule: warm-up of {warmup} steps is longer than the run of {steps}"),
+            ));
         }
         let decay = match (self.kind, self.decay_steps) {
             (ScheduleKind::Wsd, given) => given.unwrap_or(steps / 5),
             (_, Some(_)) => {
-                return Err(Error::config(
-                    "schedule.decay_steps has an effect only with schedule.kind = \"wsd\"",
+                return Err(Error::no_effect(
+                    "schedule.decay_steps",
+                    " without schedule.kind = \"wsd\"",
                 ));
             }
             (_, None) => steps - warmup,
         };
         if warmup + decay > steps {
-            return Err(Error::config(format!(
-                "schedule: warm-up ({warmup}) and decay ({decay}; schedule.decay_steps, a fifth of the run \
+            return Err(Error::conflict(
+                ["schedule.decay_steps", "train.steps"],
+                format!(
+                    "schedule: warm-up ({warmup}) and decay ({decay}; schedule.decay_steps, a fifth of the run \
                  unless given) are longer than the run of {steps} steps"
-            )));
+                ),
+            ));
         }
         Ok(Schedule {
             kind: self.kind,

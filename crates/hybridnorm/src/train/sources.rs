@@ -160,10 +160,13 @@ pub fn validation_windows(config: &Config) -> Windows {
 /// If it does not.
 pub fn check_vocabulary(sources: &Sources, model: &ModelConfig) -> Result<()> {
     match sources.vocab_size {
-        Some(needed) if needed > model.vocab_size => Err(Error::config(format!(
-            "the data's vocabulary of {needed} is larger than the model's of {}",
-            model.vocab_size
-        ))),
+        Some(needed) if needed > model.vocab_size => Err(Error::conflict(
+            ["model.vocab_size"],
+            format!(
+                "the data's vocabulary of {needed} is larger than the model's of {}",
+                model.vocab_size
+            ),
+        )),
         _ => Ok(()),
     }
 }

@@ -20,11 +20,7 @@ pub(super) fn in_text(text: &str, path: &str, error: &toml::de::Error) -> Error 
             None => format!("line {line}: "),
         })
     });
-    Error::config(format!(
-        "{}{}",
-        place.unwrap_or_default(),
-        explain(error.message(), path)
-    ))
+    invalid(path, error, &place.unwrap_or_default())
 }
 
 /// Returns the error of the `section.key=value` settings, naming the wrong one if known.
@@ -32,10 +28,19 @@ pub(super) fn in_settings(culprit: Option<&str>, path: &str, error: &toml::de::E
     let culprit = culprit
         .map(|setting| format!(" {setting}"))
         .unwrap_or_default();
-    Error::config(format!(
-        "--set{culprit}: {}",
-        explain(error.message(), path)
-    ))
+    invalid(path, error, &format!("--set{culprit}: "))
+}
+
+/// Returns the error of a key that does not exist, or of a value that cannot be read; `place` begins its message.
+fn invalid(path: &str, error: &toml::de::Error, place: &str) -> Error {
+    let problem = format!("{place}{}", explain(error.message(), path));
+    let unknown = error.message().strip_prefix("unknown field `");
+    match unknown.and_then(|rest| rest.split('`').next()) {
+        // The path of an unknown key ends with the key, if it is known at all.
+        Some(key) if path.is_empty() => Error::unknown_key(key, problem),
+        Some(_) => Error::unknown_key(path, problem),
+        None => Error::invalid_value(path, problem),
+    }
 }
 
 /// Examples of valid values, for keys that are often given in other forms.

@@ -21,25 +21,17 @@ pub fn placement_from_file(path: &Path) -> Result<placement::Placement> {
     let bytes = files::read_small(path, CONFIG_LIMIT)?;
     let text = String::from_utf8(bytes)
         .map_err(|error| Error::format(path, error.utf8_error().to_string()))?;
-    let Finite(value) = toml::from_str(&text).map_err(|error| {
-        Error::config(format!(
-            "{}: {}",
-            path.display(),
-            in_text(&text, "", &error)
-        ))
-    })?;
-    placement::from_value(value)
-        .map_err(|error| Error::config(format!("{}: {error}", path.display())))
+    let Finite(value) =
+        toml::from_str(&text).map_err(|error| in_text(&text, "", &error).in_file(path))?;
+    placement::from_value(value).map_err(|error| Error::from(error).in_file(path))
 }
 
 /// Reads the text of a configuration file.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
     let bytes = files::read_small(path, CONFIG_LIMIT)?;
     String::from_utf8(bytes).map_err(|error| {
-        Error::config(format!(
-            "invalid UTF-8 at byte {}",
-            error.utf8_error().valid_up_to()
-        ))
+        let at = error.utf8_error().valid_up_to();
+        Error::format(path, format!("invalid UTF-8 at byte {at}"))
     })
 }
 
@@ -87,18 +79,22 @@ fn check_sections(table: &toml::Table) -> Result<()> {
     let is_list = |name: &&&str| table.get(**name).is_some_and(toml::Value::is_array);
     match SECTIONS.iter().find(is_list) {
         None => Ok(()),
-        Some(name) => Err(Error::config(format!(
-            "{name}: expected a section, found a list; write [{name}] with a key = value on each line below"
-        ))),
+        Some(name) => Err(Error::invalid_value(
+            *name,
+            format!(
+                "{name}: expected a section, found a list; write [{name}] with a key = value on each line below"
+            ),
+        )),
     }
 }
 
 /// Sets `section.key=value` in a table. A value that is not TOML is taken as a string.
 fn apply(table: &mut toml::Table, setting: &str) -> Result<()> {
     let (key, value) = setting.split_once('=').ok_or_else(|| {
-        Error::config(format!(
-            "--set {setting}: expected section.key=value, e.g. --set train.steps=100"
-        ))
+        Error::invalid_value(
+            "--set",
+            format!("--set {setting}: expected section.key=value, e.g. --set train.steps=100"),
+        )
     })?;
     let value = value.trim();
     let parsed = toml::from_str::<toml::Table>(&format!("value = {value}"))
@@ -106,25 +102,31 @@ fn apply(table: &mut toml::Table, setting: &str) -> Result<()> {
         .filter(|table| table.len() == 1)
         .and_then(|mut table| table.remove("value"));
     if parsed.is_none() && value.parse::<i128>().is_ok() {
-        return Err(Error::config(format!(
-            "--set {setting}: expected an integer of at most {}",
-            i64::MAX
-        )));
+        return Err(Error::invalid_value(
+            "--set",
+            format!(
+                "--set {setting}: expected an integer of at most {}",
+                i64::MAX
+            ),
+        ));
     }
     let parsed = parsed.unwrap_or_else(|| toml::Value::String(value.to_owned()));
     let mut path: Vec<&str> = key.trim().split('.').collect();
     let last = path.pop().unwrap_or_default();
     if last.is_empty() || path.iter().any(|part| part.is_empty()) {
-        return Err(Error::config(format!("--set {setting}: {key:?} is no key")));
+        return Err(Error::invalid_value(
+            "--set",
+            format!("--set {setting}: {key:?} is not a key, expected section.key"),
+        ));
     }
     let mut at = table;
     for part in path {
         let next = at
             .entry(part)
             .or_insert_with(|| toml::Value::Table(toml::Table::new()));
-        at = next
-            .as_table_mut()
-            .ok_or_else(|| Error::config(format!("--set {setting}: {part} is not a section")))?;
+        at = next.as_table_mut().ok_or_else(|| {
+            Error::unknown_key(part, format!("--set {setting}: {part} is not a section"))
+        })?;
     }
     at.insert(last.to_owned(), parsed);
     Ok(())

@@ -1,5 +1,6 @@
 //! Configuration of the optimizer.
 
+use derive_setters::Setters;
 use serde::{Deserialize, Serialize};
 
 use crate::digits::written;
@@ -7,8 +8,10 @@ use crate::error::{Error, Result};
 use crate::model::Role;
 
 /// `[optimizer]`: update rule and hyperparameters.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Setters)]
 #[serde(default, deny_unknown_fields)]
+#[setters(prefix = "with_", strip_option)]
+#[non_exhaustive]
 pub struct OptimizerConfig {
     /// Update rule.
     pub kind: OptimizerKind,
@@ -118,19 +121,20 @@ impl OptimizerConfig {
             ),
         ];
         if let (OptimizerKind::AdamW, Some(momentum)) = (self.kind, self.momentum) {
-            return Err(Error::config(format!(
-                "optimizer.momentum = {momentum} has no effect: it is Muon's, and optimizer.kind is \
-                 \"adamw\""
-            )));
+            return Err(Error::no_effect(
+                format!("optimizer.momentum = {momentum}"),
+                ": it is Muon's, and optimizer.kind is \"adamw\"",
+            ));
         }
         match rules
             .iter()
             .find(|(_, value, holds, _)| !(*holds && value.is_finite()))
         {
-            Some((key, value, _, expected)) => Err(Error::config(format!(
-                "optimizer.{key} = {} is out of range, expected a number {expected}",
-                written(*value)
-            ))),
+            Some((key, value, _, expected)) => Err(Error::out_of_range(
+                format!("optimizer.{key}"),
+                written(*value),
+                format!("a number {expected}"),
+            )),
             None => Ok(()),
         }
     }

@@ -22,9 +22,9 @@ pub fn open(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Sources> {
     if config.data.train.is_empty() {
-        return Err(Error::config(
-            "data.train is empty; name text, token files or a prepared folder, \
-             e.g. data.train = [\"stories:20000\"]",
+        return Err(Error::missing(
+            "data.train",
+            ": expected text, token files or a prepared folder, e.g. data.train = [\"stories:20000\"]",
         ));
     }
     let from = match (&config.init, own) {
@@ -222,8 +222,9 @@ fn check_text_options(config: &Config) -> Result<()> {
     let data = &config.data;
     match has_raw_text(&data.train)? || has_raw_text(&data.validation)? {
         true => Ok(()),
-        false => Err(Error::config(
-            "[data.text] has no effect: neither data.train nor data.validation names raw text",
+        false => Err(Error::no_effect(
+            "[data.text]",
+            ": neither data.train nor data.validation contains raw text",
         )),
     }
 }

@@ -25,9 +25,10 @@ impl Trainer {
             ("[log]", self.config.log == config.log),
         ];
         if let Some((key, _)) = kept.iter().find(|(_, same)| !same) {
-            return Err(Error::config(format!(
-                "{key} may not change while a run is going on"
-            )));
+            return Err(Error::conflict(
+                [key],
+                format!("{key} cannot change during a run"),
+            ));
         }
         if config.optimizer.qk_clip.is_some() {
             self.model().config().check_qk_clip()?;

@@ -119,7 +119,7 @@ impl InitialModel {
         let section = config
             .model
             .as_ref()
-            .ok_or_else(|| Error::config("[model] is missing"))?;
+            .ok_or_else(|| Error::missing("[model]", ""))?;
         let shape = section
             .settle(config.train.seq_len, sources.vocab_size)
             .map_err(in_file)?;
@@ -201,10 +201,13 @@ fn settle_init(config: &Config, from: &Checkpoint, sources: &Sources) -> Result<
     }
     theirs.max_seq_len = ours.max_seq_len;
     if ours != theirs {
-        return Err(Error::config(format!(
-            "[model] is not the model in {}; leave it out to take that one",
-            from.path().display()
-        )));
+        return Err(Error::conflict(
+            ["model", "init.from"],
+            format!(
+                "[model] is not the model in {}; omit it to use that model",
+                from.path().display()
+            ),
+        ));
     }
     Ok(ours)
 }

@@ -27,11 +27,14 @@ pub(super) fn check_same_run(old: &Config, config: &Config, run: &Path) -> Resul
         changed.retain(|change| change.key != "init.from");
     }
     match changed.iter().find(|change| is_fixed(&change.key)) {
-        Some(change) => Err(Error::config(format!(
-            "{}; a resumed run must keep it as in {}",
-            history::in_words(change),
-            run.join(CONFIG).display()
-        ))),
+        Some(change) => Err(Error::conflict(
+            [change.key.as_str()],
+            format!(
+                "{}; a resumed run must keep it as in {}",
+                history::in_words(change),
+                run.join(CONFIG).display()
+            ),
+        )),
         None => Ok(()),
     }
 }
@@ -55,22 +58,28 @@ pub(super) fn check_same_data(
 ) -> Result<()> {
     let found = sources.train.fingerprint();
     if recorded != found {
-        return Err(Error::config(format!(
-            "the training data are not those of {} (fingerprint {recorded}, now {found})",
-            checkpoint.path().display(),
-        )));
+        return Err(Error::conflict(
+            ["data.train"],
+            format!(
+                "the training data are not those of {} (fingerprint {recorded}, now {found})",
+                checkpoint.path().display(),
+            ),
+        ));
     }
     let Some(theirs) = checkpoint.tokenizer()? else {
         return Ok(());
     };
     match &sources.tokenizer {
         Some(ours) if ours.fingerprint() == theirs.fingerprint() => Ok(()),
-        ours => Err(Error::config(format!(
-            "the tokenizer is not that of {} (data.tokenizer: expected {}, found {})",
-            checkpoint.path().display(),
-            theirs.name(),
-            ours.as_ref().map_or("none", |ours| ours.name())
-        ))),
+        ours => Err(Error::conflict(
+            ["data.tokenizer"],
+            format!(
+                "the tokenizer is not that of {} (data.tokenizer: expected {}, found {})",
+                checkpoint.path().display(),
+                theirs.name(),
+                ours.as_ref().map_or("none", |ours| ours.name())
+            ),
+        )),
     }
 }
 
