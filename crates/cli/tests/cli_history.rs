@@ -238,7 +238,12 @@ fn data_may_move_but_not_change() {
 #[test]
 fn going_on_needs_a_run() {
     let lab = Lab::new();
-    lab.train_fails(2, "nun", &["--resume"], &["a run to resume in nun is missing"]);
+    lab.train_fails(
+        2,
+        "nun",
+        &["--resume"],
+        &["a run to resume in nun is missing"],
+    );
     assert!(!lab.path("nun").exists());
     lab.write("notes/a.txt", "x");
     lab.train_fails(2, "notes", &["--resume"], &["a run to resume in notes"]);

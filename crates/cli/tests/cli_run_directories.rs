@@ -40,7 +40,12 @@ fn what_a_kill_left_before_the_first_step_is_begun_again_by_the_same_command() {
     }
     // A user's own configuration is not mistaken for it.
     lab.write("own/config.toml", "seed = 1\n");
-    lab.train_fails(2, "own", &[], &["own already contains a run", "config.toml"]);
+    lab.train_fails(
+        2,
+        "own",
+        &[],
+        &["own already contains a run", "config.toml"],
+    );
     assert_eq!(lab.read("own/config.toml"), b"seed = 1\n");
     // Nor are metrics, which were expensive to compute.
     fs::create_dir(lab.path("rows")).unwrap();

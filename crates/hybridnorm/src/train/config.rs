@@ -298,6 +298,11 @@ impl Default for LogSection {
 }
 
 impl TrainSection {
+    /// Returns the tokens of an optimizer step, each of which is a target.
+    pub fn tokens_per_step(&self) -> u64 {
+        (self.batch_size * self.seq_len) as u64
+    }
+
     /// Returns the shape of an optimizer step.
     pub fn step_shape(&self) -> StepShape {
         StepShape {

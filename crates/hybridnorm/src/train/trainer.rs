@@ -1,9 +1,11 @@
 //! The training loop.
 
-mod begin;
 mod change;
+mod data;
 mod failure;
+mod files;
 mod initial;
+mod learner;
 mod open;
 mod origin;
 mod parts;
@@ -14,51 +16,38 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::checkpoint::{self, Contents};
-use super::claim::Claim;
 use super::config::Config;
 use super::gradients;
 use super::metrics::Metrics;
-use super::optimizer::Optimizer;
 use super::recorder::Recorder;
-use super::rows::{self, RowsFile};
-use super::schedule::Schedule;
+use super::rows;
 use super::segments::Segment;
-use super::sources::{self, DataUse};
-use super::step::TrainingStep;
-use crate::data::{Batch, BatchStream, TokenDataset, Tokenizer};
+use super::sources::DataUse;
+use crate::data::{Batch, TokenDataset, Tokenizer};
 use crate::error::{Error, Result};
 use crate::eval;
-use crate::files;
 use crate::model::Model;
 use crate::placement::Warning;
-use begin::Beginning;
+use data::RunData;
+use files::RunFiles;
+use learner::Learner;
 pub use parts::{Event, OpenOptions, Outcome, Start, State, Step};
 
-/// A training run: model, data, optimizer and state.
+/// A training run.
 pub struct Trainer {
     config: Config,
-    run: PathBuf,
-    stream: BatchStream,
-    validation: Option<TokenDataset>,
-    data_use: DataUse,
-    tokenizer: Option<Tokenizer>,
-    folders: Vec<PathBuf>,
-    schedule: Schedule,
-    model: Model,
-    optimizer: Optimizer,
-    /// Programs of a step, planned at the first step.
-    training: Option<TrainingStep>,
+    /// Batches and validation data.
+    data: RunData,
+    /// Model and optimizer.
+    learner: Learner,
+    /// Step, tokens and position in the data.
     state: State,
-    metrics: Option<RowsFile<Metrics>>,
+    /// Records of blocks, spikes and dumps.
     recorder: Recorder,
+    /// The run directory.
+    files: RunFiles,
     new_parameters: Vec<String>,
     warnings: Vec<Warning>,
-    last_saved: Option<u64>,
-    /// Segments of the run; the last one belongs to this process.
-    segments: Vec<Segment>,
-    /// Files to be written before the first step; `None` afterwards.
-    beginning: Option<Beginning>,
-    claim: Claim,
 }
 
 /// Relative tolerance between losses of one model on the same data on different processors.
@@ -87,44 +76,19 @@ impl Trainer {
         stop: &AtomicBool,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<Outcome> {
-        let train = self.config.train.clone();
-        let steps = train.steps as u64;
-        let due = |every: usize, step: u64| every > 0 && step.is_multiple_of(every as u64);
+        let steps = self.steps();
         let mut validation = None;
         let (mut tokens, mut seconds) = (0.0, 0.0);
-        let tokens_per_step = (train.batch_size * train.seq_len) as f64;
         while self.state.step < steps.min(limit) && !stop.load(Ordering::Relaxed) {
-            let Step {
-                metrics: mut row,
-                layers,
-                spikes,
-                seconds: took,
-            } = self.step()?;
-            if let Some(layers) = layers {
-                self.recorder.append(&layers)?;
-            }
-            tokens += tokens_per_step;
-            seconds += took;
-            validation = None;
-            if due(train.eval_every, row.step) || row.step == steps {
-                validation = self.evaluate()?;
-            }
-            row.validation_loss = validation.map(|found| found.loss);
-            if let Some(metrics) = &mut self.metrics {
-                metrics.append(&row)?;
-            }
-            self.recorder.log_scalars(&row)?;
-            on_event(Event::Step(&row));
-            for spike in &spikes {
-                on_event(Event::Note(format!("step {}: {spike}", row.step)));
-            }
-            if let Some(loss) = validation {
-                on_event(Event::Evaluated {
-                    step: row.step,
-                    loss,
-                });
-            }
-            if due(train.checkpoint_every, row.step) {
+            let step = self.step()?;
+            tokens += self.config.train.tokens_per_step() as f64;
+            seconds += step.seconds;
+            validation = match self.is_evaluation_due() {
+                true => self.evaluate()?,
+                false => None,
+            };
+            self.record(step, validation, on_event)?;
+            if is_due(self.config.train.checkpoint_every, self.state.step) {
                 self.save(on_event)?;
             }
         }
@@ -132,7 +96,7 @@ impl Trainer {
         if finished && validation.is_none() {
             validation = self.evaluate()?;
             if let Some(found) = &mut validation {
-                self.as_recorded(found, on_event)?;
+                self.prefer_recorded_loss(found, on_event)?;
             }
         }
         self.save(on_event)?;
@@ -141,19 +105,52 @@ impl Trainer {
             step: self.state.step,
             tokens: self.state.tokens,
             validation,
-            left_out: self.data_use.left_out(),
-            data: self.data_use.clone(),
+            left_out: self.data.coverage.left_out(),
+            data: self.data.coverage.clone(),
             max_grad_norm: self.state.max_grad_norm,
             spikes: self.recorder.spikes(),
             spike_scores: self.recorder.spike_scores(),
             tokens_per_second: tokens / f64::max(seconds, f64::MIN_POSITIVE),
-            checkpoint: checkpoint::step_path(&self.run, self.state.step),
+            checkpoint: checkpoint::step_path(&self.files.run, self.state.step),
         })
+    }
+
+    fn is_evaluation_due(&self) -> bool {
+        let step = self.state.step;
+        is_due(self.config.train.eval_every, step) || step == self.steps()
+    }
+
+    /// Writes the records of a step and reports it.
+    fn record(
+        &mut self,
+        step: Step,
+        validation: Option<eval::Loss>,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<()> {
+        if let Some(layers) = step.layers {
+            self.recorder.append(&layers)?;
+        }
+        let mut metrics = step.metrics;
+        metrics.validation_loss = validation.map(|found| found.loss);
+        self.files.append(&metrics)?;
+        self.recorder.log_scalars(&metrics)?;
+        on_event(Event::Step(&metrics));
+        let step_number = metrics.step;
+        for spike in &step.spikes {
+            on_event(Event::Note(format!("step {step_number}: {spike}")));
+        }
+        if let Some(loss) = validation {
+            on_event(Event::Evaluated {
+                step: step_number,
+                loss,
+            });
+        }
+        Ok(())
     }
 
     /// Returns the counts of used and omitted tokens of the data.
     pub fn data_use(&self) -> &DataUse {
-        &self.data_use
+        &self.data.coverage
     }
 
     /// Returns the loss on the validation data, if any.
@@ -161,24 +158,17 @@ impl Trainer {
     /// # Errors
     /// If the data cannot be read.
     pub fn evaluate(&mut self) -> Result<Option<eval::Loss>> {
-        let train = &self.config.train;
-        let micro = train.batch_size / train.grad_accum_steps;
-        let Some(data) = &self.validation else {
-            return Ok(None);
-        };
-        let windows = sources::validation_windows(&self.config);
-        match eval::loss(&mut self.model, data, micro, windows) {
-            Ok(loss) => Ok(Some(loss)),
+        match self.data.evaluate(&mut self.learner.model, &self.config) {
             Err(Error::Diverged { problem, .. }) => {
-                Err(self.diverged_between(self.state.step, format!("evaluation: {problem}"))?)
+                Err(self.divergence_after(self.state.step, format!("evaluation: {problem}"))?)
             }
-            Err(error) => Err(error),
+            found => found,
         }
     }
 
     /// True if the run has validation data.
     pub fn has_validation(&self) -> bool {
-        self.validation.is_some()
+        self.data.validation.is_some()
     }
 
     /// Writes a checkpoint of the current step, unless it is already saved.
@@ -187,42 +177,46 @@ impl Trainer {
     /// If it cannot be written, or the run could not continue from it because weights, moments or the next loss
     /// are not finite; older checkpoints are then untouched.
     pub fn save(&mut self, on_event: &mut dyn FnMut(Event<'_>)) -> Result<()> {
-        if self.last_saved == Some(self.state.step) {
+        let step = self.state.step;
+        if self.files.is_saved(step) {
             return Ok(());
         }
-        self.begin()?;
+        self.write_initial_files()?;
         self.check_weights()?;
-        self.claim.check_held()?;
-        self.sync_rows()?;
-        let path = checkpoint::step_path(&self.run, self.state.step);
         let contents = Contents {
-            model: &self.model,
-            tokenizer: self.tokenizer.as_ref(),
-            training: Some((self.optimizer.handles(), &self.state)),
+            model: &self.learner.model,
+            tokenizer: self.data.tokenizer.as_ref(),
+            training: Some((self.learner.optimizer.handles(), &self.state)),
         };
-        match files::exists(&path)? {
-            true => checkpoint::replace(&path, contents),
-            false => checkpoint::save(&path, contents),
-        }?;
-        self.last_saved = Some(self.state.step);
-        self.note_saved()?;
-        checkpoint::prune(
-            &self.run,
-            self.state.step,
-            self.config.train.keep_checkpoints,
-        )?;
+        let keep = self.config.train.keep_checkpoints;
+        let path = self.files.save(contents, step, &self.recorder, keep)?;
         on_event(Event::Saved(&path));
         Ok(())
     }
 
+    /// Writes the files that are due before the first step, once.
+    fn write_initial_files(&mut self) -> Result<()> {
+        let step = self.state.step;
+        self.files
+            .write_initial(&self.config, &mut self.recorder, step)
+    }
+
+    /// Marks the run as finished; otherwise a run opened with `OpenOptions::unfinished` is restarted from scratch.
+    ///
+    /// # Errors
+    /// If the mark of an unfinished run cannot be removed, or the directory is no longer locked.
+    pub fn finish(&self) -> Result<()> {
+        self.files.mark_finished()
+    }
+
     /// Returns the model.
     pub fn model(&self) -> &Model {
-        &self.model
+        &self.learner.model
     }
 
     /// Returns the model, for evaluation or generation.
     pub fn model_mut(&mut self) -> &mut Model {
-        &mut self.model
+        &mut self.learner.model
     }
 
     /// Returns the state of the run.
@@ -237,17 +231,17 @@ impl Trainer {
 
     /// Returns the tokenizer of the data, if known.
     pub fn tokenizer(&self) -> Option<&Tokenizer> {
-        self.tokenizer.as_ref()
+        self.data.tokenizer.as_ref()
     }
 
     /// Returns the training data.
     pub fn training_data(&self) -> &TokenDataset {
-        self.stream.dataset()
+        self.data.stream.dataset()
     }
 
     /// Returns the prepared folders among the training data, including those made from raw text.
     pub fn folders(&self) -> &[PathBuf] {
-        &self.folders
+        &self.data.folders
     }
 
     /// Returns the parameters that started with their initial values because the checkpoint that the run branched
@@ -258,12 +252,12 @@ impl Trainer {
 
     /// Replaces the final validation loss by the one that the run recorded for its last step, if they differ:
     /// the data may have changed since.
-    fn as_recorded(
+    fn prefer_recorded_loss(
         &self,
         found: &mut eval::Loss,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<()> {
-        let rows: Vec<Metrics> = rows::read(&self.run)?;
+        let rows: Vec<Metrics> = rows::read(&self.files.run)?;
         let last = rows.last().filter(|row| row.step == self.state.step);
         let Some(recorded) = last.and_then(|row| row.validation_loss) else {
             return Ok(());
@@ -282,7 +276,7 @@ impl Trainer {
 
     /// Returns the segment of this process, the last one of the run.
     pub fn segment(&self) -> &Segment {
-        self.segments.last().expect("one is of this process")
+        self.files.segments.last().expect("one is of this process")
     }
 
     /// Returns the norm of the gradient of the next micro-batch's mean loss at the input of each block; with two
@@ -291,18 +285,30 @@ impl Trainer {
     /// # Errors
     /// If the data cannot be read.
     pub fn stream_gradients(&mut self) -> Result<Vec<f64>> {
-        let train = &self.config.train;
-        let (micro, seq) = (train.batch_size / train.grad_accum_steps, train.seq_len);
-        let batch = self.stream.peek(micro)?;
-        let shape = [micro, seq];
+        let recompute = self.config.train.recompute;
+        let batch = self.next_micro_batch()?;
+        let shape = [batch.len(), batch.seq_len];
         let Batch {
             inputs, targets, ..
         } = &batch;
-        gradients::stream_gradients(&mut self.model, inputs, targets, shape, train.recompute)
+        let model = &mut self.learner.model;
+        gradients::stream_gradients(model, inputs, targets, shape, recompute)
+    }
+
+    /// Returns the next micro-batch, without moving the position in the data.
+    fn next_micro_batch(&mut self) -> Result<Batch> {
+        self.data
+            .stream
+            .peek(self.config.train.step_shape().micro_batch)
     }
 
     /// Returns the warnings about the placement.
     pub fn warnings(&self) -> &[Warning] {
         &self.warnings
     }
+}
+
+/// True if something that happens every so many steps, 0 for never, is due after a step.
+fn is_due(every: usize, step: u64) -> bool {
+    every > 0 && step.is_multiple_of(every as u64)
 }

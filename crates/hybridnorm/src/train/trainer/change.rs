@@ -1,14 +1,12 @@
 //! Configuration changes in the middle of a run.
 
-use super::super::config::Config;
-use super::super::history;
-use super::super::run_directory;
-use super::super::segments::{self, Segment};
 use super::initial::require_memory;
 use super::{Trainer, resume};
 use crate::error::{Error, Result};
-use crate::files;
 use crate::machine;
+use crate::train::config::Config;
+use crate::train::history;
+use crate::train::segments::Segment;
 
 impl Trainer {
     /// Continues with another configuration, as a process that resumes the run at the current step would. Adds a
@@ -19,7 +17,7 @@ impl Trainer {
     /// optimizer kind), a step would exceed memory or its budget, or the history cannot be written. `[log]` must
     /// not change either.
     pub fn change(&mut self, config: Config) -> Result<()> {
-        resume::check_same_run(&self.config, &config, &self.run)?;
+        resume::check_same_run(&self.config, &config, &self.files.run)?;
         let kept = [
             ("[data]", self.config.data == config.data),
             ("[log]", self.config.log == config.log),
@@ -36,9 +34,8 @@ impl Trainer {
         require_memory(&config, self.model().config())?;
         let changed = history::changes(&self.config, &config);
         let schedule = config.settled_schedule()?;
-        self.optimizer.set_config(config.optimizer.clone())?;
-        self.schedule = schedule;
-        self.training = None;
+        self.learner
+            .reconfigure(config.optimizer.clone(), schedule)?;
         self.config = config;
         let next = Segment {
             after_step: self.state.step,
@@ -49,13 +46,6 @@ impl Trainer {
             peak_memory_bytes: None,
             ..self.segment().clone()
         };
-        self.segments.push(next);
-        if let Some(beginning) = &mut self.beginning {
-            beginning.writes_config = true;
-            return Ok(());
-        }
-        segments::write(&self.run, &self.segments)?;
-        let path = self.run.join(run_directory::CONFIG);
-        files::write(path, self.config.to_toml().as_bytes()).map(drop)
+        self.files.start_segment(next, &self.config)
     }
 }

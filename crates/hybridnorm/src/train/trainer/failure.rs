@@ -2,17 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use super::super::checkpoint;
-use super::super::layers::{LayersRow, measured};
-use super::super::metrics::Metrics;
-use super::super::optimizer::SlotNorms;
-use super::super::recorder::{Dump, Kind, Weights};
 use super::Trainer;
 use crate::data::Batch;
 use crate::error::{Error, Result};
+use crate::train::checkpoint;
+use crate::train::layers::{LayersRow, measured};
+use crate::train::metrics::Metrics;
+use crate::train::optimizer::SlotNorms;
+use crate::train::recorder::{Dump, Kind, Weights};
 
 /// Context of a step for a dump, besides its metrics.
-pub(super) struct Moment {
+pub(super) struct StepContext {
     /// Ids of the step's instances.
     pub(super) instances: Vec<u64>,
     /// The micro-batch whose activations are dumped.
@@ -27,45 +27,32 @@ impl Trainer {
     /// Checks that weights, moments and the loss of the next micro-batch are finite. Otherwise the last good
     /// checkpoint could be pruned in favour of one from which no run can continue.
     pub(super) fn check_weights(&mut self) -> Result<()> {
-        let broken = self.model.broken();
-        let broken = broken.or_else(|| self.optimizer.broken(&self.model));
-        if let Some(name) = broken {
+        if let Some(name) = self.learner.first_non_finite() {
             let found = format!("{name} is not finite after the update");
-            return Err(self.diverged_between(self.state.step, found)?);
+            return Err(self.divergence_after(self.state.step, found)?);
         }
-        let (batch, loss) = self.next_loss()?;
+        let batch = self.next_micro_batch()?;
+        let loss = self.learner.loss(&batch)?;
         match loss.is_finite() {
             true => Ok(()),
             // The error that the next step would have returned before saving.
-            false => Err(self.diverged_at(self.state.step + 1, batch, format!("loss {loss}"))),
+            false => Err(self.divergence_at(self.state.step + 1, batch, format!("loss {loss}"))),
         }
     }
 
-    /// Returns the next micro-batch and its loss.
-    fn next_loss(&mut self) -> Result<(Batch, f64)> {
-        let train = &self.config.train;
-        let (micro, seq) = (train.batch_size / train.grad_accum_steps, train.seq_len);
-        let batch = self.stream.peek(micro)?;
-        let (shape, divisor) = ([micro, seq], (micro * seq) as f64);
-        let losses = self
-            .model
-            .losses(&batch.inputs, &batch.targets, shape, divisor)?;
-        Ok((batch, losses.cross_entropy))
-    }
-
     /// Dumps the state after step `step`, in which `found` is not finite; returns the error.
-    pub(super) fn diverged_between(&mut self, step: u64, found: String) -> Result<Error> {
-        let (batch, _) = self.next_loss()?;
-        Ok(self.diverged_at(step, batch, found))
+    pub(super) fn divergence_after(&mut self, step: u64, found: String) -> Result<Error> {
+        let batch = self.next_micro_batch()?;
+        Ok(self.divergence_at(step, batch, found))
     }
 
-    fn diverged_at(&mut self, step: u64, batch: Batch, found: String) -> Error {
+    fn divergence_at(&mut self, step: u64, batch: Batch, found: String) -> Error {
         let metrics = Metrics {
             step,
             loss: f64::NAN,
             grad_norm: f64::NAN,
             update_norm: 0.0,
-            lr: self.schedule.lr(step as usize),
+            lr: self.learner.lr(step),
             tokens: self.state.tokens,
             tokens_per_second: f64::NAN,
             objective: None,
@@ -73,24 +60,29 @@ impl Trainer {
             qk_clip: None,
             validation_loss: None,
         };
-        let moment = Moment {
+        let context = StepContext {
             instances: batch.instance_ids.clone(),
             batch,
             weights: Weights::Before,
             norms: BTreeMap::new(),
         };
-        self.diverged(&metrics, &moment, found)
+        self.dump_divergence(&metrics, &context, found)
     }
 
     /// Dumps a step with a result that is not finite; returns the error.
-    pub(super) fn diverged(&mut self, metrics: &Metrics, moment: &Moment, found: String) -> Error {
+    pub(super) fn dump_divergence(
+        &mut self,
+        metrics: &Metrics,
+        context: &StepContext,
+        found: String,
+    ) -> Error {
         let problem = format!(
             "{found}; batch instances {:?}; {}",
-            moment.instances,
-            self.last_good(metrics.step)
+            context.instances,
+            self.last_good_checkpoint(metrics.step)
         );
         let dump = self
-            .describe(metrics, moment, Kind::NotFinite, vec![found])
+            .build_dump(metrics, context, Kind::NotFinite, vec![found])
             .and_then(|dump| self.recorder.dump(&dump));
         let problem = match dump {
             Ok(path) => format!("{problem}; see {}", path.display()),
@@ -102,16 +94,19 @@ impl Trainer {
         }
     }
 
-    pub(super) fn describe(
+    /// Returns the dump of a step.
+    pub(super) fn build_dump(
         &mut self,
         metrics: &Metrics,
-        moment: &Moment,
+        context: &StepContext,
         kind: Kind,
         reasons: Vec<String>,
     ) -> Result<Dump> {
-        let batch = &moment.batch;
-        let activations = self.activations_of(batch, batch.len(), batch.seq_len)?;
-        let parameters = moment.norms.iter();
+        let batch = &context.batch;
+        let activations = self
+            .learner
+            .activations(batch, batch.len(), batch.seq_len)?;
+        let parameters = context.norms.iter();
         Ok(Dump {
             step: metrics.step,
             kind,
@@ -120,9 +115,14 @@ impl Trainer {
             grad_norm: measured(metrics.grad_norm),
             update_norm: measured(metrics.update_norm),
             lr: metrics.lr,
-            instances: moment.instances.clone(),
-            weights: moment.weights,
-            layers: LayersRow::new(metrics.step, &self.model, &activations, &moment.norms),
+            instances: context.instances.clone(),
+            weights: context.weights,
+            layers: LayersRow::new(
+                metrics.step,
+                &self.learner.model,
+                &activations,
+                &context.norms,
+            ),
             parameters: parameters
                 .map(|(name, norms)| (name.clone(), norms.into()))
                 .collect(),
@@ -130,8 +130,8 @@ impl Trainer {
     }
 
     /// Describes the newest checkpoint before that of step `broken`, for messages.
-    fn last_good(&self, broken: u64) -> String {
-        match checkpoint::newest_before(&self.run, broken) {
+    fn last_good_checkpoint(&self, broken: u64) -> String {
+        match checkpoint::newest_before(&self.files.run, broken) {
             Ok(checkpoint::Newest {
                 checkpoint: Some((_, checkpoint)),
                 ..

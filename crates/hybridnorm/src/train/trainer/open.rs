@@ -12,12 +12,13 @@ use super::super::segments::{self, Segment};
 #[cfg(feature = "data")]
 use super::super::sources;
 use super::super::sources::Sources;
-use super::begin::Beginning;
+use super::data::RunData;
+use super::files::{InitialFiles, RunFiles};
 use super::initial::InitialModel;
+use super::learner::Learner;
 use super::origin::{Origin, claim, remove_stale};
 use super::{Event, OpenOptions, Start, Trainer, resume};
 use crate::Device;
-use crate::data::BatchStream;
 use crate::error::{Error, Result};
 use crate::machine;
 use crate::model::Model;
@@ -113,8 +114,6 @@ impl Trainer {
         let mut initial = InitialModel::new(&config, &origin, &sources, device, on_event)?;
         check_optimizer(&config, &initial.model, on_event)?;
         let (optimizer, state) = initial.optimizer(&config, &origin, &sources)?;
-        let order = config.data.order.seeded(config.seed);
-        let stream = BatchStream::new(sources.train, order, state.cursor)?;
         let schedule = config.settled_schedule()?;
         let recorder = Recorder::open(run, &config.log, state.step)?;
         let (mut segments, before) = match previous {
@@ -151,33 +150,22 @@ impl Trainer {
             }
         }
         segments.push(segment);
-        let beginning = Beginning {
+        let initial_files = InitialFiles {
             // A file with equal values may be hand-written, with comments: it is kept.
             writes_config: written.as_ref() != Some(&config),
-            is_resumed: origin.is_resumed(),
-            is_for_good: options.unfinished.is_none(),
+            resumed: origin.is_resumed().then_some(state.step),
+            survives_kill: options.unfinished.is_none(),
         };
+        let order = config.data.order.seeded(config.seed);
         Ok(Self {
-            metrics: None,
+            data: RunData::new(sources, order, state.cursor)?,
+            learner: Learner::new(initial.model, optimizer, schedule),
+            files: RunFiles::new(run, segments, initial_files, claim),
             recorder,
-            last_saved: origin.is_resumed().then_some(state.step),
-            new_parameters: initial.new_parameters,
-            run: run.to_path_buf(),
-            stream,
-            validation: sources.validation,
-            data_use: sources.data_use,
-            tokenizer: sources.tokenizer,
-            folders: sources.folders,
-            schedule,
-            config,
-            model: initial.model,
-            optimizer,
-            training: None,
             state,
+            config,
+            new_parameters: initial.new_parameters,
             warnings: initial.warnings,
-            segments,
-            beginning: Some(beginning),
-            claim,
         })
     }
 }

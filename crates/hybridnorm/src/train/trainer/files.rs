@@ -1,0 +1,167 @@
+//! Files of a run directory. A process that runs no step writes none.
+
+use std::path::{Path, PathBuf};
+
+use super::State;
+use crate::error::Result;
+use crate::files;
+use crate::memory;
+use crate::train::checkpoint::{self, Contents};
+use crate::train::claim::Claim;
+use crate::train::config::Config;
+use crate::train::layers::LayersRow;
+use crate::train::metrics::Metrics;
+use crate::train::recorder::Recorder;
+use crate::train::rows::{Row, RowsFile};
+use crate::train::run_directory;
+use crate::train::segments::{self, Segment};
+
+/// The run directory, as far as this process writes it.
+pub(super) struct RunFiles {
+    pub(super) run: PathBuf,
+    /// Segments of the run; the last one belongs to this process.
+    pub(super) segments: Vec<Segment>,
+    /// Open once the initial files are written.
+    metrics: Option<RowsFile<Metrics>>,
+    /// Files to be written before the first step; `None` afterwards.
+    pending: Option<InitialFiles>,
+    last_saved: Option<u64>,
+    claim: Claim,
+}
+
+/// Files that are written before the first step.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct InitialFiles {
+    /// True if the configuration is new or changed.
+    pub(super) writes_config: bool,
+    /// Step of the checkpoint that the run is resumed from in its directory.
+    pub(super) resumed: Option<u64>,
+    /// False if the run is restarted from scratch after a kill.
+    pub(super) survives_kill: bool,
+}
+
+impl RunFiles {
+    pub(super) fn new(
+        run: &Path,
+        segments: Vec<Segment>,
+        initial: InitialFiles,
+        claim: Claim,
+    ) -> Self {
+        Self {
+            run: run.to_path_buf(),
+            segments,
+            metrics: None,
+            last_saved: initial.resumed,
+            pending: Some(initial),
+            claim,
+        }
+    }
+
+    /// Writes the files that are due before the first step, once.
+    pub(super) fn write_initial(
+        &mut self,
+        config: &Config,
+        recorder: &mut Recorder,
+        step: u64,
+    ) -> Result<()> {
+        let Some(initial) = self.pending else {
+            return Ok(());
+        };
+        for name in [
+            segments::FILE,
+            run_directory::CONFIG,
+            Metrics::FILE,
+            LayersRow::FILE,
+        ] {
+            self.claim.will_write(name)?;
+        }
+        self.claim.will_write_events();
+        // Segments first: if the process is killed here, they still describe the old configuration correctly,
+        // whereas a new configuration without them would be taken for that of all steps.
+        segments::write(&self.run, &self.segments)?;
+        if initial.writes_config {
+            self.write_config(config)?;
+        }
+        self.metrics = Some(RowsFile::open(&self.run, step)?);
+        recorder.begin(step)?;
+        if initial.resumed.is_some() {
+            // A process may have been killed between saving and pruning.
+            checkpoint::prune(&self.run, step, config.train.keep_checkpoints)?;
+        }
+        if initial.survives_kill {
+            run_directory::finish(&self.run)?;
+        }
+        self.claim.keep();
+        self.pending = None;
+        Ok(())
+    }
+
+    fn write_config(&self, config: &Config) -> Result<()> {
+        let path = self.run.join(run_directory::CONFIG);
+        files::write(path, config.to_toml().as_bytes()).map(drop)
+    }
+
+    /// Appends the metrics of a step.
+    pub(super) fn append(&mut self, metrics: &Metrics) -> Result<()> {
+        match &mut self.metrics {
+            Some(file) => file.append(metrics),
+            None => Ok(()),
+        }
+    }
+
+    /// Starts a segment with another configuration.
+    pub(super) fn start_segment(&mut self, segment: Segment, config: &Config) -> Result<()> {
+        self.segments.push(segment);
+        if let Some(initial) = &mut self.pending {
+            initial.writes_config = true;
+            return Ok(());
+        }
+        segments::write(&self.run, &self.segments)?;
+        self.write_config(config)
+    }
+
+    /// True if the newest checkpoint is that of this step.
+    pub(super) fn is_saved(&self, step: u64) -> bool {
+        self.last_saved == Some(step)
+    }
+
+    /// Writes the checkpoint of a step, which is complete once it has its name, then removes old ones. All records
+    /// up to the step reach the disk first.
+    pub(super) fn save(
+        &mut self,
+        contents: Contents<'_, State>,
+        step: u64,
+        recorder: &Recorder,
+        keep: usize,
+    ) -> Result<PathBuf> {
+        self.claim.check_held()?;
+        if let Some(metrics) = &self.metrics {
+            metrics.sync()?;
+        }
+        recorder.sync()?;
+        // The directory entries of both as well.
+        files::sync_parent(&self.run.join(Metrics::FILE))?;
+        let path = checkpoint::step_path(&self.run, step);
+        match files::exists(&path)? {
+            true => checkpoint::replace(&path, contents),
+            false => checkpoint::save(&path, contents),
+        }?;
+        self.last_saved = Some(step);
+        if let Some(segment) = self.segments.last_mut() {
+            segment.last_step = Some(step);
+            segment.peak_memory_bytes = memory::peak_bytes();
+        }
+        segments::write(&self.run, &self.segments)?;
+        checkpoint::prune(&self.run, step, keep)?;
+        Ok(path)
+    }
+
+    /// Removes the mark of an unfinished run.
+    ///
+    /// # Errors
+    /// If it cannot be removed, or the directory is no longer locked.
+    pub(super) fn mark_finished(&self) -> Result<()> {
+        self.claim.check_held()?;
+        run_directory::finish(&self.run)
+    }
+}

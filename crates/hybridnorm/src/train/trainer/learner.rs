@@ -1,0 +1,185 @@
+//! The learning part of a run: model, optimizer, learning rate, and the programs of a step.
+
+use crate::data::{Batch, BatchStream};
+use crate::error::Result;
+use crate::model::{Activations, Model};
+use crate::train::optimizer::{Optimizer, OptimizerConfig};
+use crate::train::schedule::Schedule;
+use crate::train::step::{StepOutcome, StepShape, TrainingStep};
+
+/// Activations are sampled for one in so many tokens of a step.
+const SAMPLED_ONE_IN: usize = 8;
+/// Fewest positions of a sampled sequence: attention over fewer is not representative.
+const MIN_SAMPLED_POSITIONS: usize = 32;
+
+/// Model and optimizer. A step is [`Learner::plan`] (once), [`Learner::forward_backward`], [`Learner::update`].
+pub(super) struct Learner {
+    pub(super) model: Model,
+    pub(super) optimizer: Optimizer,
+    schedule: Schedule,
+    /// Programs of a step; `None` before the first step and after a change of the configuration.
+    programs: Option<TrainingStep>,
+}
+
+/// Result of the forward and backward passes of a step.
+pub(super) struct Passes {
+    /// Ids of the step's instances.
+    pub(super) instances: Vec<u64>,
+    /// The micro-batch with the largest loss, which is dumped if something is wrong.
+    pub(super) worst: Batch,
+    /// Activations of the first micro-batch, if they were asked for.
+    pub(super) activations: Option<Vec<Activations>>,
+}
+
+impl Learner {
+    pub(super) fn new(model: Model, optimizer: Optimizer, schedule: Schedule) -> Self {
+        Self {
+            model,
+            optimizer,
+            schedule,
+            programs: None,
+        }
+    }
+
+    /// Returns the learning rate of step `step`, counted from 1.
+    pub(super) fn lr(&self, step: u64) -> f64 {
+        self.schedule.lr(step as usize)
+    }
+
+    /// Continues with other settings of the optimizer and the schedule; the next step is planned anew.
+    ///
+    /// # Errors
+    /// If the settings require another state of the optimizer.
+    pub(super) fn reconfigure(
+        &mut self,
+        config: OptimizerConfig,
+        schedule: Schedule,
+    ) -> Result<()> {
+        self.optimizer.set_config(config)?;
+        self.schedule = schedule;
+        self.programs = None;
+        Ok(())
+    }
+
+    /// Plans the programs of a step and allocates their memory, unless that is done. With `evaluates`, an
+    /// evaluation that does not fit into memory is refused here, before the first step.
+    pub(super) fn plan(&mut self, shape: StepShape, evaluates: bool) -> Result<()> {
+        if self.programs.is_some() {
+            return Ok(());
+        }
+        if evaluates {
+            self.model
+                .prepare_losses([shape.micro_batch, shape.seq_len])?;
+        }
+        self.programs = Some(TrainingStep::new(
+            shape,
+            &mut self.model,
+            &mut self.optimizer,
+        )?);
+        Ok(())
+    }
+
+    /// Runs forward and backward passes over the next micro-batches; their gradients are summed.
+    ///
+    /// # Panics
+    /// If no step is planned.
+    pub(super) fn forward_backward(
+        &mut self,
+        batches: &mut BatchStream,
+        lr: f64,
+        samples_activations: bool,
+    ) -> Result<Passes> {
+        let mut programs = self.programs.take().expect("the step is planned");
+        let passes = self.run_passes(&mut programs, batches, lr, samples_activations)?;
+        // After an error the next step is planned anew, without the passes of this one.
+        self.programs = Some(programs);
+        Ok(passes)
+    }
+
+    fn run_passes(
+        &mut self,
+        programs: &mut TrainingStep,
+        batches: &mut BatchStream,
+        lr: f64,
+        samples_activations: bool,
+    ) -> Result<Passes> {
+        let shape = programs.shape();
+        let mut instances = Vec::new();
+        let mut activations = None;
+        let mut worst: Option<(f64, Batch)> = None;
+        for _ in 0..shape.grad_accum_steps {
+            let batch = batches.next_batch(shape.micro_batch)?;
+            if worst.is_none() && samples_activations {
+                let sequences = shape.micro_batch * shape.grad_accum_steps;
+                activations = Some(self.sample_activations(&batch, sequences)?);
+            }
+            let (model, optimizer) = (&mut self.model, &mut self.optimizer);
+            model.check_ids(&batch.targets, shape.micro_batch, shape.seq_len)?;
+            let losses = programs.pass(model, optimizer, &batch.inputs, &batch.targets, lr)?;
+            let loss = losses.cross_entropy;
+            instances.extend_from_slice(&batch.instance_ids);
+            // NaN is larger than any loss.
+            let is_larger = |most: f64| !(loss <= most || most.is_nan());
+            if worst.as_ref().is_none_or(|(most, _)| is_larger(*most)) {
+                worst = Some((loss, batch));
+            }
+        }
+        let (_, worst) = worst.expect("a step has at least one micro-batch");
+        Ok(Passes {
+            instances,
+            worst,
+            activations,
+        })
+    }
+
+    /// Clips the global gradient norm and updates the parameters; nothing is updated if the gradient is not finite.
+    ///
+    /// # Panics
+    /// If a micro-batch of the step has not run yet.
+    pub(super) fn update(&mut self, lr: f64) -> Result<StepOutcome> {
+        let mut programs = self.programs.take().expect("the step is planned");
+        let outcome = programs.finish(&mut self.model, &mut self.optimizer, lr)?;
+        self.programs = Some(programs);
+        Ok(outcome)
+    }
+
+    /// Returns the loss of a micro-batch, without a backward pass.
+    pub(super) fn loss(&mut self, batch: &Batch) -> Result<f64> {
+        let shape = [batch.len(), batch.seq_len];
+        let divisor = (batch.len() * batch.seq_len) as f64;
+        let losses = self
+            .model
+            .losses(&batch.inputs, &batch.targets, shape, divisor)?;
+        Ok(losses.cross_entropy)
+    }
+
+    /// Returns the name of the first parameter or moment that is not finite.
+    pub(super) fn first_non_finite(&self) -> Option<String> {
+        let parameter = self.model.broken();
+        parameter.or_else(|| self.optimizer.broken(&self.model))
+    }
+
+    /// Returns activations for about one in [`SAMPLED_ONE_IN`] tokens of a step of `sequences`: whole sequences of
+    /// its first micro-batch, or the beginning of one where there are fewer sequences than that.
+    fn sample_activations(&mut self, batch: &Batch, sequences: usize) -> Result<Vec<Activations>> {
+        let seq = batch.seq_len;
+        let sampled = (sequences / SAMPLED_ONE_IN).clamp(1, batch.len());
+        let positions = match sequences < SAMPLED_ONE_IN {
+            true => (seq * sequences / SAMPLED_ONE_IN).max(seq.min(MIN_SAMPLED_POSITIONS)),
+            false => seq,
+        };
+        self.activations(batch, sampled, positions)
+    }
+
+    /// Returns activations for the first positions of the first sequences of a batch.
+    pub(super) fn activations(
+        &mut self,
+        batch: &Batch,
+        sequences: usize,
+        positions: usize,
+    ) -> Result<Vec<Activations>> {
+        let rows = batch.inputs.chunks(batch.seq_len).take(sequences);
+        let ids: Vec<i32> = rows.flat_map(|row| row[..positions].to_vec()).collect();
+        self.model.activations(&ids, sequences, positions)
+    }
+}
