@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Trains the same model in hybridnorm, PyTorch and Burn, alternately; prints ratios of medians.
+"""Trains the same model in hybridnorm, PyTorch and Burn in alternating runs; prints ratios of medians.
 
     cargo build --release
     python3 bench/compare.py
@@ -25,7 +25,7 @@ SHAPES = {
     "d384-moe": dict(d=384, layers=6, heads=6, ff=512, vocab=8192, seq=256, batch=8, experts=8),
     "d768": dict(d=768, layers=12, heads=12, ff=2048, vocab=32000, seq=512, batch=2),
 }
-# Dense models in which a token meets the same arithmetic, measured in the same rounds.
+# Dense models with the same FLOPs per token, measured in the same rounds.
 DENSE = {"d384-moe": "d384"}
 
 
@@ -129,9 +129,9 @@ def main():
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--placement", choices=["hybridnorm", "pre-norm"], default="hybridnorm")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=8, help="measured in each run")
+    parser.add_argument("--seconds", type=float, default=8, help="duration of each measurement")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--python", help="a Python with torch, instead of one made here")
+    parser.add_argument("--python", help="Python interpreter with torch; default: a new virtual environment")
     a = parser.parse_args()
     for name in a.shapes:
         shape = SHAPES[name]

@@ -1,4 +1,4 @@
-"""Times training steps of a decoder in PyTorch, written the way its users write one.
+"""Measures training steps of a decoder in idiomatic PyTorch.
 
 Fused QKV and gate/up projections, `scaled_dot_product_attention`, `nn.RMSNorm`, `fused=True` AdamW,
 gradient clipping, eager or `torch.compile`. Prints one JSON line. Run it through `compare.py`.
@@ -52,7 +52,7 @@ class FeedForward(nn.Module):
 
 
 class Experts(nn.Module):
-    """Dropless top-k experts of inner width f: rows sorted by expert, one product an expert."""
+    """Dropless top-k experts with hidden width f: rows sorted by expert, one matmul per expert."""
 
     def __init__(self, d, f, experts, top_k):
         super().__init__()

@@ -1,10 +1,10 @@
-"""What the flight recorder costs: steps in which it looks into the blocks against their neighbours.
+"""Measures the overhead of the flight recorder: steps that record all blocks, compared with adjacent steps.
 
     cargo build --release
     python3 bench/recorder.py
 
-Prints for some shapes a step's time, what a look adds to it, and the share of all time that this is when
-it looks every ten steps.
+Prints for several shapes the time of a step, the additional time of a recorded step, and the fraction of the
+total time if every tenth step is recorded.
 """
 
 import json
@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = ROOT / "target/release/hybridnorm"
 EVERY = 5
-FIRST = 10  # Steps before the measurement.
+FIRST = 10  # Warm-up steps, excluded from the measurement.
 
 # Settings on top of configs/bench.toml, and steps.
 SHAPES = {

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Measures how the time of a training step per token grows with sequence length and with width.
+"""Measures training time per token as a function of sequence length and of width.
 
     cargo build --release
     python3 bench/scaling.py --out scaling.svg
 
-Prints Markdown tables and draws both curves next to the time that the model's arithmetic would
-take at the speed of the machine's best matrix product, measured by the same process.
+Prints Markdown tables and draws both curves with the time that the FLOPs of the model take at peak
+matmul throughput, measured by the same process.
 """
 
 import argparse
@@ -66,8 +66,8 @@ def measure(values, shape, a):
 
 
 def table(name, points):
-    print(f"| {name} | tokens/s | µs/token | MFLOP/token | best product, GFLOP/s "
-          "| µs/token at that | share |")
+    print(f"| {name} | tokens/s | µs/token | MFLOP/token | peak, GFLOP/s "
+          "| µs/token at peak | fraction of peak |")
     print("|" + "---:|" * 7)
     for p in points:
         print(f"| {p.x} | {p.tokens_per_second:,.0f} | {p.measured:.1f} | {p.flops / 1e6:.1f} "
@@ -93,7 +93,7 @@ def curve(places, colour, dashes):
 
 
 def ticks(low, high):
-    """1, 2 and 5 times powers of ten, from one at or below `low` to one at or above `high`."""
+    """Returns the ticks 1, 2 and 5 times powers of ten that cover [low, high]."""
     steps = [m * 10.0**e for e in range(-3, 7) for m in (1, 2, 5)]
     first = max(i for i, value in enumerate(steps) if value <= low)
     last = min(i for i, value in enumerate(steps) if value >= high)
@@ -143,7 +143,7 @@ def picture(sequence, width, note):
            f'<rect width="{total}" height="{height}" fill="#ffffff"/>',
            legend(LEFT, 30, MEASURED, "none", "measured training step"),
            legend(LEFT + 260, 30, PEAK, "7 4",
-                  "its arithmetic alone, at the speed of the best matrix product")]
+                  "FLOPs of the model at peak matmul throughput")]
     shape, other = sequence_shape(sequence[0].x), width_shape(width[0].x)
     out += panel(LEFT, f"width {shape['d']}, {shape['layers']} layers, vocabulary {shape['vocab']}",
                  f"sequence length (tokens), {TOKENS['sequence']} tokens a step", sequence)
@@ -155,13 +155,13 @@ def picture(sequence, width, note):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="where the picture goes, an .svg")
+    parser.add_argument("--out", type=Path, required=True, help="output file, SVG")
     parser.add_argument("--lengths", type=int, nargs="+",
                         default=[128, 256, 512, 1024, 2048, 4096])
     parser.add_argument("--widths", type=int, nargs="+", default=[128, 192, 256, 384, 512, 768])
     parser.add_argument("--placement", default="hybridnorm")
-    parser.add_argument("--rounds", type=int, default=3, help="of all points; medians count")
-    parser.add_argument("--seconds", type=float, default=8, help="measured in each run")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds over all points; the medians are reported")
+    parser.add_argument("--seconds", type=float, default=8, help="duration of each measurement")
     parser.add_argument("--threads", type=int, default=2)
     a = parser.parse_args()
     sequence = measure(a.lengths, sequence_shape, a)
