@@ -301,7 +301,7 @@ fn a_replay_gives_the_same_bits_and_another_one_what_was_changed() {
         "--set",
         "train.steps=12",
     ];
-    lab.fails(2, &short, &["train.steps = 12 end before step 13"]);
+    lab.fails(2, &short, &["train.steps = 12 ends before step 13"]);
     assert!(!lab.path("x").exists());
 }
 

@@ -4,7 +4,8 @@
 //! since runs with the same seed share initial weights and batches. Three sources of chance are accounted for:
 //! seeds by a t-test, selection of the learning rate on the same seeds by
 //! [`stats::paired_t_test_with_selection`](super::stats::paired_t_test_with_selection), and multiple placements by
-//! Bonferroni correction. Verdicts are read off the corrected intervals: text and intervals cannot contradict each other.
+//! Bonferroni correction. Verdicts follow from the corrected intervals, so that text and intervals cannot
+//! contradict each other.
 //!
 //! There is no verdict while runs are missing, and none that a learning rate outside the grid, or one at which
 //! some seeds failed, could reverse.

@@ -172,12 +172,15 @@ fn a_study_without_any_record_is_incomplete() {
     );
 }
 
+const ONE_RATE: &str = "Only one learning rate was tried: learning rate tolerance is unknown";
+
+fn summary(points: &[Point]) -> Vec<String> {
+    verdict(&analyse(points, &Rules::default()))
+}
+
 #[test]
-fn verdict_of_poor_studies() {
-    let rules = Rules::default();
-    let summary = |points: &[Point]| verdict(&analyse(points, &rules));
-    let one_rate = "Only one learning rate was tried: learning rate tolerance is unknown";
-    let calm = &format!("{one_rate}; no run diverged.");
+fn verdict_without_a_comparison() {
+    let one_rate = &format!("{ONE_RATE}; no run diverged.");
     assert_eq!(
         summary(&[]),
         [
@@ -191,7 +194,7 @@ fn verdict_of_poor_studies() {
         [
             "x has the lowest mean validation loss (2.000 nats at learning rate 0.001, 1 seed), but \
              is not compared with the baseline, pre-norm.",
-            calm,
+            one_rate,
             "No placement is called better or worse: fewer than 2 seeds in common with the baseline; warning: \
              the best learning rate is the only one tried for pre-norm and x: a better one may lie \
              outside the grid.",
@@ -205,16 +208,20 @@ fn verdict_of_poor_studies() {
         [
             "y has the lowest mean validation loss (2.050 nats at learning rate 0.001, 2 seeds); the \
              study has no runs of the baseline, pre-norm.",
-            calm,
+            one_rate,
             "No placement is called better or worse: the study has no runs of the baseline; warning: the best \
              learning rate is the only one tried for x and y: a better one may lie outside the grid.",
         ]
     );
+}
+
+#[test]
+fn verdict_of_a_single_placement() {
     assert_eq!(
         summary(&[point("x", 1e-3, 0, Outcome::Diverged)]),
         [
             "No placement finished all its seeds at any learning rate: none can be called best.",
-            &format!("{one_rate}; diverged runs: x 1 of 1 (at 0.001)."),
+            &format!("{ONE_RATE}; diverged runs: x 1 of 1 (at 0.001)."),
             "No placement is called better or worse: the study has no runs of the baseline.",
         ]
     );
