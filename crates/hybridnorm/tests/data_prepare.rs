@@ -358,7 +358,7 @@ fn changed_tokenizer_is_rejected() {
         .unwrap_err()
         .to_string();
     assert!(
-        error.contains("not the one that made its tokens"),
+        error.contains("not the one of its tokens"),
         "{error}"
     );
 }

@@ -115,7 +115,7 @@ fn rejected_streams() {
         epoch: 0,
         position: 99,
     };
-    assert!(error(dataset(folder.path(), 40, 4), beyond).contains("the data changed"));
+    assert!(error(dataset(folder.path(), 40, 4), beyond).contains("the data has changed"));
     assert!(TokenDataset::new(0).is_err());
 }
 
