@@ -269,7 +269,7 @@ fn chance_and_lengths_in_a_file_are_switched_off_and_said() {
     assert_eq!(forged[..50], ids);
     json["model"]["unk_token"] = Value::Null;
     let dropping = tokenizer(&json).notes().join("\n");
-    assert!(dropping.contains("names no unknown token"), "{dropping}");
+    assert!(dropping.contains("has no unknown token"), "{dropping}");
     assert!(Tokenizer::r50k().notes().is_empty());
 }
 
