@@ -93,7 +93,7 @@ fn short_last_windows_are_measured() {
     assert_eq!(count(&short, "tokens"), 3);
     let text = lab.ok(&["eval", "run", "--data", "b.txt"]);
     assert!(
-        text.contains("tokens         3\nleft out 1 token: first of its stream"),
+        text.contains("tokens         3\nleft out 1 token: first token of its stream"),
         "{text}"
     );
 

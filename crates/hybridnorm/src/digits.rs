@@ -11,6 +11,10 @@ pub fn written(value: f64) -> String {
 }
 
 /// Formats `1234567` as `1,234,567`.
+///
+/// ```
+/// assert_eq!(hybridnorm::digits::grouped(1_234_567), "1,234,567");
+/// ```
 pub fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);

@@ -8,6 +8,7 @@ const EXAMPLES: usize = 3;
 /// Unit of a count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Unit {
     /// Files and folders of an input.
     Files,
@@ -37,6 +38,7 @@ impl Unit {
 /// Items of one unit that were omitted for one reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct Omission {
     /// Unit of the count.
     pub unit: Unit,
@@ -50,6 +52,14 @@ pub struct Omission {
 }
 
 /// All omissions, in the order in which their reasons first occurred.
+///
+/// ```
+/// use hybridnorm::omissions::{LeftOut, Unit};
+///
+/// let mut omissions = LeftOut::default();
+/// omissions.add(Unit::Files, "hidden", 2, Some(".git".into()));
+/// assert_eq!(omissions.lines(), ["left out 2 files: hidden (.git, ...)"]);
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct LeftOut(Vec<Omission>);

@@ -8,6 +8,12 @@ const LINE_CHARS: usize = 1000;
 /// Returns one line of about 1,000 characters at most: characters that move the cursor, colour the
 /// terminal or change the text direction are escaped, and the middle of a long text is replaced by its
 /// number of characters.
+///
+/// ```
+/// use hybridnorm::text::one_line;
+///
+/// assert_eq!(one_line("two\nlines"), r"two\nlines");
+/// ```
 pub fn one_line(text: &str) -> Cow<'_, str> {
     at_most(text, LINE_CHARS)
 }

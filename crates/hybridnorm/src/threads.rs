@@ -67,6 +67,10 @@ fn cannot_start(error: rayon::ThreadPoolBuildError) -> Error {
 ///
 /// This affects only speed: an op called from another thread has to be woken when the compute threads
 /// are done, some hundred times a step.
+///
+/// ```
+/// assert_eq!(hybridnorm::threads::run(|| 1 + 1), 2);
+/// ```
 pub fn run<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     rayon::scope(|_| work())
 }

@@ -30,10 +30,7 @@ impl TestFolder {
 
     fn prepared(&self, name: &str, spec: &str, seed: u64) -> String {
         let spec: TokenizerSpec = spec.parse().unwrap();
-        let fraction = PrepareOptions {
-            validation_fraction: 0.2,
-            ..PrepareOptions::default()
-        };
+        let fraction = PrepareOptions::default().with_validation_fraction(0.2);
         let input = [format!("stories:20:{seed}")];
         let out = self.path(name);
         prepare(&input, &spec, Path::new(&out), &fraction, &mut quiet).unwrap();
@@ -46,8 +43,8 @@ fn opened(paths: &[&str], split: Split, options: &OpenOptions) -> Result<Opened>
     open(&paths, split, options, &mut quiet)
 }
 
-fn spec(text: &str) -> Option<TokenizerChoice> {
-    Some(TokenizerChoice::Spec(text.parse().unwrap()))
+fn spec(text: &str) -> TokenizerChoice {
+    TokenizerChoice::Spec(text.parse().unwrap())
 }
 
 #[test]
@@ -79,29 +76,37 @@ fn opening_prepared_folders() {
         found.tokenizer.unwrap().fingerprint(),
         Tokenizer::bytes().fingerprint()
     );
-
-    let other = folder.prepared("c", "bpe:300", 1);
-    let error = opened(&[&a, &other], Split::Train, &options)
-        .unwrap_err()
-        .to_string();
-    assert!(error.contains("tokenized with bpe:300"), "{error}");
-    let asked = OpenOptions {
-        tokenizer: spec("r50k"),
-        ..options.clone()
-    };
-    let error = opened(&[&a], Split::Train, &asked).unwrap_err().to_string();
-    assert!(
-        error.contains("r50k (50257 tokens) was requested"),
-        "{error}"
-    );
-
     let long = folder.options(1_000_000);
     let error = opened(&[&a], Split::Train, &long).unwrap_err().to_string();
     assert!(
         error.contains("fewer than one sequence of 1000000"),
         "{error}"
     );
+}
 
+#[test]
+fn tokenizers_must_agree() {
+    let folder = TestFolder::new();
+    let a = folder.prepared("a", "bytes", 1);
+    let options = folder.options(32);
+    let other = folder.prepared("c", "bpe:300", 1);
+    let error = opened(&[&a, &other], Split::Train, &options)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("tokenized with bpe:300"), "{error}");
+    let asked = options.clone().with_tokenizer(spec("r50k"));
+    let error = opened(&[&a], Split::Train, &asked).unwrap_err().to_string();
+    assert!(
+        error.contains("r50k (50257 tokens) was requested"),
+        "{error}"
+    );
+}
+
+#[test]
+fn shards_are_verified() {
+    let folder = TestFolder::new();
+    let a = folder.prepared("a", "bytes", 1);
+    let options = folder.options(32);
     let shard = Path::new(&a).join("train-00000.bin");
     let mut bytes = fs::read(&shard).unwrap();
     bytes[10] ^= 1;
@@ -110,10 +115,7 @@ fn opening_prepared_folders() {
         .unwrap_err()
         .to_string();
     assert!(error.contains("the shard is damaged"), "{error}");
-    let trusting = OpenOptions {
-        verify: false,
-        ..options
-    };
+    let trusting = options.with_verify(false);
     opened(&[&a], Split::Train, &trusting).unwrap();
 }
 
@@ -124,7 +126,7 @@ fn raw_text_is_tokenized_once() {
     let stories: Vec<_> = (0..30).map(|i| hybridnorm::data::story(0, i)).collect();
     fs::write(&text, stories.join("\n\n")).unwrap();
     let mut options = folder.options(16);
-    options.tokenizer = spec("bpe:300");
+    options.tokenizer = Some(spec("bpe:300"));
     options.prepare.source.document_chars = 1000;
     options.prepare.validation_fraction = 0.2;
     let mut steps = 0;
@@ -222,10 +224,7 @@ fn opening_other_paths_fails() {
         assert!(error.contains(why) && error.lines().count() == 1, "{error}");
     }
     assert!(opened(&[], Split::Train, &options).is_err());
-    let with = OpenOptions {
-        tokenizer: spec("bytes"),
-        ..options
-    };
+    let with = options.with_tokenizer(spec("bytes"));
     let error = opened(&[&folder.path("empty")], Split::Train, &with)
         .unwrap_err()
         .to_string();

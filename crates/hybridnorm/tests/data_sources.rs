@@ -77,10 +77,7 @@ fn long_texts_are_cut_at_blank_lines() {
     let paragraph = "x".repeat(60) + "\n\n";
     fs::write(&path, paragraph.repeat(10)).unwrap();
     let pieces = |document_chars| {
-        let options = SourceOptions {
-            document_chars,
-            ..SourceOptions::default()
-        };
+        let options = SourceOptions::default().with_document_chars(document_chars);
         read_with(&path, &options).unwrap().0
     };
     assert_eq!(pieces(0).len(), 1);
@@ -105,10 +102,7 @@ fn invalid_utf8_is_located_or_replaced() {
         error.contains("invalid UTF-8 (0xe9) at byte 12, line 2"),
         "{error}"
     );
-    let options = SourceOptions {
-        invalid_utf8: InvalidUtf8::Replace,
-        ..SourceOptions::default()
-    };
+    let options = SourceOptions::default().with_invalid_utf8(InvalidUtf8::Replace);
     let (texts, stats) = read_with(&path, &options).unwrap();
     assert_eq!(texts, ["good\nbad \u{fffd} byte"]);
     assert_eq!(stats.replaced_lines, 1);
@@ -134,10 +128,7 @@ fn errors_name_invalid_lines() {
         message(&path)
             .contains("line 2, column 1: not valid JSON: the record ends, expected `,` or `}`")
     );
-    let options = SourceOptions {
-        text_field: "body".into(),
-        ..SourceOptions::default()
-    };
+    let options = SourceOptions::default().with_text_field("body");
     fs::write(&path, "{\"body\": \"b\"}\n").unwrap();
     assert_eq!(read_with(&path, &options).unwrap().0, ["b"]);
 }
@@ -204,10 +195,7 @@ fn fingerprints_follow_the_content() {
     fs::write(&path, "a").unwrap();
     let first = of(&plain);
     assert_eq!(first, of(&plain));
-    let other = SourceOptions {
-        document_chars: 5,
-        ..SourceOptions::default()
-    };
+    let other = SourceOptions::default().with_document_chars(5);
     assert_ne!(first, of(&other));
     fs::write(&path, "b").unwrap();
     assert_ne!(first, of(&plain));

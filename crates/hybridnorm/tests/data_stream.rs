@@ -25,8 +25,8 @@ fn dataset(folder: &Path, n: u16, seq_len: usize) -> TokenDataset {
     let path = folder.join("t.u16");
     fs::write(&path, counting(n)).unwrap();
     let mut dataset = TokenDataset::new(seq_len).unwrap();
-    let ready = ReadyTokens::open(path.to_str().unwrap(), 65_536).unwrap();
-    dataset.push_ready(ready).unwrap();
+    let file = ReadyTokens::open(path.to_str().unwrap(), 65_536).unwrap();
+    dataset.push_ready(file).unwrap();
     dataset
 }
 
@@ -115,7 +115,7 @@ fn rejected_streams() {
         epoch: 0,
         position: 99,
     };
-    assert!(error(dataset(folder.path(), 40, 4), beyond).contains("the data changed"));
+    assert!(error(dataset(folder.path(), 40, 4), beyond).contains("the data has changed"));
     assert!(TokenDataset::new(0).is_err());
 }
 
@@ -125,15 +125,15 @@ fn errors_do_not_move_the_cursor() {
     let path = folder.path().join("t.u16");
     fs::write(&path, counting(41)).unwrap();
     let mut data = TokenDataset::new(4).unwrap();
-    let ready = ReadyTokens::open(path.to_str().unwrap(), 30);
+    let file = ReadyTokens::open(path.to_str().unwrap(), 30);
     // The identity hashes the first and last tokens, so the invalid ones are detected at once.
-    let error = data.push_ready(ready.unwrap()).unwrap_err().to_string();
+    let error = data.push_ready(file.unwrap()).unwrap_err().to_string();
     assert!(
         error.contains("token 30 at position 30 is not below"),
         "{error}"
     );
-    let ready = ReadyTokens::open(path.to_str().unwrap(), 41).unwrap();
-    data.push_ready(ready).unwrap();
+    let file = ReadyTokens::open(path.to_str().unwrap(), 41).unwrap();
+    data.push_ready(file).unwrap();
     let mut stream = BatchStream::new(data, Order::Sequential, Cursor::default()).unwrap();
     stream.skip(23);
     assert_eq!(
@@ -162,25 +162,44 @@ fn validation_is_sequential_and_complete() {
     assert_eq!(ids(&all), (0..10).collect::<Vec<_>>());
 }
 
-#[test]
-fn pretokenized_formats() {
-    let folder = tempfile::tempdir().unwrap();
-    let write = |name: &str, bytes: &[u8]| {
-        let path = folder.path().join(name);
+/// Folder for token files.
+struct TokenFiles(tempfile::TempDir);
+
+impl TokenFiles {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    /// Writes a file and returns its path.
+    fn write(&self, name: &str, bytes: &[u8]) -> String {
+        let path = self.0.path().join(name);
         fs::write(&path, bytes).unwrap();
         path.to_str().unwrap().to_owned()
-    };
-    let le = |width: usize| -> Vec<u8> {
-        (0..6_u64)
-            .flat_map(|i| i.to_le_bytes()[..width].to_vec())
-            .collect()
-    };
-    let mut llm_c: Vec<u8> = [20_240_520_u32, 1, 6]
+    }
+}
+
+/// Returns the tokens 0 to 5 as little-endian integers of `width` bytes.
+fn le(width: usize) -> Vec<u8> {
+    (0..6_u64)
+        .flat_map(|i| i.to_le_bytes()[..width].to_vec())
+        .collect()
+}
+
+/// Returns the tokens 0 to 5 as a file of llm.c.
+fn llm_c() -> Vec<u8> {
+    let mut file: Vec<u8> = [20_240_520_u32, 1, 6]
         .iter()
         .flat_map(|x| x.to_le_bytes())
         .collect();
-    llm_c.resize(1024, 0);
-    llm_c.extend(le(2));
+    file.resize(1024, 0);
+    file.extend(le(2));
+    file
+}
+
+#[test]
+fn pretokenized_formats() {
+    let files = TokenFiles::new();
+    let write = |name: &str, bytes: &[u8]| files.write(name, bytes);
     for name in [
         write("a.npy", &npy("|u1", "(6,)", &le(1))),
         write("b.npy", &npy("<u2", "(6,)", &le(2))),
@@ -190,23 +209,43 @@ fn pretokenized_formats() {
         write("f.bin", &le(2)),
         write("g.u16", &le(2)),
         write("h.u32", &le(4)),
-        write("i.bin", &llm_c),
+        write("i.bin", &llm_c()),
         write("olmo.npy", &le(2)) + ":u16",
         write("raw.data", &le(8)) + ":i64",
     ] {
-        let ready = ReadyTokens::open(&name, 100).unwrap();
+        let file = ReadyTokens::open(&name, 100).unwrap();
         let mut tokens = Vec::new();
-        ready.tokens().for_each(|token| tokens.push(token)).unwrap();
+        file.tokens().for_each(|token| tokens.push(token)).unwrap();
         assert_eq!(
-            (tokens, ready.row_width()),
+            (tokens, file.row_width()),
             (vec![0, 1, 2, 3, 4, 5], None),
             "{name}"
         );
     }
     let large = ReadyTokens::open(&write("j.bin", &le(4)), 70_000).unwrap();
     assert_eq!(large.tokens().len(), 6);
+}
 
-    let rows = write("rows.npy", &npy("<u2", "(2, 3)", &le(2)));
+#[test]
+fn tokens_in_memory_are_a_stream() {
+    let tokens: Vec<u32> = (0..9).collect();
+    let data = TokenDataset::from_tokens(&tokens, 4, 9).unwrap();
+    assert_eq!(data.instance(1).unwrap(), [4, 5, 6, 7, 8]);
+    let same = TokenDataset::from_tokens(&tokens, 4, 9).unwrap();
+    assert_eq!(data.fingerprint(), same.fingerprint());
+    let other = TokenDataset::from_tokens(&tokens[1..], 4, 9).unwrap();
+    assert_ne!(data.fingerprint(), other.fingerprint());
+    let error = TokenDataset::from_tokens(&tokens, 4, 8).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "token at position 8 = 8, expected below the vocabulary size 8"
+    );
+}
+
+#[test]
+fn rows_of_arrays_are_instances() {
+    let files = TokenFiles::new();
+    let rows = files.write("rows.npy", &npy("<u2", "(2, 3)", &le(2)));
     let mut data = TokenDataset::new(2).unwrap();
     data.push_ready(ReadyTokens::open(&rows, 100).unwrap())
         .unwrap();
@@ -222,7 +261,13 @@ fn pretokenized_formats() {
             .contains("rows of 3 tokens; a sequence length of 3 needs 4"),
         "{error}"
     );
+}
 
+#[test]
+fn invalid_token_files_are_rejected() {
+    let files = TokenFiles::new();
+    let folder = files.0.path();
+    let write = |name: &str, bytes: &[u8]| files.write(name, bytes);
     for (name, why) in [
         (write("k.bin", b"abc"), "not a multiple of 2"),
         (write("l.bin", b""), "contains no tokens"),
@@ -236,14 +281,17 @@ fn pretokenized_formats() {
             "numbers of type",
         ),
         (write("p.npy", &npy("<u2", "(7,)", b"ab")), "needs"),
-        (write("q.bin", &llm_c[..1030]), "the header says 6 tokens"),
+        (
+            write("q.bin", &llm_c()[..1030]),
+            "the header declares 6 tokens",
+        ),
         (write("r.csv", b"1"), "not a token file"),
         (
-            folder.path().join("none.bin").to_str().unwrap().to_owned(),
+            folder.join("none.bin").to_str().unwrap().to_owned(),
             "no such file",
         ),
         (
-            folder.path().to_str().unwrap().to_owned() + ":u16",
+            folder.to_str().unwrap().to_owned() + ":u16",
             "is a folder, expected a regular file",
         ),
     ] {
@@ -267,7 +315,7 @@ proptest! {
 
     /// A stream resumed from a cursor returns the same instances, wherever it stopped and for any batch sizes.
     #[test]
-    fn going_on_is_going_on(
+    fn resuming_continues_the_stream(
         n in 5..300_u16, seed in any::<u64>(), shuffled in any::<bool>(),
         before in prop::collection::vec(1..40_usize, 0..6),
         after in prop::collection::vec(1..40_usize, 1..6),
@@ -290,16 +338,16 @@ proptest! {
     }
 
     #[test]
-    fn ready_files_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), kind in 0..5_usize) {
+    fn pretokenized_files_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200), kind in 0..5_usize) {
         let folder = tempfile::tempdir().unwrap();
         let name = ["a.npy", "a.bin", "a.u32", "a.npy:i64", "b.npy"][kind];
         let path = folder.path().join(name.split(':').next().unwrap());
         let bytes = if kind == 4 { npy("<i4", "(10, 5)", &bytes) } else { bytes };
         fs::write(&path, bytes).unwrap();
         let full = folder.path().join(name);
-        if let Ok(ready) = ReadyTokens::open(full.to_str().unwrap(), 50_000) {
-            let _ = ready.tokens().check();
-            let _ = TokenDataset::new(4).unwrap().push_ready(ready);
+        if let Ok(file) = ReadyTokens::open(full.to_str().unwrap(), 50_000) {
+            let _ = file.tokens().check();
+            let _ = TokenDataset::new(4).unwrap().push_ready(file);
         }
     }
 }

@@ -15,10 +15,7 @@ fn fixtures() -> PathBuf {
 
 /// Calls `each` with every text.
 fn read(path: &Path, field: &str, mut each: impl FnMut(String)) -> Result<SourceStats> {
-    let options = SourceOptions {
-        text_field: field.into(),
-        ..SourceOptions::default()
-    };
+    let options = SourceOptions::default().with_text_field(field);
     let sources = Sources::resolve(&[path.to_str().unwrap().into()], &options)?;
     let mut documents = sources.documents();
     for document in documents.by_ref() {
@@ -160,10 +157,8 @@ fn rows_after_corruption_are_omitted_and_counted() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("changed.parquet");
     let whole = fs::read(fixtures().join("snappy.parquet")).unwrap();
-    let options = SourceOptions {
-        skip_bad: true,
-        ..SourceOptions::default()
-    };
+    let mut options = SourceOptions::default();
+    options.skip_bad = true;
     let mut damaged = 0;
     for place in (4..whole.len() - 8).step_by(41) {
         let mut bytes = whole.clone();

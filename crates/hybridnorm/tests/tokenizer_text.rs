@@ -269,7 +269,7 @@ fn dropout_truncation_and_padding_are_disabled_and_noted() {
     assert_eq!(forged[..50], ids);
     json["model"]["unk_token"] = Value::Null;
     let dropping = tokenizer(&json).notes().join("\n");
-    assert!(dropping.contains("names no unknown token"), "{dropping}");
+    assert!(dropping.contains("has no unknown token"), "{dropping}");
     assert!(Tokenizer::r50k().notes().is_empty());
 }
 

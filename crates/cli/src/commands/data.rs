@@ -32,12 +32,10 @@ pub fn run(command: DataCommand, console: &Console) -> Result<Ending, Error> {
 
 fn prepare(args: PrepareArgs, console: &Console) -> Result<(), Error> {
     let tokenizer: TokenizerSpec = args.tokenizer.parse()?;
-    let mut options = PrepareOptions {
-        validation_inputs: args.validation,
-        seed: args.seed,
-        overwrite: args.overwrite,
-        ..PrepareOptions::default()
-    };
+    let mut options = PrepareOptions::default()
+        .with_validation_inputs(args.validation)
+        .with_seed(args.seed)
+        .with_overwrite(args.overwrite);
     if let Some(fraction) = args.validation_fraction {
         if fraction > 0.0 && !options.validation_inputs.is_empty() {
             return Err(Error::config(format!(

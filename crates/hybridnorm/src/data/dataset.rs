@@ -19,6 +19,18 @@ use super::shard::TokenStream;
 use super::windows::{Coverage, Part, WindowGrid, Windows};
 
 /// Dataset of instances of equal length from one or more token streams or arrays.
+///
+/// ```
+/// use hybridnorm::data::{TokenDataset, Windows};
+///
+/// let tokens: Vec<u32> = (0..10).collect();
+/// let dataset = TokenDataset::from_tokens(&tokens, 4, 10)?;
+/// assert_eq!(dataset.len(), 2);
+/// assert_eq!(dataset.instance(1)?, [4, 5, 6, 7, 8]);
+/// // The last target is in a shorter window, which training does not use.
+/// assert_eq!(dataset.coverage(Windows::All).tokens, 9);
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct TokenDataset {
     pub(super) parts: Vec<Part>,
@@ -44,6 +56,18 @@ impl TokenDataset {
             has_rows: false,
             identity: Sha256::new(),
         })
+    }
+
+    /// Returns a dataset of one stream of tokens in memory, which must be below `vocab_size`.
+    ///
+    /// # Errors
+    /// If `seq_len` is 0, or a token is not below `vocab_size`.
+    pub fn from_tokens(tokens: &[u32], seq_len: usize, vocab_size: usize) -> Result<Self> {
+        let stream = TokenStream::from_tokens(tokens, vocab_size);
+        let identity = content_identity(&stream)?;
+        let mut dataset = Self::new(seq_len)?;
+        dataset.push_stream(stream, &identity);
+        Ok(dataset)
     }
 
     /// Appends the instances of a stream. `identity` must differ if the tokens differ; it is part of
@@ -85,7 +109,7 @@ impl TokenDataset {
     /// # Errors
     /// If the file cannot be read.
     pub fn push_pretokenized_rows(&mut self, file: ReadyTokens) -> Result<()> {
-        let identity = file_identity(&file)?;
+        let identity = content_identity(file.tokens())?;
         match file.row_width() {
             None => self.push_stream(file.into_tokens(), &identity),
             Some(width) => {
@@ -324,9 +348,9 @@ impl TokenDataset {
 }
 
 /// Returns the SHA-256 over all tokens as u32.
-fn file_identity(file: &ReadyTokens) -> Result<String> {
+fn content_identity(tokens: &TokenStream) -> Result<String> {
     let mut digest = Sha256::new();
-    file.tokens().for_each_chunk(|tokens| {
+    tokens.for_each_chunk(|tokens| {
         let bytes: Vec<u8> = tokens
             .iter()
             .flat_map(|token| token.to_le_bytes())

@@ -15,6 +15,7 @@ const SAMPLE_TOKENS: u64 = 200;
 
 /// Report on a prepared folder whose shards were all verified.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Inspection {
     /// The manifest.
     pub manifest: Manifest,
@@ -30,6 +31,7 @@ pub struct Inspection {
 
 /// Statistics of one split.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct SplitReport {
     /// Tokens, end-of-text tokens included.
     pub tokens: u64,

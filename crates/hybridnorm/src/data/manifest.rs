@@ -128,6 +128,7 @@ impl Dtype {
 
 /// Manifest of a prepared folder.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Manifest {
     /// Always `hybridnorm-tokens`.
     pub format: String,
@@ -168,6 +169,7 @@ pub struct Manifest {
 /// Bytes of text of the first token of each split, which is never an evaluation target. Recorded where
 /// they follow from the text but not from the token.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct FirstTokenBytes {
     /// Bytes of the first training token.
     #[serde(default)]
@@ -185,6 +187,7 @@ impl FirstTokenBytes {
 
 /// A tokenizer, as recorded in manifests.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct TokenizerRecord {
     /// Name as specified: `bytes`, `bpe:4096`, a path.
     pub name: String,
@@ -201,6 +204,7 @@ pub struct TokenizerRecord {
 
 /// Tokens of one split.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct SplitRecord {
     /// Shards in order; together they form one stream.
     pub shards: Vec<ShardRecord>,
@@ -214,6 +218,7 @@ pub struct SplitRecord {
 
 /// One token file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct ShardRecord {
     /// File name in the folder.
     pub file: String,
@@ -230,6 +235,7 @@ pub struct ShardRecord {
 
 /// One input, as recorded in manifests.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct SourceRecord {
     /// Input as given.
     pub input: String,

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use derive_setters::Setters;
+
 use crate::error::{Error, Result};
 use crate::files;
 
@@ -39,18 +41,43 @@ pub enum TokenizerChoice {
     Loaded(Tokenizer),
 }
 
+impl From<TokenizerSpec> for TokenizerChoice {
+    fn from(spec: TokenizerSpec) -> Self {
+        Self::Spec(spec)
+    }
+}
+
+impl From<Tokenizer> for TokenizerChoice {
+    fn from(tokenizer: Tokenizer) -> Self {
+        Self::Loaded(tokenizer)
+    }
+}
+
 /// Options of [`open()`].
-#[derive(Debug, Clone)]
+///
+/// ```
+/// use hybridnorm::data::{OpenOptions, Tokenizer};
+///
+/// let options = OpenOptions::new(128, None)
+///     .with_tokenizer(Tokenizer::bytes())
+///     .with_verify(false);
+/// assert_eq!(options.seq_len, 128);
+/// ```
+#[derive(Debug, Clone, Setters)]
+#[setters(prefix = "with_", strip_option)]
+#[non_exhaustive]
 pub struct OpenOptions {
     /// Input tokens per instance.
     pub seq_len: usize,
     /// Tokenizer; required for raw text. Must match that of prepared folders where both are given (`bpe:N` is
     /// compared by name).
+    #[setters(into)]
     pub tokenizer: Option<TokenizerChoice>,
     /// Exclusive upper bound of ids in pre-tokenized files; if absent, the tokenizer's vocabulary size.
     pub vocab_size: Option<usize>,
     /// Cache folder for tokenized raw text, which is stored under a name derived from its content. Only
     /// needed for raw text.
+    #[setters(into)]
     pub cache: Option<PathBuf>,
     /// Options for tokenizing raw text.
     pub prepare: PrepareOptions,
@@ -81,6 +108,7 @@ impl OpenOptions {
 
 /// Opened data and its tokenizer.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Opened {
     /// The instances.
     pub dataset: TokenDataset,
@@ -114,6 +142,20 @@ enum Entry {
 /// # Errors
 /// If a path does not exist, is of an unknown kind, is damaged, was tokenized with another tokenizer, or
 /// if all paths together yield no window.
+///
+/// ```
+/// use hybridnorm::data::{OpenOptions, Split, open, quiet};
+///
+/// let folder = tempfile::tempdir().unwrap();
+/// let path = folder.path().join("tokens.u16");
+/// let tokens: Vec<u8> = (0..100_u16).flat_map(u16::to_le_bytes).collect();
+/// std::fs::write(&path, tokens).unwrap();
+///
+/// let options = OpenOptions::new(8, None).with_vocab_size(100_usize);
+/// let opened = open(&[path.display().to_string()], Split::Train, &options, &mut quiet)?;
+/// assert_eq!(opened.dataset.len(), 12);
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 pub fn open(
     paths: &[String],
     split: Split,

@@ -11,6 +11,7 @@
 
 use std::path::{Path, PathBuf};
 
+use derive_setters::Setters;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -32,8 +33,17 @@ const BATCH_BYTES: usize = 8 << 20;
 const TEXT_OVERHEAD: usize = 320;
 
 /// Options for preparing text.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+///
+/// ```
+/// use hybridnorm::data::PrepareOptions;
+///
+/// let options = PrepareOptions::default().with_validation_fraction(0.05).with_seed(1);
+/// assert_eq!(options.validation_fraction, 0.05);
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Setters)]
+#[setters(prefix = "with_")]
 #[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
 pub struct PrepareOptions {
     /// Options for reading text.
     #[serde(flatten)]
@@ -75,6 +85,19 @@ impl Default for PrepareOptions {
 /// # Errors
 /// If an input is missing, empty or malformed, the tokenizer cannot be loaded, an option is invalid,
 /// or `out` cannot be written or holds other files.
+///
+/// ```
+/// use hybridnorm::data::{PrepareOptions, PreparedFolder, TokenizerSpec, prepare, quiet};
+///
+/// let folder = tempfile::tempdir().unwrap();
+/// let out = folder.path().join("tokens");
+/// let options = PrepareOptions::default().with_validation_fraction(0.2);
+/// let inputs = ["stories:20".to_owned()];
+/// let manifest = prepare(&inputs, &TokenizerSpec::Bytes, &out, &options, &mut quiet)?;
+/// assert_eq!(manifest.train.documents + manifest.validation.documents, 20);
+/// assert_eq!(PreparedFolder::open(&out)?.train()?.len(), manifest.train.tokens);
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 pub fn prepare(
     inputs: &[String],
     spec: &TokenizerSpec,

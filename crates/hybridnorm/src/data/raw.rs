@@ -112,34 +112,15 @@ pub(super) fn detect(
     };
     let by_vocabulary = Dtype::for_vocab(vocab_size);
     let is_blank = scan.largest(Dtype::U32) == 0;
-    if wide == Dtype::U32 && scan.only_even(Dtype::U32) >= MIN_EVIDENCE {
-        return Err(format!(
-            "every second 32-bit number is 0, as in u64 tokens, but {} bytes are not a multiple of 8: the file is \
-             truncated; if it contains u32 tokens nonetheless, write `{path}:u32`",
-            scan.bytes
-        ));
-    }
-    if wide == Dtype::U16 && by_vocabulary == Dtype::U32 {
-        return Err(format!(
-            "the bytes are not u32 tokens below {vocab_size}, but u16 tokens up to {}, which cover only a part of a \
-             vocabulary of {vocab_size}; if the vocabulary size is correct, write `{path}:u16`",
-            scan.largest(Dtype::U16)
-        ));
-    }
-    if wide == Dtype::U16 && scan.alternates() {
-        return Err(format!(
-            "nearly every second 16-bit number is 0, as in 32-bit tokens outside the vocabulary of {vocab_size} or in \
-             another byte order; specify the type: `{path}:u16` or `{path}:u32`"
-        ));
-    }
+    check_plausible(&scan, path, vocab_size, wide)?;
     if wide == by_vocabulary && !is_blank {
         return Ok((wide, None));
     }
+    let narrow = match wide {
+        Dtype::U64 => Dtype::U32,
+        _ => Dtype::U16,
+    };
     if only_even < MIN_EVIDENCE || is_blank {
-        let narrow = match wide {
-            Dtype::U64 => Dtype::U32,
-            _ => Dtype::U16,
-        };
         return Err(format!(
             "ambiguous integer type: {} tokens of {}, or {} of {}, every second of which is 0; specify \
              it: {}",
@@ -160,12 +141,34 @@ pub(super) fn detect(
         Some(format!(
             "{path}: read as {}, since as {} every second token would be 0; use `{path}:{0}` to omit this note",
             wide.name(),
-            match wide {
-                Dtype::U64 => "u32",
-                _ => "u16",
-            }
+            narrow.name(),
         )),
     ))
+}
+
+/// Rejects files whose widest fitting type contradicts their length, the vocabulary or the pattern of zeros.
+fn check_plausible(scan: &Scan, path: &str, vocab_size: usize, wide: Dtype) -> Result<(), String> {
+    if wide == Dtype::U32 && scan.only_even(Dtype::U32) >= MIN_EVIDENCE {
+        return Err(format!(
+            "every second 32-bit number is 0, as in u64 tokens, but {} bytes are not a multiple of 8: the file is \
+             truncated; if it contains u32 tokens nonetheless, write `{path}:u32`",
+            scan.bytes
+        ));
+    }
+    if wide == Dtype::U16 && Dtype::for_vocab(vocab_size) == Dtype::U32 {
+        return Err(format!(
+            "the bytes are not u32 tokens below {vocab_size}, but u16 tokens up to {}, which cover only a part of a \
+             vocabulary of {vocab_size}; if the vocabulary size is correct, write `{path}:u16`",
+            scan.largest(Dtype::U16)
+        ));
+    }
+    if wide == Dtype::U16 && scan.alternates() {
+        return Err(format!(
+            "nearly every second 16-bit number is 0, as in 32-bit tokens outside the vocabulary of {vocab_size} or in \
+             another byte order; specify the type: `{path}:u16` or `{path}:u32`"
+        ));
+    }
+    Ok(())
 }
 
 /// Returns a warning if the bytes contradict the named type.

@@ -5,6 +5,7 @@
 //! [`Manifest`] beside the shards records their sizes and checksums.
 
 use std::io::Write;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
 use hybridnorm_mapped::Mapped;
@@ -137,9 +138,19 @@ impl ShardWriter {
     }
 }
 
-/// Token ids in one or several files, read as one stream.
+/// Token ids in memory, or in one or several files, read as one stream.
 ///
 /// Files are mapped, not loaded; ids are checked against the vocabulary when read.
+///
+/// ```
+/// use hybridnorm::data::TokenStream;
+///
+/// let stream = TokenStream::from_tokens(&[3, 1, 4, 1, 5], 10);
+/// let mut tokens = [0; 2];
+/// stream.read(2, &mut tokens)?;
+/// assert_eq!(tokens, [4, 1]);
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct TokenStream {
     parts: Vec<Part>,
@@ -147,10 +158,29 @@ pub struct TokenStream {
     vocab_size: usize,
 }
 
+/// Bytes of tokens.
+#[derive(Debug)]
+enum Bytes {
+    Mapped(Mapped),
+    InMemory(Vec<u8>),
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(bytes) => bytes,
+            Self::InMemory(bytes) => bytes,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Part {
+    /// Path of the file; empty for tokens in memory.
     path: PathBuf,
-    mapped: Mapped,
+    bytes: Bytes,
     /// Byte offset of the first token in the file.
     offset: usize,
     dtype: Dtype,
@@ -172,13 +202,31 @@ impl TokenStream {
         }
     }
 
+    /// Returns a stream of tokens in memory; they must be below `vocab_size`, which is checked when they are
+    /// read.
+    pub fn from_tokens(tokens: &[u32], vocab_size: usize) -> Self {
+        let bytes = tokens.iter().flat_map(|token| token.to_le_bytes());
+        let mut stream = Self::new(vocab_size);
+        stream.push_bytes(
+            Path::new(""),
+            Bytes::InMemory(bytes.collect()),
+            0,
+            Dtype::U32,
+        );
+        stream
+    }
+
     /// Appends the tokens in `mapped` from byte `offset` on; an incomplete last token is ignored, so check
     /// the length before.
     pub(super) fn push(&mut self, path: &Path, mapped: Mapped, offset: usize, dtype: Dtype) {
-        let tokens = (mapped.len().saturating_sub(offset) / dtype.size()) as u64;
+        self.push_bytes(path, Bytes::Mapped(mapped), offset, dtype);
+    }
+
+    fn push_bytes(&mut self, path: &Path, bytes: Bytes, offset: usize, dtype: Dtype) {
+        let tokens = (bytes.len().saturating_sub(offset) / dtype.size()) as u64;
         self.parts.push(Part {
             path: path.to_path_buf(),
-            mapped,
+            bytes,
             offset,
             dtype,
             start: self.tokens,
@@ -276,7 +324,7 @@ impl Part {
     fn read(&self, first: usize, out: &mut [u32], vocab_size: usize) -> Result<()> {
         let size = self.dtype.size();
         let start = self.offset + first * size;
-        let bytes = &self.mapped[start..start + out.len() * size];
+        let bytes = &self.bytes[start..start + out.len() * size];
         for (i, (bytes, slot)) in bytes.chunks_exact(size).zip(out).enumerate() {
             match self.dtype.read(bytes) {
                 Some(token) if (token as usize) < vocab_size => *slot = token,
@@ -288,6 +336,13 @@ impl Part {
 
     fn bad_token(&self, position: usize, bytes: &[u8], vocab_size: usize) -> Error {
         let (found, dtype) = (self.dtype.value(bytes), self.dtype.name());
+        if let Bytes::InMemory(_) = self.bytes {
+            return Error::out_of_range(
+                format!("token at position {position}"),
+                found,
+                format!("below the vocabulary size {vocab_size}"),
+            );
+        }
         let read_as = match self.is_prepared {
             true => String::new(),
             false => format!(
@@ -304,7 +359,7 @@ impl Part {
     }
 }
 
-/// A folder that [`super::prepare()`] wrote.
+/// Folder of tokens that [`super::prepare()`] wrote.
 #[derive(Debug, Clone)]
 pub struct PreparedFolder {
     folder: PathBuf,

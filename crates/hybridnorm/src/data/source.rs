@@ -52,6 +52,8 @@ pub(super) mod kind;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use derive_setters::Setters;
+
 use crate::error::{Error, Result};
 use crate::omissions::LeftOut;
 
@@ -65,6 +67,7 @@ pub use read::Documents;
 /// Handling of bytes that are not UTF-8.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum InvalidUtf8 {
     /// Return an error that names the file and byte offset.
     #[default]
@@ -74,10 +77,22 @@ pub enum InvalidUtf8 {
 }
 
 /// Options for reading text.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+///
+/// ```
+/// use hybridnorm::data::{InvalidUtf8, SourceOptions};
+///
+/// let options = SourceOptions::default()
+///     .with_text_field("body")
+///     .with_invalid_utf8(InvalidUtf8::Replace);
+/// assert_eq!(options.text_field, "body");
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize, Setters)]
+#[setters(prefix = "with_", strip_option)]
 #[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
 pub struct SourceOptions {
     /// Field of a JSON record, or column of a Parquet file, that holds the text.
+    #[setters(into)]
     pub text_field: String,
     /// Handling of bytes that are not UTF-8.
     pub invalid_utf8: InvalidUtf8,
@@ -89,6 +104,7 @@ pub struct SourceOptions {
     /// Separator between the documents of plain text files, such as `<|endoftext|>`. Files are cut only
     /// there, and the separator is removed.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[setters(into)]
     pub separator: Option<String>,
     /// Patterns of the files of folders and globs to read; empty: all. A pattern with `/` is matched against
     /// the path below the input, one without against every component of it.
@@ -132,6 +148,7 @@ pub struct Document {
 
 /// Statistics of text that was read and left out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SourceStats {
     /// Documents returned.
     pub documents: u64,
@@ -172,6 +189,16 @@ impl SourceStats {
 }
 
 /// Resolved and sorted inputs, which can be read any number of times.
+///
+/// ```
+/// use hybridnorm::data::{SourceOptions, Sources};
+///
+/// let sources = Sources::resolve(&["stories:3".into()], &SourceOptions::default())?;
+/// for document in sources.documents() {
+///     assert!(!document?.text.is_empty());
+/// }
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Sources {
     inputs: Vec<Input>,

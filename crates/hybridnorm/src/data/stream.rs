@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 
 use super::dataset::{Batch, TokenDataset};
 
-/// The order of instances within an epoch.
+/// Order of instances within an epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Order {
@@ -34,7 +34,20 @@ pub struct Cursor {
     pub position: u64,
 }
 
-/// An endless stream of batches.
+/// Endless stream of batches.
+///
+/// ```
+/// use hybridnorm::data::{BatchStream, Cursor, Order, TokenDataset};
+///
+/// let tokens: Vec<u32> = (0..41).collect();
+/// let dataset = TokenDataset::from_tokens(&tokens, 4, 41)?;
+/// let mut stream = BatchStream::new(dataset, Order::Shuffled { seed: 0 }, Cursor::default())?;
+/// let batch = stream.next_batch(3)?;
+/// assert_eq!((batch.len(), batch.inputs.len()), (3, 12));
+/// assert_eq!(batch.targets[0], batch.inputs[0] + 1);
+/// assert_eq!(stream.cursor().position, 3);
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct BatchStream {
     dataset: TokenDataset,

@@ -13,6 +13,7 @@ use super::shard::PreparedFolder;
 /// Files read plus files left out are all files; the same holds for records and for documents.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct TextAccount {
     /// Files that documents came from.
     pub files: u64,

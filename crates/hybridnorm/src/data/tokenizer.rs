@@ -79,6 +79,16 @@ pub(super) const EOS_TOKEN_NAMES: [&str; 8] = [
 ];
 
 /// Tokenizer: converts text to token ids and back. Cheap to clone.
+///
+/// ```
+/// use hybridnorm::data::Tokenizer;
+///
+/// let tokenizer = Tokenizer::bytes();
+/// let ids = tokenizer.encode("héllo")?;
+/// assert_eq!(ids.len(), 6);
+/// assert_eq!(tokenizer.decode(&ids), "héllo");
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct Tokenizer {
     kind: Kind,
@@ -195,6 +205,15 @@ impl Tokenizer {
     ///
     /// # Errors
     /// If `vocab_size` is below 257 or above 1,000,000.
+    ///
+    /// ```
+    /// use hybridnorm::data::{Tokenizer, quiet};
+    ///
+    /// let tokenizer = Tokenizer::train_bpe(&["low lower lowest", "low"], 260, &mut quiet)?;
+    /// assert_eq!(tokenizer.vocab_size(), 260);
+    /// assert_eq!(tokenizer.encode("low")?.len(), 1);
+    /// # Ok::<(), hybridnorm::Error>(())
+    /// ```
     pub fn train_bpe(texts: &[&str], vocab_size: usize, progress: ProgressFn) -> Result<Self> {
         let mut trainer = BpeTrainer::new(vocab_size)?;
         trainer.feed(texts, 0);

@@ -7,6 +7,18 @@ use crate::omissions::LeftOut;
 use super::shard::TokenStream;
 
 /// Windows of a dataset to use.
+///
+/// ```
+/// use hybridnorm::data::{TokenDataset, Windows};
+///
+/// let dataset = TokenDataset::from_tokens(&[0, 1, 2, 3, 4, 5], 4, 6)?;
+/// let lengths: Vec<_> = dataset
+///     .windows(1, Windows::All)
+///     .map(|batch| batch.map(|batch| batch.seq_len))
+///     .collect::<Result<_, _>>()?;
+/// assert_eq!(lengths, [4, 1]);
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Windows {
     /// All windows, including shorter last ones: every token except the first of each stream or row is a
@@ -22,6 +34,7 @@ pub enum Windows {
 /// Number of tokens of a dataset that are targets, and the remaining tokens by reason.
 /// `all_tokens = tokens + left_out`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Coverage {
     /// Total number of tokens.
     pub all_tokens: u64,

@@ -11,6 +11,7 @@ use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
 use parquet::data_type::{ByteArray, ByteArrayType};
 use parquet::file::metadata::{ColumnChunkMetaData, RowGroupMetaData};
 use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::schema::types::SchemaDescriptor;
 
 use crate::error::{Error, Result};
 use crate::files;
@@ -71,22 +72,7 @@ impl ParquetTexts {
         let reader = catch_panic(|| SerializedFileReader::new(copy))
             .map_err(|fault| fault.error(path, ""))?;
         let schema = reader.metadata().file_metadata().schema_descr();
-        let names: Vec<String> = schema
-            .columns()
-            .iter()
-            .map(|column| column.path().string())
-            .collect();
-        let Some(column) = names.iter().position(|name| name == field) else {
-            let names: Vec<_> = names
-                .iter()
-                .take(8)
-                .map(|name| format!("`{name}`"))
-                .collect();
-            return Err(fail(format!(
-                "no column `{field}`; the columns are {}",
-                names.join(", ")
-            )));
-        };
+        let column = find_column(schema, field).map_err(fail)?;
         let described = schema.column(column);
         let is_text = matches!(
             described.logical_type_ref(),
@@ -293,6 +279,23 @@ impl ParquetTexts {
     pub(super) fn rows_left(&self) -> u64 {
         rows(&self.reader).saturating_sub(self.row)
     }
+}
+
+/// Returns the index of a column.
+fn find_column(schema: &SchemaDescriptor, field: &str) -> Result<usize, String> {
+    let names: Vec<String> = schema
+        .columns()
+        .iter()
+        .map(|column| column.path().string())
+        .collect();
+    let found = names.iter().position(|name| name == field);
+    found.ok_or_else(|| {
+        let names = names.iter().take(8).map(|name| format!("`{name}`"));
+        format!(
+            "no column `{field}`; the columns are {}",
+            names.collect::<Vec<_>>().join(", ")
+        )
+    })
 }
 
 /// Returns the number of rows of all row groups.

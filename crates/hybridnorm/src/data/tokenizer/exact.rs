@@ -121,7 +121,7 @@ mod tests {
                 sequence(json!([{"type": "Whitespace"}, level])),
                 "Whitespace",
             ),
-            ("added_tokens", added("lstrip"), "spaces beside"),
+            ("added_tokens", added("lstrip"), "adjacent spaces"),
         ] {
             let found = inexact_bytes_reason(key, part).unwrap();
             assert!(found.contains(word), "{found}");

@@ -8,7 +8,16 @@ use crate::data::bpe::BpeTrainer;
 use crate::error::{Error, Result};
 
 /// Tokenizer specification; written `bytes`, `r50k`, `cl100k`, `bpe:4096`, or a path.
+///
+/// ```
+/// use hybridnorm::data::TokenizerSpec;
+///
+/// let spec: TokenizerSpec = "bpe:4096".parse()?;
+/// assert_eq!(spec, TokenizerSpec::Bpe { vocab_size: 4096 });
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum TokenizerSpec {
     /// One token per byte, and the end-of-text token; 257 in all.
     Bytes,

@@ -12,6 +12,16 @@ const CONTEXT: usize = 4096;
 /// The concatenated results of [`StreamDecoder::push`] and [`StreamDecoder::finish`] are the text that
 /// [`Tokenizer::decode`] returns for all ids at once, after that of the context, which determines, for
 /// example, if a word begins with a space.
+///
+/// ```
+/// use hybridnorm::data::Tokenizer;
+///
+/// let tokenizer = Tokenizer::bytes();
+/// let mut decoder = tokenizer.stream_decoder();
+/// let pieces: Vec<_> = "aé".bytes().map(|byte| decoder.push(byte.into())).collect();
+/// assert_eq!(pieces, ["a", "", "é"]);
+/// assert_eq!(decoder.finish(), "");
+/// ```
 #[derive(Debug)]
 pub struct StreamDecoder {
     tokenizer: Tokenizer,
