@@ -68,10 +68,7 @@ impl Trainer {
             lr: self.schedule.lr(step as usize),
             tokens: self.state.tokens,
             tokens_per_second: f64::NAN,
-            objective: None,
-            router: None,
-            qk_clip: None,
-            validation_loss: None,
+            ..Metrics::default()
         };
         let moment = Moment {
             instances: batch.instance_ids.clone(),
