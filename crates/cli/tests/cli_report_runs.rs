@@ -130,7 +130,7 @@ fn unlike_data_and_tokenizers_stand_apart() {
     };
     let text = markdown(&lab, &runs);
     assert!(
-        text.contains("Losses of different groups cannot be compared"),
+        text.contains("Losses of different groups are not comparable"),
         "{text}"
     );
     let parts: Vec<&str> = text.split("\n## Group ").skip(1).collect();
@@ -170,7 +170,7 @@ fn facts_are_those_of_the_run() {
     }
     let text = markdown(&lab, &["old"]);
     assert!(
-        text.contains("What these runs were trained on was not recorded"),
+        text.contains("The hardware of these runs was not recorded"),
         "{text}"
     );
     write_history(
@@ -231,7 +231,7 @@ fn a_rewritten_configuration_is_not_believed() {
     lab.write("run/config.toml", config.replace("lr = 0.003", "lr = 0.1"));
     let document = report(&lab, &["run"]);
     assert_eq!(document["runs"][0]["directory"]["rates"], json!([]));
-    assert!(labels(&document)[0].contains("learning rate changed on the way"));
+    assert!(labels(&document)[0].contains("learning rate changed during training"));
 }
 
 #[test]
@@ -264,8 +264,8 @@ fn holes_repetitions_and_ends_are_told() {
     );
     let text = markdown(&lab, &["run"]);
     for word in [
-        "3 steps have no row in metrics.jsonl, the first is step 5",
-        "1 row repeats a step",
+        "3 steps have no record in metrics.jsonl, the first is step 5",
+        "1 record repeats a step",
         "unfinished: step 12 of 20",
         "1 run: 0 finished, 1 unfinished",
     ] {
@@ -371,7 +371,7 @@ fn a_study_with_a_run_missing_is_called_incomplete() {
     lab.ok(&["report", "out", "--quiet", "--out", "report.html"]);
     let page = String::from_utf8(lab.read("report.html")).unwrap();
     assert!(page.contains("Incomplete: 1 of 8 runs"));
-    assert!(page.contains("incomplete: 1 of 8 runs are still to be done"));
+    assert!(page.contains("incomplete: 1 of 8 runs are missing"));
     assert!(!page.contains("id=\"g0-forest\""));
 }
 
@@ -423,7 +423,10 @@ fn a_configuration_that_was_changed_behind_the_run_is_refused() {
     with("lr", "0.02");
     let text = lab.ok(&["report", "run", "--format", "markdown"]);
     assert!(!text.contains("2e-2") && !text.contains("0.02"), "{text}");
-    assert!(text.contains("learning rate changed on the way"), "{text}");
+    assert!(
+        text.contains("learning rate changed during training"),
+        "{text}"
+    );
     lab.write("run/config.toml", whole);
     lab.ok(&report);
 }
@@ -441,14 +444,14 @@ fn a_report_does_not_take_the_place_of_what_it_is_about() {
         let out = format!("run/{part}");
         let before = lab.read(&out);
         let report = ["report", "run", "--format", "json", "--out", &out];
-        lab.fails(2, &report, &["is a part of run"]);
+        lab.fails(2, &report, &["is a part of the input run"]);
         assert_eq!(lab.read(&out), before, "{part}");
     }
     // Nor of parts that do not exist yet.
     for part in ["unfinished.txt", "flight", "kept"] {
         let out = format!("run/{part}");
         let report = ["report", "run", "--format", "json", "--out", &out];
-        lab.fails(2, &report, &["is a part of run"]);
+        lab.fails(2, &report, &["is a part of the input run"]);
         assert!(!lab.path(&out).exists(), "{part}");
     }
     lab.ok(&[

@@ -112,7 +112,7 @@ fn runs_that_began_from_other_weights_are_no_seeds_of_each_other() {
     }
     let text = markdown(&lab, &["a", "b"]);
     for run in ["(seed 3, a)", "(seed 9, b)"] {
-        let line = format!("{run}: not recorded is which weights stood in first when");
+        let line = format!("{run}: the content of the starting weights first was not recorded");
         assert!(text.contains(&line), "{text}");
     }
     forget(&lab, "c", "weights");
@@ -191,7 +191,7 @@ fn runs_that_were_judged_on_other_data_stand_apart() {
         "{text}"
     );
     assert!(
-        text.contains("not recorded is which validation data stood in held"),
+        text.contains("the content of the validation data held was not recorded"),
         "{text}"
     );
 }

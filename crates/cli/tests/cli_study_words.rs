@@ -267,11 +267,11 @@ fn lost_not_learned_and_finished_are_called_so_everywhere() {
     );
     let markdown = lab.ok(&["report", "out", "--format", "markdown"]);
     assert!(
-        markdown.contains("placement | runs | finished | lost | not learned yet | left out"),
+        markdown.contains("placement | runs | finished | diverged | did not learn | stopped"),
         "{markdown}"
     );
     assert!(markdown.contains("| 9 | 3 | 3 | 3 | 0 |"), "{markdown}");
-    assert!(markdown.contains("3 of 3 lost") && markdown.contains("3 of 3 not learned yet"));
+    assert!(markdown.contains("3 of 3 diverged") && markdown.contains("3 of 3 did not learn"));
     let html = lab.page("out");
     let body = &html[html.find("<body").unwrap()..html.find("<script").unwrap_or(html.len())];
     for text in [table.as_str(), &markdown, body] {
@@ -284,7 +284,7 @@ fn lost_not_learned_and_finished_are_called_so_everywhere() {
         "{markdown}"
     );
     assert!(
-        markdown.contains("runs: 12 finished, 3 lost, 3 not learned yet"),
+        markdown.contains("runs: 12 finished, 3 diverged, 3 did not learn"),
         "{markdown}"
     );
     let json = lab.json(&["report", "out", "--format", "json"]);

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::labels::{self, Told, decides, label};
-use super::run::{Directory, RateSince, ReportedRun, Rows};
-use super::sets::{self, Set};
+use super::labels::{self, RunIdentity, affects_results, label};
+use super::run::{Directory, PeakLr, RecordCounts, ReportedRun};
+use super::sets::{self, DataSet};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::lab::study;
@@ -27,54 +27,58 @@ const SAME_RATE: f64 = 1e-6;
 ///
 /// # Errors
 /// If a file cannot be read, or a directory is given twice.
-pub(super) fn read(paths: &[PathBuf]) -> Result<(Vec<ReportedRun>, Vec<Set>)> {
-    refuse_twice(paths)?;
-    let mut all: Vec<Set> = Vec::new();
-    let mut found: Vec<(ReportedRun, Told)> = Vec::new();
+pub(super) fn read(paths: &[PathBuf]) -> Result<(Vec<ReportedRun>, Vec<DataSet>)> {
+    check_unique(paths)?;
+    let mut all: Vec<DataSet> = Vec::new();
+    let mut found: Vec<(ReportedRun, RunIdentity)> = Vec::new();
     for path in paths {
-        let (mut run, told, set) = one(path)?;
-        let position = all.iter().position(|known| known.is_same(&set));
+        let (mut run, identity, set) = read_run(path)?;
+        let position = all.iter().position(|known| known.is_comparable(&set));
         if let Some(directory) = &mut run.directory {
             directory.set = position.unwrap_or(all.len());
         }
         if position.is_none() {
             all.push(set);
         }
-        found.push((run, told));
+        found.push((run, identity));
     }
     for set in 0..all.len() {
         let members = || found.iter().filter(|(run, _)| run.set() == set);
-        let told: Vec<Told> = members().map(|(_, told)| told.clone()).collect();
-        let names = label(&told);
+        let identities: Vec<RunIdentity> =
+            members().map(|(_, identity)| identity.clone()).collect();
+        let names = label(&identities);
         let of_set = found.iter_mut().filter(|(run, _)| run.set() == set);
-        for ((run, told), name) in of_set.zip(names.labels) {
+        for ((run, identity), name) in of_set.zip(names.labels) {
             if let Some(directory) = &mut run.directory {
                 directory.label = name;
-                let value = |key: &String| Some((key.clone(), told.keys.get(key)?.clone()));
+                let value = |key: &String| Some((key.clone(), identity.keys.get(key)?.clone()));
                 directory.differing = names.differing.iter().filter_map(value).collect();
             }
         }
     }
     let runs = found.into_iter().map(|(run, _)| run).collect();
-    Ok((runs, sets::named(all)))
+    Ok((runs, sets::name_sets(all)))
 }
 
-fn refuse_twice(paths: &[PathBuf]) -> Result<()> {
+fn check_unique(paths: &[PathBuf]) -> Result<()> {
     let mut seen = BTreeMap::new();
     for path in paths {
-        let whole = path.canonicalize().map_err(Error::io(path))?;
-        if let Some(first) = seen.insert(whole, path) {
-            return Err(Error::config(format!(
-                "{} and {} are the same run; name it once",
-                first.display(),
-                path.display()
-            )));
+        let absolute = path.canonicalize().map_err(Error::io(path))?;
+        if let Some(first) = seen.insert(absolute, path) {
+            return Err(Error::invalid_value(
+                "paths",
+                format!(
+                    "{} and {} are the same run; give it once",
+                    first.display(),
+                    path.display()
+                ),
+            ));
         }
     }
     Ok(())
 }
 
-fn one(path: &Path) -> Result<(ReportedRun, Told, Set)> {
+fn read_run(path: &Path) -> Result<(ReportedRun, RunIdentity, DataSet)> {
     for name in [Metrics::FILE, LayersRow::FILE] {
         check_rows(&path.join(name))?;
     }
@@ -86,18 +90,18 @@ fn one(path: &Path) -> Result<(ReportedRun, Told, Set)> {
     if let Some(first) = rates.first() {
         record.cell.lr = first.lr;
     }
-    let set = Set::of(&record, &config, checkpoint.as_ref(), &segments)?;
-    let mut keys = labels::deciding_keys(&record.config)
+    let set = DataSet::of(&record, &config, checkpoint.as_ref(), &segments)?;
+    let mut keys = labels::result_keys(&record.config)
         .map_err(|error| Error::format(path, error.to_string()))?;
-    if let Some((key, value)) = beginning(&segments) {
+    if let Some((key, value)) = initial_weights(&segments) {
         // The content of the path may have changed since.
         keys.remove("init.from");
         keys.insert(key, value);
     }
-    let whole = path.canonicalize().map_err(Error::io(path))?;
-    let name = whole.file_name().unwrap_or_default();
+    let absolute = path.canonicalize().map_err(Error::io(path))?;
+    let name = absolute.file_name().unwrap_or_default();
     let name = name.to_string_lossy().into_owned();
-    let told = Told {
+    let identity = RunIdentity {
         placement: record.cell.placement.clone(),
         hash: record.placement_hash.clone(),
         lr: (rates.len() == 1).then_some(record.cell.lr),
@@ -105,8 +109,8 @@ fn one(path: &Path) -> Result<(ReportedRun, Told, Set)> {
         directory: name.clone(),
         keys,
         changes: match rates.is_empty() {
-            true => "learning rate changed on the way".to_owned(),
-            false => changes(&segments),
+            true => "learning rate changed during training".to_owned(),
+            false => describe_changes(&segments),
         },
     };
     let directory = Directory {
@@ -115,16 +119,16 @@ fn one(path: &Path) -> Result<(ReportedRun, Told, Set)> {
         differing: BTreeMap::new(),
         set: 0,
         planned_steps: config.train.steps as u64,
-        not_recorded: not_recorded(&config, &segments),
+        not_recorded: path_only_inputs(&config, &segments),
         rates,
         segments,
-        rows: Rows::of(steps(&path.join(Metrics::FILE))?.into_iter()),
+        rows: RecordCounts::of(steps(&path.join(Metrics::FILE))?.into_iter()),
     };
     let run = ReportedRun {
         record,
         directory: Some(directory),
     };
-    Ok((run, told, set))
+    Ok((run, identity, set))
 }
 
 /// Checks that a file of records is a regular file that fits into memory.
@@ -139,7 +143,7 @@ fn check_rows(path: &Path) -> Result<()> {
     match length > ROWS_LIMIT {
         true => Err(Error::format(
             path,
-            format!("{length} bytes of rows, expected at most {ROWS_LIMIT} for a report"),
+            format!("{length} bytes of records, expected at most {ROWS_LIMIT} for a report"),
         )),
         false => Ok(()),
     }
@@ -167,7 +171,7 @@ fn steps(path: &Path) -> Result<Vec<u64>> {
 
 /// Returns the peak learning rates of a run: that of the configuration, and earlier ones from its history.
 /// Empty if the learning rates recorded since the last segment began do not follow the configuration.
-fn rates(config: &Config, segments: &[Segment], rows: &[Metrics]) -> Vec<RateSince> {
+fn rates(config: &Config, segments: &[Segment], rows: &[Metrics]) -> Vec<PeakLr> {
     let last = config.optimizer.lr;
     let since = segments.last().map_or(0, |last| last.after_step);
     let of_last: Vec<&Metrics> = rows.iter().filter(|row| row.step > since).collect();
@@ -181,14 +185,14 @@ fn rates(config: &Config, segments: &[Segment], rows: &[Metrics]) -> Vec<RateSin
         let Some(change) = segment.changed.iter().find(of_rate) else {
             continue;
         };
-        rates.push(RateSince {
+        rates.push(PeakLr {
             after_step: segment.after_step,
             lr,
         });
         let before = change.from.as_deref().and_then(|from| from.parse().ok());
         lr = before.unwrap_or(f64::NAN);
     }
-    rates.push(RateSince { after_step: 0, lr });
+    rates.push(PeakLr { after_step: 0, lr });
     rates.reverse();
     rates
 }
@@ -209,12 +213,16 @@ fn follows_schedule(config: &Config, rows: &[&Metrics]) -> bool {
 }
 
 /// Describes configuration changes during training that affect results.
-fn changes(segments: &[Segment]) -> String {
+fn describe_changes(segments: &[Segment]) -> String {
     let mut words = Vec::new();
     for segment in segments {
         // The path of the starting weights is irrelevant: a run resumes from the same weights only.
-        let decides = |key: &str| decides(key) && key != "init.from";
-        for change in segment.changed.iter().filter(|change| decides(&change.key)) {
+        let affects_results = |key: &str| affects_results(key) && key != "init.from";
+        for change in segment
+            .changed
+            .iter()
+            .filter(|change| affects_results(&change.key))
+        {
             words.push(format!(
                 "{} after step {}",
                 history::in_words(change),
@@ -226,9 +234,9 @@ fn changes(segments: &[Segment]) -> String {
 }
 
 /// Returns the starting weights taken from another run, as a key and its value.
-fn beginning(segments: &[Segment]) -> Option<(String, String)> {
+fn initial_weights(segments: &[Segment]) -> Option<(String, String)> {
     let first = segments.first()?;
-    let weights = sets::short(first.weights.as_deref()?);
+    let weights = sets::short_hash(first.weights.as_deref()?);
     let value = match first.after_step {
         0 => weights.to_owned(),
         step => format!("{weights} after step {step}"),
@@ -237,16 +245,19 @@ fn beginning(segments: &[Segment]) -> Option<(String, String)> {
 }
 
 /// Describes inputs of which a run of an older version recorded the path only, not the content.
-fn not_recorded(config: &Config, segments: &[Segment]) -> Vec<String> {
+fn path_only_inputs(config: &Config, segments: &[Segment]) -> Vec<String> {
     let mut found = Vec::new();
     let weights = segments.first().and_then(|first| first.weights.as_ref());
     if let (Some(init), None) = (&config.init, weights) {
-        found.push(format!("which weights stood in {}", init.from.display()));
+        found.push(format!(
+            "content of the starting weights {}",
+            init.from.display()
+        ));
     }
     let validation = segments.last().and_then(|last| last.validation.as_ref());
     if let (None, false) = (validation, config.data.validation.is_empty()) {
         let paths = config.data.validation.join(", ");
-        found.push(format!("which validation data stood in {paths}"));
+        found.push(format!("content of the validation data {paths}"));
     }
     found
 }

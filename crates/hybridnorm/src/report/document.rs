@@ -1,14 +1,26 @@
 //! Content of a report.
 
+use derive_setters::Setters;
 use serde::{Deserialize, Serialize};
 
 use super::run::ReportedRun;
-use super::sets::Set;
+use super::sets::DataSet;
 use crate::lab::probe::ProbeReport;
 use crate::lab::study::Group;
 
 /// All content of a report.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+///
+/// # Example
+/// ```
+/// use hybridnorm::report::Document;
+///
+/// let document = Document::default().with_title("Placements").with_version("1.0.0");
+/// let json = serde_json::to_string(&document).unwrap();
+/// assert_eq!(serde_json::from_str::<Document>(&json).unwrap(), document);
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, Setters)]
+#[setters(prefix = "with_", strip_option, into)]
+#[non_exhaustive]
 pub struct Document {
     /// Name of the study.
     pub title: String,
@@ -24,7 +36,7 @@ pub struct Document {
     /// Training and validation data of runs that were given by directory. Only runs of the same set are
     /// compared.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub sets: Vec<Set>,
+    pub sets: Vec<DataSet>,
     /// All runs; of a study, the finished ones.
     pub runs: Vec<ReportedRun>,
     /// Measurements of each placement over the first steps.

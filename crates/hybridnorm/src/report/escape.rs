@@ -17,7 +17,7 @@ pub(super) const CELL_CHARS: usize = 400;
 pub(super) const PARAGRAPH_CHARS: usize = 4000;
 
 /// Zero-width separator between two characters that would have a meaning together.
-const APART: &str = "&#8203;";
+const ZERO_WIDTH_SPACE: &str = "&#8203;";
 
 /// Escapes text between or inside tags; line breaks are kept.
 pub(super) fn escape(text: &str) -> String {
@@ -37,12 +37,12 @@ pub(super) fn escape(text: &str) -> String {
 
 /// Escapes text as one line of about `limit` characters at most.
 pub(super) fn escape_line(text: &str, limit: usize) -> String {
-    escape(&at_most(&in_a_line(text), limit))
+    escape(&at_most(&to_line(text), limit))
 }
 
 /// Escapes a name for Plotly, which interprets a few tags and entities.
 pub(super) fn plot_text(text: &str) -> String {
-    at_most(&in_a_line(text), NAME_CHARS)
+    at_most(&to_line(text), NAME_CHARS)
         .replace('&', "&amp;")
         .replace('<', "&lt;")
         .replace('>', "&gt;")
@@ -53,7 +53,7 @@ pub(super) fn plot_text(text: &str) -> String {
 /// GitHub detects mentions, issue references and URLs after it has resolved Markdown's escapes, so an
 /// invisible character is inserted into these.
 pub(super) fn markdown_line(text: &str, limit: usize) -> String {
-    let line = in_a_line(text);
+    let line = to_line(text);
     let line = at_most(line.trim(), limit);
     let chars: Vec<char> = line.chars().collect();
     let mut escaped = String::with_capacity(line.len() + 16);
@@ -64,18 +64,18 @@ pub(super) fn markdown_line(text: &str, limit: usize) -> String {
             '<' => escaped.push_str("&lt;"),
             '>' => escaped.push_str("&gt;"),
             '&' => escaped.push_str("&amp;"),
-            '@' => escaped.extend(["&#64;", APART]),
+            '@' => escaped.extend(["&#64;", ZERO_WIDTH_SPACE]),
             // Mathematics.
             '$' => escaped.push_str("&#36;"),
-            '#' => escaped.extend(["\\#", APART]),
+            '#' => escaped.extend(["\\#", ZERO_WIDTH_SPACE]),
             '!' if next == Some('[') => escaped.push_str("\\!"),
             '|' | '\\' | '`' | '*' | '_' | '[' | ']' | '~' => escaped.extend(['\\', character]),
             // A URL, or the short code of an emoji.
             ':' if rest.starts_with(&['/', '/']) || is_short_code(rest) => {
-                escaped.extend([":", APART]);
+                escaped.extend([":", ZERO_WIDTH_SPACE]);
             }
-            '.' if follows(&chars[..at], "www") => escaped.extend([APART, "."]),
-            '-' if follows(&chars[..at], "gh") => escaped.extend([APART, "-"]),
+            '.' if ends_with_word(&chars[..at], "www") => escaped.extend([ZERO_WIDTH_SPACE, "."]),
+            '-' if ends_with_word(&chars[..at], "gh") => escaped.extend([ZERO_WIDTH_SPACE, "-"]),
             // Lists, rules and headings at the start of a line.
             '-' | '+' | '=' if at == 0 && !next.is_some_and(|c| c.is_ascii_digit()) => {
                 escaped.extend(['\\', character]);
@@ -99,7 +99,7 @@ pub(super) fn markdown_text(text: &str) -> String {
 }
 
 /// True if `chars` end in `word`, ignoring case.
-fn follows(chars: &[char], word: &str) -> bool {
+fn ends_with_word(chars: &[char], word: &str) -> bool {
     let tail = chars.iter().rev().map(char::to_ascii_lowercase);
     chars.len() >= word.len() && tail.zip(word.chars().rev()).all(|(a, b)| a == b)
 }
@@ -113,7 +113,7 @@ fn is_short_code(rest: &[char]) -> bool {
 }
 
 /// Replaces line feeds and tabs by spaces.
-fn in_a_line(text: &str) -> Cow<'_, str> {
+fn to_line(text: &str) -> Cow<'_, str> {
     match text.contains(['\n', '\r', '\t']) {
         true => Cow::Owned(text.replace(['\n', '\r', '\t'], " ")),
         false => Cow::Borrowed(text),
@@ -134,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_is_escaped_for_where_it_stands() {
+    fn text_is_escaped_by_context() {
         assert_eq!(
             escape("<a b=\"c\" d='e'>&\u{1}"),
             "&lt;a b=&quot;c&quot; d=&#39;e&#39;&gt;&amp;\\u{1}"

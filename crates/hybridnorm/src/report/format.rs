@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rates_are_short() {
+    fn learning_rates_are_short() {
         assert_eq!(rate(3e-3), "3e-3");
         assert_eq!(rate(0.1 + 0.2), "3e-1");
         assert_eq!(rate(2.5e-4), "2.5e-4");

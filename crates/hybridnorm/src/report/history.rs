@@ -2,7 +2,7 @@
 
 use super::format::{NONE, count, mebibytes, or_none, rate};
 use super::labels::short_name;
-use super::palette::Roster;
+use super::palette::PlacementStyles;
 use super::run::{Directory, ReportedRun};
 use super::table::{Cell, Table};
 use super::tables::placement;
@@ -19,26 +19,25 @@ fn directories<'a>(view: &View<'a>) -> impl Iterator<Item = (&'a ReportedRun, &'
 }
 
 /// Builds the table of training segments.
-pub(super) fn segments(view: &View, roster: &Roster) -> Table {
+pub(super) fn segments(view: &View, styles: &PlacementStyles) -> Table {
     let mut table = Table::new(
-        "How each run was trained: a line for every process that trained a part of it, with the keys \
-         that were changed then",
+        "Training segments: one row per process that trained a part of a run, with its configuration changes",
     )
     .text("run")
     .number("seed")
     .text("directory")
     .number("steps")
     .number("peak learning rate")
-    .text("changed")
+    .text("configuration changes")
     .number("threads")
     .text("machine")
     .text("version")
     .number("peak memory (MiB)")
-    .text("begun");
+    .text("started");
     for (run, directory) in directories(view) {
         let first = |steps: String, lr: String| {
             vec![
-                placement(roster, run.label()),
+                placement(styles, run.label()),
                 run.cell.seed.to_string().into(),
                 directory.name.as_str().into(),
                 steps.into(),
@@ -46,11 +45,11 @@ pub(super) fn segments(view: &View, roster: &Roster) -> Table {
             ]
         };
         if directory.segments.is_empty() {
-            let lr = or_none(run.rate(), rate);
+            let lr = or_none(run.peak_lr(), rate);
             let mut row = first(span(0, run.steps), lr);
-            let why = match run.rate() {
+            let why = match run.peak_lr() {
                 Some(_) => NOT_RECORDED,
-                None => "the learning rates of its rows are not those of its configuration",
+                None => "its recorded learning rates do not follow its configuration",
             };
             row.push(Cell::new(why).class("quiet"));
             row.extend((0..5).map(|_| Cell::new(NOT_RECORDED).class("quiet")));
@@ -103,15 +102,14 @@ fn span(after: u64, last: u64) -> String {
 }
 
 /// Builds the table of configuration keys that differ between the runs of a view.
-pub(super) fn differences(view: &View, roster: &Roster) -> Table {
+pub(super) fn differing_keys(view: &View, styles: &PlacementStyles) -> Table {
     let mut keys: Vec<String> = directories(view)
         .flat_map(|(_, directory)| directory.differing.keys().cloned())
         .collect();
     keys.sort();
     keys.dedup();
     let mut table = Table::new(
-        "Keys of the configurations that differ, beside seed and learning rate and those that change no \
-         result",
+        "Configuration keys that differ, except seed, learning rate and keys that do not affect results",
     )
     .text("run");
     for key in &keys {
@@ -130,7 +128,7 @@ pub(super) fn differences(view: &View, roster: &Roster) -> Table {
                 .get(key)
                 .map_or("not set", String::as_str)
         };
-        let mut row = vec![placement(roster, name)];
+        let mut row = vec![placement(styles, name)];
         row.extend(keys.iter().map(|key| Cell::new(value(key))));
         table.row(row);
     }
@@ -138,14 +136,14 @@ pub(super) fn differences(view: &View, roster: &Roster) -> Table {
 }
 
 /// Returns caveats about the records of these runs, in sentences.
-pub(super) fn remarks(view: &View) -> Vec<String> {
-    let mut remarks = Vec::new();
+pub(super) fn caveats(view: &View) -> Vec<String> {
+    let mut caveats = Vec::new();
     for (run, directory) in directories(view) {
         let rows = &directory.rows;
         if rows.missing > 0 {
-            remarks.push(format!(
-                "{} (seed {}, {}): {} no row in metrics.jsonl, the first is step {}; curves, \
-                 training loss, spikes and seconds are of the {} that {}.",
+            caveats.push(format!(
+                "{} (seed {}, {}): {} no record in metrics.jsonl, the first is step {}; curves, \
+                 training loss, spikes and seconds cover the {} recorded {}.",
                 run.label(),
                 run.cell.seed,
                 directory.name,
@@ -155,63 +153,64 @@ pub(super) fn remarks(view: &View) -> Vec<String> {
                 },
                 grouped(rows.first_missing.unwrap_or(1)),
                 grouped(rows.found),
-                if rows.found == 1 { "has" } else { "have" },
+                if rows.found == 1 { "step" } else { "steps" },
             ));
         }
         if rows.repeated > 0 {
-            remarks.push(format!(
-                "{} (seed {}, {}): {} in metrics.jsonl; the last of each step counts.",
+            caveats.push(format!(
+                "{} (seed {}, {}): {} in metrics.jsonl; the last record of each step is used.",
                 run.label(),
                 run.cell.seed,
                 directory.name,
                 match rows.repeated {
-                    1 => "1 row repeats a step".to_owned(),
-                    n => format!("{} rows repeat a step", grouped(n)),
+                    1 => "1 record repeats a step".to_owned(),
+                    n => format!("{} records repeat a step", grouped(n)),
                 },
             ));
         }
     }
-    remarks.extend(directories(view).flat_map(|(run, directory)| of_data(run, directory)));
-    let changed = view.runs.iter().filter(|run| run.rate().is_none()).count();
+    caveats.extend(directories(view).flat_map(|(run, directory)| data_caveats(run, directory)));
+    let changed = view
+        .runs
+        .iter()
+        .filter(|run| run.peak_lr().is_none())
+        .count();
     if changed > 0 {
-        let many = changed > 1;
-        remarks.push(format!(
-            "{} not one learning rate from the first step to the last, and so stand{} in no column and \
-             at no point of a learning rate.",
-            match many {
-                true => format!("{} had", count(changed, "run", "runs")),
-                false => "1 run had".to_owned(),
-            },
-            if many { "" } else { "s" },
+        caveats.push(format!(
+            "{} changed {} peak learning rate during training and {} excluded from tables and charts by learning \
+             rate.",
+            count(changed, "run", "runs"),
+            if changed == 1 { "its" } else { "their" },
+            if changed == 1 { "is" } else { "are" },
         ));
     }
-    remarks
+    caveats
 }
 
 /// Returns caveats about the starting weights and the validation data of a run.
-fn of_data(run: &ReportedRun, directory: &Directory) -> Vec<String> {
+fn data_caveats(run: &ReportedRun, directory: &Directory) -> Vec<String> {
     let name = format!(
         "{} (seed {}, {})",
         run.label(),
         run.cell.seed,
         directory.name
     );
-    let mut remarks = Vec::new();
+    let mut caveats = Vec::new();
     for what in &directory.not_recorded {
-        remarks.push(format!(
-            "{name}: not recorded is {what} when it was trained; it is told from others by the path alone."
+        caveats.push(format!(
+            "{name}: the {what} was not recorded during training; it is identified by path only."
         ));
     }
     for pair in directory.segments.windows(2) {
         if let [Some(before), Some(since)] = [&pair[0].validation, &pair[1].validation]
             && before != since
         {
-            remarks.push(format!(
+            caveats.push(format!(
                 "{name}: the validation data changed after step {}; its validation losses before and after \
-                 cannot be compared.",
+                 are not comparable.",
                 grouped(pair[1].after_step)
             ));
         }
     }
-    remarks
+    caveats
 }

@@ -4,17 +4,19 @@ use crate::digits::grouped;
 use plotly::Plot;
 use serde::Serialize;
 
-use super::charts::{self, Chart};
+use super::charts::{self, Chart, curves};
 use super::document::Document;
 use super::escape::{CELL_CHARS, PARAGRAPH_CHARS, escape_line, json_in_script};
 use super::format::{count, rate};
 use super::page::Page;
-use super::palette::{self, Roster};
+use super::palette::{self, PlacementStyles};
 use super::run::ReportedRun;
-use super::tables::{LEFT_OUT, LOST, NOT_LEARNED};
+use super::sections::{self, Context};
+use super::tables::{DIVERGED, HALVED, NOT_LEARNED};
 use super::view::{View, views};
-use super::{reference, sections};
 use crate::lab::study::record::Ending;
+use crate::train::layers::BLOCK_SIGNALS;
+use crate::train::metrics::MetricCurve;
 
 const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("page.js");
@@ -23,29 +25,49 @@ const SCRIPT: &str = include_str!("page.js");
 const POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; \
                       img-src data: blob:; base-uri 'none'; form-action 'none'";
 
+/// Data of the page's script.
 #[derive(Serialize)]
 struct Charts<'a> {
     config: plotly::Configuration,
     charts: &'a [Chart],
+    /// Metrics of the CSV file of curves.
+    curves: Vec<Column>,
+    /// Signals of the CSV file of layers.
+    signals: Vec<Column>,
+}
+
+/// Column of a CSV file.
+#[derive(Serialize)]
+struct Column {
+    /// Name of the column.
+    column: &'static str,
+    /// Path of its values in a curve, or in a block.
+    path: &'static str,
 }
 
 /// Returns a report as one HTML file that works from disk without a network and contains the document.
 ///
 /// The output is deterministic.
 pub fn html(document: &Document) -> String {
-    let roster = Roster::new(document);
+    let styles = PlacementStyles::new(document);
     let views = views(document);
     let mut page = Page::default();
-    sections::study(&mut page, document, &views, &roster);
-    reference::reference(&mut page, document, &views, &roster);
+    let context = Context {
+        document,
+        views: &views,
+        styles: &styles,
+    };
+    sections::add_sections(&mut page, &context);
     let (contents, body, charts) = page.finish();
     let title = escape_line(&document.title, CELL_CHARS);
-    let facts = escape_line(&facts(document, &views, &roster), PARAGRAPH_CHARS);
+    let facts = escape_line(&summary_line(document, &views, &styles), PARAGRAPH_CHARS);
     let colors = palette::style_sheet();
     let data = json_in_script(document);
     let drawings = json_in_script(&Charts {
         config: charts::configuration(),
         charts: &charts,
+        curves: curve_columns(document),
+        signals: signal_columns(),
     });
     let library = library();
     format!(
@@ -64,6 +86,22 @@ pub fn html(document: &Document) -> String {
          <script type=\"application/json\" id=\"charts\">{drawings}</script>\n\
          <script>{library}</script>\n<script>\n{SCRIPT}</script>\n</body>\n</html>\n"
     )
+}
+
+fn curve_columns(document: &Document) -> Vec<Column> {
+    let metrics = curves::recorded(document.runs.iter()).into_iter();
+    let column = |(_, curve): (_, MetricCurve)| Column {
+        column: curve.column,
+        path: curve.key,
+    };
+    metrics.map(column).collect()
+}
+
+fn signal_columns() -> Vec<Column> {
+    let columns = BLOCK_SIGNALS.iter().filter_map(|signal| signal.column);
+    columns
+        .map(|(column, path)| Column { column, path })
+        .collect()
 }
 
 /// Returns Plotly without MathJax: the first of the scripts that the crate bundles.
@@ -86,13 +124,17 @@ fn library() -> String {
 }
 
 /// Summarizes a document in a line.
-pub(super) fn facts(document: &Document, views: &[View], roster: &Roster) -> String {
+pub(super) fn summary_line(
+    document: &Document,
+    views: &[View],
+    styles: &PlacementStyles,
+) -> String {
     let runs = &document.runs;
     let mut facts = vec![match document.sets.is_empty() {
-        true => count(roster.len(), "placement", "placements"),
-        false => count(roster.len(), "kind of run", "kinds of runs"),
+        true => count(styles.len(), "placement", "placements"),
+        false => count(styles.len(), "kind of run", "kinds of runs"),
     }];
-    let mut rates: Vec<f64> = runs.iter().filter_map(ReportedRun::rate).collect();
+    let mut rates: Vec<f64> = runs.iter().filter_map(ReportedRun::peak_lr).collect();
     rates.sort_by(f64::total_cmp);
     rates.dedup();
     match rates.as_slice() {
@@ -108,7 +150,7 @@ pub(super) fn facts(document: &Document, views: &[View], roster: &Roster) -> Str
     if views.len() > 1 {
         facts.push(match document.sets.is_empty() {
             true => format!("{} settings", views.len()),
-            false => format!("{} groups that cannot be compared", views.len()),
+            false => format!("{} groups that are not comparable", views.len()),
         });
     }
     if !runs.is_empty() {
@@ -119,17 +161,17 @@ pub(super) fn facts(document: &Document, views: &[View], roster: &Roster) -> Str
         facts.push(endings(runs));
         if let Some(planned) = document.planned.filter(|planned| *planned > runs.len()) {
             facts.push(format!(
-                "incomplete: {} of {planned} runs are still to be done",
+                "incomplete: {} of {planned} runs are missing",
                 planned - runs.len()
             ));
         }
-        facts.push(span(runs.iter().map(|run| run.parameters), "parameters"));
+        facts.push(range(runs.iter().map(|run| run.parameters), "parameters"));
         let whole: Vec<&ReportedRun> = (runs.iter())
             .filter(|run| matches!(run.ending, Ending::Finished))
             .collect();
-        facts.push(span(
+        facts.push(range(
             whole.iter().map(|run| run.tokens),
-            "tokens a finished run",
+            "tokens per finished run",
         ));
     }
     if let Some(probe) = &document.probe {
@@ -147,11 +189,11 @@ pub(super) fn facts(document: &Document, views: &[View], roster: &Roster) -> Str
 }
 
 fn endings(runs: &[ReportedRun]) -> String {
-    let (mut finished, mut lost, mut not_learned, mut halved, mut unfinished) = (0, 0, 0, 0, 0);
+    let (mut finished, mut diverged, mut not_learned, mut halved, mut unfinished) = (0, 0, 0, 0, 0);
     for run in runs {
         match run.ending {
             Ending::Finished => finished += 1,
-            Ending::Diverged { .. } => lost += 1,
+            Ending::Diverged { .. } => diverged += 1,
             Ending::NotLearned { .. } => not_learned += 1,
             Ending::Halved { .. } => halved += 1,
             Ending::Unfinished { .. } => unfinished += 1,
@@ -159,9 +201,9 @@ fn endings(runs: &[ReportedRun]) -> String {
     }
     let mut text = format!("{}: {finished} finished", count(runs.len(), "run", "runs"));
     for (n, word) in [
-        (lost, LOST),
+        (diverged, DIVERGED),
         (not_learned, NOT_LEARNED),
-        (halved, LEFT_OUT),
+        (halved, HALVED),
         (unfinished, "unfinished"),
     ] {
         if n > 0 {
@@ -172,7 +214,7 @@ fn endings(runs: &[ReportedRun]) -> String {
 }
 
 /// Formats the range of the values, or the only value.
-fn span(values: impl Iterator<Item = u64> + Clone, unit: &str) -> String {
+fn range(values: impl Iterator<Item = u64> + Clone, unit: &str) -> String {
     match (values.clone().min(), values.max()) {
         (Some(low), Some(high)) if low == high => format!("{} {unit}", grouped(low)),
         (Some(low), Some(high)) => {

@@ -15,7 +15,7 @@ const VALUE_CHARS: usize = 40;
 
 /// Properties of a run that its label depends on.
 #[derive(Debug, Clone)]
-pub(super) struct Told {
+pub(super) struct RunIdentity {
     /// Name of the placement.
     pub(super) placement: String,
     /// Hash of the placement.
@@ -45,16 +45,16 @@ pub(super) struct Labels {
 ///
 /// # Errors
 /// If the text is not valid TOML.
-pub(super) fn deciding_keys(config: &str) -> Result<BTreeMap<String, String>, toml::de::Error> {
+pub(super) fn result_keys(config: &str) -> Result<BTreeMap<String, String>, toml::de::Error> {
     let table: toml::Table = toml::from_str(config)?;
     let mut keys = BTreeMap::new();
     flatten("", table, &mut keys);
-    keys.retain(|key, _| decides(key) && !is_told_otherwise(key));
+    keys.retain(|key, _| affects_results(key) && !is_reported_separately(key));
     Ok(keys)
 }
 
 /// True if a key affects the results of a run, not only what is logged or saved.
-pub(super) fn decides(key: &str) -> bool {
+pub(super) fn affects_results(key: &str) -> bool {
     let about = [
         "train.checkpoint_every",
         "train.keep_checkpoints",
@@ -65,7 +65,7 @@ pub(super) fn decides(key: &str) -> bool {
     !key.starts_with("log.") && !about.contains(&key) && !paths.contains(&key)
 }
 
-fn is_told_otherwise(key: &str) -> bool {
+fn is_reported_separately(key: &str) -> bool {
     matches!(key, "seed" | "optimizer.lr" | "model.placement")
         || key.starts_with("model.placement.")
 }
@@ -85,19 +85,19 @@ fn flatten(prefix: &str, table: toml::Table, keys: &mut BTreeMap<String, String>
 }
 
 /// Labels runs that are shown together.
-pub(super) fn label(runs: &[Told]) -> Labels {
+pub(super) fn label(runs: &[RunIdentity]) -> Labels {
     let differing = differing(runs);
     let mut labels: Vec<String> = runs.iter().map(|run| with_keys(run, &differing)).collect();
     // For runs that differ in keys not named in the label, or placements that share a name.
-    tell_apart(&mut labels, |at| {
+    number_duplicates(&mut labels, |at| {
         let values = differing.iter().map(|key| runs[at].keys.get(key).cloned());
         (values.collect::<Vec<_>>(), runs[at].hash.clone())
     });
-    name_twins(&mut labels, runs);
+    append_directories(&mut labels, runs);
     Labels { differing, labels }
 }
 
-fn differing(runs: &[Told]) -> Vec<String> {
+fn differing(runs: &[RunIdentity]) -> Vec<String> {
     let mut keys: Vec<&String> = runs.iter().flat_map(|run| run.keys.keys()).collect();
     keys.sort();
     keys.dedup();
@@ -112,7 +112,7 @@ fn differing(runs: &[Told]) -> Vec<String> {
         .collect()
 }
 
-fn with_keys(run: &Told, differing: &[String]) -> String {
+fn with_keys(run: &RunIdentity, differing: &[String]) -> String {
     let mut parts = vec![run.placement.clone()];
     for key in differing.iter().take(KEYS) {
         let name = short_name(key, differing);
@@ -134,15 +134,15 @@ fn with_keys(run: &Told, differing: &[String]) -> String {
 /// Returns the last part of a key, or the full key if another one ends with the same part.
 pub(super) fn short_name<'a>(key: &'a str, all: &[String]) -> &'a str {
     let last = |key: &'a str| key.rsplit('.').next().unwrap_or(key);
-    let short = last(key);
+    let last_part = last(key);
     let same = all
         .iter()
-        .filter(|other| other.rsplit('.').next() == Some(short));
-    if same.count() > 1 { key } else { short }
+        .filter(|other| other.rsplit('.').next() == Some(last_part));
+    if same.count() > 1 { key } else { last_part }
 }
 
 /// Appends a number to equal labels of different runs.
-fn tell_apart<T: PartialEq>(labels: &mut [String], what: impl Fn(usize) -> T) {
+fn number_duplicates<T: PartialEq>(labels: &mut [String], what: impl Fn(usize) -> T) {
     let before = labels.to_vec();
     for (at, label) in labels.iter_mut().enumerate() {
         let mut kinds: Vec<T> = Vec::new();
@@ -160,7 +160,7 @@ fn tell_apart<T: PartialEq>(labels: &mut [String], what: impl Fn(usize) -> T) {
 }
 
 /// Appends the directory to equal labels of runs with the same seed, which are not repetitions.
-fn name_twins(labels: &mut [String], runs: &[Told]) {
+fn append_directories(labels: &mut [String], runs: &[RunIdentity]) {
     let before = labels.to_vec();
     let is_twin = |a: usize, b: usize| {
         before[a] == before[b] && runs[a].lr == runs[b].lr && runs[a].seed == runs[b].seed
@@ -176,14 +176,14 @@ fn name_twins(labels: &mut [String], runs: &[Told]) {
 mod tests {
     use super::*;
 
-    fn told(placement: &str, seed: u64, config: &str) -> Told {
-        Told {
+    fn run(placement: &str, seed: u64, config: &str) -> RunIdentity {
+        RunIdentity {
             placement: placement.into(),
             hash: placement.into(),
             lr: Some(1e-3),
             seed,
             directory: format!("run{seed}"),
-            keys: deciding_keys(config).unwrap(),
+            keys: result_keys(config).unwrap(),
             changes: String::new(),
         }
     }
@@ -191,17 +191,17 @@ mod tests {
     #[test]
     fn runs_equal_but_for_the_seed_share_a_label() {
         let runs = [
-            told(
+            run(
                 "a",
                 1,
                 "seed = 1\n[log]\ndumps = 1\n[data]\ntrain = [\"x\"]",
             ),
-            told(
+            run(
                 "a",
                 2,
                 "seed = 2\n[log]\ndumps = 9\n[data]\ntrain = [\"y\"]",
             ),
-            told("b", 1, "seed = 1\n[train]\ncheckpoint_every = 5"),
+            run("b", 1, "seed = 1\n[train]\ncheckpoint_every = 5"),
         ];
         let found = label(&runs);
         assert_eq!(found.labels, ["a", "a", "b"]);
@@ -209,11 +209,11 @@ mod tests {
     }
 
     #[test]
-    fn what_differs_is_named() {
+    fn labels_name_differing_keys() {
         let runs = [
-            told("a", 1, "[optimizer]\nweight_decay = 0.1\nlr = 1"),
-            told("a", 2, "[optimizer]\nweight_decay = 0.3\nlr = 2"),
-            told("b", 1, "[optimizer]\nbeta = 2"),
+            run("a", 1, "[optimizer]\nweight_decay = 0.1\nlr = 1"),
+            run("a", 2, "[optimizer]\nweight_decay = 0.3\nlr = 2"),
+            run("b", 1, "[optimizer]\nbeta = 2"),
         ];
         let found = label(&runs);
         assert_eq!(
@@ -231,17 +231,17 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_end_alike_are_named_whole() {
+    fn ambiguous_keys_are_written_in_full() {
         let runs = [
-            told("a", 1, "[x]\nk = 1\n[y]\nk = 1"),
-            told("a", 2, "[x]\nk = 2\n[y]\nk = 2"),
+            run("a", 1, "[x]\nk = 1\n[y]\nk = 1"),
+            run("a", 2, "[x]\nk = 2\n[y]\nk = 2"),
         ];
         assert_eq!(label(&runs).labels, ["a, x.k 1, y.k 1", "a, x.k 2, y.k 2"]);
     }
 
     #[test]
-    fn a_name_that_stands_for_two_things_is_numbered() {
-        let mut runs = [told("a", 1, ""), told("a", 2, ""), told("a", 3, "")];
+    fn ambiguous_labels_are_numbered() {
+        let mut runs = [run("a", 1, ""), run("a", 2, ""), run("a", 3, "")];
         runs[2].hash = "other".into();
         assert_eq!(
             label(&runs).labels,
@@ -250,14 +250,14 @@ mod tests {
     }
 
     #[test]
-    fn many_keys_are_counted_and_still_told_apart() {
+    fn labels_with_many_keys_are_distinct() {
         let config = |last: u64, rest: u64| {
             format!("a = {rest}\nb = {rest}\nc = {rest}\nd = {rest}\ne = {last}")
         };
         let runs = [
-            told("p", 1, &config(1, 1)),
-            told("p", 2, &config(2, 1)),
-            told("p", 3, &config(3, 2)),
+            run("p", 1, &config(1, 1)),
+            run("p", 2, &config(2, 1)),
+            run("p", 3, &config(3, 2)),
         ];
         assert_eq!(
             label(&runs).labels,
@@ -270,8 +270,8 @@ mod tests {
     }
 
     #[test]
-    fn two_runs_of_one_seed_are_not_two_seeds() {
-        let mut runs = [told("a", 1, ""), told("a", 1, ""), told("a", 2, "")];
+    fn runs_with_one_seed_get_distinct_labels() {
+        let mut runs = [run("a", 1, ""), run("a", 1, ""), run("a", 2, "")];
         runs[1].directory = "copy".into();
         assert_eq!(label(&runs).labels, ["a, run1", "a, copy", "a"]);
     }

@@ -2,15 +2,15 @@
 
 use std::fmt::Write as _;
 
+use super::confidence::confidence_note;
 use super::document::Document;
 use super::escape::{CELL_CHARS, NAME_CHARS, markdown_line, markdown_text};
 use super::format::plain;
-use super::how_sure::how_sure;
-use super::html::facts;
-use super::palette::Roster;
+use super::html::summary_line;
+use super::palette::PlacementStyles;
 use super::reference::{growth, placements};
-use super::sections::{LIMITS, law, machines};
-use super::sets::apart;
+use super::sections::{LIMITATIONS, machines, power_law};
+use super::sets::incomparable_note;
 use super::tables;
 use super::view::{View, views};
 use super::{history, sections};
@@ -20,16 +20,16 @@ use crate::text::visible;
 ///
 /// The output is deterministic.
 pub fn markdown(document: &Document) -> String {
-    let roster = Roster::new(document);
+    let styles = PlacementStyles::new(document);
     let views = views(document);
     let mut text = format!(
         "# {}\n\n{}\n\n",
         markdown_line(&document.title, CELL_CHARS),
-        markdown_text(&facts(document, &views, &roster))
+        markdown_text(&summary_line(document, &views, &styles))
     );
     let remarks = sections::incomplete(document)
         .into_iter()
-        .chain(apart(&document.sets));
+        .chain(incomparable_note(&document.sets));
     for remark in remarks {
         let _ = writeln!(text, "**{}**\n", markdown_text(&remark));
     }
@@ -41,17 +41,17 @@ pub fn markdown(document: &Document) -> String {
                 "###"
             }
         };
-        study(&mut text, level, view, &roster);
+        study(&mut text, level, view, &styles);
     }
     if let Some(probe) = &document.probe {
         let _ = writeln!(text, "## Probe\n");
-        text.push_str(&growth(probe, &roster).markdown());
+        text.push_str(&growth(probe, &styles).markdown());
     }
     equations(&mut text, document);
     text
 }
 
-fn study(text: &mut String, level: &str, view: &View, roster: &Roster) {
+fn study(text: &mut String, level: &str, view: &View, styles: &PlacementStyles) {
     if let Some(group) = view.group {
         let _ = writeln!(text, "{level} Verdict\n");
         for (position, sentence) in group.verdict.iter().enumerate() {
@@ -61,7 +61,11 @@ fn study(text: &mut String, level: &str, view: &View, roster: &Roster) {
         for remark in &group.remarks {
             let _ = writeln!(text, "**{}**\n", markdown_text(remark));
         }
-        let _ = writeln!(text, "{}\n", markdown_text(&how_sure(&group.analysis)));
+        let _ = writeln!(
+            text,
+            "{}\n",
+            markdown_text(&confidence_note(&group.analysis))
+        );
         for sentence in &group.sentences {
             let _ = writeln!(text, "- {}", markdown_text(sentence));
         }
@@ -69,31 +73,31 @@ fn study(text: &mut String, level: &str, view: &View, roster: &Roster) {
             text.push('\n');
         }
     }
-    if let Some(table) = tables::comparisons(view, roster) {
+    if let Some(table) = tables::comparisons(view, styles) {
         let _ = write!(text, "{level} Comparisons\n\n{}", table.markdown());
     }
     if !view.runs.is_empty() {
         let _ = write!(
             text,
             "{level} Loss by learning rate\n\n{}{level} Stability and cost\n\n",
-            tables::losses(view, roster).markdown()
+            tables::losses(view, styles).markdown()
         );
-        if let Some(table) = tables::tolerance(view, roster) {
+        if let Some(table) = tables::tolerance(view, styles) {
             text.push_str(&table.markdown());
         }
-        text.push_str(&tables::spikes(view, roster).markdown());
-        text.push_str(&tables::cost(view, roster).markdown());
+        text.push_str(&tables::stability(view, styles).markdown());
+        text.push_str(&tables::cost(view, styles).markdown());
         let _ = writeln!(text, "{}\n", markdown_text(&machines(view)));
-        for remark in history::remarks(view) {
+        for remark in history::caveats(view) {
             let _ = writeln!(text, "- {}", markdown_text(&remark));
         }
         if view.runs.iter().any(|run| run.directory.is_some()) {
             let _ = write!(
                 text,
                 "\n{level} Runs\n\n{}{}{}",
-                history::differences(view, roster).markdown(),
-                tables::outcomes(view, roster).markdown(),
-                history::segments(view, roster).markdown()
+                history::differing_keys(view, styles).markdown(),
+                tables::outcomes(view, styles).markdown(),
+                history::segments(view, styles).markdown()
             );
         }
     }
@@ -101,7 +105,7 @@ fn study(text: &mut String, level: &str, view: &View, roster: &Roster) {
 }
 
 fn constants(text: &mut String, level: &str, view: &View) {
-    let (Some(group), Some(law)) = (view.group, law(view)) else {
+    let (Some(group), Some(law)) = (view.group, power_law(view)) else {
         return;
     };
     let rules = &group.analysis.rules;
@@ -124,7 +128,7 @@ fn constants(text: &mut String, level: &str, view: &View) {
         plain(law.irreducible),
         plain(law.exponent),
         markdown_text(&law.factor),
-        markdown_text(LIMITS)
+        markdown_text(LIMITATIONS)
     );
 }
 
@@ -190,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fence_is_longer_than_what_it_holds() {
+    fn fences_are_longer_than_those_of_the_text() {
         assert_eq!(fence("a"), "```");
         assert_eq!(fence("a ```` b"), "`````");
     }

@@ -2,17 +2,30 @@
 //! request.
 //!
 //! A [`Document`] contains all numbers. [`html()`] and [`markdown()`] only select, round and render them.
+//!
+//! What is shown is in tables: the metrics ([`METRICS`](crate::train::metrics::METRICS)), the signals per block
+//! ([`BLOCK_SIGNALS`](crate::train::layers::BLOCK_SIGNALS)) and the sections of the page with their charts
+//! (`sections.rs`).
+//!
+//! # Example
+//! ```
+//! use hybridnorm::report::{Document, html, markdown};
+//!
+//! let document = Document::default().with_title("Placements");
+//! assert!(html(&document).starts_with("<!DOCTYPE html>"));
+//! assert!(markdown(&document).starts_with("# Placements"));
+//! ```
 
 mod charts;
+mod confidence;
 mod directory;
 mod document;
 mod escape;
 mod format;
-mod gather;
 mod history;
-mod how_sure;
 mod html;
 mod labels;
+mod load;
 mod markdown;
 mod page;
 mod palette;
@@ -31,6 +44,6 @@ mod tests;
 pub use document::Document;
 pub use html::html;
 pub use markdown::markdown;
-pub use run::{Directory, RateSince, ReportedRun, Rows};
-pub use sets::Set;
+pub use run::{Directory, PeakLr, RecordCounts, ReportedRun};
+pub use sets::DataSet;
 pub use target::check_target;

@@ -204,10 +204,12 @@
       ...run.curve.step.map((step, i) => ({
         ...which(run),
         step,
-        train_loss: run.curve.loss[i],
-        validation_loss: undefined,
-        max_grad_norm: run.curve.grad_norm[i],
-        max_update_norm: run.curve.update_norm[i],
+        ...Object.fromEntries(
+          drawings.curves.map(({ column, path }) => {
+            const series = run.curve[path] ?? run.curve.further?.[path];
+            return [column, series?.[i]];
+          }),
+        ),
       })),
       ...run.validation.map(({ step, loss }) => ({ ...which(run), step, validation_loss: loss })),
     ]);
@@ -223,14 +225,12 @@
   const blocks = (row) => [
     ...row.blocks.map((block, i) => ({
       block: i + 1,
-      stream_rms: block.stream.rms,
-      stream_max: block.stream.max,
-      attn_rms: block.attn.rms,
-      attn_max: block.attn.max,
-      ffn_rms: block.ffn.rms,
-      ffn_max: block.ffn.max,
-      score_max: block.scores.max,
-      entropy: block.scores.entropy,
+      ...Object.fromEntries(
+        drawings.signals.map(({ column, path }) => [
+          column,
+          path.split(".").reduce((part, key) => part[key], block),
+        ]),
+      ),
       ...roles(block),
     })),
     { block: "outside", ...roles(row.ends) },
@@ -265,7 +265,7 @@
     link.download = name;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 60000);
-    document.getElementById("saved").textContent = `${name} was made.`;
+    document.getElementById("saved").textContent = `${name} was saved.`;
   }
 
   const tables = { runs, segments, curves, layers, probe };

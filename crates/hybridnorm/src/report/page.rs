@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::charts::Chart;
 use super::escape::{CELL_CHARS, NAME_CHARS, PARAGRAPH_CHARS, escape, escape_line};
-use super::palette::{Roster, SCALE, mark};
+use super::palette::{PlacementStyles, SCALE, swatch};
 
 /// A page that is built section by section.
 #[derive(Default)]
@@ -40,6 +40,15 @@ impl Page {
         let _ = writeln!(self.body, "<p>{}</p>", escape_line(text, PARAGRAPH_CHARS));
     }
 
+    /// Adds an emphasized paragraph of plain text.
+    pub(super) fn verdict(&mut self, text: &str) {
+        let _ = writeln!(
+            self.body,
+            "<p class=\"verdict\">{}</p>",
+            escape_line(text, PARAGRAPH_CHARS)
+        );
+    }
+
     /// Adds a smaller paragraph of plain text.
     pub(super) fn note(&mut self, text: &str) {
         let _ = writeln!(
@@ -63,7 +72,11 @@ impl Page {
                 escape_line(caption, PARAGRAPH_CHARS)
             ),
         };
-        let _ = writeln!(self.body, "<figure>{}{caption}</figure>", place(&chart));
+        let _ = writeln!(
+            self.body,
+            "<figure>{}{caption}</figure>",
+            chart_element(&chart)
+        );
         self.charts.push(chart);
     }
 
@@ -82,14 +95,23 @@ impl Page {
                     escape_line(title, CELL_CHARS)
                 ),
             };
-            let _ = writeln!(self.body, "<figure>{title}{}</figure>", place(&chart));
+            let _ = writeln!(
+                self.body,
+                "<figure>{title}{}</figure>",
+                chart_element(&chart)
+            );
             self.charts.push(chart);
         }
         self.body.push_str("</div>\n");
     }
 
     /// Adds buttons that show and hide placements in the charts with these ids.
-    pub(super) fn legend(&mut self, placements: &[&str], roster: &Roster, charts: &[String]) {
+    pub(super) fn legend(
+        &mut self,
+        placements: &[&str],
+        styles: &PlacementStyles,
+        charts: &[String],
+    ) {
         if placements.len() < 2 {
             return;
         }
@@ -100,11 +122,11 @@ impl Page {
             escape(&charts.join(" "))
         );
         for name in placements {
-            let style = roster.style(name);
+            let style = styles.style(name);
             let _ = writeln!(
                 self.body,
                 "<button type=\"button\" aria-pressed=\"true\" data-style=\"{style}\">{}{}</button>",
-                mark(style),
+                swatch(style),
                 escape_line(name, NAME_CHARS)
             );
         }
@@ -120,7 +142,7 @@ impl Page {
     }
 
     /// Adds a drop-down that switches the elements with these ids; nothing if there is only one choice.
-    pub(super) fn choice(
+    pub(super) fn drop_down(
         &mut self,
         id: &str,
         label: &str,
@@ -203,7 +225,7 @@ pub(super) fn pre(text: &str) -> String {
     format!("<pre tabindex=\"0\">{}</pre>\n", escape(text.trim_end()))
 }
 
-fn place(chart: &Chart) -> String {
+fn chart_element(chart: &Chart) -> String {
     format!(
         "<div class=\"plot\" style=\"min-height:{}px\" id=\"{}\" role=\"img\" aria-label=\"{}\"></div>",
         chart.height,

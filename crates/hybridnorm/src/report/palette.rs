@@ -40,9 +40,9 @@ const SHAPES: [&str; 8] = [
 
 /// Placements of a document in the order of their colours.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Roster<'a>(Vec<&'a str>);
+pub(super) struct PlacementStyles<'a>(Vec<&'a str>);
 
-impl<'a> Roster<'a> {
+impl<'a> PlacementStyles<'a> {
     /// Collects the placements in the order of the analyses, then of the runs, then of the probe.
     pub(super) fn new(document: &'a Document) -> Self {
         let analyses = (document.groups.iter())
@@ -108,7 +108,7 @@ pub(super) fn dash(style: usize) -> DashType {
 }
 
 /// Returns a small picture of a style: line and marker.
-pub(super) fn mark(style: usize) -> String {
+pub(super) fn swatch(style: usize) -> String {
     let dashes = match pattern(style) {
         0 => "",
         1 => " stroke-dasharray=\"5 3\"",

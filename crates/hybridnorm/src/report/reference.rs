@@ -3,67 +3,34 @@
 use crate::digits::grouped;
 use std::fmt::Write as _;
 
-use super::charts::probe;
 use super::document::Document;
 use super::escape::{NAME_CHARS, PARAGRAPH_CHARS, escape_line};
 use super::format::{compact, count, loss, or_none};
 use super::page::{Page, pre};
-use super::palette::Roster;
+use super::palette::PlacementStyles;
 use super::run::ReportedRun;
+use super::sections::Context;
 use super::table::Table;
 use super::tables;
-use super::view::View;
 use crate::lab::probe::ProbeReport;
 
-/// Adds all of these sections; empty ones are omitted.
-pub(super) fn reference(page: &mut Page, document: &Document, views: &[View], roster: &Roster) {
-    if let Some(probe) = &document.probe {
-        page.section("probe", "Probe");
-        first_steps(page, probe, roster);
+/// Adds the size of the probe.
+pub(super) fn probe_summary(page: &mut Page, context: &Context) {
+    if let Some(report) = &context.document.probe {
+        page.text(&format!(
+            "Per-block signals in the first {} of training of {}.",
+            count(report.steps as usize, "step", "steps"),
+            count(report.placements.len(), "placement", "placements")
+        ));
     }
-    let placements = placements(document);
-    if !placements.is_empty() {
-        page.section("placements", "Placements");
-        for placement in &placements {
-            page.html(&placement.html());
-        }
-    }
-    if let Some(first) = document.runs.first() {
-        page.section("everything", "Everything");
-        everything(page, document, first, views, roster);
-    }
-    page.section("downloads", "Downloads");
-    downloads(page, document);
 }
 
-fn first_steps(page: &mut Page, report: &ProbeReport, roster: &Roster) {
-    page.text(&format!(
-        "{} of training with each of {}, seen from inside.",
-        count(report.steps as usize, "step", "steps"),
-        count(report.placements.len(), "placement", "placements")
-    ));
-    let depths = probe::depths(report, roster);
-    let ids: Vec<String> = depths
-        .charts
-        .iter()
-        .map(|(_, chart)| chart.id.clone())
-        .collect();
-    let steps: Vec<String> = depths.steps.iter().map(|step| grouped(*step)).collect();
-    page.choice("probe-choice", "Step:", &ids, &steps);
-    let names: Vec<&str> = report
-        .placements
-        .iter()
-        .map(|placement| placement.placement.as_str())
-        .collect();
-    if !depths.charts.is_empty() {
-        if let [step] = depths.steps.as_slice() {
-            page.note(&format!("At step {}.", grouped(*step)));
-        }
-        page.legend(&names, roster, &ids);
-        page.grid("wide", depths.charts);
-        page.note("Logarithmic scales; what is not positive is left out.");
-    }
-    page.html(&growth(report, roster).html("probe-growth-table"));
+/// Adds the growth table, problems and configuration of the probe.
+pub(super) fn probe_details(page: &mut Page, context: &Context) {
+    let Some(report) = &context.document.probe else {
+        return;
+    };
+    page.html(&growth(report, context.styles).html("probe-growth-table"));
     for placement in &report.placements {
         if let Some(problem) = &placement.diverged {
             page.note(&format!("{} diverged: {problem}.", placement.placement));
@@ -74,24 +41,31 @@ fn first_steps(page: &mut Page, report: &ProbeReport, roster: &Roster) {
     }
 }
 
+/// Adds the equations of every placement.
+pub(super) fn add_placements(page: &mut Page, context: &Context) {
+    for placement in placements(context.document) {
+        page.html(&placement.html());
+    }
+}
+
 /// Builds the table of the growth of signals with depth.
-pub(super) fn growth(report: &ProbeReport, roster: &Roster) -> Table {
+pub(super) fn growth(report: &ProbeReport, styles: &PlacementStyles) -> Table {
     let mut table = Table::new(
-        "Growth with depth: fitted ratio of the last block's to the first block's value, and the \
-         largest block's over the smallest block's gradient norm",
+        "Growth with depth: fitted ratio of the last block to the first, and ratio of the largest gradient norm \
+         of a block to the smallest",
     )
     .text("placement")
     .number("step")
     .number("loss (nats)")
-    .number("stream, last over first")
-    .number("gradient norm, last over first")
-    .number("gradient norm, largest over smallest")
-    .number("gradient at the stream, last over first");
+    .number("residual stream RMS, last/first block")
+    .number("gradient norm, last/first block")
+    .number("gradient norm, largest/smallest block")
+    .number("gradient at the residual stream, last/first block");
     for placement in &report.placements {
         for moment in &placement.moments {
             let ratio = |value: Option<f32>| or_none(value, |value| compact(value.into()));
             table.row(vec![
-                tables::placement(roster, &placement.placement),
+                tables::placement(styles, &placement.placement),
                 grouped(moment.step).into(),
                 loss(moment.loss).into(),
                 ratio(moment.growth.stream).into(),
@@ -155,16 +129,19 @@ pub(super) fn placements(document: &Document) -> Vec<Equations<'_>> {
     found
 }
 
-fn everything(
-    page: &mut Page,
-    document: &Document,
-    first: &ReportedRun,
-    views: &[View],
-    roster: &Roster,
-) {
+/// Adds the configuration of the first run, and the table of all runs.
+pub(super) fn all_runs(page: &mut Page, context: &Context) {
+    let Context {
+        document,
+        views,
+        styles,
+    } = *context;
+    let Some(first) = document.runs.first() else {
+        return;
+    };
     page.details(
         &format!(
-            "Configuration of the first run: {}, rate {}, seed {}",
+            "Configuration of the first run: {}, learning rate {}, seed {}",
             first.label(),
             tables::rates(first),
             first.cell.seed
@@ -173,8 +150,8 @@ fn everything(
     );
     if document.runs.len() > 1 {
         page.note(
-            "The other runs differ from it in what the table says. The complete configuration of each \
-             is in the JSON document.",
+            "The table has the differences of the other runs. The complete configuration of each is in the \
+             JSON document.",
         );
     }
     // Runs that are not comparable are in separate tables.
@@ -182,7 +159,7 @@ fn everything(
     match document.sets.len() {
         0 | 1 => {
             let runs: Vec<&ReportedRun> = document.runs.iter().collect();
-            table += &tables::runs(&runs, roster).html("runs-table");
+            table += &tables::runs(&runs, styles).html("runs-table");
         }
         _ => {
             for view in views {
@@ -192,12 +169,12 @@ fn everything(
                     "<h3>{}</h3>",
                     escape_line(&view.name, PARAGRAPH_CHARS)
                 );
-                table += &tables::runs(&view.runs, roster).html(&id);
+                table += &tables::runs(&view.runs, styles).html(&id);
             }
         }
     }
     page.details(
-        &format!("Every run: {}", count(document.runs.len(), "run", "runs")),
+        &format!("All runs: {}", count(document.runs.len(), "run", "runs")),
         &format!(
             "<div class=\"runs\">\n{table}</div>\n<p class=\"paper\">The table is too wide for paper; \
              the HTML file has it.</p>\n"
@@ -205,33 +182,39 @@ fn everything(
     );
 }
 
-fn downloads(page: &mut Page, document: &Document) {
+/// Adds the buttons that download the data.
+pub(super) fn downloads(page: &mut Page, context: &Context) {
+    let document = context.document;
     let mut buttons = Vec::new();
     if !document.runs.is_empty() {
-        buttons.push(("runs", "Runs (CSV)", "a row a run"));
+        buttons.push(("runs", "Runs (CSV)", "one row per run"));
         if document.runs.iter().any(|run| run.directory.is_some()) {
             buttons.push((
                 "segments",
                 "Segments (CSV)",
-                "a row a run and process that trained a part of it",
+                "one row per run and training process",
             ));
         }
         buttons.push((
             "curves",
             "Curves (CSV)",
-            "a row a run and stretch of steps, and one an evaluation",
+            "one row per run and interval of steps, and per evaluation",
         ));
     }
     if document.runs.iter().any(|run| !run.layers.is_empty()) {
-        buttons.push(("layers", "Layers (CSV)", "a row a run, step and block"));
+        buttons.push(("layers", "Layers (CSV)", "one row per run, step and block"));
     }
     if document.probe.is_some() {
-        buttons.push(("probe", "Probe (CSV)", "a row a placement, step and block"));
+        buttons.push((
+            "probe",
+            "Probe (CSV)",
+            "one row per placement, step and block",
+        ));
     }
     buttons.push((
         "json",
-        "Everything (JSON)",
-        "the whole document, configurations included",
+        "All data (JSON)",
+        "the complete document, with configurations",
     ));
     let mut html = String::from("<ul class=\"downloads\">\n");
     for (kind, label, meaning) in buttons {
@@ -243,7 +226,7 @@ fn downloads(page: &mut Page, document: &Document) {
     html.push_str("</ul>\n<p class=\"note\" id=\"saved\" role=\"status\"></p>\n");
     page.html(&html);
     page.note(
-        "The files are made from this page; nothing is fetched. In CSV, text that a spreadsheet would \
-         take for a formula begins with an apostrophe.",
+        "The files are generated from this page; nothing is fetched. In CSV, text that a spreadsheet would \
+         read as a formula is prefixed with an apostrophe.",
     );
 }

@@ -10,6 +10,7 @@ use crate::train::segments::Segment;
 
 /// A run of a study, or one that was given by its directory.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct ReportedRun {
     /// Record of the run.
     #[serde(flatten)]
@@ -21,6 +22,7 @@ pub struct ReportedRun {
 
 /// Data from a run directory.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Directory {
     /// Name of the directory.
     pub name: String,
@@ -37,16 +39,16 @@ pub struct Directory {
     pub not_recorded: Vec<String>,
     /// Peak learning rates with the steps after which they apply. Empty if the learning rates of the steps do
     /// not follow the configuration, for an unknown reason.
-    pub rates: Vec<RateSince>,
+    pub rates: Vec<PeakLr>,
     /// Training segments; empty if they were not recorded.
     pub segments: Vec<Segment>,
     /// Steps with and without records.
-    pub rows: Rows,
+    pub rows: RecordCounts,
 }
 
 /// A peak learning rate with its first step.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct RateSince {
+pub struct PeakLr {
     /// It applies after this step.
     pub after_step: u64,
     /// Peak learning rate.
@@ -55,7 +57,7 @@ pub struct RateSince {
 
 /// Counts of records in `metrics.jsonl`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Rows {
+pub struct RecordCounts {
     /// Number of different steps with a record.
     pub found: u64,
     /// Steps up to the last one without a record, or whose record is followed by one of an earlier step.
@@ -67,7 +69,7 @@ pub struct Rows {
     pub repeated: u64,
 }
 
-impl Rows {
+impl RecordCounts {
     /// Counts the steps of records, in file order.
     pub(super) fn of(steps: impl Iterator<Item = u64>) -> Self {
         let (mut rows, mut seen) = (Self::default(), BTreeSet::new());
@@ -104,7 +106,7 @@ impl ReportedRun {
     }
 
     /// Returns its peak learning rate, if it was the same from the first step to the last.
-    pub(super) fn rate(&self) -> Option<f64> {
+    pub(super) fn peak_lr(&self) -> Option<f64> {
         match &self.directory {
             None => Some(self.record.cell.lr),
             Some(directory) => match directory.rates.as_slice() {
@@ -146,16 +148,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn holes_and_repetitions_are_counted() {
-        let rows = Rows::of([1, 2, 5, 6, 6, 9].into_iter());
-        let expected = Rows {
+    fn missing_and_repeated_steps_are_counted() {
+        let rows = RecordCounts::of([1, 2, 5, 6, 6, 9].into_iter());
+        let expected = RecordCounts {
             found: 5,
             missing: 4,
             first_missing: Some(3),
             repeated: 1,
         };
         assert_eq!(rows, expected);
-        assert_eq!(Rows::of(1..=3).missing, 0);
-        assert_eq!(Rows::of(std::iter::empty()), Rows::default());
+        assert_eq!(RecordCounts::of(1..=3).missing, 0);
+        assert_eq!(
+            RecordCounts::of(std::iter::empty()),
+            RecordCounts::default()
+        );
     }
 }

@@ -1,64 +1,128 @@
-//! Sections about studies.
+//! Sections of the page: their list, and those about studies.
 
-use super::charts::{compare, curves, inside, rates};
+use super::charts::{block_signals, compare, curves, learning_rates, probe};
+use super::confidence::confidence_note;
 use super::document::Document;
 use super::escape::{PARAGRAPH_CHARS, escape_line};
 use super::format::{compact, count, loss, plain, times};
 use super::history::{self, NOT_RECORDED};
-use super::how_sure::how_sure;
 use super::page::Page;
-use super::palette::Roster;
+use super::palette::PlacementStyles;
+use super::reference;
 use super::run::ReportedRun;
-use super::sets::apart;
+use super::sets::incomparable_note;
 use super::tables;
 use super::view::View;
-use crate::digits::percent;
 use crate::lab::analysis::Verdict;
 
-/// Adds all sections about studies; empty ones are omitted.
-pub(super) fn study(page: &mut Page, document: &Document, views: &[View], roster: &Roster) {
-    if views.is_empty() {
-        return;
-    }
-    if let Some(remark) = incomplete(document) {
-        page.section("incomplete", "Incomplete");
-        page.html(&format!(
-            "<p class=\"verdict\">{}</p>\n",
-            escape_line(&remark, PARAGRAPH_CHARS)
-        ));
-    }
-    if let Some(sentence) = apart(&document.sets) {
-        page.section("groups", "Groups of runs");
-        page.text(&sentence);
-    }
-    if views
+/// Content of a report that sections select from.
+pub(super) struct Context<'a> {
+    /// All data.
+    pub(super) document: &'a Document,
+    /// Groups of comparable runs.
+    pub(super) views: &'a [View<'a>],
+    /// Styles of the placements.
+    pub(super) styles: &'a PlacementStyles<'a>,
+}
+
+/// A section of the page; parts without content add nothing.
+struct Section {
+    anchor: &'static str,
+    title: &'static str,
+    is_shown: fn(&Context) -> bool,
+    parts: Parts,
+}
+
+/// Functions that add tables, charts and paragraphs to the page.
+enum Parts {
+    /// Once.
+    Document(&'static [fn(&mut Page, &Context)]),
+    /// For every group of comparable runs, under its name.
+    View(&'static [fn(&mut Page, &View, &PlacementStyles)]),
+}
+
+/// The sections in the order of the page. A new section is a line here; a new chart is a function in a file of
+/// [`charts`](super::charts), named in the section that shows it.
+#[rustfmt::skip]
+const SECTIONS: &[Section] = &[
+    Section { anchor: "incomplete", title: "Incomplete", is_shown: |context| has_runs(context) && incomplete(context.document).is_some(),
+        parts: Parts::Document(&[incomplete_warning]) },
+    Section { anchor: "groups", title: "Groups of runs", is_shown: |context| has_runs(context) && incomparable_note(&context.document.sets).is_some(),
+        parts: Parts::Document(&[groups]) },
+    Section { anchor: "runs", title: "Runs", is_shown: has_directories,
+        parts: Parts::View(&[runs]) },
+    Section { anchor: "verdict", title: "Verdict", is_shown: has_analysis,
+        parts: Parts::View(&[verdict]) },
+    Section { anchor: "rates", title: "Loss against learning rate", is_shown: has_runs,
+        parts: Parts::View(&[learning_rates::add_losses, losses]) },
+    Section { anchor: "comparisons", title: "Best learning rates and comparisons", is_shown: has_analysis,
+        parts: Parts::View(&[comparisons, compare::add_forest]) },
+    Section { anchor: "tolerance", title: "Tolerance and spikes", is_shown: has_runs,
+        parts: Parts::View(&[learning_rates::add_tolerance, tolerance]) },
+    Section { anchor: "curves", title: "Training curves", is_shown: has_runs,
+        parts: Parts::View(&[curves::add_curves]) },
+    Section { anchor: "inside", title: "Per-block signals", is_shown: has_runs,
+        parts: Parts::View(&[block_signals::add_heat_maps]) },
+    Section { anchor: "cost", title: "Cost", is_shown: has_runs,
+        parts: Parts::View(&[compare::add_cost, cost]) },
+    Section { anchor: "speedup", title: "Effective speed-up", is_shown: has_analysis,
+        parts: Parts::View(&[speedup]) },
+    Section { anchor: "probe", title: "Probe", is_shown: |context| context.document.probe.is_some(),
+        parts: Parts::Document(&[reference::probe_summary, probe::add_depths, reference::probe_details]) },
+    Section { anchor: "placements", title: "Placements", is_shown: |context| !reference::placements(context.document).is_empty(),
+        parts: Parts::Document(&[reference::add_placements]) },
+    Section { anchor: "everything", title: "All runs", is_shown: |context| !context.document.runs.is_empty(),
+        parts: Parts::Document(&[reference::all_runs]) },
+    Section { anchor: "downloads", title: "Downloads", is_shown: |_| true,
+        parts: Parts::Document(&[reference::downloads]) },
+];
+
+/// True if there are runs or analyses.
+fn has_runs(context: &Context) -> bool {
+    !context.views.is_empty()
+}
+
+/// True if runs were compared.
+fn has_analysis(context: &Context) -> bool {
+    context.views.iter().any(|view| view.group.is_some())
+}
+
+/// True if runs were given by directory.
+fn has_directories(context: &Context) -> bool {
+    let mut runs = context.views.iter().flat_map(|view| &view.runs);
+    runs.any(|run| run.directory.is_some())
+}
+
+/// Adds all sections that have content.
+pub(super) fn add_sections(page: &mut Page, context: &Context) {
+    for section in SECTIONS
         .iter()
-        .any(|view| view.runs.iter().any(|run| run.directory.is_some()))
+        .filter(|section| (section.is_shown)(context))
     {
-        page.section("runs", "Runs");
-        each(page, views, |page, view| runs(page, view, roster));
+        page.section(section.anchor, section.title);
+        match section.parts {
+            Parts::Document(parts) => parts.iter().for_each(|part| part(page, context)),
+            Parts::View(parts) => {
+                for view in context.views {
+                    page.heading(&view.name);
+                    parts
+                        .iter()
+                        .for_each(|part| part(page, view, context.styles));
+                }
+            }
+        }
     }
-    if views.iter().any(|view| view.group.is_some()) {
-        page.section("verdict", "Verdict");
-        each(page, views, verdict);
+}
+
+fn incomplete_warning(page: &mut Page, context: &Context) {
+    if let Some(warning) = incomplete(context.document) {
+        page.verdict(&warning);
     }
-    page.section("rates", "Loss against learning rate");
-    each(page, views, |page, view| losses(page, view, roster));
-    if views.iter().any(|view| view.group.is_some()) {
-        page.section("comparisons", "Best rates and comparisons");
-        each(page, views, |page, view| comparisons(page, view, roster));
-    }
-    page.section("tolerance", "Tolerance and spikes");
-    each(page, views, |page, view| tolerance(page, view, roster));
-    page.section("curves", "Loss curves");
-    each(page, views, |page, view| loss_curves(page, view, roster));
-    page.section("inside", "Inside the model");
-    each(page, views, insides);
-    page.section("cost", "Cost");
-    each(page, views, |page, view| cost(page, view, roster));
-    if views.iter().any(|view| view.group.is_some()) {
-        page.section("speedup", "Effective speed-up");
-        each(page, views, speedup);
+}
+
+fn groups(page: &mut Page, context: &Context) {
+    if let Some(sentence) = incomparable_note(&context.document.sets) {
+        page.text(&sentence);
     }
 }
 
@@ -67,43 +131,33 @@ pub(super) fn incomplete(document: &Document) -> Option<String> {
     let missing = document.missing();
     (missing > 0).then(|| {
         format!(
-            "Incomplete: {} of {} runs of this study are missing. No placement is ranked before all of \
-             them are there; means and best rates of what is there may change.",
+            "Incomplete: {} of {} runs of this study are missing. Placements are ranked only when all \
+             runs are done; means and best learning rates may still change.",
             missing,
             document.planned.unwrap_or_default()
         )
     })
 }
 
-fn runs(page: &mut Page, view: &View, roster: &Roster) {
+fn runs(page: &mut Page, view: &View, styles: &PlacementStyles) {
     let key = &view.key;
-    page.html(&history::differences(view, roster).html(&format!("{key}-differences-table")));
-    page.html(&tables::outcomes(view, roster).html(&format!("{key}-outcomes-table")));
-    for remark in history::remarks(view) {
+    page.html(&history::differing_keys(view, styles).html(&format!("{key}-differences-table")));
+    page.html(&tables::outcomes(view, styles).html(&format!("{key}-outcomes-table")));
+    for remark in history::caveats(view) {
         page.note(&remark);
     }
-    page.html(&history::segments(view, roster).html(&format!("{key}-segments-table")));
+    page.html(&history::segments(view, styles).html(&format!("{key}-segments-table")));
 }
 
-fn each(page: &mut Page, views: &[View], mut part: impl FnMut(&mut Page, &View)) {
-    for view in views {
-        page.heading(&view.name);
-        part(page, view);
-    }
-}
-
-fn verdict(page: &mut Page, view: &View) {
+fn verdict(page: &mut Page, view: &View, _: &PlacementStyles) {
     let Some(group) = view.group else {
         page.text("These runs were not compared.");
         return;
     };
     for sentence in group.verdict.iter().chain(&group.remarks) {
-        page.html(&format!(
-            "<p class=\"verdict\">{}</p>\n",
-            escape_line(sentence, PARAGRAPH_CHARS)
-        ));
+        page.verdict(sentence);
     }
-    page.text(&how_sure(&group.analysis));
+    page.text(&confidence_note(&group.analysis));
     if !group.sentences.is_empty() {
         let items: String = (group.sentences.iter())
             .map(|sentence| format!("<li>{}</li>\n", escape_line(sentence, PARAGRAPH_CHARS)))
@@ -112,138 +166,36 @@ fn verdict(page: &mut Page, view: &View) {
     }
 }
 
-fn losses(page: &mut Page, view: &View, roster: &Roster) {
-    match rates::losses(view, roster) {
-        None => page.text("No run finished with a validation loss, and none was lost."),
-        Some(found) => {
-            page.legend(
-                &view.placements,
-                roster,
-                std::slice::from_ref(&found.chart.id),
-            );
-            let mut caption = vec!["Lines join mean losses."];
-            if found.seeds {
-                caption
-                    .push("Small points are seeds; whiskers reach from the lowest to the highest.");
-            }
-            if found.lost {
-                caption.push(
-                    "A cross at the upper edge stands for runs that were lost; the mean of the others at that \
-                     rate is hollow, and no line leads to it.",
-                );
-            }
-            if found.beyond {
-                caption.push("Some means lie beyond the upper edge; the table has them.");
-            }
-            page.chart(found.chart, &caption.join(" "));
-        }
-    }
-    page.html(&tables::losses(view, roster).html(&format!("{}-losses-table", view.key)));
+fn losses(page: &mut Page, view: &View, styles: &PlacementStyles) {
+    page.html(&tables::losses(view, styles).html(&format!("{}-losses-table", view.key)));
 }
 
-fn comparisons(page: &mut Page, view: &View, roster: &Roster) {
-    let (Some(group), Some(table)) = (view.group, tables::comparisons(view, roster)) else {
+fn comparisons(page: &mut Page, view: &View, styles: &PlacementStyles) {
+    let (Some(group), Some(table)) = (view.group, tables::comparisons(view, styles)) else {
         page.text("These runs were not compared.");
         return;
     };
     page.html(&table.html(&format!("{}-comparisons-table", view.key)));
-    let edges = (group.analysis.placements.iter())
-        .filter(|summary| {
-            summary
-                .best
-                .as_ref()
-                .is_some_and(|best| best.at_edge.is_some())
-        })
-        .count();
+    let placements = group.analysis.placements.iter();
+    let edges = placements.filter_map(|summary| summary.best.as_ref()?.at_edge);
+    let edges = edges.count();
     if edges > 0 {
         page.note(&format!(
-            "The best rate of {} is the lowest, the highest or the only one that was tried: a better one \
-             may lie outside.",
+            "For {} the best learning rate is at an end of the grid; a better one may lie outside.",
             count(edges, "placement", "placements")
         ));
     }
-    if let Some(chart) = compare::forest(view, roster) {
-        let caption = format!(
-            "Differences of the validation loss to {} with {} intervals{}; left is better. Filled markers: \
-             better or worse, the whole interval lies beyond the margin of {} nats; open markers: \
-             not distinguishable or equivalent.",
-            group.analysis.rules.baseline,
-            percent(1.0 - group.analysis.rules.alpha),
-            match group.analysis.comparisons() {
-                0 | 1 => "",
-                _ => " that hold for all comparisons together",
-            },
-            group.analysis.rules.margin
-        );
-        page.chart(chart, &caption);
-    }
 }
 
-fn tolerance(page: &mut Page, view: &View, roster: &Roster) {
-    if let Some(chart) = rates::tolerance(view, roster) {
-        page.chart(
-            chart,
-            "Bars: rates whose mean loss is within the tolerance of the best. Circle: best rate. \
-             Upright line: largest rate up to which no run was lost.",
-        );
-    }
-    if let Some(table) = tables::tolerance(view, roster) {
+fn tolerance(page: &mut Page, view: &View, styles: &PlacementStyles) {
+    if let Some(table) = tables::tolerance(view, styles) {
         page.html(&table.html(&format!("{}-tolerance-table", view.key)));
     }
-    page.html(&tables::spikes(view, roster).html(&format!("{}-spikes-table", view.key)));
+    page.html(&tables::stability(view, styles).html(&format!("{}-spikes-table", view.key)));
 }
 
-fn loss_curves(page: &mut Page, view: &View, roster: &Roster) {
-    let Some(found) = curves::curves(view, roster) else {
-        page.text("No course of training was recorded.");
-        return;
-    };
-    let ids: Vec<String> = found.charts.iter().map(|chart| chart.id.clone()).collect();
-    let id = format!("{}-curves-choice", view.key);
-    page.choice(&id, "Runs:", &ids, &found.choices);
-    page.legend(&view.placements, roster, &ids);
-    let captions = [
-        "Training loss. Thick: mean over the seeds that finished; thin: each seed; markers: \
-         validation loss on the way; dotted upright lines: keys of a run were changed. The axis begins where finished runs are after a twentieth of \
-         their steps; a double click shows everything.",
-        "Largest gradient norm of each stretch of steps, before clipping.",
-    ];
-    for (chart, caption) in found.charts.into_iter().zip(captions) {
-        page.chart(chart, caption);
-    }
-}
-
-fn insides(page: &mut Page, view: &View) {
-    let Some(maps) = inside::heat_maps(view) else {
-        page.text("Nothing was recorded of the inside of these models at their best rates.");
-        return;
-    };
-    let scale = format!("{}-inside-scale", view.key);
-    let mut targets = vec![scale.clone()];
-    targets.extend(maps.charts.iter().map(|(_, chart)| chart.id.clone()));
-    let id = format!("{}-inside-choice", view.key);
-    page.choice(&id, "Quantity:", &targets, &maps.choices);
-    let ends: Vec<[String; 3]> = (maps.ends.iter())
-        .map(|(low, high)| [*low, (low * high).sqrt(), *high].map(compact))
-        .collect();
-    page.scales(&scale, &ends);
-    page.grid("narrow", maps.charts);
-    page.note(
-        "At the best rate; geometric means over the seeds that finished, on one logarithmic scale for \
-         each quantity. Gaps: not positive, or not finite.",
-    );
-}
-
-fn cost(page: &mut Page, view: &View, roster: &Roster) {
-    let charts = compare::cost(view, roster);
-    if charts.len() > 1 {
-        page.grid("wide", charts.into_iter().map(|chart| ("", chart)));
-    } else {
-        for chart in charts {
-            page.chart(chart, "");
-        }
-    }
-    page.html(&tables::cost(view, roster).html(&format!("{}-cost-table", view.key)));
+fn cost(page: &mut Page, view: &View, styles: &PlacementStyles) {
+    page.html(&tables::cost(view, styles).html(&format!("{}-cost-table", view.key)));
     page.note(&machines(view));
 }
 
@@ -260,24 +212,22 @@ pub(super) fn machines(view: &View) -> String {
     let memory = match view.memory_is_measured() {
         true => "Memory is the largest peak of a placement's runs that recorded one.",
         false => {
-            "Memory is estimated, since no run recorded a peak of its own: weights, gradients, moments, \
-             activations."
+            "Memory is estimated, since no run recorded its peak: weights, gradients, optimizer moments, activations."
         }
     };
     let on = match machines.as_slice() {
         [] => return "No runs.".to_owned(),
-        [only] if only == NOT_RECORDED => {
-            "What these runs were trained on was not recorded.".to_owned()
-        }
+        [only] if only == NOT_RECORDED => "The hardware of these runs was not recorded.".to_owned(),
         [only] => format!("Trained on {only}."),
         several => format!(
-            "Trained on several machines or in several ways, which makes speeds hard to compare: {}.",
+            "Trained on several machines, with several numbers of threads or by several versions, so speeds are hard to \
+             compare: {}.",
             several
                 .join("; ")
-                .replace(NOT_RECORDED, "of some runs it was not recorded")
+                .replace(NOT_RECORDED, "not recorded for some runs")
         ),
     };
-    format!("{on} Tokens per second leave out evaluation and saving. {memory}")
+    format!("{on} Tokens per second exclude evaluation and checkpoints. {memory}")
 }
 
 /// Returns processor, threads and version of every process that trained a part of a run.
@@ -304,7 +254,7 @@ fn trained_on(run: &ReportedRun) -> Vec<String> {
 }
 
 /// Constants of the model of effective speed-up.
-pub(super) struct Law {
+pub(super) struct PowerLaw {
     /// Irreducible loss `E`.
     pub(super) irreducible: f64,
     /// Exponent `x`.
@@ -314,7 +264,7 @@ pub(super) struct Law {
 }
 
 /// Returns the model as used for a view.
-pub(super) fn law(view: &View) -> Option<Law> {
+pub(super) fn power_law(view: &View) -> Option<PowerLaw> {
     let rules = &view.group?.analysis.rules;
     let name = rules.baseline.as_str();
     let run = view.best_runs(name).into_iter().next();
@@ -326,7 +276,7 @@ pub(super) fn law(view: &View) -> Option<Law> {
             let compute = run.compute();
             let factor = (mean - rules.irreducible_loss) * compute.powf(rules.compute_exponent);
             format!(
-                "A = {}, from the mean loss of {name} at its best rate, {} nats, and its compute, \
+                "A = {}, from the mean loss of {name} at its best learning rate, {} nats, and its compute, \
                  C = 6 × {} {} × {} tokens = {}",
                 compact(factor),
                 loss(mean),
@@ -343,9 +293,9 @@ pub(super) fn law(view: &View) -> Option<Law> {
         (Some(_), Some(_)) => {
             format!("A is not defined, because {name} is not above the irreducible loss")
         }
-        _ => format!("A is not known, because no run of {name} finished"),
+        _ => format!("A is unknown, because no run of {name} finished"),
     };
-    Some(Law {
+    Some(PowerLaw {
         irreducible: rules.irreducible_loss,
         exponent: rules.compute_exponent,
         factor,
@@ -353,13 +303,12 @@ pub(super) fn law(view: &View) -> Option<Law> {
 }
 
 /// Limitations of the model.
-pub(super) const LIMITS: &str = "This is a model, not a measurement. E and the exponent are constants \
-    of the study and were not fitted here; A is set by a single point, the baseline. Gains of \
-    placements whose loss is not distinguishable are noise. Nothing follows for other sizes, more tokens \
-    or other data.";
+pub(super) const LIMITATIONS: &str = "This is a model, not a measurement. E and the exponent are constants \
+    of the study and were not fitted here; A is set by a single point, the baseline. Gains of placements without a significant difference are noise. The model does not extend to other sizes, more \
+    tokens or other data.";
 
-fn speedup(page: &mut Page, view: &View) {
-    let Some(law) = law(view) else {
+fn speedup(page: &mut Page, view: &View, _: &PlacementStyles) {
+    let Some(law) = power_law(view) else {
         page.text("These runs were not compared.");
         return;
     };
@@ -370,15 +319,15 @@ fn speedup(page: &mut Page, view: &View) {
         plain(law.exponent)
     ));
     page.text(&format!("{}.", law.factor));
-    page.text("A placement with loss L does what the baseline does with compute");
+    page.text("A placement with loss L matches the baseline trained with compute");
     page.html("<p class=\"formula\">C′ = (A ∕ (L − E))<sup>1∕x</sup></p>\n");
     page.text(
-        "Its compute gain is C′ ∕ C over the seeds that both have; its effective speed-up is the \
+        "Its compute gain is C′ ∕ C over the seeds of both; its effective speed-up is the \
          compute gain times the throughput ratio, which compares tokens per second. The table of \
          comparisons has all three.",
     );
     if !view.is_complete {
-        page.text("Runs are missing, and so nothing is said about speed-ups.");
+        page.text("Runs are missing, so no speed-up is reported.");
         return;
     }
     let best = (view.group.iter())
@@ -394,8 +343,9 @@ fn speedup(page: &mut Page, view: &View) {
             times(speedup)
         ),
         None => {
-            "No placement is shown to be better than the baseline, and so no speed-up.".to_owned()
+            "No placement is significantly better than the baseline, so no speed-up is reported."
+                .to_owned()
         }
     });
-    page.note(LIMITS);
+    page.note(LIMITATIONS);
 }

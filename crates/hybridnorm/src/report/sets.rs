@@ -9,7 +9,8 @@ use crate::train::{Checkpoint, Config};
 
 /// Data, tokenizer and windows shared by runs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Set {
+#[non_exhaustive]
+pub struct DataSet {
     /// Differences from the other sets of the report; empty if there is only one set.
     pub name: String,
     /// Name of the training data in the first run.
@@ -24,7 +25,7 @@ pub struct Set {
     pub validation_named: String,
     /// Name and fingerprint of the tokenizer.
     pub tokenizer: String,
-    /// Rows of the embedding matrix.
+    /// RecordCounts of the embedding matrix.
     pub vocabulary: usize,
     /// Tokens per window.
     pub seq_len: usize,
@@ -32,7 +33,7 @@ pub struct Set {
     pub eval_sequences: usize,
 }
 
-impl Set {
+impl DataSet {
     /// Determines the set of a run from its own files.
     ///
     /// # Errors
@@ -50,7 +51,7 @@ impl Set {
         let tokenizer = checkpoint.map(Checkpoint::tokenizer).transpose()?.flatten();
         let spec = config.data.tokenizer.as_deref();
         let tokenizer = match tokenizer {
-            Some(found) => format!("{} ({})", found.name(), short(found.fingerprint())),
+            Some(found) => format!("{} ({})", found.name(), short_hash(found.fingerprint())),
             None => format!("{}, not recorded", spec.unwrap_or("that of the data")),
         };
         let vocabulary = match checkpoint {
@@ -77,7 +78,7 @@ impl Set {
     }
 
     /// True if runs of both sets are comparable.
-    pub(super) fn is_same(&self, other: &Self) -> bool {
+    pub(super) fn is_comparable(&self, other: &Self) -> bool {
         self.aspects() == other.aspects()
     }
 
@@ -91,22 +92,22 @@ impl Set {
             ("validation data", self.validation.clone()),
             ("tokenizer", self.tokenizer.clone()),
             ("vocabulary", self.vocabulary.to_string()),
-            ("tokens a window", self.seq_len.to_string()),
-            ("validation windows", sequences),
+            ("sequence length", self.seq_len.to_string()),
+            ("validation sequences", sequences),
         ]
     }
 }
 
 /// Names each set by its differences from the others.
-pub(super) fn named(mut sets: Vec<Set>) -> Vec<Set> {
-    let all: Vec<[(&str, String); 6]> = sets.iter().map(Set::aspects).collect();
+pub(super) fn name_sets(mut sets: Vec<DataSet>) -> Vec<DataSet> {
+    let all: Vec<[(&str, String); 6]> = sets.iter().map(DataSet::aspects).collect();
     for (at, set) in sets.iter_mut().enumerate() {
         let differs = |aspect: &usize| all.iter().any(|other| other[*aspect] != all[at][*aspect]);
         let parts: Vec<String> = (0..all[at].len())
             .filter(differs)
             .map(|aspect| match all[at][aspect] {
                 ("training data", _) => {
-                    format!("training data {} ({})", set.named, short(&set.data))
+                    format!("training data {} ({})", set.named, short_hash(&set.data))
                 }
                 ("validation data", ref found) if found == NO_VALIDATION => {
                     "no validation data".to_owned()
@@ -114,7 +115,7 @@ pub(super) fn named(mut sets: Vec<Set>) -> Vec<Set> {
                 ("validation data", ref found) => format!(
                     "validation data {} ({})",
                     set.validation_named,
-                    short(found)
+                    short_hash(found)
                 ),
                 (name, ref value) => format!("{name} {value}"),
             })
@@ -127,19 +128,18 @@ pub(super) fn named(mut sets: Vec<Set>) -> Vec<Set> {
 }
 
 /// Returns a sentence for the reader if runs belong to different sets.
-pub(super) fn apart(sets: &[Set]) -> Option<String> {
+pub(super) fn incomparable_note(sets: &[DataSet]) -> Option<String> {
     (sets.len() > 1).then(|| {
         format!(
-            "These runs are in {} groups, because they were not trained or not judged on the same data, \
-             tokenizer and windows. Losses of different groups cannot be compared: no chart and no \
-             table puts them side by side.",
+            "These runs form {} groups with different training data, validation data, tokenizer or sequence length. \
+             Losses of different groups are not comparable and are shown separately.",
             sets.len()
         )
     })
 }
 
 /// Returns a prefix of a hash that is long enough to identify it.
-pub(super) fn short(hash: &str) -> &str {
+pub(super) fn short_hash(hash: &str) -> &str {
     match hash.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         true => hash.get(..12).unwrap_or(hash),
         false => hash.split(':').next().unwrap_or(hash),
@@ -151,8 +151,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sets_are_named_by_what_differs() {
-        let one = Set {
+    fn sets_are_named_by_their_differences() {
+        let one = DataSet {
             name: String::new(),
             named: "a.txt".into(),
             data: "d1".into(),
@@ -163,33 +163,33 @@ mod tests {
             seq_len: 16,
             eval_sequences: 0,
         };
-        let other = Set {
+        let other = DataSet {
             data: "d2".into(),
             eval_sequences: 8,
             ..one.clone()
         };
-        let names: Vec<String> = named(vec![one.clone(), other])
+        let names: Vec<String> = name_sets(vec![one.clone(), other])
             .into_iter()
             .map(|set| set.name)
             .collect();
         assert_eq!(
             names,
             [
-                "Group 1: training data a.txt (d1), validation windows all",
-                "Group 2: training data a.txt (d2), validation windows 8"
+                "Group 1: training data a.txt (d1), validation sequences all",
+                "Group 2: training data a.txt (d2), validation sequences 8"
             ]
         );
-        assert_eq!(named(vec![one.clone()])[0].name, "");
-        let old = Set {
+        assert_eq!(name_sets(vec![one.clone()])[0].name, "");
+        let old = DataSet {
             validation: "not recorded: v.txt".into(),
             validation_named: "v.txt".into(),
             ..one.clone()
         };
-        let none = Set {
+        let none = DataSet {
             validation: "none".into(),
             ..one.clone()
         };
-        let names: Vec<String> = named(vec![one.clone(), old, none])
+        let names: Vec<String> = name_sets(vec![one.clone(), old, none])
             .into_iter()
             .map(|set| set.name)
             .collect();
@@ -201,6 +201,6 @@ mod tests {
                 "Group 3: no validation data"
             ]
         );
-        assert_eq!(apart(&[one]), None);
+        assert_eq!(incomparable_note(&[one]), None);
     }
 }

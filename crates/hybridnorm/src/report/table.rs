@@ -53,7 +53,7 @@ impl Cell {
     }
 
     fn html(&self) -> String {
-        let mark = self.style.map(palette::mark).unwrap_or_default();
+        let mark = self.style.map(palette::swatch).unwrap_or_default();
         let note = match self.note.as_str() {
             "" => String::new(),
             note => format!(" <small>{}</small>", escape_line(note, CELL_CHARS)),

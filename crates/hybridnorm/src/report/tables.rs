@@ -4,7 +4,7 @@ use super::format::{
     NONE, count, difference, loss, mean_sd, mebibytes, or_none, probability, rate, speed, times,
 };
 use super::history::NOT_RECORDED;
-use super::palette::Roster;
+use super::palette::PlacementStyles;
 use super::run::ReportedRun;
 use super::table::{Cell, Table};
 use super::view::View;
@@ -13,43 +13,43 @@ use crate::lab::analysis::{Best, Comparison, Edge, RateSummary, Verdict};
 use crate::lab::study::record::Ending;
 
 /// Words for the status of runs, in every table and sentence.
-pub(super) const LOST: &str = "lost";
-pub(super) const NOT_LEARNED: &str = "not learned yet";
+pub(super) const DIVERGED: &str = "diverged";
+pub(super) const NOT_LEARNED: &str = "did not learn";
 /// Stopped by successive halving.
-pub(super) const LEFT_OUT: &str = "left out";
+pub(super) const HALVED: &str = "stopped";
 
 /// Returns a cell with the name and mark of a placement.
-pub(super) fn placement(roster: &Roster, name: &str) -> Cell {
-    Cell::new(name).style(roster.style(name))
+pub(super) fn placement(styles: &PlacementStyles, name: &str) -> Cell {
+    Cell::new(name).style(styles.style(name))
 }
 
 /// Builds the table of mean losses by placement and learning rate.
-pub(super) fn losses(view: &View, roster: &Roster) -> Table {
+pub(super) fn losses(view: &View, styles: &PlacementStyles) -> Table {
     let mut table = Table::new(
         "Validation loss by learning rate, in nats per token: mean ± standard deviation over the \
-         seeds that finished; each placement's best rate is bold",
+         seeds that finished; each placement's best learning rate is bold",
     )
     .text("placement");
-    for &lr in &view.rates {
+    for &lr in &view.lrs {
         table = table.number(rate(lr));
     }
     for &name in &view.placements {
-        let best = view.best_rate(name).filter(|_| view.is_complete);
-        let mut row = vec![placement(roster, name)];
-        for &lr in &view.rates {
-            let found = view.rate(name, lr);
+        let best = view.best_lr(name).filter(|_| view.is_complete);
+        let mut row = vec![placement(styles, name)];
+        for &lr in &view.lrs {
+            let found = view.status_at(name, lr);
             let mut notes = Vec::new();
             for (number, word) in [
-                (found.lost, LOST),
+                (found.diverged, DIVERGED),
                 (found.not_learned, NOT_LEARNED),
-                (found.halved, LEFT_OUT),
+                (found.halved, HALVED),
                 (found.unfinished, "unfinished"),
             ] {
                 if number > 0 {
                     notes.push(format!("{number} of {} {word}", found.runs));
                 }
             }
-            let class = match (best == Some(lr), found.lost > 0) {
+            let class = match (best == Some(lr), found.diverged > 0) {
                 (true, _) => "best",
                 (false, true) => "warn",
                 (false, false) => "",
@@ -67,26 +67,26 @@ pub(super) fn losses(view: &View, roster: &Roster) -> Table {
 }
 
 /// Builds the table of best learning rates and of comparisons with the baseline.
-pub(super) fn comparisons(view: &View, roster: &Roster) -> Option<Table> {
+pub(super) fn comparisons(view: &View, styles: &PlacementStyles) -> Option<Table> {
     let analysis = &view.group?.analysis;
     let level = percent(1.0 - analysis.rules.alpha);
     let mut table = Table::new(format!(
-        "Each placement at its best rate, and its difference to {} at its own best rate, in pairs \
-         of the same seed; below 0 is better",
+        "Each placement at its best learning rate, and its paired difference to {} at the \
+         baseline's best learning rate, over the same seeds; negative is better",
         analysis.rules.baseline
     ))
     .text("placement")
-    .number("best rate")
+    .number("best learning rate")
     .number("validation loss (nats)")
     .number(format!("difference, {level} interval (nats)"))
-    .number("p (corrected)")
+    .number("p (adjusted)")
     .text("verdict")
     .number("compute gain")
     .number("throughput ratio")
     .number("effective speed-up");
     for summary in &analysis.placements {
-        let mut row = vec![placement(roster, &summary.placement)];
-        row.push(or_none_cell(summary.best.as_ref(), best_rate));
+        let mut row = vec![placement(styles, &summary.placement)];
+        row.push(or_none_cell(summary.best.as_ref(), best_lr));
         row.push(or_none_cell(summary.best.as_ref(), |best| {
             Cell::new(mean_sd(&best.loss)).note(count(best.loss.n, "seed", "seeds"))
         }));
@@ -112,19 +112,19 @@ fn or_none_cell<T>(value: Option<T>, cell: impl Fn(T) -> Cell) -> Cell {
     value.map_or_else(|| Cell::new(NONE), cell)
 }
 
-fn best_rate(best: &Best) -> Cell {
+fn best_lr(best: &Best) -> Cell {
     let note = match best.at_edge {
         None => "",
-        Some(Edge::Lowest) => "lowest tried",
-        Some(Edge::Highest) => "highest tried",
-        Some(Edge::Only) => "only one tried",
+        Some(Edge::Lowest) => "lowest tested",
+        Some(Edge::Highest) => "highest tested",
+        Some(Edge::Only) => "only one tested",
     };
     Cell::new(rate(best.lr)).note(note)
 }
 
-/// Formats a number of seeds: `1 fresh seed`.
+/// Formats a number of seeds: `1 new seed`.
 fn seeds_of(seeds: u64) -> String {
-    count(seeds as usize, "fresh seed", "fresh seeds")
+    count(seeds as usize, "new seed", "new seeds")
 }
 
 fn compared(comparison: &Comparison) -> Vec<Cell> {
@@ -132,7 +132,7 @@ fn compared(comparison: &Comparison) -> Vec<Cell> {
     let (class, word) = verdict(comparison.verdict);
     let note = match (comparison.verdict, comparison.seeds_to_resolve) {
         (Verdict::Indistinguishable, Some(seeds)) => {
-            format!("a new study with about {} would tell", seeds_of(seeds))
+            format!("significant with about {}", seeds_of(seeds))
         }
         _ => String::new(),
     };
@@ -160,39 +160,39 @@ pub(super) fn verdict(verdict: Verdict) -> (&'static str, &'static str) {
         Verdict::Better => ("good", "better"),
         Verdict::Worse => ("bad", "worse"),
         Verdict::Equivalent => ("quiet", "equivalent"),
-        Verdict::Indistinguishable => ("quiet", "not distinguishable"),
+        Verdict::Indistinguishable => ("quiet", "not significant"),
     }
 }
 
 /// Builds the table of tolerated learning rates, whose resolution is that of the grid.
-pub(super) fn tolerance(view: &View, roster: &Roster) -> Option<Table> {
+pub(super) fn tolerance(view: &View, styles: &PlacementStyles) -> Option<Table> {
     let analysis = &view.group?.analysis;
     let mut table = Table::new(format!(
-        "Rates tried within {} nats of the placement's own best, with those beside them that are not, and the \
-         largest up to which no run was lost. What lies between two rates was not tried: how wide a span is, is \
-         known to a step of the grid only, and not at all where it reaches an end of the grid",
+        "Tested learning rates within {} nats of the placement's best loss, their neighbours outside it, and the \
+         largest learning rate up to which no run diverged. The range is known only to the resolution of the grid, and \
+         not at all at its ends",
         analysis.rules.tolerance
     ))
     .text("placement")
-    .number("lowest rate")
-    .number("best rate")
-    .number("highest rate")
-    .number("largest stable rate")
-    .number("sensitivity to the rate (nats)");
+    .number("lowest learning rate")
+    .number("best learning rate")
+    .number("highest learning rate")
+    .number("largest stable learning rate")
+    .number("learning rate sensitivity (nats)");
     for summary in &analysis.placements {
         let end = |lr: f64, next: Option<f64>, edge: &str| {
             let of_next = |summary: &&RateSummary| Some(summary.lr) == next;
             Cell::new(rate(lr)).note(match (next, summary.rates.iter().find(of_next)) {
                 (Some(next), Some(found)) if found.halved > 0 => {
-                    format!("{} was left out on the way", rate(next))
+                    format!("{} was stopped early", rate(next))
                 }
                 (Some(next), _) => format!("{} is outside", rate(next)),
-                (None, _) => format!("{edge} tried"),
+                (None, _) => format!("{edge} tested"),
             })
         };
         let span = summary.tolerance.as_ref();
         table.row(vec![
-            placement(roster, &summary.placement),
+            placement(styles, &summary.placement),
             or_none_cell(span, |span| end(span.low, span.next_below, "lowest")),
             or_none(summary.best.as_ref(), |best| rate(best.lr)).into(),
             or_none_cell(span, |span| end(span.high, span.next_above, "highest")),
@@ -204,34 +204,35 @@ pub(super) fn tolerance(view: &View, roster: &Roster) -> Option<Table> {
 }
 
 /// Builds the table of run statuses and spikes.
-pub(super) fn spikes(view: &View, roster: &Roster) -> Table {
+pub(super) fn stability(view: &View, styles: &PlacementStyles) -> Table {
     let mut table = Table::new(
-        "Endings and spikes over all rates and seeds: how many runs finished, were lost, had not learned yet \
-         or were left out by successive halving, and how often a quantity left its recent range",
+        "Run status and spikes over all learning rates and seeds: number of runs that finished, diverged, did not \
+         learn (no improvement over token frequencies) or were stopped by successive halving, and number of spikes",
     )
     .text("placement")
     .number("runs")
     .number("finished")
-    .number(LOST)
+    .number(DIVERGED)
     .number(NOT_LEARNED)
-    .number(LEFT_OUT)
+    .number(HALVED)
     .number("spikes of the loss")
-    .number("of the gradient norm")
-    .number("of the update norm")
+    .number("spikes of the gradient norm")
+    .number("spikes of the update norm")
     .number("runs with spikes of the loss");
     for &name in &view.placements {
         let [loss, grad, update, runs] = view.spikes(name);
-        let ended =
-            |wanted: fn(&Ending) -> bool| view.of(name).filter(|run| wanted(&run.ending)).count();
+        let ended = |wanted: fn(&Ending) -> bool| {
+            view.runs_of(name).filter(|run| wanted(&run.ending)).count()
+        };
         let finished = ended(|ending| matches!(ending, Ending::Finished));
-        let lost = ended(|ending| matches!(ending, Ending::Diverged { .. }));
+        let diverged = ended(|ending| matches!(ending, Ending::Diverged { .. }));
         let not_learned = ended(|ending| matches!(ending, Ending::NotLearned { .. }));
         let halved = ended(|ending| matches!(ending, Ending::Halved { .. }));
         table.row(vec![
-            placement(roster, name),
-            grouped(view.of(name).count() as u64).into(),
+            placement(styles, name),
+            grouped(view.runs_of(name).count() as u64).into(),
             grouped(finished as u64).into(),
-            Cell::new(grouped(lost as u64)).class(if lost > 0 { "bad" } else { "" }),
+            Cell::new(grouped(diverged as u64)).class(if diverged > 0 { "bad" } else { "" }),
             Cell::new(grouped(not_learned as u64)).class(if not_learned > 0 { "warn" } else { "" }),
             grouped(halved as u64).into(),
             grouped(loss).into(),
@@ -244,7 +245,7 @@ pub(super) fn spikes(view: &View, roster: &Roster) -> Table {
 }
 
 /// Builds the table of speed and memory.
-pub(super) fn cost(view: &View, roster: &Roster) -> Table {
+pub(super) fn cost(view: &View, styles: &PlacementStyles) -> Table {
     let mut table = Table::new("Cost of training")
         .text("placement")
         .number("parameters")
@@ -254,13 +255,13 @@ pub(super) fn cost(view: &View, roster: &Roster) -> Table {
             false => "memory, estimated (MiB)",
         });
     for &name in &view.placements {
-        let parameters = view.of(name).next().map(|run| {
+        let parameters = view.runs_of(name).next().map(|run| {
             let active = run.active_parameters.map(grouped);
             let active = active.map(|active| format!(" ({active} active)"));
             grouped(run.parameters) + &active.unwrap_or_default()
         });
         table.row(vec![
-            placement(roster, name),
+            placement(styles, name),
             or_none(parameters, |parameters| parameters).into(),
             or_none(view.speed(name), speed).into(),
             or_none(view.memory(name), mebibytes).into(),
@@ -270,19 +271,19 @@ pub(super) fn cost(view: &View, roster: &Roster) -> Table {
 }
 
 /// Builds the table of run statuses, with few columns.
-pub(super) fn outcomes(view: &View, roster: &Roster) -> Table {
-    let mut table = Table::new("How each run ended")
+pub(super) fn outcomes(view: &View, styles: &PlacementStyles) -> Table {
+    let mut table = Table::new("Status of each run")
         .text("run")
         .number("peak learning rate")
         .number("seed")
-        .text("ending")
+        .text("status")
         .number("steps")
         .number("validation loss (nats)")
         .number("training loss (nats)");
     for run in &view.runs {
         let (ending, class) = ending(run);
         table.row(vec![
-            placement(roster, run.label()),
+            placement(styles, run.label()),
             rates(run).into(),
             run.cell.seed.to_string().into(),
             Cell::new(ending).class(class),
@@ -295,15 +296,15 @@ pub(super) fn outcomes(view: &View, roster: &Roster) -> Table {
 }
 
 /// Builds the table of all runs, with all columns.
-pub(super) fn runs(runs: &[&ReportedRun], roster: &Roster) -> Table {
-    let mut table = Table::new("Every run")
+pub(super) fn runs(runs: &[&ReportedRun], styles: &PlacementStyles) -> Table {
+    let mut table = Table::new("All runs")
         .text("placement")
-        .number("rate")
+        .number("learning rate")
         .number("seed")
         .text("initialization")
         .number("blocks")
         .text("id")
-        .text("ending")
+        .text("status")
         .number("steps")
         .number("tokens")
         .number("validation loss (nats)")
@@ -320,7 +321,7 @@ pub(super) fn runs(runs: &[&ReportedRun], roster: &Roster) -> Table {
         let (ending, class) = ending(run);
         let spikes = run.spikes;
         table.row(vec![
-            placement(roster, run.label()),
+            placement(styles, run.label()),
             rates(run).into(),
             run.cell.seed.to_string().into(),
             run.cell.init.as_deref().unwrap_or(NONE).into(),
@@ -369,7 +370,7 @@ pub(super) fn rates(run: &ReportedRun) -> String {
         }
     }
     match text.as_str() {
-        "" => "changed on the way".to_owned(),
+        "" => "changed during training".to_owned(),
         _ => text,
     }
 }
@@ -379,11 +380,11 @@ fn ending(run: &ReportedRun) -> (String, &'static str) {
     match &run.ending {
         Ending::Finished => ("finished".to_owned(), ""),
         Ending::Diverged { step, reason } => (
-            format!("{LOST} after step {}: {reason}", grouped(*step)),
+            format!("{DIVERGED} after step {}: {reason}", grouped(*step)),
             "bad",
         ),
         Ending::NotLearned { reason } => (format!("{NOT_LEARNED}: {reason}"), "warn"),
-        Ending::Halved { step } => (format!("{LEFT_OUT} after step {}", grouped(*step)), "quiet"),
+        Ending::Halved { step } => (format!("{HALVED} after step {}", grouped(*step)), "quiet"),
         Ending::Unfinished { step } => {
             let planned = run
                 .directory

@@ -33,10 +33,13 @@ pub fn check_target(out: &Path, inputs: &[PathBuf]) -> Result<()> {
     };
     match inputs.iter().find(is_part) {
         None => Ok(()),
-        Some(input) => Err(Error::config(format!(
-            "{} is a part of {}, which the report is about; choose another name",
-            out.display(),
-            input.display()
-        ))),
+        Some(input) => Err(Error::conflict(
+            ["--out", "paths"],
+            format!(
+                "{} is a part of the input {}; choose another name",
+                out.display(),
+                input.display()
+            ),
+        )),
     }
 }

@@ -2,7 +2,7 @@
 
 use super::document::Document;
 use super::run::ReportedRun;
-use super::sets::Set;
+use super::sets::DataSet;
 use crate::lab::analysis::PlacementSummary;
 use crate::lab::stats::{self, Summary};
 use crate::lab::study::record::Ending;
@@ -21,19 +21,19 @@ pub(super) struct View<'a> {
     /// Placements in the order of the analysis, then of the runs.
     pub(super) placements: Vec<&'a str>,
     /// Learning rates, ascending.
-    pub(super) rates: Vec<f64>,
+    pub(super) lrs: Vec<f64>,
     /// True if no run of the study is missing. Placements are ranked only then.
     pub(super) is_complete: bool,
 }
 
 /// Runs of one placement at one learning rate.
-pub(super) struct Rate<'a> {
+pub(super) struct RunsAtLr<'a> {
     /// Runs that finished and have a validation loss, with that loss.
     pub(super) losses: Vec<(&'a ReportedRun, f64)>,
     /// Number of runs.
     pub(super) runs: usize,
     /// Number of diverged runs.
-    pub(super) lost: usize,
+    pub(super) diverged: usize,
     /// Number of runs that had not learned yet.
     pub(super) not_learned: usize,
     /// Number of runs that were stopped by successive halving.
@@ -63,7 +63,7 @@ fn sorted(document: &Document) -> Vec<View<'_>> {
         let runs = match document.groups.len() {
             1 => document.runs.iter().collect(),
             _ => (document.runs.iter())
-                .filter(|run| belongs(run, group))
+                .filter(|run| is_in_group(run, group))
                 .collect(),
         };
         views.push(View::new(
@@ -76,7 +76,7 @@ fn sorted(document: &Document) -> Vec<View<'_>> {
     let left: Vec<&ReportedRun> = match document.groups.len() {
         1 => Vec::new(),
         _ => (document.runs.iter())
-            .filter(|run| !document.groups.iter().any(|group| belongs(run, group)))
+            .filter(|run| !document.groups.iter().any(|group| is_in_group(run, group)))
             .collect(),
     };
     let mut kinds: Vec<(&Option<String>, Option<usize>)> = Vec::new();
@@ -102,7 +102,7 @@ fn sorted(document: &Document) -> Vec<View<'_>> {
 
 /// Returns one view per data set.
 fn by_set(document: &Document) -> Vec<View<'_>> {
-    let view = |(position, set): (usize, &Set)| {
+    let view = |(position, set): (usize, &DataSet)| {
         let of_set = document.runs.iter().filter(|run| run.set() == position);
         View::new(position, set.name.clone(), None, of_set.collect())
     };
@@ -125,16 +125,16 @@ impl<'a> View<'a> {
                 placements.push(name);
             }
         }
-        let mut rates: Vec<f64> = runs.iter().filter_map(|run| run.rate()).collect();
-        rates.sort_by(f64::total_cmp);
-        rates.dedup();
+        let mut lrs: Vec<f64> = runs.iter().filter_map(|run| run.peak_lr()).collect();
+        lrs.sort_by(f64::total_cmp);
+        lrs.dedup();
         Self {
             key: format!("g{position}"),
             name,
             group,
             runs,
             placements,
-            rates,
+            lrs,
             is_complete: true,
         }
     }
@@ -145,7 +145,7 @@ impl<'a> View<'a> {
     }
 
     /// Returns the runs of a placement.
-    pub(super) fn of<'b>(
+    pub(super) fn runs_of<'b>(
         &'b self,
         placement: &'b str,
     ) -> impl Iterator<Item = &'a ReportedRun> + use<'a, 'b> {
@@ -153,19 +153,19 @@ impl<'a> View<'a> {
     }
 
     /// Returns the runs of a placement at a learning rate.
-    pub(super) fn at(&self, placement: &str, lr: f64) -> Vec<&'a ReportedRun> {
-        (self.of(placement))
-            .filter(|run| run.rate() == Some(lr))
+    pub(super) fn runs_at(&self, placement: &str, lr: f64) -> Vec<&'a ReportedRun> {
+        (self.runs_of(placement))
+            .filter(|run| run.peak_lr() == Some(lr))
             .collect()
     }
 
     /// Summarizes the status of the runs of a placement at a learning rate.
-    pub(super) fn rate(&self, placement: &str, lr: f64) -> Rate<'a> {
-        let runs = self.at(placement, lr);
+    pub(super) fn status_at(&self, placement: &str, lr: f64) -> RunsAtLr<'a> {
+        let runs = self.runs_at(placement, lr);
         let ended =
             |wanted: fn(&Ending) -> bool| runs.iter().filter(|run| wanted(&run.ending)).count();
-        Rate {
-            lost: ended(|ending| matches!(ending, Ending::Diverged { .. })),
+        RunsAtLr {
+            diverged: ended(|ending| matches!(ending, Ending::Diverged { .. })),
             not_learned: ended(|ending| matches!(ending, Ending::NotLearned { .. })),
             halved: ended(|ending| matches!(ending, Ending::Halved { .. })),
             unfinished: ended(|ending| matches!(ending, Ending::Unfinished { .. })),
@@ -180,15 +180,15 @@ impl<'a> View<'a> {
 
     /// Returns the best learning rate of a placement: that of the analysis, or the one with the lowest mean loss among
     /// those at which all runs finished and their number is largest.
-    pub(super) fn best_rate(&self, placement: &str) -> Option<f64> {
+    pub(super) fn best_lr(&self, placement: &str) -> Option<f64> {
         if let Some(summary) = self.summary(placement) {
             return summary.best.as_ref().map(|best| best.lr);
         }
-        let whole: Vec<(f64, Summary)> = (self.rates.iter())
+        let whole: Vec<(f64, Summary)> = (self.lrs.iter())
             .filter_map(|&lr| {
-                let rate = self.rate(placement, lr);
-                let summary = rate.summary()?;
-                (rate.losses.len() == rate.runs).then_some((lr, summary))
+                let found = self.status_at(placement, lr);
+                let summary = found.summary()?;
+                (found.losses.len() == found.runs).then_some((lr, summary))
             })
             .collect();
         let most = whole.iter().map(|(_, summary)| summary.n).max()?;
@@ -201,8 +201,8 @@ impl<'a> View<'a> {
 
     /// Returns the finished runs of a placement at its best learning rate.
     pub(super) fn best_runs(&self, placement: &str) -> Vec<&'a ReportedRun> {
-        self.best_rate(placement)
-            .map(|lr| self.rate(placement, lr).losses)
+        self.best_lr(placement)
+            .map(|lr| self.status_at(placement, lr).losses)
             .unwrap_or_default()
             .into_iter()
             .map(|(run, _)| run)
@@ -214,7 +214,9 @@ impl<'a> View<'a> {
         if let Some(summary) = self.summary(placement) {
             return summary.tokens_per_second.filter(|speed| speed.is_finite());
         }
-        let speeds = self.of(placement).map(|run| run.cost.tokens_per_second);
+        let speeds = self
+            .runs_of(placement)
+            .map(|run| run.cost.tokens_per_second);
         stats::median(&speeds.filter(|speed| *speed > 0.0).collect::<Vec<f64>>())
     }
 
@@ -230,13 +232,13 @@ impl<'a> View<'a> {
             true => |run| run.cost.peak_memory_bytes,
             false => |run| run.cost.estimated_memory_bytes,
         };
-        self.of(placement).filter_map(of).max()
+        self.runs_of(placement).filter_map(of).max()
     }
 
     /// Returns the spikes of loss, gradient norm and update norm of a placement's runs, and the number of its runs
     /// with spikes of the loss.
     pub(super) fn spikes(&self, placement: &str) -> [u64; 4] {
-        self.of(placement).fold([0; 4], |sum, run| {
+        self.runs_of(placement).fold([0; 4], |sum, run| {
             let spikes = run.spikes;
             [
                 sum[0] + spikes.loss,
@@ -248,7 +250,7 @@ impl<'a> View<'a> {
     }
 }
 
-impl Rate<'_> {
+impl RunsAtLr<'_> {
     /// Summarizes the losses of the finished runs.
     pub(super) fn summary(&self) -> Option<Summary> {
         let losses: Vec<f64> = self.losses.iter().map(|(_, loss)| *loss).collect();
@@ -256,6 +258,6 @@ impl Rate<'_> {
     }
 }
 
-fn belongs(run: &ReportedRun, group: &Group) -> bool {
+fn is_in_group(run: &ReportedRun, group: &Group) -> bool {
     run.cell.init == group.init && run.cell.depth == group.depth
 }

@@ -15,6 +15,14 @@ use hybridnorm_kernels::magnitude::Magnitude;
 pub type Measured = Option<f32>;
 
 /// Converts a measured number to its written form.
+///
+/// # Example
+/// ```
+/// use hybridnorm::train::layers::measured;
+///
+/// assert_eq!(measured(0.5), Some(0.5));
+/// assert_eq!(measured(f64::INFINITY), None);
+/// ```
 pub fn measured(value: f64) -> Measured {
     let value = value as f32;
     value.is_finite().then_some(value)
@@ -101,6 +109,83 @@ pub struct RoleSignals {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gain_drift: Measured,
 }
+
+/// A signal of a block: a line of [`BLOCK_SIGNALS`].
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct BlockSignal {
+    /// Returns the value; the outer `None` if the block does not have the signal, the inner if it is not finite.
+    pub value: fn(&BlockSignals) -> Option<Measured>,
+    /// Name of its heat map in a report.
+    pub heat_map: Option<&'static str>,
+    /// Tag in TensorBoard: `blocks/TAG/INDEX`.
+    pub tag: Option<&'static str>,
+    /// Column of a report's CSV file, and path of the value in a block of `layers.jsonl`.
+    pub column: Option<(&'static str, &'static str)>,
+}
+
+impl BlockSignal {
+    const fn new(value: fn(&BlockSignals) -> Option<Measured>) -> Self {
+        Self {
+            value,
+            heat_map: None,
+            tag: None,
+            column: None,
+        }
+    }
+
+    const fn heat_map(mut self, name: &'static str) -> Self {
+        self.heat_map = Some(name);
+        self
+    }
+
+    const fn tag(mut self, tag: &'static str) -> Self {
+        self.tag = Some(tag);
+        self
+    }
+
+    const fn column(mut self, column: &'static str, path: &'static str) -> Self {
+        self.column = Some((column, path));
+        self
+    }
+}
+
+/// The table of signals per block, which TensorBoard's event files and the heat maps and CSV files of reports read.
+/// A new signal is a field of [`BlockSignals`] and a line here.
+///
+/// # Example
+/// ```
+/// use hybridnorm::train::layers::BLOCK_SIGNALS;
+///
+/// let tags: Vec<&str> = BLOCK_SIGNALS.iter().filter_map(|signal| signal.tag).collect();
+/// assert!(tags.contains(&"stream_rms") && tags.contains(&"grad_norm"));
+/// ```
+#[rustfmt::skip]
+pub static BLOCK_SIGNALS: &[BlockSignal] = &[
+    BlockSignal::new(|block| Some(measured(block.grad_norm())))
+        .heat_map("gradient norm of the block's parameters").tag("grad_norm"),
+    BlockSignal::new(|block| Some(block.stream.rms))
+        .heat_map("RMS of the residual stream at the block input").tag("stream_rms").column("stream_rms", "stream.rms"),
+    BlockSignal::new(|block| Some(block.stream.max)).column("stream_max", "stream.max"),
+    BlockSignal::new(|block| Some(block.attn.rms))
+        .heat_map("RMS of the attention output").tag("attn_rms").column("attn_rms", "attn.rms"),
+    BlockSignal::new(|block| Some(block.attn.max)).column("attn_max", "attn.max"),
+    BlockSignal::new(|block| Some(block.ffn.rms))
+        .heat_map("RMS of the feed-forward output").tag("ffn_rms").column("ffn_rms", "ffn.rms"),
+    BlockSignal::new(|block| Some(block.ffn.max)).column("ffn_max", "ffn.max"),
+    BlockSignal::new(|block| Some(block.scores.max))
+        .heat_map("max attention logit").tag("largest_score").column("score_max", "scores.max"),
+    BlockSignal::new(|block| Some(block.scores.entropy))
+        .heat_map("entropy of the attention weights (nats)").tag("entropy").column("entropy", "scores.entropy"),
+    BlockSignal::new(|block| Some(block.max_update_ratio()))
+        .heat_map("update-to-weight ratio, largest of the block's parameter roles"),
+    BlockSignal::new(|block| Some(block.roles.gain_drift))
+        .heat_map("RMS distance of norm gains from their initial values"),
+    BlockSignal::new(|block| Some(block.experts.as_ref()?.max_load()))
+        .heat_map("load of the busiest expert over the mean load"),
+    BlockSignal::new(|block| Some(block.experts.as_ref()?.entropy))
+        .heat_map("router entropy (nats)").tag("routing_entropy"),
+];
 
 impl Row for LayersRow {
     const FILE: &'static str = "layers.jsonl";
@@ -194,6 +279,24 @@ impl BlockSignals {
         let squares = norms.map(|norm| norm.map_or(f64::NAN, |norm| f64::from(norm).powi(2)));
         squares.sum::<f64>().sqrt()
     }
+
+    /// Returns the largest update ratio of the roles; `None` if one is missing.
+    pub fn max_update_ratio(&self) -> Measured {
+        max(self.roles.update_ratio.values())
+    }
+}
+
+impl Experts {
+    /// Returns the load of the busiest expert over the mean load.
+    pub fn max_load(&self) -> Measured {
+        max(self.load.iter())
+    }
+}
+
+/// Returns the largest value; `None` if one is missing.
+fn max<'a>(values: impl Iterator<Item = &'a Measured>) -> Measured {
+    let values: Option<Vec<f32>> = values.copied().collect();
+    values?.into_iter().reduce(f32::max)
 }
 
 /// Sums of squares by role.
@@ -257,6 +360,96 @@ impl From<attention::Scores> for Scores {
         Self {
             max: measured(f64::from(found.max)),
             entropy: measured(found.entropy),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn roles(norms: &[Measured]) -> BlockSignals {
+        let by_role = |scale: f32| -> BTreeMap<String, Measured> {
+            (norms.iter().enumerate())
+                .map(|(role, norm)| (role.to_string(), norm.map(|norm| scale * norm)))
+                .collect()
+        };
+        BlockSignals {
+            stream: Default::default(),
+            attn: Default::default(),
+            ffn: Default::default(),
+            scores: Default::default(),
+            experts: None,
+            roles: RoleSignals {
+                grad_norm: by_role(1.0),
+                update_ratio: by_role(0.1),
+                gain_drift: None,
+            },
+        }
+    }
+
+    #[test]
+    fn norms_of_roles_add_in_squares() {
+        assert_eq!(
+            measured(roles(&[Some(3.0), Some(4.0)]).grad_norm()),
+            Some(5.0)
+        );
+        assert_eq!(measured(roles(&[Some(3.0), None]).grad_norm()), None);
+        assert_eq!(roles(&[Some(3.0), Some(4.0)]).max_update_ratio(), Some(0.4));
+        assert_eq!(roles(&[Some(3.0), None]).max_update_ratio(), None);
+        assert_eq!(roles(&[]).max_update_ratio(), None);
+    }
+
+    #[test]
+    fn names_of_signals_are_unique() {
+        let is_unique = |mut names: Vec<&str>| {
+            let count = names.len();
+            names.sort_unstable();
+            names.dedup();
+            names.len() == count
+        };
+        let signals = || BLOCK_SIGNALS.iter();
+        assert!(is_unique(
+            signals().filter_map(|signal| signal.tag).collect()
+        ));
+        assert!(is_unique(
+            signals().filter_map(|signal| signal.heat_map).collect()
+        ));
+        assert!(is_unique(
+            signals()
+                .filter_map(|signal| Some(signal.column?.0))
+                .collect()
+        ));
+    }
+
+    #[test]
+    fn paths_of_columns_lead_to_the_value() {
+        let mut block = roles(&[]);
+        block.stream = Activation {
+            rms: Some(1.0),
+            max: Some(2.0),
+        };
+        block.attn = Activation {
+            rms: Some(3.0),
+            max: Some(4.0),
+        };
+        block.ffn = Activation {
+            rms: Some(5.0),
+            max: Some(6.0),
+        };
+        block.scores = Scores {
+            max: Some(7.0),
+            entropy: Some(8.0),
+        };
+        let json = serde_json::to_value(&block).unwrap();
+        for signal in BLOCK_SIGNALS {
+            let Some((_, path)) = signal.column else {
+                continue;
+            };
+            let found = json.pointer(&format!("/{}", path.replace('.', "/")));
+            let found = found.and_then(serde_json::Value::as_f64);
+            let value = (signal.value)(&block).flatten().map(f64::from);
+            assert!(found.is_some() && found == value, "{path}");
         }
     }
 }

@@ -11,7 +11,18 @@ fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
 }
 
 /// Metrics of one optimizer step.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+///
+/// # Example
+/// ```
+/// use hybridnorm::train::metrics::Metrics;
+///
+/// let line = r#"{"step":3,"loss":2.5,"grad_norm":0.7,"update_norm":0.1,"lr":1e-3,"tokens":96,"tokens_per_second":null}"#;
+/// let metrics: Metrics = serde_json::from_str(line).unwrap();
+/// assert_eq!((metrics.step, metrics.loss), (3, 2.5));
+/// assert!(metrics.tokens_per_second.is_nan() && metrics.validation_loss.is_none());
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Metrics {
     /// The step, counted from 1.
     pub step: u64,
@@ -48,8 +59,9 @@ pub struct Metrics {
 
 /// Router metrics of one step, averaged over the mixture-of-experts blocks. With gradient accumulation the losses
 /// are means over micro-batches, as in the objective.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct RouterMetrics {
     /// Load-balancing loss, unweighted; 1 if perfectly balanced.
     #[serde(deserialize_with = "number")]
@@ -68,8 +80,9 @@ pub struct RouterMetrics {
 }
 
 /// Outcome of QK-clip in one step.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct QkClip {
     /// Max attention logit over all heads in the step's forward pass.
     #[serde(deserialize_with = "number")]
@@ -96,72 +109,195 @@ impl RouterMetrics {
     }
 }
 
-/// A scalar of a step, as a row of [`SCALARS`].
+/// A metric of a step: a line of [`METRICS`].
 #[derive(Debug, Clone, Copy)]
-pub struct Scalar {
+#[non_exhaustive]
+pub struct Metric {
     /// Name in text.
     pub name: &'static str,
     /// Tag in TensorBoard.
     pub tag: &'static str,
-    /// Returns its value; `None` where the step does not have it.
-    pub of: fn(&Metrics) -> Option<f64>,
+    /// Returns the value; `None` if the step does not have it.
+    pub value: fn(&Metrics) -> Option<f64>,
     /// True if a bit-identical replay has the same value.
     pub is_reproducible: bool,
+    /// Curve in a report, if it has one.
+    pub curve: Option<MetricCurve>,
 }
 
-const fn scalar(name: &'static str, tag: &'static str, of: fn(&Metrics) -> Option<f64>) -> Scalar {
-    Scalar {
-        name,
-        tag,
-        of,
-        is_reproducible: true,
+/// Curve of a metric in a report and its CSV file.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct MetricCurve {
+    /// Key in the record of a run, and prefix of the chart's id.
+    pub key: &'static str,
+    /// Column of the CSV file.
+    pub column: &'static str,
+    /// Title of the axis, with the unit.
+    pub axis: &'static str,
+    /// Position of its chart and its column; those of one section follow in the order of the table.
+    pub section: Section,
+    /// Value of an interval of steps.
+    pub aggregate: Aggregate,
+    /// Scale of the axis.
+    pub scale: Scale,
+}
+
+/// Group of metrics, in the order of their charts and columns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Section {
+    /// Losses.
+    Loss,
+    /// Gradients and updates.
+    Optimizer,
+    /// Router of a mixture of experts.
+    Router,
+    /// Attention.
+    Attention,
+}
+
+/// Value of a metric over an interval of steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Aggregate {
+    /// Mean of the steps.
+    Mean,
+    /// Largest value of the steps.
+    Max,
+    /// None: single values, drawn as markers in the chart of the loss.
+    Single,
+}
+
+/// Scale of an axis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Scale {
+    /// Linear.
+    Linear,
+    /// Linear, from the lowest value to that of finished runs after a twentieth of their steps.
+    LinearAfterStart,
+    /// Logarithmic.
+    Log,
+}
+
+impl Aggregate {
+    /// Returns the value of an interval; `None` if no step has one.
+    pub fn of(self, values: impl Iterator<Item = f64>) -> Option<f64> {
+        let mut values = values.peekable();
+        values.peek()?;
+        match self {
+            Self::Mean => {
+                let (sum, count) =
+                    values.fold((0.0, 0usize), |(sum, n), value| (sum + value, n + 1));
+                Some(sum / count as f64)
+            }
+            Self::Max => Some(values.fold(0.0, f64::max)),
+            Self::Single => None,
+        }
     }
 }
 
-/// The table of scalars. TensorBoard's event files and the comparison of a replay read it; a new metric is a field of
-/// [`Metrics`] and a row here.
-pub const SCALARS: [Scalar; 15] = [
-    scalar("learning rate", "train/lr", |row| Some(row.lr)),
-    scalar("tokens", "train/tokens", |row| Some(row.tokens as f64)),
-    scalar("loss", "train/loss", |row| Some(row.loss)),
-    scalar("gradient norm", "train/grad_norm", |row| {
-        Some(row.grad_norm)
-    }),
-    scalar("update norm", "train/update_norm", |row| {
-        Some(row.update_norm)
-    }),
-    Scalar {
-        is_reproducible: false,
-        ..scalar("tokens/s", "train/tokens_per_second", |row| {
-            Some(row.tokens_per_second)
-        })
-    },
-    scalar("validation loss", "validation/loss", |row| {
-        row.validation_loss
-    }),
-    scalar("training objective", "train/objective", |row| row.objective),
-    scalar("load-balancing loss", "router/load_balance", |row| {
-        Some(row.router.as_ref()?.load_balance)
-    }),
-    scalar("router z-loss", "router/z", |row| {
-        Some(row.router.as_ref()?.z)
-    }),
-    scalar("router entropy", "router/entropy", |row| {
-        Some(row.router.as_ref()?.entropy)
-    }),
-    scalar("expert imbalance", "router/imbalance", |row| {
-        Some(row.router.as_ref()?.imbalance)
-    }),
-    scalar("dropped tokens", "router/dropped", |row| {
-        Some(row.router.as_ref()?.dropped as f64)
-    }),
-    scalar("max attention logit", "qk_clip/largest_score", |row| {
-        Some(row.qk_clip.as_ref()?.largest_score)
-    }),
-    scalar("clipped heads", "qk_clip/clipped_heads", |row| {
-        Some(row.qk_clip.as_ref()?.clipped_heads as f64)
-    }),
-];
+impl Metric {
+    const fn new(
+        name: &'static str,
+        tag: &'static str,
+        value: fn(&Metrics) -> Option<f64>,
+    ) -> Self {
+        Self {
+            name,
+            tag,
+            value,
+            is_reproducible: true,
+            curve: None,
+        }
+    }
+
+    /// Marks a metric that differs between replays.
+    const fn not_reproducible(mut self) -> Self {
+        self.is_reproducible = false;
+        self
+    }
+
+    /// Adds a curve: the key, the column of the CSV file, and the title of the axis.
+    const fn curve(
+        mut self,
+        [key, column, axis]: [&'static str; 3],
+        section: Section,
+        aggregate: Aggregate,
+        scale: Scale,
+    ) -> Self {
+        self.curve = Some(MetricCurve {
+            key,
+            column,
+            axis,
+            section,
+            aggregate,
+            scale,
+        });
+        self
+    }
+}
+
+/// Returns the curves of reports with their metrics, in the order of charts and columns.
+pub fn curves() -> Vec<(&'static Metric, MetricCurve)> {
+    let curves = METRICS
+        .iter()
+        .filter_map(|metric| Some((metric, metric.curve?)));
+    let mut curves: Vec<_> = curves.collect();
+    curves.sort_by_key(|(_, curve)| curve.section);
+    curves
+}
+
+/// The table of metrics, which TensorBoard's event files, the comparison of a replay, the records of studies and the
+/// curves and CSV files of reports read. A new metric is a field of [`Metrics`], or of one of its parts, and a line
+/// here.
+///
+/// # Example
+/// ```
+/// use hybridnorm::train::metrics::{METRICS, curves};
+///
+/// let throughput = METRICS.iter().find(|metric| metric.tag == "train/tokens_per_second").unwrap();
+/// assert!(!throughput.is_reproducible);
+/// let columns: Vec<&str> = curves().iter().map(|(_, curve)| curve.column).collect();
+/// assert_eq!(columns[..2], ["train_loss", "validation_loss"]);
+/// ```
+#[rustfmt::skip]
+pub static METRICS: &[Metric] = {
+    use Aggregate::{Max, Mean, Single};
+    use Scale::{Linear, LinearAfterStart, Log};
+    use Section::{Attention, Loss, Optimizer, Router};
+    &[
+        Metric::new("learning rate", "train/lr", |row| Some(row.lr)),
+        Metric::new("tokens", "train/tokens", |row| Some(row.tokens as f64)),
+        Metric::new("loss", "train/loss", |row| Some(row.loss))
+            .curve(["loss", "train_loss", "training loss (nats per token)"], Loss, Mean, LinearAfterStart),
+        Metric::new("gradient norm", "train/grad_norm", |row| Some(row.grad_norm))
+            .curve(["grad_norm", "max_grad_norm", "gradient norm before clipping"], Optimizer, Max, Log),
+        Metric::new("update norm", "train/update_norm", |row| Some(row.update_norm))
+            .curve(["update_norm", "max_update_norm", "update norm"], Optimizer, Max, Log),
+        Metric::new("tokens/s", "train/tokens_per_second", |row| Some(row.tokens_per_second))
+            .not_reproducible(),
+        Metric::new("validation loss", "validation/loss", |row| row.validation_loss)
+            .curve(["validation", "validation_loss", "validation loss (nats per token)"], Loss, Single, Linear),
+        Metric::new("training objective", "train/objective", |row| row.objective)
+            .curve(["objective", "objective", "training objective (nats per token)"], Loss, Mean, LinearAfterStart),
+        Metric::new("load-balancing loss", "router/load_balance", |row| Some(row.router.as_ref()?.load_balance))
+            .curve(["load_balance", "load_balance", "load-balancing loss (balanced: 1)"], Router, Mean, Linear),
+        Metric::new("router z-loss", "router/z", |row| Some(row.router.as_ref()?.z))
+            .curve(["router_z", "router_z", "router z-loss"], Router, Mean, Log),
+        Metric::new("router entropy", "router/entropy", |row| Some(row.router.as_ref()?.entropy))
+            .curve(["router_entropy", "router_entropy", "router entropy (nats)"], Router, Mean, Linear),
+        Metric::new("expert imbalance", "router/imbalance", |row| Some(row.router.as_ref()?.imbalance))
+            .curve(["imbalance", "max_imbalance", "largest expert load over mean load"], Router, Max, Linear),
+        Metric::new("dropped tokens", "router/dropped", |row| Some(row.router.as_ref()?.dropped as f64))
+            .curve(["dropped", "dropped", "dropped tokens per step"], Router, Mean, Linear),
+        Metric::new("max attention logit", "qk_clip/largest_score", |row| Some(row.qk_clip.as_ref()?.largest_score))
+            .curve(["max_attention_logit", "max_attention_logit", "max attention logit"], Attention, Max, Linear),
+        Metric::new("clipped heads", "qk_clip/clipped_heads", |row| Some(row.qk_clip.as_ref()?.clipped_heads as f64))
+            .curve(["clipped_heads", "max_clipped_heads", "heads clipped by QK-clip"], Attention, Max, Linear),
+    ]
+};
 
 impl Row for Metrics {
     const FILE: &'static str = "metrics.jsonl";
@@ -169,5 +305,35 @@ impl Row for Metrics {
 
     fn step(&self) -> u64 {
         self.step
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_keys_and_columns_are_unique() {
+        let is_unique = |mut names: Vec<&str>| {
+            let count = names.len();
+            names.sort_unstable();
+            names.dedup();
+            names.len() == count
+        };
+        assert!(is_unique(METRICS.iter().map(|metric| metric.tag).collect()));
+        assert!(is_unique(
+            curves().iter().map(|(_, curve)| curve.key).collect()
+        ));
+        assert!(is_unique(
+            curves().iter().map(|(_, curve)| curve.column).collect()
+        ));
+    }
+
+    #[test]
+    fn intervals_without_a_value_have_none() {
+        assert_eq!(Aggregate::Mean.of([1.0, 2.0].into_iter()), Some(1.5));
+        assert_eq!(Aggregate::Max.of([1.0, 2.0].into_iter()), Some(2.0));
+        assert_eq!(Aggregate::Mean.of(std::iter::empty()), None);
+        assert_eq!(Aggregate::Max.of(std::iter::empty()), None);
     }
 }

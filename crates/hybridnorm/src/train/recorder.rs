@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::config::LogSection;
-use super::layers::{LayersRow, Measured, measured};
-use super::metrics::{Metrics, SCALARS};
+use super::layers::{BLOCK_SIGNALS, LayersRow, Measured, measured};
+use super::metrics::{METRICS, Metrics};
 use super::optimizer::SlotNorms;
 use super::rows::{self, RowsFile};
 use super::run_directory;
@@ -256,24 +256,14 @@ impl Recorder {
         };
         let mut scalars = Vec::new();
         for (index, block) in layers.blocks.iter().enumerate() {
-            let values = [
-                ("stream_rms", block.stream.rms),
-                ("attn_rms", block.attn.rms),
-                ("ffn_rms", block.ffn.rms),
-                ("largest_score", block.scores.max),
-                ("entropy", block.scores.entropy),
-                ("grad_norm", measured(block.grad_norm())),
-            ];
-            for (name, value) in values {
-                scalars.push((format!("blocks/{name}/{index:02}"), shown(value)));
+            for signal in BLOCK_SIGNALS {
+                if let (Some(tag), Some(value)) = (signal.tag, (signal.value)(block)) {
+                    scalars.push((format!("blocks/{tag}/{index:02}"), to_scalar(value)));
+                }
             }
             if let Some(experts) = &block.experts {
-                scalars.push((
-                    format!("blocks/routing_entropy/{index:02}"),
-                    shown(experts.entropy),
-                ));
                 for (expert, load) in experts.load.iter().enumerate() {
-                    scalars.push((format!("load/{index:02}/{expert:03}"), shown(*load)));
+                    scalars.push((format!("load/{index:02}/{expert:03}"), to_scalar(*load)));
                 }
             }
         }
@@ -287,14 +277,14 @@ impl Recorder {
         let Some(events) = self.events() else {
             return Ok(());
         };
-        let of_step = SCALARS.iter();
-        let of_step = of_step.filter_map(|scalar| Some((scalar.tag, (scalar.of)(row)?)));
-        let of_window = [
+        let metrics = METRICS.iter();
+        let metrics = metrics.filter_map(|metric| Some((metric.tag, (metric.value)(row)?)));
+        let spike_scores = [
             ("spike_score/loss", scores.loss),
             ("spike_score/grad_norm", scores.grad_norm),
             ("spike_score/update_norm", scores.update_norm),
         ];
-        events.scalars(row.step, of_step.chain(of_window))
+        events.scalars(row.step, metrics.chain(spike_scores))
     }
 
     /// True if the limit on dumps allows another spike dump.
@@ -315,6 +305,6 @@ impl Recorder {
 }
 
 /// Converts a measured number for TensorBoard; NaN if absent.
-fn shown(value: Measured) -> f64 {
+fn to_scalar(value: Measured) -> f64 {
     value.map_or(f64::NAN, f64::from)
 }

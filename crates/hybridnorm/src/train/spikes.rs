@@ -206,10 +206,7 @@ mod tests {
             lr: 1e-3,
             tokens: step,
             tokens_per_second: 1.0,
-            objective: None,
-            router: None,
-            qk_clip: None,
-            validation_loss: None,
+            ..Metrics::default()
         }
     }
 

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::Pair;
-use crate::train::metrics::{Metrics, SCALARS, Scalar};
+use crate::train::metrics::{METRICS, Metric, Metrics};
 use crate::train::segments::Segment;
 
 /// Comparison of a run with its replay, step by step.
@@ -51,11 +51,11 @@ impl Comparison {
 fn difference(run: &Metrics, replay: &Metrics) -> Option<&'static str> {
     let same = |a: f64, b: f64| a == b || a.is_nan() && b.is_nan();
     // A value that only one of them has, as a validation loss, was not measured by the other.
-    let differs = |scalar: &&Scalar| match ((scalar.of)(run), (scalar.of)(replay)) {
-        (Some(a), Some(b)) => scalar.is_reproducible && !same(a, b),
+    let differs = |metric: &&Metric| match ((metric.value)(run), (metric.value)(replay)) {
+        (Some(a), Some(b)) => metric.is_reproducible && !same(a, b),
         _ => false,
     };
-    SCALARS.iter().find(differs).map(|scalar| scalar.name)
+    METRICS.iter().find(differs).map(|metric| metric.name)
 }
 
 /// Lists the conditions of steps `from + 1` to `last` of the run that differ from `now`.

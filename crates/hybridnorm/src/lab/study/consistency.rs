@@ -90,9 +90,14 @@ fn check_curve(record: &RunRecord, planned: &Planned) -> Option<String> {
     let curve = &record.curve;
     let steps = &curve.step;
     let lengths = [&curve.loss, &curve.grad_norm, &curve.update_norm].map(Vec::len);
+    let further = curve.further.values().map(Vec::len);
+    let is_complete = lengths
+        .into_iter()
+        .chain(further)
+        .all(|length| length == steps.len());
     let rises = steps.first() != Some(&0) && steps.windows(2).all(|pair| pair[0] < pair[1]);
     let ends = steps.last().copied().unwrap_or(0);
-    if lengths != [steps.len(); 3] || !rises || ends != record.steps {
+    if !is_complete || !rises || ends != record.steps {
         return Some(format!(
             "has a training curve that does not end at its last step, {}, or has gaps",
             record.steps

@@ -1,19 +1,27 @@
 //! Record of a finished run.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
+use super::summary::rounded;
 use crate::train::layers::LayersRow;
+use crate::train::metrics::Aggregate;
 use crate::train::spikes;
 
 impl RunRecord {
-    /// True if two records are equal in all but cost, and validation data that only one of them has.
+    /// True if two records are equal in all but cost, and validation data and further curves that only one of
+    /// them has.
     pub fn is_same(&self, other: &Self) -> bool {
         let (ours, theirs) = (&self.validation_data, &other.validation_data);
-        let other = Self {
+        let mut other = Self {
             cost: self.cost.clone(),
             validation_data: ours.clone(),
             ..other.clone()
         };
+        if self.curve.further.is_empty() || other.curve.further.is_empty() {
+            other.curve.further = self.curve.further.clone();
+        }
         *self == other && (ours == theirs || ours.is_none() || theirs.is_none())
     }
 }
@@ -82,6 +90,52 @@ pub struct Curve {
     pub grad_norm: Vec<f32>,
     /// Largest norm of the update.
     pub update_norm: Vec<f32>,
+    /// Further metrics by key, of steps that have any; `None` for intervals without a value.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub further: BTreeMap<String, Vec<Option<f32>>>,
+}
+
+impl Curve {
+    /// Appends the value of an interval to the series of a metric.
+    pub(super) fn push(
+        &mut self,
+        key: &str,
+        aggregate: Aggregate,
+        values: impl Iterator<Item = f64>,
+    ) {
+        if aggregate == Aggregate::Single {
+            return;
+        }
+        let value = aggregate.of(values).map(|value| match aggregate {
+            // A value that overflows would be read as missing.
+            Aggregate::Max => rounded(value.min(f32::MAX.into()) as f32),
+            _ => value as f32,
+        });
+        let series = match key {
+            "loss" => &mut self.loss,
+            "grad_norm" => &mut self.grad_norm,
+            "update_norm" => &mut self.update_norm,
+            _ => {
+                let value = value.filter(|value| value.is_finite());
+                self.further.entry(key.to_owned()).or_default().push(value);
+                return;
+            }
+        };
+        series.push(value.unwrap_or(f32::NAN));
+    }
+
+    /// Returns the series of a metric, one value per interval; empty if the run does not have it.
+    pub(crate) fn series(&self, key: &str) -> Vec<f32> {
+        match key {
+            "loss" => self.loss.clone(),
+            "grad_norm" => self.grad_norm.clone(),
+            "update_norm" => self.update_norm.clone(),
+            _ => {
+                let series = self.further.get(key).into_iter().flatten();
+                series.map(|value| value.unwrap_or(f32::NAN)).collect()
+            }
+        }
+    }
 }
 
 /// Validation loss at a step.

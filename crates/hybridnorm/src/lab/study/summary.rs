@@ -9,7 +9,7 @@ use crate::model::ModelConfig;
 use crate::placement::{Explanation, PlacementChoice, canonical_hash};
 use crate::train::inventory::inventory;
 use crate::train::layers::LayersRow;
-use crate::train::metrics::Metrics;
+use crate::train::metrics::{self, Metrics};
 use crate::train::segments::{self, Segment};
 use crate::train::spikes::{Detector, Quantity};
 use crate::train::{Checkpoint, Config, State, Trainer, checkpoint, recorder, rows, run_directory};
@@ -246,16 +246,15 @@ fn curve(rows: &[Metrics]) -> Curve {
     let mut curve = Curve::default();
     let window = rows.len().div_ceil(MAX_CURVE_POINTS).max(1);
     for rows in rows.chunks(window) {
-        let largest = |quantity: Quantity| {
-            let values = rows.iter().map(|row| quantity.of(row));
-            // A value that overflows would be read as missing.
-            rounded(values.fold(0.0, f64::max).min(f32::MAX.into()) as f32)
-        };
         curve.step.push(rows[rows.len() - 1].step);
-        curve.loss.push(mean(rows) as f32);
-        curve.grad_norm.push(largest(Quantity::GradNorm));
-        curve.update_norm.push(largest(Quantity::UpdateNorm));
+        for (metric, plotted) in metrics::curves() {
+            let values = rows.iter().filter_map(metric.value);
+            curve.push(plotted.key, plotted.aggregate, values);
+        }
     }
+    curve
+        .further
+        .retain(|_, series| series.iter().any(Option::is_some));
     curve
 }
 
@@ -270,6 +269,6 @@ fn subsample(rows: Vec<LayersRow>) -> Vec<LayersRow> {
 }
 
 /// Rounds to four significant digits.
-fn rounded(value: f32) -> f32 {
+pub(super) fn rounded(value: f32) -> f32 {
     format!("{value:.3e}").parse().unwrap_or(value)
 }

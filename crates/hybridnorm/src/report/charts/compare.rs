@@ -7,14 +7,47 @@ use plotly::{Bar, Scatter};
 
 use super::super::escape::plot_text;
 use super::super::format::{difference, mebibytes, probability, speed};
-use super::super::palette::{Roster, color, symbol};
+use super::super::page::Page;
+use super::super::palette::{PlacementStyles, color, symbol};
 use super::super::tables::verdict;
 use super::super::view::View;
-use super::{Chart, Figure, axis, height_of, layout, name_axis, rows_height, short};
+use super::{Chart, Figure, axis, layout, name_axis, rounded, row_y, rows_height};
 use crate::lab::analysis::Verdict;
 
+/// Adds the chart of paired differences.
+pub(in super::super) fn add_forest(page: &mut Page, view: &View, styles: &PlacementStyles) {
+    let (Some(group), Some(chart)) = (view.group, forest(view, styles)) else {
+        return;
+    };
+    let rules = &group.analysis.rules;
+    let caption = format!(
+        "Differences of the validation loss to {} with {} {}; lower is better. Filled: significant beyond the \
+         margin of {} nats; open: not significant, or equivalent.",
+        rules.baseline,
+        percent(1.0 - rules.alpha),
+        match group.analysis.comparisons() {
+            0 | 1 => "confidence intervals",
+            _ => "simultaneous confidence intervals",
+        },
+        rules.margin
+    );
+    page.chart(chart, &caption);
+}
+
+/// Adds the charts of speed and memory.
+pub(in super::super) fn add_cost(page: &mut Page, view: &View, styles: &PlacementStyles) {
+    let charts = cost(view, styles);
+    if charts.len() > 1 {
+        page.grid("wide", charts.into_iter().map(|chart| ("", chart)));
+    } else {
+        for chart in charts {
+            page.chart(chart, "");
+        }
+    }
+}
+
 /// Builds the chart of paired differences from the baseline with their confidence intervals.
-pub(in super::super) fn forest(view: &View, roster: &Roster) -> Option<Chart> {
+fn forest(view: &View, styles: &PlacementStyles) -> Option<Chart> {
     if !view.is_complete {
         return None;
     }
@@ -40,12 +73,12 @@ pub(in super::super) fn forest(view: &View, roster: &Roster) -> Option<Chart> {
     let mut figure = Figure::new(layout(height, x, name_axis(&names)).shapes(vec![zero]));
     let level = percent(1.0 - analysis.rules.alpha);
     for (position, (name, comparison)) in compared.iter().enumerate() {
-        let style = roster.style(name);
+        let style = styles.style(name);
         let found = &comparison.difference;
-        let sure = matches!(comparison.verdict, Verdict::Better | Verdict::Worse);
+        let is_significant = matches!(comparison.verdict, Verdict::Better | Verdict::Worse);
         let marker = Marker::new()
             .color(color(style))
-            .symbol(symbol(style, sure))
+            .symbol(symbol(style, is_significant))
             .size(10)
             .line(Line::new().color(color(style)).width(1.5));
         let interval = ErrorData::new(ErrorType::Data)
@@ -64,7 +97,7 @@ pub(in super::super) fn forest(view: &View, roster: &Roster) -> Option<Chart> {
             probability(comparison.p_adjusted),
             verdict(comparison.verdict).1
         );
-        let trace = Scatter::new(vec![short(found.mean)], vec![height_of(position)])
+        let trace = Scatter::new(vec![rounded(found.mean)], vec![row_y(position)])
             .mode(Mode::Markers)
             .name(plot_text(name))
             .marker(marker)
@@ -86,11 +119,11 @@ pub(in super::super) fn forest(view: &View, roster: &Roster) -> Option<Chart> {
 }
 
 fn reach(value: f64) -> f64 {
-    short(value.max(0.0)).unwrap_or(0.0)
+    rounded(value.max(0.0)).unwrap_or(0.0)
 }
 
 /// Builds bar charts of tokens per second and peak memory, starting at 0.
-pub(in super::super) fn cost(view: &View, roster: &Roster) -> Vec<Chart> {
+fn cost(view: &View, styles: &PlacementStyles) -> Vec<Chart> {
     let speeds: Vec<Option<f64>> = view
         .placements
         .iter()
@@ -104,8 +137,8 @@ pub(in super::super) fn cost(view: &View, roster: &Roster) -> Vec<Chart> {
         .collect();
     let mebibyte = f64::from(1 << 20);
     [
-        bars(view, roster, "speed", "tokens per second", &speeds, speed),
-        bars(view, roster, "memory", "memory (MiB)", &memory, |value| {
+        bars(view, styles, "speed", "tokens per second", &speeds, speed),
+        bars(view, styles, "memory", "memory (MiB)", &memory, |value| {
             mebibytes((value * mebibyte) as u64)
         }),
     ]
@@ -116,7 +149,7 @@ pub(in super::super) fn cost(view: &View, roster: &Roster) -> Vec<Chart> {
 
 fn bars(
     view: &View,
-    roster: &Roster,
+    styles: &PlacementStyles,
     kind: &str,
     title: &str,
     values: &[Option<f64>],
@@ -131,11 +164,11 @@ fn bars(
         let Some(value) = value else {
             continue;
         };
-        let bar = Bar::new(vec![short(*value)], vec![height_of(position)])
+        let bar = Bar::new(vec![rounded(*value)], vec![row_y(position)])
             .orientation(Orientation::Horizontal)
             .name(plot_text(name))
             .width(0.6)
-            .marker(Marker::new().color(color(roster.style(name))))
+            .marker(Marker::new().color(color(styles.style(name))))
             .hover_info(HoverInfo::Text)
             .hover_text_array(vec![format!("{}: {}", plot_text(name), text(*value))]);
         figure.push(bar);

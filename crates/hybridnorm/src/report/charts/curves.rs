@@ -8,36 +8,101 @@ use plotly::layout::{Axis, Shape, ShapeLine, ShapeType};
 
 use super::super::escape::plot_text;
 use super::super::format::rate;
-use super::super::palette::{Roster, color};
+use super::super::page::Page;
+use super::super::palette::{PlacementStyles, color};
 use super::super::run::ReportedRun;
 use super::super::view::View;
-use super::{Chart, Figure, axis, layout, legend_group, line, log_axis, marker, positive, short};
-use crate::lab::study::record::{Curve, Ending};
+use super::{
+    Chart, Figure, axis, layout, legend_group, line, log_axis, marker, rounded, rounded_positive,
+};
+use crate::lab::study::record::Ending;
+use crate::train::metrics::{self, Aggregate, Metric, MetricCurve, Scale};
 
-/// Charts of loss and gradient norm, and the names of their views.
-pub(in super::super) struct Curves {
-    /// Two charts with the same number of views.
-    pub(in super::super) charts: Vec<Chart>,
+/// Charts of the metrics, and the names of their views.
+struct Curves {
+    /// Charts with their captions; all have the same number of views.
+    charts: Vec<(Chart, String)>,
     /// One name per view.
-    pub(in super::super) choices: Vec<String>,
+    choices: Vec<String>,
+}
+
+/// Adds the curves of every metric that was recorded, with a drop-down of learning rates and a legend.
+pub(in super::super) fn add_curves(page: &mut Page, view: &View, styles: &PlacementStyles) {
+    let Some(found) = curves(view, styles) else {
+        page.text("No training curves were recorded.");
+        return;
+    };
+    let ids: Vec<String> = found
+        .charts
+        .iter()
+        .map(|(chart, _)| chart.id.clone())
+        .collect();
+    let id = format!("{}-curves-choice", view.key);
+    page.drop_down(&id, "Runs:", &ids, &found.choices);
+    page.legend(&view.placements, styles, &ids);
+    for (chart, caption) in found.charts {
+        page.chart(chart, &caption);
+    }
+}
+
+/// Returns the metrics that some of these runs recorded.
+pub(in super::super) fn recorded<'a>(
+    runs: impl Iterator<Item = &'a ReportedRun> + Clone,
+) -> Vec<(&'static Metric, MetricCurve)> {
+    let mut metrics = metrics::curves();
+    metrics.retain(|(_, curve)| {
+        curve.aggregate == Aggregate::Single
+            || (runs.clone()).any(|run| !run.curve.series(curve.key).is_empty())
+    });
+    metrics
 }
 
 /// Builds the curves of every placement: at its best learning rate, and at each learning rate.
-pub(in super::super) fn curves(view: &View, roster: &Roster) -> Option<Curves> {
-    let mut picks: Vec<(String, Pick)> = Vec::new();
+fn curves(view: &View, styles: &PlacementStyles) -> Option<Curves> {
+    let picks = picks(view);
+    if picks.is_empty() {
+        return None;
+    }
+    let metrics = recorded(view.runs.iter().copied());
+    let drawn = metrics
+        .iter()
+        .filter(|(_, curve)| curve.aggregate != Aggregate::Single);
+    let charts = drawn.map(|(metric, curve)| {
+        let views = picks.iter().map(|(_, pick)| figure(pick, curve, styles));
+        let chart = Chart {
+            id: format!("{}-{}-curves", view.key, curve.key),
+            label: format!(
+                "{} against steps for each placement. The curves can be downloaded as CSV at the end.",
+                capitalized(curve.axis)
+            ),
+            height: height(curve),
+            views: views.collect(),
+        };
+        (chart, caption(metric, curve))
+    });
+    Some(Curves {
+        charts: charts.collect(),
+        choices: picks.iter().map(|(name, _)| name.clone()).collect(),
+    })
+}
+
+/// Returns the selections of runs that have curves, with their names.
+fn picks<'a>(view: &'a View) -> Vec<(String, Pick<'a>)> {
     let best = |name: &str| -> Vec<&ReportedRun> {
-        (view.best_rate(name)).map_or_else(Vec::new, |lr| view.at(name, lr))
+        (view.best_lr(name)).map_or_else(Vec::new, |lr| view.runs_at(name, lr))
     };
-    picks.push((
-        "each placement at its best rate".to_owned(),
+    let mut picks = vec![(
+        "each placement at its best learning rate".to_owned(),
         pick(view, best),
-    ));
-    for &lr in &view.rates {
-        let runs = pick(view, |name| view.at(name, lr));
+    )];
+    for &lr in &view.lrs {
+        let runs = pick(view, |name| view.runs_at(name, lr));
         picks.push((format!("all placements at {}", rate(lr)), runs));
     }
     let changed = |name: &str| -> Vec<&ReportedRun> {
-        view.of(name).filter(|run| run.rate().is_none()).collect()
+        view.runs_of(name)
+            .filter(|run| run.peak_lr().is_none())
+            .collect()
     };
     picks.push((
         "runs whose learning rate was changed".to_owned(),
@@ -46,34 +111,32 @@ pub(in super::super) fn curves(view: &View, roster: &Roster) -> Option<Curves> {
     picks.retain(|(_, pick)| {
         (pick.iter().flat_map(|(_, runs)| runs)).any(|run| !run.curve.step.is_empty())
     });
-    if picks.is_empty() {
-        return None;
+    picks
+}
+
+/// Returns the height of the chart in pixels.
+fn height(curve: &MetricCurve) -> usize {
+    match curve.key {
+        "loss" => 420,
+        _ => 320,
     }
-    let charts = vec![
-        Chart {
-            id: format!("{}-loss-curves", view.key),
-            label: "Training loss against steps for each placement. The curves can be downloaded \
-                    as CSV at the end."
-                .to_owned(),
-            height: 420,
-            views: picks.iter().map(|(_, pick)| loss(pick, roster)).collect(),
-        },
-        Chart {
-            id: format!("{}-grad-curves", view.key),
-            label: "Gradient norm against steps for each placement. The curves can be downloaded \
-                    as CSV at the end."
-                .to_owned(),
-            height: 320,
-            views: picks
-                .iter()
-                .map(|(_, pick)| grad_norm(pick, roster))
-                .collect(),
-        },
-    ];
-    Some(Curves {
-        charts,
-        choices: picks.into_iter().map(|(name, _)| name).collect(),
-    })
+}
+
+fn caption(metric: &Metric, curve: &MetricCurve) -> String {
+    match (curve.key, curve.aggregate) {
+        ("loss", _) => "Training loss. Thick: mean over the seeds that finished; thin: each seed; markers: \
+             validation loss during training; dotted vertical lines: configuration changes of a run. The axis \
+             begins where finished runs are after a twentieth of their steps; a double click shows everything."
+            .to_owned(),
+        (_, Aggregate::Max) => format!("Largest {} of each interval of steps.", metric.name),
+        _ => format!("Mean {} of each interval of steps.", metric.name),
+    }
+}
+
+fn capitalized(text: &str) -> String {
+    let mut characters = text.chars();
+    let first = characters.next().into_iter().flat_map(char::to_uppercase);
+    first.chain(characters.clone()).collect()
 }
 
 /// Placements with the runs that are shown for each.
@@ -86,49 +149,39 @@ fn pick<'a>(view: &View<'a>, runs: impl Fn(&str) -> Vec<&'a ReportedRun>) -> Pic
         .collect()
 }
 
-fn loss(pick: &Pick, roster: &Roster) -> Figure {
-    let y = axis("training loss (nats per token)");
-    let y = match loss_range(pick) {
-        Some((low, high)) => y.range(vec![low, high]),
-        None => y,
+/// Builds the curves of a metric for a selection of runs.
+fn figure(pick: &Pick, curve: &MetricCurve, styles: &PlacementStyles) -> Figure {
+    let series = |run: &ReportedRun| run.curve.series(curve.key);
+    let y = match curve.scale {
+        Scale::Log => {
+            let runs = pick.iter().flat_map(|(_, runs)| runs);
+            log_axis(curve.axis, runs.flat_map(|run| series(run)).map(f64::from))
+        }
+        Scale::LinearAfterStart => match range_after_start(pick, &series) {
+            Some((low, high)) => axis(curve.axis).range(vec![low, high]),
+            None => axis(curve.axis),
+        },
+        _ => axis(curve.axis),
     };
-    let mut figure = Figure::new(layout(420, steps(pick), y).shapes(marks(pick, roster)));
+    let shown = match curve.scale {
+        Scale::Log => |value| rounded_positive(Some(value)),
+        _ => rounded,
+    };
+    let layout = layout(height(curve), steps(pick), y).shapes(marks(pick, styles));
+    let mut figure = Figure::new(layout);
     for (name, runs) in pick {
-        lines(
-            &mut figure,
-            roster.style(name),
-            name,
-            runs,
-            |curve| &curve.loss,
-            short,
-        );
+        lines(&mut figure, styles.style(name), name, runs, &series, shown);
     }
-    for (name, runs) in pick {
-        evaluations(&mut figure, roster.style(name), name, runs);
-    }
-    figure
-}
-
-fn grad_norm(pick: &Pick, roster: &Roster) -> Figure {
-    let runs = pick.iter().flat_map(|(_, runs)| runs);
-    let norms = runs.flat_map(|run| &run.curve.grad_norm).copied();
-    let y = log_axis("gradient norm before clipping", norms.map(f64::from));
-    let mut figure = Figure::new(layout(320, steps(pick), y).shapes(marks(pick, roster)));
-    for (name, runs) in pick {
-        lines(
-            &mut figure,
-            roster.style(name),
-            name,
-            runs,
-            |curve| &curve.grad_norm,
-            |value| positive(Some(value)),
-        );
+    if curve.key == "loss" {
+        for (name, runs) in pick {
+            evaluations(&mut figure, styles.style(name), name, runs);
+        }
     }
     figure
 }
 
 /// Returns dotted lines at the steps where keys of a run were changed.
-fn marks(pick: &Pick, roster: &Roster) -> Vec<Shape> {
+fn marks(pick: &Pick, styles: &PlacementStyles) -> Vec<Shape> {
     let mut marks = Vec::new();
     for run in pick.iter().flat_map(|(_, runs)| runs) {
         let segments = run
@@ -137,7 +190,7 @@ fn marks(pick: &Pick, roster: &Roster) -> Vec<Shape> {
             .flat_map(|directory| &directory.segments);
         for segment in segments.filter(|segment| !segment.changed.is_empty()) {
             let line = ShapeLine::new()
-                .color(color(roster.style(run.label())))
+                .color(color(styles.style(run.label())))
                 .dash(DashType::Dot)
                 .width(1.0);
             let mark = Shape::new()
@@ -163,16 +216,19 @@ fn steps(pick: &Pick) -> Axis {
     axis("step").range(vec![0.0, 1.01 * last])
 }
 
-/// Returns the range from the lowest loss to the loss of finished runs after a twentieth of their steps.
-fn loss_range(pick: &Pick) -> Option<(f64, f64)> {
+/// Returns the range from the lowest value to that of finished runs after a twentieth of their steps.
+fn range_after_start(
+    pick: &Pick,
+    series: &impl Fn(&ReportedRun) -> Vec<f32>,
+) -> Option<(f64, f64)> {
     let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
     for run in finished(pick.iter().flat_map(|(_, runs)| runs)) {
-        let losses = &run.curve.loss;
-        let early = losses
-            .get(losses.len() / 20)
+        let values = series(run);
+        let early = values
+            .get(values.len() / 20)
             .copied()
             .map_or(f64::NAN, f64::from);
-        let least = losses
+        let least = values
             .iter()
             .copied()
             .map(f64::from)
@@ -197,20 +253,18 @@ fn lines(
     style: usize,
     name: &str,
     runs: &[&ReportedRun],
-    of: impl Fn(&Curve) -> &Vec<f32>,
+    series: &impl Fn(&ReportedRun) -> Vec<f32>,
     shown: impl Fn(f64) -> Option<f64>,
 ) {
     let name = plot_text(name);
-    let mean = mean_curve(runs, &of);
+    let mean = mean_curve(runs, series);
     for run in runs {
         // A single finished run is its own mean.
         if runs.len() == 1 && !mean.is_empty() {
             continue;
         }
-        let y: Vec<Option<f64>> = of(&run.curve)
-            .iter()
-            .map(|value| shown((*value).into()))
-            .collect();
+        let values = series(run).into_iter();
+        let y: Vec<Option<f64>> = values.map(|value| shown(value.into())).collect();
         if y.is_empty() {
             continue;
         }
@@ -238,13 +292,16 @@ fn lines(
 }
 
 /// Averages the finished runs at the steps that all of them have.
-fn mean_curve(runs: &[&ReportedRun], of: &impl Fn(&Curve) -> &Vec<f32>) -> BTreeMap<u64, f64> {
+fn mean_curve(
+    runs: &[&ReportedRun],
+    series: &impl Fn(&ReportedRun) -> Vec<f32>,
+) -> BTreeMap<u64, f64> {
     let runs: Vec<&ReportedRun> = finished(runs.iter()).collect();
     let mut sums: BTreeMap<u64, (f64, usize)> = BTreeMap::new();
     for run in &runs {
-        for (step, value) in run.curve.step.iter().zip(of(&run.curve)) {
+        for (step, value) in run.curve.step.iter().zip(series(run)) {
             let entry = sums.entry(*step).or_default();
-            entry.0 += f64::from(*value);
+            entry.0 += f64::from(value);
             entry.1 += 1;
         }
     }
@@ -270,7 +327,7 @@ fn evaluations(figure: &mut Figure, style: usize, name: &str, runs: &[&ReportedR
     let x: Vec<u64> = sums.keys().copied().collect();
     let y: Vec<Option<f64>> = sums
         .values()
-        .map(|(sum, n)| short(sum / *n as f64))
+        .map(|(sum, n)| rounded(sum / *n as f64))
         .collect();
     let trace = Scatter::new(x, y)
         .mode(Mode::Markers)

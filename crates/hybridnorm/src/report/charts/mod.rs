@@ -4,11 +4,11 @@
 //! values for light mode, dark mode and print. The legend group of a trace is the style of its placement, by
 //! which the page's own legend shows and hides it.
 
+pub(super) mod block_signals;
 pub(super) mod compare;
 pub(super) mod curves;
-pub(super) mod inside;
+pub(super) mod learning_rates;
 pub(super) mod probe;
-pub(super) mod rates;
 
 use plotly::common::{Font, Label, Line, Marker, Title};
 use plotly::configuration::DisplayModeBar;
@@ -125,7 +125,7 @@ pub(super) fn axis(title: &str) -> Axis {
 }
 
 /// Returns a logarithmic axis of learning rates with a tick at each of them.
-pub(super) fn rate_axis(rates: &[f64]) -> Axis {
+pub(super) fn lr_axis(rates: &[f64]) -> Axis {
     let rates: Vec<f64> = (rates.iter().copied())
         .filter(|rate| rate.is_finite() && *rate > 0.0)
         .collect();
@@ -182,14 +182,14 @@ pub(super) fn log_axis(title: &str, values: impl Iterator<Item = f64>) -> Axis {
 pub(super) fn name_axis(names: &[&str]) -> Axis {
     let names = if names.is_empty() { &[""] } else { names };
     axis("")
-        .tick_values((0..names.len()).map(height_of).collect())
+        .tick_values((0..names.len()).map(row_y).collect())
         .tick_text(
             names
                 .iter()
                 .map(|name| plot_text(&shortened(name)))
                 .collect(),
         )
-        .range(vec![height_of(names.len() - 1) - 0.6, 0.6])
+        .range(vec![row_y(names.len() - 1) - 0.6, 0.6])
         .show_grid(false)
         .show_line(false)
         .tick_length(0)
@@ -204,7 +204,7 @@ fn shortened(name: &str) -> String {
 }
 
 /// Returns the coordinate of the name at a position.
-pub(super) fn height_of(position: usize) -> f64 {
+pub(super) fn row_y(position: usize) -> f64 {
     -(position as f64)
 }
 
@@ -235,7 +235,7 @@ pub(super) fn legend_group(style: usize) -> String {
 }
 
 /// Rounds a number to the precision of a chart; `None` if it is not finite.
-pub(super) fn short(value: f64) -> Option<f64> {
+pub(super) fn rounded(value: f64) -> Option<f64> {
     if !value.is_finite() {
         return None;
     }
@@ -247,9 +247,9 @@ pub(super) fn short(value: f64) -> Option<f64> {
     Some(if rounded.is_finite() { rounded } else { value })
 }
 
-/// Rounds as [`short`] does; `None` if a logarithmic axis cannot show the value.
-pub(super) fn positive(value: Option<f64>) -> Option<f64> {
-    value.filter(|value| *value > 0.0).and_then(short)
+/// Rounds as [`rounded`] does; `None` if a logarithmic axis cannot show the value.
+pub(super) fn rounded_positive(value: Option<f64>) -> Option<f64> {
+    value.filter(|value| *value > 0.0).and_then(rounded)
 }
 
 #[cfg(test)]
@@ -257,13 +257,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn short_keeps_five_digits() {
-        assert_eq!(short(3.456_789), Some(3.4568));
-        assert_eq!(short(0.1 + 0.2), Some(0.3));
-        assert_eq!(short(f64::NAN), None);
-        assert_eq!(short(1e-310), Some(1e-310));
-        assert_eq!(positive(Some(-1.0)), None);
-        assert_eq!(positive(Some(2.0)), Some(2.0));
+    fn rounding_keeps_five_digits() {
+        assert_eq!(rounded(3.456_789), Some(3.4568));
+        assert_eq!(rounded(0.1 + 0.2), Some(0.3));
+        assert_eq!(rounded(f64::NAN), None);
+        assert_eq!(rounded(1e-310), Some(1e-310));
+        assert_eq!(rounded_positive(Some(-1.0)), None);
+        assert_eq!(rounded_positive(Some(2.0)), Some(2.0));
     }
 
     #[test]
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_in_the_settings_leads_elsewhere() {
+    fn the_settings_have_no_external_links() {
         let json = serde_json::to_value(configuration()).unwrap();
         assert_eq!(json["displaylogo"], false);
         assert_eq!(json["showSendToCloud"], false);

@@ -4,17 +4,20 @@ use plotly::Scatter;
 use plotly::common::Mode;
 
 use super::super::escape::plot_text;
-use super::super::palette::Roster;
-use super::{Chart, Figure, axis, inside, layout, legend_group, line, log_axis, marker, positive};
+use super::super::page::Page;
+use super::super::palette::PlacementStyles;
+use super::super::sections::Context;
+use super::{Chart, Figure, axis, layout, legend_group, line, log_axis, marker, rounded_positive};
+use crate::digits::grouped;
 use crate::lab::probe::{ProbeMoment, ProbeReport};
-use crate::train::layers::Measured;
+use crate::train::layers::{Measured, measured};
 
 /// Charts over depth, and the steps of their views.
-pub(in super::super) struct Depths {
+struct Depths {
     /// Title and chart; all charts have the same number of views.
-    pub(in super::super) charts: Vec<(&'static str, Chart)>,
+    charts: Vec<(&'static str, Chart)>,
     /// Step of each view.
-    pub(in super::super) steps: Vec<u64>,
+    steps: Vec<u64>,
 }
 
 type Of = fn(&ProbeMoment) -> Vec<Measured>;
@@ -24,15 +27,22 @@ const DEPTHS: [(&str, &str, Of); 5] = [
     (
         "Gradient norm of each block's parameters",
         "gradient norm",
-        |moment| moment.layers.blocks.iter().map(inside::grad_norm).collect(),
+        |moment| {
+            moment
+                .layers
+                .blocks
+                .iter()
+                .map(|block| measured(block.grad_norm()))
+                .collect()
+        },
     ),
     (
-        "Gradient at the stream that enters the block",
+        "Gradient of the residual stream at the block input",
         "norm of the gradient",
         |moment| moment.stream_grad.clone(),
     ),
     (
-        "Stream that enters the block",
+        "Residual stream at the block input",
         "root mean square",
         |moment| {
             moment
@@ -43,7 +53,7 @@ const DEPTHS: [(&str, &str, Of); 5] = [
                 .collect()
         },
     ),
-    ("Largest attention score", "score", |moment| {
+    ("Max attention logit", "logit", |moment| {
         moment
             .layers
             .blocks
@@ -61,8 +71,36 @@ const DEPTHS: [(&str, &str, Of); 5] = [
     }),
 ];
 
+/// Adds the charts with a drop-down of steps and a legend.
+pub(in super::super) fn add_depths(page: &mut Page, context: &Context) {
+    let Some(report) = &context.document.probe else {
+        return;
+    };
+    let depths = depths(report, context.styles);
+    let ids: Vec<String> = depths
+        .charts
+        .iter()
+        .map(|(_, chart)| chart.id.clone())
+        .collect();
+    let steps: Vec<String> = depths.steps.iter().map(|step| grouped(*step)).collect();
+    page.drop_down("probe-choice", "Step:", &ids, &steps);
+    if depths.charts.is_empty() {
+        return;
+    }
+    if let [step] = depths.steps.as_slice() {
+        page.note(&format!("At step {}.", grouped(*step)));
+    }
+    let placements = report.placements.iter();
+    let names: Vec<&str> = placements
+        .map(|placement| placement.placement.as_str())
+        .collect();
+    page.legend(&names, context.styles, &ids);
+    page.grid("wide", depths.charts);
+    page.note("Logarithmic scales; values that are not positive are omitted.");
+}
+
 /// Builds one chart per quantity, with one view per step.
-pub(in super::super) fn depths(probe: &ProbeReport, roster: &Roster) -> Depths {
+fn depths(probe: &ProbeReport, styles: &PlacementStyles) -> Depths {
     let mut steps: Vec<u64> = (probe.placements.iter())
         .flat_map(|placement| placement.moments.iter().map(|moment| moment.step))
         .collect();
@@ -71,7 +109,7 @@ pub(in super::super) fn depths(probe: &ProbeReport, roster: &Roster) -> Depths {
     let mut charts = Vec::new();
     for (position, (title, unit, of)) in DEPTHS.into_iter().enumerate() {
         let views: Vec<Figure> = (steps.iter())
-            .map(|step| depth(probe, roster, *step, unit, of))
+            .map(|step| depth(probe, styles, *step, unit, of))
             .collect();
         if views.iter().all(Figure::is_empty) {
             continue;
@@ -79,7 +117,7 @@ pub(in super::super) fn depths(probe: &ProbeReport, roster: &Roster) -> Depths {
         let chart = Chart {
             id: format!("probe{position}"),
             label: format!(
-                "{title} against depth on a logarithmic scale, one line a placement. The numbers \
+                "{title} against depth on a logarithmic scale, one line per placement. The numbers \
                  can be downloaded as CSV at the end."
             ),
             height: 280,
@@ -90,7 +128,7 @@ pub(in super::super) fn depths(probe: &ProbeReport, roster: &Roster) -> Depths {
     Depths { charts, steps }
 }
 
-fn depth(probe: &ProbeReport, roster: &Roster, step: u64, unit: &str, of: Of) -> Figure {
+fn depth(probe: &ProbeReport, styles: &PlacementStyles, step: u64, unit: &str, of: Of) -> Figure {
     let lines: Vec<(&str, Vec<Option<f64>>)> = (probe.placements.iter())
         .filter_map(|placement| {
             let moment = placement
@@ -99,7 +137,7 @@ fn depth(probe: &ProbeReport, roster: &Roster, step: u64, unit: &str, of: Of) ->
                 .find(|moment| moment.step == step)?;
             let values = of(moment)
                 .into_iter()
-                .map(|value| positive(value.map(f64::from)));
+                .map(|value| rounded_positive(value.map(f64::from)));
             Some((placement.placement.as_str(), values.collect()))
         })
         .collect();
@@ -121,7 +159,7 @@ fn depth(probe: &ProbeReport, roster: &Roster, step: u64, unit: &str, of: Of) ->
         if values.iter().all(Option::is_none) {
             continue;
         }
-        let style = roster.style(name);
+        let style = styles.style(name);
         let x: Vec<usize> = (1..=values.len()).collect();
         let trace = Scatter::new(x, values)
             .mode(Mode::LinesMarkers)

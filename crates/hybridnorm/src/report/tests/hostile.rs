@@ -3,8 +3,8 @@
 use serde_json::Value;
 
 use super::super::document::Document;
-use super::super::run::{Directory, RateSince, Rows};
-use super::super::sets::Set;
+use super::super::run::{Directory, PeakLr, RecordCounts};
+use super::super::sets::DataSet;
 use super::{fake, html, json_of, markdown, markup, markup_of};
 use crate::train::segments::{Change, Segment};
 
@@ -26,7 +26,7 @@ fn directories() -> Document {
     let mut document = fake::study();
     document.groups.clear();
     document.runs.truncate(3);
-    let set = |data: &str| Set {
+    let set = |data: &str| DataSet {
         name: format!("Group {data}"),
         named: "named".into(),
         data: data.into(),
@@ -46,7 +46,7 @@ fn directories() -> Document {
             set: at % 2,
             planned_steps: 1600,
             not_recorded: Vec::new(),
-            rates: vec![RateSince {
+            rates: vec![PeakLr {
                 after_step: 0,
                 lr: 1e-3,
             }],
@@ -67,7 +67,7 @@ fn directories() -> Document {
                 weights: None,
                 peak_memory_bytes: None,
             }],
-            rows: Rows {
+            rows: RecordCounts {
                 found: 5,
                 missing: 2,
                 first_missing: Some(3),
@@ -143,7 +143,7 @@ fn outside_of_code(text: &str) -> String {
 }
 
 #[test]
-fn no_text_of_a_file_is_more_than_text() {
+fn hostile_text_is_escaped() {
     for (name, document) in [("study", full()), ("directories", directories())] {
         let (plain, places) = changed(&document, &|text| format!("b{text}a"));
         let (hostile, same) = changed(&document, &|text| format!("{BEFORE}{text}{AFTER}"));

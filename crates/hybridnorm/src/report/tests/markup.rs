@@ -82,7 +82,7 @@ fn tag_end(tag: &str) -> Option<usize> {
 }
 
 #[test]
-fn the_reader_finds_what_is_wrong() {
+fn malformed_markup_is_rejected() {
     assert_eq!(check("<p a=\"x > y\">1 <b>2</b></p><meta a=\"b\">"), Ok(()));
     for wrong in [
         "<p>",

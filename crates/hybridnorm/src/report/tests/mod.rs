@@ -127,7 +127,7 @@ fn every_page_is_well_formed() {
 }
 
 #[test]
-fn every_chart_and_every_control_has_its_place() {
+fn charts_and_controls_have_their_elements() {
     for (name, document) in degenerate() {
         let page = html(&document);
         let ids = markup::attributes(&markup_of(&page), "id");
@@ -149,13 +149,13 @@ fn every_chart_and_every_control_has_its_place() {
         }
     }
     let page = html(&fake::study());
-    // Losses, forest, tolerance, two curves, 8 heat maps, speed and memory.
+    // Losses, forest, tolerance, three curves, 8 heat maps, speed and memory.
     let charts = json_of(&page, "charts");
-    assert_eq!(charts["charts"].as_array().unwrap().len(), 15);
+    assert_eq!(charts["charts"].as_array().unwrap().len(), 16);
 }
 
 #[test]
-fn a_choice_has_as_many_views_as_options() {
+fn drop_downs_have_one_option_per_view() {
     let page = html(&fake::two_groups());
     let charts = json_of(&page, "charts");
     let views = |id: &str| {
@@ -170,12 +170,15 @@ fn a_choice_has_as_many_views_as_options() {
         let (select, _) = rest.split_once("</select>").unwrap();
         assert_eq!(select.matches("<option").count(), 1 + fake::RATES.len());
         assert_eq!(views(&format!("{key}-loss-curves")), 1 + fake::RATES.len());
-        assert_eq!(views(&format!("{key}-grad-curves")), 1 + fake::RATES.len());
+        assert_eq!(
+            views(&format!("{key}-grad_norm-curves")),
+            1 + fake::RATES.len()
+        );
     }
 }
 
 #[test]
-fn nothing_is_fetched_from_elsewhere() {
+fn the_page_has_no_external_resources() {
     let mut document = fake::study();
     document.probe = Some(fake::probe_report());
     let page = html(&document);
@@ -216,7 +219,7 @@ fn the_document_is_in_the_page() {
 }
 
 #[test]
-fn text_of_the_data_is_never_markup() {
+fn text_of_the_document_is_escaped() {
     const EVIL: &str = "<img src=x onerror=alert(1)>\"'&</script></pre></td><!--";
     let mut document = fake::two_groups();
     let evil = |text: &mut String| text.insert_str(text.len() / 2, EVIL);
@@ -328,13 +331,13 @@ fn tables_have_the_numbers_of_the_document() {
 }
 
 #[test]
-fn lost_runs_are_crosses_and_are_told_in_tables() {
+fn diverged_runs_are_crosses_and_in_tables() {
     let document = fake::study();
     let page = html(&document);
     let charts = json_of(&page, "charts");
     let losses = &charts["charts"][0]["views"][0];
     let top = losses["layout"]["yaxis"]["range"][1].as_f64().unwrap();
-    let crosses: usize = (losses["data"].as_array().unwrap().iter())
+    let diverged_markers: usize = (losses["data"].as_array().unwrap().iter())
         .filter(|trace| trace["marker"]["symbol"] == "x-thin-open")
         .map(|trace| {
             let heights = trace["y"].as_array().unwrap();
@@ -348,9 +351,9 @@ fn lost_runs_are_crosses_and_are_told_in_tables() {
         .collect();
     cells.dedup();
     assert!(!cells.is_empty());
-    assert_eq!(crosses, cells.len());
-    assert!(page.contains("of 3 lost</small>"));
-    assert!(markdown(&document).contains("of 3 lost"));
+    assert_eq!(diverged_markers, cells.len());
+    assert!(page.contains("of 3 diverged</small>"));
+    assert!(markdown(&document).contains("of 3 diverged"));
 }
 
 #[test]

@@ -12,10 +12,7 @@ fn row(step: u64) -> Metrics {
         lr: 1e-3,
         tokens: 10 * step,
         tokens_per_second: 100.0,
-        objective: None,
-        router: None,
-        qk_clip: None,
-        validation_loss: None,
+        ..Metrics::default()
     }
 }
 

@@ -55,10 +55,7 @@ impl Trainer {
             lr: self.learner.lr(step),
             tokens: self.state.tokens,
             tokens_per_second: f64::NAN,
-            objective: None,
-            router: None,
-            qk_clip: None,
-            validation_loss: None,
+            ..Metrics::default()
         };
         let context = StepContext {
             instances: batch.instance_ids.clone(),

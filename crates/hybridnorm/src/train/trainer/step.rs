@@ -72,7 +72,7 @@ impl Trainer {
             objective: (objective != loss).then_some(objective),
             router: RouterMetrics::new(&outcome.routing),
             qk_clip: outcome.norms.qk_clip.clone(),
-            validation_loss: None,
+            ..Metrics::default()
         }
     }
 

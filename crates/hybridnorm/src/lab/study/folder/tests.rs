@@ -55,6 +55,11 @@ fn record_of(run: &Planned) -> RunRecord {
             loss: vec![8.056_673, 7.5, 5.0, 4.5],
             grad_norm: vec![f32::MAX, 3.0, 1.0, 1.0],
             update_norm: vec![0.0, 1e-30, 1.0, 1.0],
+            further: [(
+                "router_z".to_owned(),
+                vec![Some(2.0), None, Some(1.5), Some(1.0)],
+            )]
+            .into(),
         },
         validation: vec![Evaluation {
             step: 4,

@@ -6,67 +6,99 @@ use plotly::layout::AxisType;
 
 use super::super::escape::plot_text;
 use super::super::format::{count, loss, mean_sd, rate};
-use super::super::palette::{Roster, color, symbol};
-use super::super::view::{Rate, View};
+use super::super::page::Page;
+use super::super::palette::{PlacementStyles, color, symbol};
+use super::super::view::{RunsAtLr, View};
 use super::{
-    Chart, Figure, axis, height_of, layout, legend_group, line, marker, name_axis, rate_axis,
-    rows_height, short,
+    Chart, Figure, axis, layout, legend_group, line, lr_axis, marker, name_axis, rounded, row_y,
+    rows_height,
 };
 use crate::lab::stats::Summary;
 
 /// Upper end of the loss axis above the lowest mean loss, in multiples of the median's distance from it.
-const REACH: f64 = 8.0;
+const MAX_RANGE_FACTOR: f64 = 8.0;
 
 /// The chart of losses, and facts for its caption.
-pub(in super::super) struct Losses {
+struct Losses {
     /// The chart.
-    pub(in super::super) chart: Chart,
+    chart: Chart,
     /// True if a mean is over several seeds.
-    pub(in super::super) seeds: bool,
+    seeds: bool,
     /// True if a run diverged.
-    pub(in super::super) lost: bool,
+    diverged: bool,
     /// True if a mean lies beyond the upper end.
-    pub(in super::super) beyond: bool,
+    beyond: bool,
+}
+
+/// Adds the chart of losses with its legend.
+pub(in super::super) fn add_losses(page: &mut Page, view: &View, styles: &PlacementStyles) {
+    let Some(found) = losses(view, styles) else {
+        page.text("No run finished with a validation loss, and none diverged.");
+        return;
+    };
+    let caption = found.caption();
+    let ids = [found.chart.id.clone()];
+    page.legend(&view.placements, styles, &ids);
+    page.chart(found.chart, &caption);
+}
+
+impl Losses {
+    fn caption(&self) -> String {
+        let mut caption = vec!["Lines join mean losses."];
+        if self.seeds {
+            caption.push("Small points are seeds; whiskers reach from the lowest to the highest.");
+        }
+        if self.diverged {
+            caption.push(
+                "Crosses at the upper edge are diverged runs; the mean of the remaining runs at that learning \
+                 rate is a hollow marker without a line.",
+            );
+        }
+        if self.beyond {
+            caption.push("Some means lie above the axis; see the table.");
+        }
+        caption.join(" ")
+    }
 }
 
 /// Builds the chart of mean loss against learning rate, with single runs and diverged runs.
-pub(in super::super) fn losses(view: &View, roster: &Roster) -> Option<Losses> {
-    let cells: Vec<(usize, &str, f64, Rate)> = (view.placements.iter().enumerate())
+fn losses(view: &View, styles: &PlacementStyles) -> Option<Losses> {
+    let cells: Vec<(usize, &str, f64, RunsAtLr)> = (view.placements.iter().enumerate())
         .flat_map(|(position, &name)| {
-            (view.rates.iter()).map(move |&lr| (position, name, lr, view.rate(name, lr)))
+            (view.lrs.iter()).map(move |&lr| (position, name, lr, view.status_at(name, lr)))
         })
         .collect();
     let means: Vec<f64> = (cells.iter())
         .filter_map(|cell| Some(cell.3.summary()?.mean))
         .collect();
-    let top = top(&means);
-    let lost = cells.iter().any(|cell| cell.3.lost > 0);
-    if means.is_empty() && !lost {
+    let range = loss_range(&means);
+    let diverged = cells.iter().any(|cell| cell.3.diverged > 0);
+    if means.is_empty() && !diverged {
         return None;
     }
-    let (low, high) = top.unwrap_or((0.0, 1.0));
+    let (low, high) = range.unwrap_or((0.0, 1.0));
     let y = axis("validation loss (nats per token)").range(vec![low, high]);
-    let y = if top.is_some() {
+    let y = if range.is_some() {
         y
     } else {
         y.show_tick_labels(false)
     };
-    let mut figure = Figure::new(layout(460, rate_axis(&view.rates), y));
+    let mut figure = Figure::new(layout(460, lr_axis(&view.lrs), y));
     for &name in &view.placements {
         let cells = || cells.iter().filter(|cell| cell.1 == name);
-        let style = roster.style(name);
+        let style = styles.style(name);
         let label = plot_text(name);
         seeds(&mut figure, style, &label, cells());
         means_of_all(&mut figure, style, &label, cells());
-        means_of_survivors(&mut figure, style, &label, cells());
+        means_with_diverged(&mut figure, style, &label, cells());
     }
     for &name in &view.placements {
         let cells = cells
             .iter()
-            .filter(|cell| cell.1 == name && cell.3.lost > 0);
-        crosses(
+            .filter(|cell| cell.1 == name && cell.3.diverged > 0);
+        diverged_markers(
             &mut figure,
-            roster.style(name),
+            styles.style(name),
             name,
             view.placements.len(),
             high,
@@ -86,26 +118,26 @@ pub(in super::super) fn losses(view: &View, roster: &Roster) -> Option<Losses> {
     Some(Losses {
         chart,
         seeds: cells.iter().any(|cell| cell.3.losses.len() > 1),
-        lost,
+        diverged,
         beyond: means.iter().any(|mean| *mean > high),
     })
 }
 
 /// Returns the ends of the loss axis, which shows all losses unless a few are far above the rest.
-fn top(means: &[f64]) -> Option<(f64, f64)> {
+fn loss_range(means: &[f64]) -> Option<(f64, f64)> {
     let mut sorted = means.to_vec();
     sorted.sort_by(f64::total_cmp);
     let (low, high) = (*sorted.first()?, *sorted.last()?);
     let middle = sorted[sorted.len() / 2] - low;
     let high = match middle > 0.0 {
-        true => high.min(low + REACH * middle),
+        true => high.min(low + MAX_RANGE_FACTOR * middle),
         false => high,
     };
     let span = (high - low).max(1e-3 * low.abs()).max(1e-6);
     Some((low - 0.08 * span, high + 0.12 * span))
 }
 
-type Cells<'a, 'b> = &'b (usize, &'a str, f64, Rate<'a>);
+type Cells<'a, 'b> = &'b (usize, &'a str, f64, RunsAtLr<'a>);
 
 /// Adds each run as a small point.
 fn seeds<'a: 'b, 'b>(
@@ -118,7 +150,7 @@ fn seeds<'a: 'b, 'b>(
     for (_, _, lr, found) in cells {
         for (run, value) in &found.losses {
             x.push(*lr);
-            y.push(short(*value));
+            y.push(rounded(*value));
             text.push(format!(
                 "{name}, {}, seed {}: {}",
                 rate(*lr),
@@ -151,7 +183,7 @@ fn means_of_all<'a: 'b, 'b>(
     let mut means = Means::default();
     for (_, _, lr, found) in cells {
         match found.summary() {
-            Some(losses) if found.lost == 0 => {
+            Some(losses) if found.diverged == 0 => {
                 let seeds = count(losses.n, "seed", "seeds");
                 let text = format!("{name}, {}: {} ({seeds})", rate(*lr), mean_sd(&losses));
                 means.push(*lr, &losses, text);
@@ -166,17 +198,17 @@ fn means_of_all<'a: 'b, 'b>(
 }
 
 /// Adds mean losses of the remaining runs at learning rates with diverged runs: hollow markers without a line.
-fn means_of_survivors<'a: 'b, 'b>(
+fn means_with_diverged<'a: 'b, 'b>(
     figure: &mut Figure,
     style: usize,
     name: &str,
     cells: impl Iterator<Item = Cells<'a, 'b>>,
 ) {
     let mut means = Means::default();
-    for (_, _, lr, found) in cells.filter(|cell| cell.3.lost > 0) {
+    for (_, _, lr, found) in cells.filter(|cell| cell.3.diverged > 0) {
         if let Some(losses) = found.summary() {
             let text = format!(
-                "{name}, {}: {} ({} not lost of {})",
+                "{name}, {}: {} ({} of {} did not diverge)",
                 rate(*lr),
                 mean_sd(&losses),
                 losses.n,
@@ -204,9 +236,9 @@ struct Means {
 impl Means {
     fn push(&mut self, lr: f64, losses: &Summary, text: String) {
         self.x.push(lr);
-        self.y.push(short(losses.mean));
-        self.up.push(tidy(losses.max - losses.mean));
-        self.down.push(tidy(losses.mean - losses.min));
+        self.y.push(rounded(losses.mean));
+        self.up.push(rounded_or_zero(losses.max - losses.mean));
+        self.down.push(rounded_or_zero(losses.mean - losses.min));
         self.text.push(text);
     }
 
@@ -239,12 +271,12 @@ impl Means {
     }
 }
 
-fn tidy(value: f64) -> f64 {
-    short(value).unwrap_or(0.0)
+fn rounded_or_zero(value: f64) -> f64 {
+    rounded(value).unwrap_or(0.0)
 }
 
 /// Adds diverged runs as crosses at the upper edge, side by side.
-fn crosses<'a: 'b, 'b>(
+fn diverged_markers<'a: 'b, 'b>(
     figure: &mut Figure,
     style: usize,
     name: &str,
@@ -255,13 +287,13 @@ fn crosses<'a: 'b, 'b>(
     let (mut x, mut y, mut text) = (Vec::new(), Vec::new(), Vec::new());
     for (position, _, lr, found) in cells {
         let aside = *position as f64 - (placements as f64 - 1.0) / 2.0;
-        x.push(short(lr * 10_f64.powf(0.02 * aside)));
+        x.push(rounded(lr * 10_f64.powf(0.02 * aside)));
         y.push(edge);
         text.push(format!(
-            "{}, {}: {} of {} lost",
+            "{}, {}: {} of {} diverged",
             plot_text(name),
             rate(*lr),
-            found.lost,
+            found.diverged,
             found.runs
         ));
     }
@@ -284,8 +316,19 @@ fn crosses<'a: 'b, 'b>(
     figure.push(trace);
 }
 
+/// Adds the chart of learning rates within the tolerance.
+pub(in super::super) fn add_tolerance(page: &mut Page, view: &View, styles: &PlacementStyles) {
+    if let Some(chart) = tolerance(view, styles) {
+        page.chart(
+            chart,
+            "Bars: learning rates whose mean loss is within the tolerance of the best. Circle: best learning \
+             rate. Vertical line: largest learning rate up to which no run diverged.",
+        );
+    }
+}
+
 /// Builds the chart of learning rates within the tolerance as bars, with the best and the largest stable one.
-pub(in super::super) fn tolerance(view: &View, roster: &Roster) -> Option<Chart> {
+fn tolerance(view: &View, styles: &PlacementStyles) -> Option<Chart> {
     let analysis = &view.group?.analysis;
     let placements = &analysis.placements;
     let known = placements.iter().any(|summary| {
@@ -299,16 +342,16 @@ pub(in super::super) fn tolerance(view: &View, roster: &Roster) -> Option<Chart>
         .map(|summary| summary.placement.as_str())
         .collect();
     let height = rows_height(names.len());
-    let x = rate_axis(&view.rates).type_(AxisType::Log);
+    let x = lr_axis(&view.lrs).type_(AxisType::Log);
     let mut figure = Figure::new(layout(height, x, name_axis(&names)));
     let (mut best, mut stable) = (Points::default(), Points::default());
     for (position, summary) in placements.iter().enumerate() {
-        let style = roster.style(&summary.placement);
+        let style = styles.style(&summary.placement);
         let name = plot_text(&summary.placement);
-        let at = height_of(position);
+        let at = row_y(position);
         if let Some(span) = &summary.tolerance {
             let text = format!(
-                "{name}: {} to {} of the rates tried",
+                "{name}: {} to {} of the tested learning rates",
                 rate(span.low),
                 rate(span.high)
             );
@@ -329,16 +372,16 @@ pub(in super::super) fn tolerance(view: &View, roster: &Roster) -> Option<Chart>
             stable.push(
                 lr,
                 at,
-                format!("{name}: no run was lost up to {}", rate(lr)),
+                format!("{name}: no run diverged up to {}", rate(lr)),
             );
         }
     }
-    figure.push(stable.trace("largest stable rate", MarkerSymbol::LineNSOpen, 20));
-    figure.push(best.trace("best rate", symbol(0, true), 8));
+    figure.push(stable.trace("largest stable learning rate", MarkerSymbol::LineNSOpen, 20));
+    figure.push(best.trace("best learning rate", symbol(0, true), 8));
     Some(Chart {
         id: format!("{}-tolerance", view.key),
         label: "For each placement a bar over the learning rates within the tolerance of its best \
-                loss, its best rate and its largest stable rate. The table below has the numbers."
+                loss, its best learning rate and its largest stable one. The table below has the numbers."
             .to_owned(),
         height,
         views: vec![figure],
@@ -380,13 +423,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_axis_shows_all_losses_unless_one_is_far_off() {
-        let (low, high) = top(&[3.0, 3.1, 3.2]).unwrap();
+    fn outliers_do_not_stretch_the_loss_axis() {
+        let (low, high) = loss_range(&[3.0, 3.1, 3.2]).unwrap();
         assert!(low < 3.0 && high > 3.2 && high < 3.3);
-        let (_, high) = top(&[3.0, 3.1, 3.12, 9.0]).unwrap();
+        let (_, high) = loss_range(&[3.0, 3.1, 3.12, 9.0]).unwrap();
         assert!(high > 3.12 && high < 5.0, "{high}");
-        let (low, high) = top(&[3.0]).unwrap();
+        let (low, high) = loss_range(&[3.0]).unwrap();
         assert!(low < 3.0 && high > 3.0);
-        assert_eq!(top(&[]), None);
+        assert_eq!(loss_range(&[]), None);
     }
 }

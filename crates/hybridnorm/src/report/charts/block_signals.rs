@@ -8,86 +8,45 @@ use plotly::common::{ColorScale, ColorScaleElement, HoverInfo};
 use plotly::layout::Margin;
 
 use super::super::format::{compact, rate};
-use super::super::palette::SCALE;
+use super::super::page::Page;
+use super::super::palette::{PlacementStyles, SCALE};
 use super::super::run::ReportedRun;
 use super::super::view::View;
 use super::{Chart, Figure, axis, layout};
-use crate::train::layers::{BlockSignals, Measured, measured};
-
-/// A quantity that is measured in each block.
-pub(in super::super) struct Quantity {
-    /// Name for the reader.
-    pub(in super::super) name: &'static str,
-    /// Value for a block.
-    pub(in super::super) of: fn(&BlockSignals) -> Measured,
-}
-
-/// Quantities that are shown for each block.
-pub(in super::super) const QUANTITIES: [Quantity; 10] = [
-    Quantity {
-        name: "gradient norm (root of the sum of squares over the block's parameters)",
-        of: grad_norm,
-    },
-    Quantity {
-        name: "root mean square of the stream that enters the block",
-        of: |block| block.stream.rms,
-    },
-    Quantity {
-        name: "root mean square of what attention adds",
-        of: |block| block.attn.rms,
-    },
-    Quantity {
-        name: "root mean square of what the feed-forward adds",
-        of: |block| block.ffn.rms,
-    },
-    Quantity {
-        name: "largest attention score",
-        of: |block| block.scores.max,
-    },
-    Quantity {
-        name: "entropy of the attention weights (nats)",
-        of: |block| block.scores.entropy,
-    },
-    Quantity {
-        name: "update over weight (largest of the block's roles)",
-        of: update_ratio,
-    },
-    Quantity {
-        name: "distance of the norms' gains from where they started (root mean square)",
-        of: |block| block.roles.gain_drift,
-    },
-    Quantity {
-        name: "load of the busiest expert over the mean load",
-        of: |block| {
-            let loads: Option<Vec<f32>> = block.experts.as_ref()?.load.iter().copied().collect();
-            loads?.into_iter().reduce(f32::max)
-        },
-    },
-    Quantity {
-        name: "entropy of the router's scores (nats)",
-        of: |block| block.experts.as_ref()?.entropy,
-    },
-];
-
-/// Returns the norm of a block's gradient.
-pub(in super::super) fn grad_norm(block: &BlockSignals) -> Measured {
-    measured(block.grad_norm())
-}
-
-/// Returns the largest update ratio of a block's roles; `None` if one is missing.
-fn update_ratio(block: &BlockSignals) -> Measured {
-    let ratios: Option<Vec<f32>> = block.roles.update_ratio.values().copied().collect();
-    ratios?.into_iter().reduce(f32::max)
-}
+use crate::train::layers::{BLOCK_SIGNALS, BlockSignal, Measured};
 
 /// Heat maps of every placement, and the names of their views.
-pub(in super::super) struct HeatMaps {
+struct HeatMaps {
     /// Placement with its learning rate, and its chart; all charts have the same number of views.
-    pub(in super::super) charts: Vec<(String, Chart)>,
+    charts: Vec<(String, Chart)>,
     /// One name per view.
-    pub(in super::super) choices: Vec<&'static str>,
+    choices: Vec<&'static str>,
     /// Both ends of the colour scale of each view.
-    pub(in super::super) ends: Vec<(f64, f64)>,
+    ends: Vec<(f64, f64)>,
+}
+
+/// Adds the heat maps with a drop-down of quantities and their colour scales.
+pub(in super::super) fn add_heat_maps(page: &mut Page, view: &View, _: &PlacementStyles) {
+    let Some(maps) = heat_maps(view) else {
+        page.text(
+            "No per-block signals were recorded for these runs at their best learning rates.",
+        );
+        return;
+    };
+    let scale = format!("{}-inside-scale", view.key);
+    let mut targets = vec![scale.clone()];
+    targets.extend(maps.charts.iter().map(|(_, chart)| chart.id.clone()));
+    let id = format!("{}-inside-choice", view.key);
+    page.drop_down(&id, "Quantity:", &targets, &maps.choices);
+    let ends: Vec<[String; 3]> = (maps.ends.iter())
+        .map(|(low, high)| [*low, (low * high).sqrt(), *high].map(compact))
+        .collect();
+    page.scales(&scale, &ends);
+    page.grid("narrow", maps.charts);
+    page.note(
+        "At the best learning rate; geometric means over the seeds that finished, on one logarithmic scale for \
+         each quantity. Gaps: not positive, or not finite.",
+    );
 }
 
 /// Values by step and block.
@@ -98,7 +57,7 @@ struct Grid {
 }
 
 /// Builds heat maps of each placement at its best learning rate, with one colour scale per quantity.
-pub(in super::super) fn heat_maps(view: &View) -> Option<HeatMaps> {
+fn heat_maps(view: &View) -> Option<HeatMaps> {
     let runs: Vec<(&str, Vec<&ReportedRun>)> = (view.placements.iter())
         .map(|name| (*name, view.best_runs(name)))
         .filter(|(_, runs)| runs.iter().any(|run| !run.layers.is_empty()))
@@ -115,10 +74,11 @@ pub(in super::super) fn heat_maps(view: &View) -> Option<HeatMaps> {
         choices: Vec::new(),
         ends: Vec::new(),
     };
-    for quantity in &QUANTITIES {
-        let grids: Vec<Grid> = (runs.iter())
-            .map(|(_, runs)| grid(runs, quantity.of))
-            .collect();
+    for signal in BLOCK_SIGNALS {
+        let Some(name) = signal.heat_map else {
+            continue;
+        };
+        let grids: Vec<Grid> = (runs.iter()).map(|(_, runs)| grid(runs, signal)).collect();
         let shown = grids
             .iter()
             .flat_map(|grid| grid.logs.iter().flatten().flatten());
@@ -128,7 +88,7 @@ pub(in super::super) fn heat_maps(view: &View) -> Option<HeatMaps> {
         if low > high {
             continue;
         }
-        maps.choices.push(quantity.name);
+        maps.choices.push(name);
         maps.ends.push((10_f64.powf(low), 10_f64.powf(high)));
         for ((_, chart), grid) in maps.charts.iter_mut().zip(&grids) {
             chart.views.push(figure(grid, low, high.max(low + 1e-9)));
@@ -150,10 +110,12 @@ fn chart(key: &str, position: usize, name: &str) -> Chart {
 }
 
 /// Computes geometric means over runs, at the steps that all of them have.
-fn grid(runs: &[&ReportedRun], of: fn(&BlockSignals) -> Measured) -> Grid {
+fn grid(runs: &[&ReportedRun], signal: &BlockSignal) -> Grid {
     let mut rows: BTreeMap<u64, Vec<Vec<Option<f64>>>> = BTreeMap::new();
     for row in runs.iter().flat_map(|run| &run.layers) {
-        let logs = row.blocks.iter().map(|block| log(of(block))).collect();
+        let blocks = row.blocks.iter();
+        let logs = blocks.map(|block| log((signal.value)(block).flatten()));
+        let logs = logs.collect();
         rows.entry(row.step).or_default().push(logs);
     }
     rows.retain(|_, found| found.len() == runs.len());
@@ -221,39 +183,4 @@ fn figure(grid: &Grid, low: f64, high: f64) -> Figure {
         .hover_text_matrix(text);
     figure.push(map);
     figure
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::train::layers::RoleSignals;
-
-    fn roles(norms: &[Measured]) -> BlockSignals {
-        let by_role = |scale: f32| -> BTreeMap<String, Measured> {
-            (norms.iter().enumerate())
-                .map(|(role, norm)| (role.to_string(), norm.map(|norm| scale * norm)))
-                .collect()
-        };
-        BlockSignals {
-            stream: Default::default(),
-            attn: Default::default(),
-            ffn: Default::default(),
-            scores: Default::default(),
-            experts: None,
-            roles: RoleSignals {
-                grad_norm: by_role(1.0),
-                update_ratio: by_role(0.1),
-                gain_drift: None,
-            },
-        }
-    }
-
-    #[test]
-    fn norms_of_roles_add_in_squares() {
-        assert_eq!(grad_norm(&roles(&[Some(3.0), Some(4.0)])), Some(5.0));
-        assert_eq!(grad_norm(&roles(&[Some(3.0), None])), None);
-        assert_eq!(update_ratio(&roles(&[Some(3.0), Some(4.0)])), Some(0.4));
-        assert_eq!(update_ratio(&roles(&[Some(3.0), None])), None);
-        assert_eq!(update_ratio(&roles(&[])), None);
-    }
 }

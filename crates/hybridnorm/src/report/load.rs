@@ -25,13 +25,9 @@ impl Document {
     pub fn open(paths: &[PathBuf]) -> Result<Self> {
         let mut document = Self {
             title: title(paths),
-            created: machine::date().unwrap_or_else(|| "date not known".to_owned()),
+            created: machine::date().unwrap_or_else(|| "date unknown".to_owned()),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            groups: Vec::new(),
-            planned: None,
-            sets: Vec::new(),
-            runs: Vec::new(),
-            probe: None,
+            ..Self::default()
         };
         let (mut studies, mut directories) = (0, Vec::new());
         for path in paths {
@@ -48,7 +44,10 @@ impl Document {
                 studies += 1;
             } else if !files::is_dir(path)? {
                 if document.probe.is_some() {
-                    return Err(Error::config("a report has room for one probe"));
+                    return Err(Error::invalid_value(
+                        "paths",
+                        "more than one probe given, expected at most one",
+                    ));
                 }
                 document.probe = Some(probe(path)?);
             } else if files::exists(path.join(run_directory::CONFIG))? {
@@ -61,8 +60,9 @@ impl Document {
             }
         }
         if studies > 1 || studies == 1 && !directories.is_empty() {
-            return Err(Error::config(
-                "a report is of one study or of runs; join folders of one study by `study merge`",
+            return Err(Error::conflict(
+                ["study", "runs"],
+                "a report takes one study or any number of runs; merge folders of one study with `study merge`",
             ));
         }
         if !directories.is_empty() {
@@ -75,7 +75,7 @@ impl Document {
 fn probe(path: &Path) -> Result<ProbeReport> {
     let bytes = files::read_small(path, PROBE_LIMIT)?;
     serde_json::from_slice(&bytes)
-        .map_err(|error| Error::format(path, format!("not what `probe --out` writes: {error}")))
+        .map_err(|error| Error::format(path, format!("not an output of `probe --out`: {error}")))
 }
 
 fn title(paths: &[PathBuf]) -> String {

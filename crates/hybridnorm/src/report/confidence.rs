@@ -5,7 +5,7 @@ use crate::digits::percent;
 use crate::lab::analysis::{Analysis, Verdict};
 
 /// Explains the terms of a verdict and its confidence.
-pub(super) fn how_sure(analysis: &Analysis) -> String {
+pub(super) fn confidence_note(analysis: &Analysis) -> String {
     let rules = &analysis.rules;
     let compared: Vec<_> = analysis
         .placements
@@ -17,8 +17,7 @@ pub(super) fn how_sure(analysis: &Analysis) -> String {
         compared.iter().map(|comparison| comparison.pairs).max(),
     ) else {
         return format!(
-            "How sure: nothing could be compared with {}, so nothing is said about which placement \
-             is better.",
+            "Confidence: no placement could be compared with the baseline {}, so no ranking is possible.",
             rules.baseline
         );
     };
@@ -30,12 +29,12 @@ pub(super) fn how_sure(analysis: &Analysis) -> String {
         let all = compared.iter().map(|comparison| comparison.verdict);
         all.filter(|&verdict| wanted(verdict)).count()
     };
-    let told = having(|verdict| matches!(verdict, Verdict::Better | Verdict::Worse));
+    let significant = having(|verdict| matches!(verdict, Verdict::Better | Verdict::Worse));
     let equal = having(|verdict| verdict == Verdict::Equivalent);
     let mut text = format!(
-        "How sure: {} of {} compared with {} in {pairs} of the same seed. A placement is called better \
-         or worse where the whole {} interval{} lies more than {} nats to one side, and equivalent where \
-         it lies within {} nats to either; better or worse {}, equivalent {}.",
+        "Confidence: {} of {} compared with {} by paired differences over {pairs} of runs with the same \
+         seed. A placement is better or worse if its whole {} confidence interval{} lies beyond the margin of {} nats, and equivalent if it \
+         lies within ±{} nats; better or worse: {}, equivalent: {}.",
         compared.len(),
         match analysis.comparisons() {
             1 => "1 placement is".to_owned(),
@@ -43,33 +42,25 @@ pub(super) fn how_sure(analysis: &Analysis) -> String {
         },
         rules.baseline,
         percent(1.0 - rules.alpha),
-        together(analysis),
+        simultaneous_note(analysis),
         rules.margin,
         rules.margin,
-        is_or_are(told),
-        is_or_are(equal),
+        significant,
+        equal,
     );
     if least < 5 {
         text.push_str(
-            " With so few pairs only large and steady differences stand out: 'not distinguishable' \
-             means not shown, not equal.",
+            " With so few seeds only large, consistent differences are significant: 'not \
+             significant' does not mean equal.",
         );
     }
     text
 }
 
 /// Returns a note that an interval holds jointly for several comparisons, if there are several.
-fn together(analysis: &Analysis) -> String {
+fn simultaneous_note(analysis: &Analysis) -> String {
     match analysis.comparisons() {
         0 | 1 => String::new(),
-        all => format!(", which holds for all {all} comparisons together,"),
-    }
-}
-
-fn is_or_are(count: usize) -> String {
-    match count {
-        0 => "is none".to_owned(),
-        1 => "is 1".to_owned(),
-        count => format!("are {count}"),
+        all => format!(" (simultaneous for all {all} comparisons)"),
     }
 }
