@@ -567,11 +567,18 @@ pub struct InspectArgs {
     pub json: bool,
 }
 
+fn import_folder_help() -> String {
+    format!(
+        "Folder with `config.yaml` and `model.safetensors` or `model.pt`, or in Hugging Face format \
+         (`config.json`, `model.safetensors`; families {})",
+        hybridnorm::interop::huggingface::families().join(" and ")
+    )
+}
+
 /// Arguments of `import`.
 #[derive(Debug, Args)]
 pub struct ImportArgs {
-    /// Folder with `config.yaml` and `model.safetensors` or `model.pt`, or in Hugging Face format (`config.json`,
-    /// `model.safetensors`; families olmoe and deepseek_v3).
+    #[arg(help = import_folder_help())]
     pub folder: PathBuf,
     /// Checkpoint folder to write.
     #[arg(long, value_name = "CHECKPOINT_DIR")]

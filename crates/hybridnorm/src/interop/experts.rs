@@ -17,7 +17,7 @@ pub(super) fn split(stack: Values, experts: usize) -> Result<Vec<Values>, String
         }
         _ => {
             return Err(format!(
-                "has shape {:?}, which are no {experts} matrices on top of each other",
+                "has shape {:?}, expected {experts} stacked matrices",
                 stack.shape
             ));
         }

@@ -31,25 +31,25 @@ pub(super) fn unread_by_both(a: &BTreeSet<String>, b: &BTreeSet<String>) -> BTre
     a.iter().chain(b).filter(both).cloned().collect()
 }
 
-/// Checks that unread keys are `harmless`, or switch something off.
-pub(super) fn refuse_unread(
+/// Checks that unread keys are `ignored`, or disable something.
+pub(super) fn reject_unread_keys(
     config: &Value,
     unread: &BTreeSet<String>,
-    harmless: &[&str],
+    ignored: &[&str],
 ) -> Result<(), String> {
-    let decides = |key: &&String| {
+    let may_matter = |key: &&String| {
         let value = key.split('.').try_fold(config, |at, part| at.get(part));
-        !harmless.contains(&key.as_str()) && !value.is_none_or(is_off)
+        !ignored.contains(&key.as_str()) && !value.is_none_or(is_disabled)
     };
-    match unread.iter().find(decides) {
+    match unread.iter().find(may_matter) {
         None => Ok(()),
         Some(key) => Err(format!(
-            "{key} is not known and may decide what the model computes; if it does not, take it out"
+            "unknown key {key} may affect the computation; remove it if it does not"
         )),
     }
 }
 
-fn is_off(value: &Value) -> bool {
+fn is_disabled(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
         Value::String(text) => text.is_empty(),
@@ -61,7 +61,7 @@ fn is_off(value: &Value) -> bool {
 
 /// Reads a key that is required but may be null: if it were missing, its family's default would apply, which
 /// differs between versions.
-pub(super) fn given<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+pub(super) fn required_nullable<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
     reader: D,
 ) -> Result<Option<T>, D::Error> {
     Option::deserialize(reader)
@@ -85,31 +85,31 @@ mod tests {
     }
 
     #[test]
-    fn sections_that_one_reader_knows_are_read() {
+    fn keys_unread_by_both_readers_are_unread() {
         let set = |keys: &[&str]| keys.iter().map(|key| (*key).to_owned()).collect();
         let both = unread_by_both(&set(&["a", "b", "c.d"]), &set(&["b", "c"]));
         assert_eq!(both, set(&["b", "c.d"]));
     }
 
     #[test]
-    fn what_was_not_read_is_refused_unless_it_is_off_or_harmless() {
+    fn what_was_not_read_is_refused_unless_it_is_disabled_or_harmless() {
         let problem = |more: Value| {
-            let mut config = json!({ "a": 1, "inner": { "b": 2 }, "harmless": 3 });
+            let mut config = json!({ "a": 1, "inner": { "b": 2 }, "ignored": 3 });
             let fields = config.as_object_mut().unwrap();
             fields.extend(more.as_object().unwrap().clone());
             let (part, unread): (Part, _) = read(&config).unwrap();
             assert_eq!(part.a, 1);
             assert!(part.inner.is_some_and(|inner| inner.b == 2));
-            refuse_unread(&config, &unread, &["harmless"]).err()
+            reject_unread_keys(&config, &unread, &["ignored"]).err()
         };
         assert_eq!(problem(json!({})), None);
         assert_eq!(problem(json!({ "c": null, "d": false, "e": [] })), None);
         for (more, key) in [
-            (json!({ "c": 0 }), "c is not known"),
-            (json!({ "c": "yes" }), "c is not known"),
+            (json!({ "c": 0 }), "unknown key c may"),
+            (json!({ "c": "yes" }), "unknown key c may"),
             (
                 json!({ "inner": { "b": 2, "c": 1.5 } }),
-                "inner.c is not known",
+                "unknown key inner.c may",
             ),
         ] {
             let problem = problem(more).unwrap();

@@ -68,7 +68,7 @@ pub fn import(folder: &Path, device: Device) -> Result<Imported> {
     match imported.model.broken() {
         Some(name) => Err(Error::format(
             folder,
-            format!("{name}, as it is called here, is not finite"),
+            format!("parameter {name} contains NaN or infinite values"),
         )),
         None => Ok(imported),
     }

@@ -20,7 +20,7 @@ use crate::model::{Model, ModelConfig};
 use crate::omissions::{LeftOut, Unit};
 use crate::tensors;
 use crate::tensors::Values;
-use config::{ConfigFile, HARMLESS};
+use config::{ConfigFile, IGNORED_KEYS};
 
 const HEAD: &str = "transformer.ff_out.weight";
 const CONFIG: &str = "config.yaml";
@@ -49,7 +49,8 @@ pub fn read(folder: &Path, device: Device) -> Result<Imported> {
         .into_iter()
         .map(|(name, values)| (name[wrapper.len()..].to_owned(), values))
         .collect();
-    let broken = |error: Error| Error::format(&path, source::without(&wrapper, error.to_string()));
+    let broken =
+        |error: Error| Error::format(&path, source::with_prefix_note(&wrapper, error.to_string()));
     let all = tensors.len() as u64;
     let mut left_out = LeftOut::default();
     for name in tensors.keys() {
@@ -74,7 +75,7 @@ pub fn read(folder: &Path, device: Device) -> Result<Imported> {
                     .map(|name| name.to_string_lossy().into_owned()),
             )
             .collect(),
-        notes: source::note(&wrapper).into_iter().collect(),
+        notes: source::prefix_note(&wrapper).into_iter().collect(),
     })
 }
 
@@ -91,7 +92,7 @@ pub fn read_config(path: &Path) -> Result<ModelConfig> {
     // Other sections concern training.
     let unread = unread.iter().filter_map(|key| key.strip_prefix("model."));
     let unread = unread.map(str::to_owned).collect();
-    let config = keys::refuse_unread(&all["model"], &unread, &HARMLESS)
+    let config = keys::reject_unread_keys(&all["model"], &unread, &IGNORED_KEYS)
         .and_then(|()| file.model.to_config())
         .map_err(|problem| Error::format(path, format!("model.{problem}")))?;
     config
@@ -99,6 +100,7 @@ pub fn read_config(path: &Path) -> Result<ModelConfig> {
         .map_err(|error| Error::format(path, error.to_string()))?;
     Ok(config)
 }
+
 /// Converts official tensors to this crate's names and layout. Works for gradients as well as for weights.
 ///
 /// # Errors
@@ -119,7 +121,8 @@ pub fn translate_all(
         && let Some(head) = ours.remove("head")
         && ours.get("embedding") != Some(&head)
     {
-        return Err(Error::config(
+        return Err(Error::conflict(
+            ["weight_tying", HEAD],
             "weight_tying is set, but transformer.ff_out.weight is not transformer.wte.weight",
         ));
     }

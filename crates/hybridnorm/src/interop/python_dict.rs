@@ -12,10 +12,10 @@
 use std::collections::BTreeMap;
 
 /// Flags by name for groups of layers, in the order in which they were written.
-pub(super) type Special = Vec<(Vec<usize>, BTreeMap<String, bool>)>;
+pub(super) type LayerFlags = Vec<(Vec<usize>, BTreeMap<String, bool>)>;
 
 /// Parses the string; errors name the position and what was expected there.
-pub(super) fn parse(text: &str) -> Result<Special, String> {
+pub(super) fn parse(text: &str) -> Result<LayerFlags, String> {
     let trimmed = text.trim().trim_matches('_').trim();
     if trimmed.is_empty() {
         return Ok(Vec::new());
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_nothing() {
+    fn empty_text_has_no_flags() {
         assert_eq!(parse("").unwrap(), []);
         assert_eq!(parse("__").unwrap(), []);
     }

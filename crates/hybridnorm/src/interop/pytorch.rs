@@ -1,8 +1,8 @@
 //! Reader of the tensors of a PyTorch file, `model.pt`.
 //!
 //! Memory: the archive's directory; its pickle as objects, up to 300 times its size, which is at most
-//! [`PICKLE_ANYWAY`], 1/[`PICKLE_SHARE`] of the file, or [`PICKLE_OF_TENSOR`] per tensor up to
-//! [`PICKLE_OF_TENSORS`]; and the tensors, at most twice the size of the file, widened to single precision.
+//! [`PICKLE_MIN_LIMIT`], 1/[`PICKLE_FILE_DIVISOR`] of the file, or [`PICKLE_PER_TENSOR`] per tensor up to
+//! [`PICKLE_PER_TENSOR_LIMIT`]; and the tensors, at most twice the size of the file, widened to single precision.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -20,12 +20,12 @@ use crate::tensors;
 use crate::tensors::Values;
 
 /// Bytes of a pickle that is read in any case: names and shapes of about 600 tensors.
-const PICKLE_ANYWAY: u64 = 128 << 10;
-/// A longer one is read if it is at most this fraction of the file, or has at most [`PICKLE_OF_TENSOR`] bytes
+const PICKLE_MIN_LIMIT: u64 = 128 << 10;
+/// A longer one is read if it is at most this fraction of the file, or has at most [`PICKLE_PER_TENSOR`] bytes
 /// per member of the archive, as files of many small tensors do.
-const PICKLE_SHARE: u64 = 64;
-const PICKLE_OF_TENSOR: u64 = 256;
-const PICKLE_OF_TENSORS: u64 = 512 << 10;
+const PICKLE_FILE_DIVISOR: u64 = 64;
+const PICKLE_PER_TENSOR: u64 = 256;
+const PICKLE_PER_TENSOR_LIMIT: u64 = 512 << 10;
 
 /// Reads the tensors by name. The pickle is interpreted only as needed for tensors, and no code is
 /// executed.
@@ -35,7 +35,7 @@ const PICKLE_OF_TENSORS: u64 = 512 << 10;
 /// tensors are larger than the file.
 pub(super) fn read(path: &Path) -> Result<BTreeMap<String, Values>> {
     let broken = |problem: String| Error::format(path, problem);
-    let unfit = || broken("not a PyTorch checkpoint: its parts do not fit together".into());
+    let unfit = || broken("not a PyTorch checkpoint: inconsistent archive".into());
     let archive = files::open(path)?;
     let file = archive.metadata().map_err(Error::io(path))?.len();
     foreign::caught(|| check(archive))
@@ -44,27 +44,7 @@ pub(super) fn read(path: &Path) -> Result<BTreeMap<String, Values>> {
     let reader = foreign::caught(|| PytorchReader::new(path))
         .ok_or_else(unfit)?
         .map_err(|error| broken(format!("not a PyTorch checkpoint: {error}")))?;
-    let sizes = reader.tensors().iter().map(|(name, tensor)| {
-        let elements = tensor.shape().iter();
-        let bytes = elements.fold(tensor.dtype().size() as u64, |bytes, n| {
-            bytes.saturating_mul(*n as u64)
-        });
-        (bytes, name)
-    });
-    // A view can repeat elements (a stride of 0), so a tensor can be larger than the whole file.
-    let (mut total, mut largest) = (0u64, (0, ""));
-    for (bytes, name) in sizes {
-        total = total.saturating_add(bytes);
-        largest = largest.max((bytes, name));
-    }
-    // Tied weights share their storage.
-    if largest.0 > file || total > file.saturating_mul(2) {
-        let (bytes, name) = largest;
-        return Err(broken(format!(
-            "tensor {name} would take {bytes} of {total} bytes, the file has {file}: its strides repeat \
-             elements; save contiguous tensors"
-        )));
-    }
+    check_sizes(&reader, file).map_err(broken)?;
     let mut all = BTreeMap::new();
     for (name, tensor) in reader.tensors() {
         let shape = tensor.shape().to_vec();
@@ -85,6 +65,31 @@ pub(super) fn read(path: &Path) -> Result<BTreeMap<String, Values>> {
         all.insert(name.clone(), Values { shape, data });
     }
     Ok(all)
+}
+
+/// Rejects tensors that are larger than the file: a view can repeat elements (a stride of 0).
+fn check_sizes(reader: &PytorchReader, file: u64) -> Result<(), String> {
+    let sizes = reader.tensors().iter().map(|(name, tensor)| {
+        let elements = tensor.shape().iter();
+        let bytes = elements.fold(tensor.dtype().size() as u64, |bytes, n| {
+            bytes.saturating_mul(*n as u64)
+        });
+        (bytes, name.as_str())
+    });
+    let (mut total, mut largest) = (0u64, (0, ""));
+    for (bytes, name) in sizes {
+        total = total.saturating_add(bytes);
+        largest = largest.max((bytes, name));
+    }
+    let (bytes, name) = largest;
+    // Tied weights share their storage.
+    match bytes > file || total > file.saturating_mul(2) {
+        false => Ok(()),
+        true => Err(format!(
+            "tensor {name} would take {bytes} of {total} bytes, the file has {file}: its strides repeat \
+             elements; save contiguous tensors"
+        )),
+    }
 }
 
 /// Rejects files that could expand to more than their size, before anything else is read.
@@ -110,9 +115,9 @@ fn check(mut file: File) -> Result<(), String> {
                  it anew"
             ));
         }
-        let most = PICKLE_ANYWAY
-            .max(length / PICKLE_SHARE)
-            .max(PICKLE_OF_TENSORS.min(PICKLE_OF_TENSOR * members));
+        let most = PICKLE_MIN_LIMIT
+            .max(length / PICKLE_FILE_DIVISOR)
+            .max(PICKLE_PER_TENSOR_LIMIT.min(PICKLE_PER_TENSOR * members));
         if name.ends_with("data.pkl") && member.size() > most {
             return Err(format!(
                 "{name} has {} bytes, expected at most {most} for names and shapes of tensors; save \

@@ -15,7 +15,7 @@ const WRAPPERS: [(&str, &str); 4] = [
 ];
 
 /// Tensors in one or several files.
-pub(super) struct Source {
+pub(super) struct TensorSource {
     files: Vec<TensorFile>,
     /// Index of the file, and the name there, by name.
     places: BTreeMap<String, (usize, String)>,
@@ -23,19 +23,19 @@ pub(super) struct Source {
     wrapper: String,
 }
 
-impl Source {
+impl TensorSource {
     /// Combines the tensors of all files.
     pub(super) fn new(files: Vec<TensorFile>) -> Result<Self, String> {
         let names: Vec<&str> = files.iter().flat_map(TensorFile::names).collect();
         let wrapper = common_wrapper(&names);
         let mut places = BTreeMap::new();
         for (index, file) in files.iter().enumerate() {
-            for theirs in file.names() {
-                let name = &theirs[wrapper.len()..];
+            for original_name in file.names() {
+                let name = &original_name[wrapper.len()..];
                 check_name(name)?;
-                let place = (index, theirs.to_owned());
+                let place = (index, original_name.to_owned());
                 if places.insert(name.to_owned(), place).is_some() {
-                    return Err(format!("tensor {theirs} is in two files"));
+                    return Err(format!("tensor {original_name} is in two files"));
                 }
             }
         }
@@ -52,8 +52,8 @@ impl Source {
     }
 
     /// Returns a note on the removed prefix, if there is one.
-    pub(super) fn note(&self) -> Option<String> {
-        note(&self.wrapper)
+    pub(super) fn prefix_note(&self) -> Option<String> {
+        prefix_note(&self.wrapper)
     }
 
     /// Returns the names of the files.
@@ -81,14 +81,17 @@ impl Source {
 
     /// Reads a tensor and removes it.
     pub(super) fn take(&mut self, name: &str) -> Result<Option<Values>, String> {
-        let Some((index, theirs)) = self.places.remove(name) else {
+        let Some((index, original_name)) = self.places.remove(name) else {
             return Ok(None);
         };
         let problem = |error| match error {
             Error::Format { problem, .. } => problem,
             other => other.to_string(),
         };
-        self.files[index].read(&theirs).map(Some).map_err(problem)
+        self.files[index]
+            .read(&original_name)
+            .map(Some)
+            .map_err(problem)
     }
 }
 
@@ -108,17 +111,16 @@ pub(super) fn common_wrapper(names: &[&str]) -> String {
 }
 
 /// Returns a note on the prefix that was removed from all names.
-pub(super) fn note(wrapper: &str) -> Option<String> {
+pub(super) fn prefix_note(wrapper: &str) -> Option<String> {
     let first = wrapper.split('.').next().unwrap_or_default();
     let (_, who) = WRAPPERS.iter().find(|(known, _)| *known == first)?;
     Some(format!(
-        "the names of all tensors begin with `{wrapper}`, which is what {who} puts before them; they are read \
-         without it"
+        "all tensor names have the prefix `{wrapper}` of {who}, which is removed"
     ))
 }
 
 /// Adds to a problem that its names are without a prefix.
-pub(super) fn without(wrapper: &str, problem: String) -> String {
+pub(super) fn with_prefix_note(wrapper: &str, problem: String) -> String {
     match wrapper {
         "" => problem,
         wrapper => format!("{problem} (names without the `{wrapper}` that all begin with)"),
@@ -145,7 +147,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_all_names_begin_with_is_found() {
+    fn common_prefix_of_wrappers_is_found() {
         let common = common_wrapper;
         assert_eq!(common(&["_orig_mod.a", "_orig_mod.b.c"]), "_orig_mod.");
         assert_eq!(
@@ -157,8 +159,12 @@ mod tests {
         assert_eq!(common(&["model.a", "model.b"]), "");
         assert_eq!(common(&["_orig_modest.a"]), "");
         assert_eq!(common(&[]), "");
-        assert_eq!(note(""), None);
-        assert!(note("_orig_mod.module.").unwrap().contains("torch.compile"));
+        assert_eq!(prefix_note(""), None);
+        assert!(
+            prefix_note("_orig_mod.module.")
+                .unwrap()
+                .contains("torch.compile")
+        );
         assert!(check_name("a._orig_mod.b").is_err());
     }
 }

@@ -19,6 +19,15 @@ use super::tree;
 ///
 /// In a table, fields are merged into the placement that `base` names, or into the default without a
 /// base. Tables of struct fields are merged; lists and scales are replaced as a whole.
+///
+/// ```
+/// use hybridnorm::placement::PlacementChoice;
+/// use serde_json::json;
+/// let value = json!({ "base": "pre-norm", "block": { "ffn": { "in_scale": 0.5 } } });
+/// let choice = PlacementChoice::from_value(&value)?;
+/// assert_eq!((choice.base, choice.modified), (Some("pre-norm"), true));
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct PlacementChoice {
     /// Canonical name of the base placement.
@@ -34,6 +43,12 @@ impl PlacementChoice {
     ///
     /// # Errors
     /// The name is unknown; the message lists the nearest known ones.
+    ///
+    /// ```
+    /// use hybridnorm::placement::PlacementChoice;
+    /// assert_eq!(PlacementChoice::from_name("pre-ln")?.base, Some("pre-norm"));
+    /// # Ok::<(), hybridnorm::Error>(())
+    /// ```
     pub fn from_name(name: &str) -> Result<Self, PlacementError> {
         let entry = entry(name)?;
         Ok(Self {
@@ -47,6 +62,12 @@ impl PlacementChoice {
     ///
     /// # Errors
     /// An unknown name, an unknown key or a value of the wrong type; the error names the path.
+    ///
+    /// ```
+    /// use hybridnorm::placement::PlacementChoice;
+    /// let error = PlacementChoice::from_value(&serde_json::json!({ "blok": {} })).unwrap_err();
+    /// assert_eq!(error.field, "blok");
+    /// ```
     pub fn from_value(value: &Value) -> Result<Self, PlacementError> {
         match value {
             Value::String(name) => Self::from_name(name),
@@ -86,6 +107,13 @@ impl PlacementChoice {
     }
 
     /// Returns the choice for the placement of a checkpoint, with its name if a named placement equals it.
+    ///
+    /// ```
+    /// use hybridnorm::placement::{PlacementChoice, named};
+    /// let choice = PlacementChoice::of(named("pre-norm")?);
+    /// assert_eq!(choice.base, Some("pre-norm"));
+    /// # Ok::<(), hybridnorm::Error>(())
+    /// ```
     pub fn of(placement: Placement) -> Self {
         let hash = placement.hash();
         let mut all = names().iter();
@@ -99,6 +127,14 @@ impl PlacementChoice {
     }
 
     /// Returns a label for tables and file names: the name, or the name or `custom` with a short hash.
+    ///
+    /// ```
+    /// use hybridnorm::placement::{Placement, PlacementChoice};
+    /// assert_eq!(PlacementChoice::from_name("pre-ln")?.label(), "pre-norm");
+    /// let custom = PlacementChoice::of(Placement { final_norm: false, ..Placement::default() });
+    /// assert!(custom.label().starts_with("custom+"));
+    /// # Ok::<(), hybridnorm::Error>(())
+    /// ```
     pub fn label(&self) -> String {
         match (self.base, self.modified) {
             (Some(name), false) => name.into(),
@@ -132,6 +168,14 @@ fn without_base(fields: &Map<String, Value>, template: &Value) -> Result<Value, 
 /// # Errors
 /// An unknown name, an unknown key or a value of the wrong type; the error names the path.
 /// Consistency is checked by [`validate`](super::validate()).
+///
+/// ```
+/// use hybridnorm::placement::{Skip, from_value};
+/// use serde_json::json;
+/// let placement = from_value(json!({ "base": "hybridnorm", "block": { "ffn": { "skip": "raw" } } }))?;
+/// assert_eq!(placement.block.ffn.skip, Skip::Raw);
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 pub fn from_value(value: Value) -> Result<Placement, PlacementError> {
     PlacementChoice::from_value(&value).map(|choice| choice.placement)
 }

@@ -24,6 +24,12 @@ fn full_path(field: &str) -> String {
 
 impl PlacementError {
     /// Creates an error at `field`.
+    ///
+    /// ```
+    /// use hybridnorm::placement::PlacementError;
+    /// let error = PlacementError::new("block.ffn.skip", "unknown value");
+    /// assert_eq!(error.to_string(), "placement.block.ffn.skip: unknown value");
+    /// ```
     pub fn new(field: impl Into<String>, problem: impl Into<String>) -> Self {
         Self {
             field: field.into(),

@@ -11,7 +11,7 @@ use serde::de::{EnumAccess, Error, MapAccess, SeqAccess, VariantAccess, Visitor}
 use serde::ser::{Error as _, SerializeMap};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::norm_functions::{NO_FUNCTION, WORDS, by_word, properties};
+use super::norm_functions::{NO_FUNCTION, WORDS, by_name, properties};
 use super::spec::{AttnScale, Factor, Formula, LearnedShape, NormFn, Scale, Selector, StdRule};
 use super::tree::is_word;
 
@@ -41,6 +41,12 @@ impl Formula {
 
     /// Returns the formula of this name or alternative spelling; [`Formula::DepthPower`] has no name,
     /// since it needs two numbers.
+    ///
+    /// ```
+    /// use hybridnorm::placement::Formula;
+    /// assert_eq!(Formula::by_name("inv_sqrt_layer"), Some(Formula::InvSqrtLayer));
+    /// assert_eq!(Formula::by_name("no_formula"), None);
+    /// ```
     pub fn by_name(name: &str) -> Option<Self> {
         let mut all = FORMULAS.iter();
         all.find(|(word, symbols, _)| *word == name || symbols.contains(&name))
@@ -369,7 +375,7 @@ pub(super) mod norm_function_or_none {
             }
             fn visit_enum<A: EnumAccess<'de>>(self, data: A) -> Result<Self::Value, A::Error> {
                 let (word, content): (String, _) = data.variant()?;
-                let function = by_word(&word);
+                let function = by_name(&word);
                 if function.is_none() && word != NO_FUNCTION {
                     return Err(Error::unknown_variant(&word, &WORDS));
                 }
@@ -383,7 +389,7 @@ pub(super) mod norm_function_or_none {
 }
 
 /// Serialized form of an optional number: `false` if off.
-pub(super) mod off_or_number {
+pub(super) mod number_or_false {
     use super::*;
 
     pub fn serialize<S: Serializer>(value: &Option<f64>, s: S) -> Result<S::Ok, S::Error> {
@@ -425,7 +431,7 @@ pub(super) mod off_or_number {
 }
 
 /// Serialized form of an optional table: `false` if off, `true` if all its fields are default.
-pub(super) mod off_or_table {
+pub(super) mod table_or_false {
     use super::*;
     use std::marker::PhantomData;
 

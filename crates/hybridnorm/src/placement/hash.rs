@@ -17,6 +17,13 @@ impl Placement {
     /// number formats; patches and selectors are normalized first. The name is not hashed. Placements
     /// that only happen to resolve to the same blocks at some depth differ here and agree in
     /// [`Resolved::hash`](super::Resolved::hash).
+    ///
+    /// ```
+    /// use hybridnorm::placement::named;
+    /// assert_eq!(named("hybridnorm")?.hash(), "a62977297bdb054b");
+    /// assert_eq!(named("qkv-post")?.hash(), named("hybridnorm")?.hash());
+    /// # Ok::<(), hybridnorm::Error>(())
+    /// ```
     pub fn hash(&self) -> String {
         match normalize_overrides(self.clone()) {
             Ok(normal) => canonical_hash(&normal),
@@ -27,6 +34,13 @@ impl Placement {
 
 /// Returns the first 16 hex digits of the SHA-256 of `value`'s canonical JSON: sorted keys, no spaces,
 /// every number as the shortest decimal that round-trips to the same double, in exponent form.
+///
+/// ```
+/// use hybridnorm::placement::canonical_hash;
+/// use serde_json::json;
+/// let (a, b) = (json!({ "x": 1, "y": 2.0 }), json!({ "y": 2, "x": 1.0 }));
+/// assert_eq!(canonical_hash(&a), canonical_hash(&b));
+/// ```
 pub fn canonical_hash<T: Serialize>(value: &T) -> String {
     let mut json = String::new();
     write_canonical(

@@ -14,6 +14,13 @@ use super::tree;
 ///
 /// # Errors
 /// An index beyond the depth, an empty list or range, a fraction outside (0, 1], a step of 0.
+///
+/// ```
+/// use hybridnorm::placement::{Selector, layers};
+/// assert_eq!(layers(&Selector::Every(3), 7)?, [2, 5]);
+/// assert!(layers(&Selector::Last(8), 7).is_err());
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 pub fn layers(selector: &Selector, n_layers: usize) -> Result<Vec<usize>, PlacementError> {
     let fail = |problem: String| Err(PlacementError::new("layers", problem));
     match selector {
@@ -163,6 +170,13 @@ pub(super) fn normalize_overrides(mut placement: Placement) -> Result<Placement,
 ///
 /// # Errors
 /// A selector that is invalid at this depth, or a patch that does not fit the block rule.
+///
+/// ```
+/// use hybridnorm::placement::{layer_rules, named};
+/// let rules = layer_rules(&named("hybridnorm-star")?, 12)?;
+/// assert!(rules[0].attn.in_norm && !rules[1].attn.in_norm);
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 pub fn layer_rules(
     placement: &Placement,
     n_layers: usize,

@@ -98,13 +98,13 @@ pub(super) const WORDS: [&str; NormFn::ALL.len() + 1] = {
 };
 
 /// Returns the norm function with this word.
-pub(super) fn by_word(word: &str) -> Option<NormFn> {
+pub(super) fn by_name(word: &str) -> Option<NormFn> {
     let mut all = NormFn::ALL.into_iter();
     all.find(|function| properties(*function).word == word)
 }
 
 /// Returns the words of the functions with a learned α, for messages: `` `dyt` and `derf` ``.
-pub(super) fn words_with_alpha() -> String {
+pub(super) fn names_with_alpha() -> String {
     let with_alpha = |function: &NormFn| function.scalars().contains(&NormScalar::Alpha);
     let all = NormFn::ALL.into_iter().filter(with_alpha);
     let words: Vec<String> = all.map(|f| format!("`{}`", properties(f).word)).collect();
@@ -113,16 +113,35 @@ pub(super) fn words_with_alpha() -> String {
 
 impl NormSpec {
     /// Returns the learned scalars of the norm function.
+    ///
+    /// ```
+    /// use hybridnorm::placement::{NormFn, NormSpec};
+    /// let derf = NormSpec { kind: Some(NormFn::Derf), ..NormSpec::default() };
+    /// assert_eq!(derf.scalars().len(), 2);
+    /// assert!(NormSpec::default().scalars().is_empty());
+    /// ```
     pub fn scalars(&self) -> &'static [NormScalar] {
         self.kind.map_or(&[], NormFn::scalars)
     }
 
     /// True if the norm function has a learned α.
+    ///
+    /// ```
+    /// use hybridnorm::placement::{NormFn, NormSpec};
+    /// let dyt = NormSpec { kind: Some(NormFn::Dyt), ..NormSpec::default() };
+    /// assert!(dyt.has_alpha() && !NormSpec::default().has_alpha());
+    /// ```
     pub fn has_alpha(&self) -> bool {
         self.scalars().contains(&NormScalar::Alpha)
     }
 
     /// Returns the initial value of a learned scalar.
+    ///
+    /// ```
+    /// use hybridnorm::placement::{NormFn, NormScalar, NormSpec};
+    /// let dyt = NormSpec { kind: Some(NormFn::Dyt), ..NormSpec::default() };
+    /// assert_eq!(dyt.initial(NormScalar::Alpha), 0.5);
+    /// ```
     pub fn initial(&self, scalar: NormScalar) -> f64 {
         match scalar {
             NormScalar::Alpha => self.alpha_init.unwrap_or(0.5),
@@ -132,6 +151,12 @@ impl NormSpec {
 
     /// True if norms divide by the magnitude of their input, so that a factor on it has no effect, up to
     /// eps.
+    ///
+    /// ```
+    /// use hybridnorm::placement::{NormFn, NormSpec};
+    /// let dyt = NormSpec { kind: Some(NormFn::Dyt), ..NormSpec::default() };
+    /// assert!(NormSpec::default().rescales() && !dyt.rescales());
+    /// ```
     pub fn rescales(&self) -> bool {
         self.kind
             .is_some_and(|function| properties(function).rescales)

@@ -106,6 +106,16 @@ pub enum Role {
 
 impl RoleFactors {
     /// Returns the factor of one role.
+    ///
+    /// ```
+    /// use hybridnorm::placement::{Role, named, resolve};
+    /// // DeepNorm scales the value projection, but not the query projection.
+    /// let deepnorm = resolve(&named("deepnorm")?, 12, 768)?;
+    /// let gains = deepnorm.init.gains[0];
+    /// assert_eq!(gains.get(Role::Q), 1.0);
+    /// assert!((gains.get(Role::V) - 96f64.powf(-0.25)).abs() < 1e-12);
+    /// # Ok::<(), hybridnorm::Error>(())
+    /// ```
     pub fn get(&self, role: Role) -> f64 {
         match role {
             Role::Q => self.q,
@@ -122,11 +132,25 @@ impl RoleFactors {
 
 impl Resolved {
     /// Returns the number of blocks.
+    ///
+    /// ```
+    /// use hybridnorm::placement::{named, resolve};
+    /// assert_eq!(resolve(&named("pre-norm")?, 12, 768)?.n_layers(), 12);
+    /// # Ok::<(), hybridnorm::Error>(())
+    /// ```
     pub fn n_layers(&self) -> usize {
         self.blocks.len()
     }
 
     /// Returns the canonical hash of the resolved value (16 hex digits).
+    ///
+    /// ```
+    /// use hybridnorm::placement::{named, resolve};
+    /// let placement = named("pre-norm")?;
+    /// let (shallow, deep) = (resolve(&placement, 12, 768)?, resolve(&placement, 24, 768)?);
+    /// assert_ne!(shallow.hash(), deep.hash());
+    /// # Ok::<(), hybridnorm::Error>(())
+    /// ```
     pub fn hash(&self) -> String {
         canonical_hash(self)
     }
@@ -138,6 +162,18 @@ impl Resolved {
     ///
     /// # Panics
     /// `layer` is not below [`n_layers`](Self::n_layers).
+    ///
+    /// ```
+    /// use hybridnorm::placement::{Role, named, resolve};
+    /// // HybridNorm initializes output projections with σ/√(2L).
+    /// let resolved = resolve(&named("hybridnorm")?, 12, 768)?;
+    /// assert_eq!(resolved.weight_std(0, Role::Q, 768, 768), resolved.init.std);
+    /// assert_eq!(
+    ///     resolved.weight_std(0, Role::O, 768, 768),
+    ///     resolved.init.std / 24f64.sqrt()
+    /// );
+    /// # Ok::<(), hybridnorm::Error>(())
+    /// ```
     pub fn weight_std(&self, layer: usize, role: Role, fan_in: usize, fan_out: usize) -> f64 {
         if self.unit_weights {
             return self.inv_sqrt_width();
@@ -160,6 +196,14 @@ impl Resolved {
 
     /// Returns the initial standard deviation of the embedding: `1/√d` for unit-length vectors, else the
     /// placement's value if set, else σ if the scheme has one, else `1/√d`.
+    ///
+    /// ```
+    /// use hybridnorm::placement::{named, resolve};
+    /// let mut placement = named("pre-norm")?;
+    /// placement.embed.init_std = Some(0.02);
+    /// assert_eq!(resolve(&placement, 12, 768)?.embed_std(), 0.02);
+    /// # Ok::<(), hybridnorm::Error>(())
+    /// ```
     pub fn embed_std(&self) -> f64 {
         if self.unit_weights {
             return self.inv_sqrt_width();
@@ -171,6 +215,13 @@ impl Resolved {
     }
 
     /// Returns the initial standard deviation of an untied output head: σ for `normal`, else `1/√d`.
+    ///
+    /// ```
+    /// use hybridnorm::placement::{named, resolve};
+    /// let resolved = resolve(&named("hybridnorm")?, 12, 256)?;
+    /// assert_eq!(resolved.head_std(), 1.0 / 16.0);
+    /// # Ok::<(), hybridnorm::Error>(())
+    /// ```
     pub fn head_std(&self) -> f64 {
         match self.init.scheme {
             InitScheme::Normal if !self.unit_weights => self.init.std,
@@ -183,6 +234,13 @@ impl Resolved {
     }
 
     /// Returns the number of standard deviations at which initial weights are truncated, if any.
+    ///
+    /// ```
+    /// use hybridnorm::placement::{Placement, named, resolve};
+    /// assert_eq!(resolve(&named("hybridnorm")?, 12, 768)?.truncate_at(), Some(3.0));
+    /// assert_eq!(resolve(&Placement::default(), 12, 768)?.truncate_at(), None);
+    /// # Ok::<(), hybridnorm::Error>(())
+    /// ```
     pub fn truncate_at(&self) -> Option<f64> {
         matches!(
             self.init.scheme,
@@ -203,12 +261,23 @@ pub const MAX_LAYERS: usize = 10_000;
 /// # Errors
 /// No blocks or zero width, a selector or patch that does not fit, a scale without a value. Consistency
 /// is checked by [`validate`](super::validate()).
+///
+/// ```
+/// use hybridnorm::placement::{Factor, named, resolve};
+/// // DeepNorm multiplies the skip by (2L)^(1/4).
+/// let deepnorm = resolve(&named("deepnorm")?, 12, 768)?;
+/// assert_eq!(
+///     deepnorm.blocks[0].attn.skip_scale,
+///     Factor::Const(24f64.powf(0.25))
+/// );
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 pub fn resolve(
     placement: &Placement,
     n_layers: usize,
     d_model: usize,
 ) -> Result<Resolved, PlacementError> {
-    let mut resolved = as_written(placement, n_layers, d_model)?;
+    let mut resolved = resolve_keeping_norms(placement, n_layers, d_model)?;
     if resolved.norm.kind.is_none() {
         resolved.blocks.iter_mut().for_each(Block::leave_out_norms);
         resolved.embed_norm = false;
@@ -219,50 +288,23 @@ pub fn resolve(
 }
 
 /// Resolves without removing norms if there is no norm function.
-pub(super) fn as_written(
+pub(super) fn resolve_keeping_norms(
     placement: &Placement,
     n_layers: usize,
     d_model: usize,
 ) -> Result<Resolved, PlacementError> {
-    if n_layers == 0 || d_model == 0 {
-        return Err(PlacementError::new(
-            "",
-            format!("n_layers and d_model must be at least 1, not {n_layers} and {d_model}"),
-        ));
-    }
-    if n_layers > MAX_LAYERS {
-        return Err(PlacementError::new(
-            "",
-            format!("{n_layers} blocks are too many; at most {MAX_LAYERS}"),
-        ));
-    }
-    let inside = |layer: usize| At {
-        layer: Some(layer + 1),
-        n_layers,
-        d_model,
-    };
+    check_size(n_layers, d_model)?;
     let outside = At {
         layer: None,
         n_layers,
         d_model,
     };
-    let mut blocks = Vec::with_capacity(n_layers);
-    for (layer, rule) in rules(placement, n_layers)?.iter().enumerate() {
-        blocks.push(block_spec(&rule.rule, &|path, scale| {
-            scale.factor(inside(layer), &rule.origin(placement, path))
-        })?);
-    }
-    let gains = (0..n_layers)
-        .map(|layer| role_factors(&placement.init.gains, inside(layer)))
-        .collect::<Result<_, _>>()?;
+    let blocks = block_specs(placement, outside)?;
+    let init = resolve_init(placement, outside)?;
     let logits = ResolvedLogits {
         softcap: placement.logits.softcap,
         scale: placement.logits.scale.factor(outside, "logits.scale")?,
         z_loss: placement.logits.z_loss,
-    };
-    let std = match placement.init.std {
-        StdRule::SmallInit => 1.0 / (2.5 * d_model as f64).sqrt(),
-        StdRule::Const(value) => value,
     };
     Ok(Resolved {
         d_model,
@@ -281,12 +323,47 @@ pub(super) fn as_written(
         merge_norm: placement.merge_norm,
         final_norm: placement.final_norm,
         logits,
-        init: ResolvedInit {
-            scheme: placement.init.scheme,
-            std,
-            gains,
-        },
+        init,
         unit_weights: placement.unit_weights,
+    })
+}
+
+fn check_size(n_layers: usize, d_model: usize) -> Result<(), PlacementError> {
+    let problem = match (n_layers, d_model) {
+        (0, _) | (_, 0) => {
+            format!("n_layers and d_model must be at least 1, not {n_layers} and {d_model}")
+        }
+        _ if n_layers > MAX_LAYERS => {
+            format!("{n_layers} blocks are too many; at most {MAX_LAYERS}")
+        }
+        _ => return Ok(()),
+    };
+    Err(PlacementError::new("", problem))
+}
+
+/// Returns the spec of every block; `outside` holds the sizes.
+fn block_specs(placement: &Placement, outside: At) -> Result<Vec<BlockSpec>, PlacementError> {
+    let rules = rules(placement, outside.n_layers)?;
+    let resolved = rules.iter().enumerate().map(|(layer, rule)| {
+        block_spec(&rule.rule, &|path, scale| {
+            scale.factor(outside.in_block(layer), &rule.origin(placement, path))
+        })
+    });
+    resolved.collect()
+}
+
+fn resolve_init(placement: &Placement, outside: At) -> Result<ResolvedInit, PlacementError> {
+    let std = match placement.init.std {
+        StdRule::SmallInit => 1.0 / (2.5 * outside.d_model as f64).sqrt(),
+        StdRule::Const(value) => value,
+    };
+    let gains = (0..outside.n_layers)
+        .map(|layer| role_factors(&placement.init.gains, outside.in_block(layer)))
+        .collect::<Result<_, _>>()?;
+    Ok(ResolvedInit {
+        scheme: placement.init.scheme,
+        std,
+        gains,
     })
 }
 
@@ -371,6 +448,14 @@ fn role_factors(gains: &RoleGains, at: At) -> Result<RoleFactors, PlacementError
 
 impl<S: Default + PartialEq> Block<S> {
     /// Turns every norm off and makes every normalized skip raw.
+    ///
+    /// ```
+    /// use hybridnorm::placement::{Placement, named};
+    /// let mut rule = named("hybridnorm")?.block;
+    /// rule.leave_out_norms();
+    /// assert_eq!(rule, Placement::default().block);
+    /// # Ok::<(), hybridnorm::Error>(())
+    /// ```
     pub fn leave_out_norms(&mut self) {
         for sub in [&mut self.attn, &mut self.ffn] {
             sub.in_norm = false;

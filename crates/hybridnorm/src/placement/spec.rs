@@ -71,6 +71,20 @@ pub use model::{
 pub use scale::{Factor, Formula, LearnedShape, Scale};
 
 /// Complete specification of where a model normalizes, independent of its size.
+///
+/// ```
+/// use hybridnorm::placement::{HeadNorm, InitScheme, Placement, Skip, named};
+/// // HybridNorm: norms on q, k and v, and a feed-forward whose skip is the normalized state.
+/// let mut placement = Placement::default();
+/// let inner = &mut placement.block.attn_inner;
+/// (inner.q_norm, inner.k_norm, inner.v_norm) =
+///     (HeadNorm::PerHead, HeadNorm::PerHead, HeadNorm::PerHead);
+/// placement.block.ffn.in_norm = true;
+/// placement.block.ffn.skip = Skip::Normed;
+/// placement.init.scheme = InitScheme::Megatron;
+/// assert_eq!(placement, named("hybridnorm")?);
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(
     default,
@@ -138,6 +152,13 @@ pub enum Streams {
 
 impl Streams {
     /// True if there is a second stream.
+    ///
+    /// ```
+    /// use hybridnorm::placement::named;
+    /// assert!(named("siamese-norm")?.streams.are_two());
+    /// assert!(!named("pre-norm")?.streams.are_two());
+    /// # Ok::<(), hybridnorm::Error>(())
+    /// ```
     pub fn are_two(self) -> bool {
         self != Self::Single
     }
@@ -199,7 +220,7 @@ pub struct SubLayer<S: Default + PartialEq> {
     pub skip_scale: S,
     /// Norm of the function's output before it is added. Written `false`, `true` (gain starts at 1) or
     /// `{ gain_init = … }`.
-    #[serde(with = "forms::off_or_table")]
+    #[serde(with = "forms::table_or_false")]
     pub out_norm: Option<OutNorm<S>>,
     /// Scale of the (normalized) output before it is added.
     pub out_scale: S,
@@ -262,6 +283,23 @@ pub enum Combine {
 }
 
 /// A patch of the blocks that a selector matches.
+///
+/// ```
+/// use hybridnorm::placement::{Override, Selector, named, resolve};
+/// use serde_json::json;
+/// // Post-Norm in the first quarter of the blocks, Pre-Norm in the rest.
+/// let mut placement = named("pre-norm")?;
+/// placement.overrides.push(Override {
+///     layers: Selector::FirstFraction(0.25),
+///     set: json!({
+///         "attn": { "in_norm": false, "post_norm": true },
+///         "ffn": { "in_norm": false, "post_norm": true },
+///     }),
+/// });
+/// let resolved = resolve(&placement, 12, 768)?;
+/// assert!(resolved.blocks[2].attn.post_norm && !resolved.blocks[3].attn.post_norm);
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, expecting = "a table with `layers` and `set`")]
 pub struct Override {
@@ -275,6 +313,12 @@ pub struct Override {
 ///
 /// In a file: `[0, 3]`, `{ range = { start = 0, end = 4 } }`, `{ first_fraction = 0.25 }`,
 /// `{ last = 1 }` or `{ every = 6 }`.
+///
+/// ```
+/// use hybridnorm::placement::Selector;
+/// let selector: Selector = serde_json::from_str(r#"{ "every": 6 }"#).unwrap();
+/// assert_eq!(selector, Selector::Every(6));
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub enum Selector {
     /// Blocks with these indices.

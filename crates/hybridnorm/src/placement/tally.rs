@@ -137,6 +137,12 @@ impl Tally {
     };
 
     /// Returns the count at these sizes.
+    ///
+    /// ```
+    /// use hybridnorm::placement::{Shape, Tally};
+    /// let count = Tally { d: 2, one: 1, ..Tally::default() };
+    /// assert_eq!(count.at(Shape { d: 768, ..Shape::default() }), 1537);
+    /// ```
     pub fn at(&self, shape: Shape) -> usize {
         self.d * shape.d
             + self.hd * shape.hd
@@ -155,22 +161,53 @@ impl Tally {
 
     /// Returns the parameters of all norms of a block with multi-head attention, without those of a second
     /// stream.
+    ///
+    /// ```
+    /// use hybridnorm::placement::{Tally, named, resolve};
+    /// let pre_norm = resolve(&named("pre-norm")?, 12, 768)?;
+    /// let count = Tally::norm_parameters(&pre_norm.blocks[0], &pre_norm.norm);
+    /// assert_eq!(count.to_string(), "2d");
+    /// # Ok::<(), hybridnorm::Error>(())
+    /// ```
     pub fn norm_parameters(block: &BlockSpec, norm: &NormSpec) -> Self {
         parameters(sites(block, false), norm)
     }
 
     /// Returns the parameters of one norm over the model width.
+    ///
+    /// ```
+    /// use hybridnorm::placement::{NormSpec, Tally};
+    /// assert_eq!(Tally::of_one_norm(&NormSpec::default()).to_string(), "d");
+    /// let with_bias = NormSpec { bias: true, ..NormSpec::default() };
+    /// assert_eq!(Tally::of_one_norm(&with_bias).to_string(), "2d");
+    /// ```
     pub fn of_one_norm(norm: &NormSpec) -> Self {
         Site::wide(Self::D).parameters(norm)
     }
 
     /// Returns the elements per token that pass through a norm of a block with multi-head attention,
     /// without those of a second stream.
+    ///
+    /// ```
+    /// use hybridnorm::placement::{Tally, named, resolve};
+    /// let hybridnorm = resolve(&named("hybridnorm")?, 12, 768)?;
+    /// let count = Tally::normalized_elements(&hybridnorm.blocks[0]);
+    /// assert_eq!(count.to_string(), "d + h·hd + 2·kv·hd");
+    /// # Ok::<(), hybridnorm::Error>(())
+    /// ```
     pub fn normalized_elements(block: &BlockSpec) -> Self {
         elements(sites(block, false))
     }
 
     /// Returns the learned scales of a block: all parameters that a placement adds besides its norms.
+    ///
+    /// ```
+    /// use hybridnorm::placement::{Tally, named, resolve};
+    /// let layerscale = resolve(&named("layerscale")?, 12, 768)?;
+    /// let count = Tally::learned_parameters(&layerscale.blocks[0]);
+    /// assert_eq!(count.to_string(), "2d");
+    /// # Ok::<(), hybridnorm::Error>(())
+    /// ```
     pub fn learned_parameters(block: &BlockSpec) -> Self {
         let (inner, hidden) = (&block.attn_inner, &block.ffn_inner);
         let wide = [&block.attn, &block.ffn]
@@ -188,11 +225,24 @@ impl Tally {
     }
 
     /// Returns the parameters of one scale over the model width.
+    ///
+    /// ```
+    /// use hybridnorm::placement::{Factor, LearnedShape, Tally};
+    /// let learned = Factor::Learned { shape: LearnedShape::Vector, init: 1.0, start: None };
+    /// assert_eq!(Tally::of_factor(learned).to_string(), "d");
+    /// assert_eq!(Tally::of_factor(Factor::Const(2.0)).to_string(), "0");
+    /// ```
     pub fn of_factor(factor: Factor) -> Self {
         Self::per(factor, Self::D)
     }
 
     /// Returns the parameters of the scale on the logits.
+    ///
+    /// ```
+    /// use hybridnorm::placement::{Factor, LearnedShape, Tally};
+    /// let learned = Factor::Learned { shape: LearnedShape::Vector, init: 1.0, start: None };
+    /// assert_eq!(Tally::of_logit_scale(learned).to_string(), "v");
+    /// ```
     pub fn of_logit_scale(factor: Factor) -> Self {
         Self::per(factor, Self::VOCAB)
     }
@@ -215,12 +265,30 @@ impl Resolved {
     ///
     /// # Panics
     /// `layer` is not below [`n_layers`](Self::n_layers).
+    ///
+    /// ```
+    /// use hybridnorm::placement::{Shape, named, resolve};
+    /// let hybridnorm = resolve(&named("hybridnorm")?, 12, 768)?;
+    /// let count = hybridnorm.norm_parameters(0, false);
+    /// assert_eq!(count.to_string(), "d + 3·hd");
+    /// assert_eq!(count.at(Shape { d: 768, hd: 64, ..Shape::default() }), 960);
+    /// # Ok::<(), hybridnorm::Error>(())
+    /// ```
     pub fn norm_parameters(&self, layer: usize, latent: bool) -> Tally {
         parameters(self.sites(layer, latent), &self.norm)
     }
 
     /// Returns the elements per token that pass through a norm of a block. Panics like
     /// [`norm_parameters`](Self::norm_parameters).
+    ///
+    /// ```
+    /// use hybridnorm::placement::{named, resolve};
+    /// // In latent attention, DeepSeek-V3 normalizes the latents.
+    /// let deepseek = resolve(&named("deepseek-v3")?, 12, 768)?;
+    /// let count = deepseek.normalized_elements(0, true);
+    /// assert_eq!(count.to_string(), "2d + d_q + d_kv");
+    /// # Ok::<(), hybridnorm::Error>(())
+    /// ```
     pub fn normalized_elements(&self, layer: usize, latent: bool) -> Tally {
         elements(self.sites(layer, latent))
     }
@@ -236,6 +304,13 @@ impl Resolved {
     }
 
     /// Returns the number of norms over the model width outside the blocks.
+    ///
+    /// ```
+    /// use hybridnorm::placement::{named, resolve};
+    /// assert_eq!(resolve(&named("pre-norm")?, 12, 768)?.outer_norms(), 1);
+    /// assert_eq!(resolve(&named("post-norm")?, 12, 768)?.outer_norms(), 0);
+    /// # Ok::<(), hybridnorm::Error>(())
+    /// ```
     pub fn outer_norms(&self) -> usize {
         [
             self.embed_norm,

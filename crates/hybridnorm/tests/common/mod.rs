@@ -1,6 +1,7 @@
 //! Tiny models for tests.
 #![allow(dead_code)] // each test file uses only a part
 
+pub mod hf;
 pub mod reference;
 
 use std::collections::BTreeMap;

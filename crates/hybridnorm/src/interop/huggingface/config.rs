@@ -79,7 +79,7 @@ impl Common {
         }
     }
 
-    pub(super) fn refuse_what_is_not_there(&self) -> Result<(), String> {
+    pub(super) fn reject_unsupported(&self) -> Result<(), String> {
         if self.hidden_act != "silu" {
             return Err(format!(
                 "hidden_act {:?}, expected \"silu\"",

@@ -2,16 +2,17 @@
 
 use serde::Deserialize;
 
-use super::super::keys::given;
+use super::super::keys::required_nullable;
 use super::config::Common;
+use super::family::{Family, read_keys};
 use super::weights::{Weights, stacked};
 use crate::model::{MlaConfig, ModelConfig, MoeConfig, Scoring};
-use crate::placement::{self, HeadNorm, InitScheme, StdRule};
+use crate::placement::{self, HeadNorm, InitScheme, Placement, StdRule};
 use crate::tensors::Values;
 
 #[derive(Deserialize)]
-pub(super) struct Config {
-    #[serde(deserialize_with = "given")]
+struct Config {
+    #[serde(deserialize_with = "required_nullable")]
     q_lora_rank: Option<usize>,
     kv_lora_rank: usize,
     qk_nope_head_dim: usize,
@@ -26,9 +27,9 @@ pub(super) struct Config {
     first_k_dense_replace: usize,
     #[serde(default = "one")]
     moe_layer_freq: usize,
-    #[serde(deserialize_with = "given")]
+    #[serde(deserialize_with = "required_nullable")]
     n_group: Option<usize>,
-    #[serde(deserialize_with = "given")]
+    #[serde(deserialize_with = "required_nullable")]
     topk_group: Option<usize>,
     norm_topk_prob: bool,
     /// `qk_nope_head_dim + qk_rope_head_dim`, if given.
@@ -62,18 +63,69 @@ fn sigmoid() -> String {
     "sigmoid".into()
 }
 
+/// Reads a `config.json` of this family.
+pub(super) fn read(json: &[u8]) -> Result<Box<dyn Family>, String> {
+    let (own, common) = read_keys::<Config>(json)?;
+    Ok(Box::new(own.to_model(&common)?))
+}
+
 /// A model of this family, with the details of its weight layout.
-pub(super) struct Model {
-    pub(super) config: ModelConfig,
+struct DeepseekV3 {
+    config: ModelConfig,
     /// True if rotated channels are pairs (2i, 2i + 1) instead of (i, i + r/2).
     interleaved: bool,
     /// Number of multi-token prediction layers, which are omitted, as in `transformers`.
-    further_layers: usize,
+    mtp_layers: usize,
+}
+
+impl Family for DeepseekV3 {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn convert(&self, weights: &mut Weights) -> Result<(), String> {
+        omit_mtp_layers(weights, self);
+        weights.embedding_norm_and_head(&self.config)?;
+        for layer in 0..self.config.n_layers {
+            convert_block(weights, self, layer)?;
+        }
+        Ok(())
+    }
 }
 
 impl Config {
-    pub(super) fn to_model(&self, common: &Common) -> Result<Model, String> {
-        common.refuse_what_is_not_there()?;
+    fn to_model(&self, common: &Common) -> Result<DeepseekV3, String> {
+        common.reject_unsupported()?;
+        self.reject_unsupported(common)?;
+        let moe = self.moe();
+        let all_dense = moe.first_dense >= common.num_hidden_layers;
+        let d_ff = match moe.first_dense {
+            0 => 0,
+            _ => common.intermediate_size,
+        };
+        let config = ModelConfig {
+            d_model: common.hidden_size,
+            n_layers: common.num_hidden_layers,
+            n_heads: common.num_attention_heads,
+            n_kv_heads: common.num_attention_heads,
+            d_ff,
+            vocab_size: common.vocab_size,
+            max_seq_len: common.max_position_embeddings,
+            rope_theta: common.rope_theta()?,
+            tie_embeddings: common.tie_word_embeddings,
+            moe: (!all_dense).then_some(moe),
+            mla: Some(self.mla()),
+            placement: self.placement(common),
+            ..ModelConfig::default()
+        };
+        Ok(DeepseekV3 {
+            config,
+            interleaved: self.rope_interleave,
+            mtp_layers: self.num_nextn_predict_layers,
+        })
+    }
+
+    fn reject_unsupported(&self, common: &Common) -> Result<(), String> {
         if self.moe_layer_freq != 1 {
             return Err(format!(
                 "moe_layer_freq {}, expected 1",
@@ -92,14 +144,18 @@ impl Config {
                 self.topk_method
             ));
         }
-        let parts = self.qk_nope_head_dim.saturating_add(self.qk_rope_head_dim);
-        if let Some(other) = self.qk_head_dim.filter(|dim| *dim != parts) {
-            return Err(format!("qk_head_dim {other}, expected {parts}"));
+        let head_dim = self.qk_nope_head_dim.saturating_add(self.qk_rope_head_dim);
+        if let Some(other) = self.qk_head_dim.filter(|dim| *dim != head_dim) {
+            return Err(format!("qk_head_dim {other}, expected {head_dim}"));
         }
         let heads = common.num_attention_heads;
         if let Some(other) = common.num_key_value_heads.filter(|n| *n != heads) {
             return Err(format!("num_key_value_heads {other}, expected {heads}"));
         }
+        Ok(())
+    }
+
+    fn placement(&self, common: &Common) -> Placement {
         let mut placement = placement::named("deepseek-v3").expect("a named placement");
         placement.norm.eps = common.rms_norm_eps;
         let inner = &mut placement.block.attn_inner;
@@ -110,12 +166,16 @@ impl Config {
         }
         placement.init.scheme = InitScheme::Normal;
         placement.init.std = StdRule::Const(common.initializer_range);
+        placement
+    }
+
+    fn moe(&self) -> MoeConfig {
         // If all groups are selected, group limits have no effect.
         let [n_groups, top_groups] = match [self.n_group, self.topk_group].map(|n| n.unwrap_or(1)) {
-            [all, open] if all == open => [1, 1],
+            [all, selected] if all == selected => [1, 1],
             groups => groups,
         };
-        let moe = MoeConfig {
+        MoeConfig {
             n_experts: self.n_routed_experts,
             top_k: self.num_experts_per_tok,
             d_expert: self.moe_intermediate_size,
@@ -130,95 +190,82 @@ impl Config {
             z_loss: 0.0,
             // The paper's value for most of the training; if all experts are selected, there is nothing to balance.
             bias_rate: (self.num_experts_per_tok < self.n_routed_experts).then_some(1e-3),
-        };
-        let all_dense = moe.first_dense >= common.num_hidden_layers;
-        let d_ff = if moe.first_dense > 0 {
-            common.intermediate_size
-        } else {
-            0
-        };
-        let config = ModelConfig {
-            d_model: common.hidden_size,
-            n_layers: common.num_hidden_layers,
-            n_heads: common.num_attention_heads,
-            n_kv_heads: common.num_attention_heads,
-            d_ff,
-            vocab_size: common.vocab_size,
-            max_seq_len: common.max_position_embeddings,
-            rope_theta: common.rope_theta()?,
-            tie_embeddings: common.tie_word_embeddings,
-            moe: (!all_dense).then_some(moe),
-            mla: Some(MlaConfig {
-                q_rank: self.q_lora_rank,
-                kv_rank: self.kv_lora_rank,
-                nope_dim: self.qk_nope_head_dim,
-                rope_dim: self.qk_rope_head_dim,
-                v_dim: self.v_head_dim,
-            }),
-            placement,
-            ..ModelConfig::default()
-        };
-        Ok(Model {
-            config,
-            interleaved: self.rope_interleave,
-            further_layers: self.num_nextn_predict_layers,
-        })
+        }
+    }
+
+    fn mla(&self) -> MlaConfig {
+        MlaConfig {
+            q_rank: self.q_lora_rank,
+            kv_rank: self.kv_lora_rank,
+            nope_dim: self.qk_nope_head_dim,
+            rope_dim: self.qk_rope_head_dim,
+            v_dim: self.v_head_dim,
+        }
     }
 }
 
-pub(super) fn translate(weights: &mut Weights, model: &Model) -> Result<(), String> {
-    let config = &model.config;
-    let further = config.n_layers..config.n_layers.saturating_add(model.further_layers);
-    let is_further = |name: &str| {
+fn omit_mtp_layers(weights: &mut Weights, model: &DeepseekV3) {
+    let n_layers = model.config.n_layers;
+    let mtp_layers = n_layers..n_layers.saturating_add(model.mtp_layers);
+    let is_mtp = |name: &str| {
         let layer = name.strip_prefix("model.layers.")?.split('.').next()?;
-        Some(further.contains(&layer.parse().ok()?))
+        Some(mtp_layers.contains(&layer.parse().ok()?))
     };
     let reason = "layers that predict further tokens, which are no part of the decoder";
-    weights.leave_out(reason, |name| is_further(name).unwrap_or(false));
-    weights.ends(config)?;
-    for layer in 0..config.n_layers {
-        let (theirs, ours) = (format!("model.layers.{layer}"), format!("blocks.{layer}"));
-        attention(weights, model, &format!("{theirs}.self_attn"), &ours)?;
-        let norm = format!("{theirs}.post_attention_layernorm.weight");
-        weights.rename(&norm, format!("{ours}.ffn.in_norm.gain"))?;
-        let norm = format!("{theirs}.input_layernorm.weight");
-        weights.rename(&norm, format!("{ours}.attn.in_norm.gain"))?;
-        let (mlp, feed_forward) = (format!("{theirs}.mlp"), format!("{ours}.feed_forward"));
-        let Some(moe) = config.moe_at(layer) else {
-            weights.mlp(&mlp, &feed_forward, config.d_ff)?;
-            continue;
-        };
-        let gate = format!("{mlp}.gate");
-        weights.rename(&format!("{gate}.weight"), format!("{feed_forward}.router"))?;
-        let bias = format!("{gate}.e_score_correction_bias");
-        match moe.bias_rate {
-            Some(_) => weights.rename(&bias, format!("{feed_forward}.selection_bias"))?,
-            None => {
-                let reason = "a bias of the choice among experts, of which all are chosen";
-                weights.leave_out(reason, |name| name == bias);
-            }
+    weights.omit(reason, |name| is_mtp(name).unwrap_or(false));
+}
+
+fn convert_block(weights: &mut Weights, model: &DeepseekV3, layer: usize) -> Result<(), String> {
+    let (source, block) = (format!("model.layers.{layer}"), format!("blocks.{layer}"));
+    convert_attention(weights, model, &format!("{source}.self_attn"), &block)?;
+    let norm = format!("{source}.post_attention_layernorm.weight");
+    weights.rename(&norm, format!("{block}.ffn.in_norm.gain"))?;
+    let norm = format!("{source}.input_layernorm.weight");
+    weights.rename(&norm, format!("{block}.attn.in_norm.gain"))?;
+    let (mlp, feed_forward) = (format!("{source}.mlp"), format!("{block}.feed_forward"));
+    match model.config.moe_at(layer) {
+        Some(moe) => convert_moe(weights, &model.config, moe, &mlp, &feed_forward),
+        None => weights.mlp(&mlp, &feed_forward, model.config.d_ff),
+    }
+}
+
+fn convert_moe(
+    weights: &mut Weights,
+    config: &ModelConfig,
+    moe: &MoeConfig,
+    mlp: &str,
+    feed_forward: &str,
+) -> Result<(), String> {
+    let gate = format!("{mlp}.gate");
+    weights.rename(&format!("{gate}.weight"), format!("{feed_forward}.router"))?;
+    let bias = format!("{gate}.e_score_correction_bias");
+    match moe.bias_rate {
+        Some(_) => weights.rename(&bias, format!("{feed_forward}.selection_bias"))?,
+        None => {
+            let reason = "a bias of the choice among experts, of which all are chosen";
+            weights.omit(reason, |name| name == bias);
         }
-        let experts = format!("{feed_forward}.experts");
-        weights.experts(&format!("{mlp}.experts"), &experts, config, moe)?;
-        if moe.n_shared > 0 {
-            let shared = format!("{feed_forward}.shared");
-            weights.mlp(&format!("{mlp}.shared_experts"), &shared, moe.d_shared())?;
-        }
+    }
+    let experts = format!("{feed_forward}.experts");
+    weights.experts(&format!("{mlp}.experts"), &experts, config, moe)?;
+    if moe.n_shared > 0 {
+        let shared = format!("{feed_forward}.shared");
+        weights.mlp(&format!("{mlp}.shared_experts"), &shared, moe.d_shared())?;
     }
     Ok(())
 }
 
-fn attention(
+fn convert_attention(
     weights: &mut Weights,
-    model: &Model,
-    theirs: &str,
+    model: &DeepseekV3,
+    source: &str,
     block: &str,
 ) -> Result<(), String> {
     let mla = model.config.mla.expect("this family has latent attention");
-    let ours = format!("{block}.attention");
-    let name = |field: &str| format!("{theirs}.{field}.weight");
+    let converted = format!("{block}.attention");
+    let name = |field: &str| format!("{source}.{field}.weight");
     let order = |matrix: Values, head: usize| match model.interleaved {
-        true => halves(matrix, head, mla.rope_dim),
+        true => deinterleave_rope(matrix, head, mla.rope_dim),
         false => Ok(matrix),
     };
     let at = |name: String| move |problem: String| format!("tensor {name} {problem}");
@@ -227,8 +274,8 @@ fn attention(
         Some(_) => {
             let name_up = name("q_b_proj");
             let q_up = order(weights.take(&name_up)?, mla.head_dim()).map_err(at(name_up))?;
-            weights.put(format!("{ours}.q_up"), q_up);
-            weights.rename(&name("q_a_layernorm"), format!("{ours}.q_norm.gain"))?;
+            weights.insert(format!("{converted}.q_up"), q_up);
+            weights.rename(&name("q_a_layernorm"), format!("{converted}.q_norm.gain"))?;
             (
                 weights.take_rows(&name("q_a_proj"), q_width)?,
                 name("q_a_proj"),
@@ -247,15 +294,15 @@ fn attention(
     let kv = order(kv, mla.cache_width()).map_err(at(kv_name.clone()))?;
     let latents = stacked(&[q, kv]);
     let latents = latents.map_err(|problem| format!("tensors {q_name} and {kv_name} {problem}"))?;
-    weights.put(format!("{ours}.latents"), latents);
-    weights.rename(&name("kv_a_layernorm"), format!("{ours}.v_norm.gain"))?;
-    weights.rename(&name("kv_b_proj"), format!("{ours}.kv_up"))?;
-    weights.rename(&name("o_proj"), format!("{ours}.out"))
+    weights.insert(format!("{converted}.latents"), latents);
+    weights.rename(&name("kv_a_layernorm"), format!("{converted}.v_norm.gain"))?;
+    weights.rename(&name("kv_b_proj"), format!("{converted}.kv_up"))?;
+    weights.rename(&name("o_proj"), format!("{converted}.out"))
 }
 
 /// Reorders the last `rope` of every `head` rows to 0, 2, …, 1, 3, …: interleaved RoPE pairs become pairs half
 /// of these rows apart.
-fn halves(matrix: Values, head: usize, rope: usize) -> Result<Values, String> {
+fn deinterleave_rope(matrix: Values, head: usize, rope: usize) -> Result<Values, String> {
     let columns = match matrix.shape[..] {
         [rows, columns] if rows.is_multiple_of(head) && columns > 0 => columns,
         _ => {
@@ -267,9 +314,9 @@ fn halves(matrix: Values, head: usize, rope: usize) -> Result<Values, String> {
     };
     let rows: Vec<&[f32]> = matrix.data.chunks(columns).collect();
     let ordered = rows.chunks(head).flat_map(|rows| {
-        let (content, turned) = rows.split_at(head - rope);
-        let evens = turned.iter().step_by(2);
-        let odds = turned.iter().skip(1).step_by(2);
+        let (content, rotated) = rows.split_at(head - rope);
+        let evens = rotated.iter().step_by(2);
+        let odds = rotated.iter().skip(1).step_by(2);
         content.iter().chain(evens).chain(odds).copied()
     });
     let data = ordered.collect::<Vec<_>>().concat();
@@ -284,14 +331,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn neighbours_become_halves_in_every_head() {
+    fn interleaved_pairs_become_half_apart_in_every_head() {
         let matrix = |data: Vec<f32>| Values {
             shape: vec![data.len(), 1],
             data,
         };
         let rows = matrix(vec![0., 1., 2., 3., 4., 10., 11., 12., 13., 14.]);
         let expected = matrix(vec![0., 1., 3., 2., 4., 10., 11., 13., 12., 14.]);
-        assert_eq!(halves(rows, 5, 4), Ok(expected));
-        assert!(halves(matrix(vec![0.0; 7]), 5, 4).is_err());
+        assert_eq!(deinterleave_rope(rows, 5, 4), Ok(expected));
+        assert!(deinterleave_rope(matrix(vec![0.0; 7]), 5, 4).is_err());
     }
 }

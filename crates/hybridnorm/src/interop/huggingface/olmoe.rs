@@ -3,12 +3,13 @@
 use serde::Deserialize;
 
 use super::config::Common;
+use super::family::{Family, read_keys};
 use super::weights::Weights;
 use crate::model::{ModelConfig, MoeConfig, Scoring};
 use crate::placement::{self, InitScheme, StdRule};
 
 #[derive(Deserialize)]
-pub(super) struct Config {
+struct Config {
     num_experts: usize,
     num_experts_per_tok: usize,
     #[serde(default)]
@@ -22,12 +23,31 @@ fn aux_loss() -> f64 {
     0.01
 }
 
+/// Reads a `config.json` of this family.
+pub(super) fn read(json: &[u8]) -> Result<Box<dyn Family>, String> {
+    let (own, common) = read_keys::<Config>(json)?;
+    Ok(Box::new(Olmoe(own.to_config(&common)?)))
+}
+
+/// A model of this family.
+struct Olmoe(ModelConfig);
+
+impl Family for Olmoe {
+    fn config(&self) -> &ModelConfig {
+        &self.0
+    }
+
+    fn convert(&self, weights: &mut Weights) -> Result<(), String> {
+        convert(weights, &self.0)
+    }
+}
+
 impl Config {
-    pub(super) fn to_config(&self, common: &Common) -> Result<ModelConfig, String> {
-        common.refuse_what_is_not_there()?;
+    fn to_config(&self, common: &Common) -> Result<ModelConfig, String> {
+        common.reject_unsupported()?;
         if let Some(clip) = self.clip_qkv {
             return Err(format!(
-                "clip_qkv {clip}, expected none: this family clips after the norms, which ours does before"
+                "clip_qkv {clip}, expected none: this family clips after the norms, this crate before them"
             ));
         }
         let head_dim = common.hidden_size / common.num_attention_heads.max(1);
@@ -49,58 +69,62 @@ impl Config {
             max_seq_len: common.max_position_embeddings,
             rope_theta: common.rope_theta()?,
             tie_embeddings: common.tie_word_embeddings,
-            moe: Some(MoeConfig {
-                n_experts: self.num_experts,
-                top_k: self.num_experts_per_tok,
-                d_expert: common.intermediate_size,
-                n_shared: 0,
-                first_dense: 0,
-                scoring: Scoring::Softmax,
-                renormalize: self.norm_topk_prob,
-                n_groups: 1,
-                top_groups: 1,
-                scaling: 1.0,
-                load_balance: self.router_aux_loss_coef,
-                // OLMoE was trained with one, which its configuration does not contain.
-                z_loss: 1e-3,
-                bias_rate: None,
-            }),
+            moe: Some(self.moe(common)),
             placement,
             ..ModelConfig::default()
         })
     }
+
+    fn moe(&self, common: &Common) -> MoeConfig {
+        MoeConfig {
+            n_experts: self.num_experts,
+            top_k: self.num_experts_per_tok,
+            d_expert: common.intermediate_size,
+            n_shared: 0,
+            first_dense: 0,
+            scoring: Scoring::Softmax,
+            renormalize: self.norm_topk_prob,
+            n_groups: 1,
+            top_groups: 1,
+            scaling: 1.0,
+            load_balance: self.router_aux_loss_coef,
+            // OLMoE was trained with one, which its configuration does not contain.
+            z_loss: 1e-3,
+            bias_rate: None,
+        }
+    }
 }
 
-pub(super) fn translate(weights: &mut Weights, config: &ModelConfig) -> Result<(), String> {
-    weights.ends(config)?;
+fn convert(weights: &mut Weights, config: &ModelConfig) -> Result<(), String> {
+    weights.embedding_norm_and_head(config)?;
     for layer in 0..config.n_layers {
-        let (theirs, ours) = (format!("model.layers.{layer}"), format!("blocks.{layer}"));
-        let attention = |field: &str| format!("{theirs}.self_attn.{field}.weight");
+        let (source, block) = (format!("model.layers.{layer}"), format!("blocks.{layer}"));
+        let attention = |field: &str| format!("{source}.self_attn.{field}.weight");
         let mut rename =
-            |theirs: String, field: &str| weights.rename(&theirs, format!("{ours}.{field}"));
+            |name: String, field: &str| weights.rename(&name, format!("{block}.{field}"));
         rename(
-            format!("{theirs}.input_layernorm.weight"),
+            format!("{source}.input_layernorm.weight"),
             "attn.in_norm.gain",
         )?;
         rename(
-            format!("{theirs}.post_attention_layernorm.weight"),
+            format!("{source}.post_attention_layernorm.weight"),
             "ffn.in_norm.gain",
         )?;
         rename(attention("q_norm"), "attention.q_norm.gain")?;
         rename(attention("k_norm"), "attention.k_norm.gain")?;
         rename(attention("o_proj"), "attention.out")?;
-        rename(format!("{theirs}.mlp.gate.weight"), "feed_forward.router")?;
+        rename(format!("{source}.mlp.gate.weight"), "feed_forward.router")?;
         let [q, k, v] = ["q_proj", "k_proj", "v_proj"].map(attention);
         let queries = config.n_heads * config.head_dim();
         let keys = config.n_kv_heads * config.head_dim();
         weights.stack(
             &[(&q, queries), (&k, keys), (&v, keys)],
-            format!("{ours}.attention.qkv"),
+            format!("{block}.attention.qkv"),
         )?;
         let moe = config.moe_at(layer).expect("every block is a mixture");
         weights.experts(
-            &format!("{theirs}.mlp.experts"),
-            &format!("{ours}.feed_forward.experts"),
+            &format!("{source}.mlp.experts"),
+            &format!("{block}.feed_forward.experts"),
             config,
             moe,
         )?;

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use super::super::Tensors;
 use super::super::experts::{self, Layout};
-use super::super::source::Source;
+use super::super::source::TensorSource;
+use super::family::Family;
 use crate::model::{ModelConfig, MoeConfig};
 use crate::omissions::{LeftOut, Unit};
 use crate::tensors::Values;
@@ -14,24 +15,32 @@ pub(super) const HEAD: &str = "lm_head.weight";
 
 /// Tensors that are taken one by one; a remaining one is an error.
 pub(super) struct Weights {
-    theirs: Source,
-    ours: BTreeMap<String, Values>,
+    source: TensorSource,
+    converted: BTreeMap<String, Values>,
     read: u64,
     left_out: LeftOut,
 }
 
 /// Converted tensors and an account of the source.
-pub(super) struct Taken {
-    pub(super) ours: BTreeMap<String, Values>,
+pub(super) struct Converted {
+    pub(super) values: BTreeMap<String, Values>,
     pub(super) tensors: Tensors,
     pub(super) left_out: LeftOut,
 }
 
+/// Converts all tensors of a checkpoint.
+pub(super) fn convert(family: &dyn Family, source: TensorSource) -> Result<Converted, String> {
+    let total = source.len();
+    let mut weights = Weights::new(source);
+    family.convert(&mut weights)?;
+    weights.finish(total)
+}
+
 impl Weights {
-    pub(super) fn new(theirs: Source) -> Self {
+    fn new(source: TensorSource) -> Self {
         Self {
-            theirs,
-            ours: BTreeMap::new(),
+            source,
+            converted: BTreeMap::new(),
             read: 0,
             left_out: LeftOut::default(),
         }
@@ -39,30 +48,34 @@ impl Weights {
 
     /// Takes a source tensor.
     pub(super) fn take(&mut self, name: &str) -> Result<Values, String> {
-        let found = self.theirs.take(name)?;
+        let found = self.source.take(name)?;
         let found = found.ok_or_else(|| format!("tensor {name} is missing"))?;
         self.read += 1;
         Ok(found)
     }
 
     /// Omits all tensors with matching names, for a reason.
-    pub(super) fn leave_out(&mut self, reason: &str, is_so: impl Fn(&str) -> bool) {
-        let names: Vec<String> = self.theirs.names().map(str::to_owned).collect();
-        for name in names.into_iter().filter(|name| is_so(name)) {
-            self.theirs.remove(&name);
+    pub(super) fn omit(&mut self, reason: &str, matches: impl Fn(&str) -> bool) {
+        let names: Vec<String> = self.source.names().map(str::to_owned).collect();
+        for name in names.into_iter().filter(|name| matches(name)) {
+            self.source.remove(&name);
             self.left_out.add(Unit::Tensors, reason, 1, Some(name));
         }
     }
 
     /// Stores a converted tensor.
-    pub(super) fn put(&mut self, name: impl Into<String>, values: Values) {
-        self.ours.insert(name.into(), values);
+    pub(super) fn insert(&mut self, name: impl Into<String>, values: Values) {
+        self.converted.insert(name.into(), values);
     }
 
     /// Takes a tensor and stores it under another name.
-    pub(super) fn rename(&mut self, theirs: &str, ours: impl Into<String>) -> Result<(), String> {
-        let values = self.take(theirs)?;
-        self.put(ours, values);
+    pub(super) fn rename(
+        &mut self,
+        source: &str,
+        converted: impl Into<String>,
+    ) -> Result<(), String> {
+        let values = self.take(source)?;
+        self.insert(converted, values);
         Ok(())
     }
 
@@ -79,34 +92,39 @@ impl Weights {
     }
 
     /// Stacks matrices with these numbers of rows.
-    pub(super) fn stack(&mut self, theirs: &[(&str, usize)], ours: String) -> Result<(), String> {
-        let parts = theirs
+    pub(super) fn stack(
+        &mut self,
+        sources: &[(&str, usize)],
+        converted: String,
+    ) -> Result<(), String> {
+        let parts = sources
             .iter()
             .map(|(name, rows)| self.take_rows(name, *rows));
         let parts = parts.collect::<Result<Vec<_>, _>>()?;
-        let stacked = stacked(&parts).map_err(|problem| format!("tensors {theirs:?} {problem}"))?;
-        self.put(ours, stacked);
+        let stacked =
+            stacked(&parts).map_err(|problem| format!("tensors {sources:?} {problem}"))?;
+        self.insert(converted, stacked);
         Ok(())
     }
 
-    /// Converts a gated feed-forward of inner width `f`: `THEIRS.gate_proj`, `.up_proj` and `.down_proj`.
-    pub(super) fn mlp(&mut self, theirs: &str, ours: &str, f: usize) -> Result<(), String> {
-        let [gate, up, down] = projections(theirs);
-        self.stack(&[(&gate, f), (&up, f)], format!("{ours}.up"))?;
-        self.rename(&down, format!("{ours}.down"))
+    /// Converts a gated feed-forward of inner width `f`: `SOURCE.gate_proj`, `.up_proj` and `.down_proj`.
+    pub(super) fn mlp(&mut self, source: &str, converted: &str, f: usize) -> Result<(), String> {
+        let [gate, up, down] = projections(source);
+        self.stack(&[(&gate, f), (&up, f)], format!("{converted}.up"))?;
+        self.rename(&down, format!("{converted}.down"))
     }
 
-    /// Converts the experts of a mixture: `THEIRS.0.gate_proj` and so on.
+    /// Converts the experts of a mixture: `SOURCE.0.gate_proj` and so on.
     pub(super) fn experts(
         &mut self,
-        theirs: &str,
-        ours: &str,
+        source: &str,
+        converted: &str,
         config: &ModelConfig,
         moe: &MoeConfig,
     ) -> Result<(), String> {
         let mut all: [Vec<Values>; 3] = Default::default();
         for expert in 0..moe.n_experts {
-            let names = projections(&format!("{theirs}.{expert}"));
+            let names = projections(&format!("{source}.{expert}"));
             for (matrices, name) in all.iter_mut().zip(names) {
                 matrices.push(self.take(&name)?);
             }
@@ -115,21 +133,22 @@ impl Weights {
             d_model: config.d_model,
             d_expert: moe.d_expert,
         };
-        self.ours.extend(experts::stacks(ours, layout, all)?);
+        self.converted
+            .extend(experts::stacks(converted, layout, all)?);
         Ok(())
     }
 
     /// Converts embedding, final norm and head.
-    pub(super) fn ends(&mut self, config: &ModelConfig) -> Result<(), String> {
+    pub(super) fn embedding_norm_and_head(&mut self, config: &ModelConfig) -> Result<(), String> {
         self.rename("model.embed_tokens.weight", "embedding")?;
         self.rename("model.norm.weight", "final_norm.gain")?;
         if !config.tie_embeddings {
             return self.rename(HEAD, "head");
         }
         // Checkpoints with tied embeddings may contain the head as a second copy.
-        match self.theirs.take(HEAD)? {
+        match self.source.take(HEAD)? {
             None => Ok(()),
-            Some(head) if self.ours.get("embedding") != Some(&head) => Err(format!(
+            Some(head) if self.converted.get("embedding") != Some(&head) => Err(format!(
                 "tie_word_embeddings is set, but {HEAD} is not the embedding"
             )),
             Some(_) => {
@@ -142,17 +161,17 @@ impl Weights {
     }
 
     /// Returns the converted tensors, if no source tensor remains.
-    pub(super) fn finish(mut self, all: usize) -> Result<Taken, String> {
-        self.leave_out(
+    fn finish(mut self, total: usize) -> Result<Converted, String> {
+        self.omit(
             "wavelengths of the rotary embedding, which follow from the configuration",
             |name| name.ends_with("rotary_emb.inv_freq"),
         );
-        match self.theirs.names().next() {
+        match self.source.names().next() {
             Some(name) => Err(format!("tensor {name} is not one of this family")),
-            None => Ok(Taken {
-                ours: self.ours,
+            None => Ok(Converted {
+                values: self.converted,
                 tensors: Tensors {
-                    all: all as u64,
+                    all: total as u64,
                     read: self.read,
                 },
                 left_out: self.left_out,

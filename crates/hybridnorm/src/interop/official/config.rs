@@ -7,8 +7,8 @@ use serde::Deserialize;
 use super::super::python_dict;
 use crate::model::{Activation, ModelConfig, MoeConfig, Scoring};
 use crate::placement::{
-    Block, HeadNorm, Init, InitScheme, NormFn, NormSpec, Override, Placement, Scale, Selector,
-    Skip, StdRule,
+    AttnInner, Block, Gain, HeadNorm, Init, InitScheme, NormFn, NormSpec, Override, Placement,
+    Scale, Selector, Skip, StdRule,
 };
 
 #[derive(Deserialize)]
@@ -18,7 +18,7 @@ pub(super) struct ConfigFile {
 
 /// Keys of the official `model:` section that do not affect the result of a model: implementation, initialization
 /// details, token ids.
-pub(super) const HARMLESS: [&str; 16] = [
+pub(super) const IGNORED_KEYS: [&str; 16] = [
     "alibi_bias_max",
     "block_group_size",
     "emb_init_std",
@@ -166,7 +166,7 @@ fn layer_norm() -> String {
 
 impl Official {
     pub(super) fn to_config(&self) -> Result<ModelConfig, String> {
-        self.refuse_what_is_not_there()?;
+        self.reject_unsupported()?;
         let (activation, fused) = match self.activation_type.as_str() {
             "swiglu" => (Activation::Swiglu, 2),
             other => return Err(format!("activation_type {other:?}, expected \"swiglu\"")),
@@ -204,7 +204,7 @@ impl Official {
         })
     }
 
-    fn refuse_what_is_not_there(&self) -> Result<(), String> {
+    fn reject_unsupported(&self) -> Result<(), String> {
         let unsupported = [
             ("alibi", self.alibi),
             ("include_bias", self.include_bias),
@@ -270,6 +270,25 @@ impl Official {
     }
 
     fn placement(&self) -> Result<Placement, String> {
+        let flags = Flags {
+            attn_norm: self.attn_norm,
+            attn_residual: self.attn_residual_after_norm,
+            ffn_norm: self.ffn_norm,
+            ffn_residual: self.ffn_residual_after_norm,
+        };
+        let mut block: Block<Scale> = Block::default();
+        flags.write(&mut block);
+        block.attn_inner = self.attn_inner();
+        Ok(Placement {
+            block,
+            norm: self.norm()?,
+            overrides: self.overrides(flags)?,
+            init: self.init(),
+            ..Placement::default()
+        })
+    }
+
+    fn norm(&self) -> Result<NormSpec, String> {
         let kind = match self.layer_norm_type.as_str() {
             "default" => NormFn::Layernorm,
             "rms" => NormFn::Rmsnorm,
@@ -280,65 +299,65 @@ impl Official {
             }
         };
         let gain = match self.layer_norm_with_affine {
-            true => crate::placement::Gain::Plain,
-            false => crate::placement::Gain::None,
+            true => Gain::Plain,
+            false => Gain::None,
         };
+        Ok(NormSpec {
+            kind: Some(kind),
+            eps: self.layer_norm_eps,
+            gain,
+            bias: self.bias_for_layer_norm.unwrap_or(self.include_bias),
+            alpha_init: None,
+        })
+    }
+
+    fn init(&self) -> Init {
         let scheme = match self.init_fn.as_str() {
             "full_megatron" => InitScheme::Megatron,
             "mitchell" => InitScheme::DepthScaled,
             _ => InitScheme::Normal,
         };
-        let special = self.norm_pos_special_config.as_deref().unwrap_or_default();
-        let special = python_dict::parse(special)
+        Init {
+            scheme,
+            std: StdRule::Const(self.init_std),
+            ..Init::default()
+        }
+    }
+
+    fn attn_inner(&self) -> AttnInner<Scale> {
+        let per_head = |wanted: bool| match (wanted, self.attention_layer_norm_with_affine) {
+            (true, true) => HeadNorm::PerHead,
+            (true, false) => HeadNorm::PerHeadPlain,
+            (false, _) => HeadNorm::None,
+        };
+        // `attention_layer_norm` is over all heads, unless a norm per head is wanted.
+        let query_or_key = |wanted: bool| {
+            let full = self.attention_layer_norm && !wanted;
+            match (full, self.attention_layer_norm_with_affine) {
+                (true, true) => HeadNorm::Full,
+                (true, false) => HeadNorm::FullPlain,
+                (false, _) => per_head(wanted),
+            }
+        };
+        AttnInner {
+            clip_qkv: self.clip_qkv,
+            q_norm: query_or_key(self.use_query_norm),
+            k_norm: query_or_key(self.use_key_norm),
+            v_norm: per_head(self.use_value_norm),
+            ctx_norm: per_head(self.use_context_norm),
+            ..AttnInner::default()
+        }
+    }
+
+    /// Returns the patches of the layers that `norm_pos_special_config` names.
+    fn overrides(&self, base: Flags) -> Result<Vec<Override>, String> {
+        let text = self.norm_pos_special_config.as_deref().unwrap_or_default();
+        let layer_flags = python_dict::parse(text)
             .map_err(|problem| format!("norm_pos_special_config: {problem}"))?;
-        let base = Flags {
-            attn_norm: self.attn_norm,
-            attn_residual: self.attn_residual_after_norm,
-            ffn_norm: self.ffn_norm,
-            ffn_residual: self.ffn_residual_after_norm,
-        };
-        let mut block: Block<Scale> = Block::default();
-        base.write(&mut block);
-        block.attn_inner.clip_qkv = self.clip_qkv;
-        let head = |wanted: bool| match (wanted, self.attention_layer_norm) {
-            (true, _) => HeadNorm::PerHead,
-            (false, true) => HeadNorm::Full,
-            (false, false) => HeadNorm::None,
-        };
-        let plain = |norm: HeadNorm| match (norm, self.attention_layer_norm_with_affine) {
-            (HeadNorm::PerHead, false) => HeadNorm::PerHeadPlain,
-            (HeadNorm::Full, false) => HeadNorm::FullPlain,
-            (norm, _) => norm,
-        };
-        let only = |wanted: bool| match wanted {
-            true => HeadNorm::PerHead,
-            false => HeadNorm::None,
-        };
-        block.attn_inner.q_norm = plain(head(self.use_query_norm));
-        block.attn_inner.k_norm = plain(head(self.use_key_norm));
-        block.attn_inner.v_norm = plain(only(self.use_value_norm));
-        block.attn_inner.ctx_norm = plain(only(self.use_context_norm));
-        let overrides = special
+        layer_flags
             .into_iter()
-            .map(|(layers, flags)| base.patched(&flags).map(|flags| flags.as_override(layers)))
-            .collect::<Result<_, _>>()?;
-        Ok(Placement {
-            block,
-            overrides,
-            norm: NormSpec {
-                kind: Some(kind),
-                eps: self.layer_norm_eps,
-                gain,
-                bias: self.bias_for_layer_norm.unwrap_or(self.include_bias),
-                alpha_init: None,
-            },
-            init: Init {
-                scheme,
-                std: StdRule::Const(self.init_std),
-                ..Init::default()
-            },
-            ..Placement::default()
-        })
+            .map(|(layers, flags)| Ok(base.patched(&flags)?.as_override(layers)))
+            .collect()
     }
 }
 

@@ -85,6 +85,14 @@ impl Explanation {
     ///
     /// # Errors
     /// The placement is invalid at this depth and size.
+    ///
+    /// ```
+    /// use hybridnorm::placement::{Explanation, ModelFacts, named};
+    /// let explanation = Explanation::new(&named("pre-norm")?, 24, &ModelFacts::default())?;
+    /// assert_eq!(explanation.groups[0].title, "blocks 1–24");
+    /// assert_eq!(explanation.norm_parameters.to_string(), "49d");
+    /// # Ok::<(), hybridnorm::Error>(())
+    /// ```
     pub fn new(
         placement: &Placement,
         n_layers: usize,
@@ -129,11 +137,26 @@ impl Explanation {
     ///
     /// # Errors
     /// The placement is invalid at this depth and size.
+    ///
+    /// ```
+    /// use hybridnorm::placement::{Explanation, named};
+    /// let explanation = Explanation::of(&named("hybridnorm-star")?)?;
+    /// let titles: Vec<&str> = explanation.groups.iter().map(|group| &group.title[..]).collect();
+    /// assert_eq!(titles, ["block 1", "blocks 2–12"]);
+    /// # Ok::<(), hybridnorm::Error>(())
+    /// ```
     pub fn of(placement: &Placement) -> Result<Self, PlacementError> {
         Self::new(placement, Self::DEFAULT_LAYERS, &ModelFacts::default())
     }
 
     /// Sets the name for the heading.
+    ///
+    /// ```
+    /// use hybridnorm::placement::{Explanation, named};
+    /// let explanation = Explanation::of(&named("pre-norm")?)?.named("baseline");
+    /// assert!(explanation.to_text().starts_with("baseline  (12 blocks of width 768"));
+    /// # Ok::<(), hybridnorm::Error>(())
+    /// ```
     pub fn named(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
         self

@@ -7,6 +7,13 @@ use super::{Explanation, Group};
 
 impl Explanation {
     /// Returns aligned Unicode text for a terminal.
+    ///
+    /// ```
+    /// use hybridnorm::placement::{Explanation, named};
+    /// let text = Explanation::of(&named("hybridnorm")?)?.to_text();
+    /// assert!(text.contains("Y  = X + A_QKV(X)"));
+    /// # Ok::<(), hybridnorm::Error>(())
+    /// ```
     pub fn to_text(&self) -> String {
         let mut out = String::new();
         let name = self.heading();
@@ -35,6 +42,13 @@ impl Explanation {
     }
 
     /// Returns LaTeX for a document with amsmath: one self-contained `align*` per part.
+    ///
+    /// ```
+    /// use hybridnorm::placement::{Explanation, named};
+    /// let latex = Explanation::of(&named("hybridnorm")?)?.to_latex();
+    /// assert!(latex.contains(r"X' &= Z + F(Z)"));
+    /// # Ok::<(), hybridnorm::Error>(())
+    /// ```
     pub fn to_latex(&self) -> String {
         let mut out = String::new();
         let name = self.heading();

@@ -33,17 +33,38 @@ pub struct Named {
 
 impl Named {
     /// Returns the placement.
+    ///
+    /// ```
+    /// use hybridnorm::placement::entry;
+    /// let pre_norm = entry("pre-norm")?.placement();
+    /// assert!(pre_norm.block.attn.in_norm && pre_norm.block.ffn.in_norm);
+    /// # Ok::<(), hybridnorm::Error>(())
+    /// ```
     pub fn placement(&self) -> Placement {
         (self.build)()
     }
 }
 
 /// Returns every named placement, grouped by family.
+///
+/// ```
+/// use hybridnorm::placement::names;
+/// let pre_norm = names().iter().find(|entry| entry.name == "pre-norm").unwrap();
+/// assert_eq!(pre_norm.source, "arXiv 2002.04745");
+/// ```
 pub fn names() -> &'static [Named] {
     NAMES
 }
 
 /// Returns the registry entry of this name or alias; case is ignored and `_` reads as `-`.
+///
+/// ```
+/// use hybridnorm::placement::entry;
+/// assert_eq!(entry("Qwen3")?.name, "pre-norm-qk");
+/// let error = entry("hybridnrom").unwrap_err();
+/// assert!(error.problem.contains("`hybridnorm`"));
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 pub fn entry(name: &str) -> Result<&'static Named, PlacementError> {
     let wanted = name.trim().to_ascii_lowercase().replace(['_', ' '], "-");
     let found = NAMES
@@ -74,6 +95,13 @@ pub fn entry(name: &str) -> Result<&'static Named, PlacementError> {
 ///
 /// # Errors
 /// The name is unknown; the message lists the nearest known ones.
+///
+/// ```
+/// use hybridnorm::placement::named;
+/// assert_eq!(named("pre-ln")?, named("pre-norm")?);
+/// assert!(named("no-such-placement").is_err());
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 pub fn named(name: &str) -> Result<Placement, PlacementError> {
     entry(name).map(Named::placement)
 }

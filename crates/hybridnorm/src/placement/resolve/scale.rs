@@ -14,13 +14,36 @@ pub struct At {
     pub d_model: usize,
 }
 
+impl At {
+    /// Returns the same depth and width in the block of this 0-based index.
+    pub(super) fn in_block(self, layer: usize) -> Self {
+        Self {
+            layer: Some(layer + 1),
+            ..self
+        }
+    }
+}
+
 impl Formula {
     /// True if the value depends on the block index.
+    ///
+    /// ```
+    /// use hybridnorm::placement::{Formula};
+    /// assert!(Formula::InvSqrtLayer.depends_on_layer());
+    /// assert!(!Formula::TwoDepth.depends_on_layer());
+    /// ```
     pub fn depends_on_layer(self) -> bool {
         matches!(self, Self::InvSqrtLayer | Self::InvSqrt2Layer)
     }
 
     /// Returns the value; `None` if it depends on the block index and `at` has none.
+    ///
+    /// ```
+    /// use hybridnorm::placement::{At, Formula};
+    /// let at = At { layer: Some(4), n_layers: 12, d_model: 768 };
+    /// assert_eq!(Formula::InvSqrtLayer.value(at), Some(0.5));
+    /// assert_eq!(Formula::InvSqrtLayer.value(At { layer: None, ..at }), None);
+    /// ```
     pub fn value(self, at: At) -> Option<f64> {
         let depth = at.n_layers as f64;
         let layer = at.layer.map(|l| l as f64);
@@ -46,6 +69,14 @@ impl Scale {
     /// # Errors
     /// A learned initial value of a learned scale, a `start` of 0, an `init` of 0 with a `start`, a formula
     /// of the block index outside the blocks, or a value that is not finite.
+    ///
+    /// ```
+    /// use hybridnorm::placement::{At, Factor, Formula, Scale};
+    /// let at = At { layer: Some(4), n_layers: 12, d_model: 768 };
+    /// let scale = Scale::Formula(Formula::InvSqrtLayer);
+    /// assert_eq!(scale.factor(at, "block.attn.out_scale")?, Factor::Const(0.5));
+    /// # Ok::<(), hybridnorm::Error>(())
+    /// ```
     pub fn factor(&self, at: At, field: &str) -> Result<Factor, PlacementError> {
         match self {
             Self::Const(value) => finite(*value, field).map(Factor::Const),

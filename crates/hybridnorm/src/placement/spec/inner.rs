@@ -15,7 +15,7 @@ use super::super::forms;
 pub struct AttnInner<S: Default + PartialEq> {
     /// Limit to which q, k and v, the output of the first projection, are clamped before anything else
     /// (OLMo). `false` is off.
-    #[serde(with = "forms::off_or_number")]
+    #[serde(with = "forms::number_or_false")]
     pub clip_qkv: Option<f64>,
     /// Norm on queries.
     pub q_norm: HeadNorm,
@@ -33,7 +33,7 @@ pub struct AttnInner<S: Default + PartialEq> {
     /// Scale of `q·k` before the softmax.
     pub attn_scale: AttnScale,
     /// `c · tanh(score / c)` on the scaled scores (Gemma 2: 50). `false` is off.
-    #[serde(with = "forms::off_or_number")]
+    #[serde(with = "forms::number_or_false")]
     pub attn_softcap: Option<f64>,
     /// Norm on the context (the weighted sum of values) before the output projection.
     pub ctx_norm: HeadNorm,
@@ -42,7 +42,7 @@ pub struct AttnInner<S: Default + PartialEq> {
     /// eps of the norms inside attention, if different from `norm.eps` (DeepSeek-V3: 1e-6 on the latents,
     /// whatever `norm.eps` is). `false` means `norm.eps`.
     #[serde(
-        with = "forms::off_or_number",
+        with = "forms::number_or_false",
         skip_serializing_if = "forms::is_default"
     )]
     pub norm_eps: Option<f64>,

@@ -22,7 +22,7 @@ pub struct NormSpec {
     /// bias set it.
     pub bias: bool,
     /// Initial value of DyT's α or Derf's a; `None`, in a file `false`, means 0.5.
-    #[serde(with = "forms::off_or_number")]
+    #[serde(with = "forms::number_or_false")]
     pub alpha_init: Option<f64>,
 }
 
@@ -51,7 +51,7 @@ pub struct Embed {
     /// True if the scaled embedding is normalized.
     pub norm: bool,
     /// Initial standard deviation of the embedding; `None`, in a file `false`, follows the init scheme.
-    #[serde(with = "forms::off_or_number")]
+    #[serde(with = "forms::number_or_false")]
     pub init_std: Option<f64>,
 }
 
@@ -60,7 +60,7 @@ pub struct Embed {
 #[serde(default, deny_unknown_fields, expecting = "a table of logits fields")]
 pub struct Logits {
     /// `c · tanh(z / c)` (Gemma 2: 30). `false` is off.
-    #[serde(with = "forms::off_or_number")]
+    #[serde(with = "forms::number_or_false")]
     pub softcap: Option<f64>,
     /// Scale of the logits before the cap; a learned vector has one number per vocabulary entry (nGPT).
     pub scale: Scale,
@@ -99,6 +99,12 @@ pub enum InitScheme {
 
 impl Init {
     /// Returns the name of the scheme, with the base standard deviation if that is a number.
+    ///
+    /// ```
+    /// use hybridnorm::placement::{Init, StdRule};
+    /// let init = Init { std: StdRule::Const(0.02), ..Init::default() };
+    /// assert_eq!(init.words(), "normal, std 0.02");
+    /// ```
     pub fn words(&self) -> String {
         let scheme = match self.scheme {
             InitScheme::Normal => "normal",

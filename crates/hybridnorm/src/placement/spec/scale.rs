@@ -7,6 +7,12 @@ use serde::{Deserialize, Serialize};
 /// In a file: a number (`0.5`), a formula (`"inv_sqrt_layer"`, `{ depth_power = { k = 2, p = 0.25 } }`)
 /// or a parameter (`{ learned = { shape = "vector", init = 0.1 } }`, where `init` and the optional
 /// `start` are each a number or a formula).
+///
+/// ```
+/// use hybridnorm::placement::{Formula, Scale};
+/// let scale: Scale = serde_json::from_str("\"inv_sqrt_layer\"").unwrap();
+/// assert_eq!(scale, Scale::Formula(Formula::InvSqrtLayer));
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub enum Scale {
     /// A number.

@@ -282,7 +282,7 @@ fn a_scale_table_has_one_key() {
 }
 
 #[test]
-fn a_choice_keeps_its_name_while_it_deserves_it() {
+fn choice_name_is_kept_only_if_unmodified() {
     let choice = PlacementChoice::from_value(&json!("hybridnorm*")).unwrap();
     assert_eq!(choice.label(), "hybridnorm-star");
     assert_eq!(
@@ -367,7 +367,7 @@ proptest! {
     }
 
     #[test]
-    fn what_was_read_reads_back(value in any_json()) {
+    fn round_trip(value in any_json()) {
         if let Ok(placement) = from_value(value) {
             let written = serde_json::to_value(&placement).unwrap();
             prop_assert_eq!(from_value(written).unwrap(), placement);

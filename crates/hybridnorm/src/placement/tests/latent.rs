@@ -18,7 +18,7 @@ fn text(placement: &Placement) -> String {
 }
 
 #[test]
-fn deepseek_norms_what_is_made_of_the_state() {
+fn deepseek_normalizes_latents() {
     let r = resolve(&get("deepseek-v3"), 4, 64).unwrap();
     let block = &r.blocks[1];
     assert!(block.attn.in_norm && block.ffn.in_norm);

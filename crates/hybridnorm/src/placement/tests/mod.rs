@@ -8,6 +8,7 @@ mod streams;
 mod tally;
 mod unit;
 mod validate;
+mod validate_model;
 mod written;
 
 use serde_json::Value;

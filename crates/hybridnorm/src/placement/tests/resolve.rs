@@ -69,7 +69,7 @@ fn a_patch_replaces_a_scale_as_a_whole() {
 }
 
 #[test]
-fn leaving_norms_out_leaves_none() {
+fn norm_kind_none_removes_all_norms() {
     for n in names() {
         let mut p = n.placement();
         p.norm = NormSpec {
@@ -149,7 +149,7 @@ fn scales_without_a_value_are_refused_with_their_field() {
 }
 
 #[test]
-fn no_blocks_and_no_width_are_no_model() {
+fn zero_layers_or_width_is_rejected() {
     assert!(resolve(&get("pre-norm"), 0, 64).is_err());
     assert!(resolve(&get("pre-norm"), 4, 0).is_err());
 }

@@ -107,7 +107,7 @@ fn without_norms_unit_length_bounds_the_state() {
 }
 
 #[test]
-fn unit_weights_forget_how_they_were_drawn() {
+fn init_settings_are_rejected_with_unit_weights() {
     let unit = |mut value: Value| {
         value["base"] = json!("pre-norm");
         value["unit_weights"] = json!(true);
@@ -164,7 +164,7 @@ fn hidden_scales_have_something_to_scale() {
 }
 
 #[test]
-fn one_number_on_the_up_projection_does_not_outlast_a_norm() {
+fn scalar_up_scale_before_a_norm_is_rejected() {
     let scaled = |up: Value, rest: Value| {
         let mut value = rest;
         value["ffn_inner"]["up_scale"] = up;

@@ -4,9 +4,12 @@ use super::super::layers::layers;
 use super::super::norm_functions::EpsTerm;
 use super::super::resolve::Role;
 use super::super::spec::{BlockSpec, Factor, HeadNorm, InitScheme, Scale, Skip, Streams, Topology};
-use super::{Case, Site, Warning, WarningRule, ends_normed, leaves_normed};
+use super::{
+    BlockContext, Validation, Warning, WarningRule, block_output_is_normalized,
+    sub_layer_output_is_normalized,
+};
 
-pub(super) fn warnings(case: &Case) -> Vec<Warning> {
+pub(super) fn warnings(case: &Validation) -> Vec<Warning> {
     let mut all = Vec::new();
     no_layers(case, &mut all);
     double_norm(case, &mut all);
@@ -29,11 +32,11 @@ fn warn(all: &mut Vec<Warning>, rule: WarningRule, field: String, message: impl 
     }
 }
 
-fn sites<'a>(case: &'a Case<'a>) -> impl Iterator<Item = Site<'a>> {
+fn sites<'a>(case: &'a Validation<'a>) -> impl Iterator<Item = BlockContext<'a>> {
     (0..case.resolved.n_layers()).map(|layer| case.site(layer))
 }
 
-fn no_layers(case: &Case, all: &mut Vec<Warning>) {
+fn no_layers(case: &Validation, all: &mut Vec<Warning>) {
     let depth = case.resolved.n_layers();
     for (number, patch) in case.placement.overrides.iter().enumerate() {
         if layers(&patch.layers, depth).is_ok_and(|chosen| chosen.is_empty()) {
@@ -51,10 +54,10 @@ fn no_layers(case: &Case, all: &mut Vec<Warning>) {
 }
 
 /// True if the (main) state that enters this block was just normalized.
-fn enters_normed(site: &Site) -> bool {
+fn input_is_normalized(site: &BlockContext) -> bool {
     match site.layer.checked_sub(1) {
         None => site.case.resolved.embed_norm,
-        Some(before) => leaves_normed(&site.case.resolved.blocks[before]),
+        Some(before) => block_output_is_normalized(&site.case.resolved.blocks[before]),
     }
 }
 
@@ -62,7 +65,7 @@ fn twice(what: &str, todo: &str) -> String {
     format!("{what}, so the residual path is normed twice in a row; {todo}")
 }
 
-fn double_norm(case: &Case, all: &mut Vec<Warning>) {
+fn double_norm(case: &Validation, all: &mut Vec<Warning>) {
     if case.without_norms() {
         return;
     }
@@ -73,10 +76,10 @@ fn double_norm(case: &Case, all: &mut Vec<Warning>) {
     double_end(case, all);
 }
 
-fn double_skip(case: &Case, all: &mut Vec<Warning>) {
+fn double_skip(case: &Validation, all: &mut Vec<Warning>) {
     for site in sites(case) {
         let spec = site.spec;
-        if spec.attn.skip == Skip::Normed && enters_normed(&site) {
+        if spec.attn.skip == Skip::Normed && input_is_normalized(&site) {
             warn(
                 all,
                 WarningRule::DoubleNorm,
@@ -88,7 +91,8 @@ fn double_skip(case: &Case, all: &mut Vec<Warning>) {
             );
         }
         let sequential = spec.topology == Topology::Sequential;
-        if sequential && spec.ffn.skip == Skip::Normed && ends_normed(&spec.attn) {
+        if sequential && spec.ffn.skip == Skip::Normed && sub_layer_output_is_normalized(&spec.attn)
+        {
             let maker = match spec.attn.post_norm {
                 true => "attn.post_norm",
                 false => "attn.combine",
@@ -108,13 +112,13 @@ fn double_skip(case: &Case, all: &mut Vec<Warning>) {
 
 /// Warns if the norm that reads the last block's state is a second norm in a row. With two streams that
 /// norm is `merge_norm`, and the final norm reads a sum.
-fn double_end(case: &Case, all: &mut Vec<Warning>) {
+fn double_end(case: &Validation, all: &mut Vec<Warning>) {
     let r = case.resolved;
     let (field, is_on) = match r.streams.are_two() {
         true => ("merge_norm", r.merge_norm),
         false => ("final_norm", r.final_norm),
     };
-    if is_on && r.blocks.last().is_some_and(leaves_normed) {
+    if is_on && r.blocks.last().is_some_and(block_output_is_normalized) {
         warn(
             all,
             WarningRule::DoubleNorm,
@@ -131,19 +135,19 @@ fn double_end(case: &Case, all: &mut Vec<Warning>) {
 /// attention passes the raw stream through W_V and W_O, diverged in the HybridNorm paper; QKC-Post and
 /// OLMo 2, which normalize the context or the output, did not. A second stream is only read through a
 /// norm, so the main one decides.
-fn unbounded(case: &Case, all: &mut Vec<Warning>) {
-    if case.norm_free() {
-        return norm_free(case, all);
+fn unbounded(case: &Validation, all: &mut Vec<Warning>) {
+    if case.has_no_norms() {
+        return model_without_norms(case, all);
     }
     for site in sites(case) {
         let spec = site.spec;
         let inner = &spec.attn_inner;
         let attn_normed = spec.attn.in_norm
             || spec.attn.out_norm.is_some()
-            || ends_normed(&spec.attn)
+            || sub_layer_output_is_normalized(&spec.attn)
             || inner.v_norm != HeadNorm::None
             || inner.ctx_norm != HeadNorm::None;
-        if !attn_normed && !enters_normed(&site) {
+        if !attn_normed && !input_is_normalized(&site) {
             warn(
                 all,
                 WarningRule::UnboundedAttention,
@@ -157,10 +161,10 @@ fn unbounded(case: &Case, all: &mut Vec<Warning>) {
         let parallel = spec.topology != Topology::Sequential;
         let ffn_normed = spec.ffn.in_norm
             || spec.ffn.out_norm.is_some()
-            || ends_normed(&spec.ffn)
+            || sub_layer_output_is_normalized(&spec.ffn)
             || spec.ffn_inner.mid_norm
-            || ends_normed(&spec.attn)
-            || (parallel && enters_normed(&site))
+            || sub_layer_output_is_normalized(&spec.attn)
+            || (parallel && input_is_normalized(&site))
             || (spec.ffn_inner.up_norm && (spec.ffn_inner.gate_norm || !case.facts.gated));
         if !ffn_normed {
             warn(
@@ -175,7 +179,7 @@ fn unbounded(case: &Case, all: &mut Vec<Warning>) {
 }
 
 /// Warns if a model without norms adds outputs at full size; those of ReZero start small.
-fn norm_free(case: &Case, all: &mut Vec<Warning>) {
+fn model_without_norms(case: &Validation, all: &mut Vec<Warning>) {
     let damped = |factor: Factor| match factor {
         Factor::Const(value) => value.abs() < 1.0,
         Factor::Learned { init, .. } => init.abs() < 1.0,
@@ -201,7 +205,7 @@ fn norm_free(case: &Case, all: &mut Vec<Warning>) {
 
 /// Warns if input scales and initial weights both shrink with depth, which the authors of LayerNorm
 /// Scaling advise against.
-fn depth_scaled_twice(case: &Case, all: &mut Vec<Warning>) {
+fn depth_scaled_twice(case: &Validation, all: &mut Vec<Warning>) {
     let scheme = case.resolved.init.scheme;
     if !matches!(scheme, InitScheme::DepthScaled | InitScheme::Megatron) {
         return;
@@ -225,7 +229,7 @@ fn depth_scaled_twice(case: &Case, all: &mut Vec<Warning>) {
 
 /// Warns about HybridNorm without megatron init: at 550M, perplexity is 20.00 with megatron init, 20.44
 /// normal, 20.40 depth-scaled (arXiv 2503.04598, init ablation).
-fn hybrid_init(case: &Case, all: &mut Vec<Warning>) {
+fn hybrid_init(case: &Validation, all: &mut Vec<Warning>) {
     let scheme = case.resolved.init.scheme;
     if !matches!(scheme, InitScheme::Normal | InitScheme::DepthScaled) || case.without_norms() {
         return;
@@ -255,7 +259,7 @@ const EPS_SHARE: f64 = 0.05;
 /// Warns if eps is not small against the variance of the first block's queries, which with raw
 /// embeddings is `d · σ_w² · σ_e²` at initialization. Not checked for siamese streams, which add a norm
 /// to the input, or for sums over a latent's channels, whose number is not known here.
-fn eps(case: &Case, all: &mut Vec<Warning>) {
+fn eps(case: &Validation, all: &mut Vec<Warning>) {
     let r = case.resolved;
     let Some(term) = r.norm.eps_term() else {
         return;

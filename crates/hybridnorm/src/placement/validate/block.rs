@@ -2,9 +2,9 @@
 
 use super::super::error::PlacementError;
 use super::super::spec::{Factor, Gain, Skip, SubLayer, Topology};
-use super::{ONE, Site};
+use super::{BlockContext, ONE};
 
-pub(super) fn check(site: &Site) -> Result<(), PlacementError> {
+pub(super) fn check(site: &BlockContext) -> Result<(), PlacementError> {
     for (name, sub) in site.sub_layers() {
         sub_layer(site, name, sub)?;
     }
@@ -12,7 +12,11 @@ pub(super) fn check(site: &Site) -> Result<(), PlacementError> {
     skips(site)
 }
 
-fn sub_layer(site: &Site, name: &str, sub: &SubLayer<Factor>) -> Result<(), PlacementError> {
+fn sub_layer(
+    site: &BlockContext,
+    name: &str,
+    sub: &SubLayer<Factor>,
+) -> Result<(), PlacementError> {
     if sub.skip == Skip::Normed && !sub.in_norm {
         return site.fail(
             &format!("{name}.skip"),
@@ -34,7 +38,7 @@ fn sub_layer(site: &Site, name: &str, sub: &SubLayer<Factor>) -> Result<(), Plac
     out_norm(site, name, sub)
 }
 
-fn out_norm(site: &Site, name: &str, sub: &SubLayer<Factor>) -> Result<(), PlacementError> {
+fn out_norm(site: &BlockContext, name: &str, sub: &SubLayer<Factor>) -> Result<(), PlacementError> {
     let Some(norm) = &sub.out_norm else {
         return Ok(());
     };
@@ -71,7 +75,7 @@ fn out_norm(site: &Site, name: &str, sub: &SubLayer<Factor>) -> Result<(), Place
     Ok(())
 }
 
-fn topology(site: &Site) -> Result<(), PlacementError> {
+fn topology(site: &BlockContext) -> Result<(), PlacementError> {
     let (attn, ffn) = (&site.spec.attn, &site.spec.ffn);
     if site.spec.topology == Topology::Sequential {
         return Ok(());
@@ -116,7 +120,7 @@ fn topology(site: &Site) -> Result<(), PlacementError> {
     Ok(())
 }
 
-fn skips(site: &Site) -> Result<(), PlacementError> {
+fn skips(site: &BlockContext) -> Result<(), PlacementError> {
     if matches!(
         site.spec.attn.skip,
         Skip::BlockInput | Skip::RawPlusBlockInput

@@ -1,12 +1,12 @@
 //! Errors of the norms and scales inside attention and the feed-forward.
 
 use super::super::error::PlacementError;
-use super::super::norm_functions::words_with_alpha;
+use super::super::norm_functions::names_with_alpha;
 use super::super::spec::{AttnScale, Factor, FfnInner, Gain, HeadNorm, LearnedShape, QkOrder};
 use super::model::positive;
-use super::{ONE, Site};
+use super::{BlockContext, ONE};
 
-pub(super) fn check(site: &Site) -> Result<(), PlacementError> {
+pub(super) fn check(site: &BlockContext) -> Result<(), PlacementError> {
     attn_in_scale(site)?;
     head_norms(site)?;
     norm_eps(site)?;
@@ -15,7 +15,7 @@ pub(super) fn check(site: &Site) -> Result<(), PlacementError> {
 }
 
 /// Rejects an input scale that norms on q, k and v cancel by dividing by the magnitude of their input.
-fn attn_in_scale(site: &Site) -> Result<(), PlacementError> {
+fn attn_in_scale(site: &BlockContext) -> Result<(), PlacementError> {
     let inner = &site.spec.attn_inner;
     let rescales = site.case.resolved.norm.rescales();
     let is_cosine = inner.attn_scale == AttnScale::Cosine;
@@ -32,7 +32,7 @@ fn attn_in_scale(site: &Site) -> Result<(), PlacementError> {
     )
 }
 
-fn head_norms(site: &Site) -> Result<(), PlacementError> {
+fn head_norms(site: &BlockContext) -> Result<(), PlacementError> {
     let inner = &site.spec.attn_inner;
     let full = |norm| matches!(norm, HeadNorm::Full | HeadNorm::FullPlain);
     let plain = |norm| matches!(norm, HeadNorm::PerHeadPlain | HeadNorm::FullPlain);
@@ -69,7 +69,7 @@ fn head_norms(site: &Site) -> Result<(), PlacementError> {
                 let problem = format!(
                     "{} have a learned α, so there is no form of them without parameters; use \
                      `per_head` or `full`",
-                    words_with_alpha()
+                    names_with_alpha()
                 );
                 return site.fail(path, problem);
             }
@@ -79,7 +79,7 @@ fn head_norms(site: &Site) -> Result<(), PlacementError> {
 }
 
 /// Checks that a separate eps has an effect: norms inside attention, of a function with eps.
-fn norm_eps(site: &Site) -> Result<(), PlacementError> {
+fn norm_eps(site: &BlockContext) -> Result<(), PlacementError> {
     let path = "attn_inner.norm_eps";
     let inner = &site.spec.attn_inner;
     let Some(eps) = inner.norm_eps else {
@@ -106,7 +106,7 @@ fn norm_eps(site: &Site) -> Result<(), PlacementError> {
     Ok(())
 }
 
-fn qk_post_scale(site: &Site) -> Result<(), PlacementError> {
+fn qk_post_scale(site: &BlockContext) -> Result<(), PlacementError> {
     let path = "attn_inner.qk_post_scale";
     let inner = &site.spec.attn_inner;
     let both_normed = inner.q_norm != HeadNorm::None && inner.k_norm != HeadNorm::None;
@@ -135,7 +135,7 @@ fn qk_post_scale(site: &Site) -> Result<(), PlacementError> {
     }
 }
 
-fn scores(site: &Site) -> Result<(), PlacementError> {
+fn scores(site: &BlockContext) -> Result<(), PlacementError> {
     let inner = &site.spec.attn_inner;
     for (path, cap) in [
         ("attn_inner.attn_softcap", inner.attn_softcap),
@@ -165,7 +165,7 @@ fn scores(site: &Site) -> Result<(), PlacementError> {
     Ok(())
 }
 
-fn ffn_inner(site: &Site) -> Result<(), PlacementError> {
+fn ffn_inner(site: &BlockContext) -> Result<(), PlacementError> {
     let inner = &site.spec.ffn_inner;
     for (path, is_on, what) in [
         ("ffn_inner.gate_norm", inner.gate_norm, "norm"),
@@ -194,7 +194,7 @@ fn ffn_inner(site: &Site) -> Result<(), PlacementError> {
 }
 
 /// Rejects a scalar on the up projection of a gated activation that the next norm cancels.
-fn up_scale(site: &Site, inner: &FfnInner<Factor>) -> Result<(), PlacementError> {
+fn up_scale(site: &BlockContext, inner: &FfnInner<Factor>) -> Result<(), PlacementError> {
     let is_number = !matches!(
         inner.up_scale,
         Factor::Learned {

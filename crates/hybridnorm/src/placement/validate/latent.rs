@@ -2,9 +2,9 @@
 
 use super::super::error::PlacementError;
 use super::super::spec::{AttnScale, Factor, QkOrder};
-use super::Site;
+use super::BlockContext;
 
-pub(super) fn check_block(site: &Site) -> Result<(), PlacementError> {
+pub(super) fn check_block(site: &BlockContext) -> Result<(), PlacementError> {
     if !site.case.facts.latent {
         return Ok(());
     }

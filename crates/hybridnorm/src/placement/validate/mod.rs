@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::error::PlacementError;
 use super::forms;
 use super::layers::{LayerRule, rules};
-use super::resolve::{Resolved, as_written};
+use super::resolve::{Resolved, resolve_keeping_norms};
 use super::spec::{BlockSpec, Combine, Factor, HeadNorm, Placement, SubLayer, Topology};
 
 /// Facts about the model that validation depends on.
@@ -88,17 +88,31 @@ pub enum WarningRule {
 ///
 /// # Errors
 /// The first setting that cannot work or has no effect; the message states problem, reason and remedy.
+///
+/// ```
+/// use hybridnorm::placement::{ModelFacts, WarningRule, named, validate};
+/// let facts = ModelFacts::default();
+/// // Norms on q and k alone leave the path through v without a norm.
+/// let warnings = validate(&named("qk-post")?, 12, &facts)?;
+/// assert_eq!(warnings[0].rule, WarningRule::UnboundedAttention);
+///
+/// let mut placement = named("pre-norm")?;
+/// placement.final_norm = false;
+/// let error = validate(&placement, 12, &facts).unwrap_err();
+/// assert_eq!(error.field, "final_norm");
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 pub fn validate(
     placement: &Placement,
     n_layers: usize,
     facts: &ModelFacts,
 ) -> Result<Vec<Warning>, PlacementError> {
     if facts.head_dim == 0 {
-        return Err(PlacementError::new("", "heads of width 0 are no model"));
+        return Err(PlacementError::new("", "head_dim must be at least 1"));
     }
-    let resolved = as_written(placement, n_layers, facts.d_model)?;
+    let resolved = resolve_keeping_norms(placement, n_layers, facts.d_model)?;
     let rules = rules(placement, n_layers)?;
-    let case = Case {
+    let case = Validation {
         placement,
         rules: &rules,
         resolved: &resolved,
@@ -120,7 +134,7 @@ pub fn validate(
 }
 
 /// A placement under validation.
-struct Case<'a> {
+struct Validation<'a> {
     placement: &'a Placement,
     rules: &'a [LayerRule],
     resolved: &'a Resolved,
@@ -128,15 +142,15 @@ struct Case<'a> {
 }
 
 /// One block of a placement under validation.
-struct Site<'a> {
-    case: &'a Case<'a>,
+struct BlockContext<'a> {
+    case: &'a Validation<'a>,
     layer: usize,
     spec: &'a BlockSpec,
 }
 
-impl<'a> Case<'a> {
-    fn site(&'a self, layer: usize) -> Site<'a> {
-        Site {
+impl<'a> Validation<'a> {
+    fn site(&'a self, layer: usize) -> BlockContext<'a> {
+        BlockContext {
             case: self,
             layer,
             spec: &self.resolved.blocks[layer],
@@ -149,14 +163,14 @@ impl<'a> Case<'a> {
     }
 
     /// True if no site of the model has a norm, head norms and unit length included.
-    fn norm_free(&self) -> bool {
+    fn has_no_norms(&self) -> bool {
         let r = self.resolved;
         let has_norm = r.embed_norm || r.final_norm || r.blocks.iter().any(has_norm);
         !r.blocks.iter().any(has_unit_length) && (self.without_norms() || !has_norm)
     }
 }
 
-impl Site<'_> {
+impl BlockContext<'_> {
     /// Returns the path at which this block's value of a field was set.
     fn origin(&self, path: &str) -> String {
         self.case.rules[self.layer].origin(self.case.placement, path)
@@ -193,15 +207,17 @@ fn has_unit_length(block: &BlockSpec) -> bool {
 }
 
 /// True if the state after this sub-layer is normalized or has unit length.
-fn ends_normed(sub: &SubLayer<Factor>) -> bool {
+fn sub_layer_output_is_normalized(sub: &SubLayer<Factor>) -> bool {
     sub.post_norm || sub.combine == Combine::LerpUnit
 }
 
 /// True if the state after this block is normalized or has unit length.
-fn leaves_normed(block: &BlockSpec) -> bool {
+fn block_output_is_normalized(block: &BlockSpec) -> bool {
     match block.topology {
-        Topology::Sequential => ends_normed(&block.ffn),
-        Topology::ParallelShared | Topology::ParallelTwo => ends_normed(&block.attn),
+        Topology::Sequential => sub_layer_output_is_normalized(&block.ffn),
+        Topology::ParallelShared | Topology::ParallelTwo => {
+            sub_layer_output_is_normalized(&block.attn)
+        }
     }
 }
 

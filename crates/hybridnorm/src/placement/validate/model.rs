@@ -1,13 +1,13 @@
 //! Errors of model-wide fields.
 
 use super::super::error::PlacementError;
-use super::super::norm_functions::words_with_alpha;
+use super::super::norm_functions::names_with_alpha;
 use super::super::spec::{
     Embed, Factor, Gain, Init, InitScheme, Logits, NormSpec, RoleGains, Scale, StdRule,
 };
-use super::{Case, ONE, leaves_normed};
+use super::{ONE, Validation, block_output_is_normalized};
 
-pub(super) fn check(case: &Case) -> Result<(), PlacementError> {
+pub(super) fn check(case: &Validation) -> Result<(), PlacementError> {
     norm(&case.placement.norm)?;
     overrides(case)?;
     embed(case, &case.placement.embed)?;
@@ -34,7 +34,7 @@ fn norm(norm: &NormSpec) -> Result<(), PlacementError> {
         if !norm.has_alpha() {
             let problem = format!(
                 "only {} have an α, so this has no effect; remove it or change norm.kind",
-                words_with_alpha()
+                names_with_alpha()
             );
             return fail("norm.alpha_init", problem);
         }
@@ -58,7 +58,7 @@ fn norm(norm: &NormSpec) -> Result<(), PlacementError> {
     Ok(())
 }
 
-fn overrides(case: &Case) -> Result<(), PlacementError> {
+fn overrides(case: &Validation) -> Result<(), PlacementError> {
     for (number, patch) in case.placement.overrides.iter().enumerate() {
         if patch.set.as_object().is_none_or(|set| set.is_empty()) {
             return fail(
@@ -71,7 +71,7 @@ fn overrides(case: &Case) -> Result<(), PlacementError> {
     Ok(())
 }
 
-fn embed(case: &Case, embed: &Embed) -> Result<(), PlacementError> {
+fn embed(case: &Validation, embed: &Embed) -> Result<(), PlacementError> {
     if let Some(std) = embed.init_std {
         positive(std, "embed.init_std", "the standard deviation")?;
     }
@@ -92,7 +92,7 @@ fn embed(case: &Case, embed: &Embed) -> Result<(), PlacementError> {
     Ok(())
 }
 
-fn logits(case: &Case, logits: &Logits) -> Result<(), PlacementError> {
+fn logits(case: &Validation, logits: &Logits) -> Result<(), PlacementError> {
     if let Some(cap) = logits.softcap {
         positive(cap, "logits.softcap", "the cap")?;
     }
@@ -147,10 +147,10 @@ pub(super) fn roles(g: &RoleGains) -> [(&'static str, &Scale); 7] {
 
 /// Checks that the last block ends in a norm if there is no final norm. A second stream has its own norm,
 /// and a model without norms needs none.
-pub(super) fn check_final_norm(case: &Case) -> Result<(), PlacementError> {
+pub(super) fn check_final_norm(case: &Validation) -> Result<(), PlacementError> {
     let r = case.resolved;
-    let ends_in_norm = r.blocks.last().is_some_and(leaves_normed);
-    if r.final_norm || ends_in_norm || r.streams.are_two() || case.norm_free() {
+    let ends_in_norm = r.blocks.last().is_some_and(block_output_is_normalized);
+    if r.final_norm || ends_in_norm || r.streams.are_two() || case.has_no_norms() {
         return Ok(());
     }
     fail(

@@ -2,9 +2,9 @@
 
 use super::super::error::PlacementError;
 use super::super::spec::{Skip, Streams, Topology};
-use super::{Case, ONE, Site};
+use super::{BlockContext, ONE, Validation};
 
-pub(super) fn check(case: &Case) -> Result<(), PlacementError> {
+pub(super) fn check(case: &Validation) -> Result<(), PlacementError> {
     let are_two = case.resolved.streams.are_two();
     if are_two && case.without_norms() {
         return Err(PlacementError::new(
@@ -23,7 +23,7 @@ pub(super) fn check(case: &Case) -> Result<(), PlacementError> {
     Ok(())
 }
 
-pub(super) fn check_block(site: &Site) -> Result<(), PlacementError> {
+pub(super) fn check_block(site: &BlockContext) -> Result<(), PlacementError> {
     read_scale(site)?;
     if !site.case.resolved.streams.are_two() {
         return Ok(());
@@ -47,7 +47,7 @@ pub(super) fn check_block(site: &Site) -> Result<(), PlacementError> {
     Ok(())
 }
 
-fn read_scale(site: &Site) -> Result<(), PlacementError> {
+fn read_scale(site: &BlockContext) -> Result<(), PlacementError> {
     if site.case.resolved.streams == Streams::Siamese {
         return Ok(());
     }

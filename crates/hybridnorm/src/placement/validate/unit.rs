@@ -5,10 +5,10 @@ use super::super::spec::{
     Combine, Factor, Init, InitScheme, Scale, Skip, StdRule, SubLayer, Topology,
 };
 use super::model::roles;
-use super::{Case, ONE, Site};
+use super::{BlockContext, ONE, Validation};
 
 /// Rejects settings of the initial weights, whose magnitude the normalization to unit length removes.
-pub(super) fn check(case: &Case) -> Result<(), PlacementError> {
+pub(super) fn check(case: &Validation) -> Result<(), PlacementError> {
     if !case.resolved.unit_weights {
         return Ok(());
     }
@@ -45,7 +45,7 @@ pub(super) fn check(case: &Case) -> Result<(), PlacementError> {
     Ok(())
 }
 
-pub(super) fn check_block(site: &Site) -> Result<(), PlacementError> {
+pub(super) fn check_block(site: &BlockContext) -> Result<(), PlacementError> {
     for (name, sub) in site.sub_layers() {
         if sub.combine == Combine::LerpUnit {
             lerp_unit(site, name, sub)?;
@@ -55,7 +55,11 @@ pub(super) fn check_block(site: &Site) -> Result<(), PlacementError> {
 }
 
 /// `s' = unit(skip + out_scale · (o − skip))`
-fn lerp_unit(site: &Site, name: &str, sub: &SubLayer<Factor>) -> Result<(), PlacementError> {
+fn lerp_unit(
+    site: &BlockContext,
+    name: &str,
+    sub: &SubLayer<Factor>,
+) -> Result<(), PlacementError> {
     let (field, problem) = match sub {
         _ if site.case.resolved.streams.are_two() => (
             "combine",

@@ -1,0 +1,115 @@
+//! Families of models: how a `config.json` is read, and how the tensors are converted.
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::super::keys;
+use super::config::Common;
+use super::weights::Weights;
+use super::{deepseek_v3, olmoe};
+use crate::model::ModelConfig;
+
+/// All families, by the `model_type` of their `config.json`. A new family is a module with a [`Family`], and
+/// a line here.
+pub(super) const FAMILIES: &[(&str, ReadFamily)] =
+    &[("olmoe", olmoe::read), ("deepseek_v3", deepseek_v3::read)];
+
+/// Reads the configuration of a family from the bytes of a `config.json`.
+pub(super) type ReadFamily = fn(&[u8]) -> Result<Box<dyn Family>, String>;
+
+/// A checkpoint of one family, as its configuration describes it.
+pub(super) trait Family {
+    /// Returns the configuration of the model.
+    fn config(&self) -> &ModelConfig;
+
+    /// Converts the tensors to the names and layouts of this crate.
+    fn convert(&self, weights: &mut Weights) -> Result<(), String>;
+}
+
+#[derive(Deserialize)]
+struct ModelType {
+    model_type: String,
+}
+
+/// Recognizes the family of a `config.json` and reads it.
+pub(super) fn read(json: &[u8]) -> Result<Box<dyn Family>, String> {
+    let ModelType { model_type } =
+        serde_json::from_slice(json).map_err(|error| with_key(json, &error))?;
+    match FAMILIES.iter().find(|(known, _)| *known == model_type) {
+        Some((_, read)) => read(json),
+        None => {
+            let known = FAMILIES.iter().map(|(known, _)| format!("{known:?}"));
+            let known = known.collect::<Vec<_>>().join(" or ");
+            Err(format!("model_type {model_type:?}, expected {known}"))
+        }
+    }
+}
+
+/// Reads the keys of a family and those of all families. An unknown key is rejected.
+pub(super) fn read_keys<T: DeserializeOwned>(json: &[u8]) -> Result<(T, Common), String> {
+    let problem = |error: serde_json::Error| with_key(json, &error);
+    let reader = || serde_json::Deserializer::from_slice(json);
+    let (own, unread): (T, _) = keys::read(&mut reader()).map_err(problem)?;
+    let (common, others): (Common, _) = keys::read(&mut reader()).map_err(problem)?;
+    let unread = keys::unread_by_both(&unread, &others);
+    let all = serde_json::from_slice(json).map_err(problem)?;
+    keys::reject_unread_keys(&all, &unread, &IGNORED_KEYS)?;
+    Ok((own, common))
+}
+
+/// Returns the error message with the key of the value.
+fn with_key(json: &[u8], error: &serde_json::Error) -> String {
+    let message = error.to_string();
+    if error.line() == 0 || error.classify() != serde_json::error::Category::Data {
+        return message;
+    }
+    // For a missing key the position is the end of the table, and the message has its name.
+    if message.starts_with("missing field") {
+        return message;
+    }
+    let lines = json.split_inclusive(|byte| *byte == b'\n');
+    let before: usize = lines.take(error.line() - 1).map(<[u8]>::len).sum();
+    let end = (before + error.column()).min(json.len());
+    let text = String::from_utf8_lossy(&json[..end]);
+    let key = text
+        .rsplit_once("\":")
+        .and_then(|(head, _)| head.rsplit('"').next());
+    match key.filter(|key| !key.is_empty()) {
+        Some(key) => format!("{key}: {message}"),
+        None => message,
+    }
+}
+
+/// Keys that do not affect the computation, or only in a way that is checked elsewhere.
+const IGNORED_KEYS: [&str; 30] = [
+    "_attn_implementation",
+    "_name_or_path",
+    "architectures",
+    "attn_implementation",
+    "auto_map",
+    "bos_token_id",
+    "chunk_size_feed_forward",
+    "dtype",
+    "eos_token_id",
+    "ep_size",
+    "id2label",
+    "is_decoder",
+    "label2id",
+    "max_length",
+    "min_length",
+    "model_type",
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
+    "pad_token_id",
+    "pretraining_tp",
+    "problem_type",
+    "return_dict",
+    "seq_aux",
+    "task_specific_params",
+    "tokenizer_class",
+    "torch_dtype",
+    "torchscript",
+    "transformers_version",
+    "use_cache",
+];

@@ -1,0 +1,227 @@
+//! `config.json` of Hugging Face models: supported and unsupported keys.
+
+mod common;
+
+use std::collections::BTreeMap;
+
+use common::hf::*;
+use hybridnorm::interop::huggingface;
+use hybridnorm::tensors::Values;
+use serde_json::{Value, json};
+
+/// Family, key, value, and a part of the message.
+fn unsupported_settings() -> [(&'static str, &'static str, Value, &'static str); 16] {
+    [
+        (
+            "olmoe",
+            "model_type",
+            json!("llama"),
+            "expected \"olmoe\" or \"deepseek_v3\"",
+        ),
+        (
+            "olmoe",
+            "hidden_act",
+            json!("gelu"),
+            "hidden_act \"gelu\", expected \"silu\"",
+        ),
+        ("olmoe", "attention_bias", json!(true), "attention_bias"),
+        ("olmoe", "clip_qkv", json!(8.0), "clip_qkv 8"),
+        (
+            "deepseek-v3",
+            "scoring_func",
+            json!("softmax"),
+            "scoring_func \"softmax\"",
+        ),
+        (
+            "deepseek-v3",
+            "rope_parameters",
+            json!({ "rope_type": "yarn" }),
+            "rope_type \"yarn\"",
+        ),
+        (
+            "deepseek-v3",
+            "moe_layer_freq",
+            json!(2),
+            "moe_layer_freq 2, expected 1",
+        ),
+        ("olmoe", "head_dim", json!(7), "head_dim 7, expected 8"),
+        (
+            "deepseek-v3",
+            "topk_method",
+            json!("greedy"),
+            "topk_method \"greedy\"",
+        ),
+        (
+            "deepseek-v3",
+            "num_key_value_heads",
+            json!(1),
+            "num_key_value_heads 1, expected 4",
+        ),
+        (
+            "deepseek-v3",
+            "quantization_config",
+            json!({ "quant_method": "fp8" }),
+            "quantization_config",
+        ),
+        (
+            "olmoe",
+            "rope_scaling",
+            json!({ "type": "linear", "factor": 2.0 }),
+            "rope_scaling",
+        ),
+        (
+            "olmoe",
+            "attention_dropout",
+            json!(0.1),
+            "attention_dropout",
+        ),
+        (
+            "deepseek-v3",
+            "attention_bias",
+            json!(true),
+            "attention_bias",
+        ),
+        (
+            "deepseek-v3",
+            "rope_parameters",
+            json!({ "partial_rotary_factor": 0.5 }),
+            "partial_rotary_factor",
+        ),
+        (
+            "deepseek-v3",
+            "first_k_dense_replace",
+            json!(0),
+            "tensor model.layers.0.mlp.gate.weight is missing",
+        ),
+    ]
+}
+
+#[test]
+fn unsupported_settings_are_rejected() {
+    for (family, key, value, words) in unsupported_settings() {
+        let folder = changed(family, |config| config[key] = value, |_| {});
+        let error = error(folder.path());
+        assert!(error.contains(words), "{error}");
+        // Found in the configuration, unless only the tensors show it.
+        assert!(
+            error.contains("config.json") || words.contains("is missing"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn supported_branches_of_the_families_are_read() {
+    type Change = fn(&mut Value);
+    type Weights = fn(&mut BTreeMap<String, Values>);
+    fn same(_: &mut BTreeMap<String, Values>) {}
+    let reads: [(&str, Change, Weights); 8] = [
+        ("olmoe", |c| c["norm_topk_prob"] = json!(true), same),
+        ("olmoe", |c| c["clip_qkv"] = Value::Null, same),
+        ("olmoe", |c| c["rope_scaling"] = Value::Null, same),
+        ("deepseek-v3", |c| c["rope_interleave"] = json!(false), same),
+        (
+            "deepseek-v3",
+            |c| c["num_nextn_predict_layers"] = json!(0),
+            same,
+        ),
+        ("deepseek-v3", |c| c["norm_topk_prob"] = json!(false), same),
+        (
+            "deepseek-v3",
+            |c| (c["n_group"], c["topk_group"]) = (Value::Null, Value::Null),
+            same,
+        ),
+        (
+            "deepseek-v3",
+            |c| c["n_shared_experts"] = json!(0),
+            |all| all.retain(|name, _| !name.contains("shared_experts")),
+        ),
+    ];
+    for (index, (family, config, weights)) in reads.into_iter().enumerate() {
+        let found = logits(changed(family, config, weights).path());
+        assert!(found.iter().all(|x| x.is_finite()), "{index}");
+    }
+}
+
+/// A key that is not read may affect the computation.
+#[test]
+fn unread_keys_are_rejected() {
+    for (family, key, value) in [
+        ("olmoe", "logit_scale", json!(2.0)),
+        ("olmoe", "final_logit_softcapping", json!(30.0)),
+        ("olmoe", "sliding_window", json!(4)),
+        ("olmoe", "layer_types", json!(["sliding_attention"])),
+        ("deepseek-v3", "embedding_multiplier", json!(8.0)),
+        ("deepseek-v3", "mlp_bias", json!(true)),
+        ("deepseek-v3", "qk_head_dim", json!(99)),
+        ("olmoe", "partial_rotary_factor", json!(0.5)),
+        ("olmoe", "rope_theta", json!(500.0)),
+        (
+            "olmoe",
+            "rope_parameters",
+            json!({ "rope_theta": 1e4, "type": "yarn" }),
+        ),
+        (
+            "olmoe",
+            "rope_parameters",
+            json!({ "rope_theta": 1e4, "factor": 8.0 }),
+        ),
+        (
+            "deepseek-v3",
+            "rope_parameters",
+            json!({ "full_attention": { "rope_theta": 1e4 } }),
+        ),
+    ] {
+        let folder = changed(family, |config| config[key] = value, |_| {});
+        let error = error(folder.path());
+        let word = match key {
+            "rope_parameters" => "rope",
+            key => key,
+        };
+        assert!(
+            error.contains("config.json") && error.contains(word),
+            "{key}: {error}"
+        );
+    }
+    for (key, value) in [
+        ("sliding_window", Value::Null),
+        ("use_sliding_window", json!(false)),
+        ("torch_dtype", json!("float32")),
+    ] {
+        logits(changed("olmoe", |config| config[key] = value, |_| {}).path());
+    }
+}
+
+/// The default of a missing key differs between versions of a family.
+#[test]
+fn keys_that_determine_the_computation_are_required() {
+    for (family, key) in [
+        ("olmoe", "rms_norm_eps"),
+        ("deepseek-v3", "rms_norm_eps"),
+        ("deepseek-v3", "routed_scaling_factor"),
+        ("deepseek-v3", "n_group"),
+        ("deepseek-v3", "topk_group"),
+        ("deepseek-v3", "q_lora_rank"),
+        ("deepseek-v3", "first_k_dense_replace"),
+        ("deepseek-v3", "n_shared_experts"),
+        ("deepseek-v3", "norm_topk_prob"),
+    ] {
+        let folder = changed(
+            family,
+            |config| drop(config.as_object_mut().unwrap().remove(key)),
+            |_| {},
+        );
+        let error = error(folder.path());
+        assert!(error.contains(&format!("missing field `{key}`")), "{error}");
+    }
+}
+
+/// The families are listed where users look for them.
+#[test]
+fn the_readme_lists_all_families() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
+    for family in huggingface::families() {
+        assert!(readme.contains(&format!("`{family}`")), "{family}");
+    }
+}
