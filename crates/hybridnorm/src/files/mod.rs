@@ -11,10 +11,10 @@
 mod atomic;
 mod lfs;
 mod lock;
-mod named;
 pub(crate) mod sealed;
 mod staged;
 mod temporary;
+mod user_paths;
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -26,9 +26,9 @@ use crate::error::{Error, Result};
 
 pub use atomic::AtomicFile;
 pub use lock::{Lock, Locking};
-pub use named::{check_folder_name, check_writable, through_links, write_named};
 pub use staged::StagedFolder;
 pub use temporary::{TEMPORARY_SUFFIX, remove_stale, remove_stale_in, temporary_of};
+pub use user_paths::{check_folder_name, check_writable, through_links, write_named};
 
 /// Size and SHA-256 of a file, as recorded in manifests.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
