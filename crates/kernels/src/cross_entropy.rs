@@ -57,6 +57,22 @@ pub struct LossSums {
 /// # Panics
 ///
 /// If a target is below -1 or not below `vocab`.
+///
+/// ```
+/// use hybridnorm_kernels::cross_entropy::{LossSpec, loss};
+///
+/// let spec = LossSpec {
+///     width: 1,
+///     vocab: 2,
+///     logit_scale: 1.0,
+///     softcap: None,
+///     z_loss: 0.0,
+///     divisor: 1.0,
+/// };
+/// let mut logits = vec![0.0; spec.scratch_len(1)];
+/// let sums = loss(&spec, &[0.0], &[1.0, 2.0], &[1], None, &mut logits);
+/// assert!((sums.cross_entropy - 2f64.ln()).abs() < 1e-6);
+/// ```
 pub fn loss(
     spec: &LossSpec,
     x: &[f32],

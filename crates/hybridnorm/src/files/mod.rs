@@ -43,6 +43,17 @@ pub struct Fingerprint {
 ///
 /// # Errors
 /// As [`AtomicFile::create`] and [`AtomicFile::commit`].
+///
+/// ```
+/// use hybridnorm::files;
+///
+/// let folder = tempfile::tempdir().unwrap();
+/// let path = folder.path().join("notes.txt");
+/// let written = files::write(&path, b"three\n")?;
+/// assert_eq!(written.bytes, 6);
+/// assert_eq!(files::fingerprint(&path)?, written);
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 pub fn write(target: impl AsRef<Path>, bytes: &[u8]) -> Result<Fingerprint> {
     let target = target.as_ref();
     let mut file = AtomicFile::create(target)?;
