@@ -27,17 +27,15 @@ fn main() -> Result<()> {
 }
 
 fn train() -> Result<()> {
-    let config = ModelConfig {
-        d_model: D,
-        n_layers: 1,
-        n_heads: 4,
-        n_kv_heads: 2,
-        d_ff: 88,
-        vocab_size: 1, // a block has no vocabulary
-        max_seq_len: T,
-        placement: placement::named("hybridnorm")?,
-        ..ModelConfig::default()
-    };
+    let config = ModelConfig::default()
+        .with_d_model(D)
+        .with_n_layers(1)
+        .with_n_heads(4)
+        .with_n_kv_heads(2)
+        .with_d_ff(88)
+        .with_vocab_size(1) // a block has no vocabulary
+        .with_max_seq_len(T)
+        .with_placement(placement::named("hybridnorm")?);
 
     // Parameters: one HybridNorm block, and your own projection to two classes.
     let mut registry = Registry::default();

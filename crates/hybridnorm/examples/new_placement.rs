@@ -23,18 +23,16 @@ fn main() -> Result<()> {
     }))?;
     println!("{}", Explanation::of(&placement)?.to_text());
 
-    let config = ModelConfig {
-        d_model: 64,
-        n_layers: 4,
-        n_heads: 4,
-        n_kv_heads: 2,
-        d_ff: 176,
-        vocab_size: 256,
-        max_seq_len: 128,
-        tie_embeddings: true,
-        placement,
-        ..ModelConfig::default()
-    };
+    let config = ModelConfig::default()
+        .with_d_model(64)
+        .with_n_layers(4)
+        .with_n_heads(4)
+        .with_n_kv_heads(2)
+        .with_d_ff(176)
+        .with_vocab_size(256)
+        .with_max_seq_len(128)
+        .with_tie_embeddings(true)
+        .with_placement(placement);
     let model = Decoder::new(&config)?;
     println!("{} parameter tensors", model.registry().iter().len());
     Ok(())

@@ -143,10 +143,7 @@ fn micro_batches() -> [[Vec<i32>; 2]; 2] {
 fn all_models_tied_or_not() -> impl Iterator<Item = (String, ModelConfig)> {
     let both = |(name, config): (String, ModelConfig)| {
         [false, true].map(|tie_embeddings| {
-            let config = ModelConfig {
-                tie_embeddings,
-                ..config.clone()
-            };
+            let config = config.clone().with_tie_embeddings(tie_embeddings);
             (format!("{name}, tied: {tie_embeddings}"), config)
         })
     };
@@ -360,10 +357,7 @@ fn inventory_lists_all_parameters_of_the_model() {
     let activations = [Activation::Swiglu, Activation::Relu2];
     for (name, config) in all_models_tied_or_not() {
         for activation in activations {
-            let config = ModelConfig {
-                activation,
-                ..config.clone()
-            };
+            let config = config.clone().with_activation(activation);
             // Some placements normalize or scale the gate, which an ungated feed-forward does not have.
             if config.resolve().is_err() {
                 assert!(!activation.is_gated(), "{name}");

@@ -6,15 +6,12 @@ use common::*;
 use hybridnorm::Device;
 use hybridnorm::data::{ReadyTokens, TokenDataset, Tokenizer, Windows};
 use hybridnorm::eval::{self, Sampling};
-use hybridnorm::model::{Model, ModelConfig};
+use hybridnorm::model::Model;
 
 #[test]
 fn non_finite_weights_are_detected() {
     let tokenizer = Tokenizer::bytes();
-    let config = ModelConfig {
-        vocab_size: tokenizer.vocab_size() + 40,
-        ..tiny(named("hybridnorm-star"))
-    };
+    let config = tiny(named("hybridnorm-star")).with_vocab_size(tokenizer.vocab_size() + 40);
     let mut whole = Model::new(&config, 1, Device::Cpu).unwrap();
     assert_eq!(whole.broken(), None);
     let mut values = whole.values();

@@ -14,10 +14,7 @@ fn pass(model: &mut Model) -> Found {
 
 #[test]
 fn qk_clip_limits_logits_and_keeps_smaller_ones() {
-    let one_block = |config: ModelConfig| ModelConfig {
-        n_layers: 1,
-        ..config
-    };
+    let one_block = |config: ModelConfig| config.with_n_layers(1);
     let grouped = one_block(tiny(named("pre-norm")));
     let capped = one_block(tiny(named("gemma2")));
     let latents = one_block(with_latents(tiny(named("deepseek-v3")), Some(12)));

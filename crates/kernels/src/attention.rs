@@ -53,6 +53,26 @@ pub struct Attention {
 /// rows `[q heads | k heads | v heads]`, into `ctx` (batch, seq, heads * value_dim).
 ///
 /// `lse` (batch, heads, seq) receives the log-sum-exp of each query's scores, for [`backward`].
+///
+/// ```
+/// use hybridnorm_kernels::attention::{self, Attention};
+///
+/// let one_channel = Attention {
+///     batch: 1,
+///     seq: 2,
+///     heads: 1,
+///     kv_heads: 1,
+///     head_dim: 1,
+///     value_dim: 1,
+///     scale: 1.0,
+///     softcap: None,
+/// };
+/// // Both keys have the score 0, so that the second context is the mean of both values.
+/// let qkv = [0.0, 0.0, 1.0, 0.0, 0.0, 3.0];
+/// let (mut ctx, mut lse) = ([0.0; 2], [0.0; 2]);
+/// attention::forward(&one_channel, &qkv, &mut ctx, &mut lse);
+/// assert_eq!(ctx, [1.0, 2.0]);
+/// ```
 pub fn forward(a: &Attention, qkv: &[f32], ctx: &mut [f32], lse: &mut [f32]) {
     a.check_packed("attention::forward", qkv, ctx, lse);
     forward::attend(a, &a.packed(qkv, None), 0, ctx, lse);

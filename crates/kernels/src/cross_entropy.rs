@@ -57,6 +57,22 @@ pub struct LossSums {
 /// # Panics
 ///
 /// If a target is below -1 or not below `vocab`.
+///
+/// ```
+/// use hybridnorm_kernels::cross_entropy::{LossSpec, loss};
+///
+/// let spec = LossSpec {
+///     width: 1,
+///     vocab: 2,
+///     logit_scale: 1.0,
+///     softcap: None,
+///     z_loss: 0.0,
+///     divisor: 1.0,
+/// };
+/// let mut logits = vec![0.0; spec.scratch_len(1)];
+/// let sums = loss(&spec, &[0.0], &[1.0, 2.0], &[1], None, &mut logits);
+/// assert!((sums.cross_entropy - 2f64.ln()).abs() < 1e-6);
+/// ```
 pub fn loss(
     spec: &LossSpec,
     x: &[f32],
@@ -111,12 +127,7 @@ pub fn loss_and_gradients(
         w.len(),
         "cross_entropy::loss_and_gradients: dw is not as long as w"
     );
-    let LossSpec {
-        width,
-        vocab,
-        logit_scale,
-        ..
-    } = *spec;
+    let LossSpec { width, vocab, .. } = *spec;
     assert!(
         logits.len() >= spec.scratch_len(targets.len()),
         "cross_entropy::loss_and_gradients: logits is shorter than a chunk"
@@ -132,48 +143,13 @@ pub fn loss_and_gradients(
         let n = targets.len();
         let logits = spec.logits(x, w, n, logits);
         let each = spec.rows_of(logits).zip(targets).zip(rows);
-        each.for_each(|((z, &target), row)| {
-            *row = match spec.softcap {
-                None => spec.reduce_with_gradient(z, target),
-                Some(cap) => {
-                    let row = spec.reduce(z, target);
-                    spec.logits_gradient(z, target, row.log_sum, cap);
-                    row
-                }
-            };
-        });
-        let stride = row_stride(vocab);
-        let (rows, columns, wide) = ((width, 1), (1, stride), (stride, 1));
+        each.for_each(|((z, &target), row)| *row = spec.reduce_to_gradient(z, target));
+        let (rows, strides) = ((width, 1), (row_stride(vocab), 1));
+        let scale = spec.logit_scale;
         matmul(
-            n,
-            width,
-            vocab,
-            logits,
-            wide,
-            w,
-            rows,
-            dx,
-            rows,
-            logit_scale,
-            false,
-            true,
+            n, width, vocab, logits, strides, w, rows, dx, rows, scale, false, true,
         );
-        for (block, dw) in dw.chunks_mut(ENTRIES * width).enumerate() {
-            matmul(
-                dw.len() / width,
-                width,
-                n,
-                &logits[block * ENTRIES..],
-                columns,
-                x,
-                rows,
-                dw,
-                rows,
-                logit_scale,
-                c > 0,
-                true,
-            );
-        }
+        spec.weight_gradient(logits, x, n, dw, c > 0);
     }
     LossSums::of(&rows)
 }
@@ -361,6 +337,46 @@ impl LossSpec {
             counted: true,
             log_sum,
             cross_entropy: log_sum - logit,
+        }
+    }
+
+    /// Reduces the logits of a row, before the soft cap, and replaces them by their gradient.
+    fn reduce_to_gradient(&self, z: &mut [f32], target: i32) -> RowLoss {
+        match self.softcap {
+            None => self.reduce_with_gradient(z, target),
+            Some(cap) => {
+                let row = self.reduce(z, target);
+                self.logits_gradient(z, target, row.log_sum, cap);
+                row
+            }
+        }
+    }
+
+    /// Computes the gradient of `w`, or adds to it, from the gradient of the logits of `n` rows.
+    fn weight_gradient(
+        &self,
+        dlogits: &[f32],
+        x: &[f32],
+        n: usize,
+        dw: &mut [f32],
+        accumulate: bool,
+    ) {
+        let (width, strides) = (self.width, (1, row_stride(self.vocab)));
+        for (block, dw) in dw.chunks_mut(ENTRIES * width).enumerate() {
+            matmul(
+                dw.len() / width,
+                width,
+                n,
+                &dlogits[block * ENTRIES..],
+                strides,
+                x,
+                (width, 1),
+                dw,
+                (width, 1),
+                self.logit_scale,
+                accumulate,
+                true,
+            );
         }
     }
 

@@ -48,15 +48,8 @@ pub fn matmul(
     check_bounds("a", m, k, a_strides, a.len());
     check_bounds("b", k, n, b_strides, b.len());
     check_bounds("c", m, n, c_strides, c.len());
-    assert!(
-        has_distinct_elements(m, n, c_strides),
-        "matmul: elements of c overlap: {c_strides:?}"
-    );
-    let parallelism = if parallel && is_parallel(m, n, k) {
-        Parallelism::Rayon(rayon::current_num_threads())
-    } else {
-        Parallelism::None
-    };
+    let is_valid = has_distinct_elements(m, n, c_strides);
+    assert!(is_valid, "matmul: elements of c overlap: {c_strides:?}");
     let stride = |s: usize| isize::try_from(s).expect("matmul: a stride fits isize");
     // The crate's kernels need contiguous columns of the result: a row-major result is computed as
     // the transposed matmul, `cᵀ = bᵀ aᵀ`.
@@ -65,11 +58,11 @@ pub fn matmul(
         true => (n, m, b, swapped(b_strides), a, swapped(a_strides)),
         false => (m, n, a, a_strides, b, b_strides),
     };
-    let c_strides = if is_row_major {
-        swapped(c_strides)
-    } else {
-        c_strides
+    let c_strides = match is_row_major {
+        true => swapped(c_strides),
+        false => c_strides,
     };
+    let parallelism = parallelism(parallel && is_parallel(m, n, k));
     // SAFETY: `check_bounds` has shown that every element read or written lies within its slice,
     // `c` is borrowed mutably and so overlaps neither `a` nor `b`, and `has_distinct_elements` has
     // shown that no two threads can access the same element of `c`.
@@ -95,6 +88,13 @@ pub fn matmul(
             false,
             parallelism,
         );
+    }
+}
+
+fn parallelism(parallel: bool) -> Parallelism {
+    match parallel {
+        true => Parallelism::Rayon(rayon::current_num_threads()),
+        false => Parallelism::None,
     }
 }
 

@@ -191,6 +191,24 @@ impl Norm {
 }
 
 /// Normalizes each row of `x` (rows, width) into `y` of the same shape.
+///
+/// ```
+/// use hybridnorm_kernels::norm::{self, Gain, Norm, NormFn};
+///
+/// let rms = Norm {
+///     function: NormFn::Rmsnorm,
+///     eps: 1e-6,
+///     gain: Gain::Plain,
+///     bias: false,
+///     width: 2,
+///     groups: 1,
+/// };
+/// let mut y = [0.0; 4];
+/// norm::forward(&rms, &[3.0, 3.0, 5.0, -5.0], &[1.0, 2.0], &mut y);
+/// for (y, expected) in y.iter().zip([1.0, 2.0, 1.0, -2.0]) {
+///     assert!((y - expected).abs() < 1e-5);
+/// }
+/// ```
 pub fn forward(n: &Norm, x: &[f32], params: &[f32], y: &mut [f32]) {
     n.check_params("norm::forward", params);
     n.check_rows("norm::forward", x, &[("y", y.len())]);

@@ -243,16 +243,30 @@ impl<N: Fn(Range<usize>) -> ActiveRegion> Run<'_, N> {
                 }
             }
         }
+        matmul.store(simd, row, first, &sums);
+    }
+}
+
+impl PackedMatmul<'_> {
+    /// Writes or adds a block of sums to the output.
+    #[inline(always)]
+    fn store<S: Simd, const V: usize, const M: usize, const P: usize>(
+        &mut self,
+        simd: S,
+        row: usize,
+        first: usize,
+        sums: &[[[S::f32s; V]; P]; M],
+    ) {
         for (i, sums) in sums.iter().enumerate() {
             for (p, sums) in sums.iter().enumerate() {
                 let start = (first + p) * PANEL;
-                let c = &mut matmul.c[(row + i) * matmul.c_stride + start..];
-                let c = &mut c[..PANEL.min(matmul.n - start)];
+                let c = &mut self.c[(row + i) * self.c_stride + start..];
+                let c = &mut c[..PANEL.min(self.n - start)];
                 match <&mut PanelRow>::try_from(&mut *c) {
                     Ok(c) => {
                         let c = vectors_mut::<S, V>(c);
                         for v in 0..V {
-                            c[v] = match matmul.accumulate {
+                            c[v] = match self.accumulate {
                                 true => simd.add_f32s(c[v], sums[v]),
                                 false => sums[v],
                             };
@@ -262,7 +276,7 @@ impl<N: Fn(Range<usize>) -> ActiveRegion> Run<'_, N> {
                         let mut row = [0.0; PANEL];
                         S::as_mut_simd_f32s(&mut row).0.copy_from_slice(sums);
                         for (c, sum) in c.iter_mut().zip(row) {
-                            *c = if matmul.accumulate { *c + sum } else { sum };
+                            *c = if self.accumulate { *c + sum } else { sum };
                         }
                     }
                 }
@@ -287,6 +301,27 @@ mod tests {
         fn run<S: Simd, const V: usize>(self, simd: S) {
             self.0.blocks::<S, V, 8, 2>(simd);
         }
+    }
+
+    /// Computes the matmul by definition, into or onto rows of `before`, which may be longer than n.
+    fn naive(
+        [m, n, inner]: [usize; 3],
+        a: impl Fn(usize, usize) -> f32,
+        b: impl Fn(usize, usize) -> f32,
+        before: &[f32],
+        accumulate: bool,
+    ) -> Vec<f64> {
+        let mut out: Vec<f64> = before.iter().map(|&v| f64::from(v)).collect();
+        let stride = before.len() / m;
+        for i in 0..m {
+            for j in 0..n {
+                let terms = (0..inner).map(|l| f64::from(a(i, l)) * f64::from(b(l, j)));
+                let sum: f64 = terms.sum();
+                let at = i * stride + j;
+                out[at] = sum + if accumulate { out[at] } else { 0.0 };
+            }
+        }
+        out
     }
 
     proptest! {
@@ -318,25 +353,14 @@ mod tests {
             let b = rng.normal(rows * (width + padding));
             let b_rows = Rows { data: &b, stride: width + padding };
             let mut packed = vec![[f32::NAN; PANEL]; panels(n) * inner];
-            match transposed {
-                true => pack_transposed(b_rows, rows, width, &mut packed),
-                false => pack(b_rows, rows, width, &mut packed),
-            }
+            let pack_rows = if transposed { pack_transposed } else { pack };
+            pack_rows(b_rows, rows, width, &mut packed);
             let b_at = |l: usize, j: usize| match transposed {
                 true => b[j * (width + padding) + l],
                 false => b[l * (width + padding) + j],
             };
             let before = rng.normal(m * (n + padding));
-            let mut want: Vec<f64> = before.iter().map(|&v| f64::from(v)).collect();
-            for i in 0..m {
-                for j in 0..n {
-                    let sum: f64 = (0..inner)
-                        .map(|l| f64::from(a_at(i, l)) * f64::from(b_at(l, j)))
-                        .sum();
-                    let at = i * (n + padding) + j;
-                    want[at] = sum + if accumulate { want[at] } else { 0.0 };
-                }
-            }
+            let want = naive([m, n, inner], a_at, b_at, &before, accumulate);
             let mut found = [before.clone(), before];
             for (pairs, c) in [false, true].into_iter().zip(&mut found) {
                 let matmul = PackedMatmul {

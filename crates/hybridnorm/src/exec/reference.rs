@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::profile::Profile;
 use super::{Data, Executor, Tensor};
 use crate::error::Result;
-use crate::graph::{Buffer, DType, Source, ValueId};
+use crate::graph::{Buffer, DType, Node, Source, ValueId};
 use crate::ops::{Arguments, Io, Read, Write};
 use crate::plan::Program;
 
@@ -105,6 +105,59 @@ impl Reference {
                 .expect("computed before it is read"),
         }
     }
+
+    /// Replaces all values by the inputs of a run.
+    fn bind_inputs(&mut self, program: &Program, inputs: &[(&str, Data<'_>)]) {
+        self.values = vec![None; program.graph().values.len()];
+        for (name, id) in program.inputs() {
+            let found = inputs.iter().find(|(given, _)| *given == name);
+            let (_, data) = found.unwrap_or_else(|| panic!("input {name} is missing"));
+            assert_eq!(
+                program.ty(id).elements(),
+                data.len(),
+                "input {name}: elements"
+            );
+            self.values[id.0] = Some(Value::from(*data));
+        }
+    }
+
+    /// Runs an op, and stores its outputs and the state that it updates.
+    fn run_node(&mut self, program: &Program, node: &Node, arguments: Arguments) {
+        let (graph, rule) = (program.graph(), node.op.rule());
+        let updates = rule.updates(node.inputs.len());
+        let inputs = node.inputs.iter().map(|&id| self.value(program, id));
+        let mut inputs: Vec<Value> = inputs.collect();
+        let zeros = |&id: &ValueId| Value::zeros(graph.ty(id).dtype, graph.ty(id).elements());
+        let mut outputs: Vec<Value> = node.outputs.iter().map(zeros).collect();
+        for &(input, output) in rule.in_place() {
+            outputs[output] = inputs[input].clone();
+        }
+        let types: Vec<DType> = node.inputs.iter().map(|&id| graph.ty(id).dtype).collect();
+        let mut updated: Vec<Value> = inputs[updates.clone()].to_vec();
+        let is_written =
+            |i: usize| updates.contains(&i) || rule.in_place().iter().any(|&(input, _)| input == i);
+        let reads = inputs.iter_mut().zip(&types).enumerate();
+        let reads = reads.map(|(i, (x, dtype))| match is_written(i) {
+            true => Read::InPlace,
+            false => x.read(*dtype),
+        });
+        let written = outputs.iter_mut().zip(&node.outputs);
+        let written = written.map(|(y, &id)| y.write(graph.ty(id).dtype));
+        let states = updated.iter_mut().zip(&types[updates.clone()]);
+        let states = states.map(|(y, dtype)| y.write(*dtype));
+        let mut io = Io::new(reads.collect(), written.chain(states).collect(), arguments);
+        self.profile.run(rule.name(), || rule.reference(&mut io));
+        for (&id, value) in node.outputs.iter().zip(outputs) {
+            self.values[id.0] = Some(value);
+        }
+        for (&id, value) in node.inputs[updates].iter().zip(updated) {
+            let Source::State(buffer, offset) = graph.value(id).source else {
+                panic!("only state is updated")
+            };
+            let (_, all) = self.buffers[buffer.0].as_mut().expect("a buffer");
+            all.overwrite(offset, value);
+        }
+    }
 }
 
 impl Executor for Reference {
@@ -139,66 +192,9 @@ impl Executor for Reference {
         arguments: Arguments,
         inputs: &[(&str, Data<'_>)],
     ) -> Result<()> {
-        let graph = program.graph();
-        self.values = vec![None; graph.values.len()];
-        for (name, id) in program.inputs() {
-            let found = inputs.iter().find(|(given, _)| *given == name);
-            let (_, data) = found.unwrap_or_else(|| panic!("input {name} is missing"));
-            assert_eq!(
-                program.ty(id).elements(),
-                data.len(),
-                "input {name}: elements"
-            );
-            self.values[id.0] = Some(Value::from(*data));
-        }
-        for node in graph.nodes() {
-            let rule = node.op.rule();
-            let updates = rule.updates(node.inputs.len());
-            let mut inputs: Vec<Value> = node
-                .inputs
-                .iter()
-                .map(|&id| self.value(program, id))
-                .collect();
-            let mut outputs: Vec<Value> = node
-                .outputs
-                .iter()
-                .map(|&id| {
-                    let ty = graph.ty(id);
-                    Value::zeros(ty.dtype, ty.elements())
-                })
-                .collect();
-            for &(input, output) in rule.in_place() {
-                outputs[output] = inputs[input].clone();
-            }
-            let types: Vec<DType> = node.inputs.iter().map(|&id| graph.ty(id).dtype).collect();
-            let mut updated: Vec<Value> = inputs[updates.clone()].to_vec();
-            let reads = inputs
-                .iter_mut()
-                .zip(&types)
-                .enumerate()
-                .map(|(i, (x, dtype))| {
-                    let is_in_place = rule.in_place().iter().any(|&(input, _)| input == i);
-                    match is_in_place || updates.contains(&i) {
-                        true => Read::InPlace,
-                        false => x.read(*dtype),
-                    }
-                });
-            let written = outputs.iter_mut().zip(&node.outputs);
-            let written = written.map(|(y, &id)| y.write(graph.ty(id).dtype));
-            let also = updated.iter_mut().zip(&types[updates.clone()]);
-            let also = also.map(|(y, dtype)| y.write(*dtype));
-            let mut io = Io::new(reads.collect(), written.chain(also).collect(), arguments);
-            self.profile.run(rule.name(), || rule.reference(&mut io));
-            for (&id, value) in node.outputs.iter().zip(outputs) {
-                self.values[id.0] = Some(value);
-            }
-            for (&id, value) in node.inputs[updates].iter().zip(updated) {
-                let Source::State(buffer, offset) = graph.value(id).source else {
-                    panic!("only state is updated")
-                };
-                let (_, all) = self.buffers[buffer.0].as_mut().expect("a buffer");
-                all.overwrite(offset, value);
-            }
+        self.bind_inputs(program, inputs);
+        for node in program.graph().nodes() {
+            self.run_node(program, node, arguments);
         }
         Ok(())
     }

@@ -11,10 +11,10 @@
 mod atomic;
 mod lfs;
 mod lock;
-mod named;
 pub(crate) mod sealed;
 mod staged;
 mod temporary;
+mod user_paths;
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -26,9 +26,9 @@ use crate::error::{Error, Result};
 
 pub use atomic::AtomicFile;
 pub use lock::{Lock, Locking};
-pub use named::{check_folder_name, check_writable, through_links, write_named};
 pub use staged::StagedFolder;
 pub use temporary::{TEMPORARY_SUFFIX, remove_stale, remove_stale_in, temporary_of};
+pub use user_paths::{check_folder_name, check_writable, through_links, write_named};
 
 /// Size and SHA-256 of a file, as recorded in manifests.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -43,6 +43,17 @@ pub struct Fingerprint {
 ///
 /// # Errors
 /// As [`AtomicFile::create`] and [`AtomicFile::commit`].
+///
+/// ```
+/// use hybridnorm::files;
+///
+/// let folder = tempfile::tempdir().unwrap();
+/// let path = folder.path().join("notes.txt");
+/// let written = files::write(&path, b"three\n")?;
+/// assert_eq!(written.bytes, 6);
+/// assert_eq!(files::fingerprint(&path)?, written);
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 pub fn write(target: impl AsRef<Path>, bytes: &[u8]) -> Result<Fingerprint> {
     let target = target.as_ref();
     let mut file = AtomicFile::create(target)?;

@@ -11,19 +11,19 @@ pub(crate) const KEY: &str = "sha256";
 
 /// Content of an object, and its checksum.
 #[derive(Debug)]
-pub(crate) struct Opened<T> {
+pub(crate) struct Checked<T> {
     pub content: T,
     pub checksum: Option<String>,
 }
 
-/// Returns an object as JSON with its checksum, which covers `before`, too; and the checksum.
+/// Returns an object as JSON with its checksum, which covers `previous_checksum`, too; and the checksum.
 pub(crate) fn seal<T: Serialize>(
     content: &T,
-    before: &str,
+    previous_checksum: &str,
 ) -> Result<(String, String), serde_json::Error> {
     let mut text = serde_json::to_string(content)?;
     // Numbers are compared in parsed form.
-    let sum = checksum(&serde_json::from_str(&text)?, before);
+    let sum = checksum(&serde_json::from_str(&text)?, previous_checksum);
     let end = text.rfind('}').unwrap_or(text.len());
     text.insert_str(end, &format!(",\"{KEY}\":\"{sum}\""));
     Ok((text, sum))
@@ -44,49 +44,53 @@ pub(crate) fn seal_pretty<T: Serialize>(content: &T) -> Result<String, serde_jso
 /// Returns a list of objects as JSON; the checksum of each covers those before it.
 pub(crate) fn seal_list<T: Serialize>(contents: &[T]) -> Result<String, serde_json::Error> {
     let mut texts = Vec::new();
-    let mut before = String::new();
+    let mut previous_checksum = String::new();
     for content in contents {
-        let (text, sum) = seal(content, &before)?;
+        let (text, sum) = seal(content, &previous_checksum)?;
         texts.push(text);
-        before = sum;
+        previous_checksum = sum;
     }
     Ok(format!("[{}]", texts.join(",\n")))
 }
 
 /// Reads the output of [`seal_list`], or a list of an earlier version, in which no object has a checksum.
-pub(crate) fn open_list<T: DeserializeOwned>(bytes: &[u8]) -> Result<Vec<Opened<T>>, String> {
+pub(crate) fn open_list<T: DeserializeOwned>(bytes: &[u8]) -> Result<Vec<Checked<T>>, String> {
     let values: Vec<Value> = parse(bytes)?;
     if values.iter().all(|value| value.get(KEY).is_none()) {
         let contents: Vec<T> = parse(bytes)?;
-        return Ok(contents.into_iter().map(Opened::unsealed).collect());
+        return Ok(contents
+            .into_iter()
+            .map(Checked::without_checksum)
+            .collect());
     }
-    let mut before = String::new();
+    let mut previous_checksum = String::new();
     let opened = values.into_iter().map(|value| {
-        let sealed = verify(value, &before)?.ok_or("an object without checksum among others")?;
-        before = sealed.1.clone();
-        Opened::sealed(sealed)
+        let checked =
+            verify(value, &previous_checksum)?.ok_or("an object without checksum among others")?;
+        previous_checksum = checked.1.clone();
+        Checked::with_checksum(checked)
     });
     opened.collect()
 }
 
 /// Reads the output of [`seal`], or an object of an earlier version without checksum.
-pub(crate) fn open<T: DeserializeOwned>(bytes: &[u8]) -> Result<Opened<T>, String> {
+pub(crate) fn open<T: DeserializeOwned>(bytes: &[u8]) -> Result<Checked<T>, String> {
     match verify(parse(bytes)?, "")? {
-        Some(sealed) => Opened::sealed(sealed),
+        Some(checked) => Checked::with_checksum(checked),
         // Parsed from the bytes, to reject duplicate keys.
-        None => parse(bytes).map(Opened::unsealed),
+        None => parse(bytes).map(Checked::without_checksum),
     }
 }
 
-impl<T: DeserializeOwned> Opened<T> {
-    fn unsealed(content: T) -> Self {
+impl<T: DeserializeOwned> Checked<T> {
+    fn without_checksum(content: T) -> Self {
         Self {
             content,
             checksum: None,
         }
     }
 
-    fn sealed((value, checksum): (Value, String)) -> Result<Self, String> {
+    fn with_checksum((value, checksum): (Value, String)) -> Result<Self, String> {
         let content = serde_json::from_value(value).map_err(|error| error.to_string())?;
         Ok(Self {
             content,
@@ -100,19 +104,21 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
 }
 
 /// Splits an object into its content and its checksum, which must match; `None` if it has none.
-fn verify(mut value: Value, before: &str) -> Result<Option<(Value, String)>, String> {
+fn verify(mut value: Value, previous_checksum: &str) -> Result<Option<(Value, String)>, String> {
     match value.as_object_mut().and_then(|object| object.remove(KEY)) {
         None => Ok(None),
-        Some(Value::String(sum)) if sum == checksum(&value, before) => Ok(Some((value, sum))),
+        Some(Value::String(sum)) if sum == checksum(&value, previous_checksum) => {
+            Ok(Some((value, sum)))
+        }
         Some(_) => Err(format!(
             "its content is not what its checksum ({KEY}) says: the file is damaged or was changed"
         )),
     }
 }
 
-fn checksum(value: &Value, before: &str) -> String {
+fn checksum(value: &Value, previous_checksum: &str) -> String {
     // Objects are sorted maps.
-    super::sha256(format!("{before}{value}").as_bytes())
+    super::sha256(format!("{previous_checksum}{value}").as_bytes())
 }
 
 #[cfg(test)]
@@ -135,7 +141,7 @@ mod tests {
         }
     }
 
-    fn read(text: &str) -> Result<Opened<Lists>, String> {
+    fn read(text: &str) -> Result<Checked<Lists>, String> {
         open(text.as_bytes())
     }
 
@@ -153,7 +159,7 @@ mod tests {
         for wrong in [text.replace("\"b\"]", "\"a\"]"), text.replace(&sum, "")] {
             assert!(read(&wrong).unwrap_err().contains("checksum"), "{wrong}");
         }
-        // The checksum covers `before`.
+        // The checksum covers `previous_checksum`.
         let (text, _) = seal(&lists(), &sum).unwrap();
         assert!(read(&text).is_err());
     }

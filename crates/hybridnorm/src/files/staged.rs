@@ -98,19 +98,19 @@ impl StagedFolder {
             ));
         }
         self.flush()?;
-        let aside = swap(&self.path, &self.target)?;
-        if let Err(error) = may_remove(&aside).and_then(|()| super::sync_parent(&self.target)) {
-            match aside == self.path {
+        let backup = swap(&self.path, &self.target)?;
+        if let Err(error) = may_remove(&backup).and_then(|()| super::sync_parent(&self.target)) {
+            match backup == self.path {
                 true => exchange(&self.path, &self.target),
                 false => fs::rename(&self.target, &self.path)
-                    .and_then(|()| fs::rename(&aside, &self.target)),
+                    .and_then(|()| fs::rename(&backup, &self.target)),
             }
-            .map_err(Error::io(&aside))?;
+            .map_err(Error::io(&backup))?;
             return Err(error);
         }
         self.is_published = true;
         // The new folder is in place; the next writer removes what is left of the old one.
-        let _ = fs::remove_dir_all(&aside);
+        let _ = fs::remove_dir_all(&backup);
         Ok(())
     }
 
@@ -152,20 +152,20 @@ fn cannot_exchange(error: &io::Error) -> bool {
 fn swap(new: &Path, target: &Path) -> Result<PathBuf> {
     match exchange(new, target) {
         Ok(()) => Ok(new.to_path_buf()),
-        Err(error) if cannot_exchange(&error) => move_aside(new, target),
+        Err(error) if cannot_exchange(&error) => move_to_backup(new, target),
         Err(error) => Err(Error::io(target)(error)),
     }
 }
 
 /// Does what [`swap`] does, in two renames.
-fn move_aside(new: &Path, target: &Path) -> Result<PathBuf> {
-    let aside = temporary::aside(target);
-    fs::rename(target, &aside).map_err(Error::io(target))?;
+fn move_to_backup(new: &Path, target: &Path) -> Result<PathBuf> {
+    let backup = temporary::backup_path(target);
+    fs::rename(target, &backup).map_err(Error::io(target))?;
     if let Err(error) = fs::rename(new, target) {
-        fs::rename(&aside, target).map_err(Error::io(&aside))?;
+        fs::rename(&backup, target).map_err(Error::io(&backup))?;
         return Err(Error::io(target)(error));
     }
-    Ok(aside)
+    Ok(backup)
 }
 
 #[cfg(test)]
@@ -221,9 +221,9 @@ mod tests {
         staged(&target, "old").publish().unwrap();
         let new = parent.path().join("new");
         fs::create_dir(&new).unwrap();
-        let aside = move_aside(&new, &target).unwrap();
-        assert!(aside.join("a").exists() && !target.join("a").exists());
-        assert!(move_aside(&parent.path().join("missing"), &target).is_err());
+        let backup = move_to_backup(&new, &target).unwrap();
+        assert!(backup.join("a").exists() && !target.join("a").exists());
+        assert!(move_to_backup(&parent.path().join("missing"), &target).is_err());
         assert!(target.exists());
     }
 }

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 /// Suffix of temporary files and folders.
 pub const TEMPORARY_SUFFIX: &str = ".partial";
 /// Suffix of a folder that was moved aside while it is replaced.
-const ASIDE_SUFFIX: &str = ".replaced";
+const BACKUP_SUFFIX: &str = ".replaced";
 /// Hexadecimal digits in a temporary name.
 const RANDOM: usize = 16;
 /// File names have at most 255 bytes on common file systems; the rest is for random part and suffix.
@@ -81,8 +81,8 @@ pub(super) fn sibling(target: &Path, suffix: &str) -> PathBuf {
 }
 
 /// Returns a new name beside `target` for the folder that it replaces.
-pub(super) fn aside(target: &Path) -> PathBuf {
-    sibling(target, ASIDE_SUFFIX)
+pub(super) fn backup_path(target: &Path) -> PathBuf {
+    sibling(target, BACKUP_SUFFIX)
 }
 
 fn stem(target: &Path) -> String {
@@ -137,7 +137,7 @@ pub fn temporary_of(name: &str) -> Option<&str> {
 fn random_part(rest: &str) -> Option<&'static str> {
     let rest = rest.strip_prefix('.')?;
     let (random, suffix) = rest.split_at_checked(RANDOM)?;
-    let suffix = [TEMPORARY_SUFFIX, ASIDE_SUFFIX]
+    let suffix = [TEMPORARY_SUFFIX, BACKUP_SUFFIX]
         .into_iter()
         .find(|ours| *ours == suffix)?;
     random
@@ -170,7 +170,7 @@ fn remove_abandoned(path: &Path, name: &str) -> io::Result<()> {
     if found.is_file() {
         return fs::remove_file(path);
     }
-    if let Some(original) = name.strip_suffix(ASIDE_SUFFIX) {
+    if let Some(original) = name.strip_suffix(BACKUP_SUFFIX) {
         let original = path.with_file_name(&original[..original.len() - RANDOM - 1]);
         match fs::symlink_metadata(&original) {
             Ok(_) => {}
@@ -227,9 +227,9 @@ mod tests {
     fn a_folder_that_was_moved_aside_gets_its_name_back() {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("out");
-        let aside = aside(&target);
-        fs::create_dir(&aside).unwrap();
-        fs::write(aside.join("only copy"), "x").unwrap();
+        let backup = backup_path(&target);
+        fs::create_dir(&backup).unwrap();
+        fs::write(backup.join("only copy"), "x").unwrap();
         remove_stale(&target);
         assert!(target.join("only copy").exists());
     }

@@ -10,6 +10,36 @@ use super::{Buffer, Graph, Node, Shape, Source, Type, ValueId};
 use crate::ops::{self, Op};
 
 /// Builder that records ops in the order in which they are called.
+///
+/// ```
+/// use hybridnorm::exec::{Cpu, Data, Executor, Reference};
+/// use hybridnorm::graph::{Builder, Type};
+/// use hybridnorm::ops::{self, Arguments};
+/// use hybridnorm::passes::gradients;
+/// use hybridnorm::plan::{Options, Program};
+///
+/// // Record, and differentiate.
+/// let g = Builder::new();
+/// let x = g.input("x", Type::f32([1, 3]));
+/// let w = g.input("w", Type::f32([1, 3]));
+/// let y = ops::linear(x, w) * 2.0;
+/// let dw = gradients(y, &[w])[0].expect("y depends on w");
+/// let outputs = [y.id(), dw.id()];
+///
+/// // Plan, and run on each executor.
+/// let program = Program::new(g.finish(), &outputs, Options::default());
+/// let inputs = [
+///     ("x", Data::F32(&[1.0, 2.0, 3.0])),
+///     ("w", Data::F32(&[0.5, 0.5, 1.0])),
+/// ];
+/// let executors: [Box<dyn Executor>; 2] = [Box::new(Cpu::new()), Box::new(Reference::new())];
+/// for mut executor in executors {
+///     executor.run(&program, Arguments::default(), &inputs)?;
+///     assert_eq!(executor.output(&program, outputs[0]).into_f32(), [9.0]);
+///     assert_eq!(executor.output(&program, outputs[1]).into_f32(), [2.0, 4.0, 6.0]);
+/// }
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 #[derive(Debug, Default)]
 pub struct Builder {
     graph: RefCell<Graph>,

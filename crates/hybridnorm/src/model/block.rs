@@ -39,17 +39,15 @@ use hybridnorm_kernels::attention::Attention as Spec;
 /// # use hybridnorm::plan::{Options, Program};
 ///
 /// let [b, t, d, heads, width] = [2, 5, 16, 4, 4];
-/// # let config = ModelConfig {
-/// #     d_model: d,
-/// #     n_layers: 1,
-/// #     n_heads: heads,
-/// #     n_kv_heads: heads,
-/// #     d_ff: 24,
-/// #     vocab_size: 1, // a block has no vocabulary
-/// #     max_seq_len: t,
-/// #     placement: placement::named("hybridnorm")?,
-/// #     ..ModelConfig::default()
-/// # };
+/// # let config = ModelConfig::default()
+/// #     .with_d_model(d)
+/// #     .with_n_layers(1)
+/// #     .with_n_heads(heads)
+/// #     .with_n_kv_heads(heads)
+/// #     .with_d_ff(24)
+/// #     .with_vocab_size(1) // a block has no vocabulary
+/// #     .with_max_seq_len(t)
+/// #     .with_placement(placement::named("hybridnorm")?);
 /// # let rotary = QkvPrep {
 /// #     heads,
 /// #     kv_heads: heads,

@@ -3,6 +3,7 @@
 mod latent;
 mod mixture;
 
+use derive_setters::Setters;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -19,8 +20,29 @@ const MAX_WIDTH: usize = 1 << 20;
 const MAX_SIZE: usize = 1 << 24;
 
 /// Shape of a decoder and its placement of norms. Widths are in elements.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+///
+/// ```
+/// use hybridnorm::model::ModelConfig;
+/// use hybridnorm::placement;
+///
+/// let config = ModelConfig::default()
+///     .with_d_model(16)
+///     .with_n_layers(2)
+///     .with_n_heads(4)
+///     .with_n_kv_heads(2)
+///     .with_d_ff(40)
+///     .with_vocab_size(50)
+///     .with_max_seq_len(32)
+///     .with_placement(placement::named("hybridnorm")?);
+/// let (resolved, _warnings) = config.resolve()?;
+/// assert_eq!(resolved.blocks.len(), 2);
+/// assert_eq!(config.head_dim(), 4);
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Setters)]
 #[serde(deny_unknown_fields)]
+#[setters(prefix = "with_", strip_option)]
+#[non_exhaustive]
 pub struct ModelConfig {
     /// Width of the residual stream, d.
     pub d_model: usize,
@@ -56,7 +78,7 @@ pub struct ModelConfig {
 
 impl Default for ModelConfig {
     /// Returns the default settings. Sizes are 0, which [`ModelConfig::resolve`] rejects, and no placement is
-    /// chosen: `ModelConfig { d_model, .., ..ModelConfig::default() }`.
+    /// chosen.
     fn default() -> Self {
         Self {
             d_model: 0,

@@ -40,6 +40,25 @@ impl Device {
 ///
 /// Training, evaluation, prefill and decoding are programs over the same parameters. Programs of the most
 /// recently used shapes are cached.
+///
+/// ```
+/// use hybridnorm::Device;
+/// use hybridnorm::model::Model;
+///
+/// # let config = hybridnorm::model::ModelConfig::default()
+/// #     .with_d_model(16)
+/// #     .with_n_layers(2)
+/// #     .with_n_heads(4)
+/// #     .with_n_kv_heads(2)
+/// #     .with_d_ff(40)
+/// #     .with_vocab_size(50)
+/// #     .with_max_seq_len(32)
+/// #     .with_placement(hybridnorm::placement::named("hybridnorm")?);
+/// let mut model = Model::new(&config, 42, Device::Cpu)?;
+/// let logits = model.logits(&[1, 2, 3, 4], 1, 4)?.into_f32();
+/// assert_eq!(logits.len(), 4 * config.vocab_size);
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 pub struct Model {
     decoder: Decoder,
     device: Device,
@@ -147,6 +166,26 @@ impl Model {
     }
 
     /// Returns all parameters.
+    ///
+    /// ```
+    /// use hybridnorm::Device;
+    /// use hybridnorm::model::{Model, Role};
+    ///
+    /// # let config = hybridnorm::model::ModelConfig::default()
+    /// #     .with_d_model(16)
+    /// #     .with_n_layers(2)
+    /// #     .with_n_heads(4)
+    /// #     .with_n_kv_heads(2)
+    /// #     .with_d_ff(40)
+    /// #     .with_vocab_size(50)
+    /// #     .with_max_seq_len(32)
+    /// #     .with_placement(hybridnorm::placement::named("hybridnorm")?);
+    /// let model = Model::new(&config, 42, Device::Cpu)?;
+    /// let attention = model.parameters().filter(|spec| spec.role == Role::Attention);
+    /// let elements: usize = attention.map(|spec| spec.elements()).sum();
+    /// assert_eq!(elements, 2 * (32 + 16) * 16);
+    /// # Ok::<(), hybridnorm::Error>(())
+    /// ```
     pub fn parameters(&self) -> impl Iterator<Item = &ParamSpec> {
         self.decoder.registry().iter()
     }
@@ -196,6 +235,31 @@ impl Model {
     ///
     /// # Errors
     /// As [`Model::load`], or if the file cannot be read.
+    ///
+    /// ```
+    /// use hybridnorm::Device;
+    /// use hybridnorm::model::Model;
+    /// use hybridnorm::tensors::{self, TensorFile};
+    ///
+    /// # let config = hybridnorm::model::ModelConfig::default()
+    /// #     .with_d_model(16)
+    /// #     .with_n_layers(2)
+    /// #     .with_n_heads(4)
+    /// #     .with_n_kv_heads(2)
+    /// #     .with_d_ff(40)
+    /// #     .with_vocab_size(50)
+    /// #     .with_max_seq_len(32)
+    /// #     .with_placement(hybridnorm::placement::named("hybridnorm")?);
+    /// let model = Model::new(&config, 42, Device::Cpu)?;
+    /// let folder = tempfile::tempdir().unwrap();
+    /// let path = folder.path().join("model.safetensors");
+    /// tensors::write(&path, &tensors::parameters(&model), model.executor())?;
+    ///
+    /// let mut loaded = Model::uninitialized(&config, Device::Cpu)?;
+    /// loaded.load_file(&TensorFile::open(&path)?)?;
+    /// assert_eq!(loaded.values(), model.values());
+    /// # Ok::<(), hybridnorm::Error>(())
+    /// ```
     pub fn load_file(&mut self, file: &TensorFile) -> Result<()> {
         let shapes = file.names().map(|name| (name, file.shape(name).unwrap()));
         self.check_shapes(shapes.collect())?;
@@ -424,6 +488,31 @@ impl Model {
     ///
     /// # Panics
     /// If the cache is full, or the sequence longer than `max_seq_len`.
+    ///
+    /// ```
+    /// use hybridnorm::Device;
+    /// use hybridnorm::model::Model;
+    ///
+    /// # let config = hybridnorm::model::ModelConfig::default()
+    /// #     .with_d_model(16)
+    /// #     .with_n_layers(2)
+    /// #     .with_n_heads(4)
+    /// #     .with_n_kv_heads(2)
+    /// #     .with_d_ff(40)
+    /// #     .with_vocab_size(50)
+    /// #     .with_max_seq_len(32)
+    /// #     .with_placement(hybridnorm::placement::named("hybridnorm")?);
+    /// let mut model = Model::new(&config, 42, Device::Cpu)?;
+    /// let mut cache = model.new_cache(1, 8)?;
+    /// let mut logits = model.next_logits(&[1, 2, 3], &mut cache, false)?;
+    /// for _ in 0..2 {
+    ///     let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
+    ///     logits = model.next_logits(&[best.unwrap() as i32], &mut cache, false)?;
+    /// }
+    /// assert_eq!(cache.len(), 5);
+    /// model.free_cache(cache);
+    /// # Ok::<(), hybridnorm::Error>(())
+    /// ```
     pub fn next_logits(&mut self, ids: &[i32], cache: &mut KvCache, all: bool) -> Result<Vec<f32>> {
         let batch = cache.batch();
         let seq = ids.len() / batch;

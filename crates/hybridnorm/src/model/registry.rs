@@ -225,6 +225,19 @@ impl Param {
 }
 
 /// All parameters of a model, in declaration order.
+///
+/// ```
+/// use hybridnorm::model::Registry;
+///
+/// let mut registry = Registry::default();
+/// let projection = registry.matrix("projection", [2, 16], 0.1);
+/// let spec = registry.spec(projection);
+/// assert_eq!((spec.name.as_str(), spec.elements()), ("projection", 32));
+///
+/// let mut values = vec![0.0; spec.elements()];
+/// spec.initialize(42, |at, chunk| values[at..at + chunk.len()].copy_from_slice(chunk));
+/// assert!(values.iter().all(|x| *x != 0.0));
+/// ```
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Registry {
     specs: Vec<ParamSpec>,

@@ -401,6 +401,33 @@ mod tests {
         ctx
     }
 
+    /// Returns the context of each sequence and the cache, computed from assembled heads in one pass.
+    fn assembled(
+        kv_up: Type,
+        projection_values: &[f64],
+        given: &[TestInput; 3],
+        whole: &Spec,
+        heads: &LatentHeads,
+    ) -> (Vec<Vec<f64>>, Vec<f64>) {
+        let mut session = Session::reference(&[projection_values.to_vec()]);
+        let results = session.run(arguments_after(0), given, |g, state, x| {
+            let table = rotations(g, 100.0, heads.rope, whole.seq);
+            let kv = linear(x[1], g.state(state[0], 0, kv_up));
+            vec![
+                latent_heads(x[0], kv, x[2], table, *heads),
+                rotate(x[2], table),
+            ]
+        });
+        let [packed, rotated] = &results.outputs[..] else {
+            panic!("packed rows and rotated keys")
+        };
+        let sequences = packed.chunks(packed.len() / whole.batch);
+        let contexts = sequences.map(|x| causal(x, heads, whole)).collect();
+        let rows = given[1].elements().chunks(whole.latent).zip(rotated.chunks(heads.rope));
+        let cache = rows.flat_map(|(latent, key)| [latent, key].concat());
+        (contexts, cache.collect())
+    }
+
     #[test]
     fn absorbed_projections_give_the_attention_of_assembled_heads() {
         let (batch, len) = (2, 13);
@@ -408,40 +435,18 @@ mod tests {
             let width = l + heads.rope;
             let kv_up = projection(&heads, l);
             let projection_values = numbers(4, kv_up.elements());
-            let mut session = Session::reference(std::slice::from_ref(&projection_values));
             let of_queries = heads.heads * heads.head_dim();
-            let [q, latents, keys] =
-                inputs(5, [of_queries, l, heads.rope].map(|w| [batch, len, w]));
-            let given = [q, latents, keys];
-            let whole = session.run(arguments_after(0), &given, |g, state, x| {
-                let table = rotations(g, 100.0, heads.rope, len);
-                let kv = linear(x[1], g.state(state[0], 0, kv_up));
-                vec![
-                    latent_heads(x[0], kv, x[2], table, heads),
-                    rotate(x[2], table),
-                ]
-            });
-            let [q, latents, _] = given.each_ref().map(TestInput::elements);
-            let [packed, rotated] = &whole.outputs[..] else {
-                panic!("packed rows and rotated keys")
-            };
-            let whole_spec = spec(batch, len, l, heads, softcap);
-            let sequences = packed.chunks(packed.len() / batch);
-            let expected: Vec<Vec<f64>> =
-                sequences.map(|x| causal(x, &heads, &whole_spec)).collect();
-            let rows = latents.chunks(l).zip(rotated.chunks(heads.rope));
-            let cache: Vec<f64> = rows
-                .flat_map(|(latent, key)| [latent, key].concat())
-                .collect();
+            let given = inputs(5, [of_queries, l, heads.rope].map(|w| [batch, len, w]));
+            let whole = spec(batch, len, l, heads, softcap);
+            let (expected, cache) = assembled(kv_up, &projection_values, &given, &whole, &heads);
             let mut session = Session::reference(&[projection_values, cache]);
             let mut past = 0;
             for new in [5, 1, 3, 1, 3] {
                 let newest = |x: &[f64], width: usize| x[past * width..][..new * width].to_vec();
-                let queries =
-                    q.chunks(len * of_queries)
-                        .flat_map(|x| newest(x, of_queries));
-                let given = [fixed_input([batch, new, of_queries], queries.collect())];
-                let results = session.run(arguments_after(past), &given, |g, state, x| {
+                let queries = given[0].elements().chunks(len * of_queries);
+                let queries = queries.flat_map(|x| newest(x, of_queries)).collect();
+                let queries = [fixed_input([batch, new, of_queries], queries)];
+                let results = session.run(arguments_after(past), &queries, |g, state, x| {
                     let table = rotations(g, 100.0, heads.rope, new);
                     let kv_up = g.state(state[0], 0, kv_up);
                     let cache = g.state(state[1], 0, Type::f32([batch, len, width]));
@@ -450,14 +455,11 @@ mod tests {
                     vec![expanded_context(ctx, kv_up, heads)]
                 });
                 let of_values = heads.heads * heads.value;
-                let expected: Vec<f64> =
-                    expected.iter().flat_map(|x| newest(x, of_values)).collect();
+                let expected = expected.iter().flat_map(|x| newest(x, of_values));
+                let expected: Vec<f64> = expected.collect();
                 assert_eq!(results.outputs[0].len(), expected.len());
                 for (got, expected) in results.outputs[0].iter().zip(expected) {
-                    assert!(
-                        (got - expected).abs() < 1e-12,
-                        "got {got}, expected {expected}"
-                    );
+                    assert!((got - expected).abs() < 1e-12, "got {got}, expected {expected}");
                 }
                 past += new;
             }

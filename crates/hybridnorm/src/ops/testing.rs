@@ -2,7 +2,7 @@
 //! fused programs against unfused ones.
 
 use crate::exec::{Cpu, Executor, Reference, Tensor};
-use crate::graph::{Builder, DType, Type, Value};
+use crate::graph::{Builder, DType, Graph, Type, Value, ValueId};
 use crate::ops::Arguments;
 use crate::passes::vector_jacobian_product;
 use crate::plan::{Options, Program};
@@ -109,6 +109,8 @@ const GRADIENT: f64 = 1e-4;
 /// Maximum error of the reference's gradients against central differences.
 const DIFFERENCE: f64 = 1e-6;
 const STEP: f64 = 1e-5;
+/// Seed of the direction of the differences.
+const DIRECTION: u64 = 77;
 
 /// Checks the value and the gradients of the output that `build` records.
 pub(crate) fn check(
@@ -142,47 +144,88 @@ fn check_all(
     is_exact: bool,
     build: impl for<'g> Fn(&'g Builder, &[Value<'g>]) -> Vec<Value<'g>>,
 ) {
-    let g = Builder::new();
-    let names: Vec<String> = (0..given.len()).map(|i| format!("x{i}")).collect();
-    let inputs: Vec<Value> = names
-        .iter()
-        .zip(given)
-        .map(|(n, x)| g.input(n, x.ty))
-        .collect();
-    let made = build(&g, &inputs);
-    let pairs = inputs.iter().zip(given);
-    let sources: Vec<Value> = pairs
-        .filter(|(_, x)| x.is_source)
-        .map(|(x, _)| *x)
-        .collect();
-    let mut outputs: Vec<_> = made.iter().map(Value::id).collect();
-    let n_outputs = outputs.len();
-    let mut seeds: Vec<(usize, String, TestInput)> = Vec::new();
-    let mut gradients = Vec::new();
-    for (i, y) in made.iter().enumerate().filter(|(i, _)| !plain.contains(i)) {
-        let name = format!("seed{i}");
-        let seed = g.input(&name, y.ty());
-        let vector = TestInput {
-            ty: y.ty(),
-            floats: numbers(1000 + i as u64, y.ty().elements()),
-            ints: Vec::new(),
-            is_source: false,
-        };
-        seeds.push((i, name, vector));
-        for (s, gradient) in vector_jacobian_product(*y, seed, &sources)
-            .into_iter()
-            .enumerate()
-        {
-            if let Some(gradient) = gradient {
-                gradients.push((i, s, outputs.len()));
-                outputs.push(gradient.id());
-            }
+    let case = Case::record(given, plain, build);
+    let reference = case.run(DType::F64, true, None);
+    let unfused = case.run(DType::F32, false, None);
+    let fused = case.run(DType::F32, true, None);
+    if is_exact {
+        for (i, (a, b)) in fused.iter().zip(&unfused).enumerate() {
+            assert!(a == b, "output {i} is not bit-identical with fused ops");
         }
     }
-    let graph = g.finish();
-    let is_source = |at: &usize| given[*at].is_source;
-    let sources: Vec<usize> = (0..given.len()).filter(is_source).collect();
-    let run = |precision: DType, fuse: bool, moved: Option<(usize, f64)>| {
+    case.check_values(&fused, &reference);
+    case.check_values(&unfused, &reference);
+    case.check_gradients(&reference);
+}
+
+/// Outputs of a graph, and their vector-Jacobian products with random vectors.
+struct Case<'a> {
+    given: &'a [TestInput],
+    names: Vec<String>,
+    /// Inputs whose gradient is checked.
+    sources: Vec<usize>,
+    /// Output, name and elements of each vector.
+    seeds: Vec<(usize, String, TestInput)>,
+    graph: Graph,
+    /// Outputs of the graph, then the gradients.
+    outputs: Vec<ValueId>,
+    n_outputs: usize,
+    /// Output, source, and index of the gradient in `outputs`.
+    gradients: Vec<(usize, usize, usize)>,
+}
+
+impl<'a> Case<'a> {
+    fn record(
+        given: &'a [TestInput],
+        plain: &[usize],
+        build: impl for<'g> Fn(&'g Builder, &[Value<'g>]) -> Vec<Value<'g>>,
+    ) -> Self {
+        let g = Builder::new();
+        let names: Vec<String> = (0..given.len()).map(|i| format!("x{i}")).collect();
+        let pairs = names.iter().zip(given);
+        let inputs: Vec<Value> = pairs.map(|(name, x)| g.input(name, x.ty)).collect();
+        let results = build(&g, &inputs);
+        let sources: Vec<usize> = (0..given.len()).filter(|&at| given[at].is_source).collect();
+        let source_values: Vec<Value> = sources.iter().map(|&at| inputs[at]).collect();
+        let mut outputs: Vec<_> = results.iter().map(Value::id).collect();
+        let n_outputs = outputs.len();
+        let (mut seeds, mut gradients) = (Vec::new(), Vec::new());
+        for (i, y) in results
+            .iter()
+            .enumerate()
+            .filter(|(i, _)| !plain.contains(i))
+        {
+            let name = format!("seed{i}");
+            let seed = g.input(&name, y.ty());
+            let vector = TestInput {
+                ty: y.ty(),
+                floats: numbers(1000 + i as u64, y.ty().elements()),
+                ints: Vec::new(),
+                is_source: false,
+            };
+            seeds.push((i, name, vector));
+            let found = vector_jacobian_product(*y, seed, &source_values);
+            for (source, gradient) in found.into_iter().enumerate() {
+                if let Some(gradient) = gradient {
+                    gradients.push((i, source, outputs.len()));
+                    outputs.push(gradient.id());
+                }
+            }
+        }
+        Self {
+            given,
+            names,
+            sources,
+            seeds,
+            graph: g.finish(),
+            outputs,
+            n_outputs,
+            gradients,
+        }
+    }
+
+    /// Runs the program, with an input moved by a step in a random direction if given; returns its outputs.
+    fn run(&self, precision: DType, fuse: bool, moved: Option<(usize, f64)>) -> Vec<Vec<f64>> {
         let mut executor: Box<dyn Executor> = match precision {
             DType::F64 => Box::new(Reference::new()),
             _ => Box::new(Cpu::new()),
@@ -191,16 +234,18 @@ fn check_all(
             fuse,
             ..Options::default()
         };
-        let program = Program::new(graph.clone(), &outputs, options);
-        let mut given = given.to_vec();
+        let program = Program::new(self.graph.clone(), &self.outputs, options);
+        let mut given = self.given.to_vec();
         if let Some((source, step)) = moved {
             let floats = &mut given[source].floats;
-            let direction = numbers(77, floats.len());
-            let pairs = floats.iter_mut().zip(direction);
-            pairs.for_each(|(x, d)| *x += step * d);
+            let direction = numbers(DIRECTION, floats.len());
+            floats
+                .iter_mut()
+                .zip(direction)
+                .for_each(|(x, d)| *x += step * d);
         }
-        let seeds = seeds.iter().map(|(_, name, vector)| (name, vector));
-        let all = names.iter().zip(&given).chain(seeds);
+        let seeds = self.seeds.iter().map(|(_, name, vector)| (name, vector));
+        let all = self.names.iter().zip(&given).chain(seeds);
         let tensors: Vec<_> = all
             .map(|(name, x)| (&**name, x.tensor(precision)))
             .collect();
@@ -210,45 +255,46 @@ fn check_all(
             .collect();
         executor.run(&program, Arguments::default(), &data).unwrap();
         let output = |&id| executor.output(&program, id).into_f64();
-        outputs.iter().map(output).collect::<Vec<_>>()
-    };
-    let exact = run(DType::F64, true, None);
-    let unfused = run(DType::F32, false, None);
-    let found = run(DType::F32, true, None);
-    if is_exact {
-        for (i, (a, b)) in found.iter().zip(&unfused).enumerate() {
-            assert!(a == b, "output {i} has other bits where ops are fused");
+        self.outputs.iter().map(output).collect()
+    }
+
+    /// Checks outputs and gradients against the reference.
+    fn check_values(&self, found: &[Vec<f64>], reference: &[Vec<f64>]) {
+        for (i, (found, expected)) in found.iter().zip(reference).enumerate() {
+            let tolerance = if i < self.n_outputs { OUTPUT } else { GRADIENT };
+            let size = expected.iter().fold(0.1f64, |m, x| m.max(x.abs()));
+            for (j, (a, b)) in found.iter().zip(expected).enumerate() {
+                assert!(
+                    (a - b).abs() <= tolerance * size,
+                    "output {i}, element {j}: {a}, reference {b}"
+                );
+            }
         }
     }
-    let both = found.iter().zip(&exact).chain(unfused.iter().zip(&exact));
-    for (i, (found, exact)) in both.enumerate() {
-        let i = i % outputs.len();
-        let tolerance = if i < n_outputs { OUTPUT } else { GRADIENT };
-        let size = exact.iter().fold(0.1f64, |m, x| m.max(x.abs()));
-        for (j, (a, b)) in found.iter().zip(exact).enumerate() {
-            assert!(
-                (a - b).abs() <= tolerance * size,
-                "output {i}, element {j}: {a}, reference {b}"
-            );
-        }
-    }
-    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-    for (source, at) in sources.into_iter().enumerate() {
-        let [up, down] = [STEP, -STEP].map(|step| run(DType::F64, true, Some((at, step))));
-        for (i, _, vector) in &seeds {
-            let (i, seed) = (*i, vector.elements());
-            let difference = (dot(&up[i], seed) - dot(&down[i], seed)) / (2.0 * STEP);
-            let slope = gradients
-                .iter()
-                .find(|(y, s, _)| (*y, *s) == (i, source))
-                .map_or(0.0, |(.., at)| {
-                    dot(&exact[*at], &numbers(77, exact[*at].len()))
+
+    /// Checks the reference's gradients against central differences.
+    fn check_gradients(&self, reference: &[Vec<f64>]) {
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        for (source, at) in self.sources.iter().enumerate() {
+            let [up, down] =
+                [STEP, -STEP].map(|step| self.run(DType::F64, true, Some((*at, step))));
+            for (i, _, vector) in &self.seeds {
+                let (i, seed) = (*i, vector.elements());
+                let difference = (dot(&up[i], seed) - dot(&down[i], seed)) / (2.0 * STEP);
+                let gradient = self
+                    .gradients
+                    .iter()
+                    .find(|(y, s, _)| (*y, *s) == (i, source));
+                let slope = gradient.map_or(0.0, |(.., at)| {
+                    let gradient = &reference[*at];
+                    dot(gradient, &numbers(DIRECTION, gradient.len()))
                 });
-            let size = difference.abs().max(1.0);
-            assert!(
-                (slope - difference).abs() < DIFFERENCE * size,
-                "output {i}, input {source}: slope {slope}, difference {difference}"
-            );
+                let size = difference.abs().max(1.0);
+                assert!(
+                    (slope - difference).abs() < DIFFERENCE * size,
+                    "output {i}, input {source}: slope {slope}, difference {difference}"
+                );
+            }
         }
     }
 }

@@ -5,6 +5,7 @@
 
 use crate::graph::{Graph, Node, Source, ValueId};
 use crate::ops::{self, Op};
+use hybridnorm_kernels::cross_entropy::LossSpec;
 
 use super::remove_unused;
 
@@ -342,67 +343,36 @@ fn embedding_grad_add(uses: &DefUse<'_>, index: usize) -> Option<Rewrite> {
 /// of the soft cap; the derivative of the soft cap is a factor of the softmax's.
 fn head_loss(uses: &DefUse<'_>, index: usize) -> Option<Rewrite> {
     let loss = uses.node(index);
-    let (Op::CrossEntropy(ops::CrossEntropy(mut spec)), &[mut logits, targets]) =
+    let (Op::CrossEntropy(ops::CrossEntropy(spec)), &[logits, targets]) =
         (loss.op.clone(), &loss.inputs[..])
     else {
         return None;
     };
-    let mut of_loss: Option<(usize, &Node)> = None;
-    for (at, node) in uses.consumers(logits) {
-        match node.op {
-            Op::CrossEntropyGrad(_) => of_loss = Some((at, node)),
-            _ if at == index => {}
-            Op::SoftcapGrad(_) => {}
-            _ => return None,
-        }
-    }
-    let mut removed = vec![];
-    let mut gradient = None;
-    if let Some((at, node)) = of_loss {
-        let (_, seed) = uses.producer(node.inputs[2])?;
-        if !matches!(seed.op, Op::Fill(ops::Fill { value: 1.0, .. })) {
-            return None;
-        }
-        removed.push(at);
-        gradient = Some(node.outputs[0]);
-    }
-    // From the loss back to the projection, together with the gradients on the way.
-    let (projection_at, projection) = loop {
-        let (at, node) = uses.producer(logits)?;
-        if uses.is_output[logits.0] {
-            return None;
-        }
-        match &node.op {
-            Op::Linear(_) => break (at, node),
-            Op::Softcap(op) if spec.softcap.is_none() && spec.logit_scale == 1.0 => {
-                spec.softcap = Some(op.cap);
-            }
-            Op::Scale(op) => spec.logit_scale *= op.factor,
-            _ => return None,
-        }
-        removed.push(at);
-        logits = node.inputs[0];
-        if let Some(d) = gradient {
-            let (at, node) = uses.consumers(d).next()?;
-            if !matches!(node.op, Op::SoftcapGrad(_) | Op::Scale(_)) {
-                return None;
-            }
-            removed.push(at);
-            gradient = Some(node.outputs[0]);
-        }
+    let mut chain = LogitChain {
+        spec,
+        value: logits,
+        gradient: None,
+        removed: Vec::new(),
     };
-    removed.push(projection_at);
+    chain.find_gradient(uses, index)?;
+    let projection = chain.follow_to_projection(uses)?;
     let &[x, w] = &projection.inputs[..] else {
         return None;
     };
+    let LogitChain {
+        mut spec,
+        gradient,
+        mut removed,
+        ..
+    } = chain;
     spec.width = uses.graph.ty(x).shape.width();
     let inputs = vec![x, w, targets];
-    let Some(d) = gradient else {
+    let Some(gradient) = gradient else {
         let fused = loss.replaced(ops::HeadLoss(spec), inputs, loss.outputs.clone());
         return replaced(uses, index, fused, &removed);
     };
     let (mut dx, mut dw) = (None, None);
-    for (at, node) in uses.consumers(d) {
+    for (at, node) in uses.consumers(gradient) {
         match node.op {
             Op::LinearInputGrad(_) => dx = Some(node.outputs[0]),
             Op::LinearWeightGrad(_) => dw = Some(node.outputs[0]),
@@ -414,6 +384,71 @@ fn head_loss(uses: &DefUse<'_>, index: usize) -> Option<Rewrite> {
     let outputs = [&loss.outputs[..], &[dx, dw]].concat();
     let fused = loss.replaced(ops::HeadLossGrad(spec), inputs, outputs);
     replaced(uses, index, fused, &removed)
+}
+
+/// Ops between the output projection and the loss, followed from the loss backwards.
+struct LogitChain {
+    /// Loss, with the scale and the soft cap found so far.
+    spec: LossSpec,
+    /// Logits at this point of the chain.
+    value: ValueId,
+    /// Gradient of these, if there is one.
+    gradient: Option<ValueId>,
+    /// Ops that the fused op replaces.
+    removed: Vec<usize>,
+}
+
+impl LogitChain {
+    /// Finds the gradient of the loss at op `index`; `None` if others read the logits, or the gradient is not seeded
+    /// with 1.
+    fn find_gradient(&mut self, uses: &DefUse<'_>, index: usize) -> Option<()> {
+        let mut found: Option<(usize, &Node)> = None;
+        for (at, node) in uses.consumers(self.value) {
+            match node.op {
+                Op::CrossEntropyGrad(_) => found = Some((at, node)),
+                _ if at == index => {}
+                Op::SoftcapGrad(_) => {}
+                _ => return None,
+            }
+        }
+        if let Some((at, node)) = found {
+            let (_, seed) = uses.producer(node.inputs[2])?;
+            if !matches!(seed.op, Op::Fill(ops::Fill { value: 1.0, .. })) {
+                return None;
+            }
+            self.removed.push(at);
+            self.gradient = Some(node.outputs[0]);
+        }
+        Some(())
+    }
+
+    /// Follows scales and a soft cap back to the projection, together with their gradients.
+    fn follow_to_projection<'a>(&mut self, uses: &DefUse<'a>) -> Option<&'a Node> {
+        loop {
+            let (at, node) = uses.producer(self.value)?;
+            if uses.is_output[self.value.0] {
+                return None;
+            }
+            self.removed.push(at);
+            match &node.op {
+                Op::Linear(_) => return Some(node),
+                Op::Softcap(op) if self.spec.softcap.is_none() && self.spec.logit_scale == 1.0 => {
+                    self.spec.softcap = Some(op.cap);
+                }
+                Op::Scale(op) => self.spec.logit_scale *= op.factor,
+                _ => return None,
+            }
+            self.value = node.inputs[0];
+            if let Some(gradient) = self.gradient {
+                let (at, node) = uses.consumers(gradient).next()?;
+                if !matches!(node.op, Op::SoftcapGrad(_) | Op::Scale(_)) {
+                    return None;
+                }
+                self.removed.push(at);
+                self.gradient = Some(node.outputs[0]);
+            }
+        }
+    }
 }
 
 /// Replaces several ops with one, unless another op reads a value that it does not output.

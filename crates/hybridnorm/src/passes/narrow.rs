@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::ops::Range;
 
 use crate::graph::{Graph, Node, Source, Type, ValueId};
 use crate::ops::{LastPosition, Op};
@@ -17,87 +18,127 @@ pub(crate) fn narrow(graph: &mut Graph, outputs: &[ValueId]) {
     if !graph.nodes.iter().any(is_last) {
         return;
     }
-    // Readers of all positions of a value: ops, and the host.
     let mut readers = vec![0; graph.values.len()];
     let ops = graph.nodes.iter().filter(|node| !is_last(node));
     let read = ops.flat_map(|node| &node.inputs).chain(outputs);
     read.for_each(|id| readers[id.0] += 1);
-    // The last position of each value that needs it.
-    let mut last: BTreeMap<ValueId, ValueId> = BTreeMap::new();
-    let mut reversed = Vec::with_capacity(graph.nodes.len());
+    let nodes = std::mem::take(&mut graph.nodes);
+    let mut pass = Pass {
+        reversed: Vec::with_capacity(nodes.len()),
+        graph,
+        readers,
+        last: BTreeMap::new(),
+    };
     // In reverse, so that all readers of a value precede the op that computes it.
-    for mut node in std::mem::take(&mut graph.nodes).into_iter().rev() {
-        if is_last(&node) {
-            let (all, one) = (node.inputs[0], node.outputs[0]);
-            // State may be updated before it is read, so it is read at its recorded place.
-            let is_state = matches!(graph.value(all).source, Source::State(..));
-            match last.entry(all) {
-                Entry::Vacant(entry) if !is_state => {
-                    entry.insert(one);
-                }
-                // Treated like any other reader, as is a second one of the same value.
-                _ => {
-                    readers[all.0] += 1;
-                    reversed.push(node);
-                }
-            }
-            continue;
+    for node in nodes.into_iter().rev() {
+        match is_last(&node) {
+            true => pass.defer(node),
+            false => pass.visit(node),
         }
-        let types: Vec<Type> = node.inputs.iter().map(|id| graph.ty(*id)).collect();
-        let positionwise_inputs = node.op.rule().positionwise_inputs(&types);
-        let can_move = |id: &ValueId| {
-            let value = graph.value(*id);
-            let is_state = matches!(value.source, Source::State(..));
-            !is_state && LastPosition::of(value.ty).is_some()
-        };
-        let is_narrow = !positionwise_inputs.is_empty()
-            && node.inputs[positionwise_inputs.clone()]
-                .iter()
-                .all(can_move)
-            && node.outputs.iter().all(|all| readers[all.0] == 0)
-            && node.outputs.iter().any(|all| last.contains_key(all));
-        if is_narrow {
-            let mut last_of = |id: &ValueId, last: &mut BTreeMap<ValueId, ValueId>| {
-                let (_, ty) = LastPosition::of(graph.ty(*id)).expect("positions");
-                let one = last.entry(*id);
-                *one.or_insert_with(|| graph.add_value(ty, Source::Computed))
-            };
-            for output in &mut node.outputs {
-                let one = last_of(output, &mut last);
-                last.remove(output);
-                *output = one;
-            }
-            for input in &mut node.inputs[positionwise_inputs] {
-                readers[input.0] -= 1;
-                *input = last_of(input, &mut last);
-            }
-        } else {
-            for all in &node.outputs {
-                let one = last.remove(all);
-                reversed.extend(one.map(|one| last_position_node(graph, *all, one, Some(&node))));
-            }
-        }
-        reversed.push(node);
     }
-    // The rest are last positions of values that no op computes.
-    let leaves = last
-        .into_iter()
-        .map(|(all, one)| last_position_node(graph, all, one, None));
-    reversed.extend(leaves);
-    reversed.reverse();
-    graph.nodes = reversed;
+    pass.finish();
 }
 
-/// Returns the op that selects the last position of `all`, with the path and segment of the op that computes `all`.
-fn last_position_node(graph: &Graph, all: ValueId, one: ValueId, made_by: Option<&Node>) -> Node {
-    let (op, _) = LastPosition::of(graph.ty(all)).expect("a value with positions");
+/// Nodes in reverse order, and the last positions that they read.
+struct Pass<'a> {
+    graph: &'a mut Graph,
+    /// Number of readers of all positions of a value: ops, and the host.
+    readers: Vec<usize>,
+    /// Last position of each value of which it is needed.
+    last: BTreeMap<ValueId, ValueId>,
+    reversed: Vec<Node>,
+}
+
+impl Pass<'_> {
+    /// Defers a selection of the last position to the op that computes the value.
+    fn defer(&mut self, node: Node) {
+        let (value, last) = (node.inputs[0], node.outputs[0]);
+        match self.last.entry(value) {
+            // State may be updated before it is read, so it is read at its recorded place.
+            Entry::Vacant(entry) if !is_state(self.graph, value) => {
+                entry.insert(last);
+            }
+            // Treated like any other reader, as is a second one of the same value.
+            _ => {
+                self.readers[value.0] += 1;
+                self.reversed.push(node);
+            }
+        }
+    }
+
+    /// Narrows an op to last positions if it can be, or selects those of its outputs after it.
+    fn visit(&mut self, mut node: Node) {
+        let types: Vec<Type> = node.inputs.iter().map(|id| self.graph.ty(*id)).collect();
+        let narrowed = node.op.rule().positionwise_inputs(&types);
+        if self.can_narrow(&node, &narrowed) {
+            for output in &mut node.outputs {
+                let last = self.last_of(*output);
+                self.last.remove(output);
+                *output = last;
+            }
+            for input in &mut node.inputs[narrowed] {
+                self.readers[input.0] -= 1;
+                *input = self.last_of(*input);
+            }
+        } else {
+            for value in &node.outputs {
+                let last = self.last.remove(value);
+                let selection =
+                    last.map(|last| last_position_node(self.graph, *value, last, Some(&node)));
+                self.reversed.extend(selection);
+            }
+        }
+        self.reversed.push(node);
+    }
+
+    /// True if only last positions of the outputs are needed, and those of the inputs `narrowed` suffice.
+    fn can_narrow(&self, node: &Node, narrowed: &Range<usize>) -> bool {
+        let has_last = |id: &ValueId| {
+            !is_state(self.graph, *id) && LastPosition::of(self.graph.ty(*id)).is_some()
+        };
+        !narrowed.is_empty()
+            && node.inputs[narrowed.clone()].iter().all(has_last)
+            && node.outputs.iter().all(|id| self.readers[id.0] == 0)
+            && node.outputs.iter().any(|id| self.last.contains_key(id))
+    }
+
+    /// Returns the last position of a value, which is a new value unless another op reads it.
+    fn last_of(&mut self, value: ValueId) -> ValueId {
+        let (_, ty) = LastPosition::of(self.graph.ty(value)).expect("positions");
+        let add_value = || self.graph.add_value(ty, Source::Computed);
+        *self.last.entry(value).or_insert_with(add_value)
+    }
+
+    /// Selects the last positions of values that no op computes, and restores the order.
+    fn finish(mut self) {
+        for (value, last) in std::mem::take(&mut self.last) {
+            let selection = last_position_node(self.graph, value, last, None);
+            self.reversed.push(selection);
+        }
+        self.reversed.reverse();
+        self.graph.nodes = self.reversed;
+    }
+}
+
+fn is_state(graph: &Graph, value: ValueId) -> bool {
+    matches!(graph.value(value).source, Source::State(..))
+}
+
+/// Returns the op that selects the last position of `value`, with the path and segment of the op that computes it.
+fn last_position_node(
+    graph: &Graph,
+    value: ValueId,
+    last: ValueId,
+    producer: Option<&Node>,
+) -> Node {
+    let (op, _) = LastPosition::of(graph.ty(value)).expect("a value with positions");
     Node {
         op: op.into(),
-        inputs: vec![all],
-        outputs: vec![one],
-        path: made_by.map_or_else(|| "".into(), |node| node.path.clone()),
-        segment: made_by.and_then(|node| node.segment),
-        is_backward: made_by.is_some_and(|node| node.is_backward),
+        inputs: vec![value],
+        outputs: vec![last],
+        path: producer.map_or_else(|| "".into(), |node| node.path.clone()),
+        segment: producer.and_then(|node| node.segment),
+        is_backward: producer.is_some_and(|node| node.is_backward),
     }
 }
 

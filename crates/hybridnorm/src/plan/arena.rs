@@ -31,62 +31,25 @@ struct Block {
 
 /// Assigns a region to every value of the graph.
 pub(crate) fn plan_memory(graph: &Graph, outputs: &[ValueId]) -> MemoryLayout {
-    let end = graph.nodes.len();
-    let last_use = last_uses(graph, outputs, end);
-    let mut blocks: Vec<Block> = Vec::new();
-    // The block of each value, if it is in the arena.
-    let mut block_of: Vec<Option<usize>> = vec![None; graph.values.len()];
-    let add = |blocks: &mut Vec<Block>, bytes: usize, first: usize, last: usize| {
-        blocks.push(Block {
-            bytes: bytes
-                .checked_next_multiple_of(CACHE_LINE)
-                .unwrap_or(usize::MAX),
-            first,
-            last,
-            offset: 0,
-        });
-        blocks.len() - 1
-    };
-    for (index, value) in graph.values.iter().enumerate() {
-        if let (Source::Input(_), Some(last)) = (&value.source, last_use[index]) {
-            block_of[index] = Some(add(&mut blocks, value.ty.bytes(), 0, last));
-        }
+    let mut lifetimes = Lifetimes::new(graph, outputs);
+    let mut scratch_blocks = Vec::with_capacity(graph.nodes.len());
+    let mut aliased = Vec::with_capacity(graph.nodes.len());
+    for at in 0..graph.nodes.len() {
+        aliased.push(lifetimes.add_outputs(at));
+        scratch_blocks.push(lifetimes.add_scratch(at));
     }
-    let mut aliased = Vec::with_capacity(end);
-    let mut scratch_blocks = Vec::with_capacity(end);
-    for (at, node) in graph.nodes.iter().enumerate() {
-        let rule = node.op.rule();
-        let mut shares = Vec::new();
-        for &(input, output) in rule.in_place() {
-            let (from, to) = (node.inputs[input], node.outputs[output]);
-            let reads = node.inputs.iter().filter(|id| **id == from).count();
-            let is_free = last_use[from.0] == Some(at) && reads == 1;
-            let block = block_of[from.0].filter(|_| is_free && graph.ty(from) == graph.ty(to));
-            if let Some(block) = block {
-                block_of[to.0] = Some(block);
-                blocks[block].last = blocks[block].last.max(last_use[to.0].unwrap_or(at));
-            }
-            shares.push(block.is_some());
-        }
-        aliased.push(shares);
-        for output in &node.outputs {
-            if block_of[output.0].is_none() {
-                let last = last_use[output.0].unwrap_or(at);
-                let bytes = graph.ty(*output).bytes();
-                block_of[output.0] = Some(add(&mut blocks, bytes, at, last));
-            }
-        }
-        let types: Vec<Type> = node.inputs.iter().map(|id| graph.ty(*id)).collect();
-        let scratch = rule.scratch(&types).saturating_mul(4);
-        scratch_blocks.push((scratch > 0).then(|| (add(&mut blocks, scratch, at, at), scratch)));
-    }
+    let Lifetimes {
+        mut blocks,
+        block_of,
+        ..
+    } = lifetimes;
     let bytes = assign_offsets(&mut blocks);
     let region = |block: usize, bytes: usize| Region {
         storage: Storage::Arena,
         start: blocks[block].offset,
         end: blocks[block].offset.saturating_add(bytes),
     };
-    let regions = graph.values.iter().enumerate().map(|(index, value)| {
+    let regions = graph.values.iter().zip(block_of).map(|(value, block)| {
         let bytes = value.ty.bytes();
         match value.source {
             Source::State(buffer, offset) => {
@@ -97,7 +60,7 @@ pub(crate) fn plan_memory(graph: &Graph, outputs: &[ValueId]) -> MemoryLayout {
                     end: start + bytes,
                 })
             }
-            _ => block_of[index].map(|block| region(block, bytes)),
+            _ => block.map(|block| region(block, bytes)),
         }
     });
     MemoryLayout {
@@ -108,6 +71,81 @@ pub(crate) fn plan_memory(graph: &Graph, outputs: &[ValueId]) -> MemoryLayout {
             .collect(),
         aliased,
         bytes,
+    }
+}
+
+/// Blocks of memory with the ops that need them.
+struct Lifetimes<'a> {
+    graph: &'a Graph,
+    last_use: Vec<Option<usize>>,
+    blocks: Vec<Block>,
+    /// Block of each value, if it is in the arena.
+    block_of: Vec<Option<usize>>,
+}
+
+impl<'a> Lifetimes<'a> {
+    /// Creates the blocks of inputs.
+    fn new(graph: &'a Graph, outputs: &[ValueId]) -> Self {
+        let mut lifetimes = Self {
+            graph,
+            last_use: last_uses(graph, outputs, graph.nodes.len()),
+            blocks: Vec::new(),
+            block_of: vec![None; graph.values.len()],
+        };
+        for (index, value) in graph.values.iter().enumerate() {
+            if let (Source::Input(_), Some(last)) = (&value.source, lifetimes.last_use[index]) {
+                lifetimes.block_of[index] = Some(lifetimes.add(value.ty.bytes(), 0, last));
+            }
+        }
+        lifetimes
+    }
+
+    fn add(&mut self, bytes: usize, first: usize, last: usize) -> usize {
+        self.blocks.push(Block {
+            bytes: bytes
+                .checked_next_multiple_of(CACHE_LINE)
+                .unwrap_or(usize::MAX),
+            first,
+            last,
+            offset: 0,
+        });
+        self.blocks.len() - 1
+    }
+
+    /// Creates the blocks of an op's outputs. Those computed in place get the block of the input if nothing else
+    /// needs it; returns for which pairs of the op that holds.
+    fn add_outputs(&mut self, at: usize) -> Vec<bool> {
+        let (graph, node) = (self.graph, &self.graph.nodes[at]);
+        let mut shares = Vec::new();
+        for &(input, output) in node.op.rule().in_place() {
+            let (from, to) = (node.inputs[input], node.outputs[output]);
+            let reads = node.inputs.iter().filter(|id| **id == from).count();
+            let is_free = self.last_use[from.0] == Some(at) && reads == 1;
+            let block = self.block_of[from.0];
+            let block = block.filter(|_| is_free && graph.ty(from) == graph.ty(to));
+            if let Some(block) = block {
+                self.block_of[to.0] = Some(block);
+                let last = self.last_use[to.0].unwrap_or(at);
+                self.blocks[block].last = self.blocks[block].last.max(last);
+            }
+            shares.push(block.is_some());
+        }
+        for output in &node.outputs {
+            if self.block_of[output.0].is_none() {
+                let last = self.last_use[output.0].unwrap_or(at);
+                let bytes = graph.ty(*output).bytes();
+                self.block_of[output.0] = Some(self.add(bytes, at, last));
+            }
+        }
+        shares
+    }
+
+    /// Creates the block of an op's scratch memory, if it needs some; returns it with its bytes.
+    fn add_scratch(&mut self, at: usize) -> Option<(usize, usize)> {
+        let node = &self.graph.nodes[at];
+        let types: Vec<Type> = node.inputs.iter().map(|id| self.graph.ty(*id)).collect();
+        let bytes = node.op.rule().scratch(&types).saturating_mul(4);
+        (bytes > 0).then(|| (self.add(bytes, at, at), bytes))
     }
 }
 

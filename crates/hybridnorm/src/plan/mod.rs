@@ -12,13 +12,16 @@ mod tests;
 
 use std::sync::Arc;
 
+use derive_setters::Setters;
+
 use crate::graph::{Graph, Node, Source, Type, ValueId};
 use crate::passes;
 use crate::threads;
 pub(crate) use step::{Operand, Region, Step, Storage};
 
 /// Options of a plan.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Setters)]
+#[setters(prefix = "with_")]
 pub struct Options {
     /// True if neighbouring ops are fused where a kernel for them exists.
     pub fuse: bool,

@@ -49,7 +49,7 @@ impl Step {
         let node = &graph.nodes[index];
         let rule = node.op.rule();
         let place =
-            |id: crate::graph::ValueId| layout.regions[id.0].expect("every operand has a place");
+            |id: crate::graph::ValueId| layout.regions[id.0].expect("every operand has a region");
         let updates = rule.updates(node.inputs.len());
         let pairs = rule.in_place().iter().zip(&layout.aliased[index]);
         let in_place: Vec<(usize, usize, bool)> =
@@ -78,18 +78,10 @@ impl Step {
             })
             .collect();
 
-        let mut regions: Vec<(Region, bool)> = written.iter().map(|&(r, _)| (r, true)).collect();
         let sources = copied.iter().map(|&(from, _)| from);
         let reads = read.iter().flatten().map(|&(region, _)| region);
-        regions.extend(sources.chain(reads).map(|region| (region, false)));
-        regions.retain(|(region, _)| region.start < region.end);
-        regions.sort();
-        regions.dedup();
-        for pair in regions.windows(2) {
-            let [(a, _), (b, _)] = pair else { continue };
-            let apart = a.storage != b.storage || a.end <= b.start;
-            assert!(apart, "{}: its operands {a:?} and {b:?} meet", rule.name());
-        }
+        let written_regions = written.iter().map(|&(region, _)| region);
+        let regions = disjoint_regions(rule.name(), written_regions, sources.chain(reads));
         // An optimizer op has thousands of regions.
         let find = |region: Region| {
             let found = regions.binary_search_by_key(&region, |&(other, _)| other);
@@ -113,4 +105,24 @@ impl Step {
 
     /// Region index of operands without elements.
     pub(crate) const EMPTY: usize = usize::MAX;
+}
+
+/// Returns written and read regions in order; true for those that are written.
+fn disjoint_regions(
+    name: &str,
+    written: impl Iterator<Item = Region>,
+    read: impl Iterator<Item = Region>,
+) -> Vec<(Region, bool)> {
+    let written = written.map(|region| (region, true));
+    let read = read.map(|region| (region, false));
+    let mut regions: Vec<(Region, bool)> = written.chain(read).collect();
+    regions.retain(|(region, _)| region.start < region.end);
+    regions.sort();
+    regions.dedup();
+    for pair in regions.windows(2) {
+        let [(a, _), (b, _)] = pair else { continue };
+        let is_disjoint = a.storage != b.storage || a.end <= b.start;
+        assert!(is_disjoint, "{name}: operands {a:?} and {b:?} overlap");
+    }
+    regions
 }

@@ -20,56 +20,40 @@ pub const SEQ: usize = 7;
 
 /// Returns a three-block model of width 16 with grouped-query attention.
 pub fn tiny(placement: Placement) -> ModelConfig {
-    ModelConfig {
-        d_model: 16,
-        n_layers: 3,
-        n_heads: 4,
-        n_kv_heads: 2,
-        d_ff: 24,
-        vocab_size: VOCAB,
-        max_seq_len: 16,
-        rope_theta: 100.0,
-        placement,
-        ..ModelConfig::default()
-    }
+    ModelConfig::default()
+        .with_d_model(16)
+        .with_n_layers(3)
+        .with_n_heads(4)
+        .with_n_kv_heads(2)
+        .with_d_ff(24)
+        .with_vocab_size(VOCAB)
+        .with_max_seq_len(16)
+        .with_rope_theta(100.0)
+        .with_placement(placement)
 }
 
 /// Adds eight experts in two groups; a token uses two of one group and a shared one. The first block is dense.
 pub fn with_experts(config: ModelConfig, scoring: Scoring) -> ModelConfig {
-    let moe = MoeConfig {
-        n_experts: 8,
-        top_k: 2,
-        d_expert: 8,
-        n_shared: 1,
-        first_dense: 1,
-        scoring,
-        renormalize: scoring == Scoring::Sigmoid,
-        n_groups: 2,
-        top_groups: 1,
-        scaling: 1.5,
-        load_balance: 0.05,
-        z_loss: 0.02,
-        bias_rate: Some(0.01),
-    };
-    ModelConfig {
-        moe: Some(moe),
-        ..config
-    }
+    let moe = MoeConfig::new(8, 2, 8)
+        .with_n_shared(1)
+        .with_first_dense(1)
+        .with_scoring(scoring)
+        .with_renormalize(scoring == Scoring::Sigmoid)
+        .with_n_groups(2)
+        .with_top_groups(1)
+        .with_scaling(1.5)
+        .with_load_balance(0.05)
+        .with_z_loss(0.02)
+        .with_bias_rate(0.01);
+    config.with_moe(moe)
 }
 
 /// Adds multi-head latent attention, with or without a query latent.
 pub fn with_latents(config: ModelConfig, q_rank: Option<usize>) -> ModelConfig {
-    ModelConfig {
-        n_kv_heads: config.n_heads,
-        mla: Some(MlaConfig {
-            q_rank,
-            kv_rank: 10,
-            nope_dim: 6,
-            rope_dim: 4,
-            v_dim: 5,
-        }),
-        ..config
-    }
+    let mut mla = MlaConfig::new(10, 6, 4, 5);
+    mla.q_rank = q_rank;
+    let n_heads = config.n_heads;
+    config.with_n_kv_heads(n_heads).with_mla(mla)
 }
 
 /// Placements not defined for latent attention: cosine scores, norms after the rotation.

@@ -283,76 +283,54 @@ struct QueryTile<'a> {
     lse: &'a [f32],
 }
 
+/// A tile of keys, as a tile of queries sees it.
+struct KeyTile {
+    start: usize,
+    count: usize,
+    /// Position of the first query.
+    first_query: usize,
+}
+
+impl KeyTile {
+    /// Returns the number of keys that a query of the tile sees.
+    #[inline(always)]
+    fn visible_to(&self, query: usize) -> usize {
+        (self.first_query + query + 1)
+            .saturating_sub(self.start)
+            .min(self.count)
+    }
+
+    /// Returns the first query of the tile that sees a key.
+    #[inline(always)]
+    fn first_query_of(&self, key: usize) -> usize {
+        (self.start + key).saturating_sub(self.first_query)
+    }
+}
+
 /// Writes the tile's `dq`, without the factor `scale`, and adds its contribution to `dk` and `dv`.
 fn backward_tile(a: &Attention, tile: &QueryTile, scratch: &mut BackwardScratch) {
-    let (n, d, e) = (tile.lse.len(), a.head_dim, a.value_dim);
+    let n = tile.lse.len();
     let visible = tile.first + n;
-    let BackwardScratch {
-        keys_by_channel,
-        values_by_channel,
-        keys,
-        q,
-        dctx,
-        q_panels,
-        dctx_panels,
-        p,
-        ds,
-        dq,
-        dk,
-        dv,
-        by_row,
-        ..
-    } = scratch;
-    load_queries(a, &tile.q, tile.first, &mut q[..n * d], by_row);
-    for (i, row) in dctx.chunks_exact_mut(e).take(n).enumerate() {
-        row.copy_from_slice(tile.dctx.row(i, e));
-    }
-    let [q, dctx] = [(&*q, d), (&*dctx, e)].map(|(data, stride)| Rows { data, stride });
-    pack(q, n, d, &mut q_panels[..n * panels(d)]);
-    pack(dctx, n, e, &mut dctx_panels[..n * panels(e)]);
-    // sum_j p_ij dp_ij, which equals the dot product of a context row with its gradient.
-    let mut delta = [0.0; QUERY_TILE];
-    dispatch(
-        #[inline(always)]
-        || {
-            for (i, delta) in delta.iter_mut().enumerate().take(n) {
-                *delta = dot(tile.ctx.row(i, e), dctx.row(i, e));
-            }
-        },
-    );
+    scratch.load_tile(a, tile);
+    let delta = scratch.deltas(a, tile);
     for start in (0..visible).step_by(KEY_TILE) {
-        let count = KEY_TILE.min(visible - start);
-        // Number of this tile's keys that a query sees, and the first query that sees a key.
-        let visible_keys = |query: usize| (tile.first + query + 1).saturating_sub(start).min(count);
-        let first_query = |key: usize| (start + key).saturating_sub(tile.first);
-        let (p, ds) = (&mut p[..n * count], &mut ds[..n * count]);
-        let tile_panels = start / PANEL..start / PANEL + panels(count);
-        for (left, right, width, out) in [
-            (q, &*keys_by_channel, d, &mut *p),
-            (dctx, &*values_by_channel, e, &mut *ds),
-        ] {
-            PackedMatmul {
-                a: left,
-                left: LhsLayout::RowMajor,
-                m: n,
-                b: &right[tile_panels.start * width..tile_panels.end * width],
-                inner: width,
-                n: count,
-                c: out,
-                c_stride: count,
-                accumulate: false,
-            }
-            .run(|queries| ActiveRegion {
-                inner: 0..width,
-                columns: visible_keys(queries.end - 1),
-            });
-        }
+        let keys = KeyTile {
+            start,
+            count: KEY_TILE.min(visible - start),
+            first_query: tile.first,
+        };
+        scratch.multiply_by_keys_and_values(a, n, &keys);
+        let (p, ds) = (
+            &mut scratch.p[..n * keys.count],
+            &mut scratch.ds[..n * keys.count],
+        );
         dispatch(
             #[inline(always)]
             || {
-                let rows = p.chunks_exact_mut(count).zip(ds.chunks_exact_mut(count));
+                let rows = p.chunks_exact_mut(keys.count);
+                let rows = rows.zip(ds.chunks_exact_mut(keys.count));
                 for (i, (p, ds)) in rows.enumerate() {
-                    let visible_keys = visible_keys(i);
+                    let visible_keys = keys.visible_to(i);
                     p[visible_keys..].fill(0.0);
                     ds[visible_keys..].fill(0.0);
                     let (p, ds) = (&mut p[..visible_keys], &mut ds[..visible_keys]);
@@ -360,13 +338,89 @@ fn backward_tile(a: &Attention, tile: &QueryTile, scratch: &mut BackwardScratch)
                 }
             },
         );
+        scratch.add_key_and_value_gradients(a, n, &keys);
+        scratch.add_query_gradients(a, n, &keys);
+    }
+}
+
+impl BackwardScratch {
+    /// Loads and packs the queries of a tile and the gradient of their context.
+    #[inline(always)]
+    fn load_tile(&mut self, a: &Attention, tile: &QueryTile) {
+        let (n, d, e) = (tile.lse.len(), a.head_dim, a.value_dim);
+        let queries = &mut self.q[..n * d];
+        load_queries(a, &tile.q, tile.first, queries, &mut self.by_row);
+        for (i, row) in self.dctx.chunks_exact_mut(e).take(n).enumerate() {
+            row.copy_from_slice(tile.dctx.row(i, e));
+        }
+        let [q, dctx] = [(&self.q, d), (&self.dctx, e)].map(|(data, stride)| Rows { data, stride });
+        pack(q, n, d, &mut self.q_panels[..n * panels(d)]);
+        pack(dctx, n, e, &mut self.dctx_panels[..n * panels(e)]);
+    }
+
+    /// Returns sum_j p_ij dp_ij of each query, which equals the dot product of its context with the gradient of it.
+    #[inline(always)]
+    fn deltas(&self, a: &Attention, tile: &QueryTile) -> [f32; QUERY_TILE] {
+        let (n, e) = (tile.lse.len(), a.value_dim);
+        let dctx = Rows {
+            data: &self.dctx,
+            stride: e,
+        };
+        let mut delta = [0.0; QUERY_TILE];
+        dispatch(
+            #[inline(always)]
+            || {
+                for (i, delta) in delta.iter_mut().enumerate().take(n) {
+                    *delta = dot(tile.ctx.row(i, e), dctx.row(i, e));
+                }
+            },
+        );
+        delta
+    }
+
+    /// Computes the products of queries and keys (`p`), and of the gradient of the context and values (`ds`).
+    #[inline(always)]
+    fn multiply_by_keys_and_values(&mut self, a: &Attention, n: usize, keys: &KeyTile) {
+        let (d, e) = (a.head_dim, a.value_dim);
+        let KeyTile { start, count, .. } = *keys;
+        let tile_panels = start / PANEL..start / PANEL + panels(count);
         for (left, right, width, out) in [
-            (&*p, &*dctx_panels, e, &mut *dv),
-            (&*ds, &*q_panels, d, &mut *dk),
+            (&self.q, &self.keys_by_channel, d, &mut self.p),
+            (&self.dctx, &self.values_by_channel, e, &mut self.ds),
         ] {
             PackedMatmul {
                 a: Rows {
                     data: left,
+                    stride: width,
+                },
+                left: LhsLayout::RowMajor,
+                m: n,
+                b: &right[tile_panels.start * width..tile_panels.end * width],
+                inner: width,
+                n: count,
+                c: &mut out[..n * count],
+                c_stride: count,
+                accumulate: false,
+            }
+            .run(|queries| ActiveRegion {
+                inner: 0..width,
+                columns: keys.visible_to(queries.end - 1),
+            });
+        }
+    }
+
+    /// Adds the contribution of a tile to `dk` and `dv`.
+    #[inline(always)]
+    fn add_key_and_value_gradients(&mut self, a: &Attention, n: usize, keys: &KeyTile) {
+        let (d, e) = (a.head_dim, a.value_dim);
+        let KeyTile { start, count, .. } = *keys;
+        for (left, right, width, out) in [
+            (&self.p, &self.dctx_panels, e, &mut self.dv),
+            (&self.ds, &self.q_panels, d, &mut self.dk),
+        ] {
+            PackedMatmul {
+                a: Rows {
+                    data: &left[..n * count],
                     stride: count,
                 },
                 left: LhsLayout::ColumnMajor,
@@ -378,27 +432,34 @@ fn backward_tile(a: &Attention, tile: &QueryTile, scratch: &mut BackwardScratch)
                 c_stride: width,
                 accumulate: true,
             }
-            .run(|keys| ActiveRegion {
-                inner: first_query(keys.start)..n,
+            .run(|rows| ActiveRegion {
+                inner: keys.first_query_of(rows.start)..n,
                 columns: width,
             });
         }
+    }
+
+    /// Adds the contribution of a tile of keys to `dq`; that of the first one overwrites it.
+    #[inline(always)]
+    fn add_query_gradients(&mut self, a: &Attention, n: usize, keys: &KeyTile) {
+        let d = a.head_dim;
+        let KeyTile { start, count, .. } = *keys;
         PackedMatmul {
             a: Rows {
-                data: ds,
+                data: &self.ds[..n * count],
                 stride: count,
             },
             left: LhsLayout::RowMajor,
             m: n,
-            b: tile_of(keys, a.seq, start, d),
+            b: tile_of(&self.keys, a.seq, start, d),
             inner: KEY_TILE.min(a.seq - start),
             n: d,
-            c: dq,
+            c: &mut self.dq,
             c_stride: d,
             accumulate: start > 0,
         }
         .run(|queries| ActiveRegion {
-            inner: 0..visible_keys(queries.end - 1),
+            inner: 0..keys.visible_to(queries.end - 1),
             columns: d,
         });
     }

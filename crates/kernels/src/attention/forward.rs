@@ -183,36 +183,49 @@ fn attend_tile<'a>(
 ) {
     let (n, d, e) = (lse.len(), a.head_dim, a.value_dim);
     let visible = past + first + n;
-    let Scratch {
-        keys,
-        values,
-        q: scaled,
-        scores,
-        context,
-        largest,
-        total,
-        packed,
-        by_row,
-        ..
-    } = scratch;
-    load_queries(a, q, first, &mut scaled[..n * d], by_row);
-    largest.fill(f32::NEG_INFINITY);
-    total.fill(0.0);
+    load_queries(a, q, first, &mut scratch.q[..n * d], &mut scratch.by_row);
+    scratch.largest.fill(f32::NEG_INFINITY);
+    scratch.total.fill(0.0);
     for start in (0..visible).step_by(KEY_TILE) {
         let count = KEY_TILE.min(visible - start);
         let visible_keys = |row: usize| (past + first + row + 1).saturating_sub(start).min(count);
-        let scores = &mut scores[..n * count];
+        scratch.multiply_by_keys(d, n, start, count, visible_keys);
+        scratch.update_softmax(a, n, start, count, visible_keys);
+        scratch.add_values(e, n, start, count, visible_keys);
+    }
+    let sums = scratch.largest.iter().zip(scratch.total.iter()).zip(lse);
+    let contexts = ctx.zip(scratch.context.chunks_exact(e));
+    for ((ctx, context), ((largest, total), lse)) in contexts.zip(sums) {
+        let factor = 1.0 / total;
+        for (ctx, context) in ctx.iter_mut().zip(context) {
+            *ctx = factor * context;
+        }
+        *lse = largest + total.ln();
+    }
+}
+
+impl Scratch {
+    /// Computes the products of `n` queries and a tile of keys.
+    #[inline(always)]
+    fn multiply_by_keys(
+        &mut self,
+        d: usize,
+        n: usize,
+        start: usize,
+        count: usize,
+        visible_keys: impl Fn(usize) -> usize,
+    ) {
         PackedMatmul {
             a: Rows {
-                data: scaled,
+                data: &self.q,
                 stride: d,
             },
             left: LhsLayout::RowMajor,
             m: n,
-            b: &keys[start / PANEL * d..][..panels(count) * d],
+            b: &self.keys[start / PANEL * d..][..panels(count) * d],
             inner: d,
             n: count,
-            c: scores,
+            c: &mut self.scores[..n * count],
             c_stride: count,
             accumulate: false,
         }
@@ -220,12 +233,27 @@ fn attend_tile<'a>(
             inner: 0..d,
             columns: visible_keys(rows.end - 1),
         });
+    }
+
+    /// Replaces products by exponentials of the scores, minus the maximum so far, and rescales the sums of previous
+    /// tiles to it.
+    #[inline(always)]
+    fn update_softmax(
+        &mut self,
+        a: &Attention,
+        n: usize,
+        start: usize,
+        count: usize,
+        visible_keys: impl Fn(usize) -> usize,
+    ) {
+        let (scores, context) = (&mut self.scores[..n * count], &mut self.context);
+        let (largest, total) = (&mut self.largest, &mut self.total);
         dispatch(
             #[inline(always)]
             || {
                 let rows = scores
                     .chunks_exact_mut(count)
-                    .zip(context.chunks_exact_mut(e));
+                    .zip(context.chunks_exact_mut(a.value_dim));
                 let sums = largest.iter_mut().zip(total.iter_mut());
                 for (i, ((row, context), (largest, total))) in rows.zip(sums).enumerate() {
                     let (row, hidden) = row.split_at_mut(visible_keys(i));
@@ -244,17 +272,29 @@ fn attend_tile<'a>(
                 }
             },
         );
+    }
+
+    /// Adds the values of a tile of keys, weighted by the exponentials, to the contexts of `n` queries.
+    #[inline(always)]
+    fn add_values(
+        &mut self,
+        e: usize,
+        n: usize,
+        start: usize,
+        count: usize,
+        visible_keys: impl Fn(usize) -> usize,
+    ) {
         PackedMatmul {
             a: Rows {
-                data: scores,
+                data: &self.scores[..n * count],
                 stride: count,
             },
             left: LhsLayout::RowMajor,
             m: n,
-            b: tile_of(values, *packed, start, e),
-            inner: KEY_TILE.min(*packed - start),
+            b: tile_of(&self.values, self.packed, start, e),
+            inner: KEY_TILE.min(self.packed - start),
             n: e,
-            c: context,
+            c: &mut self.context,
             c_stride: e,
             accumulate: start > 0,
         }
@@ -262,13 +302,5 @@ fn attend_tile<'a>(
             inner: 0..visible_keys(rows.end - 1),
             columns: e,
         });
-    }
-    let sums = largest.iter().zip(total.iter()).zip(lse);
-    for ((ctx, context), ((largest, total), lse)) in ctx.zip(context.chunks_exact(e)).zip(sums) {
-        let factor = 1.0 / total;
-        for (ctx, context) in ctx.iter_mut().zip(context) {
-            *ctx = factor * context;
-        }
-        *lse = largest + total.ln();
     }
 }

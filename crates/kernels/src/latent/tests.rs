@@ -126,23 +126,25 @@ proptest! {
     }
 }
 
-#[test]
-fn decoding_with_absorbed_projections_gives_the_context_of_assembled_rows() {
-    const LATENT: usize = 24;
-    let (batch, seq) = (2, 140);
-    for (l, softcap) in [
-        (SMALL, None),
-        (SMALL, Some(2.0)),
-        (
-            LatentHeads {
-                heads: 4,
-                nope: 16,
-                rope: 8,
-                value: 12,
-            },
-            None,
-        ),
-    ] {
+/// Inputs of latent attention over whole sequences, and its context from assembled rows.
+struct Sequences {
+    heads: LatentHeads,
+    batch: usize,
+    seq: usize,
+    softcap: Option<f32>,
+    scale: f32,
+    table: Vec<f32>,
+    q: Vec<f32>,
+    /// Rows `[latent | rotated key]`.
+    cache: Vec<f32>,
+    kv_up: Vec<f32>,
+    ctx: Vec<f32>,
+}
+
+const LATENT: usize = 24;
+
+impl Sequences {
+    fn new(l: LatentHeads, batch: usize, seq: usize, softcap: Option<f32>) -> Self {
         let mut rng = Rng::new(51);
         let d = l.nope + l.rope;
         let scale = (d as f32).powf(-0.5);
@@ -172,34 +174,68 @@ fn decoding_with_absorbed_projections_gives_the_context_of_assembled_rows() {
         let mut rotated = key;
         rotate_keys(&mut rotated, l.rope, &table);
         let rows = latents.chunks(LATENT).zip(rotated.chunks(l.rope));
-        let cache: Vec<f32> = rows.flat_map(|(c, k)| [c, k].concat()).collect();
+        Self {
+            heads: l,
+            batch,
+            seq,
+            softcap,
+            scale,
+            table,
+            q,
+            cache: rows.flat_map(|(c, k)| [c, k].concat()).collect(),
+            kv_up,
+            ctx,
+        }
+    }
+
+    /// Returns `new` rows of every sequence from position `past` on.
+    fn rows(&self, x: &[f32], width: usize, past: usize, new: usize) -> Vec<f32> {
+        x.chunks(self.seq * width)
+            .flat_map(|x| x[past * width..][..new * width].to_vec())
+            .collect()
+    }
+
+    /// Computes the context of `new` positions with absorbed projections.
+    fn decode(&self, past: usize, new: usize) -> Vec<f32> {
+        let (l, batch) = (&self.heads, self.batch);
+        let mut queries = self.rows(&self.q, l.heads * (l.nope + l.rope), past, new);
+        let table = &self.table[past * l.rope..][..new * l.rope];
+        rotate_queries(l, &mut queries, table);
+        let mut absorbed = vec![f32::NAN; batch * new * l.heads * (LATENT + l.rope)];
+        absorb(l, LATENT, &queries, &self.kv_up, &mut absorbed);
+        let a = LatentAttention {
+            batch,
+            seq: new,
+            heads: l.heads,
+            latent: LATENT,
+            rope: l.rope,
+            scale: self.scale,
+            softcap: self.softcap,
+        };
+        let mut context = vec![f32::NAN; batch * new * l.heads * LATENT];
+        let mut scratch = vec![f32::NAN; a.scratch_len(past + new)];
+        attention::cached_latent(&a, &absorbed, &self.cache, past, &mut context, &mut scratch);
+        let mut got = vec![f32::NAN; batch * new * l.heads * l.value];
+        project_values(l, LATENT, &context, &self.kv_up, &mut got);
+        got
+    }
+}
+
+#[test]
+fn decoding_with_absorbed_projections_gives_the_context_of_assembled_rows() {
+    let larger = LatentHeads {
+        heads: 4,
+        nope: 16,
+        rope: 8,
+        value: 12,
+    };
+    for (l, softcap) in [(SMALL, None), (SMALL, Some(2.0)), (larger, None)] {
+        let sequences = Sequences::new(l, 2, 140, softcap);
         // A prompt, then several positions at once, then one by one.
         let mut past = 0;
         for new in [130, 3, 1, 1, 5] {
-            let part = |x: &[f32], width: usize| -> Vec<f32> {
-                x.chunks(seq * width)
-                    .flat_map(|x| x[past * width..][..new * width].to_vec())
-                    .collect()
-            };
-            let mut queries = part(&q, l.heads * d);
-            rotate_queries(&l, &mut queries, &table[past * l.rope..][..new * l.rope]);
-            let mut absorbed = vec![f32::NAN; batch * new * l.heads * (LATENT + l.rope)];
-            absorb(&l, LATENT, &queries, &kv_up, &mut absorbed);
-            let a = LatentAttention {
-                batch,
-                seq: new,
-                heads: l.heads,
-                latent: LATENT,
-                rope: l.rope,
-                scale,
-                softcap,
-            };
-            let mut context = vec![f32::NAN; batch * new * l.heads * LATENT];
-            let mut scratch = vec![f32::NAN; a.scratch_len(past + new)];
-            attention::cached_latent(&a, &absorbed, &cache, past, &mut context, &mut scratch);
-            let mut got = vec![f32::NAN; batch * new * l.heads * l.value];
-            project_values(&l, LATENT, &context, &kv_up, &mut got);
-            all_close(&got, &to_f64(&part(&ctx, l.heads * l.value)), 1e-5);
+            let want = sequences.rows(&sequences.ctx, l.heads * l.value, past, new);
+            all_close(&sequences.decode(past, new), &to_f64(&want), 1e-5);
             past += new;
         }
     }

@@ -125,48 +125,74 @@ impl<'a> FusedHead<'a> {
     ) {
         let (x, cos_sin) = (x.as_chunks::<LANES>().0, cos_sin.as_chunks::<LANES>().0);
         let (dy, dx) = (dy.as_chunks::<LANES>().0, dx.as_chunks_mut::<LANES>().0);
-        let half = x.len() / 2;
         let dh = scratch_row[..LANES * x.len()].as_chunks_mut::<LANES>().0;
-        if self.rotates {
-            let factor = simd.splat_f32s(self.factor);
-            for i in 0..half {
-                for v in 0..V {
-                    let (cos, sin) = rotation::<S, V>(cos_sin, i, v);
-                    let both = [
-                        vectors::<S, V>(&dy[i])[v],
-                        vectors::<S, V>(&dy[i + half])[v],
-                    ];
-                    let [first, second] = rotate(simd, both, cos, simd.neg_f32s(sin), factor);
-                    vectors_mut::<S, V>(&mut dh[i])[v] = first;
-                    vectors_mut::<S, V>(&mut dh[i + half])[v] = second;
-                }
-            }
-        } else {
-            dh.copy_from_slice(dy);
+        self.rotate_back::<S, V>(simd, dy, cos_sin, dh);
+        match &self.norm {
+            Some(norm) => norm.backward::<S, V>(simd, x, dh, dx, dgain, dbias),
+            None => dx.copy_from_slice(dh),
         }
-        let dh = &*dh;
-        let Some(norm) = &self.norm else {
-            dx.copy_from_slice(dh);
+    }
+
+    /// Computes the gradient of a head before its rotation.
+    #[inline(always)]
+    fn rotate_back<S: Simd, const V: usize>(
+        &self,
+        simd: S,
+        dy: &[Chunk],
+        cos_sin: &[Chunk],
+        dh: &mut [Chunk],
+    ) {
+        if !self.rotates {
+            dh.copy_from_slice(dy);
             return;
-        };
+        }
+        let half = dy.len() / 2;
+        let factor = simd.splat_f32s(self.factor);
+        for i in 0..half {
+            for v in 0..V {
+                let (cos, sin) = rotation::<S, V>(cos_sin, i, v);
+                let both = [
+                    vectors::<S, V>(&dy[i])[v],
+                    vectors::<S, V>(&dy[i + half])[v],
+                ];
+                let [first, second] = rotate(simd, both, cos, simd.neg_f32s(sin), factor);
+                vectors_mut::<S, V>(&mut dh[i])[v] = first;
+                vectors_mut::<S, V>(&mut dh[i + half])[v] = second;
+            }
+        }
+    }
+}
+
+impl HeadNorm<'_> {
+    /// Computes the gradient `dx` of the norm's input from `dh`; adds to those of gain and bias.
+    #[inline(always)]
+    fn backward<S: Simd, const V: usize>(
+        &self,
+        simd: S,
+        x: &[Chunk],
+        dh: &[Chunk],
+        dx: &mut [Chunk],
+        dgain: &mut [f32],
+        dbias: &mut [f32],
+    ) {
         // The sum of squares and the gradient along x do not depend on each other, so one loop computes both.
         let zero = simd.splat_f32s(0.0);
         let (mut squares, mut projection) = ([zero; V], [zero; V]);
         for i in 0..x.len() {
             let (x, dh) = (vectors::<S, V>(&x[i]), vectors::<S, V>(&dh[i]));
-            let gain = vectors::<S, V>(&norm.gain[i]);
+            let gain = vectors::<S, V>(&self.gain[i]);
             for v in 0..V {
                 squares[v] = simd.mul_add_f32s(x[v], x[v], squares[v]);
                 let weighted = simd.mul_f32s(gain[v], dh[v]);
                 projection[v] = simd.mul_add_f32s(weighted, x[v], projection[v]);
             }
         }
-        let inv_rms = norm.inv_rms_of(total(simd, squares));
-        let projection = simd.splat_f32s(total(simd, projection) * inv_rms / norm.divisor);
+        let inv_rms = self.inv_rms_of(total(simd, squares));
+        let projection = simd.splat_f32s(total(simd, projection) * inv_rms / self.divisor);
         let inv_rms = simd.splat_f32s(inv_rms);
         for i in 0..x.len() {
             let (x, dh) = (vectors::<S, V>(&x[i]), vectors::<S, V>(&dh[i]));
-            let gain = vectors::<S, V>(&norm.gain[i]);
+            let gain = vectors::<S, V>(&self.gain[i]);
             let dx = vectors_mut::<S, V>(&mut dx[i]);
             for v in 0..V {
                 let h = simd.mul_f32s(x[v], inv_rms);
@@ -191,9 +217,7 @@ impl<'a> FusedHead<'a> {
             }
         }
     }
-}
 
-impl HeadNorm<'_> {
     /// Returns the scale of the row, `1 / sqrt(... + eps)`.
     #[inline(always)]
     fn inv_rms<S: Simd, const V: usize>(&self, simd: S, x: &[Chunk]) -> f32 {

@@ -43,32 +43,8 @@ impl GroupedQueryAttention {
     pub(super) fn new(builder: &mut ParameterBuilder<'_>) -> Self {
         let config = builder.config;
         let inner = builder.attention().clone();
-        let (d, h, g, k) = (
-            config.d_model,
-            config.n_heads,
-            config.n_kv_heads,
-            config.head_dim(),
-        );
-        let part = |name: &str, heads: usize, role, count_category| Part {
-            path: format!("attention.qkv.{name}"),
-            rows: heads * k,
-            role,
-            count_category,
-        };
-        let qkv = builder.add_matrix(Matrix {
-            path: "attention.qkv",
-            label: "qkv",
-            role: Role::Attention,
-            columns: d,
-            parts: vec![
-                part("q", h, placement::Role::Q, "attention q"),
-                part("k", g, placement::Role::K, "attention k"),
-                part("v", g, placement::Role::V, "attention v"),
-            ],
-            n_interleaved_groups: 1,
-            writes_residual: false,
-            experts: 1,
-        });
+        let (h, g, k) = (config.n_heads, config.n_kv_heads, config.head_dim());
+        let qkv = packed_projection(builder);
         let q_norm = head_norm(builder, "attention.q_norm", inner.q_norm, h, k);
         let k_norm = head_norm(builder, "attention.k_norm", inner.k_norm, g, k);
         let v_norm = head_norm(builder, "attention.v_norm", inner.v_norm, g, k);
@@ -175,4 +151,30 @@ impl GroupedQueryAttention {
         }
         ops::concat(&[q, k, v])
     }
+}
+
+/// Declares the packed projection to queries, keys and values.
+fn packed_projection(builder: &mut ParameterBuilder<'_>) -> Param {
+    let config = builder.config;
+    let (h, g, k) = (config.n_heads, config.n_kv_heads, config.head_dim());
+    let part = |name: &str, heads: usize, role, count_category| Part {
+        path: format!("attention.qkv.{name}"),
+        rows: heads * k,
+        role,
+        count_category,
+    };
+    builder.add_matrix(Matrix {
+        path: "attention.qkv",
+        label: "qkv",
+        role: Role::Attention,
+        columns: config.d_model,
+        parts: vec![
+            part("q", h, placement::Role::Q, "attention q"),
+            part("k", g, placement::Role::K, "attention k"),
+            part("v", g, placement::Role::V, "attention v"),
+        ],
+        n_interleaved_groups: 1,
+        writes_residual: false,
+        experts: 1,
+    })
 }

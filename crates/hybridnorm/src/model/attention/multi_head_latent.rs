@@ -52,22 +52,6 @@ impl MultiHeadLatentAttention {
         let (d, h) = (builder.config.d_model, builder.config.n_heads);
         let widths = mla.down_widths(h);
         let [q_width, kv_width, key_width] = widths;
-        let part = |name: &str, rows: usize, role| Part {
-            path: format!("attention.{name}"),
-            rows,
-            role,
-            count_category: "attention latents",
-        };
-        let matrix = |path, label, columns, parts, n_interleaved_groups| Matrix {
-            path,
-            label,
-            role: Role::Attention,
-            columns,
-            parts,
-            n_interleaved_groups,
-            writes_residual: false,
-            experts: 1,
-        };
         let parts = vec![
             part("latents.q", q_width, placement::Role::Q),
             part("latents.kv", kv_width, placement::Role::K),
@@ -75,13 +59,8 @@ impl MultiHeadLatentAttention {
         ];
         let latents = builder.add_matrix(matrix("attention.latents", "latents", d, parts, 1));
         let q_heads = if mla.q_rank.is_some() { 1 } else { h };
-        let q_norm = head_norm(
-            builder,
-            "attention.q_norm",
-            inner.q_norm,
-            q_heads,
-            q_width / q_heads,
-        );
+        let q_head = q_width / q_heads;
+        let q_norm = head_norm(builder, "attention.q_norm", inner.q_norm, q_heads, q_head);
         let k_norm = head_norm(builder, "attention.k_norm", inner.k_norm, 1, key_width);
         let v_norm = head_norm(builder, "attention.v_norm", inner.v_norm, 1, kv_width);
         let q_up = mla.q_rank.map(|rank| {
@@ -200,5 +179,35 @@ impl MultiHeadLatentAttention {
             scale: spec.scale,
             softcap: spec.softcap,
         }
+    }
+}
+
+/// Returns rows of a matrix of the attention.
+fn part(name: &str, rows: usize, role: placement::Role) -> Part {
+    Part {
+        path: format!("attention.{name}"),
+        rows,
+        role,
+        count_category: "attention latents",
+    }
+}
+
+/// Returns a matrix of the attention that does not write the residual stream.
+fn matrix<'a>(
+    path: &'a str,
+    label: &'static str,
+    columns: usize,
+    parts: Vec<Part>,
+    n_interleaved_groups: usize,
+) -> Matrix<'a> {
+    Matrix {
+        path,
+        label,
+        role: Role::Attention,
+        columns,
+        parts,
+        n_interleaved_groups,
+        writes_residual: false,
+        experts: 1,
     }
 }

@@ -1,5 +1,6 @@
 //! Configuration of multi-head latent attention.
 
+use derive_setters::Setters;
 use serde::{Deserialize, Serialize};
 
 use super::{MAX_SIZE, MAX_WIDTH};
@@ -9,8 +10,18 @@ use crate::error::{Error, Result};
 ///
 /// Queries, keys and values of all heads are projected from short latents; decoding caches only the key/value
 /// latent and one rotary key per position.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+///
+/// ```
+/// use hybridnorm::model::MlaConfig;
+///
+/// let mla = MlaConfig::new(32, 16, 8, 16).with_q_rank(24);
+/// assert_eq!(mla.head_dim(), 24);
+/// assert_eq!(mla.cache_width(), 40);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Setters)]
 #[serde(deny_unknown_fields)]
+#[setters(prefix = "with_", strip_option)]
+#[non_exhaustive]
 pub struct MlaConfig {
     /// Width of the query latent; without it queries are projected from the residual stream.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -26,6 +37,17 @@ pub struct MlaConfig {
 }
 
 impl MlaConfig {
+    /// Creates the settings without a query latent.
+    pub fn new(kv_rank: usize, nope_dim: usize, rope_dim: usize, v_dim: usize) -> Self {
+        Self {
+            q_rank: None,
+            kv_rank,
+            nope_dim,
+            rope_dim,
+            v_dim,
+        }
+    }
+
     /// Returns the width of a head's query and key.
     pub fn head_dim(&self) -> usize {
         self.nope_dim + self.rope_dim

@@ -1,5 +1,6 @@
 //! Configuration of a mixture of experts.
 
+use derive_setters::Setters;
 use serde::{Deserialize, Serialize};
 
 use super::{MAX_WIDTH, is_zero};
@@ -13,8 +14,19 @@ const MAX_EXPERTS: usize = 4096;
 /// `[model.moe]`: mixture-of-experts feed-forwards.
 ///
 /// Routing is dropless. The defaults are OLMoE's (arXiv 2409.02060).
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+///
+/// ```
+/// use hybridnorm::model::MoeConfig;
+///
+/// // 8 experts of width 64, of which 2 compute a token, and a shared one.
+/// let moe = MoeConfig::new(8, 2, 64).with_n_shared(1).with_bias_rate(1e-3);
+/// assert_eq!(moe.d_shared(), 64);
+/// assert_eq!(moe.load_balance, 0.01);
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Setters)]
 #[serde(deny_unknown_fields)]
+#[setters(prefix = "with_", strip_option)]
+#[non_exhaustive]
 pub struct MoeConfig {
     /// Number of experts per block, e.
     pub n_experts: usize,
@@ -71,6 +83,25 @@ fn z_loss() -> f64 {
 }
 
 impl MoeConfig {
+    /// Creates the default settings of `n_experts` experts of inner width `d_expert`, `top_k` of them per token.
+    pub fn new(n_experts: usize, top_k: usize, d_expert: usize) -> Self {
+        Self {
+            n_experts,
+            top_k,
+            d_expert,
+            n_shared: 0,
+            first_dense: 0,
+            scoring: Scoring::default(),
+            renormalize: false,
+            n_groups: one(),
+            top_groups: one(),
+            scaling: unit(),
+            load_balance: load_balance(),
+            z_loss: z_loss(),
+            bias_rate: None,
+        }
+    }
+
     /// Returns the settings of the router op.
     pub fn router(&self) -> Router {
         Router {
