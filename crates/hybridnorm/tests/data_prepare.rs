@@ -357,10 +357,7 @@ fn changed_tokenizer_is_rejected() {
         .tokenizer()
         .unwrap_err()
         .to_string();
-    assert!(
-        error.contains("not the one of its tokens"),
-        "{error}"
-    );
+    assert!(error.contains("not the one of its tokens"), "{error}");
 }
 
 proptest! {

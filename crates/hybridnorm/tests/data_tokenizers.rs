@@ -197,7 +197,10 @@ fn end_of_text_token() {
     assert_eq!(loaded.decode(&[loaded.eos_id()]), "<stop>");
     fs::write(&config, r#"{"eos_token": "<other>"}"#).unwrap();
     let error = Tokenizer::load(&path).unwrap_err().to_string();
-    assert!(error.contains("eos_token `<other>` is not in the vocabulary"), "{error}");
+    assert!(
+        error.contains("eos_token `<other>` is not in the vocabulary"),
+        "{error}"
+    );
     fs::write(&config, "{").unwrap();
     assert!(Tokenizer::load(&path).is_err());
 }
