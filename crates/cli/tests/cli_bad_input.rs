@@ -8,7 +8,7 @@ use std::path::Path;
 use common::{DAMAGES, Damage, TestDir, copy_folder, damage, files_below, numpy, train_args};
 
 #[test]
-fn configurations_that_make_no_sense() {
+fn invalid_configurations_are_rejected() {
     let lab = TestDir::new();
     for (setting, words) in [
         (

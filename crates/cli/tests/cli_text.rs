@@ -52,7 +52,7 @@ fn left_out(json: &Value, unit: &str) -> u64 {
 }
 
 #[test]
-fn what_is_read_and_what_is_left_out_are_all() {
+fn read_and_omitted_counts_add_up() {
     let lab = TestDir::new();
     lab.write("c/one.text", "plain one");
     lab.write("c/two.md", "# two");

@@ -9,7 +9,7 @@ fn close(a: f64, b: f64) {
 }
 
 #[test]
-fn training_goes_on_from_a_checkpoint() {
+fn training_starts_from_a_checkpoint() {
     let lab = TestDir::new();
     lab.train("run", &[]);
     let config = String::from_utf8(lab.read("tiny.toml")).unwrap();
